@@ -1,0 +1,103 @@
+"""Everything that this toolkit raises on purpose, in one tree.
+
+    HpcDynamoError            exit code 1: trying again may help
+    ├── UsageError            exit code 3: trying again cannot help
+    │   ├── ConfigError       a key, value or layout that cannot work, with the field's name
+    │   ├── InputError        a batch input that cannot be used, with line numbers
+    │   └── MissingDependency an optional package or a program is not there
+    ├── LaunchError           Slurm or the local executor did not take or lost the job
+    ├── RunBusy               another attempt is writing to this run folder
+    ├── BootstrapError        ranks that did not come, each with node and log
+    ├── WireError             a peer of the control plane was silent past the deadline
+    ├── EngineError           an engine did not start or died, with rank, node and log
+    ├── RequestFailed         an engine answered with an error, or not at all
+    └── KvTransferError       NIXL could not register, connect or move a buffer
+
+A message says what happened; `hint` says what to try; `log` is where to read more.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+
+
+class HpcDynamoError(Exception):
+    """Base of the tree. `str()` gives the message, the log and the hint, a line each."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "", log: Path | str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.hint, self.log = message, hint, log
+
+    def __str__(self) -> str:
+        log = f"log: {self.log}" if self.log else ""
+        hint = f"try: {self.hint}" if self.hint else ""
+        return "\n  ".join(part for part in (self.message, log, hint) if part)
+
+
+class UsageError(HpcDynamoError):
+    """The request itself is wrong; the same call will fail again."""
+
+    exit_code = 3
+
+
+class ConfigError(UsageError):
+    """A configuration that cannot work. The message starts with the field's dotted name."""
+
+
+class InputError(UsageError):
+    """A batch input that cannot be used. The message holds `file:line: reason` rows."""
+
+
+class MissingDependency(UsageError):
+    """An optional package or a program of the system is missing; `hint` is the command."""
+
+
+class LaunchError(HpcDynamoError):
+    """Slurm or the local executor did not take the job, or lost it."""
+
+
+class RunBusy(HpcDynamoError):
+    """Another attempt of the same run is still alive."""
+
+
+class BootstrapError(HpcDynamoError):
+    """Some ranks did not come in time."""
+
+
+class WireError(HpcDynamoError):
+    """A peer of the control plane did not answer before the deadline."""
+
+
+class EngineError(HpcDynamoError):
+    """An engine did not become ready, or died."""
+
+
+class KvTransferError(HpcDynamoError):
+    """NIXL could not register memory, reach a peer or move a buffer."""
+
+
+class RequestFailed(HpcDynamoError):
+    """One request did not succeed.
+
+    `status` is the engine's HTTP status, or 503 when no engine could be reached;
+    `body` is the engine's answer as it came, or an error in OpenAI's form.
+    """
+
+    def __init__(self, message: str, *, status: int, body: bytes = b"", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.status, self.body = status, body
+
+    @property
+    def final(self) -> bool:
+        """True when the engine refused the request itself, so that no retry can help."""
+        return 400 <= self.status < 500 and self.status not in (408, 425, 429)
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a name that is not in a table: lists the table, guesses what was meant."""
+    names = sorted(known)
+    guess = get_close_matches(name, names, n=1)
+    meant = f"did you mean {guess[0]!r}? " if guess else ""
+    return ConfigError(f"{kind}={name!r} is not known", hint=f"{meant}known: {', '.join(names)}")
