@@ -1,0 +1,235 @@
+"""The configuration of one run: frozen dataclasses, the schema that `conf/` is checked against.
+
+Composed once on the login node, written into the run folder as JSON, read from there by
+every process of the job. Defaults here are the defaults of the product; files in `conf/`
+only choose. Fields carry their units; `None` means "derive it".
+"""
+
+import re
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+from hpc_dynamo.errors import ConfigError
+
+
+class Role(StrEnum):
+    """What a worker does for a request."""
+
+    prefill = "prefill"
+    decode = "decode"
+    aggregated = "aggregated"
+
+
+class Kind(StrEnum):
+    """Shape of a topology."""
+
+    aggregated = "aggregated"
+    disaggregated = "disaggregated"
+
+
+class Device(StrEnum):
+    """What an engine computes on."""
+
+    cuda = "cuda"
+    cpu = "cpu"
+
+
+class Launcher(StrEnum):
+    """Who starts the agents: Slurm, this machine, or the allocation that we are already in."""
+
+    auto = "auto"
+    slurm = "slurm"
+    allocation = "allocation"
+    local = "local"
+
+
+class BootstrapMethod(StrEnum):
+    """How agents learn each other's addresses."""
+
+    auto = "auto"
+    mpi = "mpi"
+    tcp = "tcp"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The workers of one role. A worker takes tensor x pipeline x data parallel GPUs."""
+
+    workers: int = 0
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    data_parallel: int = 1
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one worker, on an engine that computes on GPUs."""
+        return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
+
+
+@dataclass(frozen=True)
+class Topology:
+    """How many workers of which role and shape. `nodes=None`: the fewest that hold them."""
+
+    kind: Kind = Kind.aggregated
+    nodes: int | None = None
+    aggregated: Pool = Pool()
+    prefill: Pool = Pool()
+    decode: Pool = Pool()
+
+    @property
+    def pools(self) -> tuple[tuple[Role, Pool], ...]:
+        """The pools that this kind of topology runs, prefill first."""
+        if self.kind is Kind.aggregated:
+            return ((Role.aggregated, self.aggregated),)
+        return ((Role.prefill, self.prefill), (Role.decode, self.decode))
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One inference engine and how its processes are run."""
+
+    name: str = "vllm"
+    device: Device = Device.cuda
+    python: str = ""  # interpreter of the environment that has the engine; empty: ours
+    args: dict[str, Any] = field(default_factory=dict)  # the engine's own options, passed through
+    env: dict[str, str] = field(default_factory=dict)
+    max_num_seqs: int = 256  # sequences that one worker decodes at a time
+    cpus: int = 4  # for each GPU of a worker; for the whole worker where it uses none
+    memory_gb: float = 32.0  # host memory, counted like cpus
+    ready_timeout_s: float = 1800.0
+    stop_timeout_s: float = 20.0
+    restarts: int = 2  # a worker that dies is started again this often
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is served. `path` is a folder or a hub id, `name` what clients call it."""
+
+    path: str = ""
+    name: str = ""
+
+    @property
+    def served_name(self) -> str:
+        return self.name or self.path.rstrip("/").rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """What sbatch and srun are asked for. Unset fields are left to the site's defaults."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    reservation: str | None = None
+    time: str = "01:00:00"  # minutes, HH:MM:SS or D-HH:MM:SS
+    exclusive: bool = False
+    gpu_option: str = "gpus-per-node"  # or "gres", for sites that want --gres=gpu:N
+    gpu_type: str | None = None
+    signal_before_end_s: int = 90
+    mpi: str = "auto"  # srun --mpi=…; auto: pmix where srun has it
+    extra: dict[str, str] = field(default_factory=dict)  # further #SBATCH lines, name: value
+    srun_args: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()  # shell lines before the agents, such as `module load cuda`
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """The exchange of addresses at the start of a job."""
+
+    method: BootstrapMethod = BootstrapMethod.auto
+    timeout_s: float = 120.0
+    mpi_timeout_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where the run happens."""
+
+    launcher: Launcher = Launcher.auto
+    gpus_per_node: int | None = None
+    cpus_per_node: int | None = None  # None: what the fullest node's workers need
+    memory_gb_per_node: float | None = None
+    interface: str | None = None  # network interface of the job, such as ib0 or hsn0
+    slurm: Slurm = Slurm()
+    bootstrap: Bootstrap = Bootstrap()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """An offline run over a file of prompts."""
+
+    concurrency: int | None = None  # None: what fills every decode worker
+    retries: int = 3
+    request_timeout_s: float = 3600.0
+    defaults: dict[str, Any] = field(default_factory=dict)  # merged under each request's body
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything about one run."""
+
+    name: str = ""  # of the run; empty: from the input's file name
+    runs: str = "runs"  # folder of all runs; on Slurm it must be visible on every node
+    input: str = ""
+    overwrite: bool = False  # throw away what an earlier run of this name produced
+    engine: Engine = Engine()
+    model: Model = Model()
+    topology: Topology = Topology()
+    cluster: Cluster = Cluster()
+    batch: Batch = Batch()
+
+
+def check(config: Config) -> None:
+    """Refuse values that cannot work, naming field, value and remedy. Raises ConfigError."""
+    _check_pools(config.topology)
+    if config.topology.nodes is not None:
+        _at_least_one("topology.nodes", config.topology.nodes)
+    _at_least_one("engine.max_num_seqs", config.engine.max_num_seqs)
+    if config.batch.concurrency is not None:
+        _at_least_one("batch.concurrency", config.batch.concurrency)
+    minutes(config.cluster.slurm.time)
+    if config.cluster.slurm.gpu_option not in ("gpus-per-node", "gres"):
+        value = config.cluster.slurm.gpu_option
+        hint = "gpus-per-node or gres"
+        raise ConfigError(f"cluster.slurm.gpu_option={value} is not known", hint=hint)
+    if not config.model.path:
+        hint = "model.path=/path/to/model (a folder on a shared disk, or a hub id)"
+        raise ConfigError("model.path is not set", hint=hint)
+
+
+def _check_pools(topology: Topology) -> None:
+    used = dict(topology.pools)
+    for role, pool in used.items():
+        for f in fields(pool):
+            _at_least_one(f"topology.{role}.{f.name}", getattr(pool, f.name))
+    for role in Role:
+        workers = getattr(topology, role).workers
+        if role not in used and workers:
+            hint = f"topology.{role}.workers=0, or another topology.kind"
+            what = f"topology.{role}.workers={workers} has no place in kind={topology.kind}"
+            raise ConfigError(what, hint=hint)
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{name}={value} must be at least 1", hint=f"{name}=1")
+
+
+_TIME = re.compile(r"(?:(?P<d>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?$")
+
+
+def minutes(text: str) -> int:
+    """Minutes of a Slurm time, rounded up: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S (man sbatch)."""
+    match = _TIME.match(text)
+    if match is None:
+        hint = "minutes, HH:MM:SS or D-HH:MM:SS, such as cluster.slurm.time=02:30:00"
+        raise ConfigError(f"cluster.slurm.time={text} is not a time", hint=hint)
+    days, parts = match["d"], [int(match[k]) for k in "abc" if match[k]]
+    weights = (3600, 60, 1) if days or len(parts) == 3 else (60, 1)
+    seconds = sum(w * p for w, p in zip(weights, parts, strict=False)) + 86400 * int(days or 0)
+    if seconds == 0:
+        hint = "cluster.slurm.time=01:00:00"
+        raise ConfigError(f"cluster.slurm.time={text} leaves no time", hint=hint)
+    return -(-seconds // 60)

@@ -1,0 +1,152 @@
+"""Records that cross process borders: control plane, run folder, command line.
+
+msgspec structs; on the control plane as tagged MessagePack, in the run folder as JSON.
+Times are seconds since the epoch (`_at`) or durations (`_s`).
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+from hpc_dynamo.config import Role
+
+
+class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One agent: what the others need to find it, and a person to read its log."""
+
+    node: int  # index in the plan
+    host: str
+    address: str  # on the job's network
+    pid: int
+    log: str
+    control: str = ""  # endpoint of the control plane; only the head node's is set
+    started_at: float = 0.0
+
+
+class Roster(msgspec.Struct, frozen=True, kw_only=True):
+    """Everyone, after the bootstrap. `method` and `seconds` tell how it was gathered."""
+
+    nodes: tuple[NodeRecord, ...]
+    method: str
+    seconds: float
+
+    @property
+    def control(self) -> str:
+        return self.nodes[0].control
+
+
+class WorkerState(StrEnum):
+    """Life of a worker; only a ready one is sent requests."""
+
+    starting = "starting"
+    ready = "ready"
+    failed = "failed"  # died, and will be started again
+    lost = "lost"  # died for good
+    stopped = "stopped"
+
+
+class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """An agent tells the head how one of its workers is."""
+
+    rank: int
+    role: Role
+    node: int
+    host: str
+    state: WorkerState
+    url: str = ""
+    log: str = ""
+    detail: str = ""
+    start_s: float = 0.0  # from launch to the first served token
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """An agent presents itself."""
+
+    node: NodeRecord
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Sent by both sides; silence beyond the deadline means that the other is gone."""
+
+    node: int
+
+
+class Stop(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The head ends the job."""
+
+    reason: str
+
+
+class Bye(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """An agent has ended all its workers."""
+
+    node: int
+
+
+ControlMessage = Hello | Heartbeat | WorkerReport | Stop | Bye
+
+
+class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How an attempt was launched, so that any later command finds it again."""
+
+    launcher: str
+    job_id: str
+    host: str = ""  # local launcher: where the processes are
+    pid: int = 0
+    submitted_at: float = 0.0
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts of a batch."""
+
+    total: int = 0
+    done: int = 0
+    failed: int = 0
+    resumed: int = 0  # part of done: finished by earlier attempts
+    running: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    elapsed_s: float = 0.0
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """What the head last knew, rewritten every second."""
+
+    phase: str
+    at: float
+    detail: str = ""
+    ends_at: float | None = None  # of the allocation, where Slurm tells
+    workers: tuple[WorkerReport, ...] = ()
+    progress: Progress = Progress()
+
+
+class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds at the middle and near the end of a distribution; NaN where nothing was seen."""
+
+    p50: float = float("nan")
+    p99: float = float("nan")
+    count: int = 0
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of a finished batch. Latencies are the engines' own."""
+
+    progress: Progress
+    seconds: float
+    ttft_prefill: Quantiles = Quantiles()
+    ttft_decode: Quantiles = Quantiles()
+    itl: Quantiles = Quantiles()
+    kv_bytes: int = 0
+    decode_busy: float = float("nan")  # share of the run that decode workers had work
+    bootstrap: str = ""
+    output: str = ""
+    errors: str = ""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How an attempt ended. `exit_code` 3: trying again cannot help."""
+
+    exit_code: int
+    message: str = ""
+    at: float = 0.0
+    summary: Summary | None = None

@@ -1,0 +1,191 @@
+"""Every path of one run, and how files there are written.
+
+    runs/<name>/                 mode 0700
+      run.json                   which input these results belong to
+      secrets.json               mode 0600: bearer token, keys of the control plane
+      attempts/<n>/              one launch of the run, the n-th
+        config.json plan.json job.json roster.json status.json outcome.json
+        nodes/<i>.json           agent i was here
+        logs/agent-<i>.log logs/worker-<rank>.log
+        submitit/                submitit's own scripts, pickles and logs
+      parts/<n>.jsonl            results of attempt n, appended
+      output.jsonl errors.jsonl  all results in the input's order, once a run has ended
+
+The folder is on a shared and slow disk, so: no locks, small files are written under a
+temporary name, flushed and renamed; an attempt is claimed by making its folder; every
+attempt appends to files of its own.
+"""
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from hpc_dynamo.config import Config
+from hpc_dynamo.errors import HpcDynamoError
+from hpc_dynamo.messages import JobRecord, NodeRecord, Outcome, Roster, Status
+from hpc_dynamo.topology import Plan
+
+T = TypeVar("T")
+
+
+class RunIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """What the results of a run folder belong to."""
+
+    input: str
+    fingerprint: str  # of the input's bytes
+    created_at: float
+
+
+class Secrets(msgspec.Struct, frozen=True, kw_only=True):
+    """Private to the run: the engines' bearer token and the control plane's CURVE key pair."""
+
+    token: str
+    public: str
+    private: str
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Readers see the old bytes or the new, never a part, also after a crash."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def write_json(path: Path, value: object, *, mode: int = 0o644) -> None:
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=1), mode=mode)
+
+
+def read_json(path: Path, type_: type[T]) -> T | None:
+    """The record in `path`; None where there is no file yet. Raises HpcDynamoError if broken."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=type_)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as e:
+        hint = "the file was changed by hand, or by another version of hpc-dynamo"
+        raise HpcDynamoError(f"{path} cannot be read: {e}", hint=hint) from e
+
+
+def _need(path: Path, type_: type[T]) -> T:
+    value = read_json(path, type_)
+    if value is None:
+        raise HpcDynamoError(f"{path} is missing", hint="is the run folder on a shared disk?")
+    return value
+
+
+class Attempt:
+    """One launch of a run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.number = int(path.name)
+        self.config_file = path / "config.json"
+        self.plan_file = path / "plan.json"
+        self.job_file = path / "job.json"
+        self.roster_file = path / "roster.json"
+        self.rendezvous_file = path / "rendezvous.json"
+        self.status_file = path / "status.json"
+        self.outcome_file = path / "outcome.json"
+        self.logs = path / "logs"
+        self.submitit = path / "submitit"
+
+    @property
+    def run(self) -> "Run":
+        return Run(self.path.parent.parent)
+
+    def agent_log(self, node: int) -> Path:
+        return self.logs / f"agent-{node}.log"
+
+    def worker_log(self, rank: int) -> Path:
+        return self.logs / f"worker-{rank}.log"
+
+    def node_file(self, node: int) -> Path:
+        return self.path / "nodes" / f"{node}.json"
+
+    def config(self) -> Config:
+        return _need(self.config_file, Config)
+
+    def plan(self) -> Plan:
+        return _need(self.plan_file, Plan)
+
+    def job(self) -> JobRecord | None:
+        return read_json(self.job_file, JobRecord)
+
+    def roster(self) -> Roster | None:
+        return read_json(self.roster_file, Roster)
+
+    def status(self) -> Status | None:
+        return read_json(self.status_file, Status)
+
+    def outcome(self) -> Outcome | None:
+        return read_json(self.outcome_file, Outcome)
+
+    def nodes(self) -> Iterator[NodeRecord]:
+        """The agents that came up so far."""
+        for file in sorted((self.path / "nodes").glob("[0-9]*.json")):
+            record = read_json(file, NodeRecord)
+            if record:
+                yield record
+
+
+class Run:
+    """A named run: results of one input over any number of attempts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.identity_file = path / "run.json"
+        self.secrets_file = path / "secrets.json"
+        self.parts = path / "parts"
+        self.output = path / "output.jsonl"
+        self.errors = path / "errors.jsonl"
+
+    def create(self, secret: Secrets) -> None:
+        """Make the folder, private to its owner; keeps secrets that are there already."""
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.path / "attempts").mkdir(exist_ok=True)
+        self.parts.mkdir(exist_ok=True)
+        if not self.secrets_file.exists():
+            write_json(self.secrets_file, secret, mode=0o600)
+
+    def secrets(self) -> Secrets:
+        return _need(self.secrets_file, Secrets)
+
+    def identity(self) -> RunIdentity | None:
+        return read_json(self.identity_file, RunIdentity)
+
+    def identify(self, source: Path, fingerprint: str) -> None:
+        record = RunIdentity(input=str(source), fingerprint=fingerprint, created_at=time.time())
+        write_json(self.identity_file, record)
+
+    def attempts(self) -> list[Attempt]:
+        """All attempts, oldest first."""
+        folders = (p for p in (self.path / "attempts").glob("*") if p.name.isdigit())
+        return sorted((Attempt(p) for p in folders), key=lambda a: a.number)
+
+    def new_attempt(self, config: Config, plan: Plan) -> Attempt:
+        """Claim the next number: making the folder succeeds for one process only."""
+        number = max((a.number for a in self.attempts()), default=0) + 1
+        while True:
+            attempt = Attempt(self.path / "attempts" / str(number))
+            try:
+                attempt.path.mkdir()
+                break
+            except FileExistsError:
+                number += 1
+        for folder in (attempt.logs, attempt.submitit, attempt.path / "nodes"):
+            folder.mkdir()
+        write_json(attempt.config_file, config)
+        write_json(attempt.plan_file, plan)
+        return attempt
+
+    def part(self, number: int) -> Path:
+        return self.parts / f"{number}.jsonl"

@@ -1,0 +1,157 @@
+"""Where every worker runs: a pure plan from the configuration.
+
+A tensor-parallel group talks all the time, so it is the unit of placement: it stays inside
+a node, or takes whole nodes. A worker that fits on a node is never split; a larger one takes
+consecutive nodes and may fill only part of its last, whose rest is open to others. Workers
+without GPUs are dealt to the nodes in turn.
+"""
+
+from dataclasses import dataclass
+
+from hpc_dynamo.config import Config, Device, Pool, Role, Topology, check
+from hpc_dynamo.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of a worker on one node. `gpus` are indexes among the node's GPUs."""
+
+    node: int
+    gpus: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One engine instance. `rank` counts workers of the job, prefill first."""
+
+    rank: int
+    role: Role
+    shards: tuple[Shard, ...]
+
+    @property
+    def node(self) -> int:
+        """The node that serves this worker's HTTP."""
+        return self.shards[0].node
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The layout of a job: `nodes` machines of `gpus_per_node` GPUs and the workers on them."""
+
+    nodes: int
+    gpus_per_node: int
+    workers: tuple[Worker, ...]
+
+    def on_node(self, node: int) -> tuple[Worker, ...]:
+        """Workers whose HTTP is served from this node."""
+        return tuple(w for w in self.workers if w.node == node)
+
+    @property
+    def idle_nodes(self) -> int:
+        used = {shard.node for worker in self.workers for shard in worker.shards}
+        return self.nodes - len(used)
+
+
+def plan(config: Config) -> Plan:
+    """Lay out the workers. Raises ConfigError where the topology cannot be placed."""
+    check(config)
+    gpus = 0 if config.engine.device is Device.cpu else _gpus_per_node(config)
+    demands = [(role, pool) for role, pool in config.topology.pools for _ in range(pool.workers)]
+    if not gpus:
+        nodes = config.topology.nodes or 1
+        return Plan(nodes, 0, tuple(_dealt(demands, nodes)))
+    for role, pool in config.topology.pools:
+        _check_shape(role, pool, gpus)
+    return _pack(config.topology, demands, gpus)
+
+
+def _gpus_per_node(config: Config) -> int:
+    gpus = config.cluster.gpus_per_node
+    if gpus is None:
+        hint = "cluster.gpus_per_node=4 (`sinfo -o '%P %G'` shows what your nodes have)"
+        raise ConfigError("cluster.gpus_per_node is not set and engine.device=cuda", hint=hint)
+    if gpus < 1:
+        hint = "engine.device=cpu, or the number of GPUs that a node has"
+        raise ConfigError(f"cluster.gpus_per_node={gpus} with engine.device=cuda", hint=hint)
+    return gpus
+
+
+def _check_shape(role: Role, pool: Pool, gpus: int) -> None:
+    tensor = pool.tensor_parallel
+    if tensor > gpus and tensor % gpus:
+        raise ConfigError(
+            f"topology.{role}.tensor_parallel={tensor} does not divide into whole nodes of "
+            f"cluster.gpus_per_node={gpus}",
+            hint=f"topology.{role}.tensor_parallel={tensor // gpus * gpus}, or add pipeline stages",
+        )
+
+
+def _dealt(demands: list[tuple[Role, Pool]], nodes: int) -> list[Worker]:
+    return [Worker(i, role, (Shard(i % nodes),)) for i, (role, _) in enumerate(demands)]
+
+
+def _pack(topology: Topology, demands: list[tuple[Role, Pool]], gpus: int) -> Plan:
+    if topology.nodes is not None:
+        workers = _place(demands, topology.nodes, gpus)
+        if workers is None:
+            raise _does_not_fit(demands, topology.nodes, gpus)
+        return Plan(topology.nodes, gpus, workers)
+    nodes = -(-sum(pool.gpus for _, pool in demands) // gpus)
+    while (workers := _place(demands, nodes, gpus)) is None:
+        nodes += 1
+    return Plan(nodes, gpus, workers)
+
+
+def _does_not_fit(demands: list[tuple[Role, Pool]], nodes: int, gpus: int) -> ConfigError:
+    needed, had = sum(pool.gpus for _, pool in demands), nodes * gpus
+    enough = nodes
+    while _place(demands, enough, gpus) is None:
+        enough += 1
+    pools = dict(demands)
+    shape = ", ".join(
+        f"topology.{role}.workers={pool.workers} of {pool.gpus} GPUs"
+        for role, pool in pools.items()
+    )
+    why = f"need {needed} GPUs" if needed > had else "cannot be placed without splitting a group"
+    return ConfigError(
+        f"topology.nodes={nodes} with cluster.gpus_per_node={gpus} gives {had} GPUs, but "
+        f"{shape} {why}",
+        hint=f"topology.nodes={enough}, or fewer or smaller workers",
+    )
+
+
+def _place(demands: list[tuple[Role, Pool]], nodes: int, gpus: int) -> tuple[Worker, ...] | None:
+    """Largest first, each on the first nodes that hold it; None where one finds no place."""
+    free = [list(range(gpus)) for _ in range(nodes)]
+    placed: dict[int, tuple[Shard, ...]] = {}
+    for rank in sorted(range(len(demands)), key=lambda r: -demands[r][1].gpus):
+        shards = _find(demands[rank][1], free, gpus)
+        if shards is None:
+            return None
+        for shard in shards:
+            free[shard.node] = [g for g in free[shard.node] if g not in shard.gpus]
+        placed[rank] = shards
+    return tuple(Worker(r, role, placed[r]) for r, (role, _) in enumerate(demands))
+
+
+def _find(pool: Pool, free: list[list[int]], gpus: int) -> tuple[Shard, ...] | None:
+    starts = range(len(free))
+    fits = (_from(start, pool, free, gpus) for start in starts)
+    return next((shards for shards in fits if shards), None)
+
+
+def _from(start: int, pool: Pool, free: list[list[int]], gpus: int) -> tuple[Shard, ...] | None:
+    """The shards of a worker whose first node is `start`, or None."""
+    unit = min(pool.tensor_parallel, gpus)  # a larger group is whole nodes, checked before
+    per_node = gpus // unit * unit
+    left, shards = pool.gpus, list[Shard]()
+    for node in range(start, len(free)):
+        take = min(left, per_node)
+        spans = pool.gpus > per_node
+        if len(free[node]) < take or (spans and take == per_node and len(free[node]) < gpus):
+            return None
+        shards.append(Shard(node, tuple(free[node][:take])))
+        left -= take
+        if not left:
+            return tuple(shards)
+    return None
