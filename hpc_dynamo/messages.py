@@ -23,7 +23,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float = 0.0
 
 
-class Roster(msgspec.Struct, frozen=True, kw_only=True):
+class Roster(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Everyone, after the bootstrap. `method` and `seconds` tell how it was gathered."""
 
     nodes: tuple[NodeRecord, ...]
@@ -138,9 +138,6 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     itl: Quantiles = Quantiles()
     kv_bytes: int = 0
     decode_busy: float = float("nan")  # share of the run that decode workers had work
-    bootstrap: str = ""
-    output: str = ""
-    errors: str = ""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,5 +145,4 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     exit_code: int
     message: str = ""
-    at: float = 0.0
     summary: Summary | None = None

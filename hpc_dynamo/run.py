@@ -48,6 +48,10 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
     public: str
     private: str
 
+    @property
+    def keys(self) -> tuple[str, str]:
+        return self.public, self.private
+
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Readers see the old bytes or the new, never a part, also after a crash."""

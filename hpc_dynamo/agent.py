@@ -1,0 +1,214 @@
+"""One a node: starts this node's engines, watches them, tells the head, ends them in order.
+
+An engine counts as ready when it has served a token: engines answer /health long before.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import time
+
+import aiohttp
+
+from hpc_dynamo.child import Child, clean_environment
+from hpc_dynamo.config import Config
+from hpc_dynamo.engines import Engine, Place, engine
+from hpc_dynamo.errors import EngineError, WireError
+from hpc_dynamo.messages import (
+    Bye,
+    ControlMessage,
+    Heartbeat,
+    Hello,
+    NodeRecord,
+    Stop,
+    WorkerReport,
+    WorkerState,
+)
+from hpc_dynamo.run import Attempt
+from hpc_dynamo.topology import Plan, Worker
+from hpc_dynamo.wire import Client
+
+HEARTBEAT_S = 1.0
+SILENCE_S = 30.0  # a side not heard of for so long is gone; a swapping node can be slow
+PROBE_S = 0.25  # between two tries to get a first token; engines announce nothing
+TAIL_BYTES = 4000
+
+log = logging.getLogger(__name__)
+
+
+class Agent:
+    """Runs the workers of one node until the head says stop, or is gone."""
+
+    def __init__(
+        self, attempt: Attempt, me: NodeRecord, client: Client[ControlMessage], token: str
+    ) -> None:
+        self._attempt, self._me, self._client, self._token = attempt, me, client, token
+        self._config: Config = attempt.config()
+        self._plan: Plan = attempt.plan()
+        self._engine: Engine = engine(self._config.engine.name)
+        self._stopped = asyncio.Event()
+
+    def stop(self) -> None:
+        """End this node's part, as if the head had said so."""
+        self._stopped.set()
+
+    async def run(self) -> None:
+        """Returns when every engine process on this node has ended."""
+        await self._client.send(Hello(node=self._me))
+        async with asyncio.TaskGroup() as group:
+            workers = [
+                group.create_task(self._keep(worker), name=f"worker-{worker.rank}")
+                for worker in self._plan.on_node(self._me.node)
+            ]
+            beat = group.create_task(self._beat(), name="heartbeat")
+            listen = group.create_task(self._listen(), name="listen")
+            await self._stopped.wait()
+            for worker in workers:
+                worker.cancel()
+            if workers:
+                await asyncio.wait(workers)
+            beat.cancel()
+            listen.cancel()
+        await self._client.send(Bye(node=self._me.node))
+
+    async def _beat(self) -> None:
+        while True:
+            await self._client.send(Heartbeat(node=self._me.node))
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _listen(self) -> None:
+        """Until the head ends the job or falls silent."""
+        while True:
+            try:
+                message = await self._client.receive(SILENCE_S)
+            except WireError as e:
+                log.error("head lost, ending this node's workers: %s", e)
+                return self.stop()
+            if isinstance(message, Stop):
+                log.info("stop: %s", message.reason)
+                self.stop()
+
+    async def _keep(self, worker: Worker) -> None:
+        """Start the worker, again when it dies, at most `engine.restarts` times."""
+        tries = self._config.engine.restarts + 1
+        for left in reversed(range(tries)):
+            try:
+                await self._live(worker)
+            except EngineError as e:
+                state = WorkerState.failed if left else WorkerState.lost
+                log.error("%s; %d restarts left", e, left)
+                await self._report(worker, state, detail=str(e))
+
+    async def _live(self, worker: Worker) -> None:
+        """One life of a worker. Ends by EngineError or cancellation."""
+        began = time.monotonic()
+        place = self._place(worker)
+        url = f"http://{place.address}:{place.ports[0]}"
+        command = self._engine.command(self._config, place)
+        path = self._attempt.worker_log(worker.rank)
+        log.info("worker %d (%s) starts: %s", worker.rank, worker.role, " ".join(command.argv))
+        await self._report(worker, WorkerState.starting)
+        env = clean_environment(command.env)
+        child = await Child.start(command.argv, env, path, self._config.engine.stop_timeout_s)
+        try:
+            await self._until_served(worker, child, url)
+            start_s = time.monotonic() - began
+            log.info("worker %d (%s) is ready after %.1f s", worker.rank, worker.role, start_s)
+            await self._report(worker, WorkerState.ready, url=url, start_s=start_s)
+            raise self._died(worker, await child.wait())
+        finally:
+            await child.stop()
+
+    def _place(self, worker: Worker) -> Place:
+        gpus = visible_gpus(worker.shards[0].gpus)
+        ports = free_ports(self._me.address, self._engine.ports)
+        return Place(worker, self._me.address, ports, gpus, self._token)
+
+    async def _until_served(self, worker: Worker, child: Child, url: str) -> None:
+        """Returns once the engine has served a token. Raises EngineError."""
+        timeout_s = self._config.engine.ready_timeout_s
+        async with asyncio.TaskGroup() as group:
+            died = group.create_task(child.wait())
+            served = group.create_task(self._probe(url))
+            both = {died, served}
+            await asyncio.wait(both, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            for task in both:
+                task.cancel()
+        if not died.cancelled():
+            raise self._died(worker, died.result())
+        if served.cancelled():
+            what = f"{self._name(worker)} served no token within {timeout_s:.0f} s"
+            hint = "engine.ready_timeout_s, if the model is large or the disk slow"
+            raise EngineError(what, hint=hint, log=self._attempt.worker_log(worker.rank))
+
+    async def _probe(self, url: str) -> None:
+        body = {"model": self._config.model.served_name, "prompt": "Hello", "max_tokens": 1}
+        headers = {"Authorization": f"Bearer {self._token}"}
+        async with aiohttp.ClientSession(headers=headers) as session:
+            while True:
+                try:
+                    async with session.post(f"{url}/v1/completions", json=body) as answer:
+                        if answer.status == 200:
+                            return
+                except aiohttp.ClientError:
+                    pass  # not listening yet
+                await asyncio.sleep(PROBE_S)
+
+    def _died(self, worker: Worker, code: int) -> EngineError:
+        path = self._attempt.worker_log(worker.rank)
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            tail = file.read().decode(errors="replace")
+        last = next((line for line in reversed(tail.splitlines()) if line.strip()), "")
+        how = f"was killed by signal {code - 128}" if code > 128 else f"exited with code {code}"
+        what = f"{self._name(worker)} {how}: {last.strip()}"
+        return EngineError(what, hint=self._engine.advice(tail), log=path)
+
+    def _name(self, worker: Worker) -> str:
+        return f"worker {worker.rank} ({worker.role}) on {self._me.host}"
+
+    async def _report(
+        self,
+        worker: Worker,
+        state: WorkerState,
+        *,
+        url: str = "",
+        detail: str = "",
+        start_s: float = 0.0,
+    ) -> None:
+        report = WorkerReport(
+            rank=worker.rank,
+            role=worker.role,
+            node=self._me.node,
+            host=self._me.host,
+            state=state,
+            url=url,
+            log=str(self._attempt.worker_log(worker.rank)),
+            detail=detail,
+            start_s=start_s,
+        )
+        await self._client.send(report)
+
+
+def visible_gpus(indexes: tuple[int, ...]) -> tuple[str, ...]:
+    """The plan counts a node's GPUs from 0; Slurm may have given the job others."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = given.split(",") if given else [str(i) for i in range(max(indexes, default=-1) + 1)]
+    if any(index >= len(names) for index in indexes):
+        what = f"the plan needs GPU {max(indexes)} of a node, this job sees {len(names)} ({given})"
+        raise EngineError(what, hint="cluster.gpus_per_node must be what Slurm gives a node")
+    return tuple(names[index] for index in indexes)
+
+
+def free_ports(address: str, count: int) -> tuple[int, ...]:
+    """Ports that are free now, all held until all are found so that they differ.
+
+    Another process can still be quicker than the engine; then the engine dies with "address
+    already in use" and its next life gets others.
+    """
+    held = [socket.create_server((address, 0)) for _ in range(count)]
+    ports = tuple(int(s.getsockname()[1]) for s in held)
+    for s in held:
+        s.close()
+    return ports

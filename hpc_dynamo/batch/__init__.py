@@ -1,0 +1,1 @@
+"""Offline runs: prompts from a JSONL file in, answers to a JSONL file out, each exactly once."""

@@ -1,0 +1,182 @@
+"""What is finished, on disk: a result counts when its line and newline have been flushed.
+
+Every attempt appends to a part of its own, so that no two writers ever share a file. A line
+that a crash tore has no newline and is not read. The last good line of an id wins. When all
+is done the parts become one file in the input's order.
+
+Lines are of OpenAI's batch output format: `custom_id`, `response` (`status_code`,
+`request_id`, `body`), `error`.
+"""
+
+import asyncio
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from hpc_dynamo.errors import RequestFailed
+from hpc_dynamo.run import Run
+
+
+class Response(msgspec.Struct, frozen=True):
+    """The engine's answer, byte for byte."""
+
+    status_code: int
+    request_id: str
+    body: msgspec.Raw
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why there is no good answer. `final`: trying again cannot help."""
+
+    code: str
+    message: str
+    final: bool = False
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One line of the output."""
+
+    id: str
+    custom_id: str
+    response: Response | None = None
+    error: Failure | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.error is None or self.error.final
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where a result lies."""
+
+    file: Path
+    offset: int
+    size: int
+    good: bool
+    finished: bool
+
+
+def success(custom_id: str, body: bytes) -> bytes:
+    """The output line of an answered request."""
+    response = Response(200, _id("req"), msgspec.Raw(body))
+    return msgspec.json.encode(Line(_id("batch_req"), custom_id, response)) + b"\n"
+
+
+def failure(custom_id: str, error: RequestFailed) -> bytes:
+    """The output line of a request that was given up."""
+    why = Failure(str(error.status), error.message, error.final)
+    response = Response(error.status, _id("req"), msgspec.Raw(_as_json(error.body)))
+    return msgspec.json.encode(Line(_id("batch_req"), custom_id, response, why)) + b"\n"
+
+
+def _id(kind: str) -> str:
+    return f"{kind}_{uuid.uuid4().hex[:24]}"
+
+
+def _as_json(body: bytes) -> bytes:
+    """One line of JSON, whatever an engine answered."""
+    try:
+        return msgspec.json.encode(msgspec.json.decode(body))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return msgspec.json.encode(body.decode(errors="replace"))
+
+
+class Ledger:
+    """The results of a run over all its attempts; appends to the part of this one."""
+
+    def __init__(self, run: Run, attempt: int) -> None:
+        self._run = run
+        self._part = run.part(attempt)
+        self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._wake = asyncio.Event()
+
+    def spots(self) -> dict[str, Spot]:
+        """The best result of each id so far: later beats earlier, unless it is worse."""
+        best: dict[str, Spot] = {}
+        for file in sorted(self._run.parts.glob("*.jsonl"), key=lambda p: int(p.stem)):
+            for custom_id, spot in _read(file):
+                old = best.get(custom_id)
+                if old is None or not old.finished:
+                    best[custom_id] = spot
+        return best
+
+    async def record(self, line: bytes) -> None:
+        """Returns when the line is on disk. `line` ends with its only newline."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((line, future))
+        self._wake.set()
+        await future
+
+    async def write(self) -> None:
+        """The writer: one flush for all lines that came during the last. Runs until cancelled."""
+        with self._part.open("ab") as file:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                batch, self._waiting = self._waiting, []
+                await asyncio.to_thread(_append, file.fileno(), [line for line, _ in batch])
+                for _, future in batch:
+                    if not future.done():
+                        future.set_result(None)
+
+    def merge(self, ids: Iterable[str]) -> tuple[int, int]:
+        """Write output.jsonl and errors.jsonl in the order of `ids`; how many went to each."""
+        spots, good, bad = self.spots(), 0, 0
+        output, errors = (_Replacement(f) for f in (self._run.output, self._run.errors))
+        with output, errors:
+            for custom_id in ids:
+                spot = spots[custom_id]
+                (output if spot.good else errors).copy(spot)
+                good, bad = good + spot.good, bad + (not spot.good)
+        return good, bad
+
+
+def _append(handle: int, lines: list[bytes]) -> None:
+    data = memoryview(b"".join(lines))
+    while data:
+        data = data[os.write(handle, data) :]
+    os.fsync(handle)
+
+
+def _read(file: Path) -> Iterator[tuple[str, Spot]]:
+    offset = 0
+    with file.open("rb") as stream:
+        for raw in stream:
+            if raw.endswith(b"\n"):  # else a crash tore it
+                line = msgspec.json.decode(raw, type=Line)
+                spot = Spot(file, offset, len(raw), line.error is None, line.finished)
+                yield line.custom_id, spot
+            offset += len(raw)
+
+
+class _Replacement:
+    """A file that takes its name only once it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}")
+        self._sources: dict[Path, int] = {}
+
+    def __enter__(self) -> "_Replacement":
+        self._file = self._temporary.open("wb")
+        return self
+
+    def copy(self, spot: Spot) -> None:
+        if spot.file not in self._sources:
+            self._sources[spot.file] = os.open(spot.file, os.O_RDONLY)
+        self._file.write(os.pread(self._sources[spot.file], spot.size, spot.offset))
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        for handle in self._sources.values():
+            os.close(handle)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        if error is None:
+            self._temporary.rename(self._path)
+        else:
+            self._temporary.unlink()

@@ -1,0 +1,64 @@
+"""The figures of a batch, from the engines' own histograms and our own count."""
+
+import asyncio
+from collections.abc import Iterable
+
+import aiohttp
+
+from hpc_dynamo.config import Role
+from hpc_dynamo.dispatch import Member
+from hpc_dynamo.engines.contract import MetricNames
+from hpc_dynamo.engines.metrics import Histogram, Metrics, parse, total
+from hpc_dynamo.messages import Progress, Summary
+
+READ_S = 10.0
+
+Reading = dict[int, Metrics]  # by rank
+
+
+async def read(
+    session: aiohttp.ClientSession, members: Iterable[Member], names: MetricNames
+) -> Reading:
+    """One reading of every ready worker; those that do not answer are left out."""
+
+    async def one(member: Member) -> Metrics | None:
+        try:
+            async with asyncio.timeout(READ_S), session.get(f"{member.url}/metrics") as answer:
+                return parse(await answer.text(), names)
+        except (aiohttp.ClientError, TimeoutError):
+            return None
+
+    present = list(members)
+    readings = await asyncio.gather(*map(one, present))
+    return {m.rank: r for m, r in zip(present, readings, strict=True) if r is not None}
+
+
+def summarise(
+    members: Iterable[Member], before: Reading, after: Reading, progress: Progress
+) -> Summary:
+    """What grew between two readings. A worker that started again counts from its new start."""
+    present, seconds = list(members), max(progress.elapsed_s, 1e-9)
+
+    def growth(rank: int, pick: str) -> Histogram:
+        new: Histogram = getattr(after.get(rank, Metrics()), pick)
+        old: Histogram = getattr(before.get(rank, Metrics()), pick)
+        return new - old if new.count >= old.count else new
+
+    def over(roles: tuple[Role, ...], pick: str) -> Histogram:
+        return total(growth(m.rank, pick) for m in present if m.role in roles)
+
+    def moved(rank: int) -> float:
+        new, old = (r.get(rank, Metrics()).kv_bytes for r in (after, before))
+        return new - old if new >= old else new
+
+    answering = (Role.decode, Role.aggregated)
+    decoders = [m for m in present if m.role in answering]
+    return Summary(
+        progress=progress,
+        seconds=progress.elapsed_s,
+        ttft_prefill=over((Role.prefill,), "ttft").quantiles(),
+        ttft_decode=over(answering, "ttft").quantiles(),
+        itl=over(answering, "itl").quantiles(),
+        kv_bytes=int(sum(moved(m.rank) for m in present)),
+        decode_busy=sum(m.busy_s for m in decoders) / seconds / max(len(decoders), 1),
+    )

@@ -1,0 +1,128 @@
+"""The input of a batch: checked as a whole before anything starts, read again a line at a time.
+
+Lines are of OpenAI's batch request format (`custom_id`, `method`, `url`, `body`;
+platform.openai.com/docs/guides/batch) or a plain body with `prompt` or `messages`.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hpc_dynamo.errors import InputError
+
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+SHOWN = 20  # complaints printed at most
+BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One request of the file: its id and where its line lies."""
+
+    custom_id: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Requests:
+    """A checked input file. `fingerprint` is the SHA-256 of its bytes."""
+
+    file: Path
+    entries: tuple[Entry, ...]
+    fingerprint: str
+
+    def read(self, entry: Entry) -> tuple[str, dict[str, Any]]:
+        """URL path and body of a request."""
+        handle = os.open(self.file, os.O_RDONLY)
+        try:
+            line = os.pread(handle, entry.size, entry.offset)
+        finally:
+            os.close(handle)
+        _, path, body = _parse(line, 0)
+        return path, body
+
+
+def scan(file: Path) -> Requests:
+    """Check every line. Raises InputError with `file:line: reason` for all that are wrong."""
+    if not file.is_file():
+        what = f"input={file}: no such file" if not file.exists() else f"input={file}: not a file"
+        raise InputError(what, hint="input=prompts.jsonl, a line a request")
+    digest, entries, seen = hashlib.sha256(), list[Entry](), dict[str, int]()
+    wrong = list[str]()
+    for number, offset, raw in _lines(file):
+        digest.update(raw)
+        line = raw.removeprefix(BOM) if number == 1 else raw
+        if not line.strip():
+            continue
+        try:
+            custom_id, _, _ = _parse(line, number)
+            if custom_id in seen:
+                raise InputError(f"custom_id {custom_id!r} is also on line {seen[custom_id]}")
+        except InputError as e:
+            wrong.append(f"{file}:{number}: {e.message}")
+            continue
+        seen[custom_id] = number
+        entries.append(Entry(custom_id, offset + len(raw) - len(line), len(line)))
+    if wrong:
+        raise InputError(_complaint(wrong), hint="nothing was started; mend these lines")
+    if not entries:
+        raise InputError(f"input={file} holds no request", hint="a JSON object on each line")
+    return Requests(file, tuple(entries), digest.hexdigest())
+
+
+def _lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Line number from 1, offset, bytes with the newline."""
+    offset = 0
+    with file.open("rb") as stream:
+        for number, raw in enumerate(stream, 1):
+            yield number, offset, raw
+            offset += len(raw)
+
+
+def _complaint(wrong: list[str]) -> str:
+    more = len(wrong) - SHOWN
+    tail = [f"… and {more} more"] if more > 0 else []
+    return "\n".join([f"{len(wrong)} lines of the input cannot be used:", *wrong[:SHOWN], *tail])
+
+
+def _parse(line: bytes, number: int) -> tuple[str, str, dict[str, Any]]:
+    """Id, URL path and body of one line. Raises InputError with the reason alone."""
+    try:
+        value = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        raise InputError(f"not JSON: {e}") from e
+    if not isinstance(value, dict):
+        raise InputError(f"a JSON object is needed, not {type(value).__name__}")
+    custom_id = value.get("custom_id", f"line-{number}")
+    if not isinstance(custom_id, str) or not custom_id:
+        raise InputError("custom_id must be a string that is not empty")
+    path, body = _batch_line(value) if "body" in value or "url" in value else _plain_line(value)
+    if body.get("stream"):
+        raise InputError("stream=true has no meaning in a batch")
+    return custom_id, path, body
+
+
+def _batch_line(value: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    path, body = value.get("url"), value.get("body")
+    if value.get("method", "POST") != "POST":
+        raise InputError(f"method must be POST, not {value['method']!r}")
+    if path not in PATHS:
+        raise InputError(f"url must be one of {', '.join(PATHS)}, not {path!r}")
+    if not isinstance(body, dict):
+        raise InputError("body must be a JSON object")
+    return path, body
+
+
+def _plain_line(value: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    body = {k: v for k, v in value.items() if k != "custom_id"}
+    if "messages" in body:
+        return "/v1/chat/completions", body
+    if "prompt" in body:
+        return "/v1/completions", body
+    raise InputError('needs "prompt", "messages", or "url" and "body"')

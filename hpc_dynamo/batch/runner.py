@@ -1,0 +1,136 @@
+"""Keeps the decode workers full until every request of the input has a result on disk."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+
+import msgspec
+
+from hpc_dynamo.batch import ledger
+from hpc_dynamo.batch.ledger import Ledger
+from hpc_dynamo.batch.requests import Entry, Requests
+from hpc_dynamo.config import Config, Role
+from hpc_dynamo.dispatch import Dispatcher
+from hpc_dynamo.errors import RequestFailed
+from hpc_dynamo.messages import Progress
+
+BACKOFF_S = 0.5  # before the second try; doubles
+AHEAD = 4  # requests a prefill worker may have beyond what fills the decode workers
+
+log = logging.getLogger(__name__)
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """OpenAI's token counts."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int | None = 0
+
+
+class _Counted(msgspec.Struct, frozen=True):
+    usage: Usage | None = None
+
+
+def concurrency(config: Config) -> int:
+    """Requests under way at a time: every sequence slot of the decode workers, and some more
+    in prefill, so that a slot that falls free is taken at once."""
+    if config.batch.concurrency is not None:
+        return config.batch.concurrency
+    pools = dict(config.topology.pools)
+    decode = pools.get(Role.decode) or pools[Role.aggregated]
+    prefill = pools.get(Role.prefill)
+    return decode.workers * config.engine.max_num_seqs + (prefill.workers if prefill else 1) * AHEAD
+
+
+class Runner:
+    """One attempt at a batch."""
+
+    def __init__(
+        self, config: Config, requests: Requests, results: Ledger, dispatcher: Dispatcher
+    ) -> None:
+        self._config, self._requests = config, requests
+        self._ledger, self._dispatcher = results, dispatcher
+        self._open = self._unfinished()
+        self._stopping = False
+        self._began = time.monotonic()
+        self._done = self._failed = self._running = 0
+        self._prompt_tokens = self._completion_tokens = 0
+
+    def _unfinished(self) -> Iterator[Entry]:
+        spots = self._ledger.spots()
+        entries = self._requests.entries
+        left = [e for e in entries if not (e.custom_id in spots and spots[e.custom_id].finished)]
+        self._resumed = len(entries) - len(left)
+        return iter(left)
+
+    def stop(self) -> None:
+        """Begin no further request; those under way may end."""
+        self._stopping = True
+
+    async def run(self) -> bool:
+        """True when every request has a result."""
+        self._began = time.monotonic()
+        total = len(self._requests.entries)
+        writer = asyncio.create_task(self._ledger.write(), name="ledger")
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(concurrency(self._config), total - self._resumed)):
+                    group.create_task(self._work())
+        finally:
+            writer.cancel()
+        return self._resumed + self._done + self._failed == total
+
+    async def _work(self) -> None:
+        for entry in self._open:
+            if self._stopping:
+                return
+            self._running += 1
+            try:
+                await self._finish(entry)
+            finally:
+                self._running -= 1
+
+    async def _finish(self, entry: Entry) -> None:
+        path, given = self._requests.read(entry)
+        body = self._config.batch.defaults | given | {"model": self._config.model.served_name}
+        try:
+            answer = await self._persist(entry, path, body)
+        except RequestFailed as e:
+            await self._ledger.record(ledger.failure(entry.custom_id, e))
+            self._failed += 1
+            log.warning("%s failed: %s", entry.custom_id, e)
+            return
+        await self._ledger.record(ledger.success(entry.custom_id, answer))
+        self._done += 1
+        self._count(answer)
+
+    async def _persist(self, entry: Entry, path: str, body: dict[str, object]) -> bytes:
+        """Try, and try again where that can help."""
+        for left in reversed(range(self._config.batch.retries + 1)):
+            try:
+                timeout_s = self._config.batch.request_timeout_s
+                return (await self._dispatcher.send(path, body, timeout_s)).body
+            except RequestFailed as e:
+                if e.final or not left:
+                    raise
+                log.warning("%s is tried again: %s", entry.custom_id, e)
+                await asyncio.sleep(BACKOFF_S * 2 ** (self._config.batch.retries - left))
+        raise AssertionError("the last try returns or raises")
+
+    def _count(self, answer: bytes) -> None:
+        usage = msgspec.json.decode(answer, type=_Counted).usage or Usage()
+        self._prompt_tokens += usage.prompt_tokens
+        self._completion_tokens += usage.completion_tokens or 0
+
+    def progress(self) -> Progress:
+        return Progress(
+            total=len(self._requests.entries),
+            done=self._done + self._resumed,
+            failed=self._failed,
+            resumed=self._resumed,
+            running=self._running,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            elapsed_s=time.monotonic() - self._began,
+        )

@@ -1,0 +1,43 @@
+"""Which of a node's addresses the rest of the job should use."""
+
+import fcntl
+import socket
+import struct
+from collections.abc import Sequence
+
+from hpc_dynamo.errors import ConfigError, unknown_name
+
+SIOCGIFADDR = 0x8915  # linux/sockios.h: IPv4 address of an interface
+LOOPBACK = "127.0.0.1"
+
+
+def job_address(interface: str | None, peers: Sequence[str]) -> str:
+    """The IPv4 address on `interface`, or the one that packets to another node leave from.
+
+    A job of one node stays on loopback. Raises ConfigError for an unknown interface.
+    """
+    if interface:
+        return _address_of(interface)
+    others = [peer for peer in peers if peer != socket.gethostname()]
+    return _source_towards(others[0]) if others else LOOPBACK
+
+
+def _address_of(interface: str) -> str:
+    known = [name for _, name in socket.if_nameindex()]
+    if interface not in known:
+        raise unknown_name("cluster.interface", interface, known)
+    request = struct.pack("256s", interface.encode()[:15])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        try:
+            answer = fcntl.ioctl(s.fileno(), SIOCGIFADDR, request)
+        except OSError as e:
+            hint = f"one of {', '.join(known)} that has an IPv4 address"
+            raise ConfigError(f"cluster.interface={interface} has no address", hint=hint) from e
+    return socket.inet_ntoa(answer[20:24])
+
+
+def _source_towards(host: str) -> str:
+    """Connecting a datagram socket sends nothing, but makes the kernel choose the route."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.connect((host, 9))
+        return str(s.getsockname()[0])

@@ -1,0 +1,52 @@
+"""A child process that cannot outlive us: started under keeper.py, ended by closing a pipe."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hpc_dynamo import keeper
+
+# What Slurm and MPI tell a task must not reach an engine: it would join a world that is not
+# its own, and a srun of its own would inherit the limits of our step.
+FOREIGN = ("SLURM_", "SLURMD_", "SRUN_", "PMI_", "PMIX_", "PMI2_", "OMPI_", "PRTE_", "SUBMITIT_")
+
+
+def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """Our environment without what belongs to Slurm and MPI, with `extra` on top."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
+    return kept | dict(extra)
+
+
+class Child:
+    """One running command. `stop()` returns when the whole process group is gone."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    async def start(
+        cls, argv: Sequence[str], env: Mapping[str, str], log: Path, grace_s: float
+    ) -> "Child":
+        """Run `argv` with exactly `env`; both its outputs are appended to `log`."""
+        with log.open("ab") as out:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", keeper.__file__, str(grace_s), *argv),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=out,
+                stderr=out,
+                env=dict(env),
+                start_new_session=True,
+            )
+        return cls(process)
+
+    async def wait(self) -> int:
+        """The exit code, 128 + n for a death by signal n."""
+        return await self._process.wait()
+
+    async def stop(self) -> int:
+        """SIGTERM, SIGKILL after the grace time, exit code. Also right on a dead child."""
+        if self._process.stdin:
+            self._process.stdin.close()
+        return await self._process.wait()

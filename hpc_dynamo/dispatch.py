@@ -1,0 +1,143 @@
+"""The one path of a request: choose, prefill, hand over, decode.
+
+Shared by every front of the product. Workers join when they are ready and leave when they
+die; a request that was on a worker which left is tried elsewhere by its caller.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import aiohttp
+import msgspec
+
+from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.engines import Body, Dialect
+from hpc_dynamo.errors import RequestFailed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Member:
+    """A ready worker as the dispatcher sees it."""
+
+    rank: int
+    role: Role
+    url: str
+    active: int = 0  # our own requests on it now
+    served: int = 0
+    busy_s: float = 0.0  # time with at least one request on it
+    since: float = field(default=0.0, repr=False)
+
+    def enter(self) -> None:
+        if not self.active:
+            self.since = time.monotonic()
+        self.active += 1
+
+    def leave(self) -> None:
+        self.active -= 1
+        self.served += 1
+        if not self.active:
+            self.busy_s += time.monotonic() - self.since
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A successful answer, as the engine gave it, and where it came from."""
+
+    body: bytes
+    prefill_rank: int | None
+    decode_rank: int
+    prefill_s: float
+
+
+class Dispatcher:
+    """Sends requests to the least loaded workers. One event loop, no locks."""
+
+    def __init__(self, kind: Kind, dialect: Dialect, session: aiohttp.ClientSession) -> None:
+        self._kind, self._dialect, self._session = kind, dialect, session
+        self._members: dict[int, Member] = {}
+        self._changed = asyncio.Condition()
+
+    @property
+    def members(self) -> Iterable[Member]:
+        return self._members.values()
+
+    async def join(self, rank: int, role: Role, url: str) -> None:
+        """A worker is ready. A rank that joins again has lost its former life's requests."""
+        async with self._changed:
+            self._members[rank] = Member(rank, role, url)
+            self._changed.notify_all()
+
+    def leave(self, rank: int) -> None:
+        """A worker is gone; its open connections fail by themselves."""
+        self._members.pop(rank, None)
+
+    async def ready(self, roles: Iterable[Role]) -> None:
+        """Until each role has a worker."""
+        wanted = set(roles)
+        async with self._changed:
+            await self._changed.wait_for(lambda: wanted <= {m.role for m in self.members})
+
+    async def send(self, path: str, body: Body, timeout_s: float) -> Answer:
+        """Run one request to its end. Waits while a role has no ready worker.
+
+        Raises RequestFailed with the engine's status and body, or 503/504 where an engine
+        could not be reached or was silent.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                if self._kind is Kind.aggregated:
+                    return await self._aggregated(path, body)
+                return await self._disaggregated(path, body)
+        except TimeoutError as e:
+            what = f"no answer within {timeout_s:.0f} s"
+            raise RequestFailed(what, status=504, hint="batch.request_timeout_s") from e
+
+    async def _aggregated(self, path: str, body: Body) -> Answer:
+        worker = await self._choose(Role.aggregated)
+        return Answer(await self._post(worker, path, body), None, worker.rank, 0.0)
+
+    async def _disaggregated(self, path: str, body: Body) -> Answer:
+        began = time.monotonic()
+        prefill = await self._choose(Role.prefill)
+        prefilled = await self._post(prefill, path, self._dialect.prefill(body))
+        prefill_s = time.monotonic() - began
+        decode = await self._choose(Role.decode)
+        handed = self._dialect.decode(body, msgspec.json.decode(prefilled))
+        answer = await self._post(decode, path, handed)
+        return Answer(answer, prefill.rank, decode.rank, prefill_s)
+
+    async def _choose(self, role: Role) -> Member:
+        async with self._changed:
+            await self._changed.wait_for(lambda: any(m.role is role for m in self.members))
+        candidates = (m for m in self.members if m.role is role)
+        return min(candidates, key=lambda m: (m.active, m.served))
+
+    async def _post(self, worker: Member, path: str, body: Body) -> bytes:
+        worker.enter()
+        try:
+            data = msgspec.json.encode(body)
+            async with self._session.post(worker.url + path, data=data) as answer:
+                content = await answer.read()
+                if answer.status != 200:
+                    what = f"worker {worker.rank} ({worker.role}) answered {answer.status}"
+                    raise RequestFailed(what, status=answer.status, body=content)
+                return content
+        except aiohttp.ClientError as e:
+            what = f"worker {worker.rank} ({worker.role}) at {worker.url}: {e or type(e).__name__}"
+            raise RequestFailed(what, status=503) from e
+        finally:
+            worker.leave()
+
+
+def session(token: str) -> aiohttp.ClientSession:
+    """For requests to engines: any number at a time, each bounded by its caller's deadline."""
+    return aiohttp.ClientSession(
+        headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=None),
+    )

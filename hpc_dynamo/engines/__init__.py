@@ -1,0 +1,18 @@
+"""The engines by name. A new one is a file here and a row in the table."""
+
+from hpc_dynamo.engines.contract import Body, Command, Dialect, Engine, Place
+from hpc_dynamo.engines.simulator import Simulator
+from hpc_dynamo.engines.vllm import Vllm
+from hpc_dynamo.errors import unknown_name
+
+ENGINES: dict[str, type[Engine]] = {"simulator": Simulator, "vllm": Vllm}
+
+
+def engine(name: str) -> Engine:
+    """The adapter called `name`. Raises ConfigError listing the known ones."""
+    if name not in ENGINES:
+        raise unknown_name("engine.name", name, ENGINES)
+    return ENGINES[name]()
+
+
+__all__ = ["ENGINES", "Body", "Command", "Dialect", "Engine", "Place", "engine"]

@@ -1,0 +1,126 @@
+"""What the rest of the toolkit knows of an engine: a command, a dialect, names of metrics.
+
+Engines are processes that speak OpenAI's HTTP. Adapters are pure: they build commands and
+rewrite request bodies, and start, import or call nothing.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from hpc_dynamo.config import Config, Device
+from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.topology import Plan, Worker
+
+Body = dict[str, Any]  # of an OpenAI request or answer
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one worker is about to run. `gpus` are what CUDA_VISIBLE_DEVICES takes."""
+
+    worker: Worker
+    address: str
+    ports: tuple[int, ...]  # free a moment ago; the first is for HTTP
+    gpus: tuple[str, ...]
+    token: str  # the run's bearer token: to be given by environment, never on a command line
+
+
+@dataclass(frozen=True)
+class Command:
+    """A process to start. `env` is added to the cleaned environment of the agent."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+
+
+class Dialect(Protocol):
+    """How an engine family wants one request spread over a prefill and a decode worker."""
+
+    def prefill(self, body: Body) -> Body:
+        """The body for the prefill worker: computes the KV cache and one token."""
+
+    def decode(self, body: Body, prefilled: Body) -> Body:
+        """The body for the decode worker, given the prefill worker's answer.
+
+        Raises RequestFailed where that answer carries no hand-over.
+        """
+
+
+@dataclass(frozen=True)
+class MetricNames:
+    """Names under /metrics, in one vocabulary. Counters without their `_total`."""
+
+    running: str
+    waiting: str
+    kv_usage: str
+    prompt_tokens: str
+    generation_tokens: str
+    ttft: str
+    itl: str
+    kv_bytes: str  # histogram or counter of bytes that NIXL moved to this worker
+
+
+class Engine(Protocol):
+    """An adapter. The table of all is `engines.ENGINES`."""
+
+    @property
+    def dialect(self) -> Dialect: ...
+
+    @property
+    def metrics(self) -> MetricNames: ...
+
+    @property
+    def ports(self) -> int:
+        """How many free ports one worker needs; the first is for HTTP."""
+
+    def check(self, config: Config, plan: Plan) -> None:
+        """Refuse what this engine cannot run, before submission. Raises ConfigError."""
+
+    def command(self, config: Config, place: Place) -> Command:
+        """The process that serves `place.worker` on `place.ports[0]`."""
+
+    def advice(self, log_tail: str) -> str:
+        """What to try, from the last lines of a dead engine's log; empty where unknown."""
+
+
+def flags(args: Mapping[str, Any]) -> list[str]:
+    """Options of a command line from a mapping: `{max-model-len: 2048}` → `--max-model-len 2048`.
+
+    True gives the bare flag, False its `--no-` form, None leaves it out, mappings become JSON,
+    lists several values.
+    """
+    out = list[str]()
+    for name, value in args.items():
+        option = name.replace("_", "-")
+        match value:
+            case None:
+                continue
+            case True:
+                out.append(f"--{option}")
+            case False:
+                out.append(f"--no-{option}")
+            case Mapping():
+                out += [f"--{option}", json.dumps(value)]
+            case list() | tuple():
+                out += [f"--{option}", *map(str, value)]
+            case _:
+                out += [f"--{option}", str(value)]
+    return out
+
+
+def gpu_environment(config: Config, place: Place) -> dict[str, str]:
+    """Binds a worker to its GPUs, and hides all of them from one that computes on the CPU."""
+    gpus = place.gpus if config.engine.device is Device.cuda else ()
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+
+
+def one_node_each(name: str, config: Config, plan: Plan) -> None:
+    """For adapters that start one process a worker. Raises ConfigError."""
+    for worker in plan.workers:
+        if len(worker.shards) > 1:
+            size = dict(config.topology.pools)[worker.role].gpus
+            what = f"topology.{worker.role}: {size} GPUs a worker take {len(worker.shards)} nodes"
+            hint = f"at most {plan.gpus_per_node} GPUs a worker (tensor x pipeline x data parallel)"
+            raise ConfigError(f"{what}; engine={name} is started on one node only", hint=hint)

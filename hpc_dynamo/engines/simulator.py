@@ -1,0 +1,38 @@
+"""The engine that needs no accelerator: our own simulator, which speaks vLLM's dialect."""
+
+import sys
+from typing import Any
+
+from hpc_dynamo.config import Config
+from hpc_dynamo.engines.contract import Command, Place, flags, one_node_each
+from hpc_dynamo.engines.nixl_dialect import NixlDialect
+from hpc_dynamo.engines.vllm import VLLM_METRICS
+from hpc_dynamo.topology import Plan
+
+
+class Simulator:
+    """See engines.contract.Engine."""
+
+    dialect = NixlDialect()
+    metrics = VLLM_METRICS
+    ports = 1
+
+    def check(self, config: Config, plan: Plan) -> None:
+        one_node_each("simulator", config, plan)
+
+    def command(self, config: Config, place: Place) -> Command:
+        options: dict[str, Any] = {
+            "host": place.address,
+            "port": place.ports[0],
+            "model": config.model.served_name,
+            "role": str(place.worker.role),
+            "max-num-seqs": config.engine.max_num_seqs,
+        }
+        python = config.engine.python or sys.executable
+        argv = (python, "-m", "hpc_dynamo.simulator", *flags(options | config.engine.args))
+        return Command(argv, dict(config.engine.env) | {"HPC_DYNAMO_ENGINE_KEY": place.token})
+
+    def advice(self, log_tail: str) -> str:
+        if "MissingDependency" in log_tail or "nixl" in log_tail:
+            return "pip install 'hpc-dynamo[nixl]' in the engine's environment"
+        return ""

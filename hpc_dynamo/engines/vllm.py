@@ -1,0 +1,98 @@
+"""vLLM's OpenAI server, on GPUs or on the CPU, with NIXL between prefill and decode.
+
+Source: vLLM's `vllm.entrypoints.openai.api_server` and its NixlConnector; started as a module
+because the `vllm` console script of the CPU build looks for metadata that it does not have.
+"""
+
+import sys
+from typing import Any
+
+from hpc_dynamo.config import Config, Device, Role
+from hpc_dynamo.engines.contract import (
+    Command,
+    MetricNames,
+    Place,
+    flags,
+    gpu_environment,
+    one_node_each,
+)
+from hpc_dynamo.engines.nixl_dialect import NixlDialect
+from hpc_dynamo.topology import Plan
+
+KV_ROLE = {Role.prefill: "kv_producer", Role.decode: "kv_consumer"}
+
+VLLM_METRICS = MetricNames(
+    running="vllm:num_requests_running",
+    waiting="vllm:num_requests_waiting",
+    kv_usage="vllm:kv_cache_usage_perc",
+    prompt_tokens="vllm:prompt_tokens",
+    generation_tokens="vllm:generation_tokens",
+    ttft="vllm:time_to_first_token_seconds",
+    itl="vllm:inter_token_latency_seconds",
+    kv_bytes="vllm:nixl_bytes_transferred",
+)
+
+KNOWN_FAILURES = {
+    "address already in use": "another process took the port; a restart picks a new one",
+    "No module named 'vllm'": "pip install 'hpc-dynamo[vllm]', or engine.python=/env/bin/python",
+    "No module named 'nixl": "pip install nixl in the engine's environment",
+    "CUDA out of memory": "engine.args.gpu-memory-utilization=0.8, or more GPUs a worker",
+    "No available memory for the cache blocks": "a shorter engine.args.max-model-len",
+    "larger than the maximum number of tokens": "a shorter engine.args.max-model-len",
+    "Repo id must be": "model.path must be a folder that this node sees, or a hub id",
+    "We couldn't connect to": "model.path as a folder on a shared disk: nodes reach no hub",
+    "no kernel image is available": "a vLLM build for this GPU's architecture",
+}
+
+
+class Vllm:
+    """See engines.contract.Engine."""
+
+    dialect = NixlDialect()
+    metrics = VLLM_METRICS
+    ports = 2  # HTTP, NIXL side channel
+
+    def check(self, config: Config, plan: Plan) -> None:
+        one_node_each("vllm", config, plan)
+
+    def command(self, config: Config, place: Place) -> Command:
+        role, engine = place.worker.role, config.engine
+        pool = dict(config.topology.pools)[role]
+        options: dict[str, Any] = {
+            "model": config.model.path,
+            "served-model-name": config.model.served_name,
+            "host": place.address,
+            "port": place.ports[0],
+            "tensor-parallel-size": pool.tensor_parallel,
+            "pipeline-parallel-size": pool.pipeline_parallel,
+            "data-parallel-size": pool.data_parallel,
+            "max-num-seqs": engine.max_num_seqs,
+        }
+        given = {name.replace("_", "-"): value for name, value in engine.args.items()}
+        if role in KV_ROLE:
+            transfer = given.pop("kv-transfer-config", {})
+            options["kv-transfer-config"] = self._transfer(config, role) | transfer
+        python = engine.python or sys.executable
+        module = ("-m", "vllm.entrypoints.openai.api_server")
+        env = self._environment(config, place)
+        return Command((python, *module, *flags(options | given)), env)
+
+    def _transfer(self, config: Config, role: Role) -> dict[str, Any]:
+        transfer: dict[str, Any] = {"kv_connector": "NixlConnector", "kv_role": KV_ROLE[role]}
+        if config.engine.device is Device.cpu:
+            transfer["kv_buffer_device"] = "cpu"
+        return transfer
+
+    def _environment(self, config: Config, place: Place) -> dict[str, str]:
+        return {
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_NIXL_SIDE_CHANNEL_HOST": place.address,
+            "VLLM_NIXL_SIDE_CHANNEL_PORT": str(place.ports[1]),
+            **gpu_environment(config, place),
+            **config.engine.env,
+            "VLLM_API_KEY": place.token,
+        }
+
+    def advice(self, log_tail: str) -> str:
+        found = (hint for sign, hint in KNOWN_FAILURES.items() if sign in log_tail)
+        return next(found, "")

@@ -1,0 +1,122 @@
+"""Who is here: agents by heartbeat, workers by what their agents report.
+
+A ready worker joins the dispatcher, any other leaves it at once. When every worker of a role
+is lost for good, no request can end any more and the job is over.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from hpc_dynamo.agent import HEARTBEAT_S, SILENCE_S
+from hpc_dynamo.config import Role
+from hpc_dynamo.dispatch import Dispatcher
+from hpc_dynamo.errors import EngineError
+from hpc_dynamo.messages import (
+    Bye,
+    ControlMessage,
+    Heartbeat,
+    Hello,
+    Roster,
+    Stop,
+    WorkerReport,
+    WorkerState,
+)
+from hpc_dynamo.run import Attempt
+from hpc_dynamo.wire import Server
+
+log = logging.getLogger(__name__)
+
+
+class Membership:
+    """The head's end of the control plane."""
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        roster: Roster,
+        server: Server[ControlMessage],
+        dispatcher: Dispatcher,
+        hopeless: Callable[[EngineError], None],
+    ) -> None:
+        self._attempt, self._plan, self._roster = attempt, attempt.plan(), roster
+        self._server, self._dispatcher, self._hopeless = server, dispatcher, hopeless
+        self._peers: dict[int, bytes] = {}  # node: socket id
+        self._heard: dict[int, float] = {node.node: time.monotonic() for node in roster.nodes}
+        self._changed = asyncio.Condition()
+        self.workers: dict[int, WorkerReport] = {}  # by rank
+
+    async def listen(self) -> None:
+        """Take in what agents send. Runs until cancelled."""
+        while True:
+            peer, message = await self._server.receive()
+            match message:
+                case Hello(node=record):
+                    self._peers[record.node] = peer
+                    self._heard[record.node] = time.monotonic()
+                    log.info("agent %d on %s is here", record.node, record.host)
+                case Heartbeat(node=node):
+                    self._heard[node] = time.monotonic()
+                    await self._server.send(peer, Heartbeat(node=0))
+                case WorkerReport():
+                    await self._admit(message)
+                case Bye(node=node):
+                    await self._gone(node, "its agent has ended")
+                case Stop():
+                    log.warning("an agent sent Stop, which only the head does")
+
+    async def watch(self) -> None:
+        """Nodes whose agent fell silent are gone, with all their workers. Until cancelled."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            silent = [n for n, at in self._heard.items() if time.monotonic() - at > SILENCE_S]
+            for node in silent:
+                await self._gone(node, f"its agent was silent for {SILENCE_S:.0f} s")
+
+    async def stop_all(self, reason: str, patience_s: float) -> None:
+        """Tell every agent to end and wait for the farewells; the silent are left to Slurm."""
+        for peer in list(self._peers.values()):
+            await self._server.send(peer, Stop(reason=reason))
+        try:
+            async with asyncio.timeout(patience_s), self._changed:
+                await self._changed.wait_for(lambda: not self._peers)
+        except TimeoutError:
+            hosts = ", ".join(self._roster.nodes[node].host for node in sorted(self._peers))
+            log.error("no farewell within %.0f s from %s", patience_s, hosts)
+
+    async def _admit(self, worker: WorkerReport) -> None:
+        self.workers[worker.rank] = worker
+        what = f"worker {worker.rank} ({worker.role}) on {worker.host}: {worker.state}"
+        log.info("%s %s", what, worker.detail)
+        if worker.state is WorkerState.ready:
+            await self._dispatcher.join(worker.rank, worker.role, worker.url)
+        else:
+            self._dispatcher.leave(worker.rank)
+        self._despair(worker.role)
+
+    async def _gone(self, node: int, why: str) -> None:
+        self._heard.pop(node, None)
+        async with self._changed:
+            self._peers.pop(node, None)
+            self._changed.notify_all()
+        host, agent_log = self._roster.nodes[node].host, self._attempt.agent_log(node)
+        log.info("node %d (%s) is gone: %s", node, host, why)
+        for worker in self._plan.on_node(node):
+            report = WorkerReport(
+                rank=worker.rank,
+                role=worker.role,
+                node=node,
+                host=host,
+                state=WorkerState.lost,
+                detail=f"node {node} ({host}) is gone: {why}; log: {agent_log}",
+                log=str(self._attempt.worker_log(worker.rank)),
+            )
+            await self._admit(report)
+
+    def _despair(self, role: Role) -> None:
+        ranks = [w.rank for w in self._plan.workers if w.role is role]
+        lost = [self.workers[r] for r in ranks if r in self.workers]
+        if len(lost) == len(ranks) and all(w.state is WorkerState.lost for w in lost):
+            what = f"every {role} worker is lost; the last one: {lost[-1].detail}"
+            self._hopeless(EngineError(what))

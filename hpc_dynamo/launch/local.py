@@ -1,0 +1,84 @@
+"""The same job on this machine, through submitit's local executor: a task for each node."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import submitit
+
+from hpc_dynamo.config import Config
+from hpc_dynamo.errors import LaunchError
+from hpc_dynamo.launch.job import JobState
+from hpc_dynamo.messages import JobRecord
+from hpc_dynamo.run import Attempt
+from hpc_dynamo.topology import Plan
+
+NO_WALLTIME_MIN = 365 * 24 * 60  # the local executor insists on one
+
+
+def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], int]) -> JobRecord:
+    """Start `plan.nodes` agents here; they live on when this process ends."""
+    executor = submitit.AutoExecutor(folder=attempt.submitit, cluster="local")
+    executor.update_parameters(
+        nodes=1,
+        tasks_per_node=plan.nodes,
+        gpus_per_node=plan.gpus_per_node,
+        timeout_min=NO_WALLTIME_MIN,
+    )
+    with _terminal_signals_ignored():
+        job = executor.submit(entry, str(attempt.path))
+    return JobRecord(
+        launcher="local",
+        job_id=job.job_id,
+        host=socket.gethostname(),
+        pid=int(job.job_id),
+        submitted_at=time.time(),
+    )
+
+
+@contextmanager
+def _terminal_signals_ignored() -> Iterator[None]:
+    """Children inherit it: Ctrl-C and a closed terminal reach the command, which ends the job
+    in order, and do not kill submitit's controller under it."""
+    signals = (signal.SIGINT, signal.SIGHUP)
+    before = [signal.signal(s, signal.SIG_IGN) for s in signals]
+    try:
+        yield
+    finally:
+        for s, handler in zip(signals, before, strict=True):
+            signal.signal(s, handler)
+
+
+class LocalJob:
+    """See launch.job.Job. Alive as long as the controller or one of the agents is."""
+
+    def __init__(self, record: JobRecord, attempt: Attempt) -> None:
+        self.record, self.attempt = record, attempt
+
+    def _pids(self) -> list[int]:
+        agents = [n.pid for n in self.attempt.nodes() if n.host == socket.gethostname()]
+        return [pid for pid in (self.record.pid, *agents) if _is_ours(pid, self.attempt)]
+
+    def state(self) -> tuple[JobState, str]:
+        if self.record.host != socket.gethostname():
+            return JobState.unknown, f"it was started on {self.record.host}"
+        return (JobState.running, self.record.host) if self._pids() else (JobState.ended, "ended")
+
+    def stop(self) -> None:
+        if self.record.host != socket.gethostname():
+            hint = f"hpc-dynamo stop on {self.record.host}"
+            raise LaunchError(f"this job runs on {self.record.host}", hint=hint)
+        for pid in self._pids():
+            os.kill(pid, signal.SIGTERM)
+
+
+def _is_ours(pid: int, attempt: Attempt) -> bool:
+    """Whether the process still is what it was: numbers are used again. Zombies are gone."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return os.fsencode(attempt.submitit) in file.read()
+    except OSError:
+        return False

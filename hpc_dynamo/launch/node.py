@@ -1,0 +1,41 @@
+"""Which node of its job a process is, as Slurm or submitit's local executor tell it."""
+
+import os
+import socket
+from datetime import datetime
+
+from hpc_dynamo.errors import LaunchError, MissingDependency
+from hpc_dynamo.launch.slurm import ask
+
+
+def whoami(count: int) -> tuple[int, list[str]]:
+    """Our index, and the host names of all `count` nodes in order."""
+    if "SUBMITIT_LOCAL_GLOBALID" in os.environ:
+        return int(os.environ["SUBMITIT_LOCAL_GLOBALID"]), [socket.gethostname()] * count
+    if "SLURM_NODEID" in os.environ:
+        nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"]
+        return int(os.environ["SLURM_NODEID"]), _expand(nodes)
+    raise LaunchError("an agent was started outside a job", hint="hpc-dynamo batch …")
+
+
+def _expand(nodes: str) -> list[str]:
+    return ask("scontrol", "show", "hostnames", nodes).split()
+
+
+def allocation_end() -> float | None:
+    """When Slurm will end this job, seconds since the epoch; None where nobody knows.
+
+    Slurm before 23.02 does not set SLURM_JOB_END_TIME, scontrol knows it in all versions.
+    """
+    if "SLURM_JOB_END_TIME" in os.environ:
+        return float(os.environ["SLURM_JOB_END_TIME"])
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return None
+    try:
+        shown = ask("scontrol", "show", "job", job)
+    except (LaunchError, MissingDependency):
+        return None
+    fields = dict(word.split("=", 1) for word in shown.split() if "=" in word)
+    end = fields.get("EndTime", "Unknown")
+    return None if end in ("Unknown", "N/A") else datetime.fromisoformat(end).timestamp()

@@ -1,0 +1,82 @@
+"""What a plan asks of Slurm: pure, shared by submission and by the rendered scripts."""
+
+from dataclasses import dataclass
+
+from hpc_dynamo.config import Config, minutes
+from hpc_dynamo.topology import Plan, Shard
+
+AGENT_CPUS, AGENT_MEMORY_GB = 1, 1.0  # each node's agent
+HEAD_CPUS, HEAD_MEMORY_GB = 1, 3.0  # on top, on the head node: counted on all, nodes are alike
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Of one node, times `nodes`. `memory_gb` is host memory in GiB."""
+
+    nodes: int
+    cpus: int
+    memory_gb: int
+    gpus: int
+    time_min: int
+
+
+def resources(config: Config, plan: Plan) -> Resources:
+    """Enough for the fullest node, unless `cluster` says how much a node gives."""
+    units = [_units(plan, node) for node in range(plan.nodes)]
+    fullest, cluster = max(units), config.cluster
+    cpus = fullest * config.engine.cpus + AGENT_CPUS + HEAD_CPUS
+    memory = fullest * config.engine.memory_gb + AGENT_MEMORY_GB + HEAD_MEMORY_GB
+    return Resources(
+        nodes=plan.nodes,
+        cpus=cluster.cpus_per_node or cpus,
+        memory_gb=-int(-(cluster.memory_gb_per_node or memory) // 1),
+        gpus=plan.gpus_per_node,
+        time_min=minutes(cluster.slurm.time),
+    )
+
+
+def _units(plan: Plan, node: int) -> int:
+    """GPUs in use on a node, or workers where they use none."""
+    shards: list[Shard] = [s for w in plan.workers for s in w.shards if s.node == node]
+    return sum(len(shard.gpus) or 1 for shard in shards)
+
+
+def sbatch_options(config: Config, plan: Plan) -> dict[str, str | int | bool]:
+    """sbatch's long options, without dashes. True is a bare flag."""
+    slurm, need = config.cluster.slurm, resources(config, plan)
+    options: dict[str, str | int | bool | None] = {
+        "job-name": f"hpc-dynamo-{config.name}" if config.name else "hpc-dynamo",
+        "nodes": need.nodes,
+        "ntasks-per-node": 1,
+        "cpus-per-task": None if slurm.exclusive else need.cpus,
+        "mem": "0" if slurm.exclusive else f"{need.memory_gb}GB",
+        "time": need.time_min,
+        "partition": slurm.partition,
+        "account": slurm.account,
+        "qos": slurm.qos,
+        "constraint": slurm.constraint,
+        "reservation": slurm.reservation,
+        "exclusive": slurm.exclusive or None,
+    }
+    if need.gpus:
+        kind = f"{slurm.gpu_type}:" if slurm.gpu_type else ""
+        prefix = "gpu:" if slurm.gpu_option == "gres" else ""
+        options[slurm.gpu_option] = f"{prefix}{kind}{need.gpus}"
+    options |= slurm.extra
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def srun_options(config: Config, plan: Plan, mpi: str) -> list[str]:
+    """For the step of the agents.
+
+    cpus-per-task is repeated since srun stopped taking it from the job in Slurm 22.05; a lost
+    agent must end neither the step nor the other agents.
+    """
+    cpus = [] if config.cluster.slurm.exclusive else [resources(config, plan).cpus]
+    return [
+        f"--mpi={mpi}",
+        "--kill-on-bad-exit=0",
+        "--no-kill",
+        *(f"--cpus-per-task={n}" for n in cpus),
+        *config.cluster.slurm.srun_args,
+    ]

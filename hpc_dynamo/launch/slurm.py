@@ -1,0 +1,134 @@
+"""Jobs and steps of Slurm: submission through submitit, state through squeue.
+
+sacct is never asked: sites without an accounting database exist, and submitit would warn at
+every poll. squeue and scontrol know all that a live run needs.
+"""
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import submitit
+
+from hpc_dynamo.config import Config
+from hpc_dynamo.errors import LaunchError, MissingDependency
+from hpc_dynamo.launch.job import JobState
+from hpc_dynamo.launch.resources import sbatch_options, srun_options
+from hpc_dynamo.messages import JobRecord
+from hpc_dynamo.run import Attempt
+from hpc_dynamo.topology import Plan
+
+ANSWER_S = 30.0  # a loaded slurmctld takes its time
+
+
+def ask(*argv: str) -> str:
+    """Output of one of Slurm's commands. Raises LaunchError with what it said."""
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=ANSWER_S, check=True)
+    except FileNotFoundError as e:
+        hint = "run this on a login node, or cluster=local"
+        raise MissingDependency(f"{argv[0]} is not on PATH", hint=hint) from e
+    except subprocess.TimeoutExpired as e:
+        hint = "`scontrol ping` shows whether the controller lives"
+        raise LaunchError(f"{argv[0]} did not answer in {ANSWER_S:.0f} s", hint=hint) from e
+    except subprocess.CalledProcessError as e:
+        raise LaunchError(f"{' '.join(argv)}: {e.stderr.strip()}") from e
+    return done.stdout
+
+
+def available() -> bool:
+    """True where jobs can be submitted now."""
+    if not (shutil.which("sbatch") and shutil.which("srun")):
+        return False
+    try:
+        return "UP" in ask("scontrol", "ping")
+    except LaunchError:
+        return False
+
+
+def mpi_type(config: Config) -> str:
+    """What srun's --mpi gets: pmix where this srun has it, none (and TCP) elsewhere."""
+    if config.cluster.slurm.mpi != "auto":
+        return config.cluster.slurm.mpi
+    listed = subprocess.run(
+        ["srun", "--mpi=list"], capture_output=True, text=True, timeout=ANSWER_S, check=False
+    )  # some versions answer on stderr
+    found = re.search(r"\bpmix\b", listed.stdout + listed.stderr)
+    return "pmix" if found else "none"
+
+
+def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], int]) -> JobRecord:
+    """One allocation, one task a node, each running `entry(attempt)`. Raises LaunchError."""
+    executor = submitit.AutoExecutor(folder=attempt.submitit, cluster="slurm")
+    options = sbatch_options(config, plan)
+    executor.update_parameters(
+        name=str(options.pop("job-name")),
+        slurm_time=options.pop("time"),
+        slurm_srun_args=srun_options(config, plan, mpi_type(config)),
+        slurm_setup=list(config.cluster.slurm.setup) or None,
+        slurm_signal_delay_s=config.cluster.slurm.signal_before_end_s,
+        slurm_additional_parameters=options,
+        slurm_nodes=plan.nodes,  # submitit counts the tasks that it will await by these
+        slurm_ntasks_per_node=1,
+    )
+    try:
+        job = executor.submit(entry, str(attempt.path))
+    except submitit.core.utils.FailedJobError as e:
+        said = str(e).strip().splitlines()
+        hint = "cluster.slurm.partition, .account, .qos or .time; `sinfo` lists partitions"
+        raise LaunchError(f"sbatch refused the job: {said[-1]}", hint=hint) from e
+    return JobRecord(launcher="slurm", job_id=job.job_id, submitted_at=time.time())
+
+
+class SlurmJob:
+    """See launch.job.Job."""
+
+    def __init__(self, record: JobRecord) -> None:
+        self.id = record.job_id
+
+    def state(self) -> tuple[JobState, str]:
+        try:
+            out = ask("squeue", "--noheader", "--jobs", self.id, "--format", "%T|%r|%N").strip()
+        except LaunchError as e:
+            if "Invalid job id" in e.message:
+                return JobState.ended, "left the queue"
+            return JobState.unknown, e.message
+        if not out:
+            return JobState.ended, "left the queue"
+        state, reason, nodes = out.splitlines()[0].split("|")
+        if state in ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED"):
+            return JobState.pending, f"{state.lower()}: {reason}"
+        if state in ("RUNNING", "COMPLETING", "STOPPED", "SIGNALING", "RESIZING"):
+            return JobState.running, nodes
+        return JobState.ended, state.lower()
+
+    def stop(self) -> None:
+        ask("scancel", self.id)
+
+
+async def run_in_allocation(attempt: Attempt, config: Config, plan: Plan, entry: str) -> int:
+    """Start the agents as a step of the allocation that we are in, and wait for its end.
+
+    `entry` is a module that takes the attempt's path. A signal to us reaches the step. The
+    step may share the nodes with the shell it was started from, hence --overlap.
+    """
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", os.environ.get("SLURM_NNODES", "1")))
+    if nodes < plan.nodes:
+        what = f"this allocation has {nodes} nodes, the topology needs {plan.nodes}"
+        raise LaunchError(what, hint=f"salloc --nodes={plan.nodes}, or a smaller topology")
+    python = (sys.executable, "-u", "-m", entry, str(attempt.path))
+    step = (f"--nodes={plan.nodes}", f"--ntasks={plan.nodes}", "--ntasks-per-node=1", "--overlap")
+    argv = ("srun", *step, *srun_options(config, plan, mpi_type(config)), *python)
+    process = await asyncio.create_subprocess_exec(*argv, start_new_session=True)
+    loop = asyncio.get_running_loop()
+    for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        # srun passes TERM and USR2 on to every task; of INT it wants two.
+        passed = signal.SIGTERM if sig is signal.SIGINT else sig
+        loop.add_signal_handler(sig, process.send_signal, passed)
+    return await process.wait()

@@ -1,0 +1,115 @@
+"""One task of the job, one a node: find the others, then be an agent, or head and agent.
+
+Started by submitit (`main`) or as `python -m hpc_dynamo.node ATTEMPT` inside an allocation.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from hpc_dynamo.agent import Agent
+from hpc_dynamo.bootstrap import exchange
+from hpc_dynamo.bootstrap.address import job_address
+from hpc_dynamo.errors import HpcDynamoError
+from hpc_dynamo.head import Head
+from hpc_dynamo.launch.node import whoami
+from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome
+from hpc_dynamo.run import Attempt, write_json
+from hpc_dynamo.wire import Client, Codec, Server
+
+CODEC: Codec[ControlMessage] = Codec(ControlMessage)  # type: ignore[arg-type]  # a union is no type[T]
+
+log = logging.getLogger(__name__)
+
+
+def main(path: str) -> int:
+    """Run this node's part of the attempt in `path`; the exit code of the whole."""
+    attempt = Attempt(Path(path))
+    index, hosts = whoami(attempt.plan().nodes)
+    _log_to(attempt.agent_log(index))
+    try:
+        outcome = asyncio.run(_node(attempt, index, hosts))
+    except asyncio.CancelledError:
+        outcome = Outcome(exit_code=1, message="stopped before all agents had met")
+    except HpcDynamoError as e:
+        log.error("%s", e)
+        outcome = Outcome(exit_code=e.exit_code, message=str(e))
+    except Exception as e:  # the edge of the process: nobody else would say it
+        log.exception("this is a defect of hpc-dynamo")
+        message = f"{type(e).__name__}: {e}\n  log: {attempt.agent_log(index)}"
+        outcome = Outcome(exit_code=1, message=message)
+    if index == 0:
+        write_json(attempt.outcome_file, outcome)
+    return outcome.exit_code
+
+
+async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
+    # Until there is a head or an agent to end in order, a signal ends this task.
+    _on_end(asyncio.current_task().cancel)  # type: ignore[union-attr]  # we are in one
+    config, secrets = attempt.config(), attempt.run.secrets()
+    address = job_address(config.cluster.interface, hosts)
+    server = Server(address, secrets.keys, CODEC) if index == 0 else None
+    me = NodeRecord(
+        node=index,
+        host=hosts[index],
+        address=address,
+        pid=os.getpid(),
+        log=str(attempt.agent_log(index)),
+        control=server.endpoint if server else "",
+        started_at=time.time(),
+    )
+    try:
+        roster = await exchange(me, hosts, attempt, config.cluster.bootstrap)
+        client = Client(roster.control, secrets.keys, CODEC)
+        try:
+            agent = Agent(attempt, me, client, secrets.token)
+            if server:
+                return await _lead(Head(attempt, roster, server), agent)
+            return await _follow(agent)
+        finally:
+            client.close()
+    finally:
+        if server:
+            server.close()
+
+
+async def _lead(head: Head, agent: Agent) -> Outcome:
+    _on_end(head.interrupt)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, head.drain)
+    return await head.run(agent)
+
+
+async def _follow(agent: Agent) -> Outcome:
+    """Signals end this node alone; the end of the walltime is the head's business."""
+    _on_end(agent.stop)
+    notice = (log.info, "the walltime ends soon")
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, *notice)
+    await agent.run()
+    return Outcome(exit_code=0)
+
+
+def _on_end(action: Callable[[], object]) -> None:
+    """What SIGTERM and SIGINT do from now on; submitit would have them ignored."""
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(sig, action)
+
+
+def _log_to(file: Path) -> None:
+    """This node's own log; warnings also where Slurm collects them."""
+    form = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    to_file, to_slurm = logging.FileHandler(file), logging.StreamHandler()
+    to_slurm.setLevel(logging.WARNING)
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    for handler in (to_file, to_slurm):
+        handler.setFormatter(form)
+        root.addHandler(handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
