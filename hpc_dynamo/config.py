@@ -194,9 +194,6 @@ def check(config: Config) -> None:
         value = config.cluster.slurm.gpu_option
         hint = "gpus-per-node or gres"
         raise ConfigError(f"cluster.slurm.gpu_option={value} is not known", hint=hint)
-    if not config.model.path:
-        hint = "model.path=/path/to/model (a folder on a shared disk, or a hub id)"
-        raise ConfigError("model.path is not set", hint=hint)
 
 
 def _check_pools(topology: Topology) -> None:

@@ -21,6 +21,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     log: str
     control: str = ""  # endpoint of the control plane; only the head node's is set
     started_at: float = 0.0
+    step: str = ""  # Slurm's step id
 
 
 class Roster(msgspec.Struct, frozen=True, kw_only=True, tag=True):

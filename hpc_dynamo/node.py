@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from hpc_dynamo.agent import Agent
@@ -62,6 +63,7 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
         log=str(attempt.agent_log(index)),
         control=server.endpoint if server else "",
         started_at=time.time(),
+        step=os.environ.get("SLURM_STEP_ID", ""),
     )
     try:
         roster = await exchange(me, hosts, attempt, config.cluster.bootstrap)
@@ -87,8 +89,8 @@ async def _lead(head: Head, agent: Agent) -> Outcome:
 async def _follow(agent: Agent) -> Outcome:
     """Signals end this node alone; the end of the walltime is the head's business."""
     _on_end(agent.stop)
-    notice = (log.info, "the walltime ends soon")
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, *notice)
+    ends_soon = partial(log.info, "the walltime ends soon")
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, ends_soon)
     await agent.run()
     return Outcome(exit_code=0)
 

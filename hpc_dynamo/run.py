@@ -53,6 +53,11 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
         return self.public, self.private
 
 
+def new_token() -> str:
+    """A fresh bearer token, 256 bits."""
+    return secrets.token_urlsafe(32)
+
+
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Readers see the old bytes or the new, never a part, also after a crash."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")

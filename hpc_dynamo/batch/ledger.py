@@ -115,6 +115,7 @@ class Ledger:
     async def write(self) -> None:
         """The writer: one flush for all lines that came during the last. Runs until cancelled."""
         with self._part.open("ab") as file:
+            _cut_torn_tail(self._part)
             while True:
                 await self._wake.wait()
                 self._wake.clear()
@@ -134,6 +135,12 @@ class Ledger:
                 (output if spot.good else errors).copy(spot)
                 good, bad = good + spot.good, bad + (not spot.good)
         return good, bad
+
+
+def _cut_torn_tail(part: Path) -> None:
+    """A requeued job appends to the part of its former life, which may have died in a line."""
+    whole = max((spot.offset + spot.size for _, spot in _read(part)), default=0)
+    os.truncate(part, whole)
 
 
 def _append(handle: int, lines: list[bytes]) -> None:

@@ -5,6 +5,7 @@ plane's kind of socket, so only holders of the run's key can join.
 """
 
 import asyncio
+import os
 import time
 from pathlib import Path
 
@@ -25,6 +26,11 @@ class Rendezvous(msgspec.Struct, frozen=True, kw_only=True):
     """Where the head waits for the others."""
 
     endpoint: str
+    life: str  # a requeued job must not meet what its former life left behind
+
+
+def _life() -> str:
+    return os.environ.get("SLURM_RESTART_COUNT", "0")
 
 
 async def host(
@@ -38,7 +44,7 @@ async def host(
     known, peers = {me.node: me}, list[bytes]()
     server = Server(me.address, keys, CODEC)
     try:
-        write_json(file, Rendezvous(endpoint=server.endpoint))
+        write_json(file, Rendezvous(endpoint=server.endpoint, life=_life()))
         async with asyncio.timeout(timeout_s):
             while len(known) < count:
                 peer, message = await server.receive()
@@ -75,10 +81,12 @@ async def join(
 async def _endpoint(file: Path, timeout_s: float) -> str:
     try:
         async with asyncio.timeout(timeout_s):
-            while (found := read_json(file, Rendezvous)) is None:  # noqa: ASYNC110  # see POLL_S
+            while True:
+                found = read_json(file, Rendezvous)
+                if found and found.life == _life():
+                    return found.endpoint
                 await asyncio.sleep(POLL_S)
     except TimeoutError as e:
         hint = "the log of agent 0; is the run folder on a disk that all nodes share?"
         what = f"node 0 did not open its rendezvous within {timeout_s:.0f} s ({file})"
         raise BootstrapError(what, hint=hint) from e
-    return found.endpoint

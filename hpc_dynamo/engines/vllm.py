@@ -17,6 +17,7 @@ from hpc_dynamo.engines.contract import (
     one_node_each,
 )
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
+from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan
 
 KV_ROLE = {Role.prefill: "kv_producer", Role.decode: "kv_consumer"}
@@ -53,6 +54,9 @@ class Vllm:
     ports = 2  # HTTP, NIXL side channel
 
     def check(self, config: Config, plan: Plan) -> None:
+        if not config.model.path:
+            hint = "model.path=/path/to/model (a folder on a shared disk, or a hub id)"
+            raise ConfigError("model.path is not set", hint=hint)
         one_node_each("vllm", config, plan)
 
     def command(self, config: Config, place: Place) -> Command:

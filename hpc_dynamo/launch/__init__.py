@@ -1,14 +1,17 @@
 """Starting a run where its configuration says, and finding it again later."""
 
 import os
+from collections.abc import Callable
 
-from hpc_dynamo.config import Launcher
+from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.errors import RunBusy
+from hpc_dynamo.launch import local, slurm
 from hpc_dynamo.launch.job import Job, JobState
 from hpc_dynamo.launch.local import LocalJob
-from hpc_dynamo.launch.slurm import SlurmJob, available
+from hpc_dynamo.launch.slurm import SlurmJob, StepJob, start_step
 from hpc_dynamo.messages import JobRecord
-from hpc_dynamo.run import Attempt, Run
+from hpc_dynamo.run import Attempt, Run, write_json
+from hpc_dynamo.topology import Plan
 
 
 def resolve(launcher: Launcher) -> Launcher:
@@ -17,33 +20,49 @@ def resolve(launcher: Launcher) -> Launcher:
         return launcher
     if "SLURM_JOB_ID" in os.environ:
         return Launcher.allocation
-    return Launcher.slurm if available() else Launcher.local
+    return Launcher.slurm if slurm.available() else Launcher.local
+
+
+def start(
+    launcher: Launcher, attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], int]
+) -> Job:
+    """Start an attempt and leave a record of it in its folder. Raises LaunchError."""
+    if launcher is Launcher.allocation:
+        step = start_step(attempt, config, plan, entry.__module__)
+        write_json(attempt.job_file, step.record)
+        return step
+    submit = slurm.submit if launcher is Launcher.slurm else local.submit
+    record = submit(attempt, config, plan, entry)
+    write_json(attempt.job_file, record)
+    return _job(record, attempt)
 
 
 def find(attempt: Attempt) -> Job | None:
     """The job of an attempt; None before it was submitted."""
     record = attempt.job()
-    if record is None:
-        return None
-    return LocalJob(record, attempt) if record.launcher == "local" else SlurmJob(record)
+    return _job(record, attempt) if record else None
+
+
+def _job(record: JobRecord, attempt: Attempt) -> Job:
+    match record.launcher:
+        case "local":
+            return LocalJob(record, attempt)
+        case "allocation":
+            return StepJob(record, attempt)
+        case _:
+            return SlurmJob(record)
 
 
 def refuse_if_busy(run: Run) -> None:
     """Two jobs must not work on one run. Raises RunBusy."""
     for attempt in reversed(run.attempts()):
         job = find(attempt)
-        if job is None or attempt.outcome() is not None or is_ours(attempt.job()):
+        if job is None or attempt.outcome() is not None:
             continue
         state, detail = job.state()
         if state in (JobState.pending, JobState.running):
             what = f"{run.path} is in use: attempt {attempt.number} is {state} ({detail})"
-            raise RunBusy(what, hint=f"hpc-dynamo status name={run.path.name}, or … stop")
+            raise RunBusy(what, hint=f"`hpc-dynamo status {run.path}`, or `hpc-dynamo stop …`")
 
 
-def is_ours(record: JobRecord | None) -> bool:
-    """True for an attempt of the Slurm job that we are in: requeued, it succeeds itself."""
-    here = os.environ.get("SLURM_JOB_ID")
-    return record is not None and here is not None and record.job_id == here
-
-
-__all__ = ["Job", "JobState", "find", "refuse_if_busy", "resolve"]
+__all__ = ["Job", "JobState", "find", "refuse_if_busy", "resolve", "start"]

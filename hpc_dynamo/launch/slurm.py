@@ -4,7 +4,6 @@ sacct is never asked: sites without an accounting database exist, and submitit w
 every poll. squeue and scontrol know all that a live run needs.
 """
 
-import asyncio
 import os
 import re
 import shutil
@@ -112,23 +111,56 @@ class SlurmJob:
         ask("scancel", self.id)
 
 
-async def run_in_allocation(attempt: Attempt, config: Config, plan: Plan, entry: str) -> int:
-    """Start the agents as a step of the allocation that we are in, and wait for its end.
+def start_step(attempt: Attempt, config: Config, plan: Plan, entry: str) -> "StepJob":
+    """Start the agents as a step of the allocation that we are in.
 
-    `entry` is a module that takes the attempt's path. A signal to us reaches the step. The
-    step may share the nodes with the shell it was started from, hence --overlap.
+    `entry` is a module that takes the attempt's path. The step may share the nodes with the
+    shell that we were started from, hence --overlap. Slurm announces the end of the walltime
+    to us; it is passed on. Raises LaunchError where the allocation is too small.
     """
-    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", os.environ.get("SLURM_NNODES", "1")))
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     if nodes < plan.nodes:
         what = f"this allocation has {nodes} nodes, the topology needs {plan.nodes}"
         raise LaunchError(what, hint=f"salloc --nodes={plan.nodes}, or a smaller topology")
-    python = (sys.executable, "-u", "-m", entry, str(attempt.path))
     step = (f"--nodes={plan.nodes}", f"--ntasks={plan.nodes}", "--ntasks-per-node=1", "--overlap")
+    python = (sys.executable, "-u", "-m", entry, str(attempt.path))
     argv = ("srun", *step, *srun_options(config, plan, mpi_type(config)), *python)
-    process = await asyncio.create_subprocess_exec(*argv, start_new_session=True)
-    loop = asyncio.get_running_loop()
-    for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        # srun passes TERM and USR2 on to every task; of INT it wants two.
-        passed = signal.SIGTERM if sig is signal.SIGINT else sig
-        loop.add_signal_handler(sig, process.send_signal, passed)
-    return await process.wait()
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
+    signal.signal(signal.SIGUSR2, lambda number, _: process.send_signal(number))
+    job_id = os.environ["SLURM_JOB_ID"]
+    record = JobRecord(launcher="allocation", job_id=job_id, submitted_at=time.time())
+    return StepJob(record, attempt, process)
+
+
+class StepJob:
+    """Our agents inside somebody's allocation, which must outlive them. See launch.job.Job."""
+
+    def __init__(
+        self, record: JobRecord, attempt: Attempt, process: "subprocess.Popen[bytes] | None" = None
+    ) -> None:
+        self.record, self._attempt, self._process = record, attempt, process
+
+    def _step(self) -> str | None:
+        step = next((node.step for node in self._attempt.nodes()), None)
+        return f"{self.record.job_id}.{step}" if step else None
+
+    def state(self) -> tuple[JobState, str]:
+        if self._process is not None:
+            code = self._process.poll()
+            if code is None:
+                return JobState.running, f"in allocation {self.record.job_id}"
+            return JobState.ended, f"srun exited with code {code}"
+        step = self._step()
+        if step is None:
+            return SlurmJob(self.record).state()
+        try:
+            alive = ask("squeue", "--noheader", "--steps", step, "--format", "%N").strip()
+        except LaunchError as e:
+            return JobState.unknown, e.message
+        return (JobState.running, alive) if alive else (JobState.ended, f"step {step} has ended")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+        elif step := self._step():
+            ask("scancel", "--signal=TERM", step)

@@ -1,0 +1,130 @@
+"""From `conf/` and the overrides of a command line to one frozen configuration.
+
+The only importer of hydra and omegaconf; nothing of theirs leaves this file.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hpc_dynamo.config import Config
+from hpc_dynamo.errors import ConfigError, unknown_name
+
+# Fields that take any key: an override need not say `+`.
+FREE = ("engine.args.", "engine.env.", "batch.defaults.", "cluster.slurm.extra.")
+
+
+def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
+    """The configuration that these Hydra overrides ask for.
+
+    `config_dir` holds more files for the same groups, or replaces ours by name. Raises
+    ConfigError naming the field, the value and what is known.
+    """
+    search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
+    _register()
+    with _initialised():
+        try:
+            composed = hydra_compose("config", [*search, *map(_free, overrides)])
+            plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
+        except (HydraException, OmegaConfBaseException) as e:
+            raise _explained(e, overrides) from e
+    assert isinstance(plain, dict)
+    _refuse_unknown(plain, asdict(Config()), "")
+    try:
+        return msgspec.convert(plain, Config)
+    except msgspec.ValidationError as e:
+        raise ConfigError(f"the configuration is not of its schema: {e}") from e
+
+
+def show(config: Config) -> str:
+    """The configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(msgspec.to_builtins(config)))
+
+
+def conf_dir() -> Path:
+    """Where `conf/` is: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+@contextmanager
+def _initialised() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="hpc_dynamo"):
+        yield
+
+
+def _register() -> None:
+    schema = OmegaConf.structured(Config)
+    _thaw(schema)
+    ConfigStore.instance().store(name="schema", node=schema)
+
+
+def _thaw(node: DictConfig) -> None:
+    """Frozen dataclasses become read-only nodes, which Hydra could not merge into."""
+    node._set_flag("readonly", None)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig):
+            _thaw(child)
+
+
+def _free(override: str) -> str:
+    return f"++{override}" if override.startswith(FREE) else override
+
+
+def _explained(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    """Hydra names the override; what is wrong with it stands in the cause."""
+    said = str(error)
+    reason = str(error.__cause__ or error).split("full_key:")[0].strip()
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if f"'{key}/{value}'" in said:
+            return unknown_name(key, value, (p.stem for p in (conf_dir() / key).glob("*.yaml")))
+        if f"'{key}'" in said or override in said:
+            known, wrong = _look_up(key)
+            return wrong or ConfigError(f"{key}={value}: {reason}", hint=f"such as {key}={known}")
+    return ConfigError(reason, hint="hpc-dynamo plan --help shows how overrides are written")
+
+
+def _look_up(key: str) -> tuple[Any, ConfigError | None]:
+    """The default of a field, or what is wrong with its name."""
+    known: Any = asdict(Config())
+    path = ""
+    for part in key.split("."):
+        if not isinstance(known, dict):
+            return None, ConfigError(f"{key} is not a field", hint=f"{path} is a value")
+        if part not in known:
+            return None, _no_field(path, part, known)
+        known, path = known[part], f"{path}.{part}".lstrip(".")
+    return known, None
+
+
+def _no_field(path: str, name: str, known: dict[str, Any]) -> ConfigError:
+    full = f"{path}.{name}".lstrip(".")
+    guess = get_close_matches(name, known, n=1)
+    meant = f"did you mean {guess[0]}? " if guess else ""
+    return ConfigError(f"{full} is not a field", hint=f"{meant}known: {', '.join(sorted(known))}")
+
+
+def _refuse_unknown(given: dict[Any, Any], known: dict[str, Any], path: str) -> None:
+    """`+key=value` and files may add anything; only free-form fields may grow."""
+    for name, value in given.items():
+        full = f"{path}{name}"
+        if name not in known:
+            raise _no_field(path.rstrip("."), name, known)
+        if isinstance(value, dict) and isinstance(known[name], dict) and f"{full}." not in FREE:
+            _refuse_unknown(value, known[name], f"{full}.")

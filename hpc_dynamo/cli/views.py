@@ -1,0 +1,122 @@
+"""What people see: tables and lines from plans, states and figures."""
+
+import math
+import time
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from hpc_dynamo.config import Config, Launcher
+from hpc_dynamo.launch import JobState
+from hpc_dynamo.launch.resources import resources
+from hpc_dynamo.messages import Progress, Quantiles, Summary
+from hpc_dynamo.run import Attempt
+from hpc_dynamo.topology import Plan
+
+STALE_S = 15.0  # a status file older than this is not of a living head
+
+
+def layout(config: Config, plan: Plan) -> RenderableType:
+    """Which worker is where."""
+    need = resources(config, plan)
+    title = f"{config.engine.name}, {config.topology.kind}: {plan.nodes} node(s)"
+    table = Table("node", "rank", "role", "GPUs", title=title, title_justify="left")
+    for node in range(plan.nodes):
+        here = [(w, s) for w in plan.workers for s in w.shards if s.node == node]
+        for worker, shard in here:
+            part = worker.shards.index(shard) + 1
+            split = f" (part {part} of {len(worker.shards)})" if len(worker.shards) > 1 else ""
+            gpus = ",".join(map(str, shard.gpus)) or "-"
+            table.add_row(str(node), f"{worker.rank}{split}", str(worker.role), gpus)
+        if not here:
+            table.add_row(str(node), "-", "idle", "-")
+    gpus = f", {need.gpus} GPUs" if need.gpus else ""
+    foot = f"a node: {need.cpus} CPUs, {need.memory_gb} GB{gpus}; time {need.time_min} min"
+    return Group(table, foot)
+
+
+def started(attempt: Attempt, launcher: Launcher) -> str:
+    job = attempt.job()
+    what = f"{launcher} job {job.job_id}" if job else str(launcher)
+    return f"attempt {attempt.number} is {what}; run folder {attempt.run.path}"
+
+
+def workers(attempt: Attempt) -> Table:
+    table = Table("rank", "role", "node", "state", "start", "log")
+    status = attempt.status()
+    for w in status.workers if status else ():
+        start = f"{w.start_s:.1f} s" if w.start_s else "-"
+        table.add_row(str(w.rank), str(w.role), w.host, str(w.state), start, w.log)
+    return table
+
+
+def status(attempt: Attempt, job: tuple[JobState, str] | None) -> RenderableType:
+    """The whole picture of an attempt."""
+    known, roster, outcome = attempt.status(), attempt.roster(), attempt.outcome()
+    state, detail = job or (JobState.unknown, "never submitted")
+    rows: list[RenderableType] = [
+        f"{attempt.run.path} attempt {attempt.number}: {state} ({detail})"
+    ]
+    if roster:
+        hosts = ", ".join(f"{n.host} {n.address}" for n in roster.nodes)
+        rows.append(f"roster by {roster.method} in {roster.seconds:.3f} s: {hosts}")
+    if known:
+        age = time.time() - known.at
+        stale = f" (last heard {age:.0f} s ago)" if age > STALE_S and not outcome else ""
+        left = f", {(known.ends_at - time.time()) / 60:.0f} min left" if known.ends_at else ""
+        rows += [f"{known.phase}{left}{stale}", workers(attempt), progress_line(known.progress)]
+    if outcome and outcome.message:
+        rows.append(f"ended: {outcome.message}")
+    if outcome and outcome.summary:
+        rows.append(summary(attempt, outcome.summary))
+    return Group(*rows)
+
+
+def progress_line(p: Progress) -> str:
+    """One line for a log."""
+    fresh = p.done - p.resumed
+    rate = fresh / p.elapsed_s if p.elapsed_s > 0 else 0.0
+    left = (p.total - p.done - p.failed) / rate if rate else math.inf
+    eta = f", {duration(left)} left" if math.isfinite(left) else ""
+    tokens = p.completion_tokens / p.elapsed_s if p.elapsed_s > 0 else 0.0
+    return (
+        f"{p.done}/{p.total} done, {p.failed} failed, {p.running} under way, "
+        f"{rate:.1f} requests/s, {tokens:.0f} tokens/s{eta}"
+    )
+
+
+def summary(attempt: Attempt, s: Summary) -> Table:
+    """The figures of a finished batch."""
+    p, seconds = s.progress, max(s.seconds, 1e-9)
+    table = Table("", "", title="result", title_justify="left", show_header=False)
+    resumed = f" ({p.resumed} by earlier attempts)" if p.resumed else ""
+    table.add_row("requests", f"{p.done} answered{resumed}, {p.failed} failed")
+    table.add_row("time", f"{duration(s.seconds)}, {(p.done - p.resumed) / seconds:.2f} requests/s")
+    rate = f"{p.completion_tokens / seconds:.1f} tokens/s"
+    table.add_row("tokens", f"{p.prompt_tokens} in, {p.completion_tokens} out, {rate}")
+    if s.ttft_prefill.count:
+        table.add_row("TTFT on prefill workers", quantiles(s.ttft_prefill))
+    name = "TTFT on decode workers, KV transfer included" if s.ttft_prefill.count else "TTFT"
+    table.add_row(name, quantiles(s.ttft_decode))
+    table.add_row("ITL", quantiles(s.itl))
+    table.add_row("KV bytes moved by NIXL", f"{s.kv_bytes:,}")
+    table.add_row("decode workers busy", f"{100 * s.decode_busy:.0f} % of the time")
+    roster = attempt.roster()
+    if roster:
+        how = f"{len(roster.nodes)} agents by {roster.method} in {roster.seconds:.3f} s"
+        table.add_row("bootstrap", how)
+    table.add_row("answers", str(attempt.run.output))
+    table.add_row("errors", str(attempt.run.errors) if p.failed else "none")
+    return table
+
+
+def quantiles(q: Quantiles) -> str:
+    return f"p50 {1000 * q.p50:.1f} ms, p99 {1000 * q.p99:.1f} ms" if q.count else "not seen"
+
+
+def duration(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {s:02d} s" if minutes else f"{seconds:.1f} s"
