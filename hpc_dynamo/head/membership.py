@@ -62,7 +62,7 @@ class Membership:
                 case WorkerReport():
                     await self._admit(message)
                 case Bye(node=node):
-                    await self._gone(node, "its agent has ended")
+                    await self._gone(node, WorkerState.stopped, "its agent has ended")
                 case Stop():
                     log.warning("an agent sent Stop, which only the head does")
 
@@ -72,7 +72,7 @@ class Membership:
             await asyncio.sleep(HEARTBEAT_S)
             silent = [n for n, at in self._heard.items() if time.monotonic() - at > SILENCE_S]
             for node in silent:
-                await self._gone(node, f"its agent was silent for {SILENCE_S:.0f} s")
+                await self._gone(node, WorkerState.lost, f"silent for {SILENCE_S:.0f} s")
 
     async def stop_all(self, reason: str, patience_s: float) -> None:
         """Tell every agent to end and wait for the farewells; the silent are left to Slurm."""
@@ -95,28 +95,31 @@ class Membership:
             self._dispatcher.leave(worker.rank)
         self._despair(worker.role)
 
-    async def _gone(self, node: int, why: str) -> None:
+    async def _gone(self, node: int, state: WorkerState, why: str) -> None:
+        """An agent has ended or died; so have its workers."""
         self._heard.pop(node, None)
         async with self._changed:
             self._peers.pop(node, None)
             self._changed.notify_all()
         host, agent_log = self._roster.nodes[node].host, self._attempt.agent_log(node)
         log.info("node %d (%s) is gone: %s", node, host, why)
+        lost = f"node {node} ({host}) is gone: {why}; log: {agent_log}"
         for worker in self._plan.on_node(node):
             report = WorkerReport(
                 rank=worker.rank,
                 role=worker.role,
                 node=node,
                 host=host,
-                state=WorkerState.lost,
-                detail=f"node {node} ({host}) is gone: {why}; log: {agent_log}",
+                state=state,
+                detail=lost if state is WorkerState.lost else "",
                 log=str(self._attempt.worker_log(worker.rank)),
             )
             await self._admit(report)
 
     def _despair(self, role: Role) -> None:
         ranks = [w.rank for w in self._plan.workers if w.role is role]
+        gone = (WorkerState.lost, WorkerState.stopped)
         lost = [self.workers[r] for r in ranks if r in self.workers]
-        if len(lost) == len(ranks) and all(w.state is WorkerState.lost for w in lost):
-            what = f"every {role} worker is lost; the last one: {lost[-1].detail}"
+        if len(lost) == len(ranks) and all(w.state in gone for w in lost):
+            what = f"no {role} worker is left; the last one: {lost[-1].detail or 'stopped'}"
             self._hopeless(EngineError(what))

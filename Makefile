@@ -1,0 +1,54 @@
+# `make demo` and `make test` are all that a newcomer needs; `make help` lists the rest.
+PYTHON ?= python3
+ENGINE ?= vllm
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint cluster cluster-down golden clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+demo: $(VENV)/demo.stamp ## a batch through one prefill and one decode worker (ENGINE=simulator: without vLLM)
+	$(BIN)/python -m hpc_dynamo.demo --engine $(ENGINE)
+
+test: $(VENV)/dev.stamp lint ## everything: fast suite, Slurm cluster (root on Debian), vLLM
+	-$(BIN)/python -m tests.cluster.slurm install
+	-$(BIN)/python -m hpc_dynamo.demo.provision
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/dev.stamp ## under two minutes, no cluster, no vLLM
+	$(BIN)/python -m pytest -m "not cluster and not vllm and not slow"
+
+lint: $(VENV)/dev.stamp ## ruff and strict mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+golden: $(VENV)/dev.stamp ## accept what the renderer now writes as sbatch/
+	HPC_DYNAMO_ACCEPT=1 $(BIN)/python -m pytest -q tests/test_sbatch.py
+
+cluster: $(VENV)/dev.stamp ## a three-node Slurm cluster on this machine and a shell to use it (root)
+	$(BIN)/python -m tests.cluster.slurm shell
+
+cluster-down: $(VENV)/dev.stamp ## remove a cluster that was kept
+	$(BIN)/python -m tests.cluster.slurm down
+
+clean: ## remove the environment of this checkout (not the cached vLLM)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/bin/python:
+	@echo "creating $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hpc-dynamo needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: pyproject.toml | $(VENV)/bin/python
+	@echo "installing hpc-dynamo with NIXL into $(VENV)"
+	@$(BIN)/pip install --quiet --editable '.[nixl]'
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
+	@echo "installing hpc-dynamo with NIXL, MPI and the test tools into $(VENV)"
+	@$(BIN)/pip install --quiet --editable '.[nixl,mpi,dev]'
+	@touch $@
