@@ -1,0 +1,218 @@
+"""Processes, links, names and cgroups of the test cluster, found again by their names alone."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from tests.cluster.conf import Spec
+
+_HOSTS = Path("/etc/hosts")
+_ENV = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin:/bin"}
+_DAEMONS = {"munged", "slurmctld", "unshare", "sh"}  # all that runs outside the nodes
+
+
+class ClusterError(Exception):
+    """The test cluster could not do what was asked; the text ends with what its logs say."""
+
+
+def run(*argv: str | Path, timeout_s: float = 60) -> str:
+    """Standard output of a command. Raises ClusterError with its output if it fails."""
+    command = " ".join(map(str, argv))
+    try:
+        done = subprocess.run(
+            [str(a) for a in argv],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            cwd="/",
+            env=_ENV,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(f"`{command}`: not done within {timeout_s:g} s") from error
+    if done.returncode:
+        raise ClusterError(f"`{command}` failed ({done.returncode}): {done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def wait_until(true: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """Polls; for state that other programs keep and that sends no event."""
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        if time.monotonic() > deadline:
+            raise ClusterError(f"{what}: not within {timeout_s:g} s")
+        time.sleep(0.05)
+
+
+@contextmanager
+def machine_lock() -> Iterator[None]:
+    """One cluster at a time picks a subnet or edits /etc/hosts. Locks /run: leaves no file."""
+    fd = os.open("/run", os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _argv(pid: str) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    except (FileNotFoundError, ProcessLookupError):
+        return []  # gone meanwhile
+
+
+def processes() -> dict[int, list[str]]:
+    """Command line by process id; zombies and kernel threads have none and are left out."""
+    pids = (p.name for p in Path("/proc").iterdir() if p.name.isdigit())
+    return {int(pid): argv for pid in pids if (argv := _argv(pid))}
+
+
+def find(match: Callable[[list[str]], bool]) -> list[int]:
+    """Ids of the processes whose command line matches."""
+    return [pid for pid, argv in processes().items() if match(argv)]
+
+
+def daemons(spec: Spec) -> list[int]:
+    """The cluster's processes in this machine's own process namespace, and each node's first."""
+    ours = f"{spec.state}/"
+    return find(lambda argv: Path(argv[0]).name in _DAEMONS and any(ours in a for a in argv[1:]))
+
+
+def node_pid(spec: Spec, node: str) -> int | None:
+    """Id of a node's first process, or None."""
+    pids = find(lambda argv: argv == ["sh", f"{spec.state}/init.sh", node])
+    return pids[0] if pids else None
+
+
+def kill_all(spec: Spec, timeout_s: float = 30) -> None:
+    """Kills the cluster's processes; the kernel kills what else runs on a node."""
+    while pids := daemons(spec):
+        for pid in pids:
+            kill(pid, timeout_s)
+
+
+def kill(pid: int, timeout_s: float = 30) -> None:
+    """Kills a process and waits. A node's first process ends after all others of its node."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return  # gone meanwhile
+    wait_until(lambda: _stat(pid)[0] in "ZX", timeout_s, f"end of process {pid}")
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/<pid>/stat from the third on: state first. Just `X`, dead, if gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ["X"]
+
+
+def identity(pid: int) -> str:
+    """Tells a process from a later one with the same id: by its start time. Empty if dead."""
+    stat = _stat(pid)
+    return "" if stat[0] in "ZX" else f"{pid} {stat[19]}"
+
+
+def free_subnet() -> IPv4Network:
+    """A /24 that no route of this machine, however narrow, touches."""
+    routes = json.loads(run("ip", "-json", "-4", "route", "show", "table", "all"))
+    taken = [IPv4Network(r["dst"], strict=False) for r in routes if r["dst"] != "default"]
+    for third in range(256):
+        subnet = IPv4Network(f"10.83.{third}.0/24")
+        if not any(subnet.overlaps(other) for other in taken):
+            return subnet
+    raise ClusterError("no free /24 in 10.83.0.0/16 for the cluster's bridge")
+
+
+def add_bridge(spec: Spec, address: str) -> None:
+    run("ip", "link", "add", spec.bridge, "type", "bridge", "forward_delay", "0")
+    run("ip", "address", "add", f"{address}/24", "dev", spec.bridge)
+    run("ip", "link", "set", spec.bridge, "up")
+
+
+def start_node(spec: Spec, node: str) -> None:
+    """A host of its own: network, mounts, host name, shared memory and process ids."""
+    spaces = ("--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc")
+    init = ("sh", f"{spec.state}/init.sh", node)
+    with (spec.state / node / "init.log").open("ab") as log:
+        argv = ("setsid", "--fork", "unshare", *spaces, *init)
+        subprocess.run(
+            argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", env=_ENV, check=True
+        )
+
+
+def start_controller(spec: Spec) -> None:
+    """slurmctld as host `<name>0`; it listens on the address that its host name resolves to."""
+    names = f"hostname {spec.login} && mount --bind {spec.state}/hosts /etc/hosts"
+    daemon = f"exec slurmctld -c -f {spec.state}/slurm.conf"
+    run("unshare", "--mount", "--uts", "sh", "-c", f"{names} && {daemon}")
+
+
+def plug_in(spec: Spec, node: str, address: str) -> None:
+    """Lays the cable from the bridge to a running node."""
+    link, pid = spec.link(node), node_pid(spec, node)
+    peer = ("peer", "name", "eth0", "netns", str(pid))
+    run("ip", "link", "add", link, "master", spec.bridge, "type", "veth", *peer)
+    run("ip", "link", "set", link, "up")
+    enter = ("nsenter", f"--net=/proc/{pid}/ns/net", "ip")
+    run(*enter, "address", "add", f"{address}/24", "dev", "eth0")
+    run(*enter, "link", "set", "eth0", "up")
+
+
+def inside(pid: int, *argv: str | Path) -> list[str]:
+    """The command line that runs `argv` in all the namespaces of a node's first process."""
+    spaces = ("--mount", "--uts", "--ipc", "--net", "--pid")
+    return [str(a) for a in ("nsenter", f"--target={pid}", *spaces, "--", *argv)]
+
+
+def remove_links(spec: Spec) -> None:
+    """Node links first; a bridge goes last. Links may vanish meanwhile with their namespace."""
+    names = [link["ifname"] for link in json.loads(run("ip", "-json", "link"))]
+    ours = [n for n in names if n.rstrip("0123456789") == spec.link(spec.name)]
+    for name in [*ours, *({spec.bridge} & set(names))]:
+        subprocess.run(("ip", "link", "delete", name), capture_output=True, check=False)
+
+
+def add_names(spec: Spec, lines: str) -> None:
+    """So that programs on the login node find the nodes by name."""
+    tag = _tag(spec)
+    with machine_lock(), _HOSTS.open("a") as file:
+        file.write("".join(f"{line} {tag}\n" for line in lines.splitlines()))
+
+
+def remove_names(spec: Spec) -> None:
+    """Written in place: in containers /etc/hosts is a mount and cannot be renamed over."""
+    with machine_lock():
+        lines = _HOSTS.read_text().splitlines(keepends=True)
+        rest = [line for line in lines if not line.rstrip().endswith(_tag(spec))]
+        if rest != lines:
+            _HOSTS.write_text("".join(rest))
+
+
+def _tag(spec: Spec) -> str:
+    return f"# {spec.state.name}"
+
+
+def remove_cgroups(spec: Spec) -> None:
+    """slurmd makes `slurm_<node>` in the freezer, which may not be mounted here: mount it."""
+    mount = "mount -t cgroup -o freezer none /mnt && cd /mnt"
+    ours = f"slurm_{spec.name}[0-9] slurm_{spec.name}[0-9][0-9]"
+    sweep = (
+        f'for d in {ours}; do [ ! -d "$d" ] || find "$d" -depth -type d -exec rmdir {{}} \\;; done'
+    )
+    script = f'{mount} && {sweep}; [ -z "$(find {ours} 2>/dev/null)" ]'
+
+    def gone() -> bool:
+        argv = ("unshare", "--mount", "sh", "-c", script)
+        return subprocess.run(argv, capture_output=True, check=False).returncode == 0
+
+    wait_until(gone, 30, f"removal of the cgroups of cluster {spec.name}")

@@ -1,0 +1,78 @@
+"""Driving the product from outside, as its users do: child processes and files."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hpc_dynamo.run import Attempt, Run
+
+SIMULATOR = ("engine=simulator", "cluster.launcher=local")
+
+
+def hpc_dynamo(
+    *words: str, cwd: Path, env: Mapping[str, str] | None = None, timeout_s: float = 90
+) -> subprocess.CompletedProcess[str]:
+    """One call of the command line, to its end."""
+    argv = [sys.executable, "-m", "hpc_dynamo.cli.main", *words]
+    environment = {**os.environ, "COLUMNS": "200", **(env or {})}
+    return subprocess.run(
+        argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout_s
+    )
+
+
+def write_prompts(file: Path, count: int, max_tokens: int = 8) -> list[str]:
+    """An input in OpenAI's batch format; the ids in order."""
+    ids = [f"request {i}" for i in range(count)]
+    rows = (
+        {
+            "custom_id": custom_id,
+            "method": "POST",
+            "url": "/v1/completions",
+            "body": {
+                "model": "any",
+                "prompt": f"{custom_id}: " + f"tell me about the number {i}. " * 12,
+                "max_tokens": max_tokens,
+                "temperature": 0,
+            },
+        }
+        for i, custom_id in enumerate(ids)
+    )
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ids
+
+
+def answers(output: Path) -> dict[str, str]:
+    """Text by id; fails on an id that is there twice."""
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    found = {row["custom_id"]: _text(row) for row in rows}
+    assert len(found) == len(rows), "an id has more than one result"
+    return found
+
+
+def _text(row: dict[str, Any]) -> str:
+    assert row["error"] is None, row
+    choice = row["response"]["body"]["choices"][0]
+    return str(choice["text"] if "text" in choice else choice["message"]["content"])
+
+
+def latest(run: Path) -> Attempt:
+    return Run(run).attempts()[-1]
+
+
+def until(what: str, condition: Callable[[], Any], timeout_s: float = 60) -> Any:
+    """Poll for what other processes leave in files: files have no events across nodes."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
+        time.sleep(0.02)
+    return value
+
+
+def results_on_disk(run: Path) -> int:
+    """Whole lines in all parts of a run."""
+    return sum(part.read_bytes().count(b"\n") for part in (run / "parts").glob("*.jsonl"))
