@@ -1,0 +1,195 @@
+"""A batch on this machine: real agents, real engines, real NIXL, over submitit's local executor."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpc_dynamo.messages import Outcome
+from hpc_dynamo.run import Run
+from tests.runs import (
+    SIMULATOR,
+    answers,
+    hpc_dynamo,
+    latest,
+    results_on_disk,
+    until,
+    write_prompts,
+)
+
+TWO_NODES = ("topology.nodes=2", "topology.prefill.workers=1", "topology.decode.workers=1")
+
+
+def test_a_batch_answers_every_request_in_order(tmp_path: Path) -> None:
+    ids = write_prompts(tmp_path / "prompts.jsonl", 30)
+    done = hpc_dynamo("batch", *SIMULATOR, *TWO_NODES, "input=prompts.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / "runs" / "prompts"
+    assert list(answers(run / "output.jsonl")) == ids
+    assert (run / "errors.jsonl").read_text() == ""
+    outcome = latest(run).outcome()
+    assert outcome is not None
+    assert outcome.summary is not None
+    assert outcome.summary.kv_bytes > 0, "NIXL moved nothing"
+    assert outcome.summary.progress.completion_tokens == 30 * 8
+    assert "30 answered" in done.stdout
+
+
+def test_disaggregated_equals_aggregated(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", 8)
+    for name in ("disaggregated", "aggregated"):
+        words = (f"topology={name}", f"name={name}", "input=prompts.jsonl")
+        done = hpc_dynamo("batch", *SIMULATOR, *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    texts = [
+        answers(tmp_path / "runs" / n / "output.jsonl") for n in ("aggregated", "disaggregated")
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_the_same_command_again_repeats_nothing(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", 5)
+    first = hpc_dynamo("batch", *SIMULATOR, "input=prompts.jsonl", cwd=tmp_path)
+    before = (tmp_path / "runs/prompts/output.jsonl").read_bytes()
+    again = hpc_dynamo("batch", *SIMULATOR, "input=prompts.jsonl", cwd=tmp_path)
+    assert (first.returncode, again.returncode) == (0, 0), first.stderr + again.stderr
+    assert (tmp_path / "runs/prompts/output.jsonl").read_bytes() == before
+    assert "5 by earlier attempts" in again.stdout
+
+
+def test_another_input_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", 2)
+    assert hpc_dynamo("batch", *SIMULATOR, "input=prompts.jsonl", cwd=tmp_path).returncode == 0
+    write_prompts(tmp_path / "prompts.jsonl", 3)
+    refused = hpc_dynamo("batch", *SIMULATOR, "input=prompts.jsonl", cwd=tmp_path)
+    assert refused.returncode == 3
+    assert "another input" in refused.stderr
+    assert "overwrite=true" in refused.stderr
+
+
+def test_a_request_that_the_engine_refuses_goes_to_the_errors(tmp_path: Path) -> None:
+    ids = write_prompts(tmp_path / "prompts.jsonl", 3)
+    bad = {"custom_id": "too long", "prompt": "word " * 50_000, "max_tokens": 4}
+    with (tmp_path / "prompts.jsonl").open("a") as file:
+        file.write(json.dumps(bad) + "\n")
+    done = hpc_dynamo("batch", *SIMULATOR, "input=prompts.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs/prompts"
+    assert list(answers(run / "output.jsonl")) == ids
+    (row,) = map(json.loads, (run / "errors.jsonl").read_text().splitlines())
+    assert row["custom_id"] == "too long"
+    assert row["response"]["status_code"] == 400
+    assert row["error"]["final"] is True
+
+
+def test_an_engine_that_cannot_start_ends_the_run_with_rank_node_and_log(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", 2)
+    words = ("engine.args.fail-start=true", "engine.restarts=1", "input=prompts.jsonl")
+    done = hpc_dynamo("batch", *SIMULATOR, *words, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "worker" in done.stderr
+    assert "worker-" in done.stderr, "no log is named"
+    assert "exited with code" in done.stderr
+
+
+def _start(tmp_path: Path, *words: str) -> Path:
+    argv = (*SIMULATOR, "input=prompts.jsonl", *words)
+    done = hpc_dynamo("batch", "--detach", *argv, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "runs" / "prompts"
+
+
+def _gone(pid: int) -> bool:
+    try:
+        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return True
+
+
+SLOW = ("engine.args.timing=h100-8b", "batch.concurrency=4")
+
+
+@pytest.mark.parametrize("victim", ["head", "agent", "everything"])
+def test_kill_9_and_resume_gives_each_result_once(tmp_path: Path, victim: str) -> None:
+    ids = write_prompts(tmp_path / "prompts.jsonl", 60, max_tokens=16)
+    reference = hpc_dynamo("batch", *SIMULATOR, "input=prompts.jsonl", "name=all", cwd=tmp_path)
+    assert reference.returncode == 0, reference.stderr
+    run = _start(tmp_path, *TWO_NODES, *SLOW)
+    until("some results", lambda: results_on_disk(run) >= 5)
+    attempt = latest(run)
+    pids = {record.node: record.pid for record in attempt.nodes()}
+    job = attempt.job()
+    assert job is not None
+    killed = {"head": [pids[0]], "agent": [pids[1]], "everything": [job.pid, *pids.values()]}
+    for pid in killed[victim]:
+        os.kill(pid, signal.SIGKILL)
+    until("all agents gone", lambda: all(map(_gone, pids.values())), 90)
+    engines = subprocess.run(["pgrep", "-f", str(run)], capture_output=True, text=True)
+    until("the engines gone", lambda: all(_gone(int(p)) for p in engines.stdout.split()))
+    saved = results_on_disk(run)
+    again = hpc_dynamo("batch", *SIMULATOR, *TWO_NODES, "input=prompts.jsonl", cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert results_on_disk(run) == len(ids), "a finished request was run again"
+    assert saved >= 5
+    assert answers(run / "output.jsonl") == answers(tmp_path / "runs/all/output.jsonl")
+    assert list(answers(run / "output.jsonl")) == ids
+
+
+def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:
+    ids = write_prompts(tmp_path / "prompts.jsonl", 40)
+    words = ("engine.args.fail-after-requests=15", "engine.restarts=20", "batch.retries=10")
+    done = hpc_dynamo("batch", *SIMULATOR, *words, "input=prompts.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(answers(tmp_path / "runs/prompts/output.jsonl")) == ids
+    assert "failed" in (latest(tmp_path / "runs/prompts").agent_log(0)).read_text()
+
+
+def test_stop_ends_everything_and_a_second_run_is_refused_meanwhile(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", 200, max_tokens=64)
+    run = _start(tmp_path, *SLOW)
+    until("some results", lambda: results_on_disk(run) >= 1)
+    second = hpc_dynamo("batch", *SIMULATOR, "input=prompts.jsonl", cwd=tmp_path)
+    assert second.returncode == 1
+    assert "is in use" in second.stderr
+    shown = hpc_dynamo("status", "name=prompts", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "running" in shown.stdout
+    stopped = hpc_dynamo("stop", "name=prompts", cwd=tmp_path)
+    assert stopped.returncode == 0, stopped.stderr
+    left = subprocess.run(["pgrep", "-f", str(run)], capture_output=True, text=True)
+    assert left.stdout == "", "processes are left behind"
+
+
+def test_ctrl_c_ends_the_job(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", 200, max_tokens=64)
+    argv = [sys.executable, "-m", "hpc_dynamo.cli.main", "batch", *SIMULATOR, *SLOW]
+    process = subprocess.Popen(
+        [*argv, "input=prompts.jsonl"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    run = tmp_path / "runs/prompts"
+    until("some results", lambda: results_on_disk(run) >= 1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the whole foreground group
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert "stopping the job" in said
+    assert "goes on from here" in said
+    left = subprocess.run(["pgrep", "-f", str(run)], capture_output=True, text=True)
+    assert left.stdout == "", "processes are left behind"
+
+
+def test_the_outcome_is_readable_and_typed(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", 2)
+    done = hpc_dynamo("batch", *SIMULATOR, "input=prompts.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    outcome = Run(tmp_path / "runs/prompts").attempts()[-1].outcome()
+    assert isinstance(outcome, Outcome)
+    assert outcome.exit_code == 0
