@@ -35,7 +35,7 @@ def follow(attempt: Attempt, job: Job, console: Console) -> Outcome:
             if time.monotonic() - asked_at > ASK_S:
                 state, detail = job.state()
                 asked_at = time.monotonic()
-                waiting = f"{state}: {detail}" if state is not JobState.running else ""
+                waiting = f"{state}, {detail}" if state is not JobState.running else ""
                 if state is not JobState.ended:
                     ended_at = 0.0
                 elif not ended_at:
@@ -83,7 +83,7 @@ class _News:
             return
         if status.phase != self._phase:
             self._phase = status.phase
-            yield f"{status.phase} {status.detail}".strip()
+            yield status.phase
         for worker in status.workers:
             old = self._workers.get(worker.rank)
             self._workers[worker.rank] = worker

@@ -1,7 +1,7 @@
 """`hpc-dynamo VERB [overrides]`: parse, call the verb, turn errors into exit codes."""
 
 import argparse
-import sys
+
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -91,7 +91,3 @@ def _arguments(name: str, verb: argparse.ArgumentParser) -> None:
         )
     if name == "batch":
         verb.add_argument("--detach", action="store_true", help="submit and return at once")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

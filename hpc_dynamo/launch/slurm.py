@@ -102,7 +102,7 @@ class SlurmJob:
             return JobState.ended, "left the queue"
         state, reason, nodes = out.splitlines()[0].split("|")
         if state in ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED"):
-            return JobState.pending, f"{state.lower()}: {reason}"
+            return JobState.pending, f"Slurm says {state.lower()}, reason: {reason}"
         if state in ("RUNNING", "COMPLETING", "STOPPED", "SIGNALING", "RESIZING"):
             return JobState.running, nodes
         return JobState.ended, state.lower()
