@@ -18,7 +18,7 @@ def hpc_dynamo(
     *words: str, cwd: Path, env: Mapping[str, str] | None = None, timeout_s: float = 90
 ) -> subprocess.CompletedProcess[str]:
     """One call of the command line, to its end."""
-    argv = [sys.executable, "-m", "hpc_dynamo.cli.main", *words]
+    argv = [sys.executable, "-m", "hpc_dynamo", *words]
     environment = {**os.environ, "COLUMNS": "200", **(env or {})}
     return subprocess.run(
         argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout_s

@@ -166,7 +166,7 @@ def test_stop_ends_everything_and_a_second_run_is_refused_meanwhile(tmp_path: Pa
 
 def test_ctrl_c_ends_the_job(tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 200, max_tokens=64)
-    argv = [sys.executable, "-m", "hpc_dynamo.cli.main", "batch", *SIMULATOR, *SLOW]
+    argv = [sys.executable, "-m", "hpc_dynamo", "batch", *SIMULATOR, *SLOW]
     process = subprocess.Popen(
         [*argv, "input=prompts.jsonl"],
         cwd=tmp_path,

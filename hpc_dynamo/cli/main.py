@@ -1,7 +1,6 @@
 """`hpc-dynamo VERB [overrides]`: parse, call the verb, turn errors into exit codes."""
 
 import argparse
-
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
