@@ -58,7 +58,7 @@ def test_the_same_command_again_repeats_nothing(tmp_path: Path) -> None:
     again = hpc_dynamo("batch", *SIMULATOR, "input=prompts.jsonl", cwd=tmp_path)
     assert (first.returncode, again.returncode) == (0, 0), first.stderr + again.stderr
     assert (tmp_path / "runs/prompts/output.jsonl").read_bytes() == before
-    assert "5 by earlier attempts" in again.stdout
+    assert "nothing to do" in again.stdout
 
 
 def test_another_input_under_the_same_name_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-from hpc_dynamo.errors import RequestFailed
+from hpc_dynamo.batch.requests import Entry, Requests
+from hpc_dynamo.errors import HpcDynamoError, RequestFailed
 from hpc_dynamo.run import Run
 
 
@@ -113,17 +114,30 @@ class Ledger:
         await future
 
     async def write(self) -> None:
-        """The writer: one flush for all lines that came during the last. Runs until cancelled."""
-        with self._part.open("ab") as file:
-            _cut_torn_tail(self._part)
-            while True:
-                await self._wake.wait()
-                self._wake.clear()
-                batch, self._waiting = self._waiting, []
-                await asyncio.to_thread(_append, file.fileno(), [line for line, _ in batch])
-                for _, future in batch:
-                    if not future.done():
-                        future.set_result(None)
+        """The writer: one flush for all lines that came during the last. Runs until cancelled.
+
+        Raises HpcDynamoError where the disk does not take them.
+        """
+        try:
+            with self._part.open("ab") as file:
+                _cut_torn_tail(self._part)
+                while True:
+                    await self._wake.wait()
+                    self._wake.clear()
+                    batch, self._waiting = self._waiting, []
+                    await asyncio.to_thread(_append, file.fileno(), [line for line, _ in batch])
+                    for _, future in batch:
+                        if not future.done():
+                            future.set_result(None)
+        except OSError as e:
+            hint = "room and quota of that disk; the same command goes on from here"
+            raise HpcDynamoError(f"{self._part} cannot be written: {e}", hint=hint) from e
+
+    def unfinished(self, requests: Requests) -> list[Entry]:
+        """The requests without a result, or with one that another try may better."""
+        spots = self.spots()
+        done = {custom_id for custom_id, spot in spots.items() if spot.finished}
+        return [entry for entry in requests.entries if entry.custom_id not in done]
 
     def merge(self, ids: Iterable[str]) -> tuple[int, int]:
         """Write output.jsonl and errors.jsonl in the order of `ids`; how many went to each."""

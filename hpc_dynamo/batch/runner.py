@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
 
 import msgspec
 
@@ -44,25 +43,20 @@ def concurrency(config: Config) -> int:
 
 
 class Runner:
-    """One attempt at a batch."""
+    """One attempt at a batch. `first_failure` says why the first request was given up."""
 
     def __init__(
         self, config: Config, requests: Requests, results: Ledger, dispatcher: Dispatcher
     ) -> None:
         self._config, self._requests = config, requests
         self._ledger, self._dispatcher = results, dispatcher
-        self._open = self._unfinished()
+        left = results.unfinished(requests)
+        self._open, self._resumed = iter(left), len(requests.entries) - len(left)
         self._stopping = False
+        self.first_failure = ""
         self._began = time.monotonic()
         self._done = self._failed = self._running = 0
         self._prompt_tokens = self._completion_tokens = 0
-
-    def _unfinished(self) -> Iterator[Entry]:
-        spots = self._ledger.spots()
-        entries = self._requests.entries
-        left = [e for e in entries if not (e.custom_id in spots and spots[e.custom_id].finished)]
-        self._resumed = len(entries) - len(left)
-        return iter(left)
 
     def stop(self) -> None:
         """Begin no further request; those under way may end."""
@@ -72,12 +66,11 @@ class Runner:
         """True when every request has a result."""
         self._began = time.monotonic()
         total = len(self._requests.entries)
-        writer = asyncio.create_task(self._ledger.write(), name="ledger")
-        try:
-            async with asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as group:
+            writer = group.create_task(self._ledger.write(), name="ledger")
+            async with asyncio.TaskGroup() as workers:
                 for _ in range(min(concurrency(self._config), total - self._resumed)):
-                    group.create_task(self._work())
-        finally:
+                    workers.create_task(self._work())
             writer.cancel()
         return self._resumed + self._done + self._failed == total
 
@@ -99,6 +92,7 @@ class Runner:
         except RequestFailed as e:
             await self._ledger.record(ledger.failure(entry.custom_id, e))
             self._failed += 1
+            self.first_failure = self.first_failure or f"{entry.custom_id}: {e}"
             log.warning("%s failed: %s", entry.custom_id, e)
             return
         await self._ledger.record(ledger.success(entry.custom_id, answer))

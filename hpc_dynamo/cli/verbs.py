@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from hpc_dynamo import launch, node
+from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.requests import Requests, scan
 from hpc_dynamo.cli import views
 from hpc_dynamo.cli.compose import compose, show
@@ -46,6 +47,11 @@ def batch(args: Namespace) -> int:
     layout = _checked(config, launcher)
     requests = scan(Path(config.input))
     run = _open(config, requests)
+    results = Ledger(run, 0)
+    if not results.unfinished(requests):
+        results.merge(entry.custom_id for entry in requests.entries)
+        OUT.print(f"nothing to do: all results are in {run.output} (and {run.errors.name})")
+        return 0
     attempt = run.new_attempt(config, layout)
     OUT.print(views.layout(config, layout))
     job = launch.start(launcher, attempt, config, layout, node.main)
@@ -129,15 +135,12 @@ def _open(config: Config, requests: Requests) -> Run:
 
 
 def _conclude(attempt: Attempt, outcome: Outcome) -> None:
-    if outcome.summary is None:
-        raise _failed(outcome)
-    OUT.print(views.summary(attempt, outcome.summary))
-
-
-def _failed(outcome: Outcome) -> HpcDynamoError:
-    error = HpcDynamoError(outcome.message)
-    error.exit_code = outcome.exit_code
-    return error
+    if outcome.summary is not None:
+        OUT.print(views.summary(attempt, outcome.summary))
+    if outcome.exit_code:
+        error = HpcDynamoError(outcome.message)
+        error.exit_code = outcome.exit_code
+        raise error
 
 
 def _find(args: Namespace) -> Run:

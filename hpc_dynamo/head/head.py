@@ -88,8 +88,8 @@ class Head:
     async def _work(self, dispatcher: Dispatcher, http: aiohttp.ClientSession) -> None:
         try:
             self.end(await self._batch(dispatcher, http))
-        except HpcDynamoError as e:
-            self.fail(e)
+        except* HpcDynamoError as group:
+            self.fail(_first(group))
 
     async def _batch(self, dispatcher: Dispatcher, http: aiohttp.ClientSession) -> Outcome:
         requests = await asyncio.to_thread(scan, Path(self._config.input))
@@ -106,13 +106,19 @@ class Head:
             return Outcome(exit_code=1, message="the walltime ended; the same command goes on")
         await asyncio.to_thread(ledger.merge, [entry.custom_id for entry in requests.entries])
         figures = report.summarise(dispatcher.members, before, after, runner.progress())
+        if figures.progress.failed and not figures.progress.done:
+            why = f"no request was answered; the first of them: {runner.first_failure}"
+            return Outcome(exit_code=3, message=why, summary=figures)
         return Outcome(exit_code=0, summary=figures)
 
     async def _show(self, members: Membership, ends_at: float | None) -> None:
         """Keep the status file fresh. Runs until cancelled."""
         while True:
             status = self._status(members, ends_at)
-            await asyncio.to_thread(write_json, self._attempt.status_file, status)
+            try:
+                await asyncio.to_thread(write_json, self._attempt.status_file, status)
+            except OSError as e:  # a full disk is the ledger's to complain about
+                log.warning("no status written: %s", e)
             await asyncio.sleep(STATUS_S)
 
     def _status(self, members: Membership, ends_at: float | None, detail: str = "") -> Status:
@@ -124,3 +130,11 @@ class Head:
             workers=tuple(members.workers[rank] for rank in sorted(members.workers)),
             progress=self._progress(),
         )
+
+
+def _first(group: BaseExceptionGroup[HpcDynamoError]) -> HpcDynamoError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, HpcDynamoError)
+    return error
