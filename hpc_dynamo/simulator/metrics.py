@@ -1,0 +1,122 @@
+"""Prometheus text under vLLM's names, so that one parser of ours reads both engines.
+
+Names, labels and bucket bounds follow vLLM 0.32 (`vllm/v1/metrics`, and `stats.py` of its NIXL
+connector); format: Prometheus text exposition 0.0.4.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+
+LATENCY_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
+TTFT_S = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10),
+    *(20, 40, 80, 160, 640, 2560),
+)
+ITL_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
+TRANSFER_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 5)
+TRANSFER_BYTES = tuple(2 ** (10 + i) for i in range(1, 25, 2))
+DESCRIPTORS = (10, 20, 30, 50, 75, 100, 200, 400, 1000, 2000, 4000, 10000, 20000, 50000)
+REASONS = ("stop", "length", "abort", "error")
+
+
+class Histogram:
+    """Cumulative buckets, as Prometheus wants them."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float, times: int = 1) -> None:
+        self._counts[bisect_left(self._bounds, value)] += times
+        self.sum += value * times
+
+    @property
+    def count(self) -> int:
+        return sum(self._counts)
+
+    def buckets(self) -> Iterator[tuple[str, int]]:
+        total = 0
+        for bound, count in zip((*self._bounds, "+Inf"), self._counts, strict=True):
+            total += count
+            yield str(bound), total
+
+
+class Metrics:
+    """All counts of one engine. The owner sets the fields; `text` renders them."""
+
+    def __init__(self) -> None:
+        self.running = self.waiting = 0
+        self.kv_usage = 0.0
+        self.prompt_tokens = self.generation_tokens = 0
+        self.prefix_queries = self.prefix_hits = 0
+        self.external_queries = self.external_hits = 0
+        self.finished = dict.fromkeys(REASONS, 0)
+        self.ttft = Histogram(TTFT_S)
+        self.itl = Histogram(ITL_S)
+        self.e2e = Histogram(LATENCY_S)
+        self.queue = Histogram(LATENCY_S)
+        self.transfer_s = Histogram(TRANSFER_S)
+        self.post_s = Histogram((0.001, *TRANSFER_S))
+        self.transfer_bytes = Histogram(TRANSFER_BYTES)
+        self.descriptors = Histogram(DESCRIPTORS)
+        self.failed_transfers = self.failed_notices = self.expired = self.late_notices = 0
+
+    def text(self, model: str) -> str:
+        """The page of /metrics."""
+        quoted = model.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+        labels = f'engine="0",model_name="{quoted}"'
+        lines = list[str]()
+        for name, gauge in self._gauges().items():
+            lines += [f"# TYPE vllm:{name} gauge", f"vllm:{name}{{{labels}}} {gauge}"]
+        for name, counter in self._counters().items():
+            lines += [
+                f"# TYPE vllm:{name}_total counter",
+                f"vllm:{name}_total{{{labels}}} {counter}",
+            ]
+        lines.append("# TYPE vllm:request_success_total counter")
+        for reason, count in self.finished.items():
+            with_reason = f'finished_reason="{reason}",{labels}'
+            lines.append(f"vllm:request_success_total{{{with_reason}}} {count}")
+        for name, histogram in self._histograms().items():
+            lines += _histogram(f"vllm:{name}", labels, histogram)
+        return "\n".join(lines) + "\n"
+
+    def _gauges(self) -> dict[str, float]:
+        return {
+            "num_requests_running": self.running,
+            "num_requests_waiting": self.waiting,
+            "kv_cache_usage_perc": self.kv_usage,
+        }
+
+    def _counters(self) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "generation_tokens": self.generation_tokens,
+            "prefix_cache_queries": self.prefix_queries,
+            "prefix_cache_hits": self.prefix_hits,
+            "external_prefix_cache_queries": self.external_queries,
+            "external_prefix_cache_hits": self.external_hits,
+            "nixl_num_failed_transfers": self.failed_transfers + self.failed_notices,
+            "nixl_num_failed_notifications": self.failed_notices,
+            "nixl_num_kv_expired_reqs": self.expired,
+            "nixl_num_notifications_after_expiry": self.late_notices,
+        }
+
+    def _histograms(self) -> dict[str, Histogram]:
+        return {
+            "time_to_first_token_seconds": self.ttft,
+            "inter_token_latency_seconds": self.itl,
+            "e2e_request_latency_seconds": self.e2e,
+            "request_queue_time_seconds": self.queue,
+            "nixl_xfer_time_seconds": self.transfer_s,
+            "nixl_post_time_seconds": self.post_s,
+            "nixl_bytes_transferred": self.transfer_bytes,
+            "nixl_num_descriptors": self.descriptors,
+        }
+
+
+def _histogram(name: str, labels: str, histogram: Histogram) -> list[str]:
+    rows = [f'{name}_bucket{{{labels},le="{le}"}} {n}' for le, n in histogram.buckets()]
+    count = f"{name}_count{{{labels}}} {histogram.count}"
+    return [f"# TYPE {name} histogram", *rows, count, f"{name}_sum{{{labels}}} {histogram.sum}"]

@@ -1,0 +1,103 @@
+"""Bookkeeping of blocks under any history, and bytes that tell whether they are right."""
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from hpc_dynamo.simulator.blocks import BlockPool, KvMemory, chain
+
+ROOT = bytes(32)
+SIZE = 12
+
+
+class Histories(RuleBasedStateMachine):
+    """Holders take cached and fresh blocks, publish them, let go, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = BlockPool(SIZE)
+        self.held = list[list[int]]()
+
+    @rule(story=st.integers(0, 3), length=st.integers(1, 5), publish=st.booleans())
+    def take(self, story: int, length: int, publish: bool) -> None:
+        hashes = [chain(ROOT, [story, i]) for i in range(length)]
+        cached = self.pool.match(hashes)
+        before = self.pool.free
+        blocks = self.pool.take(cached, length - len(cached))
+        if blocks is None:
+            assert before < length
+            assert self.pool.free == before
+            return
+        assert blocks[: len(cached)] == cached
+        self.held.append(blocks)
+        if publish:
+            for block, digest in zip(blocks, hashes, strict=True):
+                self.pool.publish(block, digest)
+            assert len(self.pool.match(hashes)) == length
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        index = data.draw(st.integers(0, len(self.held) - 1))
+        self.pool.release(self.held.pop(index))
+
+    @invariant()
+    def held_and_free_are_all(self) -> None:
+        in_use = {block for blocks in self.held for block in blocks}
+        assert self.pool.free == SIZE - len(in_use)
+        assert abs(self.pool.usage - len(in_use) / SIZE) < 1e-9
+
+    @invariant()
+    def fresh_blocks_belong_to_one(self) -> None:
+        blocks = self.pool.take([], self.pool.free)
+        assert blocks is not None
+        assert not {*blocks} & {block for held in self.held for block in held}
+        self.pool.release(blocks)
+
+    def teardown(self) -> None:
+        for blocks in self.held:
+            self.pool.release(blocks)
+        assert self.pool.free == SIZE
+
+
+class CheckedOften(Histories):
+    """The same without the invariant that empties the cache, so that hits survive."""
+
+    def fresh_blocks_belong_to_one(self) -> None:
+        pass
+
+
+TestHistories = Histories.TestCase
+TestCheckedOften = CheckedOften.TestCase
+
+
+def test_the_longest_free_goes_first_and_the_end_before_the_beginning() -> None:
+    pool, hashes = BlockPool(4), [chain(ROOT, [i]) for i in range(4)]
+    blocks = pool.take([], 4)
+    assert blocks
+    for block, digest in zip(blocks, hashes, strict=True):
+        pool.publish(block, digest)
+    pool.release(blocks)
+    taken = pool.take([], 1)
+    assert taken == [blocks[3]]
+    assert pool.match(hashes) == blocks[:3]
+
+
+def test_a_hash_tells_of_all_tokens_before() -> None:
+    assert chain(chain(ROOT, [1]), [2]) != chain(chain(ROOT, [3]), [2])
+    assert chain(ROOT, [1, 2]) != chain(ROOT, [2, 1])
+
+
+def test_any_wrong_byte_changes_the_signature() -> None:
+    memory, digest = KvMemory(2, 256), chain(ROOT, [1])
+    memory.write(0, digest)
+    memory.write(1, digest)
+    memory.received([0, 1])
+    assert memory.signature(0) == memory.signature(1) == digest
+    for at in range(256):
+        memory.write(0, digest)
+        memory.buffer[at] ^= 1
+        memory.received([0])
+        assert memory.signature(0) != digest
+    memory.damage(1)
+    memory.received([1])
+    assert memory.signature(1) != digest
