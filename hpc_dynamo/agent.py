@@ -6,6 +6,7 @@ An engine counts as ready when it has served a token: engines answer /health lon
 import asyncio
 import logging
 import os
+import signal
 import socket
 import time
 
@@ -30,9 +31,9 @@ from hpc_dynamo.topology import Plan, Worker
 from hpc_dynamo.wire import Client
 
 HEARTBEAT_S = 1.0
-SILENCE_S = 30.0  # a side not heard of for so long is gone; a swapping node can be slow
 PROBE_S = 0.25  # between two tries to get a first token; engines announce nothing
 TAIL_BYTES = 4000
+OUT_OF_MEMORY = "if it ran out of host memory: a larger engine.memory_gb, or fewer workers a node"
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Agent:
         """Until the head ends the job or falls silent."""
         while True:
             try:
-                message = await self._client.receive(SILENCE_S)
+                message = await self._client.receive(self._config.cluster.silence_s)
             except WireError as e:
                 log.error("head lost, ending this node's workers: %s", e)
                 return self.stop()
@@ -162,8 +163,9 @@ class Agent:
             tail = file.read().decode(errors="replace")
         last = next((line for line in reversed(tail.splitlines()) if line.strip()), "")
         how = f"was killed by signal {code - 128}" if code > 128 else f"exited with code {code}"
-        what = f"{self._name(worker)} {how}: {last.strip()}"
-        return EngineError(what, hint=self._engine.advice(tail), log=path)
+        what = f"{self._name(worker)} {how}; it last said: {last.strip()}"
+        hint = self._engine.advice(tail) or (OUT_OF_MEMORY if code == 128 + signal.SIGKILL else "")
+        return EngineError(what, hint=hint, log=path)
 
     def _name(self, worker: Worker) -> str:
         return f"worker {worker.rank} ({worker.role}) on {self._me.host}"

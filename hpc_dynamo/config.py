@@ -12,6 +12,8 @@ from typing import Any
 
 from hpc_dynamo.errors import ConfigError
 
+MIN_SILENCE_S = 3.0  # a few heartbeats
+
 
 class Role(StrEnum):
     """What a worker does for a request."""
@@ -151,6 +153,7 @@ class Cluster:
     gpus_per_node: int | None = None
     cpus_per_node: int | None = None  # None: what the fullest node's workers need
     memory_gb_per_node: float | None = None
+    silence_s: float = 30.0  # head or agent not heard of for so long is gone
     interface: str | None = None  # network interface of the job, such as ib0 or hsn0
     slurm: Slurm = Slurm()
     bootstrap: Bootstrap = Bootstrap()
@@ -189,6 +192,9 @@ def check(config: Config) -> None:
     _at_least_one("engine.max_num_seqs", config.engine.max_num_seqs)
     if config.batch.concurrency is not None:
         _at_least_one("batch.concurrency", config.batch.concurrency)
+    if config.cluster.silence_s < MIN_SILENCE_S:
+        what = f"cluster.silence_s={config.cluster.silence_s} is below {MIN_SILENCE_S}"
+        raise ConfigError(what, hint="cluster.silence_s=30; a busy node may be slow to speak")
     minutes(config.cluster.slurm.time)
     if config.cluster.slurm.gpu_option not in ("gpus-per-node", "gres"):
         value = config.cluster.slurm.gpu_option

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -16,6 +17,10 @@ import msgspec
 from hpc_dynamo.config import Kind, Role
 from hpc_dynamo.engines import Body, Dialect
 from hpc_dynamo.errors import RequestFailed
+
+# A worker whose connection broke is left alone until its agent reports it anew, or this long:
+# with the usual three tries a request outlasts the time after which a silent agent is given up.
+AVOID_S = 15.0
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +34,9 @@ class Member:
     url: str
     active: int = 0  # our own requests on it now
     served: int = 0
-    busy_s: float = 0.0  # time with at least one request on it
+    busy_s: float = 0.0  # time with at least one request on it, over all lives of the rank
     since: float = field(default=0.0, repr=False)
+    avoid_until: float = 0.0  # a connection to it broke; monotonic seconds
 
     def enter(self) -> None:
         if not self.active:
@@ -60,6 +66,7 @@ class Dispatcher:
     def __init__(self, kind: Kind, dialect: Dialect, session: aiohttp.ClientSession) -> None:
         self._kind, self._dialect, self._session = kind, dialect, session
         self._members: dict[int, Member] = {}
+        self._former: dict[int, Member] = {}  # left; their busy time still counts
         self._changed = asyncio.Condition()
 
     @property
@@ -68,13 +75,17 @@ class Dispatcher:
 
     async def join(self, rank: int, role: Role, url: str) -> None:
         """A worker is ready. A rank that joins again has lost its former life's requests."""
+        former = self._members.get(rank) or self._former.pop(rank, None)
+        busy_s = former.busy_s if former else 0.0
         async with self._changed:
-            self._members[rank] = Member(rank, role, url)
+            self._members[rank] = Member(rank, role, url, busy_s=busy_s)
             self._changed.notify_all()
 
     def leave(self, rank: int) -> None:
         """A worker is gone; its open connections fail by themselves."""
-        self._members.pop(rank, None)
+        member = self._members.pop(rank, None)
+        if member:
+            self._former[rank] = member
 
     async def ready(self, roles: Iterable[Role]) -> None:
         """Until each role has a worker."""
@@ -112,10 +123,17 @@ class Dispatcher:
         return Answer(answer, prefill.rank, decode.rank, prefill_s)
 
     async def _choose(self, role: Role) -> Member:
-        async with self._changed:
-            await self._changed.wait_for(lambda: any(m.role is role for m in self.members))
-        candidates = (m for m in self.members if m.role is role)
-        return min(candidates, key=lambda m: (m.active, m.served))
+        """The least loaded worker; waits for one that is ready and not avoided."""
+        while True:
+            of_role = [m for m in self.members if m.role is role]
+            now = time.monotonic()
+            usable = [m for m in of_role if m.avoid_until <= now]
+            if usable:
+                return min(usable, key=lambda m: (m.active, m.served))
+            wait_s = min((m.avoid_until - now for m in of_role), default=None)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s), self._changed:
+                    await self._changed.wait()
 
     async def _post(self, worker: Member, path: str, body: Body) -> bytes:
         worker.enter()
@@ -128,6 +146,7 @@ class Dispatcher:
                     raise RequestFailed(what, status=answer.status, body=content)
                 return content
         except aiohttp.ClientError as e:
+            worker.avoid_until = time.monotonic() + AVOID_S
             what = f"worker {worker.rank} ({worker.role}) at {worker.url}: {e or type(e).__name__}"
             raise RequestFailed(what, status=503) from e
         finally:

@@ -122,10 +122,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds at the middle and near the end of a distribution; NaN where nothing was seen."""
+    """Seconds at the middle and near the end of a distribution of `count` observations."""
 
-    p50: float = float("nan")
-    p99: float = float("nan")
+    p50: float = 0.0
+    p99: float = 0.0
     count: int = 0
 
 
@@ -138,7 +138,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     ttft_decode: Quantiles = Quantiles()
     itl: Quantiles = Quantiles()
     kv_bytes: int = 0
-    decode_busy: float = float("nan")  # share of the run that decode workers had work
+    decode_busy: float = 0.0  # share of the run that decode workers had work
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -38,6 +38,7 @@ def write_prompts(file: Path, count: int, max_tokens: int = 8) -> list[str]:
                 "prompt": f"{custom_id}: " + f"tell me about the number {i}. " * 12,
                 "max_tokens": max_tokens,
                 "temperature": 0,
+                "ignore_eos": True,
             },
         }
         for i, custom_id in enumerate(ids)

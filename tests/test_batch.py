@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.messages import Outcome
-from hpc_dynamo.run import Run
 from tests.runs import (
     SIMULATOR,
     answers,
@@ -37,18 +35,6 @@ def test_a_batch_answers_every_request_in_order(tmp_path: Path) -> None:
     assert outcome.summary.kv_bytes > 0, "NIXL moved nothing"
     assert outcome.summary.progress.completion_tokens == 30 * 8
     assert "30 answered" in done.stdout
-
-
-def test_disaggregated_equals_aggregated(tmp_path: Path) -> None:
-    write_prompts(tmp_path / "prompts.jsonl", 8)
-    for name in ("disaggregated", "aggregated"):
-        words = (f"topology={name}", f"name={name}", "input=prompts.jsonl")
-        done = hpc_dynamo("batch", *SIMULATOR, *words, cwd=tmp_path)
-        assert done.returncode == 0, done.stdout + done.stderr
-    texts = [
-        answers(tmp_path / "runs" / n / "output.jsonl") for n in ("aggregated", "disaggregated")
-    ]
-    assert texts[0] == texts[1]
 
 
 def test_the_same_command_again_repeats_nothing(tmp_path: Path) -> None:
@@ -110,15 +96,13 @@ def _gone(pid: int) -> bool:
         return True
 
 
-SLOW = ("engine.args.timing=h100-8b", "batch.concurrency=4")
+SLOW = ("engine.args.time-scale=20", "batch.concurrency=4")
 
 
 @pytest.mark.parametrize("victim", ["head", "agent", "everything"])
 def test_kill_9_and_resume_gives_each_result_once(tmp_path: Path, victim: str) -> None:
     ids = write_prompts(tmp_path / "prompts.jsonl", 60, max_tokens=16)
-    reference = hpc_dynamo("batch", *SIMULATOR, "input=prompts.jsonl", "name=all", cwd=tmp_path)
-    assert reference.returncode == 0, reference.stderr
-    run = _start(tmp_path, *TWO_NODES, *SLOW)
+    run = _start(tmp_path, *TWO_NODES, *SLOW, "cluster.silence_s=4")
     until("some results", lambda: results_on_disk(run) >= 5)
     attempt = latest(run)
     pids = {record.node: record.pid for record in attempt.nodes()}
@@ -127,21 +111,28 @@ def test_kill_9_and_resume_gives_each_result_once(tmp_path: Path, victim: str) -
     killed = {"head": [pids[0]], "agent": [pids[1]], "everything": [job.pid, *pids.values()]}
     for pid in killed[victim]:
         os.kill(pid, signal.SIGKILL)
-    until("all agents gone", lambda: all(map(_gone, pids.values())), 90)
-    engines = subprocess.run(["pgrep", "-f", str(run)], capture_output=True, text=True)
-    until("the engines gone", lambda: all(_gone(int(p)) for p in engines.stdout.split()))
+    until("all agents gone", lambda: all(map(_gone, pids.values())))
+    until("the engines gone", lambda: not _processes_of(run))
     saved = results_on_disk(run)
+    assert 5 <= saved < len(ids), "the run had ended before anything was killed"
     again = hpc_dynamo("batch", *SIMULATOR, *TWO_NODES, "input=prompts.jsonl", cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert results_on_disk(run) == len(ids), "a finished request was run again"
-    assert saved >= 5
+    aggregated = ("topology=aggregated", "name=all", "input=prompts.jsonl")
+    reference = hpc_dynamo("batch", *SIMULATOR, *aggregated, cwd=tmp_path)
+    assert reference.returncode == 0, reference.stderr
     assert answers(run / "output.jsonl") == answers(tmp_path / "runs/all/output.jsonl")
     assert list(answers(run / "output.jsonl")) == ids
 
 
+def _processes_of(run: Path) -> str:
+    found = subprocess.run(["pgrep", "-f", str(run)], capture_output=True, text=True)
+    return found.stdout
+
+
 def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:
     ids = write_prompts(tmp_path / "prompts.jsonl", 40)
-    words = ("engine.args.fail-after-requests=15", "engine.restarts=20", "batch.retries=10")
+    words = ("engine.args.fail-after-requests=15", "engine.restarts=20", "batch.concurrency=4")
     done = hpc_dynamo("batch", *SIMULATOR, *words, "input=prompts.jsonl", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(answers(tmp_path / "runs/prompts/output.jsonl")) == ids
@@ -160,8 +151,7 @@ def test_stop_ends_everything_and_a_second_run_is_refused_meanwhile(tmp_path: Pa
     assert "running" in shown.stdout
     stopped = hpc_dynamo("stop", "name=prompts", cwd=tmp_path)
     assert stopped.returncode == 0, stopped.stderr
-    left = subprocess.run(["pgrep", "-f", str(run)], capture_output=True, text=True)
-    assert left.stdout == "", "processes are left behind"
+    assert _processes_of(run) == "", "processes are left behind"
 
 
 def test_ctrl_c_ends_the_job(tmp_path: Path) -> None:
@@ -182,14 +172,4 @@ def test_ctrl_c_ends_the_job(tmp_path: Path) -> None:
     assert process.returncode == 1, said
     assert "stopping the job" in said
     assert "goes on from here" in said
-    left = subprocess.run(["pgrep", "-f", str(run)], capture_output=True, text=True)
-    assert left.stdout == "", "processes are left behind"
-
-
-def test_the_outcome_is_readable_and_typed(tmp_path: Path) -> None:
-    write_prompts(tmp_path / "prompts.jsonl", 2)
-    done = hpc_dynamo("batch", *SIMULATOR, "input=prompts.jsonl", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    outcome = Run(tmp_path / "runs/prompts").attempts()[-1].outcome()
-    assert isinstance(outcome, Outcome)
-    assert outcome.exit_code == 0
+    assert _processes_of(run) == "", "processes are left behind"

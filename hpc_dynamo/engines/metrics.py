@@ -32,10 +32,8 @@ class Histogram:
         return int(self.buckets.get(math.inf, 0))
 
     def quantile(self, q: float) -> float:
-        """Seconds below which a share `q` of the observations lie; NaN where there is none."""
+        """Seconds below which a share `q` of the observations lie; 0 where there is none."""
         below, lower, wanted = 0.0, 0.0, q * self.count
-        if not self.count:
-            return math.nan
         for bound, total in sorted(self.buckets.items()):
             if total >= wanted and total > below:
                 if math.isinf(bound):

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from hpc_dynamo.agent import HEARTBEAT_S, SILENCE_S
+from hpc_dynamo.agent import HEARTBEAT_S
 from hpc_dynamo.config import Role
 from hpc_dynamo.dispatch import Dispatcher
 from hpc_dynamo.errors import EngineError
@@ -41,6 +41,7 @@ class Membership:
         hopeless: Callable[[EngineError], None],
     ) -> None:
         self._attempt, self._plan, self._roster = attempt, attempt.plan(), roster
+        self._silence_s = attempt.config().cluster.silence_s
         self._server, self._dispatcher, self._hopeless = server, dispatcher, hopeless
         self._peers: dict[int, bytes] = {}  # node: socket id
         self._heard: dict[int, float] = {node.node: time.monotonic() for node in roster.nodes}
@@ -70,9 +71,9 @@ class Membership:
         """Nodes whose agent fell silent are gone, with all their workers. Until cancelled."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
-            silent = [n for n, at in self._heard.items() if time.monotonic() - at > SILENCE_S]
+            silent = [n for n, at in self._heard.items() if time.monotonic() - at > self._silence_s]
             for node in silent:
-                await self._gone(node, WorkerState.lost, f"silent for {SILENCE_S:.0f} s")
+                await self._gone(node, WorkerState.lost, f"silent for {self._silence_s:.0f} s")
 
     async def stop_all(self, reason: str, patience_s: float) -> None:
         """Tell every agent to end and wait for the farewells; the silent are left to Slurm."""

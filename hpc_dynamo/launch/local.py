@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import submitit
 
@@ -28,7 +29,7 @@ def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], 
         gpus_per_node=plan.gpus_per_node,
         timeout_min=NO_WALLTIME_MIN,
     )
-    with _terminal_signals_ignored():
+    with _detached(attempt.submitit / "controller.log"):
         job = executor.submit(entry, str(attempt.path))
     return JobRecord(
         launcher="local",
@@ -40,14 +41,25 @@ def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], 
 
 
 @contextmanager
-def _terminal_signals_ignored() -> Iterator[None]:
-    """Children inherit it: Ctrl-C and a closed terminal reach the command, which ends the job
-    in order, and do not kill submitit's controller under it."""
+def _detached(log: Path) -> Iterator[None]:
+    """What is started here lives on without our terminal.
+
+    Children inherit ignored signals: Ctrl-C and a closed terminal reach the command, which ends
+    the job in order, and do not kill submitit's controller under it. They do not inherit our
+    output, or a shell that captures it would wait for them.
+    """
     signals = (signal.SIGINT, signal.SIGHUP)
     before = [signal.signal(s, signal.SIG_IGN) for s in signals]
+    streams = {n: os.dup(n) for n in (1, 2)}
+    with log.open("ab") as out:
+        for number in streams:
+            os.dup2(out.fileno(), number)
     try:
         yield
     finally:
+        for number, saved in streams.items():
+            os.dup2(saved, number)
+            os.close(saved)
         for s, handler in zip(signals, before, strict=True):
             signal.signal(s, handler)
 

@@ -73,7 +73,7 @@ def test_cancelled_in_the_middle_and_resubmitted_each_result_is_there_once(
     cluster: SlurmCluster, shared_dir: Path
 ) -> None:
     ids = write_prompts(shared_dir / "prompts.jsonl", 80, max_tokens=16)
-    slow = ("engine.args.timing=h100-8b", "batch.concurrency=4")
+    slow = ("engine.args.time-scale=20", "batch.concurrency=4")
     run, attempt = _submitted(cluster, shared_dir, *slow)
     until("some results", lambda: results_on_disk(run) >= 5)
     job = attempt.job()
@@ -92,7 +92,7 @@ def test_a_node_that_dies_is_named_and_the_rest_is_finished_later(
     cluster: SlurmCluster, shared_dir: Path
 ) -> None:
     ids = write_prompts(shared_dir / "prompts.jsonl", 80, max_tokens=16)
-    slow = ("engine.args.timing=h100-8b", "batch.concurrency=4")
+    slow = ("engine.args.time-scale=20", "batch.concurrency=4")
     run, attempt = _submitted(cluster, shared_dir, *slow)
     until("some results", lambda: results_on_disk(run) >= 5)
     pid = {record.node: record.pid for record in attempt.nodes()}[2]
