@@ -2,6 +2,8 @@
 PYTHON ?= python3
 ENGINE ?= vllm
 VENV   := .venv
+# Without its dependencies: the API does not need the torch that the wheel asks for.
+NIXL   := 'nixl-cu12>=1.5,<2'
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
@@ -45,10 +47,12 @@ $(VENV)/bin/python:
 
 $(VENV)/demo.stamp: pyproject.toml | $(VENV)/bin/python
 	@echo "installing hpc-dynamo with NIXL into $(VENV)"
-	@$(BIN)/pip install --quiet --editable '.[nixl]'
+	@$(BIN)/pip install --quiet --editable . numpy
+	@$(BIN)/pip install --quiet --no-deps $(NIXL)
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
 	@echo "installing hpc-dynamo with NIXL, MPI and the test tools into $(VENV)"
-	@$(BIN)/pip install --quiet --editable '.[nixl,mpi,dev]'
+	@$(BIN)/pip install --quiet --editable '.[mpi,dev]' numpy
+	@$(BIN)/pip install --quiet --no-deps $(NIXL)
 	@touch $@

@@ -29,7 +29,7 @@ from hpc_dynamo.errors import KvTransferError, MissingDependency
 
 log = logging.getLogger(__name__)
 
-INSTALL = "pip install 'hpc-dynamo[nixl]'"
+INSTALL = "pip install --no-deps nixl-cu12 numpy (nixl-cu13 beside CUDA 13)"
 WHEELS = ("nixl_cu12", "nixl_cu13", "nixl")  # the same API; works without CUDA, in host memory
 INLINE_BLOCK_BYTES = 32 * 1024  # larger blocks: NIXL works in a thread, it would hold up the loop
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.0002, 0.005  # between two looks at a transfer under way

@@ -44,7 +44,7 @@ EXAMPLES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Exit codes: 0 done, 1 trying again may help, 3 it cannot, 130 Ctrl-C."""
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
     console = Console(stderr=True, soft_wrap=True)
     try:
         code: int = args.call(args)
@@ -55,6 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("interrupted")
         return 130
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options may stand among the overrides, which argparse alone does not allow in verbs."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-")]
+    if unknown:
+        parser.error(f"unknown options: {' '.join(unknown)}")
+    args.overrides += rest
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:

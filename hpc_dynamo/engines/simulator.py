@@ -34,5 +34,5 @@ class Simulator:
 
     def advice(self, log_tail: str) -> str:
         if "MissingDependency" in log_tail or "nixl" in log_tail:
-            return "pip install 'hpc-dynamo[nixl]' in the engine's environment"
+            return "pip install --no-deps nixl-cu12 numpy, in the engine's environment"
         return ""
