@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -47,9 +48,19 @@ def follow(attempt: Attempt, job: Job, console: Console) -> Outcome:
 
 
 def _vanished(attempt: Attempt, detail: str) -> Outcome:
-    why = f"the job ended without a word ({detail}): killed, or out of memory or time?"
-    logs = f"\n  logs: {attempt.logs} and {attempt.submitit}"
-    return Outcome(exit_code=1, message=f"{why}{logs}\n  try: the same command goes on from here")
+    rows = [f"the job ended without a word ({detail}): killed, or out of memory or time?"]
+    rows += [f"  {file}: {tail}" for file in _complaints(attempt) if (tail := _last_line(file))]
+    rows += [f"  logs: {attempt.logs} and {attempt.submitit}"]
+    rows += ["  try: the same command goes on from here"]
+    return Outcome(exit_code=1, message="\n".join(rows))
+
+
+def _complaints(attempt: Attempt) -> list[Path]:
+    return sorted([*attempt.submitit.glob("*.err"), *attempt.logs.glob("agent-*.log")])
+
+
+def _last_line(file: Path) -> str:
+    return next(reversed(file.read_text(errors="replace").splitlines()), "")
 
 
 @contextmanager

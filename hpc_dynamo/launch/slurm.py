@@ -96,16 +96,25 @@ class SlurmJob:
             out = ask("squeue", "--noheader", "--jobs", self.id, "--format", "%T|%r|%N").strip()
         except LaunchError as e:
             if "Invalid job id" in e.message:
-                return JobState.ended, "left the queue"
+                return JobState.ended, "Slurm has forgotten it"
             return JobState.unknown, e.message
         if not out:
-            return JobState.ended, "left the queue"
+            return JobState.ended, self._how_it_ended()
         state, reason, nodes = out.splitlines()[0].split("|")
         if state in ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED"):
             return JobState.pending, f"Slurm says {state.lower()}, reason: {reason}"
         if state in ("RUNNING", "COMPLETING", "STOPPED", "SIGNALING", "RESIZING"):
             return JobState.running, nodes
         return JobState.ended, state.lower()
+
+    def _how_it_ended(self) -> str:
+        """scontrol remembers a job for some minutes (MinJobAge) after it has left the queue."""
+        try:
+            shown = ask("scontrol", "show", "job", self.id)
+        except LaunchError:
+            return "left the queue"
+        wanted = ("JobState", "Reason", "ExitCode", "RunTime")
+        return ", ".join(w for w in shown.split() if w.split("=")[0] in wanted)
 
     def stop(self) -> None:
         ask("scancel", self.id)
