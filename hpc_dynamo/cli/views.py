@@ -42,7 +42,8 @@ def started(attempt: Attempt, launcher: Launcher) -> str:
 
 
 def workers(attempt: Attempt) -> Table:
-    table = Table("rank", "role", "node", "state", "start", "log")
+    table = Table("rank", "role", "node", "state", "start")
+    table.add_column("log", overflow="fold")
     status = attempt.status()
     for w in status.workers if status else ():
         start = f"{w.start_s:.1f} s" if w.start_s else "-"
@@ -88,7 +89,9 @@ def progress_line(p: Progress) -> str:
 def summary(attempt: Attempt, s: Summary) -> Table:
     """The figures of a finished batch."""
     p, seconds = s.progress, max(s.seconds, 1e-9)
-    table = Table("", "", title="result", title_justify="left", show_header=False)
+    table = Table(title="result", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # paths are to be copied, not cut
     resumed = f" ({p.resumed} by earlier attempts)" if p.resumed else ""
     table.add_row("requests", f"{p.done} answered{resumed}, {p.failed} failed")
     table.add_row("time", f"{duration(s.seconds)}, {(p.done - p.resumed) / seconds:.2f} requests/s")
