@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from hpc_dynamo import keeper
@@ -43,10 +45,26 @@ class Child:
 
     async def wait(self) -> int:
         """The exit code, 128 + n for a death by signal n."""
-        return await self._process.wait()
+        code = await self._process.wait()
+        if code < 0:  # the keeper itself was killed
+            end_session(self._process.pid)
+        return _as_shell(code)
 
     async def stop(self) -> int:
         """SIGTERM, SIGKILL after the grace time, exit code. Also right on a dead child."""
         if self._process.stdin:
             self._process.stdin.close()
-        return await self._process.wait()
+        return await self.wait()
+
+
+def end_session(leader: int) -> None:
+    """SIGKILL for every process of the session that `leader` began (proc(5), stat field 6)."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == leader:
+                os.kill(int(stat.parent.name), signal.SIGKILL)
+
+
+def _as_shell(code: int) -> int:
+    return code if code >= 0 else 128 - code

@@ -187,11 +187,7 @@ class Config:
 def check(config: Config) -> None:
     """Refuse values that cannot work, naming field, value and remedy. Raises ConfigError."""
     _check_pools(config.topology)
-    if config.topology.nodes is not None:
-        _at_least_one("topology.nodes", config.topology.nodes)
-    _at_least_one("engine.max_num_seqs", config.engine.max_num_seqs)
-    if config.batch.concurrency is not None:
-        _at_least_one("batch.concurrency", config.batch.concurrency)
+    _check_numbers(config)
     if config.cluster.silence_s < MIN_SILENCE_S:
         what = f"cluster.silence_s={config.cluster.silence_s} is below {MIN_SILENCE_S}"
         raise ConfigError(what, hint="cluster.silence_s=30; a busy node may be slow to speak")
@@ -213,6 +209,35 @@ def _check_pools(topology: Topology) -> None:
             hint = f"topology.{role}.workers=0, or another topology.kind"
             what = f"topology.{role}.workers={workers} has no place in kind={topology.kind}"
             raise ConfigError(what, hint=hint)
+
+
+def _check_numbers(config: Config) -> None:
+    engine, cluster, batch = config.engine, config.cluster, config.batch
+    least_one = {
+        "topology.nodes": config.topology.nodes,
+        "engine.max_num_seqs": engine.max_num_seqs,
+        "engine.cpus": engine.cpus,
+        "batch.concurrency": batch.concurrency,
+        "cluster.cpus_per_node": cluster.cpus_per_node,
+    }
+    for name, value in least_one.items():
+        if value is not None:
+            _at_least_one(name, value)
+    positive = {
+        "engine.memory_gb": engine.memory_gb,
+        "engine.ready_timeout_s": engine.ready_timeout_s,
+        "engine.stop_timeout_s": engine.stop_timeout_s,
+        "batch.request_timeout_s": batch.request_timeout_s,
+        "cluster.memory_gb_per_node": cluster.memory_gb_per_node,
+        "cluster.bootstrap.timeout_s": cluster.bootstrap.timeout_s,
+        "cluster.bootstrap.mpi_timeout_s": cluster.bootstrap.mpi_timeout_s,
+    }
+    for field_name, number in positive.items():
+        if number is not None and number <= 0:
+            raise ConfigError(f"{field_name}={number} must be above 0", hint=f"{field_name}=60")
+    for name, value in {"batch.retries": batch.retries, "engine.restarts": engine.restarts}.items():
+        if value < 0:
+            raise ConfigError(f"{name}={value} must not be negative", hint=f"{name}=0")
 
 
 def _at_least_one(name: str, value: int) -> None:

@@ -110,16 +110,20 @@ class Dispatcher:
 
     async def _aggregated(self, path: str, body: Body) -> Answer:
         worker = await self._choose(Role.aggregated)
-        return Answer(await self._post(worker, path, body), None, worker.rank, 0.0)
+        answer = await self._post(worker, path, body)
+        _object(answer, worker)
+        return Answer(answer, None, worker.rank, 0.0)
 
     async def _disaggregated(self, path: str, body: Body) -> Answer:
         began = time.monotonic()
         prefill = await self._choose(Role.prefill)
-        prefilled = await self._post(prefill, path, self._dialect.prefill(body))
+        answer = await self._post(prefill, path, self._dialect.prefill(body))
+        prefilled = _object(answer, prefill)
         prefill_s = time.monotonic() - began
         decode = await self._choose(Role.decode)
-        handed = self._dialect.decode(body, msgspec.json.decode(prefilled))
+        handed = self._dialect.decode(body, prefilled)
         answer = await self._post(decode, path, handed)
+        _object(answer, decode)
         return Answer(answer, prefill.rank, decode.rank, prefill_s)
 
     async def _choose(self, role: Role) -> Member:
@@ -151,6 +155,15 @@ class Dispatcher:
             raise RequestFailed(what, status=503) from e
         finally:
             worker.leave()
+
+
+def _object(answer: bytes, worker: Member) -> Body:
+    """What an engine calls a success must be a JSON object. Raises RequestFailed."""
+    try:
+        return msgspec.json.decode(answer, type=Body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        what = f"worker {worker.rank} ({worker.role}) answered 200 with no JSON object: {e}"
+        raise RequestFailed(what, status=502, body=answer) from e
 
 
 def session(token: str) -> aiohttp.ClientSession:

@@ -8,6 +8,7 @@ GRACE_S seconds made to (SIGKILL). A command that ends by itself leaves no helpe
 either. Standard library only and small: one such process stands beside every engine.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h: a signal at the parent's death
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h: orphaned grandchildren become ours to reap
 
 
@@ -22,17 +24,25 @@ def main() -> int:
     for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         # A handler, not SIG_IGN: the command must not inherit that it is ignored.
         signal.signal(sig, lambda *_: None)
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
     grace_s, argv = float(sys.argv[1]), sys.argv[2:]
     try:
-        child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, process_group=0)
+        child = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=die_with_keeper
+        )
     except OSError as e:
         print(f"{argv[0]} cannot be run: {e.strerror}", file=sys.stderr)
         return 127
     threading.Thread(target=end_with_parent, args=(child, grace_s), daemon=True).start()
     code = child.wait()
     signal_group(child.pid, signal.SIGKILL)
+    bury_the_rest()
     return code if code >= 0 else 128 - code
+
+
+def die_with_keeper() -> None:
+    """In the new process, before the command: even a `kill -9` of the keeper reaches it."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def end_with_parent(child: "subprocess.Popen[bytes]", grace_s: float) -> None:
@@ -45,11 +55,36 @@ def end_with_parent(child: "subprocess.Popen[bytes]", grace_s: float) -> None:
         signal_group(child.pid, signal.SIGKILL)
 
 
+def bury_the_rest() -> None:
+    """Helpers that left the group have become our children; end and await them all."""
+    while True:
+        for pid in children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+def children() -> list[int]:
+    """Processes whose parent we are."""
+    found = list[int]()
+    for thread in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{thread}/children") as file:
+            found += map(int, file.read().split())
+    return found
+
+
 def signal_group(group: int, sig: signal.Signals) -> None:
     try:
         os.killpg(group, sig)
     except ProcessLookupError:
         return
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 if __name__ == "__main__":

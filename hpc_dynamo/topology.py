@@ -147,8 +147,7 @@ def _from(start: int, pool: Pool, free: list[list[int]], gpus: int) -> tuple[Sha
     left, shards = pool.gpus, list[Shard]()
     for node in range(start, len(free)):
         take = min(left, per_node)
-        spans = pool.gpus > per_node
-        if len(free[node]) < take or (spans and take == per_node and len(free[node]) < gpus):
+        if len(free[node]) < take:
             return None
         shards.append(Shard(node, tuple(free[node][:take])))
         left -= take

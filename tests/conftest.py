@@ -13,7 +13,9 @@ from hpc_dynamo.topology import Plan
 from hpc_dynamo.wire import new_keys
 
 # On a busy machine an example may take any time; pytest has a timeout of its own.
-settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "ours", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("ours")
 
 

@@ -99,6 +99,7 @@ def _gone(pid: int) -> bool:
 SLOW = ("engine.args.time-scale=20", "batch.concurrency=4")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["head", "agent", "everything"])
 def test_kill_9_and_resume_gives_each_result_once(tmp_path: Path, victim: str) -> None:
     ids = write_prompts(tmp_path / "prompts.jsonl", 60, max_tokens=16)
@@ -140,7 +141,7 @@ def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:
 
 
 def test_stop_ends_everything_and_a_second_run_is_refused_meanwhile(tmp_path: Path) -> None:
-    write_prompts(tmp_path / "prompts.jsonl", 200, max_tokens=64)
+    write_prompts(tmp_path / "prompts.jsonl", 1000, max_tokens=4)
     run = _start(tmp_path, *SLOW)
     until("some results", lambda: results_on_disk(run) >= 1)
     second = hpc_dynamo("batch", *SIMULATOR, "input=prompts.jsonl", cwd=tmp_path)
@@ -155,7 +156,7 @@ def test_stop_ends_everything_and_a_second_run_is_refused_meanwhile(tmp_path: Pa
 
 
 def test_ctrl_c_ends_the_job(tmp_path: Path) -> None:
-    write_prompts(tmp_path / "prompts.jsonl", 200, max_tokens=64)
+    write_prompts(tmp_path / "prompts.jsonl", 1000, max_tokens=4)
     argv = [sys.executable, "-m", "hpc_dynamo", "batch", *SIMULATOR, *SLOW]
     process = subprocess.Popen(
         [*argv, "input=prompts.jsonl"],

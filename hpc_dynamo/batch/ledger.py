@@ -64,6 +64,8 @@ class Spot:
 
 def success(custom_id: str, body: bytes) -> bytes:
     """The output line of an answered request."""
+    if b"\n" in body:  # an engine that prints prettily; a result is one line
+        body = _as_json(body)
     response = Response(200, _id("req"), msgspec.Raw(body))
     return msgspec.json.encode(Line(_id("batch_req"), custom_id, response)) + b"\n"
 
@@ -125,13 +127,21 @@ class Ledger:
                     await self._wake.wait()
                     self._wake.clear()
                     batch, self._waiting = self._waiting, []
-                    await asyncio.to_thread(_append, file.fileno(), [line for line, _ in batch])
+                    await self._flush(file.fileno(), [line for line, _ in batch])
                     for _, future in batch:
                         if not future.done():
                             future.set_result(None)
         except OSError as e:
             hint = "room and quota of that disk; the same command goes on from here"
             raise HpcDynamoError(f"{self._part} cannot be written: {e}", hint=hint) from e
+
+    async def _flush(self, handle: int, lines: list[bytes]) -> None:
+        """Write in a thread; when cancelled, wait for it, since the file is closed after us."""
+        writing = asyncio.ensure_future(asyncio.to_thread(_append, handle, lines))
+        try:
+            await asyncio.shield(writing)
+        finally:
+            await asyncio.wait({writing})
 
     def unfinished(self, requests: Requests) -> list[Entry]:
         """The requests without a result, or with one that another try may better."""

@@ -49,7 +49,7 @@ async def _gather(
 ) -> tuple[str, tuple[NodeRecord, ...]]:
     if _wants_mpi(settings):
         try:
-            return "mpi", await mpi.gather(me, settings.mpi_timeout_s)
+            return "mpi", await mpi.gather(me, count, settings.mpi_timeout_s)
         except BootstrapError as e:
             if settings.method is BootstrapMethod.mpi:
                 raise

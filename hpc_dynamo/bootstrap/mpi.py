@@ -1,6 +1,6 @@
 """One allgather in a short-lived child: no long-lived process ever holds MPI.
 
-As a program (`python -m hpc_dynamo.bootstrap.mpi`): a record as JSON on standard input,
+The child runs `main`: a record as JSON on standard input,
 everybody's as a JSON array on standard output, in the order of MPI ranks.
 """
 
@@ -24,10 +24,14 @@ def available() -> bool:
     return started and importlib.util.find_spec("mpi4py") is not None
 
 
-async def gather(me: NodeRecord, timeout_s: float) -> tuple[NodeRecord, ...]:
-    """Everybody's record. Raises BootstrapError with what MPI printed, or after `timeout_s`."""
+async def gather(me: NodeRecord, count: int, timeout_s: float) -> tuple[NodeRecord, ...]:
+    """The records of all `count` agents.
+
+    Raises BootstrapError with what MPI printed, after `timeout_s`, or where this MPI found
+    another world: a library that does not speak srun's PMI makes one of each rank alone.
+    """
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", __name__),
+        *(sys.executable, "-c", f"from {__name__} import main; main()"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -45,6 +49,8 @@ async def gather(me: NodeRecord, timeout_s: float) -> tuple[NodeRecord, ...]:
         raise BootstrapError(f"MPI: {err.decode(errors='replace').strip()[-800:]}")
     # MPI libraries may print to standard output too; ours is the last line.
     records = msgspec.json.decode(out.strip().splitlines()[-1], type=list[NodeRecord])
+    if len(records) != count:
+        raise BootstrapError(f"MPI: a world of {len(records)} ranks where {count} were started")
     return tuple(sorted(records, key=lambda r: r.node))
 
 
@@ -53,7 +59,3 @@ def main() -> None:
 
     everyone = MPI.COMM_WORLD.allgather(sys.stdin.buffer.read())
     sys.stdout.write("[" + ",".join(record.decode() for record in everyone) + "]\n")
-
-
-if __name__ == "__main__":
-    main()

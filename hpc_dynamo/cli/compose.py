@@ -15,7 +15,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -23,7 +23,7 @@ from hpc_dynamo.config import Config
 from hpc_dynamo.errors import ConfigError, unknown_name
 
 # Fields that take any key: an override need not say `+`.
-FREE = ("engine.args.", "engine.env.", "batch.defaults.", "cluster.slurm.extra.")
+FREE = ("engine.args", "engine.env", "batch.defaults", "cluster.slurm.extra")
 
 
 def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
@@ -38,8 +38,8 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
         try:
             composed = hydra_compose("config", [*search, *map(_free, overrides)])
             plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
-        except (HydraException, OmegaConfBaseException) as e:
-            raise _explained(e, overrides) from e
+        except (HydraException, OmegaConfBaseException, ValueError) as e:
+            raise _explained(e, overrides, config_dir) from e
     assert isinstance(plain, dict)
     _refuse_unknown(plain, asdict(Config()), "")
     try:
@@ -83,21 +83,36 @@ def _thaw(node: DictConfig) -> None:
 
 
 def _free(override: str) -> str:
-    return f"++{override}" if override.startswith(FREE) else override
+    key = override.partition("=")[0]
+    free = any(key == field or key.startswith(f"{field}.") for field in FREE)
+    return f"++{override}" if free else override
 
 
-def _explained(error: Exception, overrides: Sequence[str]) -> ConfigError:
+def _explained(error: Exception, overrides: Sequence[str], config_dir: Path | None) -> ConfigError:
     """Hydra names the override; what is wrong with it stands in the cause."""
+    if isinstance(error, OverrideParseException):
+        what = f"{error.override} cannot be read: {str(error).splitlines()[0]}"
+        return ConfigError(what, hint="FIELD=VALUE; quote values with special signs: input='a(b'")
     said = str(error)
     reason = str(error.__cause__ or error).split("full_key:")[0].strip()
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        if f"'{key}/{value}'" in said:
-            return unknown_name(key, value, (p.stem for p in (conf_dir() / key).glob("*.yaml")))
+        if f"Could not find '{key}/{value}'" in said:
+            folders = [folder / key for folder in (conf_dir(), config_dir) if folder]
+            return unknown_name(key, value, (p.stem for f in folders for p in f.glob("*.yaml")))
         if f"'{key}'" in said or override in said:
             known, wrong = _look_up(key)
             return wrong or ConfigError(f"{key}={value}: {reason}", hint=f"such as {key}={known}")
-    return ConfigError(reason, hint="hpc-dynamo plan --help shows how overrides are written")
+    culprit = next(filter(_fails_alone, overrides), "the configuration")
+    return ConfigError(f"{culprit}: {reason}", hint="hpc-dynamo plan --help shows the fields")
+
+
+def _fails_alone(override: str) -> bool:
+    try:
+        hydra_compose("config", [_free(override)])
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return True
+    return False
 
 
 def _look_up(key: str) -> tuple[Any, ConfigError | None]:
@@ -126,5 +141,5 @@ def _refuse_unknown(given: dict[Any, Any], known: dict[str, Any], path: str) -> 
         full = f"{path}{name}"
         if name not in known:
             raise _no_field(path.rstrip("."), name, known)
-        if isinstance(value, dict) and isinstance(known[name], dict) and f"{full}." not in FREE:
+        if isinstance(value, dict) and isinstance(known[name], dict) and full not in FREE:
             _refuse_unknown(value, known[name], f"{full}.")

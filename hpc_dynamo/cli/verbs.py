@@ -32,7 +32,10 @@ def plan(args: Namespace) -> int:
     config = compose(args.overrides, args.config_dir)
     layout = lay_out(config)
     if args.dry_run:
-        print(render(config, layout, args.verb, args.overrides), end="")
+        words = list(args.overrides)
+        if args.config_dir:
+            words += ["--config-dir", str(args.config_dir.absolute())]
+        print(render(config, layout, args.verb, words), end="")
     elif args.show:
         print(show(config), end="")
     else:

@@ -33,6 +33,8 @@ class Histogram:
 
     def quantile(self, q: float) -> float:
         """Seconds below which a share `q` of the observations lie; 0 where there is none."""
+        if not self.count:
+            return 0.0
         below, lower, wanted = 0.0, 0.0, q * self.count
         for bound, total in sorted(self.buckets.items()):
             if total >= wanted and total > below:

@@ -68,13 +68,13 @@ def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], 
     options = sbatch_options(config, plan)
     executor.update_parameters(
         name=str(options.pop("job-name")),
+        slurm_ntasks_per_node=options.pop("ntasks-per-node"),
         slurm_time=options.pop("time"),
         slurm_srun_args=srun_options(config, plan, mpi_type(config)),
         slurm_setup=list(config.cluster.slurm.setup) or None,
         slurm_signal_delay_s=config.cluster.slurm.signal_before_end_s,
         slurm_additional_parameters=options,
         slurm_nodes=plan.nodes,  # submitit counts the tasks that it will await by these
-        slurm_ntasks_per_node=1,
     )
     try:
         job = executor.submit(entry, str(attempt.path))

@@ -1,0 +1,1 @@
+"""`make demo`: a batch of real prompts through one prefill and one decode worker."""

@@ -1,0 +1,245 @@
+"""The command line as people meet it: what it prints and how it exits.
+
+One of each kind is a child process; tables call `main`, for a new Python takes half a second.
+"""
+
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from hpc_dynamo.cli.main import EXAMPLES, main
+from hpc_dynamo.cli.verbs import VERBS
+from hpc_dynamo.config import Config
+from hpc_dynamo.messages import JobRecord, NodeRecord, Outcome, Progress, Roster, Summary
+from hpc_dynamo.run import Run, Secrets, write_json
+from hpc_dynamo.topology import Plan
+from tests.runs import hpc_dynamo
+
+Done = subprocess.CompletedProcess[str]
+Call = Callable[..., Done]
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """`main` in this process, working in `tmp_path`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: str) -> Done:
+        try:
+            code = main(words)
+        except SystemExit as e:  # argparse
+            code = int(e.code or 0)
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, out, err)
+
+    return run
+
+
+def printed(done: Done) -> str:
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def refused(done: Done, *parts: str) -> None:
+    """Exit code 3, all parts in the message, and no trace of Python."""
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert done.stderr.startswith("error: "), done.stderr
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in done.stderr
+
+
+def test_help_teaches_by_examples(tmp_path: Path) -> None:
+    text = printed(hpc_dynamo("--help", cwd=tmp_path))
+    for name, (_, summary) in VERBS.items():
+        assert name in text
+        assert summary in text
+        assert EXAMPLES[name] in text
+    assert "topology.prefill.workers=2" in text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_teaches_too(verb: str, call: Call) -> None:
+    text = printed(call(verb, "--help"))
+    assert EXAMPLES[verb] in text
+    assert f"hpc-dynamo {verb}" in EXAMPLES[verb]
+    assert "overrides are Hydra's" in text
+
+
+def test_the_examples_of_plan_work(call: Call) -> None:
+    for line in EXAMPLES["plan"].splitlines():
+        words = line.split(" >")[0].split()[1:]
+        printed(call(*words))
+
+
+def rows(table: str) -> list[list[str]]:
+    """The cells of a table that rich drew, without its head."""
+    lines = [line for line in table.splitlines() if line.startswith(("│", "|"))]
+    return [[cell.strip() for cell in line.strip("│|").split("│")] for line in lines]
+
+
+def test_plan_shows_node_rank_role_and_gpus(tmp_path: Path) -> None:
+    words = ["cluster.gpus_per_node=4", "topology.prefill.pipeline_parallel=6", "topology.nodes=3"]
+    text = printed(hpc_dynamo("plan", *words, cwd=tmp_path))
+    assert "vllm, disaggregated: 3 node(s)" in text
+    assert rows(text) == [
+        ["0", "0 (part 1 of 2)", "prefill", "0,1,2,3"],
+        ["1", "0 (part 2 of 2)", "prefill", "0,1"],
+        ["1", "1", "decode", "2"],
+        ["2", "-", "idle", "-"],
+    ]
+    assert "a node: 34 CPUs, 260 GB, 4 GPUs; time 60 min" in text
+
+
+def test_plan_without_gpus(call: Call) -> None:
+    text = printed(call("plan", "engine=simulator", "topology.nodes=2"))
+    assert rows(text) == [["0", "0", "prefill", "-"], ["1", "1", "decode", "-"]]
+
+
+def test_plan_starts_nothing_and_leaves_nothing(call: Call, tmp_path: Path) -> None:
+    printed(call("plan", "engine=simulator"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_prints_the_script_alone(tmp_path: Path) -> None:
+    words = ["engine=simulator", "topology.nodes=3", "input=my prompts.jsonl"]
+    script = printed(hpc_dynamo("plan", "--dry-run", *words, cwd=tmp_path))
+    assert script.startswith("#!/bin/bash\n#SBATCH ")
+    assert "#SBATCH --nodes=3\n" in script
+    assert "'input=my prompts.jsonl'" in script
+
+
+def test_show_prints_every_field(call: Call) -> None:
+    text = printed(call("plan", "--show", "engine=simulator"))
+    for name in msgspec.to_builtins(Config()):
+        assert f"\n{name}:" in f"\n{text}"
+    assert "name: simulator" in text
+
+
+def test_a_script_finds_a_sites_own_files_again(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "site" / "cluster").mkdir(parents=True)
+    (tmp_path / "site" / "cluster" / "alps.yaml").write_text("slurm:\n  account: g42\n")
+    words = ["--dry-run", "--config-dir", "site", "engine=simulator", "cluster=alps"]
+    script = printed(call("plan", *words))
+    assert "#SBATCH --account=g42" in script
+    assert "--config-dir" in script
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["topology.decode.worker=2"], ["topology.decode.worker is not", "did you mean workers?"]),
+        (["topology.decode.workers=two"], ["topology.decode.workers=two"]),
+        (["engine=vlm"], ["engine='vlm' is not known", "simulator, vllm, vllm-cpu"]),
+        ([], ["cluster.gpus_per_node is not set", "cluster.gpus_per_node=4"]),
+        (
+            ["cluster.gpus_per_node=4", "topology.nodes=1", "topology.decode.tensor_parallel=4"],
+            ["topology.nodes=1", "5 GPUs", "try: topology.nodes=2"],
+        ),
+        (["engine=simulator", "topology.decode.workers=0"], ["topology.decode.workers=0 must be"]),
+        (["engine=simulator", "cluster.slurm.time=soon"], ["cluster.slurm.time=soon", "HH:MM:SS"]),
+    ],
+)
+def test_plan_refuses_with_field_value_and_remedy(
+    words: Sequence[str], parts: Sequence[str], call: Call
+) -> None:
+    refused(call("plan", *words), *parts)
+
+
+def test_a_refusal_of_a_real_process(tmp_path: Path) -> None:
+    done = hpc_dynamo("plan", "topology.decode.worker=2", cwd=tmp_path)
+    refused(done, "topology.decode.worker is not a field", "\n  try: did you mean workers?")
+    assert done.stdout == ""
+
+
+LOCAL = ("engine=simulator", "cluster.launcher=local")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ([*LOCAL], ["input is not set", "input=prompts.jsonl"]),
+        ([*LOCAL, "input=none.jsonl"], ["none.jsonl: no such file"]),
+        ([*LOCAL, "input=empty.jsonl"], ["holds no request"]),
+        (
+            [*LOCAL, "input=bad.jsonl"],
+            ["bad.jsonl:2: custom_id 'a' is also on line 1", ":3: not JSO"],
+        ),
+        ([*LOCAL, "input=good.jsonl", "name=../x"], ["name='../x' must be a plain folder name"]),
+        (["engine=vllm-cpu", LOCAL[1], "input=good.jsonl"], ["model.path is not set"]),
+        (
+            [
+                *("engine=vllm", LOCAL[1], "input=good.jsonl", "model.path=m"),
+                *("cluster.gpus_per_node=2", "topology.decode.pipeline_parallel=3"),
+            ],
+            ["topology.decode: 3 GPUs a worker take 2 nodes"],
+        ),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_batch_refuses_before_anything_is_made(
+    words: Sequence[str], parts: Sequence[str], call: Call, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "good.jsonl").write_text('{"prompt": "x"}\n')
+    bad = '{"custom_id": "a", "prompt": "x"}\n' * 2 + "nonsense\n"
+    (tmp_path / "bad.jsonl").write_text(bad)
+    refused(call("batch", *words), *parts)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Run:
+    """A run `done` whose one attempt ended well, as its files tell."""
+    run = Run(tmp_path / "runs" / "done")
+    run.create(Secrets(token="t", public="p", private="p"))
+    attempt = run.new_attempt(Config(), Plan(1, 0, ()))
+    here = NodeRecord(node=0, host="n7", address="10.0.0.7", pid=1, log="")
+    write_json(attempt.roster_file, Roster(nodes=(here,), method="mpi", seconds=0.123))
+    host, pid = os.uname().nodename, 2**22 + 1  # beyond what Linux gives
+    write_json(attempt.job_file, JobRecord(launcher="local", job_id="1", host=host, pid=pid))
+    progress = Progress(total=3, done=3, elapsed_s=2.0, completion_tokens=10)
+    summary = Summary(progress=progress, seconds=2.0, kv_bytes=1234567, decode_busy=0.5)
+    write_json(attempt.outcome_file, Outcome(exit_code=0, summary=summary))
+    return run
+
+
+@pytest.mark.parametrize("words", [[], ["name=done"], ["runs/done"]])
+def test_status_of_a_run_by_nothing_name_or_folder(
+    words: list[str], finished: Run, call: Call
+) -> None:
+    text = printed(call("status", *words))
+    assert "runs/done attempt 1: ended" in text
+    assert "roster by mpi in 0.123 s: n7 10.0.0.7" in text
+    assert "3 answered, 0 failed" in text
+    assert "1,234,567" in text
+
+
+def test_stop_of_what_has_ended_is_no_error(finished: Run, tmp_path: Path) -> None:
+    assert "is not running" in printed(hpc_dynamo("stop", "name=done", cwd=tmp_path))
+
+
+@pytest.mark.parametrize("verb", ["status", "stop"])
+def test_an_unknown_run_lists_the_known_ones(verb: str, finished: Run, call: Call) -> None:
+    refused(call(verb, "name=don"), "runs/don is not a run", "known: done")
+
+
+@pytest.mark.parametrize("verb", ["status", "stop"])
+def test_where_there_is_no_run_at_all(verb: str, call: Call) -> None:
+    refused(call(verb), "runs holds no run")
+    refused(call(verb, "name=x"), "runs/x is not a run", "known: none")
+
+
+def test_a_word_that_is_no_verb(tmp_path: Path) -> None:
+    done = hpc_dynamo("serv", cwd=tmp_path)
+    assert done.returncode == 2, "as argparse does it"
+    assert "plan" in done.stderr
+    assert "Traceback" not in done.stderr

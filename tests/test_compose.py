@@ -1,0 +1,139 @@
+"""From overrides to a configuration; what a person gets to read who mistypes one."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from hpc_dynamo.cli.compose import compose, conf_dir, show
+from hpc_dynamo.config import Device, Kind, Launcher
+from hpc_dynamo.errors import ConfigError
+
+GROUPS = sorted(f"{file.parent.name}={file.stem}" for file in conf_dir().glob("*/*.yaml"))
+
+
+def test_without_overrides_it_is_vllm_with_one_worker_a_role() -> None:
+    config = compose([])
+    assert (config.engine.name, config.engine.device) == ("vllm", Device.cuda)
+    assert config.topology.kind is Kind.disaggregated
+    assert (config.topology.prefill.workers, config.topology.decode.workers) == (1, 1)
+
+
+@pytest.mark.parametrize("choice", GROUPS)
+def test_every_file_of_conf_composes(choice: str) -> None:
+    composed = compose([choice])
+    assert msgspec.json.decode(msgspec.json.encode(composed), type=type(composed)) == composed
+
+
+def test_overrides_reach_every_depth() -> None:
+    config = compose(
+        [
+            "topology.decode.tensor_parallel=4",
+            "cluster=slurm",
+            "cluster.slurm.partition=gpu",
+            "cluster.slurm.srun_args=[--label,'--cpu-bind=none']",
+            "cluster.slurm.exclusive=true",
+            "batch.retries=7",
+        ]
+    )
+    assert config.topology.decode.tensor_parallel == 4
+    assert config.cluster.launcher is Launcher.slurm
+    assert config.cluster.slurm.partition == "gpu"
+    assert config.cluster.slurm.srun_args == ("--label", "--cpu-bind=none")
+    assert config.cluster.slurm.exclusive is True
+    assert config.batch.retries == 7
+
+
+def test_free_fields_take_any_key_without_a_plus() -> None:
+    config = compose(
+        [
+            "engine.args.max-model-len=8192",
+            "engine.args.compilation-config={level: 3}",
+            "engine.env.NCCL_DEBUG=INFO",
+            "batch.defaults.max_tokens=256",
+            "cluster.slurm.extra.mail-type=END",
+        ]
+    )
+    assert config.engine.args == {"max-model-len": 8192, "compilation-config": {"level": 3}}
+    assert config.engine.env == {"NCCL_DEBUG": "INFO"}
+    assert config.batch.defaults == {"max_tokens": 256}
+    assert config.cluster.slurm.extra == {"mail-type": "END"}
+
+
+@pytest.mark.parametrize(
+    "path", ["/data/my prompts.jsonl", "/data/a=b.jsonl", "/data/ü.jsonl", "/data/it's.jsonl"]
+)
+def test_paths_with_odd_characters(path: str) -> None:
+    quoted = path.replace("'", "\\'")
+    assert compose([f"input='{quoted}'"]).input == path
+
+
+@pytest.mark.parametrize(
+    ("override", "what", "remedy"),
+    [
+        ("topology.decode.worker=2", "topology.decode.worker is not a field", "mean workers?"),
+        ("topolgy.nodes=2", "topolgy is not a field", "did you mean topology?"),
+        ("name.first=x", "name.first is not a field", "name is a value"),
+        ("+extra=1", "extra is not a field", "known: batch, cluster"),
+        ("+topology.router=1", "topology.router is not a field", "known: aggregated, decode"),
+        ("topology.decode.workers=two", "topology.decode.workers=two", "=0"),
+        ("topology.decode.workers=1.5", "topology.decode.workers=1.5", "=0"),
+        ("cluster.slurm.exclusive=maybe", "cluster.slurm.exclusive=maybe", "=False"),
+        ("engine=vlm", "engine='vlm' is not known", "did you mean 'vllm'?"),
+        ("topology=star", "topology='star' is not known", "aggregated, disaggregated"),
+        ("cluster.launcher=cloud", "cluster.launcher=cloud", "=auto"),
+        ("engine.device=tpu", "engine.device=tpu", "=cuda"),
+        ("nonsense", "nonsense", ""),
+    ],
+)
+def test_a_wrong_override_is_explained(override: str, what: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        compose([override])
+    assert what in refused.value.message
+    assert remedy in refused.value.hint
+    assert "Traceback" not in str(refused.value)
+
+
+BROKEN = ["input=a(b", "cluster.slurm.srun_args=[--a=b]", "topology=null"]
+
+
+@pytest.mark.parametrize("override", BROKEN)
+def test_an_override_that_does_not_parse_is_named(override: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        compose(["name=x", override])
+    assert override in refused.value.message
+
+
+def test_a_free_field_takes_a_whole_mapping() -> None:
+    assert compose(["batch.defaults={temperature: 0}"]).batch.defaults == {"temperature": 0}
+
+
+def test_a_folder_of_ones_own_adds_files_and_replaces_ours(tmp_path: Path) -> None:
+    own = tmp_path / "my conf"
+    (own / "cluster").mkdir(parents=True)
+    (own / "cluster" / "alps.yaml").write_text("launcher: slurm\nslurm:\n  account: g42\n")
+    config = compose(["cluster=alps"], own)
+    assert config.cluster.launcher is Launcher.slurm
+    assert config.cluster.slurm.account == "g42"
+
+
+def test_a_file_of_ones_own_is_held_to_the_schema(tmp_path: Path) -> None:
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "typo.yaml").write_text("slurm:\n  acount: g42\n")
+    with pytest.raises(ConfigError) as refused:
+        compose(["cluster=typo"], tmp_path)
+    assert "acount" in str(refused.value)
+
+
+def test_calls_do_not_leak_into_each_other() -> None:
+    compose(["engine=simulator", "engine.args.timing=h100-8b", "name=x"])
+    assert compose([]) == compose([])
+    assert compose([]).name == ""
+
+
+def test_show_is_yaml_that_composes_to_the_same(tmp_path: Path) -> None:
+    config = compose(["engine=simulator", "topology.decode.workers=3"])
+    (tmp_path / "batch").mkdir()  # the last group, so that it wins
+    body = "# @package _global_\n" + show(config)
+    (tmp_path / "batch" / "saved.yaml").write_text(body)
+    assert compose(["batch=saved"], tmp_path) == config

@@ -1,0 +1,312 @@
+"""Engines as commands, dialects and metrics: pure functions, so tables."""
+
+import json
+import math
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpc_dynamo.config import Cluster, Config, Device, Engine, Kind, Model, Pool, Role, Topology
+from hpc_dynamo.engines import ENGINES, Command, Place, engine
+from hpc_dynamo.engines.contract import flags
+from hpc_dynamo.engines.metrics import Histogram, Metrics, parse, total
+from hpc_dynamo.engines.nixl_dialect import NixlDialect
+from hpc_dynamo.engines.vllm import VLLM_METRICS
+from hpc_dynamo.errors import ConfigError, RequestFailed
+from hpc_dynamo.messages import Quantiles
+from hpc_dynamo.topology import Shard, Worker, plan
+
+SPLIT = Topology(
+    kind=Kind.disaggregated,
+    prefill=Pool(workers=1, tensor_parallel=2),
+    decode=Pool(workers=1, tensor_parallel=1, pipeline_parallel=2),
+)
+CONFIG = Config(
+    engine=Engine(name="vllm", args={"max_model_len": 2048}, env={"A": "1"}),
+    model=Model(path="/shared/it's a model/llama"),
+    topology=SPLIT,
+    cluster=Cluster(gpus_per_node=4),
+)
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ({}, []),
+        ({"max-model-len": 2048}, ["--max-model-len", "2048"]),
+        ({"max_model_len": 2048}, ["--max-model-len", "2048"]),
+        ({"enforce-eager": True}, ["--enforce-eager"]),
+        ({"enable-prefix-caching": False}, ["--no-enable-prefix-caching"]),
+        ({"quantization": None}, []),
+        ({"a": {"b": {"c": None}}}, ["--a", '{"b": {"c": null}}']),
+        ({"a": {}}, ["--a", "{}"]),
+        ({"a": [1, "b c"]}, ["--a", "1", "b c"]),
+        ({"a": 0.5, "b": ""}, ["--a", "0.5", "--b", ""]),
+        ({"a": 0, "b": 1}, ["--a", "0", "--b", "1"]),  # numbers, although 0 == False
+    ],
+)
+def test_flags(args: dict[str, Any], expected: list[str]) -> None:
+    assert flags(args) == expected
+
+
+def place(role: Role, *gpus: str) -> Place:
+    worker = Worker(3, role, (Shard(0, tuple(range(len(gpus)))),))
+    return Place(worker, "10.0.0.7", (5000, 5001), gpus, "secret-token")
+
+
+def options(command: Command) -> dict[str, str]:
+    """The long options of a command; a bare flag has an empty value."""
+    words = list(command.argv[3:])
+    found: dict[str, str] = {}
+    for i, word in enumerate(words):
+        if word.startswith("--"):
+            assert word not in found, f"{word} is there twice"
+            value = words[i + 1] if i + 1 < len(words) else ""
+            found[word] = "" if value.startswith("--") else value
+    return found
+
+
+@pytest.mark.parametrize(
+    ("role", "tensor", "pipeline", "transfer"),
+    [
+        (Role.prefill, "2", "1", {"kv_connector": "NixlConnector", "kv_role": "kv_producer"}),
+        (Role.decode, "1", "2", {"kv_connector": "NixlConnector", "kv_role": "kv_consumer"}),
+    ],
+)
+def test_vllm_of_a_split_topology(
+    role: Role, tensor: str, pipeline: str, transfer: dict[str, str]
+) -> None:
+    command = engine("vllm").command(CONFIG, place(role, "2", "3"))
+    assert command.argv[:3] == (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
+    given = options(command)
+    assert json.loads(given.pop("--kv-transfer-config")) == transfer
+    assert given == {
+        "--model": "/shared/it's a model/llama",
+        "--served-model-name": "llama",
+        "--host": "10.0.0.7",
+        "--port": "5000",
+        "--tensor-parallel-size": tensor,
+        "--pipeline-parallel-size": pipeline,
+        "--data-parallel-size": "1",
+        "--max-num-seqs": "256",
+        "--max-model-len": "2048",
+    }
+    assert dict(command.env) == {
+        "A": "1",
+        "CUDA_VISIBLE_DEVICES": "2,3",
+        "VLLM_API_KEY": "secret-token",
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": "10.0.0.7",
+        "VLLM_NIXL_SIDE_CHANNEL_PORT": "5001",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+
+
+def test_vllm_on_the_cpu_sees_no_gpu_and_moves_kv_in_host_memory() -> None:
+    config = replace(CONFIG, engine=Engine(device=Device.cpu))
+    command = engine("vllm").command(config, place(Role.prefill))
+    assert json.loads(options(command)["--kv-transfer-config"])["kv_buffer_device"] == "cpu"
+    assert command.env["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_vllm_aggregated_moves_no_kv() -> None:
+    config = replace(CONFIG, topology=Topology(aggregated=Pool(workers=1)))
+    words = engine("vllm").command(config, place(Role.aggregated, "0")).argv
+    assert "--kv-transfer-config" not in words
+
+
+@pytest.mark.parametrize("spelling", ["kv-transfer-config", "kv_transfer_config"])
+def test_vllms_own_options_win(spelling: str) -> None:
+    mine = {"kv_buffer_size": 1e9, "kv_role": "kv_both"}
+    given = {spelling: mine, "max_num_seqs": 7, "port": 1}
+    config = replace(CONFIG, engine=Engine(args=given, python="/env/bin/python"))
+    command = engine("vllm").command(config, place(Role.decode, "0"))
+    assert command.argv[0] == "/env/bin/python"
+    found = options(command)
+    assert (found["--max-num-seqs"], found["--port"]) == ("7", "1")
+    assert json.loads(found["--kv-transfer-config"]) == {"kv_connector": "NixlConnector", **mine}
+
+
+@pytest.mark.parametrize("name", sorted(ENGINES))
+def test_the_token_is_never_on_a_command_line(name: str) -> None:
+    """Everybody on the node can read command lines."""
+    for role in (Role.prefill, Role.decode):
+        command = engine(name).command(CONFIG, place(role, "0"))
+        assert not any("secret-token" in word for word in command.argv)
+        assert "secret-token" in command.env.values()
+
+
+def test_the_simulator() -> None:
+    config = replace(
+        CONFIG,
+        engine=Engine(name="simulator", max_num_seqs=5, args={"timing": "h100-8b"}, env={"A": "1"}),
+    )
+    command = engine("simulator").command(config, place(Role.decode))
+    assert command.argv[:3] == (sys.executable, "-m", "hpc_dynamo.simulator")
+    assert options(command) == {
+        "--host": "10.0.0.7",
+        "--port": "5000",
+        "--model": "llama",
+        "--role": "decode",
+        "--max-num-seqs": "5",
+        "--timing": "h100-8b",
+    }
+    assert dict(command.env) == {"A": "1", "HPC_DYNAMO_ENGINE_KEY": "secret-token"}
+
+
+@pytest.mark.parametrize("name", sorted(ENGINES))
+def test_a_worker_over_two_nodes_is_refused_before_submission(name: str) -> None:
+    wide = Pool(workers=1, pipeline_parallel=6)
+    config = replace(CONFIG, topology=replace(SPLIT, prefill=wide))
+    with pytest.raises(ConfigError) as refused:
+        engine(name).check(config, plan(config))
+    assert "topology.prefill: 6 GPUs a worker take 2 nodes" in refused.value.message
+    assert "at most 4 GPUs a worker" in refused.value.hint
+    engine(name).check(CONFIG, plan(CONFIG))
+
+
+def test_vllm_wants_a_model() -> None:
+    config = replace(CONFIG, model=Model())
+    with pytest.raises(ConfigError, match=r"model\.path is not set"):
+        engine("vllm").check(config, plan(config))
+
+
+def test_an_unknown_engine_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"engine\.name='vlm' is not known") as refused:
+        engine("vlm")
+    assert refused.value.hint == "did you mean 'vllm'? known: simulator, vllm"
+
+
+def test_advice_from_a_dead_engines_log() -> None:
+    adapter = engine("vllm")
+    tail = "...\nOSError: [Errno 98] error while attempting to bind: address already in use\n"
+    assert "a restart picks a new one" in adapter.advice(tail)
+    assert "gpu-memory-utilization" in adapter.advice("torch: CUDA out of memory. Tried")
+    assert adapter.advice("something never seen") == ""
+
+
+# Prefill and decode over NIXL
+
+BODY = {"model": "m", "prompt": "p", "max_tokens": 50, "temperature": 0, "logprobs": 3}
+
+
+def test_the_prefill_worker_is_asked_for_one_token_and_a_hand_over() -> None:
+    body = NixlDialect().prefill(BODY)
+    assert body == {
+        **BODY,
+        "max_tokens": 1,
+        "stream": False,
+        "kv_transfer_params": {
+            "do_remote_decode": True,
+            "do_remote_prefill": False,
+            "remote_engine_id": None,
+            "remote_block_ids": None,
+            "remote_host": None,
+            "remote_port": None,
+        },
+    }
+    assert BODY["max_tokens"] == 50, "the request itself was changed"
+
+
+def test_what_would_contradict_the_one_token_is_dropped() -> None:
+    more = {"max_completion_tokens": 9, "min_tokens": 5}
+    stream = {"stream": True, "stream_options": {"include_usage": True}}
+    body = NixlDialect().prefill({"prompt": "p", **more, **stream})
+    body.pop("kv_transfer_params")
+    assert body == {"prompt": "p", "max_completion_tokens": 1, "stream": False}
+
+
+def test_the_decode_worker_gets_the_hand_over_as_it_came() -> None:
+    handed = {"remote_engine_id": "e", "remote_block_ids": [1, 2], "new": {"x": None}}
+    body = NixlDialect().decode(BODY, {"choices": [], "kv_transfer_params": handed})
+    assert body == {**BODY, "kv_transfer_params": handed}
+
+
+@pytest.mark.parametrize("prefilled", [{}, {"kv_transfer_params": None}])
+def test_an_answer_without_a_hand_over_is_told(prefilled: dict[str, Any]) -> None:
+    with pytest.raises(RequestFailed, match="carries no kv_transfer_params") as failed:
+        NixlDialect().decode(BODY, prefilled)
+    assert failed.value.status == 502
+    assert not failed.value.final
+
+
+# Metrics
+
+READING = """\
+vllm:num_requests_running{engine="0"} 3.0
+vllm:num_requests_running{engine="1"} 2.0
+vllm:num_requests_waiting{engine="0"} 1.0
+vllm:kv_cache_usage_perc{engine="0"} 0.25
+# TYPE vllm:prompt_tokens_total counter
+vllm:prompt_tokens_total{engine="0"} 1200.0
+# TYPE vllm:generation_tokens_total counter
+vllm:generation_tokens_total{engine="0"} 340.0
+# TYPE vllm:time_to_first_token_seconds histogram
+vllm:time_to_first_token_seconds_bucket{engine="0",le="0.1"} 2.0
+vllm:time_to_first_token_seconds_bucket{engine="0",le="0.5"} 4.0
+vllm:time_to_first_token_seconds_bucket{engine="0",le="+Inf"} 5.0
+vllm:time_to_first_token_seconds_bucket{engine="1",le="0.1"} 1.0
+vllm:time_to_first_token_seconds_bucket{engine="1",le="0.5"} 1.0
+vllm:time_to_first_token_seconds_bucket{engine="1",le="+Inf"} 1.0
+# TYPE vllm:nixl_bytes_transferred histogram
+vllm:nixl_bytes_transferred_bucket{engine="0",le="+Inf"} 2.0
+vllm:nixl_bytes_transferred_sum{engine="0"} 8.4e+06
+vllm:nixl_bytes_transferred_count{engine="0"} 2.0
+"""
+
+
+def test_a_reading_in_our_words() -> None:
+    assert parse(READING, VLLM_METRICS) == Metrics(
+        running=5,
+        waiting=1,
+        kv_usage=0.25,
+        prompt_tokens=1200,
+        generation_tokens=340,
+        kv_bytes=8.4e6,
+        ttft=Histogram({0.1: 3, 0.5: 5, math.inf: 6}),
+    )
+
+
+def test_what_an_engine_does_not_export_is_zero_and_bytes_may_be_a_counter() -> None:
+    text = "# TYPE vllm:nixl_bytes_transferred counter\nvllm:nixl_bytes_transferred_total 7\n"
+    assert parse(text, VLLM_METRICS) == Metrics(kv_bytes=7)
+
+
+SEEN = Histogram({0.1: 50, 0.2: 90, 0.4: 100, math.inf: 100})
+
+
+@pytest.mark.parametrize(
+    ("q", "expected"), [(0.25, 0.05), (0.5, 0.1), (0.7, 0.15), (0.9, 0.2), (0.95, 0.3), (1, 0.4)]
+)
+def test_quantiles_are_interpolated_inside_a_bucket(q: float, expected: float) -> None:
+    assert SEEN.quantile(q) == pytest.approx(expected)
+    assert Histogram({0.1: 1, math.inf: 10**6}).quantile(q) == 0.1, "beyond the last bound"
+
+
+def test_of_nothing_all_is_zero() -> None:
+    """JSON has neither NaN nor infinity."""
+    assert Histogram().quantiles() == Quantiles()
+    assert Histogram({0.1: 0, math.inf: 0}).quantiles() == Quantiles()
+
+
+def test_histograms_add_up_and_what_grew_is_a_difference() -> None:
+    more = Histogram({0.1: 60, 0.2: 100, 0.4: 120, math.inf: 130})
+    assert more - SEEN == Histogram({0.1: 10, 0.2: 10, 0.4: 20, math.inf: 30})
+    assert total([SEEN, more - SEEN]) == more
+    assert total([]) == Histogram()
+    assert SEEN + Histogram() == SEEN
+
+
+bounds = [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, math.inf]
+
+
+@given(st.lists(st.floats(0, 4.9), min_size=1), st.floats(0.01, 1))
+def test_a_quantile_lies_in_the_bucket_of_the_true_one(seen: list[float], q: float) -> None:
+    histogram = Histogram({b: sum(x <= b for x in seen) for b in bounds})
+    true = sorted(seen)[math.ceil(q * len(seen)) - 1]
+    upper = next(b for b in bounds if true <= b)
+    lower = max((b for b in bounds if b < upper), default=0.0)
+    assert lower - 1e-9 <= histogram.quantile(q) <= upper + 1e-9

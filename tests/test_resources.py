@@ -1,0 +1,132 @@
+"""What Slurm is asked for: derived from the layout, or as the site's settings say."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from hpc_dynamo.config import Cluster, Config, Device, Engine, Kind, Pool, Slurm, Topology
+from hpc_dynamo.launch.resources import (
+    AGENT_CPUS,
+    AGENT_MEMORY_GB,
+    HEAD_CPUS,
+    HEAD_MEMORY_GB,
+    Resources,
+    resources,
+    sbatch_options,
+    srun_options,
+)
+from hpc_dynamo.topology import plan
+
+BASE = Config(
+    engine=Engine(cpus=8, memory_gb=64),
+    topology=Topology(
+        kind=Kind.disaggregated,
+        prefill=Pool(workers=2),
+        decode=Pool(workers=1, tensor_parallel=4),
+    ),
+    cluster=Cluster(gpus_per_node=4),
+)
+EXTRA_CPUS = AGENT_CPUS + HEAD_CPUS
+EXTRA_GB = int(AGENT_MEMORY_GB + HEAD_MEMORY_GB)
+
+
+def need(config: Config) -> Resources:
+    return resources(config, plan(config))
+
+
+def options(config: Config) -> dict[str, Any]:
+    return sbatch_options(config, plan(config))
+
+
+def with_cluster(**fields: Any) -> Config:
+    return replace(BASE, cluster=replace(BASE.cluster, **fields))
+
+
+def with_slurm(**fields: Any) -> Config:
+    return with_cluster(slurm=Slurm(**fields))
+
+
+def test_the_fullest_node_says_what_each_gets() -> None:
+    """Four GPUs are in use there, two on the other."""
+    assert need(BASE) == Resources(
+        nodes=2, cpus=4 * 8 + EXTRA_CPUS, memory_gb=4 * 64 + EXTRA_GB, gpus=4, time_min=60
+    )
+
+
+def test_workers_without_gpus_count_as_a_whole() -> None:
+    engine = Engine(device=Device.cpu, cpus=2, memory_gb=4)
+    topology = replace(BASE.topology, nodes=2, decode=Pool(workers=3))
+    config = replace(BASE, engine=engine, topology=topology)
+    assert need(config) == Resources(
+        nodes=2, cpus=3 * 2 + EXTRA_CPUS, memory_gb=3 * 4 + EXTRA_GB, gpus=0, time_min=60
+    )
+
+
+def test_memory_is_rounded_up() -> None:
+    engine = Engine(device=Device.cpu, memory_gb=0.3)
+    config = replace(BASE, engine=engine, topology=Topology(aggregated=Pool(workers=1)))
+    assert need(config).memory_gb == EXTRA_GB + 1
+
+
+def test_the_cluster_may_say_what_a_node_gives() -> None:
+    given = need(with_cluster(cpus_per_node=96, memory_gb_per_node=500.5))
+    assert (given.cpus, given.memory_gb) == (96, 501)
+
+
+def test_what_a_bare_configuration_asks_of_sbatch() -> None:
+    assert options(replace(BASE, name="my-run")) == {
+        "job-name": "hpc-dynamo-my-run",
+        "nodes": 2,
+        "ntasks-per-node": 1,
+        "cpus-per-task": 34,
+        "mem": "260GB",
+        "time": 60,
+        "gpus-per-node": "4",
+    }
+    assert options(BASE)["job-name"] == "hpc-dynamo"
+
+
+@pytest.mark.parametrize(
+    ("fields", "asked"),
+    [
+        ({"partition": "gpu"}, {"partition": "gpu"}),
+        ({"account": "g42"}, {"account": "g42"}),
+        ({"qos": "high"}, {"qos": "high"}),
+        ({"constraint": "a100&ib"}, {"constraint": "a100&ib"}),
+        ({"reservation": "me"}, {"reservation": "me"}),
+        ({"time": "1-00:00:00"}, {"time": 1440}),
+        ({"gpu_type": "h100"}, {"gpus-per-node": "h100:4"}),
+        ({"gpu_option": "gres"}, {"gres": "gpu:4", "gpus-per-node": None}),
+        ({"gpu_option": "gres", "gpu_type": "h100"}, {"gres": "gpu:h100:4"}),
+        ({"exclusive": True}, {"exclusive": True, "mem": "0", "cpus-per-task": None}),
+        ({"exclusive": False}, {"exclusive": None}),
+        ({"extra": {"mail-type": "END"}}, {"mail-type": "END"}),
+        ({"extra": {"mem": "100GB"}}, {"mem": "100GB"}),
+    ],
+)
+def test_each_setting_reaches_sbatch(fields: dict[str, Any], asked: dict[str, Any]) -> None:
+    found = options(with_slurm(**fields))
+    assert {name: found.get(name) for name in asked} == asked
+
+
+def test_no_gpu_is_asked_for_where_none_is_used() -> None:
+    config = replace(BASE, engine=Engine(device=Device.cpu))
+    assert not {"gpus-per-node", "gres"} & options(config).keys()
+
+
+def test_the_step_repeats_the_cpus_and_survives_a_lost_agent() -> None:
+    config = with_slurm(srun_args=("--label", "--cpu-bind=none"))
+    assert srun_options(config, plan(config), "pmix") == [
+        "--mpi=pmix",
+        "--kill-on-bad-exit=0",
+        "--no-kill",
+        "--cpus-per-task=34",
+        "--label",
+        "--cpu-bind=none",
+    ]
+
+
+def test_the_step_of_whole_nodes_names_no_cpus() -> None:
+    config = with_slurm(exclusive=True)
+    assert not any("cpus" in word for word in srun_options(config, plan(config), "none"))

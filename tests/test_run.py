@@ -1,0 +1,150 @@
+"""The run folder: who may read it, no reader sees half a file, no number is used twice."""
+
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from hpc_dynamo.config import Config, Engine, Role, Topology
+from hpc_dynamo.errors import HpcDynamoError
+from hpc_dynamo.messages import NodeRecord, Outcome, Progress, Summary
+from hpc_dynamo.run import Attempt, Run, Secrets, new_token, read_json, write_atomic, write_json
+from hpc_dynamo.topology import Plan, Shard, Worker
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_others_may_not_look_into_a_run(run: Run) -> None:
+    assert mode(run.path) == 0o700
+    assert mode(run.secrets_file) == 0o600
+
+
+def test_secrets_are_made_once(run: Run) -> None:
+    first = run.secrets()
+    run.create(Secrets(token=new_token(), public="other", private="other"))
+    assert run.secrets() == first
+    assert len(first.token) >= 43, "256 bits in base 64"
+    assert new_token() != new_token()
+
+
+def test_a_run_gives_back_what_was_put_in(run: Run) -> None:
+    config = Config(engine=Engine(args={"a": [1, None, {"b": "ü"}]}), topology=Topology(nodes=2))
+    plan = Plan(2, 4, (Worker(0, Role.prefill, (Shard(0, (0, 1)), Shard(1, (0,)))),))
+    attempt = run.new_attempt(config, plan)
+    assert attempt.number == 1
+    assert attempt.config() == config
+    assert attempt.plan() == plan
+    assert [a.path for a in run.attempts()] == [attempt.path]
+    assert attempt.run.path == run.path
+    assert [attempt.job(), attempt.roster(), attempt.status(), attempt.outcome()] == [None] * 4
+
+
+def test_figures_that_nobody_saw_survive_json(attempt: Attempt) -> None:
+    """NaN has no spelling in JSON."""
+    summary = Summary(progress=Progress(), seconds=1.0)
+    write_json(attempt.outcome_file, Outcome(exit_code=0, summary=summary))
+    outcome = attempt.outcome()
+    assert outcome == Outcome(exit_code=0, summary=summary)
+
+
+def test_attempts_are_in_the_order_of_their_numbers(run: Run) -> None:
+    for _ in range(11):
+        run.new_attempt(Config(), Plan(1, 0, ()))
+    assert [a.number for a in run.attempts()] == list(range(1, 12))
+
+
+def test_agents_that_came_up_are_listed(attempt: Attempt) -> None:
+    for node in (0, 2):
+        record = NodeRecord(node=node, host=f"n{node}", address="::", pid=1, log="")
+        write_json(attempt.node_file(node), record)
+    assert [n.host for n in attempt.nodes()] == ["n0", "n2"]
+
+
+def test_an_input_is_remembered(run: Run) -> None:
+    assert run.identity() is None
+    run.identify(Path("/data/my prompts.jsonl"), "f00")
+    identity = run.identity()
+    assert identity is not None
+    assert (identity.input, identity.fingerprint) == ("/data/my prompts.jsonl", "f00")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"exit_code": "x"}', b"\xff"])
+def test_a_broken_file_is_named(attempt: Attempt, content: bytes) -> None:
+    attempt.outcome_file.write_bytes(content)
+    with pytest.raises(HpcDynamoError) as broken:
+        attempt.outcome()
+    assert f"{attempt.outcome_file} cannot be read: " in broken.value.message
+    assert "by hand" in broken.value.hint
+
+
+def test_a_missing_file_is_named(run: Run) -> None:
+    with pytest.raises(HpcDynamoError, match=r"config\.json is missing") as missing:
+        Attempt(run.path / "attempts" / "9").config()
+    assert "shared disk" in missing.value.hint
+
+
+def test_readers_see_the_old_or_the_new(tmp_path: Path) -> None:
+    file, small, large = tmp_path / "f", b"a" * 10, b"b" * 3_000_000
+    write_atomic(file, small)
+    seen, done = set[bytes](), threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.add(file.read_bytes())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(20):
+        write_atomic(file, large)
+        write_atomic(file, small)
+    done.set()
+    reader.join()
+    assert seen <= {small, large}
+    assert len(seen) == 2, "the reader was never there in between"
+    assert list(tmp_path.iterdir()) == [file], "a temporary file is left"
+
+
+def test_a_private_file_is_never_public(tmp_path: Path) -> None:
+    write_json(tmp_path / "secret", {"a": 1}, mode=0o600)
+    assert mode(tmp_path / "secret") == 0o600
+    assert read_json(tmp_path / "secret", dict) == {"a": 1}
+
+
+CLAIM = """
+import sys
+from pathlib import Path
+from hpc_dynamo.config import Config
+from hpc_dynamo.run import Run
+from hpc_dynamo.topology import Plan
+print("here", flush=True)
+sys.stdin.readline()
+for _ in range(20):
+    print(Run(Path(sys.argv[1])).new_attempt(Config(), Plan(1, 0, ())).number)
+"""
+
+
+def test_processes_that_claim_at_once_get_numbers_of_their_own(run: Run) -> None:
+    argv = [sys.executable, "-c", CLAIM, str(run.path)]
+    pipe = subprocess.PIPE
+    claimers = [subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) for _ in range(3)]
+    for claimer in claimers:
+        assert claimer.stdout
+        assert claimer.stdout.readline() == "here\n"
+    for claimer in claimers:
+        assert claimer.stdin
+        claimer.stdin.write("go\n")
+        claimer.stdin.flush()
+    numbers = [int(n) for c in claimers for n in c.communicate(timeout=20)[0].split()]
+    assert sorted(numbers) == list(range(1, 61))
+
+
+def test_records_of_a_later_version_are_still_read(attempt: Attempt) -> None:
+    """Unknown fields are no reason to lose a run."""
+    attempt.outcome_file.write_bytes(msgspec.json.encode({"exit_code": 0, "news": 1}))
+    assert attempt.outcome() == Outcome(exit_code=0)

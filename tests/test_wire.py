@@ -1,0 +1,192 @@
+"""The control plane over real sockets: who is let in, who is heard, how silence ends."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import msgspec
+import pytest
+import zmq
+import zmq.asyncio
+
+from hpc_dynamo.errors import WireError
+from hpc_dynamo.wire import Client, Codec, Server, new_keys
+
+SOON_S = 5.0  # for what must happen
+NEVER_S = 0.3  # for what must not
+HERE = "127.0.0.1"
+
+
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    text: str
+
+
+class Pong(msgspec.Struct, frozen=True, tag=True):
+    number: int
+
+
+CODEC: Codec[Ping | Pong] = Codec(Ping | Pong)  # type: ignore[arg-type]  # a union is no type[T]
+KEYS = new_keys()
+
+Connect = Callable[..., Client[Ping | Pong]]
+
+
+@pytest.fixture
+def closing() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+async def server(closing: ExitStack) -> Server[Ping | Pong]:
+    server = Server(HERE, KEYS, CODEC)
+    closing.callback(server.close)
+    return server
+
+
+@pytest.fixture
+async def connect(closing: ExitStack, server: Server[Ping | Pong]) -> Connect:
+    def make(keys: tuple[str, str] = KEYS, endpoint: str = "") -> Client[Ping | Pong]:
+        client = Client(endpoint or server.endpoint, keys, CODEC)
+        closing.callback(client.close)
+        return client
+
+    return make
+
+
+async def heard(server: Server[Ping | Pong], timeout_s: float) -> tuple[bytes, Ping | Pong]:
+    async with asyncio.timeout(timeout_s):
+        return await server.receive()
+
+
+async def test_both_ways(server: Server[Ping | Pong], connect: Connect) -> None:
+    client = connect()
+    await client.send(Ping("hällo"))
+    peer, message = await heard(server, SOON_S)
+    assert message == Ping("hällo")
+    assert await server.send(peer, Pong(7))
+    assert await client.receive(SOON_S) == Pong(7)
+
+
+async def test_answers_reach_the_one_who_asked(
+    server: Server[Ping | Pong], connect: Connect
+) -> None:
+    clients = [connect() for _ in range(5)]
+    for n, client in enumerate(clients):
+        await client.send(Ping(str(n)))
+    for _ in clients:
+        peer, message = await heard(server, SOON_S)
+        assert isinstance(message, Ping)
+        await server.send(peer, Pong(int(message.text)))
+    assert [await c.receive(SOON_S) for c in clients] == [Pong(n) for n in range(5)]
+
+
+async def test_messages_of_one_client_keep_their_order(
+    server: Server[Ping | Pong], connect: Connect
+) -> None:
+    client = connect()
+    for n in range(200):
+        await client.send(Pong(n))
+    assert [(await heard(server, SOON_S))[1] for _ in range(200)] == [Pong(n) for n in range(200)]
+
+
+async def test_what_was_sent_before_the_server_was_there_arrives(closing: ExitStack) -> None:
+    """A client connects again by itself, also to a server that comes later."""
+    first = Server(HERE, KEYS, CODEC)
+    endpoint = first.endpoint
+    first.close()
+    client = Client(endpoint, KEYS, CODEC)
+    closing.callback(client.close)
+    await client.send(Ping("early"))
+    context = zmq.asyncio.Context()
+    closing.callback(context.term)
+    late = context.socket(zmq.ROUTER)
+    closing.callback(late.close, linger=0)
+    late.curve_server = True
+    late.curve_publickey, late.curve_secretkey = (k.encode() for k in KEYS)
+    late.bind(endpoint)
+    async with asyncio.timeout(SOON_S):
+        _, data = await late.recv_multipart()
+    assert CODEC.decode(data) == Ping("early")
+
+
+async def test_another_key_is_not_let_in(server: Server[Ping | Pong], connect: Connect) -> None:
+    """Knowing the server's public key is not enough: the client's own must be the run's."""
+    stranger_public, stranger_private = new_keys()
+    context = zmq.asyncio.Context()
+    stranger = context.socket(zmq.DEALER)
+    stranger.curve_publickey, stranger.curve_secretkey = (
+        stranger_public.encode(),
+        stranger_private.encode(),
+    )
+    stranger.curve_serverkey = KEYS[0].encode()
+    try:
+        stranger.connect(server.endpoint)
+        await stranger.send(CODEC.encode(Ping("let me in")))
+        with pytest.raises(TimeoutError):
+            await heard(server, NEVER_S)
+    finally:
+        stranger.close(linger=0)
+        context.term()
+    await connect().send(Ping("friend"))
+    assert (await heard(server, SOON_S))[1] == Ping("friend")
+
+
+async def test_no_key_is_not_let_in(server: Server[Ping | Pong], connect: Connect) -> None:
+    context = zmq.asyncio.Context()
+    stranger = context.socket(zmq.DEALER)
+    try:
+        stranger.connect(server.endpoint)
+        await stranger.send(CODEC.encode(Ping("let me in")))
+        with pytest.raises(TimeoutError):
+            await heard(server, NEVER_S)
+    finally:
+        stranger.close(linger=0)
+        context.term()
+    await connect().send(Ping("friend"))
+    assert (await heard(server, SOON_S))[1] == Ping("friend")
+
+
+async def test_silence_ends_with_a_deadline(server: Server[Ping | Pong], connect: Connect) -> None:
+    client = connect()
+    with pytest.raises(WireError) as silent:
+        await client.receive(NEVER_S)
+    assert f"{server.endpoint} was silent" in silent.value.message
+    assert "is that node up" in silent.value.hint
+
+
+async def test_an_answer_to_one_who_left_is_no_error(
+    server: Server[Ping | Pong], connect: Connect
+) -> None:
+    client = connect()
+    await client.send(Ping("bye"))
+    peer, _ = await heard(server, SOON_S)
+    client.close()
+    async with asyncio.timeout(SOON_S):
+        while await server.send(peer, Pong(1)):  # noqa: ASYNC110  # ZMQ tells no event for this
+            await asyncio.sleep(0.01)
+
+
+async def test_nobody_else_was_ever_known(server: Server[Ping | Pong]) -> None:
+    assert await server.send(b"nobody", Pong(1)) is False
+
+
+def test_a_record_of_another_version_is_an_error_of_ours() -> None:
+    class Quux(msgspec.Struct, tag=True):
+        x: int
+
+    for data in (msgspec.msgpack.encode(Quux(1)), b"", b"\xff", b"\x00" * 9):
+        with pytest.raises(WireError, match="unreadable") as wrong:
+            CODEC.decode(data)
+        assert "same version" in wrong.value.hint
+
+
+async def test_ports_are_never_the_same(closing: ExitStack) -> None:
+    servers = [Server(HERE, KEYS, CODEC) for _ in range(5)]
+    for server in servers:
+        closing.callback(server.close)
+    assert len({server.endpoint for server in servers}) == 5
+
+
+def test_keys_are_new_each_time() -> None:
+    assert len({key for _ in range(5) for key in new_keys()}) == 10
