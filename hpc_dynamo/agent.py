@@ -49,6 +49,7 @@ class Agent:
         self._plan: Plan = attempt.plan()
         self._engine: Engine = engine(self._config.engine.name)
         self._stopped = asyncio.Event()
+        self._life_began: dict[int, int] = {}  # by rank: size of the log before this life
 
     def stop(self) -> None:
         """End this node's part, as if the head had said so."""
@@ -110,6 +111,7 @@ class Agent:
         path = self._attempt.worker_log(worker.rank)
         log.info("worker %d (%s) starts: %s", worker.rank, worker.role, " ".join(command.argv))
         await self._report(worker, WorkerState.starting)
+        self._life_began[worker.rank] = path.stat().st_size if path.exists() else 0
         env = clean_environment(command.env)
         child = await Child.start(command.argv, env, path, self._config.engine.stop_timeout_s)
         try:
@@ -129,21 +131,24 @@ class Agent:
     async def _until_served(self, worker: Worker, child: Child, url: str) -> None:
         """Returns once the engine has served a token. Raises EngineError."""
         timeout_s = self._config.engine.ready_timeout_s
-        async with asyncio.TaskGroup() as group:
-            died = group.create_task(child.wait())
-            served = group.create_task(self._probe(url))
-            both = {died, served}
+        died = asyncio.create_task(child.wait())
+        served = asyncio.create_task(self._probe(worker, url))
+        both = {died, served}
+        try:
             await asyncio.wait(both, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if died.done():
+                raise self._died(worker, died.result())
+            if not served.done():
+                hint = "engine.ready_timeout_s, if the model is large or the disk slow"
+                raise self._failed(worker, f"served no token within {timeout_s:.0f} s", hint)
+            served.result()  # or its error
+        finally:
             for task in both:
                 task.cancel()
-        if not died.cancelled():
-            raise self._died(worker, died.result())
-        if served.cancelled():
-            what = f"{self._name(worker)} served no token within {timeout_s:.0f} s"
-            hint = "engine.ready_timeout_s, if the model is large or the disk slow"
-            raise EngineError(what, hint=hint, log=self._attempt.worker_log(worker.rank))
+            await asyncio.gather(*both, return_exceptions=True)
 
-    async def _probe(self, url: str) -> None:
+    async def _probe(self, worker: Worker, url: str) -> None:
+        """Returns once a token was served. Raises EngineError where the log says never."""
         body = {"model": self._config.model.served_name, "prompt": "Hello", "max_tokens": 1}
         headers = {"Authorization": f"Bearer {self._token}"}
         async with aiohttp.ClientSession(headers=headers) as session:
@@ -154,18 +159,30 @@ class Agent:
                             return
                 except aiohttp.ClientError:
                     pass  # not listening yet
+                tail = self._tail(worker)
+                if any(sign in tail for sign in self._engine.never_ready):
+                    raise self._failed(worker, "will never be ready")
                 await asyncio.sleep(PROBE_S)
 
     def _died(self, worker: Worker, code: int) -> EngineError:
+        if code <= 128:
+            return self._failed(worker, f"exited with code {code}")
+        killed = OUT_OF_MEMORY if code == 128 + signal.SIGKILL else ""
+        return self._failed(worker, f"was killed by signal {code - 128}", killed)
+
+    def _failed(self, worker: Worker, how: str, hint: str = "") -> EngineError:
+        tail = self._tail(worker)
+        last = next((line for line in reversed(tail.splitlines()) if line.strip()), "")
+        what = f"{self._name(worker)} {how}; it last said: {last.strip()}"
+        path = self._attempt.worker_log(worker.rank)
+        return EngineError(what, hint=self._engine.advice(tail) or hint, log=path)
+
+    def _tail(self, worker: Worker) -> str:
+        """The end of a worker's log, of this life alone."""
         path = self._attempt.worker_log(worker.rank)
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            tail = file.read().decode(errors="replace")
-        last = next((line for line in reversed(tail.splitlines()) if line.strip()), "")
-        how = f"was killed by signal {code - 128}" if code > 128 else f"exited with code {code}"
-        what = f"{self._name(worker)} {how}; it last said: {last.strip()}"
-        hint = self._engine.advice(tail) or (OUT_OF_MEMORY if code == 128 + signal.SIGKILL else "")
-        return EngineError(what, hint=hint, log=path)
+            file.seek(max(self._life_began[worker.rank], path.stat().st_size - TAIL_BYTES))
+            return file.read().decode(errors="replace")
 
     def _name(self, worker: Worker) -> str:
         return f"worker {worker.rank} ({worker.role}) on {self._me.host}"

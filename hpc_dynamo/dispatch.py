@@ -7,8 +7,8 @@ die; a request that was on a worker which left is tried elsewhere by its caller.
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -32,11 +32,13 @@ class Member:
     rank: int
     role: Role
     url: str
-    active: int = 0  # our own requests on it now
+    claims: int = 0  # our requests that have chosen it, under way or still in prefill
+    active: int = 0  # those under way on it now
     served: int = 0
     busy_s: float = 0.0  # time with at least one request on it, over all lives of the rank
     since: float = field(default=0.0, repr=False)
     avoid_until: float = 0.0  # a connection to it broke; monotonic seconds
+    open: set[asyncio.Timeout] = field(default_factory=set, repr=False)  # of our requests on it
 
     def enter(self) -> None:
         if not self.active:
@@ -48,6 +50,12 @@ class Member:
         self.served += 1
         if not self.active:
             self.busy_s += time.monotonic() - self.since
+
+    def abandon(self) -> None:
+        """End our requests on it: an engine that ends, or a node that lost power, may never
+        close their connections."""
+        for deadline in self.open:
+            deadline.reschedule(asyncio.get_running_loop().time())
 
 
 @dataclass(frozen=True)
@@ -75,17 +83,19 @@ class Dispatcher:
 
     async def join(self, rank: int, role: Role, url: str) -> None:
         """A worker is ready. A rank that joins again has lost its former life's requests."""
-        former = self._members.get(rank) or self._former.pop(rank, None)
+        self.leave(rank)
+        former = self._former.pop(rank, None)
         busy_s = former.busy_s if former else 0.0
         async with self._changed:
             self._members[rank] = Member(rank, role, url, busy_s=busy_s)
             self._changed.notify_all()
 
     def leave(self, rank: int) -> None:
-        """A worker is gone; its open connections fail by themselves."""
+        """A worker is gone, and our requests on it with it."""
         member = self._members.pop(rank, None)
         if member:
             self._former[rank] = member
+            member.abandon()
 
     async def ready(self, roles: Iterable[Role]) -> None:
         """Until each role has a worker."""
@@ -109,22 +119,33 @@ class Dispatcher:
             raise RequestFailed(what, status=504, hint="batch.request_timeout_s") from e
 
     async def _aggregated(self, path: str, body: Body) -> Answer:
-        worker = await self._choose(Role.aggregated)
-        answer = await self._post(worker, path, body)
+        async with self._claim(Role.aggregated) as worker:
+            answer = await self._post(worker, path, body)
         _object(answer, worker)
         return Answer(answer, None, worker.rank, 0.0)
 
     async def _disaggregated(self, path: str, body: Body) -> Answer:
-        began = time.monotonic()
-        prefill = await self._choose(Role.prefill)
-        answer = await self._post(prefill, path, self._dialect.prefill(body))
-        prefilled = _object(answer, prefill)
-        prefill_s = time.monotonic() - began
-        decode = await self._choose(Role.decode)
-        handed = self._dialect.decode(body, prefilled)
-        answer = await self._post(decode, path, handed)
+        # The decode worker comes first: prefilled blocks are kept for a lease only, and one
+        # that is read after its end has other content, which no engine notices.
+        async with self._claim(Role.decode) as decode:
+            began = time.monotonic()
+            async with self._claim(Role.prefill) as prefill:
+                answer = await self._post(prefill, path, self._dialect.prefill(body))
+            prefill_s = time.monotonic() - began
+            handed = self._dialect.decode(body, _object(answer, prefill))
+            answer = await self._post(decode, path, handed)
         _object(answer, decode)
         return Answer(answer, prefill.rank, decode.rank, prefill_s)
+
+    @asynccontextmanager
+    async def _claim(self, role: Role) -> AsyncIterator[Member]:
+        """The least loaded worker of a role, counted as ours until the end of the block."""
+        worker = await self._choose(role)
+        worker.claims += 1
+        try:
+            yield worker
+        finally:
+            worker.claims -= 1
 
     async def _choose(self, role: Role) -> Member:
         """The least loaded worker; waits for one that is ready and not avoided."""
@@ -133,17 +154,20 @@ class Dispatcher:
             now = time.monotonic()
             usable = [m for m in of_role if m.avoid_until <= now]
             if usable:
-                return min(usable, key=lambda m: (m.active, m.served))
+                return min(usable, key=lambda m: (m.claims, m.served))
             wait_s = min((m.avoid_until - now for m in of_role), default=None)
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s), self._changed:
                     await self._changed.wait()
 
     async def _post(self, worker: Member, path: str, body: Body) -> bytes:
+        if self._members.get(worker.rank) is not worker:
+            raise RequestFailed(f"worker {worker.rank} ({worker.role}) has left", status=503)
         worker.enter()
+        data, deadline = msgspec.json.encode(body), asyncio.timeout(None)
+        worker.open.add(deadline)
         try:
-            data = msgspec.json.encode(body)
-            async with self._session.post(worker.url + path, data=data) as answer:
+            async with deadline, self._session.post(worker.url + path, data=data) as answer:
                 content = await answer.read()
                 if answer.status != 200:
                     what = f"worker {worker.rank} ({worker.role}) answered {answer.status}"
@@ -153,7 +177,13 @@ class Dispatcher:
             worker.avoid_until = time.monotonic() + AVOID_S
             what = f"worker {worker.rank} ({worker.role}) at {worker.url}: {e or type(e).__name__}"
             raise RequestFailed(what, status=503) from e
+        except TimeoutError as e:
+            if not deadline.expired():
+                raise
+            what = f"worker {worker.rank} ({worker.role}) left with this request on it"
+            raise RequestFailed(what, status=503) from e
         finally:
+            worker.open.discard(deadline)
             worker.leave()
 
 

@@ -41,8 +41,9 @@ def main() -> int:
 
 
 def die_with_keeper() -> None:
-    """In the new process, before the command: even a `kill -9` of the keeper reaches it."""
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    """In the new process, before the command: even a `kill -9` of the keeper reaches it, as a
+    request to end, since it alone can still end its own helpers."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def end_with_parent(child: "subprocess.Popen[bytes]", grace_s: float) -> None:
@@ -71,7 +72,8 @@ def children() -> list[int]:
     """Processes whose parent we are."""
     found = list[int]()
     for thread in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{thread}/children") as file:
+        # Our other thread may end while we look.
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{thread}/children") as file:
             found += map(int, file.read().split())
     return found
 

@@ -242,8 +242,8 @@ async def test_a_request_waits_for_a_worker_to_come(house: House) -> None:
     prefill, decode = await house.engine(handover), await house.engine(text)
     waiting = asyncio.create_task(dispatcher.send(PATH, {"prompt": "x"}, SOON_S))
     await dispatcher.join(0, Role.prefill, prefill.url)
-    await prefill.has(1)
     assert not waiting.done()
+    assert not prefill.bodies, "prefilled before there was a worker to take the blocks"
     await dispatcher.join(1, Role.decode, decode.url)
     assert (await waiting).decode_rank == 1
 

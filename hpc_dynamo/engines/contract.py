@@ -75,6 +75,10 @@ class Engine(Protocol):
     def ports(self) -> int:
         """How many free ports one worker needs; the first is for HTTP."""
 
+    @property
+    def never_ready(self) -> tuple[str, ...]:
+        """What the log says when the engine will neither serve nor exit."""
+
     def check(self, config: Config, plan: Plan) -> None:
         """Refuse what this engine cannot run, before submission. Raises ConfigError."""
 
@@ -110,10 +114,15 @@ def flags(args: Mapping[str, Any]) -> list[str]:
     return out
 
 
-def gpu_environment(config: Config, place: Place) -> dict[str, str]:
-    """Binds a worker to its GPUs, and hides all of them from one that computes on the CPU."""
-    gpus = place.gpus if config.engine.device is Device.cuda else ()
-    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+def device_environment(config: Config, place: Place) -> dict[str, str]:
+    """Binds a worker to its GPUs, and hides all of them from one that computes on the CPU.
+
+    UCX listens on every interface it finds; a CPU worker of a job on loopback needs that alone.
+    """
+    if config.engine.device is Device.cuda:
+        return {"CUDA_VISIBLE_DEVICES": ",".join(place.gpus)}
+    loopback = {"UCX_NET_DEVICES": "lo"} if place.address.startswith("127.") else {}
+    return {"CUDA_VISIBLE_DEVICES": ""} | loopback
 
 
 def one_node_each(name: str, config: Config, plan: Plan) -> None:

@@ -4,7 +4,7 @@ import sys
 from typing import Any
 
 from hpc_dynamo.config import Config
-from hpc_dynamo.engines.contract import Command, Place, flags, one_node_each
+from hpc_dynamo.engines.contract import Command, Place, device_environment, flags, one_node_each
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
 from hpc_dynamo.engines.vllm import VLLM_METRICS
 from hpc_dynamo.topology import Plan
@@ -16,6 +16,7 @@ class Simulator:
     dialect = NixlDialect()
     metrics = VLLM_METRICS
     ports = 1
+    never_ready = ()
 
     def check(self, config: Config, plan: Plan) -> None:
         one_node_each("simulator", config, plan)
@@ -30,7 +31,8 @@ class Simulator:
         }
         python = config.engine.python or sys.executable
         argv = (python, "-m", "hpc_dynamo.simulator", *flags(options | config.engine.args))
-        return Command(argv, dict(config.engine.env) | {"HPC_DYNAMO_ENGINE_KEY": place.token})
+        env = device_environment(config, place) | config.engine.env
+        return Command(argv, env | {"HPC_DYNAMO_ENGINE_KEY": place.token})
 
     def advice(self, log_tail: str) -> str:
         if "MissingDependency" in log_tail or "nixl" in log_tail:

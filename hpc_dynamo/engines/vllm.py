@@ -12,8 +12,8 @@ from hpc_dynamo.engines.contract import (
     Command,
     MetricNames,
     Place,
+    device_environment,
     flags,
-    gpu_environment,
     one_node_each,
 )
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
@@ -21,6 +21,10 @@ from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan
 
 KV_ROLE = {Role.prefill: "kv_producer", Role.decode: "kv_consumer"}
+
+# Prefilled blocks are freed after this, read or not, and a late reader gets others' blocks
+# without an error; vLLM's own 30 s are short for a full decode worker.
+KV_LEASE_S = 300
 
 VLLM_METRICS = MetricNames(
     running="vllm:num_requests_running",
@@ -52,6 +56,7 @@ class Vllm:
     dialect = NixlDialect()
     metrics = VLLM_METRICS
     ports = 2  # HTTP, NIXL side channel
+    never_ready = ("Address already in use (addr=",)  # of the side channel; the server hangs
 
     def check(self, config: Config, plan: Plan) -> None:
         if not config.model.path:
@@ -82,7 +87,11 @@ class Vllm:
         return Command((python, *module, *flags(options | given)), env)
 
     def _transfer(self, config: Config, role: Role) -> dict[str, Any]:
-        transfer: dict[str, Any] = {"kv_connector": "NixlConnector", "kv_role": KV_ROLE[role]}
+        transfer: dict[str, Any] = {
+            "kv_connector": "NixlConnector",
+            "kv_role": KV_ROLE[role],
+            "kv_connector_extra_config": {"kv_lease_duration": KV_LEASE_S},
+        }
         if config.engine.device is Device.cpu:
             transfer["kv_buffer_device"] = "cpu"
         return transfer
@@ -92,7 +101,7 @@ class Vllm:
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_NIXL_SIDE_CHANNEL_HOST": place.address,
             "VLLM_NIXL_SIDE_CHANNEL_PORT": str(place.ports[1]),
-            **gpu_environment(config, place),
+            **device_environment(config, place),
             **config.engine.env,
             "VLLM_API_KEY": place.token,
         }
