@@ -94,14 +94,14 @@ def run(steps: Sequence[Step], folder: Path, progress: Progress) -> None:
 
 
 def _text(step: Step) -> str:
-    """The commands, and the source of every script of ours among their words.
+    """The commands, with the source of every script of ours in place of where it lies: several
+    checkouts may share one cache."""
+    return "\n".join(shlex.join(map(_content, command)) for command in step.commands)
 
-    Which interpreter makes the environment does not count: it is of the same version, which
-    the folder's name holds, and checkouts share the cache.
-    """
-    words = [word for command in step.commands for word in command if word != sys.executable]
-    scripts = [Path(w).read_text() for w in words if Path(w).parent == Path(__file__).parent]
-    return "\n".join([shlex.join(words), *scripts])
+
+def _content(word: str) -> str:
+    script = Path(word)
+    return script.read_text() if script.parent == Path(__file__).parent else word
 
 
 def _run(step: Step, folder: Path, title: str, progress: Progress) -> None:

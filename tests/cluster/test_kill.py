@@ -1,0 +1,71 @@
+"""Ten deaths in a row: whatever is killed and whenever, each result is there once in the end."""
+
+import random
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from hpc_dynamo.run import Attempt
+from tests.cluster.slurm import SlurmCluster
+from tests.cluster.test_batch import THREE_NODES, batch
+from tests.runs import answers, hpc_dynamo, latest, results_on_disk, until, write_prompts
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
+
+DEATHS = 10
+SLOW = ("engine.args.time-scale=10", "batch.concurrency=6", "cluster.silence_s=4")
+
+Kill = Callable[[SlurmCluster, Attempt], None]
+
+
+def has_results(run: Path, wanted: int) -> bool:
+    return results_on_disk(run) >= wanted
+
+
+def the_job(cluster: SlurmCluster, attempt: Attempt) -> None:
+    job = attempt.job()
+    assert job is not None
+    cluster.slurm("scancel", "--signal=KILL", "--full", job.job_id)
+
+
+def an_agent(node: int) -> Kill:
+    """Agent 0 is the head. Its pid is of its node's own namespace."""
+
+    def kill(cluster: SlurmCluster, attempt: Attempt) -> None:
+        record = {r.node: r for r in attempt.nodes()}[node]
+        argv = cluster.on(cluster.nodes[node], "kill", "-9", str(record.pid))
+        subprocess.run(argv, check=True)
+
+    return kill
+
+
+KILLS: dict[str, Kill] = {"job": the_job, "head": an_agent(0), "agent": an_agent(2)}
+
+
+def test_ten_kills_at_random_moments(cluster: SlurmCluster, shared_dir: Path) -> None:
+    ids = write_prompts(shared_dir / "prompts.jsonl", 400, max_tokens=16)
+    run = shared_dir / "runs/prompts"
+    chance = random.Random(20251123)
+    for death in range(DEATHS):
+        name = chance.choice(sorted(KILLS))
+        wanted = results_on_disk(run) + chance.randrange(1, 25)
+        started = batch(cluster, shared_dir, "--detach", *SLOW)
+        assert started.returncode == 0, f"{death} {name}: {started.stdout}{started.stderr}"
+        until("results", partial(has_results, run, wanted))
+        KILLS[name](cluster, latest(run))
+        until("an empty queue", lambda: not cluster.slurm("squeue", "-h").strip())
+    saved = results_on_disk(run)
+    assert saved < len(ids), "all was done before the last death"
+    done = batch(cluster, shared_dir)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert results_on_disk(run) == len(ids), "a finished request was run again"
+    found = answers(run / "output.jsonl")
+    assert list(found) == ids
+    undisturbed = ("topology=aggregated", "topology.nodes=1", "name=all")
+    words = [w for w in THREE_NODES if "workers" not in w and "nodes" not in w]
+    reference = hpc_dynamo("batch", *words, *undisturbed, cwd=shared_dir, env=cluster.env)
+    assert reference.returncode == 0, reference.stdout + reference.stderr
+    assert found == answers(shared_dir / "runs/all/output.jsonl")
