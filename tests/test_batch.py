@@ -155,6 +155,21 @@ def test_stop_ends_everything_and_a_second_run_is_refused_meanwhile(tmp_path: Pa
     assert _processes_of(run) == "", "processes are left behind"
 
 
+def test_before_the_walltime_ends_what_is_under_way_is_finished(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", 1000, max_tokens=16)
+    run = _start(tmp_path, *SLOW)
+    until("some results", lambda: results_on_disk(run) >= 1)
+    attempt = latest(run)
+    os.kill(next(iter(attempt.nodes())).pid, signal.SIGUSR2)  # as Slurm announces it
+    outcome = until("the outcome", attempt.outcome)
+    assert outcome.exit_code == 1
+    assert "the walltime ended" in outcome.message
+    status = attempt.status()
+    assert status is not None
+    assert status.progress.running == 0
+    assert status.progress.done == results_on_disk(run) < 1000
+
+
 def test_ctrl_c_ends_the_job(tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 1000, max_tokens=4)
     argv = [sys.executable, "-m", "hpc_dynamo", "batch", *SIMULATOR, *SLOW]
