@@ -94,12 +94,14 @@ def run(steps: Sequence[Step], folder: Path, progress: Progress) -> None:
 
 
 def _text(step: Step) -> str:
-    """The commands, with the source of every script of ours in place of where it lies: several
-    checkouts may share one cache."""
+    """The commands, free of where this checkout and its Python lie: several may share a cache.
+    Scripts of ours count with their source."""
     return "\n".join(shlex.join(map(_content, command)) for command in step.commands)
 
 
 def _content(word: str) -> str:
+    if word == sys.executable:
+        return "python"
     script = Path(word)
     return script.read_text() if script.parent == Path(__file__).parent else word
 

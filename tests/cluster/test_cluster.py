@@ -58,7 +58,11 @@ def test_nodes_are_hosts_of_their_own(cluster: SlurmCluster) -> None:
     show += "ls -d /tmp/* /dev/shm/*; ip -4 -o address show dev eth0; ls /sys/class/net"
     for node in cluster.nodes:
         seen = cluster.slurm("srun", f"--nodelist={node}", "--nodes=1", "sh", "-c", show)
-        assert seen.split()[:3] == [node, f"/dev/shm/{node}", f"/tmp/{node}"]
+        assert seen.split()[0] == node
+        left = {word for word in seen.split() if word.startswith(("/tmp/", "/dev/shm/"))}
+        assert {f"/tmp/{node}", f"/dev/shm/{node}"} <= left
+        others = {f"{folder}/{n}" for n in cluster.nodes for folder in ("/tmp", "/dev/shm")}
+        assert left & others == {f"/tmp/{node}", f"/dev/shm/{node}"}, "another node's files"
         assert f"{cluster.address(node)}/24" in seen
         assert seen.split()[-2:] == ["eth0", "lo"]
         assert socket.gethostbyname(node) == cluster.address(node)
