@@ -24,7 +24,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from hpc_dynamo.demo.provision import Provisioned, provision
+from hpc_dynamo.demo.provision import VLLM, Provisioned, provision
 from hpc_dynamo.run import Run
 
 
@@ -111,7 +111,7 @@ def main() -> None:
 def show(found: dict[str, list[Figure]], prompts: Path, repeats: int) -> None:
     count = len(prompts.read_text().splitlines())
     title = (
-        f"{count} prompts, SmolLM2-135M float32; {os.cpu_count()} cores {platform.machine()}, "
+        f"{count} prompts, SmolLM2-135M float32, vLLM {VLLM}; {os.cpu_count()} cores {platform.machine()}, "
         f"Python {platform.python_version()}; median (least to most) of {repeats}"
     )
     table = Table("", "tokens", "answering s", "tokens/s", "whole s", title=title)

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hpc_dynamo.cli import views
 from hpc_dynamo.launch import Job, JobState
-from hpc_dynamo.messages import Outcome, Status, WorkerReport
+from hpc_dynamo.messages import Outcome, Status, WorkerReport, WorkerState
 from hpc_dynamo.run import Attempt
 
 LOOK_S = 0.25  # at the run folder
@@ -99,7 +99,8 @@ class _News:
             old = self._workers.get(worker.rank)
             self._workers[worker.rank] = worker
             if old is None or old.state != worker.state:
-                started = f" after {worker.start_s:.1f} s" if worker.start_s else ""
+                ready = worker.state is WorkerState.ready
+                started = f" after {worker.start_s:.1f} s" if ready else ""
                 what = f"worker {worker.rank} ({worker.role}) on {worker.host}: {worker.state}"
                 yield f"{what}{started} {worker.detail}".strip()
 

@@ -64,7 +64,9 @@ def status(attempt: Attempt, job: tuple[JobState, str] | None) -> RenderableType
     if known:
         age = time.time() - known.at
         stale = f" (last heard {age:.0f} s ago)" if age > STALE_S and not outcome else ""
-        left = f", {(known.ends_at - time.time()) / 60:.0f} min left" if known.ends_at else ""
+        left = ""
+        if known.ends_at and not outcome:
+            left = f", {(known.ends_at - time.time()) / 60:.0f} min of walltime left"
         rows += [f"{known.phase}{left}{stale}", workers(attempt), progress_line(known.progress)]
     if outcome and outcome.message:
         rows.append(f"ended: {outcome.message}")

@@ -106,6 +106,7 @@ class Membership:
         log.info("node %d (%s) is gone: %s", node, host, why)
         lost = f"node {node} ({host}) is gone: {why}; log: {agent_log}"
         for worker in self._plan.on_node(node):
+            before = self.workers.get(worker.rank)
             report = WorkerReport(
                 rank=worker.rank,
                 role=worker.role,
@@ -114,6 +115,7 @@ class Membership:
                 state=state,
                 detail=lost if state is WorkerState.lost else "",
                 log=str(self._attempt.worker_log(worker.rank)),
+                start_s=before.start_s if before else 0.0,
             )
             await self._admit(report)
 
