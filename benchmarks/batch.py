@@ -111,8 +111,9 @@ def main() -> None:
 def show(found: dict[str, list[Figure]], prompts: Path, repeats: int) -> None:
     count = len(prompts.read_text().splitlines())
     title = (
-        f"{count} prompts, SmolLM2-135M float32, vLLM {VLLM}; {os.cpu_count()} cores {platform.machine()}, "
-        f"Python {platform.python_version()}; median (least to most) of {repeats}"
+        f"{count} prompts, SmolLM2-135M float32, vLLM {VLLM}; "
+        f"{os.cpu_count()} cores {platform.machine()}, Python {platform.python_version()}; "
+        f"median (least to most) of {repeats}"
     )
     table = Table("", "tokens", "answering s", "tokens/s", "whole s", title=title)
     for name, figures in found.items():
