@@ -149,15 +149,6 @@ class SlurmCluster:
         variables = (f"{key}={value}" for key, value in self.env.items())
         return run("env", *variables, *argv, timeout_s=timeout_s)
 
-    def hurry(self, job: str) -> None:
-        """Lets a pending job start now; Slurm holds a requeued one back for two minutes.
-
-        May be too early, while the job's last run is still ending, or too late: call it again
-        until the job runs.
-        """
-        argv = ("scontrol", "update", f"JobId={job}", "StartTime=now")
-        subprocess.run(argv, env={**os.environ, **self.env}, capture_output=True, check=False)
-
     def on(self, node: str, *argv: str | Path) -> list[str]:
         """The command line that runs `argv` on a node, as if logged in there."""
         pid = namespaces.node_pid(self.spec, node)

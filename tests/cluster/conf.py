@@ -77,7 +77,8 @@ SlurmctldPort={port}
 CommunicationParameters=NoCtldInAddrAny
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={state}/munge.socket
+# Slurm holds a requeued job back for as long as credentials live, two minutes by default.
+AuthInfo=socket={state}/munge.socket,cred_expire=20
 StateSaveLocation={state}/slurmctld
 SlurmdSpoolDir={state}/%n/spool
 SlurmctldPidFile={state}/slurmctld.pid
