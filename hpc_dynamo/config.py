@@ -15,6 +15,13 @@ from hpc_dynamo.errors import ConfigError
 MIN_SILENCE_S = 3.0  # a few heartbeats
 
 
+class Task(StrEnum):
+    """What a job is for."""
+
+    batch = "batch"
+    serve = "serve"
+
+
 class Role(StrEnum):
     """What a worker does for a request."""
 
@@ -44,6 +51,14 @@ class Launcher(StrEnum):
     slurm = "slurm"
     allocation = "allocation"
     local = "local"
+
+
+class Policy(StrEnum):
+    """How the router chooses among workers."""
+
+    kv = "kv"  # where the most of the prompt is cached, weighed against load
+    least_loaded = "least_loaded"
+    round_robin = "round_robin"
 
 
 class BootstrapMethod(StrEnum):
@@ -170,9 +185,37 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Router:
+    """Which worker a request goes to. Tokens of prompts are counted in blocks."""
+
+    policy: Policy = Policy.kv
+    block_tokens: int = 16  # compared in whole blocks
+    cached_blocks: int = 1_000_000  # remembered over all workers
+
+
+@dataclass(frozen=True)
+class Serve:
+    """The OpenAI endpoint of a serving run."""
+
+    host: str | None = None  # to listen on; None: the head node's address on the job's network
+    port: int = 0  # 0: any free one, announced in the run folder
+    frontends: int | None = None  # processes that share the port; None: by the node's cores
+    queue: int = 1024  # requests that wait for a worker; more are refused with 429
+    queue_timeout_s: float = 60.0
+    worker_requests: int | None = None  # given to a worker at a time; None: 2 x max_num_seqs
+    request_timeout_s: float = 3600.0
+    max_body_mb: float = 32.0
+    buffer_mb: float = 512.0  # bodies held by one frontend process, in all
+    key_file: str = ""  # holds the endpoint's API key; empty: a random one for the run
+    tls_cert: str = ""  # PEM files; both or none
+    tls_key: str = ""
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything about one run."""
 
+    task: Task = Task.batch  # set by the verb
     name: str = ""  # of the run; empty: from the input's file name
     runs: str = "runs"  # folder of all runs; on Slurm it must be visible on every node
     input: str = ""
@@ -182,6 +225,8 @@ class Config:
     topology: Topology = Topology()
     cluster: Cluster = Cluster()
     batch: Batch = Batch()
+    router: Router = Router()
+    serve: Serve = Serve()
 
 
 def check(config: Config) -> None:
@@ -192,6 +237,7 @@ def check(config: Config) -> None:
         what = f"cluster.silence_s={config.cluster.silence_s} is below {MIN_SILENCE_S}"
         raise ConfigError(what, hint="cluster.silence_s=30; a busy node may be slow to speak")
     minutes(config.cluster.slurm.time)
+    _check_serve(config.serve)
     if config.cluster.slurm.gpu_option not in ("gpus-per-node", "gres"):
         value = config.cluster.slurm.gpu_option
         hint = "gpus-per-node or gres"
@@ -218,6 +264,11 @@ def _check_numbers(config: Config) -> None:
         "engine.max_num_seqs": engine.max_num_seqs,
         "engine.cpus": engine.cpus,
         "batch.concurrency": batch.concurrency,
+        "router.block_tokens": config.router.block_tokens,
+        "router.cached_blocks": config.router.cached_blocks,
+        "serve.frontends": config.serve.frontends,
+        "serve.queue": config.serve.queue,
+        "serve.worker_requests": config.serve.worker_requests,
         "cluster.cpus_per_node": cluster.cpus_per_node,
     }
     for name, value in least_one.items():
@@ -228,6 +279,10 @@ def _check_numbers(config: Config) -> None:
         "engine.ready_timeout_s": engine.ready_timeout_s,
         "engine.stop_timeout_s": engine.stop_timeout_s,
         "batch.request_timeout_s": batch.request_timeout_s,
+        "serve.request_timeout_s": config.serve.request_timeout_s,
+        "serve.queue_timeout_s": config.serve.queue_timeout_s,
+        "serve.max_body_mb": config.serve.max_body_mb,
+        "serve.buffer_mb": config.serve.buffer_mb,
         "cluster.memory_gb_per_node": cluster.memory_gb_per_node,
         "cluster.bootstrap.timeout_s": cluster.bootstrap.timeout_s,
         "cluster.bootstrap.mpi_timeout_s": cluster.bootstrap.mpi_timeout_s,
@@ -238,6 +293,14 @@ def _check_numbers(config: Config) -> None:
     for name, value in {"batch.retries": batch.retries, "engine.restarts": engine.restarts}.items():
         if value < 0:
             raise ConfigError(f"{name}={value} must not be negative", hint=f"{name}=0")
+
+
+def _check_serve(serve: Serve) -> None:
+    if not 0 <= serve.port < 65536:
+        raise ConfigError(f"serve.port={serve.port} is not a port", hint="0 for any free one")
+    if bool(serve.tls_cert) != bool(serve.tls_key):
+        hint = "serve.tls_cert=cert.pem serve.tls_key=key.pem"
+        raise ConfigError("serve.tls_cert and serve.tls_key need each other", hint=hint)
 
 
 def _at_least_one(name: str, value: int) -> None:

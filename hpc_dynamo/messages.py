@@ -110,6 +110,51 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     elapsed_s: float = 0.0
 
 
+class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds at the middle and near the end of a distribution of `count` observations."""
+
+    p50: float = 0.0
+    p99: float = 0.0
+    count: int = 0
+
+
+class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """How busy one ready worker is: what the router gave it, and what its engine says."""
+
+    rank: int
+    active: int = 0  # requests that the router has on it
+    served: int = 0
+    running: int = 0  # by the engine's own metrics, as all below
+    waiting: int = 0
+    kv_usage: float = 0.0  # share of the KV cache in use
+    cache_hit_rate: float = 0.0  # share of prompt tokens found in the prefix cache
+    ttft: Quantiles = Quantiles()
+    itl: Quantiles = Quantiles()
+
+
+class Traffic(msgspec.Struct, frozen=True, kw_only=True):
+    """What a serving head saw since its start; `rate_hz` over the last seconds."""
+
+    requests: int = 0
+    failed: int = 0
+    refused: int = 0  # for overload
+    active: int = 0
+    queued: int = 0
+    rate_hz: float = 0.0
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a serving run answers. The key is in a file, never here."""
+
+    url: str  # base URL with /v1
+    host: str  # name of the head node
+    address: str  # what it listens on
+    port: int
+    model: str
+    key_file: str
+    tls: bool = False
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """What the head last knew, rewritten every second."""
 
@@ -119,14 +164,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     ends_at: float | None = None  # of the allocation, where Slurm tells
     workers: tuple[WorkerReport, ...] = ()
     progress: Progress = Progress()
-
-
-class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds at the middle and near the end of a distribution of `count` observations."""
-
-    p50: float = 0.0
-    p99: float = 0.0
-    count: int = 0
+    loads: tuple[WorkerLoad, ...] = ()  # of ready workers
+    traffic: Traffic | None = None  # of a serving run
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,11 +2,12 @@
 
     runs/<name>/                 mode 0700
       run.json                   which input these results belong to
-      secrets.json               mode 0600: bearer token, keys of the control plane
+      secrets.json               mode 0600: the engines' token, keys of the control plane
+      api_key                    mode 0600: what clients of a serving run present
       attempts/<n>/              one launch of the run, the n-th
-        config.json plan.json job.json roster.json status.json outcome.json
+        config.json plan.json job.json roster.json status.json outcome.json endpoint.json
         nodes/<i>.json           agent i was here
-        logs/agent-<i>.log logs/worker-<rank>.log
+        logs/agent-<i>.log logs/worker-<rank>.log logs/frontend-<i>.log
         submitit/                submitit's own scripts, pickles and logs
       parts/<n>.jsonl            results of attempt n, appended
       output.jsonl errors.jsonl  all results in the input's order, once a run has ended
@@ -27,7 +28,7 @@ import msgspec
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.messages import JobRecord, NodeRecord, Outcome, Roster, Status
+from hpc_dynamo.messages import Endpoint, JobRecord, NodeRecord, Outcome, Roster, Status
 from hpc_dynamo.topology import Plan
 
 T = TypeVar("T")
@@ -104,6 +105,7 @@ class Attempt:
         self.rendezvous_file = path / "rendezvous.json"
         self.status_file = path / "status.json"
         self.outcome_file = path / "outcome.json"
+        self.endpoint_file = path / "endpoint.json"
         self.logs = path / "logs"
         self.submitit = path / "submitit"
 
@@ -116,6 +118,9 @@ class Attempt:
 
     def worker_log(self, rank: int) -> Path:
         return self.logs / f"worker-{rank}.log"
+
+    def frontend_log(self, index: int) -> Path:
+        return self.logs / f"frontend-{index}.log"
 
     def node_file(self, node: int) -> Path:
         return self.path / "nodes" / f"{node}.json"
@@ -138,6 +143,9 @@ class Attempt:
     def outcome(self) -> Outcome | None:
         return read_json(self.outcome_file, Outcome)
 
+    def endpoint(self) -> Endpoint | None:
+        return read_json(self.endpoint_file, Endpoint)
+
     def nodes(self) -> Iterator[NodeRecord]:
         """The agents that came up so far."""
         for file in sorted((self.path / "nodes").glob("[0-9]*.json")):
@@ -153,6 +161,7 @@ class Run:
         self.path = path
         self.identity_file = path / "run.json"
         self.secrets_file = path / "secrets.json"
+        self.key_file = path / "api_key"
         self.parts = path / "parts"
         self.output = path / "output.jsonl"
         self.errors = path / "errors.jsonl"
@@ -164,9 +173,14 @@ class Run:
         self.parts.mkdir(exist_ok=True)
         if not self.secrets_file.exists():
             write_json(self.secrets_file, secret, mode=0o600)
+        if not self.key_file.exists():
+            write_atomic(self.key_file, f"{new_token()}\n".encode(), mode=0o600)
 
     def secrets(self) -> Secrets:
         return _need(self.secrets_file, Secrets)
+
+    def api_key(self) -> str:
+        return self.key_file.read_text().strip()
 
     def identity(self) -> RunIdentity | None:
         return read_json(self.identity_file, RunIdentity)
