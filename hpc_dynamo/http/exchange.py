@@ -1,0 +1,105 @@
+"""One request and its answer, as handlers see them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Protocol
+
+import msgspec
+
+Header = tuple[bytes, bytes]
+
+REASONS = {s.value: s.phrase.encode() for s in HTTPStatus}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a client may ask of the server's memory and patience."""
+
+    header_bytes: int = 65536
+    body_bytes: int = 32 << 20
+    buffered_bytes: int = 512 << 20  # bodies of all requests that are being read or served
+    receive_s: float = 60.0  # for a whole request to come in
+    idle_s: float = 75.0  # of a connection between requests
+    stalled_s: float = 300.0  # a reader that takes nothing for so long is gone
+    pipelined: int = 4  # requests read ahead on one connection
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What came in. Names of headers are in lower case; of repeated ones the last counts."""
+
+    method: str
+    path: str
+    query: str
+    headers: dict[str, str]
+    body: bytes
+    peer: str
+
+
+class Wire(Protocol):
+    """What a reply needs of its connection."""
+
+    def send(self, data: bytes) -> None: ...
+
+    @property
+    def congested(self) -> bool: ...
+
+    async def room(self) -> None: ...
+
+
+class Reply:
+    """One answer: `send` it whole, or `begin`, `write` and `end` a stream.
+
+    Nothing here waits, except `drain`, which whoever writes a stream awaits while
+    `congested`: the client reads more slowly than we write.
+    """
+
+    __slots__ = ("_bodiless", "_chunked", "_close", "_wire", "ended", "headers", "status")
+
+    def __init__(self, wire: Wire, *, close: bool, chunked: bool, bodiless: bool) -> None:
+        self._wire, self._close = wire, close
+        self._chunked, self._bodiless = chunked, bodiless
+        self.headers = list[Header]()  # sent with whatever answer is given
+        self.status = 0  # 0: nothing sent yet
+        self.ended = False
+
+    def send(self, status: int, body: bytes, headers: Iterable[Header] = ()) -> None:
+        """The whole answer."""
+        head = self._head(status, headers, b"content-length: %d\r\n" % len(body))
+        self._wire.send(head if self._bodiless else head + body)
+        self.ended = True
+
+    def begin(self, status: int, headers: Iterable[Header] = ()) -> None:
+        """The head of a stream. HTTP/1.0 knows no chunks: there the end of the connection is
+        the end of the stream."""
+        self._wire.send(
+            self._head(status, headers, b"transfer-encoding: chunked\r\n" * self._chunked)
+        )
+
+    def write(self, data: bytes) -> None:
+        """Some bytes of a stream, as one chunk (RFC 9112, 7.1)."""
+        if data and not self._bodiless:
+            self._wire.send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def end(self) -> None:
+        """The stream is complete."""
+        if self._chunked and not self._bodiless:
+            self._wire.send(b"0\r\n\r\n")
+        self.ended = True
+
+    @property
+    def congested(self) -> bool:
+        return self._wire.congested
+
+    async def drain(self) -> None:
+        """Until the client has read enough of what was written."""
+        await self._wire.room()
+
+    def _head(self, status: int, headers: Iterable[Header], framing: bytes) -> bytes:
+        assert not self.status, "one answer a request"
+        self.status = status
+        lines = [b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, b""))]
+        lines += [b"%b: %b\r\n" % h for h in headers]
+        lines += [b"%b: %b\r\n" % h for h in self.headers]
+        lines += [b"connection: close\r\n", framing] if self._close else [framing]
+        return b"".join([*lines, b"\r\n"])

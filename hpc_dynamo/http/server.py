@@ -1,0 +1,83 @@
+"""The server: where it listens, how it ends."""
+
+import asyncio
+import ssl
+import time
+from typing import Self
+
+from hpc_dynamo.http.connection import Connection, Handler, Refuse, Service
+from hpc_dynamo.http.exchange import Limits
+
+SWEEP_S = 1.0  # between two looks for connections that are too slow
+
+
+def plain(status: int, message: str) -> bytes:
+    """The body of an answer to a request that never reached the handler."""
+    return b"%d %s\n" % (status, message.encode())
+
+
+class Server:
+    """Serves `handler` from `async with` to its end.
+
+    A client that goes away cancels its handler. A handler that raises is answered with 500 if
+    nothing was sent, else its connection is cut.
+    """
+
+    def __init__(
+        self, handler: Handler, *, limits: Limits | None = None, refuse: Refuse = plain
+    ) -> None:
+        self._service = Service(handler, refuse, limits or Limits(), asyncio.TaskGroup())
+        self._listening = list[asyncio.Server]()
+
+    async def __aenter__(self) -> Self:
+        await self._service.tasks.__aenter__()
+        self._sweeper = self._service.tasks.create_task(self._sweep(), name="http-sweep")
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        """Stops listening and cuts what is still connected; `drain` is the softer end."""
+        self._sweeper.cancel()
+        self._close()
+        for connection in list(self._service.connections):
+            connection.cut()
+        await self._service.tasks.__aexit__(None, None, None)
+
+    @property
+    def connections(self) -> int:
+        return len(self._service.connections)
+
+    async def listen(
+        self, host: str, port: int, *, tls: ssl.SSLContext | None = None, shared: bool = False
+    ) -> int:
+        """Accept connections; the port. `shared`: other processes may listen there as well."""
+        server = await asyncio.get_running_loop().create_server(
+            lambda: Connection(self._service),
+            host,
+            port,
+            ssl=tls,
+            backlog=4096,
+            reuse_port=shared or None,
+        )
+        self._listening.append(server)
+        return int(server.sockets[0].getsockname()[1])
+
+    async def drain(self) -> None:
+        """Stop listening; returns when every request under way has its answer."""
+        self._close()
+        connections = self._service.connections
+        for connection in list(connections):
+            connection.retire()
+        while connections:
+            await asyncio.wait([c.closed for c in connections])
+
+    def _close(self) -> None:
+        for server in self._listening:
+            server.close()
+        self._listening.clear()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = time.monotonic()
+            for connection in list(self._service.connections):
+                connection.check(now)
