@@ -58,6 +58,8 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     log: str = ""
     detail: str = ""
     start_s: float = 0.0  # from launch to the first served token
+    models: tuple[str, ...] = ()  # that it serves, by their names
+    context_tokens: int = 0  # of its longest sequence; 0: not known
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -141,6 +143,18 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     active: int = 0
     queued: int = 0
     rate_hz: float = 0.0
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """What the head tells its frontends of the job, on every change and every second."""
+
+    ready: bool = False  # every role has a worker that serves
+    draining: bool = False
+    models: tuple[str, ...] = ()
+    context_tokens: int = 0  # of the longest sequence that all workers take; 0: not known
+    workers: tuple[WorkerReport, ...] = ()
+    loads: tuple[WorkerLoad, ...] = ()
+    metrics: str = ""  # of the whole job, in Prometheus' text format
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,7 +20,7 @@ L0  errors
 L1  config
 L1  messages topology
 L1  run
-L2  wire kv keeper
+L2  wire kv keeper http preprocess
 L2  child
 L3  router planner engines bootstrap launch simulator
 L4  dispatch agent
@@ -43,7 +43,10 @@ HOMES = {
     "nixl_cu12": ("kv.py",),
     "nixl_cu13": ("kv.py",),
     "zmq": ("wire.py",),
-    "prometheus_client": ("engines/metrics.py", "simulator/"),
+    "httptools": ("http/",),
+    "jinja2": ("preprocess/",),
+    "prometheus_client": ("engines/metrics.py", "head/exposition.py", "simulator/"),
+    "tokenizers": ("preprocess/",),
 }
 
 

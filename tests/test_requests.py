@@ -30,7 +30,8 @@ def lines(*rows: dict[str, Any]) -> str:
 
 
 def found(requests: Requests) -> list[tuple[str, str, dict[str, Any]]]:
-    return [(e.custom_id, *requests.read(e)) for e in requests.entries]
+    with requests.open() as reader:
+        return [(e.custom_id, *reader.read(e)) for e in requests.entries]
 
 
 def test_openai_lines_and_plain_lines_may_be_mixed(file: Path) -> None:

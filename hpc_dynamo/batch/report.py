@@ -3,29 +3,27 @@
 import asyncio
 from collections.abc import Iterable
 
-import aiohttp
-
 from hpc_dynamo.config import Role
-from hpc_dynamo.dispatch import Member
 from hpc_dynamo.engines.contract import MetricNames
 from hpc_dynamo.engines.metrics import Histogram, Metrics, parse, total
+from hpc_dynamo.http import Client
 from hpc_dynamo.messages import Progress, Summary
+from hpc_dynamo.router import Member
 
 READ_S = 10.0
 
 Reading = dict[int, Metrics]  # by rank
 
 
-async def read(
-    session: aiohttp.ClientSession, members: Iterable[Member], names: MetricNames
-) -> Reading:
+async def read(client: Client, members: Iterable[Member], names: MetricNames) -> Reading:
     """One reading of every ready worker; those that do not answer are left out."""
 
     async def one(member: Member) -> Metrics | None:
         try:
-            async with asyncio.timeout(READ_S), session.get(f"{member.url}/metrics") as answer:
-                return parse(await answer.text(), names)
-        except (aiohttp.ClientError, TimeoutError):
+            got = client.send("GET", member.url, "/metrics")
+            async with asyncio.timeout(READ_S), got as answer:
+                return parse((await answer.read()).decode(), names)
+        except OSError:  # TimeoutError is one
             return None
 
     present = list(members)

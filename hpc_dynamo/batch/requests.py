@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -37,14 +37,25 @@ class Requests:
     entries: tuple[Entry, ...]
     fingerprint: str
 
+    def open(self) -> "Reader":
+        return Reader(self.file)
+
+
+class Reader:
+    """Reads requests of a checked file again. One descriptor a run: opening costs on NFS."""
+
+    def __init__(self, file: Path) -> None:
+        self._handle = os.open(file, os.O_RDONLY)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self._handle)
+
     def read(self, entry: Entry) -> tuple[str, dict[str, Any]]:
         """URL path and body of a request."""
-        handle = os.open(self.file, os.O_RDONLY)
-        try:
-            line = os.pread(handle, entry.size, entry.offset)
-        finally:
-            os.close(handle)
-        _, path, body = _parse(line, 0)
+        _, path, body = _parse(os.pread(self._handle, entry.size, entry.offset), 0)
         return path, body
 
 

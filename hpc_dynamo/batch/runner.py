@@ -8,11 +8,13 @@ import msgspec
 
 from hpc_dynamo.batch import ledger
 from hpc_dynamo.batch.ledger import Ledger
-from hpc_dynamo.batch.requests import Entry, Requests
+from hpc_dynamo.batch.requests import Entry, Reader, Requests
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.dispatch import Dispatcher
+from hpc_dynamo.dispatch import Dispatcher, Whole, Work
+from hpc_dynamo.engines import Body
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.messages import Progress
+from hpc_dynamo.router import Ask
 
 BACKOFF_S = 0.5  # before the second try; doubles
 AHEAD = 4  # requests a prefill worker may have beyond what fills the decode workers
@@ -25,10 +27,6 @@ class Usage(msgspec.Struct, frozen=True):
 
     prompt_tokens: int = 0
     completion_tokens: int | None = 0
-
-
-class _Counted(msgspec.Struct, frozen=True):
-    usage: Usage | None = None
 
 
 def concurrency(config: Config) -> int:
@@ -66,45 +64,45 @@ class Runner:
         """True when every request has a result."""
         self._began = time.monotonic()
         total = len(self._requests.entries)
-        async with asyncio.TaskGroup() as group:
-            writer = group.create_task(self._ledger.write(), name="ledger")
-            async with asyncio.TaskGroup() as workers:
-                for _ in range(min(concurrency(self._config), total - self._resumed)):
-                    workers.create_task(self._work())
-            writer.cancel()
+        with self._requests.open() as reader:
+            async with asyncio.TaskGroup() as group:
+                writer = group.create_task(self._ledger.write(), name="ledger")
+                async with asyncio.TaskGroup() as workers:
+                    for _ in range(min(concurrency(self._config), total - self._resumed)):
+                        workers.create_task(self._work(reader))
+                writer.cancel()
         return self._resumed + self._done + self._failed == total
 
-    async def _work(self) -> None:
+    async def _work(self, reader: Reader) -> None:
         for entry in self._open:
             if self._stopping:
                 return
             self._running += 1
             try:
-                await self._finish(entry)
+                await self._finish(entry, *reader.read(entry))
             finally:
                 self._running -= 1
 
-    async def _finish(self, entry: Entry) -> None:
-        path, given = self._requests.read(entry)
+    async def _finish(self, entry: Entry, path: str, given: Body) -> None:
         body = self._config.batch.defaults | given | {"model": self._config.model.served_name}
+        ask = Ask(timeout_s=self._config.batch.request_timeout_s)
         try:
-            answer = await self._persist(entry, path, body)
+            answer = await self._persist(entry, Work(path, msgspec.json.encode(body), body, ask))
         except RequestFailed as e:
             await self._ledger.record(ledger.failure(entry.custom_id, e))
             self._failed += 1
             self.first_failure = self.first_failure or f"{entry.custom_id}: {e}"
             log.warning("%s failed: %s", entry.custom_id, e)
             return
-        await self._ledger.record(ledger.success(entry.custom_id, answer))
+        await self._ledger.record(ledger.success(entry.custom_id, answer.content))
         self._done += 1
-        self._count(answer)
+        self._count(answer.body)
 
-    async def _persist(self, entry: Entry, path: str, body: dict[str, object]) -> bytes:
+    async def _persist(self, entry: Entry, work: Work) -> Whole:
         """Try, and try again where that can help."""
         for left in reversed(range(self._config.batch.retries + 1)):
             try:
-                timeout_s = self._config.batch.request_timeout_s
-                return (await self._dispatcher.send(path, body, timeout_s)).body
+                return await self._try(work)
             except RequestFailed as e:
                 if e.final or not left:
                     raise
@@ -112,8 +110,18 @@ class Runner:
                 await asyncio.sleep(BACKOFF_S * 2 ** (self._config.batch.retries - left))
         raise AssertionError("the last try returns or raises")
 
-    def _count(self, answer: bytes) -> None:
-        usage = msgspec.json.decode(answer, type=_Counted).usage or Usage()
+    async def _try(self, work: Work) -> Whole:
+        timeout_s, answer = self._config.batch.request_timeout_s, Whole()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._dispatcher.run(work, answer)
+        except TimeoutError as e:
+            what = f"no answer within {timeout_s:.0f} s"
+            raise RequestFailed(what, status=504, hint="batch.request_timeout_s") from e
+        return answer
+
+    def _count(self, answer: Body) -> None:
+        usage = msgspec.json.decode(answer.get("usage", b"{}"), type=Usage | None) or Usage()
         self._prompt_tokens += usage.prompt_tokens
         self._completion_tokens += usage.completion_tokens or 0
 

@@ -13,7 +13,8 @@ from hpc_dynamo.config import Config, Device
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker
 
-Body = dict[str, Any]  # of an OpenAI request or answer
+# Of an OpenAI request or answer. Values may be msgspec.Raw: what nobody reads stays as it came.
+Body = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class MetricNames:
     running: str
     waiting: str
     kv_usage: str
+    prefix_queries: str  # tokens looked up in the prefix cache
+    prefix_hits: str
     prompt_tokens: str
     generation_tokens: str
     ttft: str

@@ -55,6 +55,8 @@ class Metrics:
     running: float = 0
     waiting: float = 0
     kv_usage: float = 0
+    prefix_queries: float = 0
+    prefix_hits: float = 0
     prompt_tokens: float = 0
     generation_tokens: float = 0
     kv_bytes: float = 0
@@ -82,6 +84,8 @@ def parse(text: str, names: MetricNames) -> Metrics:
         running=first(names.running),
         waiting=first(names.waiting),
         kv_usage=first(names.kv_usage),
+        prefix_queries=first(f"{names.prefix_queries}_total"),
+        prefix_hits=first(f"{names.prefix_hits}_total"),
         prompt_tokens=first(f"{names.prompt_tokens}_total"),
         generation_tokens=first(f"{names.generation_tokens}_total"),
         kv_bytes=first(f"{names.kv_bytes}_sum", f"{names.kv_bytes}_total"),

@@ -7,6 +7,8 @@ whose worker pulls them. The one token that the prefill worker computed is throw
 decode worker computes it again from the prompt's last position.
 """
 
+import msgspec
+
 from hpc_dynamo.engines.contract import Body
 from hpc_dynamo.errors import RequestFailed
 
@@ -18,6 +20,9 @@ ASK = {
     "remote_host": None,
     "remote_port": None,
 }
+
+
+NULL = msgspec.Raw(b"null")
 
 
 class NixlDialect:
@@ -32,7 +37,7 @@ class NixlDialect:
 
     def decode(self, body: Body, prefilled: Body) -> Body:
         handover = prefilled.get("kv_transfer_params")
-        if not handover:
+        if handover in (None, NULL):
             what = "the prefill worker's answer carries no kv_transfer_params"
             hint = "was it started with a NIXL kv-transfer-config?"
             raise RequestFailed(what, status=502, hint=hint)

@@ -1,6 +1,6 @@
 """Who is here: agents by heartbeat, workers by what their agents report.
 
-A ready worker joins the dispatcher, any other leaves it at once. When every worker of a role
+A ready worker joins the router, any other leaves it at once. When every worker of a role
 is lost for good, no request can end any more and the job is over.
 """
 
@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 from hpc_dynamo.agent import HEARTBEAT_S
 from hpc_dynamo.config import Role
-from hpc_dynamo.dispatch import Dispatcher
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.messages import (
     Bye,
@@ -23,6 +22,7 @@ from hpc_dynamo.messages import (
     WorkerReport,
     WorkerState,
 )
+from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.wire import Server
 
@@ -37,16 +37,24 @@ class Membership:
         attempt: Attempt,
         roster: Roster,
         server: Server[ControlMessage],
-        dispatcher: Dispatcher,
+        router: Router,
         hopeless: Callable[[EngineError], None],
     ) -> None:
         self._attempt, self._plan, self._roster = attempt, attempt.plan(), roster
         self._silence_s = attempt.config().cluster.silence_s
-        self._server, self._dispatcher, self._hopeless = server, dispatcher, hopeless
+        self._server, self._router, self._hopeless = server, router, hopeless
         self._peers: dict[int, bytes] = {}  # node: socket id
         self._heard: dict[int, float] = {node.node: time.monotonic() for node in roster.nodes}
         self._changed = asyncio.Condition()
         self.workers: dict[int, WorkerReport] = {}  # by rank
+
+    @property
+    def address(self) -> str:
+        """The head node's, on the job's network."""
+        return self._roster.nodes[0].address
+
+    def in_order(self) -> tuple[WorkerReport, ...]:
+        return tuple(self.workers[rank] for rank in sorted(self.workers))
 
     async def listen(self) -> None:
         """Take in what agents send. Runs until cancelled."""
@@ -91,9 +99,9 @@ class Membership:
         what = f"worker {worker.rank} ({worker.role}) on {worker.host}: {worker.state}"
         log.info("%s %s", what, worker.detail)
         if worker.state is WorkerState.ready:
-            await self._dispatcher.join(worker.rank, worker.role, worker.url)
+            await self._router.join(worker.rank, worker.role, worker.url)
         else:
-            self._dispatcher.leave(worker.rank)
+            self._router.leave(worker.rank)
         self._despair(worker.role)
 
     async def _gone(self, node: int, state: WorkerState, why: str) -> None:

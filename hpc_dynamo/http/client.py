@@ -183,6 +183,12 @@ class Client:
         self._idle = defaultdict[Origin, list[Answer]](list)
         self._tls = tls
 
+    @classmethod
+    def bearer(cls, token: str) -> Self:
+        """For JSON, to servers that ask for a key."""
+        key = (b"authorization", b"Bearer " + token.encode())
+        return cls([key, (b"content-type", b"application/json")])
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -71,10 +71,21 @@ class Connection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(400, "this server speaks HTTP/1.1 only and upgrades to nothing")
+        except httptools.HttpParserUpgrade as e:
+            self._stay(data[e.args[0] :])
         except httptools.HttpParserError as e:
             self._refuse(400, f"this is not HTTP/1.1: {e}")
+
+    def _stay(self, rest: bytes) -> None:
+        """Some clients offer HTTP/2 with their first request; we read it once more without."""
+        if self._parser.get_method() == b"CONNECT":
+            self._refuse(400, "this server is no proxy")
+            return
+        start = b"%b %b HTTP/1.1\r\n" % (self._parser.get_method(), self._target)
+        kept = [(k, v) for k, v in self._headers.items() if k not in ("upgrade", "connection")]
+        lines = b"".join(f"{k}: {v}\r\n".encode("latin-1") for k, v in kept)
+        self._parser = httptools.HttpRequestParser(self)
+        self.data_received(start + lines + b"\r\n" + rest)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._deaf = True
@@ -126,7 +137,7 @@ class Connection(asyncio.Protocol):
         self._body.append(part)
 
     def on_message_complete(self) -> None:
-        if self._deaf:
+        if self._deaf or self._parser.should_upgrade():
             return
         self._reading, self._since = False, time.monotonic()
         path, _, query = self._target.decode("latin-1").partition("?")

@@ -5,17 +5,16 @@ An engine counts as ready when it has served a token: engines answer /health lon
 
 import asyncio
 import logging
-import os
 import signal
-import socket
 import time
 
-import aiohttp
-
+from hpc_dynamo.agent.place import free_ports, visible_gpus
+from hpc_dynamo.agent.probe import NOTHING, Served, serves, what_is_served
 from hpc_dynamo.child import Child, clean_environment
 from hpc_dynamo.config import Config
 from hpc_dynamo.engines import Engine, Place, engine
 from hpc_dynamo.errors import EngineError, WireError
+from hpc_dynamo.http import Client
 from hpc_dynamo.messages import (
     Bye,
     ControlMessage,
@@ -28,7 +27,7 @@ from hpc_dynamo.messages import (
 )
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan, Worker
-from hpc_dynamo.wire import Client
+from hpc_dynamo.wire import Client as ControlClient
 
 HEARTBEAT_S = 1.0
 PROBE_S = 0.25  # between two tries to get a first token; engines announce nothing
@@ -42,7 +41,7 @@ class Agent:
     """Runs the workers of one node until the head says stop, or is gone."""
 
     def __init__(
-        self, attempt: Attempt, me: NodeRecord, client: Client[ControlMessage], token: str
+        self, attempt: Attempt, me: NodeRecord, client: ControlClient[ControlMessage], token: str
     ) -> None:
         self._attempt, self._me, self._client, self._token = attempt, me, client, token
         self._config: Config = attempt.config()
@@ -115,10 +114,10 @@ class Agent:
         env = clean_environment(command.env)
         child = await Child.start(command.argv, env, path, self._config.engine.stop_timeout_s)
         try:
-            await self._until_served(worker, child, url)
+            served = await self._until_served(worker, child, url)
             start_s = time.monotonic() - began
             log.info("worker %d (%s) is ready after %.1f s", worker.rank, worker.role, start_s)
-            await self._report(worker, WorkerState.ready, url=url, start_s=start_s)
+            await self._report(worker, WorkerState.ready, url=url, start_s=start_s, served=served)
             raise self._died(worker, await child.wait())
         finally:
             await child.stop()
@@ -128,7 +127,7 @@ class Agent:
         ports = free_ports(self._me.address, self._engine.ports)
         return Place(worker, self._me.address, ports, gpus, self._token)
 
-    async def _until_served(self, worker: Worker, child: Child, url: str) -> None:
+    async def _until_served(self, worker: Worker, child: Child, url: str) -> Served:
         """Returns once the engine has served a token. Raises EngineError."""
         timeout_s = self._config.engine.ready_timeout_s
         died = asyncio.create_task(child.wait())
@@ -141,28 +140,21 @@ class Agent:
             if not served.done():
                 hint = "engine.ready_timeout_s, if the model is large or the disk slow"
                 raise self._failed(worker, f"served no token within {timeout_s:.0f} s", hint)
-            served.result()  # or its error
+            return served.result()
         finally:
             for task in both:
                 task.cancel()
             await asyncio.gather(*both, return_exceptions=True)
 
-    async def _probe(self, worker: Worker, url: str) -> None:
-        """Returns once a token was served. Raises EngineError where the log says never."""
-        body = {"model": self._config.model.served_name, "prompt": "Hello", "max_tokens": 1}
-        headers = {"Authorization": f"Bearer {self._token}"}
-        async with aiohttp.ClientSession(headers=headers) as session:
-            while True:
-                try:
-                    async with session.post(f"{url}/v1/completions", json=body) as answer:
-                        if answer.status == 200:
-                            return
-                except aiohttp.ClientError:
-                    pass  # not listening yet
+    async def _probe(self, worker: Worker, url: str) -> Served:
+        """What is served, once a token was. Raises EngineError where the log says never."""
+        async with Client.bearer(self._token) as http:
+            while not await serves(http, url, self._config.model.served_name):
                 tail = self._tail(worker)
                 if any(sign in tail for sign in self._engine.never_ready):
                     raise self._failed(worker, "will never be ready")
                 await asyncio.sleep(PROBE_S)
+            return await what_is_served(http, url)
 
     def _died(self, worker: Worker, code: int) -> EngineError:
         if code <= 128:
@@ -195,6 +187,7 @@ class Agent:
         url: str = "",
         detail: str = "",
         start_s: float = 0.0,
+        served: Served = NOTHING,
     ) -> None:
         report = WorkerReport(
             rank=worker.rank,
@@ -206,28 +199,7 @@ class Agent:
             log=str(self._attempt.worker_log(worker.rank)),
             detail=detail,
             start_s=start_s,
+            models=served.models,
+            context_tokens=served.context_tokens,
         )
         await self._client.send(report)
-
-
-def visible_gpus(indexes: tuple[int, ...]) -> tuple[str, ...]:
-    """The plan counts a node's GPUs from 0; Slurm may have given the job others."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    names = given.split(",") if given else [str(i) for i in range(max(indexes, default=-1) + 1)]
-    if any(index >= len(names) for index in indexes):
-        what = f"the plan needs GPU {max(indexes)} of a node, this job sees {len(names)} ({given})"
-        raise EngineError(what, hint="cluster.gpus_per_node must be what Slurm gives a node")
-    return tuple(names[index] for index in indexes)
-
-
-def free_ports(address: str, count: int) -> tuple[int, ...]:
-    """Ports that are free now, all held until all are found so that they differ.
-
-    Another process can still be quicker than the engine; then the engine dies with "address
-    already in use" and its next life gets others.
-    """
-    held = [socket.create_server((address, 0)) for _ in range(count)]
-    ports = tuple(int(s.getsockname()[1]) for s in held)
-    for s in held:
-        s.close()
-    return ports

@@ -1,0 +1,47 @@
+"""The configuration of one run: its schema, and the checks of its values."""
+
+from hpc_dynamo.config.checks import MIN_SILENCE_S, check, minutes
+from hpc_dynamo.config.schema import (
+    Batch,
+    Bootstrap,
+    BootstrapMethod,
+    Cluster,
+    Config,
+    Device,
+    Engine,
+    Kind,
+    Launcher,
+    Model,
+    Policy,
+    Pool,
+    Role,
+    Router,
+    Serve,
+    Slurm,
+    Task,
+    Topology,
+)
+
+__all__ = [
+    "MIN_SILENCE_S",
+    "Batch",
+    "Bootstrap",
+    "BootstrapMethod",
+    "Cluster",
+    "Config",
+    "Device",
+    "Engine",
+    "Kind",
+    "Launcher",
+    "Model",
+    "Policy",
+    "Pool",
+    "Role",
+    "Router",
+    "Serve",
+    "Slurm",
+    "Task",
+    "Topology",
+    "check",
+    "minutes",
+]

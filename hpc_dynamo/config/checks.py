@@ -1,0 +1,106 @@
+"""Values that cannot work, refused before anything starts."""
+
+import re
+from dataclasses import fields
+
+from hpc_dynamo.config.schema import Config, Role, Serve, Topology
+from hpc_dynamo.errors import ConfigError
+
+MIN_SILENCE_S = 3.0  # a few heartbeats
+
+
+def check(config: Config) -> None:
+    """Refuse values that cannot work, naming field, value and remedy. Raises ConfigError."""
+    _check_pools(config.topology)
+    _check_numbers(config)
+    if config.cluster.silence_s < MIN_SILENCE_S:
+        what = f"cluster.silence_s={config.cluster.silence_s} is below {MIN_SILENCE_S}"
+        raise ConfigError(what, hint="cluster.silence_s=30; a busy node may be slow to speak")
+    minutes(config.cluster.slurm.time)
+    _check_serve(config.serve)
+    if config.cluster.slurm.gpu_option not in ("gpus-per-node", "gres"):
+        value = config.cluster.slurm.gpu_option
+        hint = "gpus-per-node or gres"
+        raise ConfigError(f"cluster.slurm.gpu_option={value} is not known", hint=hint)
+
+
+def _check_pools(topology: Topology) -> None:
+    used = dict(topology.pools)
+    for role, pool in used.items():
+        for f in fields(pool):
+            _at_least_one(f"topology.{role}.{f.name}", getattr(pool, f.name))
+    for role in Role:
+        workers = getattr(topology, role).workers
+        if role not in used and workers:
+            hint = f"topology.{role}.workers=0, or another topology.kind"
+            what = f"topology.{role}.workers={workers} has no place in kind={topology.kind}"
+            raise ConfigError(what, hint=hint)
+
+
+def _check_numbers(config: Config) -> None:
+    engine, cluster, batch = config.engine, config.cluster, config.batch
+    least_one = {
+        "topology.nodes": config.topology.nodes,
+        "engine.max_num_seqs": engine.max_num_seqs,
+        "engine.cpus": engine.cpus,
+        "batch.concurrency": batch.concurrency,
+        "router.block_tokens": config.router.block_tokens,
+        "router.cached_blocks": config.router.cached_blocks,
+        "serve.frontends": config.serve.frontends,
+        "serve.queue": config.serve.queue,
+        "serve.worker_requests": config.serve.worker_requests,
+        "cluster.cpus_per_node": cluster.cpus_per_node,
+    }
+    for name, value in least_one.items():
+        if value is not None:
+            _at_least_one(name, value)
+    positive = {
+        "engine.memory_gb": engine.memory_gb,
+        "engine.ready_timeout_s": engine.ready_timeout_s,
+        "engine.stop_timeout_s": engine.stop_timeout_s,
+        "batch.request_timeout_s": batch.request_timeout_s,
+        "serve.request_timeout_s": config.serve.request_timeout_s,
+        "serve.queue_timeout_s": config.serve.queue_timeout_s,
+        "serve.max_body_mb": config.serve.max_body_mb,
+        "serve.buffer_mb": config.serve.buffer_mb,
+        "cluster.memory_gb_per_node": cluster.memory_gb_per_node,
+        "cluster.bootstrap.timeout_s": cluster.bootstrap.timeout_s,
+        "cluster.bootstrap.mpi_timeout_s": cluster.bootstrap.mpi_timeout_s,
+    }
+    for field_name, number in positive.items():
+        if number is not None and number <= 0:
+            raise ConfigError(f"{field_name}={number} must be above 0", hint=f"{field_name}=60")
+    for name, value in {"batch.retries": batch.retries, "engine.restarts": engine.restarts}.items():
+        if value < 0:
+            raise ConfigError(f"{name}={value} must not be negative", hint=f"{name}=0")
+
+
+def _check_serve(serve: Serve) -> None:
+    if not 0 <= serve.port < 65536:
+        raise ConfigError(f"serve.port={serve.port} is not a port", hint="0 for any free one")
+    if bool(serve.tls_cert) != bool(serve.tls_key):
+        hint = "serve.tls_cert=cert.pem serve.tls_key=key.pem"
+        raise ConfigError("serve.tls_cert and serve.tls_key need each other", hint=hint)
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{name}={value} must be at least 1", hint=f"{name}=1")
+
+
+_TIME = re.compile(r"(?:(?P<d>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?$")
+
+
+def minutes(text: str) -> int:
+    """Minutes of a Slurm time, rounded up: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S (man sbatch)."""
+    match = _TIME.match(text)
+    if match is None:
+        hint = "minutes, HH:MM:SS or D-HH:MM:SS, such as cluster.slurm.time=02:30:00"
+        raise ConfigError(f"cluster.slurm.time={text} is not a time", hint=hint)
+    days, parts = match["d"], [int(match[k]) for k in "abc" if match[k]]
+    weights = (3600, 60, 1) if days or len(parts) == 3 else (60, 1)
+    seconds = sum(w * p for w, p in zip(weights, parts, strict=False)) + 86400 * int(days or 0)
+    if seconds == 0:
+        hint = "cluster.slurm.time=01:00:00"
+        raise ConfigError(f"cluster.slurm.time={text} leaves no time", hint=hint)
+    return -(-seconds // 60)

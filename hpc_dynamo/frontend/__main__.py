@@ -1,0 +1,109 @@
+"""One frontend process: `python -m hpc_dynamo.frontend ATTEMPT INDEX SOCKET HOST PORT`.
+
+Lives as long as its link to the head. When that ends, streams under way get an error event.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import ssl
+import sys
+from pathlib import Path
+
+import uvloop
+
+from hpc_dynamo.config import Config
+from hpc_dynamo.dispatch import Dispatcher
+from hpc_dynamo.engines import engine
+from hpc_dynamo.frontend import errors
+from hpc_dynamo.frontend.access import Gate, WithRequestId
+from hpc_dynamo.frontend.app import App
+from hpc_dynamo.frontend.errors import Refused
+from hpc_dynamo.frontend.generation import Generation
+from hpc_dynamo.frontend.stats import Stats
+from hpc_dynamo.http import Client, Limits, Server
+from hpc_dynamo.preprocess import NoTokenizer, Preprocessor
+from hpc_dynamo.router import RemoteRouter
+from hpc_dynamo.run import Attempt
+
+TELL_S = 1.0
+FAREWELL_S = 3.0  # for the last words of streams
+MB = 1 << 20
+
+log = logging.getLogger("hpc_dynamo.frontend")
+
+
+async def serve(attempt: Attempt, index: int, link: Path, host: str, port: int) -> None:
+    """Until the head is gone or says so by SIGTERM."""
+    config, stats = attempt.config(), Stats()
+    prompts = await asyncio.to_thread(_prompts, config)
+    router = await RemoteRouter.connect(link)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, router.close)
+    async with Client.bearer(attempt.run.secrets().token) as client:
+        dispatcher = Dispatcher(router, engine(config.engine.name).dialect, client)
+        generation = Generation(config, prompts, stats)
+        app = App(config, Gate(_key(attempt, config)), router, dispatcher, generation, stats)
+        async with Server(app, limits=_limits(config), refuse=_refuse) as server:
+            await server.listen(host, port, tls=_tls(config), shared=True)
+            log.info("frontend %d (pid %d) listens on %s:%d", index, os.getpid(), host, port)
+            await _tell(router, stats, server)
+            async with asyncio.timeout(FAREWELL_S):
+                await server.drain()
+
+
+async def _tell(router: RemoteRouter, stats: Stats, server: Server) -> None:
+    """Report to the head every second, the first time at once: that is how it knows of us."""
+    while not router.closed.done():
+        stats.connections = server.connections
+        router.tell(stats)
+        await asyncio.wait([router.closed], timeout=TELL_S)
+
+
+def _prompts(config: Config) -> Preprocessor | None:
+    path = Path(config.model.path)
+    try:
+        if not config.model.path or not path.is_dir():
+            raise NoTokenizer(f"model.path={config.model.path} is no folder here")
+        prompts = Preprocessor.load(path)
+    except NoTokenizer as e:
+        log.warning("requests are routed by load alone: %s", e)
+        return None
+    log.info("tokenizer: %s %s", prompts.engine, prompts.slow_because)
+    return prompts
+
+
+def _key(attempt: Attempt, config: Config) -> str:
+    given = config.serve.key_file
+    return Path(given).read_text().strip() if given else attempt.run.api_key()
+
+
+def _limits(config: Config) -> Limits:
+    body, held = config.serve.max_body_mb * MB, config.serve.buffer_mb * MB
+    return Limits(body_bytes=int(body), buffered_bytes=int(held))
+
+
+def _tls(config: Config) -> ssl.SSLContext | None:
+    if not config.serve.tls_cert:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(config.serve.tls_cert, config.serve.tls_key)
+    return context
+
+
+def _refuse(status: int, message: str) -> bytes:
+    return errors.content(Refused(status, message))
+
+
+def main() -> int:
+    path, index, link, host, port = sys.argv[1:]
+    handler = logging.StreamHandler()
+    handler.addFilter(WithRequestId())
+    form = "%(asctime)s %(levelname)s %(request_id)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, handlers=[handler], format=form)
+    uvloop.run(serve(Attempt(Path(path)), int(index), Path(link), host, int(port)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""From a path to an answer: the table of endpoints, access, and errors in the API's form."""
+
+import asyncio
+import logging
+import time
+
+from hpc_dynamo.config import Config
+from hpc_dynamo.dispatch import Dispatcher
+from hpc_dynamo.errors import RequestFailed
+from hpc_dynamo.frontend import errors, pages
+from hpc_dynamo.frontend.access import Gate, request_id
+from hpc_dynamo.frontend.errors import Refused
+from hpc_dynamo.frontend.generation import Generation
+from hpc_dynamo.frontend.relay import Relay
+from hpc_dynamo.frontend.stats import Stats
+from hpc_dynamo.http import Reply, Request
+from hpc_dynamo.router import Overloaded, RemoteRouter
+
+JSON = (b"content-type", b"application/json")
+
+log = logging.getLogger(__name__)
+
+
+class App:
+    """The handler of one frontend process."""
+
+    def __init__(
+        self, config: Config, gate: Gate, router: RemoteRouter, dispatcher: Dispatcher,
+        generation: Generation, stats: Stats,
+    ) -> None:  # fmt: skip
+        self._config, self._gate, self._router = config, gate, router
+        self._dispatcher, self._generation, self._stats = dispatcher, generation, stats
+        self._timeout_s = config.serve.request_timeout_s
+
+    async def __call__(self, request: Request, reply: Reply) -> None:
+        """Answers every request, one way or the other."""
+        own_id = request_id(request.headers)
+        reply.headers.append((b"x-request-id", own_id.encode()))
+        began, self._stats.active = time.monotonic(), self._stats.active + 1
+        try:
+            await self._answer(request, reply, own_id)
+        except Refused as e:
+            self._refuse(request, reply, e)
+        except RequestFailed as e:
+            self._fail(request, reply, e)
+        except asyncio.CancelledError:
+            self._stats.cancelled += 1
+            log.info("%s: the client went away", request.path)
+            raise
+        finally:
+            self._stats.active -= 1
+            self._stats.seconds.observe(time.monotonic() - began)
+            key = f"{request.path if request.path in KNOWN else 'other'} {reply.status}"
+            self._stats.answers[key] = self._stats.answers.get(key, 0) + 1
+
+    async def _answer(self, request: Request, reply: Reply, own_id: str) -> None:
+        path = request.path
+        if path not in OPEN:
+            self._gate.check(request.headers)
+        page = pages.page(path)
+        if page:
+            self._allow(request, "GET", "HEAD")
+            status, kind, content = page(self._router.view, request)
+            reply.send(status, content, [(b"content-type", kind)])
+        elif path in PASSED:
+            self._allow(request, "POST")
+            if self._router.view.draining:
+                raise Refused(503, "the job is draining: its walltime ends", retry_after_s=30.0)
+            await self._pass(request, reply, own_id)
+        else:
+            known = ", ".join(sorted(KNOWN))
+            raise Refused(404, f"{path[:200]} is not served here; known: {known}")
+
+    def _allow(self, request: Request, *methods: str) -> None:
+        if request.method not in methods:
+            raise Refused(405, f"{request.path} takes {methods[0]}, not {request.method}")
+
+    async def _pass(self, request: Request, reply: Reply, own_id: str) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                work = await self._generation.work(request, own_id, self._router.view)
+                relay = Relay(reply, self._stats)
+                await self._dispatcher.run(work, relay)
+        except TimeoutError as e:
+            what = f"no whole answer within {self._timeout_s:.0f} s (serve.request_timeout_s)"
+            raise Refused(504, what) from e
+
+    def _refuse(self, request: Request, reply: Reply, error: Refused) -> None:
+        log.info("%s: %d %s", request.path[:200], error.status, error.message)
+        if reply.status:
+            self._break_off(request, reply, error)
+            return
+        retry = [(b"retry-after", b"%d" % max(1, round(error.retry_after_s)))]
+        headers = [JSON, *(retry if error.status in (429, 503) else [])]
+        reply.send(error.status, errors.content(error, request.path), headers)
+
+    def _fail(self, request: Request, reply: Reply, error: RequestFailed) -> None:
+        """The dispatcher's failures: an engine's own words go out as they came."""
+        after_s = error.retry_after_s if isinstance(error, Overloaded) else 0.0
+        refused = Refused(error.status, error.message, retry_after_s=after_s)
+        if reply.status or not error.body:
+            self._refuse(request, reply, refused)
+            return
+        log.info("%s: %s", request.path, error.message)
+        body = errors.engine_content(error.status, error.body, error.message, request.path)
+        reply.send(error.status, body, [JSON])
+
+    def _break_off(self, request: Request, reply: Reply, error: Refused) -> None:
+        """A stream cannot change its status any more; it says what happened, and ends."""
+        reply.write(errors.event(error, request.path))
+        reply.end()
+
+
+OPEN = frozenset({"/health", "/live", "/ready", "/openapi.json"})
+PASSED = frozenset(
+    {
+        "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses",
+        "/v1/messages", "/v1/messages/count_tokens", "/tokenize", "/detokenize",
+    }
+)  # fmt: skip
+KNOWN = PASSED | frozenset(pages.PAGES)

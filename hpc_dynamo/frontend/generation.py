@@ -1,0 +1,114 @@
+"""From a request's body to work for the dispatcher.
+
+The body is looked at one level deep: what nobody here reads goes to the engine as it came.
+Token ids are computed for the router; where they cannot be told, the request is routed by load
+alone.
+"""
+
+import logging
+from typing import Any
+
+import msgspec
+
+from hpc_dynamo.config import Config, Kind, Policy
+from hpc_dynamo.dispatch import OBJECT, Work
+from hpc_dynamo.engines import Body
+from hpc_dynamo.frontend.errors import Refused
+from hpc_dynamo.frontend.pages import check_model
+from hpc_dynamo.frontend.stats import Stats
+from hpc_dynamo.http import Request
+from hpc_dynamo.messages import View
+from hpc_dynamo.preprocess import Preprocessor, PromptRejected, Tokens
+from hpc_dynamo.router import Ask, block_hashes
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+COUNT = msgspec.json.Decoder(int | None)
+
+log = logging.getLogger(__name__)
+
+
+class Generation:
+    """Prepares requests of one process. `prompts` is None for models that we cannot tokenize."""
+
+    def __init__(self, config: Config, prompts: Preprocessor | None, stats: Stats) -> None:
+        self._prompts, self._stats = prompts, stats
+        self._by_cache = config.router.policy is Policy.kv
+        self._block = config.router.block_tokens
+        self._can_split = config.topology.kind is Kind.disaggregated
+
+    async def work(self, request: Request, own_id: str, view: View) -> Work:
+        """Raises Refused for what no engine would take."""
+        body, content = _read(request.body), request.body
+        self._check_model(view, body)
+        if body.pop("kv_transfer_params", None) is not None:
+            # Where a decode worker pulls its blocks from is for us alone to say.
+            content = msgspec.json.encode(body)
+        path = f"{request.path}?{request.query}" if request.query else request.path
+        headers = [(b"x-request-id", own_id.encode())]
+        ask = await self._ask(request.path, content, body, view)
+        return Work(path, content, body, ask, headers)
+
+    def _check_model(self, view: View, body: Body) -> None:
+        try:
+            model = msgspec.json.decode(body.get("model", b"null"), type=str | None)
+        except msgspec.ValidationError as e:
+            raise Refused(400, "model must be a string", param="model") from e
+        if model is not None:
+            check_model(view, model)
+
+    async def _ask(self, path: str, content: bytes, body: Body, view: View) -> Ask:
+        if path not in (CHAT, COMPLETIONS):
+            return Ask(split=False)
+        split = self._can_split and _one_answer(body)
+        if self._prompts is None or not (self._by_cache or view.context_tokens):
+            return Ask(split=split)
+        prompts = await self._tokens(path, msgspec.json.decode(content))
+        if not prompts:
+            return Ask(split=split)
+        longest, tokens = max(prompts, key=len), sum(map(len, prompts))
+        self._stats.prompt_tokens += tokens
+        hashes = block_hashes(longest.data, self._block) if self._by_cache else b""
+        split = split and len(prompts) == 1 and _fits(len(longest), body, view.context_tokens)
+        return Ask(tokens=tokens, hashes=hashes, split=split)
+
+    async def _tokens(self, path: str, body: dict[str, Any]) -> list[Tokens]:
+        """Of each prompt; empty where only the engine can tell, or is to refuse them."""
+        assert self._prompts
+        try:
+            if path == CHAT:
+                found = await self._prompts.chat(body)
+                return [found] if isinstance(found, Tokens) else []
+            several = await self._prompts.completion(body)
+            return several if isinstance(several, list) else []
+        except PromptRejected as e:
+            log.info("left to the engine to refuse: %s", e.message)
+            return []
+
+
+def _read(content: bytes) -> Body:
+    try:
+        return OBJECT.decode(content)
+    except msgspec.ValidationError as e:
+        raise Refused(400, "the body must be a JSON object") from e
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise Refused(400, f"the body is not JSON: {e}") from e
+
+
+def _fits(tokens: int, body: Body, context: int) -> bool:
+    """Whether prompt and answer are within a sequence's length. What is not goes to the decode
+    worker alone, which refuses it in its own words, and no prefill worker computes it first."""
+    wanted = body.get("max_completion_tokens") or body.get("max_tokens") or b"1"
+    try:
+        answer = COUNT.decode(wanted) or 1
+    except msgspec.ValidationError:
+        return False
+    return not context or tokens + answer <= context
+
+
+def _one_answer(body: Body) -> bool:
+    """Several answers to one prompt would pull the same blocks, which are given up after the
+    first; their decode worker computes the prompt itself."""
+    return all(
+        bytes(body.get(field, b"1")).strip() in (b"1", b"null") for field in ("n", "best_of")
+    )

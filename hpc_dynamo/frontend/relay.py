@@ -1,0 +1,62 @@
+"""Takes an engine's answer to the client: streams piece by piece, the rest whole."""
+
+import time
+from collections.abc import Callable
+
+from hpc_dynamo.frontend.stats import Stats
+from hpc_dynamo.http import Answer, Reply
+from hpc_dynamo.router import Lease
+
+Rewrite = Callable[[bytes], bytes]
+
+
+class Relay:
+    """See dispatch.Taker. Bytes pass as they came, unless there is a `rewrite`."""
+
+    def __init__(self, reply: Reply, stats: Stats, rewrite: Rewrite | None = None) -> None:
+        self._reply, self._stats, self._rewrite = reply, stats, rewrite
+        self._began = self._last = time.monotonic()
+        self._type = b"application/json"
+        self._lease: Lease
+
+    @property
+    def begun(self) -> bool:
+        return self._reply.status != 0
+
+    async def take(self, answer: Answer, lease: Lease) -> None:
+        self._lease = lease
+        self._type = answer.headers.get("content-type", "application/json").encode()
+        if self._type.startswith(b"text/event-stream"):
+            await answer.relay(self)
+            if not self.begun:
+                self._begin()
+            self._reply.end()
+        else:
+            content = await answer.read()
+            lease.first_token()
+            self._stats.ttft.observe(time.monotonic() - self._began)
+            if self._rewrite:
+                content = self._rewrite(content)
+            self._reply.send(200, content, [(b"content-type", self._type)])
+
+    def write(self, data: bytes) -> None:
+        """A piece of the stream, as the engine's socket gave it."""
+        now = time.monotonic()
+        if self._reply.status:
+            self._stats.itl.observe(now - self._last)
+        else:
+            self._begin()
+            self._lease.first_token()
+            self._stats.ttft.observe(now - self._began)
+        self._last = now
+        self._reply.write(self._rewrite(data) if self._rewrite else data)
+
+    @property
+    def congested(self) -> bool:
+        return self._reply.congested
+
+    async def drain(self) -> None:
+        await self._reply.drain()
+
+    def _begin(self) -> None:
+        self._reply.begin(200, [(b"content-type", self._type), (b"cache-control", b"no-cache")])

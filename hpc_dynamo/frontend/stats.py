@@ -1,0 +1,52 @@
+"""What a frontend process counts. Cheap enough for every token; merged by the head."""
+
+from bisect import bisect_left
+from collections import Counter
+
+import msgspec
+
+BOUNDS_S = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+    120.0, 300.0,
+)  # fmt: skip
+
+
+class Buckets(msgspec.Struct):
+    """A histogram of seconds: counts by BOUNDS_S, the last beyond all of them."""
+
+    counts: list[int] = msgspec.field(default_factory=lambda: [0] * (len(BOUNDS_S) + 1))
+    total_s: float = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(BOUNDS_S, seconds)] += 1
+        self.total_s += seconds
+
+    def add(self, other: "Buckets") -> None:
+        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        self.total_s += other.total_s
+
+
+class Stats(msgspec.Struct, kw_only=True):
+    """Since the start of the process."""
+
+    answers: dict[str, int] = msgspec.field(default_factory=Counter)  # by "path status"
+    active: int = 0
+    connections: int = 0
+    cancelled: int = 0  # by clients that went away
+    retried: int = 0
+    prompt_tokens: int = 0  # counted here, before routing
+    seen_tokens: int = 0  # of these, not tokenised again
+    ttft: Buckets = msgspec.field(default_factory=Buckets)
+    itl: Buckets = msgspec.field(default_factory=Buckets)  # between pieces of streams
+    seconds: Buckets = msgspec.field(default_factory=Buckets)  # whole requests
+
+    def add(self, other: "Stats") -> None:
+        """Merge another process's figures into these."""
+        for key, count in other.answers.items():
+            self.answers[key] = self.answers.get(key, 0) + count
+        for name in ("active", "connections", "cancelled", "retried", "prompt_tokens"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.seen_tokens += other.seen_tokens
+        self.ttft.add(other.ttft)
+        self.itl.add(other.itl)
+        self.seconds.add(other.seconds)

@@ -1,0 +1,59 @@
+"""A batch, from loading to its last result on disk."""
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+
+from hpc_dynamo.batch import report
+from hpc_dynamo.batch.ledger import Ledger
+from hpc_dynamo.batch.requests import scan
+from hpc_dynamo.batch.runner import Runner
+from hpc_dynamo.dispatch import Dispatcher
+from hpc_dynamo.engines import engine
+from hpc_dynamo.head.work import Job
+from hpc_dynamo.messages import Outcome, Progress, Status
+
+
+class BatchWork:
+    """See head.work.Work."""
+
+    def __init__(self, job: Job) -> None:
+        self._attempt, self._config = job.attempt, job.config
+        self._router, self._client = job.router, job.client
+        self._runner: Runner | None = None
+        self.phase = "loading"
+
+    async def run(self) -> Outcome:
+        config, names = self._config, engine(self._config.engine.name)
+        requests = await asyncio.to_thread(scan, Path(config.input))
+        ledger = Ledger(self._attempt.run, self._attempt.number)
+        dispatcher = Dispatcher(self._router, names.dialect, self._client)
+        runner = self._runner = Runner(config, requests, ledger, dispatcher)
+        await self._router.ready(role for role, _ in config.topology.pools)
+        before = await report.read(self._client, self._router.members, names.metrics)
+        self.phase = "running"
+        complete = await runner.run()
+        after = await report.read(self._client, self._router.members, names.metrics)
+        if not complete:
+            return Outcome(exit_code=1, message="the walltime ended; the same command goes on")
+        await asyncio.to_thread(ledger.merge, [entry.custom_id for entry in requests.entries])
+        figures = report.summarise(self._router.members, before, after, runner.progress())
+        if figures.progress.failed and not figures.progress.done:
+            why = f"no request was answered; the first of them: {runner.first_failure}"
+            return Outcome(exit_code=3, message=why, summary=figures)
+        return Outcome(exit_code=0, summary=figures)
+
+    def drain(self) -> None:
+        self.phase = "draining"
+        if self._runner:
+            self._runner.stop()
+
+    @property
+    def stopped(self) -> Outcome:
+        why = f"stopped while {self.phase}; the same command goes on from here"
+        return Outcome(exit_code=1, message=why)
+
+    def describe(self, status: Status) -> Status:
+        progress = self._runner.progress() if self._runner else Progress()
+        return msgspec.structs.replace(status, progress=progress)

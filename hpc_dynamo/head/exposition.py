@@ -1,0 +1,89 @@
+"""The job's own figures in Prometheus' text format 0.0.4."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from hpc_dynamo.frontend.stats import BOUNDS_S, Buckets, Stats
+from hpc_dynamo.messages import Traffic, WorkerLoad, WorkerReport
+
+
+def exposition(
+    stats: Stats, traffic: Traffic, loads: Iterable[WorkerLoad], workers: Iterable[WorkerReport]
+) -> str:
+    """Everything under `hpc_dynamo_`; engines' own metrics stay with the engines."""
+
+    class Once(Collector):
+        def collect(self) -> Iterable[Metric]:
+            yield from _frontend(stats, traffic)
+            yield from _workers(loads, workers)
+
+    registry = CollectorRegistry()
+    registry.register(Once())
+    return generate_latest(registry).decode()
+
+
+def _frontend(stats: Stats, traffic: Traffic) -> Iterable[Metric]:
+    answers = CounterMetricFamily(
+        "hpc_dynamo_requests", "answers by path and status", labels=["path", "status"]
+    )
+    for key, count in sorted(stats.answers.items()):
+        answers.add_metric(key.split(" "), count)
+    yield answers
+    counters = {
+        "cancelled": (stats.cancelled, "requests whose client went away"),
+        "retried": (stats.retried, "tries on another worker"),
+        "refused": (traffic.refused, "requests refused for overload"),
+        "prompt_tokens": (stats.prompt_tokens, "prompt tokens counted before routing"),
+        "prompt_tokens_seen": (stats.seen_tokens, "of these, those not tokenized again"),
+    }
+    for name, (value, text) in counters.items():
+        yield CounterMetricFamily(f"hpc_dynamo_{name}", text, value=value)
+    gauges = {
+        "active": (traffic.active, "requests on workers"),
+        "queued": (traffic.queued, "requests that wait for a worker"),
+        "connections": (stats.connections, "open connections of clients"),
+    }
+    for name, (value, text) in gauges.items():
+        yield GaugeMetricFamily(f"hpc_dynamo_{name}", text, value=value)
+    yield _histogram("ttft_seconds", "until the first bytes of an answer", stats.ttft)
+    yield _histogram("itl_seconds", "between pieces of a stream", stats.itl)
+    yield _histogram("request_seconds", "until the end of an answer", stats.seconds)
+
+
+def _workers(loads: Iterable[WorkerLoad], workers: Iterable[WorkerReport]) -> Iterable[Metric]:
+    labels = ["rank", "role", "node"]
+    roles = {w.rank: (str(w.rank), str(w.role), w.host) for w in workers}
+    up = GaugeMetricFamily("hpc_dynamo_worker_ready", "1 while it is sent requests", labels=labels)
+    for worker in workers:
+        up.add_metric(roles[worker.rank], float(worker.state == "ready"))
+    yield up
+    for name, text in {
+        "active": "requests that the router has on it",
+        "running": "requests that the engine runs",
+        "waiting": "requests that wait in the engine",
+        "kv_usage": "share of the KV cache in use",
+        "cache_hit_rate": "share of prompt tokens found in the prefix cache",
+    }.items():
+        family = GaugeMetricFamily(f"hpc_dynamo_worker_{name}", text, labels=labels)
+        for load in loads:
+            family.add_metric(roles.get(load.rank, (str(load.rank), "", "")), getattr(load, name))
+        yield family
+
+
+def _histogram(name: str, text: str, buckets: Buckets) -> Metric:
+    bounds, total = [*map(str, BOUNDS_S), "+Inf"], 0
+    rows = list[tuple[str, float]]()
+    for bound, count in zip(bounds, buckets.counts, strict=True):
+        total += count
+        rows.append((bound, total))
+    return HistogramMetricFamily(
+        f"hpc_dynamo_{name}", text, buckets=rows, sum_value=buckets.total_s
+    )

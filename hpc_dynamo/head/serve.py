@@ -1,0 +1,176 @@
+"""An endpoint, from the first ready workers to the drain: frontend processes and their view."""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+
+from hpc_dynamo.child import Child, clean_environment
+from hpc_dynamo.engines import engine
+from hpc_dynamo.errors import EngineError
+from hpc_dynamo.frontend.stats import Stats
+from hpc_dynamo.head.exposition import exposition
+from hpc_dynamo.head.scrape import Scraper
+from hpc_dynamo.head.work import Job
+from hpc_dynamo.messages import Endpoint, Outcome, Status, Traffic, View, WorkerState
+from hpc_dynamo.router import RouterServer
+from hpc_dynamo.run import write_json
+
+STOP_S = 5.0  # for a frontend process to end its streams in order
+RESTARTS = 5  # of a frontend process, before the job is given up
+BACKOFF_S = 1.0
+CORES_EACH = 8  # of the node's, for each frontend process where no number is asked for
+MOST = 4
+ANY = ("0.0.0.0", "::")
+
+log = logging.getLogger(__name__)
+
+
+class ServeWork:
+    """See head.work.Work."""
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._config = job, job.config
+        self._scraper = Scraper(job.router, job.client, engine(job.config.engine.name).metrics)
+        self._draining, self._came = asyncio.Event(), asyncio.Event()
+        self._told = dict[int, Stats]()  # by the frontends that are there
+        self._former = Stats()  # of those that are gone
+        self._traffic = Traffic()
+        self.phase = "loading"
+
+    async def run(self) -> Outcome:
+        serve = self._config.serve
+        host = serve.host or self._job.members.address
+        with TemporaryDirectory(prefix="hpc-dynamo-") as folder:
+            with closing(_reserve(host, serve.port)) as held:
+                port = int(held.getsockname()[1])
+                await self._serve(Path(folder) / "router", host, port)
+        return Outcome(exit_code=0, message="the walltime ended; the endpoint was drained first")
+
+    async def _serve(self, link: Path, host: str, port: int) -> None:
+        router = self._job.router
+        async with RouterServer(router, link, self._view, self._hear, self._left) as server:
+            async with asyncio.TaskGroup() as group:
+                count = self._config.serve.frontends or usual_frontends()
+                frontends = [
+                    group.create_task(self._keep(index, link, host, port), name=f"frontend-{index}")
+                    for index in range(count)
+                ]
+                scraper = group.create_task(self._scraper.run(), name="scrape")
+                try:
+                    await router.ready(role for role, _ in self._config.topology.pools)
+                    await self._came.wait()
+                    self._announce(host, port)
+                    await self._draining.wait()
+                    server.show()
+                    await router.idle()
+                finally:
+                    server.hang_up()  # what is still under way gets its last words
+                    for task in (*frontends, scraper):
+                        task.cancel()
+
+    async def _keep(self, index: int, link: Path, host: str, port: int) -> None:
+        """Start a frontend process, again when it dies."""
+        words = (str(self._job.attempt.path), str(index), str(link), host, str(port))
+        argv = (sys.executable, "-m", "hpc_dynamo.frontend", *words)
+        file = self._job.attempt.frontend_log(index)
+        for left in reversed(range(RESTARTS + 1)):
+            child = await Child.start(argv, clean_environment({}), file, STOP_S)
+            try:
+                code = await child.wait()
+            finally:
+                await child.stop()
+            log.error("frontend %d ended with code %d; %d restarts left", index, code, left)
+            await asyncio.sleep(BACKOFF_S)
+        last = file.read_text(errors="replace").rstrip().rpartition("\n")[2]
+        raise EngineError(f"frontend {index} dies again and again; it last said: {last}", log=file)
+
+    def _announce(self, host: str, port: int) -> None:
+        serve, scheme = self._config.serve, "https" if self._config.serve.tls_cert else "http"
+        own = self._job.members.address if host in ANY else host
+        shown = f"[{own}]" if ":" in own else own
+        endpoint = Endpoint(
+            url=f"{scheme}://{shown}:{port}/v1",
+            host=socket.gethostname(),
+            address=own,
+            port=port,
+            model=self._config.model.served_name,
+            key_file=serve.key_file or str(self._job.attempt.run.key_file),
+            tls=bool(serve.tls_cert),
+        )
+        write_json(self._job.attempt.endpoint_file, endpoint)
+        self.phase = "serving"
+        log.info("serving at %s", endpoint.url)
+
+    # What frontends tell and are shown.
+
+    def _hear(self, frontend: int, content: bytes) -> None:
+        self._told[frontend] = msgspec.msgpack.decode(content, type=Stats)
+        self._came.set()
+
+    def _left(self, frontend: int) -> None:
+        if frontend in self._told:
+            gone = self._told.pop(frontend)
+            gone.active = gone.connections = 0
+            self._former.add(gone)
+
+    def _view(self) -> View:
+        members, router = self._job.members, self._job.router
+        ready = [w for w in members.workers.values() if w.state is WorkerState.ready]
+        contexts = [w.context_tokens for w in ready if w.context_tokens]
+        workers, loads = members.in_order(), self._scraper.loads()
+        self._traffic = router.traffic()
+        return View(
+            ready=router.complete(role for role, _ in self._config.topology.pools),
+            draining=self._draining.is_set(),
+            models=tuple(dict.fromkeys(name for w in ready for name in w.models)),
+            context_tokens=min(contexts, default=0),
+            workers=workers,
+            loads=loads,
+            metrics=exposition(self._stats(), self._traffic, loads, workers),
+        )
+
+    def _stats(self) -> Stats:
+        total = Stats()
+        for stats in (self._former, *self._told.values()):
+            total.add(stats)
+        return total
+
+    # For the head.
+
+    def drain(self) -> None:
+        self.phase = "draining"
+        self._draining.set()
+
+    @property
+    def stopped(self) -> Outcome:
+        return Outcome(exit_code=0, message="stopped")
+
+    def describe(self, status: Status) -> Status:
+        failed = sum(n for key, n in self._stats().answers.items() if " 5" in key)
+        traffic = msgspec.structs.replace(self._traffic, failed=failed)
+        return msgspec.structs.replace(status, loads=self._scraper.loads(), traffic=traffic)
+
+
+def usual_frontends() -> int:
+    return min(MOST, max(1, len(os.sched_getaffinity(0)) // CORES_EACH))
+
+
+def _reserve(host: str, port: int) -> socket.socket:
+    """Holds a port that the frontends share. Raises EngineError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    held = socket.socket(family, socket.SOCK_STREAM)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        held.bind((host, port))
+    except OSError as e:
+        held.close()
+        hint = "serve.port=0 for any free port, serve.host for another address of the head node"
+        raise EngineError(f"cannot listen on {host}:{port}: {e.strerror}", hint=hint) from e
+    return held

@@ -1,0 +1,42 @@
+"""What a job is for, as the head sees it: a batch to finish, or an endpoint to keep up."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from hpc_dynamo.config import Config
+from hpc_dynamo.head.membership import Membership
+from hpc_dynamo.http import Client
+from hpc_dynamo.messages import Outcome, Status
+from hpc_dynamo.router import Router
+from hpc_dynamo.run import Attempt
+
+
+@dataclass(frozen=True)
+class Job:
+    """What any work is made of. `client` speaks to engines."""
+
+    attempt: Attempt
+    config: Config
+    router: Router
+    members: Membership
+    client: Client
+
+
+class Work(Protocol):
+    """Runs once, until it is done, drained or cancelled."""
+
+    @property
+    def phase(self) -> str:
+        """One word for the status."""
+
+    @property
+    def stopped(self) -> Outcome:
+        """How it ends when its user ends it."""
+
+    async def run(self) -> Outcome: ...
+
+    def drain(self) -> None:
+        """Begin nothing more; what is under way may end, and then `run`."""
+
+    def describe(self, status: Status) -> Status:
+        """The status with what this work knows."""

@@ -1,0 +1,105 @@
+"""What is asked of the router, and what it grants."""
+
+import asyncio
+from enum import IntEnum
+from typing import Protocol
+
+import msgspec
+
+from hpc_dynamo.errors import RequestFailed
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True):
+    """One request, as far as the choice of workers depends on it."""
+
+    tokens: int = 0  # of the prompt; 0: not known
+    hashes: bytes = b""  # of its whole blocks, see hashes.block_hashes
+    split: bool = True  # prefill and decode may be on two workers
+    exclude: tuple[int, ...] = ()  # ranks that were tried
+    timeout_s: float = 0.0  # for a worker to be free; 0: the router's own limit
+
+
+class Target(msgspec.Struct, frozen=True, array_like=True):
+    """A worker to send to."""
+
+    rank: int
+    url: str
+
+
+class Note(IntEnum):
+    """What the holder of a lease tells the router; the value is in brackets."""
+
+    prefilled = 0
+    first_token = 1
+    progress = 2  # (tokens generated since the last)
+    broken = 3  # (rank)
+    released = 4
+
+
+class Notes(Protocol):
+    """Where notes go: the router itself, or the socket to it."""
+
+    def note(self, lease: int, note: Note, value: int) -> None: ...
+
+
+class Lease:
+    """Workers that are ours for one request, until `release`, which must come.
+
+    `lost` becomes the rank of a worker that left while we had it.
+    """
+
+    __slots__ = ("_notes", "_open", "decode", "id", "lost", "prefill")
+
+    def __init__(self, id_: int, prefill: Target | None, decode: Target, notes: Notes) -> None:
+        self.id, self.prefill, self.decode = id_, prefill, decode
+        self.lost: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._notes, self._open = notes, True
+
+    def prefilled(self) -> None:
+        """The prefill worker has done its part."""
+        self._notes.note(self.id, Note.prefilled, 0)
+
+    def first_token(self) -> None:
+        """The prompt is computed; from now on the answer grows."""
+        self._notes.note(self.id, Note.first_token, 0)
+
+    def progress(self, tokens: int) -> None:
+        """The answer has grown by so many tokens."""
+        self._notes.note(self.id, Note.progress, tokens)
+
+    def broken(self, rank: int) -> None:
+        """A connection to this worker broke; it is left alone for a while."""
+        self._notes.note(self.id, Note.broken, rank)
+
+    def release(self) -> None:
+        """Nothing of this request is on its workers any more. May be called again."""
+        if self._open:
+            self._open = False
+            self._notes.note(self.id, Note.released, 0)
+
+    def lose(self, rank: int) -> None:
+        """For the router: a worker of this lease has left."""
+        if not self.lost.done():
+            self.lost.set_result(rank)
+
+
+class Overloaded(RequestFailed):
+    """The queue is full (429), or a place in it was kept too long (503)."""
+
+    def __init__(self, message: str, *, status: int, retry_after_s: float) -> None:
+        super().__init__(message, status=status)
+        self.retry_after_s = retry_after_s
+
+
+class NoWorker(RequestFailed):
+    """A role has no ready worker, and none came in time."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=503)
+
+
+class Exhausted(RequestFailed):
+    """Every worker of a role has been tried."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=503)

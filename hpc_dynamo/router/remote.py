@@ -1,0 +1,125 @@
+"""A frontend's end of the unix socket to the router."""
+
+import asyncio
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from hpc_dynamo.errors import RequestFailed
+from hpc_dynamo.messages import View
+from hpc_dynamo.router.frames import (
+    ENCODER,
+    Asked,
+    Denied,
+    Down,
+    Granted,
+    Lost,
+    Noted,
+    Seen,
+    Told,
+    Wire,
+    Withdrawn,
+)
+from hpc_dynamo.router.lease import Ask, Exhausted, Lease, Note, NoWorker, Overloaded, Target
+
+
+class RemoteRouter(Wire):
+    """A frontend's end. `view` is the last that the head showed; `closed` ends with the link."""
+
+    decoder = msgspec.msgpack.Decoder(Down)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ids = count(1)
+        self._asked = dict[int, asyncio.Future[Lease]]()
+        self._leases = dict[int, Lease]()
+        self.view = View()
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @classmethod
+    async def connect(cls, path: Path) -> Self:
+        """Raises OSError where no router listens."""
+        loop = asyncio.get_running_loop()
+        _, link = await loop.create_unix_connection(cls, str(path))
+        return link
+
+    async def route(self, ask: Ask) -> Lease:
+        """See Router.route."""
+        id_, granted = next(self._ids), asyncio.get_running_loop().create_future()
+        if self.closed.done():
+            raise _ended()
+        self._asked[id_] = granted
+        self.send(Asked(id_, ask))
+        try:
+            lease: Lease = await granted
+        except asyncio.CancelledError:
+            self._asked.pop(id_, None)
+            self._leases.pop(id_, None)
+            with suppress(OSError):
+                self.send(Withdrawn(id_))
+            raise
+        return lease
+
+    def note(self, lease: int, note: Note, value: int) -> None:
+        """See lease.Notes."""
+        if note is Note.released:
+            self._leases.pop(lease, None)
+        if not self.closed.done():
+            self.send(Noted(lease, note, value))
+
+    def tell(self, record: msgspec.Struct) -> None:
+        """Something for the head that the router does not look at."""
+        if not self.closed.done():
+            self.send(Told(ENCODER.encode(record)))
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def frame(self, content: bytes) -> None:
+        match self.decoder.decode(content):
+            case Granted(id=id_, prefill=prefill, decode=decode):
+                self._granted(id_, prefill, decode)
+            case Denied(id=id_) as denied:
+                asked = self._asked.pop(id_, None)
+                if asked and not asked.done():
+                    asked.set_exception(_error(denied))
+            case Lost(id=id_, rank=rank):
+                if id_ in self._leases:
+                    self._leases[id_].lose(rank)
+            case Seen(view=view):
+                self.view = view
+
+    def _granted(self, id_: int, prefill: Target | None, decode: Target) -> None:
+        asked = self._asked.pop(id_, None)
+        if asked and not asked.done():
+            lease = self._leases[id_] = Lease(id_, prefill, decode, self)
+            asked.set_result(lease)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.closed.done():
+            self.closed.set_result(None)
+        for asked in self._asked.values():
+            if not asked.done():
+                asked.set_exception(_ended())
+        self._asked.clear()
+        for lease in list(self._leases.values()):
+            lease.lose(lease.decode.rank)
+
+
+def _error(denied: Denied) -> RequestFailed:
+    match denied.kind:
+        case "Exhausted":
+            return Exhausted(denied.message)
+        case "NoWorker":
+            return NoWorker(denied.message)
+        case "Overloaded":
+            after_s = denied.retry_after_s
+            return Overloaded(denied.message, status=denied.status, retry_after_s=after_s)
+    return RequestFailed(denied.message, status=denied.status)
+
+
+def _ended() -> NoWorker:
+    return NoWorker("the job is ending: its head takes no more requests")

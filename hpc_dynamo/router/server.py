@@ -1,0 +1,178 @@
+"""The router's end of the unix socket: one client a frontend process.
+
+When a connection ends, its leases are released and its asks forgotten. The socket lies in a
+private folder, so both ends are of the same user.
+"""
+
+import asyncio
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from hpc_dynamo.errors import RequestFailed
+from hpc_dynamo.messages import View
+from hpc_dynamo.router.frames import (
+    Asked,
+    Denied,
+    Granted,
+    Lost,
+    Noted,
+    Seen,
+    Told,
+    Up,
+    Wire,
+    Withdrawn,
+)
+from hpc_dynamo.router.lease import Ask, Lease, Note, Overloaded
+from hpc_dynamo.router.router import Router
+
+VIEW_S = 1.0
+
+
+class RouterServer:
+    """Serves a router to frontends, and shows them `view()` on every change and every second.
+
+    `told(frontend, content)` gets what frontends tell, `left(frontend)` is called when one is
+    gone; a frontend is a number that is not used again.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        path: Path,
+        view: Callable[[], View],
+        told: Callable[[int, bytes], None],
+        left: Callable[[int], None],
+    ) -> None:
+        self.router, self._path, self._view = router, path, view
+        self.told, self.left, self.numbers = told, left, count(1)
+        self.clients = set[_Client]()
+        self.tasks = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Self:
+        await self.tasks.__aenter__()
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: _Client(self), str(self._path))
+        self._path.chmod(0o600)
+        self._clock = self.tasks.create_task(self._tick(), name="view")
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._server.close()
+        self._clock.cancel()
+        self.hang_up()
+        await self.tasks.__aexit__(None, None, None)
+
+    def show(self) -> None:
+        """Push the view now."""
+        view = Seen(self._view())
+        for client in self.clients:
+            client.send(view)
+
+    def hang_up(self) -> None:
+        """End all connections; who listens on them knows that the job ends."""
+        for client in list(self.clients):
+            client.cut()
+
+    def greet(self, client: "_Client") -> None:
+        self.clients.add(client)
+        client.send(Seen(self._view()))
+
+    async def _tick(self) -> None:
+        while True:
+            self.show()
+            await asyncio.sleep(VIEW_S)
+
+
+class _Client(Wire):
+    """One frontend, at the server's end."""
+
+    decoder = msgspec.msgpack.Decoder(Up)
+
+    def __init__(self, server: RouterServer) -> None:
+        super().__init__()
+        self._server, self._number = server, next(server.numbers)
+        self._leases = dict[int, Lease]()  # by the frontend's own ids
+        self._waiting = dict[int, asyncio.Task[None]]()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._server.greet(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._server.clients.discard(self)
+        for task in self._waiting.values():
+            task.cancel()
+        for lease in self._leases.values():
+            lease.release()
+        self._leases.clear()
+        self._server.left(self._number)
+
+    def cut(self) -> None:
+        self._transport.close()
+
+    def frame(self, content: bytes) -> None:
+        match self.decoder.decode(content):
+            case Asked(id=id_, ask=ask):
+                self._ask(id_, ask)
+            case Noted(id=id_, note=note, value=value):
+                self._note(id_, Note(note), value)
+            case Withdrawn(id=id_):
+                self._withdraw(id_)
+            case Told(content=told):
+                self._server.told(self._number, told)
+
+    def _ask(self, id_: int, ask: Ask) -> None:
+        try:
+            lease = self._server.router.route_now(ask)
+        except RequestFailed as e:
+            self.send(_denial(id_, e))
+            return
+        if lease:
+            self._grant(id_, lease)
+        else:
+            self._waiting[id_] = self._server.tasks.create_task(self._wait(id_, ask))
+
+    async def _wait(self, id_: int, ask: Ask) -> None:
+        try:
+            self._grant(id_, await self._server.router.wait(ask))
+        except RequestFailed as e:
+            self.send(_denial(id_, e))
+        finally:
+            self._waiting.pop(id_, None)
+
+    def _grant(self, id_: int, lease: Lease) -> None:
+        if self._transport.is_closing():
+            lease.release()
+            return
+        self._leases[id_] = lease
+        lease.lost.add_done_callback(lambda lost: self._lose(id_, lost))
+        self.send(Granted(id_, lease.prefill, lease.decode))
+
+    def _lose(self, id_: int, lost: asyncio.Future[int]) -> None:
+        if id_ in self._leases and not lost.cancelled():
+            self.send(Lost(id_, lost.result()))
+
+    def _note(self, id_: int, note: Note, value: int) -> None:
+        lease = self._leases.get(id_)
+        if lease is None:
+            return
+        if note is Note.released:
+            del self._leases[id_]
+            lease.release()
+        else:
+            self._server.router.note(lease.id, note, value)
+
+    def _withdraw(self, id_: int) -> None:
+        task = self._waiting.pop(id_, None)
+        if task:
+            task.cancel()
+        self._note(id_, Note.released, 0)
+
+
+def _denial(id_: int, error: RequestFailed) -> Denied:
+    after_s = error.retry_after_s if isinstance(error, Overloaded) else 0.0
+    return Denied(id_, type(error).__name__, error.message, error.status, after_s)
