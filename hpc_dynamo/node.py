@@ -13,6 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import uvloop
+
 from hpc_dynamo.agent import Agent
 from hpc_dynamo.bootstrap import exchange
 from hpc_dynamo.bootstrap.address import job_address
@@ -34,7 +36,7 @@ def main(path: str) -> int:
     index, hosts = whoami(attempt.plan().nodes)
     _log_to(attempt.agent_log(index))
     try:
-        outcome = asyncio.run(_node(attempt, index, hosts))
+        outcome = uvloop.run(_node(attempt, index, hosts))
     except asyncio.CancelledError:
         outcome = Outcome(exit_code=1, message="stopped before all agents had met")
     except HpcDynamoError as e:

@@ -4,57 +4,28 @@ One of each kind is a child process; tables call `main`, for a new Python takes 
 """
 
 import os
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from hpc_dynamo.cli.main import EXAMPLES, main
+from hpc_dynamo.cli.help import EXAMPLES
 from hpc_dynamo.cli.verbs import VERBS
 from hpc_dynamo.config import Config
 from hpc_dynamo.messages import JobRecord, NodeRecord, Outcome, Progress, Roster, Summary
 from hpc_dynamo.run import Run, Secrets, write_json
 from hpc_dynamo.topology import Plan
 from tests.runs import hpc_dynamo
-
-Done = subprocess.CompletedProcess[str]
-Call = Callable[..., Done]
+from tests.terminal import Call, caller, going_on, new_run, printed, refused
 
 
 @pytest.fixture
 def call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Call:
-    """`main` in this process, working in `tmp_path`."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*words: str) -> Done:
-        try:
-            code = main(words)
-        except SystemExit as e:  # argparse
-            code = int(e.code or 0)
-        out, err = capsys.readouterr()
-        return subprocess.CompletedProcess(words, code, out, err)
-
-    return run
-
-
-def printed(done: Done) -> str:
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
-    return done.stdout
-
-
-def refused(done: Done, *parts: str) -> None:
-    """Exit code 3, all parts in the message, and no trace of Python."""
-    assert done.returncode == 3, done.stdout + done.stderr
-    assert done.stderr.startswith("error: "), done.stderr
-    assert "Traceback" not in done.stderr
-    for part in parts:
-        assert part in done.stderr
+    return caller(tmp_path, monkeypatch, capsys)
 
 
 def test_help_teaches_by_examples(tmp_path: Path) -> None:
@@ -78,6 +49,11 @@ def test_the_examples_of_plan_work(call: Call) -> None:
     for line in EXAMPLES["plan"].splitlines():
         words = line.split(" >")[0].split()[1:]
         printed(call(*words))
+
+
+def test_the_verbs_stand_in_the_order_of_use(call: Call) -> None:
+    assert list(VERBS) == ["plan", "batch", "serve", "chat", "status", "logs", "stop"]
+    assert list(EXAMPLES) == list(VERBS)
 
 
 def rows(table: str) -> list[list[str]]:
@@ -115,6 +91,12 @@ def test_dry_run_prints_the_script_alone(tmp_path: Path) -> None:
     assert script.startswith("#!/bin/bash\n#SBATCH ")
     assert "#SBATCH --nodes=3\n" in script
     assert "'input=my prompts.jsonl'" in script
+
+
+def test_dry_run_of_serve(call: Call) -> None:
+    script = printed(call("plan", "--dry-run", "--verb", "serve", "engine=simulator"))
+    assert "exec hpc-dynamo \\\n  serve \\\n  engine=simulator \\\n" in script
+    assert "task: serve" in printed(call("plan", "--show", "--verb", "serve", "engine=simulator"))
 
 
 def test_show_prints_every_field(call: Call) -> None:
@@ -196,6 +178,48 @@ def test_batch_refuses_before_anything_is_made(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["engine=vllm-cpu", LOCAL[1]], ["model.path is not set"]),
+        ([*LOCAL, "name=../x"], ["name='../x' must be a plain folder name"]),
+        ([*LOCAL, "serve.port=70000"], ["serve.port=70000 is not a port"]),
+        ([*LOCAL, "serve.tls_cert=good.pem"], ["serve.tls_cert and serve.tls_key need each other"]),
+        ([*LOCAL, "serve.tls_cert=no", "serve.tls_key=good.pem"], ["serve.tls_cert=no: no such"]),
+        ([*LOCAL, "serve.key_file=no"], ["serve.key_file=no: no such file"]),
+        ([*LOCAL, "serve.key_file=empty"], ["empty is empty", "openssl rand -hex 32"]),
+        ([*LOCAL, "router=random"], ["router='random' is not known", "least_loaded, round_robin"]),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_serve_refuses_before_anything_is_made(
+    words: Sequence[str], parts: Sequence[str], call: Call, tmp_path: Path
+) -> None:
+    (tmp_path / "good.pem").write_text("x")
+    (tmp_path / "empty").write_text("\n")
+    refused(call("serve", *words), *parts)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_serve_refuses_a_folder_of_results(call: Call, tmp_path: Path) -> None:
+    attempt = new_run(tmp_path / "runs" / "x")
+    attempt.run.identify(Path("/in.jsonl"), "f")
+    done = call("serve", *LOCAL, "name=x")
+    refused(done, "name=x:", "holds the results of a batch (/in.jsonl)", "another name")
+    assert len(attempt.run.attempts()) == 1
+
+
+@pytest.mark.parametrize("verb", ["batch", "serve"])
+def test_a_run_in_use_is_not_touched(verb: str, call: Call, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "x"}\n')
+    attempt = new_run(tmp_path / "runs" / "x", replace(Config(), name="x"))
+    key = attempt.run.api_key()
+    words = [*LOCAL, "name=x", "input=in.jsonl", "overwrite=true"]
+    with going_on(attempt):
+        refused(call(verb, *words), "is in use: attempt 1 is running", "hpc-dynamo stop", code=1)
+    assert (len(attempt.run.attempts()), attempt.run.api_key()) == (1, key)
+
+
 @pytest.fixture
 def finished(tmp_path: Path) -> Run:
     """A run `done` whose one attempt ended well, as its files tell."""
@@ -227,14 +251,14 @@ def test_stop_of_what_has_ended_is_no_error(finished: Run, tmp_path: Path) -> No
     assert "is not running" in printed(hpc_dynamo("stop", "name=done", cwd=tmp_path))
 
 
-@pytest.mark.parametrize("verb", ["status", "stop"])
+@pytest.mark.parametrize("verb", ["status", "logs", "chat", "stop"])
 def test_an_unknown_run_lists_the_known_ones(verb: str, finished: Run, call: Call) -> None:
     refused(call(verb, "name=don"), "runs/don is not a run", "known: done")
 
 
-@pytest.mark.parametrize("verb", ["status", "stop"])
+@pytest.mark.parametrize("verb", ["status", "logs", "chat", "stop"])
 def test_where_there_is_no_run_at_all(verb: str, call: Call) -> None:
-    refused(call(verb), "runs holds no run")
+    refused(call(verb), "runs holds no serving run" if verb == "chat" else "runs holds no run")
     refused(call(verb, "name=x"), "runs/x is not a run", "known: none")
 
 

@@ -15,7 +15,7 @@ from hpc_dynamo.engines import ENGINES, Command, Place, engine
 from hpc_dynamo.engines.contract import flags
 from hpc_dynamo.engines.metrics import Histogram, Metrics, parse, total
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
-from hpc_dynamo.engines.vllm import VLLM_METRICS
+from hpc_dynamo.engines.vllm import GUARD, VLLM_METRICS
 from hpc_dynamo.errors import ConfigError, RequestFailed
 from hpc_dynamo.messages import Quantiles
 from hpc_dynamo.topology import Shard, Worker, plan
@@ -96,11 +96,13 @@ def test_vllm_of_a_split_topology(
         "--pipeline-parallel-size": pipeline,
         "--data-parallel-size": "1",
         "--max-num-seqs": "256",
+        "--middleware": "hpc_dynamo_guard.Guard",
         "--max-model-len": "2048",
     }
     assert dict(command.env) == {
         "A": "1",
         "CUDA_VISIBLE_DEVICES": "2,3",
+        "PYTHONPATH": str(GUARD),
         "VLLM_API_KEY": "secret-token",
         "VLLM_NIXL_SIDE_CHANNEL_HOST": "10.0.0.7",
         "VLLM_NIXL_SIDE_CHANNEL_PORT": "5001",

@@ -11,7 +11,7 @@ import pytest
 
 from hpc_dynamo import node
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import Config, Task
 from hpc_dynamo.errors import LaunchError
 from hpc_dynamo.launch import slurm
 from hpc_dynamo.launch.script import render
@@ -23,6 +23,7 @@ HOW = "HPC_DYNAMO_ACCEPT=1 pytest tests/test_sbatch.py"
 
 # Model and input come after the script's name on sbatch's line:
 #     sbatch sbatch/batch-vllm-1node.sbatch model.path=/shared/llama input=prompts.jsonl
+#     sbatch sbatch/serve.sbatch model.path=/shared/llama
 CASES: dict[str, tuple[str, list[str]]] = {
     "batch-simulator": (
         "batch",
@@ -57,12 +58,45 @@ CASES: dict[str, tuple[str, list[str]]] = {
             "topology.aggregated.workers=4",
         ],
     ),
+    "serve": (
+        "serve",
+        [
+            "cluster.gpus_per_node=4",
+            "topology.prefill.workers=2",
+            "topology.decode.workers=2",
+        ],
+    ),
+    "serve-aggregated": (
+        "serve",
+        [
+            "cluster.gpus_per_node=4",
+            "topology=aggregated",
+            "topology.aggregated.workers=4",
+        ],
+    ),
+    "serve-2node": (
+        "serve",
+        [
+            "cluster.gpus_per_node=4",
+            "topology.prefill.tensor_parallel=4",
+            "topology.decode.tensor_parallel=4",
+        ],
+    ),
+    "serve-simulator": (
+        "serve",
+        [
+            "engine=simulator",
+            "topology.nodes=3",
+            "topology.prefill.workers=2",
+            "topology.decode.workers=1",
+        ],
+    ),
 }
 
 
 def rendered(name: str) -> str:
     verb, overrides = CASES[name]
-    config = compose(overrides)
+    config = replace(compose(overrides), task=Task(verb))
     return render(config, plan(config), verb, overrides)
 
 
@@ -174,7 +208,7 @@ SITES: list[list[str]] = [
 @pytest.mark.parametrize("name", CASES)
 def test_a_script_asks_for_what_submitit_asks_for(name: str, site: list[str], run: Run) -> None:
     verb, overrides = CASES[name][0], [*CASES[name][1], *site]
-    config = replace(compose(overrides), name="my-run")
+    config = replace(compose(overrides), task=Task(verb), name="my-run")
     own = directives(render(config, plan(config), verb, overrides))
     submitits = directives(submitted(config, run))
     for option in OURS_TO_CHOOSE:

@@ -1,6 +1,7 @@
 """Which of a node's addresses the rest of the job should use."""
 
 import fcntl
+import os
 import socket
 import struct
 from collections.abc import Sequence
@@ -20,6 +21,18 @@ def job_address(interface: str | None, peers: Sequence[str]) -> str:
         return _address_of(interface)
     others = [peer for peer in peers if peer != socket.gethostname()]
     return _source_towards(others[0]) if others else LOOPBACK
+
+
+def outward(address: str) -> str:
+    """Where clients outside of a node find it: a job of one node is on loopback, from which only
+    what runs there can reach it. Without Slurm that is what is wanted."""
+    login = os.environ.get("SLURM_SUBMIT_HOST", "")
+    if address != LOOPBACK or login in ("", socket.gethostname()):
+        return address
+    try:
+        return _source_towards(login)
+    except OSError:  # the name means nothing on this node
+        return _source_towards(socket.gethostname())
 
 
 def _address_of(interface: str) -> str:

@@ -2,14 +2,17 @@
 
 import math
 import time
+from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
+from hpc_dynamo.cli import serving
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.launch import JobState
 from hpc_dynamo.launch.resources import resources
-from hpc_dynamo.messages import Progress, Quantiles, Summary
+from hpc_dynamo.messages import Progress, Quantiles, Status, Summary
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
 
@@ -41,11 +44,10 @@ def started(attempt: Attempt, launcher: Launcher) -> str:
     return f"attempt {attempt.number} is {what}; run folder {attempt.run.path}"
 
 
-def workers(attempt: Attempt) -> Table:
+def workers(status: Status) -> Table:
     table = Table("rank", "role", "node", "state", "start")
     table.add_column("log", overflow="fold")
-    status = attempt.status()
-    for w in status.workers if status else ():
+    for w in status.workers:
         start = f"{w.start_s:.1f} s" if w.start_s else "-"
         table.add_row(str(w.rank), str(w.role), w.host, str(w.state), start, w.log)
     return table
@@ -56,23 +58,44 @@ def status(attempt: Attempt, job: tuple[JobState, str] | None) -> RenderableType
     known, roster, outcome = attempt.status(), attempt.roster(), attempt.outcome()
     state, detail = job or (JobState.unknown, "never submitted")
     rows: list[RenderableType] = [
-        f"{attempt.run.path} attempt {attempt.number}: {state} ({detail})"
+        Text(f"{attempt.run.path} attempt {attempt.number}: {state} ({detail})")
     ]
     if roster:
         hosts = ", ".join(f"{n.host} {n.address}" for n in roster.nodes)
-        rows.append(f"roster by {roster.method} in {roster.seconds:.3f} s: {hosts}")
+        rows.append(Text(f"roster by {roster.method} in {roster.seconds:.3f} s: {hosts}"))
+    endpoint = attempt.endpoint()
+    if endpoint and not outcome:
+        rows.append(Text(f"endpoint {endpoint.url}, model {endpoint.model}"))
     if known:
-        age = time.time() - known.at
-        stale = f" (last heard {age:.0f} s ago)" if age > STALE_S and not outcome else ""
-        left = ""
-        if known.ends_at and not outcome:
-            left = f", {(known.ends_at - time.time()) / 60:.0f} min of walltime left"
-        rows += [f"{known.phase}{left}{stale}", workers(attempt), progress_line(known.progress)]
+        rows += [_phase(known, ended=outcome is not None), *_figures(known)]
     if outcome and outcome.message:
-        rows.append(f"ended: {outcome.message}")
+        rows.append(Text(f"ended: {outcome.message}"))
     if outcome and outcome.summary:
         rows.append(summary(attempt, outcome.summary))
     return Group(*rows)
+
+
+def _phase(known: Status, *, ended: bool) -> Text:
+    if ended:
+        return Text(known.phase)
+    age = time.time() - known.at
+    stale = f" (last heard {age:.0f} s ago)" if age > STALE_S else ""
+    left = ""
+    if known.ends_at:
+        left = f", {duration(max(known.ends_at - time.time(), 0))} of walltime left"
+    return Text(f"{known.phase}{left}{stale}")
+
+
+def _figures(known: Status) -> Iterator[RenderableType]:
+    """Of a serving run the load, of a batch the progress."""
+    if known.traffic is None:
+        yield workers(known)
+        if known.progress.total:
+            yield progress_line(known.progress)
+        return
+    yield serving.loads(known)
+    yield from (Text(f"worker {w.rank}: {w.detail}") for w in known.workers if w.detail)
+    yield serving.traffic_line(known.traffic)
 
 
 def progress_line(p: Progress) -> str:

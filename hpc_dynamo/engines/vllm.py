@@ -5,6 +5,7 @@ because the `vllm` console script of the CPU build looks for metadata that it do
 """
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from hpc_dynamo.config import Config, Device, Role
@@ -38,6 +39,8 @@ VLLM_METRICS = MetricNames(
     itl="vllm:inter_token_latency_seconds",
     kv_bytes="vllm:nixl_bytes_transferred",
 )
+
+GUARD = Path(__file__).parent / "guard"  # holds one module, for the engine to import
 
 KNOWN_FAILURES = {
     "address already in use": "another process took the port; a restart picks a new one",
@@ -78,6 +81,7 @@ class Vllm:
             "pipeline-parallel-size": pool.pipeline_parallel,
             "data-parallel-size": pool.data_parallel,
             "max-num-seqs": engine.max_num_seqs,
+            "middleware": "hpc_dynamo_guard.Guard",
         }
         given = {name.replace("_", "-"): value for name, value in engine.args.items()}
         if role in KV_ROLE:
@@ -105,6 +109,7 @@ class Vllm:
             "VLLM_NIXL_SIDE_CHANNEL_PORT": str(place.ports[1]),
             **device_environment(config, place),
             **config.engine.env,
+            "PYTHONPATH": ":".join(filter(None, (str(GUARD), config.engine.env.get("PYTHONPATH")))),
             "VLLM_API_KEY": place.token,
         }
 

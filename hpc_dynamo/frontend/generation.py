@@ -6,7 +6,7 @@ alone.
 """
 
 import logging
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -23,7 +23,12 @@ from hpc_dynamo.router import Ask, block_hashes
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
+T = TypeVar("T")
+
+# Where a worker pulls its blocks from is for us alone to say: wrong blocks kill an engine.
+OURS = ("kv_transfer_params", "ec_transfer_params")
 COUNT = msgspec.json.Decoder(int | None)
+WHOLE = msgspec.json.Decoder(dict[str, Any])
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +44,9 @@ class Generation:
 
     async def work(self, request: Request, own_id: str, view: View) -> Work:
         """Raises Refused for what no engine would take."""
-        body, content = _read(request.body), request.body
+        body, content = _read(request.body, OBJECT), request.body
         self._check_model(view, body)
-        if body.pop("kv_transfer_params", None) is not None:
-            # Where a decode worker pulls its blocks from is for us alone to say.
+        if any([body.pop(field, None) is not None for field in OURS]):
             content = msgspec.json.encode(body)
         path = f"{request.path}?{request.query}" if request.query else request.path
         headers = [(b"x-request-id", own_id.encode())]
@@ -52,7 +56,7 @@ class Generation:
     def _check_model(self, view: View, body: Body) -> None:
         try:
             model = msgspec.json.decode(body.get("model", b"null"), type=str | None)
-        except msgspec.ValidationError as e:
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
             raise Refused(400, "model must be a string", param="model") from e
         if model is not None:
             check_model(view, model)
@@ -63,7 +67,7 @@ class Generation:
         split = self._can_split and _one_answer(body)
         if self._prompts is None or not (self._by_cache or view.context_tokens):
             return Ask(split=split)
-        prompts = await self._tokens(path, msgspec.json.decode(content))
+        prompts = await self._tokens(path, _read(content, WHOLE))
         if not prompts:
             return Ask(split=split)
         longest, tokens = max(prompts, key=len), sum(map(len, prompts))
@@ -86,11 +90,12 @@ class Generation:
             return []
 
 
-def _read(content: bytes) -> Body:
+def _read(content: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """Raises Refused for a body that is no JSON object, or has numbers that no engine takes."""
     try:
-        return OBJECT.decode(content)
+        return decoder.decode(content)
     except msgspec.ValidationError as e:
-        raise Refused(400, "the body must be a JSON object") from e
+        raise Refused(400, f"the body must be a JSON object: {e}") from e
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise Refused(400, f"the body is not JSON: {e}") from e
 
@@ -101,7 +106,7 @@ def _fits(tokens: int, body: Body, context: int) -> bool:
     wanted = body.get("max_completion_tokens") or body.get("max_tokens") or b"1"
     try:
         answer = COUNT.decode(wanted) or 1
-    except msgspec.ValidationError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return False
     return not context or tokens + answer <= context
 
@@ -109,6 +114,5 @@ def _fits(tokens: int, body: Body, context: int) -> bool:
 def _one_answer(body: Body) -> bool:
     """Several answers to one prompt would pull the same blocks, which are given up after the
     first; their decode worker computes the prompt itself."""
-    return all(
-        bytes(body.get(field, b"1")).strip() in (b"1", b"null") for field in ("n", "best_of")
-    )
+    counts = (bytes(body.get(field, b"1")).strip() for field in ("n", "best_of"))
+    return all(n in (b"1", b"null") for n in counts) and "use_beam_search" not in body

@@ -33,7 +33,6 @@ class Relay:
             self._reply.end()
         else:
             content = await answer.read()
-            lease.first_token()
             self._stats.ttft.observe(time.monotonic() - self._began)
             if self._rewrite:
                 content = self._rewrite(content)

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
+from hpc_dynamo.bootstrap.address import outward
 from hpc_dynamo.child import Child, clean_environment
 from hpc_dynamo.engines import engine
 from hpc_dynamo.errors import EngineError
@@ -46,7 +47,7 @@ class ServeWork:
 
     async def run(self) -> Outcome:
         serve = self._config.serve
-        host = serve.host or self._job.members.address
+        host = serve.host or outward(self._job.members.address)
         with TemporaryDirectory(prefix="hpc-dynamo-") as folder:
             with closing(_reserve(host, serve.port)) as held:
                 port = int(held.getsockname()[1])

@@ -1,14 +1,26 @@
 """What a job is for, as the head sees it: a batch to finish, or an endpoint to keep up."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from hpc_dynamo.config import Config
-from hpc_dynamo.head.membership import Membership
 from hpc_dynamo.http import Client
-from hpc_dynamo.messages import Outcome, Status
+from hpc_dynamo.messages import Outcome, Status, WorkerReport
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt
+
+
+class Members(Protocol):
+    """Who is there; see membership.Membership."""
+
+    @property
+    def address(self) -> str: ...
+
+    @property
+    def workers(self) -> Mapping[int, WorkerReport]: ...
+
+    def in_order(self) -> tuple[WorkerReport, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -18,7 +30,7 @@ class Job:
     attempt: Attempt
     config: Config
     router: Router
-    members: Membership
+    members: Members
     client: Client
 
 

@@ -1,0 +1,88 @@
+"""The peers' Python environments, installed once into hpc-dynamo's cache, versions pinned."""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_dynamo.demo.provision import cache_dir
+from hpc_dynamo.demo.steps import Progress, Step, exclusive, need_disk, run
+from hpc_dynamo.errors import MissingDependency
+
+DYNAMO = "1.6.1"
+VLLM_ROUTER, SGLANG_ROUTER = "0.1.17", "0.3.2"
+# What Dynamo's frontend and mocker import. Its wheels ask for more, which not every index has
+# (aisimulate) and neither program needs: --no-deps, and these by name.
+DYNAMO_NEEDS = (
+    *("aiohttp", "msgspec", "prometheus-client", "pyzmq", "transformers<5.20", "tqdm"),
+    *("zstandard", "uvloop", "redis<9", "kubernetes<33"),
+)
+DISK_GB = 1.5
+PROGRAMS = {"wrk": "wrk", "nginx": "nginx"}  # and the Debian packages that have them
+
+
+@dataclass(frozen=True)
+class Environments:
+    """Folders of the virtual environments."""
+
+    dynamo: Path
+    routers: Path
+
+
+def environments() -> Environments:
+    """Install what is missing.
+
+    Raises MissingDependency where wrk or nginx is not there, HpcDynamoError naming the step, its
+    log and what to try where pip failed.
+    """
+    need_programs()
+    version = f"py{sys.version_info.major}.{sys.version_info.minor}"
+    envs = Environments(
+        cache_dir() / f"dynamo-{DYNAMO}-{version}", cache_dir() / f"routers-{version}"
+    )
+    progress = Progress()
+    install(envs.dynamo, _dynamo(envs.dynamo), progress)
+    install(envs.routers, _routers(envs.routers), progress)
+    return envs
+
+
+def need_programs() -> None:
+    """Raises MissingDependency with the command that installs what is not there."""
+    missing = [package for name, package in PROGRAMS.items() if not shutil.which(name)]
+    if missing:
+        what = f"not installed: {', '.join(missing)}"
+        raise MissingDependency(what, hint=f"apt-get install --yes {' '.join(missing)}")
+
+
+def install(env: Path, steps: list[Step], progress: Progress) -> None:
+    """Run the steps that are not done; under a second when all are."""
+    state = env.with_name(f"{env.name}.install")
+    state.mkdir(parents=True, exist_ok=True)
+    with exclusive(state, progress):
+        if not (env / "bin/python").exists():
+            need_disk(state, DISK_GB)
+            for stamp in state.glob("*.done"):
+                stamp.unlink()
+        run(steps, state, progress)
+
+
+def _dynamo(env: Path) -> list[Step]:
+    wheels = (f"ai-dynamo=={DYNAMO}", f"ai-dynamo-runtime=={DYNAMO}")
+    return [
+        _environment(env),
+        Step("dynamo", (_pip(env, "--no-deps", *wheels), _pip(env, *DYNAMO_NEEDS))),
+    ]
+
+
+def _routers(env: Path) -> list[Step]:
+    packages = (f"vllm-router=={VLLM_ROUTER}", f"sglang-router=={SGLANG_ROUTER}")
+    return [_environment(env), Step("routers", (_pip(env, *packages),))]
+
+
+def _environment(env: Path) -> Step:
+    return Step("environment", ((sys.executable, "-m", "venv", str(env)),))
+
+
+def _pip(env: Path, *words: str) -> tuple[str, ...]:
+    pip = (str(env / "bin/python"), "-m", "pip", "--disable-pip-version-check", "install")
+    return (*pip, "--progress-bar", "off", *words)

@@ -1,0 +1,105 @@
+"""What `--help` teaches, and the options of each verb."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+from hpc_dynamo.config import Task
+
+DESCRIPTION = """\
+LLM serving and batch inference inside one Slurm job: an OpenAI endpoint, or a file of prompts.
+Prefill and decode workers run over the nodes of an allocation, KV cache moves between them by
+NIXL. On a machine without Slurm the same command runs locally."""
+
+OVERRIDES = """\
+overrides are Hydra's: FIELD=VALUE, or GROUP=FILE for a file of conf/GROUP/. The fields:
+  engine=vllm|vllm-cpu|simulator    engine.args.max-model-len=8192 (any option of the engine)
+  topology=aggregated|disaggregated topology.prefill.workers=2 topology.decode.tensor_parallel=4
+  cluster=auto|slurm|local          cluster.slurm.partition=gpu cluster.slurm.time=04:00:00
+  model.path=/shared/models/llama   input=prompts.jsonl   name=my-run   runs=/scratch/me/runs
+  serve.port=8000                   router=kv|least_loaded|round_robin
+`hpc-dynamo plan --show` prints all of them with their values."""
+
+EXAMPLES = {
+    "plan": """\
+  hpc-dynamo plan engine=simulator topology.prefill.workers=2
+  hpc-dynamo plan cluster.gpus_per_node=4 topology.prefill.pipeline_parallel=6
+  hpc-dynamo plan --dry-run cluster.gpus_per_node=8 cluster.slurm.partition=gpu > job.sbatch
+  hpc-dynamo plan --dry-run --verb serve cluster.gpus_per_node=8 > serve.sbatch""",
+    "batch": """\
+  hpc-dynamo batch engine=simulator input=prompts.jsonl
+  hpc-dynamo batch input=prompts.jsonl model.path=/shared/llama cluster.gpus_per_node=4 \\
+      topology.prefill.workers=2 topology.decode.workers=2 cluster.slurm.time=08:00:00
+  the same command again goes on where the last attempt ended, however it ended""",
+    "serve": """\
+  hpc-dynamo serve engine=simulator
+  hpc-dynamo serve model.path=/shared/llama cluster.gpus_per_node=4 name=afternoon \\
+      topology.prefill.workers=2 topology.decode.workers=2 cluster.slurm.time=04:00:00
+  it prints base URL, key and the ssh line for your laptop; Ctrl-C ends the job
+  hpc-dynamo serve --detach …       submit and return; `hpc-dynamo status` tells the rest""",
+    "chat": """\
+  hpc-dynamo chat                   a conversation with the newest serving run below runs/
+  hpc-dynamo chat name=afternoon "Why is the sky blue?"
+  echo "Why is the sky blue?" | hpc-dynamo chat runs/afternoon --max-tokens 100 > answer.txt
+  hpc-dynamo chat --url http://localhost:8000/v1 --key-file key --system 'Be brief.'""",
+    "status": """\
+  hpc-dynamo status                 the newest run below runs/, live on a terminal
+  hpc-dynamo status name=prompts    or the folder: hpc-dynamo status runs/prompts
+  hpc-dynamo status --once          print it and return""",
+    "logs": """\
+  hpc-dynamo logs                   which logs the newest run has
+  hpc-dynamo logs 3 -n 50           the last 50 lines of rank 3
+  hpc-dynamo logs name=afternoon head -f
+  hpc-dynamo logs -f                all of them, until the run ends""",
+    "stop": """\
+  hpc-dynamo stop name=prompts      results so far stay, the same batch command resumes""",
+}
+
+RUN = "RUN (its folder) or name=NAME; the newest without"
+WORDS = {
+    "chat": ("RUN|MESSAGE", f"{RUN}; what else there is, is the message"),
+    "status": ("RUN", RUN),
+    "logs": ("RUN|LOG", f"{RUN}; a rank's number, head, agent-N or frontend-N"),
+    "stop": ("RUN", RUN),
+}
+
+
+def arguments(name: str, verb: ArgumentParser) -> None:
+    """The options of a verb, and what its words are."""
+    metavar, what = WORDS.get(name, ("OVERRIDE", "FIELD=VALUE, see below"))
+    verb.add_argument("overrides", nargs="*", metavar=metavar, help=what)
+    about = "more files for the groups of conf/"
+    verb.add_argument("--config-dir", type=Path, metavar="DIR", help=about)
+    match name:
+        case "plan":
+            _plan(verb)
+        case "batch" | "serve":
+            verb.add_argument("--detach", action="store_true", help="submit and return at once")
+        case "chat":
+            _chat(verb)
+        case "status":
+            about = "print once and return, on a terminal too"
+            verb.add_argument("--once", action="store_true", help=about)
+        case "logs":
+            about = "go on until the run ends"
+            verb.add_argument("-f", "--follow", action="store_true", help=about)
+            about = "of each log's end (10)"
+            verb.add_argument("-n", "--lines", type=int, default=10, metavar="N", help=about)
+
+
+def _plan(verb: ArgumentParser) -> None:
+    verb.add_argument("--dry-run", action="store_true", help="print the sbatch script instead")
+    verb.add_argument("--show", action="store_true", help="print the whole configuration")
+    tasks = [str(task) for task in Task]
+    verb.add_argument("--verb", default=tasks[0], choices=tasks, help="what the script is to run")
+
+
+def _chat(verb: ArgumentParser) -> None:
+    verb.add_argument("--url", metavar="URL", help="base URL of any OpenAI endpoint, not a run's")
+    about = "holds its key; without: the run's, or $OPENAI_API_KEY for a --url"
+    verb.add_argument("--key-file", metavar="FILE", help=about)
+    about = "its certificate (PEM), to be trusted under any name"
+    verb.add_argument("--cert", metavar="FILE", help=about)
+    verb.add_argument("--model", metavar="NAME", help="where there is more than one")
+    verb.add_argument("--system", metavar="TEXT", help="what the model is to be")
+    verb.add_argument("--max-tokens", type=int, metavar="N", help="of one answer")
+    verb.add_argument("--temperature", type=float, metavar="T", help="0 for the likeliest words")

@@ -1,0 +1,162 @@
+"""The verbs that start a job: a batch, or an endpoint."""
+
+import re
+import shutil
+import sys
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from hpc_dynamo import launch, node
+from hpc_dynamo.batch.ledger import Ledger
+from hpc_dynamo.batch.requests import Requests, scan
+from hpc_dynamo.cli import views
+from hpc_dynamo.cli.compose import compose
+from hpc_dynamo.cli.follow import follow
+from hpc_dynamo.config import Config, Launcher, Serve, Task
+from hpc_dynamo.engines import engine
+from hpc_dynamo.errors import ConfigError, HpcDynamoError
+from hpc_dynamo.messages import Outcome
+from hpc_dynamo.run import Attempt, Run, Secrets, new_token
+from hpc_dynamo.topology import Plan
+from hpc_dynamo.topology import plan as lay_out
+from hpc_dynamo.wire import new_keys
+
+OUT = Console(soft_wrap=True, highlight=False, emoji=False)
+
+
+def batch(args: Namespace) -> int:
+    """Answer every request of a JSONL file; the same command again resumes."""
+    config = compose(args.overrides, args.config_dir)
+    if not config.input:
+        raise ConfigError("input is not set", hint="input=prompts.jsonl, a line a request")
+    source = Path(config.input).absolute()
+    config = _placed(replace(config, input=str(source)), source.stem)
+    launcher = launch.resolve(config.cluster.launcher)
+    layout = _checked(config, launcher)
+    requests = scan(source)
+    run = _batch_run(config, requests)
+    results = Ledger(run, 0)
+    if not results.unfinished(requests):
+        results.merge(entry.custom_id for entry in requests.entries)
+        OUT.print(f"nothing to do: all results are in {run.output} (and {run.errors.name})")
+        return 0
+    return _go(run, config, layout, launcher, detach=args.detach)
+
+
+def serve(args: Namespace) -> int:
+    """Give an OpenAI endpoint until it is ended or the walltime is over."""
+    config = replace(compose(args.overrides, args.config_dir), task=Task.serve)
+    config = _placed(replace(config, serve=_files(config.serve)), _served(config))
+    launcher = launch.resolve(config.cluster.launcher)
+    layout = _checked(config, launcher)
+    run = _serve_run(config)
+    if args.detach:
+        OUT.print(f"where it answers: hpc-dynamo status {run.path}", markup=False)
+    return _go(run, config, layout, launcher, detach=args.detach)
+
+
+def _go(run: Run, config: Config, layout: Plan, launcher: Launcher, *, detach: bool) -> int:
+    """Start an attempt and stay with it. Raises what it ended with, if not well."""
+    attempt = run.new_attempt(config, layout)
+    OUT.print(views.layout(config, layout))
+    job = launch.start(launcher, attempt, config, layout, node.main)
+    OUT.print(views.started(attempt, launcher))
+    if detach:
+        return 0
+    outcome = follow(attempt, job, OUT)
+    _conclude(attempt, outcome)
+    return outcome.exit_code
+
+
+def _conclude(attempt: Attempt, outcome: Outcome) -> None:
+    if outcome.summary is not None:
+        OUT.print(views.summary(attempt, outcome.summary))
+    if outcome.exit_code:
+        error = HpcDynamoError(outcome.message)
+        error.exit_code = outcome.exit_code
+        raise error
+    if outcome.message and not sys.stdout.isatty():  # a terminal has it below its table
+        OUT.print(outcome.message, markup=False)
+
+
+def _placed(config: Config, default_name: str) -> Config:
+    """With a name, and a run folder that means the same on every node."""
+    name = config.name or default_name
+    if "/" in name or name.startswith("."):
+        raise ConfigError(f"name={name!r} must be a plain folder name", hint="name=my-run")
+    return replace(config, name=name, runs=str(Path(config.runs).absolute()))
+
+
+def _served(config: Config) -> str:
+    """The model's name as a folder's."""
+    return "serve-" + re.sub(r"[^\w.+-]+", "-", config.model.served_name)
+
+
+def _files(serve: Serve) -> Serve:
+    """With paths that mean the same on every node. Raises ConfigError for one that is none."""
+    key = _file("serve.key_file", serve.key_file)
+    if key and not Path(key).read_text().strip():
+        hint = f"openssl rand -hex 32 > {key}, or leave it out: each run makes its own"
+        raise ConfigError(f"serve.key_file={key} is empty", hint=hint)
+    cert = _file("serve.tls_cert", serve.tls_cert)
+    return replace(
+        serve, key_file=key, tls_cert=cert, tls_key=_file("serve.tls_key", serve.tls_key)
+    )
+
+
+def _file(name: str, value: str) -> str:
+    if value and not Path(value).is_file():
+        raise ConfigError(f"{name}={value}: no such file", hint="a file on a shared disk")
+    return str(Path(value).absolute()) if value else ""
+
+
+def _checked(config: Config, launcher: Launcher) -> Plan:
+    """Refuse here what could not run there."""
+    if launcher is Launcher.local and config.cluster.gpus_per_node is None:
+        gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+        config = replace(config, cluster=replace(config.cluster, gpus_per_node=gpus))
+    layout = lay_out(config)
+    engine(config.engine.name).check(config, layout)
+    return layout
+
+
+def _batch_run(config: Config, requests: Requests) -> Run:
+    """Raises ConfigError for a folder whose results belong to another input."""
+    run = _free(config)
+    known = run.identity()
+    if known is not None and known.fingerprint != requests.fingerprint:
+        what = f"name={config.name}: {run.path} holds results of another input ({known.input})"
+        raise ConfigError(what, hint="another name=…, or overwrite=true to throw them away")
+    _create(run)
+    if known is None:
+        run.identify(requests.file, requests.fingerprint)
+    return run
+
+
+def _serve_run(config: Config) -> Run:
+    """Raises ConfigError for the folder of a batch."""
+    run = _free(config)
+    known = run.identity()
+    if known is not None:
+        what = f"name={config.name}: {run.path} holds the results of a batch ({known.input})"
+        raise ConfigError(what, hint="another name=…, or overwrite=true to throw them away")
+    _create(run)
+    return run
+
+
+def _free(config: Config) -> Run:
+    """The run's folder, which nobody else works in, emptied if so wanted. Raises RunBusy."""
+    run = Run(Path(config.runs) / config.name)
+    launch.refuse_if_busy(run)
+    if config.overwrite and run.path.exists():
+        shutil.rmtree(run.path)
+    return run
+
+
+def _create(run: Run) -> None:
+    """New, or to be gone on with: then it keeps its keys."""
+    public, private = new_keys()
+    run.create(Secrets(token=new_token(), public=public, private=private))
