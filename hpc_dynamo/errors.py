@@ -3,6 +3,7 @@
     HpcDynamoError            exit code 1: trying again may help
     ├── UsageError            exit code 3: trying again cannot help
     │   ├── ConfigError       a key, value or layout that cannot work, with the field's name
+    │   │   └── NoTokenizer   (preprocess) a model whose prompts we cannot tokenize
     │   ├── InputError        a batch input that cannot be used, with line numbers
     │   └── MissingDependency an optional package or a program is not there
     ├── LaunchError           Slurm or the local executor did not take or lost the job
@@ -11,6 +12,8 @@
     ├── WireError             a peer of the control plane was silent past the deadline
     ├── EngineError           an engine did not start or died, with rank, node and log
     ├── RequestFailed         an engine answered with an error, or not at all
+    │   ├── PromptRejected    (preprocess) the chat template refuses the messages
+    │   └── Overloaded, NoWorker, Exhausted   (router) nobody has room, is there, or is left
     └── KvTransferError       NIXL could not register, connect or move a buffer
 
 A message says what happened; `hint` says what to try; `log` is where to read more.

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,6 +98,8 @@ def test_vllm_of_a_split_topology(
         "--data-parallel-size": "1",
         "--max-num-seqs": "256",
         "--middleware": "hpc_dynamo_guard.Guard",
+        "--enable-prompt-tokens-details": "",
+        "--enable-request-id-headers": "",
         "--max-model-len": "2048",
     }
     assert dict(command.env) == {
@@ -197,7 +200,7 @@ def test_advice_from_a_dead_engines_log() -> None:
 
 # Prefill and decode over NIXL
 
-BODY = {"model": "m", "prompt": "p", "max_tokens": 50, "temperature": 0, "logprobs": 3}
+BODY = {"model": "m", "prompt": "p", "max_tokens": 50, "temperature": 0, "seed": 3}
 
 
 def test_the_prefill_worker_is_asked_for_one_token_and_a_hand_over() -> None:
@@ -232,7 +235,13 @@ def test_the_decode_worker_gets_the_hand_over_as_it_came() -> None:
     assert body == {**BODY, "kv_transfer_params": handed}
 
 
-@pytest.mark.parametrize("prefilled", [{}, {"kv_transfer_params": None}])
+def test_a_request_that_is_not_handed_over_is_decoded_as_it_is() -> None:
+    """vLLM answers so to a beam search."""
+    for none in (None, msgspec.Raw(b"null")):
+        assert NixlDialect().decode(BODY, {"kv_transfer_params": none}) == BODY
+
+
+@pytest.mark.parametrize("prefilled", [{}, {"choices": []}])
 def test_an_answer_without_a_hand_over_is_told(prefilled: dict[str, Any]) -> None:
     with pytest.raises(RequestFailed, match="carries no kv_transfer_params") as failed:
         NixlDialect().decode(BODY, prefilled)

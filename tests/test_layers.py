@@ -43,10 +43,12 @@ HOMES = {
     "nixl_cu12": ("kv.py",),
     "nixl_cu13": ("kv.py",),
     "zmq": ("wire.py",),
+    "fastokens": ("preprocess/",),
     "httptools": ("http/",),
     "jinja2": ("preprocess/",),
     "prometheus_client": ("engines/metrics.py", "head/exposition.py", "simulator/"),
     "tokenizers": ("preprocess/",),
+    "xxhash": ("router/hashes.py",),
 }
 
 

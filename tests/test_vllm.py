@@ -21,8 +21,7 @@ QUESTIONS = (
 )
 
 
-@pytest.fixture(scope="module")
-def vllm() -> Provisioned:
+def provisioned() -> Provisioned:
     """The engine that `make demo` and `make test` install; skips where it is not there.
 
     With `vllm` among the words of HPC_DYNAMO_REQUIRE it fails instead.
@@ -31,6 +30,11 @@ def vllm() -> Provisioned:
         required = "vllm" in os.environ.get("HPC_DYNAMO_REQUIRE", "").split()
         (pytest.fail if required else pytest.skip)("vLLM is not installed: make demo installs it")
     return provision()
+
+
+@pytest.fixture(scope="module")
+def vllm() -> Provisioned:
+    return provisioned()
 
 
 def _write(file: Path) -> None:

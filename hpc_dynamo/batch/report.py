@@ -23,7 +23,7 @@ async def read(client: Client, members: Iterable[Member], names: MetricNames) ->
             got = client.send("GET", member.url, "/metrics")
             async with asyncio.timeout(READ_S), got as answer:
                 return parse((await answer.read()).decode(), names)
-        except OSError:  # TimeoutError is one
+        except (OSError, ValueError):  # not there, too slow, or no metrics at all
             return None
 
     present = list(members)

@@ -24,21 +24,32 @@ ASK = {
 
 NULL = msgspec.Raw(b"null")
 
+# Of the answer's form or length: one token is computed and thrown away. Left in, some would be
+# refused (min_tokens, stream_options), some cost time (logprobs), and each of n answers would
+# keep blocks of its own for the whole lease.
+DROPPED = frozenset(
+    {
+        "best_of", "echo", "logprob_token_ids", "logprobs", "max_completion_tokens", "min_tokens",
+        "n", "prompt_logprobs", "return_token_ids", "stream_options", "top_logprobs",
+        "use_beam_search",
+    }
+)  # fmt: skip
+
 
 class NixlDialect:
     """See engines.contract.Dialect."""
 
     def prefill(self, body: Body) -> Body:
-        # min_tokens above the one token would be refused; stream_options need a stream.
-        dropped = ("min_tokens", "stream_options", "max_completion_tokens")
-        kept = {k: v for k, v in body.items() if k not in dropped}
+        kept = {k: v for k, v in body.items() if k not in DROPPED}
         limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
         return kept | {limit: 1, "stream": False, "kv_transfer_params": dict(ASK)}
 
     def decode(self, body: Body, prefilled: Body) -> Body:
-        handover = prefilled.get("kv_transfer_params")
-        if handover in (None, NULL):
+        if "kv_transfer_params" not in prefilled:
             what = "the prefill worker's answer carries no kv_transfer_params"
             hint = "was it started with a NIXL kv-transfer-config?"
             raise RequestFailed(what, status=502, hint=hint)
+        handover = prefilled["kv_transfer_params"]
+        if handover in (None, NULL):  # a kind of request that vLLM does not hand over
+            return body
         return body | {"kv_transfer_params": handover}

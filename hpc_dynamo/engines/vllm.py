@@ -82,6 +82,8 @@ class Vllm:
             "data-parallel-size": pool.data_parallel,
             "max-num-seqs": engine.max_num_seqs,
             "middleware": "hpc_dynamo_guard.Guard",
+            "enable-prompt-tokens-details": True,
+            "enable-request-id-headers": True,
         }
         given = {name.replace("_", "-"): value for name, value in engine.args.items()}
         if role in KV_ROLE:

@@ -46,7 +46,7 @@ class Generation:
         """Raises Refused for what no engine would take."""
         body, content = _read(request.body, OBJECT), request.body
         self._check_model(view, body)
-        if any([body.pop(field, None) is not None for field in OURS]):
+        if [field for field in OURS if body.pop(field, None) is not None]:
             content = msgspec.json.encode(body)
         path = f"{request.path}?{request.query}" if request.query else request.path
         headers = [(b"x-request-id", own_id.encode())]
@@ -101,18 +101,21 @@ def _read(content: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def _fits(tokens: int, body: Body, context: int) -> bool:
-    """Whether prompt and answer are within a sequence's length. What is not goes to the decode
-    worker alone, which refuses it in its own words, and no prefill worker computes it first."""
-    wanted = body.get("max_completion_tokens") or body.get("max_tokens") or b"1"
+    """Whether an engine would take these lengths. What it refuses goes to the decode worker
+    alone, which does so in its own words, and no prefill worker computes the prompt first."""
+    wanted = body.get("max_completion_tokens") or body.get("max_tokens") or b"null"
     try:
         answer = COUNT.decode(wanted) or 1
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except msgspec.ValidationError:
         return False
-    return not context or tokens + answer <= context
+    return not context or (tokens < context and 0 < answer <= context)
 
 
 def _one_answer(body: Body) -> bool:
-    """Several answers to one prompt would pull the same blocks, which are given up after the
-    first; their decode worker computes the prompt itself."""
+    """Whether the hand-over is safe and of use. Several answers to one prompt would pull the
+    same blocks, which are given up after the first; log-probabilities of the prompt come from
+    computing it. In these cases the decode worker does all itself."""
     counts = (bytes(body.get(field, b"1")).strip() for field in ("n", "best_of"))
-    return all(n in (b"1", b"null") for n in counts) and "use_beam_search" not in body
+    if not all(n in (b"1", b"null") for n in counts):
+        return False
+    return not any(field in body for field in ("use_beam_search", "prompt_logprobs", "echo"))

@@ -4,6 +4,7 @@ sacct is never asked: sites without an accounting database exist, and submitit w
 every poll. squeue and scontrol know all that a live run needs.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -12,18 +13,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import submitit
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.errors import LaunchError, MissingDependency
 from hpc_dynamo.launch.job import JobState
-from hpc_dynamo.launch.resources import sbatch_options, srun_options
+from hpc_dynamo.launch.resources import resources, sbatch_options, srun_options
 from hpc_dynamo.messages import JobRecord
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
 
 ANSWER_S = 30.0  # a loaded slurmctld takes its time
+
+log = logging.getLogger(__name__)
 
 
 def ask(*argv: str) -> str:
@@ -133,12 +137,25 @@ def start_step(attempt: Attempt, config: Config, plan: Plan, entry: str) -> "Ste
         raise LaunchError(what, hint=f"salloc --nodes={plan.nodes}, or a smaller topology")
     step = (f"--nodes={plan.nodes}", f"--ntasks={plan.nodes}", "--ntasks-per-node=1", "--overlap")
     python = (sys.executable, "-u", "-m", entry, str(attempt.path))
-    argv = ("srun", *step, *srun_options(config, plan, mpi_type(config)), *python)
+    options = srun_options(_within(config, plan), plan, mpi_type(config))
+    argv = ("srun", *step, *options, *python)
     process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
     signal.signal(signal.SIGUSR2, lambda number, _: process.send_signal(number))
     job_id = os.environ["SLURM_JOB_ID"]
     record = JobRecord(launcher="allocation", job_id=job_id, submitted_at=time.time())
     return StepJob(record, attempt, process)
+
+
+def _within(config: Config, plan: Plan) -> Config:
+    """Asking for no more CPUs than the allocation has on its smallest node: an interactive one
+    often has fewer than the workers would like, and they may share."""
+    given = os.environ.get("SLURM_JOB_CPUS_PER_NODE", "")  # such as 16(x2),8
+    counts = [int(part.partition("(")[0]) for part in given.split(",") if part]
+    wanted = resources(config, plan).cpus
+    if not counts or min(counts) >= wanted:
+        return config
+    log.warning("a node has %d CPUs here, its workers would like %d", min(counts), wanted)
+    return replace(config, cluster=replace(config.cluster, cpus_per_node=min(counts)))
 
 
 class StepJob:

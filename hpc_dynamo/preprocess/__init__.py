@@ -1,0 +1,13 @@
+"""From an OpenAI body to the token ids that an engine will compute, without transformers.
+
+    body ── conversation ── template ──> text ── encoder ──> Tokens
+
+The ids serve routing by prefix and the refusal of prompts that are too long, so they must equal
+the engine's; where that cannot be promised the answer is `Unpredictable`, never a guess.
+vLLM 0.32 is what chats and completions are held against.
+"""
+
+from hpc_dynamo.preprocess.preprocessor import Preprocessor
+from hpc_dynamo.preprocess.results import NoTokenizer, PromptRejected, Tokens, Unpredictable
+
+__all__ = ["NoTokenizer", "Preprocessor", "PromptRejected", "Tokens", "Unpredictable"]

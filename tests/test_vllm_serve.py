@@ -1,0 +1,187 @@
+"""Real vLLM on the CPU behind the endpoint: what its own client gets, and what is freed."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import openai
+import pytest
+from openai.types.chat import ChatCompletionToolParam
+
+from hpc_dynamo.demo.provision import Provisioned
+from hpc_dynamo.run import Run
+from tests.runs import latest
+from tests.test_vllm import provisioned
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+READY_S = 280.0
+FREED_S = 30.0
+MODEL = "smol"
+ASKED = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
+LONG = [{"role": "user", "content": "Tell a very long story about the sea and its ships."}]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A serving run of one prefill and one decode worker."""
+
+    url: str
+    key: str
+    token: str
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=self.url, api_key=self.key, max_retries=0, timeout=120)
+
+    def get(self, url: str, key: str) -> str:
+        with urlopen(Request(url, headers={"Authorization": f"Bearer {key}"}), timeout=30) as got:
+            return str(got.read().decode())
+
+    def workers(self) -> dict[str, str]:
+        """URL by role."""
+        rows = json.loads(self.get(f"{self.url}/workers", self.key))["data"]
+        return {row["role"]: row["url"] for row in rows}
+
+    def metric(self, role: str, name: str) -> float:
+        text = self.get(f"{self.workers()[role]}/metrics", self.token)
+        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+
+
+@pytest.fixture(scope="module")
+def vllm() -> Provisioned:
+    return provisioned()
+
+
+@pytest.fixture(scope="module")
+def served(vllm: Provisioned, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("serve")
+    words = ["engine=vllm-cpu", "topology=disaggregated", "cluster.launcher=local", "name=v"]
+    words += [f"engine.python={vllm.python}", f"model.path={vllm.model}", f"model.name={MODEL}"]
+    words += ["engine.args.enable-prompt-tokens-details=true"]
+    words += ["engine.args.enable-auto-tool-choice=true", "engine.args.tool-call-parser=hermes"]
+    argv = [sys.executable, "-m", "hpc_dynamo", "serve", *words]
+    with (folder / "serve.log").open("wb") as out:
+        process = subprocess.Popen(argv, cwd=folder, stdout=out, stderr=out, env=dict(os.environ))
+    try:
+        run = Run(folder / "runs" / "v")
+        yield _endpoint(run, process, folder / "serve.log")
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def _endpoint(run: Run, process: subprocess.Popen[bytes], log: Path) -> Served:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        endpoint = latest(run.path).endpoint() if run.attempts() else None
+        if endpoint:
+            return Served(endpoint.url, run.api_key(), run.secrets().token)
+        time.sleep(0.5)  # a file is looked for
+    raise AssertionError(f"no endpoint within {READY_S:.0f} s: {log.read_text()}")
+
+
+def _stream_text(client: openai.OpenAI, **more: Any) -> tuple[str, Any]:
+    text, usage = "", None
+    stream = client.chat.completions.create(
+        model=MODEL, messages=ASKED, stream=True, stream_options={"include_usage": True}, **more
+    )
+    for chunk in stream:
+        text += (chunk.choices[0].delta.content or "") if chunk.choices else ""
+        usage = chunk.usage or usage
+    return text, usage
+
+
+def test_whole_and_streamed_answers_and_their_usage(served: Served) -> None:
+    """The prefill worker's one token is neither lost nor doubled."""
+    sampling: dict[str, Any] = {"temperature": 0, "max_tokens": 16}
+    whole = served.client.chat.completions.create(model=MODEL, messages=ASKED, **sampling)  # type: ignore[call-overload]  # plain dictionaries, as users write them
+    text, usage = _stream_text(served.client, **sampling)
+    assert "Paris" in text
+    assert whole.choices[0].message.content == text
+    assert usage.completion_tokens == whole.usage.completion_tokens > 1
+    assert usage.prompt_tokens == whole.usage.prompt_tokens > 10
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+
+
+def test_several_choices_and_logprobs(served: Served) -> None:
+    answer = served.client.chat.completions.create(  # type: ignore[call-overload]  # as above
+        model=MODEL, messages=ASKED, n=2, max_tokens=4, logprobs=True, top_logprobs=2
+    )
+    assert len(answer.choices) == 2
+    assert all(len(c.logprobs.content) == 4 for c in answer.choices)
+
+
+def test_tools_and_structured_output(served: Served) -> None:
+    tool: ChatCompletionToolParam = {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
+                "required": ["city"],
+            },
+        },
+    }
+    called = served.client.chat.completions.create(  # type: ignore[call-overload]  # as above
+        model=MODEL, messages=ASKED, tools=[tool], max_tokens=64, temperature=0,
+        tool_choice={"type": "function", "function": {"name": "weather"}},
+    )  # fmt: skip
+    (call,) = called.choices[0].message.tool_calls
+    assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    shaped = served.client.chat.completions.create(  # type: ignore[call-overload]  # as above
+        model=MODEL, messages=ASKED, response_format=form, max_tokens=48, temperature=0
+    )
+    assert json.loads(shaped.choices[0].message.content)["a"] in (1, 2)
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_prefill(served: Served) -> None:
+    before = served.metric("prefill", "vllm:prompt_tokens_total")
+    with pytest.raises(openai.BadRequestError, match="maximum context length is 2048 tokens"):
+        served.client.completions.create(model=MODEL, prompt="word " * 3000, max_tokens=1)
+    assert served.metric("prefill", "vllm:prompt_tokens_total") == before
+
+
+def test_a_client_that_leaves_frees_both_workers(served: Served) -> None:
+    stream = served.client.chat.completions.create(  # type: ignore[call-overload]  # as above
+        model=MODEL, messages=LONG, stream=True, max_tokens=1500, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    assert served.metric("decode", "vllm:num_requests_running") == 1
+    stream.close()
+    deadline = time.monotonic() + FREED_S
+    busy = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+    while any(served.metric(role, name) for role in ("prefill", "decode") for name in busy):
+        assert time.monotonic() < deadline, "the engines still work for a client that has gone"
+        time.sleep(0.2)  # engines announce nothing
+
+
+def test_engines_answer_to_the_runs_own_key_alone(served: Served) -> None:
+    """Also where vLLM itself would not ask for one."""
+    for url in served.workers().values():
+        for path in ("/metrics", "/tokenize", "/v1/models", "/invocations"):
+            with pytest.raises(HTTPError) as refused:
+                served.get(url + path, served.key)
+            assert refused.value.code == 401
+
+
+def test_responses_and_messages_pass_through(served: Served) -> None:
+    answer = served.client.responses.create(model=MODEL, input="Say hello.", max_output_tokens=8)
+    assert answer.output
+    body = {"model": MODEL, "max_tokens": 8, "messages": ASKED}
+    headers = {"x-api-key": served.key, "Content-Type": "application/json"}
+    asked = Request(f"{served.url}/messages", json.dumps(body).encode(), headers)
+    with urlopen(asked, timeout=60) as got:
+        assert json.loads(got.read())["type"] == "message"
