@@ -57,6 +57,7 @@ class Dispatcher:
 
     def __init__(self, router: Routes, dialect: Dialect, client: Client) -> None:
         self._router, self._dialect, self._client = router, dialect, client
+        self.retried = 0  # tries on another worker
 
     async def run(self, work: Work, taker: Taker) -> None:
         """One request to its end; another worker is tried while nothing has gone out.
@@ -76,6 +77,7 @@ class Dispatcher:
                 if taker.begun:
                     raise
                 log.warning("%s", e)
+                self.retried += 1
                 ask, last = msgspec.structs.replace(ask, exclude=(*ask.exclude, e.rank)), e
             finally:
                 lease.release()

@@ -75,6 +75,10 @@ class Engine(Protocol):
     def metrics(self) -> MetricNames: ...
 
     @property
+    def tokenizes(self) -> bool:
+        """Whether /tokenize gives the ids of the model's own tokenizer."""
+
+    @property
     def ports(self) -> int:
         """How many free ports one worker needs; the first is for HTTP."""
 

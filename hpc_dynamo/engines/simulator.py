@@ -15,6 +15,7 @@ class Simulator:
 
     dialect = NixlDialect()
     metrics = VLLM_METRICS
+    tokenizes = False  # it has a language of its own
     ports = 1
     never_ready = ()
 

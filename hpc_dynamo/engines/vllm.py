@@ -60,6 +60,7 @@ class Vllm:
 
     dialect = NixlDialect()
     metrics = VLLM_METRICS
+    tokenizes = True
     ports = 2  # HTTP, NIXL side channel
     never_ready = ("Address already in use (addr=",)  # of the side channel; the server hangs
 

@@ -22,6 +22,7 @@ from hpc_dynamo.frontend.app import App
 from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.frontend.generation import Generation
 from hpc_dynamo.frontend.stats import Stats
+from hpc_dynamo.frontend.verify import agrees
 from hpc_dynamo.http import Client, Limits, Server
 from hpc_dynamo.preprocess import NoTokenizer, Preprocessor
 from hpc_dynamo.router import RemoteRouter
@@ -47,15 +48,28 @@ async def serve(attempt: Attempt, index: int, link: Path, host: str, port: int) 
         async with Server(app, limits=_limits(config), refuse=_refuse) as server:
             await server.listen(host, port, tls=_tls(config), shared=True)
             log.info("frontend %d (pid %d) listens on %s:%d", index, os.getpid(), host, port)
-            await _tell(router, stats, server)
+            async with asyncio.TaskGroup() as group:
+                check = group.create_task(_verify(config, generation, dispatcher))
+                await _tell(router, stats, server, dispatcher)
+                check.cancel()
             async with asyncio.timeout(FAREWELL_S):
                 await server.drain()
 
 
-async def _tell(router: RemoteRouter, stats: Stats, server: Server) -> None:
+async def _verify(config: Config, generation: Generation, dispatcher: Dispatcher) -> None:
+    """Where the engine has a tokenizer of the model's, it must be as ours."""
+    if generation.prompts and engine(config.engine.name).tokenizes:
+        name = config.model.served_name
+        if not await agrees(generation.prompts, dispatcher, name):
+            generation.prompts = None
+
+
+async def _tell(
+    router: RemoteRouter, stats: Stats, server: Server, dispatcher: Dispatcher
+) -> None:
     """Report to the head every second, the first time at once: that is how it knows of us."""
     while not router.closed.done():
-        stats.connections = server.connections
+        stats.connections, stats.retried = server.connections, dispatcher.retried
         router.tell(stats)
         await asyncio.wait([router.closed], timeout=TELL_S)
 

@@ -37,7 +37,7 @@ class Generation:
     """Prepares requests of one process. `prompts` is None for models that we cannot tokenize."""
 
     def __init__(self, config: Config, prompts: Preprocessor | None, stats: Stats) -> None:
-        self._prompts, self._stats = prompts, stats
+        self.prompts, self._stats = prompts, stats
         self._by_cache = config.router.policy is Policy.kv
         self._block = config.router.block_tokens
         self._can_split = config.topology.kind is Kind.disaggregated
@@ -65,7 +65,7 @@ class Generation:
         if path not in (CHAT, COMPLETIONS):
             return Ask(split=False)
         split = self._can_split and _one_answer(body)
-        if self._prompts is None or not (self._by_cache or view.context_tokens):
+        if self.prompts is None or not (self._by_cache or view.context_tokens):
             return Ask(split=split)
         prompts = await self._tokens(path, _read(content, WHOLE))
         if not prompts:
@@ -78,12 +78,12 @@ class Generation:
 
     async def _tokens(self, path: str, body: dict[str, Any]) -> list[Tokens]:
         """Of each prompt; empty where only the engine can tell, or is to refuse them."""
-        assert self._prompts
+        assert self.prompts
         try:
             if path == CHAT:
-                found = await self._prompts.chat(body)
+                found = await self.prompts.chat(body)
                 return [found] if isinstance(found, Tokens) else []
-            several = await self._prompts.completion(body)
+            several = await self.prompts.completion(body)
             return several if isinstance(several, list) else []
         except PromptRejected as e:
             log.info("left to the engine to refuse: %s", e.message)

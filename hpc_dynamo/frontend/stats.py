@@ -33,9 +33,8 @@ class Stats(msgspec.Struct, kw_only=True):
     active: int = 0
     connections: int = 0
     cancelled: int = 0  # by clients that went away
-    retried: int = 0
+    retried: int = 0  # tries on another worker
     prompt_tokens: int = 0  # counted here, before routing
-    seen_tokens: int = 0  # of these, not tokenised again
     ttft: Buckets = msgspec.field(default_factory=Buckets)
     itl: Buckets = msgspec.field(default_factory=Buckets)  # between pieces of streams
     seconds: Buckets = msgspec.field(default_factory=Buckets)  # whole requests
@@ -46,7 +45,6 @@ class Stats(msgspec.Struct, kw_only=True):
             self.answers[key] = self.answers.get(key, 0) + count
         for name in ("active", "connections", "cancelled", "retried", "prompt_tokens"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.seen_tokens += other.seen_tokens
         self.ttft.add(other.ttft)
         self.itl.add(other.itl)
         self.seconds.add(other.seconds)

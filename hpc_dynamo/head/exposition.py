@@ -42,7 +42,6 @@ def _frontend(stats: Stats, traffic: Traffic) -> Iterable[Metric]:
         "retried": (stats.retried, "tries on another worker"),
         "refused": (traffic.refused, "requests refused for overload"),
         "prompt_tokens": (stats.prompt_tokens, "prompt tokens counted before routing"),
-        "prompt_tokens_seen": (stats.seen_tokens, "of these, those not tokenized again"),
     }
     for name, (value, text) in counters.items():
         yield CounterMetricFamily(f"hpc_dynamo_{name}", text, value=value)

@@ -67,6 +67,7 @@ class ServeWork:
                 try:
                     await router.ready(role for role, _ in self._config.topology.pools)
                     await self._came.wait()
+                    server.show()  # that it is ready, before anybody else is told
                     self._announce(host, port)
                     await self._draining.wait()
                     server.show()

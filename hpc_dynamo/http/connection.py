@@ -238,7 +238,8 @@ class Connection(asyncio.Protocol):
     # For the server and for replies.
 
     def send(self, data: bytes) -> None:
-        self._transport.write(data)
+        if not self._transport.is_closing():  # the handler learns of it in its own time
+            self._transport.write(data)
 
     @property
     def congested(self) -> bool:

@@ -4,14 +4,21 @@ It shows what the rest of the product does when no accelerator is at hand, and i
 watched and asked like any other engine: `python -m hpc_dynamo.simulator --help`. It speaks the
 prefill/decode dialect of vLLM's NixlConnector.
 
-    __main__    options, signals, the life of the process
-    server      the HTTP endpoints
-    openai      requests in, answers out, in OpenAI's records
-    scheduler   continuous batching, one step loop
+    __main__    signals, the life of the process
+    options     the command line
+    server      the HTTP endpoints, over the common HTTP room
+    generation  one request under way, to the bytes that its client gets
+    openai      requests in: completions, and what chat shares with them; chat, tools, transfer
+    prompts     texts, chats and token ids to prompts, with vLLM's refusals
+    records     answers out: records whole and in events; forms: text, chat, tool call
+    instances   JSON schema in, the smallest JSON that it allows out
+    embeddings  vectors made of hashes
+    scheduler   continuous batching, one step loop; batch: one step and its limits
     sequence    one answer being made
+    model       what the modelled computation does to the KV cache
     handover    leases of blocks on the prefill side, pulls on the decode side
     blocks      the paged KV cache: bookkeeping and bytes
     language    KV bytes in, words out
     timing      how long a step takes
-    tokenizer, metrics
+    tokenizer, metrics, refused
 """

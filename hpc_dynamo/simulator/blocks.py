@@ -16,7 +16,17 @@ DIGEST_BYTES = 32
 
 def chain(parent: bytes, tokens: Sequence[int]) -> bytes:
     """The hash of a block: of its tokens and, through `parent`, of all before them."""
-    return blake2b(array("I", tokens).tobytes(), key=parent, digest_size=DIGEST_BYTES).digest()
+    return blake2b(parent + array("I", tokens).tobytes(), digest_size=DIGEST_BYTES).digest()
+
+
+def chains(root: bytes, tokens: Sequence[int], size: int) -> list[bytes]:
+    """`chain` of all full blocks of `size` tokens, one after the other."""
+    packed, step = array("I", tokens).tobytes(), size * array("I").itemsize
+    found, parent = list[bytes](), root
+    for at in range(0, len(packed) - step + 1, step):
+        parent = blake2b(parent + packed[at : at + step], digest_size=DIGEST_BYTES).digest()
+        found.append(parent)
+    return found
 
 
 class BlockPool:
@@ -55,13 +65,14 @@ class BlockPool:
             return None
         for block in cached:
             self._hold(block)
-        return [*cached, *(self._fresh() for _ in range(new))]
+        return [*cached, *self._fresh(new)]
 
-    def publish(self, block: int, digest: bytes) -> None:
-        """The block's content is complete: others may find it. The first of equals is kept."""
-        if digest not in self._block_of:
-            self._block_of[digest] = block
-            self._hash_of[block] = digest
+    def publish(self, blocks: Sequence[int], digests: Sequence[bytes]) -> None:
+        """The blocks' content is complete: others may find it. The first of equals is kept."""
+        for block, digest in zip(blocks, digests, strict=True):
+            if digest not in self._block_of:
+                self._block_of[digest] = block
+                self._hash_of[block] = digest
 
     def release(self, blocks: Sequence[int]) -> None:
         """Let go of blocks, in their order in the sequence: its end is evicted first."""
@@ -77,50 +88,65 @@ class BlockPool:
             del self._free[block]
         self._references[block] += 1
 
-    def _fresh(self) -> int:
-        block, _ = self._free.popitem(last=False)
-        digest = self._hash_of.pop(block, None)
-        if digest is not None:
-            del self._block_of[digest]
-        self._references[block] = 1
-        return block
+    def _fresh(self, count: int) -> list[int]:
+        taken = [self._free.popitem(last=False)[0] for _ in range(count)]
+        for block in taken:
+            self._references[block] = 1
+            if block in self._hash_of:
+                del self._block_of[self._hash_of.pop(block)]
+        return taken
 
 
 class KvMemory:
-    """The bytes of all blocks. An anonymous mapping: a page costs memory once it is written."""
+    """The bytes of all blocks. An anonymous mapping: a page costs memory once it is written.
+
+    Writing all bytes of a prompt would take longer than everything else here, so a block that
+    was computed is written when somebody is about to read it from outside: `settle`.
+    """
 
     def __init__(self, num_blocks: int, block_bytes: int) -> None:
         self.num_blocks, self.block_bytes = num_blocks, block_bytes
         self.buffer = mmap.mmap(-1, num_blocks * block_bytes)
         self._repeats = block_bytes // DIGEST_BYTES
-        self._known = dict[int, bytes]()  # signatures of blocks read or written before
+        self._known = dict[int, bytes]()  # signatures of blocks read or computed before
+        self._unwritten = set[int]()  # of them, whose bytes are not in the buffer yet
 
-    def write(self, block: int, digest: bytes) -> None:
-        """What computing a block leaves behind: its hash, repeated through the whole block."""
-        start = block * self.block_bytes
-        self.buffer[start : start + self.block_bytes] = digest * self._repeats
-        self._known[block] = digest
+    def write(self, blocks: Sequence[int], digests: Sequence[bytes]) -> None:
+        """What computing blocks leaves behind: their hashes, each repeated through its block."""
+        self._known.update(zip(blocks, digests, strict=True))
+        self._unwritten.update(blocks)
+
+    def settle(self, blocks: Iterable[int]) -> None:
+        """Put what was computed into the buffer, for someone who reads that."""
+        for block in self._unwritten.intersection(blocks):
+            start = block * self.block_bytes
+            self.buffer[start : start + self.block_bytes] = self._known[block] * self._repeats
+            self._unwritten.discard(block)
 
     def damage(self, block: int) -> None:
-        """Make the last byte of a written block wrong, as a broken link or a bug would."""
+        """Make the last byte of a settled block wrong, as a broken link or a bug would."""
         self.buffer[(block + 1) * self.block_bytes - 1] = self._known[block][-1] ^ 0xFF
 
     def received(self, blocks: Iterable[int]) -> None:
         """Someone else wrote these blocks; forget what was in them."""
         for block in blocks:
             self._known.pop(block, None)
+            self._unwritten.discard(block)
 
-    def signature(self, block: int) -> bytes:
-        """What the model reads in a block: the hash that was written, if every byte is right.
+    def signatures(self, blocks: Sequence[int]) -> list[bytes]:
+        """What the model reads in blocks: the hash that was written, if every byte is right.
 
         Any other content gives another signature, so a lost or damaged byte changes the answer.
         """
-        known = self._known.get(block)
-        if known is None:
-            start = block * self.block_bytes
-            content = self.buffer[start : start + self.block_bytes]
-            digest = content[:DIGEST_BYTES]
-            intact = content == digest * self._repeats
-            known = digest if intact else blake2b(content, digest_size=DIGEST_BYTES).digest()
-            self._known[block] = known
-        return known
+        for block in blocks:
+            if block not in self._known:
+                self._known[block] = self._read(block)
+        return [self._known[block] for block in blocks]
+
+    def _read(self, block: int) -> bytes:
+        start = block * self.block_bytes
+        content = self.buffer[start : start + self.block_bytes]
+        digest = content[:DIGEST_BYTES]
+        if content == digest * self._repeats:
+            return digest
+        return blake2b(content, digest_size=DIGEST_BYTES).digest()

@@ -12,9 +12,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import aiohttp
-
 from hpc_dynamo.errors import KvTransferError
+from hpc_dynamo.http import Client
 from hpc_dynamo.kv import KvAgent
 from hpc_dynamo.simulator.metrics import Metrics
 from hpc_dynamo.simulator.sequence import Job, Source
@@ -23,6 +22,7 @@ log = logging.getLogger(__name__)
 
 METADATA_PATH = "/nixl/agent"
 METADATA_TIMEOUT_S = 10.0
+STIR_S = 2.0  # a notice alone goes out only while we look at the agent, and nobody confirms it
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.0005, 0.004  # between two looks for notices, while leases run
 
 
@@ -39,22 +39,25 @@ class Endpoint:
 class NixlHandover:
     """Both sides. `free` gets the blocks of ended leases; `watch` is the task that ends them.
 
-    `damage`, where a test wants it, spoils a block that is about to be handed over.
+    `settle` puts the bytes of blocks that are about to be handed over where others read them;
+    `damage`, where a test wants it, spoils one of them.
     """
 
     def __init__(
         self,
         agent: KvAgent,
         endpoint: Endpoint,
-        session: aiohttp.ClientSession,
+        client: Client,
         metrics: Metrics,
         free: Callable[[list[int]], None],
+        settle: Callable[[list[int]], None],
         damage: Callable[[int], None] | None = None,
     ) -> None:
-        self._agent, self._endpoint, self._session = agent, endpoint, session
-        self._metrics, self._free, self._damage = metrics, free, damage
+        self._agent, self._endpoint, self._client = agent, endpoint, client
+        self._metrics, self._free, self._settle, self._damage = metrics, free, settle, damage
         self._leases = dict[bytes, tuple[float, list[int]]]()
         self._leased = asyncio.Event()
+        self._stir_until = 0.0  # notices of ours may be on their way until then
         self._meeting = defaultdict[str, asyncio.Lock](asyncio.Lock)
 
     def lease(self, job: Job, blocks: list[int]) -> dict[str, object]:
@@ -62,6 +65,7 @@ class NixlHandover:
         until = asyncio.get_running_loop().time() + self._endpoint.lease_s
         self._leases[job.id.encode()] = (until, blocks)
         self._leased.set()
+        self._settle(blocks)
         if self._damage:
             self._damage(blocks[-1])
         return {
@@ -74,6 +78,7 @@ class NixlHandover:
             "remote_port": self._endpoint.port,
             "tp_size": 1,
             "remote_num_tokens": len(job.prompt),
+            "remote_prefill_cached_tokens": job.choices[0].cached,
         }
 
     async def watch(self) -> None:
@@ -82,7 +87,7 @@ class NixlHandover:
             await self._leased.wait()
             self._leased.clear()
             look_s = FIRST_LOOK_S
-            while self._leases:
+            while self._leases or asyncio.get_running_loop().time() < self._stir_until:
                 ended = await self._end_leases()
                 look_s = FIRST_LOOK_S if ended or self._leased.is_set() else look_s * 1.25
                 self._leased.clear()
@@ -116,6 +121,7 @@ class NixlHandover:
         Raises KvTransferError naming the prefill rank; then `settle(local)` before reuse.
         """
         if len(source.blocks) != len(local):
+            await self.decline(source)
             what = f"{source.engine_id} has {len(source.blocks)} blocks of a prompt of {len(local)}"
             hint = "do both ranks have the same --block-size, and were all parameters passed on?"
             raise KvTransferError(what, hint=hint)
@@ -135,6 +141,8 @@ class NixlHandover:
         """Tell the prefill rank that nobody will come for these blocks."""
         try:
             await self._agent.notify(await self._meet(source), source.request_id.encode())
+            self._stir_until = asyncio.get_running_loop().time() + STIR_S
+            self._leased.set()
         except KvTransferError as e:
             self._metrics.failed_notices += 1
             log.warning("request %s: %s", source.request_id, e)
@@ -160,11 +168,15 @@ class NixlHandover:
             return source.engine_id
 
     async def _fetch(self, source: Source) -> bytes:
-        url = f"http://{source.host}:{source.port}{METADATA_PATH}"
+        url = f"http://{source.host}:{source.port}"
         try:
-            async with asyncio.timeout(METADATA_TIMEOUT_S), self._session.get(url) as answer:
-                answer.raise_for_status()
-                return await answer.read()
-        except (aiohttp.ClientError, TimeoutError) as e:
+            async with asyncio.timeout(METADATA_TIMEOUT_S):
+                async with self._client.send("GET", url, METADATA_PATH) as answer:
+                    metadata = await answer.read()
+        except OSError as e:  # TimeoutError is one
             what = f"no NIXL metadata of prefill rank {source.engine_id} at {url}: {e!r}"
             raise KvTransferError(what, hint="is that rank alive and reachable from here?") from e
+        if answer.status != 200:
+            what = f"{url} has no NIXL metadata of prefill rank {source.engine_id}"
+            raise KvTransferError(f"{what}: status {answer.status}")
+        return metadata

@@ -1,10 +1,15 @@
 """What the simulated model says: words chosen by the bytes of the KV cache, nothing else.
 
 Greedy and deterministic: the i-th token depends on the seed and on i. Each word is one token,
-so that an answer which comes back as the next prompt has the tokens that it had before.
+so that an answer which comes back as the next prompt has the tokens that it had before. Where
+a request asks for JSON the answer is a script instead.
 """
 
+import math
+from collections.abc import Sequence
 from hashlib import blake2b
+from struct import Struct
+from typing import Protocol
 
 from hpc_dynamo.simulator.tokenizer import encode, is_special
 
@@ -24,10 +29,18 @@ WORDS = _LEXICON.split()
 _INSIDE = [encode(f" {word}")[0] for word in WORDS]
 _FIRST = [encode(word)[0] for word in WORDS]
 _BATCH = 16  # tokens drawn from one digest, two bytes for the word and two for the end
+_DRAW = Struct(f">{2 * _BATCH}H")
+
+
+class Voice(Protocol):
+    """An answer, token by token: `token(i)` for i = 0, 1, … and whether it would end there."""
+
+    def token(self, i: int) -> int: ...
+    def ends(self, i: int) -> bool: ...
 
 
 class Speaker:
-    """The answer to one prompt: `token(i)` for i = 0, 1, … and whether it would end there.
+    """The answer to one prompt, in words.
 
     `seed` comes from the KV cache, `last` is the prompt's last token (after a special token no
     space is said), `mean_tokens` the mean length of an answer that may end by itself.
@@ -36,7 +49,7 @@ class Speaker:
     def __init__(self, seed: bytes, last: int, mean_tokens: int) -> None:
         self._seed, self._mean = seed, mean_tokens
         self._first = _FIRST if is_special(last) else _INSIDE
-        self._drawn = b""
+        self._drawn: tuple[int, ...] = ()
         self._drawn_at = -1
 
     def token(self, i: int) -> int:
@@ -45,13 +58,39 @@ class Speaker:
 
     def ends(self, i: int) -> bool:
         """Whether the answer is complete with its token i."""
-        return self._draw(i, 2) % self._mean == 0
+        return self._draw(i, 1) % self._mean == 0
 
     def _draw(self, i: int, offset: int) -> int:
         batch, at = divmod(i, _BATCH)
         if batch != self._drawn_at:
             salt = batch.to_bytes(16, "big")
-            self._drawn = blake2b(self._seed, salt=salt, digest_size=4 * _BATCH).digest()
-            self._drawn_at = batch
-        start = 4 * at + offset
-        return int.from_bytes(self._drawn[start : start + 2], "big")
+            digest = blake2b(self._seed, salt=salt, digest_size=4 * _BATCH).digest()
+            self._drawn, self._drawn_at = _DRAW.unpack(digest), batch
+        return self._drawn[2 * at + offset]
+
+
+class Script:
+    """An answer that is known beforehand."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens = tokens
+
+    def token(self, i: int) -> int:
+        return self._tokens[i]
+
+    def ends(self, i: int) -> bool:
+        return i == len(self._tokens) - 1
+
+
+def likely(token: int, i: int, count: int) -> list[tuple[int, float]]:
+    """Made-up log-probabilities at place i of a text: of `token`, then of less likely ones.
+
+    `count` in all, at least one. Their probabilities fall and sum up to less than 1.
+    """
+    draw = (token * 2654435761 + i * 40503) % 65536
+    first = 0.5 + draw / 131073
+    others = [
+        word for word in (_INSIDE[(draw + j) % len(WORDS)] for j in range(count)) if word != token
+    ]
+    rest = [(word, math.log((1 - first) / 2 ** (j + 1))) for j, word in enumerate(others)]
+    return [(token, math.log(first)), *rest[: count - 1]]

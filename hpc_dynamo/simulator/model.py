@@ -2,8 +2,8 @@
 
 from hashlib import blake2b
 
-from hpc_dynamo.simulator.blocks import DIGEST_BYTES, BlockPool, KvMemory, chain
-from hpc_dynamo.simulator.language import Speaker
+from hpc_dynamo.simulator.blocks import DIGEST_BYTES, BlockPool, KvMemory, chain, chains
+from hpc_dynamo.simulator.language import Script, Speaker
 from hpc_dynamo.simulator.sequence import Answer
 
 
@@ -19,11 +19,7 @@ class Model:
 
     def hashes(self, tokens: list[int]) -> list[bytes]:
         """The chained hashes of the full blocks of a prompt."""
-        found, parent, size = list[bytes](), self.root, self.block_size
-        for start in range(0, len(tokens) - size + 1, size):
-            parent = chain(parent, tokens[start : start + size])
-            found.append(parent)
-        return found
+        return chains(self.root, tokens, self.block_size)
 
     def place(self, answer: Answer) -> bool:
         """Take all blocks an answer may need, cached ones first; False if they are not there.
@@ -45,42 +41,40 @@ class Model:
         answer.computed += tokens
         if answer.source is not None:
             return  # pulled: the KV of the last token came along
-        complete = answer.computed == answer.prompt_tokens
-        for number in range(first, answer.prompt_blocks if complete else answer.computed // size):
-            self._write(answer, number)
+        full = answer.computed // size
+        self._write(answer, first, full)
+        if answer.computed == answer.prompt_tokens and full < answer.prompt_blocks:
+            parent = answer.chain[full - 1] if full else self.root
+            last = chain(parent, answer.tokens[full * size :])
+            self.memory.write([answer.blocks[full]], [last])
 
     def received(self, answer: Answer, blocks: list[int]) -> None:
         """The prompt's `blocks` were written by a transfer; only its last token is to compute."""
         self.memory.received(blocks)
-        for number, digest in enumerate(answer.chain):
-            self.pool.publish(answer.blocks[number], digest)
+        self.pool.publish(answer.blocks[: len(answer.chain)], answer.chain)
         answer.computed = answer.cached = answer.prompt_tokens - 1
 
     def begin(self, answer: Answer) -> None:
         """The prompt is computed: the KV cache's bytes decide what will be said."""
-        seed = blake2b(answer.index.to_bytes(4, "big"))
-        for block in answer.blocks[: answer.prompt_blocks]:
-            seed.update(self.memory.signature(block))
-        answer.speaker = Speaker(seed.digest(), answer.job.prompt[-1], answer.mean_tokens)
+        if answer.job.sampling.script:
+            answer.voice = Script(answer.job.sampling.script)
+            return
+        blocks = answer.blocks[: answer.prompt_blocks]
+        read = b"".join(self.memory.signatures(blocks))
+        seed = blake2b(answer.index.to_bytes(4, "big") + read).digest()
+        answer.voice = Speaker(seed, answer.job.prompt[-1], answer.mean_tokens)
 
     def decode(self, answer: Answer) -> None:
         """Compute the last token; a block that it fills can be found by others from now on."""
         answer.computed += 1
         number, rest = divmod(answer.computed, self.block_size)
         if not rest:
-            answer.chain.append(self._digest(answer, number - 1))
-            self._write(answer, number - 1)
+            parent = answer.chain[-1] if answer.chain else self.root
+            answer.chain.append(chain(parent, answer.tokens[-self.block_size :]))
+            self._write(answer, number - 1, number)
 
-    def _write(self, answer: Answer, number: int) -> None:
-        digest, block = self._digest(answer, number), answer.blocks[number]
-        self.memory.write(block, digest)
-        if number < len(answer.chain):
-            self.pool.publish(block, digest)
-
-    def _digest(self, answer: Answer, number: int) -> bytes:
-        """The hash of the tokens in a block, which may be the last one and not full."""
-        if number < len(answer.chain):
-            return answer.chain[number]
-        parent = answer.chain[number - 1] if number else self.root
-        start = number * self.block_size
-        return chain(parent, answer.tokens[start : start + self.block_size])
+    def _write(self, answer: Answer, first: int, end: int) -> None:
+        """The full blocks from `first` up to `end`."""
+        blocks, digests = answer.blocks[first:end], answer.chain[first:end]
+        self.memory.write(blocks, digests)
+        self.pool.publish(blocks, digests)

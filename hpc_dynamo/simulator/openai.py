@@ -1,273 +1,154 @@
-"""OpenAI's completions and chat, with vLLM's additions: requests in, records out.
+"""OpenAI's completions and chat, with vLLM's additions: requests in.
 
 Only what the simulator needs is typed; unknown fields are ignored as vLLM ignores them, and
-what it cannot do (logprobs, echo) is refused and not dropped. Wording of errors as in vLLM.
+what it cannot do is refused and not dropped. Defaults, limits and wording follow vLLM 0.32
+(`entrypoints/openai/*/protocol.py`, `sampling_params.py`).
 """
 
-import time
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
-from hpc_dynamo.simulator import tokenizer
-from hpc_dynamo.simulator.sequence import Sampling, Source
+from hpc_dynamo.simulator import prompts, tokenizer
+from hpc_dynamo.simulator.instances import Schema, instance
+from hpc_dynamo.simulator.refused import Refused
+from hpc_dynamo.simulator.sequence import Sampling
+from hpc_dynamo.simulator.transfer import TransferParams
 
-Positive = Annotated[int, msgspec.Meta(ge=1)]
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 
-
-class Refused(Exception):
-    """A request that cannot be served: status and a body in OpenAI's form."""
-
-    def __init__(self, message: str, *, status: int = 400, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.body = status, error_body(message, status, param)
-
-
-def error_body(message: str, status: int, param: str | None = None) -> dict[str, Any]:
-    kinds = {401: "AuthenticationError", 404: "NotFoundError"}
-    kind = kinds.get(status, "InternalServerError" if status >= 500 else "BadRequestError")
-    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
+COMPLETION_MAX_TOKENS = 16  # OpenAI's default, kept by vLLM; chat goes on to the context's end
+MOST_LOGPROBS = 20
 
 
 class StreamOptions(msgspec.Struct):
-    include_usage: bool = False
+    include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
 
 
-class TransferParams(msgspec.Struct):
-    """vLLM's kv_transfer_params, both ways."""
+class NamedSchema(msgspec.Struct):
+    schema: Schema = True
 
-    do_remote_decode: bool = False
-    do_remote_prefill: bool = False
-    remote_engine_id: str | None = None
-    remote_request_id: str | None = None
-    remote_host: str | None = None
-    remote_port: int | None = None
-    remote_block_ids: list[list[int] | int] | None = None
 
-    def source(self) -> Source | None:
-        """Where to pull from. Raises Refused where something is missing."""
-        if not self.do_remote_prefill:
-            return None
-        names = ("remote_engine_id", "remote_request_id", "remote_host", "remote_port")
-        missing = [n for n in (*names, "remote_block_ids") if getattr(self, n) is None]
-        if missing:
-            raise Refused(f"kv_transfer_params lacks {', '.join(missing)}")
-        blocks = list[int]()
-        for group in self.remote_block_ids or ():
-            blocks += group if isinstance(group, list) else [group]
-        engine, request, host = self.remote_engine_id, self.remote_request_id, self.remote_host
-        return Source(str(engine), str(request), str(host), self.remote_port or 0, tuple(blocks))
+class ResponseFormat(msgspec.Struct):
+    type: str = "text"
+    json_schema: NamedSchema | None = None
+
+    def script(self) -> str:
+        """The answer that the format asks for; empty where any text will do."""
+        if self.type == "json_schema" and self.json_schema is None:
+            what = "When response_format type is 'json_schema', the 'json_schema' field must"
+            raise Refused(f"{what} be provided.", param="response_format")
+        if self.json_schema is not None:
+            return instance(self.json_schema.schema)
+        if self.type not in ("text", "json_object"):
+            raise Refused(f"the simulator has no format {self.type}", param="response_format")
+        return "" if self.type == "text" else "{}"
 
 
 class Common(msgspec.Struct, kw_only=True):
     """Fields of both endpoints."""
 
     model: str | None = None
-    max_tokens: Positive | None = None
+    max_tokens: int | None = None
     min_tokens: Natural = 0
-    n: Annotated[int, msgspec.Meta(ge=1, le=128)] = 1
-    temperature: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=128)] | None = 1
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
     stop: str | list[str] | None = None
     ignore_eos: bool = False
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     kv_transfer_params: TransferParams | None = None
-    echo: bool = False
-    logprobs: bool | int | None = None
+    echo: bool | None = False
+    response_format: ResponseFormat | None = None
+    structured_outputs: Any = None
+
+    @property
+    def choices(self) -> int:
+        """How many answers a prompt gets."""
+        return self.n or 1
+
+    @property
+    def limit(self) -> tuple[str, int | None]:
+        """The field that says how long the answer may be, and what it says."""
+        return "max_tokens", self.max_tokens
+
+    @property
+    def usage_in_stream(self) -> tuple[bool, bool]:
+        """Whether a stream ends with token counts, and whether each of its chunks has them."""
+        options = self.stream_options or StreamOptions()
+        at_end = bool(options.include_usage)
+        return at_end, at_end and bool(options.continuous_usage_stats)
 
     def check(self, model: str) -> None:
-        """Raises Refused for another model and for what the simulator cannot do."""
-        if self.model not in (None, "", model):
-            what = f"The model `{self.model}` does not exist. Valid aliases: {model}."
-            raise Refused(what, status=404, param="model")
-        if self.echo or self.logprobs:
-            name = "echo" if self.echo else "logprobs"
-            raise Refused(f"{name} is not supported by the simulator", param=name)
+        """Raises Refused for another model and for what does not go together."""
+        check_model(self.model, model)
         if self.stream_options is not None and not self.stream:
             what = "Stream options can only be defined when `stream=True`."
             raise Refused(what, param="stream_options")
-        if self.n > 1 and self.temperature == 0:
+        if self.choices > 1 and self.temperature == 0:
             raise Refused(f"n must be 1 when using greedy sampling, got {self.n}.", param="n")
+        if self.structured_outputs is not None:
+            raise Refused("the simulator knows response_format only", param="structured_outputs")
 
-    def sampling(self, prompt_tokens: int, max_model_len: int, max_tokens: int | None) -> Sampling:
-        """Raises Refused where prompt and answer together are too long."""
+    def script(self) -> str:
+        """The text that the answer has to be; empty where any will do. Raises Refused."""
+        return self.response_format.script() if self.response_format else ""
+
+    def sampling(self, prompt_tokens: int, max_model_len: int) -> Sampling:
+        """Raises Refused for a wish that no answer can fulfil."""
+        name, wanted = self.limit
+        if wanted is not None and wanted > max_model_len:
+            what = f"{name}={wanted} cannot be greater than max_model_len={max_model_len}."
+            raise Refused(f"{what} Please request fewer output tokens.", param=name)
         room = max_model_len - prompt_tokens
-        if room < 1:
-            raise Refused(
-                f"This model's maximum context length is {max_model_len} tokens. However, your "
-                f"prompt contains {prompt_tokens} input tokens, which exceeds this limit even "
-                "without any output tokens. Please reduce the length of the input prompt.",
-                param="input_tokens",
-            )
-        wanted = room if max_tokens is None else max_tokens
-        if wanted > room:
-            raise Refused(
-                f"This model's maximum context length is {max_model_len} tokens. However, you "
-                f"requested {wanted} output tokens and your prompt contains {prompt_tokens} "
-                f"input tokens, for a total of {wanted + prompt_tokens} tokens.",
-                param="max_tokens",
-            )
-        if self.min_tokens > wanted:
-            what = f"min_tokens must be less than or equal to max_tokens={wanted}"
+        most = room if wanted is None else min(wanted, room)
+        if most < 1 and not (wanted == 0 and self.echo):
+            raise Refused(f"max_tokens must be at least 1, got {most}.", param="max_tokens")
+        most = max(1, most)  # with echo alone one is made and not shown
+        if self.min_tokens > most:
+            what = f"min_tokens must be less than or equal to max_tokens={most}"
             raise Refused(f"{what}, got {self.min_tokens}.", param="min_tokens")
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if "" in stop:
             raise Refused("stop cannot contain an empty string.", param="stop")
-        return Sampling(wanted, self.min_tokens, self.ignore_eos, tuple(stop))
+        text = self.script()
+        script = tokenizer.encode(text) if text else []
+        return Sampling(most, self.min_tokens, self.ignore_eos, tuple(stop), tuple(script))
 
 
 class CompletionRequest(Common, kw_only=True):
     """Body of /v1/completions."""
 
-    prompt: str | list[str | int | list[int]]
+    prompt: prompts.Prompts
+    max_tokens: int | None = COMPLETION_MAX_TOKENS
+    logprobs: int | None = None
 
-    def prompts(self) -> list[list[int]]:
-        """Token ids of each prompt. Raises Refused for a mixed, empty or impossible one."""
-        if isinstance(self.prompt, str):
-            return [_checked(tokenizer.encode(self.prompt))]
-        texts = [p for p in self.prompt if isinstance(p, str)]
-        ids = [p for p in self.prompt if isinstance(p, int)]
-        lists = [p for p in self.prompt if isinstance(p, list)]
-        if len(self.prompt) not in (len(texts), len(ids), len(lists)):
-            what = "prompt is a text, a list of token ids, or a list of one of these"
-            raise Refused(what, param="prompt")
-        if texts or lists:
-            return [_checked(p) for p in (*map(tokenizer.encode, texts), *lists)]
-        return [_checked(ids)]
+    def alternatives(self) -> int | None:
+        """How many tokens have a log-probability at each place; None: not asked for."""
+        return None if self.logprobs is None else alternatives(self.logprobs)
 
-
-class Part(msgspec.Struct):
-    type: str
-    text: str = ""
-
-
-class Message(msgspec.Struct):
-    role: str
-    content: str | list[Part] | None = None
-
-    def text(self) -> str:
-        if not isinstance(self.content, list):
-            return self.content or ""
-        other = next((part.type for part in self.content if part.type != "text"), None)
-        if other:
-            raise Refused(f"the simulator reads text only, not {other}", param="messages")
-        return "".join(part.text for part in self.content)
-
-
-class ChatRequest(Common, kw_only=True):
-    """Body of /v1/chat/completions."""
-
-    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
-    max_completion_tokens: Positive | None = None
-
-    def prompts(self) -> list[list[int]]:
-        return [tokenizer.render([(m.role, m.text()) for m in self.messages])]
-
-
-class TokenizeRequest(msgspec.Struct):
-    """Body of vLLM's /tokenize: a prompt or messages."""
-
-    prompt: str | None = None
-    messages: list[Message] | None = None
-    add_generation_prompt: bool = True
+    def prompts(self, max_model_len: int) -> list[list[int]]:
+        """Token ids of each prompt. Raises Refused."""
+        return prompts.from_any(self.prompt, max_model_len, "prompt")
 
 
 class DetokenizeRequest(msgspec.Struct):
-    tokens: list[int]
+    tokens: list[Annotated[int, msgspec.Meta(ge=0, lt=tokenizer.VOCABULARY)]]
 
 
-Request = CompletionRequest | ChatRequest
+def check_model(asked: str | None, model: str) -> None:
+    """Raises Refused with 404."""
+    if asked not in (None, "", model):
+        what = f"The model `{asked}` does not exist. Valid aliases: {model}."
+        raise Refused(what, status=404, param="model")
 
 
-def _checked(tokens: list[int]) -> list[int]:
-    if not tokens:
-        raise Refused("The decoder prompt cannot be empty", param="prompt")
-    for token in (min(tokens), max(tokens)):
-        if not 0 <= token < tokenizer.VOCABULARY:
-            raise Refused(f"Token id {token} is out of vocabulary", param="prompt")
-    return tokens
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Token counts of one request."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-
-    def body(self) -> dict[str, Any]:
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "completion_tokens": self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
-        }
-
-
-@dataclass(frozen=True)
-class Reply:
-    """Makes the records of one answer, whole or in chunks, for either endpoint."""
-
-    kind: Literal["text_completion", "chat.completion"]
-    id: str
-    model: str
-    created: int
-
-    @classmethod
-    def to(cls, request: Request, request_id: str, model: str) -> "Reply":
-        chat = isinstance(request, ChatRequest)
-        prefix = "chatcmpl" if chat else "cmpl"
-        kind: Literal["text_completion", "chat.completion"]
-        kind = "chat.completion" if chat else "text_completion"
-        return cls(kind, f"{prefix}-{request_id}", model, int(time.time()))
-
-    def whole(self, choices: list[dict[str, Any]], usage: Usage, handover: Any) -> dict[str, Any]:
-        head = self._head(self.kind)
-        return {**head, "choices": choices, "usage": usage.body(), "kv_transfer_params": handover}
-
-    def choice(
-        self, index: int, text: str, finish: str | None, stop_reason: str | None
-    ) -> dict[str, Any]:
-        content: dict[str, Any] = {"text": text}
-        if self.kind == "chat.completion":
-            content = {"message": {"role": "assistant", "content": text}}
-        end = {"logprobs": None, "finish_reason": finish, "stop_reason": stop_reason}
-        return {"index": index, **content, **end}
-
-    def opening(self, choices: int) -> list[dict[str, Any]]:
-        """The chunks before any text: chat says once who speaks."""
-        if self.kind != "chat.completion":
-            return []
-        return [
-            self._chunk(i, {"delta": {"role": "assistant", "content": ""}}) for i in range(choices)
-        ]
-
-    def chunk(
-        self, index: int, text: str, finish: str | None, stop_reason: str | None
-    ) -> dict[str, Any]:
-        chat = self.kind == "chat.completion"
-        content = {"delta": {"content": text}} if chat else {"text": text}
-        return self._chunk(index, content, finish, stop_reason)
-
-    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
-        return {**self._head(self._chunk_kind), "choices": [], "usage": usage.body()}
-
-    @property
-    def _chunk_kind(self) -> str:
-        return "chat.completion.chunk" if self.kind == "chat.completion" else self.kind
-
-    def _chunk(
-        self,
-        index: int,
-        content: dict[str, Any],
-        finish: str | None = None,
-        stop_reason: str | None = None,
-    ) -> dict[str, Any]:
-        end = {"logprobs": None, "finish_reason": finish, "stop_reason": stop_reason}
-        return {**self._head(self._chunk_kind), "choices": [{"index": index, **content, **end}]}
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+def alternatives(wanted: int) -> int:
+    """A checked number of them. Raises Refused."""
+    if wanted < 0 and wanted != -1:
+        raise Refused("`logprobs` must be a positive value or -1.", param="logprobs")
+    if not 0 <= wanted <= MOST_LOGPROBS:
+        what = f"Requested sample logprobs of {wanted if wanted > 0 else tokenizer.VOCABULARY}, "
+        raise Refused(f"{what}which is greater than max allowed: {MOST_LOGPROBS}", param="logprobs")
+    return wanted

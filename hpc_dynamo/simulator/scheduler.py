@@ -8,12 +8,12 @@ longest possible answer are taken at the beginning.
 
 import asyncio
 import logging
+import os
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterable, Sequence
 
 from hpc_dynamo.errors import HpcDynamoError, KvTransferError
+from hpc_dynamo.simulator.batch import Batch, Handover, Limits
 from hpc_dynamo.simulator.metrics import Metrics
 from hpc_dynamo.simulator.model import Model
 from hpc_dynamo.simulator.sequence import Answer, Job, Source
@@ -22,40 +22,6 @@ from hpc_dynamo.simulator.timing import Timing
 log = logging.getLogger(__name__)
 
 CATCH_UP_S = 0.002  # timers of the event loop are late by up to so much; the next step makes up
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Sizes of the modelled engine, by vLLM's names where it has them."""
-
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
-    mean_output_tokens: int = 128
-    time_scale: float = 1.0
-    recompute: bool = False  # a prompt whose blocks could not be pulled, instead of failing
-
-
-class Handover(Protocol):
-    """What the scheduler needs of handover.NixlHandover."""
-
-    async def pull(self, source: Source, local: Sequence[int], skip: int) -> None: ...
-    async def settle(self, local: Sequence[int]) -> None: ...
-    async def decline(self, source: Source) -> None: ...
-    def lease(self, job: Job, blocks: list[int]) -> dict[str, object]: ...
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One step: a token for each of `decodes`, and chunks of prompts with their sizes."""
-
-    decodes: list[Answer]
-    chunks: list[tuple[Answer, int]]
-
-    def seconds(self, timing: Timing) -> float:
-        tokens = sum(n for _, n in self.chunks)
-        attended = sum(n * (answer.computed + n / 2) for answer, n in self.chunks)
-        context = sum(len(answer.tokens) for answer in self.decodes)
-        return timing.step_s(tokens, attended, len(self.decodes), context)
 
 
 class Scheduler:
@@ -75,12 +41,15 @@ class Scheduler:
         self._pulled = deque[Answer]()  # their blocks are here; they wait for a slot only
         self._prefilling = list[Answer]()
         self._decoding = list[Answer]()
-        self._pulling = 0
+        self._stalled = list[Answer]()
+        self._pulling = list[Answer]()
+        self._news = dict[Job, None]()  # to be told at the end of the step
+        self._stepped = 0.0  # when the last step ended
         self._work = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
 
     def submit(self, job: Job, n: int = 1) -> None:
-        """Queue `n` answers to a prompt. Then wait for `job.changed` and read `job.choices`."""
+        """Queue `n` answers to a prompt, which come into `job.choices`; see `job.on_news`."""
         now = asyncio.get_running_loop().time()
         hashes = self._model.hashes(job.prompt)
         size, mean = self._model.block_size, self._limits.mean_output_tokens
@@ -100,37 +69,54 @@ class Scheduler:
             if answer.finish is None:
                 self._drop(answer, "abort")
 
+    def decline(self, source: Source) -> None:
+        """A request was refused whose prompt's blocks another rank keeps for it."""
+        if self.handover:
+            self._tasks.create_task(self.handover.decline(source))
+
     def wake(self) -> None:
         """Something changed that may let a waiting prompt in."""
         self._work.set()
 
     def measure(self) -> None:
         """Bring the gauges up to date."""
-        self._metrics.running = len(self._prefilling) + len(self._decoding)
-        self._metrics.waiting = len(self._waiting) + len(self._pulled) + self._pulling
+        self._metrics.running = self._running
+        pulling = sum(answer.finish is None for answer in self._pulling)
+        self._metrics.waiting = len(self._waiting) + len(self._pulled) + pulling
         self._metrics.kv_usage = self._model.pool.usage
 
     async def run(self) -> None:
-        """The step loop, until cancelled."""
+        """The step loop, until cancelled. From then on nobody is told of anything."""
+        try:
+            async with self._tasks:
+                await self._steps()
+        finally:
+            self.handover = None
+
+    async def _steps(self) -> None:
         loop = asyncio.get_running_loop()
         clock = loop.time()
-        async with self._tasks:
-            while True:
-                self._admit()
-                batch = self._plan()
-                if not batch.decodes and not batch.chunks:
-                    self._work.clear()
-                    await self._work.wait()
-                    clock = loop.time()
-                    continue
-                begin = max(clock, loop.time() - CATCH_UP_S)
-                clock = begin + batch.seconds(self._timing) * self._limits.time_scale
-                await asyncio.sleep(max(0.0, clock - loop.time()))  # the modelled computation
-                self._apply(batch, loop.time())
+        while True:
+            self._admit()
+            budget = self._limits.max_num_batched_tokens
+            batch = Batch.plan(self._decoding, self._prefilling, budget)
+            if not batch:
+                self._work.clear()
+                await self._work.wait()
+                clock = loop.time()
+                continue
+            begin = max(clock, loop.time() - CATCH_UP_S)
+            clock = begin + batch.seconds(self._timing) * self._limits.time_scale
+            await asyncio.sleep(max(0.0, clock - loop.time()))  # the modelled computation
+            self._apply(batch, loop.time())
+
+    @property
+    def _running(self) -> int:
+        return len(self._prefilling) + len(self._decoding) + len(self._stalled)
 
     @property
     def _has_slot(self) -> bool:
-        return len(self._prefilling) + len(self._decoding) < self._limits.max_num_seqs
+        return self._running < self._limits.max_num_seqs
 
     def _admit(self) -> None:
         while self._has_slot and self._pulled:
@@ -141,52 +127,62 @@ class Scheduler:
             self._metrics.prefix_hits += answer.cached
             self._metrics.queue.observe(asyncio.get_running_loop().time() - answer.arrived)
             if answer.source and self.handover:
-                self._pulling += 1
+                self._pulling.append(answer)
                 self._tasks.create_task(self._pull(answer, answer.source, self.handover))
             else:
                 self._prefilling.append(answer)
 
-    def _plan(self) -> Batch:
-        budget = self._limits.max_num_batched_tokens - len(self._decoding)
-        chunks = list[tuple[Answer, int]]()
-        for answer in self._prefilling:
-            size = min(budget, answer.prompt_tokens - answer.computed)
-            if size <= 0:
-                break
-            chunks.append((answer, size))
-            budget -= size
-        return Batch(self._decoding, chunks)
-
     def _apply(self, batch: Batch, now: float) -> None:
-        for answer in batch.decodes:
-            if answer.finish is None:
-                self._model.decode(answer)
-                self._metrics.itl.observe(now - answer.stepped)
-                self._speak(answer, now)
+        self._fail_on_purpose(batch.decodes)
+        decodes = [answer for answer in batch.decodes if answer.finish is None]
+        self._metrics.itl.observe(now - self._stepped, len(decodes))
+        self._stepped = now
+        for answer in decodes:
+            self._model.decode(answer)
         for answer, size in batch.chunks:
             if answer.finish is None:
                 self._model.prefill(answer, size)
-                if answer.computed == answer.prompt_tokens:
-                    self._begin(answer, now)
-        self._prefilling = [a for a in self._prefilling if not a.finish and not a.speaker]
-        begun = [a for a, _ in batch.chunks if a.speaker]
-        self._decoding = [a for a in batch.decodes + begun if a.finish is None]
+        begun = [a for a, _ in batch.chunks if not a.finish and a.computed == a.prompt_tokens]
+        for answer in begun:
+            self._begin(answer, now)
+        self._speak([*decodes, *begun], now)
+        self._prefilling = [a for a in self._prefilling if not a.finish and not a.voice]
+        self._decoding = [a for a in [*decodes, *begun] if a.finish is None]
+        self._stall()
+        self._tell()
 
     def _begin(self, answer: Answer, now: float) -> None:
         self._model.begin(answer)
         self._metrics.prompt_tokens += answer.prompt_tokens
         self._metrics.ttft.observe(now - answer.arrived)
-        self._speak(answer, now)
 
-    def _speak(self, answer: Answer, now: float) -> None:
-        answer.stepped = now
-        answer.speak()
-        self._metrics.generation_tokens += 1
-        if answer.finish is not None:
-            self._metrics.e2e.observe(now - answer.arrived)
-            self._end(answer)
-        elif answer.job.streaming:
-            answer.job.changed.set()
+    def _speak(self, answers: Sequence[Answer], now: float) -> None:
+        self._metrics.generation_tokens += len(answers)
+        for answer in answers:
+            answer.speak()
+            if answer.finish is not None:
+                self._metrics.e2e.observe(now - answer.arrived)
+                self._end(answer)
+            if answer.job.streaming or answer.finish is not None:
+                self._news[answer.job] = None
+
+    def _tell(self) -> None:
+        """Once a step and job, so that its choices' tokens go out together."""
+        news, self._news = self._news, {}
+        for job in news:
+            job.on_news()
+
+    def _fail_on_purpose(self, answers: Iterable[Answer]) -> None:
+        most = self._limits.die_after_tokens
+        if most is not None and any(answer.said >= most for answer in answers):
+            log.error("dying on purpose (--die-after-tokens)")
+            os._exit(1)
+
+    def _stall(self) -> None:
+        most = self._limits.stall_after_tokens
+        if most is not None:
+            self._stalled += [answer for answer in self._decoding if answer.said >= most]
+            self._decoding = [answer for answer in self._decoding if answer.said < most]
 
     def _end(self, answer: Answer) -> None:
         kept = 0
@@ -194,24 +190,20 @@ class Scheduler:
             kept = answer.prompt_blocks
             answer.job.handover = self.handover.lease(answer.job, answer.blocks[:kept])
         self.free(answer.take_blocks()[kept:])
-        self._close(answer)
+        self._metrics.finished[str(answer.finish)] += 1
 
     def _drop(self, answer: Answer, finish: str, error: HpcDynamoError | None = None) -> None:
         """End an answer early, wherever it is. While it is pulled the pull keeps its blocks."""
         answer.finish, answer.error = finish, error
         if answer in self._waiting:
             self._waiting.remove(answer)
-            if answer.source and self.handover:
-                self._tasks.create_task(self.handover.decline(answer.source))
-        for queue in (self._pulled, self._prefilling, self._decoding):
+            if answer.source:
+                self.decline(answer.source)
+        for queue in (self._pulled, self._prefilling, self._decoding, self._stalled):
             if answer in queue:
                 queue.remove(answer)
                 self.free(answer.take_blocks())
-        self._close(answer)
-
-    def _close(self, answer: Answer) -> None:
-        self._metrics.finished[str(answer.finish)] += 1
-        answer.job.changed.set()
+        self._metrics.finished[finish] += 1
 
     def free(self, blocks: list[int]) -> None:
         """Let go of blocks that an ended answer left behind."""
@@ -234,7 +226,7 @@ class Scheduler:
         else:
             self._received(answer, blocks[hits:])
         finally:
-            self._pulling -= 1
+            self._pulling.remove(answer)
             self.wake()
 
     def _received(self, answer: Answer, blocks: list[int]) -> None:
@@ -254,3 +246,4 @@ class Scheduler:
         else:
             for each in unfinished:
                 self._drop(each, "error", error)
+            answer.job.on_news()

@@ -1,10 +1,10 @@
 """One answer being made: its tokens, its blocks, when it is complete."""
 
-import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.simulator.language import Speaker
+from hpc_dynamo.simulator.language import Voice
 from hpc_dynamo.simulator.tokenizer import decode
 
 LONGEST_MEANS = 4  # an answer that may end by itself is at most so many mean lengths long
@@ -18,9 +18,12 @@ class Sampling:
     min_tokens: int = 0
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
+    script: tuple[int, ...] = ()  # what the answer has to be, where it is not free
 
     def limit(self, mean_tokens: int) -> int:
         """The most tokens that the answer can have, for which blocks are set aside."""
+        if self.script:
+            return min(self.max_tokens, len(self.script))
         if self.ignore_eos:
             return self.max_tokens
         return min(self.max_tokens, max(self.min_tokens, LONGEST_MEANS * mean_tokens))
@@ -37,9 +40,17 @@ class Source:
     blocks: tuple[int, ...]
 
 
+def _nobody() -> None:
+    pass
+
+
 @dataclass(eq=False)
 class Job:
-    """One prompt and its `n` answers. `changed` is set when there is something new to read."""
+    """One prompt and its answers.
+
+    `on_news` is called when there is something new to read: at the end, and where `streaming`
+    after each step that gave it tokens. It must not raise.
+    """
 
     id: str
     prompt: list[int]
@@ -48,7 +59,7 @@ class Job:
     produce: bool = False  # keep the prompt's blocks for a decode worker
     source: Source | None = None  # pull the prompt's blocks instead of computing them
     choices: list["Answer"] = field(default_factory=list)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    on_news: Callable[[], None] = _nobody
     handover: dict[str, object] | None = None  # kv_transfer_params for the decode worker
 
     @property
@@ -71,17 +82,16 @@ class Answer:
     blocks: list[int] = field(default_factory=list)
     computed: int = 0  # tokens whose KV is in the blocks
     cached: int = 0  # of them, not computed here
-    stepped: float = 0.0  # when the last token came
     finish: str | None = None  # stop, length, abort, error
     stop_reason: str | None = None
     error: HpcDynamoError | None = None
-    speaker: Speaker | None = None
+    voice: Voice | None = None
     _text: str = ""  # kept up only where stop strings must be found in it
     _given: int = 0  # tokens, or characters where there are stop strings
 
-    @property
-    def prompt_tokens(self) -> int:
-        return len(self.job.prompt)
+    def __post_init__(self) -> None:
+        self.prompt_tokens = len(self.job.prompt)
+        self.limit = self.job.sampling.limit(self.mean_tokens)
 
     @property
     def prompt_blocks(self) -> int:
@@ -92,8 +102,9 @@ class Answer:
         return self.tokens[self.prompt_tokens :]
 
     @property
-    def limit(self) -> int:
-        return self.job.sampling.limit(self.mean_tokens)
+    def said(self) -> int:
+        """How many tokens of the answer there are."""
+        return len(self.tokens) - self.prompt_tokens
 
     @property
     def most_blocks(self) -> int:
@@ -107,25 +118,31 @@ class Answer:
 
     def speak(self) -> None:
         """Say the next token; sets `finish` where the answer is complete with it."""
-        assert self.speaker is not None, "no token before the prompt is computed"
-        i = len(self.tokens) - self.prompt_tokens
-        token = self.speaker.token(i)
+        assert self.voice is not None, "no token before the prompt is computed"
+        i = self.said
+        token = self.voice.token(i)
         self.tokens.append(token)
-        sampling, said = self.job.sampling, i + 1
+        sampling = self.job.sampling
         if sampling.stop:
             self._find_stop(token)
         if self.finish is None:
-            may_end = not sampling.ignore_eos and said >= sampling.min_tokens
-            if said >= sampling.max_tokens:
-                self.finish = "length"
-            elif may_end and (said >= self.limit or self.speaker.ends(i)):
-                self.finish = "stop"
+            self.finish = self._ending(i, sampling)
+
+    def _ending(self, i: int, sampling: Sampling) -> str | None:
+        """Why the answer is complete with its token i, or None."""
+        assert self.voice is not None, "see speak"
+        said = i + 1
+        if sampling.script and self.voice.ends(i):
+            return "stop"
+        if said >= sampling.max_tokens:
+            return "length"
+        may_end = not (sampling.ignore_eos or sampling.script) and said >= sampling.min_tokens
+        return "stop" if may_end and (said >= self.limit or self.voice.ends(i)) else None
 
     def news(self) -> str:
         """The text since the last call. What may be the beginning of a stop string waits."""
         if not self.job.sampling.stop:
-            start, self._given = self.prompt_tokens + self._given, len(self.tokens)
-            self._given -= self.prompt_tokens
+            start, self._given = self.prompt_tokens + self._given, self.said
             return decode(self.tokens[start:])
         held = 0 if self.finish else max(map(len, self.job.sampling.stop)) - 1
         start, self._given = self._given, max(self._given, len(self._text) - held)
@@ -134,7 +151,7 @@ class Answer:
     def _find_stop(self, token: int) -> None:
         searched = max(0, len(self._text) - max(map(len, self.job.sampling.stop)))
         self._text += decode([token])
-        if len(self.tokens) - self.prompt_tokens < self.job.sampling.min_tokens:
+        if self.said < self.job.sampling.min_tokens:
             return
         found = [(self._text.find(stop, searched), stop) for stop in self.job.sampling.stop]
         hits = [hit for hit in found if hit[0] >= 0]

@@ -7,14 +7,19 @@ English takes about 3 bytes a token.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import chain
 
 _PIECE = re.compile(rb" [^ \n]{1,3}|[^ \n]{1,4}|[ \n]")
 _PAD = {1: b"\xf9\0\0", 2: b"\xfa\0", 3: b"\xfb", 4: b""}
 _LENGTH = {0xF9: 1, 0xFA: 2, 0xFB: 3}
 _SPECIAL = 0xFC
+_REMEMBERED = 1 << 16  # words
+_LONGEST_WORD = 64  # characters, of one to remember
 
 VOCABULARY = 1 << 32
+MOST_CHARACTERS = 4  # in a token
 _ROLES = ("system", "user", "assistant", "tool", "developer")
 
 
@@ -31,15 +36,42 @@ def is_special(token: int) -> bool:
     return token >> 24 == _SPECIAL
 
 
-def encode(text: str) -> list[int]:
-    """Token ids of a text. `decode(encode(text)) == text` for every valid text."""
+def _pieces(text: str) -> list[int]:
     pieces = _PIECE.findall(text.encode("utf-8", "replace"))
     return [int.from_bytes(_PAD[len(piece)] + piece, "big") for piece in pieces]
 
 
-def decode(tokens: Iterable[int]) -> str:
+class _Words(dict[str, list[int]]):
+    """Token ids of a space and a word, remembered: texts repeat their words."""
+
+    def __missing__(self, word: str) -> list[int]:
+        tokens = _pieces(f" {word}")
+        if len(word) <= _LONGEST_WORD:
+            if len(self) >= _REMEMBERED:
+                self.clear()
+            self[word] = tokens
+        return tokens
+
+
+_words = _Words()
+
+
+def encode(text: str) -> list[int]:
+    """Token ids of a text. `decode(encode(text)) == text` for every valid text."""
+    first, *words = text.split(" ")  # no piece goes across a space
+    return [*_pieces(first), *chain.from_iterable(map(_words.__getitem__, words))]
+
+
+def decode(tokens: Sequence[int]) -> str:
     """The text of token ids; what is no UTF-8 becomes U+FFFD."""
+    if len(tokens) == 1:  # in a stream
+        return _alone(tokens[0])
     return b"".join(map(_piece, tokens)).decode("utf-8", "replace")
+
+
+@lru_cache(_REMEMBERED)
+def _alone(token: int) -> str:
+    return _piece(token).decode("utf-8", "replace")
 
 
 def _piece(token: int) -> bytes:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import openai
 import pytest
 
 KEY = "secret-of-the-tests"
 MODEL = "demo"
+TOLD = "--enable-prompt-tokens-details"
 Body = dict[str, Any]
 
 
@@ -58,19 +60,19 @@ def start() -> Iterator[Callable[..., Rank]]:
 
 @pytest.fixture(scope="session")
 def aggregated() -> Iterator[Rank]:
-    with simulator("--num-blocks", "1024") as rank:
+    with simulator("--num-blocks", "1024", TOLD) as rank:
         yield rank
 
 
 @pytest.fixture(scope="session")
 def prefill() -> Iterator[Rank]:
-    with simulator("--role", "prefill") as rank:
+    with simulator("--role", "prefill", TOLD) as rank:
         yield rank
 
 
 @pytest.fixture(scope="session")
 def decode() -> Iterator[Rank]:
-    with simulator("--role", "decode") as rank:
+    with simulator("--role", "decode", TOLD) as rank:
         yield rank
 
 
@@ -106,16 +108,27 @@ class Client:
         assert found, f"no {name} in {text}"
         return sum(map(float, found))
 
-    async def until_zero(self, rank: Rank, name: str) -> None:
-        """Ranks tell nobody when they have let go of something, so this asks."""
+    async def until(self, rank: Rank, name: str, value: float) -> None:
+        """Ranks tell nobody when they take or let go of something, so this asks."""
         async with asyncio.timeout(5):
             while True:
-                if not await self.metric(rank, name):
+                if await self.metric(rank, name) == value:
                     return
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.01)
+
+    async def until_zero(self, rank: Rank, name: str) -> None:
+        await self.until(rank, name, 0)
 
 
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as session:
         yield Client(session)
+
+
+@pytest.fixture
+async def ai(aggregated: Rank) -> AsyncIterator[openai.AsyncOpenAI]:
+    """The official client, of a rank of its own kind."""
+    url = f"{aggregated.url}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=20) as made:
+        yield made

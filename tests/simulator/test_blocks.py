@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from hpc_dynamo.simulator.blocks import BlockPool, KvMemory, chain
+from hpc_dynamo.simulator.blocks import BlockPool, KvMemory, chain, chains
 
 ROOT = bytes(32)
 SIZE = 12
@@ -30,8 +30,7 @@ class Histories(RuleBasedStateMachine):
         assert blocks[: len(cached)] == cached
         self.held.append(blocks)
         if publish:
-            for block, digest in zip(blocks, hashes, strict=True):
-                self.pool.publish(block, digest)
+            self.pool.publish(blocks, hashes)
             assert len(self.pool.match(hashes)) == length
 
     @precondition(lambda self: self.held)
@@ -74,8 +73,7 @@ def test_the_longest_free_goes_first_and_the_end_before_the_beginning() -> None:
     pool, hashes = BlockPool(4), [chain(ROOT, [i]) for i in range(4)]
     blocks = pool.take([], 4)
     assert blocks
-    for block, digest in zip(blocks, hashes, strict=True):
-        pool.publish(block, digest)
+    pool.publish(blocks, hashes)
     pool.release(blocks)
     taken = pool.take([], 1)
     assert taken == [blocks[3]]
@@ -89,15 +87,31 @@ def test_a_hash_tells_of_all_tokens_before() -> None:
 
 def test_any_wrong_byte_changes_the_signature() -> None:
     memory, digest = KvMemory(2, 256), chain(ROOT, [1])
-    memory.write(0, digest)
-    memory.write(1, digest)
+    memory.write([0, 1], [digest, digest])
+    memory.settle([0, 1])
     memory.received([0, 1])
-    assert memory.signature(0) == memory.signature(1) == digest
+    assert memory.signatures([0, 1]) == [digest, digest]
     for at in range(256):
-        memory.write(0, digest)
+        memory.write([0], [digest])
+        memory.settle([0])
         memory.buffer[at] ^= 1
         memory.received([0])
-        assert memory.signature(0) != digest
+        assert memory.signatures([0]) != [digest]
     memory.damage(1)
     memory.received([1])
-    assert memory.signature(1) != digest
+    assert memory.signatures([1]) != [digest]
+
+
+def test_what_was_received_is_not_overwritten_by_what_was_computed_before() -> None:
+    memory, mine, theirs = KvMemory(1, 256), chain(ROOT, [1]), chain(ROOT, [2])
+    memory.write([0], [mine])
+    memory.buffer[0:256] = theirs * 8
+    memory.received([0])
+    memory.settle([0])
+    assert memory.signatures([0]) == [theirs]
+
+
+def test_the_hashes_of_a_prompt_are_those_of_its_blocks() -> None:
+    one = chain(ROOT, range(16))
+    assert chains(ROOT, range(40), 16) == [one, chain(one, range(16, 32))]
+    assert chains(ROOT, range(15), 16) == []

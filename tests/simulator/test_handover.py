@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.simulator.conftest import Client, Rank
+from tests.simulator.conftest import Body, Client, Rank
 
 FABLE = "A fox saw a crow in an old elm with a piece of cheese, and said to her: " * 20
 PROMPTS = ["Hi", "sixteen", FABLE, FABLE + "sing for me!", list(range(16)), list(range(33))]
@@ -128,3 +128,32 @@ async def test_another_prompt_than_the_prefilled_is_refused(
     status, answer = await client.post(decode, "/v1/completions", body)
     assert status == 500
     assert "has 1 blocks" in answer["error"]["message"]
+    await client.until_zero(prefill, "kv_cache_usage_perc")
+
+
+async def test_prefix_hits_are_those_of_the_prefill_rank(
+    client: Client, prefill: Rank, decode: Rank
+) -> None:
+    hits = list[tuple[int, int]]()
+    for _ in range(2):
+        params = await client.prefilled(prefill, f"hits {FABLE}")
+        answer = await client.complete(decode, f"hits {FABLE}", kv_transfer_params=params)
+        told = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+        hits.append((params["remote_prefill_cached_tokens"], told))
+    assert hits[0] == (0, 0)
+    assert hits[1][0] == hits[1][1] > 400
+
+
+async def test_the_caller_may_send_the_token_ids_along(
+    client: Client, aggregated: Rank, prefill: Rank, decode: Rank
+) -> None:
+    path, fields = "/v1/chat/completions", {"max_tokens": 20, "ignore_eos": True}
+    body = {"messages": [{"role": "user", "content": FABLE}], **fields}
+    _, alone = await client.post(aggregated, path, body)
+    _, ids = await client.post(aggregated, "/tokenize", {"messages": body["messages"]})
+    params = await client.prefilled(prefill, ids["tokens"])
+    handed: Body = {"messages": [{"role": "user", "content": "not looked at"}], **fields}
+    handed["kv_transfer_params"] = {**params, "prompt_token_ids": ids["tokens"]}
+    _, answer = await client.post(decode, path, handed)
+    assert answer["choices"] == alone["choices"]
+    assert answer["usage"]["prompt_tokens"] == ids["count"]

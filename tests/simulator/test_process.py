@@ -1,5 +1,6 @@
 """The life of the process: start, end, and the ways to fail on purpose."""
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable
 import aiohttp
 import pytest
 
-from tests.simulator.conftest import Client, Rank
+from tests.simulator.conftest import Body, Client, Rank
 
 
 def run(*options: str, model: str = "demo") -> "subprocess.CompletedProcess[str]":
@@ -64,6 +65,41 @@ async def test_it_can_die_or_fail_under_requests(
     rank = start("--fail-request-rate", "0.5")
     answers = [await client.post(rank, "/v1/completions", {"prompt": "x"}) for _ in range(40)]
     assert {status for status, _ in answers} == {200, 500}
+
+
+async def read(client: Client, rank: Rank, body: Body, got: list[bytes]) -> None:
+    async with client.session.post(f"{rank.url}/v1/completions", json=body) as answer:
+        async for part in answer.content.iter_any():
+            got.append(part)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_it_can_die_in_the_middle_of_an_answer(
+    client: Client, start: Callable[..., Rank], stream: bool
+) -> None:
+    rank, got = start("--die-after-tokens", "3"), list[bytes]()
+    await client.complete(rank, "short enough", max_tokens=3, ignore_eos=True)
+    body = {"prompt": "long", "max_tokens": 9, "ignore_eos": True, "stream": stream}
+    with pytest.raises(aiohttp.ClientError):
+        await read(client, rank, body, got)
+    assert b"".join(got).count(b"data: ") == (3 if stream else 0)
+    assert rank.process.wait(5) == 1
+
+
+async def test_it_can_stall_in_the_middle_of_an_answer(
+    client: Client, start: Callable[..., Rank]
+) -> None:
+    rank, got = start("--stall-after-tokens", "3"), list[bytes]()
+    await client.complete(rank, "short enough", max_tokens=3, ignore_eos=True)
+    body = {"prompt": "long", "max_tokens": 9, "ignore_eos": True, "stream": True}
+    asking = asyncio.create_task(read(client, rank, body, got))
+    await client.until(rank, "generation_tokens_total", 6)
+    await asyncio.wait([asking], timeout=0.2)
+    assert not asking.done()
+    assert b"".join(got).count(b"data: ") == 3
+    assert await client.metric(rank, "num_requests_running") == 1
+    asking.cancel()
+    await client.until_zero(rank, "num_requests_running")
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from hpc_dynamo.simulator.batch import Limits
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
 from hpc_dynamo.simulator.metrics import Metrics
 from hpc_dynamo.simulator.model import Model
-from hpc_dynamo.simulator.scheduler import Limits, Scheduler
+from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.sequence import Job, Sampling
 from hpc_dynamo.simulator.timing import Timing
 
@@ -37,13 +38,14 @@ def job(number: int, prompt_tokens: int, tokens: int = 30) -> Job:
 
 
 async def finish(made: Scheduler, *jobs: Job) -> list[list[int]]:
+    news = asyncio.Event()
     for each in jobs:
+        each.on_news = news.set
         made.submit(each)
     async with asyncio.timeout(WAIT_S):
-        for each in jobs:
-            while not each.done:
-                each.changed.clear()
-                await each.changed.wait()
+        while not all(each.done for each in jobs):
+            news.clear()
+            await news.wait()
     return [each.choices[0].output for each in jobs]
 
 

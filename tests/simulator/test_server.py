@@ -1,8 +1,6 @@
 """The OpenAI surface of one rank, over real sockets."""
 
-import asyncio
 import json
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import aiohttp
@@ -23,11 +21,6 @@ async def events(client: Client, rank: Rank, path: str, body: Body) -> list[Any]
         lines = (await answer.text()).split("\n\n")
     assert lines[-2:] == ["data: [DONE]", ""]
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
-
-
-async def whole(request: "AbstractAsyncContextManager[aiohttp.ClientResponse]") -> bytes:
-    async with request as answer:
-        return await answer.read()
 
 
 async def test_completion(client: Client, aggregated: Rank) -> None:
@@ -117,33 +110,28 @@ async def test_a_conversation_finds_its_own_answer_in_the_cache(
     assert second["usage"]["prompt_tokens_details"]["cached_tokens"] >= before - 16
 
 
-async def test_a_client_that_leaves_frees_its_place(client: Client, start: Any) -> None:
-    rank = start("--timing", "cpu-135m")
-    body = {"prompt": "long", "max_tokens": 1000, "ignore_eos": True}
-    for stream in (False, True):
-        ask = client.session.post(f"{rank.url}/v1/completions", json={**body, "stream": stream})
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(whole(ask), 0.5)
-        await client.until_zero(rank, "num_requests_running")
-        assert await client.metric(rank, "kv_cache_usage_perc") == 0
-    assert await client.metric(rank, "generation_tokens_total") < 40
-
-
 BAD: list[tuple[Body, int, str]] = [
     ({"prompt": "x", "model": "other"}, 404, "The model `other` does not exist"),
     ({"prompt": 5}, 400, "$.prompt"),
     ({}, 400, "prompt"),
-    ({"prompt": ""}, 400, "cannot be empty"),
+    ({"prompt": ""}, 400, "must be provided and non-empty"),
     ({"prompt": []}, 400, "cannot be empty"),
     ({"prompt": ["x", 3]}, 400, "prompt is a text"),
     ({"prompt": [-1]}, 400, "Token id -1 is out of vocabulary"),
     ({"prompt": "x", "max_tokens": "many"}, 400, "$.max_tokens"),
-    ({"prompt": "x", "max_tokens": 0}, 400, ">= 1"),
-    ({"prompt": "x", "max_tokens": 8192}, 400, "maximum context length is 8192"),
-    ({"prompt": "word " * 9000}, 400, "exceeds this limit even without any output tokens"),
+    ({"prompt": "x", "max_tokens": 0}, 400, "max_tokens must be at least 1, got 0."),
+    ({"prompt": "x", "max_tokens": 8193}, 400, "max_tokens=8193 cannot be greater than max_model"),
+    ({"prompt": "a b " * 4100}, 400, "contains at least 8193 input tokens, which exceeds this"),
+    ({"prompt": [7] * 9000}, 400, "contains 9000 input tokens, which exceeds this limit even"),
+    ({"prompt": [7] * 8192}, 400, "max_tokens must be at least 1, got 0."),
+    ({"prompt": "word " * 9000}, 400, "contains 45000 characters (more than 32768 characters"),
     ({"prompt": "x", "max_tokens": 2, "min_tokens": 3}, 400, "min_tokens must be less"),
     ({"prompt": "x", "n": 2, "temperature": 0}, 400, "greedy sampling"),
-    ({"prompt": "x", "logprobs": 3}, 400, "logprobs is not supported"),
+    ({"prompt": "x", "logprobs": 21}, 400, "Requested sample logprobs of 21, which is greater"),
+    ({"prompt": "x", "logprobs": -2}, 400, "must be a positive value or -1"),
+    ({"prompt": "x", "temperature": 3}, 400, "$.temperature"),
+    ({"prompt": "x", "structured_outputs": {"regex": "a*"}}, 400, "response_format only"),
+    ({"prompt": "x", "response_format": {"type": "json_schema"}}, 400, "must be provided"),
     ({"prompt": "x", "stop": [""]}, 400, "empty string"),
     ({"prompt": "x", "stream_options": {}}, 400, "stream=True"),
 ]
@@ -164,8 +152,9 @@ async def test_what_is_no_json_or_no_endpoint(client: Client, aggregated: Rank) 
         assert (answer.status, "error" in await answer.json()) == (400, True)
     async with client.session.get(url) as answer:
         assert (answer.status, "error" in await answer.json()) == (405, True)
-    status, body = await client.post(aggregated, "/v1/embeddings", {})
-    assert (status, body["error"]["type"]) == (404, "NotFoundError")
+    for path in ("/v1/responses", "/v1/messages"):
+        status, body = await client.post(aggregated, path, {})
+        assert (status, body["error"]["type"]) == (404, "NotFoundError")
 
 
 @pytest.mark.parametrize(
@@ -178,6 +167,29 @@ async def test_the_key_is_needed(aggregated: Rank, header: dict[str, str]) -> No
                 assert (answer.status, (await answer.json())["error"]["code"]) == (401, 401)
         async with session.get(f"{aggregated.url}/health") as answer:
             assert answer.status == 200
+
+
+async def test_what_is_longer_than_the_context_is_cut_to_it(
+    client: Client, aggregated: Rank
+) -> None:
+    fields = {"max_tokens": 8192, "ignore_eos": True}
+    answer = await client.complete(aggregated, [7] * 8180, **fields)
+    assert answer["usage"]["completion_tokens"] == 12
+
+
+async def test_prefix_hits_and_request_ids_are_told_where_asked_for(
+    client: Client, start: Any
+) -> None:
+    answer = await client.complete(start(), "x")
+    assert answer["usage"]["prompt_tokens_details"] is None
+    rank = start("--enable-request-id-headers")
+    for path, status in (("/v1/models", 200), ("/v1/nothing", 404)):
+        headers = {"X-Request-Id": "mine"}
+        async with client.session.get(rank.url + path, headers=headers) as told:
+            assert (told.status, told.headers["X-Request-Id"]) == (status, "mine")
+    body = {"prompt": "x"}
+    async with client.session.post(f"{rank.url}/v1/completions", json=body) as told:
+        assert (await told.json())["id"] == f"cmpl-{told.headers['X-Request-Id']}"
 
 
 async def test_tokens_come_back_as_text(client: Client, aggregated: Rank) -> None:

@@ -1,0 +1,34 @@
+"""Whether an engine tokenizes as we do; it may build its tokenizer differently."""
+
+import logging
+
+import msgspec
+
+from hpc_dynamo.dispatch import Dispatcher, Whole, Work
+from hpc_dynamo.engines import Body
+from hpc_dynamo.errors import RequestFailed
+from hpc_dynamo.preprocess import Preprocessor
+from hpc_dynamo.router import Ask
+
+PATH = "/tokenize"
+IDS = msgspec.json.Decoder(list[int])
+
+log = logging.getLogger(__name__)
+
+
+async def agrees(prompts: Preprocessor, dispatcher: Dispatcher, model: str) -> bool:
+    """False where an engine's ids differ from ours; an engine that cannot be asked agrees."""
+    for probe, expected in prompts.probes():
+        body: Body = {"model": model, **probe}
+        work = Work(PATH, msgspec.json.encode(body), body, Ask(split=False))
+        answer = Whole()
+        try:
+            await dispatcher.run(work, answer)
+            ids = IDS.decode(answer.body.get("tokens", b"null"))
+        except (RequestFailed, msgspec.DecodeError) as e:
+            log.info("the engine's tokenizer could not be asked: %s", e)
+            return True
+        if ids != list(expected.ids):
+            log.warning("the engine tokenizes differently: requests are routed by load alone")
+            return False
+    return True

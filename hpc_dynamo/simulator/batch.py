@@ -1,0 +1,60 @@
+"""What the scheduler works with: its limits, one step, and what it needs of a hand-over."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from hpc_dynamo.simulator.sequence import Answer, Job, Source
+from hpc_dynamo.simulator.timing import Timing
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes of the modelled engine, by vLLM's names where it has them."""
+
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    mean_output_tokens: int = 128
+    time_scale: float = 1.0
+    recompute: bool = False  # a prompt whose blocks could not be pulled, instead of failing
+    die_after_tokens: int | None = None  # the process ends when an answer has so many, and goes on
+    stall_after_tokens: int | None = None  # no answer gets more than so many, nor ends
+
+
+class Handover(Protocol):
+    """What the scheduler needs of handover.NixlHandover."""
+
+    async def pull(self, source: Source, local: Sequence[int], skip: int) -> None: ...
+    async def settle(self, local: Sequence[int]) -> None: ...
+    async def decline(self, source: Source) -> None: ...
+    def lease(self, job: Job, blocks: list[int]) -> dict[str, object]: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step: a token for each of `decodes`, and chunks of prompts with their sizes."""
+
+    decodes: list[Answer]
+    chunks: list[tuple[Answer, int]]
+
+    @classmethod
+    def plan(cls, decodes: list[Answer], prompts: Iterable[Answer], budget: int) -> "Batch":
+        """What `budget` tokens are enough for: prompts come after decodes, in their order."""
+        budget -= len(decodes)
+        chunks = list[tuple[Answer, int]]()
+        for answer in prompts:
+            size = min(budget, answer.prompt_tokens - answer.computed)
+            if size <= 0:
+                break
+            chunks.append((answer, size))
+            budget -= size
+        return cls(decodes, chunks)
+
+    def __bool__(self) -> bool:
+        return bool(self.decodes or self.chunks)
+
+    def seconds(self, timing: Timing) -> float:
+        tokens = sum(n for _, n in self.chunks)
+        attended = sum(n * (answer.computed + n / 2) for answer, n in self.chunks)
+        context = sum(len(answer.tokens) for answer in self.decodes)
+        return timing.step_s(tokens, attended, len(self.decodes), context)

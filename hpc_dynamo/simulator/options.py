@@ -1,0 +1,82 @@
+"""The command line, and which sizes go together."""
+
+import argparse
+
+from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.simulator.blocks import DIGEST_BYTES
+from hpc_dynamo.simulator.timing import PROFILES
+
+KEY_VARIABLE = "HPC_DYNAMO_ENGINE_KEY"
+
+EPILOG = f"""\
+examples:
+  python -m hpc_dynamo.simulator --model demo --port 8000
+  python -m hpc_dynamo.simulator --model demo --port 8001 --role prefill
+  python -m hpc_dynamo.simulator --model demo --port 8002 --role decode --time-scale 0.1
+
+Answers are random words, chosen by the bytes of the KV cache: the same prompt gives the same
+answer on every rank of a model (same --model and --seed), also through prefill and decode.
+With {KEY_VARIABLE} set, all but /health, /ready and /version want
+`Authorization: Bearer <key>`. Ready when /health answers. SIGTERM and SIGINT end it.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m hpc_dynamo.simulator",
+        description="An OpenAI server without a model: modelled time, real KV blocks and NIXL.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = p.add_argument
+    add("--model", required=True, help="name to serve")
+    add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    add("--port", type=int, default=0, help="0 takes a free one and logs it (%(default)s)")
+    add("--advertise-host", help="address that decode ranks fetch from (default: --host)")
+    add("--role", choices=("aggregated", "prefill", "decode"), default="aggregated")
+    timing = f"{', '.join(PROFILES)}, or a JSON file with the fields of timing.Timing"
+    add("--timing", default="h100-8b", help=f"{timing} (%(default)s)")
+    add("--time-scale", type=float, default=1.0, help="multiplies all times (%(default)s)")
+    add("--num-blocks", type=int, default=4096, help="KV blocks of the pool (%(default)s)")
+    add("--block-size", type=int, default=16, help="tokens a block (%(default)s)")
+    add("--kv-bytes-per-token", type=int, default=1024, help="bytes moved a token (%(default)s)")
+    add("--max-num-seqs", type=int, default=64, help="answers at once (%(default)s)")
+    add("--max-num-batched-tokens", type=int, default=2048, help="tokens a step (%(default)s)")
+    add("--max-model-len", type=int, default=8192, help="prompt and answer (%(default)s)")
+    add("--mean-output-tokens", type=int, default=128, help="of answers that end by themselves")
+    add("--kv-load-failure-policy", choices=("fail", "recompute"), default="fail")
+    add("--kv-lease-s", type=float, default=120.0, help="prefilled blocks wait (%(default)s)")
+    add("--kv-transfer-timeout-s", type=float, default=30.0, help="for one pull (%(default)s)")
+    add("--enable-prompt-tokens-details", action="store_true", help="tell prefix hits in `usage`")
+    add("--enable-request-id-headers", action="store_true", help="X-Request-Id in answers")
+    add("--seed", type=int, default=0, help="the same on all ranks of a model (%(default)s)")
+    add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    fail = p.add_argument_group("failing on purpose")
+    fail.add_argument("--fail-start", action="store_true", help="exit with 1 instead of serving")
+    fail.add_argument("--fail-after-requests", type=int, metavar="N", help="SIGKILL at N+1")
+    fail.add_argument("--fail-request-rate", type=float, default=0.0, metavar="P", help="500s")
+    after = "the process dies when an answer has N tokens and would get more"
+    fail.add_argument("--die-after-tokens", type=int, metavar="N", help=after)
+    after = "no answer gets more than N tokens, nor an end"
+    fail.add_argument("--stall-after-tokens", type=int, metavar="N", help=after)
+    fail.add_argument("--damage-kv", action="store_true", help="hand over one wrong byte a prompt")
+    fail.add_argument("--start-delay-s", type=float, default=0.0, metavar="S", help="as if loading")
+    return p
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises ConfigError for sizes that cannot work together."""
+    if args.max_model_len > args.num_blocks * args.block_size:
+        have = args.num_blocks * args.block_size
+        what = f"max-model-len: {args.max_model_len} tokens do not fit into the KV cache of {have}"
+        raise ConfigError(what, hint=f"--max-model-len {have}, or more --num-blocks")
+    if args.max_num_batched_tokens < args.max_num_seqs:
+        what = f"max-num-batched-tokens: {args.max_num_batched_tokens} are fewer than max-num-seqs"
+        raise ConfigError(what, hint=f"at least {args.max_num_seqs}, one token an answer a step")
+    if args.block_size * args.kv_bytes_per_token % DIGEST_BYTES:
+        size = args.block_size * args.kv_bytes_per_token
+        hint = "--kv-bytes-per-token 1024"
+        raise ConfigError(
+            f"kv-bytes-per-token: a block of {size} bytes is no multiple of {DIGEST_BYTES}",
+            hint=hint,
+        )
