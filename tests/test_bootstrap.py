@@ -81,7 +81,11 @@ def said(process: "subprocess.Popen[str]") -> tuple[list[Said], str]:
     """What the agents of a process printed, and what they logged."""
     with process:
         out, err = process.communicate(timeout=40)
-    found: list[Said] = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    found, rest = list[Said](), out[out.find("{") :].strip() if "{" in out else ""
+    while rest:  # mpirun may bring two ranks' lines out as one
+        record, end = json.JSONDecoder().raw_decode(rest)
+        found.append(record)
+        rest = rest[end:].strip()
     assert found, out + err
     return found, err
 

@@ -26,8 +26,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 READY_S = 280.0
 FREED_S = 30.0
 MODEL = "smol"
-ASKED = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
-LONG = [{"role": "user", "content": "Tell a very long story about the sea and its ships."}]
+ASKED: Any = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
+LONG: Any = [{"role": "user", "content": "Tell a very long story about the sea and its ships."}]
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,15 @@ def _endpoint(run: Run, process: subprocess.Popen[bytes], log: Path) -> Served:
     raise AssertionError(f"no endpoint within {READY_S:.0f} s: {log.read_text()}")
 
 
-def _stream_text(client: openai.OpenAI, **more: Any) -> tuple[str, Any]:
+def ask(served: Served, **more: Any) -> Any:
+    """A chat completion from plain dictionaries, as users write them."""
+    body: dict[str, Any] = {"model": MODEL, "messages": ASKED, **more}
+    return served.client.chat.completions.create(**body)
+
+
+def _stream_text(served: Served, **more: Any) -> tuple[str, Any]:
     text, usage = "", None
-    stream = client.chat.completions.create(
-        model=MODEL, messages=ASKED, stream=True, stream_options={"include_usage": True}, **more
-    )
+    stream = ask(served, stream=True, stream_options={"include_usage": True}, **more)
     for chunk in stream:
         text += (chunk.choices[0].delta.content or "") if chunk.choices else ""
         usage = chunk.usage or usage
@@ -104,8 +108,8 @@ def _stream_text(client: openai.OpenAI, **more: Any) -> tuple[str, Any]:
 def test_whole_and_streamed_answers_and_their_usage(served: Served) -> None:
     """The prefill worker's one token is neither lost nor doubled."""
     sampling: dict[str, Any] = {"temperature": 0, "max_tokens": 16}
-    whole = served.client.chat.completions.create(model=MODEL, messages=ASKED, **sampling)  # type: ignore[call-overload]  # plain dictionaries, as users write them
-    text, usage = _stream_text(served.client, **sampling)
+    whole = ask(served, **sampling)
+    text, usage = _stream_text(served, **sampling)
     assert "Paris" in text
     assert whole.choices[0].message.content == text
     assert usage.completion_tokens == whole.usage.completion_tokens > 1
@@ -114,9 +118,7 @@ def test_whole_and_streamed_answers_and_their_usage(served: Served) -> None:
 
 
 def test_several_choices_and_logprobs(served: Served) -> None:
-    answer = served.client.chat.completions.create(  # type: ignore[call-overload]  # as above
-        model=MODEL, messages=ASKED, n=2, max_tokens=4, logprobs=True, top_logprobs=2
-    )
+    answer = ask(served, n=2, max_tokens=4, logprobs=True, top_logprobs=2)
     assert len(answer.choices) == 2
     assert all(len(c.logprobs.content) == 4 for c in answer.choices)
 
@@ -133,17 +135,14 @@ def test_tools_and_structured_output(served: Served) -> None:
             },
         },
     }
-    called = served.client.chat.completions.create(  # type: ignore[call-overload]  # as above
-        model=MODEL, messages=ASKED, tools=[tool], max_tokens=64, temperature=0,
+    called = ask(served, tools=[tool], max_tokens=64, temperature=0,
         tool_choice={"type": "function", "function": {"name": "weather"}},
     )  # fmt: skip
     (call,) = called.choices[0].message.tool_calls
     assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
     schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    shaped = served.client.chat.completions.create(  # type: ignore[call-overload]  # as above
-        model=MODEL, messages=ASKED, response_format=form, max_tokens=48, temperature=0
-    )
+    shaped = ask(served, response_format=form, max_tokens=48, temperature=0)
     assert json.loads(shaped.choices[0].message.content)["a"] in (1, 2)
 
 
@@ -155,8 +154,8 @@ def test_a_prompt_that_is_too_long_is_refused_before_prefill(served: Served) -> 
 
 
 def test_a_client_that_leaves_frees_both_workers(served: Served) -> None:
-    stream = served.client.chat.completions.create(  # type: ignore[call-overload]  # as above
-        model=MODEL, messages=LONG, stream=True, max_tokens=1500, extra_body={"ignore_eos": True}
+    stream = ask(
+        served, messages=LONG, stream=True, max_tokens=1500, extra_body={"ignore_eos": True}
     )
     next(iter(stream))
     assert served.metric("decode", "vllm:num_requests_running") == 1

@@ -9,6 +9,7 @@ import os
 import signal
 import ssl
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import uvloop
@@ -17,7 +18,7 @@ from hpc_dynamo.config import Config
 from hpc_dynamo.dispatch import Dispatcher
 from hpc_dynamo.engines import engine
 from hpc_dynamo.frontend import errors
-from hpc_dynamo.frontend.access import Gate, WithRequestId
+from hpc_dynamo.frontend.access import Gate, WithRequestId, request_id
 from hpc_dynamo.frontend.app import App
 from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.frontend.generation import Generation
@@ -105,8 +106,13 @@ def _tls(config: Config) -> ssl.SSLContext | None:
     return context
 
 
-def _refuse(status: int, message: str) -> bytes:
-    return errors.content(Refused(status, message))
+def _refuse(
+    status: int, message: str, got: Mapping[str, str]
+) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """For what never became a request: an id all the same."""
+    own_id = (b"x-request-id", request_id(got).encode())
+    kind = (b"content-type", b"application/json")
+    return errors.content(Refused(status, message)), [own_id, kind]
 
 
 def main() -> int:

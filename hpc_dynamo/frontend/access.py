@@ -4,6 +4,7 @@ import hmac
 import logging
 import os
 import re
+from collections.abc import Mapping
 from contextvars import ContextVar
 
 from hpc_dynamo.frontend.errors import Refused
@@ -31,7 +32,7 @@ class Gate:
             raise Refused(401, f"the API key is wrong; {HINT}", code="invalid_api_key")
 
 
-def request_id(headers: dict[str, str]) -> str:
+def request_id(headers: Mapping[str, str]) -> str:
     """The client's X-Request-Id, or a new one; it goes into every line that is logged."""
     given = headers.get("x-request-id", "")
     own = given if PLAIN.match(given) else os.urandom(16).hex()

@@ -37,20 +37,23 @@ class App:
         own_id = request_id(request.headers)
         reply.headers.append((b"x-request-id", own_id.encode()))
         began, self._stats.active = time.monotonic(), self._stats.active + 1
+        how = ""
         try:
             await self._answer(request, reply, own_id)
         except Refused as e:
-            self._refuse(request, reply, e)
+            how = self._refuse(request, reply, e)
         except RequestFailed as e:
-            self._fail(request, reply, e)
+            how = self._fail(request, reply, e)
         except asyncio.CancelledError:
+            how = "cancelled"
             self._stats.cancelled += 1
             log.info("%s: the client went away", request.path)
             raise
         finally:
             self._stats.active -= 1
             self._stats.seconds.observe(time.monotonic() - began)
-            key = f"{request.path if request.path in KNOWN else 'other'} {reply.status}"
+            known = request.path if request.path in KNOWN else "other"
+            key = f"{known} {how or reply.status}"
             self._stats.answers[key] = self._stats.answers.get(key, 0) + 1
 
     async def _answer(self, request: Request, reply: Reply, own_id: str) -> None:
@@ -85,30 +88,32 @@ class App:
             what = f"no whole answer within {self._timeout_s:.0f} s (serve.request_timeout_s)"
             raise Refused(504, what) from e
 
-    def _refuse(self, request: Request, reply: Reply, error: Refused) -> None:
+    def _refuse(self, request: Request, reply: Reply, error: Refused) -> str:
+        """How it ended, if its status does not say."""
         log.info("%s: %d %s", request.path[:200], error.status, error.message)
         if reply.status:
-            self._break_off(request, reply, error)
-            return
+            return self._break_off(request, reply, error)
         retry = [(b"retry-after", b"%d" % max(1, round(error.retry_after_s)))]
         headers = [JSON, *(retry if error.status in (429, 503) else [])]
         reply.send(error.status, errors.content(error, request.path), headers)
+        return ""
 
-    def _fail(self, request: Request, reply: Reply, error: RequestFailed) -> None:
+    def _fail(self, request: Request, reply: Reply, error: RequestFailed) -> str:
         """The dispatcher's failures: an engine's own words go out as they came."""
         after_s = error.retry_after_s if isinstance(error, Overloaded) else 0.0
         refused = Refused(error.status, error.message, retry_after_s=after_s)
         if reply.status or not error.body:
-            self._refuse(request, reply, refused)
-            return
+            return self._refuse(request, reply, refused)
         log.info("%s: %s", request.path, error.message)
         body = errors.engine_content(error.status, error.body, error.message, request.path)
         reply.send(error.status, body, [JSON])
+        return ""
 
-    def _break_off(self, request: Request, reply: Reply, error: Refused) -> None:
+    def _break_off(self, request: Request, reply: Reply, error: Refused) -> str:
         """A stream cannot change its status any more; it says what happened, and ends."""
         reply.write(errors.event(error, request.path))
         reply.end()
+        return "broken"
 
 
 OPEN = frozenset({"/health", "/live", "/ready", "/openapi.json"})

@@ -57,7 +57,7 @@ def _answers(*codes: int) -> Schema:
     return found | {"200": {"description": "the engine's answer", "content": fine}}
 
 
-REFUSALS = (400, 401, 404, 408, 413, 429, 500, 502, 503, 504)
+REFUSALS = (400, 401, 404, 405, 408, 413, 429, 431, 500, 502, 503, 504)
 MESSAGES: Schema = {"type": "array", "items": MESSAGE, "minItems": 1}
 POSTS: dict[str, tuple[str, Schema]] = {
     "/v1/chat/completions": (

@@ -29,6 +29,7 @@ BACKOFF_S = 1.0
 CORES_EACH = 8  # of the node's, for each frontend process where no number is asked for
 MOST = 4
 ANY = ("0.0.0.0", "::")
+FAILED = ("broken", "500", "502", "503", "504")  # answers that count as failures of ours
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ class ServeWork:
         return Outcome(exit_code=0, message="stopped")
 
     def describe(self, status: Status) -> Status:
-        failed = sum(n for key, n in self._stats().answers.items() if " 5" in key)
+        failed = sum(n for how, n in self._stats().answers.items() if how.split()[-1] in FAILED)
         traffic = msgspec.structs.replace(self._traffic, failed=failed)
         return msgspec.structs.replace(status, loads=self._scraper.loads(), traffic=traffic)
 

@@ -4,27 +4,28 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
 import httptools
 
-from hpc_dynamo.http.exchange import Limits, Reply, Request
+from hpc_dynamo.http.exchange import Header, Limits, Reply, Request
 
 LINGER_S = 2.0  # a refused client may still be sending; a cut would take our answer from it
 WRITE_BUFFER_BYTES = 1 << 18  # of one stream, before its writer has to wait
 
 Handler = Callable[[Request, Reply], Awaitable[None]]
-Refuse = Callable[[int, str], bytes]
+Refuse = Callable[[int, str, Mapping[str, str]], tuple[bytes, list[Header]]]
+"""(status, what is wrong, the request's headers as far as they came) → body and headers."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Service:
-    """What all connections of a server share. `refuse` makes the body of an answer to what
-    could not be read: (status, what is wrong)."""
+    """What all connections of a server share. `refuse` words the answers to what could not be
+    read, or was not answered."""
 
     handler: Handler
     refuse: Refuse
@@ -47,7 +48,7 @@ class Connection(asyncio.Protocol):
         self._service, self._limits = service, service.limits
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport
-        self._peer = ""
+        self._peer, self._headers = "", dict[str, str]()
         self._pending = deque[tuple[Request | _Refusal, bool, bool]]()
         self._task: asyncio.Task[None] | None = None
         self._held = 0  # bytes of our requests' bodies
@@ -213,7 +214,8 @@ class Connection(asyncio.Protocol):
         except Exception:  # the edge of the handler: it must cost this connection alone
             log.exception("this is a defect of hpc-dynamo: %s %s", request.method, request.path)
         if not reply.status:
-            reply.send(500, self._service.refuse(500, "internal error; see the server's log"))
+            why = "internal error; the server's log says more"
+            reply.send(500, *self._service.refuse(500, why, request.headers))
         self._hold(-len(request.body))
         self._task, self._since = None, time.monotonic()
         if not reply.ended:
@@ -228,9 +230,9 @@ class Connection(asyncio.Protocol):
     def _turn_away(self, refusal: _Refusal) -> None:
         log.info("%s: %d %s", self._peer, refusal.status, refusal.message)
         reply = Reply(self, close=True, chunked=True, bodiless=False)
-        body = self._service.refuse(refusal.status, refusal.message)
+        body, headers = self._service.refuse(refusal.status, refusal.message, self._headers)
         retry = [(b"retry-after", b"1")] if refusal.status == 429 else []
-        reply.send(refusal.status, body, [(b"content-type", b"application/json"), *retry])
+        reply.send(refusal.status, body, [*headers, *retry])
         self._hold(-self._held)
         if self._transport.can_write_eof():
             self._transport.write_eof()

@@ -3,17 +3,18 @@
 import asyncio
 import ssl
 import time
+from collections.abc import Mapping
 from typing import Self
 
 from hpc_dynamo.http.connection import Connection, Handler, Refuse, Service
-from hpc_dynamo.http.exchange import Limits
+from hpc_dynamo.http.exchange import Header, Limits
 
 SWEEP_S = 1.0  # between two looks for connections that are too slow
 
 
-def plain(status: int, message: str) -> bytes:
-    """The body of an answer to a request that never reached the handler."""
-    return b"%d %s\n" % (status, message.encode())
+def plain(status: int, message: str, got: Mapping[str, str]) -> tuple[bytes, list[Header]]:
+    """The usual answer to a request that never reached the handler."""
+    return b"%d %b\n" % (status, message.encode()), [(b"content-type", b"text/plain")]
 
 
 class Server:

@@ -5,7 +5,7 @@ import hmac
 import os
 import random
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -179,9 +179,11 @@ class Endpoints:
         reply.send(200, b"")
 
 
-def refusal(status: int, message: str) -> bytes:
-    """The body of an answer to what the HTTP server could not read."""
-    return msgspec.json.encode(error_body(message, status))
+def refusal(
+    status: int, message: str, got: Mapping[str, str]
+) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """The answer to what the HTTP server could not read."""
+    return msgspec.json.encode(error_body(message, status)), [JSON]
 
 
 def _read(request: Request, type_: type[T]) -> T:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import openai
@@ -24,7 +25,7 @@ THREE_NODES = (
     "topology.prefill.workers=1",
     "topology.decode.workers=2",
 )
-ASKED = [{"role": "user", "content": "hello"}]
+ASKED: Any = [{"role": "user", "content": "hello"}]
 
 
 def start(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[Run, openai.OpenAI]:
@@ -47,10 +48,14 @@ def endpoint(run: Run) -> Endpoint:
     return found
 
 
-def say(asked: openai.OpenAI, **more: int) -> str:
-    answer = asked.chat.completions.create(  # type: ignore[call-overload]  # plain dictionaries, as users write them
-        model="simulated", messages=ASKED, max_tokens=4, **more
-    )
+def ask(asked: openai.OpenAI, **more: Any) -> Any:
+    """A chat completion from plain dictionaries, as users write them."""
+    body: dict[str, Any] = {"model": "simulated", "messages": ASKED, "max_tokens": 4, **more}
+    return asked.chat.completions.create(**body)
+
+
+def say(asked: openai.OpenAI, **more: Any) -> str:
+    answer = ask(asked, **more)
     return str(answer.choices[0].message.content)
 
 
@@ -99,12 +104,8 @@ def test_the_end_of_the_walltime_drains_first(cluster: SlurmCluster, shared_dir:
     """One node: the endpoint is not on loopback, where nobody outside could ask it."""
     words = ("topology=aggregated", "engine.args.timing=h100-8b", "engine.args.time-scale=10")
     run, asked = start(cluster, shared_dir, *words)
-    stream = iter(
-        asked.chat.completions.create(  # type: ignore[call-overload]  # as above
-            model="simulated", messages=ASKED, max_tokens=40, stream=True,
-            extra_body={"ignore_eos": True},
-        )
-    )  # fmt: skip
+    more = {"stream": True, "max_tokens": 40, "extra_body": {"ignore_eos": True}}
+    stream = iter(ask(asked, **more))
     next(stream)
     job = latest(run.path).job()
     assert job is not None

@@ -1,0 +1,138 @@
+"""The surface around the API: access, unknown paths, sizes, pages without a key, headers."""
+
+import json
+from typing import Any
+
+import pytest
+
+from hpc_dynamo.config import Role
+from tests.serving.served import MODEL, Served
+
+PAGES = ("/v1/models", "/v1/workers", "/metrics")
+POSTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize")
+ASK: dict[str, Any] = {"prompt": "hello", "max_tokens": 1}
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"Authorization": "Bearer "}, {"Authorization": "Basic x"}]
+)
+@pytest.mark.parametrize("path", [*PAGES, *POSTS, "/nothing"])
+def test_without_a_key(aggregated: Served, path: str, headers: dict[str, str]) -> None:
+    reply = aggregated.ask("GET" if path in PAGES else "POST", path, b"{}", headers)
+    assert (reply.status, reply.json["error"]["code"]) == (401, "missing_api_key")
+    assert reply.json["error"]["type"] == "authentication_error"
+
+
+@pytest.mark.parametrize("key", ["x", "Bearer", "ü", "x" * 10_000])
+def test_a_wrong_key(aggregated: Served, key: str) -> None:
+    headers = {"Authorization": f"Bearer {key}"}
+    assert aggregated.post("/v1/completions", ASK, headers).json["error"]["code"] == (
+        "invalid_api_key"
+    )
+
+
+def test_the_runs_own_token_is_no_key(aggregated: Served) -> None:
+    headers = {"Authorization": f"Bearer {aggregated.attempt.run.secrets().token}"}
+    assert aggregated.ask("GET", "/v1/models", headers=headers).status == 401
+
+
+@pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER   "])
+def test_the_schemes_case_does_not_matter(aggregated: Served, scheme: str) -> None:
+    headers = {"Authorization": f"{scheme}{aggregated.key}"}
+    assert aggregated.post("/v1/completions", ASK, headers).status == 200
+
+
+def test_anthropics_form(aggregated: Served) -> None:
+    ask = {"model": MODEL, "max_tokens": 1, "messages": [{"role": "user", "content": "hello"}]}
+    missing = aggregated.post("/v1/messages", ask, {})
+    assert (missing.status, missing.json["type"]) == (401, "error")
+    assert missing.json["error"]["type"] == "authentication_error"
+    other = aggregated.post("/v1/messages", ask | {"model": "o"}, {"x-api-key": aggregated.key})
+    assert (other.status, other.json["type"]) == (404, "error")
+    assert other.json["error"]["type"] == "not_found_error"
+    # The simulator has no such endpoint, and says so in words of its own.
+    passed = aggregated.post("/v1/messages", ask, {"x-api-key": aggregated.key})
+    assert (passed.status, passed.json["error"]["message"]) == (404, "Not Found")
+
+
+@pytest.mark.parametrize("path", ["/live", "/ready", "/health", "/openapi.json"])
+def test_open_pages(served: Served, path: str) -> None:
+    reply = served.ask("GET", path, headers={})
+    assert reply.status == 200
+    assert served.ask("HEAD", path, headers={}).body == b""
+    assert served.key not in reply.body.decode()
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/models2", "//v1/models", "/v1/../v1/models", "*"]
+)
+def test_an_unknown_path(aggregated: Served, path: str) -> None:
+    reply = aggregated.ask("GET", path)
+    assert reply.status == 404
+    assert "/v1/chat/completions" in reply.json["error"]["message"]
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"])
+@pytest.mark.parametrize("path", POSTS)
+def test_a_wrong_method(aggregated: Served, path: str, method: str) -> None:
+    reply = aggregated.ask(method, path, b"{}")
+    assert reply.status == 405
+    assert f"{path} takes POST, not {method}" in reply.json["error"]["message"]
+    assert aggregated.post("/v1/models", {}).status == 405
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_an_oversized_body(aggregated: Served, chunked: bool) -> None:
+    body = json.dumps(ASK | {"prompt": "x" * 400_000}).encode()
+    pieces: Any = iter([body[:100_000], body[100_000:]]) if chunked else body
+    reply = aggregated.ask("POST", "/v1/completions", pieces)
+    assert reply.status == 413
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.json["error"]["type"] == "request_too_large"
+
+
+def test_oversized_headers(aggregated: Served) -> None:
+    headers = {f"X-{i}": "x" * 30_000 for i in range(4)}
+    reply = aggregated.ask("GET", "/v1/models", headers=headers)
+    assert (reply.status, reply.headers["content-type"]) == (431, "application/json")
+    assert "headers" in reply.json["error"]["message"]
+
+
+def test_what_is_no_http(aggregated: Served) -> None:
+    connection = aggregated.connect()
+    connection.connect()
+    with connection.sock as sock:
+        sock.sendall(b"\x16\x03\x01 a TLS hello\r\n\r\n")
+        answer = b"".join(iter(lambda: sock.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'{"error":{"message":"this is not HTTP/1.1' in answer
+
+
+def test_one_connection_serves_many(aggregated: Served) -> None:
+    connection = aggregated.connect()
+    headers = {"Authorization": f"Bearer {aggregated.key}"}
+    connection.connect()
+    sock = connection.sock
+    for body in (b'{"prompt": "a", "max_tokens": 2}', b"{}", b"[", b'{"prompt": "b"}'):
+        connection.request("POST", "/v1/completions", body, headers)
+        answer = connection.getresponse()
+        assert json.loads(answer.read())
+        assert connection.sock is sock
+    connection.close()
+
+
+def test_it_was_announced_when_all_roles_were_ready(served: Served) -> None:
+    log = served.attempt.agent_log(0).read_text()
+    before, announced, _ = log.partition("serving at")
+    assert announced
+    assert before.count("is ready after") == len(served.workers())
+
+
+def test_workers_and_figures(served: Served) -> None:
+    roles = set(served.workers())
+    split = {Role.prefill, Role.decode}
+    assert roles == ({Role.aggregated} if len(roles) == 1 else split)
+    served.post("/v1/completions", ASK)
+    page = served.metrics_now()
+    assert page['hpc_dynamo_requests_total{path="/v1/completions",status="200"}'] >= 1
+    assert page["hpc_dynamo_ttft_seconds_count"] >= 1
