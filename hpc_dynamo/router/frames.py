@@ -6,12 +6,13 @@ forgotten. The socket lies in a private folder, so both ends are of the same use
 """
 
 import asyncio
+import logging
 from typing import cast
 
 import msgspec
 
 from hpc_dynamo.messages import View
-from hpc_dynamo.router.lease import Ask, Target
+from hpc_dynamo.router.lease import Ask, Count, Note, Target
 
 LARGEST_FRAME_BYTES = 64 << 20
 
@@ -27,8 +28,8 @@ class Withdrawn(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
 class Noted(msgspec.Struct, frozen=True, array_like=True, tag=2):
     id: int
-    note: int
-    value: int
+    note: Note
+    value: Count
 
 
 class Told(msgspec.Struct, frozen=True, array_like=True, tag=3):
@@ -62,12 +63,14 @@ Up = Asked | Withdrawn | Noted | Told
 Down = Granted | Denied | Lost | Seen
 ENCODER = msgspec.msgpack.Encoder()
 
+log = logging.getLogger(__name__)
+
 
 class Wire(asyncio.Protocol):
     """Frames in both directions."""
 
     def __init__(self) -> None:
-        self._in = bytearray()
+        self._in, self._out = bytearray(), list[bytes]()
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -75,22 +78,48 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._in += data
+        try:
+            self._frames()
+        except msgspec.DecodeError as e:
+            self._refuse(str(e))
+
+    def _frames(self) -> None:
         start = 0
         while len(self._in) - start >= 4:
             size = int.from_bytes(self._in[start : start + 4], "little")
             if size > LARGEST_FRAME_BYTES:
-                self._transport.abort()
+                self._refuse(f"a frame of {size} bytes")
                 return
             end = start + 4 + size
             if len(self._in) < end:
                 break
-            self.frame(bytes(self._in[start + 4 : end]))
+            self.frame(self._in[start + 4 : end])
             start = end
         del self._in[:start]
 
-    def frame(self, content: bytes) -> None:
+    def _refuse(self, what: str) -> None:
+        """Who sends this speaks another language."""
+        log.error("the link between router and frontend is cut: %s", what)
+        self._transport.abort()
+
+    def frame(self, content: bytes | bytearray) -> None:
+        """One record has come. Raises msgspec.DecodeError."""
         raise NotImplementedError
 
     def send(self, record: msgspec.Struct) -> None:
+        """Goes out at the end of this turn of the event loop, with all that is said in it: one
+        system call where requests are many."""
         content = ENCODER.encode(record)
-        self._transport.write(len(content).to_bytes(4, "little") + content)
+        if not self._out:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._out += (len(content).to_bytes(4, "little"), content)
+
+    def _flush(self) -> None:
+        if not self._transport.is_closing():  # else nobody will read it, and uvloop would raise
+            self._transport.write(b"".join(self._out))
+        self._out.clear()
+
+    def close(self) -> None:
+        """After what was said."""
+        self._flush()
+        self._transport.close()

@@ -31,6 +31,7 @@ class Waiting:
     granted: asyncio.Future[Lease] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
+    timer: asyncio.TimerHandle | None = None
 
     @property
     def plain(self) -> bool:
@@ -40,11 +41,3 @@ class Waiting:
 
 def target(member: Member | None) -> Target | None:
     return Target(member.rank, member.url) if member else None
-
-
-def hand_over(lease: Lease, granted: asyncio.Future[Lease]) -> None:
-    """To one who may have left the line in the same turn of the loop."""
-    if granted.cancelled():
-        lease.release()
-    else:
-        granted.set_result(lease)

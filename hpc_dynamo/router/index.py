@@ -16,6 +16,7 @@ class ApproximateIndex:
         self._capacity = capacity
         self._holders = OrderedDict[int, int]()
         self._bits = dict[int, int]()  # of the workers here now, by rank
+        self._ranks = dict[int, int]()  # by bit
         self._next = 1
         self._live = 0
 
@@ -26,17 +27,19 @@ class ApproximateIndex:
         """A worker with an empty cache. A bit is never used twice: what a former life of this
         rank held is not believed of the new one."""
         self.leave(rank)
-        self._bits[rank] = self._next
+        self._bits[rank], self._ranks[self._next] = self._next, rank
         self._live |= self._next
         self._next <<= 1
 
     def leave(self, rank: int) -> None:
-        self._live &= ~self._bits.pop(rank, 0)
+        bit = self._bits.pop(rank, 0)
+        self._ranks.pop(bit, None)
+        self._live &= ~bit
 
     def add(self, rank: int, hashes: list[int]) -> None:
         """The worker is about to have these blocks, a prefix of one prompt."""
         bit, holders, live = self._bits.get(rank, 0), self._holders, self._live
-        for block in hashes:
+        for block in reversed(hashes):  # what is forgotten first is the end of a prompt
             holders[block] = holders.get(block, 0) & live | bit
             holders.move_to_end(block)
         while len(holders) > self._capacity:
@@ -60,6 +63,7 @@ class ApproximateIndex:
         return found
 
     def _record(self, bits: int, depth: int, found: dict[int, int]) -> None:
-        for rank, bit in self._bits.items():
-            if bits & bit:
-                found[rank] = depth
+        while bits:
+            bit = bits & -bits  # the lowest that is set
+            found[self._ranks[bit]] = depth
+            bits ^= bit

@@ -2,21 +2,28 @@
 
 import asyncio
 from enum import IntEnum
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 
 from hpc_dynamo.errors import RequestFailed
 
+HASH_BYTES = 8
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
 
 class Ask(msgspec.Struct, frozen=True, array_like=True):
     """One request, as far as the choice of workers depends on it."""
 
-    tokens: int = 0  # of the prompt; 0: not known
+    tokens: Count = 0  # of the prompt; 0: not known
     hashes: bytes = b""  # of its whole blocks, see hashes.block_hashes
     split: bool = True  # prefill and decode may be on two workers
     exclude: tuple[int, ...] = ()  # ranks that were tried
     timeout_s: float = 0.0  # for a worker to be free; 0: the router's own limit
+
+    def __post_init__(self) -> None:
+        if len(self.hashes) % HASH_BYTES:
+            raise ValueError(f"{len(self.hashes)} bytes are no whole number of hashes")
 
 
 class Target(msgspec.Struct, frozen=True, array_like=True):

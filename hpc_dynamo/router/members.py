@@ -18,7 +18,8 @@ class Member:
     prefill_tokens: int = 0  # promised and not computed yet
     blocks: int = 0  # of KV cache that our requests on it hold
     busy_s: float = 0.0  # time with work of ours, over all lives of the rank
-    avoid_until: float = 0.0  # a connection to it broke; monotonic seconds
+    avoided: int = 0  # broken connections that are not forgiven yet
+    turn: int = 0  # number of the last lease on it
     working: int = 0  # of the leases, those that it works on now
     since: float = field(default=0.0, repr=False)
 

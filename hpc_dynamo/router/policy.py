@@ -16,19 +16,20 @@ def kv(members: Sequence[Member], tokens: int, overlaps: Overlaps, block: int) -
 
     def cost(m: Member) -> tuple[float, int, int]:
         left = max(tokens - overlaps.get(m.rank, 0) * block, 0)
-        return ((left + m.prefill_tokens) / block + m.blocks, m.active, m.served)
+        return ((left + m.prefill_tokens) / block + m.blocks, m.active, m.turn)
 
     return min(members, key=cost)
 
 
 def least_loaded(members: Sequence[Member], tokens: int, overlaps: Overlaps, block: int) -> Member:
     """The fewest requests of ours."""
-    return min(members, key=lambda m: (m.active, m.served))
+    return min(members, key=lambda m: (m.active, m.turn))
 
 
 def round_robin(members: Sequence[Member], tokens: int, overlaps: Overlaps, block: int) -> Member:
-    """The one that was chosen least often."""
-    return min(members, key=lambda m: m.served + m.active)
+    """The one whose last turn is the longest ago; counting turns instead would send a worker
+    that joins late everything until it has caught up."""
+    return min(members, key=lambda m: m.turn)
 
 
 POLICIES: dict[Policy, Choose] = {

@@ -1,7 +1,6 @@
 """A frontend's end of the unix socket to the router."""
 
 import asyncio
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Self
@@ -58,8 +57,7 @@ class RemoteRouter(Wire):
         except asyncio.CancelledError:
             self._asked.pop(id_, None)
             self._leases.pop(id_, None)
-            with suppress(OSError):
-                self.send(Withdrawn(id_))
+            self.send(Withdrawn(id_))
             raise
         return lease
 
@@ -67,18 +65,13 @@ class RemoteRouter(Wire):
         """See lease.Notes."""
         if note is Note.released:
             self._leases.pop(lease, None)
-        if not self.closed.done():
-            self.send(Noted(lease, note, value))
+        self.send(Noted(lease, note, value))
 
     def tell(self, record: msgspec.Struct) -> None:
         """Something for the head that the router does not look at."""
-        if not self.closed.done():
-            self.send(Told(ENCODER.encode(record)))
+        self.send(Told(ENCODER.encode(record)))
 
-    def close(self) -> None:
-        self._transport.close()
-
-    def frame(self, content: bytes) -> None:
+    def frame(self, content: bytes | bytearray) -> None:
         match self.decoder.decode(content):
             case Granted(id=id_, prefill=prefill, decode=decode):
                 self._granted(id_, prefill, decode)

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,16 +11,16 @@ from typing import Self
 from hpc_dynamo import config as c
 from hpc_dynamo.config import Kind, Role
 from hpc_dynamo.messages import Traffic
-from hpc_dynamo.router.held import Held, Waiting, hand_over, target
+from hpc_dynamo.router.held import Held, Waiting, target
 from hpc_dynamo.router.index import ApproximateIndex
 from hpc_dynamo.router.lease import Ask, Exhausted, Lease, Note, NoWorker, Overloaded, Target
 from hpc_dynamo.router.members import Member
+from hpc_dynamo.router.pace import Pace
 from hpc_dynamo.router.policy import POLICIES
 
 # A worker whose connection broke is left alone until its agent reports it anew, or this long:
 # with the usual three tries a request outlasts the time after which a silent agent is given up.
 AVOID_S = 15.0
-LONGEST_RETRY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class Limits:
     worker_requests: float = math.inf  # leases on one worker at a time
     queue: float = math.inf  # asks that wait
     queue_timeout_s: float = math.inf
+    avoid_s: float = AVOID_S
 
 
 class Router:
@@ -46,8 +46,7 @@ class Router:
         self._held, self._ids = dict[int, Held](), count(1)
         self._queue = deque[Waiting]()
         self._changed, self._nothing = asyncio.Condition(), asyncio.Event()
-        self._requests = self._refused = self._done = 0
-        self._rate_hz, self._counted, self._counted_at = 0.0, 0, time.monotonic()
+        self._pace = Pace()
 
     @classmethod
     def of(cls, config: c.Config) -> Self:
@@ -90,12 +89,12 @@ class Router:
 
     async def ready(self, roles: Iterable[Role]) -> None:
         """Until each role has a worker."""
+        wanted = set(roles)
         async with self._changed:
-            await self._changed.wait_for(lambda: self.complete(roles))
+            await self._changed.wait_for(lambda: self.complete(wanted))
 
     async def idle(self) -> None:
         """Until no lease is out and nobody waits."""
-        self._nothing.clear()
         while self._held or self._queue:
             self._nothing.clear()
             await self._nothing.wait()
@@ -110,64 +109,92 @@ class Router:
 
         Raises Overloaded, NoWorker, or Exhausted where all were tried.
         """
-        return self.route_now(ask) or await self.wait(ask)
+        lease = self.route_now(ask)
+        if lease:
+            return lease
+        waiting = self.enqueue(ask)
+        try:
+            return await waiting.granted
+        except asyncio.CancelledError:
+            self.forget(waiting)
+            raise
 
     def route_now(self, ask: Ask) -> Lease | None:
         """The lease if nobody has to wait for it. Raises like `route`."""
-        self._requests += not ask.exclude
+        self._pace.requests += not ask.exclude
         lease = None if self._queue else self._place(ask)
         if lease is None and len(self._queue) >= self._limits.queue:
-            self._refused += 1
+            self._pace.refused += 1
             what = f"{len(self._queue)} requests are waiting, which is all that may (serve.queue)"
-            raise Overloaded(what, status=429, retry_after_s=self._retry_after_s())
+            raise Overloaded(
+                what, status=429, retry_after_s=self._pace.retry_after_s(len(self._queue))
+            )
         return lease
 
-    async def wait(self, ask: Ask) -> Lease:
-        """In line, for one that `route_now` gave nothing. Raises like `route`."""
+    def enqueue(self, ask: Ask) -> Waiting:
+        """A place in line, for one that `route_now` gave nothing: `granted` becomes the lease,
+        or raises like `route`. Who does not want it any more must `forget` it."""
         waiting = Waiting(ask)
+        limit_s = min(ask.timeout_s or math.inf, self._limits.queue_timeout_s)
+        if limit_s < math.inf:
+            later = asyncio.get_running_loop().call_later
+            waiting.timer = later(limit_s, self._expire, waiting, limit_s)
         self._queue.append(waiting)
         self._pump()
-        limit_s = min(ask.timeout_s or math.inf, self._limits.queue_timeout_s)
-        try:
-            async with asyncio.timeout(None if math.isinf(limit_s) else limit_s):
-                return await waiting.granted
-        except BaseException as e:
-            self._forget(waiting)
-            if isinstance(e, TimeoutError):
-                raise self._too_late(ask, limit_s) from e
-            raise
+        return waiting
 
-    def _forget(self, waiting: Waiting) -> None:
+    def forget(self, waiting: Waiting) -> None:
         """Nobody waits there any more; what was granted in the same turn goes back."""
         if waiting in self._queue:
-            self._queue.remove(waiting)
+            waiting.granted.cancel()
+            self._step_out(waiting)
             self._pump()
         elif not waiting.granted.cancelled() and not waiting.granted.exception():
             waiting.granted.result().release()
 
+    def _expire(self, waiting: Waiting, limit_s: float) -> None:
+        self._step_out(waiting)
+        if not waiting.granted.cancelled():
+            waiting.granted.set_exception(self._too_late(waiting.ask, limit_s))
+        self._pump()
+
+    def _step_out(self, waiting: Waiting) -> None:
+        self._queue.remove(waiting)
+        if waiting.timer:
+            waiting.timer.cancel()
+        self._settle()
+
+    def _settle(self) -> None:
+        if not self._held and not self._queue:
+            self._nothing.set()
+
     def _too_late(self, ask: Ask, limit_s: float) -> NoWorker | Overloaded:
-        self._refused += 1
+        self._pace.refused += 1
         here = {m.role for m in self.members}
         missing = [role for role in self._needs(ask) if role not in here]
         if missing:
             what = f"no {' and no '.join(missing)} worker became ready within {limit_s:.0f} s"
             return NoWorker(what)
         what = f"no worker had room within {limit_s:.0f} s (serve.queue_timeout_s)"
-        return Overloaded(what, status=503, retry_after_s=self._retry_after_s())
+        return Overloaded(
+            what, status=503, retry_after_s=self._pace.retry_after_s(len(self._queue))
+        )
 
     def _pump(self) -> None:
         """Grant to those in line, first come first served; one whose needs are special does
         not hold up the others."""
         for waiting in list(self._queue):
+            if waiting.granted.cancelled():  # its task has not run yet; nothing must be placed
+                continue
             try:
                 lease = self._place(waiting.ask)
             except Exhausted as e:
-                self._queue.remove(waiting)
+                self._step_out(waiting)
                 waiting.granted.set_exception(e)
                 continue
             if lease:
-                self._queue.remove(waiting)
-                hand_over(lease, waiting.granted)
+                self._step_out(waiting)
+                waiting.granted.set_result(lease)
             elif waiting.plain:
                 return
 
@@ -193,9 +220,7 @@ class Router:
         untried = [m for m in of_role if m.rank not in ask.exclude]
         if of_role and not untried:
             raise Exhausted(f"every {role} worker was tried")
-        now = time.monotonic()
-        calm = [m for m in untried if m.avoid_until <= now]
-        return [m for m in calm if m.active < self._limits.worker_requests]
+        return [m for m in untried if not m.avoided and m.active < self._limits.worker_requests]
 
     def _hold(
         self, ask: Ask, chosen: list[Member], overlaps: dict[int, int], hashes: list[int]
@@ -213,6 +238,7 @@ class Router:
         computes.begin()
         for member in chosen:
             member.active += 1
+            member.turn = lease.id
             self._index.add(member.rank, hashes)
         return lease
 
@@ -240,10 +266,9 @@ class Router:
                 held.decode.end()
                 held.decode.active -= 1
                 held.decode.served += 1
-                self._done += 1
+                self._pace.done += 1
+                self._settle()
                 self._pump()
-                if not self._held:
-                    self._nothing.set()
 
     def _prefilled(self, held: Held) -> None:
         if held.prefill:
@@ -262,26 +287,14 @@ class Router:
     def _avoid(self, rank: int) -> None:
         member = self._members.get(rank)
         if member:
-            member.avoid_until = time.monotonic() + AVOID_S
-            asyncio.get_running_loop().call_later(AVOID_S, self._pump)
+            member.avoided += 1
+            asyncio.get_running_loop().call_later(self._limits.avoid_s, self._trust, member)
 
-    # What is shown.
+    def _trust(self, member: Member) -> None:
+        """Counted, not timed: a loop's timers and the clock differ by a little."""
+        member.avoided -= 1
+        self._pump()
 
     def traffic(self) -> Traffic:
-        """Since the start; the rate is of the time since the last call, smoothed."""
-        now = time.monotonic()
-        if now > self._counted_at:
-            rate_hz = (self._done - self._counted) / (now - self._counted_at)
-            self._rate_hz = (self._rate_hz + rate_hz) / 2
-            self._counted, self._counted_at = self._done, now
-        return Traffic(
-            requests=self._requests,
-            refused=self._refused,
-            active=len(self._held),
-            queued=len(self._queue),
-            rate_hz=self._rate_hz,
-        )
-
-    def _retry_after_s(self) -> float:
-        """When the line of now will have been served, as fast as lately."""
-        return min(max(len(self._queue) / max(self._rate_hz, 0.1), 1.0), LONGEST_RETRY_S)
+        """See Pace.traffic."""
+        return self._pace.traffic(active=len(self._held), queued=len(self._queue))

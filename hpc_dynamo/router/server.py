@@ -26,6 +26,7 @@ from hpc_dynamo.router.frames import (
     Wire,
     Withdrawn,
 )
+from hpc_dynamo.router.held import Waiting
 from hpc_dynamo.router.lease import Ask, Lease, Note, Overloaded
 from hpc_dynamo.router.router import Router
 
@@ -50,7 +51,7 @@ class RouterServer:
         self.router, self._path, self._view = router, path, view
         self.told, self.left, self.numbers = told, left, count(1)
         self.clients = set[_Client]()
-        self.tasks = asyncio.TaskGroup()
+        self.tasks, self._ended = asyncio.TaskGroup(), False
 
     async def __aenter__(self) -> Self:
         await self.tasks.__aenter__()
@@ -73,13 +74,17 @@ class RouterServer:
             client.send(view)
 
     def hang_up(self) -> None:
-        """End all connections; who listens on them knows that the job ends."""
+        """End all connections, also those to come; who listens knows that the job ends."""
+        self._ended = True
         for client in list(self.clients):
-            client.cut()
+            client.close()
 
     def greet(self, client: "_Client") -> None:
-        self.clients.add(client)
         client.send(Seen(self._view()))
+        if self._ended:
+            client.close()
+        else:
+            self.clients.add(client)
 
     async def _tick(self) -> None:
         while True:
@@ -96,7 +101,7 @@ class _Client(Wire):
         super().__init__()
         self._server, self._number = server, next(server.numbers)
         self._leases = dict[int, Lease]()  # by the frontend's own ids
-        self._waiting = dict[int, asyncio.Task[None]]()
+        self._waiting = dict[int, Waiting]()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -104,22 +109,21 @@ class _Client(Wire):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._server.clients.discard(self)
-        for task in self._waiting.values():
-            task.cancel()
+        while self._waiting:
+            self._server.router.forget(self._waiting.popitem()[1])
         for lease in self._leases.values():
             lease.release()
         self._leases.clear()
         self._server.left(self._number)
 
-    def cut(self) -> None:
-        self._transport.close()
-
-    def frame(self, content: bytes) -> None:
+    def frame(self, content: bytes | bytearray) -> None:
         match self.decoder.decode(content):
+            case Asked(id=id_) if id_ in self._leases or id_ in self._waiting:
+                raise msgspec.ValidationError(f"number {id_} is in use")
             case Asked(id=id_, ask=ask):
                 self._ask(id_, ask)
             case Noted(id=id_, note=note, value=value):
-                self._note(id_, Note(note), value)
+                self._note(id_, note, value)
             case Withdrawn(id=id_):
                 self._withdraw(id_)
             case Told(content=told):
@@ -134,20 +138,18 @@ class _Client(Wire):
         if lease:
             self._grant(id_, lease)
         else:
-            self._waiting[id_] = self._server.tasks.create_task(self._wait(id_, ask))
+            waiting = self._waiting[id_] = self._server.router.enqueue(ask)
+            waiting.granted.add_done_callback(lambda granted: self._waited(id_, granted))
 
-    async def _wait(self, id_: int, ask: Ask) -> None:
+    def _waited(self, id_: int, granted: asyncio.Future[Lease]) -> None:
+        if self._waiting.pop(id_, None) is None:
+            return  # withdrawn
         try:
-            self._grant(id_, await self._server.router.wait(ask))
+            self._grant(id_, granted.result())
         except RequestFailed as e:
             self.send(_denial(id_, e))
-        finally:
-            self._waiting.pop(id_, None)
 
     def _grant(self, id_: int, lease: Lease) -> None:
-        if self._transport.is_closing():
-            lease.release()
-            return
         self._leases[id_] = lease
         lease.lost.add_done_callback(lambda lost: self._lose(id_, lost))
         self.send(Granted(id_, lease.prefill, lease.decode))
@@ -167,10 +169,11 @@ class _Client(Wire):
             self._server.router.note(lease.id, note, value)
 
     def _withdraw(self, id_: int) -> None:
-        task = self._waiting.pop(id_, None)
-        if task:
-            task.cancel()
-        self._note(id_, Note.released, 0)
+        waiting = self._waiting.pop(id_, None)
+        if waiting:
+            self._server.router.forget(waiting)
+        else:
+            self._note(id_, Note.released, 0)
 
 
 def _denial(id_: int, error: RequestFailed) -> Denied:

@@ -1,0 +1,80 @@
+"""Routers, asks and what must hold between them, for the tests of this folder."""
+
+import asyncio
+from array import array
+from collections.abc import Iterable
+from typing import TypeVar
+
+import pytest
+
+from hpc_dynamo.config import Kind, Policy, Role
+from hpc_dynamo.config import Router as RouterConfig
+from hpc_dynamo.errors import RequestFailed
+from hpc_dynamo.router import Ask, Lease, Limits, RemoteRouter, Router
+
+Failure = TypeVar("Failure", bound=RequestFailed)
+Routes = Router | RemoteRouter
+BLOCK = 4  # tokens
+SOON_S = 10.0
+
+
+def hashes(blocks: Iterable[int]) -> bytes:
+    return array("Q", blocks).tobytes()
+
+
+def ask(tokens: int = 0, *blocks: int, exclude: tuple[int, ...] = (), split: bool = True) -> Ask:
+    return Ask(tokens=tokens, hashes=hashes(blocks), exclude=exclude, split=split)
+
+
+def new_router(
+    kind: Kind = Kind.aggregated, limits: Limits | None = None, policy: Policy = Policy.kv
+) -> Router:
+    return Router(kind, RouterConfig(policy=policy, block_tokens=BLOCK, cached_blocks=64), limits)
+
+
+async def whole(count: int, limits: Limits | None = None, policy: Policy = Policy.kv) -> Router:
+    """Aggregated workers, ranks from 0."""
+    router = new_router(Kind.aggregated, limits, policy)
+    for rank in range(count):
+        await router.join(rank, Role.aggregated, f"http://n{rank}:1")
+    return router
+
+
+async def split(limits: Limits | None = None) -> Router:
+    """One prefill worker, rank 0, and one decode worker, rank 1."""
+    router = new_router(Kind.disaggregated, limits)
+    await router.join(0, Role.prefill, "http://p:1")
+    await router.join(1, Role.decode, "http://d:1")
+    return router
+
+
+async def settle() -> None:
+    """Until callbacks of callbacks have run."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def waiting(router: Routes, asked: Ask, count: int = 1) -> list[asyncio.Task[Lease]]:
+    """That many more in line."""
+    tasks = [asyncio.create_task(router.route(asked)) for _ in range(count)]
+    await settle()
+    assert not any(task.done() for task in tasks)
+    return tasks
+
+
+async def refused(router: Routes, asked: Ask, kind: type[Failure]) -> Failure:
+    async with asyncio.timeout(SOON_S):
+        with pytest.raises(kind) as error:
+            await router.route(asked)
+    return error.value
+
+
+def loads(router: Router) -> dict[int, tuple[int, int, int, int]]:
+    """By rank: active, prompt tokens ahead, blocks, working."""
+    return {m.rank: (m.active, m.prefill_tokens, m.blocks, m.working) for m in router.members}
+
+
+def assert_nothing_left(router: Router) -> None:
+    traffic = router.traffic()
+    assert (traffic.active, traffic.queued) == (0, 0)
+    assert set(loads(router).values()) <= {(0, 0, 0, 0)}
