@@ -65,9 +65,7 @@ async def _verify(config: Config, generation: Generation, dispatcher: Dispatcher
             generation.prompts = None
 
 
-async def _tell(
-    router: RemoteRouter, stats: Stats, server: Server, dispatcher: Dispatcher
-) -> None:
+async def _tell(router: RemoteRouter, stats: Stats, server: Server, dispatcher: Dispatcher) -> None:
     """Report to the head every second, the first time at once: that is how it knows of us."""
     while not router.closed.done():
         stats.connections, stats.retried = server.connections, dispatcher.retried

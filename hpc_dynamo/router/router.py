@@ -4,7 +4,6 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import count
 from typing import Self
 
@@ -14,23 +13,10 @@ from hpc_dynamo.messages import Traffic
 from hpc_dynamo.router.held import Held, Waiting, target
 from hpc_dynamo.router.index import ApproximateIndex
 from hpc_dynamo.router.lease import Ask, Exhausted, Lease, Note, NoWorker, Overloaded, Target
+from hpc_dynamo.router.limits import Limits
 from hpc_dynamo.router.members import Member
 from hpc_dynamo.router.pace import Pace
 from hpc_dynamo.router.policy import POLICIES
-
-# A worker whose connection broke is left alone until its agent reports it anew, or this long:
-# with the usual three tries a request outlasts the time after which a silent agent is given up.
-AVOID_S = 15.0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What is bounded. Without limits nobody is refused and nobody waits but for a worker."""
-
-    worker_requests: float = math.inf  # leases on one worker at a time
-    queue: float = math.inf  # asks that wait
-    queue_timeout_s: float = math.inf
-    avoid_s: float = AVOID_S
 
 
 class Router:
@@ -47,18 +33,12 @@ class Router:
         self._queue = deque[Waiting]()
         self._changed, self._nothing = asyncio.Condition(), asyncio.Event()
         self._pace = Pace()
+        self.news = asyncio.Event()  # somebody came or went; whoever shows it clears it
 
     @classmethod
     def of(cls, config: c.Config) -> Self:
         """As a run's configuration wants it; a batch bounds itself."""
-        serve, each = config.serve, config.serve.worker_requests
-        limits = Limits(
-            worker_requests=each or 2 * config.engine.max_num_seqs,
-            queue=serve.queue,
-            queue_timeout_s=serve.queue_timeout_s,
-        )
-        bounded = limits if config.task is c.Task.serve else None
-        return cls(config.topology.kind, config.router, bounded)
+        return cls(config.topology.kind, config.router, Limits.of(config))
 
     @property
     def members(self) -> Iterable[Member]:
@@ -72,6 +52,7 @@ class Router:
         former = self._former.pop(rank, None)
         self._members[rank] = Member(rank, role, url, busy_s=former.busy_s if former else 0.0)
         self._index.join(rank)
+        self.news.set()
         self._pump()
         async with self._changed:
             self._changed.notify_all()
@@ -81,6 +62,7 @@ class Router:
         member = self._members.pop(rank, None)
         if member:
             self._index.leave(rank)
+            self.news.set()
             self._former[rank] = member
             for held in list(self._held.values()):
                 if member in (held.decode, held.prefill):

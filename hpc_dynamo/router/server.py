@@ -6,6 +6,7 @@ private folder, so both ends are of the same user.
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Self
@@ -88,8 +89,11 @@ class RouterServer:
 
     async def _tick(self) -> None:
         while True:
+            self.router.news.clear()
             self.show()
-            await asyncio.sleep(VIEW_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(VIEW_S):
+                    await self.router.news.wait()
 
 
 class _Client(Wire):
