@@ -19,6 +19,8 @@ from hpc_dynamo.http import Answer, Client
 from hpc_dynamo.router import Ask, Exhausted, Lease, Target
 
 TRIES = 3  # a request that breaks workers must not meet them all
+LAST_MOMENT_S = 0.1  # a prefill that ends so soon after its client left is let to its end
+RELEASE_S = 10.0
 OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])  # values stay as the bytes that they were
 
 log = logging.getLogger(__name__)
@@ -55,8 +57,12 @@ class Routes(Protocol):
 class Dispatcher:
     """Sends requests to the workers that the router grants."""
 
-    def __init__(self, router: Routes, dialect: Dialect, client: Client) -> None:
-        self._router, self._dialect, self._client = router, dialect, client
+    def __init__(
+        self, router: Routes, dialect: Dialect, client: Client, tasks: asyncio.TaskGroup
+    ) -> None:
+        """`tasks` owns what is still to be done for requests that were cancelled."""
+        self._router, self._dialect = router, dialect
+        self._client, self._tasks = client, tasks
         self.retried = 0  # tries on another worker
 
     async def run(self, work: Work, taker: Taker) -> None:
@@ -105,19 +111,65 @@ class Dispatcher:
             raise _Broken(rank, f"worker {rank} left with this request on it", 503) from e
 
     async def _both(self, lease: Lease, work: Work, taker: Taker) -> None:
-        content = work.content
-        if lease.prefill:
-            handed = await self._prefill(lease, lease.prefill, work)
-            content = msgspec.json.encode(self._dialect.decode(work.body, handed))
-        async with self._post(lease, lease.decode, work, content) as answer:
-            await taker.take(answer, lease)
+        if lease.prefill is None:
+            async with self._post(lease, lease.decode, work, work.content) as answer:
+                return await taker.take(answer, lease)
+        handed = await self._hand_over(lease, lease.prefill, work)
+        accepted = False
+        try:
+            content = msgspec.json.encode(handed)
+            async with self._post(lease, lease.decode, work, content) as answer:
+                accepted = True
+                await taker.take(answer, lease)
+        finally:
+            if not accepted:
+                self._tasks.create_task(self._release(lease.decode, work.path, handed))
 
-    async def _prefill(self, lease: Lease, target: Target, work: Work) -> Body:
+    async def _hand_over(self, lease: Lease, target: Target, work: Work) -> Body:
+        """The body for the decode worker. Who cancels this may come just after the prefill
+        worker has done its part; its blocks would be kept for the whole lease."""
+        prefill = self._tasks.create_task(self._prefill(lease, target, work))
+        try:
+            handed = await asyncio.shield(prefill)
+        except asyncio.CancelledError:
+            self._tasks.create_task(self._abandon(prefill, lease.decode, work.path))
+            raise
+        if isinstance(handed, RequestFailed):
+            raise handed
+        return handed
+
+    async def _abandon(
+        self, prefill: asyncio.Task[Body | RequestFailed], decode: Target, path: str
+    ) -> None:
+        """End a prefill that nobody waits for; blocks that it has made are given up."""
+        await asyncio.wait([prefill], timeout=LAST_MOMENT_S)
+        if not prefill.done():
+            prefill.cancel()
+        elif not isinstance(handed := prefill.result(), RequestFailed):
+            await self._release(decode, path, handed)
+
+    async def _release(self, decode: Target, path: str, handed: Body) -> None:
+        body = self._dialect.release(handed)
+        if body is None:
+            return
+        try:
+            async with asyncio.timeout(RELEASE_S):
+                content = msgspec.json.encode(body)
+                async with self._client.send("POST", decode.url, path, content) as answer:
+                    await answer.read()
+        except OSError as e:  # the lease of the blocks ends by itself
+            log.warning("blocks stay until the end of their lease: %s", e or type(e).__name__)
+
+    async def _prefill(self, lease: Lease, target: Target, work: Work) -> Body | RequestFailed:
+        """A failure is an answer here: the task's owner must not end for it."""
         content = msgspec.json.encode(self._dialect.prefill(work.body))
-        async with self._post(lease, target, work, content) as answer:
-            body = await answer.read()
-        lease.prefilled()
-        return read_object(body, target)
+        try:
+            async with self._post(lease, target, work, content) as answer:
+                body = await answer.read()
+            lease.prefilled()
+            return self._dialect.decode(work.body, read_object(body, target))
+        except RequestFailed as e:
+            return e
 
     @asynccontextmanager
     async def _post(

@@ -91,9 +91,9 @@ class Engine:
 class Sender(Router):
     """A router, and a dispatcher that asks it."""
 
-    def __init__(self, kind: Kind, client: Client) -> None:
+    def __init__(self, kind: Kind, client: Client, tasks: asyncio.TaskGroup) -> None:
         super().__init__(kind, RouterConfig())
-        self._dispatcher = Dispatcher(self, NixlDialect(), client)
+        self._dispatcher = Dispatcher(self, NixlDialect(), client, tasks)
 
     async def send(self, path: str, body: Body, timeout_s: float) -> Whole:
         answer, content = Whole(), json.dumps(body).encode()
@@ -109,7 +109,8 @@ class House:
         self._stack = stack
 
     async def dispatcher(self, kind: Kind) -> Sender:
-        return Sender(kind, await self._stack.enter_async_context(Client.bearer(TOKEN)))
+        client = await self._stack.enter_async_context(Client.bearer(TOKEN))
+        return Sender(kind, client, await self._stack.enter_async_context(asyncio.TaskGroup()))
 
     async def engine(self, reply: Reply) -> Engine:
         engine = Engine(reply)
@@ -315,3 +316,23 @@ async def test_hundreds_at_a_time(house: House) -> None:
         await engine.has(200)
         free.set()
     assert engine.most == 200
+
+
+async def test_blocks_of_a_request_that_nobody_wants_any_more_are_given_up(house: House) -> None:
+    """By a decode request that is refused for its model: vLLM then frees what was prefilled."""
+    come, go = asyncio.Event(), asyncio.Event()
+
+    async def last_moment(body: Body) -> web.Response:
+        come.set()
+        await go.wait()
+        return await handover(body)
+
+    dispatcher, _, decode = await house.split(last_moment, refusing(404))
+    task = asyncio.create_task(dispatcher.send(PATH, {"prompt": "x", "model": "m"}, SOON_S))
+    await come.wait()
+    task.cancel()
+    go.set()
+    await decode.has(1)
+    (body,) = decode.bodies
+    assert body["model"] != "m"
+    assert body["kv_transfer_params"] == HANDOVER

@@ -48,6 +48,10 @@ class Dialect(Protocol):
         Raises RequestFailed where that answer carries no hand-over.
         """
 
+    def release(self, handed: Body) -> Body | None:
+        """Given what `decode` gave: a body that makes the decode worker refuse it and let the
+        prefill worker free its blocks; None where nothing is kept."""
+
 
 @dataclass(frozen=True)
 class MetricNames:

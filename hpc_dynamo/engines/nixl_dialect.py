@@ -24,6 +24,8 @@ ASK = {
 
 NULL = msgspec.Raw(b"null")
 
+NOBODY = "-"  # no model has this name
+
 # Of the answer's form or length: one token is computed and thrown away. Left in, some would be
 # refused (min_tokens, stream_options), some cost time (logprobs), and each of n answers would
 # keep blocks of its own for the whole lease.
@@ -53,3 +55,7 @@ class NixlDialect:
         if handover in (None, NULL):  # a kind of request that vLLM does not hand over
             return body
         return body | {"kv_transfer_params": handover}
+
+    def release(self, handed: Body) -> Body | None:
+        # A request that is refused for its model has its hand-over declined (vLLM 0.32).
+        return handed | {"model": NOBODY} if "kv_transfer_params" in handed else None

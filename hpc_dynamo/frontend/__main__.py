@@ -42,17 +42,17 @@ async def serve(attempt: Attempt, index: int, link: Path, host: str, port: int) 
     prompts = await asyncio.to_thread(_prompts, config)
     router = await RemoteRouter.connect(link)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, router.close)
-    async with Client.bearer(attempt.run.secrets().token) as client:
-        dispatcher = Dispatcher(router, engine(config.engine.name).dialect, client)
+    token = attempt.run.secrets().token
+    async with Client.bearer(token) as client, asyncio.TaskGroup() as tasks:
+        dispatcher = Dispatcher(router, engine(config.engine.name).dialect, client, tasks)
         generation = Generation(config, prompts, stats)
         app = App(config, Gate(_key(attempt, config)), router, dispatcher, generation, stats)
         async with Server(app, limits=_limits(config), refuse=_refuse) as server:
             await server.listen(host, port, tls=_tls(config), shared=True)
             log.info("frontend %d (pid %d) listens on %s:%d", index, os.getpid(), host, port)
-            async with asyncio.TaskGroup() as group:
-                check = group.create_task(_verify(config, generation, dispatcher))
-                await _tell(router, stats, server, dispatcher)
-                check.cancel()
+            check = tasks.create_task(_verify(config, generation, dispatcher))
+            await _tell(router, stats, server, dispatcher)
+            check.cancel()
             async with asyncio.timeout(FAREWELL_S):
                 await server.drain()
 

@@ -28,12 +28,13 @@ class BatchWork:
         config, names = self._config, engine(self._config.engine.name)
         requests = await asyncio.to_thread(scan, Path(config.input))
         ledger = Ledger(self._attempt.run, self._attempt.number)
-        dispatcher = Dispatcher(self._router, names.dialect, self._client)
-        runner = self._runner = Runner(config, requests, ledger, dispatcher)
         await self._router.ready(role for role, _ in config.topology.pools)
         before = await report.read(self._client, self._router.members, names.metrics)
-        self.phase = "running"
-        complete = await runner.run()
+        async with asyncio.TaskGroup() as tasks:
+            dispatcher = Dispatcher(self._router, names.dialect, self._client, tasks)
+            runner = self._runner = Runner(config, requests, ledger, dispatcher)
+            self.phase = "running"
+            complete = await runner.run()
         after = await report.read(self._client, self._router.members, names.metrics)
         if not complete:
             return Outcome(exit_code=1, message="the walltime ended; the same command goes on")

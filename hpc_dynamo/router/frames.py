@@ -14,6 +14,7 @@ import msgspec
 from hpc_dynamo.messages import View
 from hpc_dynamo.router.lease import Ask, Count, Note, Target
 
+BEHIND_BYTES = 1 << 20
 LARGEST_FRAME_BYTES = 64 << 20
 
 
@@ -118,6 +119,11 @@ class Wire(asyncio.Protocol):
         if not self._transport.is_closing():  # else nobody will read it, and uvloop would raise
             self._transport.write(b"".join(self._out))
         self._out.clear()
+
+    @property
+    def behind(self) -> bool:
+        """The other side reads more slowly than we write; what can wait should."""
+        return self._transport.get_write_buffer_size() > BEHIND_BYTES
 
     def close(self) -> None:
         """After what was said."""

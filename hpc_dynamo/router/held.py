@@ -33,11 +33,6 @@ class Waiting:
     )
     timer: asyncio.TimerHandle | None = None
 
-    @property
-    def plain(self) -> bool:
-        """Where this one finds no place, none like it does."""
-        return not self.ask.exclude and self.ask.split
-
 
 def target(member: Member | None) -> Target | None:
     return Target(member.rank, member.url) if member else None

@@ -163,10 +163,13 @@ class Router:
         )
 
     def _pump(self) -> None:
-        """Grant to those in line, first come first served; one whose needs are special does
-        not hold up the others."""
+        """Grant to those in line: first come first served among those who need the same roles.
+        One that has tried some workers holds up nobody."""
+        stuck = set[tuple[Role, ...]]()
         for waiting in list(self._queue):
-            if waiting.granted.cancelled():  # its task has not run yet; nothing must be placed
+            needs = self._needs(waiting.ask)
+            # Cancelled: its task has not run yet; nothing must be placed.
+            if needs in stuck or waiting.granted.cancelled():
                 continue
             try:
                 lease = self._place(waiting.ask)
@@ -177,8 +180,10 @@ class Router:
             if lease:
                 self._step_out(waiting)
                 waiting.granted.set_result(lease)
-            elif waiting.plain:
-                return
+            elif not waiting.ask.exclude:
+                stuck.add(needs)
+                if len(stuck) == 1 + self._split:  # all needs that there are
+                    return
 
     def _needs(self, ask: Ask) -> tuple[Role, ...]:
         if not self._split:

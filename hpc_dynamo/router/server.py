@@ -72,7 +72,8 @@ class RouterServer:
         """Push the view now."""
         view = Seen(self._view())
         for client in self.clients:
-            client.send(view)
+            if not client.behind:
+                client.send(view)
 
     def hang_up(self) -> None:
         """End all connections, also those to come; who listens knows that the job ends."""

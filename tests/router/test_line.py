@@ -196,3 +196,13 @@ async def test_cancelled_and_exhausted_in_one_turn(first: str) -> None:
     with pytest.raises(asyncio.CancelledError):
         await gone
     assert router.traffic().queued == 0
+
+
+async def test_one_that_lacks_a_role_holds_up_only_those_who_need_it_too() -> None:
+    router = await split(Limits(worker_requests=8))
+    rank = next(m.rank for m in router.members if m.role is Role.prefill)
+    router.leave(rank)
+    (stuck,) = await waiting(router, Ask())
+    assert (await router.route(Ask(split=False))).prefill is None
+    await router.join(rank, Role.prefill, "http://p")
+    assert (await stuck).prefill is not None
