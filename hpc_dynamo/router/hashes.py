@@ -15,8 +15,7 @@ def block_hashes(tokens: bytes, block_tokens: int) -> bytes:
     """Of `tokens` (uint32 ids, concatenated): an uint64 for each whole block."""
     size, seed = block_tokens * TOKEN_BYTES, 0
     out = array("Q")
-    view = memoryview(tokens)
     for start in range(0, len(tokens) - size + 1, size):
-        seed = xxh3_64_intdigest(view[start : start + size], seed)
+        seed = xxh3_64_intdigest(tokens[start : start + size], seed)
         out.append(seed)
     return out.tobytes()
