@@ -121,7 +121,7 @@ async def test_the_wanted_share_goes_away() -> None:
 def found(grows_mib_h: float, minutes: float = 30, **end: float) -> Found:
     process = Process(1, 100.0, 90.0, 20, 5)
     samples = [
-        Sample(t, 9.0, 0, {}, (1, 2), (1, 2), (1, 2), {"active": 1.0}, {"head": now})
+        Sample(t, 9.0, 0.1, 0, {}, (1, 2), (1, 2), (1, 2), {"active": 1.0}, {"head": now})
         for t in range(10, int(minutes * 60), 10)
         for now in [Process(1, 100.0 + grows_mib_h * t / 3600, 90.0, 20, 5)]
     ]

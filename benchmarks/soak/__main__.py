@@ -1,0 +1,195 @@
+"""`python -m benchmarks.soak`: the run and its report; see the package."""
+
+import argparse
+import asyncio
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import uvloop
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from benchmarks import soak
+from benchmarks.soak.clients import Bodies, Clients, bodies
+from benchmarks.soak.found import Found, Sample, checks, line, p50_p99_ms, tables
+from benchmarks.soak.job import Job, serving
+from hpc_dynamo.demo.provision import provision
+from hpc_dynamo.errors import HpcDynamoError
+from hpc_dynamo.http import Client
+
+CAPACITY_S, WARM_S = 20.0, 2.0
+SAMPLE_S, SAY_S = 10.0, 60.0
+SETTLE_S = 80.0  # servers close what was idle for 75 s; a short run does without
+SETTLED_MIN = 5.0
+
+
+class Show:
+    """A bar on a terminal, a line a minute elsewhere."""
+
+    def __init__(self, bar: Progress | None, minutes: float) -> None:
+        self._bar, self._said_at = bar, float("-inf")
+        self._task = bar.add_task("", total=60 * minutes) if bar else None
+
+    def text(self, text: str) -> None:
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, description=text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def sample(self, sample: Sample, errors: int) -> None:
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=sample.at_s)
+        if self._bar or sample.at_s - self._said_at > SAY_S - SAMPLE_S / 2:
+            self.text(line(sample, errors))
+            self._said_at = sample.at_s
+
+
+@contextmanager
+def showing(minutes: float) -> Iterator[Show]:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Show(None, minutes)
+        return
+    columns = (BarColumn(20), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, refresh_per_second=1) as bar:
+        yield Show(bar, minutes)
+
+
+async def run(args: argparse.Namespace, folder: Path, found: Found, show: Show) -> None:
+    """Fills `found`. Cancelled by SIGTERM as by Ctrl-C; the job ends in any case."""
+    me = asyncio.current_task()
+    assert me
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
+    make = bodies(args.model / "tokenizer.json")
+    words = [f"serve.frontends={args.frontends}"] if args.frontends else []
+    words += args.overrides
+    show.text("the job is starting")
+    async with serving(folder, args.model, words) as job:
+        show.text("warming up" if args.capacity else "measuring the capacity")
+        found.capacity_hz = await _capacity(job, make, args.capacity)
+        found.rate_hz = args.share * found.capacity_hz
+        show.text(f"capacity {found.capacity_hz:.0f}/s; waiting until all is idle")
+        await asyncio.sleep(SETTLE_S if found.minutes >= SETTLED_MIN else 0)
+        _, found.start = await job.idle({})
+        async with Client.bearer(job.key) as http:
+            await _load(job, Clients(http, job.url, make, args.leave), found, show)
+        show.text("waiting until all is given back")
+        found.gauges, found.end = await job.idle(found.start)
+
+
+async def _capacity(job: Job, make: Bodies, known: float | None) -> float:
+    async with Client.bearer(job.key) as http:
+        clients = Clients(http, job.url, make, leave=0.0)
+        await clients.closed_loop(WARM_S)
+        found = known or await clients.closed_loop(CAPACITY_S)
+    if not clients.answered:
+        raise HpcDynamoError(f"no request was answered; {clients.first_error}")
+    return found
+
+
+async def _load(job: Job, clients: Clients, found: Found, show: Show) -> None:
+    """The load, looked at every SAMPLE_S and once more as it ends."""
+    seconds, began = 60 * found.minutes, time.perf_counter()
+    load = asyncio.create_task(clients.open_loop(found.rate_hz, seconds))
+    try:
+        while not load.done():
+            mark = Mark(time.perf_counter(), clients.answered, clients.left, job.others_s())
+            left_s = max(1.0, began + seconds - mark.at)
+            await asyncio.wait([load], timeout=min(SAMPLE_S, left_s))
+            sample = await _sample(job, clients, began, mark)
+            found.samples.append(sample)
+            found.asked, found.left = clients.asked, clients.left
+            found.errors, found.first_error = clients.errors, clients.first_error
+            show.sample(sample, clients.errors.total())
+        await load
+    finally:
+        load.cancel()
+        await asyncio.wait([load])
+
+
+class Mark(NamedTuple):
+    """Where the counts stood when the last sample was taken."""
+
+    at: float
+    answered: int
+    left: int
+    others_s: float
+
+
+async def _sample(job: Job, clients: Clients, began: float, mark: Mark) -> Sample:
+    now = time.perf_counter()
+    sample = Sample(
+        at_s=now - began,
+        rate_hz=(clients.answered - mark.answered) / (now - mark.at),
+        others_cores=(job.others_s() - mark.others_s) / (now - mark.at),
+        left=clients.left - mark.left,
+        errors=dict(clients.errors),
+        whole_ms=p50_p99_ms(clients.whole_s),
+        stream_ms=p50_p99_ms(clients.stream_s),
+        ttft_ms=p50_p99_ms(clients.ttft_s),
+        gauges=await job.gauges(),
+        processes=job.processes(),
+    )
+    clients.fresh()
+    return sample
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.soak", description=soak.__doc__, formatter_class=raw
+    )
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--share", type=float, default=0.8, help="of the capacity (%(default)s)")
+    parser.add_argument("--leave", type=float, default=0.05, help="of the clients (%(default)s)")
+    parser.add_argument("--frontends", type=int, help="processes; default: the product's")
+    parser.add_argument("--capacity", type=float, help="requests/s; default: measured, 20 s")
+    parser.add_argument("--model", type=Path, help="folder with tokenizer.json; default: SmolLM2")
+    parser.add_argument("overrides", nargs="*", help="FIELD=VALUE, as for hpc-dynamo serve")
+    parser.add_argument("--json", type=Path, help="write everything here")
+    return parser
+
+
+def main() -> int:
+    args = _parser().parse_args()
+    found, code = Found(args.minutes), 1
+    folder = Path(tempfile.mkdtemp(prefix="hpc-dynamo-soak-"))
+    try:
+        args.model = (args.model or provision().model).absolute()
+        with showing(args.minutes) as show:
+            uvloop.run(run(args, folder, found, show))
+        code = 0 if all(good for *_, good in checks(found)) else 1
+    except HpcDynamoError as e:
+        print(f"error: {e}", file=sys.stderr)
+        code = e.exit_code
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("interrupted", file=sys.stderr)
+        code = 130
+    finally:
+        _report(found, args.json)
+        if code:
+            print(f"logs of the job: {folder}", file=sys.stderr)
+        else:
+            shutil.rmtree(folder)
+    return code
+
+
+def _report(found: Found, file: Path | None) -> None:
+    for table in tables(found):
+        Console(width=140).print(table)
+    if found.first_error:
+        print(f"the first error: {found.first_error}")
+    if file:
+        file.write_bytes(msgspec.json.encode(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

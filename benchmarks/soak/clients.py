@@ -1,0 +1,129 @@
+"""The load: clients that ask, and some that go away."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.streams import DONE, USAGE
+from benchmarks.workload import workload
+from hpc_dynamo.http import Client
+
+PROMPT, STREAMED, WHOLE = 300, 50, 16  # tokens: of prompts, of a stream's answer, of another's
+CLIENTS = 64  # of the closed loop
+ANSWER_S = 60.0
+MOST = 4096  # requests under way, past which the job has lost the race
+
+Bodies = Callable[[bool], bytes]
+"""Makes the body of a request, of a stream or not."""
+
+
+class Ear:
+    """Listens to one answer; see http.Sink. `first` is called when its first bytes come."""
+
+    congested = False
+
+    def __init__(self, first: Callable[[], None]) -> None:
+        self._first, self.end = first, b""
+
+    def write(self, data: bytes) -> None:
+        if not self.end:
+            self._first()
+        self.end = (self.end + data)[-800:]
+
+    async def drain(self) -> None:
+        """Never congested."""
+
+
+class Clients:
+    """All that ask. What they saw since the last sample is in `whole_s`, `stream_s`, `ttft_s`."""
+
+    def __init__(self, http: Client, url: str, bodies: Bodies, leave: float) -> None:
+        self._http, self._url, self._bodies, self._leave = http, url, bodies, leave
+        self.asked = self.answered = self.left = self.busy = 0
+        self.errors, self.first_error = Counter[str](), ""
+        self._usual_s = {False: 0.01, True: 0.01}  # of an answer, by whether it is a stream
+        self.fresh()
+
+    def fresh(self) -> None:
+        """Forget what belongs to the last sample."""
+        self.whole_s, self.stream_s, self.ttft_s = list[float](), list[float](), list[float]()
+
+    async def one(self) -> None:
+        """Ask once."""
+        self.asked, self.busy = self.asked + 1, self.busy + 1
+        stream, leaves = random.random() < 0.5, self._shall_leave()
+        limit_s = random.uniform(0, self._usual_s[stream]) if leaves else ANSWER_S
+        patience = asyncio.timeout(limit_s)
+        try:
+            async with patience:
+                await self._ask(stream)
+        except OSError as e:  # TimeoutError is one
+            if leaves and patience.expired():
+                self.left += 1
+            else:
+                self._fail(type(e).__name__, str(e))
+        finally:
+            self.busy -= 1
+
+    def _shall_leave(self) -> bool:
+        """Some have their answer before they would have left, so more are told to leave."""
+        return self.left < self._leave * self.asked and random.random() < 3 * self._leave
+
+    async def _ask(self, stream: bool) -> None:
+        began, seen = time.perf_counter(), list[float]()
+        ear = Ear(lambda: seen.append(time.perf_counter() - began))
+        body = self._bodies(stream)
+        async with self._http.send("POST", self._url, "/v1/chat/completions", body) as answer:
+            await answer.relay(ear)
+        if answer.status != 200:
+            return self._fail(f"status {answer.status}", ear.end.decode(errors="replace"))
+        said = USAGE.findall(ear.end)
+        if said != [b"%d" % (STREAMED if stream else WHOLE)] or (stream and DONE not in ear.end):
+            return self._fail("not whole", ear.end.decode(errors="replace"))
+        took_s = time.perf_counter() - began
+        (self.stream_s if stream else self.whole_s).append(took_s)
+        self.ttft_s += seen if stream else ()
+        self._usual_s[stream] += 0.05 * (took_s - self._usual_s[stream])
+        self.answered += 1
+        return None
+
+    def _fail(self, kind: str, text: str) -> None:
+        self.errors[kind] += 1
+        self.first_error = self.first_error or f"{kind}: {text[-300:]}"
+
+    async def closed_loop(self, seconds: float) -> float:
+        """CLIENTS that each wait for their answer before they ask again; answers a second."""
+
+        async def ask() -> None:
+            while time.perf_counter() < began + seconds:
+                await self.one()
+
+        began, before = time.perf_counter(), self.answered
+        async with asyncio.TaskGroup() as group:
+            for _ in range(CLIENTS):
+                group.create_task(ask())
+        return (self.answered - before) / (time.perf_counter() - began)
+
+    async def open_loop(self, rate_hz: float, seconds: float) -> None:
+        """Requests at random moments, `rate_hz` of them a second, however many wait already."""
+        due = began = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            while (due := due + random.expovariate(rate_hz)) < began + seconds:
+                await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                if self.busy < MOST:
+                    group.create_task(self.one())
+                else:
+                    self._fail("not sent", f"{MOST} requests are under way")
+
+
+def bodies(tokenizer: Path) -> Bodies:
+    """Makes bodies of requests, of a stream or not; half of the prompts share their start."""
+    draw, kinds = random.Random(), ("shared", "unique")
+    made = {
+        stream: [workload(k, PROMPT, tokenizer, answer=n, stream=stream) for k in kinds]
+        for stream, n in ((True, STREAMED), (False, WHOLE))
+    }
+    return lambda stream: draw.choice(made[stream]).body(draw)

@@ -1,0 +1,145 @@
+"""The serving job: its start as a user starts it, a look at it from outside, its end."""
+
+import asyncio
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from benchmarks.processes import Ended, cores_busy_s, cpu_s, family
+from benchmarks.soak.found import Process, held
+from benchmarks.workload import MODEL
+from hpc_dynamo.demo.__main__ import quoted
+from hpc_dynamo.http import Client
+from hpc_dynamo.messages import Endpoint
+from hpc_dynamo.run import Run
+
+READY_S, LOOK_S, END_S = 120.0, 10.0, 40.0
+LAG_S = 4.5  # until what engines say of themselves is on the job's page
+# Servers close a connection that was idle for 75 s, engines free what nobody fetched for 120 s.
+IDLE_S = 150.0
+NAME = "soak"
+WORDS = ("serve", "engine=simulator", "cluster=local", "topology=disaggregated", f"name={NAME}")
+# Bounded memories are small here, so that they are full before growth is looked for.
+SMALL = ("router.cached_blocks=20000", "engine.args.timing=instant", f"model.name={MODEL}")
+NUMBER = re.compile(r'^hpc_dynamo_(\w+?)(?:\{.*role="(\w+)".*\})? ([\d.e+-]+)$', re.M)
+TRAFFIC = ("active", "queued", "connections", "cancelled_total", "retried_total", "refused_total")
+WORKER = ("worker_active", "worker_running", "worker_waiting", "worker_kv_usage")
+
+
+class Job:
+    """The serving job, seen from outside."""
+
+    def __init__(self, pid: int, url: str, key: str, looking: Client) -> None:
+        self._pid, self.url, self.key, self._looking = pid, url, key, looking
+
+    async def gauges(self) -> dict[str, float]:
+        """Of the job's metrics page, those of workers by role. Our own look is not counted.
+
+        Raises Ended where the job does not answer.
+        """
+        try:
+            async with asyncio.timeout(LOOK_S):
+                async with self._looking.send("GET", self.url, "/metrics") as answer:
+                    rows = NUMBER.findall((await answer.read()).decode())
+        except OSError as e:  # TimeoutError is one
+            raise Ended(f"the job's metrics: {e or type(e).__name__}") from e
+        found = {f"{role} {name}".strip(): float(value) for name, role, value in rows}
+        own = {name: v for name, v in found.items() if name.split()[-1] in TRAFFIC + WORKER}
+        return own | {"connections": max(0.0, own.get("connections", 0.0) - 1)}
+
+    def processes(self) -> dict[str, Process]:
+        """By what they do; one that just ends is left out."""
+        found = {}
+        for pid in sorted(family([self._pid])):
+            with suppress(OSError, KeyError):  # a zombie has no memory to tell of
+                if name := _name(pid):
+                    found[name] = _process(pid)
+        return found
+
+    def others_s(self) -> float:
+        """CPU seconds of our cores that went neither to the job nor to us, since boot."""
+        return cores_busy_s() - cpu_s([self._pid]) - time.process_time()
+
+    async def idle(self, start: dict[str, Process]) -> tuple[dict[str, float], dict[str, Process]]:
+        """The job when all is given back, or what it still holds after IDLE_S."""
+        deadline = time.monotonic() + IDLE_S
+        await asyncio.sleep(LAG_S)
+        while True:
+            gauges, now = await self.gauges(), self.processes()
+            over = not held(gauges) and all(
+                n in now and now[n].fds <= p.fds for n, p in start.items()
+            )
+            if over or time.monotonic() > deadline:
+                return gauges, now
+            await asyncio.sleep(1)  # a page is looked at, and /proc
+
+
+def _name(pid: int) -> str:
+    """What a process of a job does; empty for those that only watch over others."""
+    match Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
+        case [_, "-m", "hpc_dynamo.frontend", _, index, *_]:
+            return f"frontend {index}"
+        case [_, "-m", "hpc_dynamo.simulator", *rest]:
+            return rest[rest.index("--role") + 1]
+        case [_, "-u", "-m", "submitit.core._submit", *_]:
+            return "head"
+    return ""
+
+
+def _process(pid: int) -> Process:
+    proc = Path(f"/proc/{pid}")
+    rows = (proc / "status").read_text() + (proc / "smaps_rollup").read_text()
+    value = {k: int(n) for k, n in re.findall(r"^(VmRSS|Pss|Threads):\s+(\d+)", rows, re.M)}
+    fds = len(list((proc / "fd").iterdir()))
+    return Process(pid, value["VmRSS"] / 1024, value["Pss"] / 1024, fds, value["Threads"])
+
+
+@asynccontextmanager
+async def serving(folder: Path, model: Path, words: Sequence[str]) -> AsyncIterator[Job]:
+    """The job from its endpoint's announcement to Ctrl-C; its command's output in `folder`.
+
+    Raises Ended where it does not come up.
+    """
+    paths = (f"model.path={quoted(model)}", f"runs={quoted(folder)}")
+    argv = (sys.executable, "-m", "hpc_dynamo", *WORDS, *SMALL, *paths, *words)
+    log, run = folder / "serve.log", Run(folder / NAME)
+    with log.open("wb") as out:
+        # In a session of its own: our Ctrl-C is not its, it gets one when we are done.
+        process = await asyncio.create_subprocess_exec(
+            *argv, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        url = (await _announced(process, run, log)).url.removesuffix("/v1")
+        async with Client.bearer(run.api_key()) as looking:
+            yield Job(process.pid, url, run.api_key(), looking)
+    finally:
+        await _end(process, run)
+
+
+async def _announced(process: asyncio.subprocess.Process, run: Run, log: Path) -> Endpoint:
+    deadline = time.monotonic() + READY_S
+    while process.returncode is None and time.monotonic() < deadline:
+        for attempt in run.attempts():
+            if endpoint := attempt.endpoint():
+                return endpoint
+        await asyncio.sleep(0.2)  # a file is looked for
+    raise Ended(f"no endpoint: {log.read_text().strip()[-800:]}", log=log)
+
+
+async def _end(process: asyncio.subprocess.Process, run: Run) -> None:
+    """Ctrl-C, and what is still there after END_S is killed."""
+    agents = [node.pid for attempt in run.attempts() for node in attempt.nodes()]
+    members = family([process.pid, *agents])
+    if process.returncode is None:
+        process.send_signal(signal.SIGINT)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), END_S)
+    for pid in members:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    await process.wait()
