@@ -44,6 +44,7 @@ def soak(model: Path, *words: str) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.slow
 def test_seconds_of_it(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     words = ("--minutes", "0.1", "--leave", "0.3", "--frontends", "2", "--json", str(file))
