@@ -11,6 +11,7 @@ from hpc_dynamo.config import Config
 from hpc_dynamo.run import Attempt, Run, Secrets, new_token
 from hpc_dynamo.topology import Plan
 from hpc_dynamo.wire import new_keys
+from tests.terminal import Call, caller
 
 # On a busy machine an example may take any time; pytest has a timeout of its own.
 settings.register_profile(
@@ -40,3 +41,11 @@ def run(tmp_path: Path) -> Run:
 def attempt(run: Run) -> Attempt:
     """The run's first attempt, of nothing in particular."""
     return run.new_attempt(Config(), Plan(1, 0, ()))
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """The command line, in this process and in a folder of its own."""
+    return caller(tmp_path, monkeypatch, capsys)

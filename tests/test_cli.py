@@ -18,14 +18,7 @@ from hpc_dynamo.messages import JobRecord, NodeRecord, Outcome, Progress, Roster
 from hpc_dynamo.run import Run, Secrets, write_json
 from hpc_dynamo.topology import Plan
 from tests.runs import hpc_dynamo
-from tests.terminal import Call, caller, going_on, new_run, printed, refused
-
-
-@pytest.fixture
-def call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Call:
-    return caller(tmp_path, monkeypatch, capsys)
+from tests.terminal import Call, going_on, new_run, printed, refused
 
 
 def test_help_teaches_by_examples(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from hpc_dynamo.cli.logs import Tail
 from hpc_dynamo.run import Attempt
 from tests.terminal import (
     Call,
-    caller,
     end,
     ends,
     going_on,
@@ -61,13 +60,6 @@ def test_a_log_that_is_not_there_yet_and_one_begun_anew(tmp_path: Path) -> None:
     assert tail.read() == ["one", "two"]
     file.write_text("new\n")
     assert tail.read() == ["new"]
-
-
-@pytest.fixture
-def call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Call:
-    return caller(tmp_path, monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from tests.simulator.conftest import MODEL, simulator
 from tests.terminal import (
     Call,
     announce,
-    caller,
     end,
     ends,
     going_on,
@@ -30,13 +29,6 @@ from tests.terminal import (
 )
 
 HERE = socket.gethostname()
-
-
-@pytest.fixture
-def call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Call:
-    return caller(tmp_path, monkeypatch, capsys)
 
 
 @pytest.fixture

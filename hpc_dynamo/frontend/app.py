@@ -9,6 +9,7 @@ from hpc_dynamo.dispatch import Dispatcher
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.frontend import errors, pages
 from hpc_dynamo.frontend.access import Gate, request_id
+from hpc_dynamo.frontend.document import POSTS
 from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.frontend.generation import Generation
 from hpc_dynamo.frontend.relay import Relay
@@ -117,10 +118,5 @@ class App:
 
 
 OPEN = frozenset({"/health", "/live", "/ready", "/openapi.json"})
-PASSED = frozenset(
-    {
-        "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses",
-        "/v1/messages", "/v1/messages/count_tokens", "/tokenize", "/detokenize",
-    }
-)  # fmt: skip
+PASSED = frozenset(POSTS)
 KNOWN = PASSED | frozenset(pages.PAGES)

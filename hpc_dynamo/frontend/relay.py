@@ -1,20 +1,17 @@
 """Takes an engine's answer to the client: streams piece by piece, the rest whole."""
 
 import time
-from collections.abc import Callable
 
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.http import Answer, Reply
 from hpc_dynamo.router import Lease
 
-Rewrite = Callable[[bytes], bytes]
-
 
 class Relay:
-    """See dispatch.Taker. Bytes pass as they came, unless there is a `rewrite`."""
+    """See dispatch.Taker. Bytes pass as they came."""
 
-    def __init__(self, reply: Reply, stats: Stats, rewrite: Rewrite | None = None) -> None:
-        self._reply, self._stats, self._rewrite = reply, stats, rewrite
+    def __init__(self, reply: Reply, stats: Stats) -> None:
+        self._reply, self._stats = reply, stats
         self._began = self._last = time.monotonic()
         self._type = b"application/json"
         self._lease: Lease
@@ -34,8 +31,6 @@ class Relay:
         else:
             content = await answer.read()
             self._stats.ttft.observe(time.monotonic() - self._began)
-            if self._rewrite:
-                content = self._rewrite(content)
             self._reply.send(200, content, [(b"content-type", self._type)])
 
     def write(self, data: bytes) -> None:
@@ -48,7 +43,7 @@ class Relay:
             self._lease.first_token()
             self._stats.ttft.observe(now - self._began)
         self._last = now
-        self._reply.write(self._rewrite(data) if self._rewrite else data)
+        self._reply.write(data)
 
     @property
     def congested(self) -> bool:

@@ -17,6 +17,9 @@ Routes = Router | RemoteRouter
 BLOCK = 4  # tokens
 SOON_S = 10.0
 
+ONE = Limits(worker_requests=1)
+SHORT = Limits(worker_requests=1, queue_timeout_s=0.02)
+
 
 def hashes(blocks: Iterable[int]) -> bytes:
     return array("Q", blocks).tobytes()

@@ -5,16 +5,12 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from hpc_dynamo.router import (
-    Limits,
-)
 from tests.router.asks import (
+    ONE,
     assert_nothing_left,
     whole,
 )
 from tests.router.links import Head, served
-
-ONE = Limits(worker_requests=1)
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,8 @@ import pytest
 from hpc_dynamo.config import Kind, Role
 from hpc_dynamo.router import Ask, Exhausted, Limits, NoWorker, Overloaded, Target
 from tests.router.asks import (
+    ONE,
+    SHORT,
     SOON_S,
     ask,
     assert_nothing_left,
@@ -18,8 +20,6 @@ from tests.router.asks import (
     whole,
 )
 
-ONE = Limits(worker_requests=1)
-SHORT = Limits(worker_requests=1, queue_timeout_s=0.02)
 AT_ONCE = Ask(timeout_s=0.02)
 
 

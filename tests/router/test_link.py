@@ -26,8 +26,6 @@ from tests.router.asks import (
 )
 from tests.router.links import Head, heard, quiet, served, shown, soon
 
-ONE = Limits(worker_requests=1)
-
 
 async def test_a_lease_and_its_notes() -> None:
     async with served(await split()) as head:

@@ -8,13 +8,13 @@ from hpc_dynamo.config import Role
 from hpc_dynamo.messages import View
 from hpc_dynamo.router import (
     Ask,
-    Limits,
     NoWorker,
     Target,
 )
 from hpc_dynamo.router.frames import ENCODER, LARGEST_FRAME_BYTES, Asked, Noted, Told
 from hpc_dynamo.router.lease import Note
 from tests.router.asks import (
+    ONE,
     SOON_S,
     assert_nothing_left,
     new_router,
@@ -23,8 +23,6 @@ from tests.router.asks import (
     whole,
 )
 from tests.router.links import Head, cut, heard, quiet, served, soon
-
-ONE = Limits(worker_requests=1)
 
 
 async def test_a_dead_frontend_holds_nothing(head: Head) -> None:

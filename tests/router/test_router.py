@@ -8,6 +8,8 @@ from hpc_dynamo.config import Kind, Policy, Role
 from hpc_dynamo.router import Ask, Lease, Limits, NoWorker
 from tests.router.asks import (
     BLOCK,
+    ONE,
+    SHORT,
     SOON_S,
     ask,
     assert_nothing_left,
@@ -18,10 +20,6 @@ from tests.router.asks import (
     waiting,
     whole,
 )
-
-ONE = Limits(worker_requests=1)
-SHORT = Limits(worker_requests=1, queue_timeout_s=0.02)
-AT_ONCE = Ask(timeout_s=0.02)
 
 
 async def test_a_lease_is_lost_with_its_worker() -> None:
