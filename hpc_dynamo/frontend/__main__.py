@@ -25,7 +25,7 @@ from hpc_dynamo.frontend.generation import Generation
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.frontend.verify import agrees
 from hpc_dynamo.http import Client, Limits, Server
-from hpc_dynamo.preprocess import NoTokenizer, Preprocessor
+from hpc_dynamo.preprocess import GivenIds, NoTokenizer, Preprocessor
 from hpc_dynamo.router import RemoteRouter
 from hpc_dynamo.run import Attempt
 
@@ -59,10 +59,11 @@ async def serve(attempt: Attempt, index: int, link: Path, host: str, port: int) 
 
 async def _verify(config: Config, generation: Generation, dispatcher: Dispatcher) -> None:
     """Where the engine has a tokenizer of the model's, it must be as ours."""
-    if generation.prompts and engine(config.engine.name).tokenizes:
-        name = config.model.served_name
-        if not await agrees(generation.prompts, dispatcher, name):
-            generation.prompts = None
+    prompts = generation.prompts
+    if not isinstance(prompts, Preprocessor) or not engine(config.engine.name).tokenizes:
+        return
+    if not await agrees(prompts, dispatcher, config.model.served_name):
+        generation.prompts = GivenIds()
 
 
 async def _tell(router: RemoteRouter, stats: Stats, server: Server, dispatcher: Dispatcher) -> None:
@@ -73,15 +74,15 @@ async def _tell(router: RemoteRouter, stats: Stats, server: Server, dispatcher: 
         await asyncio.wait([router.closed], timeout=TELL_S)
 
 
-def _prompts(config: Config) -> Preprocessor | None:
+def _prompts(config: Config) -> Preprocessor | GivenIds:
     path = Path(config.model.path)
     try:
         if not config.model.path or not path.is_dir():
             raise NoTokenizer(f"model.path={config.model.path} is no folder here")
         prompts = Preprocessor.load(path)
     except NoTokenizer as e:
-        log.warning("requests are routed by load alone: %s", e)
-        return None
+        log.warning("texts are routed by load alone: %s", e)
+        return GivenIds()
     log.info("tokenizer: %s %s", prompts.engine, prompts.slow_because)
     return prompts
 

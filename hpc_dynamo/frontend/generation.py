@@ -18,7 +18,7 @@ from hpc_dynamo.frontend.pages import check_model
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.http import Request
 from hpc_dynamo.messages import View
-from hpc_dynamo.preprocess import Preprocessor, PromptRejected, Tokens
+from hpc_dynamo.preprocess import GivenIds, Preprocessor, PromptRejected, Tokens
 from hpc_dynamo.router import Ask, block_hashes
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -28,15 +28,16 @@ T = TypeVar("T")
 # Where a worker pulls its blocks from is for us alone to say: wrong blocks kill an engine.
 OURS = ("kv_transfer_params", "ec_transfer_params")
 COUNT = msgspec.json.Decoder(int | None)
+NAME = msgspec.json.Decoder(str | None)
 WHOLE = msgspec.json.Decoder(dict[str, Any])
 
 log = logging.getLogger(__name__)
 
 
 class Generation:
-    """Prepares requests of one process. `prompts` is None for models that we cannot tokenize."""
+    """Prepares requests of one process. `prompts` gives the ids of their prompts."""
 
-    def __init__(self, config: Config, prompts: Preprocessor | None, stats: Stats) -> None:
+    def __init__(self, config: Config, prompts: Preprocessor | GivenIds, stats: Stats) -> None:
         self.prompts, self._stats = prompts, stats
         self._by_cache = config.router.policy is Policy.kv
         self._block = config.router.block_tokens
@@ -55,7 +56,7 @@ class Generation:
 
     def _check_model(self, view: View, body: Body) -> None:
         try:
-            model = msgspec.json.decode(body.get("model", b"null"), type=str | None)
+            model = NAME.decode(body.get("model", b"null"))
         except (msgspec.DecodeError, UnicodeDecodeError) as e:
             raise Refused(400, "model must be a string", param="model") from e
         if model is not None:
@@ -65,8 +66,8 @@ class Generation:
         if path not in (CHAT, COMPLETIONS):
             return Ask(split=False)
         split = self._can_split and _one_answer(body)
-        if self.prompts is None or not (self._by_cache or view.context_tokens):
-            return Ask(split=split)
+        if not (self._by_cache or (split and view.context_tokens)):
+            return Ask(split=split)  # neither the choice nor the hand-over depends on the ids
         prompts = await self._tokens(path, _read(content, WHOLE))
         if not prompts:
             return Ask(split=split)
@@ -78,7 +79,6 @@ class Generation:
 
     async def _tokens(self, path: str, body: dict[str, Any]) -> list[Tokens]:
         """Of each prompt; empty where only the engine can tell, or is to refuse them."""
-        assert self.prompts
         try:
             if path == CHAT:
                 found = await self.prompts.chat(body)

@@ -29,6 +29,6 @@ async def agrees(prompts: Preprocessor, dispatcher: Dispatcher, model: str) -> b
             log.info("the engine's tokenizer could not be asked: %s", e)
             return True
         if ids != list(expected.ids):
-            log.warning("the engine tokenizes differently: requests are routed by load alone")
+            log.warning("the engine tokenizes differently: texts are routed by load alone")
             return False
     return True

@@ -7,7 +7,15 @@ the engine's; where that cannot be promised the answer is `Unpredictable`, never
 vLLM 0.32 is what chats and completions are held against.
 """
 
+from hpc_dynamo.preprocess.completion import GivenIds
 from hpc_dynamo.preprocess.preprocessor import Preprocessor
 from hpc_dynamo.preprocess.results import NoTokenizer, PromptRejected, Tokens, Unpredictable
 
-__all__ = ["NoTokenizer", "Preprocessor", "PromptRejected", "Tokens", "Unpredictable"]
+__all__ = [
+    "GivenIds",
+    "NoTokenizer",
+    "Preprocessor",
+    "PromptRejected",
+    "Tokens",
+    "Unpredictable",
+]

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+from hpc_dynamo.preprocess.completion import prompts
 from hpc_dynamo.preprocess.conversation import (
     Foreign,
     conversation,
@@ -81,23 +82,11 @@ class Preprocessor:
         text = self.render(body)
         if isinstance(text, Unpredictable):
             return text
-        return await self._tokens(text, special=bool(body.get("add_special_tokens", False)))
+        return await self._tokens(text, bool(body.get("add_special_tokens", False)))
 
     async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | Unpredictable:
         """Token ids of each prompt of a body of /v1/completions: texts, or lists of ids."""
-        prompt = body.get("prompt")
-        special = bool(body.get("add_special_tokens", True))
-        given = [body.get(name) for name in ("prompt_embeds", "suffix", "truncate_prompt_tokens")]
-        if any(value is not None for value in given):
-            return Unpredictable("prompt_embeds, suffix or truncate_prompt_tokens")
-        one = isinstance(prompt, str) or (isinstance(prompt, list) and _are_ids(prompt))
-        prompts = [prompt] if one else prompt
-        if not isinstance(prompts, list) or not prompts:
-            return Unpredictable("prompt is neither text nor a list")
-        try:
-            return [await self._prompt(each, special) for each in prompts]
-        except (TypeError, OverflowError):
-            return Unpredictable("prompt is neither text nor token ids")
+        return await prompts(body, self._tokens)
 
     def render(self, body: Mapping[str, Any]) -> str | Unpredictable:
         """The text that the engine tokenises for a body of /v1/chat/completions."""
@@ -140,13 +129,6 @@ class Preprocessor:
         if len(text) <= self._encoder.inline_chars:
             return self.encode(text, special=special)
         return await asyncio.to_thread(self.encode, text, special=special)
-
-    async def _prompt(self, prompt: object, special: bool) -> Tokens:
-        if isinstance(prompt, str):
-            return await self._tokens(prompt, special)
-        if not isinstance(prompt, list):
-            raise TypeError
-        return Tokens.of(prompt)
 
     def _render(self, body: Mapping[str, Any]) -> str:
         if body.get("truncate_prompt_tokens") is not None:
@@ -203,10 +185,6 @@ def _flag(body: Mapping[str, Any], name: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise Foreign(f"{name} is no boolean")
     return value
-
-
-def _are_ids(prompt: list[Any]) -> bool:
-    return bool(prompt) and isinstance(prompt[0], int)
 
 
 def _encoder(folder: ModelFolder, cache_bytes: int) -> tuple[Encoder, str]:

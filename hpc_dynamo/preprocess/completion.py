@@ -1,0 +1,57 @@
+"""Prompts of /v1/completions: texts or token ids, one or several. Ids need no tokenizer."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from hpc_dynamo.preprocess.conversation import Foreign
+from hpc_dynamo.preprocess.results import Tokens, Unpredictable
+
+Encode = Callable[[str, bool], Awaitable[Tokens]]
+"""(text, whether special tokens are put around it) → its tokens."""
+
+
+async def prompts(body: Mapping[str, Any], encode: Encode) -> list[Tokens] | Unpredictable:
+    """Token ids of each prompt of a body."""
+    prompt, special = body.get("prompt"), bool(body.get("add_special_tokens", True))
+    given = [body.get(name) for name in ("prompt_embeds", "suffix", "truncate_prompt_tokens")]
+    if any(value is not None for value in given):
+        return Unpredictable("prompt_embeds, suffix or truncate_prompt_tokens")
+    one = isinstance(prompt, str) or (isinstance(prompt, list) and _are_ids(prompt))
+    several = [prompt] if one else prompt
+    if not isinstance(several, list) or not several:
+        return Unpredictable("prompt is neither text nor a list")
+    try:
+        return [await _tokens(each, special, encode) for each in several]
+    except Foreign as foreign:
+        return Unpredictable(str(foreign))
+    except (TypeError, OverflowError):
+        return Unpredictable("prompt is neither text nor token ids")
+
+
+async def _tokens(prompt: object, special: bool, encode: Encode) -> Tokens:
+    if isinstance(prompt, str):
+        return await encode(prompt, special)
+    if not isinstance(prompt, list):
+        raise TypeError
+    return Tokens.of(prompt)
+
+
+def _are_ids(prompt: list[Any]) -> bool:
+    return bool(prompt) and isinstance(prompt[0], int)
+
+
+class GivenIds:
+    """In a Preprocessor's place where there is no tokenizer to be trusted."""
+
+    async def chat(self, body: Mapping[str, Any]) -> Unpredictable:
+        return Unpredictable(_NO_TOKENIZER)
+
+    async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | Unpredictable:
+        return await prompts(body, _refuse)
+
+
+async def _refuse(text: str, special: bool) -> Tokens:
+    raise Foreign(_NO_TOKENIZER)
+
+
+_NO_TOKENIZER = "there is no tokenizer for text"
