@@ -137,7 +137,7 @@ class Answer(asyncio.Protocol):
         except httptools.HttpParserError as e:
             self._error = ConnectionError(f"the answer is not HTTP/1.1: {e}")
             self._transport.abort()
-        self._wake()
+            self._wake()
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._headed and not error and not self._framed:
@@ -159,6 +159,8 @@ class Answer(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
         self._headed = self.status >= 200
+        if self._headed:
+            self._wake()
 
     def on_body(self, part: bytes) -> None:
         if self._sink is None:
@@ -173,6 +175,7 @@ class Answer(asyncio.Protocol):
             self.status, self.headers = 0, {}
             return
         self._complete, self._keep = True, self._parser.should_keep_alive()
+        self._wake()
 
 
 class Client:
