@@ -98,7 +98,7 @@ class _Fast:
     """fastokens. `rescue` takes the texts with a byte that the vocabulary lacks."""
 
     name = "fastokens"
-    inline_chars = 32_000
+    inline_chars = 64_000
 
     def __init__(self, serialized: str, exact: Tokenizer, cache_bytes: int) -> None:
         self._fast: Any = fastokens.Tokenizer.from_json_str(serialized)
