@@ -122,6 +122,9 @@ class Dispatcher:
                 accepted = True
                 await taker.take(answer, lease)
         finally:
+            # Refused or not: vLLM 0.32 frees what its handlers refuse, but not what they never saw
+            # (a field of the wrong type), and both are a 400. Giving up blocks that are free
+            # already costs a line in the prefill worker's log.
             if not accepted:
                 self._tasks.create_task(self._release(lease.decode, work.path, handed))
 

@@ -12,7 +12,7 @@ from aiohttp import web
 from hpc_dynamo.config import Kind, Role
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.dispatch import Dispatcher, Whole, Work
-from hpc_dynamo.engines.nixl_dialect import NixlDialect
+from hpc_dynamo.engines.nixl_dialect import NOBODY, NixlDialect
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import Client
 from hpc_dynamo.router import Ask, Router
@@ -336,3 +336,13 @@ async def test_blocks_of_a_request_that_nobody_wants_any_more_are_given_up(house
     (body,) = decode.bodies
     assert body["model"] != "m"
     assert body["kv_transfer_params"] == HANDOVER
+
+
+@pytest.mark.parametrize("status", [400, 404])
+async def test_blocks_are_given_up_where_the_decode_worker_refuses(
+    house: House, status: int
+) -> None:
+    dispatcher, _, decode = await house.split(handover, refusing(status))
+    assert (await failed(dispatcher)).status == status
+    await decode.has(2)
+    assert decode.bodies[1] == decode.bodies[0] | {"model": NOBODY}

@@ -21,6 +21,7 @@ KINDS = {
     504: "timeout_error",
 }
 MESSAGES = "/v1/messages"
+NOWHERE = "Not Found"  # all that engines say where they have no such path (Starlette's phrase)
 
 
 class Refused(Exception):
@@ -52,12 +53,27 @@ def event(error: Refused, path: str) -> bytes:
 
 
 def engine_content(status: int, body: bytes, message: str, path: str) -> bytes:
-    """An engine's own error as it came, if it is one that clients understand."""
+    """An engine's own error: as it came, if it has the form that clients of `path` understand."""
+    known = _read(body)
+    if status == 404 and _words(known) == NOWHERE:
+        missing = f"the engine of this job has no endpoint {path}"
+        return content(Refused(404, missing, code="unknown_endpoint"), path)
+    understood = known.get("type") == "error" if path.startswith(MESSAGES) else "error" in known
+    return body if understood else content(Refused(status, _words(known) or message), path)
+
+
+def _read(body: bytes) -> dict[str, Any]:
     try:
-        known = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        return msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError):
-        known = {}
-    return body if "error" in known else content(Refused(status, message), path)
+        return {}
+
+
+def _words(known: dict[str, Any]) -> str:
+    """What an engine says, in OpenAI's form or in FastAPI's own."""
+    error = known.get("error", known.get("detail"))
+    said = error.get("message") if isinstance(error, dict) else error
+    return said if isinstance(said, str) else ""
 
 
 def _object(error: Refused, path: str) -> dict[str, Any]:

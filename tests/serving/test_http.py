@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from hpc_dynamo.config import Role
+from hpc_dynamo.frontend import errors
 from tests.serving.served import MODEL, Served
 
 PAGES = ("/v1/models", "/v1/workers", "/metrics")
@@ -50,9 +51,58 @@ def test_anthropics_form(aggregated: Served) -> None:
     other = aggregated.post("/v1/messages", ask | {"model": "o"}, {"x-api-key": aggregated.key})
     assert (other.status, other.json["type"]) == (404, "error")
     assert other.json["error"]["type"] == "not_found_error"
-    # The simulator has no such endpoint, and says so in words of its own.
+    # The simulator has no such endpoint; it knows OpenAI's form alone.
     passed = aggregated.post("/v1/messages", ask, {"x-api-key": aggregated.key})
-    assert (passed.status, passed.json["error"]["message"]) == (404, "Not Found")
+    assert (passed.status, passed.json["type"]) == (404, "error")
+    assert passed.json["error"]["type"] == "not_found_error"
+    assert "engine of this job has no endpoint /v1/messages" in passed.json["error"]["message"]
+
+
+def test_an_endpoint_that_the_engine_lacks(aggregated: Served) -> None:
+    reply = aggregated.post("/v1/responses", {"model": MODEL, "input": "hello"})
+    assert (reply.status, reply.json["error"]["code"]) == (404, "unknown_endpoint")
+    assert reply.json["error"]["message"].endswith("no endpoint /v1/responses")
+
+
+# What engines say where they have no path, and where they have it: vLLM, FastAPI by itself, others.
+VLLM = b'{"error":{"message":"Not Found","type":"Not Found","param":null,"code":404}}'
+NO_MODEL = (
+    b'{"error":{"message":"The model `x` does not exist.","type":"NotFoundError","code":404}}'
+)
+THEIR_OWN = b'{"type":"error","error":{"type":"NotFoundError","message":"Not there"}}'
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/tokenize", "/v1/messages/count_tokens"])
+@pytest.mark.parametrize("body", [VLLM, b'{"detail":"Not Found"}'])
+def test_engines_say_in_many_ways_that_a_path_is_missing(path: str, body: bytes) -> None:
+    told = json.loads(errors.engine_content(404, body, "worker 0 answered 404", path))
+    assert told["error"]["message"] == f"the engine of this job has no endpoint {path}"
+    assert told["error"]["type"] == "not_found_error"
+    assert (told.get("type") == "error") == path.startswith("/v1/messages")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "path", "message"),
+    [
+        (404, NO_MODEL, "/v1/messages", "The model `x` does not exist."),
+        (400, b'{"detail":"too long"}', "/v1/completions", "too long"),
+        (400, b'{"detail":[{"loc":["body"]}]}', "/v1/completions", "worker 0 answered"),
+        (400, b"<html>", "/v1/messages", "worker 0 answered"),
+    ],
+)
+def test_an_engines_words_in_the_form_of_the_path(
+    status: int, body: bytes, path: str, message: str
+) -> None:
+    told = json.loads(errors.engine_content(status, body, "worker 0 answered", path))
+    assert told["error"]["message"] == message
+    assert (told.get("type") == "error") == (path == "/v1/messages")
+
+
+@pytest.mark.parametrize(
+    ("body", "path"), [(NO_MODEL, "/v1/completions"), (THEIR_OWN, "/v1/messages")]
+)
+def test_an_engines_error_passes_as_it_came(body: bytes, path: str) -> None:
+    assert errors.engine_content(404, body, "", path) == body
 
 
 @pytest.mark.parametrize("path", ["/live", "/ready", "/health", "/openapi.json"])
