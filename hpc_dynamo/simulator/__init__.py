@@ -18,6 +18,7 @@ prefill/decode dialect of vLLM's NixlConnector.
     model       what the modelled computation does to the KV cache
     handover    leases of blocks on the prefill side, pulls on the decode side
     blocks      the paged KV cache: bookkeeping and bytes
+    events      what the pool took in and gave up, published as vLLM does
     language    KV bytes in, words out
     timing      how long a step takes
     tokenizer, metrics, refused

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import replace
 from typing import NoReturn
 
@@ -19,6 +19,7 @@ from hpc_dynamo.http import Client, Server
 from hpc_dynamo.kv import KvAgent
 from hpc_dynamo.simulator.batch import Limits
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
+from hpc_dynamo.simulator.events import Announcer, EventsConfig, Journal
 from hpc_dynamo.simulator.handover import Endpoint, NixlHandover
 from hpc_dynamo.simulator.metrics import Metrics
 from hpc_dynamo.simulator.model import Model
@@ -26,6 +27,7 @@ from hpc_dynamo.simulator.options import KEY_VARIABLE, check, parser
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.server import Endpoints, Failures, Service, refusal
 from hpc_dynamo.simulator.timing import load
+from hpc_dynamo.wire import EventPublisher
 
 log = logging.getLogger("hpc_dynamo.simulator")
 
@@ -72,11 +74,34 @@ async def engine(args: argparse.Namespace, port: int, key: str) -> AsyncIterator
             )
             scheduler.handover, service = handover, replace(service, agent=agent)
             loops.append(handover.watch())
+        loops += stack.enter_context(telling(args, model, scheduler))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         running = [tasks.create_task(each) for each in loops]
         yield service
         for task in running:
             task.cancel()
+
+
+@contextlib.contextmanager
+def telling(
+    args: argparse.Namespace, model: Model, scheduler: Scheduler
+) -> Iterator[list[Coroutine[None, None, None]]]:
+    """Where KV events are to be published, does so, with the loop that this takes."""
+    config = EventsConfig.parse(args.kv_events_config)
+    if not config.on:
+        yield []
+        return
+    publisher = EventPublisher(
+        config.endpoint,
+        config.replay_endpoint,
+        topic=config.topic,
+        buffer_steps=config.buffer_steps,
+    )
+    journal = Journal(args.block_size)
+    model.keep(journal)
+    scheduler.announcer = Announcer(journal, publisher, args.lose_kv_events, args.seed)
+    with contextlib.closing(publisher):
+        yield [publisher.serve_replays()]
 
 
 async def serve(args: argparse.Namespace) -> None:

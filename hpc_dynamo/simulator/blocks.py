@@ -8,7 +8,7 @@ transfers move them. The answer is made from those bytes: see `KvMemory.signatur
 import mmap
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 
 DIGEST_BYTES = 32
@@ -30,10 +30,14 @@ def chains(root: bytes, tokens: Sequence[int], size: int) -> list[bytes]:
 
 
 class BlockPool:
-    """Reference counts of `num_blocks` blocks. A block is free at zero; it may be cached then."""
+    """Reference counts of `num_blocks` blocks. A block is free at zero; it may be cached then.
+
+    `on_evict`, where it is set, gets the hash of every block that can be found no more.
+    """
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
+        self.on_evict: Callable[[bytes], None] | None = None
         self._free = OrderedDict[int, None]((i, None) for i in range(num_blocks))  # oldest first
         self._references = [0] * num_blocks
         self._hash_of = dict[int, bytes]()
@@ -67,12 +71,31 @@ class BlockPool:
             self._hold(block)
         return [*cached, *self._fresh(new)]
 
-    def publish(self, blocks: Sequence[int], digests: Sequence[bytes]) -> None:
-        """The blocks' content is complete: others may find it. The first of equals is kept."""
-        for block, digest in zip(blocks, digests, strict=True):
+    @property
+    def cached(self) -> frozenset[bytes]:
+        """The hashes of all blocks that can be found."""
+        return frozenset(self._block_of)
+
+    def publish(self, blocks: Sequence[int], digests: Sequence[bytes]) -> list[int]:
+        """The blocks' content is complete: others may find it. The first of equals is kept.
+
+        Returns the indexes in `digests` of those that nobody had.
+        """
+        new = list[int]()
+        for i, (block, digest) in enumerate(zip(blocks, digests, strict=True)):
             if digest not in self._block_of:
                 self._block_of[digest] = block
                 self._hash_of[block] = digest
+                new.append(i)
+        return new
+
+    def clear(self) -> bool:
+        """Forget what is cached, where nobody holds a block; else do nothing and return False."""
+        if len(self._free) < self.num_blocks:
+            return False
+        self._block_of.clear()
+        self._hash_of.clear()
+        return True
 
     def release(self, blocks: Sequence[int]) -> None:
         """Let go of blocks, in their order in the sequence: its end is evicted first."""
@@ -93,8 +116,13 @@ class BlockPool:
         for block in taken:
             self._references[block] = 1
             if block in self._hash_of:
-                del self._block_of[self._hash_of.pop(block)]
+                self._evict(self._hash_of.pop(block))
         return taken
+
+    def _evict(self, digest: bytes) -> None:
+        del self._block_of[digest]
+        if self.on_evict:
+            self.on_evict(digest)
 
 
 class KvMemory:

@@ -3,6 +3,7 @@
 from hashlib import blake2b
 
 from hpc_dynamo.simulator.blocks import DIGEST_BYTES, BlockPool, KvMemory, chain, chains
+from hpc_dynamo.simulator.events import Journal
 from hpc_dynamo.simulator.language import Script, Speaker
 from hpc_dynamo.simulator.sequence import Answer
 
@@ -16,6 +17,11 @@ class Model:
     def __init__(self, identity: str, block_size: int, pool: BlockPool, memory: KvMemory) -> None:
         self.block_size, self.pool, self.memory = block_size, pool, memory
         self.root = blake2b(identity.encode(), digest_size=DIGEST_BYTES).digest()
+        self._journal: Journal | None = None
+
+    def keep(self, journal: Journal) -> None:
+        """From now on write down what can be found in the cache, and what no more."""
+        self._journal, self.pool.on_evict = journal, journal.removed
 
     def hashes(self, tokens: list[int]) -> list[bytes]:
         """The chained hashes of the full blocks of a prompt."""
@@ -51,7 +57,7 @@ class Model:
     def received(self, answer: Answer, blocks: list[int]) -> None:
         """The prompt's `blocks` were written by a transfer; only its last token is to compute."""
         self.memory.received(blocks)
-        self.pool.publish(answer.blocks[: len(answer.chain)], answer.chain)
+        self._publish(answer, 0, len(answer.chain))
         answer.computed = answer.cached = answer.prompt_tokens - 1
 
     def begin(self, answer: Answer) -> None:
@@ -75,6 +81,17 @@ class Model:
 
     def _write(self, answer: Answer, first: int, end: int) -> None:
         """The full blocks from `first` up to `end`."""
-        blocks, digests = answer.blocks[first:end], answer.chain[first:end]
-        self.memory.write(blocks, digests)
-        self.pool.publish(blocks, digests)
+        self.memory.write(answer.blocks[first:end], answer.chain[first:end])
+        self._publish(answer, first, end)
+
+    def _publish(self, answer: Answer, first: int, end: int) -> None:
+        new = self.pool.publish(answer.blocks[first:end], answer.chain[first:end])
+        if self._journal and new:
+            self._journal.stored(answer.chain, answer.tokens, [first + i for i in new])
+
+    def reset(self) -> bool:
+        """Forget all cached blocks; nothing happens and False is returned while any is held."""
+        done = self.pool.clear()
+        if self._journal and done:
+            self._journal.cleared()
+        return done

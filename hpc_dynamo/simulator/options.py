@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add("--kv-transfer-timeout-s", type=float, default=30.0, help="for one pull (%(default)s)")
     add("--enable-prompt-tokens-details", action="store_true", help="tell prefix hits in `usage`")
     add("--enable-request-id-headers", action="store_true", help="X-Request-Id in answers")
+    add("--kv-events-config", metavar="JSON", default="{}", help="as vLLM's: where to publish")
     add("--seed", type=int, default=0, help="the same on all ranks of a model (%(default)s)")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     fail = p.add_argument_group("failing on purpose")
@@ -60,6 +61,8 @@ def parser() -> argparse.ArgumentParser:
     after = "no answer gets more than N tokens, nor an end"
     fail.add_argument("--stall-after-tokens", type=int, metavar="N", help=after)
     fail.add_argument("--damage-kv", action="store_true", help="hand over one wrong byte a prompt")
+    lose = "publish this share of KV event batches to nobody; replays have them"
+    fail.add_argument("--lose-kv-events", type=float, default=0.0, metavar="P", help=lose)
     fail.add_argument("--start-delay-s", type=float, default=0.0, metavar="S", help="as if loading")
     return p
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from hpc_dynamo.errors import HpcDynamoError, KvTransferError
 from hpc_dynamo.simulator.batch import Batch, Handover, Limits
+from hpc_dynamo.simulator.events import Announcer
 from hpc_dynamo.simulator.metrics import Metrics
 from hpc_dynamo.simulator.model import Model
 from hpc_dynamo.simulator.sequence import Answer, Job, Source
@@ -37,6 +38,7 @@ class Scheduler:
         self._limits, self._timing, self._model = limits, timing, model
         self._metrics = metrics
         self.handover: Handover | None = None  # set by the owner of a rank that has one
+        self.announcer: Announcer | None = None  # likewise
         self._waiting = deque[Answer]()
         self._pulled = deque[Answer]()  # their blocks are here; they wait for a slot only
         self._prefilling = list[Answer]()
@@ -75,8 +77,13 @@ class Scheduler:
             self._tasks.create_task(self.handover.decline(source))
 
     def wake(self) -> None:
-        """Something changed that may let a waiting prompt in."""
+        """Something changed that may let a waiting prompt in, or is to be published."""
         self._work.set()
+
+    def reset_cache(self) -> bool:
+        """Forget all cached blocks, unless somebody holds one: then False."""
+        self.wake()
+        return self._model.reset()
 
     def measure(self) -> None:
         """Bring the gauges up to date."""
@@ -98,6 +105,8 @@ class Scheduler:
         clock = loop.time()
         while True:
             self._admit()
+            if self.announcer:
+                await self.announcer.announce()
             budget = self._limits.max_num_batched_tokens
             batch = Batch.plan(self._decoding, self._prefilling, budget)
             if not batch:

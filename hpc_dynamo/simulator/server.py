@@ -70,6 +70,7 @@ class Endpoints:
             "/v1/models": {"GET": self._models},
             "/tokenize": {"POST": self._tokenize},
             "/detokenize": {"POST": self._detokenize},
+            "/reset_prefix_cache": {"POST": self._reset},
             "/metrics": {"GET": self._metrics},
             METADATA_PATH: {"GET": self._metadata},
             "/version": {"GET": self._version},
@@ -160,6 +161,9 @@ class Endpoints:
     async def _detokenize(self, request: Request, reply: Reply) -> None:
         tokens = _read(request, DetokenizeRequest).tokens
         _send(reply, {"prompt": tokenizer.decode(tokens)})
+
+    async def _reset(self, request: Request, reply: Reply) -> None:
+        _send(reply, {"success": self._service.scheduler.reset_cache()})
 
     async def _metrics(self, request: Request, reply: Reply) -> None:
         self._service.scheduler.measure()
