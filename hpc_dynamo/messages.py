@@ -86,7 +86,26 @@ class Bye(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     node: int
 
 
-ControlMessage = Hello | Heartbeat | WorkerReport | Stop | Bye
+class KvEvents(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A batch of KV events as a worker's engine published it (see kv_events), by its number.
+
+    Numbers begin with 0 in each life of a worker; what is missing may be asked for. A number of
+    -1 with nothing in it ends a replay.
+    """
+
+    rank: int
+    seq: int
+    payload: bytes
+
+
+class KvReplay(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The head missed batches of a worker: send what its engine still has from `start` on."""
+
+    rank: int
+    start: int
+
+
+ControlMessage = Hello | Heartbeat | WorkerReport | KvEvents | KvReplay | Stop | Bye
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,8 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_dynamo.config import Cluster, Config, Device, Engine, Kind, Model, Pool, Role, Topology
-from hpc_dynamo.engines import ENGINES, Command, Place, engine
+from hpc_dynamo.config import (
+    Cluster,
+    Config,
+    Device,
+    Engine,
+    Kind,
+    Model,
+    Policy,
+    Pool,
+    Role,
+    Router,
+    Topology,
+)
+from hpc_dynamo.engines import ENGINES, Command, EventEndpoints, Place, engine
 from hpc_dynamo.engines.contract import flags
 from hpc_dynamo.engines.metrics import Histogram, Metrics, parse, total
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
@@ -165,6 +177,73 @@ def test_the_simulator() -> None:
     mine = {"A": "1", "CUDA_VISIBLE_DEVICES": "", "HPC_DYNAMO_ENGINE_KEY": "secret-token"}
     # The job is on a network, so UCX may choose; a job on loopback is held to it.
     assert {**dict(command.env), **mine} == dict(command.env)
+
+
+KV_EVENTS = {
+    "enable_kv_cache_events": True,
+    "publisher": "zmq",
+    "endpoint": "ipc:///tmp/x/3",
+    "replay_endpoint": "ipc:///tmp/x/3r",
+}
+
+
+@pytest.mark.parametrize("name", sorted(ENGINES))
+def test_kv_events_are_told_in_the_private_folder(name: str) -> None:
+    adapter, where = engine(name), replace(place(Role.prefill, "0"), events="/tmp/x")
+    told = options(adapter.command(CONFIG, where))["--kv-events-config"]
+    assert json.loads(told) == KV_EVENTS
+    assert adapter.events(CONFIG, where) == EventEndpoints("ipc:///tmp/x/3", "ipc:///tmp/x/3r")
+
+
+@pytest.mark.parametrize("name", sorted(ENGINES))
+@pytest.mark.parametrize(
+    "router",
+    [
+        Router(kv_events=False),
+        Router(policy=Policy.least_loaded),
+        Router(policy=Policy.round_robin),
+    ],
+)
+def test_no_kv_events_where_nobody_would_use_them(name: str, router: Router) -> None:
+    adapter, where = engine(name), replace(place(Role.prefill, "0"), events="/tmp/x")
+    config = replace(CONFIG, router=router)
+    assert adapter.events(config, where) is None
+    assert "--kv-events-config" not in adapter.command(config, where).argv
+    assert adapter.events(CONFIG, replace(where, events="")) is None
+
+
+@pytest.mark.parametrize("name", sorted(ENGINES))
+@pytest.mark.parametrize("spelling", ["kv-events-config", "kv_events_config"])
+def test_kv_events_of_the_users_own_are_not_ours(name: str, spelling: str) -> None:
+    mine = {"enable_kv_cache_events": True, "endpoint": "tcp://*:5557"}
+    config = replace(CONFIG, engine=replace(CONFIG.engine, args={spelling: mine}))
+    where = replace(place(Role.prefill, "0"), events="/tmp/x")
+    assert engine(name).events(config, where) is None
+    assert json.loads(options(engine(name).command(config, where))["--kv-events-config"]) == mine
+
+
+def test_vllm_with_data_parallelism_tells_no_kv_events() -> None:
+    """Its ranks beyond the first take tcp endpoints alone, and those have no lock."""
+    wide = replace(SPLIT, prefill=Pool(workers=1, data_parallel=2))
+    config, where = replace(CONFIG, topology=wide), replace(place(Role.prefill), events="/tmp/x")
+    assert engine("vllm").events(config, where) is None
+    assert "--kv-events-config" not in engine("vllm").command(config, where).argv
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "args", "tokens"),
+    [
+        ("vllm", Device.cuda, {}, 16),
+        ("vllm", Device.cpu, {}, 128),
+        ("vllm", Device.cpu, {"block-size": 32}, 32),
+        ("vllm", Device.cuda, {"block_size": "64"}, 64),
+        ("simulator", Device.cpu, {}, 16),
+        ("simulator", Device.cpu, {"block_size": 8}, 8),
+    ],
+)
+def test_tokens_of_a_kv_block(name: str, device: Device, args: dict[str, Any], tokens: int) -> None:
+    config = replace(CONFIG, engine=Engine(name=name, device=device, args=args))
+    assert engine(name).block_tokens(config) == tokens
 
 
 @pytest.mark.parametrize("name", sorted(ENGINES))

@@ -7,7 +7,9 @@ import asyncio
 import logging
 import signal
 import time
+from contextlib import suppress
 
+from hpc_dynamo.agent.events import EventRelay, private_folder
 from hpc_dynamo.agent.place import free_ports, visible_gpus
 from hpc_dynamo.agent.probe import NOTHING, Served, serves, what_is_served
 from hpc_dynamo.child import Child, clean_environment
@@ -20,6 +22,7 @@ from hpc_dynamo.messages import (
     ControlMessage,
     Heartbeat,
     Hello,
+    KvReplay,
     NodeRecord,
     Stop,
     WorkerReport,
@@ -30,6 +33,7 @@ from hpc_dynamo.topology import Plan, Worker
 from hpc_dynamo.wire import Client as ControlClient
 
 HEARTBEAT_S = 1.0
+BYE_S = 1.0
 PROBE_S = 0.25  # between two tries to get a first token; engines announce nothing
 TAIL_BYTES = 4000
 OUT_OF_MEMORY = "if it ran out of host memory: a larger engine.memory_gb, or fewer workers a node"
@@ -57,7 +61,15 @@ class Agent:
     async def run(self) -> None:
         """Returns when every engine process on this node has ended."""
         await self._client.send(Hello(node=self._me))
+        with private_folder() as folder:
+            await self._run(folder)
+        with suppress(TimeoutError):  # a head that is gone takes nothing
+            async with asyncio.timeout(BYE_S):
+                await self._client.send(Bye(node=self._me.node))
+
+    async def _run(self, folder: str) -> None:
         async with asyncio.TaskGroup() as group:
+            self._relay = EventRelay(folder, self._client.send, group)
             workers = [
                 group.create_task(self._keep(worker), name=f"worker-{worker.rank}")
                 for worker in self._plan.on_node(self._me.node)
@@ -71,7 +83,6 @@ class Agent:
                 await asyncio.wait(workers)
             beat.cancel()
             listen.cancel()
-        await self._client.send(Bye(node=self._me.node))
 
     async def _beat(self) -> None:
         while True:
@@ -86,9 +97,12 @@ class Agent:
             except WireError as e:
                 log.error("head lost, ending this node's workers: %s", e)
                 return self.stop()
-            if isinstance(message, Stop):
-                log.info("stop: %s", message.reason)
-                self.stop()
+            match message:
+                case Stop(reason=reason):
+                    log.info("stop: %s", reason)
+                    self.stop()
+                case KvReplay(rank=rank, start=start):
+                    self._relay.replay(rank, start)
 
     async def _keep(self, worker: Worker) -> None:
         """Start the worker, again when it dies, at most `engine.restarts` times."""
@@ -103,13 +117,17 @@ class Agent:
 
     async def _live(self, worker: Worker) -> None:
         """One life of a worker. Ends by EngineError or cancellation."""
-        began = time.monotonic()
         place = self._place(worker)
+        await self._report(worker, WorkerState.starting)
+        async with self._relay.follow(worker.rank, self._engine.events(self._config, place)):
+            await self._serve(worker, place)
+
+    async def _serve(self, worker: Worker, place: Place) -> None:
+        began = time.monotonic()
         url = f"http://{place.address}:{place.ports[0]}"
         command = self._engine.command(self._config, place)
         path = self._attempt.worker_log(worker.rank)
         log.info("worker %d (%s) starts: %s", worker.rank, worker.role, " ".join(command.argv))
-        await self._report(worker, WorkerState.starting)
         self._life_began[worker.rank] = path.stat().st_size if path.exists() else 0
         env = clean_environment(command.env)
         child = await Child.start(command.argv, env, path, self._config.engine.stop_timeout_s)
@@ -125,7 +143,7 @@ class Agent:
     def _place(self, worker: Worker) -> Place:
         gpus = visible_gpus(worker.shards[0].gpus)
         ports = free_ports(self._me.address, self._engine.ports)
-        return Place(worker, self._me.address, ports, gpus, self._token)
+        return Place(worker, self._me.address, ports, gpus, self._token, self._relay.folder)
 
     async def _until_served(self, worker: Worker, child: Child, url: str) -> Served:
         """Returns once the engine has served a token. Raises EngineError."""

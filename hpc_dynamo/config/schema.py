@@ -186,6 +186,9 @@ class Router:
     policy: Policy = Policy.kv
     block_tokens: int = 16  # compared in whole blocks
     cached_blocks: int = 1_000_000  # remembered over all workers
+    kv_events: bool = (
+        True  # engines tell what they cache; else it is guessed from our own decisions
+    )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The engines by name. A new one is a file here and a row in the table."""
 
-from hpc_dynamo.engines.contract import Body, Command, Dialect, Engine, Place
+from hpc_dynamo.engines.contract import Body, Command, Dialect, Engine, EventEndpoints, Place
 from hpc_dynamo.engines.simulator import Simulator
 from hpc_dynamo.engines.vllm import Vllm
 from hpc_dynamo.errors import unknown_name
@@ -15,4 +15,13 @@ def engine(name: str) -> Engine:
     return ENGINES[name]()
 
 
-__all__ = ["ENGINES", "Body", "Command", "Dialect", "Engine", "Place", "engine"]
+__all__ = [
+    "ENGINES",
+    "Body",
+    "Command",
+    "Dialect",
+    "Engine",
+    "EventEndpoints",
+    "Place",
+    "engine",
+]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hpc_dynamo.config import Config, Device
+from hpc_dynamo.config import Config, Device, Policy
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker
 
@@ -26,6 +26,15 @@ class Place:
     ports: tuple[int, ...]  # free a moment ago; the first is for HTTP
     gpus: tuple[str, ...]
     token: str  # the run's bearer token: to be given by environment, never on a command line
+    events: str = ""  # a private folder for sockets of KV events; empty: none are wanted
+
+
+@dataclass(frozen=True)
+class EventEndpoints:
+    """ZMQ endpoints of one worker: where it publishes KV events, and where it replays them."""
+
+    live: str
+    replay: str
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,12 @@ class Engine(Protocol):
     def command(self, config: Config, place: Place) -> Command:
         """The process that serves `place.worker` on `place.ports[0]`."""
 
+    def events(self, config: Config, place: Place) -> EventEndpoints | None:
+        """Where `command` makes the engine tell of its KV cache; None where it does not."""
+
+    def block_tokens(self, config: Config) -> int:
+        """Tokens in a block of the engine's KV cache, as far as the configuration tells."""
+
     def advice(self, log_tail: str) -> str:
         """What to try, from the last lines of a dead engine's log; empty where unknown."""
 
@@ -123,6 +138,30 @@ def flags(args: Mapping[str, Any]) -> list[str]:
             case _:
                 out += [f"--{option}", str(value)]
     return out
+
+
+def event_endpoints(config: Config, place: Place) -> EventEndpoints | None:
+    """In the private folder of `place`; None where the router does not look at KV caches."""
+    wanted = config.router.kv_events and config.router.policy is Policy.kv
+    if not (wanted and place.events):
+        return None
+    base = f"ipc://{place.events}/{place.worker.rank}"
+    return EventEndpoints(base, f"{base}r")
+
+
+def events_config(endpoints: EventEndpoints) -> dict[str, Any]:
+    """The value of vLLM's --kv-events-config."""
+    return {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": endpoints.live,
+        "replay_endpoint": endpoints.replay,
+    }
+
+
+def given(config: Config) -> dict[str, Any]:
+    """The engine's own options as the user wrote them, by their names on a command line."""
+    return {name.replace("_", "-"): value for name, value in config.engine.args.items()}
 
 
 def device_environment(config: Config, place: Place) -> dict[str, str]:

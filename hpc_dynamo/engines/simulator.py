@@ -4,10 +4,22 @@ import sys
 from typing import Any
 
 from hpc_dynamo.config import Config
-from hpc_dynamo.engines.contract import Command, Place, device_environment, flags, one_node_each
+from hpc_dynamo.engines.contract import (
+    Command,
+    EventEndpoints,
+    Place,
+    device_environment,
+    event_endpoints,
+    events_config,
+    flags,
+    given,
+    one_node_each,
+)
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
 from hpc_dynamo.engines.vllm import VLLM_METRICS
 from hpc_dynamo.topology import Plan
+
+BLOCK_TOKENS = 16  # the default of its --block-size
 
 
 class Simulator:
@@ -30,10 +42,21 @@ class Simulator:
             "role": str(place.worker.role),
             "max-num-seqs": config.engine.max_num_seqs,
         }
+        endpoints = self.events(config, place)
+        if endpoints:
+            options["kv-events-config"] = events_config(endpoints)
         python = config.engine.python or sys.executable
-        argv = (python, "-m", "hpc_dynamo.simulator", *flags(options | config.engine.args))
+        argv = (python, "-m", "hpc_dynamo.simulator", *flags(options | given(config)))
         env = device_environment(config, place) | config.engine.env
         return Command(argv, env | {"HPC_DYNAMO_ENGINE_KEY": place.token})
+
+    def events(self, config: Config, place: Place) -> EventEndpoints | None:
+        if "kv-events-config" in given(config):  # the user's own
+            return None
+        return event_endpoints(config, place)
+
+    def block_tokens(self, config: Config) -> int:
+        return int(given(config).get("block-size") or BLOCK_TOKENS)
 
     def advice(self, log_tail: str) -> str:
         if "MissingDependency" in log_tail or "nixl" in log_tail:

@@ -11,10 +11,14 @@ from typing import Any
 from hpc_dynamo.config import Config, Device, Role
 from hpc_dynamo.engines.contract import (
     Command,
+    EventEndpoints,
     MetricNames,
     Place,
     device_environment,
+    event_endpoints,
+    events_config,
     flags,
+    given,
     one_node_each,
 )
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
@@ -22,6 +26,8 @@ from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan
 
 KV_ROLE = {Role.prefill: "kv_producer", Role.decode: "kv_consumer"}
+
+BLOCK_TOKENS = {Device.cuda: 16, Device.cpu: 128}
 
 # Prefilled blocks are freed after this, read or not, and a late reader gets others' blocks
 # without an error; vLLM's own 30 s are short for a full decode worker.
@@ -86,14 +92,30 @@ class Vllm:
             "enable-prompt-tokens-details": True,
             "enable-request-id-headers": True,
         }
-        given = {name.replace("_", "-"): value for name, value in engine.args.items()}
+        args = given(config)
         if role in KV_ROLE:
-            transfer = given.pop("kv-transfer-config", {})
+            transfer = args.pop("kv-transfer-config", {})
             options["kv-transfer-config"] = self._transfer(config, role) | transfer
+        endpoints = self.events(config, place)
+        if endpoints:
+            options["kv-events-config"] = events_config(endpoints)
         python = engine.python or sys.executable
         module = ("-m", "vllm.entrypoints.openai.api_server")
         env = self._environment(config, place)
-        return Command((python, *module, *flags(options | given)), env)
+        return Command((python, *module, *flags(options | args)), env)
+
+    def events(self, config: Config, place: Place) -> EventEndpoints | None:
+        """None also where the user has a kv-events-config, and with data parallelism: vLLM 0.32
+        refuses ipc endpoints for all but the first of such ranks, and tcp ones would tell the
+        prompts to whoever connects."""
+        pool = dict(config.topology.pools)[place.worker.role]
+        if "kv-events-config" in given(config) or pool.data_parallel > 1:
+            return None
+        return event_endpoints(config, place)
+
+    def block_tokens(self, config: Config) -> int:
+        """vLLM 0.32's defaults; some attention backends prefer others, which events then tell."""
+        return int(given(config).get("block-size") or BLOCK_TOKENS[config.engine.device])
 
     def _transfer(self, config: Config, role: Role) -> dict[str, Any]:
         transfer: dict[str, Any] = {

@@ -17,6 +17,8 @@ from hpc_dynamo.messages import (
     ControlMessage,
     Heartbeat,
     Hello,
+    KvEvents,
+    KvReplay,
     Roster,
     Stop,
     WorkerReport,
@@ -47,6 +49,7 @@ class Membership:
         self._heard: dict[int, float] = {node.node: time.monotonic() for node in roster.nodes}
         self._changed = asyncio.Condition()
         self.workers: dict[int, WorkerReport] = {}  # by rank
+        self.on_events: Callable[[KvEvents], None] = lambda events: None
 
     @property
     def address(self) -> str:
@@ -72,8 +75,22 @@ class Membership:
                     await self._admit(message)
                 case Bye(node=node):
                     await self._gone(node, WorkerState.stopped, "its agent has ended")
-                case Stop():
-                    log.warning("an agent sent Stop, which only the head does")
+                case KvEvents():
+                    self.on_events(message)
+                    await asyncio.sleep(0)  # a flood of them must not keep all others waiting
+                case Stop() | KvReplay():
+                    log.warning(
+                        "an agent sent %s, which only the head does", type(message).__name__
+                    )
+
+    async def ask_replay(self, rank: int, start: int) -> None:
+        """KV events of a worker were missed: its agent sends what there is from `start` on.
+
+        They come as `on_events`; the last has the number -1, if the worker lives till then.
+        """
+        peer = self._peers.get(self._plan.workers[rank].node)
+        if peer is not None:
+            await self._server.send(peer, KvReplay(rank=rank, start=start))
 
     async def watch(self) -> None:
         """Nodes whose agent fell silent are gone, with all their workers. Until cancelled."""

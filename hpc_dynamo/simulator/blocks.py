@@ -52,6 +52,11 @@ class BlockPool:
         """Share of the blocks that somebody holds, 0 to 1."""
         return 1 - len(self._free) / self.num_blocks
 
+    @property
+    def cached(self) -> frozenset[bytes]:
+        """The hashes of all blocks that can be found."""
+        return frozenset(self._block_of)
+
     def match(self, hashes: Iterable[bytes]) -> list[int]:
         """The cached blocks of the longest known beginning. Valid until the next allocation."""
         found = list[int]()
@@ -70,11 +75,6 @@ class BlockPool:
         for block in cached:
             self._hold(block)
         return [*cached, *self._fresh(new)]
-
-    @property
-    def cached(self) -> frozenset[bytes]:
-        """The hashes of all blocks that can be found."""
-        return frozenset(self._block_of)
 
     def publish(self, blocks: Sequence[int], digests: Sequence[bytes]) -> list[int]:
         """The blocks' content is complete: others may find it. The first of equals is kept.

@@ -51,8 +51,8 @@ class Journal:
         for first, end in _runs(new):
             self._events.append(
                 Stored(
-                    block_hashes=list(chain[first:end]),
-                    parent_block_hash=chain[first - 1] if first else None,
+                    block_hashes=[_name(digest) for digest in chain[first:end]],
+                    parent_block_hash=_name(chain[first - 1]) if first else None,
                     token_ids=list(tokens[first * self._block_size : end * self._block_size]),
                     block_size=self._block_size,
                     medium=MEDIUM,
@@ -60,7 +60,7 @@ class Journal:
             )
 
     def removed(self, digest: bytes) -> None:
-        self._events.append(Removed([digest], MEDIUM))  # one each, as vLLM does
+        self._events.append(Removed([_name(digest)], MEDIUM))  # one each, as vLLM does
 
     def cleared(self) -> None:
         self._events.append(Cleared())
@@ -87,6 +87,11 @@ class Announcer:
             lost = self._dice.random() < self._lose_rate
             payload = encode(Batch(time.time(), events, data_parallel_rank=0))
             await self._publisher.publish(payload, lost=lost)
+
+
+def _name(digest: bytes) -> int:
+    """A block's hash as vLLM tells it where nothing else is asked for: its last 64 bits."""
+    return int.from_bytes(digest[-8:], "big")
 
 
 def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:

@@ -17,6 +17,7 @@ import zmq.asyncio
 from hpc_dynamo.errors import WireError
 
 NUMBER_BYTES = 8
+CONNECT_EVERY_MS = 20  # what is published between bind and connect is lost
 END = -1
 Numbered = tuple[int, bytes]
 
@@ -78,6 +79,7 @@ class EventSubscriber:
         self._context, self._replay_endpoint = zmq.asyncio.Context(), replay_endpoint
         self._live = self._context.socket(zmq.SUB)
         self._live.subscribe(topic)
+        self._live.set(zmq.RECONNECT_IVL, CONNECT_EVERY_MS)
         self._live.connect(endpoint)
 
     async def receive(self) -> Numbered:

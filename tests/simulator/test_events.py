@@ -59,6 +59,10 @@ class Mirror:
             self.prefixes[name] = self.ever[name] = before
 
 
+def name(digest: bytes) -> int:
+    return int.from_bytes(digest[-8:], "big")
+
+
 class Histories(RuleBasedStateMachine):
     """Prompts are placed, computed, received, decoded, let go and forgotten in any order."""
 
@@ -109,9 +113,9 @@ class Histories(RuleBasedStateMachine):
     def follow(self) -> None:
         """A batch may end anywhere: after each of these, or after many."""
         self.mirror.take(self.journal.take())
-        assert self.mirror.prefixes.keys() == self.pool.cached
-        for name, prefix in self.mirror.prefixes.items():
-            assert self.model.hashes(list(prefix))[-1] == name
+        assert self.mirror.prefixes.keys() == {name(digest) for digest in self.pool.cached}
+        for known, prefix in self.mirror.prefixes.items():
+            assert known == name(self.model.hashes(list(prefix))[-1])
 
     def teardown(self) -> None:
         self.follow()
