@@ -1,12 +1,15 @@
 """Real vLLM on the CPU behind the endpoint: what its own client gets, and what is freed."""
 
+import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import aclosing, closing
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,12 @@ from urllib.request import Request, urlopen
 import openai
 import pytest
 
+from hpc_dynamo.config import Config, Device, Engine
 from hpc_dynamo.demo.provision import Provisioned
+from hpc_dynamo.engines.vllm import Vllm
+from hpc_dynamo.kv_events import Event, Hash, Stored, decode
 from hpc_dynamo.run import Run
+from hpc_dynamo.wire import EventSubscriber
 from tests.runs import latest
 from tests.test_vllm import provisioned
 
@@ -25,6 +32,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 READY_S = 280.0
 FREED_S = 30.0
+REPLAY_S = 30.0
+BLOCK = Vllm().block_tokens(Config(engine=Engine(device=Device.cpu)))
 MODEL = "smol"
 ASKED: Any = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
 LONG: Any = [{"role": "user", "content": "Tell a very long story about the sea and its ships."}]
@@ -37,6 +46,7 @@ class Served:
     url: str
     key: str
     token: str
+    log: Path  # of the agent
 
     @cached_property
     def client(self) -> openai.OpenAI:
@@ -50,6 +60,13 @@ class Served:
         """URL by role."""
         rows = json.loads(self.get(f"{self.url}/workers", self.key))["data"]
         return {row["role"]: row["url"] for row in rows}
+
+    def tokens(self, role: str, prompt: str) -> list[int]:
+        body = json.dumps({"model": MODEL, "prompt": prompt}).encode()
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
+        asked = Request(f"{self.workers()[role]}/tokenize", body, headers)
+        with urlopen(asked, timeout=30) as got:
+            return list(json.loads(got.read())["tokens"])
 
     def metric(self, role: str, name: str) -> float:
         text = self.get(f"{self.workers()[role]}/metrics", self.token)
@@ -85,7 +102,8 @@ def _endpoint(run: Run, process: subprocess.Popen[bytes], log: Path) -> Served:
         assert process.poll() is None, log.read_text()
         endpoint = latest(run.path).endpoint() if run.attempts() else None
         if endpoint:
-            return Served(endpoint.url, run.api_key(), run.secrets().token)
+            token, log = run.secrets().token, latest(run.path).agent_log(0)
+            return Served(endpoint.url, run.api_key(), token, log)
         time.sleep(0.5)  # a file is looked for
     raise AssertionError(f"no endpoint within {READY_S:.0f} s: {log.read_text()}")
 
@@ -136,7 +154,7 @@ NAMED = {"type": "function", "function": {"name": "weather"}}
 def test_tools_are_called_as_the_engine_alone_would(served: Served) -> None:
     """What a model of this size makes of them is its own affair."""
     asked: dict[str, Any] = {"tools": [TOOL], "tool_choice": NAMED, "max_tokens": 48}
-    alone = Served(f"{served.workers()['decode']}/v1", served.token, served.token)
+    alone = replace(served, url=f"{served.workers()['decode']}/v1", key=served.token)
     calls = [
         ask(to, temperature=0, **asked).choices[0].message.tool_calls for to in (served, alone)
     ]
@@ -183,6 +201,42 @@ def test_engines_answer_to_the_runs_own_key_alone(served: Served) -> None:
                 served.get(url + path, served.key)
             refused.value.close()
             assert refused.value.code == 401
+
+
+async def published(served: Served, role: str) -> list[Event]:
+    """All that a worker has told of its KV cache, by a replay of the batches since its start."""
+    started = re.search(
+        rf"\({role}\) starts: .*--kv-events-config (\{{.*?\}})", served.log.read_text()
+    )
+    assert started, "the worker was not asked for KV events"
+    where, events, numbers = json.loads(started[1]), list[Event](), list[int]()
+    with closing(EventSubscriber(where["endpoint"], where["replay_endpoint"])) as follower:
+        async with aclosing(follower.replay(0, REPLAY_S)) as batches:
+            async for number, payload in batches:
+                batch = decode(payload)
+                assert (number, batch.data_parallel_rank) == (len(numbers), 0)
+                numbers.append(number)
+                events += batch.events
+    return events
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_what_is_cached_is_told_with_the_tokens_of_the_prompt(served: Served, role: str) -> None:
+    """On the decode worker these are blocks that were pulled."""
+    text = f"{role}: " + "The quick brown fox jumps over the lazy dog. " * 40
+    tokens = served.tokens(role, text)
+    assert len(tokens) > 2 * BLOCK
+    served.client.completions.create(model=MODEL, prompt=text, max_tokens=1)
+    told = dict[Hash, list[int]]()
+    for event in asyncio.run(published(served, role)):
+        if isinstance(event, Stored):
+            assert (event.block_size, event.medium) == (BLOCK, "GPU")
+            before = [] if event.parent_block_hash is None else told[event.parent_block_hash]
+            for i, name in enumerate(event.block_hashes):
+                before = before + event.token_ids[i * BLOCK : (i + 1) * BLOCK]
+                told[name] = before
+    wanted = [tokens[:end] for end in range(BLOCK, len(tokens), BLOCK)]
+    assert [prefix for prefix in told.values() if prefix in wanted] == wanted
 
 
 def test_responses_and_messages_pass_through(served: Served) -> None:
