@@ -184,6 +184,7 @@ KV_EVENTS = {
     "publisher": "zmq",
     "endpoint": "ipc:///tmp/x/3",
     "replay_endpoint": "ipc:///tmp/x/3r",
+    "buffer_steps": 900,
 }
 
 
