@@ -9,7 +9,7 @@
     ├── LaunchError           Slurm or the local executor did not take or lost the job
     ├── RunBusy               another attempt is writing to this run folder
     ├── BootstrapError        ranks that did not come, each with node and log
-    ├── WireError             a peer of the control plane was silent past the deadline
+    ├── WireError             a peer was silent past the deadline, or said what nobody can read
     ├── EngineError           an engine did not start or died, with rank, node and log
     ├── RequestFailed         an engine answered with an error, or not at all
     │   ├── PromptRejected    (preprocess) the chat template refuses the messages
@@ -70,7 +70,7 @@ class BootstrapError(HpcDynamoError):
 
 
 class WireError(HpcDynamoError):
-    """A peer of the control plane did not answer before the deadline."""
+    """A peer did not answer before the deadline, or not in a form that we know."""
 
 
 class EngineError(HpcDynamoError):
