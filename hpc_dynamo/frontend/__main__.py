@@ -30,6 +30,7 @@ from hpc_dynamo.router import RemoteRouter
 from hpc_dynamo.run import Attempt
 
 TELL_S = 1.0
+RENEW_S = 2.0  # between two looks at what the tokenizer has learned
 FAREWELL_S = 3.0  # for the last words of streams
 MB = 1 << 20
 
@@ -51,8 +52,10 @@ async def serve(attempt: Attempt, index: int, link: Path, host: str, port: int) 
             await server.listen(host, port, tls=_tls(config), shared=True)
             log.info("frontend %d (pid %d) listens on %s:%d", index, os.getpid(), host, port)
             check = tasks.create_task(_verify(config, generation, dispatcher))
+            renewal = tasks.create_task(_renew(generation))
             await _tell(router, stats, server, dispatcher)
             check.cancel()
+            renewal.cancel()
             async with asyncio.timeout(FAREWELL_S):
                 await server.drain()
 
@@ -64,6 +67,14 @@ async def _verify(config: Config, generation: Generation, dispatcher: Dispatcher
         return
     if not await agrees(prompts, dispatcher, config.model.served_name):
         generation.prompts = GivenIds()
+
+
+async def _renew(generation: Generation) -> None:
+    """Keep the tokenizer's memory bounded. Until cancelled."""
+    while True:
+        await asyncio.sleep(RENEW_S)
+        if await asyncio.to_thread(generation.prompts.renew):
+            log.info("the tokenizer has begun anew")
 
 
 async def _tell(router: RemoteRouter, stats: Stats, server: Server, dispatcher: Dispatcher) -> None:

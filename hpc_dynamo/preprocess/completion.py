@@ -49,6 +49,9 @@ class GivenIds:
     async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | Unpredictable:
         return await prompts(body, _refuse)
 
+    def renew(self) -> bool:
+        return False
+
 
 async def _refuse(text: str, special: bool) -> Tokens:
     raise Foreign(_NO_TOKENIZER)

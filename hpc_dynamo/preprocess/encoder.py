@@ -25,6 +25,8 @@ from typing import Any, Protocol
 import fastokens  # type: ignore[import-untyped]  # ships stubs, but no py.typed
 from tokenizers import Tokenizer
 
+RENEW_CHARS = 32 << 20  # at the most 200 MB of words, of English a tenth
+
 # Each character of the Basic Latin block, each byte that UTF-8 can have, and what tokenizers
 # are known to differ in. A vocabulary that lacks one of these bytes makes fastokens raise.
 _BYTES = "".join(map(chr, range(0x800))) + "".join(chr(0x1000 * i) for i in (*range(1, 13), 14, 15))
@@ -56,6 +58,10 @@ class Encoder(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens included."""
 
+    def renew(self) -> bool:
+        """To be called now and then, in a thread, since it may take a second: keeps memory
+        bounded. Whether it had to do anything."""
+
 
 def choose(exact: Tokenizer, serialized: str, *, cache_bytes: int) -> tuple[Encoder, str]:
     """The fast encoder where it gives the ids of `exact`, and why not otherwise.
@@ -63,7 +69,7 @@ def choose(exact: Tokenizer, serialized: str, *, cache_bytes: int) -> tuple[Enco
     `serialized` is `exact` as tokenizer.json; `cache_bytes` bounds the texts that are kept.
     """
     try:
-        fast = _Fast(serialized, exact, cache_bytes)
+        fast = Fast(serialized, exact, cache_bytes)
     except ValueError as error:  # a part of tokenizer.json that fastokens does not know
         return Remembering(exact, cache_bytes), str(error)
     different = next((text for text in _probes(exact) if not _agree(fast, exact, text)), None)
@@ -94,20 +100,38 @@ def _encode(tokenizer: Tokenizer, text: str, special: bool) -> bytes:
     return array("I", batch[0].ids).tobytes()
 
 
-class _Fast:
-    """fastokens. `rescue` takes the texts with a byte that the vocabulary lacks."""
+class Fast:
+    """fastokens. `rescue` takes the texts with a byte that the vocabulary lacks.
+
+    It remembers every word that it ever met (0.3.5: some 60 bytes each, without a bound), so
+    after `renew_chars` of text that the segment cache did not have a new one takes its place.
+    """
 
     name = "fastokens"
     inline_chars = 64_000
 
-    def __init__(self, serialized: str, exact: Tokenizer, cache_bytes: int) -> None:
-        self._fast: Any = fastokens.Tokenizer.from_json_str(serialized)
-        self._fast.no_truncation()
-        self._fast.no_padding()
-        self._fast.enable_segment_cache(cache_bytes)
+    def __init__(
+        self, serialized: str, exact: Tokenizer, cache_bytes: int, renew_chars: int = RENEW_CHARS
+    ) -> None:
+        self._serialized, self._cache_bytes = serialized, cache_bytes
+        self._renew_chars, self._chars = renew_chars, 0
+        self._fast = self._new()
         self._rescue: Tokenizer | None = exact
         if self._complete():
             self._rescue = None  # 30 to 150 MB
+
+    def _new(self) -> Any:
+        fast = fastokens.Tokenizer.from_json_str(self._serialized)  # releases the GIL
+        fast.no_truncation()
+        fast.no_padding()
+        fast.enable_segment_cache(self._cache_bytes)
+        return fast
+
+    def renew(self) -> bool:
+        if self._chars - self._fast.segment_cache_stats()["hit_bytes"] < self._renew_chars:
+            return False
+        self._fast, self._chars = self._new(), 0
+        return True
 
     def _complete(self) -> bool:
         try:
@@ -117,6 +141,7 @@ class _Fast:
         return True
 
     def encode(self, text: str, *, special: bool) -> bytes:
+        self._chars += len(text)
         try:
             ids: bytes = self._fast.encode_batch_flat([text], add_special_tokens=special)[0]
         except UnicodeEncodeError:
@@ -159,6 +184,9 @@ class Remembering:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._exact.decode(list(ids), skip_special_tokens=False)
+
+    def renew(self) -> bool:
+        return False  # what is kept is bounded as it is
 
     def _pieces(self, text: str) -> Iterator[str]:
         begin = 0

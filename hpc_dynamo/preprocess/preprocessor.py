@@ -106,6 +106,10 @@ class Preprocessor:
         """The text of token ids, special tokens included."""
         return self._encoder.decode(ids)
 
+    def renew(self) -> bool:
+        """See Encoder.renew."""
+        return self._encoder.renew()
+
     def probes(self) -> list[tuple[dict[str, Any], Tokens]]:
         """Bodies for an engine's /tokenize, and the ids that `tokens` of its answer should be.
 

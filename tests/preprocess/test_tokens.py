@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from hpc_dynamo.preprocess import Preprocessor, PromptRejected, Tokens, Unpredictable
-from hpc_dynamo.preprocess.encoder import Remembering
+from hpc_dynamo.preprocess.encoder import Fast, Remembering
+from hpc_dynamo.preprocess.folder import ModelFolder
 from tests.preprocess.conftest import FAMILIES, FAST, model_folder
 
 ATOMS = [
@@ -169,6 +170,23 @@ def test_the_cache_is_bounded(folders: dict[str, Path]) -> None:
                 sys.getsizeof(text) + sys.getsizeof(ids) for text, ids in encoder._known.items()
             )
             assert 10_000 < kept <= 50_000
+
+
+def test_the_fast_engine_begins_anew_before_its_memory_of_words_is_large(
+    folders: dict[str, Path],
+) -> None:
+    tokenizer, serialized = ModelFolder.read(folders["llama3"]).tokenizer()
+    fast = Fast(serialized, tokenizer, cache_bytes=1 << 20, renew_chars=400)
+    text = "<|im_start|>" + "words of a chat " * 4
+    first = fast.encode(text, special=False)
+    assert not fast.renew()
+    for _ in range(9):  # remembered whole: no word of it is new
+        assert fast.encode(text, special=False) == first
+    assert not fast.renew()
+    fast.encode("other words, " * 32, special=False)
+    assert fast.renew()
+    assert not fast.renew()
+    assert fast.encode(text, special=False) == first
 
 
 @pytest.mark.parametrize("name", ["llama3", "metaspace"])
