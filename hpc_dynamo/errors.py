@@ -13,6 +13,7 @@
     ├── EngineError           an engine did not start or died, with rank, node and log
     ├── RequestFailed         an engine answered with an error, or not at all
     │   ├── PromptRejected    (preprocess) the chat template refuses the messages
+    │   ├── NoSuchWorker      (router) the request names a worker that is not there
     │   └── Overloaded, NoWorker, Exhausted   (router) nobody has room, is there, or is left
     └── KvTransferError       NIXL could not register, connect or move a buffer
 

@@ -12,12 +12,12 @@ import msgspec
 import pytest
 
 from hpc_dynamo.agent import Agent
-from hpc_dynamo.agent.events import EventRelay, private_folder
-from hpc_dynamo.config import Config, Device, Engine, Model, Pool, Router, Topology
+from hpc_dynamo.agent.events import END, EventRelay, private_folder
+from hpc_dynamo.config import Config, Device, Engine, Model, Pool, Role, Router, Topology
 from hpc_dynamo.engines import EventEndpoints
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.head.membership import Membership
-from hpc_dynamo.kv_events import Stored, decode
+from hpc_dynamo.kv_events import Batch, Stored, decode, encode
 from hpc_dynamo.messages import (
     ControlMessage,
     Heartbeat,
@@ -280,29 +280,43 @@ def test_the_folder_is_private_short_and_gone_at_the_end(
         assert not Path(folder).exists()
 
 
-async def test_the_head_hands_on_events_and_asks_for_what_it_missed(run: Run) -> None:
+async def test_the_head_learns_from_events_and_asks_for_what_it_missed(run: Run) -> None:
     attempt, secrets = run.new_attempt(CONFIG, plan(CONFIG)), run.secrets()
     server = Server(HERE, secrets.keys, CODEC)
     agent = Client(server.endpoint, secrets.keys, CODEC)
     roster = Roster(nodes=(record(attempt),), method="", seconds=0)
-    members = Membership(attempt, roster, server, RealRouter.of(CONFIG), hopeless)
-    heard = asyncio.Queue[KvEvents]()
-    members.on_events = heard.put_nowait
-    await members.ask_replay(0, 5)  # nobody is there: nothing happens
+    router = RealRouter.of(CONFIG)
+    members = Membership(attempt, roster, server, router, hopeless)
     listening = asyncio.create_task(members.listen())
     try:
         await agent.send(Hello(node=record(attempt)))
-        events = KvEvents(rank=0, seq=7, payload=b"x")
-        await agent.send(events)
-        async with asyncio.timeout(SOON_S):
-            assert await heard.get() == events
-        await members.ask_replay(0, 5)
-        assert await agent.receive(SOON_S) == KvReplay(rank=0, start=5)
+        await agent.send(KvEvents(rank=0, seq=7, payload=batch(0)))  # of one who is not here yet
+        await agent.send(READY)
+        assert await agent.receive(SOON_S) == KvReplay(rank=0, start=0)
+        for seq in (0, END, 2):
+            await agent.send(KvEvents(rank=0, seq=seq, payload=batch(seq)))
+        assert await agent.receive(SOON_S) == KvReplay(rank=0, start=1)
+        assert (router.caches.batches, len(router.caches.told), router.caches.gaps) == (1, 1, 1)
+        for seq in (1, 2, END, 4):
+            await agent.send(KvEvents(rank=0, seq=seq, payload=batch(seq)))
+        assert await agent.receive(SOON_S) == KvReplay(rank=0, start=3)
+        assert (router.caches.batches, len(router.caches.told)) == (3, 3)
     finally:
         listening.cancel()
         await asyncio.wait([listening])
         agent.close()
         server.close()
+
+
+def batch(number: int) -> bytes:
+    """One block, the start of a prompt of its own."""
+    stored = Stored([number], None, [number + 1] * 16, 16)
+    return b"" if number == END else encode(Batch(0.0, [stored]))
+
+
+READY = WorkerReport(
+    rank=0, role=Role.aggregated, node=0, host=HERE, state=WorkerState.ready, url="http://x"
+)
 
 
 def hopeless(error: EngineError) -> None:

@@ -181,7 +181,10 @@ def test_batch_refuses_before_anything_is_made(
         ([*LOCAL, "serve.tls_cert=no", "serve.tls_key=good.pem"], ["serve.tls_cert=no: no such"]),
         ([*LOCAL, "serve.key_file=no"], ["serve.key_file=no: no such file"]),
         ([*LOCAL, "serve.key_file=empty"], ["empty is empty", "openssl rand -hex 32"]),
-        ([*LOCAL, "router=random"], ["router='random' is not known", "least_loaded, round_robin"]),
+        (
+            [*LOCAL, "router=fastest"],
+            ["router='fastest' is not known", "least_loaded, power_of_two"],
+        ),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

@@ -258,6 +258,19 @@ def test_a_worker_over_two_nodes_is_refused_before_submission(name: str) -> None
     engine(name).check(CONFIG, plan(CONFIG))
 
 
+@pytest.mark.parametrize(("own", "fits"), [(8, True), (16, True), (12, False), (32, False)])
+def test_the_routers_blocks_divide_the_engines(own: int, fits: bool) -> None:
+    config = replace(CONFIG, router=Router(block_tokens=own))
+    if fits:
+        engine("vllm").check(config, plan(config))
+        return
+    with pytest.raises(ConfigError, match=f"block_tokens={own} does not divide") as refused:
+        engine("vllm").check(config, plan(config))
+    assert refused.value.hint == "router.block_tokens=16"
+    guessing = replace(config, router=replace(config.router, kv_events=False))
+    engine("vllm").check(guessing, plan(guessing))
+
+
 def test_vllm_wants_a_model() -> None:
     config = replace(CONFIG, model=Model())
     with pytest.raises(ConfigError, match=r"model\.path is not set"):

@@ -46,7 +46,7 @@ HOMES = {
     "fastokens": ("preprocess/",),
     "httptools": ("http/",),
     "jinja2": ("preprocess/",),
-    "prometheus_client": ("engines/metrics.py", "head/exposition.py", "simulator/"),
+    "prometheus_client": ("engines/metrics.py", "head/", "simulator/"),
     "tokenizers": ("preprocess/",),
     "xxhash": ("router/hashes.py",),
 }

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -80,11 +80,18 @@ def vllm() -> Provisioned:
 
 @pytest.fixture(scope="module")
 def served(vllm: Provisioned, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("serve")
-    words = ["engine=vllm-cpu", "topology=disaggregated", "cluster.launcher=local", "name=v"]
-    words += [f"engine.python={vllm.python}", f"model.path={vllm.model}", f"model.name={MODEL}"]
-    words += ["engine.args.enable-auto-tool-choice=true", "engine.args.tool-call-parser=hermes"]
-    argv = [sys.executable, "-m", "hpc_dynamo", "serve", *words]
+    words = ("engine.args.enable-auto-tool-choice=true", "engine.args.tool-call-parser=hermes")
+    split = ("topology=disaggregated", "router.local_prefill=false")
+    with serving(vllm, tmp_path_factory.mktemp("serve"), *split, *words) as found:
+        yield found
+
+
+@contextmanager
+def serving(vllm: Provisioned, folder: Path, *words: str) -> Iterator[Served]:
+    """`hpc-dynamo serve` of the small model on this machine."""
+    own = [f"engine.python={vllm.python}", f"model.path={vllm.model}", f"model.name={MODEL}"]
+    argv = [sys.executable, "-m", "hpc_dynamo", "serve", "engine=vllm-cpu", "name=v"]
+    argv += ["cluster.launcher=local", *own, *words]
     with (folder / "serve.log").open("wb") as out:
         process = subprocess.Popen(argv, cwd=folder, stdout=out, stderr=out, env=dict(os.environ))
     try:

@@ -46,6 +46,7 @@ def _check_numbers(config: Config) -> None:
         "batch.concurrency": batch.concurrency,
         "router.block_tokens": config.router.block_tokens,
         "router.cached_blocks": config.router.cached_blocks,
+        "router.worker_prefill_tokens": config.router.worker_prefill_tokens,
         "serve.frontends": config.serve.frontends,
         "serve.queue": config.serve.queue,
         "serve.worker_requests": config.serve.worker_requests,
@@ -59,6 +60,8 @@ def _check_numbers(config: Config) -> None:
         "engine.ready_timeout_s": engine.ready_timeout_s,
         "engine.stop_timeout_s": engine.stop_timeout_s,
         "batch.request_timeout_s": batch.request_timeout_s,
+        "router.guess_ttl_s": config.router.guess_ttl_s,
+        "router.local_penalty": config.router.local_penalty,
         "serve.request_timeout_s": config.serve.request_timeout_s,
         "serve.queue_timeout_s": config.serve.queue_timeout_s,
         "serve.max_body_mb": config.serve.max_body_mb,
@@ -70,9 +73,17 @@ def _check_numbers(config: Config) -> None:
     for field_name, number in positive.items():
         if number is not None and number <= 0:
             raise ConfigError(f"{field_name}={number} must be above 0", hint=f"{field_name}=60")
-    for name, value in {"batch.retries": batch.retries, "engine.restarts": engine.restarts}.items():
-        if value < 0:
-            raise ConfigError(f"{name}={value} must not be negative", hint=f"{name}=0")
+    not_negative = {
+        "batch.retries": batch.retries,
+        "engine.restarts": engine.restarts,
+        "router.overlap_weight": config.router.overlap_weight,
+        "router.decode_weight": config.router.decode_weight,
+        "router.temperature": config.router.temperature,
+        "router.handover_tokens": config.router.handover_tokens or 0,
+    }
+    for field_name, number in not_negative.items():
+        if number < 0:
+            raise ConfigError(f"{field_name}={number} must not be negative", hint=f"{field_name}=0")
 
 
 def _check_serve(serve: Serve) -> None:

@@ -144,10 +144,13 @@ def flags(args: Mapping[str, Any]) -> list[str]:
     return out
 
 
+def _looks_at_events(config: Config) -> bool:
+    return config.router.kv_events and config.router.policy is Policy.kv
+
+
 def event_endpoints(config: Config, place: Place) -> EventEndpoints | None:
     """In the private folder of `place`; None where the router does not look at KV caches."""
-    wanted = config.router.kv_events and config.router.policy is Policy.kv
-    if not (wanted and place.events):
+    if not (_looks_at_events(config) and place.events):
         return None
     base = f"ipc://{place.events}/{place.worker.rank}"
     return EventEndpoints(base, f"{base}r")
@@ -188,3 +191,11 @@ def one_node_each(name: str, config: Config, plan: Plan) -> None:
             what = f"topology.{worker.role}: {size} GPUs a worker take {len(worker.shards)} nodes"
             hint = f"at most {plan.gpus_per_node} GPUs a worker (tensor x pipeline x data parallel)"
             raise ConfigError(f"{what}; engine={name} is started on one node only", hint=hint)
+
+
+def blocks_fit(config: Config, engine_tokens: int) -> None:
+    """Whether the router can take in events on blocks of so many tokens. Raises ConfigError."""
+    own = config.router.block_tokens
+    if _looks_at_events(config) and engine_tokens % own:
+        what = f"router.block_tokens={own} does not divide the engine's blocks of {engine_tokens}"
+        raise ConfigError(what, hint=f"router.block_tokens={engine_tokens}")

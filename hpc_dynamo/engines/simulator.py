@@ -8,6 +8,7 @@ from hpc_dynamo.engines.contract import (
     Command,
     EventEndpoints,
     Place,
+    blocks_fit,
     device_environment,
     event_endpoints,
     events_config,
@@ -33,6 +34,7 @@ class Simulator:
 
     def check(self, config: Config, plan: Plan) -> None:
         one_node_each("simulator", config, plan)
+        blocks_fit(config, self.block_tokens(config))
 
     def command(self, config: Config, place: Place) -> Command:
         options: dict[str, Any] = {

@@ -14,6 +14,7 @@ from hpc_dynamo.engines.contract import (
     EventEndpoints,
     MetricNames,
     Place,
+    blocks_fit,
     device_environment,
     event_endpoints,
     events_config,
@@ -75,6 +76,7 @@ class Vllm:
             hint = "model.path=/path/to/model (a folder on a shared disk, or a hub id)"
             raise ConfigError("model.path is not set", hint=hint)
         one_node_each("vllm", config, plan)
+        blocks_fit(config, self.block_tokens(config))
 
     def command(self, config: Config, place: Place) -> Command:
         role, engine = place.worker.role, config.engine

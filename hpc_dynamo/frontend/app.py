@@ -9,7 +9,7 @@ from hpc_dynamo.dispatch import Dispatcher
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.frontend import errors, pages
 from hpc_dynamo.frontend.access import Gate, request_id
-from hpc_dynamo.frontend.document import POSTS
+from hpc_dynamo.frontend.document import POSTS, ROUTE
 from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.frontend.generation import Generation
 from hpc_dynamo.frontend.relay import Relay
@@ -71,6 +71,10 @@ class App:
             if self._router.view.draining:
                 raise Refused(503, "the job is draining: its walltime ends", retry_after_s=30.0)
             await self._pass(request, reply, own_id)
+        elif path == ROUTE:
+            self._allow(request, "POST")
+            ask = await self._generation.ask(request, self._router.view)
+            reply.send(200, await self._router.explain(ask), [JSON])
         else:
             known = ", ".join(sorted(KNOWN))
             raise Refused(404, f"{path[:200]} is not served here; known: {known}")
@@ -118,5 +122,5 @@ class App:
 
 
 OPEN = frozenset({"/health", "/live", "/ready", "/openapi.json"})
-PASSED = frozenset(POSTS)
-KNOWN = PASSED | frozenset(pages.PAGES)
+PASSED = frozenset(POSTS) - {ROUTE}
+KNOWN = PASSED | {ROUTE} | frozenset(pages.PAGES)

@@ -57,6 +57,7 @@ def _answers(*codes: int) -> Schema:
     return found | {"200": {"description": "the engine's answer", "content": fine}}
 
 
+ROUTE = "/v1/route"
 REFUSALS = (400, 401, 404, 405, 408, 413, 429, 431, 500, 502, 503, 504)
 MESSAGES: Schema = {"type": "array", "items": MESSAGE, "minItems": 1}
 POSTS: dict[str, tuple[str, Schema]] = {
@@ -78,6 +79,7 @@ POSTS: dict[str, tuple[str, Schema]] = {
         "length of Anthropic's messages, where the engine has them",
         _body(["messages"], messages=MESSAGES),
     ),
+    ROUTE: ("where this body would be sent, and why; nothing is sent", _body([])),
     "/tokenize": ("token ids of a text", _body([])),
     "/detokenize": ("text of token ids", _body(["tokens"])),
 }

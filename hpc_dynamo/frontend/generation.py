@@ -16,17 +16,18 @@ from hpc_dynamo.engines import Body
 from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.frontend.pages import check_model
 from hpc_dynamo.frontend.stats import Stats
+from hpc_dynamo.frontend.wishes import FIELD, take_wish
 from hpc_dynamo.http import Request
 from hpc_dynamo.messages import View
 from hpc_dynamo.preprocess import GivenIds, Preprocessor, PromptRejected, Tokens
-from hpc_dynamo.router import Ask, block_hashes
+from hpc_dynamo.router import Ask, Wish, block_hashes
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 T = TypeVar("T")
 
 # Where a worker pulls its blocks from is for us alone to say: wrong blocks kill an engine.
-OURS = ("kv_transfer_params", "ec_transfer_params")
+OURS = frozenset({"kv_transfer_params", "ec_transfer_params", FIELD})
 COUNT = msgspec.json.Decoder(int | None)
 NAME = msgspec.json.Decoder(str | None)
 WHOLE = msgspec.json.Decoder(dict[str, Any])
@@ -39,7 +40,7 @@ class Generation:
 
     def __init__(self, config: Config, prompts: Preprocessor | GivenIds, stats: Stats) -> None:
         self.prompts, self._stats = prompts, stats
-        self._by_cache = config.router.policy is Policy.kv
+        self._policy = config.router.policy
         self._block = config.router.block_tokens
         self._can_split = config.topology.kind is Kind.disaggregated
 
@@ -47,12 +48,21 @@ class Generation:
         """Raises Refused for what no engine would take."""
         body, content = _read(request.body, OBJECT), request.body
         self._check_model(view, body)
-        if [field for field in OURS if body.pop(field, None) is not None]:
+        ours, wish = body.keys() & OURS, take_wish(request.headers, body)
+        if ours:
+            body = {name: value for name, value in body.items() if name not in ours}
             content = msgspec.json.encode(body)
         path = f"{request.path}?{request.query}" if request.query else request.path
         headers = [(b"x-request-id", own_id.encode())]
-        ask = await self._ask(request.path, content, body, view)
+        ask = await self._ask(request.path, content, body, view, wish)
         return Work(path, content, body, ask, headers)
+
+    async def ask(self, request: Request, view: View) -> Ask:
+        """How a body of chat or completions, sent elsewhere, would be put to the router."""
+        body = _read(request.body, OBJECT)
+        self._check_model(view, body)
+        wish, path = take_wish(request.headers, body), CHAT if "messages" in body else COMPLETIONS
+        return await self._ask(path, request.body, body, view, wish)
 
     def _check_model(self, view: View, body: Body) -> None:
         try:
@@ -62,20 +72,22 @@ class Generation:
         if model is not None:
             check_model(view, model)
 
-    async def _ask(self, path: str, content: bytes, body: Body, view: View) -> Ask:
+    async def _ask(self, path: str, content: bytes, body: Body, view: View, wish: Wish) -> Ask:
+        by_cache = (wish.policy or self._policy) is Policy.kv
         if path not in (CHAT, COMPLETIONS):
-            return Ask(split=False)
+            return Ask(split=False, wish=wish)
         split = self._can_split and _one_answer(body)
-        if not (self._by_cache or (split and view.context_tokens)):
-            return Ask(split=split)  # neither the choice nor the hand-over depends on the ids
+        if not (by_cache or (split and view.context_tokens)):
+            # Neither the choice nor the hand-over depends on the ids.
+            return Ask(split=split, wish=wish)
         prompts = await self._tokens(path, _read(content, WHOLE))
         if not prompts:
-            return Ask(split=split)
+            return Ask(split=split, wish=wish)
         longest, tokens = max(prompts, key=len), sum(map(len, prompts))
         self._stats.prompt_tokens += tokens
-        hashes = block_hashes(longest.data, self._block) if self._by_cache else b""
+        hashes = block_hashes(longest.data, self._block) if by_cache else b""
         split = split and len(prompts) == 1 and _fits(len(longest), body, view.context_tokens)
-        return Ask(tokens=tokens, hashes=hashes, split=split)
+        return Ask(tokens=tokens, hashes=hashes, split=split, wish=wish)
 
     async def _tokens(self, path: str, body: dict[str, Any]) -> list[Tokens]:
         """Of each prompt; empty where only the engine can tell, or is to refuse them."""

@@ -6,6 +6,8 @@ from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.http import Answer, Reply
 from hpc_dynamo.router import Lease
 
+TELL_PIECES = 64  # a note to the router costs as much as passing on some pieces
+
 
 class Relay:
     """See dispatch.Taker. Bytes pass as they came."""
@@ -14,6 +16,7 @@ class Relay:
         self._reply, self._stats = reply, stats
         self._began = self._last = time.monotonic()
         self._type = b"application/json"
+        self._pieces = 0  # that the router has not been told of
         self._lease: Lease
 
     @property
@@ -38,6 +41,10 @@ class Relay:
         now = time.monotonic()
         if self._reply.status:
             self._stats.itl.observe(now - self._last)
+            self._pieces += 1  # a token each, as long as the reader keeps up
+            if self._pieces == TELL_PIECES:
+                self._lease.progress(self._pieces)
+                self._pieces = 0
         else:
             self._begin()
             self._lease.first_token()

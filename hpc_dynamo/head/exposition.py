@@ -6,17 +6,23 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
-    HistogramMetricFamily,
     Metric,
 )
 from prometheus_client.registry import Collector
 
 from hpc_dynamo.frontend.stats import BOUNDS_S, Buckets, Stats
+from hpc_dynamo.head import routing
+from hpc_dynamo.head.families import histogram
 from hpc_dynamo.messages import Traffic, WorkerLoad, WorkerReport
+from hpc_dynamo.router import Router
 
 
 def exposition(
-    stats: Stats, traffic: Traffic, loads: Iterable[WorkerLoad], workers: Iterable[WorkerReport]
+    stats: Stats,
+    traffic: Traffic,
+    loads: Iterable[WorkerLoad],
+    workers: Iterable[WorkerReport],
+    router: Router,
 ) -> str:
     """Everything under `hpc_dynamo_`; engines' own metrics stay with the engines."""
 
@@ -24,6 +30,7 @@ def exposition(
         def collect(self) -> Iterable[Metric]:
             yield from _frontend(stats, traffic)
             yield from _workers(loads, workers)
+            yield from routing.metrics(router)
 
     registry = CollectorRegistry()
     registry.register(Once())
@@ -52,9 +59,9 @@ def _frontend(stats: Stats, traffic: Traffic) -> Iterable[Metric]:
     }
     for name, (value, text) in gauges.items():
         yield GaugeMetricFamily(f"hpc_dynamo_{name}", text, value=value)
-    yield _histogram("ttft_seconds", "until the first bytes of an answer", stats.ttft)
-    yield _histogram("itl_seconds", "between pieces of a stream", stats.itl)
-    yield _histogram("request_seconds", "until the end of an answer", stats.seconds)
+    yield _seconds("ttft_seconds", "until the first bytes of an answer", stats.ttft)
+    yield _seconds("itl_seconds", "between pieces of a stream", stats.itl)
+    yield _seconds("request_seconds", "until the end of an answer", stats.seconds)
 
 
 def _workers(loads: Iterable[WorkerLoad], workers: Iterable[WorkerReport]) -> Iterable[Metric]:
@@ -77,12 +84,5 @@ def _workers(loads: Iterable[WorkerLoad], workers: Iterable[WorkerReport]) -> It
         yield family
 
 
-def _histogram(name: str, text: str, buckets: Buckets) -> Metric:
-    bounds, total = [*map(str, BOUNDS_S), "+Inf"], 0
-    rows = list[tuple[str, float]]()
-    for bound, count in zip(bounds, buckets.counts, strict=True):
-        total += count
-        rows.append((bound, total))
-    return HistogramMetricFamily(
-        f"hpc_dynamo_{name}", text, buckets=rows, sum_value=buckets.total_s
-    )
+def _seconds(name: str, text: str, buckets: Buckets) -> Metric:
+    return histogram(f"hpc_dynamo_{name}", text, BOUNDS_S, buckets.counts, buckets.total_s)

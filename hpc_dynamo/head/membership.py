@@ -49,7 +49,6 @@ class Membership:
         self._heard: dict[int, float] = {node.node: time.monotonic() for node in roster.nodes}
         self._changed = asyncio.Condition()
         self.workers: dict[int, WorkerReport] = {}  # by rank
-        self.on_events: Callable[[KvEvents], None] = lambda events: None
 
     @property
     def address(self) -> str:
@@ -75,19 +74,19 @@ class Membership:
                     await self._admit(message)
                 case Bye(node=node):
                     await self._gone(node, WorkerState.stopped, "its agent has ended")
-                case KvEvents():
-                    self.on_events(message)
+                case KvEvents(rank=rank, seq=seq, payload=payload):
+                    missed = self._router.caches.learn(rank, seq, payload)
+                    if missed is not None:
+                        await self._ask_replay(rank, missed)
                     await asyncio.sleep(0)  # a flood of them must not keep all others waiting
                 case Stop() | KvReplay():
                     log.warning(
                         "an agent sent %s, which only the head does", type(message).__name__
                     )
 
-    async def ask_replay(self, rank: int, start: int) -> None:
-        """KV events of a worker were missed: its agent sends what there is from `start` on.
-
-        They come as `on_events`; the last has the number -1, if the worker lives till then.
-        """
+    async def _ask_replay(self, rank: int, start: int) -> None:
+        """Its agent sends again what the worker's engine has of KV events from `start` on, and
+        then the number -1."""
         peer = self._peers.get(self._plan.workers[rank].node)
         if peer is not None:
             await self._server.send(peer, KvReplay(rank=rank, start=start))
@@ -117,6 +116,7 @@ class Membership:
         log.info("%s %s", what, worker.detail)
         if worker.state is WorkerState.ready:
             await self._router.join(worker.rank, worker.role, worker.url)
+            await self._ask_replay(worker.rank, 0)  # who begins to listen comes late
         else:
             self._router.leave(worker.rank)
         self._despair(worker.role)

@@ -136,7 +136,7 @@ class ServeWork:
             context_tokens=min(contexts, default=0),
             workers=workers,
             loads=loads,
-            metrics=exposition(self._stats(), self._traffic, loads, workers),
+            metrics=exposition(self._stats(), self._traffic, loads, workers, router),
         )
 
     def _stats(self) -> Stats:

@@ -4,8 +4,19 @@ It lives in the head. Frontend processes use it through a unix socket (`server`,
 batch runner in the same process; both see `route()` and get a `Lease`.
 """
 
+from hpc_dynamo.router.caches import Caches
+from hpc_dynamo.router.decisions import BOUNDS_S, Decisions
 from hpc_dynamo.router.hashes import block_hashes
-from hpc_dynamo.router.lease import Ask, Exhausted, Lease, NoWorker, Overloaded, Target
+from hpc_dynamo.router.lease import (
+    Ask,
+    Exhausted,
+    Lease,
+    NoSuchWorker,
+    NoWorker,
+    Overloaded,
+    Target,
+    Wish,
+)
 from hpc_dynamo.router.limits import Limits
 from hpc_dynamo.router.members import Member
 from hpc_dynamo.router.remote import RemoteRouter
@@ -13,16 +24,21 @@ from hpc_dynamo.router.router import Router
 from hpc_dynamo.router.server import RouterServer
 
 __all__ = [
+    "BOUNDS_S",
     "Ask",
+    "Caches",
+    "Decisions",
     "Exhausted",
     "Lease",
     "Limits",
     "Member",
+    "NoSuchWorker",
     "NoWorker",
     "Overloaded",
     "RemoteRouter",
     "Router",
     "RouterServer",
     "Target",
+    "Wish",
     "block_hashes",
 ]

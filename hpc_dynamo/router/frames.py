@@ -37,6 +37,11 @@ class Told(msgspec.Struct, frozen=True, array_like=True, tag=3):
     content: bytes
 
 
+class Explain(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    id: int
+    ask: Ask
+
+
 class Granted(msgspec.Struct, frozen=True, array_like=True, tag=4):
     id: int
     prefill: Target | None
@@ -56,12 +61,17 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag=6):
     rank: int
 
 
+class Explained(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    id: int
+    content: bytes  # JSON of router.why.Why
+
+
 class Seen(msgspec.Struct, frozen=True, array_like=True, tag=7):
     view: View
 
 
-Up = Asked | Withdrawn | Noted | Told
-Down = Granted | Denied | Lost | Seen
+Up = Asked | Withdrawn | Noted | Told | Explain
+Down = Granted | Denied | Lost | Seen | Explained
 ENCODER = msgspec.msgpack.Encoder()
 
 log = logging.getLogger(__name__)

@@ -1,15 +1,17 @@
-"""Leases that are out, and asks that wait."""
+"""Leases that are out: what each weighs on its workers, until it weighs nothing."""
 
-import asyncio
+import time
 from dataclasses import dataclass, field
 
-from hpc_dynamo.router.lease import Ask, Lease, Target
+from hpc_dynamo.router.choice import Choice
+from hpc_dynamo.router.handover import Handover
+from hpc_dynamo.router.lease import Lease
 from hpc_dynamo.router.members import Member
 
 
 @dataclass(eq=False)
 class Held:
-    """A lease that is out, and what it weighs on its workers."""
+    """One lease, counted on its workers from the start. Every step may come twice or never."""
 
     lease: Lease
     decode: Member
@@ -17,22 +19,65 @@ class Held:
     computes: Member  # the prompt
     promised: int  # tokens of it that are still to be computed
     blocks: int
+    handover: Handover  # learns from what we see
     spare: int = 0  # tokens of the answer beyond whole blocks
+    ahead: int = 0  # tokens that its prefill worker had to compute until this prompt was done
+    since: float = field(default_factory=time.monotonic)  # of its present part
+
+    @classmethod
+    def begin(
+        cls, lease: Lease, choice: Choice, tokens: int, block: int, handover: Handover
+    ) -> "Held":
+        decode, prefill, computes = choice.decode, choice.prefill, choice.computes
+        held = cls(lease, decode, prefill, computes, choice.left, -(-tokens // block), handover)
+        computes.prefill_tokens += held.promised
+        held.ahead = computes.prefill_tokens
+        decode.blocks += held.blocks
+        computes.begin()
+        for member in choice.workers:
+            member.active += 1
+            member.turn = lease.id
+        return held
+
+    def prefilled(self) -> bool:
+        """The prefill worker has done its part; False if it had before, or there is none."""
+        if self.prefill is None:
+            return False
+        now = time.monotonic()
+        self.handover.prefilled(self.ahead, now - self.since)
+        self.since = now
+        self._leave_prefill()
+        return True
+
+    def first_token(self) -> None:
+        """The prompt is computed."""
+        if self.computes is not self.decode and self.prefill is None:
+            self.handover.arrived(time.monotonic() - self.since)
+        self._computed()
 
     def grow(self, tokens: int, block: int) -> None:
         more, self.spare = divmod(self.spare + tokens, block)
         self.blocks += more
         self.decode.blocks += more
 
+    def end(self) -> None:
+        """Nothing of it is on its workers any more. Once only."""
+        self._leave_prefill()
+        self._computed()
+        self.decode.blocks -= self.blocks
+        self.decode.end()
+        self.decode.active -= 1
+        self.decode.served += 1
 
-@dataclass(eq=False)
-class Waiting:
-    ask: Ask
-    granted: asyncio.Future[Lease] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
-    timer: asyncio.TimerHandle | None = None
+    def _leave_prefill(self) -> None:
+        if self.prefill:
+            self._computed()
+            self.prefill.end()
+            self.prefill.active -= 1
+            self.prefill.served += 1
+            self.prefill = None
+            self.decode.begin()
 
-
-def target(member: Member | None) -> Target | None:
-    return Target(member.rank, member.url) if member else None
+    def _computed(self) -> None:
+        self.computes.prefill_tokens -= self.promised
+        self.promised = 0

@@ -6,10 +6,24 @@ from typing import Annotated, Protocol
 
 import msgspec
 
+from hpc_dynamo.config import Policy
 from hpc_dynamo.errors import RequestFailed
 
 HASH_BYTES = 8
 Count = Annotated[int, msgspec.Meta(ge=0)]
+Weight = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class Wish(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a request says of its own routing; where it says nothing, the configuration holds."""
+
+    policy: Policy | None = None
+    overlap_weight: Weight | None = None
+    decode_weight: Weight | None = None
+    temperature: Weight | None = None
+    priority: int = 0  # in the line: the higher first
+    session: str = ""
+    workers: tuple[int, ...] = ()  # ranks: no other worker of their role
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True):
@@ -20,10 +34,16 @@ class Ask(msgspec.Struct, frozen=True, array_like=True):
     split: bool = True  # prefill and decode may be on two workers
     exclude: tuple[int, ...] = ()  # ranks that were tried
     timeout_s: float = 0.0  # for a worker to be free; 0: the router's own limit
+    wish: Wish = Wish()
 
     def __post_init__(self) -> None:
         if len(self.hashes) % HASH_BYTES:
             raise ValueError(f"{len(self.hashes)} bytes are no whole number of hashes")
+
+    @property
+    def blocks(self) -> list[int]:
+        """The hashes, one by one."""
+        return memoryview(self.hashes).cast("Q").tolist()
 
 
 class Target(msgspec.Struct, frozen=True, array_like=True):
@@ -103,6 +123,13 @@ class NoWorker(RequestFailed):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, status=503)
+
+
+class NoSuchWorker(RequestFailed):
+    """A request names workers that are not there, or none where it must."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=400)
 
 
 class Exhausted(RequestFailed):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from hpc_dynamo.config import Config, Task
+from hpc_dynamo.router.members import Member
 
 # A worker whose connection broke is left alone until its agent reports it anew, or this long:
 # with the usual three tries a request outlasts the time after which a silent agent is given up.
@@ -16,9 +17,18 @@ class Limits:
     """Without limits nobody is refused and nobody waits but for a worker."""
 
     worker_requests: float = math.inf  # leases on one worker at a time
+    worker_prefill_tokens: float = math.inf  # prompt tokens that wait on it
     queue: float = math.inf  # asks that wait
     queue_timeout_s: float = math.inf
     avoid_s: float = AVOID_S
+
+    def room(self, member: Member) -> bool:
+        """Whether it may be sent one more request."""
+        return (
+            not member.avoided
+            and member.active < self.worker_requests
+            and member.prefill_tokens <= self.worker_prefill_tokens
+        )
 
     @classmethod
     def of(cls, config: Config) -> Self:
@@ -26,7 +36,9 @@ class Limits:
         if config.task is Task.batch:
             return cls()
         serve, engine = config.serve, config.engine
+        tokens = config.router.worker_prefill_tokens
         return cls(
+            worker_prefill_tokens=math.inf if tokens is None else tokens,
             worker_requests=serve.worker_requests or 2 * engine.max_num_seqs,
             queue=serve.queue,
             queue_timeout_s=serve.queue_timeout_s,

@@ -1,39 +1,92 @@
-"""Pure choice among usable workers."""
+"""Pure choice among usable workers.
 
+A policy is a row of POLICIES: how many workers it draws by chance before it looks, and what a
+worker costs it. The cheapest gets the request; equals take turns.
+"""
+
+import math
+import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from zlib import crc32
 
 from hpc_dynamo.config import Policy
 from hpc_dynamo.router.members import Member
 
-Overlaps = Mapping[int, int]  # blocks of the prompt's start, by rank
-Choose = Callable[[Sequence[Member], int, Overlaps, int], Member]
-"""(usable workers, at least one; prompt tokens; overlaps; tokens a block) → the chosen one."""
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a choice depends on, besides the workers."""
+
+    tokens: int  # of the prompt
+    overlaps: Mapping[int, int]  # blocks of the prompt's start, by rank
+    block: int  # tokens
+    overlap_weight: float = 1.0
+    decode_weight: float = 1.0
+    session: str = ""
+
+    def left(self, m: Member) -> int:
+        """Tokens of the prompt that are not there yet: to compute, or to pull."""
+        return max(self.tokens - self.overlaps.get(m.rank, 0) * self.block, 0)
 
 
-def kv(members: Sequence[Member], tokens: int, overlaps: Overlaps, block: int) -> Member:
-    """The least work ahead: prompt tokens to compute, here and promised, and blocks held,
-    both counted in blocks (as in NVIDIA Dynamo's router cost, docs/router)."""
-
-    def cost(m: Member) -> tuple[float, int, int]:
-        left = max(tokens - overlaps.get(m.rank, 0) * block, 0)
-        return ((left + m.prefill_tokens) / block + m.blocks, m.active, m.turn)
-
-    return min(members, key=cost)
+Cost = Callable[[Member, Need], float]
 
 
-def least_loaded(members: Sequence[Member], tokens: int, overlaps: Overlaps, block: int) -> Member:
-    """The fewest requests of ours."""
-    return min(members, key=lambda m: (m.active, m.turn))
+def kv(m: Member, need: Need) -> float:
+    """The work ahead, in blocks: prompt tokens to compute (or to pull), here and promised, and
+    blocks held for answers (the terms of NVIDIA Dynamo's router cost, docs/router)."""
+    ahead = (need.left(m) + m.prefill_tokens) / need.block
+    return need.overlap_weight * ahead + need.decode_weight * m.blocks
 
 
-def round_robin(members: Sequence[Member], tokens: int, overlaps: Overlaps, block: int) -> Member:
-    """The one whose last turn is the longest ago; counting turns instead would send a worker
-    that joins late everything until it has caught up."""
-    return min(members, key=lambda m: m.turn)
+def active(m: Member, need: Need) -> float:
+    """Requests of ours on it."""
+    return m.active
 
 
-POLICIES: dict[Policy, Choose] = {
-    Policy.kv: kv,
-    Policy.least_loaded: least_loaded,
-    Policy.round_robin: round_robin,
+def turn(m: Member, need: Need) -> float:
+    """How lately it had its last turn; counting turns instead would send a worker that joins
+    late everything until it has caught up."""
+    return m.turn
+
+
+def affinity(m: Member, need: Need) -> float:
+    """Rendezvous hashing (Thaler and Ravishankar, 1998): a session keeps its worker while others
+    come and go. A request without one goes by load."""
+    return crc32(f"{need.session}/{m.rank}".encode()) if need.session else m.active
+
+
+@dataclass(frozen=True)
+class Rule:
+    cost: Cost
+    drawn: int = 0  # workers drawn by chance beforehand; 0: all of them
+
+
+POLICIES: dict[Policy, Rule] = {
+    Policy.kv: Rule(kv),
+    Policy.least_loaded: Rule(active),
+    Policy.round_robin: Rule(turn),
+    Policy.random: Rule(turn, drawn=1),
+    Policy.power_of_two: Rule(active, drawn=2),
+    Policy.session: Rule(affinity),
+    Policy.direct: Rule(active),  # among those that the request names
 }
+
+
+def choose(rule: Rule, members: Sequence[Member], need: Need, temperature: float = 0.0) -> Member:
+    """The member for a request, of at least one."""
+    if 0 < rule.drawn < len(members):
+        members = random.sample(members, rule.drawn)
+    cost = rule.cost
+    if temperature > 0:
+        return _by_chance([cost(m, need) for m in members], members, temperature)
+    return min(members, key=lambda m: (cost(m, need), m.active, m.turn))
+
+
+def _by_chance(costs: list[float], members: Sequence[Member], temperature: float) -> Member:
+    """Softmax of the costs, scaled to 0 for the least and 1 for the most."""
+    least = min(costs)
+    spread = max(costs) - least or 1.0
+    weights = [math.exp((least - cost) / spread / temperature) for cost in costs]
+    return random.choices(members, weights)[0]

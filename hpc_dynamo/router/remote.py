@@ -3,7 +3,7 @@
 import asyncio
 from itertools import count
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
@@ -14,6 +14,8 @@ from hpc_dynamo.router.frames import (
     Asked,
     Denied,
     Down,
+    Explain,
+    Explained,
     Granted,
     Lost,
     Noted,
@@ -22,7 +24,16 @@ from hpc_dynamo.router.frames import (
     Wire,
     Withdrawn,
 )
-from hpc_dynamo.router.lease import Ask, Exhausted, Lease, Note, NoWorker, Overloaded, Target
+from hpc_dynamo.router.lease import (
+    Ask,
+    Exhausted,
+    Lease,
+    NoSuchWorker,
+    Note,
+    NoWorker,
+    Overloaded,
+    Target,
+)
 
 
 class RemoteRouter(Wire):
@@ -34,6 +45,7 @@ class RemoteRouter(Wire):
         super().__init__()
         self._ids = count(1)
         self._asked = dict[int, asyncio.Future[Lease]]()
+        self._explaining = dict[int, asyncio.Future[bytes]]()
         self._leases = dict[int, Lease]()
         self.view = View()
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -61,6 +73,18 @@ class RemoteRouter(Wire):
             raise
         return lease
 
+    async def explain(self, ask: Ask) -> bytes:
+        """JSON of router.why.Why: what `route` would do now. Raises like Router.explain."""
+        if self.closed.done():
+            raise _ended()
+        id_, explained = next(self._ids), asyncio.get_running_loop().create_future()
+        self._explaining[id_] = explained
+        self.send(Explain(id_, ask))
+        try:
+            return bytes(await explained)
+        finally:
+            del self._explaining[id_]
+
     def note(self, lease: int, note: Note, value: int) -> None:
         """See lease.Notes."""
         if note is Note.released:
@@ -76,14 +100,20 @@ class RemoteRouter(Wire):
             case Granted(id=id_, prefill=prefill, decode=decode):
                 self._granted(id_, prefill, decode)
             case Denied(id=id_) as denied:
-                asked = self._asked.pop(id_, None)
-                if asked and not asked.done():
-                    asked.set_exception(_error(denied))
+                self._deny(self._asked.pop(id_, None) or self._explaining.get(id_), _error(denied))
+            case Explained(id=id_, content=content):
+                explained = self._explaining.get(id_)
+                if explained and not explained.done():
+                    explained.set_result(content)
             case Lost(id=id_, rank=rank):
                 if id_ in self._leases:
                     self._leases[id_].lose(rank)
             case Seen(view=view):
                 self.view = view
+
+    def _deny(self, asked: asyncio.Future[Any] | None, error: RequestFailed) -> None:
+        if asked and not asked.done():
+            asked.set_exception(error)
 
     def _granted(self, id_: int, prefill: Target | None, decode: Target) -> None:
         asked = self._asked.pop(id_, None)
@@ -95,8 +125,9 @@ class RemoteRouter(Wire):
         if not self.closed.done():
             self.closed.set_result(None)
         for asked in self._asked.values():
-            if not asked.done():
-                asked.set_exception(_ended())
+            self._deny(asked, _ended())
+        for explained in self._explaining.values():
+            self._deny(explained, _ended())
         self._asked.clear()
         for lease in list(self._leases.values()):
             lease.lose(lease.decode.rank)
@@ -106,6 +137,8 @@ def _error(denied: Denied) -> RequestFailed:
     match denied.kind:
         case "Exhausted":
             return Exhausted(denied.message)
+        case "NoSuchWorker":
+            return NoSuchWorker(denied.message)
         case "NoWorker":
             return NoWorker(denied.message)
         case "Overloaded":

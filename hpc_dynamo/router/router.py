@@ -1,36 +1,42 @@
 """Who is there, who is busy, who waits: one event loop, no locks."""
 
 import asyncio
+import logging
 import math
-from collections import deque
+import time
 from collections.abc import Iterable
 from itertools import count
 from typing import Self
 
 from hpc_dynamo import config as c
 from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.messages import Traffic
-from hpc_dynamo.router.held import Held, Waiting, target
-from hpc_dynamo.router.index import ApproximateIndex
-from hpc_dynamo.router.lease import Ask, Exhausted, Lease, Note, NoWorker, Overloaded, Target
+from hpc_dynamo.router.caches import Caches
+from hpc_dynamo.router.choice import Choice, Chooser
+from hpc_dynamo.router.decisions import Decisions
+from hpc_dynamo.router.held import Held
+from hpc_dynamo.router.lease import Ask, Lease, Note, NoWorker, Overloaded
 from hpc_dynamo.router.limits import Limits
+from hpc_dynamo.router.line import Line, Waiting
 from hpc_dynamo.router.members import Member
 from hpc_dynamo.router.pace import Pace
-from hpc_dynamo.router.policy import POLICIES
+from hpc_dynamo.router.why import Why, explain
+
+log = logging.getLogger(__name__)
 
 
 class Router:
     """Grants leases on ready workers, the next in line first."""
 
     def __init__(self, kind: Kind, config: c.Router, limits: Limits | None = None) -> None:
-        self._split = kind is Kind.disaggregated
-        self._block, self._choose = config.block_tokens, POLICIES[config.policy]
-        self._index = ApproximateIndex(config.cached_blocks)
-        self._by_cache = config.policy is c.Policy.kv
-        self._limits = limits or Limits()
+        self._block, self._limits = config.block_tokens, limits or Limits()
+        self.caches, self.decisions = Caches(config), Decisions()
+        self._chooser = Chooser(kind, config, self._limits, self.caches)
+        self._all_needs = 2 if kind is Kind.disaggregated else 1
         self._members, self._former = dict[int, Member](), dict[int, Member]()
         self._held, self._ids = dict[int, Held](), count(1)
-        self._queue = deque[Waiting]()
+        self._queue = Line()
         self._changed, self._nothing = asyncio.Condition(), asyncio.Event()
         self._pace = Pace()
         self.news = asyncio.Event()  # somebody came or went; whoever shows it clears it
@@ -51,7 +57,7 @@ class Router:
         self.leave(rank)
         former = self._former.pop(rank, None)
         self._members[rank] = Member(rank, role, url, busy_s=former.busy_s if former else 0.0)
-        self._index.join(rank)
+        self.caches.join(rank)
         self.news.set()
         self._pump()
         async with self._changed:
@@ -61,7 +67,7 @@ class Router:
         """A worker is gone, and what was on it."""
         member = self._members.pop(rank, None)
         if member:
-            self._index.leave(rank)
+            self.caches.leave(rank)
             self.news.set()
             self._former[rank] = member
             for held in list(self._held.values()):
@@ -106,22 +112,36 @@ class Router:
         self._pace.requests += not ask.exclude
         lease = None if self._queue else self._place(ask)
         if lease is None and len(self._queue) >= self._limits.queue:
-            self._pace.refused += 1
-            what = f"{len(self._queue)} requests are waiting, which is all that may (serve.queue)"
-            raise Overloaded(
-                what, status=429, retry_after_s=self._pace.retry_after_s(len(self._queue))
-            )
+            self._make_room(ask)
         return lease
+
+    def _make_room(self, ask: Ask) -> None:
+        """In a full line: refuses the last, if it counts for less, else the newcomer."""
+        self._pace.refused += 1
+        full = Overloaded(
+            f"{len(self._queue)} requests are waiting, which is all that may (serve.queue)",
+            status=429,
+            retry_after_s=self._pace.retry_after_s(len(self._queue)),
+        )
+        last = self._queue.yields_to(ask)
+        if last is None:
+            raise full
+        self._step_out(last)
+        self._refuse(last, full)
+
+    def explain(self, ask: Ask) -> Why:
+        """What `route` would do now, and why; nothing is granted. Raises like `route`, but for
+        one that would have to wait."""
+        return explain(self._chooser, ask, tuple(self.members))
 
     def enqueue(self, ask: Ask) -> Waiting:
         """A place in line, for one that `route_now` gave nothing: `granted` becomes the lease,
         or raises like `route`. Who does not want it any more must `forget` it."""
-        waiting = Waiting(ask)
+        waiting = self._queue.join(ask)
         limit_s = min(ask.timeout_s or math.inf, self._limits.queue_timeout_s)
         if limit_s < math.inf:
             later = asyncio.get_running_loop().call_later
             waiting.timer = later(limit_s, self._expire, waiting, limit_s)
-        self._queue.append(waiting)
         self._pump()
         return waiting
 
@@ -136,14 +156,16 @@ class Router:
 
     def _expire(self, waiting: Waiting, limit_s: float) -> None:
         self._step_out(waiting)
-        if not waiting.granted.cancelled():
-            waiting.granted.set_exception(self._too_late(waiting.ask, limit_s))
+        self._refuse(waiting, self._too_late(waiting.ask, limit_s))
         self._pump()
 
+    def _refuse(self, waiting: Waiting, error: RequestFailed) -> None:
+        """One that has stepped out."""
+        if not waiting.granted.cancelled():
+            waiting.granted.set_exception(error)
+
     def _step_out(self, waiting: Waiting) -> None:
-        self._queue.remove(waiting)
-        if waiting.timer:
-            waiting.timer.cancel()
+        self._queue.leave(waiting)
         self._settle()
 
     def _settle(self) -> None:
@@ -153,7 +175,7 @@ class Router:
     def _too_late(self, ask: Ask, limit_s: float) -> NoWorker | Overloaded:
         self._pace.refused += 1
         here = {m.role for m in self.members}
-        missing = [role for role in self._needs(ask) if role not in here]
+        missing = [role for role in self._chooser.roles(ask) if role not in here]
         if missing:
             what = f"no {' and no '.join(missing)} worker became ready within {limit_s:.0f} s"
             return NoWorker(what)
@@ -163,70 +185,46 @@ class Router:
         )
 
     def _pump(self) -> None:
-        """Grant to those in line: first come first served among those who need the same roles.
-        One that has tried some workers holds up nobody."""
+        """Grant to those in line, in its order among those who need the same roles. One that
+        wants certain workers, or has tried some, holds up nobody."""
         stuck = set[tuple[Role, ...]]()
-        for waiting in list(self._queue):
-            needs = self._needs(waiting.ask)
+        for waiting in self._queue:
+            ask, needs = waiting.ask, self._chooser.roles(waiting.ask)
             # Cancelled: its task has not run yet; nothing must be placed.
             if needs in stuck or waiting.granted.cancelled():
                 continue
             try:
-                lease = self._place(waiting.ask)
-            except Exhausted as e:
+                lease = self._place(ask)
+            except RequestFailed as e:
                 self._step_out(waiting)
-                waiting.granted.set_exception(e)
+                self._refuse(waiting, e)
                 continue
             if lease:
                 self._step_out(waiting)
                 waiting.granted.set_result(lease)
-            elif not waiting.ask.exclude:
+            elif not (ask.exclude or ask.wish.workers):
                 stuck.add(needs)
-                if len(stuck) == 1 + self._split:  # all needs that there are
+                if len(stuck) == self._all_needs:
                     return
 
-    def _needs(self, ask: Ask) -> tuple[Role, ...]:
-        if not self._split:
-            return (Role.aggregated,)
-        return (Role.decode, Role.prefill) if ask.split else (Role.decode,)
-
     def _place(self, ask: Ask) -> Lease | None:
-        """The best workers that have room now. Raises Exhausted."""
-        hashes = memoryview(ask.hashes).cast("Q").tolist() if self._by_cache else []
-        overlaps = self._index.overlaps(hashes) if hashes else {}
-        chosen = list[Member]()
-        for role in self._needs(ask):
-            usable = self._usable(role, ask)
-            if not usable:
-                return None
-            chosen.append(self._choose(usable, ask.tokens, overlaps, self._block))
-        return self._hold(ask, chosen, overlaps, hashes)
+        """The best workers that have room now. Raises like `route`."""
+        began = time.perf_counter()
+        choice = self._chooser.choose(ask, self.members)
+        if choice is None:
+            return None
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s", self.explain(ask))
+        lease = self._hold(ask, choice)
+        self.decisions.count(choice, -(-ask.tokens // self._block), time.perf_counter() - began)
+        return lease
 
-    def _usable(self, role: Role, ask: Ask) -> list[Member]:
-        of_role = [m for m in self.members if m.role is role]
-        untried = [m for m in of_role if m.rank not in ask.exclude]
-        if of_role and not untried:
-            raise Exhausted(f"every {role} worker was tried")
-        return [m for m in untried if not m.avoided and m.active < self._limits.worker_requests]
-
-    def _hold(
-        self, ask: Ask, chosen: list[Member], overlaps: dict[int, int], hashes: list[int]
-    ) -> Lease:
-        """Count the request on its workers."""
-        decode, prefill = chosen[0], chosen[1] if len(chosen) > 1 else None
-        computes = prefill or decode
-        cached = overlaps.get(computes.rank, 0) * self._block
-        blocks = -(-ask.tokens // self._block)
-        lease = Lease(next(self._ids), target(prefill), Target(decode.rank, decode.url), self)
-        held = Held(lease, decode, prefill, computes, max(ask.tokens - cached, 0), blocks)
-        self._held[lease.id] = held
-        computes.prefill_tokens += held.promised
-        decode.blocks += blocks
-        computes.begin()
-        for member in chosen:
-            member.active += 1
-            member.turn = lease.id
-            self._index.add(member.rank, hashes)
+    def _hold(self, ask: Ask, choice: Choice) -> Lease:
+        lease = Lease(next(self._ids), choice.prefill_target, choice.decode_target, self)
+        handover = self._chooser.handover
+        self._held[lease.id] = Held.begin(lease, choice, ask.tokens, self._block, handover)
+        for member in choice.workers:
+            self.caches.expect(member.rank, choice.hashes)
         return lease
 
     # What holders tell.
@@ -238,38 +236,21 @@ class Router:
             return
         match note:
             case Note.prefilled:
-                self._prefilled(held)
+                if held.prefilled():
+                    self._pump()
             case Note.first_token:
-                self._computed(held)
+                held.first_token()
+                self._pump()
             case Note.progress:
                 held.grow(value, self._block)
             case Note.broken:
                 self._avoid(value)
             case Note.released:
                 del self._held[lease]
-                self._prefilled(held)
-                self._computed(held)
-                held.decode.blocks -= held.blocks
-                held.decode.end()
-                held.decode.active -= 1
-                held.decode.served += 1
+                held.end()
                 self._pace.done += 1
                 self._settle()
                 self._pump()
-
-    def _prefilled(self, held: Held) -> None:
-        if held.prefill:
-            self._computed(held)
-            held.prefill.end()
-            held.prefill.active -= 1
-            held.prefill.served += 1
-            held.prefill = None
-            held.decode.begin()
-            self._pump()
-
-    def _computed(self, held: Held) -> None:
-        held.computes.prefill_tokens -= held.promised
-        held.promised = 0
 
     def _avoid(self, rank: int) -> None:
         member = self._members.get(rank)
@@ -281,6 +262,11 @@ class Router:
         """Counted, not timed: a loop's timers and the clock differ by a little."""
         member.avoided -= 1
         self._pump()
+
+    @property
+    def handover_tokens(self) -> float:
+        """See handover.Handover."""
+        return self._chooser.handover.tokens
 
     def traffic(self) -> Traffic:
         """See Pace.traffic."""

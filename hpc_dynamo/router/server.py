@@ -18,6 +18,8 @@ from hpc_dynamo.messages import View
 from hpc_dynamo.router.frames import (
     Asked,
     Denied,
+    Explain,
+    Explained,
     Granted,
     Lost,
     Noted,
@@ -27,8 +29,8 @@ from hpc_dynamo.router.frames import (
     Wire,
     Withdrawn,
 )
-from hpc_dynamo.router.held import Waiting
 from hpc_dynamo.router.lease import Ask, Lease, Note, Overloaded
+from hpc_dynamo.router.line import Waiting
 from hpc_dynamo.router.router import Router
 
 VIEW_S = 1.0
@@ -131,6 +133,8 @@ class _Client(Wire):
                 self._note(id_, note, value)
             case Withdrawn(id=id_):
                 self._withdraw(id_)
+            case Explain(id=id_, ask=ask):
+                self._explain(id_, ask)
             case Told(content=told):
                 self._server.told(self._number, told)
 
@@ -145,6 +149,14 @@ class _Client(Wire):
         else:
             waiting = self._waiting[id_] = self._server.router.enqueue(ask)
             waiting.granted.add_done_callback(lambda granted: self._waited(id_, granted))
+
+    def _explain(self, id_: int, ask: Ask) -> None:
+        try:
+            why = self._server.router.explain(ask)
+        except RequestFailed as e:
+            self.send(_denial(id_, e))
+        else:
+            self.send(Explained(id_, msgspec.json.encode(why)))
 
     def _waited(self, id_: int, granted: asyncio.Future[Lease]) -> None:
         if self._waiting.pop(id_, None) is None:

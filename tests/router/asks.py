@@ -30,9 +30,15 @@ def ask(tokens: int = 0, *blocks: int, exclude: tuple[int, ...] = (), split: boo
 
 
 def new_router(
-    kind: Kind = Kind.aggregated, limits: Limits | None = None, policy: Policy = Policy.kv
+    kind: Kind = Kind.aggregated,
+    limits: Limits | None = None,
+    policy: Policy = Policy.kv,
+    handover_tokens: int | None = None,
 ) -> Router:
-    return Router(kind, RouterConfig(policy=policy, block_tokens=BLOCK, cached_blocks=64), limits)
+    config = RouterConfig(
+        policy=policy, block_tokens=BLOCK, cached_blocks=64, handover_tokens=handover_tokens
+    )
+    return Router(kind, config, limits)
 
 
 async def whole(count: int, limits: Limits | None = None, policy: Policy = Policy.kv) -> Router:

@@ -7,6 +7,7 @@ import asyncio
 import socket
 from collections.abc import Callable, Coroutine, Sequence
 
+import msgspec
 import pytest
 import uvloop
 from hypothesis import given
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from hpc_dynamo.config import Kind, Role
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.router import Ask, Lease, Limits, Member, Router
+from hpc_dynamo.router import Ask, Lease, Limits, Member, Router, Wish
 from tests.router.asks import SOON_S, Routes, ask, new_router, settle
 from tests.router.links import cut, quiet, served
 
@@ -88,7 +89,9 @@ class Play:
 
     def ask(self, number: int) -> Ask:
         exclude = (number - 5,) if number > 5 else ()
-        return ask(3 * number, *range(number // 2), exclude=exclude, split=number != 3)
+        asked = ask(3 * number, *range(number // 2), exclude=exclude, split=number != 3)
+        wish = Wish(priority=number % 3, workers=(number % 4,) if number in (1, 4) else ())
+        return msgspec.structs.replace(asked, wish=wish)
 
     def say(self, step: str, number: int) -> None:
         lease = self.leases[number % len(self.leases)]

@@ -170,7 +170,10 @@ async def test_a_prompt_goes_where_its_start_is() -> None:
     assert ranks == {first.decode.rank}
 
 
-@pytest.mark.parametrize("policy", Policy)
+BY_TURNS = [Policy.kv, Policy.least_loaded, Policy.round_robin, Policy.session]
+
+
+@pytest.mark.parametrize("policy", BY_TURNS)
 async def test_idle_workers_take_turns_also_with_a_late_comer(policy: Policy) -> None:
     router = await whole(2, policy=policy)
 

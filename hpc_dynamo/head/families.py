@@ -1,0 +1,16 @@
+"""Shapes of Prometheus' metrics that its client library makes awkward."""
+
+from collections.abc import Sequence
+
+from prometheus_client.core import HistogramMetricFamily, Metric
+
+
+def histogram(
+    name: str, text: str, bounds_s: Sequence[float], counts: Sequence[int], total_s: float
+) -> Metric:
+    """From counts by bucket; one more than bounds, the last beyond all of them."""
+    rows, total = list[tuple[str, float]](), 0
+    for bound, count in zip((*map(str, bounds_s), "+Inf"), counts, strict=True):
+        total += count
+        rows.append((bound, total))
+    return HistogramMetricFamily(name, text, buckets=rows, sum_value=total_s)

@@ -1,0 +1,113 @@
+"""What is cached where: as engines tell it, and as our own decisions let expect it."""
+
+import logging
+import time
+from array import array
+from collections.abc import Sequence
+from functools import partial
+
+from hpc_dynamo import config as c
+from hpc_dynamo.errors import WireError
+from hpc_dynamo.kv_events import Cleared, Removed, Stored, decode
+from hpc_dynamo.router.approximate import ApproximateIndex
+from hpc_dynamo.router.feed import Feed
+from hpc_dynamo.router.hashes import root
+from hpc_dynamo.router.index import PrefixIndex
+
+SOON_S = 5.0  # from a decision to the event that confirms it, at the most
+
+log = logging.getLogger(__name__)
+
+
+class Caches:
+    """Of all workers. A worker is believed what its events say; from a decision until they come,
+    and for one that sends none, what we sent it is taken for cached for a while."""
+
+    def __init__(self, config: c.Router) -> None:
+        block, capacity = config.block_tokens, config.cached_blocks
+        self.told = PrefixIndex(capacity, block)
+        self.soon = ApproximateIndex(capacity, SOON_S)
+        self.guessed = ApproximateIndex(capacity, config.guess_ttl_s)
+        self._feeds = dict[int, Feed]()  # by rank
+        self._former_gaps = self._former_resyncs = 0  # of workers that are gone
+        self.batches = self.unreadable = 0
+        self.lag_s = 0.0  # from an engine to here, of the last batch
+
+    def join(self, rank: int) -> None:
+        """A worker whose cache is empty, as far as we know."""
+        self.leave(rank)
+        for index in (self.told, self.soon, self.guessed):
+            index.join(rank)
+        apply, forget = partial(self._apply, rank), partial(self.told.reset, rank)
+        self._feeds[rank] = Feed(apply, forget)
+
+    def leave(self, rank: int) -> None:
+        for index in (self.told, self.soon, self.guessed):
+            index.leave(rank)
+        feed = self._feeds.pop(rank, None)
+        if feed:
+            self._former_gaps += feed.gaps
+            self._former_resyncs += feed.resyncs
+
+    def learn(self, rank: int, seq: int, payload: bytes) -> int | None:
+        """A batch of a worker's events. Returns from where they must be asked for again."""
+        feed = self._feeds.get(rank)
+        return feed.take(seq, payload) if feed else None
+
+    def expect(self, rank: int, hashes: Sequence[int]) -> None:
+        """The worker was sent a prompt of these blocks."""
+        feed = self._feeds.get(rank)
+        index = self.soon if feed and feed.speaks else self.guessed
+        index.add(rank, hashes)
+
+    def overlaps(self, hashes: Sequence[int]) -> dict[int, int]:
+        """For each worker that has any: how many blocks from the start it has, or will have."""
+        found = self.told.overlaps(hashes)
+        for index in (self.soon, self.guessed):
+            for rank, blocks in index.overlaps(hashes).items():
+                if blocks > found.get(rank, 0):
+                    found[rank] = blocks
+        return found
+
+    @property
+    def gaps(self) -> int:
+        return self._former_gaps + sum(feed.gaps for feed in self._feeds.values())
+
+    @property
+    def resyncs(self) -> int:
+        return self._former_resyncs + sum(feed.resyncs for feed in self._feeds.values())
+
+    def _apply(self, rank: int, payload: bytes) -> None:
+        try:
+            batch = decode(payload)
+        except WireError as e:
+            self.unreadable += 1
+            log.warning("worker %d: %s", rank, e)
+            return
+        self.batches += 1
+        self.lag_s = max(0.0, time.time() - batch.ts)
+        for event in batch.events:
+            match event:
+                case Stored() if _of_tokens_alone(event):
+                    self._store(rank, event)
+                case Removed(group_idx=None | 0, block_hashes=keys, medium=medium):
+                    self.told.remove(rank, keys, medium or "")
+                case Cleared():
+                    self.told.clear(rank)
+
+    def _store(self, rank: int, event: Stored) -> None:
+        self.told.store(
+            rank,
+            event.block_hashes,
+            event.parent_block_hash,
+            array("I", event.token_ids).tobytes(),
+            event.block_size,
+            event.medium or "",
+            root(event.lora_name),
+        )
+
+
+def _of_tokens_alone(event: Stored) -> bool:
+    """Salts, images and the like make a block another one, of which our hashes know nothing. Of
+    a model whose layers have several caches the first speaks for all."""
+    return event.group_idx in (None, 0) and not any(event.extra_keys or ())

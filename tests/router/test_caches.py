@@ -1,0 +1,149 @@
+"""What the router believes to be cached: engines' events, and its own decisions until they come."""
+
+import time
+
+from hpc_dynamo.config import Router as RouterConfig
+from hpc_dynamo.kv_events import Batch, Cleared, Event, Removed, Stored, encode
+from hpc_dynamo.router import Ask, Caches, block_hashes
+from hpc_dynamo.router.feed import END
+from tests.router.asks import BLOCK, whole
+
+PROMPT = list(range(100, 100 + 4 * BLOCK))
+
+
+def hashes(tokens: list[int] = PROMPT) -> list[int]:
+    return Ask(hashes=ids(tokens)).blocks
+
+
+def ids(tokens: list[int]) -> bytes:
+    return block_hashes(b"".join(t.to_bytes(4, "little") for t in tokens), BLOCK)
+
+
+def stored(first: int, count: int, parent: int | None = None, **more: object) -> Stored:
+    """Blocks `first` to `first + count` of the prompt, each with its number for a key."""
+    keys = list(range(first, first + count))
+    tokens = PROMPT[first * BLOCK : (first + count) * BLOCK]
+    return Stored(keys, parent, tokens, BLOCK, **more)  # type: ignore[arg-type]
+
+
+class Engine:
+    """What one worker says, batch after batch."""
+
+    def __init__(self, caches: Caches, rank: int) -> None:
+        self.caches, self.rank, self.said = caches, rank, list[bytes]()
+        caches.join(rank)
+        assert self.replay(0) is None
+
+    def say(self, *events: Event, lost: bool = False) -> int | None:
+        payload = encode(Batch(time.time(), list(events)))
+        self.said.append(payload)
+        seq = len(self.said) - 1
+        return None if lost else self.caches.learn(self.rank, seq, payload)
+
+    def replay(self, start: int) -> int | None:
+        for seq, payload in list(enumerate(self.said))[start:]:
+            self.caches.learn(self.rank, seq, payload)
+        return self.caches.learn(self.rank, END, b"")
+
+
+def caches(**config: float) -> Caches:
+    return Caches(RouterConfig(block_tokens=BLOCK, **config))  # type: ignore[arg-type]
+
+
+def test_engines_tell_what_they_store_and_evict() -> None:
+    known = caches()
+    one, two = Engine(known, 1), Engine(known, 2)
+    one.say(stored(0, 2), stored(2, 2, parent=1))
+    two.say(stored(0, 1))
+    assert known.overlaps(hashes()) == {1: 4, 2: 1}
+    one.say(Removed([2]))
+    assert known.overlaps(hashes()) == {1: 2, 2: 1}
+    one.say(Cleared())
+    assert known.overlaps(hashes()) == {2: 1}
+    assert (known.batches, known.gaps, known.lag_s < 60) == (4, 0, True)
+
+
+def test_media_are_told_apart() -> None:
+    known = caches()
+    engine = Engine(known, 0)
+    engine.say(stored(0, 2, medium="GPU"), stored(0, 2, medium="CPU"))
+    engine.say(Removed([0, 1], medium="GPU"))
+    assert known.overlaps(hashes()) == {0: 2}
+    engine.say(Removed([0, 1], medium="CPU"))
+    assert known.overlaps(hashes()) == {}
+
+
+def test_the_blocks_of_an_adapter_are_not_those_of_the_model() -> None:
+    known = caches()
+    Engine(known, 0).say(stored(0, 4, lora_name="pirate"))
+    assert known.overlaps(hashes()) == {}
+
+
+def test_only_what_tokens_alone_make_is_looked_at() -> None:
+    known = caches()
+    engine = Engine(known, 0)
+    engine.say(stored(0, 2, extra_keys=[None, ("salt",)]), stored(0, 2, group_idx=1))
+    assert known.overlaps(hashes()) == {}
+    engine.say(stored(0, 2, extra_keys=[None, None], group_idx=0), Removed([0], group_idx=1))
+    assert known.overlaps(hashes()) == {0: 2}
+
+
+def test_what_was_missed_is_asked_for_and_learned() -> None:
+    known = caches()
+    engine = Engine(known, 0)
+    engine.say(stored(0, 1))
+    engine.say(stored(1, 1, parent=0), lost=True)
+    assert engine.say(stored(2, 1, parent=1)) == 1
+    assert known.overlaps(hashes()) == {0: 1}
+    assert engine.replay(1) is None
+    assert known.overlaps(hashes()) == {0: 3}
+    assert (known.gaps, known.resyncs) == (1, 0)
+
+
+def test_what_is_lost_for_good_makes_the_worker_a_stranger() -> None:
+    known = caches()
+    engine = Engine(known, 0)
+    engine.say(stored(0, 2))
+    engine.say(Removed([0]), lost=True)
+    assert engine.say(stored(2, 1, parent=1)) == 1
+    assert engine.replay(2) is None  # all that it still has
+    assert known.overlaps(hashes()) == {}
+    assert (known.gaps, known.resyncs) == (1, 1)
+    known.leave(0)
+    assert (known.gaps, known.resyncs) == (1, 1)  # counters stay
+
+
+def test_a_decision_is_believed_until_the_events_come() -> None:
+    known = caches()
+    known.join(0)
+    known.expect(0, hashes())
+    assert known.overlaps(hashes()) == {0: 4}
+    known.join(0)
+    assert known.overlaps(hashes()) == {}
+
+
+def test_events_that_cannot_be_read_are_counted() -> None:
+    known = caches()
+    engine = Engine(known, 0)
+    known.learn(0, 0, b"\x93nonsense")
+    engine.said.append(b"")
+    engine.say(stored(0, 1))
+    assert (known.unreadable, known.overlaps(hashes())) == (1, {0: 1})
+
+
+def test_who_is_not_here_tells_nothing() -> None:
+    known = caches()
+    assert known.learn(5, 3, b"") is None
+    known.leave(5)
+
+
+async def test_the_router_follows_the_events() -> None:
+    router = await whole(2)
+    assert router.caches.learn(1, END, b"") is None
+    router.caches.learn(1, 0, encode(Batch(time.time(), [stored(0, 4)])))
+    asked = Ask(tokens=len(PROMPT), hashes=ids(PROMPT))
+    for _ in range(3):
+        lease = await router.route(asked)
+        assert lease.decode.rank == 1
+        lease.release()
+    assert router.decisions.overlap_blocks == router.decisions.prompt_blocks == 12
