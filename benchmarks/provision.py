@@ -36,14 +36,20 @@ def environments() -> Environments:
     log and what to try where pip failed.
     """
     need_programs()
-    version = f"py{sys.version_info.major}.{sys.version_info.minor}"
-    envs = Environments(
-        cache_dir() / f"dynamo-{DYNAMO}-{version}", cache_dir() / f"routers-{version}"
-    )
-    progress = Progress()
-    install(envs.dynamo, _dynamo(envs.dynamo), progress)
-    install(envs.routers, _routers(envs.routers), progress)
+    envs = Environments(dynamo(), cache_dir() / f"routers-{_version()}")
+    install(envs.routers, _routers(envs.routers), Progress())
     return envs
+
+
+def dynamo() -> Path:
+    """Dynamo's environment alone, which needs no other program. Raises like `environments`."""
+    env = cache_dir() / f"dynamo-{DYNAMO}-{_version()}"
+    install(env, _dynamo(env), Progress())
+    return env
+
+
+def _version() -> str:
+    return f"py{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def need_programs() -> None:

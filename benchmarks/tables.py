@@ -104,7 +104,7 @@ def _streams(found: Found, load: Load) -> Table:
 
 def _table(found: Found, load: Load, what: str, caption: str) -> Table:
     repeats = max(len(found.of(row.system, load)) for row in _systems(found, load))
-    where = f"{_cpu_model()}, {len(os.sched_getaffinity(0))} cores for everything"
+    where = f"{cpu_model()}, {len(os.sched_getaffinity(0))} cores for everything"
     title = f"{what}; {load.kind} prompts of about {load.prompt_tokens:,} tokens\n{where}, "
     title += f"Python {platform.python_version()}; {load.seconds:.0f} s each, "
     return Table(title=f"{title}median (least to most) of {repeats}", caption=caption)
@@ -157,7 +157,8 @@ def spread(figures: list[Figure], value: Callable[[Figure], float]) -> str:
     return f"{middle} ({least:,.0f} to {most:,.0f})" if len(values) > 1 else middle
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Of the machine, as /proc/cpuinfo has it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from benchmarks import soak
 from benchmarks.soak.clients import Bodies, Clients, bodies
 from benchmarks.soak.found import Found, Sample, checks, line, p50_p99_ms, tables
-from benchmarks.soak.job import Job, serving
+from benchmarks.soak.job import Job, start
 from hpc_dynamo.demo.provision import provision
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.http import Client
@@ -72,7 +72,7 @@ async def run(args: argparse.Namespace, folder: Path, found: Found, show: Show) 
     words = [f"serve.frontends={args.frontends}"] if args.frontends else []
     words += args.overrides
     show.text("the job is starting")
-    async with serving(folder, args.model, words) as job:
+    async with start(folder, args.model, words) as job:
         show.text("warming up" if args.capacity else "measuring the capacity")
         found.capacity_hz = await _capacity(job, make, args.capacity)
         found.rate_hz = args.share * found.capacity_hz

@@ -1,31 +1,28 @@
-"""The serving job: its start as a user starts it, a look at it from outside, its end."""
+"""The serving job, looked at from outside."""
 
 import asyncio
-import os
 import re
-import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from benchmarks.processes import Ended, cores_busy_s, cpu_s, family
+from benchmarks.serving import serving
 from benchmarks.soak.found import Process, held
 from benchmarks.workload import MODEL
-from hpc_dynamo.demo.__main__ import quoted
 from hpc_dynamo.http import Client
-from hpc_dynamo.messages import Endpoint
-from hpc_dynamo.run import Run
 
-READY_S, LOOK_S, END_S = 120.0, 10.0, 40.0
+LOOK_S = 10.0
 LAG_S = 4.5  # until what engines say of themselves is on the job's page
 # Servers close a connection that was idle for 75 s, engines free what nobody fetched for 120 s.
 IDLE_S = 150.0
 NAME = "soak"
-WORDS = ("serve", "engine=simulator", "cluster=local", "topology=disaggregated", f"name={NAME}")
-# Bounded memories are small here, so that they are full before growth is looked for.
-SMALL = ("router.cached_blocks=20000", "engine.args.timing=instant", f"model.name={MODEL}")
+WORDS = (
+    *("engine=simulator", "topology=disaggregated", "engine.args.timing=instant"),
+    f"model.name={MODEL}",
+    "router.cached_blocks=20000",  # full before growth is looked for
+)
 NUMBER = re.compile(r'^hpc_dynamo_(\w+?)(?:\{.*role="(\w+)".*\})? ([\d.e+-]+)$', re.M)
 TRAFFIC = ("active", "queued", "connections", "cancelled_total", "retried_total", "refused_total")
 WORKER = ("worker_active", "worker_running", "worker_waiting", "worker_kv_usage")
@@ -100,46 +97,9 @@ def _process(pid: int) -> Process:
 
 
 @asynccontextmanager
-async def serving(folder: Path, model: Path, words: Sequence[str]) -> AsyncIterator[Job]:
-    """The job from its endpoint's announcement to Ctrl-C; its command's output in `folder`.
-
-    Raises Ended where it does not come up.
-    """
-    paths = (f"model.path={quoted(model)}", f"runs={quoted(folder)}")
-    argv = (sys.executable, "-m", "hpc_dynamo", *WORDS, *SMALL, *paths, *words)
-    log, run = folder / "serve.log", Run(folder / NAME)
-    with log.open("wb") as out:
-        # In a session of its own: our Ctrl-C is not its, it gets one when we are done.
-        process = await asyncio.create_subprocess_exec(
-            *argv, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-        )
-    try:
-        url = (await _announced(process, run, log)).url.removesuffix("/v1")
-        async with Client.bearer(run.api_key()) as looking:
-            yield Job(process.pid, url, run.api_key(), looking)
-    finally:
-        await _end(process, run)
-
-
-async def _announced(process: asyncio.subprocess.Process, run: Run, log: Path) -> Endpoint:
-    deadline = time.monotonic() + READY_S
-    while process.returncode is None and time.monotonic() < deadline:
-        for attempt in run.attempts():
-            if endpoint := attempt.endpoint():
-                return endpoint
-        await asyncio.sleep(0.2)  # a file is looked for
-    raise Ended(f"no endpoint: {log.read_text().strip()[-800:]}", log=log)
-
-
-async def _end(process: asyncio.subprocess.Process, run: Run) -> None:
-    """Ctrl-C, and what is still there after END_S is killed."""
-    agents = [node.pid for attempt in run.attempts() for node in attempt.nodes()]
-    members = family([process.pid, *agents])
-    if process.returncode is None:
-        process.send_signal(signal.SIGINT)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), END_S)
-    for pid in members:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    await process.wait()
+async def start(folder: Path, model: Path, words: Sequence[str]) -> AsyncIterator[Job]:
+    """The job from its endpoint's announcement to Ctrl-C; see benchmarks.serving."""
+    async with serving(folder, NAME, model, (*WORDS, *words)) as served:
+        key = served.run.api_key()
+        async with Client.bearer(key) as looking:
+            yield Job(served.pid, served.url, key, looking)

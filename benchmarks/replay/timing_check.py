@@ -1,0 +1,111 @@
+"""Do both modelled engines take the time that the model says? One table, on an idle system.
+
+TTFT of lone prompts by their length, ITL of a few streams at once, and ITL of a stream while
+another's long prompt is computed beside it. In the trace's own units.
+"""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from benchmarks import provision
+from benchmarks.replay.load import Seen, replay
+from benchmarks.replay.mockers import dynamo
+from benchmarks.replay.ours import ours, policies
+from benchmarks.replay.setting import Running, Setting, Start
+from benchmarks.replay.trace import BLOCK, Request
+from hpc_dynamo.config import Kind
+from hpc_dynamo.http import Client
+
+LENGTHS = (1024, 4096, 16384)  # of lone prompts, in the trace's tokens
+STREAMS = (1, 8, 32)  # at once
+PROMPT, ANSWER = 4096, 2048  # of a stream: long enough that all speak at once for a while
+BESIDE = 32768  # of the prompt that comes beside a stream
+REPEATS = 3
+
+
+async def run(setting: Setting, folder: Path) -> Table:
+    """Of one worker each, since what is asked is not how requests are spread."""
+    alone = Setting(setting.engine, setting.scale, 1, setting.context, setting.model, setting.words)
+    words = next(iter(policies(setting.scale).values()))
+    peer = dynamo(alone, provision.dynamo(), "kv")
+    figures = [
+        _model(alone),
+        await _measure(ours(alone, words), alone, folder / "ours"),
+        await _measure(peer, alone, folder / "dynamo"),
+    ]
+    table = Table("", "the model", "our simulator", "Dynamo's mocker", title="Modelled time")
+    for name in figures[0]:
+        table.add_row(name, *(f"{each[name]:.1f}" for each in figures))
+    return table
+
+
+def _model(setting: Setting) -> dict[str, float]:
+    engine = setting.engine
+    step_ms = 1e3 * engine.decode_s
+
+    def context_ms(streams: int) -> float:
+        return 1e3 * engine.decode_s_per_context_token * streams * (PROMPT + 5 / 8 * ANSWER)
+
+    found = {_ttft(n): 1e3 * engine.prefill_s_per_token * n for n in LENGTHS}
+    found |= {_itl(n): step_ms + context_ms(n) for n in STREAMS}
+    beside_ms = 1e3 * engine.prefill_s_per_token * BESIDE
+    return found | {_BESIDE: ANSWER * (step_ms + context_ms(1)) + beside_ms}
+
+
+_BESIDE = f"{ANSWER} tokens of a stream beside a prompt of {BESIDE:,}, ms"
+
+
+def _ttft(tokens: int) -> str:
+    return f"TTFT of {tokens:,} tokens alone, ms"
+
+
+def _itl(streams: int) -> str:
+    return f"ITL of {streams} streams, ms"
+
+
+async def _measure(start: Start, setting: Setting, folder: Path) -> dict[str, float]:
+    async with start(folder, Kind.aggregated) as running:
+        found = {_ttft(n): await _lone(running, setting, n) for n in LENGTHS}
+        found |= {_itl(n): await _together(running, setting, n) for n in STREAMS}
+        return found | {_BESIDE: await _disturbed(running, setting)}
+
+
+async def _lone(running: Running, setting: Setting, tokens: int) -> float:
+    times = [
+        (await _ask(running, [_request(setting, tokens + i, tokens, BLOCK)]))[0].ttft_s
+        for i in range(REPEATS)
+    ]
+    return 1e3 * setting.scale.trace_s(statistics.median(times))
+
+
+async def _together(running: Running, setting: Setting, streams: int) -> float:
+    """Of the third quarter of each answer: all have begun then, and none has ended."""
+    requests = [_request(setting, 100 + i, PROMPT, ANSWER) for i in range(streams)]
+    seen = await _ask(running, requests)
+    quarter = ANSWER // setting.scale.shrink // 4
+    gaps = [gap for s in seen for gap in s.gaps_s[2 * quarter : 3 * quarter]]
+    return 1e3 * setting.scale.trace_itl_s(statistics.fmean(gaps))
+
+
+async def _disturbed(running: Running, setting: Setting) -> float:
+    streaming = _request(setting, 300, PROMPT, ANSWER)
+    other = _request(setting, 301, BESIDE, 1)
+    alone_s = setting.engine.prefill_s_per_token * PROMPT / setting.scale.compress
+    other = Request(other.number, 2 * alone_s, (), other.block_tokens, other.tail, 1)
+    stream, _ = await _ask(running, [streaming, other])
+    return 1e3 * setting.scale.trace_s(stream.end_s - stream.ttft_s)
+
+
+def _request(setting: Setting, number: int, prompt: int, answer: int) -> Request:
+    """Of nobody else's tokens. Lengths in the trace's."""
+    k = setting.scale.shrink
+    return Request(number, 0.0, (), setting.scale.block_tokens, prompt // k, answer // k)
+
+
+async def _ask(running: Running, requests: Sequence[Request]) -> list[Seen]:
+    async with Client.bearer(running.key or "none") as http:
+        bodies = [request.body() for request in requests]
+        return await replay(http, running.url, requests, bodies, lambda seen: None)

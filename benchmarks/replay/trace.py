@@ -1,0 +1,146 @@
+"""The trace as requests: scaled down in time and in size, with prompts made of token ids.
+
+A line of the trace (Mooncake, FAST '25) has `timestamp` in milliseconds, `input_length` and
+`output_length` in tokens, and `hash_ids`, one for each 512 tokens of the prompt: equal ids mean
+equal tokens up to there. An id becomes the same tokens wherever it stands. What follows the last
+whole block is of this request alone.
+"""
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.workload import MODEL
+from hpc_dynamo.errors import InputError, UsageError
+
+BLOCK = 512  # tokens of the trace for each of its hash ids
+ENGINE_BLOCK = 16  # tokens of ours in a block of the engines' caches
+LEAST, MOST = 1_000, 49_000  # token ids that every tokenizer has, and none uses as a sign
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much smaller than the trace: seconds by `compress`, tokens and blocks by `shrink`."""
+
+    compress: float
+    shrink: int
+
+    def __post_init__(self) -> None:
+        """Raises UsageError where a block of the trace is no whole number of the engines'."""
+        if self.shrink < 1 or BLOCK % (self.shrink * ENGINE_BLOCK):
+            fit = [2**i for i in range(6)]
+            what = f"--shrink {self.shrink}: {BLOCK} tokens must be whole blocks of {ENGINE_BLOCK}"
+            raise UsageError(what, hint=f"one of {', '.join(map(str, fit))}")
+        if not self.compress > 0:
+            raise UsageError(f"--compress {self.compress:g}: must be above 0")
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of ours for a hash id."""
+        return BLOCK // self.shrink
+
+    def trace_s(self, seconds: float) -> float:
+        """Seconds of the trace in `seconds` of ours."""
+        return seconds * self.compress
+
+    def trace_itl_s(self, seconds: float) -> float:
+        """The same between two tokens: one of ours stands for `shrink` of the trace's."""
+        return seconds * self.compress / self.shrink
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One request as the trace has it."""
+
+    timestamp: float
+    input_length: int
+    output_length: int
+    hash_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as it is sent: `due_s` from the start, lengths in tokens of ours."""
+
+    number: int
+    due_s: float
+    blocks: tuple[int, ...]  # hash ids of the whole blocks that it begins with
+    block_tokens: int
+    tail: int  # tokens after them
+    answer: int
+
+    @property
+    def prompt(self) -> int:
+        return len(self.blocks) * self.block_tokens + self.tail
+
+    def ids(self) -> list[int]:
+        """The prompt's token ids."""
+        return msgspec.json.decode(b"[%b]" % self._prompt(), type=list[int])
+
+    def body(self) -> bytes:
+        """Of a streamed /v1/completions that ends after `answer` tokens and tells its usage."""
+        return (
+            b'{"model":"%b","stream":true,"stream_options":{"include_usage":true},'
+            b'"ignore_eos":true,"temperature":0,"max_tokens":%d,"prompt":[%b]}'
+        ) % (MODEL.encode(), self.answer, self._prompt())
+
+    def _prompt(self) -> bytes:
+        parts = [_shared(f"block {block}", self.block_tokens) for block in self.blocks]
+        if self.tail:
+            parts.append(_drawn(f"tail {self.number}", self.tail))
+        return b",".join(parts)
+
+
+def _drawn(name: str, count: int) -> bytes:
+    """`count` token ids in JSON, the same in every run for a name."""
+    return ",".join(map(str, random.Random(name).choices(range(LEAST, MOST), k=count))).encode()
+
+
+_shared = lru_cache(maxsize=200_000)(_drawn)
+
+
+def scaled(number: int, line: Line, start_ms: float, scale: Scale) -> Request:
+    """A line as a request. Lengths are rounded, and no prompt or answer is empty."""
+    whole, rest = divmod(line.input_length, BLOCK)
+    blocks = line.hash_ids[:whole]
+    tail = round(rest / scale.shrink)
+    return Request(
+        number=number,
+        due_s=(line.timestamp - start_ms) / 1e3 / scale.compress,
+        blocks=blocks,
+        block_tokens=scale.block_tokens,
+        tail=tail or (0 if blocks else 1),
+        answer=max(1, round(line.output_length / scale.shrink)),
+    )
+
+
+def read(path: Path, count: int, scale: Scale) -> list[Request]:
+    """The first `count` requests of a trace; 0: all. Raises InputError."""
+    try:
+        with path.open("rb") as rows:
+            lines = [_line(row, path) for row in (islice(rows, count) if count else rows)]
+    except OSError as e:
+        hint = "--trace FILE; it is in kvcache-ai/Mooncake, FAST25-release/traces"
+        raise InputError(f"the trace {path}: {e.strerror}", hint=hint) from e
+    if not lines:
+        raise InputError(f"the trace {path} has no requests")
+    return list(_requests(lines, scale))
+
+
+def _requests(lines: Iterable[Line], scale: Scale) -> Iterable[Request]:
+    ordered = sorted(lines, key=lambda line: line.timestamp)
+    for number, line in enumerate(ordered):
+        yield scaled(number, line, ordered[0].timestamp, scale)
+
+
+def _line(row: bytes, path: Path) -> Line:
+    try:
+        return msgspec.json.decode(row, type=Line)
+    except msgspec.DecodeError as e:
+        raise InputError(
+            f"the trace {path}: {e}", hint="one JSON object a line, see trace.py"
+        ) from e
