@@ -19,7 +19,7 @@ from hpc_dynamo.agent import Agent
 from hpc_dynamo.bootstrap import exchange
 from hpc_dynamo.bootstrap.address import job_address
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.head import Head
+from hpc_dynamo.head import Head, Standalone
 from hpc_dynamo.launch.node import whoami
 from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome
 from hpc_dynamo.run import Attempt, write_json
@@ -56,17 +56,10 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
     _on_end(asyncio.current_task().cancel)  # type: ignore[union-attr]  # we are in one
     config, secrets = attempt.config(), attempt.run.secrets()
     address = job_address(config.cluster.interface, hosts)
+    if config.route.engines:
+        return await _alone(attempt, _record(attempt, index, hosts, address))
     server = Server(address, secrets.keys, CODEC) if index == 0 else None
-    me = NodeRecord(
-        node=index,
-        host=hosts[index],
-        address=address,
-        pid=os.getpid(),
-        log=str(attempt.agent_log(index)),
-        control=server.endpoint if server else "",
-        started_at=time.time(),
-        step=os.environ.get("SLURM_STEP_ID", ""),
-    )
+    me = _record(attempt, index, hosts, address, server.endpoint if server else "")
     try:
         roster = await exchange(me, hosts, attempt, config.cluster.bootstrap)
         client = Client(roster.control, secrets.keys, CODEC)
@@ -80,6 +73,29 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
     finally:
         if server:
             server.close()
+
+
+def _record(
+    attempt: Attempt, index: int, hosts: list[str], address: str, control: str = ""
+) -> NodeRecord:
+    return NodeRecord(
+        node=index,
+        host=hosts[index],
+        address=address,
+        pid=os.getpid(),
+        log=str(attempt.agent_log(index)),
+        control=control,
+        started_at=time.time(),
+        step=os.environ.get("SLURM_STEP_ID", ""),
+    )
+
+
+async def _alone(attempt: Attempt, me: NodeRecord) -> Outcome:
+    """Before engines that somebody else started."""
+    write_json(attempt.node_file(me.node), me)
+    head = Standalone(attempt, me.address)
+    _on_end(head.interrupt)
+    return await head.run()
 
 
 async def _lead(head: Head, agent: Agent) -> Outcome:

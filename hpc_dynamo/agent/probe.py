@@ -35,6 +35,35 @@ async def what_is_served(http: Client, url: str) -> Served:
         return NOTHING
 
 
+async def why_not(http: Client, url: str, model: str) -> str:
+    """What keeps an engine, which we have not started, from serving; empty: it serves.
+
+    Where no name of its model is known, it is enough that it tells which it has.
+    """
+    try:
+        async with http.send("GET", url, "/v1/models") as answer:
+            await answer.read()
+    except OSError as e:
+        return f"cannot be reached: {e.strerror or e}"
+    if answer.status in (401, 403):
+        return f"refuses our key with {answer.status} (route.key_file)"
+    if answer.status != 200:
+        return f"answers /v1/models with {answer.status}"
+    if model and not await serves(http, url, model):
+        return f"serves no token of {model!r} (model.name)"
+    return ""
+
+
+async def lives(http: Client, url: str) -> bool:
+    """Whether the engine is there and does not call itself broken; some have no /health."""
+    try:
+        async with http.send("GET", url, "/health") as answer:
+            await answer.read()
+    except OSError:
+        return False
+    return answer.status < 500
+
+
 async def _ask(http: Client, method: str, url: str, path: str, body: object = None) -> bytes:
     """The content of a good answer, empty for any other. Raises OSError."""
     async with http.send(method, url, path, msgspec.json.encode(body)) as answer:

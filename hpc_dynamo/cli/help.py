@@ -3,6 +3,7 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
+from hpc_dynamo.cli.route import options
 from hpc_dynamo.config import Task
 
 DESCRIPTION = """\
@@ -36,6 +37,15 @@ EXAMPLES = {
       topology.prefill.workers=2 topology.decode.workers=2 cluster.slurm.time=04:00:00
   it prints base URL, key and the ssh line for your laptop; Ctrl-C ends the job
   hpc-dynamo serve --detach …       submit and return; `hpc-dynamo status` tells the rest""",
+    "route": """\
+  hpc-dynamo route --workers http://gpu1:8000,http://gpu2:8000
+  hpc-dynamo route --workers http://gpu1:8000,http://gpu2:8000 route.key_file=engines.key \\
+      serve.host=0.0.0.0 serve.port=8080 model.path=/shared/llama model.name=llama
+  hpc-dynamo route --prefill http://gpu1:8000 --decode http://gpu2:8000,http://gpu3:8000
+  hpc-dynamo route --workers http://gpu1:8000 --events 'tcp://gpu1:5557|tcp://gpu1:5558'
+  it takes what is up now and waits for the rest; Ctrl-C ends the endpoint, the engines go on
+  model.path: whose tokenizer tells what is cached where; without, requests go by load alone
+  engine.name: whose words prefill and decode engines take (vllm)""",
     "chat": """\
   hpc-dynamo chat                   a conversation with the newest serving run below runs/
   hpc-dynamo chat name=afternoon "Why is the sky blue?"
@@ -74,6 +84,8 @@ def arguments(name: str, verb: ArgumentParser) -> None:
             _plan(verb)
         case "batch" | "serve":
             verb.add_argument("--detach", action="store_true", help="submit and return at once")
+        case "route":
+            options(verb)
         case "chat":
             _chat(verb)
         case "status":

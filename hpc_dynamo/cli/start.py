@@ -33,7 +33,7 @@ def batch(args: Namespace) -> int:
     if not config.input:
         raise ConfigError("input is not set", hint="input=prompts.jsonl, a line a request")
     source = Path(config.input).absolute()
-    config = _placed(replace(config, input=str(source)), source.stem)
+    config = placed(replace(config, input=str(source)), source.stem)
     launcher = launch.resolve(config.cluster.launcher)
     layout = _checked(config, launcher)
     requests = scan(source)
@@ -43,22 +43,22 @@ def batch(args: Namespace) -> int:
         results.merge(entry.custom_id for entry in requests.entries)
         OUT.print(f"nothing to do: all results are in {run.output} (and {run.errors.name})")
         return 0
-    return _go(run, config, layout, launcher, detach=args.detach)
+    return go(run, config, layout, launcher, detach=args.detach)
 
 
 def serve(args: Namespace) -> int:
     """Give an OpenAI endpoint until it is ended or the walltime is over."""
     config = replace(compose(args.overrides, args.config_dir), task=Task.serve)
-    config = _placed(replace(config, serve=_files(config.serve)), _served(config))
+    config = placed(replace(config, serve=files(config.serve)), _served(config))
     launcher = launch.resolve(config.cluster.launcher)
     layout = _checked(config, launcher)
-    run = _serve_run(config)
+    run = serve_run(config)
     if args.detach:
         OUT.print(f"where it answers: hpc-dynamo status {run.path}", markup=False)
-    return _go(run, config, layout, launcher, detach=args.detach)
+    return go(run, config, layout, launcher, detach=args.detach)
 
 
-def _go(run: Run, config: Config, layout: Plan, launcher: Launcher, *, detach: bool) -> int:
+def go(run: Run, config: Config, layout: Plan, launcher: Launcher, *, detach: bool) -> int:
     """Start an attempt and stay with it. Raises what it ended with, if not well."""
     attempt = run.new_attempt(config, layout)
     OUT.print(views.layout(config, layout))
@@ -82,7 +82,7 @@ def _conclude(attempt: Attempt, outcome: Outcome) -> None:
         OUT.print(outcome.message, markup=False)
 
 
-def _placed(config: Config, default_name: str) -> Config:
+def placed(config: Config, default_name: str) -> Config:
     """With a name, and a run folder that means the same on every node."""
     name = config.name or default_name
     if "/" in name or name.startswith("."):
@@ -95,19 +95,17 @@ def _served(config: Config) -> str:
     return "serve-" + re.sub(r"[^\w.+-]+", "-", config.model.served_name)
 
 
-def _files(serve: Serve) -> Serve:
+def files(serve: Serve) -> Serve:
     """With paths that mean the same on every node. Raises ConfigError for one that is none."""
-    key = _file("serve.key_file", serve.key_file)
+    key = file("serve.key_file", serve.key_file)
     if key and not Path(key).read_text().strip():
         hint = f"openssl rand -hex 32 > {key}, or leave it out: each run makes its own"
         raise ConfigError(f"serve.key_file={key} is empty", hint=hint)
-    cert = _file("serve.tls_cert", serve.tls_cert)
-    return replace(
-        serve, key_file=key, tls_cert=cert, tls_key=_file("serve.tls_key", serve.tls_key)
-    )
+    cert = file("serve.tls_cert", serve.tls_cert)
+    return replace(serve, key_file=key, tls_cert=cert, tls_key=file("serve.tls_key", serve.tls_key))
 
 
-def _file(name: str, value: str) -> str:
+def file(name: str, value: str) -> str:
     if value and not Path(value).is_file():
         raise ConfigError(f"{name}={value}: no such file", hint="a file on a shared disk")
     return str(Path(value).absolute()) if value else ""
@@ -136,7 +134,7 @@ def _batch_run(config: Config, requests: Requests) -> Run:
     return run
 
 
-def _serve_run(config: Config) -> Run:
+def serve_run(config: Config) -> Run:
     """Raises ConfigError for the folder of a batch."""
     run = _free(config)
     known = run.identity()

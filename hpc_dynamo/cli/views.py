@@ -21,6 +21,8 @@ STALE_S = 15.0  # a status file older than this is not of a living head
 
 def layout(config: Config, plan: Plan) -> RenderableType:
     """Which worker is where."""
+    if config.route.engines:
+        return _engines(config)
     need = resources(config, plan)
     title = f"{config.engine.name}, {config.topology.kind}: {plan.nodes} node(s)"
     table = Table("node", "rank", "role", "GPUs", title=title, title_justify="left")
@@ -36,6 +38,15 @@ def layout(config: Config, plan: Plan) -> RenderableType:
     gpus = f", {need.gpus} GPUs" if need.gpus else ""
     foot = f"a node: {need.cpus} CPUs, {need.memory_gb} GB{gpus}; time {need.time_min} min"
     return Group(table, foot)
+
+
+def _engines(config: Config) -> Table:
+    """Those that somebody else started."""
+    title = f"{config.topology.kind}, engines that run already"
+    table = Table("rank", "role", "URL", title=title, title_justify="left")
+    for rank, (role, url) in enumerate(config.route.engines):
+        table.add_row(str(rank), str(role), url)
+    return table
 
 
 def started(attempt: Attempt, launcher: Launcher) -> str:

@@ -1,6 +1,7 @@
 """The configuration of one run: its schema, and the checks of its values."""
 
 from hpc_dynamo.config.checks import MIN_SILENCE_S, check, minutes
+from hpc_dynamo.config.route import before
 from hpc_dynamo.config.schema import (
     Batch,
     Bootstrap,
@@ -15,6 +16,7 @@ from hpc_dynamo.config.schema import (
     Policy,
     Pool,
     Role,
+    Route,
     Router,
     Serve,
     Slurm,
@@ -37,11 +39,13 @@ __all__ = [
     "Policy",
     "Pool",
     "Role",
+    "Route",
     "Router",
     "Serve",
     "Slurm",
     "Task",
     "Topology",
+    "before",
     "check",
     "minutes",
 ]

@@ -224,6 +224,26 @@ class Serve:
 
 
 @dataclass(frozen=True)
+class Route:
+    """Engines that somebody else started, by their base URLs; empty for those that we start."""
+
+    workers: tuple[str, ...] = ()  # that do all of a request ...
+    prefill: tuple[str, ...] = ()  # ... or those that share them
+    decode: tuple[str, ...] = ()
+    key_file: str = ""  # holds the bearer key that the engines ask for; empty: they want none
+    events: tuple[str, ...] = ()  # of each, prefill first: live|replay; empty: guessed
+    peers: tuple[str, ...] = ()  # other heads before the same engines
+
+    @property
+    def engines(self) -> tuple[tuple[Role, str], ...]:
+        """Role and URL of each by its rank, prefill first."""
+        roles = ((Role.aggregated, self.workers), (Role.prefill, self.prefill))
+        return tuple(
+            (role, url) for role, urls in (*roles, (Role.decode, self.decode)) for url in urls
+        )
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything about one run."""
 
@@ -239,3 +259,9 @@ class Config:
     batch: Batch = Batch()
     router: Router = Router()
     serve: Serve = Serve()
+    route: Route = Route()
+
+    @property
+    def served_name(self) -> str:
+        """What requests call the model; empty where only the engines know it."""
+        return self.model.name if self.route.engines else self.model.served_name

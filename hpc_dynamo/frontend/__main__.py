@@ -65,7 +65,7 @@ async def _verify(config: Config, generation: Generation, dispatcher: Dispatcher
     prompts = generation.prompts
     if not isinstance(prompts, Preprocessor) or not engine(config.engine.name).tokenizes:
         return
-    if not await agrees(prompts, dispatcher, config.model.served_name):
+    if not await agrees(prompts, dispatcher, config.served_name):
         generation.prompts = GivenIds()
 
 

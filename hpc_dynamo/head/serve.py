@@ -103,7 +103,7 @@ class ServeWork:
             host=socket.gethostname(),
             address=own,
             port=port,
-            model=self._config.model.served_name,
+            model=self._config.served_name or next(iter(self._models()), ""),
             key_file=serve.key_file or str(self._job.attempt.run.key_file),
             tls=bool(serve.tls_cert),
         )
@@ -132,12 +132,16 @@ class ServeWork:
         return View(
             ready=router.complete(role for role, _ in self._config.topology.pools),
             draining=self._draining.is_set(),
-            models=tuple(dict.fromkeys(name for w in ready for name in w.models)),
+            models=self._models(),
             context_tokens=min(contexts, default=0),
             workers=workers,
             loads=loads,
             metrics=exposition(self._stats(), self._traffic, loads, workers, router),
         )
+
+    def _models(self) -> tuple[str, ...]:
+        ready = [w for w in self._job.members.workers.values() if w.state is WorkerState.ready]
+        return tuple(dict.fromkeys(name for w in ready for name in w.models))
 
     def _stats(self) -> Stats:
         total = Stats()

@@ -188,9 +188,9 @@ class Client:
 
     @classmethod
     def bearer(cls, token: str) -> Self:
-        """For JSON, to servers that ask for a key."""
-        key = (b"authorization", b"Bearer " + token.encode())
-        return cls([key, (b"content-type", b"application/json")])
+        """For JSON, to servers that ask for a key; without a token, to those that do not."""
+        key = [(b"authorization", b"Bearer " + token.encode())] if token else []
+        return cls([*key, (b"content-type", b"application/json")])
 
     async def __aenter__(self) -> Self:
         return self

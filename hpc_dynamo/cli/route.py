@@ -1,0 +1,75 @@
+"""`hpc-dynamo route`: the endpoint of `serve` before engines that somebody else started."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from msgspec import structs
+
+from hpc_dynamo.cli.compose import compose
+from hpc_dynamo.cli.start import file, files, go, placed, serve_run
+from hpc_dynamo.config import Config, Launcher, Task, before
+from hpc_dynamo.engines import engine
+from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.run import Run, write_json
+from hpc_dynamo.topology import plan as lay_out
+
+LISTS = {
+    "workers": "of engines that do all of a request",
+    "prefill": "of engines that compute prompts",
+    "decode": "of engines that pull their KV cache and answer",
+    "events": "of each engine: live|replay, the ZMQ endpoints of its KV events",
+    "peers": "of other heads before the same engines",
+}
+
+
+def options(verb: ArgumentParser) -> None:
+    for name, about in LISTS.items():
+        what = "LIVE|REPLAY,…" if name == "events" else "URL,…"
+        verb.add_argument(f"--{name}", metavar=what, help=f"{about}; the same as route.{name}=[…]")
+    verb.add_argument("--detach", action="store_true", help="start it and return at once")
+
+
+def route(args: Namespace) -> int:
+    """Give an OpenAI endpoint before engines that run already, until it is ended."""
+    config = replace(compose(list(_words(args)), args.config_dir), task=Task.serve)
+    config = _with_files(before(config))
+    config = placed(config, "route")
+    engine(config.engine.name)  # its dialect is spoken
+    layout = lay_out(config)
+    run = serve_run(config)
+    _let_in(run, config)
+    return go(run, config, layout, Launcher.local, detach=args.detach)
+
+
+def _words(args: Namespace) -> Iterator[str]:
+    """Overrides; what needs no brackets for a person needs them for Hydra."""
+    for word in args.overrides:
+        name, is_, value = word.partition("=")
+        if "://" in name:
+            hint = f"--workers {word}; several with commas and no spaces between them"
+            raise ConfigError(f"{word} is neither an option nor FIELD=VALUE", hint=hint)
+        listed = is_ and name.removeprefix("route.") in LISTS and name.startswith("route.")
+        yield _listed(name, value) if listed and not value.startswith("[") else word
+    for name in LISTS:
+        if (given := getattr(args, name)) is not None:
+            yield _listed(f"route.{name}", given)
+
+
+def _listed(name: str, value: str) -> str:
+    quoted = (part.strip().replace("\\", "").replace('"', "") for part in value.split(","))
+    return f"{name}=[" + ",".join(f'"{part}"' for part in quoted if part) + "]"
+
+
+def _with_files(config: Config) -> Config:
+    """With paths that mean the same from any folder."""
+    key = file("route.key_file", config.route.key_file)
+    return replace(config, serve=files(config.serve), route=replace(config.route, key_file=key))
+
+
+def _let_in(run: Run, config: Config) -> None:
+    """What the engines ask for is known to the run alone."""
+    key = Path(config.route.key_file).read_text().strip() if config.route.key_file else ""
+    secrets = structs.replace(run.secrets(), token=key)
+    write_json(run.secrets_file, secrets, mode=0o600)

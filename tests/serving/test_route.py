@@ -1,0 +1,134 @@
+"""`hpc-dynamo route` before simulators that this test starts: real processes, real sockets."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpc_dynamo import launch
+from hpc_dynamo.run import Run
+from tests.runs import hpc_dynamo, until
+from tests.serving.served import Served
+from tests.simulator.conftest import KEY, MODEL, Rank, simulator
+from tests.terminal import ends, on_a_terminal
+
+Row = dict[str, Any]
+
+
+@contextmanager
+def routing(folder: Path, *words: str, name: str = "r") -> Iterator[Served]:
+    """A detached route, from its first answer to the end of its last process."""
+    (folder / "engines.key").write_text(f"{KEY}\n")
+    key = "route.key_file=engines.key"
+    done = hpc_dynamo("route", *words, key, f"name={name}", "--detach", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    served = Served(Run(folder / "runs" / name).attempts()[-1])
+    try:
+        served.wait()
+        yield served
+    finally:
+        if "client" in vars(served):
+            served.client.close()
+        served.stop()
+
+
+def rows(served: Served) -> list[Row]:
+    found: list[Row] = served.ask("GET", "/v1/workers").json["data"]
+    return found
+
+
+def states(served: Served) -> list[str]:
+    return [row["state"] for row in rows(served)]
+
+
+def ask(served: Served, **fields: Any) -> str:
+    answer = served.client.completions.create(model=MODEL, prompt="Hi", max_tokens=4, **fields)
+    return str(answer.choices[0].text)
+
+
+@pytest.fixture
+def ranks() -> Iterator[list[Rank]]:
+    with simulator() as one, simulator() as two:
+        yield [one, two]
+
+
+def test_the_official_client_before_two_engines(tmp_path: Path, ranks: list[Rank]) -> None:
+    urls = ",".join(rank.url for rank in ranks)
+    with routing(tmp_path, "--workers", urls, "router=round_robin") as served:
+        until("both", lambda: states(served) == ["ready", "ready"])
+        assert [model.id for model in served.client.models.list()] == [MODEL]
+        messages: Any = [{"role": "user", "content": "Hello"}]
+        chat = served.client.chat.completions
+        stream = chat.create(model=MODEL, messages=messages, max_tokens=8, stream=True)
+        assert any(part.choices and part.choices[0].delta.content for part in stream)
+        for _ in range(3):
+            assert ask(served)
+        until("their share", lambda: [r["load"]["served"] for r in rows(served)] == [2, 2])
+        keys = served.attempt.run.secrets_file, served.attempt.run.key_file
+        assert [key.stat().st_mode & 0o777 for key in keys] == [0o600, 0o600]
+        shown = hpc_dynamo("status", "name=r", "--once", cwd=tmp_path)
+        assert "serving" in shown.stdout, shown.stdout + shown.stderr
+        said = hpc_dynamo("chat", "name=r", "--max-tokens=1", "Hello", cwd=tmp_path)
+        assert said.stdout.strip(), said.stderr
+        log = hpc_dynamo("logs", "name=r", "frontend-0", cwd=tmp_path)
+        assert "listens on" in log.stdout, log.stdout + log.stderr
+        ended = hpc_dynamo("stop", "name=r", cwd=tmp_path)
+        assert "stopped" in ended.stdout, ended.stdout + ended.stderr
+    assert all(rank.process.poll() is None for rank in ranks), "the engines go on"
+
+
+def test_prefill_and_decode_engines(tmp_path: Path) -> None:
+    with simulator("--role", "prefill") as prefill, simulator("--role", "decode") as decode:
+        words = ("--prefill", prefill.url, "--decode", decode.url, "engine.name=simulator")
+        with routing(tmp_path, *words, "router.local_prefill=false") as served:
+            assert ask(served)
+            until("both", lambda: [r["load"]["served"] for r in rows(served)] == [1, 1])
+
+
+def test_who_is_down_is_waited_for_and_comes_back(tmp_path: Path, ranks: list[Rank]) -> None:
+    with simulator() as third:
+        port = third.url.rpartition(":")[2]
+    with routing(tmp_path, "--workers", f"{ranks[0].url},{third.url}") as served:
+        assert states(served) == ["ready", "starting"]
+        assert "cannot be reached" in rows(served)[1]["detail"]
+        assert ask(served)
+        with simulator("--port", port) as back:
+            until("it has come", lambda: states(served) == ["ready", "ready"])
+            back.process.kill()
+            until("it has gone", lambda: states(served) == ["ready", "failed"])
+            assert ask(served)
+        with simulator("--port", port):
+            until("it is back", lambda: states(served) == ["ready", "ready"])
+            served.client.completions.create(
+                model=MODEL, prompt="Hi", max_tokens=1, extra_headers={"X-Worker-Rank": "1"}
+            )
+
+
+def test_why_a_worker_is_not_taken(tmp_path: Path, ranks: list[Rank]) -> None:
+    with simulator(key="another") as foreign:
+        urls = f"{ranks[0].url},{foreign.url}"
+        with routing(tmp_path, "--workers", urls, f"model.name={MODEL}") as served:
+            until("its reason", lambda: "route.key_file" in rows(served)[1]["detail"])
+            assert states(served) == ["ready", "starting"]
+            assert ask(served)
+
+
+def test_ctrl_c_ends_the_endpoint_alone(tmp_path: Path) -> None:
+    with simulator(key="") as rank, on_a_terminal(["route", "--workers", rank.url], tmp_path) as up:
+        up.expect_exact(f"{MODEL} answers on", timeout=60)
+        up.expect_exact("base URL: http")
+        up.expect("curl [^\r\n]*")
+        command = f"{up.after} -s"
+        answer = json.loads(subprocess.check_output(["bash", "-c", command], timeout=30))
+        assert answer["choices"][0]["message"]["content"]
+        up.sendintr()
+        up.expect_exact("ended: stopped")
+        assert ends(up) == 0
+        assert rank.process.poll() is None
+    job = launch.find(Run(tmp_path / "runs" / "route").attempts()[-1])
+    assert job
+    until("nothing is left", lambda: job.state()[0] is launch.JobState.ended)
