@@ -2,14 +2,12 @@
 
     python -m benchmarks.ours FOLDER FRONTENDS POLICY MODEL_PATH WORKER_URL…
 
-The head's part of a job (router, frontend processes, view) without Slurm and agents; prints
-the endpoint's address when it serves.
+What `hpc-dynamo route` starts, in this process: router, frontend processes, view.
 """
 
 import asyncio
 import signal
 import sys
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,14 +16,10 @@ import uvloop
 from benchmarks.peers import Backend, Started
 from benchmarks.systems import Pids
 from benchmarks.workload import MODEL
-from hpc_dynamo.config import Config, Device, Kind, Model, Policy, Pool, Role, Serve, Task, Topology
+from hpc_dynamo.config import Config, Model, Policy, Route, Serve, Task, before
 from hpc_dynamo.config import Engine as EngineConfig
 from hpc_dynamo.config import Router as RouterConfig
-from hpc_dynamo.head.serve import ServeWork
-from hpc_dynamo.head.work import Job
-from hpc_dynamo.http import Client
-from hpc_dynamo.messages import WorkerReport, WorkerState
-from hpc_dynamo.router import Router
+from hpc_dynamo.head import Standalone
 from hpc_dynamo.run import Attempt, Run, Secrets
 from hpc_dynamo.topology import plan
 
@@ -60,56 +54,28 @@ class Ours(Started):
         await self._backend.stop()
 
 
-class Fixed:
-    """Workers that are simply there; see head.work.Members."""
-
-    address = HOST
-
-    def __init__(self, urls: Sequence[str]) -> None:
-        self.workers = {
-            rank: WorkerReport(
-                rank=rank,
-                role=Role.aggregated,
-                node=0,
-                host=HOST,
-                state=WorkerState.ready,
-                url=url,
-                models=(MODEL,),
-                context_tokens=1 << 20,
-            )
-            for rank, url in enumerate(urls)
-        }
-
-    def in_order(self) -> tuple[WorkerReport, ...]:
-        return tuple(self.workers.values())
-
-
-async def head(attempt: Attempt, urls: Sequence[str]) -> None:
+async def head(attempt: Attempt) -> None:
     """Until SIGTERM."""
-    config, members = attempt.config(), Fixed(urls)
-    router = Router.of(config)
-    for worker in members.in_order():
-        await router.join(worker.rank, worker.role, worker.url)
-    async with Client.bearer(attempt.run.secrets().token) as client:
-        work = asyncio.create_task(ServeWork(Job(attempt, config, router, members, client)).run())
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, work.cancel)
-        await asyncio.wait([work])
+    standalone = Standalone(attempt, HOST)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, standalone.interrupt)
+    await standalone.run()
 
 
 def main() -> None:
     folder, frontends, policy, model, *urls = sys.argv[1:]
-    config = Config(
+    wanted = Config(
         task=Task.serve,
         name="bench",
-        engine=EngineConfig(device=Device.cpu, max_num_seqs=SEQUENCES),
+        engine=EngineConfig(max_num_seqs=SEQUENCES),
         model=Model(path=model, name=MODEL),
-        topology=Topology(kind=Kind.aggregated, aggregated=Pool(workers=1)),
         router=RouterConfig(policy=Policy(policy)),
         serve=Serve(host=HOST, frontends=int(frontends)),
+        route=Route(workers=tuple(urls)),
     )
+    config = before(wanted)
     run = Run(Path(folder) / "runs" / "bench")
     run.create(Secrets(token="engines", public="", private=""))
-    uvloop.run(head(run.new_attempt(config, plan(config)), urls))
+    uvloop.run(head(run.new_attempt(config, plan(config))))
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class _News:
     def _about(self, worker: WorkerReport) -> Iterator[str]:
         old = self._workers.get(worker.rank)
         self._workers[worker.rank] = worker
-        if old is None or old.state != worker.state:
+        if old is None or (old.state, old.detail) != (worker.state, worker.detail):
             started = f" after {worker.start_s:.1f} s" if worker.state is WorkerState.ready else ""
             what = f"worker {worker.rank} ({worker.role}) on {worker.host}: {worker.state}"
             yield f"{what}{started} {worker.detail}".strip()

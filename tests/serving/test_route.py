@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
+from benchmarks.processes import free_port
 from hpc_dynamo import launch
 from hpc_dynamo.run import Run
 from tests.runs import hpc_dynamo, until
@@ -106,6 +108,48 @@ def test_who_is_down_is_waited_for_and_comes_back(tmp_path: Path, ranks: list[Ra
             served.client.completions.create(
                 model=MODEL, prompt="Hi", max_tokens=1, extra_headers={"X-Worker-Rank": "1"}
             )
+
+
+def _telling() -> tuple[str, str]:
+    """Options of a simulator that publishes its KV events, and where."""
+    live, replay = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
+    settings = {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": live,
+        "replay_endpoint": replay,
+    }
+    return json.dumps(settings), f"{live}|{replay}"
+
+
+def compute(rank: Rank, prompt: list[int]) -> None:
+    """Behind the router's back."""
+    with openai.OpenAI(base_url=f"{rank.url}/v1", api_key=KEY, max_retries=0, timeout=30) as client:
+        client.completions.create(model=MODEL, prompt=prompt, max_tokens=1)
+
+
+def test_the_engines_events_lead_requests(tmp_path: Path) -> None:
+    """What was computed before the route was there, and what somebody else has computed since."""
+    (first, at_first), (second, at_second) = _telling(), _telling()
+    option = "--kv-events-config"
+    with simulator(option, first) as one, simulator(option, second) as two:
+        early, late = list(range(1000, 1064)), list(range(2000, 2064))
+        compute(one, early)
+        events = ("--events", f"{at_first},{at_second}")
+        with routing(tmp_path, "--workers", f"{one.url},{two.url}", *events) as served:
+            until("both", lambda: states(served) == ["ready", "ready"])
+            until("the replay", lambda: overlaps(served, early) == [4, 0])
+            compute(two, late)
+            until("the news", lambda: overlaps(served, late) == [0, 4])
+            for prompt in (late, late, early):
+                served.client.completions.create(model=MODEL, prompt=prompt, max_tokens=1)
+            until("their ways", lambda: [r["load"]["served"] for r in rows(served)] == [1, 2])
+
+
+def overlaps(served: Served, prompt: list[int]) -> list[int]:
+    """Blocks that the router believes to be cached, by rank."""
+    why = served.post("/v1/route", {"model": MODEL, "prompt": prompt}).json
+    return [worker["overlap_blocks"] for worker in why["workers"]]
 
 
 def test_why_a_worker_is_not_taken(tmp_path: Path, ranks: list[Rank]) -> None:
