@@ -9,7 +9,7 @@ from hpc_dynamo.dispatch import Dispatcher
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.frontend import errors, pages
 from hpc_dynamo.frontend.access import Gate, request_id
-from hpc_dynamo.frontend.document import POSTS, ROUTE
+from hpc_dynamo.frontend.document import LOADS, POSTS, ROUTE
 from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.frontend.generation import Generation
 from hpc_dynamo.frontend.relay import Relay
@@ -66,6 +66,9 @@ class App:
             self._allow(request, "GET", "HEAD")
             status, kind, content = page(self._router.view, request)
             reply.send(status, content, [(b"content-type", kind)])
+        elif path == LOADS:
+            self._allow(request, "GET")
+            reply.send(200, await self._router.loads(), [JSON])
         elif path in PASSED:
             self._allow(request, "POST")
             if self._router.view.draining:
@@ -123,4 +126,4 @@ class App:
 
 OPEN = frozenset({"/health", "/live", "/ready", "/openapi.json"})
 PASSED = frozenset(POSTS) - {ROUTE}
-KNOWN = PASSED | {ROUTE} | frozenset(pages.PAGES)
+KNOWN = PASSED | {ROUTE, LOADS} | frozenset(pages.PAGES)

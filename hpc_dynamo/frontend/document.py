@@ -58,6 +58,7 @@ def _answers(*codes: int) -> Schema:
 
 
 ROUTE = "/v1/route"
+LOADS = "/v1/loads"
 REFUSALS = (400, 401, 404, 405, 408, 413, 429, 431, 500, 502, 503, 504)
 MESSAGES: Schema = {"type": "array", "items": MESSAGE, "minItems": 1}
 POSTS: dict[str, tuple[str, Schema]] = {
@@ -86,6 +87,7 @@ POSTS: dict[str, tuple[str, Schema]] = {
 GETS = {
     "/v1/models": "models that are served",
     "/v1/workers": "who serves: rank, role, node, state, load",
+    LOADS: "what this endpoint has on each worker, by URL: for other heads before the same",
     "/metrics": "figures of the whole job for Prometheus",
     "/live": "this process answers",
     "/ready": "requests are served: 200, else 503",

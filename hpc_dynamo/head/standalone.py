@@ -1,8 +1,10 @@
 """An endpoint before engines that somebody else started: no agents, and nothing of Slurm."""
 
 import asyncio
+from pathlib import Path
 
 from hpc_dynamo.head.course import Course
+from hpc_dynamo.head.peers import Peers
 from hpc_dynamo.head.probed import LOOPBACK, Probed
 from hpc_dynamo.head.serve import ServeWork
 from hpc_dynamo.head.work import Job
@@ -22,16 +24,24 @@ class Standalone(Course):
     async def run(self) -> Outcome:
         """Returns when the endpoint has ended; the engines go on."""
         token = self._attempt.run.secrets().token
-        async with Client.bearer(token) as http, asyncio.TaskGroup() as group:
-            router = Router.of(self._config)
-            members = Probed(self._config, router, http, group, self._address)
-            made = self._work = ServeWork(Job(self._attempt, self._config, router, members, http))
-            tasks = [
-                group.create_task(members.watch(), name="watch"),
-                group.create_task(self._show(members, None), name="status"),
-            ]
-            work = group.create_task(self._finish(made), name="work")
-            outcome = await self._over(work)
-            for background in tasks:
-                background.cancel()
+        async with Client.bearer(token) as http, self._among_heads() as heads:
+            async with asyncio.TaskGroup() as group:
+                router = Router.of(self._config)
+                members = Probed(self._config, router, http, group, self._address)
+                job = Job(self._attempt, self._config, router, members, http)
+                made = self._work = ServeWork(job)
+                peers = Peers(router, self._config.route.peers, heads)
+                tasks = [
+                    group.create_task(members.watch(), name="watch"),
+                    group.create_task(self._show(members, None), name="status"),
+                    group.create_task(peers.run(), name="peers"),
+                ]
+                outcome = await self._over(group.create_task(self._finish(made), name="work"))
+                for background in tasks:
+                    background.cancel()
         return self._conclude(members, None, outcome)
+
+    def _among_heads(self) -> Client:
+        """Presents the API key that all of them have."""
+        file = self._config.serve.key_file
+        return Client.bearer(Path(file).read_text().strip() if file else "")

@@ -18,7 +18,8 @@ from hpc_dynamo.router.lease import (
     Wish,
 )
 from hpc_dynamo.router.limits import Limits
-from hpc_dynamo.router.members import Member
+from hpc_dynamo.router.loads import heard
+from hpc_dynamo.router.members import Load, Member
 from hpc_dynamo.router.remote import RemoteRouter
 from hpc_dynamo.router.router import Router
 from hpc_dynamo.router.server import RouterServer
@@ -31,6 +32,7 @@ __all__ = [
     "Exhausted",
     "Lease",
     "Limits",
+    "Load",
     "Member",
     "NoSuchWorker",
     "NoWorker",
@@ -41,4 +43,5 @@ __all__ = [
     "Target",
     "Wish",
     "block_hashes",
+    "heard",
 ]

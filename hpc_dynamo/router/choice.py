@@ -122,11 +122,11 @@ class Chooser:
             return "split" if prefill else ""
         if prefill is None:
             return "swamped" if any(m.role is Role.prefill for m in here) else ""
-        local = self._config.local_penalty * (need.left(decode) + decode.prefill_tokens)
+        local = self._config.local_penalty * (need.left(decode) + decode.ahead_tokens)
         alone = need.left(prefill) + self.handover.tokens
         if local < alone:
             return "short"
-        return "swamped" if local < alone + prefill.prefill_tokens else "split"
+        return "swamped" if local < alone + prefill.ahead_tokens else "split"
 
 
 def _named(ranks: Sequence[int], role: Role, here: Sequence[Member]) -> list[Member]:

@@ -42,6 +42,12 @@ class Explain(msgspec.Struct, frozen=True, array_like=True, tag=8):
     ask: Ask
 
 
+class Published(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """What the head publishes of its loads is wanted; Explained answers."""
+
+    id: int
+
+
 class Granted(msgspec.Struct, frozen=True, array_like=True, tag=4):
     id: int
     prefill: Target | None
@@ -63,14 +69,14 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
 class Explained(msgspec.Struct, frozen=True, array_like=True, tag=9):
     id: int
-    content: bytes  # JSON of router.why.Why
+    content: bytes  # JSON of router.why.Why, or of router.loads
 
 
 class Seen(msgspec.Struct, frozen=True, array_like=True, tag=7):
     view: View
 
 
-Up = Asked | Withdrawn | Noted | Told | Explain
+Up = Asked | Withdrawn | Noted | Told | Explain | Published
 Down = Granted | Denied | Lost | Seen | Explained
 ENCODER = msgspec.msgpack.Encoder()
 

@@ -3,7 +3,20 @@
 import time
 from dataclasses import dataclass, field
 
+import msgspec
+
 from hpc_dynamo.config import Role
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What requests weigh on a worker; see Member."""
+
+    prefill_tokens: int = 0
+    blocks: int = 0
+    active: int = 0
+
+
+NONE = Load()
 
 
 @dataclass(eq=False)
@@ -20,8 +33,14 @@ class Member:
     busy_s: float = 0.0  # time with work of ours, over all lives of the rank
     avoided: int = 0  # broken connections that are not forgiven yet
     turn: int = 0  # number of the last lease on it
+    others: Load = field(default=NONE, init=False)  # of other heads; no limit counts it
     working: int = 0  # of the leases, those that it works on now
     since: float = field(default=0.0, repr=False)
+
+    @property
+    def ahead_tokens(self) -> int:
+        """Of prompts, whoever sent them, that are computed before a next one."""
+        return self.prefill_tokens + self.others.prefill_tokens
 
     def begin(self) -> None:
         if not self.working:

@@ -36,13 +36,14 @@ Cost = Callable[[Member, Need], float]
 def kv(m: Member, need: Need) -> float:
     """The work ahead, in blocks: prompt tokens to compute (or to pull), here and promised, and
     blocks held for answers (the terms of NVIDIA Dynamo's router cost, docs/router)."""
-    ahead = (need.left(m) + m.prefill_tokens) / need.block
-    return need.overlap_weight * ahead + need.decode_weight * m.blocks
+    others = m.others
+    ahead = (need.left(m) + m.prefill_tokens + others.prefill_tokens) / need.block
+    return need.overlap_weight * ahead + need.decode_weight * (m.blocks + others.blocks)
 
 
 def active(m: Member, need: Need) -> float:
-    """Requests of ours on it."""
-    return m.active
+    """Requests on it, ours and those of other heads."""
+    return m.active + m.others.active
 
 
 def turn(m: Member, need: Need) -> float:
@@ -54,7 +55,7 @@ def turn(m: Member, need: Need) -> float:
 def affinity(m: Member, need: Need) -> float:
     """Rendezvous hashing (Thaler and Ravishankar, 1998): a session keeps its worker while others
     come and go. A request without one goes by load."""
-    return crc32(f"{need.session}/{m.rank}".encode()) if need.session else m.active
+    return crc32(f"{need.session}/{m.rank}".encode()) if need.session else active(m, need)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def choose(rule: Rule, members: Sequence[Member], need: Need, temperature: float
     cost = rule.cost
     if temperature > 0:
         return _by_chance([cost(m, need) for m in members], members, temperature)
-    return min(members, key=lambda m: (cost(m, need), m.active, m.turn))
+    return min(members, key=lambda m: (cost(m, need), active(m, need), m.turn))
 
 
 def _by_chance(costs: list[float], members: Sequence[Member], temperature: float) -> Member:

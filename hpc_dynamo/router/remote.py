@@ -1,6 +1,7 @@
 """A frontend's end of the unix socket to the router."""
 
 import asyncio
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +20,7 @@ from hpc_dynamo.router.frames import (
     Granted,
     Lost,
     Noted,
+    Published,
     Seen,
     Told,
     Wire,
@@ -75,11 +77,18 @@ class RemoteRouter(Wire):
 
     async def explain(self, ask: Ask) -> bytes:
         """JSON of router.why.Why: what `route` would do now. Raises like Router.explain."""
+        return await self._question(lambda id_: Explain(id_, ask))
+
+    async def loads(self) -> bytes:
+        """See router.loads.published."""
+        return await self._question(Published)
+
+    async def _question(self, asked: Callable[[int], msgspec.Struct]) -> bytes:
         if self.closed.done():
             raise _ended()
         id_, explained = next(self._ids), asyncio.get_running_loop().create_future()
         self._explaining[id_] = explained
-        self.send(Explain(id_, ask))
+        self.send(asked(id_))
         try:
             return bytes(await explained)
         finally:

@@ -19,6 +19,7 @@ from hpc_dynamo.router.held import Held
 from hpc_dynamo.router.lease import Ask, Lease, Note, NoWorker, Overloaded
 from hpc_dynamo.router.limits import Limits
 from hpc_dynamo.router.line import Line, Waiting
+from hpc_dynamo.router.loads import Loads, Others
 from hpc_dynamo.router.members import Member
 from hpc_dynamo.router.pace import Pace
 from hpc_dynamo.router.why import Why, explain
@@ -36,7 +37,7 @@ class Router:
         self._all_needs = 2 if kind is Kind.disaggregated else 1
         self._members, self._former = dict[int, Member](), dict[int, Member]()
         self._held, self._ids = dict[int, Held](), count(1)
-        self._queue = Line()
+        self._queue, self._others = Line(), Others()
         self._changed, self._nothing = asyncio.Condition(), asyncio.Event()
         self._pace = Pace()
         self.news = asyncio.Event()  # somebody came or went; whoever shows it clears it
@@ -56,7 +57,9 @@ class Router:
         """A worker is ready. A rank that joins again has lost its former life's requests."""
         self.leave(rank)
         former = self._former.pop(rank, None)
-        self._members[rank] = Member(rank, role, url, busy_s=former.busy_s if former else 0.0)
+        member = Member(rank, role, url, busy_s=former.busy_s if former else 0.0)
+        member.others = self._others.on(url)
+        self._members[rank] = member
         self.caches.join(rank)
         self.news.set()
         self._pump()
@@ -74,6 +77,12 @@ class Router:
                 if member in (held.decode, held.prefill):
                     held.lease.lose(rank)
             self._pump()
+
+    def heed(self, head: str, loads: Loads) -> None:
+        """What another head has on the same workers now, by URL; nothing where it is gone."""
+        self._others.heed(head, loads)
+        for member in self.members:
+            member.others = self._others.on(member.url)
 
     async def ready(self, roles: Iterable[Role]) -> None:
         """Until each role has a worker."""

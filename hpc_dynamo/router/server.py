@@ -23,6 +23,7 @@ from hpc_dynamo.router.frames import (
     Granted,
     Lost,
     Noted,
+    Published,
     Seen,
     Told,
     Up,
@@ -31,6 +32,7 @@ from hpc_dynamo.router.frames import (
 )
 from hpc_dynamo.router.lease import Ask, Lease, Note, Overloaded
 from hpc_dynamo.router.line import Waiting
+from hpc_dynamo.router.loads import published
 from hpc_dynamo.router.router import Router
 
 VIEW_S = 1.0
@@ -135,6 +137,8 @@ class _Client(Wire):
                 self._withdraw(id_)
             case Explain(id=id_, ask=ask):
                 self._explain(id_, ask)
+            case Published(id=id_):
+                self.send(Explained(id_, published(self._server.router.members)))
             case Told(content=told):
                 self._server.told(self._number, told)
 

@@ -5,7 +5,7 @@ import msgspec
 from hpc_dynamo.config import Policy, Role
 from hpc_dynamo.router.choice import Choice, Chooser
 from hpc_dynamo.router.lease import Ask
-from hpc_dynamo.router.members import Member
+from hpc_dynamo.router.members import Load, Member
 from hpc_dynamo.router.policy import POLICIES, Need
 
 
@@ -22,6 +22,7 @@ class Considered(msgspec.Struct, frozen=True, kw_only=True):
     prefill_tokens: int  # promised to it and not computed yet
     blocks: int  # that our requests hold there
     active: int  # requests of ours
+    others: Load  # what other heads have there
 
 
 class Why(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,4 +76,5 @@ def _considered(
         prefill_tokens=m.prefill_tokens,
         blocks=m.blocks,
         active=m.active,
+        others=m.others,
     )

@@ -50,7 +50,9 @@ class Served:
 
     @cached_property
     def key(self) -> str:
-        return self.attempt.run.api_key()
+        endpoint = self.attempt.endpoint()
+        assert endpoint
+        return Path(endpoint.key_file).read_text().strip()
 
     @cached_property
     def client(self) -> openai.OpenAI:

@@ -3,7 +3,6 @@
 import json
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +13,10 @@ from benchmarks.processes import free_port
 from hpc_dynamo import launch
 from hpc_dynamo.run import Run
 from tests.runs import hpc_dynamo, until
+from tests.serving.routed import routing, rows
 from tests.serving.served import Served
 from tests.simulator.conftest import KEY, MODEL, Rank, simulator
 from tests.terminal import ends, on_a_terminal
-
-Row = dict[str, Any]
-
-
-@contextmanager
-def routing(folder: Path, *words: str, name: str = "r") -> Iterator[Served]:
-    """A detached route, from its first answer to the end of its last process."""
-    (folder / "engines.key").write_text(f"{KEY}\n")
-    key = "route.key_file=engines.key"
-    done = hpc_dynamo("route", *words, key, f"name={name}", "--detach", cwd=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    served = Served(Run(folder / "runs" / name).attempts()[-1])
-    try:
-        served.wait()
-        yield served
-    finally:
-        if "client" in vars(served):
-            served.client.close()
-        served.stop()
-
-
-def rows(served: Served) -> list[Row]:
-    found: list[Row] = served.ask("GET", "/v1/workers").json["data"]
-    return found
 
 
 def states(served: Served) -> list[str]:
