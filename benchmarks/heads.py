@@ -134,7 +134,8 @@ async def loads(http: Client, url: str) -> dict[str, int]:
     """Requests of one head, by rank; none while it starts."""
     try:
         async with http.send("GET", url, "/v1/loads") as answer:
-            return {at: load.active for at, load in heard(await answer.read()).items()}
+            said = heard(await answer.read())
+            return {at: load.active for at, load in said.workers.items()}
     except OSError:
         return {}
 

@@ -131,6 +131,13 @@ class Attempt:
     def plan(self) -> Plan:
         return _need(self.plan_file, Plan)
 
+    def engine_key(self) -> str:
+        """What engines ask for: the run's token, or theirs where somebody else started them."""
+        route = self.config().route
+        if not route.engines:
+            return self.run.secrets().token
+        return Path(route.key_file).read_text().strip() if route.key_file else ""
+
     def job(self) -> JobRecord | None:
         return read_json(self.job_file, JobRecord)
 

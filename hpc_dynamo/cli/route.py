@@ -3,16 +3,12 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-
-from msgspec import structs
 
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.start import file, files, go, placed, serve_run
 from hpc_dynamo.config import Config, Launcher, Task, before
 from hpc_dynamo.engines import engine
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.run import Run, write_json
 from hpc_dynamo.topology import plan as lay_out
 
 LISTS = {
@@ -38,9 +34,7 @@ def route(args: Namespace) -> int:
     config = placed(config, "route")
     engine(config.engine.name)  # its dialect is spoken
     layout = lay_out(config)
-    run = serve_run(config)
-    _let_in(run, config)
-    return go(run, config, layout, Launcher.local, detach=args.detach)
+    return go(serve_run(config), config, layout, Launcher.local, detach=args.detach)
 
 
 def _words(args: Namespace) -> Iterator[str]:
@@ -66,10 +60,3 @@ def _with_files(config: Config) -> Config:
     """With paths that mean the same from any folder."""
     key = file("route.key_file", config.route.key_file)
     return replace(config, serve=files(config.serve), route=replace(config.route, key_file=key))
-
-
-def _let_in(run: Run, config: Config) -> None:
-    """What the engines ask for is known to the run alone."""
-    key = Path(config.route.key_file).read_text().strip() if config.route.key_file else ""
-    secrets = structs.replace(run.secrets(), token=key)
-    write_json(run.secrets_file, secrets, mode=0o600)

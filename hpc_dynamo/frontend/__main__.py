@@ -43,8 +43,7 @@ async def serve(attempt: Attempt, index: int, link: Path, host: str, port: int) 
     prompts = await asyncio.to_thread(_prompts, config)
     router = await RemoteRouter.connect(link)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, router.close)
-    token = attempt.run.secrets().token
-    async with Client.bearer(token) as client, asyncio.TaskGroup() as tasks:
+    async with Client.bearer(attempt.engine_key()) as client, asyncio.TaskGroup() as tasks:
         dispatcher = Dispatcher(router, engine(config.engine.name).dialect, client, tasks)
         generation = Generation(config, prompts, stats)
         app = App(config, Gate(_key(attempt, config)), router, dispatcher, generation, stats)

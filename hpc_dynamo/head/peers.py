@@ -54,7 +54,9 @@ class Peers:
                 content = await answer.read()
             if answer.status != 200:
                 return f"it answers {answer.status}"
-            self._router.heed(url, heard(content))
+            said = heard(content)
+            if said.head != self._router.name:  # who is given the same list as all finds itself
+                self._router.heed(url, said.workers)
         except TimeoutError:
             return f"no answer within {ANSWER_S} s"
         except (OSError, msgspec.DecodeError) as e:

@@ -15,7 +15,7 @@ from hpc_dynamo.run import Attempt
 
 
 class Standalone(Course):
-    """One attempt before the engines of `config.route`; the run's token is their key."""
+    """One attempt before the engines of `config.route`."""
 
     def __init__(self, attempt: Attempt, address: str = LOOPBACK) -> None:
         super().__init__(attempt)
@@ -23,8 +23,8 @@ class Standalone(Course):
 
     async def run(self) -> Outcome:
         """Returns when the endpoint has ended; the engines go on."""
-        token = self._attempt.run.secrets().token
-        async with Client.bearer(token) as http, self._among_heads() as heads:
+        key = self._attempt.engine_key()
+        async with Client.bearer(key) as http, self._among_heads() as heads:
             async with asyncio.TaskGroup() as group:
                 router = Router.of(self._config)
                 members = Probed(self._config, router, http, group, self._address)

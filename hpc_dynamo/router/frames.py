@@ -42,8 +42,8 @@ class Explain(msgspec.Struct, frozen=True, array_like=True, tag=8):
     ask: Ask
 
 
-class Published(msgspec.Struct, frozen=True, array_like=True, tag=10):
-    """What the head publishes of its loads is wanted; Explained answers."""
+class LoadsAsked(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """By another head, see loads.Published; Explained answers."""
 
     id: int
 
@@ -69,14 +69,14 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
 class Explained(msgspec.Struct, frozen=True, array_like=True, tag=9):
     id: int
-    content: bytes  # JSON of router.why.Why, or of router.loads
+    content: bytes  # JSON of router.why.Why, or of router.loads.Published
 
 
 class Seen(msgspec.Struct, frozen=True, array_like=True, tag=7):
     view: View
 
 
-Up = Asked | Withdrawn | Noted | Told | Explain | Published
+Up = Asked | Withdrawn | Noted | Told | Explain | LoadsAsked
 Down = Granted | Denied | Lost | Seen | Explained
 ENCODER = msgspec.msgpack.Encoder()
 

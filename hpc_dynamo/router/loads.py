@@ -10,17 +10,26 @@ import msgspec
 from hpc_dynamo.router.members import Load, Member
 
 Loads = Mapping[str, Load]  # by URL
-DECODER = msgspec.json.Decoder(dict[str, Load])
 
 
-def published(members: Iterable[Member]) -> bytes:
-    """JSON: what we have on each worker."""
+class Published(msgspec.Struct, frozen=True):
+    """What one head has on each worker."""
+
+    head: str  # its name; a head that hears itself knows it by that
+    workers: dict[str, Load]  # by URL
+
+
+DECODER = msgspec.json.Decoder(Published)
+
+
+def publish(head: str, members: Iterable[Member]) -> bytes:
+    """JSON of Published."""
     own = {m.url: Load(m.prefill_tokens, m.blocks, m.active) for m in members}
-    return msgspec.json.encode(own)
+    return msgspec.json.encode(Published(head, own))
 
 
-def heard(content: bytes) -> dict[str, Load]:
-    """What another head has published. Raises msgspec.DecodeError."""
+def heard(content: bytes) -> Published:
+    """Raises msgspec.DecodeError."""
     return DECODER.decode(content)
 
 

@@ -18,9 +18,9 @@ from hpc_dynamo.router.frames import (
     Explain,
     Explained,
     Granted,
+    LoadsAsked,
     Lost,
     Noted,
-    Published,
     Seen,
     Told,
     Wire,
@@ -80,8 +80,8 @@ class RemoteRouter(Wire):
         return await self._question(lambda id_: Explain(id_, ask))
 
     async def loads(self) -> bytes:
-        """See router.loads.published."""
-        return await self._question(Published)
+        """JSON of router.loads.Published."""
+        return await self._question(LoadsAsked)
 
     async def _question(self, asked: Callable[[int], msgspec.Struct]) -> bytes:
         if self.closed.done():

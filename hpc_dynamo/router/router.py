@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from itertools import count
 from typing import Self
+from uuid import uuid4
 
 from hpc_dynamo import config as c
 from hpc_dynamo.config import Kind, Role
@@ -40,6 +41,7 @@ class Router:
         self._queue, self._others = Line(), Others()
         self._changed, self._nothing = asyncio.Condition(), asyncio.Event()
         self._pace = Pace()
+        self.name = uuid4().hex  # among heads
         self.news = asyncio.Event()  # somebody came or went; whoever shows it clears it
 
     @classmethod

@@ -21,9 +21,9 @@ from hpc_dynamo.router.frames import (
     Explain,
     Explained,
     Granted,
+    LoadsAsked,
     Lost,
     Noted,
-    Published,
     Seen,
     Told,
     Up,
@@ -32,7 +32,7 @@ from hpc_dynamo.router.frames import (
 )
 from hpc_dynamo.router.lease import Ask, Lease, Note, Overloaded
 from hpc_dynamo.router.line import Waiting
-from hpc_dynamo.router.loads import published
+from hpc_dynamo.router.loads import publish
 from hpc_dynamo.router.router import Router
 
 VIEW_S = 1.0
@@ -137,8 +137,9 @@ class _Client(Wire):
                 self._withdraw(id_)
             case Explain(id=id_, ask=ask):
                 self._explain(id_, ask)
-            case Published(id=id_):
-                self.send(Explained(id_, published(self._server.router.members)))
+            case LoadsAsked(id=id_):
+                router = self._server.router
+                self.send(Explained(id_, publish(router.name, router.members)))
             case Told(content=told):
                 self._server.told(self._number, told)
 

@@ -5,7 +5,7 @@ import pytest
 
 from hpc_dynamo.config import Policy, Role
 from hpc_dynamo.router import Limits, Load, Router, heard
-from hpc_dynamo.router.loads import published
+from hpc_dynamo.router.loads import publish
 from tests.router.asks import ONE, ask, split, whole
 
 BUSY = Load(prefill_tokens=40, blocks=10, active=3)
@@ -61,8 +61,9 @@ async def test_what_is_published_is_our_own_alone() -> None:
     router = await whole(2, ONE)
     router.heed("peer", {AT: BUSY, "http://n1:1": BUSY})
     lease = await router.route(ask(8))
-    said = heard(published(router.members))
+    said = heard(publish(router.name, router.members))
+    assert said.head == router.name
     mine = next(m.url for m in router.members if m.rank == lease.decode.rank)
-    assert said == {AT: Load(), "http://n1:1": Load()} | {mine: Load(8, 2, 1)}
+    assert said.workers == {AT: Load(), "http://n1:1": Load()} | {mine: Load(8, 2, 1)}
     with pytest.raises(msgspec.DecodeError):
-        heard(b'{"http://n0:1": 3}')
+        heard(b'{"head": "a", "workers": {"http://n0:1": 3}}')
