@@ -75,6 +75,16 @@ def test_what_cannot_work_is_refused(call: Call, words: Sequence[str], parts: li
     assert not Path("runs").exists()
 
 
+def test_an_empty_key_is_refused(call: Call) -> None:
+    Path("empty").touch()
+    refused(call("route", "--workers", A, "route.key_file=empty"), "route.key_file=", "is empty")
+
+
+def test_engines_of_others_are_not_for_verbs_that_start_their_own(call: Call) -> None:
+    words = ("engine=simulator", "cluster.launcher=local", f"route.workers=[{A}]")
+    refused(call("serve", *words), "route.*", "hpc-dynamo route")
+
+
 def test_unknown_options_are_told(call: Call) -> None:
     done = call("route", "--worker-urls", A)
     assert done.returncode == 2

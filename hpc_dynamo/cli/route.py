@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.cli.start import file, files, go, placed, serve_run
+from hpc_dynamo.cli.start import files, go, key_file, placed, serve_run
 from hpc_dynamo.config import Config, Launcher, Task, before
 from hpc_dynamo.engines import engine
 from hpc_dynamo.errors import ConfigError
@@ -18,6 +18,7 @@ LISTS = {
     "events": "of each engine: live|replay, the ZMQ endpoints of its KV events",
     "peers": "of other heads before the same engines",
 }
+FIELDS = tuple(f"route.{name}" for name in LISTS)
 
 
 def options(verb: ArgumentParser) -> None:
@@ -44,8 +45,8 @@ def _words(args: Namespace) -> Iterator[str]:
         if "://" in name:
             hint = f"--workers {word}; several with commas and no spaces between them"
             raise ConfigError(f"{word} is neither an option nor FIELD=VALUE", hint=hint)
-        listed = is_ and name.removeprefix("route.") in LISTS and name.startswith("route.")
-        yield _listed(name, value) if listed and not value.startswith("[") else word
+        bare = name in FIELDS and is_ and not value.startswith("[")
+        yield _listed(name, value) if bare else word
     for name in LISTS:
         if (given := getattr(args, name)) is not None:
             yield _listed(f"route.{name}", given)
@@ -58,5 +59,5 @@ def _listed(name: str, value: str) -> str:
 
 def _with_files(config: Config) -> Config:
     """With paths that mean the same from any folder."""
-    key = file("route.key_file", config.route.key_file)
+    key = key_file("route.key_file", config.route.key_file)
     return replace(config, serve=files(config.serve), route=replace(config.route, key_file=key))

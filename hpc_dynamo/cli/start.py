@@ -97,15 +97,23 @@ def _served(config: Config) -> str:
 
 def files(serve: Serve) -> Serve:
     """With paths that mean the same on every node. Raises ConfigError for one that is none."""
-    key = file("serve.key_file", serve.key_file)
+    key = key_file("serve.key_file", serve.key_file)
+    cert = _file("serve.tls_cert", serve.tls_cert)
+    return replace(
+        serve, key_file=key, tls_cert=cert, tls_key=_file("serve.tls_key", serve.tls_key)
+    )
+
+
+def key_file(name: str, value: str) -> str:
+    """Its absolute path; a key is needed in it. Raises ConfigError."""
+    key = _file(name, value)
     if key and not Path(key).read_text().strip():
-        hint = f"openssl rand -hex 32 > {key}, or leave it out: each run makes its own"
-        raise ConfigError(f"serve.key_file={key} is empty", hint=hint)
-    cert = file("serve.tls_cert", serve.tls_cert)
-    return replace(serve, key_file=key, tls_cert=cert, tls_key=file("serve.tls_key", serve.tls_key))
+        hint = f"openssl rand -hex 32 > {key}, or leave {name} out"
+        raise ConfigError(f"{name}={key} is empty", hint=hint)
+    return key
 
 
-def file(name: str, value: str) -> str:
+def _file(name: str, value: str) -> str:
     if value and not Path(value).is_file():
         raise ConfigError(f"{name}={value}: no such file", hint="a file on a shared disk")
     return str(Path(value).absolute()) if value else ""
@@ -113,6 +121,9 @@ def file(name: str, value: str) -> str:
 
 def _checked(config: Config, launcher: Launcher) -> Plan:
     """Refuse here what could not run there."""
+    if config.route.engines:
+        what = "route.* names engines that run already, and this verb starts its own"
+        raise ConfigError(what, hint="hpc-dynamo route …")
     if launcher is Launcher.local and config.cluster.gpus_per_node is None:
         gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
         config = replace(config, cluster=replace(config.cluster, gpus_per_node=gpus))
