@@ -66,8 +66,11 @@ def decode(payload: bytes) -> Batch:
     Of events that came as arrays the types are subclasses of those above.
     """
     try:
-        raw = (_BATCH_MAP if _is_map(payload) else _BATCH_ARRAY).decode(payload)
-        return Batch(raw.ts, [_event(each) for each in raw.events], raw.data_parallel_rank)
+        try:
+            return _BATCH.decode(payload)  # the form of vLLM 0.32.0, in half the time
+        except msgspec.ValidationError:
+            raw = (_BATCH_MAP if _is_map(payload) else _BATCH_ARRAY).decode(payload)
+            return Batch(raw.ts, [_event(each) for each in raw.events], raw.data_parallel_rank)
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
         hint = "does this version of the engine publish KV events as vLLM 0.32 does?"
         raise WireError(f"an engine sent unreadable KV events: {e}", hint=hint) from e
@@ -106,6 +109,7 @@ class _RawBatchArray(_RawBatch, array_like=True):
 
 
 _ENCODER = msgspec.msgpack.Encoder()
+_BATCH = msgspec.msgpack.Decoder(Batch)
 _BATCH_MAP = msgspec.msgpack.Decoder(_RawBatch)
 _BATCH_ARRAY = msgspec.msgpack.Decoder(_RawBatchArray)
 _EVENT_MAP: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Stored | Removed | Cleared)
