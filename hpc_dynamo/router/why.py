@@ -57,7 +57,8 @@ def explain(chooser: Chooser, ask: Ask, members: tuple[Member, ...]) -> Why:
         prefill=choice.prefill.rank if choice and choice.prefill else None,
         decode=choice.decode.rank if choice else None,
         workers=tuple(
-            _considered(m, need, cost(m, need), m.rank in usable, choice) for m in members
+            _considered(m, need, cost(m, need), m.rank in usable, choice)
+            for m in sorted(members, key=lambda m: m.rank)
         ),
     )
 

@@ -36,7 +36,11 @@ def new_router(
     handover_tokens: int | None = None,
 ) -> Router:
     config = RouterConfig(
-        policy=policy, block_tokens=BLOCK, cached_blocks=64, handover_tokens=handover_tokens
+        policy=policy,
+        block_tokens=BLOCK,
+        cached_blocks=64,
+        decode_weight=1.0,
+        handover_tokens=handover_tokens,
     )
     return Router(kind, config, limits)
 
