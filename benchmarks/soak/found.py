@@ -106,7 +106,8 @@ def _ms(value: tuple[float, float]) -> str:
 
 
 def p50_p99_ms(seconds: Sequence[float]) -> tuple[float, float]:
-    ordered = sorted(seconds)
+    """0 of nothing, since JSON has no nan."""
+    ordered = sorted(seconds) or [0.0]
     return quantile(ordered, 0.50) * 1e3, quantile(ordered, 0.99) * 1e3
 
 
