@@ -5,8 +5,9 @@ VENV   := .venv
 # Without its dependencies: the API does not need the torch that the wheel asks for.
 NIXL   := 'nixl-cu12>=1.5,<2'
 BIN    := $(VENV)/bin
-# Tests that share nothing but the machine: whoever has none left takes over half of another's.
-EVERY_CORE := -n auto --maxprocesses 4 --dist worksteal
+# Tests that share nothing but the machine. They wait as much as they compute: three at a time on
+# two cores. Whoever has none left takes over half of another's.
+SIDE_BY_SIDE := -n 3 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast lint cluster cluster-down golden clean
@@ -20,11 +21,11 @@ demo: $(VENV)/demo.stamp ## a batch through one prefill and one decode worker (E
 test: $(VENV)/dev.stamp lint ## everything: fast suite, Slurm cluster (root on Debian), vLLM
 	-$(BIN)/python -m tests.cluster.slurm install
 	-$(BIN)/python -m hpc_dynamo.demo.provision
-	$(BIN)/python -m pytest $(EVERY_CORE) -m "not cluster and not vllm"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not cluster and not vllm"
 	$(BIN)/python -m pytest -m "cluster or vllm"
 
 test-fast: $(VENV)/dev.stamp ## under two minutes, no cluster, no vLLM
-	$(BIN)/python -m pytest $(EVERY_CORE) -m "not cluster and not vllm and not slow"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not cluster and not vllm and not slow"
 
 lint: $(VENV)/dev.stamp ## ruff and strict mypy
 	$(BIN)/ruff check .

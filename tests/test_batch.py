@@ -131,6 +131,7 @@ def _processes_of(run: Path) -> str:
     return found.stdout
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:
     ids = write_prompts(tmp_path / "prompts.jsonl", 40)
     words = ("engine.args.fail-after-requests=15", "engine.restarts=20", "batch.concurrency=4")
@@ -140,6 +141,7 @@ def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:
     assert "failed" in (latest(tmp_path / "runs/prompts").agent_log(0)).read_text()
 
 
+@pytest.mark.slow
 def test_stop_ends_everything_and_a_second_run_is_refused_meanwhile(tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 1000, max_tokens=4)
     run = _start(tmp_path, *SLOW)
@@ -155,6 +157,7 @@ def test_stop_ends_everything_and_a_second_run_is_refused_meanwhile(tmp_path: Pa
     until("no process left", lambda: not _processes_of(run), 10)  # the head speaks before its end
 
 
+@pytest.mark.slow
 def test_before_the_walltime_ends_what_is_under_way_is_finished(tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 1000, max_tokens=16)
     run = _start(tmp_path, *SLOW)

@@ -59,6 +59,7 @@ def test_the_official_client_before_two_engines(tmp_path: Path, ranks: list[Rank
     assert all(rank.process.poll() is None for rank in ranks), "the engines go on"
 
 
+@pytest.mark.slow
 def test_prefill_and_decode_engines(tmp_path: Path) -> None:
     with simulator("--role", "prefill") as prefill, simulator("--role", "decode") as decode:
         words = ("--prefill", prefill.url, "--decode", decode.url, "engine.name=simulator")
@@ -67,6 +68,7 @@ def test_prefill_and_decode_engines(tmp_path: Path) -> None:
             until("both", lambda: [r["load"]["served"] for r in rows(served)] == [1, 1])
 
 
+@pytest.mark.slow
 def test_who_is_down_is_waited_for_and_comes_back(tmp_path: Path, ranks: list[Rank]) -> None:
     with simulator() as third:
         port = third.url.rpartition(":")[2]
@@ -104,6 +106,7 @@ def compute(rank: Rank, prompt: list[int]) -> None:
         client.completions.create(model=MODEL, prompt=prompt, max_tokens=1)
 
 
+@pytest.mark.slow
 def test_the_engines_events_lead_requests(tmp_path: Path) -> None:
     """What was computed before the route was there, and what somebody else has computed since."""
     (first, at_first), (second, at_second) = _telling(), _telling()
