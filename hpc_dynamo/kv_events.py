@@ -12,6 +12,7 @@ import msgspec
 
 from hpc_dynamo.errors import WireError
 
+END = -1  # in the place of a batch's number: a replay is over
 Hash = int | bytes  # an engine's own name of a block and all before it; only equality counts
 
 

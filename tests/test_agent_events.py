@@ -12,12 +12,12 @@ import msgspec
 import pytest
 
 from hpc_dynamo.agent import Agent
-from hpc_dynamo.agent.events import END, EventRelay, private_folder
+from hpc_dynamo.agent.events import EventRelay, private_folder
 from hpc_dynamo.config import Config, Device, Engine, Model, Pool, Role, Router, Topology
 from hpc_dynamo.engines import EventEndpoints
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.head.membership import Membership
-from hpc_dynamo.kv_events import Batch, Stored, decode, encode
+from hpc_dynamo.kv_events import END, Batch, Stored, decode, encode
 from hpc_dynamo.messages import (
     ControlMessage,
     Heartbeat,

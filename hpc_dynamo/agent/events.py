@@ -9,13 +9,13 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 
 from hpc_dynamo.engines import EventEndpoints
 from hpc_dynamo.errors import WireError
+from hpc_dynamo.kv_events import END
 from hpc_dynamo.messages import KvEvents
 from hpc_dynamo.wire import EventSubscriber
 
 PREFIX = "hpc-dynamo-"
 LONGEST_BASE = 60  # bytes; ipc paths may have 107, and some come after the base
 REPLAY_S = 10.0  # an engine looks for questions between two steps
-END = -1
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from hpc_dynamo.frontend.stats import BOUNDS_S, Buckets, Stats
 from hpc_dynamo.head import routing
-from hpc_dynamo.head.families import histogram
+from hpc_dynamo.head.families import counters, histogram
 from hpc_dynamo.messages import Traffic, WorkerLoad, WorkerReport
 from hpc_dynamo.router import Router
 
@@ -44,14 +44,13 @@ def _frontend(stats: Stats, traffic: Traffic) -> Iterable[Metric]:
     for key, count in sorted(stats.answers.items()):
         answers.add_metric(key.split(" "), count)
     yield answers
-    counters = {
+    counted = {
         "cancelled": (stats.cancelled, "requests whose client went away"),
         "retried": (stats.retried, "tries on another worker"),
         "refused": (traffic.refused, "requests refused for overload"),
         "prompt_tokens": (stats.prompt_tokens, "prompt tokens counted before routing"),
     }
-    for name, (value, text) in counters.items():
-        yield CounterMetricFamily(f"hpc_dynamo_{name}", text, value=value)
+    yield from counters("hpc_dynamo", counted)
     gauges = {
         "active": (traffic.active, "requests on workers"),
         "queued": (traffic.queued, "requests that wait for a worker"),

@@ -1,8 +1,8 @@
 """Shapes of Prometheus' metrics that its client library makes awkward."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
 
 def histogram(
@@ -14,3 +14,9 @@ def histogram(
         total += count
         rows.append((bound, total))
     return HistogramMetricFamily(name, text, buckets=rows, sum_value=total_s)
+
+
+def counters(prefix: str, table: Mapping[str, tuple[float, str]]) -> Iterable[Metric]:
+    """Without labels: name, value and text of each."""
+    for name, (value, text) in table.items():
+        yield CounterMetricFamily(f"{prefix}_{name}", text, value=value)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from hpc_dynamo.head.families import histogram
+from hpc_dynamo.head.families import counters, histogram
 from hpc_dynamo.router import BOUNDS_S, Caches, Decisions, Router
 
 PREFIX = "hpc_dynamo_router"
@@ -51,11 +51,10 @@ def _caches(caches: Caches) -> Iterable[Metric]:
     for why in ("orphans", "unfit", "full"):
         left.add_metric([why], getattr(caches.told, why))
     yield left
-    counters = {
+    counted = {
         "event_batches": (caches.batches, "batches of KV events taken in"),
         "event_gaps": (caches.gaps, "batches found missing and asked for again"),
         "resyncs": (caches.resyncs, "workers forgotten because events were lost for good"),
         "unreadable_events": (caches.unreadable, "batches that could not be read"),
     }
-    for name, (value, text) in counters.items():
-        yield CounterMetricFamily(f"{PREFIX}_{name}", text, value=value)
+    yield from counters(PREFIX, counted)

@@ -7,7 +7,8 @@ everything known of the worker doubtful, so it is forgotten and learned anew fro
 
 from collections.abc import Callable
 
-END = -1  # number of the record that ends a replay
+from hpc_dynamo.kv_events import END
+
 MOST_EARLY = 10_000  # batches that may wait for a missing one
 
 

@@ -3,9 +3,8 @@
 import time
 
 from hpc_dynamo.config import Router as RouterConfig
-from hpc_dynamo.kv_events import Batch, Cleared, Event, Removed, Stored, encode
+from hpc_dynamo.kv_events import END, Batch, Cleared, Event, Removed, Stored, encode
 from hpc_dynamo.router import Ask, Caches, block_hashes
-from hpc_dynamo.router.feed import END
 from tests.router.asks import BLOCK, whole
 
 PROMPT = list(range(100, 100 + 4 * BLOCK))

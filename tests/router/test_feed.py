@@ -5,7 +5,8 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_dynamo.router.feed import END, MOST_EARLY, Feed
+from hpc_dynamo.kv_events import END
+from hpc_dynamo.router.feed import MOST_EARLY, Feed
 
 
 class Listener:
