@@ -16,7 +16,8 @@ from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.messages import Progress
 from hpc_dynamo.router import Ask
 
-BACKOFF_S = 0.5  # before the second try; doubles
+BACKOFF_S = 0.5  # before the second try; doubles ...
+LONGEST_BACKOFF_S = 10.0  # ... up to this
 AHEAD = 4  # requests a prefill worker may have beyond what fills the decode workers
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,8 @@ class Runner:
                 if e.final or not left:
                     raise
                 log.warning("%s is tried again: %s", entry.custom_id, e)
-                await asyncio.sleep(BACKOFF_S * 2 ** (self._config.batch.retries - left))
+                tried = self._config.batch.retries - left
+                await asyncio.sleep(min(BACKOFF_S * 2**tried, LONGEST_BACKOFF_S))
         raise AssertionError("the last try returns or raises")
 
     async def _try(self, work: Work) -> Whole:
