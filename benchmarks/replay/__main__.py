@@ -37,7 +37,9 @@ from hpc_dynamo.errors import HpcDynamoError, UsageError, unknown_name
 
 TRACE = Path("../shared/traces/mooncake_conversation.jsonl")
 QUICK = 400  # requests
+SWEEP = "every combination is run; dynamo.OPTION for one of its frontend's, without the dashes"
 PEERS = {f"dynamo-{mode}": mode for mode in MODES}
+PEER_WORD = "dynamo."  # before an option of its frontend, in a sweep
 
 
 class Show:
@@ -80,13 +82,13 @@ def systems(args: argparse.Namespace, setting: Setting) -> dict[str, tuple[Start
     env = provision.dynamo() if PEERS.keys() & set(chosen) else Path()
     found: dict[str, tuple[Start, tuple[str, ...]]] = {}
     for name in chosen:
-        if name in PEERS:
-            found[name] = (dynamo(setting, env, PEERS[name]), ())
-            continue
-        for cell in grid(args.sweep):
-            words = (*known[name], *cell)
-            shown = " ".join((name, *(word.removeprefix("router.") for word in cell)))
-            found[shown] = (ours(setting, words), words)
+        own = name in known
+        axes = [axis for axis in args.sweep if axis.startswith(PEER_WORD) != own]
+        for cell in grid([] if PEERS.get(name) == "round-robin" else axes):
+            words = (*known.get(name, ()), *cell)
+            start = ours(setting, words) if own else dynamo(setting, env, PEERS[name], words)
+            shown = (word.removeprefix("router.").removeprefix(PEER_WORD) for word in cell)
+            found[" ".join((name, *shown))] = (start, words)
     return found
 
 
@@ -121,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help=f"{QUICK} requests, our policies alone")
     add("--trace", type=Path, default=TRACE, help="Mooncake's JSON lines (%(default)s)")
     add("--requests", type=int, default=3000, help="from its start; 0: all (%(default)s)")
+    add("--skip", type=int, default=0, help="leave out so many before them (%(default)s)")
     add("--compress", type=float, default=10, help="the trace's time (%(default)s)")
     add("--shrink", type=int, default=8, help="the trace's tokens (%(default)s)")
     add("--workers", type=int, default=8, help="modelled engines (%(default)s)")
@@ -129,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--topology", nargs="+", choices=kinds, default=kinds, help="default: both")
     known = ", ".join([*policies(Scale(1, 1)), *PEERS])
     add("--systems", nargs="+", metavar="NAME", help=f"of {known}; default: all")
-    add("--sweep", nargs="+", default=[], metavar="FIELD=V1,V2", help="every combination is run")
+    add("--sweep", nargs="+", default=[], metavar="FIELD=V1,V2", help=SWEEP)
     add("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="as for hpc-dynamo serve")
     add("--repeats", type=int, default=1, help="of everything (%(default)s)")
     add("--ttft-target", type=float, default=2, metavar="S", help="for goodput (%(default)s)")
@@ -150,7 +153,7 @@ def _prepare(args: argparse.Namespace) -> tuple[Load, Found]:
         picture.need()
         args.out.mkdir(parents=True, exist_ok=True)
     scale, engine = Scale(args.compress, args.shrink), Engine(cache_tokens=args.cache_tokens)
-    requests = read(args.trace, args.requests, scale)
+    requests = read(args.trace, args.requests, scale, args.skip)
     context = engine.longest(requests, scale)
     model = (args.model or provision_model().model).absolute()
     args.setting = Setting(engine, scale, args.workers, context, model, tuple(args.set))

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -24,12 +24,13 @@ COUNTER = "dynamo_component_router_kv_selected_cached_prefix_tokens_total"
 SELECTED = re.compile(rf'^{COUNTER}\{{.*phase="prefill".*\}} (\S+)$', re.M)
 
 
-def dynamo(setting: Setting, env: Path, mode: str) -> Start:
-    """Dynamo from the environment `env`, in a router mode of its own."""
+def dynamo(setting: Setting, env: Path, mode: str, words: Sequence[str] = ()) -> Start:
+    """Dynamo from the environment `env`, in a router mode of its own. `words`: options of its
+    frontend, as `dynamo.router-temperature=0.5`."""
 
     @asynccontextmanager
     async def start(folder: Path, kind: Kind) -> AsyncIterator[Running]:
-        system = Mockers(folder, env, setting, kind, mode)
+        system = Mockers(folder, env, setting, kind, mode, words)
         try:
             url = await system.start()
             async with Client() as http:
@@ -44,9 +45,18 @@ def dynamo(setting: Setting, env: Path, mode: str) -> Start:
 class Mockers(Started):
     """Dynamo's frontend and one mocker process a role, which runs all workers of that role."""
 
-    def __init__(self, folder: Path, env: Path, setting: Setting, kind: Kind, mode: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        env: Path,
+        setting: Setting,
+        kind: Kind,
+        mode: str,
+        words: Sequence[str],
+    ) -> None:
         super().__init__(f"Dynamo {mode}", DYNAMO, folder)
         self._python, self._setting = str(env / "bin/python"), setting
+        self._options = [f"--{word.removeprefix('dynamo.')}" for word in words]
         self._kind, self._mode = kind, mode
 
     async def launch(self) -> str:
@@ -87,6 +97,7 @@ class Mockers(Started):
             *(self._python, "-m", "dynamo.frontend", "--http-host", "127.0.0.1"),
             *("--http-port", str(port), "--router-mode", self._mode),
             *("--router-min-initial-workers", str(least)),
+            *self._options,
         ]
 
     async def prefix(self, http: Client, url: str, asked: int) -> Prefix | None:

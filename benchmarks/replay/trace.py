@@ -118,11 +118,13 @@ def scaled(number: int, line: Line, start_ms: float, scale: Scale) -> Request:
     )
 
 
-def read(path: Path, count: int, scale: Scale) -> list[Request]:
-    """The first `count` requests of a trace; 0: all. Raises InputError."""
+def read(path: Path, count: int, scale: Scale, skip: int = 0) -> list[Request]:
+    """`count` requests of a trace after the first `skip`; 0: all. Raises InputError."""
     try:
         with path.open("rb") as rows:
-            lines = [_line(row, path) for row in (islice(rows, count) if count else rows)]
+            lines = [
+                _line(row, path) for row in islice(rows, skip, skip + count if count else None)
+            ]
     except OSError as e:
         hint = "--trace FILE; it is in kvcache-ai/Mooncake, FAST25-release/traces"
         raise InputError(f"the trace {path}: {e.strerror}", hint=hint) from e

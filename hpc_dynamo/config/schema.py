@@ -197,7 +197,7 @@ class Router:
     kv_events: bool = True  # engines tell what they cache; else it is guessed from our decisions
     guess_ttl_s: float = 120.0  # without events: how long a prompt is taken for cached
     overlap_weight: float = 1.0
-    decode_weight: float = 0.1
+    decode_weight: float = 0.02
     temperature: float = 0.0  # above 0: also costlier workers, the more the higher
     worker_prefill_tokens: int | None = None  # of prompts ahead: a worker with more gets nothing
     local_prefill: bool = True  # decode workers compute what a hand-over would only delay

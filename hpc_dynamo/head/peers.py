@@ -13,7 +13,7 @@ from hpc_dynamo.http import Client
 from hpc_dynamo.router import Router, heard
 
 PATH = "/v1/loads"
-ASK_S = 0.1
+ASK_S = 0.02  # a prefill is over in less than 0.1: what is told later misleads
 ANSWER_S = 0.5
 SILENT_S = 1.5  # since its last word
 
