@@ -21,7 +21,9 @@ def draw(found: Found, file: Path) -> None:
 
     topologies = list(dict.fromkeys(run.topology for run in found.runs))
     height = 1.2 + 3.2 * len(topologies)
-    figure, rows = pyplot.subplots(len(topologies), 3, figsize=(15, height), squeeze=False)
+    figure, rows = pyplot.subplots(
+        len(topologies), 3, figsize=(15, height), squeeze=False, layout="constrained"
+    )
     for topology, (hits, ttft, goodput) in zip(topologies, rows, strict=True):
         systems = found.of(topology)
         _bars(hits, systems, lambda r: 100 * r.hit_rate)
@@ -29,9 +31,9 @@ def draw(found: Found, file: Path) -> None:
         hits.set_title(f"{topology}: prompt tokens found in caches, %\n(dashed: the oracle)")
         _curves(ttft, systems)
         _bars(goodput, systems, lambda r: r.goodput_hz)
+        goodput.set_yticks([])  # the rows, and all colours, are those on the left
         goodput.set_title("goodput, requests/s")
     figure.suptitle(f"{found.machine}\n{', '.join(f'{k} {v}' for k, v in found.settings.items())}")
-    figure.tight_layout()
     figure.savefig(file, dpi=100)
     pyplot.close(figure)
 
@@ -49,13 +51,13 @@ def _bars(axes: "Axes", systems: dict[str, list[Run]], value: Callable[[Run], fl
     bars = axes.barh(names, values, color=[f"C{i}" for i in range(len(names))])
     axes.bar_label(bars, fmt="%.3g", padding=2)
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.margins(x=0.2)
 
 
 def _curves(axes: "Axes", systems: dict[str, list[Run]]) -> None:
-    for system, runs in systems.items():
+    for runs in systems.values():
         curve = [median(runs, lambda r, i=i: r.ttft_curve_s[i]) for i in range(len(CURVE))]  # type: ignore[misc]
-        axes.plot(curve, [100 * q for q in CURVE], label=system)
+        axes.plot(curve, [100 * q for q in CURVE])
     axes.set_xscale("log")
     axes.set_title("TTFT: % of requests within so many seconds")
-    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
