@@ -219,3 +219,5 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int
     message: str = ""
     summary: Summary | None = None
+    again: bool = False  # there is more to do, and another walltime would do it
+    successor: int = 0  # the attempt that goes on

@@ -14,12 +14,14 @@ from functools import partial
 from pathlib import Path
 
 import uvloop
+from msgspec.structs import replace
 
 from hpc_dynamo.agent import Agent
 from hpc_dynamo.bootstrap import exchange
 from hpc_dynamo.bootstrap.address import job_address
-from hpc_dynamo.errors import HpcDynamoError
+from hpc_dynamo.errors import HpcDynamoError, LaunchError
 from hpc_dynamo.head import Head, Standalone
+from hpc_dynamo.launch import successor
 from hpc_dynamo.launch.node import whoami
 from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome
 from hpc_dynamo.run import Attempt, write_json
@@ -35,6 +37,8 @@ def main(path: str) -> int:
     attempt = Attempt(Path(path))
     index, hosts = whoami(attempt.plan().nodes)
     _log_to(attempt.agent_log(index))
+    if index == 0 and "SLURM_RESTART_COUNT" in os.environ:
+        attempt.renew()
     try:
         outcome = uvloop.run(_node(attempt, index, hosts))
     except asyncio.CancelledError:
@@ -46,14 +50,33 @@ def main(path: str) -> int:
         log.exception("this is a defect of hpc-dynamo")
         message = f"{type(e).__name__}: {e}\n  log: {attempt.agent_log(index)}"
         outcome = Outcome(exit_code=1, message=message)
-    if index == 0:
-        write_json(attempt.outcome_file, outcome)
+    if index == 0 and (last := _go_on(attempt, outcome)):
+        write_json(attempt.outcome_file, last)
     return outcome.exit_code
+
+
+def _go_on(attempt: Attempt, outcome: Outcome) -> Outcome | None:
+    """See that what is left to do is done by another job. None: by this one, after a requeue."""
+    job = attempt.job()
+    if not outcome.again or job is None or job.launcher == "local":
+        return outcome
+    if successor.requeue():
+        log.info("requeued")  # what its script starts then is another attempt, unless it is ours
+        return None if job.launcher == "slurm" else outcome
+    if job.launcher == "allocation":  # its owner's, who has other plans with it
+        return outcome
+    try:
+        number = successor.submit(attempt).number
+    except LaunchError as e:
+        return replace(outcome, message=f"{outcome.message}; {e}")
+    message = f"the walltime ended; attempt {number} goes on"
+    return replace(outcome, message=message, successor=number)
 
 
 async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
     # Until there is a head or an agent to end in order, a signal ends this task.
     _on_end(asyncio.current_task().cancel)  # type: ignore[union-attr]  # we are in one
+    _on_warning(partial(log.info, "the walltime ends soon"))
     config, secrets = attempt.config(), attempt.run.secrets()
     address = job_address(config.cluster.interface, hosts)
     if config.route.engines:
@@ -100,15 +123,13 @@ async def _alone(attempt: Attempt, me: NodeRecord) -> Outcome:
 
 async def _lead(head: Head, agent: Agent) -> Outcome:
     _on_end(head.interrupt)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, head.drain)
+    _on_warning(head.warn)
     return await head.run(agent)
 
 
 async def _follow(agent: Agent) -> Outcome:
     """Signals end this node alone; the end of the walltime is the head's business."""
     _on_end(agent.stop)
-    ends_soon = partial(log.info, "the walltime ends soon")
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, ends_soon)
     await agent.run()
     return Outcome(exit_code=0)
 
@@ -117,6 +138,11 @@ def _on_end(action: Callable[[], object]) -> None:
     """What SIGTERM and SIGINT do from now on; submitit would have them ignored."""
     for sig in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sig, action)
+
+
+def _on_warning(action: Callable[[], object]) -> None:
+    """What the signal before the end of the walltime does; submitit would end the job for it."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, action)
 
 
 def _log_to(file: Path) -> None:

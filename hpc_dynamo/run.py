@@ -138,6 +138,11 @@ class Attempt:
             return self.run.secrets().token
         return Path(route.key_file).read_text().strip() if route.key_file else ""
 
+    def renew(self) -> None:
+        """A requeued job begins anew in its attempt; nobody must take its former life's word."""
+        for file in (self.outcome_file, self.endpoint_file, self.status_file):
+            file.unlink(missing_ok=True)
+
     def job(self) -> JobRecord | None:
         return read_json(self.job_file, JobRecord)
 
@@ -201,11 +206,14 @@ class Run:
         folders = (p for p in (self.path / "attempts").glob("*") if p.name.isdigit())
         return sorted((Attempt(p) for p in folders), key=lambda a: a.number)
 
+    def attempt(self, number: int) -> Attempt:
+        return Attempt(self.path / "attempts" / str(number))
+
     def new_attempt(self, config: Config, plan: Plan) -> Attempt:
         """Claim the next number: making the folder succeeds for one process only."""
         number = max((a.number for a in self.attempts()), default=0) + 1
         while True:
-            attempt = Attempt(self.path / "attempts" / str(number))
+            attempt = self.attempt(number)
             try:
                 attempt.path.mkdir()
                 break

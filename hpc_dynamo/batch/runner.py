@@ -13,6 +13,7 @@ from hpc_dynamo.config import Config, Role
 from hpc_dynamo.dispatch import Dispatcher, Whole, Work
 from hpc_dynamo.engines import Body
 from hpc_dynamo.errors import RequestFailed
+from hpc_dynamo.launch.walltime import Durations
 from hpc_dynamo.messages import Progress
 from hpc_dynamo.router import Ask
 
@@ -52,6 +53,7 @@ class Runner:
         left = results.unfinished(requests)
         self._open, self._resumed = iter(left), len(requests.entries) - len(left)
         self._stopping = False
+        self.durations = Durations()
         self.first_failure = ""
         self._began = time.monotonic()
         self._done = self._failed = self._running = 0
@@ -79,8 +81,10 @@ class Runner:
             if self._stopping:
                 return
             self._running += 1
+            began = time.monotonic()
             try:
                 await self._finish(entry, *reader.read(entry))
+                self.durations.add(time.monotonic() - began)
             finally:
                 self._running -= 1
 

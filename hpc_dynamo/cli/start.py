@@ -67,6 +67,10 @@ def go(run: Run, config: Config, layout: Plan, launcher: Launcher, *, detach: bo
     if detach:
         return 0
     outcome = follow(attempt, job, OUT)
+    while outcome.successor and (after := launch.find(attempt.run.attempt(outcome.successor))):
+        OUT.print(outcome.message, markup=False)
+        attempt = attempt.run.attempt(outcome.successor)
+        outcome = follow(attempt, after, OUT)
     _conclude(attempt, outcome)
     return outcome.exit_code
 

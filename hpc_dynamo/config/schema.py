@@ -180,6 +180,7 @@ class Batch:
     concurrency: int | None = None  # None: what fills every decode worker
     retries: int = 3
     request_timeout_s: float = 3600.0
+    requeue: bool = True  # at the end of the walltime, until all is done
     defaults: dict[str, Any] = field(default_factory=dict)  # merged under each request's body
 
 

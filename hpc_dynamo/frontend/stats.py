@@ -21,6 +21,15 @@ class Buckets(msgspec.Struct):
         self.counts[bisect_left(BOUNDS_S, seconds)] += 1
         self.total_s += seconds
 
+    def quantile(self, share: float) -> float:
+        """Seconds that a share of the observations does not exceed, up to the next bound."""
+        wanted, below = share * sum(self.counts), 0
+        for bound, count in zip(BOUNDS_S, self.counts, strict=False):
+            below += count
+            if below >= wanted:
+                return bound if below else 0.0
+        return BOUNDS_S[-1]
+
     def add(self, other: "Buckets") -> None:
         self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
         self.total_s += other.total_s

@@ -33,17 +33,36 @@ class BatchWork:
         async with asyncio.TaskGroup() as tasks:
             dispatcher = Dispatcher(self._router, names.dialect, self._client, tasks)
             runner = self._runner = Runner(config, requests, ledger, dispatcher)
-            self.phase = "running"
+            if self.phase == "draining":
+                runner.stop()
+            else:
+                self.phase = "running"
             complete = await runner.run()
         after = await report.read(self._client, self._router.members, names.metrics)
         if not complete:
-            return Outcome(exit_code=1, message="the walltime ended; the same command goes on")
+            return self._unfinished(runner.progress())
         await asyncio.to_thread(ledger.merge, [entry.custom_id for entry in requests.entries])
         figures = report.summarise(self._router.members, before, after, runner.progress())
         if figures.progress.failed and not figures.progress.done:
             why = f"no request was answered; the first of them: {runner.first_failure}"
             return Outcome(exit_code=3, message=why, summary=figures)
         return Outcome(exit_code=0, summary=figures)
+
+    def _unfinished(self, progress: Progress) -> Outcome:
+        """Another walltime goes on, unless this one has brought nothing."""
+        why = "the walltime ended; the same command goes on"
+        new = progress.done - progress.resumed
+        if not new:
+            why = f"no request was answered in a whole walltime; {why} (cluster.slurm.time)"
+        return Outcome(exit_code=1, message=why, again=self._config.batch.requeue and new > 0)
+
+    @property
+    def likely_s(self) -> float:
+        return self._runner.durations.likely_s if self._runner else 0.0
+
+    @property
+    def overdue(self) -> Outcome:
+        return self._unfinished(self._runner.progress() if self._runner else Progress())
 
     def drain(self) -> None:
         self.phase = "draining"

@@ -13,13 +13,14 @@ from hpc_dynamo.head.serve import ServeWork
 from hpc_dynamo.head.work import Job, Work
 from hpc_dynamo.http import Client
 from hpc_dynamo.launch.node import allocation_end
+from hpc_dynamo.launch.walltime import Walltime
 from hpc_dynamo.messages import ControlMessage, Outcome, Roster
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.wire import Server
 
 FAREWELL_S = 10.0  # for an agent to answer, beyond what its engines may take to end
-FLUSH_S = 30.0  # kept free at the end of the walltime
+TICK_S = 0.5
 
 WORK: dict[Task, Callable[[Job], Work]] = {Task.batch: BatchWork, Task.serve: ServeWork}
 
@@ -32,18 +33,38 @@ class Head(Course):
     def __init__(self, attempt: Attempt, roster: Roster, server: Server[ControlMessage]) -> None:
         super().__init__(attempt)
         self._roster, self._server = roster, server
+        self._walltime = Walltime(None, self._config.cluster.slurm.signal_before_end_s)
+        self._draining = False
 
-    def drain(self) -> None:
-        """The walltime ends soon: begin nothing, let what is under way end."""
-        log.info("the walltime ends soon: draining")
-        if self._work:
-            self._work.drain()
-        spare_s = self._config.cluster.slurm.signal_before_end_s - FLUSH_S
-        asyncio.get_running_loop().call_later(max(spare_s, 1.0), self.interrupt)
+    def warn(self) -> None:
+        """Slurm says that the job ends soon: by its walltime, or because it is preempted."""
+        likely_s = self._work.likely_s if self._work else 0.0
+        if not self._walltime.early(likely_s):
+            self._drain(self._walltime.warned_s())
+
+    def _drain(self, left_s: float) -> None:
+        """Begin nothing, let what is under way end, but not for ever."""
+        if self._draining or self._work is None:
+            return
+        self._draining = True
+        log.info("the job ends soon: draining, for %.0f s at most", left_s)
+        self._work.drain()
+        asyncio.get_running_loop().call_later(max(left_s, 1.0), self._break_off, self._work)
+
+    def _break_off(self, work: Work) -> None:
+        self.end(work.overdue)
+
+    async def _mind_the_end(self, work: Work) -> None:
+        """Drain when what begins now would hardly end in time. Runs until cancelled."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            if self._walltime.spare_s(work.likely_s) <= 0:
+                self._drain(self._walltime.left_s)
 
     async def run(self, agent: Agent) -> Outcome:
         """Returns after every agent has ended, or did not say so in time."""
         ends_at = await asyncio.to_thread(allocation_end)
+        self._walltime = Walltime(ends_at, self._config.cluster.slurm.signal_before_end_s)
         token = self._attempt.run.secrets().token
         async with Client.bearer(token) as http, asyncio.TaskGroup() as group:
             router = Router.of(self._config)
@@ -54,6 +75,7 @@ class Head(Course):
                 group.create_task(members.listen(), name="control"),
                 group.create_task(members.watch(), name="watch"),
                 group.create_task(self._show(members, ends_at), name="status"),
+                group.create_task(self._mind_the_end(made), name="walltime"),
                 group.create_task(agent.run(), name="agent"),
             ]
             work = group.create_task(self._finish(made), name="work")

@@ -19,6 +19,7 @@ from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.head.exposition import exposition
 from hpc_dynamo.head.scrape import Scraper
 from hpc_dynamo.head.work import Job
+from hpc_dynamo.launch.walltime import LIKELY
 from hpc_dynamo.messages import Endpoint, Outcome, Status, Traffic, View, WorkerState
 from hpc_dynamo.router import RouterServer
 from hpc_dynamo.run import write_json
@@ -158,6 +159,14 @@ class ServeWork:
     @property
     def stopped(self) -> Outcome:
         return Outcome(exit_code=0, message="stopped")
+
+    @property
+    def overdue(self) -> Outcome:
+        return Outcome(exit_code=0, message="the walltime ended with requests under way")
+
+    @property
+    def likely_s(self) -> float:
+        return self._stats().seconds.quantile(LIKELY)
 
     def describe(self, status: Status) -> Status:
         failed = sum(n for how, n in self._stats().answers.items() if how.split()[-1] in FAILED)

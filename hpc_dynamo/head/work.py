@@ -45,7 +45,15 @@ class Work(Protocol):
     def stopped(self) -> Outcome:
         """How it ends when its user ends it."""
 
+    @property
+    def overdue(self) -> Outcome:
+        """How it ends when the walltime does not wait for what is under way."""
+
     async def run(self) -> Outcome: ...
+
+    @property
+    def likely_s(self) -> float:
+        """What a request will hardly exceed, from those seen so far; 0 before any."""
 
     def drain(self) -> None:
         """Begin nothing more; what is under way may end, and then `run`."""

@@ -234,12 +234,12 @@ async def test_chat_and_completion(folders: dict[str, Path], family: dict[str, M
 async def test_the_loop_runs_on_while_a_long_text_is_tokenised(folders: dict[str, Path]) -> None:
     for name in ("llama3", "unigram"):
         preprocess, beats = Preprocessor.load(folders[name]), 0
-        work = asyncio.ensure_future(preprocess.completion({"prompt": "long words " * 40_000}))
+        work = asyncio.ensure_future(preprocess.completion({"prompt": "long words " * 200_000}))
         while not work.done():
             await asyncio.sleep(0)
             beats += 1
         assert isinstance(await work, list)
-        assert beats > 50
+        assert beats > 10  # one or two, were it done between them
 
 
 PROMPTS: list[Any] = [None, [], 3, {}, [None], [[1], "x", None], [-1], [1 << 40]]

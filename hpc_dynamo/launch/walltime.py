@@ -1,0 +1,53 @@
+"""When a job must have ended, and when it must begin to end."""
+
+import math
+import time
+from collections import deque
+
+ROOM_S = 60.0  # Slurm may send the signal of the walltime's end so much too early
+SHARE = 1 / 3  # of the time from that signal to the end: kept free for the end of agents
+SEEN = 512  # durations remembered
+LIKELY = 0.95  # share of requests that take no longer than is predicted
+
+
+class Durations:
+    """How long the latest requests took."""
+
+    def __init__(self) -> None:
+        self._seen = deque[float](maxlen=SEEN)
+
+    def add(self, seconds: float) -> None:
+        self._seen.append(seconds)
+
+    @property
+    def likely_s(self) -> float:
+        """What the next request will hardly exceed; 0 before any has ended."""
+        if not self._seen:
+            return 0.0
+        return sorted(self._seen)[min(int(LIKELY * len(self._seen)), len(self._seen) - 1)]
+
+
+class Walltime:
+    """The end of the allocation. `ends_at` in seconds since the epoch; None: there is no end."""
+
+    def __init__(self, ends_at: float | None, signal_s: float) -> None:
+        """`signal_s`: the longest that the way to the end takes, from the signal before it."""
+        self.ends_at = ends_at
+        self._kept_s, self._signal_s = SHARE * signal_s, signal_s
+
+    @property
+    def left_s(self) -> float:
+        """Until what is under way is broken off, so that agents end in order."""
+        return math.inf if self.ends_at is None else self.ends_at - self._kept_s - time.time()
+
+    def spare_s(self, likely_s: float) -> float:
+        """Until a request must no longer begin, when one takes `likely_s`."""
+        return self.left_s - max(likely_s, self._signal_s - self._kept_s)
+
+    def warned_s(self) -> float:
+        """What is left after Slurm's signal: it may come because the job is preempted, too."""
+        return min(self.left_s, self._signal_s - self._kept_s)
+
+    def early(self, likely_s: float) -> bool:
+        """Whether the signal is the walltime's own, come before its time; the clock knows."""
+        return 0 < self.spare_s(likely_s) <= ROOM_S

@@ -1,0 +1,43 @@
+"""Runs that are longer than their jobs."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hpc_dynamo.run import Run
+from tests.cluster.slurm import SlurmCluster
+from tests.runs import answers, hpc_dynamo, latest, results_on_disk, write_prompts
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(560)]
+
+MINUTE = ("cluster.slurm.time=1", "cluster.slurm.signal_before_end_s=15")
+SMALL = ("topology=aggregated", "topology.nodes=1")
+
+
+def lives(run: Path) -> int:
+    """Of a run's only attempt, by the bootstraps that its agent logged."""
+    return latest(run).agent_log(0).read_text().count("bootstrap: 1 agents by ")
+
+
+def a_batch(
+    cluster: SlurmCluster, folder: Path, *words: str, timeout_s: float = 500
+) -> subprocess.CompletedProcess[str]:
+    argv = ("batch", "engine=simulator", "cluster.launcher=slurm", "input=prompts.jsonl")
+    return hpc_dynamo(
+        *argv, *SMALL, *MINUTE, *words, cwd=folder, env=cluster.env, timeout_s=timeout_s
+    )
+
+
+def test_a_batch_of_three_walltimes_finishes_by_itself(
+    cluster: SlurmCluster, shared_dir: Path
+) -> None:
+    ids = write_prompts(shared_dir / "prompts.jsonl", 200, max_tokens=16)
+    slow = ("engine.args.time-scale=20", "batch.concurrency=4")
+    done = a_batch(cluster, shared_dir, *slow)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = shared_dir / "runs/prompts"
+    assert lives(run) >= 3
+    assert len(Run(run).attempts()) == 1
+    assert results_on_disk(run) == len(ids), "a finished request was run again"
+    assert list(answers(run / "output.jsonl")) == ids
