@@ -65,7 +65,11 @@ def stop(cluster: SlurmCluster, folder: Path) -> None:
 
 
 def gone(cluster: SlurmCluster) -> None:
-    until("the job to leave", lambda: not cluster.slurm("squeue", "-h").strip())
+    def left() -> bool:
+        return not cluster.slurm("squeue", "-h").strip()
+
+    # Slurm asks a node that was lost again only now and then whether its part has ended.
+    until("the job to leave", left, timeout_s=180)
 
 
 def ready_roles(run: Run) -> list[str]:
