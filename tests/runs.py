@@ -61,6 +61,12 @@ def _text(row: dict[str, Any]) -> str:
     return str(choice["text"] if "text" in choice else choice["message"]["content"])
 
 
+def each_once(run: Path, ids: list[str]) -> None:
+    """Every request has its result, in order, and none was run again."""
+    assert results_on_disk(run) == len(ids), "a finished request was run again"
+    assert list(answers(run / "output.jsonl")) == ids
+
+
 def latest(run: Path) -> Attempt:
     return Run(run).attempts()[-1]
 

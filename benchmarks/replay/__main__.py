@@ -23,7 +23,7 @@ from benchmarks.replay.engine import Engine
 from benchmarks.replay.figures import Found, Label, Targets
 from benchmarks.replay.load import Seen
 from benchmarks.replay.measure import Load, measure
-from benchmarks.replay.mockers import MODES, dynamo
+from benchmarks.replay.mockers import MODES, OPTION, dynamo
 from benchmarks.replay.oracle import oracle
 from benchmarks.replay.ours import ours, policies
 from benchmarks.replay.setting import Setting, Start
@@ -39,7 +39,6 @@ TRACE = Path("../shared/traces/mooncake_conversation.jsonl")
 QUICK = 400  # requests
 SWEEP = "every combination is run; dynamo.OPTION for one of its frontend's, without the dashes"
 PEERS = {f"dynamo-{mode}": mode for mode in MODES}
-PEER_WORD = "dynamo."  # before an option of its frontend, in a sweep
 
 
 class Show:
@@ -83,11 +82,11 @@ def systems(args: argparse.Namespace, setting: Setting) -> dict[str, tuple[Start
     found: dict[str, tuple[Start, tuple[str, ...]]] = {}
     for name in chosen:
         own = name in known
-        axes = [axis for axis in args.sweep if axis.startswith(PEER_WORD) != own]
+        axes = [axis for axis in args.sweep if axis.startswith(OPTION) != own]
         for cell in grid([] if PEERS.get(name) == "round-robin" else axes):
             words = (*known.get(name, ()), *cell)
             start = ours(setting, words) if own else dynamo(setting, env, PEERS[name], words)
-            shown = (word.removeprefix("router.").removeprefix(PEER_WORD) for word in cell)
+            shown = (word.removeprefix("router.").removeprefix(OPTION) for word in cell)
             found[" ".join((name, *shown))] = (start, words)
     return found
 
@@ -122,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     add, engine = parser.add_argument, Engine()
     add("--quick", action="store_true", help=f"{QUICK} requests, our policies alone")
     add("--trace", type=Path, default=TRACE, help="Mooncake's JSON lines (%(default)s)")
-    add("--requests", type=int, default=3000, help="from its start; 0: all (%(default)s)")
+    add("--requests", type=int, default=3000, help="so many of it; 0: all (%(default)s)")
     add("--skip", type=int, default=0, help="leave out so many before them (%(default)s)")
     add("--compress", type=float, default=10, help="the trace's time (%(default)s)")
     add("--shrink", type=int, default=8, help="the trace's tokens (%(default)s)")

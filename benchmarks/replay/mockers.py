@@ -20,6 +20,7 @@ from hpc_dynamo.config import Kind
 from hpc_dynamo.http import Client
 
 MODES = ("kv", "round-robin")
+OPTION = "dynamo."  # before an option of its frontend, among words for any system
 COUNTER = "dynamo_component_router_kv_selected_cached_prefix_tokens_total"
 SELECTED = re.compile(rf'^{COUNTER}\{{.*phase="prefill".*\}} (\S+)$', re.M)
 
@@ -56,7 +57,7 @@ class Mockers(Started):
     ) -> None:
         super().__init__(f"Dynamo {mode}", DYNAMO, folder)
         self._python, self._setting = str(env / "bin/python"), setting
-        self._options = [f"--{word.removeprefix('dynamo.')}" for word in words]
+        self._options = [f"--{word.removeprefix(OPTION)}" for word in words]
         self._kind, self._mode = kind, mode
 
     async def launch(self) -> str:

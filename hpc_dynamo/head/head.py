@@ -55,8 +55,9 @@ class Head(Course):
         self.end(work.overdue)
 
     async def _mind_the_end(self, work: Work) -> None:
-        """Drain when what begins now would hardly end in time. Runs until cancelled."""
-        while True:
+        """Drain when what begins now would hardly end in time. Runs until cancelled, or not
+        at all where nobody ends the job."""
+        while self._walltime.ends_at is not None:
             await asyncio.sleep(TICK_S)
             if self._walltime.spare_s(work.likely_s) <= 0:
                 self._drain(self._walltime.left_s)

@@ -9,7 +9,7 @@ import pytest
 
 from hpc_dynamo.run import Attempt, Run
 from tests.cluster.slurm import SlurmCluster
-from tests.runs import answers, hpc_dynamo, latest, results_on_disk, until, write_prompts
+from tests.runs import answers, each_once, hpc_dynamo, latest, results_on_disk, until, write_prompts
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -84,8 +84,7 @@ def test_cancelled_in_the_middle_and_resubmitted_each_result_is_there_once(
     assert saved < len(ids), "the job had finished before it was cancelled"
     done = batch(cluster, shared_dir)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert results_on_disk(run) == len(ids), "a finished request was run again"
-    assert list(answers(run / "output.jsonl")) == ids
+    each_once(run, ids)
 
 
 def test_a_node_that_dies_is_named_and_the_rest_is_finished_later(

@@ -8,7 +8,7 @@ import pytest
 
 from hpc_dynamo.run import Run
 from tests.cluster.slurm import SlurmCluster
-from tests.runs import answers, hpc_dynamo, latest, results_on_disk, write_prompts
+from tests.runs import each_once, hpc_dynamo, latest, write_prompts
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(560)]
 
@@ -36,8 +36,7 @@ def test_a_batch_of_three_walltimes_finishes_by_itself(
     run = shared_dir / "runs/prompts"
     assert lives(run) >= 3
     assert len(Run(run).attempts()) == 1
-    assert results_on_disk(run) == len(ids), "a finished request was run again"
-    assert list(answers(run / "output.jsonl")) == ids
+    each_once(run, ids)
 
 
 def test_a_job_that_cannot_be_requeued_has_a_successor(
@@ -51,8 +50,7 @@ def test_a_job_that_cannot_be_requeued_has_a_successor(
     outcome = first.outcome()
     assert outcome is not None
     assert (outcome.successor, lives(run)) == (second.number, 1)
-    assert results_on_disk(run) == len(ids), "a finished request was run again"
-    assert list(answers(run / "output.jsonl")) == ids
+    each_once(run, ids)
 
 
 def test_a_walltime_that_brings_nothing_is_the_last(
