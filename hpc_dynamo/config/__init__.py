@@ -1,6 +1,7 @@
 """The configuration of one run: its schema, and the checks of its values."""
 
 from hpc_dynamo.config.checks import MIN_SILENCE_S, check, minutes
+from hpc_dynamo.config.planner import Forecast, Grow, Planner, PlannerKind, Protect
 from hpc_dynamo.config.route import before
 from hpc_dynamo.config.schema import (
     Batch,
@@ -33,11 +34,16 @@ __all__ = [
     "Config",
     "Device",
     "Engine",
+    "Forecast",
+    "Grow",
     "Kind",
     "Launcher",
     "Model",
+    "Planner",
+    "PlannerKind",
     "Policy",
     "Pool",
+    "Protect",
     "Role",
     "Route",
     "Router",

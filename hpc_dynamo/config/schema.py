@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from hpc_dynamo.config.planner import Planner
+
 
 class Task(StrEnum):
     """What a job is for."""
@@ -261,6 +263,7 @@ class Config:
     router: Router = Router()
     serve: Serve = Serve()
     route: Route = Route()
+    planner: Planner = field(default_factory=Planner)
 
     @property
     def served_name(self) -> str:

@@ -1,0 +1,66 @@
+"""What a planner sees of an interval, and what it makes of that. Records of the run folder."""
+
+import msgspec
+
+from hpc_dynamo.config import Role
+
+
+class Signals(msgspec.Struct, frozen=True, kw_only=True):
+    """One interval of `seconds` that ended at `at`, from the router's own view."""
+
+    at: float  # since the epoch, or the simulation's begin
+    seconds: float
+    requests: int = 0  # that came
+    prompt_tokens: float = 0.0  # mean of those that came
+    answer_tokens: float = 0.0  # mean of those that ended
+    hit_rate: float = 0.0  # share of prompt tokens that were cached where they were sent
+    ttft_s: float = 0.0  # mean of first tokens in it, from arrival; 0: there were none
+    itl_s: float = 0.0  # mean between tokens of answers that ended
+    queued: int = 0  # in the router's line at the end
+    active: int = 0  # leases at the end
+    prefill: int = 0  # workers ready at the end, by role
+    decode: int = 0
+    ahead_tokens: float = 0.0  # of prompts given to a prefill worker and not computed, mean
+    running: float = 0.0  # requests of a decode worker, mean over the workers
+    waiting: float = 0.0  # as above, by the engines' own word
+    kv_usage: float = 0.0  # share of a decode worker's KV cache in use, mean
+
+    @property
+    def rate_hz(self) -> float:
+        return self.requests / self.seconds if self.seconds else 0.0
+
+
+class Demand(msgspec.Struct, frozen=True, kw_only=True):
+    """The load that is expected of the next interval."""
+
+    rate_hz: float = 0.0
+    prompt_tokens: float = 0.0
+    answer_tokens: float = 0.0
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """How many workers of each role; `short` names what is given up where not all can be had."""
+
+    prefill: int
+    decode: int
+    why: str = ""
+    short: str = ""
+
+
+class Move(msgspec.Struct, frozen=True, kw_only=True):
+    """`count` workers change their role. To `None`: the allocation gives them up; from `None`:
+    it is to grow by them."""
+
+    count: int
+    old: Role | None
+    new: Role | None
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """One interval of a planner: what was seen, expected, wanted, and is to be done."""
+
+    seen: Signals
+    expected: Demand
+    wanted: Wanted
+    move: Move | None = None
+    why: str = ""
