@@ -20,7 +20,7 @@ L0  errors
 L1  config
 L1  messages topology kv_events
 L1  run
-L2  wire kv keeper http preprocess
+L2  wire kv keeper http preprocess draw
 L2  child
 L3  router planner engines bootstrap launch simulator
 L4  dispatch agent
@@ -38,6 +38,7 @@ HOMES = {
     "hydra": ("cli/compose.py",),
     "omegaconf": ("cli/compose.py",),
     "submitit": ("launch/",),
+    "matplotlib": ("draw.py",),
     "mpi4py": ("bootstrap/mpi.py",),
     "nixl": ("kv.py",),
     "nixl_cu12": ("kv.py",),

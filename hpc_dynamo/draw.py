@@ -1,0 +1,73 @@
+"""Pictures of curves, by matplotlib, which is an extra: nothing else of a run needs it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from hpc_dynamo.errors import MissingDependency
+
+WIDTH, HEIGHT = 10.0, 2.6  # inches, of one panel
+
+
+class Style(StrEnum):
+    """How the points of a curve are joined."""
+
+    line = "line"
+    steps = "steps"  # a value holds until the next
+    points = "points"
+
+
+@dataclass(frozen=True)
+class Curve:
+    name: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    style: Style = Style.line
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes. `target` is a value to keep below, drawn across."""
+
+    y_label: str
+    curves: Sequence[Curve]
+    x_label: str = ""
+    target: float | None = None
+
+
+def draw(file: Path, title: str, panels: Sequence[Panel]) -> None:
+    """Panels below each other, into a PNG, SVG or PDF by the file's name.
+
+    Raises MissingDependency without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure  # where a picture is asked for, and only there
+    except ImportError as e:
+        raise MissingDependency(
+            "pictures need matplotlib", hint="pip install 'hpc-dynamo[draw]'"
+        ) from e
+    figure = Figure(figsize=(WIDTH, HEIGHT * len(panels)), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(len(panels), squeeze=False)[:, 0]
+    for ax, panel in zip(axes, panels, strict=True):
+        for curve in panel.curves:
+            _add(ax, curve)
+        if panel.target is not None:
+            ax.axhline(panel.target, color="grey", linestyle="--", linewidth=1, label="target")
+        ax.set_xlabel(panel.x_label)
+        ax.set_ylabel(panel.y_label)
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize="small")
+    figure.savefig(file, dpi=120)
+
+
+def _add(ax: Any, curve: Curve) -> None:  # matplotlib's Axes, which is not imported up here
+    match curve.style:
+        case Style.steps:
+            ax.step(curve.xs, curve.ys, where="post", label=curve.name)
+        case Style.points:
+            ax.plot(curve.xs, curve.ys, ".", label=curve.name)
+        case Style.line:
+            ax.plot(curve.xs, curve.ys, label=curve.name)
