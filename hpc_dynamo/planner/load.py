@@ -1,0 +1,44 @@
+"""What a load needs by thresholds alone, without a profile.
+
+Prefill: the time that a prompt waits is what waits over what comes (Little's law), so no speed
+need be known. Above `queue_high_s` a worker more is needed, and one more for each doubling; below
+a quarter of it one can be spared. Decode: between `kv_low` and `kv_high` of the caches nothing is
+asked for; outside, as many as would bring the caches to `kv_high`, as cache use goes with load.
+"""
+
+from math import log2
+
+from hpc_dynamo.config import Planner
+from hpc_dynamo.planner.signals import Signals
+from hpc_dynamo.planner.split import Need
+
+CALM = 0.25  # of queue_high_s
+MOST_DOUBLINGS = 8.0
+
+
+def need(config: Planner, seen: Signals) -> Need:
+    """Workers of each role."""
+    return Need(_prefill(config, seen), _decode(config, seen))
+
+
+def queue_s(seen: Signals) -> float:
+    """Time that a prompt waits for prefill, from the interval's end."""
+    computed = seen.prompt_tokens * (1 - seen.hit_rate)
+    waits = seen.ahead_tokens * seen.prefill + seen.queued * computed
+    comes = max(seen.rate_hz, 1 / seen.seconds) * max(computed, 1.0)
+    return waits / comes
+
+
+def _prefill(config: Planner, seen: Signals) -> float:
+    high = queue_s(seen) / config.queue_high_s
+    if high > 1:
+        return seen.prefill + 1 + min(log2(high), MOST_DOUBLINGS)
+    return (seen.prefill - 1) / (1 + config.margin) if high < CALM else float(seen.prefill)
+
+
+def _decode(config: Planner, seen: Signals) -> float:
+    waiting = seen.waiting / seen.running if seen.running else 0.0
+    usage = seen.kv_usage * (1 + waiting)
+    if config.kv_low <= usage <= config.kv_high:
+        return float(seen.decode)
+    return seen.decode * usage / config.kv_high

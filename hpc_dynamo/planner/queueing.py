@@ -1,0 +1,34 @@
+"""How long work waits for a free worker, and how many workers keep that short."""
+
+from math import inf, sqrt
+
+FULL = 0.9  # of a worker's time, at most: a forecast errs, and nothing is left to catch up with
+
+
+def wait_s(rate_hz: float, service_s: float, workers: float) -> float:
+    """Mean time in line before `workers` servers that share one line; inf where it only grows.
+
+    Sakasegawa's approximation of G/G/m (1977; Hopp and Spearman, Factory Physics, 8.6), for
+    arrivals and service times as irregular as exponential ones:
+    rho ** (sqrt(2 (m + 1)) - 1) / (m (1 - rho)) * service_s, with rho = rate_hz * service_s / m.
+    """
+    busy = rate_hz * service_s / workers if workers else inf
+    if busy >= 1:
+        return inf
+    return float(busy ** (sqrt(2 * (workers + 1)) - 1) / (workers * (1 - busy)) * service_s)
+
+
+def workers_for(rate_hz: float, service_s: float, most_wait_s: float) -> float:
+    """The fewest workers, with fractions, before which work waits no longer than that."""
+    low = rate_hz * service_s / FULL
+    if low == 0 or wait_s(rate_hz, service_s, low) <= most_wait_s:
+        return low
+    high = 2 * low
+    while wait_s(rate_hz, service_s, high) > most_wait_s:
+        low, high = high, 2 * high
+    while high - low > 1e-3 * high:
+        middle = (low + high) / 2
+        low, high = (
+            (middle, high) if wait_s(rate_hz, service_s, middle) > most_wait_s else (low, middle)
+        )
+    return high

@@ -1,0 +1,98 @@
+"""Who gets the workers: from what each role needs to how many of each there are to be."""
+
+from math import ceil
+
+from typing import NamedTuple
+
+from hpc_dynamo.config import Planner, Protect
+from hpc_dynamo.planner.signals import Wanted
+
+
+class Need(NamedTuple):
+    """Workers of each role that a load needs, with fractions. `lost` names a target that no
+    number of workers would meet."""
+
+    prefill: float
+    decode: float
+    lost: str = ""
+
+    @property
+    def total(self) -> float:
+        return self.prefill + self.decode
+
+
+class Ready(NamedTuple):
+    """Workers that there are."""
+
+    prefill: int
+    decode: int
+
+    @property
+    def total(self) -> int:
+        return self.prefill + self.decode
+
+
+def split(need: Need, ready: Ready, config: Planner) -> Wanted:
+    """The wanted split of the workers that are ready. Their sum stays.
+
+    1. While no role needs more workers than it has, nothing changes.
+    2. The role that is short gets what it needs, rounded up, where the other can spare it: it
+       could serve `margin` more load with what is left to it. What neither needs is shared in
+       proportion to the needs, so that both have the same room for a swing.
+    3. Where that cannot be, `protect` decides. `ttft`: prefill gets its need, decode the rest.
+       `itl`: decode gets its part of the workers in proportion to the needs, rounded up, which
+       is enough for all that prefill then lets through; the rest waits in line. The protected
+       role gives up a worker where it could serve `margin` more load without it.
+
+    So two moves in opposite directions mean that a need, or the proportion of the needs, changed
+    by a factor of more than 1 + margin in between.
+    """
+    need = _at_least(need, config)
+    if need.prefill <= ready.prefill and need.decode <= ready.decode:
+        return _wanted(need, ready, ready.prefill, "nobody is short")
+    prefill_keeps, decode_keeps = (ceil(n * (1 + config.margin)) for n in need[:2])
+    fair = ready.total * need.prefill / need.total
+    if need.decode <= ready.decode and ceil(need.prefill) + decode_keeps <= ready.total:
+        most = max(ready.total - decode_keeps, ready.prefill)
+        return _wanted(need, ready, _within(ceil(need.prefill), fair, most), "prefill is short")
+    if need.prefill <= ready.prefill and ceil(need.decode) + prefill_keeps <= ready.total:
+        least = min(prefill_keeps, ready.prefill)
+        most = ready.total - ceil(need.decode)
+        return _wanted(need, ready, _within(least, fair, most), "decode is short")
+    return _wanted(need, ready, _protected(need, ready, config), f"{config.protect} is protected")
+
+
+def _at_least(need: Need, config: Planner) -> Need:
+    prefill = max(need.prefill, config.least_prefill)
+    return Need(prefill, max(need.decode, config.least_decode), need.lost)
+
+
+def _within(least: int, value: float, most: int) -> int:
+    return max(least, min(round(value), most))
+
+
+def _protected(need: Need, ready: Ready, config: Planner) -> int:
+    """Prefill workers where not both can have what they need."""
+    if config.protect is Protect.ttft:
+        prefill = _kept(need.prefill, ready.prefill, config.margin)
+    else:
+        part = min(need.decode, ready.total * need.decode / need.total)
+        prefill = ready.total - _kept(part, ready.decode, config.margin)
+    return max(config.least_prefill, min(prefill, ready.total - config.least_decode))
+
+
+def _kept(need: float, ready: int, margin: float) -> int:
+    return ceil(need) if need > ready else min(ready, ceil(need * (1 + margin)))
+
+
+def _wanted(need: Need, ready: Ready, prefill: int, why: str) -> Wanted:
+    decode = ready.total - prefill
+    given_up = [need.lost] if need.lost else []
+    for target, role, needs, gets in (
+        ("TTFT", "prefill", need.prefill, prefill),
+        ("ITL", "decode", need.decode, decode),
+    ):
+        if needs > gets:
+            given_up.append(f"{target}: {role} needs {needs:.1f} workers and gets {gets}")
+    why = f"{why}: prefill needs {need.prefill:.2f}, decode {need.decode:.2f}"
+    return Wanted(prefill=prefill, decode=decode, why=why, short="; ".join(given_up))
