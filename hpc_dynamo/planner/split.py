@@ -1,7 +1,6 @@
 """Who gets the workers: from what each role needs to how many of each there are to be."""
 
 from math import ceil
-
 from typing import NamedTuple
 
 from hpc_dynamo.config import Planner, Protect
@@ -47,6 +46,8 @@ def split(need: Need, ready: Ready, config: Planner) -> Wanted:
     So two moves in opposite directions mean that a need, or the proportion of the needs, changed
     by a factor of more than 1 + margin in between.
     """
+    if ready.total < config.least_prefill + config.least_decode:
+        return _wanted(need, ready, ready.prefill, "too few are ready to share")
     need = _at_least(need, config)
     if need.prefill <= ready.prefill and need.decode <= ready.decode:
         return _wanted(need, ready, ready.prefill, "nobody is short")
