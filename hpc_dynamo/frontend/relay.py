@@ -2,6 +2,8 @@
 
 import time
 
+import msgspec
+
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.http import Answer, Reply
 from hpc_dynamo.router import Lease
@@ -30,10 +32,14 @@ class Relay:
             await answer.relay(self)
             if not self.begun:
                 self._begin()
+            if self._pieces:
+                lease.progress(self._pieces)
             self._reply.end()
         else:
             content = await answer.read()
             self._stats.ttft.observe(time.monotonic() - self._began)
+            if tokens := _generated(content):
+                lease.progress(tokens)
             self._reply.send(200, content, [(b"content-type", self._type)])
 
     def write(self, data: bytes) -> None:
@@ -61,3 +67,24 @@ class Relay:
 
     def _begin(self) -> None:
         self._reply.begin(200, [(b"content-type", self._type), (b"cache-control", b"no-cache")])
+
+
+class _Usage(msgspec.Struct):
+    completion_tokens: int = 0
+    output_tokens: int = 0  # as /v1/responses and /v1/messages call them
+
+
+class _Answer(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
+
+
+def _generated(content: bytes) -> int:
+    """Tokens of a whole answer; 0 where it does not tell."""
+    try:
+        usage = _ANSWER.decode(content).usage
+    except msgspec.DecodeError:
+        return 0
+    return usage.completion_tokens or usage.output_tokens if usage else 0

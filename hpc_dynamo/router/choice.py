@@ -104,7 +104,7 @@ class Chooser:
 
     def usable(self, role: Role, ask: Ask, here: Sequence[Member]) -> list[Member]:
         """The workers of a role with room. Raises like `choose`."""
-        of_role = _named(ask.wish.workers, role, here)
+        of_role = [m for m in _named(ask.wish.workers, role, here) if not m.aside]
         untried = [m for m in of_role if m.rank not in ask.exclude]
         if of_role and not untried:
             raise Exhausted(f"every {role} worker was tried")

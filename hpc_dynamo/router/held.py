@@ -23,13 +23,27 @@ class Held:
     spare: int = 0  # tokens of the answer beyond whole blocks
     ahead: int = 0  # tokens that its prefill worker had to compute until this prompt was done
     since: float = field(default_factory=time.monotonic)  # of its present part
+    lender: Member | None = None  # has the prompt's blocks until the decode worker has them
+    arrived: float = 0.0  # the request, at the router
+    first_at: float = 0.0  # token, once it is there
+    last_at: float = 0.0
+    grown: int = 0  # tokens that we were told of, beyond the first
 
     @classmethod
     def begin(
-        cls, lease: Lease, choice: Choice, tokens: int, block: int, handover: Handover
+        cls,
+        lease: Lease,
+        choice: Choice,
+        tokens: int,
+        block: int,
+        handover: Handover,
+        arrived: float,
     ) -> "Held":
         decode, prefill, computes = choice.decode, choice.prefill, choice.computes
         held = cls(lease, decode, prefill, computes, choice.left, -(-tokens // block), handover)
+        held.arrived, held.lender = arrived, prefill
+        if prefill:
+            prefill.lent += 1
         computes.prefill_tokens += held.promised
         held.ahead = computes.prefill_tokens
         decode.blocks += held.blocks
@@ -51,14 +65,29 @@ class Held:
 
     def first_token(self) -> None:
         """The prompt is computed."""
+        self.first_at = self.last_at = time.monotonic()
         if self.computes is not self.decode and self.prefill is None:
-            self.handover.arrived(time.monotonic() - self.since)
+            self.handover.arrived(self.first_at - self.since)
         self._computed()
+        self._take_back()
 
     def grow(self, tokens: int, block: int) -> None:
         more, self.spare = divmod(self.spare + tokens, block)
         self.blocks += more
         self.decode.blocks += more
+        self.last_at = time.monotonic()
+        self.grown += tokens
+
+    @property
+    def answer_tokens(self) -> int:
+        """0: not known."""
+        return self.grown + bool(self.first_at)
+
+    @property
+    def itl_s(self) -> float:
+        """Mean time between tokens; 0: not known."""
+        timed = self.first_at and self.grown
+        return (self.last_at - self.first_at) / self.grown if timed else 0.0
 
     def end(self) -> None:
         """Nothing of it is on its workers any more. Once only."""
@@ -68,6 +97,8 @@ class Held:
         self.decode.end()
         self.decode.active -= 1
         self.decode.served += 1
+        self._take_back()
+        self.decode.settle()
 
     def _leave_prefill(self) -> None:
         if self.prefill:
@@ -75,8 +106,16 @@ class Held:
             self.prefill.end()
             self.prefill.active -= 1
             self.prefill.served += 1
+            self.prefill.settle()
             self.prefill = None
             self.decode.begin()
+
+    def _take_back(self) -> None:
+        """Nobody pulls the prompt's blocks any more."""
+        if self.lender:
+            self.lender.lent -= 1
+            self.lender.settle()
+            self.lender = None
 
     def _computed(self) -> None:
         self.computes.prefill_tokens -= self.promised

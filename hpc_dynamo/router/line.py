@@ -1,6 +1,7 @@
 """Asks that wait: by priority, then as they came."""
 
 import asyncio
+import time
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ class Waiting:
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     timer: asyncio.TimerHandle | None = None
+    since: float = field(default_factory=time.monotonic)
 
 
 def _order(waiting: Waiting) -> tuple[int, int]:

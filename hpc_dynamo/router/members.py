@@ -1,5 +1,6 @@
 """A ready worker as the router sees it."""
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 
@@ -36,6 +37,18 @@ class Member:
     others: Load = field(default=NONE, init=False)  # of other heads; no limit counts it
     working: int = 0  # of the leases, those that it works on now
     since: float = field(default=0.0, repr=False)
+    aside: bool = field(default=False, init=False)  # it is given nothing new
+    lent: int = 0  # leases whose decode worker may still pull blocks from it
+    rest: asyncio.Event = field(default_factory=asyncio.Event, init=False, repr=False)  # see `busy`
+
+    @property
+    def busy(self) -> bool:
+        """Whether a lease still needs it. `rest` is set when none does any more."""
+        return self.active + self.lent > 0
+
+    def settle(self) -> None:
+        if not self.busy:
+            self.rest.set()
 
     @property
     def ahead_tokens(self) -> int:

@@ -1,8 +1,10 @@
 """How many requests came and went, and how fast lately."""
 
 import time
+from collections.abc import Sequence
 
 from hpc_dynamo.messages import Traffic
+from hpc_dynamo.router.lease import NoWorker, Overloaded
 
 LONGEST_RETRY_S = 60.0
 
@@ -29,6 +31,21 @@ class Pace:
             rate_hz=self._rate_hz,
         )
 
-    def retry_after_s(self, queued: int) -> float:
+    def full(self, queued: int) -> Overloaded:
+        """One is refused: the line has all that it may have."""
+        self.refused += 1
+        what = f"{queued} requests are waiting, which is all that may (serve.queue)"
+        return Overloaded(what, status=429, retry_after_s=self._retry_after_s(queued))
+
+    def late(self, queued: int, limit_s: float, missing: Sequence[str]) -> NoWorker | Overloaded:
+        """One is refused that waited too long, perhaps for roles that are not there."""
+        self.refused += 1
+        if missing:
+            what = f"no {' and no '.join(missing)} worker became ready within {limit_s:.0f} s"
+            return NoWorker(what)
+        what = f"no worker had room within {limit_s:.0f} s (serve.queue_timeout_s)"
+        return Overloaded(what, status=503, retry_after_s=self._retry_after_s(queued))
+
+    def _retry_after_s(self, queued: int) -> float:
         """When a line of so many will have been served, as fast as lately."""
         return min(max(queued / max(self._rate_hz, 0.1), 1.0), LONGEST_RETRY_S)

@@ -22,6 +22,7 @@ from hpc_dynamo.router.limits import Limits
 from hpc_dynamo.router.line import Line, Waiting
 from hpc_dynamo.router.loads import Loads, Others
 from hpc_dynamo.router.members import Member
+from hpc_dynamo.router.meter import Meter
 from hpc_dynamo.router.pace import Pace
 from hpc_dynamo.router.why import Why, explain
 
@@ -40,7 +41,7 @@ class Router:
         self._held, self._ids = dict[int, Held](), count(1)
         self._queue, self._others = Line(), Others()
         self._changed, self._nothing = asyncio.Condition(), asyncio.Event()
-        self._pace = Pace()
+        self._pace, self.meter = Pace(), Meter()
         self.name = uuid4().hex  # among heads
         self.news = asyncio.Event()  # somebody came or went; whoever shows it clears it
 
@@ -75,9 +76,27 @@ class Router:
             self.caches.leave(rank)
             self.news.set()
             self._former[rank] = member
+            member.rest.set()
             for held in list(self._held.values()):
                 if member in (held.decode, held.prefill):
                     held.lease.lose(rank)
+            self._pump()
+
+    async def drain(self, rank: int) -> None:
+        """Gives a worker nothing new; until no request needs it any more, or it is gone."""
+        member = self._members[rank]
+        member.aside = True
+        member.rest.clear()
+        while member.busy and self._members.get(rank) is member:
+            await member.rest.wait()
+
+    def turn(self, rank: int, role: Role) -> None:
+        """A worker that was drained takes requests again, in this role. What it has cached stays
+        known. Nothing happens where it is gone."""
+        member = self._members.get(rank)
+        if member:
+            member.role, member.aside = role, False
+            self.news.set()
             self._pump()
 
     def heed(self, head: str, loads: Loads) -> None:
@@ -120,20 +139,17 @@ class Router:
 
     def route_now(self, ask: Ask) -> Lease | None:
         """The lease if nobody has to wait for it. Raises like `route`."""
-        self._pace.requests += not ask.exclude
-        lease = None if self._queue else self._place(ask)
+        if not ask.exclude:
+            self._pace.requests += 1
+            self.meter.came(ask.tokens)
+        lease = None if self._queue else self._place(ask, time.monotonic())
         if lease is None and len(self._queue) >= self._limits.queue:
             self._make_room(ask)
         return lease
 
     def _make_room(self, ask: Ask) -> None:
         """In a full line: refuses the last, if it counts for less, else the newcomer."""
-        self._pace.refused += 1
-        full = Overloaded(
-            f"{len(self._queue)} requests are waiting, which is all that may (serve.queue)",
-            status=429,
-            retry_after_s=self._pace.retry_after_s(len(self._queue)),
-        )
+        full = self._pace.full(len(self._queue))
         last = self._queue.yields_to(ask)
         if last is None:
             raise full
@@ -184,16 +200,9 @@ class Router:
             self._nothing.set()
 
     def _too_late(self, ask: Ask, limit_s: float) -> NoWorker | Overloaded:
-        self._pace.refused += 1
         here = {m.role for m in self.members}
         missing = [role for role in self._chooser.roles(ask) if role not in here]
-        if missing:
-            what = f"no {' and no '.join(missing)} worker became ready within {limit_s:.0f} s"
-            return NoWorker(what)
-        what = f"no worker had room within {limit_s:.0f} s (serve.queue_timeout_s)"
-        return Overloaded(
-            what, status=503, retry_after_s=self._pace.retry_after_s(len(self._queue))
-        )
+        return self._pace.late(len(self._queue), limit_s, missing)
 
     def _pump(self) -> None:
         """Grant to those in line, in its order among those who need the same roles. One that
@@ -205,7 +214,7 @@ class Router:
             if needs in stuck or waiting.granted.cancelled():
                 continue
             try:
-                lease = self._place(ask)
+                lease = self._place(ask, waiting.since)
             except RequestFailed as e:
                 self._step_out(waiting)
                 self._refuse(waiting, e)
@@ -218,7 +227,7 @@ class Router:
                 if len(stuck) == self._all_needs:
                     return
 
-    def _place(self, ask: Ask) -> Lease | None:
+    def _place(self, ask: Ask, arrived: float) -> Lease | None:
         """The best workers that have room now. Raises like `route`."""
         began = time.perf_counter()
         choice = self._chooser.choose(ask, self.members)
@@ -226,14 +235,15 @@ class Router:
             return None
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%s", self.explain(ask))
-        lease = self._hold(ask, choice)
+        lease = self._hold(ask, choice, arrived)
+        self.meter.placed(ask.tokens, choice.overlap * self._block)
         self.decisions.count(choice, -(-ask.tokens // self._block), time.perf_counter() - began)
         return lease
 
-    def _hold(self, ask: Ask, choice: Choice) -> Lease:
+    def _hold(self, ask: Ask, choice: Choice, arrived: float) -> Lease:
         lease = Lease(next(self._ids), choice.prefill_target, choice.decode_target, self)
         handover = self._chooser.handover
-        self._held[lease.id] = Held.begin(lease, choice, ask.tokens, self._block, handover)
+        self._held[lease.id] = Held.begin(lease, choice, ask.tokens, self._block, handover, arrived)
         for member in choice.workers:
             self.caches.expect(member.rank, choice.hashes)
         return lease
@@ -250,6 +260,8 @@ class Router:
                 if held.prefilled():
                     self._pump()
             case Note.first_token:
+                if not held.first_at:
+                    self.meter.now.ttft_s.add(time.monotonic() - held.arrived)
                 held.first_token()
                 self._pump()
             case Note.progress:
@@ -259,6 +271,7 @@ class Router:
             case Note.released:
                 del self._held[lease]
                 held.end()
+                self.meter.ended(held.answer_tokens, held.itl_s)
                 self._pace.done += 1
                 self._settle()
                 self._pump()
