@@ -3,7 +3,7 @@
 import logging
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from hpc_dynamo import config as c
@@ -23,11 +23,11 @@ class Caches:
     """Of all workers. A worker is believed what its events say; from a decision until they come,
     and for one that sends none, what we sent it is taken for cached for a while."""
 
-    def __init__(self, config: c.Router) -> None:
+    def __init__(self, config: c.Router, clock: Callable[[], float] = time.monotonic) -> None:
         block, capacity = config.block_tokens, config.cached_blocks
         self.told = PrefixIndex(capacity, block)
-        self.soon = ApproximateIndex(capacity, SOON_S)
-        self.guessed = ApproximateIndex(capacity, config.guess_ttl_s)
+        self.soon = ApproximateIndex(capacity, SOON_S, clock)
+        self.guessed = ApproximateIndex(capacity, config.guess_ttl_s, clock)
         self._feeds = dict[int, Feed]()  # by rank
         self._former_gaps = self._former_resyncs = 0  # of workers that are gone
         self.batches = self.unreadable = 0

@@ -1,6 +1,5 @@
 """Leases that are out: what each weighs on its workers, until it weighs nothing."""
 
-import time
 from dataclasses import dataclass, field
 
 from hpc_dynamo.router.choice import Choice
@@ -22,12 +21,15 @@ class Held:
     handover: Handover  # learns from what we see
     spare: int = 0  # tokens of the answer beyond whole blocks
     ahead: int = 0  # tokens that its prefill worker had to compute until this prompt was done
-    since: float = field(default_factory=time.monotonic)  # of its present part
+    since: float = field(init=False)  # of its present part
     lender: Member | None = None  # has the prompt's blocks until the decode worker has them
     arrived: float = 0.0  # the request, at the router
     first_at: float = 0.0  # token, once it is there
     last_at: float = 0.0
     grown: int = 0  # tokens that we were told of, beyond the first
+
+    def __post_init__(self) -> None:
+        self.since = self.decode.clock()
 
     @classmethod
     def begin(
@@ -57,7 +59,7 @@ class Held:
         """The prefill worker has done its part; False if it had before, or there is none."""
         if self.prefill is None:
             return False
-        now = time.monotonic()
+        now = self.decode.clock()
         self.handover.prefilled(self.ahead, now - self.since)
         self.since = now
         self._leave_prefill()
@@ -65,7 +67,7 @@ class Held:
 
     def first_token(self) -> None:
         """The prompt is computed."""
-        self.first_at = self.last_at = time.monotonic()
+        self.first_at = self.last_at = self.decode.clock()
         if self.computes is not self.decode and self.prefill is None:
             self.handover.arrived(self.first_at - self.since)
         self._computed()
@@ -75,7 +77,7 @@ class Held:
         more, self.spare = divmod(self.spare + tokens, block)
         self.blocks += more
         self.decode.blocks += more
-        self.last_at = time.monotonic()
+        self.last_at = self.decode.clock()
         self.grown += tokens
 
     @property

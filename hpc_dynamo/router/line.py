@@ -1,9 +1,8 @@
 """Asks that wait: by priority, then as they came."""
 
 import asyncio
-import time
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -16,11 +15,11 @@ class Waiting:
 
     ask: Ask
     order: tuple[int, int]
+    since: float
     granted: asyncio.Future[Lease] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     timer: asyncio.TimerHandle | None = None
-    since: float = field(default_factory=time.monotonic)
 
 
 def _order(waiting: Waiting) -> tuple[int, int]:
@@ -30,7 +29,8 @@ def _order(waiting: Waiting) -> tuple[int, int]:
 class Line:
     """Sorted; a place is left by whoever gets a lease, gives up or is refused."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._places, self._arrivals = list[Waiting](), count()
 
     def __len__(self) -> int:
@@ -45,7 +45,7 @@ class Line:
         return at < len(self._places) and self._places[at] is waiting
 
     def join(self, ask: Ask) -> Waiting:
-        waiting = Waiting(ask, (-ask.wish.priority, next(self._arrivals)))
+        waiting = Waiting(ask, (-ask.wish.priority, next(self._arrivals)), self._clock())
         insort(self._places, waiting, key=_order)
         return waiting
 

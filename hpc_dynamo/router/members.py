@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -37,6 +38,7 @@ class Member:
     others: Load = field(default=NONE, init=False)  # of other heads; no limit counts it
     working: int = 0  # of the leases, those that it works on now
     since: float = field(default=0.0, repr=False)
+    clock: Callable[[], float] = field(default=time.monotonic, repr=False)
     aside: bool = field(default=False, init=False)  # it is given nothing new
     lent: int = 0  # leases whose decode worker may still pull blocks from it
     rest: asyncio.Event = field(default_factory=asyncio.Event, init=False, repr=False)  # see `busy`
@@ -57,10 +59,10 @@ class Member:
 
     def begin(self) -> None:
         if not self.working:
-            self.since = time.monotonic()
+            self.since = self.clock()
         self.working += 1
 
     def end(self) -> None:
         self.working -= 1
         if not self.working:
-            self.busy_s += time.monotonic() - self.since
+            self.busy_s += self.clock() - self.since

@@ -1,7 +1,7 @@
 """How many requests came and went, and how fast lately."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hpc_dynamo.messages import Traffic
 from hpc_dynamo.router.lease import NoWorker, Overloaded
@@ -12,13 +12,14 @@ LONGEST_RETRY_S = 60.0
 class Pace:
     """Counts since the start; who counts writes them."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self.requests = self.refused = self.done = 0
-        self._rate_hz, self._counted, self._counted_at = 0.0, 0, time.monotonic()
+        self._rate_hz, self._counted, self._counted_at = 0.0, 0, clock()
 
     def traffic(self, *, active: int, queued: int) -> Traffic:
         """The rate is of the time since the last call, smoothed."""
-        now = time.monotonic()
+        now = self._clock()
         if now > self._counted_at:
             rate_hz = (self.done - self._counted) / (now - self._counted_at)
             self._rate_hz = (self._rate_hz + rate_hz) / 2

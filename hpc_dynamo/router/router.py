@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Self
 from uuid import uuid4
@@ -32,16 +32,23 @@ log = logging.getLogger(__name__)
 class Router:
     """Grants leases on ready workers, the next in line first."""
 
-    def __init__(self, kind: Kind, config: c.Router, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        config: c.Router,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._block, self._limits = config.block_tokens, limits or Limits()
-        self.caches, self.decisions = Caches(config), Decisions()
+        self.caches, self.decisions = Caches(config, clock), Decisions()
         self._chooser = Chooser(kind, config, self._limits, self.caches)
         self._all_needs = 2 if kind is Kind.disaggregated else 1
         self._members, self._former = dict[int, Member](), dict[int, Member]()
         self._held, self._ids = dict[int, Held](), count(1)
-        self._queue, self._others = Line(), Others()
+        self._queue, self._others = Line(clock), Others()
         self._changed, self._nothing = asyncio.Condition(), asyncio.Event()
-        self._pace, self.meter = Pace(), Meter()
+        self._pace, self.meter = Pace(clock), Meter(clock)
         self.name = uuid4().hex  # among heads
         self.news = asyncio.Event()  # somebody came or went; whoever shows it clears it
 
@@ -60,7 +67,7 @@ class Router:
         """A worker is ready. A rank that joins again has lost its former life's requests."""
         self.leave(rank)
         former = self._former.pop(rank, None)
-        member = Member(rank, role, url, busy_s=former.busy_s if former else 0.0)
+        member = Member(rank, role, url, busy_s=former.busy_s if former else 0.0, clock=self._clock)
         member.others = self._others.on(url)
         self._members[rank] = member
         self.caches.join(rank)
@@ -142,7 +149,7 @@ class Router:
         if not ask.exclude:
             self._pace.requests += 1
             self.meter.came(ask.tokens)
-        lease = None if self._queue else self._place(ask, time.monotonic())
+        lease = None if self._queue else self._place(ask, self._clock())
         if lease is None and len(self._queue) >= self._limits.queue:
             self._make_room(ask)
         return lease
@@ -260,9 +267,10 @@ class Router:
                 if held.prefilled():
                     self._pump()
             case Note.first_token:
-                if not held.first_at:
-                    self.meter.now.ttft_s.add(time.monotonic() - held.arrived)
+                first = not held.first_at
                 held.first_token()
+                if first:
+                    self.meter.now.ttft_s.add(held.first_at - held.arrived)
                 self._pump()
             case Note.progress:
                 held.grow(value, self._block)
