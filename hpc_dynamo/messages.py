@@ -80,6 +80,14 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     reason: str
 
 
+class Turn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The head gives a worker another role; with `restart` its engine is started anew in it."""
+
+    rank: int
+    role: Role
+    restart: bool
+
+
 class Bye(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """An agent has ended all its workers."""
 
@@ -105,7 +113,7 @@ class KvReplay(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     start: int
 
 
-ControlMessage = Hello | Heartbeat | WorkerReport | KvEvents | KvReplay | Stop | Bye
+ControlMessage = Hello | Heartbeat | WorkerReport | KvEvents | KvReplay | Turn | Stop | Bye
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,12 +8,13 @@ import logging
 import signal
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 from hpc_dynamo.agent.events import EventRelay, private_folder
 from hpc_dynamo.agent.place import free_ports, visible_gpus
 from hpc_dynamo.agent.probe import NOTHING, Served, serves, what_is_served
 from hpc_dynamo.child import Child, clean_environment
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import Config, Role
 from hpc_dynamo.engines import Engine, Place, engine
 from hpc_dynamo.errors import EngineError, WireError
 from hpc_dynamo.http import Client
@@ -25,6 +26,7 @@ from hpc_dynamo.messages import (
     KvReplay,
     NodeRecord,
     Stop,
+    Turn,
     WorkerReport,
     WorkerState,
 )
@@ -53,6 +55,9 @@ class Agent:
         self._engine: Engine = engine(self._config.engine.name)
         self._stopped = asyncio.Event()
         self._life_began: dict[int, int] = {}  # by rank: size of the log before this life
+        self._workers = {w.rank: w for w in self._plan.on_node(me.node)}  # as their roles are now
+        self._served_as = dict[int, Role]()  # by rank: the last role in which it was ready
+        self._keepers = dict[int, asyncio.Task[None]]()
 
     def stop(self) -> None:
         """End this node's part, as if the head had said so."""
@@ -69,20 +74,19 @@ class Agent:
 
     async def _run(self, folder: str) -> None:
         async with asyncio.TaskGroup() as group:
-            self._relay = EventRelay(folder, self._client.send, group)
-            workers = [
-                group.create_task(self._keep(worker), name=f"worker-{worker.rank}")
-                for worker in self._plan.on_node(self._me.node)
-            ]
+            self._relay, self._group = EventRelay(folder, self._client.send, group), group
+            for rank in self._workers:
+                self._employ(rank)
             beat = group.create_task(self._beat(), name="heartbeat")
             listen = group.create_task(self._listen(), name="listen")
             await self._stopped.wait()
-            for worker in workers:
-                worker.cancel()
-            if workers:
-                await asyncio.wait(workers)
-            beat.cancel()
             listen.cancel()
+            keepers = list(self._keepers.values())
+            for keeper in keepers:
+                keeper.cancel()
+            if keepers:
+                await asyncio.wait(keepers)
+            beat.cancel()
 
     async def _beat(self) -> None:
         while True:
@@ -103,20 +107,52 @@ class Agent:
                     self.stop()
                 case KvReplay(rank=rank, start=start):
                     self._relay.replay(rank, start)
+                case Turn(rank=rank) as turn if rank in self._workers:
+                    self._turn(turn)
 
-    async def _keep(self, worker: Worker) -> None:
-        """Start the worker, again when it dies, at most `engine.restarts` times."""
-        tries = self._config.engine.restarts + 1
-        for left in reversed(range(tries)):
+    def _turn(self, turn: Turn) -> None:
+        """From now on a worker has another role; its engine too, where it cannot have both."""
+        self._workers[turn.rank] = replace(self._workers[turn.rank], role=turn.role)
+        if turn.restart:
+            self._employ(turn.rank, self._keepers[turn.rank])
+        else:
+            self._served_as[turn.rank] = turn.role
+
+    def _employ(self, rank: int, former: "asyncio.Task[None] | None" = None) -> None:
+        if former:
+            former.cancel()
+        keeper = self._keep(rank, former)
+        self._keepers[rank] = self._group.create_task(keeper, name=f"worker-{rank}")
+
+    async def _keep(self, rank: int, former: "asyncio.Task[None] | None") -> None:
+        """Start the worker, again when it dies, at most `engine.restarts` times; `former` kept
+        its engine until now."""
+        if former:
+            await asyncio.wait([former])
+        left = self._config.engine.restarts
+        while left >= 0:
             try:
-                await self._live(worker)
+                await self._live(rank)
             except EngineError as e:
+                worker = self._workers[rank]
+                if self._served_as.get(rank, worker.role) is not worker.role:
+                    await self._turn_back(worker, e)
+                    continue
                 state = WorkerState.failed if left else WorkerState.lost
                 log.error("%s; %d restarts left", e, left)
                 await self._report(worker, state, detail=str(e))
+                left -= 1
 
-    async def _live(self, worker: Worker) -> None:
+    async def _turn_back(self, worker: Worker, error: EngineError) -> None:
+        """It never served in its new role, so it takes the old one again."""
+        old = self._served_as[worker.rank]
+        log.error("%s; it becomes a %s worker again", error, old)
+        await self._report(worker, WorkerState.failed, detail=str(error))
+        self._workers[worker.rank] = replace(worker, role=old)
+
+    async def _live(self, rank: int) -> None:
         """One life of a worker. Ends by EngineError or cancellation."""
+        worker = self._workers[rank]
         place = self._place(worker)
         await self._report(worker, WorkerState.starting)
         async with self._relay.follow(worker.rank, self._engine.events(self._config, place)):
@@ -135,6 +171,7 @@ class Agent:
             served = await self._until_served(worker, child, url)
             start_s = time.monotonic() - began
             log.info("worker %d (%s) is ready after %.1f s", worker.rank, worker.role, start_s)
+            self._served_as[worker.rank] = worker.role
             await self._report(worker, WorkerState.ready, url=url, start_s=start_s, served=served)
             raise self._died(worker, await child.wait())
         finally:

@@ -58,5 +58,6 @@ class Planner:
     kv_high: float = 0.8  # by=load: share of decode workers' caches
     kv_low: float = 0.4
     drain_s: float = 300.0  # the longest that a change of role waits for requests under way
+    restart: bool = False  # for a change of role, also engines that do without
     handover: bool = False  # a successor job takes over before the walltime ends
     grow: Grow = Grow()

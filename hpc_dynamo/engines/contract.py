@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hpc_dynamo.config import Config, Device, Policy
+from hpc_dynamo.config import Config, Device, Kind, PlannerKind, Policy
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker
 
@@ -112,11 +112,21 @@ class Engine(Protocol):
     def events(self, config: Config, place: Place) -> EventEndpoints | None:
         """Where `command` makes the engine tell of its KV cache; None where it does not."""
 
+    def flexible(self, config: Config) -> bool:
+        """Whether `command` makes an engine that prefills as well as it decodes, so that its
+        role is the router's affair alone."""
+
     def block_tokens(self, config: Config) -> int:
         """Tokens in a block of the engine's KV cache, as far as the configuration tells."""
 
     def advice(self, log_tail: str) -> str:
         """What to try, from the last lines of a dead engine's log; empty where unknown."""
+
+
+def reshapes(config: Config) -> bool:
+    """Whether workers may change their role while they run."""
+    planned = config.planner.by is not PlannerKind.off
+    return planned and config.topology.kind is Kind.disaggregated
 
 
 def flags(args: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from hpc_dynamo.engines.contract import (
     flags,
     given,
     one_node_each,
+    reshapes,
 )
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
 from hpc_dynamo.engines.vllm import VLLM_METRICS
@@ -41,7 +42,7 @@ class Simulator:
             "host": place.address,
             "port": place.ports[0],
             "model": config.model.served_name,
-            "role": str(place.worker.role),
+            "role": "both" if self.flexible(config) else str(place.worker.role),
             "max-num-seqs": config.engine.max_num_seqs,
         }
         endpoints = self.events(config, place)
@@ -56,6 +57,9 @@ class Simulator:
         if "kv-events-config" in given(config):  # the user's own
             return None
         return event_endpoints(config, place)
+
+    def flexible(self, config: Config) -> bool:
+        return reshapes(config) and not config.planner.restart
 
     def block_tokens(self, config: Config) -> int:
         return int(given(config).get("block-size") or BLOCK_TOKENS)

@@ -21,6 +21,7 @@ from hpc_dynamo.engines.contract import (
     flags,
     given,
     one_node_each,
+    reshapes,
 )
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
 from hpc_dynamo.errors import ConfigError
@@ -115,6 +116,9 @@ class Vllm:
             return None
         return event_endpoints(config, place)
 
+    def flexible(self, config: Config) -> bool:
+        return reshapes(config) and not config.planner.restart
+
     def block_tokens(self, config: Config) -> int:
         """vLLM 0.32's defaults; some attention backends prefer others, which events then tell."""
         return int(given(config).get("block-size") or BLOCK_TOKENS[config.engine.device])
@@ -122,7 +126,7 @@ class Vllm:
     def _transfer(self, config: Config, role: Role) -> dict[str, Any]:
         transfer: dict[str, Any] = {
             "kv_connector": "NixlConnector",
-            "kv_role": KV_ROLE[role],
+            "kv_role": "kv_both" if self.flexible(config) else KV_ROLE[role],
             "kv_connector_extra_config": {"kv_lease_duration": KV_LEASE_S},
         }
         if config.engine.device is Device.cpu:

@@ -7,7 +7,10 @@ is lost for good, no request can end any more and the job is over.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from msgspec.structs import replace
 
 from hpc_dynamo.agent import HEARTBEAT_S
 from hpc_dynamo.config import Role
@@ -21,12 +24,16 @@ from hpc_dynamo.messages import (
     KvReplay,
     Roster,
     Stop,
+    Turn,
     WorkerReport,
     WorkerState,
 )
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt
+from hpc_dynamo.topology import Worker
 from hpc_dynamo.wire import Server
+
+_Follower = asyncio.Queue[WorkerReport]
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +56,7 @@ class Membership:
         self._heard: dict[int, float] = {node.node: time.monotonic() for node in roster.nodes}
         self._changed = asyncio.Condition()
         self.workers: dict[int, WorkerReport] = {}  # by rank
+        self._followers = set[_Follower]()
 
     @property
     def address(self) -> str:
@@ -79,7 +87,7 @@ class Membership:
                     if missed is not None:
                         await self._ask_replay(rank, missed)
                     await asyncio.sleep(0)  # a flood of them must not keep all others waiting
-                case Stop() | KvReplay():
+                case Stop() | KvReplay() | Turn():
                     log.warning(
                         "an agent sent %s, which only the head does", type(message).__name__
                     )
@@ -98,6 +106,25 @@ class Membership:
             silent = [n for n, at in self._heard.items() if time.monotonic() - at > self._silence_s]
             for node in silent:
                 await self._gone(node, WorkerState.lost, f"silent for {self._silence_s:.0f} s")
+
+    async def turn(self, rank: int, role: Role, *, restart: bool) -> None:
+        """Tell a worker's agent of its new role; without a restart it has it from now on."""
+        worker = self.workers[rank]
+        peer = self._peers.get(worker.node)
+        if peer is not None:
+            await self._server.send(peer, Turn(rank=rank, role=role, restart=restart))
+        if not restart:
+            self.workers[rank] = replace(worker, role=role)
+
+    @contextmanager
+    def follow(self) -> Iterator["asyncio.Queue[WorkerReport]"]:
+        """All reports that come meanwhile, in their order."""
+        reports: asyncio.Queue[WorkerReport] = asyncio.Queue()
+        self._followers.add(reports)
+        try:
+            yield reports
+        finally:
+            self._followers.discard(reports)
 
     async def stop_all(self, reason: str, patience_s: float) -> None:
         """Tell every agent to end and wait for the farewells; the silent are left to Slurm."""
@@ -119,6 +146,8 @@ class Membership:
             await self._ask_replay(worker.rank, 0)  # who begins to listen comes late
         else:
             self._router.leave(worker.rank)
+        for reports in self._followers:
+            reports.put_nowait(worker)
         self._despair(worker.role)
 
     async def _gone(self, node: int, state: WorkerState, why: str) -> None:
@@ -134,7 +163,7 @@ class Membership:
             before = self.workers.get(worker.rank)
             report = WorkerReport(
                 rank=worker.rank,
-                role=worker.role,
+                role=self._role(worker),
                 node=node,
                 host=host,
                 state=state,
@@ -144,10 +173,15 @@ class Membership:
             )
             await self._admit(report)
 
+    def _role(self, worker: Worker) -> Role:
+        """That it has now; the plan's until it was heard of."""
+        heard = self.workers.get(worker.rank)
+        return heard.role if heard else worker.role
+
     def _despair(self, role: Role) -> None:
-        ranks = [w.rank for w in self._plan.workers if w.role is role]
+        ranks = [w.rank for w in self._plan.workers if self._role(w) is role]
         gone = (WorkerState.lost, WorkerState.stopped)
         lost = [self.workers[r] for r in ranks if r in self.workers]
-        if len(lost) == len(ranks) and all(w.state in gone for w in lost):
+        if lost and len(lost) == len(ranks) and all(w.state in gone for w in lost):
             what = f"no {role} worker is left; the last one: {lost[-1].detail or 'stopped'}"
             self._hopeless(EngineError(what))

@@ -33,7 +33,8 @@ def parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     add("--port", type=int, default=0, help="0 takes a free one and logs it (%(default)s)")
     add("--advertise-host", help="address that decode ranks fetch from (default: --host)")
-    add("--role", choices=("aggregated", "prefill", "decode"), default="aggregated")
+    roles = ("aggregated", "prefill", "decode", "both")
+    add("--role", choices=roles, default="aggregated", help="both: prefill and decode")
     timing = f"{', '.join(PROFILES)}, or a JSON file with the fields of timing.Timing"
     add("--timing", default="h100-8b", help=f"{timing} (%(default)s)")
     add("--time-scale", type=float, default=1.0, help="multiplies all times (%(default)s)")

@@ -1,6 +1,7 @@
 """The pure choice among workers."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,10 +12,10 @@ from hpc_dynamo.router import Member
 from hpc_dynamo.router.policy import POLICIES, Need, choose
 from tests.router.asks import BLOCK
 
-Loads = list[dict[str, int]]
+Loads = list[dict[str, Any]]
 
 
-def member(rank: int, load: dict[str, int]) -> Member:
+def member(rank: int, load: dict[str, Any]) -> Member:
     return Member(rank, Role.aggregated, "", **load)
 
 
