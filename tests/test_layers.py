@@ -24,7 +24,7 @@ L2  wire kv keeper http preprocess draw
 L2  child
 L3  router planner engines bootstrap launch simulator
 L4  dispatch agent
-L5  frontend batch
+L5  frontend batch simulation
 L6  head
 L6  node
 L7  cli
