@@ -89,7 +89,7 @@ class Worker:
     def _wake(self) -> None:
         """Something may be admitted: now if idle, else when the step under way is over."""
         if self._jump is None:
-            self._start()
+            self._loop.call_soon(self._start)  # together with what else comes at this moment
         elif self._jump.steps > 1 and self.running < self._limits.sequences:
             jump = self._jump
             steps = jump.under_way(self._loop.time())
@@ -104,6 +104,8 @@ class Worker:
         self._timer = self._loop.call_at(jump.after(jump.steps), self._over)
 
     def _start(self) -> None:
+        if self._jump:
+            return
         self._admit()
         jump = self._plan(self._loop.time())
         if jump:
