@@ -196,6 +196,20 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     tls: bool = False
 
 
+class Planning(msgspec.Struct, frozen=True, kw_only=True):
+    """What the planner last made of the load, and how many changes of role there were."""
+
+    at: float
+    rate_hz: float  # expected
+    prefill: int  # workers that it wants
+    decode: int
+    why: str = ""
+    short: str = ""  # what cannot be had
+    moving: tuple[int, ...] = ()  # ranks that change their role now
+    flips: int = 0
+    failed: int = 0
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """What the head last knew, rewritten every second."""
 
@@ -207,6 +221,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     progress: Progress = Progress()
     loads: tuple[WorkerLoad, ...] = ()  # of ready workers
     traffic: Traffic | None = None  # of a serving run
+    planning: Planning | None = None
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@
       api_key                    mode 0600: what clients of a serving run present
       attempts/<n>/              one launch of the run, the n-th
         config.json plan.json job.json roster.json status.json outcome.json endpoint.json
+        planner.jsonl            what the planner saw, decided and did
         nodes/<i>.json           agent i was here
         logs/agent-<i>.log logs/worker-<rank>.log logs/frontend-<i>.log
         submitit/                submitit's own scripts, pickles and logs
@@ -106,6 +107,7 @@ class Attempt:
         self.status_file = path / "status.json"
         self.outcome_file = path / "outcome.json"
         self.endpoint_file = path / "endpoint.json"
+        self.planner_file = path / "planner.jsonl"
         self.logs = path / "logs"
         self.submitit = path / "submitit"
 

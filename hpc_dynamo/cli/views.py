@@ -99,6 +99,8 @@ def _phase(known: Status, *, ended: bool) -> Text:
 
 def _figures(known: Status) -> Iterator[RenderableType]:
     """Of a serving run the load, of a batch the progress."""
+    if known.planning:
+        yield Text(serving.planner_line(known.planning))
     if known.traffic is None:
         yield workers(known)
         if known.progress.total:

@@ -3,26 +3,14 @@
 import asyncio
 import time
 
-import msgspec
-
 from hpc_dynamo.config import Config, Role
 from hpc_dynamo.engines import engine
 from hpc_dynamo.head.membership import Membership
 from hpc_dynamo.messages import WorkerReport, WorkerState
+from hpc_dynamo.planner.records import Flip
 from hpc_dynamo.router import Router
 
 SPARE_S = 10.0  # for an agent to tell, beyond what its engine may take to end and to start
-
-
-class Flip(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one change of role. `why` it failed; empty: it is done."""
-
-    rank: int
-    old: Role
-    new: Role
-    why: str = ""
-    drain_s: float = 0.0
-    turn_s: float = 0.0  # from the drain's end to ready in the new role
 
 
 class Flipper:
@@ -51,6 +39,7 @@ class Flipper:
         if not why:
             why = await (self._anew(rank, new) if self._restart else self._turn(rank, new))
         return Flip(
+            at=time.time(),
             rank=rank,
             old=old,
             new=new,

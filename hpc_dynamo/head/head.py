@@ -4,17 +4,24 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from hpc_dynamo.agent import Agent
-from hpc_dynamo.config import Task
+from hpc_dynamo.config import PlannerKind, Task
+from hpc_dynamo.engines import engine
 from hpc_dynamo.head.batch import BatchWork
 from hpc_dynamo.head.course import Course
+from hpc_dynamo.head.flip import Flipper
 from hpc_dynamo.head.membership import Membership
+from hpc_dynamo.head.reshape import Reshaper
+from hpc_dynamo.head.scrape import Scraper
 from hpc_dynamo.head.serve import ServeWork
-from hpc_dynamo.head.work import Job, Work
+from hpc_dynamo.head.work import Job, Members, Work
 from hpc_dynamo.http import Client
 from hpc_dynamo.launch.node import allocation_end
 from hpc_dynamo.launch.walltime import Walltime
-from hpc_dynamo.messages import ControlMessage, Outcome, Roster
+from hpc_dynamo.messages import ControlMessage, Outcome, Roster, Status
+from hpc_dynamo.planner.planner import Planner
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.wire import Server
@@ -35,6 +42,7 @@ class Head(Course):
         self._roster, self._server = roster, server
         self._walltime = Walltime(None, self._config.cluster.slurm.signal_before_end_s)
         self._draining = False
+        self._reshaper: Reshaper | None = None
 
     def warn(self) -> None:
         """Slurm says that the job ends soon: by its walltime, or because it is preempted."""
@@ -62,6 +70,20 @@ class Head(Course):
             if self._walltime.spare_s(work.likely_s) <= 0:
                 self._drain(self._walltime.left_s)
 
+    async def _reshape(self, router: Router, members: Membership, scraper: Scraper) -> None:
+        """By the planner, until cancelled; not at all where none is asked for."""
+        config, file = self._config, self._attempt.planner_file
+        if config.planner.by is not PlannerKind.off:
+            planner = Planner(config.planner, None, len(self._attempt.plan().workers))
+            flipper = Flipper(config, router, members)
+            self._reshaper = Reshaper(config, router, planner, flipper, scraper.loads, file)
+            await self._reshaper.run()
+
+    def _status(self, members: Members, ends_at: float | None, detail: str = "") -> Status:
+        status = super()._status(members, ends_at, detail)
+        planning = self._reshaper.status() if self._reshaper else None
+        return replace(status, planning=planning)
+
     async def run(self, agent: Agent) -> Outcome:
         """Returns after every agent has ended, or did not say so in time."""
         ends_at = await asyncio.to_thread(allocation_end)
@@ -70,13 +92,16 @@ class Head(Course):
         async with Client.bearer(token) as http, asyncio.TaskGroup() as group:
             router = Router.of(self._config)
             members = Membership(self._attempt, self._roster, self._server, router, self.fail)
-            job = Job(self._attempt, self._config, router, members, http)
+            scraper = Scraper(router, http, engine(self._config.engine.name).metrics)
+            job = Job(self._attempt, self._config, router, members, http, scraper)
             made = self._work = WORK[self._config.task](job)
             tasks = [
                 group.create_task(members.listen(), name="control"),
                 group.create_task(members.watch(), name="watch"),
                 group.create_task(self._show(members, ends_at), name="status"),
                 group.create_task(self._mind_the_end(made), name="walltime"),
+                group.create_task(scraper.run(), name="scrape"),
+                group.create_task(self._reshape(router, members, scraper), name="planner"),
                 group.create_task(agent.run(), name="agent"),
             ]
             work = group.create_task(self._finish(made), name="work")

@@ -13,11 +13,9 @@ import msgspec
 
 from hpc_dynamo.bootstrap.address import outward
 from hpc_dynamo.child import Child, clean_environment
-from hpc_dynamo.engines import engine
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.head.exposition import exposition
-from hpc_dynamo.head.scrape import Scraper
 from hpc_dynamo.head.work import Job
 from hpc_dynamo.launch.walltime import LIKELY
 from hpc_dynamo.messages import Endpoint, Outcome, Status, Traffic, View, WorkerState
@@ -40,7 +38,6 @@ class ServeWork:
 
     def __init__(self, job: Job) -> None:
         self._job, self._config = job, job.config
-        self._scraper = Scraper(job.router, job.client, engine(job.config.engine.name).metrics)
         self._draining, self._came = asyncio.Event(), asyncio.Event()
         self._told = dict[int, Stats]()  # by the frontends that are there
         self._former = Stats()  # of those that are gone
@@ -65,7 +62,6 @@ class ServeWork:
                     group.create_task(self._keep(index, link, host, port), name=f"frontend-{index}")
                     for index in range(count)
                 ]
-                scraper = group.create_task(self._scraper.run(), name="scrape")
                 try:
                     await router.ready(role for role, _ in self._config.topology.pools)
                     await self._came.wait()
@@ -76,7 +72,7 @@ class ServeWork:
                     await router.idle()
                 finally:
                     server.hang_up()  # what is still under way gets its last words
-                    for task in (*frontends, scraper):
+                    for task in frontends:
                         task.cancel()
 
     async def _keep(self, index: int, link: Path, host: str, port: int) -> None:
@@ -128,7 +124,7 @@ class ServeWork:
         members, router = self._job.members, self._job.router
         ready = [w for w in members.workers.values() if w.state is WorkerState.ready]
         contexts = [w.context_tokens for w in ready if w.context_tokens]
-        workers, loads = members.in_order(), self._scraper.loads()
+        workers, loads = members.in_order(), self._job.scraper.loads()
         self._traffic = router.traffic()
         return View(
             ready=router.complete(role for role, _ in self._config.topology.pools),
@@ -171,7 +167,7 @@ class ServeWork:
     def describe(self, status: Status) -> Status:
         failed = sum(n for how, n in self._stats().answers.items() if how.split()[-1] in FAILED)
         traffic = msgspec.structs.replace(self._traffic, failed=failed)
-        return msgspec.structs.replace(status, loads=self._scraper.loads(), traffic=traffic)
+        return msgspec.structs.replace(status, loads=self._job.scraper.loads(), traffic=traffic)
 
 
 def usual_frontends() -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hpc_dynamo.config import Config
+from hpc_dynamo.head.scrape import Scraper
 from hpc_dynamo.http import Client
 from hpc_dynamo.messages import Outcome, Status, WorkerReport
 from hpc_dynamo.router import Router
@@ -32,6 +33,7 @@ class Job:
     router: Router
     members: Members
     client: Client
+    scraper: Scraper
 
 
 class Work(Protocol):
