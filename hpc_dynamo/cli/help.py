@@ -3,7 +3,7 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-from hpc_dynamo.cli.route import options
+from hpc_dynamo.cli import report, route
 from hpc_dynamo.config import Task
 
 DESCRIPTION = """\
@@ -55,6 +55,10 @@ EXAMPLES = {
   hpc-dynamo status                 the newest run below runs/, live on a terminal
   hpc-dynamo status name=prompts    or the folder: hpc-dynamo status runs/prompts
   hpc-dynamo status --once          print it and return""",
+    "report": """\
+  hpc-dynamo report                 the newest run with a planner; also while it runs
+  hpc-dynamo report name=afternoon --out roles.svg
+  the table has the intervals in which something was to change; the picture has all of them""",
     "logs": """\
   hpc-dynamo logs                   which logs the newest run has
   hpc-dynamo logs 3 -n 50           the last 50 lines of rank 3
@@ -68,6 +72,7 @@ RUN = "RUN (its folder) or name=NAME; the newest without"
 WORDS = {
     "chat": ("RUN|MESSAGE", f"{RUN}; what else there is, is the message"),
     "status": ("RUN", RUN),
+    "report": ("RUN", RUN),
     "logs": ("RUN|LOG", f"{RUN}; a rank's number, head, agent-N or frontend-N"),
     "stop": ("RUN", RUN),
 }
@@ -85,12 +90,14 @@ def arguments(name: str, verb: ArgumentParser) -> None:
         case "batch" | "serve":
             verb.add_argument("--detach", action="store_true", help="submit and return at once")
         case "route":
-            options(verb)
+            route.options(verb)
         case "chat":
             _chat(verb)
         case "status":
             about = "print once and return, on a terminal too"
             verb.add_argument("--once", action="store_true", help=about)
+        case "report":
+            report.options(verb)
         case "logs":
             about = "go on until the run ends"
             verb.add_argument("-f", "--follow", action="store_true", help=about)

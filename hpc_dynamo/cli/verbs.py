@@ -13,6 +13,7 @@ from hpc_dynamo.cli.find import find, latest
 from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.cli.live import until_end
 from hpc_dynamo.cli.logs import logs
+from hpc_dynamo.cli.report import report
 from hpc_dynamo.cli.route import route
 from hpc_dynamo.cli.start import OUT, batch, serve
 from hpc_dynamo.cli.watch import Watch
@@ -75,6 +76,7 @@ VERBS: dict[str, tuple[Callable[[Namespace], int], str]] = {
     "route": (route, "give an OpenAI endpoint before engines that run already"),
     "chat": (chat, "talk to an endpoint"),
     "status": (status, "show how a run is, live on a terminal"),
+    "report": (report, "show and draw what the planner of a run did"),
     "logs": (logs, "show what agents, workers and frontends wrote"),
     "stop": (stop, "end the job of a run"),
 }

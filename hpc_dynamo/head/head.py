@@ -20,7 +20,7 @@ from hpc_dynamo.head.work import Job, Members, Work
 from hpc_dynamo.http import Client
 from hpc_dynamo.launch.node import allocation_end
 from hpc_dynamo.launch.walltime import Walltime
-from hpc_dynamo.messages import ControlMessage, Outcome, Roster, Status
+from hpc_dynamo.messages import ControlMessage, Outcome, Planning, Roster, Status
 from hpc_dynamo.planner.planner import Planner
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt
@@ -81,8 +81,10 @@ class Head(Course):
 
     def _status(self, members: Members, ends_at: float | None, detail: str = "") -> Status:
         status = super()._status(members, ends_at, detail)
-        planning = self._reshaper.status() if self._reshaper else None
-        return replace(status, planning=planning)
+        return replace(status, planning=self._planning())
+
+    def _planning(self) -> Planning | None:
+        return self._reshaper.status() if self._reshaper else None
 
     async def run(self, agent: Agent) -> Outcome:
         """Returns after every agent has ended, or did not say so in time."""
@@ -93,7 +95,7 @@ class Head(Course):
             router = Router.of(self._config)
             members = Membership(self._attempt, self._roster, self._server, router, self.fail)
             scraper = Scraper(router, http, engine(self._config.engine.name).metrics)
-            job = Job(self._attempt, self._config, router, members, http, scraper)
+            job = Job(self._attempt, self._config, router, members, http, scraper, self._planning)
             made = self._work = WORK[self._config.task](job)
             tasks = [
                 group.create_task(members.listen(), name="control"),

@@ -18,7 +18,16 @@ from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.head.exposition import exposition
 from hpc_dynamo.head.work import Job
 from hpc_dynamo.launch.walltime import LIKELY
-from hpc_dynamo.messages import Endpoint, Outcome, Status, Traffic, View, WorkerState
+from hpc_dynamo.messages import (
+    Endpoint,
+    Outcome,
+    Status,
+    Traffic,
+    View,
+    WorkerLoad,
+    WorkerReport,
+    WorkerState,
+)
 from hpc_dynamo.router import RouterServer
 from hpc_dynamo.run import write_json
 
@@ -133,8 +142,12 @@ class ServeWork:
             context_tokens=min(contexts, default=0),
             workers=workers,
             loads=loads,
-            metrics=exposition(self._stats(), self._traffic, loads, workers, router),
+            metrics=self._exposition(loads, workers),
         )
+
+    def _exposition(self, loads: tuple[WorkerLoad, ...], workers: tuple[WorkerReport, ...]) -> str:
+        planned = self._job.planning()
+        return exposition(self._stats(), self._traffic, loads, workers, self._job.router, planned)
 
     def _models(self) -> tuple[str, ...]:
         ready = [w for w in self._job.members.workers.values() if w.state is WorkerState.ready]

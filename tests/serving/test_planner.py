@@ -1,15 +1,17 @@
 """Workers change their role while requests go on, none of which may fail."""
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hpc_dynamo.cli.report import PICTURE
 from hpc_dynamo.config import Role
 from hpc_dynamo.planner.records import Flip, Record, read
-from tests.runs import until
+from tests.runs import hpc_dynamo, until
 from tests.serving.served import MODEL, Served, serving
 
 SOON_S = 60.0
@@ -21,7 +23,7 @@ PLANNER = (
 )
 
 
-@pytest.fixture(scope="module", params=["turn", "restart"])
+@pytest.fixture(scope="module", params=["turn", pytest.param("restart", marks=pytest.mark.slow)])
 def reshaped(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, model_folder: Path
 ) -> Iterator[Served]:
@@ -78,3 +80,55 @@ async def test_roles_follow_the_load_both_ways(reshaped: Served) -> None:
     assert prompts.pieces
     assert answers.pieces
     assert set(answers.pieces) == {300}
+
+
+def test_status_and_report_tell_of_it(reshaped: Served) -> None:
+    folder = reshaped.attempt.run.path
+    until("a second", lambda: (s := reshaped.attempt.status()) and s.planning and s.planning.flips)
+    shown = hpc_dynamo("status", "--once", str(folder), cwd=folder)
+    assert "planner: wants" in shown.stdout
+    told = hpc_dynamo("report", str(folder), cwd=folder)
+    assert told.returncode == 0, told.stderr
+    assert "prefill to decode done; drained in" in told.stdout
+    assert "decode to prefill done; drained in" in told.stdout
+    assert (folder / PICTURE).read_bytes().startswith(b"\x89PNG")
+    page = reshaped.metrics_now()
+    assert page["hpc_dynamo_planner_flips_total"] >= 2
+    assert page['hpc_dynamo_planner_wanted{role="decode"}'] >= 1
+
+
+REFUSES = """#!/bin/sh
+# An engine that cannot be started as a prefill worker while the mark is there.
+case "$*" in *"--role prefill"*) [ -e {mark} ] && echo refused >&2 && exit 1 ;; esac
+exec {python} "$@"
+"""
+
+
+@pytest.mark.slow
+async def test_a_flip_that_fails_is_undone_and_not_retried_at_once(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    """First since answers take longer than a drain may, then since the engine does not start."""
+    mark, python = tmp_path / "mark", tmp_path / "python"
+    python.write_text(REFUSES.format(mark=mark, python=sys.executable))
+    python.chmod(0o755)
+    words = (*SHAPE, *SLOW, *PLANNER, "planner.restart=true", "planner.drain_s=4")
+    more = (f"engine.python={python}", f"model.path={model_folder}")
+    with serving(tmp_path, *words, *more) as served:
+        mark.touch()
+        prompts, answers = Load(served, 6000, 1), Load(served, 16, 100)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(answers.run_until(lambda: failed(served, "still under way"), 4))
+            group.create_task(prompts.run_until(lambda: failed(served, "refused"), 6))
+        assert set(answers.pieces) == {100}
+        assert any("failed a while ago" in record.left_out for record in records(served))
+        roles = ["decode", "decode", "prefill", "prefill"]
+        until("all as before", lambda: ready_roles(served) == roles)
+
+
+def failed(served: Served, why: str) -> list[Flip]:
+    return [r.flip for r in records(served) if r.flip and why in r.flip.why]
+
+
+def ready_roles(served: Served) -> list[str]:
+    return sorted(role for role, rows in served.workers().items() for _ in rows)
