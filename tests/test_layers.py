@@ -24,9 +24,9 @@ L2  wire kv keeper http preprocess draw
 L2  child
 L3  router planner engines bootstrap launch simulator
 L4  dispatch agent
-L5  frontend batch simulation
+L5  frontend batch
 L6  head
-L6  node
+L6  node simulation
 L7  cli
 L7  demo __main__
 """

@@ -6,11 +6,12 @@ jump, cache, worker   one engine, computed from event to event
 told         what a worker's cache tells the router's index
 pool         the workers, their roles, flips with drain
 life         one request, as dispatch leads it
-signals      what the planner sees
 job          all of it together: `simulate`
 outcome      figures
 performance  a timing model as a planner asks it
 split        which split of prefill and decode a load wants
+setup        all this from a run's configuration
+picture      an outcome's curves
 """
 
 from hpc_dynamo.simulation.job import Decide, Engine, Job, simulate

@@ -75,6 +75,12 @@ class Cache:
                 self.held -= self.block
                 self._keep(each, self.block)
 
+    def clear(self) -> None:
+        """Forget all. Nobody may hold anything."""
+        self._holders.clear()
+        self._free.clear()
+        self._kept = 0
+
     def _keep(self, name: int, tokens: int) -> None:
         self._free[name] = tokens
         self._kept += tokens

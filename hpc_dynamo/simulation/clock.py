@@ -27,7 +27,8 @@ class _Jumping(selectors.SelectSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """`time()` begins at 0 and is the same after any amount of computing."""
+    """`time()` begins at 0 and is the same after any amount of computing. It is good for some
+    months: then a double no longer tells apart what asyncio does."""
 
     def __init__(self) -> None:
         self._jumping = _Jumping()

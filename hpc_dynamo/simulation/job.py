@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from hpc_dynamo import config as c
 from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.head.look import look
 from hpc_dynamo.planner.signals import Decision, Signals
 from hpc_dynamo.router import Limits as Bounds
 from hpc_dynamo.router import Router
@@ -16,7 +18,6 @@ from hpc_dynamo.simulation.life import Lives
 from hpc_dynamo.simulation.load import Request
 from hpc_dynamo.simulation.outcome import Outcome, Seen, Targets
 from hpc_dynamo.simulation.pool import Flipping, Pool
-from hpc_dynamo.simulation.signals import Watch
 from hpc_dynamo.simulation.told import Told
 from hpc_dynamo.simulation.worker import Limits, Worker
 from hpc_dynamo.simulator.timing import Timing
@@ -96,7 +97,6 @@ class _Running:
         told = self._listen() if job.router.kv_events else {}
         timings = {role: job.engine.of(role) for role in Role}
         self._pool = Pool(self._router, self._workers, told, timings, job.flipping)
-        self._watch = Watch(self._router, self._workers, self._pool)
         self._lives = Lives(self._router, self._workers, self._over)
         self._seen, self._decisions = list[Seen](), list[Decision]()
 
@@ -118,12 +118,11 @@ class _Running:
         self = cls(job, ended)
         for rank, role in enumerate(job.ranks):
             await self._pool.join(rank, role)
-        planning = asyncio.create_task(self._plan(planner)) if planner else None
-        await self._load(requests)
-        if planning:
-            planning.cancel()
-            with suppress(asyncio.CancelledError):
-                await planning
+        async with asyncio.TaskGroup() as tasks:
+            planning = tasks.create_task(self._plan(planner, tasks)) if planner else None
+            await self._load(requests)
+            if planning:
+                planning.cancel()
         return self._outcome()
 
     async def _load(self, requests: Sequence[Request]) -> None:
@@ -133,7 +132,6 @@ class _Running:
             for request in requests:
                 if request.at > loop.time():
                     await asyncio.sleep(request.at - loop.time())
-                self._watch.came(request)
                 tasks.create_task(self._lives.lead(request, self._hashes(request)))
 
     def _hashes(self, request: Request) -> bytes:
@@ -144,17 +142,23 @@ class _Running:
 
     def _over(self, seen: Seen) -> None:
         self._seen.append(seen)
-        self._watch.ended(seen)
         self._ended(seen)
 
-    async def _plan(self, planner: Decide) -> None:
-        """As the head does: look, decide, act; a change of roles ends before the next look."""
+    async def _plan(self, planner: Decide, tasks: asyncio.TaskGroup) -> None:
+        """As head.reshape does: look, decide, act; changes of role go on meanwhile."""
+        loop, pool = asyncio.get_running_loop(), self._pool
         while True:
             await asyncio.sleep(self._job.interval_s)
-            decision = planner.decide(self._watch.look())
+            seen = look(self._router, pool.loads(), len(pool.moving))
+            seen = msgspec.structs.replace(seen, at=loop.time())
+            decision = planner.decide(seen)
             self._decisions.append(decision)
-            if decision.move:
-                await self._pool.move(decision.move)
+            move = decision.move
+            for rank in pool.chosen(move):
+                assert move
+                assert move.old
+                assert move.new
+                tasks.create_task(pool.flip(rank, move.old, move.new))
 
     def _outcome(self) -> Outcome:
         job = self._job
@@ -164,6 +168,7 @@ class _Running:
             gpus=len(job.ranks) * job.worker_gpus,
             seconds=max((s.end for s in self._seen), default=0.0),
             flips=self._pool.flips,
+            failed=self._pool.failed,
             roles=self._pool.history,
             decisions=self._decisions,
         )

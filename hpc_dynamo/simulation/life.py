@@ -46,7 +46,7 @@ class Lives:
         first = self._loop.time()
         lease.first_token()
         await done
-        lease.progress(request.answer)
+        lease.progress(request.answer - 1)
         end, cached = self._loop.time(), computed.cached
         return Seen(request.at, request.prompt, request.answer, cached, first, end)
 

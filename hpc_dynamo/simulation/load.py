@@ -56,7 +56,8 @@ def read(path: Path, count: int = 0, speed: float = 1.0) -> list[Request]:
     """The first `count` requests of a trace (0: all), `speed` times as fast. Raises InputError."""
     try:
         with path.open("rb") as rows:
-            lines = [_line(row, path) for row in (islice(rows, count) if count else rows)]
+            some = islice(rows, count) if count else rows
+            lines = [_line(row, f"{path}:{i}") for i, row in enumerate(some, 1) if row.strip()]
     except OSError as e:
         raise InputError(f"the trace {path}: {e.strerror}") from e
     if not lines:
@@ -66,12 +67,12 @@ def read(path: Path, count: int = 0, speed: float = 1.0) -> list[Request]:
     return [_request(line, (line.timestamp - start) / 1e3 / speed) for line in lines]
 
 
-def _line(row: bytes, path: Path) -> Line:
+def _line(row: bytes, where: str) -> Line:
     try:
         return msgspec.json.decode(row, type=Line)
     except msgspec.DecodeError as e:
         hint = "a line: timestamp (ms), input_length, output_length, hash_ids of 512 tokens each"
-        raise InputError(f"the trace {path}: {e}", hint=hint) from e
+        raise InputError(f"the trace {where}: {e}", hint=hint) from e
 
 
 def _request(line: Line, at: float) -> Request:

@@ -51,6 +51,7 @@ class Outcome:
     gpus: int
     seconds: float  # to the last answer
     flips: int
+    failed: int  # changes of role that did not come about
     roles: Sequence[tuple[float, int, int]]
     decisions: Sequence[Decision]
 

@@ -121,13 +121,18 @@ class Worker:
             return Jump(now, most, self._step_s((), 0), more_s) if n else None
         left = self._prefilling[0].prompt - self._prefilling[0].computed
         if left > budget:
-            steps = (left - 1) // budget
+            steps = (left - 1) // budget if not self._short else 1
             more_s = self.timing.prefill_s_per_token_context * budget * budget
             more_s += self.timing.decode_s_per_context_token * n
             first_s = self._step_s((budget,), budget)
             return Jump(now, min(steps, most or steps), first_s, more_s, chunk=budget)
         chunks = self._chunks(budget)
         return Jump(now, 1, self._step_s(chunks, sum(chunks)), 0.0, chunks=chunks)
+
+    @property
+    def _short(self) -> bool:
+        """Memory, of who waits: any block that is found from the next step on may let it in."""
+        return bool(self._waiting) and self.running < self._limits.sequences
 
     def _chunks(self, budget: int) -> tuple[int, ...]:
         sizes = list[int]()

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hpc_dynamo.router import block_hashes
@@ -92,7 +92,6 @@ def _asked(draw: st.DrawFn) -> Asked:
     return Asked(draw(st.integers(0, 2_000_000)) / 1e6, prompt, draw(st.integers(1, 30)))
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     st.lists(_asked(), min_size=1, max_size=12, unique_by=lambda each: each.at),
     st.integers(1, 6),
@@ -122,15 +121,15 @@ def test_a_prompt_that_comes_meanwhile_waits_for_the_step_under_way() -> None:
     asked = [Asked(0.0, (1,) * 100, 11), Asked(3.5, (2,) * 50, 1)]
     times = clock.run(_jumped(asked, Limits(4, 200, 1024), timing))
     # The first token at 1, others at 2, 3, 4; then a step of both, 1.5 s; five of 1 s remain.
-    assert times == pytest.approx([(1.0, 11.5), (5.5, 5.5)])
+    assert times == [pytest.approx((1.0, 11.5)), pytest.approx((5.5, 5.5))]
 
 
 def test_time_jumps_and_nothing_can_wait_for_ever() -> None:
     async def sleeps() -> float:
-        await asyncio.sleep(86_400.0 * 365)
+        await asyncio.sleep(86_400.0 * 30)
         return asyncio.get_running_loop().time()
 
-    assert clock.run(sleeps()) == pytest.approx(86_400.0 * 365)
+    assert clock.run(sleeps()) == pytest.approx(86_400.0 * 30)
 
     async def stuck() -> None:
         await asyncio.Event().wait()
