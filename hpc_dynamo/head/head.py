@@ -74,7 +74,7 @@ class Head(Course):
         """By the planner, until cancelled; not at all where none is asked for."""
         config, file = self._config, self._attempt.planner_file
         if config.planner.by is not PlannerKind.off:
-            planner = Planner(config.planner, None, len(self._attempt.plan().workers))
+            planner = Planner(config.planner, None)
             flipper = Flipper(config, router, members)
             self._reshaper = Reshaper(config, router, planner, flipper, scraper.loads, file)
             await self._reshaper.run()
