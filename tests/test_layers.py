@@ -26,7 +26,7 @@ L3  router planner engines bootstrap launch simulator
 L4  dispatch agent
 L5  frontend batch
 L6  head
-L6  node
+L6  node simulation
 L7  cli
 L7  demo __main__
 """

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-from hpc_dynamo.cli import report, route
+from hpc_dynamo.cli import report, route, simulate
 from hpc_dynamo.config import Task
 
 DESCRIPTION = """\
@@ -27,6 +27,15 @@ EXAMPLES = {
   hpc-dynamo plan cluster.gpus_per_node=4 topology.prefill.pipeline_parallel=6
   hpc-dynamo plan --dry-run cluster.gpus_per_node=8 cluster.slurm.partition=gpu > job.sbatch
   hpc-dynamo plan --dry-run --verb serve cluster.gpus_per_node=8 > serve.sbatch""",
+    "simulate": """\
+  hpc-dynamo simulate --trace trace.jsonl topology.prefill.workers=4 topology.decode.workers=4
+  hpc-dynamo simulate --trace trace.jsonl topology.prefill.workers=8 topology.decode.workers=8 \\
+      planner.by=sla planner.ttft_s=2 planner.itl_s=0.04 --picture roles.png
+  hpc-dynamo simulate --trace trace.jsonl --search topology.prefill.workers=8 \\
+      topology.decode.workers=8 simulate.timing=a100-8b simulate.speed=2
+  the real router and planner before modelled engines; an hour of load takes seconds
+  a line of the trace: {"timestamp": 0, "input_length": 6758, "output_length": 500, "hash_ids": [0]}
+      milliseconds, tokens, and an id for each 512 tokens of the prompt: equal ids, equal tokens""",
     "batch": """\
   hpc-dynamo batch engine=simulator input=prompts.jsonl
   hpc-dynamo batch input=prompts.jsonl model.path=/shared/llama cluster.gpus_per_node=4 \\
@@ -92,6 +101,8 @@ def arguments(name: str, verb: ArgumentParser) -> None:
             verb.add_argument("--detach", action="store_true", help="submit and return at once")
         case "route":
             route.options(verb)
+        case "simulate":
+            simulate.options(verb)
         case "chat":
             _chat(verb)
         case "status":

@@ -15,6 +15,7 @@ from hpc_dynamo.cli.live import until_end
 from hpc_dynamo.cli.logs import logs
 from hpc_dynamo.cli.report import report
 from hpc_dynamo.cli.route import route
+from hpc_dynamo.cli.simulate import simulate
 from hpc_dynamo.cli.start import OUT, batch, serve
 from hpc_dynamo.cli.watch import Watch
 from hpc_dynamo.config import Task
@@ -71,6 +72,7 @@ def stop(args: Namespace) -> int:
 
 VERBS: dict[str, tuple[Callable[[Namespace], int], str]] = {
     "plan": (plan, "show the layout of a topology, or the sbatch script for it"),
+    "simulate": (simulate, "put a trace on a modelled job in virtual time; starts nothing"),
     "batch": (batch, "answer every request of a JSONL file"),
     "serve": (serve, "give an OpenAI endpoint on the nodes of a job"),
     "route": (route, "give an OpenAI endpoint before engines that run already"),

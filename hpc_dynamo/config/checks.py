@@ -53,11 +53,14 @@ def _check_numbers(config: Config) -> None:
         "serve.queue": config.serve.queue,
         "serve.worker_requests": config.serve.worker_requests,
         "cluster.cpus_per_node": cluster.cpus_per_node,
+        "simulate.step_tokens": config.simulate.step_tokens,
+        "simulate.cache_tokens": config.simulate.cache_tokens,
     }
     for name, value in least_one.items():
         if value is not None:
             _at_least_one(name, value)
     positive = {
+        "simulate.speed": config.simulate.speed,
         "engine.memory_gb": engine.memory_gb,
         "engine.ready_timeout_s": engine.ready_timeout_s,
         "engine.stop_timeout_s": engine.stop_timeout_s,
