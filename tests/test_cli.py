@@ -45,7 +45,17 @@ def test_the_examples_of_plan_work(call: Call) -> None:
 
 
 def test_the_verbs_stand_in_the_order_of_use(call: Call) -> None:
-    assert list(VERBS) == ["plan", "batch", "serve", "route", "chat", "status", "logs", "stop"]
+    assert list(VERBS) == [
+        "plan",
+        "batch",
+        "serve",
+        "profile",
+        "route",
+        "chat",
+        "status",
+        "logs",
+        "stop",
+    ]
     assert list(EXAMPLES) == list(VERBS)
 
 

@@ -1,5 +1,6 @@
 """The verbs that start a job: a batch, or an endpoint."""
 
+import hashlib
 import re
 import shutil
 import sys
@@ -7,6 +8,7 @@ from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 
 from hpc_dynamo import launch, node
@@ -58,6 +60,19 @@ def serve(args: Namespace) -> int:
     return go(run, config, layout, launcher, detach=args.detach)
 
 
+def profile(args: Namespace) -> int:
+    """Measure an engine and a worker shape; the same command again resumes."""
+    config = replace(compose(args.overrides, args.config_dir), task=Task.profile)
+    config = placed(config, f"profile-{config.engine.name}-{_folder(config)}")
+    launcher = launch.resolve(config.cluster.launcher)
+    layout = _checked(config, launcher)
+    run = _profile_run(config)
+    if run.profile.exists():
+        OUT.print(f"nothing to do: {run.profile} is there; overwrite=true measures again")
+        return 0
+    return go(run, config, layout, launcher, detach=args.detach)
+
+
 def go(run: Run, config: Config, layout: Plan, launcher: Launcher, *, detach: bool) -> int:
     """Start an attempt and stay with it. Raises what it ended with, if not well."""
     attempt = run.new_attempt(config, layout)
@@ -95,8 +110,12 @@ def placed(config: Config, default_name: str) -> Config:
 
 
 def _served(config: Config) -> str:
+    return f"serve-{_folder(config)}"
+
+
+def _folder(config: Config) -> str:
     """The model's name as a folder's."""
-    return "serve-" + re.sub(r"[^\w.+-]+", "-", config.model.served_name)
+    return re.sub(r"[^\w.+-]+", "-", config.model.served_name)
 
 
 def files(serve: Serve) -> Serve:
@@ -146,6 +165,23 @@ def _batch_run(config: Config, requests: Requests) -> Run:
     _create(run)
     if known is None:
         run.identify(requests.file, requests.fingerprint)
+    return run
+
+
+def _profile_run(config: Config) -> Run:
+    """Raises ConfigError for a folder whose points are of another engine, model or shape."""
+    run = _free(config)
+    known, what = (
+        run.identity(),
+        msgspec.json.encode((config.engine, config.model, config.topology)),
+    )
+    fingerprint = hashlib.sha256(what).hexdigest()
+    if known is not None and known.fingerprint != fingerprint:
+        wrong = f"name={config.name}: {run.path} holds results of {known.input}, configured else"
+        raise ConfigError(wrong, hint="another name=…, or overwrite=true to throw them away")
+    _create(run)
+    if known is None:
+        run.identify(Path(f"a profile of {config.served_name}"), fingerprint)
     return run
 
 

@@ -17,6 +17,7 @@ class Task(StrEnum):
 
     batch = "batch"
     serve = "serve"
+    profile = "profile"
 
 
 class Role(StrEnum):

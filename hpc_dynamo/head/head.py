@@ -9,6 +9,7 @@ from hpc_dynamo.config import Task
 from hpc_dynamo.head.batch import BatchWork
 from hpc_dynamo.head.course import Course
 from hpc_dynamo.head.membership import Membership
+from hpc_dynamo.head.profiling import ProfileWork
 from hpc_dynamo.head.serve import ServeWork
 from hpc_dynamo.head.work import Job, Work
 from hpc_dynamo.http import Client
@@ -22,7 +23,11 @@ from hpc_dynamo.wire import Server
 FAREWELL_S = 10.0  # for an agent to answer, beyond what its engines may take to end
 TICK_S = 0.5
 
-WORK: dict[Task, Callable[[Job], Work]] = {Task.batch: BatchWork, Task.serve: ServeWork}
+WORK: dict[Task, Callable[[Job], Work]] = {
+    Task.batch: BatchWork,
+    Task.serve: ServeWork,
+    Task.profile: ProfileWork,
+}
 
 log = logging.getLogger(__name__)
 
