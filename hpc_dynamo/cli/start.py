@@ -1,4 +1,4 @@
-"""The verbs that start a job: a batch, or an endpoint."""
+"""The verbs that start a job: a batch, an endpoint, or a profile."""
 
 import hashlib
 import re
@@ -14,13 +14,14 @@ from rich.console import Console
 from hpc_dynamo import launch, node
 from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.requests import Requests, scan
-from hpc_dynamo.cli import views
+from hpc_dynamo.cli import profiled, views
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.config import Config, Launcher, Serve, Task
 from hpc_dynamo.engines import engine
 from hpc_dynamo.errors import ConfigError, HpcDynamoError
 from hpc_dynamo.messages import Outcome
+from hpc_dynamo.planner.profile import load
 from hpc_dynamo.run import Attempt, Run, Secrets, new_token
 from hpc_dynamo.topology import Plan
 from hpc_dynamo.topology import plan as lay_out
@@ -69,8 +70,11 @@ def profile(args: Namespace) -> int:
     run = _profile_run(config)
     if run.profile.exists():
         OUT.print(f"nothing to do: {run.profile} is there; overwrite=true measures again")
-        return 0
-    return go(run, config, layout, launcher, detach=args.detach)
+    else:
+        go(run, config, layout, launcher, detach=args.detach)
+    if run.profile.exists():  # not where it was only submitted
+        OUT.print(profiled.summary(load(run.profile)))
+    return 0
 
 
 def go(run: Run, config: Config, layout: Plan, launcher: Launcher, *, detach: bool) -> int:
@@ -97,7 +101,8 @@ def _conclude(attempt: Attempt, outcome: Outcome) -> None:
         error = HpcDynamoError(outcome.message)
         error.exit_code = outcome.exit_code
         raise error
-    if outcome.message and not sys.stdout.isatty():  # a terminal has it below its table
+    table = attempt.config().task is Task.serve and sys.stdout.isatty()
+    if outcome.message and not table:  # which has it below
         OUT.print(outcome.message, markup=False)
 
 
@@ -171,22 +176,20 @@ def _batch_run(config: Config, requests: Requests) -> Run:
 def _profile_run(config: Config) -> Run:
     """Raises ConfigError for a folder whose points are of another engine, model or shape."""
     run = _free(config)
-    known, what = (
-        run.identity(),
-        msgspec.json.encode((config.engine, config.model, config.topology)),
-    )
-    fingerprint = hashlib.sha256(what).hexdigest()
+    known, shape = run.identity(), (config.engine, config.model, config.topology)
+    fingerprint = hashlib.sha256(msgspec.json.encode(shape, order="sorted")).hexdigest()
     if known is not None and known.fingerprint != fingerprint:
-        wrong = f"name={config.name}: {run.path} holds results of {known.input}, configured else"
-        raise ConfigError(wrong, hint="another name=…, or overwrite=true to throw them away")
+        what = f"name={config.name}: {run.path} holds other results ({known.input})"
+        hint = "the same engine, model and topology, another name=…, or overwrite=true"
+        raise ConfigError(what, hint=hint)
     _create(run)
     if known is None:
-        run.identify(Path(f"a profile of {config.served_name}"), fingerprint)
+        run.identify(Path(f"profile of {config.served_name}"), fingerprint)
     return run
 
 
 def serve_run(config: Config) -> Run:
-    """Raises ConfigError for the folder of a batch."""
+    """Raises ConfigError for the folder of a batch or a profile."""
     run = _free(config)
     known = run.identity()
     if known is not None:

@@ -2,24 +2,26 @@
 
 import asyncio
 import random
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
+from time import perf_counter
 from typing import Any, TypeVar
 
 import msgspec
 
 from hpc_dynamo.dispatch import OBJECT
 from hpc_dynamo.engines import Engine
-from hpc_dynamo.engines.metrics import parse
+from hpc_dynamo.engines.metrics import Metrics, parse
 from hpc_dynamo.head.streams import Heard, body, stream, whole
 from hpc_dynamo.http import Client
-from hpc_dynamo.planner.grid import SLACK, WINDOW
+from hpc_dynamo.planner.grid import ROOM, WINDOW
 from hpc_dynamo.planner.profile import Point, Spot, What
 
 T = TypeVar("T")
 
-REPEATS = 3
+ENOUGH_S = 1.0  # what takes less is measured again, to be sure of its median
+LEAST, MOST = 3, 15  # times
 LEAST_ID, MOST_ID = 100, 1099  # plain tokens of any vocabulary
 COUNTED_S = 15.0  # until an engine's metrics tell of a transfer
 LOOK_S = 0.1
@@ -35,6 +37,9 @@ class Bench:
     prefill: str  # base URLs
     decode: str
 
+    def __post_init__(self) -> None:
+        self._shared: list[int] = []  # the beginning of all prompts whose beginning is cached
+
     async def measure(self, spot: Spot) -> Point:
         """Raises RequestFailed, OSError."""
         match spot.what:
@@ -47,13 +52,12 @@ class Bench:
 
     async def _ttft(self, spot: Spot) -> Point:
         """The median of prompts that share what is cached, and of which nothing else is."""
-        cached = _tokens(spot.cached_tokens)
+        self._shared += _tokens(spot.cached_tokens - len(self._shared))
+        cached = self._shared[: spot.cached_tokens]
         if cached:
             await whole(self.client, self.prefill, body(self.model, [*cached, *_tokens(1)], 1))
-        heard = [
-            await self._stream(self.prefill, [*cached, *_tokens(spot.prompt_tokens - len(cached))])
-            for _ in range(REPEATS)
-        ]
+        new = spot.prompt_tokens - spot.cached_tokens
+        heard = await _often(lambda: self._stream(self.prefill, [*cached, *_tokens(new)]))
         told = heard[-1].cached_tokens
         return Point(
             spot=spot,
@@ -68,42 +72,55 @@ class Bench:
         """Once every prompt is cached, all answers begin together: then their gaps are timed."""
         prompts = [_tokens(spot.prompt_tokens) for _ in range(spot.sequences)]
         await _all(whole(self.client, self.decode, body(self.model, p, 1)) for p in prompts)
-        answer = WINDOW + 2 * SLACK
-        heard = await _all(self._stream(self.decode, p, answer) for p in prompts)
+        gaps = await _often(lambda: self._gap(prompts))
+        together = [gap for gap in gaps if gap]
+        context = spot.prompt_tokens + ROOM / 2
+        seconds = median(together) if together else None
+        return Point(spot=spot, seconds=seconds, context_tokens=context)
+
+    async def _gap(self, prompts: Sequence[Sequence[int]]) -> float | None:
+        """The mean time between two tokens of answers made at once; None if they were not."""
+        heard = await _all(self._stream(self.decode, prompt, ROOM) for prompt in prompts)
         begun = max(h.token_at[0] for h in heard)
         ended = min(h.token_at[-1] for h in heard)
         inside = [[at for at in h.token_at if begun <= at <= ended] for h in heard]
-        context = spot.prompt_tokens + answer / 2
         if min(map(len, inside)) < WINDOW:
-            return Point(spot=spot, seconds=None, context_tokens=context)
-        gaps = (float((ats[-1] - ats[0]) / (len(ats) - 1)) for ats in inside)
-        return Point(spot=spot, seconds=fmean(gaps), context_tokens=context)
+            return None
+        return fmean((ats[-1] - ats[0]) / (len(ats) - 1) for ats in inside)
 
     async def _transfer(self, spot: Spot) -> Point:
-        times, before = [], await self._kv_bytes()
-        for _ in range(REPEATS):
-            asked = body(self.model, _tokens(spot.prompt_tokens), 1)
-            prefilled = await whole(self.client, self.prefill, self.engine.dialect.prefill(asked))
-            handed = self.engine.dialect.decode(asked, OBJECT.decode(prefilled))
-            times.append((await stream(self.client, self.decode, handed)).ttft_s)
+        before = (await self._metrics()).kv_bytes
+        heard = await _often(lambda: self._handed_over(spot.prompt_tokens))
         moved = await self._counted(before) - before
-        return Point(spot=spot, seconds=median(times), size_bytes=int(moved / REPEATS))
+        seconds = median(h.ttft_s for h in heard)
+        return Point(spot=spot, seconds=seconds, size_bytes=int(moved / len(heard)))
+
+    async def _handed_over(self, tokens: int) -> Heard:
+        """By the decode worker, once the prefill worker has answered."""
+        asked, dialect = body(self.model, _tokens(tokens), 1), self.engine.dialect
+        prefilled = await whole(self.client, self.prefill, dialect.prefill(asked))
+        handed = dialect.decode(asked, OBJECT.decode(prefilled))
+        return await stream(self.client, self.decode, handed)
 
     async def _counted(self, before: float) -> float:
         """Bytes moved so far, once an engine that counts now and then has counted all."""
         try:
             async with asyncio.timeout(COUNTED_S):
                 last = before
-                while (now := await self._kv_bytes()) == before or now != last:
+                while (now := (await self._metrics()).kv_bytes) == before or now != last:
                     last = now
                     await asyncio.sleep(LOOK_S)
                 return now
         except TimeoutError:
-            return await self._kv_bytes()
+            return (await self._metrics()).kv_bytes
 
-    async def _kv_bytes(self) -> float:
+    async def kv_tokens(self) -> int:
+        """That the decode worker's cache holds; 0 where it does not say."""
+        return (await self._metrics()).kv_tokens
+
+    async def _metrics(self) -> Metrics:
         async with self.client.send("GET", self.decode, "/metrics") as answer:
-            return parse((await answer.read()).decode(), self.engine.metrics).kv_bytes
+            return parse((await answer.read()).decode(), self.engine.metrics)
 
     async def version(self) -> str:
         """As the engine says; empty where it does not."""
@@ -112,6 +129,15 @@ class Bench:
         if answer.status != 200:
             return ""
         return msgspec.json.decode(content, type=_Version).version
+
+
+async def _often(measure: Callable[[], Awaitable[T]]) -> list[T]:
+    """One after the other."""
+    until = perf_counter() + ENOUGH_S
+    found = [await measure() for _ in range(LEAST)]
+    while len(found) < MOST and perf_counter() < until:
+        found.append(await measure())
+    return found
 
 
 async def _all(asked: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -16,10 +16,10 @@ from hpc_dynamo.errors import EngineError, MissingDependency, RequestFailed
 from hpc_dynamo.head.measure import Bench
 from hpc_dynamo.head.work import Job
 from hpc_dynamo.messages import Outcome, Progress, Status, WorkerReport
-from hpc_dynamo.planner.grid import grid
+from hpc_dynamo.planner.grid import Limits, grid
 from hpc_dynamo.planner.interpolation import Interpolated
 from hpc_dynamo.planner.picture import picture
-from hpc_dynamo.planner.profile import Point, Profile, Spot, What, load, measured
+from hpc_dynamo.planner.profile import Point, Profile, Spot, What, measured
 from hpc_dynamo.run import write_json
 
 UNTOLD_CONTEXT = 2048  # tokens, of engines that do not say how long a sequence may be
@@ -36,34 +36,36 @@ class ProfileWork:
         self._part = self._run.part(job.attempt.number)
         self._began, self._draining = time.monotonic(), False
         self._total = self._resumed = self._done = self._running = 0
-        self.phase = "loading"
+        self.phase, self.likely_s = "loading", 0.0
 
     async def run(self) -> Outcome:
         await self._job.router.ready(role for role, _ in self._config.topology.pools)
         prefill, decode = self._workers()
-        bench = Bench(
-            self._job.client,
-            self._engine,
-            self._config.served_name,
-            prefill.url,
-            decode.url,
-        )
-        spots = self._grid(prefill, decode)
-        known = measured(self._parts())
-        self._total, self._resumed = len(spots), sum(spot in known for spot in spots)
-        self.phase, self._began = "measuring", time.monotonic()
+        name = self._config.served_name
+        bench = Bench(self._job.client, self._engine, name, prefill.url, decode.url)
         try:
-            version = await bench.version()
-            for spot in spots:
-                if self._draining:
-                    why = "the walltime ended; the same command goes on"
-                    return Outcome(exit_code=1, message=why)
-                if spot not in known:
-                    known[spot] = await self._measure(bench, spot)
+            version, limits = await bench.version(), await self._limits(bench, prefill, decode)
+            points = await self._points(bench, grid(limits))
         except* (RequestFailed, OSError) as e:
             raise self._broken(e) from e
-        points = tuple(known[spot] for spot in spots)
-        return await asyncio.to_thread(self._write, self._profile(version, decode, points))
+        if points is None:
+            return self.overdue
+        profile = self._profile(version, limits, decode, points)
+        return await asyncio.to_thread(self._write, profile)
+
+    async def _points(self, bench: Bench, spots: list[Spot]) -> tuple[Point, ...] | None:
+        """Of all spots, but those that earlier attempts measured; None where the job ends first."""
+        known = measured(self._parts())
+        self._total, self._resumed = len(spots), sum(spot in known for spot in spots)
+        self._began = time.monotonic()
+        if not self._draining:
+            self.phase = "measuring"
+        for spot in spots:
+            if self._draining:
+                return None
+            if spot not in known:
+                known[spot] = await self._measure(bench, spot)
+        return tuple(known[spot] for spot in spots)
 
     def _workers(self) -> tuple[WorkerReport, WorkerReport]:
         """The first that prefills and the first that decodes."""
@@ -71,16 +73,21 @@ class ProfileWork:
         both = by_role.get(Role.aggregated)
         return both or by_role[Role.prefill], both or by_role[Role.decode]
 
-    def _grid(self, prefill: WorkerReport, decode: WorkerReport) -> list[Spot]:
-        context = min(prefill.context_tokens, decode.context_tokens) or UNTOLD_CONTEXT
-        most, block = self._config.engine.max_num_seqs, self._engine.block_tokens(self._config)
-        return grid(context, most, block, transfers=prefill is not decode)
+    async def _limits(self, bench: Bench, prefill: WorkerReport, decode: WorkerReport) -> Limits:
+        return Limits(
+            context_tokens=min(prefill.context_tokens, decode.context_tokens) or UNTOLD_CONTEXT,
+            sequences=self._config.engine.max_num_seqs,
+            block_tokens=self._engine.block_tokens(self._config),
+            kv_tokens=await bench.kv_tokens(),
+            transfers=prefill is not decode,
+        )
 
     async def _measure(self, bench: Bench, spot: Spot) -> Point:
-        self._running = 1
+        self._running, began = 1, time.monotonic()
         point = await bench.measure(spot)
         await asyncio.to_thread(_append, self._part, point)
         self._running, self._done = 0, self._done + 1
+        self.likely_s = max(self.likely_s, time.monotonic() - began)
         return point
 
     def _parts(self) -> Iterable[Path]:
@@ -94,10 +101,11 @@ class ProfileWork:
         hint = "the logs named worker-RANK.log in it; the same command goes on from here"
         return EngineError(what, hint=hint, log=self._job.attempt.logs)
 
-    def _profile(self, version: str, decode: WorkerReport, points: tuple[Point, ...]) -> Profile:
+    def _profile(
+        self, version: str, limits: Limits, decode: WorkerReport, points: tuple[Point, ...]
+    ) -> Profile:
         config = self._config
         pool = dict(config.topology.pools)[decode.role]
-        context = min(w.context_tokens for w in self._job.members.in_order()) or UNTOLD_CONTEXT
         profile = Profile(
             model=config.served_name,
             engine=config.engine.name,
@@ -108,23 +116,25 @@ class ProfileWork:
             pipeline_parallel=pool.pipeline_parallel,
             data_parallel=pool.data_parallel,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
-            context_tokens=context,
-            most_sequences=config.engine.max_num_seqs,
+            context_tokens=limits.context_tokens,
+            kv_tokens=limits.kv_tokens,
+            most_sequences=limits.sequences,
             start_s=max(w.start_s for w in self._job.members.in_order()),
             prompt_tokens_per_s=_best(points, What.ttft, lambda s: s.prompt_tokens),
             answer_tokens_per_s=_best(points, What.itl, lambda s: s.sequences),
             points=points,
         )
-        return with_transfers(profile)
+        return concluded(profile)
 
     def _write(self, profile: Profile) -> Outcome:
-        write_json(self._run.profile, profile)
+        """The picture first: once there is a profile the run is complete."""
         drawn = str(self._run.picture)
         try:
             picture(self._run.picture, profile)
         except MissingDependency as e:
-            drawn = f"no picture: {e.hint}"
-        return Outcome(exit_code=0, message=f"{said(profile)}\n{self._run.profile}\n{drawn}")
+            drawn = f"no picture: {e.message}, {e.hint}"
+        write_json(self._run.profile, profile)
+        return Outcome(exit_code=0, message=f"{self._run.profile}\n{drawn}")
 
     def drain(self) -> None:
         self.phase, self._draining = "draining", True
@@ -134,8 +144,13 @@ class ProfileWork:
         why = f"stopped while {self.phase}; the same command goes on from here"
         return Outcome(exit_code=1, message=why)
 
+    @property
+    def overdue(self) -> Outcome:
+        return Outcome(exit_code=1, message="the walltime ended; the same command goes on")
+
     def describe(self, status: Status) -> Status:
         progress = Progress(
+            unit="points",
             total=self._total,
             done=self._done + self._resumed,
             resumed=self._resumed,
@@ -145,17 +160,20 @@ class ProfileWork:
         return msgspec.structs.replace(status, progress=progress)
 
 
-def with_transfers(profile: Profile) -> Profile:
-    """With what its transfers say of a byte and of a token."""
+def concluded(profile: Profile) -> Profile:
+    """With what follows from its points: the errors, and what a byte takes to move."""
+    worker = Interpolated(profile)
+    errors = {what: error for what in What if (error := worker.error(what))}
+    profile = msgspec.structs.replace(profile, errors=errors)
     moved = [p for p in profile.of(What.transfer) if p.size_bytes]
     if not moved:
         return profile
-    worker, longest = Interpolated(profile), moved[-1]
-    seconds = worker.transfer_s(longest.spot.prompt_tokens)
+    longest = max(moved, key=lambda p: p.size_bytes)
+    tokens = longest.spot.prompt_tokens
     return msgspec.structs.replace(
         profile,
-        kv_bytes_per_token=longest.size_bytes / longest.spot.prompt_tokens,
-        transfer_s_per_byte=seconds / longest.size_bytes,
+        kv_bytes_per_token=longest.size_bytes / tokens,
+        transfer_s_per_byte=worker.transfer_s(tokens) / longest.size_bytes,
     )
 
 
@@ -167,17 +185,6 @@ def _best(points: Iterable[Point], what: What, tokens: Callable[[Spot], int]) ->
         if p.spot.what is what and p.seconds and not p.spot.cached_tokens
     )
     return max(rates, default=0.0)
-
-
-def said(profile: Profile) -> str:
-    """The error of its interpolation, in one line."""
-    worker = Interpolated(profile)
-    parts = [
-        f"{what} within {error.mean:.1%} (worst {error.worst:.1%} of {error.count})"
-        for what in What
-        if (error := worker.error(what))
-    ]
-    return f"at points held out: {', '.join(parts)}"
 
 
 def hardware(device: Device) -> str:

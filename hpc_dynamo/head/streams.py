@@ -21,6 +21,7 @@ class _Details(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
+    completion_tokens: int = 0
     prompt_tokens_details: _Details | None = None
 
 
@@ -35,7 +36,7 @@ class Heard:
 
     sent_at: float = field(default_factory=perf_counter)
     cached_tokens: int | None = None  # as the engine says, once all is read
-    token_at: Sequence[float] = ()
+    token_at: Sequence[float] = ()  # of each token; some may come together
     congested = False
 
     def __post_init__(self) -> None:
@@ -51,7 +52,7 @@ class Heard:
         """Never congested."""
 
     def read(self) -> None:
-        """Understand what came: a token an event, and the usage in the last."""
+        """Understand what came: events with the count of tokens so far, or a token each."""
         end, found = 0, list[float]()
         for part in bytes(self._content).split(b"\n\n")[:-1]:
             end += len(part) + 2
@@ -59,7 +60,9 @@ class Heard:
                 continue
             event = msgspec.json.decode(part[6:], type=_Event)
             if event.choices:
-                found.append(self._times[bisect_left(self._ends, end)])
+                so_far = event.usage.completion_tokens if event.usage else len(found) + 1
+                at = self._times[bisect_left(self._ends, end)]
+                found += [at] * (so_far - len(found))
             if event.usage and event.usage.prompt_tokens_details:
                 self.cached_tokens = event.usage.prompt_tokens_details.cached_tokens
         self.token_at = found
@@ -86,7 +89,8 @@ def body(model: str, prompt: Sequence[int], tokens: int) -> Body:
 
 async def stream(client: Client, url: str, asked: Body) -> Heard:
     """Hear an answer to its end. Raises RequestFailed, OSError (a TimeoutError is one)."""
-    streamed = asked | {"stream": True, "stream_options": {"include_usage": True}}
+    counted = {"include_usage": True, "continuous_usage_stats": True}
+    streamed = asked | {"stream": True, "stream_options": counted}
     content = msgspec.json.encode(streamed)
     heard = Heard()
     async with asyncio.timeout(LONGEST_S), client.send("POST", url, PATH, content) as answer:

@@ -1,30 +1,74 @@
 """Where a profile is measured: sizes that follow from a worker's context and its sequences."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 
+import msgspec
+
+from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.planner.profile import Spot, What
 
-SHORTEST = 64  # tokens of a prompt
-SHARES = (0.5, 0.9)  # of a prompt that are cached, beside none
-CONTEXTS = (1 / 16, 1 / 2)  # of the longest sequence, where answers are made
+SHORTEST = 32  # tokens of a prompt that are computed
+CACHED = (0.0, 0.5, 1.0)  # before them, as shares of what the context has room for
+CACHED_HELD_OUT = (0.0, 0.75)
+CONTEXTS = (1 / 16, 1 / 2)  # of the longest that so many sequences may have, where answers are made
+CONTEXT_HELD_OUT = sum(CONTEXTS) / 2
+TRANSFERS = 4  # prompts, the longest ones
+TRANSFERS_HELD_OUT = 2
 WINDOW = 32  # tokens of each answer that are timed
 SLACK = 16  # before and after them: not all begin in the same step
 ROOM = 2 * SLACK + WINDOW  # of a sequence, for the answer
 
 
-def grid(context_tokens: int, most_sequences: int, block: int, *, transfers: bool) -> list[Spot]:
-    """All that is to be measured, cheapest first, those held out last.
+@dataclass(frozen=True)
+class Limits:
+    """Of the workers that are measured."""
 
-    `block`: tokens that an engine caches as a whole. Prompts double from the shortest to the
-    longest; those held out lie in the middle between two, where a straight line errs most.
+    context_tokens: int  # of a sequence
+    sequences: int  # decoded at a time
+    block_tokens: int  # that an engine caches as a whole
+    kv_tokens: int  # that its KV cache holds; 0: not known
+    transfers: bool  # one worker prefills for another
+
+
+def grid(limits: Limits) -> list[Spot]:
+    """All that is to be measured, short prompts first, those held out last.
+
+    What is computed of a prompt doubles from the shortest to the longest, sequences from one to
+    the most; what is held out lies in the middle between two, where a straight line errs most.
+    Sequences are as long as the KV cache has room for so many. Raises ConfigError where no prompt
+    fits.
     """
-    longest = context_tokens - ROOM
-    lengths = sorted(set(_halved(longest)))
-    spots = [spot for n in lengths for spot in _ttft(n, block)]
-    spots += _itl(longest, most_sequences, block)
-    if transfers:
-        spots += [Spot(what=What.transfer, prompt_tokens=n) for n in _whole(lengths[-4:], block)]
-    return [*dict.fromkeys(spots), *_held_out(lengths, most_sequences, block, transfers)]
+    lengths = sorted(_halved(limits.context_tokens - ROOM))
+    if not lengths:
+        what = f"sequences of {limits.context_tokens} tokens are too short to be profiled"
+        raise ConfigError(what, hint=f"engine.args.max-model-len={SHORTEST + ROOM}, or more")
+    doubled = sorted({limits.sequences, *_doubled(limits.sequences)})
+    counts = [n for n in doubled if any(_itl(n, CONTEXTS[-1], limits))]
+    spots = dict.fromkeys(_measured(lengths, counts, limits))
+    others = dict.fromkeys(s for s in _between(lengths, counts, limits) if s not in spots)
+    return [*spots, *(msgspec.structs.replace(spot, held_out=True) for spot in others)]
+
+
+def _measured(lengths: list[int], counts: list[int], limits: Limits) -> Iterator[Spot]:
+    for length in lengths:
+        yield from _ttft(length, CACHED, limits)
+    for count in counts:
+        for share in CONTEXTS:
+            yield from _itl(count, share, limits)
+    if limits.transfers:
+        yield from map(_transfer, lengths[-TRANSFERS:])
+
+
+def _between(lengths: list[int], counts: list[int], limits: Limits) -> Iterator[Spot]:
+    middles = [(a + b) // 2 for a, b in pairwise(lengths)]
+    for length in middles:
+        yield from _ttft(length, CACHED_HELD_OUT, limits)
+    for count in [(a + b) // 2 for a, b in pairwise(counts)] or counts:
+        yield from _itl(count, CONTEXT_HELD_OUT, limits)
+    if limits.transfers:
+        yield from map(_transfer, middles[-TRANSFERS_HELD_OUT:])
 
 
 def _halved(longest: int) -> Iterator[int]:
@@ -33,36 +77,26 @@ def _halved(longest: int) -> Iterator[int]:
         longest //= 2
 
 
-def _whole(lengths: list[int], block: int) -> list[int]:
-    """Rounded down to blocks; what is less than one is left out."""
-    return sorted({n // block * block for n in lengths} - {0})
+def _doubled(most: int) -> Iterator[int]:
+    return (1 << i for i in range(most.bit_length()))
 
 
-def _ttft(length: int, block: int, *, held_out: bool = False) -> Iterator[Spot]:
-    yield Spot(what=What.ttft, prompt_tokens=length, held_out=held_out)
-    shares = (sum(SHARES) / 2,) if held_out else SHARES
-    for cached in _whole([int(share * length) for share in shares], block):
-        yield Spot(what=What.ttft, prompt_tokens=length, cached_tokens=cached, held_out=held_out)
+def _ttft(length: int, shares: Iterable[float], limits: Limits) -> Iterator[Spot]:
+    """Only whole blocks are ever cached."""
+    for share in shares:
+        room = limits.context_tokens - ROOM - length
+        cached = int(share * room) // limits.block_tokens * limits.block_tokens
+        yield Spot(what=What.ttft, prompt_tokens=length + cached, cached_tokens=cached)
 
 
-def _itl(longest: int, most: int, block: int) -> list[Spot]:
-    counts = sorted({most, *(1 << i for i in range(most.bit_length()) if 1 << i <= most)})
-    contexts = [max(int(share * longest), block) for share in CONTEXTS]
-    return [_streams(n, context) for context in _whole(contexts, block) for n in counts]
-
-
-def _streams(count: int, context: int, *, held_out: bool = False) -> Spot:
+def _itl(count: int, share: float, limits: Limits) -> Iterator[Spot]:
     """One token beyond whole blocks is left to compute once the rest is cached."""
-    return Spot(what=What.itl, prompt_tokens=context + 1, sequences=count, held_out=held_out)
+    room = limits.kv_tokens // count if limits.kv_tokens else limits.context_tokens
+    context = int(share * (min(room, limits.context_tokens) - ROOM))
+    whole = context // limits.block_tokens * limits.block_tokens
+    if context > 0:
+        yield Spot(what=What.itl, prompt_tokens=(whole or context) + 1, sequences=count)
 
 
-def _held_out(lengths: list[int], most: int, block: int, transfers: bool) -> Iterator[Spot]:
-    between = [(a + b) // 2 for a, b in zip(lengths, lengths[1:], strict=False)][-3:]
-    for length in between:
-        yield from _ttft(length, block, held_out=True)
-    for context in _whole([int(sum(CONTEXTS) / 2 * lengths[-1])], block):
-        for count in (n for n in (3, 6, 12, 24) if n <= most):
-            yield _streams(count, context, held_out=True)
-    if transfers:
-        for length in _whole(between[-1:], block):
-            yield Spot(what=What.transfer, prompt_tokens=length, held_out=True)
+def _transfer(length: int) -> Spot:
+    return Spot(what=What.transfer, prompt_tokens=length)

@@ -1,13 +1,20 @@
-"""A profile between its points: straight lines, and on beyond the outermost ones."""
+"""A profile between its points, and beyond them.
+
+Between two neighbours a straight line. Below the least place that was measured the time there
+holds: no step is quicker than its fixed part. Above the greatest the last line goes on where it
+rises, else its end holds. So a time is never guessed lower than what was seen next to it.
+"""
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from statistics import fmean
+from pathlib import Path
+from statistics import fmean, linear_regression
 
-from hpc_dynamo.planner.profile import Point, Profile, What
+from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.planner.performance import Performance
+from hpc_dynamo.planner.profile import HINT, Error, Point, Profile, What, load
 
 
 class Line:
@@ -24,8 +31,7 @@ class Line:
         self._ys = [fmean(by_x[x]) for x in self._xs]
 
     def at(self, x: float) -> float:
-        left, right, share = _neighbours(self._xs, x)
-        return _mix(self._ys[left], self._ys[right], share)
+        return _between(self._xs, self._ys.__getitem__, x)
 
 
 class Surface:
@@ -43,29 +49,19 @@ class Surface:
         self._rows = [Line(by_x[x]) for x in self._xs]
 
     def at(self, x: float, y: float) -> float:
-        left, right, share = _neighbours(self._xs, x)
-        return _mix(self._rows[left].at(y), self._rows[right].at(y), share)
+        return _between(self._xs, lambda i: self._rows[i].at(y), x)
 
 
-def _neighbours(xs: Sequence[float], x: float) -> tuple[int, int, float]:
-    """The two that `x` lies between, or is nearest to, and how far on the way it is."""
-    if len(xs) == 1:
-        return 0, 0, 0.0
-    left = min(max(bisect_right(xs, x) - 1, 0), len(xs) - 2)
-    return left, left + 1, (x - xs[left]) / (xs[left + 1] - xs[left])
-
-
-def _mix(left: float, right: float, share: float) -> float:
+def _between(xs: Sequence[float], value: Callable[[int], float], x: float) -> float:
+    """At `x`, from the values at `xs`, which ascend."""
+    if x <= xs[0] or len(xs) == 1:
+        return value(0)
+    i = min(bisect_right(xs, x), len(xs) - 1)
+    left, right = value(i - 1), value(i)
+    share = (x - xs[i - 1]) / (xs[i] - xs[i - 1])
+    if share > 1 and right < left:
+        return right
     return (1 - share) * left + share * right
-
-
-@dataclass(frozen=True)
-class Error:
-    """Of interpolated against measured times, as shares of the measured."""
-
-    mean: float
-    worst: float
-    count: int
 
 
 class Interpolated:
@@ -83,23 +79,21 @@ class Interpolated:
         return self.profile.most_sequences
 
     def prefill_s(self, prompt_tokens: float, cached_tokens: float = 0.0) -> float:
-        share = cached_tokens / prompt_tokens if prompt_tokens else 0.0
-        return max(self._prefill.at(prompt_tokens, share), 0.0)
+        return self._prefill.at(prompt_tokens - cached_tokens, cached_tokens)
 
     def itl_s(self, sequences: float, context_tokens: float) -> float:
-        return max(self._itl.at(sequences, context_tokens), 0.0)
+        return self._itl.at(sequences, context_tokens)
 
     def transfer_s(self, tokens: float) -> float:
-        """0 where the profile is of workers that hand nothing over. The decode worker's first
-        step is in what was measured and is taken out."""
-        if self._moved is None:
-            return 0.0
-        return max(self._moved.at(tokens) - self.itl_s(1, tokens), 0.0)
+        """0 where the profile is of workers that hand nothing over. Transfers are short beside
+        what disturbs them, so this is one line that is nearest to all of them."""
+        slope, start = self._moved
+        return max(start + slope * tokens, 0.0)
 
     def error(self, what: What) -> Error | None:
         """At the points held out; None where there are none."""
-        pairs = [(self._guess(p), p.seconds) for p in self.profile.of(what, held_out=True)]
-        shares = [abs(guess - seen) / seen for guess, seen in pairs if seen]
+        held_out = self.profile.of(what, held_out=True)
+        shares = [abs(self._guess(p) / p.seconds - 1) for p in held_out if p.seconds]
         return Error(fmean(shares), max(shares), len(shares)) if shares else None
 
     def _guess(self, point: Point) -> float:
@@ -114,11 +108,12 @@ class Interpolated:
 
     @cached_property
     def _prefill(self) -> Surface:
-        """Over the prompt and its cached share."""
+        """Over the tokens that are computed, and those cached before them: along both, time is
+        nearly straight."""
         return Surface(
-            (p.spot.prompt_tokens, p.cached_tokens / p.spot.prompt_tokens, p.seconds)
+            (p.spot.prompt_tokens - p.cached_tokens, p.cached_tokens, p.seconds)
             for p in self.profile.of(What.ttft)
-            if p.seconds is not None
+            if p.seconds
         )
 
     @cached_property
@@ -127,14 +122,29 @@ class Interpolated:
         return Surface(
             (p.spot.sequences, p.context_tokens, p.seconds)
             for p in self.profile.of(What.itl)
-            if p.seconds is not None
+            if p.seconds
         )
 
     @cached_property
-    def _moved(self) -> Line | None:
-        points = [
-            (p.spot.prompt_tokens, p.seconds)
+    def _moved(self) -> tuple[float, float]:
+        """Seconds a token, and for none. The decode worker's first step is in what was measured
+        and is taken out."""
+        times = {
+            float(p.spot.prompt_tokens): p.seconds - self.itl_s(1, p.spot.prompt_tokens)
             for p in self.profile.of(What.transfer)
-            if p.seconds is not None
-        ]
-        return Line(points) if points else None
+            if p.seconds
+        }
+        if len(times) < 2:
+            return 0.0, sum(times.values())
+        slope, start = linear_regression(list(times), list(times.values()))
+        return (slope, start) if slope > 0 else (0.0, fmean(times.values()))
+
+
+def load_profile(path: str | Path) -> Performance:
+    """What `planner.profile` names. Raises ConfigError where it cannot be used."""
+    if not str(path):
+        raise ConfigError("planner.profile is not set", hint=HINT)
+    try:
+        return Interpolated(load(Path(path)))
+    except ConfigError as e:
+        raise ConfigError(f"planner.profile={e.message}", hint=e.hint) from e

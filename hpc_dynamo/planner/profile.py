@@ -1,12 +1,15 @@
 """What `hpc-dynamo profile` measures of one worker: one JSON file, and its points on the way."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 
 import msgspec
 
-from hpc_dynamo.errors import InputError
+from hpc_dynamo.errors import ConfigError
+
+HINT = "hpc-dynamo profile … writes one, profile.json in its run folder"
 
 
 class What(StrEnum):
@@ -37,6 +40,14 @@ class Point(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     size_bytes: int = 0  # transfer: of the KV cache that moved
 
 
+class Error(msgspec.Struct, frozen=True):
+    """Of interpolated against measured times, as shares of the measured."""
+
+    mean: float
+    worst: float
+    count: int
+
+
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
     """One engine and worker shape on one kind of hardware."""
 
@@ -50,6 +61,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     data_parallel: int
     date: str  # ISO 8601, UTC
     context_tokens: int  # of the longest sequence
+    kv_tokens: int  # that the KV cache of the worker that decodes holds; 0: it did not say
     most_sequences: int  # decoded at a time
     start_s: float  # from launch to the first served token, the slowest worker
     prompt_tokens_per_s: float  # best seen
@@ -57,29 +69,36 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     points: tuple[Point, ...]
     kv_bytes_per_token: float = 0.0  # 0, as the next: nothing was transferred
     transfer_s_per_byte: float = 0.0
+    errors: Mapping[What, Error] = {}  # at the points held out
 
     def of(self, what: What, *, held_out: bool = False) -> list[Point]:
-        return [p for p in self.points if (p.spot.what, p.spot.held_out) == (what, held_out)]
+        """The points there of which a time is known."""
+        wanted = (what, held_out)
+        return [p for p in self.points if (p.spot.what, p.spot.held_out) == wanted and p.seconds]
 
 
 def load(file: Path) -> Profile:
-    """Raises InputError for a file that is not there, or not a profile that can be used."""
-    hint = "hpc-dynamo profile … writes one"
+    """Raises ConfigError for a file that is not there, or not a profile that can be used."""
     try:
         profile = msgspec.json.decode(file.read_bytes(), type=Profile)
     except OSError as e:
-        raise InputError(f"{file}: cannot be read: {e.strerror}", hint=hint) from e
+        raise ConfigError(f"{file}: cannot be read: {e.strerror}", hint=HINT) from e
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        raise InputError(f"{file}: is not a profile: {e}", hint=hint) from e
+        raise ConfigError(f"{file}: is not a profile: {e}", hint=HINT) from e
     for what in (What.ttft, What.itl):
-        if not any(p.seconds is not None for p in profile.of(what)):
-            raise InputError(f"{file}: has no point of {what}", hint=hint)
+        if not profile.of(what):
+            raise ConfigError(f"{file}: has no point of {what}", hint=HINT)
     return profile
 
 
 def measured(files: Iterable[Path]) -> dict[Spot, Point]:
     """The points of all attempts so far; a line that a crash tore is not read."""
     lines = (line for file in files for line in file.read_bytes().splitlines(keepends=True))
-    whole = (line for line in lines if line.endswith(b"\n") and line.strip())
-    points = (msgspec.json.decode(line, type=Point) for line in whole)
-    return {point.spot: point for point in points}
+    return {point.spot: point for point in _points(lines)}
+
+
+def _points(lines: Iterable[bytes]) -> Iterator[Point]:
+    for line in lines:
+        if line.endswith(b"\n"):
+            with suppress(msgspec.DecodeError):
+                yield msgspec.json.decode(line, type=Point)
