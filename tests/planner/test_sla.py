@@ -59,8 +59,8 @@ def test_prefix_hits_are_learned() -> None:
 def test_workers_slower_than_their_profile_are_found_out() -> None:
     sla = Sla(CONFIG, Linear())
     need = after(sla, seen_of(Linear(SLOWER), 8, 8), 40)
-    assert sla.itl_correction == pytest.approx(SLOWER, rel=0.05)
-    assert sla.ttft_correction > 1.2
+    assert sla.learned.itl_factor == pytest.approx(SLOWER, rel=0.05)
+    assert sla.learned.prefill_factor == pytest.approx(SLOWER, rel=0.05)
     assert need.decode > after(Sla(CONFIG, Linear()), seen_of(Linear(), 8, 8)).decode
 
 
