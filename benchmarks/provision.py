@@ -17,6 +17,15 @@ DYNAMO_NEEDS = (
     *("aiohttp", "msgspec", "prometheus-client", "pyzmq", "transformers<5.20", "tqdm"),
     *("zstandard", "uvloop", "redis<9", "kubernetes<33"),
 )
+# What Dynamo's predictors import besides.
+PREDICTORS_NEED = (
+    "pandas>=2,<4",
+    "pmdarima>=2.1,<3",
+    "filterpy",
+    "prophet>=1.1,<2",
+    "pydantic>=2",
+    "pyyaml",
+)
 DISK_GB = 1.5
 PROGRAMS = {"wrk": "wrk", "nginx": "nginx"}  # and the Debian packages that have them
 
@@ -45,6 +54,13 @@ def dynamo() -> Path:
     """Dynamo's environment alone, which needs no other program. Raises like `environments`."""
     env = cache_dir() / f"dynamo-{DYNAMO}-{_version()}"
     install(env, _dynamo(env), Progress())
+    return env
+
+
+def predictors() -> Path:
+    """Dynamo's environment with what its predictors import. Raises like `environments`."""
+    env = dynamo()
+    install(env, [Step("predictors", (_pip(env, *PREDICTORS_NEED),))], Progress())
     return env
 
 
