@@ -53,7 +53,7 @@ def planner(config: Config, job: Job) -> Planner | None:
     engine = job.engine
     prefill, decode = engine.of(Role.prefill), engine.of(Role.decode)
     performance = Modelled(prefill, decode, engine.limits, job.flipping.turn_s)
-    return Planner(config.planner, performance, len(job.ranks))
+    return Planner(config.planner, performance)
 
 
 def fits(job: Job, requests: list[Request]) -> None:
