@@ -92,9 +92,14 @@ def adapter(setting: dict[str, Any]) -> Any:
     )
     workers = setting["workers"]
     planner = config(
-        **{"mode": "disagg", "backend": "mocker", "environment": "virtual", "advisory": True},
-        **{"max_gpu_budget": workers, "min_gpu_budget": workers},
-        **{"prefill_engine_num_gpu": 1, "decode_engine_num_gpu": 1},
+        mode="disagg",
+        backend="mocker",
+        environment="virtual",
+        advisory=True,
+        max_gpu_budget=workers,
+        min_gpu_budget=workers,
+        prefill_engine_num_gpu=1,
+        decode_engine_num_gpu=1,
         **setting["options"],
     )
     capabilities = types.WorkerCapabilities(prefill=engine, decode=engine)

@@ -12,6 +12,7 @@
         submitit/                submitit's own scripts, pickles and logs
       parts/<n>.jsonl            results of attempt n, appended
       output.jsonl errors.jsonl  all results in the input's order, once a run has ended
+      profile.json profile.png   of a profile: what all attempts measured
 
 The folder is on a shared and slow disk, so: no locks, small files are written under a
 temporary name, flushed and renamed; an attempt is claimed by making its folder; every
@@ -179,6 +180,8 @@ class Run:
         self.parts = path / "parts"
         self.output = path / "output.jsonl"
         self.errors = path / "errors.jsonl"
+        self.profile = path / "profile.json"
+        self.picture = path / "profile.png"
 
     def create(self, secret: Secrets) -> None:
         """Make the folder, private to its owner; keeps secrets that are there already."""

@@ -50,6 +50,7 @@ def test_the_verbs_stand_in_the_order_of_use(call: Call) -> None:
         "simulate",
         "batch",
         "serve",
+        "profile",
         "route",
         "chat",
         "status",

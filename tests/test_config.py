@@ -48,7 +48,6 @@ REFUSED = [
     ),
     (planned(least_decode=0), "planner.least_decode=0", "planner.least_decode=1"),
     (planned(least_decode=2), "is more than the 2 workers", "planner.least_decode=1"),
-    (planned(by=PlannerKind.sla), "needs a profile", "planner.profile=FILE"),
     (planned(interval_s=0.0), "planner.interval_s=0.0 must be above 0", "planner.interval_s=30"),
     (planned(patience=0), "planner.patience=0", "planner.patience=2"),
     (planned(margin=-0.1), "planner.margin=-0.1", "planner.margin=0.1"),

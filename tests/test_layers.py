@@ -48,6 +48,7 @@ HOMES = {
     "httptools": ("http/",),
     "jinja2": ("preprocess/",),
     "prometheus_client": ("engines/metrics.py", "head/", "simulator/"),
+    "statsmodels": ("planner/forecast/arima.py",),
     "tokenizers": ("preprocess/",),
     "xxhash": ("router/hashes.py",),
 }

@@ -47,6 +47,12 @@ EXAMPLES = {
       topology.prefill.workers=2 topology.decode.workers=2 cluster.slurm.time=04:00:00
   it prints base URL, key and the ssh line for your laptop; Ctrl-C ends the job
   hpc-dynamo serve --detach …       submit and return; `hpc-dynamo status` tells the rest""",
+    "profile": """\
+  hpc-dynamo profile engine=simulator topology=aggregated
+  hpc-dynamo profile model.path=/shared/llama cluster.gpus_per_node=4 name=llama-tp4 \\
+      topology.prefill.tensor_parallel=4 topology.decode.tensor_parallel=4
+  it writes profile.json and profile.png into the run folder; planner.profile=… takes the first
+  the same command again goes on where the last attempt ended, however it ended""",
     "route": """\
   hpc-dynamo route --workers http://gpu1:8000,http://gpu2:8000
   hpc-dynamo route --workers http://gpu1:8000,http://gpu2:8000 route.key_file=engines.key \\
@@ -97,7 +103,7 @@ def arguments(name: str, verb: ArgumentParser) -> None:
     match name:
         case "plan":
             _plan(verb)
-        case "batch" | "serve":
+        case "batch" | "serve" | "profile":
             verb.add_argument("--detach", action="store_true", help="submit and return at once")
         case "route":
             route.options(verb)

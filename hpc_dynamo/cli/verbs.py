@@ -16,7 +16,7 @@ from hpc_dynamo.cli.logs import logs
 from hpc_dynamo.cli.report import report
 from hpc_dynamo.cli.route import route
 from hpc_dynamo.cli.simulate import simulate
-from hpc_dynamo.cli.start import OUT, batch, serve
+from hpc_dynamo.cli.start import OUT, batch, profile, serve
 from hpc_dynamo.cli.watch import Watch
 from hpc_dynamo.config import Task
 from hpc_dynamo.launch.script import render
@@ -75,6 +75,7 @@ VERBS: dict[str, tuple[Callable[[Namespace], int], str]] = {
     "simulate": (simulate, "put a trace on a modelled job in virtual time; starts nothing"),
     "batch": (batch, "answer every request of a JSONL file"),
     "serve": (serve, "give an OpenAI endpoint on the nodes of a job"),
+    "profile": (profile, "measure an engine and a worker shape, for the planner"),
     "route": (route, "give an OpenAI endpoint before engines that run already"),
     "chat": (chat, "talk to an endpoint"),
     "status": (status, "show how a run is, live on a terminal"),

@@ -12,9 +12,6 @@ def check_planner(config: Config) -> None:
         return
     _check_pools(config)
     _check_numbers(planner)
-    if planner.by is PlannerKind.sla and not planner.profile:
-        hint = "planner.profile=FILE, which `hpc-dynamo profile` writes; or planner=load"
-        raise ConfigError("planner.by=sla needs a profile of the engine", hint=hint)
 
 
 def _check_pools(config: Config) -> None:

@@ -18,6 +18,7 @@ class Task(StrEnum):
 
     batch = "batch"
     serve = "serve"
+    profile = "profile"
 
 
 class Role(StrEnum):

@@ -13,6 +13,7 @@ from hpc_dynamo.head.batch import BatchWork
 from hpc_dynamo.head.course import Course
 from hpc_dynamo.head.flip import Flipper
 from hpc_dynamo.head.membership import Membership
+from hpc_dynamo.head.profiling import ProfileWork
 from hpc_dynamo.head.reshape import Reshaper
 from hpc_dynamo.head.scrape import Scraper
 from hpc_dynamo.head.serve import ServeWork
@@ -21,6 +22,8 @@ from hpc_dynamo.http import Client
 from hpc_dynamo.launch.node import allocation_end
 from hpc_dynamo.launch.walltime import Walltime
 from hpc_dynamo.messages import ControlMessage, Outcome, Planning, Roster, Status
+from hpc_dynamo.planner.interpolation import load_profile
+from hpc_dynamo.planner.performance import Performance
 from hpc_dynamo.planner.planner import Planner
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt
@@ -29,7 +32,11 @@ from hpc_dynamo.wire import Server
 FAREWELL_S = 10.0  # for an agent to answer, beyond what its engines may take to end
 TICK_S = 0.5
 
-WORK: dict[Task, Callable[[Job], Work]] = {Task.batch: BatchWork, Task.serve: ServeWork}
+WORK: dict[Task, Callable[[Job], Work]] = {
+    Task.batch: BatchWork,
+    Task.serve: ServeWork,
+    Task.profile: ProfileWork,
+}
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +81,16 @@ class Head(Course):
         """By the planner, until cancelled; not at all where none is asked for."""
         config, file = self._config, self._attempt.planner_file
         if config.planner.by is not PlannerKind.off:
-            planner = Planner(config.planner, None)
+            planner = Planner(config.planner, await self._performance())
             flipper = Flipper(config, router, members)
             self._reshaper = Reshaper(config, router, planner, flipper, scraper.loads, file)
             await self._reshaper.run()
+
+    async def _performance(self) -> Performance | None:
+        """By the profile that the planner is to go by, if it is."""
+        if self._config.planner.by is not PlannerKind.sla:
+            return None
+        return await asyncio.to_thread(load_profile, self._config.planner.profile)
 
     def _status(self, members: Members, ends_at: float | None, detail: str = "") -> Status:
         status = super()._status(members, ends_at, detail)

@@ -1,6 +1,6 @@
 """From a run's configuration to the job that is simulated."""
 
-from hpc_dynamo.config import Config, Kind, PlannerKind, Role, Task
+from hpc_dynamo.config import Config, PlannerKind, Role, Task
 from hpc_dynamo.errors import ConfigError, InputError
 from hpc_dynamo.planner.planner import Planner
 from hpc_dynamo.router import Limits as Bounds
@@ -47,9 +47,6 @@ def planner(config: Config, job: Job) -> Planner | None:
     ConfigError."""
     if config.planner.by is PlannerKind.off:
         return None
-    if job.kind is Kind.aggregated:
-        what = f"planner.by={config.planner.by} changes roles, and an aggregated job has one"
-        raise ConfigError(what, hint="topology=disaggregated, or planner.by=off")
     engine = job.engine
     prefill, decode = engine.of(Role.prefill), engine.of(Role.decode)
     performance = Modelled(prefill, decode, engine.limits, job.flipping.turn_s)

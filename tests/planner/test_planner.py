@@ -58,14 +58,31 @@ def test_while_workers_move_nothing_else_is_decided() -> None:
     planner = Planner(Rules(by=PlannerKind.sla, patience=1), Linear())
     assert planner.decide(saw(0, 4, 12, **PROMPTS)).move
     moving = planner.decide(saw(1, 4, 10, moving=2, **PROMPTS))
-    assert (moving.move, moving.why) == (None, "2 workers are moving")
+    assert (moving.move, moving.why) == (None, "a move is under way")
     assert planner.decide(saw(2, 4, 12, **PROMPTS)).move, "a move that failed is wanted again"
 
 
 def test_both_kinds_decide() -> None:
-    by_load = Planner(Rules(by=PlannerKind.load, patience=1), None)
+    by_load = Planner(Rules(by=PlannerKind.load, patience=1))
     move = by_load.decide(saw(0, 2, 2, **PROMPTS, ahead_tokens=90_000.0)).move
     assert move
     assert move.new is Role.prefill
     with pytest.raises(ConfigError, match=r"planner.profile=FILE"):
-        Planner(SLA, None)
+        Planner(SLA)
+
+
+def test_a_role_that_has_lost_its_workers_is_not_waited_for() -> None:
+    """Whatever patience says; a worker that comes back is one more then."""
+    decision = Planner(Rules(by=PlannerKind.load, patience=5)).decide(saw(0, 0, 3))
+    assert decision.move
+    assert (decision.move.new, decision.why) == (Role.prefill, "a role has too few")
+
+
+def test_what_is_lacking_and_what_could_go() -> None:
+    planner = Planner(Rules(by=PlannerKind.sla), Linear())
+    lacking = planner.decide(saw(0, 2, 2, **(PROMPTS | {"requests": 3000}))).lack
+    assert lacking
+    assert (lacking.more > 40, lacking.spare, lacking.role) == (True, 0, Role.prefill)
+    idle = Planner(Rules(by=PlannerKind.sla), Linear()).decide(saw(0, 2, 14, requests=1)).lack
+    assert idle
+    assert (idle.more, idle.spare) == (0, 14)

@@ -54,7 +54,7 @@ def test_says_what_is_wrong_with_a_trace(call: Call, tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["simulate.cache_tokens=1000"], "simulate.cache_tokens=4"),
-        (["topology=aggregated", "planner.by=load"], "an aggregated job has one"),
+        (["topology=aggregated", "planner.by=load"], "has no roles to change"),
         (["simulate.speed=0"], "simulate.speed"),
         (["simulate.timing=h10-8b"], "h100-8b"),
         (["topology=aggregated", "--search"], "topology.prefill.workers"),

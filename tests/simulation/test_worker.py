@@ -56,7 +56,7 @@ async def _stepped(asked: list[Asked], limits: Limits, timing: Timing) -> Times:
     loop, blocks = asyncio.get_running_loop(), limits.cache_tokens // BLOCK
     model = Model("m", BLOCK, BlockPool(blocks), KvMemory(blocks, 512))
     steps = StepLimits(limits.sequences, limits.step_tokens)
-    scheduler = Scheduler(steps, timing, model, Metrics())
+    scheduler = Scheduler(steps, timing, model, Metrics(blocks, BLOCK))
     running = asyncio.create_task(scheduler.run())
 
     async def one(number: int, each: Asked) -> tuple[float, float]:
