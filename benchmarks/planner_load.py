@@ -14,8 +14,8 @@ from hpc_dynamo.simulation.worker import Limits
 
 RANKS = 16
 TARGETS = Targets(ttft_s=2.0, itl_s=0.04)
-PROMPTS = (16.0, 8000, 100)  # requests/s, tokens of a prompt and of an answer
-ANSWERS = (28.0, 500, 800)
+PROMPTS = (19.0, 8000, 100)  # requests/s, tokens of a prompt and of an answer
+ANSWERS = (32.0, 500, 800)
 PLATEAU_S, RAMP_S, RAMP_STEPS = 300.0, 120.0, 4
 
 
