@@ -8,7 +8,7 @@ from hpc_dynamo.planner.forecast import Outlook
 from hpc_dynamo.planner.performance import Performance
 from hpc_dynamo.planner.signals import Decision, Demand, Move, Signals
 from hpc_dynamo.planner.sla import Sla
-from hpc_dynamo.planner.split import Need, Ready, split
+from hpc_dynamo.planner.split import Need, Ready, lack, split
 
 
 class Planner:
@@ -38,10 +38,12 @@ class Planner:
         """What to do after the interval `seen`."""
         expected = self._outlook.observe(seen)
         ready = Ready(seen.prefill, seen.decode)
-        wanted = split(self._need(seen, expected), ready, self._config)
+        need = self._need(seen, expected)
+        wanted = split(need, ready, self._config)
+        lacks = lack(need, ready, seen.moving, self._config)
         more = wanted.prefill - ready.prefill
         move, why = self._moved(more, seen, ready)
-        return Decision(seen=seen, expected=expected, wanted=wanted, move=move, why=why)
+        return Decision(seen=seen, expected=expected, wanted=wanted, lack=lacks, move=move, why=why)
 
     def _need(self, seen: Signals, expected: Demand) -> Need:
         if self._sla:

@@ -48,6 +48,14 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     short: str = ""
 
 
+class Lack(msgspec.Struct, frozen=True, kw_only=True):
+    """What the load makes of all workers that are ready or moving, whatever their roles."""
+
+    more: int  # would meet it
+    spare: int  # could go, with a margin
+    role: Role  # that is the shortest
+
+
 class Move(msgspec.Struct, frozen=True, kw_only=True):
     """`count` workers change their role. To `None`: the allocation gives them up; from `None`:
     it is to grow by them."""
@@ -63,5 +71,6 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     seen: Signals
     expected: Demand
     wanted: Wanted
+    lack: Lack | None = None
     move: Move | None = None
     why: str = ""

@@ -3,8 +3,8 @@
 from math import ceil
 from typing import NamedTuple
 
-from hpc_dynamo.config import Planner, Protect
-from hpc_dynamo.planner.signals import Wanted
+from hpc_dynamo.config import Planner, Protect, Role
+from hpc_dynamo.planner.signals import Lack, Wanted
 
 
 class Need(NamedTuple):
@@ -61,6 +61,17 @@ def split(need: Need, ready: Ready, config: Planner) -> Wanted:
         most = ready.total - ceil(need.decode)
         return _wanted(need, ready, _within(least, fair, most), "decode is short")
     return _wanted(need, ready, _protected(need, ready, config), f"{config.protect} is protected")
+
+
+def lack(need: Need, ready: Ready, moving: int, config: Planner) -> Lack:
+    """See signals.Lack."""
+    need, here = _at_least(need, config), ready.total + moving
+    more = ceil(need.prefill) + ceil(need.decode) - here
+    keeps = sum(ceil(n * (1 + config.margin)) for n in need[:2])
+    role = (
+        Role.prefill if need.prefill - ready.prefill > need.decode - ready.decode else Role.decode
+    )
+    return Lack(more=max(more, 0), spare=max(here - keeps, 0), role=role)
 
 
 def _at_least(need: Need, config: Planner) -> Need:
