@@ -52,7 +52,7 @@ class Grower:
         self._former_hours = 0.0  # of jobs that are not ours to look after
         self._decisions = asyncio.Queue[Decision]()
         self._failed = set[Further]()
-        self._ending = False
+        self._said, self._ending = "", False
 
     def heed(self, decision: Decision) -> None:
         """What the planner made of the last interval."""
@@ -115,8 +115,9 @@ class Grower:
         self._learn(now, group)
         here = [job for job in self._live if job.state is not GrownState.leaving]
         step = self._rule.decide(now, lack, [job.job() for job in here], self._room())
-        if step.why:
+        if step.why and step.why != self._said:
             log.info("growth: %s", step.why)
+        self._said = step.why
         for number in (*step.cancel, *step.release):
             await self._give_back(self._jobs[number], step.why, group)
         if step.ask:

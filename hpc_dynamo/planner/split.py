@@ -65,13 +65,14 @@ def split(need: Need, ready: Ready, config: Planner) -> Wanted:
 
 def lack(need: Need, ready: Ready, moving: int, config: Planner) -> Lack:
     """See signals.Lack."""
-    need, here = _at_least(need, config), ready.total + moving
+    here, margin = ready.total + moving, 1 + config.margin
+    keeps = _at_least(Need(ceil(need.prefill * margin), ceil(need.decode * margin)), config).total
+    need = _at_least(need, config)
     more = ceil(need.prefill) + ceil(need.decode) - here
-    keeps = sum(ceil(n * (1 + config.margin)) for n in need[:2])
     role = (
         Role.prefill if need.prefill - ready.prefill > need.decode - ready.decode else Role.decode
     )
-    return Lack(more=max(more, 0), spare=max(here - keeps, 0), role=role)
+    return Lack(more=max(more, 0), spare=max(here - ceil(keeps), 0), role=role)
 
 
 def _at_least(need: Need, config: Planner) -> Need:
