@@ -58,7 +58,7 @@ def report(args: Namespace) -> int:
         OUT.print(line, markup=False, highlight=False)
     file = args.out or run.path / PICTURE
     try:
-        draw(file, f"{run.path.name}: roles and load", list(panels(history)))
+        draw(file, f"{run.path.name}: roles and load", panels(history))
     except MissingDependency as e:
         OUT.print(f"no picture: {e}", markup=False)
     except (OSError, ValueError) as e:  # a place that cannot be written to, a form not known
@@ -143,33 +143,26 @@ def _kept(name: str, target: float, means: Sequence[float]) -> str:
     return f"mean {name} within {target:g} s in {kept} of {len(seen)} intervals with requests"
 
 
-def panels(history: History) -> Iterator[Panel]:
-    """Over minutes since the first interval."""
+def panels(history: History) -> list[Panel]:
+    """Over minutes since the first interval; those with something to see."""
     decisions, rules = history.decisions, history.rules
     at = [(d.seen.at - history.began) / 60 for d in decisions]
+    seen, expected = [d.seen for d in decisions], [d.expected for d in decisions]
     sla = rules.by is PlannerKind.sla
-    yield Panel(
-        "workers",
-        [
-            Curve("prefill", at, [d.seen.prefill for d in decisions], Style.steps),
-            Curve("decode", at, [d.seen.decode for d in decisions], Style.steps),
-        ],
-    )
-    yield Panel(
-        "requests/s",
-        [
-            Curve("came", at, [d.seen.rate_hz for d in decisions]),
-            Curve("expected of the next interval", at, [d.expected.rate_hz for d in decisions]),
-        ],
-    )
-    yield Panel(
-        "tokens, mean",
-        [
-            Curve("prompt", at, [d.seen.prompt_tokens for d in decisions]),
-            Curve("answer", at, [d.seen.answer_tokens for d in decisions]),
-        ],
-    )
-    ttft = [Curve("TTFT", at, [d.seen.ttft_s for d in decisions])]
-    yield Panel("s, mean", ttft, target=rules.ttft_s if sla else None)
-    itl = [Curve("ITL", at, [d.seen.itl_s for d in decisions])]
-    yield Panel("s, mean", itl, "minutes", rules.itl_s if sla else None)
+
+    def panel(what: str, target: float | None, style: Style, **curves: list[float]) -> Panel:
+        named = [Curve(name.replace("_", " "), at, ys, style) for name, ys in curves.items()]
+        return Panel(what, named, "minutes", target)
+
+    ttft, itl = [s.ttft_s for s in seen], [s.itl_s for s in seen]
+    prompt, answer = [s.prompt_tokens for s in seen], [s.answer_tokens for s in seen]
+    prefill, decode = [float(s.prefill) for s in seen], [float(s.decode) for s in seen]
+    came, next_ = [s.rate_hz for s in seen], [e.rate_hz for e in expected]
+    drawn = [
+        panel("workers", None, Style.steps, prefill=prefill, decode=decode),
+        panel("requests/s", None, Style.line, came=came, expected_of_the_next_interval=next_),
+        panel("tokens, mean", None, Style.line, prompt=prompt, answer=answer),
+        panel("s, mean", rules.ttft_s if sla else None, Style.line, TTFT=ttft),
+        panel("s, mean", rules.itl_s if sla else None, Style.line, ITL=itl),
+    ]
+    return [panel for panel in drawn if any(any(curve.ys) for curve in panel.curves)]

@@ -33,6 +33,7 @@ def look(router: Router, loads: Sequence[WorkerLoad], moving: int) -> Signals:
         prefill=len(prefill),
         decode=len(decode),
         moving=moving,
+        ahead=_mean([m.active for m in prefill]),
         ahead_tokens=_mean([m.prefill_tokens for m in prefill]),
         running=_mean([load.running for load in said]),
         waiting=_mean([load.waiting for load in said]),

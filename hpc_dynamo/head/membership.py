@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from hpc_dynamo.agent import HEARTBEAT_S
 from hpc_dynamo.config import Role
+from hpc_dynamo.engines.contract import reshapes
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.messages import (
     Bye,
@@ -53,11 +54,11 @@ class Membership:
         router: Router,
         hopeless: Callable[[EngineError], None],
     ) -> None:
-        self._attempt, self._roster = attempt, roster
+        self._attempt, self._roster, config = attempt, roster, attempt.config()
         self._placed = {worker.rank: worker for worker in attempt.plan().workers}
         self._nodes = {node.node: node for node in roster.nodes}
         self._expected = dict[int, tuple[Worker, ...]]()  # by node: of further jobs, not here yet
-        self._silence_s = attempt.config().cluster.silence_s
+        self._silence_s, self._reshaped = config.cluster.silence_s, reshapes(config)
         self._server, self._router, self._hopeless = server, router, hopeless
         self._peers: dict[int, bytes] = {}  # node: socket id
         self._heard: dict[int, float] = {node.node: time.monotonic() for node in roster.nodes}
@@ -230,6 +231,8 @@ class Membership:
         ranks = [w.rank for w in self._placed.values() if self._role(w) is role]
         gone = (WorkerState.lost, WorkerState.stopped)
         lost = [self.workers[r] for r in ranks if r in self.workers]
+        if self._reshaped and any(w.state not in gone for w in self.workers.values()):
+            return  # the planner gives the role another worker
         if lost and len(lost) == len(ranks) and all(w.state in gone for w in lost):
             what = f"no {role} worker is left; the last one: {lost[-1].detail or 'stopped'}"
             self._hopeless(EngineError(what))

@@ -23,10 +23,11 @@ def need(config: Planner, seen: Signals) -> Need:
 
 def queue_s(seen: Signals) -> float:
     """Time that a prompt waits for prefill, from the interval's end."""
-    computed = seen.prompt_tokens * (1 - seen.hit_rate)
-    waits = seen.ahead_tokens * seen.prefill + seen.queued * computed
-    comes = max(seen.rate_hz, 1 / seen.seconds) * max(computed, 1.0)
-    return waits / comes
+    comes = max(seen.rate_hz, 1 / seen.seconds)
+    if not seen.prompt_tokens:  # nobody tokenizes here: prompts count alike
+        return (seen.ahead * seen.prefill + seen.queued) / comes
+    computed = max(seen.prompt_tokens * (1 - seen.hit_rate), 1.0)
+    return (seen.ahead_tokens * seen.prefill / computed + seen.queued) / comes
 
 
 def _prefill(config: Planner, seen: Signals) -> float:

@@ -21,6 +21,7 @@ class Signals(msgspec.Struct, frozen=True, kw_only=True):
     prefill: int = 0  # workers ready at the end, by role
     decode: int = 0
     moving: int = 0  # workers that change their role, and are of none
+    ahead: float = 0.0  # requests that a prefill worker has, mean
     ahead_tokens: float = 0.0  # of prompts given to a prefill worker and not computed, mean
     running: float = 0.0  # requests of a decode worker, mean over the workers
     waiting: float = 0.0  # as above, by the engines' own word

@@ -2,19 +2,18 @@
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hpc_dynamo.cli.report import PICTURE
 from hpc_dynamo.config import Role
 from hpc_dynamo.planner.records import Flip, Record, read
+from tests.load import Load, flips
 from tests.runs import hpc_dynamo, until
-from tests.serving.served import MODEL, Served, serving
+from tests.serving.served import MODEL, Served, kill, serving
 
-SOON_S = 60.0
 SHAPE = ("topology.prefill.workers=2", "topology.decode.workers=2", "router.local_prefill=false")
 SLOW = ("engine.args.timing=h100-8b", "engine.args.time-scale=8", "engine.args.num-blocks=512")
 PLANNER = (
@@ -38,45 +37,15 @@ def records(served: Served) -> list[Record]:
     return read(served.attempt.planner_file)
 
 
-def flips(served: Served, new: Role) -> list[Flip]:
-    return [r.flip for r in records(served) if r.flip and r.flip.new is new and not r.flip.why]
-
-
-class Load:
-    """Clients that ask one after the other until they are told to stop; what they got."""
-
-    def __init__(self, served: Served, prompt_tokens: int, max_tokens: int) -> None:
-        self._body: dict[str, Any] = {
-            "model": MODEL, "max_tokens": max_tokens, "stream": True,
-            "extra_body": {"ignore_eos": True},
-        }  # fmt: skip
-        self._served, self._prompt = served, "x" * prompt_tokens
-        self._stop = asyncio.Event()
-        self.pieces = list[int]()  # of each answer
-
-    async def run_until(self, done: Callable[[], object], clients: int) -> None:
-        async with self._served.asynchronous() as client, asyncio.TaskGroup() as group:
-            for number in range(clients):
-                group.create_task(self._ask(client, number))
-            try:
-                await asyncio.to_thread(until, "a flip", done, SOON_S)
-            finally:
-                self._stop.set()
-
-    async def _ask(self, client: Any, number: int) -> None:
-        turn = 0
-        while not self._stop.is_set():
-            prompt = f"{number}.{turn} {self._prompt}"
-            stream = await client.completions.create(**self._body, prompt=prompt)
-            self.pieces.append(sum([1 async for chunk in stream if chunk.choices]))
-            turn += 1
+def load(served: Served, prompt_words: int, max_tokens: int) -> Load:
+    return Load(served.url, served.key, MODEL, prompt_words, max_tokens)
 
 
 async def test_roles_follow_the_load_both_ways(reshaped: Served) -> None:
-    prompts = Load(reshaped, prompt_tokens=6000, max_tokens=1)
-    await prompts.run_until(lambda: flips(reshaped, Role.prefill), clients=6)
-    answers = Load(reshaped, prompt_tokens=16, max_tokens=300)
-    await answers.run_until(lambda: flips(reshaped, Role.decode), clients=24)
+    prompts = load(reshaped, prompt_words=1200, max_tokens=1)
+    await prompts.run_until(lambda: flips(reshaped.attempt, Role.prefill), clients=6)
+    answers = load(reshaped, prompt_words=3, max_tokens=300)
+    await answers.run_until(lambda: flips(reshaped.attempt, Role.decode), clients=24)
     assert prompts.pieces
     assert answers.pieces
     assert set(answers.pieces) == {300}
@@ -116,7 +85,7 @@ async def test_a_flip_that_fails_is_undone_and_not_retried_at_once(
     more = (f"engine.python={python}", f"model.path={model_folder}")
     with serving(tmp_path, *words, *more) as served:
         mark.touch()
-        prompts, answers = Load(served, 6000, 1), Load(served, 16, 100)
+        prompts, answers = load(served, 1200, 1), load(served, 3, 100)
         async with asyncio.TaskGroup() as group:
             group.create_task(answers.run_until(lambda: failed(served, "still under way"), 4))
             group.create_task(prompts.run_until(lambda: failed(served, "refused"), 6))
@@ -132,3 +101,13 @@ def failed(served: Served, why: str) -> list[Flip]:
 
 def ready_roles(served: Served) -> list[str]:
     return sorted(role for role, rows in served.workers().items() for _ in rows)
+
+
+def test_a_role_without_workers_is_given_one(tmp_path: Path) -> None:
+    words = ("topology.prefill.workers=1", "topology.decode.workers=2", "engine.restarts=0")
+    with serving(tmp_path, *words, *PLANNER) as served:
+        (prefill,) = served.workers()["prefill"]
+        kill(served.pid_of(prefill["url"]))
+        reply = served.post("/v1/completions", {"model": MODEL, "prompt": "hello"})
+        assert reply.status == 200
+        assert ready_roles(served) == ["decode", "prefill"]
