@@ -8,13 +8,14 @@ import asyncio
 import logging
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 from hpc_dynamo.agent import Agent
 from hpc_dynamo.bootstrap.address import job_address
 from hpc_dynamo.errors import BootstrapError
 from hpc_dynamo.launch.node import whoami
-from hpc_dynamo.messages import Leaving, NodeRecord, Outcome, Roster
+from hpc_dynamo.messages import ControlMessage, Leaving, NodeRecord, Outcome, Roster
 from hpc_dynamo.node import CODEC, log_to, on_end, on_warning, outcome_of
 from hpc_dynamo.run import Grown, write_json
 from hpc_dynamo.wire import Client
@@ -49,11 +50,16 @@ async def _join(job: Grown, node: int, host: str) -> Outcome:
         agent = Agent(job, me, client, secrets.token)
         on_end(agent.stop)
         async with asyncio.TaskGroup() as group:
-            on_warning(lambda: group.create_task(client.send(Leaving(node=node))))
+            on_warning(partial(_warn, node, client, group))
             await agent.run()
     finally:
         client.close()
     return Outcome(exit_code=0)
+
+
+def _warn(node: int, client: Client[ControlMessage], group: asyncio.TaskGroup) -> None:
+    log.info("Slurm ends this job soon")
+    group.create_task(client.send(Leaving(node=node)))
 
 
 def _record(job: Grown, node: int, host: str, roster: Roster) -> NodeRecord:

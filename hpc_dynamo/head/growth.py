@@ -119,7 +119,8 @@ class Grower:
             log.info("growth: %s", step.why)
         self._said = step.why
         for number in (*step.cancel, *step.release):
-            await self._give_back(self._jobs[number], step.why, group)
+            if self._may_go(self._jobs[number]):
+                await self._give_back(self._jobs[number], step.why, group)
         if step.ask:
             await self._ask(lack.role, step, group)
 
@@ -169,8 +170,6 @@ class Grower:
         return job
 
     async def _give_back(self, job: Further, why: str, group: asyncio.TaskGroup) -> None:
-        if not self._may_go(job):
-            return
         ends = job.stop if job.state is GrownState.pending else job.release
         group.create_task(ends(why), name=f"give-back-{job.known.number}")
         move = Move(count=len(job.known.ranks), old=job.known.role, new=None)
@@ -189,8 +188,9 @@ class Grower:
         """Jobs that Slurm ends soon, by their walltime or since they are preempted."""
         while True:
             node = await self._members.leaving.get()
-            for job in self._live:
-                if node in job.nodes and job.state is GrownState.running:
+            for job in [job for job in self._live if node in job.nodes]:
+                log.warning("further job %s: Slurm ends it soon", job.known.job_id)
+                if job.state is not GrownState.leaving:
                     await self._give_back(job, "Slurm ends it soon", group)
 
     async def _keep(self, move: Move, jobs: Iterable[Further], why: str) -> None:

@@ -1,12 +1,13 @@
 """A job on Slurm asks for another node under load, and gives it back; nobody notices but squeue."""
 
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.messages import GrownJob, GrownState
+from hpc_dynamo.messages import GrownJob, GrownState, NodeRecord
 from hpc_dynamo.run import Attempt, Run
 from tests.cluster.slurm import SlurmCluster
 from tests.cluster.test_planner import PLANNER, ready
@@ -26,9 +27,11 @@ SOON_S = 120.0
 
 
 @asynccontextmanager
-async def serving(cluster: SlurmCluster, folder: Path) -> AsyncIterator[tuple[Attempt, Load]]:
+async def serving(
+    cluster: SlurmCluster, folder: Path, *words: str
+) -> AsyncIterator[tuple[Attempt, Load]]:
     """On one node, with streams for it."""
-    done = hpc_dynamo(*WORDS, cwd=folder, env=cluster.env, timeout_s=100)
+    done = hpc_dynamo(*WORDS, *words, cwd=folder, env=cluster.env, timeout_s=100)
     assert done.returncode == 0, done.stdout + done.stderr
     run = Run(folder / "runs" / "s")
     attempt = latest(run.path)
@@ -59,6 +62,11 @@ def has_ended(attempt: Attempt, number: int) -> bool:
     return known is not None and known.state is GrownState.ended
 
 
+def kill(cluster: SlurmCluster, agent: NodeRecord) -> None:
+    """Its pid is of its node's own namespace."""
+    subprocess.run(cluster.on(agent.host, "kill", "-9", str(agent.pid)), check=True)
+
+
 def queue(cluster: SlurmCluster) -> list[str]:
     return cluster.slurm("squeue", "--noheader", "--format=%i").split()
 
@@ -84,9 +92,11 @@ async def test_a_node_comes_and_goes(cluster: SlurmCluster, shared_dir: Path) ->
 
 
 async def test_a_further_job_ends_with_its_head(cluster: SlurmCluster, shared_dir: Path) -> None:
-    async with serving(cluster, shared_dir) as (attempt, load):
+    async with serving(cluster, shared_dir, "planner.grow.idle_s=300") as (attempt, load):
         await load.run_until(lambda: serves(attempt, 1), 24, SOON_S)
-        own = attempt.job()
-        assert own
-        cluster.slurm("scancel", "--signal=KILL", "--full", own.job_id)
+        head = next(attempt.nodes())
+        kill(cluster, head)
         until("an empty queue", lambda: not queue(cluster), SOON_S)
+        known = job(attempt, 1)
+        assert known
+        assert known.state is GrownState.running, "nobody could tell of its end"
