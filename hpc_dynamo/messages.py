@@ -163,8 +163,9 @@ class GrownJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts of a batch."""
+    """Counts of a batch, or of a profile."""
 
+    unit: str = "requests"  # what is counted
     total: int = 0
     done: int = 0
     failed: int = 0

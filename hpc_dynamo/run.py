@@ -15,6 +15,7 @@
                                  submitit/; its logs are among the attempt's
       parts/<n>.jsonl            results of attempt n, appended
       output.jsonl errors.jsonl  all results in the input's order, once a run has ended
+      profile.json profile.png   of a profile: what all attempts measured
 
 The folder is on a shared and slow disk, so: no locks, small files are written under a
 temporary name, flushed and renamed; an attempt is claimed by making its folder; every
@@ -225,6 +226,8 @@ class Run:
         self.parts = path / "parts"
         self.output = path / "output.jsonl"
         self.errors = path / "errors.jsonl"
+        self.profile = path / "profile.json"
+        self.picture = path / "profile.png"
 
     def create(self, secret: Secrets) -> None:
         """Make the folder, private to its owner; keeps secrets that are there already."""

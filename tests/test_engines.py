@@ -169,6 +169,7 @@ def test_the_simulator() -> None:
     assert options(command) == {
         "--host": "10.0.0.7",
         "--port": "5000",
+        "--enable-prompt-tokens-details": "",
         "--model": "llama",
         "--role": "decode",
         "--max-num-seqs": "5",
@@ -364,6 +365,8 @@ vllm:time_to_first_token_seconds_bucket{engine="1",le="+Inf"} 1.0
 vllm:nixl_bytes_transferred_bucket{engine="0",le="+Inf"} 2.0
 vllm:nixl_bytes_transferred_sum{engine="0"} 8.4e+06
 vllm:nixl_bytes_transferred_count{engine="0"} 2.0
+# TYPE vllm:cache_config_info gauge
+vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="4096"} 1.0
 """
 
 
@@ -375,6 +378,7 @@ def test_a_reading_in_our_words() -> None:
         prompt_tokens=1200,
         generation_tokens=340,
         kv_bytes=8.4e6,
+        kv_tokens=65536,
         ttft=Histogram({0.1: 3, 0.5: 5, math.inf: 6}),
     )
 

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-from hpc_dynamo.cli import report, route
+from hpc_dynamo.cli import report, route, simulate
 from hpc_dynamo.config import Task
 
 DESCRIPTION = """\
@@ -18,6 +18,7 @@ overrides are Hydra's: FIELD=VALUE, or GROUP=FILE for a file of conf/GROUP/. The
   cluster=auto|slurm|local          cluster.slurm.partition=gpu cluster.slurm.time=04:00:00
   model.path=/shared/models/llama   input=prompts.jsonl   name=my-run   runs=/scratch/me/runs
   serve.port=8000                   router=kv|least_loaded|round_robin
+  planner=off|load|sla              planner.interval_s=30 planner.ttft_s=2 planner.itl_s=0.04
 `hpc-dynamo plan --show` prints all of them with their values."""
 
 EXAMPLES = {
@@ -26,6 +27,15 @@ EXAMPLES = {
   hpc-dynamo plan cluster.gpus_per_node=4 topology.prefill.pipeline_parallel=6
   hpc-dynamo plan --dry-run cluster.gpus_per_node=8 cluster.slurm.partition=gpu > job.sbatch
   hpc-dynamo plan --dry-run --verb serve cluster.gpus_per_node=8 > serve.sbatch""",
+    "simulate": """\
+  hpc-dynamo simulate --trace trace.jsonl topology.prefill.workers=4 topology.decode.workers=4
+  hpc-dynamo simulate --trace trace.jsonl topology.prefill.workers=8 topology.decode.workers=8 \\
+      planner.by=sla planner.ttft_s=2 planner.itl_s=0.04 --picture roles.png
+  hpc-dynamo simulate --trace trace.jsonl --search topology.prefill.workers=8 \\
+      topology.decode.workers=8 simulate.timing=a100-8b simulate.speed=2
+  the real router and planner before modelled engines; an hour of load takes seconds
+  a line of the trace: {"timestamp": 0, "input_length": 6758, "output_length": 500, "hash_ids": [0]}
+      milliseconds, tokens, and an id for each 512 tokens of the prompt: equal ids, equal tokens""",
     "batch": """\
   hpc-dynamo batch engine=simulator input=prompts.jsonl
   hpc-dynamo batch input=prompts.jsonl model.path=/shared/llama cluster.gpus_per_node=4 \\
@@ -37,6 +47,12 @@ EXAMPLES = {
       topology.prefill.workers=2 topology.decode.workers=2 cluster.slurm.time=04:00:00
   it prints base URL, key and the ssh line for your laptop; Ctrl-C ends the job
   hpc-dynamo serve --detach …       submit and return; `hpc-dynamo status` tells the rest""",
+    "profile": """\
+  hpc-dynamo profile engine=simulator topology=aggregated
+  hpc-dynamo profile model.path=/shared/llama cluster.gpus_per_node=4 name=llama-tp4 \\
+      topology.prefill.tensor_parallel=4 topology.decode.tensor_parallel=4
+  it writes profile.json and profile.png into the run folder; planner.profile=… takes the first
+  the same command again goes on where the last attempt ended, however it ended""",
     "route": """\
   hpc-dynamo route --workers http://gpu1:8000,http://gpu2:8000
   hpc-dynamo route --workers http://gpu1:8000,http://gpu2:8000 route.key_file=engines.key \\
@@ -87,10 +103,12 @@ def arguments(name: str, verb: ArgumentParser) -> None:
     match name:
         case "plan":
             _plan(verb)
-        case "batch" | "serve":
+        case "batch" | "serve" | "profile":
             verb.add_argument("--detach", action="store_true", help="submit and return at once")
         case "route":
             route.options(verb)
+        case "simulate":
+            simulate.options(verb)
         case "chat":
             _chat(verb)
         case "status":

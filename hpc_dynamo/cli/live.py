@@ -86,7 +86,7 @@ class _Lines:
 
 
 class _Bar:
-    """A batch on a terminal: news scroll by above a bar with rate and time left."""
+    """A batch or a profile on a terminal: news scroll by above a bar with rate and time left."""
 
     def __init__(self, watch: Watch, progress: Progress) -> None:
         self._watch, self._progress = watch, progress

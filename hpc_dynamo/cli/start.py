@@ -1,5 +1,6 @@
-"""The verbs that start a job: a batch, or an endpoint."""
+"""The verbs that start a job: a batch, an endpoint, or a profile."""
 
+import hashlib
 import re
 import shutil
 import sys
@@ -7,19 +8,22 @@ from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 
 from hpc_dynamo import launch, node
 from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.requests import Requests, scan
-from hpc_dynamo.cli import views
+from hpc_dynamo.cli import profiled, views
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.follow import follow
-from hpc_dynamo.config import Config, Launcher, Serve, Task
+from hpc_dynamo.config import Config, Launcher, Planner, PlannerKind, Serve, Task
 from hpc_dynamo.engines import engine
 from hpc_dynamo.errors import ConfigError, HpcDynamoError
 from hpc_dynamo.launch import grown
 from hpc_dynamo.messages import Outcome
+from hpc_dynamo.planner.interpolation import load_profile
+from hpc_dynamo.planner.profile import load
 from hpc_dynamo.run import Attempt, Run, Secrets, new_token
 from hpc_dynamo.topology import Plan
 from hpc_dynamo.topology import plan as lay_out
@@ -59,6 +63,22 @@ def serve(args: Namespace) -> int:
     return go(run, config, layout, launcher, detach=args.detach)
 
 
+def profile(args: Namespace) -> int:
+    """Measure an engine and a worker shape; the same command again resumes."""
+    config = replace(compose(args.overrides, args.config_dir), task=Task.profile)
+    config = placed(config, f"profile-{config.engine.name}-{_folder(config)}")
+    launcher = launch.resolve(config.cluster.launcher)
+    layout = _checked(config, launcher)
+    run = _profile_run(config)
+    if run.profile.exists():
+        OUT.print(f"nothing to do: {run.profile} is there; overwrite=true measures again")
+    else:
+        go(run, config, layout, launcher, detach=args.detach)
+    if run.profile.exists():  # not where it was only submitted
+        OUT.print(profiled.summary(load(run.profile)))
+    return 0
+
+
 def go(run: Run, config: Config, layout: Plan, launcher: Launcher, *, detach: bool) -> int:
     """Start an attempt and stay with it. Raises what it ended with, if not well."""
     attempt = run.new_attempt(config, layout)
@@ -83,7 +103,8 @@ def _conclude(attempt: Attempt, outcome: Outcome) -> None:
         error = HpcDynamoError(outcome.message)
         error.exit_code = outcome.exit_code
         raise error
-    if outcome.message and not sys.stdout.isatty():  # a terminal has it below its table
+    table = attempt.config().task is Task.serve and sys.stdout.isatty()
+    if outcome.message and not table:  # which has it below
         OUT.print(outcome.message, markup=False)
 
 
@@ -92,12 +113,28 @@ def placed(config: Config, default_name: str) -> Config:
     name = config.name or default_name
     if "/" in name or name.startswith("."):
         raise ConfigError(f"name={name!r} must be a plain folder name", hint="name=my-run")
-    return replace(config, name=name, runs=str(Path(config.runs).absolute()))
+    planner = replace(config.planner, profile=_profile(config.planner))
+    return replace(config, name=name, runs=str(Path(config.runs).absolute()), planner=planner)
+
+
+def _profile(planner: Planner) -> str:
+    """Its absolute path. Raises ConfigError where a planner is to go by it and cannot."""
+    if planner.by is not PlannerKind.sla:
+        return planner.profile
+    if not planner.profile:
+        hint = "planner.profile=FILE, which `hpc-dynamo profile` writes; or planner=load"
+        raise ConfigError("planner.by=sla needs a profile of the engine", hint=hint)
+    load_profile(planner.profile)
+    return str(Path(planner.profile).absolute())
 
 
 def _served(config: Config) -> str:
+    return f"serve-{_folder(config)}"
+
+
+def _folder(config: Config) -> str:
     """The model's name as a folder's."""
-    return "serve-" + re.sub(r"[^\w.+-]+", "-", config.model.served_name)
+    return re.sub(r"[^\w.+-]+", "-", config.model.served_name)
 
 
 def files(serve: Serve) -> Serve:
@@ -151,8 +188,23 @@ def _batch_run(config: Config, requests: Requests) -> Run:
     return run
 
 
+def _profile_run(config: Config) -> Run:
+    """Raises ConfigError for a folder whose points are of another engine, model or shape."""
+    run = _free(config)
+    known, shape = run.identity(), (config.engine, config.model, config.topology)
+    fingerprint = hashlib.sha256(msgspec.json.encode(shape, order="sorted")).hexdigest()
+    if known is not None and known.fingerprint != fingerprint:
+        what = f"name={config.name}: {run.path} holds other results ({known.input})"
+        hint = "the same engine, model and topology, another name=…, or overwrite=true"
+        raise ConfigError(what, hint=hint)
+    _create(run)
+    if known is None:
+        run.identify(Path(f"profile of {config.served_name}"), fingerprint)
+    return run
+
+
 def serve_run(config: Config) -> Run:
-    """Raises ConfigError for the folder of a batch."""
+    """Raises ConfigError for the folder of a batch or a profile."""
     run = _free(config)
     known = run.identity()
     if known is not None:

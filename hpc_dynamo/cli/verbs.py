@@ -15,7 +15,8 @@ from hpc_dynamo.cli.live import until_end
 from hpc_dynamo.cli.logs import logs
 from hpc_dynamo.cli.report import report
 from hpc_dynamo.cli.route import route
-from hpc_dynamo.cli.start import OUT, batch, serve
+from hpc_dynamo.cli.simulate import simulate
+from hpc_dynamo.cli.start import OUT, batch, profile, serve
 from hpc_dynamo.cli.watch import Watch
 from hpc_dynamo.config import Task
 from hpc_dynamo.launch.script import render
@@ -71,8 +72,10 @@ def stop(args: Namespace) -> int:
 
 VERBS: dict[str, tuple[Callable[[Namespace], int], str]] = {
     "plan": (plan, "show the layout of a topology, or the sbatch script for it"),
+    "simulate": (simulate, "put a trace on a modelled job in virtual time; starts nothing"),
     "batch": (batch, "answer every request of a JSONL file"),
     "serve": (serve, "give an OpenAI endpoint on the nodes of a job"),
+    "profile": (profile, "measure an engine and a worker shape, for the planner"),
     "route": (route, "give an OpenAI endpoint before engines that run already"),
     "chat": (chat, "talk to an endpoint"),
     "status": (status, "show how a run is, live on a terminal"),

@@ -121,9 +121,10 @@ def progress_line(p: Progress) -> str:
     left = (p.total - p.done - p.failed) / rate if rate else math.inf
     eta = f", {duration(left)} left" if math.isfinite(left) else ""
     tokens = p.completion_tokens / p.elapsed_s if p.elapsed_s > 0 else 0.0
+    speed = f", {tokens:.0f} tokens/s" if p.unit == "requests" else ""
     return (
         f"{p.done}/{p.total} done, {p.failed} failed, {p.running} under way, "
-        f"{rate:.1f} requests/s, {tokens:.0f} tokens/s{eta}"
+        f"{rate:.1f} {p.unit}/s{speed}{eta}"
     )
 
 

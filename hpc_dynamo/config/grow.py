@@ -1,7 +1,7 @@
 """Values of `planner.grow` that cannot work."""
 
 from hpc_dynamo.config.planner import PlannerKind
-from hpc_dynamo.config.schema import Config, Kind, Task
+from hpc_dynamo.config.schema import Config, Task
 from hpc_dynamo.errors import ConfigError
 
 
@@ -19,10 +19,7 @@ def check_grow(config: Config) -> None:
         raise ConfigError(what, hint=hint)
     if config.planner.by is PlannerKind.off:
         what = "planner.grow.nodes is set, but nothing decides when to grow"
-        raise ConfigError(what, hint="planner.by=load, or planner.by=sla with a profile")
-    if config.task is not Task.serve or config.route.engines:
-        what = "planner.grow adds workers to an endpoint that we started ourselves"
+        raise ConfigError(what, hint="planner=load, or planner=sla planner.profile=FILE")
+    if config.task is not Task.serve:
+        what = "planner.grow adds workers to an endpoint"
         raise ConfigError(what, hint="hpc-dynamo serve …, or planner.grow.nodes=0")
-    if config.topology.kind is not Kind.disaggregated:
-        what = f"planner.grow does not know how to grow topology={config.topology.kind}"
-        raise ConfigError(what, hint="topology=disaggregated, or planner.grow.nodes=0")

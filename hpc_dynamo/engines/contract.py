@@ -80,6 +80,7 @@ class MetricNames:
     ttft: str
     itl: str
     kv_bytes: str  # histogram or counter of bytes that NIXL moved to this worker
+    cache: str  # gauge whose labels num_gpu_blocks and block_size tell the KV cache's size
 
 
 class Engine(Protocol):

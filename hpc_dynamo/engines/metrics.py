@@ -5,7 +5,7 @@ PromQL's histogram_quantile does.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -60,6 +60,7 @@ class Metrics:
     prompt_tokens: float = 0
     generation_tokens: float = 0
     kv_bytes: float = 0
+    kv_tokens: int = 0  # that its KV cache holds; 0: it does not say
     ttft: Histogram = Histogram()
     itl: Histogram = Histogram()
 
@@ -68,12 +69,15 @@ def parse(text: str, names: MetricNames) -> Metrics:
     """Read /metrics; what an engine does not export stays at zero."""
     numbers: dict[str, float] = {}
     histograms: dict[str, dict[float, float]] = {}
+    kv_tokens = 0
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.name.endswith("_bucket"):
                 buckets = histograms.setdefault(family.name, {})
                 bound = float(sample.labels["le"])
                 buckets[bound] = buckets.get(bound, 0) + sample.value
+            elif sample.name == names.cache:
+                kv_tokens = max(kv_tokens, _tokens(sample.labels))
             else:
                 numbers[sample.name] = numbers.get(sample.name, 0) + sample.value
 
@@ -89,9 +93,16 @@ def parse(text: str, names: MetricNames) -> Metrics:
         prompt_tokens=first(f"{names.prompt_tokens}_total"),
         generation_tokens=first(f"{names.generation_tokens}_total"),
         kv_bytes=first(f"{names.kv_bytes}_sum", f"{names.kv_bytes}_total"),
+        kv_tokens=kv_tokens,
         ttft=Histogram(histograms.get(names.ttft, {})),
         itl=Histogram(histograms.get(names.itl, {})),
     )
+
+
+def _tokens(cache: Mapping[str, str]) -> int:
+    """0 where an engine does not say how many blocks it has."""
+    counts = [cache.get(name, "") for name in ("num_gpu_blocks", "block_size")]
+    return int(counts[0]) * int(counts[1]) if all(map(str.isdigit, counts)) else 0
 
 
 def total(histograms: Iterable[Histogram]) -> Histogram:

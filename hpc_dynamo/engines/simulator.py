@@ -44,6 +44,7 @@ class Simulator:
             "model": config.model.served_name,
             "role": "both" if self.flexible(config) else str(place.worker.role),
             "max-num-seqs": config.engine.max_num_seqs,
+            "enable-prompt-tokens-details": True,
         }
         endpoints = self.events(config, place)
         if endpoints:

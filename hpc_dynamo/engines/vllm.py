@@ -46,6 +46,7 @@ VLLM_METRICS = MetricNames(
     ttft="vllm:time_to_first_token_seconds",
     itl="vllm:inter_token_latency_seconds",
     kv_bytes="vllm:nixl_bytes_transferred",
+    cache="vllm:cache_config_info",
 )
 
 GUARD = Path(__file__).parent / "guard"  # holds one module, for the engine to import

@@ -14,6 +14,7 @@ from hpc_dynamo.head.course import Course
 from hpc_dynamo.head.flip import Flipper
 from hpc_dynamo.head.growth import Grower
 from hpc_dynamo.head.membership import Membership
+from hpc_dynamo.head.profiling import ProfileWork
 from hpc_dynamo.head.reshape import Reshaper
 from hpc_dynamo.head.scrape import Scraper
 from hpc_dynamo.head.serve import ServeWork
@@ -22,6 +23,8 @@ from hpc_dynamo.http import Client
 from hpc_dynamo.launch.node import allocation_end
 from hpc_dynamo.launch.walltime import Walltime
 from hpc_dynamo.messages import ControlMessage, Outcome, Planning, Roster, Status
+from hpc_dynamo.planner.interpolation import load_profile
+from hpc_dynamo.planner.performance import Performance
 from hpc_dynamo.planner.planner import Planner
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt
@@ -30,7 +33,11 @@ from hpc_dynamo.wire import Server
 FAREWELL_S = 10.0  # for an agent to answer, beyond what its engines may take to end
 TICK_S = 0.5
 
-WORK: dict[Task, Callable[[Job], Work]] = {Task.batch: BatchWork, Task.serve: ServeWork}
+WORK: dict[Task, Callable[[Job], Work]] = {
+    Task.batch: BatchWork,
+    Task.serve: ServeWork,
+    Task.profile: ProfileWork,
+}
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +83,7 @@ class Head(Course):
         """By the planner, until cancelled; not at all where none is asked for."""
         config, file = self._config, self._attempt.planner_file
         if config.planner.by is not PlannerKind.off:
-            planner = Planner(config.planner, None, len(self._attempt.plan().workers))
+            planner = Planner(config.planner, await self._performance())
             flipper = Flipper(config, router, members)
             heed = self._grower.heed if self._grower else lambda decision: None
             self._reshaper = Reshaper(config, router, planner, flipper, scraper.loads, file, heed)
@@ -99,6 +106,12 @@ class Head(Course):
             group.create_task(members.stop_all(reason, patience_s))
             if self._grower:
                 group.create_task(self._grower.end(reason))
+
+    async def _performance(self) -> Performance | None:
+        """By the profile that the planner is to go by, if it is."""
+        if self._config.planner.by is not PlannerKind.sla:
+            return None
+        return await asyncio.to_thread(load_profile, self._config.planner.profile)
 
     def _status(self, members: Members, ends_at: float | None, detail: str = "") -> Status:
         status = super()._status(members, ends_at, detail)

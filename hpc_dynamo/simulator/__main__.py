@@ -37,7 +37,7 @@ SHUTDOWN_S = 0.5  # for answers that are nearly done when the process is told to
 @contextlib.asynccontextmanager
 async def engine(args: argparse.Namespace, port: int, key: str) -> AsyncIterator[Service]:
     """The parts of one rank, put together; their tasks end with the context."""
-    pool, metrics = BlockPool(args.num_blocks), Metrics()
+    pool, metrics = BlockPool(args.num_blocks), Metrics(args.num_blocks, args.block_size)
     memory = KvMemory(args.num_blocks, args.block_size * args.kv_bytes_per_token)
     model = Model(f"{args.model}/{args.seed}", args.block_size, pool, memory)
     limits = Limits(

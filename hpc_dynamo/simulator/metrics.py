@@ -45,7 +45,9 @@ class Histogram:
 class Metrics:
     """All counts of one engine. The owner sets the fields; `text` renders them."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        """Of a KV cache of `num_blocks` blocks of `block_size` tokens."""
+        self._cache = {"num_gpu_blocks": num_blocks, "block_size": block_size}
         self.running = self.waiting = 0
         self.kv_usage = 0.0
         self.prompt_tokens = self.generation_tokens = 0
@@ -66,7 +68,9 @@ class Metrics:
         """The page of /metrics."""
         quoted = model.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
         labels = f'engine="0",model_name="{quoted}"'
-        lines = list[str]()
+        cache = ",".join(f'{name}="{value}"' for name, value in self._cache.items())
+        info = "vllm:cache_config_info"
+        lines = [f"# TYPE {info} gauge", f'{info}{{engine="0",{cache}}} 1']
         for name, gauge in self._gauges().items():
             lines += [f"# TYPE vllm:{name} gauge", f"vllm:{name}{{{labels}}} {gauge}"]
         for name, counter in self._counters().items():

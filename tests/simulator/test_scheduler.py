@@ -22,7 +22,7 @@ WAIT_S = 20.0
 async def scheduler(
     limits: Limits, *, blocks: int = 64, timing: Timing | None = None
 ) -> AsyncIterator[tuple[Scheduler, BlockPool, Metrics]]:
-    pool, metrics = BlockPool(blocks), Metrics()
+    pool, metrics = BlockPool(blocks), Metrics(blocks, 16)
     model = Model("m", 16, pool, KvMemory(blocks, 512))
     made = Scheduler(limits, timing or Timing(), model, metrics)
     task = asyncio.create_task(made.run())

@@ -1,0 +1,104 @@
+"""What `hpc-dynamo profile` measures of one worker: one JSON file, and its points on the way."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+
+from hpc_dynamo.errors import ConfigError
+
+HINT = "hpc-dynamo profile … writes one, profile.json in its run folder"
+
+
+class What(StrEnum):
+    """Which time a point is of."""
+
+    ttft = "ttft"  # of a prompt on a worker that does nothing else
+    itl = "itl"  # where `sequences` answers are made at once
+    transfer = "transfer"  # first token of a decode worker, after the prefill worker has answered
+
+
+class Spot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A place in the grid. A held-out one is never interpolated from: it tells the error."""
+
+    what: What
+    prompt_tokens: int
+    cached_tokens: int = 0  # its beginning, which was asked before
+    sequences: int = 1
+    held_out: bool = False
+
+
+class Point(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What was measured there. `seconds` is None where the sequences did not fit at once."""
+
+    spot: Spot
+    seconds: float | None
+    cached_tokens: int = 0  # by the engine's word, where it has one
+    context_tokens: float = 0.0  # itl: mean length of a sequence meanwhile
+    size_bytes: int = 0  # transfer: of the KV cache that moved
+
+
+class Error(msgspec.Struct, frozen=True):
+    """Of interpolated against measured times, as shares of the measured."""
+
+    mean: float
+    worst: float
+    count: int
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine and worker shape on one kind of hardware."""
+
+    model: str
+    engine: str
+    version: str
+    hardware: str
+    kind: str  # of the topology: aggregated, or disaggregated (each point of the role it is for)
+    tensor_parallel: int  # of the worker that decodes, as the next two
+    pipeline_parallel: int
+    data_parallel: int
+    date: str  # ISO 8601, UTC
+    context_tokens: int  # of the longest sequence
+    kv_tokens: int  # that the KV cache of the worker that decodes holds; 0: it did not say
+    most_sequences: int  # decoded at a time
+    start_s: float  # from launch to the first served token, the slowest worker
+    prompt_tokens_per_s: float  # best seen
+    answer_tokens_per_s: float
+    points: tuple[Point, ...]
+    kv_bytes_per_token: float = 0.0  # 0, as the next: nothing was transferred
+    transfer_s_per_byte: float = 0.0
+    errors: Mapping[What, Error] = {}  # at the points held out
+
+    def of(self, what: What, *, held_out: bool = False) -> list[Point]:
+        """The points there of which a time is known."""
+        wanted = (what, held_out)
+        return [p for p in self.points if (p.spot.what, p.spot.held_out) == wanted and p.seconds]
+
+
+def load(file: Path) -> Profile:
+    """Raises ConfigError for a file that is not there, or not a profile that can be used."""
+    try:
+        profile = msgspec.json.decode(file.read_bytes(), type=Profile)
+    except OSError as e:
+        raise ConfigError(f"{file}: cannot be read: {e.strerror}", hint=HINT) from e
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{file}: is not a profile: {e}", hint=HINT) from e
+    for what in (What.ttft, What.itl):
+        if not profile.of(what):
+            raise ConfigError(f"{file}: has no point of {what}", hint=HINT)
+    return profile
+
+
+def measured(files: Iterable[Path]) -> dict[Spot, Point]:
+    """The points of all attempts so far; a line that a crash tore is not read."""
+    lines = (line for file in files for line in file.read_bytes().splitlines(keepends=True))
+    return {point.spot: point for point in _points(lines)}
+
+
+def _points(lines: Iterable[bytes]) -> Iterator[Point]:
+    for line in lines:
+        if line.endswith(b"\n"):
+            with suppress(msgspec.DecodeError):
+                yield msgspec.json.decode(line, type=Point)
