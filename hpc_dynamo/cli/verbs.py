@@ -19,6 +19,7 @@ from hpc_dynamo.cli.simulate import simulate
 from hpc_dynamo.cli.start import OUT, batch, profile, serve
 from hpc_dynamo.cli.watch import Watch
 from hpc_dynamo.config import Task
+from hpc_dynamo.launch.grown import clear
 from hpc_dynamo.launch.script import render
 from hpc_dynamo.topology import plan as lay_out
 
@@ -62,6 +63,7 @@ def stop(args: Namespace) -> int:
     job = launch.find(attempt)
     state = job.state()[0] if job else launch.JobState.ended
     if job is None or state is launch.JobState.ended:
+        clear(attempt.grown(), attempt.config().cluster.silence_s)
         OUT.print(f"{run.path} is not running")
         return 0
     job.stop()

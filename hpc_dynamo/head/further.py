@@ -108,6 +108,7 @@ class Further:
     async def release(self, why: str) -> None:
         """Give its workers nothing new, end its agents when they have nothing left to do."""
         self._sent_away = True
+        self._members.forget(self._plan)  # agents that are not here yet need not come
         await self._tell(state=GrownState.leaving, detail=why)
         here = {member.rank for member in self._router.members}
         drains = (self._router.drain(rank) for rank in self.known.ranks if rank in here)

@@ -6,23 +6,28 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 
 from msgspec.structs import replace
 
 from hpc_dynamo import launch
 from hpc_dynamo.config import Role, minutes
-from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.head.flip import least
 from hpc_dynamo.head.further import Further
 from hpc_dynamo.head.membership import Membership
 from hpc_dynamo.launch import JobState
+from hpc_dynamo.launch.grown import clear
 from hpc_dynamo.messages import GrownJob, GrownState, Status
 from hpc_dynamo.planner.growth import Growing, Growth, Room, Step
 from hpc_dynamo.planner.records import append
 from hpc_dynamo.planner.signals import Decision, Move
 from hpc_dynamo.router import Router
-from hpc_dynamo.run import Attempt, Grown, write_json
+from hpc_dynamo.run import Attempt, Grown
 from hpc_dynamo.topology import fill
+
+TICK_S = 0.2
+STILL_TICKS = 150  # that a job which Slurm ends soon waits for changes of role to end
+USELESS = "none of its workers is left"
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +99,7 @@ class Grower:
         for attempt in self._attempt.run.attempts():
             ours, left = attempt.number == self._attempt.number, attempt.grown()
             if left and (ours or _is_over(attempt)):
-                _clear(left)
+                clear(left, self._config.cluster.silence_s)
             for job in left:
                 self._count(job, ours=ours)
 
@@ -128,7 +133,7 @@ class Grower:
         """What became of those that were asked for."""
         for job in self._jobs.values():
             if job.state is GrownState.running and job.useless:
-                group.create_task(job.release("none of its workers is left"))
+                group.create_task(job.release(USELESS), name=f"give-back-{job.known.number}")
                 self._rule.failed(now)
             elif job.state is GrownState.running and not job.job().coming:
                 self._rule.succeeded()
@@ -170,15 +175,23 @@ class Grower:
         return job
 
     async def _give_back(self, job: Further, why: str, group: asyncio.TaskGroup) -> None:
-        ends = job.stop if job.state is GrownState.pending else job.release
+        ends = job.stop if job.state is GrownState.pending else partial(self._release, job)
         group.create_task(ends(why), name=f"give-back-{job.known.number}")
         move = Move(count=len(job.known.ranks), old=job.known.role, new=None)
         await self._keep(move, [job], why)
 
+    async def _release(self, job: Further, why: str) -> None:
+        """A worker that changes its role would be given requests after its drain."""
+        for _ in range(STILL_TICKS):
+            if set(job.known.ranks).isdisjoint(self._moving()):
+                break
+            await asyncio.sleep(TICK_S)
+        await job.release(why)
+
     def _may_go(self, job: Further) -> bool:
         """Not while its workers change their role, nor where a role would have too few left."""
         ranks = set(job.known.ranks)
-        if ranks & set(self._moving()):
+        if not ranks.isdisjoint(self._moving()):
             return False
         stay = Counter(m.role for m in self._router.members if m.rank not in ranks and not m.aside)
         roles = {m.role for m in self._router.members if m.rank in ranks}
@@ -213,18 +226,3 @@ def _is_over(attempt: Attempt) -> bool:
         return True
     job = launch.find(attempt)
     return job is None or job.state()[0] is JobState.ended
-
-
-def _clear(left: Iterable[Grown]) -> None:
-    """End what a head left behind that could not do it itself."""
-    for folder in left:
-        state, job = folder.state(), launch.find(folder)
-        if state is None or state.state is GrownState.ended:
-            continue
-        try:
-            if job and job.state()[0] is not JobState.ended:
-                job.stop()
-            ended = replace(state, state=GrownState.ended, detail="left behind by a head that died")
-            write_json(folder.state_file, ended)
-        except (HpcDynamoError, OSError) as e:
-            log.warning("further job %s of %s: %s", state.job_id, folder.path, e)

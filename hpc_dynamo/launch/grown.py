@@ -6,15 +6,24 @@ job's environment, which would tell the new job that it is the old one.
 
 import asyncio
 import importlib
+import logging
 import os
 import sys
+import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from msgspec import structs
+
 from hpc_dynamo.child import clean_environment
 from hpc_dynamo.config import Config, Launcher
-from hpc_dynamo.errors import ConfigError, LaunchError
+from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency
 from hpc_dynamo.launch import local, slurm
+from hpc_dynamo.launch.job import JobState
+from hpc_dynamo.launch.local import LocalJob
+from hpc_dynamo.launch.slurm import SlurmJob
+from hpc_dynamo.messages import GrownState
 from hpc_dynamo.run import Grown, write_json
 from hpc_dynamo.topology import Plan, fill
 
@@ -22,6 +31,8 @@ ENTRY = "hpc_dynamo.join"  # by name: it is of a higher layer
 SUBMIT_S = 120.0
 # One that Slurm started again would be nobody's: the head has asked for another by then.
 ENVIRONMENT = {"SBATCH_NO_REQUEUE": "1"}
+
+log = logging.getLogger(__name__)
 
 
 def check(config: Config, layout: Plan, launcher: Launcher) -> None:
@@ -58,6 +69,32 @@ async def submit(job: Grown, time_s: float) -> str:
         hint = "whether nodes may submit jobs here; planner.grow.nodes=0 does without"
         raise LaunchError(f"no further job could be submitted: {said}", hint=hint)
     return out.decode().split()[-1]
+
+
+def clear(left: Iterable[Grown], silence_s: float) -> None:
+    """End what a head left behind that could not do it itself, and write that down. Agents that
+    nobody ends do so `silence_s` after their head."""
+    for folder in left:
+        state = folder.state()
+        if state is None or state.state is GrownState.ended:
+            continue
+        try:
+            _stop(folder)
+        except (LaunchError, MissingDependency) as e:
+            log.warning("further job %s of %s: %s", state.job_id, folder.path, e)
+            continue
+        seen_at = min(state.seen_at + silence_s, time.time()) if state.began_at else 0.0
+        why = "left behind by a head that died"
+        ended = structs.replace(state, state=GrownState.ended, detail=why, seen_at=seen_at)
+        write_json(folder.state_file, ended)
+
+
+def _stop(folder: Grown) -> None:
+    record = folder.job()
+    if record:
+        job = LocalJob(record, folder) if record.launcher == "local" else SlurmJob(record)
+        if job.state()[0] is not JobState.ended:
+            job.stop()
 
 
 def main(path: str, minutes: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from hpc_dynamo.messages import GrownJob, GrownState, Status
 from hpc_dynamo.planner.growth import Growing
@@ -99,6 +100,7 @@ async def test_a_job_comes_with_the_load_and_goes_without(
         assert status.node_hours == jobs(served.attempt)[0].node_hours
 
 
+@pytest.mark.slow
 async def test_further_jobs_end_when_the_head_dies_or_is_stopped(
     tmp_path: Path, model_folder: Path
 ) -> None:
