@@ -18,7 +18,7 @@ from msgspec import structs
 
 from hpc_dynamo.child import clean_environment
 from hpc_dynamo.config import Config, Launcher
-from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency
+from hpc_dynamo.errors import ConfigError, HpcDynamoError, LaunchError, MissingDependency
 from hpc_dynamo.launch import local, slurm
 from hpc_dynamo.launch.job import JobState
 from hpc_dynamo.launch.local import LocalJob
@@ -120,4 +120,7 @@ def _from_zero(plan: Plan) -> Plan:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except HpcDynamoError as e:
+        sys.exit(e.message)
