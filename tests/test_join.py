@@ -13,10 +13,12 @@ import pytest
 
 from hpc_dynamo.config import Cluster, Config, Device, Engine, Model, Pool, Role, Topology
 from hpc_dynamo.errors import EngineError
+from hpc_dynamo.head.flip import Flipper
 from hpc_dynamo.head.membership import Membership
 from hpc_dynamo.messages import NodeRecord, Outcome, Roster, WorkerState
 from hpc_dynamo.node import CODEC
-from hpc_dynamo.router import Router
+from hpc_dynamo.router import Ask, Router
+from hpc_dynamo.router.lease import Wish
 from hpc_dynamo.run import Attempt, Grown, write_json
 from hpc_dynamo.topology import fill, plan
 from hpc_dynamo.wire import Server
@@ -107,6 +109,22 @@ async def test_it_joins_warns_and_leaves(head: Head) -> None:
         assert head.members.workers == {}
         assert list(head.router.members) == []
     assert job.outcome() == Outcome(exit_code=0)
+
+
+async def test_a_worker_that_leaves_while_it_changes_its_role_fails_to(head: Head) -> None:
+    job = head.further()
+    head.members.expect(job.plan())
+    async with agent(job):
+        await head.ready(2)
+        lease = await head.router.route(Ask(wish=Wish(workers=(2,))))
+        flipper = Flipper(CONFIG, head.router, head.members)
+        role = Role.aggregated  # the way there is the same, whatever the roles
+        flip = asyncio.create_task(flipper.flip(2, role, role))
+        await asyncio.sleep(0)
+        await head.members.stop(frozenset({1}), "not needed", SOON_S)
+        async with asyncio.timeout(SOON_S):
+            assert (await flip).why == "worker 2 died"
+        lease.release()
 
 
 @pytest.mark.parametrize("known", [False, True])

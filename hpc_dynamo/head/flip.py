@@ -84,7 +84,8 @@ class Flipper:
             await reports.get()
 
     def _is_ready(self, rank: int) -> bool:
-        return self._members.workers[rank].state is WorkerState.ready
+        worker = self._members.workers.get(rank)  # those of a further job that is over are gone
+        return worker is not None and worker.state is WorkerState.ready
 
     async def _turn(self, rank: int, new: Role) -> str:
         await self._members.turn(rank, new, restart=False)

@@ -49,7 +49,7 @@ class Further:
         await self._tell()
         try:
             job_id = await grown.submit(self._folder, time_s)
-        except LaunchError as e:
+        except (LaunchError, OSError) as e:
             await self._end(str(e))
             return
         finally:
@@ -93,7 +93,8 @@ class Further:
         for report in reports:
             ready += report is not None and report.state is WorkerState.ready
             coming += not self._joined if report is None else report.state not in DEAD
-        return Job(self.known.number, ready, coming - ready, self.state is GrownState.pending)
+        pending = self.state is GrownState.pending and not self._joined
+        return Job(self.known.number, ready, coming - ready, pending)
 
     @property
     def failed(self) -> bool:
@@ -110,13 +111,16 @@ class Further:
         self._sent_away = True
         self._members.forget(self._plan)  # agents that are not here yet need not come
         await self._tell(state=GrownState.leaving, detail=why)
-        here = {member.rank for member in self._router.members}
-        drains = (self._router.drain(rank) for rank in self.known.ranks if rank in here)
+        drains = map(self._drain, self.known.ranks)
         await _within(asyncio.gather(*drains), self._config.planner.drain_s)
         patience_s = self._config.engine.stop_timeout_s + FAREWELL_S
         await self._members.stop(self.nodes, why, patience_s)
         if not await _within(self._over.wait(), END_S):
             await self.stop(why)
+
+    async def _drain(self, rank: int) -> None:
+        if any(member.rank == rank for member in self._router.members):
+            await self._router.drain(rank)
 
     async def stop(self, why: str) -> None:
         """End it now, wherever it is."""

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from hpc_dynamo import launch
 from hpc_dynamo.config import Role, minutes
+from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.head.flip import least
 from hpc_dynamo.head.further import Further
 from hpc_dynamo.head.membership import Membership
@@ -56,7 +57,7 @@ class Grower:
         self._jobs = dict[int, Further]()
         self._former_hours = 0.0  # of jobs that are not ours to look after
         self._decisions = asyncio.Queue[Decision]()
-        self._failed = set[Further]()
+        self._failed, self._going = set[Further](), set[Further]()  # told to end
         self._said, self._ending = "", False
 
     def heed(self, decision: Decision) -> None:
@@ -78,7 +79,10 @@ class Grower:
 
     async def run(self) -> None:
         """Until cancelled; `end` comes before that."""
-        await asyncio.to_thread(self._take_stock)
+        try:
+            await asyncio.to_thread(self._take_stock)
+        except (HpcDynamoError, OSError) as e:
+            log.warning("what former heads left behind is not all known: %s", e)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._mind_warnings(group), name="growth-warnings")
             while True:
@@ -117,8 +121,8 @@ class Grower:
         lack, now = decision.lack, time.time()
         if lack is None:
             return
-        self._learn(now, group)
-        here = [job for job in self._live if job.state is not GrownState.leaving]
+        await self._learn(now, group)
+        here = [job for job in self._live if job not in self._going]
         step = self._rule.decide(now, lack, [job.job() for job in here], self._room())
         if step.why and step.why != self._said:
             log.info("growth: %s", step.why)
@@ -129,11 +133,11 @@ class Grower:
         if step.ask:
             await self._ask(lack.role, step, group)
 
-    def _learn(self, now: float, group: asyncio.TaskGroup) -> None:
+    async def _learn(self, now: float, group: asyncio.TaskGroup) -> None:
         """What became of those that were asked for."""
-        for job in self._jobs.values():
+        for job in tuple(self._jobs.values()):
             if job.state is GrownState.running and job.useless:
-                group.create_task(job.release(USELESS), name=f"give-back-{job.known.number}")
+                await self._give_back(job, USELESS, group)
                 self._rule.failed(now)
             elif job.state is GrownState.running and not job.job().coming:
                 self._rule.succeeded()
@@ -155,8 +159,15 @@ class Grower:
     async def _ask(self, role: Role, step: Step, group: asyncio.TaskGroup) -> None:
         room, nodes = self._room(), self._grow.nodes_each * step.ask
         time_s = min(room.seconds, room.node_hours * 3600 / nodes)
-        jobs = [await self._new(role) for _ in range(step.ask)]
+        try:
+            jobs = [await self._new(role) for _ in range(step.ask)]
+        except OSError as e:  # a full disk must not end an endpoint
+            log.warning("no further job: %s", e)
+            return
+        if self._ending:
+            return
         for job in jobs:
+            self._jobs[job.known.number] = job
             group.create_task(job.run(time_s), name=f"grown-{job.known.number}")
         count = sum(len(job.known.ranks) for job in jobs)
         await self._keep(Move(count=count, old=None, new=role), jobs, step.why)
@@ -170,12 +181,13 @@ class Grower:
         known = GrownJob(
             number=folder.number, role=role, nodes=plan.nodes, ranks=ranks, asked_at=now
         )
-        job = Further(folder, known, self._config, self._router, self._members)
-        self._jobs[folder.number] = job
-        return job
+        return Further(folder, known, self._config, self._router, self._members)
 
     async def _give_back(self, job: Further, why: str, group: asyncio.TaskGroup) -> None:
-        ends = job.stop if job.state is GrownState.pending else partial(self._release, job)
+        if job in self._going:
+            return
+        self._going.add(job)
+        ends = job.stop if job.job().pending else partial(self._release, job)
         group.create_task(ends(why), name=f"give-back-{job.known.number}")
         move = Move(count=len(job.known.ranks), old=job.known.role, new=None)
         await self._keep(move, [job], why)
@@ -203,8 +215,7 @@ class Grower:
             node = await self._members.leaving.get()
             for job in [job for job in self._live if node in job.nodes]:
                 log.warning("further job %s: Slurm ends it soon", job.known.job_id)
-                if job.state is not GrownState.leaving:
-                    await self._give_back(job, "Slurm ends it soon", group)
+                await self._give_back(job, "Slurm ends it soon", group)
 
     async def _keep(self, move: Move, jobs: Iterable[Further], why: str) -> None:
         record = Growing(

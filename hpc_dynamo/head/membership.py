@@ -150,7 +150,7 @@ class Membership:
         peer = self._peers.get(worker.node)
         if peer is not None:
             await self._server.send(peer, Turn(rank=rank, role=role, restart=restart))
-        if not restart:
+        if not restart and rank in self.workers:
             self.workers[rank] = replace(worker, role=role)
 
     @contextmanager
