@@ -36,6 +36,16 @@ def outward(address: str, login: str = "") -> str:
         return _source_towards(socket.gethostname())
 
 
+def reachable(address: str) -> str:
+    """The head's own, for agents of further jobs on other nodes. Raises ConfigError where a job of
+    Slurm knows none but loopback's."""
+    found = outward(address)
+    if found.startswith("127.") and "SLURM_JOB_ID" in os.environ:
+        what = "planner.grow needs an address of this node that other nodes can reach"
+        raise ConfigError(what, hint="cluster.interface=ib0, or as the interface is called")
+    return found
+
+
 def _address_of(interface: str) -> str:
     known = [name for _, name in socket.if_nameindex()]
     if interface not in known:

@@ -19,6 +19,7 @@ from hpc_dynamo.cli.simulate import simulate
 from hpc_dynamo.cli.start import OUT, batch, profile, serve
 from hpc_dynamo.cli.watch import Watch
 from hpc_dynamo.config import Task
+from hpc_dynamo.launch.grown import clear
 from hpc_dynamo.launch.script import render
 from hpc_dynamo.topology import plan as lay_out
 
@@ -65,6 +66,8 @@ def stop(args: Namespace) -> int:
         outcome = follow(attempt, job, OUT)
         OUT.print(f"{run.path}: {outcome.message or 'it had finished'}")
     if not going:
+        latest = run.attempts()[-1]
+        clear(latest.grown(), latest.config().cluster.silence_s)
         OUT.print(f"{run.path} is not running")
     return 0
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from msgspec.structs import replace
 
@@ -13,6 +13,7 @@ from hpc_dynamo.engines import engine
 from hpc_dynamo.head.batch import BatchWork
 from hpc_dynamo.head.course import Course
 from hpc_dynamo.head.flip import Flipper
+from hpc_dynamo.head.growth import Grower
 from hpc_dynamo.head.handover import Handover
 from hpc_dynamo.head.membership import Membership
 from hpc_dynamo.head.profiling import ProfileWork
@@ -54,6 +55,7 @@ class Head(Course):
         self._broken_off_at = math.inf  # by the loop's clock
         self._handover: Handover | None = None
         self._reshaper: Reshaper | None = None
+        self._grower: Grower | None = None
 
     def warn(self) -> None:
         """Slurm says that the job ends soon: by its walltime, or because it is preempted."""
@@ -108,8 +110,27 @@ class Head(Course):
         if config.planner.by is not PlannerKind.off:
             planner = Planner(config.planner, await self._performance())
             flipper = Flipper(config, router, members)
-            self._reshaper = Reshaper(config, router, planner, flipper, scraper.loads, file)
+            heed = self._grower.heed if self._grower else lambda decision: None
+            self._reshaper = Reshaper(config, router, planner, flipper, scraper.loads, file, heed)
             await self._reshaper.run()
+
+    async def _grow(self, router: Router, members: Membership) -> None:
+        """By further jobs, until cancelled; not at all where none may be asked for."""
+        if self._config.planner.grow.nodes:
+            ends_at = self._walltime.ends_at
+            self._grower = Grower(self._attempt, router, members, ends_at, self._moving)
+            await self._grower.run()
+
+    def _moving(self) -> Collection[int]:
+        return self._reshaper.moving if self._reshaper else ()
+
+    async def _stop(self, members: Membership, reason: str) -> None:
+        """Further jobs and all agents, at the same time."""
+        patience_s = self._config.engine.stop_timeout_s + FAREWELL_S
+        async with asyncio.TaskGroup() as group:
+            group.create_task(members.stop_all(reason, patience_s))
+            if self._grower:
+                group.create_task(self._grower.end(reason))
 
     async def _performance(self) -> Performance | None:
         """By the profile that the planner is to go by, if it is."""
@@ -119,7 +140,8 @@ class Head(Course):
 
     def _status(self, members: Members, ends_at: float | None, detail: str = "") -> Status:
         status = super()._status(members, ends_at, detail)
-        return replace(status, planning=self._planning())
+        status = replace(status, planning=self._planning())
+        return self._grower.describe(status) if self._grower else status
 
     def _planning(self) -> Planning | None:
         return self._reshaper.status() if self._reshaper else None
@@ -145,14 +167,14 @@ class Head(Course):
                 group.create_task(self._show(members, ends_at), name="status"),
                 group.create_task(self._mind_the_end(made), name="walltime"),
                 group.create_task(scraper.run(), name="scrape"),
+                group.create_task(self._grow(router, members), name="growth"),
                 group.create_task(self._reshape(router, members, scraper), name="planner"),
                 group.create_task(agent.run(), name="agent"),
                 *([group.create_task(handover.run(), name="handover")] if handover else []),
             ]
             work = group.create_task(self._finish(made), name="work")
             outcome = await self._over(work)
-            patience_s = self._config.engine.stop_timeout_s + FAREWELL_S
-            await members.stop_all(outcome.message or "all done", patience_s)
+            await self._stop(members, outcome.message or "all done")
             for background in tasks:
                 background.cancel()
         return self._conclude(members, ends_at, outcome)
