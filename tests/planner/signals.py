@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from hpc_dynamo.planner.signals import Signals
+from hpc_dynamo.planner.queueing import wait_s
+from hpc_dynamo.planner.signals import Demand, Signals
 
 INTERVAL_S = 30.0
 
@@ -30,3 +31,22 @@ def saw(number: int, prefill: int, decode: int, **more: Any) -> Signals:
     fields: dict[str, Any] = {"ttft_s": 0.6, "itl_s": 0.015, "running": 10.0, "kv_usage": 0.2}
     fields |= {"at": number * INTERVAL_S, "seconds": INTERVAL_S}
     return Signals(prefill=prefill, decode=decode, **(fields | more))
+
+
+def served(load: Demand, worker: Linear, split: tuple[int, int], **more: Any) -> Signals:
+    """What such workers show of a load that they keep up with; the TTFT of a minute is the worst.
+
+    `hit_rate` of the prompts may be given.
+    """
+    prefill, decode = split
+    prompt, answer = load.prompt_tokens, load.answer_tokens
+    service_s = worker.prefill_s(prompt, more.get("hit_rate", 0.0) * prompt)
+    ttft_s = wait_s(load.rate_hz, service_s, prefill) + service_s
+    ttft_s += worker.transfer_s(prompt) + worker.itl_s(1, prompt)
+    length, running = prompt + answer / 2, 1.0
+    for _ in range(200):  # Little's law
+        running = min(load.rate_hz * answer / decode * worker.itl_s(running, length), 200.0)
+    fields: dict[str, Any] = {"requests": round(load.rate_hz * INTERVAL_S)}
+    fields |= {"prompt_tokens": prompt, "answer_tokens": answer, "ttft_s": min(ttft_s, 60.0)}
+    fields |= {"itl_s": worker.itl_s(running, length), "running": running}
+    return saw(0, prefill, decode, **(fields | {"kv_usage": running / 200} | more))

@@ -8,7 +8,7 @@ from hpc_dynamo.planner.queueing import FULL, wait_s
 from hpc_dynamo.planner.signals import Demand, Signals
 from hpc_dynamo.planner.sla import Sla
 from hpc_dynamo.planner.split import Need
-from tests.planner.signals import Linear, saw
+from tests.planner.signals import Linear, saw, served
 
 CONFIG = Planner(ttft_s=2.0, itl_s=0.03)
 DEMAND = Demand(rate_hz=10.0, prompt_tokens=4000.0, answer_tokens=200.0)
@@ -16,24 +16,7 @@ SLOWER = 1.5
 
 
 def seen_of(worker: Linear, prefill: int, decode: int, hits: float = 0.0) -> Signals:
-    """What such workers would show of DEMAND."""
-    service = worker.prefill_s(4000, hits * 4000)
-    line = wait_s(DEMAND.rate_hz, service, prefill)
-    first = worker.transfer_s(4000) + worker.itl_s(1, 4000)
-    running = run_by(worker, decode)
-    return saw(
-        *(0, prefill, decode), requests=300, prompt_tokens=4000.0, answer_tokens=200.0,
-        hit_rate=hits, ttft_s=line + service + first, itl_s=worker.itl_s(running, 4100),
-        running=running, kv_usage=running / 200,
-    )  # fmt: skip
-
-
-def run_by(worker: Linear, decode: int) -> float:
-    """Sequences of each worker at which as many tokens come out as DEMAND wants."""
-    running = 1.0
-    for _ in range(200):
-        running = DEMAND.rate_hz * DEMAND.answer_tokens / decode * worker.itl_s(running, 4100)
-    return running
+    return served(DEMAND, worker, (prefill, decode), hit_rate=hits)
 
 
 def after(sla: Sla, seen: Signals, intervals: int = 20) -> Need:
