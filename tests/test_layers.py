@@ -27,6 +27,7 @@ L4  dispatch agent
 L5  frontend batch
 L6  head
 L6  node simulation
+L6  join
 L7  cli
 L7  demo __main__
 """

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from hpc_dynamo.messages import (
     Endpoint,
+    GrownJob,
     Planning,
     Quantiles,
     Status,
@@ -71,6 +72,13 @@ def planner_line(p: Planning) -> str:
         f"planner: wants {p.prefill} prefill and {p.decode} decode for {p.rate_hz:.1f}/s"
         f"{moving}; {p.flips} flips, {p.failed} failed; {p.why}{short}"
     )
+
+
+def grown_line(job: GrownJob) -> str:
+    """A further job and what it waits for."""
+    ranks, name = ", ".join(map(str, job.ranks)), job.job_id or "being submitted"
+    detail = f": {job.detail}" if job.detail else ""
+    return f"further job {name} {job.state}, {job.nodes} node(s), {job.role} {ranks}{detail}"
 
 
 def how_to(attempt: Attempt, endpoint: Endpoint) -> str:

@@ -20,6 +20,7 @@ from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.config import Config, Launcher, Planner, PlannerKind, Serve, Task
 from hpc_dynamo.engines import engine
 from hpc_dynamo.errors import ConfigError, HpcDynamoError
+from hpc_dynamo.launch import grown
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.planner.interpolation import load_profile
 from hpc_dynamo.planner.profile import load
@@ -170,6 +171,7 @@ def _checked(config: Config, launcher: Launcher) -> Plan:
         config = replace(config, cluster=replace(config.cluster, gpus_per_node=gpus))
     layout = lay_out(config)
     engine(config.engine.name).check(config, layout)
+    grown.check(config, layout, launcher)
     return layout
 
 
@@ -206,7 +208,7 @@ def serve_run(config: Config) -> Run:
     run = _free(config)
     known = run.identity()
     if known is not None:
-        what = f"name={config.name}: {run.path} holds the results of a batch ({known.input})"
+        what = f"name={config.name}: {run.path} holds results ({known.input})"
         raise ConfigError(what, hint="another name=…, or overwrite=true to throw them away")
     _create(run)
     return run

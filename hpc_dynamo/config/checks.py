@@ -3,6 +3,7 @@
 import re
 from dataclasses import fields
 
+from hpc_dynamo.config.grow import check_grow
 from hpc_dynamo.config.reshaping import check_planner
 from hpc_dynamo.config.schema import Config, Role, Serve, Topology
 from hpc_dynamo.errors import ConfigError
@@ -20,6 +21,7 @@ def check(config: Config) -> None:
     minutes(config.cluster.slurm.time)
     _check_serve(config.serve)
     check_planner(config)
+    check_grow(config)
     if config.cluster.slurm.gpu_option not in ("gpus-per-node", "gres"):
         value = config.cluster.slurm.gpu_option
         hint = "gpus-per-node or gres"

@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from hpc_dynamo.config import Config, Role
+from hpc_dynamo.config import Config, Planner, Role
 from hpc_dynamo.engines import engine
 from hpc_dynamo.head.membership import Membership
 from hpc_dynamo.messages import WorkerReport, WorkerState
@@ -11,6 +11,11 @@ from hpc_dynamo.planner.records import Flip
 from hpc_dynamo.router import Router
 
 SPARE_S = 10.0  # for an agent to tell, beyond what its engine may take to end and to start
+
+
+def least(planner: Planner, role: Role) -> int:
+    """Workers that a role must keep."""
+    return max(1, planner.least_prefill if role is Role.prefill else planner.least_decode)
 
 
 class Flipper:
@@ -24,8 +29,7 @@ class Flipper:
         self._patience_s = times.stop_timeout_s + times.ready_timeout_s + SPARE_S
 
     def least(self, role: Role) -> int:
-        planner = self._planner
-        return max(1, planner.least_prefill if role is Role.prefill else planner.least_decode)
+        return least(self._planner, role)
 
     def ready(self, role: Role) -> list[int]:
         """Ranks that take requests in this role; who has least to do comes first."""
@@ -80,7 +84,8 @@ class Flipper:
             await reports.get()
 
     def _is_ready(self, rank: int) -> bool:
-        return self._members.workers[rank].state is WorkerState.ready
+        worker = self._members.workers.get(rank)  # those of a further job that is over are gone
+        return worker is not None and worker.state is WorkerState.ready
 
     async def _turn(self, rank: int, new: Role) -> str:
         await self._members.turn(rank, new, restart=False)

@@ -35,7 +35,10 @@ class Decides(Protocol):
 
 
 class Reshaper:
-    """Runs until cancelled. `flips` counts by old role, new role, and done or failed."""
+    """Runs until cancelled; `heed` is told of every decision.
+
+    `flips` counts by old role, new role, and done or failed.
+    """
 
     def __init__(
         self,
@@ -45,12 +48,13 @@ class Reshaper:
         flipper: Flipper,
         loads: Callable[[], Sequence[WorkerLoad]],
         file: Path,
+        heed: Callable[[Decision], None] = lambda decision: None,
     ) -> None:
         self._roles = [role for role, _ in config.topology.pools]
         self._interval_s = config.planner.interval_s
         self._router, self._planner, self._flipper = router, planner, flipper
-        self._loads, self._file = loads, file
-        self._moving = set[int]()  # ranks
+        self._loads, self._file, self._heed = loads, file, heed
+        self.moving = set[int]()  # ranks
         self._not_before = dict[Direction, float]()
         self._failures = Counter[Direction]()
         self.flips = Counter[tuple[Role, Role, str]]()
@@ -62,14 +66,15 @@ class Reshaper:
         async with asyncio.TaskGroup() as group:
             while True:
                 await asyncio.sleep(self._interval_s)
-                seen = look(self._router, self._loads(), len(self._moving))
+                seen = look(self._router, self._loads(), len(self.moving))
                 # A forecast may have to fit a model: streams must not wait for that.
                 self.last = await asyncio.to_thread(self._planner.decide, seen)
+                self._heed(self.last)
                 ranks, left_out = self._who(self.last.move)
                 await self._keep(Record(decision=self.last, left_out=left_out))
                 for rank in ranks:
                     assert self.last.move
-                    self._moving.add(rank)
+                    self.moving.add(rank)
                     group.create_task(self._flip(rank, self.last.move), name=f"flip-{rank}")
 
     def status(self) -> Planning | None:
@@ -86,7 +91,7 @@ class Reshaper:
             decode=wanted.decode,
             why=wanted.why,
             short=wanted.short,
-            moving=tuple(sorted(self._moving)),
+            moving=tuple(sorted(self.moving)),
             flips=done["done"],
             failed=done["failed"],
         )
@@ -108,7 +113,7 @@ class Reshaper:
         try:
             flip = await self._flipper.flip(rank, move.old, move.new)
         finally:
-            self._moving.discard(rank)
+            self.moving.discard(rank)
         self._learn(flip)
         await self._keep(Record(flip=flip))
 

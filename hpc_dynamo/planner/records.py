@@ -29,7 +29,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     left_out: str = ""
 
 
-def append(file: Path, record: Record) -> None:
+def append(file: Path, record: msgspec.Struct) -> None:
     """A whole line, on disk when this returns. Raises OSError."""
     with file.open("ab") as out:
         out.write(msgspec.json.encode(record) + b"\n")

@@ -1,6 +1,6 @@
 """Who gets the workers: from what each role needs to how many of each there are to be."""
 
-from math import ceil
+from math import ceil, floor, inf
 from typing import NamedTuple
 
 from hpc_dynamo.config import Planner, Protect, Role
@@ -34,34 +34,40 @@ class Ready(NamedTuple):
 def split(need: Need, ready: Ready, config: Planner) -> Wanted:
     """The wanted split of the workers that are ready. Their sum stays.
 
-    1. While no role needs more workers than it has, nothing changes.
-    2. The role that is short gets what it needs, rounded up, where the other can spare it: it
-       could serve `margin` more load with what is left to it. What neither needs is shared in
-       proportion to the needs, so that both have the same room for a swing.
-    3. Where that cannot be, `protect` decides. `ttft`: prefill gets its need, decode the rest.
-       `itl`: decode gets its part of the workers in proportion to the needs, rounded up, which
-       is enough for all that prefill then lets through; the rest waits in line. The protected
-       role gives up a worker where it could serve `margin` more load without it.
+    A role's pressure is what it needs over what it has; the even split is the one in which the
+    greater of the two is the least.
 
-    So two moves in opposite directions mean that a need, or the proportion of the needs, changed
-    by a factor of more than 1 + margin in between.
+    1. While no role needs more workers than it has, nothing changes.
+    2. Where the even split gives both what they need, the role that is short gets half of the
+       workers that this split gives it more, rounded up, but no less than it needs; none at all
+       where even that split would ease it by no more than a factor of 1 + margin. The protected
+       role gives up only what it could do without under `margin` more load.
+    3. Where none gives both what they need, `protect` decides. `ttft`: prefill gets its need,
+       decode the rest. `itl`: decode gets its part of the workers in proportion to the needs,
+       rounded up, which is enough for all that prefill then lets through; the rest waits in
+       line. The protected role gives up a worker where it could serve `margin` more load
+       without it.
+
+    So two moves in opposite directions mean that the proportion of the needs changed by a factor
+    of more than 1 + margin in between.
     """
     if ready.total < config.least_prefill + config.least_decode:
         return _wanted(need, ready, ready.prefill, "too few are ready to share")
     load, need = need, _at_least(need, config)
-    if need.prefill <= ready.prefill and need.decode <= ready.decode:
+    now, even = _pressure(need, ready), _even(need, ready, config)
+    if now <= 1:
         return _wanted(need, ready, ready.prefill, "nobody is short")
-    prefill_keeps = _with_margin(load.prefill, config.least_prefill, config)
-    decode_keeps = _with_margin(load.decode, config.least_decode, config)
-    fair = ready.total * need.prefill / need.total
-    if need.decode <= ready.decode and ceil(need.prefill) + decode_keeps <= ready.total:
-        most = max(ready.total - decode_keeps, ready.prefill)
-        return _wanted(need, ready, _within(ceil(need.prefill), fair, most), "prefill is short")
-    if need.prefill <= ready.prefill and ceil(need.decode) + prefill_keeps <= ready.total:
-        least = min(prefill_keeps, ready.prefill)
-        most = ready.total - ceil(need.decode)
-        return _wanted(need, ready, _within(least, fair, most), "decode is short")
-    return _wanted(need, ready, _protected(load, ready, config), f"{config.protect} is protected")
+    if (then := _pressure(need, even)) > 1:
+        prefill = _protected(load, ready, config)
+        return _wanted(need, ready, prefill, f"{config.protect} is protected")
+    if now <= then * (1 + config.margin):
+        return _wanted(need, ready, ready.prefill, "a move would ease too little")
+    if need.prefill > ready.prefill:
+        prefill, who = _eased(need.prefill, ready.prefill, even.prefill), "prefill"
+    else:
+        prefill = ready.total - _eased(need.decode, ready.decode, even.decode)
+        who = "decode"
+    return _wanted(need, ready, _guarded(prefill, load, ready, config), f"{who} is short")
 
 
 def lack(need: Need, ready: Ready, moving: int, config: Planner) -> Lack:
@@ -81,8 +87,33 @@ def _at_least(need: Need, config: Planner) -> Need:
     return Need(prefill, max(need.decode, config.least_decode), need.lost)
 
 
-def _within(least: int, value: float, most: int) -> int:
-    return max(least, min(round(value), most))
+def _pressure(need: Need, ready: Ready) -> float:
+    """Of the role that has the greater one."""
+    if not (ready.prefill and ready.decode):
+        return inf
+    return max(need.prefill / ready.prefill, need.decode / ready.decode)
+
+
+def _even(need: Need, ready: Ready, config: Planner) -> Ready:
+    """The even split that keeps the least of each role."""
+    total, fair = ready.total, floor(ready.total * need.prefill / need.total)
+    most = total - config.least_decode
+    counts = (max(config.least_prefill, min(count, most)) for count in (fair, fair + 1))
+    splits = (Ready(prefill, total - prefill) for prefill in counts)
+    return min(splits, key=lambda each: _pressure(need, each))
+
+
+def _eased(need: float, has: int, even: int) -> int:
+    return max(ceil(need), has + ceil((even - has) / 2))
+
+
+def _guarded(prefill: int, load: Need, ready: Ready, config: Planner) -> int:
+    """So many prefill workers, but that the protected role keeps a margin of what it has."""
+    if config.protect is Protect.ttft:
+        keeps = _with_margin(load.prefill, config.least_prefill, config)
+        return max(prefill, min(ready.prefill, keeps))
+    keeps = _with_margin(load.decode, config.least_decode, config)
+    return min(prefill, ready.total - min(ready.decode, keeps))
 
 
 def _protected(load: Need, ready: Ready, config: Planner) -> int:

@@ -53,16 +53,24 @@ def test_while_nobody_is_short_nothing_changes() -> None:
     assert (wanted.prefill, wanted.short) == (4, "")
 
 
-def test_what_is_spare_is_shared() -> None:
-    """Prefill needs a fifth worker of the 16; both get a third more than they need."""
+def test_who_is_short_goes_half_the_way_to_even_pressure() -> None:
+    """Prefill needs a fifth worker of the 16; 6 and 10 would be pressed alike."""
     wanted = split(Need(4.5, 7.5), Ready(4, 12), Planner())
-    assert (wanted.prefill, wanted.decode) == (6, 10)
+    assert (wanted.prefill, wanted.decode) == (5, 11)
     assert "prefill is short" in wanted.why
+    assert split(Need(4.2, 2.8), Ready(4, 12), Planner()).prefill == 7, "even: 10 and 6"
+    assert split(Need(2.8, 4.2), Ready(12, 4), Planner()).decode == 7
 
 
-def test_a_role_keeps_a_margin() -> None:
-    assert split(Need(4.5, 11.0), Ready(4, 12), Planner()).prefill == 4, "decode cannot spare one"
-    assert split(Need(4.5, 10.0), Ready(4, 12), Planner()).prefill == 5
+def test_who_is_short_gets_at_least_its_need() -> None:
+    assert split(Need(9.5, 4.0), Ready(4, 12), Planner()).prefill == 10, "half the way: 8"
+
+
+def test_a_move_that_eases_little_is_not_made() -> None:
+    """Prefill lacks 3 per cent of its load; with 3 more workers its pressure is 0.99, not 1.02."""
+    needs = Need(40.9, 7.2)
+    assert split(needs, Ready(40, 9), Planner()).prefill == 40
+    assert split(needs, Ready(40, 9), Planner(margin=0.01)).prefill == 41
 
 
 @pytest.mark.parametrize(("protect", "prefill"), [(Protect.ttft, 12), (Protect.itl, 8)])
