@@ -17,6 +17,11 @@ DYNAMO_NEEDS = (
     *("aiohttp", "msgspec", "prometheus-client", "pyzmq", "transformers<5.20", "tqdm"),
     *("zstandard", "uvloop", "redis<9", "kubernetes<33"),
 )
+# What its planner imports beyond that; it asks AISimulate too, which is not to be had.
+PLANNER_NEEDS = (
+    *("scikit-learn", "pandas>=2,<4", "pmdarima>=2.1,<3", "filterpy", "prophet>=1.1,<2"),
+    *("grpcio", "protobuf", "plotly", "prometheus-api-client", "pydantic>=2", "pyyaml"),
+)
 DISK_GB = 1.5
 PROGRAMS = {"wrk": "wrk", "nginx": "nginx"}  # and the Debian packages that have them
 
@@ -45,6 +50,13 @@ def dynamo() -> Path:
     """Dynamo's environment alone, which needs no other program. Raises like `environments`."""
     env = cache_dir() / f"dynamo-{DYNAMO}-{_version()}"
     install(env, _dynamo(env), Progress())
+    return env
+
+
+def dynamo_planner() -> Path:
+    """The same with what its planner needs. Raises like `environments`."""
+    env = cache_dir() / f"dynamo-{DYNAMO}-{_version()}"
+    install(env, [*_dynamo(env), Step("planner", (_pip(env, *PLANNER_NEEDS),))], Progress())
     return env
 
 

@@ -88,6 +88,12 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     restart: bool
 
 
+class Leaving(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """An agent of a further job: Slurm ends it soon, so give it nothing new."""
+
+    node: int
+
+
 class Bye(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """An agent has ended all its workers."""
 
@@ -113,7 +119,9 @@ class KvReplay(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     start: int
 
 
-ControlMessage = Hello | Heartbeat | WorkerReport | KvEvents | KvReplay | Turn | Stop | Bye
+ControlMessage = (
+    Hello | Heartbeat | WorkerReport | KvEvents | KvReplay | Turn | Stop | Leaving | Bye
+)
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +132,35 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     host: str = ""  # local launcher: where the processes are
     pid: int = 0
     submitted_at: float = 0.0
+    login: str = ""  # Slurm: the machine that the run's first job was submitted from
+
+
+class GrownState(StrEnum):
+    """Life of a further job."""
+
+    pending = "pending"
+    running = "running"
+    leaving = "leaving"  # its workers get nothing new, then it ends
+    ended = "ended"
+
+
+class GrownJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A further job of an attempt, as its head last knew it."""
+
+    number: int
+    role: Role  # that its workers began in
+    nodes: int
+    ranks: tuple[int, ...]
+    asked_at: float
+    state: GrownState = GrownState.pending
+    job_id: str = ""
+    detail: str = ""  # what the scheduler says, or why it ended
+    began_at: float = 0.0  # ran from then ...
+    seen_at: float = 0.0  # ... until then at least
+
+    @property
+    def node_hours(self) -> float:
+        return self.nodes * (self.seen_at - self.began_at) / 3600
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,6 +215,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
     ready: bool = False  # every role has a worker that serves
     draining: bool = False
+    forward: str = ""  # requests are passed on to the endpoint of another job, by its base URL ...
+    moved: str = ""  # ... which is all that refusals can name when it is too late for that
     models: tuple[str, ...] = ()
     context_tokens: int = 0  # of the longest sequence that all workers take; 0: not known
     workers: tuple[WorkerReport, ...] = ()
@@ -197,6 +236,20 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     tls: bool = False
 
 
+class Planning(msgspec.Struct, frozen=True, kw_only=True):
+    """What the planner last made of the load, and how many changes of role there were."""
+
+    at: float
+    rate_hz: float  # expected
+    prefill: int  # workers that it wants
+    decode: int
+    why: str = ""
+    short: str = ""  # what cannot be had
+    moving: tuple[int, ...] = ()  # ranks that change their role now
+    flips: int = 0
+    failed: int = 0
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """What the head last knew, rewritten every second."""
 
@@ -208,6 +261,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     progress: Progress = Progress()
     loads: tuple[WorkerLoad, ...] = ()  # of ready workers
     traffic: Traffic | None = None  # of a serving run
+    planning: Planning | None = None
+    grown: tuple[GrownJob, ...] = ()  # further jobs, those that ended left out
+    node_hours: float = 0.0  # of all further jobs of the run
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,16 +9,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from msgspec.structs import replace
 
 from hpc_dynamo.agent import Agent
 from hpc_dynamo.bootstrap import exchange
-from hpc_dynamo.bootstrap.address import job_address
+from hpc_dynamo.bootstrap.address import job_address, reachable
 from hpc_dynamo.errors import HpcDynamoError, LaunchError
 from hpc_dynamo.head import Head, Standalone
 from hpc_dynamo.launch import successor
@@ -36,23 +37,28 @@ def main(path: str) -> int:
     """Run this node's part of the attempt in `path`; the exit code of the whole."""
     attempt = Attempt(Path(path))
     index, hosts = whoami(attempt.plan().nodes)
-    _log_to(attempt.agent_log(index))
+    log_to(attempt.agent_log(index))
     if index == 0 and "SLURM_RESTART_COUNT" in os.environ:
         attempt.renew()
-    try:
-        outcome = uvloop.run(_node(attempt, index, hosts))
-    except asyncio.CancelledError:
-        outcome = Outcome(exit_code=1, message="stopped before all agents had met")
-    except HpcDynamoError as e:
-        log.error("%s", e)
-        outcome = Outcome(exit_code=e.exit_code, message=str(e))
-    except Exception as e:  # the edge of the process: nobody else would say it
-        log.exception("this is a defect of hpc-dynamo")
-        message = f"{type(e).__name__}: {e}\n  log: {attempt.agent_log(index)}"
-        outcome = Outcome(exit_code=1, message=message)
+    outcome = outcome_of(_node(attempt, index, hosts), attempt.agent_log(index))
     if index == 0 and (last := _go_on(attempt, outcome)):
         write_json(attempt.outcome_file, last)
     return outcome.exit_code
+
+
+def outcome_of(task: Coroutine[Any, Any, Outcome], file: Path) -> Outcome:
+    """Of a whole task of the job, whatever becomes of it; `file` is its log."""
+    try:
+        return uvloop.run(task)
+    except asyncio.CancelledError:
+        return Outcome(exit_code=1, message="stopped before all agents had met")
+    except HpcDynamoError as e:
+        log.error("%s", e)
+        return Outcome(exit_code=e.exit_code, message=str(e))
+    except Exception as e:  # the edge of the process: nobody else would say it
+        log.exception("this is a defect of hpc-dynamo")
+        message = f"{type(e).__name__}: {e}\n  log: {file}"
+        return Outcome(exit_code=1, message=message)
 
 
 def _go_on(attempt: Attempt, outcome: Outcome) -> Outcome | None:
@@ -75,10 +81,12 @@ def _go_on(attempt: Attempt, outcome: Outcome) -> Outcome | None:
 
 async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
     # Until there is a head or an agent to end in order, a signal ends this task.
-    _on_end(asyncio.current_task().cancel)  # type: ignore[union-attr]  # we are in one
-    _on_warning(partial(log.info, "the walltime ends soon"))
+    on_end(asyncio.current_task().cancel)  # type: ignore[union-attr]  # we are in one
+    on_warning(partial(log.info, "the walltime ends soon"))
     config, secrets = attempt.config(), attempt.run.secrets()
     address = job_address(config.cluster.interface, hosts)
+    if config.planner.grow.nodes:
+        address = reachable(address)
     if config.route.engines:
         return await _alone(attempt, _record(attempt, index, hosts, address))
     server = Server(address, secrets.keys, CODEC) if index == 0 else None
@@ -117,35 +125,35 @@ async def _alone(attempt: Attempt, me: NodeRecord) -> Outcome:
     """Before engines that somebody else started."""
     write_json(attempt.node_file(me.node), me)
     head = Standalone(attempt, me.address)
-    _on_end(head.interrupt)
+    on_end(head.interrupt)
     return await head.run()
 
 
 async def _lead(head: Head, agent: Agent) -> Outcome:
-    _on_end(head.interrupt)
-    _on_warning(head.warn)
+    on_end(head.interrupt)
+    on_warning(head.warn)
     return await head.run(agent)
 
 
 async def _follow(agent: Agent) -> Outcome:
     """Signals end this node alone; the end of the walltime is the head's business."""
-    _on_end(agent.stop)
+    on_end(agent.stop)
     await agent.run()
     return Outcome(exit_code=0)
 
 
-def _on_end(action: Callable[[], object]) -> None:
+def on_end(action: Callable[[], object]) -> None:
     """What SIGTERM and SIGINT do from now on; submitit would have them ignored."""
     for sig in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sig, action)
 
 
-def _on_warning(action: Callable[[], object]) -> None:
+def on_warning(action: Callable[[], object]) -> None:
     """What the signal before the end of the walltime does; submitit would end the job for it."""
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, action)
 
 
-def _log_to(file: Path) -> None:
+def log_to(file: Path) -> None:
     """This node's own log; warnings also where Slurm collects them."""
     form = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     to_file, to_slurm = logging.FileHandler(file), logging.StreamHandler()

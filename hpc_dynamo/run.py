@@ -6,9 +6,13 @@
       api_key                    mode 0600: what clients of a serving run present
       attempts/<n>/              one launch of the run, the n-th
         config.json plan.json job.json roster.json status.json outcome.json endpoint.json
+        planner.jsonl            what the planner saw, decided and did
         nodes/<i>.json           agent i was here
         logs/agent-<i>.log logs/worker-<rank>.log logs/frontend-<i>.log
         submitit/                submitit's own scripts, pickles and logs
+        growth.jsonl             which further jobs were asked for and given back, and why
+        grown/<k>/               a further job: plan.json job.json state.json outcome.json nodes/
+                                 submitit/; its logs are among the attempt's
       parts/<n>.jsonl            results of attempt n, appended
       output.jsonl errors.jsonl  all results in the input's order, once a run has ended
       profile.json profile.png   of a profile: what all attempts measured
@@ -29,10 +33,20 @@ import msgspec
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.messages import Endpoint, JobRecord, NodeRecord, Outcome, Roster, Status
+from hpc_dynamo.messages import (
+    Endpoint,
+    GrownJob,
+    JobRecord,
+    NodeRecord,
+    Outcome,
+    Roster,
+    Status,
+)
 from hpc_dynamo.topology import Plan
 
 T = TypeVar("T")
+
+GROWN = "grown"  # folder of an attempt's further jobs
 
 
 class RunIdentity(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +121,8 @@ class Attempt:
         self.status_file = path / "status.json"
         self.outcome_file = path / "outcome.json"
         self.endpoint_file = path / "endpoint.json"
+        self.planner_file = path / "planner.jsonl"
+        self.growth_file = path / "growth.jsonl"
         self.logs = path / "logs"
         self.submitit = path / "submitit"
 
@@ -165,6 +181,38 @@ class Attempt:
             record = read_json(file, NodeRecord)
             if record:
                 yield record
+
+    def grown(self) -> list["Grown"]:
+        """Its further jobs, oldest first."""
+        folders = (p for p in (self.path / GROWN).glob("*") if p.name.isdigit())
+        return sorted((Grown(p) for p in folders), key=lambda g: g.number)
+
+    def new_grown(self, plan: Plan) -> "Grown":
+        """A further job. Only the attempt's head makes them."""
+        number = max((g.number for g in self.grown()), default=0) + 1
+        grown = Grown(self.path / GROWN / str(number))
+        for folder in (grown.submitit, grown.path / "nodes"):
+            folder.mkdir(parents=True)
+        write_json(grown.plan_file, plan)
+        return grown
+
+
+class Grown(Attempt):
+    """A further job of an attempt. Its ranks and nodes go on from those before it, so that their
+    logs find place among the attempt's."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.attempt = attempt = Attempt(path.parent.parent)
+        self.config_file, self.roster_file = attempt.config_file, attempt.roster_file
+        self.logs, self.state_file = attempt.logs, path / "state.json"
+
+    @property
+    def run(self) -> "Run":
+        return self.attempt.run
+
+    def state(self) -> GrownJob | None:
+        return read_json(self.state_file, GrownJob)
 
 
 class Run:

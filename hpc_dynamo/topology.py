@@ -6,7 +6,7 @@ consecutive nodes and may fill only part of its last, whose rest is open to othe
 without GPUs are dealt to the nodes in turn.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hpc_dynamo.config import Config, Device, Pool, Role, Topology, check
 from hpc_dynamo.errors import ConfigError
@@ -47,9 +47,42 @@ class Plan:
         return tuple(w for w in self.workers if w.node == node)
 
     @property
+    def first_node(self) -> int:
+        """0 but for a further job's."""
+        return min(shard.node for worker in self.workers for shard in worker.shards)
+
+    def after(self, rank: int, node: int) -> "Plan":
+        """The same, with ranks and nodes that go on from these."""
+        return replace(self, workers=tuple(_after(w, rank, node) for w in self.workers))
+
+    @property
     def idle_nodes(self) -> int:
         used = {shard.node for worker in self.workers for shard in worker.shards}
         return self.nodes - len(used)
+
+
+def _after(worker: Worker, rank: int, node: int) -> Worker:
+    shards = tuple(Shard(shard.node + node, shard.gpus) for shard in worker.shards)
+    return Worker(worker.rank + rank, worker.role, shards)
+
+
+def fill(config: Config, layout: Plan, role: Role, nodes: int) -> Plan:
+    """Further nodes with nothing but workers of a role, as many as fit.
+
+    Where workers use no GPUs: as many a node as the fullest one of `layout` has, the plan of
+    `config`. Raises ConfigError where not one fits.
+    """
+    demand, gpus = (role, dict(config.topology.pools)[role]), layout.gpus_per_node
+    if not gpus:
+        most = max(len(layout.on_node(node)) for node in range(layout.nodes))
+        return Plan(nodes, 0, tuple(_dealt([demand] * (most * nodes), nodes)))
+    for count in range(nodes * gpus // demand[1].gpus, 0, -1):
+        if workers := _place([demand] * count, nodes, gpus):
+            return Plan(nodes, gpus, workers)
+    raise ConfigError(
+        f"planner.grow.nodes_each={nodes} is too few for a {role} worker of {demand[1].gpus} GPUs",
+        hint=f"planner.grow.nodes_each={-(-demand[1].gpus // gpus)}",
+    )
 
 
 def plan(config: Config) -> Plan:

@@ -47,12 +47,14 @@ def test_the_examples_of_plan_work(call: Call) -> None:
 def test_the_verbs_stand_in_the_order_of_use(call: Call) -> None:
     assert list(VERBS) == [
         "plan",
+        "simulate",
         "batch",
         "serve",
         "profile",
         "route",
         "chat",
         "status",
+        "report",
         "logs",
         "stop",
     ]

@@ -1,6 +1,7 @@
 """The schema: what it refuses, what it derives, and that JSON gives it back unchanged."""
 
 from dataclasses import FrozenInstanceError, replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,6 +16,8 @@ from hpc_dynamo.config import (
     Engine,
     Kind,
     Model,
+    Planner,
+    PlannerKind,
     Pool,
     Role,
     Slurm,
@@ -32,7 +35,23 @@ def slurm(**fields: str) -> Config:
     return Config(topology=GOOD, cluster=Cluster(slurm=Slurm(**fields)))  # type: ignore[arg-type]  # strings only here
 
 
+def planned(topology: Topology = PAIR, **fields: Any) -> Config:
+    return Config(topology=topology, planner=Planner(**({"by": PlannerKind.load} | fields)))
+
+
 REFUSED = [
+    (planned(GOOD), "planner.by=load has no roles to change", "topology=disaggregated"),
+    (
+        planned(replace(PAIR, decode=Pool(workers=1, tensor_parallel=2))),
+        "workers of different shapes",
+        "the same parallel sizes",
+    ),
+    (planned(least_decode=0), "planner.least_decode=0", "planner.least_decode=1"),
+    (planned(least_decode=2), "is more than the 2 workers", "planner.least_decode=1"),
+    (planned(interval_s=0.0), "planner.interval_s=0.0 must be above 0", "planner.interval_s=30"),
+    (planned(patience=0), "planner.patience=0", "planner.patience=2"),
+    (planned(margin=-0.1), "planner.margin=-0.1", "planner.margin=0.1"),
+    (planned(kv_low=0.9), "planner.kv_low=0.9, planner.kv_high=0.8", "kv_low < kv_high"),
     (Config(), "topology.aggregated.workers=0", "topology.aggregated.workers=1"),
     (
         Config(topology=replace(PAIR, decode=Pool())),

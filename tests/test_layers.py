@@ -26,7 +26,8 @@ L3  router planner engines bootstrap launch simulator
 L4  dispatch agent
 L5  frontend batch
 L6  head
-L6  node
+L6  node simulation
+L6  join
 L7  cli
 L7  demo __main__
 """
@@ -48,6 +49,7 @@ HOMES = {
     "httptools": ("http/",),
     "jinja2": ("preprocess/",),
     "prometheus_client": ("engines/metrics.py", "head/", "simulator/"),
+    "statsmodels": ("planner/forecast/arima.py",),
     "tokenizers": ("preprocess/",),
     "xxhash": ("router/hashes.py",),
 }

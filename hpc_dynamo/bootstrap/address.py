@@ -23,16 +23,27 @@ def job_address(interface: str | None, peers: Sequence[str]) -> str:
     return _source_towards(others[0]) if others else LOOPBACK
 
 
-def outward(address: str) -> str:
+def outward(address: str, login: str = "") -> str:
     """Where clients outside of a node find it: a job of one node is on loopback, from which only
-    what runs there can reach it. Without Slurm that is what is wanted."""
-    login = os.environ.get("SLURM_SUBMIT_HOST", "")
+    what runs there can reach it. Without Slurm that is what is wanted. `login` is where the job
+    came from, if Slurm does not know: a successor is submitted from within."""
+    login = login or os.environ.get("SLURM_SUBMIT_HOST", "")
     if address != LOOPBACK or login in ("", socket.gethostname()):
         return address
     try:
         return _source_towards(login)
     except OSError:  # the name means nothing on this node
         return _source_towards(socket.gethostname())
+
+
+def reachable(address: str) -> str:
+    """The head's own, for agents of further jobs on other nodes. Raises ConfigError where a job of
+    Slurm knows none but loopback's."""
+    found = outward(address)
+    if found.startswith("127.") and "SLURM_JOB_ID" in os.environ:
+        what = "planner.grow needs an address of this node that other nodes can reach"
+        raise ConfigError(what, hint="cluster.interface=ib0, or as the interface is called")
+    return found
 
 
 def _address_of(interface: str) -> str:

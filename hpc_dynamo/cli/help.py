@@ -3,7 +3,7 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-from hpc_dynamo.cli.route import options
+from hpc_dynamo.cli import report, route, simulate
 from hpc_dynamo.config import Task
 
 DESCRIPTION = """\
@@ -18,6 +18,7 @@ overrides are Hydra's: FIELD=VALUE, or GROUP=FILE for a file of conf/GROUP/. The
   cluster=auto|slurm|local          cluster.slurm.partition=gpu cluster.slurm.time=04:00:00
   model.path=/shared/models/llama   input=prompts.jsonl   name=my-run   runs=/scratch/me/runs
   serve.port=8000                   router=kv|least_loaded|round_robin
+  planner=off|load|sla              planner.interval_s=30 planner.ttft_s=2 planner.itl_s=0.04
 `hpc-dynamo plan --show` prints all of them with their values."""
 
 EXAMPLES = {
@@ -26,6 +27,15 @@ EXAMPLES = {
   hpc-dynamo plan cluster.gpus_per_node=4 topology.prefill.pipeline_parallel=6
   hpc-dynamo plan --dry-run cluster.gpus_per_node=8 cluster.slurm.partition=gpu > job.sbatch
   hpc-dynamo plan --dry-run --verb serve cluster.gpus_per_node=8 > serve.sbatch""",
+    "simulate": """\
+  hpc-dynamo simulate --trace trace.jsonl topology.prefill.workers=4 topology.decode.workers=4
+  hpc-dynamo simulate --trace trace.jsonl topology.prefill.workers=8 topology.decode.workers=8 \\
+      planner.by=sla planner.ttft_s=2 planner.itl_s=0.04 --picture roles.png
+  hpc-dynamo simulate --trace trace.jsonl --search topology.prefill.workers=8 \\
+      topology.decode.workers=8 simulate.timing=a100-8b simulate.speed=2
+  the real router and planner before modelled engines; an hour of load takes seconds
+  a line of the trace: {"timestamp": 0, "input_length": 6758, "output_length": 500, "hash_ids": [0]}
+      milliseconds, tokens, and an id for each 512 tokens of the prompt: equal ids, equal tokens""",
     "batch": """\
   hpc-dynamo batch engine=simulator input=prompts.jsonl
   hpc-dynamo batch input=prompts.jsonl model.path=/shared/llama cluster.gpus_per_node=4 \\
@@ -63,6 +73,10 @@ EXAMPLES = {
   hpc-dynamo status                 the newest run below runs/, live on a terminal
   hpc-dynamo status name=prompts    or the folder: hpc-dynamo status runs/prompts
   hpc-dynamo status --once          print it and return""",
+    "report": """\
+  hpc-dynamo report                 the newest run with a planner; also while it runs
+  hpc-dynamo report name=afternoon --out roles.svg
+  the table has the intervals in which something was to change; the picture has all of them""",
     "logs": """\
   hpc-dynamo logs                   which logs the newest run has
   hpc-dynamo logs 3 -n 50           the last 50 lines of rank 3
@@ -76,6 +90,7 @@ RUN = "RUN (its folder) or name=NAME; the newest without"
 WORDS = {
     "chat": ("RUN|MESSAGE", f"{RUN}; what else there is, is the message"),
     "status": ("RUN", RUN),
+    "report": ("RUN", RUN),
     "logs": ("RUN|LOG", f"{RUN}; a rank's number, head, agent-N or frontend-N"),
     "stop": ("RUN", RUN),
 }
@@ -93,12 +108,16 @@ def arguments(name: str, verb: ArgumentParser) -> None:
         case "batch" | "serve" | "profile":
             verb.add_argument("--detach", action="store_true", help="submit and return at once")
         case "route":
-            options(verb)
+            route.options(verb)
+        case "simulate":
+            simulate.options(verb)
         case "chat":
             _chat(verb)
         case "status":
             about = "print once and return, on a terminal too"
             verb.add_argument("--once", action="store_true", help=about)
+        case "report":
+            report.options(verb)
         case "logs":
             about = "go on until the run ends"
             verb.add_argument("-f", "--follow", action="store_true", help=about)

@@ -10,7 +10,16 @@ from urllib.parse import urlsplit
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from hpc_dynamo.messages import Endpoint, Quantiles, Status, Traffic, WorkerLoad, WorkerReport
+from hpc_dynamo.messages import (
+    Endpoint,
+    GrownJob,
+    Planning,
+    Quantiles,
+    Status,
+    Traffic,
+    WorkerLoad,
+    WorkerReport,
+)
 from hpc_dynamo.run import Attempt
 
 LAPTOP_PORT = 8000  # on the user's own machine
@@ -53,6 +62,23 @@ def traffic_line(t: Traffic) -> str:
         f"{t.requests} requests, {t.rate_hz:.1f}/s, {t.active} active, {t.queued} queued, "
         f"{t.refused} refused, {t.failed} failed"
     )
+
+
+def planner_line(p: Planning) -> str:
+    """What the planner wants of the load, and what it has done."""
+    moving = f", moving {', '.join(map(str, p.moving))}" if p.moving else ""
+    short = f"; {p.short}" if p.short else ""
+    return (
+        f"planner: wants {p.prefill} prefill and {p.decode} decode for {p.rate_hz:.1f}/s"
+        f"{moving}; {p.flips} flips, {p.failed} failed; {p.why}{short}"
+    )
+
+
+def grown_line(job: GrownJob) -> str:
+    """A further job and what it waits for."""
+    ranks, name = ", ".join(map(str, job.ranks)), job.job_id or "being submitted"
+    detail = f": {job.detail}" if job.detail else ""
+    return f"further job {name} {job.state}, {job.nodes} node(s), {job.role} {ranks}{detail}"
 
 
 def how_to(attempt: Attempt, endpoint: Endpoint) -> str:

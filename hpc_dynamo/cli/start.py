@@ -17,10 +17,12 @@ from hpc_dynamo.batch.requests import Requests, scan
 from hpc_dynamo.cli import profiled, views
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.follow import follow
-from hpc_dynamo.config import Config, Launcher, Serve, Task
+from hpc_dynamo.config import Config, Launcher, Planner, PlannerKind, Serve, Task
 from hpc_dynamo.engines import engine
 from hpc_dynamo.errors import ConfigError, HpcDynamoError
+from hpc_dynamo.launch import grown
 from hpc_dynamo.messages import Outcome
+from hpc_dynamo.planner.interpolation import load_profile
 from hpc_dynamo.planner.profile import load
 from hpc_dynamo.run import Attempt, Run, Secrets, new_token
 from hpc_dynamo.topology import Plan
@@ -111,7 +113,19 @@ def placed(config: Config, default_name: str) -> Config:
     name = config.name or default_name
     if "/" in name or name.startswith("."):
         raise ConfigError(f"name={name!r} must be a plain folder name", hint="name=my-run")
-    return replace(config, name=name, runs=str(Path(config.runs).absolute()))
+    planner = replace(config.planner, profile=_profile(config.planner))
+    return replace(config, name=name, runs=str(Path(config.runs).absolute()), planner=planner)
+
+
+def _profile(planner: Planner) -> str:
+    """Its absolute path. Raises ConfigError where a planner is to go by it and cannot."""
+    if planner.by is not PlannerKind.sla:
+        return planner.profile
+    if not planner.profile:
+        hint = "planner.profile=FILE, which `hpc-dynamo profile` writes; or planner=load"
+        raise ConfigError("planner.by=sla needs a profile of the engine", hint=hint)
+    load_profile(planner.profile)
+    return str(Path(planner.profile).absolute())
 
 
 def _served(config: Config) -> str:
@@ -157,6 +171,7 @@ def _checked(config: Config, launcher: Launcher) -> Plan:
         config = replace(config, cluster=replace(config.cluster, gpus_per_node=gpus))
     layout = lay_out(config)
     engine(config.engine.name).check(config, layout)
+    grown.check(config, layout, launcher)
     return layout
 
 

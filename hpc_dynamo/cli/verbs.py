@@ -9,14 +9,17 @@ from hpc_dynamo import launch
 from hpc_dynamo.cli import serving, views
 from hpc_dynamo.cli.chat import chat
 from hpc_dynamo.cli.compose import compose, show
-from hpc_dynamo.cli.find import find, latest
+from hpc_dynamo.cli.find import current, find
 from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.cli.live import until_end
 from hpc_dynamo.cli.logs import logs
+from hpc_dynamo.cli.report import report
 from hpc_dynamo.cli.route import route
+from hpc_dynamo.cli.simulate import simulate
 from hpc_dynamo.cli.start import OUT, batch, profile, serve
 from hpc_dynamo.cli.watch import Watch
 from hpc_dynamo.config import Task
+from hpc_dynamo.launch.grown import clear
 from hpc_dynamo.launch.script import render
 from hpc_dynamo.topology import plan as lay_out
 
@@ -39,7 +42,7 @@ def plan(args: Namespace) -> int:
 
 def status(args: Namespace) -> int:
     """Show how a run is: its job, its workers, its progress; on a terminal until it ends."""
-    attempt = latest(find(args))
+    attempt = current(find(args))
     job = launch.find(attempt)
     state = job.state() if job else None
     endpoint = None if attempt.outcome() else attempt.endpoint()
@@ -56,26 +59,29 @@ def status(args: Namespace) -> int:
 def stop(args: Namespace) -> int:
     """End the job of a run on all its nodes; finished results stay."""
     run = find(args)
-    attempt = latest(run)
-    job = launch.find(attempt)
-    state = job.state()[0] if job else launch.JobState.ended
-    if job is None or state is launch.JobState.ended:
+    going = launch.going(run)
+    for _, job in going:
+        job.stop()
+    for attempt, job in going:
+        outcome = follow(attempt, job, OUT)
+        OUT.print(f"{run.path}: {outcome.message or 'it had finished'}")
+    if not going:
+        latest = run.attempts()[-1]
+        clear(latest.grown(), latest.config().cluster.silence_s)
         OUT.print(f"{run.path} is not running")
-        return 0
-    job.stop()
-    outcome = follow(attempt, job, OUT)
-    OUT.print(f"{run.path}: {outcome.message or 'it had finished'}")
     return 0
 
 
 VERBS: dict[str, tuple[Callable[[Namespace], int], str]] = {
     "plan": (plan, "show the layout of a topology, or the sbatch script for it"),
+    "simulate": (simulate, "put a trace on a modelled job in virtual time; starts nothing"),
     "batch": (batch, "answer every request of a JSONL file"),
     "serve": (serve, "give an OpenAI endpoint on the nodes of a job"),
     "profile": (profile, "measure an engine and a worker shape, for the planner"),
     "route": (route, "give an OpenAI endpoint before engines that run already"),
     "chat": (chat, "talk to an endpoint"),
     "status": (status, "show how a run is, live on a terminal"),
+    "report": (report, "show and draw what the planner of a run did"),
     "logs": (logs, "show what agents, workers and frontends wrote"),
     "stop": (stop, "end the job of a run"),
 }

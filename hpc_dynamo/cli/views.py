@@ -99,6 +99,11 @@ def _phase(known: Status, *, ended: bool) -> Text:
 
 def _figures(known: Status) -> Iterator[RenderableType]:
     """Of a serving run the load, of a batch the progress."""
+    if known.planning:
+        yield Text(serving.planner_line(known.planning))
+    yield from (Text(serving.grown_line(job)) for job in known.grown)
+    if known.node_hours:
+        yield Text(f"further jobs have used {known.node_hours:.2f} node-hours")
     if known.traffic is None:
         yield workers(known)
         if known.progress.total:

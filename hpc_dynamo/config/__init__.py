@@ -24,6 +24,7 @@ from hpc_dynamo.config.schema import (
     Task,
     Topology,
 )
+from hpc_dynamo.config.simulate import Simulate
 
 __all__ = [
     "MIN_SILENCE_S",
@@ -48,6 +49,7 @@ __all__ = [
     "Route",
     "Router",
     "Serve",
+    "Simulate",
     "Slurm",
     "Task",
     "Topology",

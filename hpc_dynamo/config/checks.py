@@ -3,6 +3,8 @@
 import re
 from dataclasses import fields
 
+from hpc_dynamo.config.grow import check_grow
+from hpc_dynamo.config.reshaping import check_planner
 from hpc_dynamo.config.schema import Config, Role, Serve, Topology
 from hpc_dynamo.errors import ConfigError
 
@@ -18,6 +20,8 @@ def check(config: Config) -> None:
         raise ConfigError(what, hint="cluster.silence_s=30; a busy node may be slow to speak")
     minutes(config.cluster.slurm.time)
     _check_serve(config.serve)
+    check_planner(config)
+    check_grow(config)
     if config.cluster.slurm.gpu_option not in ("gpus-per-node", "gres"):
         value = config.cluster.slurm.gpu_option
         hint = "gpus-per-node or gres"
@@ -51,11 +55,14 @@ def _check_numbers(config: Config) -> None:
         "serve.queue": config.serve.queue,
         "serve.worker_requests": config.serve.worker_requests,
         "cluster.cpus_per_node": cluster.cpus_per_node,
+        "simulate.step_tokens": config.simulate.step_tokens,
+        "simulate.cache_tokens": config.simulate.cache_tokens,
     }
     for name, value in least_one.items():
         if value is not None:
             _at_least_one(name, value)
     positive = {
+        "simulate.speed": config.simulate.speed,
         "engine.memory_gb": engine.memory_gb,
         "engine.ready_timeout_s": engine.ready_timeout_s,
         "engine.stop_timeout_s": engine.stop_timeout_s,

@@ -53,7 +53,7 @@ class Planner:
     least_prefill: int = 1
     least_decode: int = 1
     patience: int = 2  # intervals in a row that must want the same before anything changes
-    margin: float = 0.1  # a role keeps a worker until it could do with so much less than one
+    margin: float = 0.1  # a role gives up a worker if it could serve so much more without it
     queue_high_s: float = 1.0  # by=load: time to compute what waits for prefill, of a worker
     kv_high: float = 0.8  # by=load: share of decode workers' caches
     kv_low: float = 0.4

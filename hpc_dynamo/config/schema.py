@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from hpc_dynamo.config.planner import Planner
+from hpc_dynamo.config.simulate import Simulate
 
 
 class Task(StrEnum):
@@ -265,6 +266,7 @@ class Config:
     serve: Serve = Serve()
     route: Route = Route()
     planner: Planner = field(default_factory=Planner)
+    simulate: Simulate = field(default_factory=Simulate)
 
     @property
     def served_name(self) -> str:

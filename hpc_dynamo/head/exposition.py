@@ -11,9 +11,9 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from hpc_dynamo.frontend.stats import BOUNDS_S, Buckets, Stats
-from hpc_dynamo.head import routing
+from hpc_dynamo.head import planning, routing
 from hpc_dynamo.head.families import counters, histogram
-from hpc_dynamo.messages import Traffic, WorkerLoad, WorkerReport
+from hpc_dynamo.messages import Planning, Traffic, WorkerLoad, WorkerReport
 from hpc_dynamo.router import Router
 
 
@@ -23,6 +23,7 @@ def exposition(
     loads: Iterable[WorkerLoad],
     workers: Iterable[WorkerReport],
     router: Router,
+    planned: Planning | None,
 ) -> str:
     """Everything under `hpc_dynamo_`; engines' own metrics stay with the engines."""
 
@@ -31,6 +32,7 @@ def exposition(
             yield from _frontend(stats, traffic)
             yield from _workers(loads, workers)
             yield from routing.metrics(router)
+            yield from planning.metrics(planned)
 
     registry = CollectorRegistry()
     registry.register(Once())
@@ -46,6 +48,7 @@ def _frontend(stats: Stats, traffic: Traffic) -> Iterable[Metric]:
     yield answers
     counted = {
         "cancelled": (stats.cancelled, "requests whose client went away"),
+        "forwarded": (stats.forwarded, "requests passed on to the job that goes on after this one"),
         "retried": (stats.retried, "tries on another worker"),
         "refused": (traffic.refused, "requests refused for overload"),
         "prompt_tokens": (stats.prompt_tokens, "prompt tokens counted before routing"),

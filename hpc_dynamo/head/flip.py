@@ -3,26 +3,19 @@
 import asyncio
 import time
 
-import msgspec
-
-from hpc_dynamo.config import Config, Role
+from hpc_dynamo.config import Config, Planner, Role
 from hpc_dynamo.engines import engine
 from hpc_dynamo.head.membership import Membership
 from hpc_dynamo.messages import WorkerReport, WorkerState
+from hpc_dynamo.planner.records import Flip
 from hpc_dynamo.router import Router
 
 SPARE_S = 10.0  # for an agent to tell, beyond what its engine may take to end and to start
 
 
-class Flip(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one change of role. `why` it failed; empty: it is done."""
-
-    rank: int
-    old: Role
-    new: Role
-    why: str = ""
-    drain_s: float = 0.0
-    turn_s: float = 0.0  # from the drain's end to ready in the new role
+def least(planner: Planner, role: Role) -> int:
+    """Workers that a role must keep."""
+    return max(1, planner.least_prefill if role is Role.prefill else planner.least_decode)
 
 
 class Flipper:
@@ -36,8 +29,7 @@ class Flipper:
         self._patience_s = times.stop_timeout_s + times.ready_timeout_s + SPARE_S
 
     def least(self, role: Role) -> int:
-        planner = self._planner
-        return max(1, planner.least_prefill if role is Role.prefill else planner.least_decode)
+        return least(self._planner, role)
 
     def ready(self, role: Role) -> list[int]:
         """Ranks that take requests in this role; who has least to do comes first."""
@@ -51,6 +43,7 @@ class Flipper:
         if not why:
             why = await (self._anew(rank, new) if self._restart else self._turn(rank, new))
         return Flip(
+            at=time.time(),
             rank=rank,
             old=old,
             new=new,
@@ -91,7 +84,8 @@ class Flipper:
             await reports.get()
 
     def _is_ready(self, rank: int) -> bool:
-        return self._members.workers[rank].state is WorkerState.ready
+        worker = self._members.workers.get(rank)  # those of a further job that is over are gone
+        return worker is not None and worker.state is WorkerState.ready
 
     async def _turn(self, rank: int, new: Role) -> str:
         await self._members.turn(rank, new, restart=False)

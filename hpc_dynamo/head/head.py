@@ -2,20 +2,32 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
+
+from msgspec.structs import replace
 
 from hpc_dynamo.agent import Agent
-from hpc_dynamo.config import Task
+from hpc_dynamo.config import PlannerKind, Task
+from hpc_dynamo.engines import engine
 from hpc_dynamo.head.batch import BatchWork
 from hpc_dynamo.head.course import Course
+from hpc_dynamo.head.flip import Flipper
+from hpc_dynamo.head.growth import Grower
+from hpc_dynamo.head.handover import Handover
 from hpc_dynamo.head.membership import Membership
 from hpc_dynamo.head.profiling import ProfileWork
+from hpc_dynamo.head.reshape import Reshaper
+from hpc_dynamo.head.scrape import Scraper
 from hpc_dynamo.head.serve import ServeWork
-from hpc_dynamo.head.work import Job, Work
+from hpc_dynamo.head.work import Job, Members, Work
 from hpc_dynamo.http import Client
 from hpc_dynamo.launch.node import allocation_end
 from hpc_dynamo.launch.walltime import Walltime
-from hpc_dynamo.messages import ControlMessage, Outcome, Roster
+from hpc_dynamo.messages import ControlMessage, Outcome, Planning, Roster, Status
+from hpc_dynamo.planner.interpolation import load_profile
+from hpc_dynamo.planner.performance import Performance
+from hpc_dynamo.planner.planner import Planner
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.wire import Server
@@ -39,12 +51,16 @@ class Head(Course):
         super().__init__(attempt)
         self._roster, self._server = roster, server
         self._walltime = Walltime(None, self._config.cluster.slurm.signal_before_end_s)
-        self._draining = False
+        self._draining = self._warned = False
+        self._broken_off_at = math.inf  # by the loop's clock
+        self._handover: Handover | None = None
+        self._reshaper: Reshaper | None = None
+        self._grower: Grower | None = None
 
     def warn(self) -> None:
         """Slurm says that the job ends soon: by its walltime, or because it is preempted."""
-        likely_s = self._work.likely_s if self._work else 0.0
-        if not self._walltime.early(likely_s):
+        self._warned = True  # there may be nothing to drain yet
+        if self._work and not self._walltime.early(self._work.likely_s):
             self._drain(self._walltime.warned_s())
 
     def _drain(self, left_s: float) -> None:
@@ -54,10 +70,31 @@ class Head(Course):
         self._draining = True
         log.info("the job ends soon: draining, for %.0f s at most", left_s)
         self._work.drain()
-        asyncio.get_running_loop().call_later(max(left_s, 1.0), self._break_off, self._work)
+        loop, left_s = asyncio.get_running_loop(), max(left_s, 1.0)
+        self._broken_off_at = loop.time() + left_s
+        loop.call_later(left_s, self._break_off, self._work)
+        if self._handover:
+            self._handover.hurry()
 
     def _break_off(self, work: Work) -> None:
         self.end(work.overdue)
+
+    def _handover_of(self, router: Router) -> Handover | None:
+        """None where no other job is to go on after this one."""
+        walltime, loop = self._walltime, asyncio.get_running_loop()
+        if walltime.ends_at is None or not self._config.planner.handover:
+            return None
+
+        def likely_s() -> float:
+            return self._work.likely_s if self._work else 0.0
+
+        return Handover(
+            self._attempt,
+            lambda: walltime.spare_s(likely_s()),
+            lambda: min(walltime.left_s, self._broken_off_at - loop.time()),
+            likely_s,
+            router.news.set,
+        )
 
     async def _mind_the_end(self, work: Work) -> None:
         """Drain when what begins now would hardly end in time. Runs until cancelled, or not
@@ -67,6 +104,48 @@ class Head(Course):
             if self._walltime.spare_s(work.likely_s) <= 0:
                 self._drain(self._walltime.left_s)
 
+    async def _reshape(self, router: Router, members: Membership, scraper: Scraper) -> None:
+        """By the planner, until cancelled; not at all where none is asked for."""
+        config, file = self._config, self._attempt.planner_file
+        if config.planner.by is not PlannerKind.off:
+            planner = Planner(config.planner, await self._performance())
+            flipper = Flipper(config, router, members)
+            heed = self._grower.heed if self._grower else lambda decision: None
+            self._reshaper = Reshaper(config, router, planner, flipper, scraper.loads, file, heed)
+            await self._reshaper.run()
+
+    async def _grow(self, router: Router, members: Membership) -> None:
+        """By further jobs, until cancelled; not at all where none may be asked for."""
+        if self._config.planner.grow.nodes:
+            ends_at = self._walltime.ends_at
+            self._grower = Grower(self._attempt, router, members, ends_at, self._moving)
+            await self._grower.run()
+
+    def _moving(self) -> Collection[int]:
+        return self._reshaper.moving if self._reshaper else ()
+
+    async def _stop(self, members: Membership, reason: str) -> None:
+        """Further jobs and all agents, at the same time."""
+        patience_s = self._config.engine.stop_timeout_s + FAREWELL_S
+        async with asyncio.TaskGroup() as group:
+            group.create_task(members.stop_all(reason, patience_s))
+            if self._grower:
+                group.create_task(self._grower.end(reason))
+
+    async def _performance(self) -> Performance | None:
+        """By the profile that the planner is to go by, if it is."""
+        if self._config.planner.by is not PlannerKind.sla:
+            return None
+        return await asyncio.to_thread(load_profile, self._config.planner.profile)
+
+    def _status(self, members: Members, ends_at: float | None, detail: str = "") -> Status:
+        status = super()._status(members, ends_at, detail)
+        status = replace(status, planning=self._planning())
+        return self._grower.describe(status) if self._grower else status
+
+    def _planning(self) -> Planning | None:
+        return self._reshaper.status() if self._reshaper else None
+
     async def run(self, agent: Agent) -> Outcome:
         """Returns after every agent has ended, or did not say so in time."""
         ends_at = await asyncio.to_thread(allocation_end)
@@ -75,19 +154,27 @@ class Head(Course):
         async with Client.bearer(token) as http, asyncio.TaskGroup() as group:
             router = Router.of(self._config)
             members = Membership(self._attempt, self._roster, self._server, router, self.fail)
-            job = Job(self._attempt, self._config, router, members, http)
+            handover = self._handover = self._handover_of(router)
+            scraper = Scraper(router, http, engine(self._config.engine.name).metrics)
+            own, planning = (self._attempt, self._config), self._planning
+            job = Job(*own, router, members, http, scraper, planning, handover)
             made = self._work = WORK[self._config.task](job)
+            if self._warned:
+                self.warn()
             tasks = [
                 group.create_task(members.listen(), name="control"),
                 group.create_task(members.watch(), name="watch"),
                 group.create_task(self._show(members, ends_at), name="status"),
                 group.create_task(self._mind_the_end(made), name="walltime"),
+                group.create_task(scraper.run(), name="scrape"),
+                group.create_task(self._grow(router, members), name="growth"),
+                group.create_task(self._reshape(router, members, scraper), name="planner"),
                 group.create_task(agent.run(), name="agent"),
+                *([group.create_task(handover.run(), name="handover")] if handover else []),
             ]
             work = group.create_task(self._finish(made), name="work")
             outcome = await self._over(work)
-            patience_s = self._config.engine.stop_timeout_s + FAREWELL_S
-            await members.stop_all(outcome.message or "all done", patience_s)
+            await self._stop(members, outcome.message or "all done")
             for background in tasks:
                 background.cancel()
         return self._conclude(members, ends_at, outcome)

@@ -7,13 +7,14 @@ is lost for good, no request can end any more and the job is over.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 
 from msgspec.structs import replace
 
 from hpc_dynamo.agent import HEARTBEAT_S
 from hpc_dynamo.config import Role
+from hpc_dynamo.engines.contract import reshapes
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.messages import (
     Bye,
@@ -22,6 +23,8 @@ from hpc_dynamo.messages import (
     Hello,
     KvEvents,
     KvReplay,
+    Leaving,
+    NodeRecord,
     Roster,
     Stop,
     Turn,
@@ -30,10 +33,12 @@ from hpc_dynamo.messages import (
 )
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt
-from hpc_dynamo.topology import Worker
+from hpc_dynamo.topology import Plan, Worker
 from hpc_dynamo.wire import Server
 
 _Follower = asyncio.Queue[WorkerReport]
+
+SENT_AWAY = Stop(reason="the head does not expect this job, or not any more")
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +54,18 @@ class Membership:
         router: Router,
         hopeless: Callable[[EngineError], None],
     ) -> None:
-        self._attempt, self._plan, self._roster = attempt, attempt.plan(), roster
-        self._silence_s = attempt.config().cluster.silence_s
+        self._attempt, self._roster, config = attempt, roster, attempt.config()
+        self._placed = {worker.rank: worker for worker in attempt.plan().workers}
+        self._nodes = {node.node: node for node in roster.nodes}
+        self._expected = dict[int, tuple[Worker, ...]]()  # by node: of further jobs, not here yet
+        self._silence_s, self._reshaped = config.cluster.silence_s, reshapes(config)
         self._server, self._router, self._hopeless = server, router, hopeless
         self._peers: dict[int, bytes] = {}  # node: socket id
         self._heard: dict[int, float] = {node.node: time.monotonic() for node in roster.nodes}
         self._changed = asyncio.Condition()
         self.workers: dict[int, WorkerReport] = {}  # by rank
         self._followers = set[_Follower]()
+        self.leaving = asyncio.Queue[int]()  # nodes of further jobs that Slurm ends soon
 
     @property
     def address(self) -> str:
@@ -72,30 +81,58 @@ class Membership:
             peer, message = await self._server.receive()
             match message:
                 case Hello(node=record):
-                    self._peers[record.node] = peer
-                    self._heard[record.node] = time.monotonic()
-                    log.info("agent %d on %s is here", record.node, record.host)
+                    await self._welcome(peer, record)
                 case Heartbeat(node=node):
-                    self._heard[node] = time.monotonic()
-                    await self._server.send(peer, Heartbeat(node=0))
-                case WorkerReport():
+                    await self._beat(peer, node)
+                case WorkerReport(rank=rank) if rank in self._placed:
                     await self._admit(message)
-                case Bye(node=node):
+                case Leaving(node=node):
+                    self.leaving.put_nowait(node)
+                case Bye(node=node) if node in self._nodes:
                     await self._gone(node, WorkerState.stopped, "its agent has ended")
                 case KvEvents(rank=rank, seq=seq, payload=payload):
                     missed = self._router.caches.learn(rank, seq, payload)
                     if missed is not None:
                         await self._ask_replay(rank, missed)
                     await asyncio.sleep(0)  # a flood of them must not keep all others waiting
-                case Stop() | KvReplay() | Turn():
-                    log.warning(
-                        "an agent sent %s, which only the head does", type(message).__name__
-                    )
+                case _:
+                    what = type(message).__name__
+                    log.warning("an agent sent %s: only the head does, or it is not ours", what)
+
+    def expect(self, plan: Plan) -> None:
+        """Agents of a further job may come, and bring its workers."""
+        for node in {worker.node for worker in plan.workers}:
+            self._expected[node] = plan.on_node(node)
+
+    def forget(self, plan: Plan) -> None:
+        """A further job is over; whoever comes of it is sent away."""
+        for worker in plan.workers:
+            self._expected.pop(worker.node, None)
+
+    async def _welcome(self, peer: bytes, record: NodeRecord) -> None:
+        node = record.node
+        if node in self._expected:
+            self._placed |= {worker.rank: worker for worker in self._expected.pop(node)}
+            self._nodes[node] = record
+        elif node not in self._nodes:
+            log.warning("agent %d on %s is not expected: sent away", node, record.host)
+            await self._server.send(peer, SENT_AWAY)
+            return
+        self._peers[node] = peer
+        self._heard[node] = time.monotonic()
+        log.info("agent %d on %s is here", node, record.host)
+
+    async def _beat(self, peer: bytes, node: int) -> None:
+        if node in self._nodes:
+            self._heard[node] = time.monotonic()
+            await self._server.send(peer, Heartbeat(node=0))
+        else:
+            await self._server.send(peer, SENT_AWAY)
 
     async def _ask_replay(self, rank: int, start: int) -> None:
         """Its agent sends again what the worker's engine has of KV events from `start` on, and
         then the number -1."""
-        peer = self._peers.get(self._plan.workers[rank].node)
+        peer = self._peers.get(self._placed[rank].node) if rank in self._placed else None
         if peer is not None:
             await self._server.send(peer, KvReplay(rank=rank, start=start))
 
@@ -113,7 +150,7 @@ class Membership:
         peer = self._peers.get(worker.node)
         if peer is not None:
             await self._server.send(peer, Turn(rank=rank, role=role, restart=restart))
-        if not restart:
+        if not restart and rank in self.workers:
             self.workers[rank] = replace(worker, role=role)
 
     @contextmanager
@@ -128,13 +165,18 @@ class Membership:
 
     async def stop_all(self, reason: str, patience_s: float) -> None:
         """Tell every agent to end and wait for the farewells; the silent are left to Slurm."""
-        for peer in list(self._peers.values()):
-            await self._server.send(peer, Stop(reason=reason))
+        await self.stop(frozenset(self._nodes), reason, patience_s)
+
+    async def stop(self, nodes: Set[int], reason: str, patience_s: float) -> None:
+        """As above, for the agents of these nodes."""
+        for node in nodes & self._peers.keys():
+            await self._server.send(self._peers[node], Stop(reason=reason))
         try:
             async with asyncio.timeout(patience_s), self._changed:
-                await self._changed.wait_for(lambda: not self._peers)
+                await self._changed.wait_for(lambda: not nodes & self._peers.keys())
         except TimeoutError:
-            hosts = ", ".join(self._roster.nodes[node].host for node in sorted(self._peers))
+            late = sorted(nodes & self._peers.keys())
+            hosts = ", ".join(self._nodes[node].host for node in late)
             log.error("no farewell within %.0f s from %s", patience_s, hosts)
 
     async def _admit(self, worker: WorkerReport) -> None:
@@ -156,10 +198,10 @@ class Membership:
         async with self._changed:
             self._peers.pop(node, None)
             self._changed.notify_all()
-        host, agent_log = self._roster.nodes[node].host, self._attempt.agent_log(node)
+        host, agent_log = self._nodes[node].host, self._attempt.agent_log(node)
         log.info("node %d (%s) is gone: %s", node, host, why)
         lost = f"node {node} ({host}) is gone: {why}; log: {agent_log}"
-        for worker in self._plan.on_node(node):
+        for worker in [w for w in self._placed.values() if w.node == node]:
             before = self.workers.get(worker.rank)
             report = WorkerReport(
                 rank=worker.rank,
@@ -172,6 +214,13 @@ class Membership:
                 start_s=before.start_s if before else 0.0,
             )
             await self._admit(report)
+        if node >= len(self._roster.nodes):  # of a further job: it does not come again
+            self._drop(node)
+
+    def _drop(self, node: int) -> None:
+        del self._nodes[node]
+        for rank in [w.rank for w in self._placed.values() if w.node == node]:
+            del self._placed[rank], self.workers[rank]
 
     def _role(self, worker: Worker) -> Role:
         """That it has now; the plan's until it was heard of."""
@@ -179,9 +228,11 @@ class Membership:
         return heard.role if heard else worker.role
 
     def _despair(self, role: Role) -> None:
-        ranks = [w.rank for w in self._plan.workers if self._role(w) is role]
+        ranks = [w.rank for w in self._placed.values() if self._role(w) is role]
         gone = (WorkerState.lost, WorkerState.stopped)
         lost = [self.workers[r] for r in ranks if r in self.workers]
+        if self._reshaped and any(w.state not in gone for w in self.workers.values()):
+            return  # the planner gives the role another worker
         if lost and len(lost) == len(ranks) and all(w.state in gone for w in lost):
             what = f"no {role} worker is left; the last one: {lost[-1].detail or 'stopped'}"
             self._hopeless(EngineError(what))

@@ -1,12 +1,14 @@
 """What a job is for, as the head sees it: a batch to finish, or an endpoint to keep up."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from hpc_dynamo.config import Config
+from hpc_dynamo.head.handover import Handover
+from hpc_dynamo.head.scrape import Scraper
 from hpc_dynamo.http import Client
-from hpc_dynamo.messages import Outcome, Status, WorkerReport
+from hpc_dynamo.messages import Outcome, Planning, Status, WorkerReport
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt
 
@@ -32,6 +34,9 @@ class Job:
     router: Router
     members: Members
     client: Client
+    scraper: Scraper
+    planning: Callable[[], Planning | None] = lambda: None
+    handover: Handover | None = None  # to a successor
 
 
 class Work(Protocol):

@@ -9,24 +9,31 @@ asked for; outside, as many as would bring the caches to `kv_high`, as cache use
 from math import log2
 
 from hpc_dynamo.config import Planner
-from hpc_dynamo.planner.signals import Signals
+from hpc_dynamo.planner.signals import Demand, Signals
 from hpc_dynamo.planner.split import Need
 
 CALM = 0.25  # of queue_high_s
 MOST_DOUBLINGS = 8.0
 
 
-def need(config: Planner, seen: Signals) -> Need:
-    """Workers of each role."""
-    return Need(_prefill(config, seen), _decode(config, seen))
+class Load:
+    """Workers of each role by thresholds. Remembers nothing."""
+
+    def __init__(self, config: Planner) -> None:
+        self._config = config
+
+    def need(self, seen: Signals, _expected: Demand) -> Need:
+        """After the interval `seen`; a forecast says nothing here."""
+        return Need(_prefill(self._config, seen), _decode(self._config, seen))
 
 
 def queue_s(seen: Signals) -> float:
     """Time that a prompt waits for prefill, from the interval's end."""
-    computed = seen.prompt_tokens * (1 - seen.hit_rate)
-    waits = seen.ahead_tokens * seen.prefill + seen.queued * computed
-    comes = max(seen.rate_hz, 1 / seen.seconds) * max(computed, 1.0)
-    return waits / comes
+    comes = max(seen.rate_hz, 1 / seen.seconds)
+    if not seen.prompt_tokens:  # nobody tokenizes here: prompts count alike
+        return (seen.ahead * seen.prefill + seen.queued) / comes
+    computed = max(seen.prompt_tokens * (1 - seen.hit_rate), 1.0)
+    return (seen.ahead_tokens * seen.prefill / computed + seen.queued) / comes
 
 
 def _prefill(config: Planner, seen: Signals) -> float:

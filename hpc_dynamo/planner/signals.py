@@ -20,6 +20,8 @@ class Signals(msgspec.Struct, frozen=True, kw_only=True):
     active: int = 0  # leases at the end
     prefill: int = 0  # workers ready at the end, by role
     decode: int = 0
+    moving: int = 0  # workers that change their role, and are of none
+    ahead: float = 0.0  # requests that a prefill worker has, mean
     ahead_tokens: float = 0.0  # of prompts given to a prefill worker and not computed, mean
     running: float = 0.0  # requests of a decode worker, mean over the workers
     waiting: float = 0.0  # as above, by the engines' own word
@@ -47,6 +49,14 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     short: str = ""
 
 
+class Lack(msgspec.Struct, frozen=True, kw_only=True):
+    """What the load makes of all workers that are ready or moving, whatever their roles."""
+
+    more: int  # would meet it
+    spare: int  # could go, with a margin
+    role: Role  # that is the shortest
+
+
 class Move(msgspec.Struct, frozen=True, kw_only=True):
     """`count` workers change their role. To `None`: the allocation gives them up; from `None`:
     it is to grow by them."""
@@ -62,5 +72,6 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     seen: Signals
     expected: Demand
     wanted: Wanted
+    lack: Lack | None = None
     move: Move | None = None
     why: str = ""

@@ -3,8 +3,8 @@
 from math import ceil
 from typing import NamedTuple
 
-from hpc_dynamo.config import Planner, Protect
-from hpc_dynamo.planner.signals import Wanted
+from hpc_dynamo.config import Planner, Protect, Role
+from hpc_dynamo.planner.signals import Lack, Wanted
 
 
 class Need(NamedTuple):
@@ -48,10 +48,11 @@ def split(need: Need, ready: Ready, config: Planner) -> Wanted:
     """
     if ready.total < config.least_prefill + config.least_decode:
         return _wanted(need, ready, ready.prefill, "too few are ready to share")
-    need = _at_least(need, config)
+    load, need = need, _at_least(need, config)
     if need.prefill <= ready.prefill and need.decode <= ready.decode:
         return _wanted(need, ready, ready.prefill, "nobody is short")
-    prefill_keeps, decode_keeps = (ceil(n * (1 + config.margin)) for n in need[:2])
+    prefill_keeps = _with_margin(load.prefill, config.least_prefill, config)
+    decode_keeps = _with_margin(load.decode, config.least_decode, config)
     fair = ready.total * need.prefill / need.total
     if need.decode <= ready.decode and ceil(need.prefill) + decode_keeps <= ready.total:
         most = max(ready.total - decode_keeps, ready.prefill)
@@ -60,7 +61,19 @@ def split(need: Need, ready: Ready, config: Planner) -> Wanted:
         least = min(prefill_keeps, ready.prefill)
         most = ready.total - ceil(need.decode)
         return _wanted(need, ready, _within(least, fair, most), "decode is short")
-    return _wanted(need, ready, _protected(need, ready, config), f"{config.protect} is protected")
+    return _wanted(need, ready, _protected(load, ready, config), f"{config.protect} is protected")
+
+
+def lack(need: Need, ready: Ready, moving: int, config: Planner) -> Lack:
+    """See signals.Lack."""
+    load, need, here = need, _at_least(need, config), ready.total + moving
+    more = ceil(need.prefill) + ceil(need.decode) - here
+    keeps = _with_margin(load.prefill, config.least_prefill, config)
+    keeps += _with_margin(load.decode, config.least_decode, config)
+    role = (
+        Role.prefill if need.prefill - ready.prefill > need.decode - ready.decode else Role.decode
+    )
+    return Lack(more=max(more, 0), spare=max(here - keeps, 0), role=role)
 
 
 def _at_least(need: Need, config: Planner) -> Need:
@@ -72,18 +85,22 @@ def _within(least: int, value: float, most: int) -> int:
     return max(least, min(round(value), most))
 
 
-def _protected(need: Need, ready: Ready, config: Planner) -> int:
+def _protected(load: Need, ready: Ready, config: Planner) -> int:
     """Prefill workers where not both can have what they need."""
     if config.protect is Protect.ttft:
-        prefill = _kept(need.prefill, ready.prefill, config.margin)
+        prefill = _kept(load.prefill, ready.prefill, config.least_prefill, config)
     else:
-        part = min(need.decode, ready.total * need.decode / need.total)
-        prefill = ready.total - _kept(part, ready.decode, config.margin)
+        part = min(load.decode, ready.total * load.decode / max(load.total, 1.0))
+        prefill = ready.total - _kept(part, ready.decode, config.least_decode, config)
     return max(config.least_prefill, min(prefill, ready.total - config.least_decode))
 
 
-def _kept(need: float, ready: int, margin: float) -> int:
-    return ceil(need) if need > ready else min(ready, ceil(need * (1 + margin)))
+def _kept(need: float, ready: int, least: int, config: Planner) -> int:
+    return ceil(need) if need > ready else min(ready, _with_margin(need, least, config))
+
+
+def _with_margin(need: float, least: int, config: Planner) -> int:
+    return max(least, ceil(need * (1 + config.margin)))
 
 
 def _wanted(need: Need, ready: Ready, prefill: int, why: str) -> Wanted:

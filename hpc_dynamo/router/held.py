@@ -6,6 +6,7 @@ from hpc_dynamo.router.choice import Choice
 from hpc_dynamo.router.handover import Handover
 from hpc_dynamo.router.lease import Lease
 from hpc_dynamo.router.members import Member
+from hpc_dynamo.router.meter import Meter
 
 
 @dataclass(eq=False)
@@ -65,9 +66,10 @@ class Held:
         self._leave_prefill()
         return True
 
-    def first_token(self) -> None:
+    def first_token(self, meter: Meter) -> None:
         """The prompt is computed."""
         self.first_at = self.last_at = self.decode.clock()
+        meter.now.ttft_s.add(self.first_at - self.arrived)
         if self.computes is not self.decode and self.prefill is None:
             self.handover.arrived(self.first_at - self.since)
         self._computed()
@@ -80,19 +82,10 @@ class Held:
         self.last_at = self.decode.clock()
         self.grown += tokens
 
-    @property
-    def answer_tokens(self) -> int:
-        """0: not known."""
-        return self.grown + bool(self.first_at)
-
-    @property
-    def itl_s(self) -> float:
-        """Mean time between tokens; 0: not known."""
-        timed = self.first_at and self.grown
-        return (self.last_at - self.first_at) / self.grown if timed else 0.0
-
-    def end(self) -> None:
+    def end(self, meter: Meter) -> None:
         """Nothing of it is on its workers any more. Once only."""
+        itl_s = (self.last_at - self.first_at) / self.grown if self.grown else 0.0
+        meter.ended(self.grown + bool(self.first_at), itl_s if self.first_at else 0.0)
         self._leave_prefill()
         self._computed()
         self.decode.blocks -= self.blocks

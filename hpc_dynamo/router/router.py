@@ -39,8 +39,7 @@ class Router:
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock = clock
-        self._block, self._limits = config.block_tokens, limits or Limits()
+        self._block, self._limits, self._clock = config.block_tokens, limits or Limits(), clock
         self.caches, self.decisions = Caches(config, clock), Decisions()
         self._chooser = Chooser(kind, config, self._limits, self.caches)
         self._all_needs = 2 if kind is Kind.disaggregated else 1
@@ -249,8 +248,8 @@ class Router:
 
     def _hold(self, ask: Ask, choice: Choice, arrived: float) -> Lease:
         lease = Lease(next(self._ids), choice.prefill_target, choice.decode_target, self)
-        handover = self._chooser.handover
-        self._held[lease.id] = Held.begin(lease, choice, ask.tokens, self._block, handover, arrived)
+        held = Held.begin(lease, choice, ask.tokens, self._block, self._chooser.handover, arrived)
+        self._held[lease.id] = held
         for member in choice.workers:
             self.caches.expect(member.rank, choice.hashes)
         return lease
@@ -267,10 +266,7 @@ class Router:
                 if held.prefilled():
                     self._pump()
             case Note.first_token:
-                first = not held.first_at
-                held.first_token()
-                if first:
-                    self.meter.now.ttft_s.add(held.first_at - held.arrived)
+                held.first_token(self.meter)
                 self._pump()
             case Note.progress:
                 held.grow(value, self._block)
@@ -278,8 +274,7 @@ class Router:
                 self._avoid(value)
             case Note.released:
                 del self._held[lease]
-                held.end()
-                self.meter.ended(held.answer_tokens, held.itl_s)
+                held.end(self.meter)
                 self._pace.done += 1
                 self._settle()
                 self._pump()

@@ -1,0 +1,45 @@
+"""What a planner sees: the router's own view of an interval, and what the workers say."""
+
+import time
+from collections.abc import Sequence
+from statistics import fmean
+
+from hpc_dynamo.config import Role
+from hpc_dynamo.messages import WorkerLoad
+from hpc_dynamo.planner.signals import Signals
+from hpc_dynamo.router import Router
+
+
+def look(router: Router, loads: Sequence[WorkerLoad], moving: int) -> Signals:
+    """The interval that ends now; the next one begins. `moving` workers change their role."""
+    seen, traffic = router.meter.take(), router.traffic()
+    prefill, decode = (
+        [m for m in router.members if m.role is role and not m.aside]
+        for role in (Role.prefill, Role.decode)
+    )
+    ranks = {m.rank for m in decode}
+    said = [load for load in loads if load.rank in ranks]
+    return Signals(
+        at=time.time(),
+        seconds=seen.seconds,
+        requests=seen.requests,
+        prompt_tokens=seen.prompt_tokens.value,
+        answer_tokens=seen.answer_tokens.value,
+        hit_rate=seen.hit_rate,
+        ttft_s=seen.ttft_s.value,
+        itl_s=seen.itl_s.value,
+        queued=traffic.queued,
+        active=traffic.active,
+        prefill=len(prefill),
+        decode=len(decode),
+        moving=moving,
+        ahead=_mean([m.active for m in prefill]),
+        ahead_tokens=_mean([m.prefill_tokens for m in prefill]),
+        running=_mean([load.running for load in said]),
+        waiting=_mean([load.waiting for load in said]),
+        kv_usage=_mean([load.kv_usage for load in said]),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fmean(values) if values else 0.0

@@ -1,0 +1,81 @@
+"""One task of a further job, one a node: an agent that joins a head which runs already.
+
+Started by submitit (`main`). Where to find the head is in its attempt's roster; the run's keys
+are in the run folder. An agent ends itself when the head falls silent, or never answers.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+from hpc_dynamo.agent import Agent
+from hpc_dynamo.bootstrap.address import job_address
+from hpc_dynamo.errors import BootstrapError
+from hpc_dynamo.launch.node import whoami
+from hpc_dynamo.messages import ControlMessage, Leaving, NodeRecord, Outcome, Roster
+from hpc_dynamo.node import CODEC, log_to, on_end, on_warning, outcome_of
+from hpc_dynamo.run import Grown, write_json
+from hpc_dynamo.wire import Client
+
+log = logging.getLogger(__name__)
+
+
+def main(path: str) -> int:
+    """Run this node's part of the further job in `path`; the exit code of the whole."""
+    job = Grown(Path(path))
+    plan = job.plan()
+    index, hosts = whoami(plan.nodes)
+    node = plan.first_node + index
+    log_to(job.agent_log(node))
+    outcome = outcome_of(_join(job, node, hosts[index]), job.agent_log(node))
+    if index == 0:
+        write_json(job.outcome_file, outcome)
+    return outcome.exit_code
+
+
+async def _join(job: Grown, node: int, host: str) -> Outcome:
+    on_end(asyncio.current_task().cancel)  # type: ignore[union-attr]  # we are in one
+    on_warning(lambda: log.info("the walltime ends soon"))
+    roster = job.roster()
+    if roster is None or job.attempt.outcome() is not None:
+        return Outcome(exit_code=0, message="the run had ended before this job began")
+    secrets = job.run.secrets()
+    me = _record(job, node, host, roster)
+    write_json(job.node_file(node), me)
+    client = Client(roster.control, secrets.keys, CODEC)
+    try:
+        agent = Agent(job, me, client, secrets.token)
+        on_end(agent.stop)
+        async with asyncio.TaskGroup() as group:
+            on_warning(partial(_warn, node, client, group))
+            await agent.run()
+    finally:
+        client.close()
+    return Outcome(exit_code=0)
+
+
+def _warn(node: int, client: Client[ControlMessage], group: asyncio.TaskGroup) -> None:
+    log.info("Slurm ends this job soon")
+    group.create_task(client.send(Leaving(node=node)))
+
+
+def _record(job: Grown, node: int, host: str, roster: Roster) -> NodeRecord:
+    """Our address is the one that packets to the head leave from."""
+    interface, head = job.config().cluster.interface, roster.nodes[0]
+    try:
+        address = job_address(interface, [head.address])
+    except OSError as e:
+        hint = "cluster.interface=ib0, a network that both nodes are on"
+        raise BootstrapError(f"no way from {host} to the head at {head.address}", hint=hint) from e
+    return NodeRecord(
+        node=node,
+        host=host,
+        address=address,
+        pid=os.getpid(),
+        log=str(job.agent_log(node)),
+        started_at=time.time(),
+        step=os.environ.get("SLURM_STEP_ID", ""),
+    )

@@ -1,0 +1,9 @@
+"""The load of the next interval, guessed from those before.
+
+`contract` is what every predictor keeps; `outlook` has the table of them, by `planner.forecast`.
+"""
+
+from hpc_dynamo.planner.forecast.contract import Predictor
+from hpc_dynamo.planner.forecast.outlook import PREDICTORS, Outlook
+
+__all__ = ["PREDICTORS", "Outlook", "Predictor"]

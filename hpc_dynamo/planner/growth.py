@@ -1,0 +1,140 @@
+"""When a run asks for further jobs and when it gives them back: decided once an interval.
+
+A job is asked for when more workers than are ready, moving or coming were wanted for `patience`
+intervals, and then as few as any of these wanted. Jobs that the load would do without, the newest
+first, are taken back: after `patience` intervals where they still wait in the scheduler's queue,
+after `idle_s` where they run. When the node-hours are used up all go.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import NamedTuple
+
+import msgspec
+
+from hpc_dynamo.config import Planner, Role
+from hpc_dynamo.planner.signals import Lack, Move
+
+SHORTEST_S = 180.0  # a job of less time is not worth its start
+RETRY_INTERVALS = 10  # after a job that failed; twice as many after each further one
+MOST_INTERVALS = 160
+
+
+class Job(NamedTuple):
+    """A further job that is not given back yet."""
+
+    number: int
+    ready: int  # workers
+    coming: int  # workers that are not ready yet, and may be
+    pending: bool = False  # in the scheduler's queue
+
+    @property
+    def workers(self) -> int:
+        return self.ready + self.coming
+
+
+class Room(NamedTuple):
+    """What the limits leave: nodes not asked for, node-hours not used, walltime of the head."""
+
+    nodes: int
+    node_hours: float
+    seconds: float
+
+
+class Step(NamedTuple):
+    """What is to be done now. `why` something was done, or not done."""
+
+    ask: int = 0  # jobs
+    cancel: tuple[int, ...] = ()  # pending ones
+    release: tuple[int, ...] = ()  # running ones
+    why: str = ""
+
+
+class Growing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A line of growth.jsonl: workers that were asked for or given back (see Move), by job."""
+
+    at: float  # since the epoch
+    move: Move
+    jobs: tuple[int, ...]
+    why: str
+    node_hours: float = 0.0  # used until then
+
+
+class Growth:
+    """Counts and clocks of the rule. `each` is how many workers a job of a role brings."""
+
+    def __init__(self, config: Planner, each: Mapping[Role, int]) -> None:
+        self._config, self._each = config, each
+        self._asked = list[int]()  # workers, in the last intervals
+        self._free = dict[int, tuple[float, int]]()  # by job: since when, for how many intervals
+        self._failures, self._not_before = 0, float("-inf")
+
+    def decide(self, at: float, lack: Lack, jobs: Sequence[Job], room: Room) -> Step:
+        """`at` is any clock's time in seconds; no two calls are at the same."""
+        if room.node_hours <= 0:
+            return _all(jobs, "planner.grow.node_hours are used up")
+        coming = sum(job.coming for job in jobs)
+        self._note_free(at, lack.spare - lack.more + coming, jobs)
+        cancel = tuple(j.number for j in jobs if j.pending and self._unused(j, at))
+        release = tuple(j.number for j in jobs if not j.pending and self._unused(j, at))
+        ask, why = self._ask(at, lack, coming, room)
+        return Step(ask, cancel, release, why or ("not needed" if cancel or release else ""))
+
+    def failed(self, at: float) -> None:
+        """A job was refused, or never brought what it was asked for."""
+        waits = min(RETRY_INTERVALS * 2**self._failures, MOST_INTERVALS)
+        self._failures += 1
+        self._not_before = at + waits * self._config.interval_s
+
+    def succeeded(self) -> None:
+        self._failures = 0
+
+    def _ask(self, at: float, lack: Lack, coming: int, room: Room) -> tuple[int, str]:
+        lacking = lack.more - coming
+        if lacking <= 0:
+            self._asked.clear()
+            return 0, ""
+        self._asked.append(lacking)
+        if len(self._asked) < self._config.patience:
+            return 0, f"more wanted {len(self._asked)} of {self._config.patience} times"
+        wanted = ceil(min(self._asked[-self._config.patience :]) / self._each[lack.role])
+        most, limit = self._most(at, room)
+        if most:
+            self._asked.clear()
+        return min(wanted, most), limit if most < wanted else f"{lacking} {lack.role} workers more"
+
+    def _most(self, at: float, room: Room) -> tuple[int, str]:
+        """Jobs that the limits allow now, and the limit."""
+        if at < self._not_before:
+            return 0, "a further job failed a while ago"
+        if room.seconds < SHORTEST_S:
+            return 0, "too little walltime is left"
+        each = self._config.grow.nodes_each
+        by_nodes = max(room.nodes, 0) // each
+        by_hours = int(min(room.node_hours * 3600 / (each * SHORTEST_S), by_nodes))
+        if by_hours < by_nodes:
+            return by_hours, "planner.grow.node_hours leave no more"
+        return by_nodes, "planner.grow.nodes allow no more"
+
+    def _note_free(self, at: float, surplus: int, jobs: Sequence[Job]) -> None:
+        """Who could go now: those that nobody waits for first, the newest first."""
+        before, self._free = self._free, {}
+        for job in sorted(jobs, key=lambda j: (j.pending, j.number), reverse=True):
+            if surplus >= job.workers:
+                surplus -= job.workers
+                since, count = before.get(job.number, (at, 0))
+                self._free[job.number] = since, count + 1
+
+    def _unused(self, job: Job, at: float) -> bool:
+        if job.number not in self._free:
+            return False
+        since, count = self._free[job.number]
+        if job.pending:
+            return count >= self._config.patience
+        return at - since >= self._config.grow.idle_s
+
+
+def _all(jobs: Sequence[Job], why: str) -> Step:
+    pending = tuple(job.number for job in jobs if job.pending)
+    running = tuple(job.number for job in jobs if not job.pending)
+    return Step(cancel=pending, release=running, why=why if jobs else "")

@@ -1,0 +1,34 @@
+"""A job in virtual time: the unchanged router and planner before modelled workers.
+
+clock        the event loop that jumps
+load         requests: a trace's, or of phases
+jump, cache, worker   one engine, computed from event to event
+told         what a worker's cache tells the router's index
+pool         the workers, their roles, flips with drain
+life         one request, as dispatch leads it
+job          all of it together: `simulate`
+outcome      figures
+performance  a timing model as a planner asks it
+split        which split of prefill and decode a load wants
+setup        all this from a run's configuration
+picture      an outcome's curves
+"""
+
+from hpc_dynamo.simulation.job import Decide, Engine, Job, simulate
+from hpc_dynamo.simulation.load import Phase, Request, read, synthetic
+from hpc_dynamo.simulation.outcome import Outcome, Targets
+from hpc_dynamo.simulation.performance import Modelled
+
+__all__ = [
+    "Decide",
+    "Engine",
+    "Job",
+    "Modelled",
+    "Outcome",
+    "Phase",
+    "Request",
+    "Targets",
+    "read",
+    "simulate",
+    "synthetic",
+]

@@ -1,0 +1,116 @@
+"""Requests to simulate: a trace's, or of phases that change."""
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+
+from hpc_dynamo.errors import InputError
+from hpc_dynamo.router import block_hashes
+
+TRACE_BLOCK = 512  # tokens of Mooncake's traces for each hash id
+TOKEN_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`at` seconds from the start. The prompt begins with the blocks of these ids, of
+    `block_tokens` each; equal ids are equal tokens. What follows them is its own."""
+
+    at: float
+    prompt: int  # tokens
+    answer: int
+    blocks: tuple[int, ...] = ()
+    block_tokens: int = TRACE_BLOCK
+
+    @property
+    def hashes(self) -> bytes:
+        """As frontends send them to the router."""
+        return block_hashes(b"".join(self.tokens), self.block_tokens)
+
+    @property
+    def tokens(self) -> list[bytes]:
+        """The ids of each block's tokens, as the router hashes them."""
+        return [_tokens(block, self.block_tokens) for block in self.blocks]
+
+
+@lru_cache(1 << 14)
+def _tokens(block: int, count: int) -> bytes:
+    return (block & 0xFFFFFFFF).to_bytes(TOKEN_BYTES, "little") * count
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One request as Mooncake's traces (FAST '25) have it: milliseconds, tokens, ids of blocks."""
+
+    timestamp: float
+    input_length: int
+    output_length: int
+    hash_ids: tuple[int, ...] = ()
+
+
+def read(path: Path, count: int = 0, speed: float = 1.0) -> list[Request]:
+    """The first `count` requests of a trace (0: all), `speed` times as fast. Raises InputError."""
+    try:
+        with path.open("rb") as rows:
+            some = islice(rows, count) if count else rows
+            lines = [_line(row, f"{path}:{i}") for i, row in enumerate(some, 1) if row.strip()]
+    except OSError as e:
+        raise InputError(f"the trace {path}: {e.strerror}") from e
+    if not lines:
+        raise InputError(f"the trace {path} has no requests")
+    lines.sort(key=lambda line: line.timestamp)
+    start = lines[0].timestamp
+    return [_request(line, (line.timestamp - start) / 1e3 / speed) for line in lines]
+
+
+def _line(row: bytes, where: str) -> Line:
+    try:
+        return msgspec.json.decode(row, type=Line)
+    except msgspec.DecodeError as e:
+        hint = "a line: timestamp (ms), input_length, output_length, hash_ids of 512 tokens each"
+        raise InputError(f"the trace {where}: {e}", hint=hint) from e
+
+
+def _request(line: Line, at: float) -> Request:
+    prompt, answer = max(1, line.input_length), max(1, line.output_length)
+    return Request(at, prompt, answer, line.hash_ids[: prompt // TRACE_BLOCK])
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Load of one kind: requests come by chance (Poisson), lengths are within half of a mean."""
+
+    seconds: float
+    rate_hz: float
+    prompt: int
+    answer: int
+
+
+def synthetic(phases: Sequence[Phase], seed: int = 0) -> list[Request]:
+    """The phases one after the other; no two prompts share anything."""
+    return list(_drawn(phases, random.Random(seed)))
+
+
+def _drawn(phases: Iterable[Phase], chance: random.Random) -> Iterator[Request]:
+    begin = 0.0
+    for phase in phases:
+        at = chance.expovariate(phase.rate_hz)
+        while at < phase.seconds:
+            prompt, answer = (_around(mean, chance) for mean in (phase.prompt, phase.answer))
+            yield Request(begin + at, prompt, answer)
+            at += chance.expovariate(phase.rate_hz)
+        begin += phase.seconds
+
+
+def _around(mean: int, chance: random.Random) -> int:
+    return max(1, round(chance.uniform(0.5, 1.5) * mean))
+
+
+def part(requests: Sequence[Request], first: int, end: int) -> list[Request]:
+    """Those from the number `first` up to `end`, from time 0 on."""
+    start = requests[first].at
+    return [replace(request, at=request.at - start) for request in requests[first:end]]

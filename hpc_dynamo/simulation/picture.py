@@ -1,0 +1,56 @@
+"""Load, roles and latencies of a simulated run over time."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from hpc_dynamo.config import Kind
+from hpc_dynamo.draw import Curve, Panel, Style
+from hpc_dynamo.simulation.outcome import Outcome, Seen, mean
+
+POINTS = 120  # of a curve
+
+
+def panels(outcome: Outcome, kind: Kind) -> Iterator[Panel]:
+    """For draw.draw."""
+    whole, targets = outcome.whole, outcome.targets
+    wide_s = max(1.0, outcome.seconds / POINTS)
+    came = _count(outcome.seen, lambda s: s.at, wide_s)
+    good = _count([s for s in whole if s.good(targets)], lambda s: s.end, wide_s)
+    at = [i * wide_s / 60 for i in range(len(came))]
+    yield Panel("requests/s", [Curve("came", at, came), Curve("in both targets", at, good)])
+    if kind is Kind.disaggregated:
+        yield Panel("workers", list(roles(outcome)))
+    ttft = _means(whole, lambda s: s.first, lambda s: s.ttft_s, wide_s)
+    yield Panel("TTFT s, mean", [Curve("TTFT", at, ttft)], target=targets.ttft_s)
+    answers = [s for s in whole if s.answer > 1]
+    itl = _means(answers, lambda s: s.end, lambda s: 1000 * s.itl_s, wide_s)
+    itl_ms = [Curve("ITL", at, itl)]
+    yield Panel("ITL ms, mean", itl_ms, "minutes", target=1000 * targets.itl_s)
+
+
+def roles(outcome: Outcome) -> Iterator[Curve]:
+    """How many workers take requests in each role, over minutes."""
+    held = {at: counts for at, *counts in outcome.roles}  # the last of each moment
+    minutes = [at / 60 for at in (*held, outcome.seconds)]
+    last = list(held.values())[-1:]
+    for i, name in enumerate(("prefill", "decode")):
+        yield Curve(name, minutes, [c[i] for c in (*held.values(), *last)], Style.steps)
+
+
+def _count(seen: Sequence[Seen], when: Callable[[Seen], float], wide_s: float) -> list[float]:
+    counts = [0.0] * (POINTS + 1)
+    for each in seen:
+        counts[min(POINTS, int(when(each) / wide_s))] += 1 / wide_s
+    return counts
+
+
+def _means(
+    seen: Sequence[Seen],
+    when: Callable[[Seen], float],
+    value: Callable[[Seen], float],
+    wide_s: float,
+) -> list[float]:
+    """nan, a gap in the curve, where there was nothing."""
+    values: list[list[float]] = [[] for _ in range(POINTS + 1)]
+    for each in seen:
+        values[min(POINTS, int(when(each) / wide_s))].append(value(each))
+    return [mean(part) for part in values]

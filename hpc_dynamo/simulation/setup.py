@@ -1,0 +1,77 @@
+"""From a run's configuration to the job that is simulated."""
+
+from hpc_dynamo.config import Config, PlannerKind, Role, Task
+from hpc_dynamo.errors import ConfigError, InputError
+from hpc_dynamo.planner.planner import Planner
+from hpc_dynamo.router import Limits as Bounds
+from hpc_dynamo.simulation.job import Engine, Job
+from hpc_dynamo.simulation.load import Request
+from hpc_dynamo.simulation.outcome import Targets
+from hpc_dynamo.simulation.performance import Modelled
+from hpc_dynamo.simulation.pool import Flipping
+from hpc_dynamo.simulation.worker import Limits
+from hpc_dynamo.simulator.timing import load
+
+MICRO = 1e-6
+
+
+def job(config: Config) -> Job:
+    """Raises ConfigError, or InputError for a file of timing that does not fit."""
+    sizes, planner = config.simulate, config.planner
+    limits = Limits(
+        sequences=config.engine.max_num_seqs,
+        step_tokens=sizes.step_tokens,
+        cache_tokens=sizes.cache_tokens,
+        transfer_s_per_token=sizes.transfer_us * MICRO,
+    )
+    return Job(
+        engine=Engine(limits, load(sizes.timing)),
+        workers={role: pool.workers for role, pool in config.topology.pools},
+        targets=Targets(planner.ttft_s, planner.itl_s),
+        router=config.router,
+        bounds=Bounds.of(_served(config)),
+        flipping=Flipping(
+            turn_s=sizes.turn_s,
+            drain_s=planner.drain_s,
+            restart=planner.restart,
+            least_prefill=planner.least_prefill,
+            least_decode=planner.least_decode,
+        ),
+        interval_s=planner.interval_s,
+        worker_gpus=_gpus(config),
+    )
+
+
+def planner(config: Config, job: Job) -> Planner | None:
+    """The job's own planner; its profile is the engine's model. None where it is off. Raises
+    ConfigError."""
+    if config.planner.by is PlannerKind.off:
+        return None
+    engine = job.engine
+    prefill, decode = engine.of(Role.prefill), engine.of(Role.decode)
+    performance = Modelled(prefill, decode, engine.limits, job.flipping.turn_s)
+    return Planner(config.planner, performance)
+
+
+def fits(job: Job, requests: list[Request]) -> None:
+    """Raises InputError for a request that no worker's cache holds: it would wait for ever."""
+    longest = max(requests, key=lambda r: r.prompt + r.answer)
+    need, page = longest.prompt + longest.answer, job.engine.limits.page
+    if need + page > job.engine.limits.cache_tokens:
+        what = f"a request of {need} tokens does not fit into a worker's KV cache"
+        raise InputError(what, hint=f"simulate.cache_tokens={2 * need}")
+
+
+def _served(config: Config) -> Config:
+    """Bounds are those of an endpoint."""
+    return Config(task=Task.serve, engine=config.engine, serve=config.serve, router=config.router)
+
+
+def _gpus(config: Config) -> int:
+    """Of one worker. Raises ConfigError where roles differ: a worker has both in turn."""
+    sizes = {role: pool.gpus for role, pool in config.topology.pools}
+    if len(set(sizes.values())) > 1:
+        said = " and ".join(f"{role} workers of {gpus}" for role, gpus in sizes.items())
+        hint = "the same parallel sizes for both: one timing is modelled"
+        raise ConfigError(f"topology has {said} GPUs", hint=hint)
+    return next(iter(sizes.values()))

@@ -1,0 +1,102 @@
+"""A job on Slurm asks for another node under load, and gives it back; nobody notices but squeue."""
+
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from hpc_dynamo.messages import GrownJob, GrownState, NodeRecord
+from hpc_dynamo.run import Attempt, Run
+from tests.cluster.slurm import SlurmCluster
+from tests.cluster.test_planner import PLANNER, ready
+from tests.load import Load
+from tests.runs import hpc_dynamo, latest, until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(580)]
+
+WORDS = (
+    *("serve", "name=s", "cluster.launcher=slurm", "--detach", "cluster.silence_s=4"),
+    *("topology.nodes=1", "topology.prefill.workers=1", "topology.decode.workers=1"),
+    *("engine=simulator", "engine.args.timing=h100-8b", "engine.args.time-scale=8"),
+    *("engine.args.num-blocks=512", "planner.grow.nodes=1", "planner.grow.idle_s=5"),
+    *PLANNER,
+)
+SOON_S = 120.0
+
+
+@asynccontextmanager
+async def serving(
+    cluster: SlurmCluster, folder: Path, *words: str
+) -> AsyncIterator[tuple[Attempt, Load]]:
+    """On one node, with streams for it."""
+    done = hpc_dynamo(*WORDS, *words, cwd=folder, env=cluster.env, timeout_s=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = Run(folder / "runs" / "s")
+    attempt = latest(run.path)
+    try:
+        until("an endpoint", lambda: attempt.endpoint() or attempt.outcome(), SOON_S)
+        endpoint = attempt.endpoint()
+        assert endpoint, attempt.outcome()
+        until("all workers", lambda: ready(run) == 2, SOON_S)
+        yield attempt, Load(endpoint.url, run.api_key(), "simulated", 3, 200)
+    finally:
+        hpc_dynamo("stop", "name=s", cwd=folder, env=cluster.env, timeout_s=100)
+
+
+def job(attempt: Attempt, number: int) -> GrownJob | None:
+    found = [g.state() for g in attempt.grown() if g.number == number]
+    return found[0] if found else None
+
+
+def serves(attempt: Attempt, number: int) -> bool:
+    """Whether requests went to the workers of a further job."""
+    status, known = attempt.status(), job(attempt, number)
+    ranks = known.ranks if known else ()
+    return status is not None and any(w.rank in ranks and w.served for w in status.loads)
+
+
+def has_ended(attempt: Attempt, number: int) -> bool:
+    known = job(attempt, number)
+    return known is not None and known.state is GrownState.ended
+
+
+def kill(cluster: SlurmCluster, agent: NodeRecord) -> None:
+    """Its pid is of its node's own namespace."""
+    subprocess.run(cluster.on(agent.host, "kill", "-9", str(agent.pid)), check=True)
+
+
+def queue(cluster: SlurmCluster) -> list[str]:
+    return cluster.slurm("squeue", "--noheader", "--format=%i").split()
+
+
+async def test_a_node_comes_and_goes(cluster: SlurmCluster, shared_dir: Path) -> None:
+    """The first further job is preempted under load; the second is not needed any more."""
+    async with serving(cluster, shared_dir) as (attempt, load):
+        await load.run_until(lambda: serves(attempt, 1), 24, SOON_S)
+        first, own = job(attempt, 1), attempt.job()
+        assert first
+        assert own
+        assert sorted(queue(cluster)) == sorted([own.job_id, first.job_id])
+        shown = hpc_dynamo("status", "name=s", cwd=shared_dir, env=cluster.env)
+        assert f"further job {first.job_id} running" in shown.stdout
+        cluster.slurm("scancel", "--signal=USR2", first.job_id)
+        await load.run_until(lambda: has_ended(attempt, 1), 24, SOON_S)
+        assert "Slurm ends it soon" in (job(attempt, 1) or first).detail
+        await load.run_until(lambda: serves(attempt, 2), 24, SOON_S)
+        await load.run_until(lambda: has_ended(attempt, 2), 1, SOON_S)  # more than nothing, less
+        assert queue(cluster) == [own.job_id]
+        assert load.pieces
+    until("an empty queue", lambda: not queue(cluster))
+
+
+async def test_a_further_job_ends_with_its_head(cluster: SlurmCluster, shared_dir: Path) -> None:
+    async with serving(cluster, shared_dir, "planner.grow.idle_s=300") as (attempt, load):
+        await load.run_until(lambda: serves(attempt, 1), 24, SOON_S)
+        head = next(attempt.nodes())
+        kill(cluster, head)
+        until("an empty queue", lambda: not queue(cluster), SOON_S)
+        known = job(attempt, 1)
+        assert known
+        assert known.state is GrownState.running, "nobody could tell of its end"

@@ -1,0 +1,86 @@
+"""Who gets the workers."""
+
+from math import sqrt
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpc_dynamo.config import Planner, Protect
+from hpc_dynamo.planner.split import Need, Ready, split
+
+MARGIN = Planner().margin
+protects, needs = st.sampled_from(Protect), st.floats(0, 40)
+
+
+@given(needs, needs, st.integers(0, 32), st.integers(0, 32), protects)
+def test_nobody_is_made_up_and_nobody_goes_empty(
+    prefill: float, decode: float, p: int, d: int, protect: Protect
+) -> None:
+    wanted = split(Need(prefill, decode), Ready(p, d), Planner(protect=protect))
+    assert wanted.prefill + wanted.decode == p + d
+    if p + d >= 2:
+        assert min(wanted.prefill, wanted.decode) >= min(p, d, 1)
+
+
+@given(
+    *(st.floats(0.5, 20), st.floats(0.5, 20), st.integers(2, 32), protects),
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=20, max_size=40),
+    st.floats(0, 1),
+)
+def test_needs_that_waver_within_the_margin_do_not_flap(
+    prefill: float,
+    decode: float,
+    total: int,
+    protect: Protect,
+    noise: list[tuple[float, float]],
+    start: float,
+) -> None:
+    """Proportions then waver by less than 1 + margin: no worker goes there and back."""
+    config, most = Planner(protect=protect), sqrt(1 + MARGIN) - 1e-6
+    have, directions = max(1, min(total - 1, round(start * total))), set[bool]()
+    for a, b in noise:
+        need = Need(prefill * most**a, decode * most**b)
+        wanted = split(need, Ready(have, total - have), config).prefill
+        if wanted != have:
+            directions.add(wanted > have)
+        have = wanted
+    assert len(directions) <= 1
+
+
+def test_while_nobody_is_short_nothing_changes() -> None:
+    wanted = split(Need(0.2, 11.9), Ready(4, 12), Planner())
+    assert (wanted.prefill, wanted.short) == (4, "")
+
+
+def test_what_is_spare_is_shared() -> None:
+    """Prefill needs a fifth worker of the 16; both get a third more than they need."""
+    wanted = split(Need(4.5, 7.5), Ready(4, 12), Planner())
+    assert (wanted.prefill, wanted.decode) == (6, 10)
+    assert "prefill is short" in wanted.why
+
+
+def test_a_role_keeps_a_margin() -> None:
+    assert split(Need(4.5, 11.0), Ready(4, 12), Planner()).prefill == 4, "decode cannot spare one"
+    assert split(Need(4.5, 10.0), Ready(4, 12), Planner()).prefill == 5
+
+
+@pytest.mark.parametrize(("protect", "prefill"), [(Protect.ttft, 12), (Protect.itl, 8)])
+def test_where_not_all_can_be_had_one_target_is_kept_and_the_other_named(
+    protect: Protect, prefill: int
+) -> None:
+    wanted = split(Need(12.0, 12.0), Ready(8, 8), Planner(protect=protect))
+    assert wanted.prefill == prefill
+    given_up = "ITL: decode" if protect is Protect.ttft else "TTFT: prefill"
+    assert f"{given_up} needs 12.0 workers and gets" in wanted.short
+
+
+def test_the_least_of_each_role_stays() -> None:
+    config = Planner(protect=Protect.ttft, least_prefill=2, least_decode=3)
+    assert split(Need(40.0, 0.0), Ready(2, 6), config).decode == 3
+    assert split(Need(0.0, 40.0), Ready(6, 2), config).prefill == 2
+
+
+def test_a_role_that_has_lost_all_its_workers_gets_one() -> None:
+    assert split(Need(0.0, 0.0), Ready(0, 3), Planner()).prefill >= 1
+    assert split(Need(0.0, 0.0), Ready(3, 0), Planner()).decode >= 1

@@ -1,0 +1,162 @@
+"""Agents of further jobs, real processes, and a head that does or does not expect them."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hpc_dynamo.config import Cluster, Config, Device, Engine, Model, Pool, Role, Topology
+from hpc_dynamo.errors import EngineError
+from hpc_dynamo.head.flip import Flipper
+from hpc_dynamo.head.membership import Membership
+from hpc_dynamo.messages import NodeRecord, Outcome, Roster, WorkerState
+from hpc_dynamo.node import CODEC
+from hpc_dynamo.router import Ask, Router
+from hpc_dynamo.router.lease import Wish
+from hpc_dynamo.run import Attempt, Grown, write_json
+from hpc_dynamo.topology import fill, plan
+from hpc_dynamo.wire import Server
+
+HERE = "127.0.0.1"
+SOON_S = 60.0
+CONFIG = Config(
+    engine=Engine(name="simulator", device=Device.cpu, args={"timing": "instant"}),
+    model=Model(name="m"),
+    topology=Topology(aggregated=Pool(workers=2)),
+    cluster=Cluster(silence_s=3.0),
+)
+AGENT = "import sys; from hpc_dynamo.join import main; sys.exit(main(sys.argv[1]))"
+
+
+@dataclass(frozen=True)
+class Head:
+    attempt: Attempt
+    members: Membership
+    router: Router
+
+    def further(self) -> Grown:
+        """A job of one node that begins with rank 2 and node 1."""
+        layout = fill(CONFIG, self.attempt.plan(), Role.aggregated, 1).after(2, 1)
+        return self.attempt.new_grown(layout)
+
+    async def ready(self, count: int) -> None:
+        with self.members.follow() as reports:
+            async with asyncio.timeout(SOON_S):
+                while sum(1 for _ in self.router.members) < count:
+                    await reports.get()
+
+
+@pytest.fixture
+async def head(attempt: Attempt) -> AsyncIterator[Head]:
+    """The control plane of one, without an agent of its own."""
+    write_json(attempt.config_file, CONFIG)
+    write_json(attempt.plan_file, plan(CONFIG))
+    keys = attempt.run.secrets().keys
+    server = Server(HERE, keys, CODEC)
+    record = NodeRecord(node=0, host="here", address=HERE, pid=1, log="", control=server.endpoint)
+    roster = Roster(nodes=(record,), method="tcp", seconds=0.0)
+    write_json(attempt.roster_file, roster)
+    router = Router.of(CONFIG)
+    members = Membership(attempt, roster, server, router, hopeless)
+    listening = asyncio.create_task(members.listen())
+    yield Head(attempt, members, router)
+    listening.cancel()
+    await asyncio.wait([listening])
+    server.close()
+
+
+def hopeless(error: EngineError) -> None:
+    raise error
+
+
+@asynccontextmanager
+async def agent(job: Grown) -> AsyncIterator[asyncio.subprocess.Process]:
+    """One task of a further job. It must have ended by itself."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", AGENT, str(job.path)),
+        env=os.environ | {"SUBMITIT_LOCAL_GLOBALID": "0"},
+    )
+    try:
+        yield process
+        async with asyncio.timeout(SOON_S):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_it_joins_warns_and_leaves(head: Head) -> None:
+    job = head.further()
+    head.members.expect(job.plan())
+    async with agent(job) as process:
+        await head.ready(2)
+        workers = head.members.in_order()
+        assert [(w.rank, w.node, w.state) for w in workers] == [
+            (rank, 1, WorkerState.ready) for rank in (2, 3)
+        ]
+        assert {Path(w.log).parent for w in workers} == {head.attempt.logs}
+        process.send_signal(signal.SIGUSR2)
+        async with asyncio.timeout(SOON_S):
+            assert await head.members.leaving.get() == 1
+        await head.members.stop(frozenset({1}), "not needed", SOON_S)
+        assert head.members.workers == {}
+        assert list(head.router.members) == []
+    assert job.outcome() == Outcome(exit_code=0)
+
+
+async def test_a_worker_that_leaves_while_it_changes_its_role_fails_to(head: Head) -> None:
+    job = head.further()
+    head.members.expect(job.plan())
+    async with agent(job):
+        await head.ready(2)
+        lease = await head.router.route(Ask(wish=Wish(workers=(2,))))
+        flipper = Flipper(CONFIG, head.router, head.members)
+        role = Role.aggregated  # the way there is the same, whatever the roles
+        flip = asyncio.create_task(flipper.flip(2, role, role))
+        await asyncio.sleep(0)
+        await head.members.stop(frozenset({1}), "not needed", SOON_S)
+        async with asyncio.timeout(SOON_S):
+            assert (await flip).why == "worker 2 died"
+        lease.release()
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_who_is_not_expected_is_sent_away(head: Head, known: bool) -> None:
+    """Also one that was expected once."""
+    job = head.further()
+    if known:
+        head.members.expect(job.plan())
+        head.members.forget(job.plan())
+    async with agent(job):
+        pass
+    assert head.members.workers == {}
+    assert "does not expect this job" in job.agent_log(1).read_text()
+
+
+async def test_it_ends_when_the_head_never_answers(attempt: Attempt) -> None:
+    write_json(attempt.config_file, CONFIG)
+    write_json(attempt.plan_file, plan(CONFIG))
+    gone = NodeRecord(node=0, host="here", address=HERE, pid=1, log="", control=f"tcp://{HERE}:9")
+    write_json(attempt.roster_file, Roster(nodes=(gone,), method="tcp", seconds=0.0))
+    job = attempt.new_grown(fill(CONFIG, plan(CONFIG), Role.aggregated, 1).after(2, 1))
+    async with agent(job):
+        pass
+    assert "head lost" in job.agent_log(1).read_text()
+
+
+async def test_it_does_not_begin_after_the_run(head: Head) -> None:
+    write_json(head.attempt.outcome_file, Outcome(exit_code=0))
+    job = head.further()
+    async with agent(job):
+        pass
+    assert "starts" not in job.agent_log(1).read_text()
+    outcome = job.outcome()
+    assert outcome
+    assert "had ended before" in outcome.message
