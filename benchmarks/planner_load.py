@@ -7,15 +7,16 @@ from pathlib import Path
 from benchmarks.replay.engine import Engine as Sizes
 from benchmarks.replay.trace import Scale
 from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.router import Limits as Bounds
 from hpc_dynamo.simulation import Engine, Job, Phase, Request, Targets, read, synthetic
 from hpc_dynamo.simulation.pool import Flipping
 from hpc_dynamo.simulation.worker import Limits
 
 RANKS = 16
 TARGETS = Targets(ttft_s=2.0, itl_s=0.04)
-PROMPTS = (18.0, 8000, 100)  # requests/s, tokens of a prompt and of an answer
+PROMPTS = (19.0, 8000, 100)  # requests/s, tokens of a prompt and of an answer
 ANSWERS = (32.0, 500, 800)
-PLATEAU_S, RAMP_S, RAMP_STEPS = 180.0, 60.0, 4
+PLATEAU_S, RAMP_S, RAMP_STEPS = 300.0, 120.0, 4
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Load:
 
 
 def turning(seed: int = 0, rate: float = 1.0) -> Load:
-    """From prompt-heavy to answer-heavy and back, each for three minutes, a minute between."""
+    """From prompt-heavy to answer-heavy and back, each for five minutes, two between."""
     return Load("turning", synthetic(list(_phases(rate)), seed))
 
 
@@ -69,6 +70,7 @@ def job(prefill: int, ranks: int = RANKS, interval_s: float = 30.0) -> Job:
         Engine(limits, timing),
         {Role.prefill: prefill, Role.decode: ranks - prefill},
         TARGETS,
+        bounds=Bounds(worker_requests=2 * sizes.sequences),  # as `serve` has it
         flipping=Flipping(turn_s=0.5),
         interval_s=interval_s,
     )

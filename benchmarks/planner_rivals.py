@@ -2,9 +2,10 @@
 
 import json
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 
@@ -55,31 +56,20 @@ class Scheduled:
 
 def best_splits(job: Job, load: Load) -> list[int]:
     """Prefill workers of the static split that does best in each interval, which is simulated
-    alone. Climbs from the interval before: goodput over the split has one peak."""
-    splits, total = list[int](), len(job.ranks)
-    best = total // 2
+    alone. Each is looked for around the one before: goodput over the split has one peak."""
+    best, splits = len(job.ranks) // 2, list[int]()
     for number in range(int(load.seconds // job.interval_s) + 1):
         begin = number * job.interval_s
         part, warm = _part(load.requests, begin, begin + job.interval_s)
-        known = dict[int, tuple[float, float]]()
-
-        def good(prefill: int) -> tuple[float, float]:
-            if prefill not in known:
-                known[prefill] = _good(job, part, warm, prefill)  # noqa: B023  used here only
-            return known[prefill]  # noqa: B023
-
-        best = _climb(good, best, total)
+        best = _climb(lru_cache(partial(_good, job, part, warm)), best, len(job.ranks))
         splits.append(best)
     return splits
 
 
-def _climb(good: "object", start: int, total: int) -> int:
-    assert callable(good)
-    best = start
+def _climb(good: Callable[[int], tuple[float, float]], best: int, total: int) -> int:
     for step in (3, 1):
         while True:
-            near = [p for p in (best - step, best + step) if 1 <= p < total]
-            better = max(near, key=good)
+            better = max((p for p in (best - step, best + step) if 1 <= p < total), key=good)
             if good(better) <= good(best):
                 break
             best = better
@@ -93,7 +83,7 @@ def _part(requests: list[Request], begin: float, end: float) -> tuple[list[Reque
     return part, begin - first
 
 
-def _good(job: Job, part: list[Request], warm: float, prefill: int) -> tuple[float, float]:
+def _good(job: Job, part: Sequence[Request], warm: float, prefill: int) -> tuple[float, float]:
     """Requests within both targets, and of equals the one whose TTFT and ITL are the lower."""
     decode = len(job.ranks) - prefill
     workers = {Role.prefill: prefill, Role.decode: decode}

@@ -19,8 +19,8 @@ DYNAMO_NEEDS = (
 )
 # What its planner imports beyond that; it asks AISimulate too, which is not to be had.
 PLANNER_NEEDS = (
-    *("scikit-learn", "pandas", "pmdarima", "filterpy", "prophet", "grpcio", "protobuf"),
-    *("plotly", "prometheus-api-client"),
+    *("scikit-learn", "pandas>=2,<4", "pmdarima>=2.1,<3", "filterpy", "prophet>=1.1,<2"),
+    *("grpcio", "protobuf", "plotly", "prometheus-api-client", "pydantic>=2", "pyyaml"),
 )
 DISK_GB = 1.5
 PROGRAMS = {"wrk": "wrk", "nginx": "nginx"}  # and the Debian packages that have them

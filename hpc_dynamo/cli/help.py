@@ -51,7 +51,9 @@ EXAMPLES = {
   hpc-dynamo profile engine=simulator topology=aggregated
   hpc-dynamo profile model.path=/shared/llama cluster.gpus_per_node=4 name=llama-tp4 \\
       topology.prefill.tensor_parallel=4 topology.decode.tensor_parallel=4
-  it writes profile.json and profile.png into the run folder; planner.profile=… takes the first
+  it measures TTFT, ITL, throughput, start and KV transfer of one worker of each role, writes
+  profile.json and profile.png into the run folder, and says how far it is off between its points:
+  planner.profile=runs/llama-tp4/profile.json planner.by=sla plans by it
   the same command again goes on where the last attempt ended, however it ended""",
     "route": """\
   hpc-dynamo route --workers http://gpu1:8000,http://gpu2:8000

@@ -14,7 +14,7 @@ def summary(profile: Profile) -> Table:
     table = Table(title="profile", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
-    table.add_row("worker", _worker(profile))
+    table.add_row("worker", profile.title)
     table.add_row("measured", f"{profile.date} on {profile.hardware}")
     table.add_row("start", f"{profile.start_s:.1f} s")
     table.add_row("TTFT alone, nothing cached", _ends(_uncached(profile), "prompt tokens"))
@@ -27,12 +27,6 @@ def summary(profile: Profile) -> Table:
         off = f"{error.mean:.1%} off in the mean, {error.worst:.1%} at worst, {error.count} points"
         table.add_row(f"{NAMES[what]}, interpolated", off)
     return table
-
-
-def _worker(profile: Profile) -> str:
-    shape = (profile.tensor_parallel, profile.pipeline_parallel, profile.data_parallel)
-    sizes = ", ".join(f"{name} {n}" for name, n in zip(("TP", "PP", "DP"), shape, strict=True))
-    return f"{profile.model}, {profile.engine} {profile.version}, {profile.kind}, {sizes}"
 
 
 def _uncached(profile: Profile) -> list[tuple[int, Point]]:

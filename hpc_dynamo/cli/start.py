@@ -208,7 +208,7 @@ def serve_run(config: Config) -> Run:
     run = _free(config)
     known = run.identity()
     if known is not None:
-        what = f"name={config.name}: {run.path} holds the results of a batch ({known.input})"
+        what = f"name={config.name}: {run.path} holds results ({known.input})"
         raise ConfigError(what, hint="another name=…, or overwrite=true to throw them away")
     _create(run)
     return run

@@ -1,10 +1,14 @@
-"""Measures one spot of a profile's grid on workers that have nothing else to do."""
+"""Measures one spot of a profile's grid on workers that have nothing else to do.
+
+The quickest of several times counts, as with Python's timeit: what disturbs a machine only adds.
+"""
 
 import asyncio
 import random
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -20,11 +24,11 @@ from hpc_dynamo.planner.profile import Point, Spot, What
 
 T = TypeVar("T")
 
-ENOUGH_S = 1.0  # what takes less is measured again, to be sure of its median
-LEAST, MOST = 3, 15  # times
+ENOUGH_S, MOST = 0.5, 5  # what takes less is measured again, so many times at most
 LEAST_ID, MOST_ID = 100, 1099  # plain tokens of any vocabulary
 COUNTED_S = 15.0  # until an engine's metrics tell of a transfer
 LOOK_S = 0.1
+LOOK_TIMEOUT_S = 30.0
 
 
 @dataclass
@@ -38,7 +42,7 @@ class Bench:
     decode: str
 
     def __post_init__(self) -> None:
-        self._shared: list[int] = []  # the beginning of all prompts whose beginning is cached
+        self._known = defaultdict[int, list[int]](list)  # prompts that are, or will be, cached
 
     async def measure(self, spot: Spot) -> Point:
         """Raises RequestFailed, OSError."""
@@ -51,9 +55,8 @@ class Bench:
                 return await self._transfer(spot)
 
     async def _ttft(self, spot: Spot) -> Point:
-        """The median of prompts that share what is cached, and of which nothing else is."""
-        self._shared += _tokens(spot.cached_tokens - len(self._shared))
-        cached = self._shared[: spot.cached_tokens]
+        """Of prompts that share what is cached, and of which nothing else is."""
+        cached = self._prompt(0, spot.cached_tokens)
         if cached:
             await whole(self.client, self.prefill, body(self.model, [*cached, *_tokens(1)], 1))
         new = spot.prompt_tokens - spot.cached_tokens
@@ -61,7 +64,7 @@ class Bench:
         told = heard[-1].cached_tokens
         return Point(
             spot=spot,
-            seconds=median(h.ttft_s for h in heard),
+            seconds=min(h.ttft_s for h in heard),
             cached_tokens=spot.cached_tokens if told is None else told,
         )
 
@@ -70,13 +73,17 @@ class Bench:
 
     async def _itl(self, spot: Spot) -> Point:
         """Once every prompt is cached, all answers begin together: then their gaps are timed."""
-        prompts = [_tokens(spot.prompt_tokens) for _ in range(spot.sequences)]
+        prompts = [self._prompt(i, spot.prompt_tokens) for i in range(spot.sequences)]
         await _all(whole(self.client, self.decode, body(self.model, p, 1)) for p in prompts)
         gaps = await _often(lambda: self._gap(prompts))
-        together = [gap for gap in gaps if gap]
-        context = spot.prompt_tokens + ROOM / 2
-        seconds = median(together) if together else None
-        return Point(spot=spot, seconds=seconds, context_tokens=context)
+        seconds = min((gap for gap in gaps if gap), default=None)
+        return Point(spot=spot, seconds=seconds, context_tokens=spot.prompt_tokens + ROOM / 2)
+
+    def _prompt(self, index: int, count: int) -> Sequence[int]:
+        """The beginning of the prompt of that index, always the same."""
+        known = self._known[index]
+        known += _tokens(count - len(known))
+        return known[:count]
 
     async def _gap(self, prompts: Sequence[Sequence[int]]) -> float | None:
         """The mean time between two tokens of answers made at once; None if they were not."""
@@ -92,7 +99,7 @@ class Bench:
         before = (await self._metrics()).kv_bytes
         heard = await _often(lambda: self._handed_over(spot.prompt_tokens))
         moved = await self._counted(before) - before
-        seconds = median(h.ttft_s for h in heard)
+        seconds = min(h.ttft_s for h in heard)
         return Point(spot=spot, seconds=seconds, size_bytes=int(moved / len(heard)))
 
     async def _handed_over(self, tokens: int) -> Heard:
@@ -119,22 +126,27 @@ class Bench:
         return (await self._metrics()).kv_tokens
 
     async def _metrics(self) -> Metrics:
-        async with self.client.send("GET", self.decode, "/metrics") as answer:
-            return parse((await answer.read()).decode(), self.engine.metrics)
+        return parse((await self._get("/metrics")).decode(), self.engine.metrics)
 
     async def version(self) -> str:
         """As the engine says; empty where it does not."""
-        async with self.client.send("GET", self.decode, "/version") as answer:
+        content = await self._get("/version")
+        return msgspec.json.decode(content, type=_Version).version if content else ""
+
+    async def _get(self, path: str) -> bytes:
+        """Of the decode worker; empty for all but a good answer."""
+        async with (
+            asyncio.timeout(LOOK_TIMEOUT_S),
+            self.client.send("GET", self.decode, path) as answer,
+        ):
             content = await answer.read()
-        if answer.status != 200:
-            return ""
-        return msgspec.json.decode(content, type=_Version).version
+            return content if answer.status == 200 else b""
 
 
 async def _often(measure: Callable[[], Awaitable[T]]) -> list[T]:
     """One after the other."""
     until = perf_counter() + ENOUGH_S
-    found = [await measure() for _ in range(LEAST)]
+    found = [await measure()]
     while len(found) < MOST and perf_counter() < until:
         found.append(await measure())
     return found

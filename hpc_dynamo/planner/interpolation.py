@@ -16,6 +16,8 @@ from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.planner.performance import Performance
 from hpc_dynamo.planner.profile import HINT, Error, Point, Profile, What, load
 
+Place = tuple[float, float, float]
+
 
 class Line:
     """Through points (x, y). Several of one x count as their mean; a single one is a constant."""
@@ -38,7 +40,7 @@ class Surface:
     """Through points (x, y, z) that lie in rows of one x each, of any places in y: a line along
     each row, and a line across the two rows that are next."""
 
-    def __init__(self, points: Iterable[tuple[float, float, float]]) -> None:
+    def __init__(self, points: Iterable[Place]) -> None:
         """Raises ValueError without points."""
         by_x = defaultdict[float, list[tuple[float, float]]](list)
         for x, y, z in points:
@@ -50,6 +52,16 @@ class Surface:
 
     def at(self, x: float, y: float) -> float:
         return _between(self._xs, lambda i: self._rows[i].at(y), x)
+
+
+def undisturbed(points: Iterable[Place]) -> list[Place]:
+    """More is never done in less time: a point (x, y, seconds) that is slower than one of at least
+    as much of both was disturbed, and is taken down to it."""
+    all_points = list(points)
+    return [
+        (x, y, min(other for more_x, more_y, other in all_points if more_x >= x and more_y >= y))
+        for x, y, _ in all_points
+    ]
 
 
 def _between(xs: Sequence[float], value: Callable[[int], float], x: float) -> float:
@@ -110,20 +122,22 @@ class Interpolated:
     def _prefill(self) -> Surface:
         """Over the tokens that are computed, and those cached before them: along both, time is
         nearly straight."""
-        return Surface(
+        places = (
             (p.spot.prompt_tokens - p.cached_tokens, p.cached_tokens, p.seconds)
             for p in self.profile.of(What.ttft)
             if p.seconds
         )
+        return Surface(undisturbed(places))
 
     @cached_property
     def _itl(self) -> Surface:
         """Over the sequences and their length."""
-        return Surface(
+        places = (
             (p.spot.sequences, p.context_tokens, p.seconds)
             for p in self.profile.of(What.itl)
             if p.seconds
         )
+        return Surface(undisturbed(places))
 
     @cached_property
     def _moved(self) -> tuple[float, float]:

@@ -21,8 +21,7 @@ def picture(file: Path, profile: Profile) -> None:
     if profile.of(What.transfer):
         curves = list(_transfer(profile, worker))
         panels.append(Panel("transfer and one step, s", curves, "tokens"))
-    title = f"{profile.model}, {profile.engine} {profile.version}, {profile.hardware}"
-    draw(file, title, panels)
+    draw(file, f"{profile.title}, {profile.hardware}", panels)
 
 
 def _ttft(profile: Profile, worker: Interpolated) -> Iterator[Curve]:
@@ -36,10 +35,11 @@ def _ttft(profile: Profile, worker: Interpolated) -> Iterator[Curve]:
 
 
 def _itl(profile: Profile, worker: Interpolated) -> Iterator[Curve]:
-    points = profile.of(What.itl)
-    counts = _steps([p.spot.sequences for p in points])
-    longest = max(p.context_tokens for p in points)
+    """Each as far as the KV cache has room."""
+    longest = max(p.context_tokens for p in profile.of(What.itl))
     for context in (longest / 16, longest / 4, longest):
+        room = profile.kv_tokens / context if profile.kv_tokens else profile.most_sequences
+        counts = _steps([1, max(1, min(profile.most_sequences, room))])
         times = [worker.itl_s(n, context) for n in counts]
         yield Curve(f"{context:.0f} tokens", counts, times)
     yield from _seen(profile, What.itl, lambda p: p.spot.sequences)

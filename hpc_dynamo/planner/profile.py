@@ -1,5 +1,6 @@
 """What `hpc-dynamo profile` measures of one worker: one JSON file, and its points on the way."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from enum import StrEnum
@@ -71,6 +72,14 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     transfer_s_per_byte: float = 0.0
     errors: Mapping[What, Error] = {}  # at the points held out
 
+    @property
+    def title(self) -> str:
+        """Of what it is."""
+        shape = (self.tensor_parallel, self.pipeline_parallel, self.data_parallel)
+        sizes = " ".join(f"{name}{n}" for name, n in zip(("TP", "PP", "DP"), shape, strict=True))
+        version = f" {self.version}" if self.version != self.engine else ""
+        return f"{self.model}, {self.engine}{version}, {self.kind}, {sizes}"
+
     def of(self, what: What, *, held_out: bool = False) -> list[Point]:
         """The points there of which a time is known."""
         wanted = (what, held_out)
@@ -91,10 +100,13 @@ def load(file: Path) -> Profile:
     return profile
 
 
-def measured(files: Iterable[Path]) -> dict[Spot, Point]:
-    """The points of all attempts so far; a line that a crash tore is not read."""
-    lines = (line for file in files for line in file.read_bytes().splitlines(keepends=True))
-    return {point.spot: point for point in _points(lines)}
+def measured(files: Iterable[Path]) -> defaultdict[Spot, list[Point]]:
+    """What all attempts so far have measured; a line that a crash tore is not read."""
+    found = defaultdict[Spot, list[Point]](list)
+    for file in files:
+        for point in _points(file.read_bytes().splitlines(keepends=True)):
+            found[point.spot].append(point)
+    return found
 
 
 def _points(lines: Iterable[bytes]) -> Iterator[Point]:

@@ -1,8 +1,10 @@
 """How long work waits for a free worker, and how many workers keep that short."""
 
+from collections.abc import Callable
 from math import inf, sqrt
 
 FULL = 0.9  # of a worker's time, at most: a forecast errs, and nothing is left to catch up with
+HALVINGS = 40
 
 
 def wait_s(rate_hz: float, service_s: float, workers: float) -> float:
@@ -19,16 +21,21 @@ def wait_s(rate_hz: float, service_s: float, workers: float) -> float:
 
 
 def workers_for(rate_hz: float, service_s: float, most_wait_s: float) -> float:
-    """The fewest workers, with fractions, before which work waits no longer than that."""
-    low = rate_hz * service_s / FULL
-    if low == 0 or wait_s(rate_hz, service_s, low) <= most_wait_s:
-        return low
-    high = 2 * low
-    while wait_s(rate_hz, service_s, high) > most_wait_s:
-        low, high = high, 2 * high
-    while high - low > 1e-3 * high:
+    """The fewest workers, with fractions, before which work waits no longer than that, which is
+    above 0."""
+    load = rate_hz * service_s
+    if not load:
+        return 0.0
+    return load / largest(
+        lambda busy: wait_s(rate_hz, service_s, load / busy) <= most_wait_s, 1e-6, FULL
+    )
+
+
+def largest(fits: Callable[[float], bool], low: float, high: float) -> float:
+    """The largest number up to `high` that fits, where all that are less fit; `low` if none."""
+    if fits(high):
+        return high
+    for _ in range(HALVINGS):
         middle = (low + high) / 2
-        low, high = (
-            (middle, high) if wait_s(rate_hz, service_s, middle) > most_wait_s else (low, middle)
-        )
-    return high
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_dynamo.planner.interpolation import Interpolated, Line, Surface
+from hpc_dynamo.planner.interpolation import Interpolated, Line, Surface, undisturbed
 from hpc_dynamo.planner.profile import Point, Spot, What
 from hpc_dynamo.simulator.timing import PROFILES
 from tests.planner import modelled
@@ -87,6 +87,20 @@ def test_a_surface_rises_where_its_points_do(
     low, high = sorted((a, b))
     assert rising.at(low, y) <= rising.at(high, y) + 1e-6
     assert rising.at(y, low) <= rising.at(y, high) + 1e-6
+
+
+@given(grids())
+def test_what_was_slower_than_more_work_was_disturbed(points: list[tuple[int, int, float]]) -> None:
+    calm = undisturbed(points)
+    assert all(after <= before for (*_, before), (*_, after) in zip(points, calm, strict=True))
+    for x, y, seconds in calm:
+        assert all(z >= seconds for more_x, more_y, z in calm if more_x >= x and more_y >= y)
+
+
+def test_what_rises_is_left_as_it_is() -> None:
+    rising = [(1.0, 1.0, 1.0), (1.0, 2.0, 2.0), (2.0, 1.0, 3.0), (2.0, 2.0, 3.0)]
+    assert undisturbed(rising) == rising
+    assert undisturbed([(1, 1, 5), (1, 2, 2)]) == [(1, 1, 2), (1, 2, 2)]
 
 
 def test_without_points_there_is_no_line() -> None:

@@ -83,6 +83,10 @@ def test_what_is_lacking_and_what_could_go() -> None:
     lacking = planner.decide(saw(0, 2, 2, **(PROMPTS | {"requests": 3000}))).lack
     assert lacking
     assert (lacking.more > 40, lacking.spare, lacking.role) == (True, 0, Role.prefill)
-    idle = Planner(Rules(by=PlannerKind.sla), Linear()).decide(saw(0, 2, 14, requests=1)).lack
+    idle = (
+        Planner(Rules(by=PlannerKind.sla), Linear())
+        .decide(saw(0, 2, 14, requests=1, running=0.0))
+        .lack
+    )
     assert idle
     assert (idle.more, idle.spare) == (0, 14)

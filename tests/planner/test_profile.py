@@ -67,9 +67,9 @@ def test_points_are_read_from_all_attempts_but_not_from_a_torn_line(tmp_path: Pa
     first, second = tmp_path / "1.jsonl", tmp_path / "2.jsonl"
     first.write_bytes(lines[0] + b"\n" + lines[2][:30] + b"\n" + lines[1] + b"\n")
     second.write_bytes(b"\n" + lines[2][:-3])
-    assert measured([first, second]) == dict(zip(spots[:2], points[:2], strict=True))
-    second.write_bytes(b"\n" + lines[2] + b"\n")
-    assert list(measured([first, second]).values()) == points
+    assert measured([first, second]) == {p.spot: [p] for p in points[:2]}
+    second.write_bytes(b"\n" + lines[2] + b"\n" + lines[0] + b"\n")
+    assert list(measured([first, second]).values()) == [2 * points[:1], points[1:2], points[2:]]
 
 
 @pytest.mark.parametrize("form", ["png", "svg"])

@@ -1,5 +1,6 @@
 """Needs by a profile and targets."""
 
+import msgspec
 import pytest
 
 from hpc_dynamo.config import Planner
@@ -18,13 +19,21 @@ def seen_of(worker: Linear, prefill: int, decode: int, hits: float = 0.0) -> Sig
     """What such workers would show of DEMAND."""
     service = worker.prefill_s(4000, hits * 4000)
     line = wait_s(DEMAND.rate_hz, service, prefill)
-    after = worker.transfer_s(4000) + worker.itl_s(1, 4000)
-    running = 40.0
+    first = worker.transfer_s(4000) + worker.itl_s(1, 4000)
+    running = run_by(worker, decode)
     return saw(
         *(0, prefill, decode), requests=300, prompt_tokens=4000.0, answer_tokens=200.0,
-        hit_rate=hits, ttft_s=line + service + after, itl_s=worker.itl_s(running, 4100),
-        running=running, kv_usage=0.2,
+        hit_rate=hits, ttft_s=line + service + first, itl_s=worker.itl_s(running, 4100),
+        running=running, kv_usage=running / 200,
     )  # fmt: skip
+
+
+def run_by(worker: Linear, decode: int) -> float:
+    """Sequences of each worker at which as many tokens come out as DEMAND wants."""
+    running = 1.0
+    for _ in range(200):
+        running = DEMAND.rate_hz * DEMAND.answer_tokens / decode * worker.itl_s(running, 4100)
+    return running
 
 
 def after(sla: Sla, seen: Signals, intervals: int = 20) -> Need:
@@ -59,9 +68,14 @@ def test_prefix_hits_are_learned() -> None:
 def test_workers_slower_than_their_profile_are_found_out() -> None:
     sla = Sla(CONFIG, Linear())
     need = after(sla, seen_of(Linear(SLOWER), 8, 8), 40)
-    assert sla.itl_correction == pytest.approx(SLOWER, rel=0.05)
-    assert sla.ttft_correction > 1.2
-    assert need.decode > after(Sla(CONFIG, Linear()), seen_of(Linear(), 8, 8)).decode
+    assert sla.learned.itl_factor == pytest.approx(SLOWER, rel=0.05)
+    assert sla.learned.prefill_factor == pytest.approx(SLOWER, rel=0.05)
+    as_told = after(Sla(CONFIG, Linear()), seen_of(Linear(), 8, 8))
+    as_it_is = after(Sla(CONFIG, Linear(SLOWER)), seen_of(Linear(SLOWER), 8, 8))
+    assert need.prefill == pytest.approx(as_it_is.prefill, rel=0.05)
+    assert need.decode == pytest.approx(as_it_is.decode, rel=0.05)
+    assert need.decode > as_told.decode
+    assert need.prefill > as_told.prefill
 
 
 def test_targets_that_nobody_could_meet_are_named() -> None:
@@ -79,14 +93,42 @@ def test_what_was_left_waiting_is_worked_off() -> None:
 
 
 def test_nothing_comes_nothing_is_needed() -> None:
-    assert Sla(CONFIG, Linear()).need(saw(0, 2, 2), Demand()) == Need(0.0, 0.0)
+    assert Sla(CONFIG, Linear()).need(saw(0, 2, 2, running=0.0), Demand()) == Need(0.0, 0.0)
 
 
 def test_a_full_cache_bounds_how_many_run() -> None:
-    """20 sequences take half of a cache: 32 are the most, however slow tokens may come."""
+    """5 sequences take half of a cache: 8 are the most, however slow tokens may come."""
     config = Planner(ttft_s=2.0, itl_s=1.0)
     seen = saw(0, 4, 4, requests=300, prompt_tokens=4000.0, answer_tokens=200.0,
-               running=20.0, kv_usage=0.5)  # fmt: skip
+               running=5.0, kv_usage=0.5)  # fmt: skip
     need = Sla(config, Linear()).need(seen, DEMAND)
-    itl_s = Linear().itl_s(32, 4100)
-    assert need.decode == pytest.approx(2000 * itl_s / 32, rel=0.1)
+    assert need.decode == pytest.approx(max(2000 * Linear().itl_s(8, 4100) / 8, 4 * 5 / 8))
+
+
+def test_what_runs_says_first_that_answers_are_longer() -> None:
+    """None of them has ended, so their length is not known; 4 workers hold 120 each."""
+    seen = saw(0, 4, 4, requests=300, prompt_tokens=4000.0, answer_tokens=10.0, running=120.0)
+    short = Demand(rate_hz=10.0, prompt_tokens=4000.0, answer_tokens=10.0)
+    most = (CONFIG.itl_s - 0.007) / (2e-5 + 4005 * 5e-8)
+    assert Sla(CONFIG, Linear()).need(seen, short).decode == pytest.approx(4 * 120 / most)
+
+
+def test_an_interval_after_a_move_teaches_nothing() -> None:
+    """Its answers are of the old split, in part; nor does one in which prompts had piled up."""
+    slow, sla = Linear(SLOWER), Sla(CONFIG, Linear())
+    for decode in (4, 5) * 10:
+        sla.need(seen_of(slow, 8, decode), DEMAND)
+    assert (sla.learned.prefill_factor, sla.learned.itl_factor) == (1.0, 1.0)
+    late = msgspec.structs.replace(seen_of(slow, 8, 4), queued=50)
+    for _ in range(10):
+        sla.need(late, DEMAND)
+    assert sla.learned.prefill_factor == 1.0
+
+
+def test_workers_that_are_too_slow_for_their_load_are_found_out_as_they_fill() -> None:
+    """By the profile 4 of them are busy for 0.83 of their time; they are for all of it."""
+    sla, slow = Sla(CONFIG, Linear()), seen_of(Linear(), 4, 6)
+    sla.need(slow, DEMAND)
+    first = sla.need(msgspec.structs.replace(slow, ttft_s=8.0), DEMAND)
+    assert sla.learned.prefill_factor > 1.0
+    assert first.prefill > Sla(CONFIG, Linear()).need(slow, DEMAND).prefill

@@ -1,0 +1,110 @@
+"""`python -m benchmarks.predictors`; see the package."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import predictors, provision
+from benchmarks.predictors.series import Series, series, swing, trace
+from benchmarks.predictors.tables import Figure, tables
+from benchmarks.predictors.walk import Guesses, walk
+from hpc_dynamo.config import Forecast
+from hpc_dynamo.errors import EngineError, HpcDynamoError, unknown_name
+from hpc_dynamo.planner.forecast import PREDICTORS
+
+ROOT = Path(__file__).parents[2]
+TRACE = Path("../shared/traces/mooncake_conversation.jsonl")
+INTERVALS_S = (30, 60, 180)
+SIDES = ("hpc-dynamo", "dynamo")
+DYNAMO = ("constant", "kalman", "arima", "prophet")  # arima is its default
+SLOW = ("arima", "prophet")  # are fitted anew for every value
+LIMIT_S = 1200.0  # for all series of one of them; prophet takes the longest
+
+
+def main() -> int:
+    args = _parser().parse_args()
+    try:
+        figures = list(_figures(args))
+    except HpcDynamoError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.exit_code
+    for table in tables(figures, f"statsmodels {version('statsmodels')}"):
+        Console(width=240).print(table)
+    return 0
+
+
+def _figures(args: argparse.Namespace) -> Iterator[Figure]:
+    for side in args.sides:
+        if side not in SIDES:
+            raise unknown_name("side", side, SIDES)
+    loads = {f"trace: {args.trace.name}": trace(args.trace), "swing: synthetic, 4 h": swing()}
+    on = [one for name, asks in loads.items() for s in INTERVALS_S for one in series(name, asks, s)]
+    for kind in (kind for kind in Forecast if not (args.quick and kind in SLOW)):
+        _say(kind)
+        yield from (Figure(kind, one, _ours(kind, one)) for one in on)
+    if "dynamo" in args.sides:
+        yield from _theirs(on, [name for name in DYNAMO if not (args.quick and name in SLOW)])
+
+
+def _ours(kind: Forecast, one: Series) -> Guesses:
+    predictor = PREDICTORS[kind]()
+    return walk(one.values, predictor.observe, predictor.predict)
+
+
+def _theirs(on: list[Series], names: list[str]) -> Iterator[Figure]:
+    python = provision.dynamo_planner() / "bin/python"
+    for name in names:
+        shown = f"Dynamo {provision.DYNAMO} {name}"
+        _say(shown)
+        try:
+            found = _asked(python, name, [one.values for one in on])
+        except EngineError as e:  # one that does not run here is left out, and said
+            print(f"left out: {shown}: {e}", file=sys.stderr)
+            continue
+        yield from (Figure(shown, one, g) for one, g in zip(on, found, strict=True))
+
+
+def _asked(python: Path, name: str, values: list[list[float]]) -> list[Guesses]:
+    """Raises EngineError with the last words of a side that failed."""
+    command = [str(python), "-m", "benchmarks.predictors.dynamo"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "DYN_LOG": "error"}
+    asked = json.dumps({"name": name, "series": values})
+    try:
+        run = subprocess.run(
+            command, env=env, input=asked, capture_output=True, text=True, timeout=LIMIT_S
+        )
+    except subprocess.TimeoutExpired as e:
+        raise EngineError(f"not done after {LIMIT_S:.0f} s") from e
+    if run.returncode:
+        raise EngineError(f"{' '.join(command)} failed:\n{run.stderr[-2000:]}")
+    return [Guesses(*each) for each in json.loads(run.stdout.splitlines()[-1])]
+
+
+def _say(name: str) -> None:
+    print(name, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.predictors", description=predictors.__doc__, formatter_class=raw
+    )
+    parser.add_argument(
+        "--trace", type=Path, default=TRACE, help="Mooncake's JSON lines (%(default)s)"
+    )
+    parser.add_argument(
+        "--sides", nargs="+", default=[*SIDES], metavar="NAME", help="default: both"
+    )
+    parser.add_argument("--quick", action="store_true", help=f"without {' and '.join(SLOW)}")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
