@@ -27,9 +27,7 @@ def main() -> None:
     said = []
     for values in asked["series"]:
         predictor = LOAD_PREDICTORS[asked["name"]](config)
-        guesses = walk(
-            values, predictor.add_data_point, lambda p=predictor: float(p.predict_next())
-        )
+        guesses = walk(values, predictor.add_data_point, predictor.predict_next)
         said.append((guesses.values, guesses.seconds))
     print(json.dumps(said))
 
