@@ -18,8 +18,8 @@ from tests.terminal import ends, on_a_terminal
 SMALL = (
     "engine.args.max-model-len=192",
     "engine.args.num-blocks=24",
-    "engine.args.time-scale=0.2",
-    "engine.max_num_seqs=3",
+    "engine.args.timing=instant",
+    "engine.max_num_seqs=2",
 )
 WORDS = ("profile", *SIMULATOR, *SMALL, "name=small", "runs=runs")
 KV_TOKENS = 24 * BLOCK_TOKENS
@@ -29,7 +29,7 @@ KV_BYTES = 1024  # a token, the simulator's default
 def spots(*, transfers: bool) -> list[Spot]:
     limits = Limits(
         context_tokens=192,
-        sequences=3,
+        sequences=2,
         block_tokens=BLOCK_TOKENS,
         kv_tokens=KV_TOKENS,
         transfers=transfers,
@@ -57,12 +57,13 @@ def test_two_workers_are_measured_with_their_transfers(tmp_path: Path) -> None:
     assert (profile.context_tokens, profile.kv_tokens, profile.most_sequences) == (
         192,
         KV_TOKENS,
-        3,
+        2,
     )
     assert profile.kv_bytes_per_token == KV_BYTES
     assert profile.hardware.startswith(f"{os.cpu_count()} x ")
     assert profile.start_s > 0
-    assert profile.prompt_tokens_per_s > profile.answer_tokens_per_s > 0
+    assert profile.prompt_tokens_per_s > 0
+    assert profile.answer_tokens_per_s > 0
     for point in (p for p in profile.points if p.spot.what is What.transfer):
         blocks = -(-point.spot.prompt_tokens // BLOCK_TOKENS)
         assert point.size_bytes == blocks * BLOCK_TOKENS * KV_BYTES
