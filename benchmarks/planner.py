@@ -114,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
     both = ["turning", "trace"]
     add("--load", nargs="+", choices=both, default=both, help="default: both")
     add("--trace", type=Path, default=TRACE, help="Mooncake's JSON lines (%(default)s)")
-    add("--speed", type=float, default=4.5, help="the trace so many times as fast (%(default)s)")
+    add("--speed", type=float, default=3.0, help="the trace so many times as fast (%(default)s)")
     add("--requests", type=int, default=0, help="so many of the trace; 0: all")
     add("--seed", type=int, default=0, help="of the turning load (%(default)s)")
     interval_s = Planner().interval_s

@@ -69,8 +69,9 @@ def best_splits(job: Job, load: Load) -> list[int]:
 def _climb(good: Callable[[int], tuple[float, float]], best: int, total: int) -> int:
     for step in (3, 1):
         while True:
-            better = max((p for p in (best - step, best + step) if 1 <= p < total), key=good)
-            if good(better) <= good(best):
+            near = [p for p in (best, best - step, best + step) if 1 <= p < total]
+            better = max(near, key=good)
+            if better == best:
                 break
             best = better
     return best
