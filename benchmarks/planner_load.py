@@ -1,7 +1,7 @@
 """The loads of benchmarks.planner, and the job that they are put on."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.replay.engine import Engine as Sizes
@@ -31,9 +31,11 @@ class Load:
         return self.requests[-1].at
 
 
-def turning(seed: int = 0, rate: float = 1.0) -> Load:
-    """From prompt-heavy to answer-heavy and back, each for five minutes, two between."""
-    return Load("turning", synthetic(list(_phases(rate)), seed))
+def turning(seed: int = 0, rate: float = 1.0, stretch: float = 1.0) -> Load:
+    """From prompt-heavy to answer-heavy and back, each for five minutes, two between; so many
+    times as many requests a second, and as long."""
+    phases = [replace(p, seconds=stretch * p.seconds) for p in _phases(rate)]
+    return Load("turning", synthetic(phases, seed))
 
 
 def _phases(rate: float) -> Iterator[Phase]:

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hpc_dynamo.bootstrap.address import LOOPBACK, reachable
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.serving import grown_line
 from hpc_dynamo.config import Config, Launcher, Role, Task
@@ -117,3 +119,14 @@ def test_this_machine_has_no_further_gpus(attempt: Attempt) -> None:
     with pytest.raises(ConfigError, match=r"planner\.grow needs Slurm"):
         grown.check(config, on_gpus, Launcher.local)
     grown.check(Config(), on_gpus, Launcher.local)
+
+
+def test_other_nodes_can_reach_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setenv("SLURM_SUBMIT_HOST", socket.gethostname())
+    assert reachable("10.0.0.7") == "10.0.0.7"
+    assert reachable(LOOPBACK) == LOOPBACK, "further jobs are on this machine too"
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert reachable("10.0.0.7") == "10.0.0.7"
+    with pytest.raises(ConfigError, match="an address of this node that other nodes can reach"):
+        reachable(LOOPBACK)

@@ -4,24 +4,49 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.config import Cluster, Config, Device, Engine, Model, Pool, Role, Topology
+from hpc_dynamo import launch
+from hpc_dynamo.config import (
+    Cluster,
+    Config,
+    Device,
+    Engine,
+    Grow,
+    Model,
+    Planner,
+    PlannerKind,
+    Pool,
+    Role,
+    Topology,
+)
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.head.flip import Flipper
+from hpc_dynamo.head.growth import Grower
 from hpc_dynamo.head.membership import Membership
-from hpc_dynamo.messages import NodeRecord, Outcome, Roster, WorkerState
+from hpc_dynamo.messages import (
+    GrownJob,
+    GrownState,
+    JobRecord,
+    NodeRecord,
+    Outcome,
+    Roster,
+    WorkerState,
+)
 from hpc_dynamo.node import CODEC
+from hpc_dynamo.planner.signals import Decision, Demand, Lack, Signals, Wanted
 from hpc_dynamo.router import Ask, Router
 from hpc_dynamo.router.lease import Wish
-from hpc_dynamo.run import Attempt, Grown, write_json
+from hpc_dynamo.run import Attempt, Grown, Run, write_json
 from hpc_dynamo.topology import fill, plan
 from hpc_dynamo.wire import Server
+from tests.runs import until
 
 HERE = "127.0.0.1"
 SOON_S = 60.0
@@ -160,3 +185,70 @@ async def test_it_does_not_begin_after_the_run(head: Head) -> None:
     outcome = job.outcome()
     assert outcome
     assert "had ended before" in outcome.message
+
+
+def grower(head: Head, node_hours: float | None = None) -> Grower:
+    """Asks at once, for processes on this machine."""
+    grow = Grow(nodes=1, node_hours=node_hours)
+    rules = Planner(by=PlannerKind.load, patience=1, grow=grow)
+    write_json(head.attempt.config_file, replace(CONFIG, planner=rules))
+    write_json(head.attempt.job_file, JobRecord(launcher="local", job_id="1"))
+    return Grower(head.attempt, head.router, head.members, None, moving=tuple)
+
+
+def decision(more: int) -> Decision:
+    return Decision(
+        seen=Signals(at=time.time(), seconds=1.0),
+        expected=Demand(),
+        wanted=Wanted(prefill=0, decode=0),
+        lack=Lack(more=more, spare=0, role=Role.aggregated),
+    )
+
+
+@asynccontextmanager
+async def running(grower: Grower) -> AsyncIterator[None]:
+    task = asyncio.create_task(grower.run())
+    yield
+    await grower.end("all done")
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_hours_of_former_attempts_count(
+    head: Head, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    later = run.new_attempt(CONFIG, plan(CONFIG))
+    job, now = later.new_grown(fill(CONFIG, plan(CONFIG), Role.aggregated, 1)), time.time()
+    used = GrownJob(
+        number=1, role=Role.aggregated, nodes=2, ranks=(2, 3), asked_at=now - 7200.0,
+        began_at=now - 7200.0, seen_at=now - 3600.0, state=GrownState.ended,
+    )  # fmt: skip
+    write_json(job.state_file, used)
+    grows = grower(head, node_hours=2.01)
+    async with running(grows):
+        grows.heed(decision(more=2))
+        why = "planner.grow.node_hours leave no more"
+        await asyncio.to_thread(until, "a word", lambda: why in caplog.text, SOON_S)
+        assert grows.node_hours == 2.0
+    assert head.attempt.grown() == []
+
+
+def states(attempt: Attempt) -> list[GrownJob]:
+    return [state for job in attempt.grown() if (state := job.state())]
+
+
+async def test_a_job_that_is_just_asked_for_ends_with_the_run(head: Head) -> None:
+    grows = grower(head)
+    async with running(grows):
+        grows.heed(decision(more=2))
+        await asyncio.to_thread(until, "a job", lambda: states(head.attempt), SOON_S)
+    (job,) = head.attempt.grown()
+    state, found = job.state(), launch.find(job)
+    assert state
+    assert (state.state, state.detail) == (GrownState.ended, "all done")
+    assert found
+    await asyncio.to_thread(
+        until, "its end", lambda: found.state()[0] is launch.JobState.ended, SOON_S
+    )
+    assert head.members.workers == {}

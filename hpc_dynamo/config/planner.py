@@ -45,7 +45,7 @@ class Planner:
 
     by: PlannerKind = PlannerKind.off
     interval_s: float = 30.0
-    forecast: Forecast = Forecast.last
+    forecast: Forecast = Forecast.holt  # least error: docs/predictors.md
     profile: str = ""  # file of `hpc-dynamo profile`, for by=sla
     ttft_s: float = 2.0  # targets, each of the mean request
     itl_s: float = 0.04

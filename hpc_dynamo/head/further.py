@@ -73,9 +73,10 @@ class Further:
             case launch.JobState.pending if self.state is GrownState.pending:
                 await self._tell(detail=detail)
             case launch.JobState.running:
-                running = GrownState.leaving if self._leaving else GrownState.running
                 began_at = self.known.began_at or now
-                await self._tell(state=running, began_at=began_at, seen_at=now)
+                await self._tell(began_at=began_at, seen_at=now)
+                if not self._leaving:
+                    await self._tell(state=GrownState.running, detail=detail)
             case launch.JobState.ended:
                 outcome = self._folder.outcome()
                 said = outcome.message if outcome and outcome.exit_code else ""

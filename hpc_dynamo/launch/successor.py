@@ -35,7 +35,8 @@ def submit(attempt: Attempt) -> Attempt:
     except subprocess.TimeoutExpired as e:
         raise LaunchError(f"no successor was submitted within {SUBMIT_S:.0f} s") from e
     if done.returncode:
-        said = done.stderr.strip().rpartition("\n")[2]
+        lines = reversed(done.stderr.splitlines())
+        said = next((line for line in lines if "Error" in line), "it does not say why")
         hint = "whether nodes may submit jobs here; the same command goes on by hand"
         raise LaunchError(f"no successor could be submitted: {said}", hint=hint)
     return Attempt(Path(done.stdout.strip().splitlines()[-1]))

@@ -101,7 +101,8 @@ class Growth:
         most, limit = self._most(at, room)
         if most:
             self._asked.clear()
-        return min(wanted, most), limit if most < wanted else f"{lacking} {lack.role} workers more"
+        why = f"{lacking} {lack.role} workers more"
+        return min(wanted, most), why if most >= wanted else f"{why}, but {limit}"
 
     def _most(self, at: float, room: Room) -> tuple[int, str]:
         """Jobs that the limits allow now, and the limit."""

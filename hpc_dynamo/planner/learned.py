@@ -1,7 +1,7 @@
 """What observations say of workers beyond their profile: cached prompts, and how much slower."""
 
 from hpc_dynamo.planner.performance import Performance
-from hpc_dynamo.planner.queueing import largest, wait_s
+from hpc_dynamo.planner.queueing import FULL, largest, wait_s
 from hpc_dynamo.planner.signals import Demand, Signals
 
 LEARN = 0.3  # of a new observation
@@ -30,6 +30,10 @@ class Learned:
             self.hits += LEARN * (seen.hit_rate - self.hits)
         calm, self._was_late = not late and not self._was_late, bool(late)
         if self._steady(seen) and seen.prompt_tokens:
+            if self._short(seen):
+                self.prefill_factor += LEARN * (1.0 - self.prefill_factor)
+                self.itl_factor += LEARN * (1.0 - self.itl_factor)
+                return
             if calm and seen.ttft_s and seen.requests:
                 self.prefill_factor += LEARN * (self._slower(seen) - self.prefill_factor)
             if seen.itl_s and seen.running:
@@ -57,6 +61,13 @@ class Learned:
             return False
         self._steady_s += seen.seconds
         return self._steady_s >= seen.answer_tokens * seen.itl_s
+
+    def _short(self, seen: Signals) -> bool:
+        """Of prefill workers: then decode workers compute prompts among their answers, which
+        shows a good TTFT and a bad ITL, and says nothing of either role."""
+        prompt = seen.prompt_tokens
+        busy = seen.rate_hz * self._worker.prefill_s(prompt, self.hits * prompt)
+        return busy > FULL * seen.prefill
 
     def _slower(self, seen: Signals) -> float:
         """The factor that explains the TTFT of an interval."""

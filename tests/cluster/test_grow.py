@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.messages import GrownJob, GrownState, NodeRecord
+from hpc_dynamo.messages import GrownJob, GrownState, NodeRecord, WorkerLoad
 from hpc_dynamo.run import Attempt, Run
 from tests.cluster.slurm import SlurmCluster
 from tests.cluster.test_planner import PLANNER, ready
@@ -22,6 +22,8 @@ WORDS = (
     *("engine=simulator", "engine.args.timing=h100-8b", "engine.args.time-scale=8"),
     *("engine.args.num-blocks=512", "planner.grow.nodes=1", "planner.grow.idle_s=5"),
     *PLANNER,
+    *("planner.patience=2", "planner.queue_high_s=5"),  # prefill does without
+    "cluster.slurm.exclusive=true",  # else both jobs share a node
 )
 SOON_S = 120.0
 
@@ -50,11 +52,14 @@ def job(attempt: Attempt, number: int) -> GrownJob | None:
     return found[0] if found else None
 
 
-def serves(attempt: Attempt, number: int) -> bool:
-    """Whether requests went to the workers of a further job."""
+def loads(attempt: Attempt, number: int) -> list[WorkerLoad]:
+    """Of the workers of a further job."""
     status, known = attempt.status(), job(attempt, number)
-    ranks = known.ranks if known else ()
-    return status is not None and any(w.rank in ranks and w.served for w in status.loads)
+    return [w for w in status.loads if w.rank in known.ranks] if status and known else []
+
+
+def serves(attempt: Attempt, number: int) -> bool:
+    return any(w.served for w in loads(attempt, number))
 
 
 def has_ended(attempt: Attempt, number: int) -> bool:
@@ -81,8 +86,19 @@ async def test_a_node_comes_and_goes(cluster: SlurmCluster, shared_dir: Path) ->
         assert sorted(queue(cluster)) == sorted([own.job_id, first.job_id])
         shown = hpc_dynamo("status", "name=s", cwd=shared_dir, env=cluster.env)
         assert f"further job {first.job_id} running" in shown.stdout
-        cluster.slurm("scancel", "--signal=USR2", first.job_id)
-        await load.run_until(lambda: has_ended(attempt, 1), 24, SOON_S)
+        status = attempt.status()
+        assert status
+        assert {w.host for w in status.workers} == {*cluster.nodes[:2]}
+        sent = list[str]()
+
+        def preempted() -> bool:
+            """Warned with streams on it, and gone."""
+            if not sent and any(w.active for w in loads(attempt, 1)):
+                sent.append(cluster.slurm("scancel", "--signal=USR2", first.job_id))
+            return has_ended(attempt, 1)
+
+        await load.run_until(preempted, 24, SOON_S)
+        assert sent
         assert "Slurm ends it soon" in (job(attempt, 1) or first).detail
         await load.run_until(lambda: serves(attempt, 2), 24, SOON_S)
         await load.run_until(lambda: has_ended(attempt, 2), 1, SOON_S)  # more than nothing, less

@@ -99,6 +99,10 @@ def failed(served: Served, why: str) -> list[Flip]:
     return [r.flip for r in records(served) if r.flip and why in r.flip.why]
 
 
+def ranks(served: Served) -> set[int]:
+    return {row["rank"] for rows in served.workers().values() for row in rows}
+
+
 def ready_roles(served: Served) -> list[str]:
     return sorted(role for role, rows in served.workers().items() for _ in rows)
 
@@ -108,6 +112,7 @@ def test_a_role_without_workers_is_given_one(tmp_path: Path) -> None:
     with serving(tmp_path, *words, *PLANNER) as served:
         (prefill,) = served.workers()["prefill"]
         kill(served.pid_of(prefill["url"]))
+        until("its death is seen", lambda: prefill["rank"] not in ranks(served))
         reply = served.post("/v1/completions", {"model": MODEL, "prompt": "hello"})
         assert reply.status == 200
         assert ready_roles(served) == ["decode", "prefill"]

@@ -34,17 +34,18 @@ class Arima:
 
     def _fitted(self) -> float:
         values = list(self._values)
-        if len(values) < LEAST or min(values) == max(values):
+        largest = max(values)
+        if len(values) < LEAST or min(values) == largest:
             return values[-1]
         with catch_warnings():
             simplefilter("ignore")  # of starts that are not stationary, and the like
             try:
                 limit = {"minimize_kwargs": {"options": {"maxiter": STEPS}}}
-                model = self._model(values, order=ORDER)
+                model = self._model([v / largest for v in values], order=ORDER)  # in any unit
                 fit = model.fit(method="innovations_mle", method_kwargs=limit)
             except (ValueError, ArithmeticError):  # numpy's LinAlgError is a ValueError
                 return values[-1]
-            return _bounded(float(fit.forecast(1)[0]), values)
+            return _bounded(float(fit.forecast(1)[0]) * largest, values)
 
 
 def _bounded(value: float, values: list[float]) -> float:
