@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from hpc_dynamo.cli.compose import compose, conf_dir, show
-from hpc_dynamo.config import Device, Kind, Launcher
+from hpc_dynamo.config import Device, Kind, Launcher, PlannerKind
 from hpc_dynamo.errors import ConfigError
 
 GROUPS = sorted(f"{file.parent.name}={file.stem}" for file in conf_dir().glob("*/*.yaml"))
@@ -23,6 +23,12 @@ def test_without_overrides_it_is_vllm_with_one_worker_a_role() -> None:
 def test_every_file_of_conf_composes(choice: str) -> None:
     composed = compose([choice])
     assert msgspec.json.decode(msgspec.json.encode(composed), type=type(composed)) == composed
+
+
+def test_the_planner_is_off_unless_asked_for() -> None:
+    assert compose([]).planner.by is PlannerKind.off
+    assert compose(["planner=load"]).planner.by is PlannerKind.load
+    assert compose(["planner=sla", "planner.profile=p.json"]).planner.profile == "p.json"
 
 
 def test_overrides_reach_every_depth() -> None:
@@ -80,6 +86,8 @@ def test_paths_with_odd_characters(path: str) -> None:
         ("topology.decode.workers=1.5", "topology.decode.workers=1.5", "=0"),
         ("cluster.slurm.exclusive=maybe", "cluster.slurm.exclusive=maybe", "=False"),
         ("engine=vlm", "engine='vlm' is not known", "did you mean 'vllm'?"),
+        ("planner=sls", "planner='sls' is not known", "known: load, off, sla"),
+        ("planner.forecast=prophet", "planner.forecast=prophet", "planner.forecast="),
         ("topology=star", "topology='star' is not known", "aggregated, disaggregated"),
         ("cluster.launcher=cloud", "cluster.launcher=cloud", "=auto"),
         ("engine.device=tpu", "engine.device=tpu", "=cuda"),

@@ -6,9 +6,9 @@ the decode worker. Prompts that decode workers compute themselves are counted he
 they do so where prefill workers are late, and its price is seen in ITL.
 
 Decode: `n` sequences of the mean length are decoded `itl_s(n)` a token, `n` being the most that
-meet the target. One worker then ends n / (answer * itl_s(n)) answers a second (Little's law). No
-fewer workers than those that now run need: of a load that turns to longer answers these tell
-first, long before the first of them ends.
+meet the target. One worker then makes n / itl_s(n) tokens a second, of `rate` * answer that are
+to be made; or of those that are made now, where they are more: of a load that turns to longer
+answers the sequences that run tell first, long before the first of them ends.
 
 The profile is corrected by what is observed (`learned`), as NVIDIA Dynamo's planner does.
 """
@@ -50,15 +50,18 @@ class Sla:
         return workers_for(rate, service, max(left, LEAST_WAIT * target)), lost
 
     def _decode(self, rate: float, expected: Demand, seen: Signals) -> tuple[float, str]:
-        tokens_hz, run = rate * expected.answer_tokens, (seen.running + seen.waiting) * seen.decode
-        if not tokens_hz and not run:
-            return 0.0, ""
         length = context(expected)
+        tokens_hz = max(rate * expected.answer_tokens, self._made_hz(seen, length))
+        if not tokens_hz:
+            return 0.0, ""
         least = self.learned.itl_s(1.0, length)
         lost = f"ITL: one sequence alone takes {least:.3f} s" if least > self._config.itl_s else ""
         most = self._sequences(max(self._config.itl_s, SLACK * least), length, seen)
-        come = tokens_hz * self.learned.itl_s(most, length)
-        return max(come, run) / most, lost
+        return tokens_hz * self.learned.itl_s(most, length) / most, lost
+
+    def _made_hz(self, seen: Signals, length: float) -> float:
+        """Tokens a second that decode workers make of what runs at this moment."""
+        return seen.running * seen.decode / self.learned.itl_s(max(1.0, seen.running), length)
 
     def _sequences(self, itl_s: float, length: float, seen: Signals) -> float:
         """The most of a worker that keep to an ITL and fit into its cache."""

@@ -85,15 +85,19 @@ def test_a_full_cache_bounds_how_many_run() -> None:
     seen = saw(0, 4, 4, requests=300, prompt_tokens=4000.0, answer_tokens=200.0,
                running=5.0, kv_usage=0.5)  # fmt: skip
     need = Sla(config, Linear()).need(seen, DEMAND)
-    assert need.decode == pytest.approx(max(2000 * Linear().itl_s(8, 4100) / 8, 4 * 5 / 8))
+    assert need.decode == pytest.approx(
+        4 * 5 / Linear().itl_s(5, 4100) * Linear().itl_s(8, 4100) / 8
+    )
 
 
 def test_what_runs_says_first_that_answers_are_longer() -> None:
     """None of them has ended, so their length is not known; 4 workers hold 120 each."""
     seen = saw(0, 4, 4, requests=300, prompt_tokens=4000.0, answer_tokens=10.0, running=120.0)
     short = Demand(rate_hz=10.0, prompt_tokens=4000.0, answer_tokens=10.0)
+    need = Sla(CONFIG, Linear()).need(seen, short)
     most = (CONFIG.itl_s - 0.007) / (2e-5 + 4005 * 5e-8)
-    assert Sla(CONFIG, Linear()).need(seen, short).decode == pytest.approx(4 * 120 / most)
+    made_hz = 4 * 120 / Linear().itl_s(120, 4005)
+    assert need.decode == pytest.approx(made_hz * CONFIG.itl_s / most)
 
 
 def test_an_interval_after_a_move_teaches_nothing() -> None:
