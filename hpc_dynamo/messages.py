@@ -132,7 +132,6 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     host: str = ""  # local launcher: where the processes are
     pid: int = 0
     submitted_at: float = 0.0
-    login: str = ""  # Slurm: the machine that the run's first job was submitted from
 
 
 class GrownState(StrEnum):
@@ -215,8 +214,6 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
     ready: bool = False  # every role has a worker that serves
     draining: bool = False
-    forward: str = ""  # requests are passed on to the endpoint of another job, by its base URL ...
-    moved: str = ""  # ... which is all that refusals can name when it is too late for that
     models: tuple[str, ...] = ()
     context_tokens: int = 0  # of the longest sequence that all workers take; 0: not known
     workers: tuple[WorkerReport, ...] = ()

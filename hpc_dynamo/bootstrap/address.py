@@ -23,11 +23,10 @@ def job_address(interface: str | None, peers: Sequence[str]) -> str:
     return _source_towards(others[0]) if others else LOOPBACK
 
 
-def outward(address: str, login: str = "") -> str:
+def outward(address: str) -> str:
     """Where clients outside of a node find it: a job of one node is on loopback, from which only
-    what runs there can reach it. Without Slurm that is what is wanted. `login` is where the job
-    came from, if Slurm does not know: a successor is submitted from within."""
-    login = login or os.environ.get("SLURM_SUBMIT_HOST", "")
+    what runs there can reach it. Without Slurm that is what is wanted."""
+    login = os.environ.get("SLURM_SUBMIT_HOST", "")
     if address != LOOPBACK or login in ("", socket.gethostname()):
         return address
     try:

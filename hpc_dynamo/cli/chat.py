@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from hpc_dynamo.cli.conversation import OUT, Conversation
-from hpc_dynamo.cli.find import current, find, is_run, split
+from hpc_dynamo.cli.find import find, is_run, latest, split
 from hpc_dynamo.cli.openai import Api
 from hpc_dynamo.config import Task
 from hpc_dynamo.errors import ConfigError, HpcDynamoError, UsageError
@@ -54,7 +54,7 @@ def _endpoint(args: Namespace, words: list[str]) -> tuple[Api, str]:
     if args.url:
         return Api(args.url, _key(args), args.cert or ""), ""
     where = Namespace(overrides=words, config_dir=args.config_dir)
-    attempt = current(find(where, _serves, "serving run"))
+    attempt = latest(find(where, _serves, "serving run"))
     endpoint = attempt.endpoint()
     if endpoint is None or attempt.outcome():
         raise _silent(attempt)

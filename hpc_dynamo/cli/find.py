@@ -34,12 +34,6 @@ def latest(run: Run) -> Attempt:
     return attempts[-1]
 
 
-def current(run: Run) -> Attempt:
-    """The one that serves, where it has a successor that does not yet; else the newest."""
-    serving = (a for a in reversed(run.attempts()) if a.endpoint() and not a.outcome())
-    return next(serving, None) or latest(run)
-
-
 def split(words: Sequence[str], is_ours: Callable[[str], bool]) -> tuple[list[str], list[str]]:
     """Where a verb takes words of its own: those that point to a run, and the others.
 

@@ -10,19 +10,18 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from hpc_dynamo import launch
 from hpc_dynamo.cli import serving
 from hpc_dynamo.cli.live import display
 from hpc_dynamo.cli.watch import LOOK_S, Watch
 from hpc_dynamo.launch import Job
 from hpc_dynamo.messages import Outcome, WorkerReport, WorkerState
-from hpc_dynamo.run import Attempt, Run
+from hpc_dynamo.run import Attempt
 
 
 def follow(attempt: Attempt, job: Job, console: Console) -> Outcome:
     """The outcome of the attempt. Ends also when its job is gone without one."""
     news, watch = _News(attempt), Watch(attempt, job)
-    with display(watch, console) as screen, _interrupt(attempt.run, console):
+    with display(watch, console) as screen, _interrupt(job, console):
         while (outcome := watch.outcome()) is None:
             screen.show(news.lines(), watch.waiting)
             time.sleep(LOOK_S)
@@ -31,14 +30,13 @@ def follow(attempt: Attempt, job: Job, console: Console) -> Outcome:
 
 
 @contextmanager
-def _interrupt(run: Run, console: Console) -> Iterator[None]:
-    """Stop the job, and one that is to follow it, at the first signal; be killed by the second."""
+def _interrupt(job: Job, console: Console) -> Iterator[None]:
+    """Stop the job at the first signal; be killed by the second."""
 
     def handle(number: int, frame: object) -> None:
         console.print("stopping the job; once more to leave without waiting")
         signal.signal(number, signal.default_int_handler)
-        for _, job in launch.going(run):
-            job.stop()
+        job.stop()
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(n, handle) for n in numbers]

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpc_dynamo import launch
-from hpc_dynamo.cli.find import current, find, is_run, split
+from hpc_dynamo.cli.find import find, is_run, latest, split
 from hpc_dynamo.cli.start import OUT
 from hpc_dynamo.cli.watch import LOOK_S, Watch
 from hpc_dynamo.config import Task
@@ -79,7 +79,7 @@ def _text(line: bytes) -> str:
 def logs(args: Namespace) -> int:
     """Show the end of a log, or which logs there are; follow them with -f."""
     words, targets = split(args.overrides, _is_target)
-    attempt = current(find(Namespace(overrides=words, config_dir=args.config_dir)))
+    attempt = latest(find(Namespace(overrides=words, config_dir=args.config_dir)))
     if len(targets) > 1:
         raise ConfigError(f"one log at a time, not {' '.join(targets)}", hint="all: no name and -f")
     known = _known(attempt)

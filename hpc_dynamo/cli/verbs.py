@@ -9,7 +9,7 @@ from hpc_dynamo import launch
 from hpc_dynamo.cli import serving, views
 from hpc_dynamo.cli.chat import chat
 from hpc_dynamo.cli.compose import compose, show
-from hpc_dynamo.cli.find import current, find
+from hpc_dynamo.cli.find import find, latest
 from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.cli.live import until_end
 from hpc_dynamo.cli.logs import logs
@@ -42,7 +42,7 @@ def plan(args: Namespace) -> int:
 
 def status(args: Namespace) -> int:
     """Show how a run is: its job, its workers, its progress; on a terminal until it ends."""
-    attempt = current(find(args))
+    attempt = latest(find(args))
     job = launch.find(attempt)
     state = job.state() if job else None
     endpoint = None if attempt.outcome() else attempt.endpoint()
@@ -59,16 +59,16 @@ def status(args: Namespace) -> int:
 def stop(args: Namespace) -> int:
     """End the job of a run on all its nodes; finished results stay."""
     run = find(args)
-    going = launch.going(run)
-    for _, job in going:
-        job.stop()
-    for attempt, job in going:
-        outcome = follow(attempt, job, OUT)
-        OUT.print(f"{run.path}: {outcome.message or 'it had finished'}")
-    if not going:
-        latest = run.attempts()[-1]
-        clear(latest.grown(), latest.config().cluster.silence_s)
+    attempt = latest(run)
+    job = launch.find(attempt)
+    state = job.state()[0] if job else launch.JobState.ended
+    if job is None or state is launch.JobState.ended:
+        clear(attempt.grown(), attempt.config().cluster.silence_s)
         OUT.print(f"{run.path} is not running")
+        return 0
+    job.stop()
+    outcome = follow(attempt, job, OUT)
+    OUT.print(f"{run.path}: {outcome.message or 'it had finished'}")
     return 0
 
 

@@ -21,12 +21,10 @@ from hpc_dynamo.frontend import errors
 from hpc_dynamo.frontend.access import Gate, WithRequestId, request_id
 from hpc_dynamo.frontend.app import App
 from hpc_dynamo.frontend.errors import Refused
-from hpc_dynamo.frontend.forward import Forwarder
 from hpc_dynamo.frontend.generation import Generation
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.frontend.verify import agrees
 from hpc_dynamo.http import Client, Limits, Server
-from hpc_dynamo.http.trust import trusting
 from hpc_dynamo.preprocess import GivenIds, NoTokenizer, Preprocessor
 from hpc_dynamo.router import RemoteRouter
 from hpc_dynamo.run import Attempt
@@ -45,16 +43,10 @@ async def serve(attempt: Attempt, index: int, link: Path, host: str, port: int) 
     prompts = await asyncio.to_thread(_prompts, config)
     router = await RemoteRouter.connect(link)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, router.close)
-    others = Client(tls=trusting(config.serve.tls_cert))
-    async with (
-        Client.bearer(attempt.engine_key()) as client,
-        others,
-        asyncio.TaskGroup() as tasks,
-    ):
+    async with Client.bearer(attempt.engine_key()) as client, asyncio.TaskGroup() as tasks:
         dispatcher = Dispatcher(router, engine(config.engine.name).dialect, client, tasks)
         generation = Generation(config, prompts, stats)
-        gate, forwarder = Gate(_key(attempt, config)), Forwarder(others)
-        app = App(config, gate, router, dispatcher, generation, forwarder, stats)
+        app = App(config, Gate(_key(attempt, config)), router, dispatcher, generation, stats)
         async with Server(app, limits=_limits(config), refuse=_refuse) as server:
             await server.listen(host, port, tls=_tls(config), shared=True)
             log.info("frontend %d (pid %d) listens on %s:%d", index, os.getpid(), host, port)

@@ -11,7 +11,6 @@ from hpc_dynamo.frontend import errors, pages
 from hpc_dynamo.frontend.access import Gate, request_id
 from hpc_dynamo.frontend.document import LOADS, POSTS, ROUTE
 from hpc_dynamo.frontend.errors import Refused
-from hpc_dynamo.frontend.forward import Forwarder
 from hpc_dynamo.frontend.generation import Generation
 from hpc_dynamo.frontend.relay import Relay
 from hpc_dynamo.frontend.stats import Stats
@@ -28,11 +27,10 @@ class App:
 
     def __init__(
         self, config: Config, gate: Gate, router: RemoteRouter, dispatcher: Dispatcher,
-        generation: Generation, forwarder: Forwarder, stats: Stats,
+        generation: Generation, stats: Stats,
     ) -> None:  # fmt: skip
         self._config, self._gate, self._router = config, gate, router
         self._dispatcher, self._generation, self._stats = dispatcher, generation, stats
-        self._forwarder = forwarder
         self._timeout_s = config.serve.request_timeout_s
 
     async def __call__(self, request: Request, reply: Reply) -> None:
@@ -73,6 +71,8 @@ class App:
             reply.send(200, await self._router.loads(), [JSON])
         elif path in PASSED:
             self._allow(request, "POST")
+            if self._router.view.draining:
+                raise Refused(503, "the job is draining: its walltime ends", retry_after_s=30.0)
             await self._pass(request, reply, own_id)
         elif path == ROUTE:
             self._allow(request, "POST")
@@ -89,29 +89,12 @@ class App:
     async def _pass(self, request: Request, reply: Reply, own_id: str) -> None:
         try:
             async with asyncio.timeout(self._timeout_s):
-                if await self._forwarded(request, reply, own_id):
-                    return
                 work = await self._generation.work(request, own_id, self._router.view)
                 relay = Relay(reply, self._stats)
                 await self._dispatcher.run(work, relay)
         except TimeoutError as e:
             what = f"no whole answer within {self._timeout_s:.0f} s (serve.request_timeout_s)"
             raise Refused(504, what) from e
-
-    async def _forwarded(self, request: Request, reply: Reply, own_id: str) -> bool:
-        """By the job that goes on after this one. Raises Refused where nobody takes it any more."""
-        view = self._router.view
-        try:
-            if view.forward and await self._forwarder.run(request, reply, own_id, view.forward):
-                self._stats.forwarded += 1
-                return True
-        except OSError as e:
-            raise Refused(502, f"the job that goes on after this one broke off: {e}") from e
-        if view.draining:
-            there = f"; the run goes on at {view.moved}/v1" if view.moved else ""
-            what = f"the job is draining: its walltime ends{there}"
-            raise Refused(503, what, retry_after_s=30.0)
-        return False
 
     def _refuse(self, request: Request, reply: Reply, error: Refused) -> str:
         """How it ended, if its status does not say."""

@@ -35,7 +35,7 @@ def _live(view: View, request: Request) -> Answer:
 
 def _ready(view: View, request: Request) -> Answer:
     """Whether a request sent now would be served: 200 or 503."""
-    if view.draining and not view.forward:
+    if view.draining:
         return _json({"status": "draining"}, 503)
     return _json({"status": "ready"}) if view.ready else _json({"status": "starting"}, 503)
 

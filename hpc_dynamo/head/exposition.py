@@ -48,7 +48,6 @@ def _frontend(stats: Stats, traffic: Traffic) -> Iterable[Metric]:
     yield answers
     counted = {
         "cancelled": (stats.cancelled, "requests whose client went away"),
-        "forwarded": (stats.forwarded, "requests passed on to the job that goes on after this one"),
         "retried": (stats.retried, "tries on another worker"),
         "refused": (traffic.refused, "requests refused for overload"),
         "prompt_tokens": (stats.prompt_tokens, "prompt tokens counted before routing"),

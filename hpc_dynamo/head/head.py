@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable, Collection
 
 from msgspec.structs import replace
@@ -14,7 +13,6 @@ from hpc_dynamo.head.batch import BatchWork
 from hpc_dynamo.head.course import Course
 from hpc_dynamo.head.flip import Flipper
 from hpc_dynamo.head.growth import Grower
-from hpc_dynamo.head.handover import Handover
 from hpc_dynamo.head.membership import Membership
 from hpc_dynamo.head.profiling import ProfileWork
 from hpc_dynamo.head.reshape import Reshaper
@@ -51,16 +49,14 @@ class Head(Course):
         super().__init__(attempt)
         self._roster, self._server = roster, server
         self._walltime = Walltime(None, self._config.cluster.slurm.signal_before_end_s)
-        self._draining = self._warned = False
-        self._broken_off_at = math.inf  # by the loop's clock
-        self._handover: Handover | None = None
+        self._draining = False
         self._reshaper: Reshaper | None = None
         self._grower: Grower | None = None
 
     def warn(self) -> None:
         """Slurm says that the job ends soon: by its walltime, or because it is preempted."""
-        self._warned = True  # there may be nothing to drain yet
-        if self._work and not self._walltime.early(self._work.likely_s):
+        likely_s = self._work.likely_s if self._work else 0.0
+        if not self._walltime.early(likely_s):
             self._drain(self._walltime.warned_s())
 
     def _drain(self, left_s: float) -> None:
@@ -70,31 +66,10 @@ class Head(Course):
         self._draining = True
         log.info("the job ends soon: draining, for %.0f s at most", left_s)
         self._work.drain()
-        loop, left_s = asyncio.get_running_loop(), max(left_s, 1.0)
-        self._broken_off_at = loop.time() + left_s
-        loop.call_later(left_s, self._break_off, self._work)
-        if self._handover:
-            self._handover.hurry()
+        asyncio.get_running_loop().call_later(max(left_s, 1.0), self._break_off, self._work)
 
     def _break_off(self, work: Work) -> None:
         self.end(work.overdue)
-
-    def _handover_of(self, router: Router) -> Handover | None:
-        """None where no other job is to go on after this one."""
-        walltime, loop = self._walltime, asyncio.get_running_loop()
-        if walltime.ends_at is None or not self._config.planner.handover:
-            return None
-
-        def likely_s() -> float:
-            return self._work.likely_s if self._work else 0.0
-
-        return Handover(
-            self._attempt,
-            lambda: walltime.spare_s(likely_s()),
-            lambda: min(walltime.left_s, self._broken_off_at - loop.time()),
-            likely_s,
-            router.news.set,
-        )
 
     async def _mind_the_end(self, work: Work) -> None:
         """Drain when what begins now would hardly end in time. Runs until cancelled, or not
@@ -154,13 +129,9 @@ class Head(Course):
         async with Client.bearer(token) as http, asyncio.TaskGroup() as group:
             router = Router.of(self._config)
             members = Membership(self._attempt, self._roster, self._server, router, self.fail)
-            handover = self._handover = self._handover_of(router)
             scraper = Scraper(router, http, engine(self._config.engine.name).metrics)
-            own, planning = (self._attempt, self._config), self._planning
-            job = Job(*own, router, members, http, scraper, planning, handover)
+            job = Job(self._attempt, self._config, router, members, http, scraper, self._planning)
             made = self._work = WORK[self._config.task](job)
-            if self._warned:
-                self.warn()
             tasks = [
                 group.create_task(members.listen(), name="control"),
                 group.create_task(members.watch(), name="watch"),
@@ -170,7 +141,6 @@ class Head(Course):
                 group.create_task(self._grow(router, members), name="growth"),
                 group.create_task(self._reshape(router, members, scraper), name="planner"),
                 group.create_task(agent.run(), name="agent"),
-                *([group.create_task(handover.run(), name="handover")] if handover else []),
             ]
             work = group.create_task(self._finish(made), name="work")
             outcome = await self._over(work)

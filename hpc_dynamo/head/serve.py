@@ -51,17 +51,16 @@ class ServeWork:
         self._told = dict[int, Stats]()  # by the frontends that are there
         self._former = Stats()  # of those that are gone
         self._traffic = Traffic()
-        self._phase = "loading"
+        self.phase = "loading"
 
     async def run(self) -> Outcome:
         serve = self._config.serve
-        job = self._job.attempt.job()
-        host = serve.host or outward(self._job.members.address, job.login if job else "")
+        host = serve.host or outward(self._job.members.address)
         with TemporaryDirectory(prefix="hpc-dynamo-") as folder:
             with closing(_reserve(host, serve.port)) as held:
                 port = int(held.getsockname()[1])
                 await self._serve(Path(folder) / "router", host, port)
-        return self._ended("the walltime ended; the endpoint was drained first")
+        return Outcome(exit_code=0, message="the walltime ended; the endpoint was drained first")
 
     async def _serve(self, link: Path, host: str, port: int) -> None:
         router = self._job.router
@@ -80,18 +79,10 @@ class ServeWork:
                     await self._draining.wait()
                     server.show()
                     await router.idle()
-                    await self._passed_on()
                 finally:
                     server.hang_up()  # what is still under way gets its last words
                     for task in frontends:
                         task.cancel()
-
-    async def _passed_on(self) -> None:
-        """Until no request is passed on to a successor any more, and those that were are over."""
-        handover = self._job.handover
-        while handover and (handover.forward or (handover.moved and self._stats().active)):
-            self._came.clear()
-            await self._came.wait()
 
     async def _keep(self, index: int, link: Path, host: str, port: int) -> None:
         """Start a frontend process, again when it dies."""
@@ -123,9 +114,7 @@ class ServeWork:
             tls=bool(serve.tls_cert),
         )
         write_json(self._job.attempt.endpoint_file, endpoint)
-        self._phase = "serving"
-        if self._job.handover:
-            self._job.handover.started()
+        self.phase = "serving"
         log.info("serving at %s", endpoint.url)
 
     # What frontends tell and are shown.
@@ -141,7 +130,7 @@ class ServeWork:
             self._former.add(gone)
 
     def _view(self) -> View:
-        members, router, handover = self._job.members, self._job.router, self._job.handover
+        members, router = self._job.members, self._job.router
         ready = [w for w in members.workers.values() if w.state is WorkerState.ready]
         contexts = [w.context_tokens for w in ready if w.context_tokens]
         workers, loads = members.in_order(), self._job.scraper.loads()
@@ -149,8 +138,6 @@ class ServeWork:
         return View(
             ready=router.complete(role for role, _ in self._config.topology.pools),
             draining=self._draining.is_set(),
-            forward=handover.forward if handover else "",
-            moved=handover.moved if handover else "",
             models=self._models(),
             context_tokens=min(contexts, default=0),
             workers=workers,
@@ -174,13 +161,8 @@ class ServeWork:
 
     # For the head.
 
-    @property
-    def phase(self) -> str:
-        follows = self._job.handover.phase if self._job.handover else ""
-        return f"{self._phase}; {follows}" if follows else self._phase
-
     def drain(self) -> None:
-        self._phase = "draining"
+        self.phase = "draining"
         self._draining.set()
 
     @property
@@ -189,14 +171,7 @@ class ServeWork:
 
     @property
     def overdue(self) -> Outcome:
-        return self._ended("the walltime ended with requests under way")
-
-    def _ended(self, how: str) -> Outcome:
-        handover = self._job.handover
-        if handover is None or handover.successor is None:
-            return Outcome(exit_code=0, message=how)
-        number = handover.successor.number
-        return Outcome(exit_code=0, message=f"{how}; attempt {number} goes on", successor=number)
+        return Outcome(exit_code=0, message="the walltime ended with requests under way")
 
     @property
     def likely_s(self) -> float:

@@ -43,14 +43,6 @@ def find(attempt: Attempt) -> Job | None:
     return _job(record, attempt) if record else None
 
 
-def going(run: Run) -> list[tuple[Attempt, Job]]:
-    """Attempts that have not ended, the newest first: a successor may wait beside one that
-    serves."""
-    left = (attempt for attempt in reversed(run.attempts()) if attempt.outcome() is None)
-    found = ((attempt, find(attempt)) for attempt in left)
-    return [(a, j) for a, j in found if j and j.state()[0] is not JobState.ended]
-
-
 def _job(record: JobRecord, attempt: Attempt) -> Job:
     match record.launcher:
         case "local":
@@ -73,4 +65,4 @@ def refuse_if_busy(run: Run) -> None:
             raise RunBusy(what, hint=f"`hpc-dynamo status {run.path}`, or `hpc-dynamo stop …`")
 
 
-__all__ = ["Job", "JobState", "find", "going", "refuse_if_busy", "resolve", "start"]
+__all__ = ["Job", "JobState", "find", "refuse_if_busy", "resolve", "start"]

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -87,12 +86,7 @@ def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], 
         said = str(e).strip().splitlines()
         hint = "cluster.slurm.partition, .account, .qos or .time; `sinfo` lists partitions"
         raise LaunchError(f"sbatch refused the job: {said[-1]}", hint=hint) from e
-    return JobRecord(
-        launcher="slurm",
-        job_id=job.job_id,
-        submitted_at=time.time(),
-        login=socket.gethostname(),
-    )
+    return JobRecord(launcher="slurm", job_id=job.job_id, submitted_at=time.time())
 
 
 class SlurmJob:

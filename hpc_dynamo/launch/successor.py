@@ -11,8 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from msgspec.structs import replace
-
 from hpc_dynamo.child import clean_environment
 from hpc_dynamo.errors import LaunchError, MissingDependency
 from hpc_dynamo.launch import slurm
@@ -57,8 +55,7 @@ def main(path: str) -> None:
     config, plan = former.config(), former.plan()
     attempt = former.run.new_attempt(config, plan)
     record = slurm.submit(attempt, config, plan, importlib.import_module(ENTRY).main)
-    before = former.job()
-    write_json(attempt.job_file, replace(record, login=before.login if before else ""))
+    write_json(attempt.job_file, record)
     print(attempt.path)
 
 
