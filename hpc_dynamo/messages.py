@@ -173,11 +173,22 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     rate_hz: float = 0.0
 
 
+class Successor(msgspec.Struct, frozen=True, kw_only=True):
+    """The job that takes over, as the head before it sees it."""
+
+    attempt: int
+    job_id: str
+    detail: str
+    url: str = ""  # its base URL, while it answers
+    ready: bool = False  # new requests go to it
+
+
 class View(msgspec.Struct, frozen=True, kw_only=True):
     """What the head tells its frontends of the job, on every change and every second."""
 
     ready: bool = False  # every role has a worker that serves
     draining: bool = False
+    successor: Successor | None = None
     models: tuple[str, ...] = ()
     context_tokens: int = 0  # of the longest sequence that all workers take; 0: not known
     workers: tuple[WorkerReport, ...] = ()
@@ -223,6 +234,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     loads: tuple[WorkerLoad, ...] = ()  # of ready workers
     traffic: Traffic | None = None  # of a serving run
     planning: Planning | None = None
+    successor: Successor | None = None
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from hpc_dynamo.messages import (
     Planning,
     Quantiles,
     Status,
+    Successor,
     Traffic,
     WorkerLoad,
     WorkerReport,
@@ -71,6 +72,14 @@ def planner_line(p: Planning) -> str:
         f"planner: wants {p.prefill} prefill and {p.decode} decode for {p.rate_hz:.1f}/s"
         f"{moving}; {p.flips} flips, {p.failed} failed; {p.why}{short}"
     )
+
+
+def successor_line(s: Successor) -> str:
+    """Who takes over, and how far that is."""
+    if not s.attempt:
+        return f"no successor yet: {s.detail}"
+    where = f" at {s.url}" if s.ready else ""
+    return f"handing over to attempt {s.attempt}, job {s.job_id}{where}: {s.detail}"
 
 
 def how_to(attempt: Attempt, endpoint: Endpoint) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hpc_dynamo.child import clean_environment
 from hpc_dynamo.errors import LaunchError, MissingDependency
-from hpc_dynamo.launch import slurm
+from hpc_dynamo.launch import local, slurm
 from hpc_dynamo.run import Attempt, write_json
 
 ENTRY = "hpc_dynamo.node"  # by name: it is of a higher layer
@@ -53,7 +53,9 @@ def main(path: str) -> None:
     former = Attempt(Path(path))
     config, plan = former.config(), former.plan()
     attempt = former.run.new_attempt(config, plan)
-    record = slurm.submit(attempt, config, plan, importlib.import_module(ENTRY).main)
+    job = former.job()
+    start = local.submit if job and job.launcher == "local" else slurm.submit
+    record = start(attempt, config, plan, importlib.import_module(ENTRY).main)
     write_json(attempt.job_file, record)
     print(attempt.path)
 
