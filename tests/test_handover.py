@@ -4,8 +4,10 @@ import time
 
 import pytest
 
-from hpc_dynamo.head.handover import lead_s
+from hpc_dynamo.head.handover import Handover, lead_s
 from hpc_dynamo.launch.walltime import Walltime
+from hpc_dynamo.messages import Outcome, Successor
+from hpc_dynamo.run import Attempt
 
 SIGNAL_S = 90.0  # the last third of it, 30 s, is kept for the end of the agents
 
@@ -44,3 +46,18 @@ def test_a_preempted_job_asks_at_once_and_still_takes_requests(
 
 def test_a_warning_gives_no_time_that_is_not_there(now: float) -> None:
     assert Walltime(now + 40, SIGNAL_S).warned().ends_at == pytest.approx(now + 40)
+
+
+@pytest.mark.parametrize(("number", "goes_on"), [(0, 0), (2, 2)])
+def test_the_outcome_names_who_goes_on_and_clients_look_there(
+    attempt: Attempt, number: int, goes_on: int
+) -> None:
+    """Also where the successor did not answer when it was last asked."""
+    url = "http://new:1/v1" if number else ""
+    attempt.run.answers_at("http://old:1/v1")
+    handover = Handover(attempt, lambda: None)
+    handover.successor = Successor(attempt=number, job_id="5", detail="slow", url=url)
+    outcome = handover.conclude(Outcome(exit_code=0, message="drained"))
+    assert outcome.successor == goes_on
+    assert ("attempt 2 goes on" in outcome.message) is bool(number)
+    assert attempt.run.url_file.read_text().strip() == (url or "http://old:1/v1")

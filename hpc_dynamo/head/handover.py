@@ -40,7 +40,8 @@ class Handover:
     def __init__(self, attempt: Attempt, changed: Callable[[], object]) -> None:
         self._attempt, self._changed = attempt, changed
         self._config = attempt.config()
-        self._heard_at, self._queue_at = 0.0, 0.0
+        self._heard_at = self._queue_at = 0.0
+        self._ended = False  # the successor has, before us
         self.successor: Successor | None = None
 
     async def run(self, serving: Callable[[], bool], spare_s: Callable[[], float]) -> None:
@@ -54,9 +55,12 @@ class Handover:
                 await asyncio.sleep(LOOK_S)
 
     def conclude(self, outcome: Outcome) -> Outcome:
-        """Our outcome, with the attempt that goes on if there is one."""
-        if self.successor is None or not self.successor.attempt:
+        """Our outcome, with the attempt that goes on if there is one; clients look there now, also
+        where it did not answer just then."""
+        if self.successor is None or not self.successor.attempt or self._ended:
             return outcome
+        if self.successor.url:
+            self._attempt.run.answers_at(self.successor.url)
         number = self.successor.attempt
         message = f"{outcome.message}; attempt {number} goes on"
         return replace(outcome, message=message, successor=number)
@@ -113,6 +117,7 @@ class Handover:
             outcome = await asyncio.to_thread(after.outcome)
             endpoint = await asyncio.to_thread(after.endpoint)
             if outcome:
+                self._ended = True
                 ended = f"it has ended: {outcome.message}"
                 return replace(known, url="", ready=False, detail=ended)
             if endpoint is None:

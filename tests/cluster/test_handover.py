@@ -32,6 +32,7 @@ class Steady:
     tokens: tuple[int, ...] = (20, 20, 20, 1500)  # of a client's answers: the last takes a while
     failed: list[str] = field(default_factory=list)
     ended_at: list[float] = field(default_factory=list)
+    stopped_at: float = 0.0
     across: int = 0  # answers that began before the handover and ended after it
 
     async def go_on(self, done: Callable[[], object], timeout_s: float) -> None:
@@ -43,6 +44,7 @@ class Steady:
                 await asyncio.to_thread(until, "the successor alone", done, timeout_s)
             finally:
                 self._stop.set()
+                self.stopped_at = time.monotonic()
 
     async def _client(self, tokens: int) -> None:
         while not self._stop.is_set():
@@ -68,8 +70,9 @@ class Steady:
 
     @property
     def gap_s(self) -> float:
-        """The longest time without an answer's end."""
-        return max(b - a for a, b in zip(self.ended_at, self.ended_at[1:], strict=False))
+        """The longest time without an answer's end, while all clients asked."""
+        asked = [at for at in self.ended_at if at <= self.stopped_at]
+        return max(b - a for a, b in zip(asked, asked[1:], strict=False))
 
 
 async def hand_over(
