@@ -14,6 +14,10 @@ from hpc_dynamo import keeper
 # its own, and a srun of its own would inherit the limits of our step.
 FOREIGN = ("SLURM_", "SLURMD_", "SRUN_", "PMI_", "PMIX_", "PMI2_", "OMPI_", "PRTE_", "SUBMITIT_")
 
+# Where the run's first job was submitted from: Slurm takes the node of a job that asks for its
+# successor for it.
+LOGIN = "HPC_DYNAMO_LOGIN"
+
 
 def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """Our environment without what belongs to Slurm and MPI, with `extra` on top."""

@@ -209,11 +209,22 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     rate_hz: float = 0.0
 
 
+class Successor(msgspec.Struct, frozen=True, kw_only=True):
+    """The job that takes over, as the head before it sees it."""
+
+    attempt: int
+    job_id: str
+    detail: str
+    url: str = ""  # its base URL, while it answers
+    ready: bool = False  # new requests go to it
+
+
 class View(msgspec.Struct, frozen=True, kw_only=True):
     """What the head tells its frontends of the job, on every change and every second."""
 
     ready: bool = False  # every role has a worker that serves
     draining: bool = False
+    successor: Successor | None = None
     models: tuple[str, ...] = ()
     context_tokens: int = 0  # of the longest sequence that all workers take; 0: not known
     workers: tuple[WorkerReport, ...] = ()
@@ -261,6 +272,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     planning: Planning | None = None
     grown: tuple[GrownJob, ...] = ()  # further jobs, those that ended left out
     node_hours: float = 0.0  # of all further jobs of the run
+    successor: Successor | None = None
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from hpc_dynamo.bootstrap.address import job_address, reachable
 from hpc_dynamo.errors import HpcDynamoError, LaunchError
 from hpc_dynamo.head import Head, Standalone
 from hpc_dynamo.launch import successor
-from hpc_dynamo.launch.node import whoami
+from hpc_dynamo.launch.node import requeued, whoami
 from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome
 from hpc_dynamo.run import Attempt, write_json
 from hpc_dynamo.wire import Client, Codec, Server
@@ -38,7 +37,7 @@ def main(path: str) -> int:
     attempt = Attempt(Path(path))
     index, hosts = whoami(attempt.plan().nodes)
     log_to(attempt.agent_log(index))
-    if index == 0 and "SLURM_RESTART_COUNT" in os.environ:
+    if index == 0 and requeued():
         attempt.renew()
     outcome = outcome_of(_node(attempt, index, hosts), attempt.agent_log(index))
     if index == 0 and (last := _go_on(attempt, outcome)):
@@ -82,7 +81,8 @@ def _go_on(attempt: Attempt, outcome: Outcome) -> Outcome | None:
 async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
     # Until there is a head or an agent to end in order, a signal ends this task.
     on_end(asyncio.current_task().cancel)  # type: ignore[union-attr]  # we are in one
-    on_warning(partial(log.info, "the walltime ends soon"))
+    warned = asyncio.Event()
+    on_warning(warned.set)
     config, secrets = attempt.config(), attempt.run.secrets()
     address = job_address(config.cluster.interface, hosts)
     if config.planner.grow.nodes:
@@ -97,7 +97,7 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
         try:
             agent = Agent(attempt, me, client, secrets.token)
             if server:
-                return await _lead(Head(attempt, roster, server), agent)
+                return await _lead(Head(attempt, roster, server), agent, warned.is_set())
             return await _follow(agent)
         finally:
             client.close()
@@ -129,9 +129,11 @@ async def _alone(attempt: Attempt, me: NodeRecord) -> Outcome:
     return await head.run()
 
 
-async def _lead(head: Head, agent: Agent) -> Outcome:
+async def _lead(head: Head, agent: Agent, warned: bool) -> Outcome:
     on_end(head.interrupt)
     on_warning(head.warn)
+    if warned:
+        head.warn()
     return await head.run(agent)
 
 

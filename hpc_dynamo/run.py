@@ -4,6 +4,7 @@
       run.json                   which input these results belong to
       secrets.json               mode 0600: the engines' token, keys of the control plane
       api_key                    mode 0600: what clients of a serving run present
+      url                        the base URL of the attempt that serves now
       attempts/<n>/              one launch of the run, the n-th
         config.json plan.json job.json roster.json status.json outcome.json endpoint.json
         planner.jsonl            what the planner saw, decided and did
@@ -223,6 +224,7 @@ class Run:
         self.identity_file = path / "run.json"
         self.secrets_file = path / "secrets.json"
         self.key_file = path / "api_key"
+        self.url_file = path / "url"
         self.parts = path / "parts"
         self.output = path / "output.jsonl"
         self.errors = path / "errors.jsonl"
@@ -244,6 +246,10 @@ class Run:
 
     def api_key(self) -> str:
         return self.key_file.read_text().strip()
+
+    def answers_at(self, url: str) -> None:
+        """Where clients are to look from now on."""
+        write_atomic(self.url_file, f"{url}\n".encode())
 
     def identity(self) -> RunIdentity | None:
         return read_json(self.identity_file, RunIdentity)

@@ -53,6 +53,7 @@ def test_the_verbs_stand_in_the_order_of_use(call: Call) -> None:
         "profile",
         "route",
         "chat",
+        "endpoint",
         "status",
         "report",
         "logs",

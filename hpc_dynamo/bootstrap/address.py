@@ -6,6 +6,7 @@ import socket
 import struct
 from collections.abc import Sequence
 
+from hpc_dynamo.child import LOGIN
 from hpc_dynamo.errors import ConfigError, unknown_name
 
 SIOCGIFADDR = 0x8915  # linux/sockios.h: IPv4 address of an interface
@@ -26,7 +27,7 @@ def job_address(interface: str | None, peers: Sequence[str]) -> str:
 def outward(address: str) -> str:
     """Where clients outside of a node find it: a job of one node is on loopback, from which only
     what runs there can reach it. Without Slurm that is what is wanted."""
-    login = os.environ.get("SLURM_SUBMIT_HOST", "")
+    login = os.environ.get(LOGIN) or os.environ.get("SLURM_SUBMIT_HOST", "")
     if address != LOOPBACK or login in ("", socket.gethostname()):
         return address
     try:

@@ -9,11 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from hpc_dynamo.cli.conversation import OUT, Conversation
-from hpc_dynamo.cli.find import find, is_run, latest, split
+from hpc_dynamo.cli.find import is_run, reachable, split
 from hpc_dynamo.cli.openai import Api
-from hpc_dynamo.config import Task
 from hpc_dynamo.errors import ConfigError, HpcDynamoError, UsageError
-from hpc_dynamo.run import Attempt, Run
 
 ERR = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
@@ -54,30 +52,10 @@ def _endpoint(args: Namespace, words: list[str]) -> tuple[Api, str]:
     if args.url:
         return Api(args.url, _key(args), args.cert or ""), ""
     where = Namespace(overrides=words, config_dir=args.config_dir)
-    attempt = latest(find(where, _serves, "serving run"))
-    endpoint = attempt.endpoint()
-    if endpoint is None or attempt.outcome():
-        raise _silent(attempt)
+    attempt, endpoint = reachable(where)
     key = _read(args.key_file or endpoint.key_file)
     cert = args.cert or (attempt.config().serve.tls_cert if endpoint.tls else "")
     return Api(endpoint.url, key, cert), endpoint.model
-
-
-def _serves(run: Run) -> bool:
-    with suppress(HpcDynamoError):  # half made, or by another version: not what is looked for
-        return any(attempt.config().task is Task.serve for attempt in run.attempts()[-1:])
-    return False
-
-
-def _silent(attempt: Attempt) -> HpcDynamoError:
-    outcome, status, path = attempt.outcome(), attempt.status(), attempt.run.path
-    if attempt.config().task is not Task.serve:
-        return ConfigError(f"{path} is a batch, with nobody to talk to", hint="hpc-dynamo serve …")
-    if outcome:
-        what = f"{path} has ended: {outcome.message or 'all done'}"
-        return HpcDynamoError(what, hint="hpc-dynamo serve …, or chat --url URL")
-    phase = status.phase if status else "waiting for its nodes"
-    return HpcDynamoError(f"{path} has no endpoint yet: {phase}", hint=f"hpc-dynamo status {path}")
 
 
 def _key(args: Namespace) -> str:

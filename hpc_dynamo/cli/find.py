@@ -2,10 +2,13 @@
 
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.errors import ConfigError, RunBusy
+from hpc_dynamo.config import Task
+from hpc_dynamo.errors import ConfigError, HpcDynamoError, RunBusy
+from hpc_dynamo.messages import Endpoint
 from hpc_dynamo.run import Attempt, Run
 
 
@@ -28,10 +31,49 @@ def find(
 
 
 def latest(run: Run) -> Attempt:
+    """The newest attempt; the one before it while that serves and hands over to it."""
     attempts = run.attempts()
     if not attempts:
         raise RunBusy(f"{run.path} has no attempt yet", hint="hpc-dynamo batch …")
-    return attempts[-1]
+    newest, before = attempts[-1], attempts[-2:-1]
+    if before and not _answers(newest) and _answers(before[0]) and _hands_over(before[0], newest):
+        return before[0]
+    return newest
+
+
+def _answers(attempt: Attempt) -> bool:
+    return attempt.endpoint() is not None and attempt.outcome() is None
+
+
+def _hands_over(attempt: Attempt, to: Attempt) -> bool:
+    status = attempt.status()
+    return bool(status and status.successor and status.successor.attempt == to.number)
+
+
+def reachable(args: Namespace) -> tuple[Attempt, Endpoint]:
+    """The attempt of a serving run that answers, and where. Raises HpcDynamoError if none does."""
+    attempt = latest(find(args, _serves, "serving run"))
+    endpoint = attempt.endpoint()
+    if endpoint is None or attempt.outcome():
+        raise _silent(attempt)
+    return attempt, endpoint
+
+
+def _serves(run: Run) -> bool:
+    with suppress(HpcDynamoError):  # half made, or by another version: not what is looked for
+        return any(attempt.config().task is Task.serve for attempt in run.attempts()[-1:])
+    return False
+
+
+def _silent(attempt: Attempt) -> HpcDynamoError:
+    outcome, status, path = attempt.outcome(), attempt.status(), attempt.run.path
+    if attempt.config().task is not Task.serve:
+        return ConfigError(f"{path} is a batch, with nobody to talk to", hint="hpc-dynamo serve …")
+    if outcome:
+        what = f"{path} has ended: {outcome.message or 'all done'}"
+        return HpcDynamoError(what, hint="hpc-dynamo serve …, or chat --url URL")
+    phase = status.phase if status else "waiting for its nodes"
+    return HpcDynamoError(f"{path} has no endpoint yet: {phase}", hint=f"hpc-dynamo status {path}")
 
 
 def split(words: Sequence[str], is_ours: Callable[[str], bool]) -> tuple[list[str], list[str]]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
+from hpc_dynamo import launch
 from hpc_dynamo.cli import serving
 from hpc_dynamo.cli.live import display
 from hpc_dynamo.cli.watch import LOOK_S, Watch
@@ -19,9 +20,10 @@ from hpc_dynamo.run import Attempt
 
 
 def follow(attempt: Attempt, job: Job, console: Console) -> Outcome:
-    """The outcome of the attempt. Ends also when its job is gone without one."""
+    """The outcome of the attempt. Ends also when its job is gone without one. Ctrl-C ends also a
+    job that it hands over to."""
     news, watch = _News(attempt), Watch(attempt, job)
-    with display(watch, console) as screen, _interrupt(job, console):
+    with display(watch, console) as screen, _interrupt(attempt, job, console):
         while (outcome := watch.outcome()) is None:
             screen.show(news.lines(), watch.waiting)
             time.sleep(LOOK_S)
@@ -30,13 +32,16 @@ def follow(attempt: Attempt, job: Job, console: Console) -> Outcome:
 
 
 @contextmanager
-def _interrupt(job: Job, console: Console) -> Iterator[None]:
+def _interrupt(attempt: Attempt, job: Job, console: Console) -> Iterator[None]:
     """Stop the job at the first signal; be killed by the second."""
 
     def handle(number: int, frame: object) -> None:
         console.print("stopping the job; once more to leave without waiting")
         signal.signal(number, signal.default_int_handler)
         job.stop()
+        for other, further, _, _ in launch.going_on(attempt.run):
+            if other.number > attempt.number:
+                further.stop()
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(n, handle) for n in numbers]
@@ -54,6 +59,7 @@ class _News:
         # What was there before is no news.
         self._attempt, self._endpoint, before = attempt, attempt.endpoint(), attempt.status()
         self._phase = before.phase if before else ""
+        self._successor = before.successor if before else None
         self._workers = {w.rank: w for w in before.workers} if before else {}
 
     def lines(self) -> Iterator[str]:
@@ -62,6 +68,9 @@ class _News:
             if status.phase != self._phase:
                 self._phase = status.phase
                 yield status.phase
+            if status.successor and status.successor != self._successor:
+                yield serving.successor_line(status.successor)
+            self._successor = status.successor
             for worker in status.workers:
                 yield from self._about(worker)
         if self._endpoint is None and (endpoint := self._attempt.endpoint()):

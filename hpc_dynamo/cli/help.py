@@ -46,6 +46,7 @@ EXAMPLES = {
   hpc-dynamo serve model.path=/shared/llama cluster.gpus_per_node=4 name=afternoon \\
       topology.prefill.workers=2 topology.decode.workers=2 cluster.slurm.time=04:00:00
   it prints base URL, key and the ssh line for your laptop; Ctrl-C ends the job
+  hpc-dynamo serve planner.handover=true …   goes on after its walltime: the next job takes over
   hpc-dynamo serve --detach …       submit and return; `hpc-dynamo status` tells the rest""",
     "profile": """\
   hpc-dynamo profile engine=simulator topology=aggregated
@@ -69,6 +70,10 @@ EXAMPLES = {
   hpc-dynamo chat name=afternoon "Why is the sky blue?"
   echo "Why is the sky blue?" | hpc-dynamo chat runs/afternoon --max-tokens 100 > answer.txt
   hpc-dynamo chat --url http://localhost:8000/v1 --key-file key --system 'Be brief.'""",
+    "endpoint": """\
+  export OPENAI_BASE_URL=$(hpc-dynamo endpoint name=afternoon)
+  while a job hands over to the next it is the one that serves; the file runs/NAME/url has the same
+  the key is in runs/NAME/api_key""",
     "status": """\
   hpc-dynamo status                 the newest run below runs/, live on a terminal
   hpc-dynamo status name=prompts    or the folder: hpc-dynamo status runs/prompts
@@ -89,6 +94,7 @@ EXAMPLES = {
 RUN = "RUN (its folder) or name=NAME; the newest without"
 WORDS = {
     "chat": ("RUN|MESSAGE", f"{RUN}; what else there is, is the message"),
+    "endpoint": ("RUN", RUN),
     "status": ("RUN", RUN),
     "report": ("RUN", RUN),
     "logs": ("RUN|LOG", f"{RUN}; a rank's number, head, agent-N or frontend-N"),

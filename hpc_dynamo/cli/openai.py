@@ -8,13 +8,13 @@ import ssl
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
 from hpc_dynamo.errors import HpcDynamoError, RequestFailed, UsageError, unknown_name
+from hpc_dynamo.http import pinned
 
 CONNECT_S, SILENCE_S = 10.0, 600.0
 Chunk = dict[str, Any]
@@ -137,12 +137,7 @@ def _trust(cert: str) -> ssl.SSLContext:
     an endpoint is reached by address, or through a tunnel from localhost."""
     if not cert:
         return ssl.create_default_context()
-    end = "-----END CERTIFICATE-----"
     try:
-        first, found, _ = Path(cert).read_text().partition(end)
-        context = ssl.create_default_context(cadata=first + found)
-    except (OSError, ssl.SSLError) as e:
+        return pinned(cert)
+    except OSError as e:
         raise UsageError(f"{cert} is no certificate: {e}", hint="--cert server.pem") from e
-    context.check_hostname = False
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    return context

@@ -16,6 +16,7 @@ from hpc_dynamo.messages import (
     Planning,
     Quantiles,
     Status,
+    Successor,
     Traffic,
     WorkerLoad,
     WorkerReport,
@@ -79,6 +80,14 @@ def grown_line(job: GrownJob) -> str:
     ranks, name = ", ".join(map(str, job.ranks)), job.job_id or "being submitted"
     detail = f": {job.detail}" if job.detail else ""
     return f"further job {name} {job.state}, {job.nodes} node(s), {job.role} {ranks}{detail}"
+
+
+def successor_line(s: Successor) -> str:
+    """Who takes over, and how far that is."""
+    if not s.attempt:
+        return f"no successor yet: {s.detail}"
+    where = f" at {s.url}" if s.ready else ""
+    return f"handing over to attempt {s.attempt}, job {s.job_id}{where}: {s.detail}"
 
 
 def how_to(attempt: Attempt, endpoint: Endpoint) -> str:

@@ -14,7 +14,7 @@ from rich.console import Console
 from hpc_dynamo import launch, node
 from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.requests import Requests, scan
-from hpc_dynamo.cli import profiled, views
+from hpc_dynamo.cli import profiled, serving, views
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.config import Config, Launcher, Planner, PlannerKind, Serve, Task
@@ -91,6 +91,8 @@ def go(run: Run, config: Config, layout: Plan, launcher: Launcher, *, detach: bo
     while outcome.successor and (after := launch.find(attempt.run.attempt(outcome.successor))):
         OUT.print(outcome.message, markup=False)
         attempt = attempt.run.attempt(outcome.successor)
+        if endpoint := attempt.endpoint():  # from now on
+            OUT.print(serving.how_to(attempt, endpoint), markup=False)
         outcome = follow(attempt, after, OUT)
     _conclude(attempt, outcome)
     return outcome.exit_code
@@ -166,6 +168,10 @@ def _checked(config: Config, launcher: Launcher) -> Plan:
     if config.route.engines:
         what = "route.* names engines that run already, and this verb starts its own"
         raise ConfigError(what, hint="hpc-dynamo route …")
+    hands_over = config.planner.handover and config.task is Task.serve
+    if hands_over and launcher is Launcher.allocation:
+        what = "planner.handover=true submits jobs, and this allocation is somebody's own"
+        raise ConfigError(what, hint="the same command on a login node, or planner.handover=false")
     if launcher is Launcher.local and config.cluster.gpus_per_node is None:
         gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
         config = replace(config, cluster=replace(config.cluster, gpus_per_node=gpus))

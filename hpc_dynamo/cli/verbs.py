@@ -9,7 +9,7 @@ from hpc_dynamo import launch
 from hpc_dynamo.cli import serving, views
 from hpc_dynamo.cli.chat import chat
 from hpc_dynamo.cli.compose import compose, show
-from hpc_dynamo.cli.find import find, latest
+from hpc_dynamo.cli.find import find, latest, reachable
 from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.cli.live import until_end
 from hpc_dynamo.cli.logs import logs
@@ -45,10 +45,10 @@ def status(args: Namespace) -> int:
     attempt = latest(find(args))
     job = launch.find(attempt)
     state = job.state() if job else None
-    endpoint = None if attempt.outcome() else attempt.endpoint()
+    known = None if attempt.outcome() else attempt.endpoint()
     goes_on = job and state and state[0] is not launch.JobState.ended and not attempt.outcome()
-    if endpoint and goes_on:
-        OUT.print(serving.how_to(attempt, endpoint), markup=False)
+    if known and goes_on:
+        OUT.print(serving.how_to(attempt, known), markup=False)
     if job and goes_on and sys.stdout.isatty() and not args.once:
         until_end(Watch(attempt, job), OUT)
     else:
@@ -59,16 +59,23 @@ def status(args: Namespace) -> int:
 def stop(args: Namespace) -> int:
     """End the job of a run on all its nodes; finished results stay."""
     run = find(args)
-    attempt = latest(run)
-    job = launch.find(attempt)
-    state = job.state()[0] if job else launch.JobState.ended
-    if job is None or state is launch.JobState.ended:
-        clear(attempt.grown(), attempt.config().cluster.silence_s)
-        OUT.print(f"{run.path} is not running")
-        return 0
-    job.stop()
-    outcome = follow(attempt, job, OUT)
-    OUT.print(f"{run.path}: {outcome.message or 'it had finished'}")
+    said = f"{run.path} is not running"
+    # A job that was just asked for its successor names it at its end.
+    while jobs := [(attempt, job) for attempt, job, _, _ in launch.going_on(run)]:
+        for _, job in jobs:
+            job.stop()
+        for attempt, job in jobs:
+            outcome = follow(attempt, job, OUT)
+            said = f"{run.path}: {outcome.message or 'it had finished'}"
+    latest = run.attempts()[-1]
+    clear(latest.grown(), latest.config().cluster.silence_s)
+    OUT.print(said)
+    return 0
+
+
+def endpoint(args: Namespace) -> int:
+    """Print where a serving run answers now: the base URL for its clients."""
+    print(reachable(args)[1].url)
     return 0
 
 
@@ -80,6 +87,7 @@ VERBS: dict[str, tuple[Callable[[Namespace], int], str]] = {
     "profile": (profile, "measure an engine and a worker shape, for the planner"),
     "route": (route, "give an OpenAI endpoint before engines that run already"),
     "chat": (chat, "talk to an endpoint"),
+    "endpoint": (endpoint, "print the base URL of a serving run"),
     "status": (status, "show how a run is, live on a terminal"),
     "report": (report, "show and draw what the planner of a run did"),
     "logs": (logs, "show what agents, workers and frontends wrote"),

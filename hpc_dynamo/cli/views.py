@@ -109,6 +109,8 @@ def _figures(known: Status) -> Iterator[RenderableType]:
         if known.progress.total:
             yield progress_line(known.progress)
         return
+    if known.successor:
+        yield Text(serving.successor_line(known.successor))
     yield serving.loads(known)
     yield from (Text(f"worker {w.rank}: {w.detail}") for w in known.workers if w.detail)
     yield serving.traffic_line(known.traffic)

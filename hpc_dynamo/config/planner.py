@@ -60,4 +60,5 @@ class Planner:
     drain_s: float = 300.0  # the longest that a change of role waits for requests under way
     restart: bool = False  # for a change of role, also engines that do without
     handover: bool = False  # a successor job takes over before the walltime ends
+    handover_lead_s: float = 60.0  # it is asked for at least so long before it must serve
     grow: Grow = Grow()

@@ -8,10 +8,21 @@ from hpc_dynamo.errors import ConfigError
 def check_planner(config: Config) -> None:
     """Raises ConfigError, naming field, value and remedy."""
     planner = config.planner
+    _check_handover(config)
     if planner.by is PlannerKind.off:
         return
     _check_pools(config)
     _check_numbers(planner)
+
+
+def _check_handover(config: Config) -> None:
+    planner = config.planner
+    if planner.handover and config.route.engines:
+        what = "planner.handover=true hands over to a further job, and here is none to begin with"
+        raise ConfigError(what, hint="planner.handover=false")
+    if planner.handover_lead_s <= 0:
+        what = f"planner.handover_lead_s={planner.handover_lead_s} must be above 0"
+        raise ConfigError(what, hint="planner.handover_lead_s=60, or what your queue takes")
 
 
 def _check_pools(config: Config) -> None:

@@ -21,10 +21,11 @@ from hpc_dynamo.frontend import errors
 from hpc_dynamo.frontend.access import Gate, WithRequestId, request_id
 from hpc_dynamo.frontend.app import App
 from hpc_dynamo.frontend.errors import Refused
+from hpc_dynamo.frontend.forward import Forwarder
 from hpc_dynamo.frontend.generation import Generation
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.frontend.verify import agrees
-from hpc_dynamo.http import Client, Limits, Server
+from hpc_dynamo.http import Client, Limits, Server, pinned
 from hpc_dynamo.preprocess import GivenIds, NoTokenizer, Preprocessor
 from hpc_dynamo.router import RemoteRouter
 from hpc_dynamo.run import Attempt
@@ -43,18 +44,21 @@ async def serve(attempt: Attempt, index: int, link: Path, host: str, port: int) 
     prompts = await asyncio.to_thread(_prompts, config)
     router = await RemoteRouter.connect(link)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, router.close)
-    async with Client.bearer(attempt.engine_key()) as client, asyncio.TaskGroup() as tasks:
+    engines, jobs = Client.bearer(attempt.engine_key()), _among_jobs(config)
+    async with engines as client, jobs, asyncio.TaskGroup() as tasks:
         dispatcher = Dispatcher(router, engine(config.engine.name).dialect, client, tasks)
         generation = Generation(config, prompts, stats)
-        app = App(config, Gate(_key(attempt, config)), router, dispatcher, generation, stats)
+        gate, forwarder = Gate(_key(attempt, config)), Forwarder(jobs, attempt.number, stats)
+        app = App(config, gate, router, dispatcher, generation, forwarder, stats)
         async with Server(app, limits=_limits(config), refuse=_refuse) as server:
             await server.listen(host, port, tls=_tls(config), shared=True)
             log.info("frontend %d (pid %d) listens on %s:%d", index, os.getpid(), host, port)
             check = tasks.create_task(_verify(config, generation, dispatcher))
             renewal = tasks.create_task(_renew(generation))
+            heeding = tasks.create_task(_heed(router, forwarder))
             await _tell(router, stats, server, dispatcher)
-            check.cancel()
-            renewal.cancel()
+            for task in (check, renewal, heeding):
+                task.cancel()
             async with asyncio.timeout(FAREWELL_S):
                 await server.drain()
 
@@ -74,6 +78,14 @@ async def _renew(generation: Generation) -> None:
         await asyncio.sleep(RENEW_S)
         if await asyncio.to_thread(generation.prompts.renew):
             log.info("the tokenizer has begun anew")
+
+
+async def _heed(router: RemoteRouter, forwarder: Forwarder) -> None:
+    """Look whether the job that takes over is still there. Until cancelled."""
+    while True:
+        await asyncio.sleep(TELL_S)
+        successor = router.view.successor
+        forwarder.heed(successor.url if successor else "")
 
 
 async def _tell(router: RemoteRouter, stats: Stats, server: Server, dispatcher: Dispatcher) -> None:
@@ -100,6 +112,11 @@ def _prompts(config: Config) -> Preprocessor | GivenIds:
 def _key(attempt: Attempt, config: Config) -> str:
     given = config.serve.key_file
     return Path(given).read_text().strip() if given else attempt.run.api_key()
+
+
+def _among_jobs(config: Config) -> Client:
+    """For the endpoint of the job that takes over, which has our certificate."""
+    return Client(tls=pinned(config.serve.tls_cert) if config.serve.tls_cert else None)
 
 
 def _limits(config: Config) -> Limits:

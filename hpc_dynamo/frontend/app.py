@@ -11,6 +11,7 @@ from hpc_dynamo.frontend import errors, pages
 from hpc_dynamo.frontend.access import Gate, request_id
 from hpc_dynamo.frontend.document import LOADS, POSTS, ROUTE
 from hpc_dynamo.frontend.errors import Refused
+from hpc_dynamo.frontend.forward import Forwarder
 from hpc_dynamo.frontend.generation import Generation
 from hpc_dynamo.frontend.relay import Relay
 from hpc_dynamo.frontend.stats import Stats
@@ -27,10 +28,11 @@ class App:
 
     def __init__(
         self, config: Config, gate: Gate, router: RemoteRouter, dispatcher: Dispatcher,
-        generation: Generation, stats: Stats,
+        generation: Generation, forwarder: Forwarder, stats: Stats,
     ) -> None:  # fmt: skip
         self._config, self._gate, self._router = config, gate, router
         self._dispatcher, self._generation, self._stats = dispatcher, generation, stats
+        self._forwarder = forwarder
         self._timeout_s = config.serve.request_timeout_s
 
     async def __call__(self, request: Request, reply: Reply) -> None:
@@ -71,13 +73,12 @@ class App:
             reply.send(200, await self._router.loads(), [JSON])
         elif path in PASSED:
             self._allow(request, "POST")
-            if self._router.view.draining:
-                raise Refused(503, "the job is draining: its walltime ends", retry_after_s=30.0)
             await self._pass(request, reply, own_id)
         elif path == ROUTE:
             self._allow(request, "POST")
-            ask = await self._generation.ask(request, self._router.view)
-            reply.send(200, await self._router.explain(ask), [JSON])
+            if not await self._passed_on(request, reply, own_id):
+                ask = await self._generation.ask(request, self._router.view)
+                reply.send(200, await self._router.explain(ask), [JSON])
         else:
             known = ", ".join(sorted(KNOWN))
             raise Refused(404, f"{path[:200]} is not served here; known: {known}")
@@ -89,12 +90,29 @@ class App:
     async def _pass(self, request: Request, reply: Reply, own_id: str) -> None:
         try:
             async with asyncio.timeout(self._timeout_s):
+                if await self._passed_on(request, reply, own_id):
+                    return
+                self._admit()
                 work = await self._generation.work(request, own_id, self._router.view)
                 relay = Relay(reply, self._stats)
                 await self._dispatcher.run(work, relay)
         except TimeoutError as e:
             what = f"no whole answer within {self._timeout_s:.0f} s (serve.request_timeout_s)"
             raise Refused(504, what) from e
+
+    async def _passed_on(self, request: Request, reply: Reply, own_id: str) -> bool:
+        """Whether the job that takes over has answered."""
+        view = self._router.view
+        if view.draining or not (view.successor and view.successor.ready):
+            return False
+        return await self._forwarder.forward(view.successor.url, request, reply, own_id)
+
+    def _admit(self) -> None:
+        """Raises Refused at the end of the job, which says where the run goes on."""
+        view = self._router.view
+        if view.draining:
+            after = f"; it goes on at {view.successor.url}" if view.successor else ""
+            raise Refused(503, f"the job is draining: its walltime ends{after}", retry_after_s=30.0)
 
     def _refuse(self, request: Request, reply: Reply, error: Refused) -> str:
         """How it ended, if its status does not say."""

@@ -37,7 +37,8 @@ def _ready(view: View, request: Request) -> Answer:
     """Whether a request sent now would be served: 200 or 503."""
     if view.draining:
         return _json({"status": "draining"}, 503)
-    return _json({"status": "ready"}) if view.ready else _json({"status": "starting"}, 503)
+    ready = view.ready or (view.successor is not None and view.successor.ready)
+    return _json({"status": "ready"}) if ready else _json({"status": "starting"}, 503)
 
 
 def _card(view: View, name: str) -> dict[str, object]:

@@ -11,6 +11,11 @@ BOUNDS_S = (
 )  # fmt: skip
 
 
+COUNTS = (
+    "active", "connections", "cancelled", "retried", "forwarded", "forwarding", "prompt_tokens",
+)  # fmt: skip
+
+
 class Buckets(msgspec.Struct):
     """A histogram of seconds: counts by BOUNDS_S, the last beyond all of them."""
 
@@ -43,6 +48,8 @@ class Stats(msgspec.Struct, kw_only=True):
     connections: int = 0
     cancelled: int = 0  # by clients that went away
     retried: int = 0  # tries on another worker
+    forwarded: int = 0  # to the job that takes over
+    forwarding: int = 0  # of them, those under way
     prompt_tokens: int = 0  # counted here, before routing
     ttft: Buckets = msgspec.field(default_factory=Buckets)
     itl: Buckets = msgspec.field(default_factory=Buckets)  # between pieces of streams
@@ -52,7 +59,7 @@ class Stats(msgspec.Struct, kw_only=True):
         """Merge another process's figures into these."""
         for key, count in other.answers.items():
             self.answers[key] = self.answers.get(key, 0) + count
-        for name in ("active", "connections", "cancelled", "retried", "prompt_tokens"):
+        for name in COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.ttft.add(other.ttft)
         self.itl.add(other.itl)

@@ -49,6 +49,7 @@ def _frontend(stats: Stats, traffic: Traffic) -> Iterable[Metric]:
     counted = {
         "cancelled": (stats.cancelled, "requests whose client went away"),
         "retried": (stats.retried, "tries on another worker"),
+        "forwarded": (stats.forwarded, "requests passed on to the job that takes over"),
         "refused": (traffic.refused, "requests refused for overload"),
         "prompt_tokens": (stats.prompt_tokens, "prompt tokens counted before routing"),
     }

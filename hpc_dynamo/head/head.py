@@ -13,6 +13,7 @@ from hpc_dynamo.head.batch import BatchWork
 from hpc_dynamo.head.course import Course
 from hpc_dynamo.head.flip import Flipper
 from hpc_dynamo.head.growth import Grower
+from hpc_dynamo.head.handover import Handover
 from hpc_dynamo.head.membership import Membership
 from hpc_dynamo.head.profiling import ProfileWork
 from hpc_dynamo.head.reshape import Reshaper
@@ -49,14 +50,20 @@ class Head(Course):
         super().__init__(attempt)
         self._roster, self._server = roster, server
         self._walltime = Walltime(None, self._config.cluster.slurm.signal_before_end_s)
-        self._draining = False
+        self._draining = self._warned = False
+        self._handover: Handover | None = None
         self._reshaper: Reshaper | None = None
         self._grower: Grower | None = None
 
     def warn(self) -> None:
         """Slurm says that the job ends soon: by its walltime, or because it is preempted."""
-        likely_s = self._work.likely_s if self._work else 0.0
-        if not self._walltime.early(likely_s):
+        if self._work is None:
+            self._warned = True  # acted on when there is something to end
+        elif self._walltime.early(self._work.likely_s):
+            return
+        elif self._handover:
+            self._walltime = self._walltime.warned()
+        else:
             self._drain(self._walltime.warned_s())
 
     def _drain(self, left_s: float) -> None:
@@ -72,12 +79,21 @@ class Head(Course):
         self.end(work.overdue)
 
     async def _mind_the_end(self, work: Work) -> None:
-        """Drain when what begins now would hardly end in time. Runs until cancelled, or not
-        at all where nobody ends the job."""
-        while self._walltime.ends_at is not None:
+        """Drain when what begins now would hardly end in time. Until cancelled."""
+        while True:
             await asyncio.sleep(TICK_S)
-            if self._walltime.spare_s(work.likely_s) <= 0:
-                self._drain(self._walltime.left_s)
+            walltime = self._walltime
+            spare_s = walltime.last_s if self._handover else walltime.spare_s
+            if spare_s(work.likely_s) <= 0:
+                self._drain(walltime.left_s)
+
+    async def _hand_over(self, work: Work) -> None:
+        """To the next job, until cancelled; not at all where none is asked for."""
+        if self._handover:
+            await self._handover.run(
+                lambda: work.phase == "serving",
+                lambda: self._walltime.spare_s(work.likely_s),
+            )
 
     async def _reshape(self, router: Router, members: Membership, scraper: Scraper) -> None:
         """By the planner, until cancelled; not at all where none is asked for."""
@@ -130,8 +146,15 @@ class Head(Course):
             router = Router.of(self._config)
             members = Membership(self._attempt, self._roster, self._server, router, self.fail)
             scraper = Scraper(router, http, engine(self._config.engine.name).metrics)
-            job = Job(self._attempt, self._config, router, members, http, scraper, self._planning)
+            if self._config.planner.handover and self._config.task is Task.serve:
+                self._handover = Handover(self._attempt, router.news.set)
+            job = Job(
+                self._attempt, self._config, router, members, http, scraper, self._planning,
+                self._handover,
+            )  # fmt: skip
             made = self._work = WORK[self._config.task](job)
+            if self._warned:
+                self.warn()
             tasks = [
                 group.create_task(members.listen(), name="control"),
                 group.create_task(members.watch(), name="watch"),
@@ -142,9 +165,14 @@ class Head(Course):
                 group.create_task(self._reshape(router, members, scraper), name="planner"),
                 group.create_task(agent.run(), name="agent"),
             ]
+            # Who was told to end must ask for no further job.
+            handing = group.create_task(self._hand_over(made), name="handover")
+            self._outcome.add_done_callback(lambda _: handing.cancel())
             work = group.create_task(self._finish(made), name="work")
             outcome = await self._over(work)
             await self._stop(members, outcome.message or "all done")
             for background in tasks:
                 background.cancel()
+        if self._handover:
+            outcome = self._handover.conclude(outcome)
         return self._conclude(members, ends_at, outcome)

@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +23,7 @@ from hpc_dynamo.messages import (
     Endpoint,
     Outcome,
     Status,
+    Successor,
     Traffic,
     View,
     WorkerLoad,
@@ -49,6 +51,7 @@ class ServeWork:
         self._job, self._config = job, job.config
         self._draining, self._came = asyncio.Event(), asyncio.Event()
         self._told = dict[int, Stats]()  # by the frontends that are there
+        self._words = Counter[int]()  # of each
         self._former = Stats()  # of those that are gone
         self._traffic = Traffic()
         self.phase = "loading"
@@ -79,10 +82,19 @@ class ServeWork:
                     await self._draining.wait()
                     server.show()
                     await router.idle()
+                    await self._back()
                 finally:
                     server.hang_up()  # what is still under way gets its last words
                     for task in frontends:
                         task.cancel()
+
+    async def _back(self) -> None:
+        """Until what was passed on has been answered. A frontend's first word since may have been
+        under way before it knew that nothing more is to be."""
+        words = self._words = Counter[int]()
+        while any(words[n] < 2 or stats.forwarding for n, stats in self._told.items()):
+            self._came.clear()
+            await self._came.wait()
 
     async def _keep(self, index: int, link: Path, host: str, port: int) -> None:
         """Start a frontend process, again when it dies."""
@@ -114,6 +126,7 @@ class ServeWork:
             tls=bool(serve.tls_cert),
         )
         write_json(self._job.attempt.endpoint_file, endpoint)
+        self._job.attempt.run.answers_at(endpoint.url)
         self.phase = "serving"
         log.info("serving at %s", endpoint.url)
 
@@ -121,12 +134,14 @@ class ServeWork:
 
     def _hear(self, frontend: int, content: bytes) -> None:
         self._told[frontend] = msgspec.msgpack.decode(content, type=Stats)
+        self._words[frontend] += 1
         self._came.set()
 
     def _left(self, frontend: int) -> None:
         if frontend in self._told:
             gone = self._told.pop(frontend)
-            gone.active = gone.connections = 0
+            gone.active = gone.connections = gone.forwarding = 0
+            self._came.set()
             self._former.add(gone)
 
     def _view(self) -> View:
@@ -138,12 +153,17 @@ class ServeWork:
         return View(
             ready=router.complete(role for role, _ in self._config.topology.pools),
             draining=self._draining.is_set(),
+            successor=self._successor,
             models=self._models(),
             context_tokens=min(contexts, default=0),
             workers=workers,
             loads=loads,
             metrics=self._exposition(loads, workers),
         )
+
+    @property
+    def _successor(self) -> Successor | None:
+        return self._job.handover.successor if self._job.handover else None
 
     def _exposition(self, loads: tuple[WorkerLoad, ...], workers: tuple[WorkerReport, ...]) -> str:
         planned = self._job.planning()
@@ -180,7 +200,8 @@ class ServeWork:
     def describe(self, status: Status) -> Status:
         failed = sum(n for how, n in self._stats().answers.items() if how.split()[-1] in FAILED)
         traffic = msgspec.structs.replace(self._traffic, failed=failed)
-        return msgspec.structs.replace(status, loads=self._job.scraper.loads(), traffic=traffic)
+        loads, successor = self._job.scraper.loads(), self._successor
+        return msgspec.structs.replace(status, loads=loads, traffic=traffic, successor=successor)
 
 
 def usual_frontends() -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hpc_dynamo.config import Config
+from hpc_dynamo.head.handover import Handover
 from hpc_dynamo.head.scrape import Scraper
 from hpc_dynamo.http import Client
 from hpc_dynamo.messages import Outcome, Planning, Status, WorkerReport
@@ -35,6 +36,7 @@ class Job:
     client: Client
     scraper: Scraper
     planning: Callable[[], Planning | None] = lambda: None
+    handover: Handover | None = None
 
 
 class Work(Protocol):

@@ -9,7 +9,19 @@ Protocol: RFC 9112. One request is answered at a time on a connection; pipelined
 
 from hpc_dynamo.http.client import Answer, Client, Sink
 from hpc_dynamo.http.connection import Handler
-from hpc_dynamo.http.exchange import Limits, Reply, Request
+from hpc_dynamo.http.exchange import Header, Limits, Reply, Request
 from hpc_dynamo.http.server import Server
+from hpc_dynamo.http.tls import pinned
 
-__all__ = ["Answer", "Client", "Handler", "Limits", "Reply", "Request", "Server", "Sink"]
+__all__ = [
+    "Answer",
+    "Client",
+    "Handler",
+    "Header",
+    "Limits",
+    "Reply",
+    "Request",
+    "Server",
+    "Sink",
+    "pinned",
+]

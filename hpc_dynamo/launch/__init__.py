@@ -1,7 +1,7 @@
 """Starting a run where its configuration says, and finding it again later."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.errors import RunBusy
@@ -55,14 +55,21 @@ def _job(record: JobRecord, attempt: Attempt) -> Job:
 
 def refuse_if_busy(run: Run) -> None:
     """Two jobs must not work on one run. Raises RunBusy."""
+    for attempt, _, state, detail in going_on(run):
+        if state is not JobState.unknown:
+            what = f"{run.path} is in use: attempt {attempt.number} is {state} ({detail})"
+            raise RunBusy(what, hint=f"`hpc-dynamo status {run.path}`, or `hpc-dynamo stop …`")
+
+
+def going_on(run: Run) -> Iterator[tuple[Attempt, Job, JobState, str]]:
+    """Attempts whose jobs have not ended, newest first: two, while one hands over to the next."""
     for attempt in reversed(run.attempts()):
         job = find(attempt)
         if job is None or attempt.outcome() is not None:
             continue
         state, detail = job.state()
-        if state in (JobState.pending, JobState.running):
-            what = f"{run.path} is in use: attempt {attempt.number} is {state} ({detail})"
-            raise RunBusy(what, hint=f"`hpc-dynamo status {run.path}`, or `hpc-dynamo stop …`")
+        if state is not JobState.ended:
+            yield attempt, job, state, detail
 
 
-__all__ = ["Job", "JobState", "find", "refuse_if_busy", "resolve", "start"]
+__all__ = ["Job", "JobState", "find", "going_on", "refuse_if_busy", "resolve", "start"]

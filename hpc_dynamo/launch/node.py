@@ -22,6 +22,11 @@ def _expand(nodes: str) -> list[str]:
     return ask("scontrol", "show", "hostnames", nodes).split()
 
 
+def requeued() -> bool:
+    """Whether Slurm started this job again in its place."""
+    return "SLURM_RESTART_COUNT" in os.environ
+
+
 def allocation_end() -> float | None:
     """When Slurm will end this job, seconds since the epoch; None where nobody knows.
 

@@ -11,9 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hpc_dynamo.child import clean_environment
+from hpc_dynamo.child import LOGIN, clean_environment
 from hpc_dynamo.errors import LaunchError, MissingDependency
-from hpc_dynamo.launch import slurm
+from hpc_dynamo.launch import local, slurm
 from hpc_dynamo.run import Attempt, write_json
 
 ENTRY = "hpc_dynamo.node"  # by name: it is of a higher layer
@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 def submit(attempt: Attempt) -> Attempt:
     """A further job with the same configuration, the run's next attempt. Raises LaunchError."""
     argv = (sys.executable, "-m", __name__, str(attempt.path))
-    kept = {"SLURM_CONF": os.environ["SLURM_CONF"]} if "SLURM_CONF" in os.environ else {}
+    login = os.environ.get(LOGIN) or os.environ.get("SLURM_SUBMIT_HOST", "")
+    known = {LOGIN: login, "SLURM_CONF": os.environ.get("SLURM_CONF", "")}
+    kept = {name: value for name, value in known.items() if value}
     try:
         done = subprocess.run(
             argv, env=clean_environment(kept), capture_output=True, text=True, timeout=SUBMIT_S
@@ -54,7 +56,9 @@ def main(path: str) -> None:
     former = Attempt(Path(path))
     config, plan = former.config(), former.plan()
     attempt = former.run.new_attempt(config, plan)
-    record = slurm.submit(attempt, config, plan, importlib.import_module(ENTRY).main)
+    job = former.job()
+    start = local.submit if job and job.launcher == "local" else slurm.submit
+    record = start(attempt, config, plan, importlib.import_module(ENTRY).main)
     write_json(attempt.job_file, record)
     print(attempt.path)
 

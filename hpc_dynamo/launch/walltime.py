@@ -6,6 +6,7 @@ from collections import deque
 
 ROOM_S = 60.0  # Slurm may send the signal of the walltime's end so much too early
 SHARE = 1 / 3  # of the time from that signal to the end: kept free for the end of agents
+LAST_S = 10.0  # nothing begins so shortly before the end, however short requests are
 SEEN = 512  # durations remembered
 LIKELY = 0.95  # share of requests that take no longer than is predicted
 
@@ -47,6 +48,15 @@ class Walltime:
     def warned_s(self) -> float:
         """What is left after Slurm's signal: it may come because the job is preempted, too."""
         return min(self.left_s, self._signal_s - self._kept_s)
+
+    def last_s(self, likely_s: float) -> float:
+        """As `spare_s` for a job that hands over: it takes requests, or passes them on, for as long
+        as they are likely to end."""
+        return self.left_s - max(likely_s, LAST_S)
+
+    def warned(self) -> "Walltime":
+        """The end as it is after Slurm's signal."""
+        return Walltime(time.time() + self.warned_s() + self._kept_s, self._signal_s)
 
     def early(self, likely_s: float) -> bool:
         """Whether the signal is the walltime's own, come before its time; the clock knows."""
