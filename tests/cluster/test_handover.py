@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Steady:
     def gap_s(self) -> float:
         """The longest time without an answer's end, while all clients asked."""
         asked = [at for at in self.ended_at if at <= self.stopped_at]
-        return max(b - a for a, b in zip(asked, asked[1:], strict=False))
+        return max(b - a for a, b in pairwise(asked))
 
 
 async def hand_over(
