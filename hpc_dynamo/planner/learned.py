@@ -15,7 +15,7 @@ class Learned:
     the TTFT that waiting and computing give is the one that is seen, `itl_factor` likewise; they
     have imbalance, bursts, and prompts among answers in them. They are learned only from
     intervals whose every answer was made by the workers that there are now and where no prompts
-    had piled up, since these tell of the past.
+    had piled up, since these tell of the past. While prefill workers are short they go back to 1.
     """
 
     def __init__(self, worker: Performance) -> None:
