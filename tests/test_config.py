@@ -48,7 +48,7 @@ REFUSED = [
     ),
     (planned(least_decode=0), "planner.least_decode=0", "planner.least_decode=1"),
     (planned(least_decode=2), "is more than the 2 workers", "planner.least_decode=1"),
-    (planned(interval_s=0.0), "planner.interval_s=0.0 must be above 0", "planner.interval_s=30"),
+    (planned(interval_s=0.0), "planner.interval_s=0.0 must be above 0", "planner.interval_s=5"),
     (planned(patience=0), "planner.patience=0", "planner.patience=2"),
     (planned(margin=-0.1), "planner.margin=-0.1", "planner.margin=0.1"),
     (planned(kv_low=0.9), "planner.kv_low=0.9, planner.kv_high=0.8", "kv_low < kv_high"),

@@ -18,7 +18,7 @@ overrides are Hydra's: FIELD=VALUE, or GROUP=FILE for a file of conf/GROUP/. The
   cluster=auto|slurm|local          cluster.slurm.partition=gpu cluster.slurm.time=04:00:00
   model.path=/shared/models/llama   input=prompts.jsonl   name=my-run   runs=/scratch/me/runs
   serve.port=8000                   router=kv|least_loaded|round_robin
-  planner=off|load|sla              planner.interval_s=30 planner.ttft_s=2 planner.itl_s=0.04
+  planner=off|load|sla              planner.interval_s=5 planner.ttft_s=2 planner.itl_s=0.04
 `hpc-dynamo plan --show` prints all of them with their values."""
 
 EXAMPLES = {

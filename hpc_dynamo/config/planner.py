@@ -44,7 +44,7 @@ class Planner:
     """Reshapes the pools of a disaggregated topology while it serves."""
 
     by: PlannerKind = PlannerKind.off
-    interval_s: float = 30.0
+    interval_s: float = 5.0
     forecast: Forecast = Forecast.holt  # least error: docs/predictors.md
     profile: str = ""  # file of `hpc-dynamo profile`, for by=sla
     ttft_s: float = 2.0  # targets, each of the mean request

@@ -10,8 +10,9 @@ from hpc_dynamo.planner.signals import Signals
 from hpc_dynamo.router import Router
 
 
-def look(router: Router, loads: Sequence[WorkerLoad], moving: int) -> Signals:
-    """The interval that ends now; the next one begins. `moving` workers change their role."""
+def look(router: Router, loads: Sequence[WorkerLoad], moving: int, most: int) -> Signals:
+    """The interval that ends now; the next one begins. `moving` workers change their role; a
+    worker decodes `most` sequences at a time."""
     seen, traffic = router.meter.take(), router.traffic()
     prefill, decode = (
         [m for m in router.members if m.role is role and not m.aside]
@@ -37,6 +38,7 @@ def look(router: Router, loads: Sequence[WorkerLoad], moving: int) -> Signals:
         ahead_tokens=_mean([m.prefill_tokens for m in prefill]),
         running=_mean([load.running for load in said]),
         waiting=_mean([load.waiting for load in said]),
+        slots=_mean([(load.running + load.waiting) / most for load in said]),
         kv_usage=_mean([load.kv_usage for load in said]),
     )
 

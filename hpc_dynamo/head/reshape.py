@@ -52,6 +52,7 @@ class Reshaper:
     ) -> None:
         self._roles = [role for role, _ in config.topology.pools]
         self._interval_s = config.planner.interval_s
+        self._most = config.engine.max_num_seqs
         self._router, self._planner, self._flipper = router, planner, flipper
         self._loads, self._file, self._heed = loads, file, heed
         self.moving = set[int]()  # ranks
@@ -66,7 +67,7 @@ class Reshaper:
         async with asyncio.TaskGroup() as group:
             while True:
                 await asyncio.sleep(self._interval_s)
-                seen = look(self._router, self._loads(), len(self.moving))
+                seen = look(self._router, self._loads(), len(self.moving), self._most)
                 # A forecast may have to fit a model: streams must not wait for that.
                 self.last = await asyncio.to_thread(self._planner.decide, seen)
                 self._heed(self.last)

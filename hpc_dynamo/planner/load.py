@@ -4,6 +4,7 @@ Prefill: the time that a prompt waits is what waits over what comes (Little's la
 need be known. Above `queue_high_s` a worker more is needed, and one more for each doubling; below
 a quarter of it one can be spared. Decode: between `kv_low` and `kv_high` of the caches nothing is
 asked for; outside, as many as would bring the caches to `kv_high`, as cache use goes with load.
+Slots for sequences count like caches: where all are taken, more room for tokens is of no use.
 """
 
 from math import log2
@@ -30,10 +31,11 @@ class Load:
 def queue_s(seen: Signals) -> float:
     """Time that a prompt waits for prefill, from the interval's end."""
     comes = max(seen.rate_hz, 1 / seen.seconds)
+    line = seen.queued if seen.slots < 1 else 0  # else it is decode workers that are waited for
     if not seen.prompt_tokens:  # nobody tokenizes here: prompts count alike
-        return (seen.ahead * seen.prefill + seen.queued) / comes
+        return (seen.ahead * seen.prefill + line) / comes
     computed = max(seen.prompt_tokens * (1 - seen.hit_rate), 1.0)
-    return (seen.ahead_tokens * seen.prefill / computed + seen.queued) / comes
+    return (seen.ahead_tokens * seen.prefill / computed + line) / comes
 
 
 def _prefill(config: Planner, seen: Signals) -> float:
@@ -45,7 +47,7 @@ def _prefill(config: Planner, seen: Signals) -> float:
 
 def _decode(config: Planner, seen: Signals) -> float:
     waiting = seen.waiting / seen.running if seen.running else 0.0
-    usage = seen.kv_usage * (1 + waiting)
+    usage = max(seen.kv_usage * (1 + waiting), seen.slots)
     if config.kv_low <= usage <= config.kv_high:
         return float(seen.decode)
     return seen.decode * usage / config.kv_high

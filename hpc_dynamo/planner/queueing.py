@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from math import inf, sqrt
 
-FULL = 0.9  # of a worker's time, at most: a forecast errs, and nothing is left to catch up with
+FULL = 0.85  # of a worker's time, at most: a forecast errs, and nothing is left to catch up with
 HALVINGS = 40
 
 

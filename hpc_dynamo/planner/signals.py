@@ -25,6 +25,7 @@ class Signals(msgspec.Struct, frozen=True, kw_only=True):
     ahead_tokens: float = 0.0  # of prompts given to a prefill worker and not computed, mean
     running: float = 0.0  # requests of a decode worker, mean over the workers
     waiting: float = 0.0  # as above, by the engines' own word
+    slots: float = 0.0  # what runs and waits there, over the sequences that it decodes at a time
     kv_usage: float = 0.0  # share of a decode worker's KV cache in use, mean
 
     @property

@@ -22,6 +22,7 @@ from hpc_dynamo.planner.split import Need
 
 LEAST_WAIT = 0.1  # of the TTFT target: less cannot be asked for by adding workers
 SLACK = 1.1  # over the least ITL there is, where the target is below it
+HEADROOM = 0.7  # of the ITL target is planned for: it is for each request, a plan for the mean
 
 
 class Sla:
@@ -56,7 +57,7 @@ class Sla:
             return 0.0, ""
         least = self.learned.itl_s(1.0, length)
         lost = f"ITL: one sequence alone takes {least:.3f} s" if least > self._config.itl_s else ""
-        most = self._sequences(max(self._config.itl_s, SLACK * least), length, seen)
+        most = self._sequences(max(HEADROOM * self._config.itl_s, SLACK * least), length, seen)
         return tokens_hz * self.learned.itl_s(most, length) / most, lost
 
     def _made_hz(self, seen: Signals, length: float) -> float:

@@ -149,7 +149,8 @@ class _Running:
         loop, pool = asyncio.get_running_loop(), self._pool
         while True:
             await asyncio.sleep(self._job.interval_s)
-            seen = look(self._router, pool.loads(), len(pool.moving))
+            most = self._job.engine.limits.sequences
+            seen = look(self._router, pool.loads(), len(pool.moving), most)
             seen = msgspec.structs.replace(seen, at=loop.time())
             decision = planner.decide(seen)
             self._decisions.append(decision)

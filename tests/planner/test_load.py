@@ -45,6 +45,13 @@ def test_decode_workers_by_how_full_their_caches_are(usage: float, decode: float
     assert need(saw(0, 2, 4, kv_usage=usage)).decode == pytest.approx(decode)
 
 
+def test_slots_are_used_up_before_caches() -> None:
+    """Then the router's line is the decode workers', too."""
+    seen = saw(0, 2, 4, requests=30, prompt_tokens=500.0, kv_usage=0.06, slots=1.2, queued=90)
+    assert need(seen).decode == pytest.approx(6.0)
+    assert need(seen).prefill < 2
+
+
 def test_what_waits_within_the_engines_counts_as_if_it_ran() -> None:
     seen = saw(0, 2, 4, kv_usage=0.9, running=10.0, waiting=10.0)
     assert need(seen).decode == pytest.approx(9.0)
