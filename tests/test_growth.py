@@ -125,6 +125,7 @@ rooms = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(lacks, jobs, rooms), min_size=1, max_size=30),
     st.integers(1, 3),

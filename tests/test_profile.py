@@ -48,6 +48,7 @@ def complete(run: Path, *, transfers: bool) -> Profile:
     return profile
 
 
+@pytest.mark.slow
 def test_two_workers_are_measured_with_their_transfers(tmp_path: Path) -> None:
     done = hpc_dynamo(*WORDS, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -72,6 +72,7 @@ class Growth:
     def decide(self, at: float, lack: Lack, jobs: Sequence[Job], room: Room) -> Step:
         """`at` is any clock's time in seconds; no two calls are at the same."""
         if room.node_hours <= 0:
+            self._asked.clear()
             return _all(jobs, "planner.grow.node_hours are used up")
         coming = sum(job.coming for job in jobs)
         self._note_free(at, lack.spare - lack.more + coming, jobs)

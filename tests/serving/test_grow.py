@@ -80,6 +80,7 @@ async def grow(served: Served) -> Load:
     return load
 
 
+@pytest.mark.slow
 async def test_a_job_comes_with_the_load_and_goes_without(
     tmp_path: Path, model_folder: Path
 ) -> None:

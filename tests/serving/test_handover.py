@@ -44,6 +44,7 @@ def answered(served: Served) -> float:
     return served.metrics_now().get(name, 0.0)
 
 
+@pytest.mark.slow
 def test_new_requests_go_to_the_successor_and_come_back_when_it_dies(
     tmp_path: Path, ended: None
 ) -> None:
@@ -68,6 +69,7 @@ def test_new_requests_go_to_the_successor_and_come_back_when_it_dies(
         stream.close()
 
 
+@pytest.mark.slow
 def test_it_forwards_until_its_own_end_and_no_request_fails(tmp_path: Path, ended: None) -> None:
     """A client looks the endpoint up after each answer; one holds the first as long as it may."""
     with serving(tmp_path, *WORDS, SHORT) as old:

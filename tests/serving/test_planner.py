@@ -22,7 +22,7 @@ PLANNER = (
 )
 
 
-@pytest.fixture(scope="module", params=["turn", pytest.param("restart", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["turn", "restart"])
 def reshaped(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, model_folder: Path
 ) -> Iterator[Served]:
@@ -41,6 +41,7 @@ def load(served: Served, prompt_words: int, max_tokens: int) -> Load:
     return Load(served.url, served.key, MODEL, prompt_words, max_tokens)
 
 
+@pytest.mark.slow
 async def test_roles_follow_the_load_both_ways(reshaped: Served) -> None:
     prompts = load(reshaped, prompt_words=1200, max_tokens=1)
     await prompts.run_until(lambda: flips(reshaped.attempt, Role.prefill), clients=6)
@@ -51,6 +52,7 @@ async def test_roles_follow_the_load_both_ways(reshaped: Served) -> None:
     assert set(answers.pieces) == {300}
 
 
+@pytest.mark.slow
 def test_status_and_report_tell_of_it(reshaped: Served) -> None:
     folder = reshaped.attempt.run.path
     until("a second", lambda: (s := reshaped.attempt.status()) and s.planning and s.planning.flips)
