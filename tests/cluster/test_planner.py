@@ -39,7 +39,7 @@ async def both_ways(
         asking = Load(endpoint.url, run.api_key(), model, prompts, 1)
         await asking.run_until(lambda: flips(attempt, Role.prefill), 6, FLIP_S)
         telling = Load(endpoint.url, run.api_key(), model, 3, 200)
-        await telling.run_until(lambda: flips(attempt, Role.decode), 12, FLIP_S)
+        await telling.run_until(lambda: flips(attempt, Role.decode), 24, FLIP_S)
         assert asking.pieces
         assert telling.pieces
     finally:
