@@ -38,6 +38,7 @@ class Further:
         self._sent_away = False  # it was told to end
         self._asked, self._over = asyncio.Event(), asyncio.Event()
         self._job: launch.Job | None = None
+        self._writing = asyncio.Lock()
 
     @property
     def state(self) -> GrownState:
@@ -73,10 +74,9 @@ class Further:
             case launch.JobState.pending if self.state is GrownState.pending:
                 await self._tell(detail=detail)
             case launch.JobState.running:
-                began_at = self.known.began_at or now
-                await self._tell(began_at=began_at, seen_at=now)
-                if not self._leaving:
-                    await self._tell(state=GrownState.running, detail=detail)
+                seen = {"began_at": self.known.began_at or now, "seen_at": now}
+                new = {} if self._leaving else {"state": GrownState.running, "detail": detail}
+                await self._tell(**seen, **new)
             case launch.JobState.ended:
                 outcome = self._folder.outcome()
                 said = outcome.message if outcome and outcome.exit_code else ""
@@ -151,7 +151,8 @@ class Further:
     async def _tell(self, **changes: Any) -> None:
         self.known = replace(self.known, **changes)
         try:
-            await asyncio.to_thread(write_json, self._folder.state_file, self.known)
+            async with self._writing:  # what is newest is written last
+                await asyncio.to_thread(write_json, self._folder.state_file, self.known)
         except OSError as e:  # a full disk must not end an endpoint
             log.warning("no record of a further job: %s", e)
 

@@ -50,10 +50,10 @@ async def test_roles_follow_the_load_both_ways(reshaped: Served) -> None:
     assert prompts.pieces
     assert answers.pieces
     assert set(answers.pieces) == {300}
+    await asyncio.to_thread(status_and_report_tell_of_it, reshaped)
 
 
-@pytest.mark.slow
-def test_status_and_report_tell_of_it(reshaped: Served) -> None:
+def status_and_report_tell_of_it(reshaped: Served) -> None:
     folder = reshaped.attempt.run.path
     until("a second", lambda: (s := reshaped.attempt.status()) and s.planning and s.planning.flips)
     shown = hpc_dynamo("status", "--once", str(folder), cwd=folder)

@@ -127,6 +127,7 @@ def test_frontends_share_the_port_and_their_figures(pair: Served) -> None:
 
 def test_a_frontend_that_dies_is_started_again(pair: Served) -> None:
     both_are_there(pair)
+    assert pair.client.completions.create(**ASK, max_tokens=2).choices
     before = pair.metrics_now()
     with ExitStack() as stack:
         streams = [
