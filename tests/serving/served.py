@@ -15,12 +15,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import openai
+import trustme
 
 from hpc_dynamo import launch
 from hpc_dynamo.run import Attempt, Run
 from tests.runs import SIMULATOR, hpc_dynamo, until
 
 MODEL = "simulated"
+TLS = ("serve.tls_cert=cert.pem", "serve.tls_key=key.pem")
 Headers = Mapping[str, str]
 
 
@@ -237,3 +239,14 @@ def _dead(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
+
+
+def certified(folder: Path) -> ssl.SSLContext:
+    """Writes the files of TLS for this machine; clients trust them by this."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(folder / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    trusted = ssl.create_default_context()
+    authority.configure_trust(trusted)
+    return trusted

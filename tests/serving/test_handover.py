@@ -2,9 +2,10 @@
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from hpc_dynamo import launch
 from hpc_dynamo.messages import Successor
 from tests.runs import hpc_dynamo, until
-from tests.serving.served import MODEL, Served, kill, serving
+from tests.serving.served import MODEL, TLS, Served, certified, kill, serving
 
 WORDS = ("topology=aggregated", "planner.handover=true")
 LONG, SHORT = "cluster.slurm.signal_before_end_s=600", "cluster.slurm.signal_before_end_s=75"
@@ -29,7 +30,7 @@ def handed_over(old: Served) -> Served:
     """Warned, and its successor is ready."""
     os.kill(old.head, signal.SIGUSR2)
     until("the successor", lambda: (s := successor(old)) and s.ready, 60)
-    return Served(old.attempt.run.attempt(2))
+    return Served(old.attempt.run.attempt(2), old.tls)
 
 
 @pytest.fixture
@@ -67,6 +68,29 @@ def test_new_requests_go_to_the_successor_and_come_back_when_it_dies(
         assert old.client.completions.create(**ASK, max_tokens=4).choices[0].text
         assert old.attempt.run.url_file.read_text().strip() == old.url
         stream.close()
+
+
+@pytest.mark.slow
+def test_what_is_passed_on_is_enciphered(tmp_path: Path, ended: None) -> None:
+    with serving(tmp_path, *WORDS, LONG, *TLS, tls=certified(tmp_path)) as old:
+        new = handed_over(old)
+        assert new.url.startswith("https://")
+        before = answered(new)
+        assert old.client.completions.create(**ASK, max_tokens=4).choices[0].text
+        assert answered(new) == before + 1
+
+
+@pytest.mark.slow
+def test_both_on_one_node_share_a_port_that_was_asked_for(tmp_path: Path, ended: None) -> None:
+    """Then a request that is passed on may come back: who sent it answers it."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    with serving(tmp_path, *WORDS, LONG, f"serve.port={port}") as old:
+        new = handed_over(old)
+        assert new.url == old.url
+        for _ in range(40):  # each on a connection of its own
+            with Served(new.attempt).client as client:
+                assert client.completions.create(**ASK, max_tokens=2).choices[0].text
 
 
 @pytest.mark.slow

@@ -3,34 +3,55 @@
 import asyncio
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from hpc_dynamo.cli.report import PICTURE
 from hpc_dynamo.config import Role
 from hpc_dynamo.planner.records import Flip, Record, read
+from hpc_dynamo.simulator.timing import PROFILES, Timing
 from tests.load import Load, flips
+from tests.planner.modelled import measured
 from tests.runs import hpc_dynamo, until
 from tests.serving.served import MODEL, Served, kill, serving
 
 SHAPE = ("topology.prefill.workers=2", "topology.decode.workers=2", "router.local_prefill=false")
-SLOW = ("engine.args.timing=h100-8b", "engine.args.time-scale=8", "engine.args.num-blocks=512")
+TIMING, TIME_SCALE = "h100-8b", 8
+SLOW = (
+    *(f"engine.args.timing={TIMING}", f"engine.args.time-scale={TIME_SCALE}"),
+    "engine.args.num-blocks=512",
+)
+OFTEN = ("planner.interval_s=0.5", "planner.patience=1")
 PLANNER = (
-    *("planner.by=load", "planner.interval_s=0.5", "planner.patience=1"),
+    *("planner.by=load", *OFTEN),
     *("planner.queue_high_s=0.2", "planner.kv_high=0.3", "planner.kv_low=0.05"),
+)
+SLA = (
+    *("planner=sla", "planner.profile=profile.json", *OFTEN),
+    *("planner.ttft_s=0.5", "planner.itl_s=0.08"),
 )
 
 
-@pytest.fixture(scope="module", params=["turn", "restart"])
+@pytest.fixture(scope="module", params=["turn", "restart", "sla"])
 def reshaped(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, model_folder: Path
 ) -> Iterator[Served]:
     """Its engines take either role as they are, or are started anew."""
-    restart = f"planner.restart={str(request.param == 'restart').lower()}"
-    words = (*SHAPE, *SLOW, *PLANNER, restart, f"model.path={model_folder}")
-    with serving(tmp_path_factory.mktemp("reshaped"), *words) as served:
+    folder = tmp_path_factory.mktemp("reshaped")
+    rules = {"turn": PLANNER, "restart": (*PLANNER, "planner.restart=true"), "sla": SLA}
+    write_profile(folder / "profile.json")
+    words = (*SHAPE, *SLOW, *rules[request.param], f"model.path={model_folder}")
+    with serving(folder, *words) as served:
         yield served
+
+
+def write_profile(file: Path) -> None:
+    """Of the engines that SLOW makes."""
+    slow = Timing(**{name: TIME_SCALE * value for name, value in asdict(PROFILES[TIMING]).items()})
+    file.write_bytes(msgspec.json.encode(measured(slow, byte_s=0.0)))
 
 
 def records(served: Served) -> list[Record]:

@@ -1,6 +1,5 @@
 """Two workers and two frontend processes behind TLS: what dies, what goes on, and the end."""
 
-import ssl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -10,11 +9,10 @@ from typing import Any
 
 import openai
 import pytest
-import trustme
 from openai.types import Completion
 
 from tests.runs import hpc_dynamo, until
-from tests.serving.served import MODEL, Served, kill, serving
+from tests.serving.served import MODEL, TLS, Served, certified, kill, serving
 
 PAIR = (
     *("topology=aggregated", "topology.aggregated.workers=2", "serve.frontends=2"),
@@ -26,14 +24,7 @@ ASK: dict[str, Any] = {"model": MODEL, "prompt": "hello", "extra_body": {"ignore
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("pair")
-    authority = trustme.CA()
-    certificate = authority.issue_cert("127.0.0.1")
-    certificate.private_key_pem.write_to_path(folder / "key.pem")
-    certificate.cert_chain_pems[0].write_to_path(folder / "cert.pem")
-    trusted = ssl.create_default_context()
-    authority.configure_trust(trusted)
-    words = ("serve.tls_cert=cert.pem", "serve.tls_key=key.pem")
-    with serving(folder, *PAIR, *words, tls=trusted) as served:
+    with serving(folder, *PAIR, *TLS, tls=certified(folder)) as served:
         yield served
 
 
