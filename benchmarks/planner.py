@@ -79,22 +79,30 @@ def measure(bench: Bench, args: argparse.Namespace) -> None:
 
 
 def real(args: argparse.Namespace, say: Callable[[str], None]) -> list[Figures]:
-    """Static splits of a few ranks, each real and virtual; one picture for each."""
+    """A few ranks, each case real and virtual; one picture for each."""
     load, found = planner_real.load(REAL_RANKS, args.seed), list[Figures]()
-    for prefill in REAL_SPLITS:
-        split = f"{prefill} + {REAL_RANKS - prefill}"
-        say(f"{load.name}: {split}, {load.seconds:.0f} s in real time")
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        for case, file in _cases(load, Path(folder) / "profile.json"):
+            say(f"{load.name}: {case.name}, {load.seconds:.0f} s in real time")
             outcomes = {
-                "real": planner_real.real(load, REAL_RANKS, prefill, Path(folder)),
-                "virtual": planner_real.virtual(load, REAL_RANKS, prefill),
+                "real": planner_real.real(case, Path(folder) / file),
+                "virtual": planner_real.virtual(case),
             }
-        found += [Figures.of(load, f"{split}, {name}", o) for name, o in outcomes.items()]
-        if args.out:
-            file = args.out / f"planner-real-{prefill}.png"
-            title = f"{load.name}, {split}: real ranks and virtual time"
-            draw(file, title, planner_real.panels(list(outcomes.items())))
+            found += [Figures.of(load, f"{case.name}, {name}", o) for name, o in outcomes.items()]
+            if args.out:
+                title = f"{load.name}, {case.name}: real ranks and virtual time"
+                draw(args.out / file, title, planner_real.panels(list(outcomes.items())))
     return found
+
+
+def _cases(load: Load, profile: Path) -> Iterator[tuple[planner_real.Case, str]]:
+    """With the names of their pictures."""
+    for prefill in REAL_SPLITS:
+        yield planner_real.Case(load, REAL_RANKS, prefill), f"planner-real-{prefill}.png"
+    start = planner_real.Case(load, REAL_RANKS, REAL_RANKS // 2)
+    planner_real.profile(profile, start)
+    for by in (PlannerKind.sla, PlannerKind.load):
+        yield start.planned(by, profile), f"planner-real-{by}.png"
 
 
 def loads(args: argparse.Namespace) -> Iterator[Load]:

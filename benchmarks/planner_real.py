@@ -2,36 +2,69 @@
 
 Real: `hpc-dynamo serve` with simulator engines on this machine, asked over HTTP, an open loop. It
 is smaller than the other runs, and every token stands for eight, as in benchmarks.replay; the
-virtual run has the very same sizes.
+virtual run has the very same sizes. With a planner both go by one profile.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
+
+import msgspec
 
 from benchmarks.planner_load import TARGETS, Load, turning
 from benchmarks.replay.engine import Engine as Sizes
 from benchmarks.replay.load import Seen as Heard
 from benchmarks.replay.load import replay
-from benchmarks.replay.ours import ours
+from benchmarks.replay.ours import NAME, ours
 from benchmarks.replay.setting import Setting
 from benchmarks.replay.trace import ENGINE_BLOCK, Scale
 from benchmarks.replay.trace import Request as Sent
 from hpc_dynamo import config as c
-from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.config import Kind, Planner, PlannerKind, Role
+from hpc_dynamo.demo.__main__ import quoted
 from hpc_dynamo.demo.provision import provision
-from hpc_dynamo.draw import Curve, Panel
+from hpc_dynamo.draw import Curve, Panel, Style
 from hpc_dynamo.http import Client
+from hpc_dynamo.planner import grid
+from hpc_dynamo.planner.interpolation import load_profile
+from hpc_dynamo.planner.planner import Planner as Ours
+from hpc_dynamo.planner.profile import Point, Profile, Spot, What
+from hpc_dynamo.planner.records import Record, read
 from hpc_dynamo.router import Limits as Bounds
-from hpc_dynamo.simulation import Engine, Job, Targets, simulate
+from hpc_dynamo.run import Run
+from hpc_dynamo.simulation import Engine, Job, Modelled, Targets, simulate
 from hpc_dynamo.simulation.outcome import Outcome, Seen, mean
+from hpc_dynamo.simulation.pool import Flipping
 from hpc_dynamo.simulation.worker import Limits
 
 SCALE = Scale(compress=1, shrink=8)
 STRETCH = 0.15  # of the load's time: three minutes
 RATE_PER_RANK = 0.8 / 16  # of the load's requests
 WIDE_S = 10.0  # of a point of a curve
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is run both ways: so many ranks, of which so many prefill as it begins."""
+
+    load: Load
+    ranks: int
+    prefill: int
+    rules: Planner | None = None  # None: the split stays
+
+    def planned(self, by: PlannerKind, profile: Path) -> "Case":
+        """This one, from its split on with a planner."""
+        goal = targets()
+        rules = Planner(by=by, profile=str(profile), ttft_s=goal.ttft_s, itl_s=goal.itl_s)
+        return replace(self, rules=rules)
+
+    @property
+    def name(self) -> str:
+        split = f"{self.prefill} + {self.ranks - self.prefill}"
+        return f"planner={self.rules.by} from {split}" if self.rules else split
 
 
 @dataclass(frozen=True)
@@ -59,48 +92,126 @@ def targets() -> Targets:
     return Targets(TARGETS.ttft_s, TARGETS.itl_s * SCALE.shrink)
 
 
-def virtual(load: Load, ranks: int, prefill: int) -> Outcome:
+# In virtual time.
+
+
+def _performance() -> Modelled:
     sizes = Sizes()
+    timing = sizes.timing(SCALE, Kind.disaggregated)
     limits = Limits(sizes.sequences, sizes.step_tokens, sizes.cache_tokens // SCALE.shrink)
+    return Modelled(timing, timing, limits)
+
+
+def virtual(case: Case) -> Outcome:
+    engine = _performance()
     job = Job(
-        Engine(limits, sizes.timing(SCALE, Kind.disaggregated)),
-        {Role.prefill: prefill, Role.decode: ranks - prefill},
+        Engine(engine.limits, engine.decode),
+        {Role.prefill: case.prefill, Role.decode: case.ranks - case.prefill},
         targets(),
         router=c.Router(),
-        bounds=Bounds(worker_requests=2 * sizes.sequences),
+        bounds=Bounds(worker_requests=2 * engine.most_sequences),
         block_tokens=ENGINE_BLOCK,
+        flipping=Flipping(turn_s=0.0),  # these engines need no restart
+        interval_s=Planner().interval_s,
     )
-    return simulate(job, load.requests)
+    planner = Ours(case.rules, load_profile(case.rules.profile)) if case.rules else None
+    return simulate(job, case.load.requests, planner)
 
 
-def real(load: Load, ranks: int, prefill: int, folder: Path) -> Outcome:
+# On real ranks.
+
+
+def profile(file: Path, case: Case) -> None:
+    """Of these engines as they are modelled, measured or not: `hpc-dynamo profile` would wait for
+    every step of theirs, a quarter of an hour."""
+    setting, performance = _setting(case), _performance()
+    room = grid.Limits(
+        context_tokens=setting.context,
+        sequences=performance.most_sequences,
+        block_tokens=ENGINE_BLOCK,
+        kv_tokens=performance.limits.cache_tokens,
+        transfers=False,
+    )
+    points = [_point(spot, performance) for spot in grid.grid(room)]
+    made = Profile(
+        model="modelled",
+        engine="simulator",
+        version="modelled",
+        hardware="none",
+        kind=Kind.disaggregated,
+        tensor_parallel=1,
+        pipeline_parallel=1,
+        data_parallel=1,
+        date=datetime.now(UTC).isoformat(),
+        context_tokens=room.context_tokens,
+        kv_tokens=room.kv_tokens,
+        most_sequences=room.sequences,
+        start_s=0.0,
+        prompt_tokens_per_s=0.0,
+        answer_tokens_per_s=0.0,
+        points=tuple(points),
+    )
+    file.write_bytes(msgspec.json.encode(made))
+
+
+def _point(spot: Spot, performance: Modelled) -> Point:
+    if spot.what is What.ttft:
+        seconds = performance.prefill_s(spot.prompt_tokens, spot.cached_tokens)
+        return Point(spot=spot, seconds=seconds, cached_tokens=spot.cached_tokens)
+    context = spot.prompt_tokens + grid.ROOM / 2
+    seconds = performance.itl_s(spot.sequences, context)
+    return Point(spot=spot, seconds=seconds, context_tokens=context)
+
+
+def real(case: Case, folder: Path) -> Outcome:
     """Raises HpcDynamoError where the job does not start; requests that fail are lost."""
-    sent = [
-        Sent(i, r.at, (), SCALE.block_tokens, r.prompt, r.answer)
-        for i, r in enumerate(load.requests)
-    ]
-    sizes = Sizes()
-    context, model = sizes.longest(sent, SCALE), provision().model.absolute()
-    setting = Split(sizes, SCALE, ranks, context, model, (), prefill)
-    heard = asyncio.run(_asked(setting, sent, folder))
+    began, heard = asyncio.run(_asked(_setting(case), _sent(case), folder))
     seen = [_seen(each) for each in heard]
+    records = read(Run(folder / NAME).attempt(1).planner_file)
+    flips = [record.flip for record in records if record.flip]
     return Outcome(
         seen=seen,
         targets=targets(),
-        gpus=ranks,
+        gpus=case.ranks,
         seconds=max((s.end for s in seen), default=0.0),
-        flips=0,
-        failed=0,
-        roles=[],
-        decisions=[],
+        flips=sum(1 for flip in flips if not flip.why),
+        failed=sum(1 for flip in flips if flip.why),
+        roles=_roles(records, began),
+        decisions=[record.decision for record in records if record.decision],
     )
 
 
-async def _asked(setting: Setting, sent: list[Sent], folder: Path) -> list[Heard]:
+def _roles(records: Sequence[Record], began: float) -> list[tuple[float, int, int]]:
+    seen = [record.decision.seen for record in records if record.decision]
+    return [(max(0.0, s.at - began), s.prefill, s.decode) for s in seen]
+
+
+def _sent(case: Case) -> list[Sent]:
+    return [
+        Sent(i, r.at, (), SCALE.block_tokens, r.prompt, r.answer)
+        for i, r in enumerate(case.load.requests)
+    ]
+
+
+def _setting(case: Case) -> Split:
+    sizes, rules = Sizes(), case.rules
+    context, model = sizes.longest(_sent(case), SCALE), provision().model.absolute()
+    words: tuple[str, ...] = ()
+    if rules:
+        words = (
+            *(f"planner.by={rules.by}", f"planner.profile={quoted(Path(rules.profile))}"),
+            *(f"planner.ttft_s={rules.ttft_s}", f"planner.itl_s={rules.itl_s}"),
+        )
+    return Split(sizes, SCALE, case.ranks, context, model, words, case.prefill)
+
+
+async def _asked(setting: Setting, sent: list[Sent], folder: Path) -> tuple[float, list[Heard]]:
+    """When the load began, by the clock, and what was heard."""
     bodies = [request.body() for request in sent]
     async with ours(setting, ("router=kv",))(folder, Kind.disaggregated) as running:
         async with Client.bearer(running.key) as http:
-            return await replay(http, running.url, sent, bodies, lambda seen: None)
+            began = time.time()
+            return began, await replay(http, running.url, sent, bodies, lambda seen: None)
 
 
 def _seen(heard: Heard) -> Seen:
@@ -125,7 +236,15 @@ def panels(pairs: Sequence[tuple[str, Outcome]]) -> list[Panel]:
         means = [mean([s.ttft_s for s in part if not s.lost]) for part in parts]
         good.append(Curve(name, at, counts))
         ttft.append(Curve(name, at, means))
-    return [Panel("in both targets, requests/s", good), Panel("TTFT s, mean", ttft, "s")]
+    curves = [Panel("in both targets, requests/s", good), Panel("TTFT s, mean", ttft, "s")]
+    if any(outcome.flips for _, outcome in pairs):
+        curves.append(Panel("prefill workers", [_prefill(*pair) for pair in pairs], "s"))
+    return curves
+
+
+def _prefill(name: str, outcome: Outcome) -> Curve:
+    held = {at: prefill for at, prefill, _ in outcome.roles}  # the last of each moment
+    return Curve(name, list(held), list(held.values()), Style.steps)
 
 
 def _parts(outcome: Outcome) -> list[list[Seen]]:

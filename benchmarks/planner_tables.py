@@ -111,12 +111,13 @@ def compared(pairs: Sequence[Figures]) -> Table:
     """Real runs and virtual ones of the same load."""
     shown = Table(title=f"{pairs[0].load}: real ranks and virtual time", title_justify="left")
     shown.add_column("")
-    for name in ("goodput/s", "attained", "TTFT mean, p99 s", "ITL mean, p99 ms", "lost"):
+    for name in ("goodput/s", "attained", "TTFT mean, p99 s", "ITL mean, p99 ms", "flips", "lost"):
         shown.add_column(name, justify="right")
     for f in pairs:
         ttft, itl = f.ttft_s, [1e3 * s for s in f.itl_s]
         shown.add_row(
             *(f.name, f"{f.goodput_hz:.3f}", f"{f.attained:.1%}"),
-            *(f"{ttft[0]:.3f}, {ttft[1]:.2f}", f"{itl[0]:.1f}, {itl[1]:.1f}", str(f.lost)),
+            *(f"{ttft[0]:.3f}, {ttft[1]:.2f}", f"{itl[0]:.1f}, {itl[1]:.1f}"),
+            *(str(f.flips), str(f.lost)),
         )
     return shown

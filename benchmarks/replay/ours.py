@@ -23,6 +23,7 @@ from hpc_dynamo.config import Kind
 from hpc_dynamo.demo.__main__ import quoted
 from hpc_dynamo.http import Client
 
+NAME = "replay"  # of the run
 READY_S = 60.0
 COUNTERS = re.compile(r"^vllm:((?:external_)?prefix_cache_\w+)_total\{.*\} (\S+)$", re.M)
 KV_BYTES = 64  # a token: the peer moves none, and ours should cost little
@@ -52,22 +53,22 @@ def ours(setting: Setting, words: Sequence[str]) -> Start:
 
     @asynccontextmanager
     async def start(folder: Path, kind: Kind) -> AsyncIterator[Running]:
-        folder.mkdir(parents=True, exist_ok=True)
-        timing = folder / "timing.json"
-        write_simulator(setting.engine.timing(setting.scale, kind), timing)
-        said = (*_words(setting, kind, timing), *words, *setting.words)
-        async with serving(folder, "replay", setting.model, said) as served:
+        said = (*_words(setting, kind, folder), *words, *setting.words)
+        async with serving(folder, NAME, setting.model, said) as served:
             key, token = served.run.api_key(), served.run.secrets().token
-            async with Client.bearer(key) as http, Client.bearer(token) as engines:
+            async with Client.bearer(key) as http, Client.bearer(token) as inside:
                 urls = await _ready(http, served, setting, kind)
-                prefix = partial(_prefix, engines, urls)
+                prefix = partial(_prefix, inside, urls)
                 yield Running(served.url, key, (served.pid,), prefix)
 
     return start
 
 
-def _words(setting: Setting, kind: Kind, timing: Path) -> list[str]:
-    engine, scale = setting.engine, setting.scale
+def _words(setting: Setting, kind: Kind, folder: Path) -> list[str]:
+    """Those for the engines, whose timing becomes a file in `folder`."""
+    engine, scale, timing = setting.engine, setting.scale, folder / "timing.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_simulator(engine.timing(scale, kind), timing)
     args = {
         "timing": quoted(timing),
         "time-scale": f"{1 / scale.compress:.9f}",
