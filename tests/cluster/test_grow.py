@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 from hpc_dynamo.messages import GrownJob, GrownState, NodeRecord, WorkerLoad
-from hpc_dynamo.run import Attempt, Run
+from hpc_dynamo.run import Attempt
+from tests.cluster.serving import PLANNER, serving
 from tests.cluster.slurm import SlurmCluster
-from tests.cluster.test_planner import PLANNER, ready
 from tests.load import Load
-from tests.runs import hpc_dynamo, latest, until
+from tests.runs import hpc_dynamo, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(580)]
 
 WORDS = (
-    *("serve", "name=s", "cluster.launcher=slurm", "--detach", "cluster.silence_s=4"),
-    *("topology.nodes=1", "topology.prefill.workers=1", "topology.decode.workers=1"),
+    *("cluster.silence_s=4", "topology.nodes=1"),
+    *("topology.prefill.workers=1", "topology.decode.workers=1"),
     *("engine=simulator", "engine.args.timing=h100-8b", "engine.args.time-scale=8"),
     *("engine.args.num-blocks=512", "planner.grow.nodes=1", "planner.grow.idle_s=5"),
     *PLANNER,
@@ -29,22 +29,12 @@ SOON_S = 120.0
 
 
 @asynccontextmanager
-async def serving(
+async def on_one_node(
     cluster: SlurmCluster, folder: Path, *words: str
 ) -> AsyncIterator[tuple[Attempt, Load]]:
-    """On one node, with streams for it."""
-    done = hpc_dynamo(*WORDS, *words, cwd=folder, env=cluster.env, timeout_s=100)
-    assert done.returncode == 0, done.stdout + done.stderr
-    run = Run(folder / "runs" / "s")
-    attempt = latest(run.path)
-    try:
-        until("an endpoint", lambda: attempt.endpoint() or attempt.outcome(), SOON_S)
-        endpoint = attempt.endpoint()
-        assert endpoint, attempt.outcome()
-        until("all workers", lambda: ready(run) == 2, SOON_S)
-        yield attempt, Load(endpoint.url, run.api_key(), "simulated", 3, 200)
-    finally:
-        hpc_dynamo("stop", "name=s", cwd=folder, env=cluster.env, timeout_s=100)
+    """With streams for it."""
+    async with serving(cluster, folder, *WORDS, *words, workers=2) as job:
+        yield job.attempt, job.load(3, 200)
 
 
 def job(attempt: Attempt, number: int) -> GrownJob | None:
@@ -78,7 +68,7 @@ def queue(cluster: SlurmCluster) -> list[str]:
 
 async def test_a_node_comes_and_goes(cluster: SlurmCluster, shared_dir: Path) -> None:
     """The first further job is preempted under load; the second is not needed any more."""
-    async with serving(cluster, shared_dir) as (attempt, load):
+    async with on_one_node(cluster, shared_dir) as (attempt, load):
         await load.run_until(lambda: serves(attempt, 1), 24, SOON_S)
         first, own = job(attempt, 1), attempt.job()
         assert first
@@ -108,7 +98,7 @@ async def test_a_node_comes_and_goes(cluster: SlurmCluster, shared_dir: Path) ->
 
 
 async def test_a_further_job_ends_with_its_head(cluster: SlurmCluster, shared_dir: Path) -> None:
-    async with serving(cluster, shared_dir, "planner.grow.idle_s=300") as (attempt, load):
+    async with on_one_node(cluster, shared_dir, "planner.grow.idle_s=300") as (attempt, load):
         await load.run_until(lambda: serves(attempt, 1), 24, SOON_S)
         head = next(attempt.nodes())
         kill(cluster, head)

@@ -5,54 +5,34 @@ from pathlib import Path
 import pytest
 
 from hpc_dynamo.config import Role
-from hpc_dynamo.run import Run
+from tests.cluster.serving import PLANNER, serving
 from tests.cluster.slurm import SlurmCluster
-from tests.load import Load, flips
-from tests.runs import hpc_dynamo, latest, until
+from tests.load import flips
+from tests.runs import hpc_dynamo
 from tests.test_vllm import provisioned
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(580)]
 
 TWO_NODES = ("topology.nodes=2", "topology.prefill.workers=1", "topology.decode.workers=2")
-PLANNER = (
-    *("planner.by=load", "planner.interval_s=1", "planner.patience=1"),
-    *("planner.queue_high_s=0.2", "planner.kv_high=0.3", "planner.kv_low=0.05"),
-    "router.local_prefill=false",
-)
-START_S, FLIP_S = 300.0, 120.0
+FLIP_S = 120.0
 
 
 async def both_ways(
     cluster: SlurmCluster, folder: Path, words: tuple[str, ...], model: str, prompts: int
 ) -> None:
     """First long prompts, then long answers; each until a worker has changed its role for it."""
-    argv = ("serve", "name=s", "cluster.launcher=slurm", "--detach", *TWO_NODES, *PLANNER, *words)
-    done = hpc_dynamo(*argv, cwd=folder, env=cluster.env, timeout_s=100)
-    assert done.returncode == 0, done.stdout + done.stderr
-    run = Run(folder / "runs" / "s")
-    attempt = latest(run.path)
-    try:
-        until("an endpoint", lambda: attempt.endpoint() or attempt.outcome(), START_S)
-        endpoint = attempt.endpoint()
-        assert endpoint, attempt.outcome()
-        until("all workers", lambda: ready(run) == 3, START_S)
-        asking = Load(endpoint.url, run.api_key(), model, prompts, 1)
-        await asking.run_until(lambda: flips(attempt, Role.prefill), 6, FLIP_S)
-        telling = Load(endpoint.url, run.api_key(), model, 3, 200)
-        await telling.run_until(lambda: flips(attempt, Role.decode), 24, FLIP_S)
+    words = (*TWO_NODES, *PLANNER, *words)
+    async with serving(cluster, folder, *words, workers=3, model=model) as job:
+        asking = job.load(prompts, 1)
+        await asking.run_until(lambda: flips(job.attempt, Role.prefill), 6, FLIP_S)
+        telling = job.load(3, 200)
+        await telling.run_until(lambda: flips(job.attempt, Role.decode), 24, FLIP_S)
         assert asking.pieces
         assert telling.pieces
-    finally:
-        hpc_dynamo("stop", "name=s", cwd=folder, env=cluster.env, timeout_s=100)
     told = hpc_dynamo("report", "name=s", cwd=folder)
     assert told.returncode == 0, told.stderr
     assert "decode to prefill done" in told.stdout
     assert "prefill to decode done" in told.stdout
-
-
-def ready(run: Run) -> int:
-    status = latest(run.path).status()
-    return sum(w.state == "ready" for w in status.workers) if status else 0
 
 
 async def test_simulator_ranks(cluster: SlurmCluster, shared_dir: Path) -> None:

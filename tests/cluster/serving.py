@@ -1,0 +1,52 @@
+"""A serving job on the test cluster, and its end."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_dynamo.run import Attempt, Run
+from tests.cluster.slurm import SlurmCluster
+from tests.load import Load
+from tests.runs import hpc_dynamo, latest, until
+
+SERVE = ("serve", "name=s", "cluster.launcher=slurm", "--detach")
+PLANNER = (
+    *("planner.by=load", "planner.interval_s=1", "planner.patience=1"),
+    *("planner.queue_high_s=0.2", "planner.kv_high=0.3", "planner.kv_low=0.05"),
+    "router.local_prefill=false",
+)
+START_S = 300.0
+
+
+@dataclass(frozen=True)
+class Serving:
+    attempt: Attempt
+    url: str
+    model: str
+
+    def load(self, prompt_words: int, max_tokens: int) -> Load:
+        return Load(self.url, self.attempt.run.api_key(), self.model, prompt_words, max_tokens)
+
+
+@asynccontextmanager
+async def serving(
+    cluster: SlurmCluster, folder: Path, *words: str, workers: int, model: str = "simulated"
+) -> AsyncIterator[Serving]:
+    """From the time when so many workers are ready."""
+    done = hpc_dynamo(*SERVE, *words, cwd=folder, env=cluster.env, timeout_s=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    attempt = latest(folder / "runs" / "s")
+    try:
+        until("an endpoint", lambda: attempt.endpoint() or attempt.outcome(), START_S)
+        endpoint = attempt.endpoint()
+        assert endpoint, attempt.outcome()
+        until("all workers", lambda: ready(attempt.run) == workers, START_S)
+        yield Serving(attempt, endpoint.url, model)
+    finally:
+        hpc_dynamo("stop", "name=s", cwd=folder, env=cluster.env, timeout_s=100)
+
+
+def ready(run: Run) -> int:
+    status = latest(run.path).status()
+    return sum(w.state == "ready" for w in status.workers) if status else 0
