@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.slurm import SlurmCluster
-from tests.runs import hpc_dynamo
+from tests.runs import hpc_dynamo, until
 from tests.test_profile import KV_BYTES, SMALL, complete
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -19,4 +19,4 @@ def test_a_worker_on_each_node_is_measured(cluster: SlurmCluster, shared_dir: Pa
     profile = complete(shared_dir / "runs/small", transfers=True)
     assert profile.kv_bytes_per_token == KV_BYTES
     assert profile.transfer_s_per_byte >= 0
-    assert not cluster.slurm("squeue", "-h").strip()
+    until("an empty queue", lambda: not cluster.slurm("squeue", "-h").strip())
