@@ -28,9 +28,9 @@ def test_the_command_its_file_and_the_answers(folder: Path) -> None:
     ids = write_prompts(folder / "prompts.jsonl", 10)
     words = (
         *("engine=trtllm", f"model.path={folder}/llama", "cluster.gpus_per_node=2", *SMALL),
-        *(f"+engine.env.PYTHONPATH={folder}", "+engine.env.UCX_NET_DEVICES=lo"),
-        *("+engine.args.max_num_tokens=777", "router.handover_tokens=0", "input=prompts.jsonl"),
-        "+engine.args.extra.kv_cache_config.enable_block_reuse=false",
+        *(f"engine.env.PYTHONPATH={folder}", "+engine.env.UCX_NET_DEVICES=lo"),
+        *("engine.args.max_num_tokens=777", "router.handover_tokens=0", "input=prompts.jsonl"),
+        "engine.args.extra.kv_cache_config.enable_block_reuse=false",
     )
     done = hpc_dynamo("batch", *words, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
