@@ -10,6 +10,7 @@
         planner.jsonl            what the planner saw, decided and did
         nodes/<i>.json           agent i was here
         logs/agent-<i>.log logs/worker-<rank>.log logs/frontend-<i>.log
+        logs/worker-<rank>.yaml  options of an engine that reads them from a file
         submitit/                submitit's own scripts, pickles and logs
         growth.jsonl             which further jobs were asked for and given back, and why
         grown/<k>/               a further job: plan.json job.json state.json outcome.json nodes/

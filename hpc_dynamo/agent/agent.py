@@ -30,7 +30,7 @@ from hpc_dynamo.messages import (
     WorkerReport,
     WorkerState,
 )
-from hpc_dynamo.run import Attempt
+from hpc_dynamo.run import Attempt, write_atomic
 from hpc_dynamo.topology import Plan, Worker
 from hpc_dynamo.wire import Client as ControlClient
 
@@ -165,6 +165,8 @@ class Agent:
         path = self._attempt.worker_log(worker.rank)
         log.info("worker %d (%s) starts: %s", worker.rank, worker.role, " ".join(command.argv))
         self._life_began[worker.rank] = path.stat().st_size if path.exists() else 0
+        for name, text in command.files.items():
+            write_atomic(self._attempt.logs / name, text.encode(), mode=0o600)
         env = clean_environment(command.env)
         child = await Child.start(command.argv, env, path, self._config.engine.stop_timeout_s)
         try:
@@ -180,7 +182,8 @@ class Agent:
     def _place(self, worker: Worker) -> Place:
         gpus = visible_gpus(worker.shards[0].gpus)
         ports = free_ports(self._me.address, self._engine.ports)
-        return Place(worker, self._me.address, ports, gpus, self._token, self._relay.folder)
+        events, logs = self._relay.folder, str(self._attempt.logs)
+        return Place(worker, self._me.address, ports, gpus, self._token, events, logs)
 
     async def _until_served(self, worker: Worker, child: Child, url: str) -> Served:
         """Returns once the engine has served a token. Raises EngineError."""

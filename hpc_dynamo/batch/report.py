@@ -20,7 +20,7 @@ async def read(client: Client, members: Iterable[Member], names: MetricNames) ->
 
     async def one(member: Member) -> Metrics | None:
         try:
-            got = client.send("GET", member.url, "/metrics")
+            got = client.send("GET", member.url, names.path)
             async with asyncio.timeout(READ_S), got as answer:
                 return parse((await answer.read()).decode(), names)
         except (OSError, ValueError):  # not there, too slow, or no metrics at all

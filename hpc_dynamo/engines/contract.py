@@ -6,7 +6,7 @@ rewrite request bodies, and start, import or call nothing.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from hpc_dynamo.config import Config, Device, Kind, PlannerKind, Policy
@@ -31,6 +31,7 @@ class Place:
     gpus: tuple[str, ...]
     token: str  # the run's bearer token: to be given by environment, never on a command line
     events: str = ""  # a private folder for sockets of KV events; empty: none are wanted
+    folder: str = ""  # where the files of a command will lie: the run's logs
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,14 @@ class EventEndpoints:
 
 @dataclass(frozen=True)
 class Command:
-    """A process to start. `env` is added to the cleaned environment of the agent."""
+    """A process to start. `env` is added to the cleaned environment of the agent.
+
+    `files` are written before the start, by name into `Place.folder`.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 class Dialect(Protocol):
@@ -68,7 +73,7 @@ class Dialect(Protocol):
 
 @dataclass(frozen=True)
 class MetricNames:
-    """Names under /metrics, in one vocabulary. Counters without their `_total`."""
+    """Names under `path`, in one vocabulary, empty for none. Counters without `_total`."""
 
     running: str
     waiting: str
@@ -81,6 +86,7 @@ class MetricNames:
     itl: str
     kv_bytes: str  # histogram or counter of bytes that NIXL moved to this worker
     cache: str  # gauge whose labels num_gpu_blocks and block_size tell the KV cache's size
+    path: str = "/metrics"
 
 
 class Engine(Protocol):
@@ -155,13 +161,14 @@ def flags(args: Mapping[str, Any]) -> list[str]:
     return out
 
 
-def _looks_at_events(config: Config) -> bool:
+def looks_at_events(config: Config) -> bool:
+    """Whether the router takes in what engines tell of their KV caches."""
     return config.router.kv_events and config.router.policy is Policy.kv
 
 
 def event_endpoints(config: Config, place: Place) -> EventEndpoints | None:
     """In the private folder of `place`; None where the router does not look at KV caches."""
-    if not (_looks_at_events(config) and place.events):
+    if not (looks_at_events(config) and place.events):
         return None
     base = f"ipc://{place.events}/{place.worker.rank}"
     return EventEndpoints(base, f"{base}r")
@@ -207,6 +214,6 @@ def one_node_each(name: str, config: Config, plan: Plan) -> None:
 def blocks_fit(config: Config, engine_tokens: int) -> None:
     """Whether the router can take in events on blocks of so many tokens. Raises ConfigError."""
     own = config.router.block_tokens
-    if _looks_at_events(config) and engine_tokens % own:
+    if looks_at_events(config) and engine_tokens % own:
         what = f"router.block_tokens={own} does not divide the engine's blocks of {engine_tokens}"
         raise ConfigError(what, hint=f"router.block_tokens={engine_tokens}")

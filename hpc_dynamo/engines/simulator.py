@@ -1,4 +1,4 @@
-"""The engine that needs no accelerator: our own simulator, which speaks vLLM's dialect."""
+"""The engine that needs no accelerator: our own simulator, which speaks any engine's dialect."""
 
 import sys
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from hpc_dynamo.config import Config
 from hpc_dynamo.engines.contract import (
     Command,
+    Dialect,
     EventEndpoints,
     Place,
     blocks_fit,
@@ -18,10 +19,26 @@ from hpc_dynamo.engines.contract import (
     reshapes,
 )
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
+from hpc_dynamo.engines.trtllm_dialect import TrtllmDialect
 from hpc_dynamo.engines.vllm import VLLM_METRICS
+from hpc_dynamo.errors import unknown_name
 from hpc_dynamo.topology import Plan
 
 BLOCK_TOKENS = 16  # the default of its --block-size
+
+# By the names of its --dialect.
+DIALECTS: dict[str, Dialect] = {
+    "vllm": NixlDialect(),
+    "trtllm": TrtllmDialect(),
+}
+
+
+def spoken(config: Config) -> Dialect:
+    """By engine.args.dialect. Raises ConfigError."""
+    name = str(given(config).get("dialect") or "vllm")
+    if name not in DIALECTS:
+        raise unknown_name("engine.args.dialect", name, DIALECTS)
+    return DIALECTS[name]
 
 
 class Simulator:
@@ -35,6 +52,7 @@ class Simulator:
 
     def check(self, config: Config, plan: Plan) -> None:
         one_node_each("simulator", config, plan)
+        spoken(config)
         blocks_fit(config, self.block_tokens(config))
 
     def command(self, config: Config, place: Place) -> Command:

@@ -27,7 +27,7 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 T = TypeVar("T")
 
 # Where a worker pulls its blocks from is for us alone to say: wrong blocks kill an engine.
-OURS = frozenset({"kv_transfer_params", "ec_transfer_params", FIELD})
+OURS = frozenset({"kv_transfer_params", "ec_transfer_params", "disaggregated_params", FIELD})
 COUNT = msgspec.json.Decoder(int | None)
 NAME = msgspec.json.Decoder(str | None)
 WHOLE = msgspec.json.Decoder(dict[str, Any])

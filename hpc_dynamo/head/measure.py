@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from hpc_dynamo.dispatch import OBJECT
-from hpc_dynamo.engines import Engine
+from hpc_dynamo.engines import Dialect, Engine
 from hpc_dynamo.engines.metrics import Metrics, parse
 from hpc_dynamo.head.streams import Heard, body, stream, whole
 from hpc_dynamo.http import Client
@@ -40,6 +40,7 @@ class Bench:
     model: str
     prefill: str  # base URLs
     decode: str
+    dialect: Dialect
 
     def __post_init__(self) -> None:
         self._known = defaultdict[int, list[int]](list)  # prompts that are, or will be, cached
@@ -104,9 +105,9 @@ class Bench:
 
     async def _handed_over(self, tokens: int) -> Heard:
         """By the decode worker, once the prefill worker has answered."""
-        asked, dialect = body(self.model, _tokens(tokens), 1), self.engine.dialect
-        prefilled = await whole(self.client, self.prefill, dialect.prefill(asked))
-        handed = dialect.decode(asked, OBJECT.decode(prefilled))
+        asked = body(self.model, _tokens(tokens), 1)
+        prefilled = await whole(self.client, self.prefill, self.dialect.prefill(asked))
+        handed = self.dialect.decode(asked, OBJECT.decode(prefilled))
         return await stream(self.client, self.decode, handed)
 
     async def _counted(self, before: float) -> float:
@@ -126,7 +127,8 @@ class Bench:
         return (await self._metrics()).kv_tokens
 
     async def _metrics(self) -> Metrics:
-        return parse((await self._get("/metrics")).decode(), self.engine.metrics)
+        names = self.engine.metrics
+        return parse((await self._get(names.path)).decode(), names)
 
     async def version(self) -> str:
         """As the engine says; empty where it does not."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from hpc_dynamo.config import Device, Role
-from hpc_dynamo.engines import engine
+from hpc_dynamo.engines import dialect, engine
 from hpc_dynamo.errors import EngineError, MissingDependency, RequestFailed
 from hpc_dynamo.head.measure import Bench
 from hpc_dynamo.head.work import Job
@@ -45,7 +45,8 @@ class ProfileWork:
         await self._job.router.ready(role for role, _ in self._config.topology.pools)
         prefill, decode = self._workers()
         name = self._config.served_name
-        bench = Bench(self._job.client, self._engine, name, prefill.url, decode.url)
+        spoken = dialect(self._config)
+        bench = Bench(self._job.client, self._engine, name, prefill.url, decode.url, spoken)
         try:
             version, limits = await bench.version(), await self._limits(bench, prefill, decode)
             points = await self._points(bench, grid(limits))

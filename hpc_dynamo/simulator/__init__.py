@@ -2,7 +2,7 @@
 
 It shows what the rest of the product does when no accelerator is at hand, and it is started,
 watched and asked like any other engine: `python -m hpc_dynamo.simulator --help`. It speaks the
-prefill/decode dialect of vLLM's NixlConnector.
+prefill/decode dialect of vLLM's NixlConnector, or another's (--dialect).
 
     __main__    signals, the life of the process
     options     the command line
@@ -20,6 +20,7 @@ prefill/decode dialect of vLLM's NixlConnector.
     blocks      the paged KV cache: bookkeeping and bytes
     events      what the pool took in and gave up, published as vLLM does
     language    KV bytes in, words out
+    trtllm      the dialect of TensorRT-LLM, at the edge
     timing      how long a step takes
     tokenizer, metrics, refused
 """

@@ -60,6 +60,7 @@ async def engine(args: argparse.Namespace, port: int, key: str) -> AsyncIterator
         failures,
         tell_cached=args.enable_prompt_tokens_details,
         tell_request_id=args.enable_request_id_headers,
+        trtllm=args.dialect == "trtllm",
     )
     async with contextlib.AsyncExitStack() as stack:
         loops = [scheduler.run()]

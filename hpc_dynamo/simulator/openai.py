@@ -14,6 +14,7 @@ from hpc_dynamo.simulator.instances import Schema, instance
 from hpc_dynamo.simulator.refused import Refused
 from hpc_dynamo.simulator.sequence import Sampling
 from hpc_dynamo.simulator.transfer import TransferParams
+from hpc_dynamo.simulator.trtllm import DisaggregatedParams
 
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -59,6 +60,8 @@ class Common(msgspec.Struct, kw_only=True):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     kv_transfer_params: TransferParams | None = None
+    disaggregated_params: DisaggregatedParams | None = None
+    prompt_token_ids: list[int] | None = None
     echo: bool | None = False
     response_format: ResponseFormat | None = None
     structured_outputs: Any = None
@@ -90,6 +93,13 @@ class Common(msgspec.Struct, kw_only=True):
             raise Refused(f"n must be 1 when using greedy sampling, got {self.n}.", param="n")
         if self.structured_outputs is not None:
             raise Refused("the simulator knows response_format only", param="structured_outputs")
+
+    def as_trtllm(self) -> None:
+        """Takes the hand-over from where TensorRT-LLM has it. Raises Refused."""
+        if self.kv_transfer_params is not None:
+            raise Refused("kv_transfer_params: Extra inputs are not permitted")
+        params = self.disaggregated_params
+        self.kv_transfer_params = params.transfer(self.prompt_token_ids) if params else None
 
     def script(self) -> str:
         """The text that the answer has to be; empty where any will do. Raises Refused."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from hpc_dynamo.simulator import trtllm
 from hpc_dynamo.simulator.chat import ChatRequest
 from hpc_dynamo.simulator.forms import Chat, Form, Record, Text, ToolCall
 from hpc_dynamo.simulator.openai import CompletionRequest
@@ -39,14 +40,17 @@ def form_of(request: Request, request_id: str) -> Form:
 class Records:
     """Makes the records of one request's answers.
 
-    `cached` says whether to tell of prefix hits. Raises Refused for options that do not fit.
+    `cached` says whether to tell of prefix hits, `trtllm` whether a hand-over is told in its
+    words. Raises Refused for options that do not fit.
     """
 
-    def __init__(self, request: Request, request_id: str, model: str, *, cached: bool) -> None:
+    def __init__(
+        self, request: Request, request_id: str, model: str, *, cached: bool, trtllm: bool = False
+    ) -> None:
         self._form = form_of(request, request_id)
         self._alternatives = request.alternatives()
         self._usage_at_end, self._usage_always = request.usage_in_stream
-        self._request, self._cached = request, cached
+        self._request, self._cached, self._trtllm = request, cached, trtllm
         name, created = f"{self._form.prefix}-{request_id}", int(time.time())
         self._head = {"id": name, "object": self._form.kind, "created": created, "model": model}
         self._chunk_head = {**self._head, "object": self._form.chunk_kind}
@@ -62,8 +66,11 @@ class Records:
             index = len(choices)
             content = self._form.whole(index, self._echo(answer) + self._news(answer))
             choices.append({"index": index, **content, **self._end(index, answer)})
-        usage, handover = self._usage(jobs), jobs[0].handover
-        return {**self._head, "choices": choices, "usage": usage, "kv_transfer_params": handover}
+        record = {**self._head, "choices": choices, "usage": self._usage(jobs)}
+        record["kv_transfer_params"] = jobs[0].handover
+        if self._trtllm:
+            return trtllm.told(record, jobs[0], self._request.disaggregated_params)
+        return record
 
     def opening(self, answers: list[Answer]) -> bytes:
         """The events before any token."""

@@ -195,7 +195,7 @@ class Scheduler:
 
     def _end(self, answer: Answer) -> None:
         kept = 0
-        if answer.job.produce and self.handover:
+        if answer.job.produce and self.handover and answer.finish == "length":
             kept = answer.prompt_blocks
             answer.job.handover = self.handover.lease(answer.job, answer.blocks[:kept])
         self.free(answer.take_blocks()[kept:])

@@ -53,6 +53,7 @@ class Service:
     failures: Failures
     tell_cached: bool = False  # prefix hits, in `usage.prompt_tokens_details`
     tell_request_id: bool = False  # X-Request-Id, in the answer's headers
+    trtllm: bool = False  # hand-overs are told in TensorRT-LLM's words
 
 
 class Endpoints:
@@ -120,11 +121,15 @@ class Endpoints:
         service = self._service
         request_id = request.headers.get("x-request-id") or os.urandom(16).hex()
         try:
+            if service.trtllm:
+                asked.as_trtllm()
             asked.check(service.model)
-            records = Records(asked, request_id, service.model, cached=service.tell_cached)
+            told = {"cached": service.tell_cached, "trtllm": service.trtllm}
+            records = Records(asked, request_id, service.model, **told)
             jobs = jobs_of(asked, request_id, service.max_model_len)
         except Refused:
-            self._decline(asked.kv_transfer_params)
+            if not service.trtllm:
+                self._decline(asked.kv_transfer_params)
             raise
         await Generation(reply, records, jobs).run(service.scheduler, asked.choices)
 

@@ -1,0 +1,192 @@
+"""TensorRT-LLM's OpenAI server on the GPUs of one node, with NIXL between prefill and decode.
+
+Source: TensorRT-LLM 1.3, tensorrt_llm/commands/serve.py (the command) and llmapi/llm_args.py (the
+file of options). Started as a module, which `trtllm-serve` is a script for: in containers the
+script does not lie beside the interpreter. What we emit is held against that source by
+tests/contract. It asks nobody for a key: docs/engine-trtllm.md says what that means.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from hpc_dynamo.config import Config, Device, Pool, Role
+from hpc_dynamo.engines.contract import (
+    Command,
+    EventEndpoints,
+    MetricNames,
+    Place,
+    device_environment,
+    looks_at_events,
+    one_node_each,
+)
+from hpc_dynamo.engines.trtllm_dialect import TrtllmDialect
+from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.topology import Plan
+
+BLOCK_TOKENS = 32  # kv_cache_config.tokens_per_block
+
+# A prefill worker frees blocks that nobody has pulled until then; without it, never.
+KV_TRANSFER_TIMEOUT_MS = 300_000
+
+# Most of these are of versions after 1.3.0rc3; what is not there is read as zero.
+TRTLLM_METRICS = MetricNames(
+    running="trtllm_num_requests_running",
+    waiting="trtllm_num_requests_waiting",
+    kv_usage="trtllm_kv_cache_utilization",
+    prefix_queries="trtllm_prompt_tokens",
+    prefix_hits="trtllm_prompt_cached_tokens",
+    prompt_tokens="trtllm_prompt_tokens",
+    generation_tokens="trtllm_generation_tokens",
+    ttft="trtllm_time_to_first_token_seconds",
+    itl="trtllm_time_per_output_token_seconds",  # a mean a request
+    kv_bytes="",  # it counts none
+    cache="",
+    path="/prometheus/metrics",
+)
+
+FILES = ("config", "extra_llm_api_options")  # two names of one option
+
+KNOWN_FAILURES = {
+    "Failed to bind socket to": "another process took the port; a restart picks a new one",
+    "No module named 'tensorrt_llm'": "engine.python=/env/bin/python, where it is installed",
+    "No GPU devices found": "TensorRT-LLM computes on NVIDIA GPUs alone; nvidia-smi on that node",
+    "CUDA out of memory": "engine.args.free_gpu_memory_fraction=0.8, or more GPUs a worker",
+    "kv_cache_transceiver is disabled": "engine.args.extra must not unset cache_transceiver_config",
+    "Extra inputs are not permitted": "a key of engine.args.extra that this version does not know",
+    "No such option": "a name under engine.args that this version's trtllm-serve does not know",
+    "not enough slots available": (
+        "Open MPI counts cores: engine.env.OMPI_MCA_rmaps_base_oversubscribe=1 (version 4), "
+        "engine.env.PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe (version 5)"
+    ),
+    "NCCL error": "engine.env.NCCL_DEBUG=INFO tells which link, NCCL_SOCKET_IFNAME chooses it",
+    "Repo id must be": "model.path must be a folder that this node sees, or a hub id",
+    "We couldn't connect to": "model.path as a folder on a shared disk: nodes reach no hub",
+    "no kernel image is available": "a TensorRT-LLM build for this GPU's architecture",
+}
+
+
+class Trtllm:
+    """See engines.contract.Engine."""
+
+    dialect = TrtllmDialect()
+    metrics = TRTLLM_METRICS
+    tokenizes = False  # it has no /tokenize
+    ports = 1  # NIXL finds ports of its own
+    never_ready = ()
+
+    def check(self, config: Config, plan: Plan) -> None:
+        if not config.model.path:
+            hint = "model.path=/path/to/model (a folder on a shared disk, or a hub id)"
+            raise ConfigError("model.path is not set", hint=hint)
+        if config.engine.device is not Device.cuda:
+            what = f"engine.device={config.engine.device}: TensorRT-LLM computes on GPUs alone"
+            raise ConfigError(what, hint="engine.device=cuda")
+        _check_args(_args(config))
+        for role, pool in config.topology.pools:
+            _check_pool(role, pool)
+        one_node_each("trtllm", config, plan)
+        if looks_at_events(config):
+            what = "router.kv_events=true: TensorRT-LLM's server publishes no KV events"
+            raise ConfigError(what, hint="router.kv_events=false: guessed from our own decisions")
+
+    def command(self, config: Config, place: Place) -> Command:
+        pool = dict(config.topology.pools)[place.worker.role]
+        args = _args(config)
+        extra = args.pop("extra", None) or {}
+        name = f"worker-{place.worker.rank}.yaml"
+        options: dict[str, Any] = {
+            "host": place.address,
+            "port": place.ports[0],
+            "backend": "pytorch",
+            "tp_size": pool.tensor_parallel * pool.data_parallel,
+            "pp_size": pool.pipeline_parallel,
+            "max_batch_size": config.engine.max_num_seqs,
+            "extra_llm_api_options": f"{place.folder}/{name}",
+        }
+        python = config.engine.python or sys.executable
+        module = ("-m", "tensorrt_llm.commands.serve", "serve", config.model.path)
+        env = {"TRTLLM_NO_USAGE_STATS": "1", **device_environment(config, place)}
+        text = json.dumps(_merged(_file(place.worker.role, pool), extra), indent=1)
+        argv = (python, *module, *_flags(options | args))
+        return Command(argv, env | config.engine.env, {name: text + "\n"})  # JSON is YAML
+
+    def events(self, config: Config, place: Place) -> EventEndpoints | None:
+        """None: its events are to be asked for, and each is told to one asker only."""
+        return None
+
+    def flexible(self, config: Config) -> bool:
+        return False  # a prefill worker has no overlap scheduler, and would decode slowly
+
+    def block_tokens(self, config: Config) -> int:
+        cache = (_args(config).get("extra") or {}).get("kv_cache_config") or {}
+        return int(cache.get("tokens_per_block") or BLOCK_TOKENS)
+
+    def advice(self, log_tail: str) -> str:
+        found = (hint for sign, hint in KNOWN_FAILURES.items() if sign in log_tail)
+        return next(found, "")
+
+
+def _args(config: Config) -> dict[str, Any]:
+    """The user's own options, by their names on trtllm-serve's command line."""
+    return {name.replace("-", "_"): value for name, value in config.engine.args.items()}
+
+
+def _check_args(args: Mapping[str, Any]) -> None:
+    for name in FILES:
+        if name in args:
+            hint = "engine.args.extra: its keys are merged into the file that we write"
+            raise ConfigError(f"engine.args.{name} would replace our own file", hint=hint)
+    if not isinstance(args.get("extra") or {}, Mapping):
+        hint = "engine.args.extra.kv_cache_config.free_gpu_memory_fraction=0.8"
+        raise ConfigError("engine.args.extra must be a mapping of LlmArgs' fields", hint=hint)
+
+
+def _check_pool(role: Role, pool: Pool) -> None:
+    if pool.data_parallel > 1 and pool.tensor_parallel > 1:
+        what = f"topology.{role}: TensorRT-LLM's attention is data or tensor parallel, not both"
+        size = pool.tensor_parallel * pool.data_parallel
+        hint = f"topology.{role}.data_parallel={size} topology.{role}.tensor_parallel=1"
+        raise ConfigError(what, hint=hint)
+
+
+def _file(role: Role, pool: Pool) -> dict[str, Any]:
+    """What the command line has no option for: fields of llm_args.TorchLlmArgs."""
+    fields: dict[str, Any] = {"return_perf_metrics": True, "enable_iter_perf_stats": True}
+    if pool.data_parallel > 1:
+        fields["enable_attention_dp"] = True
+    if role is not Role.aggregated:
+        timeout = {"kv_transfer_timeout_ms": KV_TRANSFER_TIMEOUT_MS}
+        fields["cache_transceiver_config"] = {"backend": "NIXL", **timeout}
+    if role is Role.prefill:
+        fields["disable_overlap_scheduler"] = True  # as its documentation has it for prefill
+    return fields
+
+
+def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """`theirs` win, key by key also inside of mappings."""
+    both = {
+        key: _merged(ours[key], value)
+        for key, value in theirs.items()
+        if isinstance(value, Mapping) and isinstance(ours.get(key), Mapping)
+    }
+    return {**ours, **theirs, **both}
+
+
+def _flags(args: Mapping[str, Any]) -> list[str]:
+    """As click reads them: underscores stay, a flag is there or not, lists repeat the option."""
+    out = list[str]()
+    for name, value in args.items():
+        match value:
+            case None | False:
+                continue
+            case True:
+                out.append(f"--{name}")
+            case list() | tuple():
+                out += [word for each in value for word in (f"--{name}", str(each))]
+            case Mapping():
+                out += [f"--{name}", json.dumps(value)]
+            case _:
+                out += [f"--{name}", str(value)]
+    return out
