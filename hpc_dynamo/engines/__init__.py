@@ -1,11 +1,25 @@
 """The engines by name. A new one is a file here and a row in the table."""
 
-from hpc_dynamo.engines.contract import Body, Command, Dialect, Engine, EventEndpoints, Place
-from hpc_dynamo.engines.simulator import Simulator
+from dataclasses import replace
+
+from hpc_dynamo.config import Config, Kind
+from hpc_dynamo.engines.contract import (
+    Body,
+    Command,
+    Concurrent,
+    Dialect,
+    Engine,
+    EventEndpoints,
+    Place,
+    Sequential,
+    probing,
+)
+from hpc_dynamo.engines.sglang import Sglang
+from hpc_dynamo.engines.simulator import Simulator, spoken
 from hpc_dynamo.engines.vllm import Vllm
 from hpc_dynamo.errors import unknown_name
 
-ENGINES: dict[str, type[Engine]] = {"simulator": Simulator, "vllm": Vllm}
+ENGINES: dict[str, type[Engine]] = {"sglang": Sglang, "simulator": Simulator, "vllm": Vllm}
 
 
 def engine(name: str) -> Engine:
@@ -15,13 +29,34 @@ def engine(name: str) -> Engine:
     return ENGINES[name]()
 
 
+def dialect(config: Config) -> Dialect:
+    """What the engines of this configuration speak: the simulator may speak any."""
+    if config.engine.name == "simulator":
+        return spoken(config)
+    return engine(config.engine.name).dialect
+
+
+def suited(config: Config) -> Config:
+    """With a router that asks of the engines what they can: of those that always share a
+    request none computes a prompt alone."""
+    shared = isinstance(dialect(config), Concurrent)
+    if not (shared and config.topology.kind is Kind.disaggregated):
+        return config
+    return replace(config, router=replace(config.router, local_prefill=False))
+
+
 __all__ = [
     "ENGINES",
     "Body",
     "Command",
+    "Concurrent",
     "Dialect",
     "Engine",
     "EventEndpoints",
     "Place",
+    "Sequential",
+    "dialect",
     "engine",
+    "probing",
+    "suited",
 ]

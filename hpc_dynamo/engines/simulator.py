@@ -1,11 +1,13 @@
-"""The engine that needs no accelerator: our own simulator, which speaks vLLM's dialect."""
+"""The engine that needs no accelerator: our own simulator, which speaks any engine's dialect."""
 
 import sys
 from typing import Any
 
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import Config, Role
 from hpc_dynamo.engines.contract import (
     Command,
+    Concurrent,
+    Dialect,
     EventEndpoints,
     Place,
     blocks_fit,
@@ -18,10 +20,27 @@ from hpc_dynamo.engines.contract import (
     reshapes,
 )
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
+from hpc_dynamo.engines.sglang import no_profile
+from hpc_dynamo.engines.sglang_dialect import SglangDialect
 from hpc_dynamo.engines.vllm import VLLM_METRICS
+from hpc_dynamo.errors import unknown_name
 from hpc_dynamo.topology import Plan
 
 BLOCK_TOKENS = 16  # the default of its --block-size
+
+# By the names of its --dialect.
+DIALECTS: dict[str, Dialect] = {
+    "vllm": NixlDialect(),
+    "sglang": SglangDialect(),
+}
+
+
+def spoken(config: Config) -> Dialect:
+    """By engine.args.dialect. Raises ConfigError."""
+    name = str(given(config).get("dialect") or "vllm")
+    if name not in DIALECTS:
+        raise unknown_name("engine.args.dialect", name, DIALECTS)
+    return DIALECTS[name]
 
 
 class Simulator:
@@ -30,12 +49,14 @@ class Simulator:
     dialect = NixlDialect()
     metrics = VLLM_METRICS
     tokenizes = False  # it has a language of its own
-    ports = 1
+    ports = 2  # HTTP, bootstrap server
     never_ready = ()
 
     def check(self, config: Config, plan: Plan) -> None:
         one_node_each("simulator", config, plan)
         blocks_fit(config, self.block_tokens(config))
+        if isinstance(spoken(config), Concurrent):
+            no_profile(config)
 
     def command(self, config: Config, place: Place) -> Command:
         options: dict[str, Any] = {
@@ -46,6 +67,8 @@ class Simulator:
             "max-num-seqs": config.engine.max_num_seqs,
             "enable-prompt-tokens-details": True,
         }
+        if isinstance(spoken(config), Concurrent) and place.worker.role is Role.prefill:
+            options["disaggregation-bootstrap-port"] = place.ports[1]
         endpoints = self.events(config, place)
         if endpoints:
             options["kv-events-config"] = events_config(endpoints)
@@ -60,7 +83,8 @@ class Simulator:
         return event_endpoints(config, place)
 
     def flexible(self, config: Config) -> bool:
-        return reshapes(config) and not config.planner.restart
+        both = not isinstance(spoken(config), Concurrent)
+        return both and reshapes(config) and not config.planner.restart
 
     def block_tokens(self, config: Config) -> int:
         return int(given(config).get("block-size") or BLOCK_TOKENS)

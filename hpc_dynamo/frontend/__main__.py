@@ -16,7 +16,7 @@ import uvloop
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.dispatch import Dispatcher
-from hpc_dynamo.engines import engine
+from hpc_dynamo.engines import dialect, engine
 from hpc_dynamo.frontend import errors
 from hpc_dynamo.frontend.access import Gate, WithRequestId, request_id
 from hpc_dynamo.frontend.app import App
@@ -46,7 +46,7 @@ async def serve(attempt: Attempt, index: int, link: Path, host: str, port: int) 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, router.close)
     engines, jobs = Client.bearer(attempt.engine_key()), _among_jobs(config)
     async with engines as client, jobs, asyncio.TaskGroup() as tasks:
-        dispatcher = Dispatcher(router, engine(config.engine.name).dialect, client, tasks)
+        dispatcher = Dispatcher(router, dialect(config), client, tasks)
         generation = Generation(config, prompts, stats)
         gate, forwarder = Gate(_key(attempt, config)), Forwarder(jobs, attempt.number, stats)
         app = App(config, gate, router, dispatcher, generation, forwarder, stats)

@@ -10,7 +10,7 @@ from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.requests import scan
 from hpc_dynamo.batch.runner import Runner
 from hpc_dynamo.dispatch import Dispatcher
-from hpc_dynamo.engines import engine
+from hpc_dynamo.engines import dialect, engine
 from hpc_dynamo.head.work import Job
 from hpc_dynamo.messages import Outcome, Progress, Status
 
@@ -31,7 +31,7 @@ class BatchWork:
         await self._router.ready(role for role, _ in config.topology.pools)
         before = await report.read(self._client, self._router.members, names.metrics)
         async with asyncio.TaskGroup() as tasks:
-            dispatcher = Dispatcher(self._router, names.dialect, self._client, tasks)
+            dispatcher = Dispatcher(self._router, dialect(config), self._client, tasks)
             runner = self._runner = Runner(config, requests, ledger, dispatcher)
             if self.phase == "draining":
                 runner.stop()
