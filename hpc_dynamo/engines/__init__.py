@@ -15,7 +15,7 @@ from hpc_dynamo.engines.contract import (
     probing,
 )
 from hpc_dynamo.engines.sglang import Sglang
-from hpc_dynamo.engines.simulator import Simulator, spoken
+from hpc_dynamo.engines.simulator import DIALECTS, Simulator, spoken
 from hpc_dynamo.engines.vllm import Vllm
 from hpc_dynamo.errors import unknown_name
 
@@ -46,6 +46,7 @@ def suited(config: Config) -> Config:
 
 
 __all__ = [
+    "DIALECTS",
     "ENGINES",
     "Body",
     "Command",
