@@ -1,4 +1,4 @@
-"""The one path of a request: choose, prefill, hand over, decode.
+"""The one path of a request: choose, prefill, hand over, decode; or both of these at once.
 
 Shared by every front of the product, in the process of the front. Who serves and how busy
 they are is the router's to know, in this process or behind a socket.
@@ -6,20 +6,22 @@ they are is the router's to know, in this process or behind a socket.
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 
-from hpc_dynamo.engines import Body, Dialect
+from hpc_dynamo.engines import Body, Concurrent, Dialect, Sequential
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import Answer, Client
 from hpc_dynamo.router import Ask, Exhausted, Lease, Target
 
 TRIES = 3  # a request that breaks workers must not meet them all
-LAST_MOMENT_S = 0.1  # a prefill that ends so soon after its client left is let to its end
+LAST_MOMENT_S = 0.1  # a prefill may still end; of two workers that fail, one may be the cause
+ROOMS = 1 << 63  # SGLang's rooms are signed 64-bit numbers
 RELEASE_S = 10.0
 OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])  # values stay as the bytes that they were
 
@@ -63,6 +65,7 @@ class Dispatcher:
         """`tasks` owns what is still to be done for requests that were cancelled."""
         self._router, self._dialect = router, dialect
         self._client, self._tasks = client, tasks
+        self._introduced = dict[Target, Body]()  # what prefill workers told of where to meet them
         self.retried = 0  # tries on another worker
 
     async def run(self, work: Work, taker: Taker) -> None:
@@ -114,7 +117,9 @@ class Dispatcher:
         if lease.prefill is None:
             async with self._post(lease, lease.decode, work, work.content) as answer:
                 return await taker.take(answer, lease)
-        handed = await self._hand_over(lease, lease.prefill, work)
+        if isinstance(self._dialect, Concurrent):
+            return await self._at_once(lease, lease.prefill, work, taker, self._dialect)
+        handed = await self._hand_over(lease, lease.prefill, work, self._dialect)
         accepted = False
         try:
             content = msgspec.json.encode(handed)
@@ -126,33 +131,80 @@ class Dispatcher:
             # (a field of the wrong type), and both are a 400. Giving up blocks that are free
             # already costs a line in the prefill worker's log.
             if not accepted:
-                self._tasks.create_task(self._release(lease.decode, work.path, handed))
+                release = self._release(lease.decode, work.path, handed, self._dialect)
+                self._tasks.create_task(release)
 
-    async def _hand_over(self, lease: Lease, target: Target, work: Work) -> Body:
+    async def _at_once(
+        self, lease: Lease, target: Target, work: Work, taker: Taker, dialect: Concurrent
+    ) -> None:
+        """The same request on both workers, which find each other; who fails ends both."""
+        told = await self._introduction(lease, target, dialect)
+        bodies = dialect.both(work.body, target.url, told, random.randrange(ROOMS))
+        asked, handed = map(msgspec.json.encode, bodies)
+        try:
+            async with asyncio.TaskGroup() as sides:
+                prefill = sides.create_task(self._fill(lease, target, work, taker, asked))
+                async with _after_the_other():
+                    async with self._post(lease, lease.decode, work, handed) as answer:
+                        await taker.take(answer, lease)
+                await asyncio.wait([prefill], timeout=LAST_MOMENT_S)
+                prefill.cancel()
+        except ExceptionGroup as failed:
+            self._introduced.pop(target, None)
+            raise failed.exceptions[0] from None
+
+    async def _fill(
+        self, lease: Lease, target: Target, work: Work, taker: Taker, content: bytes
+    ) -> None:
+        """The prefill worker's part of `_at_once`; an answer that has begun needs it no more."""
+        try:
+            async with _after_the_other(), self._post(lease, target, work, content) as answer:
+                await answer.read()
+            lease.prefilled()
+        except RequestFailed as e:
+            if not taker.begun:
+                raise
+            log.warning("after its part was done: %s", e)
+
+    async def _introduction(self, lease: Lease, target: Target, dialect: Concurrent) -> Body:
+        """Asked once in the life of a prefill worker."""
+        if target not in self._introduced:
+            sent = self._client.send("GET", target.url, dialect.introduction)
+            async with self._good(lease, target, sent) as answer:
+                self._introduced[target] = read_object(await answer.read(), target)
+        return self._introduced[target]
+
+    async def _hand_over(
+        self, lease: Lease, target: Target, work: Work, dialect: Sequential
+    ) -> Body:
         """The body for the decode worker. Who cancels this may come just after the prefill
         worker has done its part; its blocks would be kept for the whole lease."""
-        prefill = self._tasks.create_task(self._prefill(lease, target, work))
+        prefill = self._tasks.create_task(self._prefill(lease, target, work, dialect))
         try:
             handed = await asyncio.shield(prefill)
         except asyncio.CancelledError:
-            self._tasks.create_task(self._abandon(prefill, lease.decode, work.path))
+            self._tasks.create_task(self._abandon(prefill, lease.decode, work.path, dialect))
             raise
         if isinstance(handed, RequestFailed):
             raise handed
         return handed
 
     async def _abandon(
-        self, prefill: asyncio.Task[Body | RequestFailed], decode: Target, path: str
+        self,
+        prefill: asyncio.Task[Body | RequestFailed],
+        decode: Target,
+        path: str,
+        dialect: Sequential,
     ) -> None:
         """End a prefill that nobody waits for; blocks that it has made are given up."""
         await asyncio.wait([prefill], timeout=LAST_MOMENT_S)
         if not prefill.done():
             prefill.cancel()
         elif not isinstance(handed := prefill.result(), RequestFailed):
-            await self._release(decode, path, handed)
+            await self._release(decode, path, handed, dialect)
 
-    async def _release(self, decode: Target, path: str, handed: Body) -> None:
-        body = self._dialect.release(handed)
+    async def _release(self, decode: Target, path: str, handed: Body, dialect: Sequential) -> None:
+        body = dialect.release(handed)
         if body is None:
             return
         try:
@@ -163,25 +215,32 @@ class Dispatcher:
         except OSError as e:  # the lease of the blocks ends by itself
             log.warning("blocks stay until the end of their lease: %s", e or type(e).__name__)
 
-    async def _prefill(self, lease: Lease, target: Target, work: Work) -> Body | RequestFailed:
+    async def _prefill(
+        self, lease: Lease, target: Target, work: Work, dialect: Sequential
+    ) -> Body | RequestFailed:
         """A failure is an answer here: the task's owner must not end for it."""
-        content = msgspec.json.encode(self._dialect.prefill(work.body))
+        content = msgspec.json.encode(dialect.prefill(work.body))
         try:
             async with self._post(lease, target, work, content) as answer:
                 body = await answer.read()
             lease.prefilled()
-            return self._dialect.decode(work.body, read_object(body, target))
+            return dialect.decode(work.body, read_object(body, target))
         except RequestFailed as e:
             return e
 
-    @asynccontextmanager
-    async def _post(
+    def _post(
         self, lease: Lease, target: Target, work: Work, content: bytes
+    ) -> AbstractAsyncContextManager[Answer]:
+        sent = self._client.send("POST", target.url, work.path, content, work.headers)
+        return self._good(lease, target, sent)
+
+    @asynccontextmanager
+    async def _good(
+        self, lease: Lease, target: Target, sent: AbstractAsyncContextManager[Answer]
     ) -> AsyncIterator[Answer]:
         """A worker's answer with status 200. Its failures, also those on the way through the
         answer, become errors that name it."""
         try:
-            sent = self._client.send("POST", target.url, work.path, content, work.headers)
             async with sent as answer:
                 if answer.status != 200:
                     what = f"worker {target.rank} answered {answer.status}"
@@ -199,6 +258,18 @@ class _Broken(RequestFailed):
     def __init__(self, rank: int, message: str, status: int, body: bytes = b"") -> None:
         super().__init__(message, status=status, body=body)
         self.rank = rank
+
+
+@asynccontextmanager
+async def _after_the_other() -> AsyncIterator[None]:
+    """A worker that answers with an error may do so for the end of the other, which then is told
+    in its place."""
+    try:
+        yield
+    except _Broken as e:
+        if e.body:
+            await asyncio.sleep(LAST_MOMENT_S)
+        raise
 
 
 def _refused(target: Target, what: str, status: int, body: bytes) -> RequestFailed:

@@ -12,6 +12,7 @@ from aiohttp import web
 from hpc_dynamo.config import Kind, Role
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.dispatch import Dispatcher, Whole, Work
+from hpc_dynamo.engines import Dialect
 from hpc_dynamo.engines.nixl_dialect import NOBODY, NixlDialect
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import Client
@@ -68,12 +69,18 @@ class Engine:
         self.headers: list[dict[str, str]] = []
         self.now = self.most = 0  # requests under way
         self.url = ""
+        self.told: Body = {"disaggregation_bootstrap_port": 8998}
+        self.introduced = 0
         self._came = asyncio.Condition()
 
     async def has(self, count: int) -> None:
         """Until so many requests have come in."""
         async with asyncio.timeout(SOON_S), self._came:
             await self._came.wait_for(lambda: len(self.bodies) >= count)
+
+    async def introduce(self, request: web.Request) -> web.Response:
+        self.introduced += 1
+        return web.json_response(self.told)
 
     async def post(self, request: web.Request) -> web.Response:
         self.bodies.append(json.loads(await request.read()))
@@ -91,12 +98,16 @@ class Engine:
 class Sender(Router):
     """A router, and a dispatcher that asks it."""
 
-    def __init__(self, kind: Kind, client: Client, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, kind: Kind, client: Client, tasks: asyncio.TaskGroup, dialect: Dialect
+    ) -> None:
         super().__init__(kind, RouterConfig())
-        self._dispatcher = Dispatcher(self, NixlDialect(), client, tasks)
+        self._dispatcher = Dispatcher(self, dialect, client, tasks)
 
-    async def send(self, path: str, body: Body, timeout_s: float) -> Whole:
-        answer, content = Whole(), json.dumps(body).encode()
+    async def send(
+        self, path: str, body: Body, timeout_s: float, answer: Whole | None = None
+    ) -> Whole:
+        answer, content = answer or Whole(), json.dumps(body).encode()
         async with asyncio.timeout(timeout_s):
             await self._dispatcher.run(Work(path, content, body, Ask()), answer)
         return answer
@@ -105,18 +116,20 @@ class Sender(Router):
 class House:
     """A dispatcher and its engines."""
 
-    def __init__(self, stack: AsyncExitStack) -> None:
-        self._stack = stack
+    def __init__(self, stack: AsyncExitStack, dialect: Dialect | None = None) -> None:
+        self._stack, self._dialect = stack, dialect or NixlDialect()
 
     async def dispatcher(self, kind: Kind) -> Sender:
         client = await self._stack.enter_async_context(Client.bearer(TOKEN))
-        return Sender(kind, client, await self._stack.enter_async_context(asyncio.TaskGroup()))
+        tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
+        return Sender(kind, client, tasks, self._dialect)
 
     async def engine(self, reply: Reply) -> Engine:
         engine = Engine(reply)
         app = web.Application()
         app.router.add_post(PATH, engine.post)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        app.router.add_get("/server_info", engine.introduce)
+        runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, "127.0.0.1", 0)

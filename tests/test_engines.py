@@ -285,7 +285,7 @@ def test_vllm_wants_a_model() -> None:
 def test_an_unknown_engine_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"engine\.name='vlm' is not known") as refused:
         engine("vlm")
-    assert refused.value.hint == "did you mean 'vllm'? known: simulator, trtllm, vllm"
+    assert refused.value.hint == "did you mean 'vllm'? known: sglang, simulator, trtllm, vllm"
 
 
 def test_advice_from_a_dead_engines_log() -> None:

@@ -15,7 +15,7 @@ from hpc_dynamo.agent.place import free_ports, visible_gpus
 from hpc_dynamo.agent.probe import NOTHING, Served, serves, what_is_served
 from hpc_dynamo.child import Child, clean_environment
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.engines import Engine, Place, engine
+from hpc_dynamo.engines import Engine, Place, dialect, engine, probing
 from hpc_dynamo.errors import EngineError, WireError
 from hpc_dynamo.http import Client
 from hpc_dynamo.messages import (
@@ -207,7 +207,8 @@ class Agent:
     async def _probe(self, worker: Worker, url: str) -> Served:
         """What is served, once a token was. Raises EngineError where the log says never."""
         async with Client.bearer(self._token) as http:
-            while not await serves(http, url, self._config.model.served_name):
+            fields = probing(dialect(self._config), worker.role)
+            while not await serves(http, url, self._config.model.served_name, fields):
                 tail = self._tail(worker)
                 if any(sign in tail for sign in self._engine.never_ready):
                     raise self._failed(worker, "will never be ready")

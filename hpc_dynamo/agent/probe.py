@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from hpc_dynamo.engines import Body
 from hpc_dynamo.http import Client
 
 
@@ -18,9 +19,12 @@ class Served:
 NOTHING = Served()
 
 
-async def serves(http: Client, url: str, model: str) -> bool:
-    """Whether the engine has served a token now; it may not even listen yet."""
-    body = {"model": model, "prompt": "Hello", "max_tokens": 1}
+async def serves(http: Client, url: str, model: str, fields: Body) -> bool:
+    """Whether the engine has served a token now; it may not even listen yet.
+
+    `fields` go into the request, see engines.probing.
+    """
+    body = {"model": model, "prompt": "Hello", "max_tokens": 1, **fields}
     try:
         return bool(await _ask(http, "POST", url, "/v1/completions", body))
     except OSError:
@@ -35,7 +39,7 @@ async def what_is_served(http: Client, url: str) -> Served:
         return NOTHING
 
 
-async def why_not(http: Client, url: str, model: str) -> str:
+async def why_not(http: Client, url: str, model: str, fields: Body) -> str:
     """What keeps an engine, which we have not started, from serving; empty: it serves.
 
     Where no name of its model is known, it is enough that it tells which it has.
@@ -49,7 +53,7 @@ async def why_not(http: Client, url: str, model: str) -> str:
         return f"refuses our key with {answer.status} (route.key_file)"
     if answer.status != 200:
         return f"answers /v1/models with {answer.status}"
-    if model and not await serves(http, url, model):
+    if model and not await serves(http, url, model, fields):
         return f"serves no token of {model!r} (model.name)"
     return ""
 

@@ -18,7 +18,7 @@ from hpc_dynamo.cli import profiled, serving, views
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.config import Config, Launcher, Planner, PlannerKind, Serve, Task
-from hpc_dynamo.engines import engine
+from hpc_dynamo.engines import engine, suited
 from hpc_dynamo.errors import ConfigError, HpcDynamoError
 from hpc_dynamo.launch import grown
 from hpc_dynamo.messages import Outcome
@@ -111,12 +111,13 @@ def _conclude(attempt: Attempt, outcome: Outcome) -> None:
 
 
 def placed(config: Config, default_name: str) -> Config:
-    """With a name, and a run folder that means the same on every node."""
+    """With a name, a run folder that means the same on every node, and what the engine needs."""
     name = config.name or default_name
     if "/" in name or name.startswith("."):
         raise ConfigError(f"name={name!r} must be a plain folder name", hint="name=my-run")
     planner = replace(config.planner, profile=_profile(config.planner))
-    return replace(config, name=name, runs=str(Path(config.runs).absolute()), planner=planner)
+    runs = str(Path(config.runs).absolute())
+    return suited(replace(config, name=name, runs=runs, planner=planner))
 
 
 def _profile(planner: Planner) -> str:

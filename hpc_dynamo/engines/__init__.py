@@ -1,13 +1,31 @@
 """The engines by name. A new one is a file here and a row in the table."""
 
-from hpc_dynamo.config import Config
-from hpc_dynamo.engines.contract import Body, Command, Dialect, Engine, EventEndpoints, Place
-from hpc_dynamo.engines.simulator import Simulator, spoken
+from dataclasses import replace
+
+from hpc_dynamo.config import Config, Kind
+from hpc_dynamo.engines.contract import (
+    Body,
+    Command,
+    Concurrent,
+    Dialect,
+    Engine,
+    EventEndpoints,
+    Place,
+    Sequential,
+    probing,
+)
+from hpc_dynamo.engines.sglang import Sglang
+from hpc_dynamo.engines.simulator import DIALECTS, Simulator, spoken
 from hpc_dynamo.engines.trtllm import Trtllm
 from hpc_dynamo.engines.vllm import Vllm
 from hpc_dynamo.errors import unknown_name
 
-ENGINES: dict[str, type[Engine]] = {"simulator": Simulator, "trtllm": Trtllm, "vllm": Vllm}
+ENGINES: dict[str, type[Engine]] = {
+    "sglang": Sglang,
+    "simulator": Simulator,
+    "trtllm": Trtllm,
+    "vllm": Vllm,
+}
 
 
 def engine(name: str) -> Engine:
@@ -24,14 +42,28 @@ def dialect(config: Config) -> Dialect:
     return engine(config.engine.name).dialect
 
 
+def suited(config: Config) -> Config:
+    """With a router that asks of the engines what they can: of those that always share a
+    request none computes a prompt alone."""
+    shared = isinstance(dialect(config), Concurrent)
+    if not (shared and config.topology.kind is Kind.disaggregated):
+        return config
+    return replace(config, router=replace(config.router, local_prefill=False))
+
+
 __all__ = [
+    "DIALECTS",
     "ENGINES",
     "Body",
     "Command",
+    "Concurrent",
     "Dialect",
     "Engine",
     "EventEndpoints",
     "Place",
+    "Sequential",
     "dialect",
     "engine",
+    "probing",
+    "suited",
 ]

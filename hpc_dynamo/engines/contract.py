@@ -7,9 +7,9 @@ rewrite request bodies, and start, import or call nothing.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from hpc_dynamo.config import Config, Device, Kind, PlannerKind, Policy
+from hpc_dynamo.config import Config, Device, Kind, PlannerKind, Policy, Role
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker
 
@@ -54,8 +54,9 @@ class Command:
     files: Mapping[str, str] = field(default_factory=dict)
 
 
-class Dialect(Protocol):
-    """How an engine family wants one request spread over a prefill and a decode worker."""
+class Sequential(Protocol):
+    """One request over two workers, one after the other: the prefill worker's answer tells the
+    decode worker where the KV cache lies."""
 
     def prefill(self, body: Body) -> Body:
         """The body for the prefill worker: computes the KV cache and one token."""
@@ -69,6 +70,37 @@ class Dialect(Protocol):
     def release(self, handed: Body) -> Body | None:
         """Given what `decode` gave: a body that makes the decode worker refuse it and let the
         prefill worker free its blocks; None where nothing is kept."""
+
+
+@runtime_checkable
+class Concurrent(Protocol):
+    """One request over two workers at the same time: both get it with the same `room`, meet
+    there by themselves, and the decode worker's answer is the client's."""
+
+    @property
+    def introduction(self) -> str:
+        """A path of the prefill worker that tells where others meet it (GET, JSON)."""
+
+    def both(self, body: Body, url: str, told: Body, room: int) -> tuple[Body, Body]:
+        """The bodies for the prefill worker at `url`, which `told` that of itself, and for the
+        decode worker. `room` is of 63 bits and no other request's.
+
+        Raises RequestFailed where `told` names no place to meet.
+        """
+
+    @property
+    def alone(self) -> Body:
+        """Fields with which one of the two serves a request without the other, as a probe."""
+
+
+Dialect = Sequential | Concurrent
+
+
+def probing(dialect: Dialect, role: Role) -> Body:
+    """Fields that a request needs to be served by a worker of that role and nobody else."""
+    if role is Role.aggregated or not isinstance(dialect, Concurrent):
+        return {}
+    return dialect.alone
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 import sys
 from typing import Any
 
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import Config, Role
 from hpc_dynamo.engines.contract import (
     Command,
+    Concurrent,
     Dialect,
     EventEndpoints,
     Place,
@@ -19,6 +20,8 @@ from hpc_dynamo.engines.contract import (
     reshapes,
 )
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
+from hpc_dynamo.engines.sglang import no_profile
+from hpc_dynamo.engines.sglang_dialect import SglangDialect
 from hpc_dynamo.engines.trtllm_dialect import TrtllmDialect
 from hpc_dynamo.engines.vllm import VLLM_METRICS
 from hpc_dynamo.errors import unknown_name
@@ -29,6 +32,7 @@ BLOCK_TOKENS = 16  # the default of its --block-size
 # By the names of its --dialect.
 DIALECTS: dict[str, Dialect] = {
     "vllm": NixlDialect(),
+    "sglang": SglangDialect(),
     "trtllm": TrtllmDialect(),
 }
 
@@ -47,13 +51,14 @@ class Simulator:
     dialect = NixlDialect()
     metrics = VLLM_METRICS
     tokenizes = False  # it has a language of its own
-    ports = 1
+    ports = 2  # HTTP, bootstrap server
     never_ready = ()
 
     def check(self, config: Config, plan: Plan) -> None:
         one_node_each("simulator", config, plan)
-        spoken(config)
         blocks_fit(config, self.block_tokens(config))
+        if isinstance(spoken(config), Concurrent):
+            no_profile(config)
 
     def command(self, config: Config, place: Place) -> Command:
         options: dict[str, Any] = {
@@ -64,6 +69,8 @@ class Simulator:
             "max-num-seqs": config.engine.max_num_seqs,
             "enable-prompt-tokens-details": True,
         }
+        if isinstance(spoken(config), Concurrent) and place.worker.role is Role.prefill:
+            options["disaggregation-bootstrap-port"] = place.ports[1]
         endpoints = self.events(config, place)
         if endpoints:
             options["kv-events-config"] = events_config(endpoints)
@@ -78,7 +85,8 @@ class Simulator:
         return event_endpoints(config, place)
 
     def flexible(self, config: Config) -> bool:
-        return reshapes(config) and not config.planner.restart
+        both = not isinstance(spoken(config), Concurrent)
+        return both and reshapes(config) and not config.planner.restart
 
     def block_tokens(self, config: Config) -> int:
         return int(given(config).get("block-size") or BLOCK_TOKENS)

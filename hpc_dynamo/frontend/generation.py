@@ -12,7 +12,7 @@ import msgspec
 
 from hpc_dynamo.config import Config, Kind, Policy
 from hpc_dynamo.dispatch import OBJECT, Work
-from hpc_dynamo.engines import Body
+from hpc_dynamo.engines import Body, Concurrent, dialect
 from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.frontend.pages import check_model
 from hpc_dynamo.frontend.stats import Stats
@@ -27,7 +27,12 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 T = TypeVar("T")
 
 # Where a worker pulls its blocks from is for us alone to say: wrong blocks kill an engine.
-OURS = frozenset({"kv_transfer_params", "ec_transfer_params", "disaggregated_params", FIELD})
+OURS = frozenset(
+    {
+        "bootstrap_host", "bootstrap_port", "bootstrap_room", "disaggregated_params",
+        "ec_transfer_params", "kv_transfer_params", FIELD,
+    }
+)  # fmt: skip
 COUNT = msgspec.json.Decoder(int | None)
 NAME = msgspec.json.Decoder(str | None)
 WHOLE = msgspec.json.Decoder(dict[str, Any])
@@ -43,6 +48,8 @@ class Generation:
         self._policy = config.router.policy
         self._block = config.router.block_tokens
         self._can_split = config.topology.kind is Kind.disaggregated
+        # Engines that always share a request also share what others leave to one of them.
+        self._must_split = self._can_split and isinstance(dialect(config), Concurrent)
 
     async def work(self, request: Request, own_id: str, view: View) -> Work:
         """Raises Refused for what no engine would take."""
@@ -76,7 +83,7 @@ class Generation:
         by_cache = (wish.policy or self._policy) is Policy.kv
         if path not in (CHAT, COMPLETIONS):
             return Ask(split=False, wish=wish)
-        split = self._can_split and _one_answer(body)
+        split = self._must_split or (self._can_split and _one_answer(body))
         if not (by_cache or (split and view.context_tokens)):
             # Neither the choice nor the hand-over depends on the ids.
             return Ask(split=split, wish=wish)
@@ -86,7 +93,8 @@ class Generation:
         longest, tokens = max(prompts, key=len), sum(map(len, prompts))
         self._stats.prompt_tokens += tokens
         hashes = block_hashes(longest.data, self._block) if by_cache else b""
-        split = split and len(prompts) == 1 and _fits(len(longest), body, view.context_tokens)
+        if not self._must_split:
+            split = split and len(prompts) == 1 and _fits(len(longest), body, view.context_tokens)
         return Ask(tokens=tokens, hashes=hashes, split=split, wish=wish)
 
     async def _tokens(self, path: str, body: dict[str, Any]) -> list[Tokens]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from hpc_dynamo.dispatch import OBJECT
-from hpc_dynamo.engines import Dialect, Engine
+from hpc_dynamo.engines import Concurrent, Dialect, Engine
 from hpc_dynamo.engines.metrics import Metrics, parse
 from hpc_dynamo.head.streams import Heard, body, stream, whole
 from hpc_dynamo.http import Client
@@ -105,9 +105,10 @@ class Bench:
 
     async def _handed_over(self, tokens: int) -> Heard:
         """By the decode worker, once the prefill worker has answered."""
-        asked = body(self.model, _tokens(tokens), 1)
-        prefilled = await whole(self.client, self.prefill, self.dialect.prefill(asked))
-        handed = self.dialect.decode(asked, OBJECT.decode(prefilled))
+        asked, dialect = body(self.model, _tokens(tokens), 1), self.dialect
+        assert not isinstance(dialect, Concurrent), "refused by Engine.check"
+        prefilled = await whole(self.client, self.prefill, dialect.prefill(asked))
+        handed = dialect.decode(asked, OBJECT.decode(prefilled))
         return await stream(self.client, self.decode, handed)
 
     async def _counted(self, before: float) -> float:

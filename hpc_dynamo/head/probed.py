@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from hpc_dynamo.agent.events import EventRelay
 from hpc_dynamo.agent.probe import NOTHING, Served, lives, what_is_served, why_not
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.engines import EventEndpoints
+from hpc_dynamo.engines import EventEndpoints, dialect, probing
 from hpc_dynamo.http import Client
 from hpc_dynamo.messages import KvEvents, WorkerReport, WorkerState
 from hpc_dynamo.router import Router
@@ -43,6 +43,7 @@ class Probed:
     ) -> None:
         self.address = address
         self._name, self._engines = config.model.name, config.route.engines
+        self._dialect = dialect(config)
         pairs = [pair.split("|") for pair in config.route.events]
         self._events = dict(enumerate(EventEndpoints(*pair) for pair in pairs))
         if not config.router.kv_events:
@@ -74,7 +75,7 @@ class Probed:
         state = WorkerState.starting
         while True:
             began = time.monotonic()
-            while why := await self._why_not(url):
+            while why := await self._why_not(role, url):
                 self._tell(rank, state, f"{url} {why}")
                 await asyncio.sleep(ASK_S)
             async with self._life(rank, role, url, time.monotonic() - began):
@@ -124,10 +125,11 @@ class Probed:
 
     # What an engine is asked, with a deadline.
 
-    async def _why_not(self, url: str) -> str:
+    async def _why_not(self, role: Role, url: str) -> str:
         with suppress(TimeoutError):
             async with asyncio.timeout(ANSWER_S):
-                return await why_not(self._http, url, self._name)
+                fields = probing(self._dialect, role)
+                return await why_not(self._http, url, self._name, fields)
         return f"says nothing for {ANSWER_S:.0f} s"
 
     async def _served(self, url: str) -> Served:

@@ -24,6 +24,7 @@ from hpc_dynamo.simulator.handover import Endpoint, NixlHandover
 from hpc_dynamo.simulator.metrics import Metrics
 from hpc_dynamo.simulator.model import Model
 from hpc_dynamo.simulator.options import KEY_VARIABLE, check, parser
+from hpc_dynamo.simulator.rooms import Meeting, RoomHandover, Rooms, receiving
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.server import Endpoints, Failures, Service, refusal
 from hpc_dynamo.simulator.timing import load
@@ -70,9 +71,16 @@ async def engine(args: argparse.Namespace, port: int, key: str) -> AsyncIterator
             host = args.advertise_host or args.host
             endpoint = Endpoint(host, port, args.kv_lease_s, args.kv_transfer_timeout_s)
             damage = memory.damage if args.damage_kv else None
-            handover = NixlHandover(
-                agent, endpoint, client, metrics, scheduler.free, memory.settle, damage
-            )
+            parts = (agent, endpoint, client, metrics, scheduler.free, memory.settle, damage)
+            handover = NixlHandover(*parts)
+            if args.dialect == "sglang":
+                rooms, listen = (
+                    Rooms(args.kv_lease_s),
+                    (args.host, args.disaggregation_bootstrap_port),
+                )
+                handover = RoomHandover(*parts, rooms=rooms)
+                met = await stack.enter_async_context(receiving(rooms, *listen, key))
+                service = replace(service, meeting=Meeting(args.role, met))
             scheduler.handover, service = handover, replace(service, agent=agent)
             loops.append(handover.watch())
         loops += stack.enter_context(telling(args, model, scheduler))

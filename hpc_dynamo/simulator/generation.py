@@ -14,6 +14,7 @@ import msgspec
 from hpc_dynamo.http import Reply
 from hpc_dynamo.simulator.records import Records, Request, event
 from hpc_dynamo.simulator.refused import Refused, error_body
+from hpc_dynamo.simulator.rooms import Meeting
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.sequence import Answer, Job
 
@@ -24,12 +25,14 @@ JSON = (b"content-type", b"application/json")
 EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 
 
-def jobs_of(request: Request, request_id: str, max_model_len: int) -> list[Job]:
-    """What the scheduler has to do. Raises Refused."""
+def jobs_of(
+    request: Request, request_id: str, max_model_len: int, meeting: Meeting | None = None
+) -> list[Job]:
+    """What the scheduler has to do; `meeting` where ranks meet in rooms. Raises Refused."""
     prompts, transfer = request.prompts(max_model_len), request.kv_transfer_params
     if transfer and len(prompts) > 1:
         raise Refused("kv_transfer_params go with one prompt only", param="prompt")
-    return [
+    jobs = [
         Job(
             id=f"{request_id}-{next(_numbers)}",  # clients may repeat theirs
             prompt=prompt,
@@ -40,6 +43,10 @@ def jobs_of(request: Request, request_id: str, max_model_len: int) -> list[Job]:
         )
         for prompt in prompts
     ]
+    if meeting:
+        for index, job in enumerate(jobs):
+            meeting.send(job, request, index)
+    return jobs
 
 
 class Generation:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hpc_dynamo.errors import KvTransferError
+from hpc_dynamo.errors import HpcDynamoError, KvTransferError
 from hpc_dynamo.http import Client
 from hpc_dynamo.kv import KvAgent
 from hpc_dynamo.simulator.metrics import Metrics
@@ -101,6 +101,7 @@ class NixlHandover:
                 self._metrics.late_notices += 1
             else:
                 self._free(blocks)
+                self._over(notice, None)
         self._expire()
         return len(notices)
 
@@ -114,6 +115,13 @@ class NixlHandover:
             del self._leases[request]
             self._metrics.expired += 1
             self._free(blocks)
+            self._over(request, KvTransferError("no decode rank came for the prompt's KV blocks"))
+
+    def _over(self, request: bytes, error: HpcDynamoError | None) -> None:
+        """A lease has ended; nobody waits for that where the prefill rank answers before."""
+
+    def give_up(self, job: Job) -> None:
+        """The client of a job is gone. A lease goes on: another may have its blocks by now."""
 
     async def pull(self, source: Source, local: Sequence[int], skip: int) -> None:
         """Copy the prompt's blocks into `local`, but for the first `skip`, which are here already.

@@ -50,6 +50,10 @@ def parser() -> argparse.ArgumentParser:
     add("--kv-load-failure-policy", choices=("fail", "recompute"), default="fail")
     add("--kv-lease-s", type=float, default=120.0, help="prefilled blocks wait (%(default)s)")
     add("--kv-transfer-timeout-s", type=float, default=30.0, help="for one pull (%(default)s)")
+    spoken = "whose prefill and decode protocol (%(default)s)"
+    add("--dialect", choices=("vllm", "sglang", "trtllm"), default="vllm", help=spoken)
+    met = "sglang: where a prefill rank meets decode ranks; 0 takes a free one"
+    add("--disaggregation-bootstrap-port", type=int, default=0, help=met)
     add("--enable-prompt-tokens-details", action="store_true", help="tell prefix hits in `usage`")
     add("--enable-request-id-headers", action="store_true", help="X-Request-Id in answers")
     add("--kv-events-config", metavar="JSON", default="{}", help="as vLLM's: where to publish")
@@ -72,6 +76,9 @@ def parser() -> argparse.ArgumentParser:
 
 def check(args: argparse.Namespace) -> None:
     """Raises ConfigError for sizes that cannot work together."""
+    if args.dialect == "sglang" and args.role == "both":
+        what = "role: SGLang's ranks prefill or decode, not both"
+        raise ConfigError(what, hint="--role prefill, --role decode, or --dialect vllm")
     if args.max_model_len > args.num_blocks * args.block_size:
         have = args.num_blocks * args.block_size
         what = f"max-model-len: {args.max_model_len} tokens do not fit into the KV cache of {have}"

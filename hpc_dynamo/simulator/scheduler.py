@@ -70,6 +70,8 @@ class Scheduler:
         for answer in job.choices:
             if answer.finish is None:
                 self._drop(answer, "abort")
+        if self.handover:
+            self.handover.give_up(job)
 
     def decline(self, source: Source) -> None:
         """A request was refused whose prompt's blocks another rank keeps for it."""

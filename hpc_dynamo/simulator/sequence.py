@@ -31,13 +31,17 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a prefilled prompt's blocks lie: vLLM's kv_transfer_params, the part that we read."""
+    """Where a prefilled prompt's blocks lie: vLLM's kv_transfer_params, the part that we read.
+
+    In SGLang's dialect nothing is known of them at first but the room where to ask.
+    """
 
     engine_id: str
     request_id: str
     host: str
     port: int
     blocks: tuple[int, ...]
+    room: int | None = None  # to be entered at `port`, which tells the rest; see rooms
 
 
 def _nobody() -> None:
@@ -58,13 +62,15 @@ class Job:
     streaming: bool = False
     produce: bool = False  # keep the prompt's blocks for a decode worker
     source: Source | None = None  # pull the prompt's blocks instead of computing them
+    room: int | None = None  # where a decode worker asks for the blocks (SGLang's dialect) ...
+    kept: bool = False  # ... and has not taken them yet: the answer waits for that
     choices: list["Answer"] = field(default_factory=list)
     on_news: Callable[[], None] = _nobody
     handover: dict[str, object] | None = None  # kv_transfer_params for the decode worker
 
     @property
     def done(self) -> bool:
-        return all(answer.finish is not None for answer in self.choices)
+        return not self.kept and all(answer.finish is not None for answer in self.choices)
 
 
 @dataclass(eq=False)

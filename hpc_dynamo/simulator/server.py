@@ -23,6 +23,7 @@ from hpc_dynamo.simulator.openai import CompletionRequest, DetokenizeRequest, ch
 from hpc_dynamo.simulator.records import Records
 from hpc_dynamo.simulator.records import Request as Asked
 from hpc_dynamo.simulator.refused import Refused, error_body
+from hpc_dynamo.simulator.rooms import Meeting
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.transfer import TransferParams
 
@@ -54,6 +55,7 @@ class Service:
     tell_cached: bool = False  # prefix hits, in `usage.prompt_tokens_details`
     tell_request_id: bool = False  # X-Request-Id, in the answer's headers
     trtllm: bool = False  # hand-overs are told in TensorRT-LLM's words
+    meeting: Meeting | None = None  # of a rank that speaks SGLang's dialect
 
 
 class Endpoints:
@@ -75,6 +77,7 @@ class Endpoints:
             "/metrics": {"GET": self._metrics},
             METADATA_PATH: {"GET": self._metadata},
             "/version": {"GET": self._version},
+            "/server_info": {"GET": self._server_info},
             "/health": {"GET": self._health},
             "/ready": {"GET": self._health},
         }
@@ -126,7 +129,7 @@ class Endpoints:
             asked.check(service.model)
             told = {"cached": service.tell_cached, "trtllm": service.trtllm}
             records = Records(asked, request_id, service.model, **told)
-            jobs = jobs_of(asked, request_id, service.max_model_len)
+            jobs = jobs_of(asked, request_id, service.max_model_len, service.meeting)
         except Refused:
             if not service.trtllm:
                 self._decline(asked.kv_transfer_params)
@@ -183,6 +186,14 @@ class Endpoints:
 
     async def _version(self, request: Request, reply: Reply) -> None:
         _send(reply, {"version": "simulator"})
+
+    async def _server_info(self, request: Request, reply: Reply) -> None:
+        """SGLang's, of which others read where to meet a prefill rank."""
+        meeting = self._service.meeting
+        if meeting is None:
+            raise Refused("Not Found", status=404)
+        info = {"disaggregation_mode": meeting.role, "version": "simulator"}
+        _send(reply, info | {"disaggregation_bootstrap_port": meeting.port})
 
     async def _health(self, request: Request, reply: Reply) -> None:
         reply.send(200, b"")

@@ -108,13 +108,20 @@ class Client:
         assert found, f"no {name} in {text}"
         return sum(map(float, found))
 
-    async def until(self, rank: Rank, name: str, value: float) -> None:
-        """Ranks tell nobody when they take or let go of something, so this asks."""
+    async def until(self, rank: Rank, name: str, value: float | None) -> None:
+        """Ranks tell nobody when they take or let go of something, so this asks.
+
+        None: any value but zero.
+        """
         async with asyncio.timeout(5):
             while True:
-                if await self.metric(rank, name) == value:
+                now = await self.metric(rank, name)
+                if now == value or (value is None and now):
                     return
                 await asyncio.sleep(0.01)
+
+    async def until_some(self, rank: Rank, name: str) -> None:
+        await self.until(rank, name, None)
 
     async def until_zero(self, rank: Rank, name: str) -> None:
         await self.until(rank, name, 0)

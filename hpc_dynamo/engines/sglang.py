@@ -1,0 +1,149 @@
+"""SGLang's OpenAI server on one node, with NIXL between prefill and decode.
+
+Source: SGLang 0.5.23, srt/server_args.py and srt/arg_groups/fields/ (options),
+srt/observability/metrics_collector.py (metrics), srt/disaggregation/ (prefill and decode),
+srt/utils/auth.py: its key leaves /health, /ready and /metrics to everybody on the network, and is
+not asked for at all with several tokenizer workers.
+"""
+
+import sys
+from typing import Any
+
+from hpc_dynamo.config import Config, Device, Kind, Role, Task
+from hpc_dynamo.engines.contract import (
+    Command,
+    EventEndpoints,
+    MetricNames,
+    Place,
+    blocks_fit,
+    device_environment,
+    event_endpoints,
+    events_config,
+    given,
+    one_node_each,
+)
+from hpc_dynamo.engines.contract import flags as spelled
+from hpc_dynamo.engines.sglang_dialect import SglangDialect
+from hpc_dynamo.engines.vllm import GUARD
+from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.topology import Plan
+
+BLOCK_TOKENS = 16  # pages; SGLang's own default of 1 makes a transfer of every token
+
+METRICS = MetricNames(
+    running="sglang:num_running_reqs",
+    waiting="sglang:num_queue_reqs",
+    kv_usage="sglang:token_usage",
+    prefix_queries="sglang:prompt_tokens",
+    prefix_hits="sglang:cached_tokens",
+    prompt_tokens="sglang:prompt_tokens",
+    generation_tokens="sglang:generation_tokens",
+    ttft="sglang:time_to_first_token_seconds",
+    itl="sglang:inter_token_latency_seconds",
+    kv_bytes="",  # a histogram in MB on the prefill side alone; 0 is shown
+    cache="",  # two gauges, page_size and num_pages
+)
+
+KNOWN_FAILURES = {
+    "address already in use": "another process took the port; a restart picks a new one",
+    "Port is already in use": "another process took the port; a restart picks a new one",
+    "No module named 'sglang'": "pip install sglang, or engine.python=/env/bin/python",
+    "No module named 'nixl": "pip install nixl in the engine's environment",
+    "CUDA out of memory": "engine.args.mem-fraction-static=0.8, or more GPUs a worker",
+    "Not enough memory": "a larger engine.args.mem-fraction-static, or more GPUs a worker",
+    "Repo id must be": "model.path must be a folder that this node sees, or a hub id",
+    "We couldn't connect to": "model.path as a folder on a shared disk: nodes reach no hub",
+    "no kernel image is available": "an SGLang build for this GPU's architecture",
+    "Watchdog caught collective operation timeout": "NCCL: NCCL_SOCKET_IFNAME in engine.env",
+}
+
+
+class Sglang:
+    """See engines.contract.Engine."""
+
+    dialect = SglangDialect()
+    metrics = METRICS
+    tokenizes = True
+    ports = 2  # HTTP, bootstrap server; it finds those between its own processes itself
+    never_ready = ()
+
+    def check(self, config: Config, plan: Plan) -> None:
+        if not config.model.path:
+            hint = "model.path=/path/to/model (a folder on a shared disk, or a hub id)"
+            raise ConfigError("model.path is not set", hint=hint)
+        if int(given(config).get("tokenizer-worker-num") or 1) > 1:
+            what = "engine.args.tokenizer-worker-num: SGLang asks for no key where it is above 1"
+            raise ConfigError(what, hint="engine.args.tokenizer-worker-num=1")
+        if config.engine.device is Device.cpu and config.topology.kind is Kind.disaggregated:
+            what = "engine=sglang hands no KV cache over on the CPU"
+            raise ConfigError(what, hint="engine.device=cuda, or topology=aggregated")
+        one_node_each("sglang", config, plan)
+        blocks_fit(config, self.block_tokens(config))
+        no_profile(config)
+
+    def command(self, config: Config, place: Place) -> Command:
+        role, engine = place.worker.role, config.engine
+        pool = dict(config.topology.pools)[role]
+        options: dict[str, Any] = {
+            "model-path": config.model.path,
+            "served-model-name": config.model.served_name,
+            "host": place.address,
+            "port": place.ports[0],
+            "tp-size": pool.tensor_parallel,
+            "pp-size": pool.pipeline_parallel,
+            "dp-size": pool.data_parallel,
+            "max-running-requests": engine.max_num_seqs,
+            "page-size": BLOCK_TOKENS,
+            "enable-metrics": True,
+            "enable-cache-report": True,
+        }
+        if role is not Role.aggregated:
+            options["disaggregation-mode"] = str(role)
+            options["disaggregation-transfer-backend"] = "nixl"
+        if role is Role.prefill:
+            options["disaggregation-bootstrap-port"] = place.ports[1]
+        if config.engine.device is Device.cpu:
+            options["device"] = "cpu"
+        endpoints = self.events(config, place)
+        if endpoints:
+            options["kv-events-config"] = events_config(endpoints)
+        module = ("-m", "hpc_dynamo_sglang")  # sglang.launch_server, with the key
+        words = flags(options | given(config))
+        return Command((engine.python or sys.executable, *module, *words), _env(config, place))
+
+    def events(self, config: Config, place: Place) -> EventEndpoints | None:
+        """None also where the user has a kv-events-config, and with data parallelism, for which
+        SGLang refuses ipc endpoints. A decode worker caches nothing unless it is told to."""
+        own, pool = given(config), dict(config.topology.pools)[place.worker.role]
+        if "kv-events-config" in own or pool.data_parallel > 1:
+            return None
+        return event_endpoints(config, place)
+
+    def flexible(self, config: Config) -> bool:
+        return False  # its --enable-pd-role-switch is not spoken yet: a change of role restarts
+
+    def block_tokens(self, config: Config) -> int:
+        """Some attention backends take other pages, which events then tell."""
+        return int(given(config).get("page-size") or BLOCK_TOKENS)
+
+    def advice(self, log_tail: str) -> str:
+        found = (hint for sign, hint in KNOWN_FAILURES.items() if sign in log_tail)
+        return next(found, "")
+
+
+def flags(args: dict[str, Any]) -> list[str]:
+    """SGLang has no `--no-` forms: False leaves a flag out."""
+    return spelled({name: value for name, value in args.items() if value is not False})
+
+
+def no_profile(config: Config) -> None:
+    """Raises ConfigError: workers that serve nothing alone cannot be measured one by one."""
+    if config.task is Task.profile and config.topology.kind is Kind.disaggregated:
+        what = "profile measures each worker alone, which SGLang's dialect does not allow"
+        raise ConfigError(what, hint="topology=aggregated")
+
+
+def _env(config: Config, place: Place) -> dict[str, str]:
+    path = ":".join(filter(None, (str(GUARD), config.engine.env.get("PYTHONPATH"))))
+    own = device_environment(config, place) | config.engine.env
+    return own | {"PYTHONPATH": path, "HPC_DYNAMO_ENGINE_KEY": place.token}
