@@ -35,8 +35,6 @@ def parser() -> argparse.ArgumentParser:
     add("--advertise-host", help="address that decode ranks fetch from (default: --host)")
     roles = ("aggregated", "prefill", "decode", "both")
     add("--role", choices=roles, default="aggregated", help="both: prefill and decode")
-    dialects = ("vllm", "trtllm")
-    add("--dialect", choices=dialects, default="vllm", help="of prefill and decode (%(default)s)")
     timing = f"{', '.join(PROFILES)}, or a JSON file with the fields of timing.Timing"
     add("--timing", default="h100-8b", help=f"{timing} (%(default)s)")
     add("--time-scale", type=float, default=1.0, help="multiplies all times (%(default)s)")
