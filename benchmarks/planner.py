@@ -27,7 +27,7 @@ from hpc_dynamo.simulation import Job, Modelled
 from hpc_dynamo.simulation.split import search
 
 TRACE = Path("../shared/traces/mooncake_conversation.jsonl")
-REAL_RANKS, REAL_SPLITS = 4, (1, 2)  # prefill workers of the latter
+REAL_RANKS, REAL_SPLITS = 4, [1, 2]  # prefill workers of the latter
 DYNAMO_S = 5.0  # between its decisions; those by its forecast come every 30 s
 
 
@@ -80,9 +80,9 @@ def measure(bench: Bench, args: argparse.Namespace) -> None:
 
 def real(args: argparse.Namespace, say: Callable[[str], None]) -> list[Figures]:
     """A few ranks, each case real and virtual; one picture for each."""
-    load, found = planner_real.load(REAL_RANKS, args.seed), list[Figures]()
+    load, found = planner_real.load(args.ranks, args.seed), list[Figures]()
     with tempfile.TemporaryDirectory() as folder:
-        for case, file in _cases(load, Path(folder) / "profile.json"):
+        for case, file in _cases(load, args, Path(folder) / "profile.json"):
             say(f"{load.name}: {case.name}, {load.seconds:.0f} s in real time")
             outcomes = {
                 "real": planner_real.real(case, Path(folder) / file),
@@ -95,14 +95,17 @@ def real(args: argparse.Namespace, say: Callable[[str], None]) -> list[Figures]:
     return found
 
 
-def _cases(load: Load, profile: Path) -> Iterator[tuple[planner_real.Case, str]]:
+def _cases(
+    load: Load, args: argparse.Namespace, profile: Path
+) -> Iterator[tuple[planner_real.Case, str]]:
     """With the names of their pictures."""
-    for prefill in REAL_SPLITS:
-        yield planner_real.Case(load, REAL_RANKS, prefill), f"planner-real-{prefill}.png"
-    start = planner_real.Case(load, REAL_RANKS, REAL_RANKS // 2)
+    name = "planner-real" if args.ranks == REAL_RANKS else f"planner-real-{args.ranks}-ranks"
+    for prefill in args.splits:
+        yield planner_real.Case(load, args.ranks, prefill), f"{name}-{prefill}.png"
+    start = planner_real.Case(load, args.ranks, args.ranks // 2)
     planner_real.profile(profile, start)
     for by in (PlannerKind.sla, PlannerKind.load):
-        yield start.planned(by, profile), f"planner-real-{by}.png"
+        yield start.planned(by, profile), f"{name}-{by}.png"
 
 
 def loads(args: argparse.Namespace) -> Iterator[Load]:
@@ -128,6 +131,9 @@ def parser() -> argparse.ArgumentParser:
     interval_s = Planner().interval_s
     add("--interval", type=float, default=interval_s, help="of our planner, s (%(default)s)")
     add("--real", action="store_true", help="instead: real simulator ranks against virtual time")
+    add("--ranks", type=int, default=REAL_RANKS, help="with --real (%(default)s)")
+    splits = "with --real: prefill workers of the splits that stay (%(default)s)"
+    add("--splits", type=int, nargs="+", default=REAL_SPLITS, help=splits)
     add("--no-dynamo", action="store_true", help="without Dynamo's planner")
     add("--out", type=Path, metavar="DIR", help="write planner.json and a picture a load there")
     return made
@@ -163,7 +169,7 @@ def main() -> int:
             found = real(args, say)
             console.print(compared(found))
             if args.out:
-                (args.out / "planner-real.json").write_bytes(_json(found))
+                (args.out / f"planner-real-{args.ranks}.json").write_bytes(_json(found))
         else:
             for each in virtual(args, say):
                 console.print(each)
