@@ -29,13 +29,15 @@ class Load:
 
 
 def queue_s(seen: Signals) -> float:
-    """Time that a prompt waits for prefill, from the interval's end."""
+    """Time that a prompt waits for prefill, from the interval's end. The one that a worker
+    computes does not wait: long prompts alone are no reason for more workers."""
     comes = max(seen.rate_hz, 1 / seen.seconds)
     line = seen.queued if seen.slots < 1 else 0  # else it is decode workers that are waited for
+    waiting = max(0.0, 1 - 1 / seen.ahead) if seen.ahead else 0.0  # of a worker's, as a share
     if not seen.prompt_tokens:  # nobody tokenizes here: prompts count alike
-        return (seen.ahead * seen.prefill + line) / comes
+        return (waiting * seen.ahead * seen.prefill + line) / comes
     computed = max(seen.prompt_tokens * (1 - seen.hit_rate), 1.0)
-    return (seen.ahead_tokens * seen.prefill / computed + line) / comes
+    return (waiting * seen.ahead_tokens * seen.prefill / computed + line) / comes
 
 
 def _prefill(config: Planner, seen: Signals) -> float:

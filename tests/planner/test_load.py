@@ -12,14 +12,18 @@ CALM = {"requests": 30, "prompt_tokens": 1000.0, "kv_usage": 0.6}
 
 
 def test_a_prompt_waits_what_is_ahead_over_what_comes() -> None:
-    """Two workers have 3,000 tokens each before them, a token of two is cached: 12 prompts of 500
-    tokens, at one prompt a second."""
-    seen = saw(0, 2, 2, requests=30, prompt_tokens=1000.0, hit_rate=0.5, ahead_tokens=3000.0)
-    assert queue_s(seen) == pytest.approx(12.0)
+    """Two workers have three prompts of 1,000 tokens each before them, one of which they compute,
+    and a token of two is cached: 8 prompts of 500 tokens, at one prompt a second."""
+    given = {"requests": 30, "prompt_tokens": 1000.0, "hit_rate": 0.5}
+    assert queue_s(saw(0, 2, 2, **given, ahead=3.0, ahead_tokens=3000.0)) == pytest.approx(8.0)
+
+
+def test_a_long_prompt_that_is_computed_does_not_wait() -> None:
+    assert queue_s(saw(0, 2, 2, **CALM, ahead=1.0, ahead_tokens=90_000.0)) == 0.0
 
 
 def test_without_a_tokenizer_prompts_count_alike() -> None:
-    assert queue_s(saw(0, 2, 2, requests=30, ahead=3.0, queued=4)) == pytest.approx(10.0)
+    assert queue_s(saw(0, 2, 2, requests=30, ahead=3.0, queued=4)) == pytest.approx(8.0)
 
 
 def need(seen: Signals) -> Need:
@@ -30,13 +34,13 @@ def need(seen: Signals) -> Need:
     ("waits_s", "prefill"), [(0.5, 2.0), (1.0, 2.0), (2.0, 4.0), (8.0, 6.0), (1e9, 11.0)]
 )
 def test_one_worker_more_and_one_for_each_doubling(waits_s: float, prefill: float) -> None:
-    seen = saw(0, 2, 2, **CALM, ahead_tokens=500.0 * waits_s)
+    seen = saw(0, 2, 2, **CALM, ahead=2.0, ahead_tokens=1000.0 * waits_s)
     assert need(seen).prefill == pytest.approx(prefill)
 
 
 def test_an_idle_prefill_worker_can_be_spared() -> None:
     assert need(saw(0, 3, 2, **CALM)).prefill < 2
-    seen = saw(0, 3, 2, **CALM, ahead_tokens=200.0)
+    seen = saw(0, 3, 2, **CALM, ahead=2.0, ahead_tokens=200.0)
     assert need(seen).prefill == 3
 
 
