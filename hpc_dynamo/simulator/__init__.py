@@ -2,7 +2,7 @@
 
 It shows what the rest of the product does when no accelerator is at hand, and it is started,
 watched and asked like any other engine: `python -m hpc_dynamo.simulator --help`. It speaks the
-prefill/decode dialect of vLLM's NixlConnector, or another's (--dialect).
+prefill/decode dialect of vLLM's NixlConnector, SGLang's or TensorRT-LLM's (`--dialect`).
 
     __main__    signals, the life of the process
     options     the command line
@@ -17,6 +17,7 @@ prefill/decode dialect of vLLM's NixlConnector, or another's (--dialect).
     sequence    one answer being made
     model       what the modelled computation does to the KV cache
     handover    leases of blocks on the prefill side, pulls on the decode side
+    rooms       the same in SGLang's dialect: a bootstrap server where both sides meet
     blocks      the paged KV cache: bookkeeping and bytes
     events      what the pool took in and gave up, published as vLLM does
     language    KV bytes in, words out

@@ -84,7 +84,7 @@ def test_while_workers_move_nothing_else_is_decided() -> None:
 
 def test_both_kinds_decide() -> None:
     by_load = Planner(Rules(by=PlannerKind.load, patience=1))
-    move = by_load.decide(saw(0, 2, 2, **PROMPTS, ahead_tokens=90_000.0)).move
+    move = by_load.decide(saw(0, 2, 2, **PROMPTS, ahead=9.0, ahead_tokens=90_000.0)).move
     assert move
     assert move.new is Role.prefill
     with pytest.raises(ConfigError, match=r"planner.profile=FILE"):

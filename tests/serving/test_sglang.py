@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from tests.runs import until
+from tests.serving.routed import routing, rows
 from tests.serving.served import MODEL, Served, kill, serving
+from tests.simulator.conftest import simulator
 
 DIALECT = ("topology=disaggregated", "engine.args.dialect=sglang")
 FABLE = "A fox saw a crow in an old elm with a piece of cheese, and said to her: " * 20
@@ -89,3 +91,14 @@ def test_a_prefill_worker_that_dies_while_it_computes(tmp_path: Path, model_fold
         retried = served.metrics_now()["hpc_dynamo_retried_total"]
         assert retried > 0
         assert json.loads(replies[0].body)["choices"][0]["finish_reason"] == "length"
+
+
+def test_route_before_engines_that_are_told_nothing_of_rooms(tmp_path: Path) -> None:
+    options = ("--dialect", "sglang", "--role")
+    with simulator(*options, "prefill") as prefill, simulator(*options, "decode") as decode:
+        urls = ("--prefill", prefill.url, "--decode", decode.url)
+        speaking = ("engine=simulator", "engine.args.dialect=sglang", "model.name=demo")
+        with routing(tmp_path, *urls, *speaking) as served:
+            assert [row["state"] for row in rows(served)] == ["ready", "ready"]
+            reply = served.post("/v1/completions", ASKED | {"model": "demo"})
+            assert reply.status == 200, reply.body  # no room: 400

@@ -1,0 +1,103 @@
+"""One worker is asked, and its failures get its name."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from hpc_dynamo.engines import Body
+from hpc_dynamo.errors import RequestFailed
+from hpc_dynamo.http import Answer, Client
+from hpc_dynamo.router import Ask, Lease, Target
+
+LAST_MOMENT_S = 0.1  # what ends so soon after the other worker, or its client, is let to its end
+OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])  # values stay as the bytes that they were
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One request. `body` is `content` read one level deep; `content` goes out where nothing
+    in it has to change."""
+
+    path: str
+    content: bytes
+    body: Body
+    ask: Ask
+    headers: Sequence[tuple[bytes, bytes]] = ()
+
+
+class Taker(Protocol):
+    """Takes in the answer of the worker that decodes; a status other than 200 never comes
+    here. Once `begun`, no other worker can answer in its place."""
+
+    @property
+    def begun(self) -> bool: ...
+
+    async def take(self, answer: Answer, lease: Lease) -> None: ...
+
+
+class Sharing(Protocol):
+    """How two workers do one request together."""
+
+    async def run(self, lease: Lease, prefill: Target, work: Work, taker: Taker) -> None:
+        """Raises RequestFailed, Broken where another worker may do better."""
+
+
+class Broken(RequestFailed):
+    """A worker failed; another may not."""
+
+    def __init__(self, rank: int, message: str, status: int, body: bytes = b"") -> None:
+        super().__init__(message, status=status, body=body)
+        self.rank = rank
+
+
+class Workers:
+    """Those that leases name, by HTTP."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def post(
+        self, lease: Lease, target: Target, work: Work, content: bytes
+    ) -> AbstractAsyncContextManager[Answer]:
+        """A worker's answer with status 200. Its failures, also those on the way through the
+        answer, become errors that name it."""
+        sent = self.client.send("POST", target.url, work.path, content, work.headers)
+        return _good(lease, target, sent)
+
+    def get(self, lease: Lease, target: Target, path: str) -> AbstractAsyncContextManager[Answer]:
+        """As `post`."""
+        return _good(lease, target, self.client.send("GET", target.url, path))
+
+
+@asynccontextmanager
+async def _good(
+    lease: Lease, target: Target, sent: AbstractAsyncContextManager[Answer]
+) -> AsyncIterator[Answer]:
+    try:
+        async with sent as answer:
+            if answer.status != 200:
+                what = f"worker {target.rank} answered {answer.status}"
+                raise _refused(target, what, answer.status, await answer.read())
+            yield answer
+    except OSError as e:
+        lease.broken(target.rank)
+        what = f"worker {target.rank} at {target.url}: {e or type(e).__name__}"
+        raise Broken(target.rank, what, 503) from e
+
+
+def _refused(target: Target, what: str, status: int, body: bytes) -> RequestFailed:
+    if status >= 500:
+        return Broken(target.rank, what, status, body)
+    return RequestFailed(what, status=status, body=body)
+
+
+def read_object(content: bytes, target: Target) -> Body:
+    """What an engine calls a success must be a JSON object. Raises RequestFailed."""
+    try:
+        return OBJECT.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        what = f"worker {target.rank} answered 200 with no JSON object: {e}"
+        raise Broken(target.rank, what, 502, content) from e
