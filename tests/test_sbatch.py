@@ -82,6 +82,39 @@ CASES: dict[str, tuple[str, list[str]]] = {
             "topology.decode.tensor_parallel=4",
         ],
     ),
+    "batch-apptainer": (
+        "batch",
+        [
+            "cluster.gpus_per_node=4",
+            "cluster.slurm.setup=['module load apptainer']",
+            "engine.container.kind=apptainer",
+            "engine.container.image=/shared/images/vllm-openai.sif",
+            "topology.prefill.workers=2",
+            "topology.decode.workers=2",
+        ],
+    ),
+    "serve-enroot": (
+        "serve",
+        [
+            "cluster.gpus_per_node=8",
+            "engine=sglang",
+            "engine.container.kind=enroot",
+            "engine.container.image=/shared/images/sglang.sqsh",
+            "engine.container.mounts=['/scratch','/data/hub:/hub:ro']",
+            "topology.prefill.tensor_parallel=8",
+            "topology.decode.tensor_parallel=8",
+        ],
+    ),
+    "serve-conda": (
+        "serve",
+        [
+            "cluster.gpus_per_node=4",
+            "cluster.slurm.setup=['module load cuda','source /shared/conda/bin/activate vllm']",
+            "engine.python=python",
+            "topology=aggregated",
+            "topology.aggregated.workers=4",
+        ],
+    ),
     "serve-simulator": (
         "serve",
         [

@@ -15,7 +15,7 @@ from hpc_dynamo.agent.place import free_ports, visible_gpus
 from hpc_dynamo.agent.probe import NOTHING, Served, serves, what_is_served
 from hpc_dynamo.child import Child, clean_environment
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.engines import Engine, Place, dialect, engine, probing
+from hpc_dynamo.engines import Engine, Place, advice, contained, dialect, engine, probing
 from hpc_dynamo.errors import EngineError, WireError
 from hpc_dynamo.http import Client
 from hpc_dynamo.messages import (
@@ -161,7 +161,7 @@ class Agent:
     async def _serve(self, worker: Worker, place: Place) -> None:
         began = time.monotonic()
         url = f"http://{place.address}:{place.ports[0]}"
-        command = self._engine.command(self._config, place)
+        command = contained(self._config, place, self._engine.command(self._config, place))
         path = self._attempt.worker_log(worker.rank)
         log.info("worker %d (%s) starts: %s", worker.rank, worker.role, " ".join(command.argv))
         self._life_began[worker.rank] = path.stat().st_size if path.exists() else 0
@@ -226,7 +226,7 @@ class Agent:
         last = next((line for line in reversed(tail.splitlines()) if line.strip()), "")
         what = f"{self._name(worker)} {how}; it last said: {last.strip()}"
         path = self._attempt.worker_log(worker.rank)
-        return EngineError(what, hint=self._engine.advice(tail) or hint, log=path)
+        return EngineError(what, hint=advice(self._config, tail) or hint, log=path)
 
     def _tail(self, worker: Worker) -> str:
         """The end of a worker's log, of this life alone."""

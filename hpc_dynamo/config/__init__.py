@@ -1,6 +1,7 @@
 """The configuration of one run: its schema, and the checks of its values."""
 
 from hpc_dynamo.config.checks import MIN_SILENCE_S, check, minutes
+from hpc_dynamo.config.container import Container, ContainerKind
 from hpc_dynamo.config.planner import Forecast, Grow, Planner, PlannerKind, Protect
 from hpc_dynamo.config.route import before
 from hpc_dynamo.config.schema import (
@@ -33,6 +34,8 @@ __all__ = [
     "BootstrapMethod",
     "Cluster",
     "Config",
+    "Container",
+    "ContainerKind",
     "Device",
     "Engine",
     "Forecast",

@@ -2,7 +2,9 @@
 
 import re
 from dataclasses import fields
+from pathlib import Path
 
+from hpc_dynamo.config.container import check_container
 from hpc_dynamo.config.grow import check_grow
 from hpc_dynamo.config.reshaping import check_planner
 from hpc_dynamo.config.schema import Config, Role, Serve, Topology
@@ -22,6 +24,8 @@ def check(config: Config) -> None:
     _check_serve(config.serve)
     check_planner(config)
     check_grow(config)
+    mounted = {"model.path": config.model.path, "runs": str(Path(config.runs).absolute())}
+    check_container(config.engine.container, mounted)
     if config.cluster.slurm.gpu_option not in ("gpus-per-node", "gres"):
         value = config.cluster.slurm.gpu_option
         hint = "gpus-per-node or gres"

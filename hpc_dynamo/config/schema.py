@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from hpc_dynamo.config.container import Container
 from hpc_dynamo.config.planner import Planner
 from hpc_dynamo.config.simulate import Simulate
 
@@ -111,7 +112,8 @@ class Engine:
 
     name: str = "vllm"
     device: Device = Device.cuda
-    python: str = ""  # interpreter of the environment that has the engine; empty: ours
+    python: str = ""  # of the environment or image that has it; empty: ours, the image's python3
+    container: Container = field(default_factory=Container)
     args: dict[str, Any] = field(default_factory=dict)  # the engine's own options, passed through
     env: dict[str, str] = field(default_factory=dict)
     max_num_seqs: int = 256  # sequences that one worker decodes at a time

@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 from hpc_dynamo.config import Config, Kind
+from hpc_dynamo.engines import container
+from hpc_dynamo.engines.container import contained
 from hpc_dynamo.engines.contract import (
     Body,
     Command,
@@ -42,6 +44,11 @@ def dialect(config: Config) -> Dialect:
     return engine(config.engine.name).dialect
 
 
+def advice(config: Config, log_tail: str) -> str:
+    """What to try, from the last lines of a dead engine's log; empty where unknown."""
+    return container.advice(config, log_tail) or engine(config.engine.name).advice(log_tail)
+
+
 def suited(config: Config) -> Config:
     """With a router that asks of the engines what they can: of those that always share a
     request none computes a prompt alone."""
@@ -62,6 +69,8 @@ __all__ = [
     "EventEndpoints",
     "Place",
     "Sequential",
+    "advice",
+    "contained",
     "dialect",
     "engine",
     "probing",

@@ -5,11 +5,12 @@ rewrite request bodies, and start, import or call nothing.
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from hpc_dynamo.config import Config, Device, Kind, PlannerKind, Policy, Role
+from hpc_dynamo.config import Config, ContainerKind, Device, Kind, PlannerKind, Policy, Role
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker
 
@@ -220,6 +221,12 @@ def events_config(endpoints: EventEndpoints) -> dict[str, Any]:
 def given(config: Config) -> dict[str, Any]:
     """The engine's own options as the user wrote them, by their names on a command line."""
     return {name.replace("_", "-"): value for name, value in config.engine.args.items()}
+
+
+def interpreter(config: Config) -> str:
+    """Of the engine: the user's, else ours, which a container does not have."""
+    contained = config.engine.container.kind is not ContainerKind.none
+    return config.engine.python or ("python3" if contained else sys.executable)
 
 
 def device_environment(config: Config, place: Place) -> dict[str, str]:

@@ -6,7 +6,6 @@ srt/utils/auth.py: its key leaves /health, /ready and /metrics to everybody on t
 not asked for at all with several tokenizer workers.
 """
 
-import sys
 from typing import Any
 
 from hpc_dynamo.config import Config, Device, Kind, Role, Task
@@ -20,6 +19,7 @@ from hpc_dynamo.engines.contract import (
     event_endpoints,
     events_config,
     given,
+    interpreter,
     one_node_each,
 )
 from hpc_dynamo.engines.contract import flags as spelled
@@ -109,7 +109,7 @@ class Sglang:
             options["kv-events-config"] = events_config(endpoints)
         module = ("-m", "hpc_dynamo_sglang")  # sglang.launch_server, with the key
         words = flags(options | given(config))
-        return Command((engine.python or sys.executable, *module, *words), _env(config, place))
+        return Command((interpreter(config), *module, *words), _env(config, place))
 
     def events(self, config: Config, place: Place) -> EventEndpoints | None:
         """None also where the user has a kv-events-config, and with data parallelism, for which

@@ -1,6 +1,5 @@
 """The engine that needs no accelerator: our own simulator, which speaks any engine's dialect."""
 
-import sys
 from typing import Any
 
 from hpc_dynamo.config import Config, Role
@@ -16,6 +15,7 @@ from hpc_dynamo.engines.contract import (
     events_config,
     flags,
     given,
+    interpreter,
     one_node_each,
     reshapes,
 )
@@ -74,8 +74,7 @@ class Simulator:
         endpoints = self.events(config, place)
         if endpoints:
             options["kv-events-config"] = events_config(endpoints)
-        python = config.engine.python or sys.executable
-        argv = (python, "-m", "hpc_dynamo.simulator", *flags(options | given(config)))
+        argv = (interpreter(config), "-m", "hpc_dynamo.simulator", *flags(options | given(config)))
         env = device_environment(config, place) | config.engine.env
         return Command(argv, env | {"HPC_DYNAMO_ENGINE_KEY": place.token})
 

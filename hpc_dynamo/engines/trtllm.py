@@ -7,7 +7,6 @@ tests/contract. It asks nobody for a key: docs/engine-trtllm.md says what that m
 """
 
 import json
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from hpc_dynamo.engines.contract import (
     MetricNames,
     Place,
     device_environment,
+    interpreter,
     looks_at_events,
     one_node_each,
 )
@@ -105,11 +105,10 @@ class Trtllm:
             "max_batch_size": config.engine.max_num_seqs,
             "extra_llm_api_options": f"{place.folder}/{name}",
         }
-        python = config.engine.python or sys.executable
         module = ("-m", "tensorrt_llm.commands.serve", "serve", config.model.path)
         env = {"TRTLLM_NO_USAGE_STATS": "1", **device_environment(config, place)}
         text = json.dumps(_merged(_file(place.worker.role, pool), extra), indent=1)
-        argv = (python, *module, *_flags(options | args))
+        argv = (interpreter(config), *module, *_flags(options | args))
         return Command(argv, env | config.engine.env, {name: text + "\n"})  # JSON is YAML
 
     def events(self, config: Config, place: Place) -> EventEndpoints | None:

@@ -4,7 +4,6 @@ Source: vLLM's `vllm.entrypoints.openai.api_server` and its NixlConnector; start
 because the `vllm` console script of the CPU build looks for metadata that it does not have.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from hpc_dynamo.engines.contract import (
     events_config,
     flags,
     given,
+    interpreter,
     one_node_each,
     reshapes,
 )
@@ -103,10 +103,9 @@ class Vllm:
         endpoints = self.events(config, place)
         if endpoints:
             options["kv-events-config"] = events_config(endpoints)
-        python = engine.python or sys.executable
         module = ("-m", "vllm.entrypoints.openai.api_server")
         env = self._environment(config, place)
-        return Command((python, *module, *flags(options | args)), env)
+        return Command((interpreter(config), *module, *flags(options | args)), env)
 
     def events(self, config: Config, place: Place) -> EventEndpoints | None:
         """None also where the user has a kv-events-config, and with data parallelism: vLLM 0.32
