@@ -117,7 +117,7 @@ async def _serve(block_bytes: int, gpu: bool) -> None:
 
 async def _measure(case: Case, repeats: int, gpu: bool) -> None:
     pool = _pool(2 * case.size_bytes, gpu)
-    agent = KvAgent(f"ours-{case.block_bytes}-{id(case)}", pool, case.block_bytes, first_wait_s=0)
+    agent = KvAgent(f"ours {case.model} {case.part}", pool, case.block_bytes, first_wait_s=0)
     argv = ["-m", "benchmarks.kv", "--serve", str(case.block_bytes), *(["--gpu"] if gpu else [])]
     pipe = asyncio.subprocess.PIPE
     other = await asyncio.create_subprocess_exec(
@@ -198,21 +198,20 @@ def _device_copy(pool: Any, size: int) -> Callable[[], float]:
 
 def _tcp(size: int) -> float:
     """One way through a socket; a thread sends while this one receives."""
+    source, target = (memoryview(_pool(size, False)) for _ in range(2))
     with socket.create_server(("127.0.0.1", 0)) as server:
         out = socket.create_connection(server.getsockname())
         into, _ = server.accept()
+    with out, into:
         out.settimeout(PATIENCE_S)
         into.settimeout(PATIENCE_S)
-        target = memoryview(bytearray(size))
-        with out, into:
-            began = time.perf_counter()
-            sender = threading.Thread(target=out.sendall, args=(bytearray(size),))
-            sender.start()
-            got = 0
-            while got < size:
-                got += into.recv_into(target[got:])
-            sender.join()
-            return time.perf_counter() - began
+        sender = threading.Thread(target=out.sendall, args=(source,))
+        began, got = time.perf_counter(), 0
+        sender.start()
+        while got < size and (more := into.recv_into(target[got:])):
+            got += more
+        sender.join()
+        return time.perf_counter() - began
 
 
 def _table(cases: list[Case], args: argparse.Namespace) -> Table:
