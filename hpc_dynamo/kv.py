@@ -14,7 +14,6 @@ long as someone may pull from it (12 microseconds a call).
 """
 
 import asyncio
-import ctypes
 import importlib
 import logging
 import time
@@ -26,6 +25,7 @@ from typing import Any
 import msgspec
 
 from hpc_dynamo.errors import KvTransferError, MissingDependency
+from hpc_dynamo.kv_memory import memory_of
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ class KvMetadata(msgspec.Struct, frozen=True):
     num_blocks: int
     block_bytes: int
     agent: bytes  # NIXL's own, opaque
+    kind: str = "DRAM"  # or VRAM, of GPU `device`
+    device: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,41 +87,41 @@ class _Stray:
 
 
 class KvAgent:
-    """One NIXL agent over one pool in host memory. One event loop, one owner.
+    """One NIXL agent over one pool of memory. One event loop, one owner.
 
-    `pool` is any writable contiguous buffer (mmap, bytearray, numpy array) of whole blocks; it
-    must outlive the agent. `name` must be unique in the job.
+    `pool` is any writable contiguous buffer (mmap, bytearray, numpy array) of whole blocks, or a
+    torch tensor on a GPU; it must outlive the agent. `name` must be unique in the job.
+    `first_wait_s=0`: wait for transfers by asking all the time, for measurements.
     Raises MissingDependency without NIXL, KvTransferError where the pool cannot be registered.
     """
 
-    def __init__(self, name: str, pool: Any, block_bytes: int) -> None:
+    def __init__(
+        self, name: str, pool: Any, block_bytes: int, *, first_wait_s: float = FIRST_WAIT_S
+    ) -> None:
         api = _load()
-        size_bytes = memoryview(pool).nbytes
+        self._memory, self._first_wait_s = memory_of(pool), first_wait_s
+        size_bytes = self._memory.size_bytes
         if block_bytes <= 0 or size_bytes % block_bytes:
             what = f"a pool of {size_bytes} bytes does not divide into blocks of {block_bytes}"
             raise KvTransferError(what)
         self.name, self.block_bytes, self.num_blocks = name, block_bytes, size_bytes // block_bytes
         self.counters = Counters()
-        self._pool = ctypes.c_char.from_buffer(pool)  # holds the buffer, knows its address
-        self._address = ctypes.addressof(self._pool)
         self._peers = dict[str, _Peer]()
         self._strays = list[_Stray]()
         large = block_bytes > INLINE_BLOCK_BYTES
         self._thread = ThreadPoolExecutor(1, "nixl") if large else None
         try:
             self._agent = api.nixl_agent(name, api.nixl_agent_config(enable_prog_thread=False))
-            region = [(self._address, size_bytes, 0, "")]
-            self._registered = self._agent.register_memory(region, "DRAM")
-            self._blocks = self._prepare("", self._address, self.num_blocks)
+            region = [(self._memory.address, size_bytes, self._memory.device, "")]
+            self._registered = self._agent.register_memory(region, self._memory.kind)
+            self._blocks = self._prepare("", self._record(b""))
         except Exception as e:
             hint = "do UCX_TLS and UCX_NET_DEVICES name what this node has? (ucx_info -d)"
             raise KvTransferError(f"NIXL agent {name} did not start: {e}", hint=hint) from e
 
     def metadata(self) -> bytes:
         """For `add_peer` of another process. Keep it secret: it grants reading the pool."""
-        agent = self._agent.get_agent_metadata()
-        record = KvMetadata(self.name, self._address, self.num_blocks, self.block_bytes, agent)
-        return msgspec.msgpack.encode(record)
+        return msgspec.msgpack.encode(self._record(self._agent.get_agent_metadata()))
 
     async def add_peer(self, metadata: bytes) -> str:
         """Makes a peer's blocks known and gives its name. Raises KvTransferError."""
@@ -133,7 +135,7 @@ class KvAgent:
         await self.remove_peer(peer.name)
         try:
             await self._call(self._agent.add_remote_agent, peer.agent)
-            blocks = await self._call(self._prepare, peer.name, peer.address, peer.num_blocks)
+            blocks = await self._call(self._prepare, peer.name, peer)
         except Exception as e:
             raise KvTransferError(f"NIXL peer {peer.name} could not be added: {e}") from e
         self._peers[peer.name] = _Peer(blocks, peer.num_blocks)
@@ -227,10 +229,14 @@ class KvAgent:
             return function(*args)
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
-    def _prepare(self, owner: str, address: int, num_blocks: int) -> Any:
-        size = self.block_bytes
-        rows = [(address + i * size, size, 0) for i in range(num_blocks)]
-        return self._agent.prep_xfer_dlist(owner, rows, "DRAM")
+    def _record(self, agent: bytes) -> KvMetadata:
+        at, num = self._memory, self.num_blocks
+        return KvMetadata(self.name, at.address, num, self.block_bytes, agent, at.kind, at.device)
+
+    def _prepare(self, owner: str, of: KvMetadata) -> Any:
+        size = of.block_bytes
+        rows = [(of.address + i * size, size, of.device) for i in range(of.num_blocks)]
+        return self._agent.prep_xfer_dlist(owner, rows, of.kind)
 
     def _check(self, peer: str, remote: Sequence[int], local: Sequence[int]) -> None:
         known = self._peers.get(peer)
@@ -250,7 +256,7 @@ class KvAgent:
 
     async def _run(self, handle: Any, local: Sequence[int], deadline: float) -> float:
         """Post, then wait for the end. Returns the seconds that posting took."""
-        began, wait_s = time.monotonic(), FIRST_WAIT_S
+        began, wait_s = time.monotonic(), self._first_wait_s
         try:
             state = await self._call(self._agent.transfer, handle)
             post_s = time.monotonic() - began

@@ -22,6 +22,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     control: str = ""  # endpoint of the control plane; only the head node's is set
     started_at: float = 0.0
     step: str = ""  # Slurm's step id
+    faults: tuple[str, ...] = ()  # of its node, found before anything was started
 
 
 class Roster(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from hpc_dynamo.agent import Agent
 from hpc_dynamo.bootstrap import exchange
 from hpc_dynamo.bootstrap.address import job_address, reachable
+from hpc_dynamo.doctor.preflight import preflight, refuse
 from hpc_dynamo.errors import HpcDynamoError, LaunchError
 from hpc_dynamo.head import Head, Standalone
 from hpc_dynamo.launch import successor
@@ -91,8 +92,12 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
         return await _alone(attempt, _record(attempt, index, hosts, address))
     server = Server(address, secrets.keys, CODEC) if index == 0 else None
     me = _record(attempt, index, hosts, address, server.endpoint if server else "")
+    me = replace(me, faults=preflight(config, attempt.plan(), index, address, hosts[index]))
     try:
         roster = await exchange(me, hosts, attempt, config.cluster.bootstrap)
+        if config.cluster.preflight:
+            job = attempt.job()
+            refuse(roster, job.submitted_at if job else 0.0, time.time())
         client = Client(roster.control, secrets.keys, CODEC)
         try:
             agent = Agent(attempt, me, client, secrets.token)

@@ -48,6 +48,7 @@ def test_the_verbs_stand_in_the_order_of_use(call: Call) -> None:
     assert list(VERBS) == [
         "plan",
         "simulate",
+        "doctor",
         "batch",
         "serve",
         "profile",

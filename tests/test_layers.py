@@ -18,14 +18,14 @@ LONGEST = 300  # lines of a file
 TABLE = """
 L0  errors
 L1  config
-L1  messages topology kv_events
+L1  messages topology kv_events kv_memory
 L1  run
 L2  wire kv keeper http preprocess draw
 L2  child
 L3  router planner engines bootstrap launch simulator
 L4  dispatch agent
 L5  frontend batch
-L6  head
+L6  head doctor
 L6  node simulation
 L6  join
 L7  cli

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-from hpc_dynamo.cli import report, route, simulate
+from hpc_dynamo.cli import doctor, report, route, simulate
 from hpc_dynamo.config import Task
 
 DESCRIPTION = """\
@@ -36,6 +36,12 @@ EXAMPLES = {
   the real router and planner before modelled engines; an hour of load takes seconds
   a line of the trace: {"timestamp": 0, "input_length": 6758, "output_length": 500, "hash_ids": [0]}
       milliseconds, tokens, and an id for each 512 tokens of the prompt: equal ids, equal tokens""",
+    "doctor": """\
+  hpc-dynamo doctor                 inside salloc: all nodes of the allocation
+  hpc-dynamo doctor topology.nodes=8 cluster.slurm.partition=gpu …   a job of its own
+  with the words of the `serve` or `batch` that is to come it also checks model, engine and GPUs
+  it needs no model and takes a minute; exit code 1 where there is a fault
+  hpc-dynamo doctor --json found.json engine=simulator topology.nodes=2""",
     "batch": """\
   hpc-dynamo batch engine=simulator input=prompts.jsonl
   hpc-dynamo batch input=prompts.jsonl model.path=/shared/llama cluster.gpus_per_node=4 \\
@@ -113,6 +119,10 @@ def arguments(name: str, verb: ArgumentParser) -> None:
             _plan(verb)
         case "batch" | "serve" | "profile":
             verb.add_argument("--detach", action="store_true", help="submit and return at once")
+            about = "start without a look at each node (cluster.preflight=false)"
+            verb.add_argument("--no-preflight", action="store_true", help=about)
+        case "doctor":
+            doctor.options(verb)
         case "route":
             route.options(verb)
         case "simulate":

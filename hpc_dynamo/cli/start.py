@@ -34,7 +34,7 @@ OUT = Console(soft_wrap=True, highlight=False, emoji=False)
 
 def batch(args: Namespace) -> int:
     """Answer every request of a JSONL file; the same command again resumes."""
-    config = compose(args.overrides, args.config_dir)
+    config = _composed(args)
     if not config.input:
         raise ConfigError("input is not set", hint="input=prompts.jsonl, a line a request")
     source = Path(config.input).absolute()
@@ -53,7 +53,7 @@ def batch(args: Namespace) -> int:
 
 def serve(args: Namespace) -> int:
     """Give an OpenAI endpoint until it is ended or the walltime is over."""
-    config = replace(compose(args.overrides, args.config_dir), task=Task.serve)
+    config = replace(_composed(args), task=Task.serve)
     config = placed(replace(config, serve=files(config.serve)), _served(config))
     launcher = launch.resolve(config.cluster.launcher)
     layout = _checked(config, launcher)
@@ -65,7 +65,7 @@ def serve(args: Namespace) -> int:
 
 def profile(args: Namespace) -> int:
     """Measure an engine and a worker shape; the same command again resumes."""
-    config = replace(compose(args.overrides, args.config_dir), task=Task.profile)
+    config = replace(_composed(args), task=Task.profile)
     config = placed(config, f"profile-{config.engine.name}-{_folder(config)}")
     launcher = launch.resolve(config.cluster.launcher)
     layout = _checked(config, launcher)
@@ -77,6 +77,13 @@ def profile(args: Namespace) -> int:
     if run.profile.exists():  # not where it was only submitted
         OUT.print(profiled.summary(load(run.profile)))
     return 0
+
+
+def _composed(args: Namespace) -> Config:
+    config = compose(args.overrides, args.config_dir)
+    if not args.no_preflight:
+        return config
+    return replace(config, cluster=replace(config.cluster, preflight=False))
 
 
 def go(run: Run, config: Config, layout: Plan, launcher: Launcher, *, detach: bool) -> int:

@@ -9,6 +9,7 @@ from hpc_dynamo import launch
 from hpc_dynamo.cli import serving, views
 from hpc_dynamo.cli.chat import chat
 from hpc_dynamo.cli.compose import compose, show
+from hpc_dynamo.cli.doctor import doctor
 from hpc_dynamo.cli.find import find, latest, reachable
 from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.cli.live import until_end
@@ -82,6 +83,7 @@ def endpoint(args: Namespace) -> int:
 VERBS: dict[str, tuple[Callable[[Namespace], int], str]] = {
     "plan": (plan, "show the layout of a topology, or the sbatch script for it"),
     "simulate": (simulate, "put a trace on a modelled job in virtual time; starts nothing"),
+    "doctor": (doctor, "check the nodes of a job, and every link between them"),
     "batch": (batch, "answer every request of a JSONL file"),
     "serve": (serve, "give an OpenAI endpoint on the nodes of a job"),
     "profile": (profile, "measure an engine and a worker shape, for the planner"),

@@ -175,6 +175,7 @@ class Cluster:
     memory_gb_per_node: float | None = None
     silence_s: float = 30.0  # head or agent not heard of for so long is gone
     interface: str | None = None  # network interface of the job, such as ib0 or hsn0
+    preflight: bool = True  # a look at each node before anything is loaded there
     slurm: Slurm = Slurm()
     bootstrap: Bootstrap = Bootstrap()
 

@@ -1,0 +1,163 @@
+"""`hpc-dynamo doctor`: look over the nodes of a job, as its own job or in an allocation."""
+
+import os
+import time
+from argparse import ArgumentParser, Namespace
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from hpc_dynamo import launch
+from hpc_dynamo.cli.compose import compose
+from hpc_dynamo.cli.start import OUT, placed, serve_run
+from hpc_dynamo.config import Config, Launcher
+from hpc_dynamo.doctor import task
+from hpc_dynamo.doctor.lead import report_file
+from hpc_dynamo.doctor.records import Examined, Finding, Level, Report
+from hpc_dynamo.doctor.verdict import usual_gb_s
+from hpc_dynamo.errors import LaunchError
+from hpc_dynamo.launch import Job, JobState
+from hpc_dynamo.run import Attempt, read_json, write_json
+from hpc_dynamo.topology import Plan
+from hpc_dynamo.topology import plan as lay_out
+
+LOOK_S = 0.2
+LAST_WORD_S = 5.0  # a shared disk may show the report later than the scheduler the end
+SHOWN = 16  # nodes of a matrix that fits on a terminal
+
+
+def options(verb: ArgumentParser) -> None:
+    verb.add_argument("--json", type=Path, metavar="FILE", help="write all that was found there")
+
+
+def doctor(args: Namespace) -> int:
+    """Measure and check; 1 where there is a fault, 0 for healthy."""
+    config = placed(compose(args.overrides, args.config_dir), "doctor")
+    launcher = launch.resolve(config.cluster.launcher)
+    layout = _layout(config, launcher)
+    attempt = serve_run(config).new_attempt(config, layout)
+    job = launch.start(launcher, attempt, config, layout, task.main)
+    OUT.print(f"looking over {layout.nodes} node(s), logs in {attempt.logs}", markup=False)
+    try:
+        report = _await(attempt, job)
+    except KeyboardInterrupt:
+        job.stop()
+        raise
+    OUT.print(shown(report))
+    if args.json:
+        write_json(args.json, report)
+    return 0 if report.healthy else 1
+
+
+def _layout(config: Config, launcher: Launcher) -> Plan:
+    """In an allocation all of its nodes, whatever the topology takes of them."""
+    if launcher is Launcher.local and config.cluster.gpus_per_node is None:
+        gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+        config = replace(config, cluster=replace(config.cluster, gpus_per_node=gpus))
+    layout = lay_out(config)
+    if launcher is not Launcher.allocation:
+        return layout
+    given = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    return replace(layout, nodes=max(layout.nodes, given))
+
+
+def _await(attempt: Attempt, job: Job) -> Report:
+    """As long as the job lives, which has deadlines of its own. Raises LaunchError."""
+    ended_at, said = 0.0, ""
+    while (report := read_json(report_file(attempt), Report)) is None:
+        state, detail = job.state()
+        if state is JobState.pending and detail != said:
+            OUT.print(said := detail, markup=False)
+        if state is JobState.ended:
+            ended_at = ended_at or time.monotonic()
+            if time.monotonic() - ended_at > LAST_WORD_S:
+                what = f"the job ended without a report ({detail})"
+                hint = f"also {attempt.submitit}; does every node see {attempt.run.path}?"
+                raise LaunchError(what, log=attempt.agent_log(0), hint=hint)
+        time.sleep(LOOK_S)
+    return report
+
+
+def shown(report: Report) -> RenderableType:
+    """Nodes, links, findings and the sum of it."""
+    parts: list[RenderableType] = [_nodes(report)]
+    if report.links:
+        parts.append(_matrix(report) if len(report.hosts) <= SHOWN else _worst(report))
+    parts += [_findings(report)] if report.findings else []
+    faults = sum(f.level is Level.fault for f in report.findings)
+    warnings = len(report.findings) - faults
+    said = f"{faults} fault(s)" if faults else "[green]healthy[/]"
+    parts.append(f"{said}, {warnings} warning(s); {report.seconds:.1f} s")
+    return Group(*parts)
+
+
+def _nodes(report: Report) -> Table:
+    names = ("node", "address", "GPUs", "model GB/s", "/dev/shm GiB", "open files", "MPI", "NIXL")
+    table = Table(*names, title="nodes", title_justify="left")
+    for node in report.nodes:
+        table.add_row(*_cells(node))
+    return table
+
+
+def _cells(node: Examined) -> tuple[str, ...]:
+    facts = node.facts
+    read = "-" if facts.model_gb_s is None else f"{facts.model_gb_s:.2f}"
+    files = "unlimited" if facts.nofile < 0 else str(facts.nofile)
+    gpus = f"{len(facts.gpus_visible)} of {facts.gpus_wanted}"
+    shm = f"{facts.shm_free / (1 << 30):.1f}"
+    return (
+        *(facts.host, node.address, gpus, read, shm, files),
+        *(facts.mpi or "-", f"{node.memory} memory" if node.memory else "-"),
+    )
+
+
+def _matrix(report: Report) -> Table:
+    """Rows pull from columns."""
+    usual = usual_gb_s(report.links)
+    title = f"NIXL: row pulls from column, GB/s / µs; usual {usual:.2f} GB/s; over {_by(report)}"
+    table = Table("", title=title, title_justify="left")
+    for host in report.hosts:
+        table.add_column(host, justify="right")
+    found = {(each.node, each.peer): each for each in report.links}
+    for row, host in enumerate(report.hosts):
+        cells = []
+        for column in range(len(report.hosts)):
+            link = found.get((row, column))
+            said = f"{link.gb_s:.2f} / {link.latency_us:.0f}" if link else "-"
+            cells.append("[red]dead[/]" if link and link.error else said)
+        table.add_row(host, *cells)
+    return table
+
+
+def _worst(report: Report) -> Table:
+    """Of many nodes the ten slowest links; --json has all."""
+    title = f"NIXL: the slowest of {len(report.links)} links, usual {usual_gb_s(report.links):.2f}"
+    table = Table("to", "from", "GB/s", "µs", "over", title=title, title_justify="left")
+    for link in sorted(report.links, key=lambda link: link.gb_s)[:10]:
+        ends = report.hosts[link.node], report.hosts[link.peer]
+        figures = f"{link.gb_s:.2f}", f"{link.latency_us:.0f}"
+        table.add_row(*ends, *figures, link.error or link.transport)
+    return table
+
+
+def _by(report: Report) -> str:
+    """Transports and interfaces that UCX chose."""
+    names = {each.transport for each in report.links if each.transport}
+    return escape(", ".join(sorted(names)) or "?")
+
+
+def _findings(report: Report) -> Table:
+    """A row for each kind, with all nodes that have it."""
+    hosts = dict[Finding, list[str]]()
+    for found in sorted(report.findings, key=lambda f: f.level):
+        hosts.setdefault(msgspec.structs.replace(found, host=""), []).append(found.host)
+    table = Table("", "node", "what and why", "fix", title="findings", title_justify="left")
+    for found, where in hosts.items():
+        colour = "red" if found.level is Level.fault else "yellow"
+        what, nodes = escape(f"{found.what}; {found.why}"), ", ".join(dict.fromkeys(where))
+        table.add_row(f"[{colour}]{found.level}[/]", nodes, what, escape(found.fix))
+    return table

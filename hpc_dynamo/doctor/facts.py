@@ -1,0 +1,181 @@
+"""Looking at the node that we are on. Nothing here judges; every look has a deadline."""
+
+import importlib.util
+import os
+import resource
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from hpc_dynamo.bootstrap import mpi
+from hpc_dynamo.child import clean_environment
+from hpc_dynamo.config import BootstrapMethod, Config
+from hpc_dynamo.doctor.records import Facts
+
+ANSWER_S = 60.0  # of a program that a slow shared disk starts
+READ_S, READ_BYTES, CHUNK_BYTES = 3.0, 1 << 30, 16 << 20
+WHEELS = ("nixl_cu12", "nixl_cu13", "nixl")
+MODULES = {"vllm": "vllm", "sglang": "sglang", "trtllm": "tensorrt_llm"}  # by engine
+IMPORT_NIXL = f"""
+import importlib, os, sys
+for wheel in {WHEELS}:
+    try:
+        importlib.import_module(wheel + "._api")
+        os._exit(0)  # UCX may crash in its exit handlers
+    except ModuleNotFoundError:
+        pass
+os._exit(7)
+"""
+
+
+def quick(config: Config, gpus: int, address: str, host: str) -> Facts:
+    """What takes no time. `gpus`: that the plan wants of this node."""
+    path = _local_model(config)
+    return Facts(
+        host=host,
+        shm_free=_free("/dev/shm"),
+        tmp_free=_free("/tmp"),
+        nofile=_limit(resource.RLIMIT_NOFILE),
+        memlock=_limit(resource.RLIMIT_MEMLOCK),
+        port_error=port_error(address),
+        model_path=path,
+        model_visible=not path or Path(path).expanduser().exists(),
+        gpus_wanted=gpus,
+        gpus_visible=visible(),
+    )
+
+
+def _local_model(config: Config) -> str:
+    """A hub id such as org/name is fetched by the engine."""
+    path = config.model.path
+    return path if path.startswith(("/", ".", "~")) else ""
+
+
+def _free(folder: str) -> int:
+    with suppress(OSError):
+        return shutil.disk_usage(folder).free
+    return 0
+
+
+def _limit(which: int) -> int:
+    soft = resource.getrlimit(which)[0]
+    return -1 if soft == resource.RLIM_INFINITY else soft
+
+
+def port_error(address: str) -> str:
+    """Why no port of `address` can be bound; empty where one can."""
+    try:
+        socket.create_server((address, 0)).close()
+    except OSError as e:
+        return f"{address}: {e.strerror or e}"
+    return ""
+
+
+def visible() -> tuple[str, ...]:
+    """Names of the GPUs that an engine started here would see."""
+    for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        if name in os.environ:
+            return tuple(g for g in os.environ[name].split(",") if g)
+    count = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return tuple(map(str, range(count)))
+
+
+def listed() -> tuple[str, ...] | None:
+    """GPUs by nvidia-smi; None where there is none."""
+    try:
+        done = _run(["nvidia-smi", "-L"])
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return tuple(line for line in done.stdout.splitlines() if line.startswith("GPU "))
+
+
+def rdma_devices() -> tuple[str, ...]:
+    return tuple(sorted(p.name for p in Path("/sys/class/infiniband").glob("*")))
+
+
+def read_gb_s(path: str) -> float | None:
+    """Of the model's largest file, not from memory where the kernel heeds that; None: no file."""
+    root = Path(path).expanduser()
+    files = [root] if root.is_file() else [p for p in root.glob("*") if p.is_file()]
+    largest = max(files, key=lambda p: p.stat().st_size, default=None)
+    if not path or largest is None or largest.stat().st_size < CHUNK_BYTES:
+        return None
+    handle, size, began = os.open(largest, os.O_RDONLY), 0, time.monotonic()
+    try:
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        while size < READ_BYTES and time.monotonic() - began < READ_S:
+            read = len(os.read(handle, CHUNK_BYTES))
+            if not read:
+                break
+            size += read
+    finally:
+        os.close(handle)
+    return size / (time.monotonic() - began) / 1e9
+
+
+def run_error(folder: Path) -> str:
+    """Why this node cannot write there; empty where it can."""
+    file = folder / f".doctor-{secrets.token_hex(6)}"
+    try:
+        file.write_bytes(b"x")
+        file.unlink()
+    except OSError as e:
+        return f"{folder} cannot be written: {e.strerror or e}"
+    return ""
+
+
+def engine_error(python: str, engine: str) -> str:
+    """Why no engine starts with this interpreter; empty where it should."""
+    module = MODULES.get(engine, "hpc_dynamo")
+    find = f"import importlib.util as u, sys; sys.exit(0 if u.find_spec({module!r}) else 7)"
+    return _python(python, find, f"no module {module}")
+
+
+def nixl_error(python: str) -> str:
+    return _python(python, IMPORT_NIXL, "no NIXL")
+
+
+def _python(python: str, code: str, missing: str) -> str:
+    try:
+        done = _run([python, "-c", code])
+    except subprocess.TimeoutExpired:
+        return f"{python} did not answer in {ANSWER_S:.0f} s"
+    except OSError as e:
+        return f"{python} cannot be run: {e.strerror or e}"
+    if done.returncode == 7:
+        return f"{missing} for {python}"
+    last = done.stderr.strip().splitlines()[-1:]
+    return f"{python} failed: {' '.join(last)}" if done.returncode else ""
+
+
+def mpi_version(python: str) -> str:
+    """Of the library that mpi4py finds, without starting it; empty where it finds none."""
+    code = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; "
+    code += "print(MPI.Get_library_version().split(',')[0].splitlines()[0])"
+    with suppress(OSError, subprocess.SubprocessError):
+        return _run([python, "-c", code]).stdout.strip()
+    return ""
+
+
+def mpi_error(config: Config) -> str:
+    """Why MPI cannot even be tried here; empty where it can, or must not be."""
+    method = config.cluster.bootstrap.method
+    if method is BootstrapMethod.tcp or mpi.available():
+        return ""
+    if method is BootstrapMethod.auto and "SLURM_JOB_ID" not in os.environ:
+        return ""  # on one machine nobody expects it
+    if importlib.util.find_spec("mpi4py") is None:
+        return "mpi4py is not installed beside hpc-dynamo"
+    return "this task was not started as an MPI rank (no PMIx)"
+
+
+def _run(argv: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    env = clean_environment({})
+    return subprocess.run(
+        argv, env=env, capture_output=True, text=True, timeout=ANSWER_S, check=False
+    )

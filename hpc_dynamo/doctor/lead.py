@@ -1,0 +1,127 @@
+"""Node 0's second part: hear all nodes, have them meet and measure, write the report."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from hpc_dynamo.doctor import verdict
+from hpc_dynamo.doctor.checks import FULL, examine
+from hpc_dynamo.doctor.records import Examined, Link, Meet, Message, Met, Over, Pull, Report
+from hpc_dynamo.run import Attempt, write_json
+from hpc_dynamo.wire import Codec, Server
+
+CODEC: Codec[Message] = Codec(Message)  # type: ignore[arg-type]  # a union is no type[T]
+MEET_S, ROUND_S = 30.0, 45.0
+ALONE = 20  # links at the most that are measured a second time
+T = TypeVar("T", Examined, Met, Link)
+
+
+class Meeting(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the nodes meet, and a word by which they know the same folder."""
+
+    endpoint: str
+    token: str = msgspec.field(default_factory=lambda: secrets.token_hex(8))
+
+
+def control(attempt: Attempt) -> Path:
+    return attempt.path / "doctor-meeting.json"
+
+
+def report_file(attempt: Attempt) -> Path:
+    return attempt.path / "doctor.json"
+
+
+def token(attempt: Attempt) -> str:
+    """The word in the run folder as this node sees it."""
+    return msgspec.json.decode(control(attempt).read_bytes(), type=Meeting).token
+
+
+class Lead:
+    """Every wait here has a deadline: who is late or dead is a finding."""
+
+    def __init__(self, attempt: Attempt, hosts: Sequence[str], server: Server[Message]) -> None:
+        self._attempt, self._hosts, self._server = attempt, tuple(hosts), server
+        self._peers = dict[int, bytes]()  # who to answer to, by node
+        self._silent = set[int]()
+
+    async def run(self) -> None:
+        began, everyone = time.monotonic(), range(len(self._hosts))
+        cluster = self._attempt.config().cluster
+        # Nodes start late, then try MPI as long as it may take.
+        wait_s = cluster.bootstrap.timeout_s + cluster.bootstrap.mpi_timeout_s
+        try:
+            came = await self._hear(Examined, everyone, wait_s)
+            nodes = [came[node] for node in sorted(came)]
+            await self._tell(came, Meet(nodes=tuple(nodes)))
+            met = await self._hear(Met, came, MEET_S)
+            links = await self._again(nodes, await self._links(nodes))
+        finally:
+            await self._tell(self._peers, Over())
+            self._server.close()
+        findings = verdict.absent(self._hosts, nodes, self._attempt.logs)
+        findings += [f for node in nodes for f in examine(node.facts, FULL)]
+        findings += verdict.apart(self._hosts, nodes, token(self._attempt))
+        findings += verdict.meetings(self._hosts, met.values())
+        findings += verdict.links(self._hosts, links)
+        report = Report(
+            hosts=self._hosts,
+            nodes=tuple(msgspec.structs.replace(n, metadata=()) for n in nodes),
+            links=tuple(links),
+            findings=tuple(findings),
+            seconds=time.monotonic() - began,
+        )
+        write_json(report_file(self._attempt), report)
+
+    async def _links(self, nodes: Sequence[Examined]) -> list[Link]:
+        """All pairs, in rounds."""
+        able, links = [node for node in nodes if node.metadata], list[Link]()
+        for shift in range(1, len(able)):
+            pairs = {n.node: able[(i + shift) % len(able)] for i, n in enumerate(able)}
+            links += await self._round(pairs)
+        return links
+
+    async def _again(self, nodes: Sequence[Examined], links: Sequence[Link]) -> list[Link]:
+        """Those in doubt once more, each alone: what shares cores or a switch is slow together."""
+        known = {(each.node, each.peer): each for each in links}
+        by_node = {node.node: node for node in nodes}
+        for before in verdict.doubtful(links)[:ALONE]:
+            for now in await self._round({before.node: by_node[before.peer]}):
+                if now.gb_s > before.gb_s:
+                    known[before.node, before.peer] = now
+        return list(known.values())
+
+    async def _round(self, pairs: dict[int, Examined]) -> list[Link]:
+        """Each node pulls from its peer. Who once was silent is asked no more."""
+        pairs = {n: peer for n, peer in pairs.items() if not {n, peer.node} & self._silent}
+        for node, peer in pairs.items():
+            await self._tell([node], Pull(peer=peer.node, metadata=peer.metadata))
+        said = await self._hear(Link, pairs, ROUND_S)
+        missing = pairs.keys() - said.keys()
+        self._silent |= missing
+        error = f"no answer in {ROUND_S:.0f} s"
+        lost = [Link(node=n, peer=pairs[n].node, error=error) for n in missing]
+        return [*said.values(), *lost]
+
+    async def _tell(self, nodes: Iterable[int], message: Message) -> None:
+        for node in nodes:
+            await self._server.send(self._peers[node], message)
+
+    async def _hear(self, kind: type[T], nodes: Iterable[int], timeout_s: float) -> dict[int, T]:
+        """What came of these in time, by node."""
+        heard, wanted = dict[int, T](), set(nodes)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while wanted - heard.keys():
+                    peer, message = await self._server.receive()
+                    if isinstance(message, Examined):
+                        self._peers[message.node] = peer
+                    if isinstance(message, kind):
+                        heard[message.node] = message
+        except TimeoutError:
+            pass  # who is missing is a finding
+        return {node: heard[node] for node in heard if node in wanted}

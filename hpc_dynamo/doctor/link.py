@@ -1,0 +1,101 @@
+"""NIXL's end on one node: `python -m hpc_dynamo.doctor.link NAME [--gpu]`, a process of its own.
+
+It may hang or crash in a driver, and it may need the engine's interpreter. On standard output,
+among what NIXL and UCX print: lines that begin with MARK, JSON behind it. First what peers must
+know, then an answer to each line of standard input, which is a list of a peer's metadata.
+Two agents: large blocks for bandwidth, small ones for latency.
+"""
+
+import asyncio
+import atexit
+import json
+import mmap
+import os
+import sys
+import time
+from typing import Any
+
+from hpc_dynamo.errors import HpcDynamoError
+from hpc_dynamo.kv import KvAgent
+from hpc_dynamo.kv_memory import gpu_pool
+
+MARK = "hpc-dynamo-link "
+BLOCK_BYTES, BLOCKS = (256 << 10, 4 << 10), (128, 4)
+REPEATS, BUDGET_S, PULL_S = (8, 40), 2.0, 5.0
+AWAKE_S, DOZE_S = 0.05, 0.001  # notices are asked for all the time while a peer measures
+
+
+async def main(name: str, gpu: bool) -> None:
+    sizes = [block * count for block, count in zip(BLOCK_BYTES, BLOCKS, strict=True)]
+    pools: list[Any] = [gpu_pool(size) for size in sizes] if gpu else [None, None]
+    memory = "host" if pools[0] is None else "GPU"
+    filled = [pool if pool is not None else _host(n) for pool, n in zip(pools, sizes, strict=True)]
+    agents = [
+        KvAgent(f"{name}-{block}", pool, block, first_wait_s=0)
+        for pool, block in zip(filled, BLOCK_BYTES, strict=True)
+    ]
+    _say(memory=memory, metadata=[agent.metadata().hex() for agent in agents])
+    async with asyncio.TaskGroup() as group:
+        serving = [group.create_task(_serve(agent)) for agent in agents]
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            await _answer(agents, [bytes.fromhex(text) for text in json.loads(line)])
+        for task in serving:
+            task.cancel()
+
+
+def _host(size: int) -> mmap.mmap:
+    pool = mmap.mmap(-1, size)
+    for at in range(0, size, mmap.PAGESIZE):  # pages that are there already
+        pool[at] = 1
+    return pool
+
+
+async def _serve(agent: KvAgent) -> None:
+    heard_at = 0.0
+    while True:
+        if await agent.notices():
+            heard_at = time.monotonic()
+        await asyncio.sleep(0 if time.monotonic() - heard_at < AWAKE_S else DOZE_S)
+
+
+async def _answer(agents: list[KvAgent], metadata: list[bytes]) -> None:
+    try:
+        large, small = [
+            await _best(agent, data, count, repeats)
+            for agent, data, count, repeats in zip(agents, metadata, (128, 1), REPEATS, strict=True)
+        ]
+        _say(gb_s=large[0] / large[1] / 1e9, latency_us=small[1] * 1e6)
+    except HpcDynamoError as e:
+        _say(error=e.message)
+
+
+async def _best(agent: KvAgent, metadata: bytes, count: int, repeats: int) -> tuple[int, float]:
+    """Bytes and seconds of the quickest pull. The first ones connect, and find how much the link
+    takes in the time: a slow one is to be measured, not to be taken for dead."""
+    peer, blocks = await agent.add_peer(metadata), list(range(count))
+    began = time.monotonic()
+    for tried in (1, 1, max(1, count // 8)):
+        done = await agent.pull(peer, blocks[:tried], blocks[:tried], notice=b".", timeout_s=PULL_S)
+        if done.seconds * 8 > BUDGET_S:
+            return done.size_bytes, done.seconds
+    pulls = list[tuple[float, int]]()
+    while len(pulls) < repeats and (not pulls or time.monotonic() - began < BUDGET_S):
+        done = await agent.pull(peer, blocks, blocks, notice=b".", timeout_s=PULL_S)
+        pulls.append((done.seconds, done.size_bytes))
+    seconds, size = min(pulls)
+    return size, seconds
+
+
+def _say(**record: object) -> None:
+    sys.stdout.write(f"\n{MARK}{json.dumps(record)}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    atexit.register(os._exit, 1)  # UCX may crash in its exit handlers; runs after a traceback
+    try:
+        asyncio.run(main(sys.argv[1], "--gpu" in sys.argv))
+    except HpcDynamoError as error:
+        _say(error=str(error))
+        os._exit(1)
+    os._exit(0)

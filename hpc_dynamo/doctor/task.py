@@ -1,0 +1,158 @@
+"""One task a node: look at it, meet the others, measure the links when told to.
+
+Started by submitit (`main`) or as `python -m hpc_dynamo.doctor.task ATTEMPT`. Node 0 also leads
+(lead.py). Links are measured in rounds in which each node pulls from one and is pulled from by
+one, so that they do not share a network port.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import msgspec
+
+from hpc_dynamo.bootstrap import mpi
+from hpc_dynamo.bootstrap.address import job_address
+from hpc_dynamo.config import BootstrapMethod, Config
+from hpc_dynamo.doctor import facts as look
+from hpc_dynamo.doctor.end import End, end
+from hpc_dynamo.doctor.lead import CODEC, Lead, Meeting, control, token
+from hpc_dynamo.doctor.meet import listen, meet
+from hpc_dynamo.doctor.records import Examined, Facts, Meet, Message, Over, Pull
+from hpc_dynamo.errors import BootstrapError, KvTransferError
+from hpc_dynamo.launch.node import whoami
+from hpc_dynamo.messages import NodeRecord
+from hpc_dynamo.run import Attempt, write_json
+from hpc_dynamo.wire import Client, Server
+
+SILENCE_S = 300.0  # of the head, that waits for the slowest node between two words
+
+log = logging.getLogger(__name__)
+
+
+def main(path: str) -> int:
+    """This node's part; 0 where it could be done, whatever was found."""
+    attempt = Attempt(Path(path))
+    index, hosts = whoami(attempt.plan().nodes)
+    logging.basicConfig(filename=attempt.agent_log(index), level=logging.INFO)
+    try:
+        asyncio.run(_node(attempt, index, hosts))
+    except ExceptionGroup as group:
+        log.error("this node's part failed", exc_info=group)
+        return 1
+    return 0
+
+
+async def _node(attempt: Attempt, index: int, hosts: list[str]) -> None:
+    address = job_address(attempt.config().cluster.interface, hosts)
+    async with asyncio.TaskGroup() as group:
+        if index == 0:
+            server = Server(address, attempt.run.secrets().keys, CODEC)
+            write_json(control(attempt), Meeting(endpoint=server.endpoint))
+            group.create_task(Lead(attempt, hosts, server).run())
+        group.create_task(_Node(attempt, index, hosts, address).run())
+
+
+class _Node:
+    """What one node does."""
+
+    def __init__(self, attempt: Attempt, index: int, hosts: list[str], address: str) -> None:
+        self._attempt, self._index, self._hosts, self._address = attempt, index, hosts, address
+        self._config: Config = attempt.config()
+
+    async def run(self) -> None:
+        endpoint = await self._head()
+        async with AsyncExitStack() as stack:
+            port = await stack.enter_async_context(listen(self._address))
+            nixl, error = await self._nixl(stack)
+            facts = await self._facts(error)
+            me = Examined(
+                node=self._index,
+                address=self._address,
+                port=port,
+                facts=facts,
+                metadata=nixl.metadata if nixl else (),
+                memory=nixl.memory if nixl else "",
+            )
+            client = Client[Message](endpoint, self._attempt.run.secrets().keys, CODEC)
+            stack.callback(client.close)
+            await client.send(me)
+            await self._obey(client, nixl)
+
+    async def _obey(self, client: Client[Message], nixl: End | None) -> None:
+        while True:
+            match await client.receive(SILENCE_S):
+                case Meet(nodes=nodes):
+                    await client.send(await meet(self._index, nodes))
+                case Pull() as pull if nixl:
+                    await client.send(await nixl.measure(self._index, pull))
+                case Over():
+                    return
+
+    async def _head(self) -> str:
+        """Where the head waits. Raises BootstrapError."""
+        wait_s = self._config.cluster.bootstrap.timeout_s
+        deadline = time.monotonic() + wait_s
+        while time.monotonic() < deadline:
+            try:
+                data = control(self._attempt).read_bytes()
+                return msgspec.json.decode(data, type=Meeting).endpoint
+            except FileNotFoundError:
+                await asyncio.sleep(0.1)  # a shared disk has no events
+        raise BootstrapError(f"node 0 did not open the meeting within {wait_s:.0f} s")
+
+    async def _nixl(self, stack: AsyncExitStack) -> tuple[End | None, str]:
+        name = f"doctor-{self._index}-{os.getpid()}"
+        try:
+            return await stack.enter_async_context(end(name, self._config, self._address)), ""
+        except KvTransferError as e:
+            return None, e.message
+        except OSError as e:
+            return None, f"{self._config.engine.python} cannot be run: {e.strerror or e}"
+
+    async def _facts(self, nixl_error: str) -> Facts:
+        """MPI is tried by all nodes at once, the rest is looked at meanwhile."""
+        async with asyncio.TaskGroup() as group:
+            trying = group.create_task(self._mpi_error())
+            looking = group.create_task(asyncio.to_thread(self._look))
+        found = looking.result()
+        return msgspec.structs.replace(found, nixl_error=nixl_error, mpi_error=trying.result())
+
+    def _look(self) -> Facts:
+        config, folder = self._config, self._attempt.path
+        plan, host = self._attempt.plan(), self._hosts[self._index]
+        python = config.engine.python or sys.executable
+        quick = look.quick(config, plan.gpus_per_node, self._address, host)
+        return msgspec.structs.replace(
+            quick,
+            gpus_listed=look.listed(),
+            rdma_devices=look.rdma_devices(),
+            model_gb_s=look.read_gb_s(quick.model_path) if quick.model_visible else None,
+            run_error=look.run_error(folder),
+            run_token=token(self._attempt),
+            engine_error=look.engine_error(python, config.engine.name),
+            mpi_wanted=config.cluster.bootstrap.method is BootstrapMethod.mpi,
+            mpi=look.mpi_version(sys.executable),
+        )
+
+    async def _mpi_error(self) -> str:
+        settings = self._config.cluster.bootstrap
+        if settings.method is BootstrapMethod.tcp or not mpi.available():
+            return look.mpi_error(self._config)
+        me = NodeRecord(
+            node=self._index, host=self._hosts[self._index], address=self._address,
+            pid=os.getpid(), log=str(self._attempt.agent_log(self._index)),
+        )  # fmt: skip
+        try:
+            await mpi.gather(me, len(self._hosts), settings.mpi_timeout_s)
+        except BootstrapError as e:
+            return e.message
+        return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

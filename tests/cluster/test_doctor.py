@@ -1,0 +1,116 @@
+"""The doctor on three hosts of a real Slurm cluster: nothing found where nothing is wrong."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from hpc_dynamo.doctor.records import Finding, Level, Report
+from tests.cluster.namespaces import run
+from tests.cluster.slurm import SlurmCluster
+from tests.runs import hpc_dynamo, write_prompts
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+
+THREE = ("engine=simulator", "cluster.launcher=slurm", "topology.nodes=3")
+RATE = "200mbit"  # of the planted slow link, 25 MB/s
+
+
+def looked(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[int, Report, str]:
+    file = folder / "found.json"
+    argv = ("doctor", *THREE, *words, "--json", str(file))
+    done = hpc_dynamo(*argv, cwd=folder, env=cluster.env, timeout_s=200)
+    assert file.exists(), done.stdout + done.stderr
+    return done.returncode, msgspec.json.decode(file.read_bytes(), type=Report), done.stdout
+
+
+def faults(report: Report) -> list[Finding]:
+    return [f for f in report.findings if f.level is Level.fault]
+
+
+def test_a_healthy_cluster(cluster: SlurmCluster, shared_dir: Path) -> None:
+    code, found, shown = looked(cluster, shared_dir)
+    assert (code, faults(found)) == (0, []), shown
+    assert found.hosts == cluster.nodes
+    assert {(each.node, each.peer) for each in found.links} == {
+        (a, b) for a in range(3) for b in range(3) if a != b
+    }
+    assert all(each.transport == "tcp/eth0" for each in found.links)
+    assert [node.address for node in found.nodes] == [cluster.address(n) for n in cluster.nodes]
+    assert all("Open MPI" in node.facts.mpi for node in found.nodes)
+    assert "healthy" in shown
+
+
+@contextmanager
+def slow(cluster: SlurmCluster, node: str) -> Iterator[None]:
+    """All that comes to a node comes slowly."""
+    device = cluster.spec.link(node)
+    queue = ("tc", "qdisc", "add", "dev", device, "root")
+    run(*queue, "tbf", "rate", RATE, "burst", "64kb", "latency", "200ms")
+    try:
+        yield
+    finally:
+        run("tc", "qdisc", "del", "dev", device, "root")
+
+
+@contextmanager
+def closed(cluster: SlurmCluster, node: str, other: str) -> Iterator[None]:
+    """No packet of `other` finds its way to a node and back."""
+    route = ("ip", "route")
+    address = cluster.address(other)
+    run(*cluster.on(node, *route, "add", "unreachable", f"{address}/32"))
+    try:
+        yield
+    finally:
+        run(*cluster.on(node, *route, "del", "unreachable", f"{address}/32"))
+
+
+def test_a_slow_node_a_full_memory_and_a_model_that_one_node_lacks(
+    cluster: SlurmCluster, shared_dir: Path
+) -> None:
+    second, third = cluster.nodes[1], cluster.nodes[2]
+    for node in cluster.nodes[:2]:
+        run(*cluster.on(node, "mkdir", "/tmp/model"))  # which is another folder on each
+    mount = ("mount", "-t", "tmpfs", "-o", "size=1m", "small", "/dev/shm")
+    run(*cluster.on(second, *mount))
+    try:
+        with slow(cluster, third):
+            code, found, shown = looked(cluster, shared_dir, "model.path=/tmp/model")
+    finally:
+        run(*cluster.on(second, "umount", "/dev/shm"))
+        for node in cluster.nodes[:2]:
+            run(*cluster.on(node, "rmdir", "/tmp/model"))
+    assert code == 1
+    seen = {(f.check, f.host) for f in faults(found)}
+    assert seen == {("NIXL", third), ("/dev/shm", second), ("model", third)}, shown
+    links = [f.what for f in faults(found) if f.check == "NIXL"]
+    assert len(links) == 2
+    assert all("over tcp/eth0 is slow" in what for what in links)
+
+
+def test_two_nodes_that_cannot_reach_each_other(cluster: SlurmCluster, shared_dir: Path) -> None:
+    second, third = cluster.nodes[1], cluster.nodes[2]
+    with closed(cluster, second, third), closed(cluster, third, second):
+        code, found, shown = looked(cluster, shared_dir, "cluster.bootstrap.method=tcp")
+    assert code == 1
+    seen = {(f.check, f.host) for f in faults(found)}
+    assert seen == {(check, n) for check in ("ports", "NIXL") for n in (second, third)}, shown
+    assert any(f"the link from {third} is dead" in f.what for f in faults(found))
+
+
+def test_a_batch_is_refused_with_the_node_s_name(cluster: SlurmCluster, shared_dir: Path) -> None:
+    write_prompts(shared_dir / "prompts.jsonl", 2)
+    first, _, third = cluster.nodes
+    for node in cluster.nodes[:2]:
+        run(*cluster.on(node, "mkdir", "/tmp/model"))
+    words = ("input=prompts.jsonl", "model.path=/tmp/model")
+    try:
+        done = hpc_dynamo("batch", *THREE, *words, cwd=shared_dir, env=cluster.env, timeout_s=120)
+    finally:
+        for node in cluster.nodes[:2]:
+            run(*cluster.on(node, "rmdir", "/tmp/model"))
+    assert done.returncode == 1
+    assert f"{third}: model.path=/tmp/model is not there" in done.stderr
+    assert f"{first}: " not in done.stderr
