@@ -127,7 +127,7 @@ def test_a_script_finds_a_sites_own_files_again(call: Call, tmp_path: Path) -> N
     [
         (["topology.decode.worker=2"], ["topology.decode.worker is not", "did you mean workers?"]),
         (["topology.decode.workers=two"], ["topology.decode.workers=two"]),
-        (["engine=vlm"], ["engine='vlm' is not known", "simulator, vllm, vllm-cpu"]),
+        (["engine=vlm"], ["engine='vlm' is not known", "did you mean 'vllm'? known: "]),
         ([], ["cluster.gpus_per_node is not set", "cluster.gpus_per_node=4"]),
         (
             ["cluster.gpus_per_node=4", "topology.nodes=1", "topology.decode.tensor_parallel=4"],
