@@ -220,8 +220,8 @@ def _table(cases: list[Case], args: argparse.Namespace) -> Table:
     where += f"{platform.python_version()}, {_nixl()}, UCX_TLS={os.environ.get('UCX_TLS', 'auto')}"
     where += f", load average {os.getloadavg()[0]:.1f}"
     memory = "GPU memory, copy device to device" if args.gpu else "host memory"
-    shown = f"GB/s: median (least to most) of {args.repeats}; best in % of the best copy"
-    title = f"{memory}; {where}\n{shown}"
+    figures = f"GB/s: median (least to most) of {args.repeats}; best in % of the best copy"
+    title = f"{memory}; {where}\n{figures}"
     table = Table(title=title)
     for name in ("model", "descriptor KiB", "count", "contiguous", "scattered", "memcpy", "TCP"):
         table.add_column(name, justify="left" if name == "model" else "right")
