@@ -240,6 +240,13 @@ def device_environment(config: Config, place: Place) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ""} | loopback
 
 
+def model_is_set(config: Config) -> None:
+    """Raises ConfigError."""
+    if not config.model.path:
+        hint = "model.path=/path/to/model (a folder on a shared disk, or a hub id)"
+        raise ConfigError("model.path is not set", hint=hint)
+
+
 def one_node_each(name: str, config: Config, plan: Plan) -> None:
     """For adapters that start one process a worker. Raises ConfigError."""
     for worker in plan.workers:

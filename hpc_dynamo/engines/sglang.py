@@ -20,6 +20,7 @@ from hpc_dynamo.engines.contract import (
     events_config,
     given,
     interpreter,
+    model_is_set,
     one_node_each,
 )
 from hpc_dynamo.engines.contract import flags as spelled
@@ -68,9 +69,7 @@ class Sglang:
     never_ready = ()
 
     def check(self, config: Config, plan: Plan) -> None:
-        if not config.model.path:
-            hint = "model.path=/path/to/model (a folder on a shared disk, or a hub id)"
-            raise ConfigError("model.path is not set", hint=hint)
+        model_is_set(config)
         if int(given(config).get("tokenizer-worker-num") or 1) > 1:
             what = "engine.args.tokenizer-worker-num: SGLang asks for no key where it is above 1"
             raise ConfigError(what, hint="engine.args.tokenizer-worker-num=1")

@@ -19,6 +19,7 @@ from hpc_dynamo.engines.contract import (
     device_environment,
     interpreter,
     looks_at_events,
+    model_is_set,
     one_node_each,
 )
 from hpc_dynamo.engines.trtllm_dialect import TrtllmDialect
@@ -77,9 +78,7 @@ class Trtllm:
     never_ready = ()
 
     def check(self, config: Config, plan: Plan) -> None:
-        if not config.model.path:
-            hint = "model.path=/path/to/model (a folder on a shared disk, or a hub id)"
-            raise ConfigError("model.path is not set", hint=hint)
+        model_is_set(config)
         if config.engine.device is not Device.cuda:
             what = f"engine.device={config.engine.device}: TensorRT-LLM computes on GPUs alone"
             raise ConfigError(what, hint="engine.device=cuda")

@@ -20,11 +20,11 @@ from hpc_dynamo.engines.contract import (
     flags,
     given,
     interpreter,
+    model_is_set,
     one_node_each,
     reshapes,
 )
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
-from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan
 
 KV_ROLE = {Role.prefill: "kv_producer", Role.decode: "kv_consumer"}
@@ -74,9 +74,7 @@ class Vllm:
     never_ready = ("Address already in use (addr=",)  # of the side channel; the server hangs
 
     def check(self, config: Config, plan: Plan) -> None:
-        if not config.model.path:
-            hint = "model.path=/path/to/model (a folder on a shared disk, or a hub id)"
-            raise ConfigError("model.path is not set", hint=hint)
+        model_is_set(config)
         one_node_each("vllm", config, plan)
         blocks_fit(config, self.block_tokens(config))
 
