@@ -27,11 +27,14 @@ LOCAL = ("engine=simulator", "cluster.launcher=local")
 HERE = "127.0.0.1"
 HEALTHY = Facts(host="n1", shm_free=8 << 30, tmp_free=8 << 30, nofile=65536, memlock=-1)
 # In a process of its own, whose limits, mounts and variables are the planted fault.
-LOOK = """
-import msgspec, sys
+PREPARE = """
+import msgspec, subprocess, sys
 from hpc_dynamo.config import Config
 from hpc_dynamo.doctor.checks import FULL, examine
 from hpc_dynamo.doctor.facts import listed, quick
+"""
+LOOK = f"""
+{PREPARE}
 facts = msgspec.structs.replace(quick(Config(), 2, "127.0.0.1", "n1"), gpus_listed=listed())
 sys.stdout.write(msgspec.json.encode(examine(facts, FULL)).decode())
 """
@@ -77,8 +80,10 @@ def test_few_open_files() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 @pytest.mark.parametrize("folder", ["/dev/shm", "/tmp"])
 def test_a_small_memory_file_system(folder: str) -> None:
-    mount = f"mount -t tmpfs -o size=1m small {folder}"
-    argv = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$0" -c "$1"', sys.executable, LOOK]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "small", folder]
+    # Before that it has read all it needs: the interpreter may lie there.
+    code = f"{PREPARE}\nsubprocess.run({mount}, check=True)\n{LOOK}"
+    argv = ["unshare", "-m", sys.executable, "-c", code]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "0,1"}
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60)
     found = faults(msgspec.json.decode(done.stdout, type=list[Finding]))
