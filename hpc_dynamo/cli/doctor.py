@@ -13,7 +13,7 @@ from rich.table import Table
 
 from hpc_dynamo import launch
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.cli.start import OUT, placed, serve_run
+from hpc_dynamo.cli.start import OUT, gpus_counted, placed, serve_run
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.doctor import task
 from hpc_dynamo.doctor.lead import report_file
@@ -55,10 +55,7 @@ def doctor(args: Namespace) -> int:
 
 def _layout(config: Config, launcher: Launcher) -> Plan:
     """In an allocation all of its nodes, whatever the topology takes of them."""
-    if launcher is Launcher.local and config.cluster.gpus_per_node is None:
-        gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-        config = replace(config, cluster=replace(config.cluster, gpus_per_node=gpus))
-    layout = lay_out(config)
+    layout = lay_out(gpus_counted(config, launcher))
     if launcher is not Launcher.allocation:
         return layout
     given = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))

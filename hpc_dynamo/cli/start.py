@@ -171,6 +171,14 @@ def _file(name: str, value: str) -> str:
     return str(Path(value).absolute()) if value else ""
 
 
+def gpus_counted(config: Config, launcher: Launcher) -> Config:
+    """With this machine's GPUs where the run stays here and nobody says how many there are."""
+    if launcher is not Launcher.local or config.cluster.gpus_per_node is not None:
+        return config
+    gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return replace(config, cluster=replace(config.cluster, gpus_per_node=gpus))
+
+
 def _checked(config: Config, launcher: Launcher) -> Plan:
     """Refuse here what could not run there."""
     if config.route.engines:
@@ -180,9 +188,7 @@ def _checked(config: Config, launcher: Launcher) -> Plan:
     if hands_over and launcher is Launcher.allocation:
         what = "planner.handover=true submits jobs, and this allocation is somebody's own"
         raise ConfigError(what, hint="the same command on a login node, or planner.handover=false")
-    if launcher is Launcher.local and config.cluster.gpus_per_node is None:
-        gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-        config = replace(config, cluster=replace(config.cluster, gpus_per_node=gpus))
+    config = gpus_counted(config, launcher)
     layout = lay_out(config)
     engine(config.engine.name).check(config, layout)
     grown.check(config, layout, launcher)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from hpc_dynamo.config import Config, ContainerKind, Device
-from hpc_dynamo.engines.contract import Command, Place
+from hpc_dynamo.engines.contract import Command, Place, advised
 from hpc_dynamo.engines.vllm import GUARD
 
 # Of an image made from Docker's the command script would put the image's entrypoint before ours.
@@ -45,7 +45,7 @@ def advice(config: Config, log_tail: str) -> str:
     """What to try where the container is to blame; empty where unknown or without one."""
     if config.engine.container.kind is ContainerKind.none:
         return ""
-    return next((hint for sign, hint in KNOWN_FAILURES.items() if sign in log_tail), "")
+    return advised(KNOWN_FAILURES, log_tail)
 
 
 def _apptainer(config: Config, place: Place, command: Command) -> Command:

@@ -14,6 +14,7 @@ from hpc_dynamo.engines.contract import (
     EventEndpoints,
     MetricNames,
     Place,
+    advised,
     blocks_fit,
     device_environment,
     event_endpoints,
@@ -25,7 +26,7 @@ from hpc_dynamo.engines.contract import (
 )
 from hpc_dynamo.engines.contract import flags as spelled
 from hpc_dynamo.engines.sglang_dialect import SglangDialect
-from hpc_dynamo.engines.vllm import GUARD
+from hpc_dynamo.engines.vllm import guard_path
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan
 
@@ -126,8 +127,7 @@ class Sglang:
         return int(given(config).get("page-size") or BLOCK_TOKENS)
 
     def advice(self, log_tail: str) -> str:
-        found = (hint for sign, hint in KNOWN_FAILURES.items() if sign in log_tail)
-        return next(found, "")
+        return advised(KNOWN_FAILURES, log_tail)
 
 
 def flags(args: dict[str, Any]) -> list[str]:
@@ -143,6 +143,5 @@ def no_profile(config: Config) -> None:
 
 
 def _env(config: Config, place: Place) -> dict[str, str]:
-    path = ":".join(filter(None, (str(GUARD), config.engine.env.get("PYTHONPATH"))))
     own = device_environment(config, place) | config.engine.env
-    return own | {"PYTHONPATH": path, "HPC_DYNAMO_ENGINE_KEY": place.token}
+    return own | {"PYTHONPATH": guard_path(config), "HPC_DYNAMO_ENGINE_KEY": place.token}

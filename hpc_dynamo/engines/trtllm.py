@@ -16,6 +16,7 @@ from hpc_dynamo.engines.contract import (
     EventEndpoints,
     MetricNames,
     Place,
+    advised,
     device_environment,
     interpreter,
     looks_at_events,
@@ -122,8 +123,7 @@ class Trtllm:
         return int(cache.get("tokens_per_block") or BLOCK_TOKENS)
 
     def advice(self, log_tail: str) -> str:
-        found = (hint for sign, hint in KNOWN_FAILURES.items() if sign in log_tail)
-        return next(found, "")
+        return advised(KNOWN_FAILURES, log_tail)
 
 
 def _args(config: Config) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from hpc_dynamo.engines.contract import (
     EventEndpoints,
     MetricNames,
     Place,
+    advised,
     blocks_fit,
     device_environment,
     event_endpoints,
@@ -138,10 +139,14 @@ class Vllm:
             "VLLM_NIXL_SIDE_CHANNEL_PORT": str(place.ports[1]),
             **device_environment(config, place),
             **config.engine.env,
-            "PYTHONPATH": ":".join(filter(None, (str(GUARD), config.engine.env.get("PYTHONPATH")))),
+            "PYTHONPATH": guard_path(config),
             "VLLM_API_KEY": place.token,
         }
 
     def advice(self, log_tail: str) -> str:
-        found = (hint for sign, hint in KNOWN_FAILURES.items() if sign in log_tail)
-        return next(found, "")
+        return advised(KNOWN_FAILURES, log_tail)
+
+
+def guard_path(config: Config) -> str:
+    """PYTHONPATH of an engine that imports what lies in GUARD, before the user's own."""
+    return ":".join(filter(None, (str(GUARD), config.engine.env.get("PYTHONPATH"))))

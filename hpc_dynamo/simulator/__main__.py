@@ -74,12 +74,9 @@ async def engine(args: argparse.Namespace, port: int, key: str) -> AsyncIterator
             parts = (agent, endpoint, client, metrics, scheduler.free, memory.settle, damage)
             handover = NixlHandover(*parts)
             if args.dialect == "sglang":
-                rooms, listen = (
-                    Rooms(args.kv_lease_s),
-                    (args.host, args.disaggregation_bootstrap_port),
-                )
+                rooms, wanted = Rooms(args.kv_lease_s), args.disaggregation_bootstrap_port
                 handover = RoomHandover(*parts, rooms=rooms)
-                met = await stack.enter_async_context(receiving(rooms, *listen, key))
+                met = await stack.enter_async_context(receiving(rooms, args.host, wanted, key))
                 service = replace(service, meeting=Meeting(args.role, met))
             scheduler.handover, service = handover, replace(service, agent=agent)
             loops.append(handover.watch())

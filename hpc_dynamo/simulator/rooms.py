@@ -81,7 +81,9 @@ class Rooms:
 
     def open(self, number: int, source: Source) -> None:
         """Let in who comes for these blocks."""
-        self._tell(number, source)
+        room = self._room(number)
+        if not room.done():
+            room.set_result(source)
 
     def close(self, number: int) -> bool:
         """Send away who waits. Whether blocks were there that nobody had asked for."""
@@ -98,11 +100,6 @@ class Rooms:
         if number not in self._rooms:
             self._rooms[number] = asyncio.get_running_loop().create_future()
         return self._rooms[number]
-
-    def _tell(self, number: int, source: Source) -> None:
-        room = self._room(number)
-        if not room.done():
-            room.set_result(source)
 
 
 class RoomHandover(NixlHandover):
