@@ -16,11 +16,13 @@ from hpc_dynamo.engines.contract import (
     Sequential,
     probing,
 )
+from hpc_dynamo.engines.roles import differ, for_role, for_worker
 from hpc_dynamo.engines.sglang import Sglang
 from hpc_dynamo.engines.simulator import DIALECTS, Simulator, spoken
 from hpc_dynamo.engines.trtllm import Trtllm
 from hpc_dynamo.engines.vllm import Vllm
-from hpc_dynamo.errors import unknown_name
+from hpc_dynamo.errors import ConfigError, unknown_name
+from hpc_dynamo.topology import Plan
 
 ENGINES: dict[str, type[Engine]] = {
     "sglang": Sglang,
@@ -35,6 +37,17 @@ def engine(name: str) -> Engine:
     if name not in ENGINES:
         raise unknown_name("engine.name", name, ENGINES)
     return ENGINES[name]()
+
+
+def check(config: Config, plan: Plan) -> None:
+    """Refuse what the engine cannot run, as each role's workers are started. Raises ConfigError."""
+    adapter = engine(config.engine.name)
+    if adapter.flexible(config) and differ(config):
+        what = "workers whose role changes while they run cannot have engine.prefill and .decode"
+        hint = "planner.restart=true starts them anew with those of their new role; or planner=off"
+        raise ConfigError(what, hint=hint)
+    for worker in {worker.role: worker for worker in plan.workers}.values():
+        adapter.check(for_worker(config, worker), plan)
 
 
 def dialect(config: Config) -> Dialect:
@@ -70,9 +83,12 @@ __all__ = [
     "Place",
     "Sequential",
     "advice",
+    "check",
     "contained",
     "dialect",
     "engine",
+    "for_role",
+    "for_worker",
     "probing",
     "suited",
 ]
