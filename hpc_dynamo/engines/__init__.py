@@ -43,8 +43,9 @@ def check(config: Config, plan: Plan) -> None:
     """Refuse what the engine cannot run, as each role's workers are started. Raises ConfigError."""
     adapter = engine(config.engine.name)
     if adapter.flexible(config) and differ(config):
-        what = "workers whose role changes while they run cannot have engine.prefill and .decode"
-        hint = "planner.restart=true starts them anew with those of their new role; or planner=off"
+        what = "a worker whose role changes while it runs has no options of one role: "
+        what += "engine.prefill and engine.decode differ"
+        hint = "planner.restart=true starts its engine anew in its new role; or planner=off"
         raise ConfigError(what, hint=hint)
     for worker in {worker.role: worker for worker in plan.workers}.values():
         adapter.check(for_worker(config, worker), plan)

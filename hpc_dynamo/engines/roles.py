@@ -27,7 +27,7 @@ def for_role(config: Config, role: Role) -> Config:
 def differ(config: Config) -> bool:
     """Whether prefill and decode workers are started with different options."""
     prefill, decode = (for_role(config, role).engine for role in (Role.prefill, Role.decode))
-    return (prefill.args, prefill.env) != (decode.args, decode.env)
+    return prefill.env != decode.env or _named(prefill.args) != _named(decode.args)
 
 
 def merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,6 +44,10 @@ def _spelled_like(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[st
     """An option may be written with dashes or underscores: `theirs` by the names in `ours`."""
     names = {_plain(name): name for name in ours}
     return {names.get(_plain(name), name): value for name, value in theirs.items()}
+
+
+def _named(args: Mapping[str, Any]) -> dict[str, Any]:
+    return {_plain(name): value for name, value in args.items()}
 
 
 def _plain(name: str) -> str:
