@@ -81,6 +81,7 @@ def test_each_roles_options_are_checked(words: list[str], what: str) -> None:
     with pytest.raises(ConfigError) as wrong:
         check(made, plan(made))
     assert what in wrong.value.message
+    assert re.search(r"\(with engine\.(prefill|decode)\)$", wrong.value.message)
     others = [word.replace(".decode.", ".aggregated.") for word in words]
     unused = config(*(word.replace(".prefill.", ".aggregated.") for word in others))
     check(unused, plan(unused))  # a role that this topology does not have

