@@ -83,11 +83,12 @@ def test_its_commands_are_shown_without_the_key(recipe: str, call: Call) -> None
     shown = printed(call("plan", "--commands", f"recipe={recipe}", "cluster.gpus_per_node=8"))
     nodes, workers = LAYOUTS[recipe]
     heads = re.findall(r"^# worker (\d+), (\w+), on <node-(\d+)>", shown, re.MULTILINE)
-    assert [(int(rank), role) for rank, role, _ in heads] == [
-        (rank, role) for rank, (role, _, _) in enumerate(workers)
-    ]
+    parts = [(rank, w[0]) for rank, w in enumerate(workers) for _ in range(w[1])]
+    assert [(int(rank), role) for rank, role, _ in heads] == parts
     assert {int(node) for _, _, node in heads} == set(range(nodes))
-    assert shown.count("--host <node-") == shown.count("--port <port-0>") == len(workers)
+    assert shown.count("--host <node-") == shown.count("--port <port-0>") == len(parts)
+    keyed = {line.strip() for line in shown.splitlines() if "KEY=" in line}
+    assert keyed <= {"VLLM_API_KEY=<key> \\", "HPC_DYNAMO_ENGINE_KEY=<key> \\"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=RECIPES)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.engines import Command, Place, check, contained, engine, for_worker
-from hpc_dynamo.topology import Plan, Shard, Worker
+from hpc_dynamo.topology import Plan, Worker
 
 
 class Port(int):
@@ -26,11 +26,12 @@ def commands(config: Config, layout: Plan) -> Iterator[str]:
     """
     check(config, layout)
     for worker in layout.workers:
-        for part, shard in enumerate(worker.shards):
-            yield f"# {_title(worker, part, shard)}\n{_text(_started(config, worker, part))}"
+        for part in range(len(worker.shards)):
+            yield f"# {_title(worker, part)}\n{_text(started(config, worker, part))}"
 
 
-def _started(config: Config, worker: Worker, part: int) -> Command:
+def started(config: Config, worker: Worker, part: int) -> Command:
+    """What the agent would start on one of a worker's nodes, by our placeholders."""
     view = for_worker(config, worker)
     adapter = engine(view.engine.name)
     shard = worker.shards[part]
@@ -41,10 +42,10 @@ def _started(config: Config, worker: Worker, part: int) -> Command:
     return contained(view, place, adapter.command(view, place))
 
 
-def _title(worker: Worker, part: int, shard: Shard) -> str:
+def _title(worker: Worker, part: int) -> str:
     parts = len(worker.shards)
     split = f", part {part + 1} of {parts}" if parts > 1 else ""
-    return f"worker {worker.rank}, {worker.role}, on <node-{shard.node}>{split}"
+    return f"worker {worker.rank}, {worker.role}, on <node-{worker.shards[part].node}>{split}"
 
 
 def _text(command: Command) -> str:

@@ -1,11 +1,12 @@
-"""Every option of every recipe is one that its engine knows."""
+"""Every option of every recipe is one that its engine knows, on each node of each worker."""
 
 from collections.abc import Callable
 
 import pytest
 
+from hpc_dynamo.cli.commands import started
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.engines import Command, Place, engine, for_worker
+from hpc_dynamo.engines import Command
 from hpc_dynamo.topology import plan
 from tests.contract import test_sglang, test_trtllm, test_vllm
 from tests.test_recipes import RECIPES
@@ -21,8 +22,7 @@ REFUSES: dict[str, Callable[[Command], list[str]]] = {
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_its_engine_knows_every_option(recipe: str) -> None:
     config = compose([f"recipe={recipe}", "cluster.gpus_per_node=8"])
-    adapter = engine(config.engine.name)
     for worker in plan(config).workers:
-        place = Place(worker, "10.0.0.7", (5000, 5001), ("0",), "token", "/tmp/x", "/logs")
-        made = adapter.command(for_worker(config, worker), place)
-        assert REFUSES[config.engine.name](made) == [], worker
+        for part in range(len(worker.shards)):
+            made = started(config, worker, part)
+            assert REFUSES[config.engine.name](made) == [], (worker, part)
