@@ -125,7 +125,7 @@ def test_the_engines_of_a_run_get_their_own(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "prompts"
     assert list(answers(run / "output.jsonl")) == ids
     log = next(latest(run).logs.glob("agent-0*")).read_text()
-    started = dict(re.findall(r"worker \d \((\w+)\) starts: (.*)", log))
+    started = dict(re.findall(r"worker \d \((\w+)\).*? starts: (.*)", log))
     assert "--max-num-batched-tokens 512" in started["prefill"]
     assert "--num-blocks 888" in started["prefill"]
     assert "--max-num-batched-tokens" not in started["decode"]
