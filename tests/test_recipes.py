@@ -1,6 +1,7 @@
 """The files of conf/recipe/: each composes, is planned, rendered and says where it is from."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ LAYOUTS = {
 }
 
 
+@cache
 def config(recipe: str, *words: str) -> Config:
     return compose([f"recipe={recipe}", "cluster.gpus_per_node=8", *words])
 
