@@ -115,6 +115,13 @@ CASES: dict[str, tuple[str, list[str]]] = {
             "topology.aggregated.workers=4",
         ],
     ),
+    **{
+        f"serve-llama-70b-2p2d-{engine}": (
+            "serve",
+            [f"recipe=llama-70b-2p2d-{engine}", "cluster.gpus_per_node=8"],
+        )
+        for engine in ("vllm", "sglang", "trtllm")
+    },
     "serve-simulator": (
         "serve",
         [

@@ -15,7 +15,16 @@ from hpc_dynamo.agent.place import free_ports, visible_gpus
 from hpc_dynamo.agent.probe import NOTHING, Served, serves, what_is_served
 from hpc_dynamo.child import Child, clean_environment
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.engines import Engine, Place, advice, contained, dialect, engine, probing
+from hpc_dynamo.engines import (
+    Engine,
+    Place,
+    advice,
+    contained,
+    dialect,
+    engine,
+    for_worker,
+    probing,
+)
 from hpc_dynamo.errors import EngineError, WireError
 from hpc_dynamo.http import Client
 from hpc_dynamo.messages import (
@@ -155,13 +164,15 @@ class Agent:
         worker = self._workers[rank]
         place = self._place(worker)
         await self._report(worker, WorkerState.starting)
-        async with self._relay.follow(worker.rank, self._engine.events(self._config, place)):
+        events = self._engine.events(for_worker(self._config, worker), place)
+        async with self._relay.follow(worker.rank, events):
             await self._serve(worker, place)
 
     async def _serve(self, worker: Worker, place: Place) -> None:
         began = time.monotonic()
         url = f"http://{place.address}:{place.ports[0]}"
-        command = contained(self._config, place, self._engine.command(self._config, place))
+        config = for_worker(self._config, worker)
+        command = contained(config, place, self._engine.command(config, place))
         path = self._attempt.worker_log(worker.rank)
         log.info("worker %d (%s) starts: %s", worker.rank, worker.role, " ".join(command.argv))
         self._life_began[worker.rank] = path.stat().st_size if path.exists() else 0

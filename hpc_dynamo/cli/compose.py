@@ -19,11 +19,17 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import Config, Role
 from hpc_dynamo.errors import ConfigError, unknown_name
 
 # Fields that take any key: an override need not say `+`.
-FREE = ("engine.args", "engine.env", "batch.defaults", "cluster.slurm.extra")
+FREE = (
+    "engine.args",
+    "engine.env",
+    *(f"engine.{role}.{field}" for role in Role for field in ("args", "env")),
+    "batch.defaults",
+    "cluster.slurm.extra",
+)
 
 
 def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:

@@ -111,6 +111,14 @@ class Topology:
 
 
 @dataclass(frozen=True)
+class RoleOptions:
+    """Options of the engine's own that one role gets on top of all roles'; they win."""
+
+    args: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Engine:
     """One inference engine and how its processes are run."""
 
@@ -120,12 +128,23 @@ class Engine:
     container: Container = field(default_factory=Container)
     args: dict[str, Any] = field(default_factory=dict)  # the engine's own options, passed through
     env: dict[str, str] = field(default_factory=dict)
+    prefill: RoleOptions = field(default_factory=RoleOptions)
+    decode: RoleOptions = field(default_factory=RoleOptions)
+    aggregated: RoleOptions = field(default_factory=RoleOptions)
     max_num_seqs: int = 256  # sequences that one worker decodes at a time
     cpus: int = 4  # for each GPU of a worker; for the whole worker where it uses none
     memory_gb: float = 32.0  # host memory, counted like cpus
     ready_timeout_s: float = 1800.0
     stop_timeout_s: float = 20.0
     restarts: int = 2  # a worker that dies is started again this often
+
+    def of(self, role: Role) -> RoleOptions:
+        """What workers of a role get on top of `args` and `env`."""
+        return {
+            Role.prefill: self.prefill,
+            Role.decode: self.decode,
+            Role.aggregated: self.aggregated,
+        }[role]
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ from hpc_dynamo.topology import Plan
 
 BLOCK_TOKENS = 16  # pages; SGLang's own default of 1 makes a transfer of every token
 
+ATTENTION_RANKS = ("attn-dp-size", "attention-data-parallel-size")  # two names of one option
+
 METRICS = MetricNames(
     running="sglang:num_running_reqs",
     waiting="sglang:num_queue_reqs",
@@ -112,10 +114,12 @@ class Sglang:
         return Command((interpreter(config), *module, *words), _env(config, place))
 
     def events(self, config: Config, place: Place) -> EventEndpoints | None:
-        """None also where the user has a kv-events-config, and with data parallelism, for which
-        SGLang refuses ipc endpoints. A decode worker caches nothing unless it is told to."""
+        """None also where the user has a kv-events-config, and with data parallelism, of the whole
+        or of attention, for which SGLang refuses ipc endpoints. A decode worker caches nothing
+        unless it is told to."""
         own, pool = given(config), dict(config.topology.pools)[place.worker.role]
-        if "kv-events-config" in own or pool.data_parallel > 1:
+        ranks = max(int(own.get(name) or 1) for name in ATTENTION_RANKS)
+        if "kv-events-config" in own or pool.data_parallel > 1 or ranks > 1:
             return None
         return event_endpoints(config, place)
 

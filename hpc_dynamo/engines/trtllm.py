@@ -23,6 +23,7 @@ from hpc_dynamo.engines.contract import (
     model_is_set,
     one_node_each,
 )
+from hpc_dynamo.engines.roles import merged
 from hpc_dynamo.engines.trtllm_dialect import TrtllmDialect
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan
@@ -107,7 +108,7 @@ class Trtllm:
         }
         module = ("-m", "tensorrt_llm.commands.serve", "serve", config.model.path)
         env = {"TRTLLM_NO_USAGE_STATS": "1", **device_environment(config, place)}
-        text = json.dumps(_merged(_file(place.worker.role, pool), extra), indent=1)
+        text = json.dumps(merged(_file(place.worker.role, pool), extra), indent=1)
         argv = (interpreter(config), *module, *_flags(options | args))
         return Command(argv, env | config.engine.env, {name: text + "\n"})  # JSON is YAML
 
@@ -160,16 +161,6 @@ def _file(role: Role, pool: Pool) -> dict[str, Any]:
     if role is Role.prefill:
         fields["disable_overlap_scheduler"] = True  # as its documentation has it for prefill
     return fields
-
-
-def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """`theirs` win, key by key also inside of mappings."""
-    both = {
-        key: _merged(ours[key], value)
-        for key, value in theirs.items()
-        if isinstance(value, Mapping) and isinstance(ours.get(key), Mapping)
-    }
-    return {**ours, **theirs, **both}
 
 
 def _flags(args: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,11 @@ OPTIONS: dict[str, str] = RECORDED["options"]
 FIELDS: dict[str, list[str]] = RECORDED["fields"]
 MODEL_OF = {
     "cache_transceiver_config": "CacheTransceiverConfig",
+    "cuda_graph_config": "CudaGraphConfig",
     "kv_cache_config": "KvCacheConfig",
+    "load_balancer": "MoeLoadBalancerConfig",
+    "moe_config": "MoeConfig",
+    "speculative_config": "MTPDecodingConfig",  # the one that we use
 }
 
 SHAPES = [Pool(1, tensor_parallel=4), Pool(1, pipeline_parallel=2), Pool(1, data_parallel=4)]
@@ -58,7 +63,7 @@ def test_every_option_and_field_exists(role: Role, pool: Pool, args: dict[str, A
 
 def unknown(made: Command) -> list[str]:
     """What TensorRT-LLM would refuse of a command."""
-    words, wrong = list(made.argv[made.argv.index("/model") + 1 :]), list[str]()
+    words, wrong = list(made.argv[made.argv.index("serve") + 2 :]), list[str]()
     while words:
         name = words.pop(0)
         valued = bool(words) and not words[0].startswith("--")
@@ -66,11 +71,16 @@ def unknown(made: Command) -> list[str]:
         if name not in OPTIONS or valued is (OPTIONS[name] == "flag"):
             wrong.append(name)
     (text,) = made.files.values()
-    for key, value in json.loads(text).items():
-        inner = value if isinstance(value, dict) else {}
-        wrong += [key] if key not in FIELDS["TorchLlmArgs"] else []
-        wrong += [f"{key}.{name}" for name in inner if name not in FIELDS[MODEL_OF[key]]]
-    return wrong
+    return wrong + list(strangers("TorchLlmArgs", json.loads(text)))
+
+
+def strangers(model: str, fields: dict[str, Any], path: str = "") -> Iterator[str]:
+    """Fields that a model does not have, also inside of others."""
+    for key, value in fields.items():
+        if key not in FIELDS[model]:
+            yield f"{path}{key}"
+        elif isinstance(value, dict):
+            yield from strangers(MODEL_OF[key], value, f"{path}{key}.")
 
 
 def test_this_check_can_fail() -> None:
