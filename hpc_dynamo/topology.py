@@ -49,16 +49,20 @@ class Plan:
     @property
     def first_node(self) -> int:
         """0 but for a further job's."""
-        return min(shard.node for worker in self.workers for shard in worker.shards)
+        return min(self.used)
 
     def after(self, rank: int, node: int) -> "Plan":
         """The same, with ranks and nodes that go on from these."""
         return replace(self, workers=tuple(_after(w, rank, node) for w in self.workers))
 
     @property
+    def used(self) -> frozenset[int]:
+        """Nodes that any part of a worker is on."""
+        return frozenset(shard.node for worker in self.workers for shard in worker.shards)
+
+    @property
     def idle_nodes(self) -> int:
-        used = {shard.node for worker in self.workers for shard in worker.shards}
-        return self.nodes - len(used)
+        return self.nodes - len(self.used)
 
 
 def _after(worker: Worker, rank: int, node: int) -> Worker:

@@ -16,12 +16,12 @@ from hpc_dynamo.engines.contract import (
     flags,
     given,
     interpreter,
-    one_node_each,
     reshapes,
 )
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
 from hpc_dynamo.engines.sglang import no_profile
 from hpc_dynamo.engines.sglang_dialect import SglangDialect
+from hpc_dynamo.engines.spread import alike, node_options, spread
 from hpc_dynamo.engines.trtllm_dialect import TrtllmDialect
 from hpc_dynamo.engines.vllm import VLLM_METRICS
 from hpc_dynamo.errors import unknown_name
@@ -52,10 +52,12 @@ class Simulator:
     metrics = VLLM_METRICS
     tokenizes = False  # it has a language of its own
     ports = 2  # HTTP, bootstrap server
+    meeting_ports = 1
     never_ready = ()
 
     def check(self, config: Config, plan: Plan) -> None:
-        one_node_each("simulator", config, plan)
+        for worker in spread(plan):
+            alike("simulator", config, worker)
         blocks_fit(config, self.block_tokens(config))
         if isinstance(spoken(config), Concurrent):
             no_profile(config)
@@ -68,6 +70,7 @@ class Simulator:
             "role": "both" if self.flexible(config) else str(place.worker.role),
             "max-num-seqs": config.engine.max_num_seqs,
             "enable-prompt-tokens-details": True,
+            **node_options(place),
         }
         if isinstance(spoken(config), Concurrent) and place.worker.role is Role.prefill:
             options["disaggregation-bootstrap-port"] = place.ports[1]

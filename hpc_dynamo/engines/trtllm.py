@@ -21,8 +21,8 @@ from hpc_dynamo.engines.contract import (
     interpreter,
     looks_at_events,
     model_is_set,
-    one_node_each,
 )
+from hpc_dynamo.engines.spread import one_node_each
 from hpc_dynamo.engines.trtllm_dialect import TrtllmDialect
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan
@@ -76,6 +76,7 @@ class Trtllm:
     metrics = TRTLLM_METRICS
     tokenizes = False  # it has no /tokenize
     ports = 1  # NIXL finds ports of its own
+    meeting_ports = 0
     never_ready = ()
 
     def check(self, config: Config, plan: Plan) -> None:
