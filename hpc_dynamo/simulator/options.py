@@ -55,6 +55,10 @@ def parser() -> argparse.ArgumentParser:
     add("--enable-prompt-tokens-details", action="store_true", help="tell prefix hits in `usage`")
     add("--enable-request-id-headers", action="store_true", help="X-Request-Id in answers")
     add("--kv-events-config", metavar="JSON", default="{}", help="as vLLM's: where to publish")
+    add("--nnodes", type=int, default=1, help="nodes that this rank is spread over (%(default)s)")
+    add("--node-rank", type=int, default=0, help="which of them this is; 0 serves (%(default)s)")
+    add("--master-addr", default="127.0.0.1", help="of node 0, where they meet (%(default)s)")
+    add("--master-port", type=int, default=29501, help="(%(default)s)")
     add("--seed", type=int, default=0, help="the same on all ranks of a model (%(default)s)")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     fail = p.add_argument_group("failing on purpose")
@@ -68,6 +72,8 @@ def parser() -> argparse.ArgumentParser:
     fail.add_argument("--damage-kv", action="store_true", help="hand over one wrong byte a prompt")
     lose = "publish this share of KV event batches to nobody; replays have them"
     fail.add_argument("--lose-kv-events", type=float, default=0.0, metavar="P", help=lose)
+    alone = "stay when another node is gone, as if hanging in a collective operation"
+    fail.add_argument("--outlive-nodes", action="store_true", help=alone)
     fail.add_argument("--start-delay-s", type=float, default=0.0, metavar="S", help="as if loading")
     return p
 
@@ -77,6 +83,9 @@ def check(args: argparse.Namespace) -> None:
     if args.dialect == "sglang" and args.role == "both":
         what = "role: SGLang's ranks prefill or decode, not both"
         raise ConfigError(what, hint="--role prefill, --role decode, or --dialect vllm")
+    if not 0 <= args.node_rank < args.nnodes:
+        what = f"node-rank: {args.node_rank} is none of {args.nnodes} nodes"
+        raise ConfigError(what, hint=f"--node-rank 0 to {args.nnodes - 1}")
     if args.max_model_len > args.num_blocks * args.block_size:
         have = args.num_blocks * args.block_size
         what = f"max-model-len: {args.max_model_len} tokens do not fit into the KV cache of {have}"

@@ -1,0 +1,153 @@
+"""Workers over several nodes as commands: what each part of them is told, and what is refused."""
+
+from dataclasses import replace
+
+import pytest
+
+from hpc_dynamo.config import Cluster, Config, Engine, Kind, Model, Pool, Role, Router, Topology
+from hpc_dynamo.engines import Command, Meeting, Place, engine
+from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.topology import Worker, plan
+from tests.test_engines import options
+
+GPUS = 4  # of a node
+MET = Meeting("10.0.0.5", (6000, 6001))
+
+
+def config(name: str, pool: Pool, **args: object) -> Config:
+    return Config(
+        engine=Engine(name=name, args=args),
+        model=Model(path="/llama"),
+        topology=Topology(aggregated=pool),
+        router=Router(kv_events=False),
+        cluster=Cluster(gpus_per_node=GPUS),
+    )
+
+
+def command(given: Config, part: int) -> Command:
+    """Of one part of the first worker."""
+    engine(given.engine.name).check(given, plan(given))
+    return engine(given.engine.name).command(given, place(plan(given).workers[0], part))
+
+
+def place(worker: Worker, part: int) -> Place:
+    address = f"10.0.0.{5 + part}"
+    return Place(
+        worker, address, (5000, 5001), ("0",), "t", part=part, meeting=MET, interface="ib0"
+    )
+
+
+def parts(given: Config, *names: str) -> list[tuple[str | None, ...]]:
+    """What each part is told of these options; None where it is told nothing."""
+    count = len(plan(given).workers[0].shards)
+    told = [options(command(given, part)) for part in range(count)]
+    return [tuple(each.get(f"--{name}") for name in names) for each in told]
+
+
+NODES = ("nnodes", "node-rank", "master-addr", "master-port", "headless")
+
+
+def test_vllm_spreads_a_replica_by_its_nodes() -> None:
+    for pool in (Pool(1, tensor_parallel=8), Pool(1, pipeline_parallel=6), Pool(1, 4, 2)):
+        given = config("vllm", pool)
+        assert parts(given, *NODES, "distributed-executor-backend") == [
+            ("2", "0", "10.0.0.5", "6000", None, "mp"),
+            ("2", "1", "10.0.0.5", "6000", "", "mp"),
+        ]
+    first, second = (command(config("vllm", Pool(1, 8)), part) for part in (0, 1))
+    assert first.argv[2] == "vllm.entrypoints.openai.api_server"
+    assert second.argv[2] == "hpc_dynamo_vllm"
+
+
+RANKS = ("size-local", "start-rank", "address", "rpc-port")
+
+
+def test_vllm_gives_each_node_whole_replicas_as_ranks_of_one_server() -> None:
+    given = config("vllm", Pool(1, tensor_parallel=2, data_parallel=3))
+    names = ("data-parallel-size", *(f"data-parallel-{name}" for name in RANKS))
+    assert parts(given, *names, "headless", "nnodes") == [
+        ("3", "2", None, "10.0.0.5", "6001", None, None),
+        ("3", "1", "2", "10.0.0.5", "6001", "", None),
+    ]
+
+
+def test_vllm_spreads_replicas_that_are_spread_themselves_only_of_experts() -> None:
+    pool = Pool(1, tensor_parallel=8, data_parallel=2)
+    dense = config("vllm", pool)
+    with pytest.raises(ConfigError, match="each over several: not with a dense model") as refused:
+        engine("vllm").check(dense, plan(dense))
+    assert "topology.aggregated.workers=2" in refused.value.hint
+    assert "engine.args.enable-expert-parallel=true" in refused.value.hint
+    experts = config("vllm", pool, **{"enable-expert-parallel": True})
+    told = parts(experts, "nnodes", "node-rank", "data-parallel-size", "data-parallel-rpc-port")
+    assert told == [("4", str(part), "2", "6001") for part in range(4)]
+
+
+def test_vllm_refuses_experts_whose_replicas_share_a_node() -> None:
+    args = {"enable-expert-parallel": True}
+    given = config("vllm", Pool(1, pipeline_parallel=6, data_parallel=2), **args)
+    with pytest.raises(ConfigError, match="a node would hold parts of two"):
+        engine("vllm").check(given, plan(given))
+
+
+def test_sglang_meets_at_one_address() -> None:
+    given = config("sglang", Pool(1, tensor_parallel=8))
+    told = parts(given, "nnodes", "node-rank", "dist-init-addr")
+    assert told == [("2", str(part), "10.0.0.5:6000") for part in (0, 1)]
+
+
+def test_sglangs_prefill_parts_all_know_the_bootstrap_server_of_the_first() -> None:
+    pool = Pool(1, tensor_parallel=8)
+    topology = Topology(kind=Kind.disaggregated, prefill=pool, decode=pool)
+    given = replace(config("sglang", pool), topology=topology)
+    worker = replace(plan(config("sglang", pool)).workers[0], role=Role.prefill)
+    told = [engine("sglang").command(given, place(worker, part)) for part in (0, 1)]
+    assert [options(each)["--disaggregation-bootstrap-port"] for each in told] == ["6001", "6001"]
+
+
+def test_sglang_refuses_replicas_over_nodes() -> None:
+    given = config("sglang", Pool(1, tensor_parallel=4, data_parallel=2))
+    with pytest.raises(ConfigError, match="SGLang keeps its replicas on one") as refused:
+        engine("sglang").check(given, plan(given))
+    assert "topology.aggregated.workers=2" in refused.value.hint
+    assert "tensor_parallel=8 with engine.args.attn-dp-size" in refused.value.hint
+
+
+def test_the_simulator_is_spread_alike() -> None:
+    told = parts(config("simulator", Pool(1, pipeline_parallel=6)), *NODES)
+    assert told == [("2", str(part), "10.0.0.5", "6000", None) for part in (0, 1)]
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang", "simulator"])
+def test_parts_of_different_sizes_are_refused_where_ranks_are_counted_by_node(name: str) -> None:
+    given = config(name, Pool(1, pipeline_parallel=7))
+    with pytest.raises(ConfigError, match=r"7 GPUs a worker are \[4, 3\] on 2 nodes") as refused:
+        engine(name).check(given, plan(given))
+    assert "whose product 2 divides" in refused.value.hint
+
+
+def test_trtllm_is_started_on_one_node_only() -> None:
+    given = config("trtllm", Pool(1, pipeline_parallel=6))
+    with pytest.raises(ConfigError, match="6 GPUs a worker take 2 nodes") as refused:
+        engine("trtllm").check(given, plan(given))
+    assert "at most 4 GPUs a worker" in refused.value.hint
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang"])
+def test_they_keep_to_the_jobs_network(name: str) -> None:
+    own = {"vllm": "VLLM_HOST_IP", "sglang": "SGLANG_HOST_IP"}[name]
+    env = command(config(name, Pool(1, tensor_parallel=8)), 1).env
+    assert (env["GLOO_SOCKET_IFNAME"], env["NCCL_SOCKET_IFNAME"]) == ("ib0", "=ib0")
+    assert env[own] == "10.0.0.6"
+    given = config(name, Pool(1, tensor_parallel=8))
+    mine = replace(given, engine=replace(given.engine, env={"NCCL_SOCKET_IFNAME": "hsn"}))
+    assert command(mine, 1).env["NCCL_SOCKET_IFNAME"] == "hsn"
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang", "simulator"])
+def test_only_the_first_part_tells_of_its_kv_cache(name: str) -> None:
+    given = replace(config(name, Pool(1, tensor_parallel=8)), router=Router())
+    worker = plan(given).workers[0]
+    told = [engine(name).events(given, replace(place(worker, n), events="/tmp/x")) for n in (0, 1)]
+    assert told[0] is not None
+    assert told[1] is None
