@@ -164,15 +164,15 @@ class Agent:
         await self._report(worker, WorkerState.starting)
         async with (
             self._relay.follow(worker.rank, self._engine.events(self._config, place)),
-            self._gathering.life(place) as lost,
+            self._gathering.life(place, self._is_gathered(worker)) as lost,
         ):
             await self._serve(place, lost)
 
     async def _serve(self, place: Place, lost: "asyncio.Future[str]") -> None:
         began, worker = time.monotonic(), place.worker
-        part = self._part(place)
+        part, gathered = self._part(place), self._is_gathered(worker)
         async with part.running() as child:
-            over = asyncio.create_task(death(part, child, lost, len(worker.shards)))
+            over = asyncio.create_task(death(part, child, lost, gathered))
             try:
                 role, token = worker.role, self._token
                 served = await until_served(self._config, part, role, token, over)
@@ -184,6 +184,11 @@ class Agent:
                 raise await over
             finally:
                 over.cancel()
+
+    def _is_gathered(self, worker: Worker) -> bool:
+        """Whether it has further parts, on other nodes, which their agents start."""
+        spread = len(worker.shards) > 1
+        return spread and not self._engine.world(self._config, worker)
 
     def _first_place(self, worker: Worker) -> Place:
         """Of a worker, or of its first part; then also where all its parts meet."""

@@ -24,12 +24,12 @@ class Gathering:
         self._lost = dict[int, asyncio.Future[str]]()  # of those now: how a further part died
 
     @asynccontextmanager
-    async def life(self, place: Place) -> AsyncIterator["asyncio.Future[str]"]:
-        """Further parts start; what is given is done when one of them has died."""
+    async def life(self, place: Place, gathered: bool) -> AsyncIterator["asyncio.Future[str]"]:
+        """Further parts start, if there are any; done when one of them has died."""
         rank, lost = place.worker.rank, asyncio.get_running_loop().create_future()
         self._lives[rank] += 1
         self._lost[rank] = lost
-        if place.meeting:
+        if gathered:
             await self._send(_gather(place, self._lives[rank]))
         try:
             yield lost
@@ -52,7 +52,9 @@ def _gather(place: Place, life: int) -> Gather:
     )
 
 
-async def death(part: Part, child: Child, lost: "asyncio.Future[str]", parts: int) -> EngineError:
+async def death(
+    part: Part, child: Child, lost: "asyncio.Future[str]", gathered: bool
+) -> EngineError:
     """Waits until a part of a worker has died, and says how. The parts of one end each other: who
     was first is not known, so that all are named of which it is heard."""
     died = asyncio.create_task(child.wait())
@@ -62,7 +64,7 @@ async def death(part: Part, child: Child, lost: "asyncio.Future[str]", parts: in
         if not died.done():
             return EngineError(lost.result())
         own = part.died(died.result())
-        if parts > 1:
+        if gathered:
             await asyncio.wait({lost}, timeout=TELL_S)
         return EngineError(f"{own}\nand {lost.result()}") if lost.done() else own
     finally:

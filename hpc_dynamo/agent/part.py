@@ -1,15 +1,18 @@
 """One process of a worker on this node, from its start to its end: all of the worker, or the part
 of it that is on this node."""
 
+import asyncio
 import logging
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from hpc_dynamo.child import Child, clean_environment
 from hpc_dynamo.config import Config
-from hpc_dynamo.engines import Place, advice, contained, engine
+from hpc_dynamo.engines import Command, Place, advice, contained, engine
 from hpc_dynamo.errors import EngineError
+from hpc_dynamo.launch import world
 from hpc_dynamo.run import Attempt, write_atomic
 
 TAIL_BYTES = 4000
@@ -36,8 +39,7 @@ class Part:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Child]:
         """While the process may run; at the end it has ended."""
-        command = engine(self._config.engine.name).command(self._config, self._place)
-        command = contained(self._config, self._place, command)
+        command = await self._command()
         log.info("%s starts: %s", self.name, " ".join(command.argv))
         for name, text in command.files.items():
             write_atomic(self._attempt.logs / name, text.encode(), mode=0o600)
@@ -47,6 +49,15 @@ class Part:
             yield child
         finally:
             await child.stop()
+
+    async def _command(self) -> Command:
+        config, place, adapter = self._config, self._place, engine(self._config.engine.name)
+        command = contained(config, place, adapter.command(config, place))
+        if not adapter.world(config, place.worker):
+            return command
+        plan, step = self._attempt.plan(), world.step
+        argv = await asyncio.to_thread(step, config, plan, place.worker, command.argv)
+        return replace(command, argv=argv, env=dict(command.env) | world.environment())
 
     def died(self, code: int) -> EngineError:
         if code <= 128:

@@ -166,6 +166,10 @@ class Engine(Protocol):
         """The process that serves `place.worker` on `place.ports[0]`, or that is a further part
         of it."""
 
+    def world(self, config: Config, worker: Worker) -> bool:
+        """Whether the ranks of this worker, which is spread over nodes, are one MPI world: each
+        runs the first part's command, and there are no further parts."""
+
     def events(self, config: Config, place: Place) -> EventEndpoints | None:
         """Where `command` makes the engine tell of its KV cache; None where it does not, as
         further parts never do."""

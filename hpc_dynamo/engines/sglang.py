@@ -28,7 +28,7 @@ from hpc_dynamo.engines.sglang_dialect import SglangDialect
 from hpc_dynamo.engines.spread import alike, network, pool_of, spread
 from hpc_dynamo.engines.vllm import guard_path
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.topology import Plan
+from hpc_dynamo.topology import Plan, Worker
 
 BLOCK_TOKENS = 16  # pages; SGLang's own default of 1 makes a transfer of every token
 
@@ -113,6 +113,9 @@ class Sglang:
         module = ("-m", "hpc_dynamo_sglang")  # sglang.launch_server, with the key
         words = flags(options | given(config))
         return Command((interpreter(config), *module, *words), _env(config, place))
+
+    def world(self, config: Config, worker: Worker) -> bool:
+        return False
 
     def events(self, config: Config, place: Place) -> EventEndpoints | None:
         """None also where the user has a kv-events-config, and with data parallelism, for which

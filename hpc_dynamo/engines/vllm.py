@@ -27,7 +27,7 @@ from hpc_dynamo.engines.contract import (
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
 from hpc_dynamo.engines.spread import network
 from hpc_dynamo.engines.vllm_parts import MEETING_PORTS, check_parts, module, part_options
-from hpc_dynamo.topology import Plan
+from hpc_dynamo.topology import Plan, Worker
 
 KV_ROLE = {Role.prefill: "kv_producer", Role.decode: "kv_consumer"}
 
@@ -107,6 +107,9 @@ class Vllm:
             options["kv-events-config"] = events_config(endpoints)
         argv = (interpreter(config), "-m", module(place), *flags(options | args))
         return Command(argv, self._environment(config, place))
+
+    def world(self, config: Config, worker: Worker) -> bool:
+        return False
 
     def events(self, config: Config, place: Place) -> EventEndpoints | None:
         """None also where the user has a kv-events-config, and with data parallelism: vLLM 0.32

@@ -24,7 +24,7 @@ from hpc_dynamo.simulator.handover import Endpoint, NixlHandover
 from hpc_dynamo.simulator.metrics import Metrics
 from hpc_dynamo.simulator.model import Model
 from hpc_dynamo.simulator.nodes import following, leading
-from hpc_dynamo.simulator.options import KEY_VARIABLE, check, parser
+from hpc_dynamo.simulator.options import KEY_VARIABLE, check, in_world, parser
 from hpc_dynamo.simulator.rooms import Meeting, RoomHandover, Rooms, receiving
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.server import Endpoints, Failures, Service, refusal
@@ -157,7 +157,7 @@ def main() -> int:
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=args.log_level.upper(), format=form)
     try:
-        check(args)
+        check(in_world(args))
         if args.fail_start:
             raise EngineError("failing on purpose (--fail-start)")
         uvloop.run(serve(args))

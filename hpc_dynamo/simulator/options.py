@@ -1,12 +1,15 @@
 """The command line, and which sizes go together."""
 
 import argparse
+import os
 
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.simulator.blocks import DIGEST_BYTES
 from hpc_dynamo.simulator.timing import PROFILES
 
 KEY_VARIABLE = "HPC_DYNAMO_ENGINE_KEY"
+
+WORLD = ("SLURM_NTASKS", "SLURM_PROCID")
 
 EPILOG = f"""\
 examples:
@@ -59,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     add("--node-rank", type=int, default=0, help="which of them this is; 0 serves (%(default)s)")
     add("--master-addr", default="127.0.0.1", help="of node 0, where they meet (%(default)s)")
     add("--master-port", type=int, default=29501, help="(%(default)s)")
+    add("--mpi", action="store_true", help="a rank of an MPI world, which Slurm numbers, a node")
     add("--seed", type=int, default=0, help="the same on all ranks of a model (%(default)s)")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     fail = p.add_argument_group("failing on purpose")
@@ -76,6 +80,18 @@ def parser() -> argparse.ArgumentParser:
     fail.add_argument("--outlive-nodes", action="store_true", help=alone)
     fail.add_argument("--start-delay-s", type=float, default=0.0, metavar="S", help="as if loading")
     return p
+
+
+def in_world(args: argparse.Namespace) -> argparse.Namespace:
+    """With `--mpi`: each rank is a node. Raises ConfigError outside of Slurm."""
+    if args.mpi:
+        try:
+            args.nnodes, args.node_rank = (int(os.environ[name]) for name in WORLD)
+        except KeyError as e:
+            raise ConfigError(
+                f"mpi: {e} is not set", hint="srun, or --nnodes and --node-rank"
+            ) from e
+    return args
 
 
 def check(args: argparse.Namespace) -> None:

@@ -46,3 +46,38 @@ def test_a_further_part_that_is_killed_has_its_worker_started_again(
     first = attempt.agent_log(0).read_text()
     assert f"--master-addr {cluster.address(cluster.nodes[0])}" in first
     assert "CUDA_VISIBLE" not in first
+
+
+# Two ranks a node, as TensorRT-LLM's: one step of Slurm's over both nodes.
+WORLD = (*TWO_NODES, "engine.args.start=mpi", "engine.args.dialect=trtllm")
+
+
+def _ranks(cluster: SlurmCluster, node: str) -> list[str]:
+    """Process ids of the worker's ranks on a node, in its own namespace."""
+    words = ("pgrep", "-f", "-m hpc_dynamo.simulator .*--mpi")
+    found = subprocess.run(cluster.on(node, *words), capture_output=True, text=True)
+    return found.stdout.split()
+
+
+def test_a_rank_of_a_world_that_is_killed_has_the_worker_started_again(
+    cluster: SlurmCluster, shared_dir: Path
+) -> None:
+    ids = write_prompts(shared_dir / "prompts.jsonl", 60)
+    run = shared_dir / "runs/prompts"
+    done = hpc_dynamo("batch", "--detach", *WORLD, cwd=shared_dir, env=cluster.env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    attempt = latest(run)
+    until("some results", lambda: results_on_disk(run) >= 3)
+    first, second, _ = cluster.nodes
+    former = {node: _ranks(cluster, node) for node in (first, second)}
+    # On the first node also the shells between: srun, its keeper.
+    assert len(former[second]) == 2, former
+    subprocess.run(cluster.on(second, "kill", "-9", former[second][0]), check=True)
+    outcome = until("the outcome", attempt.outcome, 120)
+    assert outcome.exit_code == 0, outcome
+    each_once(run, ids)
+    assert "2 restarts left" in attempt.agent_log(0).read_text()
+    assert "starts: " not in attempt.agent_log(1).read_text(), "the first agent starts all ranks"
+    said = attempt.worker_log(0).read_text()
+    assert "node 3 of 4, with node 0" in said
+    until("no rank left", lambda: not any(_ranks(cluster, n) for n in (first, second)))
