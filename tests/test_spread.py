@@ -1,13 +1,31 @@
 """Workers over several nodes as commands: what each part of them is told, and what is refused."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.config import Cluster, Config, Engine, Kind, Model, Pool, Role, Router, Topology
+from hpc_dynamo.config import (
+    Cluster,
+    Config,
+    Container,
+    ContainerKind,
+    Engine,
+    Kind,
+    Model,
+    Pool,
+    Role,
+    Router,
+    Topology,
+)
 from hpc_dynamo.engines import Command, Meeting, Place, engine
 from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.launch import rank
 from hpc_dynamo.topology import Worker, plan
+from tests.runs import hpc_dynamo, write_prompts
 from tests.test_engines import options
 
 GPUS = 4  # of a node
@@ -118,7 +136,7 @@ def test_the_simulator_is_spread_alike() -> None:
     assert told == [("2", str(part), "10.0.0.5", "6000", None) for part in (0, 1)]
 
 
-@pytest.mark.parametrize("name", ["vllm", "sglang", "simulator"])
+@pytest.mark.parametrize("name", ["vllm", "sglang", "simulator", "trtllm"])
 def test_parts_of_different_sizes_are_refused_where_ranks_are_counted_by_node(name: str) -> None:
     given = config(name, Pool(1, pipeline_parallel=7))
     with pytest.raises(ConfigError, match=r"7 GPUs a worker are \[4, 3\] on 2 nodes") as refused:
@@ -126,11 +144,90 @@ def test_parts_of_different_sizes_are_refused_where_ranks_are_counted_by_node(na
     assert "whose product 2 divides" in refused.value.hint
 
 
-def test_trtllm_is_started_on_one_node_only() -> None:
+# One MPI world
+
+
+def test_trtllms_ranks_are_started_by_its_own_script_beside_its_interpreter() -> None:
     given = config("trtllm", Pool(1, pipeline_parallel=6))
-    with pytest.raises(ConfigError, match="6 GPUs a worker take 2 nodes") as refused:
+    given = replace(given, engine=replace(given.engine, python="/env/bin/python"))
+    assert engine("trtllm").world(given, plan(given).workers[0])
+    made = command(given, 0)
+    assert made.argv[:2] == ("/env/bin/trtllm-llmapi-launch", "/env/bin/python")
+    assert made.argv[2:6] == ("-m", "tensorrt_llm.commands.serve", "serve", "/llama")
+    words = dict(zip(made.argv[6::2], made.argv[7::2], strict=True))
+    assert (words["--pp_size"], words["--gpus_per_node"]) == ("6", "3")
+    by_name = replace(given, engine=replace(given.engine, python="python3"))
+    assert command(by_name, 0).argv[:2] == ("trtllm-llmapi-launch", "python3")
+
+
+def test_on_one_node_it_starts_its_ranks_itself() -> None:
+    given = config("trtllm", Pool(1, tensor_parallel=4))
+    assert not engine("trtllm").world(given, plan(given).workers[0])
+    assert "trtllm-llmapi-launch" not in " ".join(command(given, 0).argv)
+
+
+def test_its_script_cannot_take_every_path() -> None:
+    given = config("trtllm", Pool(1, pipeline_parallel=6))
+    given = replace(given, model=Model(path="/shared/my model"))
+    with pytest.raises(ConfigError, match="splits words at blanks") as refused:
         engine("trtllm").check(given, plan(given))
-    assert "at most 4 GPUs a worker" in refused.value.hint
+    assert refused.value.message.startswith("model.path='/shared/my model'")
+
+
+def test_it_is_not_started_in_enroot_over_nodes() -> None:
+    given = config("trtllm", Pool(1, pipeline_parallel=6))
+    image = Container(kind=ContainerKind.enroot, image="/i.sqsh")
+    given = replace(given, engine=replace(given.engine, container=image))
+    with pytest.raises(ConfigError, match="not started in Enroot") as refused:
+        engine("trtllm").check(given, plan(given))
+    assert "engine.container.kind=apptainer" in refused.value.hint
+
+
+def test_the_simulator_can_be_such_a_world() -> None:
+    given = config("simulator", Pool(1, pipeline_parallel=6), start="mpi")
+    assert engine("simulator").world(given, plan(given).workers[0])
+    told = options(command(given, 0))
+    assert told["--mpi"] == ""
+    assert (told["--master-addr"], told["--master-port"]) == ("10.0.0.5", "6000")
+    assert not {"--nnodes", "--start"} & told.keys()
+    unknown = config("simulator", Pool(1), start="ray")
+    with pytest.raises(ConfigError, match=r"engine\.args\.start='ray' is not known"):
+        engine("simulator").check(unknown, plan(unknown))
+
+
+def test_a_world_needs_slurm(tmp_path: Path) -> None:
+    words = ("engine=simulator", "engine.device=cuda", "cluster.gpus_per_node=1")
+    more = ("topology=aggregated", "topology.aggregated.tensor_parallel=2")
+    write_prompts(tmp_path / "prompts.jsonl", 1)
+    refused = hpc_dynamo(
+        *("batch", *words, *more, "engine.args.start=mpi", "cluster.launcher=local"),
+        "input=prompts.jsonl",
+        cwd=tmp_path,
+    )
+    assert refused.returncode == 3
+    assert "cluster.launcher=local starts no MPI ranks over nodes" in refused.stderr
+
+
+PRINT = "import json, os; print(json.dumps(dict(os.environ)))"
+
+
+@pytest.mark.parametrize(
+    ("node", "given", "seen"),
+    [
+        ("0", "4,5,6,7", "4,5"),
+        ("1", "0,1,2,3", "2,3"),
+        ("1", "GPU-a,GPU-b,GPU-c,GPU-d", "GPU-c,GPU-d"),
+        ("0", "", "0,1"),
+    ],
+)
+def test_a_rank_sees_its_workers_gpus_on_its_node(node: str, given: str, seen: str) -> None:
+    env = {"SLURM_NODEID": node, "CUDA_VISIBLE_DEVICES": given, "PMIX_RANK": "3", "PATH": "/bin"}
+    argv = (sys.executable, "-I", "-S", rank.__file__, "0,1/2,3", sys.executable, "-c", PRINT)
+    told = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
+    found = json.loads(told.stdout)
+    assert found["CUDA_VISIBLE_DEVICES"] == found["APPTAINERENV_CUDA_VISIBLE_DEVICES"] == seen
+    assert found["APPTAINERENV_PMIX_RANK"] == "3"
+    assert found["PATH"] == f"{Path(sys.executable).parent}:/bin"
 
 
 @pytest.mark.parametrize("name", ["vllm", "sglang"])

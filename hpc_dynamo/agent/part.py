@@ -29,7 +29,8 @@ class Part:
         self._log = attempt.worker_log(place.worker.rank, place.part)
         self._began_at = self._log.stat().st_size if self._log.exists() else 0  # in its log
         worker, parts = place.worker, len(place.worker.shards)
-        which = f", part {place.part + 1} of {parts}," if parts > 1 else ""
+        whole = parts == 1 or engine(config.engine.name).world(config, worker)
+        which = "" if whole else f", part {place.part + 1} of {parts},"
         self.name = f"worker {worker.rank} ({worker.role}){which} on {host}"
 
     @property

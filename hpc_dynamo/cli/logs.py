@@ -104,9 +104,7 @@ def _known(attempt: Attempt) -> dict[str, Path]:
     known = {"head": attempt.agent_log(0)}
     known |= {f"agent-{n}": attempt.agent_log(n) for n in range(1, plan.nodes)}
     known |= {"frontend-0": attempt.frontend_log(0)} if serves else {}
-    for worker in plan.workers:
-        logs = [attempt.worker_log(worker.rank, part) for part in range(len(worker.shards))]
-        known |= {log.stem.removeprefix("worker-"): log for log in logs}
+    known |= {str(w.rank): attempt.worker_log(w.rank) for w in plan.workers}
     return known | _further(attempt, known)
 
 

@@ -54,7 +54,7 @@ WORLD = (*TWO_NODES, "engine.args.start=mpi", "engine.args.dialect=trtllm")
 
 def _ranks(cluster: SlurmCluster, node: str) -> list[str]:
     """Process ids of the worker's ranks on a node, in its own namespace."""
-    words = ("pgrep", "-f", "-m hpc_dynamo.simulator .*--mpi")
+    words = ("pgrep", "-f", "hpc_dynamo.simulator .*--mpi ")
     found = subprocess.run(cluster.on(node, *words), capture_output=True, text=True)
     return found.stdout.split()
 
