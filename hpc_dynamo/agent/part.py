@@ -11,7 +11,7 @@ from dataclasses import replace
 from hpc_dynamo.child import Child, clean_environment
 from hpc_dynamo.config import Config
 from hpc_dynamo.engines import Command, Place, advice, contained, engine
-from hpc_dynamo.errors import EngineError
+from hpc_dynamo.errors import EngineError, HpcDynamoError
 from hpc_dynamo.launch import world
 from hpc_dynamo.run import Attempt, write_atomic
 
@@ -29,8 +29,8 @@ class Part:
         self._log = attempt.worker_log(place.worker.rank, place.part)
         self._began_at = self._log.stat().st_size if self._log.exists() else 0  # in its log
         worker, parts = place.worker, len(place.worker.shards)
-        whole = parts == 1 or engine(config.engine.name).world(config, worker)
-        which = "" if whole else f", part {place.part + 1} of {parts},"
+        self._world = engine(config.engine.name).world(config, worker)
+        which = f", part {place.part + 1} of {parts}," if parts > 1 and not self._world else ""
         self.name = f"worker {worker.rank} ({worker.role}){which} on {host}"
 
     @property
@@ -49,16 +49,24 @@ class Part:
         try:
             yield child
         finally:
-            await child.stop()
+            code = await child.stop()
+            if self._world and code == 128 + signal.SIGKILL:
+                await asyncio.to_thread(self._end_world)
 
     async def _command(self) -> Command:
         config, place, adapter = self._config, self._place, engine(self._config.engine.name)
         command = contained(config, place, adapter.command(config, place))
-        if not adapter.world(config, place.worker):
+        if not self._world:
             return command
         plan, step = self._attempt.plan(), world.step
         argv = await asyncio.to_thread(step, config, plan, place.worker, command.argv)
         return replace(command, argv=argv, env=dict(command.env) | world.environment())
+
+    def _end_world(self) -> None:
+        try:
+            world.end(self._place.worker)
+        except HpcDynamoError as e:
+            log.error("%s: ranks may be left: %s", self.name, e)
 
     def died(self, code: int) -> EngineError:
         if code <= 128:
@@ -68,7 +76,8 @@ class Part:
 
     def failed(self, how: str, hint: str = "") -> EngineError:
         tail = self.tail()
-        last = next((line for line in reversed(tail.splitlines()) if line.strip()), "")
+        lines = (line for line in reversed(tail.splitlines()) if line.strip())
+        last = world.last_words(tail) if self._world else next(lines, "")
         what = f"{self.name} {how}; it last said: {last.strip()}"
         return EngineError(what, hint=advice(self._config, tail) or hint, log=self._log)
 

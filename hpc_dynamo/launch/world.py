@@ -7,6 +7,7 @@ Source: srun(1); Slurm's own start of TensorRT-LLM (its examples/disaggregated/s
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -14,10 +15,11 @@ from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch import rank
 from hpc_dynamo.launch.node import whoami
-from hpc_dynamo.launch.slurm import mpi_type
+from hpc_dynamo.launch.slurm import ask, mpi_type
 from hpc_dynamo.topology import Plan, Worker
 
 KEPT = ("SLURM_JOB_ID", "SLURM_CONF")  # of the job's environment: all that srun needs of it
+TASK = re.compile(r"srun: error: \S+: tasks? [\d,-]+: ")
 REST_S = 10  # for the other ranks, once one has ended
 
 
@@ -41,7 +43,7 @@ def step(config: Config, plan: Plan, worker: Worker, argv: Sequence[str]) -> tup
     options = (
         "--overlap",
         f"--mpi={mpi_type(config)}",
-        f"--job-name=worker-{worker.rank}",
+        f"--job-name={_name(worker)}",
         f"--nodelist={','.join(nodes)}",
         f"--nodes={len(nodes)}",
         f"--ntasks={each * len(nodes)}",
@@ -53,6 +55,31 @@ def step(config: Config, plan: Plan, worker: Worker, argv: Sequence[str]) -> tup
         "--label",
     )
     return ("srun", *options, sys.executable, "-I", "-S", rank.__file__, gpus, *argv)
+
+
+def _name(worker: Worker) -> str:
+    return f"worker-{worker.rank}"
+
+
+def end(worker: Worker) -> None:
+    """SIGKILL for what a srun that was killed itself has left of a step. Raises LaunchError."""
+    shown = ask("squeue", "--noheader", "--steps", "--jobs", _job(), "--format", "%i %j")
+    for step_id, name in (line.split(maxsplit=1) for line in shown.splitlines()):
+        if name.strip() == _name(worker):
+            ask("scancel", "--signal=KILL", step_id)
+
+
+def _job() -> str:
+    return os.environ["SLURM_JOB_ID"]
+
+
+def last_words(log_tail: str) -> str:
+    """The line that tells the most of how a step ended: which rank was killed, else what the last
+    of them said."""
+    lines = [line for line in log_tail.splitlines() if line.strip()]
+    killed = [line for line in lines if TASK.match(line) and "Exited with" not in line]
+    said = [line for line in lines if not line.startswith("srun: ")]
+    return next(iter((killed or said or lines)[-1:]), "")
 
 
 def environment() -> dict[str, str]:

@@ -40,7 +40,7 @@ class Nodes:
             self._missing.discard(rank)
             if not self._missing:
                 self.complete.set()
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, asyncio.CancelledError):  # at our own end
                 await reader.read()
             self.gone = f"node {rank} is gone"
             self.broken.set()
