@@ -23,7 +23,7 @@ from hpc_dynamo.config import (
 )
 from hpc_dynamo.engines import Command, Meeting, Place, engine
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.launch import rank
+from hpc_dynamo.launch import rank, world
 from hpc_dynamo.topology import Worker, plan
 from tests.runs import hpc_dynamo, write_prompts
 from tests.test_engines import options
@@ -206,6 +206,17 @@ def test_a_world_needs_slurm(tmp_path: Path) -> None:
     )
     assert refused.returncode == 3
     assert "cluster.launcher=local starts no MPI ranks over nodes" in refused.stderr
+
+
+def test_the_last_words_of_a_world_name_the_rank_that_was_killed() -> None:
+    said = "1: EngineError: node 0 is gone\n"
+    others = "srun: error: n1: tasks 0-1: Exited with exit code 1\n"
+    killed = "srun: error: n2: task 2: Killed\n"
+    noise = "srun: Force Terminated StepId=2.1\n\n"
+    assert world.last_words(said + others + killed + others + noise) == killed.strip()
+    assert world.last_words(said + others + noise) == said.strip()
+    assert world.last_words("srun: error: no such node\n") == "srun: error: no such node"
+    assert world.last_words("") == ""
 
 
 PRINT = "import json, os; print(json.dumps(dict(os.environ)))"
