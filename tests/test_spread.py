@@ -208,6 +208,16 @@ def test_a_world_needs_slurm(tmp_path: Path) -> None:
     assert "cluster.launcher=local starts no MPI ranks over nodes" in refused.stderr
 
 
+def test_srun_gets_no_gpus_of_one_node_and_of_the_job_its_id_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"):
+        monkeypatch.setenv(name, "7")
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    made = world.environment({"CUDA_VISIBLE_DEVICES": "2,3", "A": "1"})
+    assert made == {"A": "1", "SLURM_JOB_ID": "7"}
+
+
 def test_the_last_words_of_a_world_name_the_rank_that_was_killed() -> None:
     said = "1: EngineError: node 0 is gone\n"
     others = "srun: error: n1: tasks 0-1: Exited with exit code 1\n"

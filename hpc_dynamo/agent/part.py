@@ -60,7 +60,7 @@ class Part:
             return command
         plan, step = self._attempt.plan(), world.step
         argv = await asyncio.to_thread(step, config, plan, place.worker, command.argv)
-        return replace(command, argv=argv, env=dict(command.env) | world.environment())
+        return replace(command, argv=argv, env=world.environment(command.env))
 
     def _end_world(self) -> None:
         try:

@@ -9,7 +9,7 @@ Source: srun(1); Slurm's own start of TensorRT-LLM (its examples/disaggregated/s
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.errors import ConfigError
@@ -34,7 +34,7 @@ def refuse_without_slurm(launcher: Launcher) -> None:
 def step(config: Config, plan: Plan, worker: Worker, argv: Sequence[str]) -> tuple[str, ...]:
     """The command of the whole world, each rank of which is to run `argv`.
 
-    To be run inside the job, with `environment()`. Asks Slurm: not for an event loop.
+    To be run inside the job, with `environment`. Asks Slurm: not for an event loop.
     """
     hosts = whoami(plan.nodes)[1]
     nodes = [hosts[shard.node - plan.first_node] for shard in worker.shards]
@@ -82,6 +82,10 @@ def last_words(log_tail: str) -> str:
     return next(iter((killed or said or lines)[-1:]), "")
 
 
-def environment() -> dict[str, str]:
-    """What srun needs to know of our job."""
-    return {name: os.environ[name] for name in KEPT if name in os.environ}
+def environment(env: Mapping[str, str]) -> dict[str, str]:
+    """For `step`: what the ranks are told, and what srun needs to know of our job.
+
+    The GPUs that a rank sees are its own node's business, see rank.py.
+    """
+    told = {name: value for name, value in env.items() if name != "CUDA_VISIBLE_DEVICES"}
+    return told | {name: os.environ[name] for name in KEPT if name in os.environ}
