@@ -7,6 +7,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from subprocess import SubprocessError
 
 from hpc_dynamo.child import Child, clean_environment
 from hpc_dynamo.config import Config
@@ -59,7 +60,10 @@ class Part:
         if not self._world:
             return command
         plan, step = self._attempt.plan(), world.step
-        argv = await asyncio.to_thread(step, config, plan, place.worker, command.argv)
+        try:
+            argv = await asyncio.to_thread(step, config, plan, place.worker, command.argv)
+        except (HpcDynamoError, SubprocessError) as e:
+            raise EngineError(f"{self.name}: its ranks could not be started: {e}") from e
         return replace(command, argv=argv, env=world.environment(command.env))
 
     def _end_world(self) -> None:
