@@ -121,7 +121,8 @@ def test_a_batch_by_a_worker_of_two_parts(tmp_path: Path) -> None:
     attempt = latest(run)
     assert attempt.plan().nodes == 2
     assert "node 1 is here" in attempt.worker_log(0).read_text()
-    assert "node 1 of 2" in attempt.worker_log(0, 1).read_text()
+    shown = hpc_dynamo("logs", "name=prompts", "0-part-1", cwd=tmp_path)
+    assert "node 1 of 2, with node 0" in shown.stdout, shown.stderr
 
 
 def _pids(attempt: Attempt, part: int) -> list[int]:

@@ -37,7 +37,7 @@ def vllm() -> Provisioned:
     return provisioned()
 
 
-def write_questions(file: Path) -> None:
+def _write(file: Path) -> None:
     rows = (
         {
             "custom_id": f"q{i}",
@@ -53,7 +53,7 @@ def write_questions(file: Path) -> None:
 def test_greedy_text_through_prefill_and_decode_equals_that_of_one_worker(
     vllm: Provisioned, tmp_path: Path
 ) -> None:
-    write_questions(tmp_path / "questions.jsonl")
+    _write(tmp_path / "questions.jsonl")
     words = (
         "engine=vllm-cpu",
         "cluster.launcher=local",
