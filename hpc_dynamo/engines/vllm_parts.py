@@ -38,16 +38,12 @@ def _check_replicas(config: Config, worker: Worker, pool: Pool) -> None:
     nodes, role = len(worker.shards), worker.role
     what = f"topology.{role}: {pool.data_parallel} data-parallel replicas over {nodes} nodes"
     if not given(config).get(EXPERTS):
-        each = f"topology.{role}.workers={pool.data_parallel * _workers(config, worker)}"
+        each = f"topology.{role}.workers={pool.data_parallel * pool.workers}"
         hint = f"{each} topology.{role}.data_parallel=1; mixtures of experts: engine.args.{EXPERTS}"
         raise ConfigError(f"{what}, each over several: not with a dense model", hint=f"{hint}=true")
     if nodes % pool.data_parallel:
         hint = "tensor x pipeline parallel that is whole nodes"
         raise ConfigError(f"{what}: a node would hold parts of two", hint=hint)
-
-
-def _workers(config: Config, worker: Worker) -> int:
-    return pool_of(config, worker.role).workers
 
 
 def part_options(config: Config, place: Place) -> dict[str, Any]:
