@@ -31,7 +31,7 @@ def test_a_further_part_that_is_killed_has_its_worker_started_again(
     done = hpc_dynamo("batch", "--detach", *TWO_NODES, cwd=shared_dir, env=cluster.env)
     assert done.returncode == 0, done.stdout + done.stderr
     attempt = latest(run)
-    until("some results", lambda: results_on_disk(run) >= 3)
+    until("some results", lambda: results_on_disk(run) >= 3, 120)
     second = cluster.nodes[1]
     # Of two, keeper and engine, the newest is the engine.
     words = ("pkill", "-KILL", "-n", "-f", "hpc_dynamo.simulator.*--node-rank 1")
@@ -67,7 +67,7 @@ def test_a_rank_of_a_world_that_is_killed_has_the_worker_started_again(
     done = hpc_dynamo("batch", "--detach", *WORLD, cwd=shared_dir, env=cluster.env)
     assert done.returncode == 0, done.stdout + done.stderr
     attempt = latest(run)
-    until("some results", lambda: results_on_disk(run) >= 3)
+    until("some results", lambda: results_on_disk(run) >= 3, 120)
     first, second, _ = cluster.nodes
     former = {node: _ranks(cluster, node) for node in (first, second)}
     # On the first node srun and its keeper are found too.
