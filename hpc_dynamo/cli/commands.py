@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from hpc_dynamo.config import Config
-from hpc_dynamo.engines import Command, Place, check, contained, engine, for_worker
+from hpc_dynamo.engines import Command, Meeting, Place, check, contained, engine, for_worker
 from hpc_dynamo.topology import Plan, Worker
 
 
@@ -26,26 +26,49 @@ def commands(config: Config, layout: Plan) -> Iterator[str]:
     """
     check(config, layout)
     for worker in layout.workers:
-        for part in range(len(worker.shards)):
-            yield f"# {_title(worker, part)}\n{_text(started(config, worker, part))}"
+        for part in parts(config, worker):
+            title = _title(config, worker, part)
+            yield f"# {title}\n{_text(started(config, worker, part))}"
+
+
+def parts(config: Config, worker: Worker) -> range:
+    """Of a worker, those that agents start: of an MPI world the first alone."""
+    return range(1 if _is_world(config, worker) else len(worker.shards))
+
+
+def _is_world(config: Config, worker: Worker) -> bool:
+    view = for_worker(config, worker)
+    return engine(view.engine.name).world(view, worker)
 
 
 def started(config: Config, worker: Worker, part: int) -> Command:
     """What the agent would start on one of a worker's nodes, by our placeholders."""
     view = for_worker(config, worker)
     adapter = engine(view.engine.name)
-    shard = worker.shards[part]
-    ports = tuple(map(Port, range(adapter.ports)))
-    gpus = tuple(map(str, shard.gpus))
-    node = f"<node-{shard.node}>"
-    place = Place(worker, node, ports, gpus, token="<key>", events="<events>", folder="<logs>")
+    shard, own = worker.shards[part], adapter.ports
+    ports = tuple(map(Port, range(own + adapter.meeting_ports)))
+    meeting = Meeting(f"<node-{worker.node}>", ports[own:]) if len(worker.shards) > 1 else None
+    place = Place(
+        worker,
+        f"<node-{shard.node}>",
+        ports[:own],
+        tuple(map(str, shard.gpus)),
+        token="<key>",
+        events="<events>",
+        folder="<logs>",
+        part=part,
+        meeting=meeting,
+        interface="<interface>",
+    )
     return contained(view, place, adapter.command(view, place))
 
 
-def _title(worker: Worker, part: int) -> str:
-    parts = len(worker.shards)
-    split = f", part {part + 1} of {parts}" if parts > 1 else ""
-    return f"worker {worker.rank}, {worker.role}, on <node-{worker.shards[part].node}>{split}"
+def _title(config: Config, worker: Worker, part: int) -> str:
+    nodes, who = [f"<node-{s.node}>" for s in worker.shards], f"worker {worker.rank}, {worker.role}"
+    if _is_world(config, worker):
+        return f"{who}, on {' '.join(nodes)}: each rank of a step of srun, a rank a GPU"
+    split = f", part {part + 1} of {len(nodes)}" if len(nodes) > 1 else ""
+    return f"{who}, on {nodes[part]}{split}"
 
 
 def _text(command: Command) -> str:

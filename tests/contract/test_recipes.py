@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hpc_dynamo.cli.commands import started
+from hpc_dynamo.cli.commands import parts, started
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.engines import Command
 from hpc_dynamo.topology import plan
@@ -23,6 +23,6 @@ REFUSES: dict[str, Callable[[Command], list[str]]] = {
 def test_its_engine_knows_every_option(recipe: str) -> None:
     config = compose([f"recipe={recipe}", "cluster.gpus_per_node=8"])
     for worker in plan(config).workers:
-        for part in range(len(worker.shards)):
+        for part in parts(config, worker):
             made = started(config, worker, part)
             assert REFUSES[config.engine.name](made) == [], (worker, part)

@@ -83,6 +83,19 @@ def strangers(model: str, fields: dict[str, Any], path: str = "") -> Iterator[st
             yield from strangers(MODEL_OF[key], value, f"{path}{key}.")
 
 
+def test_every_option_of_a_world_over_nodes_exists() -> None:
+    pool = Pool(1, tensor_parallel=8, pipeline_parallel=2)
+    config = Config(
+        engine=Engine(name="trtllm"), model=Model(path="/model"), topology=Topology(aggregated=pool)
+    )
+    gpus = tuple(range(8))
+    worker = Worker(0, Role.aggregated, (Shard(0, gpus), Shard(1, gpus)))
+    place = Place(worker, "10.0.0.7", (5000,), ("0",), "token", folder="/logs")
+    made = engine("trtllm").command(config, place)
+    assert unknown(made) == []
+    assert "--gpus_per_node" in made.argv
+
+
 def test_this_check_can_fail() -> None:
     wrong = {"max_num_seqs": 1, "extra": {"kv_cache_config": {"fraction": 1}, "lease": 1}}
     made = command(Role.prefill, SHAPES[0], wrong)
