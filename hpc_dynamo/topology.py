@@ -3,7 +3,7 @@
 A tensor-parallel group talks all the time, so it is the unit of placement: it stays inside
 a node, or takes whole nodes. A worker that fits on a node is never split; a larger one takes
 consecutive nodes and may fill only part of its last, whose rest is open to others. Workers
-without GPUs are dealt to the nodes in turn.
+without GPUs are dealt to the nodes in turn. Of several models the workers are placed as of one.
 """
 
 from dataclasses import dataclass, replace
@@ -22,11 +22,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class Worker:
-    """One engine instance. `rank` counts workers of the job, prefill first."""
+    """One engine instance. `rank` counts workers of the job, model by model, prefill first.
+
+    `model` is one of `Config.models`; empty in a run of one model.
+    """
 
     rank: int
     role: Role
     shards: tuple[Shard, ...]
+    model: str = ""
 
     @property
     def node(self) -> int:
@@ -46,6 +50,10 @@ class Plan:
         """Workers whose HTTP is served from this node."""
         return tuple(w for w in self.workers if w.node == node)
 
+    def of(self, model: str) -> "Plan":
+        """The same with the workers of one model alone."""
+        return replace(self, workers=tuple(w for w in self.workers if w.model == model))
+
     @property
     def first_node(self) -> int:
         """0 but for a further job's."""
@@ -63,7 +71,7 @@ class Plan:
 
 def _after(worker: Worker, rank: int, node: int) -> Worker:
     shards = tuple(Shard(shard.node + node, shard.gpus) for shard in worker.shards)
-    return Worker(worker.rank + rank, worker.role, shards)
+    return replace(worker, rank=worker.rank + rank, shards=shards)
 
 
 def fill(config: Config, layout: Plan, role: Role, nodes: int) -> Plan:
@@ -88,12 +96,26 @@ def fill(config: Config, layout: Plan, role: Role, nodes: int) -> Plan:
 def plan(config: Config) -> Plan:
     """Lay out the workers. Raises ConfigError where the topology cannot be placed."""
     check(config)
-    gpus = 0 if config.engine.device is Device.cpu else _gpus_per_node(config)
-    demands = [(role, pool) for role, pool in config.topology.pools for _ in range(pool.workers)]
+    demands = _demands(config)
+    layout = _lay_out(config, [(role, pool) for _, role, pool in demands])
+    placed = zip(layout.workers, demands, strict=True)
+    return replace(layout, workers=tuple(replace(w, model=model) for w, (model, _, _) in placed))
+
+
+def _demands(config: Config) -> list[tuple[str, Role, Pool]]:
+    """Model, role and shape of each worker, by rank."""
+    pools = [(model, *pool) for model, own in config.each.items() for pool in own.topology.pools]
+    return [(model, role, pool) for model, role, pool in pools for _ in range(pool.workers)]
+
+
+def _lay_out(config: Config, demands: list[tuple[Role, Pool]]) -> Plan:
+    """In the order of the demands. All models compute on the same kind of device."""
+    devices = {own.engine.device for own in config.each.values()}
+    gpus = 0 if Device.cpu in devices else _gpus_per_node(config)
     if not gpus:
         nodes = config.topology.nodes or 1
         return Plan(nodes, 0, tuple(_dealt(demands, nodes)))
-    for role, pool in config.topology.pools:
+    for role, pool in dict.fromkeys(demands):
         _check_shape(role, pool, gpus)
     return _pack(config.topology, demands, gpus)
 
@@ -140,10 +162,9 @@ def _does_not_fit(demands: list[tuple[Role, Pool]], nodes: int, gpus: int) -> Co
     enough = nodes
     while _place(demands, enough, gpus) is None:
         enough += 1
-    pools = dict(demands)
     shape = ", ".join(
         f"topology.{role}.workers={pool.workers} of {pool.gpus} GPUs"
-        for role, pool in pools.items()
+        for role, pool in dict.fromkeys(demands)
     )
     why = f"need {needed} GPUs" if needed > had else "cannot be placed without splitting a group"
     return ConfigError(

@@ -21,10 +21,12 @@ from hpc_dynamo.config.schema import (
     Route,
     Router,
     Serve,
+    Served,
     Slurm,
     Task,
     Topology,
 )
+from hpc_dynamo.config.several import about
 from hpc_dynamo.config.simulate import Simulate
 
 __all__ = [
@@ -52,10 +54,12 @@ __all__ = [
     "Route",
     "Router",
     "Serve",
+    "Served",
     "Simulate",
     "Slurm",
     "Task",
     "Topology",
+    "about",
     "before",
     "check",
     "minutes",
