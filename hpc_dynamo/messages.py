@@ -4,6 +4,7 @@ msgspec structs; on the control plane as tagged MessagePack, in the run folder a
 Times are seconds since the epoch (`_at`) or durations (`_s`).
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 import msgspec
@@ -59,6 +60,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     log: str = ""
     detail: str = ""
     start_s: float = 0.0  # from launch to the first served token
+    model: str = ""  # whose worker it is, see topology.Worker
     models: tuple[str, ...] = ()  # that it serves, by their names
     context_tokens: int = 0  # of its longest sequence; 0: not known
 
@@ -210,6 +212,13 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     rate_hz: float = 0.0
 
 
+def together(parts: Iterable[Traffic]) -> Traffic:
+    """Of all models of a job."""
+    several = tuple(parts)
+    sums = {name: sum(getattr(t, name) for t in several) for name in Traffic.__struct_fields__}
+    return Traffic(**sums)
+
+
 class Successor(msgspec.Struct, frozen=True, kw_only=True):
     """The job that takes over, as the head before it sees it."""
 
@@ -220,17 +229,41 @@ class Successor(msgspec.Struct, frozen=True, kw_only=True):
     ready: bool = False  # new requests go to it
 
 
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """One model, as the workers that serve it are now."""
+
+    ready: bool = False  # every role has a worker that serves
+    lost: str = ""  # why none of them will ever do so again
+    names: tuple[str, ...] = ()  # that its workers answer to
+    context_tokens: int = 0  # of the longest sequence that all of them take; 0: not known
+
+
+NOTHING_YET = Offer()
+
+
 class View(msgspec.Struct, frozen=True, kw_only=True):
     """What the head tells its frontends of the job, on every change and every second."""
 
-    ready: bool = False  # every role has a worker that serves
+    offers: dict[str, Offer] = {}  # by model, see topology.Worker
     draining: bool = False
     successor: Successor | None = None
-    models: tuple[str, ...] = ()
-    context_tokens: int = 0  # of the longest sequence that all workers take; 0: not known
     workers: tuple[WorkerReport, ...] = ()
     loads: tuple[WorkerLoad, ...] = ()
     metrics: str = ""  # of the whole job, in Prometheus' text format
+
+    def of(self, model: str) -> Offer:
+        return self.offers.get(model, NOTHING_YET)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model is served that still can be."""
+        offers = self.offers.values()
+        return any(o.ready for o in offers) and all(o.ready or o.lost for o in offers)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """That requests may use."""
+        return tuple(name for offer in self.offers.values() for name in offer.names)
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -240,9 +273,10 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     host: str  # name of the head node
     address: str  # what it listens on
     port: int
-    model: str
+    model: str  # that it serves; the first of several
     key_file: str
     tls: bool = False
+    models: tuple[str, ...] = ()  # all, where there are several
 
 
 class Planning(msgspec.Struct, frozen=True, kw_only=True):
@@ -270,6 +304,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     progress: Progress = Progress()
     loads: tuple[WorkerLoad, ...] = ()  # of ready workers
     traffic: Traffic | None = None  # of a serving run
+    by_model: dict[str, Traffic] = {}  # part of it, where there are several
     planning: Planning | None = None
     grown: tuple[GrownJob, ...] = ()  # further jobs, those that ended left out
     node_hours: float = 0.0  # of all further jobs of the run

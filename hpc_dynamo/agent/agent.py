@@ -15,7 +15,7 @@ from hpc_dynamo.agent.place import free_ports, visible_gpus
 from hpc_dynamo.agent.probe import NOTHING, Served, serves, what_is_served
 from hpc_dynamo.child import Child, clean_environment
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.engines import Engine, Place, advice, contained, dialect, engine, probing
+from hpc_dynamo.engines import Place, advice, contained, dialect, engine, for_worker, probing
 from hpc_dynamo.errors import EngineError, WireError
 from hpc_dynamo.http import Client
 from hpc_dynamo.messages import (
@@ -52,7 +52,6 @@ class Agent:
         self._attempt, self._me, self._client, self._token = attempt, me, client, token
         self._config: Config = attempt.config()
         self._plan: Plan = attempt.plan()
-        self._engine: Engine = engine(self._config.engine.name)
         self._stopped = asyncio.Event()
         self._life_began: dict[int, int] = {}  # by rank: size of the log before this life
         self._workers = {w.rank: w for w in self._plan.on_node(me.node)}  # as their roles are now
@@ -129,7 +128,7 @@ class Agent:
         its engine until now."""
         if former:
             await asyncio.wait([former])
-        left = self._config.engine.restarts
+        left = self._config_of(self._workers[rank]).engine.restarts
         while left >= 0:
             try:
                 await self._live(rank)
@@ -155,20 +154,23 @@ class Agent:
         worker = self._workers[rank]
         place = self._place(worker)
         await self._report(worker, WorkerState.starting)
-        async with self._relay.follow(worker.rank, self._engine.events(self._config, place)):
+        config = self._config_of(worker)
+        events = engine(config.engine.name).events(config, place)
+        async with self._relay.follow(worker.rank, events):
             await self._serve(worker, place)
 
     async def _serve(self, worker: Worker, place: Place) -> None:
         began = time.monotonic()
         url = f"http://{place.address}:{place.ports[0]}"
-        command = contained(self._config, place, self._engine.command(self._config, place))
+        config = self._config_of(worker)
+        command = contained(config, place, engine(config.engine.name).command(config, place))
         path = self._attempt.worker_log(worker.rank)
         log.info("worker %d (%s) starts: %s", worker.rank, worker.role, " ".join(command.argv))
         self._life_began[worker.rank] = path.stat().st_size if path.exists() else 0
         for name, text in command.files.items():
             write_atomic(self._attempt.logs / name, text.encode(), mode=0o600)
         env = clean_environment(command.env)
-        child = await Child.start(command.argv, env, path, self._config.engine.stop_timeout_s)
+        child = await Child.start(command.argv, env, path, config.engine.stop_timeout_s)
         try:
             served = await self._until_served(worker, child, url)
             start_s = time.monotonic() - began
@@ -179,15 +181,19 @@ class Agent:
         finally:
             await child.stop()
 
+    def _config_of(self, worker: Worker) -> Config:
+        return for_worker(self._config, worker)
+
     def _place(self, worker: Worker) -> Place:
         gpus = visible_gpus(worker.shards[0].gpus)
-        ports = free_ports(self._me.address, self._engine.ports)
+        name = self._config_of(worker).engine.name
+        ports = free_ports(self._me.address, engine(name).ports)
         events, logs = self._relay.folder, str(self._attempt.logs)
         return Place(worker, self._me.address, ports, gpus, self._token, events, logs)
 
     async def _until_served(self, worker: Worker, child: Child, url: str) -> Served:
         """Returns once the engine has served a token. Raises EngineError."""
-        timeout_s = self._config.engine.ready_timeout_s
+        timeout_s = self._config_of(worker).engine.ready_timeout_s
         died = asyncio.create_task(child.wait())
         served = asyncio.create_task(self._probe(worker, url))
         both = {died, served}
@@ -206,11 +212,13 @@ class Agent:
 
     async def _probe(self, worker: Worker, url: str) -> Served:
         """What is served, once a token was. Raises EngineError where the log says never."""
+        config = self._config_of(worker)
+        never_ready = engine(config.engine.name).never_ready
         async with Client.bearer(self._token) as http:
-            fields = probing(dialect(self._config), worker.role)
-            while not await serves(http, url, self._config.model.served_name, fields):
+            fields = probing(dialect(config), worker.role)
+            while not await serves(http, url, config.model.served_name, fields):
                 tail = self._tail(worker)
-                if any(sign in tail for sign in self._engine.never_ready):
+                if any(sign in tail for sign in never_ready):
                     raise self._failed(worker, "will never be ready")
                 await asyncio.sleep(PROBE_S)
             return await what_is_served(http, url)
@@ -226,7 +234,7 @@ class Agent:
         last = next((line for line in reversed(tail.splitlines()) if line.strip()), "")
         what = f"{self._name(worker)} {how}; it last said: {last.strip()}"
         path = self._attempt.worker_log(worker.rank)
-        return EngineError(what, hint=advice(self._config, tail) or hint, log=path)
+        return EngineError(what, hint=advice(self._config_of(worker), tail) or hint, log=path)
 
     def _tail(self, worker: Worker) -> str:
         """The end of a worker's log, of this life alone."""
@@ -251,6 +259,7 @@ class Agent:
         report = WorkerReport(
             rank=worker.rank,
             role=worker.role,
+            model=worker.model,
             node=self._me.node,
             host=self._me.host,
             state=state,

@@ -30,7 +30,8 @@ LOOPBACK = ("127.", "localhost", "[::1]")
 def loads(status: Status) -> Table:
     """How busy each rank is. Latencies are the engines' own, p50 and p99 in milliseconds."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("rank", "role", "node", "state"):
+    several = any(worker.model for worker in status.workers)
+    for name in ("rank", *(["model"] if several else []), "role", "node", "state"):
         table.add_column(name)
     figures = ("active", "run", "wait", "KV", "hits", "TTFT ms", "ITL ms", "served")
     for name in figures:
@@ -43,8 +44,9 @@ def loads(status: Status) -> Table:
     return table
 
 
-def _who(worker: WorkerReport) -> tuple[str, str, str, str]:
-    return str(worker.rank), str(worker.role), worker.host, str(worker.state)
+def _who(worker: WorkerReport) -> list[str]:
+    model = [worker.model] if worker.model else []
+    return [str(worker.rank), *model, str(worker.role), worker.host, str(worker.state)]
 
 
 def _cells(load: WorkerLoad) -> list[str]:

@@ -18,7 +18,7 @@ from hpc_dynamo.cli import profiled, serving, views
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.config import Config, Launcher, Planner, PlannerKind, Serve, Task
-from hpc_dynamo.engines import engine, suited
+from hpc_dynamo.engines import check, suited
 from hpc_dynamo.errors import ConfigError, HpcDynamoError
 from hpc_dynamo.launch import grown
 from hpc_dynamo.messages import Outcome
@@ -143,8 +143,9 @@ def _served(config: Config) -> str:
 
 
 def _folder(config: Config) -> str:
-    """The model's name as a folder's."""
-    return re.sub(r"[^\w.+-]+", "-", config.model.served_name)
+    """The model's name as a folder's, or those of several."""
+    names = "+".join(config.models) or config.model.served_name
+    return re.sub(r"[^\w.+-]+", "-", names)
 
 
 def files(serve: Serve) -> Serve:
@@ -190,7 +191,7 @@ def _checked(config: Config, launcher: Launcher) -> Plan:
         raise ConfigError(what, hint="the same command on a login node, or planner.handover=false")
     config = gpus_counted(config, launcher)
     layout = lay_out(config)
-    engine(config.engine.name).check(config, layout)
+    check(config, layout)
     grown.check(config, layout, launcher)
     return layout
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hpc_dynamo.config import Config, Kind
+from hpc_dynamo.config import Config, Kind, Router, about
 from hpc_dynamo.engines import container
 from hpc_dynamo.engines.container import contained
 from hpc_dynamo.engines.contract import (
@@ -16,11 +16,13 @@ from hpc_dynamo.engines.contract import (
     Sequential,
     probing,
 )
+from hpc_dynamo.engines.roles import for_worker
 from hpc_dynamo.engines.sglang import Sglang
 from hpc_dynamo.engines.simulator import DIALECTS, Simulator, spoken
 from hpc_dynamo.engines.trtllm import Trtllm
 from hpc_dynamo.engines.vllm import Vllm
 from hpc_dynamo.errors import unknown_name
+from hpc_dynamo.topology import Plan
 
 ENGINES: dict[str, type[Engine]] = {
     "sglang": Sglang,
@@ -37,6 +39,13 @@ def engine(name: str) -> Engine:
     return ENGINES[name]()
 
 
+def check(config: Config, plan: Plan) -> None:
+    """Refuse what the engines of the models cannot run. Raises ConfigError."""
+    for model, own in config.each.items():
+        with about(model):
+            engine(own.engine.name).check(own, plan.of(model))
+
+
 def dialect(config: Config) -> Dialect:
     """What the engines of this configuration speak: the simulator may speak any."""
     if config.engine.name == "simulator":
@@ -50,12 +59,21 @@ def advice(config: Config, log_tail: str) -> str:
 
 
 def suited(config: Config) -> Config:
-    """With a router that asks of the engines what they can: of those that always share a
-    request none computes a prompt alone."""
+    """With routers that ask of the engines what they can: of those that always share a request
+    none computes a prompt alone."""
+    models = {
+        model: replace(served, router=_suited(config.of(model)))
+        for model, served in config.models.items()
+    }
+    own = config.router if models else _suited(config)
+    return replace(config, router=own, models=models)
+
+
+def _suited(config: Config) -> Router:
     shared = isinstance(dialect(config), Concurrent)
     if not (shared and config.topology.kind is Kind.disaggregated):
-        return config
-    return replace(config, router=replace(config.router, local_prefill=False))
+        return config.router
+    return replace(config.router, local_prefill=False)
 
 
 __all__ = [
@@ -70,9 +88,11 @@ __all__ = [
     "Place",
     "Sequential",
     "advice",
+    "check",
     "contained",
     "dialect",
     "engine",
+    "for_worker",
     "probing",
     "suited",
 ]

@@ -38,6 +38,7 @@ class Router:
         config: c.Router,
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
+        news: asyncio.Event | None = None,
     ) -> None:
         self._block, self._limits, self._clock = config.block_tokens, limits or Limits(), clock
         self.caches, self.decisions = Caches(config, clock), Decisions()
@@ -49,12 +50,14 @@ class Router:
         self._changed, self._nothing = asyncio.Condition(), asyncio.Event()
         self._pace, self.meter = Pace(clock), Meter(clock)
         self.name = uuid4().hex  # among heads
-        self.news = asyncio.Event()  # somebody came or went; whoever shows it clears it
+        self.news = news or asyncio.Event()  # who came or went; whoever shows it clears it
+        self.lost = ""  # why no worker will ever come again
 
     @classmethod
-    def of(cls, config: c.Config) -> Self:
-        """As a run's configuration wants it; a batch bounds itself."""
-        return cls(config.topology.kind, config.router, Limits.of(config))
+    def of(cls, config: c.Config, news: asyncio.Event | None = None) -> Self:
+        """As a run's configuration wants it; a batch bounds itself. Routers of several models
+        share their `news`."""
+        return cls(config.topology.kind, config.router, Limits.of(config), news=news)
 
     @property
     def members(self) -> Iterable[Member]:
@@ -112,10 +115,20 @@ class Router:
             member.others = self._others.on(member.url)
 
     async def ready(self, roles: Iterable[Role]) -> None:
-        """Until each role has a worker."""
+        """Until each role has a worker, or never will."""
         wanted = set(roles)
         async with self._changed:
-            await self._changed.wait_for(lambda: self.complete(wanted))
+            await self._changed.wait_for(lambda: self.lost or self.complete(wanted))
+
+    async def give_up(self, why: str) -> None:
+        """No request can end any more: refuses those in line, and all that are to come."""
+        self.lost = why
+        for waiting in self._queue:
+            self._step_out(waiting)
+            self._refuse(waiting, NoWorker(why))
+        self.news.set()
+        async with self._changed:
+            self._changed.notify_all()
 
     async def idle(self) -> None:
         """Until no lease is out and nobody waits."""
@@ -145,6 +158,8 @@ class Router:
 
     def route_now(self, ask: Ask) -> Lease | None:
         """The lease if nobody has to wait for it. Raises like `route`."""
+        if self.lost:
+            raise NoWorker(self.lost)
         if not ask.exclude:
             self._pace.requests += 1
             self.meter.came(ask.tokens)
@@ -165,6 +180,8 @@ class Router:
     def explain(self, ask: Ask) -> Why:
         """What `route` would do now, and why; nothing is granted. Raises like `route`, but for
         one that would have to wait."""
+        if self.lost:
+            raise NoWorker(self.lost)
         return explain(self._chooser, ask, tuple(self.members))
 
     def enqueue(self, ask: Ask) -> Waiting:

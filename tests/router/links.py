@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hpc_dynamo.messages import View
+from hpc_dynamo.messages import Offer, View
 from hpc_dynamo.router import Exhausted, RemoteRouter, Router, RouterServer
 from tests.router.asks import SOON_S, ask, refused, settle
 
@@ -17,12 +17,12 @@ class Head:
 
     def __init__(self, router: Router, path: Path) -> None:
         self.router, self.path = router, path
-        self.view = View(models=("demo",))
+        self.view = View(offers={"": Offer(names=("demo",))})
         self.remotes = list[RemoteRouter]()
         self.told = asyncio.Queue[tuple[int, bytes]]()
         self.left = asyncio.Queue[int]()
         self.server = RouterServer(
-            router, path, lambda: self.view, lambda *told: self.told.put_nowait(told),
+            {"": router}, path, lambda: self.view, lambda *told: self.told.put_nowait(told),
             self.left.put_nowait,
         )  # fmt: skip
 

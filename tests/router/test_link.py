@@ -5,7 +5,7 @@ import asyncio
 import msgspec
 import pytest
 
-from hpc_dynamo.messages import View
+from hpc_dynamo.messages import Offer, View
 from hpc_dynamo.router import (
     Ask,
     Exhausted,
@@ -166,7 +166,7 @@ async def test_a_broken_worker_is_avoided(head: Head) -> None:
 async def test_the_view_is_pushed(head: Head) -> None:
     remotes = [await head.frontend(), await head.frontend()]
     assert await shown(remotes[1]) == head.view
-    head.view = View(ready=True, draining=True, models=("a", "b"))
+    head.view = View(offers={"": Offer(ready=True, names=("a", "b"))}, draining=True)
     head.server.show()
     for remote in remotes:
         assert await shown(remote) == head.view
@@ -174,9 +174,9 @@ async def test_the_view_is_pushed(head: Head) -> None:
 
 async def test_telling(head: Head) -> None:
     one, other = await head.frontend(), await head.frontend()
-    one.tell(View(models=("x",)))
+    one.tell(View(metrics="x"))
     number, content = await asyncio.wait_for(head.told.get(), SOON_S)
-    assert msgspec.msgpack.decode(content, type=View).models == ("x",)
+    assert msgspec.msgpack.decode(content, type=View).metrics == "x"
     other.tell(View())
     assert (await asyncio.wait_for(head.told.get(), SOON_S))[0] != number
     one.close()
