@@ -64,6 +64,11 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     models: tuple[str, ...] = ()  # that it serves, by their names
     context_tokens: int = 0  # of its longest sequence; 0: not known
 
+    @property
+    def kind(self) -> str:
+        """For people: its role, and its model where there are several."""
+        return f"{self.model} {self.role}".lstrip()
+
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """An agent presents itself."""
@@ -293,6 +298,13 @@ class Planning(msgspec.Struct, frozen=True, kw_only=True):
     failed: int = 0
 
 
+class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several models of a serving run."""
+
+    traffic: Traffic
+    lost: str = ""  # why its requests are refused from now on
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """What the head last knew, rewritten every second."""
 
@@ -304,7 +316,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     progress: Progress = Progress()
     loads: tuple[WorkerLoad, ...] = ()  # of ready workers
     traffic: Traffic | None = None  # of a serving run
-    by_model: dict[str, Traffic] = {}  # part of it, where there are several
+    by_model: dict[str, ModelStatus] = {}  # where there are several
     planning: Planning | None = None
     grown: tuple[GrownJob, ...] = ()  # further jobs, those that ended left out
     node_hours: float = 0.0  # of all further jobs of the run

@@ -37,6 +37,11 @@ class Worker:
         """The node that serves this worker's HTTP."""
         return self.shards[0].node
 
+    @property
+    def kind(self) -> str:
+        """For people: its role, and its model where there are several."""
+        return f"{self.model} {self.role}".lstrip()
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hpc_dynamo.cli import models
-from hpc_dynamo.config import Config, Served, about
+from hpc_dynamo.config import Config, Served, Task, about
 from hpc_dynamo.errors import ConfigError, no_field, unknown_name
 
 LAST = "+over=files"  # see _register
@@ -40,7 +40,8 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
         name: _model(name, in_files.get(name, {}), own, words.get(name, []), config_dir)
         for name in {**in_files, **words}
     }
-    return replace(config, models=served)
+    task = Task.serve if served else config.task  # all that several models are for
+    return replace(config, models=served, task=task)
 
 
 def _model(

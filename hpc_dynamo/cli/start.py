@@ -34,7 +34,7 @@ OUT = Console(soft_wrap=True, highlight=False, emoji=False)
 
 def batch(args: Namespace) -> int:
     """Answer every request of a JSONL file; the same command again resumes."""
-    config = _composed(args)
+    config = replace(_composed(args), task=Task.batch)
     if not config.input:
         raise ConfigError("input is not set", hint="input=prompts.jsonl, a line a request")
     source = Path(config.input).absolute()

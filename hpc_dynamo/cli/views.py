@@ -79,8 +79,7 @@ def status(attempt: Attempt, job: tuple[JobState, str] | None) -> RenderableType
         rows.append(Text(f"roster by {roster.method} in {roster.seconds:.3f} s: {hosts}"))
     endpoint = attempt.endpoint()
     if endpoint and not outcome:
-        names = f"models {', '.join(endpoint.models)}" if endpoint.models else f"model {endpoint.model}"
-        rows.append(Text(f"endpoint {endpoint.url}, {names}"))
+        rows.append(Text(f"endpoint {endpoint.url}, {serving.served(endpoint)}"))
     if known:
         rows += [_phase(known, ended=outcome is not None), *_figures(known)]
     if outcome and outcome.message:
@@ -115,9 +114,11 @@ def _figures(known: Status) -> Iterator[RenderableType]:
         return
     if known.successor:
         yield Text(serving.successor_line(known.successor))
-    yield serving.loads(known)
+    for model in dict.fromkeys(w.model for w in known.workers) or ("",):
+        if model:
+            yield Text(serving.model_line(model, known.by_model.get(model)))
+        yield serving.loads(known, model)
     yield from (Text(f"worker {w.rank}: {w.detail}") for w in known.workers if w.detail)
-    yield from (f"{m}: {serving.traffic_line(t)}" for m, t in known.by_model.items())
     yield serving.traffic_line(known.traffic)
 
 

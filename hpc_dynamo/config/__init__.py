@@ -26,7 +26,7 @@ from hpc_dynamo.config.schema import (
     Task,
     Topology,
 )
-from hpc_dynamo.config.several import about
+from hpc_dynamo.config.several import about, refuse_several
 from hpc_dynamo.config.simulate import Simulate
 
 __all__ = [
@@ -63,4 +63,5 @@ __all__ = [
     "before",
     "check",
     "minutes",
+    "refuse_several",
 ]

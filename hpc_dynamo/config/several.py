@@ -19,19 +19,25 @@ def about(model: str) -> Iterator[None]:
         raise ConfigError(f"models.{model}: {e.message}", hint=e.hint) from e
 
 
+def refuse_several(config: Config, what: str) -> None:
+    """Raises ConfigError where `what` is of one model, and there are several."""
+    if config.models:
+        named = ", ".join(config.models)
+        hint = "model.path=… once for each of them; several are served together by hpc-dynamo serve"
+        raise ConfigError(f"{what} is of one model, and models.* names {named}", hint=hint)
+
+
 def check_models(config: Config) -> None:
     """Raises ConfigError, naming field, value and remedy."""
     if not config.models:
         return
     if config.task is not Task.serve:
-        what = f"a {config.task} is of one model, and models.* names {', '.join(config.models)}"
-        raise ConfigError(what, hint=f"hpc-dynamo {config.task} model.path=…, once for each")
+        refuse_several(config, f"a {config.task}")
     if config.route.engines:
         what = "models.* are served by workers that we start, and route.* names other engines"
         raise ConfigError(what, hint="hpc-dynamo serve …, or a route for each model")
     if config.planner.by is not PlannerKind.off:
-        what = f"planner.by={config.planner.by} plans for one model, and models.* names several"
-        raise ConfigError(what, hint="planner=off, or a run for each model")
+        refuse_several(config, f"planner.by={config.planner.by}")
     for name in config.models:
         _check_shared(name, config)
 

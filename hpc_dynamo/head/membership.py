@@ -184,7 +184,7 @@ class Membership:
 
     async def _admit(self, worker: WorkerReport) -> None:
         self.workers[worker.rank], router = worker, self._router(worker.rank)
-        what = f"worker {worker.rank} ({worker.role}) on {worker.host}: {worker.state}"
+        what = f"worker {worker.rank} ({worker.kind}) on {worker.host}: {worker.state}"
         log.info("%s %s", what, worker.detail)
         if worker.state is WorkerState.ready:
             await router.join(worker.rank, worker.role, worker.url)
@@ -241,8 +241,7 @@ class Membership:
         alike = [w.rank for w in self._placed.values() if self._alike(w, last)]
         lost = [self.workers[rank] for rank in alike if rank in self.workers]
         if lost and len(lost) == len(alike) and all(w.state in GONE for w in lost):
-            whose = f"{last.role} worker of {last.model}" if last.model else f"{last.role} worker"
-            why = f"no {whose} is left; the last one: {lost[-1].detail or 'stopped'}"
+            why = f"no {last.kind} worker is left; the last one: {lost[-1].detail or 'stopped'}"
             await self._give_up(last.model, why)
 
     def _alike(self, worker: Worker, other: WorkerReport) -> bool:

@@ -21,6 +21,7 @@ from hpc_dynamo.head.work import Job, Lane
 from hpc_dynamo.launch.walltime import LIKELY
 from hpc_dynamo.messages import (
     Endpoint,
+    ModelStatus,
     Offer,
     Outcome,
     Status,
@@ -195,7 +196,11 @@ class ServeWork:
             status,
             loads=self._job.loads,
             traffic=total,
-            by_model=traffic if self._config.models else {},
+            by_model={
+                m: ModelStatus(traffic=t, lost=self._job.lanes[m].router.lost)
+                for m, t in traffic.items()
+                if m
+            },
             successor=self._successor,
         )
 
