@@ -4,7 +4,6 @@ msgspec structs; on the control plane as tagged MessagePack, in the run folder a
 Times are seconds since the epoch (`_at`) or durations (`_s`).
 """
 
-from collections.abc import Iterable
 from enum import StrEnum
 
 import msgspec
@@ -217,13 +216,6 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     rate_hz: float = 0.0
 
 
-def together(parts: Iterable[Traffic]) -> Traffic:
-    """Of all models of a job."""
-    several = tuple(parts)
-    sums = {name: sum(getattr(t, name) for t in several) for name in Traffic.__struct_fields__}
-    return Traffic(**sums)
-
-
 class Successor(msgspec.Struct, frozen=True, kw_only=True):
     """The job that takes over, as the head before it sees it."""
 
@@ -232,43 +224,6 @@ class Successor(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
     url: str = ""  # its base URL, while it answers
     ready: bool = False  # new requests go to it
-
-
-class Offer(msgspec.Struct, frozen=True, kw_only=True):
-    """One model, as the workers that serve it are now."""
-
-    ready: bool = False  # every role has a worker that serves
-    lost: str = ""  # why none of them will ever do so again
-    names: tuple[str, ...] = ()  # that its workers answer to
-    context_tokens: int = 0  # of the longest sequence that all of them take; 0: not known
-
-
-NOTHING_YET = Offer()
-
-
-class View(msgspec.Struct, frozen=True, kw_only=True):
-    """What the head tells its frontends of the job, on every change and every second."""
-
-    offers: dict[str, Offer] = {}  # by model, see topology.Worker
-    draining: bool = False
-    successor: Successor | None = None
-    workers: tuple[WorkerReport, ...] = ()
-    loads: tuple[WorkerLoad, ...] = ()
-    metrics: str = ""  # of the whole job, in Prometheus' text format
-
-    def of(self, model: str) -> Offer:
-        return self.offers.get(model, NOTHING_YET)
-
-    @property
-    def ready(self) -> bool:
-        """Whether every model is served that still can be."""
-        offers = self.offers.values()
-        return any(o.ready for o in offers) and all(o.ready or o.lost for o in offers)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """That requests may use."""
-        return tuple(name for offer in self.offers.values() for name in offer.names)
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ from hpc_dynamo.config.checks import MIN_SILENCE_S, check, minutes
 from hpc_dynamo.config.container import Container, ContainerKind
 from hpc_dynamo.config.planner import Forecast, Grow, Planner, PlannerKind, Protect
 from hpc_dynamo.config.route import before
+from hpc_dynamo.config.router import Policy, Router
 from hpc_dynamo.config.schema import (
     Batch,
     Bootstrap,
@@ -15,11 +16,9 @@ from hpc_dynamo.config.schema import (
     Kind,
     Launcher,
     Model,
-    Policy,
     Pool,
     Role,
     Route,
-    Router,
     Serve,
     Served,
     Slurm,

@@ -17,9 +17,8 @@ from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.frontend.wishes import FIELD, take_wish
 from hpc_dynamo.http import Request
-from hpc_dynamo.messages import View
 from hpc_dynamo.preprocess import GivenIds, Preprocessor, PromptRejected, Tokens
-from hpc_dynamo.router import Ask, Wish, block_hashes
+from hpc_dynamo.router import Ask, View, Wish, block_hashes
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 

@@ -11,7 +11,7 @@ from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.frontend.generation import Generation
 from hpc_dynamo.frontend.pages import check_model, unknown_model
 from hpc_dynamo.frontend.stats import Stats
-from hpc_dynamo.messages import View
+from hpc_dynamo.router import View
 
 NAME = msgspec.json.Decoder(str | None)
 

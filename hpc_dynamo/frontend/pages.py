@@ -8,7 +8,7 @@ import msgspec
 from hpc_dynamo.frontend.document import document
 from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.http import Request
-from hpc_dynamo.messages import Offer, View
+from hpc_dynamo.router import Offer, View
 
 JSON = b"application/json"
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"

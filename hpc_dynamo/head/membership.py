@@ -193,7 +193,7 @@ class Membership:
             router.leave(worker.rank)
         for reports in self._followers:
             reports.put_nowait(worker)
-        await self._despair(worker)
+        self._despair(worker)
 
     async def _gone(self, node: int, state: WorkerState, why: str) -> None:
         """An agent has ended or died; so have its workers."""
@@ -234,7 +234,7 @@ class Membership:
     def _router(self, rank: int) -> Router:
         return self._routers[self._placed[rank].model]
 
-    async def _despair(self, last: WorkerReport) -> None:
+    def _despair(self, last: WorkerReport) -> None:
         """Where none is left of the workers that are as the last one of them was."""
         if self._reshaped and any(w.state not in GONE for w in self.workers.values()):
             return  # the planner gives the role another worker
@@ -242,14 +242,14 @@ class Membership:
         lost = [self.workers[rank] for rank in alike if rank in self.workers]
         if lost and len(lost) == len(alike) and all(w.state in GONE for w in lost):
             why = f"no {last.kind} worker is left; the last one: {lost[-1].detail or 'stopped'}"
-            await self._give_up(last.model, why)
+            self._give_up(last.model, why)
 
     def _alike(self, worker: Worker, other: WorkerReport) -> bool:
         return worker.model == other.model and self._role(worker) is other.role
 
-    async def _give_up(self, model: str, why: str) -> None:
+    def _give_up(self, model: str, why: str) -> None:
         if not self._routers[model].lost:
             log.error("%s", why)
-            await self._routers[model].give_up(why)
+            self._routers[model].give_up(why)
         if all(router.lost for router in self._routers.values()):
             self._hopeless(EngineError(why))

@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,18 +23,15 @@ from hpc_dynamo.launch.walltime import LIKELY
 from hpc_dynamo.messages import (
     Endpoint,
     ModelStatus,
-    Offer,
     Outcome,
     Status,
     Successor,
     Traffic,
-    View,
     WorkerLoad,
     WorkerReport,
     WorkerState,
-    together,
 )
-from hpc_dynamo.router import RouterServer
+from hpc_dynamo.router import Offer, RouterServer, View
 from hpc_dynamo.run import write_json
 
 STOP_S = 5.0  # for a frontend process to end its streams in order
@@ -191,7 +189,7 @@ class ServeWork:
     def describe(self, status: Status) -> Status:
         stats = self._frontends.by_model()
         traffic = {m: replace(t, failed=_failed(stats.get(m))) for m, t in self._traffic.items()}
-        total = replace(together(traffic.values()), failed=_failed(self._frontends.total()))
+        total = replace(_together(traffic.values()), failed=_failed(self._frontends.total()))
         return replace(
             status,
             loads=self._job.loads,
@@ -203,6 +201,13 @@ class ServeWork:
             },
             successor=self._successor,
         )
+
+
+def _together(parts: Iterable[Traffic]) -> Traffic:
+    """Of all models."""
+    several = tuple(parts)
+    sums = {name: sum(getattr(t, name) for t in several) for name in Traffic.__struct_fields__}
+    return Traffic(**sums)
 
 
 def _failed(stats: Stats | None) -> int:

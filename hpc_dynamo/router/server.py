@@ -14,7 +14,6 @@ from typing import Self
 import msgspec
 
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.messages import View
 from hpc_dynamo.router.frames import (
     Asked,
     Denied,
@@ -34,6 +33,7 @@ from hpc_dynamo.router.lease import Ask, Lease, Note, Overloaded
 from hpc_dynamo.router.line import Waiting
 from hpc_dynamo.router.loads import publish
 from hpc_dynamo.router.router import Router
+from hpc_dynamo.router.view import View
 
 VIEW_S = 1.0
 

@@ -7,8 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hpc_dynamo.messages import Offer, View
-from hpc_dynamo.router import Exhausted, RemoteRouter, Router, RouterServer
+from hpc_dynamo.router import Exhausted, Offer, RemoteRouter, Router, RouterServer, View
 from tests.router.asks import SOON_S, ask, refused, settle
 
 

@@ -5,14 +5,15 @@ import asyncio
 import msgspec
 import pytest
 
-from hpc_dynamo.messages import Offer, View
 from hpc_dynamo.router import (
     Ask,
     Exhausted,
     Limits,
     NoWorker,
+    Offer,
     Overloaded,
     Target,
+    View,
 )
 from tests.router.asks import (
     SOON_S,

@@ -10,9 +10,8 @@ from hpc_dynamo.config import Config, Kind, Policy
 from hpc_dynamo.frontend.generation import Generation, read_body
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.http import Request
-from hpc_dynamo.messages import Offer, View
 from hpc_dynamo.preprocess import GivenIds
-from hpc_dynamo.router import Ask, block_hashes
+from hpc_dynamo.router import Ask, Offer, View, block_hashes
 
 IDS = list(range(100))
 VIEW = View(offers={"": Offer(context_tokens=1000)})
