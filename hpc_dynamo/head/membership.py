@@ -241,7 +241,8 @@ class Membership:
         alike = [w.rank for w in self._placed.values() if self._alike(w, last)]
         lost = [self.workers[rank] for rank in alike if rank in self.workers]
         if lost and len(lost) == len(alike) and all(w.state in GONE for w in lost):
-            why = f"no {last.kind} worker is left; the last one: {lost[-1].detail or 'stopped'}"
+            of = f" of model {last.model}" if last.model else ""
+            why = f"no {last.role} worker{of} is left; the last one: {lost[-1].detail or 'stopped'}"
             self._give_up(last.model, why)
 
     def _alike(self, worker: Worker, other: WorkerReport) -> bool:

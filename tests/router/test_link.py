@@ -5,6 +5,7 @@ import asyncio
 import msgspec
 import pytest
 
+from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.router import (
     Ask,
     Exhausted,
@@ -15,7 +16,9 @@ from hpc_dynamo.router import (
     Target,
     View,
 )
+from hpc_dynamo.router.why import Why
 from tests.router.asks import (
+    ONE,
     SOON_S,
     ask,
     assert_nothing_left,
@@ -60,6 +63,27 @@ async def test_those_in_line_are_served_over_all_frontends(head: Head) -> None:
     for lease in leases:
         lease.release()
     await quiet(head.router)
+
+
+async def test_an_ask_is_its_own_models_routers() -> None:
+    small, large = await whole(1, ONE), await whole(1, ONE)
+    async with served(small, large=large) as head:
+        remote = await head.frontend()
+        lease = await remote.route(Ask(model="large"))
+        (task,) = await waiting(remote, Ask(model="large"))
+        assert await heard(head, remote) == (0, 0)
+        assert (large.traffic().active, large.traffic().queued) == (1, 1)
+        (await remote.route(Ask())).release()
+        task.cancel()
+        await asyncio.wait([task])
+        lease.release()
+        await quiet(large)
+        why = msgspec.json.decode(await remote.explain(Ask(model="large")), type=Why)
+        assert why.model == "large"
+        unknown = await refused(remote, Ask(model="medium"), RequestFailed)
+        assert unknown.status == 404
+    assert_nothing_left(small)
+    assert_nothing_left(large)
 
 
 async def test_denials_come_through() -> None:
