@@ -82,7 +82,9 @@ def test_each_model_counts_as_its_own_engine_asks() -> None:
         ),
     }
     config = replace(BASE, task=Task.serve, models=models)
-    assert need(config) == need(BASE), "the node of the large decode worker is the fullest"
+    alone = need(BASE)
+    more = replace(alone, memory_gb=alone.memory_gb + int(HEAD_MEMORY_GB))
+    assert need(config) == more, "the node of the large decode worker is the fullest"
     dear = replace(models["small"], engine=Engine(cpus=20, memory_gb=10))
     other = need(replace(config, models=models | {"small": dear}))
     assert other.cpus == 2 * 8 + 2 * 20 + EXTRA_CPUS

@@ -68,7 +68,7 @@ def _composed(
             raise _explained(e, overrides, config_dir) from e
     assert isinstance(plain, dict)
     _refuse_unknown(plain, asdict(Config()), "")
-    several = plain.pop("models")
+    several = {str(name): entry for name, entry in plain.pop("models").items()}
     try:
         return msgspec.convert(plain, Config), several
     except msgspec.ValidationError as e:

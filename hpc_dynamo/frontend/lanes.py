@@ -40,8 +40,7 @@ class Lanes:
         """Raises Refused where nobody serves what is asked for."""
         name = _name(body)
         if self._only:
-            if name is not None:
-                check_model(view, name)
+            check_model(view.of("").names, name)
             return self._only
         if name is None:
             what = f"the body names no model; known: {', '.join(self._lanes)}"

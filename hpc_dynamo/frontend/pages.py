@@ -1,6 +1,6 @@
 """What is answered from the head's view of the job, without asking an engine."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from urllib.parse import unquote
 
 import msgspec
@@ -70,14 +70,14 @@ def _cards(view: View) -> dict[str, dict[str, object]]:
 
 def _model(view: View, request: Request) -> Answer:
     name = unquote(request.path.removeprefix(f"{MODELS}/"))
-    check_model(view, name)
+    check_model(view.names, name)
     return _json(_cards(view).get(name) or _card(name, 0))
 
 
-def check_model(view: View, name: str) -> None:
+def check_model(known: Collection[str], name: str | None) -> None:
     """Raises Refused for a name that nobody serves; before any worker is there all may be."""
-    if view.names and name not in view.names:
-        raise unknown_model(name, view.names)
+    if known and name is not None and name not in known:
+        raise unknown_model(name, known)
 
 
 def unknown_model(name: str, known: Iterable[str]) -> Refused:

@@ -6,7 +6,9 @@ from hpc_dynamo.config import Config, Engine, minutes
 from hpc_dynamo.topology import Plan
 
 AGENT_CPUS, AGENT_MEMORY_GB = 1, 1.0  # each node's agent
-HEAD_CPUS, HEAD_MEMORY_GB = 1, 3.0  # on top, on the head node: counted on all, nodes are alike
+# On top, on the head node: counted on all, nodes are alike. Memory for each model: what its router
+# knows of caches, and its tokenizer in each frontend.
+HEAD_CPUS, HEAD_MEMORY_GB = 1, 3.0
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ def resources(config: Config, plan: Plan) -> Resources:
     parts = [_engines(config, plan, node) for node in range(plan.nodes)]
     cpus = max(sum(engine.cpus for engine in part) for part in parts)
     memory = max(sum(engine.memory_gb for engine in part) for part in parts)
-    memory += AGENT_MEMORY_GB + HEAD_MEMORY_GB
+    memory += AGENT_MEMORY_GB + HEAD_MEMORY_GB * len(config.each)
     cluster = config.cluster
     return Resources(
         nodes=plan.nodes,

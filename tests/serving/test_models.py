@@ -163,3 +163,15 @@ def test_neither_a_flood_nor_the_end_of_one_reaches_the_other(pair: Served) -> N
     outcome = until("the job is over", pair.attempt.outcome, 30)
     assert outcome.exit_code == 1
     assert "no aggregated worker of model two is left" in outcome.message
+
+
+def test_one_that_never_starts_does_not_keep_the_others(tmp_path: Path) -> None:
+    words = ("models.well.path=''", "models.ill.engine.args.unheard-of=1")
+    with serving(tmp_path, "topology=aggregated", "engine.restarts=0", *words) as served:
+        assert served.ask("GET", "/ready").json["models"] == {"well": "ready", "ill": "lost"}
+        assert [m.id for m in served.client.models.list().data] == ["well"]
+        assert refusal(served, "well") is None
+        error = refusal(served, "ill")
+        assert error is not None
+        assert error.status_code == 503
+        assert "unheard-of" in error.message
