@@ -149,6 +149,7 @@ def test_show_is_yaml_that_composes_to_the_same(tmp_path: Path) -> None:
 
 SEVERAL = [
     *("engine=simulator", "engine.args.block-size=32", "topology.decode.workers=5"),
+    "topology.nodes=3",
     *("models.llama-3.1-8b.path=/shared/8b", "models.llama-3.1-8b.topology=aggregated"),
     *("models.llama-3.1-8b.topology.aggregated.workers=2", "models.org/large.path=/shared/70b"),
     *("models.org/large.engine.args.timing=a100-8b", "models.org/large.router=session"),
@@ -163,6 +164,7 @@ def test_a_model_is_composed_as_a_run_of_it_alone() -> None:
     assert (small.model.path, small.served_name) == ("/shared/8b", "llama-3.1-8b")
     assert (small.topology.kind, small.topology.aggregated.workers) == (Kind.aggregated, 2)
     assert small.topology.decode.workers == 0, "its own file of the group begins it anew"
+    assert small.topology.nodes == large.topology.nodes == 3
     assert small.engine.args == {"block-size": 32}
     assert (large.topology.kind, large.topology.decode.workers) == (Kind.disaggregated, 5)
     assert large.engine.args == {"block-size": 32, "timing": "a100-8b"}

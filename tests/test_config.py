@@ -90,7 +90,7 @@ REFUSED = [
     (
         Config(topology=replace(PAIR, aggregated=Pool(workers=2))),
         "topology.aggregated.workers=2 has no place in kind=disaggregated",
-        "another topology.kind",
+        "topology=aggregated",
     ),
     (
         Config(topology=replace(GOOD, prefill=Pool(workers=2))),

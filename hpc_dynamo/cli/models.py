@@ -14,6 +14,7 @@ from hpc_dynamo.config import Served
 from hpc_dynamo.errors import ConfigError, no_field
 
 CALLED = {"engine": "name", "topology": "kind", "router": "policy"}  # by group: as its files are
+NODES = "topology.nodes"
 FIELDS = tuple(f.name for f in fields(Served))
 WORD = re.compile(rf"\+*models\.(?P<name>.+?)\.(?P<word>(?:{'|'.join(FIELDS)})[.=].*)", re.DOTALL)
 
@@ -48,9 +49,9 @@ def of_file(name: str, entry: object) -> tuple[list[str], dict[str, Any]]:
 
 
 def with_its_own(own: Iterable[str], words: list[str]) -> list[str]:
-    """All words of a run of one model; `words` are the model's."""
-    anew = {key for key in map(_key, words) if "." not in key}
-    kept = (word for word in own if _key(word).partition(".")[0] not in {*anew, "models"})
+    """All words of a run of one model; `words` are the model's. The nodes are all models'."""
+    anew = {"models", *(key for key in map(_key, words) if "." not in key)}
+    kept = (w for w in own if _key(w) == NODES or _key(w).partition(".")[0] not in anew)
     return [*kept, *words]
 
 

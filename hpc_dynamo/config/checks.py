@@ -7,7 +7,7 @@ from pathlib import Path
 from hpc_dynamo.config.container import check_container
 from hpc_dynamo.config.grow import check_grow
 from hpc_dynamo.config.reshaping import check_planner
-from hpc_dynamo.config.schema import Config, Role, Serve, Topology
+from hpc_dynamo.config.schema import Config, Kind, Role, Serve, Topology
 from hpc_dynamo.config.several import about, check_models
 from hpc_dynamo.errors import ConfigError
 
@@ -49,7 +49,8 @@ def _check_pools(topology: Topology) -> None:
     for role in Role:
         workers = getattr(topology, role).workers
         if role not in used and workers:
-            hint = f"topology.{role}.workers=0, or another topology.kind"
+            kind = Kind.aggregated if role is Role.aggregated else Kind.disaggregated
+            hint = f"topology.{role}.workers=0, or topology={kind}"
             what = f"topology.{role}.workers={workers} has no place in kind={topology.kind}"
             raise ConfigError(what, hint=hint)
 

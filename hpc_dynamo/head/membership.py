@@ -93,10 +93,8 @@ class Membership:
                     self.leaving.put_nowait(node)
                 case Bye(node=node) if node in self._nodes:
                     await self._gone(node, WorkerState.stopped, "its agent has ended")
-                case KvEvents(rank=rank, seq=seq, payload=payload) if rank in self._placed:
-                    missed = self._router(rank).caches.learn(rank, seq, payload)
-                    if missed is not None:
-                        await self._ask_replay(rank, missed)
+                case KvEvents() as events:
+                    await self._learn(events)
                     await asyncio.sleep(0)  # a flood of them must not keep all others waiting
                 case _:
                     what = type(message).__name__
@@ -131,6 +129,15 @@ class Membership:
             await self._server.send(peer, Heartbeat(node=0))
         else:
             await self._server.send(peer, SENT_AWAY)
+
+    async def _learn(self, events: KvEvents) -> None:
+        """Of a further job that is over something may still come."""
+        rank = events.rank
+        if rank in self._placed:
+            caches = self._router(rank).caches
+            missed = caches.learn(rank, events.seq, events.payload)
+            if missed is not None:
+                await self._ask_replay(rank, missed)
 
     async def _ask_replay(self, rank: int, start: int) -> None:
         """Its agent sends again what the worker's engine has of KV events from `start` on, and
