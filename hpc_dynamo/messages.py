@@ -64,7 +64,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     context_tokens: int = 0  # of its longest sequence; 0: not known
 
     @property
-    def kind(self) -> str:
+    def title(self) -> str:
         """For people: its role, and its model where there are several."""
         return f"{self.model} {self.role}".lstrip()
 

@@ -38,7 +38,7 @@ class Worker:
         return self.shards[0].node
 
     @property
-    def kind(self) -> str:
+    def title(self) -> str:
         """For people: its role, and its model where there are several."""
         return f"{self.model} {self.role}".lstrip()
 

@@ -165,7 +165,7 @@ class Agent:
         config = self._config_of(worker)
         command = contained(config, place, engine(config.engine.name).command(config, place))
         path = self._attempt.worker_log(worker.rank)
-        log.info("worker %d (%s) starts: %s", worker.rank, worker.kind, " ".join(command.argv))
+        log.info("worker %d (%s) starts: %s", worker.rank, worker.title, " ".join(command.argv))
         self._life_began[worker.rank] = path.stat().st_size if path.exists() else 0
         for name, text in command.files.items():
             write_atomic(self._attempt.logs / name, text.encode(), mode=0o600)
@@ -174,7 +174,7 @@ class Agent:
         try:
             served = await self._until_served(worker, child, url)
             start_s = time.monotonic() - began
-            log.info("worker %d (%s) is ready after %.1f s", worker.rank, worker.kind, start_s)
+            log.info("worker %d (%s) is ready after %.1f s", worker.rank, worker.title, start_s)
             self._served_as[worker.rank] = worker.role
             await self._report(worker, WorkerState.ready, url=url, start_s=start_s, served=served)
             raise self._died(worker, await child.wait())
@@ -244,7 +244,7 @@ class Agent:
             return file.read().decode(errors="replace")
 
     def _name(self, worker: Worker) -> str:
-        return f"worker {worker.rank} ({worker.kind}) on {self._me.host}"
+        return f"worker {worker.rank} ({worker.title}) on {self._me.host}"
 
     async def _report(
         self,

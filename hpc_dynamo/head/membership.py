@@ -191,7 +191,7 @@ class Membership:
 
     async def _admit(self, worker: WorkerReport) -> None:
         self.workers[worker.rank], router = worker, self._router(worker.rank)
-        what = f"worker {worker.rank} ({worker.kind}) on {worker.host}: {worker.state}"
+        what = f"worker {worker.rank} ({worker.title}) on {worker.host}: {worker.state}"
         log.info("%s %s", what, worker.detail)
         if worker.state is WorkerState.ready:
             await router.join(worker.rank, worker.role, worker.url)
