@@ -111,6 +111,21 @@ def test_figures_have_the_model_as_a_label(both: Served) -> None:
     assert 'hpc_dynamo_queued{model="small"}' in page
 
 
+def test_what_engines_tell_of_their_caches_is_their_models(both: Served) -> None:
+    told = 'hpc_dynamo_router_index_blocks{model="%s",source="events"}'
+    before = both.metrics_now()[told % "large"]
+    new = f"{both.attempt.run.path} {STORY}"
+    both.client.completions.create(model="small", prompt=new, max_tokens=1)
+
+    def known() -> int:
+        why = both.post("/v1/route", {"model": "small", "prompt": new}).json
+        return int(max(w["overlap_blocks"] for w in why["workers"]))
+
+    until("events have come", lambda: both.metrics().get(told % "small"), 10)
+    assert known() == len(new) // 16
+    assert both.metrics_now()[told % "large"] == before
+
+
 def test_the_command_line_shows_and_asks_for_one(both: Served) -> None:
     folder, run = both.attempt.run.path, both.attempt.run.path.name
     shown = hpc_dynamo("status", "--once", f"name={run}", cwd=folder.parent.parent).stdout
