@@ -256,8 +256,10 @@ class Membership:
         return worker.model == other.model and self._role(worker) is other.role
 
     def _give_up(self, model: str, why: str) -> None:
-        if not self._routers[model].lost:
-            log.error("%s", why)
-            self._routers[model].give_up(why)
-        if all(router.lost for router in self._routers.values()):
+        """The model; with the last of them the job."""
+        router = self._routers[model]
+        if all(other.lost for other in self._routers.values() if other is not router):
             self._hopeless(EngineError(why))
+        elif not router.lost:
+            log.error("%s", why)
+            router.give_up(why)
