@@ -3,7 +3,8 @@
 A tensor-parallel group talks all the time: it stays inside a node, or takes whole nodes. So does
 a replica (of a data-parallel worker) that fits on a node. A worker that fits on a node is never
 split; a larger one takes consecutive nodes, as few as hold it and the same of each where that
-divides, whose rest is open to others. Workers without GPUs are dealt to the nodes in turn.
+divides, whose rest is open to others. Workers without GPUs are dealt to the nodes in turn. Of
+several models the workers are placed as of one.
 """
 
 from dataclasses import dataclass, replace
@@ -22,16 +23,25 @@ class Shard:
 
 @dataclass(frozen=True)
 class Worker:
-    """One engine instance. `rank` counts workers of the job, prefill first."""
+    """One engine instance. `rank` counts workers of the job, model by model, prefill first.
+
+    `model` is one of `Config.models`; empty in a run of one model.
+    """
 
     rank: int
     role: Role
     shards: tuple[Shard, ...]
+    model: str = ""
 
     @property
     def node(self) -> int:
         """The node that serves this worker's HTTP."""
         return self.shards[0].node
+
+    @property
+    def title(self) -> str:
+        """For people: its role, and its model where there are several."""
+        return f"{self.model} {self.role}".lstrip()
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,10 @@ class Plan:
     def on_node(self, node: int) -> tuple[Worker, ...]:
         """Workers whose HTTP is served from this node."""
         return tuple(w for w in self.workers if w.node == node)
+
+    def of(self, model: str) -> "Plan":
+        """The same with the workers of one model alone."""
+        return replace(self, workers=tuple(w for w in self.workers if w.model == model))
 
     @property
     def first_node(self) -> int:
@@ -67,7 +81,7 @@ class Plan:
 
 def _after(worker: Worker, rank: int, node: int) -> Worker:
     shards = tuple(Shard(shard.node + node, shard.gpus) for shard in worker.shards)
-    return Worker(worker.rank + rank, worker.role, shards)
+    return replace(worker, rank=worker.rank + rank, shards=shards)
 
 
 def fill(config: Config, layout: Plan, role: Role, nodes: int) -> Plan:
@@ -92,12 +106,26 @@ def fill(config: Config, layout: Plan, role: Role, nodes: int) -> Plan:
 def plan(config: Config) -> Plan:
     """Lay out the workers. Raises ConfigError where the topology cannot be placed."""
     check(config)
-    gpus = 0 if config.engine.device is Device.cpu else _gpus_per_node(config)
-    demands = [(role, pool) for role, pool in config.topology.pools for _ in range(pool.workers)]
+    demands = _demands(config)
+    layout = _lay_out(config, [(role, pool) for _, role, pool in demands])
+    placed = zip(layout.workers, demands, strict=True)
+    return replace(layout, workers=tuple(replace(w, model=model) for w, (model, _, _) in placed))
+
+
+def _demands(config: Config) -> list[tuple[str, Role, Pool]]:
+    """Model, role and shape of each worker, by rank."""
+    pools = [(model, *pool) for model, own in config.each.items() for pool in own.topology.pools]
+    return [(model, role, pool) for model, role, pool in pools for _ in range(pool.workers)]
+
+
+def _lay_out(config: Config, demands: list[tuple[Role, Pool]]) -> Plan:
+    """In the order of the demands. All models compute on the same kind of device."""
+    devices = {own.engine.device for own in config.each.values()}
+    gpus = 0 if Device.cpu in devices else _gpus_per_node(config)
     if not gpus:
         nodes = config.topology.nodes or 1
         return Plan(nodes, 0, tuple(_dealt(demands, nodes)))
-    for role, pool in config.topology.pools:
+    for role, pool in dict.fromkeys(demands):
         _check_shape(role, pool, gpus)
     return _pack(config.topology, demands, gpus)
 
@@ -144,10 +172,9 @@ def _does_not_fit(demands: list[tuple[Role, Pool]], nodes: int, gpus: int) -> Co
     enough = nodes
     while _place(demands, enough, gpus) is None:
         enough += 1
-    pools = dict(demands)
     shape = ", ".join(
         f"topology.{role}.workers={pool.workers} of {pool.gpus} GPUs"
-        for role, pool in pools.items()
+        for role, pool in dict.fromkeys(demands)
     )
     why = f"need {needed} GPUs" if needed > had else "cannot be placed without splitting a group"
     return ConfigError(

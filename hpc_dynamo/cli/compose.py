@@ -5,8 +5,7 @@ The only importer of hydra and omegaconf; nothing of theirs leaves this file.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from difflib import get_close_matches
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,11 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hpc_dynamo.config import Config, Role
-from hpc_dynamo.errors import ConfigError, unknown_name
+from hpc_dynamo.cli import models
+from hpc_dynamo.config import Config, Role, Served, Task, about
+from hpc_dynamo.errors import ConfigError, no_field, unknown_name
+
+LAST = "+over=files"  # see _register
 
 # Fields that take any key: an override need not say `+`.
 FREE = (
@@ -29,6 +31,7 @@ FREE = (
     *(f"engine.{role}.{field}" for role in Role for field in ("args", "env")),
     "batch.defaults",
     "cluster.slurm.extra",
+    "models",
 )
 
 
@@ -38,18 +41,43 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     `config_dir` holds more files for the same groups, or replaces ours by name. Raises
     ConfigError naming the field, the value and what is known.
     """
+    own, words = models.apart(overrides)
+    config, in_files = _composed(own, config_dir)
+    served = {
+        name: _model(name, in_files.get(name, {}), own, words.get(name, []), config_dir)
+        for name in {**in_files, **words}
+    }
+    task = Task.serve if served else config.task  # all that several models are for
+    return replace(config, models=served, task=task)
+
+
+def _model(
+    name: str, in_files: object, own: list[str], words: list[str], config_dir: Path | None
+) -> Served:
+    """One of several: what a run of it alone would be."""
+    with about(name):
+        groups, values = models.of_file(name, in_files)
+        one, _ = _composed(models.with_its_own(own, groups + words), config_dir, values)
+    return Served(one.model.path, one.engine, one.topology, one.router)
+
+
+def _composed(
+    overrides: Sequence[str], config_dir: Path | None, values: dict[str, Any] | None = None
+) -> tuple[Config, dict[str, object]]:
+    """A run of one model, and what files say of several. `values` lie over those of files."""
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
-    _register()
+    _register(values or {})
     with _initialised():
         try:
-            composed = hydra_compose("config", [*search, *map(_free, overrides)])
+            composed = hydra_compose("config", [*search, LAST, *map(_free, overrides)])
             plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
         except (HydraException, OmegaConfBaseException, ValueError) as e:
             raise _explained(e, overrides, config_dir) from e
     assert isinstance(plain, dict)
     _refuse_unknown(plain, asdict(Config()), "")
+    several = {str(name): entry for name, entry in plain.pop("models").items()}
     try:
-        return msgspec.convert(plain, Config)
+        return msgspec.convert(plain, Config), several
     except msgspec.ValidationError as e:
         raise ConfigError(f"the configuration is not of its schema: {e}") from e
 
@@ -73,10 +101,13 @@ def _initialised() -> Iterator[None]:
         yield
 
 
-def _register() -> None:
+def _register(values: dict[str, Any]) -> None:
     schema = OmegaConf.structured(Config)
     _thaw(schema)
+    schema._get_node("models")._metadata.element_type = Any  # each is composed by itself
     ConfigStore.instance().store(name="schema", node=schema)
+    # A group is merged in the order of the list of defaults: one that is added comes last.
+    ConfigStore.instance().store(group="over", name="files", node=values, package="_global_")
 
 
 def _thaw(node: DictConfig) -> None:
@@ -129,16 +160,9 @@ def _look_up(key: str) -> tuple[Any, ConfigError | None]:
         if not isinstance(known, dict):
             return None, ConfigError(f"{key} is not a field", hint=f"{path} is a value")
         if part not in known:
-            return None, _no_field(path, part, known)
+            return None, no_field(path, part, known)
         known, path = known[part], f"{path}.{part}".lstrip(".")
     return known, None
-
-
-def _no_field(path: str, name: str, known: dict[str, Any]) -> ConfigError:
-    full = f"{path}.{name}".lstrip(".")
-    guess = get_close_matches(name, known, n=1)
-    meant = f"did you mean {guess[0]}? " if guess else ""
-    return ConfigError(f"{full} is not a field", hint=f"{meant}known: {', '.join(sorted(known))}")
 
 
 def _refuse_unknown(given: dict[Any, Any], known: dict[str, Any], path: str) -> None:
@@ -146,6 +170,6 @@ def _refuse_unknown(given: dict[Any, Any], known: dict[str, Any], path: str) -> 
     for name, value in given.items():
         full = f"{path}{name}"
         if name not in known:
-            raise _no_field(path.rstrip("."), name, known)
+            raise no_field(path.rstrip("."), name, known)
         if isinstance(value, dict) and isinstance(known[name], dict) and full not in FREE:
             _refuse_unknown(value, known[name], f"{full}.")

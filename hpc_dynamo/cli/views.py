@@ -24,17 +24,20 @@ def layout(config: Config, plan: Plan) -> RenderableType:
     if config.route.engines:
         return _engines(config)
     need = resources(config, plan)
-    title = f"{config.engine.name}, {config.topology.kind}: {plan.nodes} node(s)"
-    table = Table("node", "rank", "role", "GPUs", title=title, title_justify="left")
+    kinds = dict.fromkeys(f"{o.engine.name}, {o.topology.kind}" for o in config.each.values())
+    title = f"{'; '.join(kinds)}: {plan.nodes} node(s)"
+    models = ["model"] if config.models else []
+    table = Table("node", "rank", *models, "role", "GPUs", title=title, title_justify="left")
     for node in range(plan.nodes):
         here = [(w, s) for w in plan.workers for s in w.shards if s.node == node]
         for worker, shard in here:
             part = worker.shards.index(shard) + 1
             split = f" (part {part} of {len(worker.shards)})" if len(worker.shards) > 1 else ""
             gpus = ",".join(map(str, shard.gpus)) or "-"
-            table.add_row(str(node), f"{worker.rank}{split}", str(worker.role), gpus)
+            model = [worker.model] if config.models else []
+            table.add_row(str(node), f"{worker.rank}{split}", *model, str(worker.role), gpus)
         if not here:
-            table.add_row(str(node), "-", "idle", "-")
+            table.add_row(str(node), "-", *(["-"] if models else []), "idle", "-")
     gpus = f", {need.gpus} GPUs" if need.gpus else ""
     foot = f"a node: {need.cpus} CPUs, {need.memory_gb} GB{gpus}; time {need.time_min} min"
     return Group(table, foot)
@@ -76,7 +79,7 @@ def status(attempt: Attempt, job: tuple[JobState, str] | None) -> RenderableType
         rows.append(Text(f"roster by {roster.method} in {roster.seconds:.3f} s: {hosts}"))
     endpoint = attempt.endpoint()
     if endpoint and not outcome:
-        rows.append(Text(f"endpoint {endpoint.url}, model {endpoint.model}"))
+        rows.append(Text(f"endpoint {endpoint.url}, {serving.served(endpoint)}"))
     if known:
         rows += [_phase(known, ended=outcome is not None), *_figures(known)]
     if outcome and outcome.message:
@@ -111,7 +114,10 @@ def _figures(known: Status) -> Iterator[RenderableType]:
         return
     if known.successor:
         yield Text(serving.successor_line(known.successor))
-    yield serving.loads(known)
+    for model in dict.fromkeys(w.model for w in known.workers) or ("",):
+        if model:
+            yield Text(serving.model_line(model, known.by_model.get(model)))
+        yield serving.loads(known, model)
     yield from (Text(f"worker {w.rank}: {w.detail}") for w in known.workers if w.detail)
     yield serving.traffic_line(known.traffic)
 

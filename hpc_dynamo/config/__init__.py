@@ -4,6 +4,7 @@ from hpc_dynamo.config.checks import MIN_SILENCE_S, check, minutes
 from hpc_dynamo.config.container import Container, ContainerKind
 from hpc_dynamo.config.planner import Forecast, Grow, Planner, PlannerKind, Protect
 from hpc_dynamo.config.route import before
+from hpc_dynamo.config.router import Policy, Router
 from hpc_dynamo.config.schema import (
     Batch,
     Bootstrap,
@@ -15,17 +16,17 @@ from hpc_dynamo.config.schema import (
     Kind,
     Launcher,
     Model,
-    Policy,
     Pool,
     Role,
     RoleOptions,
     Route,
-    Router,
     Serve,
+    Served,
     Slurm,
     Task,
     Topology,
 )
+from hpc_dynamo.config.several import about, refuse_several
 from hpc_dynamo.config.simulate import Simulate
 
 __all__ = [
@@ -54,11 +55,14 @@ __all__ = [
     "Route",
     "Router",
     "Serve",
+    "Served",
     "Simulate",
     "Slurm",
     "Task",
     "Topology",
+    "about",
     "before",
     "check",
     "minutes",
+    "refuse_several",
 ]

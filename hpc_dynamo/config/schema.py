@@ -5,12 +5,13 @@ every process of the job. Defaults here are the defaults of the product; files i
 only choose. Fields carry their units; `None` means "derive it".
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from hpc_dynamo.config.container import Container
 from hpc_dynamo.config.planner import Planner
+from hpc_dynamo.config.router import Router
 from hpc_dynamo.config.simulate import Simulate
 
 
@@ -51,18 +52,6 @@ class Launcher(StrEnum):
     slurm = "slurm"
     allocation = "allocation"
     local = "local"
-
-
-class Policy(StrEnum):
-    """How the router chooses among workers."""
-
-    kv = "kv"  # where the most of the prompt is cached, weighed against load
-    least_loaded = "least_loaded"
-    round_robin = "round_robin"
-    random = "random"
-    power_of_two = "power_of_two"  # the less loaded of two at random
-    session = "session"  # requests with the same X-Session-Id to the same worker
-    direct = "direct"  # to the worker that X-Worker-Rank names
 
 
 class BootstrapMethod(StrEnum):
@@ -215,28 +204,6 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Router:
-    """Which worker a request goes to. Tokens of prompts are counted in blocks.
-
-    The cost of a worker, in blocks: overlap_weight x prompt left to compute there, this one's and
-    those before it, and decode_weight x blocks that it holds for answers.
-    """
-
-    policy: Policy = Policy.kv
-    block_tokens: int = 16  # compared in whole blocks
-    cached_blocks: int = 4_000_000  # known over all workers; some 200 bytes each
-    kv_events: bool = True  # engines tell what they cache; else it is guessed from our decisions
-    guess_ttl_s: float = 120.0  # without events: how long a prompt is taken for cached
-    overlap_weight: float = 1.0
-    decode_weight: float = 0.02
-    temperature: float = 0.0  # above 0: also costlier workers, the more the higher
-    worker_prefill_tokens: int | None = None  # of prompts ahead: a worker with more gets nothing
-    local_prefill: bool = True  # decode workers compute what a hand-over would only delay
-    local_penalty: float = 2.0  # ... if that is so many times quicker: it holds up their streams
-    handover_tokens: int | None = None  # computed in the time of a hand-over; None: measured
-
-
-@dataclass(frozen=True)
 class Serve:
     """The OpenAI endpoint of a serving run."""
 
@@ -275,6 +242,16 @@ class Route:
 
 
 @dataclass(frozen=True)
+class Served:
+    """One of several models of a job: its folder or hub id, and what is its workers' alone."""
+
+    path: str = ""
+    engine: Engine = field(default_factory=Engine)
+    topology: Topology = Topology()
+    router: Router = field(default_factory=Router)
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything about one run."""
 
@@ -285,14 +262,35 @@ class Config:
     overwrite: bool = False  # throw away what an earlier run of this name produced
     engine: Engine = Engine()
     model: Model = Model()
+    models: dict[str, Served] = field(default_factory=dict)  # by name; empty: `model` alone
     topology: Topology = Topology()
     cluster: Cluster = Cluster()
     batch: Batch = Batch()
-    router: Router = Router()
+    router: Router = field(default_factory=Router)
     serve: Serve = Serve()
     route: Route = Route()
     planner: Planner = field(default_factory=Planner)
     simulate: Simulate = field(default_factory=Simulate)
+
+    def of(self, model: str) -> "Config":
+        """As the workers of one model see it: a run of that model alone. Of a run of one model,
+        whose name in plans and reports is empty, itself."""
+        if not self.models:
+            return self
+        own = self.models[model]
+        return replace(
+            self,
+            model=Model(path=own.path, name=model),
+            models={},
+            engine=own.engine,
+            topology=own.topology,
+            router=own.router,
+        )
+
+    @property
+    def each(self) -> dict[str, "Config"]:
+        """`of` every model, by name."""
+        return {name: self.of(name) for name in self.models or ("",)}
 
     @property
     def served_name(self) -> str:

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
-from hpc_dynamo.config import Config, minutes
-from hpc_dynamo.topology import Plan, Shard
+from hpc_dynamo.config import Config, Engine, minutes
+from hpc_dynamo.topology import Plan
 
 AGENT_CPUS, AGENT_MEMORY_GB = 1, 1.0  # each node's agent
-HEAD_CPUS, HEAD_MEMORY_GB = 1, 3.0  # on top, on the head node: counted on all, nodes are alike
+# On top, on the head node: counted on all, nodes are alike. Memory for each model: what its router
+# knows of caches, and its tokenizer in each frontend.
+HEAD_CPUS, HEAD_MEMORY_GB = 1, 3.0
 
 
 @dataclass(frozen=True)
@@ -22,23 +24,25 @@ class Resources:
 
 def resources(config: Config, plan: Plan) -> Resources:
     """Enough for the fullest node, unless `cluster` says how much a node gives."""
-    units = [_units(plan, node) for node in range(plan.nodes)]
-    fullest, cluster = max(units), config.cluster
-    cpus = fullest * config.engine.cpus + AGENT_CPUS + HEAD_CPUS
-    memory = fullest * config.engine.memory_gb + AGENT_MEMORY_GB + HEAD_MEMORY_GB
+    parts = [_engines(config, plan, node) for node in range(plan.nodes)]
+    cpus = max(sum(engine.cpus for engine in part) for part in parts)
+    memory = max(sum(engine.memory_gb for engine in part) for part in parts)
+    memory += AGENT_MEMORY_GB + HEAD_MEMORY_GB * len(config.each)
+    cluster = config.cluster
     return Resources(
         nodes=plan.nodes,
-        cpus=cluster.cpus_per_node or cpus,
+        cpus=cluster.cpus_per_node or cpus + AGENT_CPUS + HEAD_CPUS,
         memory_gb=-int(-(cluster.memory_gb_per_node or memory) // 1),
         gpus=plan.gpus_per_node,
         time_min=minutes(cluster.slurm.time),
     )
 
 
-def _units(plan: Plan, node: int) -> int:
-    """GPUs in use on a node, or workers where they use none."""
-    shards: list[Shard] = [s for w in plan.workers for s in w.shards if s.node == node]
-    return sum(len(shard.gpus) or 1 for shard in shards)
+def _engines(config: Config, plan: Plan, node: int) -> list[Engine]:
+    """For each GPU in use on a node its worker's engine; once a worker where they use none."""
+    of = {model: own.engine for model, own in config.each.items()}
+    shards = [(of[w.model], s) for w in plan.workers for s in w.shards if s.node == node]
+    return [engine for engine, shard in shards for _ in shard.gpus or (None,)]
 
 
 def sbatch_options(config: Config, plan: Plan) -> dict[str, str | int | bool]:
