@@ -19,13 +19,20 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hpc_dynamo.cli import models
-from hpc_dynamo.config import Config, Served, Task, about
+from hpc_dynamo.config import Config, Role, Served, Task, about
 from hpc_dynamo.errors import ConfigError, no_field, unknown_name
 
 LAST = "+over=files"  # see _register
 
 # Fields that take any key: an override need not say `+`.
-FREE = ("engine.args", "engine.env", "batch.defaults", "cluster.slurm.extra", "models")
+FREE = (
+    "engine.args",
+    "engine.env",
+    *(f"engine.{role}.{field}" for role in Role for field in ("args", "env")),
+    "batch.defaults",
+    "cluster.slurm.extra",
+    "models",
+)
 
 
 def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:

@@ -18,14 +18,14 @@ from hpc_dynamo.cli import profiled, serving, views
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.config import Config, Launcher, Planner, PlannerKind, Serve, Task
-from hpc_dynamo.engines import check, suited
+from hpc_dynamo.engines import check, engine, for_worker, suited
 from hpc_dynamo.errors import ConfigError, HpcDynamoError
-from hpc_dynamo.launch import grown
+from hpc_dynamo.launch import grown, world
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.planner.interpolation import load_profile
 from hpc_dynamo.planner.profile import load
 from hpc_dynamo.run import Attempt, Run, Secrets, new_token
-from hpc_dynamo.topology import Plan
+from hpc_dynamo.topology import Plan, Worker
 from hpc_dynamo.topology import plan as lay_out
 from hpc_dynamo.wire import new_keys
 
@@ -193,7 +193,14 @@ def _checked(config: Config, launcher: Launcher) -> Plan:
     layout = lay_out(config)
     check(config, layout)
     grown.check(config, layout, launcher)
+    if any(_is_world(config, worker) for worker in layout.workers):
+        world.refuse_without_slurm(launcher)
     return layout
+
+
+def _is_world(config: Config, worker: Worker) -> bool:
+    view = for_worker(config, worker)
+    return engine(view.engine.name).world(view, worker)
 
 
 def _batch_run(config: Config, requests: Requests) -> Run:

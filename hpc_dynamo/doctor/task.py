@@ -139,7 +139,6 @@ class _Node:
             run_error=look.run_error(folder),
             run_token=token(self._attempt),
             engine_error="; ".join(filter(None, starmap(look.engine_error, engines))),
-            mpi_wanted=config.cluster.bootstrap.method is BootstrapMethod.mpi,
             mpi=look.mpi_version(sys.executable),
         )
 

@@ -1,8 +1,10 @@
 """The engines by name. A new one is a file here and a row in the table."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
-from hpc_dynamo.config import Config, Kind, Router, about
+from hpc_dynamo.config import Config, Kind, RoleOptions, Router, about
 from hpc_dynamo.engines import container
 from hpc_dynamo.engines.container import contained
 from hpc_dynamo.engines.contract import (
@@ -12,17 +14,18 @@ from hpc_dynamo.engines.contract import (
     Dialect,
     Engine,
     EventEndpoints,
+    Meeting,
     Place,
     Sequential,
     probing,
 )
-from hpc_dynamo.engines.roles import for_worker
+from hpc_dynamo.engines.roles import differ, for_role, for_worker
 from hpc_dynamo.engines.sglang import Sglang
 from hpc_dynamo.engines.simulator import DIALECTS, Simulator, spoken
 from hpc_dynamo.engines.trtllm import Trtllm
 from hpc_dynamo.engines.vllm import Vllm
-from hpc_dynamo.errors import unknown_name
-from hpc_dynamo.topology import Plan
+from hpc_dynamo.errors import ConfigError, unknown_name
+from hpc_dynamo.topology import Plan, Worker
 
 ENGINES: dict[str, type[Engine]] = {
     "sglang": Sglang,
@@ -40,10 +43,37 @@ def engine(name: str) -> Engine:
 
 
 def check(config: Config, plan: Plan) -> None:
-    """Refuse what the engines of the models cannot run. Raises ConfigError."""
+    """Refuse what the engines of the models cannot run, as each role's workers are started.
+
+    Raises ConfigError.
+    """
     for model, own in config.each.items():
         with about(model):
-            engine(own.engine.name).check(own, plan.of(model))
+            _check(own, plan.of(model))
+
+
+def _check(config: Config, plan: Plan) -> None:
+    """Of one model."""
+    adapter = engine(config.engine.name)
+    if adapter.flexible(config) and differ(config):
+        what = "a worker whose role changes while it runs has no options of one role: "
+        what += "engine.prefill and engine.decode differ"
+        hint = "planner.restart=true starts its engine anew in its new role; or planner=off"
+        raise ConfigError(what, hint=hint)
+    for worker in {worker.role: worker for worker in plan.workers}.values():
+        with _about(config, worker):
+            adapter.check(for_worker(config, worker), plan)
+
+
+@contextmanager
+def _about(config: Config, worker: Worker) -> Iterator[None]:
+    """What is raised as a ConfigError names the role, where that has options of its own."""
+    try:
+        yield
+    except ConfigError as e:
+        if config.engine.of(worker.role) == RoleOptions():
+            raise
+        raise ConfigError(f"{e.message} (with engine.{worker.role})", hint=e.hint) from e
 
 
 def dialect(config: Config) -> Dialect:
@@ -85,6 +115,7 @@ __all__ = [
     "Dialect",
     "Engine",
     "EventEndpoints",
+    "Meeting",
     "Place",
     "Sequential",
     "advice",
@@ -92,6 +123,7 @@ __all__ = [
     "contained",
     "dialect",
     "engine",
+    "for_role",
     "for_worker",
     "probing",
     "suited",

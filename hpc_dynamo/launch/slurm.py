@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import submitit
 
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import BootstrapMethod, Config
 from hpc_dynamo.errors import LaunchError, MissingDependency
 from hpc_dynamo.launch.job import JobState
 from hpc_dynamo.launch.resources import resources, sbatch_options, srun_options
@@ -56,9 +56,11 @@ def available() -> bool:
 
 
 def mpi_type(config: Config) -> str:
-    """What srun's --mpi gets: pmix where this srun has it, none (and TCP) elsewhere."""
+    """What srun's --mpi gets: none where nobody wants MPI, else pmix where this srun has it."""
     if config.cluster.slurm.mpi != "auto":
         return config.cluster.slurm.mpi
+    if config.cluster.bootstrap.method is not BootstrapMethod.mpi:
+        return "none"
     listed = subprocess.run(
         ["srun", "--mpi=list"], capture_output=True, text=True, timeout=ANSWER_S, check=False
     )  # some versions answer on stderr
