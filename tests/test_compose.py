@@ -8,6 +8,7 @@ import pytest
 from hpc_dynamo.cli.compose import compose, conf_dir, show
 from hpc_dynamo.config import Device, Kind, Launcher, PlannerKind, Policy, Task
 from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.topology import plan
 
 GROUPS = sorted(f"{file.parent.name}={file.stem}" for file in conf_dir().glob("*/*.yaml"))
 
@@ -170,6 +171,20 @@ def test_a_model_is_composed_as_a_run_of_it_alone() -> None:
     assert large.engine.args == {"block-size": 32, "timing": "a100-8b"}
     assert (small.router.policy, large.router.policy) == (Policy.kv, Policy.session)
     assert small.models == large.models == {}
+
+
+def test_a_model_may_be_a_recipe() -> None:
+    words = ["engine=sglang", "engine.python=/env", "cluster.gpus_per_node=8"]
+    recipe = ["models.small.recipe=llama-8b-vllm", "models.small.topology.aggregated.workers=4"]
+    config = compose([*words, *recipe, "models.other.path=/b"])
+    small, other = config.each.values()
+    assert small.model.path.endswith("Llama-3.1-8B-Instruct")
+    assert (small.engine.name, small.engine.python) == ("vllm", "/env")
+    assert small.engine.args["max-model-len"] == 32768
+    assert (small.topology.kind, small.topology.aggregated.workers) == (Kind.aggregated, 4)
+    assert small.topology.nodes is None, "the nodes are all models'"
+    assert (other.engine.name, other.engine.args) == ("sglang", {})
+    assert plan(config).nodes == 1
 
 
 def test_without_models_there_is_one_under_no_name() -> None:

@@ -68,7 +68,10 @@ def started(config: Config, worker: Worker, part: int) -> Command:
 
 
 def _title(config: Config, worker: Worker, part: int) -> str:
-    nodes, who = [f"<node-{s.node}>" for s in worker.shards], f"worker {worker.rank}, {worker.title}"
+    nodes, who = (
+        [f"<node-{s.node}>" for s in worker.shards],
+        f"worker {worker.rank}, {worker.title}",
+    )
     if is_world(config, worker):
         return f"{who}, on {' '.join(nodes)}: each rank of a step of srun, a rank a GPU"
     split = f", part {part + 1} of {len(nodes)}" if len(nodes) > 1 else ""

@@ -44,7 +44,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     own, words = models.apart(overrides)
     config, in_files = _composed(own, config_dir)
     served = {
-        name: _model(name, in_files.get(name, {}), own, words.get(name, []), config_dir)
+        name: _model(name, in_files.get(name, {}), words.get(name, []), own, config_dir, config)
         for name in {**in_files, **words}
     }
     task = Task.serve if served else config.task  # all that several models are for
@@ -52,12 +52,18 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
 
 
 def _model(
-    name: str, in_files: object, own: list[str], words: list[str], config_dir: Path | None
+    name: str,
+    in_files: object,
+    words: list[str],
+    own: list[str],
+    config_dir: Path | None,
+    run: Config,
 ) -> Served:
-    """One of several: what a run of it alone would be."""
+    """One of several: what a run of it alone would be. `own` words of the run gave `run`."""
     with about(name):
         groups, values = models.of_file(name, in_files)
-        one, _ = _composed(models.with_its_own(own, groups + words), config_dir, values)
+        its = models.with_its_own(own, groups + words, run.topology.nodes)
+        one, _ = _composed(its, config_dir, values)
     return Served(one.model.path, one.engine, one.topology, one.router)
 
 

@@ -2,7 +2,7 @@
 
 What a model says nothing of is as the run says. A model that names its own file of a group
 (`models.large.topology=disaggregated`; in a file also by the field that is called as the file)
-begins that group anew.
+begins that group anew, and one that names a recipe all that a recipe says.
 """
 
 import re
@@ -15,7 +15,8 @@ from hpc_dynamo.errors import ConfigError, no_field
 
 CALLED = {"engine": "name", "topology": "kind", "router": "policy"}  # by group: as its files are
 NODES = "topology.nodes"
-FIELDS = tuple(f.name for f in fields(Served))
+RECIPE = "recipe"
+FIELDS = (*(f.name for f in fields(Served)), RECIPE)
 WORD = re.compile(rf"\+*models\.(?P<name>.+?)\.(?P<word>(?:{'|'.join(FIELDS)})[.=].*)", re.DOTALL)
 
 
@@ -48,10 +49,14 @@ def of_file(name: str, entry: object) -> tuple[list[str], dict[str, Any]]:
     return groups, values | ({"model": {"path": entry["path"]}} if "path" in entry else {})
 
 
-def with_its_own(own: Iterable[str], words: list[str]) -> list[str]:
-    """All words of a run of one model; `words` are the model's. The nodes are all models'."""
+def with_its_own(own: Iterable[str], words: list[str], nodes: int | None) -> list[str]:
+    """All words of a run of one model; `words` are the model's. The `nodes` are all models', also
+    where its recipe says how many it would take alone."""
     anew = {"models", *(key for key in map(_key, words) if "." not in key)}
-    kept = (w for w in own if _key(w) == NODES or _key(w).partition(".")[0] not in anew)
+    kept = [w for w in own if _key(w) == NODES or _key(w).partition(".")[0] not in anew]
+    if RECIPE in anew:
+        shared = f"{NODES}={'null' if nodes is None else nodes}"
+        kept = [*(w for w in kept if _key(w) not in CALLED), shared]
     return [*kept, *words]
 
 

@@ -19,7 +19,7 @@ def for_worker(config: Config, worker: Worker) -> Config:
 
 
 def for_role(config: Config, role: Role) -> Config:
-    """The same for any worker of a role. A view of a view is the same view."""
+    """For any worker of a role in a run of one model. A view of a view is the same view."""
     engine, own = config.engine, config.engine.of(role)
     args = merged(engine.args, _spelled_like(engine.args, own.args))
     return replace(config, engine=replace(engine, args=args, env={**engine.env, **own.env}))
