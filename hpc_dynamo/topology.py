@@ -3,12 +3,14 @@
 A tensor-parallel group talks all the time, so it is the unit of placement: it stays inside
 a node, or takes whole nodes. A worker that fits on a node is never split; a larger one takes
 consecutive nodes and may fill only part of its last, whose rest is open to others. Workers
-without GPUs are dealt to the nodes in turn.
+without GPUs are dealt to the nodes in turn. Pools on nodes of different kinds are laid out
+apart, each on nodes of its own.
 """
 
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
-from hpc_dynamo.config import Config, Device, Pool, Role, Topology, check
+from hpc_dynamo.config import Config, Device, Pool, Role, check, kinds, on
 from hpc_dynamo.errors import ConfigError
 
 
@@ -35,12 +37,27 @@ class Worker:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Consecutive nodes of one kind; `kind` is a name of `cluster.hardware`, or empty."""
+
+    kind: str
+    nodes: int
+    gpus_per_node: int
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The layout of a job: `nodes` machines of `gpus_per_node` GPUs and the workers on them."""
+    """The layout of a job: `nodes` machines of `gpus_per_node` GPUs and the workers on them.
+
+    Where nodes are of named kinds `groups` has each kind with its nodes, in their order, and
+    `gpus_per_node` is of the largest. `apart`: each group is a Slurm job of its own.
+    """
 
     nodes: int
     gpus_per_node: int
     workers: tuple[Worker, ...]
+    groups: tuple[Group, ...] = ()
+    apart: bool = False
 
     def on_node(self, node: int) -> tuple[Worker, ...]:
         """Workers whose HTTP is served from this node."""
@@ -54,6 +71,28 @@ class Plan:
     def after(self, rank: int, node: int) -> "Plan":
         """The same, with ranks and nodes that go on from these."""
         return replace(self, workers=tuple(_after(w, rank, node) for w in self.workers))
+
+    @property
+    def parts(self) -> tuple["Plan", ...]:
+        """The plan of each group of nodes; ranks and nodes keep their numbers."""
+        if not self.groups:
+            return (self,)
+        ends = tuple(accumulate(group.nodes for group in self.groups))
+        return tuple(self._part(g, end) for g, end in zip(self.groups, ends, strict=True))
+
+    def _part(self, group: Group, end: int) -> "Plan":
+        here = tuple(w for w in self.workers if end - group.nodes <= w.node < end)
+        return Plan(group.nodes, group.gpus_per_node, here, (group,))
+
+    @property
+    def own(self) -> "Plan":
+        """What the job of the head has of it."""
+        return self.parts[0] if self.apart else self
+
+    @property
+    def kind(self) -> str:
+        """Of the first nodes."""
+        return self.groups[0].kind if self.groups else ""
 
     @property
     def idle_nodes(self) -> int:
@@ -73,12 +112,13 @@ def fill(config: Config, layout: Plan, role: Role, nodes: int) -> Plan:
     `config`. Raises ConfigError where not one fits.
     """
     demand, gpus = (role, dict(config.topology.pools)[role]), layout.gpus_per_node
+    groups = tuple(Group(group.kind, nodes, gpus) for group in layout.groups)  # all of one kind
     if not gpus:
         most = max(len(layout.on_node(node)) for node in range(layout.nodes))
-        return Plan(nodes, 0, tuple(_dealt([demand] * (most * nodes), nodes)))
+        return Plan(nodes, 0, tuple(_dealt([demand] * (most * nodes), nodes)), groups)
     for count in range(nodes * gpus // demand[1].gpus, 0, -1):
         if workers := _place([demand] * count, nodes, gpus):
-            return Plan(nodes, gpus, workers)
+            return Plan(nodes, gpus, workers, groups)
     raise ConfigError(
         f"planner.grow.nodes_each={nodes} is too few for a {role} worker of {demand[1].gpus} GPUs",
         hint=f"planner.grow.nodes_each={-(-demand[1].gpus // gpus)}",
@@ -88,24 +128,45 @@ def fill(config: Config, layout: Plan, role: Role, nodes: int) -> Plan:
 def plan(config: Config) -> Plan:
     """Lay out the workers. Raises ConfigError where the topology cannot be placed."""
     check(config)
-    gpus = 0 if config.engine.device is Device.cpu else _gpus_per_node(config)
-    demands = [(role, pool) for role, pool in config.topology.pools for _ in range(pool.workers)]
+    used = kinds(config.topology)
+    parts = [_alike(on(config, kind), kind) for kind in used]
+    if not any(used):
+        return parts[0]
+    workers, nodes = list[Worker](), 0
+    for part in parts:
+        workers += part.after(len(workers), nodes).workers
+        nodes += part.nodes
+    groups = (Group(k, part.nodes, part.gpus_per_node) for k, part in zip(used, parts, strict=True))
+    most = max(part.gpus_per_node for part in parts)
+    return Plan(nodes, most, tuple(workers), tuple(groups))
+
+
+def _alike(config: Config, kind: str) -> Plan:
+    """Of the pools on nodes of one kind, with the configuration that holds there."""
+    gpus = 0 if config.engine.device is Device.cpu else _gpus_per_node(config, kind)
+    pools = [(role, pool) for role, pool in config.topology.pools if pool.hardware == kind]
+    demands = [(role, pool) for role, pool in pools for _ in range(pool.workers)]
     if not gpus:
         nodes = config.topology.nodes or 1
         return Plan(nodes, 0, tuple(_dealt(demands, nodes)))
-    for role, pool in config.topology.pools:
+    for role, pool in pools:
         _check_shape(role, pool, gpus)
-    return _pack(config.topology, demands, gpus)
+    return _pack(config.topology.nodes, demands, gpus)
 
 
-def _gpus_per_node(config: Config) -> int:
-    gpus = config.cluster.gpus_per_node
+def _field(name: str, kind: str) -> str:
+    """Where `cluster.gpus_per_node` or `topology.nodes` stands for nodes of a kind."""
+    return f"cluster.hardware.{kind}.{name.rpartition('.')[2]}" if kind else name
+
+
+def _gpus_per_node(config: Config, kind: str) -> int:
+    gpus, field = config.cluster.gpus_per_node, _field("cluster.gpus_per_node", kind)
     if gpus is None:
-        hint = "cluster.gpus_per_node=4 (`sinfo -o '%P %G'` shows what your nodes have)"
-        raise ConfigError("cluster.gpus_per_node is not set and engine.device=cuda", hint=hint)
+        hint = f"{field}=4 (`sinfo -o '%P %G'` shows what your nodes have)"
+        raise ConfigError(f"{field} is not set and engine.device=cuda", hint=hint)
     if gpus < 1:
         hint = "engine.device=cpu, or the number of GPUs that a node has"
-        raise ConfigError(f"cluster.gpus_per_node={gpus} with engine.device=cuda", hint=hint)
+        raise ConfigError(f"{field}={gpus} with engine.device=cuda", hint=hint)
     return gpus
 
 
@@ -114,7 +175,7 @@ def _check_shape(role: Role, pool: Pool, gpus: int) -> None:
     if tensor > gpus and tensor % gpus:
         raise ConfigError(
             f"topology.{role}.tensor_parallel={tensor} does not divide into whole nodes of "
-            f"cluster.gpus_per_node={gpus}",
+            f"{_field('cluster.gpus_per_node', pool.hardware)}={gpus}",
             hint=f"topology.{role}.tensor_parallel={tensor // gpus * gpus}, or add pipeline stages",
         )
 
@@ -123,12 +184,12 @@ def _dealt(demands: list[tuple[Role, Pool]], nodes: int) -> list[Worker]:
     return [Worker(i, role, (Shard(i % nodes),)) for i, (role, _) in enumerate(demands)]
 
 
-def _pack(topology: Topology, demands: list[tuple[Role, Pool]], gpus: int) -> Plan:
-    if topology.nodes is not None:
-        workers = _place(demands, topology.nodes, gpus)
+def _pack(given: int | None, demands: list[tuple[Role, Pool]], gpus: int) -> Plan:
+    if given is not None:
+        workers = _place(demands, given, gpus)
         if workers is None:
-            raise _does_not_fit(demands, topology.nodes, gpus)
-        return Plan(topology.nodes, gpus, workers)
+            raise _does_not_fit(demands, given, gpus)
+        return Plan(given, gpus, workers)
     nodes = -(-sum(pool.gpus for _, pool in demands) // gpus)
     while (workers := _place(demands, nodes, gpus)) is None:
         nodes += 1
@@ -146,10 +207,11 @@ def _does_not_fit(demands: list[tuple[Role, Pool]], nodes: int, gpus: int) -> Co
         for role, pool in pools.items()
     )
     why = f"need {needed} GPUs" if needed > had else "cannot be placed without splitting a group"
+    kind = demands[0][1].hardware
+    count, each = _field("topology.nodes", kind), _field("cluster.gpus_per_node", kind)
     return ConfigError(
-        f"topology.nodes={nodes} with cluster.gpus_per_node={gpus} gives {had} GPUs, but "
-        f"{shape} {why}",
-        hint=f"topology.nodes={enough}, or fewer or smaller workers",
+        f"{count}={nodes} with {each}={gpus} gives {had} GPUs, but {shape} {why}",
+        hint=f"{count}={enough}, or fewer or smaller workers",
     )
 
 

@@ -19,11 +19,12 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import Config, Hardware
 from hpc_dynamo.errors import ConfigError, unknown_name
 
 # Fields that take any key: an override need not say `+`.
-FREE = ("engine.args", "engine.env", "batch.defaults", "cluster.slurm.extra")
+KINDS = "cluster.hardware"  # of any names, each with the fields of Hardware
+FREE = ("engine.args", "engine.env", "batch.defaults", "cluster.slurm.extra", KINDS)
 
 
 def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
@@ -42,6 +43,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
             raise _explained(e, overrides, config_dir) from e
     assert isinstance(plain, dict)
     _refuse_unknown(plain, asdict(Config()), "")
+    plain["cluster"]["hardware"] = dict(map(_kind, plain["cluster"]["hardware"].items()))
     try:
         return msgspec.convert(plain, Config)
     except msgspec.ValidationError as e:
@@ -67,9 +69,26 @@ def _initialised() -> Iterator[None]:
         yield
 
 
+def _kind(item: tuple[Any, Any]) -> tuple[str, Any]:
+    """Name and fields of one kind of nodes, checked as the other fields were by Hydra."""
+    name, given = item
+    path, known = f"{KINDS}.{name}", OmegaConf.structured(Hardware)
+    if not isinstance(given, dict):
+        hint = f"{path}.partition=gpu, or another of its fields"
+        raise ConfigError(f"{path}={given} is not a kind of nodes", hint=hint)
+    _refuse_unknown(given, asdict(Hardware()), f"{path}.", free=(f"{path}.extra",))
+    _thaw(known)
+    try:
+        return str(name), OmegaConf.to_container(OmegaConf.merge(known, given))
+    except OmegaConfBaseException as e:
+        raise ConfigError(f"{path}: {str(e).splitlines()[0]}", hint=f"{path}.nodes=2") from e
+
+
 def _register() -> None:
     schema = OmegaConf.structured(Config)
     _thaw(schema)
+    # What an override adds would be frozen, and closed to the next: _kind checks it instead.
+    schema.cluster._get_node("hardware")._metadata.element_type = Any
     ConfigStore.instance().store(name="schema", node=schema)
 
 
@@ -135,11 +154,13 @@ def _no_field(path: str, name: str, known: dict[str, Any]) -> ConfigError:
     return ConfigError(f"{full} is not a field", hint=f"{meant}known: {', '.join(sorted(known))}")
 
 
-def _refuse_unknown(given: dict[Any, Any], known: dict[str, Any], path: str) -> None:
+def _refuse_unknown(
+    given: dict[Any, Any], known: dict[str, Any], path: str, free: Sequence[str] = FREE
+) -> None:
     """`+key=value` and files may add anything; only free-form fields may grow."""
     for name, value in given.items():
         full = f"{path}{name}"
         if name not in known:
             raise _no_field(path.rstrip("."), name, known)
-        if isinstance(value, dict) and isinstance(known[name], dict) and full not in FREE:
-            _refuse_unknown(value, known[name], f"{full}.")
+        if isinstance(value, dict) and isinstance(known[name], dict) and full not in free:
+            _refuse_unknown(value, known[name], f"{full}.", free)

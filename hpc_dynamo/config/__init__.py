@@ -2,6 +2,8 @@
 
 from hpc_dynamo.config.checks import MIN_SILENCE_S, check, minutes
 from hpc_dynamo.config.container import Container, ContainerKind
+from hpc_dynamo.config.hardware import Hardware
+from hpc_dynamo.config.kinds import kinds, on
 from hpc_dynamo.config.planner import Forecast, Grow, Planner, PlannerKind, Protect
 from hpc_dynamo.config.route import before
 from hpc_dynamo.config.schema import (
@@ -14,6 +16,7 @@ from hpc_dynamo.config.schema import (
     Engine,
     Kind,
     Launcher,
+    Mixed,
     Model,
     Policy,
     Pool,
@@ -40,8 +43,10 @@ __all__ = [
     "Engine",
     "Forecast",
     "Grow",
+    "Hardware",
     "Kind",
     "Launcher",
+    "Mixed",
     "Model",
     "Planner",
     "PlannerKind",
@@ -58,5 +63,7 @@ __all__ = [
     "Topology",
     "before",
     "check",
+    "kinds",
     "minutes",
+    "on",
 ]

@@ -1,11 +1,11 @@
 """Values that cannot work, refused before anything starts."""
 
 import re
-from dataclasses import fields
 from pathlib import Path
 
 from hpc_dynamo.config.container import check_container
 from hpc_dynamo.config.grow import check_grow
+from hpc_dynamo.config.kinds import check_kinds
 from hpc_dynamo.config.reshaping import check_planner
 from hpc_dynamo.config.schema import Config, Role, Serve, Topology
 from hpc_dynamo.errors import ConfigError
@@ -22,6 +22,7 @@ def check(config: Config) -> None:
         raise ConfigError(what, hint="cluster.silence_s=30; a busy node may be slow to speak")
     minutes(config.cluster.slurm.time)
     _check_serve(config.serve)
+    check_kinds(config)
     check_planner(config)
     check_grow(config)
     mounted = {"model.path": config.model.path, "runs": str(Path(config.runs).absolute())}
@@ -35,8 +36,9 @@ def check(config: Config) -> None:
 def _check_pools(topology: Topology) -> None:
     used = dict(topology.pools)
     for role, pool in used.items():
-        for f in fields(pool):
-            _at_least_one(f"topology.{role}.{f.name}", getattr(pool, f.name))
+        for name, value in vars(pool).items():
+            if isinstance(value, int):
+                _at_least_one(f"topology.{role}.{name}", value)
     for role in Role:
         workers = getattr(topology, role).workers
         if role not in used and workers:

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from hpc_dynamo.config.container import Container
+from hpc_dynamo.config.hardware import Hardware
 from hpc_dynamo.config.planner import Planner
 from hpc_dynamo.config.simulate import Simulate
 
@@ -65,6 +66,14 @@ class Policy(StrEnum):
     direct = "direct"  # to the worker that X-Worker-Rank names
 
 
+class Mixed(StrEnum):
+    """How nodes of several kinds are asked for."""
+
+    auto = "auto"  # one heterogeneous job where Slurm's scheduler can start it
+    hetjob = "hetjob"  # one job of several components, which start together
+    jobs = "jobs"  # a job for each kind, which meet in the run folder
+
+
 class BootstrapMethod(StrEnum):
     """How agents learn each other's addresses."""
 
@@ -81,6 +90,7 @@ class Pool:
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     data_parallel: int = 1
+    hardware: str = ""  # kind of its nodes, of cluster.hardware; empty: the cluster's own
 
     @property
     def gpus(self) -> int:
@@ -154,6 +164,7 @@ class Slurm:
     extra: dict[str, str] = field(default_factory=dict)  # further #SBATCH lines, name: value
     srun_args: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()  # shell lines before the agents, such as `module load cuda`
+    mixed: Mixed = Mixed.auto  # how nodes of several kinds are asked for
 
 
 @dataclass(frozen=True)
@@ -176,6 +187,7 @@ class Cluster:
     silence_s: float = 30.0  # head or agent not heard of for so long is gone
     interface: str | None = None  # network interface of the job, such as ib0 or hsn0
     preflight: bool = True  # a look at each node before anything is loaded there
+    hardware: dict[str, Hardware] = field(default_factory=dict)  # kinds of nodes, by their names
     slurm: Slurm = Slurm()
     bootstrap: Bootstrap = Bootstrap()
 
