@@ -84,6 +84,12 @@ class Plan:
         here = tuple(w for w in self.workers if end - group.nodes <= w.node < end)
         return Plan(group.nodes, group.gpus_per_node, here, (group,))
 
+    def gpus_on(self, node: int) -> int:
+        """GPUs of a node; the last group goes on as far as an allocation does."""
+        ends = accumulate(group.nodes for group in self.groups)
+        found = (g for g, end in zip(self.groups, ends, strict=True) if node < end)
+        return next(found, self).gpus_per_node
+
     @property
     def own(self) -> "Plan":
         """What the job of the head has of it."""

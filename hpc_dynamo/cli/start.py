@@ -192,7 +192,7 @@ def _checked(config: Config, launcher: Launcher) -> Plan:
     layout = lay_out(config)
     engine(config.engine.name).check(config, layout)
     grown.check(config, layout, launcher)
-    return layout
+    return launch.settled(launcher, config, layout)
 
 
 def _batch_run(config: Config, requests: Requests) -> Run:

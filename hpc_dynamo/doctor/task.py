@@ -126,7 +126,7 @@ class _Node:
         config, folder = self._config, self._attempt.path
         plan, host = self._attempt.plan(), self._hosts[self._index]
         python = config.engine.python or sys.executable
-        quick = look.quick(config, plan.gpus_per_node, self._address, host)
+        quick = look.quick(config, plan.gpus_on(self._index), self._address, host)
         return msgspec.structs.replace(
             quick,
             gpus_listed=look.listed(),

@@ -10,6 +10,7 @@ from hpc_dynamo.agent import Agent
 from hpc_dynamo.config import PlannerKind, Task
 from hpc_dynamo.engines import engine
 from hpc_dynamo.head.batch import BatchWork
+from hpc_dynamo.head.companions import Companions
 from hpc_dynamo.head.course import Course
 from hpc_dynamo.head.flip import Flipper
 from hpc_dynamo.head.growth import Grower
@@ -54,6 +55,7 @@ class Head(Course):
         self._handover: Handover | None = None
         self._reshaper: Reshaper | None = None
         self._grower: Grower | None = None
+        self._companions: Companions | None = None
 
     def warn(self) -> None:
         """Slurm says that the job ends soon: by its walltime, or because it is preempted."""
@@ -112,6 +114,17 @@ class Head(Course):
             self._grower = Grower(self._attempt, router, members, ends_at, self._moving)
             await self._grower.run()
 
+    async def _accompany(self, router: Router, members: Membership) -> None:
+        """By jobs of other kinds of nodes, until cancelled; not at all where there are none."""
+        if self._attempt.plan().apart:
+            made = Companions(self._attempt, router, members, self.warn, self.fail)
+            self._companions = made
+            await made.run()
+
+    @property
+    def _further(self) -> list[Grower | Companions]:
+        return [others for others in (self._grower, self._companions) if others]
+
     def _moving(self) -> Collection[int]:
         return self._reshaper.moving if self._reshaper else ()
 
@@ -120,8 +133,8 @@ class Head(Course):
         patience_s = self._config.engine.stop_timeout_s + FAREWELL_S
         async with asyncio.TaskGroup() as group:
             group.create_task(members.stop_all(reason, patience_s))
-            if self._grower:
-                group.create_task(self._grower.end(reason))
+            for others in self._further:
+                group.create_task(others.end(reason))
 
     async def _performance(self) -> Performance | None:
         """By the profile that the planner is to go by, if it is."""
@@ -132,7 +145,9 @@ class Head(Course):
     def _status(self, members: Members, ends_at: float | None, detail: str = "") -> Status:
         status = super()._status(members, ends_at, detail)
         status = replace(status, planning=self._planning())
-        return self._grower.describe(status) if self._grower else status
+        for others in self._further:
+            status = others.describe(status)
+        return status
 
     def _planning(self) -> Planning | None:
         return self._reshaper.status() if self._reshaper else None
@@ -162,6 +177,7 @@ class Head(Course):
                 group.create_task(self._mind_the_end(made), name="walltime"),
                 group.create_task(scraper.run(), name="scrape"),
                 group.create_task(self._grow(router, members), name="growth"),
+                group.create_task(self._accompany(router, members), name="companions"),
                 group.create_task(self._reshape(router, members, scraper), name="planner"),
                 group.create_task(agent.run(), name="agent"),
             ]

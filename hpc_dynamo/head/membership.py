@@ -55,7 +55,7 @@ class Membership:
         hopeless: Callable[[EngineError], None],
     ) -> None:
         self._attempt, self._roster, config = attempt, roster, attempt.config()
-        self._placed = {worker.rank: worker for worker in attempt.plan().workers}
+        self._placed = {worker.rank: worker for worker in attempt.plan().own.workers}
         self._nodes = {node.node: node for node in roster.nodes}
         self._expected = dict[int, tuple[Worker, ...]]()  # by node: of further jobs, not here yet
         self._silence_s, self._reshaped = config.cluster.silence_s, reshapes(config)
@@ -234,5 +234,5 @@ class Membership:
         if self._reshaped and any(w.state not in gone for w in self.workers.values()):
             return  # the planner gives the role another worker
         if lost and len(lost) == len(ranks) and all(w.state in gone for w in lost):
-            what = f"no {role} worker is left; the last one: {lost[-1].detail or 'stopped'}"
-            self._hopeless(EngineError(what))
+            how = lost[-1].detail or f"stopped on {lost[-1].host}"
+            self._hopeless(EngineError(f"no {role} worker is left; the last one: {how}"))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hpc_dynamo.config import Config, minutes
+from hpc_dynamo.config import Config, minutes, on
 from hpc_dynamo.topology import Plan, Shard
 
 AGENT_CPUS, AGENT_MEMORY_GB = 1, 1.0  # each node's agent
@@ -20,9 +20,15 @@ class Resources:
     time_min: int
 
 
+def components(config: Config, plan: Plan) -> tuple[tuple[Config, Plan], ...]:
+    """Each kind of nodes of a job: the configuration as it is there, and what is laid out there."""
+    return tuple((on(config, part.kind), part) for part in plan.parts)
+
+
 def resources(config: Config, plan: Plan) -> Resources:
-    """Enough for the fullest node, unless `cluster` says how much a node gives."""
-    units = [_units(plan, node) for node in range(plan.nodes)]
+    """Of nodes that are all alike: enough for the fullest, unless `cluster` says how much a node
+    gives."""
+    units = [_units(plan, plan.first_node + index) for index in range(plan.nodes)]
     fullest, cluster = max(units), config.cluster
     cpus = fullest * config.engine.cpus + AGENT_CPUS + HEAD_CPUS
     memory = fullest * config.engine.memory_gb + AGENT_MEMORY_GB + HEAD_MEMORY_GB
@@ -42,7 +48,7 @@ def _units(plan: Plan, node: int) -> int:
 
 
 def sbatch_options(config: Config, plan: Plan) -> dict[str, str | int | bool]:
-    """sbatch's long options, without dashes. True is a bare flag."""
+    """sbatch's long options for nodes that are all alike, without dashes. True is a bare flag."""
     slurm, need = config.cluster.slurm, resources(config, plan)
     options: dict[str, str | int | bool | None] = {
         "job-name": f"hpc-dynamo-{config.name}" if config.name else "hpc-dynamo",
@@ -67,7 +73,7 @@ def sbatch_options(config: Config, plan: Plan) -> dict[str, str | int | bool]:
 
 
 def srun_options(config: Config, plan: Plan, mpi: str) -> list[str]:
-    """For the step of the agents.
+    """For the step of the agents on nodes that are all alike.
 
     cpus-per-task is repeated since srun stopped taking it from the job in Slurm 22.05; a lost
     agent must end neither the step nor the other agents.
