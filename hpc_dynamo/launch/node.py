@@ -30,7 +30,8 @@ def requeued() -> bool:
 def allocation_end() -> float | None:
     """When Slurm will end this job, seconds since the epoch; None where nobody knows.
 
-    Slurm before 23.02 does not set SLURM_JOB_END_TIME, scontrol knows it in all versions.
+    Slurm before 23.02 does not set SLURM_JOB_END_TIME, scontrol knows it in all versions, of each
+    component of a heterogeneous job.
     """
     if "SLURM_JOB_END_TIME" in os.environ:
         return float(os.environ["SLURM_JOB_END_TIME"])
@@ -41,6 +42,6 @@ def allocation_end() -> float | None:
         shown = ask("scontrol", "show", "job", job)
     except (LaunchError, MissingDependency):
         return None
-    fields = dict(word.split("=", 1) for word in shown.split() if "=" in word)
-    end = fields.get("EndTime", "Unknown")
-    return None if end in ("Unknown", "N/A") else datetime.fromisoformat(end).timestamp()
+    fields = [word.split("=", 1) for word in shown.split() if "=" in word]
+    ends = [end for name, end in fields if name == "EndTime" and end not in ("Unknown", "N/A")]
+    return min((datetime.fromisoformat(end).timestamp() for end in ends), default=None)

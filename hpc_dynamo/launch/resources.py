@@ -6,7 +6,7 @@ from hpc_dynamo.config import Config, minutes, on
 from hpc_dynamo.topology import Plan, Shard
 
 AGENT_CPUS, AGENT_MEMORY_GB = 1, 1.0  # each node's agent
-HEAD_CPUS, HEAD_MEMORY_GB = 1, 3.0  # on top, on the head node: counted on all, nodes are alike
+HEAD_CPUS, HEAD_MEMORY_GB = 1, 3.0  # on top, on the head node: counted on all that are like it
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ def resources(config: Config, plan: Plan) -> Resources:
     gives."""
     units = [_units(plan, plan.first_node + index) for index in range(plan.nodes)]
     fullest, cluster = max(units), config.cluster
-    cpus = fullest * config.engine.cpus + AGENT_CPUS + HEAD_CPUS
-    memory = fullest * config.engine.memory_gb + AGENT_MEMORY_GB + HEAD_MEMORY_GB
+    head = plan.first_node == 0
+    cpus = fullest * config.engine.cpus + AGENT_CPUS + HEAD_CPUS * head
+    memory = fullest * config.engine.memory_gb + AGENT_MEMORY_GB + HEAD_MEMORY_GB * head
     return Resources(
         nodes=plan.nodes,
         cpus=cluster.cpus_per_node or cpus,
