@@ -81,7 +81,8 @@ def _kind(item: tuple[Any, Any]) -> tuple[str, Any]:
     try:
         return str(name), OmegaConf.to_container(OmegaConf.merge(known, given))
     except OmegaConfBaseException as e:
-        raise ConfigError(f"{path}: {str(e).splitlines()[0]}", hint=f"{path}.nodes=2") from e
+        what = f"{path}.{e.full_key}: {str(e).splitlines()[0]}"
+        raise ConfigError(what, hint=f"such as {path}.nodes=2") from e
 
 
 def _register() -> None:

@@ -55,7 +55,9 @@ class Membership:
         hopeless: Callable[[EngineError], None],
     ) -> None:
         self._attempt, self._roster, config = attempt, roster, attempt.config()
-        self._placed = {worker.rank: worker for worker in attempt.plan().own.workers}
+        plan = attempt.plan()
+        self._placed = {worker.rank: worker for worker in plan.own.workers}
+        self._planned = plan.nodes  # those after them come and go
         self._nodes = {node.node: node for node in roster.nodes}
         self._expected = dict[int, tuple[Worker, ...]]()  # by node: of further jobs, not here yet
         self._silence_s, self._reshaped = config.cluster.silence_s, reshapes(config)
@@ -214,7 +216,7 @@ class Membership:
                 start_s=before.start_s if before else 0.0,
             )
             await self._admit(report)
-        if node >= len(self._roster.nodes):  # of a further job: it does not come again
+        if node >= self._planned:  # of a further job: it does not come again
             self._drop(node)
 
     def _drop(self, node: int) -> None:

@@ -14,12 +14,21 @@ def whoami(count: int) -> tuple[int, list[str]]:
         return int(os.environ["SUBMITIT_LOCAL_GLOBALID"]), [socket.gethostname()] * count
     if "SLURM_NODEID" in os.environ:
         nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"]
-        return int(os.environ["SLURM_NODEID"]), _expand(nodes)
+        return int(os.environ["SLURM_NODEID"]), _in_order(_expand(nodes))
     raise LaunchError("an agent was started outside a job", hint="hpc-dynamo batch …")
 
 
 def _expand(nodes: str) -> list[str]:
     return ask("scontrol", "show", "hostnames", nodes).split()
+
+
+def _in_order(hosts: list[str]) -> list[str]:
+    """As their indexes count: component by component in a heterogeneous job, whose steps' lists
+    are sorted by name."""
+    components = int(os.environ.get("SLURM_HET_SIZE", "0"))
+    lists = (os.environ.get(f"SLURM_JOB_NODELIST_HET_GROUP_{i}") for i in range(components))
+    known = _expand(",".join(filter(None, lists))) if components else []
+    return [host for host in known if host in hosts] or hosts
 
 
 def requeued() -> bool:

@@ -49,10 +49,16 @@ def available() -> bool:
         return False
 
 
-def mpi_type(config: Config) -> str:
-    """What srun's --mpi gets: pmix where this srun has it, none (and TCP) elsewhere."""
+def mpi_type(config: Config, kinds: int = 1) -> str:
+    """What srun's --mpi gets: pmix where this srun has it, none (and TCP) elsewhere.
+
+    None also over several kinds of nodes: Slurm's PMIx looks for ranks among the step's nodes
+    sorted by name, and where components are in another order it kills the step (22.05.8).
+    """
     if config.cluster.slurm.mpi != "auto":
         return config.cluster.slurm.mpi
+    if kinds > 1:
+        return "none"
     listed = subprocess.run(
         ["srun", "--mpi=list"], capture_output=True, text=True, timeout=ANSWER_S, check=False
     )  # some versions answer on stderr
