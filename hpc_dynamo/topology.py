@@ -10,7 +10,7 @@ apart, each on nodes of its own.
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from hpc_dynamo.config import Config, Device, Pool, Role, check, kinds, on
+from hpc_dynamo.config import Config, Device, Pool, Role, check, on
 from hpc_dynamo.errors import ConfigError
 
 
@@ -134,28 +134,33 @@ def fill(config: Config, layout: Plan, role: Role, nodes: int) -> Plan:
 def plan(config: Config) -> Plan:
     """Lay out the workers. Raises ConfigError where the topology cannot be placed."""
     check(config)
-    used = kinds(config.topology)
-    parts = [_alike(on(config, kind), kind) for kind in used]
-    if not any(used):
-        return parts[0]
-    workers, nodes = list[Worker](), 0
-    for part in parts:
-        workers += part.after(len(workers), nodes).workers
+    demands = [(role, pool) for role, pool in config.topology.pools for _ in range(pool.workers)]
+    used = dict.fromkeys(pool.hardware for _, pool in demands)
+    return _by_kind(config, demands, tuple(used)) if any(used) else _lay_out(config, demands)
+
+
+def _by_kind(config: Config, demands: list[tuple[Role, Pool]], used: tuple[str, ...]) -> Plan:
+    """Group after group, each with the configuration that holds on its nodes."""
+    workers, groups, nodes = dict[int, Worker](), list[Group](), 0
+    for kind in used:
+        ranks = [rank for rank, (_, pool) in enumerate(demands) if pool.hardware == kind]
+        part = _lay_out(on(config, kind), [demands[rank] for rank in ranks])
+        moved = part.after(0, nodes).workers
+        workers |= {ranks[w.rank]: replace(w, rank=ranks[w.rank]) for w in moved}
+        groups.append(Group(kind, part.nodes, part.gpus_per_node))
         nodes += part.nodes
-    groups = (Group(k, part.nodes, part.gpus_per_node) for k, part in zip(used, parts, strict=True))
-    most = max(part.gpus_per_node for part in parts)
-    return Plan(nodes, most, tuple(workers), tuple(groups))
+    most = max(group.gpus_per_node for group in groups)
+    return Plan(nodes, most, tuple(workers[rank] for rank in sorted(workers)), tuple(groups))
 
 
-def _alike(config: Config, kind: str) -> Plan:
-    """Of the pools on nodes of one kind, with the configuration that holds there."""
+def _lay_out(config: Config, demands: list[tuple[Role, Pool]]) -> Plan:
+    """In the order of the demands, on nodes that are all alike."""
+    kind = demands[0][1].hardware
     gpus = 0 if config.engine.device is Device.cpu else _gpus_per_node(config, kind)
-    pools = [(role, pool) for role, pool in config.topology.pools if pool.hardware == kind]
-    demands = [(role, pool) for role, pool in pools for _ in range(pool.workers)]
     if not gpus:
         nodes = config.topology.nodes or 1
         return Plan(nodes, 0, tuple(_dealt(demands, nodes)))
-    for role, pool in pools:
+    for role, pool in dict.fromkeys(demands):
         _check_shape(role, pool, gpus)
     return _pack(config.topology.nodes, demands, gpus)
 

@@ -3,7 +3,7 @@
 from hpc_dynamo.config.checks import MIN_SILENCE_S, check, minutes
 from hpc_dynamo.config.container import Container, ContainerKind
 from hpc_dynamo.config.hardware import Hardware
-from hpc_dynamo.config.kinds import kinds, on
+from hpc_dynamo.config.kinds import on
 from hpc_dynamo.config.planner import Forecast, Grow, Planner, PlannerKind, Protect
 from hpc_dynamo.config.route import before
 from hpc_dynamo.config.schema import (
@@ -63,7 +63,6 @@ __all__ = [
     "Topology",
     "before",
     "check",
-    "kinds",
     "minutes",
     "on",
 ]
