@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import submitit
 
@@ -102,12 +103,12 @@ class SlurmJob:
 
     def state(self) -> tuple[JobState, str]:
         try:
-            out = ask("squeue", "--noheader", "--jobs", self.id, "--format", "%T|%r|%N").strip()
+            out = ask("squeue", "--noheader", "--sort=i", "--jobs", self.id, "--format", "%T|%r|%N")
         except LaunchError as e:
             if "Invalid job id" in e.message:
                 return JobState.ended, "Slurm has forgotten it"
             return JobState.unknown, e.message
-        if not out:
+        if not out.strip():
             return JobState.ended, self._how_it_ended()
         parts = [line.split("|") for line in out.splitlines()]  # components, the head's first
         state, reason, _ = parts[0]
@@ -130,4 +131,5 @@ class SlurmJob:
         """Those beside it that run already are ended in order by their head."""
         ask("scancel", self.id)
         if self._beside:
-            ask("scancel", "--state=PENDING", *self._beside)
+            with suppress(LaunchError):  # Slurm has forgotten them
+                ask("scancel", "--state=PENDING", *self._beside)
