@@ -10,6 +10,7 @@
         planner.jsonl            what the planner saw, decided and did
         nodes/<i>.json           agent i was here
         logs/agent-<i>.log logs/worker-<rank>.log logs/frontend-<i>.log
+        logs/worker-<rank>-part-<k>.log  the k-th further part of a worker over several nodes
         logs/worker-<rank>.yaml  options of an engine that reads them from a file
         submitit/                submitit's own scripts, pickles and logs
         growth.jsonl             which further jobs were asked for and given back, and why
@@ -135,8 +136,9 @@ class Attempt:
     def agent_log(self, node: int) -> Path:
         return self.logs / f"agent-{node}.log"
 
-    def worker_log(self, rank: int) -> Path:
-        return self.logs / f"worker-{rank}.log"
+    def worker_log(self, rank: int, part: int = 0) -> Path:
+        """Of a worker, or of a further part of it, which is on another node."""
+        return self.logs / (f"worker-{rank}-part-{part}.log" if part else f"worker-{rank}.log")
 
     def frontend_log(self, index: int) -> Path:
         return self.logs / f"frontend-{index}.log"

@@ -1,10 +1,10 @@
 """Where every worker runs: a pure plan from the configuration.
 
-A tensor-parallel group talks all the time, so it is the unit of placement: it stays inside
-a node, or takes whole nodes. A worker that fits on a node is never split; a larger one takes
-consecutive nodes and may fill only part of its last, whose rest is open to others. Workers
-without GPUs are dealt to the nodes in turn. Pools on nodes of different kinds are laid out
-apart, each on nodes of its own.
+A tensor-parallel group talks all the time: it stays inside a node, or takes whole nodes. So does
+a replica (of a data-parallel worker) that fits on a node. A worker that fits on a node is never
+split; a larger one takes consecutive nodes, as few as hold it and the same of each where that
+divides, whose rest is open to others. Workers without GPUs are dealt to the nodes in turn. Pools on
+nodes of different kinds are laid out apart, each on nodes of its own.
 """
 
 from dataclasses import dataclass, replace
@@ -66,11 +66,16 @@ class Plan:
     @property
     def first_node(self) -> int:
         """0 but for a further job's."""
-        return min(shard.node for worker in self.workers for shard in worker.shards)
+        return min(self.used)
 
     def after(self, rank: int, node: int) -> "Plan":
         """The same, with ranks and nodes that go on from these."""
         return replace(self, workers=tuple(_after(w, rank, node) for w in self.workers))
+
+    @property
+    def used(self) -> frozenset[int]:
+        """Nodes that any part of a worker is on."""
+        return frozenset(shard.node for worker in self.workers for shard in worker.shards)
 
     @property
     def parts(self) -> tuple["Plan", ...]:
@@ -102,8 +107,7 @@ class Plan:
 
     @property
     def idle_nodes(self) -> int:
-        used = {shard.node for worker in self.workers for shard in worker.shards}
-        return self.nodes - len(used)
+        return self.nodes - len(self.used)
 
 
 def _after(worker: Worker, rank: int, node: int) -> Worker:
@@ -248,15 +252,23 @@ def _find(pool: Pool, free: list[list[int]], gpus: int) -> tuple[Shard, ...] | N
 
 def _from(start: int, pool: Pool, free: list[list[int]], gpus: int) -> tuple[Shard, ...] | None:
     """The shards of a worker whose first node is `start`, or None."""
-    unit = min(pool.tensor_parallel, gpus)  # a larger group is whole nodes, checked before
-    per_node = gpus // unit * unit
-    left, shards = pool.gpus, list[Shard]()
-    for node in range(start, len(free)):
-        take = min(left, per_node)
-        if len(free[node]) < take:
-            return None
-        shards.append(Shard(node, tuple(free[node][:take])))
-        left -= take
-        if not left:
-            return tuple(shards)
-    return None
+    takes = list(enumerate(_shares(pool, gpus), start))
+    if any(node >= len(free) or len(free[node]) < take for node, take in takes):
+        return None
+    return tuple(Shard(node, tuple(free[node][:take])) for node, take in takes)
+
+
+def _shares(pool: Pool, gpus: int) -> list[int]:
+    """GPUs that a worker takes of each of its nodes: the fewest nodes, and as evenly as units
+    allow, for engines count the ranks of a node as the world by the nodes."""
+    unit = _unit(pool, gpus)
+    units = pool.gpus // unit
+    nodes = -(-units // (gpus // unit))
+    return [(units // nodes + (node < units % nodes)) * unit for node in range(nodes)]
+
+
+def _unit(pool: Pool, gpus: int) -> int:
+    """GPUs that are not parted: of a replica; of a tensor-parallel group where that is larger than
+    a node; of a node where a group is whole nodes, as was checked before."""
+    replica = pool.tensor_parallel * pool.pipeline_parallel
+    return next(size for size in (replica, pool.tensor_parallel, gpus) if size <= gpus)

@@ -277,3 +277,37 @@ def test_a_word_that_is_no_verb(tmp_path: Path) -> None:
     assert done.returncode == 2, "as argparse does it"
     assert "plan" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_commands_are_what_would_be_started_in_a_shells_words(call: Call) -> None:
+    model = "model.path='/shared/a model'"
+    own = ("engine.env.A=x y", "engine.decode.args.max-num-batched-tokens=512")
+    words = (model, *own, "engine.python=/env/bin/python", "cluster.gpus_per_node=4")
+    shown = printed(call("plan", "--commands", *words))
+    prefill, decode = shown.split("\n\n")
+    assert prefill.startswith("# worker 0, prefill, on <node-0>\nenv \\\n")
+    assert decode.startswith("# worker 1, decode, on <node-0>\nenv \\\n")
+    for text in (prefill, decode):
+        lines = text.splitlines()
+        assert "  'A=x y' \\" in lines
+        assert "  VLLM_API_KEY=<key> \\" in lines
+        assert "  VLLM_NIXL_SIDE_CHANNEL_PORT=<port-1> \\" in lines
+        assert "  /env/bin/python -m vllm.entrypoints.openai.api_server \\" in lines
+        assert "  --model '/shared/a model' \\" in lines
+        assert "  --host <node-0> \\" in lines
+    assert "CUDA_VISIBLE_DEVICES=1" in decode
+    assert decode.splitlines()[-1] == "  --max-num-batched-tokens 512"
+    assert "--max-num-batched-tokens" not in prefill
+
+
+def test_commands_show_the_container_and_the_files(call: Call) -> None:
+    container = ("engine.container.kind=apptainer", "engine.container.image=/shared/trtllm.sif")
+    words = ("engine=trtllm", "model.path=/shared/llama", "cluster.gpus_per_node=4", *container)
+    shown = printed(call("plan", "--commands", *words))
+    assert "  apptainer exec \\\n  --cleanenv \\\n" in shown
+    assert "  --extra_llm_api_options <logs>/worker-1.yaml" in shown
+    assert '# worker-1.yaml in <logs>\n{\n "return_perf_metrics": true,' in shown
+
+
+def test_commands_that_would_be_refused_are_not_shown(call: Call) -> None:
+    refused(call("plan", "--commands", "cluster.gpus_per_node=4"), "model.path is not set")

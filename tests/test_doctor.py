@@ -272,8 +272,8 @@ PLANTED: dict[str, tuple[Facts, str, Level]] = {
     "tight shared memory": (
         msgspec.structs.replace(HEALTHY, shm_free=512 << 20), "512 MiB free", Level.warning,
     ),
-    "no MPI where TCP will do": (
-        msgspec.structs.replace(HEALTHY, mpi_error="no PMIx"), "no PMIx", Level.warning,
+    "no MPI": (
+        msgspec.structs.replace(HEALTHY, mpi_error="no PMIx"), "no PMIx", Level.fault,
     ),
 }  # fmt: skip
 

@@ -251,18 +251,6 @@ def test_tokens_of_a_kv_block(name: str, device: Device, args: dict[str, Any], t
     assert engine(name).block_tokens(config) == tokens
 
 
-@pytest.mark.parametrize("name", sorted(ENGINES))
-def test_a_worker_over_two_nodes_is_refused_before_submission(name: str) -> None:
-    wide = Pool(workers=1, pipeline_parallel=6)
-    untold = replace(CONFIG, router=Router(kv_events=False))  # some tell of none
-    config = replace(untold, topology=replace(SPLIT, prefill=wide))
-    with pytest.raises(ConfigError) as refused:
-        engine(name).check(config, plan(config))
-    assert "topology.prefill: 6 GPUs a worker take 2 nodes" in refused.value.message
-    assert "at most 4 GPUs a worker" in refused.value.hint
-    engine(name).check(untold, plan(untold))
-
-
 @pytest.mark.parametrize(("own", "fits"), [(8, True), (16, True), (12, False), (32, False)])
 def test_the_routers_blocks_divide_the_engines(own: int, fits: bool) -> None:
     config = replace(CONFIG, router=Router(block_tokens=own))

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from hpc_dynamo.messages import (
     NodeRecord,
     Outcome,
     Roster,
+    WorkerReport,
     WorkerState,
 )
 from hpc_dynamo.node import CODEC
@@ -81,19 +82,26 @@ class Head:
                     await reports.get()
 
 
+def hopeless(error: EngineError) -> None:
+    raise error
+
+
 @pytest.fixture
 async def head(attempt: Attempt) -> AsyncIterator[Head]:
-    """The control plane of one, without an agent of its own."""
-    async with leading(attempt, CONFIG, plan(CONFIG), hopeless) as made:
-        yield made
+    async with heading(attempt, CONFIG) as head:
+        yield head
 
 
 @asynccontextmanager
-async def leading(
-    attempt: Attempt, config: Config, layout: Plan, hopeless: Callable[[EngineError], None]
+async def heading(
+    attempt: Attempt,
+    config: Config,
+    layout: Plan | None = None,
+    hopeless: Callable[[EngineError], None] = hopeless,
 ) -> AsyncIterator[Head]:
+    """The control plane of one, without an agent of its own."""
     write_json(attempt.config_file, config)
-    write_json(attempt.plan_file, layout)
+    write_json(attempt.plan_file, layout or plan(config))
     keys = attempt.run.secrets().keys
     server = Server(HERE, keys, CODEC)
     record = NodeRecord(node=0, host="here", address=HERE, pid=1, log="", control=server.endpoint)
@@ -108,16 +116,12 @@ async def leading(
     server.close()
 
 
-def hopeless(error: EngineError) -> None:
-    raise error
-
-
 @asynccontextmanager
-async def agent(job: Grown) -> AsyncIterator[asyncio.subprocess.Process]:
+async def agent(job: Grown, index: int = 0) -> AsyncIterator[asyncio.subprocess.Process]:
     """One task of a further job. It must have ended by itself."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", AGENT, str(job.path)),
-        env=os.environ | {"SUBMITIT_LOCAL_GLOBALID": "0"},
+        env=os.environ | {"SUBMITIT_LOCAL_GLOBALID": str(index)},
     )
     try:
         yield process
@@ -146,6 +150,47 @@ async def test_it_joins_warns_and_leaves(head: Head) -> None:
         assert head.members.workers == {}
         assert list(head.router.members) == []
     assert job.outcome() == Outcome(exit_code=0)
+
+
+SPREAD = replace(
+    CONFIG,
+    engine=replace(CONFIG.engine, device=Device.cuda),
+    topology=Topology(
+        kind=Kind.disaggregated,
+        prefill=Pool(workers=1, tensor_parallel=2),
+        decode=Pool(workers=1, tensor_parallel=2),
+    ),
+    cluster=replace(CONFIG.cluster, gpus_per_node=1),
+)
+
+
+async def test_a_worker_over_two_nodes_joins_changes_its_role_and_leaves(attempt: Attempt) -> None:
+    """Nodes 4 and 5 are those of its parts; the agent of the second comes late."""
+    layout = plan(SPREAD)
+    async with heading(attempt, SPREAD) as head:
+        job = attempt.new_grown(fill(SPREAD, layout, Role.decode, 2).after(2, layout.nodes))
+        head.members.expect(job.plan())
+        async with agent(job), AsyncExitStack() as second:
+            with head.members.follow() as reports:
+                assert (await soon(reports)).state is WorkerState.starting
+                await second.enter_async_context(agent(job, 1))
+                assert (await soon(reports)).state is WorkerState.ready
+                await head.members.turn(2, Role.prefill, restart=True)
+                states = [await soon(reports), await soon(reports)]
+            assert [(s.role, s.state) for s in states] == [
+                (Role.prefill, WorkerState.starting),
+                (Role.prefill, WorkerState.ready),
+            ]
+            await head.members.stop(frozenset({4, 5}), "not needed", SOON_S)
+        assert head.members.workers == {}
+    for node in (4, 5):
+        said = attempt.agent_log(node).read_text()
+        assert [f"--role {role} " in said for role in ("decode", "prefill")] == [True, True]
+
+
+async def soon(reports: "asyncio.Queue[WorkerReport]") -> WorkerReport:
+    async with asyncio.timeout(SOON_S):
+        return await reports.get()
 
 
 async def test_a_worker_that_leaves_while_it_changes_its_role_fails_to(head: Head) -> None:
@@ -235,7 +280,7 @@ async def test_jobs_of_other_kinds_are_as_much_of_the_run(attempt: Attempt) -> N
     config = replace(CONFIG, topology=KINDS, cluster=cluster)
     layout, why = replace(plan(config), apart=True), list[EngineError]()
     write_json(attempt.job_file, JobRecord(launcher="local", job_id="1"))
-    async with leading(attempt, config, layout, why.append) as head:
+    async with heading(attempt, config, layout, why.append) as head:
         warned, lost = asyncio.Event(), asyncio.Queue[EngineError]()
         ask = partial(Companions, attempt, head.router, head.members, warned.set, lost.put_nowait)
         async with accompanied(ask()):

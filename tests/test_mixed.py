@@ -49,6 +49,7 @@ def test_overrides_describe_kinds_without_a_plus() -> None:
         (["topology.decode.hardware=l40"], "'l40' is not known", "known: h100, l40s"),
         (["topology.nodes=3"], "topology.nodes=3 counts nodes of no kind", "hardware.h100.nodes=3"),
         (["cluster.hardware.h100.nodes=0"], "h100.nodes=0 must be above 0", "h100.nodes=1"),
+        (["cluster.bootstrap.method=mpi"], "Slurm's PMIx is wrong", "bootstrap.method=tcp"),
         (["planner=load"], "different kinds cannot change their role", "planner=off"),
         (["cluster.hardware.h100.gpus_per_node=null"], "h100.gpus_per_node is not set", "=4"),
         (

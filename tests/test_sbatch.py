@@ -115,6 +115,13 @@ CASES: dict[str, tuple[str, list[str]]] = {
             "topology.aggregated.workers=4",
         ],
     ),
+    **{
+        f"serve-llama-70b-2p2d-{engine}": (
+            "serve",
+            [f"recipe=llama-70b-2p2d-{engine}", "cluster.gpus_per_node=8"],
+        )
+        for engine in ("vllm", "sglang", "trtllm")
+    },
     "serve-simulator": (
         "serve",
         [
@@ -275,7 +282,7 @@ def test_the_step_that_submitit_starts_has_our_options(run: Run) -> None:
     text = submitted(config, run)
     (srun,) = (line for line in text.splitlines() if line.startswith("srun "))
     words = shlex.split(srun)
-    assert {"--mpi=pmix", "--kill-on-bad-exit=0", "--no-kill", "--cpus-per-task=3"} <= set(words)
+    assert {"--mpi=none", "--kill-on-bad-exit=0", "--no-kill", "--cpus-per-task=3"} <= set(words)
     assert text.index("module load cuda") < text.index(srun)
 
 
@@ -299,5 +306,6 @@ def test_a_refusal_of_sbatch_is_passed_on(slurm_programs: Path, run: Run) -> Non
 )
 def test_which_mpi_srun_is_asked_for(slurm_programs: Path, listed: str, chosen: str) -> None:
     (slurm_programs / "srun").write_text(f"#!/bin/sh\necho '{listed}'\n")
-    assert slurm.mpi_type(compose([])) == chosen
+    assert slurm.mpi_type(compose(["cluster.bootstrap.method=mpi"])) == chosen
+    assert slurm.mpi_type(compose([])) == "none"
     assert slurm.mpi_type(compose(["cluster.slurm.mpi=pmi2"])) == "pmi2"

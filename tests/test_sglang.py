@@ -136,6 +136,9 @@ def test_with_data_parallelism_no_kv_events_are_told() -> None:
     where = replace(place(Role.prefill), events="/tmp/x")
     assert engine("sglang").events(CONFIG, where) is not None
     assert engine("sglang").events(replace(CONFIG, topology=wide), where) is None
+    for name in ("attn-dp-size", "attention_data_parallel_size"):
+        of_attention = replace(CONFIG, engine=Engine(name="sglang", args={name: 2}))
+        assert engine("sglang").events(of_attention, where) is None
 
 
 def test_advice_from_a_dead_engines_log() -> None:

@@ -51,18 +51,34 @@ LAYOUTS = {
     "PP6 on nodes of 4, the rest is used": (
         split(pool(1, 1, 6), pool(2), 4),
         2,
-        "P0 0:0123+1:01 | D1 1:2 | D2 1:3",
+        "P0 0:012+1:012 | D1 0:3 | D2 1:3",
     ),
     "two PP6 on nodes of 4 share no node": (
         split(pool(2, 1, 6), pool(4), 4),
         4,
-        "P0 0:0123+1:01 | P1 2:0123+3:01 | D2 1:2 | D3 1:3 | D4 3:2 | D5 3:3",
+        "P0 0:012+1:012 | P1 2:012+3:012 | D2 0:3 | D3 1:3 | D4 2:3 | D5 3:3",
     ),
     "TP16 over nodes of 8": (
         whole(pool(1, 16), 8),
         2,
         "A0 0:01234567+1:01234567",
     ),
+    "TP4 DP4 over nodes of 8 beside TP16": (
+        split(pool(1, 4, 1, 4), pool(1, 16), 8),
+        4,
+        "P0 0:01234567+1:01234567 | D1 2:01234567+3:01234567",
+    ),
+    "replicas are not parted": (
+        whole(pool(1, 1, 2, 3), 5),
+        2,
+        "A0 0:0123+1:01",
+    ),
+    "replicas as large as a node leave the rest of it": (
+        split(pool(1, 1, 3, 4), pool(4), 4),
+        4,
+        "P0 0:012+1:012+2:012+3:012 | D1 0:3 | D2 1:3 | D3 2:3 | D4 3:3",
+    ),
+    "PP7 cannot be even": (whole(pool(1, 1, 7), 4), 2, "A0 0:0123+1:012"),
     "TP8 PP2 over nodes of 8": (whole(pool(1, 8, 2), 8), 2, "A0 0:01234567+1:01234567"),
     "TP3 on nodes of 4 leaves one to another": (
         split(pool(1, 3), pool(1), 4),
@@ -157,8 +173,8 @@ def test_the_remedy_of_a_refused_layout_works() -> None:
 
 def test_a_plan_knows_who_serves_from_a_node_and_which_nodes_idle() -> None:
     laid_out = plan(split(pool(1, 1, 6), pool(1), 4, nodes=4))
-    assert [w.rank for w in laid_out.on_node(0)] == [0]
-    assert [w.rank for w in laid_out.on_node(1)] == [1], "a second shard serves nothing"
+    assert [w.rank for w in laid_out.on_node(0)] == [0, 1]
+    assert [w.rank for w in laid_out.on_node(1)] == [], "a second shard serves nothing"
     assert laid_out.idle_nodes == 2
 
 
@@ -202,8 +218,16 @@ def test_what_holds_for_every_layout(config: Config) -> None:
         most = max(1, size.tensor_parallel // gpus)  # nodes of one group
         for group in groups(worker, size.tensor_parallel):
             assert len(group) == most, "a tensor-parallel group is cut"
+        replica = size.tensor_parallel * size.pipeline_parallel
+        if replica <= gpus:
+            assert all(len(group) == 1 for group in groups(worker, replica)), "a replica is cut"
         if size.gpus <= gpus:
             assert len(worker.shards) == 1, "a worker that fits on a node is split"
+        unit = next(u for u in (replica, size.tensor_parallel, gpus) if u <= gpus)
+        shares = [len(shard.gpus) for shard in worker.shards]
+        assert max(shares) - min(shares) in (0, unit), "it could be laid out more evenly"
+        assert shares == sorted(shares, reverse=True)
+        assert len(shares) == -(-size.gpus // (gpus // unit * unit)), "fewer nodes would do"
 
 
 @given(configs())
@@ -211,7 +235,8 @@ def test_derived_nodes_are_the_fewest_that_this_packing_needs(config: Config) ->
     laid_out, gpus = plan(config), config.cluster.gpus_per_node or 0
 
     def alone(p: Pool) -> int:
-        unit = min(p.tensor_parallel, gpus)
+        replica = p.tensor_parallel * p.pipeline_parallel
+        unit = replica if replica <= gpus else min(p.tensor_parallel, gpus)
         return -(-p.gpus // (gpus // unit * unit))
 
     assert laid_out.nodes <= sum(p.workers * alone(p) for _, p in config.topology.pools)

@@ -1,44 +1,43 @@
-"""One a node: starts this node's engines, watches them, tells the head, ends them in order.
-
-An engine counts as ready when it has served a token: engines answer /health long before.
-"""
+"""One a node: starts this node's engines, watches them, tells the head, ends them in order."""
 
 import asyncio
 import logging
-import signal
 import time
 from contextlib import suppress
 from dataclasses import replace
 
 from hpc_dynamo.agent.events import EventRelay, private_folder
+from hpc_dynamo.agent.followers import Followers
+from hpc_dynamo.agent.gathering import Gathering, death
+from hpc_dynamo.agent.part import Part
 from hpc_dynamo.agent.place import free_ports, visible_gpus
-from hpc_dynamo.agent.probe import NOTHING, Served, serves, what_is_served
-from hpc_dynamo.child import Child, clean_environment
+from hpc_dynamo.agent.probe import NOTHING, Served
+from hpc_dynamo.agent.start import until_served
+from hpc_dynamo.bootstrap.address import interface_of
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.engines import Engine, Place, advice, contained, dialect, engine, probing
+from hpc_dynamo.engines import Engine, Meeting, Place, engine, for_worker
 from hpc_dynamo.errors import EngineError, WireError
-from hpc_dynamo.http import Client
 from hpc_dynamo.messages import (
     Bye,
     ControlMessage,
+    Dismiss,
+    Gather,
     Heartbeat,
     Hello,
     KvReplay,
     NodeRecord,
+    PartDied,
     Stop,
     Turn,
     WorkerReport,
     WorkerState,
 )
-from hpc_dynamo.run import Attempt, write_atomic
+from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan, Worker
 from hpc_dynamo.wire import Client as ControlClient
 
 HEARTBEAT_S = 1.0
 BYE_S = 1.0
-PROBE_S = 0.25  # between two tries to get a first token; engines announce nothing
-TAIL_BYTES = 4000
-OUT_OF_MEMORY = "if it ran out of host memory: a larger engine.memory_gb, or fewer workers a node"
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +53,10 @@ class Agent:
         self._plan: Plan = attempt.plan()
         self._engine: Engine = engine(self._config.engine.name)
         self._stopped = asyncio.Event()
-        self._life_began: dict[int, int] = {}  # by rank: size of the log before this life
         self._workers = {w.rank: w for w in self._plan.on_node(me.node)}  # as their roles are now
         self._served_as = dict[int, Role]()  # by rank: the last role in which it was ready
         self._keepers = dict[int, asyncio.Task[None]]()
+        self._gathering = Gathering(client.send)
 
     def stop(self) -> None:
         """End this node's part, as if the head had said so."""
@@ -75,17 +74,19 @@ class Agent:
     async def _run(self, folder: str) -> None:
         async with asyncio.TaskGroup() as group:
             self._relay, self._group = EventRelay(folder, self._client.send, group), group
+            self._followers = Followers(
+                self._me.node, self._plan.workers, self._further, self._client.send, group
+            )
             for rank in self._workers:
                 self._employ(rank)
             beat = group.create_task(self._beat(), name="heartbeat")
             listen = group.create_task(self._listen(), name="listen")
             await self._stopped.wait()
             listen.cancel()
-            keepers = list(self._keepers.values())
-            for keeper in keepers:
+            for keeper in self._keepers.values():
                 keeper.cancel()
-            if keepers:
-                await asyncio.wait(keepers)
+            followers = group.create_task(self._followers.close(), name="followers")
+            await asyncio.wait([followers, *self._keepers.values()])
             beat.cancel()
 
     async def _beat(self) -> None:
@@ -107,6 +108,12 @@ class Agent:
                     self.stop()
                 case KvReplay(rank=rank, start=start):
                     self._relay.replay(rank, start)
+                case Gather():
+                    self._followers.start(message)
+                case Dismiss(rank=rank):
+                    self._followers.end(rank)
+                case PartDied():
+                    self._gathering.died(message)
                 case Turn(rank=rank) as turn if rank in self._workers:
                     self._turn(turn)
 
@@ -153,90 +160,66 @@ class Agent:
     async def _live(self, rank: int) -> None:
         """One life of a worker. Ends by EngineError or cancellation."""
         worker = self._workers[rank]
-        place = self._place(worker)
+        place = self._first_place(worker)
         await self._report(worker, WorkerState.starting)
-        async with self._relay.follow(worker.rank, self._engine.events(self._config, place)):
-            await self._serve(worker, place)
+        async with (
+            self._relay.follow(rank, self._engine.events(for_worker(self._config, worker), place)),
+            self._gathering.life(place, self._is_gathered(worker)) as lost,
+        ):
+            await self._serve(place, lost)
 
-    async def _serve(self, worker: Worker, place: Place) -> None:
-        began = time.monotonic()
-        url = f"http://{place.address}:{place.ports[0]}"
-        command = contained(self._config, place, self._engine.command(self._config, place))
-        path = self._attempt.worker_log(worker.rank)
-        log.info("worker %d (%s) starts: %s", worker.rank, worker.role, " ".join(command.argv))
-        self._life_began[worker.rank] = path.stat().st_size if path.exists() else 0
-        for name, text in command.files.items():
-            write_atomic(self._attempt.logs / name, text.encode(), mode=0o600)
-        env = clean_environment(command.env)
-        child = await Child.start(command.argv, env, path, self._config.engine.stop_timeout_s)
-        try:
-            served = await self._until_served(worker, child, url)
-            start_s = time.monotonic() - began
-            log.info("worker %d (%s) is ready after %.1f s", worker.rank, worker.role, start_s)
-            self._served_as[worker.rank] = worker.role
-            await self._report(worker, WorkerState.ready, url=url, start_s=start_s, served=served)
-            raise self._died(worker, await child.wait())
-        finally:
-            await child.stop()
+    async def _serve(self, place: Place, lost: "asyncio.Future[str]") -> None:
+        began, worker = time.monotonic(), place.worker
+        part, gathered = self._part(place), self._is_gathered(worker)
+        async with part.running() as child:
+            over = asyncio.create_task(death(part, child, lost, gathered))
+            try:
+                role, token = worker.role, self._token
+                served = await until_served(self._config, part, role, token, over)
+                start_s = time.monotonic() - began
+                log.info("%s is ready after %.1f s", part.name, start_s)
+                self._served_as[worker.rank] = worker.role
+                ready = WorkerState.ready
+                await self._report(worker, ready, url=part.url, start_s=start_s, served=served)
+                raise await over
+            finally:
+                over.cancel()
 
-    def _place(self, worker: Worker) -> Place:
-        gpus = visible_gpus(worker.shards[0].gpus)
+    def _is_gathered(self, worker: Worker) -> bool:
+        """Whether it has further parts, on other nodes, which their agents start."""
+        spread = len(worker.shards) > 1
+        return spread and not self._engine.world(self._config, worker)
+
+    def _first_place(self, worker: Worker) -> Place:
+        """Of a worker, or of its first part; then also where all its parts meet."""
+        own = self._engine.ports
+        if len(worker.shards) == 1:
+            return self._place(worker, free_ports(self._me.address, own))
+        ports = free_ports(self._me.address, own + self._engine.meeting_ports)
+        return self._place(worker, ports[:own], 0, Meeting(self._me.address, ports[own:]))
+
+    def _further(self, worker: Worker, part: int, meeting: Meeting) -> Part:
         ports = free_ports(self._me.address, self._engine.ports)
-        events, logs = self._relay.folder, str(self._attempt.logs)
-        return Place(worker, self._me.address, ports, gpus, self._token, events, logs)
+        return self._part(self._place(worker, ports, part, meeting))
 
-    async def _until_served(self, worker: Worker, child: Child, url: str) -> Served:
-        """Returns once the engine has served a token. Raises EngineError."""
-        timeout_s = self._config.engine.ready_timeout_s
-        died = asyncio.create_task(child.wait())
-        served = asyncio.create_task(self._probe(worker, url))
-        both = {died, served}
-        try:
-            await asyncio.wait(both, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            if died.done():
-                raise self._died(worker, died.result())
-            if not served.done():
-                hint = "engine.ready_timeout_s, if the model is large or the disk slow"
-                raise self._failed(worker, f"served no token within {timeout_s:.0f} s", hint)
-            return served.result()
-        finally:
-            for task in both:
-                task.cancel()
-            await asyncio.gather(*both, return_exceptions=True)
+    def _place(
+        self, worker: Worker, ports: tuple[int, ...], part: int = 0, meeting: Meeting | None = None
+    ) -> Place:
+        return Place(
+            worker,
+            self._me.address,
+            ports,
+            visible_gpus(worker.shards[part].gpus),
+            self._token,
+            self._relay.folder,
+            str(self._attempt.logs),
+            part,
+            meeting,
+            interface_of(self._me.address),
+        )
 
-    async def _probe(self, worker: Worker, url: str) -> Served:
-        """What is served, once a token was. Raises EngineError where the log says never."""
-        async with Client.bearer(self._token) as http:
-            fields = probing(dialect(self._config), worker.role)
-            while not await serves(http, url, self._config.model.served_name, fields):
-                tail = self._tail(worker)
-                if any(sign in tail for sign in self._engine.never_ready):
-                    raise self._failed(worker, "will never be ready")
-                await asyncio.sleep(PROBE_S)
-            return await what_is_served(http, url)
-
-    def _died(self, worker: Worker, code: int) -> EngineError:
-        if code <= 128:
-            return self._failed(worker, f"exited with code {code}")
-        killed = OUT_OF_MEMORY if code == 128 + signal.SIGKILL else ""
-        return self._failed(worker, f"was killed by signal {code - 128}", killed)
-
-    def _failed(self, worker: Worker, how: str, hint: str = "") -> EngineError:
-        tail = self._tail(worker)
-        last = next((line for line in reversed(tail.splitlines()) if line.strip()), "")
-        what = f"{self._name(worker)} {how}; it last said: {last.strip()}"
-        path = self._attempt.worker_log(worker.rank)
-        return EngineError(what, hint=advice(self._config, tail) or hint, log=path)
-
-    def _tail(self, worker: Worker) -> str:
-        """The end of a worker's log, of this life alone."""
-        path = self._attempt.worker_log(worker.rank)
-        with path.open("rb") as file:
-            file.seek(max(self._life_began[worker.rank], path.stat().st_size - TAIL_BYTES))
-            return file.read().decode(errors="replace")
-
-    def _name(self, worker: Worker) -> str:
-        return f"worker {worker.rank} ({worker.role}) on {self._me.host}"
+    def _part(self, place: Place) -> Part:
+        return Part(self._attempt, for_worker(self._config, place.worker), place, self._me.host)
 
     async def _report(
         self,

@@ -1,4 +1,4 @@
-"""Addresses of all agents: an MPI allgather, or TCP where MPI is missing or disabled."""
+"""Addresses of all agents: over TCP, or by an MPI allgather where that is asked for."""
 
 import logging
 import time
@@ -26,7 +26,8 @@ async def exchange(
     try:
         method, records = await _gather(me, len(hosts), attempt, settings)
     except (BootstrapError, WireError) as e:
-        raise BootstrapError(f"{e.message}; {_absent(hosts, attempt, None)}") from e
+        hint = _WITHOUT_MPI if settings.method is BootstrapMethod.mpi else e.hint
+        raise BootstrapError(f"{e.message}; {_absent(hosts, attempt, None)}", hint=hint) from e
     if len(records) < len(hosts):
         waited = time.monotonic() - began
         came = f"{len(records)} of {len(hosts)} agents came within {waited:.0f} s"
@@ -43,28 +44,19 @@ _HINT = (
     "sees the run folder and may reach node 0"
 )
 
+_WITHOUT_MPI = "cluster.bootstrap.method=tcp needs no MPI"
+
 
 async def _gather(
     me: NodeRecord, count: int, attempt: Attempt, settings: Bootstrap
 ) -> tuple[str, tuple[NodeRecord, ...]]:
-    if _wants_mpi(settings):
-        try:
-            return "mpi", await mpi.gather(me, count, settings.mpi_timeout_s)
-        except BootstrapError as e:
-            if settings.method is BootstrapMethod.mpi:
-                raise
-            log.warning("bootstrap: %s; falling back to tcp", e)
+    if settings.method is BootstrapMethod.mpi:
+        return "mpi", await mpi.gather(me, count, settings.mpi_timeout_s)
     keys = attempt.run.secrets().keys
     if me.node == 0:
         wait = settings.timeout_s
         return "tcp", await tcp.host(me, count, attempt.rendezvous_file, keys, wait)
     return "tcp", await tcp.join(me, attempt.rendezvous_file, keys, settings.timeout_s)
-
-
-def _wants_mpi(settings: Bootstrap) -> bool:
-    if settings.method is BootstrapMethod.auto:
-        return mpi.available()
-    return settings.method is BootstrapMethod.mpi
 
 
 def _absent(hosts: Sequence[str], attempt: Attempt, came: Sequence[NodeRecord] | None) -> str:

@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 
 from hpc_dynamo.child import LOGIN
 from hpc_dynamo.errors import ConfigError, unknown_name
@@ -44,6 +45,15 @@ def reachable(address: str) -> str:
         what = "further jobs need an address of this node that other nodes can reach"
         raise ConfigError(what, hint="cluster.interface=ib0, or as the interface is called")
     return found
+
+
+def interface_of(address: str) -> str:
+    """The name of the network interface that has this IPv4 address; empty where none has."""
+    for _, name in socket.if_nameindex():
+        with suppress(ConfigError):  # it has none
+            if _address_of(name) == address:
+                return name
+    return ""
 
 
 def _address_of(interface: str) -> str:

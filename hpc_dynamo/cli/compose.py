@@ -19,12 +19,20 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hpc_dynamo.config import Config, Hardware
+from hpc_dynamo.config import Config, Hardware, Role
 from hpc_dynamo.errors import ConfigError, unknown_name
 
-# Fields that take any key: an override need not say `+`.
 KINDS = "cluster.hardware"  # of any names, each with the fields of Hardware
-FREE = ("engine.args", "engine.env", "batch.defaults", "cluster.slurm.extra", KINDS)
+
+# Fields that take any key: an override need not say `+`.
+FREE = (
+    "engine.args",
+    "engine.env",
+    *(f"engine.{role}.{field}" for role in Role for field in ("args", "env")),
+    "batch.defaults",
+    "cluster.slurm.extra",
+    KINDS,
+)
 
 
 def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:

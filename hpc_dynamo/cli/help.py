@@ -13,7 +13,10 @@ NIXL. On a machine without Slurm the same command runs locally."""
 
 OVERRIDES = """\
 overrides are Hydra's: FIELD=VALUE, or GROUP=FILE for a file of conf/GROUP/. The fields:
-  engine=vllm|vllm-cpu|simulator    engine.args.max-model-len=8192 (any option of the engine)
+  engine=vllm|vllm-cpu|sglang|trtllm|simulator   engine.python=/env/bin/python
+  engine.args.max-model-len=8192    (any option of the engine; of one role's workers alone:)
+  engine.decode.args.max-num-batched-tokens=512   engine.prefill.env.NAME=VALUE
+  recipe=llama-70b-2p2d-vllm        (a model on a known layout; further words win: docs/recipes.md)
   topology=aggregated|disaggregated topology.prefill.workers=2 topology.decode.tensor_parallel=4
   cluster=auto|slurm|local          cluster.slurm.partition=gpu cluster.slurm.time=04:00:00
   model.path=/shared/models/llama   input=prompts.jsonl   name=my-run   runs=/scratch/me/runs
@@ -26,7 +29,8 @@ EXAMPLES = {
   hpc-dynamo plan engine=simulator topology.prefill.workers=2
   hpc-dynamo plan cluster.gpus_per_node=4 topology.prefill.pipeline_parallel=6
   hpc-dynamo plan --dry-run cluster.gpus_per_node=8 cluster.slurm.partition=gpu > job.sbatch
-  hpc-dynamo plan --dry-run --verb serve cluster.gpus_per_node=8 > serve.sbatch""",
+  hpc-dynamo plan --dry-run --verb serve cluster.gpus_per_node=8 > serve.sbatch
+  hpc-dynamo plan --commands recipe=llama-70b-2p2d-sglang cluster.gpus_per_node=8""",
     "simulate": """\
   hpc-dynamo simulate --trace trace.jsonl topology.prefill.workers=4 topology.decode.workers=4
   hpc-dynamo simulate --trace trace.jsonl topology.prefill.workers=8 topology.decode.workers=8 \\
@@ -143,6 +147,8 @@ def arguments(name: str, verb: ArgumentParser) -> None:
 
 def _plan(verb: ArgumentParser) -> None:
     verb.add_argument("--dry-run", action="store_true", help="print the sbatch script instead")
+    about = "print every worker's command, environment and files instead"
+    verb.add_argument("--commands", action="store_true", help=about)
     verb.add_argument("--show", action="store_true", help="print the whole configuration")
     tasks = [str(task) for task in Task]
     verb.add_argument("--verb", default=tasks[0], choices=tasks, help="what the script is to run")

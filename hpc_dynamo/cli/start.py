@@ -18,9 +18,9 @@ from hpc_dynamo.cli import profiled, serving, views
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.config import Config, Launcher, Planner, PlannerKind, Serve, Task
-from hpc_dynamo.engines import engine, suited
+from hpc_dynamo.engines import check, engine, suited
 from hpc_dynamo.errors import ConfigError, HpcDynamoError
-from hpc_dynamo.launch import grown
+from hpc_dynamo.launch import grown, world
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.planner.interpolation import load_profile
 from hpc_dynamo.planner.profile import load
@@ -190,8 +190,10 @@ def _checked(config: Config, launcher: Launcher) -> Plan:
         raise ConfigError(what, hint="the same command on a login node, or planner.handover=false")
     config = gpus_counted(config, launcher)
     layout = lay_out(config)
-    engine(config.engine.name).check(config, layout)
+    check(config, layout)
     grown.check(config, layout, launcher)
+    if any(engine(config.engine.name).world(config, worker) for worker in layout.workers):
+        world.refuse_without_slurm(launcher)
     return launch.settled(launcher, config, layout)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from hpc_dynamo import launch
 from hpc_dynamo.cli import serving, views
 from hpc_dynamo.cli.chat import chat
+from hpc_dynamo.cli.commands import commands
 from hpc_dynamo.cli.compose import compose, show
 from hpc_dynamo.cli.doctor import doctor
 from hpc_dynamo.cli.find import find, latest, reachable
@@ -27,7 +28,7 @@ from hpc_dynamo.topology import plan as lay_out
 
 
 def plan(args: Namespace) -> int:
-    """Show the layout, or the sbatch script, of a configuration; starts nothing."""
+    """Show the layout, the sbatch script or the engines' commands; starts nothing."""
     config = replace(compose(args.overrides, args.config_dir), task=Task(args.verb))
     layout = lay_out(config)
     if args.dry_run:
@@ -40,6 +41,8 @@ def plan(args: Namespace) -> int:
         if args.config_dir:
             words += ["--config-dir", str(args.config_dir.absolute())]
         print(render(config, layout, args.verb, words), end="")
+    elif args.commands:
+        print("\n\n".join(commands(config, layout)))
     elif args.show:
         print(show(config), end="")
     else:
@@ -87,7 +90,7 @@ def endpoint(args: Namespace) -> int:
 
 
 VERBS: dict[str, tuple[Callable[[Namespace], int], str]] = {
-    "plan": (plan, "show the layout of a topology, or the sbatch script for it"),
+    "plan": (plan, "show the layout of a topology, its sbatch script or its commands"),
     "simulate": (simulate, "put a trace on a modelled job in virtual time; starts nothing"),
     "doctor": (doctor, "check the nodes of a job, and every link between them"),
     "batch": (batch, "answer every request of a JSONL file"),

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from hpc_dynamo.config.planner import PlannerKind
-from hpc_dynamo.config.schema import Config, Topology
+from hpc_dynamo.config.schema import BootstrapMethod, Config, Topology
 from hpc_dynamo.errors import ConfigError, unknown_name
 
 OWN = ""  # the cluster's own nodes: those of pools that name no kind
@@ -45,6 +45,9 @@ def check_kinds(config: Config) -> None:
     if len(used) > 1 and config.planner.by is not PlannerKind.off:
         what = "workers on nodes of different kinds cannot change their role"
         raise ConfigError(what, hint="the same hardware for both pools, or planner=off")
+    if len(used) > 1 and config.cluster.bootstrap.method is BootstrapMethod.mpi:
+        what = "cluster.bootstrap.method=mpi: Slurm's PMIx is wrong over nodes of several kinds"
+        raise ConfigError(what, hint="cluster.bootstrap.method=tcp")
 
 
 def _check_values(config: Config) -> None:

@@ -75,11 +75,15 @@ class Mixed(StrEnum):
 
 
 class BootstrapMethod(StrEnum):
-    """How agents learn each other's addresses."""
+    """How agents learn each other's addresses.
 
-    auto = "auto"
-    mpi = "mpi"
+    MPI has to be asked for: where one of its ranks crashes as it starts (Open MPI 4.1.4 under Slurm
+    22.05, 5 of 38 starts on a loaded machine), PMIx has Slurm end the step before anything can be
+    done about it.
+    """
+
     tcp = "tcp"
+    mpi = "mpi"
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,14 @@ class Topology:
 
 
 @dataclass(frozen=True)
+class RoleOptions:
+    """Options of the engine's own that one role gets on top of all roles'; they win."""
+
+    args: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Engine:
     """One inference engine and how its processes are run."""
 
@@ -126,12 +138,23 @@ class Engine:
     container: Container = field(default_factory=Container)
     args: dict[str, Any] = field(default_factory=dict)  # the engine's own options, passed through
     env: dict[str, str] = field(default_factory=dict)
+    prefill: RoleOptions = field(default_factory=RoleOptions)
+    decode: RoleOptions = field(default_factory=RoleOptions)
+    aggregated: RoleOptions = field(default_factory=RoleOptions)
     max_num_seqs: int = 256  # sequences that one worker decodes at a time
     cpus: int = 4  # for each GPU of a worker; for the whole worker where it uses none
     memory_gb: float = 32.0  # host memory, counted like cpus
     ready_timeout_s: float = 1800.0
     stop_timeout_s: float = 20.0
     restarts: int = 2  # a worker that dies is started again this often
+
+    def of(self, role: Role) -> RoleOptions:
+        """What workers of a role get on top of `args` and `env`."""
+        return {
+            Role.prefill: self.prefill,
+            Role.decode: self.decode,
+            Role.aggregated: self.aggregated,
+        }[role]
 
 
 @dataclass(frozen=True)
@@ -171,7 +194,7 @@ class Slurm:
 class Bootstrap:
     """The exchange of addresses at the start of a job."""
 
-    method: BootstrapMethod = BootstrapMethod.auto
+    method: BootstrapMethod = BootstrapMethod.tcp
     timeout_s: float = 120.0
     mpi_timeout_s: float = 60.0
 

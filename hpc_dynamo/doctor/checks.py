@@ -143,10 +143,9 @@ def nixl(facts: Facts) -> Finding | None:
 def mpi(facts: Facts) -> Finding | None:
     if not facts.mpi_error:
         return None
-    make = fault if facts.mpi_wanted else warning
-    why = "with cluster.bootstrap.method=mpi no job starts" if facts.mpi_wanted else ""
-    why = why or "addresses are exchanged over TCP instead, nothing else changes"
-    return make("MPI", facts.mpi_error, why, "srun --mpi=list; pip install 'hpc-dynamo[mpi]'")
+    why = "with cluster.bootstrap.method=mpi no job starts"
+    hint = "srun --mpi=list; pip install 'hpc-dynamo[mpi]'; or cluster.bootstrap.method=tcp"
+    return fault("MPI", facts.mpi_error, why, hint)
 
 
 QUICK: tuple[Check, ...] = (model, ports, shm, nofile, gpus)

@@ -163,12 +163,9 @@ def mpi_version(python: str) -> str:
 
 
 def mpi_error(config: Config) -> str:
-    """Why MPI cannot even be tried here; empty where it can, or must not be."""
-    method = config.cluster.bootstrap.method
-    if method is BootstrapMethod.tcp or mpi.available():
+    """Why MPI cannot even be tried here; empty where it can, or is not asked for."""
+    if config.cluster.bootstrap.method is BootstrapMethod.tcp or mpi.available():
         return ""
-    if method is BootstrapMethod.auto and "SLURM_JOB_ID" not in os.environ:
-        return ""  # on one machine nobody expects it
     if importlib.util.find_spec("mpi4py") is None:
         return "mpi4py is not installed beside hpc-dynamo"
     return "this task was not started as an MPI rank (no PMIx)"

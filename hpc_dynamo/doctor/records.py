@@ -47,7 +47,6 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     run_token: str = ""  # what the head wrote there, as seen here
     engine_error: str = ""
     nixl_error: str = ""
-    mpi_wanted: bool = False
     mpi: str = ""  # the library's version
     mpi_error: str = ""
 

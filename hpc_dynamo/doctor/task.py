@@ -135,7 +135,6 @@ class _Node:
             run_error=look.run_error(folder),
             run_token=token(self._attempt),
             engine_error=look.engine_error(python, config.engine.name),
-            mpi_wanted=config.cluster.bootstrap.method is BootstrapMethod.mpi,
             mpi=look.mpi_version(sys.executable),
         )
 

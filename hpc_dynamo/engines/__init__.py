@@ -1,8 +1,10 @@
 """The engines by name. A new one is a file here and a row in the table."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
-from hpc_dynamo.config import Config, Kind
+from hpc_dynamo.config import Config, Kind, RoleOptions
 from hpc_dynamo.engines import container
 from hpc_dynamo.engines.container import contained
 from hpc_dynamo.engines.contract import (
@@ -12,15 +14,18 @@ from hpc_dynamo.engines.contract import (
     Dialect,
     Engine,
     EventEndpoints,
+    Meeting,
     Place,
     Sequential,
     probing,
 )
+from hpc_dynamo.engines.roles import differ, for_role, for_worker
 from hpc_dynamo.engines.sglang import Sglang
 from hpc_dynamo.engines.simulator import DIALECTS, Simulator, spoken
 from hpc_dynamo.engines.trtllm import Trtllm
 from hpc_dynamo.engines.vllm import Vllm
-from hpc_dynamo.errors import unknown_name
+from hpc_dynamo.errors import ConfigError, unknown_name
+from hpc_dynamo.topology import Plan, Worker
 
 ENGINES: dict[str, type[Engine]] = {
     "sglang": Sglang,
@@ -35,6 +40,30 @@ def engine(name: str) -> Engine:
     if name not in ENGINES:
         raise unknown_name("engine.name", name, ENGINES)
     return ENGINES[name]()
+
+
+def check(config: Config, plan: Plan) -> None:
+    """Refuse what the engine cannot run, as each role's workers are started. Raises ConfigError."""
+    adapter = engine(config.engine.name)
+    if adapter.flexible(config) and differ(config):
+        what = "a worker whose role changes while it runs has no options of one role: "
+        what += "engine.prefill and engine.decode differ"
+        hint = "planner.restart=true starts its engine anew in its new role; or planner=off"
+        raise ConfigError(what, hint=hint)
+    for worker in {worker.role: worker for worker in plan.workers}.values():
+        with _about(config, worker):
+            adapter.check(for_worker(config, worker), plan)
+
+
+@contextmanager
+def _about(config: Config, worker: Worker) -> Iterator[None]:
+    """What is raised as a ConfigError names the role, where that has options of its own."""
+    try:
+        yield
+    except ConfigError as e:
+        if config.engine.of(worker.role) == RoleOptions():
+            raise
+        raise ConfigError(f"{e.message} (with engine.{worker.role})", hint=e.hint) from e
 
 
 def dialect(config: Config) -> Dialect:
@@ -67,12 +96,16 @@ __all__ = [
     "Dialect",
     "Engine",
     "EventEndpoints",
+    "Meeting",
     "Place",
     "Sequential",
     "advice",
+    "check",
     "contained",
     "dialect",
     "engine",
+    "for_role",
+    "for_worker",
     "probing",
     "suited",
 ]

@@ -23,8 +23,17 @@ REPLAYED_STEPS = 900
 
 
 @dataclass(frozen=True)
+class Meeting:
+    """Where the parts of one worker meet: on the node of the first, which listens there."""
+
+    address: str
+    ports: tuple[int, ...]  # free a moment ago, as many as Engine.meeting_ports
+
+
+@dataclass(frozen=True)
 class Place:
-    """Where one worker is about to run. `gpus` are what CUDA_VISIBLE_DEVICES takes."""
+    """Where one worker is about to run, or the part of it that is on one node. `gpus` are what
+    CUDA_VISIBLE_DEVICES takes."""
 
     worker: Worker
     address: str
@@ -33,6 +42,9 @@ class Place:
     token: str  # the run's bearer token: to be given by environment, never on a command line
     events: str = ""  # a private folder for sockets of KV events; empty: none are wanted
     folder: str = ""  # where the files of a command will lie: the run's logs
+    part: int = 0  # which of the worker's shards; the first serves its HTTP
+    meeting: Meeting | None = None  # of a worker over several nodes
+    interface: str = ""  # network interface of `address`, where it is known
 
 
 @dataclass(frozen=True)
@@ -140,6 +152,10 @@ class Engine(Protocol):
         """How many free ports one worker needs; the first is for HTTP."""
 
     @property
+    def meeting_ports(self) -> int:
+        """How many more it needs where it is spread over nodes, on the first of them."""
+
+    @property
     def never_ready(self) -> tuple[str, ...]:
         """What the log says when the engine will neither serve nor exit."""
 
@@ -147,10 +163,16 @@ class Engine(Protocol):
         """Refuse what this engine cannot run, before submission. Raises ConfigError."""
 
     def command(self, config: Config, place: Place) -> Command:
-        """The process that serves `place.worker` on `place.ports[0]`."""
+        """The process that serves `place.worker` on `place.ports[0]`, or that is a further part
+        of it."""
+
+    def world(self, config: Config, worker: Worker) -> bool:
+        """Whether the ranks of this worker, which is spread over nodes, are one MPI world: each
+        runs the first part's command, and there are no further parts."""
 
     def events(self, config: Config, place: Place) -> EventEndpoints | None:
-        """Where `command` makes the engine tell of its KV cache; None where it does not."""
+        """Where `command` makes the engine tell of its KV cache; None where it does not, as
+        further parts never do."""
 
     def flexible(self, config: Config) -> bool:
         """Whether `command` makes an engine that prefills as well as it decodes, so that its
@@ -201,7 +223,7 @@ def looks_at_events(config: Config) -> bool:
 
 def event_endpoints(config: Config, place: Place) -> EventEndpoints | None:
     """In the private folder of `place`; None where the router does not look at KV caches."""
-    if not (looks_at_events(config) and place.events):
+    if not (looks_at_events(config) and place.events) or place.part:
         return None
     base = f"ipc://{place.events}/{place.worker.rank}"
     return EventEndpoints(base, f"{base}r")
@@ -250,16 +272,6 @@ def model_is_set(config: Config) -> None:
     if not config.model.path:
         hint = "model.path=/path/to/model (a folder on a shared disk, or a hub id)"
         raise ConfigError("model.path is not set", hint=hint)
-
-
-def one_node_each(name: str, config: Config, plan: Plan) -> None:
-    """For adapters that start one process a worker. Raises ConfigError."""
-    for worker in plan.workers:
-        if len(worker.shards) > 1:
-            size = dict(config.topology.pools)[worker.role].gpus
-            what = f"topology.{worker.role}: {size} GPUs a worker take {len(worker.shards)} nodes"
-            hint = f"at most {plan.gpus_per_node} GPUs a worker (tensor x pipeline x data parallel)"
-            raise ConfigError(f"{what}; engine={name} is started on one node only", hint=hint)
 
 
 def blocks_fit(config: Config, engine_tokens: int) -> None:

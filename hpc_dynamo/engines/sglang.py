@@ -1,4 +1,4 @@
-"""SGLang's OpenAI server on one node, with NIXL between prefill and decode.
+"""SGLang's OpenAI server, with NIXL between prefill and decode.
 
 Source: SGLang 0.5.23, srt/server_args.py and srt/arg_groups/fields/ (options),
 srt/observability/metrics_collector.py (metrics), srt/disaggregation/ (prefill and decode),
@@ -22,15 +22,17 @@ from hpc_dynamo.engines.contract import (
     given,
     interpreter,
     model_is_set,
-    one_node_each,
 )
 from hpc_dynamo.engines.contract import flags as spelled
 from hpc_dynamo.engines.sglang_dialect import SglangDialect
+from hpc_dynamo.engines.spread import alike, network, pool_of, spread
 from hpc_dynamo.engines.vllm import guard_path
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.topology import Plan
+from hpc_dynamo.topology import Plan, Worker
 
 BLOCK_TOKENS = 16  # pages; SGLang's own default of 1 makes a transfer of every token
+
+ATTENTION_RANKS = ("attn-dp-size", "attention-data-parallel-size")  # two names of one option
 
 METRICS = MetricNames(
     running="sglang:num_running_reqs",
@@ -67,6 +69,7 @@ class Sglang:
     metrics = METRICS
     tokenizes = True
     ports = 2  # HTTP, bootstrap server; it finds those between its own processes itself
+    meeting_ports = 2  # torch.distributed, bootstrap server
     never_ready = ()
 
     def check(self, config: Config, plan: Plan) -> None:
@@ -77,7 +80,7 @@ class Sglang:
         if config.engine.device is Device.cpu and config.topology.kind is Kind.disaggregated:
             what = "engine=sglang hands no KV cache over on the CPU"
             raise ConfigError(what, hint="engine.device=cuda, or topology=aggregated")
-        one_node_each("sglang", config, plan)
+        _check_parts(config, plan)
         blocks_fit(config, self.block_tokens(config))
         no_profile(config)
 
@@ -101,9 +104,11 @@ class Sglang:
             options["disaggregation-mode"] = str(role)
             options["disaggregation-transfer-backend"] = "nixl"
         if role is Role.prefill:
-            options["disaggregation-bootstrap-port"] = place.ports[1]
+            met = place.meeting.ports if place.meeting else place.ports
+            options["disaggregation-bootstrap-port"] = met[1]  # of the first part, for all
         if config.engine.device is Device.cpu:
             options["device"] = "cpu"
+        options |= _part_options(place)
         endpoints = self.events(config, place)
         if endpoints:
             options["kv-events-config"] = events_config(endpoints)
@@ -111,11 +116,16 @@ class Sglang:
         words = flags(options | given(config))
         return Command((interpreter(config), *module, *words), _env(config, place))
 
+    def world(self, config: Config, worker: Worker) -> bool:
+        return False
+
     def events(self, config: Config, place: Place) -> EventEndpoints | None:
-        """None also where the user has a kv-events-config, and with data parallelism, for which
-        SGLang refuses ipc endpoints. A decode worker caches nothing unless it is told to."""
+        """None also where the user has a kv-events-config, and with data parallelism, of the whole
+        or of attention, for which SGLang refuses ipc endpoints. A decode worker caches nothing
+        unless it is told to."""
         own, pool = given(config), dict(config.topology.pools)[place.worker.role]
-        if "kv-events-config" in own or pool.data_parallel > 1:
+        ranks = max(int(own.get(name) or 1) for name in ATTENTION_RANKS)
+        if "kv-events-config" in own or pool.data_parallel > 1 or ranks > 1:
             return None
         return event_endpoints(config, place)
 
@@ -135,6 +145,26 @@ def flags(args: dict[str, Any]) -> list[str]:
     return spelled({name: value for name, value in args.items() if value is not False})
 
 
+def _check_parts(config: Config, plan: Plan) -> None:
+    """Refuse what SGLang cannot spread over nodes. Raises ConfigError."""
+    for worker in spread(plan):
+        alike("sglang", config, worker)
+        pool, role = pool_of(config, worker.role), worker.role
+        if pool.data_parallel > 1:
+            what = f"topology.{role}.data_parallel={pool.data_parallel} over several nodes"
+            own = f"topology.{role}.workers={pool.data_parallel * pool.workers}"
+            inside = f"tensor_parallel={pool.tensor_parallel * pool.data_parallel}"
+            hint = f"{own} with data_parallel=1, or {inside} with engine.args.attn-dp-size"
+            raise ConfigError(f"{what}: SGLang keeps its replicas on one", hint=hint)
+
+
+def _part_options(place: Place) -> dict[str, Any]:
+    if place.meeting is None:
+        return {}
+    met = f"{place.meeting.address}:{place.meeting.ports[0]}"
+    return {"nnodes": len(place.worker.shards), "node-rank": place.part, "dist-init-addr": met}
+
+
 def no_profile(config: Config) -> None:
     """Raises ConfigError: workers that serve nothing alone cannot be measured one by one."""
     if config.task is Task.profile and config.topology.kind is Kind.disaggregated:
@@ -143,5 +173,6 @@ def no_profile(config: Config) -> None:
 
 
 def _env(config: Config, place: Place) -> dict[str, str]:
-    own = device_environment(config, place) | config.engine.env
+    here = {"SGLANG_HOST_IP": place.address} if place.meeting else {}
+    own = here | network(place) | device_environment(config, place) | config.engine.env
     return own | {"PYTHONPATH": guard_path(config), "HPC_DYNAMO_ENGINE_KEY": place.token}

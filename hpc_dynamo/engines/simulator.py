@@ -16,16 +16,18 @@ from hpc_dynamo.engines.contract import (
     flags,
     given,
     interpreter,
-    one_node_each,
     reshapes,
 )
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
 from hpc_dynamo.engines.sglang import no_profile
 from hpc_dynamo.engines.sglang_dialect import SglangDialect
+from hpc_dynamo.engines.spread import alike, node_options, spread
 from hpc_dynamo.engines.trtllm_dialect import TrtllmDialect
 from hpc_dynamo.engines.vllm import VLLM_METRICS
 from hpc_dynamo.errors import unknown_name
-from hpc_dynamo.topology import Plan
+from hpc_dynamo.topology import Plan, Worker
+
+STARTS = ("parts", "mpi")  # a process a node, or a world of MPI ranks as TensorRT-LLM's
 
 BLOCK_TOKENS = 16  # the default of its --block-size
 
@@ -45,6 +47,14 @@ def spoken(config: Config) -> Dialect:
     return DIALECTS[name]
 
 
+def started(config: Config) -> str:
+    """How the parts of a worker over several nodes are. Raises ConfigError."""
+    name = str(given(config).get("start") or "parts")
+    if name not in STARTS:
+        raise unknown_name("engine.args.start", name, STARTS)
+    return name
+
+
 class Simulator:
     """See engines.contract.Engine."""
 
@@ -52,10 +62,13 @@ class Simulator:
     metrics = VLLM_METRICS
     tokenizes = False  # it has a language of its own
     ports = 2  # HTTP, bootstrap server
+    meeting_ports = 1
     never_ready = ()
 
     def check(self, config: Config, plan: Plan) -> None:
-        one_node_each("simulator", config, plan)
+        for worker in spread(plan):
+            alike("simulator", config, worker)
+        started(config)
         blocks_fit(config, self.block_tokens(config))
         if isinstance(spoken(config), Concurrent):
             no_profile(config)
@@ -68,15 +81,27 @@ class Simulator:
             "role": "both" if self.flexible(config) else str(place.worker.role),
             "max-num-seqs": config.engine.max_num_seqs,
             "enable-prompt-tokens-details": True,
+            **self._parts(config, place),
         }
         if isinstance(spoken(config), Concurrent) and place.worker.role is Role.prefill:
             options["disaggregation-bootstrap-port"] = place.ports[1]
+        own = {name: value for name, value in given(config).items() if name != "start"}
         endpoints = self.events(config, place)
         if endpoints:
             options["kv-events-config"] = events_config(endpoints)
-        argv = (interpreter(config), "-m", "hpc_dynamo.simulator", *flags(options | given(config)))
+        argv = (interpreter(config), "-m", "hpc_dynamo.simulator", *flags(options | own))
         env = device_environment(config, place) | config.engine.env
         return Command(argv, env | {"HPC_DYNAMO_ENGINE_KEY": place.token})
+
+    def _parts(self, config: Config, place: Place) -> dict[str, Any]:
+        if not self.world(config, place.worker):
+            return node_options(place)
+        told = node_options(place)
+        return {"mpi": True, **{name: told[name] for name in ("master-addr", "master-port")}}
+
+    def world(self, config: Config, worker: Worker) -> bool:
+        """As TensorRT-LLM's, with engine.args.start=mpi."""
+        return len(worker.shards) > 1 and started(config) == "mpi"
 
     def events(self, config: Config, place: Place) -> EventEndpoints | None:
         if "kv-events-config" in given(config):  # the user's own

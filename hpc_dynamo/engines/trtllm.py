@@ -1,16 +1,17 @@
-"""TensorRT-LLM's OpenAI server on the GPUs of one node, with NIXL between prefill and decode.
+"""TensorRT-LLM's OpenAI server, with NIXL between prefill and decode.
 
-Source: TensorRT-LLM 1.3, tensorrt_llm/commands/serve.py (the command) and llmapi/llm_args.py (the
-file of options). Started as a module, which `trtllm-serve` is a script for: in containers the
-script does not lie beside the interpreter. What we emit is held against that source by
-tests/contract. It asks nobody for a key: docs/engine-trtllm.md says what that means.
+Source: TensorRT-LLM 1.3, tensorrt_llm/commands/serve.py (the command), llmapi/llm_args.py (the
+file of options) and llmapi/trtllm-llmapi-launch (ranks over nodes). Started as a module, which
+`trtllm-serve` is a script for: in containers the script does not lie beside the interpreter. What
+we emit is held against that source by tests/contract. It asks nobody for a key:
+docs/engine-trtllm.md says what that means.
 """
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from hpc_dynamo.config import Config, Device, Pool, Role
+from hpc_dynamo.config import Config, ContainerKind, Device, Pool, Role
 from hpc_dynamo.engines.contract import (
     Command,
     EventEndpoints,
@@ -21,11 +22,12 @@ from hpc_dynamo.engines.contract import (
     interpreter,
     looks_at_events,
     model_is_set,
-    one_node_each,
 )
+from hpc_dynamo.engines.roles import merged
+from hpc_dynamo.engines.spread import alike, spread
 from hpc_dynamo.engines.trtllm_dialect import TrtllmDialect
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.topology import Plan
+from hpc_dynamo.topology import Plan, Worker
 
 BLOCK_TOKENS = 32  # kv_cache_config.tokens_per_block
 
@@ -47,6 +49,10 @@ TRTLLM_METRICS = MetricNames(
     cache="",
     path="/prometheus/metrics",
 )
+
+# Of a world over several nodes: rank 0 also runs the server, the others wait for its work.
+LAUNCHER = "trtllm-llmapi-launch"
+UNQUOTED = " \t\n*?["
 
 FILES = ("config", "extra_llm_api_options")  # two names of one option
 
@@ -76,6 +82,7 @@ class Trtllm:
     metrics = TRTLLM_METRICS
     tokenizes = False  # it has no /tokenize
     ports = 1  # NIXL finds ports of its own
+    meeting_ports = 0
     never_ready = ()
 
     def check(self, config: Config, plan: Plan) -> None:
@@ -86,7 +93,9 @@ class Trtllm:
         _check_args(_args(config))
         for role, pool in config.topology.pools:
             _check_pool(role, pool)
-        one_node_each("trtllm", config, plan)
+        for worker in spread(plan):
+            alike("trtllm", config, worker)
+            _check_world(config, worker)
         if looks_at_events(config):
             what = "router.kv_events=true: TensorRT-LLM's server publishes no KV events"
             raise ConfigError(what, hint="router.kv_events=false: guessed from our own decisions")
@@ -105,11 +114,16 @@ class Trtllm:
             "max_batch_size": config.engine.max_num_seqs,
             "extra_llm_api_options": f"{place.folder}/{name}",
         }
+        if self.world(config, place.worker):
+            options["gpus_per_node"] = len(place.worker.shards[0].gpus)
         module = ("-m", "tensorrt_llm.commands.serve", "serve", config.model.path)
         env = {"TRTLLM_NO_USAGE_STATS": "1", **device_environment(config, place)}
-        text = json.dumps(_merged(_file(place.worker.role, pool), extra), indent=1)
-        argv = (interpreter(config), *module, *_flags(options | args))
+        text = json.dumps(merged(_file(place.worker.role, pool), extra), indent=1)
+        argv = (*_launcher(config, place), interpreter(config), *module, *_flags(options | args))
         return Command(argv, env | config.engine.env, {name: text + "\n"})  # JSON is YAML
+
+    def world(self, config: Config, worker: Worker) -> bool:
+        return len(worker.shards) > 1
 
     def events(self, config: Config, place: Place) -> EventEndpoints | None:
         """None: its events are to be asked for, and each is told to one asker only."""
@@ -149,6 +163,26 @@ def _check_pool(role: Role, pool: Pool) -> None:
         raise ConfigError(what, hint=hint)
 
 
+def _check_world(config: Config, worker: Worker) -> None:
+    """What the script that starts its ranks cannot do. Raises ConfigError."""
+    if config.engine.container.kind is ContainerKind.enroot:
+        what = f"topology.{worker.role}: TensorRT-LLM over nodes is not started in Enroot"
+        raise ConfigError(what, hint="engine.container.kind=apptainer, or none with engine.python")
+    paths = {"model.path": config.model.path, "runs": config.runs}
+    for field, value in paths.items():
+        if any(letter in value for letter in UNQUOTED):
+            what = f"{field}={value!r}: {LAUNCHER} splits words at blanks and expands patterns"
+            raise ConfigError(what, hint="a path without blanks, *, ? and [")
+
+
+def _launcher(config: Config, place: Place) -> tuple[str, ...]:
+    """Beside the interpreter where that is a path, else on PATH."""
+    if len(place.worker.shards) == 1:
+        return ()
+    folder, slash, _ = interpreter(config).rpartition("/")
+    return (f"{folder}{slash}{LAUNCHER}",)
+
+
 def _file(role: Role, pool: Pool) -> dict[str, Any]:
     """What the command line has no option for: fields of llm_args.TorchLlmArgs."""
     fields: dict[str, Any] = {"return_perf_metrics": True, "enable_iter_perf_stats": True}
@@ -160,16 +194,6 @@ def _file(role: Role, pool: Pool) -> dict[str, Any]:
     if role is Role.prefill:
         fields["disable_overlap_scheduler"] = True  # as its documentation has it for prefill
     return fields
-
-
-def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """`theirs` win, key by key also inside of mappings."""
-    both = {
-        key: _merged(ours[key], value)
-        for key, value in theirs.items()
-        if isinstance(value, Mapping) and isinstance(ours.get(key), Mapping)
-    }
-    return {**ours, **theirs, **both}
 
 
 def _flags(args: Mapping[str, Any]) -> list[str]:

@@ -22,11 +22,12 @@ from hpc_dynamo.engines.contract import (
     given,
     interpreter,
     model_is_set,
-    one_node_each,
     reshapes,
 )
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
-from hpc_dynamo.topology import Plan
+from hpc_dynamo.engines.spread import network
+from hpc_dynamo.engines.vllm_parts import MEETING_PORTS, check_parts, module, part_options
+from hpc_dynamo.topology import Plan, Worker
 
 KV_ROLE = {Role.prefill: "kv_producer", Role.decode: "kv_consumer"}
 
@@ -72,11 +73,12 @@ class Vllm:
     metrics = VLLM_METRICS
     tokenizes = True
     ports = 2  # HTTP, NIXL side channel
+    meeting_ports = MEETING_PORTS
     never_ready = ("Address already in use (addr=",)  # of the side channel; the server hangs
 
     def check(self, config: Config, plan: Plan) -> None:
         model_is_set(config)
-        one_node_each("vllm", config, plan)
+        check_parts(config, plan)
         blocks_fit(config, self.block_tokens(config))
 
     def command(self, config: Config, place: Place) -> Command:
@@ -94,6 +96,7 @@ class Vllm:
             "middleware": "hpc_dynamo_guard.Guard",
             "enable-prompt-tokens-details": True,
             "enable-request-id-headers": True,
+            **part_options(config, place),
         }
         args = given(config)
         if role in KV_ROLE:
@@ -102,9 +105,11 @@ class Vllm:
         endpoints = self.events(config, place)
         if endpoints:
             options["kv-events-config"] = events_config(endpoints)
-        module = ("-m", "vllm.entrypoints.openai.api_server")
-        env = self._environment(config, place)
-        return Command((interpreter(config), *module, *flags(options | args)), env)
+        argv = (interpreter(config), "-m", module(place), *flags(options | args))
+        return Command(argv, self._environment(config, place))
+
+    def world(self, config: Config, worker: Worker) -> bool:
+        return False
 
     def events(self, config: Config, place: Place) -> EventEndpoints | None:
         """None also where the user has a kv-events-config, and with data parallelism: vLLM 0.32
@@ -135,6 +140,8 @@ class Vllm:
     def _environment(self, config: Config, place: Place) -> dict[str, str]:
         return {
             "VLLM_NO_USAGE_STATS": "1",
+            **({"VLLM_HOST_IP": place.address} if place.meeting else {}),
+            **network(place),
             "VLLM_NIXL_SIDE_CHANNEL_HOST": place.address,
             "VLLM_NIXL_SIDE_CHANNEL_PORT": str(place.ports[1]),
             **device_environment(config, place),

@@ -33,7 +33,7 @@ class Further:
     ) -> None:
         self._folder, self._plan, self.known = folder, folder.plan(), known
         self._config, self._router, self._members = config, router, members
-        self.nodes = frozenset(worker.node for worker in self._plan.workers)
+        self.nodes = self._plan.used
         self._joined = False  # its agents have reported
         self._sent_away = False  # it was told to end
         self._asked, self._over = asyncio.Event(), asyncio.Event()

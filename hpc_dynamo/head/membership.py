@@ -16,15 +16,18 @@ from hpc_dynamo.agent import HEARTBEAT_S
 from hpc_dynamo.config import Role
 from hpc_dynamo.engines.contract import reshapes
 from hpc_dynamo.errors import EngineError
+from hpc_dynamo.head.parts import Parts
 from hpc_dynamo.messages import (
     Bye,
     ControlMessage,
+    Gather,
     Heartbeat,
     Hello,
     KvEvents,
     KvReplay,
     Leaving,
     NodeRecord,
+    PartDied,
     Roster,
     Stop,
     Turn,
@@ -37,6 +40,8 @@ from hpc_dynamo.topology import Plan, Worker
 from hpc_dynamo.wire import Server
 
 _Follower = asyncio.Queue[WorkerReport]
+
+OVER = (WorkerState.failed, WorkerState.lost, WorkerState.stopped)  # of a worker's life
 
 SENT_AWAY = Stop(reason="the head does not expect this job, or not any more")
 
@@ -64,7 +69,7 @@ class Membership:
         self._server, self._router, self._hopeless = server, router, hopeless
         self._peers: dict[int, bytes] = {}  # node: socket id
         self._heard: dict[int, float] = {node.node: time.monotonic() for node in roster.nodes}
-        self._changed = asyncio.Condition()
+        self._changed, self._parts = asyncio.Condition(), Parts(self._send)
         self.workers: dict[int, WorkerReport] = {}  # by rank
         self._followers = set[_Follower]()
         self.leaving = asyncio.Queue[int]()  # nodes of further jobs that Slurm ends soon
@@ -88,6 +93,8 @@ class Membership:
                     await self._beat(peer, node)
                 case WorkerReport(rank=rank) if rank in self._placed:
                     await self._admit(message)
+                case Gather(rank=rank) | PartDied(rank=rank) if rank in self._placed:
+                    await self._parts.hear(self._placed[rank], message)
                 case Leaving(node=node):
                     self.leaving.put_nowait(node)
                 case Bye(node=node) if node in self._nodes:
@@ -103,13 +110,13 @@ class Membership:
 
     def expect(self, plan: Plan) -> None:
         """Agents of a further job may come, and bring its workers."""
-        for node in {worker.node for worker in plan.workers}:
+        for node in plan.used:
             self._expected[node] = plan.on_node(node)
 
     def forget(self, plan: Plan) -> None:
         """A further job is over; whoever comes of it is sent away."""
-        for worker in plan.workers:
-            self._expected.pop(worker.node, None)
+        for node in plan.used:
+            self._expected.pop(node, None)
 
     async def _welcome(self, peer: bytes, record: NodeRecord) -> None:
         node = record.node
@@ -123,6 +130,7 @@ class Membership:
         self._peers[node] = peer
         self._heard[node] = time.monotonic()
         log.info("agent %d on %s is here", node, record.host)
+        await self._parts.arrived(node)
 
     async def _beat(self, peer: bytes, node: int) -> None:
         if node in self._nodes:
@@ -131,12 +139,16 @@ class Membership:
         else:
             await self._server.send(peer, SENT_AWAY)
 
+    async def _send(self, node: int, message: ControlMessage) -> None:
+        """To the agent of a node, if it is here."""
+        if node in self._peers:
+            await self._server.send(self._peers[node], message)
+
     async def _ask_replay(self, rank: int, start: int) -> None:
         """Its agent sends again what the worker's engine has of KV events from `start` on, and
         then the number -1."""
-        peer = self._peers.get(self._placed[rank].node) if rank in self._placed else None
-        if peer is not None:
-            await self._server.send(peer, KvReplay(rank=rank, start=start))
+        if rank in self._placed:
+            await self._send(self._placed[rank].node, KvReplay(rank=rank, start=start))
 
     async def watch(self) -> None:
         """Nodes whose agent fell silent are gone, with all their workers. Until cancelled."""
@@ -149,9 +161,7 @@ class Membership:
     async def turn(self, rank: int, role: Role, *, restart: bool) -> None:
         """Tell a worker's agent of its new role; without a restart it has it from now on."""
         worker = self.workers[rank]
-        peer = self._peers.get(worker.node)
-        if peer is not None:
-            await self._server.send(peer, Turn(rank=rank, role=role, restart=restart))
+        await self._send(worker.node, Turn(rank=rank, role=role, restart=restart))
         if not restart and rank in self.workers:
             self.workers[rank] = replace(worker, role=role)
 
@@ -190,6 +200,8 @@ class Membership:
             await self._ask_replay(worker.rank, 0)  # who begins to listen comes late
         else:
             self._router.leave(worker.rank)
+        if worker.state in OVER:
+            await self._parts.over(worker.rank)
         for reports in self._followers:
             reports.put_nowait(worker)
         self._despair(worker.role)
@@ -216,6 +228,7 @@ class Membership:
                 start_s=before.start_s if before else 0.0,
             )
             await self._admit(report)
+        await self._parts.gone(node, lost)
         if node >= self._planned:  # of a further job: it does not come again
             self._drop(node)
 

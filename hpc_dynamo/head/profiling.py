@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from hpc_dynamo.config import Device, Role
-from hpc_dynamo.engines import dialect, engine
+from hpc_dynamo.engines import dialect, engine, for_role
 from hpc_dynamo.errors import EngineError, MissingDependency, RequestFailed
 from hpc_dynamo.head.measure import Bench
 from hpc_dynamo.head.work import Job
@@ -81,7 +81,7 @@ class ProfileWork:
         return Limits(
             context_tokens=min(prefill.context_tokens, decode.context_tokens) or UNTOLD_CONTEXT,
             sequences=self._config.engine.max_num_seqs,
-            block_tokens=self._engine.block_tokens(self._config),
+            block_tokens=self._engine.block_tokens(for_role(self._config, decode.role)),
             kv_tokens=await bench.kv_tokens(),
             transfers=prefill is not decode,
         )

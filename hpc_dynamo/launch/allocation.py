@@ -33,7 +33,7 @@ def start_step(attempt: Attempt, config: Config, plan: Plan, entry: str) -> "Ste
     """
     parts = _within(components(config, plan))
     python = (sys.executable, "-u", "-m", entry, str(attempt.path))
-    argv = step.command(parts, python, mpi_type(config, len(parts)), "--overlap")
+    argv = step.command(parts, python, mpi_type(config), "--overlap")
     process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
     signal.signal(signal.SIGUSR2, lambda number, _: process.send_signal(number))
     job_id = os.environ["SLURM_JOB_ID"]

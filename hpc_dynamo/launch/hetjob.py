@@ -22,7 +22,7 @@ from hpc_dynamo.topology import Plan
 def submit(attempt: Attempt, config: Config, plan: Plan, entry: str) -> JobRecord:
     """`entry` is a module that takes the attempt's path. Raises LaunchError."""
     file = attempt.submitit / "hetjob.sbatch"
-    file.write_text(script(attempt, config, plan, entry, mpi_type(config, len(plan.parts))))
+    file.write_text(script(attempt, config, plan, entry, mpi_type(config)))
     try:
         said = ask("sbatch", "--parsable", str(file))
     except LaunchError as e:

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import submitit
 
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import BootstrapMethod, Config
 from hpc_dynamo.errors import LaunchError, MissingDependency
 from hpc_dynamo.launch.job import JobState
 from hpc_dynamo.launch.resources import sbatch_options, srun_options
@@ -50,15 +50,11 @@ def available() -> bool:
         return False
 
 
-def mpi_type(config: Config, kinds: int = 1) -> str:
-    """What srun's --mpi gets: pmix where this srun has it, none (and TCP) elsewhere.
-
-    None also over several kinds of nodes: Slurm's PMIx looks for ranks among the step's nodes
-    sorted by name, and where components are in another order it kills the step (22.05.8).
-    """
+def mpi_type(config: Config) -> str:
+    """What srun's --mpi gets: none where nobody wants MPI, else pmix where this srun has it."""
     if config.cluster.slurm.mpi != "auto":
         return config.cluster.slurm.mpi
-    if kinds > 1:
+    if config.cluster.bootstrap.method is not BootstrapMethod.mpi:
         return "none"
     listed = subprocess.run(
         ["srun", "--mpi=list"], capture_output=True, text=True, timeout=ANSWER_S, check=False

@@ -23,7 +23,8 @@ from hpc_dynamo.simulator.events import Announcer, EventsConfig, Journal
 from hpc_dynamo.simulator.handover import Endpoint, NixlHandover
 from hpc_dynamo.simulator.metrics import Metrics
 from hpc_dynamo.simulator.model import Model
-from hpc_dynamo.simulator.options import KEY_VARIABLE, check, parser
+from hpc_dynamo.simulator.nodes import following, leading
+from hpc_dynamo.simulator.options import KEY_VARIABLE, check, in_world, parser
 from hpc_dynamo.simulator.rooms import Meeting, RoomHandover, Rooms, receiving
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.server import Endpoints, Failures, Service, refusal
@@ -121,16 +122,34 @@ async def serve(args: argparse.Namespace) -> None:
             await asyncio.wait_for(stop.wait(), args.start_delay_s)
             return
     key = os.environ.get(KEY_VARIABLE, "")
+    if args.node_rank:
+        await either(stop.wait(), following(args, key))
+        return
     endpoints = Endpoints(key)
-    async with Server(endpoints.handle, refuse=refusal) as server:
+    async with Server(endpoints.handle, refuse=refusal) as server, leading(args, key) as nodes:
         port = await server.listen(args.host, args.port)
+        await either(stop.wait(), nodes.complete.wait(), nodes.broken.wait())
         async with engine(args, port, key) as service:
             endpoints.open(service)
             log.info("%s of %s, listening on http://%s:%d", args.role, args.model, args.host, port)
-            await stop.wait()
-            log.info("told to end")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(server.drain(), SHUTDOWN_S)
+            await (stop.wait() if args.outlive_nodes else either(stop.wait(), nodes.broken.wait()))
+            if stop.is_set():
+                log.info("told to end")
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(server.drain(), SHUTDOWN_S)
+        if not stop.is_set():
+            raise EngineError(nodes.gone)
+
+
+async def either(*waits: Coroutine[None, None, object]) -> None:
+    """Until one of them is done; raises what that raises."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
+    for task in done:
+        task.result()
 
 
 def main() -> int:
@@ -138,7 +157,7 @@ def main() -> int:
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=args.log_level.upper(), format=form)
     try:
-        check(args)
+        check(in_world(args))
         if args.fail_start:
             raise EngineError("failing on purpose (--fail-start)")
         uvloop.run(serve(args))

@@ -1,12 +1,15 @@
 """The command line, and which sizes go together."""
 
 import argparse
+import os
 
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.simulator.blocks import DIGEST_BYTES
 from hpc_dynamo.simulator.timing import PROFILES
 
 KEY_VARIABLE = "HPC_DYNAMO_ENGINE_KEY"
+
+WORLD = ("SLURM_NTASKS", "SLURM_PROCID")
 
 EPILOG = f"""\
 examples:
@@ -55,6 +58,11 @@ def parser() -> argparse.ArgumentParser:
     add("--enable-prompt-tokens-details", action="store_true", help="tell prefix hits in `usage`")
     add("--enable-request-id-headers", action="store_true", help="X-Request-Id in answers")
     add("--kv-events-config", metavar="JSON", default="{}", help="as vLLM's: where to publish")
+    add("--nnodes", type=int, default=1, help="nodes that this rank is spread over (%(default)s)")
+    add("--node-rank", type=int, default=0, help="which of them this is; 0 serves (%(default)s)")
+    add("--master-addr", default="127.0.0.1", help="of node 0, where they meet (%(default)s)")
+    add("--master-port", type=int, default=29501, help="(%(default)s)")
+    add("--mpi", action="store_true", help="a rank of an MPI world, which Slurm numbers, a node")
     add("--seed", type=int, default=0, help="the same on all ranks of a model (%(default)s)")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     fail = p.add_argument_group("failing on purpose")
@@ -68,8 +76,22 @@ def parser() -> argparse.ArgumentParser:
     fail.add_argument("--damage-kv", action="store_true", help="hand over one wrong byte a prompt")
     lose = "publish this share of KV event batches to nobody; replays have them"
     fail.add_argument("--lose-kv-events", type=float, default=0.0, metavar="P", help=lose)
+    alone = "stay when another node is gone, as if hanging in a collective operation"
+    fail.add_argument("--outlive-nodes", action="store_true", help=alone)
     fail.add_argument("--start-delay-s", type=float, default=0.0, metavar="S", help="as if loading")
     return p
+
+
+def in_world(args: argparse.Namespace) -> argparse.Namespace:
+    """With `--mpi`: each rank is a node. Raises ConfigError outside of Slurm."""
+    if args.mpi:
+        try:
+            args.nnodes, args.node_rank = (int(os.environ[name]) for name in WORLD)
+        except KeyError as e:
+            raise ConfigError(
+                f"mpi: {e} is not set", hint="srun, or --nnodes and --node-rank"
+            ) from e
+    return args
 
 
 def check(args: argparse.Namespace) -> None:
@@ -77,6 +99,9 @@ def check(args: argparse.Namespace) -> None:
     if args.dialect == "sglang" and args.role == "both":
         what = "role: SGLang's ranks prefill or decode, not both"
         raise ConfigError(what, hint="--role prefill, --role decode, or --dialect vllm")
+    if not 0 <= args.node_rank < args.nnodes:
+        what = f"node-rank: {args.node_rank} is none of {args.nnodes} nodes"
+        raise ConfigError(what, hint=f"--node-rank 0 to {args.nnodes - 1}")
     if args.max_model_len > args.num_blocks * args.block_size:
         have = args.num_blocks * args.block_size
         what = f"max-model-len: {args.max_model_len} tokens do not fit into the KV cache of {have}"

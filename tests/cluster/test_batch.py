@@ -50,16 +50,14 @@ def test_two_prefill_and_one_decode_worker_over_three_nodes(
     assert outcome.summary.kv_bytes > 0, "NIXL moved nothing between the nodes"
 
 
-def test_auto_takes_mpi_under_srun_and_slurm_where_it_answers(
-    cluster: SlurmCluster, shared_dir: Path
-) -> None:
+def test_auto_takes_slurm_where_it_answers(cluster: SlurmCluster, shared_dir: Path) -> None:
     write_prompts(shared_dir / "prompts.jsonl", 3)
     done = batch(cluster, shared_dir, "cluster.launcher=auto")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "slurm job" in done.stdout
     roster = latest(shared_dir / "runs/prompts").roster()
     assert roster is not None
-    assert roster.method == "mpi"
+    assert roster.method == "tcp"
 
 
 def _submitted(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[Path, Attempt]:

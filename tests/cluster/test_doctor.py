@@ -31,7 +31,7 @@ def faults(report: Report) -> list[Finding]:
 
 
 def test_a_healthy_cluster(cluster: SlurmCluster, shared_dir: Path) -> None:
-    code, found, shown = looked(cluster, shared_dir)
+    code, found, shown = looked(cluster, shared_dir, "cluster.bootstrap.method=mpi")
     assert (code, faults(found)) == (0, []), shown
     assert found.hosts == cluster.nodes
     assert {(each.node, each.peer) for each in found.links} == {
@@ -93,7 +93,7 @@ def test_a_slow_node_a_full_memory_and_a_model_that_one_node_lacks(
 def test_two_nodes_that_cannot_reach_each_other(cluster: SlurmCluster, shared_dir: Path) -> None:
     second, third = cluster.nodes[1], cluster.nodes[2]
     with closed(cluster, second, third), closed(cluster, third, second):
-        code, found, shown = looked(cluster, shared_dir, "cluster.bootstrap.method=tcp")
+        code, found, shown = looked(cluster, shared_dir)
     assert code == 1
     seen = {(f.check, f.host) for f in faults(found)}
     assert seen == {(check, n) for check in ("ports", "NIXL") for n in (second, third)}, shown

@@ -16,12 +16,7 @@ from tests.runs import answers, hpc_dynamo, latest, results_on_disk, until, writ
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 DEATHS = 10
-SLOW = (
-    *("engine.args.time-scale=10", "batch.concurrency=6", "cluster.silence_s=4"),
-    # The deaths here are ours: on a busy machine MPI_Init (Open MPI 4.1.4) may crash of itself, and
-    # Slurm's PMIx then ends the step. test_batch.py and others start by MPI.
-    "cluster.bootstrap.method=tcp",
-)
+SLOW = ("engine.args.time-scale=10", "batch.concurrency=6", "cluster.silence_s=4")
 
 Kill = Callable[[SlurmCluster, Attempt], None]
 

@@ -19,7 +19,15 @@ COLLECTOR = "tensorrt_llm/metrics/collector.py"
 VERSION = "tensorrt_llm/version.py"
 
 MODELS = {
-    LLM_ARGS: ("TorchLlmArgs", "CacheTransceiverConfig", "KvCacheConfig"),
+    LLM_ARGS: (
+        "TorchLlmArgs",
+        "CacheTransceiverConfig",
+        "CudaGraphConfig",
+        "KvCacheConfig",
+        "MTPDecodingConfig",
+        "MoeConfig",
+        "MoeLoadBalancerConfig",
+    ),
     PROTOCOL: ("DisaggregatedParams", "CompletionRequest", "ChatCompletionRequest"),
 }
 

@@ -9,7 +9,7 @@ from zipfile import ZipFile
 import pytest
 
 from hpc_dynamo.config import Cluster, Config, Device, Engine, Kind, Model, Pool, Role, Topology
-from hpc_dynamo.engines import Place, engine
+from hpc_dynamo.engines import Meeting, Place, engine
 from hpc_dynamo.topology import Shard, Worker
 from tests.contract.read_sglang import FILE, read
 
@@ -31,6 +31,10 @@ def words(role: Role, **args: Any) -> list[str]:
         config = replace(config, engine=replace(config.engine, device=Device.cpu))
     worker = Worker(3, role, (Shard(0, (0, 1, 2, 3)),))
     place = Place(worker, "10.0.0.7", (5000, 5001), ("0",), "secret-token", "/tmp/x")
+    return told(config, place)
+
+
+def told(config: Config, place: Place) -> list[str]:
     return [*engine("sglang").command(config, place).argv[3:], "--api-key", "secret-token"]
 
 
@@ -56,6 +60,17 @@ def wrong(words: list[str]) -> list[str]:
 def test_every_flag_is_known_with_an_allowed_value(role: Role) -> None:
     assert wrong(words(role)) == []
     assert wrong(words(role, mem_fraction_static=0.8, disable_cuda_graph=False)) == []
+
+
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("role", [Role.prefill, Role.decode])
+def test_every_flag_of_a_part_is_known(role: Role, part: int) -> None:
+    config = Config(engine=Engine(name="sglang"), model=Model(path="/llama"), topology=SPLIT)
+    worker = Worker(3, role, (Shard(0, (0, 1)), Shard(1, (0, 1))))
+    met = Meeting("10.0.0.6", (6000, 6001))
+    place = Place(worker, "10.0.0.7", (5000, 5001), ("0", "1"), "t", part=part, meeting=met)
+    assert wrong(told(config, place)) == []
+    assert "--nnodes" in told(config, place)
 
 
 def test_what_is_wrong_would_be_found() -> None:

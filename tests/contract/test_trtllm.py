@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,11 @@ OPTIONS: dict[str, str] = RECORDED["options"]
 FIELDS: dict[str, list[str]] = RECORDED["fields"]
 MODEL_OF = {
     "cache_transceiver_config": "CacheTransceiverConfig",
+    "cuda_graph_config": "CudaGraphConfig",
     "kv_cache_config": "KvCacheConfig",
+    "load_balancer": "MoeLoadBalancerConfig",
+    "moe_config": "MoeConfig",
+    "speculative_config": "MTPDecodingConfig",  # the one that we use
 }
 
 SHAPES = [Pool(1, tensor_parallel=4), Pool(1, pipeline_parallel=2), Pool(1, data_parallel=4)]
@@ -58,7 +63,7 @@ def test_every_option_and_field_exists(role: Role, pool: Pool, args: dict[str, A
 
 def unknown(made: Command) -> list[str]:
     """What TensorRT-LLM would refuse of a command."""
-    words, wrong = list(made.argv[made.argv.index("/model") + 1 :]), list[str]()
+    words, wrong = list(made.argv[made.argv.index("serve") + 2 :]), list[str]()
     while words:
         name = words.pop(0)
         valued = bool(words) and not words[0].startswith("--")
@@ -66,11 +71,29 @@ def unknown(made: Command) -> list[str]:
         if name not in OPTIONS or valued is (OPTIONS[name] == "flag"):
             wrong.append(name)
     (text,) = made.files.values()
-    for key, value in json.loads(text).items():
-        inner = value if isinstance(value, dict) else {}
-        wrong += [key] if key not in FIELDS["TorchLlmArgs"] else []
-        wrong += [f"{key}.{name}" for name in inner if name not in FIELDS[MODEL_OF[key]]]
-    return wrong
+    return wrong + list(strangers("TorchLlmArgs", json.loads(text)))
+
+
+def strangers(model: str, fields: dict[str, Any], path: str = "") -> Iterator[str]:
+    """Fields that a model does not have, also inside of others."""
+    for key, value in fields.items():
+        if key not in FIELDS[model]:
+            yield f"{path}{key}"
+        elif isinstance(value, dict):
+            yield from strangers(MODEL_OF[key], value, f"{path}{key}.")
+
+
+def test_every_option_of_a_world_over_nodes_exists() -> None:
+    pool = Pool(1, tensor_parallel=8, pipeline_parallel=2)
+    config = Config(
+        engine=Engine(name="trtllm"), model=Model(path="/model"), topology=Topology(aggregated=pool)
+    )
+    gpus = tuple(range(8))
+    worker = Worker(0, Role.aggregated, (Shard(0, gpus), Shard(1, gpus)))
+    place = Place(worker, "10.0.0.7", (5000,), ("0",), "token", folder="/logs")
+    made = engine("trtllm").command(config, place)
+    assert unknown(made) == []
+    assert "--gpus_per_node" in made.argv
 
 
 def test_this_check_can_fail() -> None:

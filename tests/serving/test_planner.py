@@ -1,6 +1,7 @@
 """Workers change their role while requests go on, none of which may fail."""
 
 import asyncio
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -29,6 +30,7 @@ PLANNER = (
     *("planner.by=load", *OFTEN),
     *("planner.queue_high_s=0.2", "planner.kv_high=0.3", "planner.kv_low=0.05"),
 )
+OWN = "engine.prefill.args.kv-lease-s=99"  # of prefill workers alone
 SLA = (
     *("planner=sla", "planner.profile=profile.json", *OFTEN),
     *("planner.ttft_s=0.5", "planner.itl_s=0.08"),
@@ -41,7 +43,7 @@ def reshaped(
 ) -> Iterator[Served]:
     """Its engines take either role as they are, or are started anew."""
     folder = tmp_path_factory.mktemp("reshaped")
-    rules = {"turn": PLANNER, "restart": (*PLANNER, "planner.restart=true"), "sla": SLA}
+    rules = {"turn": PLANNER, "restart": (*PLANNER, "planner.restart=true", OWN), "sla": SLA}
     write_profile(folder / "profile.json")
     words = (*SHAPE, *SLOW, *rules[request.param], f"model.path={model_folder}")
     with serving(folder, *words) as served:
@@ -72,6 +74,16 @@ async def test_roles_follow_the_load_both_ways(reshaped: Served) -> None:
     assert answers.pieces
     assert set(answers.pieces) == {300}
     await asyncio.to_thread(status_and_report_tell_of_it, reshaped)
+    who_is_started_anew_has_what_is_of_its_role(reshaped)
+
+
+def who_is_started_anew_has_what_is_of_its_role(reshaped: Served) -> None:
+    if not reshaped.attempt.config().planner.restart:
+        return
+    log = next(reshaped.attempt.logs.glob("agent-0*")).read_text()
+    started = re.findall(r"worker \d \((\w+)\).*? starts: (.*)", log)
+    assert len(started) > 4
+    assert all(("--kv-lease-s 99" in words) is (role == "prefill") for role, words in started)
 
 
 def status_and_report_tell_of_it(reshaped: Served) -> None:

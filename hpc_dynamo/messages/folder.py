@@ -1,6 +1,6 @@
-"""Records that cross process borders: control plane, run folder, command line.
+"""In the run folder, for the command line and for later attempts: JSON. Also what the head tells
+its frontends.
 
-msgspec structs; on the control plane as tagged MessagePack, in the run folder as JSON.
 Times are seconds since the epoch (`_at`) or durations (`_s`).
 """
 
@@ -9,120 +9,7 @@ from enum import StrEnum
 import msgspec
 
 from hpc_dynamo.config import Role
-
-
-class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One agent: what the others need to find it, and a person to read its log."""
-
-    node: int  # index in the plan
-    host: str
-    address: str  # on the job's network
-    pid: int
-    log: str
-    control: str = ""  # endpoint of the control plane; only the head node's is set
-    started_at: float = 0.0
-    step: str = ""  # Slurm's step id
-    faults: tuple[str, ...] = ()  # of its node, found before anything was started
-
-
-class Roster(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Everyone, after the bootstrap. `method` and `seconds` tell how it was gathered."""
-
-    nodes: tuple[NodeRecord, ...]
-    method: str
-    seconds: float
-
-    @property
-    def control(self) -> str:
-        return self.nodes[0].control
-
-
-class WorkerState(StrEnum):
-    """Life of a worker; only a ready one is sent requests."""
-
-    starting = "starting"
-    ready = "ready"
-    failed = "failed"  # died, and will be started again
-    lost = "lost"  # died for good
-    stopped = "stopped"
-
-
-class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """An agent tells the head how one of its workers is."""
-
-    rank: int
-    role: Role
-    node: int
-    host: str
-    state: WorkerState
-    url: str = ""
-    log: str = ""
-    detail: str = ""
-    start_s: float = 0.0  # from launch to the first served token
-    models: tuple[str, ...] = ()  # that it serves, by their names
-    context_tokens: int = 0  # of its longest sequence; 0: not known
-
-
-class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """An agent presents itself."""
-
-    node: NodeRecord
-
-
-class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Sent by both sides; silence beyond the deadline means that the other is gone."""
-
-    node: int
-
-
-class Stop(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The head ends the job."""
-
-    reason: str
-
-
-class Turn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The head gives a worker another role; with `restart` its engine is started anew in it."""
-
-    rank: int
-    role: Role
-    restart: bool
-
-
-class Leaving(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """An agent of a further job: Slurm ends it soon, so give it nothing new."""
-
-    node: int
-
-
-class Bye(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """An agent has ended all its workers."""
-
-    node: int
-
-
-class KvEvents(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A batch of KV events as a worker's engine published it (see kv_events), by its number.
-
-    Numbers begin with 0 in each life of a worker; what is missing may be asked for. A number of
-    -1 with nothing in it ends a replay.
-    """
-
-    rank: int
-    seq: int
-    payload: bytes
-
-
-class KvReplay(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The head missed batches of a worker: send what its engine still has from `start` on."""
-
-    rank: int
-    start: int
-
-
-ControlMessage = (
-    Hello | Heartbeat | WorkerReport | KvEvents | KvReplay | Turn | Stop | Leaving | Bye
-)
+from hpc_dynamo.messages.control import WorkerReport
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):

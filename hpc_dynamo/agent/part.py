@@ -1,0 +1,92 @@
+"""One process of a worker on this node, from its start to its end: all of the worker, or the part
+of it that is on this node."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from subprocess import SubprocessError
+
+from hpc_dynamo.child import Child, clean_environment
+from hpc_dynamo.config import Config
+from hpc_dynamo.engines import Command, Place, advice, contained, engine
+from hpc_dynamo.errors import EngineError, HpcDynamoError
+from hpc_dynamo.launch import world
+from hpc_dynamo.run import Attempt, write_atomic
+
+TAIL_BYTES = 4000
+OUT_OF_MEMORY = "if it ran out of host memory: a larger engine.memory_gb, or fewer workers a node"
+
+log = logging.getLogger(__name__)
+
+
+class Part:
+    """One life of it. The errors that it makes name worker, part, node and log."""
+
+    def __init__(self, attempt: Attempt, config: Config, place: Place, host: str) -> None:
+        self._attempt, self._config, self._place = attempt, config, place
+        self._log = attempt.worker_log(place.worker.rank, place.part)
+        self._began_at = self._log.stat().st_size if self._log.exists() else 0  # in its log
+        worker, parts = place.worker, len(place.worker.shards)
+        self._world = engine(config.engine.name).world(config, worker)
+        which = f", part {place.part + 1} of {parts}," if parts > 1 and not self._world else ""
+        self.name = f"worker {worker.rank} ({worker.role}){which} on {host}"
+
+    @property
+    def url(self) -> str:
+        return f"http://{self._place.address}:{self._place.ports[0]}"
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Child]:
+        """While the process may run; at the end it has ended."""
+        command = await self._command()
+        log.info("%s starts: %s", self.name, " ".join(command.argv))
+        for name, text in command.files.items():
+            write_atomic(self._attempt.logs / name, text.encode(), mode=0o600)
+        env, grace_s = clean_environment(command.env), self._config.engine.stop_timeout_s
+        child = await Child.start(command.argv, env, self._log, grace_s)
+        try:
+            yield child
+        finally:
+            code = await child.stop()
+            if self._world and code == 128 + signal.SIGKILL:
+                await asyncio.to_thread(self._end_world)
+
+    async def _command(self) -> Command:
+        config, place, adapter = self._config, self._place, engine(self._config.engine.name)
+        command = contained(config, place, adapter.command(config, place))
+        if not self._world:
+            return command
+        plan, step = self._attempt.plan(), world.step
+        try:
+            argv = await asyncio.to_thread(step, config, plan, place.worker, command.argv)
+        except (HpcDynamoError, SubprocessError) as e:
+            raise EngineError(f"{self.name}: its ranks could not be started: {e}") from e
+        return replace(command, argv=argv, env=world.environment(command.env))
+
+    def _end_world(self) -> None:
+        try:
+            world.end(self._place.worker)
+        except HpcDynamoError as e:
+            log.error("%s: ranks may be left: %s", self.name, e)
+
+    def died(self, code: int) -> EngineError:
+        if code <= 128:
+            return self.failed(f"exited with code {code}")
+        killed = OUT_OF_MEMORY if code == 128 + signal.SIGKILL else ""
+        return self.failed(f"was killed by signal {code - 128}", killed)
+
+    def failed(self, how: str, hint: str = "") -> EngineError:
+        tail = self.tail()
+        lines = (line for line in reversed(tail.splitlines()) if line.strip())
+        last = world.last_words(tail) if self._world else next(lines, "")
+        what = f"{self.name} {how}; it last said: {last.strip()}"
+        return EngineError(what, hint=advice(self._config, tail) or hint, log=self._log)
+
+    def tail(self) -> str:
+        """The end of its log, of this life alone."""
+        with self._log.open("rb") as file:
+            file.seek(max(self._began_at, self._log.stat().st_size - TAIL_BYTES))
+            return file.read().decode(errors="replace")

@@ -1,0 +1,99 @@
+"""What would be started, worker by worker: for people who know their engine's own guide.
+
+Addresses and ports are found when a worker starts, and its key is nobody's to see: they are shown
+as `<node-0>`, `<port-0>` and `<key>`.
+"""
+
+import shlex
+from collections.abc import Iterator, Sequence
+
+from hpc_dynamo.config import Config
+from hpc_dynamo.engines import Command, Meeting, Place, check, contained, engine, for_worker
+from hpc_dynamo.topology import Plan, Worker
+
+
+class Port(int):
+    """Counts the ports of a worker; the first is for HTTP."""
+
+    def __str__(self) -> str:
+        return f"<port-{int(self)}>"
+
+
+def commands(config: Config, layout: Plan) -> Iterator[str]:
+    """Command, environment and files of every worker on each of its nodes, as a shell has them.
+
+    Raises ConfigError where the engine would not be started.
+    """
+    check(config, layout)
+    for worker in layout.workers:
+        for part in parts(config, worker):
+            title = _title(config, worker, part)
+            yield f"# {title}\n{_text(started(config, worker, part))}"
+
+
+def parts(config: Config, worker: Worker) -> range:
+    """Of a worker, those that agents start: of an MPI world the first alone."""
+    return range(1 if _is_world(config, worker) else len(worker.shards))
+
+
+def _is_world(config: Config, worker: Worker) -> bool:
+    view = for_worker(config, worker)
+    return engine(view.engine.name).world(view, worker)
+
+
+def started(config: Config, worker: Worker, part: int) -> Command:
+    """What the agent would start on one of a worker's nodes, by our placeholders."""
+    view = for_worker(config, worker)
+    adapter = engine(view.engine.name)
+    shard, own = worker.shards[part], adapter.ports
+    ports = tuple(map(Port, range(own + adapter.meeting_ports)))
+    meeting = Meeting(f"<node-{worker.node}>", ports[own:]) if len(worker.shards) > 1 else None
+    place = Place(
+        worker,
+        f"<node-{shard.node}>",
+        ports[:own],
+        tuple(map(str, shard.gpus)),
+        token="<key>",
+        events="<events>",
+        folder="<logs>",
+        part=part,
+        meeting=meeting,
+        interface="<interface>",
+    )
+    return contained(view, place, adapter.command(view, place))
+
+
+def _title(config: Config, worker: Worker, part: int) -> str:
+    nodes, who = [f"<node-{s.node}>" for s in worker.shards], f"worker {worker.rank}, {worker.role}"
+    if _is_world(config, worker):
+        return f"{who}, on {' '.join(nodes)}: each rank of a step of srun, a rank a GPU"
+    split = f", part {part + 1} of {len(nodes)}" if len(nodes) > 1 else ""
+    return f"{who}, on {nodes[part]}{split}"
+
+
+def _text(command: Command) -> str:
+    env = [f"{name}={value}" for name, value in command.env.items()]
+    lines = ["env", *map(_quoted, env), *map(_joined, _options(command.argv))]
+    files = (f"# {name} in <logs>\n{text.rstrip()}" for name, text in command.files.items())
+    return "\n".join([" \\\n  ".join(lines), *files])
+
+
+def _options(argv: Sequence[str]) -> Iterator[list[str]]:
+    """The program with what it runs, then each option with its values."""
+    row = list[str]()
+    for word in argv:
+        if word.startswith("--") and row:
+            yield row
+            row = []
+        row.append(word)
+    yield row
+
+
+def _joined(words: Sequence[str]) -> str:
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    """For a shell, but for our placeholders."""
+    bare = word.replace("<", "").replace(">", "")
+    return word if shlex.quote(bare) == bare else shlex.quote(word)
