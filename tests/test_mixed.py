@@ -14,6 +14,7 @@ from hpc_dynamo.config import Config, Launcher, on
 from hpc_dynamo.errors import ConfigError, LaunchError
 from hpc_dynamo.launch import grown
 from hpc_dynamo.launch.allocation import start_step
+from hpc_dynamo.launch.node import component, whoami
 from hpc_dynamo.launch.resources import components, resources
 from hpc_dynamo.run import Attempt, Run
 from hpc_dynamo.topology import Group, Plan, plan
@@ -290,6 +291,19 @@ def test_a_component_with_too_few_nodes(run: Run, monkeypatch: pytest.MonkeyPatc
     nodes = {"JOB_NUM_NODES_HET_GROUP_0": "1", "JOB_NUM_NODES_HET_GROUP_1": "1"}
     with pytest.raises(LaunchError, match="has 1 nodes of kind l40s, the topology needs 2"):
         allocated(monkeypatch, run, HET_SIZE="2", **nodes)
+
+
+def test_nodes_are_in_the_order_of_components(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which the list of a step, sorted by name, tells nothing."""
+    (slurm / "scontrol").write_text("#!/bin/sh\necho $3 | tr , '\\n'\n")
+    monkeypatch.setenv("SLURM_NODEID", "2")
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "a,b,c")
+    monkeypatch.setenv("SLURMD_NODENAME", "a")
+    assert (whoami(3), component()) == ((2, ["a", "b", "c"]), None)
+    monkeypatch.setenv("SLURM_HET_SIZE", "2")
+    monkeypatch.setenv("SLURM_JOB_NODELIST_HET_GROUP_0", "b,c,d")  # of which the step has two
+    monkeypatch.setenv("SLURM_JOB_NODELIST_HET_GROUP_1", "a")
+    assert (whoami(3), component()) == ((2, ["b", "c", "a"]), 1)
 
 
 def test_here_kinds_are_but_names() -> None:

@@ -31,6 +31,14 @@ def _in_order(hosts: list[str]) -> list[str]:
     return [host for host in known if host in hosts] or hosts
 
 
+def component() -> int | None:
+    """Which of a heterogeneous job's our node is in."""
+    count = int(os.environ.get("SLURM_HET_SIZE", "0"))
+    name = os.environ.get("SLURMD_NODENAME", "")
+    lists = (os.environ.get(f"SLURM_JOB_NODELIST_HET_GROUP_{index}", "") for index in range(count))
+    return next((i for i, nodes in enumerate(lists) if nodes and name in _expand(nodes)), None)
+
+
 def requeued() -> bool:
     """Whether Slurm started this job again in its place."""
     return "SLURM_RESTART_COUNT" in os.environ
