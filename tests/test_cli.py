@@ -74,9 +74,9 @@ def test_plan_shows_node_rank_role_and_gpus(tmp_path: Path) -> None:
     text = printed(hpc_dynamo("plan", *words, cwd=tmp_path))
     assert "vllm, disaggregated: 3 node(s)" in text
     assert rows(text) == [
-        ["0", "0 (part 1 of 2)", "prefill", "0,1,2,3"],
-        ["1", "0 (part 2 of 2)", "prefill", "0,1"],
-        ["1", "1", "decode", "2"],
+        ["0", "0 (part 1 of 2)", "prefill", "0,1,2"],
+        ["0", "1", "decode", "3"],
+        ["1", "0 (part 2 of 2)", "prefill", "0,1,2"],
         ["2", "-", "idle", "-"],
     ]
     assert "a node: 34 CPUs, 260 GB, 4 GPUs; time 60 min" in text
@@ -169,7 +169,7 @@ LOCAL = ("engine=simulator", "cluster.launcher=local")
                 *("engine=vllm", LOCAL[1], "input=good.jsonl", "model.path=m"),
                 *("cluster.gpus_per_node=2", "topology.decode.pipeline_parallel=3"),
             ],
-            ["topology.decode: 3 GPUs a worker take 2 nodes"],
+            ["topology.decode: 3 GPUs a worker are [2, 1] on 2 nodes"],
         ),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
