@@ -160,7 +160,7 @@ SPREAD = replace(
         prefill=Pool(workers=1, tensor_parallel=2),
         decode=Pool(workers=1, tensor_parallel=2),
     ),
-    cluster=replace(CONFIG.cluster, gpus_per_node=1),
+    cluster=replace(CONFIG.cluster, gpus_per_node=1, preflight=False),
 )
 
 

@@ -6,6 +6,7 @@ from hpc_dynamo.config.hardware import Hardware
 from hpc_dynamo.config.kinds import on
 from hpc_dynamo.config.planner import Forecast, Grow, Planner, PlannerKind, Protect
 from hpc_dynamo.config.route import before
+from hpc_dynamo.config.router import Policy, Router
 from hpc_dynamo.config.schema import (
     Batch,
     Bootstrap,
@@ -18,12 +19,10 @@ from hpc_dynamo.config.schema import (
     Launcher,
     Mixed,
     Model,
-    Policy,
     Pool,
     Role,
     RoleOptions,
     Route,
-    Router,
     Serve,
     Slurm,
     Task,

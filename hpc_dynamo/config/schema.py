@@ -12,6 +12,7 @@ from typing import Any
 from hpc_dynamo.config.container import Container
 from hpc_dynamo.config.hardware import Hardware
 from hpc_dynamo.config.planner import Planner
+from hpc_dynamo.config.router import Router
 from hpc_dynamo.config.simulate import Simulate
 
 
@@ -52,18 +53,6 @@ class Launcher(StrEnum):
     slurm = "slurm"
     allocation = "allocation"
     local = "local"
-
-
-class Policy(StrEnum):
-    """How the router chooses among workers."""
-
-    kv = "kv"  # where the most of the prompt is cached, weighed against load
-    least_loaded = "least_loaded"
-    round_robin = "round_robin"
-    random = "random"
-    power_of_two = "power_of_two"  # the less loaded of two at random
-    session = "session"  # requests with the same X-Session-Id to the same worker
-    direct = "direct"  # to the worker that X-Worker-Rank names
 
 
 class Mixed(StrEnum):
@@ -227,28 +216,6 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Router:
-    """Which worker a request goes to. Tokens of prompts are counted in blocks.
-
-    The cost of a worker, in blocks: overlap_weight x prompt left to compute there, this one's and
-    those before it, and decode_weight x blocks that it holds for answers.
-    """
-
-    policy: Policy = Policy.kv
-    block_tokens: int = 16  # compared in whole blocks
-    cached_blocks: int = 4_000_000  # known over all workers; some 200 bytes each
-    kv_events: bool = True  # engines tell what they cache; else it is guessed from our decisions
-    guess_ttl_s: float = 120.0  # without events: how long a prompt is taken for cached
-    overlap_weight: float = 1.0
-    decode_weight: float = 0.02
-    temperature: float = 0.0  # above 0: also costlier workers, the more the higher
-    worker_prefill_tokens: int | None = None  # of prompts ahead: a worker with more gets nothing
-    local_prefill: bool = True  # decode workers compute what a hand-over would only delay
-    local_penalty: float = 2.0  # ... if that is so many times quicker: it holds up their streams
-    handover_tokens: int | None = None  # computed in the time of a hand-over; None: measured
-
-
-@dataclass(frozen=True)
 class Serve:
     """The OpenAI endpoint of a serving run."""
 
@@ -300,7 +267,7 @@ class Config:
     topology: Topology = Topology()
     cluster: Cluster = Cluster()
     batch: Batch = Batch()
-    router: Router = Router()
+    router: Router = field(default_factory=Router)
     serve: Serve = Serve()
     route: Route = Route()
     planner: Planner = field(default_factory=Planner)
