@@ -1,7 +1,8 @@
 """One task of a further job, one a node: an agent that joins a head which runs already.
 
 Started by submitit (`main`). Where to find the head is in its attempt's roster; the run's keys
-are in the run folder. An agent ends itself when the head falls silent, or never answers.
+are in the run folder. An agent ends itself when the head falls silent, or never answers; where the
+head's job has not begun yet, it waits for that.
 """
 
 import asyncio
@@ -11,14 +12,22 @@ import time
 from functools import partial
 from pathlib import Path
 
+from msgspec.structs import replace
+
+from hpc_dynamo import launch
 from hpc_dynamo.agent import Agent
 from hpc_dynamo.bootstrap.address import job_address
+from hpc_dynamo.doctor.preflight import preflight, refuse
 from hpc_dynamo.errors import BootstrapError
+from hpc_dynamo.launch import JobState
 from hpc_dynamo.launch.node import whoami
 from hpc_dynamo.messages import ControlMessage, Leaving, NodeRecord, Outcome, Roster
 from hpc_dynamo.node import CODEC, log_to, on_end, on_warning, outcome_of
 from hpc_dynamo.run import Grown, write_json
 from hpc_dynamo.wire import Client
+
+POLL_S = 0.5  # a shared disk has no event for a file that appears on another node
+QUEUE_S = 10.0  # between two questions to the scheduler, which many ask
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +48,14 @@ def main(path: str) -> int:
 async def _join(job: Grown, node: int, host: str) -> Outcome:
     on_end(asyncio.current_task().cancel)  # type: ignore[union-attr]  # we are in one
     on_warning(lambda: log.info("the walltime ends soon"))
-    roster = job.roster()
+    roster = await _roster(job, node)
     if roster is None or job.attempt.outcome() is not None:
         return Outcome(exit_code=0, message="the run had ended before this job began")
     secrets = job.run.secrets()
     me = _record(job, node, host, roster)
+    me = replace(me, faults=preflight(job.config(), job.plan(), node, me.address, host))
     write_json(job.node_file(node), me)
+    refuse(replace(roster, nodes=(me,)), 0.0, time.time())
     client = Client(roster.control, secrets.keys, CODEC)
     try:
         agent = Agent(job, me, client, secrets.token)
@@ -55,6 +66,19 @@ async def _join(job: Grown, node: int, host: str) -> Outcome:
     finally:
         client.close()
     return Outcome(exit_code=0)
+
+
+async def _roster(job: Grown, node: int) -> Roster | None:
+    """Where the head is, when it is there; None where its job has ended before that. One of the
+    agents asks Slurm, the others see what it leaves."""
+    began = time.monotonic()
+    while (roster := job.roster()) is None and not (job.attempt.outcome() or job.outcome()):
+        await asyncio.sleep(POLL_S)
+        if node == job.plan().first_node and time.monotonic() - began > QUEUE_S:
+            began, head = time.monotonic(), launch.find(job.attempt)
+            if head and (await asyncio.to_thread(head.state))[0] is JobState.ended:
+                return None
+    return roster
 
 
 def _warn(node: int, client: Client[ControlMessage], group: asyncio.TaskGroup) -> None:

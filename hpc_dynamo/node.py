@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 def main(path: str) -> int:
     """Run this node's part of the attempt in `path`; the exit code of the whole."""
     attempt = Attempt(Path(path))
-    index, hosts = whoami(attempt.plan().nodes)
+    index, hosts = whoami(attempt.plan().own.nodes)
     log_to(attempt.agent_log(index))
     if index == 0 and requeued():
         attempt.renew()
@@ -86,7 +86,7 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
     on_warning(warned.set)
     config, secrets = attempt.config(), attempt.run.secrets()
     address = job_address(config.cluster.interface, hosts)
-    if config.planner.grow.nodes:
+    if config.planner.grow.nodes or attempt.plan().apart:
         address = reachable(address)
     if config.route.engines:
         return await _alone(attempt, _record(attempt, index, hosts, address))

@@ -4,12 +4,14 @@ A tensor-parallel group talks all the time: it stays inside a node, or takes who
 a replica (of a data-parallel worker) that fits on a node. A worker that fits on a node is never
 split; a larger one takes consecutive nodes, as few as hold it and the same of each where that
 divides, whose rest is open to others. Workers without GPUs are dealt to the nodes in turn. Of
-several models the workers are placed as of one.
+several models the workers are placed as of one. Pools on nodes of different kinds are laid out
+apart, each on nodes of its own.
 """
 
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
-from hpc_dynamo.config import Config, Device, Pool, Role, Topology, check
+from hpc_dynamo.config import Config, Device, Pool, Role, check, on
 from hpc_dynamo.errors import ConfigError
 
 
@@ -45,12 +47,27 @@ class Worker:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Consecutive nodes of one kind; `kind` is a name of `cluster.hardware`, or empty."""
+
+    kind: str
+    nodes: int
+    gpus_per_node: int
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The layout of a job: `nodes` machines of `gpus_per_node` GPUs and the workers on them."""
+    """The layout of a job: `nodes` machines of `gpus_per_node` GPUs and the workers on them.
+
+    Where nodes are of named kinds `groups` has each kind with its nodes, in their order, and
+    `gpus_per_node` is of the largest. `apart`: each group is a Slurm job of its own.
+    """
 
     nodes: int
     gpus_per_node: int
     workers: tuple[Worker, ...]
+    groups: tuple[Group, ...] = ()
+    apart: bool = False
 
     def on_node(self, node: int) -> tuple[Worker, ...]:
         """Workers whose HTTP is served from this node."""
@@ -75,6 +92,34 @@ class Plan:
         return frozenset(shard.node for worker in self.workers for shard in worker.shards)
 
     @property
+    def parts(self) -> tuple["Plan", ...]:
+        """The plan of each group of nodes; ranks and nodes keep their numbers."""
+        if not self.groups:
+            return (self,)
+        ends = tuple(accumulate(group.nodes for group in self.groups))
+        return tuple(self._part(g, end) for g, end in zip(self.groups, ends, strict=True))
+
+    def _part(self, group: Group, end: int) -> "Plan":
+        here = tuple(w for w in self.workers if end - group.nodes <= w.node < end)
+        return Plan(group.nodes, group.gpus_per_node, here, (group,))
+
+    def gpus_on(self, node: int) -> int:
+        """GPUs of a node; the last group goes on as far as an allocation does."""
+        ends = accumulate(group.nodes for group in self.groups)
+        found = (g for g, end in zip(self.groups, ends, strict=True) if node < end)
+        return next(found, self).gpus_per_node
+
+    @property
+    def own(self) -> "Plan":
+        """What the job of the head has of it."""
+        return self.parts[0] if self.apart else self
+
+    @property
+    def kind(self) -> str:
+        """Of the first nodes."""
+        return self.groups[0].kind if self.groups else ""
+
+    @property
     def idle_nodes(self) -> int:
         return self.nodes - len(self.used)
 
@@ -91,12 +136,13 @@ def fill(config: Config, layout: Plan, role: Role, nodes: int) -> Plan:
     `config`. Raises ConfigError where not one fits.
     """
     demand, gpus = (role, dict(config.topology.pools)[role]), layout.gpus_per_node
+    groups = tuple(Group(group.kind, nodes, gpus) for group in layout.groups)  # all of one kind
     if not gpus:
         most = max(len(layout.on_node(node)) for node in range(layout.nodes))
-        return Plan(nodes, 0, tuple(_dealt([demand] * (most * nodes), nodes)))
+        return Plan(nodes, 0, tuple(_dealt([demand] * (most * nodes), nodes)), groups)
     for count in range(nodes * gpus // demand[1].gpus, 0, -1):
         if workers := _place([demand] * count, nodes, gpus):
-            return Plan(nodes, gpus, workers)
+            return Plan(nodes, gpus, workers, groups)
     raise ConfigError(
         f"planner.grow.nodes_each={nodes} is too few for a {role} worker of {demand[1].gpus} GPUs",
         hint=f"planner.grow.nodes_each={-(-demand[1].gpus // gpus)}",
@@ -107,7 +153,7 @@ def plan(config: Config) -> Plan:
     """Lay out the workers. Raises ConfigError where the topology cannot be placed."""
     check(config)
     demands = _demands(config)
-    layout = _lay_out(config, [(role, pool) for _, role, pool in demands])
+    layout = _of_all_kinds(config, [(role, pool) for _, role, pool in demands])
     placed = zip(layout.workers, demands, strict=True)
     return replace(layout, workers=tuple(replace(w, model=model) for w, (model, _, _) in placed))
 
@@ -118,26 +164,51 @@ def _demands(config: Config) -> list[tuple[str, Role, Pool]]:
     return [(model, role, pool) for model, role, pool in pools for _ in range(pool.workers)]
 
 
+def _of_all_kinds(config: Config, demands: list[tuple[Role, Pool]]) -> Plan:
+    used = dict.fromkeys(pool.hardware for _, pool in demands)
+    return _by_kind(config, demands, tuple(used)) if any(used) else _lay_out(config, demands)
+
+
+def _by_kind(config: Config, demands: list[tuple[Role, Pool]], used: tuple[str, ...]) -> Plan:
+    """Group after group, each with the configuration that holds on its nodes."""
+    workers, groups, nodes = dict[int, Worker](), list[Group](), 0
+    for kind in used:
+        ranks = [rank for rank, (_, pool) in enumerate(demands) if pool.hardware == kind]
+        part = _lay_out(on(config, kind), [demands[rank] for rank in ranks])
+        moved = part.after(0, nodes).workers
+        workers |= {ranks[w.rank]: replace(w, rank=ranks[w.rank]) for w in moved}
+        groups.append(Group(kind, part.nodes, part.gpus_per_node))
+        nodes += part.nodes
+    most = max(group.gpus_per_node for group in groups)
+    return Plan(nodes, most, tuple(workers[rank] for rank in sorted(workers)), tuple(groups))
+
+
 def _lay_out(config: Config, demands: list[tuple[Role, Pool]]) -> Plan:
-    """In the order of the demands. All models compute on the same kind of device."""
-    devices = {own.engine.device for own in config.each.values()}
-    gpus = 0 if Device.cpu in devices else _gpus_per_node(config)
+    """In the order of the demands, on nodes that are all alike. All models compute on the same
+    kind of device."""
+    devices, kind = {own.engine.device for own in config.each.values()}, demands[0][1].hardware
+    gpus = 0 if Device.cpu in devices else _gpus_per_node(config, kind)
     if not gpus:
         nodes = config.topology.nodes or 1
         return Plan(nodes, 0, tuple(_dealt(demands, nodes)))
     for role, pool in dict.fromkeys(demands):
         _check_shape(role, pool, gpus)
-    return _pack(config.topology, demands, gpus)
+    return _pack(config.topology.nodes, demands, gpus)
 
 
-def _gpus_per_node(config: Config) -> int:
-    gpus = config.cluster.gpus_per_node
+def _field(name: str, kind: str) -> str:
+    """Where `cluster.gpus_per_node` or `topology.nodes` stands for nodes of a kind."""
+    return f"cluster.hardware.{kind}.{name.rpartition('.')[2]}" if kind else name
+
+
+def _gpus_per_node(config: Config, kind: str) -> int:
+    gpus, field = config.cluster.gpus_per_node, _field("cluster.gpus_per_node", kind)
     if gpus is None:
-        hint = "cluster.gpus_per_node=4 (`sinfo -o '%P %G'` shows what your nodes have)"
-        raise ConfigError("cluster.gpus_per_node is not set and engine.device=cuda", hint=hint)
+        hint = f"{field}=4 (`sinfo -o '%P %G'` shows what your nodes have)"
+        raise ConfigError(f"{field} is not set and engine.device=cuda", hint=hint)
     if gpus < 1:
         hint = "engine.device=cpu, or the number of GPUs that a node has"
-        raise ConfigError(f"cluster.gpus_per_node={gpus} with engine.device=cuda", hint=hint)
+        raise ConfigError(f"{field}={gpus} with engine.device=cuda", hint=hint)
     return gpus
 
 
@@ -146,7 +217,7 @@ def _check_shape(role: Role, pool: Pool, gpus: int) -> None:
     if tensor > gpus and tensor % gpus:
         raise ConfigError(
             f"topology.{role}.tensor_parallel={tensor} does not divide into whole nodes of "
-            f"cluster.gpus_per_node={gpus}",
+            f"{_field('cluster.gpus_per_node', pool.hardware)}={gpus}",
             hint=f"topology.{role}.tensor_parallel={tensor // gpus * gpus}, or add pipeline stages",
         )
 
@@ -155,12 +226,12 @@ def _dealt(demands: list[tuple[Role, Pool]], nodes: int) -> list[Worker]:
     return [Worker(i, role, (Shard(i % nodes),)) for i, (role, _) in enumerate(demands)]
 
 
-def _pack(topology: Topology, demands: list[tuple[Role, Pool]], gpus: int) -> Plan:
-    if topology.nodes is not None:
-        workers = _place(demands, topology.nodes, gpus)
+def _pack(given: int | None, demands: list[tuple[Role, Pool]], gpus: int) -> Plan:
+    if given is not None:
+        workers = _place(demands, given, gpus)
         if workers is None:
-            raise _does_not_fit(demands, topology.nodes, gpus)
-        return Plan(topology.nodes, gpus, workers)
+            raise _does_not_fit(demands, given, gpus)
+        return Plan(given, gpus, workers)
     nodes = -(-sum(pool.gpus for _, pool in demands) // gpus)
     while (workers := _place(demands, nodes, gpus)) is None:
         nodes += 1
@@ -177,10 +248,11 @@ def _does_not_fit(demands: list[tuple[Role, Pool]], nodes: int, gpus: int) -> Co
         for role, pool in dict.fromkeys(demands)
     )
     why = f"need {needed} GPUs" if needed > had else "cannot be placed without splitting a group"
+    kind = demands[0][1].hardware
+    count, each = _field("topology.nodes", kind), _field("cluster.gpus_per_node", kind)
     return ConfigError(
-        f"topology.nodes={nodes} with cluster.gpus_per_node={gpus} gives {had} GPUs, but "
-        f"{shape} {why}",
-        hint=f"topology.nodes={enough}, or fewer or smaller workers",
+        f"{count}={nodes} with {each}={gpus} gives {had} GPUs, but {shape} {why}",
+        hint=f"{count}={enough}, or fewer or smaller workers",
     )
 
 

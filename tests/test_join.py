@@ -5,9 +5,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from hpc_dynamo.config import (
     Device,
     Engine,
     Grow,
+    Hardware,
     Kind,
     Model,
     Planner,
@@ -28,6 +30,7 @@ from hpc_dynamo.config import (
     Topology,
 )
 from hpc_dynamo.errors import EngineError
+from hpc_dynamo.head.companions import Companions
 from hpc_dynamo.head.flip import Flipper
 from hpc_dynamo.head.growth import Grower
 from hpc_dynamo.head.membership import Membership
@@ -46,7 +49,7 @@ from hpc_dynamo.planner.signals import Decision, Demand, Lack, Signals, Wanted
 from hpc_dynamo.router import Ask, Router
 from hpc_dynamo.router.lease import Wish
 from hpc_dynamo.run import Attempt, Grown, Run, write_json
-from hpc_dynamo.topology import fill, plan
+from hpc_dynamo.topology import Plan, fill, plan
 from hpc_dynamo.wire import Server
 from tests.runs import until
 
@@ -79,6 +82,10 @@ class Head:
                     await reports.get()
 
 
+def hopeless(error: EngineError) -> None:
+    raise error
+
+
 @pytest.fixture
 async def head(attempt: Attempt) -> AsyncIterator[Head]:
     async with heading(attempt, CONFIG) as head:
@@ -86,10 +93,15 @@ async def head(attempt: Attempt) -> AsyncIterator[Head]:
 
 
 @asynccontextmanager
-async def heading(attempt: Attempt, config: Config) -> AsyncIterator[Head]:
+async def heading(
+    attempt: Attempt,
+    config: Config,
+    layout: Plan | None = None,
+    hopeless: Callable[[EngineError], None] = hopeless,
+) -> AsyncIterator[Head]:
     """The control plane of one, without an agent of its own."""
     write_json(attempt.config_file, config)
-    write_json(attempt.plan_file, plan(config))
+    write_json(attempt.plan_file, layout or plan(config))
     keys = attempt.run.secrets().keys
     server = Server(HERE, keys, CODEC)
     record = NodeRecord(node=0, host="here", address=HERE, pid=1, log="", control=server.endpoint)
@@ -102,10 +114,6 @@ async def heading(attempt: Attempt, config: Config) -> AsyncIterator[Head]:
     listening.cancel()
     await asyncio.wait([listening])
     server.close()
-
-
-def hopeless(error: EngineError) -> None:
-    raise error
 
 
 @asynccontextmanager
@@ -152,7 +160,7 @@ SPREAD = replace(
         prefill=Pool(workers=1, tensor_parallel=2),
         decode=Pool(workers=1, tensor_parallel=2),
     ),
-    cluster=replace(CONFIG.cluster, gpus_per_node=1),
+    cluster=replace(CONFIG.cluster, gpus_per_node=1, preflight=False),
 )
 
 
@@ -234,6 +242,77 @@ async def test_it_does_not_begin_after_the_run(head: Head) -> None:
     outcome = job.outcome()
     assert outcome
     assert "had ended before" in outcome.message
+
+
+async def test_one_that_comes_before_the_head_waits_for_it(head: Head) -> None:
+    job, kept = head.further(), head.attempt.path / "kept"
+    head.members.expect(job.plan())
+    head.attempt.roster_file.rename(kept)
+    async with agent(job):
+        await asyncio.to_thread(until, "its log", job.agent_log(1).exists)
+        kept.rename(head.attempt.roster_file)
+        await head.ready(2)
+        await head.members.stop(frozenset({1}), "not needed", SOON_S)
+
+
+async def test_it_waits_for_no_head_that_has_ended(head: Head) -> None:
+    job = head.further()
+    head.attempt.roster_file.unlink()
+    async with agent(job):
+        await asyncio.to_thread(until, "its log", job.agent_log(1).exists)
+        write_json(head.attempt.outcome_file, Outcome(exit_code=1))
+    outcome = job.outcome()
+    assert outcome
+    assert "had ended before" in outcome.message
+
+
+KINDS = Topology(
+    kind=Kind.disaggregated,
+    prefill=Pool(workers=1, hardware="fast"),
+    decode=Pool(workers=2, hardware="wide"),
+)
+
+
+async def test_jobs_of_other_kinds_are_as_much_of_the_run(attempt: Attempt) -> None:
+    """A head asks for them, hears that one is about to end, and that it has; its next life asks
+    anew. Here they are processes of this machine."""
+    cluster = replace(CONFIG.cluster, hardware={"fast": Hardware(), "wide": Hardware()})
+    config = replace(CONFIG, topology=KINDS, cluster=cluster)
+    layout, why = replace(plan(config), apart=True), list[EngineError]()
+    write_json(attempt.job_file, JobRecord(launcher="local", job_id="1"))
+    async with heading(attempt, config, layout, why.append) as head:
+        warned, lost = asyncio.Event(), asyncio.Queue[EngineError]()
+        ask = partial(Companions, attempt, head.router, head.members, warned.set, lost.put_nowait)
+        async with accompanied(ask()):
+            await head.ready(2)
+            (job,) = attempt.grown()
+            assert job.plan() == layout.parts[1]
+            (node,) = job.nodes()
+            os.kill(node.pid, signal.SIGUSR2)
+            async with asyncio.timeout(SOON_S):
+                await warned.wait()
+            os.kill(node.pid, signal.SIGTERM)
+            async with asyncio.timeout(SOON_S):
+                assert "of the decode workers has ended" in (await lost.get()).message
+            assert "no decode worker is left" in why[0].message
+        async with accompanied(ask()) as companions:
+            await head.ready(2)
+            former, job = attempt.grown()
+            assert (known := former.state())
+            assert known.state is GrownState.ended
+            await companions.end("over")
+        state = job.state()
+        assert state
+        assert state.state is GrownState.ended
+        assert lost.empty(), "they were ended"
+
+
+@asynccontextmanager
+async def accompanied(companions: Companions) -> AsyncIterator[Companions]:
+    running = asyncio.create_task(companions.run())
+    yield companions
+    running.cancel()
+    await asyncio.wait([running])
 
 
 def grower(head: Head, node_hours: float | None = None) -> Grower:

@@ -133,14 +133,33 @@ CASES: dict[str, tuple[str, list[str]]] = {
     ),
 }
 
+# submitit has no words for heterogeneous jobs: see test_mixed.py for what is submitted.
+MIXED: dict[str, tuple[str, list[str]]] = {
+    "serve-mixed": (
+        "serve",
+        [
+            "cluster.hardware.h100.partition=h100",
+            "cluster.hardware.h100.gpus_per_node=4",
+            "cluster.hardware.l40s.partition=l40s",
+            "cluster.hardware.l40s.gpus_per_node=8",
+            "topology.prefill.hardware=h100",
+            "topology.prefill.tensor_parallel=4",
+            "topology.decode.hardware=l40s",
+            "topology.decode.workers=2",
+            "topology.decode.tensor_parallel=8",
+        ],
+    ),
+}
+ALL = CASES | MIXED
+
 
 def rendered(name: str) -> str:
-    verb, overrides = CASES[name]
+    verb, overrides = ALL[name]
     config = replace(compose(overrides), task=Task(verb))
     return render(config, plan(config), verb, overrides)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ALL)
 def test_the_scripts_are_what_the_renderer_writes(name: str) -> None:
     file, now = FOLDER / f"{name}.sbatch", rendered(name)
     if os.environ.get("HPC_DYNAMO_ACCEPT"):
@@ -152,13 +171,13 @@ def test_the_scripts_are_what_the_renderer_writes(name: str) -> None:
 
 
 def test_there_is_no_script_without_a_case() -> None:
-    assert {f.stem for f in FOLDER.glob("*.sbatch")} == set(CASES)
+    assert {f.stem for f in FOLDER.glob("*.sbatch")} == set(ALL)
 
 
 ODD = ['input=it\'s my "file" $HOME.jsonl', "model.path=/a b", "name=x;y"]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ALL)
 def test_the_shell_can_read_them(name: str) -> None:
     bash = ["bash", "-n", str(FOLDER / f"{name}.sbatch")]
     checked = subprocess.run(bash, capture_output=True, text=True, timeout=10)
@@ -180,11 +199,11 @@ def called(text: str, folder: Path, *arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ALL)
 def test_the_same_verb_runs_inside_with_what_stands_on_sbatchs_line(
     name: str, tmp_path: Path
 ) -> None:
-    verb, overrides = CASES[name]
+    verb, overrides = ALL[name]
     words = called(rendered(name), tmp_path, *ODD)
     assert words == [verb, *overrides, "cluster.launcher=allocation", *ODD]
 

@@ -42,7 +42,7 @@ def reachable(address: str) -> str:
     Slurm knows none but loopback's."""
     found = outward(address)
     if found.startswith("127.") and "SLURM_JOB_ID" in os.environ:
-        what = "planner.grow needs an address of this node that other nodes can reach"
+        what = "further jobs need an address of this node that other nodes can reach"
         raise ConfigError(what, hint="cluster.interface=ib0, or as the interface is called")
     return found
 

@@ -19,10 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hpc_dynamo.cli import models
-from hpc_dynamo.config import Config, Role, Served, Task, about
+from hpc_dynamo.config import Config, Hardware, Role, Served, Task, about
 from hpc_dynamo.errors import ConfigError, no_field, unknown_name
 
 LAST = "+over=files"  # see _register
+
+KINDS = "cluster.hardware"  # of any names, each with the fields of Hardware
 
 # Fields that take any key: an override need not say `+`.
 FREE = (
@@ -32,6 +34,7 @@ FREE = (
     "batch.defaults",
     "cluster.slurm.extra",
     "models",
+    KINDS,
 )
 
 
@@ -82,6 +85,7 @@ def _composed(
     assert isinstance(plain, dict)
     _refuse_unknown(plain, asdict(Config()), "")
     several = {str(name): entry for name, entry in plain.pop("models").items()}
+    plain["cluster"]["hardware"] = dict(map(_kind, plain["cluster"]["hardware"].items()))
     try:
         return msgspec.convert(plain, Config), several
     except msgspec.ValidationError as e:
@@ -107,10 +111,28 @@ def _initialised() -> Iterator[None]:
         yield
 
 
+def _kind(item: tuple[Any, Any]) -> tuple[str, Any]:
+    """Name and fields of one kind of nodes, checked as the other fields were by Hydra."""
+    name, given = item
+    path, known = f"{KINDS}.{name}", OmegaConf.structured(Hardware)
+    if not isinstance(given, dict):
+        hint = f"{path}.partition=gpu, or another of its fields"
+        raise ConfigError(f"{path}={given} is not a kind of nodes", hint=hint)
+    _refuse_unknown(given, asdict(Hardware()), f"{path}.", free=(f"{path}.extra",))
+    _thaw(known)
+    try:
+        return str(name), OmegaConf.to_container(OmegaConf.merge(known, given))
+    except OmegaConfBaseException as e:
+        what = f"{path}.{e.full_key}: {str(e).splitlines()[0]}"
+        raise ConfigError(what, hint=f"such as {path}.nodes=2") from e
+
+
 def _register(values: dict[str, Any]) -> None:
     schema = OmegaConf.structured(Config)
     _thaw(schema)
     schema._get_node("models")._metadata.element_type = Any  # each is composed by itself
+    # What an override adds would be frozen, and closed to the next: _kind checks it instead.
+    schema.cluster._get_node("hardware")._metadata.element_type = Any
     ConfigStore.instance().store(name="schema", node=schema)
     # A group is merged in the order of the list of defaults: one that is added comes last.
     ConfigStore.instance().store(group="over", name="files", node=values, package="_global_")
@@ -171,11 +193,13 @@ def _look_up(key: str) -> tuple[Any, ConfigError | None]:
     return known, None
 
 
-def _refuse_unknown(given: dict[Any, Any], known: dict[str, Any], path: str) -> None:
+def _refuse_unknown(
+    given: dict[Any, Any], known: dict[str, Any], path: str, free: Sequence[str] = FREE
+) -> None:
     """`+key=value` and files may add anything; only free-form fields may grow."""
     for name, value in given.items():
         full = f"{path}{name}"
         if name not in known:
             raise no_field(path.rstrip("."), name, known)
-        if isinstance(value, dict) and isinstance(known[name], dict) and full not in FREE:
-            _refuse_unknown(value, known[name], f"{full}.")
+        if isinstance(value, dict) and isinstance(known[name], dict) and full not in free:
+            _refuse_unknown(value, known[name], f"{full}.", free)

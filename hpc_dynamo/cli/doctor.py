@@ -56,7 +56,7 @@ def doctor(args: Namespace) -> int:
 def _layout(config: Config, launcher: Launcher) -> Plan:
     """In an allocation all of its nodes, whatever the topology takes of them."""
     layout = lay_out(gpus_counted(config, launcher))
-    if launcher is not Launcher.allocation:
+    if launcher is not Launcher.allocation or len(layout.parts) > 1:
         return layout
     given = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     return replace(layout, nodes=max(layout.nodes, given))

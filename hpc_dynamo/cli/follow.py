@@ -53,7 +53,7 @@ def _interrupt(attempt: Attempt, job: Job, console: Console) -> Iterator[None]:
 
 
 class _News:
-    """What changed since the last look: phases, workers, the endpoint."""
+    """What changed since the last look: phases, further jobs, workers, the endpoint."""
 
     def __init__(self, attempt: Attempt) -> None:
         # What was there before is no news.
@@ -61,6 +61,7 @@ class _News:
         self._phase = before.phase if before else ""
         self._successor = before.successor if before else None
         self._workers = {w.rank: w for w in before.workers} if before else {}
+        self._grown = {job.number: job.state for job in before.grown} if before else {}
 
     def lines(self) -> Iterator[str]:
         status = self._attempt.status()
@@ -71,6 +72,10 @@ class _News:
             if status.successor and status.successor != self._successor:
                 yield serving.successor_line(status.successor)
             self._successor = status.successor
+            for job in status.grown:
+                if self._grown.get(job.number) != job.state:
+                    self._grown[job.number] = job.state
+                    yield serving.grown_line(job)
             for worker in status.workers:
                 yield from self._about(worker)
         if self._endpoint is None and (endpoint := self._attempt.endpoint()):

@@ -195,7 +195,7 @@ def _checked(config: Config, launcher: Launcher) -> Plan:
     grown.check(config, layout, launcher)
     if any(is_world(config, worker) for worker in layout.workers):
         world.refuse_without_slurm(launcher)
-    return layout
+    return launch.settled(launcher, config, layout)
 
 
 def _batch_run(config: Config, requests: Requests) -> Run:

@@ -20,7 +20,8 @@ from hpc_dynamo.cli.route import route
 from hpc_dynamo.cli.simulate import simulate
 from hpc_dynamo.cli.start import OUT, batch, profile, serve
 from hpc_dynamo.cli.watch import Watch
-from hpc_dynamo.config import Task
+from hpc_dynamo.config import Mixed, Task
+from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch.grown import clear
 from hpc_dynamo.launch.script import render
 from hpc_dynamo.topology import plan as lay_out
@@ -32,6 +33,11 @@ def plan(args: Namespace) -> int:
     config = replace(config, task=Task(args.verb) if args.verb else config.task)
     layout = lay_out(config)
     if args.dry_run:
+        if config.cluster.slurm.mixed is Mixed.jobs and len(layout.parts) > 1:
+            what = "cluster.slurm.mixed=jobs: one script asks for one job"
+            raise ConfigError(
+                what, hint="cluster.slurm.mixed=hetjob, or batch and serve as they are"
+            )
         words = list(args.overrides)
         if args.config_dir:
             words += ["--config-dir", str(args.config_dir.absolute())]

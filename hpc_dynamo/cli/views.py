@@ -1,5 +1,6 @@
 """What people see: tables and lines from plans, states and figures."""
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from rich.text import Text
 from hpc_dynamo.cli import serving
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.launch import JobState
-from hpc_dynamo.launch.resources import resources
+from hpc_dynamo.launch.resources import components, resources
 from hpc_dynamo.messages import Progress, Quantiles, Status, Summary
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
@@ -23,24 +24,37 @@ def layout(config: Config, plan: Plan) -> RenderableType:
     """Which worker is where."""
     if config.route.engines:
         return _engines(config)
-    need = resources(config, plan)
-    kinds = dict.fromkeys(f"{o.engine.name}, {o.topology.kind}" for o in config.each.values())
-    title = f"{'; '.join(kinds)}: {plan.nodes} node(s)"
+    engines = dict.fromkeys(f"{o.engine.name}, {o.topology.kind}" for o in config.each.values())
+    title = f"{'; '.join(engines)}: {plan.nodes} node(s)"
     models = ["model"] if config.models else []
     table = Table("node", "rank", *models, "role", "GPUs", title=title, title_justify="left")
-    for node in range(plan.nodes):
-        here = [(w, s) for w in plan.workers for s in w.shards if s.node == node]
-        for worker, shard in here:
-            part = worker.shards.index(shard) + 1
-            split = f" (part {part} of {len(worker.shards)})" if len(worker.shards) > 1 else ""
-            gpus = ",".join(map(str, shard.gpus)) or "-"
-            model = [worker.model] if config.models else []
-            table.add_row(str(node), f"{worker.rank}{split}", *model, str(worker.role), gpus)
-        if not here:
-            table.add_row(str(node), "-", *(["-"] if models else []), "idle", "-")
+    parts = components(config, plan)
+    for _, part in parts:
+        for node in range(part.first_node, part.first_node + part.nodes):
+            here = _on_node(part, node, named=bool(models))
+            for row in here or [("-", *("-" for _ in models), "idle", "-")]:
+                table.add_row(" ".join(filter(None, (str(node), part.kind))), *row)
+    return Group(table, *itertools.starmap(_node, parts))
+
+
+def _on_node(plan: Plan, node: int, *, named: bool) -> list[tuple[str, ...]]:
+    """Rank, model if they are `named`, role and GPUs of every worker there."""
+    rows = list[tuple[str, ...]]()
+    for worker, shard in [(w, s) for w in plan.workers for s in w.shards if s.node == node]:
+        part = worker.shards.index(shard) + 1
+        split = f" (part {part} of {len(worker.shards)})" if len(worker.shards) > 1 else ""
+        gpus = ",".join(map(str, shard.gpus)) or "-"
+        model = (worker.model,) if named else ()
+        rows.append((f"{worker.rank}{split}", *model, str(worker.role), gpus))
+    return rows
+
+
+def _node(config: Config, plan: Plan) -> str:
+    """What a node must give, of those that are alike."""
+    need = resources(config, plan)
     gpus = f", {need.gpus} GPUs" if need.gpus else ""
-    foot = f"a node: {need.cpus} CPUs, {need.memory_gb} GB{gpus}; time {need.time_min} min"
-    return Group(table, foot)
+    of = f" of {plan.kind}" if plan.kind else ""
+    return f"a node{of}: {need.cpus} CPUs, {need.memory_gb} GB{gpus}; time {need.time_min} min"
 
 
 def _engines(config: Config) -> Table:

@@ -1,20 +1,19 @@
 """The configuration of one run: its schema, and the checks of its values."""
 
 from hpc_dynamo.config.checks import MIN_SILENCE_S, check, minutes
+from hpc_dynamo.config.cluster import Bootstrap, BootstrapMethod, Cluster, Launcher, Mixed, Slurm
 from hpc_dynamo.config.container import Container, ContainerKind
+from hpc_dynamo.config.hardware import Hardware
+from hpc_dynamo.config.kinds import on
 from hpc_dynamo.config.planner import Forecast, Grow, Planner, PlannerKind, Protect
 from hpc_dynamo.config.route import before
 from hpc_dynamo.config.router import Policy, Router
 from hpc_dynamo.config.schema import (
     Batch,
-    Bootstrap,
-    BootstrapMethod,
-    Cluster,
     Config,
     Device,
     Engine,
     Kind,
-    Launcher,
     Model,
     Pool,
     Role,
@@ -22,7 +21,6 @@ from hpc_dynamo.config.schema import (
     Route,
     Serve,
     Served,
-    Slurm,
     Task,
     Topology,
 )
@@ -42,8 +40,10 @@ __all__ = [
     "Engine",
     "Forecast",
     "Grow",
+    "Hardware",
     "Kind",
     "Launcher",
+    "Mixed",
     "Model",
     "Planner",
     "PlannerKind",
@@ -64,5 +64,6 @@ __all__ = [
     "before",
     "check",
     "minutes",
+    "on",
     "refuse_several",
 ]

@@ -1,11 +1,11 @@
 """Values that cannot work, refused before anything starts."""
 
 import re
-from dataclasses import fields
 from pathlib import Path
 
 from hpc_dynamo.config.container import check_container
 from hpc_dynamo.config.grow import check_grow
+from hpc_dynamo.config.kinds import check_kinds
 from hpc_dynamo.config.reshaping import check_planner
 from hpc_dynamo.config.schema import Config, Kind, Role, Serve, Topology
 from hpc_dynamo.config.several import about, check_models
@@ -20,6 +20,7 @@ def check(config: Config) -> None:
     for model, one in config.each.items():
         with about(model):
             _check_one(one)
+    check_kinds(config)
 
 
 def _check_one(config: Config) -> None:
@@ -44,8 +45,9 @@ def _check_one(config: Config) -> None:
 def _check_pools(topology: Topology) -> None:
     used = dict(topology.pools)
     for role, pool in used.items():
-        for f in fields(pool):
-            _at_least_one(f"topology.{role}.{f.name}", getattr(pool, f.name))
+        for name, value in vars(pool).items():
+            if isinstance(value, int):
+                _at_least_one(f"topology.{role}.{name}", value)
     for role in Role:
         workers = getattr(topology, role).workers
         if role not in used and workers:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
+from hpc_dynamo.config.cluster import Cluster
 from hpc_dynamo.config.container import Container
 from hpc_dynamo.config.planner import Planner
 from hpc_dynamo.config.router import Router
@@ -45,27 +46,6 @@ class Device(StrEnum):
     cpu = "cpu"
 
 
-class Launcher(StrEnum):
-    """Who starts the agents: Slurm, this machine, or the allocation that we are already in."""
-
-    auto = "auto"
-    slurm = "slurm"
-    allocation = "allocation"
-    local = "local"
-
-
-class BootstrapMethod(StrEnum):
-    """How agents learn each other's addresses.
-
-    MPI has to be asked for: where one of its ranks crashes as it starts (Open MPI 4.1.4 under Slurm
-    22.05, 5 of 38 starts on a loaded machine), PMIx has Slurm end the step before anything can be
-    done about it.
-    """
-
-    tcp = "tcp"
-    mpi = "mpi"
-
-
 @dataclass(frozen=True)
 class Pool:
     """The workers of one role. A worker takes tensor x pipeline x data parallel GPUs."""
@@ -74,6 +54,7 @@ class Pool:
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     data_parallel: int = 1
+    hardware: str = ""  # kind of its nodes, of cluster.hardware; empty: the cluster's own
 
     @property
     def gpus(self) -> int:
@@ -149,50 +130,6 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Slurm:
-    """What sbatch and srun are asked for. Unset fields are left to the site's defaults."""
-
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    reservation: str | None = None
-    time: str = "01:00:00"  # minutes, HH:MM:SS or D-HH:MM:SS
-    exclusive: bool = False
-    gpu_option: str = "gpus-per-node"  # or "gres", for sites that want --gres=gpu:N
-    gpu_type: str | None = None
-    signal_before_end_s: int = 90
-    mpi: str = "auto"  # srun --mpi=…; auto: pmix where srun has it
-    extra: dict[str, str] = field(default_factory=dict)  # further #SBATCH lines, name: value
-    srun_args: tuple[str, ...] = ()
-    setup: tuple[str, ...] = ()  # shell lines before the agents, such as `module load cuda`
-
-
-@dataclass(frozen=True)
-class Bootstrap:
-    """The exchange of addresses at the start of a job."""
-
-    method: BootstrapMethod = BootstrapMethod.tcp
-    timeout_s: float = 120.0
-    mpi_timeout_s: float = 60.0
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Where the run happens."""
-
-    launcher: Launcher = Launcher.auto
-    gpus_per_node: int | None = None
-    cpus_per_node: int | None = None  # None: what the fullest node's workers need
-    memory_gb_per_node: float | None = None
-    silence_s: float = 30.0  # head or agent not heard of for so long is gone
-    interface: str | None = None  # network interface of the job, such as ib0 or hsn0
-    preflight: bool = True  # a look at each node before anything is loaded there
-    slurm: Slurm = Slurm()
-    bootstrap: Bootstrap = Bootstrap()
-
-
-@dataclass(frozen=True)
 class Batch:
     """An offline run over a file of prompts."""
 
@@ -264,7 +201,7 @@ class Config:
     model: Model = Model()
     models: dict[str, Served] = field(default_factory=dict)  # by name; empty: `model` alone
     topology: Topology = Topology()
-    cluster: Cluster = Cluster()
+    cluster: Cluster = field(default_factory=Cluster)
     batch: Batch = Batch()
     router: Router = field(default_factory=Router)
     serve: Serve = Serve()

@@ -130,7 +130,7 @@ class _Node:
         engines = dict.fromkeys(
             (own.engine.python or sys.executable, own.engine.name) for own in config.each.values()
         )
-        quick = look.quick(config, plan.gpus_per_node, self._address, host)
+        quick = look.quick(config, plan.gpus_on(self._index), self._address, host)
         return msgspec.structs.replace(
             quick,
             gpus_listed=look.listed(),

@@ -45,11 +45,12 @@ class Further:
         return self.known.state
 
     async def run(self, time_s: float) -> None:
-        """Ask for the job, then see how it is until it has ended."""
+        """Ask for the job, unless somebody did, then see how it is until it has ended."""
         self._members.expect(self._plan)
         await self._tell()
         try:
-            job_id = await grown.submit(self._folder, time_s)
+            asked = await asyncio.to_thread(self._folder.job)
+            job_id = asked.job_id if asked else await grown.submit(self._folder, time_s)
         except (LaunchError, OSError) as e:
             await self._end(str(e))
             return

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from hpc_dynamo.agent import Agent
 from hpc_dynamo.config import PlannerKind, Task
 from hpc_dynamo.head.batch import BatchWork
+from hpc_dynamo.head.companions import Companions
 from hpc_dynamo.head.course import Course
 from hpc_dynamo.head.flip import Flipper
 from hpc_dynamo.head.growth import Grower
@@ -51,6 +52,7 @@ class Head(Course):
         self._handover: Handover | None = None
         self._reshaper: Reshaper | None = None
         self._grower: Grower | None = None
+        self._companions: Companions | None = None
 
     def warn(self) -> None:
         """Slurm says that the job ends soon: by its walltime, or because it is preempted."""
@@ -110,6 +112,18 @@ class Head(Course):
             self._grower = Grower(self._attempt, router, members, ends_at, self._moving)
             await self._grower.run()
 
+    async def _accompany(self, job: Job, members: Membership) -> None:
+        """By jobs of other kinds of nodes, until cancelled; not at all where there are none."""
+        if self._attempt.plan().apart:
+            router = job.only.router
+            made = Companions(self._attempt, router, members, self.warn, self.fail)
+            self._companions = made
+            await made.run()
+
+    @property
+    def _further(self) -> list[Grower | Companions]:
+        return [others for others in (self._grower, self._companions) if others]
+
     def _moving(self) -> Collection[int]:
         return self._reshaper.moving if self._reshaper else ()
 
@@ -119,8 +133,8 @@ class Head(Course):
         patience_s = max(engine.stop_timeout_s for engine in engines) + FAREWELL_S
         async with asyncio.TaskGroup() as group:
             group.create_task(members.stop_all(reason, patience_s))
-            if self._grower:
-                group.create_task(self._grower.end(reason))
+            for others in self._further:
+                group.create_task(others.end(reason))
 
     async def _performance(self) -> Performance | None:
         """By the profile that the planner is to go by, if it is."""
@@ -131,7 +145,9 @@ class Head(Course):
     def _status(self, members: Members, ends_at: float | None, detail: str = "") -> Status:
         status = super()._status(members, ends_at, detail)
         status = replace(status, planning=self._planning())
-        return self._grower.describe(status) if self._grower else status
+        for others in self._further:
+            status = others.describe(status)
+        return status
 
     def _planning(self) -> Planning | None:
         return self._reshaper.status() if self._reshaper else None
@@ -160,6 +176,7 @@ class Head(Course):
                 group.create_task(self._mind_the_end(made), name="walltime"),
                 *(group.create_task(lane.scraper.run(), name="scrape") for lane in found.values()),
                 group.create_task(self._grow(job, members), name="growth"),
+                group.create_task(self._accompany(job, members), name="companions"),
                 group.create_task(self._reshape(job, members), name="planner"),
                 group.create_task(agent.run(), name="agent"),
             ]

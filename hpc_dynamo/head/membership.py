@@ -63,7 +63,9 @@ class Membership:
         hopeless: Callable[[EngineError], None],
     ) -> None:
         self._attempt, self._roster, config = attempt, roster, attempt.config()
-        self._placed = {worker.rank: worker for worker in attempt.plan().workers}
+        plan = attempt.plan()
+        self._placed = {worker.rank: worker for worker in plan.own.workers}
+        self._planned = plan.nodes  # those after them come and go
         self._nodes = {node.node: node for node in roster.nodes}
         self._expected = dict[int, tuple[Worker, ...]]()  # by node: of further jobs, not here yet
         self._silence_s, self._reshaped = config.cluster.silence_s, reshapes(config)
@@ -238,7 +240,7 @@ class Membership:
             )
             await self._admit(report)
         await self._parts.gone(node, lost)
-        if node >= len(self._roster.nodes):  # of a further job: it does not come again
+        if node >= self._planned:  # of a further job: it does not come again
             self._drop(node)
 
     def _drop(self, node: int) -> None:
@@ -262,8 +264,8 @@ class Membership:
         lost = [self.workers[rank] for rank in alike if rank in self.workers]
         if lost and len(lost) == len(alike) and all(w.state in GONE for w in lost):
             of = f" of model {last.model}" if last.model else ""
-            why = f"no {last.role} worker{of} is left; the last one: {lost[-1].detail or 'stopped'}"
-            self._give_up(last.model, why)
+            how = lost[-1].detail or f"stopped on {lost[-1].host}"
+            self._give_up(last.model, f"no {last.role} worker{of} is left; the last one: {how}")
 
     def _alike(self, worker: Worker, other: WorkerReport) -> bool:
         return worker.model == other.model and self._role(worker) is other.role

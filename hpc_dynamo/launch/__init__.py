@@ -2,13 +2,17 @@
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
-from hpc_dynamo.config import Config, Launcher
-from hpc_dynamo.errors import RunBusy
-from hpc_dynamo.launch import local, slurm
+from msgspec import structs
+
+from hpc_dynamo.config import Config, Launcher, Mixed, on, refuse_several
+from hpc_dynamo.errors import ConfigError, LaunchError, RunBusy
+from hpc_dynamo.launch import grown, hetjob, local, slurm
+from hpc_dynamo.launch.allocation import StepJob, start_step
 from hpc_dynamo.launch.job import Job, JobState
 from hpc_dynamo.launch.local import LocalJob
-from hpc_dynamo.launch.slurm import SlurmJob, StepJob, start_step
+from hpc_dynamo.launch.slurm import SlurmJob
 from hpc_dynamo.messages import JobRecord
 from hpc_dynamo.run import Attempt, Run, write_json
 from hpc_dynamo.topology import Plan
@@ -23,6 +27,24 @@ def resolve(launcher: Launcher) -> Launcher:
     return Launcher.slurm if slurm.available() else Launcher.local
 
 
+def settled(launcher: Launcher, config: Config, plan: Plan) -> Plan:
+    """The plan with how its kinds of nodes are asked for: in one job, or each in its own. Raises
+    ConfigError where there can be only one kind."""
+    if len(plan.parts) == 1 or launcher is Launcher.allocation:
+        return plan
+    if launcher is Launcher.local:
+        if plan.gpus_per_node:
+            what = "nodes of several kinds need Slurm: all groups here would have the same GPUs"
+            raise ConfigError(what, hint="cluster.launcher=slurm, or no topology.*.hardware")
+        return plan
+    mixed = config.cluster.slurm.mixed
+    if mixed is Mixed.auto:
+        mixed = Mixed.hetjob if slurm.starts_hetjobs() else Mixed.jobs
+    if mixed is Mixed.jobs:
+        refuse_several(config, "cluster.slurm.mixed=jobs")
+    return replace(plan, apart=mixed is Mixed.jobs)
+
+
 def start(
     launcher: Launcher, attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], int]
 ) -> Job:
@@ -31,10 +53,32 @@ def start(
         step = start_step(attempt, config, plan, entry.__module__)
         write_json(attempt.job_file, step.record)
         return step
-    submit = slurm.submit if launcher is Launcher.slurm else local.submit
-    record = submit(attempt, config, plan, entry)
+    record = _submit(launcher, attempt, config, plan.own, entry)
     write_json(attempt.job_file, record)
+    if plan.apart:
+        record = _beside(record, attempt, config, plan)
     return _job(record, attempt)
+
+
+def _submit(
+    launcher: Launcher, attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], int]
+) -> JobRecord:
+    if launcher is Launcher.local:
+        return local.submit(attempt, config, plan, entry)
+    if len(plan.parts) > 1:
+        return hetjob.submit(attempt, config, plan, entry.__module__)
+    return slurm.submit(attempt, on(config, plan.kind), plan, entry)
+
+
+def _beside(record: JobRecord, attempt: Attempt, config: Config, plan: Plan) -> JobRecord:
+    """With the jobs of the other kinds of nodes; all or none are asked for."""
+    try:
+        asked = structs.replace(record, beside=grown.beside(attempt, config, plan))
+    except LaunchError:
+        SlurmJob(record).stop()
+        raise
+    write_json(attempt.job_file, asked)
+    return asked
 
 
 def find(attempt: Attempt) -> Job | None:
@@ -72,4 +116,4 @@ def going_on(run: Run) -> Iterator[tuple[Attempt, Job, JobState, str]]:
             yield attempt, job, state, detail
 
 
-__all__ = ["Job", "JobState", "find", "going_on", "refuse_if_busy", "resolve", "start"]
+__all__ = ["Job", "JobState", "find", "going_on", "refuse_if_busy", "resolve", "settled", "start"]

@@ -1,33 +1,26 @@
-"""Further jobs of an attempt, submitted by its head.
-
-`python -m hpc_dynamo.launch.grown JOB MINUTES` submits one, in a process without the head's own
-job's environment, which would tell the new job that it is the old one.
-"""
+"""Further jobs of an attempt: those that its head asks for under load, and those that were asked
+for with its own, of other kinds of nodes."""
 
 import asyncio
-import importlib
 import logging
 import os
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import replace
-from pathlib import Path
 
 from msgspec import structs
 
 from hpc_dynamo.child import clean_environment
-from hpc_dynamo.config import Config, Launcher
-from hpc_dynamo.errors import ConfigError, HpcDynamoError, LaunchError, MissingDependency
-from hpc_dynamo.launch import local, slurm
+from hpc_dynamo.config import Config, Launcher, minutes
+from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency
 from hpc_dynamo.launch.job import JobState
 from hpc_dynamo.launch.local import LocalJob
-from hpc_dynamo.launch.slurm import SlurmJob
+from hpc_dynamo.launch.slurm import SlurmJob, ask
 from hpc_dynamo.messages import GrownState
-from hpc_dynamo.run import Grown, write_json
+from hpc_dynamo.run import Attempt, Grown, write_json
 from hpc_dynamo.topology import Plan, fill
 
-ENTRY = "hpc_dynamo.join"  # by name: it is of a higher layer
+SUBMITTER = "hpc_dynamo.launch.outside"
 SUBMIT_S = 120.0
 # One that Slurm started again would be nobody's: the head has asked for another by then.
 ENVIRONMENT = {"SBATCH_NO_REQUEUE": "1"}
@@ -48,7 +41,7 @@ def check(config: Config, layout: Plan, launcher: Launcher) -> None:
 
 async def submit(job: Grown, time_s: float) -> str:
     """Its id; a record of it is in its folder then. Raises LaunchError."""
-    argv = (sys.executable, "-m", __name__, str(job.path), str(int(time_s // 60)))
+    argv = (sys.executable, "-m", SUBMITTER, str(job.path), str(int(time_s // 60)))
     kept = {"SLURM_CONF": os.environ["SLURM_CONF"]} if "SLURM_CONF" in os.environ else {}
     process = await asyncio.create_subprocess_exec(
         *argv,
@@ -66,9 +59,23 @@ async def submit(job: Grown, time_s: float) -> str:
         raise LaunchError(f"no further job was submitted within {SUBMIT_S:.0f} s") from e
     if process.returncode:
         said = err.decode(errors="replace").strip().rpartition("\n")[2]
-        hint = "whether nodes may submit jobs here; planner.grow.nodes=0 does without"
+        hint = "whether this node may submit jobs, and as the run's own are"
         raise LaunchError(f"no further job could be submitted: {said}", hint=hint)
     return out.decode().split()[-1]
+
+
+def beside(attempt: Attempt, config: Config, plan: Plan) -> tuple[str, ...]:
+    """A job for each kind of nodes but the first, which is the head's; their ids. Raises
+    LaunchError, with none of them left in the queue."""
+    asked, time_s = list[str](), 60.0 * minutes(config.cluster.slurm.time)
+    try:
+        for part in plan.parts[1:]:
+            asked.append(asyncio.run(submit(attempt.new_grown(part), time_s)))
+    except LaunchError:
+        if asked:
+            ask("scancel", *asked)
+        raise
+    return tuple(asked)
 
 
 def clear(left: Iterable[Grown], silence_s: float) -> None:
@@ -76,12 +83,14 @@ def clear(left: Iterable[Grown], silence_s: float) -> None:
     nobody ends do so `silence_s` after their head."""
     for folder in left:
         state = folder.state()
-        if state is None or state.state is GrownState.ended:
+        if state and state.state is GrownState.ended:
             continue
         try:
             _stop(folder)
         except (LaunchError, MissingDependency) as e:
-            log.warning("further job %s of %s: %s", state.job_id, folder.path, e)
+            log.warning("further job %s of %s: %s", folder.number, folder.path, e)
+            continue
+        if state is None:  # no head ever saw it
             continue
         seen_at = min(state.seen_at + silence_s, time.time()) if state.began_at else 0.0
         why = "left behind by a head that died"
@@ -95,32 +104,3 @@ def _stop(folder: Grown) -> None:
         job = LocalJob(record, folder) if record.launcher == "local" else SlurmJob(record)
         if job.state()[0] is not JobState.ended:
             job.stop()
-
-
-def main(path: str, minutes: str) -> None:
-    job = Grown(Path(path))
-    config, plan, owner = job.config(), job.plan(), job.attempt.job()
-    start = local.submit if owner and owner.launcher == "local" else slurm.submit
-    entry = importlib.import_module(ENTRY).main
-    record = start(job, _config(config, job.number, minutes), _from_zero(plan), entry)
-    write_json(job.job_file, record)
-    print(record.job_id)
-
-
-def _config(config: Config, number: int, minutes: str) -> Config:
-    """Of the run, as the further job is to be asked for; its agents need no MPI."""
-    wanted = replace(config.cluster.slurm, time=minutes, mpi="none")
-    cluster = replace(config.cluster, slurm=wanted)
-    return replace(config, name=f"{config.name}+{number}", cluster=cluster)
-
-
-def _from_zero(plan: Plan) -> Plan:
-    """What it asks of Slurm is counted over its own nodes."""
-    return plan.after(0, -plan.first_node)
-
-
-if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except HpcDynamoError as e:
-        sys.exit(e.message)

@@ -14,12 +14,29 @@ def whoami(count: int) -> tuple[int, list[str]]:
         return int(os.environ["SUBMITIT_LOCAL_GLOBALID"]), [socket.gethostname()] * count
     if "SLURM_NODEID" in os.environ:
         nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"]
-        return int(os.environ["SLURM_NODEID"]), _expand(nodes)
+        return int(os.environ["SLURM_NODEID"]), _in_order(_expand(nodes))
     raise LaunchError("an agent was started outside a job", hint="hpc-dynamo batch …")
 
 
 def _expand(nodes: str) -> list[str]:
     return ask("scontrol", "show", "hostnames", nodes).split()
+
+
+def _in_order(hosts: list[str]) -> list[str]:
+    """As their indexes count: component by component in a heterogeneous job, whose steps' lists
+    are sorted by name."""
+    components = int(os.environ.get("SLURM_HET_SIZE", "0"))
+    lists = (os.environ.get(f"SLURM_JOB_NODELIST_HET_GROUP_{i}") for i in range(components))
+    known = _expand(",".join(filter(None, lists))) if components else []
+    return [host for host in known if host in hosts] or hosts
+
+
+def component() -> int | None:
+    """Which of a heterogeneous job's our node is in."""
+    count = int(os.environ.get("SLURM_HET_SIZE", "0"))
+    name = os.environ.get("SLURMD_NODENAME", "")
+    lists = (os.environ.get(f"SLURM_JOB_NODELIST_HET_GROUP_{index}", "") for index in range(count))
+    return next((i for i, nodes in enumerate(lists) if nodes and name in _expand(nodes)), None)
 
 
 def requeued() -> bool:
@@ -30,7 +47,8 @@ def requeued() -> bool:
 def allocation_end() -> float | None:
     """When Slurm will end this job, seconds since the epoch; None where nobody knows.
 
-    Slurm before 23.02 does not set SLURM_JOB_END_TIME, scontrol knows it in all versions.
+    Slurm before 23.02 does not set SLURM_JOB_END_TIME, scontrol knows it in all versions, of each
+    component of a heterogeneous job.
     """
     if "SLURM_JOB_END_TIME" in os.environ:
         return float(os.environ["SLURM_JOB_END_TIME"])
@@ -41,6 +59,6 @@ def allocation_end() -> float | None:
         shown = ask("scontrol", "show", "job", job)
     except (LaunchError, MissingDependency):
         return None
-    fields = dict(word.split("=", 1) for word in shown.split() if "=" in word)
-    end = fields.get("EndTime", "Unknown")
-    return None if end in ("Unknown", "N/A") else datetime.fromisoformat(end).timestamp()
+    fields = [word.split("=", 1) for word in shown.split() if "=" in word]
+    ends = [end for name, end in fields if name == "EndTime" and end not in ("Unknown", "N/A")]
+    return min((datetime.fromisoformat(end).timestamp() for end in ends), default=None)

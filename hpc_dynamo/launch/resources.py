@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from hpc_dynamo.config import Config, Engine, minutes
+from hpc_dynamo.config import Config, Engine, minutes, on
 from hpc_dynamo.topology import Plan
 
 AGENT_CPUS, AGENT_MEMORY_GB = 1, 1.0  # each node's agent
-# On top, on the head node: counted on all, nodes are alike. Memory for each model: what its router
+# On top, on the head node: counted on all that are like it. Memory for each model: what its router
 # knows of caches, and its tokenizer in each frontend.
 HEAD_CPUS, HEAD_MEMORY_GB = 1, 3.0
 
@@ -22,16 +22,24 @@ class Resources:
     time_min: int
 
 
+def components(config: Config, plan: Plan) -> tuple[tuple[Config, Plan], ...]:
+    """Each kind of nodes of a job: the configuration as it is there, and what is laid out there."""
+    return tuple((on(config, part.kind), part) for part in plan.parts)
+
+
 def resources(config: Config, plan: Plan) -> Resources:
-    """Enough for the fullest node, unless `cluster` says how much a node gives."""
-    parts = [_engines(config, plan, node) for node in range(plan.nodes)]
-    cpus = max(sum(engine.cpus for engine in part) for part in parts)
-    memory = max(sum(engine.memory_gb for engine in part) for part in parts)
-    memory += AGENT_MEMORY_GB + HEAD_MEMORY_GB * len(config.each)
-    cluster = config.cluster
+    """Of nodes that are all alike: enough for the fullest, unless `cluster` says how much a node
+    gives."""
+    nodes = range(plan.first_node, plan.first_node + plan.nodes)
+    loads, cluster = [_engines(config, plan, node) for node in nodes], config.cluster
+    cpus = max(sum(engine.cpus for engine in load) for load in loads) + AGENT_CPUS
+    memory = max(sum(engine.memory_gb for engine in load) for load in loads) + AGENT_MEMORY_GB
+    if plan.first_node == 0:
+        cpus += HEAD_CPUS
+        memory += HEAD_MEMORY_GB * len(config.each)
     return Resources(
         nodes=plan.nodes,
-        cpus=cluster.cpus_per_node or cpus + AGENT_CPUS + HEAD_CPUS,
+        cpus=cluster.cpus_per_node or cpus,
         memory_gb=-int(-(cluster.memory_gb_per_node or memory) // 1),
         gpus=plan.gpus_per_node,
         time_min=minutes(cluster.slurm.time),
@@ -46,7 +54,7 @@ def _engines(config: Config, plan: Plan, node: int) -> list[Engine]:
 
 
 def sbatch_options(config: Config, plan: Plan) -> dict[str, str | int | bool]:
-    """sbatch's long options, without dashes. True is a bare flag."""
+    """sbatch's long options for nodes that are all alike, without dashes. True is a bare flag."""
     slurm, need = config.cluster.slurm, resources(config, plan)
     options: dict[str, str | int | bool | None] = {
         "job-name": f"hpc-dynamo-{config.name}" if config.name else "hpc-dynamo",
@@ -71,7 +79,7 @@ def sbatch_options(config: Config, plan: Plan) -> dict[str, str | int | bool]:
 
 
 def srun_options(config: Config, plan: Plan, mpi: str) -> list[str]:
-    """For the step of the agents.
+    """For the step of the agents on nodes that are all alike.
 
     cpus-per-task is repeated since srun stopped taking it from the job in Slurm 22.05; a lost
     agent must end neither the step nor the other agents.

@@ -5,17 +5,16 @@ finds itself in an allocation and starts its agents there.
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from hpc_dynamo.config import Config
-from hpc_dynamo.launch.resources import sbatch_options
+from hpc_dynamo.launch.resources import components, sbatch_options
 from hpc_dynamo.topology import Plan
 
 
 def render(config: Config, plan: Plan, verb: str, overrides: Sequence[str]) -> str:
     """The text of the script. Arguments of `sbatch script …` become further overrides."""
-    options = sbatch_options(config, plan) | _logs_and_signal(config)
-    lines = ["#!/bin/bash", *(_directive(name, value) for name, value in options.items()), ""]
+    lines = ["#!/bin/bash", *directives(config, plan, _logs_and_signal(config)), ""]
     lines += ["# The end of the job is announced to this shell, which must be the program itself:"]
     lines += ["# so `exec`. Further overrides may follow the script's name on sbatch's line."]
     lines += [*config.cluster.slurm.setup]
@@ -25,7 +24,22 @@ def render(config: Config, plan: Plan, verb: str, overrides: Sequence[str]) -> s
     return "\n".join(lines)
 
 
-def _logs_and_signal(config: Config) -> dict[str, str | int | bool]:
+Options = Mapping[str, str | int | bool]
+
+
+def directives(
+    config: Config, plan: Plan, first: Options, others: Options | None = None
+) -> Iterator[str]:
+    """The #SBATCH lines; nodes of several kinds are components of a heterogeneous job. `first` are
+    further options of the first component, in which the script runs, `others` of the rest."""
+    for index, (its, part) in enumerate(components(config, plan)):
+        if index:
+            yield "#SBATCH hetjob"
+        options = sbatch_options(its, part) | dict((others or {}) if index else first)
+        yield from (_directive(name, value) for name, value in options.items())
+
+
+def _logs_and_signal(config: Config) -> Options:
     signal = f"B:USR2@{config.cluster.slurm.signal_before_end_s}"
     return {"output": "%x-%j.log", "open-mode": "append", "signal": signal}
 

@@ -11,10 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from hpc_dynamo import launch
 from hpc_dynamo.child import LOGIN, clean_environment
+from hpc_dynamo.config import Launcher
 from hpc_dynamo.errors import LaunchError, MissingDependency
-from hpc_dynamo.launch import local, slurm
-from hpc_dynamo.run import Attempt, write_json
+from hpc_dynamo.launch import slurm
+from hpc_dynamo.run import Attempt
 
 ENTRY = "hpc_dynamo.node"  # by name: it is of a higher layer
 SUBMIT_S = 120.0
@@ -57,9 +59,8 @@ def main(path: str) -> None:
     config, plan = former.config(), former.plan()
     attempt = former.run.new_attempt(config, plan)
     job = former.job()
-    start = local.submit if job and job.launcher == "local" else slurm.submit
-    record = start(attempt, config, plan, importlib.import_module(ENTRY).main)
-    write_json(attempt.job_file, record)
+    launcher = Launcher.local if job and job.launcher == "local" else Launcher.slurm
+    launch.start(launcher, attempt, config, plan, importlib.import_module(ENTRY).main)
     print(attempt.path)
 
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch import rank
-from hpc_dynamo.launch.node import whoami
-from hpc_dynamo.launch.slurm import ask, mpi_type
+from hpc_dynamo.launch.node import component, whoami
+from hpc_dynamo.launch.slurm import ask, mpi_of_ranks
 from hpc_dynamo.topology import Plan, Worker
 
 KEPT = ("SLURM_JOB_ID", "SLURM_CONF")  # of the job's environment: all that srun needs of it
@@ -40,9 +40,11 @@ def step(config: Config, plan: Plan, worker: Worker, argv: Sequence[str]) -> tup
     nodes = [hosts[shard.node - plan.first_node] for shard in worker.shards]
     each = len(worker.shards[0].gpus)
     gpus = "/".join(",".join(map(str, shard.gpus)) for shard in worker.shards)
+    group = component()  # srun looks for nodes in the first one where it is not told
     options = (
+        *(() if group is None else (f"--het-group={group}",)),
         "--overlap",
-        f"--mpi={mpi_type(config)}",
+        f"--mpi={mpi_of_ranks(config)}",
         f"--job-name={_name(worker)}",
         f"--nodelist={','.join(nodes)}",
         f"--nodes={len(nodes)}",
@@ -70,7 +72,9 @@ def end(worker: Worker) -> None:
 
 
 def _job() -> str:
-    return os.environ["SLURM_JOB_ID"]
+    """That the worker's steps are of: each component of a heterogeneous job has its own."""
+    group = component()
+    return os.environ["SLURM_JOB_ID" if group is None else f"SLURM_JOB_ID_HET_GROUP_{group}"]
 
 
 def last_words(log_tail: str) -> str:

@@ -20,6 +20,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     host: str = ""  # local launcher: where the processes are
     pid: int = 0
     submitted_at: float = 0.0
+    beside: tuple[str, ...] = ()  # jobs of other kinds of nodes, asked for with it
 
 
 class GrownState(StrEnum):

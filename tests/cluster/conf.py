@@ -110,7 +110,14 @@ ReturnToService=2
 
 {nodes}
 PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
-"""
+{_kinds(spec)}"""
+
+
+def _kinds(spec: Spec) -> str:
+    """Partitions as of two kinds of nodes: `east` has the first, `west` the others."""
+    east, *west = spec.node_names
+    named = {"east": [east], "west": west} if west else {}
+    return "".join(f"PartitionName={p} Nodes={','.join(n)} State=UP\n" for p, n in named.items())
 
 
 def cgroup_conf() -> str:

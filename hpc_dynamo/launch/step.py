@@ -1,0 +1,23 @@
+"""The step of a job that runs its agents, over nodes that are alike or of several kinds."""
+
+from collections.abc import Sequence
+
+from hpc_dynamo.config import Config
+from hpc_dynamo.launch.resources import srun_options
+from hpc_dynamo.topology import Plan
+
+
+def command(
+    parts: Sequence[tuple[Config, Plan]], words: Sequence[str], mpi: str, *extra: str
+) -> list[str]:
+    """srun's line for `words` on every node, one task each; `extra` are further options.
+
+    Several kinds of nodes (see resources.components) are parts of a heterogeneous job.
+    """
+    argv = ["srun"]
+    for index, (its, part) in enumerate(parts):
+        argv += [":"] if index else []
+        argv += [f"--het-group={index}"] if len(parts) > 1 else []
+        argv += [f"--nodes={part.nodes}", f"--ntasks={part.nodes}", "--ntasks-per-node=1"]
+        argv += [*extra, *srun_options(its, part, mpi), *words]
+    return argv
