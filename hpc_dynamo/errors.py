@@ -105,3 +105,11 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     guess = get_close_matches(name, names, n=1)
     meant = f"did you mean {guess[0]!r}? " if guess else ""
     return ConfigError(f"{kind}={name!r} is not known", hint=f"{meant}known: {', '.join(names)}")
+
+
+def no_field(path: str, name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a field that the one at `path` has not; empty: the whole has not."""
+    full = f"{path}.{name}".lstrip(".")
+    guess = get_close_matches(name, names := sorted(known), n=1)
+    meant = f"did you mean {guess[0]}? " if guess else ""
+    return ConfigError(f"{full} is not a field", hint=f"{meant}known: {', '.join(names)}")

@@ -4,7 +4,8 @@ A tensor-parallel group talks all the time: it stays inside a node, or takes who
 a replica (of a data-parallel worker) that fits on a node. A worker that fits on a node is never
 split; a larger one takes consecutive nodes, as few as hold it and the same of each where that
 divides, whose rest is open to others. Workers without GPUs are dealt to the nodes in turn. Pools on
-nodes of different kinds are laid out apart, each on nodes of its own.
+nodes of different kinds are laid out apart, each on nodes of its own. Of several
+models the workers are placed as of one.
 """
 
 from dataclasses import dataclass, replace
@@ -24,16 +25,25 @@ class Shard:
 
 @dataclass(frozen=True)
 class Worker:
-    """One engine instance. `rank` counts workers of the job, prefill first."""
+    """One engine instance. `rank` counts workers of the job, model by model, prefill first.
+
+    `model` is one of `Config.models`; empty in a run of one model.
+    """
 
     rank: int
     role: Role
     shards: tuple[Shard, ...]
+    model: str = ""
 
     @property
     def node(self) -> int:
         """The node that serves this worker's HTTP."""
         return self.shards[0].node
+
+    @property
+    def title(self) -> str:
+        """For people: its role, and its model where there are several."""
+        return f"{self.model} {self.role}".lstrip()
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,10 @@ class Plan:
     def on_node(self, node: int) -> tuple[Worker, ...]:
         """Workers whose HTTP is served from this node."""
         return tuple(w for w in self.workers if w.node == node)
+
+    def of(self, model: str) -> "Plan":
+        """The same with the workers of one model alone."""
+        return replace(self, workers=tuple(w for w in self.workers if w.model == model))
 
     @property
     def first_node(self) -> int:
@@ -112,7 +126,7 @@ class Plan:
 
 def _after(worker: Worker, rank: int, node: int) -> Worker:
     shards = tuple(Shard(shard.node + node, shard.gpus) for shard in worker.shards)
-    return Worker(worker.rank + rank, worker.role, shards)
+    return replace(worker, rank=worker.rank + rank, shards=shards)
 
 
 def fill(config: Config, layout: Plan, role: Role, nodes: int) -> Plan:
@@ -138,13 +152,23 @@ def fill(config: Config, layout: Plan, role: Role, nodes: int) -> Plan:
 def plan(config: Config) -> Plan:
     """Lay out the workers. Raises ConfigError where the topology cannot be placed."""
     check(config)
-    demands = [(role, pool) for role, pool in config.topology.pools for _ in range(pool.workers)]
-    used = dict.fromkeys(pool.hardware for _, pool in demands)
-    return _by_kind(config, demands, tuple(used)) if any(used) else _lay_out(config, demands)
+    demands = _demands(config)
+    layout = _by_kind(config, [(role, pool) for _, role, pool in demands])
+    placed = zip(layout.workers, demands, strict=True)
+    return replace(layout, workers=tuple(replace(w, model=model) for w, (model, _, _) in placed))
 
 
-def _by_kind(config: Config, demands: list[tuple[Role, Pool]], used: tuple[str, ...]) -> Plan:
+def _demands(config: Config) -> list[tuple[str, Role, Pool]]:
+    """Model, role and shape of each worker, by rank."""
+    pools = [(model, *pool) for model, own in config.each.items() for pool in own.topology.pools]
+    return [(model, role, pool) for model, role, pool in pools for _ in range(pool.workers)]
+
+
+def _by_kind(config: Config, demands: list[tuple[Role, Pool]]) -> Plan:
     """Group after group, each with the configuration that holds on its nodes."""
+    used = dict.fromkeys(pool.hardware for _, pool in demands)
+    if not any(used):
+        return _lay_out(config, demands)
     workers, groups, nodes = dict[int, Worker](), list[Group](), 0
     for kind in used:
         ranks = [rank for rank, (_, pool) in enumerate(demands) if pool.hardware == kind]
@@ -158,9 +182,10 @@ def _by_kind(config: Config, demands: list[tuple[Role, Pool]], used: tuple[str, 
 
 
 def _lay_out(config: Config, demands: list[tuple[Role, Pool]]) -> Plan:
-    """In the order of the demands, on nodes that are all alike."""
-    kind = demands[0][1].hardware
-    gpus = 0 if config.engine.device is Device.cpu else _gpus_per_node(config, kind)
+    """In the order of the demands, on nodes that are all alike.
+    All models compute on the same kind of device."""
+    devices = {own.engine.device for own in config.each.values()}
+    gpus = 0 if Device.cpu in devices else _gpus_per_node(config, demands[0][1].hardware)
     if not gpus:
         nodes = config.topology.nodes or 1
         return Plan(nodes, 0, tuple(_dealt(demands, nodes)))
@@ -216,10 +241,9 @@ def _does_not_fit(demands: list[tuple[Role, Pool]], nodes: int, gpus: int) -> Co
     enough = nodes
     while _place(demands, enough, gpus) is None:
         enough += 1
-    pools = dict(demands)
     shape = ", ".join(
         f"topology.{role}.workers={pool.workers} of {pool.gpus} GPUs"
-        for role, pool in pools.items()
+        for role, pool in dict.fromkeys(demands)
     )
     why = f"need {needed} GPUs" if needed > had else "cannot be placed without splitting a group"
     kind = demands[0][1].hardware

@@ -286,7 +286,7 @@ async def test_the_head_learns_from_events_and_asks_for_what_it_missed(run: Run)
     agent = Client(server.endpoint, secrets.keys, CODEC)
     roster = Roster(nodes=(record(attempt),), method="", seconds=0)
     router = RealRouter.of(CONFIG)
-    members = Membership(attempt, roster, server, router, hopeless)
+    members = Membership(attempt, roster, server, {"": router}, hopeless)
     listening = asyncio.create_task(members.listen())
     try:
         await agent.send(Hello(node=record(attempt)))

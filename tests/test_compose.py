@@ -6,8 +6,9 @@ import msgspec
 import pytest
 
 from hpc_dynamo.cli.compose import compose, conf_dir, show
-from hpc_dynamo.config import Device, Kind, Launcher, PlannerKind
+from hpc_dynamo.config import Device, Kind, Launcher, PlannerKind, Policy, Task
 from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.topology import plan
 
 GROUPS = sorted(f"{file.parent.name}={file.stem}" for file in conf_dir().glob("*/*.yaml"))
 
@@ -145,3 +146,97 @@ def test_show_is_yaml_that_composes_to_the_same(tmp_path: Path) -> None:
     body = "# @package _global_\n" + show(config)
     (tmp_path / "batch" / "saved.yaml").write_text(body)
     assert compose(["batch=saved"], tmp_path) == config
+
+
+SEVERAL = [
+    *("engine=simulator", "engine.args.block-size=32", "topology.decode.workers=5"),
+    "topology.nodes=3",
+    *("models.llama-3.1-8b.path=/shared/8b", "models.llama-3.1-8b.topology=aggregated"),
+    *("models.llama-3.1-8b.topology.aggregated.workers=2", "models.org/large.path=/shared/70b"),
+    *("models.org/large.engine.args.timing=a100-8b", "models.org/large.router=session"),
+]
+
+
+def test_a_model_is_composed_as_a_run_of_it_alone() -> None:
+    config = compose(SEVERAL)
+    assert list(config.models) == ["llama-3.1-8b", "org/large"]
+    assert config.task is Task.serve
+    small, large = config.each.values()
+    assert (small.model.path, small.served_name) == ("/shared/8b", "llama-3.1-8b")
+    assert (small.topology.kind, small.topology.aggregated.workers) == (Kind.aggregated, 2)
+    assert small.topology.decode.workers == 0, "its own file of the group begins it anew"
+    assert small.topology.nodes == large.topology.nodes == 3
+    assert small.engine.args == {"block-size": 32}
+    assert (large.topology.kind, large.topology.decode.workers) == (Kind.disaggregated, 5)
+    assert large.engine.args == {"block-size": 32, "timing": "a100-8b"}
+    assert (small.router.policy, large.router.policy) == (Policy.kv, Policy.session)
+    assert small.models == large.models == {}
+
+
+def test_a_model_may_be_a_recipe() -> None:
+    words = ["engine=sglang", "engine.python=/env", "cluster.gpus_per_node=8"]
+    recipe = ["models.small.recipe=llama-8b-vllm", "models.small.topology.aggregated.workers=4"]
+    config = compose([*words, *recipe, "models.other.path=/b"])
+    small, other = config.each.values()
+    assert small.model.path.endswith("Llama-3.1-8B-Instruct")
+    assert (small.engine.name, small.engine.python) == ("vllm", "/env")
+    assert small.engine.args["max-model-len"] == 32768
+    assert (small.topology.kind, small.topology.aggregated.workers) == (Kind.aggregated, 4)
+    assert small.topology.nodes is None, "the nodes are all models'"
+    assert (other.engine.name, other.engine.args) == ("sglang", {})
+    assert plan(config).nodes == 1
+
+
+def test_without_models_there_is_one_under_no_name() -> None:
+    config = compose(["engine=simulator"])
+    assert config.each == {"": config}
+    assert config.task is Task.batch
+
+
+def test_models_of_a_file_and_words_on_them(tmp_path: Path) -> None:
+    (tmp_path / "batch").mkdir()
+    text = """# @package _global_
+models:
+  llama-3.1-8b:
+    path: /shared/8b
+    topology: {kind: aggregated, aggregated: {workers: 3}}
+    engine: {args: {max-model-len: 4096}}
+  large:
+    path: /shared/70b
+    topology: disaggregated
+    engine: sglang
+"""
+    (tmp_path / "batch" / "ours.yaml").write_text(text)
+    words = ["models.large.topology.decode.workers=2", "models.llama-3.1-8b.engine.max_num_seqs=8"]
+    small, large = compose(["batch=ours", *words], tmp_path).each.values()
+    assert (small.topology.kind, small.topology.aggregated.workers) == (Kind.aggregated, 3)
+    assert (small.engine.args, small.engine.max_num_seqs) == ({"max-model-len": 4096}, 8)
+    assert (large.engine.name, large.topology.decode.workers) == ("sglang", 2)
+    assert (small.model.path, large.model.path) == ("/shared/8b", "/shared/70b")
+
+
+def test_several_models_shown_are_yaml_that_composes_to_the_same(tmp_path: Path) -> None:
+    config = compose(SEVERAL)
+    (tmp_path / "batch").mkdir()
+    body = "# @package _global_\n" + show(config)
+    (tmp_path / "batch" / "saved.yaml").write_text(body)
+    assert compose(["batch=saved"], tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "what", "remedy"),
+    [
+        ("models.a.pth=/x", "models.a.pth is not a field", "did you mean path? known: engine"),
+        ("models.a=/x", "models.a is a model, not a value", "models.a.path="),
+        ("models.a.topology.decode.worker=2", "models.a: topology.decode.worker is", "workers?"),
+        ("models.a.topology=star", "models.a: topology='star' is not known", "aggregated"),
+        ("models.a.cluster.launcher=local", "models.a.cluster is not a field", "known: engine"),
+        ("models={a: 7}", "models.a=7 is no model", "path"),
+        ("models={a: {pth: /x}}", "models.a.pth is not a field", "did you mean path?"),
+    ],
+)
+def test_a_wrong_word_on_a_model_is_explained(override: str, what: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        compose(["engine=simulator", override])
+    assert what in refused.value.message
+    assert remedy in refused.value.hint

@@ -13,6 +13,7 @@ from hpc_dynamo.config import (
     Bootstrap,
     Cluster,
     Config,
+    Device,
     Engine,
     Kind,
     Model,
@@ -20,7 +21,10 @@ from hpc_dynamo.config import (
     PlannerKind,
     Pool,
     Role,
+    Route,
+    Served,
     Slurm,
+    Task,
     Topology,
     check,
     minutes,
@@ -37,6 +41,11 @@ def slurm(**fields: str) -> Config:
 
 def planned(topology: Topology = PAIR, **fields: Any) -> Config:
     return Config(topology=topology, planner=Planner(**({"by": PlannerKind.load} | fields)))
+
+
+def several(task: Task = Task.serve, **models: Served) -> Config:
+    """Beside a model `a` that is well."""
+    return Config(task=task, models={"a": Served(path="/a", topology=GOOD), **models})
 
 
 REFUSED = [
@@ -81,7 +90,7 @@ REFUSED = [
     (
         Config(topology=replace(PAIR, aggregated=Pool(workers=2))),
         "topology.aggregated.workers=2 has no place in kind=disaggregated",
-        "another topology.kind",
+        "topology=aggregated",
     ),
     (
         Config(topology=replace(GOOD, prefill=Pool(workers=2))),
@@ -103,6 +112,32 @@ REFUSED = [
         Config(topology=GOOD, cluster=Cluster(silence_s=1)),
         "cluster.silence_s=1 is below",
         "cluster.silence_s=30",
+    ),
+    (several(Task.batch), "a batch is of one model, and models.* names a", "once for each"),
+    (
+        replace(several(), planner=Planner(by=PlannerKind.load)),
+        "planner.by=load is of one model",
+        "hpc-dynamo serve",
+    ),
+    (
+        replace(several(), route=Route(workers=("http://gpu1:8000",))),
+        "models.* are served by workers that we start",
+        "a route for each",
+    ),
+    (
+        several(b=Served(topology=replace(GOOD, nodes=3))),
+        "models.b.topology.nodes=3",
+        "topology.nodes=3, for the whole job",
+    ),
+    (
+        several(b=Served(topology=GOOD, engine=Engine(device=Device.cpu))),
+        "models.b computes on cpu",
+        "one kind of device",
+    ),
+    (
+        several(b=Served(topology=replace(PAIR, decode=Pool()))),
+        "models.b: topology.decode.workers=0 must be at least 1",
+        "topology.decode.workers=1",
     ),
     (slurm(time="soon"), "cluster.slurm.time=soon is not a time", "HH:MM:SS"),
     (slurm(time="0"), "cluster.slurm.time=0 leaves no time", "cluster.slurm.time=01:00:00"),

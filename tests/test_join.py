@@ -108,7 +108,7 @@ async def heading(
     roster = Roster(nodes=(record,), method="tcp", seconds=0.0)
     write_json(attempt.roster_file, roster)
     router = Router.of(config)
-    members = Membership(attempt, roster, server, router, hopeless)
+    members = Membership(attempt, roster, server, {"": router}, hopeless)
     listening = asyncio.create_task(members.listen())
     yield Head(attempt, members, router)
     listening.cancel()

@@ -5,7 +5,18 @@ from typing import Any
 
 import pytest
 
-from hpc_dynamo.config import Cluster, Config, Device, Engine, Kind, Pool, Slurm, Topology
+from hpc_dynamo.config import (
+    Cluster,
+    Config,
+    Device,
+    Engine,
+    Kind,
+    Pool,
+    Served,
+    Slurm,
+    Task,
+    Topology,
+)
 from hpc_dynamo.launch.resources import (
     AGENT_CPUS,
     AGENT_MEMORY_GB,
@@ -61,6 +72,22 @@ def test_workers_without_gpus_count_as_a_whole() -> None:
     assert need(config) == Resources(
         nodes=2, cpus=3 * 2 + EXTRA_CPUS, memory_gb=3 * 4 + EXTRA_GB, gpus=0, time_min=60
     )
+
+
+def test_each_model_counts_as_its_own_engine_asks() -> None:
+    models = {
+        "large": Served(engine=Engine(cpus=8, memory_gb=64), topology=BASE.topology),
+        "small": Served(
+            engine=Engine(cpus=3, memory_gb=10), topology=Topology(aggregated=Pool(workers=2))
+        ),
+    }
+    config = replace(BASE, task=Task.serve, models=models)
+    alone = need(BASE)
+    more = replace(alone, memory_gb=alone.memory_gb + int(HEAD_MEMORY_GB))
+    assert need(config) == more, "the node of the large decode worker is the fullest"
+    dear = replace(models["small"], engine=Engine(cpus=20, memory_gb=10))
+    other = need(replace(config, models=models | {"small": dear}))
+    assert other.cpus == 2 * 8 + 2 * 20 + EXTRA_CPUS
 
 
 def test_memory_is_rounded_up() -> None:

@@ -6,7 +6,18 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hpc_dynamo.config import Cluster, Config, Device, Engine, Kind, Pool, Topology
+from hpc_dynamo.config import (
+    Cluster,
+    Config,
+    Device,
+    Engine,
+    Kind,
+    Pool,
+    Role,
+    Served,
+    Task,
+    Topology,
+)
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker, plan
 
@@ -257,3 +268,36 @@ def test_without_gpus_no_node_gets_two_more_than_another(workers: int, nodes: in
     counts = [len(laid_out.on_node(n)) for n in range(nodes)]
     assert max(counts) - min(counts) <= 1
     assert sum(counts) == workers
+
+
+def several(*models: Config) -> Config:
+    """On the nodes of the first, named m0, m1 …"""
+    served = {f"m{i}": Served(topology=c.topology, engine=c.engine) for i, c in enumerate(models)}
+    return replace(models[0], task=Task.serve, models=served)
+
+
+def test_workers_of_several_models_share_the_nodes() -> None:
+    layout = plan(several(split(pool(1), pool(1), 4), whole(pool(1, 4), 4), whole(pool(2), 4)))
+    assert drawn(layout) == "P0 1:0 | D1 1:1 | A2 0:0123 | A3 1:2 | A4 1:3"
+    assert [w.model for w in layout.workers] == ["m0", "m0", "m1", "m2", "m2"]
+    assert [w.rank for w in layout.of("m2").workers] == [3, 4]
+    assert layout.nodes == layout.of("m2").nodes == 2
+
+
+def test_workers_of_several_models_without_gpus_are_dealt_in_turn() -> None:
+    layout = plan(several(*(on_cpu(whole(pool(2), None, nodes=3)) for _ in range(2))))
+    assert drawn(layout) == "A0 0: | A1 1: | A2 2: | A3 0:"
+
+
+def sizes(layout: Plan) -> list[tuple[Role, int]]:
+    return [(w.role, sum(len(s.gpus) for s in w.shards)) for w in layout.workers]
+
+
+@given(configs(), st.integers(1, 6))
+def test_a_model_has_the_workers_that_it_would_have_alone(one: Config, workers: int) -> None:
+    other = whole(pool(workers), one.cluster.gpus_per_node)
+    layout = plan(several(one, other))
+    assert sizes(layout.of("m0")) == sizes(plan(one))
+    assert sizes(layout.of("m1")) == sizes(plan(other))
+    used = [(s.node, g) for w in layout.workers for s in w.shards for g in s.gpus]
+    assert len(used) == len(set(used)), "a GPU is used twice"

@@ -15,7 +15,7 @@ from hpc_dynamo.agent.probe import NOTHING, Served
 from hpc_dynamo.agent.start import until_served
 from hpc_dynamo.bootstrap.address import interface_of
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.engines import Engine, Meeting, Place, engine, for_worker
+from hpc_dynamo.engines import Engine, Meeting, Place, engine, for_worker, is_world
 from hpc_dynamo.errors import EngineError, WireError
 from hpc_dynamo.messages import (
     Bye,
@@ -51,7 +51,6 @@ class Agent:
         self._attempt, self._me, self._client, self._token = attempt, me, client, token
         self._config: Config = attempt.config()
         self._plan: Plan = attempt.plan()
-        self._engine: Engine = engine(self._config.engine.name)
         self._stopped = asyncio.Event()
         self._workers = {w.rank: w for w in self._plan.on_node(me.node)}  # as their roles are now
         self._served_as = dict[int, Role]()  # by rank: the last role in which it was ready
@@ -136,7 +135,7 @@ class Agent:
         its engine until now."""
         if former:
             await asyncio.wait([former])
-        left = self._config.engine.restarts
+        left = self._seen(self._workers[rank]).engine.restarts
         while left >= 0:
             try:
                 await self._live(rank)
@@ -162,8 +161,9 @@ class Agent:
         worker = self._workers[rank]
         place = self._first_place(worker)
         await self._report(worker, WorkerState.starting)
+        events = self._engine(worker).events(self._seen(worker), place)
         async with (
-            self._relay.follow(rank, self._engine.events(for_worker(self._config, worker), place)),
+            self._relay.follow(rank, events),
             self._gathering.life(place, self._is_gathered(worker)) as lost,
         ):
             await self._serve(place, lost)
@@ -175,7 +175,7 @@ class Agent:
             over = asyncio.create_task(death(part, child, lost, gathered))
             try:
                 role, token = worker.role, self._token
-                served = await until_served(self._config, part, role, token, over)
+                served = await until_served(self._seen(worker), part, role, token, over)
                 start_s = time.monotonic() - began
                 log.info("%s is ready after %.1f s", part.name, start_s)
                 self._served_as[worker.rank] = worker.role
@@ -188,18 +188,25 @@ class Agent:
     def _is_gathered(self, worker: Worker) -> bool:
         """Whether it has further parts, on other nodes, which their agents start."""
         spread = len(worker.shards) > 1
-        return spread and not self._engine.world(self._config, worker)
+        return spread and not is_world(self._config, worker)
+
+    def _seen(self, worker: Worker) -> Config:
+        return for_worker(self._config, worker)
+
+    def _engine(self, worker: Worker) -> Engine:
+        return engine(self._seen(worker).engine.name)
 
     def _first_place(self, worker: Worker) -> Place:
         """Of a worker, or of its first part; then also where all its parts meet."""
-        own = self._engine.ports
+        adapter = self._engine(worker)
+        own = adapter.ports
         if len(worker.shards) == 1:
             return self._place(worker, free_ports(self._me.address, own))
-        ports = free_ports(self._me.address, own + self._engine.meeting_ports)
+        ports = free_ports(self._me.address, own + adapter.meeting_ports)
         return self._place(worker, ports[:own], 0, Meeting(self._me.address, ports[own:]))
 
     def _further(self, worker: Worker, part: int, meeting: Meeting) -> Part:
-        ports = free_ports(self._me.address, self._engine.ports)
+        ports = free_ports(self._me.address, self._engine(worker).ports)
         return self._part(self._place(worker, ports, part, meeting))
 
     def _place(
@@ -219,7 +226,7 @@ class Agent:
         )
 
     def _part(self, place: Place) -> Part:
-        return Part(self._attempt, for_worker(self._config, place.worker), place, self._me.host)
+        return Part(self._attempt, self._seen(place.worker), place, self._me.host)
 
     async def _report(
         self,
@@ -234,6 +241,7 @@ class Agent:
         report = WorkerReport(
             rank=worker.rank,
             role=worker.role,
+            model=worker.model,
             node=self._me.node,
             host=self._me.host,
             state=state,

@@ -32,7 +32,7 @@ class Part:
         worker, parts = place.worker, len(place.worker.shards)
         self._world = engine(config.engine.name).world(config, worker)
         which = f", part {place.part + 1} of {parts}," if parts > 1 and not self._world else ""
-        self.name = f"worker {worker.rank} ({worker.role}){which} on {host}"
+        self.name = f"worker {worker.rank} ({worker.title}){which} on {host}"
 
     @property
     def url(self) -> str:

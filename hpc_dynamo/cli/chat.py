@@ -55,6 +55,9 @@ def _endpoint(args: Namespace, words: list[str]) -> tuple[Api, str]:
     attempt, endpoint = reachable(where)
     key = _read(args.key_file or endpoint.key_file)
     cert = args.cert or (attempt.config().serve.tls_cert if endpoint.tls else "")
+    if len(endpoint.models) > 1 and not args.model:
+        what = f"this run serves several models: {', '.join(endpoint.models)}"
+        raise UsageError(what, hint=f"--model {endpoint.model}")
     return Api(endpoint.url, key, cert), endpoint.model
 
 

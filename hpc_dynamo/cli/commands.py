@@ -8,7 +8,16 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from hpc_dynamo.config import Config
-from hpc_dynamo.engines import Command, Meeting, Place, check, contained, engine, for_worker
+from hpc_dynamo.engines import (
+    Command,
+    Meeting,
+    Place,
+    check,
+    contained,
+    engine,
+    for_worker,
+    is_world,
+)
 from hpc_dynamo.topology import Plan, Worker
 
 
@@ -33,12 +42,7 @@ def commands(config: Config, layout: Plan) -> Iterator[str]:
 
 def parts(config: Config, worker: Worker) -> range:
     """Of a worker, those that agents start: of an MPI world the first alone."""
-    return range(1 if _is_world(config, worker) else len(worker.shards))
-
-
-def _is_world(config: Config, worker: Worker) -> bool:
-    view = for_worker(config, worker)
-    return engine(view.engine.name).world(view, worker)
+    return range(1 if is_world(config, worker) else len(worker.shards))
 
 
 def started(config: Config, worker: Worker, part: int) -> Command:
@@ -64,8 +68,11 @@ def started(config: Config, worker: Worker, part: int) -> Command:
 
 
 def _title(config: Config, worker: Worker, part: int) -> str:
-    nodes, who = [f"<node-{s.node}>" for s in worker.shards], f"worker {worker.rank}, {worker.role}"
-    if _is_world(config, worker):
+    nodes, who = (
+        [f"<node-{s.node}>" for s in worker.shards],
+        f"worker {worker.rank}, {worker.title}",
+    )
+    if is_world(config, worker):
         return f"{who}, on {' '.join(nodes)}: each rank of a step of srun, a rank a GPU"
     split = f", part {part + 1} of {len(nodes)}" if len(nodes) > 1 else ""
     return f"{who}, on {nodes[part]}{split}"

@@ -5,8 +5,7 @@ The only importer of hydra and omegaconf; nothing of theirs leaves this file.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from difflib import get_close_matches
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,11 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hpc_dynamo.config import Config, Hardware, Role
-from hpc_dynamo.errors import ConfigError, unknown_name
+from hpc_dynamo.cli import models
+from hpc_dynamo.config import Config, Hardware, Role, Served, Task, about
+from hpc_dynamo.errors import ConfigError, no_field, unknown_name
+
+LAST = "+over=files"  # see _register
 
 KINDS = "cluster.hardware"  # of any names, each with the fields of Hardware
 
@@ -32,6 +34,7 @@ FREE = (
     "batch.defaults",
     "cluster.slurm.extra",
     KINDS,
+    "models",
 )
 
 
@@ -41,19 +44,50 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     `config_dir` holds more files for the same groups, or replaces ours by name. Raises
     ConfigError naming the field, the value and what is known.
     """
+    own, words = models.apart(overrides)
+    config, in_files = _composed(own, config_dir)
+    served = {
+        name: _model(name, in_files.get(name, {}), words.get(name, []), own, config_dir, config)
+        for name in {**in_files, **words}
+    }
+    task = Task.serve if served else config.task  # all that several models are for
+    return replace(config, models=served, task=task)
+
+
+def _model(
+    name: str,
+    in_files: object,
+    words: list[str],
+    own: list[str],
+    config_dir: Path | None,
+    run: Config,
+) -> Served:
+    """One of several: what a run of it alone would be. `own` words of the run gave `run`."""
+    with about(name):
+        groups, values = models.of_file(name, in_files)
+        its = models.with_its_own(own, groups + words, run.topology.nodes)
+        one, _ = _composed(its, config_dir, values)
+    return Served(one.model.path, one.engine, one.topology, one.router)
+
+
+def _composed(
+    overrides: Sequence[str], config_dir: Path | None, values: dict[str, Any] | None = None
+) -> tuple[Config, dict[str, object]]:
+    """A run of one model, and what files say of several. `values` lie over those of files."""
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
-    _register()
+    _register(values or {})
     with _initialised():
         try:
-            composed = hydra_compose("config", [*search, *map(_free, overrides)])
+            composed = hydra_compose("config", [*search, LAST, *map(_free, overrides)])
             plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
         except (HydraException, OmegaConfBaseException, ValueError) as e:
             raise _explained(e, overrides, config_dir) from e
     assert isinstance(plain, dict)
     _refuse_unknown(plain, asdict(Config()), "")
     plain["cluster"]["hardware"] = dict(map(_kind, plain["cluster"]["hardware"].items()))
+    several = {str(name): entry for name, entry in plain.pop("models").items()}
     try:
-        return msgspec.convert(plain, Config)
+        return msgspec.convert(plain, Config), several
     except msgspec.ValidationError as e:
         raise ConfigError(f"the configuration is not of its schema: {e}") from e
 
@@ -93,12 +127,15 @@ def _kind(item: tuple[Any, Any]) -> tuple[str, Any]:
         raise ConfigError(what, hint=f"such as {path}.nodes=2") from e
 
 
-def _register() -> None:
+def _register(values: dict[str, Any]) -> None:
     schema = OmegaConf.structured(Config)
     _thaw(schema)
-    # What an override adds would be frozen, and closed to the next: _kind checks it instead.
+    schema._get_node("models")._metadata.element_type = Any  # each is composed by itself
+    # What an override adds to it would be frozen, and closed to the next: _kind checks it.
     schema.cluster._get_node("hardware")._metadata.element_type = Any
     ConfigStore.instance().store(name="schema", node=schema)
+    # A group is merged in the order of the list of defaults: one that is added comes last.
+    ConfigStore.instance().store(group="over", name="files", node=values, package="_global_")
 
 
 def _thaw(node: DictConfig) -> None:
@@ -151,16 +188,9 @@ def _look_up(key: str) -> tuple[Any, ConfigError | None]:
         if not isinstance(known, dict):
             return None, ConfigError(f"{key} is not a field", hint=f"{path} is a value")
         if part not in known:
-            return None, _no_field(path, part, known)
+            return None, no_field(path, part, known)
         known, path = known[part], f"{path}.{part}".lstrip(".")
     return known, None
-
-
-def _no_field(path: str, name: str, known: dict[str, Any]) -> ConfigError:
-    full = f"{path}.{name}".lstrip(".")
-    guess = get_close_matches(name, known, n=1)
-    meant = f"did you mean {guess[0]}? " if guess else ""
-    return ConfigError(f"{full} is not a field", hint=f"{meant}known: {', '.join(sorted(known))}")
 
 
 def _refuse_unknown(
@@ -170,6 +200,6 @@ def _refuse_unknown(
     for name, value in given.items():
         full = f"{path}{name}"
         if name not in known:
-            raise _no_field(path.rstrip("."), name, known)
+            raise no_field(path.rstrip("."), name, known)
         if isinstance(value, dict) and isinstance(known[name], dict) and full not in free:
             _refuse_unknown(value, known[name], f"{full}.", free)

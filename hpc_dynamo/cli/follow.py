@@ -87,5 +87,5 @@ class _News:
         self._workers[worker.rank] = worker
         if old is None or (old.state, old.detail) != (worker.state, worker.detail):
             started = f" after {worker.start_s:.1f} s" if worker.state is WorkerState.ready else ""
-            what = f"worker {worker.rank} ({worker.role}) on {worker.host}: {worker.state}"
+            what = f"worker {worker.rank} ({worker.title}) on {worker.host}: {worker.state}"
             yield f"{what}{started} {worker.detail}".strip()

@@ -20,6 +20,7 @@ overrides are Hydra's: FIELD=VALUE, or GROUP=FILE for a file of conf/GROUP/. The
   topology=aggregated|disaggregated topology.prefill.workers=2 topology.decode.tensor_parallel=4
   cluster=auto|slurm|local          cluster.slurm.partition=gpu cluster.slurm.time=04:00:00
   model.path=/shared/models/llama   input=prompts.jsonl   name=my-run   runs=/scratch/me/runs
+  models.NAME.path=…                models.NAME.topology=… models.NAME.engine.args.…=…
   serve.port=8000                   router=kv|least_loaded|round_robin
   planner=off|load|sla              planner.interval_s=5 planner.ttft_s=2 planner.itl_s=0.04
 `hpc-dynamo plan --show` prints all of them with their values."""
@@ -55,6 +56,8 @@ EXAMPLES = {
   hpc-dynamo serve engine=simulator
   hpc-dynamo serve model.path=/shared/llama cluster.gpus_per_node=4 name=afternoon \\
       topology.prefill.workers=2 topology.decode.workers=2 cluster.slurm.time=04:00:00
+  hpc-dynamo serve models.small.path=/shared/llama-8b models.small.topology=aggregated \\
+      models.large.path=/shared/llama-70b models.large.topology.prefill.workers=2 …
   it prints base URL, key and the ssh line for your laptop; Ctrl-C ends the job
   hpc-dynamo serve planner.handover=true …   goes on after its walltime: the next job takes over
   hpc-dynamo serve --detach …       submit and return; `hpc-dynamo status` tells the rest""",
@@ -150,8 +153,8 @@ def _plan(verb: ArgumentParser) -> None:
     about = "print every worker's command, environment and files instead"
     verb.add_argument("--commands", action="store_true", help=about)
     verb.add_argument("--show", action="store_true", help="print the whole configuration")
-    tasks = [str(task) for task in Task]
-    verb.add_argument("--verb", default=tasks[0], choices=tasks, help="what the script is to run")
+    about = "what the script is to run (batch; several models: serve)"
+    verb.add_argument("--verb", choices=[str(task) for task in Task], help=about)
 
 
 def _chat(verb: ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from rich.table import Table
 from hpc_dynamo.messages import (
     Endpoint,
     GrownJob,
+    ModelStatus,
     Planning,
     Quantiles,
     Status,
@@ -27,8 +28,8 @@ LAPTOP_PORT = 8000  # on the user's own machine
 LOOPBACK = ("127.", "localhost", "[::1]")
 
 
-def loads(status: Status) -> Table:
-    """How busy each rank is. Latencies are the engines' own, p50 and p99 in milliseconds."""
+def loads(status: Status, model: str = "") -> Table:
+    """How busy each rank of a model is. Latencies are the engines' own, p50 and p99 in ms."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("rank", "role", "node", "state"):
         table.add_column(name)
@@ -36,7 +37,7 @@ def loads(status: Status) -> Table:
     for name in figures:
         table.add_column(name, justify="right", no_wrap=True)
     known = {load.rank: load for load in status.loads}
-    for worker in status.workers:
+    for worker in (w for w in status.workers if w.model == model):
         load = known.get(worker.rank)
         cells = _cells(load) if load else ["-"] * len(figures)
         table.add_row(*_who(worker), *cells)
@@ -63,6 +64,18 @@ def traffic_line(t: Traffic) -> str:
         f"{t.requests} requests, {t.rate_hz:.1f}/s, {t.active} active, {t.queued} queued, "
         f"{t.refused} refused, {t.failed} failed"
     )
+
+
+def model_line(model: str, known: ModelStatus | None) -> str:
+    """One of several models, and how it is."""
+    if known is None:
+        return f"model {model}"
+    how = f"refused, {known.lost}" if known.lost else traffic_line(known.traffic)
+    return f"model {model}: {how}"
+
+
+def served(endpoint: Endpoint) -> str:
+    return f"models {', '.join(endpoint.models)}" if endpoint.models else f"model {endpoint.model}"
 
 
 def planner_line(p: Planning) -> str:
@@ -96,15 +109,19 @@ def how_to(attempt: Attempt, endpoint: Endpoint) -> str:
     url = endpoint.url
     cert = f" --cacert {shlex.quote(attempt.config().serve.tls_cert)}" if endpoint.tls else ""
     head = '-H "Authorization: Bearer $(cat ' + key + ')" -H "Content-Type: application/json"'
+    answers, model = f"{endpoint.model} answers", ""
+    if endpoint.models:
+        answers = f"{', '.join(endpoint.models)} answer"
+        model = f" --model {shlex.quote(endpoint.model)}"
     here = " (this machine)" if endpoint.host == socket.gethostname() else ""
     other_name = "  (-k in place of --cacert … where the certificate is for another name)"
     rows = [
         "",
-        f"{endpoint.model} answers on {endpoint.host}{here}",
+        f"{answers} on {endpoint.host}{here}",
         f"  base URL: {url}",
         f"  key:      cat {key}",
         "try it:",
-        f"  hpc-dynamo chat {run}",
+        f"  hpc-dynamo chat {run}{model}",
         f"  curl{cert} {url}/chat/completions {head} -d {_example(endpoint.model)}",
         *([other_name] if endpoint.tls else []),
         "for OpenAI clients:",

@@ -13,7 +13,7 @@ from hpc_dynamo import simulation
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.start import OUT
 from hpc_dynamo.cli.views import duration
-from hpc_dynamo.config import Config, Role, check
+from hpc_dynamo.config import Config, Role, check, refuse_several
 from hpc_dynamo.draw import draw
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.simulation import Job, Outcome, Request, read, setup
@@ -37,6 +37,7 @@ def options(verb: ArgumentParser) -> None:
 def simulate(args: Namespace) -> int:
     """Put a trace on a modelled job with the real router and planner; starts nothing."""
     config = compose(list(_words(args)), args.config_dir)
+    refuse_several(config, "a simulation")
     check(config)
     requests = _requests(config)
     job = setup.job(config)

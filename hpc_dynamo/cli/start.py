@@ -18,7 +18,7 @@ from hpc_dynamo.cli import profiled, serving, views
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.config import Config, Launcher, Planner, PlannerKind, Serve, Task
-from hpc_dynamo.engines import check, engine, suited
+from hpc_dynamo.engines import check, is_world, suited
 from hpc_dynamo.errors import ConfigError, HpcDynamoError
 from hpc_dynamo.launch import grown, world
 from hpc_dynamo.messages import Outcome
@@ -34,7 +34,7 @@ OUT = Console(soft_wrap=True, highlight=False, emoji=False)
 
 def batch(args: Namespace) -> int:
     """Answer every request of a JSONL file; the same command again resumes."""
-    config = _composed(args)
+    config = replace(_composed(args), task=Task.batch)
     if not config.input:
         raise ConfigError("input is not set", hint="input=prompts.jsonl, a line a request")
     source = Path(config.input).absolute()
@@ -143,8 +143,9 @@ def _served(config: Config) -> str:
 
 
 def _folder(config: Config) -> str:
-    """The model's name as a folder's."""
-    return re.sub(r"[^\w.+-]+", "-", config.model.served_name)
+    """The model's name as a folder's, or those of several."""
+    names = "+".join(config.models) or config.model.served_name
+    return re.sub(r"[^\w.+-]+", "-", names)
 
 
 def files(serve: Serve) -> Serve:
@@ -192,7 +193,7 @@ def _checked(config: Config, launcher: Launcher) -> Plan:
     layout = lay_out(config)
     check(config, layout)
     grown.check(config, layout, launcher)
-    if any(engine(config.engine.name).world(config, worker) for worker in layout.workers):
+    if any(is_world(config, worker) for worker in layout.workers):
         world.refuse_without_slurm(launcher)
     return launch.settled(launcher, config, layout)
 

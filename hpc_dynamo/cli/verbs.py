@@ -29,7 +29,8 @@ from hpc_dynamo.topology import plan as lay_out
 
 def plan(args: Namespace) -> int:
     """Show the layout, the sbatch script or the engines' commands; starts nothing."""
-    config = replace(compose(args.overrides, args.config_dir), task=Task(args.verb))
+    config = compose(args.overrides, args.config_dir)
+    config = replace(config, task=Task(args.verb) if args.verb else config.task)
     layout = lay_out(config)
     if args.dry_run:
         if config.cluster.slurm.mixed is Mixed.jobs and len(layout.parts) > 1:
@@ -40,7 +41,7 @@ def plan(args: Namespace) -> int:
         words = list(args.overrides)
         if args.config_dir:
             words += ["--config-dir", str(args.config_dir.absolute())]
-        print(render(config, layout, args.verb, words), end="")
+        print(render(config, layout, config.task, words), end="")
     elif args.commands:
         print("\n\n".join(commands(config, layout)))
     elif args.show:

@@ -24,24 +24,27 @@ def layout(config: Config, plan: Plan) -> RenderableType:
     """Which worker is where."""
     if config.route.engines:
         return _engines(config)
-    title = f"{config.engine.name}, {config.topology.kind}: {plan.nodes} node(s)"
-    table = Table("node", "rank", "role", "GPUs", title=title, title_justify="left")
+    kinds = dict.fromkeys(f"{o.engine.name}, {o.topology.kind}" for o in config.each.values())
+    title = f"{'; '.join(kinds)}: {plan.nodes} node(s)"
+    models = ["model"] if config.models else []
+    table = Table("node", "rank", *models, "role", "GPUs", title=title, title_justify="left")
     parts = components(config, plan)
     for _, part in parts:
         for node in range(part.first_node, part.first_node + part.nodes):
-            for row in _on_node(part, node) or [("-", "idle", "-")]:
+            for row in _on_node(part, node, models) or [("-", *("-" for _ in models), "idle", "-")]:
                 table.add_row(" ".join(filter(None, (str(node), part.kind))), *row)
     return Group(table, *itertools.starmap(_node, parts))
 
 
-def _on_node(plan: Plan, node: int) -> list[tuple[str, str, str]]:
-    """Rank, role and GPUs of every worker there."""
-    rows = []
+def _on_node(plan: Plan, node: int, models: list[str]) -> list[tuple[str, ...]]:
+    """Rank, model where there are several, role and GPUs of every worker there."""
+    rows = list[tuple[str, ...]]()
     for worker, shard in [(w, s) for w in plan.workers for s in w.shards if s.node == node]:
         part = worker.shards.index(shard) + 1
         split = f" (part {part} of {len(worker.shards)})" if len(worker.shards) > 1 else ""
         gpus = ",".join(map(str, shard.gpus)) or "-"
-        rows.append((f"{worker.rank}{split}", str(worker.role), gpus))
+        model = [worker.model] if models else []
+        rows.append((f"{worker.rank}{split}", *model, str(worker.role), gpus))
     return rows
 
 
@@ -89,7 +92,7 @@ def status(attempt: Attempt, job: tuple[JobState, str] | None) -> RenderableType
         rows.append(Text(f"roster by {roster.method} in {roster.seconds:.3f} s: {hosts}"))
     endpoint = attempt.endpoint()
     if endpoint and not outcome:
-        rows.append(Text(f"endpoint {endpoint.url}, model {endpoint.model}"))
+        rows.append(Text(f"endpoint {endpoint.url}, {serving.served(endpoint)}"))
     if known:
         rows += [_phase(known, ended=outcome is not None), *_figures(known)]
     if outcome and outcome.message:
@@ -124,7 +127,10 @@ def _figures(known: Status) -> Iterator[RenderableType]:
         return
     if known.successor:
         yield Text(serving.successor_line(known.successor))
-    yield serving.loads(known)
+    for model in dict.fromkeys(w.model for w in known.workers) or ("",):
+        if model:
+            yield Text(serving.model_line(model, known.by_model.get(model)))
+        yield serving.loads(known, model)
     yield from (Text(f"worker {w.rank}: {w.detail}") for w in known.workers if w.detail)
     yield serving.traffic_line(known.traffic)
 

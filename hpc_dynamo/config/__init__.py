@@ -24,10 +24,12 @@ from hpc_dynamo.config.schema import (
     RoleOptions,
     Route,
     Serve,
+    Served,
     Slurm,
     Task,
     Topology,
 )
+from hpc_dynamo.config.several import about, refuse_several
 from hpc_dynamo.config.simulate import Simulate
 
 __all__ = [
@@ -58,12 +60,15 @@ __all__ = [
     "Route",
     "Router",
     "Serve",
+    "Served",
     "Simulate",
     "Slurm",
     "Task",
     "Topology",
+    "about",
     "before",
     "check",
     "minutes",
     "on",
+    "refuse_several",
 ]

@@ -7,7 +7,8 @@ from hpc_dynamo.config.container import check_container
 from hpc_dynamo.config.grow import check_grow
 from hpc_dynamo.config.kinds import check_kinds
 from hpc_dynamo.config.reshaping import check_planner
-from hpc_dynamo.config.schema import Config, Role, Serve, Topology
+from hpc_dynamo.config.schema import Config, Kind, Role, Serve, Topology
+from hpc_dynamo.config.several import about, check_models
 from hpc_dynamo.errors import ConfigError
 
 MIN_SILENCE_S = 3.0  # a few heartbeats
@@ -15,6 +16,14 @@ MIN_SILENCE_S = 3.0  # a few heartbeats
 
 def check(config: Config) -> None:
     """Refuse values that cannot work, naming field, value and remedy. Raises ConfigError."""
+    check_models(config)
+    for model, one in config.each.items():
+        with about(model):
+            _check_one(one)
+
+
+def _check_one(config: Config) -> None:
+    """Of a run of one model."""
     _check_pools(config.topology)
     _check_numbers(config)
     if config.cluster.silence_s < MIN_SILENCE_S:
@@ -42,7 +51,8 @@ def _check_pools(topology: Topology) -> None:
     for role in Role:
         workers = getattr(topology, role).workers
         if role not in used and workers:
-            hint = f"topology.{role}.workers=0, or another topology.kind"
+            kind = Kind.aggregated if role is Role.aggregated else Kind.disaggregated
+            hint = f"topology.{role}.workers=0, or topology={kind}"
             what = f"topology.{role}.workers={workers} has no place in kind={topology.kind}"
             raise ConfigError(what, hint=hint)
 

@@ -5,7 +5,7 @@ every process of the job. Defaults here are the defaults of the product; files i
 only choose. Fields carry their units; `None` means "derive it".
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -254,6 +254,16 @@ class Route:
 
 
 @dataclass(frozen=True)
+class Served:
+    """One of several models of a job: its folder or hub id, and what is its workers' alone."""
+
+    path: str = ""
+    engine: Engine = field(default_factory=Engine)
+    topology: Topology = Topology()
+    router: Router = field(default_factory=Router)
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything about one run."""
 
@@ -264,6 +274,7 @@ class Config:
     overwrite: bool = False  # throw away what an earlier run of this name produced
     engine: Engine = Engine()
     model: Model = Model()
+    models: dict[str, Served] = field(default_factory=dict)  # by name; empty: `model` alone
     topology: Topology = Topology()
     cluster: Cluster = Cluster()
     batch: Batch = Batch()
@@ -272,6 +283,26 @@ class Config:
     route: Route = Route()
     planner: Planner = field(default_factory=Planner)
     simulate: Simulate = field(default_factory=Simulate)
+
+    def of(self, model: str) -> "Config":
+        """As the workers of one model see it: a run of that model alone. Of a run of one model,
+        whose name in plans and reports is empty, itself."""
+        if not self.models:
+            return self
+        own = self.models[model]
+        return replace(
+            self,
+            model=Model(path=own.path, name=model),
+            models={},
+            engine=own.engine,
+            topology=own.topology,
+            router=own.router,
+        )
+
+    @property
+    def each(self) -> dict[str, "Config"]:
+        """`of` every model, by name."""
+        return {name: self.of(name) for name in self.models or ("",)}
 
     @property
     def served_name(self) -> str:

@@ -44,16 +44,22 @@ def quick(config: Config, gpus: int, address: str, host: str) -> Facts:
         memlock=_limit(resource.RLIMIT_MEMLOCK),
         port_error=port_error(address),
         model_path=path,
-        model_visible=not path or Path(path).expanduser().exists(),
+        model_visible=not path or _there(path),
         gpus_wanted=gpus,
         gpus_visible=visible(),
     )
 
 
 def _local_model(config: Config) -> str:
-    """A hub id such as org/name is fetched by the engine."""
-    path = config.model.path
-    return path if path.startswith(("/", ".", "~")) else ""
+    """Of several the first that is not there, if any. A hub id such as org/name is fetched by the
+    engine."""
+    paths = [own.model.path for own in config.each.values()]
+    local = [path for path in paths if path.startswith(("/", ".", "~"))]
+    return next((path for path in local if not _there(path)), next(iter(local), ""))
+
+
+def _there(path: str) -> bool:
+    return Path(path).expanduser().exists()
 
 
 def _free(folder: str) -> int:

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from contextlib import AsyncExitStack
+from itertools import starmap
 from pathlib import Path
 
 import msgspec
@@ -107,12 +108,13 @@ class _Node:
 
     async def _nixl(self, stack: AsyncExitStack) -> tuple[End | None, str]:
         name = f"doctor-{self._index}-{os.getpid()}"
+        first = next(iter(self._config.each.values()))
         try:
-            return await stack.enter_async_context(end(name, self._config, self._address)), ""
+            return await stack.enter_async_context(end(name, first, self._address)), ""
         except KvTransferError as e:
             return None, e.message
         except OSError as e:
-            return None, f"{self._config.engine.python} cannot be run: {e.strerror or e}"
+            return None, f"{first.engine.python} cannot be run: {e.strerror or e}"
 
     async def _facts(self, nixl_error: str) -> Facts:
         """MPI is tried by all nodes at once, the rest is looked at meanwhile."""
@@ -125,7 +127,9 @@ class _Node:
     def _look(self) -> Facts:
         config, folder = self._config, self._attempt.path
         plan, host = self._attempt.plan(), self._hosts[self._index]
-        python = config.engine.python or sys.executable
+        engines = dict.fromkeys(
+            (own.engine.python or sys.executable, own.engine.name) for own in config.each.values()
+        )
         quick = look.quick(config, plan.gpus_on(self._index), self._address, host)
         return msgspec.structs.replace(
             quick,
@@ -134,7 +138,7 @@ class _Node:
             model_gb_s=look.read_gb_s(quick.model_path) if quick.model_visible else None,
             run_error=look.run_error(folder),
             run_token=token(self._attempt),
-            engine_error=look.engine_error(python, config.engine.name),
+            engine_error="; ".join(filter(None, starmap(look.engine_error, engines))),
             mpi=look.mpi_version(sys.executable),
         )
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from hpc_dynamo.config import Config, Kind, RoleOptions
+from hpc_dynamo.config import Config, Kind, RoleOptions, Router, about
 from hpc_dynamo.engines import container
 from hpc_dynamo.engines.container import contained
 from hpc_dynamo.engines.contract import (
@@ -43,7 +43,16 @@ def engine(name: str) -> Engine:
 
 
 def check(config: Config, plan: Plan) -> None:
-    """Refuse what the engine cannot run, as each role's workers are started. Raises ConfigError."""
+    """Refuse what the engines of the models cannot run, as each role's workers are started.
+
+    Raises ConfigError.
+    """
+    for model, own in config.each.items():
+        with about(model):
+            _check(own, plan.of(model))
+
+
+def _check(config: Config, plan: Plan) -> None:
     adapter = engine(config.engine.name)
     if adapter.flexible(config) and differ(config):
         what = "a worker whose role changes while it runs has no options of one role: "
@@ -51,12 +60,12 @@ def check(config: Config, plan: Plan) -> None:
         hint = "planner.restart=true starts its engine anew in its new role; or planner=off"
         raise ConfigError(what, hint=hint)
     for worker in {worker.role: worker for worker in plan.workers}.values():
-        with _about(config, worker):
-            adapter.check(for_worker(config, worker), plan)
+        with _about_role(config, worker):
+            adapter.check(for_role(config, worker.role), plan)
 
 
 @contextmanager
-def _about(config: Config, worker: Worker) -> Iterator[None]:
+def _about_role(config: Config, worker: Worker) -> Iterator[None]:
     """What is raised as a ConfigError names the role, where that has options of its own."""
     try:
         yield
@@ -64,6 +73,12 @@ def _about(config: Config, worker: Worker) -> Iterator[None]:
         if config.engine.of(worker.role) == RoleOptions():
             raise
         raise ConfigError(f"{e.message} (with engine.{worker.role})", hint=e.hint) from e
+
+
+def is_world(config: Config, worker: Worker) -> bool:
+    """Whether its ranks are one MPI world, over all of its nodes."""
+    view = for_worker(config, worker)
+    return engine(view.engine.name).world(view, worker)
 
 
 def dialect(config: Config) -> Dialect:
@@ -79,12 +94,21 @@ def advice(config: Config, log_tail: str) -> str:
 
 
 def suited(config: Config) -> Config:
-    """With a router that asks of the engines what they can: of those that always share a
-    request none computes a prompt alone."""
+    """With routers that ask of the engines what they can: of those that always share a request
+    none computes a prompt alone."""
+    models = {
+        model: replace(served, router=_suited(config.of(model)))
+        for model, served in config.models.items()
+    }
+    own = config.router if models else _suited(config)
+    return replace(config, router=own, models=models)
+
+
+def _suited(config: Config) -> Router:
     shared = isinstance(dialect(config), Concurrent)
     if not (shared and config.topology.kind is Kind.disaggregated):
-        return config
-    return replace(config, router=replace(config.router, local_prefill=False))
+        return config.router
+    return replace(config.router, local_prefill=False)
 
 
 __all__ = [
@@ -106,6 +130,7 @@ __all__ = [
     "engine",
     "for_role",
     "for_worker",
+    "is_world",
     "probing",
     "suited",
 ]

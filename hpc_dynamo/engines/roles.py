@@ -1,4 +1,5 @@
-"""The configuration as one worker's engine sees it: what its role gets on top of all roles'.
+"""The configuration as one worker's engine sees it: its model's, with what its role gets on top of
+all roles'.
 
 Adapters know `engine.args` and `engine.env` alone. Whoever asks one for a worker's command, events
 or blocks passes it this view.
@@ -13,12 +14,12 @@ from hpc_dynamo.topology import Worker
 
 
 def for_worker(config: Config, worker: Worker) -> Config:
-    """With the options of the worker's role merged into `engine.args` and `engine.env`."""
-    return for_role(config, worker.role)
+    """Of its model, with the options of its role merged into `engine.args` and `engine.env`."""
+    return for_role(config.of(worker.model), worker.role)
 
 
 def for_role(config: Config, role: Role) -> Config:
-    """The same for any worker of a role. A view of a view is the same view."""
+    """For any worker of a role in a run of one model. A view of a view is the same view."""
     engine, own = config.engine, config.engine.of(role)
     args = merged(engine.args, _spelled_like(engine.args, own.args))
     return replace(config, engine=replace(engine, args=args, env={**engine.env, **own.env}))

@@ -23,11 +23,12 @@ from hpc_dynamo.frontend.app import App
 from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.frontend.forward import Forwarder
 from hpc_dynamo.frontend.generation import Generation
-from hpc_dynamo.frontend.stats import Stats
+from hpc_dynamo.frontend.lanes import Lane, Lanes
+from hpc_dynamo.frontend.stats import Counted, Stats
 from hpc_dynamo.frontend.verify import agrees
 from hpc_dynamo.http import Client, Limits, Server, pinned
 from hpc_dynamo.preprocess import GivenIds, NoTokenizer, Preprocessor
-from hpc_dynamo.router import RemoteRouter
+from hpc_dynamo.router import Ask, RemoteRouter
 from hpc_dynamo.run import Attempt
 
 TELL_S = 1.0
@@ -41,35 +42,48 @@ log = logging.getLogger("hpc_dynamo.frontend")
 async def serve(attempt: Attempt, index: int, link: Path, host: str, port: int) -> None:
     """Until the head is gone or says so by SIGTERM."""
     config, stats = attempt.config(), Stats()
-    prompts = await asyncio.to_thread(_prompts, config)
+    models = config.each
+    prompts = await asyncio.gather(*(asyncio.to_thread(_prompts, own) for own in models.values()))
     router = await RemoteRouter.connect(link)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, router.close)
     engines, jobs = Client.bearer(attempt.engine_key()), _among_jobs(config)
     async with engines as client, jobs, asyncio.TaskGroup() as tasks:
-        dispatcher = Dispatcher(router, dialect(config), client, tasks)
-        generation = Generation(config, prompts, stats)
+        lanes = Lanes(
+            _lane(model, own, known, stats, Dispatcher(router, dialect(own), client, tasks))
+            for (model, own), known in zip(models.items(), prompts, strict=True)
+        )
         gate, forwarder = Gate(_key(attempt, config)), Forwarder(jobs, attempt.number, stats)
-        app = App(config, gate, router, dispatcher, generation, forwarder, stats)
+        app = App(config, gate, router, lanes, forwarder, stats)
         async with Server(app, limits=_limits(config), refuse=_refuse) as server:
             await server.listen(host, port, tls=_tls(config), shared=True)
             log.info("frontend %d (pid %d) listens on %s:%d", index, os.getpid(), host, port)
-            check = tasks.create_task(_verify(config, generation, dispatcher))
-            renewal = tasks.create_task(_renew(generation))
-            heeding = tasks.create_task(_heed(router, forwarder))
-            await _tell(router, stats, server, dispatcher)
-            for task in (check, renewal, heeding):
+            background = [
+                tasks.create_task(_heed(router, forwarder)),
+                *(tasks.create_task(_verify(models[lane.model], lane)) for lane in lanes),
+                *(tasks.create_task(_renew(lane.generation)) for lane in lanes),
+            ]
+            await _tell(router, stats, server, lanes)
+            for task in background:
                 task.cancel()
             async with asyncio.timeout(FAREWELL_S):
                 await server.drain()
 
 
-async def _verify(config: Config, generation: Generation, dispatcher: Dispatcher) -> None:
+def _lane(
+    model: str, config: Config, prompts: Preprocessor | GivenIds, stats: Stats, to: Dispatcher
+) -> Lane:
+    """`stats` of the process are those of its only model."""
+    own = Stats() if model else stats
+    return Lane(model, Generation(config, prompts, own, model), to, own)
+
+
+async def _verify(config: Config, lane: Lane) -> None:
     """Where the engine has a tokenizer of the model's, it must be as ours."""
-    prompts = generation.prompts
+    prompts, ask = lane.generation.prompts, Ask(split=False, model=lane.model)
     if not isinstance(prompts, Preprocessor) or not engine(config.engine.name).tokenizes:
         return
-    if not await agrees(prompts, dispatcher, config.served_name):
-        generation.prompts = GivenIds()
+    if not await agrees(prompts, lane.dispatcher, config.served_name, ask):
+        lane.generation.prompts = GivenIds()
 
 
 async def _renew(generation: Generation) -> None:
@@ -88,11 +102,14 @@ async def _heed(router: RemoteRouter, forwarder: Forwarder) -> None:
         forwarder.heed(successor.url if successor else "")
 
 
-async def _tell(router: RemoteRouter, stats: Stats, server: Server, dispatcher: Dispatcher) -> None:
+async def _tell(router: RemoteRouter, stats: Stats, server: Server, lanes: Lanes) -> None:
     """Report to the head every second, the first time at once: that is how it knows of us."""
+    counted = Counted({"": stats} | {lane.model: lane.stats for lane in lanes})
     while not router.closed.done():
-        stats.connections, stats.retried = server.connections, dispatcher.retried
-        router.tell(stats)
+        stats.connections = server.connections
+        for lane in lanes:
+            lane.stats.retried = lane.dispatcher.retried
+        router.tell(counted)
         await asyncio.wait([router.closed], timeout=TELL_S)
 
 

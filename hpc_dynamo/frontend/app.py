@@ -3,16 +3,17 @@
 import asyncio
 import logging
 import time
+from dataclasses import dataclass
 
 from hpc_dynamo.config import Config
-from hpc_dynamo.dispatch import Dispatcher
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.frontend import errors, pages
 from hpc_dynamo.frontend.access import Gate, request_id
 from hpc_dynamo.frontend.document import LOADS, POSTS, ROUTE
 from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.frontend.forward import Forwarder
-from hpc_dynamo.frontend.generation import Generation
+from hpc_dynamo.frontend.generation import read_body
+from hpc_dynamo.frontend.lanes import Lanes
 from hpc_dynamo.frontend.relay import Relay
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.http import Reply, Request
@@ -23,16 +24,23 @@ JSON = (b"content-type", b"application/json")
 log = logging.getLogger(__name__)
 
 
+@dataclass
+class Bill:
+    """Whose figures a request counts for, as far as that is known."""
+
+    stats: Stats
+
+
 class App:
     """The handler of one frontend process."""
 
     def __init__(
-        self, config: Config, gate: Gate, router: RemoteRouter, dispatcher: Dispatcher,
-        generation: Generation, forwarder: Forwarder, stats: Stats,
+        self, config: Config, gate: Gate, router: RemoteRouter, lanes: Lanes,
+        forwarder: Forwarder, stats: Stats,
     ) -> None:  # fmt: skip
-        self._config, self._gate, self._router = config, gate, router
-        self._dispatcher, self._generation, self._stats = dispatcher, generation, stats
-        self._forwarder = forwarder
+        """`stats` are of what is of no model."""
+        self._config, self._gate, self._router, self._lanes = config, gate, router, lanes
+        self._forwarder, self._stats = forwarder, stats
         self._timeout_s = config.serve.request_timeout_s
 
     async def __call__(self, request: Request, reply: Reply) -> None:
@@ -40,9 +48,9 @@ class App:
         own_id = request_id(request.headers)
         reply.headers.append((b"x-request-id", own_id.encode()))
         began, self._stats.active = time.monotonic(), self._stats.active + 1
-        how = ""
+        how, bill = "", Bill(self._stats)
         try:
-            await self._answer(request, reply, own_id)
+            await self._answer(request, reply, own_id, bill)
         except Refused as e:
             how = self._refuse(request, reply, e)
         except RequestFailed as e:
@@ -54,12 +62,12 @@ class App:
             raise
         finally:
             self._stats.active -= 1
-            self._stats.seconds.observe(time.monotonic() - began)
+            bill.stats.seconds.observe(time.monotonic() - began)
             known = request.path if request.path in KNOWN else "other"
             key = f"{known} {how or reply.status}"
-            self._stats.answers[key] = self._stats.answers.get(key, 0) + 1
+            bill.stats.answers[key] = bill.stats.answers.get(key, 0) + 1
 
-    async def _answer(self, request: Request, reply: Reply, own_id: str) -> None:
+    async def _answer(self, request: Request, reply: Reply, own_id: str, bill: Bill) -> None:
         path = request.path
         if path not in OPEN:
             self._gate.check(request.headers)
@@ -73,11 +81,12 @@ class App:
             reply.send(200, await self._router.loads(), [JSON])
         elif path in PASSED:
             self._allow(request, "POST")
-            await self._pass(request, reply, own_id)
+            await self._pass(request, reply, own_id, bill)
         elif path == ROUTE:
             self._allow(request, "POST")
             if not await self._passed_on(request, reply, own_id):
-                ask = await self._generation.ask(request, self._router.view)
+                body, view = read_body(request.body), self._router.view
+                ask = await self._lanes.of(body, view).generation.ask(request, body, view)
                 reply.send(200, await self._router.explain(ask), [JSON])
         else:
             known = ", ".join(sorted(KNOWN))
@@ -87,15 +96,17 @@ class App:
         if request.method not in methods:
             raise Refused(405, f"{request.path} takes {methods[0]}, not {request.method}")
 
-    async def _pass(self, request: Request, reply: Reply, own_id: str) -> None:
+    async def _pass(self, request: Request, reply: Reply, own_id: str, bill: Bill) -> None:
         try:
             async with asyncio.timeout(self._timeout_s):
                 if await self._passed_on(request, reply, own_id):
                     return
                 self._admit()
-                work = await self._generation.work(request, own_id, self._router.view)
-                relay = Relay(reply, self._stats)
-                await self._dispatcher.run(work, relay)
+                body, view = read_body(request.body), self._router.view
+                lane = self._lanes.of(body, view)
+                bill.stats = lane.stats
+                work = await lane.generation.work(request, body, own_id, view)
+                await lane.dispatcher.run(work, Relay(reply, lane.stats))
         except TimeoutError as e:
             what = f"no whole answer within {self._timeout_s:.0f} s (serve.request_timeout_s)"
             raise Refused(504, what) from e

@@ -14,13 +14,11 @@ from hpc_dynamo.config import Config, Kind, Policy
 from hpc_dynamo.dispatch import OBJECT, Work
 from hpc_dynamo.engines import Body, Concurrent, dialect
 from hpc_dynamo.frontend.errors import Refused
-from hpc_dynamo.frontend.pages import check_model
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.frontend.wishes import FIELD, take_wish
 from hpc_dynamo.http import Request
-from hpc_dynamo.messages import View
 from hpc_dynamo.preprocess import GivenIds, Preprocessor, PromptRejected, Tokens
-from hpc_dynamo.router import Ask, Wish, block_hashes
+from hpc_dynamo.router import Ask, View, Wish, block_hashes
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -34,27 +32,27 @@ OURS = frozenset(
     }
 )  # fmt: skip
 COUNT = msgspec.json.Decoder(int | None)
-NAME = msgspec.json.Decoder(str | None)
 WHOLE = msgspec.json.Decoder(dict[str, Any])
 
 log = logging.getLogger(__name__)
 
 
 class Generation:
-    """Prepares requests of one process. `prompts` gives the ids of their prompts."""
+    """Prepares requests of one model. `prompts` gives the ids of their prompts."""
 
-    def __init__(self, config: Config, prompts: Preprocessor | GivenIds, stats: Stats) -> None:
-        self.prompts, self._stats = prompts, stats
+    def __init__(
+        self, config: Config, prompts: Preprocessor | GivenIds, stats: Stats, model: str = ""
+    ) -> None:
+        self.prompts, self._stats, self._model = prompts, stats, model
         self._policy = config.router.policy
         self._block = config.router.block_tokens
         self._can_split = config.topology.kind is Kind.disaggregated
         # Engines that always share a request also share what others leave to one of them.
         self._must_split = self._can_split and isinstance(dialect(config), Concurrent)
 
-    async def work(self, request: Request, own_id: str, view: View) -> Work:
-        """Raises Refused for what no engine would take."""
-        body, content = _read(request.body, OBJECT), request.body
-        self._check_model(view, body)
+    async def work(self, request: Request, body: Body, own_id: str, view: View) -> Work:
+        """`body` is the request's. Raises Refused for what no engine would take."""
+        content = request.body
         ours, wish = body.keys() & OURS, take_wish(request.headers, body)
         if ours:
             body = {name: value for name, value in body.items() if name not in ours}
@@ -64,38 +62,29 @@ class Generation:
         ask = await self._ask(request.path, content, body, view, wish)
         return Work(path, content, body, ask, headers)
 
-    async def ask(self, request: Request, view: View) -> Ask:
+    async def ask(self, request: Request, body: Body, view: View) -> Ask:
         """How a body of chat or completions, sent elsewhere, would be put to the router."""
-        body = _read(request.body, OBJECT)
-        self._check_model(view, body)
         wish, path = take_wish(request.headers, body), CHAT if "messages" in body else COMPLETIONS
         return await self._ask(path, request.body, body, view, wish)
 
-    def _check_model(self, view: View, body: Body) -> None:
-        try:
-            model = NAME.decode(body.get("model", b"null"))
-        except (msgspec.DecodeError, UnicodeDecodeError) as e:
-            raise Refused(400, "model must be a string", param="model") from e
-        if model is not None:
-            check_model(view, model)
-
     async def _ask(self, path: str, content: bytes, body: Body, view: View, wish: Wish) -> Ask:
         by_cache = (wish.policy or self._policy) is Policy.kv
+        model, context = self._model, view.of(self._model).context_tokens
         if path not in (CHAT, COMPLETIONS):
-            return Ask(split=False, wish=wish)
+            return Ask(split=False, wish=wish, model=model)
         split = self._must_split or (self._can_split and _one_answer(body))
-        if not (by_cache or (split and view.context_tokens)):
+        if not (by_cache or (split and context)):
             # Neither the choice nor the hand-over depends on the ids.
-            return Ask(split=split, wish=wish)
+            return Ask(split=split, wish=wish, model=model)
         prompts = await self._tokens(path, _read(content, WHOLE))
         if not prompts:
-            return Ask(split=split, wish=wish)
+            return Ask(split=split, wish=wish, model=model)
         longest, tokens = max(prompts, key=len), sum(map(len, prompts))
         self._stats.prompt_tokens += tokens
         hashes = block_hashes(longest.data, self._block) if by_cache else b""
         if not self._must_split:
-            split = split and len(prompts) == 1 and _fits(len(longest), body, view.context_tokens)
-        return Ask(tokens=tokens, hashes=hashes, split=split, wish=wish)
+            split = split and len(prompts) == 1 and _fits(len(longest), body, context)
+        return Ask(tokens=tokens, hashes=hashes, split=split, wish=wish, model=model)
 
     async def _tokens(self, path: str, body: dict[str, Any]) -> list[Tokens]:
         """Of each prompt; empty where only the engine can tell, or is to refuse them."""
@@ -108,6 +97,11 @@ class Generation:
         except PromptRejected as e:
             log.info("left to the engine to refuse: %s", e.message)
             return []
+
+
+def read_body(content: bytes) -> Body:
+    """Raises Refused."""
+    return _read(content, OBJECT)
 
 
 def _read(content: bytes, decoder: msgspec.json.Decoder[T]) -> T:

@@ -1,6 +1,6 @@
 """What is answered from the head's view of the job, without asking an engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from urllib.parse import unquote
 
 import msgspec
@@ -8,7 +8,7 @@ import msgspec
 from hpc_dynamo.frontend.document import document
 from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.http import Request
-from hpc_dynamo.messages import View
+from hpc_dynamo.router import Offer, View
 
 JSON = b"application/json"
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
@@ -34,38 +34,55 @@ def _live(view: View, request: Request) -> Answer:
 
 
 def _ready(view: View, request: Request) -> Answer:
-    """Whether a request sent now would be served: 200 or 503."""
-    if view.draining:
-        return _json({"status": "draining"}, 503)
+    """Whether a request sent now would be served: 200 or 503; of several models also of each."""
     ready = view.ready or (view.successor is not None and view.successor.ready)
-    return _json({"status": "ready"}) if ready else _json({"status": "starting"}, 503)
+    status = "draining" if view.draining else "ready" if ready else "starting"
+    several = {m: _state(view, offer) for m, offer in view.offers.items() if m}
+    said = {"status": status, **({"models": several} if several else {})}
+    return _json(said, 200 if status == "ready" else 503)
 
 
-def _card(view: View, name: str) -> dict[str, object]:
+def _state(view: View, offer: Offer) -> str:
+    if offer.lost:
+        return "lost"
+    return "draining" if view.draining else "ready" if offer.ready else "starting"
+
+
+def _card(name: str, context_tokens: int) -> dict[str, object]:
     card: dict[str, object] = {
         "id": name,
         "object": "model",
         "created": 0,
         "owned_by": "hpc-dynamo",
     }
-    return card | ({"max_model_len": view.context_tokens} if view.context_tokens else {})
+    return card | ({"max_model_len": context_tokens} if context_tokens else {})
 
 
 def _models(view: View, request: Request) -> Answer:
-    return _json({"object": "list", "data": [_card(view, name) for name in view.models]})
+    return _json({"object": "list", "data": list(_cards(view).values())})
+
+
+def _cards(view: View) -> dict[str, dict[str, object]]:
+    """Of all models that are served now, by name."""
+    offers = view.offers.values()
+    return {name: _card(name, offer.context_tokens) for offer in offers for name in offer.names}
 
 
 def _model(view: View, request: Request) -> Answer:
     name = unquote(request.path.removeprefix(f"{MODELS}/"))
-    check_model(view, name)
-    return _json(_card(view, name))
+    check_model(view.names, name)
+    return _json(_cards(view).get(name) or _card(name, 0))
 
 
-def check_model(view: View, name: str) -> None:
+def check_model(known: Collection[str], name: str | None) -> None:
     """Raises Refused for a name that nobody serves; before any worker is there all may be."""
-    if view.models and name not in view.models:
-        what = f"the model {name[:200]!r} is not served; known: {', '.join(view.models)}"
-        raise Refused(404, what, code="model_not_found", param="model")
+    if known and name is not None and name not in known:
+        raise unknown_model(name, known)
+
+
+def unknown_model(name: str, known: Iterable[str]) -> Refused:
+    what = f"the model {name[:200]!r} is not served; known: {', '.join(known)}"
+    return Refused(404, what, code="model_not_found", param="model")
 
 
 def _workers(view: View, request: Request) -> Answer:

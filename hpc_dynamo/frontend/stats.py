@@ -64,3 +64,24 @@ class Stats(msgspec.Struct, kw_only=True):
         self.ttft.add(other.ttft)
         self.itl.add(other.itl)
         self.seconds.add(other.seconds)
+
+
+class Counted(msgspec.Struct):
+    """Of one process or more: by model, and under the empty name what is of none of several, such
+    as connections, and all where there is one."""
+
+    by_model: dict[str, Stats] = {}
+
+    @property
+    def forwarding(self) -> int:
+        return sum(stats.forwarding for stats in self.by_model.values())
+
+    def add(self, other: "Counted") -> None:
+        for model, stats in other.by_model.items():
+            self.by_model.setdefault(model, Stats()).add(stats)
+
+    def ended(self) -> "Counted":
+        """As it is once the process is gone, and all that it had under way."""
+        for stats in self.by_model.values():
+            stats.active = stats.connections = stats.forwarding = 0
+        return self

@@ -16,11 +16,11 @@ IDS = msgspec.json.Decoder(list[int])
 log = logging.getLogger(__name__)
 
 
-async def agrees(prompts: Preprocessor, dispatcher: Dispatcher, model: str) -> bool:
+async def agrees(prompts: Preprocessor, dispatcher: Dispatcher, name: str, ask: Ask) -> bool:
     """False where an engine's ids differ from ours; an engine that cannot be asked agrees."""
     for probe, expected in prompts.probes():
-        body: Body = {"model": model, **probe}
-        work = Work(PATH, msgspec.json.encode(body), body, Ask(split=False))
+        body: Body = {"model": name, **probe}
+        work = Work(PATH, msgspec.json.encode(body), body, ask)
         answer = Whole()
         try:
             await dispatcher.run(work, answer)

@@ -20,7 +20,7 @@ class BatchWork:
 
     def __init__(self, job: Job) -> None:
         self._attempt, self._config = job.attempt, job.config
-        self._router, self._client = job.router, job.client
+        self._router, self._client = job.only.router, job.client
         self._runner: Runner | None = None
         self.phase = "loading"
 

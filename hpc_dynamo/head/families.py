@@ -20,3 +20,20 @@ def counters(prefix: str, table: Mapping[str, tuple[float, str]]) -> Iterable[Me
     """Without labels: name, value and text of each."""
     for name, (value, text) in table.items():
         yield CounterMetricFamily(f"{prefix}_{name}", text, value=value)
+
+
+def labelled(of: Mapping[str, Iterable[Metric]]) -> Iterable[Metric]:
+    """The same metrics of several models, one family each; all but those of the empty name get the
+    model as a label."""
+    families = dict[str, Metric]()
+    for model, metrics in of.items():
+        for metric in metrics:
+            samples = metric.samples
+            if model:
+                samples = [s._replace(labels={**s.labels, "model": model}) for s in samples]
+            if metric.name in families:
+                families[metric.name].samples += samples
+            else:
+                metric.samples = samples
+                families[metric.name] = metric
+    return families.values()

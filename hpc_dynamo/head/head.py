@@ -8,7 +8,6 @@ from msgspec.structs import replace
 
 from hpc_dynamo.agent import Agent
 from hpc_dynamo.config import PlannerKind, Task
-from hpc_dynamo.engines import engine
 from hpc_dynamo.head.batch import BatchWork
 from hpc_dynamo.head.companions import Companions
 from hpc_dynamo.head.course import Course
@@ -18,9 +17,8 @@ from hpc_dynamo.head.handover import Handover
 from hpc_dynamo.head.membership import Membership
 from hpc_dynamo.head.profiling import ProfileWork
 from hpc_dynamo.head.reshape import Reshaper
-from hpc_dynamo.head.scrape import Scraper
 from hpc_dynamo.head.serve import ServeWork
-from hpc_dynamo.head.work import Job, Members, Work
+from hpc_dynamo.head.work import Job, Members, Work, lanes
 from hpc_dynamo.http import Client
 from hpc_dynamo.launch.node import allocation_end
 from hpc_dynamo.launch.walltime import Walltime
@@ -28,7 +26,6 @@ from hpc_dynamo.messages import ControlMessage, Outcome, Planning, Roster, Statu
 from hpc_dynamo.planner.interpolation import load_profile
 from hpc_dynamo.planner.performance import Performance
 from hpc_dynamo.planner.planner import Planner
-from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.wire import Server
 
@@ -97,26 +94,28 @@ class Head(Course):
                 lambda: self._walltime.spare_s(work.likely_s),
             )
 
-    async def _reshape(self, router: Router, members: Membership, scraper: Scraper) -> None:
+    async def _reshape(self, job: Job, members: Membership) -> None:
         """By the planner, until cancelled; not at all where none is asked for."""
         config, file = self._config, self._attempt.planner_file
         if config.planner.by is not PlannerKind.off:
+            router, loads = job.only.router, job.only.scraper.loads
             planner = Planner(config.planner, await self._performance())
             flipper = Flipper(config, router, members)
             heed = self._grower.heed if self._grower else lambda decision: None
-            self._reshaper = Reshaper(config, router, planner, flipper, scraper.loads, file, heed)
+            self._reshaper = Reshaper(config, router, planner, flipper, loads, file, heed)
             await self._reshaper.run()
 
-    async def _grow(self, router: Router, members: Membership) -> None:
+    async def _grow(self, job: Job, members: Membership) -> None:
         """By further jobs, until cancelled; not at all where none may be asked for."""
         if self._config.planner.grow.nodes:
-            ends_at = self._walltime.ends_at
+            router, ends_at = job.only.router, self._walltime.ends_at
             self._grower = Grower(self._attempt, router, members, ends_at, self._moving)
             await self._grower.run()
 
-    async def _accompany(self, router: Router, members: Membership) -> None:
+    async def _accompany(self, job: Job, members: Membership) -> None:
         """By jobs of other kinds of nodes, until cancelled; not at all where there are none."""
         if self._attempt.plan().apart:
+            router = next(iter(job.lanes.values())).router  # of any model: none is drained
             made = Companions(self._attempt, router, members, self.warn, self.fail)
             self._companions = made
             await made.run()
@@ -130,7 +129,8 @@ class Head(Course):
 
     async def _stop(self, members: Membership, reason: str) -> None:
         """Further jobs and all agents, at the same time."""
-        patience_s = self._config.engine.stop_timeout_s + FAREWELL_S
+        engines = [own.engine for own in self._config.each.values()]
+        patience_s = max(engine.stop_timeout_s for engine in engines) + FAREWELL_S
         async with asyncio.TaskGroup() as group:
             group.create_task(members.stop_all(reason, patience_s))
             for others in self._further:
@@ -158,15 +158,14 @@ class Head(Course):
         self._walltime = Walltime(ends_at, self._config.cluster.slurm.signal_before_end_s)
         token = self._attempt.run.secrets().token
         async with Client.bearer(token) as http, asyncio.TaskGroup() as group:
-            router = Router.of(self._config)
-            members = Membership(self._attempt, self._roster, self._server, router, self.fail)
-            scraper = Scraper(router, http, engine(self._config.engine.name).metrics)
+            found = lanes(self._config, http)
+            routers = {model: lane.router for model, lane in found.items()}
+            members = Membership(self._attempt, self._roster, self._server, routers, self.fail)
             if self._config.planner.handover and self._config.task is Task.serve:
-                self._handover = Handover(self._attempt, router.news.set)
+                self._handover = Handover(self._attempt, next(iter(routers.values())).news.set)
             job = Job(
-                self._attempt, self._config, router, members, http, scraper, self._planning,
-                self._handover,
-            )  # fmt: skip
+                self._attempt, self._config, found, members, http, self._planning, self._handover
+            )
             made = self._work = WORK[self._config.task](job)
             if self._warned:
                 self.warn()
@@ -175,10 +174,10 @@ class Head(Course):
                 group.create_task(members.watch(), name="watch"),
                 group.create_task(self._show(members, ends_at), name="status"),
                 group.create_task(self._mind_the_end(made), name="walltime"),
-                group.create_task(scraper.run(), name="scrape"),
-                group.create_task(self._grow(router, members), name="growth"),
-                group.create_task(self._accompany(router, members), name="companions"),
-                group.create_task(self._reshape(router, members, scraper), name="planner"),
+                *(group.create_task(lane.scraper.run(), name="scrape") for lane in found.values()),
+                group.create_task(self._grow(job, members), name="growth"),
+                group.create_task(self._accompany(job, members), name="companions"),
+                group.create_task(self._reshape(job, members), name="planner"),
                 group.create_task(agent.run(), name="agent"),
             ]
             # Who was told to end must ask for no further job.

@@ -1,13 +1,14 @@
 """Who is here: agents by heartbeat, workers by what their agents report.
 
-A ready worker joins the router, any other leaves it at once. When every worker of a role
-is lost for good, no request can end any more and the job is over.
+A ready worker joins its model's router, any other leaves it at once. When every worker of a role
+is lost for good, no request of that model can end any more; when that is so of all models, the job
+is over.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 
 from msgspec.structs import replace
@@ -45,6 +46,8 @@ OVER = (WorkerState.failed, WorkerState.lost, WorkerState.stopped)  # of a worke
 
 SENT_AWAY = Stop(reason="the head does not expect this job, or not any more")
 
+GONE = (WorkerState.lost, WorkerState.stopped)
+
 log = logging.getLogger(__name__)
 
 
@@ -56,7 +59,7 @@ class Membership:
         attempt: Attempt,
         roster: Roster,
         server: Server[ControlMessage],
-        router: Router,
+        routers: Mapping[str, Router],
         hopeless: Callable[[EngineError], None],
     ) -> None:
         self._attempt, self._roster, config = attempt, roster, attempt.config()
@@ -66,7 +69,7 @@ class Membership:
         self._nodes = {node.node: node for node in roster.nodes}
         self._expected = dict[int, tuple[Worker, ...]]()  # by node: of further jobs, not here yet
         self._silence_s, self._reshaped = config.cluster.silence_s, reshapes(config)
-        self._server, self._router, self._hopeless = server, router, hopeless
+        self._server, self._routers, self._hopeless = server, routers, hopeless
         self._peers: dict[int, bytes] = {}  # node: socket id
         self._heard: dict[int, float] = {node.node: time.monotonic() for node in roster.nodes}
         self._changed, self._parts = asyncio.Condition(), Parts(self._send)
@@ -99,10 +102,8 @@ class Membership:
                     self.leaving.put_nowait(node)
                 case Bye(node=node) if node in self._nodes:
                     await self._gone(node, WorkerState.stopped, "its agent has ended")
-                case KvEvents(rank=rank, seq=seq, payload=payload):
-                    missed = self._router.caches.learn(rank, seq, payload)
-                    if missed is not None:
-                        await self._ask_replay(rank, missed)
+                case KvEvents() as events:
+                    await self._learn(events)
                     await asyncio.sleep(0)  # a flood of them must not keep all others waiting
                 case _:
                     what = type(message).__name__
@@ -143,6 +144,15 @@ class Membership:
         """To the agent of a node, if it is here."""
         if node in self._peers:
             await self._server.send(self._peers[node], message)
+
+    async def _learn(self, events: KvEvents) -> None:
+        """Of a further job that is over something may still come."""
+        rank = events.rank
+        if rank in self._placed:
+            caches = self._router(rank).caches
+            missed = caches.learn(rank, events.seq, events.payload)
+            if missed is not None:
+                await self._ask_replay(rank, missed)
 
     async def _ask_replay(self, rank: int, start: int) -> None:
         """Its agent sends again what the worker's engine has of KV events from `start` on, and
@@ -192,19 +202,19 @@ class Membership:
             log.error("no farewell within %.0f s from %s", patience_s, hosts)
 
     async def _admit(self, worker: WorkerReport) -> None:
-        self.workers[worker.rank] = worker
-        what = f"worker {worker.rank} ({worker.role}) on {worker.host}: {worker.state}"
+        self.workers[worker.rank], router = worker, self._router(worker.rank)
+        what = f"worker {worker.rank} ({worker.title}) on {worker.host}: {worker.state}"
         log.info("%s %s", what, worker.detail)
         if worker.state is WorkerState.ready:
-            await self._router.join(worker.rank, worker.role, worker.url)
+            await router.join(worker.rank, worker.role, worker.url)
             await self._ask_replay(worker.rank, 0)  # who begins to listen comes late
         else:
-            self._router.leave(worker.rank)
+            router.leave(worker.rank)
         if worker.state in OVER:
             await self._parts.over(worker.rank)
         for reports in self._followers:
             reports.put_nowait(worker)
-        self._despair(worker.role)
+        self._despair(worker)
 
     async def _gone(self, node: int, state: WorkerState, why: str) -> None:
         """An agent has ended or died; so have its workers."""
@@ -220,6 +230,7 @@ class Membership:
             report = WorkerReport(
                 rank=worker.rank,
                 role=self._role(worker),
+                model=worker.model,
                 node=node,
                 host=host,
                 state=state,
@@ -242,12 +253,29 @@ class Membership:
         heard = self.workers.get(worker.rank)
         return heard.role if heard else worker.role
 
-    def _despair(self, role: Role) -> None:
-        ranks = [w.rank for w in self._placed.values() if self._role(w) is role]
-        gone = (WorkerState.lost, WorkerState.stopped)
-        lost = [self.workers[r] for r in ranks if r in self.workers]
-        if self._reshaped and any(w.state not in gone for w in self.workers.values()):
+    def _router(self, rank: int) -> Router:
+        return self._routers[self._placed[rank].model]
+
+    def _despair(self, last: WorkerReport) -> None:
+        """Where none is left of the workers that are as the last one of them was."""
+        if self._reshaped and any(w.state not in GONE for w in self.workers.values()):
             return  # the planner gives the role another worker
-        if lost and len(lost) == len(ranks) and all(w.state in gone for w in lost):
+        alike = [w.rank for w in self._placed.values() if self._alike(w, last)]
+        lost = [self.workers[rank] for rank in alike if rank in self.workers]
+        if lost and len(lost) == len(alike) and all(w.state in GONE for w in lost):
+            of = f" of model {last.model}" if last.model else ""
             how = lost[-1].detail or f"stopped on {lost[-1].host}"
-            self._hopeless(EngineError(f"no {role} worker is left; the last one: {how}"))
+            why = f"no {last.role} worker{of} is left; the last one: {how}"
+            self._give_up(last.model, why)
+
+    def _alike(self, worker: Worker, other: WorkerReport) -> bool:
+        return worker.model == other.model and self._role(worker) is other.role
+
+    def _give_up(self, model: str, why: str) -> None:
+        """The model; with the last of them the job."""
+        router = self._routers[model]
+        if all(other.lost for other in self._routers.values() if other is not router):
+            self._hopeless(EngineError(why))
+        elif not router.lost:
+            log.error("%s", why)
+            router.give_up(why)

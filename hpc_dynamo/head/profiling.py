@@ -42,7 +42,7 @@ class ProfileWork:
         self.phase, self.likely_s = "loading", 0.0
 
     async def run(self) -> Outcome:
-        await self._job.router.ready(role for role, _ in self._config.topology.pools)
+        await self._job.only.router.ready(role for role, _ in self._config.topology.pools)
         prefill, decode = self._workers()
         name = self._config.served_name
         spoken = dialect(self._config)

@@ -5,32 +5,33 @@ import logging
 import os
 import socket
 import sys
-from collections import Counter
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import msgspec
+from msgspec.structs import replace
 
 from hpc_dynamo.bootstrap.address import outward
 from hpc_dynamo.child import Child, clean_environment
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.frontend.stats import Stats
-from hpc_dynamo.head.exposition import exposition
-from hpc_dynamo.head.work import Job
+from hpc_dynamo.head.exposition import Part, exposition
+from hpc_dynamo.head.frontends import Frontends
+from hpc_dynamo.head.work import Job, Lane
 from hpc_dynamo.launch.walltime import LIKELY
 from hpc_dynamo.messages import (
     Endpoint,
+    ModelStatus,
     Outcome,
     Status,
     Successor,
     Traffic,
-    View,
     WorkerLoad,
     WorkerReport,
     WorkerState,
 )
-from hpc_dynamo.router import RouterServer
+from hpc_dynamo.router import Offer, RouterServer, View
 from hpc_dynamo.run import write_json
 
 STOP_S = 5.0  # for a frontend process to end its streams in order
@@ -49,11 +50,8 @@ class ServeWork:
 
     def __init__(self, job: Job) -> None:
         self._job, self._config = job, job.config
-        self._draining, self._came = asyncio.Event(), asyncio.Event()
-        self._told = dict[int, Stats]()  # by the frontends that are there
-        self._words = Counter[int]()  # of each
-        self._former = Stats()  # of those that are gone
-        self._traffic = Traffic()
+        self._draining, self._frontends = asyncio.Event(), Frontends()
+        self._traffic = dict[str, Traffic]()  # by model
         self.phase = "loading"
 
     async def run(self) -> Outcome:
@@ -66,8 +64,9 @@ class ServeWork:
         return Outcome(exit_code=0, message="the walltime ended; the endpoint was drained first")
 
     async def _serve(self, link: Path, host: str, port: int) -> None:
-        router = self._job.router
-        async with RouterServer(router, link, self._view, self._hear, self._left) as server:
+        lanes, heard = self._job.lanes.values(), self._frontends
+        routers = {model: lane.router for model, lane in self._job.lanes.items()}
+        async with RouterServer(routers, link, self._view, heard.hear, heard.left) as server:
             async with asyncio.TaskGroup() as group:
                 count = self._config.serve.frontends or usual_frontends()
                 frontends = [
@@ -75,26 +74,20 @@ class ServeWork:
                     for index in range(count)
                 ]
                 try:
-                    await router.ready(role for role, _ in self._config.topology.pools)
-                    await self._came.wait()
+                    for lane in lanes:
+                        await lane.router.ready(lane.roles)
+                    await heard.here()
                     server.show()  # that it is ready, before anybody else is told
                     self._announce(host, port)
                     await self._draining.wait()
                     server.show()
-                    await router.idle()
-                    await self._back()
+                    for lane in lanes:
+                        await lane.router.idle()
+                    await heard.back()
                 finally:
                     server.hang_up()  # what is still under way gets its last words
                     for task in frontends:
                         task.cancel()
-
-    async def _back(self) -> None:
-        """Until what was passed on has been answered. A frontend's first word since may have been
-        under way before it knew that nothing more is to be."""
-        words = self._words = Counter[int]()
-        while any(words[n] < 2 or stats.forwarding for n, stats in self._told.items()):
-            self._came.clear()
-            await self._came.wait()
 
     async def _keep(self, index: int, link: Path, host: str, port: int) -> None:
         """Start a frontend process, again when it dies."""
@@ -121,7 +114,8 @@ class ServeWork:
             host=socket.gethostname(),
             address=own,
             port=port,
-            model=self._config.served_name or next(iter(self._models()), ""),
+            model=self._name,
+            models=tuple(self._config.models),
             key_file=serve.key_file or str(self._job.attempt.run.key_file),
             tls=bool(serve.tls_cert),
         )
@@ -130,35 +124,35 @@ class ServeWork:
         self.phase = "serving"
         log.info("serving at %s", endpoint.url)
 
-    # What frontends tell and are shown.
+    @property
+    def _name(self) -> str:
+        """Of our model, or the first of ours; engines may be all who know it."""
+        own = next(iter(self._config.models), self._config.served_name)
+        return own or next(iter(self._view().names), "")
 
-    def _hear(self, frontend: int, content: bytes) -> None:
-        self._told[frontend] = msgspec.msgpack.decode(content, type=Stats)
-        self._words[frontend] += 1
-        self._came.set()
-
-    def _left(self, frontend: int) -> None:
-        if frontend in self._told:
-            gone = self._told.pop(frontend)
-            gone.active = gone.connections = gone.forwarding = 0
-            self._came.set()
-            self._former.add(gone)
+    # What frontends are shown.
 
     def _view(self) -> View:
-        members, router = self._job.members, self._job.router
-        ready = [w for w in members.workers.values() if w.state is WorkerState.ready]
-        contexts = [w.context_tokens for w in ready if w.context_tokens]
-        workers, loads = members.in_order(), self._job.scraper.loads()
-        self._traffic = router.traffic()
+        workers, loads = self._job.members.in_order(), self._job.loads
+        self._traffic = {m: lane.router.traffic() for m, lane in self._job.lanes.items()}
         return View(
-            ready=router.complete(role for role, _ in self._config.topology.pools),
+            offers={model: self._offer(model, lane) for model, lane in self._job.lanes.items()},
             draining=self._draining.is_set(),
             successor=self._successor,
-            models=self._models(),
-            context_tokens=min(contexts, default=0),
             workers=workers,
             loads=loads,
             metrics=self._exposition(loads, workers),
+        )
+
+    def _offer(self, model: str, lane: Lane) -> Offer:
+        here = [w for w in self._job.members.workers.values() if w.model == model]
+        ready = [w for w in here if w.state is WorkerState.ready]
+        contexts = [w.context_tokens for w in ready if w.context_tokens]
+        return Offer(
+            ready=lane.router.complete(lane.roles),
+            lost=lane.router.lost,
+            names=tuple(dict.fromkeys(name for w in ready for name in w.models)),
+            context_tokens=min(contexts, default=0),
         )
 
     @property
@@ -166,18 +160,13 @@ class ServeWork:
         return self._job.handover.successor if self._job.handover else None
 
     def _exposition(self, loads: tuple[WorkerLoad, ...], workers: tuple[WorkerReport, ...]) -> str:
-        planned = self._job.planning()
-        return exposition(self._stats(), self._traffic, loads, workers, self._job.router, planned)
-
-    def _models(self) -> tuple[str, ...]:
-        ready = [w for w in self._job.members.workers.values() if w.state is WorkerState.ready]
-        return tuple(dict.fromkeys(name for w in ready for name in w.models))
-
-    def _stats(self) -> Stats:
-        total = Stats()
-        for stats in (self._former, *self._told.values()):
-            total.add(stats)
-        return total
+        stats = self._frontends.by_model()
+        parts = {
+            model: Part(stats.get(model, Stats()), self._traffic[model], lane.router)
+            for model, lane in self._job.lanes.items()
+        }
+        rest = stats.get("", Stats())
+        return exposition(parts, rest, loads, workers, self._job.planning())
 
     # For the head.
 
@@ -195,13 +184,35 @@ class ServeWork:
 
     @property
     def likely_s(self) -> float:
-        return self._stats().seconds.quantile(LIKELY)
+        return self._frontends.total().seconds.quantile(LIKELY)
 
     def describe(self, status: Status) -> Status:
-        failed = sum(n for how, n in self._stats().answers.items() if how.split()[-1] in FAILED)
-        traffic = msgspec.structs.replace(self._traffic, failed=failed)
-        loads, successor = self._job.scraper.loads(), self._successor
-        return msgspec.structs.replace(status, loads=loads, traffic=traffic, successor=successor)
+        stats = self._frontends.by_model()
+        traffic = {m: replace(t, failed=_failed(stats.get(m))) for m, t in self._traffic.items()}
+        total = replace(_together(traffic.values()), failed=_failed(self._frontends.total()))
+        return replace(
+            status,
+            loads=self._job.loads,
+            traffic=total,
+            by_model={
+                m: ModelStatus(traffic=t, lost=self._job.lanes[m].router.lost)
+                for m, t in traffic.items()
+                if m
+            },
+            successor=self._successor,
+        )
+
+
+def _together(parts: Iterable[Traffic]) -> Traffic:
+    """Of all models."""
+    several = tuple(parts)
+    sums = {name: sum(getattr(t, name) for t in several) for name in Traffic.__struct_fields__}
+    return Traffic(**sums)
+
+
+def _failed(stats: Stats | None) -> int:
+    answers = stats.answers.items() if stats else ()
+    return sum(count for how, count in answers if how.split()[-1] in FAILED)
 
 
 def usual_frontends() -> int:

@@ -3,16 +3,13 @@
 import asyncio
 from pathlib import Path
 
-from hpc_dynamo.engines import engine
 from hpc_dynamo.head.course import Course
 from hpc_dynamo.head.peers import Peers
 from hpc_dynamo.head.probed import LOOPBACK, Probed
-from hpc_dynamo.head.scrape import Scraper
 from hpc_dynamo.head.serve import ServeWork
-from hpc_dynamo.head.work import Job
+from hpc_dynamo.head.work import Job, lanes
 from hpc_dynamo.http import Client
 from hpc_dynamo.messages import Outcome
-from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt
 
 
@@ -28,17 +25,17 @@ class Standalone(Course):
         key = self._attempt.engine_key()
         async with Client.bearer(key) as http, self._among_heads() as heads:
             async with asyncio.TaskGroup() as group:
-                router = Router.of(self._config)
-                members = Probed(self._config, router, http, group, self._address)
-                scraper = Scraper(router, http, engine(self._config.engine.name).metrics)
-                job = Job(self._attempt, self._config, router, members, http, scraper)
+                found = lanes(self._config, http)
+                (lane,) = found.values()
+                members = Probed(self._config, lane.router, http, group, self._address)
+                job = Job(self._attempt, self._config, found, members, http)
                 made = self._work = ServeWork(job)
-                peers = Peers(router, self._config.route.peers, heads)
+                peers = Peers(lane.router, self._config.route.peers, heads)
                 tasks = [
                     group.create_task(members.watch(), name="watch"),
                     group.create_task(self._show(members, None), name="status"),
                     group.create_task(peers.run(), name="peers"),
-                    group.create_task(scraper.run(), name="scrape"),
+                    group.create_task(lane.scraper.run(), name="scrape"),
                 ]
                 outcome = await self._over(group.create_task(self._finish(made), name="work"))
                 for background in tasks:

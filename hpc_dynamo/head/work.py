@@ -1,14 +1,16 @@
 """What a job is for, as the head sees it: a batch to finish, or an endpoint to keep up."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import Config, Role
+from hpc_dynamo.engines import engine
 from hpc_dynamo.head.handover import Handover
 from hpc_dynamo.head.scrape import Scraper
 from hpc_dynamo.http import Client
-from hpc_dynamo.messages import Outcome, Planning, Status, WorkerReport
+from hpc_dynamo.messages import Outcome, Planning, Status, WorkerLoad, WorkerReport
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt
 
@@ -26,17 +28,49 @@ class Members(Protocol):
 
 
 @dataclass(frozen=True)
+class Lane:
+    """One model's part of a job: who routes its requests, and what its workers say."""
+
+    config: Config
+    router: Router
+    scraper: Scraper
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        return tuple(role for role, _ in self.config.topology.pools)
+
+
+def lanes(config: Config, client: Client) -> dict[str, Lane]:
+    """By model, see topology.Worker."""
+    news, found = asyncio.Event(), dict[str, Lane]()
+    for model, own in config.each.items():
+        router = Router.of(own, news)
+        scraper = Scraper(router, client, engine(own.engine.name).metrics)
+        found[model] = Lane(own, router, scraper)
+    return found
+
+
+@dataclass(frozen=True)
 class Job:
     """What any work is made of. `client` speaks to engines."""
 
     attempt: Attempt
     config: Config
-    router: Router
+    lanes: Mapping[str, Lane]
     members: Members
     client: Client
-    scraper: Scraper
     planning: Callable[[], Planning | None] = lambda: None
     handover: Handover | None = None
+
+    @property
+    def only(self) -> Lane:
+        """Of a job of one model."""
+        (lane,) = self.lanes.values()
+        return lane
+
+    @property
+    def loads(self) -> tuple[WorkerLoad, ...]:
+        return tuple(load for lane in self.lanes.values() for load in lane.scraper.loads())
 
 
 class Work(Protocol):

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
-from hpc_dynamo.config import Config, minutes, on
-from hpc_dynamo.topology import Plan, Shard
+from hpc_dynamo.config import Config, Engine, minutes, on
+from hpc_dynamo.topology import Plan
 
 AGENT_CPUS, AGENT_MEMORY_GB = 1, 1.0  # each node's agent
-HEAD_CPUS, HEAD_MEMORY_GB = 1, 3.0  # on top, on the head node: counted on all that are like it
+# On top, on the head node: counted on all that are like it. Memory for each model: what its router
+# knows of caches, and its tokenizer in each frontend.
+HEAD_CPUS, HEAD_MEMORY_GB = 1, 3.0
 
 
 @dataclass(frozen=True)
@@ -28,24 +30,26 @@ def components(config: Config, plan: Plan) -> tuple[tuple[Config, Plan], ...]:
 def resources(config: Config, plan: Plan) -> Resources:
     """Of nodes that are all alike: enough for the fullest, unless `cluster` says how much a node
     gives."""
-    units = [_units(plan, plan.first_node + index) for index in range(plan.nodes)]
-    fullest, cluster = max(units), config.cluster
-    head = plan.first_node == 0
-    cpus = fullest * config.engine.cpus + AGENT_CPUS + HEAD_CPUS * head
-    memory = fullest * config.engine.memory_gb + AGENT_MEMORY_GB + HEAD_MEMORY_GB * head
+    first, cluster = plan.first_node, config.cluster
+    parts = [_engines(config, plan, node) for node in range(first, first + plan.nodes)]
+    heads = len(config.each) if first == 0 else 0
+    cpus = max(sum(engine.cpus for engine in part) for part in parts)
+    memory = max(sum(engine.memory_gb for engine in part) for part in parts)
+    memory += AGENT_MEMORY_GB + HEAD_MEMORY_GB * heads
     return Resources(
         nodes=plan.nodes,
-        cpus=cluster.cpus_per_node or cpus,
+        cpus=cluster.cpus_per_node or cpus + AGENT_CPUS + HEAD_CPUS * (first == 0),
         memory_gb=-int(-(cluster.memory_gb_per_node or memory) // 1),
         gpus=plan.gpus_per_node,
         time_min=minutes(cluster.slurm.time),
     )
 
 
-def _units(plan: Plan, node: int) -> int:
-    """GPUs in use on a node, or workers where they use none."""
-    shards: list[Shard] = [s for w in plan.workers for s in w.shards if s.node == node]
-    return sum(len(shard.gpus) or 1 for shard in shards)
+def _engines(config: Config, plan: Plan, node: int) -> list[Engine]:
+    """For each GPU in use on a node its worker's engine; once a worker where they use none."""
+    of = {model: own.engine for model, own in config.each.items()}
+    shards = [(of[w.model], s) for w in plan.workers for s in w.shards if s.node == node]
+    return [engine for engine, shard in shards for _ in shard.gpus or (None,)]
 
 
 def sbatch_options(config: Config, plan: Plan) -> dict[str, str | int | bool]:

@@ -23,6 +23,7 @@ from hpc_dynamo.messages.folder import (
     GrownJob,
     GrownState,
     JobRecord,
+    ModelStatus,
     Outcome,
     Planning,
     Progress,
@@ -31,7 +32,6 @@ from hpc_dynamo.messages.folder import (
     Successor,
     Summary,
     Traffic,
-    View,
     WorkerLoad,
 )
 
@@ -49,6 +49,7 @@ __all__ = [
     "KvEvents",
     "KvReplay",
     "Leaving",
+    "ModelStatus",
     "NodeRecord",
     "Outcome",
     "PartDied",
@@ -62,7 +63,6 @@ __all__ = [
     "Summary",
     "Traffic",
     "Turn",
-    "View",
     "WorkerLoad",
     "WorkerReport",
     "WorkerState",

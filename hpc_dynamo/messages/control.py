@@ -58,8 +58,14 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     log: str = ""
     detail: str = ""
     start_s: float = 0.0  # from launch to the first served token
+    model: str = ""  # whose worker it is, see topology.Worker
     models: tuple[str, ...] = ()  # that it serves, by their names
     context_tokens: int = 0  # of its longest sequence; 0: not known
+
+    @property
+    def title(self) -> str:
+        """For people: its role, and its model where there are several."""
+        return f"{self.model} {self.role}".lstrip()
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -108,19 +108,6 @@ class Successor(msgspec.Struct, frozen=True, kw_only=True):
     ready: bool = False  # new requests go to it
 
 
-class View(msgspec.Struct, frozen=True, kw_only=True):
-    """What the head tells its frontends of the job, on every change and every second."""
-
-    ready: bool = False  # every role has a worker that serves
-    draining: bool = False
-    successor: Successor | None = None
-    models: tuple[str, ...] = ()
-    context_tokens: int = 0  # of the longest sequence that all workers take; 0: not known
-    workers: tuple[WorkerReport, ...] = ()
-    loads: tuple[WorkerLoad, ...] = ()
-    metrics: str = ""  # of the whole job, in Prometheus' text format
-
-
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Where a serving run answers. The key is in a file, never here."""
 
@@ -128,9 +115,10 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     host: str  # name of the head node
     address: str  # what it listens on
     port: int
-    model: str
+    model: str  # that it serves; the first of several
     key_file: str
     tls: bool = False
+    models: tuple[str, ...] = ()  # all, where there are several
 
 
 class Planning(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,6 +135,13 @@ class Planning(msgspec.Struct, frozen=True, kw_only=True):
     failed: int = 0
 
 
+class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several models of a serving run."""
+
+    traffic: Traffic
+    lost: str = ""  # why its requests are refused from now on
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """What the head last knew, rewritten every second."""
 
@@ -158,6 +153,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     progress: Progress = Progress()
     loads: tuple[WorkerLoad, ...] = ()  # of ready workers
     traffic: Traffic | None = None  # of a serving run
+    by_model: dict[str, ModelStatus] = {}  # where there are several
     planning: Planning | None = None
     grown: tuple[GrownJob, ...] = ()  # further jobs, those that ended left out
     node_hours: float = 0.0  # of all further jobs of the run

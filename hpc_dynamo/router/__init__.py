@@ -23,6 +23,7 @@ from hpc_dynamo.router.members import Load, Member
 from hpc_dynamo.router.remote import RemoteRouter
 from hpc_dynamo.router.router import Router
 from hpc_dynamo.router.server import RouterServer
+from hpc_dynamo.router.view import Offer, View
 
 __all__ = [
     "BOUNDS_S",
@@ -36,11 +37,13 @@ __all__ = [
     "Member",
     "NoSuchWorker",
     "NoWorker",
+    "Offer",
     "Overloaded",
     "RemoteRouter",
     "Router",
     "RouterServer",
     "Target",
+    "View",
     "Wish",
     "block_hashes",
     "heard",

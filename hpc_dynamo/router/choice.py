@@ -7,7 +7,7 @@ from hpc_dynamo import config as c
 from hpc_dynamo.config import Kind, Policy, Role
 from hpc_dynamo.router.caches import Caches
 from hpc_dynamo.router.handover import Handover
-from hpc_dynamo.router.lease import Ask, Exhausted, NoSuchWorker, Target
+from hpc_dynamo.router.lease import Ask, Exhausted, NoSuchWorker, NoWorker, Target
 from hpc_dynamo.router.limits import Limits
 from hpc_dynamo.router.members import Member
 from hpc_dynamo.router.policy import POLICIES, Need, choose
@@ -49,6 +49,7 @@ class Chooser:
         self._split, self._config = kind is Kind.disaggregated, config
         self._limits, self._caches = limits, caches
         self.handover = Handover(config.handover_tokens)
+        self.lost = ""  # why no worker will ever come again
 
     def roles(self, ask: Ask) -> tuple[Role, ...]:
         """Of the workers that a request takes, the one that answers first."""
@@ -76,8 +77,11 @@ class Chooser:
     def choose(self, ask: Ask, members: Iterable[Member]) -> Choice | None:
         """None where nobody has room now.
 
-        Raises Exhausted where all were tried, NoSuchWorker where those named are not there.
+        Raises Exhausted where all were tried, NoSuchWorker where those named are not there,
+        NoWorker where none will ever come.
         """
+        if self.lost:
+            raise NoWorker(self.lost)
         policy, here = self.policy(ask), tuple(members)
         if policy is Policy.direct and not ask.wish.workers:
             raise NoSuchWorker("router.policy=direct: X-Worker-Rank must name a worker")

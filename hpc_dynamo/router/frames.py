@@ -11,8 +11,8 @@ from typing import cast
 
 import msgspec
 
-from hpc_dynamo.messages import View
 from hpc_dynamo.router.lease import Ask, Count, Note, Target
+from hpc_dynamo.router.view import View
 
 BEHIND_BYTES = 1 << 20
 LARGEST_FRAME_BYTES = 64 << 20

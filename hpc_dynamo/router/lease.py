@@ -35,6 +35,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True):
     exclude: tuple[int, ...] = ()  # ranks that were tried
     timeout_s: float = 0.0  # for a worker to be free; 0: the router's own limit
     wish: Wish = Wish()
+    model: str = ""  # whose workers; see topology.Worker
 
     def __post_init__(self) -> None:
         if len(self.hashes) % HASH_BYTES:
@@ -97,6 +98,10 @@ class Lease:
     def broken(self, rank: int) -> None:
         """A connection to this worker broke; it is left alone for a while."""
         self._notes.note(self.id, Note.broken, rank)
+
+    def note(self, note: Note, value: int) -> None:
+        """Any of these, as it came from a holder far away."""
+        self._notes.note(self.id, note, value)
 
     def release(self) -> None:
         """Nothing of this request is on its workers any more. May be called again."""

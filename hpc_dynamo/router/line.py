@@ -21,6 +21,11 @@ class Waiting:
     )
     timer: asyncio.TimerHandle | None = None
 
+    def refuse(self, error: Exception) -> None:
+        """Who waited may have given up in the same turn."""
+        if not self.granted.cancelled():
+            self.granted.set_exception(error)
+
 
 def _order(waiting: Waiting) -> tuple[int, int]:
     return waiting.order

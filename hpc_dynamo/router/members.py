@@ -52,6 +52,16 @@ class Member:
         if not self.busy:
             self.rest.set()
 
+    def avoid(self, seconds: float, then: Callable[[], None]) -> None:
+        """Counted, not timed: a loop's timers and the clock differ by a little."""
+
+        def trust() -> None:
+            self.avoided -= 1
+            then()
+
+        self.avoided += 1
+        asyncio.get_running_loop().call_later(seconds, trust)
+
     @property
     def ahead_tokens(self) -> int:
         """Of prompts, whoever sent them, that are computed before a next one."""

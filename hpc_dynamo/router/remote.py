@@ -9,7 +9,6 @@ from typing import Any, Self
 import msgspec
 
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.messages import View
 from hpc_dynamo.router.frames import (
     ENCODER,
     Asked,
@@ -36,6 +35,7 @@ from hpc_dynamo.router.lease import (
     Overloaded,
     Target,
 )
+from hpc_dynamo.router.view import View
 
 
 class RemoteRouter(Wire):

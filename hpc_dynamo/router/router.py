@@ -17,7 +17,7 @@ from hpc_dynamo.router.caches import Caches
 from hpc_dynamo.router.choice import Choice, Chooser
 from hpc_dynamo.router.decisions import Decisions
 from hpc_dynamo.router.held import Held
-from hpc_dynamo.router.lease import Ask, Lease, Note, NoWorker, Overloaded
+from hpc_dynamo.router.lease import Ask, Lease, Note
 from hpc_dynamo.router.limits import Limits
 from hpc_dynamo.router.line import Line, Waiting
 from hpc_dynamo.router.loads import Loads, Others
@@ -38,6 +38,7 @@ class Router:
         config: c.Router,
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
+        news: asyncio.Event | None = None,
     ) -> None:
         self._block, self._limits, self._clock = config.block_tokens, limits or Limits(), clock
         self.caches, self.decisions = Caches(config, clock), Decisions()
@@ -46,15 +47,15 @@ class Router:
         self._members, self._former = dict[int, Member](), dict[int, Member]()
         self._held, self._ids = dict[int, Held](), count(1)
         self._queue, self._others = Line(clock), Others()
-        self._changed, self._nothing = asyncio.Condition(), asyncio.Event()
+        self._came, self._nothing = asyncio.Event(), asyncio.Event()
         self._pace, self.meter = Pace(clock), Meter(clock)
         self.name = uuid4().hex  # among heads
-        self.news = asyncio.Event()  # somebody came or went; whoever shows it clears it
+        self.news = news or asyncio.Event()  # who came or went; whoever shows it clears it
 
     @classmethod
-    def of(cls, config: c.Config) -> Self:
-        """As a run's configuration wants it; a batch bounds itself."""
-        return cls(config.topology.kind, config.router, Limits.of(config))
+    def of(cls, config: c.Config, news: asyncio.Event | None = None) -> Self:
+        """As a run's configuration wants it; routers of several models share their `news`."""
+        return cls(config.topology.kind, config.router, Limits.of(config), news=news)
 
     @property
     def members(self) -> Iterable[Member]:
@@ -72,8 +73,7 @@ class Router:
         self.caches.join(rank)
         self.news.set()
         self._pump()
-        async with self._changed:
-            self._changed.notify_all()
+        self._came.set()
 
     def leave(self, rank: int) -> None:
         """A worker is gone, and what was on it."""
@@ -112,10 +112,23 @@ class Router:
             member.others = self._others.on(member.url)
 
     async def ready(self, roles: Iterable[Role]) -> None:
-        """Until each role has a worker."""
+        """Until each role has a worker, or never will."""
         wanted = set(roles)
-        async with self._changed:
-            await self._changed.wait_for(lambda: self.complete(wanted))
+        while not (self.lost or self.complete(wanted)):
+            self._came.clear()
+            await self._came.wait()
+
+    def give_up(self, why: str) -> None:
+        """No request can end any more: refuses those in line, and all that are to come."""
+        self._chooser.lost = why
+        self._pump()
+        self.news.set()
+        self._came.set()
+
+    @property
+    def lost(self) -> str:
+        """Why it was given up."""
+        return self._chooser.lost
 
     async def idle(self) -> None:
         """Until no lease is out and nobody waits."""
@@ -160,7 +173,7 @@ class Router:
         if last is None:
             raise full
         self._step_out(last)
-        self._refuse(last, full)
+        last.refuse(full)
 
     def explain(self, ask: Ask) -> Why:
         """What `route` would do now, and why; nothing is granted. Raises like `route`, but for
@@ -189,13 +202,10 @@ class Router:
 
     def _expire(self, waiting: Waiting, limit_s: float) -> None:
         self._step_out(waiting)
-        self._refuse(waiting, self._too_late(waiting.ask, limit_s))
+        here = {m.role for m in self.members}
+        missing = [role for role in self._chooser.roles(waiting.ask) if role not in here]
+        waiting.refuse(self._pace.late(len(self._queue), limit_s, missing))
         self._pump()
-
-    def _refuse(self, waiting: Waiting, error: RequestFailed) -> None:
-        """One that has stepped out."""
-        if not waiting.granted.cancelled():
-            waiting.granted.set_exception(error)
 
     def _step_out(self, waiting: Waiting) -> None:
         self._queue.leave(waiting)
@@ -204,11 +214,6 @@ class Router:
     def _settle(self) -> None:
         if not self._held and not self._queue:
             self._nothing.set()
-
-    def _too_late(self, ask: Ask, limit_s: float) -> NoWorker | Overloaded:
-        here = {m.role for m in self.members}
-        missing = [role for role in self._chooser.roles(ask) if role not in here]
-        return self._pace.late(len(self._queue), limit_s, missing)
 
     def _pump(self) -> None:
         """Grant to those in line, in its order among those who need the same roles. One that
@@ -223,7 +228,7 @@ class Router:
                 lease = self._place(ask, waiting.since)
             except RequestFailed as e:
                 self._step_out(waiting)
-                self._refuse(waiting, e)
+                waiting.refuse(e)
                 continue
             if lease:
                 self._step_out(waiting)
@@ -282,13 +287,7 @@ class Router:
     def _avoid(self, rank: int) -> None:
         member = self._members.get(rank)
         if member:
-            member.avoided += 1
-            asyncio.get_running_loop().call_later(self._limits.avoid_s, self._trust, member)
-
-    def _trust(self, member: Member) -> None:
-        """Counted, not timed: a loop's timers and the clock differ by a little."""
-        member.avoided -= 1
-        self._pump()
+            member.avoid(self._limits.avoid_s, self._pump)
 
     @property
     def handover_tokens(self) -> float:

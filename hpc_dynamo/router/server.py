@@ -5,7 +5,7 @@ private folder, so both ends are of the same user.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Self
 import msgspec
 
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.messages import View
 from hpc_dynamo.router.frames import (
     Asked,
     Denied,
@@ -34,12 +33,14 @@ from hpc_dynamo.router.lease import Ask, Lease, Note, Overloaded
 from hpc_dynamo.router.line import Waiting
 from hpc_dynamo.router.loads import publish
 from hpc_dynamo.router.router import Router
+from hpc_dynamo.router.view import View
 
 VIEW_S = 1.0
 
 
 class RouterServer:
-    """Serves a router to frontends, and shows them `view()` on every change and every second.
+    """Serves routers, by model, to frontends, and shows them `view()` on every change and every
+    second.
 
     `told(frontend, content)` gets what frontends tell, `left(frontend)` is called when one is
     gone; a frontend is a number that is not used again.
@@ -47,13 +48,14 @@ class RouterServer:
 
     def __init__(
         self,
-        router: Router,
+        routers: Mapping[str, Router],
         path: Path,
         view: Callable[[], View],
         told: Callable[[int, bytes], None],
         left: Callable[[int], None],
     ) -> None:
-        self.router, self._path, self._view = router, path, view
+        self.routers, self._path, self._view = routers, path, view
+        self._news = next(iter(routers.values())).news
         self.told, self.left, self.numbers = told, left, count(1)
         self.clients = set[_Client]()
         self.tasks, self._ended = asyncio.TaskGroup(), False
@@ -94,11 +96,25 @@ class RouterServer:
 
     async def _tick(self) -> None:
         while True:
-            self.router.news.clear()
+            self._news.clear()
             self.show()
             with suppress(TimeoutError):
                 async with asyncio.timeout(VIEW_S):
-                    await self.router.news.wait()
+                    await self._news.wait()
+
+    def router(self, ask: Ask) -> Router:
+        """Raises RequestFailed where the model has none."""
+        if ask.model not in self.routers:
+            raise RequestFailed(f"no workers of a model {ask.model!r} are here", status=404)
+        return self.routers[ask.model]
+
+    def forget(self, waiting: Waiting) -> None:
+        self.router(waiting.ask).forget(waiting)
+
+    def published(self) -> bytes:
+        """What we have on each worker, see loads.Published."""
+        routers = tuple(self.routers.values())
+        return publish(routers[0].name, [m for router in routers for m in router.members])
 
 
 class _Client(Wire):
@@ -119,7 +135,7 @@ class _Client(Wire):
     def connection_lost(self, error: Exception | None) -> None:
         self._server.clients.discard(self)
         while self._waiting:
-            self._server.router.forget(self._waiting.popitem()[1])
+            self._server.forget(self._waiting.popitem()[1])
         for lease in self._leases.values():
             lease.release()
         self._leases.clear()
@@ -138,26 +154,26 @@ class _Client(Wire):
             case Explain(id=id_, ask=ask):
                 self._explain(id_, ask)
             case LoadsAsked(id=id_):
-                router = self._server.router
-                self.send(Explained(id_, publish(router.name, router.members)))
+                self.send(Explained(id_, self._server.published()))
             case Told(content=told):
                 self._server.told(self._number, told)
 
     def _ask(self, id_: int, ask: Ask) -> None:
         try:
-            lease = self._server.router.route_now(ask)
+            router = self._server.router(ask)
+            lease = router.route_now(ask)
         except RequestFailed as e:
             self.send(_denial(id_, e))
             return
         if lease:
             self._grant(id_, lease)
         else:
-            waiting = self._waiting[id_] = self._server.router.enqueue(ask)
+            waiting = self._waiting[id_] = router.enqueue(ask)
             waiting.granted.add_done_callback(lambda granted: self._waited(id_, granted))
 
     def _explain(self, id_: int, ask: Ask) -> None:
         try:
-            why = self._server.router.explain(ask)
+            why = self._server.router(ask).explain(ask)
         except RequestFailed as e:
             self.send(_denial(id_, e))
         else:
@@ -188,12 +204,12 @@ class _Client(Wire):
             del self._leases[id_]
             lease.release()
         else:
-            self._server.router.note(lease.id, note, value)
+            lease.note(note, value)
 
     def _withdraw(self, id_: int) -> None:
         waiting = self._waiting.pop(id_, None)
         if waiting:
-            self._server.router.forget(waiting)
+            self._server.forget(waiting)
         else:
             self._note(id_, Note.released, 0)
 

@@ -39,6 +39,7 @@ class Why(msgspec.Struct, frozen=True, kw_only=True):
     prefill: int | None
     decode: int | None
     workers: tuple[Considered, ...]
+    model: str = ""  # of several
 
 
 def explain(chooser: Chooser, ask: Ask, members: tuple[Member, ...]) -> Why:
@@ -47,6 +48,7 @@ def explain(chooser: Chooser, ask: Ask, members: tuple[Member, ...]) -> Why:
     usable = {m.rank for role in chooser.roles(ask) for m in chooser.usable(role, ask, members)}
     cost = POLICIES[chooser.policy(ask)].cost
     return Why(
+        model=ask.model,
         policy=chooser.policy(ask),
         why=choice.why if choice else "waits",
         tokens=need.tokens,

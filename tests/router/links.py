@@ -2,27 +2,28 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hpc_dynamo.messages import View
-from hpc_dynamo.router import Exhausted, RemoteRouter, Router, RouterServer
+from hpc_dynamo.router import Exhausted, Offer, RemoteRouter, Router, RouterServer, View
 from tests.router.asks import SOON_S, ask, refused, settle
 
 
 class Head:
     """What the server's owner shows and hears."""
 
-    def __init__(self, router: Router, path: Path) -> None:
+    def __init__(self, routers: Mapping[str, Router], path: Path) -> None:
+        """`router` is the first of them."""
+        router = next(iter(routers.values()))
         self.router, self.path = router, path
-        self.view = View(models=("demo",))
+        self.view = View(offers={"": Offer(names=("demo",))})
         self.remotes = list[RemoteRouter]()
         self.told = asyncio.Queue[tuple[int, bytes]]()
         self.left = asyncio.Queue[int]()
         self.server = RouterServer(
-            router, path, lambda: self.view, lambda *told: self.told.put_nowait(told),
+            routers, path, lambda: self.view, lambda *told: self.told.put_nowait(told),
             self.left.put_nowait,
         )  # fmt: skip
 
@@ -56,9 +57,10 @@ def cut(sock: socket.socket) -> None:
 
 
 @asynccontextmanager
-async def served(router: Router) -> AsyncIterator[Head]:
+async def served(router: Router, **others: Router) -> AsyncIterator[Head]:
+    """`others` by model."""
     with TemporaryDirectory(prefix="router-") as folder:
-        head = Head(router, Path(folder) / "link")
+        head = Head({"": router, **others}, Path(folder) / "link")
         async with head.server:
             yield head
         async with asyncio.timeout(SOON_S):

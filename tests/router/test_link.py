@@ -5,16 +5,20 @@ import asyncio
 import msgspec
 import pytest
 
-from hpc_dynamo.messages import View
+from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.router import (
     Ask,
     Exhausted,
     Limits,
     NoWorker,
+    Offer,
     Overloaded,
     Target,
+    View,
 )
+from hpc_dynamo.router.why import Why
 from tests.router.asks import (
+    ONE,
     SOON_S,
     ask,
     assert_nothing_left,
@@ -59,6 +63,27 @@ async def test_those_in_line_are_served_over_all_frontends(head: Head) -> None:
     for lease in leases:
         lease.release()
     await quiet(head.router)
+
+
+async def test_an_ask_is_its_own_models_routers() -> None:
+    small, large = await whole(1, ONE), await whole(1, ONE)
+    async with served(small, large=large) as head:
+        remote = await head.frontend()
+        lease = await remote.route(Ask(model="large"))
+        (task,) = await waiting(remote, Ask(model="large"))
+        assert await heard(head, remote) == (0, 0)
+        assert (large.traffic().active, large.traffic().queued) == (1, 1)
+        (await remote.route(Ask())).release()
+        task.cancel()
+        await asyncio.wait([task])
+        lease.release()
+        await quiet(large)
+        why = msgspec.json.decode(await remote.explain(Ask(model="large")), type=Why)
+        assert why.model == "large"
+        unknown = await refused(remote, Ask(model="medium"), RequestFailed)
+        assert unknown.status == 404
+    assert_nothing_left(small)
+    assert_nothing_left(large)
 
 
 async def test_denials_come_through() -> None:
@@ -166,7 +191,7 @@ async def test_a_broken_worker_is_avoided(head: Head) -> None:
 async def test_the_view_is_pushed(head: Head) -> None:
     remotes = [await head.frontend(), await head.frontend()]
     assert await shown(remotes[1]) == head.view
-    head.view = View(ready=True, draining=True, models=("a", "b"))
+    head.view = View(offers={"": Offer(ready=True, names=("a", "b"))}, draining=True)
     head.server.show()
     for remote in remotes:
         assert await shown(remote) == head.view
@@ -174,9 +199,9 @@ async def test_the_view_is_pushed(head: Head) -> None:
 
 async def test_telling(head: Head) -> None:
     one, other = await head.frontend(), await head.frontend()
-    one.tell(View(models=("x",)))
+    one.tell(View(metrics="x"))
     number, content = await asyncio.wait_for(head.told.get(), SOON_S)
-    assert msgspec.msgpack.decode(content, type=View).models == ("x",)
+    assert msgspec.msgpack.decode(content, type=View).metrics == "x"
     other.tell(View())
     assert (await asyncio.wait_for(head.told.get(), SOON_S))[0] != number
     one.close()

@@ -5,11 +5,11 @@ import asyncio
 import pytest
 
 from hpc_dynamo.config import Role
-from hpc_dynamo.messages import View
 from hpc_dynamo.router import (
     Ask,
     NoWorker,
     Target,
+    View,
 )
 from hpc_dynamo.router.frames import ENCODER, LARGEST_FRAME_BYTES, Asked, Noted, Told
 from hpc_dynamo.router.lease import Note

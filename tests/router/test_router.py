@@ -193,3 +193,21 @@ async def test_idle_workers_take_turns_also_with_a_late_comer(policy: Policy) ->
 def test_half_a_hash_is_none() -> None:
     with pytest.raises(ValueError, match="no whole number"):
         Ask(hashes=b"1234567")
+
+
+async def test_given_up_it_refuses_who_waits_and_who_comes() -> None:
+    router = await whole(1, ONE)
+    lease = await router.route(Ask())
+    (task,) = await waiting(router, Ask())
+    router.leave(0)
+    router.give_up("the last worker is lost")
+    for refusal in (task, asyncio.ensure_future(router.route(Ask()))):
+        with pytest.raises(NoWorker, match="the last worker is lost") as refused_for_good:
+            await refusal
+        assert refused_for_good.value.status == 503
+    with pytest.raises(NoWorker, match="the last worker is lost"):
+        router.explain(Ask())
+    async with asyncio.timeout(SOON_S):
+        await router.ready([Role.aggregated])
+    lease.release()
+    await router.idle()

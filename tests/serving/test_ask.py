@@ -7,15 +7,14 @@ from dataclasses import replace
 import pytest
 
 from hpc_dynamo.config import Config, Kind, Policy
-from hpc_dynamo.frontend.generation import Generation
+from hpc_dynamo.frontend.generation import Generation, read_body
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.http import Request
-from hpc_dynamo.messages import View
 from hpc_dynamo.preprocess import GivenIds
-from hpc_dynamo.router import Ask, block_hashes
+from hpc_dynamo.router import Ask, Offer, View, block_hashes
 
 IDS = list(range(100))
-VIEW = View(context_tokens=1000)
+VIEW = View(offers={"": Offer(context_tokens=1000)})
 
 
 def config(policy: Policy = Policy.kv, kind: Kind = Kind.disaggregated) -> Config:
@@ -32,7 +31,7 @@ async def asked(config: Config, prompt: object, **fields: object) -> Ask:
     generation = Generation(config, GivenIds(), Stats())
     body = json.dumps({"prompt": prompt, **fields}).encode()
     request = Request("POST", "/v1/completions", "", {}, body, "")
-    return (await generation.work(request, "id", VIEW)).ask
+    return (await generation.work(request, read_body(body), "id", VIEW)).ask
 
 
 @pytest.mark.parametrize("prompt", [IDS, [IDS]])

@@ -71,6 +71,16 @@ def test_new_requests_go_to_the_successor_and_come_back_when_it_dies(
 
 
 @pytest.mark.slow
+def test_a_run_of_several_models_hands_over_all_of_them(tmp_path: Path, ended: None) -> None:
+    models = ("models.one.path=''", "models.two.path=''")
+    with serving(tmp_path, *WORDS, LONG, *models) as old:
+        handed_over(old)
+        for model in ("one", "two"):
+            assert old.client.completions.create(**ASK | {"model": model}).model == model
+        assert old.metrics_now()["hpc_dynamo_forwarded_total"] == 2
+
+
+@pytest.mark.slow
 def test_what_is_passed_on_is_enciphered(tmp_path: Path, ended: None) -> None:
     with serving(tmp_path, *WORDS, LONG, *TLS, tls=certified(tmp_path)) as old:
         new = handed_over(old)

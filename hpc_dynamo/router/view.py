@@ -1,0 +1,42 @@
+"""What the head tells its frontends of the job."""
+
+import msgspec
+
+from hpc_dynamo.messages import Successor, WorkerLoad, WorkerReport
+
+
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """One model, as the workers that serve it are now."""
+
+    ready: bool = False  # every role has a worker that serves
+    lost: str = ""  # why none of them will ever do so again
+    names: tuple[str, ...] = ()  # that its workers answer to
+    context_tokens: int = 0  # of the longest sequence that all of them take; 0: not known
+
+
+NOTHING_YET = Offer()
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """What the head tells its frontends of the job, on every change and every second."""
+
+    offers: dict[str, Offer] = {}  # by model, see topology.Worker
+    draining: bool = False
+    successor: Successor | None = None
+    workers: tuple[WorkerReport, ...] = ()
+    loads: tuple[WorkerLoad, ...] = ()
+    metrics: str = ""  # of the whole job, in Prometheus' text format
+
+    def of(self, model: str) -> Offer:
+        return self.offers.get(model, NOTHING_YET)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model is served that still can be."""
+        offers = self.offers.values()
+        return any(o.ready for o in offers) and all(o.ready or o.lost for o in offers)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """That requests may use."""
+        return tuple(name for offer in self.offers.values() for name in offer.names)
