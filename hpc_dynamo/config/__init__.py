@@ -17,7 +17,6 @@ from hpc_dynamo.config.schema import (
     Engine,
     Kind,
     Launcher,
-    Mixed,
     Model,
     Pool,
     Role,
@@ -25,12 +24,12 @@ from hpc_dynamo.config.schema import (
     Route,
     Serve,
     Served,
-    Slurm,
     Task,
     Topology,
 )
 from hpc_dynamo.config.several import about, refuse_several
 from hpc_dynamo.config.simulate import Simulate
+from hpc_dynamo.config.slurm import Mixed, Slurm
 
 __all__ = [
     "MIN_SILENCE_S",

@@ -14,6 +14,7 @@ from hpc_dynamo.config.hardware import Hardware
 from hpc_dynamo.config.planner import Planner
 from hpc_dynamo.config.router import Router
 from hpc_dynamo.config.simulate import Simulate
+from hpc_dynamo.config.slurm import Slurm
 
 
 class Task(StrEnum):
@@ -53,14 +54,6 @@ class Launcher(StrEnum):
     slurm = "slurm"
     allocation = "allocation"
     local = "local"
-
-
-class Mixed(StrEnum):
-    """How nodes of several kinds are asked for."""
-
-    auto = "auto"  # one heterogeneous job where Slurm's scheduler can start it
-    hetjob = "hetjob"  # one job of several components, which start together
-    jobs = "jobs"  # a job for each kind, which meet in the run folder
 
 
 class BootstrapMethod(StrEnum):
@@ -159,27 +152,6 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Slurm:
-    """What sbatch and srun are asked for. Unset fields are left to the site's defaults."""
-
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    reservation: str | None = None
-    time: str = "01:00:00"  # minutes, HH:MM:SS or D-HH:MM:SS
-    exclusive: bool = False
-    gpu_option: str = "gpus-per-node"  # or "gres", for sites that want --gres=gpu:N
-    gpu_type: str | None = None
-    signal_before_end_s: int = 90
-    mpi: str = "auto"  # srun --mpi=…; auto: pmix where srun has it
-    extra: dict[str, str] = field(default_factory=dict)  # further #SBATCH lines, name: value
-    srun_args: tuple[str, ...] = ()
-    setup: tuple[str, ...] = ()  # shell lines before the agents, such as `module load cuda`
-    mixed: Mixed = Mixed.auto  # how nodes of several kinds are asked for
-
-
-@dataclass(frozen=True)
 class Bootstrap:
     """The exchange of addresses at the start of a job."""
 
@@ -200,7 +172,7 @@ class Cluster:
     interface: str | None = None  # network interface of the job, such as ib0 or hsn0
     preflight: bool = True  # a look at each node before anything is loaded there
     hardware: dict[str, Hardware] = field(default_factory=dict)  # kinds of nodes, by their names
-    slurm: Slurm = Slurm()
+    slurm: Slurm = field(default_factory=Slurm)
     bootstrap: Bootstrap = Bootstrap()
 
 
