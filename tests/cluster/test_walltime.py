@@ -1,8 +1,14 @@
-"""Runs that are longer than their jobs."""
+"""Runs that are longer than their jobs.
+
+Slurm ends a job a minute after its start at the soonest, so the three runs go side by side.
+"""
 
 import subprocess
+import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -16,36 +22,52 @@ MINUTE = ("cluster.slurm.time=1", "cluster.slurm.signal_before_end_s=15")
 SLOW = ("engine.args.time-scale=20", "batch.concurrency=4")
 SMALL = ("topology=aggregated", "topology.nodes=1")
 
+# Requests of a run, and what makes it longer than a minute.
+CASES = {
+    "three walltimes": (200, SLOW, {}),
+    "never requeued": (100, SLOW, {"SBATCH_NO_REQUEUE": "1"}),
+    "no answer": (2, ("engine.args.start-delay-s=300",), {}),
+}
+
+
+class Ended(NamedTuple):
+    run: Path
+    ids: list[str]
+    done: "subprocess.CompletedProcess[str]"
+
 
 def lives(run: Path) -> int:
     """Of a run's only attempt, by the bootstraps that its agent logged."""
     return latest(run).agent_log(0).read_text().count("bootstrap: 1 agents by ")
 
 
-def a_batch(env: Mapping[str, str], folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    argv = ("batch", "engine=simulator", "cluster.launcher=slurm", "input=prompts.jsonl")
-    return hpc_dynamo(*argv, *SMALL, *MINUTE, *words, cwd=folder, env=env, timeout_s=500)
+def a_batch(env: Mapping[str, str], folder: Path, name: str) -> Ended:
+    requests, words, own = CASES[name]
+    ids = write_prompts(folder / "prompts.jsonl", requests, max_tokens=16)
+    argv = ("engine=simulator", "cluster.launcher=slurm", "input=prompts.jsonl", *SMALL, *MINUTE)
+    done = hpc_dynamo("batch", *argv, *words, cwd=folder, env={**env, **own}, timeout_s=500)
+    return Ended(folder / "runs/prompts", ids, done)
 
 
-def test_a_batch_of_three_walltimes_finishes_by_itself(
-    cluster: SlurmCluster, shared_dir: Path
-) -> None:
-    ids = write_prompts(shared_dir / "prompts.jsonl", 200, max_tokens=16)
-    done = a_batch(cluster.env, shared_dir, *SLOW)
+@pytest.fixture(scope="module")
+def ended(cluster: SlurmCluster) -> dict[str, Ended]:
+    with ThreadPoolExecutor(len(CASES)) as pool:
+        folders = [Path(tempfile.mkdtemp(dir=cluster.shared)) for _ in CASES]
+        runs = pool.map(lambda folder, name: a_batch(cluster.env, folder, name), folders, CASES)
+        return dict(zip(CASES, runs, strict=True))
+
+
+def test_a_batch_of_three_walltimes_finishes_by_itself(ended: dict[str, Ended]) -> None:
+    run, ids, done = ended["three walltimes"]
     assert done.returncode == 0, done.stdout + done.stderr
-    run = shared_dir / "runs/prompts"
     assert lives(run) >= 3
     assert len(Run(run).attempts()) == 1
     each_once(run, ids)
 
 
-def test_a_job_that_cannot_be_requeued_has_a_successor(
-    cluster: SlurmCluster, shared_dir: Path
-) -> None:
-    ids = write_prompts(shared_dir / "prompts.jsonl", 100, max_tokens=16)
-    done = a_batch({**cluster.env, "SBATCH_NO_REQUEUE": "1"}, shared_dir, *SLOW)
+def test_a_job_that_cannot_be_requeued_has_a_successor(ended: dict[str, Ended]) -> None:
+    run, ids, done = ended["never requeued"]
     assert done.returncode == 0, done.stdout + done.stderr
-    run = shared_dir / "runs/prompts"
     first, second = Run(run).attempts()
     outcome = first.outcome()
     assert outcome is not None
@@ -53,11 +75,8 @@ def test_a_job_that_cannot_be_requeued_has_a_successor(
     each_once(run, ids)
 
 
-def test_a_walltime_that_brings_nothing_is_the_last(
-    cluster: SlurmCluster, shared_dir: Path
-) -> None:
-    write_prompts(shared_dir / "prompts.jsonl", 2)
-    done = a_batch(cluster.env, shared_dir, "engine.args.start-delay-s=300")
+def test_a_walltime_that_brings_nothing_is_the_last(ended: dict[str, Ended]) -> None:
+    run, _, done = ended["no answer"]
     assert done.returncode == 1, done.stdout + done.stderr
     assert "no request was answered in a whole walltime" in done.stderr
-    assert lives(shared_dir / "runs/prompts") == 1
+    assert lives(run) == 1
