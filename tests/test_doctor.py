@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,10 +18,23 @@ from hpc_dynamo.doctor import facts as look
 from hpc_dynamo.doctor import meet, verdict
 from hpc_dynamo.doctor.checks import CLOCK_S, FULL, QUICK, clock_off, examine
 from hpc_dynamo.doctor.end import end
+from hpc_dynamo.doctor.lead import CODEC, Lead, Meeting, control, report_file, token
 from hpc_dynamo.doctor.preflight import refuse
-from hpc_dynamo.doctor.records import Examined, Facts, Finding, Level, Link, Pull, Report
+from hpc_dynamo.doctor.records import (
+    Examined,
+    Facts,
+    Finding,
+    Level,
+    Link,
+    Met,
+    Over,
+    Pull,
+    Report,
+)
 from hpc_dynamo.errors import KvTransferError, LaunchError
 from hpc_dynamo.messages import NodeRecord, Roster
+from hpc_dynamo.run import Attempt, write_json
+from hpc_dynamo.wire import Client, Server
 from tests.runs import hpc_dynamo, latest, write_prompts
 
 LOCAL = ("engine=simulator", "cluster.launcher=local")
@@ -194,6 +208,71 @@ async def test_a_nixl_peer_that_dies() -> None:
     found = verdict.links(["a", "b"], [dead, gone])
     assert [f.host for f in found] == ["a", "b"]
     assert "the link from b is dead" in found[0].what
+
+
+async def test_a_pull_that_is_held_up_is_not_how_quick_a_link_is() -> None:
+    """As on a busy machine, whose other end does not get to run for a while."""
+    config = Config(engine=Engine(device=Device.cpu))
+    async with end("one", config, HERE) as one, end("two", config, HERE) as two:
+        pull = Pull(peer=1, metadata=two.metadata)
+        good = await one.measure(0, pull)
+        os.kill(two.pid, signal.SIGSTOP)
+        again = asyncio.create_task(one.measure(0, pull))
+        await asyncio.sleep(0.5)  # that is the fault: the first pull takes so long
+        os.kill(two.pid, signal.SIGCONT)
+        held_up = await again
+    assert held_up.gb_s > good.gb_s / 20  # of that pull it was a thousandth
+
+
+async def answered(attempt: Attempt, scripts: dict[tuple[int, int], list[Link]]) -> Report:
+    """What a lead makes of three nodes, each of whose links is measured as its script has it."""
+    keys = attempt.run.secrets().keys
+    server = Server(HERE, keys, CODEC)
+    write_json(control(attempt), Meeting(endpoint=server.endpoint))
+    healthy = msgspec.structs.replace(HEALTHY, run_token=token(attempt))
+
+    async def node(number: int) -> None:
+        client = Client(server.endpoint, keys, CODEC)
+        me = Examined(node=number, address=HERE, port=1, facts=healthy, metadata=(b"x",))
+        await client.send(me)
+        while not isinstance(message := await client.receive(60), Over):
+            if isinstance(message, Pull):
+                await client.send(scripts[number, message.peer].pop(0))
+            else:
+                await client.send(Met(node=number, ahead_s=0.0, unreachable={}))
+        client.close()
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(3):
+            group.create_task(node(number))
+        await Lead(attempt, HOSTS, server).run()
+    return msgspec.json.decode(report_file(attempt).read_bytes(), type=Report)
+
+
+def measured(node: int, peer: int, *rates: float) -> list[Link]:
+    """A rate of 0 is a dead link."""
+    return [Link(node=node, peer=peer, gb_s=r, error="" if r else "no answer") for r in rates]
+
+
+async def test_links_in_doubt_are_measured_again(attempt: Attempt) -> None:
+    """Alone, so what is usual rises with them, and what once was usual may be in doubt."""
+    scripts = {
+        (0, 1): measured(0, 1, 0.01, 0.9),
+        (0, 2): measured(0, 2, 0.0, 0.9),
+        (1, 0): measured(1, 0, 0.2, 0.9),
+        (1, 2): measured(1, 2, 0.2, 0.0, 0.8),
+        (2, 0): measured(2, 0, 0.0, 0.0),
+        (2, 1): measured(2, 1, 0.05, 0.04, 0.06),
+    }
+    found = await answered(attempt, scripts)
+    assert [f.what for f in found.findings] == [
+        "the link from a is dead: no answer (measured 2 times)",
+        "the link from b is slow: 0.060 GB/s where 0.900 is usual (measured 3 times)",
+    ]
+    assert not any(scripts.values()), "all that was planted was seen"
+    assert [
+        (link.times, link.gb_s) for link in found.links if (link.node, link.peer) == (1, 2)
+    ] == [(3, 0.8)]
 
 
 async def test_nixl_that_does_not_start(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ class Pull(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """KV blocks of `peer` pulled by `node`: the best of a few."""
+    """KV blocks of `peer` pulled by `node`: the best of a few pulls, and of some times."""
 
     node: int
     peer: int
@@ -92,6 +92,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     latency_us: float = 0.0
     transport: str = ""  # and interface, such as rc_mlx5/mlx5_0:1
     error: str = ""
+    times: int = 1  # that it was measured
 
 
 class Over(msgspec.Struct, frozen=True, kw_only=True, tag=True):
