@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -153,10 +154,15 @@ def test_an_interpreter_without_nixl_or_engine(tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
     python = str(bare / "bin/python")
-    assert look.nixl_error(python) == f"no NIXL for {python}"
-    assert look.engine_error(python, "vllm") == f"no module vllm for {python}"
-    assert "cannot be run: No such file" in look.engine_error(f"{bare}/none", "vllm")
-    assert look.nixl_error(sys.executable) == ""
+    vllm = Engine(name="vllm", python=python)
+    assert look.engine_error(vllm) == f"no module vllm for {python}"
+    missing = look.engine_error(replace(vllm, python=f"{bare}/none"))
+    assert "cannot be run: No such file" in missing
+    (tmp_path / "vllm.py").touch()
+    assert look.engine_error(replace(vllm, env={"PYTHONPATH": str(tmp_path)})) == ""
+    here = {"PYTHONPATH": str(Path(look.__file__).parents[2])}
+    ours = look.engine_error(Engine(name="simulator", python=python, env=here))
+    assert "no module hpc_dynamo with msgspec" in ours, "it is not enough that it sees the package"
     code, found, _ = report(tmp_path, f"engine.python={python}")
     assert code == 1
     assert {"engine", "NIXL"} <= faults(list(found.findings)).keys()

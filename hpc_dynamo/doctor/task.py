@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from contextlib import AsyncExitStack
-from itertools import starmap
 from pathlib import Path
 
 import msgspec
@@ -24,6 +23,7 @@ from hpc_dynamo.doctor.end import End, end
 from hpc_dynamo.doctor.lead import CODEC, Lead, Meeting, control, token
 from hpc_dynamo.doctor.meet import listen, meet
 from hpc_dynamo.doctor.records import Examined, Facts, Meet, Message, Over, Pull
+from hpc_dynamo.engines import for_worker, is_world
 from hpc_dynamo.errors import BootstrapError, KvTransferError
 from hpc_dynamo.launch.node import whoami
 from hpc_dynamo.messages import NodeRecord
@@ -127,9 +127,7 @@ class _Node:
     def _look(self) -> Facts:
         config, folder = self._config, self._attempt.path
         plan, host = self._attempt.plan(), self._hosts[self._index]
-        engines = dict.fromkeys(
-            (own.engine.python or sys.executable, own.engine.name) for own in config.each.values()
-        )
+        engines = dict.fromkeys(look.engine_error(own.engine) for own in config.each.values())
         quick = look.quick(config, plan.gpus_on(self._index), self._address, host)
         return msgspec.structs.replace(
             quick,
@@ -138,23 +136,32 @@ class _Node:
             model_gb_s=look.read_gb_s(quick.model_path) if quick.model_visible else None,
             run_error=look.run_error(folder),
             run_token=token(self._attempt),
-            engine_error="; ".join(filter(None, starmap(look.engine_error, engines))),
-            mpi=look.mpi_version(sys.executable),
+            engine_error="; ".join(filter(None, engines)),
+            mpi=look.mpi_version(self._python),
         )
 
     async def _mpi_error(self) -> str:
         settings = self._config.cluster.bootstrap
-        if settings.method is BootstrapMethod.tcp or not mpi.available():
-            return look.mpi_error(self._config)
+        if settings.method is BootstrapMethod.tcp:
+            return ""
+        if error := await asyncio.to_thread(look.mpi_error, self._python):
+            return error
         me = NodeRecord(
             node=self._index, host=self._hosts[self._index], address=self._address,
             pid=os.getpid(), log=str(self._attempt.agent_log(self._index)),
         )  # fmt: skip
         try:
-            await mpi.gather(me, len(self._hosts), settings.mpi_timeout_s)
+            await mpi.gather(me, len(self._hosts), settings.mpi_timeout_s, self._python)
         except BootstrapError as e:
             return e.message
         return ""
+
+    @property
+    def _python(self) -> str:
+        """The interpreter whose MPI matters: that of workers which are MPI worlds, else ours."""
+        worlds = (w for w in self._attempt.plan().workers if is_world(self._config, w))
+        pythons = (for_worker(self._config, w).engine.python for w in worlds)
+        return next(pythons, "") or sys.executable
 
 
 if __name__ == "__main__":
