@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hpc_dynamo.config import Config, Device, Engine
+from hpc_dynamo.config import Config, Container, ContainerKind, Device, Engine
 from hpc_dynamo.doctor import facts as look
 from hpc_dynamo.doctor import meet, verdict
 from hpc_dynamo.doctor.checks import CLOCK_S, FULL, QUICK, clock_off, examine
@@ -142,12 +142,15 @@ def test_a_missing_model_fails_a_batch_before_its_engines(tmp_path: Path, check:
 
 
 def test_the_doctor_s_faults_make_exit_code_1(tmp_path: Path) -> None:
-    words = (f"model.path={tmp_path}/nothing", "cluster.bootstrap.method=mpi")
+    """MPI's, as the worker over both nodes is to be an MPI world."""
+    shape = ("topology=aggregated", "topology.aggregated.tensor_parallel=2")
+    world = ("engine.args.start=mpi", "engine.args.dialect=trtllm", "engine.device=cuda")
+    words = (*shape, *world, "cluster.gpus_per_node=1", f"model.path={tmp_path}/nothing")
     code, found, shown = report(tmp_path, *words)
     assert code == 1
     assert faults(list(found.findings)).keys() == {"model", "MPI"}
     assert "not started as an MPI rank" in faults(list(found.findings))["MPI"]
-    assert "2 fault(s)" in shown
+    assert "4 fault(s)" in shown
 
 
 def test_an_interpreter_without_nixl_or_engine(tmp_path: Path) -> None:
@@ -166,6 +169,21 @@ def test_an_interpreter_without_nixl_or_engine(tmp_path: Path) -> None:
     code, found, _ = report(tmp_path, f"engine.python={python}")
     assert code == 1
     assert {"engine", "NIXL"} <= faults(list(found.findings)).keys()
+
+
+def test_an_engine_in_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its interpreter is not there outside, and need not be."""
+    image = tmp_path / "vllm.sif"
+    box = Container(kind=ContainerKind.apptainer, image=str(image))
+    engine = Engine(name="vllm", python="/in/the/image", container=box)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert look.engine_error(engine) == "apptainer is not on PATH"
+    (tmp_path / "apptainer").touch(mode=0o755)
+    assert look.engine_error(engine) == f"engine.container.image={image} is not there"
+    image.touch()
+    assert look.engine_error(engine) == ""
+    without = msgspec.structs.replace(HEALTHY, nixl_error="no NIXL", contained=True)
+    assert [f.level for f in examine(without, FULL)] == [Level.warning]
 
 
 def test_a_run_folder_that_cannot_be_written(tmp_path: Path) -> None:

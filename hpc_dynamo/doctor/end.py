@@ -14,6 +14,7 @@ import hpc_dynamo
 from hpc_dynamo.child import clean_environment
 from hpc_dynamo.config import Config, Device
 from hpc_dynamo.doctor import link
+from hpc_dynamo.doctor.facts import contained
 from hpc_dynamo.doctor.records import Link, Pull
 from hpc_dynamo.errors import KvTransferError
 
@@ -62,9 +63,11 @@ class End:
 @asynccontextmanager
 async def end(name: str, config: Config, address: str) -> AsyncIterator[End]:
     """Until left. Raises KvTransferError where NIXL does not start."""
+    inside = contained(config.engine)  # of an image, where its interpreter is
+    python = "" if inside else config.engine.python
     gpu = ["--gpu"] if config.engine.device is Device.cuda else []
     process = await asyncio.create_subprocess_exec(
-        *(config.engine.python or sys.executable, "-m", link.__name__, name, *gpu),
+        *(python or sys.executable, "-m", link.__name__, name, *gpu),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hpc_dynamo.bootstrap import mpi
 from hpc_dynamo.child import clean_environment
-from hpc_dynamo.config import Config, Engine
+from hpc_dynamo.config import Config, Container, ContainerKind, Engine
 from hpc_dynamo.doctor.records import Facts
 
 ANSWER_S = 60.0  # of a program that a slow shared disk starts
@@ -126,9 +126,24 @@ def run_error(folder: Path) -> str:
 
 
 def engine_error(engine: Engine) -> str:
-    """Why it does not start with its interpreter and environment; empty where it should."""
+    """Why it does not start with its interpreter and environment; empty where it should. Into an
+    image nobody looks."""
+    if contained(engine):
+        return _container_error(engine.container)
     modules = MODULES.get(engine.name, OURS)
     return _python(engine.python or sys.executable, modules, engine.env)
+
+
+def contained(engine: Engine) -> bool:
+    return engine.container.kind is not ContainerKind.none
+
+
+def _container_error(container: Container) -> str:
+    """An image may also be a name that the program knows."""
+    if not shutil.which(container.kind):
+        return f"{container.kind} is not on PATH"
+    lost = container.image.startswith("/") and not _there(container.image)
+    return f"engine.container.image={container.image} is not there" if lost else ""
 
 
 def _python(python: str, modules: Sequence[str], env: Mapping[str, str]) -> str:

@@ -47,6 +47,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     run_token: str = ""  # what the head wrote there, as seen here
     engine_error: str = ""
     nixl_error: str = ""
+    contained: bool = False  # the engine is in an image, so NIXL was tried with our interpreter
     mpi: str = ""  # the library's version
     mpi_error: str = ""
 

@@ -137,6 +137,7 @@ class _Node:
             run_error=look.run_error(folder),
             run_token=token(self._attempt),
             engine_error="; ".join(filter(None, engines)),
+            contained=any(look.contained(own.engine) for own in config.each.values()),
             mpi=look.mpi_version(self._python),
         )
 
