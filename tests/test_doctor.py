@@ -142,15 +142,17 @@ def test_a_missing_model_fails_a_batch_before_its_engines(tmp_path: Path, check:
 
 
 def test_the_doctor_s_faults_make_exit_code_1(tmp_path: Path) -> None:
-    """MPI's, as the worker over both nodes is to be an MPI world."""
+    """Of MPI two: nodes are to meet by it, and a worker over both is to be a world of it."""
     shape = ("topology=aggregated", "topology.aggregated.tensor_parallel=2")
     world = ("engine.args.start=mpi", "engine.args.dialect=trtllm", "engine.device=cuda")
-    words = (*shape, *world, "cluster.gpus_per_node=1", f"model.path={tmp_path}/nothing")
-    code, found, shown = report(tmp_path, *words)
+    mpi = ("cluster.bootstrap.method=mpi", "cluster.gpus_per_node=1")
+    code, found, shown = report(tmp_path, *shape, *world, *mpi, f"model.path={tmp_path}/nothing")
     assert code == 1
-    assert faults(list(found.findings)).keys() == {"model", "MPI"}
-    assert "not started as an MPI rank" in faults(list(found.findings))["MPI"]
-    assert "4 fault(s)" in shown
+    seen = [(f.check, f.what) for f in found.findings if f.level is Level.fault]
+    assert [check for check, _ in seen] == ["model", "MPI"] * 2 + ["MPI"]
+    assert "not started as an MPI rank" in seen[1][1]
+    assert "ranks of worker 0" in seen[-1][1]
+    assert "5 fault(s)" in shown
 
 
 def test_an_interpreter_without_nixl_or_engine(tmp_path: Path) -> None:

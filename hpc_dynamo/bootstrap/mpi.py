@@ -1,6 +1,6 @@
 """One allgather in a short-lived child: no long-lived process ever holds MPI.
 
-The child runs PROGRAM: a record as JSON on standard input,
+The child runs `main`: a record as JSON on standard input,
 everybody's as a JSON array on standard output, in the order of MPI ranks.
 """
 
@@ -16,35 +16,22 @@ from hpc_dynamo.messages import NodeRecord
 
 # Set by `srun --mpi=pmix` and `--mpi=pmi2` (or cray_shasta), and by mpirun.
 WORLD = ("PMIX_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
-# For any interpreter that has mpi4py; importing that initialises MPI.
-PROGRAM = """
-import sys
-from mpi4py import MPI
-everyone = MPI.COMM_WORLD.allgather(sys.stdin.buffer.read())
-print("[" + ",".join(record.decode() for record in everyone) + "]", flush=True)
-"""
-
-
-def started() -> bool:
-    """True in a task that was started as an MPI rank."""
-    return any(name in os.environ for name in WORLD)
 
 
 def available() -> bool:
-    """True in such a task, with mpi4py at hand."""
-    return started() and importlib.util.find_spec("mpi4py") is not None
+    """True in a task that was started as an MPI rank, with mpi4py at hand."""
+    started = any(name in os.environ for name in WORLD)
+    return started and importlib.util.find_spec("mpi4py") is not None
 
 
-async def gather(
-    me: NodeRecord, count: int, timeout_s: float, python: str = sys.executable
-) -> tuple[NodeRecord, ...]:
-    """The records of all `count` agents, by the MPI of an interpreter.
+async def gather(me: NodeRecord, count: int, timeout_s: float) -> tuple[NodeRecord, ...]:
+    """The records of all `count` agents.
 
     Raises BootstrapError with what MPI printed, after `timeout_s`, or where this MPI found
     another world: a library that does not speak srun's PMI makes one of each rank alone.
     """
     process = await asyncio.create_subprocess_exec(
-        *(python, "-c", PROGRAM),
+        *(sys.executable, "-c", f"from {__name__} import main; main()"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -65,3 +52,10 @@ async def gather(
     if len(records) != count:
         raise BootstrapError(f"MPI: a world of {len(records)} ranks where {count} were started")
     return tuple(sorted(records, key=lambda r: r.node))
+
+
+def main() -> None:
+    from mpi4py import MPI  # here alone: importing it initialises MPI
+
+    everyone = MPI.COMM_WORLD.allgather(sys.stdin.buffer.read())
+    sys.stdout.write("[" + ",".join(record.decode() for record in everyone) + "]\n")

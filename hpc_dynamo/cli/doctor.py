@@ -14,12 +14,11 @@ from rich.table import Table
 from hpc_dynamo import launch
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.start import OUT, gpus_counted, placed, serve_run
-from hpc_dynamo.config import BootstrapMethod, Config, Launcher
+from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.doctor import task
 from hpc_dynamo.doctor.lead import report_file
 from hpc_dynamo.doctor.records import Examined, Finding, Level, Report
 from hpc_dynamo.doctor.verdict import usual_gb_s
-from hpc_dynamo.engines import is_world
 from hpc_dynamo.errors import LaunchError
 from hpc_dynamo.launch import Job, JobState
 from hpc_dynamo.run import Attempt, read_json, write_json
@@ -40,7 +39,6 @@ def doctor(args: Namespace) -> int:
     config = placed(compose(args.overrides, args.config_dir), "doctor")
     launcher = launch.resolve(config.cluster.launcher)
     layout = _layout(config, launcher)
-    config = _with_mpi(config, layout)
     attempt = serve_run(config).new_attempt(config, layout)
     job = launch.start(launcher, attempt, config, layout, task.main)
     OUT.print(f"looking over {layout.nodes} node(s), logs in {attempt.logs}", markup=False)
@@ -62,15 +60,6 @@ def _layout(config: Config, launcher: Launcher) -> Plan:
         return layout
     given = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     return replace(layout, nodes=max(layout.nodes, given))
-
-
-def _with_mpi(config: Config, layout: Plan) -> Config:
-    """Its tasks are MPI ranks, too, where those of workers are to be. Not over components of a
-    job, where Slurm's PMIx fails (docs/mixed.md)."""
-    if len(layout.parts) > 1 or not any(is_world(config, w) for w in layout.workers):
-        return config
-    bootstrap = replace(config.cluster.bootstrap, method=BootstrapMethod.mpi)
-    return replace(config, cluster=replace(config.cluster, bootstrap=bootstrap))
 
 
 def _await(attempt: Attempt, job: Job) -> Report:

@@ -147,8 +147,8 @@ def nixl(facts: Facts) -> Finding | None:
 def mpi(facts: Facts) -> Finding | None:
     if not facts.mpi_error:
         return None
-    why = "neither cluster.bootstrap.method=mpi nor a worker that is one MPI world can start"
-    hint = "srun --mpi=list, cluster.slurm.mpi; pip install 'hpc-dynamo[mpi]'; or bootstrap by tcp"
+    why = "with cluster.bootstrap.method=mpi no job starts"
+    hint = "srun --mpi=list; pip install 'hpc-dynamo[mpi]'; or cluster.bootstrap.method=tcp"
     return fault("MPI", facts.mpi_error, why, hint)
 
 

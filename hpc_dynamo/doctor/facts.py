@@ -1,5 +1,6 @@
 """Looking at the node that we are on. Nothing here judges; every look has a deadline."""
 
+import importlib.util
 import os
 import resource
 import secrets
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from hpc_dynamo.bootstrap import mpi
 from hpc_dynamo.child import clean_environment
-from hpc_dynamo.config import Config, Container, ContainerKind, Engine
+from hpc_dynamo.config import BootstrapMethod, Config, Container, ContainerKind, Engine
 from hpc_dynamo.doctor.records import Facts
 
 ANSWER_S = 60.0  # of a program that a slow shared disk starts
@@ -171,11 +172,13 @@ def mpi_version(python: str) -> str:
     return ""
 
 
-def mpi_error(python: str) -> str:
-    """Why MPI cannot even be tried here by an interpreter; empty where it can."""
-    if not mpi.started():
-        return "this task was not started as an MPI rank (no PMIx)"
-    return _python(python, ("mpi4py",), {})
+def mpi_error(config: Config) -> str:
+    """Why MPI cannot even be tried here; empty where it can, or is not asked for."""
+    if config.cluster.bootstrap.method is BootstrapMethod.tcp or mpi.available():
+        return ""
+    if importlib.util.find_spec("mpi4py") is None:
+        return "mpi4py is not installed beside hpc-dynamo"
+    return "this task was not started as an MPI rank (no PMIx)"
 
 
 def _run(

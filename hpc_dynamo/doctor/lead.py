@@ -12,6 +12,7 @@ import msgspec
 from hpc_dynamo.doctor import verdict
 from hpc_dynamo.doctor.checks import FULL, examine
 from hpc_dynamo.doctor.records import Examined, Link, Meet, Message, Met, Over, Pull, Report
+from hpc_dynamo.doctor.world import world_error
 from hpc_dynamo.run import Attempt, write_json
 from hpc_dynamo.wire import Codec, Server
 
@@ -59,6 +60,7 @@ class Lead:
             nodes = [came[node] for node in sorted(came)]
             await self._tell(came, Meet(nodes=tuple(nodes)))
             met = await self._hear(Met, came, MEET_S)
+            world = await world_error(self._attempt)
             links = await self._again(nodes, await self._links(nodes))
         finally:
             await self._tell(self._peers, Over())
@@ -67,6 +69,7 @@ class Lead:
         findings += [f for node in nodes for f in examine(node.facts, FULL)]
         findings += verdict.apart(self._hosts, nodes, token(self._attempt))
         findings += verdict.meetings(self._hosts, met.values())
+        findings += verdict.worlds(self._hosts[0], world)
         findings += verdict.links(self._hosts, links)
         report = Report(
             hosts=self._hosts,

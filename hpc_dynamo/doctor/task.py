@@ -23,7 +23,6 @@ from hpc_dynamo.doctor.end import End, end
 from hpc_dynamo.doctor.lead import CODEC, Lead, Meeting, control, token
 from hpc_dynamo.doctor.meet import listen, meet
 from hpc_dynamo.doctor.records import Examined, Facts, Meet, Message, Over, Pull
-from hpc_dynamo.engines import for_worker, is_world
 from hpc_dynamo.errors import BootstrapError, KvTransferError
 from hpc_dynamo.launch.node import whoami
 from hpc_dynamo.messages import NodeRecord
@@ -138,31 +137,22 @@ class _Node:
             run_token=token(self._attempt),
             engine_error="; ".join(filter(None, engines)),
             contained=any(look.contained(own.engine) for own in config.each.values()),
-            mpi=look.mpi_version(self._python),
+            mpi=look.mpi_version(sys.executable),
         )
 
     async def _mpi_error(self) -> str:
         settings = self._config.cluster.bootstrap
-        if settings.method is BootstrapMethod.tcp:
-            return ""
-        if error := await asyncio.to_thread(look.mpi_error, self._python):
-            return error
+        if settings.method is BootstrapMethod.tcp or not mpi.available():
+            return look.mpi_error(self._config)
         me = NodeRecord(
             node=self._index, host=self._hosts[self._index], address=self._address,
             pid=os.getpid(), log=str(self._attempt.agent_log(self._index)),
         )  # fmt: skip
         try:
-            await mpi.gather(me, len(self._hosts), settings.mpi_timeout_s, self._python)
+            await mpi.gather(me, len(self._hosts), settings.mpi_timeout_s)
         except BootstrapError as e:
             return e.message
         return ""
-
-    @property
-    def _python(self) -> str:
-        """The interpreter whose MPI matters: that of workers which are MPI worlds, else ours."""
-        worlds = (w for w in self._attempt.plan().workers if is_world(self._config, w))
-        pythons = (for_worker(self._config, w).engine.python for w in worlds)
-        return next(pythons, "") or sys.executable
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from hpc_dynamo.doctor.records import Examined, Finding, Link, Met
 SLOW = 0.3  # of the usual link; noise stays above it
 TIMES_SLOW, TIMES_DEAD = 3, 2  # that a link is measured before it is held to be so
 REACH = "open all TCP ports between the job's nodes, or cluster.interface=… of their own network"
+WORLD = "srun --mpi=list, cluster.slurm.mpi; mpi4py and an MPI with PMIx beside the engine"
 LINKS = "UCX_NET_DEVICES and UCX_TLS in engine.env (`ucx_info -d` lists them), cables, ibstat"
 
 
@@ -44,6 +45,13 @@ def meetings(hosts: Sequence[str], met: Iterable[Met]) -> list[Finding]:
         if clock := clock_off(each.ahead_s):
             found.append(replace(clock, host=host))
     return found
+
+
+def worlds(host: str, error: str) -> list[Finding]:
+    """Workers whose ranks are one MPI world, of which one was tried from `host`."""
+    why = "no worker whose ranks are one MPI world starts"
+    found = fault("MPI", error, why, WORLD)
+    return [replace(found, host=host)] if error else []
 
 
 def links(hosts: Sequence[str], measured: Sequence[Link]) -> list[Finding]:

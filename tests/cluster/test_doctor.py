@@ -31,7 +31,7 @@ def faults(report: Report) -> list[Finding]:
 
 
 def test_a_healthy_cluster(cluster: SlurmCluster, shared_dir: Path) -> None:
-    code, found, shown = looked(cluster, shared_dir, "cluster.bootstrap.method=mpi")
+    code, found, shown = looked(cluster, shared_dir)
     assert (code, faults(found)) == (0, []), shown
     assert found.hosts == cluster.nodes
     assert {(each.node, each.peer) for each in found.links} == {
@@ -41,6 +41,19 @@ def test_a_healthy_cluster(cluster: SlurmCluster, shared_dir: Path) -> None:
     assert [node.address for node in found.nodes] == [cluster.address(n) for n in cluster.nodes]
     assert all("Open MPI" in node.facts.mpi for node in found.nodes)
     assert "healthy" in shown
+
+
+def test_ranks_of_a_worker_over_all_nodes_meet(cluster: SlurmCluster, shared_dir: Path) -> None:
+    """Two on each, which has no GPU: that is all there is to find."""
+    shape = ("topology=aggregated", "topology.aggregated.tensor_parallel=6")
+    world = ("engine.args.start=mpi", "engine.args.dialect=trtllm", "engine.device=cuda")
+    words = (*shape, *world, "cluster.gpus_per_node=2")
+    _, found, shown = looked(cluster, shared_dir, *words)
+    assert {f.check for f in faults(found)} == {"GPUs"}, shown
+    _, found, shown = looked(cluster, shared_dir, *words, "cluster.slurm.mpi=none")
+    said = {f.check: f.what for f in faults(found)}
+    assert said.keys() == {"GPUs", "MPI"}, shown
+    assert "the 6 ranks of worker 0 did not meet" in said["MPI"]
 
 
 @contextmanager
