@@ -15,6 +15,10 @@ from tests.runs import hpc_dynamo, write_prompts
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
 THREE = ("engine=simulator", "cluster.launcher=slurm", "topology.nodes=3")
+WORLD = (
+    *("topology=aggregated", "topology.aggregated.tensor_parallel=6", "cluster.gpus_per_node=2"),
+    *("engine.args.start=mpi", "engine.args.dialect=trtllm", "engine.device=cuda"),
+)
 RATE = "200mbit"  # of the planted slow link, 25 MB/s
 
 
@@ -31,7 +35,8 @@ def faults(report: Report) -> list[Finding]:
 
 
 def test_a_healthy_cluster(cluster: SlurmCluster, shared_dir: Path) -> None:
-    code, found, shown = looked(cluster, shared_dir)
+    """Nor with a worker whose six ranks on all nodes are one MPI world."""
+    code, found, shown = looked(cluster, shared_dir, *WORLD)
     assert (code, faults(found)) == (0, []), shown
     assert found.hosts == cluster.nodes
     assert {(each.node, each.peer) for each in found.links} == {
@@ -43,17 +48,10 @@ def test_a_healthy_cluster(cluster: SlurmCluster, shared_dir: Path) -> None:
     assert "healthy" in shown
 
 
-def test_ranks_of_a_worker_over_all_nodes_meet(cluster: SlurmCluster, shared_dir: Path) -> None:
-    """Two on each, which has no GPU: that is all there is to find."""
-    shape = ("topology=aggregated", "topology.aggregated.tensor_parallel=6")
-    world = ("engine.args.start=mpi", "engine.args.dialect=trtllm", "engine.device=cuda")
-    words = (*shape, *world, "cluster.gpus_per_node=2")
-    _, found, shown = looked(cluster, shared_dir, *words)
-    assert {f.check for f in faults(found)} == {"GPUs"}, shown
-    _, found, shown = looked(cluster, shared_dir, *words, "cluster.slurm.mpi=none")
-    said = {f.check: f.what for f in faults(found)}
-    assert said.keys() == {"GPUs", "MPI"}, shown
-    assert "the 6 ranks of worker 0 did not meet" in said["MPI"]
+def test_ranks_that_are_no_world(cluster: SlurmCluster, shared_dir: Path) -> None:
+    code, found, shown = looked(cluster, shared_dir, *WORLD, "cluster.slurm.mpi=none")
+    assert (code, [f.check for f in faults(found)]) == (1, ["MPI"]), shown
+    assert "the 6 ranks of worker 0 did not meet" in faults(found)[0].what
 
 
 @contextmanager
