@@ -55,7 +55,7 @@ async def _join(job: Grown, node: int, host: str) -> Outcome:
     me = _record(job, node, host, roster)
     me = replace(me, faults=preflight(job.config(), job.plan(), node, me.address, host))
     write_json(job.node_file(node), me)
-    refuse(replace(roster, nodes=(me,)), 0.0, time.time())
+    refuse(replace(roster, nodes=(me,)), 0.0, time.time())  # the head sees it in our file
     client = Client(roster.control, secrets.keys, CODEC)
     try:
         agent = Agent(job, me, client, secrets.token)

@@ -2,25 +2,40 @@
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from hpc_dynamo.config import Config, Device, Engine
+from hpc_dynamo.config import Config, Container, ContainerKind, Device, Engine
 from hpc_dynamo.doctor import facts as look
 from hpc_dynamo.doctor import meet, verdict
 from hpc_dynamo.doctor.checks import CLOCK_S, FULL, QUICK, clock_off, examine
 from hpc_dynamo.doctor.end import end
+from hpc_dynamo.doctor.lead import CODEC, Lead, Meeting, control, report_file, token
 from hpc_dynamo.doctor.preflight import refuse
-from hpc_dynamo.doctor.records import Examined, Facts, Finding, Level, Link, Pull, Report
+from hpc_dynamo.doctor.records import (
+    Examined,
+    Facts,
+    Finding,
+    Level,
+    Link,
+    Met,
+    Over,
+    Pull,
+    Report,
+)
 from hpc_dynamo.errors import KvTransferError, LaunchError
 from hpc_dynamo.messages import NodeRecord, Roster
+from hpc_dynamo.run import Attempt, write_json
+from hpc_dynamo.wire import Client, Server
 from tests.runs import hpc_dynamo, latest, write_prompts
 
 LOCAL = ("engine=simulator", "cluster.launcher=local")
@@ -127,25 +142,50 @@ def test_a_missing_model_fails_a_batch_before_its_engines(tmp_path: Path, check:
 
 
 def test_the_doctor_s_faults_make_exit_code_1(tmp_path: Path) -> None:
-    words = (f"model.path={tmp_path}/nothing", "cluster.bootstrap.method=mpi")
-    code, found, shown = report(tmp_path, *words)
+    """Of MPI two: nodes are to meet by it, and a worker over both is to be a world of it."""
+    shape = ("topology=aggregated", "topology.aggregated.tensor_parallel=2")
+    world = ("engine.args.start=mpi", "engine.args.dialect=trtllm", "engine.device=cuda")
+    mpi = ("cluster.bootstrap.method=mpi", "cluster.gpus_per_node=1")
+    code, found, shown = report(tmp_path, *shape, *world, *mpi, f"model.path={tmp_path}/nothing")
     assert code == 1
-    assert faults(list(found.findings)).keys() == {"model", "MPI"}
-    assert "not started as an MPI rank" in faults(list(found.findings))["MPI"]
-    assert "2 fault(s)" in shown
+    seen = [(f.check, f.what) for f in found.findings if f.level is Level.fault]
+    assert [check for check, _ in seen] == ["model", "MPI"] * 2 + ["MPI"]
+    assert "not started as an MPI rank" in seen[1][1]
+    assert "ranks of worker 0" in seen[-1][1]
+    assert "5 fault(s)" in shown
 
 
 def test_an_interpreter_without_nixl_or_engine(tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
     python = str(bare / "bin/python")
-    assert look.nixl_error(python) == f"no NIXL for {python}"
-    assert look.engine_error(python, "vllm") == f"no module vllm for {python}"
-    assert "cannot be run: No such file" in look.engine_error(f"{bare}/none", "vllm")
-    assert look.nixl_error(sys.executable) == ""
+    vllm = Engine(name="vllm", python=python)
+    assert look.engine_error(vllm) == f"no module vllm for {python}"
+    missing = look.engine_error(replace(vllm, python=f"{bare}/none"))
+    assert "cannot be run: No such file" in missing
+    (tmp_path / "vllm.py").touch()
+    assert look.engine_error(replace(vllm, env={"PYTHONPATH": str(tmp_path)})) == ""
+    here = {"PYTHONPATH": str(Path(look.__file__).parents[2])}
+    ours = look.engine_error(Engine(name="simulator", python=python, env=here))
+    assert "no module hpc_dynamo with msgspec" in ours, "it is not enough that it sees the package"
     code, found, _ = report(tmp_path, f"engine.python={python}")
     assert code == 1
     assert {"engine", "NIXL"} <= faults(list(found.findings)).keys()
+
+
+def test_an_engine_in_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its interpreter is not there outside, and need not be."""
+    image = tmp_path / "vllm.sif"
+    box = Container(kind=ContainerKind.apptainer, image=str(image))
+    engine = Engine(name="vllm", python="/in/the/image", container=box)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert look.engine_error(engine) == "apptainer is not on PATH"
+    (tmp_path / "apptainer").touch(mode=0o755)
+    assert look.engine_error(engine) == f"engine.container.image={image} is not there"
+    image.touch()
+    assert look.engine_error(engine) == ""
+    without = msgspec.structs.replace(HEALTHY, nixl_error="no NIXL", contained=True)
+    assert [f.level for f in examine(without, FULL)] == [Level.warning]
 
 
 def test_a_run_folder_that_cannot_be_written(tmp_path: Path) -> None:
@@ -194,6 +234,71 @@ async def test_a_nixl_peer_that_dies() -> None:
     found = verdict.links(["a", "b"], [dead, gone])
     assert [f.host for f in found] == ["a", "b"]
     assert "the link from b is dead" in found[0].what
+
+
+async def test_a_pull_that_is_held_up_is_not_how_quick_a_link_is() -> None:
+    """As on a busy machine, whose other end does not get to run for a while."""
+    config = Config(engine=Engine(device=Device.cpu))
+    async with end("one", config, HERE) as one, end("two", config, HERE) as two:
+        pull = Pull(peer=1, metadata=two.metadata)
+        good = await one.measure(0, pull)
+        os.kill(two.pid, signal.SIGSTOP)
+        again = asyncio.create_task(one.measure(0, pull))
+        await asyncio.sleep(0.5)  # that is the fault: the first pull takes so long
+        os.kill(two.pid, signal.SIGCONT)
+        held_up = await again
+    assert held_up.gb_s > good.gb_s / 20  # of that pull it was a thousandth
+
+
+async def answered(attempt: Attempt, scripts: dict[tuple[int, int], list[Link]]) -> Report:
+    """What a lead makes of three nodes, each of whose links is measured as its script has it."""
+    keys = attempt.run.secrets().keys
+    server = Server(HERE, keys, CODEC)
+    write_json(control(attempt), Meeting(endpoint=server.endpoint))
+    healthy = msgspec.structs.replace(HEALTHY, run_token=token(attempt))
+
+    async def node(number: int) -> None:
+        client = Client(server.endpoint, keys, CODEC)
+        me = Examined(node=number, address=HERE, port=1, facts=healthy, metadata=(b"x",))
+        await client.send(me)
+        while not isinstance(message := await client.receive(60), Over):
+            if isinstance(message, Pull):
+                await client.send(scripts[number, message.peer].pop(0))
+            else:
+                await client.send(Met(node=number, ahead_s=0.0, unreachable={}))
+        client.close()
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(3):
+            group.create_task(node(number))
+        await Lead(attempt, HOSTS, server).run()
+    return msgspec.json.decode(report_file(attempt).read_bytes(), type=Report)
+
+
+def measured(node: int, peer: int, *rates: float) -> list[Link]:
+    """A rate of 0 is a dead link."""
+    return [Link(node=node, peer=peer, gb_s=r, error="" if r else "no answer") for r in rates]
+
+
+async def test_links_in_doubt_are_measured_again(attempt: Attempt) -> None:
+    """Alone, so what is usual rises with them, and what once was usual may be in doubt."""
+    scripts = {
+        (0, 1): measured(0, 1, 0.01, 0.9),
+        (0, 2): measured(0, 2, 0.0, 0.9),
+        (1, 0): measured(1, 0, 0.2, 0.9),
+        (1, 2): measured(1, 2, 0.2, 0.0, 0.8),
+        (2, 0): measured(2, 0, 0.0, 0.0),
+        (2, 1): measured(2, 1, 0.05, 0.04, 0.06),
+    }
+    found = await answered(attempt, scripts)
+    assert [f.what for f in found.findings] == [
+        "the link from a is dead: no answer (measured 2 times)",
+        "the link from b is slow: 0.060 GB/s where 0.900 is usual (measured 3 times)",
+    ]
+    assert not any(scripts.values()), "all that was planted was seen"
+    assert [
+        (link.times, link.gb_s) for link in found.links if (link.node, link.peer) == (1, 2)
+    ] == [(3, 0.8)]
 
 
 async def test_nixl_that_does_not_start(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from hpc_dynamo import launch
+from hpc_dynamo.cli import serving
 from hpc_dynamo.config import (
     Cluster,
     Config,
@@ -41,6 +43,7 @@ from hpc_dynamo.messages import (
     NodeRecord,
     Outcome,
     Roster,
+    Status,
     WorkerReport,
     WorkerState,
 )
@@ -307,6 +310,28 @@ async def test_jobs_of_other_kinds_are_as_much_of_the_run(attempt: Attempt) -> N
         assert lost.empty(), "they were ended"
 
 
+async def test_a_job_of_another_kind_that_is_not_fit_ends_the_run(
+    attempt: Attempt, tmp_path: Path
+) -> None:
+    config = replace(lacking(tmp_path), topology=KINDS)
+    cluster = replace(CONFIG.cluster, hardware={"fast": Hardware(), "wide": Hardware()})
+    config = replace(config, cluster=cluster)
+    write_json(attempt.job_file, JobRecord(launcher="local", job_id="1"))
+    async with heading(attempt, config, replace(plan(config), apart=True)) as head:
+        lost = asyncio.Queue[EngineError]()
+        companions = Companions(attempt, head.router, head.members, list, lost.put_nowait)
+        async with accompanied(companions), asyncio.timeout(SOON_S):
+            said = (await lost.get()).message
+    assert "of the decode workers has ended: not fit for this run: " in said
+    assert f"model.path={tmp_path}/nothing is not there" in said
+    assert not list(attempt.logs.glob("worker-*"))
+
+
+def lacking(folder: Path) -> Config:
+    """Whose model is nowhere."""
+    return replace(CONFIG, model=Model(name="m", path=f"{folder}/nothing"))
+
+
 @asynccontextmanager
 async def accompanied(companions: Companions) -> AsyncIterator[Companions]:
     running = asyncio.create_task(companions.run())
@@ -315,11 +340,11 @@ async def accompanied(companions: Companions) -> AsyncIterator[Companions]:
     await asyncio.wait([running])
 
 
-def grower(head: Head, node_hours: float | None = None) -> Grower:
+def grower(head: Head, node_hours: float | None = None, config: Config = CONFIG) -> Grower:
     """Asks at once, for processes on this machine."""
     grow = Grow(nodes=1, node_hours=node_hours)
     rules = Planner(by=PlannerKind.load, patience=1, grow=grow)
-    write_json(head.attempt.config_file, replace(CONFIG, planner=rules))
+    write_json(head.attempt.config_file, replace(config, planner=rules))
     write_json(head.attempt.job_file, JobRecord(launcher="local", job_id="1"))
     return Grower(head.attempt, head.router, head.members, None, moving=tuple)
 
@@ -380,3 +405,52 @@ async def test_a_job_that_is_just_asked_for_ends_with_the_run(head: Head) -> Non
         until, "its end", lambda: found.state()[0] is launch.JobState.ended, SOON_S
     )
     assert head.members.workers == {}
+
+
+async def test_a_further_job_whose_node_is_not_fit(head: Head, tmp_path: Path) -> None:
+    """It ends with a word, and the run goes on."""
+    grows = grower(head, config=lacking(tmp_path))
+    async with running(grows):
+        grows.heed(decision(more=2))
+        await asyncio.to_thread(until, "its end", lambda: ended(head.attempt), SOON_S)
+        grows.heed(decision(more=2))
+        file = head.attempt.growth_file
+        await asyncio.to_thread(until, "a word", lambda: len(lines(file)) == 2, SOON_S)
+        status = grows.describe(Status(at=0.0, phase="serving", workers=()))
+    (job,) = head.attempt.grown()
+    what = f"model.path={tmp_path}/nothing is not there"
+    assert what in lines(file)[1]
+    assert what in serving.grown_line(status.grown[0])
+    assert "try: a path on a shared disk" in status.grown[0].detail
+    assert not list(head.attempt.logs.glob("worker-*"))
+    assert (outcome := job.outcome())
+    assert what in outcome.message
+
+
+async def test_a_further_job_ends_where_one_of_its_nodes_is_not_fit(head: Head) -> None:
+    grows = grower(head)
+    async with running(grows):
+        grows.heed(decision(more=2))
+        await head.ready(2)
+        (job,) = head.attempt.grown()
+        (node,) = job.nodes()
+        other = msgspec.structs.replace(node, node=2, faults=("n3: no GPU is visible",))
+        write_json(job.node_file(2), other)  # as its agent leaves it, which then ends
+        await asyncio.to_thread(until, "its end", lambda: ended(head.attempt), SOON_S)
+        found = launch.find(job)
+        assert found
+        await asyncio.to_thread(until, "its processes' end", lambda: is_over(found), SOON_S)
+    (state,) = states(head.attempt)
+    assert state.detail == "not fit for this run: n3: no GPU is visible"
+
+
+def ended(attempt: Attempt) -> bool:
+    return any(job.state is GrownState.ended for job in states(attempt))
+
+
+def is_over(job: launch.Job) -> bool:
+    return job.state()[0] is launch.JobState.ended
+
+
+def lines(file: Path) -> list[str]:
+    return file.read_text().splitlines()

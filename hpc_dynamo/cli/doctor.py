@@ -116,6 +116,7 @@ def _matrix(report: Report) -> Table:
     """Rows pull from columns."""
     usual = usual_gb_s(report.links)
     title = f"NIXL: row pulls from column, GB/s / µs; usual {usual:.2f} GB/s; over {_by(report)}"
+    title += _again(report)
     table = Table("", title=title, title_justify="left")
     for host in report.hosts:
         table.add_column(host, justify="right")
@@ -133,12 +134,18 @@ def _matrix(report: Report) -> Table:
 def _worst(report: Report) -> Table:
     """Of many nodes the ten slowest links; --json has all."""
     title = f"NIXL: the slowest of {len(report.links)} links, usual {usual_gb_s(report.links):.2f}"
+    title += _again(report)
     table = Table("to", "from", "GB/s", "µs", "over", title=title, title_justify="left")
     for link in sorted(report.links, key=lambda link: link.gb_s)[:10]:
         ends = report.hosts[link.node], report.hosts[link.peer]
         figures = f"{link.gb_s:.2f}", f"{link.latency_us:.0f}"
         table.add_row(*ends, *figures, link.error or link.transport)
     return table
+
+
+def _again(report: Report) -> str:
+    count = sum(link.times > 1 for link in report.links)
+    return f"; {count} measured more than once" if count else ""
 
 
 def _by(report: Report) -> str:

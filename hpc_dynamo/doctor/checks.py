@@ -130,13 +130,17 @@ def run_folder(facts: Facts) -> Finding | None:
 def engine(facts: Facts) -> Finding | None:
     if not facts.engine_error:
         return None
-    fix = "engine.python=… of the environment that has the engine, on a shared disk"
+    fix = "engine.python=… of the environment that has the engine, on a shared disk; "
+    fix += "for containers engine.container.image, and cluster.slurm.setup=['module load …']"
     return fault("engine", facts.engine_error, "no worker can start on this node", fix)
 
 
 def nixl(facts: Facts) -> Finding | None:
     if not facts.nixl_error:
         return None
+    if facts.contained:
+        why = "links are measured outside of the engine's image, and so were not"
+        return warning("NIXL", facts.nixl_error, why, "pip install 'hpc-dynamo[nixl]'")
     return fault("NIXL", facts.nixl_error, "no KV cache can move to or from this node", NIXL)
 
 

@@ -14,10 +14,11 @@ import hpc_dynamo
 from hpc_dynamo.child import clean_environment
 from hpc_dynamo.config import Config, Device
 from hpc_dynamo.doctor import link
+from hpc_dynamo.doctor.facts import contained
 from hpc_dynamo.doctor.records import Link, Pull
 from hpc_dynamo.errors import KvTransferError
 
-START_S, ANSWER_S = 60.0, 30.0
+START_S, ANSWER_S = 60.0, 35.0
 # UCX at its log level info: `name inter-node cfg#1 rma(rc_mlx5/mlx5_0:1) am(…)`.
 CHOICE = re.compile(r"(?:inter|intra)-node cfg#\d+ .*?rma\w*\(([^)]*)\)")
 
@@ -26,7 +27,7 @@ class End:
     """One node's end of all its links."""
 
     def __init__(self, process: asyncio.subprocess.Process, hello: dict[str, Any]) -> None:
-        self._process, self._choice = process, ""
+        self._process, self._choice, self._asked = process, "", 0
         self.memory: str = hello["memory"]
         self.metadata = tuple(bytes.fromhex(text) for text in hello["metadata"])
 
@@ -36,27 +37,37 @@ class End:
 
     async def measure(self, node: int, pull: Pull) -> Link:
         """The link from a peer; one that cannot be measured says why."""
-        line = json.dumps([data.hex() for data in pull.metadata])
+        self._asked += 1
+        line = json.dumps([self._asked, [data.hex() for data in pull.metadata]])
         try:
             async with asyncio.timeout(ANSWER_S):
                 assert self._process.stdin
                 self._process.stdin.write(f"{line}\n".encode())
                 await self._process.stdin.drain()
-                said, choice = await _said(self._process)
+                said = await self._answer()
         except TimeoutError:
             return Link(node=node, peer=pull.peer, error=f"no answer in {ANSWER_S:.0f} s")
         except (KvTransferError, ConnectionError) as e:
             return Link(node=node, peer=pull.peer, error=f"NIXL's process here ended: {e}")
-        self._choice = choice or self._choice  # UCX tells a choice once
         return Link(node=node, peer=pull.peer, transport=self._choice, **said)
+
+    async def _answer(self) -> dict[str, Any]:
+        """To what was asked last: one that came too late may be before it."""
+        while True:
+            said, choice = await _said(self._process)
+            self._choice = choice or self._choice  # UCX tells a choice once
+            if said.pop("number") == self._asked:
+                return said
 
 
 @asynccontextmanager
 async def end(name: str, config: Config, address: str) -> AsyncIterator[End]:
     """Until left. Raises KvTransferError where NIXL does not start."""
+    inside = contained(config.engine)  # of an image, where its interpreter is
+    python = "" if inside else config.engine.python
     gpu = ["--gpu"] if config.engine.device is Device.cuda else []
     process = await asyncio.create_subprocess_exec(
-        *(config.engine.python or sys.executable, "-m", link.__name__, name, *gpu),
+        *(python or sys.executable, "-m", link.__name__, name, *gpu),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

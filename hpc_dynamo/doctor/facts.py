@@ -7,30 +7,21 @@ import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from hpc_dynamo.bootstrap import mpi
 from hpc_dynamo.child import clean_environment
-from hpc_dynamo.config import BootstrapMethod, Config
+from hpc_dynamo.config import BootstrapMethod, Config, Container, ContainerKind, Engine
 from hpc_dynamo.doctor.records import Facts
 
 ANSWER_S = 60.0  # of a program that a slow shared disk starts
 READ_S, READ_BYTES, CHUNK_BYTES = 3.0, 1 << 30, 16 << 20
-WHEELS = ("nixl_cu12", "nixl_cu13", "nixl")
-MODULES = {"vllm": "vllm", "sglang": "sglang", "trtllm": "tensorrt_llm"}  # by engine
-IMPORT_NIXL = f"""
-import importlib, os, sys
-for wheel in {WHEELS}:
-    try:
-        importlib.import_module(wheel + "._api")
-        os._exit(0)  # UCX may crash in its exit handlers
-    except ModuleNotFoundError:
-        pass
-os._exit(7)
-"""
+MODULES = {"vllm": ("vllm",), "sglang": ("sglang",), "trtllm": ("tensorrt_llm",)}  # by engine
+OURS = ("hpc_dynamo", "msgspec")  # the second: PYTHONPATH shows the first to any interpreter
 
 
 def quick(config: Config, gpus: int, address: str, host: str) -> Facts:
@@ -135,26 +126,39 @@ def run_error(folder: Path) -> str:
     return ""
 
 
-def engine_error(python: str, engine: str) -> str:
-    """Why no engine starts with this interpreter; empty where it should."""
-    module = MODULES.get(engine, "hpc_dynamo")
-    find = f"import importlib.util as u, sys; sys.exit(0 if u.find_spec({module!r}) else 7)"
-    return _python(python, find, f"no module {module}")
+def engine_error(engine: Engine) -> str:
+    """Why it does not start with its interpreter and environment; empty where it should. Into an
+    image nobody looks."""
+    if contained(engine):
+        return _container_error(engine.container)
+    modules = MODULES.get(engine.name, OURS)
+    return _python(engine.python or sys.executable, modules, engine.env)
 
 
-def nixl_error(python: str) -> str:
-    return _python(python, IMPORT_NIXL, "no NIXL")
+def contained(engine: Engine) -> bool:
+    return engine.container.kind is not ContainerKind.none
 
 
-def _python(python: str, code: str, missing: str) -> str:
+def _container_error(container: Container) -> str:
+    """An image may also be a name that the program knows."""
+    if not shutil.which(container.kind):
+        return f"{container.kind} is not on PATH"
+    lost = container.image.startswith("/") and not _there(container.image)
+    return f"engine.container.image={container.image} is not there" if lost else ""
+
+
+def _python(python: str, modules: Sequence[str], env: Mapping[str, str]) -> str:
+    """Why an interpreter has not got all of these."""
+    there = f"all(map(importlib.util.find_spec, {modules!r}))"
+    code = f"import importlib.util, sys; sys.exit(0 if {there} else 7)"
     try:
-        done = _run([python, "-c", code])
+        done = _run([python, "-c", code], env)
     except subprocess.TimeoutExpired:
         return f"{python} did not answer in {ANSWER_S:.0f} s"
     except OSError as e:
         return f"{python} cannot be run: {e.strerror or e}"
     if done.returncode == 7:
-        return f"{missing} for {python}"
+        return f"no module {' with '.join(modules)} for {python}"
     last = done.stderr.strip().splitlines()[-1:]
     return f"{python} failed: {' '.join(last)}" if done.returncode else ""
 
@@ -177,8 +181,10 @@ def mpi_error(config: Config) -> str:
     return "this task was not started as an MPI rank (no PMIx)"
 
 
-def _run(argv: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-    env = clean_environment({})
+def _run(
+    argv: Sequence[str], env: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    env = clean_environment(env or {})
     return subprocess.run(
         argv, env=env, capture_output=True, text=True, timeout=ANSWER_S, check=False
     )

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,12 +12,13 @@ import msgspec
 from hpc_dynamo.doctor import verdict
 from hpc_dynamo.doctor.checks import FULL, examine
 from hpc_dynamo.doctor.records import Examined, Link, Meet, Message, Met, Over, Pull, Report
+from hpc_dynamo.doctor.world import world_error
 from hpc_dynamo.run import Attempt, write_json
 from hpc_dynamo.wire import Codec, Server
 
 CODEC: Codec[Message] = Codec(Message)  # type: ignore[arg-type]  # a union is no type[T]
 MEET_S, ROUND_S = 30.0, 45.0
-ALONE = 20  # links at the most that are measured a second time
+AGAIN_S = 120.0  # after which nothing more is measured again: of a dead switch there is no end
 T = TypeVar("T", Examined, Met, Link)
 
 
@@ -59,6 +60,7 @@ class Lead:
             nodes = [came[node] for node in sorted(came)]
             await self._tell(came, Meet(nodes=tuple(nodes)))
             met = await self._hear(Met, came, MEET_S)
+            world = await world_error(self._attempt)
             links = await self._again(nodes, await self._links(nodes))
         finally:
             await self._tell(self._peers, Over())
@@ -67,6 +69,7 @@ class Lead:
         findings += [f for node in nodes for f in examine(node.facts, FULL)]
         findings += verdict.apart(self._hosts, nodes, token(self._attempt))
         findings += verdict.meetings(self._hosts, met.values())
+        findings += verdict.worlds(self._hosts[0], world)
         findings += verdict.links(self._hosts, links)
         report = Report(
             hosts=self._hosts,
@@ -86,14 +89,19 @@ class Lead:
         return links
 
     async def _again(self, nodes: Sequence[Examined], links: Sequence[Link]) -> list[Link]:
-        """Those in doubt once more, each alone: what shares cores or a switch is slow together."""
+        """Those in doubt more than once, each alone: what shares cores or a switch is slow
+        together. What is usual changes with them, and so may who is in doubt."""
         known = {(each.node, each.peer): each for each in links}
-        by_node = {node.node: node for node in nodes}
-        for before in verdict.doubtful(links)[:ALONE]:
-            for now in await self._round({before.node: by_node[before.peer]}):
-                if now.gb_s > before.gb_s:
-                    known[before.node, before.peer] = now
+        by_node, until = {node.node: node for node in nodes}, time.monotonic() + AGAIN_S
+        while (before := self._doubt(known.values())) and time.monotonic() < until:
+            (now,) = await self._round({before.node: by_node[before.peer]})
+            known[before.node, before.peer] = verdict.better(before, now)
         return list(known.values())
+
+    def _doubt(self, links: Collection[Link]) -> Link | None:
+        """The next link to be measured again, of nodes that answer."""
+        doubts = verdict.doubtful(links)
+        return next((d for d in doubts if not {d.node, d.peer} & self._silent), None)
 
     async def _round(self, pairs: dict[int, Examined]) -> list[Link]:
         """Each node pulls from its peer. Who once was silent is asked no more."""

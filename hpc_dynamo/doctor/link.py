@@ -2,7 +2,8 @@
 
 It may hang or crash in a driver, and it may need the engine's interpreter. On standard output,
 among what NIXL and UCX print: lines that begin with MARK, JSON behind it. First what peers must
-know, then an answer to each line of standard input, which is a list of a peer's metadata.
+know, then an answer to each line of standard input: a number, which the answer has again, and a
+list of a peer's metadata.
 Two agents: large blocks for bandwidth, small ones for latency.
 """
 
@@ -16,12 +17,13 @@ import time
 from typing import Any
 
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.kv import KvAgent
+from hpc_dynamo.kv import KvAgent, Transfer
 from hpc_dynamo.kv_memory import gpu_pool
 
 MARK = "hpc-dynamo-link "
 BLOCK_BYTES, BLOCKS = (256 << 10, 4 << 10), (128, 4)
-REPEATS, BUDGET_S, PULL_S = (8, 40), 2.0, 5.0
+REPEATS, LEAST, BUDGET_S, PULL_S = (8, 40), 3, 2.0, 5.0
+GROWTH = 8  # blocks of a pull after a quick one, times those before
 AWAKE_S, DOZE_S = 0.05, 0.001  # notices are asked for all the time while a peer measures
 
 
@@ -38,7 +40,9 @@ async def main(name: str, gpu: bool) -> None:
     async with asyncio.TaskGroup() as group:
         serving = [group.create_task(_serve(agent)) for agent in agents]
         while line := await asyncio.to_thread(sys.stdin.readline):
-            await _answer(agents, [bytes.fromhex(text) for text in json.loads(line)])
+            number, metadata = json.loads(line)
+            said = await _measured(agents, [bytes.fromhex(text) for text in metadata])
+            _say(number=number, **said)
         for task in serving:
             task.cancel()
 
@@ -58,32 +62,35 @@ async def _serve(agent: KvAgent) -> None:
         await asyncio.sleep(0 if time.monotonic() - heard_at < AWAKE_S else DOZE_S)
 
 
-async def _answer(agents: list[KvAgent], metadata: list[bytes]) -> None:
+async def _measured(agents: list[KvAgent], metadata: list[bytes]) -> dict[str, Any]:
+    ends = zip(agents, metadata, (BLOCKS[0], 1), REPEATS, strict=True)
     try:
-        large, small = [
-            await _best(agent, data, count, repeats)
-            for agent, data, count, repeats in zip(agents, metadata, (128, 1), REPEATS, strict=True)
-        ]
-        _say(gb_s=large[0] / large[1] / 1e9, latency_us=small[1] * 1e6)
+        large, small = [await _best(*end) for end in ends]
     except HpcDynamoError as e:
-        _say(error=e.message)
+        return {"error": e.message}
+    return {"gb_s": _rate(large) / 1e9, "latency_us": small.seconds * 1e6}
 
 
-async def _best(agent: KvAgent, metadata: bytes, count: int, repeats: int) -> tuple[int, float]:
-    """Bytes and seconds of the quickest pull. The first ones connect, and find how much the link
-    takes in the time: a slow one is to be measured, not to be taken for dead."""
-    peer, blocks = await agent.add_peer(metadata), list(range(count))
-    began = time.monotonic()
-    for tried in (1, 1, max(1, count // 8)):
-        done = await agent.pull(peer, blocks[:tried], blocks[:tried], notice=b".", timeout_s=PULL_S)
-        if done.seconds * 8 > BUDGET_S:
-            return done.size_bytes, done.seconds
-    pulls = list[tuple[float, int]]()
-    while len(pulls) < repeats and (not pulls or time.monotonic() - began < BUDGET_S):
-        done = await agent.pull(peer, blocks, blocks, notice=b".", timeout_s=PULL_S)
-        pulls.append((done.seconds, done.size_bytes))
-    seconds, size = min(pulls)
-    return size, seconds
+async def _best(agent: KvAgent, metadata: bytes, count: int, repeats: int) -> Transfer:
+    """The quickest pull, of `repeats` or of as many as there is time for.
+
+    They grow as the link allows: a slow one is to be measured, not to be taken for dead. One that
+    was held up, by a busy machine or since it connects, is none to judge by: a few come after it.
+    """
+    peer, blocks, pulls = await agent.add_peer(metadata), list(range(count)), list[Transfer]()
+    began, tried, full = time.monotonic(), 1, 0
+    while full < repeats and (len(pulls) < LEAST or time.monotonic() - began < BUDGET_S):
+        some = blocks[:tried]
+        done = await agent.pull(peer, some, some, notice=b".", timeout_s=PULL_S)
+        pulls.append(done)
+        full += tried == count
+        if done.seconds * GROWTH < BUDGET_S:
+            tried = min(tried * GROWTH, count)
+    return max(pulls, key=_rate)
+
+
+def _rate(done: Transfer) -> float:
+    return done.size_bytes / done.seconds
 
 
 def _say(**record: object) -> None:

@@ -47,6 +47,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     run_token: str = ""  # what the head wrote there, as seen here
     engine_error: str = ""
     nixl_error: str = ""
+    contained: bool = False  # the engine is in an image, so NIXL was tried with our interpreter
     mpi: str = ""  # the library's version
     mpi_error: str = ""
 
@@ -84,7 +85,7 @@ class Pull(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """KV blocks of `peer` pulled by `node`: the best of a few."""
+    """KV blocks of `peer` pulled by `node`: the best of a few pulls, and of some times."""
 
     node: int
     peer: int
@@ -92,6 +93,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     latency_us: float = 0.0
     transport: str = ""  # and interface, such as rc_mlx5/mlx5_0:1
     error: str = ""
+    times: int = 1  # that it was measured
 
 
 class Over(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from contextlib import AsyncExitStack
-from itertools import starmap
 from pathlib import Path
 
 import msgspec
@@ -127,9 +126,7 @@ class _Node:
     def _look(self) -> Facts:
         config, folder = self._config, self._attempt.path
         plan, host = self._attempt.plan(), self._hosts[self._index]
-        engines = dict.fromkeys(
-            (own.engine.python or sys.executable, own.engine.name) for own in config.each.values()
-        )
+        engines = dict.fromkeys(look.engine_error(own.engine) for own in config.each.values())
         quick = look.quick(config, plan.gpus_on(self._index), self._address, host)
         return msgspec.structs.replace(
             quick,
@@ -138,7 +135,8 @@ class _Node:
             model_gb_s=look.read_gb_s(quick.model_path) if quick.model_visible else None,
             run_error=look.run_error(folder),
             run_token=token(self._attempt),
-            engine_error="; ".join(filter(None, starmap(look.engine_error, engines))),
+            engine_error="; ".join(filter(None, engines)),
+            contained=any(look.contained(own.engine) for own in config.each.values()),
             mpi=look.mpi_version(sys.executable),
         )
 

@@ -1,7 +1,7 @@
 """What all nodes together show: who did not come, who cannot be reached, which links are slow."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -10,7 +10,9 @@ from hpc_dynamo.doctor.checks import clock_off, fault
 from hpc_dynamo.doctor.records import Examined, Finding, Link, Met
 
 SLOW = 0.3  # of the usual link; noise stays above it
+TIMES_SLOW, TIMES_DEAD = 3, 2  # that a link is measured before it is held to be so
 REACH = "open all TCP ports between the job's nodes, or cluster.interface=… of their own network"
+WORLD = "srun --mpi=list, cluster.slurm.mpi; mpi4py and an MPI with PMIx beside the engine"
 LINKS = "UCX_NET_DEVICES and UCX_TLS in engine.env (`ucx_info -d` lists them), cables, ibstat"
 
 
@@ -45,20 +47,39 @@ def meetings(hosts: Sequence[str], met: Iterable[Met]) -> list[Finding]:
     return found
 
 
+def worlds(host: str, error: str) -> list[Finding]:
+    """Workers whose ranks are one MPI world, of which one was tried from `host`."""
+    why = "no worker whose ranks are one MPI world starts"
+    found = fault("MPI", error, why, WORLD)
+    return [replace(found, host=host)] if error else []
+
+
 def links(hosts: Sequence[str], measured: Sequence[Link]) -> list[Finding]:
     """Dead links, and those far below what most nodes reach."""
     usual = usual_gb_s(measured)
     return [f for each in measured if (f := _link(hosts, each, usual)) is not None]
 
 
-def doubtful(measured: Sequence[Link]) -> list[Link]:
-    """Links to be measured again alone, the worst first."""
-    usual = usual_gb_s(measured)
-    slow = [link for link in measured if link.error or link.gb_s < usual * SLOW]
-    return sorted(slow, key=lambda link: link.gb_s)
+def doubtful(measured: Collection[Link]) -> list[Link]:
+    """Links to be measured again, those first that least was tried for, then the worst."""
+    least = usual_gb_s(measured) * SLOW
+    found = [link for link in measured if link.times < _times(link, least)]
+    return sorted(found, key=lambda link: (link.times, link.gb_s))
 
 
-def usual_gb_s(measured: Sequence[Link]) -> float:
+def _times(link: Link, least: float) -> int:
+    if link.error:
+        return TIMES_DEAD
+    return TIMES_SLOW if link.gb_s < least else 1
+
+
+def better(before: Link, now: Link) -> Link:
+    """Of two measurements of a link: what holds one up says nothing of it."""
+    best = max(now, before, key=lambda link: (not link.error, link.gb_s))
+    return replace(best, times=before.times + 1)
+
+
+def usual_gb_s(measured: Iterable[Link]) -> float:
     """The median over nodes of each one's best link: one bad node spoils more than its own."""
     best = dict[int, float]()
     for each in measured:
@@ -68,13 +89,14 @@ def usual_gb_s(measured: Sequence[Link]) -> float:
 
 
 def _link(hosts: Sequence[str], each: Link, usual: float) -> Finding | None:
-    host, peer = hosts[each.node], hosts[each.peer]
-    if each.error:
-        why = "KV cache from that node cannot be had"
-        found = fault("NIXL", f"the link from {peer} is dead: {each.error}", why, LINKS)
-        return replace(found, host=host)
-    if each.gb_s >= usual * SLOW:
-        return None
     by = f" over {each.transport}" if each.transport else ""
-    what = f"the link from {peer}{by} is slow: {each.gb_s:.3f} GB/s where {usual:.3f} is usual"
-    return replace(fault("NIXL", what, "hand-overs through it hold up answers", LINKS), host=host)
+    if each.error:
+        how, why = f" is dead: {each.error}", "KV cache from that node cannot be had"
+    elif each.gb_s < usual * SLOW:
+        how = f"{by} is slow: {each.gb_s:.3f} GB/s where {usual:.3f} is usual"
+        why = "hand-overs through it hold up answers"
+    else:
+        return None
+    tried = f" (measured {each.times} times)" if each.times > 1 else ""
+    what = f"the link from {hosts[each.peer]}{how}{tried}"
+    return replace(fault("NIXL", what, why, LINKS), host=hosts[each.node])

@@ -70,6 +70,9 @@ class Further:
             state, detail = launch.JobState.unknown, e.message
         if self._over.is_set():
             return
+        if unfit := await asyncio.to_thread(self._unfit):
+            await self._refuse(unfit)
+            return
         now = time.time()
         match state:
             case launch.JobState.pending if self.state is GrownState.pending:
@@ -82,6 +85,15 @@ class Further:
                 outcome = self._folder.outcome()
                 said = outcome.message if outcome and outcome.exit_code else ""
                 await self._end(self.known.detail if self._leaving else said or detail)
+
+    def _unfit(self) -> str:
+        """What its agents found on their nodes before they would start anything."""
+        return "; ".join(fault for node in self._folder.nodes() for fault in node.faults)
+
+    async def _refuse(self, why: str) -> None:
+        """Its other nodes may be fit, but it was asked for whole."""
+        await self._cancel()
+        await self._end(f"not fit for this run: {' '.join(why.split())}")
 
     @property
     def _leaving(self) -> bool:
@@ -131,10 +143,14 @@ class Further:
         await self._asked.wait()
         if self._job and not self._over.is_set():
             await self._tell(state=GrownState.leaving, detail=why)
-            try:
-                await asyncio.to_thread(self._job.stop)
-            except HpcDynamoError as e:
-                log.warning("further job %s: %s", self.known.job_id, e)
+            await self._cancel()
+
+    async def _cancel(self) -> None:
+        assert self._job
+        try:
+            await asyncio.to_thread(self._job.stop)
+        except HpcDynamoError as e:
+            log.warning("further job %s: %s", self.known.job_id, e)
 
     async def finish(self, why: str) -> None:
         """`stop`, and look at it no more: the run ends."""

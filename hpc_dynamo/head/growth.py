@@ -65,7 +65,10 @@ class Grower:
         self._decisions.put_nowait(decision)
 
     def describe(self, status: Status) -> Status:
-        grown = tuple(job.known for job in self._live)
+        """Those that there are; also the newest that ever was, where it failed."""
+        newest = list(self._jobs.values())[-1:]
+        shown = [*self._live, *(job for job in newest if job.failed)]
+        grown = tuple(job.known for job in shown)
         return replace(status, grown=grown, node_hours=self.node_hours)
 
     @property
@@ -144,6 +147,7 @@ class Grower:
             elif job.failed and job not in self._failed:
                 self._failed.add(job)
                 self._rule.failed(now)
+                await self._note_end(job, job.known.detail)
 
     def _room(self) -> Room:
         nodes = self._grow.nodes - sum(job.known.nodes for job in self._live)
@@ -189,8 +193,7 @@ class Grower:
         self._going.add(job)
         ends = job.stop if job.job().pending else partial(self._release, job)
         group.create_task(ends(why), name=f"give-back-{job.known.number}")
-        move = Move(count=len(job.known.ranks), old=job.known.role, new=None)
-        await self._keep(move, [job], why)
+        await self._note_end(job, why)
 
     async def _release(self, job: Further, why: str) -> None:
         """A worker that changes its role would be given requests after its drain."""
@@ -216,6 +219,10 @@ class Grower:
             for job in [job for job in self._live if node in job.nodes]:
                 log.warning("further job %s: Slurm ends it soon", job.known.job_id)
                 await self._give_back(job, "Slurm ends it soon", group)
+
+    async def _note_end(self, job: Further, why: str) -> None:
+        move = Move(count=len(job.known.ranks), old=job.known.role, new=None)
+        await self._keep(move, [job], why)
 
     async def _keep(self, move: Move, jobs: Iterable[Further], why: str) -> None:
         record = Growing(

@@ -155,7 +155,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     traffic: Traffic | None = None  # of a serving run
     by_model: dict[str, ModelStatus] = {}  # where there are several
     planning: Planning | None = None
-    grown: tuple[GrownJob, ...] = ()  # further jobs, those that ended left out
+    grown: tuple[GrownJob, ...] = ()  # further jobs; of those that ended the newest, if it failed
     node_hours: float = 0.0  # of all further jobs of the run
     successor: Successor | None = None
 

@@ -15,6 +15,10 @@ from tests.runs import hpc_dynamo, write_prompts
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
 THREE = ("engine=simulator", "cluster.launcher=slurm", "topology.nodes=3")
+WORLD = (
+    *("topology=aggregated", "topology.aggregated.tensor_parallel=6", "cluster.gpus_per_node=2"),
+    *("engine.args.start=mpi", "engine.args.dialect=trtllm", "engine.device=cuda"),
+)
 RATE = "200mbit"  # of the planted slow link, 25 MB/s
 
 
@@ -31,7 +35,8 @@ def faults(report: Report) -> list[Finding]:
 
 
 def test_a_healthy_cluster(cluster: SlurmCluster, shared_dir: Path) -> None:
-    code, found, shown = looked(cluster, shared_dir, "cluster.bootstrap.method=mpi")
+    """Nor with a worker whose six ranks on all nodes are one MPI world."""
+    code, found, shown = looked(cluster, shared_dir, *WORLD)
     assert (code, faults(found)) == (0, []), shown
     assert found.hosts == cluster.nodes
     assert {(each.node, each.peer) for each in found.links} == {
@@ -41,6 +46,12 @@ def test_a_healthy_cluster(cluster: SlurmCluster, shared_dir: Path) -> None:
     assert [node.address for node in found.nodes] == [cluster.address(n) for n in cluster.nodes]
     assert all("Open MPI" in node.facts.mpi for node in found.nodes)
     assert "healthy" in shown
+
+
+def test_ranks_that_are_no_world(cluster: SlurmCluster, shared_dir: Path) -> None:
+    code, found, shown = looked(cluster, shared_dir, *WORLD, "cluster.slurm.mpi=none")
+    assert (code, [f.check for f in faults(found)]) == (1, ["MPI"]), shown
+    assert "the 6 ranks of worker 0 did not meet" in faults(found)[0].what
 
 
 @contextmanager

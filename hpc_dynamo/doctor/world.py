@@ -1,0 +1,60 @@
+"""Can the ranks of a worker that is one MPI world meet: tried as its agent would start them.
+
+Without the engine, by its interpreter, in a step of its own: a crash in MPI_Init ends the step that
+it happens in.
+"""
+
+import asyncio
+import sys
+
+from hpc_dynamo.child import clean_environment
+from hpc_dynamo.config import Config
+from hpc_dynamo.engines import for_worker, is_world
+from hpc_dynamo.errors import HpcDynamoError
+from hpc_dynamo.launch import world
+from hpc_dynamo.run import Attempt
+from hpc_dynamo.topology import Plan, Worker
+
+MARK = "hpc-dynamo-world"
+PROGRAM = f"from mpi4py import MPI; print('{MARK}', MPI.COMM_WORLD.size, flush=True)"
+
+
+async def world_error(attempt: Attempt) -> str:
+    """Of the first such worker of our part of the job; empty where there is none, or it is well at
+    the second try: one that crashes once is started again in a run, too."""
+    config, plan = attempt.config(), attempt.plan()
+    worlds = (w for w in plan.parts[0].workers if is_world(config, w))
+    worker = next(worlds, None)
+    if worker is None:
+        return ""
+    limit_s = config.cluster.bootstrap.mpi_timeout_s
+    try:
+        async with asyncio.timeout(limit_s):
+            return await _tried(config, plan, worker) and await _tried(config, plan, worker)
+    except TimeoutError:
+        return f"the ranks of worker {worker.rank} did not meet within {limit_s:.0f} s"
+    except (HpcDynamoError, OSError) as e:
+        return f"the ranks of worker {worker.rank} cannot be started: {e}"
+
+
+async def _tried(config: Config, plan: Plan, worker: Worker) -> str:
+    engine, ranks = for_worker(config, worker).engine, sum(len(s.gpus) for s in worker.shards)
+    command = (engine.python or sys.executable, "-c", PROGRAM)
+    argv = await asyncio.to_thread(world.step, config, plan, worker, command)
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        env=world.environment(clean_environment(engine.env)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        said = (await process.communicate())[0].decode(errors="replace")
+    finally:
+        if process.returncode is None:
+            process.kill()  # srun's end is that of the step
+            await process.wait()
+            await asyncio.to_thread(world.end, worker)
+    if said.count(f"{MARK} {ranks}\n") == ranks:
+        return ""
+    return f"the {ranks} ranks of worker {worker.rank} did not meet: {world.last_words(said)}"
