@@ -133,6 +133,10 @@ def test_a_script_finds_a_sites_own_files_again(call: Call, tmp_path: Path) -> N
             ["cluster.gpus_per_node=4", "topology.nodes=1", "topology.decode.tensor_parallel=4"],
             ["topology.nodes=1", "5 GPUs", "try: topology.nodes=2"],
         ),
+        (
+            ["cluster.gpus_per_node=4", "model.path=m", "engine.args.block-size=none"],
+            ["engine.args.block-size=none is not", "try: engine.args.block-size=16"],
+        ),
         (["engine=simulator", "topology.decode.workers=0"], ["topology.decode.workers=0 must be"]),
         (["engine=simulator", "cluster.slurm.time=soon"], ["cluster.slurm.time=soon", "HH:MM:SS"]),
     ],
