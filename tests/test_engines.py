@@ -300,6 +300,12 @@ def test_an_option_that_we_count_by_is_a_count(name: str, option: str, value: An
     engine(name).check(right, plan(right))
 
 
+def test_a_kv_transfer_config_is_a_mapping() -> None:
+    config = replace(CONFIG, engine=Engine(name="vllm", args={"kv-transfer-config": 5}))
+    with pytest.raises(ConfigError, match=r"engine\.args\.kv-transfer-config=5 must be a mapping"):
+        engine("vllm").check(config, plan(config))
+
+
 def staged(name: str, prefill: int, decode: int, **args: Any) -> Config:
     pools = (Pool(1, pipeline_parallel=stages) for stages in (prefill, decode))
     split = Topology(Kind.disaggregated, None, Pool(), *pools)

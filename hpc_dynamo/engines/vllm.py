@@ -111,7 +111,7 @@ class Vllm:
         }
         args = given(config)
         if role in KV_ROLE:
-            transfer = args.pop("kv-transfer-config", {})
+            transfer = args.pop("kv-transfer-config", None) or {}
             options["kv-transfer-config"] = self._transfer(config, role) | transfer
         endpoints = self.events(config, place)
         if endpoints:

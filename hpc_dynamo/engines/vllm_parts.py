@@ -9,6 +9,7 @@ Source: vLLM 0.32, engine/arg_utils.py (create_engine_config), entrypoints/cli/s
 pipelines distributed/kv_transfer/kv_connector/v1/nixl/ (base_worker.py, pull_worker.py).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from hpc_dynamo.config import Config, Pool, Role
@@ -51,7 +52,11 @@ def _check_replicas(config: Config, worker: Worker, pool: Pool) -> None:
 def check_stages(config: Config) -> None:
     """A decode worker pulls from a prefill worker's first pipeline stage alone, and has no stages
     itself. Raises ConfigError."""
-    connector = (given(config).get("kv-transfer-config") or {}).get("kv_connector", NIXL)
+    transfer = given(config).get("kv-transfer-config") or {}
+    if not isinstance(transfer, Mapping):
+        what = f"engine.args.kv-transfer-config={transfer} must be a mapping"
+        raise ConfigError(what, hint="engine.args.kv-transfer-config.kv_connector=…")
+    connector = transfer.get("kv_connector", NIXL)
     for role, pool in config.topology.pools:
         if connector == NIXL and role is not Role.aggregated and pool.pipeline_parallel > 1:
             what = f"topology.{role}.pipeline_parallel={pool.pipeline_parallel}: vLLM's {NIXL} "
