@@ -378,7 +378,7 @@ OWN = [
     ("sglang", "Not enough memory. Please try to increase --mem-fraction-static.", "larger engine"),
     ("sglang", "ValueError: Port is already in use. dist_init_port=5000", "a restart picks"),
     ("sglang", "RuntimeError: SGLang only supports sm75 and above.", "a newer GPU"),
-    ("trtllm", "Executor creation failed due to insufficient GPU memory.", "max_batch_size"),
+    ("trtllm", "Executor creation failed due to insufficient GPU memory.", "max_num_tokens"),
     ("trtllm", "CUDA runtime error in ::cudaMallocAsync: out of memory", "free_gpu_memory"),
     ("trtllm", "RuntimeError: Failed to bind socket to 10.0.0.5:8000", "a restart picks"),
 ]  # fmt: skip

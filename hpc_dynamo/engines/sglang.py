@@ -55,7 +55,9 @@ KNOWN_FAILURES = {
     "CUDA out of memory": "engine.args.mem-fraction-static=0.8, or more GPUs a worker",
     "Not enough memory": "a larger engine.args.mem-fraction-static, or more GPUs a worker",
     "Some GPUs may be occupied": "nvidia-smi there: another process has one of the worker's GPUs",
-    "Capture cuda graph failed": "a smaller engine.args.mem-fraction-static or cuda-graph-max-bs",
+    "Capture cuda graph failed": (
+        "a smaller engine.args.mem-fraction-static or engine.args.cuda-graph-max-bs-decode"
+    ),
     "SGLang only supports sm75": "a newer GPU: cluster.slurm.constraint, or engine=vllm",
     **COMMON,
 }

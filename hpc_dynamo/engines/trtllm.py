@@ -67,7 +67,7 @@ KNOWN_FAILURES = {
     "Failed to bind socket to": PORT_TAKEN,
     "No module named 'tensorrt_llm'": "engine.python=/env/bin/python, where it is installed",
     "No GPU devices found": "TensorRT-LLM computes on NVIDIA GPUs alone; nvidia-smi on that node",
-    "insufficient GPU memory": "a smaller engine.args.max_batch_size or max_num_tokens, more GPUs",
+    "insufficient GPU memory": "a smaller engine.args.max_num_tokens, or more GPUs a worker",
     "out of memory": "engine.args.free_gpu_memory_fraction=0.8, or more GPUs a worker",
     "kv_cache_transceiver is disabled": "engine.args.extra must not unset cache_transceiver_config",
     "Extra inputs are not permitted": "a key of engine.args.extra that this version does not know",
