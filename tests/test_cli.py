@@ -63,6 +63,19 @@ def test_the_verbs_stand_in_the_order_of_use(call: Call) -> None:
     assert list(EXAMPLES) == list(VERBS)
 
 
+def test_help_of_a_verb_names_what_a_job_can_be_made_of(call: Call) -> None:
+    words = ("recipe=", "models.NAME.path=", "cluster.hardware.KIND.", "engine.decode.args.")
+    for verb in ("plan", "serve", "batch", "doctor"):
+        said = printed(call(verb, "--help"))
+        assert [word for word in words if word not in said] == [], verb
+    assert "--commands" in printed(call("plan", "--help"))
+
+
+def test_plan_prints_one_thing(call: Call) -> None:
+    said = call("plan", "--dry-run", "--commands", "engine=simulator").stderr
+    assert "not allowed with argument" in said
+
+
 def rows(table: str) -> list[list[str]]:
     """The cells of a table that rich drew, without its head."""
     lines = [line for line in table.splitlines() if line.startswith(("│", "|"))]
@@ -132,6 +145,10 @@ def test_a_script_finds_a_sites_own_files_again(call: Call, tmp_path: Path) -> N
         (
             ["cluster.gpus_per_node=4", "topology.nodes=1", "topology.decode.tensor_parallel=4"],
             ["topology.nodes=1", "5 GPUs", "try: topology.nodes=2"],
+        ),
+        (
+            ["cluster.gpus_per_node=4", "model.path=m", "engine.args.block-size=none"],
+            ["engine.args.block-size=none is not", "try: engine.args.block-size=16"],
         ),
         (["engine=simulator", "topology.decode.workers=0"], ["topology.decode.workers=0 must be"]),
         (["engine=simulator", "cluster.slurm.time=soon"], ["cluster.slurm.time=soon", "HH:MM:SS"]),

@@ -253,7 +253,8 @@ def test_tokens_of_a_kv_block(name: str, device: Device, args: dict[str, Any], t
 
 @pytest.mark.parametrize(("own", "fits"), [(8, True), (16, True), (12, False), (32, False)])
 def test_the_routers_blocks_divide_the_engines(own: int, fits: bool) -> None:
-    config = replace(CONFIG, router=Router(block_tokens=own))
+    flat = replace(SPLIT, decode=Pool(1))
+    config = replace(CONFIG, topology=flat, router=Router(block_tokens=own))
     if fits:
         engine("vllm").check(config, plan(config))
         return
@@ -276,12 +277,116 @@ def test_an_unknown_engine_lists_the_known_ones() -> None:
     assert refused.value.hint == "did you mean 'vllm'? known: sglang, simulator, trtllm, vllm"
 
 
-def test_advice_from_a_dead_engines_log() -> None:
-    adapter = engine("vllm")
-    tail = "...\nOSError: [Errno 98] error while attempting to bind: address already in use\n"
-    assert "a restart picks a new one" in adapter.advice(tail)
-    assert "gpu-memory-utilization" in adapter.advice("torch: CUDA out of memory. Tried")
-    assert adapter.advice("something never seen") == ""
+ODD: list[Any] = ["none", "16x", 0, -1, 1.5, True, [1], {"a": 1}]
+COUNTS = [
+    ("vllm", "block-size"),
+    ("simulator", "block_size"),
+    ("sglang", "page-size"),
+    ("sglang", "tokenizer-worker-num"),
+    ("sglang", "attn-dp-size"),
+]
+
+
+@pytest.mark.parametrize("value", ODD)
+@pytest.mark.parametrize(("name", "option"), COUNTS)
+def test_an_option_that_we_count_by_is_a_count(name: str, option: str, value: Any) -> None:
+    flat = replace(SPLIT, decode=Pool(1))
+    config = replace(CONFIG, topology=flat, engine=Engine(name=name, args={option: value}))
+    known = option.replace("_", "-")
+    with pytest.raises(ConfigError, match=f"engine.args.{known}=.* above zero") as refused:
+        engine(name).check(config, plan(config))
+    assert refused.value.hint.startswith(f"engine.args.{known}=")
+    right = replace(config, engine=Engine(name=name, args={option: "16" if "size" in known else 1}))
+    engine(name).check(right, plan(right))
+
+
+def test_a_kv_transfer_config_is_a_mapping() -> None:
+    config = replace(CONFIG, engine=Engine(name="vllm", args={"kv-transfer-config": 5}))
+    with pytest.raises(ConfigError, match=r"engine\.args\.kv-transfer-config=5 must be a mapping"):
+        engine("vllm").check(config, plan(config))
+
+
+def staged(name: str, prefill: int, decode: int, **args: Any) -> Config:
+    pools = (Pool(1, pipeline_parallel=stages) for stages in (prefill, decode))
+    split = Topology(Kind.disaggregated, None, Pool(), *pools)
+    return replace(CONFIG, engine=Engine(name=name, args=args), topology=split)
+
+
+@pytest.mark.parametrize(
+    ("config", "role"),
+    [
+        (staged("vllm", 2, 1), "prefill"),
+        (staged("vllm", 1, 2), "decode"),
+        (staged("vllm", 2, 2), "prefill"),
+        (staged("sglang", 1, 2), "decode"),
+        (staged("sglang", 4, 2), "decode"),
+    ],
+)
+def test_pipelines_that_hand_nothing_over_are_refused(config: Config, role: str) -> None:
+    with pytest.raises(ConfigError, match=rf"topology\.{role}\.pipeline_parallel=2") as refused:
+        engine(config.engine.name).check(config, plan(config))
+    assert f"topology.{role}.pipeline_parallel=1" in refused.value.hint
+
+
+OTHER = {"kv-transfer-config": {"kv_connector": "NixlPushConnector"}}
+
+
+@pytest.mark.parametrize(
+    "config", [staged("vllm", 2, 1, **OTHER), staged("sglang", 2, 1), staged("sglang", 2, 2)]
+)
+def test_other_pipelines_are_not(config: Config) -> None:
+    engine(config.engine.name).check(config, plan(config))
+
+
+# What each engine, or what it stands on, says of the five failures that a user meets first.
+SAID = {
+    "GPUs a worker": ["torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"],
+    "a restart picks a new one": [
+        "[Errno 98] error while attempting to bind on address: address already in use",
+        "OSError: [Errno 98] Address already in use",
+        "(errno: 98 - Address already in use). EADDRINUSE",
+    ],
+    "model.path must be a folder": [
+        "HFValidationError: Repo id must be in the form 'repo_name'",
+        "OSError: /nowhere is not a local folder and is not a valid model identifier",
+    ],
+    "NCCL_SOCKET_IFNAME": [
+        "[Rank 3] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1",
+        "RuntimeError: NCCL error: unhandled system error",
+    ],
+    "GPU's architecture": ["CUDA error: no kernel image is available for execution on the device"],
+}
+EACH = [(said, advice) for advice, each in SAID.items() for said in each]
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang", "trtllm"])
+@pytest.mark.parametrize(("said", "advice"), EACH)
+def test_every_engine_has_advice_on_what_a_user_meets_first(
+    name: str, said: str, advice: str
+) -> None:
+    assert advice in engine(name).advice(f"...\n{said}\n...")
+    assert engine(name).advice("something never seen") == ""
+
+
+OWN = [
+    ("vllm", "Free memory on device cuda:0 (9.0/80.0 GiB) on startup is less than desired GPU "
+             "memory utilization (0.9, 72.0 GiB).", "gpu-memory-utilization=0.8"),
+    ("vllm", "GiB KV cache is needed, which is larger than the available KV cache memory",
+     "max-model-len"),
+    ("vllm", "Invalid repository ID or local directory specified: '/x'", "model.path"),
+    ("vllm", "Bfloat16 is only supported on GPUs with compute capability of at least 8.0", "dtype"),
+    ("sglang", "Not enough memory. Please try to increase --mem-fraction-static.", "larger engine"),
+    ("sglang", "ValueError: Port is already in use. dist_init_port=5000", "a restart picks"),
+    ("sglang", "RuntimeError: SGLang only supports sm75 and above.", "a newer GPU"),
+    ("trtllm", "Executor creation failed due to insufficient GPU memory.", "max_num_tokens"),
+    ("trtllm", "CUDA runtime error in ::cudaMallocAsync: out of memory", "free_gpu_memory"),
+    ("trtllm", "RuntimeError: Failed to bind socket to 10.0.0.5:8000", "a restart picks"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "said", "advice"), OWN)
+def test_and_on_words_of_its_own(name: str, said: str, advice: str) -> None:
+    assert advice in engine(name).advice(said)
 
 
 # Prefill and decode over NIXL

@@ -40,6 +40,16 @@ def test_mappings_are_merged_key_by_key() -> None:
     assert args(Role.decode, both, own) == {"kv-transfer-config": merged}
 
 
+WIDE = ("engine=trtllm", "cluster.gpus_per_node=6", "topology.decode.data_parallel=32")
+
+
+def test_what_is_not_of_a_roles_options_does_not_blame_them() -> None:
+    made = config(*WIDE, "engine.prefill.args.max_num_tokens=512")
+    with pytest.raises(ConfigError, match=r"topology\.decode: 32 GPUs a worker") as wrong:
+        check(made, plan(made))
+    assert "(with engine." not in wrong.value.message
+
+
 @pytest.mark.parametrize("spelled", ["kv-transfer-config", "kv_transfer_config"])
 def test_dashes_and_underscores_are_the_same_name(spelled: str) -> None:
     both = "engine.args.kv_transfer_config={kv_port: 1}"

@@ -141,13 +141,6 @@ def test_with_data_parallelism_no_kv_events_are_told() -> None:
         assert engine("sglang").events(of_attention, where) is None
 
 
-def test_advice_from_a_dead_engines_log() -> None:
-    adapter = engine("sglang")
-    assert "mem-fraction-static" in adapter.advice("torch.OutOfMemoryError: CUDA out of memory.")
-    assert "a restart picks a new one" in adapter.advice("[Errno 98] address already in use")
-    assert adapter.advice("something never seen") == ""
-
-
 PAGE = """\
 # TYPE sglang:num_running_reqs gauge
 sglang:num_running_reqs{tp_rank="0"} 3.0

@@ -134,6 +134,9 @@ def test_the_users_own_options_win_as_click_reads_them() -> None:
         (with_args(config="mine.yaml"), "would replace our own file"),
         (with_args(**{"extra-llm-api-options": "mine.yaml"}), "would replace our own file"),
         (with_args(extra="mine.yaml"), "must be a mapping"),
+        (with_args(extra={"kv_cache_config": 0.8}), "extra.kv_cache_config=0.8 must be a mapping"),
+        (with_args(extra={"cache_transceiver_config": "NIXL"}), "must be a mapping"),
+        (with_args(extra={"kv_cache_config": {"tokens_per_block": "x"}}), "tokens_per_block=x is"),
         (replace(CONFIG, router=Router()), "publishes no KV events"),
         (
             replace(

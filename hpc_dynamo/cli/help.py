@@ -19,6 +19,7 @@ overrides are Hydra's: FIELD=VALUE, or GROUP=FILE for a file of conf/GROUP/. The
   recipe=llama-70b-2p2d-vllm        (a model on a known layout; further words win: docs/recipes.md)
   topology=aggregated|disaggregated topology.prefill.workers=2 topology.decode.tensor_parallel=4
   cluster=auto|slurm|local          cluster.slurm.partition=gpu cluster.slurm.time=04:00:00
+  cluster.hardware.KIND.partition=… topology.decode.hardware=KIND (pools on nodes of two kinds)
   model.path=/shared/models/llama   input=prompts.jsonl   name=my-run   runs=/scratch/me/runs
   models.NAME.path=…                models.NAME.topology=… models.NAME.engine.args.…=…
   serve.port=8000                   router=kv|least_loaded|round_robin
@@ -149,10 +150,11 @@ def arguments(name: str, verb: ArgumentParser) -> None:
 
 
 def _plan(verb: ArgumentParser) -> None:
-    verb.add_argument("--dry-run", action="store_true", help="print the sbatch script instead")
+    one = verb.add_mutually_exclusive_group()
+    one.add_argument("--dry-run", action="store_true", help="print the sbatch script instead")
     about = "print every worker's command, environment and files instead"
-    verb.add_argument("--commands", action="store_true", help=about)
-    verb.add_argument("--show", action="store_true", help="print the whole configuration")
+    one.add_argument("--commands", action="store_true", help=about)
+    one.add_argument("--show", action="store_true", help="print the whole configuration")
     about = "what the script is to run (batch; several models: serve)"
     verb.add_argument("--verb", choices=[str(task) for task in Task], help=about)
 

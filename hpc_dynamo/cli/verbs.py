@@ -21,6 +21,7 @@ from hpc_dynamo.cli.simulate import simulate
 from hpc_dynamo.cli.start import OUT, batch, profile, serve
 from hpc_dynamo.cli.watch import Watch
 from hpc_dynamo.config import Mixed, Task
+from hpc_dynamo.engines import check
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch.grown import clear
 from hpc_dynamo.launch.script import render
@@ -32,6 +33,8 @@ def plan(args: Namespace) -> int:
     config = compose(args.overrides, args.config_dir)
     config = replace(config, task=Task(args.verb) if args.verb else config.task)
     layout = lay_out(config)
+    if not args.show and (config.models or config.model.path):  # else to be named on sbatch's line
+        check(config, layout)
     if args.dry_run:
         if config.cluster.slurm.mixed is Mixed.jobs and len(layout.parts) > 1:
             what = "cluster.slurm.mixed=jobs: one script asks for one job"

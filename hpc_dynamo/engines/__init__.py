@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from hpc_dynamo.config import Config, Kind, RoleOptions, Router, about
+from hpc_dynamo.config import Config, Kind, Role, Router, about
 from hpc_dynamo.engines import container
 from hpc_dynamo.engines.container import contained
 from hpc_dynamo.engines.contract import (
@@ -60,19 +60,27 @@ def _check(config: Config, plan: Plan) -> None:
         hint = "planner.restart=true starts its engine anew in its new role; or planner=off"
         raise ConfigError(what, hint=hint)
     for worker in {worker.role: worker for worker in plan.workers}.values():
-        with _about_role(config, worker):
+        with _about_role(worker.role, adapter, config, plan):
             adapter.check(for_role(config, worker.role), plan)
 
 
 @contextmanager
-def _about_role(config: Config, worker: Worker) -> Iterator[None]:
-    """What is raised as a ConfigError names the role, where that has options of its own."""
+def _about_role(role: Role, adapter: Engine, config: Config, plan: Plan) -> Iterator[None]:
+    """What is raised as a ConfigError names the role, where its own options are the cause."""
     try:
         yield
     except ConfigError as e:
-        if config.engine.of(worker.role) == RoleOptions():
+        if e.message == _refused(adapter, config, plan):
             raise
-        raise ConfigError(f"{e.message} (with engine.{worker.role})", hint=e.hint) from e
+        raise ConfigError(f"{e.message} (with engine.{role})", hint=e.hint) from e
+
+
+def _refused(adapter: Engine, config: Config, plan: Plan) -> str:
+    try:
+        adapter.check(config, plan)
+    except ConfigError as e:
+        return e.message
+    return ""
 
 
 def is_world(config: Config, worker: Worker) -> bool:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from hpc_dynamo.config import Config, ContainerKind, Device
-from hpc_dynamo.engines.contract import Command, Place, advised
+from hpc_dynamo.engines.contract import Command, Place
+from hpc_dynamo.engines.failures import advised
 from hpc_dynamo.engines.vllm import GUARD
 
 # Of an image made from Docker's the command script would put the image's entrypoint before ours.

@@ -262,11 +262,6 @@ def device_environment(config: Config, place: Place) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ""} | loopback
 
 
-def advised(failures: Mapping[str, str], log_tail: str) -> str:
-    """The hint of the first failure whose sign stands in the log; empty where there is none."""
-    return next((hint for sign, hint in failures.items() if sign in log_tail), "")
-
-
 def model_is_set(config: Config) -> None:
     """Raises ConfigError."""
     if not config.model.path:

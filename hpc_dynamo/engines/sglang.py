@@ -14,7 +14,6 @@ from hpc_dynamo.engines.contract import (
     EventEndpoints,
     MetricNames,
     Place,
-    advised,
     blocks_fit,
     device_environment,
     event_endpoints,
@@ -24,6 +23,8 @@ from hpc_dynamo.engines.contract import (
     model_is_set,
 )
 from hpc_dynamo.engines.contract import flags as spelled
+from hpc_dynamo.engines.failures import COMMON, PORT_TAKEN, advised
+from hpc_dynamo.engines.options import counted
 from hpc_dynamo.engines.sglang_dialect import SglangDialect
 from hpc_dynamo.engines.spread import alike, network, pool_of, spread
 from hpc_dynamo.engines.vllm import guard_path
@@ -49,16 +50,16 @@ METRICS = MetricNames(
 )
 
 KNOWN_FAILURES = {
-    "address already in use": "another process took the port; a restart picks a new one",
-    "Port is already in use": "another process took the port; a restart picks a new one",
+    "Port is already in use": PORT_TAKEN,
     "No module named 'sglang'": "pip install sglang, or engine.python=/env/bin/python",
-    "No module named 'nixl": "pip install nixl in the engine's environment",
     "CUDA out of memory": "engine.args.mem-fraction-static=0.8, or more GPUs a worker",
     "Not enough memory": "a larger engine.args.mem-fraction-static, or more GPUs a worker",
-    "Repo id must be": "model.path must be a folder that this node sees, or a hub id",
-    "We couldn't connect to": "model.path as a folder on a shared disk: nodes reach no hub",
-    "no kernel image is available": "an SGLang build for this GPU's architecture",
-    "Watchdog caught collective operation timeout": "NCCL: NCCL_SOCKET_IFNAME in engine.env",
+    "Some GPUs may be occupied": "nvidia-smi there: another process has one of the worker's GPUs",
+    "Capture cuda graph failed": (
+        "a smaller engine.args.mem-fraction-static or engine.args.cuda-graph-max-bs-decode"
+    ),
+    "SGLang only supports sm75": "a newer GPU: cluster.slurm.constraint, or engine=vllm",
+    **COMMON,
 }
 
 
@@ -74,13 +75,16 @@ class Sglang:
 
     def check(self, config: Config, plan: Plan) -> None:
         model_is_set(config)
-        if int(given(config).get("tokenizer-worker-num") or 1) > 1:
+        if counted(config, "tokenizer-worker-num", 1) > 1:
             what = "engine.args.tokenizer-worker-num: SGLang asks for no key where it is above 1"
             raise ConfigError(what, hint="engine.args.tokenizer-worker-num=1")
         if config.engine.device is Device.cpu and config.topology.kind is Kind.disaggregated:
             what = "engine=sglang hands no KV cache over on the CPU"
             raise ConfigError(what, hint="engine.device=cuda, or topology=aggregated")
+        for name in ATTENTION_RANKS:
+            counted(config, name, 1)
         _check_parts(config, plan)
+        _check_stages(config)
         blocks_fit(config, self.block_tokens(config))
         no_profile(config)
 
@@ -124,7 +128,7 @@ class Sglang:
         or of attention, for which SGLang refuses ipc endpoints. A decode worker caches nothing
         unless it is told to."""
         own, pool = given(config), dict(config.topology.pools)[place.worker.role]
-        ranks = max(int(own.get(name) or 1) for name in ATTENTION_RANKS)
+        ranks = max(counted(config, name, 1) for name in ATTENTION_RANKS)
         if "kv-events-config" in own or pool.data_parallel > 1 or ranks > 1:
             return None
         return event_endpoints(config, place)
@@ -134,7 +138,7 @@ class Sglang:
 
     def block_tokens(self, config: Config) -> int:
         """Some attention backends take other pages, which events then tell."""
-        return int(given(config).get("page-size") or BLOCK_TOKENS)
+        return counted(config, "page-size", BLOCK_TOKENS)
 
     def advice(self, log_tail: str) -> str:
         return advised(KNOWN_FAILURES, log_tail)
@@ -156,6 +160,16 @@ def _check_parts(config: Config, plan: Plan) -> None:
             inside = f"tensor_parallel={pool.tensor_parallel * pool.data_parallel}"
             hint = f"{own} with data_parallel=1, or {inside} with engine.args.attn-dp-size"
             raise ConfigError(f"{what}: SGLang keeps its replicas on one", hint=hint)
+
+
+def _check_stages(config: Config) -> None:
+    """Decode workers fetch each stage's layers from one of their own, or all into one (assert in
+    disaggregation/common/conn.py). Raises ConfigError."""
+    stages = {role: pool.pipeline_parallel for role, pool in config.topology.pools}
+    if Role.decode in stages and stages[Role.decode] not in (1, stages[Role.prefill]):
+        what = f"topology.decode.pipeline_parallel={stages[Role.decode]}: SGLang's decode workers "
+        what += f"have one pipeline stage or as many as prefill workers ({stages[Role.prefill]})"
+        raise ConfigError(what, hint="topology.decode.pipeline_parallel=1")
 
 
 def _part_options(place: Place) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from hpc_dynamo.engines.contract import (
     reshapes,
 )
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
+from hpc_dynamo.engines.options import counted
 from hpc_dynamo.engines.sglang import no_profile
 from hpc_dynamo.engines.sglang_dialect import SglangDialect
 from hpc_dynamo.engines.spread import alike, node_options, spread
@@ -113,7 +114,7 @@ class Simulator:
         return both and reshapes(config) and not config.planner.restart
 
     def block_tokens(self, config: Config) -> int:
-        return int(given(config).get("block-size") or BLOCK_TOKENS)
+        return counted(config, "block-size", BLOCK_TOKENS)
 
     def advice(self, log_tail: str) -> str:
         if "MissingDependency" in log_tail or "nixl" in log_tail:

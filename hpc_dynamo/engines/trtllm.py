@@ -17,12 +17,13 @@ from hpc_dynamo.engines.contract import (
     EventEndpoints,
     MetricNames,
     Place,
-    advised,
     device_environment,
     interpreter,
     looks_at_events,
     model_is_set,
 )
+from hpc_dynamo.engines.failures import COMMON, PORT_TAKEN, advised
+from hpc_dynamo.engines.options import count
 from hpc_dynamo.engines.roles import merged
 from hpc_dynamo.engines.spread import alike, spread
 from hpc_dynamo.engines.trtllm_dialect import TrtllmDialect
@@ -54,13 +55,20 @@ TRTLLM_METRICS = MetricNames(
 LAUNCHER = "trtllm-llmapi-launch"
 UNQUOTED = " \t\n*?["
 
+# Fields of the file that we write into or read, and what one of theirs looks like.
+MAPPINGS = {
+    "cache_transceiver_config": "max_tokens_in_buffer=8192",
+    "kv_cache_config": "free_gpu_memory_fraction=0.8",
+}
+
 FILES = ("config", "extra_llm_api_options")  # two names of one option
 
 KNOWN_FAILURES = {
-    "Failed to bind socket to": "another process took the port; a restart picks a new one",
+    "Failed to bind socket to": PORT_TAKEN,
     "No module named 'tensorrt_llm'": "engine.python=/env/bin/python, where it is installed",
     "No GPU devices found": "TensorRT-LLM computes on NVIDIA GPUs alone; nvidia-smi on that node",
-    "CUDA out of memory": "engine.args.free_gpu_memory_fraction=0.8, or more GPUs a worker",
+    "insufficient GPU memory": "a smaller engine.args.max_num_tokens, or more GPUs a worker",
+    "out of memory": "engine.args.free_gpu_memory_fraction=0.8, or more GPUs a worker",
     "kv_cache_transceiver is disabled": "engine.args.extra must not unset cache_transceiver_config",
     "Extra inputs are not permitted": "a key of engine.args.extra that this version does not know",
     "No such option": "a name under engine.args that this version's trtllm-serve does not know",
@@ -68,10 +76,7 @@ KNOWN_FAILURES = {
         "Open MPI counts cores: engine.env.OMPI_MCA_rmaps_base_oversubscribe=1 (version 4), "
         "engine.env.PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe (version 5)"
     ),
-    "NCCL error": "engine.env.NCCL_DEBUG=INFO tells which link, NCCL_SOCKET_IFNAME chooses it",
-    "Repo id must be": "model.path must be a folder that this node sees, or a hub id",
-    "We couldn't connect to": "model.path as a folder on a shared disk: nodes reach no hub",
-    "no kernel image is available": "a TensorRT-LLM build for this GPU's architecture",
+    **COMMON,
 }
 
 
@@ -91,6 +96,7 @@ class Trtllm:
             what = f"engine.device={config.engine.device}: TensorRT-LLM computes on GPUs alone"
             raise ConfigError(what, hint="engine.device=cuda")
         _check_args(_args(config))
+        self.block_tokens(config)
         for role, pool in config.topology.pools:
             _check_pool(role, pool)
         for worker in spread(plan):
@@ -134,7 +140,8 @@ class Trtllm:
 
     def block_tokens(self, config: Config) -> int:
         cache = (_args(config).get("extra") or {}).get("kv_cache_config") or {}
-        return int(cache.get("tokens_per_block") or BLOCK_TOKENS)
+        name = "engine.args.extra.kv_cache_config.tokens_per_block"
+        return count(name, cache.get("tokens_per_block"), BLOCK_TOKENS)
 
     def advice(self, log_tail: str) -> str:
         return advised(KNOWN_FAILURES, log_tail)
@@ -150,9 +157,13 @@ def _check_args(args: Mapping[str, Any]) -> None:
         if name in args:
             hint = "engine.args.extra: its keys are merged into the file that we write"
             raise ConfigError(f"engine.args.{name} would replace our own file", hint=hint)
-    if not isinstance(args.get("extra") or {}, Mapping):
+    if not isinstance(extra := args.get("extra") or {}, Mapping):
         hint = "engine.args.extra.kv_cache_config.free_gpu_memory_fraction=0.8"
         raise ConfigError("engine.args.extra must be a mapping of LlmArgs' fields", hint=hint)
+    for name, field in MAPPINGS.items():
+        if not isinstance(extra.get(name) or {}, Mapping):
+            what = f"engine.args.extra.{name}={extra[name]} must be a mapping"
+            raise ConfigError(what, hint=f"engine.args.extra.{name}.{field}")
 
 
 def _check_pool(role: Role, pool: Pool) -> None:

@@ -13,7 +13,6 @@ from hpc_dynamo.engines.contract import (
     EventEndpoints,
     MetricNames,
     Place,
-    advised,
     blocks_fit,
     device_environment,
     event_endpoints,
@@ -24,9 +23,17 @@ from hpc_dynamo.engines.contract import (
     model_is_set,
     reshapes,
 )
+from hpc_dynamo.engines.failures import COMMON, NO_MODEL, OLD_GPU, advised
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
+from hpc_dynamo.engines.options import counted
 from hpc_dynamo.engines.spread import network
-from hpc_dynamo.engines.vllm_parts import MEETING_PORTS, check_parts, module, part_options
+from hpc_dynamo.engines.vllm_parts import (
+    MEETING_PORTS,
+    check_parts,
+    check_stages,
+    module,
+    part_options,
+)
 from hpc_dynamo.topology import Plan, Worker
 
 KV_ROLE = {Role.prefill: "kv_producer", Role.decode: "kv_consumer"}
@@ -54,15 +61,18 @@ VLLM_METRICS = MetricNames(
 GUARD = Path(__file__).parent / "guard"  # holds one module, for the engine to import
 
 KNOWN_FAILURES = {
-    "address already in use": "another process took the port; a restart picks a new one",
     "No module named 'vllm'": "pip install 'hpc-dynamo[vllm]', or engine.python=/env/bin/python",
-    "No module named 'nixl": "pip install nixl in the engine's environment",
     "CUDA out of memory": "engine.args.gpu-memory-utilization=0.8, or more GPUs a worker",
+    "less than desired GPU memory utilization": (
+        "engine.args.gpu-memory-utilization=0.8; nvidia-smi there: whose is the rest?"
+    ),
     "No available memory for the cache blocks": "a shorter engine.args.max-model-len",
-    "larger than the maximum number of tokens": "a shorter engine.args.max-model-len",
-    "Repo id must be": "model.path must be a folder that this node sees, or a hub id",
-    "We couldn't connect to": "model.path as a folder on a shared disk: nodes reach no hub",
-    "no kernel image is available": "a vLLM build for this GPU's architecture",
+    "larger than the available KV cache": "a shorter engine.args.max-model-len",
+    "Invalid repository ID or local directory": NO_MODEL,
+    "Cannot find any model weights": NO_MODEL,
+    "not supported for the current GPU": OLD_GPU,
+    "compute capability of at least": OLD_GPU,
+    **COMMON,
 }
 
 
@@ -79,6 +89,7 @@ class Vllm:
     def check(self, config: Config, plan: Plan) -> None:
         model_is_set(config)
         check_parts(config, plan)
+        check_stages(config)
         blocks_fit(config, self.block_tokens(config))
 
     def command(self, config: Config, place: Place) -> Command:
@@ -100,7 +111,7 @@ class Vllm:
         }
         args = given(config)
         if role in KV_ROLE:
-            transfer = args.pop("kv-transfer-config", {})
+            transfer = args.pop("kv-transfer-config", None) or {}
             options["kv-transfer-config"] = self._transfer(config, role) | transfer
         endpoints = self.events(config, place)
         if endpoints:
@@ -125,7 +136,7 @@ class Vllm:
 
     def block_tokens(self, config: Config) -> int:
         """vLLM 0.32's defaults; some attention backends prefer others, which events then tell."""
-        return int(given(config).get("block-size") or BLOCK_TOKENS[config.engine.device])
+        return counted(config, "block-size", BLOCK_TOKENS[config.engine.device])
 
     def _transfer(self, config: Config, role: Role) -> dict[str, Any]:
         transfer: dict[str, Any] = {

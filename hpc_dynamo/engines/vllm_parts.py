@@ -5,12 +5,14 @@ others executors. Where each node holds whole replicas they are data-parallel ra
 Further parts are `--headless`, which `vllm serve` alone knows.
 
 Source: vLLM 0.32, engine/arg_utils.py (create_engine_config), entrypoints/cli/serve.py
-(run_headless), v1/executor/multiproc_executor.py, config/parallel.py (nnodes_within_dp).
+(run_headless), v1/executor/multiproc_executor.py, config/parallel.py (nnodes_within_dp); of
+pipelines distributed/kv_transfer/kv_connector/v1/nixl/ (base_worker.py, pull_worker.py).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from hpc_dynamo.config import Config, Pool
+from hpc_dynamo.config import Config, Pool, Role
 from hpc_dynamo.engines.contract import Place, given
 from hpc_dynamo.engines.spread import alike, node_options, pool_of, spread, whole_replicas
 from hpc_dynamo.errors import ConfigError
@@ -19,6 +21,7 @@ from hpc_dynamo.topology import Plan, Worker
 SERVER, HEADLESS = "vllm.entrypoints.openai.api_server", "hpc_dynamo_vllm"
 MEETING_PORTS = 2  # torch.distributed, the handshake of data-parallel ranks
 EXPERTS = "enable-expert-parallel"
+NIXL = "NixlConnector"
 
 
 def check_parts(config: Config, plan: Plan) -> None:
@@ -44,6 +47,23 @@ def _check_replicas(config: Config, worker: Worker, pool: Pool) -> None:
     if nodes % pool.data_parallel:
         hint = "tensor x pipeline parallel that is whole nodes"
         raise ConfigError(f"{what}: a node would hold parts of two", hint=hint)
+
+
+def check_stages(config: Config) -> None:
+    """A decode worker pulls from a prefill worker's first pipeline stage alone, and has no stages
+    itself. Raises ConfigError."""
+    transfer = given(config).get("kv-transfer-config") or {}
+    if not isinstance(transfer, Mapping):
+        what = f"engine.args.kv-transfer-config={transfer} must be a mapping"
+        raise ConfigError(what, hint="engine.args.kv-transfer-config.kv_connector=…")
+    connector = transfer.get("kv_connector", NIXL)
+    for role, pool in config.topology.pools:
+        if connector == NIXL and role is not Role.aggregated and pool.pipeline_parallel > 1:
+            what = f"topology.{role}.pipeline_parallel={pool.pipeline_parallel}: vLLM's {NIXL} "
+            what += "hands no KV cache over from or to pipeline stages"
+            one = f"topology.{role}.pipeline_parallel=1"
+            hint = f"{one} topology.{role}.tensor_parallel=N, or topology=aggregated"
+            raise ConfigError(what, hint=hint)
 
 
 def part_options(config: Config, place: Place) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Whether an engine tokenizes as we do; it may build its tokenizer differently."""
 
+import asyncio
 import logging
 
 import msgspec
@@ -8,7 +9,9 @@ from hpc_dynamo.dispatch import Dispatcher, Whole, Work
 from hpc_dynamo.engines import Body
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.preprocess import Preprocessor
-from hpc_dynamo.router import Ask
+from hpc_dynamo.router import Ask, NoWorker, Overloaded
+
+AGAIN_S = 5.0  # an engine may start for longer than a request may wait for it
 
 PATH = "/tokenize"
 IDS = msgspec.json.Decoder(list[int])
@@ -16,14 +19,16 @@ IDS = msgspec.json.Decoder(list[int])
 log = logging.getLogger(__name__)
 
 
-async def agrees(prompts: Preprocessor, dispatcher: Dispatcher, name: str, ask: Ask) -> bool:
-    """False where an engine's ids differ from ours; an engine that cannot be asked agrees."""
+async def agrees(
+    prompts: Preprocessor, dispatcher: Dispatcher, name: str, ask: Ask, again_s: float = AGAIN_S
+) -> bool:
+    """False where an engine's ids differ from ours; an engine that cannot be asked agrees. While
+    there is none, or none has room, it is asked again."""
     for probe, expected in prompts.probes():
         body: Body = {"model": name, **probe}
         work = Work(PATH, msgspec.json.encode(body), body, ask)
-        answer = Whole()
         try:
-            await dispatcher.run(work, answer)
+            answer = await _answer(dispatcher, work, again_s)
             ids = IDS.decode(answer.body.get("tokens", b"null"))
         except (RequestFailed, msgspec.DecodeError) as e:
             log.info("the engine's tokenizer could not be asked: %s", e)
@@ -32,3 +37,15 @@ async def agrees(prompts: Preprocessor, dispatcher: Dispatcher, name: str, ask: 
             log.warning("the engine tokenizes differently: texts are routed by load alone")
             return False
     return True
+
+
+async def _answer(dispatcher: Dispatcher, work: Work, again_s: float) -> Whole:
+    """Raises RequestFailed where an engine does."""
+    while True:
+        answer = Whole()
+        try:
+            await dispatcher.run(work, answer)
+            return answer
+        except (NoWorker, Overloaded) as e:
+            log.debug("the engine's tokenizer cannot be asked yet: %s", e)
+            await asyncio.sleep(again_s)

@@ -1,0 +1,25 @@
+"""What our advice tells a user to set is an option that the engine knows."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from hpc_dynamo.engines import sglang, trtllm, vllm
+
+TABLES: dict[str, Mapping[str, str]] = {
+    "sglang": sglang.KNOWN_FAILURES,
+    "trtllm": trtllm.KNOWN_FAILURES,
+    "vllm": vllm.KNOWN_FAILURES,
+}
+FIELDS = {"extra"}  # of TensorRT-LLM: not an option, but fields of its file
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_options_that_our_advice_names_exist(name: str) -> None:
+    recorded = json.loads((Path(__file__).parent / f"{name}.json").read_text())["options"]
+    named = set(re.findall(r"engine\.args\.([\w-]+)", " ".join(TABLES[name].values())))
+    assert named
+    assert {f"--{option}" for option in named - FIELDS} <= set(recorded)
