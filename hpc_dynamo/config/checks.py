@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from hpc_dynamo.config.adapters import check_adapters, check_apart
 from hpc_dynamo.config.container import check_container
 from hpc_dynamo.config.grow import check_grow
 from hpc_dynamo.config.kinds import check_kinds
@@ -20,6 +21,7 @@ def check(config: Config) -> None:
     for model, one in config.each.items():
         with about(model):
             _check_one(one)
+    check_apart(config)
     check_kinds(config)
 
 
@@ -27,6 +29,7 @@ def _check_one(config: Config) -> None:
     """Of a run of one model."""
     _check_pools(config.topology)
     _check_numbers(config)
+    check_adapters(config)
     if config.cluster.silence_s < MIN_SILENCE_S:
         what = f"cluster.silence_s={config.cluster.silence_s} is below {MIN_SILENCE_S}"
         raise ConfigError(what, hint="cluster.silence_s=30; a busy node may be slow to speak")
@@ -35,6 +38,7 @@ def _check_one(config: Config) -> None:
     check_planner(config)
     check_grow(config)
     mounted = {"model.path": config.model.path, "runs": str(Path(config.runs).absolute())}
+    mounted |= {f"model.lora.{name}": path for name, path in config.model.lora.items()}
     check_container(config.engine.container, mounted)
     if config.cluster.slurm.gpu_option not in ("gpus-per-node", "gres"):
         value = config.cluster.slurm.gpu_option

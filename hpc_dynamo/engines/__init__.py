@@ -19,6 +19,7 @@ from hpc_dynamo.engines.contract import (
     Sequential,
     probing,
 )
+from hpc_dynamo.engines.lora import calling
 from hpc_dynamo.engines.roles import differ, for_role, for_worker
 from hpc_dynamo.engines.sglang import Sglang
 from hpc_dynamo.engines.simulator import DIALECTS, Simulator, spoken
@@ -124,6 +125,7 @@ __all__ = [
     "Place",
     "Sequential",
     "advice",
+    "calling",
     "check",
     "contained",
     "dialect",

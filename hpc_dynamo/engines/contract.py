@@ -1,7 +1,7 @@
 """What the rest of the toolkit knows of an engine: a command, a dialect, names of metrics.
 
 Engines are processes that speak OpenAI's HTTP. Adapters are pure: they build commands and
-rewrite request bodies, and start, import or call nothing.
+rewrite request bodies, and start, import or call nothing; of files they read at most a model's.
 """
 
 import json
@@ -10,7 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from hpc_dynamo.config import Config, ContainerKind, Device, Kind, PlannerKind, Policy, Role
+from hpc_dynamo.config import (
+    Config,
+    ContainerKind,
+    Device,
+    Kind,
+    LoadFailure,
+    PlannerKind,
+    Policy,
+    Role,
+)
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker
 
@@ -272,6 +281,13 @@ def model_is_set(config: Config) -> None:
     if not config.model.path:
         hint = "model.path=/path/to/model (a folder on a shared disk, or a hub id)"
         raise ConfigError("model.path is not set", hint=hint)
+
+
+def recomputes_nothing(name: str, config: Config) -> None:
+    """Raises ConfigError where an engine is to do what only vLLM's decode workers can."""
+    if config.engine.kv_load_failure is LoadFailure.recompute:
+        what = f"engine.kv_load_failure=recompute: {name} fails a request whose blocks are lost"
+        raise ConfigError(what, hint="engine.kv_load_failure=fail; other workers are tried")
 
 
 def blocks_fit(config: Config, engine_tokens: int) -> None:

@@ -22,8 +22,10 @@ from hpc_dynamo.engines.contract import (
     given,
     interpreter,
     model_is_set,
+    recomputes_nothing,
 )
 from hpc_dynamo.engines.contract import flags as spelled
+from hpc_dynamo.engines.lora import sglang_options
 from hpc_dynamo.engines.sglang_dialect import SglangDialect
 from hpc_dynamo.engines.spread import alike, network, pool_of, spread
 from hpc_dynamo.engines.vllm import guard_path
@@ -81,6 +83,7 @@ class Sglang:
             what = "engine=sglang hands no KV cache over on the CPU"
             raise ConfigError(what, hint="engine.device=cuda, or topology=aggregated")
         _check_parts(config, plan)
+        recomputes_nothing("sglang", config)
         blocks_fit(config, self.block_tokens(config))
         no_profile(config)
 
@@ -99,6 +102,7 @@ class Sglang:
             "page-size": BLOCK_TOKENS,
             "enable-metrics": True,
             "enable-cache-report": True,
+            **sglang_options(config),
         }
         if role is not Role.aggregated:
             options["disaggregation-mode"] = str(role)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hpc_dynamo.config import Config, Role
+from hpc_dynamo.config import Config, LoadFailure, Role
 from hpc_dynamo.engines.contract import (
     Command,
     Concurrent,
@@ -18,6 +18,7 @@ from hpc_dynamo.engines.contract import (
     interpreter,
     reshapes,
 )
+from hpc_dynamo.engines.lora import vllm_options
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
 from hpc_dynamo.engines.sglang import no_profile
 from hpc_dynamo.engines.sglang_dialect import SglangDialect
@@ -81,6 +82,8 @@ class Simulator:
             "role": "both" if self.flexible(config) else str(place.worker.role),
             "max-num-seqs": config.engine.max_num_seqs,
             "enable-prompt-tokens-details": True,
+            "kv-load-failure-policy": str(self._load_failure(config)),
+            **vllm_options(config),
             **self._parts(config, place),
         }
         if isinstance(spoken(config), Concurrent) and place.worker.role is Role.prefill:
@@ -92,6 +95,12 @@ class Simulator:
         argv = (interpreter(config), "-m", "hpc_dynamo.simulator", *flags(options | own))
         env = device_environment(config, place) | config.engine.env
         return Command(argv, env | {"HPC_DYNAMO_ENGINE_KEY": place.token})
+
+    def _load_failure(self, config: Config) -> LoadFailure:
+        """What the engine does whose dialect is spoken: vLLM alone can recompute."""
+        can = isinstance(spoken(config), NixlDialect)
+        usual = LoadFailure.recompute if can else LoadFailure.fail
+        return config.engine.kv_load_failure or usual
 
     def _parts(self, config: Config, place: Place) -> dict[str, Any]:
         if not self.world(config, place.worker):

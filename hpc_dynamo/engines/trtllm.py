@@ -22,6 +22,7 @@ from hpc_dynamo.engines.contract import (
     interpreter,
     looks_at_events,
     model_is_set,
+    recomputes_nothing,
 )
 from hpc_dynamo.engines.roles import merged
 from hpc_dynamo.engines.spread import alike, spread
@@ -91,6 +92,8 @@ class Trtllm:
             what = f"engine.device={config.engine.device}: TensorRT-LLM computes on GPUs alone"
             raise ConfigError(what, hint="engine.device=cuda")
         _check_args(_args(config))
+        _no_adapters(config)
+        recomputes_nothing("trtllm", config)
         for role, pool in config.topology.pools:
             _check_pool(role, pool)
         for worker in spread(plan):
@@ -138,6 +141,13 @@ class Trtllm:
 
     def advice(self, log_tail: str) -> str:
         return advised(KNOWN_FAILURES, log_tail)
+
+
+def _no_adapters(config: Config) -> None:
+    """Raises ConfigError: its requests name an adapter's folder in fields of their own."""
+    if config.model.lora:
+        what = f"model.lora.{next(iter(config.model.lora))}: trtllm-serve has no adapters by name"
+        raise ConfigError(what, hint="engine=vllm or engine=sglang; or merge it into the model")
 
 
 def _args(config: Config) -> dict[str, Any]:

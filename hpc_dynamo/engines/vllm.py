@@ -7,7 +7,7 @@ because the `vllm` console script of the CPU build looks for metadata that it do
 from pathlib import Path
 from typing import Any
 
-from hpc_dynamo.config import Config, Device, Role
+from hpc_dynamo.config import Config, Device, LoadFailure, Role
 from hpc_dynamo.engines.contract import (
     Command,
     EventEndpoints,
@@ -24,6 +24,7 @@ from hpc_dynamo.engines.contract import (
     model_is_set,
     reshapes,
 )
+from hpc_dynamo.engines.lora import vllm_options
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
 from hpc_dynamo.engines.spread import network
 from hpc_dynamo.engines.vllm_parts import MEETING_PORTS, check_parts, module, part_options
@@ -62,6 +63,9 @@ KNOWN_FAILURES = {
     "larger than the maximum number of tokens": "a shorter engine.args.max-model-len",
     "Repo id must be": "model.path must be a folder that this node sees, or a hub id",
     "We couldn't connect to": "model.path as a folder on a shared disk: nodes reach no hub",
+    "is greater than max_lora_rank": "engine.args.max-lora-rank=64, or what the adapter has",
+    "LoRAAdapterNotFoundError": "model.lora.NAME must be a PEFT folder that every node sees",
+    "Sleep mode is not supported": "engine.args.enable-sleep-mode=false: not on this device",
     "no kernel image is available": "a vLLM build for this GPU's architecture",
 }
 
@@ -96,6 +100,7 @@ class Vllm:
             "middleware": "hpc_dynamo_guard.Guard",
             "enable-prompt-tokens-details": True,
             "enable-request-id-headers": True,
+            **vllm_options(config),
             **part_options(config, place),
         }
         args = given(config)
@@ -131,6 +136,7 @@ class Vllm:
         transfer: dict[str, Any] = {
             "kv_connector": "NixlConnector",
             "kv_role": "kv_both" if self.flexible(config) else KV_ROLE[role],
+            "kv_load_failure_policy": str(config.engine.kv_load_failure or LoadFailure.recompute),
             "kv_connector_extra_config": {"kv_lease_duration": KV_LEASE_S},
         }
         if config.engine.device is Device.cpu:

@@ -152,6 +152,7 @@ class ServeWork:
             ready=lane.router.complete(lane.roles),
             lost=lane.router.lost,
             names=tuple(dict.fromkeys(name for w in ready for name in w.models)),
+            adapters={name: base for w in ready for name, base in w.adapters.items()},
             context_tokens=min(contexts, default=0),
         )
 

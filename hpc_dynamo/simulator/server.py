@@ -6,7 +6,7 @@ import os
 import random
 import signal
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
@@ -56,6 +56,8 @@ class Service:
     tell_request_id: bool = False  # X-Request-Id, in the answer's headers
     trtllm: bool = False  # hand-overs are told in TensorRT-LLM's words
     meeting: Meeting | None = None  # of a rank that speaks SGLang's dialect
+    adapters: Mapping[str, str] = field(default_factory=dict)  # paths by name
+    pooling: bool = False  # vectors are all that it gives
 
 
 class Endpoints:
@@ -122,14 +124,18 @@ class Endpoints:
     async def _generate(self, request: Request, reply: Reply, asked: Asked) -> None:
         self._fail_on_purpose()
         service = self._service
+        if service.pooling:
+            raise Refused("Not Found", status=404)
         request_id = request.headers.get("x-request-id") or os.urandom(16).hex()
         try:
             if service.trtllm:
                 asked.as_trtllm()
-            asked.check(service.model)
+            asked.check(service.model, *service.adapters)
+            adapter = asked.model if asked.model in service.adapters else ""
             told = {"cached": service.tell_cached, "trtllm": service.trtllm}
-            records = Records(asked, request_id, service.model, **told)
-            jobs = jobs_of(asked, request_id, service.max_model_len, service.meeting)
+            records = Records(asked, request_id, adapter or service.model, **told)
+            limits = service.max_model_len, service.meeting
+            jobs = jobs_of(asked, request_id, *limits, adapter or "")
         except Refused:
             if not service.trtllm:
                 self._decline(asked.kv_transfer_params)
@@ -159,8 +165,11 @@ class Endpoints:
 
     async def _models(self, request: Request, reply: Reply) -> None:
         name, length = self._service.model, self._service.max_model_len
-        card = {"id": name, "object": "model", "created": 0, "owned_by": "hpc-dynamo"}
-        _send(reply, {"object": "list", "data": [{**card, "max_model_len": length}]})
+        card = {"object": "model", "created": 0, "owned_by": "hpc-dynamo"}
+        cards = [{"id": name, **card, "parent": None, "max_model_len": length}]
+        for adapter, path in self._service.adapters.items():
+            cards.append({"id": adapter, **card, "root": path, "parent": name})
+        _send(reply, {"object": "list", "data": cards})
 
     async def _tokenize(self, request: Request, reply: Reply) -> None:
         tokens, length = _read(request, TokenizeRequest).tokens(), self._service.max_model_len

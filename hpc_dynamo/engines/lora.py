@@ -1,0 +1,59 @@
+"""LoRA adapters that engines load at their start, and what requests for them say.
+
+Sources: vLLM 0.32, entrypoints/launchers/cli_args.py (LoRAParserAction), config/lora.py; SGLang
+0.5.23, arg_groups/fields/lora.py, entrypoints/openai/serving_base.py (_parse_model_parameter).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hpc_dynamo.config import Config
+from hpc_dynamo.engines.contract import Body
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM makes room for
+AT_ONCE = 8  # adapters in one batch: each has its place in the device's memory
+
+SETTINGS = "adapter_config.json"  # PEFT's
+
+
+def vllm_options(config: Config) -> dict[str, Any]:
+    """All adapters stay in the host's memory, so that none is read from disk for a request. The
+    room for ranks is that of the largest; of adapters not to be seen from here vLLM's default."""
+    adapters = config.model.lora
+    if not adapters:
+        return {}
+    base = config.model.served_name
+    told = [{"name": n, "path": p, "base_model_name": base} for n, p in adapters.items()]
+    options: dict[str, Any] = {
+        "enable-lora": True,
+        "lora-modules": [json.dumps(each) for each in told],
+        "max-loras": min(len(adapters), AT_ONCE),
+        "max-cpu-loras": len(adapters),
+    }
+    rank = max(map(rank_of, adapters.values()))
+    return options | ({"max-lora-rank": next(r for r in RANKS if r >= rank)} if rank else {})
+
+
+def sglang_options(config: Config) -> dict[str, Any]:
+    """SGLang reads the ranks itself."""
+    adapters = config.model.lora
+    if not adapters:
+        return {}
+    return {"enable-lora": True, "lora-paths": [f"{n}={p}" for n, p in adapters.items()]}
+
+
+def rank_of(path: str) -> int:
+    """0 where the settings cannot be read, or are beyond what is known here."""
+    try:
+        rank = json.loads((Path(path) / SETTINGS).read_text())["r"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return rank if isinstance(rank, int) and 0 < rank <= RANKS[-1] else 0
+
+
+def calling(config: Config, adapter: str) -> Body:
+    """What a request for an adapter says in place of its own `model`; empty: the same."""
+    if config.engine.name != "sglang":
+        return {}
+    return {"model": f"{config.served_name}:{adapter}"}
