@@ -167,6 +167,23 @@ def test_other_engines_fail_it_and_are_not_asked_for_more(name: str) -> None:
     engine(name).check(config, plan(config))
 
 
+def test_workers_that_may_sleep() -> None:
+    config = replace(CONFIG, engine=Engine(sleep=True))
+    command = engine("vllm").command(config, place(Role.decode, "0"))
+    assert "--enable-sleep-mode" in options(command)
+    assert command.env["VLLM_SERVER_DEV_MODE"] == "1"
+    assert "VLLM_SERVER_DEV_MODE" not in engine("vllm").command(CONFIG, place(Role.decode)).env
+    cpu = replace(config, engine=Engine(sleep=True, device=Device.cpu))
+    for name, unfit in (("vllm", cpu), ("trtllm", replace(config, router=Router(kv_events=False)))):
+        with pytest.raises(ConfigError, match="engine.sleep=true"):
+            engine(name).check(unfit, plan(CONFIG))
+    command = engine("sglang").command(config, place(Role.decode, "0"))
+    assert {"--enable-memory-saver", "--enable-weights-cpu-backup"} <= options(command).keys()
+    asleep = [engine(name).naps(config) for name in sorted(ENGINES)]
+    assert [naps is None for naps in asleep] == [False, False, True, False]
+    assert engine("vllm").naps(CONFIG) is None
+
+
 @pytest.mark.parametrize("spelling", ["kv-transfer-config", "kv_transfer_config"])
 def test_vllms_own_options_win(spelling: str) -> None:
     mine = {"kv_buffer_size": 1e9, "kv_role": "kv_both"}

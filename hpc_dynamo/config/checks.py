@@ -7,6 +7,7 @@ from hpc_dynamo.config.adapters import check_adapters, check_apart
 from hpc_dynamo.config.container import check_container
 from hpc_dynamo.config.grow import check_grow
 from hpc_dynamo.config.kinds import check_kinds
+from hpc_dynamo.config.planner import PlannerKind
 from hpc_dynamo.config.reshaping import check_planner
 from hpc_dynamo.config.schema import Config, Kind, Role, Serve, Topology
 from hpc_dynamo.config.several import about, check_models
@@ -36,6 +37,7 @@ def _check_one(config: Config) -> None:
     minutes(config.cluster.slurm.time)
     _check_serve(config.serve)
     check_planner(config)
+    _check_sleep(config)
     check_grow(config)
     mounted = {"model.path": config.model.path, "runs": str(Path(config.runs).absolute())}
     mounted |= {f"model.lora.{name}": path for name, path in config.model.lora.items()}
@@ -119,6 +121,12 @@ def _check_serve(serve: Serve) -> None:
     if bool(serve.tls_cert) != bool(serve.tls_key):
         hint = "serve.tls_cert=cert.pem serve.tls_key=key.pem"
         raise ConfigError("serve.tls_cert and serve.tls_key need each other", hint=hint)
+
+
+def _check_sleep(config: Config) -> None:
+    if config.engine.sleep and config.planner.by is not PlannerKind.off:
+        what = f"engine.sleep=true with planner.by={config.planner.by}: both say who works"
+        raise ConfigError(what, hint="planner=off, or engine.sleep=false")
 
 
 def _at_least_one(name: str, value: int) -> None:

@@ -114,6 +114,7 @@ class Engine:
     ready_timeout_s: float = 1800.0
     stop_timeout_s: float = 20.0
     restarts: int = 2  # a worker that dies is started again this often
+    sleep: bool = False  # workers may be put to sleep: the device's memory is free meanwhile
     kv_load_failure: LoadFailure | None = None  # None: recompute, where the engine can
 
     def of(self, role: Role) -> RoleOptions:

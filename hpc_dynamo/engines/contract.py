@@ -65,6 +65,15 @@ class EventEndpoints:
 
 
 @dataclass(frozen=True)
+class Naps:
+    """Paths (POST) of a worker that has nothing to do: it gives its device's memory back, keeping
+    the weights elsewhere, and takes it again."""
+
+    sleep: str
+    wake: str
+
+
+@dataclass(frozen=True)
 class Command:
     """A process to start. `env` is added to the cleaned environment of the agent.
 
@@ -186,6 +195,9 @@ class Engine(Protocol):
     def flexible(self, config: Config) -> bool:
         """Whether `command` makes an engine that prefills as well as it decodes, so that its
         role is the router's affair alone."""
+
+    def naps(self, config: Config) -> Naps | None:
+        """How workers are put to sleep and woken; None where they cannot."""
 
     def block_tokens(self, config: Config) -> int:
         """Tokens in a block of the engine's KV cache, as far as the configuration tells."""

@@ -13,6 +13,7 @@ from hpc_dynamo.engines.contract import (
     Command,
     EventEndpoints,
     MetricNames,
+    Naps,
     Place,
     advised,
     blocks_fit,
@@ -49,6 +50,9 @@ METRICS = MetricNames(
     kv_bytes="",  # a histogram in MB on the prefill side alone; 0 is shown
     cache="",  # two gauges, page_size and num_pages
 )
+
+NAPS = Naps("/release_memory_occupation", "/resume_memory_occupation")
+SLEEPING = {"enable-memory-saver": True, "enable-weights-cpu-backup": True}
 
 KNOWN_FAILURES = {
     "address already in use": "another process took the port; a restart picks a new one",
@@ -103,6 +107,7 @@ class Sglang:
             "enable-metrics": True,
             "enable-cache-report": True,
             **sglang_options(config),
+            **(SLEEPING if config.engine.sleep else {}),
         }
         if role is not Role.aggregated:
             options["disaggregation-mode"] = str(role)
@@ -135,6 +140,9 @@ class Sglang:
 
     def flexible(self, config: Config) -> bool:
         return False  # its --enable-pd-role-switch is not spoken yet: a change of role restarts
+
+    def naps(self, config: Config) -> Naps | None:
+        return NAPS if config.engine.sleep else None
 
     def block_tokens(self, config: Config) -> int:
         """Some attention backends take other pages, which events then tell."""

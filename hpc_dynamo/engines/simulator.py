@@ -8,6 +8,7 @@ from hpc_dynamo.engines.contract import (
     Concurrent,
     Dialect,
     EventEndpoints,
+    Naps,
     Place,
     blocks_fit,
     device_environment,
@@ -24,7 +25,7 @@ from hpc_dynamo.engines.sglang import no_profile
 from hpc_dynamo.engines.sglang_dialect import SglangDialect
 from hpc_dynamo.engines.spread import alike, node_options, spread
 from hpc_dynamo.engines.trtllm_dialect import TrtllmDialect
-from hpc_dynamo.engines.vllm import VLLM_METRICS
+from hpc_dynamo.engines.vllm import NAPS, VLLM_METRICS
 from hpc_dynamo.errors import unknown_name
 from hpc_dynamo.topology import Plan, Worker
 
@@ -84,6 +85,7 @@ class Simulator:
             "enable-prompt-tokens-details": True,
             "kv-load-failure-policy": str(self._load_failure(config)),
             **vllm_options(config),
+            **({"enable-sleep-mode": True} if config.engine.sleep else {}),
             **self._parts(config, place),
         }
         if isinstance(spoken(config), Concurrent) and place.worker.role is Role.prefill:
@@ -120,6 +122,9 @@ class Simulator:
     def flexible(self, config: Config) -> bool:
         both = not isinstance(spoken(config), Concurrent)
         return both and reshapes(config) and not config.planner.restart
+
+    def naps(self, config: Config) -> Naps | None:
+        return NAPS if config.engine.sleep else None
 
     def block_tokens(self, config: Config) -> int:
         return int(given(config).get("block-size") or BLOCK_TOKENS)

@@ -16,6 +16,7 @@ from hpc_dynamo.engines.contract import (
     Command,
     EventEndpoints,
     MetricNames,
+    Naps,
     Place,
     advised,
     device_environment,
@@ -93,6 +94,9 @@ class Trtllm:
             raise ConfigError(what, hint="engine.device=cuda")
         _check_args(_args(config))
         _no_adapters(config)
+        if config.engine.sleep:
+            what = "engine.sleep=true: trtllm-serve has no paths for it"
+            raise ConfigError(what, hint="engine.sleep=false")
         recomputes_nothing("trtllm", config)
         for role, pool in config.topology.pools:
             _check_pool(role, pool)
@@ -134,6 +138,9 @@ class Trtllm:
 
     def flexible(self, config: Config) -> bool:
         return False  # a prefill worker has no overlap scheduler, and would decode slowly
+
+    def naps(self, config: Config) -> Naps | None:
+        return None
 
     def block_tokens(self, config: Config) -> int:
         cache = (_args(config).get("extra") or {}).get("kv_cache_config") or {}

@@ -12,6 +12,7 @@ from hpc_dynamo.engines.contract import (
     Command,
     EventEndpoints,
     MetricNames,
+    Naps,
     Place,
     advised,
     blocks_fit,
@@ -28,6 +29,7 @@ from hpc_dynamo.engines.lora import vllm_options
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
 from hpc_dynamo.engines.spread import network
 from hpc_dynamo.engines.vllm_parts import MEETING_PORTS, check_parts, module, part_options
+from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker
 
 KV_ROLE = {Role.prefill: "kv_producer", Role.decode: "kv_consumer"}
@@ -51,6 +53,8 @@ VLLM_METRICS = MetricNames(
     kv_bytes="vllm:nixl_bytes_transferred",
     cache="vllm:cache_config_info",
 )
+
+NAPS = Naps("/sleep?level=1", "/wake_up")  # entrypoints/serve/dev/sleep/api_router.py
 
 GUARD = Path(__file__).parent / "guard"  # holds one module, for the engine to import
 
@@ -83,6 +87,9 @@ class Vllm:
     def check(self, config: Config, plan: Plan) -> None:
         model_is_set(config)
         check_parts(config, plan)
+        if config.engine.sleep and config.engine.device is Device.cpu:
+            what = "engine.sleep=true: vLLM's workers sleep on GPUs alone"
+            raise ConfigError(what, hint="engine.sleep=false")
         blocks_fit(config, self.block_tokens(config))
 
     def command(self, config: Config, place: Place) -> Command:
@@ -101,6 +108,7 @@ class Vllm:
             "enable-prompt-tokens-details": True,
             "enable-request-id-headers": True,
             **vllm_options(config),
+            **({"enable-sleep-mode": True} if config.engine.sleep else {}),
             **part_options(config, place),
         }
         args = given(config)
@@ -128,6 +136,9 @@ class Vllm:
     def flexible(self, config: Config) -> bool:
         return reshapes(config) and not config.planner.restart
 
+    def naps(self, config: Config) -> Naps | None:
+        return NAPS if config.engine.sleep else None
+
     def block_tokens(self, config: Config) -> int:
         """vLLM 0.32's defaults; some attention backends prefer others, which events then tell."""
         return int(given(config).get("block-size") or BLOCK_TOKENS[config.engine.device])
@@ -146,6 +157,8 @@ class Vllm:
     def _environment(self, config: Config, place: Place) -> dict[str, str]:
         return {
             "VLLM_NO_USAGE_STATS": "1",
+            # Else it has no such paths; like all of its paths they ask for the run's own key.
+            **({"VLLM_SERVER_DEV_MODE": "1"} if config.engine.sleep else {}),
             **({"VLLM_HOST_IP": place.address} if place.meeting else {}),
             **network(place),
             "VLLM_NIXL_SIDE_CHANNEL_HOST": place.address,

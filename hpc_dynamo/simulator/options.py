@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     add("--enable-request-id-headers", action="store_true", help="X-Request-Id in answers")
     add("--kv-events-config", metavar="JSON", default="{}", help="as vLLM's: where to publish")
     add("--runner", choices=("auto", "generate", "pooling"), default="auto", help="as vLLM's")
+    add("--enable-sleep-mode", action="store_true", help="POST /sleep and /wake_up, as vLLM's")
     add(
         "--lora-modules",
         nargs="*",

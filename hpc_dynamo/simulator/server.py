@@ -58,6 +58,7 @@ class Service:
     meeting: Meeting | None = None  # of a rank that speaks SGLang's dialect
     adapters: Mapping[str, str] = field(default_factory=dict)  # paths by name
     pooling: bool = False  # vectors are all that it gives
+    naps: bool = False  # it can be put to sleep
 
 
 class Endpoints:
@@ -67,7 +68,7 @@ class Endpoints:
         self._wanted = f"Bearer {key}".encode() if key else b""
         self._opened = asyncio.Event()
         self._service: Service
-        self._seen = 0
+        self._seen, self._asleep = 0, False
         self._routes: dict[str, dict[str, Endpoint]] = {
             "/v1/completions": {"POST": self._completions},
             "/v1/chat/completions": {"POST": self._chat},
@@ -76,6 +77,9 @@ class Endpoints:
             "/tokenize": {"POST": self._tokenize},
             "/detokenize": {"POST": self._detokenize},
             "/reset_prefix_cache": {"POST": self._reset},
+            "/sleep": {"POST": self._sleep},
+            "/wake_up": {"POST": self._wake},
+            "/is_sleeping": {"GET": self._is_sleeping},
             "/metrics": {"GET": self._metrics},
             METADATA_PATH: {"GET": self._metadata},
             "/version": {"GET": self._version},
@@ -124,6 +128,8 @@ class Endpoints:
     async def _generate(self, request: Request, reply: Reply, asked: Asked) -> None:
         self._fail_on_purpose()
         service = self._service
+        if self._asleep:  # vLLM would let it wait for ever
+            raise Refused("this rank sleeps", status=500)
         if service.pooling:
             raise Refused("Not Found", status=404)
         request_id = request.headers.get("x-request-id") or os.urandom(16).hex()
@@ -181,6 +187,22 @@ class Endpoints:
 
     async def _reset(self, request: Request, reply: Reply) -> None:
         _send(reply, {"success": self._service.scheduler.reset_cache()})
+
+    async def _sleep(self, request: Request, reply: Reply) -> None:
+        """Without its cache. Refused while it computes, which vLLM would end."""
+        if not self._service.naps:
+            raise Refused("Not Found", status=404)
+        if not self._service.scheduler.reset_cache():
+            raise Refused("this rank is busy", status=500)
+        self._asleep = True
+        _send(reply, {"status": "sleeping", "level": 1})
+
+    async def _wake(self, request: Request, reply: Reply) -> None:
+        self._asleep = False
+        _send(reply, {"status": "awake", "tags": None})
+
+    async def _is_sleeping(self, request: Request, reply: Reply) -> None:
+        _send(reply, {"is_sleeping": self._asleep})
 
     async def _metrics(self, request: Request, reply: Reply) -> None:
         self._service.scheduler.measure()
