@@ -175,7 +175,7 @@ def test_workers_that_may_sleep() -> None:
     assert "VLLM_SERVER_DEV_MODE" not in engine("vllm").command(CONFIG, place(Role.decode)).env
     cpu = replace(config, engine=Engine(sleep=True, device=Device.cpu))
     for name, unfit in (("vllm", cpu), ("trtllm", replace(config, router=Router(kv_events=False)))):
-        with pytest.raises(ConfigError, match="engine.sleep=true"):
+        with pytest.raises(ConfigError, match=r"engine\.sleep=true"):
             engine(name).check(unfit, plan(CONFIG))
     command = engine("sglang").command(config, place(Role.decode, "0"))
     assert {"--enable-memory-saver", "--enable-weights-cpu-backup"} <= options(command).keys()

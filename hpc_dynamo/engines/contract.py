@@ -15,12 +15,10 @@ from hpc_dynamo.config import (
     ContainerKind,
     Device,
     Kind,
-    LoadFailure,
     PlannerKind,
     Policy,
     Role,
 )
-from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker
 
 # Of an OpenAI request or answer. Values may be msgspec.Raw: what nobody reads stays as it came.
@@ -286,25 +284,3 @@ def device_environment(config: Config, place: Place) -> dict[str, str]:
 def advised(failures: Mapping[str, str], log_tail: str) -> str:
     """The hint of the first failure whose sign stands in the log; empty where there is none."""
     return next((hint for sign, hint in failures.items() if sign in log_tail), "")
-
-
-def model_is_set(config: Config) -> None:
-    """Raises ConfigError."""
-    if not config.model.path:
-        hint = "model.path=/path/to/model (a folder on a shared disk, or a hub id)"
-        raise ConfigError("model.path is not set", hint=hint)
-
-
-def recomputes_nothing(name: str, config: Config) -> None:
-    """Raises ConfigError where an engine is to do what only vLLM's decode workers can."""
-    if config.engine.kv_load_failure is LoadFailure.recompute:
-        what = f"engine.kv_load_failure=recompute: {name} fails a request whose blocks are lost"
-        raise ConfigError(what, hint="engine.kv_load_failure=fail; other workers are tried")
-
-
-def blocks_fit(config: Config, engine_tokens: int) -> None:
-    """Whether the router can take in events on blocks of so many tokens. Raises ConfigError."""
-    own = config.router.block_tokens
-    if looks_at_events(config) and engine_tokens % own:
-        what = f"router.block_tokens={own} does not divide the engine's blocks of {engine_tokens}"
-        raise ConfigError(what, hint=f"router.block_tokens={engine_tokens}")

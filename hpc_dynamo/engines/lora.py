@@ -36,11 +36,9 @@ def vllm_options(config: Config) -> dict[str, Any]:
 
 
 def sglang_options(config: Config) -> dict[str, Any]:
-    """SGLang reads the ranks itself."""
+    """SGLang reads the ranks itself, and knows by this that there are any."""
     adapters = config.model.lora
-    if not adapters:
-        return {}
-    return {"enable-lora": True, "lora-paths": [f"{n}={p}" for n, p in adapters.items()]}
+    return {"lora-paths": [f"{n}={p}" for n, p in adapters.items()]} if adapters else {}
 
 
 def rank_of(path: str) -> int:

@@ -16,16 +16,14 @@ from hpc_dynamo.engines.contract import (
     Naps,
     Place,
     advised,
-    blocks_fit,
     device_environment,
     event_endpoints,
     events_config,
     given,
     interpreter,
-    model_is_set,
-    recomputes_nothing,
 )
 from hpc_dynamo.engines.contract import flags as spelled
+from hpc_dynamo.engines.fit import blocks_fit, model_is_set, recomputes_nothing
 from hpc_dynamo.engines.lora import sglang_options
 from hpc_dynamo.engines.sglang_dialect import SglangDialect
 from hpc_dynamo.engines.spread import alike, network, pool_of, spread

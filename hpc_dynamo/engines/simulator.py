@@ -10,7 +10,6 @@ from hpc_dynamo.engines.contract import (
     EventEndpoints,
     Naps,
     Place,
-    blocks_fit,
     device_environment,
     event_endpoints,
     events_config,
@@ -19,6 +18,7 @@ from hpc_dynamo.engines.contract import (
     interpreter,
     reshapes,
 )
+from hpc_dynamo.engines.fit import blocks_fit
 from hpc_dynamo.engines.lora import vllm_options
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
 from hpc_dynamo.engines.sglang import no_profile

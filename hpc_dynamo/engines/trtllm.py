@@ -22,9 +22,8 @@ from hpc_dynamo.engines.contract import (
     device_environment,
     interpreter,
     looks_at_events,
-    model_is_set,
-    recomputes_nothing,
 )
+from hpc_dynamo.engines.fit import model_is_set, recomputes_nothing
 from hpc_dynamo.engines.roles import merged
 from hpc_dynamo.engines.spread import alike, spread
 from hpc_dynamo.engines.trtllm_dialect import TrtllmDialect

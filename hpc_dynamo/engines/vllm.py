@@ -15,16 +15,15 @@ from hpc_dynamo.engines.contract import (
     Naps,
     Place,
     advised,
-    blocks_fit,
     device_environment,
     event_endpoints,
     events_config,
     flags,
     given,
     interpreter,
-    model_is_set,
     reshapes,
 )
+from hpc_dynamo.engines.fit import blocks_fit, model_is_set
 from hpc_dynamo.engines.lora import vllm_options
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
 from hpc_dynamo.engines.spread import network
