@@ -16,9 +16,10 @@ from tests.runs import SIMULATOR, hpc_dynamo
 BASE = ("model.path=/m", "topology=disaggregated", "cluster.gpus_per_node=4")
 
 
-def adapter(folder: Path, rank: object) -> str:
+def adapter(folder: Path, rank: object, **pattern: int) -> str:
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"r": rank}))
+    told = {"r": rank, "lora_alpha": 16} | ({"rank_pattern": pattern} if pattern else {})
+    (folder / "adapter_config.json").write_text(json.dumps(told))
     return str(folder)
 
 
@@ -60,7 +61,7 @@ def test_trtllm_has_none() -> None:
 
 @pytest.mark.parametrize("role", [Role.prefill, Role.decode])
 def test_every_vllm_worker_has_all_with_room_for_the_largest(tmp_path: Path, role: Role) -> None:
-    small, large = adapter(tmp_path / "small", 4), adapter(tmp_path / "large", 24)
+    small, large = adapter(tmp_path / "small", 4), adapter(tmp_path / "large", 8, q_proj=24)
     lora = [f"model.lora.small={small}", f"model.lora.large={large}"]
     words = argv(compose([*BASE, "model.name=base", *lora]), role)
     at = words.index("--lora-modules")
@@ -70,7 +71,14 @@ def test_every_vllm_worker_has_all_with_room_for_the_largest(tmp_path: Path, rol
     ]
     assert "--enable-lora" in words
     assert words[words.index("--max-lora-rank") + 1] == "32"
-    assert words[words.index("--max-loras") + 1] == words[words.index("--max-cpu-loras") + 1] == "2"
+    assert words[words.index("--max-loras") + 1] == "2"
+    assert "--max-cpu-loras" not in words
+
+
+def test_of_many_adapters_those_of_a_batch_are_on_the_device() -> None:
+    words = argv(compose([*BASE, *(f"model.lora.a{i}=/x/{i}" for i in range(20))]), Role.decode)
+    assert words[words.index("--max-loras") + 1] == "8"
+    assert words[words.index("--max-cpu-loras") + 1] == "20"
 
 
 @pytest.mark.parametrize("rank", [None, "16", 0, 4096])

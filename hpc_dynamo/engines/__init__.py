@@ -20,9 +20,9 @@ from hpc_dynamo.engines.contract import (
     Sequential,
     probing,
 )
-from hpc_dynamo.engines.lora import calling
 from hpc_dynamo.engines.roles import differ, for_role, for_worker
 from hpc_dynamo.engines.sglang import Sglang
+from hpc_dynamo.engines.sglang_dialect import SglangDialect
 from hpc_dynamo.engines.simulator import DIALECTS, Simulator, spoken
 from hpc_dynamo.engines.trtllm import Trtllm
 from hpc_dynamo.engines.vllm import Vllm
@@ -88,6 +88,13 @@ def dialect(config: Config) -> Dialect:
     if config.engine.name == "simulator":
         return spoken(config)
     return engine(config.engine.name).dialect
+
+
+def calling(config: Config, adapter: str) -> Body:
+    """What a request for a LoRA adapter says in place of its own `model`; empty: the same."""
+    if not isinstance(dialect(config), SglangDialect):
+        return {}
+    return {"model": f"{config.served_name}:{adapter}"}
 
 
 def advice(config: Config, log_tail: str) -> str:

@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from hpc_dynamo.config import Config
-from hpc_dynamo.engines.contract import Body
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM makes room for
 AT_ONCE = 8  # adapters in one batch: each has its place in the device's memory
@@ -29,8 +30,9 @@ def vllm_options(config: Config) -> dict[str, Any]:
         "enable-lora": True,
         "lora-modules": [json.dumps(each) for each in told],
         "max-loras": min(len(adapters), AT_ONCE),
-        "max-cpu-loras": len(adapters),
     }
+    if len(adapters) > AT_ONCE:
+        options["max-cpu-loras"] = len(adapters)  # else as many as max-loras, whoever says those
     rank = max(map(rank_of, adapters.values()))
     return options | ({"max-lora-rank": next(r for r in RANKS if r >= rank)} if rank else {})
 
@@ -42,16 +44,16 @@ def sglang_options(config: Config) -> dict[str, Any]:
 
 
 def rank_of(path: str) -> int:
-    """0 where the settings cannot be read, or are beyond what is known here."""
+    """The largest of its layers; 0 where the settings cannot be read, or are beyond what vLLM has
+    room for: it refuses them in its own words."""
     try:
-        rank = json.loads((Path(path) / SETTINGS).read_text())["r"]
-    except (OSError, ValueError, KeyError, TypeError):
+        told = msgspec.json.decode((Path(path) / SETTINGS).read_bytes(), type=_Settings)
+    except (OSError, msgspec.DecodeError):
         return 0
-    return rank if isinstance(rank, int) and 0 < rank <= RANKS[-1] else 0
+    rank = max(told.r, *told.rank_pattern.values(), 0)
+    return rank if rank <= RANKS[-1] else 0
 
 
-def calling(config: Config, adapter: str) -> Body:
-    """What a request for an adapter says in place of its own `model`; empty: the same."""
-    if config.engine.name != "sglang":
-        return {}
-    return {"model": f"{config.served_name}:{adapter}"}
+class _Settings(msgspec.Struct):
+    r: int
+    rank_pattern: dict[str, int] = {}  # of layers that differ

@@ -67,7 +67,7 @@ KNOWN_FAILURES = {
     "Repo id must be": "model.path must be a folder that this node sees, or a hub id",
     "We couldn't connect to": "model.path as a folder on a shared disk: nodes reach no hub",
     "is greater than max_lora_rank": "engine.args.max-lora-rank=64, or what the adapter has",
-    "LoRAAdapterNotFoundError": "model.lora.NAME must be a PEFT folder that every node sees",
+    "failed: No adapter found for": "model.lora.NAME must be a PEFT folder that every node sees",
     "Sleep mode is not supported": "engine.args.enable-sleep-mode=false: not on this device",
     "no kernel image is available": "a vLLM build for this GPU's architecture",
 }

@@ -65,6 +65,7 @@ async def engine(args: argparse.Namespace, port: int, key: str) -> AsyncIterator
         tell_request_id=args.enable_request_id_headers,
         trtllm=args.dialect == "trtllm",
         adapters=named(args.lora_modules),
+        prefixed=args.dialect == "sglang",
         naps=args.enable_sleep_mode,
         pooling=args.runner == "pooling",
     )

@@ -57,8 +57,15 @@ class Service:
     trtllm: bool = False  # hand-overs are told in TensorRT-LLM's words
     meeting: Meeting | None = None  # of a rank that speaks SGLang's dialect
     adapters: Mapping[str, str] = field(default_factory=dict)  # paths by name
+    prefixed: bool = False  # requests name an adapter after its model, as SGLang's
     pooling: bool = False  # vectors are all that it gives
     naps: bool = False  # it can be put to sleep
+
+    @property
+    def called(self) -> dict[str | None, str]:
+        """Adapters by what requests say."""
+        before = f"{self.model}:" if self.prefixed else ""
+        return {f"{before}{name}": name for name in self.adapters}
 
 
 class Endpoints:
@@ -136,12 +143,13 @@ class Endpoints:
         try:
             if service.trtllm:
                 asked.as_trtllm()
-            asked.check(service.model, *service.adapters)
-            adapter = asked.model if asked.model in service.adapters else ""
+            asked.check(service.model, *map(str, service.called))
+            adapter = service.called.get(asked.model, "")
             told = {"cached": service.tell_cached, "trtllm": service.trtllm}
-            records = Records(asked, request_id, adapter or service.model, **told)
+            name = str(asked.model) if adapter else service.model
+            records = Records(asked, request_id, name, **told)
             limits = service.max_model_len, service.meeting
-            jobs = jobs_of(asked, request_id, *limits, adapter or "")
+            jobs = jobs_of(asked, request_id, *limits, adapter)
         except Refused:
             if not service.trtllm:
                 self._decline(asked.kv_transfer_params)

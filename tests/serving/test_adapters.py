@@ -15,6 +15,8 @@ from tests.serving.served import Served, serving
 WORDS = (
     *("models.talk.topology=disaggregated", "models.talk.router.local_prefill=false"),
     *("models.talk.lora.pirate=/adapters/pirate", "models.talk.lora.poet-v1.5=/adapters/poet"),
+    *("models.sing.topology=disaggregated", "models.sing.engine.args.dialect=sglang"),
+    *("models.sing.path=''", "models.sing.lora.tenor=/adapters/tenor"),
     *("models.vectors.topology=aggregated", "models.vectors.engine.args.runner=pooling"),
     "models.vectors.path=''",
 )
@@ -42,7 +44,8 @@ def blocks(served: Served, model: str, prompt: str) -> dict[str, int]:
 def test_adapters_are_listed_with_whose_they_are(served: Served) -> None:
     rows = served.ask("GET", "/v1/models").json["data"]
     found = {row["id"]: row.get("parent") for row in rows}
-    assert found == {"talk": None, "pirate": "talk", "poet-v1.5": "talk", "vectors": None}
+    talk, sing = {"talk": None, "pirate": "talk", "poet-v1.5": "talk"}, {"sing": None}
+    assert found == {**talk, **sing, "tenor": "sing", "vectors": None}
     assert served.ask("GET", "/v1/models/pirate").json["parent"] == "talk"
 
 
@@ -60,6 +63,13 @@ def test_each_says_the_same_through_two_workers_as_through_one(served: Served) -
         assert answer.model == model
         texts.add(answer.choices[0].text)
     assert len(texts) == len(NAMES)
+
+
+def test_sglang_is_asked_for_one_by_both_names(served: Served) -> None:
+    """It would take the adapter's alone for the model's."""
+    alone, own = said(served, "sing"), said(served, "tenor")
+    assert (alone.model, own.model) == ("sing", "sing:tenor")
+    assert alone.choices[0].text != own.choices[0].text
 
 
 def test_what_is_cached_for_one_is_not_for_another(served: Served) -> None:
