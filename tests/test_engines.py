@@ -17,6 +17,7 @@ from hpc_dynamo.config import (
     Device,
     Engine,
     Kind,
+    LoadFailure,
     Model,
     Policy,
     Pool,
@@ -86,7 +87,11 @@ def options(command: Command) -> dict[str, str]:
 ASKS_NOBODY = {"trtllm"}  # for a key
 TELLING = sorted(ENGINES.keys() - {"trtllm"})  # of their KV caches
 
-LEASE = {"kv_connector": "NixlConnector", "kv_connector_extra_config": {"kv_lease_duration": 300}}
+LEASE = {
+    "kv_connector": "NixlConnector",
+    "kv_connector_extra_config": {"kv_lease_duration": 300},
+    "kv_load_failure_policy": "recompute",
+}
 
 
 @pytest.mark.parametrize(
@@ -141,6 +146,44 @@ def test_vllm_aggregated_moves_no_kv() -> None:
     assert "--kv-transfer-config" not in words
 
 
+@pytest.mark.parametrize("wanted", list(LoadFailure))
+def test_what_becomes_of_a_request_whose_blocks_are_lost(wanted: LoadFailure) -> None:
+    for name, flag in (("vllm", "--kv-transfer-config"), ("simulator", "--kv-load-failure-policy")):
+        config = replace(CONFIG, engine=Engine(name=name, kv_load_failure=wanted))
+        found = options(engine(name).command(config, place(Role.decode, "0")))[flag]
+        assert found == wanted or json.loads(found)["kv_load_failure_policy"] == wanted
+    spoken = Engine(name="simulator", args={"dialect": "sglang"})
+    command = engine("simulator").command(replace(CONFIG, engine=spoken), place(Role.decode))
+    assert options(command)["--kv-load-failure-policy"] == "fail"
+
+
+@pytest.mark.parametrize("name", ["sglang", "trtllm"])
+def test_other_engines_fail_it_and_are_not_asked_for_more(name: str) -> None:
+    own, router = Engine(name=name, kv_load_failure=LoadFailure.recompute), Router(kv_events=False)
+    config = replace(CONFIG, engine=own, router=router)
+    with pytest.raises(ConfigError, match="kv_load_failure=recompute"):
+        engine(name).check(config, plan(config))
+    config = replace(config, engine=replace(own, kv_load_failure=LoadFailure.fail))
+    engine(name).check(config, plan(config))
+
+
+def test_workers_that_may_sleep() -> None:
+    config = replace(CONFIG, engine=Engine(sleep=True))
+    command = engine("vllm").command(config, place(Role.decode, "0"))
+    assert "--enable-sleep-mode" in options(command)
+    assert command.env["VLLM_SERVER_DEV_MODE"] == "1"
+    assert "VLLM_SERVER_DEV_MODE" not in engine("vllm").command(CONFIG, place(Role.decode)).env
+    cpu = replace(config, engine=Engine(sleep=True, device=Device.cpu))
+    for name, unfit in (("vllm", cpu), ("trtllm", replace(config, router=Router(kv_events=False)))):
+        with pytest.raises(ConfigError, match=r"engine\.sleep=true"):
+            engine(name).check(unfit, plan(CONFIG))
+    command = engine("sglang").command(config, place(Role.decode, "0"))
+    assert {"--enable-memory-saver", "--enable-weights-cpu-backup"} <= options(command).keys()
+    asleep = [engine(name).naps(config) for name in sorted(ENGINES)]
+    assert [naps is None for naps in asleep] == [False, False, True, False]
+    assert engine("vllm").naps(CONFIG) is None
+
+
 @pytest.mark.parametrize("spelling", ["kv-transfer-config", "kv_transfer_config"])
 def test_vllms_own_options_win(spelling: str) -> None:
     mine = {"kv_buffer_size": 1e9, "kv_role": "kv_both"}
@@ -177,6 +220,7 @@ def test_the_simulator() -> None:
         "--role": "decode",
         "--max-num-seqs": "5",
         "--timing": "h100-8b",
+        "--kv-load-failure-policy": "recompute",
     }
     mine = {"A": "1", "CUDA_VISIBLE_DEVICES": "", "HPC_DYNAMO_ENGINE_KEY": "secret-token"}
     # The job is on a network, so UCX may choose; a job on loopback is held to it.

@@ -250,6 +250,7 @@ class Agent:
             detail=detail,
             start_s=start_s,
             models=served.models,
+            adapters=dict(served.adapters),
             context_tokens=served.context_tokens,
         )
         await self._client.send(report)

@@ -1,6 +1,7 @@
 """Asks a young engine whether it serves, and what."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -13,6 +14,7 @@ class Served:
     """What an engine says of its models, at /v1/models."""
 
     models: tuple[str, ...] = ()
+    adapters: Mapping[str, str] = field(default_factory=dict)  # of them, and whose they are
     context_tokens: int = 0  # longest prompt and answer together; 0: it does not say
 
 
@@ -20,23 +22,29 @@ NOTHING = Served()
 
 
 async def serves(http: Client, url: str, model: str, fields: Body) -> bool:
-    """Whether the engine has served a token now; it may not even listen yet.
+    """Whether the engine has served a token now, or a vector where it makes no texts; it may not
+    even listen yet.
 
     `fields` go into the request, see engines.probing.
     """
-    body = {"model": model, "prompt": "Hello", "max_tokens": 1, **fields}
+    text = {"model": model, "prompt": "Hello", "max_tokens": 1, **fields}
     try:
-        return bool(await _ask(http, "POST", url, "/v1/completions", body))
+        status, _ = await _ask(http, "POST", url, "/v1/completions", text)
+        if 400 <= status < 500:
+            vector = {"model": model, "input": "Hello"}
+            status, _ = await _ask(http, "POST", url, "/v1/embeddings", vector)
     except OSError:
         return False
+    return status == 200
 
 
 async def what_is_served(http: Client, url: str) -> Served:
     """Nothing from engines that do not say."""
     try:
-        return _served(await _ask(http, "GET", url, "/v1/models"))
+        status, content = await _ask(http, "GET", url, "/v1/models")
     except OSError:  # it died a moment later, which its keeper tells
         return NOTHING
+    return _served(content) if status == 200 else NOTHING
 
 
 async def why_not(http: Client, url: str, model: str, fields: Body) -> str:
@@ -68,15 +76,17 @@ async def lives(http: Client, url: str) -> bool:
     return answer.status < 500
 
 
-async def _ask(http: Client, method: str, url: str, path: str, body: object = None) -> bytes:
-    """The content of a good answer, empty for any other. Raises OSError."""
+async def _ask(
+    http: Client, method: str, url: str, path: str, body: object = None
+) -> tuple[int, bytes]:
+    """Status and content of an answer. Raises OSError."""
     async with http.send(method, url, path, msgspec.json.encode(body)) as answer:
-        content = await answer.read()
-        return content if answer.status == 200 else b""
+        return answer.status, await answer.read()
 
 
 class _Model(msgspec.Struct):
     id: str
+    parent: str | None = None  # a LoRA adapter has one
     max_model_len: int | None = None
 
 
@@ -91,4 +101,5 @@ def _served(content: bytes) -> Served:
     except msgspec.DecodeError:
         return NOTHING
     longest = max((m.max_model_len or 0 for m in models), default=0)
-    return Served(tuple(m.id for m in models), longest)
+    adapters = {m.id: m.parent for m in models if m.parent}
+    return Served(tuple(m.id for m in models), adapters, longest)

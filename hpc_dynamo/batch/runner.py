@@ -11,7 +11,7 @@ from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.requests import Entry, Reader, Requests
 from hpc_dynamo.config import Config, Role
 from hpc_dynamo.dispatch import Dispatcher, Whole, Work
-from hpc_dynamo.engines import Body
+from hpc_dynamo.engines import Body, calling
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.launch.walltime import Durations
 from hpc_dynamo.messages import Progress
@@ -89,7 +89,8 @@ class Runner:
                 self._running -= 1
 
     async def _finish(self, entry: Entry, path: str, given: Body) -> None:
-        body = self._config.batch.defaults | given | {"model": self._config.model.served_name}
+        body = self._config.batch.defaults | given
+        body |= self._model(body.get("model"))
         ask = Ask(timeout_s=self._config.batch.request_timeout_s)
         try:
             answer = await self._persist(entry, Work(path, msgspec.json.encode(body), body, ask))
@@ -102,6 +103,13 @@ class Runner:
         await self._ledger.record(ledger.success(entry.custom_id, answer.content))
         self._done += 1
         self._count(answer.body)
+
+    def _model(self, asked: object) -> Body:
+        """Who is to answer: the run's model, or one of its adapters."""
+        model = self._config.model
+        if isinstance(asked, str) and asked in model.lora:
+            return {"model": asked} | calling(self._config, asked)
+        return {"model": model.served_name}
 
     async def _persist(self, entry: Entry, work: Work) -> Whole:
         """Try, and try again where that can help."""

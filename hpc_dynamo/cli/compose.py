@@ -24,6 +24,8 @@ from hpc_dynamo.errors import ConfigError, no_field, unknown_name
 
 LAST = "+over=files"  # see _register
 
+LORA = "model.lora"  # by any names, dots included
+
 KINDS = "cluster.hardware"  # of any names, each with the fields of Hardware
 
 # Fields that take any key: an override need not say `+`.
@@ -34,6 +36,7 @@ FREE = (
     "batch.defaults",
     "cluster.slurm.extra",
     "models",
+    LORA,
     KINDS,
 )
 
@@ -67,7 +70,7 @@ def _model(
         groups, values = models.of_file(name, in_files)
         its = models.with_its_own(own, groups + words, run.topology.nodes)
         one, _ = _composed(its, config_dir, values)
-    return Served(one.model.path, one.engine, one.topology, one.router)
+    return Served(one.model.path, one.engine, one.topology, one.router, one.model.lora)
 
 
 def _composed(
@@ -85,6 +88,7 @@ def _composed(
     assert isinstance(plain, dict)
     _refuse_unknown(plain, asdict(Config()), "")
     several = {str(name): entry for name, entry in plain.pop("models").items()}
+    plain["model"]["lora"] = dict(_dotted(plain["model"]["lora"]))
     plain["cluster"]["hardware"] = dict(map(_kind, plain["cluster"]["hardware"].items()))
     try:
         return msgspec.convert(plain, Config), several
@@ -127,10 +131,20 @@ def _kind(item: tuple[Any, Any]) -> tuple[str, Any]:
         raise ConfigError(what, hint=f"such as {path}.nodes=2") from e
 
 
+def _dotted(given: dict[Any, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Names with dots in them, of which Hydra makes a field in a field."""
+    for name, value in given.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
+
+
 def _register(values: dict[str, Any]) -> None:
     schema = OmegaConf.structured(Config)
     _thaw(schema)
     schema._get_node("models")._metadata.element_type = Any  # each is composed by itself
+    schema.model._get_node("lora")._metadata.element_type = Any  # see _dotted
     # What an override adds would be frozen, and closed to the next: _kind checks it instead.
     schema.cluster._get_node("hardware")._metadata.element_type = Any
     ConfigStore.instance().store(name="schema", node=schema)

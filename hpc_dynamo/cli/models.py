@@ -16,6 +16,7 @@ from hpc_dynamo.errors import ConfigError, no_field
 CALLED = {"engine": "name", "topology": "kind", "router": "policy"}  # by group: as its files are
 NODES = "topology.nodes"
 RECIPE = "recipe"
+OF_MODEL = ("path", "lora")  # fields that a run of one model has under `model`
 FIELDS = (*(f.name for f in fields(Served)), RECIPE)
 WORD = re.compile(rf"\+*models\.(?P<name>.+?)\.(?P<word>(?:{'|'.join(FIELDS)})[.=].*)", re.DOTALL)
 
@@ -42,11 +43,13 @@ def of_file(name: str, entry: object) -> tuple[list[str], dict[str, Any]]:
     for field in entry:
         if field not in FIELDS:
             raise no_field(f"models.{name}", str(field), FIELDS)
-    values = {k: v for k, v in entry.items() if isinstance(v, Mapping)}
+    rest = {k: v for k, v in entry.items() if k not in OF_MODEL}
+    values = {k: v for k, v in rest.items() if isinstance(v, Mapping)}
     files = {k: v.get(CALLED[k]) for k, v in values.items()}
-    files |= {k: v for k, v in entry.items() if isinstance(v, str) and k != "path"}
+    files |= {k: v for k, v in rest.items() if isinstance(v, str)}
     groups = [f"{group}={file}" for group, file in files.items() if file]
-    return groups, values | ({"model": {"path": entry["path"]}} if "path" in entry else {})
+    own = {k: entry[k] for k in OF_MODEL if k in entry}
+    return groups, values | ({"model": own} if own else {})
 
 
 def with_its_own(own: Iterable[str], words: list[str], nodes: int | None) -> list[str]:
@@ -61,7 +64,7 @@ def with_its_own(own: Iterable[str], words: list[str], nodes: int | None) -> lis
 
 
 def _alone(word: str) -> str:
-    return f"model.{word}" if _key(word) == "path" else word
+    return f"model.{word}" if _key(word).partition(".")[0] in OF_MODEL else word
 
 
 def _key(word: str) -> str:

@@ -3,9 +3,11 @@
 import re
 from pathlib import Path
 
+from hpc_dynamo.config.adapters import check_adapters, check_apart
 from hpc_dynamo.config.container import check_container
 from hpc_dynamo.config.grow import check_grow
 from hpc_dynamo.config.kinds import check_kinds
+from hpc_dynamo.config.planner import PlannerKind
 from hpc_dynamo.config.reshaping import check_planner
 from hpc_dynamo.config.schema import Config, Kind, Role, Serve, Topology
 from hpc_dynamo.config.several import about, check_models
@@ -20,6 +22,7 @@ def check(config: Config) -> None:
     for model, one in config.each.items():
         with about(model):
             _check_one(one)
+    check_apart(config)
     check_kinds(config)
 
 
@@ -27,14 +30,17 @@ def _check_one(config: Config) -> None:
     """Of a run of one model."""
     _check_pools(config.topology)
     _check_numbers(config)
+    check_adapters(config)
     if config.cluster.silence_s < MIN_SILENCE_S:
         what = f"cluster.silence_s={config.cluster.silence_s} is below {MIN_SILENCE_S}"
         raise ConfigError(what, hint="cluster.silence_s=30; a busy node may be slow to speak")
     minutes(config.cluster.slurm.time)
     _check_serve(config.serve)
     check_planner(config)
+    _check_sleep(config)
     check_grow(config)
     mounted = {"model.path": config.model.path, "runs": str(Path(config.runs).absolute())}
+    mounted |= {f"model.lora.{name}": path for name, path in config.model.lora.items()}
     check_container(config.engine.container, mounted)
     if config.cluster.slurm.gpu_option not in ("gpus-per-node", "gres"):
         value = config.cluster.slurm.gpu_option
@@ -115,6 +121,12 @@ def _check_serve(serve: Serve) -> None:
     if bool(serve.tls_cert) != bool(serve.tls_key):
         hint = "serve.tls_cert=cert.pem serve.tls_key=key.pem"
         raise ConfigError("serve.tls_cert and serve.tls_key need each other", hint=hint)
+
+
+def _check_sleep(config: Config) -> None:
+    if config.engine.sleep and config.planner.by is not PlannerKind.off:
+        what = f"engine.sleep=true with planner.by={config.planner.by}: both say who works"
+        raise ConfigError(what, hint="planner=off, or engine.sleep=false")
 
 
 def _at_least_one(name: str, value: int) -> None:

@@ -39,6 +39,13 @@ class Kind(StrEnum):
     disaggregated = "disaggregated"
 
 
+class LoadFailure(StrEnum):
+    """What a decode worker does with a request whose KV cache did not arrive."""
+
+    recompute = "recompute"  # it computes the prompt itself
+    fail = "fail"  # it refuses, and another pair of workers is tried
+
+
 class Device(StrEnum):
     """What an engine computes on."""
 
@@ -107,6 +114,8 @@ class Engine:
     ready_timeout_s: float = 1800.0
     stop_timeout_s: float = 20.0
     restarts: int = 2  # a worker that dies is started again this often
+    sleep: bool = False  # workers may be put to sleep: the device's memory is free meanwhile
+    kv_load_failure: LoadFailure | None = None  # None: recompute, where the engine can
 
     def of(self, role: Role) -> RoleOptions:
         """What workers of a role get on top of `args` and `env`."""
@@ -119,10 +128,12 @@ class Engine:
 
 @dataclass(frozen=True)
 class Model:
-    """What is served. `path` is a folder or a hub id, `name` what clients call it."""
+    """What is served. `path` is a folder or a hub id, `name` what clients call it; `lora` are
+    adapters of it, each a folder or hub id, by the names that clients call them."""
 
     path: str = ""
     name: str = ""
+    lora: dict[str, str] = field(default_factory=dict)
 
     @property
     def served_name(self) -> str:
@@ -186,6 +197,7 @@ class Served:
     engine: Engine = field(default_factory=Engine)
     topology: Topology = Topology()
     router: Router = field(default_factory=Router)
+    lora: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -217,7 +229,7 @@ class Config:
         own = self.models[model]
         return replace(
             self,
-            model=Model(path=own.path, name=model),
+            model=Model(path=own.path, name=model, lora=own.lora),
             models={},
             engine=own.engine,
             topology=own.topology,

@@ -15,12 +15,14 @@ from hpc_dynamo.engines.contract import (
     Engine,
     EventEndpoints,
     Meeting,
+    Naps,
     Place,
     Sequential,
     probing,
 )
 from hpc_dynamo.engines.roles import differ, for_role, for_worker
 from hpc_dynamo.engines.sglang import Sglang
+from hpc_dynamo.engines.sglang_dialect import SglangDialect
 from hpc_dynamo.engines.simulator import DIALECTS, Simulator, spoken
 from hpc_dynamo.engines.trtllm import Trtllm
 from hpc_dynamo.engines.vllm import Vllm
@@ -96,6 +98,13 @@ def dialect(config: Config) -> Dialect:
     return engine(config.engine.name).dialect
 
 
+def calling(config: Config, adapter: str) -> Body:
+    """What a request for a LoRA adapter says in place of its own `model`; empty: the same."""
+    if not isinstance(dialect(config), SglangDialect):
+        return {}
+    return {"model": f"{config.served_name}:{adapter}"}
+
+
 def advice(config: Config, log_tail: str) -> str:
     """What to try, from the last lines of a dead engine's log; empty where unknown."""
     return container.advice(config, log_tail) or engine(config.engine.name).advice(log_tail)
@@ -129,9 +138,11 @@ __all__ = [
     "Engine",
     "EventEndpoints",
     "Meeting",
+    "Naps",
     "Place",
     "Sequential",
     "advice",
+    "calling",
     "check",
     "contained",
     "dialect",

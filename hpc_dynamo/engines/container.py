@@ -75,8 +75,8 @@ def _ours(config: Config, place: Place) -> Iterator[str]:
     """What a command may name: each is at the same path inside."""
     yield str(GUARD)
     yield from filter(None, (place.folder, place.events))
-    if config.model.path.startswith("/"):
-        yield config.model.path
+    paths = (config.model.path, *config.model.lora.values())
+    yield from (path for path in paths if path.startswith("/"))
 
 
 def _nvidia(config: Config) -> dict[str, str]:

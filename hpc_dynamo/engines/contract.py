@@ -1,7 +1,7 @@
 """What the rest of the toolkit knows of an engine: a command, a dialect, names of metrics.
 
 Engines are processes that speak OpenAI's HTTP. Adapters are pure: they build commands and
-rewrite request bodies, and start, import or call nothing.
+rewrite request bodies, and start, import or call nothing; of files they read at most a model's.
 """
 
 import json
@@ -10,8 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from hpc_dynamo.config import Config, ContainerKind, Device, Kind, PlannerKind, Policy, Role
-from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.config import (
+    Config,
+    ContainerKind,
+    Device,
+    Kind,
+    PlannerKind,
+    Policy,
+    Role,
+)
 from hpc_dynamo.topology import Plan, Worker
 
 # Of an OpenAI request or answer. Values may be msgspec.Raw: what nobody reads stays as it came.
@@ -53,6 +60,15 @@ class EventEndpoints:
 
     live: str
     replay: str
+
+
+@dataclass(frozen=True)
+class Naps:
+    """Paths (POST) of a worker that has nothing to do: it gives its device's memory back, keeping
+    the weights elsewhere, and takes it again."""
+
+    sleep: str
+    wake: str
 
 
 @dataclass(frozen=True)
@@ -178,6 +194,9 @@ class Engine(Protocol):
         """Whether `command` makes an engine that prefills as well as it decodes, so that its
         role is the router's affair alone."""
 
+    def naps(self, config: Config) -> Naps | None:
+        """How workers are put to sleep and woken; None where they cannot."""
+
     def block_tokens(self, config: Config) -> int:
         """Tokens in a block of the engine's KV cache, as far as the configuration tells."""
 
@@ -260,18 +279,3 @@ def device_environment(config: Config, place: Place) -> dict[str, str]:
         return {"CUDA_VISIBLE_DEVICES": ",".join(place.gpus)}
     loopback = {"UCX_NET_DEVICES": "lo"} if place.address.startswith("127.") else {}
     return {"CUDA_VISIBLE_DEVICES": ""} | loopback
-
-
-def model_is_set(config: Config) -> None:
-    """Raises ConfigError."""
-    if not config.model.path:
-        hint = "model.path=/path/to/model (a folder on a shared disk, or a hub id)"
-        raise ConfigError("model.path is not set", hint=hint)
-
-
-def blocks_fit(config: Config, engine_tokens: int) -> None:
-    """Whether the router can take in events on blocks of so many tokens. Raises ConfigError."""
-    own = config.router.block_tokens
-    if looks_at_events(config) and engine_tokens % own:
-        what = f"router.block_tokens={own} does not divide the engine's blocks of {engine_tokens}"
-        raise ConfigError(what, hint=f"router.block_tokens={engine_tokens}")

@@ -13,17 +13,18 @@ from hpc_dynamo.engines.contract import (
     Command,
     EventEndpoints,
     MetricNames,
+    Naps,
     Place,
-    blocks_fit,
     device_environment,
     event_endpoints,
     events_config,
     given,
     interpreter,
-    model_is_set,
 )
 from hpc_dynamo.engines.contract import flags as spelled
 from hpc_dynamo.engines.failures import COMMON, PORT_TAKEN, advised
+from hpc_dynamo.engines.fit import blocks_fit, model_is_set, recomputes_nothing
+from hpc_dynamo.engines.lora import sglang_options
 from hpc_dynamo.engines.options import counted
 from hpc_dynamo.engines.sglang_dialect import SglangDialect
 from hpc_dynamo.engines.spread import alike, network, pool_of, spread
@@ -48,6 +49,9 @@ METRICS = MetricNames(
     kv_bytes="",  # a histogram in MB on the prefill side alone; 0 is shown
     cache="",  # two gauges, page_size and num_pages
 )
+
+NAPS = Naps("/release_memory_occupation", "/resume_memory_occupation")
+SLEEPING = {"enable-memory-saver": True, "enable-weights-cpu-backup": True}
 
 KNOWN_FAILURES = {
     "Port is already in use": PORT_TAKEN,
@@ -85,6 +89,7 @@ class Sglang:
             counted(config, name, 1)
         _check_parts(config, plan)
         _check_stages(config)
+        recomputes_nothing("sglang", config)
         blocks_fit(config, self.block_tokens(config))
         no_profile(config)
 
@@ -103,6 +108,8 @@ class Sglang:
             "page-size": BLOCK_TOKENS,
             "enable-metrics": True,
             "enable-cache-report": True,
+            **sglang_options(config),
+            **(SLEEPING if config.engine.sleep else {}),
         }
         if role is not Role.aggregated:
             options["disaggregation-mode"] = str(role)
@@ -135,6 +142,9 @@ class Sglang:
 
     def flexible(self, config: Config) -> bool:
         return False  # its --enable-pd-role-switch is not spoken yet: a change of role restarts
+
+    def naps(self, config: Config) -> Naps | None:
+        return NAPS if config.engine.sleep else None
 
     def block_tokens(self, config: Config) -> int:
         """Some attention backends take other pages, which events then tell."""

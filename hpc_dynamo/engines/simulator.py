@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from hpc_dynamo.config import Config, Role
+from hpc_dynamo.config import Config, LoadFailure, Role
 from hpc_dynamo.engines.contract import (
     Command,
     Concurrent,
     Dialect,
     EventEndpoints,
+    Naps,
     Place,
-    blocks_fit,
     device_environment,
     event_endpoints,
     events_config,
@@ -18,13 +18,15 @@ from hpc_dynamo.engines.contract import (
     interpreter,
     reshapes,
 )
+from hpc_dynamo.engines.fit import blocks_fit
+from hpc_dynamo.engines.lora import vllm_options
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
 from hpc_dynamo.engines.options import counted
 from hpc_dynamo.engines.sglang import no_profile
 from hpc_dynamo.engines.sglang_dialect import SglangDialect
 from hpc_dynamo.engines.spread import alike, node_options, spread
 from hpc_dynamo.engines.trtllm_dialect import TrtllmDialect
-from hpc_dynamo.engines.vllm import VLLM_METRICS
+from hpc_dynamo.engines.vllm import NAPS, VLLM_METRICS
 from hpc_dynamo.errors import unknown_name
 from hpc_dynamo.topology import Plan, Worker
 
@@ -82,6 +84,9 @@ class Simulator:
             "role": "both" if self.flexible(config) else str(place.worker.role),
             "max-num-seqs": config.engine.max_num_seqs,
             "enable-prompt-tokens-details": True,
+            "kv-load-failure-policy": str(self._load_failure(config)),
+            **vllm_options(config),
+            **({"enable-sleep-mode": True} if config.engine.sleep else {}),
             **self._parts(config, place),
         }
         if isinstance(spoken(config), Concurrent) and place.worker.role is Role.prefill:
@@ -93,6 +98,12 @@ class Simulator:
         argv = (interpreter(config), "-m", "hpc_dynamo.simulator", *flags(options | own))
         env = device_environment(config, place) | config.engine.env
         return Command(argv, env | {"HPC_DYNAMO_ENGINE_KEY": place.token})
+
+    def _load_failure(self, config: Config) -> LoadFailure:
+        """What the engine does whose dialect is spoken: vLLM alone can recompute."""
+        can = isinstance(spoken(config), NixlDialect)
+        usual = LoadFailure.recompute if can else LoadFailure.fail
+        return config.engine.kv_load_failure or usual
 
     def _parts(self, config: Config, place: Place) -> dict[str, Any]:
         if not self.world(config, place.worker):
@@ -112,6 +123,9 @@ class Simulator:
     def flexible(self, config: Config) -> bool:
         both = not isinstance(spoken(config), Concurrent)
         return both and reshapes(config) and not config.planner.restart
+
+    def naps(self, config: Config) -> Naps | None:
+        return NAPS if config.engine.sleep else None
 
     def block_tokens(self, config: Config) -> int:
         return counted(config, "block-size", BLOCK_TOKENS)

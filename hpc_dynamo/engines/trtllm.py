@@ -16,13 +16,14 @@ from hpc_dynamo.engines.contract import (
     Command,
     EventEndpoints,
     MetricNames,
+    Naps,
     Place,
     device_environment,
     interpreter,
     looks_at_events,
-    model_is_set,
 )
 from hpc_dynamo.engines.failures import COMMON, PORT_TAKEN, advised
+from hpc_dynamo.engines.fit import model_is_set, recomputes_nothing
 from hpc_dynamo.engines.options import count
 from hpc_dynamo.engines.roles import merged
 from hpc_dynamo.engines.spread import alike, spread
@@ -97,6 +98,11 @@ class Trtllm:
             raise ConfigError(what, hint="engine.device=cuda")
         _check_args(_args(config))
         self.block_tokens(config)
+        _no_adapters(config)
+        if config.engine.sleep:
+            what = "engine.sleep=true: trtllm-serve has no paths for it"
+            raise ConfigError(what, hint="engine.sleep=false")
+        recomputes_nothing("trtllm", config)
         for role, pool in config.topology.pools:
             _check_pool(role, pool)
         for worker in spread(plan):
@@ -138,6 +144,9 @@ class Trtllm:
     def flexible(self, config: Config) -> bool:
         return False  # a prefill worker has no overlap scheduler, and would decode slowly
 
+    def naps(self, config: Config) -> Naps | None:
+        return None
+
     def block_tokens(self, config: Config) -> int:
         cache = (_args(config).get("extra") or {}).get("kv_cache_config") or {}
         name = "engine.args.extra.kv_cache_config.tokens_per_block"
@@ -145,6 +154,13 @@ class Trtllm:
 
     def advice(self, log_tail: str) -> str:
         return advised(KNOWN_FAILURES, log_tail)
+
+
+def _no_adapters(config: Config) -> None:
+    """Raises ConfigError: its requests name an adapter's folder in fields of their own."""
+    if config.model.lora:
+        what = f"model.lora.{next(iter(config.model.lora))}: trtllm-serve has no adapters by name"
+        raise ConfigError(what, hint="engine=vllm or engine=sglang; or merge it into the model")
 
 
 def _args(config: Config) -> dict[str, Any]:

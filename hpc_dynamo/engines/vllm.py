@@ -7,23 +7,24 @@ because the `vllm` console script of the CPU build looks for metadata that it do
 from pathlib import Path
 from typing import Any
 
-from hpc_dynamo.config import Config, Device, Role
+from hpc_dynamo.config import Config, Device, LoadFailure, Role
 from hpc_dynamo.engines.contract import (
     Command,
     EventEndpoints,
     MetricNames,
+    Naps,
     Place,
-    blocks_fit,
     device_environment,
     event_endpoints,
     events_config,
     flags,
     given,
     interpreter,
-    model_is_set,
     reshapes,
 )
 from hpc_dynamo.engines.failures import COMMON, NO_MODEL, OLD_GPU, advised
+from hpc_dynamo.engines.fit import blocks_fit, model_is_set
+from hpc_dynamo.engines.lora import vllm_options
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
 from hpc_dynamo.engines.options import counted
 from hpc_dynamo.engines.spread import network
@@ -34,6 +35,7 @@ from hpc_dynamo.engines.vllm_parts import (
     module,
     part_options,
 )
+from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker
 
 KV_ROLE = {Role.prefill: "kv_producer", Role.decode: "kv_consumer"}
@@ -58,6 +60,8 @@ VLLM_METRICS = MetricNames(
     cache="vllm:cache_config_info",
 )
 
+NAPS = Naps("/sleep?level=1", "/wake_up")  # entrypoints/serve/dev/sleep/api_router.py
+
 GUARD = Path(__file__).parent / "guard"  # holds one module, for the engine to import
 
 KNOWN_FAILURES = {
@@ -72,6 +76,9 @@ KNOWN_FAILURES = {
     "Cannot find any model weights": NO_MODEL,
     "not supported for the current GPU": OLD_GPU,
     "compute capability of at least": OLD_GPU,
+    "is greater than max_lora_rank": "engine.args.max-lora-rank=64, or what the adapter has",
+    "failed: No adapter found for": "model.lora.NAME must be a PEFT folder that every node sees",
+    "Sleep mode is not supported": "engine.args.enable-sleep-mode=false: not on this device",
     **COMMON,
 }
 
@@ -90,6 +97,9 @@ class Vllm:
         model_is_set(config)
         check_parts(config, plan)
         check_stages(config)
+        if config.engine.sleep and config.engine.device is Device.cpu:
+            what = "engine.sleep=true: vLLM's workers sleep on GPUs alone"
+            raise ConfigError(what, hint="engine.sleep=false")
         blocks_fit(config, self.block_tokens(config))
 
     def command(self, config: Config, place: Place) -> Command:
@@ -107,6 +117,8 @@ class Vllm:
             "middleware": "hpc_dynamo_guard.Guard",
             "enable-prompt-tokens-details": True,
             "enable-request-id-headers": True,
+            **vllm_options(config),
+            **({"enable-sleep-mode": True} if config.engine.sleep else {}),
             **part_options(config, place),
         }
         args = given(config)
@@ -134,6 +146,9 @@ class Vllm:
     def flexible(self, config: Config) -> bool:
         return reshapes(config) and not config.planner.restart
 
+    def naps(self, config: Config) -> Naps | None:
+        return NAPS if config.engine.sleep else None
+
     def block_tokens(self, config: Config) -> int:
         """vLLM 0.32's defaults; some attention backends prefer others, which events then tell."""
         return counted(config, "block-size", BLOCK_TOKENS[config.engine.device])
@@ -142,6 +157,7 @@ class Vllm:
         transfer: dict[str, Any] = {
             "kv_connector": "NixlConnector",
             "kv_role": "kv_both" if self.flexible(config) else KV_ROLE[role],
+            "kv_load_failure_policy": str(config.engine.kv_load_failure or LoadFailure.recompute),
             "kv_connector_extra_config": {"kv_lease_duration": KV_LEASE_S},
         }
         if config.engine.device is Device.cpu:
@@ -151,6 +167,8 @@ class Vllm:
     def _environment(self, config: Config, place: Place) -> dict[str, str]:
         return {
             "VLLM_NO_USAGE_STATS": "1",
+            # Else it has no such paths; like all of its paths they ask for the run's own key.
+            **({"VLLM_SERVER_DEV_MODE": "1"} if config.engine.sleep else {}),
             **({"VLLM_HOST_IP": place.address} if place.meeting else {}),
             **network(place),
             "VLLM_NIXL_SIDE_CHANNEL_HOST": place.address,

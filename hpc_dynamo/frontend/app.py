@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from hpc_dynamo.config import Config
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.frontend import errors, pages
 from hpc_dynamo.frontend.access import Gate, request_id
-from hpc_dynamo.frontend.document import LOADS, POSTS, ROUTE
+from hpc_dynamo.frontend.document import LOADS, NAPS, POSTS, ROUTE
 from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.frontend.forward import Forwarder
 from hpc_dynamo.frontend.generation import read_body
@@ -79,6 +80,10 @@ class App:
         elif path == LOADS:
             self._allow(request, "GET")
             reply.send(200, await self._router.loads(), [JSON])
+        elif nap := NAP.fullmatch(path):
+            self._allow(request, "POST")
+            said = await self._router.put(int(nap["rank"]), nap["how"] == "sleep")
+            reply.send(200, said, [JSON])
         elif path in PASSED:
             self._allow(request, "POST")
             await self._pass(request, reply, own_id, bill)
@@ -155,4 +160,5 @@ class App:
 
 OPEN = frozenset({"/health", "/live", "/ready", "/openapi.json"})
 PASSED = frozenset(POSTS) - {ROUTE}
-KNOWN = PASSED | {ROUTE, LOADS} | frozenset(pages.PAGES)
+KNOWN = PASSED | {ROUTE, LOADS, *NAPS} | frozenset(pages.PAGES)
+NAP = re.compile(r"/v1/workers/(?P<rank>[0-9]{1,9})/(?P<how>sleep|wake)")

@@ -59,6 +59,10 @@ def _answers(*codes: int) -> Schema:
 
 ROUTE = "/v1/route"
 LOADS = "/v1/loads"
+NAPS = {
+    "/v1/workers/{rank}/sleep": "a worker to sleep, once it has nothing to do (engine.sleep=true)",
+    "/v1/workers/{rank}/wake": "a worker that sleeps is woken, and given requests again",
+}
 REFUSALS = (400, 401, 404, 405, 408, 413, 429, 431, 500, 502, 503, 504)
 MESSAGES: Schema = {"type": "array", "items": MESSAGE, "minItems": 1}
 POSTS: dict[str, tuple[str, Schema]] = {
@@ -103,6 +107,11 @@ def document() -> Schema:
         path: {"post": {"summary": text, "requestBody": body, "responses": _answers(*REFUSALS)}}
         for path, (text, body) in POSTS.items()
     }
+    rank = {"name": "rank", "in": "path", "required": True, "schema": {"type": "integer"}}
+    for path, text in NAPS.items():
+        refusals = _answers(400, 401, 404, 405, 409, 413, 431, 502, 503, 504)
+        post: Schema = {"summary": text, "parameters": [rank], "responses": refusals}
+        paths[path] = {"post": post}
     for path, text in GETS.items():
         shown: Schema = {"200": {"description": text}, "401": {"description": "no key"}}
         if path in ("/ready", "/health"):

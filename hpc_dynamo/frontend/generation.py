@@ -12,13 +12,13 @@ import msgspec
 
 from hpc_dynamo.config import Config, Kind, Policy
 from hpc_dynamo.dispatch import OBJECT, Work
-from hpc_dynamo.engines import Body, Concurrent, dialect
+from hpc_dynamo.engines import Body, Concurrent, calling, dialect
 from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.frontend.wishes import FIELD, take_wish
 from hpc_dynamo.http import Request
 from hpc_dynamo.preprocess import GivenIds, Preprocessor, PromptRejected, Tokens
-from hpc_dynamo.router import Ask, View, Wish, block_hashes
+from hpc_dynamo.router import Ask, View, Wish, block_hashes, root
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -31,6 +31,7 @@ OURS = frozenset(
         "ec_transfer_params", "kv_transfer_params", FIELD,
     }
 )  # fmt: skip
+NAME = msgspec.json.Decoder(str | None)
 COUNT = msgspec.json.Decoder(int | None)
 WHOLE = msgspec.json.Decoder(dict[str, Any])
 
@@ -44,6 +45,7 @@ class Generation:
         self, config: Config, prompts: Preprocessor | GivenIds, stats: Stats, model: str = ""
     ) -> None:
         self.prompts, self._stats, self._model = prompts, stats, model
+        self._config = config
         self._policy = config.router.policy
         self._block = config.router.block_tokens
         self._can_split = config.topology.kind is Kind.disaggregated
@@ -54,20 +56,30 @@ class Generation:
         """`body` is the request's. Raises Refused for what no engine would take."""
         content = request.body
         ours, wish = body.keys() & OURS, take_wish(request.headers, body)
-        if ours:
-            body = {name: value for name, value in body.items() if name not in ours}
+        adapter = self._adapter(body, view)
+        renamed = calling(self._config, adapter) if adapter else {}
+        if ours or renamed:
+            body = {k: v for k, v in body.items() if k not in ours} | renamed
             content = msgspec.json.encode(body)
         path = f"{request.path}?{request.query}" if request.query else request.path
         headers = [(b"x-request-id", own_id.encode())]
-        ask = await self._ask(request.path, content, body, view, wish)
+        ask = await self._ask(request.path, content, body, view, wish, adapter)
         return Work(path, content, body, ask, headers)
 
     async def ask(self, request: Request, body: Body, view: View) -> Ask:
         """How a body of chat or completions, sent elsewhere, would be put to the router."""
         wish, path = take_wish(request.headers, body), CHAT if "messages" in body else COMPLETIONS
-        return await self._ask(path, request.body, body, view, wish)
+        return await self._ask(path, request.body, body, view, wish, self._adapter(body, view))
 
-    async def _ask(self, path: str, content: bytes, body: Body, view: View, wish: Wish) -> Ask:
+    def _adapter(self, body: Body, view: View) -> str | None:
+        """The LoRA adapter that is asked for, if it is one: its blocks are not the model's."""
+        adapters = view.of(self._model).adapters
+        name = asked_model(body) if adapters else None
+        return name if name in adapters else None
+
+    async def _ask(
+        self, path: str, content: bytes, body: Body, view: View, wish: Wish, adapter: str | None
+    ) -> Ask:
         by_cache = (wish.policy or self._policy) is Policy.kv
         model, context = self._model, view.of(self._model).context_tokens
         if path not in (CHAT, COMPLETIONS):
@@ -81,7 +93,7 @@ class Generation:
             return Ask(split=split, wish=wish, model=model)
         longest, tokens = max(prompts, key=len), sum(map(len, prompts))
         self._stats.prompt_tokens += tokens
-        hashes = block_hashes(longest.data, self._block) if by_cache else b""
+        hashes = block_hashes(longest.data, self._block, root(adapter)) if by_cache else b""
         if not self._must_split:
             split = split and len(prompts) == 1 and _fits(len(longest), body, context)
         return Ask(tokens=tokens, hashes=hashes, split=split, wish=wish, model=model)
@@ -97,6 +109,15 @@ class Generation:
         except PromptRejected as e:
             log.info("left to the engine to refuse: %s", e.message)
             return []
+
+
+def asked_model(body: Body) -> str | None:
+    """What a body names. Raises Refused for what cannot be a name."""
+    try:
+        name: str | None = NAME.decode(body.get("model", b"null"))
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        raise Refused(400, "model must be a string", param="model") from e
+    return name
 
 
 def read_body(content: bytes) -> Body:

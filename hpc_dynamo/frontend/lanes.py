@@ -3,17 +3,13 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import msgspec
-
 from hpc_dynamo.dispatch import Dispatcher
 from hpc_dynamo.engines import Body
 from hpc_dynamo.frontend.errors import Refused
-from hpc_dynamo.frontend.generation import Generation
+from hpc_dynamo.frontend.generation import Generation, asked_model
 from hpc_dynamo.frontend.pages import check_model, unknown_model
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.router import View
-
-NAME = msgspec.json.Decoder(str | None)
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,7 @@ class Lanes:
 
     def of(self, body: Body, view: View) -> Lane:
         """Raises Refused where nobody serves what is asked for."""
-        name = _name(body)
+        name = asked_model(body)
         if self._only:
             check_model(view.of("").names, name)
             return self._only
@@ -53,11 +49,3 @@ class Lanes:
             if name in view.of(model).names:
                 return lane
         raise unknown_model(name, dict.fromkeys((*self._lanes, *view.names)))
-
-
-def _name(body: Body) -> str | None:
-    try:
-        name: str | None = NAME.decode(body.get("model", b"null"))
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        raise Refused(400, "model must be a string", param="model") from e
-    return name

@@ -48,13 +48,14 @@ def _state(view: View, offer: Offer) -> str:
     return "draining" if view.draining else "ready" if offer.ready else "starting"
 
 
-def _card(name: str, context_tokens: int) -> dict[str, object]:
+def _card(name: str, context_tokens: int, parent: str = "") -> dict[str, object]:
     card: dict[str, object] = {
         "id": name,
         "object": "model",
         "created": 0,
         "owned_by": "hpc-dynamo",
     }
+    card |= {"parent": parent} if parent else {}
     return card | ({"max_model_len": context_tokens} if context_tokens else {})
 
 
@@ -64,8 +65,11 @@ def _models(view: View, request: Request) -> Answer:
 
 def _cards(view: View) -> dict[str, dict[str, object]]:
     """Of all models that are served now, by name."""
-    offers = view.offers.values()
-    return {name: _card(name, offer.context_tokens) for offer in offers for name in offer.names}
+    return {
+        name: _card(name, offer.context_tokens, offer.adapters.get(name, ""))
+        for offer in view.offers.values()
+        for name in offer.names
+    }
 
 
 def _model(view: View, request: Request) -> Answer:

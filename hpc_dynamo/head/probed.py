@@ -112,6 +112,7 @@ class Probed:
             state=state,
             detail=detail,
             models=served.models,
+            adapters=dict(served.adapters),
             context_tokens=served.context_tokens,
             start_s=start_s,
         )

@@ -18,6 +18,7 @@ from hpc_dynamo.errors import EngineError
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.head.exposition import Part, exposition
 from hpc_dynamo.head.frontends import Frontends
+from hpc_dynamo.head.naps import Sleepers
 from hpc_dynamo.head.work import Job, Lane
 from hpc_dynamo.launch.walltime import LIKELY
 from hpc_dynamo.messages import (
@@ -51,6 +52,7 @@ class ServeWork:
     def __init__(self, job: Job) -> None:
         self._job, self._config = job, job.config
         self._draining, self._frontends = asyncio.Event(), Frontends()
+        self._sleepers = Sleepers(job)
         self._traffic = dict[str, Traffic]()  # by model
         self.phase = "loading"
 
@@ -66,7 +68,8 @@ class ServeWork:
     async def _serve(self, link: Path, host: str, port: int) -> None:
         lanes, heard = self._job.lanes.values(), self._frontends
         routers = {model: lane.router for model, lane in self._job.lanes.items()}
-        async with RouterServer(routers, link, self._view, heard.hear, heard.left) as server:
+        ends = heard.hear, heard.left, self._sleepers.put
+        async with RouterServer(routers, link, self._view, *ends) as server:
             async with asyncio.TaskGroup() as group:
                 count = self._config.serve.frontends or usual_frontends()
                 frontends = [
@@ -133,7 +136,8 @@ class ServeWork:
     # What frontends are shown.
 
     def _view(self) -> View:
-        workers, loads = self._job.members.in_order(), self._job.loads
+        loads = self._job.loads
+        workers = tuple(map(self._sleepers.marked, self._job.members.in_order()))
         self._traffic = {m: lane.router.traffic() for m, lane in self._job.lanes.items()}
         return View(
             offers={model: self._offer(model, lane) for model, lane in self._job.lanes.items()},
@@ -152,6 +156,7 @@ class ServeWork:
             ready=lane.router.complete(lane.roles),
             lost=lane.router.lost,
             names=tuple(dict.fromkeys(name for w in ready for name in w.models)),
+            adapters={name: base for w in ready for name, base in w.adapters.items()},
             context_tokens=min(contexts, default=0),
         )
 

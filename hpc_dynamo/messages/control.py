@@ -60,7 +60,9 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     start_s: float = 0.0  # from launch to the first served token
     model: str = ""  # whose worker it is, see topology.Worker
     models: tuple[str, ...] = ()  # that it serves, by their names
+    adapters: dict[str, str] = {}  # which of them are LoRA adapters, and of what
     context_tokens: int = 0  # of its longest sequence; 0: not known
+    asleep: bool = False  # put to sleep by a client: it is given nothing until it is woken
 
     @property
     def title(self) -> str:

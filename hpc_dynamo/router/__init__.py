@@ -6,7 +6,7 @@ batch runner in the same process; both see `route()` and get a `Lease`.
 
 from hpc_dynamo.router.caches import Caches
 from hpc_dynamo.router.decisions import BOUNDS_S, Decisions
-from hpc_dynamo.router.hashes import block_hashes
+from hpc_dynamo.router.hashes import block_hashes, root
 from hpc_dynamo.router.lease import (
     Ask,
     Exhausted,
@@ -47,4 +47,5 @@ __all__ = [
     "Wish",
     "block_hashes",
     "heard",
+    "root",
 ]

@@ -88,7 +88,7 @@ class Caches:
         self.lag_s = max(0.0, time.time() - batch.ts)
         for event in batch.events:
             match event:
-                case Stored() if _of_tokens_alone(event):
+                case Stored() if _of_tokens(event):
                     self._store(rank, event)
                 case Removed(group_idx=None | 0, block_hashes=keys, medium=medium):
                     self.told.remove(rank, keys, medium or "")
@@ -107,7 +107,9 @@ class Caches:
         )
 
 
-def _of_tokens_alone(event: Stored) -> bool:
-    """Salts, images and the like make a block another one, of which our hashes know nothing. Of
-    a model whose layers have several caches the first speaks for all."""
-    return event.group_idx in (None, 0) and not any(event.extra_keys or ())
+def _of_tokens(event: Stored) -> bool:
+    """Salts, images and the like make a block another one, of which our hashes know nothing but
+    the adapter's name. Of a model whose layers have several caches the first speaks for all."""
+    known = [event.lora_name]
+    others = (keys for keys in event.extra_keys or () if keys and keys != known)
+    return event.group_idx in (None, 0) and not any(others)

@@ -48,6 +48,14 @@ class LoadsAsked(msgspec.Struct, frozen=True, array_like=True, tag=10):
     id: int
 
 
+class Put(msgspec.Struct, frozen=True, array_like=True, tag=11):
+    """A worker to sleep, or awake; Explained answers."""
+
+    id: int
+    rank: int
+    asleep: bool
+
+
 class Granted(msgspec.Struct, frozen=True, array_like=True, tag=4):
     id: int
     prefill: Target | None
@@ -69,14 +77,14 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
 class Explained(msgspec.Struct, frozen=True, array_like=True, tag=9):
     id: int
-    content: bytes  # JSON of router.why.Why, or of router.loads.Published
+    content: bytes  # JSON of router.why.Why, of router.loads.Published, or of how a worker is
 
 
 class Seen(msgspec.Struct, frozen=True, array_like=True, tag=7):
     view: View
 
 
-Up = Asked | Withdrawn | Noted | Told | Explain | LoadsAsked
+Up = Asked | Withdrawn | Noted | Told | Explain | LoadsAsked | Put
 Down = Granted | Denied | Lost | Seen | Explained
 ENCODER = msgspec.msgpack.Encoder()
 

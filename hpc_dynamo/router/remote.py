@@ -20,6 +20,7 @@ from hpc_dynamo.router.frames import (
     LoadsAsked,
     Lost,
     Noted,
+    Put,
     Seen,
     Told,
     Wire,
@@ -82,6 +83,10 @@ class RemoteRouter(Wire):
     async def loads(self) -> bytes:
         """JSON of router.loads.Published."""
         return await self._question(LoadsAsked)
+
+    async def put(self, rank: int, asleep: bool) -> bytes:
+        """A worker to sleep, or awake: JSON of how it is then. Raises RequestFailed."""
+        return await self._question(lambda id_: Put(id_, rank, asleep))
 
     async def _question(self, asked: Callable[[int], msgspec.Struct]) -> bytes:
         if self.closed.done():

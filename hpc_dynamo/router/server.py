@@ -5,7 +5,7 @@ private folder, so both ends are of the same user.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -23,6 +23,7 @@ from hpc_dynamo.router.frames import (
     LoadsAsked,
     Lost,
     Noted,
+    Put,
     Seen,
     Told,
     Up,
@@ -43,7 +44,7 @@ class RouterServer:
     second.
 
     `told(frontend, content)` gets what frontends tell, `left(frontend)` is called when one is
-    gone; a frontend is a number that is not used again.
+    gone; a frontend is a number that is not used again. `put(rank, asleep)` does so for a client.
     """
 
     def __init__(
@@ -53,10 +54,11 @@ class RouterServer:
         view: Callable[[], View],
         told: Callable[[int, bytes], None],
         left: Callable[[int], None],
+        put: Callable[[int, bool], Awaitable[bytes]],
     ) -> None:
         self.routers, self._path, self._view = routers, path, view
         self._news = next(iter(routers.values())).news
-        self.told, self.left, self.numbers = told, left, count(1)
+        self.told, self.left, self.put, self.numbers = told, left, put, count(1)
         self.clients = set[_Client]()
         self.tasks, self._ended = asyncio.TaskGroup(), False
 
@@ -155,6 +157,8 @@ class _Client(Wire):
                 self._explain(id_, ask)
             case LoadsAsked(id=id_):
                 self.send(Explained(id_, self._server.published()))
+            case Put(id=id_, rank=rank, asleep=asleep):
+                self._server.tasks.create_task(self._put(id_, rank, asleep))
             case Told(content=told):
                 self._server.told(self._number, told)
 
@@ -178,6 +182,14 @@ class _Client(Wire):
             self.send(_denial(id_, e))
         else:
             self.send(Explained(id_, msgspec.json.encode(why)))
+
+    async def _put(self, id_: int, rank: int, asleep: bool) -> None:
+        try:
+            said = await self._server.put(rank, asleep)
+        except RequestFailed as e:
+            self.send(_denial(id_, e))
+        else:
+            self.send(Explained(id_, said))
 
     def _waited(self, id_: int, granted: asyncio.Future[Lease]) -> None:
         if self._waiting.pop(id_, None) is None:

@@ -11,6 +11,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     ready: bool = False  # every role has a worker that serves
     lost: str = ""  # why none of them will ever do so again
     names: tuple[str, ...] = ()  # that its workers answer to
+    adapters: dict[str, str] = {}  # which of the names are LoRA adapters, and of what
     context_tokens: int = 0  # of the longest sequence that all of them take; 0: not known
 
 

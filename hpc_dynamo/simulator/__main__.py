@@ -17,6 +17,7 @@ import uvloop
 from hpc_dynamo.errors import EngineError, HpcDynamoError
 from hpc_dynamo.http import Client, Server
 from hpc_dynamo.kv import KvAgent
+from hpc_dynamo.simulator.adapters import named
 from hpc_dynamo.simulator.batch import Limits
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
 from hpc_dynamo.simulator.events import Announcer, EventsConfig, Journal
@@ -63,6 +64,10 @@ async def engine(args: argparse.Namespace, port: int, key: str) -> AsyncIterator
         tell_cached=args.enable_prompt_tokens_details,
         tell_request_id=args.enable_request_id_headers,
         trtllm=args.dialect == "trtllm",
+        adapters=named(args.lora_modules),
+        prefixed=args.dialect == "sglang",
+        naps=args.enable_sleep_mode,
+        pooling=args.runner == "pooling",
     )
     async with contextlib.AsyncExitStack() as stack:
         loops = [scheduler.run()]

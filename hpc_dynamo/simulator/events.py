@@ -46,7 +46,9 @@ class Journal:
         self._block_size = block_size
         self._events = list[Event]()
 
-    def stored(self, chain: Sequence[bytes], tokens: Sequence[int], new: Sequence[int]) -> None:
+    def stored(
+        self, chain: Sequence[bytes], tokens: Sequence[int], new: Sequence[int], adapter: str = ""
+    ) -> None:
         """The blocks number `new` (rising) of a sequence can be found; `chain` are its hashes."""
         for first, end in _runs(new):
             self._events.append(
@@ -56,6 +58,8 @@ class Journal:
                     token_ids=list(tokens[first * self._block_size : end * self._block_size]),
                     block_size=self._block_size,
                     medium=MEDIUM,
+                    lora_name=adapter or None,
+                    extra_keys=[(adapter,)] * (end - first) if adapter else None,
                 )
             )
 

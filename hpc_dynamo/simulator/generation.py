@@ -26,7 +26,11 @@ EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 
 
 def jobs_of(
-    request: Request, request_id: str, max_model_len: int, meeting: Meeting | None = None
+    request: Request,
+    request_id: str,
+    max_model_len: int,
+    meeting: Meeting | None = None,
+    adapter: str = "",
 ) -> list[Job]:
     """What the scheduler has to do; `meeting` where ranks meet in rooms. Raises Refused."""
     prompts, transfer = request.prompts(max_model_len), request.kv_transfer_params
@@ -38,6 +42,7 @@ def jobs_of(
             prompt=prompt,
             sampling=request.sampling(len(prompt), max_model_len),
             streaming=bool(request.stream),
+            adapter=adapter,
             produce=bool(transfer and transfer.do_remote_decode),
             source=transfer.source() if transfer else None,
         )

@@ -16,16 +16,21 @@ class Model:
 
     def __init__(self, identity: str, block_size: int, pool: BlockPool, memory: KvMemory) -> None:
         self.block_size, self.pool, self.memory = block_size, pool, memory
-        self.root = blake2b(identity.encode(), digest_size=DIGEST_BYTES).digest()
+        self._identity = identity
         self._journal: Journal | None = None
 
     def keep(self, journal: Journal) -> None:
         """From now on write down what can be found in the cache, and what no more."""
         self._journal, self.pool.on_evict = journal, journal.removed
 
-    def hashes(self, tokens: list[int]) -> list[bytes]:
+    def root(self, adapter: str) -> bytes:
+        """What the first block of a prompt follows: each adapter has blocks of its own."""
+        whose = f"{self._identity}/{adapter}" if adapter else self._identity
+        return blake2b(whose.encode(), digest_size=DIGEST_BYTES).digest()
+
+    def hashes(self, tokens: list[int], adapter: str = "") -> list[bytes]:
         """The chained hashes of the full blocks of a prompt."""
-        return chains(self.root, tokens, self.block_size)
+        return chains(self.root(adapter), tokens, self.block_size)
 
     def place(self, answer: Answer) -> bool:
         """Take all blocks an answer may need, cached ones first; False if they are not there.
@@ -50,7 +55,7 @@ class Model:
         full = answer.computed // size
         self._write(answer, first, full)
         if answer.computed == answer.prompt_tokens and full < answer.prompt_blocks:
-            parent = answer.chain[full - 1] if full else self.root
+            parent = answer.chain[full - 1] if full else self.root(answer.job.adapter)
             last = chain(parent, answer.tokens[full * size :])
             self.memory.write([answer.blocks[full]], [last])
 
@@ -75,7 +80,7 @@ class Model:
         answer.computed += 1
         number, rest = divmod(answer.computed, self.block_size)
         if not rest:
-            parent = answer.chain[-1] if answer.chain else self.root
+            parent = answer.chain[-1] if answer.chain else self.root(answer.job.adapter)
             answer.chain.append(chain(parent, answer.tokens[-self.block_size :]))
             self._write(answer, number - 1, number)
 
@@ -87,7 +92,8 @@ class Model:
     def _publish(self, answer: Answer, first: int, end: int) -> None:
         new = self.pool.publish(answer.blocks[first:end], answer.chain[first:end])
         if self._journal and new:
-            self._journal.stored(answer.chain, answer.tokens, [first + i for i in new])
+            numbers, adapter = [first + i for i in new], answer.job.adapter
+            self._journal.stored(answer.chain, answer.tokens, numbers, adapter)
 
     def reset(self) -> bool:
         """Forget all cached blocks; nothing happens and False is returned while any is held."""

@@ -86,9 +86,9 @@ class Common(msgspec.Struct, kw_only=True):
         at_end = bool(options.include_usage)
         return at_end, at_end and bool(options.continuous_usage_stats)
 
-    def check(self, model: str) -> None:
+    def check(self, *names: str) -> None:
         """Raises Refused for another model and for what does not go together."""
-        check_model(self.model, model)
+        check_model(self.model, *names)
         if self.stream_options is not None and not self.stream:
             what = "Stream options can only be defined when `stream=True`."
             raise Refused(what, param="stream_options")
@@ -150,10 +150,10 @@ class DetokenizeRequest(msgspec.Struct):
     tokens: list[Annotated[int, msgspec.Meta(ge=0, lt=tokenizer.VOCABULARY)]]
 
 
-def check_model(asked: str | None, model: str) -> None:
+def check_model(asked: str | None, *names: str) -> None:
     """Raises Refused with 404."""
-    if asked not in (None, "", model):
-        what = f"The model `{asked}` does not exist. Valid aliases: {model}."
+    if asked not in (None, "", *names):
+        what = f"The model `{asked}` does not exist. Valid aliases: {', '.join(names)}."
         raise Refused(what, status=404, param="model")
 
 

@@ -58,6 +58,17 @@ def parser() -> argparse.ArgumentParser:
     add("--enable-prompt-tokens-details", action="store_true", help="tell prefix hits in `usage`")
     add("--enable-request-id-headers", action="store_true", help="X-Request-Id in answers")
     add("--kv-events-config", metavar="JSON", default="{}", help="as vLLM's: where to publish")
+    add("--runner", choices=("auto", "generate", "pooling"), default="auto", help="as vLLM's")
+    add("--enable-sleep-mode", action="store_true", help="POST /sleep and /wake_up, as vLLM's")
+    add(
+        "--lora-modules",
+        nargs="*",
+        default=[],
+        help="as vLLM's: adapters with answers of their own",
+    )
+    add("--enable-lora", action="store_true", help="goes with them, as do three that bound them")
+    for bound in ("--max-loras", "--max-cpu-loras", "--max-lora-rank"):
+        add(bound, type=int, help=argparse.SUPPRESS)
     add("--nnodes", type=int, default=1, help="nodes that this rank is spread over (%(default)s)")
     add("--node-rank", type=int, default=0, help="which of them this is; 0 serves (%(default)s)")
     add("--master-addr", default="127.0.0.1", help="of node 0, where they meet (%(default)s)")
@@ -65,6 +76,11 @@ def parser() -> argparse.ArgumentParser:
     add("--mpi", action="store_true", help="a rank of an MPI world, which Slurm numbers, a node")
     add("--seed", type=int, default=0, help="the same on all ranks of a model (%(default)s)")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    _failures(p)
+    return p
+
+
+def _failures(p: argparse.ArgumentParser) -> None:
     fail = p.add_argument_group("failing on purpose")
     fail.add_argument("--fail-start", action="store_true", help="exit with 1 instead of serving")
     fail.add_argument("--fail-after-requests", type=int, metavar="N", help="SIGKILL at N+1")
@@ -79,7 +95,6 @@ def parser() -> argparse.ArgumentParser:
     alone = "stay when another node is gone, as if hanging in a collective operation"
     fail.add_argument("--outlive-nodes", action="store_true", help=alone)
     fail.add_argument("--start-delay-s", type=float, default=0.0, metavar="S", help="as if loading")
-    return p
 
 
 def in_world(args: argparse.Namespace) -> argparse.Namespace:

@@ -53,7 +53,7 @@ class Scheduler:
     def submit(self, job: Job, n: int = 1) -> None:
         """Queue `n` answers to a prompt, which come into `job.choices`; see `job.on_news`."""
         now = asyncio.get_running_loop().time()
-        hashes = self._model.hashes(job.prompt)
+        hashes = self._model.hashes(job.prompt, job.adapter)
         size, mean = self._model.block_size, self._limits.mean_output_tokens
         job.choices = [
             Answer(job, i, list(job.prompt), list(hashes), now, size, mean) for i in range(n)

@@ -60,6 +60,7 @@ class Job:
     prompt: list[int]
     sampling: Sampling
     streaming: bool = False
+    adapter: str = ""  # LoRA's name; empty: the model itself
     produce: bool = False  # keep the prompt's blocks for a decode worker
     source: Source | None = None  # pull the prompt's blocks instead of computing them
     room: int | None = None  # where a decode worker asks for the blocks (SGLang's dialect) ...

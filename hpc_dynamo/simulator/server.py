@@ -6,7 +6,7 @@ import os
 import random
 import signal
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
@@ -56,6 +56,16 @@ class Service:
     tell_request_id: bool = False  # X-Request-Id, in the answer's headers
     trtllm: bool = False  # hand-overs are told in TensorRT-LLM's words
     meeting: Meeting | None = None  # of a rank that speaks SGLang's dialect
+    adapters: Mapping[str, str] = field(default_factory=dict)  # paths by name
+    prefixed: bool = False  # requests name an adapter after its model, as SGLang's
+    pooling: bool = False  # vectors are all that it gives
+    naps: bool = False  # it can be put to sleep
+
+    @property
+    def called(self) -> dict[str | None, str]:
+        """Adapters by what requests say."""
+        before = f"{self.model}:" if self.prefixed else ""
+        return {f"{before}{name}": name for name in self.adapters}
 
 
 class Endpoints:
@@ -65,7 +75,7 @@ class Endpoints:
         self._wanted = f"Bearer {key}".encode() if key else b""
         self._opened = asyncio.Event()
         self._service: Service
-        self._seen = 0
+        self._seen, self._asleep = 0, False
         self._routes: dict[str, dict[str, Endpoint]] = {
             "/v1/completions": {"POST": self._completions},
             "/v1/chat/completions": {"POST": self._chat},
@@ -74,6 +84,9 @@ class Endpoints:
             "/tokenize": {"POST": self._tokenize},
             "/detokenize": {"POST": self._detokenize},
             "/reset_prefix_cache": {"POST": self._reset},
+            "/sleep": {"POST": self._sleep},
+            "/wake_up": {"POST": self._wake},
+            "/is_sleeping": {"GET": self._is_sleeping},
             "/metrics": {"GET": self._metrics},
             METADATA_PATH: {"GET": self._metadata},
             "/version": {"GET": self._version},
@@ -122,14 +135,21 @@ class Endpoints:
     async def _generate(self, request: Request, reply: Reply, asked: Asked) -> None:
         self._fail_on_purpose()
         service = self._service
+        if self._asleep:  # vLLM would let it wait for ever
+            raise Refused("this rank sleeps", status=500)
+        if service.pooling:
+            raise Refused("Not Found", status=404)
         request_id = request.headers.get("x-request-id") or os.urandom(16).hex()
         try:
             if service.trtllm:
                 asked.as_trtllm()
-            asked.check(service.model)
+            asked.check(service.model, *map(str, service.called))
+            adapter = service.called.get(asked.model, "")
             told = {"cached": service.tell_cached, "trtllm": service.trtllm}
-            records = Records(asked, request_id, service.model, **told)
-            jobs = jobs_of(asked, request_id, service.max_model_len, service.meeting)
+            name = str(asked.model) if adapter else service.model
+            records = Records(asked, request_id, name, **told)
+            limits = service.max_model_len, service.meeting
+            jobs = jobs_of(asked, request_id, *limits, adapter)
         except Refused:
             if not service.trtllm:
                 self._decline(asked.kv_transfer_params)
@@ -159,8 +179,11 @@ class Endpoints:
 
     async def _models(self, request: Request, reply: Reply) -> None:
         name, length = self._service.model, self._service.max_model_len
-        card = {"id": name, "object": "model", "created": 0, "owned_by": "hpc-dynamo"}
-        _send(reply, {"object": "list", "data": [{**card, "max_model_len": length}]})
+        card = {"object": "model", "created": 0, "owned_by": "hpc-dynamo"}
+        cards = [{"id": name, **card, "parent": None, "max_model_len": length}]
+        for adapter, path in self._service.adapters.items():
+            cards.append({"id": adapter, **card, "root": path, "parent": name})
+        _send(reply, {"object": "list", "data": cards})
 
     async def _tokenize(self, request: Request, reply: Reply) -> None:
         tokens, length = _read(request, TokenizeRequest).tokens(), self._service.max_model_len
@@ -172,6 +195,22 @@ class Endpoints:
 
     async def _reset(self, request: Request, reply: Reply) -> None:
         _send(reply, {"success": self._service.scheduler.reset_cache()})
+
+    async def _sleep(self, request: Request, reply: Reply) -> None:
+        """Without its cache. Refused while it computes, which vLLM would end."""
+        if not self._service.naps:
+            raise Refused("Not Found", status=404)
+        if not self._service.scheduler.reset_cache():
+            raise Refused("this rank is busy", status=500)
+        self._asleep = True
+        _send(reply, {"status": "sleeping", "level": 1})
+
+    async def _wake(self, request: Request, reply: Reply) -> None:
+        self._asleep = False
+        _send(reply, {"status": "awake", "tags": None})
+
+    async def _is_sleeping(self, request: Request, reply: Reply) -> None:
+        _send(reply, {"is_sleeping": self._asleep})
 
     async def _metrics(self, request: Request, reply: Reply) -> None:
         self._service.scheduler.measure()

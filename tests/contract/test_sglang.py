@@ -73,6 +73,15 @@ def test_every_flag_of_a_part_is_known(role: Role, part: int) -> None:
     assert "--nnodes" in told(config, place)
 
 
+def test_options_of_adapters_and_sleep_are_known() -> None:
+    own, adapters = Engine(name="sglang", sleep=True), {"a": "/a", "b": "/b"}
+    config = Config(engine=own, model=Model(path="/llama", lora=adapters), topology=SPLIT)
+    worker = Worker(3, Role.decode, (Shard(0, (0, 1, 2, 3)),))
+    found = told(config, Place(worker, "10.0.0.7", (5000, 5001), ("0",), "t"))
+    assert wrong(found) == []
+    assert {"--lora-paths", "--enable-memory-saver", "--enable-weights-cpu-backup"} <= {*found}
+
+
 def test_what_is_wrong_would_be_found() -> None:
     found = wrong(words(Role.decode, max_model_len=9, enable_metrics=3, disaggregation_mode="x"))
     assert sorted(found) == [

@@ -76,6 +76,15 @@ def test_every_option_is_known_with_an_allowed_value(topology: str, shape: str) 
     assert [wrong(each) for each in words(config)] == [[]] * len(roles)
 
 
+def test_options_of_adapters_and_sleep_are_known(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"r": 24}')
+    own = [f"model.lora.a={tmp_path}", "model.lora.b=org/b", "engine.sleep=true"]
+    topology = ["topology=disaggregated", "cluster.gpus_per_node=8", "model.path=/m"]
+    found = list(words(compose([*topology, *own])))
+    assert [wrong(each) for each in found] == [[], []]
+    assert {"--max-lora-rank", "--lora-modules", "--enable-sleep-mode"} <= {*found[0]}
+
+
 def test_what_is_wrong_would_be_found() -> None:
     args = {
         "mem-fraction-static": 0.8,

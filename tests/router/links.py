@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.router import Exhausted, Offer, RemoteRouter, Router, RouterServer, View
 from tests.router.asks import SOON_S, ask, refused, settle
 
@@ -24,8 +25,11 @@ class Head:
         self.left = asyncio.Queue[int]()
         self.server = RouterServer(
             routers, path, lambda: self.view, lambda *told: self.told.put_nowait(told),
-            self.left.put_nowait,
+            self.left.put_nowait, self.put,
         )  # fmt: skip
+
+    async def put(self, rank: int, asleep: bool) -> bytes:
+        raise RequestFailed(f"worker {rank} does not sleep here", status=409)
 
     async def frontend(self) -> RemoteRouter:
         return await self._known(await RemoteRouter.connect(self.path))

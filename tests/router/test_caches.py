@@ -4,18 +4,18 @@ import time
 
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.kv_events import END, Batch, Cleared, Event, Removed, Stored, encode
-from hpc_dynamo.router import Ask, Caches, block_hashes
+from hpc_dynamo.router import Ask, Caches, block_hashes, root
 from tests.router.asks import BLOCK, whole
 
 PROMPT = list(range(100, 100 + 4 * BLOCK))
 
 
-def hashes(tokens: list[int] = PROMPT) -> list[int]:
-    return Ask(hashes=ids(tokens)).blocks
+def hashes(tokens: list[int] = PROMPT, adapter: str | None = None) -> list[int]:
+    return Ask(hashes=ids(tokens, adapter)).blocks
 
 
-def ids(tokens: list[int]) -> bytes:
-    return block_hashes(b"".join(t.to_bytes(4, "little") for t in tokens), BLOCK)
+def ids(tokens: list[int], adapter: str | None = None) -> bytes:
+    return block_hashes(b"".join(t.to_bytes(4, "little") for t in tokens), BLOCK, root(adapter))
 
 
 def stored(first: int, count: int, parent: int | None = None, **more: object) -> Stored:
@@ -74,8 +74,12 @@ def test_media_are_told_apart() -> None:
 
 def test_the_blocks_of_an_adapter_are_not_those_of_the_model() -> None:
     known = caches()
-    Engine(known, 0).say(stored(0, 4, lora_name="pirate"))
+    keys = [("pirate",)] * 3
+    Engine(known, 0).say(stored(0, 3, lora_name="pirate", extra_keys=keys), stored(3, 1, parent=2))
+    Engine(known, 1).say(stored(0, 4, lora_name="poet", extra_keys=[("poet", "salt"), None]))
     assert known.overlaps(hashes()) == {}
+    assert known.overlaps(hashes(adapter="pirate")) == {0: 4}
+    assert known.overlaps(hashes(adapter="poet")) == {}
 
 
 def test_only_what_tokens_alone_make_is_looked_at() -> None:

@@ -1,0 +1,77 @@
+"""Models too small to say anything, for what real engines do with models: made here, of noise.
+
+A Llama whose heads can be shared by two, and LoRA adapters for any Llama, with the vocabulary of
+another model. Formats: safetensors (huggingface.co/docs/safetensors), PEFT's adapter_config.json.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+HIDDEN, INNER, LAYERS, HEADS, HEAD = 128, 256, 2, 4, 32
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def llama(folder: Path, like: Path) -> Path:
+    """A Llama of two layers and four heads, with the tokenizer of the model in `like`."""
+    folder.mkdir()
+    known = json.loads((like / "config.json").read_text())
+    shape = {
+        "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS, "num_key_value_heads": HEADS, "head_dim": HEAD,
+        "tie_word_embeddings": False,  # else it would say the last word again and again
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(known | shape))
+    for name in TOKENIZER:
+        if (like / name).exists():
+            shutil.copy(like / name, folder)
+    inner = {"gate_proj": (INNER, HIDDEN), "up_proj": (INNER, HIDDEN), "down_proj": (HIDDEN, INNER)}
+    heads = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (HIDDEN, HIDDEN))
+    dice, weights = np.random.default_rng(7), dict[str, np.ndarray]()
+    weights["model.embed_tokens.weight"] = _noise(dice, known["vocab_size"], HIDDEN)
+    weights["lm_head.weight"] = _noise(dice, known["vocab_size"], HIDDEN)
+    weights["model.norm.weight"] = np.ones(HIDDEN, np.float32)
+    for layer in range(LAYERS):
+        at = f"model.layers.{layer}"
+        for part, shapes in (("self_attn", heads), ("mlp", inner)):
+            for name, size in shapes.items():
+                weights[f"{at}.{part}.{name}.weight"] = _noise(dice, *size) / HIDDEN**0.5
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"{at}.{norm}.weight"] = np.ones(HIDDEN, np.float32)
+    _save(folder / "model.safetensors", weights)
+    return folder
+
+
+def lora(folder: Path, base: Path, rank: int, seed: int) -> Path:
+    """An adapter of the model in `base` that changes what every layer attends to, and much."""
+    folder.mkdir()
+    shape = json.loads((base / "config.json").read_text())
+    hidden, dice = shape["hidden_size"], np.random.default_rng(seed)
+    wide = shape["num_attention_heads"] * shape["head_dim"]
+    told = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": ["o_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(told | {"bias": "none"}))
+    weights = dict[str, np.ndarray]()
+    for layer in range(shape["num_hidden_layers"]):
+        at = f"base_model.model.model.layers.{layer}.self_attn.o_proj"
+        weights[f"{at}.lora_A.weight"] = _noise(dice, rank, wide)
+        weights[f"{at}.lora_B.weight"] = _noise(dice, hidden, rank)
+    _save(folder / "adapter_model.safetensors", weights)
+    return folder
+
+
+def _noise(dice: np.random.Generator, *shape: int) -> np.ndarray:
+    return dice.standard_normal(shape, np.float32)
+
+
+def _save(file: Path, weights: dict[str, np.ndarray]) -> None:
+    """Length of the header, the header, the values one after the other."""
+    header, at = dict[str, object](), 0
+    for name, values in weights.items():
+        span = [at, at := at + values.nbytes]
+        header[name] = {"dtype": "F32", "shape": values.shape, "data_offsets": span}
+    told = json.dumps(header).encode()
+    told += b" " * (-len(told) % 8)  # values begin where eight divides
+    parts = (len(told).to_bytes(8, "little"), told, *(v.tobytes() for v in weights.values()))
+    file.write_bytes(b"".join(parts))
