@@ -39,6 +39,7 @@ SPLIT = Topology(
     prefill=Pool(workers=1, tensor_parallel=2),
     decode=Pool(workers=1, tensor_parallel=1, pipeline_parallel=2),
 )
+ONE_EACH = Topology(kind=Kind.disaggregated, prefill=Pool(workers=1), decode=Pool(workers=1))
 CONFIG = Config(
     engine=Engine(name="vllm", args={"max_model_len": 2048}, env={"A": "1"}),
     model=Model(path="/shared/it's a model/llama"),
@@ -160,7 +161,7 @@ def test_what_becomes_of_a_request_whose_blocks_are_lost(wanted: LoadFailure) ->
 @pytest.mark.parametrize("name", ["sglang", "trtllm"])
 def test_other_engines_fail_it_and_are_not_asked_for_more(name: str) -> None:
     own, router = Engine(name=name, kv_load_failure=LoadFailure.recompute), Router(kv_events=False)
-    config = replace(CONFIG, engine=own, router=router)
+    config = replace(CONFIG, engine=own, router=router, topology=ONE_EACH)
     with pytest.raises(ConfigError, match="kv_load_failure=recompute"):
         engine(name).check(config, plan(config))
     config = replace(config, engine=replace(own, kv_load_failure=LoadFailure.fail))
@@ -168,7 +169,7 @@ def test_other_engines_fail_it_and_are_not_asked_for_more(name: str) -> None:
 
 
 def test_workers_that_may_sleep() -> None:
-    config = replace(CONFIG, engine=Engine(sleep=True))
+    config = replace(CONFIG, engine=Engine(sleep=True), topology=ONE_EACH)
     command = engine("vllm").command(config, place(Role.decode, "0"))
     assert "--enable-sleep-mode" in options(command)
     assert command.env["VLLM_SERVER_DEV_MODE"] == "1"
@@ -176,7 +177,7 @@ def test_workers_that_may_sleep() -> None:
     cpu = replace(config, engine=Engine(sleep=True, device=Device.cpu))
     for name, unfit in (("vllm", cpu), ("trtllm", replace(config, router=Router(kv_events=False)))):
         with pytest.raises(ConfigError, match=r"engine\.sleep=true"):
-            engine(name).check(unfit, plan(CONFIG))
+            engine(name).check(unfit, plan(config))
     command = engine("sglang").command(config, place(Role.decode, "0"))
     assert {"--enable-memory-saver", "--enable-weights-cpu-backup"} <= options(command).keys()
     asleep = [engine(name).naps(config) for name in sorted(ENGINES)]
