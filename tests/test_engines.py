@@ -416,6 +416,7 @@ def test_every_engine_has_advice_on_what_a_user_meets_first(
 OWN = [
     ("vllm", "Free memory on device cuda:0 (9.0/80.0 GiB) on startup is less than desired GPU "
              "memory utilization (0.9, 72.0 GiB).", "gpu-memory-utilization=0.8"),
+    ("vllm", "No available memory for the cache blocks. Try", "a larger engine.args.gpu"),
     ("vllm", "GiB KV cache is needed, which is larger than the available KV cache memory",
      "max-model-len"),
     ("vllm", "Invalid repository ID or local directory specified: '/x'", "model.path"),

@@ -70,7 +70,9 @@ KNOWN_FAILURES = {
     "less than desired GPU memory utilization": (
         "engine.args.gpu-memory-utilization=0.8; nvidia-smi there: whose is the rest?"
     ),
-    "No available memory for the cache blocks": "a shorter engine.args.max-model-len",
+    "No available memory for the cache blocks": (
+        "a larger engine.args.gpu-memory-utilization, or more GPUs a worker"
+    ),
     "larger than the available KV cache": "a shorter engine.args.max-model-len",
     "Invalid repository ID or local directory": NO_MODEL,
     "Cannot find any model weights": NO_MODEL,
