@@ -12,7 +12,7 @@ from hpc_dynamo.planner.records import Flip, read
 from hpc_dynamo.run import Attempt
 from tests.runs import until
 
-SOON_S = 60.0
+SOON_S = 100.0
 
 
 @dataclass

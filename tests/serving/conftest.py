@@ -37,7 +37,9 @@ def runs(
 ) -> Iterator[dict[str, Served]]:
     """By topology; started side by side, since most of a start is waiting."""
     kinds = ("aggregated", "disaggregated")
-    options = (f"model.path={model_folder}", "serve.max_body_mb=0.25")
+    # Else what a hand-over costs is measured: on a busy machine it would be too much.
+    fixed = ("serve.max_body_mb=0.25", "router.handover_tokens=0")
+    options = (f"model.path={model_folder}", *fixed)
     with ExitStack() as stack, ThreadPoolExecutor(len(kinds)) as pool:
         contexts = [
             serving(tmp_path_factory.mktemp(kind), f"topology={kind}", *options) for kind in kinds
