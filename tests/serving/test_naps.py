@@ -86,9 +86,13 @@ def test_a_worker_that_dies_in_its_sleep_comes_back_awake(served: Served) -> Non
 
 
 def test_there_is_no_such_worker(served: Served) -> None:
-    missing = put(served, 7, "sleep")
-    assert missing.status == 404
-    assert "no worker 7 is ready; those that are: 0" in missing.json["error"]["message"]
+    def missing() -> bool:
+        refused = put(served, 7, "sleep")
+        assert refused.status == 404
+        said = str(refused.json["error"]["message"])
+        return "no worker 7 is ready; those that are: 0, 1" in said
+
+    until("both are listed, also after a death", missing)
     assert served.ask("GET", "/v1/workers/1/sleep").status == 405
 
 
