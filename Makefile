@@ -21,8 +21,8 @@ demo: $(VENV)/demo.stamp ## a batch through one prefill and one decode worker (E
 test: $(VENV)/dev.stamp lint ## everything: fast suite, Slurm cluster (root on Debian), vLLM
 	-$(BIN)/python -m tests.cluster.slurm install
 	-$(BIN)/python -m hpc_dynamo.demo.provision
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not cluster and not vllm"
-	$(BIN)/python -m pytest -m "cluster or vllm"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --durations=20 -m "not cluster and not vllm"
+	$(BIN)/python -m pytest --durations=20 -m "cluster or vllm"
 
 test-fast: $(VENV)/dev.stamp ## under two minutes, no cluster, no vLLM
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not cluster and not vllm and not slow"

@@ -213,7 +213,7 @@ def test_engines_answer_to_the_runs_own_key_alone(served: Served) -> None:
 async def published(served: Served, role: str) -> list[Event]:
     """All that a worker has told of its KV cache, by a replay of the batches since its start."""
     started = re.search(
-        rf"\({role}\) starts: .*--kv-events-config (\{{.*?\}})", served.log.read_text()
+        rf"\({role}\) on .* starts: .*--kv-events-config (\{{.*?\}})", served.log.read_text()
     )
     assert started, "the worker was not asked for KV events"
     where, events, numbers = json.loads(started[1]), list[Event](), list[int]()
