@@ -251,6 +251,15 @@ def test_a_rank_sees_its_workers_gpus_on_its_node(node: str, given: str, seen: s
     assert found["PATH"] == f"{Path(sys.executable).parent}:/bin"
 
 
+def test_a_task_that_is_alone_is_told_of_no_ranks() -> None:
+    env = {"SLURM_NODEID": "0", "SLURM_STEP_NUM_TASKS": "1", "PMI_RANK": "0", "A": "SLURM_"}
+    argv = (sys.executable, "-I", "-S", rank.__file__, "", sys.executable, "-c", PRINT)
+    told = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
+    found = json.loads(told.stdout)
+    assert (found["CUDA_VISIBLE_DEVICES"], found["A"]) == ("", "SLURM_")
+    assert not [name for name in found if "SLURM_" in name or "PMI_" in name]
+
+
 @pytest.mark.parametrize("name", ["vllm", "sglang"])
 def test_they_keep_to_the_jobs_network(name: str) -> None:
     own = {"vllm": "VLLM_HOST_IP", "sglang": "SGLANG_HOST_IP"}[name]

@@ -31,6 +31,7 @@ class Part:
         self._began_at = self._log.stat().st_size if self._log.exists() else 0  # in its log
         worker, parts = place.worker, len(place.worker.shards)
         self._world = engine(config.engine.name).world(config, worker)
+        self._step: world.Step | None = None  # that it is of Slurm's, if it is one
         which = f", part {place.part + 1} of {parts}," if parts > 1 and not self._world else ""
         self.name = f"worker {worker.rank} ({worker.title}){which} on {host}"
 
@@ -51,26 +52,29 @@ class Part:
             yield child
         finally:
             code = await child.stop()
-            if self._world and code == 128 + signal.SIGKILL:
-                await asyncio.to_thread(self._end_world)
+            if self._step and code == 128 + signal.SIGKILL:
+                await asyncio.to_thread(self._end, self._step)
 
     async def _command(self) -> Command:
         config, place, adapter = self._config, self._place, engine(self._config.engine.name)
         command = contained(config, place, adapter.command(config, place))
-        if not self._world:
+        if not (self._world or command.box):
             return command
-        plan, step = self._attempt.plan(), world.step
+        step = self._step = world.Step(
+            place.worker, None if self._world else place.part, command.box
+        )
         try:
-            argv = await asyncio.to_thread(step, config, plan, place.worker, command.argv)
+            plan = self._attempt.plan()
+            argv = await asyncio.to_thread(step.command, config, plan, command.argv)
         except (HpcDynamoError, SubprocessError) as e:
-            raise EngineError(f"{self.name}: its ranks could not be started: {e}") from e
+            raise EngineError(f"{self.name}: its step could not be started: {e}") from e
         return replace(command, argv=argv, env=world.environment(command.env))
 
-    def _end_world(self) -> None:
+    def _end(self, step: world.Step) -> None:
         try:
-            world.end(self._place.worker)
+            step.end()
         except HpcDynamoError as e:
-            log.error("%s: ranks may be left: %s", self.name, e)
+            log.error("%s: its step may be left: %s", self.name, e)
 
     def died(self, code: int) -> EngineError:
         if code <= 128:
@@ -80,8 +84,7 @@ class Part:
 
     def failed(self, how: str, hint: str = "") -> EngineError:
         tail = self.tail()
-        lines = (line for line in reversed(tail.splitlines()) if line.strip())
-        last = world.last_words(tail) if self._world else next(lines, "")
+        last = world.last_words(tail)
         what = f"{self.name} {how}; it last said: {last.strip()}"
         return EngineError(what, hint=advice(self._config, tail) or hint, log=self._log)
 

@@ -40,7 +40,8 @@ async def world_error(attempt: Attempt) -> str:
 async def _tried(config: Config, plan: Plan, worker: Worker) -> str:
     engine, ranks = for_worker(config, worker).engine, sum(len(s.gpus) for s in worker.shards)
     command = (engine.python or sys.executable, "-c", PROGRAM)
-    argv = await asyncio.to_thread(world.step, config, plan, worker, command)
+    step = world.Step(worker)
+    argv = await asyncio.to_thread(step.command, config, plan, command)
     process = await asyncio.create_subprocess_exec(
         *argv,
         env=world.environment(clean_environment(engine.env)),
@@ -54,7 +55,7 @@ async def _tried(config: Config, plan: Plan, worker: Worker) -> str:
         if process.returncode is None:
             process.kill()  # srun's end is that of the step
             await process.wait()
-            await asyncio.to_thread(world.end, worker)
+            await asyncio.to_thread(step.end)
     if said.count(f"{MARK} {ranks}\n") == ranks:
         return ""
     return f"the {ranks} ranks of worker {worker.rank} did not meet: {world.last_words(said)}"
