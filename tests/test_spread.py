@@ -180,7 +180,7 @@ def test_it_is_not_started_in_enroot_over_nodes() -> None:
     given = replace(given, engine=replace(given.engine, container=image))
     with pytest.raises(ConfigError, match="not started in Enroot") as refused:
         engine("trtllm").check(given, plan(given))
-    assert "engine.container.kind=apptainer" in refused.value.hint
+    assert "engine.container.kind=pyxis or apptainer" in refused.value.hint
 
 
 def test_the_simulator_can_be_such_a_world() -> None:

@@ -5,7 +5,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from subprocess import SubprocessError
 
@@ -51,9 +51,9 @@ class Part:
         try:
             yield child
         finally:
-            code = await child.stop()
-            if self._step and code == 128 + signal.SIGKILL:
-                await asyncio.to_thread(self._end, self._step)
+            if self._step:
+                await self._end(child, self._step)
+            await child.stop()
 
     async def _command(self) -> Command:
         config, place, adapter = self._config, self._place, engine(self._config.engine.name)
@@ -70,9 +70,17 @@ class Part:
             raise EngineError(f"{self.name}: its step could not be started: {e}") from e
         return replace(command, argv=argv, env=world.environment(command.env))
 
-    def _end(self, step: world.Step) -> None:
+    async def _end(self, child: Child, step: world.Step) -> None:
+        """srun kills at SIGTERM: an engine that is a step gets its time to end from Slurm itself.
+        A srun that was killed may have left the step."""
+        alone, grace_s = step.part is not None, self._config.engine.stop_timeout_s
         try:
-            step.end()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    if alone and child.running and await asyncio.to_thread(step.signal, "TERM"):
+                        await child.wait()
+            if await child.stop() == 128 + signal.SIGKILL:
+                await asyncio.to_thread(step.signal, "KILL")
         except HpcDynamoError as e:
             log.error("%s: its step may be left: %s", self.name, e)
 

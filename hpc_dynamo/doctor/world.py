@@ -55,7 +55,7 @@ async def _tried(config: Config, plan: Plan, worker: Worker) -> str:
         if process.returncode is None:
             process.kill()  # srun's end is that of the step
             await process.wait()
-            await asyncio.to_thread(step.end)
+            await asyncio.to_thread(step.signal, "KILL")
     if said.count(f"{MARK} {ranks}\n") == ranks:
         return ""
     return f"the {ranks} ranks of worker {worker.rank} did not meet: {world.last_words(said)}"

@@ -3,7 +3,7 @@ the containers, each engine process on its own node.
 
 The agent of the first node starts a world, and ends it by ending srun; the agents of the others
 have no part in it. A step shares CPUs, memory and GPUs with that of the agents. srun passes SIGTERM
-on as SIGKILL, and gets it from the keeper whenever that or the agent dies.
+on as SIGKILL, and gets it from the keeper, or the kernel, whenever the agent or that dies.
 
 Source: srun(1); Slurm's own start of TensorRT-LLM (its examples/disaggregated/slurm).
 """
@@ -93,12 +93,15 @@ class Step:
         task = (python, "-I", "-S", rank.__file__, gpus, *argv)
         return ("srun", *given, *options, *self.box, *task)
 
-    def end(self) -> None:
-        """SIGKILL for what a srun that was killed itself has left of it. Raises LaunchError."""
+    def signal(self, name: str) -> bool:
+        """For all of its processes; whether it is there, with or without srun. Raises
+        LaunchError."""
         shown = ask("squeue", "--noheader", "--steps", "--jobs", _job(), "--format", "%i %j")
-        for step_id, name in (line.split(maxsplit=1) for line in shown.splitlines()):
-            if name.strip() == self.name:
-                ask("scancel", "--signal=KILL", step_id)
+        steps = (line.split(maxsplit=1) for line in shown.splitlines())
+        found = [step_id for step_id, title in steps if title.strip() == self.name]
+        for step_id in found:
+            ask("scancel", f"--signal={name}", step_id)
+        return bool(found)
 
 
 def _job() -> str:
