@@ -77,7 +77,10 @@ class Part:
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(grace_s):
-                    if alone and child.running and await asyncio.to_thread(step.signal, "TERM"):
+                    if alone and child.running:
+                        # Slurm 22.05 delivers it, and says that it knows no such job.
+                        with suppress(HpcDynamoError):
+                            await asyncio.to_thread(step.signal, "TERM")
                         await child.wait()
             if await child.stop() == 128 + signal.SIGKILL:
                 await asyncio.to_thread(step.signal, "KILL")

@@ -93,15 +93,13 @@ class Step:
         task = (python, "-I", "-S", rank.__file__, gpus, *argv)
         return ("srun", *given, *options, *self.box, *task)
 
-    def signal(self, name: str) -> bool:
-        """For all of its processes; whether it is there, with or without srun. Raises
-        LaunchError."""
+    def signal(self, name: str) -> None:
+        """For all of its processes, if it is there, with or without srun. Raises LaunchError."""
         shown = ask("squeue", "--noheader", "--steps", "--jobs", _job(), "--format", "%i %j")
         steps = (line.split(maxsplit=1) for line in shown.splitlines())
         found = [step_id for step_id, title in steps if title.strip() == self.name]
         for step_id in found:
             ask("scancel", f"--signal={name}", step_id)
-        return bool(found)
 
 
 def _job() -> str:
