@@ -47,6 +47,10 @@ class Child:
             )
         return cls(process)
 
+    @property
+    def running(self) -> bool:
+        return self._process.returncode is None
+
     async def wait(self) -> int:
         """The exit code, 128 + n for a death by signal n."""
         code = await self._process.wait()

@@ -326,5 +326,16 @@ def test_commands_show_the_container_and_the_files(call: Call) -> None:
     assert '# worker-1.yaml in <logs>\n{\n "return_perf_metrics": true,' in shown
 
 
+def test_commands_show_the_step_that_pyxis_puts_into_an_image(call: Call) -> None:
+    container = ("engine.container.kind=pyxis", "engine.container.image=/shared/vllm.sqsh")
+    words = ("model.path=/shared/llama", "cluster.gpus_per_node=4", *container)
+    prefill, decode = printed(call("plan", "--commands", *words)).split("\n\n")
+    assert "  srun \\\n  --mpi=none \\\n  --overlap \\\n  --job-name=worker-0-0 \\" in prefill
+    assert "  --nodelist=<node-0> \\" in decode.splitlines()
+    assert "  --container-image=/shared/vllm.sqsh \\" in decode.splitlines()
+    assert "rank.py 1 python3 -m vllm.entrypoints" in decode
+    assert "CUDA_VISIBLE_DEVICES" not in decode
+
+
 def test_commands_that_would_be_refused_are_not_shown(call: Call) -> None:
     refused(call("plan", "--commands", "cluster.gpus_per_node=4"), "model.path is not set")

@@ -24,6 +24,8 @@ from hpc_dynamo.config import (
 from hpc_dynamo.engines import ENGINES, Command, Place, advice, contained, engine
 from hpc_dynamo.engines.vllm import GUARD
 from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.launch import rank
+from hpc_dynamo.launch.world import Step
 from hpc_dynamo.topology import Shard, Worker
 from tests import boxes
 from tests.runs import SIMULATOR, each_once, hpc_dynamo, latest, write_prompts
@@ -35,6 +37,7 @@ APPTAINER = Container(
     options=("--writable-tmpfs",),
 )
 ENROOT = replace(APPTAINER, kind=ContainerKind.enroot, image="/shared/vllm.sqsh", options=("-r",))
+PYXIS = replace(ENROOT, kind=ContainerKind.pyxis, options=("--container-writable",))
 PLACE = Place(
     Worker(3, Role.aggregated, (Shard(0, (0, 1)),)),
     "10.0.0.7",
@@ -110,7 +113,50 @@ def test_enroot(name: str) -> None:
     }
 
 
-@pytest.mark.parametrize("container", [APPTAINER, ENROOT], ids=lambda c: c.kind)
+@pytest.mark.parametrize("name", ENGINES)
+def test_pyxis(name: str) -> None:
+    bare, whole = commands(config(PYXIS, name))
+    env = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
+    names = ",".join(n for n in (*env, *bare.env) if n != "CUDA_VISIBLE_DEVICES")
+    ours = (rank.__file__, str(GUARD), "/runs/x/logs", "/tmp/private", "/shared/llama", "/scratch")
+    assert whole.box == (
+        f"--export=HOME,{names}",
+        "--container-image=/shared/vllm.sqsh",
+        f"--container-mounts={','.join(f'{path}:{path}' for path in ours)},/data/hub:/hub:ro",
+        f"--container-env={names}",
+        "--no-container-mount-home",
+        "--no-container-entrypoint",
+        "--container-writable",
+    )
+    assert whole.argv == ("python3", *bare.argv[1:])
+    assert whole.env == env | dict(bare.env)
+    assert whole.files == bare.files
+
+
+def test_under_pyxis_an_engine_is_a_step_of_its_own_on_its_node() -> None:
+    _, whole = commands(config(PYXIS, python="/env/bin/python"))
+    step = Step(PLACE.worker, 0, whole.box)
+    c = config(PYXIS, python="/env/bin/python")
+    argv = step.line(c, whole.argv, ["n1"], "--mpi=none")
+    inner = ("/env/bin/python", "-I", "-S", rank.__file__, "0,1", *whole.argv)
+    assert argv[-len(inner) - len(whole.box) :] == (*whole.box, *inner)
+    options = set(argv[1 : -len(inner)])
+    one = {"--mpi=none", "--overlap", "--nodelist=n1", "--nodes=1", "--ntasks=1"}
+    assert one | {"--job-name=worker-3-0", "--cpu-bind=none"} <= options
+    assert "--label" not in options
+
+
+def test_pyxis_needs_slurm(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", 1)
+    image = "engine.container.image=/shared/vllm.sqsh"
+    words = ("input=prompts.jsonl", *SIMULATOR, "engine.container.kind=pyxis", image)
+    refused = hpc_dynamo("batch", *words, cwd=tmp_path)
+    assert refused.returncode == 3
+    assert "cluster.launcher=local has no srun" in refused.stderr
+    assert "engine.container.kind=apptainer" in refused.stderr
+
+
+@pytest.mark.parametrize("container", [APPTAINER, ENROOT, PYXIS], ids=lambda c: c.kind)
 def test_on_the_cpu_no_gpu_comes_in(container: Container) -> None:
     c = config(container, device=Device.cpu, env={"A": "$HOME, as it is"}, python="/env/bin/python")
     _, whole = commands(c)
@@ -120,11 +166,11 @@ def test_on_the_cpu_no_gpu_comes_in(container: Container) -> None:
     assert "$HOME, as it is" in whole.env.values()
 
 
-@pytest.mark.parametrize("container", [APPTAINER, ENROOT], ids=lambda c: c.kind)
+@pytest.mark.parametrize("container", [APPTAINER, ENROOT, PYXIS], ids=lambda c: c.kind)
 @pytest.mark.parametrize("name", ENGINES)
 def test_no_key_is_on_a_command_line(name: str, container: Container) -> None:
     _, whole = commands(config(container, name))
-    assert not [word for word in whole.argv if "secret-token" in word]
+    assert not [word for word in (*whole.box, *whole.argv) if "secret-token" in word]
 
 
 def test_a_model_of_a_hub_is_not_mounted() -> None:
@@ -135,6 +181,8 @@ def test_a_model_of_a_hub_is_not_mounted() -> None:
 REFUSED = [
     (replace(APPTAINER, image=""), "engine.container.image is not set", "/shared/vllm.sif"),
     (replace(ENROOT, image=""), "engine.container.image is not set", "/shared/vllm.sqsh"),
+    (replace(PYXIS, image=""), "engine.container.image is not set", "/shared/vllm.sqsh"),
+    (replace(PYXIS, image="vllm.sqsh"), "look for that in a registry", "/vllm.sqsh"),
     (Container(image="/x.sif"), "engine.container.image=/x.sif needs a kind", "kind=apptainer"),
     (
         replace(ENROOT, image="nvcr.io#nvidia/vllm:1"),
@@ -180,7 +228,9 @@ def test_a_model_by_a_relative_path_is_refused(
 
 
 def test_what_works_is_taken() -> None:
-    for container in (APPTAINER, ENROOT, replace(APPTAINER, image="docker://vllm/vllm-openai")):
+    fetched = replace(APPTAINER, image="docker://vllm/vllm-openai")
+    named = replace(PYXIS, image="nvcr.io#nvidia/vllm:1")
+    for container in (APPTAINER, ENROOT, PYXIS, fetched, named):
         check(config(container))
 
 
@@ -193,6 +243,9 @@ def test_what_works_is_taken() -> None:
         ("[ERROR] No such file or directory: /data/enroot/x", "container.image must"),
         ("[ERROR] Command not found: squashfuse", "enroot create"),
         ('FATAL:   "python3": executable file not found in $PATH', "engine.python"),
+        ("srun: unrecognized option '--container-image=/x.sqsh'", "Pyxis in every node's Slurm"),
+        ("slurmstepd: error: pyxis: failed to import docker image", "enroot import -o"),
+        ("[ERROR] enroot-mount: failed to mount: /x at /y: No such file", "model.path and"),
         ("CUDA out of memory", "gpu-memory-utilization"),  # the engine's own
     ],
 )

@@ -184,6 +184,14 @@ def test_an_engine_in_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert look.engine_error(engine) == f"engine.container.image={image} is not there"
     image.touch()
     assert look.engine_error(engine) == ""
+    engine = replace(engine, container=replace(box, kind=ContainerKind.pyxis))
+    assert look.engine_error(engine).startswith("srun cannot be run: ")
+    srun = tmp_path / "srun"
+    srun.write_text("#!/bin/sh\necho '--container=path  of an OCI bundle'\n")
+    srun.chmod(0o755)
+    assert look.engine_error(engine).startswith("srun has no --container-image")
+    srun.write_text("#!/bin/sh\necho '--container-image=[USER@][REGISTRY#]IMAGE[:TAG]|PATH'\n")
+    assert look.engine_error(engine) == ""
     without = msgspec.structs.replace(HEALTHY, nixl_error="no NIXL", contained=True)
     assert [f.level for f in examine(without, FULL)] == [Level.warning]
 

@@ -105,6 +105,18 @@ CASES: dict[str, tuple[str, list[str]]] = {
             "topology.decode.tensor_parallel=8",
         ],
     ),
+    "serve-pyxis": (
+        "serve",
+        [
+            "cluster.gpus_per_node=8",
+            "engine=trtllm",
+            "engine.container.kind=pyxis",
+            "engine.container.image='nvcr.io#nvidia/tensorrt-llm/release:1.2.0'",
+            "engine.container.mounts=['/scratch','/data/hub:/hub:ro']",
+            "topology=aggregated",
+            "topology.aggregated.tensor_parallel=16",
+        ],
+    ),
     "serve-conda": (
         "serve",
         [

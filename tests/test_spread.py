@@ -180,7 +180,7 @@ def test_it_is_not_started_in_enroot_over_nodes() -> None:
     given = replace(given, engine=replace(given.engine, container=image))
     with pytest.raises(ConfigError, match="not started in Enroot") as refused:
         engine("trtllm").check(given, plan(given))
-    assert "engine.container.kind=apptainer" in refused.value.hint
+    assert "engine.container.kind=pyxis or apptainer" in refused.value.hint
 
 
 def test_the_simulator_can_be_such_a_world() -> None:
@@ -249,6 +249,15 @@ def test_a_rank_sees_its_workers_gpus_on_its_node(node: str, given: str, seen: s
     assert found["CUDA_VISIBLE_DEVICES"] == found["APPTAINERENV_CUDA_VISIBLE_DEVICES"] == seen
     assert found["APPTAINERENV_PMIX_RANK"] == "3"
     assert found["PATH"] == f"{Path(sys.executable).parent}:/bin"
+
+
+def test_a_task_that_is_alone_is_told_of_no_ranks() -> None:
+    env = {"SLURM_NODEID": "0", "SLURM_STEP_NUM_TASKS": "1", "PMI_RANK": "0", "A": "SLURM_"}
+    argv = (sys.executable, "-I", "-S", rank.__file__, "", sys.executable, "-c", PRINT)
+    told = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
+    found = json.loads(told.stdout)
+    assert (found["CUDA_VISIBLE_DEVICES"], found["A"]) == ("", "SLURM_")
+    assert not [name for name in found if "SLURM_" in name or "PMI_" in name]
 
 
 @pytest.mark.parametrize("name", ["vllm", "sglang"])

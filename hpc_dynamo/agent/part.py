@@ -5,7 +5,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from subprocess import SubprocessError
 
@@ -31,6 +31,7 @@ class Part:
         self._began_at = self._log.stat().st_size if self._log.exists() else 0  # in its log
         worker, parts = place.worker, len(place.worker.shards)
         self._world = engine(config.engine.name).world(config, worker)
+        self._step: world.Step | None = None  # that it is of Slurm's, if it is one
         which = f", part {place.part + 1} of {parts}," if parts > 1 and not self._world else ""
         self.name = f"worker {worker.rank} ({worker.title}){which} on {host}"
 
@@ -50,27 +51,41 @@ class Part:
         try:
             yield child
         finally:
-            code = await child.stop()
-            if self._world and code == 128 + signal.SIGKILL:
-                await asyncio.to_thread(self._end_world)
+            if self._step:
+                await self._end(child, self._step)
+            await child.stop()
 
     async def _command(self) -> Command:
         config, place, adapter = self._config, self._place, engine(self._config.engine.name)
         command = contained(config, place, adapter.command(config, place))
-        if not self._world:
+        if not (self._world or command.box):
             return command
-        plan, step = self._attempt.plan(), world.step
+        step = self._step = world.Step(
+            place.worker, None if self._world else place.part, command.box
+        )
         try:
-            argv = await asyncio.to_thread(step, config, plan, place.worker, command.argv)
+            plan = self._attempt.plan()
+            argv = await asyncio.to_thread(step.command, config, plan, command.argv)
         except (HpcDynamoError, SubprocessError) as e:
-            raise EngineError(f"{self.name}: its ranks could not be started: {e}") from e
+            raise EngineError(f"{self.name}: its step could not be started: {e}") from e
         return replace(command, argv=argv, env=world.environment(command.env))
 
-    def _end_world(self) -> None:
+    async def _end(self, child: Child, step: world.Step) -> None:
+        """srun kills at SIGTERM: an engine that is a step gets its time to end from Slurm itself.
+        A srun that was killed may have left the step."""
+        alone, grace_s = step.part is not None, self._config.engine.stop_timeout_s
         try:
-            world.end(self._place.worker)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    if alone and child.running:
+                        # Slurm 22.05 delivers it, and says that it knows no such job.
+                        with suppress(HpcDynamoError):
+                            await asyncio.to_thread(step.signal, "TERM")
+                        await child.wait()
+            if await child.stop() == 128 + signal.SIGKILL:
+                await asyncio.to_thread(step.signal, "KILL")
         except HpcDynamoError as e:
-            log.error("%s: ranks may be left: %s", self.name, e)
+            log.error("%s: its step may be left: %s", self.name, e)
 
     def died(self, code: int) -> EngineError:
         if code <= 128:
@@ -80,8 +95,7 @@ class Part:
 
     def failed(self, how: str, hint: str = "") -> EngineError:
         tail = self.tail()
-        lines = (line for line in reversed(tail.splitlines()) if line.strip())
-        last = world.last_words(tail) if self._world else next(lines, "")
+        last = world.last_words(tail)
         what = f"{self.name} {how}; it last said: {last.strip()}"
         return EngineError(what, hint=advice(self._config, tail) or hint, log=self._log)
 

@@ -6,6 +6,7 @@ as `<node-0>`, `<port-0>` and `<key>`.
 
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.engines import (
@@ -18,6 +19,7 @@ from hpc_dynamo.engines import (
     for_worker,
     is_world,
 )
+from hpc_dynamo.launch.world import Step
 from hpc_dynamo.topology import Plan, Worker
 
 
@@ -64,7 +66,20 @@ def started(config: Config, worker: Worker, part: int) -> Command:
         meeting=meeting,
         interface="<interface>",
     )
-    return contained(view, place, adapter.command(view, place))
+    return _step(view, place, contained(view, place, adapter.command(view, place)))
+
+
+def _step(config: Config, place: Place, command: Command) -> Command:
+    """Where Pyxis starts it: the line of srun. `<mpi>` is found out on the node."""
+    if not command.box:
+        return command
+    worker, many = place.worker, is_world(config, place.worker)
+    step = Step(worker, None if many else place.part, command.box)
+    nodes = [f"<node-{shard.node}>" for shard in step.shards]
+    mpi = "--mpi=<mpi>" if many else "--mpi=none"
+    argv = step.line(config, command.argv, nodes, mpi)
+    env = {name: value for name, value in command.env.items() if name != "CUDA_VISIBLE_DEVICES"}
+    return replace(command, argv=argv, env=env)
 
 
 def _title(config: Config, worker: Worker, part: int) -> str:

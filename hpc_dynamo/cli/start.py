@@ -193,8 +193,8 @@ def _checked(config: Config, launcher: Launcher) -> Plan:
     layout = lay_out(config)
     check(config, layout)
     grown.check(config, layout, launcher)
-    if any(is_world(config, worker) for worker in layout.workers):
-        world.refuse_without_slurm(launcher)
+    worlds = any(is_world(config, worker) for worker in layout.workers)
+    world.refuse_without_slurm(launcher, config, worlds=worlds)
     return launch.settled(launcher, config, layout)
 
 

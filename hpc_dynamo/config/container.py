@@ -14,6 +14,7 @@ class ContainerKind(StrEnum):
     none = "none"
     apptainer = "apptainer"
     enroot = "enroot"  # also on clusters with Pyxis, which is a front to it
+    pyxis = "pyxis"  # `srun --container-image`: each engine is a step of Slurm's
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,12 @@ class Container:
     """Our agents stay outside; engines see their image, the model and these mounts."""
 
     kind: ContainerKind = ContainerKind.none
-    image: str = ""  # a file that every node sees; Apptainer also takes docker://…
+    image: str = ""  # a file that every node sees; Apptainer and Pyxis also fetch docker://…
     mounts: tuple[str, ...] = ()  # further ones: SRC, SRC:DST or SRC:DST:ro
-    options: tuple[str, ...] = ()  # further ones of `apptainer exec` or `enroot start`
+    options: tuple[str, ...] = ()  # further ones of `apptainer exec`, `enroot start` or `srun`
 
 
-# What neither program can quote: both cut at colons, Apptainer at commas, Enroot at spaces.
+# What no program can quote: all cut at colons, Apptainer and Pyxis at commas, Enroot at spaces.
 _UNQUOTED = re.compile(r"[:,\s]")
 _MOUNT = re.compile(r"/[^:,\s]*(:/[^:,\s]*(:r[ow])?)?")
 
@@ -37,7 +38,7 @@ def check_container(container: Container, paths: dict[str, str]) -> None:
     if kind is ContainerKind.none:
         if image:
             what = f"engine.container.image={image} needs a kind that runs it"
-            raise ConfigError(what, hint="engine.container.kind=apptainer, or enroot")
+            raise ConfigError(what, hint="engine.container.kind=apptainer, enroot or pyxis")
         return
     if not image:
         what = f"engine.container.image is not set, and kind={kind} needs one"
@@ -46,10 +47,17 @@ def check_container(container: Container, paths: dict[str, str]) -> None:
         what = f"engine.container.image={image}: Enroot starts files, it does not fetch"
         hint = f"enroot import -o /shared/engine.sqsh {_uri(image)}, then that file"
         raise ConfigError(what, hint=hint)
+    if kind is ContainerKind.pyxis and image.endswith(".sqsh") and not image.startswith("/"):
+        what = f"engine.container.image={image}: Pyxis would look for that in a registry"
+        raise ConfigError(what, hint=f"engine.container.image={Path(image).absolute()}")
     _check_paths(container.mounts, paths)
 
 
-_SUFFIX = {ContainerKind.apptainer: "sif", ContainerKind.enroot: "sqsh"}
+_SUFFIX = {
+    ContainerKind.apptainer: "sif",
+    ContainerKind.enroot: "sqsh",
+    ContainerKind.pyxis: "sqsh",
+}
 
 
 def _uri(image: str) -> str:

@@ -17,6 +17,7 @@ from hpc_dynamo.bootstrap import mpi
 from hpc_dynamo.child import clean_environment
 from hpc_dynamo.config import BootstrapMethod, Config, Container, ContainerKind, Engine
 from hpc_dynamo.doctor.records import Facts
+from hpc_dynamo.launch.world import environment
 
 ANSWER_S = 60.0  # of a program that a slow shared disk starts
 READ_S, READ_BYTES, CHUNK_BYTES = 3.0, 1 << 30, 16 << 20
@@ -141,10 +142,22 @@ def contained(engine: Engine) -> bool:
 
 def _container_error(container: Container) -> str:
     """An image may also be a name that the program knows."""
-    if not shutil.which(container.kind):
+    if container.kind is ContainerKind.pyxis:
+        if error := _pyxis_error():
+            return error
+    elif not shutil.which(container.kind):
         return f"{container.kind} is not on PATH"
     lost = container.image.startswith("/") and not _there(container.image)
     return f"engine.container.image={container.image} is not there" if lost else ""
+
+
+def _pyxis_error() -> str:
+    """It is a plugin of srun's, whose help names its options."""
+    try:
+        there = "--container-image" in _run(["srun", "--help"], environment({})).stdout
+    except (OSError, subprocess.SubprocessError) as e:
+        return f"srun cannot be run: {e}"
+    return "" if there else "srun has no --container-image: Pyxis is not in this node's Slurm"
 
 
 def _python(python: str, modules: Sequence[str], env: Mapping[str, str]) -> str:

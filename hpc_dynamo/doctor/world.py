@@ -1,19 +1,18 @@
 """Can the ranks of a worker that is one MPI world meet: tried as its agent would start them.
 
-Without the engine, by its interpreter, in a step of its own: a crash in MPI_Init ends the step that
-it happens in.
+Without the engine, by its interpreter, in its image if it has one, in a step of its own: a crash in
+MPI_Init ends the step that it happens in.
 """
 
 import asyncio
-import sys
 
 from hpc_dynamo.child import clean_environment
-from hpc_dynamo.config import Config
-from hpc_dynamo.engines import for_worker, is_world
+from hpc_dynamo.engines import Command, Place, contained, for_worker, is_world
+from hpc_dynamo.engines.contract import interpreter
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.launch import world
 from hpc_dynamo.run import Attempt
-from hpc_dynamo.topology import Plan, Worker
+from hpc_dynamo.topology import Worker
 
 MARK = "hpc-dynamo-world"
 PROGRAM = f"from mpi4py import MPI; print('{MARK}', MPI.COMM_WORLD.size, flush=True)"
@@ -30,20 +29,23 @@ async def world_error(attempt: Attempt) -> str:
     limit_s = config.cluster.bootstrap.mpi_timeout_s
     try:
         async with asyncio.timeout(limit_s):
-            return await _tried(config, plan, worker) and await _tried(config, plan, worker)
+            return await _tried(attempt, worker) and await _tried(attempt, worker)
     except TimeoutError:
         return f"the ranks of worker {worker.rank} did not meet within {limit_s:.0f} s"
     except (HpcDynamoError, OSError) as e:
         return f"the ranks of worker {worker.rank} cannot be started: {e}"
 
 
-async def _tried(config: Config, plan: Plan, worker: Worker) -> str:
-    engine, ranks = for_worker(config, worker).engine, sum(len(s.gpus) for s in worker.shards)
-    command = (engine.python or sys.executable, "-c", PROGRAM)
-    argv = await asyncio.to_thread(world.step, config, plan, worker, command)
+async def _tried(attempt: Attempt, worker: Worker) -> str:
+    own, ranks = for_worker(attempt.config(), worker), sum(len(s.gpus) for s in worker.shards)
+    bare = Command((interpreter(own), "-c", PROGRAM), own.engine.env)
+    place = Place(worker, address="", ports=(), gpus=(), token="", folder=str(attempt.logs))
+    command = contained(own, place, bare)
+    step = world.Step(worker, box=command.box)
+    argv = await asyncio.to_thread(step.command, own, attempt.plan(), command.argv)
     process = await asyncio.create_subprocess_exec(
         *argv,
-        env=world.environment(clean_environment(engine.env)),
+        env=world.environment(clean_environment(command.env)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -54,7 +56,7 @@ async def _tried(config: Config, plan: Plan, worker: Worker) -> str:
         if process.returncode is None:
             process.kill()  # srun's end is that of the step
             await process.wait()
-            await asyncio.to_thread(world.end, worker)
+            await asyncio.to_thread(step.signal, "KILL")
     if said.count(f"{MARK} {ranks}\n") == ranks:
         return ""
     return f"the {ranks} ranks of worker {worker.rank} did not meet: {world.last_words(said)}"

@@ -1,20 +1,26 @@
-"""An engine's command inside a container: `apptainer exec …` or `enroot start …` before it.
+"""An engine's command inside a container: `apptainer exec …` or `enroot start …` before it, or the
+options by which Pyxis puts a step of srun's into one.
 
 The agent stays outside, where Slurm's commands are, and starts the container as it would start
 the engine. Nothing of the host's environment comes in but what the command asks for, and that
-never by a command line: it holds the run's key. Both programs share the host's network and
+never by a command line: it holds the run's key. All of them share the host's network and
 process ids, so ports and signals are as without them.
 
-Source: apptainer (action_flags.go, util/env/create.go); enroot (runtime.sh, 98-nvidia.sh).
+Source: apptainer (action_flags.go, util/env/create.go); enroot (runtime.sh, 98-nvidia.sh);
+pyxis (args.c, pyxis_slurmstepd.c).
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from hpc_dynamo.config import Config, ContainerKind, Device
 from hpc_dynamo.engines.contract import Command, Place
 from hpc_dynamo.engines.failures import advised
 from hpc_dynamo.engines.vllm import GUARD
+
+# What a step runs first, by its path: the engines do not know of the launchers.
+RANK = Path(__file__).parents[1] / "launch/rank.py"
 
 # Of an image made from Docker's the command script would put the image's entrypoint before ours.
 RC_NAME, RC = "enroot-rc.sh", 'exec "$@"\n'
@@ -28,6 +34,16 @@ KNOWN_FAILURES = {
     "Command not found: squashfuse": (
         "`srun --ntasks-per-node=1 enroot create --name NAME IMAGE`, engine.container.image=NAME"
     ),
+    "unrecognized option '--container-": (
+        "Pyxis in every node's Slurm, or engine.container.kind=enroot or apptainer"
+    ),
+    "pyxis: failed to import docker image": (
+        "`enroot import -o /shared/engine.sqsh docker://IMAGE` where the registry is reached, then "
+        "that file as engine.container.image"
+    ),
+    "enroot-mount: failed to mount": (
+        "model.path and engine.container.mounts must be there on every node"
+    ),
     "executable file not found in $PATH": "engine.python must be a path inside of the image",
 }
 
@@ -39,6 +55,8 @@ def contained(config: Config, place: Place, command: Command) -> Command:
             return _apptainer(config, place, command)
         case ContainerKind.enroot:
             return _enroot(config, place, command)
+        case ContainerKind.pyxis:
+            return _pyxis(config, place, command)
     return command
 
 
@@ -71,6 +89,25 @@ def _enroot(config: Config, place: Place, command: Command) -> Command:
     return Command(argv, env | {"ENROOT_LOGIN_SHELL": "no"}, {**command.files, RC_NAME: RC})
 
 
+def _pyxis(config: Config, place: Place, command: Command) -> Command:
+    """What the host exports would come in where the image has no value of its own: we export only
+    what we set, and HOME, by which Enroot finds its folders."""
+    container = config.engine.container
+    env = {**_nvidia(config), **command.env}
+    names = ",".join(name for name in env if name != "CUDA_VISIBLE_DEVICES")  # see rank.py
+    mounts = (str(RANK), *_ours(config, place), *container.mounts)
+    box = (
+        f"--export=HOME,{names}",
+        f"--container-image={container.image}",
+        f"--container-mounts={','.join(map(_pair, mounts))}",
+        f"--container-env={names}",  # ours, not the image's
+        "--no-container-mount-home",
+        "--no-container-entrypoint",
+        *container.options,
+    )
+    return replace(command, env=env, box=box)
+
+
 def _ours(config: Config, place: Place) -> Iterator[str]:
     """What a command may name: each is at the same path inside."""
     yield str(GUARD)
@@ -84,6 +121,10 @@ def _nvidia(config: Config) -> dict[str, str]:
     if config.engine.device is not Device.cuda:
         return {"NVIDIA_VISIBLE_DEVICES": "void"}
     return {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
+
+
+def _pair(mount: str) -> str:
+    return mount if ":" in mount else f"{mount}:{mount}"
 
 
 def _fstab(mount: str) -> str:

@@ -75,12 +75,14 @@ class Naps:
 class Command:
     """A process to start. `env` is added to the cleaned environment of the agent.
 
-    `files` are written before the start, by name into `Place.folder`.
+    `files` are written before the start, by name into `Place.folder`. `box` are srun's options for
+    a container: the process is then to be a step of its own.
     """
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
     files: Mapping[str, str] = field(default_factory=dict)
+    box: tuple[str, ...] = ()
 
 
 class Sequential(Protocol):

@@ -194,7 +194,9 @@ def _check_world(config: Config, worker: Worker) -> None:
     """What the script that starts its ranks cannot do. Raises ConfigError."""
     if config.engine.container.kind is ContainerKind.enroot:
         what = f"topology.{worker.role}: TensorRT-LLM over nodes is not started in Enroot"
-        raise ConfigError(what, hint="engine.container.kind=apptainer, or none with engine.python")
+        raise ConfigError(
+            what, hint="engine.container.kind=pyxis or apptainer, or none with engine.python"
+        )
     paths = {"model.path": config.model.path, "runs": config.runs}
     for field, value in paths.items():
         if any(letter in value for letter in UNQUOTED):

@@ -1,7 +1,9 @@
-"""Workers whose ranks are one MPI world: a step of Slurm's over the worker's nodes.
+"""Workers that are steps of Slurm's: an MPI world over the worker's nodes, or, where Pyxis starts
+the containers, each engine process on its own node.
 
-The agent of the first node starts it, and ends it by ending srun; the agents of the others have no
-part in it. The step shares CPUs, memory and GPUs with that of the agents.
+The agent of the first node starts a world, and ends it by ending srun; the agents of the others
+have no part in it. A step shares CPUs, memory and GPUs with that of the agents. srun passes SIGTERM
+on as SIGKILL, and gets it from the keeper, or the kernel, whenever the agent or that dies.
 
 Source: srun(1); Slurm's own start of TensorRT-LLM (its examples/disaggregated/slurm).
 """
@@ -10,65 +12,94 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from hpc_dynamo.config import Config, Launcher
+from hpc_dynamo.config import Config, ContainerKind, Launcher
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch import rank
 from hpc_dynamo.launch.node import component, whoami
 from hpc_dynamo.launch.slurm import ask, mpi_of_ranks
-from hpc_dynamo.topology import Plan, Worker
+from hpc_dynamo.topology import Plan, Shard, Worker
 
 KEPT = ("SLURM_JOB_ID", "SLURM_CONF")  # of the job's environment: all that srun needs of it
 TASK = re.compile(r"srun: error: \S+: tasks? [\d,-]+: ")
 REST_S = 10  # for the other ranks, once one has ended
 
 
-def refuse_without_slurm(launcher: Launcher) -> None:
-    """Raises ConfigError where no step can be started."""
-    if launcher is Launcher.local:
+def refuse_without_slurm(launcher: Launcher, config: Config, *, worlds: bool) -> None:
+    """Raises ConfigError where no step can be started, and one is needed."""
+    if launcher is not Launcher.local:
+        return
+    if any(own.engine.container.kind is ContainerKind.pyxis for own in config.each.values()):
+        what = "cluster.launcher=local has no srun, which Pyxis starts containers by"
+        hint = "cluster.launcher=slurm, or engine.container.kind=apptainer or enroot"
+        raise ConfigError(what, hint=hint)
+    if worlds:
         what = "cluster.launcher=local starts no MPI ranks over nodes"
         hint = "cluster.launcher=slurm, or workers that fit on this machine"
         raise ConfigError(what, hint=hint)
 
 
-def step(config: Config, plan: Plan, worker: Worker, argv: Sequence[str]) -> tuple[str, ...]:
-    """The command of the whole world, each rank of which is to run `argv`.
+@dataclass(frozen=True)
+class Step:
+    """Of a worker: its world, or, where `part` is given, one of its processes alone."""
 
-    To be run inside the job, with `environment`. Asks Slurm: not for an event loop.
-    """
-    hosts = whoami(plan.nodes)[1]
-    nodes = [hosts[shard.node - plan.first_node] for shard in worker.shards]
-    each = len(worker.shards[0].gpus)
-    gpus = "/".join(",".join(map(str, shard.gpus)) for shard in worker.shards)
-    group = component()  # srun looks for nodes in the first one where it is not told
-    options = (
-        *(() if group is None else (f"--het-group={group}",)),
-        "--overlap",
-        f"--mpi={mpi_of_ranks(config)}",
-        f"--job-name={_name(worker)}",
-        f"--nodelist={','.join(nodes)}",
-        f"--nodes={len(nodes)}",
-        f"--ntasks={each * len(nodes)}",
-        f"--ntasks-per-node={each}",
-        "--distribution=block",
-        "--cpu-bind=none",
-        "--kill-on-bad-exit=1",
-        f"--wait={REST_S}",
-        "--label",
-    )
-    return ("srun", *options, sys.executable, "-I", "-S", rank.__file__, gpus, *argv)
+    worker: Worker
+    part: int | None = None
+    box: Sequence[str] = ()  # srun's options for a container
 
+    @property
+    def name(self) -> str:
+        rank = f"worker-{self.worker.rank}"
+        return rank if self.part is None else f"{rank}-{self.part}"
 
-def _name(worker: Worker) -> str:
-    return f"worker-{worker.rank}"
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        shards = self.worker.shards
+        return shards if self.part is None else (shards[self.part],)
 
+    def command(self, config: Config, plan: Plan, argv: Sequence[str]) -> tuple[str, ...]:
+        """What starts it; each of its tasks is to run `argv`.
 
-def end(worker: Worker) -> None:
-    """SIGKILL for what a srun that was killed itself has left of a step. Raises LaunchError."""
-    shown = ask("squeue", "--noheader", "--steps", "--jobs", _job(), "--format", "%i %j")
-    for step_id, name in (line.split(maxsplit=1) for line in shown.splitlines()):
-        if name.strip() == _name(worker):
-            ask("scancel", "--signal=KILL", step_id)
+        To be run inside the job, with `environment`. Asks Slurm: not for an event loop.
+        """
+        hosts = whoami(plan.nodes)[1]
+        nodes = [hosts[shard.node - plan.first_node] for shard in self.shards]
+        group = component()  # srun looks for nodes in the first one where it is not told
+        where = () if group is None else (f"--het-group={group}",)
+        mpi = mpi_of_ranks(config) if self.part is None else "none"
+        return self.line(config, argv, nodes, *where, f"--mpi={mpi}")
+
+    def line(
+        self, config: Config, argv: Sequence[str], nodes: Sequence[str], *given: str
+    ) -> tuple[str, ...]:
+        """`command` with these nodes, and options that only the job knows."""
+        each = len(self.shards[0].gpus) if self.part is None else 1
+        gpus = "/".join(",".join(map(str, shard.gpus)) for shard in self.shards)
+        python = config.engine.python or "python3" if self.box else sys.executable
+        options = (
+            "--overlap",
+            f"--job-name={self.name}",
+            f"--nodelist={','.join(nodes)}",
+            f"--nodes={len(nodes)}",
+            f"--ntasks={each * len(nodes)}",
+            f"--ntasks-per-node={each}",
+            "--distribution=block",
+            "--cpu-bind=none",
+            "--kill-on-bad-exit=1",
+            f"--wait={REST_S}",
+            *(("--label",) if self.part is None else ()),
+        )
+        task = (python, "-I", "-S", rank.__file__, gpus, *argv)
+        return ("srun", *given, *options, *self.box, *task)
+
+    def signal(self, name: str) -> None:
+        """For all of its processes, if it is there, with or without srun. Raises LaunchError."""
+        shown = ask("squeue", "--noheader", "--steps", "--jobs", _job(), "--format", "%i %j")
+        steps = (line.split(maxsplit=1) for line in shown.splitlines())
+        found = [step_id for step_id, title in steps if title.strip() == self.name]
+        for step_id in found:
+            ask("scancel", f"--signal={name}", step_id)
 
 
 def _job() -> str:
@@ -87,9 +118,9 @@ def last_words(log_tail: str) -> str:
 
 
 def environment(env: Mapping[str, str]) -> dict[str, str]:
-    """For `step`: what the ranks are told, and what srun needs to know of our job.
+    """For a step: what its tasks are told, and what srun needs to know of our job.
 
-    The GPUs that a rank sees are its own node's business, see rank.py.
+    The GPUs that a task sees are its own node's business, see rank.py.
     """
     told = {name: value for name, value in env.items() if name != "CUDA_VISIBLE_DEVICES"}
     return told | {name: os.environ[name] for name in KEPT if name in os.environ}
