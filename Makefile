@@ -24,7 +24,7 @@ test: $(VENV)/dev.stamp lint ## everything: fast suite, Slurm cluster (root on D
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --durations=20 -m "not cluster and not vllm"
 	$(BIN)/python -m pytest --durations=20 -m "cluster or vllm"
 
-test-fast: $(VENV)/dev.stamp ## under two minutes, no cluster, no vLLM
+test-fast: $(VENV)/dev.stamp ## some three minutes on two cores: no cluster, no vLLM, few whole jobs
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not cluster and not vllm and not slow"
 
 lint: $(VENV)/dev.stamp ## ruff and strict mypy

@@ -56,6 +56,8 @@ from hpc_dynamo.topology import Plan, fill, plan
 from hpc_dynamo.wire import Server
 from tests.runs import until
 
+pytestmark = pytest.mark.slow
+
 HERE = "127.0.0.1"
 SOON_S = 60.0
 CONFIG = Config(

@@ -16,6 +16,8 @@ from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Shard, Worker
 from tests.runs import SIMULATOR, answers, each_once, hpc_dynamo, latest, until, write_prompts
 
+pytestmark = pytest.mark.slow
+
 # Each node pretends to have one GPU, so that a worker of two takes two agents.
 TWO_PARTS = (
     *SIMULATOR,

@@ -14,6 +14,8 @@ from hpc_dynamo.planner.profile import Profile, Spot, What, load, measured
 from tests.runs import SIMULATOR, hpc_dynamo, latest, results_on_disk, until
 from tests.terminal import ends, on_a_terminal
 
+pytestmark = pytest.mark.slow
+
 # The smallest worker that has something of everything.
 SMALL = (
     "engine.args.max-model-len=192",

@@ -29,6 +29,8 @@ from hpc_dynamo.http import Request as Asked
 from hpc_dynamo.simulator.timing import load
 from tests.runs import until
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SCALE = Scale(compress=10, shrink=8)
 

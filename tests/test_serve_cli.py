@@ -20,6 +20,8 @@ from hpc_dynamo.run import Attempt, Run
 from tests.runs import SIMULATOR, hpc_dynamo, latest, until
 from tests.terminal import Process, announce, end, ends, on_a_terminal, report
 
+pytestmark = pytest.mark.slow
+
 PROGRAMS = {
     "sbatch": "echo Submitted batch job 42",
     "srun": "echo 'MPI plugin types are none pmix'",

@@ -16,6 +16,8 @@ from benchmarks.soak.found import Found, Process, Sample, checks, slope
 from hpc_dynamo.http import Client, Reply, Request, Server
 from tests.runs import until
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
 LEASE = "engine.args.kv-lease-s=2"  # what a client that left had prefilled is free soon

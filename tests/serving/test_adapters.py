@@ -12,6 +12,8 @@ import pytest
 from tests.runs import until
 from tests.serving.served import Served, serving
 
+pytestmark = pytest.mark.slow
+
 WORDS = (
     *("models.talk.topology=disaggregated", "models.talk.router.local_prefill=false"),
     *("models.talk.lora.pirate=/adapters/pirate", "models.talk.lora.poet-v1.5=/adapters/poet"),

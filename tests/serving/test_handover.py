@@ -16,6 +16,8 @@ from hpc_dynamo.messages import Successor
 from tests.runs import hpc_dynamo, until
 from tests.serving.served import MODEL, TLS, Served, certified, kill, serving
 
+pytestmark = pytest.mark.slow
+
 WORDS = ("topology=aggregated", "planner.handover=true")
 LONG, SHORT = "cluster.slurm.signal_before_end_s=600", "cluster.slurm.signal_before_end_s=75"
 ASK: dict[str, Any] = {"model": MODEL, "prompt": "hello", "extra_body": {"ignore_eos": True}}

@@ -16,6 +16,8 @@ from tests.serving.routed import routing
 from tests.serving.served import Served
 from tests.simulator.conftest import MODEL, simulator
 
+pytestmark = pytest.mark.slow
+
 BODY = {"model": MODEL, "prompt": list(range(64)), "max_tokens": 1}
 
 

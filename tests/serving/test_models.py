@@ -11,6 +11,8 @@ import pytest
 from tests.runs import hpc_dynamo, until
 from tests.serving.served import Served, kill, serving
 
+pytestmark = pytest.mark.slow
+
 WORDS = (
     *("models.small.topology=aggregated", "models.small.topology.aggregated.workers=2"),
     *("models.large.topology=disaggregated", "models.large.engine.args.dialect=sglang"),

@@ -9,6 +9,8 @@ import pytest
 from tests.runs import until
 from tests.serving.served import MODEL, Reply, Served, kill, serving
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:

@@ -15,6 +15,8 @@ from openai.types import Completion
 from tests.runs import until
 from tests.serving.served import MODEL, Served, kill, serving
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     *("topology=aggregated", "serve.queue=2", "serve.worker_requests=1"),
     *("serve.queue_timeout_s=1", "engine.restarts=9", "engine.args.start-delay-s=1.5"),

@@ -19,6 +19,8 @@ from tests.planner.modelled import measured
 from tests.runs import hpc_dynamo, until
 from tests.serving.served import MODEL, Served, kill, serving
 
+pytestmark = pytest.mark.slow
+
 SHAPE = ("topology.prefill.workers=2", "topology.decode.workers=2", "router.local_prefill=false")
 TIMING, TIME_SCALE = "h100-8b", 8
 SLOW = (

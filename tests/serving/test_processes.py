@@ -14,6 +14,8 @@ from openai.types import Completion
 from tests.runs import hpc_dynamo, until
 from tests.serving.served import MODEL, TLS, Served, certified, kill, serving
 
+pytestmark = pytest.mark.slow
+
 PAIR = (
     *("topology=aggregated", "topology.aggregated.workers=2", "serve.frontends=2"),
     "engine.restarts=20",

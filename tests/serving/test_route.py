@@ -18,6 +18,8 @@ from tests.serving.served import Served
 from tests.simulator.conftest import KEY, MODEL, Rank, simulator
 from tests.terminal import ends, on_a_terminal
 
+pytestmark = pytest.mark.slow
+
 
 def states(served: Served) -> list[str]:
     return [row["state"] for row in rows(served)]

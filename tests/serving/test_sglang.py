@@ -13,6 +13,8 @@ from tests.serving.routed import routing, rows
 from tests.serving.served import MODEL, Served, kill, serving
 from tests.simulator.conftest import simulator
 
+pytestmark = pytest.mark.slow
+
 DIALECT = ("topology=disaggregated", "engine.args.dialect=sglang")
 FABLE = "A fox saw a crow in an old elm with a piece of cheese, and said to her: " * 20
 ASKED: dict[str, Any] = {"model": MODEL, "prompt": FABLE, "max_tokens": 20}

@@ -11,6 +11,8 @@ import pytest
 from tests.runs import SIMULATOR, answers, hpc_dynamo, latest, until, write_prompts
 from tests.serving.served import MODEL, Served, kill, serving
 
+pytestmark = pytest.mark.slow
+
 TRTLLM = "engine.args.dialect=trtllm"
 HANDED = "router.handover_tokens=0"  # also what would not pay
 FABLE = "A fox saw a crow in an old elm with a piece of cheese, and said to her: " * 20
