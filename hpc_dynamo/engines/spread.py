@@ -44,15 +44,6 @@ def alike(name: str, config: Config, worker: Worker) -> None:
         raise ConfigError(f"{what}; engine={name} wants as many on each", hint=hint)
 
 
-def one_node_each(name: str, config: Config, plan: Plan) -> None:
-    """For adapters that start one process a worker. Raises ConfigError."""
-    for worker in spread(plan):
-        size = pool_of(config, worker.role).gpus
-        what = f"topology.{worker.role}: {size} GPUs a worker take {len(worker.shards)} nodes"
-        hint = f"at most {plan.gpus_per_node} GPUs a worker (tensor x pipeline x data parallel)"
-        raise ConfigError(f"{what}; engine={name} is started on one node only", hint=hint)
-
-
 def node_options(place: Place) -> dict[str, Any]:
     """The options by which PyTorch's launchers, and engines after them, know their nodes."""
     if place.meeting is None:
