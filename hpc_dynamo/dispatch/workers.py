@@ -1,6 +1,6 @@
 """One worker is asked, and its failures get its name."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,7 +9,7 @@ import msgspec
 
 from hpc_dynamo.engines import Body
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.http import Answer, Client
+from hpc_dynamo.http import Answer, Client, Sink
 from hpc_dynamo.router import Ask, Lease, Target
 
 LAST_MOMENT_S = 0.1  # what ends so soon after the other worker, or its client, is let to its end
@@ -29,6 +29,17 @@ class Work:
     samples: int = 1
 
 
+class Incoming(Protocol):
+    """An answer that is coming in: http.Answer, or one that is merged of several."""
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    async def read(self) -> bytes: ...
+
+    async def relay(self, sink: Sink) -> None: ...
+
+
 class Taker(Protocol):
     """Takes in the answer of the worker that decodes; a status other than 200 never comes
     here. Once `begun`, no other worker can answer in its place."""
@@ -36,7 +47,7 @@ class Taker(Protocol):
     @property
     def begun(self) -> bool: ...
 
-    async def take(self, answer: Answer, lease: Lease) -> None: ...
+    async def take(self, answer: Incoming, lease: Lease) -> None: ...
 
 
 class Sharing(Protocol):
@@ -102,3 +113,16 @@ def read_object(content: bytes, target: Target) -> Body:
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
         what = f"worker {target.rank} answered 200 with no JSON object: {e}"
         raise Broken(target.rank, what, 502, content) from e
+
+
+class Whole:
+    """A taker that keeps the whole answer, for those who do not stream."""
+
+    begun = False
+
+    def __init__(self) -> None:
+        self.content, self.body, self.rank = b"", Body(), -1
+
+    async def take(self, answer: Incoming, lease: Lease) -> None:
+        self.content = await answer.read()
+        self.body, self.rank = read_object(self.content, lease.decode), lease.decode.rank
