@@ -20,7 +20,7 @@ L0  errors
 L0  json_reader
 L0  engine_errors
 L1  config
-L1  messages topology kv_events kv_memory
+L1  messages topology kv_events kv_memory model_files
 L1  run
 L2  wire kv keeper http preprocess draw
 L2  child
