@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from hpc_dynamo.config import Role
+from hpc_dynamo.json_reader import JsonError, read_value
 
 # Of an OpenAI request or answer. Values may be msgspec.Raw: what nobody reads stays as it came.
 Body = dict[str, Any]
@@ -25,8 +26,8 @@ def plain(value: Any) -> Any:
     if not isinstance(value, msgspec.Raw):
         return value
     try:
-        return msgspec.json.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return read_value(bytes(value))
+    except JsonError:
         return UNREADABLE
 
 
