@@ -8,12 +8,12 @@ one worker keeps in its memory, `GET /v1/responses/{id}`, or that is the same on
 import logging
 from collections.abc import Iterable
 
+from hpc_dynamo.config import Role
 from hpc_dynamo.engines.paths import VERSION, is_inference, parameters
 from hpc_dynamo.frontend import errors
 from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.http import Answer, Client, Header, Reply, Request
 from hpc_dynamo.messages import WorkerReport, WorkerState
-from hpc_dynamo.config import Role
 from hpc_dynamo.router import View
 
 RESPONSES = "/v1/responses"
@@ -70,9 +70,11 @@ class EngineCalls:
         key = "/".join(parameters(template, request.path))
         path = f"{request.path}?{request.query}" if request.query else request.path
         headers: list[Header] = [(b"x-request-id", own_id.encode())]
+        # An answer to HEAD has no body for the client to read; ours is made from one to GET.
+        method = "GET" if request.method == "HEAD" else request.method
         unknown = b""
         for worker in self._in_order(view, key):
-            sent = self._client.send(request.method, worker.url, path, request.body, headers)
+            sent = self._client.send(method, worker.url, path, request.body, headers)
             try:
                 async with sent as answer:
                     if answer.status == 404:

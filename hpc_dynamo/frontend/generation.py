@@ -14,6 +14,7 @@ from hpc_dynamo.config import Config, Kind, Policy
 from hpc_dynamo.dispatch import Work
 from hpc_dynamo.engines import Body, Concurrent, calling, dialect
 from hpc_dynamo.frontend.errors import Refused
+from hpc_dynamo.frontend.forms import form_fields
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.frontend.wishes import FIELD, take_wish
 from hpc_dynamo.http import Request
@@ -55,11 +56,11 @@ class Generation:
         content = request.body
         ours, wish = body.keys() & OURS, take_wish(request.headers, body)
         adapter = self._adapter(body, view)
-        renamed = calling(self._config, adapter) if adapter else {}
+        renamed = calling(self._config, adapter) if adapter else self._renamed(body, view)
         if ours or renamed:
             body = {k: v for k, v in body.items() if k not in ours} | renamed
             content = msgspec.json.encode(body)
-        path = f"{request.path}?{request.query}" if request.query else request.path
+        path = _target(request)
         headers = [(b"x-request-id", own_id.encode())]
         ask = await self._ask(request.path, content, body, view, wish, adapter)
         return Work(path, content, body, ask, headers)
@@ -68,6 +69,21 @@ class Generation:
         """How a body of chat or completions, sent elsewhere, would be put to the router."""
         wish, path = take_wish(request.headers, body), CHAT if "messages" in body else COMPLETIONS
         return await self._ask(path, request.body, body, view, wish, self._adapter(body, view))
+
+    def form(self, request: Request, own_id: str) -> Work:
+        """Return the work for a form, such as audio. It is forwarded as it is. Raises Refused."""
+        if forbidden := sorted(form_fields(request.body).keys() & OURS):
+            raise Refused(400, f"the form has fields that only the endpoint may set: {forbidden}")
+        kind = (b"content-type", request.headers["content-type"].encode("latin-1"))
+        ask = Ask(split=False, wish=take_wish(request.headers, {}), model=self._model)
+        headers = [(b"x-request-id", own_id.encode()), kind]
+        return Work(_target(request), request.body, {}, ask, headers)
+
+    def _renamed(self, body: Body, view: View) -> Body:
+        """The served name in place of the full hub id, which the engine does not know."""
+        aliases = view.of(self._model).aliases
+        name = aliases.get(asked_model(body) or "") if aliases else None
+        return {"model": name} if name else {}
 
     def _adapter(self, body: Body, view: View) -> str | None:
         """The LoRA adapter that is asked for, if it is one: its blocks are not the model's."""
@@ -109,6 +125,10 @@ class Generation:
         except UnicodeEncodeError:
             log.info("left to the engine to refuse: the prompt holds half a surrogate pair")
         return []
+
+
+def _target(request: Request) -> str:
+    return f"{request.path}?{request.query}" if request.query else request.path
 
 
 def asked_model(body: Body) -> str | None:
