@@ -22,4 +22,7 @@ def is_form(request: Request) -> bool:
 def form_fields(content: bytes) -> dict[str, str]:
     """Return the first line of each field of a multipart form, by name."""
     found = _PART.findall(content)
-    return {name.decode(errors="replace"): value.decode(errors="replace") for name, value in found}
+    return {
+        name.replace(b"\\", b"").decode(errors="replace"): value.decode(errors="replace")
+        for name, value in found
+    }

@@ -65,6 +65,26 @@ def test_forwarded_paths_need_the_key(served: Served) -> None:
         assert served.ask(method, path, b"{}", headers={}).status == 401
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/rerank", {"sampling_params": {"extra_args": {"kv_transfer_params": {"x": 1}}}}),
+        ("/v1/rerank", {"list": [{"a": [{"bootstrap_room": 1}]}]}),
+        ("/classify", {"vllm_xargs": {"ec_transfer_params": "x"}}),
+        ("/v1/completions", {"prompt": "x", "vllm_xargs": {"kv_transfer_params": "x"}}),
+        ("/v1/responses", {"input": "x", "vllm_xargs": {"disaggregated_params": [1]}}),
+    ],
+)
+def test_reserved_fields_are_found_inside_of_others(
+    served: Served, path: str, body: dict[str, Any]
+) -> None:
+    """Else a client could end an engine: it pulls KV blocks from where it is told."""
+    for text in (json.dumps(body), json.dumps(body).replace("params", r"par\u0061ms")):
+        reply = served.ask("POST", path, text.encode())
+        assert reply.status == 400, text
+        assert "only the endpoint may set" in reply.json["error"]["message"]
+
+
 def test_a_path_that_nobody_has_names_near_ones(served: Served) -> None:
     reply = served.post("/v1/rerankk", {})
     assert reply.status == 404
