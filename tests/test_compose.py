@@ -85,7 +85,7 @@ def test_paths_with_odd_characters(path: str) -> None:
         ("+topology.router=1", "topology.router is not a field", "known: aggregated, decode"),
         ("topology.decode.workers=two", "topology.decode.workers=two", "=1"),
         ("topology.decode.workers=1.5", "topology.decode.workers=1.5", "=1"),
-        ("cluster.slurm.exclusive=maybe", "cluster.slurm.exclusive=maybe", "=true"),
+        ("cluster.slurm.exclusive=maybe", "cluster.slurm.exclusive=maybe", "=false"),
         ("engine=vlm", "engine='vlm' is not known", "did you mean 'vllm'?"),
         ("planner=sls", "planner='sls' is not known", "known: load, off, sla"),
         ("planner.forecast=prophet", "planner.forecast=prophet", "planner.forecast="),
