@@ -18,14 +18,15 @@ OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])  # values stay as the byte
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One request. `body` is `content` read one level deep; `content` goes out where nothing
-    in it has to change."""
+    """One request. `body` is `content` read at least one level deep; `content` is sent if nothing
+    in it has to change. With `samples` > 1 it is sent as so many requests; see `execution`."""
 
     path: str
     content: bytes
     body: Body
     ask: Ask
     headers: Sequence[tuple[bytes, bytes]] = ()
+    samples: int = 1
 
 
 class Taker(Protocol):

@@ -8,6 +8,10 @@ from hpc_dynamo.config import Config, Kind, Role, Router, about
 from hpc_dynamo.engines import container
 from hpc_dynamo.engines.container import contained
 from hpc_dynamo.engines.contract import (
+    CHAT,
+    COMPLETIONS,
+    MESSAGES,
+    RESPONSES,
     Body,
     Command,
     Concurrent,
@@ -129,8 +133,12 @@ def _suited(config: Config) -> Router:
 
 
 __all__ = [
+    "CHAT",
+    "COMPLETIONS",
     "DIALECTS",
     "ENGINES",
+    "MESSAGES",
+    "RESPONSES",
     "Body",
     "Command",
     "Concurrent",

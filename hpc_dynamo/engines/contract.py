@@ -24,6 +24,10 @@ from hpc_dynamo.topology import Plan, Worker
 # Of an OpenAI request or answer. Values may be msgspec.Raw: what nobody reads stays as it came.
 Body = dict[str, Any]
 
+# Paths of requests that generate text.
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
+
 # That an engine keeps for replays. vLLM's replay socket drops, in silence, what goes beyond
 # ZMQ's queue of 1,000; of its own 10,000 steps a busy machine lost up to a third.
 REPLAYED_STEPS = 900
@@ -89,6 +93,10 @@ class Sequential(Protocol):
     """One request over two workers, one after the other: the prefill worker's answer tells the
     decode worker where the KV cache lies."""
 
+    @property
+    def paths(self) -> frozenset[str]:
+        """Paths of requests that can be executed like this."""
+
     def prefill(self, body: Body) -> Body:
         """The body for the prefill worker: computes the KV cache and one token."""
 
@@ -107,6 +115,10 @@ class Sequential(Protocol):
 class Concurrent(Protocol):
     """One request over two workers at the same time: both get it with the same `room`, meet
     there by themselves, and the decode worker's answer is the client's."""
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """Paths of requests that can be executed like this; the workers refuse others."""
 
     @property
     def introduction(self) -> str:

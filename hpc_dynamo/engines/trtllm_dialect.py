@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from hpc_dynamo.engines.contract import Body
+from hpc_dynamo.engines.contract import CHAT, COMPLETIONS, Body
 from hpc_dynamo.errors import RequestFailed
 
 # Of the whole answer: the prefill worker computes one token. What shapes this token stays, since
@@ -28,19 +28,16 @@ LEAST_ID, END_ID = 1 << 42, 1 << 63
 class TrtllmDialect:
     """See engines.contract.Dialect. Of engines that know no lease: see `release`."""
 
+    paths = frozenset({CHAT, COMPLETIONS})
+
     def prefill(self, body: Body) -> Body:
         kept = {k: v for k, v in body.items() if k not in DROPPED}
         limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
-        asked = kept | {limit: 1, "stream": False}
-        if not _one_answer(body):
-            return asked
         number = LEAST_ID + secrets.randbelow(END_ID - LEAST_ID)
         params = {"request_type": "context_only", "disagg_request_id": number}
-        return asked | {"disaggregated_params": params}
+        return kept | {limit: 1, "stream": False, "disaggregated_params": params}
 
     def decode(self, body: Body, prefilled: Body) -> Body:
-        if not _one_answer(body):
-            return body
         choices = _plain(prefilled.get("choices"))
         first = choices[0] if choices else {}
         if first.get("finish_reason", "length") not in GOES_ON:
@@ -59,18 +56,6 @@ class TrtllmDialect:
     def release(self, handed: Body) -> Body | None:
         """The prefill worker gives its blocks up by itself, after kv_transfer_timeout_ms."""
         return None
-
-
-def _one_answer(body: Body) -> bool:
-    """Only one answer to one prompt is handed over; others are computed by the decode worker."""
-    several = any((_plain(body.get(name)) or 1) != 1 for name in ("n", "best_of"))
-    return not (several or _plain(body.get("use_beam_search")) or _prompts(body) > 1)
-
-
-def _prompts(body: Body) -> int:
-    prompt = _plain(body.get("prompt"))
-    several = isinstance(prompt, list | tuple) and prompt and not isinstance(prompt[0], int)
-    return len(prompt) if several else 1
 
 
 def _plain(value: Any) -> Any:
