@@ -4,6 +4,7 @@ Token ids are computed for the router if it needs them: to find cached prefixes,
 that are too long to the decode worker. If they cannot be computed, the request is routed by load.
 """
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ RESERVED = frozenset(
         "ec_transfer_params", "kv_transfer_params",
     }
 )  # fmt: skip
+RENEW_S = 2.0  # between two checks of the tokenizer's memory
 WHOLE_BODY = msgspec.json.Decoder(dict[str, Any])
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,13 @@ class WorkBuilder:
         self._model, self._dialect = model, dialect(config)
         self._policy, self._block = config.router.policy, config.router.block_tokens
         self._disaggregated = config.topology.kind is Kind.disaggregated
+
+    async def keep_bounded(self) -> None:
+        """Bound the memory of the tokenizer, which keeps what it has seen. Runs until cancelled."""
+        while True:
+            await asyncio.sleep(RENEW_S)
+            if await asyncio.to_thread(self.prompts.renew):
+                log.info("the tokenizer's cache of words was full and is empty now")
 
     async def work(
         self, path: str, content: bytes, body: Body, given: Circumstances,

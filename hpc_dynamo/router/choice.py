@@ -70,6 +70,7 @@ class Chooser:
             overlaps=self._caches.overlaps(hashes) if hashes else {},
             block=config.block_tokens,
             overlap_weight=_or(wish.overlap_weight, config.overlap_weight),
+            recompute_weight=config.recompute_weight,
             decode_weight=_or(wish.decode_weight, config.decode_weight),
             session=wish.session,
         )

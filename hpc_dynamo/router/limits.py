@@ -17,7 +17,7 @@ AVOID_S = 15.0
 class StartShare:
     """Requests that each worker of a role may hold until `workers` of that role are ready.
 
-    The worker that is ready first would get all requests of a short batch otherwise.
+    Without it, the worker that is ready first would get all requests of a batch.
     """
 
     workers: int
