@@ -14,8 +14,9 @@ from hpc_dynamo.batch.order import PrefixOrder
 from hpc_dynamo.batch.requests import Entry, Reader, Requests
 from hpc_dynamo.config import Config, Policy, Role
 from hpc_dynamo.dispatch import RESERVED, Circumstances, Dispatcher, Whole, Work, WorkBuilder
-from hpc_dynamo.engines import Body, calling
+from hpc_dynamo.engines import Body, calling, plain
 from hpc_dynamo.errors import RequestFailed
+from hpc_dynamo.json_reader import is_null
 from hpc_dynamo.launch.walltime import Durations
 from hpc_dynamo.messages import Progress
 from hpc_dynamo.preprocess import GivenIds, Preprocessor
@@ -136,9 +137,9 @@ class Runner:
 
     async def _prepare(self, path: str, given: Body) -> Work:
         """The request with the batch's defaults, for the run's model or one of its adapters."""
-        kept = {field: value for field, value in given.items() if field not in RESERVED}
-        body, model = self._config.batch.defaults | kept, self._config.model
-        asked = body.get("model")
+        unset = {k: v for k, v in self._config.batch.defaults.items() if is_null(given, k)}
+        body = {k: v for k, v in given.items() if k not in RESERVED} | unset
+        model, asked = self._config.model, plain(body.get("model"))
         adapter = asked if isinstance(asked, str) and asked in model.lora else None
         body["model"] = adapter or model.served_name
         body |= calling(self._config, adapter) if adapter else {}

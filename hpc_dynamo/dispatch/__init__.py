@@ -7,14 +7,15 @@ request is their engine's: one after the other (`in_turn`), or both at once (`at
 """
 
 from hpc_dynamo.dispatch.builder import RESERVED, Circumstances, WorkBuilder
-from hpc_dynamo.dispatch.dispatcher import Dispatcher, Routes, Whole
-from hpc_dynamo.dispatch.workers import OBJECT, Taker, Work
+from hpc_dynamo.dispatch.dispatcher import Dispatcher, Routes
+from hpc_dynamo.dispatch.workers import OBJECT, Incoming, Taker, Whole, Work
 
 __all__ = [
     "OBJECT",
     "RESERVED",
     "Circumstances",
     "Dispatcher",
+    "Incoming",
     "Routes",
     "Taker",
     "Whole",

@@ -8,15 +8,13 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import msgspec
 
 from hpc_dynamo.config import Config, Kind, Policy
 from hpc_dynamo.dispatch.execution import WHOLE, Execution, execution
 from hpc_dynamo.dispatch.workers import Work
 from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, dialect
 from hpc_dynamo.http import Header
+from hpc_dynamo.json_reader import JsonError, read_value
 from hpc_dynamo.preprocess import GivenIds, Preprocessor, PromptRejected, Tokens
 from hpc_dynamo.router import Ask, Wish, block_hashes, root
 
@@ -28,7 +26,6 @@ RESERVED = frozenset(
     }
 )  # fmt: skip
 RENEW_S = 2.0  # between two checks of the tokenizer's memory
-WHOLE_BODY = msgspec.json.Decoder(dict[str, Any])
 
 log = logging.getLogger(__name__)
 
@@ -124,13 +121,13 @@ class WorkBuilder:
             if not decides:
                 return []
         try:
-            known = WHOLE_BODY.decode(content)
+            known = read_value(content)
             found = await (self.prompts.chat if path == CHAT else self.prompts.completion)(known)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        except (JsonError, PromptRejected) as e:
             log.info("left to the engine to refuse: %s", e)
             return []
-        except PromptRejected as e:
-            log.info("left to the engine to refuse: %s", e.message)
+        except UnicodeEncodeError:
+            log.info("left to the engine to refuse: the prompt holds half a surrogate pair")
             return []
         if isinstance(found, Tokens):
             return [found]

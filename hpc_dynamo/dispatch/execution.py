@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import msgspec
 
-from hpc_dynamo.engines import COMPLETIONS, RESPONSES, Body, Concurrent, Dialect
+from hpc_dynamo.engines import COMPLETIONS, RESPONSES, Body, Concurrent, Dialect, plain
 
 # Tools that the client runs. With others an engine generates several times for one request, and
 # would take over the same KV cache each time.
@@ -32,9 +32,8 @@ CLIENT_TOOLS = frozenset({"custom", "function"})
 LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 MALFORMED: Final = -1  # for counts
-UNREADABLE: Final = float("nan")  # neither null, a text nor an integer
 TOKEN_IDS = re.compile(rb"[ \t\r\n]*\[[ \t\r\n]*[0-9]")  # the start of a list of them in JSON
-OFF = (None, False, 0, "false", "False", "0", "off", "no")  # for switches
+OFF = ("false", "f", "0", "off", "no", "n")  # for switches
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ def execution(
 
 def count(body: Body, field: str, default: int = 1) -> int:
     """The integer in a field; `default` if it is not set or null, MALFORMED if it is not one."""
-    value = _plain(body.get(field))
+    value = plain(body.get(field))
     if value is None:
         return default
     if not isinstance(value, bool | int | float | str):
@@ -80,13 +79,19 @@ def count(body: Body, field: str, default: int = 1) -> int:
     return int(number) if number.is_integer() else MALFORMED
 
 
+def is_off(body: Body, field: str) -> bool:
+    """Whether a switch is off or not set, as pydantic reads it."""
+    value = plain(body.get(field))
+    return value.lower() in OFF if isinstance(value, str) else value in (None, False)
+
+
 def _generates_once(path: str, body: Body) -> bool:
     """A response may need an earlier one, which only one worker has stored, or several turns."""
     if path != RESPONSES:
         return True
-    if not _off(body, "background") or not _off(body, "previous_response_id"):
+    if not is_off(body, "background") or not is_off(body, "previous_response_id"):
         return False
-    tools = _plain(body.get("tools")) or []
+    tools = plain(body.get("tools")) or []
     return isinstance(tools, list | tuple) and all(
         isinstance(tool, dict) and tool.get("type", "function") in CLIENT_TOOLS for tool in tools
     )
@@ -96,16 +101,16 @@ def _is_one_sequence(path: str, body: Body) -> bool:
     """One prompt and one answer to it, and nothing about the prompt is part of the answer."""
     if count(body, "n") != 1 or count(body, "best_of") != 1:
         return False
-    if not (_off(body, "use_beam_search") and _off(body, "echo")):
+    if not (is_off(body, "use_beam_search") and is_off(body, "echo")):
         return False
-    if any(_plain(body.get(field)) is not None for field in ("prompt_logprobs", "prompt_embeds")):
+    if any(plain(body.get(field)) is not None for field in ("prompt_logprobs", "prompt_embeds")):
         return False
     return path != COMPLETIONS or _prompts(body.get("prompt")) == 1
 
 
 def _fits(body: Body, tokens: int, context_tokens: int) -> bool:
     """False if the engine would refuse these lengths: no prefill worker is to compute for it."""
-    limit = next((count(body, name) for name in LIMITS if _plain(body.get(name)) is not None), 1)
+    limit = next((count(body, name) for name in LIMITS if plain(body.get(name)) is not None), 1)
     if limit < 1:
         return False
     return not context_tokens or (tokens < context_tokens and limit <= context_tokens)
@@ -116,23 +121,9 @@ def _prompts(prompt: Any) -> int:
     in JSON is not decoded."""
     if isinstance(prompt, msgspec.Raw) and TOKEN_IDS.match(memoryview(prompt)):
         return 1
-    prompt = _plain(prompt)
+    prompt = plain(prompt)
     if isinstance(prompt, str):
         return 1
     if not isinstance(prompt, list | tuple) or not prompt:
         return 0
     return 1 if isinstance(prompt[0], int) else len(prompt)
-
-
-def _off(body: Body, field: str) -> bool:
-    return _plain(body.get(field)) in OFF
-
-
-def _plain(value: Any) -> Any:
-    """A field's value, read from JSON if it is still that."""
-    if not isinstance(value, msgspec.Raw):
-        return value
-    try:
-        return msgspec.json.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return UNREADABLE

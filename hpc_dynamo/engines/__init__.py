@@ -8,20 +8,23 @@ from hpc_dynamo.config import Config, Kind, Role, Router, about
 from hpc_dynamo.engines import container
 from hpc_dynamo.engines.container import contained
 from hpc_dynamo.engines.contract import (
-    CHAT,
-    COMPLETIONS,
-    MESSAGES,
-    RESPONSES,
-    Body,
     Command,
-    Concurrent,
-    Dialect,
     Engine,
     EventEndpoints,
     Meeting,
     Naps,
     Place,
+)
+from hpc_dynamo.engines.pd_protocol import (
+    CHAT,
+    COMPLETIONS,
+    MESSAGES,
+    RESPONSES,
+    Body,
+    Concurrent,
+    Dialect,
     Sequential,
+    plain,
     probing,
 )
 from hpc_dynamo.engines.roles import differ, for_role, for_worker
@@ -158,6 +161,7 @@ __all__ = [
     "for_role",
     "for_worker",
     "is_world",
+    "plain",
     "probing",
     "suited",
 ]

@@ -12,7 +12,7 @@ vLLM 0.32 reads and returns `kv_transfer_params` on all four paths below
 
 import msgspec
 
-from hpc_dynamo.engines.contract import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Body
+from hpc_dynamo.engines.pd_protocol import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Body
 from hpc_dynamo.errors import RequestFailed
 
 ASK = {
@@ -51,7 +51,7 @@ def one_token(body: Body) -> Body:
 
 
 class NixlDialect:
-    """See engines.contract.Dialect."""
+    """See engines.pd_protocol.Sequential."""
 
     paths = frozenset({CHAT, COMPLETIONS, MESSAGES, RESPONSES})
 

@@ -11,7 +11,7 @@ entrypoints/openai/protocol.py). The host is that of the prefill worker's own UR
 
 import msgspec
 
-from hpc_dynamo.engines.contract import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Body
+from hpc_dynamo.engines.pd_protocol import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Body
 from hpc_dynamo.errors import RequestFailed
 
 PORT = msgspec.json.Decoder(int)
@@ -22,7 +22,7 @@ DROPPED = frozenset({"stream", "stream_options"})
 
 
 class SglangDialect:
-    """See engines.contract.Concurrent."""
+    """See engines.pd_protocol.Concurrent."""
 
     introduction = "/server_info"
     paths = frozenset({CHAT, COMPLETIONS, MESSAGES, RESPONSES})

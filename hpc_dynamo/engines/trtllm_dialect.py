@@ -8,11 +8,8 @@ made, go along, so that the decode worker tokenizes nothing.
 """
 
 import secrets
-from typing import Any
 
-import msgspec
-
-from hpc_dynamo.engines.contract import CHAT, COMPLETIONS, Body
+from hpc_dynamo.engines.pd_protocol import CHAT, COMPLETIONS, Body, plain
 from hpc_dynamo.errors import RequestFailed
 
 # Of the whole answer: the prefill worker computes one token. What shapes this token stays, since
@@ -26,7 +23,7 @@ LEAST_ID, END_ID = 1 << 42, 1 << 63
 
 
 class TrtllmDialect:
-    """See engines.contract.Dialect. Of engines that know no lease: see `release`."""
+    """See engines.pd_protocol.Sequential. Of engines that know no lease: see `release`."""
 
     paths = frozenset({CHAT, COMPLETIONS})
 
@@ -38,7 +35,7 @@ class TrtllmDialect:
         return kept | {limit: 1, "stream": False, "disaggregated_params": params}
 
     def decode(self, body: Body, prefilled: Body) -> Body:
-        choices = _plain(prefilled.get("choices"))
+        choices = plain(prefilled.get("choices"))
         first = choices[0] if choices else {}
         if first.get("finish_reason", "length") not in GOES_ON:
             return body  # it ended with its first token, so nothing was kept
@@ -49,14 +46,10 @@ class TrtllmDialect:
             raise RequestFailed(what, status=502, hint=hint)
         handed = {"disaggregated_params": params | {"request_type": "generation_only"}}
         tokens = prefilled.get("prompt_token_ids")
-        if _plain(tokens):
+        if plain(tokens):
             handed["prompt_token_ids" if "messages" in body else "prompt"] = tokens
         return body | handed
 
     def release(self, handed: Body) -> Body | None:
         """The prefill worker gives its blocks up by itself, after kv_transfer_timeout_ms."""
         return None
-
-
-def _plain(value: Any) -> Any:
-    return msgspec.json.decode(value) if isinstance(value, msgspec.Raw) else value

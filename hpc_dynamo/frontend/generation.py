@@ -6,12 +6,13 @@ The body is looked at one level deep: what nobody here reads goes to the engine 
 import msgspec
 
 from hpc_dynamo.config import Config
-from hpc_dynamo.dispatch import OBJECT, RESERVED, Circumstances, Work, WorkBuilder
+from hpc_dynamo.dispatch import RESERVED, Circumstances, Work, WorkBuilder
 from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, calling
 from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.frontend.wishes import FIELD, take_wish
 from hpc_dynamo.http import Request
+from hpc_dynamo.json_reader import JsonError, read_fields
 from hpc_dynamo.preprocess import GivenIds, Preprocessor
 from hpc_dynamo.router import Ask, View
 
@@ -80,10 +81,8 @@ def asked_model(body: Body) -> str | None:
 
 
 def read_body(content: bytes) -> Body:
-    """Raises Refused for a body that is no JSON object."""
+    """Return the fields of a request's body. Raises Refused."""
     try:
-        return OBJECT.decode(content)
-    except msgspec.ValidationError as e:
-        raise Refused(400, f"the body must be a JSON object: {e}") from e
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise Refused(400, f"the body is not JSON: {e}") from e
+        return {**read_fields(content)}
+    except JsonError as e:
+        raise Refused(400, f"the body is not a JSON object: {e}") from e
