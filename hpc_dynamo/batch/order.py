@@ -7,17 +7,14 @@ of its own and computes a shared prefix once. While few workers are ready, few r
 """
 
 import asyncio
-from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import Any
-
-import msgspec
 
 from hpc_dynamo.batch.requests import Entry, Reader
+from hpc_dynamo.json_reader import Fields
 
 WINDOW_REQUESTS, WINDOW_BYTES = 8192, 64 << 20  # sorted at a time, at most
 LOOK_S = 0.1  # between two looks whether a worker has become ready
@@ -133,37 +130,16 @@ def _window(entries: Sequence[Entry], first: int) -> Iterator[Entry]:
         yield entry
 
 
-def prefix_key(body: Mapping[str, Any]) -> bytes:
+def prefix_key(body: Fields) -> bytes:
     """Return bytes that begin alike for prompts that begin alike, tokenized or not.
 
-    `body` is that of a chat or a completion. What chat templates put first, the tools, comes first.
-    A list of prompts counts as its first prompt.
+    They are the JSON of the fields that the prompt is made of. The tools come first, as in chat
+    templates. A list of prompts counts as its first prompt.
     """
-    prompt = body.get("prompt")
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        prompt = prompt[0]
-    head = f"{body.get('model')}\0".encode("utf-8", "replace")
-    if isinstance(prompt, str):
-        return head + prompt.encode("utf-8", "replace")
-    if isinstance(prompt, list):
-        return head + _ids(prompt)
-    return head + _json(body.get("tools")) + _json(body.get("messages"))
-
-
-def _ids(prompt: list[Any]) -> bytes:
-    try:
-        return array("I", prompt).tobytes()
-    except (TypeError, OverflowError):  # not token ids; the engine will refuse them
-        return b""
-
-
-def _json(value: Any) -> bytes:
-    if not value:
-        return b""
-    try:
-        return msgspec.json.encode(value)
-    except UnicodeEncodeError:  # half a surrogate pair, which some engines take
-        return repr(value).encode("ascii", "backslashreplace")
+    prompt = bytes(body.get("prompt", b"")).lstrip(b" [")
+    return (
+        b"\0".join(bytes(body.get(name, b"")) for name in ("model", "tools", "messages")) + prompt
+    )
 
 
 def prefix_runs(keys: Sequence[bytes], count: int) -> list[list[int]]:
