@@ -20,6 +20,7 @@
 A message says what happened; `hint` says what to try; `log` is where to read more.
 """
 
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -97,6 +98,11 @@ class RequestFailed(HpcDynamoError):
     def final(self) -> bool:
         """True when the engine refused the request itself, so that no retry can help."""
         return 400 <= self.status < 500 and self.status not in (408, 425, 429)
+
+
+def override(field: str, value: object) -> str:
+    """FIELD=VALUE as it is pasted into a shell, in quotes if it needs them."""
+    return shlex.quote(f"{field}={value}")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
