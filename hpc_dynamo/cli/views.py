@@ -88,6 +88,7 @@ def status(attempt: Attempt, job: tuple[JobState, str] | None) -> RenderableType
     rows: list[RenderableType] = [_head(attempt, job, outcome), *_where(attempt, outcome)]
     if known:
         rows += [] if outcome else [_phase(known)]
+        rows += [Text(f"notice: {notice}") for notice in known.notices]
         rows += _figures(attempt, known, ended=outcome is not None)
     if outcome and outcome.summary:
         rows.append(summary(attempt, outcome.summary))
