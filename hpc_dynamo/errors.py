@@ -105,6 +105,11 @@ class RequestFailed(HpcDynamoError):
         return 400 <= self.status < 500 and self.status not in (408, 425, 429)
 
 
+def override(field: str, value: object) -> str:
+    """FIELD=VALUE as it is pasted into a shell, in quotes if it needs them."""
+    return shlex.quote(f"{field}={value}")
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     """The error for a name that is not in a table: lists the table, guesses what was meant."""
     names = sorted(known)

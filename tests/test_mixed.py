@@ -45,8 +45,12 @@ def test_overrides_describe_kinds_without_a_plus() -> None:
     ("words", "said", "hint"),
     [
         (["cluster.hardware.h100.partitoin=x"], "partitoin is not a field", "mean partition?"),
-        (["cluster.hardware.h100.gpus_per_node=many"], "h100.gpus_per_node: ", "nodes=2"),
-        (["cluster.hardware.h100=8"], "h100=8 is not a kind of nodes", "h100.partition=gpu"),
+        (
+            ["cluster.hardware.h100.gpus_per_node=many"],
+            "h100.gpus_per_node=many: must be",
+            "node=1",
+        ),
+        (["cluster.hardware.h100=8"], "h100=8: has fields of its own", "h100.FIELD=VALUE"),
         (["topology.decode.hardware=l40"], "'l40' is not known", "known: h100, l40s"),
         (["topology.nodes=3"], "topology.nodes=3 counts nodes of no kind", "hardware.h100.nodes=3"),
         (["cluster.hardware.h100.nodes=0"], "h100.nodes=0 must be above 0", "h100.nodes=1"),

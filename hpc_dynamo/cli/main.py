@@ -11,6 +11,7 @@ from rich.markup import escape
 from hpc_dynamo.cli import verbs
 from hpc_dynamo.cli.console import ERR, encodable
 from hpc_dynamo.cli.help import DESCRIPTION, EXAMPLES, EXIT_CODES, OVERRIDES, arguments
+from hpc_dynamo.cli.options import instead
 from hpc_dynamo.errors import HpcDynamoError, file_error_in
 
 
@@ -48,7 +49,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args, rest = parser.parse_known_args(argv)
     unknown = [word for word in rest if word.startswith("-")]
     if unknown:
-        parser.error(f"unknown options: {' '.join(unknown)}")
+        words = " ".join(instead(argv or sys.argv[1:], option) for option in unknown)
+        parser.error(f"unknown options: {' '.join(unknown)}\n  try: {words}")
     args.overrides += rest
     return args
 

@@ -62,8 +62,7 @@ def _words(args: Namespace) -> Iterator[str]:
         yield "simulate.search=true"
     for name in ("trace", "picture"):
         if (given := getattr(args, name)) is not None:
-            quoted = given.replace("\\", "\\\\").replace("'", "\\'")
-            yield f"simulate.{name}='{quoted}'"
+            yield f"simulate.{name}={given}"
 
 
 def _requests(config: Config) -> list[Request]:
