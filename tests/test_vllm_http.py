@@ -16,6 +16,10 @@ from tests.test_vllm_serve import MODEL, Served, serving
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 PROMPT = {"model": MODEL, "prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
+ADMINISTRATION = (
+    *("/sleep", "/wake_up", "/collective_rpc", "/reset_prefix_cache", "/invocations", "/pause"),
+    *("/start_profile", "/v1/load_lora_adapter", "/scale_elastic_ep", "/update_weights"),
+)
 TEXT = json.dumps(PROMPT)[:-1]
 
 
@@ -109,8 +113,7 @@ def test_inference_paths_of_its_document_are_served(served: Served) -> None:
 
 def test_administration_of_vllm_is_out_of_reach(served: Served) -> None:
     base = served.url.removesuffix("/v1")
-    for path in ("/sleep", "/wake_up", "/collective_rpc", "/reset_prefix_cache", "/invocations",
-                 "/pause", "/start_profile", "/v1/load_lora_adapter", "/scale_elastic_ep"):  # fmt: skip
+    for path in ADMINISTRATION:
         assert send(f"{base}{path}", served.key, b"{}")[0] == 404
 
 
