@@ -23,6 +23,7 @@ COMMON = {
     "does not appear to have a file named": NO_MODEL,
     "We couldn't connect to": NO_HUB,
     "cannot find the requested files": NO_HUB,
+    "LocalEntryNotFoundError": NO_HUB,
     "Watchdog caught collective operation timeout": LINK,
     "NCCL error": LINK,
     "waiting for clients": "a further part of the worker did not come: its log says why",
