@@ -1,12 +1,14 @@
-"""One frontend process: `python -m hpc_dynamo.frontend ATTEMPT INDEX SOCKET HOST PORT`.
+"""One frontend process: `python -m hpc_dynamo.frontend ATTEMPT INDEX SOCKET FD`.
 
-Lives as long as its link to the head. When that ends, streams under way get an error event.
+FD is the number of an inherited socket to listen on (head/listening.py). The process lives as long
+as its link to the head. When that ends, streams under way get an error event.
 """
 
 import asyncio
 import logging
 import os
 import signal
+import socket
 import ssl
 import sys
 from collections.abc import Mapping
@@ -35,7 +37,6 @@ from hpc_dynamo.router import Ask, RemoteRouter
 from hpc_dynamo.run import Attempt
 
 TELL_S = 1.0
-RENEW_S = 2.0  # between two looks at what the tokenizer has learned
 FAREWELL_S = 3.0  # for the last words of streams
 MB = 1 << 20
 LIMITS = {413: "serve.max_body_mb", 429: "serve.buffer_mb"}  # settings, by the status
@@ -43,7 +44,7 @@ LIMITS = {413: "serve.max_body_mb", 429: "serve.buffer_mb"}  # settings, by the 
 log = logging.getLogger("hpc_dynamo.frontend")
 
 
-async def serve(attempt: Attempt, index: int, link: Path, host: str, port: int) -> None:
+async def serve(attempt: Attempt, index: int, link: Path, opened: socket.socket) -> None:
     """Until the head is gone or says so by SIGTERM."""
     config, stats = attempt.config(), Stats()
     models = config.each
@@ -62,15 +63,15 @@ async def serve(attempt: Attempt, index: int, link: Path, host: str, port: int) 
         app = App(config, gate, router, lanes, forwarder, EngineCalls(client), stats)
         refuse = partial(_refuse, Cors(config.serve.allowed_origins))
         async with Server(app, limits=_limits(config), refuse=refuse) as server:
-            await server.listen(host, port, tls=_tls(config), shared=True)
-            log.info("frontend %d (pid %d) listens on %s:%d", index, os.getpid(), host, port)
+            port = await server.listen_on(opened, tls=_tls(config))
+            log.info("frontend %d (pid %d) listens on port %d", index, os.getpid(), port)
             background = [
                 tasks.create_task(_heed(router, forwarder)),
                 *(
                     tasks.create_task(_settle(models[lane.model], lane, router, notices))
                     for lane in lanes
                 ),
-                *(tasks.create_task(_renew(lane.generation)) for lane in lanes),
+                *(tasks.create_task(lane.generation.keep_bounded()) for lane in lanes),
             ]
             await _tell(router, stats, server, lanes, notices)
             for task in background:
@@ -118,14 +119,6 @@ async def _verify(config: Config, lane: Lane) -> None:
     log.info("tokenizer: %s %s", prompts.engine, prompts.slow_because)
     if not await agrees(prompts, lane.dispatcher, config.served_name, ask):
         lane.generation.prompts = different(config)
-
-
-async def _renew(generation: Generation) -> None:
-    """Keep the tokenizer's memory bounded. Until cancelled."""
-    while True:
-        await asyncio.sleep(RENEW_S)
-        if await asyncio.to_thread(generation.prompts.renew):
-            log.info("the tokenizer has begun anew")
 
 
 async def _heed(router: RemoteRouter, forwarder: Forwarder) -> None:
@@ -183,12 +176,12 @@ def _refuse(
 
 
 def main() -> int:
-    path, index, link, host, port = sys.argv[1:]
+    path, index, link, fd = sys.argv[1:]
     handler = logging.StreamHandler()
     handler.addFilter(WithRequestId())
     form = "%(asctime)s %(levelname)s %(request_id)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.INFO, handlers=[handler], format=form)
-    uvloop.run(serve(Attempt(Path(path)), int(index), Path(link), host, int(port)))
+    uvloop.run(serve(Attempt(Path(path)), int(index), Path(link), socket.socket(fileno=int(fd))))
     return 0
 
 
