@@ -69,7 +69,7 @@ def test_an_ended_run_gives_no_advice_how_to_reach_it(attempt: Attempt, call: Ca
     end(attempt, "stopped while serving")
     text = printed(call("status"))
     assert "ended: stopped while serving" in text
-    assert text.count("ended") == 1, "once is enough"
+    assert text.count("ended: ") == 1, "once is enough"
     assert "10.0.0.7" not in text
     assert "walltime" not in text
 
