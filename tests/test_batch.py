@@ -63,7 +63,7 @@ def test_a_request_that_the_engine_refuses_goes_to_the_errors(tmp_path: Path) ->
     with (tmp_path / "prompts.jsonl").open("a") as file:
         file.write(json.dumps(bad) + "\n")
     done = hpc_dynamo("batch", *SIMULATOR, "input=prompts.jsonl", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 4, done.stderr
     run = tmp_path / "runs/prompts"
     assert list(answers(run / "output.jsonl")) == ids
     (row,) = map(json.loads, (run / "errors.jsonl").read_text().splitlines())

@@ -15,8 +15,12 @@ from hpc_dynamo.errors import HpcDynamoError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Exit codes: 0 done, 1 trying again may help, 2 an unknown option or verb,
-    3 trying again cannot help, 130 Ctrl-C."""
+    """Run one verb.
+
+    Exit codes: 0 done, 1 trying again may help, 2 an unknown option or verb, 3 trying again cannot
+    help (for a batch: no request was answered), 4 a batch is finished, but some of its requests
+    failed, 130 Ctrl-C.
+    """
     args = _parse(argv)
     console = Console(stderr=True, soft_wrap=True)
     try:
