@@ -86,7 +86,7 @@ def test_lines_that_only_pythons_json_reads_and_fields_that_are_null(tmp_path: P
     (tmp_path / "prompts.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\n".join(rows))
     words = (*SIMULATOR, "input=prompts.jsonl", "batch.defaults.max_tokens=3")
     done = hpc_dynamo("batch", *words, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 4, done.stdout + done.stderr
     run = tmp_path / "runs/prompts"
     counts = {
         row["custom_id"]: row["response"]["body"]["usage"]["completion_tokens"]
@@ -217,7 +217,7 @@ def test_ctrl_c_ends_the_job(tmp_path: Path) -> None:
     until("some results", lambda: results_on_disk(run) >= 1)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the whole foreground group
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 1, said
+    assert process.returncode == 130, said
     assert "stopping the job" in said
     assert "goes on from here" in said
     until("no process left", lambda: not _processes_of(run), 10)  # the head speaks before its end

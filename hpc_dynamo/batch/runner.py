@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -9,15 +10,17 @@ import msgspec
 
 from hpc_dynamo.batch import ledger
 from hpc_dynamo.batch.ledger import Ledger
+from hpc_dynamo.batch.order import PrefixOrder
 from hpc_dynamo.batch.requests import Entry, Reader, Requests
 from hpc_dynamo.batch.suspects import ended_a_worker, retry_apart, tries_alone
-from hpc_dynamo.config import Config, Role
+from hpc_dynamo.config import Config, Policy, Role
 from hpc_dynamo.dispatch import RESERVED, Circumstances, Dispatcher, Whole, Work, WorkBuilder
 from hpc_dynamo.engines import Body, calling, plain
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.json_reader import is_null
 from hpc_dynamo.launch.walltime import Durations
 from hpc_dynamo.messages import Progress
+from hpc_dynamo.preprocess import GivenIds, Preprocessor
 
 BACKOFF_S = 0.5  # before the second try; doubles ...
 LONGEST_BACKOFF_S = 10.0  # ... up to this
@@ -26,11 +29,18 @@ AHEAD = 4  # requests a prefill worker may have beyond what fills the decode wor
 log = logging.getLogger(__name__)
 
 
+class PromptDetails(msgspec.Struct, frozen=True):
+    """Part of the prompt tokens, as the engine counts them."""
+
+    cached_tokens: int | None = 0
+
+
 class Usage(msgspec.Struct, frozen=True):
     """OpenAI's token counts."""
 
     prompt_tokens: int = 0
     completion_tokens: int | None = 0
+    prompt_tokens_details: PromptDetails | None = None
 
 
 def concurrency(config: Config) -> int:
@@ -52,8 +62,17 @@ class _WorkerDied(Exception):
         self.error = error
 
 
+def prefill_workers(config: Config) -> int:
+    """Return the number of workers that compute prompts."""
+    pools = dict(config.topology.pools)
+    return (pools.get(Role.prefill) or pools[Role.aggregated]).workers
+
+
 class Runner:
-    """One attempt at a batch. `first_failure` says why the first request was given up."""
+    """One attempt at a batch. `first_failure` says why the first request was given up.
+
+    `prefill_ready` returns how many of the workers that compute prompts are ready.
+    """
 
     def __init__(
         self,
@@ -62,20 +81,25 @@ class Runner:
         results: Ledger,
         dispatcher: Dispatcher,
         alive: Callable[[int], object | None],
+        prompts: Preprocessor | GivenIds | None = None,
+        prefill_ready: Callable[[], int] = lambda: sys.maxsize,
     ) -> None:
         """`alive` gives the present life of a worker by its rank, None if it has none."""
         self._alive = alive
         self._config, self._requests = config, requests
         self._ledger, self._dispatcher = results, dispatcher
-        self._builder = WorkBuilder(config)
-        self._open = results.unfinished(requests)
-        self._resumed = len(requests.entries) - len(self._open)
+        self._builder = WorkBuilder(config, prompts)
+        by_cache = config.router.policy is Policy.kv
+        self._prefill = prefill_workers(config) if by_cache else 0, prefill_ready
+        left = results.unfinished(requests)
+        self._left, self._resumed = left, len(requests.entries) - len(left)
+        self.in_flight = min(concurrency(config), len(left))  # at most
         self._stopping = False
         self.durations = Durations()
         self.first_failure = ""
         self._began = time.monotonic()
         self._done = self._failed = self._running = 0
-        self._prompt_tokens = self._completion_tokens = 0
+        self._prompt_tokens = self._completion_tokens = self._cached_tokens = 0
 
     def stop(self) -> None:
         """Begin no further request; those under way may end."""
@@ -88,9 +112,12 @@ class Runner:
         with self._requests.open() as reader:
             async with asyncio.TaskGroup() as group:
                 writer = group.create_task(self._ledger.write(), name="ledger")
-                suspects = await self._run_all(reader, self._open, fails=False)
+                order = PrefixOrder(self._left, reader, *self._prefill)
+                bounded = group.create_task(self._builder.keep_bounded(), name="tokenizer")
+                suspects = await self._run_all(reader, order, self.in_flight, fails=False)
                 await self._retry_apart(reader, suspects)
                 writer.cancel()
+                bounded.cancel()
         return self._resumed + self._done + self._failed == total
 
     async def _retry_apart(self, reader: Reader, suspects: list[Entry]) -> None:
@@ -99,26 +126,29 @@ class Runner:
             log.warning(what, len(suspects))
 
         async def run(group: Sequence[Entry], fails: bool) -> list[Entry]:
-            return await self._run_all(reader, group, fails=fails)
+            at_once = min(len(group), concurrency(self._config))
+            order = PrefixOrder(group, reader, 0, lambda: 0)
+            return await self._run_all(reader, order, at_once, fails=fails)
 
         await retry_apart(suspects, run, tries_alone(self._config))
 
     async def _run_all(
-        self, reader: Reader, entries: Sequence[Entry], *, fails: bool
+        self, reader: Reader, order: PrefixOrder, at_once: int, *, fails: bool
     ) -> list[Entry]:
         """Bring these requests to their results. Return those that were under way when a worker
         died, which have none unless `fails`."""
-        suspects, left = list[Entry](), iter(entries)
+        suspects = list[Entry]()
 
         async def work() -> None:
-            for entry in left:
+            while taken := await order.take():
                 if self._stopping:
                     return
-                if not await self._finish(reader, entry, fails=fails):
-                    suspects.append(entry)
+                if not await self._finish(reader, taken.entry, fails=fails):
+                    suspects.append(taken.entry)
+                order.done(taken)
 
         async with asyncio.TaskGroup() as workers:
-            for _ in range(min(concurrency(self._config), len(entries))):
+            for _ in range(at_once):
                 workers.create_task(work())
         return suspects
 
@@ -189,6 +219,8 @@ class Runner:
         usage = msgspec.json.decode(answer.get("usage", b"{}"), type=Usage | None) or Usage()
         self._prompt_tokens += usage.prompt_tokens
         self._completion_tokens += usage.completion_tokens or 0
+        if usage.prompt_tokens_details:
+            self._cached_tokens += usage.prompt_tokens_details.cached_tokens or 0
 
     def progress(self) -> Progress:
         return Progress(
@@ -198,6 +230,7 @@ class Runner:
             resumed=self._resumed,
             running=self._running,
             prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
             completion_tokens=self._completion_tokens,
             elapsed_s=time.monotonic() - self._began,
         )
