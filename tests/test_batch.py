@@ -81,7 +81,7 @@ def test_lines_that_only_pythons_json_reads_and_fields_that_are_null(tmp_path: P
         rb'{"prompt": "not a number", "repetition_penalty": NaN}',
         rb'{"prompt": "infinite", "top_k": 1e400}',
         rb'{"prompt": "half a pair \ud83d"}',
-        rb'{"url": "/v1/rerank", "body": {"query": "a", "documents": ["b"]}}',
+        rb'{"url": "/classify", "body": {"input": "a"}}',
     ]
     (tmp_path / "prompts.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\n".join(rows))
     words = (*SIMULATOR, "input=prompts.jsonl", "batch.defaults.max_tokens=3")
