@@ -20,7 +20,7 @@ from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.config import Config, Launcher, Planner, PlannerKind, Serve, Task
 from hpc_dynamo.engines import check, is_world, suited
 from hpc_dynamo.errors import ConfigError, HpcDynamoError
-from hpc_dynamo.launch import grown, world
+from hpc_dynamo.launch import enclosing, grown, world
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.planner.interpolation import load_profile
 from hpc_dynamo.planner.profile import load
@@ -173,11 +173,22 @@ def _file(name: str, value: str) -> str:
 
 
 def gpus_counted(config: Config, launcher: Launcher) -> Config:
-    """With this machine's GPUs where the run stays here and nobody says how many there are."""
-    if launcher is not Launcher.local or config.cluster.gpus_per_node is not None:
+    """Fill in what nodes have, if it is not set and known: this machine's GPUs, or what the
+    allocation that we are in gives."""
+    cluster = config.cluster
+    if launcher is Launcher.local and cluster.gpus_per_node is None:
+        gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+        return replace(config, cluster=replace(cluster, gpus_per_node=gpus))
+    if launcher is not Launcher.allocation or cluster.hardware:
         return config
-    gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    return replace(config, cluster=replace(config.cluster, gpus_per_node=gpus))
+    given = enclosing.required()
+    cluster = replace(
+        cluster,
+        gpus_per_node=cluster.gpus_per_node or given.gpus or None,
+        cpus_per_node=cluster.cpus_per_node or given.cpus or None,
+        memory_gb_per_node=cluster.memory_gb_per_node or given.memory_gb or None,
+    )
+    return replace(config, cluster=cluster)
 
 
 def _checked(config: Config, launcher: Launcher) -> Plan:

@@ -1,19 +1,25 @@
-"""An sbatch script that a person can read, change and submit.
+"""The sbatch scripts: those that are submitted for a run, and those that a person submits.
 
-It asks for the same resources as a submission by `hpc-dynamo` itself; inside, the same verb
-finds itself in an allocation and starts its agents there.
+Both have the same directives. In the first a step starts the agents, whose run folder was written
+before. In the second the same verb runs inside of the allocation and starts its agents there, so
+that a person can keep the script, change it and submit it with further overrides.
 """
 
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 from hpc_dynamo.config import Config
+from hpc_dynamo.launch import step
 from hpc_dynamo.launch.resources import components, sbatch_options
+from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
+
+OWN = "# For a script of your own, which makes its run folder itself: hpc-dynamo plan --sbatch …"
 
 
 def render(config: Config, plan: Plan, verb: str, overrides: Sequence[str]) -> str:
-    """The text of the script. Arguments of `sbatch script …` become further overrides."""
+    """Return a script for a person. Arguments of `sbatch script …` become further overrides."""
     lines = ["#!/bin/bash", *directives(config, plan, _logs_and_signal(config)), ""]
     lines += ["# The end of the job is announced to this shell, which must be the program itself:"]
     lines += ["# so `exec`. Further overrides may follow the script's name on sbatch's line."]
@@ -24,6 +30,43 @@ def render(config: Config, plan: Plan, verb: str, overrides: Sequence[str]) -> s
     return "\n".join(lines)
 
 
+def submission(attempt: Attempt, config: Config, plan: Plan, mpi: str) -> str:
+    """Return what is submitted for an attempt on nodes that are all alike: a step whose tasks load
+    what submitit has pickled."""
+    folder, logs = attempt.submitit, _logs(attempt)
+    task = (sys.executable, "-u", "-m", "submitit.core._submit", str(folder))
+    options = [f"--{name}={value}" for name, value in _logs(attempt, "%t").items()]
+    parts = components(config, plan)
+    srun = step.command(parts, task, mpi, "--unbuffered", *options)
+    return _submitted(config, plan, logs, ["export SUBMITIT_EXECUTOR=slurm", shlex.join(srun)])
+
+
+def hetjob(attempt: Attempt, config: Config, plan: Plan, entry: str, mpi: str) -> str:
+    """Return what is submitted for an attempt on nodes of several kinds: one heterogeneous job."""
+    task = (sys.executable, "-u", "-m", entry, str(attempt.path))
+    srun = step.command(components(config, plan), task, mpi)
+    logs = {"output": f"{_escaped(attempt)}/%j.log"}
+    return _submitted(config, plan, logs, [shlex.join(srun)])
+
+
+def _submitted(config: Config, plan: Plan, logs: Mapping[str, str], commands: list[str]) -> str:
+    signal = {"signal": f"USR2@{config.cluster.slurm.signal_before_end_s}"}  # to all tasks
+    first = dict(logs) | {"open-mode": "append"} | signal
+    lines = ["#!/bin/bash", *directives(config, plan, first, signal), "", OWN]
+    return "\n".join([*lines, *config.cluster.slurm.setup, *commands, ""])
+
+
+def _logs(attempt: Attempt, task: str = "0") -> dict[str, str]:
+    """The files that submitit expects."""
+    start = f"{_escaped(attempt)}/%j_{task}_log"
+    return {"output": f"{start}.out", "error": f"{start}.err"}
+
+
+def _escaped(attempt: Attempt) -> str:
+    """The folder of logs; Slurm would replace `%j` in it."""
+    return str(attempt.submitit).replace("%", "%%")
+
+
 Options = Mapping[str, str | int | bool]
 
 
@@ -31,11 +74,13 @@ def directives(
     config: Config, plan: Plan, first: Options, others: Options | None = None
 ) -> Iterator[str]:
     """The #SBATCH lines; nodes of several kinds are components of a heterogeneous job. `first` are
-    further options of the first component, in which the script runs, `others` of the rest."""
+    further options of the first component, in which the script runs, `others` of the rest. What
+    the configuration asks for comes before them."""
     for index, (its, part) in enumerate(components(config, plan)):
         if index:
             yield "#SBATCH hetjob"
-        options = sbatch_options(its, part) | dict((others or {}) if index else first)
+        asked = sbatch_options(its, part)
+        options = asked | dict((others or {}) if index else first) | asked
         yield from (_directive(name, value) for name, value in options.items())
 
 
