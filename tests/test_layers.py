@@ -18,7 +18,7 @@ LONGEST = 300  # lines of a file
 TABLE = """
 L0  errors
 L1  config
-L1  messages topology kv_events kv_memory
+L1  messages topology kv_events kv_memory model_files
 L1  run
 L2  wire kv keeper http preprocess draw
 L2  child

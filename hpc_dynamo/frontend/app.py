@@ -91,8 +91,10 @@ class App:
             self._allow(request, "POST")
             if not await self._passed_on(request, reply, own_id):
                 body, view = read_body(request.body), self._router.view
-                ask = await self._lanes.of(body, view).generation.ask(request, body, view)
-                reply.send(200, await self._router.explain(ask), [JSON])
+                lane = self._lanes.of(body, view)
+                ask = await lane.generation.ask(request, body, view)
+                decision = await self._router.explain(ask)
+                reply.send(200, pages.explained(decision, lane.notice), [JSON])
         else:
             known = ", ".join(sorted(KNOWN))
             raise Refused(404, f"{path[:200]} is not served here; known: {known}")
