@@ -49,7 +49,7 @@ def test_overrides_describe_kinds_without_a_plus() -> None:
         (["cluster.hardware.h100=8"], "h100=8 is not a kind of nodes", "h100.partition=gpu"),
         (["topology.decode.hardware=l40"], "'l40' is not known", "known: h100, l40s"),
         (["topology.nodes=3"], "topology.nodes=3 counts nodes of no kind", "hardware.h100.nodes=3"),
-        (["cluster.hardware.h100.nodes=0"], "h100.nodes=0 must be above 0", "h100.nodes=1"),
+        (["cluster.hardware.h100.nodes=0"], "h100.nodes=0 must be at least 1", "h100.nodes=1"),
         (["cluster.bootstrap.method=mpi"], "Slurm's PMIx is wrong", "bootstrap.method=tcp"),
         (["planner=load"], "different kinds cannot change their role", "planner=off"),
         (["cluster.hardware.h100.gpus_per_node=null"], "h100.gpus_per_node is not set", "=4"),
@@ -242,9 +242,12 @@ def test_one_that_no_head_ever_saw_is_cancelled_with_the_run(run: Run, slurm: Pa
 
 
 def test_a_script_asks_for_one_job(call: Call) -> None:
-    asked = ("plan", "--dry-run", *ON_CPUS)
+    asked = ("plan", "--sbatch", *ON_CPUS)
     refused(call(*asked, "cluster.slurm.mixed=jobs"), "one job", "cluster.slurm.mixed=hetjob")
     assert "#SBATCH hetjob" in printed(call(*asked))
+    submitted = printed(call("plan", "--dry-run", "--verb", "serve", *ON_CPUS))
+    assert "#SBATCH hetjob" in submitted
+    assert "srun --het-group=0 " in submitted
 
 
 def test_the_plan_shows_kinds(call: Call) -> None:

@@ -17,10 +17,11 @@ from hpc_dynamo.batch.requests import Requests, scan
 from hpc_dynamo.cli import profiled, serving, views
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.follow import follow
+from hpc_dynamo.cli.nodes import asked_of_slurm, counted
 from hpc_dynamo.config import Config, Launcher, Planner, PlannerKind, Serve, Task
 from hpc_dynamo.engines import check, is_world, suited
 from hpc_dynamo.errors import ConfigError, HpcDynamoError
-from hpc_dynamo.launch import enclosing, grown, world
+from hpc_dynamo.launch import grown, world
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.planner.interpolation import load_profile
 from hpc_dynamo.planner.profile import load
@@ -34,13 +35,10 @@ OUT = Console(soft_wrap=True, highlight=False, emoji=False)
 
 def batch(args: Namespace) -> int:
     """Answer every request of a JSONL file; the same command again resumes."""
-    config = replace(_composed(args), task=Task.batch)
-    if not config.input:
-        raise ConfigError("input is not set", hint="input=prompts.jsonl, a line a request")
-    source = Path(config.input).absolute()
-    config = placed(replace(config, input=str(source)), source.stem)
+    config = batch_config(_composed(args))
+    source = Path(config.input)
     launcher = launch.resolve(config.cluster.launcher)
-    layout = _checked(config, launcher)
+    config, layout = _checked(config, launcher)
     requests = scan(source)
     run = _batch_run(config, requests)
     results = Ledger(run, 0)
@@ -53,10 +51,9 @@ def batch(args: Namespace) -> int:
 
 def serve(args: Namespace) -> int:
     """Give an OpenAI endpoint until it is ended or the walltime is over."""
-    config = replace(_composed(args), task=Task.serve)
-    config = placed(replace(config, serve=files(config.serve)), _served(config))
+    config = serve_config(_composed(args))
     launcher = launch.resolve(config.cluster.launcher)
-    layout = _checked(config, launcher)
+    config, layout = _checked(config, launcher)
     run = serve_run(config)
     if args.detach:
         OUT.print(f"where it answers: hpc-dynamo status {run.path}", markup=False)
@@ -65,10 +62,9 @@ def serve(args: Namespace) -> int:
 
 def profile(args: Namespace) -> int:
     """Measure an engine and a worker shape; the same command again resumes."""
-    config = replace(_composed(args), task=Task.profile)
-    config = placed(config, f"profile-{config.engine.name}-{_folder(config)}")
+    config = profile_config(_composed(args))
     launcher = launch.resolve(config.cluster.launcher)
-    layout = _checked(config, launcher)
+    config, layout = _checked(config, launcher)
     run = _profile_run(config)
     if run.profile.exists():
         OUT.print(f"nothing to do: {run.profile} is there; overwrite=true measures again")
@@ -77,6 +73,26 @@ def profile(args: Namespace) -> int:
     if run.profile.exists():  # not where it was only submitted
         OUT.print(profiled.summary(load(run.profile)))
     return 0
+
+
+def batch_config(config: Config) -> Config:
+    """Return what `batch` runs with this configuration. Raises ConfigError."""
+    if not config.input:
+        raise ConfigError("input is not set", hint="input=prompts.jsonl, a line a request")
+    source = Path(config.input).absolute()
+    return placed(replace(config, task=Task.batch, input=str(source)), source.stem)
+
+
+def serve_config(config: Config) -> Config:
+    """Return what `serve` runs with this configuration. Raises ConfigError."""
+    config = replace(config, task=Task.serve, serve=files(config.serve))
+    return placed(config, _served(config))
+
+
+def profile_config(config: Config) -> Config:
+    """Return what `profile` runs with this configuration. Raises ConfigError."""
+    name = f"profile-{config.engine.name}-{_folder(config)}"
+    return placed(replace(config, task=Task.profile), name)
 
 
 def _composed(args: Namespace) -> Config:
@@ -172,27 +188,8 @@ def _file(name: str, value: str) -> str:
     return str(Path(value).absolute()) if value else ""
 
 
-def gpus_counted(config: Config, launcher: Launcher) -> Config:
-    """Fill in what nodes have, if it is not set and known: this machine's GPUs, or what the
-    allocation that we are in gives."""
-    cluster = config.cluster
-    if launcher is Launcher.local and cluster.gpus_per_node is None:
-        gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-        return replace(config, cluster=replace(cluster, gpus_per_node=gpus))
-    if launcher is not Launcher.allocation or cluster.hardware:
-        return config
-    given = enclosing.required()
-    cluster = replace(
-        cluster,
-        gpus_per_node=cluster.gpus_per_node or given.gpus or None,
-        cpus_per_node=cluster.cpus_per_node or given.cpus or None,
-        memory_gb_per_node=cluster.memory_gb_per_node or given.memory_gb or None,
-    )
-    return replace(config, cluster=cluster)
-
-
-def _checked(config: Config, launcher: Launcher) -> Plan:
-    """Refuse here what could not run there."""
+def _checked(config: Config, launcher: Launcher) -> tuple[Config, Plan]:
+    """Refuse here what could not run there. The configuration says then how much to ask for."""
     if config.route.engines:
         what = "route.* names engines that run already, and this verb starts its own"
         raise ConfigError(what, hint="hpc-dynamo route …")
@@ -200,13 +197,14 @@ def _checked(config: Config, launcher: Launcher) -> Plan:
     if hands_over and launcher is Launcher.allocation:
         what = "planner.handover=true submits jobs, and this allocation is somebody's own"
         raise ConfigError(what, hint="the same command on a login node, or planner.handover=false")
-    config = gpus_counted(config, launcher)
+    config = counted(config, launcher)
     layout = lay_out(config)
     check(config, layout)
     grown.check(config, layout, launcher)
     worlds = any(is_world(config, worker) for worker in layout.workers)
     world.refuse_without_slurm(launcher, config, worlds=worlds)
-    return launch.settled(launcher, config, layout)
+    layout = launch.settled(launcher, config, layout)
+    return asked_of_slurm(config, layout, launcher), layout
 
 
 def _batch_run(config: Config, requests: Requests) -> Run:

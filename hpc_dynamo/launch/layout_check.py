@@ -53,13 +53,9 @@ def _fitted(config: Config, plan: Plan, nodes: Sequence[Nodes]) -> Config:
 def faults(config: Config, plan: Plan, nodes: Sequence[Nodes]) -> Iterator[tuple[str, str]]:
     """Why the layout can never run in its partition, each with what to change."""
     here, need = eligible(config, nodes), resources(config, plan)
-    if not here:
-        if nodes and not named(config, nodes):
-            names = ", ".join(dict.fromkeys(n.partition for n in nodes))
-            value = f"cluster.slurm.partition={config.cluster.slurm.partition}"
-            yield f"{value}: Slurm shows no such partition", f"known: {names}"
+    if not here:  # sites may hide partitions; sbatch knows them
         return
-    where = f"partition {'/'.join(dict.fromkeys(n.partition for n in here))}"
+    where = f"partition {_names(here)}"
     most = max(n.gpus_of(config.cluster.slurm.gpu_type) for n in here)
     able = [n for n in here if _has_gpus(config, need.gpus, n)]
     if not able:
@@ -69,13 +65,12 @@ def faults(config: Config, plan: Plan, nodes: Sequence[Nodes]) -> Iterator[tuple
         hint += "; `sinfo -o '%P %G'` shows what nodes have"
         yield f"cluster.gpus_per_node={need.gpus}: {has}", hint
         return
-    yield from _too_large(config, plan, able, where)
+    yield from _too_large(config, plan, able)
 
 
-def _too_large(
-    config: Config, plan: Plan, able: Sequence[Nodes], where: str
-) -> Iterator[tuple[str, str]]:
+def _too_large(config: Config, plan: Plan, able: Sequence[Nodes]) -> Iterator[tuple[str, str]]:
     """Numbers that exceed those of nodes with the GPUs that are wanted."""
+    where = f"partition {_names(able)}"
     need, cluster = resources(config, plan), config.cluster
     count = _count(able)
     if need.nodes > count:
@@ -84,9 +79,8 @@ def _too_large(
         yield what, "fewer or smaller workers, another cluster.slurm.partition, or topology.nodes"
     cpus, memory = max(n.cpus for n in able), max(n.memory_mb for n in able)
     if cluster.cpus_per_node and cluster.cpus_per_node > cpus:
-        what = (
-            f"cluster.cpus_per_node={cluster.cpus_per_node}: a node of {where} has {cpus} at most"
-        )
+        has = f"a node of {where} has {cpus} at most"
+        what = f"cluster.cpus_per_node={cluster.cpus_per_node}: {has}"
         yield what, f"cluster.cpus_per_node={cpus}, or leave it out"
     if cluster.memory_gb_per_node and need.memory_gb * 1024 > memory:
         has = f"a node of {where} has {memory / 1024:.0f} GB at most"
@@ -104,10 +98,21 @@ def _too_large(
         yield what, "fewer or smaller workers, or another cluster.slurm.partition"
 
 
-def idle_gpus(plan: Plan) -> int:
-    """Return how many GPUs the job pays for and no worker uses."""
+def warnings(config: Config, plan: Plan, nodes: Sequence[Nodes]) -> Iterator[str]:
+    """What a person should know of a layout before it is submitted, though it may run."""
     used = sum(len(shard.gpus) for worker in plan.workers for shard in worker.shards)
-    return sum(part.nodes * part.gpus_per_node for part in plan.parts) - used
+    asked = sum(part.nodes * part.gpus_per_node for part in plan.parts)
+    if used < asked:
+        yield f"{asked - used} of {asked} GPUs are idle: the job pays for GPUs that no worker uses"
+    for its, _ in components(config, plan):
+        if nodes and not named(its, nodes):
+            names = ", ".join(dict.fromkeys(n.partition for n in nodes))
+            asks = its.cluster.slurm.partition or "none is the default"
+            yield f"cluster.slurm.partition: sinfo shows no partition {asks}; known: {names}"
+
+
+def _names(nodes: Sequence[Nodes]) -> str:
+    return "/".join(dict.fromkeys(n.partition for n in nodes))
 
 
 def _has_gpus(config: Config, gpus: int, nodes: Nodes) -> bool:

@@ -15,7 +15,8 @@ DEADLINE_S = 10.0
 # Partition, CPUs and MB of a node, GRES, number of nodes, time limit, features, most CPUs of a node
 # that the partition gives, nodes of a job from-to.
 FORMAT = "%P|%c|%m|%G|%D|%l|%f|%B|%s"
-GPU = re.compile(r"\bgpu(?::(?P<type>[^:,()]+))??:(?P<count>\d+)")
+GPU = re.compile(r"\bgpu(?::(?P<type>[^:,()]+))??:(?P<count>\d+)(?=[(,]|$)")
+NUMBER = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)\+?$")
 UNLIMITED = ("infinite", "UNLIMITED", "n/a", "(null)", "")
 
 
@@ -50,7 +51,7 @@ def parsed(listed: str) -> Iterator[Nodes]:
     """Read what sinfo prints by `FORMAT`; a line that is not of it is left out."""
     for line in listed.splitlines():
         fields = [field.strip() for field in line.split("|")]
-        if len(fields) == FORMAT.count("|") + 1 and fields[1].rstrip("+").isdigit():
+        if len(fields) == FORMAT.count("|") + 1 and NUMBER.match(fields[1]):
             yield _nodes(*fields)
 
 
@@ -62,9 +63,9 @@ def _nodes(
     last = sizes.rpartition("-")[2]
     return Nodes(
         partition=name.removesuffix("*"),
-        count=int(count),
-        cpus=min([int(cpus.rstrip("+")), *limit]),
-        memory_mb=int(memory.rstrip("+")),
+        count=_number(count),
+        cpus=min([_number(cpus), *limit]),
+        memory_mb=_number(memory),
         gpus=tuple((found["type"] or "", int(found["count"])) for found in GPU.finditer(gres)),
         features=() if features in UNLIMITED else tuple(features.split(",")),
         time_min=None if time in UNLIMITED else minutes(time),
@@ -73,8 +74,14 @@ def _nodes(
     )
 
 
+def _number(text: str) -> int:
+    """Slurm writes 1024 as 1K."""
+    found = NUMBER.match(text)
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " ")) if found else 0
+
+
 def named(config: Config, nodes: Sequence[Nodes]) -> list[Nodes]:
-    """Nodes of the partitions that are asked for, or of the default one."""
+    """Return the nodes of the partitions that are asked for, or of the default one."""
     extra = extra_options(config.cluster.slurm).get("partition")
     asked = extra or config.cluster.slurm.partition or os.environ.get(DEFAULTS["partition"])
     if not asked:
@@ -83,7 +90,8 @@ def named(config: Config, nodes: Sequence[Nodes]) -> list[Nodes]:
 
 
 def eligible(config: Config, nodes: Sequence[Nodes]) -> list[Nodes]:
-    """Those of them with the features that are asked for; of an expression only a list is read."""
+    """Return those of them with the features that are asked for. Of all expressions only a list of
+    features is understood."""
     features = re.split(r"[&,]", config.cluster.slurm.constraint or "")
     plain = [f for f in features if re.fullmatch(r"[\w.-]+", f)]
     if len(plain) != len(features):

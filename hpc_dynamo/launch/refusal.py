@@ -7,6 +7,12 @@ from hpc_dynamo.errors import LaunchError
 # Begins an error that repeats the one before it in general words, or follows none.
 GENERAL = "Batch job submission failed: "
 SAID = re.compile(r"^(?:sbatch: )?(?:error|fatal): (?P<text>.*)")
+# srun's reasons for starting no step. Its other errors are about tasks that have run.
+STEP = re.compile(
+    r"^srun: (?:fatal: (?P<fatal>.*)|error: (?P<error>(?:Invalid|Only allocated"
+    r"|Unable to (?:create|confirm|allocate)).*)|(?P<usage>(?:unrecognized|invalid) option.*))"
+)
+NO_PROGRAM = re.compile(r"^slurmstepd\S*: error: (?P<text>execve\(\): .*)")
 USAGE = re.compile(r"^sbatch: (?P<text>.*(?:option|argument).*)")
 
 YOURS = "`sacctmgr show associations user=$USER format=account,partition,qos` lists yours"
@@ -56,6 +62,18 @@ def refused(said: str) -> LaunchError:
     errors = sentences(said) or ["it did not say why"]
     matches = (hint for error in errors for sign, hint in FIELDS if re.search(sign, error))
     return LaunchError(f"sbatch refused the job: {errors[0]}", hint=next(matches, OTHERWISE))
+
+
+def step_refused(log: str) -> LaunchError | None:
+    """Return why srun could not start a job's step, by the output of the job's script; None if it
+    does not say so. The same command would be refused again."""
+    found = (STEP.match(line) or NO_PROGRAM.match(line) for line in log.splitlines())
+    why = next((next(filter(None, match.groups())) for match in found if match), "")
+    if not why:
+        return None
+    fields = (hint for sign, hint in FIELDS if re.search(sign, why))
+    hint = next(fields, "cluster.slurm.srun_args and cluster.slurm.extra: srun reads both")
+    return LaunchError(f"srun could not start the agents: {why}", hint=hint)
 
 
 def sentences(said: str) -> list[str]:
