@@ -36,7 +36,7 @@ PAIR = Topology(kind=Kind.disaggregated, prefill=Pool(workers=1), decode=Pool(wo
 
 
 def slurm(**fields: Any) -> Config:
-    return Config(topology=GOOD, cluster=Cluster(slurm=Slurm(**fields)))  # type: ignore[arg-type]  # strings only here
+    return Config(topology=GOOD, cluster=Cluster(slurm=Slurm(**fields)))
 
 
 def planned(topology: Topology = PAIR, **fields: Any) -> Config:

@@ -102,14 +102,14 @@ class Sender(Router):
         self, kind: Kind, client: Client, tasks: asyncio.TaskGroup, dialect: Dialect
     ) -> None:
         super().__init__(kind, RouterConfig())
-        self._dispatcher = Dispatcher(self, dialect, client, tasks)
+        self.dispatcher = Dispatcher(self, dialect, client, tasks)
 
     async def send(
         self, path: str, body: Body, timeout_s: float, answer: Whole | None = None
     ) -> Whole:
         answer, content = answer or Whole(), json.dumps(body).encode()
         async with asyncio.timeout(timeout_s):
-            await self._dispatcher.run(Work(path, content, body, Ask()), answer)
+            await self.dispatcher.run(Work(path, content, body, Ask()), answer)
         return answer
 
 
@@ -211,7 +211,7 @@ async def test_an_engines_refusal_is_told_as_it_came(
     dispatcher, _ = await house.whole(refusing(status))
     error = await failed(dispatcher)
     assert (error.status, error.body, error.final) == (status, b'{"error": "so it is"}', final)
-    assert f"worker 0 answered {status}" in error.message
+    assert error.message == f"worker 0 answered {status}: so it is"
 
 
 @pytest.mark.parametrize(("prefill", "status"), [(refusing(400), 400), (text, 502)])

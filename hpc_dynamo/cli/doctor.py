@@ -14,7 +14,8 @@ from rich.table import Table
 from hpc_dynamo import launch
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.nodes import asked_of_slurm, counted
-from hpc_dynamo.cli.start import OUT, placed, serve_run
+from hpc_dynamo.cli.runs import serve_run
+from hpc_dynamo.cli.start import OUT, placed, say
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.doctor import task
 from hpc_dynamo.doctor.lead import report_file
@@ -42,7 +43,7 @@ def doctor(args: Namespace) -> int:
     config = counted(config, launcher)
     layout = _layout(config, launcher)
     config = asked_of_slurm(config, layout, launcher)
-    attempt = serve_run(config).new_attempt(config, layout)
+    attempt = serve_run(config, say).new_attempt(config, layout)
     job = launch.start(launcher, attempt, config, layout, task.main)
     OUT.print(f"looking over {layout.nodes} node(s), logs in {attempt.logs}", markup=False)
     try:

@@ -145,8 +145,9 @@ class App:
     def _fail(self, request: Request, reply: Reply, error: RequestFailed) -> str:
         """The dispatcher's failures: an engine's own words go out as they came."""
         after_s = error.retry_after_s if isinstance(error, Overloaded) else 0.0
-        refused = Refused(error.status, error.message, retry_after_s=after_s)
         if reply.status or not error.body:
+            refused = errors.of_engine(error.status, error.body, error.message, request.path)
+            refused.retry_after_s = after_s
             return self._refuse(request, reply, refused)
         log.info("%s: %s", request.path, error.message)
         body = errors.engine_content(error.status, error.body, error.message, request.path)
