@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hpc_dynamo.cli.nodes import counted, planned_for
 from hpc_dynamo.cli.start import OUT, batch_config, profile_config, serve_config
 from hpc_dynamo.config import Config, Launcher, Mixed, Task
 from hpc_dynamo.engines import check
-from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency
 from hpc_dynamo.launch import partitions, script, slurm
 from hpc_dynamo.launch.layout_check import fitted, refuse_impossible, warnings
 from hpc_dynamo.run import Run
@@ -71,9 +72,11 @@ def plan(args: Namespace) -> int:
 
 def submitted(config: Config, layout: Plan) -> str:
     """Return the script that `batch` or `serve` submits for its next attempt."""
-    layout = launch.settled(Launcher.slurm, config, layout)
+    # No Slurm here that could say whether it starts heterogeneous jobs: most do.
+    with suppress(LaunchError, MissingDependency):
+        layout = launch.settled(Launcher.slurm, config, layout)
     if layout.apart:
-        raise _several_jobs("cluster.slurm.mixed=hetjob, or batch and serve as they are")
+        raise _several_jobs()
     run = Run(Path(config.runs) / config.name)
     attempt = run.attempt(1) if config.overwrite else run.next_attempt()
     mpi = slurm.mpi_type(config)
@@ -84,12 +87,13 @@ def submitted(config: Config, layout: Plan) -> str:
 
 def _own_script(args: Namespace, config: Config, layout: Plan) -> str:
     if config.cluster.slurm.mixed is Mixed.jobs and len(layout.parts) > 1:
-        raise _several_jobs("cluster.slurm.mixed=hetjob, or batch and serve as they are")
+        raise _several_jobs()
     words = list(args.overrides)
     if args.config_dir:
         words += ["--config-dir", str(args.config_dir.absolute())]
     return script.render(config, layout, config.task, words)
 
 
-def _several_jobs(hint: str) -> ConfigError:
+def _several_jobs() -> ConfigError:
+    hint = "cluster.slurm.mixed=hetjob, or batch and serve as they are"
     return ConfigError("cluster.slurm.mixed=jobs: one script asks for one job", hint=hint)
