@@ -1,7 +1,7 @@
 """`hpc-dynamo plan`: what would be started. Starts nothing and writes nothing."""
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +10,16 @@ from hpc_dynamo import launch
 from hpc_dynamo.cli import views
 from hpc_dynamo.cli.commands import commands
 from hpc_dynamo.cli.compose import compose, show
+from hpc_dynamo.cli.console import OUT
+from hpc_dynamo.cli.model_check import model_warnings, refuse_models
 from hpc_dynamo.cli.nodes import counted, planned_for
-from hpc_dynamo.cli.start import OUT, batch_config, profile_config, serve_config
+from hpc_dynamo.cli.start import batch_config, profile_config, serve_config
 from hpc_dynamo.config import Config, Launcher, Mixed, Task
 from hpc_dynamo.engines import check
 from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency
 from hpc_dynamo.launch import partitions, script, slurm
 from hpc_dynamo.launch.layout_check import fitted, refuse_impossible, warnings
+from hpc_dynamo.launch.partitions import Nodes
 from hpc_dynamo.run import Run
 from hpc_dynamo.topology import Plan
 from hpc_dynamo.topology import plan as lay_out
@@ -52,6 +55,7 @@ def plan(args: Namespace) -> int:
     layout = lay_out(config)
     if not args.show and (config.models or config.model.path):  # else to be named on sbatch's line
         check(config, layout)
+        refuse_models(config, on_node=False)
     nodes = partitions.known() if launcher is Launcher.slurm else ()
     config = fitted(config, layout, nodes)
     if args.dry_run:
@@ -64,10 +68,16 @@ def plan(args: Namespace) -> int:
         print(show(config), end="")
     else:
         OUT.print(views.layout(config, layout))
-        for line in warnings(config, layout, nodes):
-            OUT.print(f"warning: {line}", markup=False)
+        for line in _warnings(config, layout, nodes):
+            OUT.print(line, markup=False)
         refuse_impossible(config, layout, nodes)
     return 0
+
+
+def _warnings(config: Config, layout: Plan, nodes: Sequence[Nodes]) -> Iterator[str]:
+    yield from (f"warning: {line}" for line in warnings(config, layout, nodes))
+    if config.models or config.model.path:
+        yield from model_warnings(config, on_node=False)
 
 
 def submitted(config: Config, layout: Plan) -> str:

@@ -17,14 +17,6 @@ from hpc_dynamo.json_reader import JsonError, read_value
 from hpc_dynamo.preprocess import GivenIds, Preprocessor, PromptRejected, Tokens
 from hpc_dynamo.router import Ask, Wish, block_hashes, root
 
-# Fields that only the dispatcher may set: a worker that pulls KV blocks from a wrong place ends.
-RESERVED = frozenset(
-    {
-        "bootstrap_host", "bootstrap_port", "bootstrap_room", "disaggregated_params",
-        "ec_transfer_params", "kv_transfer_params",
-    }
-)  # fmt: skip
-
 log = logging.getLogger(__name__)
 
 

@@ -24,10 +24,11 @@ from hpc_dynamo.router.members import Load, Member
 from hpc_dynamo.router.remote import RemoteRouter
 from hpc_dynamo.router.router import Router
 from hpc_dynamo.router.server import RouterServer
-from hpc_dynamo.router.view import Offer, View
+from hpc_dynamo.router.view import NOTHING_YET, Offer, View
 
 __all__ = [
     "BOUNDS_S",
+    "NOTHING_YET",
     "Ask",
     "Caches",
     "Decisions",
