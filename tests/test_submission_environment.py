@@ -21,7 +21,6 @@ OF_A_JOB = {
     "SLURM_HINT": "x",
     "SLURM_CPU_BIND_TYPE": "mask_cpu:",
     "SLURM_EXPORT_ENV": "NONE",
-    "SBATCH_EXPORT": "NONE",
     "SBATCH_TIMELIMIT": "1",
     "SBATCH_GPUS": "9",
     "SBATCH_MEM_PER_NODE": "1",

@@ -16,13 +16,15 @@ from hpc_dynamo.child import LOGIN, clean_environment
 
 # How Slurm's commands find and trust their controller. Slurm sets none of them for a job.
 SITE = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_SACK_SOCKET")
-# Who pays, where the job runs, and whether it may be requeued: a user's defaults for sbatch, which
-# Slurm never sets either. sbatch prefers them to the lines of a script, so each is kept only if the
-# script has no such option.
+# Who pays, where the job runs, what it inherits, whether it may be requeued: a user's or a site's
+# defaults for sbatch, which Slurm never sets either. sbatch prefers them to the lines of a script,
+# so each is kept only if the script has no such option.
 DEFAULTS = {
     "account": "SBATCH_ACCOUNT",
     "clusters": "SBATCH_CLUSTERS",
     "constraint": "SBATCH_CONSTRAINT",
+    "export": "SBATCH_EXPORT",
+    "get-user-env": "SBATCH_GET_USER_ENV",
     "no-requeue": "SBATCH_NO_REQUEUE",
     "partition": "SBATCH_PARTITION",
     "qos": "SBATCH_QOS",

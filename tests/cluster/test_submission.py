@@ -55,7 +55,6 @@ LEAKS = {
     "SLURM_HINT": "nomultithread",
     "SLURM_NTASKS": "7",
     "SLURM_EXPORT_ENV": "NONE",
-    "SBATCH_EXPORT": "NONE",
     "SBATCH_TIMELIMIT": "soon",
     "PMIX_RANK": "3",
     "SUBMITIT_EXECUTOR": "local",
@@ -75,10 +74,14 @@ def test_what_an_interactive_job_leaves_in_a_shell_does_not_reach_the_job(
     assert "KEPT" in names
 
 
-def test_site_that_exports_nothing(cluster: SlurmCluster, folder: Path) -> None:
+@pytest.mark.parametrize("how", ["by its variable", "by an option"])
+def test_site_that_exports_nothing(cluster: SlurmCluster, folder: Path, how: str) -> None:
     """The step gets what the script has, not what the shell had."""
-    words = ("cluster.slurm.extra.export=NONE", f"cluster.slurm.setup=['env > {folder}/seen']")
-    done = run(cluster, folder, *COMMAND, "batch", *OWN_JOB, *words, env={"LOST": "yes"})
+    by_variable = how == "by its variable"
+    option = () if by_variable else ("cluster.slurm.extra.export=NONE",)
+    words = (*option, f"cluster.slurm.setup=['env > {folder}/seen']")
+    env = {"LOST": "yes", **({"SBATCH_EXPORT": "NONE"} if by_variable else {})}
+    done = run(cluster, folder, *COMMAND, "batch", *OWN_JOB, *words, env=env)
     all_answered(done, folder)
     assert "LOST" not in written(folder / "seen")
 
