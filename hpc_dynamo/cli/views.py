@@ -169,7 +169,8 @@ def _summary(attempt: Attempt, s: Summary) -> Table:
     table.add_row("requests", f"{p.done} answered{resumed}, {p.failed} failed")
     table.add_row("time", f"{duration(s.seconds)}, {(p.done - p.resumed) / seconds:.2f} requests/s")
     rate = f"{p.completion_tokens / seconds:.1f} tokens/s"
-    table.add_row("tokens", f"{p.prompt_tokens} in, {p.completion_tokens} out, {rate}")
+    cached = f" ({p.cached_tokens / p.prompt_tokens:.1%} cached)" if p.cached_tokens else ""
+    table.add_row("tokens", f"{p.prompt_tokens} in{cached}, {p.completion_tokens} out, {rate}")
     if s.ttft_prefill.count:
         table.add_row("TTFT on prefill workers", quantiles(s.ttft_prefill))
     name = "TTFT on decode workers, KV transfer included" if s.ttft_prefill.count else "TTFT"

@@ -107,6 +107,7 @@ def _check_numbers(config: Config) -> None:
         "batch.retries": batch.retries,
         "engine.restarts": engine.restarts,
         "router.overlap_weight": config.router.overlap_weight,
+        "router.recompute_weight": config.router.recompute_weight,
         "router.decode_weight": config.router.decode_weight,
         "router.temperature": config.router.temperature,
         "router.handover_tokens": config.router.handover_tokens or 0,

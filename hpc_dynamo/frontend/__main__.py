@@ -35,7 +35,6 @@ from hpc_dynamo.router import Ask, RemoteRouter
 from hpc_dynamo.run import Attempt
 
 TELL_S = 1.0
-RENEW_S = 2.0  # between two looks at what the tokenizer has learned
 FAREWELL_S = 3.0  # for the last words of streams
 MB = 1 << 20
 LIMITS = {413: "serve.max_body_mb", 429: "serve.buffer_mb"}  # settings, by the status
@@ -70,7 +69,7 @@ async def serve(attempt: Attempt, index: int, link: Path, host: str, port: int) 
                     tasks.create_task(_settle(models[lane.model], lane, router, notices))
                     for lane in lanes
                 ),
-                *(tasks.create_task(_renew(lane.generation)) for lane in lanes),
+                *(tasks.create_task(lane.generation.keep_bounded()) for lane in lanes),
             ]
             await _tell(router, stats, server, lanes, notices)
             for task in background:
@@ -118,14 +117,6 @@ async def _verify(config: Config, lane: Lane) -> None:
     log.info("tokenizer: %s %s", prompts.engine, prompts.slow_because)
     if not await agrees(prompts, lane.dispatcher, config.served_name, ask):
         lane.generation.prompts = different(config)
-
-
-async def _renew(generation: Generation) -> None:
-    """Keep the tokenizer's memory bounded. Until cancelled."""
-    while True:
-        await asyncio.sleep(RENEW_S)
-        if await asyncio.to_thread(generation.prompts.renew):
-            log.info("the tokenizer has begun anew")
 
 
 async def _heed(router: RemoteRouter, forwarder: Forwarder) -> None:

@@ -32,6 +32,10 @@ class Generation:
         self._config, self._stats, self._model = config, stats, model
         self._builder = WorkBuilder(config, prompts, model)
 
+    async def keep_bounded(self) -> None:
+        """See WorkBuilder.keep_bounded."""
+        await self._builder.keep_bounded()
+
     @property
     def prompts(self) -> Preprocessor | GivenIds:
         return self._builder.prompts

@@ -18,7 +18,7 @@ from hpc_dynamo.router.lease import (
     Target,
     Wish,
 )
-from hpc_dynamo.router.limits import Limits
+from hpc_dynamo.router.limits import Limits, StartShare
 from hpc_dynamo.router.loads import heard
 from hpc_dynamo.router.members import Load, Member
 from hpc_dynamo.router.remote import RemoteRouter
@@ -45,6 +45,7 @@ __all__ = [
     "RemoteRouter",
     "Router",
     "RouterServer",
+    "StartShare",
     "Target",
     "View",
     "Wish",
