@@ -65,6 +65,37 @@ FIELDS = {  # what to set in their place
 }
 
 
+GPUS = "cluster.gpus_per_node=4 cluster.slurm.gpu_type=a100 cluster.slurm.gpu_option=gres"
+MEMORY = "cluster.memory_gb_per_node=N; cluster.slurm.memory_option=mem-per-cpu or none"
+OTHERS = (
+    *("mail-type", "mail-user", "comment", "wckey", "requeue", "no-requeue", "contiguous"),
+    *("switches", "network", "tmp", "nice", "priority", "deadline", "prefer", "export"),
+    *("cpu-freq", "gpu-freq", "gpu-bind", "mem-bind", "gres-flags", "threads-per-core", "hint"),
+)
+
+
+def elsewhere(name: str) -> str:
+    """Return where an option of sbatch is set that somebody took for a field of `cluster.slurm`;
+    empty if sbatch has no such option."""
+    option = option_name(name)
+    if option in (*REQUESTS, "gres"):
+        return GPUS
+    if option in ("mem", "mem-per-cpu", "mem-per-gpu"):
+        return MEMORY
+    if option in (*OTHERS, *LETTERS.values()) and option not in FIELDS:
+        return f"cluster.slurm.extra.{option}=VALUE, as for any option of sbatch"
+    return FIELDS.get(option, "")
+
+
+def gpu_request(text: str) -> str:
+    """Return the overrides for `a100:4` or `gpu:a100:4` in place of a number; empty for others."""
+    *before, count = text.removeprefix("gpu:").split(":")
+    if len(before) > 1 or not count.isdigit() or ":" not in text:
+        return ""
+    typed = f" cluster.slurm.gpu_type={before[0]}" if before else ""
+    return f"cluster.gpus_per_node={count}{typed}"
+
+
 def extra_options(slurm: Slurm) -> Options:
     """Return the options of `extra` by their long names; True is a flag, False removes ours."""
     return {option_name(name): _value(value) for name, value in slurm.extra.items()}
