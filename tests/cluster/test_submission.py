@@ -200,6 +200,14 @@ def test_refusal_of_sbatch_is_shown_once(cluster: SlurmCluster, folder: Path) ->
     assert "--help for" not in done.stderr
 
 
+def test_step_that_srun_refuses_is_not_resumed(cluster: SlurmCluster, folder: Path) -> None:
+    done = run(cluster, folder, *COMMAND, "batch", *OWN_JOB, "cluster.slurm.srun_args=[--bad]")
+    assert done.returncode == 1
+    assert "unrecognized option '--bad'" in done.stderr
+    assert "cluster.slurm.srun_args" in done.stderr
+    assert "same command" not in done.stderr
+
+
 FORMS = {
     "no line about GPUs": ["cluster.slurm.gpu_option=none"],
     "of the job": ["cluster.slurm.gpu_option=gpus"],
