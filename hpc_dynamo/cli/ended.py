@@ -78,6 +78,8 @@ def _tail(file: Path) -> list[str]:
 def _cause(lines: Iterable[str]) -> str:
     """The line that says most: no space, the last error, or the last line."""
     known = list(lines)
+    if refusal := step_refused("\n".join(known)):
+        return refusal.message
     for pattern in (NO_SPACE, CAUSE):
         if found := [line for line in known if pattern.search(line)]:
             return found[-1]

@@ -15,6 +15,7 @@ STEP = re.compile(
 NO_PROGRAM = re.compile(r"^slurmstepd\S*: error: (?P<text>execve\(\): .*)")
 USAGE = re.compile(r"^sbatch: (?P<text>.*(?:option|argument).*)")
 
+OPTION = r"option"
 YOURS = "`sacctmgr show associations user=$USER format=account,partition,qos` lists yours"
 # By Slurm's words (src/common/slurm_errno.c, src/common/slurm_opt.c). The first that matches.
 FIELDS = (
@@ -45,12 +46,12 @@ FIELDS = (
     (r"[Ll]icense", "cluster.slurm.extra.licenses=NAME:N; `scontrol show licenses` lists them"),
     (r"[Dd]ependency", "cluster.slurm.extra.dependency=afterok:JOB"),
     (
-        r"option",
+        OPTION,
         "cluster.slurm.extra.NAME=VALUE, NAME=true for a flag, NAME=false to leave it out; "
         "`sbatch --help` lists the names",
     ),
     (
-        r"[Cc]ontact|[Cc]onnect|timed out",
+        r"[Cc]ontact|[Cc]onnect|timed out|resolve_ctls|fetch_config",
         "the same command later; `scontrol ping` shows whether the controller answers",
     ),
 )
@@ -71,7 +72,7 @@ def step_refused(log: str) -> LaunchError | None:
     why = next((next(filter(None, match.groups())) for match in found if match), "")
     if not why:
         return None
-    fields = (hint for sign, hint in FIELDS if re.search(sign, why))
+    fields = (hint for sign, hint in FIELDS if sign != OPTION and re.search(sign, why))
     hint = next(fields, "cluster.slurm.srun_args and cluster.slurm.extra: srun reads both")
     return LaunchError(f"srun could not start the agents: {why}", hint=hint)
 
