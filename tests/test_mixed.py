@@ -16,6 +16,7 @@ from hpc_dynamo.launch import grown
 from hpc_dynamo.launch.allocation import start_step
 from hpc_dynamo.launch.node import component, whoami
 from hpc_dynamo.launch.resources import components, resources
+from hpc_dynamo.launch.script import submission
 from hpc_dynamo.run import Attempt, Run
 from hpc_dynamo.topology import Group, Plan, plan
 from tests.runs import until
@@ -243,6 +244,23 @@ def test_one_that_no_head_ever_saw_is_cancelled_with_the_run(run: Run, slurm: Pa
     program.chmod(0o755)
     grown.clear(attempt.grown(), silence_s=30.0)
     assert (slurm / "cancelled").read_text().split() == ["8"]
+
+
+def test_job_of_the_second_kind_counts_its_nodes_from_the_first_kinds(run: Run) -> None:
+    config = compose(
+        [
+            *("engine=simulator", "cluster.hardware.west.partition=west"),
+            *("cluster.hardware.west.nodes=2", "cluster.hardware.east.partition=east"),
+            *("topology.prefill.workers=2", "topology.prefill.hardware=west"),
+            "topology.decode.hardware=east",
+        ]
+    )
+    layout = plan(config)
+    _, second = layout.parts
+    attempt = run.new_attempt(config, layout)
+    text = submission(attempt.new_grown(second), on(config, second.kind), second, "none")
+    assert "#SBATCH --partition=east\n" in text
+    assert "#SBATCH --nodes=1\n" in text
 
 
 def test_a_script_asks_for_one_job(call: Call) -> None:

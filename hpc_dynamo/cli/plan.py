@@ -14,7 +14,7 @@ from hpc_dynamo.cli.console import OUT
 from hpc_dynamo.cli.model_check import model_warnings, refuse_models
 from hpc_dynamo.cli.nodes import counted, planned_for
 from hpc_dynamo.cli.start import batch_config, profile_config, serve_config
-from hpc_dynamo.config import Config, Launcher, Mixed, Task
+from hpc_dynamo.config import Config, Launcher, Mixed, Task, on
 from hpc_dynamo.engines import check
 from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency
 from hpc_dynamo.launch import partitions, script, slurm
@@ -92,7 +92,7 @@ def submitted(config: Config, layout: Plan) -> str:
     mpi = slurm.mpi_type(config)
     if len(layout.parts) > 1:
         return script.hetjob(attempt, config, layout, ENTRY, mpi)
-    return script.submission(attempt, config, layout, mpi)
+    return script.submission(attempt, on(config, layout.kind), layout, mpi)
 
 
 def _own_script(args: Namespace, config: Config, layout: Plan) -> str:

@@ -15,12 +15,15 @@ from hpc_dynamo.launch.resources import components, sbatch_options
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
 
+Options = Mapping[str, str | int | bool]
+Parts = Sequence[tuple[Config, Plan]]  # of nodes that are alike, see resources.components
+
 OWN = "# For a script of your own, which makes its run folder itself: hpc-dynamo plan --sbatch …"
 
 
 def render(config: Config, plan: Plan, verb: str, overrides: Sequence[str]) -> str:
     """Return a script for a person. Arguments of `sbatch script …` become further overrides."""
-    lines = ["#!/bin/bash", *directives(config, plan, _logs_and_signal(config)), ""]
+    lines = ["#!/bin/bash", *directives(components(config, plan), _logs_and_signal(config)), ""]
     lines += ["# The end of the job is announced to this shell, which must be the program itself:"]
     lines += ["# so `exec`. Further overrides may follow the script's name on sbatch's line."]
     lines += [*config.cluster.slurm.setup]
@@ -36,24 +39,26 @@ def submission(attempt: Attempt, config: Config, plan: Plan, mpi: str) -> str:
     folder, logs = attempt.submitit, _logs(attempt)
     task = (sys.executable, "-u", "-m", "submitit.core._submit", str(folder))
     options = [f"--{name}={value}" for name, value in _logs(attempt, "%t").items()]
-    parts = components(config, plan)
+    parts = ((config, plan),)
     srun = step.command(parts, task, mpi, "--unbuffered", *options)
-    return _submitted(config, plan, logs, ["export SUBMITIT_EXECUTOR=slurm", shlex.join(srun)])
+    return _submitted(parts, logs, ["export SUBMITIT_EXECUTOR=slurm", shlex.join(srun)])
 
 
 def hetjob(attempt: Attempt, config: Config, plan: Plan, entry: str, mpi: str) -> str:
     """Return what is submitted for an attempt on nodes of several kinds: one heterogeneous job."""
     task = (sys.executable, "-u", "-m", entry, str(attempt.path))
-    srun = step.command(components(config, plan), task, mpi)
+    parts = components(config, plan)
+    srun = step.command(parts, task, mpi)
     logs = {"output": f"{_escaped(attempt)}/%j.log"}
-    return _submitted(config, plan, logs, [shlex.join(srun)])
+    return _submitted(parts, logs, [shlex.join(srun)])
 
 
-def _submitted(config: Config, plan: Plan, logs: Mapping[str, str], commands: list[str]) -> str:
-    signal = {"signal": f"USR2@{config.cluster.slurm.signal_before_end_s}"}  # to all tasks
+def _submitted(parts: Parts, logs: Mapping[str, str], commands: list[str]) -> str:
+    slurm = parts[0][0].cluster.slurm
+    signal = {"signal": f"USR2@{slurm.signal_before_end_s}"}  # to all tasks
     first = dict(logs) | {"open-mode": "append"} | signal
-    lines = ["#!/bin/bash", *directives(config, plan, first, signal), "", OWN]
-    return "\n".join([*lines, *config.cluster.slurm.setup, *commands, ""])
+    lines = ["#!/bin/bash", *directives(parts, first, signal), "", OWN]
+    return "\n".join([*lines, *slurm.setup, *commands, ""])
 
 
 def _logs(attempt: Attempt, task: str = "0") -> dict[str, str]:
@@ -67,16 +72,11 @@ def _escaped(attempt: Attempt) -> str:
     return str(attempt.submitit).replace("%", "%%")
 
 
-Options = Mapping[str, str | int | bool]
-
-
-def directives(
-    config: Config, plan: Plan, first: Options, others: Options | None = None
-) -> Iterator[str]:
+def directives(parts: Parts, first: Options, others: Options | None = None) -> Iterator[str]:
     """The #SBATCH lines; nodes of several kinds are components of a heterogeneous job. `first` are
     further options of the first component, in which the script runs, `others` of the rest. What
     the configuration asks for comes before them."""
-    for index, (its, part) in enumerate(components(config, plan)):
+    for index, (its, part) in enumerate(parts):
         if index:
             yield "#SBATCH hetjob"
         asked = sbatch_options(its, part)
