@@ -70,6 +70,33 @@ def test_a_request_that_the_engine_refuses_goes_to_the_errors(tmp_path: Path) ->
     assert row["custom_id"] == "too long"
     assert row["response"]["status_code"] == 400
     assert row["error"]["final"] is True
+    assert row["error"]["message"].startswith("worker ")
+    assert row["response"]["body"]["error"]["message"] in row["error"]["message"]
+
+
+def test_lines_that_only_pythons_json_reads_and_fields_that_are_null(tmp_path: Path) -> None:
+    rows = [
+        rb'{"prompt": "null takes the default", "max_tokens": null}',
+        rb'{"prompt": "set", "max_tokens": 2}',
+        rb'{"prompt": "not a number", "repetition_penalty": NaN}',
+        rb'{"prompt": "infinite", "top_k": 1e400}',
+        rb'{"prompt": "half a pair \ud83d"}',
+        rb'{"url": "/v1/rerank", "body": {"query": "a", "documents": ["b"]}}',
+    ]
+    (tmp_path / "prompts.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\n".join(rows))
+    words = (*SIMULATOR, "input=prompts.jsonl", "batch.defaults.max_tokens=3")
+    done = hpc_dynamo("batch", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / "runs/prompts"
+    counts = {
+        row["custom_id"]: row["response"]["body"]["usage"]["completion_tokens"]
+        for row in map(json.loads, (run / "output.jsonl").read_text().splitlines())
+    }
+    assert counts == {"line-1": 3, "line-2": 2, "line-3": 3, "line-4": 3}
+    failed = [json.loads(line) for line in (run / "errors.jsonl").read_text().splitlines()]
+    assert [row["custom_id"] for row in failed] == ["line-5", "line-6"]
+    assert "surrogates" in failed[0]["error"]["message"]
+    assert failed[1]["error"]["message"].endswith("answered 404: Not Found")
 
 
 def test_an_engine_that_cannot_start_ends_the_run_with_rank_node_and_log(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ async def test_an_engines_refusal_is_told_as_it_came(
     dispatcher, _ = await house.whole(refusing(status))
     error = await failed(dispatcher)
     assert (error.status, error.body, error.final) == (status, b'{"error": "so it is"}', final)
-    assert f"worker 0 answered {status}" in error.message
+    assert error.message == f"worker 0 answered {status}: so it is"
 
 
 @pytest.mark.parametrize(("prefill", "status"), [(refusing(400), 400), (text, 502)])

@@ -17,8 +17,10 @@ LONGEST = 300  # lines of a file
 # A file imports from the rows above its own, and from its own room.
 TABLE = """
 L0  errors
+L0  json_reader
+L0  engine_errors
 L1  config
-L1  messages topology kv_events kv_memory
+L1  messages topology kv_events kv_memory model_files
 L1  run
 L2  wire kv keeper http preprocess draw
 L2  child

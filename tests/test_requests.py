@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +32,11 @@ def lines(*rows: dict[str, Any]) -> str:
 
 def found(requests: Requests) -> list[tuple[str, str, dict[str, Any]]]:
     with requests.open() as reader:
-        return [(e.custom_id, *reader.read(e)) for e in requests.entries]
+        return [(e.custom_id, *_decoded(*reader.read(e))) for e in requests.entries]
+
+
+def _decoded(path: str, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    return path, {name: json.loads(bytes(value)) for name, value in body.items()}
 
 
 def test_openai_lines_and_plain_lines_may_be_mixed(file: Path) -> None:
@@ -71,6 +76,28 @@ def test_windows_files(file: Path) -> None:
     ]
 
 
+def test_values_reach_the_engine_as_they_are_in_the_file(file: Path) -> None:
+    """What only Python's parser reads is read: the engines use that parser."""
+    bodies = [
+        rb'{"prompt": "a", "temperature": NaN}',
+        rb'{"prompt": "a", "top_p": 1e400}',
+        rb'{"prompt": "\ud83d"}',
+        rb'{"prompt": "a", "seed": 123456789012345678901234567890, "x": 1.10}',
+    ]
+    url = b'{"url": "/v1/rerank", "body": '
+    file.write_bytes(b"\n".join([*bodies, *(url + body + b"}" for body in bodies)]))
+    requests = scan(file)
+    with requests.open() as reader:
+        read = [reader.read(entry) for entry in requests.entries]
+    assert [path for path, _ in read] == [TEXT] * 4 + ["/v1/rerank"] * 4
+    for (_, body), written in zip(read, bodies * 2, strict=True):
+        encoded = msgspec.json.encode(body)
+        assert repr(json.loads(encoded)) == repr(json.loads(written))
+    assert msgspec.json.encode(read[3][1]) == (
+        b'{"prompt":"a","seed":123456789012345678901234567890,"x":1.10}'
+    )
+
+
 def test_the_fingerprint_is_of_the_files_bytes(file: Path) -> None:
     file.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n\r\n{"prompt": "b"}')
     assert scan(file).fingerprint == hashlib.sha256(file.read_bytes()).hexdigest()
@@ -91,15 +118,21 @@ def complaint(file: Path, content: str | bytes) -> str:
         (b'{"prompt": "a"} {"prompt": "b"}', "not JSON: "),
         (b'{"prompt": "\xff"}', "not JSON: "),
         (b"\x00", "not JSON: "),
-        (b"NaN", "not JSON: "),
+        (b"NaN", "a JSON object is needed, not float"),
         (b'["prompt"]', "a JSON object is needed, not list"),
         (b"null", "a JSON object is needed, not NoneType"),
         (b"{}", 'needs "prompt", "messages", or "url" and "body"'),
         (b'{"custom_id": 7, "prompt": "a"}', "custom_id must be a string that is not empty"),
         (b'{"custom_id": "", "prompt": "a"}', "custom_id must be a string that is not empty"),
         (b'{"custom_id": null, "prompt": "a"}', "custom_id must be a string"),
-        (b'{"body": {}, "url": "/v1/files"}', "url must be one of /v1/chat/completions, /v1/comp"),
-        (b'{"body": {}}', "url must be one of /v1/chat/completions, /v1/completions, "),
+        (b'{"body": {}, "url": "/v1/files"}', "url must be a path for inference such as /v1/"),
+        (b'{"body": {}, "url": "/sleep"}', "url must be a path for inference such as /v1/"),
+        (b'{"body": {}, "url": "/v1/models"}', "url must be a path for inference such as /v1/"),
+        (b'{"body": {}, "url": "http://x/v1/score"}', "url must be a path for inference"),
+        (b'{"body": {}, "url": ["/v1/score"]}', "url must be a path for inference"),
+        (b'{"body": {}}', "url must be a path for inference such as /v1/chat/completions, "),
+        (b'{"prompt": ' + b"[" * 3000 + b"]" * 3000 + b"}", "not JSON: arrays and objects are nes"),
+        (rb'{"prompt": "a", "custom_id": "\ud83d"}', "custom_id holds half a surrogate pair"),
         (b'{"url": "/v1/completions"}', "body must be a JSON object"),
         (b'{"url": "/v1/completions", "body": "x"}', "body must be a JSON object"),
         (b'{"url": "/v1/completions", "body": {}, "method": "GET"}', "method must be POST, not"),

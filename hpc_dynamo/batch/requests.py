@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import msgspec
-
+from hpc_dynamo.engines.paths import is_inference
 from hpc_dynamo.errors import InputError
+from hpc_dynamo.json_reader import JsonError, is_text, read_fields, read_value
 
-PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+USUAL = f"{CHAT}, {COMPLETIONS}, /v1/embeddings, /v1/score or /v1/rerank"
 SHOWN = 20  # complaints printed at most
 BOM = b"\xef\xbb\xbf"
 
@@ -54,9 +55,12 @@ class Reader:
         os.close(self._handle)
 
     def read(self, entry: Entry) -> tuple[str, dict[str, Any]]:
-        """URL path and body of a request."""
-        _, path, body = _parse(os.pread(self._handle, entry.size, entry.offset), 0)
-        return path, body
+        """Return the URL path and the body of a request, its values as they are in the file."""
+        fields = read_fields(os.pread(self._handle, entry.size, entry.offset))
+        if "body" in fields:
+            return read_value(bytes(fields["url"])), {**read_fields(bytes(fields["body"]))}
+        body = {name: value for name, value in fields.items() if name != "custom_id"}
+        return CHAT if "messages" in body else COMPLETIONS, body
 
 
 def scan(file: Path) -> Requests:
@@ -105,8 +109,8 @@ def _complaint(wrong: list[str]) -> str:
 def _parse(line: bytes, number: int) -> tuple[str, str, dict[str, Any]]:
     """Id, URL path and body of one line. Raises InputError with the reason alone."""
     try:
-        value = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        value = read_value(line)
+    except JsonError as e:
         raise InputError(f"not JSON: {e}") from e
     if not isinstance(value, dict):
         raise InputError(f"a JSON object is needed, not {type(value).__name__}")
@@ -116,6 +120,8 @@ def _parse(line: bytes, number: int) -> tuple[str, str, dict[str, Any]]:
     path, body = _batch_line(value) if "body" in value or "url" in value else _plain_line(value)
     if body.get("stream"):
         raise InputError("stream=true has no meaning in a batch")
+    if not is_text(custom_id):
+        raise InputError("custom_id holds half a surrogate pair")
     return custom_id, path, body
 
 
@@ -123,8 +129,8 @@ def _batch_line(value: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     path, body = value.get("url"), value.get("body")
     if value.get("method", "POST") != "POST":
         raise InputError(f"method must be POST, not {value['method']!r}")
-    if path not in PATHS:
-        raise InputError(f"url must be one of {', '.join(PATHS)}, not {path!r}")
+    if not isinstance(path, str) or not is_inference(path):
+        raise InputError(f"url must be a path for inference such as {USUAL}, not {path!r}")
     if not isinstance(body, dict):
         raise InputError("body must be a JSON object")
     return path, body
@@ -133,7 +139,7 @@ def _batch_line(value: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 def _plain_line(value: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     body = {k: v for k, v in value.items() if k != "custom_id"}
     if "messages" in body:
-        return "/v1/chat/completions", body
+        return CHAT, body
     if "prompt" in body:
-        return "/v1/completions", body
+        return COMPLETIONS, body
     raise InputError('needs "prompt", "messages", or "url" and "body"')

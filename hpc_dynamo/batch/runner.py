@@ -13,6 +13,7 @@ from hpc_dynamo.config import Config, Role
 from hpc_dynamo.dispatch import Dispatcher, Whole, Work
 from hpc_dynamo.engines import Body, calling
 from hpc_dynamo.errors import RequestFailed
+from hpc_dynamo.json_reader import is_null, read_value
 from hpc_dynamo.launch.walltime import Durations
 from hpc_dynamo.messages import Progress
 from hpc_dynamo.router import Ask
@@ -89,8 +90,9 @@ class Runner:
                 self._running -= 1
 
     async def _finish(self, entry: Entry, path: str, given: Body) -> None:
-        body = self._config.batch.defaults | given
-        body |= self._model(body.get("model"))
+        unset = {k: v for k, v in self._config.batch.defaults.items() if is_null(given, k)}
+        body = given | unset
+        body |= self._model(read_value(bytes(given.get("model", b"null"))))
         ask = Ask(timeout_s=self._config.batch.request_timeout_s)
         try:
             answer = await self._persist(entry, Work(path, msgspec.json.encode(body), body, ask))

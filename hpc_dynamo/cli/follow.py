@@ -61,6 +61,7 @@ class _News:
         self._phase = before.phase if before else ""
         self._successor = before.successor if before else None
         self._workers = {w.rank: w for w in before.workers} if before else {}
+        self._notices = set(before.notices) if before else set[str]()
         self._grown = {job.number: job.state for job in before.grown} if before else {}
 
     def lines(self) -> Iterator[str]:
@@ -78,6 +79,8 @@ class _News:
                     yield serving.grown_line(job)
             for worker in status.workers:
                 yield from self._about(worker)
+            yield from (f"notice: {n}" for n in status.notices if n not in self._notices)
+            self._notices.update(status.notices)
         if self._endpoint is None and (endpoint := self._attempt.endpoint()):
             self._endpoint = endpoint
             yield serving.how_to(self._attempt, endpoint)

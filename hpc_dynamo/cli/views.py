@@ -96,6 +96,7 @@ def status(attempt: Attempt, job: tuple[JobState, str] | None) -> RenderableType
         rows.append(Text(f"endpoint {endpoint.url}, {serving.served(endpoint)}"))
     if known:
         rows += [_phase(known, ended=outcome is not None), *_figures(known)]
+        rows += [Text(f"notice: {notice}") for notice in known.notices]
     if outcome and outcome.message:
         rows.append(Text(f"ended: {outcome.message}"))
     if outcome and outcome.summary:

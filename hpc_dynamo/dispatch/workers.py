@@ -7,6 +7,7 @@ from typing import Protocol
 
 import msgspec
 
+from hpc_dynamo.engine_errors import with_engine_text
 from hpc_dynamo.engines import Body
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import Answer, Client
@@ -89,6 +90,7 @@ async def _good(
 
 
 def _refused(target: Target, what: str, status: int, body: bytes) -> RequestFailed:
+    what = with_engine_text(what, body)
     if status >= 500:
         return Broken(target.rank, what, status, body)
     return RequestFailed(what, status=status, body=body)
@@ -98,6 +100,6 @@ def read_object(content: bytes, target: Target) -> Body:
     """What an engine calls a success must be a JSON object. Raises RequestFailed."""
     try:
         return OBJECT.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         what = f"worker {target.rank} answered 200 with no JSON object: {e}"
         raise Broken(target.rank, what, 502, content) from e

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import uvloop
 
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import Config, Policy
 from hpc_dynamo.dispatch import Dispatcher
 from hpc_dynamo.engines import dialect, engine
 from hpc_dynamo.frontend import errors
@@ -27,7 +27,7 @@ from hpc_dynamo.frontend.lanes import Lane, Lanes
 from hpc_dynamo.frontend.stats import Counted, Stats
 from hpc_dynamo.frontend.verify import agrees
 from hpc_dynamo.http import Client, Limits, Server, pinned
-from hpc_dynamo.preprocess import GivenIds, NoTokenizer, Preprocessor
+from hpc_dynamo.preprocess import GivenIds, Preprocessor, different, load_prompts
 from hpc_dynamo.router import Ask, RemoteRouter
 from hpc_dynamo.run import Attempt
 
@@ -43,7 +43,8 @@ async def serve(attempt: Attempt, index: int, link: Path, host: str, port: int) 
     """Until the head is gone or says so by SIGTERM."""
     config, stats = attempt.config(), Stats()
     models = config.each
-    prompts = await asyncio.gather(*(asyncio.to_thread(_prompts, own) for own in models.values()))
+    loading = (asyncio.to_thread(load_prompts, own, os.environ) for own in models.values())
+    prompts = await asyncio.gather(*loading)
     router = await RemoteRouter.connect(link)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, router.close)
     engines, jobs = Client.bearer(attempt.engine_key()), _among_jobs(config)
@@ -52,6 +53,7 @@ async def serve(attempt: Attempt, index: int, link: Path, host: str, port: int) 
             _lane(model, own, known, stats, Dispatcher(router, dialect(own), client, tasks))
             for (model, own), known in zip(models.items(), prompts, strict=True)
         )
+        notices = dict[str, str]()
         gate, forwarder = Gate(_key(attempt, config)), Forwarder(jobs, attempt.number, stats)
         app = App(config, gate, router, lanes, forwarder, stats)
         async with Server(app, limits=_limits(config), refuse=_refuse) as server:
@@ -59,10 +61,13 @@ async def serve(attempt: Attempt, index: int, link: Path, host: str, port: int) 
             log.info("frontend %d (pid %d) listens on %s:%d", index, os.getpid(), host, port)
             background = [
                 tasks.create_task(_heed(router, forwarder)),
-                *(tasks.create_task(_verify(models[lane.model], lane)) for lane in lanes),
+                *(
+                    tasks.create_task(_settle(models[lane.model], lane, router, notices))
+                    for lane in lanes
+                ),
                 *(tasks.create_task(_renew(lane.generation)) for lane in lanes),
             ]
-            await _tell(router, stats, server, lanes)
+            await _tell(router, stats, server, lanes, notices)
             for task in background:
                 task.cancel()
             async with asyncio.timeout(FAREWELL_S):
@@ -77,13 +82,37 @@ def _lane(
     return Lane(model, Generation(config, prompts, own, model), to, own)
 
 
+async def _settle(
+    config: Config, lane: Lane, router: RemoteRouter, notices: dict[str, str]
+) -> None:
+    """Find the tokenizer that will be used, and put a notice into `notices` if there is none."""
+    generation = lane.generation
+    if isinstance(generation.prompts, GivenIds):
+        await _ready(router, lane.model)
+        # The engine may have downloaded the model meanwhile.
+        generation.prompts = await asyncio.to_thread(load_prompts, config, os.environ)
+    await _verify(config, lane)
+    if config.router.policy is Policy.kv and lane.notice:
+        notices[lane.model] = lane.notice
+    log.info("%s", lane.notice or "the tokenizer is in use")
+
+
+async def _ready(router: RemoteRouter, model: str) -> None:
+    """Return once requests of a model are served."""
+    while True:
+        await asyncio.sleep(TELL_S)
+        if router.view.of(model).ready:
+            return
+
+
 async def _verify(config: Config, lane: Lane) -> None:
-    """Where the engine has a tokenizer of the model's, it must be as ours."""
+    """Compare our token ids with those of the engine, if it can be asked."""
     prompts, ask = lane.generation.prompts, Ask(split=False, model=lane.model)
     if not isinstance(prompts, Preprocessor) or not engine(config.engine.name).tokenizes:
         return
+    log.info("tokenizer: %s %s", prompts.engine, prompts.slow_because)
     if not await agrees(prompts, lane.dispatcher, config.served_name, ask):
-        lane.generation.prompts = GivenIds()
+        lane.generation.prompts = different(config)
 
 
 async def _renew(generation: Generation) -> None:
@@ -102,28 +131,17 @@ async def _heed(router: RemoteRouter, forwarder: Forwarder) -> None:
         forwarder.heed(successor.url if successor else "")
 
 
-async def _tell(router: RemoteRouter, stats: Stats, server: Server, lanes: Lanes) -> None:
+async def _tell(
+    router: RemoteRouter, stats: Stats, server: Server, lanes: Lanes, notices: dict[str, str]
+) -> None:
     """Report to the head every second, the first time at once: that is how it knows of us."""
-    counted = Counted({"": stats} | {lane.model: lane.stats for lane in lanes})
+    counted = Counted({"": stats} | {lane.model: lane.stats for lane in lanes}, notices)
     while not router.closed.done():
         stats.connections = server.connections
         for lane in lanes:
             lane.stats.retried = lane.dispatcher.retried
         router.tell(counted)
         await asyncio.wait([router.closed], timeout=TELL_S)
-
-
-def _prompts(config: Config) -> Preprocessor | GivenIds:
-    path = Path(config.model.path)
-    try:
-        if not config.model.path or not path.is_dir():
-            raise NoTokenizer(f"model.path={config.model.path} is no folder here")
-        prompts = Preprocessor.load(path)
-    except NoTokenizer as e:
-        log.warning("texts are routed by load alone: %s", e)
-        return GivenIds()
-    log.info("tokenizer: %s %s", prompts.engine, prompts.slow_because)
-    return prompts
 
 
 def _key(attempt: Attempt, config: Config) -> str:

@@ -91,8 +91,10 @@ class App:
             self._allow(request, "POST")
             if not await self._passed_on(request, reply, own_id):
                 body, view = read_body(request.body), self._router.view
-                ask = await self._lanes.of(body, view).generation.ask(request, body, view)
-                reply.send(200, await self._router.explain(ask), [JSON])
+                lane = self._lanes.of(body, view)
+                ask = await lane.generation.ask(request, body, view)
+                decision = await self._router.explain(ask)
+                reply.send(200, pages.explained(decision, lane.notice), [JSON])
         else:
             known = ", ".join(sorted(KNOWN))
             raise Refused(404, f"{path[:200]} is not served here; known: {known}")
@@ -143,8 +145,9 @@ class App:
     def _fail(self, request: Request, reply: Reply, error: RequestFailed) -> str:
         """The dispatcher's failures: an engine's own words go out as they came."""
         after_s = error.retry_after_s if isinstance(error, Overloaded) else 0.0
-        refused = Refused(error.status, error.message, retry_after_s=after_s)
         if reply.status or not error.body:
+            refused = errors.of_engine(error.status, error.body, error.message, request.path)
+            refused.retry_after_s = after_s
             return self._refuse(request, reply, refused)
         log.info("%s: %s", request.path, error.message)
         body = errors.engine_content(error.status, error.body, error.message, request.path)

@@ -8,6 +8,9 @@ from typing import Any
 
 import msgspec
 
+from hpc_dynamo.engine_errors import engine_text
+from hpc_dynamo.json_reader import JsonError, read_value
+
 KINDS = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -28,12 +31,13 @@ class Refused(Exception):
     """A request that is answered with an error of our own."""
 
     def __init__(
-        self, status: int, message: str, *, code: str | None = None, param: str | None = None,
-        retry_after_s: float = 0.0,
+        self, status: int, message: str, *, code: str | int | None = None, param: str | None = None,
+        retry_after_s: float = 0.0, kind: str | None = None,
     ) -> None:  # fmt: skip
+        """`kind` is the error's `type`; None derives it from the status."""
         super().__init__(message)
         self.status, self.message, self.retry_after_s = status, message, retry_after_s
-        self.code, self.param = code, param
+        self.code, self.param, self.kind = code, param, kind
 
 
 def content(error: Refused, path: str = "") -> bytes:
@@ -52,34 +56,40 @@ def event(error: Refused, path: str) -> bytes:
     return b"\n\ndata: %b\n\ndata: [DONE]\n\n" % data
 
 
-def engine_content(status: int, body: bytes, message: str, path: str) -> bytes:
-    """An engine's own error: as it came, if it has the form that clients of `path` understand."""
-    known = _read(body)
-    if status == 404 and _words(known) == NOWHERE:
+def of_engine(status: int, body: bytes, message: str, path: str) -> Refused:
+    """Return an engine's error with the engine's own text; `message` if the engine gave none."""
+    said = engine_text(body)
+    if status == 404 and said.message == NOWHERE:
         missing = f"the engine of this job has no endpoint {path}"
-        return content(Refused(404, missing, code="unknown_endpoint"), path)
-    understood = known.get("type") == "error" if path.startswith(MESSAGES) else "error" in known
-    return body if understood else content(Refused(status, _words(known) or message), path)
+        return Refused(404, missing, code="unknown_endpoint")
+    return Refused(
+        status, said.message or message, code=said.code, param=said.param, kind=said.type
+    )
 
 
-def _read(body: bytes) -> dict[str, Any]:
+def engine_content(status: int, body: bytes, message: str, path: str) -> bytes:
+    """Return the body for a failed request: the engine's own if it has the form that clients of
+    `path` understand, else the engine's text in that form."""
+    error = of_engine(status, body, message, path)
+    understood = error.message == engine_text(body).message and _has_form(body, path)
+    return body if understood else content(error, path)
+
+
+def _has_form(body: bytes, path: str) -> bool:
     try:
-        return msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return {}
-
-
-def _words(known: dict[str, Any]) -> str:
-    """What an engine says, in OpenAI's form or in FastAPI's own."""
-    error = known.get("error", known.get("detail"))
-    said = error.get("message") if isinstance(error, dict) else error
-    return said if isinstance(said, str) else ""
+        known = read_value(body)
+    except JsonError:
+        return False
+    if not isinstance(known, dict) or not isinstance(known.get("error"), dict):
+        return False
+    return known.get("type") == "error" or not path.startswith(MESSAGES)
 
 
 def _object(error: Refused, path: str) -> dict[str, Any]:
-    kind = KINDS.get(error.status, "server_error" if error.status >= 500 else KINDS[400])
+    usual = KINDS.get(error.status, "server_error" if error.status >= 500 else KINDS[400])
     if path.startswith(MESSAGES):
-        kind = kind.replace("server_error", "api_error")
+        kind = usual.replace("server_error", "api_error")
         return {"type": "error", "error": {"type": kind, "message": error.message}}
+    kind = error.kind or usual
     fields = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
     return {"error": fields}

@@ -6,23 +6,22 @@ alone.
 """
 
 import logging
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from hpc_dynamo.config import Config, Kind, Policy
-from hpc_dynamo.dispatch import OBJECT, Work
+from hpc_dynamo.dispatch import Work
 from hpc_dynamo.engines import Body, Concurrent, calling, dialect
 from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.frontend.wishes import FIELD, take_wish
 from hpc_dynamo.http import Request
+from hpc_dynamo.json_reader import JsonError, read_fields, read_value
 from hpc_dynamo.preprocess import GivenIds, Preprocessor, PromptRejected, Tokens
 from hpc_dynamo.router import Ask, View, Wish, block_hashes, root
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-
-T = TypeVar("T")
 
 # Where a worker pulls its blocks from is for us alone to say: wrong blocks kill an engine.
 OURS = frozenset(
@@ -33,7 +32,6 @@ OURS = frozenset(
 )  # fmt: skip
 NAME = msgspec.json.Decoder(str | None)
 COUNT = msgspec.json.Decoder(int | None)
-WHOLE = msgspec.json.Decoder(dict[str, Any])
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +86,7 @@ class Generation:
         if not (by_cache or (split and context)):
             # Neither the choice nor the hand-over depends on the ids.
             return Ask(split=split, wish=wish, model=model)
-        prompts = await self._tokens(path, _read(content, WHOLE))
+        prompts = await self._tokens(path, _value(content))
         if not prompts:
             return Ask(split=split, wish=wish, model=model)
         longest, tokens = max(prompts, key=len), sum(map(len, prompts))
@@ -108,7 +106,9 @@ class Generation:
             return several if isinstance(several, list) else []
         except PromptRejected as e:
             log.info("left to the engine to refuse: %s", e.message)
-            return []
+        except UnicodeEncodeError:
+            log.info("left to the engine to refuse: the prompt holds half a surrogate pair")
+        return []
 
 
 def asked_model(body: Body) -> str | None:
@@ -121,18 +121,20 @@ def asked_model(body: Body) -> str | None:
 
 
 def read_body(content: bytes) -> Body:
-    """Raises Refused."""
-    return _read(content, OBJECT)
-
-
-def _read(content: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """Raises Refused for a body that is no JSON object, or has numbers that no engine takes."""
+    """Return the fields of a request's body. Raises Refused."""
     try:
-        return decoder.decode(content)
-    except msgspec.ValidationError as e:
-        raise Refused(400, f"the body must be a JSON object: {e}") from e
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        return {**read_fields(content)}
+    except JsonError as e:
+        raise Refused(400, f"the body is not a JSON object: {e}") from e
+
+
+def _value(content: bytes) -> dict[str, Any]:
+    """Return a body that is read completely. Raises Refused for what no engine would read."""
+    try:
+        value: dict[str, Any] = read_value(content)
+    except JsonError as e:
         raise Refused(400, f"the body is not JSON: {e}") from e
+    return value
 
 
 def _fits(tokens: int, body: Body, context: int) -> bool:

@@ -9,6 +9,7 @@ from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.frontend.generation import Generation, asked_model
 from hpc_dynamo.frontend.pages import check_model, unknown_model
 from hpc_dynamo.frontend.stats import Stats
+from hpc_dynamo.preprocess import GivenIds
 from hpc_dynamo.router import View
 
 
@@ -20,6 +21,12 @@ class Lane:
     generation: Generation
     dispatcher: Dispatcher
     stats: Stats
+
+    @property
+    def notice(self) -> str:
+        """Why texts are not routed by their KV cache, and what to try; empty if they are."""
+        prompts = self.generation.prompts
+        return str(prompts) if isinstance(prompts, GivenIds) else ""
 
 
 class Lanes:

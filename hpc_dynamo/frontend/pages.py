@@ -95,6 +95,14 @@ def _workers(view: View, request: Request) -> Answer:
     return _json({"object": "list", "data": rows})
 
 
+def explained(decision: bytes, notice: str) -> bytes:
+    """The JSON of a routing decision, with `notice` as one more field if there is one."""
+    if not notice:
+        return decision
+    fields = msgspec.json.decode(decision, type=dict[str, msgspec.Raw])
+    return msgspec.json.encode({**fields, "notice": notice})
+
+
 def _metrics(view: View, request: Request) -> Answer:
     return 200, TEXT, view.metrics.encode()
 

@@ -85,6 +85,6 @@ def _generated(content: bytes) -> int:
     """Tokens of a whole answer; 0 where it does not tell."""
     try:
         usage = _ANSWER.decode(content).usage
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return 0
     return usage.completion_tokens or usage.output_tokens if usage else 0

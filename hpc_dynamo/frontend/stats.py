@@ -71,6 +71,7 @@ class Counted(msgspec.Struct):
     as connections, and all where there is one."""
 
     by_model: dict[str, Stats] = {}
+    notices: dict[str, str] = {}  # by model, why texts are not routed by their KV cache
 
     @property
     def forwarding(self) -> int:
@@ -79,9 +80,11 @@ class Counted(msgspec.Struct):
     def add(self, other: "Counted") -> None:
         for model, stats in other.by_model.items():
             self.by_model.setdefault(model, Stats()).add(stats)
+        self.notices |= other.notices
 
     def ended(self) -> "Counted":
         """As it is once the process is gone, and all that it had under way."""
         for stats in self.by_model.values():
             stats.active = stats.connections = stats.forwarding = 0
+        self.notices.clear()
         return self

@@ -34,7 +34,7 @@ async def agrees(
             log.info("the engine's tokenizer could not be asked: %s", e)
             return True
         if ids != list(expected.ids):
-            log.warning("the engine tokenizes differently: texts are routed by load alone")
+            log.warning("the engine tokenizes %r differently", probe)
             return False
     return True
 

@@ -48,6 +48,14 @@ class Frontends:
             total.add(counted)
         return total.by_model
 
+    def notices(self) -> tuple[str, ...]:
+        """What the frontends want users to know, a sentence each."""
+        total = Counted()
+        for counted in self._told.values():
+            total.add(counted)
+        texts = total.notices.items()
+        return tuple(f"{model}: {text}" if model else text for model, text in texts)
+
     def total(self) -> Stats:
         total = Stats()
         for stats in self.by_model().values():

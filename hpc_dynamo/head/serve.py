@@ -205,6 +205,7 @@ class ServeWork:
                 if m
             },
             successor=self._successor,
+            notices=self._frontends.notices(),
         )
 
 

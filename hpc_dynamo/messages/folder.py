@@ -158,6 +158,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     grown: tuple[GrownJob, ...] = ()  # further jobs; of those that ended the newest, if it failed
     node_hours: float = 0.0  # of all further jobs of the run
     successor: Successor | None = None
+    notices: tuple[str, ...] = ()  # what users should know, a sentence each
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):

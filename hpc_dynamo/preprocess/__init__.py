@@ -8,6 +8,7 @@ vLLM 0.32 is what chats and completions are held against.
 """
 
 from hpc_dynamo.preprocess.completion import GivenIds
+from hpc_dynamo.preprocess.loading import different, load_prompts
 from hpc_dynamo.preprocess.preprocessor import Preprocessor
 from hpc_dynamo.preprocess.results import NoTokenizer, PromptRejected, Tokens, Unpredictable
 
@@ -18,4 +19,6 @@ __all__ = [
     "PromptRejected",
     "Tokens",
     "Unpredictable",
+    "different",
+    "load_prompts",
 ]

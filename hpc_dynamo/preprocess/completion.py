@@ -40,8 +40,20 @@ def _are_ids(prompt: list[Any]) -> bool:
     return bool(prompt) and isinstance(prompt[0], int)
 
 
+_NO_TOKENIZER = "there is no tokenizer for text"
+
+
 class GivenIds:
-    """In a Preprocessor's place where there is no tokenizer to be trusted."""
+    """Stands in for a Preprocessor if there is no tokenizer, or one that cannot be trusted.
+
+    `reason` says in one sentence why, and what it costs; `hint` is what to try.
+    """
+
+    def __init__(self, reason: str = _NO_TOKENIZER, hint: str = "") -> None:
+        self.reason, self.hint = reason, hint
+
+    def __str__(self) -> str:
+        return f"{self.reason} (try: {self.hint})" if self.hint else self.reason
 
     async def chat(self, body: Mapping[str, Any]) -> Unpredictable:
         return Unpredictable(_NO_TOKENIZER)
@@ -55,6 +67,3 @@ class GivenIds:
 
 async def _refuse(text: str, special: bool) -> Tokens:
     raise Foreign(_NO_TOKENIZER)
-
-
-_NO_TOKENIZER = "there is no tokenizer for text"

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from hpc_dynamo.http import Reply, Request
+from hpc_dynamo.json_reader import JsonError, read_value
 from hpc_dynamo.kv import KvAgent
 from hpc_dynamo.simulator import tokenizer
 from hpc_dynamo.simulator.chat import ChatRequest, TokenizeRequest
@@ -246,10 +247,13 @@ def refusal(
 
 
 def _read(request: Request, type_: type[T]) -> T:
-    """The body. Raises Refused where it is no JSON or a field has another type."""
+    """Return the body as real engines read it: with Python's `json`, which accepts NaN and a byte
+    order mark, and without half surrogate pairs. Raises Refused."""
     try:
-        return msgspec.json.decode(request.body, type=type_)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        value = read_value(request.body)
+        msgspec.json.encode(value)  # refuses half surrogate pairs
+        return msgspec.convert(value, type_)
+    except (JsonError, UnicodeEncodeError, msgspec.ValidationError) as e:
         raise Refused(str(e)) from e
 
 

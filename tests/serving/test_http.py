@@ -69,6 +69,10 @@ VLLM = b'{"error":{"message":"Not Found","type":"Not Found","param":null,"code":
 NO_MODEL = (
     b'{"error":{"message":"The model `x` does not exist.","type":"NotFoundError","code":404}}'
 )
+FLAT = (
+    b'{"object":"error","message":"the input is too long","type":"BadRequestError",'
+    b'"param":"prompt","code":400}'
+)
 THEIR_OWN = b'{"type":"error","error":{"type":"NotFoundError","message":"Not there"}}'
 
 
@@ -88,6 +92,10 @@ def test_engines_say_in_many_ways_that_a_path_is_missing(path: str, body: bytes)
         (400, b'{"detail":"too long"}', "/v1/completions", "too long"),
         (400, b'{"detail":[{"loc":["body"]}]}', "/v1/completions", "worker 0 answered"),
         (400, b"<html>", "/v1/messages", "worker 0 answered"),
+        (502, b"<html><h1>Bad Gateway</h1></html>", "/v1/completions", "Bad Gateway"),
+        (500, b"Internal Server Error", "/v1/chat/completions", "Internal Server Error"),
+        (422, b'{"detail":[{"loc":["body","n"],"msg":"no"}]}', "/v1/messages", "n: no"),
+        (400, FLAT, "/v1/messages", "the input is too long"),
     ],
 )
 def test_an_engines_words_in_the_form_of_the_path(
@@ -96,6 +104,18 @@ def test_an_engines_words_in_the_form_of_the_path(
     told = json.loads(errors.engine_content(status, body, "worker 0 answered", path))
     assert told["error"]["message"] == message
     assert (told.get("type") == "error") == (path == "/v1/messages")
+
+
+def test_the_flat_errors_of_sglang_and_tensorrt_llm_become_openais() -> None:
+    told = json.loads(errors.engine_content(400, FLAT, "worker 0 answered", "/v1/completions"))
+    assert told == {
+        "error": {
+            "message": "the input is too long",
+            "type": "BadRequestError",
+            "param": "prompt",
+            "code": 400,
+        }
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,117 @@
+"""JSON from clients, read as tolerantly as the engines read it.
+
+vLLM, SGLang and TensorRT-LLM parse request bodies with Python's `json`, which accepts more than
+RFC 8259: a byte order mark, UTF-16 and UTF-32, `NaN`, `Infinity`, `1e400` and half a surrogate
+pair. A body that an engine accepts must not fail here. msgspec is tried first because it is much
+faster; Python's `json` reads what msgspec refuses.
+"""
+
+import json
+import re
+from array import array
+from itertools import accumulate
+from typing import Any
+
+import msgspec
+
+Fields = dict[str, msgspec.Raw]
+
+MAX_DEPTH = 256  # nested arrays and objects; Python's own readers fail near 1,000
+
+TOO_DEEP = f"arrays and objects are nested more than {MAX_DEPTH} deep"
+
+_FIELDS = msgspec.json.Decoder(Fields)
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # as signed bytes: 1 opens, -1 closes
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+class JsonError(ValueError):
+    """The content is not JSON, is not an object where one is needed, or is nested too deeply."""
+
+
+def read_value(content: bytes) -> Any:
+    """Return the value of a JSON document. Raises JsonError, and nothing else."""
+    try:
+        value = msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _read_leniently(content)
+    _check_depth(content)
+    return value
+
+
+def read_fields(content: bytes) -> Fields:
+    """Return the fields of a JSON object, each value as the bytes that it was.
+
+    Values of a body that only Python's `json` can read are encoded again, with the same meaning.
+    Raises JsonError, and nothing else.
+    """
+    try:
+        fields = _FIELDS.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _fields(_read_leniently(content))
+    _check_depth(content)
+    return fields
+
+
+def _fields(value: Any) -> Fields:
+    if not isinstance(value, dict):
+        raise JsonError(f"a JSON object is needed, not {_kind(value)}")
+    if not all(name.isascii() or is_text(name) for name in value):
+        raise JsonError("the name of a field holds half a surrogate pair")
+    return {name: msgspec.Raw(write_value(item)) for name, item in value.items()}
+
+
+def is_text(value: str) -> bool:
+    """Return True if a string can be encoded: it holds no half of a surrogate pair."""
+    return not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def write_value(value: Any) -> bytes:
+    """Encode what `read_value` returned. `NaN`, infinities and half surrogate pairs survive."""
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode("ascii")
+
+
+def is_null(fields: Fields, name: str) -> bool:
+    """Return True if a field is absent or null. Clients send null for what they leave unset."""
+    return bytes(fields.get(name, b"null")).strip() == b"null"
+
+
+def depth(content: bytes) -> int:
+    """Return how deeply arrays and objects are nested in UTF-8 JSON (unchecked)."""
+    steps = _STRINGS.sub(b"", content).translate(_STEPS, _NO_BRACKETS)
+    return max(accumulate(array("b", steps)), default=0)
+
+
+def _check_depth(content: bytes) -> None:
+    """Raises JsonError. The count of brackets alone clears most bodies."""
+    brackets = content.count(b"[") + content.count(b"{")
+    if brackets > MAX_DEPTH and depth(content) > MAX_DEPTH:
+        raise JsonError(TOO_DEEP)
+
+
+def _read_leniently(content: bytes) -> Any:
+    try:
+        text = content.decode(json.detect_encoding(content), "surrogatepass")
+        value = json.loads(text)
+    except RecursionError as e:
+        raise JsonError(TOO_DEEP) from e
+    except ValueError as e:
+        raise JsonError(_reason(content, e)) from e
+    _check_depth(text.encode("utf-8", "surrogatepass"))
+    return value
+
+
+def _reason(content: bytes, error: ValueError) -> str:
+    if not content.strip():
+        return "it is empty"
+    if content.startswith(b"\x1f\x8b"):
+        return "it is compressed with gzip"
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not {error.encoding} text: {error.reason} at byte {error.start}"
+    return str(error)
+
+
+def _kind(value: Any) -> str:
+    kinds = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return kinds.get(type(value), "a number")

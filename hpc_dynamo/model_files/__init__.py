@@ -1,0 +1,19 @@
+"""Model files on disk: where they are, and whether an engine can load them.
+
+A model is named by a folder, a GGUF file or a hub id (`org/name`). `source` resolves a name, also
+through the Hugging Face cache (`hub`), and `check` reports what is missing before a job is
+submitted. Nothing here uses the network.
+"""
+
+from hpc_dynamo.model_files.check import Problem, Severity, check_model
+from hpc_dynamo.model_files.source import Origin, Source, model_source, tokenizer_source
+
+__all__ = [
+    "Origin",
+    "Problem",
+    "Severity",
+    "Source",
+    "check_model",
+    "model_source",
+    "tokenizer_source",
+]

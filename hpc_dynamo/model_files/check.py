@@ -1,0 +1,219 @@
+"""Whether an engine can load a model, as far as its small files and headers tell."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from hpc_dynamo.config import Config
+from hpc_dynamo.model_files import hub
+from hpc_dynamo.model_files.source import (
+    Origin,
+    Source,
+    adapter_sources,
+    engine_environment,
+    model_source,
+    option,
+    tokenizer_source,
+)
+from hpc_dynamo.model_files.weights import file_defects, weight_defects
+
+SIMULATOR = "simulator"  # loads no weights and tokenizes by itself
+# Values of load-format: weights are made up, read from elsewhere, or laid out in another way.
+_OTHER_FORMATS = (
+    "dummy", "ipc_cache", "modelexpress", "remote", "runai_streamer", "sharded_state", "tensorizer",
+)  # fmt: skip
+_MODELSCOPE = ("VLLM_USE_MODELSCOPE", "SGLANG_USE_MODELSCOPE")  # another hub, another cache
+# One of these groups is enough. Sources: transformers (tokenization files of its models),
+# mistral-common (tekken.json, tokenizer.model.v*), tiktoken-based models of the hub.
+_TOKENIZERS = (
+    ("tokenizer.json",), ("tokenizer.model",), ("tokenizer.model.v*",), ("tekken.json",),
+    ("vocab.json", "merges.txt"), ("vocab.txt",), ("spiece.model",), ("sentencepiece.bpe.model",),
+    ("*.tiktoken",), ("tiktoken.model",), ("tokenization_*.py",),
+)  # fmt: skip
+_SMALL = (
+    "config.json", "params.json", "tokenizer.json", "generation_config.json",
+    "preprocessor_config.json",
+)  # fmt: skip
+
+
+class Severity(StrEnum):
+    """How a problem is treated before submission."""
+
+    error = "error"  # the engine cannot start: the job is refused
+    warning = "warning"  # it may not start, or not work as wanted
+    note = "note"  # it cannot be checked here
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a model, and what to try."""
+
+    severity: Severity
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  try: {self.fix}"
+
+
+def check_model(
+    config: Config, environ: Mapping[str, str], *, on_node: bool = True
+) -> Iterator[Problem]:
+    """Check the model, tokenizer and LoRA adapters of a run of one model.
+
+    `on_node`: this machine starts engines; a path that is not here is then an error. On a login
+    node the path may be visible on the compute nodes only, so it is a note.
+    """
+    if config.route.engines or not config.model.path:
+        return
+    model, tokenizer = model_source(config, environ), tokenizer_source(config, environ)
+    if config.engine.name == SIMULATOR:
+        if model.origin is Origin.disk and model.path and model.path.is_dir():
+            yield from _defective(model, _simulated_defects(model.path))
+        return
+    yield from _check(config, environ, model, _model_defects(config, model), on_node=on_node)
+    if tokenizer != model and not option(config, "skip-tokenizer-init"):
+        defects = _tokenizer_defects(tokenizer.path) if tokenizer.path else []
+        yield from _check(config, environ, tokenizer, defects, on_node=on_node)
+    for adapter in adapter_sources(config, environ):
+        defects = _adapter_defects(adapter.path) if adapter.path else []
+        yield from _check(config, environ, adapter, defects, on_node=on_node)
+
+
+def _check(
+    config: Config, environ: Mapping[str, str], source: Source, defects: list[str], *, on_node: bool
+) -> Iterator[Problem]:
+    if source.path:
+        yield from _defective(source, defects)
+    elif source.origin is Origin.disk:
+        yield _not_here(source, on_node=on_node)
+    elif source.origin is Origin.hub:
+        env = engine_environment(config, environ)
+        if not any(env.get(name, "").upper() in ("1", "TRUE") for name in _MODELSCOPE):
+            yield _not_cached(source, offline=hub.is_offline(env))
+
+
+def _not_here(source: Source, *, on_node: bool) -> Problem:
+    reason = _unreadable(source)
+    if reason:
+        what, fix = f"{source} cannot be read: {reason}", f"ls -ld {shlex.quote(source.name)}"
+        return Problem(Severity.error, what, fix)
+    if on_node:
+        fix = "a path that every node sees, such as one on a shared disk"
+        return Problem(Severity.error, f"{source} is not there", fix)
+    what = f"{source} is not on this machine, so its files will be checked on the nodes"
+    fix = f"ls -ld {shlex.quote(source.name)}, if it should be visible here"
+    return Problem(Severity.note, what, fix)
+
+
+def _unreadable(source: Source) -> str:
+    """Return why a path cannot even be looked at; empty if it simply does not exist."""
+    try:
+        Path(source.name).expanduser().stat()
+    except PermissionError as e:
+        return e.strerror or str(e)
+    except OSError:
+        return ""
+    return ""
+
+
+def _not_cached(source: Source, *, offline: bool) -> Problem:
+    fix = f"{source.download}, or {source.field}=FOLDER"
+    what = f"{source} is neither a folder here nor in the Hugging Face cache {source.cache}"
+    if offline:
+        return Problem(Severity.error, f"{what}, and HF_HUB_OFFLINE forbids downloads", fix)
+    why = "engines on nodes without internet access will fail; others download it first"
+    return Problem(Severity.warning, f"{what}: {why}", fix)
+
+
+def _defective(source: Source, defects: list[str]) -> Iterator[Problem]:
+    """At most one problem, with all defects of a model in one line."""
+    if not defects:
+        return
+    where = f" ({source.path})" if source.origin is Origin.hub else ""
+    what = f"{source}{where} cannot be loaded: {'; '.join(defects)}"
+    yield Problem(Severity.error, what, _remedy(source, defects))
+
+
+def _remedy(source: Source, defects: list[str]) -> str:
+    if any("Git LFS" in defect for defect in defects):
+        return f"git -C {source.path} lfs pull"
+    if source.origin is not Origin.hub:
+        return f"hf download ORG/NAME --local-dir {source.path}, or another {source.field}"
+    begun = hub.is_interrupted(source.cache, source.repository)
+    return source.download + (" (it resumes the interrupted download)" if begun else "")
+
+
+def _model_defects(config: Config, source: Source) -> list[str]:
+    path = source.path
+    if path is None or (path / "model_index.json").exists():  # a pipeline of several models
+        return []
+    if not path.is_dir():
+        return file_defects(path.parent, [path.name])
+    if reason := _no_folder(path):
+        return [reason]
+    defects = _config_defects(config, path)
+    own_tokenizer = not any(option(config, n) for n in ("tokenizer", "tokenizer-path"))
+    if own_tokenizer and option(config, "skip-tokenizer-init") != "True":
+        defects += _tokenizer_defects(path)
+    if not _has_weights_elsewhere(config, source):
+        defects += weight_defects(path)
+    return defects
+
+
+def _no_folder(path: Path) -> str:
+    try:
+        return "" if any(path.iterdir()) else "the folder is empty"
+    except OSError as e:
+        return f"the folder cannot be read ({e.strerror or e})"
+
+
+def _has_weights_elsewhere(config: Config, source: Source) -> bool:
+    form = option(config, "load-format")
+    moved = source.origin is Origin.hub and bool(option(config, "download-dir"))
+    return moved or form.startswith(_OTHER_FORMATS)
+
+
+def _config_defects(config: Config, folder: Path) -> list[str]:
+    """`params.json` is Mistral's own form of config.json."""
+    there = [name for name in _SMALL if (folder / name).exists() or (folder / name).is_symlink()]
+    defects = file_defects(folder, there)
+    if option(config, "hf-config-path") or {"config.json", "params.json"} & set(there):
+        return defects
+    return ["config.json: missing", *defects]
+
+
+def _tokenizer_defects(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return file_defects(folder.parent, [folder.name])
+    groups = ([name for pattern in each for name in _matching(folder, pattern)]
+              for each in _TOKENIZERS if all(_matching(folder, p) for p in each))  # fmt: skip
+    found = [file_defects(folder, names) for names in groups]
+    if any(not defects for defects in found):
+        return []
+    return min(found, key=len) if found else ["there is no tokenizer (tokenizer.json)"]
+
+
+def _matching(folder: Path, pattern: str) -> list[str]:
+    return sorted(file.name for file in folder.glob(pattern))
+
+
+def _adapter_defects(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return ["it is not a folder"]
+    defects = file_defects(folder, ["adapter_config.json"])
+    weights = [f"adapter_model.{kind}" for kind in ("safetensors", "bin", "pt")]
+    there = [name for name in weights if (folder / name).exists()]
+    if not there:
+        return [*defects, "there is no adapter_model.safetensors"]
+    return defects + file_defects(folder, there)
+
+
+def _simulated_defects(folder: Path) -> list[str]:
+    """The simulator reads nothing; the endpoint reads the tokenizer and config.json."""
+    if reason := _no_folder(folder):
+        return [reason]
+    there = [name for name in _SMALL if (folder / name).exists() or (folder / name).is_symlink()]
+    return file_defects(folder, there)

@@ -1,0 +1,103 @@
+"""What `model.path`, a tokenizer or a LoRA adapter refers to, as seen from this machine."""
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from hpc_dynamo.config import Config
+from hpc_dynamo.model_files import hub
+
+
+class Origin(StrEnum):
+    """Where an engine takes a model from."""
+
+    disk = "disk"  # a folder or a GGUF file
+    hub = "hub"  # the Hugging Face hub, through its cache
+    remote = "remote"  # a URL that the engine reads by itself, such as s3://
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model, tokenizer or adapter by its name in the configuration."""
+
+    field: str  # such as model.path
+    name: str  # as the user wrote it
+    origin: Origin
+    path: Path | None = None  # its folder or file here; None: it is not here
+    revision: str = ""
+    cache: Path = Path()  # of the hub, if the name is a hub id
+    prefix: str = ""  # environment that a download command needs to fill this cache
+
+    def __str__(self) -> str:
+        return f"{self.field}={self.name}"
+
+    @property
+    def repository(self) -> str:
+        """The hub id without the quantization that vLLM takes behind a colon."""
+        return self.name.partition(":")[0]
+
+    @property
+    def download(self) -> str:
+        """The shell command that fills the hub cache."""
+        revision = f" --revision {shlex.quote(self.revision)}" if self.revision else ""
+        return f"{self.prefix}hf download {self.repository}{revision}"
+
+
+def locate(
+    field: str, name: str, config: Config, environ: Mapping[str, str], revision: str = ""
+) -> Source:
+    """Resolve a name. A folder that exists here wins over a hub id of the same name."""
+    here = Path(name).expanduser()
+    there = os.path.exists(here)
+    if there or name.startswith(("/", ".", "~")):
+        return Source(field, name, Origin.disk, here if there else None)
+    if "://" in name:
+        return Source(field, name, Origin.remote)
+    if not hub.is_hub_id(name.partition(":")[0]):
+        return Source(field, name, Origin.disk)
+    cache = hub.cache_folder(engine_environment(config, environ))
+    other = cache != hub.cache_folder(environ)
+    prefix = f"HF_HUB_CACHE={shlex.quote(str(cache))} " if other else ""
+    found = Source(field, name, Origin.hub, None, revision, cache, prefix)
+    moved = option(config, "download-dir")  # a cache of the engine's own, looked into first
+    caches = [Path(moved).expanduser(), cache] if moved else [cache]
+    snapshots = (hub.snapshot(each, found.repository, revision) for each in caches)
+    return replace(found, path=next(filter(None, snapshots), None))
+
+
+def engine_environment(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the engine: `engine.env` on top of that of the process."""
+    return {**environ, **config.engine.env}
+
+
+def model_source(config: Config, environ: Mapping[str, str]) -> Source:
+    """Resolve `model.path` of a run of one model."""
+    return locate("model.path", config.model.path, config, environ, option(config, "revision"))
+
+
+def tokenizer_source(config: Config, environ: Mapping[str, str]) -> Source:
+    """Resolve the tokenizer: an engine option of its own, or that of the model."""
+    revision = option(config, "tokenizer-revision") or option(config, "revision")
+    for name in ("tokenizer", "tokenizer-path"):
+        if given := option(config, name):
+            return locate(f"engine.args.{name}", given, config, environ, revision)
+    return locate("model.path", config.model.path, config, environ, revision)
+
+
+def adapter_sources(config: Config, environ: Mapping[str, str]) -> tuple[Source, ...]:
+    """Resolve the LoRA adapters of a run of one model."""
+    adapters = config.model.lora.items()
+    return tuple(locate(f"model.lora.{name}", path, config, environ) for name, path in adapters)
+
+
+def option(config: Config, name: str) -> str:
+    """An option of the engine as text, spelled with dashes or underscores; empty if not given."""
+    given: dict[str, Any] = {
+        key.replace("_", "-"): value for key, value in config.engine.args.items()
+    }
+    value = given.get(name)
+    return "" if value is None else str(value)

@@ -1,0 +1,133 @@
+"""Weights of a model: whether every file that an engine will read is there and whole.
+
+Only headers are read: the format of a safetensors file gives its length
+(https://github.com/huggingface/safetensors, README, "Format"). What engines look for: vLLM 0.32,
+model_executor/model_loader/default_loader.py (_prepare_weights), lora/lora_model.py.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+
+POINTER = b"version https://git-lfs.github.com/spec/"
+MOST_HEADER_BYTES = 100_000_000  # of a safetensors file, as its own library has it
+_MAGIC = b"GGUF"
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<kind>\w+)")
+_INDEXES = (
+    "model.safetensors.index.json",
+    "consolidated.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
+_KINDS = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth", "rank*.engine")
+# Written by trainers next to the weights; no engine loads them.
+_OTHER = re.compile(r"(training_args|optimizer|scheduler|rng_state\w*|scaler|trainer_state)\.\w+")
+_SHOWN = 3  # names of files in a message
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
+class _Tensor(msgspec.Struct):
+    data_offsets: tuple[int, int] = (0, 0)  # the entry __metadata__ has none
+
+
+def weight_defects(folder: Path) -> list[str]:
+    """Return what is wrong with the weights of a folder; nothing if one set of them is whole."""
+    sets = list(_sets(folder))
+    found = [file_defects(folder, names) for names in sets]
+    if any(not defects for defects in found):
+        return []
+    return min(found, key=len) if found else ["there are no weights (*.safetensors, *.bin, *.gguf)"]
+
+
+def _sets(folder: Path) -> Iterator[list[str]]:
+    """Names of files that belong together: those of each index, or else of each kind."""
+    indexed = False
+    for name in _INDEXES:
+        if (folder / name).exists():
+            indexed = True
+            yield [name, *_shards(folder / name)]
+    if indexed:
+        return
+    for kind in _KINDS:
+        names = [p.name for p in folder.glob(kind) if not _OTHER.fullmatch(p.name)]
+        if names:
+            yield sorted({*names, *_siblings(names)})
+
+
+def _shards(index: Path) -> list[str]:
+    """Files that an index names; none if it cannot be read, which `file_defects` reports."""
+    try:
+        told = msgspec.json.decode(index.read_bytes(), type=_Index)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return []
+    return sorted(set(told.weight_map.values()))
+
+
+def _siblings(names: Iterable[str]) -> Iterator[str]:
+    """All shards of a set of which some are there, by the count in their names."""
+    for name in names:
+        if shard := _SHARD.fullmatch(name):
+            for number in range(1, int(shard["count"]) + 1):
+                yield f"{shard['stem']}-{number:05d}-of-{shard['count']}.{shard['kind']}"
+
+
+def file_defects(folder: Path, names: Iterable[str]) -> list[str]:
+    """Return what is wrong with these files, files with the same defect in one phrase."""
+    by_defect = dict[str, list[str]]()
+    for name in names:
+        if defect := _defect(folder / name):
+            by_defect.setdefault(defect, []).append(name)
+    return [f"{_listed(files)} {defect}" for defect, files in by_defect.items()]
+
+
+def _listed(names: list[str]) -> str:
+    rest = len(names) - _SHOWN
+    more = f" and {rest} more" if rest > 0 else ""
+    return f"{', '.join(names[:_SHOWN])}{more}:"
+
+
+def _defect(file: Path) -> str:
+    """Return why an engine cannot load a file; empty if it looks whole."""
+    try:
+        if not file.exists():
+            return "not downloaded (a broken link)" if file.is_symlink() else "missing"
+        with file.open("rb") as content:
+            start, size = content.read(len(POINTER)), file.stat().st_size
+            if not size:
+                return "empty"
+            if start == POINTER:
+                return "a Git LFS pointer, not the file itself"
+            if file.suffix == ".json":
+                return _json_defect(file)
+            if file.suffix == ".gguf" and not start.startswith(_MAGIC):
+                return "not a GGUF file"
+            if file.suffix == ".safetensors":
+                content.seek(0)
+                return _safetensors_defect(content.read(8), content.read, size)
+    except OSError as e:
+        return f"cannot be read ({e.strerror or e})"
+    return ""
+
+
+def _json_defect(file: Path) -> str:
+    try:
+        told = msgspec.json.decode(file.read_bytes(), type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        return f"not a JSON object ({e})"
+    return "" if told else "an empty JSON object"
+
+
+def _safetensors_defect(start: bytes, read: Callable[[int], bytes], size: int) -> str:
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or not 0 < length <= min(MOST_HEADER_BYTES, size - 8):
+        return "truncated or not a safetensors file"
+    try:
+        header = msgspec.json.decode(read(length), type=dict[str, _Tensor])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return "not a safetensors file"
+    whole = 8 + length + max((tensor.data_offsets[1] for tensor in header.values()), default=0)
+    return f"truncated ({size:,} of {whole:,} bytes)" if size < whole else ""

@@ -1,0 +1,52 @@
+"""The tokenizer and chat templates of a configured model, or the reason why there are none."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from hpc_dynamo.config import Config
+from hpc_dynamo.model_files import Origin, Source, tokenizer_source
+from hpc_dynamo.preprocess.completion import GivenIds
+from hpc_dynamo.preprocess.preprocessor import Preprocessor
+from hpc_dynamo.preprocess.results import NoTokenizer
+
+EFFECT = "KV-aware routing of texts is off, and they are routed by load"
+
+
+def load_prompts(config: Config, environ: Mapping[str, str]) -> Preprocessor | GivenIds:
+    """Load the tokenizer of a run of one model from its folder or from the Hugging Face cache.
+
+    Takes up to 2 s: call it in a thread. Without a tokenizer the result only passes on token ids
+    that requests give, and its `reason` says why.
+    """
+    source = tokenizer_source(config, environ)
+    try:
+        return Preprocessor.load(_folder(source))
+    except NoTokenizer as e:
+        return GivenIds(f"{EFFECT}: {e.message}", e.hint)
+    except OSError as e:
+        return GivenIds(f"{EFFECT}: {source} cannot be read: {e.strerror or e}")
+
+
+def different(config: Config) -> GivenIds:
+    """What is used if the engine turns the same text into other token ids than we do."""
+    what = f"{EFFECT}: the engine tokenizes differently than the tokenizer.json of our model"
+    return GivenIds(
+        what, f"the log of a frontend for the engine and model.path={config.model.path}"
+    )
+
+
+def _folder(source: Source) -> Path:
+    """Raises NoTokenizer."""
+    if not source.name:
+        what, hint = "model.path is not set", "model.path=FOLDER, or the hub id of the model"
+    elif source.path is None and source.origin is Origin.hub:
+        what = f"{source} is neither a folder on the head node nor in its Hugging Face cache"
+        what, hint = f"{what} {source.cache}", f"{source.download}, or {source.field}=FOLDER"
+    elif source.path is None:
+        what, hint = f"{source} is not on the head node", f"{source.field}=FOLDER on a shared disk"
+    elif not source.path.is_dir():
+        what = f"{source} is a file without tokenizer.json"
+        hint = "engine.args.tokenizer=FOLDER, or the hub id of the original model"
+    else:
+        return source.path
+    raise NoTokenizer(what, hint=hint)
