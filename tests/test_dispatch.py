@@ -102,14 +102,14 @@ class Sender(Router):
         self, kind: Kind, client: Client, tasks: asyncio.TaskGroup, dialect: Dialect
     ) -> None:
         super().__init__(kind, RouterConfig())
-        self._dispatcher = Dispatcher(self, dialect, client, tasks)
+        self.dispatcher = Dispatcher(self, dialect, client, tasks)
 
     async def send(
         self, path: str, body: Body, timeout_s: float, answer: Whole | None = None
     ) -> Whole:
         answer, content = answer or Whole(), json.dumps(body).encode()
         async with asyncio.timeout(timeout_s):
-            await self._dispatcher.run(Work(path, content, body, Ask()), answer)
+            await self.dispatcher.run(Work(path, content, body, Ask()), answer)
         return answer
 
 

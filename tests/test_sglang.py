@@ -23,8 +23,8 @@ from hpc_dynamo.config import (
     Topology,
 )
 from hpc_dynamo.engines import DIALECTS, Concurrent, Place, dialect, engine, probing, suited
-from hpc_dynamo.engines.contract import Body
 from hpc_dynamo.engines.metrics import parse
+from hpc_dynamo.engines.pd_protocol import Body
 from hpc_dynamo.engines.sglang import METRICS
 from hpc_dynamo.engines.sglang_dialect import SglangDialect
 from hpc_dynamo.engines.vllm import GUARD

@@ -256,24 +256,6 @@ def test_an_answer_without_a_hand_over_is_told(prefilled: Body) -> None:
     assert not failed.value.final
 
 
-@pytest.mark.parametrize(
-    "several",
-    [
-        {"n": 2},
-        {"best_of": 3},
-        {"use_beam_search": True},
-        {"prompt": ["a", "b"]},
-        {"prompt": [[1], [2]]},
-        {"n": msgspec.Raw(b"2")},
-        {"prompt": msgspec.Raw(b'["a", "b"]')},
-    ],
-)
-def test_several_answers_are_computed_where_they_are_decoded(several: Body) -> None:
-    body = BODY | several
-    assert "disaggregated_params" not in DIALECT.prefill(body)
-    assert DIALECT.decode(body, {}) == body
-
-
 @pytest.mark.parametrize("prompt", ["p", ["p"], [1, 2], [[1, 2]], msgspec.Raw(b"[1, 2]"), []])
 def test_one_prompt_is_handed_over_however_it_is_written(prompt: object) -> None:
     assert "disaggregated_params" in DIALECT.prefill(BODY | {"prompt": prompt, "n": None})

@@ -10,13 +10,12 @@ from hpc_dynamo.batch import ledger
 from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.requests import Entry, Reader, Requests
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.dispatch import Dispatcher, Whole, Work
-from hpc_dynamo.engines import Body, calling
+from hpc_dynamo.dispatch import RESERVED, Circumstances, Dispatcher, Whole, Work, WorkBuilder
+from hpc_dynamo.engines import Body, calling, plain
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.json_reader import is_null, read_value
+from hpc_dynamo.json_reader import is_null
 from hpc_dynamo.launch.walltime import Durations
 from hpc_dynamo.messages import Progress
-from hpc_dynamo.router import Ask
 
 BACKOFF_S = 0.5  # before the second try; doubles ...
 LONGEST_BACKOFF_S = 10.0  # ... up to this
@@ -51,6 +50,7 @@ class Runner:
     ) -> None:
         self._config, self._requests = config, requests
         self._ledger, self._dispatcher = results, dispatcher
+        self._builder = WorkBuilder(config)
         left = results.unfinished(requests)
         self._open, self._resumed = iter(left), len(requests.entries) - len(left)
         self._stopping = False
@@ -90,12 +90,8 @@ class Runner:
                 self._running -= 1
 
     async def _finish(self, entry: Entry, path: str, given: Body) -> None:
-        unset = {k: v for k, v in self._config.batch.defaults.items() if is_null(given, k)}
-        body = given | unset
-        body |= self._model(read_value(bytes(given.get("model", b"null"))))
-        ask = Ask(timeout_s=self._config.batch.request_timeout_s)
         try:
-            answer = await self._persist(entry, Work(path, msgspec.json.encode(body), body, ask))
+            answer = await self._persist(entry, await self._prepare(path, given))
         except RequestFailed as e:
             await self._ledger.record(ledger.failure(entry.custom_id, e))
             self._failed += 1
@@ -106,12 +102,16 @@ class Runner:
         self._done += 1
         self._count(answer.body)
 
-    def _model(self, asked: object) -> Body:
-        """Who is to answer: the run's model, or one of its adapters."""
-        model = self._config.model
-        if isinstance(asked, str) and asked in model.lora:
-            return {"model": asked} | calling(self._config, asked)
-        return {"model": model.served_name}
+    async def _prepare(self, path: str, given: Body) -> Work:
+        """The request with the batch's defaults, for the run's model or one of its adapters."""
+        unset = {k: v for k, v in self._config.batch.defaults.items() if is_null(given, k)}
+        body = {k: v for k, v in given.items() if k not in RESERVED} | unset
+        model, asked = self._config.model, plain(body.get("model"))
+        adapter = asked if isinstance(asked, str) and asked in model.lora else None
+        body["model"] = adapter or model.served_name
+        body |= calling(self._config, adapter) if adapter else {}
+        about = Circumstances(adapter=adapter, timeout_s=self._config.batch.request_timeout_s)
+        return await self._builder.work(path, msgspec.json.encode(body), body, about)
 
     async def _persist(self, entry: Entry, work: Work) -> Whole:
         """Try, and try again where that can help."""

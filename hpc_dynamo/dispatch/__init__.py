@@ -1,11 +1,24 @@
 """The one path of a request: choose, prefill, hand over, decode.
 
-Shared by every front of the product, in the process of the front. Who serves and how busy
+`builder` decides what the router is asked and how a request is executed (`execution`). Shared by
+every front of the product, in the process of the front. Who serves and how busy
 they are is the router's to know, in this process or behind a socket. How two workers share a
 request is their engine's: one after the other (`in_turn`), or both at once (`at_once`).
 """
 
-from hpc_dynamo.dispatch.dispatcher import Dispatcher, Routes, Whole
-from hpc_dynamo.dispatch.workers import OBJECT, Taker, Work
+from hpc_dynamo.dispatch.builder import RESERVED, Circumstances, WorkBuilder
+from hpc_dynamo.dispatch.dispatcher import Dispatcher, Routes
+from hpc_dynamo.dispatch.workers import OBJECT, Incoming, Taker, Whole, Work
 
-__all__ = ["OBJECT", "Dispatcher", "Routes", "Taker", "Whole", "Work"]
+__all__ = [
+    "OBJECT",
+    "RESERVED",
+    "Circumstances",
+    "Dispatcher",
+    "Incoming",
+    "Routes",
+    "Taker",
+    "Whole",
+    "Work",
+    "WorkBuilder",
+]

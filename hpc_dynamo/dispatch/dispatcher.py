@@ -7,11 +7,12 @@ from typing import Protocol
 import msgspec
 
 from hpc_dynamo.dispatch.at_once import AtOnce
+from hpc_dynamo.dispatch.fan_out import fan_out
 from hpc_dynamo.dispatch.in_turn import InTurn
-from hpc_dynamo.dispatch.workers import Broken, Sharing, Taker, Work, Workers, read_object
-from hpc_dynamo.engines import Body, Concurrent, Dialect
+from hpc_dynamo.dispatch.workers import Broken, Sharing, Taker, Work, Workers
+from hpc_dynamo.engines import Concurrent, Dialect
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.http import Answer, Client
+from hpc_dynamo.http import Client
 from hpc_dynamo.router import Ask, Exhausted, Lease
 
 TRIES = 3  # a request that breaks workers must not meet them all
@@ -42,6 +43,12 @@ class Dispatcher:
         Raises RequestFailed with the engine's status and body, 503 where a worker broke, or
         what the router says when there is nobody to ask.
         """
+        if work.samples > 1:
+            await fan_out(self._run, work, taker)
+        else:
+            await self._run(work, taker)
+
+    async def _run(self, work: Work, taker: Taker) -> None:
         ask, last = work.ask, None
         for _ in range(TRIES):
             try:
@@ -93,16 +100,3 @@ def _sharing(dialect: Dialect, workers: Workers, tasks: asyncio.TaskGroup) -> Sh
     if isinstance(dialect, Concurrent):
         return AtOnce(workers, dialect)
     return InTurn(workers, dialect, tasks)
-
-
-class Whole:
-    """A taker that keeps the whole answer, for those who do not stream."""
-
-    begun = False
-
-    def __init__(self) -> None:
-        self.content, self.body, self.rank = b"", Body(), -1
-
-    async def take(self, answer: Answer, lease: Lease) -> None:
-        self.content = await answer.read()
-        self.body, self.rank = read_object(self.content, lease.decode), lease.decode.rank

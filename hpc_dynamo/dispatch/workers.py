@@ -1,6 +1,6 @@
 """One worker is asked, and its failures get its name."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,7 +10,7 @@ import msgspec
 from hpc_dynamo.engine_errors import with_engine_text
 from hpc_dynamo.engines import Body
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.http import Answer, Client
+from hpc_dynamo.http import Answer, Client, Sink
 from hpc_dynamo.router import Ask, Lease, Target
 
 LAST_MOMENT_S = 0.1  # what ends so soon after the other worker, or its client, is let to its end
@@ -19,14 +19,26 @@ OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])  # values stay as the byte
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One request. `body` is `content` read one level deep; `content` goes out where nothing
-    in it has to change."""
+    """One request. `body` is `content` read at least one level deep; `content` is sent if nothing
+    in it has to change. With `samples` > 1 it is sent as so many requests; see `execution`."""
 
     path: str
     content: bytes
     body: Body
     ask: Ask
     headers: Sequence[tuple[bytes, bytes]] = ()
+    samples: int = 1
+
+
+class Incoming(Protocol):
+    """An answer that is coming in: http.Answer, or one that is merged of several."""
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    async def read(self) -> bytes: ...
+
+    async def relay(self, sink: Sink) -> None: ...
 
 
 class Taker(Protocol):
@@ -36,7 +48,7 @@ class Taker(Protocol):
     @property
     def begun(self) -> bool: ...
 
-    async def take(self, answer: Answer, lease: Lease) -> None: ...
+    async def take(self, answer: Incoming, lease: Lease) -> None: ...
 
 
 class Sharing(Protocol):
@@ -103,3 +115,16 @@ def read_object(content: bytes, target: Target) -> Body:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         what = f"worker {target.rank} answered 200 with no JSON object: {e}"
         raise Broken(target.rank, what, 502, content) from e
+
+
+class Whole:
+    """A taker that keeps the whole answer, for those who do not stream."""
+
+    begun = False
+
+    def __init__(self) -> None:
+        self.content, self.body, self.rank = b"", Body(), -1
+
+    async def take(self, answer: Incoming, lease: Lease) -> None:
+        self.content = await answer.read()
+        self.body, self.rank = read_object(self.content, lease.decode), lease.decode.rank

@@ -8,16 +8,23 @@ from hpc_dynamo.config import Config, Kind, Role, Router, about
 from hpc_dynamo.engines import container
 from hpc_dynamo.engines.container import contained
 from hpc_dynamo.engines.contract import (
-    Body,
     Command,
-    Concurrent,
-    Dialect,
     Engine,
     EventEndpoints,
     Meeting,
     Naps,
     Place,
+)
+from hpc_dynamo.engines.pd_protocol import (
+    CHAT,
+    COMPLETIONS,
+    MESSAGES,
+    RESPONSES,
+    Body,
+    Concurrent,
+    Dialect,
     Sequential,
+    plain,
     probing,
 )
 from hpc_dynamo.engines.roles import differ, for_role, for_worker
@@ -129,8 +136,12 @@ def _suited(config: Config) -> Router:
 
 
 __all__ = [
+    "CHAT",
+    "COMPLETIONS",
     "DIALECTS",
     "ENGINES",
+    "MESSAGES",
+    "RESPONSES",
     "Body",
     "Command",
     "Concurrent",
@@ -150,6 +161,7 @@ __all__ = [
     "for_role",
     "for_worker",
     "is_world",
+    "plain",
     "probing",
     "suited",
 ]

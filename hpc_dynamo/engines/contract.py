@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from hpc_dynamo.config import (
     Config,
@@ -17,12 +17,9 @@ from hpc_dynamo.config import (
     Kind,
     PlannerKind,
     Policy,
-    Role,
 )
+from hpc_dynamo.engines.pd_protocol import Dialect
 from hpc_dynamo.topology import Plan, Worker
-
-# Of an OpenAI request or answer. Values may be msgspec.Raw: what nobody reads stays as it came.
-Body = dict[str, Any]
 
 # That an engine keeps for replays. vLLM's replay socket drops, in silence, what goes beyond
 # ZMQ's queue of 1,000; of its own 10,000 steps a busy machine lost up to a third.
@@ -83,55 +80,6 @@ class Command:
     env: Mapping[str, str]
     files: Mapping[str, str] = field(default_factory=dict)
     box: tuple[str, ...] = ()
-
-
-class Sequential(Protocol):
-    """One request over two workers, one after the other: the prefill worker's answer tells the
-    decode worker where the KV cache lies."""
-
-    def prefill(self, body: Body) -> Body:
-        """The body for the prefill worker: computes the KV cache and one token."""
-
-    def decode(self, body: Body, prefilled: Body) -> Body:
-        """The body for the decode worker, given the prefill worker's answer.
-
-        Raises RequestFailed where that answer carries no hand-over.
-        """
-
-    def release(self, handed: Body) -> Body | None:
-        """Given what `decode` gave: a body that makes the decode worker refuse it and let the
-        prefill worker free its blocks; None where nothing is kept."""
-
-
-@runtime_checkable
-class Concurrent(Protocol):
-    """One request over two workers at the same time: both get it with the same `room`, meet
-    there by themselves, and the decode worker's answer is the client's."""
-
-    @property
-    def introduction(self) -> str:
-        """A path of the prefill worker that tells where others meet it (GET, JSON)."""
-
-    def both(self, body: Body, url: str, told: Body, room: int) -> tuple[Body, Body]:
-        """The bodies for the prefill worker at `url`, which `told` that of itself, and for the
-        decode worker. `room` is of 63 bits and no other request's.
-
-        Raises RequestFailed where `told` names no place to meet.
-        """
-
-    @property
-    def alone(self) -> Body:
-        """Fields with which one of the two serves a request without the other, as a probe."""
-
-
-Dialect = Sequential | Concurrent
-
-
-def probing(dialect: Dialect, role: Role) -> Body:
-    """Fields that a request needs to be served by a worker of that role and nobody else."""
-    if role is Role.aggregated or not isinstance(dialect, Concurrent):
-        return {}
-    return dialect.alone
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,14 @@ Source: vLLM, docs/features/nixl_connector_usage.md and its proxy example
 `kv_transfer_params` say where the KV blocks lie and go unchanged into the decode request,
 whose worker pulls them. The one token that the prefill worker computed is thrown away; the
 decode worker computes it again from the prompt's last position.
+
+vLLM 0.32 reads and returns `kv_transfer_params` on all four paths below
+(entrypoints/{openai/chat_completion,openai/completion,openai/responses,anthropic}/protocol.py).
 """
 
 import msgspec
 
-from hpc_dynamo.engines.contract import Body
+from hpc_dynamo.engines.pd_protocol import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Body
 from hpc_dynamo.errors import RequestFailed
 
 ASK = {
@@ -38,13 +41,23 @@ DROPPED = frozenset(
 )  # fmt: skip
 
 
+def one_token(body: Body) -> Body:
+    """Fields that make an answer a single token, not streamed. A response is not stored either:
+    it is the decode worker's that counts."""
+    if "input" in body:  # /v1/responses
+        return {"max_output_tokens": 1, "stream": False, "store": False}
+    limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
+    return {limit: 1, "stream": False}
+
+
 class NixlDialect:
-    """See engines.contract.Dialect."""
+    """See engines.pd_protocol.Sequential."""
+
+    paths = frozenset({CHAT, COMPLETIONS, MESSAGES, RESPONSES})
 
     def prefill(self, body: Body) -> Body:
         kept = {k: v for k, v in body.items() if k not in DROPPED}
-        limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
-        return kept | {limit: 1, "stream": False, "kv_transfer_params": dict(ASK)}
+        return kept | one_token(body) | {"kv_transfer_params": dict(ASK)}
 
     def decode(self, body: Body, prefilled: Body) -> Body:
         if "kv_transfer_params" not in prefilled:
@@ -52,7 +65,7 @@ class NixlDialect:
             hint = "was it started with a NIXL kv-transfer-config?"
             raise RequestFailed(what, status=502, hint=hint)
         handover = prefilled["kv_transfer_params"]
-        if handover in (None, NULL):  # a kind of request that vLLM does not hand over
+        if handover in (None, NULL):  # vLLM kept no blocks: the answer was complete
             return body
         return body | {"kv_transfer_params": handover}
 

@@ -4,12 +4,14 @@ Source: SGLang 0.5.23, srt/disaggregation/common/conn.py and srt/managers/schedu
 load balancer of its router (mini_lb.py): both workers get the request with `bootstrap_host`,
 `bootstrap_port` and `bootstrap_room`; the decode worker asks the prefill worker's bootstrap server
 for the way, and the KV cache is written to it. A worker of either role refuses a request without
-a room. The host is that of the prefill worker's own URL, and its /server_info tells the port.
+a room. Requests of the four paths below can name one in their body (PDRoutingFields of
+entrypoints/openai/protocol.py). The host is that of the prefill worker's own URL, and its
+/server_info tells the port.
 """
 
 import msgspec
 
-from hpc_dynamo.engines.contract import Body
+from hpc_dynamo.engines.pd_protocol import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Body
 from hpc_dynamo.errors import RequestFailed
 
 PORT = msgspec.json.Decoder(int)
@@ -20,9 +22,10 @@ DROPPED = frozenset({"stream", "stream_options"})
 
 
 class SglangDialect:
-    """See engines.contract.Concurrent."""
+    """See engines.pd_protocol.Concurrent."""
 
     introduction = "/server_info"
+    paths = frozenset({CHAT, COMPLETIONS, MESSAGES, RESPONSES})
 
     def both(self, body: Body, url: str, told: Body, room: int) -> tuple[Body, Body]:
         try:

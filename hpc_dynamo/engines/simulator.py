@@ -5,8 +5,6 @@ from typing import Any
 from hpc_dynamo.config import Config, LoadFailure, Role
 from hpc_dynamo.engines.contract import (
     Command,
-    Concurrent,
-    Dialect,
     EventEndpoints,
     Naps,
     Place,
@@ -22,6 +20,7 @@ from hpc_dynamo.engines.fit import blocks_fit
 from hpc_dynamo.engines.lora import vllm_options
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
 from hpc_dynamo.engines.options import counted
+from hpc_dynamo.engines.pd_protocol import Concurrent, Dialect
 from hpc_dynamo.engines.sglang import no_profile
 from hpc_dynamo.engines.sglang_dialect import SglangDialect
 from hpc_dynamo.engines.spread import alike, node_options, spread

@@ -8,11 +8,8 @@ made, go along, so that the decode worker tokenizes nothing.
 """
 
 import secrets
-from typing import Any
 
-import msgspec
-
-from hpc_dynamo.engines.contract import Body
+from hpc_dynamo.engines.pd_protocol import CHAT, COMPLETIONS, Body, plain
 from hpc_dynamo.errors import RequestFailed
 
 # Of the whole answer: the prefill worker computes one token. What shapes this token stays, since
@@ -26,22 +23,19 @@ LEAST_ID, END_ID = 1 << 42, 1 << 63
 
 
 class TrtllmDialect:
-    """See engines.contract.Dialect. Of engines that know no lease: see `release`."""
+    """See engines.pd_protocol.Sequential. Of engines that know no lease: see `release`."""
+
+    paths = frozenset({CHAT, COMPLETIONS})
 
     def prefill(self, body: Body) -> Body:
         kept = {k: v for k, v in body.items() if k not in DROPPED}
         limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
-        asked = kept | {limit: 1, "stream": False}
-        if not _one_answer(body):
-            return asked
         number = LEAST_ID + secrets.randbelow(END_ID - LEAST_ID)
         params = {"request_type": "context_only", "disagg_request_id": number}
-        return asked | {"disaggregated_params": params}
+        return kept | {limit: 1, "stream": False, "disaggregated_params": params}
 
     def decode(self, body: Body, prefilled: Body) -> Body:
-        if not _one_answer(body):
-            return body
-        choices = _plain(prefilled.get("choices"))
+        choices = plain(prefilled.get("choices"))
         first = choices[0] if choices else {}
         if first.get("finish_reason", "length") not in GOES_ON:
             return body  # it ended with its first token, so nothing was kept
@@ -52,26 +46,10 @@ class TrtllmDialect:
             raise RequestFailed(what, status=502, hint=hint)
         handed = {"disaggregated_params": params | {"request_type": "generation_only"}}
         tokens = prefilled.get("prompt_token_ids")
-        if _plain(tokens):
+        if plain(tokens):
             handed["prompt_token_ids" if "messages" in body else "prompt"] = tokens
         return body | handed
 
     def release(self, handed: Body) -> Body | None:
         """The prefill worker gives its blocks up by itself, after kv_transfer_timeout_ms."""
         return None
-
-
-def _one_answer(body: Body) -> bool:
-    """Only one answer to one prompt is handed over; others are computed by the decode worker."""
-    several = any((_plain(body.get(name)) or 1) != 1 for name in ("n", "best_of"))
-    return not (several or _plain(body.get("use_beam_search")) or _prompts(body) > 1)
-
-
-def _prompts(body: Body) -> int:
-    prompt = _plain(body.get("prompt"))
-    several = isinstance(prompt, list | tuple) and prompt and not isinstance(prompt[0], int)
-    return len(prompt) if several else 1
-
-
-def _plain(value: Any) -> Any:
-    return msgspec.json.decode(value) if isinstance(value, msgspec.Raw) else value

@@ -4,8 +4,9 @@ import time
 
 import msgspec
 
+from hpc_dynamo.dispatch import Incoming
 from hpc_dynamo.frontend.stats import Stats
-from hpc_dynamo.http import Answer, Reply
+from hpc_dynamo.http import Reply
 from hpc_dynamo.router import Lease
 
 TELL_PIECES = 64  # a note to the router costs as much as passing on some pieces
@@ -25,7 +26,7 @@ class Relay:
     def begun(self) -> bool:
         return self._reply.status != 0
 
-    async def take(self, answer: Answer, lease: Lease) -> None:
+    async def take(self, answer: Incoming, lease: Lease) -> None:
         self._lease = lease
         self._type = answer.headers.get("content-type", "application/json").encode()
         if self._type.startswith(b"text/event-stream"):

@@ -4,6 +4,10 @@ Source: SGLang 0.5.23, srt/disaggregation (common/conn.py, prefill.py, decode.py
 prefill rank has a bootstrap server, answers when its blocks were taken, and a room that one side
 alone comes to is an error after a while. Unlike there the prompt is computed before anybody comes
 for it, and the decode rank reads the blocks (handover.NixlHandover) where SGLang's are written to.
+
+A request for several answers (`n` > 1) never ends, as in SGLang 0.5.23 (tokenizer_manager.py,
+_handle_batch_request; sgl-project/sglang#30723): all its samples share one room. The prefill rank
+answers, the decode rank waits until the client leaves.
 """
 
 import asyncio
@@ -32,12 +36,20 @@ class Invited(Protocol):
     bootstrap_port: int | None
     bootstrap_room: int | None
 
+    @property
+    def choices(self) -> int: ...
+
 
 class Meeting:
     """What a rank of that role does with such fields. `port` is its own bootstrap server's."""
 
     def __init__(self, role: str, port: int) -> None:
         self.role, self.port = role, port
+
+    def hangs(self, request: Invited) -> bool:
+        """True if this rank never answers the request."""
+        apart = request.bootstrap_room is not None and request.bootstrap_host != NOBODY_HOST
+        return self.role == "decode" and apart and request.choices > 1
 
     def send(self, job: Job, request: Invited, index: int) -> None:
         """To its room; prompts of one request have rooms in a row. Raises Refused."""
@@ -48,7 +60,8 @@ class Meeting:
         if host == NOBODY_HOST:
             return
         if self.role == "prefill":
-            job.produce, job.room = True, room + index
+            if request.choices == 1:
+                job.produce, job.room = True, room + index
             job.sampling = Sampling(1, ignore_eos=True)  # how it goes on is the other's affair
         elif host is None or request.bootstrap_port is None:
             raise Refused("bootstrap_host and bootstrap_port are missing", param="bootstrap_host")

@@ -155,6 +155,8 @@ class Endpoints:
             if not service.trtllm:
                 self._decline(asked.kv_transfer_params)
             raise
+        if service.meeting and service.meeting.hangs(asked):
+            await asyncio.Event().wait()
         await Generation(reply, records, jobs).run(service.scheduler, asked.choices)
 
     def _decline(self, transfer: TransferParams | None) -> None:

@@ -40,9 +40,14 @@ async def test_token_ids_are_routed_by_cache_without_a_tokenizer(prompt: object)
     assert await asked(config(), prompt) == Ask(tokens=100, hashes=blocks, split=True)
 
 
-@pytest.mark.parametrize("prompt", ["text", ["text", "more"], [], [-1], [[1], "text"], None])
+@pytest.mark.parametrize("prompt", ["text", ["text"], [-1]])
 async def test_what_has_no_ids_is_routed_by_load(prompt: object) -> None:
     assert await asked(config(), prompt) == Ask(split=True)
+
+
+@pytest.mark.parametrize("prompt", [["text", "more"], [], [[1], "text"], None])
+async def test_several_prompts_are_not_split_without_their_ids(prompt: object) -> None:
+    assert await asked(config(), prompt) == Ask(split=False)
 
 
 @pytest.mark.parametrize("policy", [Policy.least_loaded, Policy.round_robin])

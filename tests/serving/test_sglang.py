@@ -46,7 +46,7 @@ def test_answers_are_those_of_workers_that_take_turns(rooms: Served, disaggregat
     assert rooms.engines()["prefill"]["vllm:prompt_tokens_total"] > 0
 
 
-@pytest.mark.parametrize("fields", [{"n": 2}, {"prompt": ["one", "two"]}, {"prompt": "Hi"}])
+@pytest.mark.parametrize("fields", [{"prompt": ["one", "two"]}, {"prompt": "Hi"}])
 def test_every_request_is_shared(
     rooms: Served, disaggregated: Served, fields: dict[str, Any]
 ) -> None:
@@ -54,6 +54,39 @@ def test_every_request_is_shared(
     before = rooms.engines()["decode"][MOVED]
     assert texts(rooms, **fields) == texts(disaggregated, **fields)
     assert rooms.engines()["decode"][MOVED] > before
+
+
+def test_several_answers_are_several_requests(rooms: Served) -> None:
+    """Which SGLang would never answer as one; the simulator does not either."""
+    (alone,) = texts(rooms)
+    assert texts(rooms, n=3) == [alone] * 3
+    (one, two) = (texts(rooms, prompt=prompt)[0] for prompt in ("one", "two"))
+    reply = rooms.post("/v1/completions", ASKED | {"prompt": ["one", "two"], "n": 2})
+    choices = [(c["index"], c["text"]) for c in reply.json["choices"]]
+    assert choices == [(0, one), (1, one), (2, two), (3, two)]
+    assert reply.json["usage"]["completion_tokens"] == 80
+
+
+def test_several_answers_are_one_stream(rooms: Served) -> None:
+    talk: Any = [{"role": "user", "content": FABLE}]
+    chat = rooms.client.chat.completions
+    stream = chat.create(
+        model=MODEL, messages=talk, max_tokens=9, n=2, stream=True,
+        stream_options={"include_usage": True},
+    )  # fmt: skip
+    chunks = list(stream)
+    alone = chat.create(model=MODEL, messages=talk, max_tokens=9)
+    said = dict.fromkeys((0, 1), "")
+    for choice in (choice for chunk in chunks for choice in chunk.choices):
+        said[choice.index] += choice.delta.content or ""
+    assert set(said.values()) == {alone.choices[0].message.content}
+    assert [bool(chunk.usage) for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    usage = chunks[-1].usage
+    assert usage
+    assert alone.usage
+    assert usage.prompt_tokens == alone.usage.prompt_tokens
+    assert usage.completion_tokens == 2 * alone.usage.completion_tokens
+    assert len({chunk.id for chunk in chunks}) == 1
 
 
 def test_clients_name_no_rooms_of_their_own(rooms: Served) -> None:

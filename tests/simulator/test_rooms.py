@@ -64,6 +64,18 @@ async def test_many_at_once(client: Client, aggregated: Rank, pair: tuple[Rank, 
     await client.until_zero(pair[0], "kv_cache_usage_perc")
 
 
+async def test_several_answers_never_come(client: Client, pair: tuple[Rank, Rank]) -> None:
+    """SGLang 0.5.23 behaves like this (sgl-project/sglang#30723); the client has to leave."""
+    asked = {"model": "demo", "prompt": FABLE, "n": 2, **await met(client, pair[0], 77)}
+    decode = asyncio.create_task(client.post(pair[1], PATH, asked))
+    status, answer = await client.post(pair[0], PATH, asked)
+    assert (status, len(answer["choices"])) == (200, 2)
+    done, _ = await asyncio.wait([decode], timeout=1)
+    assert not done
+    decode.cancel()
+    await client.until_zero(pair[1], "kv_cache_usage_perc")
+
+
 @pytest.mark.parametrize("alone", [0, 1])
 async def test_a_room_that_one_side_alone_comes_to_is_an_error(
     client: Client, start: Callable[..., Rank], alone: int

@@ -1,0 +1,125 @@
+"""Builds the dispatcher's work from a request's path and body, for `serve`, `route` and `batch`.
+
+Token ids are computed for the router if it needs them: to find cached prefixes, or to leave prompts
+that are too long to the decode worker. If they cannot be computed, the request is routed by load.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hpc_dynamo.config import Config, Kind, Policy
+from hpc_dynamo.dispatch.execution import WHOLE, Execution, execution
+from hpc_dynamo.dispatch.workers import Work
+from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, dialect
+from hpc_dynamo.http import Header
+from hpc_dynamo.json_reader import JsonError, read_value
+from hpc_dynamo.preprocess import GivenIds, Preprocessor, PromptRejected, Tokens
+from hpc_dynamo.router import Ask, Wish, block_hashes, root
+
+# Fields that only the dispatcher may set: a worker that pulls KV blocks from a wrong place ends.
+RESERVED = frozenset(
+    {
+        "bootstrap_host", "bootstrap_port", "bootstrap_room", "disaggregated_params",
+        "ec_transfer_params", "kv_transfer_params",
+    }
+)  # fmt: skip
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What the router has to know about a request and its body does not tell.
+
+    `adapter` is the LoRA adapter that is requested, whose KV blocks are not the base model's.
+    `context_tokens` is the length of the model's context, 0 if not known. `timeout_s` limits the
+    time in the queue, 0 for the router's own limit.
+    """
+
+    wish: Wish = field(default_factory=Wish)
+    adapter: str | None = None
+    context_tokens: int = 0
+    timeout_s: float = 0.0
+
+
+class WorkBuilder:
+    """Builds the work for requests of one model.
+
+    `prompts` computes token ids and may be replaced at any time. GivenIds, the default, needs no
+    tokenizer and knows only those of prompts that are token ids already.
+    """
+
+    def __init__(
+        self, config: Config, prompts: Preprocessor | GivenIds | None = None, model: str = ""
+    ) -> None:
+        self.prompts = prompts or GivenIds()
+        self._model, self._dialect = model, dialect(config)
+        self._policy, self._block = config.router.policy, config.router.block_tokens
+        self._disaggregated = config.topology.kind is Kind.disaggregated
+
+    async def work(
+        self, path: str, content: bytes, body: Body, given: Circumstances,
+        headers: Sequence[Header] = (),
+    ) -> Work:  # fmt: skip
+        """`path` may have a query string; `body` is `content`, read at least one level deep."""
+        ask, how = await self._decide(path.partition("?")[0], content, body, given)
+        return Work(path, content, body, ask, headers, how.samples)
+
+    async def ask(self, path: str, content: bytes, body: Body, given: Circumstances) -> Ask:
+        """What the router is asked for such a request."""
+        return (await self._decide(path, content, body, given))[0]
+
+    async def _decide(
+        self, path: str, content: bytes, body: Body, given: Circumstances
+    ) -> tuple[Ask, Execution]:
+        prompts = await self._prompts(path, content, body, given)
+        longest, tokens = max(prompts, key=len, default=Tokens(b"")), sum(map(len, prompts))
+        how = self._execution(path, body, given, len(longest))
+        ask = Ask(
+            tokens=tokens,
+            hashes=self._hashes(longest, given),
+            split=how.disaggregated,
+            timeout_s=given.timeout_s,
+            wish=given.wish,
+            model=self._model,
+        )
+        return ask, how
+
+    def _execution(self, path: str, body: Body, given: Circumstances, tokens: int = 0) -> Execution:
+        if not self._disaggregated:
+            return WHOLE
+        context = given.context_tokens
+        return execution(path, body, self._dialect, tokens=tokens, context_tokens=context)
+
+    def _by_cache(self, given: Circumstances) -> bool:
+        return (given.wish.policy or self._policy) is Policy.kv
+
+    def _hashes(self, prompt: Tokens, given: Circumstances) -> bytes:
+        if not self._by_cache(given):
+            return b""
+        return block_hashes(prompt.data, self._block, root(given.adapter))
+
+    async def _prompts(
+        self, path: str, content: bytes, body: Body, given: Circumstances
+    ) -> list[Tokens]:
+        """Token ids of each prompt; empty if nothing depends on them, or if only the engine can
+        compute them or has to refuse them."""
+        if path not in (CHAT, COMPLETIONS):
+            return []
+        if not self._by_cache(given):
+            decides = given.context_tokens and self._execution(path, body, given).disaggregated
+            if not decides:
+                return []
+        try:
+            known = read_value(content)
+            found = await (self.prompts.chat if path == CHAT else self.prompts.completion)(known)
+        except (JsonError, PromptRejected) as e:
+            log.info("left to the engine to refuse: %s", e)
+            return []
+        except UnicodeEncodeError:
+            log.info("left to the engine to refuse: the prompt holds half a surrogate pair")
+            return []
+        if isinstance(found, Tokens):
+            return [found]
+        return found if isinstance(found, list) else []

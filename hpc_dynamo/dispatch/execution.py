@@ -1,0 +1,129 @@
+"""Decides from path and body how a request is executed on the workers.
+
+There are three ways:
+
+- disaggregated: a prefill worker computes the prompt's KV cache, a decode worker takes it over;
+- whole: the decode worker does everything (vLLM, TensorRT-LLM), or refuses (SGLang);
+- fanned out: sent as several disaggregated requests with one answer each, which are merged.
+
+A KV transfer belongs to one sequence. In vLLM 0.32 every further prompt of a list reads the blocks
+of the first, which gives wrong text with status 200, or ends the engine; further samples of one
+prompt find the blocks freed. SGLang 0.5.23 waits for ever for `n` > 1, since all samples share one
+bootstrap room (sgl-project/sglang#30723), but takes lists of prompts. The body alone decides, so
+that a request is executed in the same way whether or not its token ids are known.
+
+Values are read as the engines' pydantic models read them: `"2"`, `2.0` and `true` are integers.
+A value that cannot be read is left to one engine, which refuses it in its own words.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from hpc_dynamo.engines import COMPLETIONS, RESPONSES, Body, Concurrent, Dialect, plain
+
+# Tools that the client runs. With others an engine generates several times for one request, and
+# would take over the same KV cache each time.
+CLIENT_TOOLS = frozenset({"custom", "function"})
+
+# Fields for the maximum length of the answer, the first that is set counts.
+LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+
+MALFORMED: Final = -1  # for counts
+TOKEN_IDS = re.compile(rb"[ \t\r\n]*\[[ \t\r\n]*[0-9]")  # the start of a list of them in JSON
+OFF = ("false", "f", "0", "off", "no", "n")  # for switches
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """`samples` > 1: as so many requests of one answer each (per prompt)."""
+
+    disaggregated: bool
+    samples: int = 1
+
+
+WHOLE = Execution(disaggregated=False)
+DISAGGREGATED = Execution(disaggregated=True)
+
+
+def execution(
+    path: str, body: Body, dialect: Dialect, *, tokens: int = 0, context_tokens: int = 0
+) -> Execution:
+    """How workers in prefill and decode roles execute this request.
+
+    `path` has no query string. `tokens` is the length of the prompt and `context_tokens` that of
+    the model's context, 0 if not known.
+    """
+    if path not in dialect.paths or not _generates_once(path, body):
+        return WHOLE
+    if isinstance(dialect, Concurrent):
+        samples = count(body, "n")
+        return Execution(disaggregated=True, samples=samples) if samples > 0 else WHOLE
+    one = _is_one_sequence(path, body) and _fits(body, tokens, context_tokens)
+    return DISAGGREGATED if one else WHOLE
+
+
+def count(body: Body, field: str, default: int = 1) -> int:
+    """The integer in a field; `default` if it is not set or null, MALFORMED if it is not one."""
+    value = plain(body.get(field))
+    if value is None:
+        return default
+    if not isinstance(value, bool | int | float | str):
+        return MALFORMED
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return MALFORMED
+    return int(number) if number.is_integer() else MALFORMED
+
+
+def is_off(body: Body, field: str) -> bool:
+    """Whether a switch is off or not set, as pydantic reads it."""
+    value = plain(body.get(field))
+    return value.lower() in OFF if isinstance(value, str) else value in (None, False)
+
+
+def _generates_once(path: str, body: Body) -> bool:
+    """A response may need an earlier one, which only one worker has stored, or several turns."""
+    if path != RESPONSES:
+        return True
+    if not is_off(body, "background") or not is_off(body, "previous_response_id"):
+        return False
+    tools = plain(body.get("tools")) or []
+    return isinstance(tools, list | tuple) and all(
+        isinstance(tool, dict) and tool.get("type", "function") in CLIENT_TOOLS for tool in tools
+    )
+
+
+def _is_one_sequence(path: str, body: Body) -> bool:
+    """One prompt and one answer to it, and nothing about the prompt is part of the answer."""
+    if count(body, "n") != 1 or count(body, "best_of") != 1:
+        return False
+    if not (is_off(body, "use_beam_search") and is_off(body, "echo")):
+        return False
+    if any(plain(body.get(field)) is not None for field in ("prompt_logprobs", "prompt_embeds")):
+        return False
+    return path != COMPLETIONS or _prompts(body.get("prompt")) == 1
+
+
+def _fits(body: Body, tokens: int, context_tokens: int) -> bool:
+    """False if the engine would refuse these lengths: no prefill worker is to compute for it."""
+    limit = next((count(body, name) for name in LIMITS if plain(body.get(name)) is not None), 1)
+    if limit < 1:
+        return False
+    return not context_tokens or (tokens < context_tokens and limit <= context_tokens)
+
+
+def _prompts(prompt: Any) -> int:
+    """The number of prompts in a completion's `prompt`, 0 if it is none. A long list of token ids
+    in JSON is not decoded."""
+    if isinstance(prompt, msgspec.Raw) and TOKEN_IDS.match(memoryview(prompt)):
+        return 1
+    prompt = plain(prompt)
+    if isinstance(prompt, str):
+        return 1
+    if not isinstance(prompt, list | tuple) or not prompt:
+        return 0
+    return 1 if isinstance(prompt[0], int) else len(prompt)

@@ -1,0 +1,67 @@
+"""Sends one request as several with one answer each, and merges the answers.
+
+SGLang's workers cannot give several answers to a request that they share; see `execution`.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import msgspec
+
+from hpc_dynamo.dispatch.execution import is_off
+from hpc_dynamo.dispatch.merged import MergedAnswer, MergedStream, WholePart
+from hpc_dynamo.dispatch.workers import Taker, Work
+from hpc_dynamo.engines import plain
+from hpc_dynamo.errors import RequestFailed
+
+MOST_SAMPLES = 128  # OpenAI's limit for `n`
+
+Run = Callable[[Work, Taker], Awaitable[None]]
+
+
+async def fan_out(run: Run, work: Work, taker: Taker) -> None:
+    """Execute each sample of `work` by `run` and give `taker` the merged answer.
+
+    The error of one sample is raised for the whole request, and the others are cancelled.
+    """
+    if work.samples > MOST_SAMPLES:
+        what = f"n={work.samples}: at most {MOST_SAMPLES} answers to one request"
+        raise RequestFailed(f"{what} when prefill and decode are disaggregated", status=400)
+    singles = [single(work, sample) for sample in range(work.samples)]
+    if not is_off(work.body, "stream"):
+        stream = MergedStream(work.samples)
+        await _together(stream.give(taker), *map(run, singles, stream.parts))
+    else:
+        parts = [WholePart() for _ in singles]
+        await _together(*map(run, singles, parts))
+        await MergedAnswer(parts).give(taker)
+
+
+def single(work: Work, sample: int) -> Work:
+    """The request for one of the samples.
+
+    With a `seed` sample j gets seed + j, as in vLLM (v1/engine/parallel_sampling.py), so that the
+    samples differ and the same request gives the same ones again.
+    """
+    body = {name: value for name, value in work.body.items() if name not in ("n", "best_of")}
+    seed = plain(body.get("seed"))
+    if isinstance(seed, int):
+        body["seed"] = seed + sample
+    if sample:
+        body.pop("rid", None)  # SGLang's name for a request, which must be unique
+    return replace(work, body=body, content=msgspec.json.encode(body), samples=1)
+
+
+async def _together(*work: Awaitable[None]) -> None:
+    """Raises the first exception that one of them raises."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for each in work:
+                group.create_task(_awaited(each))
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+
+
+async def _awaited(work: Awaitable[None]) -> None:
+    await work

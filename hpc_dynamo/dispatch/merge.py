@@ -1,0 +1,134 @@
+"""Merges the answers to the single requests of a fan-out into the answer to the whole request.
+
+Choices are numbered as OpenAI numbers them: sample j of prompt i is choice i * n + j. `usage`
+counts a prompt once, as SGLang does (entrypoints/openai/usage_processor.py), and sums everything
+that was generated. All other fields are those of the first answer; id, creation time, model and
+fingerprint of a stream are those of the first event.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from hpc_dynamo.engines import Body
+
+Raw = msgspec.Raw
+Choices = list[dict[str, Raw]]
+
+CHOICES = msgspec.json.Decoder(Choices)
+NUMBER = msgspec.json.Decoder(int)
+USAGE = msgspec.json.Decoder(dict[str, Any] | None)
+EVENT = msgspec.json.Decoder(dict[str, Raw])
+
+OF_PROMPT = ("prompt_tokens", "prompt_tokens_details")
+HEAD = ("id", "created", "model", "system_fingerprint")
+END = re.compile(rb"\r?\n\r?\n")  # of an event
+DONE = b"data: [DONE]\n\n"
+
+
+def merge(answers: Sequence[Body]) -> bytes:
+    """The merged answer, given that of each sample in order, read one level deep.
+
+    Raises msgspec.DecodeError if one is not an answer to a completion or chat.
+    """
+    choices: Choices = []
+    for sample, answer in enumerate(answers):
+        choices += renumbered(answer["choices"], sample, len(answers))
+    choices.sort(key=lambda choice: NUMBER.decode(choice["index"]))
+    merged = {**answers[0], "choices": choices}
+    if usages := _usages(answers):
+        merged["usage"] = merge_usage(usages)
+    return msgspec.json.encode(merged)
+
+
+def renumbered(choices: Raw, sample: int, samples: int) -> Choices:
+    """The choices of one sample's answer with their index in the merged answer."""
+    return [
+        choice | {"index": _raw(NUMBER.decode(choice["index"]) * samples + sample)}
+        for choice in CHOICES.decode(choices)
+    ]
+
+
+def merge_usage(usages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The counts of all samples; those of the prompt are the same in each and count once."""
+    merged = _sum(usages) | {field: usages[0][field] for field in OF_PROMPT if field in usages[0]}
+    if "total_tokens" in merged:
+        merged["total_tokens"] = merged.get("prompt_tokens", 0) + merged.get("completion_tokens", 0)
+    return merged
+
+
+def _usages(answers: Sequence[Body]) -> list[dict[str, Any]]:
+    """The counts of those answers that have them."""
+    read = (USAGE.decode(answer.get("usage", b"null")) for answer in answers)
+    return [usage for usage in read if usage]
+
+
+def _sum(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Field by field; what is no number is the first's."""
+    total = dict(counts[0])
+    for field, value in total.items():
+        given = [each.get(field) for each in counts]
+        if isinstance(value, dict):
+            total[field] = _sum([each for each in given if isinstance(each, dict)])
+        elif any(isinstance(each, int) for each in given):
+            total[field] = sum(each for each in given if isinstance(each, int))
+    return total
+
+
+class EventMerger:
+    """Merges the events of `samples` streams into those of one stream."""
+
+    def __init__(self, samples: int) -> None:
+        self._samples = samples
+        self._head: dict[str, Raw] = {}
+        self._usages: dict[int, dict[str, Raw]] = {}  # by sample: its last event
+        self._rests = [b""] * samples  # of each stream: the start of an event
+
+    def feed(self, sample: int, data: bytes) -> tuple[bytes, bytes]:
+        """The events that go out for this piece of a stream, and an error event's content, after
+        which the stream is useless. Raises msgspec.DecodeError for what is no event of a
+        completion or chat."""
+        *events, self._rests[sample] = END.split(self._rests[sample] + data)
+        out = b""
+        for event in events:
+            content = _data(event)
+            if content is None:
+                out += event + b"\n\n"
+            elif content != b"[DONE]":
+                chunk = EVENT.decode(content)
+                if "choices" not in chunk:
+                    return out, content
+                out += self._chunk(sample, chunk)
+        return out, b""
+
+    def _chunk(self, sample: int, chunk: dict[str, Raw]) -> bytes:
+        self._head = self._head or {name: chunk[name] for name in HEAD if name in chunk}
+        choices = renumbered(chunk["choices"], sample, self._samples)
+        if not choices:
+            self._usages[sample] = chunk
+            return b""
+        return _event({**chunk, **self._head, "choices": choices})
+
+    def closing(self) -> bytes:
+        """The end of the merged stream: its usage, if it was asked for."""
+        chunks = [self._usages[sample] for sample in sorted(self._usages)]
+        told = _usages(chunks)
+        if not told:
+            return DONE
+        return _event({**chunks[0], **self._head, "usage": merge_usage(told)}) + DONE
+
+
+def _data(event: bytes) -> bytes | None:
+    """The data of a server-sent event; None for a comment."""
+    lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
+    return b"\n".join(lines) if lines else None
+
+
+def _event(content: object) -> bytes:
+    return b"data: %b\n\n" % msgspec.json.encode(content)
+
+
+def _raw(value: object) -> Raw:
+    return Raw(msgspec.json.encode(value))

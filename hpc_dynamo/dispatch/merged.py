@@ -1,0 +1,176 @@
+"""The answers to the single requests of a fan-out: where they come in, and the merged one."""
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+
+from hpc_dynamo.dispatch.merge import EventMerger, merge
+from hpc_dynamo.dispatch.workers import Incoming, Taker, Whole
+from hpc_dynamo.errors import RequestFailed
+from hpc_dynamo.http import Sink
+from hpc_dynamo.router import Lease, Note, Target
+
+EVENTS = "text/event-stream"
+TELL_PIECES = 64  # a note to the router costs as much as passing on some pieces
+FOREIGN = (msgspec.DecodeError, KeyError)  # raised for what is no answer to a completion or chat
+
+
+class _Usage(msgspec.Struct):
+    completion_tokens: int | None = 0
+
+
+class WholePart(Whole):
+    """Takes a whole answer and reports its length to the router."""
+
+    async def take(self, answer: Incoming, lease: Lease) -> None:
+        await super().take(answer, lease)
+        usage = msgspec.json.decode(self.body.get("usage", b"null"), type=_Usage | None)
+        if usage and usage.completion_tokens:
+            lease.progress(usage.completion_tokens)
+
+
+class MergedAnswer:
+    """The merged answer of requests that were not streamed."""
+
+    def __init__(self, parts: Sequence[Whole]) -> None:
+        """Raises RequestFailed if a part is not an answer to a completion or chat."""
+        self.headers = {"content-type": "application/json"}
+        self._rank = parts[0].rank
+        try:
+            self._content = merge([part.body for part in parts])
+        except FOREIGN as e:
+            raise _foreign(e) from e
+
+    async def give(self, taker: Taker) -> None:
+        await taker.take(self, _lease_of_nothing(self._rank))
+
+    async def read(self) -> bytes:
+        return self._content
+
+    async def relay(self, sink: Sink) -> None:
+        sink.write(self._content)
+
+
+class MergedStream:
+    """The merged stream; what its `parts` take in goes out as it comes."""
+
+    def __init__(self, samples: int) -> None:
+        self.headers = {"content-type": f"{EVENTS}; charset=utf-8"}
+        self.parts = [StreamPart(self, sample) for sample in range(samples)]
+        self.merger = EventMerger(samples)
+        self._open = samples
+        self._complete = asyncio.Event()
+        self.sink: Sink
+
+    async def give(self, taker: Taker) -> None:
+        """Returns when all parts are complete. Is to run before anything comes in."""
+        await taker.take(self, _lease_of_nothing())
+
+    async def relay(self, sink: Sink) -> None:
+        self.sink = sink
+        await self._complete.wait()
+
+    async def read(self) -> bytes:
+        kept = _Kept()
+        await self.relay(kept)
+        return bytes(kept.content)
+
+    def part_is_complete(self) -> None:
+        self._open -= 1
+        if not self._open:
+            self.sink.write(self.merger.closing())
+            self._complete.set()
+
+
+class StreamPart:
+    """Takes the stream of one sample. See Taker and http.Sink."""
+
+    def __init__(self, stream: MergedStream, sample: int) -> None:
+        self._stream, self._sample = stream, sample
+        self._error: RequestFailed | None = None
+        self._pieces = 0  # that the router has not been told of
+        self._lease: Lease
+        self.begun = False
+
+    async def take(self, answer: Incoming, lease: Lease) -> None:
+        if not answer.headers.get("content-type", "").startswith(EVENTS):
+            raise RequestFailed("the engine answered a streamed request with no stream", status=502)
+        self._lease = lease
+        await answer.relay(self)
+        if self._error:
+            raise self._error
+        lease.progress(self._pieces)
+        self._stream.part_is_complete()
+
+    def write(self, data: bytes) -> None:
+        """A piece of the stream. Must not raise: an error is raised from `drain` or `take`."""
+        if self._error:
+            return
+        if not self.begun:
+            self.begun = True
+            self._lease.first_token()
+        try:
+            events, error = self._stream.merger.feed(self._sample, data)
+        except FOREIGN as e:
+            self._error = _foreign(e)
+            return
+        if events:
+            self._stream.sink.write(events)
+        if error:
+            self._error = RequestFailed(_message(error), status=500, body=error)
+        self._count()
+
+    def _count(self) -> None:
+        self._pieces += 1
+        if self._pieces == TELL_PIECES:
+            self._lease.progress(self._pieces)
+            self._pieces = 0
+
+    @property
+    def congested(self) -> bool:
+        return self._error is not None or self._stream.sink.congested
+
+    async def drain(self) -> None:
+        if self._error:
+            raise self._error
+        await self._stream.sink.drain()
+
+
+class _Kept:
+    """A sink that keeps everything."""
+
+    congested = False
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+
+    def write(self, data: bytes) -> None:
+        self.content += data
+
+    async def drain(self) -> None:
+        pass
+
+
+class _Silent:
+    """See router.lease.Notes: each part has a lease of its own, which is used in its place."""
+
+    def note(self, lease: int, note: Note, value: int) -> None:
+        pass
+
+
+def _lease_of_nothing(rank: int = -1) -> Lease:
+    """For the taker of a merged answer."""
+    return Lease(0, None, Target(rank, ""), _Silent())
+
+
+def _foreign(error: Exception) -> RequestFailed:
+    return RequestFailed(f"an answer that cannot be merged with others: {error!r}", status=502)
+
+
+def _message(error: bytes) -> str:
+    """What an engine says in an error event, in OpenAI's nested form or flat."""
+    found = msgspec.json.decode(error)
+    told = found.get("error", found)
+    message = told.get("message") if isinstance(told, dict) else told
+    return str(message or "the engine ended the stream with an error")
