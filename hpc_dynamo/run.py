@@ -2,6 +2,8 @@
 
     runs/<name>/                 mode 0700
       run.json                   which input these results belong to
+      settings.json              the settings that they were made with
+      retry.json                 which failures batch.retry_failed=true has declared void
       secrets.json               mode 0600: the engines' token, keys of the control plane
       api_key                    mode 0600: what clients of a serving run present
       url                        the base URL of the attempt that serves now
@@ -225,6 +227,8 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.identity_file = path / "run.json"
+        self.settings_file = path / "settings.json"
+        self.retry_file = path / "retry.json"
         self.secrets_file = path / "secrets.json"
         self.key_file = path / "api_key"
         self.url_file = path / "url"

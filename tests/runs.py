@@ -47,10 +47,10 @@ def write_prompts(file: Path, count: int, max_tokens: int = 8) -> list[str]:
     return ids
 
 
-def answers(output: Path) -> dict[str, str]:
+def answers(output: Path, *, text: bool = True) -> dict[str, str]:
     """Text by id; fails on an id that is there twice."""
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    found = {row["custom_id"]: _text(row) for row in rows}
+    found = {row["custom_id"]: _text(row) if text else "" for row in rows}
     assert len(found) == len(rows), "an id has more than one result"
     return found
 

@@ -232,7 +232,7 @@ def test_serve_refuses_a_folder_of_results(call: Call, tmp_path: Path) -> None:
     attempt = new_run(tmp_path / "runs" / "x")
     attempt.run.identify(Path("/in.jsonl"), "f")
     done = call("serve", *LOCAL, "name=x")
-    refused(done, "name=x:", "holds results (/in.jsonl)", "another name")
+    refused(done, "name=x:", "holds results (/in.jsonl)", "name=x-2 for a run of its own")
     assert len(attempt.run.attempts()) == 1
 
 

@@ -79,7 +79,7 @@ def test_two_workers_are_measured_with_their_transfers(tmp_path: Path) -> None:
     assert "TTFT, interpolated" in again.stdout
     other = hpc_dynamo(*WORDS, "engine.args.time-scale=2", cwd=tmp_path)
     assert other.returncode == 3
-    assert "holds other results (profile of simulated)" in other.stderr
+    assert "engine.args.time-scale: not set → 2" in other.stderr
     assert "overwrite=true" in other.stderr
 
 

@@ -2,7 +2,8 @@
 
 Every attempt appends to a part of its own, so that no two writers ever share a file. A line
 that a crash tore has no newline and is not read. The last good line of an id wins. When all
-is done the parts become one file in the input's order.
+is done the parts become one file in the input's order. `retry_failed` declares the failures so
+far void: their requests run again, answers are kept.
 
 Lines are of OpenAI's batch output format: `custom_id`, `response` (`status_code`,
 `request_id`, `body`), `error`.
@@ -10,8 +11,9 @@ Lines are of OpenAI's batch output format: `custom_id`, `response` (`status_code
 
 import asyncio
 import os
+import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +21,8 @@ import msgspec
 
 from hpc_dynamo.batch.requests import Entry, Requests
 from hpc_dynamo.errors import HpcDynamoError, RequestFailed
-from hpc_dynamo.run import Run
+from hpc_dynamo.messages import RetryRound
+from hpc_dynamo.run import Run, read_json, write_json
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -53,13 +56,15 @@ class Line(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Where a result lies."""
+    """Where a result lies. `finished`: it is not to be run again. `void`: a failure from before
+    the latest `batch.retry_failed=true`."""
 
     file: Path
     offset: int
     size: int
     good: bool
     finished: bool
+    void: bool = False
 
 
 def success(custom_id: str, body: bytes) -> bytes:
@@ -101,12 +106,32 @@ class Ledger:
     def spots(self) -> dict[str, Spot]:
         """The best result of each id so far: later beats earlier, unless it is worse."""
         best: dict[str, Spot] = {}
+        void = self._void()
         for file in sorted(self._run.parts.glob("*.jsonl"), key=lambda p: int(p.stem)):
-            for custom_id, spot in _read(file):
+            for custom_id, spot in _read(file, void=int(file.stem) <= void):
                 old = best.get(custom_id)
                 if old is None or not old.finished:
                     best[custom_id] = spot
         return best
+
+    def _void(self) -> int:
+        """The last attempt whose failures are void; 0 if there is none."""
+        retry = read_json(self._run.retry_file, RetryRound)
+        return retry.last_attempt if retry else 0
+
+    def retry_failed(self, requests: Requests) -> int:
+        """Declare the failures so far void; return how many requests run again because of it.
+
+        A round that has not ended is resumed instead: what failed in it stays failed.
+        """
+        spots = self.spots()
+        failed = {custom_id for custom_id, spot in spots.items() if not spot.good}
+        to_come = (e for e in requests.entries if (s := spots.get(e.custom_id)) is None or s.void)
+        if not failed or (self._void() and any(to_come)):
+            return 0
+        last = max(int(file.stem) for file in self._run.parts.glob("*.jsonl"))
+        write_json(self._run.retry_file, RetryRound(last_attempt=last, asked_at=time.time()))
+        return sum(entry.custom_id in failed for entry in requests.entries)
 
     async def record(self, line: bytes) -> None:
         """Returns when the line is on disk. `line` ends with its only newline."""
@@ -143,10 +168,12 @@ class Ledger:
         finally:
             await asyncio.wait({writing})
 
-    def unfinished(self, requests: Requests) -> list[Entry]:
+    def unfinished(
+        self, requests: Requests, spots: Mapping[str, Spot] | None = None
+    ) -> list[Entry]:
         """The requests without a result, or with one that another try may better."""
-        spots = self.spots()
-        done = {custom_id for custom_id, spot in spots.items() if spot.finished}
+        known = self.spots() if spots is None else spots
+        done = {custom_id for custom_id, spot in known.items() if spot.finished}
         return [entry for entry in requests.entries if entry.custom_id not in done]
 
     def merge(self, ids: Iterable[str]) -> tuple[int, int]:
@@ -174,13 +201,16 @@ def _append(handle: int, lines: list[bytes]) -> None:
     os.fsync(handle)
 
 
-def _read(file: Path) -> Iterator[tuple[str, Spot]]:
+def _read(file: Path, *, void: bool = False) -> Iterator[tuple[str, Spot]]:
+    """The whole lines of a part, whose failures may be void."""
     offset = 0
     with file.open("rb") as stream:
         for raw in stream:
             if raw.endswith(b"\n"):  # else a crash tore it
                 line = msgspec.json.decode(raw, type=Line)
-                spot = Spot(file, offset, len(raw), line.error is None, line.finished)
+                good = line.error is None
+                finished = good or (line.finished and not void)
+                spot = Spot(file, offset, len(raw), good, finished, void and not good)
                 yield line.custom_id, spot
             offset += len(raw)
 

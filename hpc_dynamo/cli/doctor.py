@@ -13,7 +13,8 @@ from rich.table import Table
 
 from hpc_dynamo import launch
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.cli.start import OUT, gpus_counted, placed, serve_run
+from hpc_dynamo.cli.runs import serve_run
+from hpc_dynamo.cli.start import OUT, gpus_counted, placed, say
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.doctor import task
 from hpc_dynamo.doctor.lead import report_file
@@ -39,7 +40,7 @@ def doctor(args: Namespace) -> int:
     config = placed(compose(args.overrides, args.config_dir), "doctor")
     launcher = launch.resolve(config.cluster.launcher)
     layout = _layout(config, launcher)
-    attempt = serve_run(config).new_attempt(config, layout)
+    attempt = serve_run(config, say).new_attempt(config, layout)
     job = launch.start(launcher, attempt, config, layout, task.main)
     OUT.print(f"looking over {layout.nodes} node(s), logs in {attempt.logs}", markup=False)
     try:

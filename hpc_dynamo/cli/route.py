@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.cli.start import files, go, key_file, placed, serve_run
+from hpc_dynamo.cli.runs import serve_run
+from hpc_dynamo.cli.start import files, go, key_file, placed, say
 from hpc_dynamo.config import Config, Launcher, Task, before
 from hpc_dynamo.engines import engine
 from hpc_dynamo.errors import ConfigError
@@ -35,7 +36,7 @@ def route(args: Namespace) -> int:
     config = placed(config, "route")
     engine(config.engine.name)  # its dialect is spoken
     layout = lay_out(config)
-    return go(serve_run(config), config, layout, Launcher.local, detach=args.detach)
+    return go(serve_run(config, say), config, layout, Launcher.local, detach=args.detach)
 
 
 def _words(args: Namespace) -> Iterator[str]:

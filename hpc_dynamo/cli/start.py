@@ -1,22 +1,20 @@
 """The verbs that start a job: a batch, an endpoint, or a profile."""
 
-import hashlib
 import re
-import shutil
 import sys
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 from rich.console import Console
 
 from hpc_dynamo import launch, node
 from hpc_dynamo.batch.ledger import Ledger
-from hpc_dynamo.batch.requests import Requests, scan
-from hpc_dynamo.cli import profiled, serving, views
+from hpc_dynamo.batch.requests import scan
+from hpc_dynamo.cli import profiled, runs, serving, views
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.follow import follow
+from hpc_dynamo.cli.runs import serve_run
 from hpc_dynamo.config import Config, Launcher, Planner, PlannerKind, Serve, Task
 from hpc_dynamo.engines import check, is_world, suited
 from hpc_dynamo.errors import ConfigError, HpcDynamoError
@@ -24,10 +22,9 @@ from hpc_dynamo.launch import grown, world
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.planner.interpolation import load_profile
 from hpc_dynamo.planner.profile import load
-from hpc_dynamo.run import Attempt, Run, Secrets, new_token
+from hpc_dynamo.run import Attempt, Run
 from hpc_dynamo.topology import Plan
 from hpc_dynamo.topology import plan as lay_out
-from hpc_dynamo.wire import new_keys
 
 OUT = Console(soft_wrap=True, highlight=False, emoji=False)
 
@@ -42,11 +39,11 @@ def batch(args: Namespace) -> int:
     launcher = launch.resolve(config.cluster.launcher)
     layout = _checked(config, launcher)
     requests = scan(source)
-    run = _batch_run(config, requests)
+    run = runs.batch_run(config, requests, say)
     results = Ledger(run, 0)
     if not results.unfinished(requests):
         results.merge(entry.custom_id for entry in requests.entries)
-        OUT.print(f"nothing to do: all results are in {run.output} (and {run.errors.name})")
+        say(f"nothing to do: all results are in {run.output} (and {run.errors.name})")
         return 0
     return go(run, config, layout, launcher, detach=args.detach)
 
@@ -57,7 +54,7 @@ def serve(args: Namespace) -> int:
     config = placed(replace(config, serve=files(config.serve)), _served(config))
     launcher = launch.resolve(config.cluster.launcher)
     layout = _checked(config, launcher)
-    run = serve_run(config)
+    run = serve_run(config, say)
     if args.detach:
         OUT.print(f"where it answers: hpc-dynamo status {run.path}", markup=False)
     return go(run, config, layout, launcher, detach=args.detach)
@@ -69,7 +66,7 @@ def profile(args: Namespace) -> int:
     config = placed(config, f"profile-{config.engine.name}-{_folder(config)}")
     launcher = launch.resolve(config.cluster.launcher)
     layout = _checked(config, launcher)
-    run = _profile_run(config)
+    run = runs.profile_run(config, say)
     if run.profile.exists():
         OUT.print(f"nothing to do: {run.profile} is there; overwrite=true measures again")
     else:
@@ -77,6 +74,11 @@ def profile(args: Namespace) -> int:
     if run.profile.exists():  # not where it was only submitted
         OUT.print(profiled.summary(load(run.profile)))
     return 0
+
+
+def say(text: str) -> None:
+    """Print a line for the user, as it is."""
+    OUT.print(text, markup=False)
 
 
 def _composed(args: Namespace) -> Config:
@@ -196,57 +198,3 @@ def _checked(config: Config, launcher: Launcher) -> Plan:
     worlds = any(is_world(config, worker) for worker in layout.workers)
     world.refuse_without_slurm(launcher, config, worlds=worlds)
     return launch.settled(launcher, config, layout)
-
-
-def _batch_run(config: Config, requests: Requests) -> Run:
-    """Raises ConfigError for a folder whose results belong to another input."""
-    run = _free(config)
-    known = run.identity()
-    if known is not None and known.fingerprint != requests.fingerprint:
-        what = f"name={config.name}: {run.path} holds results of another input ({known.input})"
-        raise ConfigError(what, hint="another name=…, or overwrite=true to throw them away")
-    _create(run)
-    if known is None:
-        run.identify(requests.file, requests.fingerprint)
-    return run
-
-
-def _profile_run(config: Config) -> Run:
-    """Raises ConfigError for a folder whose points are of another engine, model or shape."""
-    run = _free(config)
-    known, shape = run.identity(), (config.engine, config.model, config.topology)
-    fingerprint = hashlib.sha256(msgspec.json.encode(shape, order="sorted")).hexdigest()
-    if known is not None and known.fingerprint != fingerprint:
-        what = f"name={config.name}: {run.path} holds other results ({known.input})"
-        hint = "the same engine, model and topology, another name=…, or overwrite=true"
-        raise ConfigError(what, hint=hint)
-    _create(run)
-    if known is None:
-        run.identify(Path(f"profile of {config.served_name}"), fingerprint)
-    return run
-
-
-def serve_run(config: Config) -> Run:
-    """Raises ConfigError for the folder of a batch or a profile."""
-    run = _free(config)
-    known = run.identity()
-    if known is not None:
-        what = f"name={config.name}: {run.path} holds results ({known.input})"
-        raise ConfigError(what, hint="another name=…, or overwrite=true to throw them away")
-    _create(run)
-    return run
-
-
-def _free(config: Config) -> Run:
-    """The run's folder, which nobody else works in, emptied if so wanted. Raises RunBusy."""
-    run = Run(Path(config.runs) / config.name)
-    launch.refuse_if_busy(run)
-    if config.overwrite and run.path.exists():
-        shutil.rmtree(run.path)
-    return run
-
-
-def _create(run: Run) -> None:
-    """New, or to be gone on with: then it keeps its keys."""
-    public, private = new_keys()
-    run.create(Secrets(token=new_token(), public=public, private=private))

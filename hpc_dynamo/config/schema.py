@@ -148,6 +148,7 @@ class Batch:
     retries: int = 3
     request_timeout_s: float = 3600.0
     requeue: bool = True  # at the end of the walltime, until all is done
+    retry_failed: bool = False  # run the requests in errors.jsonl once more, and keep the answers
     defaults: dict[str, Any] = field(default_factory=dict)  # merged under each request's body
 
 
@@ -208,7 +209,7 @@ class Config:
     name: str = ""  # of the run; empty: from the input's file name
     runs: str = "runs"  # folder of all runs; on Slurm it must be visible on every node
     input: str = ""
-    overwrite: bool = False  # throw away what an earlier run of this name produced
+    overwrite: bool = False  # start anew; earlier results of this name move to NAME.old-1
     engine: Engine = Engine()
     model: Model = Model()
     models: dict[str, Served] = field(default_factory=dict)  # by name; empty: `model` alone

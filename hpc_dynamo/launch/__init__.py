@@ -12,6 +12,7 @@ from hpc_dynamo.launch import grown, hetjob, local, slurm
 from hpc_dynamo.launch.allocation import StepJob, start_step
 from hpc_dynamo.launch.job import Job, JobState
 from hpc_dynamo.launch.local import LocalJob
+from hpc_dynamo.launch.node import requeued
 from hpc_dynamo.launch.slurm import SlurmJob
 from hpc_dynamo.messages import JobRecord
 from hpc_dynamo.run import Attempt, Run, write_json
@@ -53,7 +54,9 @@ def start(
         step = start_step(attempt, config, plan, entry.__module__)
         write_json(attempt.job_file, step.record)
         return step
+    inside = os.environ.get("SLURM_JOB_ID", "")
     record = _submit(launcher, attempt, config, plan.own, entry)
+    record = structs.replace(record, inside=inside)
     write_json(attempt.job_file, record)
     if plan.apart:
         record = _beside(record, attempt, config, plan)
@@ -79,6 +82,16 @@ def _beside(record: JobRecord, attempt: Attempt, config: Config, plan: Plan) -> 
         raise
     write_json(attempt.job_file, asked)
     return asked
+
+
+def restarted(run: Run) -> bool:
+    """Return whether Slurm has restarted the job that we run in, and its former life worked on
+    this run."""
+    if not requeued():
+        return False
+    ours = os.environ["SLURM_JOB_ID"]
+    records = (attempt.job() for attempt in run.attempts())
+    return any(ours in (record.job_id, record.inside) for record in records if record)
 
 
 def find(attempt: Attempt) -> Job | None:
@@ -116,4 +129,14 @@ def going_on(run: Run) -> Iterator[tuple[Attempt, Job, JobState, str]]:
             yield attempt, job, state, detail
 
 
-__all__ = ["Job", "JobState", "find", "going_on", "refuse_if_busy", "resolve", "settled", "start"]
+__all__ = [
+    "Job",
+    "JobState",
+    "find",
+    "going_on",
+    "refuse_if_busy",
+    "resolve",
+    "restarted",
+    "settled",
+    "start",
+]

@@ -40,8 +40,8 @@ def component() -> int | None:
 
 
 def requeued() -> bool:
-    """Whether Slurm started this job again in its place."""
-    return "SLURM_RESTART_COUNT" in os.environ
+    """Return whether Slurm has restarted the job that we run in."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
 
 
 def allocation_end() -> float | None:

@@ -5,10 +5,11 @@ Times are seconds since the epoch (`_at`) or durations (`_s`).
 """
 
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 
-from hpc_dynamo.config import Role
+from hpc_dynamo.config import Role, Task
 from hpc_dynamo.messages.control import WorkerReport
 
 
@@ -21,6 +22,22 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     pid: int = 0
     submitted_at: float = 0.0
     beside: tuple[str, ...] = ()  # jobs of other kinds of nodes, asked for with it
+    inside: str = ""  # id of the Slurm job that the command itself ran in
+
+
+class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the results of a run folder were made with (engines/settings.py)."""
+
+    task: Task
+    settings: dict[str, Any]  # by the dotted name of the field
+    written_at: float
+
+
+class RetryRound(msgspec.Struct, frozen=True, kw_only=True):
+    """The latest `batch.retry_failed=true` of a run: failures of these attempts are void."""
+
+    last_attempt: int
+    asked_at: float
 
 
 class GrownState(StrEnum):

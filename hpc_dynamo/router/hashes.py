@@ -4,12 +4,15 @@ The hash of a block covers all blocks before it, so that equal hashes mean equal
 in vLLM's prefix cache. XXH3 with the block before as its seed (xxhash.com), cut to 60 bits: an
 int of that size takes 32 bytes in CPython, one of 64 bits takes 48. Frontends, router and engines'
 events must agree on these values; tests/router/test_index_hashes.py pins them.
+
+`rendezvous` ranks workers for a session. It needs a hash whose bits all depend on all input bits:
+a CRC is linear, so that ids of equal length order the workers alike.
 """
 
 from array import array
 from struct import iter_unpack
 
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
 TOKEN_BYTES = 4  # ids are little-endian uint32
 HASH_BITS = (1 << 60) - 1
@@ -36,3 +39,12 @@ def chain(tokens: bytes, block_tokens: int, before: int = 0) -> list[int]:
 def root(adapter: str | None) -> int:
     """What the first block of a prompt follows: the same tokens under a LoRA adapter are others."""
     return xxh3_64_intdigest(adapter.encode()) & HASH_BITS if adapter else 0
+
+
+def rendezvous(session: str, rank: int) -> int:
+    """Return the weight of a worker for a session, 128 bits; the worker with the least wins.
+
+    A worker that joins or leaves changes no other worker's weight, so that only sessions of that
+    worker move (rendezvous hashing; Thaler and Ravishankar, 1998).
+    """
+    return xxh3_128_intdigest(f"{session}/{rank}".encode(errors="surrogatepass"))

@@ -8,9 +8,9 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from zlib import crc32
 
 from hpc_dynamo.config import Policy
+from hpc_dynamo.router.hashes import rendezvous
 from hpc_dynamo.router.members import Member
 
 
@@ -53,9 +53,9 @@ def turn(m: Member, need: Need) -> float:
 
 
 def affinity(m: Member, need: Need) -> float:
-    """Rendezvous hashing (Thaler and Ravishankar, 1998): a session keeps its worker while others
-    come and go. A request without one goes by load."""
-    return crc32(f"{need.session}/{m.rank}".encode()) if need.session else active(m, need)
+    """Weight of the worker for the request's session, see `hashes.rendezvous`. A request without
+    a session is routed by load."""
+    return rendezvous(need.session, m.rank) if need.session else active(m, need)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,11 @@
 """The pure choice among workers."""
 
 from collections import Counter
+from datetime import date, timedelta
+from ipaddress import IPv4Address
+from math import sqrt
 from typing import Any
+from uuid import UUID, uuid5
 
 import pytest
 from hypothesis import given
@@ -64,6 +68,63 @@ def test_a_session_keeps_its_worker_while_others_come_and_go() -> None:
     moved = [i for i, (a, b) in enumerate(zip(before, without, strict=True)) if a != b]
     assert moved == [i for i, rank in enumerate(before) if rank == 7]
     assert choose(rule, members[::-1], Need(0, {}, BLOCK)).rank == 0  # no session: by load
+
+
+IDS = 1200
+SPACE = UUID(int=0)
+SESSIONS = {
+    "user-7": [f"user-{i}" for i in range(IDS)],
+    "7": [str(i) for i in range(IDS)],
+    "000007": [f"{i:06d}" for i in range(IDS)],
+    "uuid": [str(uuid5(SPACE, str(i))) for i in range(IDS)],
+    "10.0.0.7": [str(IPv4Address("10.0.0.0") + i) for i in range(IDS)],
+    "2026-01-07": [(date(2020, 1, 1) + timedelta(days=i)).isoformat() for i in range(IDS)],
+    "conversation 7, ü": [f"conversation {i}, ü" for i in range(IDS)],
+    "7777": [str(i) * 4 for i in range(IDS)],
+}
+
+
+def placed(sessions: list[str], ranks: list[int]) -> list[int]:
+    members = [member(rank, {}) for rank in ranks]
+    rule = POLICIES[Policy.session]
+    return [choose(rule, members, Need(0, {}, BLOCK, session=s)).rank for s in sessions]
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4, 5, 9, 24])
+@pytest.mark.parametrize("kind", SESSIONS)
+def test_sessions_of_any_kind_spread_evenly(kind: str, workers: int) -> None:
+    """Each share lies as close to 1/n as independent draws would: 1.3 % of them lie beyond 2.5
+    standard deviations, 1 of 16,000 beyond 4."""
+    counts = Counter(placed(SESSIONS[kind], list(range(workers))))
+    mean, deviation = IDS / workers, sqrt(IDS / workers * (1 - 1 / workers))
+    off = [abs(counts[rank] - mean) / deviation for rank in range(workers)]
+    assert max(off) < 4
+    assert sum(o > 2.5 for o in off) <= 2
+
+
+@pytest.mark.parametrize("kind", SESSIONS)
+def test_even_a_few_sessions_use_every_worker(kind: str) -> None:
+    """30 sessions on 3 workers: by chance one has fewer than 3 in 1 of 1,000 cases."""
+    for start in range(0, 300, 30):
+        counts = Counter(placed(SESSIONS[kind][start : start + 30], [0, 1, 2]))
+        assert min(counts[rank] for rank in range(3)) >= 2
+
+
+@pytest.mark.parametrize("kind", SESSIONS)
+def test_only_sessions_of_a_worker_that_joins_or_leaves_move(kind: str) -> None:
+    every = list(range(9))
+    before = placed(SESSIONS[kind], every)
+    for gone in every:
+        after = placed(SESSIONS[kind], [rank for rank in every if rank != gone])
+        moved = [b for b, a in zip(before, after, strict=True) if a != b]
+        assert set(moved) == {gone}
+        fair = IDS / len(every)
+        assert len(moved) < fair + 4 * sqrt(fair)
+
+
+def test_a_session_may_be_any_text() -> None:
+    """Half a surrogate pair too, which JSON can carry."""
+    assert placed(["\ud83d", "a" * 100_000, "/", "\0"], [0, 1]) is not None
 
 
 def test_chance_reaches_all_and_two_draws_avoid_the_busiest() -> None:

@@ -60,11 +60,13 @@ def test_several_answers_are_several_requests(rooms: Served) -> None:
     """Which SGLang would never answer as one; the simulator does not either."""
     (alone,) = texts(rooms)
     assert texts(rooms, n=3) == [alone] * 3
-    (one, two) = (texts(rooms, prompt=prompt)[0] for prompt in ("one", "two"))
-    reply = rooms.post("/v1/completions", ASKED | {"prompt": ["one", "two"], "n": 2})
-    choices = [(c["index"], c["text"]) for c in reply.json["choices"]]
+    both = ASKED | {"prompt": ["one", "two"]}
+    once, twice = (rooms.post("/v1/completions", both | {"n": n}).json for n in (1, 2))
+    one, two = (choice["text"] for choice in once["choices"])
+    choices = [(c["index"], c["text"]) for c in twice["choices"]]
     assert choices == [(0, one), (1, one), (2, two), (3, two)]
-    assert reply.json["usage"]["completion_tokens"] == 80
+    assert twice["usage"]["prompt_tokens"] == once["usage"]["prompt_tokens"]
+    assert twice["usage"]["completion_tokens"] == 2 * once["usage"]["completion_tokens"]
 
 
 def test_several_answers_are_one_stream(rooms: Served) -> None:

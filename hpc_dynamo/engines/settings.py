@@ -1,0 +1,116 @@
+"""Settings of a run that its results depend on, and how two runs differ in them.
+
+The answers of a batch depend on the model, its adapters, the engine, the engine's options
+(except those in `tuning`) and the fields that are merged into each request. They do not depend on
+how many workers there are, where these run, or how requests are routed. Neither the files in the
+model's folder nor the engine's environment (`engine.env`) are compared.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hpc_dynamo.config import Config, Role
+from hpc_dynamo.engines.tuning import changes_answers
+
+Settings = dict[str, Any]  # values of JSON, by the dotted name of the field
+ARGS = ("engine.args.", *(f"engine.{role}.args." for role in Role))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field in which two runs differ. None: not set."""
+
+    field: str
+    old: Any
+    new: Any
+
+    @property
+    def in_options(self) -> bool:
+        """Return whether it is an option of the engine."""
+        return self.field.startswith(ARGS)
+
+    def __str__(self) -> str:
+        return f"{self.field}: {_shown(self.old)} → {_shown(self.new)}"
+
+
+def answer_settings(config: Config) -> Settings:
+    """Return the settings that the answers of a batch depend on."""
+    engine = config.engine
+    found: Settings = {
+        "model.path": _absolute(config.model.path),
+        "model.name": config.served_name,
+        "engine.name": engine.name,
+        **dict(_flat("model.lora", {n: _absolute(p) for n, p in config.model.lora.items()})),
+        **dict(_flat("batch.defaults", _as_json(config.batch.defaults))),
+        **dict(_options("engine", engine.name, engine.args)),
+    }
+    for role in Role:
+        found |= dict(_options(f"engine.{role}", engine.name, engine.of(role).args))
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def profile_settings(config: Config) -> Settings:
+    """Return the settings that the points of a profile depend on: times depend on all options."""
+    sections = {"engine": config.engine, "model": config.model, "topology": config.topology}
+    flat = dict(_flat("", _as_json(sections)))
+    words = {name: _word(value) for name, value in flat.items() if name.startswith(ARGS)}
+    found = flat | words | {"model.path": _absolute(config.model.path)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def differences(old: Settings, new: Settings, usual: Settings | None = None) -> list[Difference]:
+    """Return the fields that differ, in the order of `old`, then of `new`.
+
+    A field that is missing on one side has the value of `usual`: an older version of the
+    toolkit did not record it.
+    """
+    default = usual or {}
+    pairs = (
+        Difference(name, old.get(name, default.get(name)), new.get(name, default.get(name)))
+        for name in dict.fromkeys((*old, *new))
+    )
+    return [d for d in pairs if d.old != d.new]
+
+
+def _options(where: str, engine: str, args: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Options as the words of a command line, so that 2048 and "2048" are the same."""
+    for name, value in _flat("", _as_json(args)):
+        option = name.replace("_", "-")
+        if changes_answers(engine, option):
+            yield f"{where}.args.{option}", _word(value)
+
+
+def _word(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _flat(where: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Leaves of nested mappings, by their dotted names."""
+    for name, value in values.items():
+        full = f"{where}.{name}".lstrip(".")
+        if isinstance(value, Mapping):
+            yield from _flat(full, value)
+        else:
+            yield full, value
+
+
+def _as_json(value: Any) -> Any:
+    """The value as it is read back from a file."""
+    return msgspec.json.decode(msgspec.json.encode(value))
+
+
+def _absolute(path: str) -> str:
+    """A folder's absolute path. Links are kept: another node may resolve them differently."""
+    return str(Path(path).absolute()) if path and Path(path).exists() else path
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not set"
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
