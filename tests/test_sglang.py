@@ -91,7 +91,7 @@ def test_the_command(role: Role) -> None:
     }
 
 
-ON_CPU = {"--device": "cpu", "--sleep-on-idle": ""}
+ON_CPU = {"--device": "cpu", "--sleep-on-idle": "", "--disable-overlap-schedule": ""}
 BACKUP = {"--disaggregation-decode-retraction-backup": "cpu_tensor"}
 
 

@@ -182,8 +182,9 @@ def _cpu_options(config: Config, role: Role) -> dict[str, Any]:
     torch_native on processors without AMX."""
     if config.engine.device is not Device.cpu:
         return {}
-    # An idle scheduler polls without pause otherwise, and takes half a core.
-    options = {"device": "cpu", "sleep-on-idle": True}
+    # An idle scheduler polls without pause unless told to sleep, and takes half a core. The overlap
+    # schedule of a prefill worker needs CUDA's events.
+    options = {"device": "cpu", "sleep-on-idle": True, "disable-overlap-schedule": True}
     if role is Role.decode:
         # The default backup is a host pool that is pinned by CUDA.
         options["disaggregation-decode-retraction-backup"] = "cpu_tensor"
