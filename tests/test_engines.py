@@ -395,6 +395,27 @@ SAID = {
         "HFValidationError: Repo id must be in the form 'repo_name'",
         "OSError: /nowhere is not a local folder and is not a valid model identifier",
     ],
+    "accept the model's terms": [
+        "OSError: You are trying to access a gated repo.",
+        "Cannot access gated repo for url https://huggingface.co/api/models/org/name.",
+    ],
+    "a private one needs `hf auth login`": [
+        "401 Client Error. (Request ID: x)\n\nRepository Not Found for url: https://hub/org/name",
+    ],
+    "engine.args.revision": [
+        "Revision Not Found for url: https://huggingface.co/org/name/resolve/v9/config.json.",
+        "OSError: v9 is not a valid git identifier (branch name, tag name or commit id)",
+    ],
+    "on a machine with internet access": [
+        "OSError: We couldn't connect to 'https://huggingface.co' to load the files",
+        "huggingface_hub.errors.LocalEntryNotFoundError: Got: ConnectError: [Errno 111]",
+        "LocalEntryNotFoundError: Cannot find the requested files in the disk cache and outgoing "
+        "traffic has been disabled.",
+        "Cannot reach https://huggingface.co/api/models/org/name: offline mode is enabled.",
+    ],
+    "damaged or a Git LFS pointer": [
+        "SafetensorError: Error while deserializing header: header too large",
+    ],
     "NCCL_SOCKET_IFNAME": [
         "[Rank 3] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1",
         "RuntimeError: NCCL error: unhandled system error",

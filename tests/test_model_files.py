@@ -309,7 +309,8 @@ def test_adapters_are_checked(folder: Path, tmp_path: Path) -> None:
 
 def test_the_simulator_needs_no_model(tmp_path: Path) -> None:
     for path in ("", "org/name", tmp_path / "gone"):
-        assert problems(config(path, "simulator")) == []
+        assert problems(config(path, "simulator"), on_node=False) == []
+    assert "is not there" in the_problem(config(tmp_path / "gone", "simulator")).what
     (tmp_path / "empty").mkdir()
     assert "the folder is empty" in the_problem(config(tmp_path / "empty", "simulator")).what
     (tmp_path / "empty" / "config.json").write_text(json.dumps({"max_position_embeddings": 8}))

@@ -14,6 +14,7 @@ from hpc_dynamo.batch.requests import scan
 from hpc_dynamo.cli import profiled, runs, serving, views
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.follow import follow
+from hpc_dynamo.cli.model_check import model_warnings, refuse_models
 from hpc_dynamo.cli.runs import serve_run
 from hpc_dynamo.config import Config, Launcher, Planner, PlannerKind, Serve, Task
 from hpc_dynamo.engines import check, is_world, suited
@@ -92,6 +93,8 @@ def go(run: Run, config: Config, layout: Plan, launcher: Launcher, *, detach: bo
     """Start an attempt and stay with it. Raises what it ended with, if not well."""
     attempt = run.new_attempt(config, layout)
     OUT.print(views.layout(config, layout))
+    for warning in model_warnings(config, on_node=launcher is Launcher.local):
+        OUT.print(warning, markup=False)
     job = launch.start(launcher, attempt, config, layout, node.main)
     OUT.print(views.started(attempt, launcher))
     if detach:
@@ -197,4 +200,5 @@ def _checked(config: Config, launcher: Launcher) -> Plan:
     grown.check(config, layout, launcher)
     worlds = any(is_world(config, worker) for worker in layout.workers)
     world.refuse_without_slurm(launcher, config, worlds=worlds)
+    refuse_models(config, on_node=launcher is Launcher.local)
     return launch.settled(launcher, config, layout)

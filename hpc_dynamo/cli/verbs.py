@@ -15,6 +15,7 @@ from hpc_dynamo.cli.find import find, latest, reachable
 from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.cli.live import until_end
 from hpc_dynamo.cli.logs import logs
+from hpc_dynamo.cli.model_check import model_warnings, refuse_models
 from hpc_dynamo.cli.report import report
 from hpc_dynamo.cli.route import route
 from hpc_dynamo.cli.simulate import simulate
@@ -35,6 +36,7 @@ def plan(args: Namespace) -> int:
     layout = lay_out(config)
     if not args.show and (config.models or config.model.path):  # else to be named on sbatch's line
         check(config, layout)
+        refuse_models(config, on_node=False)
     if args.dry_run:
         if config.cluster.slurm.mixed is Mixed.jobs and len(layout.parts) > 1:
             what = "cluster.slurm.mixed=jobs: one script asks for one job"
@@ -51,6 +53,9 @@ def plan(args: Namespace) -> int:
         print(show(config), end="")
     else:
         OUT.print(views.layout(config, layout))
+        if config.models or config.model.path:
+            for warning in model_warnings(config, on_node=False):
+                OUT.print(warning, markup=False)
     return 0
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from msgspec.structs import replace
 
 from hpc_dynamo.doctor.records import Facts, Finding, Level
+from hpc_dynamo.model_files import Severity
 
 GIB, MIB = 1 << 30, 1 << 20
 SHM_BYTES, TMP_BYTES = 64 * MIB, 64 * MIB  # below, engines do not start; below a GiB they may not
@@ -31,10 +32,14 @@ def warning(check: str, what: str, why: str, fix: str) -> Finding:
 
 
 def model(facts: Facts) -> Finding | None:
-    if facts.model_visible:
+    problems = facts.model_problems
+    faults = [p for p in problems if p.severity is Severity.error]
+    found = faults or [p for p in problems if p.severity is Severity.warning]
+    if not found:
         return None
-    what = f"model.path={facts.model_path} is not there"
-    return fault("model", what, "no engine on this node can load it", "a path on a shared disk")
+    make = fault if faults else warning
+    what, fix = "; ".join(p.what for p in found), "; ".join(p.fix for p in found)
+    return make("model", what, "no engine on this node can load it", fix)
 
 
 def shm(facts: Facts) -> Finding | None:

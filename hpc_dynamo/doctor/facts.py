@@ -18,6 +18,7 @@ from hpc_dynamo.child import clean_environment
 from hpc_dynamo.config import BootstrapMethod, Config, Container, ContainerKind, Engine
 from hpc_dynamo.doctor.records import Facts
 from hpc_dynamo.launch.world import environment
+from hpc_dynamo.model_files import check_models, model_source
 
 ANSWER_S = 60.0  # of a program that a slow shared disk starts
 READ_S, READ_BYTES, CHUNK_BYTES = 3.0, 1 << 30, 16 << 20
@@ -27,7 +28,6 @@ OURS = ("hpc_dynamo", "msgspec")  # the second: PYTHONPATH shows the first to an
 
 def quick(config: Config, gpus: int, address: str, host: str) -> Facts:
     """What takes no time. `gpus`: that the plan wants of this node."""
-    path = _local_model(config)
     return Facts(
         host=host,
         shm_free=_free("/dev/shm"),
@@ -35,19 +35,16 @@ def quick(config: Config, gpus: int, address: str, host: str) -> Facts:
         nofile=_limit(resource.RLIMIT_NOFILE),
         memlock=_limit(resource.RLIMIT_MEMLOCK),
         port_error=port_error(address),
-        model_path=path,
-        model_visible=not path or _there(path),
+        model_problems=check_models(config, os.environ, on_node=True),
         gpus_wanted=gpus,
         gpus_visible=visible(),
     )
 
 
-def _local_model(config: Config) -> str:
-    """Of several the first that is not there, if any. A hub id such as org/name is fetched by the
-    engine."""
-    paths = [own.model.path for own in config.each.values()]
-    local = [path for path in paths if path.startswith(("/", ".", "~"))]
-    return next((path for path in local if not _there(path)), next(iter(local), ""))
+def model_here(config: Config) -> Path | None:
+    """The first model that this node sees, as a folder or through the Hugging Face cache."""
+    sources = (model_source(own, os.environ) for own in config.each.values() if own.model.path)
+    return next((source.path for source in sources if source.path), None)
 
 
 def _there(path: str) -> bool:
@@ -96,12 +93,13 @@ def rdma_devices() -> tuple[str, ...]:
     return tuple(sorted(p.name for p in Path("/sys/class/infiniband").glob("*")))
 
 
-def read_gb_s(path: str) -> float | None:
+def read_gb_s(root: Path | None) -> float | None:
     """Of the model's largest file, not from memory where the kernel heeds that; None: no file."""
-    root = Path(path).expanduser()
+    if root is None:
+        return None
     files = [root] if root.is_file() else [p for p in root.glob("*") if p.is_file()]
     largest = max(files, key=lambda p: p.stat().st_size, default=None)
-    if not path or largest is None or largest.stat().st_size < CHUNK_BYTES:
+    if largest is None or largest.stat().st_size < CHUNK_BYTES:
         return None
     handle, size, began = os.open(largest, os.O_RDONLY), 0, time.monotonic()
     try:

@@ -4,6 +4,8 @@ from enum import StrEnum
 
 import msgspec
 
+from hpc_dynamo.model_files import Problem
+
 
 class Level(StrEnum):
     """A fault breaks a run or slows it badly; a warning may do so."""
@@ -35,8 +37,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     nofile: int
     memlock: int
     port_error: str = ""  # why no port of the job's address can be had
-    model_path: str = ""  # empty: the engine fetches it, nothing to see
-    model_visible: bool = True
+    model_problems: tuple[Problem, ...] = ()
     gpus_wanted: int = 0
     gpus_visible: tuple[str, ...] = ()
     # From here on only `hpc-dynamo doctor` looks.

@@ -132,7 +132,7 @@ class _Node:
             quick,
             gpus_listed=look.listed(),
             rdma_devices=look.rdma_devices(),
-            model_gb_s=look.read_gb_s(quick.model_path) if quick.model_visible else None,
+            model_gb_s=look.read_gb_s(look.model_here(config)),
             run_error=look.run_error(folder),
             run_token=token(self._attempt),
             engine_error="; ".join(filter(None, engines)),

@@ -5,15 +5,17 @@ through the Hugging Face cache (`hub`), and `check` reports what is missing befo
 submitted. Nothing here uses the network.
 """
 
-from hpc_dynamo.model_files.check import Problem, Severity, check_model
+from hpc_dynamo.model_files.check import SIMULATOR, Problem, Severity, check_model, check_models
 from hpc_dynamo.model_files.source import Origin, Source, model_source, tokenizer_source
 
 __all__ = [
+    "SIMULATOR",
     "Origin",
     "Problem",
     "Severity",
     "Source",
     "check_model",
+    "check_models",
     "model_source",
     "tokenizer_source",
 ]

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -58,6 +58,17 @@ class Problem:
         return f"{self.what}\n  try: {self.fix}"
 
 
+def check_models(
+    config: Config, environ: Mapping[str, str], *, on_node: bool
+) -> tuple[Problem, ...]:
+    """Check every model of a run, see `check_model`; of several, problems name the model."""
+    return tuple(
+        replace(problem, what=f"models.{name}: {problem.what}") if name else problem
+        for name, own in config.each.items()
+        for problem in check_model(own, environ, on_node=on_node)
+    )
+
+
 def check_model(
     config: Config, environ: Mapping[str, str], *, on_node: bool = True
 ) -> Iterator[Problem]:
@@ -70,8 +81,10 @@ def check_model(
         return
     model, tokenizer = model_source(config, environ), tokenizer_source(config, environ)
     if config.engine.name == SIMULATOR:
-        if model.origin is Origin.disk and model.path and model.path.is_dir():
+        if model.path and model.path.is_dir():
             yield from _defective(model, _simulated_defects(model.path))
+        elif model.path is None and model.origin is Origin.disk and on_node:
+            yield _not_here(model, on_node=on_node)
         return
     yield from _check(config, environ, model, _model_defects(config, model), on_node=on_node)
     if tokenizer != model and not option(config, "skip-tokenizer-init"):
@@ -101,7 +114,7 @@ def _not_here(source: Source, *, on_node: bool) -> Problem:
         what, fix = f"{source} cannot be read: {reason}", f"ls -ld {shlex.quote(source.name)}"
         return Problem(Severity.error, what, fix)
     if on_node:
-        fix = "a path that every node sees, such as one on a shared disk"
+        fix = "a path on a shared disk, which every node sees"
         return Problem(Severity.error, f"{source} is not there", fix)
     what = f"{source} is not on this machine, so its files will be checked on the nodes"
     fix = f"ls -ld {shlex.quote(source.name)}, if it should be visible here"

@@ -8,7 +8,7 @@ vLLM 0.32 is what chats and completions are held against.
 """
 
 from hpc_dynamo.preprocess.completion import GivenIds
-from hpc_dynamo.preprocess.loading import different, load_prompts
+from hpc_dynamo.preprocess.loading import different, load_prompts, tokenizer_problem
 from hpc_dynamo.preprocess.preprocessor import Preprocessor
 from hpc_dynamo.preprocess.results import NoTokenizer, PromptRejected, Tokens, Unpredictable
 
@@ -21,4 +21,5 @@ __all__ = [
     "Unpredictable",
     "different",
     "load_prompts",
+    "tokenizer_problem",
 ]

@@ -27,6 +27,15 @@ def load_prompts(config: Config, environ: Mapping[str, str]) -> Preprocessor | G
         return GivenIds(f"{EFFECT}: {source} cannot be read: {e.strerror or e}")
 
 
+def tokenizer_problem(config: Config, environ: Mapping[str, str]) -> NoTokenizer | None:
+    """Return why `load_prompts` would find no tokenizer here, without loading it."""
+    try:
+        _folder(tokenizer_source(config, environ))
+    except NoTokenizer as e:
+        return NoTokenizer(f"{EFFECT}: {e.message}", hint=e.hint)
+    return None
+
+
 def different(config: Config) -> GivenIds:
     """What is used if the engine turns the same text into other token ids than we do."""
     what = f"{EFFECT}: the engine tokenizes differently than the tokenizer.json of our model"
@@ -38,7 +47,7 @@ def different(config: Config) -> GivenIds:
 def _folder(source: Source) -> Path:
     """Raises NoTokenizer."""
     if not source.name:
-        what, hint = "model.path is not set", "model.path=FOLDER, or the hub id of the model"
+        what, hint = "model.path is not set", "model.path=FOLDER or model.path=ORG/NAME"
     elif source.path is None and source.origin is Origin.hub:
         what = f"{source} is neither a folder on the head node nor in its Hugging Face cache"
         what, hint = f"{what} {source.cache}", f"{source.download}, or {source.field}=FOLDER"
@@ -47,6 +56,9 @@ def _folder(source: Source) -> Path:
     elif not source.path.is_dir():
         what = f"{source} is a file without tokenizer.json"
         hint = "engine.args.tokenizer=FOLDER, or the hub id of the original model"
+    elif not (source.path / "tokenizer.json").is_file():
+        what = f"{source} has no tokenizer.json"
+        hint = "transformers.AutoTokenizer.from_pretrained(PATH).save_pretrained(PATH) writes it"
     else:
         return source.path
     raise NoTokenizer(what, hint=hint)

@@ -61,6 +61,14 @@ class ApproximateIndex:
         self._young.add(start[known:], bit)
         self._entered += len(start) - known
 
+    def discard(self, rank: int, hashes: Sequence[int]) -> None:
+        """Remove blocks that the worker has evicted. Engines evict a prompt from its end, so those
+        that are left are still the start of a prompt."""
+        bit = self._here.get(rank, 0)
+        for holders in (self._young, self._old):
+            if bit and len(holders):
+                holders.discard(hashes, bit)
+
     def overlaps(self, hashes: Sequence[int]) -> dict[int, int]:
         """For each worker that has any: how many blocks from the start it has."""
         self._age()

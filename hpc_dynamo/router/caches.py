@@ -3,12 +3,13 @@
 import logging
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from hpc_dynamo import config as c
 from hpc_dynamo.errors import WireError
-from hpc_dynamo.kv_events import Cleared, Removed, Stored, decode
+from hpc_dynamo.kv_events import END, Cleared, Removed, Stored, decode
 from hpc_dynamo.router.approximate import ApproximateIndex
 from hpc_dynamo.router.feed import Feed
 from hpc_dynamo.router.hashes import root
@@ -20,15 +21,24 @@ log = logging.getLogger(__name__)
 
 
 class Caches:
-    """Of all workers. A worker is believed what its events say; from a decision until they come,
-    and for one that sends none, what we sent it is taken for cached for a while."""
+    """What every worker has in its KV cache, and what it is about to have.
+
+    `told` holds what events confirm. A prompt that was just sent to a worker is expected to be
+    cached there before its events arrive: for SOON_S (`soon`) if the worker publishes events, for
+    `router.guess_ttl_s` (`guessed`) if it never has. Events override such guesses: the first event
+    of a worker ends its long-lived ones, an eviction ends those of the evicted blocks, and a
+    cleared cache, a restarted engine or a lost event ends all of that worker.
+    """
 
     def __init__(self, config: c.Router, clock: Callable[[], float] = time.monotonic) -> None:
         block, capacity = config.block_tokens, config.cached_blocks
+        self._clock = clock
         self.told = PrefixIndex(capacity, block)
         self.soon = ApproximateIndex(capacity, SOON_S, clock)
         self.guessed = ApproximateIndex(capacity, config.guess_ttl_s, clock)
         self._feeds = dict[int, Feed]()  # by rank
+        # When which prompts were sent, for workers that have published nothing yet.
+        self._sent = dict[int, deque[tuple[float, Sequence[int]]]]()
         self._former_gaps = self._former_resyncs = 0  # of workers that are gone
         self.batches = self.unreadable = 0
         self.lag_s = 0.0  # from an engine to here, of the last batch
@@ -36,29 +46,55 @@ class Caches:
     def join(self, rank: int) -> None:
         """A worker whose cache is empty, as far as we know."""
         self.leave(rank)
-        for index in (self.told, self.soon, self.guessed):
-            index.join(rank)
-        apply, forget = partial(self._apply, rank), partial(self.told.reset, rank)
-        self._feeds[rank] = Feed(apply, forget)
+        self._forget(rank)
+        self._feeds[rank] = Feed(partial(self._apply, rank), partial(self._forget, rank))
+        self._sent[rank] = deque()
 
     def leave(self, rank: int) -> None:
         for index in (self.told, self.soon, self.guessed):
             index.leave(rank)
+        self._sent.pop(rank, None)
         feed = self._feeds.pop(rank, None)
         if feed:
             self._former_gaps += feed.gaps
             self._former_resyncs += feed.resyncs
 
+    def _forget(self, rank: int) -> None:
+        """Nothing that was known or expected of the worker's cache holds any more."""
+        for index in (self.told, self.soon, self.guessed):
+            index.join(rank)
+
     def learn(self, rank: int, seq: int, payload: bytes) -> int | None:
         """A batch of a worker's events. Returns from where they must be asked for again."""
         feed = self._feeds.get(rank)
-        return feed.take(seq, payload) if feed else None
+        if feed is None:
+            return None
+        if not feed.speaks and seq != END:
+            self._first_event(rank)
+        return feed.take(seq, payload)
+
+    def _first_event(self, rank: int) -> None:
+        """The worker publishes events: only prompts that it may not have computed yet are still
+        expected."""
+        self.guessed.join(rank)
+        sent, since = self._sent.get(rank, deque()), self._clock() - SOON_S
+        for at, hashes in sent:
+            if at > since:
+                self.soon.add(rank, hashes)
+        sent.clear()
 
     def expect(self, rank: int, hashes: Sequence[int]) -> None:
         """The worker was sent a prompt of these blocks."""
         feed = self._feeds.get(rank)
-        index = self.soon if feed and feed.speaks else self.guessed
-        index.add(rank, hashes)
+        if feed and feed.speaks:
+            self.soon.add(rank, hashes)
+            return
+        self.guessed.add(rank, hashes)
+        if (sent := self._sent.get(rank)) is not None:
+            now = self._clock()
+            sent.append((now, hashes))
+            while sent[0][0] < now - SOON_S:
+                sent.popleft()
 
     def overlaps(self, hashes: Sequence[int]) -> dict[int, int]:
         """For each worker that has any: how many blocks from the start it has, or will have."""
@@ -91,9 +127,9 @@ class Caches:
                 case Stored() if _of_tokens(event):
                     self._store(rank, event)
                 case Removed(group_idx=None | 0, block_hashes=keys, medium=medium):
-                    self.told.remove(rank, keys, medium or "")
+                    self.soon.discard(rank, self.told.remove(rank, keys, medium or ""))
                 case Cleared():
-                    self.told.clear(rank)
+                    self._forget(rank)
 
     def _store(self, rank: int, event: Stored) -> None:
         self.told.store(

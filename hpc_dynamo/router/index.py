@@ -158,13 +158,16 @@ class PrefixIndex:
         life.count(self._holders.add(hashes, life.bit))
         self._copies += len(hashes)
 
-    def remove(self, rank: int, keys: Sequence[Key], medium: str = "GPU") -> None:
-        """Blocks that are no more on this medium; unknown ones do not matter."""
-        life = self._lives.get(rank)
-        if life:
-            self._forget(life, life.table(medium), shorten(keys))
+    def remove(self, rank: int, keys: Sequence[Key], medium: str = "GPU") -> list[int]:
+        """Blocks that are no more on this medium; unknown ones do not matter.
 
-    def _forget(self, life: Life, table: Table, names: list[int]) -> None:
+        Returns the hashes of those that the worker has on no other medium either.
+        """
+        life = self._lives.get(rank)
+        return self._forget(life, life.table(medium), shorten(keys)) if life else []
+
+    def _forget(self, life: Life, table: Table, names: list[int]) -> list[int]:
+        gone = list[int]()
         for name in names:
             page = table.pop(name)
             if page is None:
@@ -173,7 +176,10 @@ class PrefixIndex:
                 self._pages.discard((page.last,), life.bit)
             blocks = page.take(name)
             self._copies -= len(blocks)
-            self._holders.discard(life.last_copies(blocks), life.bit)
+            last = life.last_copies(blocks)
+            self._holders.discard(last, life.bit)
+            gone += last
+        return gone
 
     def tidy(self, blocks: int) -> bool:
         """Sweep up to about this many blocks of ended lives; whether there are more. Stores do

@@ -20,6 +20,7 @@ WORLD = (
     *("engine.args.start=mpi", "engine.args.dialect=trtllm", "engine.device=cuda"),
 )
 RATE = "200mbit"  # of the planted slow link, 25 MB/s
+MAKE_MODEL = ("sh", "-c", "mkdir /tmp/model && touch /tmp/model/tokenizer_config.json")
 
 
 def looked(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[int, Report, str]:
@@ -83,7 +84,7 @@ def test_a_slow_node_a_full_memory_and_a_model_that_one_node_lacks(
 ) -> None:
     second, third = cluster.nodes[1], cluster.nodes[2]
     for node in cluster.nodes[:2]:
-        run(*cluster.on(node, "mkdir", "/tmp/model"))  # which is another folder on each
+        run(*cluster.on(node, *MAKE_MODEL))  # which is another folder on each
     mount = ("mount", "-t", "tmpfs", "-o", "size=1m", "small", "/dev/shm")
     run(*cluster.on(second, *mount))
     try:
@@ -92,7 +93,7 @@ def test_a_slow_node_a_full_memory_and_a_model_that_one_node_lacks(
     finally:
         run(*cluster.on(second, "umount", "/dev/shm"))
         for node in cluster.nodes[:2]:
-            run(*cluster.on(node, "rmdir", "/tmp/model"))
+            run(*cluster.on(node, "rm", "-r", "/tmp/model"))
     assert code == 1
     seen = {(f.check, f.host) for f in faults(found)}
     assert seen == {("NIXL", third), ("/dev/shm", second), ("model", third)}, shown
@@ -115,13 +116,13 @@ def test_a_batch_is_refused_with_the_node_s_name(cluster: SlurmCluster, shared_d
     write_prompts(shared_dir / "prompts.jsonl", 2)
     first, _, third = cluster.nodes
     for node in cluster.nodes[:2]:
-        run(*cluster.on(node, "mkdir", "/tmp/model"))
+        run(*cluster.on(node, *MAKE_MODEL))
     words = ("input=prompts.jsonl", "model.path=/tmp/model")
     try:
         done = hpc_dynamo("batch", *THREE, *words, cwd=shared_dir, env=cluster.env, timeout_s=120)
     finally:
         for node in cluster.nodes[:2]:
-            run(*cluster.on(node, "rmdir", "/tmp/model"))
+            run(*cluster.on(node, "rm", "-r", "/tmp/model"))
     assert done.returncode == 1
     assert f"{third}: model.path=/tmp/model is not there" in done.stderr
     assert f"{first}: " not in done.stderr

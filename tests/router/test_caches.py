@@ -150,3 +150,137 @@ async def test_the_router_follows_the_events() -> None:
         assert lease.decode.rank == 1
         lease.release()
     assert router.decisions.overlap_blocks == router.decisions.prompt_blocks == 12
+
+
+class Clock:
+    """Time that tests move."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def timed() -> tuple[Caches, Clock]:
+    clock = Clock()
+    return Caches(RouterConfig(block_tokens=BLOCK), clock), clock
+
+
+def test_a_prompt_sent_before_the_first_event_is_not_claimed_after_a_reset() -> None:
+    """POST /reset_prefix_cache; vLLM publishes it with the next request's blocks."""
+    known, _ = timed()
+    engine = Engine(known, 0)
+    known.expect(0, hashes())
+    engine.say(stored(0, 4))
+    assert known.overlaps(hashes()) == {0: 4}
+    engine.say(Cleared())
+    assert known.overlaps(hashes()) == {}
+    other = list(range(900, 900 + 2 * BLOCK))
+    engine.say(Stored([90, 91], None, other, BLOCK))
+    assert known.overlaps(hashes()) == {}
+    assert known.overlaps(hashes(other)) == {0: 2}
+
+
+def test_the_first_event_ends_older_guesses_but_not_prompts_under_way() -> None:
+    known, clock = timed()
+    engine = Engine(known, 0)
+    later = list(range(700, 700 + 3 * BLOCK))
+    known.expect(0, hashes())
+    clock.now += 60
+    known.expect(0, hashes(later))
+    clock.now += 1
+    assert known.overlaps(hashes()) == {0: 4}  # a worker without events keeps it for 120 s
+    engine.say(stored(0, 1))
+    assert known.overlaps(hashes()) == {0: 1}
+    assert known.overlaps(hashes(later)) == {0: 3}
+    clock.now += 5.1
+    assert known.overlaps(hashes(later)) == {}  # it was never computed
+
+
+def test_an_evicted_block_is_not_expected_any_more() -> None:
+    known, _ = timed()
+    engine = Engine(known, 0)
+    engine.say(stored(0, 1))
+    known.expect(0, hashes())
+    engine.say(stored(1, 3, parent=0))
+    engine.say(Removed([3, 2]))
+    assert known.overlaps(hashes()) == {0: 2}
+    engine.say(Removed([1, 0]))
+    assert known.overlaps(hashes()) == {}
+
+
+def test_a_block_that_is_left_on_another_medium_is_still_expected() -> None:
+    known, _ = timed()
+    engine = Engine(known, 0)
+    engine.say(stored(0, 4, medium="GPU"), stored(0, 4, medium="CPU"))
+    known.expect(0, hashes())
+    engine.say(Removed([3], medium="GPU"))
+    assert known.overlaps(hashes()) == {0: 4}
+    engine.say(Removed([3], medium="CPU"))
+    assert known.overlaps(hashes()) == {0: 3}
+
+
+def test_an_eviction_of_one_worker_leaves_the_expectations_of_others() -> None:
+    known, _ = timed()
+    one, two = Engine(known, 1), Engine(known, 2)
+    one.say(stored(0, 4))
+    two.say(stored(0, 4))
+    for rank in (1, 2):
+        known.expect(rank, hashes())
+    one.say(Removed([3]), Cleared())
+    assert known.overlaps(hashes()) == {2: 4}
+
+
+def test_an_engine_that_restarted_is_expected_to_have_nothing() -> None:
+    known, _ = timed()
+    engine = Engine(known, 0)
+    engine.say(stored(0, 2))
+    engine.say(stored(2, 1, parent=1))
+    known.expect(0, hashes())
+    engine.said.clear()
+    engine.say(stored(0, 1))  # number 0 again
+    assert known.overlaps(hashes()) == {0: 1}
+
+
+def test_a_gap_that_no_replay_fills_ends_expectations() -> None:
+    known, _ = timed()
+    engine = Engine(known, 0)
+    engine.say(stored(0, 2))
+    known.expect(0, hashes())
+    engine.say(Cleared(), lost=True)
+    assert engine.say(Stored([90], None, PROMPT[:BLOCK], BLOCK)) == 1
+    assert known.overlaps(hashes()) == {0: 4}  # until the replay is over, this is the best guess
+    engine.replay(2)
+    assert known.overlaps(hashes()) == {0: 1}
+
+
+def test_a_gap_that_a_replay_fills_is_read_in_order() -> None:
+    known, _ = timed()
+    engine = Engine(known, 0)
+    engine.say(stored(0, 4))
+    known.expect(0, hashes())
+    engine.say(Cleared(), lost=True)
+    engine.say(stored(0, 1))
+    engine.replay(1)
+    assert known.overlaps(hashes()) == {0: 1}
+
+
+def test_a_prompt_that_was_cancelled_before_it_was_computed_is_forgotten() -> None:
+    known, clock = timed()
+    engine = Engine(known, 0)
+    engine.say(Stored([90], None, list(range(BLOCK)), BLOCK))
+    known.expect(0, hashes())
+    clock.now += 5.1
+    engine.say(Stored([91], 90, list(range(BLOCK)), BLOCK))
+    assert known.overlaps(hashes()) == {}
+
+
+def test_a_worker_without_events_keeps_its_guesses_for_their_time() -> None:
+    known, clock = timed()
+    Engine(known, 0)  # a replay that holds nothing
+    known.expect(0, hashes())
+    clock.now += 59
+    assert known.overlaps(hashes()) == {0: 4}
+    clock.now += 62
+    assert known.overlaps(hashes()) == {}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import trtllm_serve
+from tests.hub import model_folder
 from tests.runs import answers, hpc_dynamo, latest, write_prompts
 
 SMALL = ("cluster.launcher=local", "engine.cpus=1", "engine.memory_gb=1", "engine.max_num_seqs=9")
@@ -20,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
     for part in (package.parent, package):
         (part / "__init__.py").touch()
     shutil.copy(trtllm_serve.__file__, package / "serve.py")
-    (tmp_path / "llama").mkdir()
+    model_folder(tmp_path / "llama")
     return tmp_path
 
 
