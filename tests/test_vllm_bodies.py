@@ -15,8 +15,8 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from hpc_dynamo.batch.requests import PATHS
 from hpc_dynamo.config import Batch, Config, Engine, Model, Route, Router, before
+from hpc_dynamo.engines.paths import is_inference
 from hpc_dynamo.head.batch import BatchWork
 from hpc_dynamo.head.probed import Probed
 from hpc_dynamo.head.work import Job, lanes
@@ -147,7 +147,7 @@ def same(answer: Answer, expected: Answer, case: Case) -> None:
 
 
 every_case = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
-BATCHED = [case for case in CASES if case.path in PATHS and not case.streams]
+BATCHED = [case for case in CASES if is_inference(case.path) and not case.streams]
 
 
 @every_case
