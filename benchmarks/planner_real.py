@@ -24,7 +24,6 @@ from benchmarks.replay.trace import ENGINE_BLOCK, Scale
 from benchmarks.replay.trace import Request as Sent
 from hpc_dynamo import config as c
 from hpc_dynamo.config import Kind, Planner, PlannerKind, Role
-from hpc_dynamo.demo.__main__ import quoted
 from hpc_dynamo.demo.provision import provision
 from hpc_dynamo.draw import Curve, Panel, Style
 from hpc_dynamo.http import Client
@@ -199,7 +198,7 @@ def _setting(case: Case) -> Split:
     words: tuple[str, ...] = ()
     if rules:
         words = (
-            *(f"planner.by={rules.by}", f"planner.profile={quoted(Path(rules.profile))}"),
+            *(f"planner.by={rules.by}", f"planner.profile={Path(rules.profile)}"),
             *(f"planner.ttft_s={rules.ttft_s}", f"planner.itl_s={rules.itl_s}"),
         )
     return Split(sizes, SCALE, case.ranks, context, model, words, case.prefill)

@@ -37,18 +37,25 @@ class Panel:
     target: float | None = None
 
 
+def need_matplotlib() -> Any:
+    """matplotlib's class of figures, imported only when a picture is wanted.
+
+    Raises MissingDependency.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as e:
+        hint = "pip install 'hpc-dynamo[draw]'"
+        raise MissingDependency("pictures need matplotlib", hint=hint) from e
+    return Figure
+
+
 def draw(file: Path, title: str, panels: Sequence[Panel]) -> None:
     """Panels below each other, into a PNG, SVG or PDF by the file's name.
 
     Raises MissingDependency without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure  # where a picture is asked for, and only there
-    except ImportError as e:
-        raise MissingDependency(
-            "pictures need matplotlib", hint="pip install 'hpc-dynamo[draw]'"
-        ) from e
-    figure = Figure(figsize=(WIDTH, HEIGHT * len(panels)), layout="constrained")
+    figure = need_matplotlib()(figsize=(WIDTH, HEIGHT * len(panels)), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(len(panels), squeeze=False)[:, 0]
     for ax, panel in zip(axes, panels, strict=True):

@@ -38,8 +38,9 @@ LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
 
 # Libraries that have one home each.
 HOMES = {
-    "hydra": ("cli/compose.py",),
-    "omegaconf": ("cli/compose.py",),
+    "hydra": ("cli/overrides/files.py",),
+    "omegaconf": ("cli/overrides/files.py",),
+    "yaml": ("cli/overrides/yaml_text.py",),
     "submitit": ("launch/",),
     "matplotlib": ("draw.py",),
     "mpi4py": ("bootstrap/mpi.py",),

@@ -45,8 +45,12 @@ def test_overrides_describe_kinds_without_a_plus() -> None:
     ("words", "said", "hint"),
     [
         (["cluster.hardware.h100.partitoin=x"], "partitoin is not a field", "mean partition?"),
-        (["cluster.hardware.h100.gpus_per_node=many"], "h100.gpus_per_node: ", "nodes=2"),
-        (["cluster.hardware.h100=8"], "h100=8 is not a kind of nodes", "h100.partition=gpu"),
+        (
+            ["cluster.hardware.h100.gpus_per_node=many"],
+            "h100.gpus_per_node=many: must be",
+            "node=1",
+        ),
+        (["cluster.hardware.h100=8"], "h100=8: has fields of its own", "h100.FIELD=VALUE"),
         (["topology.decode.hardware=l40"], "'l40' is not known", "known: h100, l40s"),
         (["topology.nodes=3"], "topology.nodes=3 counts nodes of no kind", "hardware.h100.nodes=3"),
         (["cluster.hardware.h100.nodes=0"], "h100.nodes=0 must be above 0", "h100.nodes=1"),
@@ -235,7 +239,7 @@ def test_all_jobs_or_none(run: Run, slurm: Path) -> None:
 def test_one_that_no_head_ever_saw_is_cancelled_with_the_run(run: Run, slurm: Path) -> None:
     attempt, _ = submitted(run, config_of("cluster.slurm.mixed=jobs"))
     program = slurm / "squeue"
-    program.write_text("#!/bin/sh\necho 'PENDING|Priority|'\n")
+    program.write_text("#!/bin/sh\necho 'PENDING|Priority|N/A|'\n")
     program.chmod(0o755)
     grown.clear(attempt.grown(), silence_s=30.0)
     assert (slurm / "cancelled").read_text().split() == ["8"]

@@ -268,7 +268,7 @@ OURS_TO_CHOOSE = {"output", "error", "signal", "open-mode", "wckey"}
 SITES: list[list[str]] = [
     [],
     ["cluster.slurm.partition=gpu", "cluster.slurm.account=g42", "cluster.slurm.time=2-00:00:00"],
-    ["cluster.slurm.exclusive=true", "cluster.slurm.constraint='a100&ib'"],
+    ["cluster.slurm.exclusive=true", "cluster.slurm.constraint=a100&ib"],
     ["cluster.slurm.qos=high", "cluster.slurm.reservation=me", "cluster.slurm.extra.mail-type=END"],
     ["cluster.slurm.gpu_option=gres", "cluster.slurm.gpu_type=h100", "cluster.cpus_per_node=64"],
 ]

@@ -20,7 +20,6 @@ from benchmarks.serving import Served, serving
 from benchmarks.workload import MODEL
 from hpc_dynamo import config
 from hpc_dynamo.config import Kind
-from hpc_dynamo.demo.__main__ import quoted
 from hpc_dynamo.http import Client
 
 NAME = "replay"  # of the run
@@ -70,7 +69,7 @@ def _words(setting: Setting, kind: Kind, folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     write_simulator(engine.timing(scale, kind), timing)
     args = {
-        "timing": quoted(timing),
+        "timing": timing,
         "time-scale": f"{1 / scale.compress:.9f}",
         "num-blocks": engine.blocks(scale),
         "block-size": ENGINE_BLOCK,

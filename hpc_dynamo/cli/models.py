@@ -38,6 +38,8 @@ def apart(overrides: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
 def of_file(name: str, entry: object) -> tuple[list[str], dict[str, Any]]:
     """What a configuration file says of a model: files of groups that it names, as words, and
     values. Raises ConfigError."""
+    if isinstance(entry, bytes):  # a scalar of a file, see overrides.yaml_text
+        entry = entry.decode()
     if not isinstance(entry, Mapping):
         raise ConfigError(f"models.{name}={entry} is no model", hint=f"fields: {', '.join(FIELDS)}")
     for field in entry:

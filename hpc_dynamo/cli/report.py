@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
+from hpc_dynamo.cli.console import OUT
 from hpc_dynamo.cli.find import find
-from hpc_dynamo.cli.views import duration
+from hpc_dynamo.cli.grid import PROSE, Column, Grid
+from hpc_dynamo.cli.progress import duration
 from hpc_dynamo.config import Planner, PlannerKind
 from hpc_dynamo.draw import Curve, Panel, Style, draw
 from hpc_dynamo.errors import ConfigError, MissingDependency
@@ -20,7 +20,6 @@ from hpc_dynamo.planner.signals import Decision
 from hpc_dynamo.run import Run
 
 PICTURE = "planner.png"  # in the run's folder
-OUT = Console(soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -82,17 +81,16 @@ def history_of(run: Run) -> History:
     return History(records, attempts[-1].config().planner)
 
 
-def _table(history: History) -> Table:
+def _table(history: History) -> Grid:
     """Intervals in which something was to change, and what changed."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("at", "ready", "wanted", "load", "TTFT, ITL"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("what and why", overflow="fold")
+    figures = [Column(name) for name in ("at", "ready", "wanted", "load", "TTFT, ITL")]
+    table = Grid(*figures, Column("what and why", fold=PROSE), plain=True)
     for record in history.records:
         if record.decision and (record.decision.move or record.left_out):
-            table.add_row(*_decided(record.decision, record.left_out, history.began))
+            table.add(*map(escape, _decided(record.decision, record.left_out, history.began)))
         elif record.flip:
-            table.add_row(_at(record.flip.at, history.began), "", "", "", "", _flipped(record.flip))
+            blank = [""] * (len(figures) - 1)
+            table.add(_at(record.flip.at, history.began), *blank, escape(_flipped(record.flip)))
     return table
 
 

@@ -4,6 +4,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from dataclasses import replace
 
+import msgspec
+
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.runs import serve_run
 from hpc_dynamo.cli.start import files, go, key_file, placed, say
@@ -40,7 +42,7 @@ def route(args: Namespace) -> int:
 
 
 def _words(args: Namespace) -> Iterator[str]:
-    """Overrides; what needs no brackets for a person needs them for Hydra."""
+    """Overrides; a list of URLs needs no brackets here."""
     for word in args.overrides:
         name, is_, value = word.partition("=")
         if "://" in name:
@@ -54,8 +56,8 @@ def _words(args: Namespace) -> Iterator[str]:
 
 
 def _listed(name: str, value: str) -> str:
-    quoted = (part.strip().replace("\\", "").replace('"', "") for part in value.split(","))
-    return f"{name}=[" + ",".join(f'"{part}"' for part in quoted if part) + "]"
+    parts = [part for each in value.split(",") if (part := each.strip())]
+    return f"{name}={msgspec.json.encode(parts).decode()}"
 
 
 def _with_files(config: Config) -> Config:

@@ -1,5 +1,6 @@
 """`hpc-dynamo simulate`: a job in virtual time, before it is submitted."""
 
+import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +12,11 @@ from rich.table import Table
 
 from hpc_dynamo import simulation
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.cli.start import OUT
-from hpc_dynamo.cli.views import duration
+from hpc_dynamo.cli.console import OUT, can_redraw
+from hpc_dynamo.cli.grid import Column, Grid
+from hpc_dynamo.cli.progress import duration
 from hpc_dynamo.config import Config, Role, check, refuse_several
-from hpc_dynamo.draw import draw
+from hpc_dynamo.draw import draw, need_matplotlib
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.simulation import Job, Outcome, Request, read, setup
 from hpc_dynamo.simulation.outcome import mean, quantile
@@ -60,8 +62,7 @@ def _words(args: Namespace) -> Iterator[str]:
         yield "simulate.search=true"
     for name in ("trace", "picture"):
         if (given := getattr(args, name)) is not None:
-            quoted = given.replace("\\", "\\\\").replace("'", "\\'")
-            yield f"simulate.{name}='{quoted}'"
+            yield f"simulate.{name}={given}"
 
 
 def _requests(config: Config) -> list[Request]:
@@ -72,6 +73,11 @@ def _requests(config: Config) -> list[Request]:
     if wanted.picture and picture.suffix not in PICTURES:
         hint = f"a name that ends in one of {' '.join(PICTURES)}"
         raise ConfigError(f"simulate.picture={picture} is no form of picture", hint=hint)
+    if wanted.picture:
+        need_matplotlib()
+        if not picture.absolute().parent.is_dir():
+            what = f"simulate.picture={picture}: no folder {picture.absolute().parent}"
+            raise ConfigError(what, hint=f"mkdir -p {shlex.quote(str(picture.absolute().parent))}")
     return read(Path(wanted.trace), wanted.requests, wanted.speed)
 
 
@@ -95,7 +101,7 @@ class _Bar:
 @contextmanager
 def _bar(total: int) -> Iterator[_Bar]:
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not can_redraw(console.file):
         yield _Bar(None, total)
         return
     text = TextColumn("{task.description}")
@@ -139,6 +145,8 @@ def _figures(outcome: Outcome, requests: int) -> Table:
     """Of one run, a row a figure."""
     title = _title(outcome, requests)
     table = Table(title=title, title_justify="left", show_header=False)
+    for _ in range(2):
+        table.add_column(overflow="fold")
     ttft, itl = outcome.ttft_s(), [1000 * s for s in outcome.itl_s()]
     failed = f", {outcome.failed} failed" if outcome.failed else ""
     rows = {
@@ -156,17 +164,15 @@ def _figures(outcome: Outcome, requests: int) -> Table:
     return table
 
 
-def _compared(tried: Sequence[Tried], requests: int) -> Table:
+def _compared(tried: Sequence[Tried], requests: int) -> Grid:
     """A row a split."""
+    names = ("goodput/s", "attained", "TTFT s", "p99 s", "ITL ms", "p99 ms", "refused")
     title = _title(tried[0].outcome, requests)
-    table = Table(title=title, title_justify="left")
-    table.add_column("workers", no_wrap=True)
-    for name in ("goodput/s", "attained", "TTFT s", "p99", "ITL ms", "p99", "refused"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = Grid("workers", *(Column(name, right=True) for name in names), title=title)
     for each in tried:
         o = each.outcome
         ttft, itl = o.ttft_s(), [1000 * s for s in o.itl_s()]
-        table.add_row(
+        table.add(
             _name(each.workers),
             *(f"{o.goodput_hz:.3f}", f"{100 * o.attainment:.1f} %"),
             *(f"{mean(ttft):.2f}", f"{quantile(ttft, 0.99):.2f}"),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.errors import ConfigError, override
 
 
 class ContainerKind(StrEnum):
@@ -38,7 +38,7 @@ def check_container(container: Container, paths: dict[str, str]) -> None:
     if kind is ContainerKind.none:
         if image:
             what = f"engine.container.image={image} needs a kind that runs it"
-            raise ConfigError(what, hint="engine.container.kind=apptainer, enroot or pyxis")
+            raise ConfigError(what, hint="engine.container.kind=apptainer; or enroot, pyxis")
         return
     if not image:
         what = f"engine.container.image is not set, and kind={kind} needs one"
@@ -49,7 +49,7 @@ def check_container(container: Container, paths: dict[str, str]) -> None:
         raise ConfigError(what, hint=hint)
     if kind is ContainerKind.pyxis and image.endswith(".sqsh") and not image.startswith("/"):
         what = f"engine.container.image={image}: Pyxis would look for that in a registry"
-        raise ConfigError(what, hint=f"engine.container.image={Path(image).absolute()}")
+        raise ConfigError(what, hint=override("engine.container.image", Path(image).absolute()))
     _check_paths(container.mounts, paths)
 
 
@@ -68,11 +68,11 @@ def _check_paths(mounts: tuple[str, ...], paths: dict[str, str]) -> None:
     for mount in mounts:
         if not _MOUNT.fullmatch(mount):
             what = f"engine.container.mounts: {mount} is not SRC, SRC:DST or SRC:DST:ro"
-            raise ConfigError(what, hint="engine.container.mounts=['/scratch:/scratch']")
+            raise ConfigError(what, hint="engine.container.mounts=/scratch:/scratch")
     for field, path in paths.items():
         if _UNQUOTED.search(path):
             what = f"{field}={path} cannot be mounted into a container"
             raise ConfigError(what, hint="a path without spaces, colons and commas")
         if path and not path.startswith("/") and Path(path).is_dir():  # else it is a hub's id
             what = f"{field}={path} is relative to a folder that a container does not know"
-            raise ConfigError(what, hint=f"{field}={Path(path).absolute()}")
+            raise ConfigError(what, hint=override(field, Path(path).absolute()))

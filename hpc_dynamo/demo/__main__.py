@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.panel import Panel
 
 from hpc_dynamo import cli
+from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.demo.provision import Provisioned, provision
 from hpc_dynamo.errors import HpcDynamoError
 
@@ -54,24 +55,18 @@ def _parser() -> argparse.ArgumentParser:
 def batch_argv(engine: Provisioned | None, overrides: Sequence[str]) -> list[str]:
     """The command line of the batch; `overrides` come last and win."""
     words = ["batch", "topology=disaggregated", "cluster=local", "name=demo", "overwrite=true"]
-    words.append(f"input={quoted(PROMPTS)}")
+    words.append(f"input={PROMPTS}")
     if engine is None:
         words.append("engine=simulator")
     else:
-        words += ["engine=vllm-cpu", f"engine.python={quoted(engine.python)}"]
-        words.append(f"model.path={quoted(engine.model)}")
+        words += ["engine=vllm-cpu", f"engine.python={engine.python}"]
+        words.append(f"model.path={engine.model}")
     return [*words, *overrides]
 
 
-def quoted(path: Path | str) -> str:
-    """A value for Hydra's override grammar, which gives a meaning to spaces, commas and = ."""
-    text = str(path).replace("'", "\\'")
-    return f"'{text}'"
-
-
 def _run_folder(words: Sequence[str]) -> Path:
-    fields = {"runs": "runs"} | dict(word.split("=", 1) for word in words if "=" in word)
-    return Path(fields["runs"].strip("'\"")) / fields["name"].strip("'\"")
+    config = compose(words[1:])
+    return Path(config.runs) / config.name
 
 
 def _show(output: Path, console: Console) -> None:

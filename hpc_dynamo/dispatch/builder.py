@@ -4,6 +4,7 @@ Token ids are computed for the router if it needs them: to find cached prefixes,
 that are too long to the decode worker. If they cannot be computed, the request is routed by load.
 """
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,13 +18,7 @@ from hpc_dynamo.json_reader import JsonError, read_value
 from hpc_dynamo.preprocess import GivenIds, Preprocessor, PromptRejected, Tokens
 from hpc_dynamo.router import Ask, Wish, block_hashes, root
 
-# Fields that only the dispatcher may set: a worker that pulls KV blocks from a wrong place ends.
-RESERVED = frozenset(
-    {
-        "bootstrap_host", "bootstrap_port", "bootstrap_room", "disaggregated_params",
-        "ec_transfer_params", "kv_transfer_params",
-    }
-)  # fmt: skip
+RENEW_S = 2.0  # between two checks of the tokenizer's memory
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +52,13 @@ class WorkBuilder:
         self._model, self._dialect = model, dialect(config)
         self._policy, self._block = config.router.policy, config.router.block_tokens
         self._disaggregated = config.topology.kind is Kind.disaggregated
+
+    async def keep_bounded(self) -> None:
+        """Bound the memory of the tokenizer, which keeps what it has seen. Runs until cancelled."""
+        while True:
+            await asyncio.sleep(RENEW_S)
+            if await asyncio.to_thread(self.prompts.renew):
+                log.info("the tokenizer's cache of words was full and is empty now")
 
     async def work(
         self, path: str, content: bytes, body: Body, given: Circumstances,

@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +15,7 @@ from msgspec.structs import replace
 
 from hpc_dynamo.bootstrap.address import outward
 from hpc_dynamo.child import Child, clean_environment
+from hpc_dynamo.engines.paths import is_inference
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.head.exposition import Part, exposition
@@ -54,6 +56,7 @@ class ServeWork:
         self._draining, self._frontends = asyncio.Event(), Frontends()
         self._sleepers = Sleepers(job)
         self._traffic = dict[str, Traffic]()  # by model
+        self._started_at = time.time()
         self.phase = "loading"
 
     async def run(self) -> Outcome:
@@ -145,6 +148,7 @@ class ServeWork:
             successor=self._successor,
             workers=workers,
             loads=loads,
+            started_at=self._started_at,
             metrics=self._exposition(loads, workers),
         )
 
@@ -158,7 +162,15 @@ class ServeWork:
             names=tuple(dict.fromkeys(name for w in ready for name in w.models)),
             adapters={name: base for w in ready for name, base in w.adapters.items()},
             context_tokens=min(contexts, default=0),
+            aliases=self._aliases(model),
+            operations=tuple(dict.fromkeys(o for w in ready for o in w.operations)),
         )
+
+    def _aliases(self, model: str) -> dict[str, str]:
+        """The full hub id stands for the served name, which is its last part."""
+        config = self._config.of(model)
+        alias, name = config.model.alias, config.served_name
+        return {alias: name} if alias and name and alias != name else {}
 
     @property
     def _successor(self) -> Successor | None:
@@ -193,8 +205,12 @@ class ServeWork:
 
     def describe(self, status: Status) -> Status:
         stats = self._frontends.by_model()
-        traffic = {m: replace(t, failed=_failed(stats.get(m))) for m, t in self._traffic.items()}
-        total = replace(_together(traffic.values()), failed=_failed(self._frontends.total()))
+        traffic = {
+            m: replace(t, failed=failed_requests(stats.get(m))) for m, t in self._traffic.items()
+        }
+        total = replace(
+            _together(traffic.values()), failed=failed_requests(self._frontends.total())
+        )
         return replace(
             status,
             loads=self._job.loads,
@@ -216,9 +232,11 @@ def _together(parts: Iterable[Traffic]) -> Traffic:
     return Traffic(**sums)
 
 
-def _failed(stats: Stats | None) -> int:
+def failed_requests(stats: Stats | None) -> int:
+    """Count requests to the model that failed. A 503 of /ready is an answer, not a failure."""
     answers = stats.answers.items() if stats else ()
-    return sum(count for how, count in answers if how.split()[-1] in FAILED)
+    ended = ((key.rpartition(" "), count) for key, count in answers)
+    return sum(n for (path, _, how), n in ended if how in FAILED and is_inference(path))
 
 
 def usual_frontends() -> int:

@@ -1,0 +1,173 @@
+"""Compose the files of `conf/` and of a folder of the user's own, through Hydra.
+
+Hydra chooses and merges files: groups, lists of defaults, packages. It reads them through our
+own `ConfigSource`, since its loader would convert scalars by the rules of YAML 1.1. Values of
+fields on the command line never pass through Hydra.
+"""
+
+import re
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hpc_dynamo.cli.overrides.yaml_text import Document, Keys, read
+from hpc_dynamo.errors import ConfigError, unknown_name
+
+SCHEME = "hpc-dynamo"
+HEADER = re.compile(r"\s*#\s*@(?P<key>\w+)\s+(?P<value>\S+)\s*")
+HEADER_CHARS = 512  # Hydra looks for a header in so many
+PRIMARY = "config"
+
+
+@dataclass
+class Folders:
+    """Folders with files for the same groups; a file in an earlier one replaces its namesake."""
+
+    folders: tuple[Path, ...]
+    read: list[Document] = field(default_factory=list)
+
+    def file(self, name: str) -> Path | None:
+        """The file of a configuration, such as `cluster/slurm`."""
+        name = name if name.endswith(".yaml") else f"{name}.yaml"
+        return next((f for folder in self.folders if (f := folder / name).is_file()), None)
+
+    def has_group(self, group: str) -> bool:
+        return bool(group) and any((folder / group).is_dir() for folder in self.folders)
+
+    def choices(self, group: str) -> list[str]:
+        """The names of a group's files."""
+        return sorted({file.stem for f in self.folders for file in (f / group).glob("*.yaml")})
+
+    def line(self, keys: Keys) -> str:
+        """`FILE:LINE` of the file that set a field last; empty if none did.
+
+        A file's own keys are the last ones of the field's, since its package comes before them.
+        """
+        found = [
+            (len(own), at, f"{document.path}:{line}")
+            for at, document in enumerate(self.read)
+            for own, line in document.lines.items()
+            if keys[-len(own) :] == own
+        ]
+        return max(found)[2] if found else ""
+
+
+CURRENT: ContextVar[Folders] = ContextVar("folders of configuration files")
+
+
+class TextSource(ConfigSource):
+    """The current folders, as a source of Hydra's; the scalars of its files keep their text."""
+
+    @staticmethod
+    def scheme() -> str:
+        return SCHEME
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        folders = CURRENT.get()
+        path = folders.file(config_path)
+        if path is None:
+            raise ConfigLoadError(f"no file {config_path}")
+        document = read(path)
+        folders.read.append(document)
+        content = OmegaConf.create(document.content)
+        return ConfigResult(self.provider, self.full_path(), content, _header(path))
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        return not config_path or CURRENT.get().has_group(config_path)
+
+    def is_config(self, config_path: str) -> bool:
+        return CURRENT.get().file(config_path) is not None
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        groups = {
+            entry.name
+            for folder in CURRENT.get().folders
+            for entry in (folder / config_path).glob("*")
+            if entry.is_dir() and results_filter is not ObjectType.CONFIG
+        }
+        configs = set(CURRENT.get().choices(config_path))
+        return sorted(groups | (configs if results_filter is not ObjectType.GROUP else set()))
+
+
+class TextSearchPath(SearchPathPlugin):
+    """Has Hydra look into the current folders."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if CURRENT.get(None) is not None:
+            search_path.append(SCHEME, f"{SCHEME}://conf")
+
+
+def _header(path: Path) -> dict[str, str | None]:
+    """Hydra's header of a file, such as `# @package _global_`."""
+    with path.open(encoding="utf-8") as file:
+        lines = file.read(HEADER_CHARS).splitlines()
+    matches = filter(None, map(HEADER.fullmatch, lines))
+    return {"package": None} | {match["key"]: match["value"] for match in matches}
+
+
+def composed(folders: Folders, choices: Sequence[str]) -> dict[str, Any]:
+    """What the files say, interpolations unresolved. `choices` are overrides of Hydra's own that
+    name files. Raises ConfigError."""
+    for plugin in (TextSource, TextSearchPath):
+        Plugins.instance().register(plugin)
+    token = CURRENT.set(folders)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize(version_base="1.3", job_name="hpc_dynamo"):
+            found = hydra_compose(PRIMARY, list(map(_for_hydra, choices)))
+        content = OmegaConf.to_container(found, resolve=False)
+    except (HydraException, OmegaConfBaseException, ValueError) as e:
+        raise _explained(e, choices) from e
+    finally:
+        CURRENT.reset(token)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def _for_hydra(choice: str) -> str:
+    """With a value that Hydra's grammar takes as it is."""
+    key, is_, value = choice.partition("=")
+    plain = value == "null" or value.startswith("[") or not is_
+    return choice if plain else f"{key}='{value}'"
+
+
+def _explained(error: Exception, choices: Sequence[str]) -> ConfigError:
+    said = str(error).strip() or str(error.__cause__)
+    reason = said.splitlines()[0]
+    culprit = next((each for each in choices if each.lstrip("+~").partition("=")[0] in said), "")
+    hint = f"+{culprit}" if culprit and "append to your default list" in said else ""
+    return ConfigError(f"{culprit}: {reason}" if culprit else reason, hint=hint)
+
+
+def resolved(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with its `${...}` replaced. Raises ConfigError."""
+    try:
+        found = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
+    except (OmegaConfBaseException, ValueError) as e:
+        hint = "${FIELD} is replaced by that field's value; \\${ keeps the text"
+        raise ConfigError(str(e).strip().splitlines()[0], hint=hint) from e
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+def refuse_unknown_choice(folders: Folders, group: str, name: str) -> None:
+    """Raises ConfigError unless a group has a file of this name."""
+    if folders.file(f"{group}/{name}") is None:
+        raise unknown_name(group, name, folders.choices(group))

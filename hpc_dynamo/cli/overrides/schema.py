@@ -1,0 +1,102 @@
+"""Find a field of the configuration, and its type, by its dotted name."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
+from functools import cache
+from typing import Any, get_args, get_origin, get_type_hints
+
+from hpc_dynamo.config import Config
+from hpc_dynamo.errors import ConfigError, no_field
+
+
+class EngineOption:
+    """Type of a free option of an engine: its text goes to the engine's command line."""
+
+
+class JsonValue:
+    """Type of a free value that ends up in JSON: the body of a request, or inside an option."""
+
+
+ENGINE_OPTIONS = "args"  # the field of this name holds options of a command line
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of the configuration: its place in the tree and the type of its value."""
+
+    keys: tuple[str, ...]
+    type: Any
+
+    @property
+    def name(self) -> str:
+        """The dotted name, as it is written in an override."""
+        return ".".join(self.keys)
+
+
+@cache
+def fields_of(section: type) -> Mapping[str, Any]:
+    """Names and types of a section's fields."""
+    return get_type_hints(section)
+
+
+def field(name: str) -> Field:
+    """The field with this dotted name. Raises ConfigError if there is none.
+
+    In a mapping of texts (`engine.env`, `model.lora`) the rest of the name is one key, dots
+    included; in a mapping of anything each dot opens a mapping.
+    """
+    section: Any = Config
+    parts = name.split(".")
+    for depth, part in enumerate(parts):
+        known, before, rest = fields_of(section), tuple(parts[:depth]), parts[depth + 1 :]
+        if part not in known:
+            raise no_field(".".join(before), part, known)
+        keys, section = (*before, part), known[part]
+        if rest and get_origin(section) is dict:
+            return _entry(keys, get_args(section)[1], rest)
+        if rest and not is_dataclass(section):
+            hint = f"{'.'.join(keys)} is a value"
+            raise ConfigError(f"{name} is not a field", hint=hint)
+    return Field(tuple(parts), section)
+
+
+def _entry(keys: tuple[str, ...], of: Any, rest: list[str]) -> Field:
+    """An entry of the mapping at `keys`."""
+    if not all(rest):
+        name = ".".join((*keys, *rest))
+        raise ConfigError(f"{name} has an empty name", hint=f"{'.'.join(keys)}.NAME=VALUE")
+    if of is Any:
+        return Field((*keys, *rest), entry_type(keys[-1]) if len(rest) == 1 else JsonValue)
+    if not isinstance(of, type) or not is_dataclass(of):
+        return Field((*keys, ".".join(rest)), of)
+    if len(rest) == 1:
+        return Field((*keys, rest[0]), of)
+    own, known = rest[1], fields_of(of)
+    if own not in known:
+        raise no_field(".".join((*keys, rest[0])), own, known)
+    place = (*keys, rest[0], own)
+    if get_origin(known[own]) is dict and len(rest) > 2:
+        return _entry(place, get_args(known[own])[1], rest[2:])
+    if len(rest) > 2:
+        raise ConfigError(f"{'.'.join((*keys, *rest))} is not a field", hint=f"{own} is a value")
+    return Field(place, known[own])
+
+
+def entry_type(mapping: str) -> type:
+    """The type of values in a mapping of anything, by the mapping's own name."""
+    return EngineOption if mapping == ENGINE_OPTIONS else JsonValue
+
+
+def section_names() -> frozenset[str]:
+    """Fields of the configuration that are sections, which `conf/` has groups for."""
+    return frozenset(name for name, of in fields_of(Config).items() if is_dataclass(of))
+
+
+def leaves(section: type = Config, above: str = "") -> Iterator[str]:
+    """The dotted names of all fields that are not sections."""
+    for name, of in fields_of(section).items():
+        full = f"{above}{name}"
+        if isinstance(of, type) and is_dataclass(of):
+            yield from leaves(of, f"{full}.")
+        else:
+            yield full

@@ -1,0 +1,198 @@
+"""Build the configuration's tree: defaults, files, and the words of the command line over them."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from typing import Any, get_args, get_origin
+
+import msgspec
+
+from hpc_dynamo.cli.overrides import files, schema, values
+from hpc_dynamo.cli.overrides.schema import EngineOption, Field, JsonValue
+from hpc_dynamo.cli.overrides.words import Assignment, Removal, Words
+from hpc_dynamo.config import Config
+from hpc_dynamo.config.paths import at_home, is_path
+from hpc_dynamo.errors import ConfigError, no_field
+
+Keys = tuple[str, ...]
+Line = Callable[[Keys], str]  # where in the files a field was set
+MODELS = "models"  # each is composed by itself: its content stays as it was read
+
+QUOTED = re.compile(r"(?P<quote>['\"])(?P<inner>(?:(?!(?P=quote))[^\\]|\\.)*)(?P=quote)", re.DOTALL)
+
+
+def build(folders: files.Folders, words: Words, beneath: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of a configuration, typed and resolved. `beneath` lies over the values of files and
+    under the words. Raises ConfigError naming the field, and the file and line that set it."""
+    tree, hidden = _defaults(), _Hidden()
+    merge(tree, typed(files.composed(folders, words.choices), Config, (), folders.line))
+    merge(tree, hidden.away(typed(beneath, Config, (), folders.line)))
+    for change in words.changes:
+        if isinstance(change, Removal):
+            _remove(tree, change)
+        else:
+            _assign(tree, change, hidden)
+    tree = typed(files.resolved(tree), Config, (), folders.line)
+    shown: dict[str, Any] = _with_homes(hidden.back(tree), "")
+    return shown
+
+
+def _defaults() -> dict[str, Any]:
+    tree: dict[str, Any] = msgspec.to_builtins(Config())
+    return tree
+
+
+def merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Lay `values` over `into`, key by key; `into` is changed."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _assign(tree: dict[str, Any], change: Assignment, hidden: "_Hidden") -> None:
+    value = _value(change.field, change.text)
+    *above, last = change.field.keys
+    for key in above:
+        if not isinstance(tree.get(key), dict):
+            tree[key] = {}
+        tree = tree[key]
+    merge(tree, {last: hidden.away(value)})
+
+
+def _value(field: Field, text: str) -> Any:
+    """The value of an override's text."""
+    if _is_mapping(field.type):
+        content = values.mapping(text)
+        if content is None:
+            raise values.wrong(text, field.type, field.name)
+        return _typed(content, field.type, field.keys, lambda keys: "")
+    if is_path(field.name):
+        text = _unquoted(text)
+    return values.from_text(text, field.type, field.name)
+
+
+def _is_mapping(of: Any) -> bool:
+    return is_dataclass(of) or get_origin(of) is dict
+
+
+def _unquoted(path: str) -> str:
+    """A path without quotes around it, which older versions asked for."""
+    match = QUOTED.fullmatch(path)
+    return match["inner"].replace(f"\\{match['quote']}", match["quote"]) if match else path
+
+
+def _remove(tree: dict[str, Any], change: Removal) -> None:
+    """Take a key out of a mapping, or give a field its default again."""
+    *above, last = change.keys
+    default: Any = _defaults()
+    for key in above:
+        tree = tree.get(key, {})
+        default = default.get(key, {})
+    if last in default:
+        tree[last] = default[last]
+    elif last in tree:
+        del tree[last]
+    else:
+        name = ".".join(change.keys)
+        raise ConfigError(f"{change.word}: {name} is not set", hint="hpc-dynamo plan --show")
+
+
+def typed(content: Mapping[str, Any], of: Any, keys: Keys, line: Line) -> dict[str, Any]:
+    """A section's content with every value of its field's type. `bytes` are converted; strings
+    with an interpolation stay until they are resolved. Raises ConfigError."""
+    known = schema.fields_of(of)
+    for name in content:
+        if name not in known:
+            raise _located(no_field(".".join(keys), name, known), line((*keys, name)))
+    return {name: _typed(each, known[name], (*keys, name), line) for name, each in content.items()}
+
+
+def _typed(value: Any, of: Any, keys: Keys, line: Line) -> Any:
+    of, may_be_unset = values.optional(of)
+    if (value is None and may_be_unset) or keys == (MODELS,):
+        return value
+    if isinstance(value, str) and "${" in value:
+        return value
+    if of is EngineOption or of is JsonValue:
+        return values.free(value, of)
+    if isinstance(value, Mapping) and is_dataclass(of):
+        return typed(value, of, keys, line)
+    if isinstance(value, Mapping) and get_origin(of) is dict:
+        return _entries(value, get_args(of)[1], keys, line)
+    try:
+        return _leaf(value, of, ".".join(keys))
+    except ConfigError as e:
+        raise _located(e, line(keys)) from e
+
+
+def _entries(value: Mapping[str, Any], of: Any, keys: Keys, line: Line) -> dict[str, Any]:
+    of = schema.entry_type(keys[-1]) if of is Any else of
+    return {name: _typed(each, of, (*keys, name), line) for name, each in value.items()}
+
+
+def _leaf(value: Any, of: Any, name: str) -> Any:
+    """A value that is not a mapping. Raises ConfigError."""
+    if get_origin(of) is tuple and isinstance(value, list):
+        return [_leaf(each, str, name) for each in value]
+    if _is_mapping(of) or get_origin(of) is tuple:
+        raise values.wrong(_shown(value), of, name)
+    if isinstance(value, bytes | str):
+        return values.from_text(_shown(value), of, name)
+    if of is str and isinstance(value, bool | int | float):
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if (of is int and whole) or (of is float and (whole or isinstance(value, float))):
+        return value
+    if of is bool and isinstance(value, bool):
+        return value
+    raise values.wrong(value, of, name)
+
+
+def _shown(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _located(error: ConfigError, line: str) -> ConfigError:
+    return ConfigError(f"{error.message} ({line})" if line else error.message, hint=error.hint)
+
+
+def _with_homes(value: Any, name: str) -> Any:
+    """With `~` expanded in fields that are paths."""
+    if isinstance(value, str):
+        return at_home(value, name) if is_path(name) else value
+    if isinstance(value, list):
+        return [_with_homes(each, f"{name}.{at}") for at, each in enumerate(value)]
+    if isinstance(value, dict) and name != MODELS:
+        return {k: _with_homes(each, f"{name}.{k}".lstrip(".")) for k, each in value.items()}
+    return value
+
+
+class _Hidden:
+    """Texts with `${` that are not to be resolved: a token without it stands in their place.
+
+    A token contains NUL, which no argument of a program can contain.
+    """
+
+    def __init__(self) -> None:
+        self._texts = list[str]()
+
+    def away(self, value: Any) -> Any:
+        """The value with tokens in it."""
+        if isinstance(value, str) and "${" in value:
+            self._texts.append(value)
+            return f"\0{len(self._texts) - 1}\0"
+        return _each(value, self.away)
+
+    def back(self, value: Any) -> Any:
+        """The value with its texts again, also where a token became part of another text."""
+        if isinstance(value, str):
+            return re.sub("\0([0-9]+)\0", lambda token: self._texts[int(token[1])], value)
+        return _each(value, self.back)
+
+
+def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: change(each) for key, each in value.items()}
+    return [change(each) for each in value] if isinstance(value, list) else value

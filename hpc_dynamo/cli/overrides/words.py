@@ -1,0 +1,111 @@
+"""Read the words of a command line: FIELD=VALUE, GROUP=FILE, and `~NAME` to leave one out."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from hpc_dynamo.cli.overrides import schema
+from hpc_dynamo.cli.overrides.files import Folders, refuse_unknown_choice
+from hpc_dynamo.cli.overrides.schema import Field
+from hpc_dynamo.config import Config
+from hpc_dynamo.errors import ConfigError, override
+
+INPUTS = (".jsonl", ".json", ".csv", ".txt", ".gz")  # a word that ends so is a file of prompts
+HYDRAS = "hydra."  # settings of Hydra itself
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A value for a field; text of a section or mapping is parsed by `tree`."""
+
+    field: Field
+    text: str
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A key to leave out of what the files say."""
+
+    keys: tuple[str, ...]
+    word: str
+
+
+@dataclass(frozen=True)
+class Words:
+    """A command line: what Hydra composes, and what is changed in it, in order."""
+
+    choices: tuple[str, ...]
+    changes: tuple[Assignment | Removal, ...]
+
+
+def read(words: Sequence[str], folders: Folders) -> Words:
+    """Raises ConfigError naming the word and what to write instead."""
+    choices, changes = list[str](), list[Assignment | Removal]()
+    for word in words:
+        _refuse_no_text(word)
+        if _is_choice(word, folders):
+            choices.append(_choice(word, folders))
+        elif word.startswith("~"):
+            changes.append(Removal(tuple(_removed(word).split(".")), word))
+        else:
+            changes.append(_assignment(word))
+    return Words(tuple(choices), tuple(changes))
+
+
+def _refuse_no_text(word: str) -> None:
+    """Bytes of argv that are not UTF-8 cannot be written into the run's configuration."""
+    try:
+        word.encode()
+    except UnicodeEncodeError as e:
+        shown = word.encode(errors="backslashreplace").decode()
+        raise ConfigError(f"{shown} is not UTF-8", hint="a name in UTF-8, or a link to it") from e
+
+
+def _is_choice(word: str, folders: Folders) -> bool:
+    key = word.lstrip("+~").partition("=")[0]
+    group = key.partition("@")[0]
+    return key.startswith(HYDRAS) or folders.has_group(group) or group in schema.section_names()
+
+
+def _choice(word: str, folders: Folders) -> str:
+    key, is_, value = word.partition("=")
+    group = key.lstrip("+~").partition("@")[0]
+    anew = value == "null" and group not in schema.section_names()
+    if group.startswith(HYDRAS) or key.startswith("~") or anew or value.startswith("["):
+        return word
+    if not is_:
+        known = ", ".join(folders.choices(group))
+        hint = f"{group}=FILE; known: {known}" if known else ""
+        raise ConfigError(f"{word} is a group of files, and no file is named", hint=hint)
+    refuse_unknown_choice(folders, group, value)
+    return word
+
+
+def _removed(word: str) -> str:
+    name, is_, _ = word[1:].partition("=")
+    if is_:
+        raise ConfigError(f"{word}: ~NAME takes no value", hint=shlex.quote(f"~{name}"))
+    schema.field(name)
+    return name
+
+
+def _assignment(word: str) -> Assignment:
+    name, is_, text = word.partition("=")
+    if not is_:
+        raise no_assignment(word)
+    return Assignment(schema.field(name.lstrip("+")), text)
+
+
+def no_assignment(word: str) -> ConfigError:
+    """The error for a word without `=`, with the override that was probably meant."""
+    what = f"{word} is neither an option nor FIELD=VALUE"
+    if word.lower().endswith(INPUTS):
+        return ConfigError(what, hint=override("input", word))
+    if "/" in word or Path(word).is_dir():
+        return ConfigError(what, hint=override("model.path", word))
+    known = sorted({*schema.section_names(), *schema.fields_of(Config)})
+    near = get_close_matches(word.partition(".")[0], known, n=1)
+    example = f"did you mean {near[0]}? " if near else ""
+    return ConfigError(what, hint=f"{example}such as input=prompts.jsonl model.path=/shared/llama")

@@ -1,0 +1,136 @@
+"""Read YAML without losing the text of its scalars.
+
+YAML 1.1 reads `12:00:00` as 43200, `0123` as 83 and `on` as true. Only the field knows what is
+meant, and the field is not known while a file is read. So a scalar without quotes that YAML would
+convert is kept as `bytes` of its source text; `tree` converts it once its field is known. Quoted
+scalars are `str`, and nulls are None.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hpc_dynamo.errors import ConfigError
+
+TAG = "tag:yaml.org,2002:"
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")  # YAML 1.1 misses 1e3
+CONVERTED = frozenset(f"{TAG}{kind}" for kind in ("bool", "int", "float"))
+Keys = tuple[str, ...]
+
+
+@dataclass
+class Document:
+    """The content of one YAML file, and the line of each of its keys, from 1."""
+
+    path: Path | str
+    content: dict[str, Any] = field(default_factory=dict)
+    lines: dict[Keys, int] = field(default_factory=dict)
+
+
+def read(path: Path) -> Document:
+    """Read a file. Raises ConfigError naming the line if it is not a YAML mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path} cannot be read: {e}") from e
+    return parse(text, path)
+
+
+def parse(text: str, path: Path | str) -> Document:
+    """Parse YAML that is a mapping; `path` is named in errors. Raises ConfigError."""
+    document = Document(path)
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as e:
+        raise _broken(e, path) from e
+    if node is not None:
+        document.content = _Reader(document).mapping(node, ())
+    return document
+
+
+def _broken(error: Any, path: Path | str) -> ConfigError:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    where = f"{path}:{mark.line + 1}" if mark else f"{path}"
+    return ConfigError(f"{where}: not YAML: {problem or error}", hint="quote a value with signs")
+
+
+class _Reader:
+    """From YAML's nodes to Python's values."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+
+    def mapping(self, node: Any, at: Keys) -> dict[str, Any]:
+        if not isinstance(node, yaml.MappingNode):
+            raise self._error(node, "must be a mapping of names to values")
+        found = dict[str, Any]()
+        merged = dict[str, Any]()
+        for key, value in node.value:
+            if key.tag == f"{TAG}merge":
+                merged = {**self._merge(value, at), **merged}
+                continue
+            name = self._name(key)
+            if name in found:
+                raise self._error(key, f"{name} is there twice")
+            self.document.lines[*at, name] = key.start_mark.line + 1
+            found[name] = self.value(value, (*at, name))
+        return merged | found
+
+    def _merge(self, node: Any, at: Keys) -> dict[str, Any]:
+        nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        merged = dict[str, Any]()
+        for each in nodes:
+            merged = self.mapping(each, at) | merged
+        return merged
+
+    def _name(self, node: Any) -> str:
+        if not isinstance(node, yaml.ScalarNode):
+            raise self._error(node, "a name must be a text")
+        return str(node.value)
+
+    def value(self, node: Any, at: Keys) -> Any:
+        if isinstance(node, yaml.MappingNode):
+            return self.mapping(node, at)
+        if isinstance(node, yaml.SequenceNode):
+            names = at == ("defaults",)  # Hydra's list, of names alone
+            return [_as_names(v) if names else v for v in self._items(node, at)]
+        plain, text = node.style is None, str(node.value)
+        if plain and node.tag == f"{TAG}null":
+            return None
+        if plain and (node.tag in CONVERTED or NUMBER.fullmatch(text)):
+            return text.encode()
+        return text
+
+    def _items(self, node: Any, at: Keys) -> Iterator[Any]:
+        return (self.value(each, at) for each in node.value)
+
+    def _error(self, node: Any, what: str) -> ConfigError:
+        return ConfigError(f"{self.document.path}:{node.start_mark.line + 1}: {what}")
+
+
+def _as_names(item: Any) -> Any:
+    if isinstance(item, dict):
+        return {key: _as_names(value) for key, value in item.items()}
+    return item.decode() if isinstance(item, bytes) else item
+
+
+def dump(content: dict[str, Any]) -> str:
+    """YAML of plain values, which `read` and Hydra take back as they were."""
+    return str(yaml.safe_dump(_escaped(content), sort_keys=False, allow_unicode=True, width=1000))
+
+
+def _escaped(value: Any) -> Any:
+    """With `${` marked as text, since files have interpolations."""
+    match value:
+        case str():
+            return value.replace("${", "\\${")
+        case dict():
+            return {key: _escaped(each) for key, each in value.items()}
+        case list():
+            return [_escaped(each) for each in value]
+        case _:
+            return value
