@@ -13,13 +13,20 @@ from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.order import PrefixOrder
 from hpc_dynamo.batch.requests import Entry, Reader, Requests
 from hpc_dynamo.config import Config, Policy, Role
-from hpc_dynamo.dispatch import RESERVED, Circumstances, Dispatcher, Whole, Work, WorkBuilder
+from hpc_dynamo.dispatch import (
+    RESERVED,
+    Circumstances,
+    Dispatcher,
+    Prompts,
+    Whole,
+    Work,
+    WorkBuilder,
+)
 from hpc_dynamo.engines import Body, calling, plain
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.json_reader import is_null
 from hpc_dynamo.launch.walltime import Durations
 from hpc_dynamo.messages import Progress
-from hpc_dynamo.preprocess import GivenIds, Preprocessor
 
 BACKOFF_S = 0.5  # before the second try; doubles ...
 LONGEST_BACKOFF_S = 10.0  # ... up to this
@@ -71,7 +78,7 @@ class Runner:
         requests: Requests,
         results: Ledger,
         dispatcher: Dispatcher,
-        prompts: Preprocessor | GivenIds | None = None,
+        prompts: Prompts | None = None,
         prefill_ready: Callable[[], int] = lambda: sys.maxsize,
     ) -> None:
         self._config, self._requests = config, requests

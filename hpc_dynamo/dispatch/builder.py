@@ -6,8 +6,9 @@ that are too long to the decode worker. If they cannot be computed, the request 
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from hpc_dynamo.config import Config, Kind, Policy
 from hpc_dynamo.dispatch.execution import WHOLE, Execution, execution
@@ -16,7 +17,7 @@ from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, dialect, fatal_prompts
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import Header
 from hpc_dynamo.json_reader import JsonError, read_value
-from hpc_dynamo.preprocess import GivenIds, Preprocessor, PromptRejected, Tokens
+from hpc_dynamo.preprocess import GivenIds, PromptRejected, Tokens, Unpredictable
 from hpc_dynamo.router import Ask, Wish, block_hashes, root
 
 RENEW_S = 2.0  # between two checks of the tokenizer's memory
@@ -39,6 +40,19 @@ class Circumstances:
     timeout_s: float = 0.0
 
 
+class Prompts(Protocol):
+    """Computes the token ids of the prompts in a body."""
+
+    async def chat(self, body: Mapping[str, Any]) -> Tokens | Unpredictable:
+        """Token ids of a chat. Raises PromptRejected if the chat template refuses it."""
+
+    async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | Unpredictable:
+        """Token ids of each prompt of a completion. Raises PromptRejected."""
+
+    def renew(self) -> bool:
+        """Bound the memory of the tokenizer; takes up to a second. True if it did anything."""
+
+
 class WorkBuilder:
     """Builds the work for requests of one model.
 
@@ -46,10 +60,8 @@ class WorkBuilder:
     tokenizer and knows only those of prompts that are token ids already.
     """
 
-    def __init__(
-        self, config: Config, prompts: Preprocessor | GivenIds | None = None, model: str = ""
-    ) -> None:
-        self.prompts = prompts or GivenIds()
+    def __init__(self, config: Config, prompts: Prompts | None = None, model: str = "") -> None:
+        self.prompts: Prompts = prompts or GivenIds()
         self._model, self._dialect = model, dialect(config)
         self._fatal = fatal_prompts(config)
         self._policy, self._block = config.router.policy, config.router.block_tokens

@@ -6,7 +6,7 @@ The body is looked at one level deep: what nobody here reads goes to the engine 
 import msgspec
 
 from hpc_dynamo.config import Config
-from hpc_dynamo.dispatch import RESERVED, Circumstances, Work, WorkBuilder, hidden
+from hpc_dynamo.dispatch import RESERVED, Circumstances, Prompts, Work, WorkBuilder, hidden
 from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, calling
 from hpc_dynamo.frontend.document import POSTS
 from hpc_dynamo.frontend.errors import Refused
@@ -15,7 +15,6 @@ from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.frontend.wishes import FIELD, take_wish
 from hpc_dynamo.http import Request
 from hpc_dynamo.json_reader import JsonError, read_fields, read_value
-from hpc_dynamo.preprocess import GivenIds, Preprocessor
 from hpc_dynamo.router import Ask, View
 
 OURS = RESERVED | {FIELD}
@@ -26,9 +25,7 @@ NAME = msgspec.json.Decoder(str | None)
 class Generation:
     """Prepares requests of one model. `prompts` computes the token ids of their prompts."""
 
-    def __init__(
-        self, config: Config, prompts: Preprocessor | GivenIds, stats: Stats, model: str = ""
-    ) -> None:
+    def __init__(self, config: Config, prompts: Prompts, stats: Stats, model: str = "") -> None:
         self._config, self._stats, self._model = config, stats, model
         self._builder = WorkBuilder(config, prompts, model)
 
@@ -37,11 +34,11 @@ class Generation:
         await self._builder.keep_bounded()
 
     @property
-    def prompts(self) -> Preprocessor | GivenIds:
+    def prompts(self) -> Prompts:
         return self._builder.prompts
 
     @prompts.setter
-    def prompts(self, prompts: Preprocessor | GivenIds) -> None:
+    def prompts(self, prompts: Prompts) -> None:
         self._builder.prompts = prompts
 
     async def work(self, request: Request, body: Body, own_id: str, view: View) -> Work:
