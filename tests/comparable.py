@@ -2,7 +2,11 @@
 
 import json
 from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
 from typing import Any
+
+Answer = tuple[int, Any]
 
 # Fields that differ between two runs of one request, or between one worker and two.
 NAMES = {"id", "item_id", "call_id", "request_id", "kv_transfer_params"}
@@ -21,7 +25,20 @@ PARTS = {
 }  # fmt: skip
 
 
-def comparable(status: int, content: bytes) -> tuple[int, Any]:
+def batch_answers(run: Path) -> dict[str, Answer]:
+    """Status and meaning of each answer of a finished batch, by its id."""
+    lines = chain.from_iterable(
+        (run / name).read_text().splitlines() for name in ("output.jsonl", "errors.jsonl")
+    )
+    rows = [json.loads(line) for line in lines]
+    return {row["custom_id"]: _answer(row["response"]) for row in rows}
+
+
+def _answer(response: Any) -> Answer:
+    return comparable(response["status_code"], json.dumps(response["body"]).encode())
+
+
+def comparable(status: int, content: bytes) -> Answer:
     """Status and meaning of an answer: how a stream is cut into events does not count."""
     text = content.decode()
     if text.startswith(("data:", "event:")):

@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -24,18 +23,17 @@ from hpc_dynamo.http import Client
 from hpc_dynamo.run import Run, Secrets, new_token
 from hpc_dynamo.topology import plan
 from hpc_dynamo.wire import new_keys
-from tests.comparable import comparable
+from tests.comparable import Answer, batch_answers, comparable
 from tests.runs import until
 from tests.serving.routed import routing, rows
 from tests.test_vllm import provisioned
 from tests.test_vllm_serve import Served, serving
-from tests.unusual_bodies import CASES, CONTEXT, MODEL, Case
+from tests.unusual_bodies import CASES, CONTEXT, MODEL, Case, completion
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
-ANSWER_S = 60.0
+ANSWER_S, BATCH_S = 60.0, 300.0
 
-Answer = tuple[int, Any]
 Ask = Callable[[Case], Answer]
 
 
@@ -99,10 +97,7 @@ def batch(
     """Answers of a batch of all cases on the same engines, by name."""
     folder, urls = tmp_path_factory.mktemp("batch"), served.workers()
     path = str(provisioned().model) if request.param == "with tokenizer" else ""
-    lines = (
-        {"custom_id": case.name, "method": "POST", "url": case.path, "body": case.body}
-        for case in BATCHED
-    )
+    lines = (case.batch_line for case in BATCHED)
     (folder / "cases.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     config = before(
         Config(
@@ -116,7 +111,7 @@ def batch(
         )
     )
     asyncio.run(run_batch(config, folder / "run", served.token))
-    return dict(results(folder / "run"))
+    return batch_answers(folder / "run")
 
 
 async def run_batch(config: Config, folder: Path, key: str) -> None:
@@ -124,20 +119,12 @@ async def run_batch(config: Config, folder: Path, key: str) -> None:
     run, (public, private) = Run(folder), new_keys()
     run.create(Secrets(token=new_token(), public=public, private=private))
     attempt = run.new_attempt(config, plan(config))
-    async with Client.bearer(key) as http, asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(BATCH_S), Client.bearer(key) as http, asyncio.TaskGroup() as tasks:
         found = lanes(config, http)
         members = Probed(config, found[""].router, http, tasks)
         watch = tasks.create_task(members.watch())
         await BatchWork(Job(attempt, config, found, members, http)).run()
         watch.cancel()
-
-
-def results(run: Path) -> Iterator[tuple[str, Answer]]:
-    for file in ("output.jsonl", "errors.jsonl"):
-        for line in map(json.loads, (run / file).read_text().splitlines()):
-            response = line["response"]
-            content = json.dumps(response["body"]).encode()
-            yield line["custom_id"], comparable(response["status_code"], content)
 
 
 def same(answer: Answer, expected: Answer, case: Case) -> None:
@@ -160,6 +147,15 @@ def test_route_without_a_tokenizer_answers_as_one_worker(
     case: Case, route: Ask, expected: Ask
 ) -> None:
     same(route(case), expected(case), case)
+
+
+def test_requests_of_one_prompt_are_disaggregated(served: Served, endpoint: Ask) -> None:
+    def transfers() -> float:
+        return served.metric("decode", "vllm:nixl_xfer_time_seconds_count")
+
+    before = transfers()
+    assert endpoint(completion("of its own", "A prompt that no other case has"))[0] == 200
+    until("a transfer", lambda: transfers() > before)
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in BATCHED])
