@@ -1,12 +1,14 @@
-"""One frontend process: `python -m hpc_dynamo.frontend ATTEMPT INDEX SOCKET HOST PORT`.
+"""One frontend process: `python -m hpc_dynamo.frontend ATTEMPT INDEX SOCKET FD`.
 
-Lives as long as its link to the head. When that ends, streams under way get an error event.
+FD is the number of an inherited socket to listen on (head/listening.py). The process lives as long
+as its link to the head. When that ends, streams under way get an error event.
 """
 
 import asyncio
 import logging
 import os
 import signal
+import socket
 import ssl
 import sys
 from collections.abc import Mapping
@@ -42,7 +44,7 @@ LIMITS = {413: "serve.max_body_mb", 429: "serve.buffer_mb"}  # settings, by the 
 log = logging.getLogger("hpc_dynamo.frontend")
 
 
-async def serve(attempt: Attempt, index: int, link: Path, host: str, port: int) -> None:
+async def serve(attempt: Attempt, index: int, link: Path, opened: socket.socket) -> None:
     """Until the head is gone or says so by SIGTERM."""
     config, stats = attempt.config(), Stats()
     models = config.each
@@ -61,8 +63,8 @@ async def serve(attempt: Attempt, index: int, link: Path, host: str, port: int) 
         app = App(config, gate, router, lanes, forwarder, EngineCalls(client), stats)
         refuse = partial(_refuse, Cors(config.serve.allowed_origins))
         async with Server(app, limits=_limits(config), refuse=refuse) as server:
-            await server.listen(host, port, tls=_tls(config), shared=True)
-            log.info("frontend %d (pid %d) listens on %s:%d", index, os.getpid(), host, port)
+            port = await server.listen_on(opened, tls=_tls(config))
+            log.info("frontend %d (pid %d) listens on port %d", index, os.getpid(), port)
             background = [
                 tasks.create_task(_heed(router, forwarder)),
                 *(
@@ -174,12 +176,12 @@ def _refuse(
 
 
 def main() -> int:
-    path, index, link, host, port = sys.argv[1:]
+    path, index, link, fd = sys.argv[1:]
     handler = logging.StreamHandler()
     handler.addFilter(WithRequestId())
     form = "%(asctime)s %(levelname)s %(request_id)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.INFO, handlers=[handler], format=form)
-    uvloop.run(serve(Attempt(Path(path)), int(index), Path(link), host, int(port)))
+    uvloop.run(serve(Attempt(Path(path)), int(index), Path(link), socket.socket(fileno=int(fd))))
     return 0
 
 

@@ -127,6 +127,16 @@ def test_an_engines_error_passes_as_it_came(body: bytes, path: str) -> None:
     assert errors.engine_content(404, body, "", path) == body
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/messages"])
+def test_the_last_event_of_a_broken_stream_has_the_engines_text(path: str) -> None:
+    error = errors.of_engine(400, FLAT, "worker 0 answered 400", path)
+    lines = errors.event(error, path).decode().splitlines()
+    told = json.loads(next(line for line in lines if line.startswith("data: {"))[6:])
+    assert told["error"]["message"] == "the input is too long"
+    assert (told.get("type") == "error") == (path == "/v1/messages")
+    assert ("data: [DONE]" in lines) == (path != "/v1/messages")
+
+
 @pytest.mark.parametrize("path", ["/live", "/ready", "/health", "/openapi.json"])
 def test_open_pages(served: Served, path: str) -> None:
     reply = served.ask("GET", path, headers={})
