@@ -98,7 +98,7 @@ def test_a_long_last_line_is_cut_and_nothing_else(
 
 
 @pytest.mark.parametrize(
-    "words", [["1"], ["worker-1"], ["runs/a run", "1"], ["name='a run'", "1"], ["a run", "1"]]
+    "words", [["1"], ["worker-1"], ["runs/a run", "1"], ["name=a run", "1"], ["a run", "1"]]
 )
 def test_the_end_of_one(words: list[str], attempt: Attempt, call: Call) -> None:
     head, *lines = printed(call("logs", *words, "-n", "2")).splitlines()

@@ -98,8 +98,9 @@ def split(words: Sequence[str], is_ours: Callable[[str], bool]) -> tuple[list[st
     """
     run = [word for word in words if word.startswith(("name=", "runs="))]
     own = [word for word in words if word not in run]
-    if own and not run and not is_ours(own[0]):
-        run.append(own.pop(0))
+    named = any(word.startswith("name=") for word in run)
+    if own and not named and not is_ours(own[0]):
+        run.insert(0, own.pop(0))
     return run, own
 
 

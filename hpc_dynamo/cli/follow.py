@@ -57,7 +57,8 @@ class _News:
         if status is not None:
             if status.phase != self._phase:
                 self._phase = status.phase
-                yield status.phase
+                if status.phase != "ended":  # how is printed after it
+                    yield status.phase
             if status.successor and status.successor != self._successor:
                 yield serving.successor_line(status.successor)
             self._successor = status.successor

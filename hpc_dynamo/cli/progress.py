@@ -25,7 +25,7 @@ class Bar:
         head = f"{count(p)} {self._phase}" if p.total else self._phase
         passed = clock(time.monotonic() - self._began)
         room = width - len(head) - len(passed) - 2
-        if room >= LEAST_BAR:
+        if p.total and room >= LEAST_BAR:
             yield self._row(head, passed, min(room, MOST_BAR))
         else:
             yield from flowed([head, passed], width)
@@ -34,8 +34,7 @@ class Bar:
 
     def _row(self, head: str, passed: str, room: int) -> Table:
         p = self._progress
-        total = float(p.total) if p.total else None
-        bar = ProgressBar(total, p.done + p.failed, width=room, pulse=total is None)
+        bar = ProgressBar(float(p.total), p.done + p.failed, width=room)
         row = Table.grid(padding=(0, 1, 0, 0))
         row.add_row(Text(head), bar, Text(passed))
         return row

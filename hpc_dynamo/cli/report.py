@@ -57,7 +57,7 @@ def report(args: Namespace) -> int:
         OUT.print(line, markup=False, highlight=False)
     file = args.out or run.path / PICTURE
     try:
-        draw(file, f"{run.path.name}: roles and load", panels(history))
+        draw(file, title(run, history), panels(history))
     except MissingDependency as e:
         OUT.print(f"no picture: {e}", markup=False)
     except (OSError, ValueError) as e:  # a place that cannot be written to, a form not known
@@ -141,6 +141,16 @@ def _kept(name: str, target: float, means: Sequence[float]) -> str:
     return f"mean {name} within {target:g} s in {kept} of {len(seen)} intervals with requests"
 
 
+def title(run: Run, history: History) -> str:
+    """Run, model, engine and policies of the last attempt."""
+    config, rules = run.attempts()[-1].config(), history.rules
+    targets = ""
+    if rules.by is PlannerKind.sla:
+        targets = f", targets TTFT {rules.ttft_s:g} s, ITL {1000 * rules.itl_s:g} ms"
+    served = f"{config.served_name} on {config.engine.name}"
+    return f"{run.path.name}: {served}, router {config.router.policy}, planner {rules.by}{targets}"
+
+
 def panels(history: History) -> list[Panel]:
     """Over minutes since the first interval; those with something to see."""
     decisions, rules = history.decisions, history.rules
@@ -156,9 +166,11 @@ def panels(history: History) -> list[Panel]:
     prompt, answer = [s.prompt_tokens for s in seen], [s.answer_tokens for s in seen]
     prefill, decode = [float(s.prefill) for s in seen], [float(s.decode) for s in seen]
     came, next_ = [s.rate_hz for s in seen], [e.rate_hz for e in expected]
+    queued, active = [float(s.queued) for s in seen], [float(s.active) for s in seen]
     drawn = [
         panel("workers", None, Style.steps, prefill=prefill, decode=decode),
         panel("requests/s", None, Style.line, came=came, expected_of_the_next_interval=next_),
+        panel("requests", None, Style.line, queued=queued, active=active),
         panel("tokens, mean", None, Style.line, prompt=prompt, answer=answer),
         panel("s, mean", rules.ttft_s if sla else None, Style.line, TTFT=ttft),
         panel("s, mean", rules.itl_s if sla else None, Style.line, ITL=itl),

@@ -186,12 +186,17 @@ def _spread(ordered: Sequence[float], digits: int) -> str:
     return ", ".join(f"{value:.{digits}f}" for value in shown)
 
 
+def _picture_title(config: Config, outcome: Outcome) -> str:
+    """Trace, modelled engine, workers and policies."""
+    begin = [counts for at, *counts in outcome.roles if at == outcome.roles[0][0]]
+    prefill, decode = begin[-1] if begin else (0, 0)
+    split = f"{prefill} prefill + {decode} decode" if prefill + decode else "aggregated"
+    policies = f"router {config.router.policy}, planner {config.planner.by}"
+    return f"{Path(config.simulate.trace).name} on {config.simulate.timing}, {split}; {policies}"
+
+
 def _draw(config: Config, job: Job, outcome: Outcome) -> None:
     file = config.simulate.picture
     if file:
-        draw(
-            Path(file),
-            f"{Path(config.simulate.trace).name} in virtual time",
-            list(panels(outcome, job.kind)),
-        )
+        draw(Path(file), _picture_title(config, outcome), list(panels(outcome, job.kind)))
         OUT.print(f"drawn: {file}", markup=False, highlight=False)

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 
 LONGEST = 400  # characters that are quoted
 DETAILS = 3  # lines that may follow an exception's first
-SELF_KILLED = "Received sigquit from a child process"  # SGLang ends itself by SIGKILL then
+# SGLang ends itself by SIGKILL then, while it starts and later.
+SELF_KILLED = ("Received sigquit from a child process", "SIGQUIT received. signum=")
 CHILD_KILLED = re.compile(r"exit ?code:? -9\b")  # SGLang: a child was killed, not failed
 
 # Before a message: srun's label, the process, level and time, [time] or [rank0]:
@@ -27,7 +28,9 @@ PREFIX = re.compile(
     )""",
     re.VERBOSE,
 )
-EXCEPTION = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?::.*|$)")
+EXCEPTION = re.compile(
+    r"(?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*)?(?:Error|Exception|Exit|Interrupt)(?::.*|$)"
+)
 USAGE = re.compile(r"[\w.-]+(?: [\w.-]+)?: error: .+")  # argparse
 
 # Exceptions that only report another one.
@@ -58,7 +61,7 @@ NOISE = (
     "see https://",
     "for further information visit",
     "kill_process_tree called",
-    SELF_KILLED.lower(),
+    *(sign.casefold() for sign in SELF_KILLED),
     "resource_tracker",
     "warnings.warn",
     "destroy_process_group",
@@ -92,7 +95,7 @@ def last_line(log: str) -> str:
 
 def killed_itself(log: str) -> bool:
     """Return whether an engine that was killed by SIGKILL did so itself, since a child failed."""
-    return SELF_KILLED in log and not CHILD_KILLED.search(log)
+    return any(sign in log for sign in SELF_KILLED) and not CHILD_KILLED.search(log)
 
 
 def _message(line: str) -> str:

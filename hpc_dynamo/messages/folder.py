@@ -191,8 +191,11 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     decode_busy: float = 0.0  # share of the run that decode workers had work
 
 
+SOME_FAILED = 4  # exit code of a batch that is finished, but has failed requests
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How an attempt ended. `exit_code` 3: trying again cannot help."""
+    """How an attempt ended. `exit_code`: see cli/main.py."""
 
     exit_code: int
     message: str = ""
