@@ -31,7 +31,8 @@ exit codes:
   0    done; also after `hpc-dynamo stop`
   1    failed; trying again may help
   2    an unknown verb or option
-  3    refused; trying again cannot help before something is changed
+  3    refused; trying again cannot help before something is changed; no request was answered
+  4    the batch is finished, but some of its requests failed
   130  ended by Ctrl-C"""
 
 EXAMPLES = {

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpc_dynamo import launch, node
+from hpc_dynamo.batch.conclusion import conclusion
 from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.requests import scan
 from hpc_dynamo.cli import profiled, runs, serving, views
@@ -42,9 +43,12 @@ def batch(args: Namespace) -> int:
     run = runs.batch_run(config, requests, say)
     results = Ledger(run, 0)
     if not results.unfinished(requests):
-        results.merge(entry.custom_id for entry in requests.entries)
+        answered, failed = results.merge(entry.custom_id for entry in requests.entries)
         say(f"nothing to do: all results are in {run.output} (and {run.errors.name})")
-        return 0
+        code, why = conclusion(run, answered, failed)
+        if why:
+            say(why)
+        return code
     return go(run, config, layout, launcher, detach=args.detach)
 
 
