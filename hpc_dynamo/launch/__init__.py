@@ -93,9 +93,9 @@ def _beside(record: JobRecord, attempt: Attempt, config: Config, plan: Plan) -> 
 def restarted(run: Run) -> bool:
     """Return whether Slurm has restarted the job that we run in, and its former life worked on
     this run."""
-    if not requeued():
+    ours = os.environ.get("SLURM_JOB_ID")
+    if not ours or not requeued():
         return False
-    ours = os.environ["SLURM_JOB_ID"]
     records = (attempt.job() for attempt in run.attempts())
     return any(ours in (record.job_id, record.inside) for record in records if record)
 
