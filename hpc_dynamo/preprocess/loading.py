@@ -39,9 +39,8 @@ def tokenizer_problem(config: Config, environ: Mapping[str, str]) -> NoTokenizer
 def different(config: Config) -> GivenIds:
     """What is used if the engine turns the same text into other token ids than we do."""
     what = f"{EFFECT}: the engine tokenizes differently than the tokenizer.json of our model"
-    return GivenIds(
-        what, f"the log of a frontend for the engine and model.path={config.model.path}"
-    )
+    same = f"start the engine with the model of model.path={config.model.path}"
+    return GivenIds(what, f"{same}; the log of the frontend (batch: agent) shows what differs")
 
 
 def _option(config: Config) -> str:
