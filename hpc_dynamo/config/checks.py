@@ -7,6 +7,7 @@ from hpc_dynamo.config.adapters import check_adapters, check_apart
 from hpc_dynamo.config.container import check_container
 from hpc_dynamo.config.grow import check_grow
 from hpc_dynamo.config.kinds import check_kinds
+from hpc_dynamo.config.lines import check_lines
 from hpc_dynamo.config.planner import PlannerKind
 from hpc_dynamo.config.reshaping import check_planner
 from hpc_dynamo.config.schema import Config, Kind, Role, Serve, Topology
@@ -19,6 +20,7 @@ MIN_SILENCE_S = 3.0  # a few heartbeats
 def check(config: Config) -> None:
     """Refuse values that cannot work, naming field, value and remedy. Raises ConfigError."""
     check_models(config)
+    check_lines(config)
     for model, one in config.each.items():
         with about(model):
             _check_one(one)

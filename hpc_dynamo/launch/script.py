@@ -4,6 +4,7 @@ It asks for the same resources as a submission by `hpc-dynamo` itself; inside, t
 finds itself in an allocation and starts its agents there.
 """
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -45,4 +46,15 @@ def _logs_and_signal(config: Config) -> Options:
 
 
 def _directive(name: str, value: str | int | bool) -> str:
-    return f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={shlex.quote(str(value))}"
+    return f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={quoted(str(value))}"
+
+
+def quoted(text: str) -> str:
+    """The value of an option in a #SBATCH line.
+
+    In single quotes sbatch still takes a backslash as an escape, which a shell does not. In double
+    quotes they agree (get_argument in sbatch's opt.c).
+    """
+    if "\\" not in text:
+        return shlex.quote(text)
+    return '"' + re.sub(r'([\\"$`])', r"\\\1", text) + '"'
