@@ -33,9 +33,15 @@ class Child:
 
     @classmethod
     async def start(
-        cls, argv: Sequence[str], env: Mapping[str, str], log: Path, grace_s: float
+        cls,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        log: Path,
+        grace_s: float,
+        handed: Sequence[int] = (),
     ) -> "Child":
-        """Run `argv` with exactly `env`; both its outputs are appended to `log`."""
+        """Run `argv` with exactly `env`; both its outputs are appended to `log`. It inherits the
+        file descriptors `handed` under their numbers."""
         with log.open("ab") as out:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-S", keeper.__file__, str(grace_s), *argv),
@@ -44,6 +50,7 @@ class Child:
                 stderr=out,
                 env=dict(env),
                 start_new_session=True,
+                pass_fds=handed,
             )
         return cls(process)
 

@@ -37,36 +37,65 @@ class Panel:
     target: float | None = None
 
 
+def need_matplotlib() -> Any:
+    """matplotlib's class of figures, imported only when a picture is wanted.
+
+    Raises MissingDependency.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as e:
+        hint = "pip install 'hpc-dynamo[draw]'"
+        raise MissingDependency("pictures need matplotlib", hint=hint) from e
+    return Figure
+
+
 def draw(file: Path, title: str, panels: Sequence[Panel]) -> None:
-    """Panels below each other, into a PNG, SVG or PDF by the file's name.
+    """Draw panels below each other, into a PNG, SVG or PDF by the file's name.
 
     Raises MissingDependency without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure  # where a picture is asked for, and only there
-    except ImportError as e:
-        raise MissingDependency(
-            "pictures need matplotlib", hint="pip install 'hpc-dynamo[draw]'"
-        ) from e
-    figure = Figure(figsize=(WIDTH, HEIGHT * len(panels)), layout="constrained")
+    figure_of(title, panels).savefig(file, dpi=120)
+
+
+def figure_of(title: str, panels: Sequence[Panel]) -> Any:
+    """Return a figure of matplotlib. Its vertical axes start at 0; counts have whole numbers.
+
+    Raises MissingDependency without matplotlib.
+    """
+    figure = need_matplotlib()(figsize=(WIDTH, HEIGHT * len(panels)), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(len(panels), squeeze=False)[:, 0]
     for ax, panel in zip(axes, panels, strict=True):
-        for curve in panel.curves:
-            _add(ax, curve)
+        for index, curve in enumerate(panel.curves):
+            _add(ax, curve, above=len(panel.curves) - 1 - index)
         if panel.target is not None:
             ax.axhline(panel.target, color="grey", linestyle="--", linewidth=1, label="target")
         ax.set_xlabel(panel.x_label)
         ax.set_ylabel(panel.y_label)
         ax.grid(alpha=0.3)
         ax.legend(fontsize="small")
-    figure.savefig(file, dpi=120)
+        _scale(ax, panel)
+    return figure
 
 
-def _add(ax: Any, curve: Curve) -> None:  # matplotlib's Axes, which is not imported up here
+def _scale(ax: Any, panel: Panel) -> None:
+    if any(curve.style is Style.steps for curve in panel.curves):
+        most = max((max(curve.ys, default=0.0) for curve in panel.curves), default=0.0)
+        ax.set_ylim(0, max(1.0, most) * 1.15)
+        ax.yaxis.get_major_locator().set_params(integer=True)
+    else:
+        ax.set_ylim(bottom=0)
+
+
+def _add(ax: Any, curve: Curve, above: int) -> None:  # matplotlib's Axes, not imported here
+    """`above` curves are drawn over this one: it is wider, to be seen where they are equal."""
     match curve.style:
         case Style.steps:
-            ax.step(curve.xs, curve.ys, where="post", label=curve.name)
+            width, alpha = 2.0 + 3.0 * above, 0.5 if above else 1.0
+            ax.step(
+                curve.xs, curve.ys, where="post", label=curve.name, linewidth=width, alpha=alpha
+            )
         case Style.points:
             ax.plot(curve.xs, curve.ys, ".", label=curve.name)
         case Style.line:

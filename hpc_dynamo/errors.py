@@ -5,7 +5,9 @@
     │   ├── ConfigError       a key, value or layout that cannot work, with the field's name
     │   │   └── NoTokenizer   (preprocess) a model whose prompts we cannot tokenize
     │   ├── InputError        a batch input that cannot be used, with line numbers
-    │   └── MissingDependency an optional package or a program is not there
+    │   ├── MissingDependency an optional package or a program is not there
+    │   └── FileRefused       a file that cannot be read or written: permission, name, missing
+    ├── FileError             the file system refused: no space, quota, a limit
     ├── LaunchError           Slurm or the local executor did not take or lost the job
     ├── RunBusy               another attempt is writing to this run folder
     ├── BootstrapError        ranks that did not come, each with node and log
@@ -20,6 +22,9 @@
 A message says what happened; `hint` says what to try; `log` is where to read more.
 """
 
+import errno
+import os
+import pwd
 import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -119,3 +124,82 @@ def no_field(path: str, name: str, known: Iterable[str]) -> ConfigError:
     guess = get_close_matches(name, names := sorted(known), n=1)
     meant = f"did you mean {guess[0]}? " if guess else ""
     return ConfigError(f"{full} is not a field", hint=f"{meant}known: {', '.join(names)}")
+
+
+class FileError(HpcDynamoError):
+    """The operating system refused to read or write a file. Its text is one line."""
+
+    def __str__(self) -> str:
+        return f"{self.message}; try: {self.hint}"
+
+
+class FileRefused(FileError, UsageError):
+    """The same, where trying again cannot help: a permission, a name, a missing file."""
+
+
+# errno: what happened, what to try, and whether the same call can succeed later.
+_FILE_ERRORS = {
+    errno.EACCES: ("permission denied", "a folder that you may write to", False),
+    errno.EPERM: ("not permitted", "a folder of your own", False),
+    errno.EROFS: ("the file system is read-only", "another file system", False),
+    errno.ENOENT: ("no such file or folder", "the path, for a misspelt name", False),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", "another path", False),
+    errno.EISDIR: ("it is a folder, not a file", "a file in it", False),
+    errno.ENAMETOOLONG: ("the name is too long", "a shorter name=… or path", False),
+    errno.ELOOP: ("its symbolic links form a circle", "another path", False),
+    errno.ENOSPC: (
+        "no space left on the device",
+        "`df -h {path}`; free some, or use another",
+        True,
+    ),
+    errno.EDQUOT: ("your disk quota is used up", "`quota -s`; free some space in {path}", True),
+    errno.EFBIG: ("the file is larger than its limit", "`ulimit -f`, or another file system", True),
+    errno.EMFILE: ("too many open files", "`ulimit -n 65536`", True),
+    errno.ENFILE: ("too many open files on this machine", "another node", True),
+    errno.EIO: ("input/output error of the file system", "another file system", True),
+    errno.ESTALE: ("the network file system has lost this file", "the same command again", True),
+}
+
+
+def file_error(error: OSError) -> FileError | None:
+    """One line with path and remedy for an error of the file system; None for any other."""
+    if error.errno not in _FILE_ERRORS:
+        return None
+    what, remedy, again = _FILE_ERRORS[error.errno]
+    path = _path(error.filename2 or error.filename)
+    owner = _owner(path) if error.errno in (errno.EACCES, errno.EPERM) else ""
+    where = f"{path}: " if path else ""
+    hint = (
+        remedy.format(path=shlex.quote(str(_existing(path)))) if path else remedy.format(path=".")
+    )
+    return (FileError if again else FileRefused)(f"{where}{what}{owner}", hint=hint)
+
+
+def file_error_in(error: BaseException) -> FileError | None:
+    """The first error of the file system in `error`, which may be a group, and in its causes."""
+    if isinstance(error, BaseExceptionGroup):
+        return next(filter(None, map(file_error_in, error.exceptions)), None)
+    if isinstance(error, OSError):
+        return file_error(error)
+    return file_error_in(error.__cause__) if error.__cause__ else None
+
+
+def _path(name: object) -> Path | None:
+    return Path(os.fsdecode(name)).absolute() if isinstance(name, str | bytes | Path) else None
+
+
+def _existing(path: Path | None) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    path = path or Path.cwd()
+    return next((p for p in (path, *path.parents) if os.access(p, os.F_OK)), path)
+
+
+def _owner(path: Path | None) -> str:
+    """Whose file or folder it is, if it is not ours."""
+    try:
+        there = _existing(path)
+        uid = there.stat().st_uid
+        name = pwd.getpwuid(uid).pw_name
+    except (OSError, KeyError):
+        return ""
+    return f" ({there} belongs to {name})" if uid != os.geteuid() else ""

@@ -5,7 +5,8 @@
 The command gets a process group of its own. When our standard input ends, because the
 parent closed it or died of anything at all, the group is asked to end (SIGTERM) and after
 GRACE_S seconds made to (SIGKILL). A command that ends by itself leaves no helpers behind
-either. Standard library only and small: one such process stands beside every engine.
+either. It inherits the file descriptors that we were given. Standard library only and small: one
+such process stands next to every engine.
 """
 
 import contextlib
@@ -26,13 +27,21 @@ def main() -> int:
         signal.signal(sig, lambda *_: None)
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     grace_s, argv = float(sys.argv[1]), sys.argv[2:]
+    handed = [int(fd) for fd in os.listdir("/proc/self/fd") if int(fd) > 2]
     try:
         child = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=die_with_keeper
+            argv,
+            stdin=subprocess.DEVNULL,
+            process_group=0,
+            preexec_fn=die_with_keeper,
+            close_fds=False,
         )
     except OSError as e:
         print(f"{argv[0]} cannot be run: {e.strerror}", file=sys.stderr)
         return 127
+    for fd in handed:  # the command's own, which it alone may keep open
+        with contextlib.suppress(OSError):
+            os.close(fd)
     threading.Thread(target=end_with_parent, args=(child, grace_s), daemon=True).start()
     code = child.wait()
     signal_group(child.pid, signal.SIGKILL)

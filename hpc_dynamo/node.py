@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hpc_dynamo.agent import Agent
 from hpc_dynamo.bootstrap import exchange
 from hpc_dynamo.bootstrap.address import job_address, reachable
 from hpc_dynamo.doctor.preflight import preflight, refuse
-from hpc_dynamo.errors import HpcDynamoError, LaunchError
+from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error_in
 from hpc_dynamo.head import Head, Standalone
 from hpc_dynamo.launch import successor
 from hpc_dynamo.launch.node import requeued, whoami
@@ -29,6 +30,8 @@ from hpc_dynamo.run import Attempt, write_json
 from hpc_dynamo.wire import Client, Codec, Server
 
 CODEC: Codec[ControlMessage] = Codec(ControlMessage)  # type: ignore[arg-type]  # a union is no type[T]
+
+RESERVED, RESERVED_BYTES = ".reserved", 1 << 16
 
 log = logging.getLogger(__name__)
 
@@ -40,22 +43,40 @@ def main(path: str) -> int:
     log_to(attempt.agent_log(index))
     if index == 0 and requeued():
         attempt.renew()
+    if index == 0:
+        reserve(attempt)
     outcome = outcome_of(_node(attempt, index, hosts), attempt.agent_log(index))
     if index == 0 and (last := _go_on(attempt, outcome)):
-        write_json(attempt.outcome_file, last)
+        conclude(attempt, last)
     return outcome.exit_code
 
 
+def reserve(attempt: Attempt) -> None:
+    """Take the space that the outcome needs, while there is some."""
+    with suppress(OSError):
+        (attempt.path / RESERVED).write_bytes(os.urandom(RESERVED_BYTES))
+
+
+def conclude(attempt: Attempt, outcome: Outcome) -> None:
+    """Write the outcome, also to a disk that has become full since `reserve`."""
+    with suppress(OSError):
+        (attempt.path / RESERVED).unlink(missing_ok=True)
+    write_json(attempt.outcome_file, outcome)
+
+
 def outcome_of(task: Coroutine[Any, Any, Outcome], file: Path) -> Outcome:
-    """Of a whole task of the job, whatever becomes of it; `file` is its log."""
+    """The outcome of a whole task of the job, however it ends; `file` is its log."""
     try:
         return uvloop.run(task)
     except asyncio.CancelledError:
-        return Outcome(exit_code=1, message="stopped before all agents had met")
+        return Outcome(exit_code=1, message="stopped before all nodes had started")
     except HpcDynamoError as e:
         log.error("%s", e)
         return Outcome(exit_code=e.exit_code, message=str(e))
-    except Exception as e:  # the edge of the process: nobody else would say it
+    except Exception as e:  # the edge of the process: nothing else would report it
+        if refused := file_error_in(e):
+            log.error("%s", refused)
+            return Outcome(exit_code=refused.exit_code, message=f"{refused}\n  log: {file}")
         log.exception("this is a defect of hpc-dynamo")
         message = f"{type(e).__name__}: {e}\n  log: {file}"
         return Outcome(exit_code=1, message=message)

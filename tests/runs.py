@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,11 @@ def hpc_dynamo(
     return subprocess.run(
         argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout_s
     )
+
+
+def write_lines(file: Path, bodies: Iterable[Mapping[str, object]]) -> None:
+    """Write an input of plain bodies, one a line."""
+    file.write_text("".join(json.dumps(body) + "\n" for body in bodies))
 
 
 def write_prompts(file: Path, count: int, max_tokens: int = 8) -> list[str]:

@@ -2,6 +2,7 @@
 run folders as a head would write them."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -74,9 +75,9 @@ def refused(done: Done, *parts: str, code: int = 3) -> None:
 
 @contextmanager
 def on_a_terminal(
-    words: Sequence[str], cwd: Path, env: dict[str, str] | None = None
+    words: Sequence[str], cwd: Path, env: dict[str, str] | None = None, columns: int = 160
 ) -> Iterator[Process]:
-    """`hpc-dynamo` on a pseudo terminal of 50 lines of 160 columns."""
+    """`hpc-dynamo` on a pseudo terminal of 50 lines."""
     own = {**os.environ, "TERM": "xterm", **(env or {})}
     own.pop("COLUMNS", None)
     own.pop("NO_COLOR", None)
@@ -87,7 +88,7 @@ def on_a_terminal(
         cwd=str(cwd),
         env=own,
         timeout=30,
-        dimensions=(50, 160),
+        dimensions=(50, columns),
         encoding="utf-8",
     )
     try:
@@ -102,6 +103,17 @@ def ends(process: Process) -> int:
     process.close()
     assert process.exitstatus is not None, f"killed by signal {process.signalstatus}"
     return int(process.exitstatus)
+
+
+def rest_of(process: Process) -> str:
+    """What it prints until its end, as a reader sees it."""
+    process.expect(pexpect.EOF)
+    return seen(str(process.before))
+
+
+def seen(printed: str) -> str:
+    """Text without colours and cursor movements, with plain ends of lines."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", printed).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def new_run(path: Path, config: Config | None = None) -> Attempt:

@@ -217,7 +217,7 @@ def test_ctrl_c_ends_the_job(tmp_path: Path) -> None:
     until("some results", lambda: results_on_disk(run) >= 1)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the whole foreground group
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 1, said
+    assert process.returncode == 130, said
     assert "stopping the job" in said
     assert "goes on from here" in said
     until("no process left", lambda: not _processes_of(run), 10)  # the head speaks before its end

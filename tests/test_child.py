@@ -5,6 +5,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -279,3 +280,28 @@ async def test_many_children_stop_at_once(tmp_path: Path) -> None:
     async with asyncio.timeout(SOON_S):
         codes = await asyncio.gather(*(child.stop() for child in children))
     assert codes == [128 + signal.SIGTERM] * 6
+
+
+async def test_a_child_inherits_only_the_descriptors_that_are_handed_to_it(tmp_path: Path) -> None:
+    """Our own copy and the keeper's are closed: the socket ends with the child's."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    other = os.open(tmp_path / "other", os.O_CREAT)
+    code = """
+import os, socket, sys
+given = socket.socket(fileno=int(sys.argv[1]))
+fds = [int(fd) for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
+print([fd for fd in fds if fd > 2], flush=True)
+given.accept()
+"""
+    argv = (sys.executable, "-c", code, str(listening.fileno()))
+    log, handed = tmp_path / "log", (listening.fileno(),)
+    child = await Child.start(argv, clean_environment({}), log, 1.0, handed)
+    address = listening.getsockname()
+    fd = listening.fileno()
+    listening.close()
+    os.close(other)
+    socket.create_connection(address).close()
+    assert await child.wait() == 0
+    assert log.read_text() == f"[{fd}]\n"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)

@@ -263,12 +263,12 @@ def finished(tmp_path: Path) -> Run:
     return run
 
 
-@pytest.mark.parametrize("words", [[], ["name=done"], ["runs/done"]])
+@pytest.mark.parametrize("words", [[], ["name=done"], ["runs/done"], ["done"]])
 def test_status_of_a_run_by_nothing_name_or_folder(
     words: list[str], finished: Run, call: Call
 ) -> None:
     text = printed(call("status", *words))
-    assert "runs/done attempt 1: ended" in text
+    assert f"attempt 1 ended: all done\nrun folder: {finished.path}\n" in text
     assert "roster by mpi in 0.123 s: n7 10.0.0.7" in text
     assert "3 answered, 0 failed" in text
     assert "1,234,567" in text

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpc_dynamo.engines.paths import is_inference, matches, offered
+from hpc_dynamo.engines.paths import is_inference, offered, parameters
 
 FORWARDED = """
 POST /v1/rerank
@@ -103,12 +103,27 @@ GET /perf_metrics
 GET /prometheus/metrics
 GET /steady_clock_offset
 GET /v1/models
+POST /v1/systemone
+POST /abort_requests
+POST /fault_tolerance/apply
+GET /fault_tolerance/status
+POST /finish_weight_update
+POST /start_draft_weight_update
+POST /shutdown_weight_transfer_engine
+POST /update_weight_version
+POST /release_kv_cache_memory
+POST /weight_checker
+GET /weight_info
+GET /get_world_size
+GET /kv_event_sources
+GET /tokenizer_info
 POST /v1/../sleep
 POST //sleep
 POST v1/score
 POST /v1/score?x=1
 POST /v1/score%2f..%2fsleep
 PATCH /v1/score
+DELETE /v1/responses
 TRACE /v1/score
 POST /version
 """
@@ -139,8 +154,8 @@ def test_offered_paths_are_sorted_and_filtered() -> None:
 
 
 def test_templates_match_one_segment() -> None:
-    assert matches("/v1/responses/{response_id}", "/v1/responses/resp_1")
-    assert matches("/v1/responses/{id}/cancel", "/v1/responses/a.b/cancel")
-    assert not matches("/v1/responses/{id}", "/v1/responses/a/cancel")
-    assert not matches("/v1/responses/{id}", "/v1/responses/")
-    assert not matches("/v1.score", "/v1/score")
+    assert parameters("/v1/responses/{response_id}", "/v1/responses/resp_1") == ("resp_1",)
+    assert parameters("/v1/responses/{id}/cancel", "/v1/responses/a.b/cancel") == ("a.b",)
+    assert not parameters("/v1/responses/{id}", "/v1/responses/a/cancel")
+    assert not parameters("/v1/responses/{id}", "/v1/responses/")
+    assert not parameters("/v1.{x}", "/v1/score")

@@ -30,7 +30,7 @@ echo "$SBATCH_NO_REQUEUE $SLURM_JOB_ID $SLURM_CONF" > {told}
 [ -e {refuse} ] && echo 'sbatch: error: invalid partition' >&2 && exit 1
 echo Submitted batch job 42
 """
-SQUEUE = "#!/bin/sh\necho 'PENDING|Priority|'\n"
+SQUEUE = "#!/bin/sh\necho 'PENDING|Priority|N/A|'\n"
 SCANCEL = '#!/bin/sh\necho "$@" > {told}\n'
 
 

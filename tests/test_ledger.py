@@ -275,6 +275,6 @@ def test_a_full_disk_is_told_and_what_was_acknowledged_is_there(run: Run) -> Non
     argv = [sys.executable, "-c", FULL_DISK, str(run.path)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=20)
     *acknowledged, last = done.stdout.splitlines()
-    assert last == f"told {run.part(1)} cannot be written: [Errno 27] File too large", done.stderr
+    assert last == f"told {run.part(1)}: the file is larger than its limit", done.stderr
     assert acknowledged
     assert set(acknowledged) == states(run).keys()

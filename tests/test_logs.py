@@ -21,6 +21,7 @@ from tests.terminal import (
     on_a_terminal,
     printed,
     refused,
+    rest_of,
 )
 
 LINES = st.lists(st.binary(max_size=12).filter(lambda b: not set(b) & set(b"\r\n")))
@@ -86,19 +87,22 @@ def test_which_logs_there_are(attempt: Attempt, call: Call) -> None:
 
 
 def test_a_long_last_line_is_cut_and_nothing_else(
-    attempt: Attempt, call: Call, monkeypatch: pytest.MonkeyPatch
+    attempt: Attempt, call: Call, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "60")
     attempt.worker_log(0).write_text("x" * 500 + "\n")
-    text = printed(call("logs"))
+    with on_a_terminal(["logs"], tmp_path, columns=60) as logs:
+        text = rest_of(logs)
     assert re.search(r"│ 0 +│ +501 │ x+… │", text)
     assert re.search(r"│ frontend-2 +│ +15 │ GET", text)
+    assert re.search(r"│ 0 +│ +501 │ x{500} │", printed(call("logs"))), "not a terminal"
 
 
-@pytest.mark.parametrize("words", [["1"], ["worker-1"], ["runs/a run", "1"], ["name='a run'", "1"]])
+@pytest.mark.parametrize(
+    "words", [["1"], ["worker-1"], ["runs/a run", "1"], ["name=a run", "1"], ["a run", "1"]]
+)
 def test_the_end_of_one(words: list[str], attempt: Attempt, call: Call) -> None:
     head, *lines = printed(call("logs", *words, "-n", "2")).splitlines()
-    assert head == f"==> {Path('runs/a run/attempts/1/logs/worker-1.log')} <=="
+    assert head == f"==> {attempt.worker_log(1)} <=="
     assert lines == ["worker 28", "worker 29"]
     assert len(printed(call("logs", *words)).splitlines()) == 11
 

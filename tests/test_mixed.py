@@ -239,7 +239,7 @@ def test_all_jobs_or_none(run: Run, slurm: Path) -> None:
 def test_one_that_no_head_ever_saw_is_cancelled_with_the_run(run: Run, slurm: Path) -> None:
     attempt, _ = submitted(run, config_of("cluster.slurm.mixed=jobs"))
     program = slurm / "squeue"
-    program.write_text("#!/bin/sh\necho 'PENDING|Priority|'\n")
+    program.write_text("#!/bin/sh\necho 'PENDING|Priority|N/A|'\n")
     program.chmod(0o755)
     grown.clear(attempt.grown(), silence_s=30.0)
     assert (slurm / "cancelled").read_text().split() == ["8"]

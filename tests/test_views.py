@@ -69,6 +69,7 @@ def test_an_ended_run_gives_no_advice_how_to_reach_it(attempt: Attempt, call: Ca
     end(attempt, "stopped while serving")
     text = printed(call("status"))
     assert "ended: stopped while serving" in text
+    assert text.count("ended: ") == 1, "once is enough"
     assert "10.0.0.7" not in text
     assert "walltime" not in text
 
@@ -164,8 +165,10 @@ def test_a_proxy_must_not_stand_between(attempt: Attempt, monkeypatch: pytest.Mo
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     assert "no_proxy" not in how_to(attempt, endpoint)
+    assert "--noproxy" not in how_to(attempt, endpoint)
     monkeypatch.setenv("https_proxy", "http://proxy:3128")
     assert 'export no_proxy="10.0.0.7,$no_proxy"' in how_to(attempt, endpoint)
+    assert "curl --noproxy '*' http://10.0.0.7:8001/v1/" in how_to(attempt, endpoint)
 
 
 @pytest.mark.parametrize(

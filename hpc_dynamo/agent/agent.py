@@ -252,5 +252,6 @@ class Agent:
             models=served.models,
             adapters=dict(served.adapters),
             context_tokens=served.context_tokens,
+            operations=served.operations,
         )
         await self._client.send(report)

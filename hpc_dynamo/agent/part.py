@@ -12,11 +12,13 @@ from subprocess import SubprocessError
 from hpc_dynamo.child import Child, clean_environment
 from hpc_dynamo.config import Config
 from hpc_dynamo.engines import Command, Place, advice, contained, engine
+from hpc_dynamo.engines.root_cause import killed_itself, last_line, root_cause
 from hpc_dynamo.errors import EngineError, HpcDynamoError
 from hpc_dynamo.launch import world
 from hpc_dynamo.run import Attempt, write_atomic
 
 TAIL_BYTES = 4000
+CAUSE_BYTES = 64_000  # tracebacks of several processes
 OUT_OF_MEMORY = "if it ran out of host memory: a larger engine.memory_gb, or fewer workers a node"
 
 log = logging.getLogger(__name__)
@@ -90,17 +92,24 @@ class Part:
     def died(self, code: int) -> EngineError:
         if code <= 128:
             return self.failed(f"exited with code {code}")
+        if code == 128 + signal.SIGKILL and killed_itself(self.tail(CAUSE_BYTES)):
+            return self.failed("ended itself because one of its processes failed")
         killed = OUT_OF_MEMORY if code == 128 + signal.SIGKILL else ""
         return self.failed(f"was killed by signal {code - 128}", killed)
 
     def failed(self, how: str, hint: str = "") -> EngineError:
         tail = self.tail()
-        last = world.last_words(tail)
-        what = f"{self.name} {how}; it last said: {last.strip()}"
-        return EngineError(what, hint=advice(self._config, tail) or hint, log=self._log)
+        said = world.killed(tail) if self._step else ""
+        # After a kill from outside the log holds no cause: the last line tells how far it came.
+        said = said or (last_line(tail) if hint == OUT_OF_MEMORY else self._cause())
+        found = advice(self._config, said) or advice(self._config, tail)
+        return EngineError(f"{self.name} {how}: {said}", hint=found or hint, log=self._log)
 
-    def tail(self) -> str:
-        """The end of its log, of this life alone."""
+    def _cause(self) -> str:
+        return root_cause(self.tail(CAUSE_BYTES))
+
+    def tail(self, most: int = TAIL_BYTES) -> str:
+        """The end of its log, of this life only."""
         with self._log.open("rb") as file:
-            file.seek(max(self._began_at, self._log.stat().st_size - TAIL_BYTES))
+            file.seek(max(self._began_at, self._log.stat().st_size - most))
             return file.read().decode(errors="replace")

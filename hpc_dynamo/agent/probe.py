@@ -1,11 +1,12 @@
 """Asks a young engine whether it serves, and what."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
 from hpc_dynamo.engines import Body
+from hpc_dynamo.engines.paths import offered
 from hpc_dynamo.http import Client
 
 
@@ -16,6 +17,7 @@ class Served:
     models: tuple[str, ...] = ()
     adapters: Mapping[str, str] = field(default_factory=dict)  # of them, and whose they are
     context_tokens: int = 0  # longest prompt and answer together; 0: it does not say
+    operations: tuple[str, ...] = ()  # that clients may use, see engines.paths; empty: not known
 
 
 NOTHING = Served()
@@ -39,12 +41,14 @@ async def serves(http: Client, url: str, model: str, fields: Body) -> bool:
 
 
 async def what_is_served(http: Client, url: str) -> Served:
-    """Nothing from engines that do not say."""
+    """Return what the engine says about its models and its paths. Engines may say nothing."""
     try:
         status, content = await _ask(http, "GET", url, "/v1/models")
+        found = _served(content) if status == 200 else NOTHING
+        status, content = await _ask(http, "GET", url, "/openapi.json")
     except OSError:  # it died a moment later, which its keeper tells
         return NOTHING
-    return _served(content) if status == 200 else NOTHING
+    return replace(found, operations=_operations(content)) if status == 200 else found
 
 
 async def why_not(http: Client, url: str, model: str, fields: Body) -> str:
@@ -92,6 +96,20 @@ class _Model(msgspec.Struct):
 
 class _Models(msgspec.Struct):
     data: list[_Model] = []
+
+
+class _Document(msgspec.Struct):
+    """An OpenAPI document, as far as it is read: methods by path."""
+
+    paths: dict[str, dict[str, msgspec.Raw]] = {}
+
+
+def _operations(content: bytes) -> tuple[str, ...]:
+    try:
+        paths = msgspec.json.decode(content, type=_Document).paths
+    except (msgspec.DecodeError, RecursionError):
+        return ()
+    return offered((method, path) for path, methods in paths.items() for method in methods)
 
 
 def _served(content: bytes) -> Served:

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from hpc_dynamo.batch.requests import Entry, Requests
-from hpc_dynamo.errors import HpcDynamoError, RequestFailed
+from hpc_dynamo.errors import HpcDynamoError, RequestFailed, file_error
 from hpc_dynamo.messages import RetryRound
 from hpc_dynamo.run import Run, read_json, write_json
 
@@ -157,8 +157,10 @@ class Ledger:
                         if not future.done():
                             future.set_result(None)
         except OSError as e:
-            hint = "room and quota of that disk; the same command goes on from here"
-            raise HpcDynamoError(f"{self._part} cannot be written: {e}", hint=hint) from e
+            e.filename = e.filename or str(self._part)
+            known = file_error(e) or HpcDynamoError(f"{self._part} cannot be written: {e}")
+            known.hint = f"{known.hint or 'the disk'}; run the same command again to resume"
+            raise known from e
 
     async def _flush(self, handle: int, lines: list[bytes]) -> None:
         """Write in a thread; when cancelled, wait for it, since the file is closed after us."""

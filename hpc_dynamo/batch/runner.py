@@ -2,15 +2,26 @@
 
 import asyncio
 import logging
+import sys
 import time
+from collections.abc import Callable
 
 import msgspec
 
 from hpc_dynamo.batch import ledger
 from hpc_dynamo.batch.ledger import Ledger
+from hpc_dynamo.batch.order import PrefixOrder
 from hpc_dynamo.batch.requests import Entry, Reader, Requests
-from hpc_dynamo.config import Config, Role
-from hpc_dynamo.dispatch import RESERVED, Circumstances, Dispatcher, Whole, Work, WorkBuilder
+from hpc_dynamo.config import Config, Policy, Role
+from hpc_dynamo.dispatch import (
+    RESERVED,
+    Circumstances,
+    Dispatcher,
+    Prompts,
+    Whole,
+    Work,
+    WorkBuilder,
+)
 from hpc_dynamo.engines import Body, calling, plain
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.json_reader import is_null
@@ -24,11 +35,18 @@ AHEAD = 4  # requests a prefill worker may have beyond what fills the decode wor
 log = logging.getLogger(__name__)
 
 
+class PromptDetails(msgspec.Struct, frozen=True):
+    """Part of the prompt tokens, as the engine counts them."""
+
+    cached_tokens: int | None = 0
+
+
 class Usage(msgspec.Struct, frozen=True):
     """OpenAI's token counts."""
 
     prompt_tokens: int = 0
     completion_tokens: int | None = 0
+    prompt_tokens_details: PromptDetails | None = None
 
 
 def concurrency(config: Config) -> int:
@@ -42,23 +60,41 @@ def concurrency(config: Config) -> int:
     return decode.workers * config.engine.max_num_seqs + (prefill.workers if prefill else 1) * AHEAD
 
 
+def prefill_workers(config: Config) -> int:
+    """Return the number of workers that compute prompts."""
+    pools = dict(config.topology.pools)
+    return (pools.get(Role.prefill) or pools[Role.aggregated]).workers
+
+
 class Runner:
-    """One attempt at a batch. `first_failure` says why the first request was given up."""
+    """One attempt at a batch. `first_failure` says why the first request was given up.
+
+    `prefill_ready` returns how many of the workers that compute prompts are ready.
+    """
 
     def __init__(
-        self, config: Config, requests: Requests, results: Ledger, dispatcher: Dispatcher
+        self,
+        config: Config,
+        requests: Requests,
+        results: Ledger,
+        dispatcher: Dispatcher,
+        prompts: Prompts | None = None,
+        prefill_ready: Callable[[], int] = lambda: sys.maxsize,
     ) -> None:
         self._config, self._requests = config, requests
         self._ledger, self._dispatcher = results, dispatcher
-        self._builder = WorkBuilder(config)
+        self._builder = WorkBuilder(config, prompts)
+        by_cache = config.router.policy is Policy.kv
+        self._prefill = prefill_workers(config) if by_cache else 0, prefill_ready
         left = results.unfinished(requests)
-        self._open, self._resumed = iter(left), len(requests.entries) - len(left)
+        self._left, self._resumed = left, len(requests.entries) - len(left)
+        self.in_flight = min(concurrency(config), len(left))  # at most
         self._stopping = False
         self.durations = Durations()
         self.first_failure = ""
         self._began = time.monotonic()
         self._done = self._failed = self._running = 0
-        self._prompt_tokens = self._completion_tokens = 0
+        self._prompt_tokens = self._completion_tokens = self._cached_tokens = 0
 
     def stop(self) -> None:
         """Begin no further request; those under way may end."""
@@ -69,25 +105,29 @@ class Runner:
         self._began = time.monotonic()
         total = len(self._requests.entries)
         with self._requests.open() as reader:
+            order = PrefixOrder(self._left, reader, *self._prefill)
             async with asyncio.TaskGroup() as group:
                 writer = group.create_task(self._ledger.write(), name="ledger")
+                bounded = group.create_task(self._builder.keep_bounded(), name="tokenizer")
                 async with asyncio.TaskGroup() as workers:
-                    for _ in range(min(concurrency(self._config), total - self._resumed)):
-                        workers.create_task(self._work(reader))
+                    for _ in range(self.in_flight):
+                        workers.create_task(self._work(order, reader))
                 writer.cancel()
+                bounded.cancel()
         return self._resumed + self._done + self._failed == total
 
-    async def _work(self, reader: Reader) -> None:
-        for entry in self._open:
+    async def _work(self, order: PrefixOrder, reader: Reader) -> None:
+        while taken := await order.take():
             if self._stopping:
                 return
             self._running += 1
             began = time.monotonic()
             try:
-                await self._finish(entry, *reader.read(entry))
+                await self._finish(taken.entry, *reader.read(taken.entry))
                 self.durations.add(time.monotonic() - began)
             finally:
                 self._running -= 1
+                order.done(taken)
 
     async def _finish(self, entry: Entry, path: str, given: Body) -> None:
         try:
@@ -140,6 +180,8 @@ class Runner:
         usage = msgspec.json.decode(answer.get("usage", b"{}"), type=Usage | None) or Usage()
         self._prompt_tokens += usage.prompt_tokens
         self._completion_tokens += usage.completion_tokens or 0
+        if usage.prompt_tokens_details:
+            self._cached_tokens += usage.prompt_tokens_details.cached_tokens or 0
 
     def progress(self) -> Progress:
         return Progress(
@@ -149,6 +191,7 @@ class Runner:
             resumed=self._resumed,
             running=self._running,
             prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
             completion_tokens=self._completion_tokens,
             elapsed_s=time.monotonic() - self._began,
         )

@@ -3,18 +3,20 @@
 import os
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.table import Table
 
 from hpc_dynamo import launch
 from hpc_dynamo.cli.compose import compose
+from hpc_dynamo.cli.console import OUT
+from hpc_dynamo.cli.grid import HOST, PROSE, Column, Grid
 from hpc_dynamo.cli.runs import serve_run
-from hpc_dynamo.cli.start import OUT, gpus_counted, placed, say
+from hpc_dynamo.cli.start import gpus_counted, placed, say
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.doctor import task
 from hpc_dynamo.doctor.lead import report_file
@@ -85,7 +87,7 @@ def shown(report: Report) -> RenderableType:
     parts: list[RenderableType] = [_nodes(report)]
     if report.links:
         parts.append(_matrix(report) if len(report.hosts) <= SHOWN else _worst(report))
-    parts += [_findings(report)] if report.findings else []
+    parts += _findings(report)
     faults = sum(f.level is Level.fault for f in report.findings)
     warnings = len(report.findings) - faults
     said = f"{faults} fault(s)" if faults else "[green]healthy[/]"
@@ -93,11 +95,11 @@ def shown(report: Report) -> RenderableType:
     return Group(*parts)
 
 
-def _nodes(report: Report) -> Table:
-    names = ("node", "address", "GPUs", "model GB/s", "/dev/shm GiB", "open files", "MPI", "NIXL")
-    table = Table(*names, title="nodes", title_justify="left")
+def _nodes(report: Report) -> Grid:
+    figures = ("GPUs", "model GB/s", "/dev/shm GiB", "open files", "MPI", "NIXL")
+    table = Grid(Column("node", fold=HOST), "address", *figures, title="nodes")
     for node in report.nodes:
-        table.add_row(*_cells(node))
+        table.add(*map(escape, _cells(node)))
     return table
 
 
@@ -113,14 +115,12 @@ def _cells(node: Examined) -> tuple[str, ...]:
     )
 
 
-def _matrix(report: Report) -> Table:
+def _matrix(report: Report) -> Grid:
     """Rows pull from columns."""
     usual = usual_gb_s(report.links)
     title = f"NIXL: row pulls from column, GB/s / µs; usual {usual:.2f} GB/s; over {_by(report)}"
     title += _again(report)
-    table = Table("", title=title, title_justify="left")
-    for host in report.hosts:
-        table.add_column(host, justify="right")
+    table = Grid("", *(Column(host, right=True) for host in report.hosts), title=title)
     found = {(each.node, each.peer): each for each in report.links}
     for row, host in enumerate(report.hosts):
         cells = []
@@ -128,19 +128,20 @@ def _matrix(report: Report) -> Table:
             link = found.get((row, column))
             said = f"{link.gb_s:.2f} / {link.latency_us:.0f}" if link else "-"
             cells.append("[red]dead[/]" if link and link.error else said)
-        table.add_row(host, *cells)
+        table.add(escape(host), *cells)
     return table
 
 
-def _worst(report: Report) -> Table:
+def _worst(report: Report) -> Grid:
     """Of many nodes the ten slowest links; --json has all."""
     title = f"NIXL: the slowest of {len(report.links)} links, usual {usual_gb_s(report.links):.2f}"
     title += _again(report)
-    table = Table("to", "from", "GB/s", "µs", "over", title=title, title_justify="left")
+    names = (Column("to", fold=HOST), Column("from", fold=HOST), "GB/s", "µs")
+    table = Grid(*names, Column("over", fold=PROSE), title=title)
     for link in sorted(report.links, key=lambda link: link.gb_s)[:10]:
         ends = report.hosts[link.node], report.hosts[link.peer]
         figures = f"{link.gb_s:.2f}", f"{link.latency_us:.0f}"
-        table.add_row(*ends, *figures, link.error or link.transport)
+        table.add(*map(escape, (*ends, *figures, link.error or link.transport)))
     return table
 
 
@@ -155,14 +156,14 @@ def _by(report: Report) -> str:
     return escape(", ".join(sorted(names)) or "?")
 
 
-def _findings(report: Report) -> Table:
-    """A row for each kind, with all nodes that have it."""
+def _findings(report: Report) -> Iterator[str]:
+    """Lines for each kind, with all nodes that have it: a fix is there to be copied."""
     hosts = dict[Finding, list[str]]()
     for found in sorted(report.findings, key=lambda f: f.level):
         hosts.setdefault(msgspec.structs.replace(found, host=""), []).append(found.host)
-    table = Table("", "node", "what and why", "fix", title="findings", title_justify="left")
     for found, where in hosts.items():
         colour = "red" if found.level is Level.fault else "yellow"
-        what, nodes = escape(f"{found.what}; {found.why}"), ", ".join(dict.fromkeys(where))
-        table.add_row(f"[{colour}]{found.level}[/]", nodes, what, escape(found.fix))
-    return table
+        nodes = ", ".join(dict.fromkeys(filter(None, where)))
+        on = f" on {escape(nodes)}" if nodes else ""
+        yield f"[{colour}]{found.level}[/]{on}: {escape(found.what)}; {escape(found.why)}"
+        yield f"  try: {escape(found.fix)}"

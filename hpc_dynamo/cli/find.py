@@ -1,33 +1,48 @@
 """The run, and its newest attempt, that the words of a command line mean."""
 
+import os
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.config import Task
+from hpc_dynamo.config import Config, Task
 from hpc_dynamo.errors import ConfigError, HpcDynamoError, RunBusy
 from hpc_dynamo.messages import Endpoint
 from hpc_dynamo.run import Attempt, Run
 
 
 def find(
-    args: Namespace, wanted: Callable[[Run], bool] = lambda run: True, what: str = "run"
+    args: Namespace,
+    wanted: Callable[[Run], bool] = lambda run: True,
+    what: str = "run",
+    *,
+    prefer: Callable[[Run], bool] = lambda run: True,
 ) -> Run:
-    """The run that a folder, `name=`, or nothing (the newest that is wanted) points to."""
+    """The run that a folder, a name, `name=`, or nothing points to.
+
+    Nothing: the newest one that is wanted and preferred, else the newest one that is wanted.
+    """
     words = list(args.overrides)
-    if words and "=" not in words[0]:
-        return _existing(Run(Path(words[0])))
+    first = words.pop(0) if words and "=" not in words[0] else ""
+    if first and _is_folder(first):
+        return _existing(Run(Path(first).absolute()))
     config = compose(words, args.config_dir)
-    runs = Path(config.runs)
-    if config.name:
-        return _existing(Run(runs / config.name))
+    runs = Path(config.runs).absolute()
+    if first or config.name:
+        return _existing(Run(runs / (first or config.name)))
     newest = sorted(runs.glob("*/attempts"), key=lambda p: p.stat().st_mtime, reverse=True)
-    for run in (Run(folder.parent) for folder in newest):
-        if wanted(run):
-            return run
-    raise ConfigError(f"runs={runs} holds no {what}", hint="name=…, runs=… or the run's folder")
+    found = [run for run in (Run(folder.parent) for folder in newest) if wanted(run)]
+    if not found:
+        hint = f"a name, the run's folder, or runs=FOLDER for those elsewhere than {runs}"
+        raise ConfigError(f"{runs} holds no {what}", hint=hint)
+    return next(filter(prefer, found), found[0])
+
+
+def _is_folder(word: str) -> bool:
+    """True for a path, and for a bare name only if it is a run here."""
+    return "/" in word or word in (".", "..") or is_run(word)
 
 
 def latest(run: Run) -> Attempt:
@@ -83,8 +98,9 @@ def split(words: Sequence[str], is_ours: Callable[[str], bool]) -> tuple[list[st
     """
     run = [word for word in words if word.startswith(("name=", "runs="))]
     own = [word for word in words if word not in run]
-    if own and not run and not is_ours(own[0]):
-        run.append(own.pop(0))
+    named = any(word.startswith("name=") for word in run)
+    if own and not named and not is_ours(own[0]):
+        run.insert(0, own.pop(0))
     return run, own
 
 
@@ -92,8 +108,17 @@ def is_run(word: str) -> bool:
     return bool(Run(Path(word)).attempts())
 
 
+def is_named(word: str, words: Sequence[str]) -> bool:
+    """True for the bare name of a run below `runs=`, which may be one of `words`."""
+    given = [w.removeprefix("runs=") for w in words if w.startswith("runs=")]
+    return "/" not in word and is_run(str(Path(given[-1] if given else Config().runs) / word))
+
+
 def _existing(run: Run) -> Run:
-    if not run.attempts():
-        near = ", ".join(sorted(p.name for p in run.path.parent.glob("*") if p.is_dir()))
-        raise ConfigError(f"{run.path} is not a run", hint=f"known: {near or 'none'}")
-    return run
+    if run.attempts():
+        return run
+    path = run.path.absolute()
+    with suppress(FileNotFoundError, NotADirectoryError):
+        os.listdir(path / "attempts")  # raises PermissionError for somebody else's run
+    near = ", ".join(sorted(p.name for p in path.parent.glob("*") if p.is_dir()))
+    raise ConfigError(f"{path} is not a run", hint=f"known: {near or 'none'}")

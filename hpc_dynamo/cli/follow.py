@@ -1,17 +1,13 @@
-"""Stays with a run until it ends.
+"""Stays with a run until it ends."""
 
-Ctrl-C ends the job in order, a second one leaves it alone and returns.
-"""
-
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 from rich.console import Console
 
 from hpc_dynamo import launch
 from hpc_dynamo.cli import serving
+from hpc_dynamo.cli.cancel import Cancel
 from hpc_dynamo.cli.live import display
 from hpc_dynamo.cli.watch import LOOK_S, Watch
 from hpc_dynamo.launch import Job
@@ -19,37 +15,29 @@ from hpc_dynamo.messages import Outcome, WorkerReport, WorkerState
 from hpc_dynamo.run import Attempt
 
 
-def follow(attempt: Attempt, job: Job, console: Console) -> Outcome:
-    """The outcome of the attempt. Ends also when its job is gone without one. Ctrl-C ends also a
-    job that it hands over to."""
+def follow(attempt: Attempt, job: Job, console: Console, cancel: Cancel | None = None) -> Outcome:
+    """The outcome of the attempt. Ends also when its job is gone without one.
+
+    `cancel` stops the job and the one that it hands over to; None: both were stopped already.
+    """
     news, watch = _News(attempt), Watch(attempt, job)
-    with display(watch, console) as screen, _interrupt(attempt, job, console):
+    if cancel:
+        cancel.stops(lambda: _stop(attempt, job))
+    with display(watch, console) as screen:
         while (outcome := watch.outcome()) is None:
+            if cancel is None or cancel.asked:
+                watch.cancel()
             screen.show(news.lines(), watch.waiting)
             time.sleep(LOOK_S)
         screen.show(news.lines(), "")
     return outcome
 
 
-@contextmanager
-def _interrupt(attempt: Attempt, job: Job, console: Console) -> Iterator[None]:
-    """Stop the job at the first signal; be killed by the second."""
-
-    def handle(number: int, frame: object) -> None:
-        console.print("stopping the job; once more to leave without waiting")
-        signal.signal(number, signal.default_int_handler)
-        job.stop()
-        for other, further, _, _ in launch.going_on(attempt.run):
-            if other.number > attempt.number:
-                further.stop()
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(n, handle) for n in numbers]
-    try:
-        yield
-    finally:
-        for n, handler in zip(numbers, before, strict=True):
-            signal.signal(n, handler)
+def _stop(attempt: Attempt, job: Job) -> None:
+    job.stop()
+    for other, extra, _, _ in launch.going_on(attempt.run):
+        if other.number > attempt.number:
+            extra.stop()
 
 
 class _News:
@@ -69,7 +57,8 @@ class _News:
         if status is not None:
             if status.phase != self._phase:
                 self._phase = status.phase
-                yield status.phase
+                if status.phase != "ended":  # how is printed after it
+                    yield status.phase
             if status.successor and status.successor != self._successor:
                 yield serving.successor_line(status.successor)
             self._successor = status.successor

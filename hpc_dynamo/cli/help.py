@@ -26,6 +26,14 @@ overrides are Hydra's: FIELD=VALUE, or GROUP=FILE for a file of conf/GROUP/. The
   planner=off|load|sla              planner.interval_s=5 planner.ttft_s=2 planner.itl_s=0.04
 `hpc-dynamo plan --show` prints all of them with their values."""
 
+EXIT_CODES = """\
+exit codes:
+  0    done; also after `hpc-dynamo stop`
+  1    failed; trying again may help
+  2    an unknown verb or option
+  3    refused; trying again cannot help before something is changed
+  130  ended by Ctrl-C"""
+
 EXAMPLES = {
     "plan": """\
   hpc-dynamo plan engine=simulator topology.prefill.workers=2
@@ -102,10 +110,11 @@ EXAMPLES = {
   hpc-dynamo logs name=afternoon head -f
   hpc-dynamo logs -f                all of them, until the run ends""",
     "stop": """\
-  hpc-dynamo stop name=prompts      results so far stay, the same batch command resumes""",
+  hpc-dynamo stop                   the newest run that goes on
+  hpc-dynamo stop prompts           results so far stay, the same batch command resumes""",
 }
 
-RUN = "RUN (its folder) or name=NAME; the newest without"
+RUN = "RUN (its folder or name) or name=NAME; the newest without"
 WORDS = {
     "chat": ("RUN|MESSAGE", f"{RUN}; what else there is, is the message"),
     "endpoint": ("RUN", RUN),

@@ -7,12 +7,13 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hpc_dynamo.cli import serving, views
+from hpc_dynamo.cli.console import Wrapped, can_redraw
+from hpc_dynamo.cli.progress import Bar, progress_line
 from hpc_dynamo.cli.watch import LOOK_S, Watch
 from hpc_dynamo.config import Task
-from hpc_dynamo.messages import Status
+from hpc_dynamo.messages import Progress, Status
 
 LINE_S = 15.0  # between two lines in a log
 
@@ -21,20 +22,19 @@ class Display(Protocol):
     """Shows one attempt."""
 
     def show(self, news: Iterator[str], waiting: str) -> None:
-        """Say the news and bring the rest up to date. `waiting`: why there is no job yet."""
+        """Print the news and bring the rest up to date. `waiting`: why there is no job yet."""
 
 
 @contextmanager
 def display(watch: Watch, console: Console) -> Iterator[Display]:
-    """What suits the console and the task of the attempt."""
-    if not console.file.isatty():  # what FORCE_COLOR calls a terminal cannot be drawn on
+    """What suits the console and the task of the attempt. What is redrawn goes away at the end:
+    whoever follows a run prints how it ended."""
+    if not can_redraw(console.file):
         yield _Lines(watch, console)
-    elif watch.attempt.config().task is Task.serve:
-        with _live(console) as live:
-            yield _Table(watch, live)
-    else:
-        with Progress(*_bar_columns(), console=console) as progress:
-            yield _Bar(watch, progress)
+        return
+    serves = watch.attempt.config().task is Task.serve
+    with _live(console) as live:
+        yield _Table(watch, live) if serves else _Progress(watch, live)
 
 
 def until_end(watch: Watch, console: Console) -> None:
@@ -44,12 +44,11 @@ def until_end(watch: Watch, console: Console) -> None:
         while watch.outcome() is None:
             table.show(iter(()), watch.waiting)
             time.sleep(LOOK_S)
-        table.show(iter(()), "")
 
 
 def _live(console: Console) -> Live:
     """Redrawn when something new is shown, not by a clock of its own."""
-    return Live(console=console, auto_refresh=False)
+    return Live(console=console, auto_refresh=False, transient=True)
 
 
 class _Lines:
@@ -76,7 +75,7 @@ class _Lines:
         if status.traffic and status.traffic.requests:
             line = serving.traffic_line(status.traffic)
         elif status.progress.total:
-            line = views.progress_line(status.progress)
+            line = progress_line(status.progress)
         if line and line != self._progress:
             self._progress = line
             self._say(line)
@@ -85,30 +84,19 @@ class _Lines:
         self._console.print(line, markup=False)
 
 
-class _Bar:
+class _Progress:
     """A batch or a profile on a terminal: news scroll by above a bar with rate and time left."""
 
-    def __init__(self, watch: Watch, progress: Progress) -> None:
-        self._watch, self._progress = watch, progress
-        self._task = progress.add_task("waiting", total=None, info="")
+    def __init__(self, watch: Watch, live: Live) -> None:
+        self._watch, self._live, self._began = watch, live, time.monotonic()
 
     def show(self, news: Iterator[str], waiting: str) -> None:
         for line in news:
-            self._progress.console.print(line, markup=False)
+            self._live.console.print(line, markup=False)
         status = self._watch.attempt.status()
-        if status is None:
-            if waiting:
-                self._progress.update(self._task, description=waiting)
-            return
-        p = status.progress
-        info = views.progress_line(p).split("done, ", 1)[-1] if p.total else ""
-        self._progress.update(
-            self._task,
-            description=status.phase,
-            completed=p.done + p.failed,
-            total=p.total or None,
-            info=info,
-        )
+        phase = status.phase if status else waiting or "waiting for its nodes"
+        progress = status.progress if status else Progress()
+        self._live.update(Wrapped(Bar(progress, phase, self._began)), refresh=True)
 
 
 class _Table:
@@ -121,14 +109,4 @@ class _Table:
         for line in news:
             self._live.console.print(line, markup=False)
         job = self._watch.state, self._watch.detail
-        self._live.update(views.status(self._watch.attempt, job), refresh=True)
-
-
-def _bar_columns() -> tuple[TextColumn | BarColumn | MofNCompleteColumn | TimeElapsedColumn, ...]:
-    return (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[info]}", markup=False),
-        TimeElapsedColumn(),
-    )
+        self._live.update(Wrapped(views.status(self._watch.attempt, job)), refresh=True)

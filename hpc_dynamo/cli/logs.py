@@ -2,9 +2,10 @@
 
 import os
 import re
+import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hpc_dynamo import launch
-from hpc_dynamo.cli.find import find, is_run, latest, split
-from hpc_dynamo.cli.start import OUT
+from hpc_dynamo.cli.console import OUT
+from hpc_dynamo.cli.find import find, is_named, is_run, latest, split
 from hpc_dynamo.cli.watch import LOOK_S, Watch
 from hpc_dynamo.config import Task
 from hpc_dynamo.errors import ConfigError, unknown_name
@@ -78,7 +79,7 @@ def _text(line: bytes) -> str:
 
 def logs(args: Namespace) -> int:
     """Show the end of a log, or which logs there are; follow them with -f."""
-    words, targets = split(args.overrides, _is_target)
+    words, targets = split(args.overrides, lambda word: _is_target(word, args.overrides))
     attempt = latest(find(Namespace(overrides=words, config_dir=args.config_dir)))
     if len(targets) > 1:
         raise ConfigError(f"one log at a time, not {' '.join(targets)}", hint="all: no name and -f")
@@ -93,9 +94,10 @@ def logs(args: Namespace) -> int:
     return 0
 
 
-def _is_target(word: str) -> bool:
+def _is_target(word: str, words: Sequence[str]) -> bool:
     """A folder's name that reads like a target is to be written as ./name."""
-    return bool(TARGET.fullmatch(word)) or not ("/" in word or is_run(word))
+    run = "/" in word or is_run(word) or is_named(word, words)
+    return bool(TARGET.fullmatch(word)) or not run
 
 
 def _known(attempt: Attempt) -> dict[str, Path]:
@@ -122,9 +124,10 @@ def _choose(known: dict[str, Path], target: str) -> Path:
 
 
 def _listed(known: dict[str, Path]) -> Table:
-    table = Table(expand=True)
-    table.add_column("log")
-    table.add_column("bytes", justify="right")
+    """Only the last lines are cut, and only on a terminal."""
+    table = Table(expand=sys.stdout.isatty())
+    table.add_column("log", no_wrap=True)
+    table.add_column("bytes", justify="right", no_wrap=True)
     table.add_column("last line", no_wrap=True, overflow="ellipsis", ratio=1)  # what is left
     for name, file in known.items():
         last = Tail(file)

@@ -6,33 +6,41 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from rich.console import Console
 from rich.markup import escape
 
 from hpc_dynamo.cli import verbs
-from hpc_dynamo.cli.help import DESCRIPTION, EXAMPLES, OVERRIDES, arguments
+from hpc_dynamo.cli.console import ERR, encodable
+from hpc_dynamo.cli.help import DESCRIPTION, EXAMPLES, EXIT_CODES, OVERRIDES, arguments
 from hpc_dynamo.cli.options import instead
-from hpc_dynamo.errors import HpcDynamoError
+from hpc_dynamo.errors import HpcDynamoError, file_error_in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Exit codes: 0 done, 1 trying again may help, 2 an unknown option or verb,
-    3 trying again cannot help, 130 Ctrl-C."""
+    """Run one verb. The exit codes are those of cli/help.py."""
+    encodable(sys.stdout, sys.stderr)
     args = _parse(argv)
-    console = Console(stderr=True, soft_wrap=True)
     try:
         code: int = args.call(args)
         sys.stdout.flush()
         return code
     except HpcDynamoError as e:
-        console.print(f"[bold red]error:[/] {escape(str(e))}", highlight=False, emoji=False)
-        return e.exit_code
+        return _refused(e)
     except KeyboardInterrupt:
-        console.print("interrupted")
+        ERR.print("interrupted")
         return 130
     except BrokenPipeError:  # `| head` has seen enough; Python's own flush at exit must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (OSError, ExceptionGroup) as e:
+        known = file_error_in(e)
+        if known is None:
+            raise
+        return _refused(known)
+
+
+def _refused(error: HpcDynamoError) -> int:
+    ERR.print(f"[bold red]error:[/] {escape(str(error))}")
+    return error.exit_code
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -53,12 +61,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="hpc-dynamo",
         description=DESCRIPTION,
         formatter_class=form,
-        epilog="examples:\n" + "\n".join(EXAMPLES.values()) + f"\n\n{OVERRIDES}",
+        epilog="examples:\n" + "\n".join(EXAMPLES.values()) + f"\n\n{OVERRIDES}\n\n{EXIT_CODES}",
     )
     parser.add_argument("--version", action="version", version=version("hpc-dynamo"))
     rows = parser.add_subparsers(required=True, metavar="VERB")
     for name, (call, summary) in verbs.VERBS.items():
-        epilog = f"examples:\n{EXAMPLES[name]}\n\n{OVERRIDES}"
+        epilog = f"examples:\n{EXAMPLES[name]}\n\n{OVERRIDES}\n\n{EXIT_CODES}"
         verb = rows.add_parser(
             name, help=summary, description=summary, epilog=epilog, formatter_class=form
         )

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from hpc_dynamo.engine_errors import engine_text
 from hpc_dynamo.errors import HpcDynamoError, RequestFailed, UsageError, unknown_name
 from hpc_dynamo.http import pinned
 
@@ -124,12 +125,8 @@ class Api:
 
 
 def _reason(body: bytes) -> str:
-    """What an error in OpenAI's form says, or else its text."""
-    try:
-        error = msgspec.json.decode(body)["error"]
-        return str(error["message"] if isinstance(error, dict) else error)
-    except (msgspec.DecodeError, KeyError, TypeError):
-        return body.decode(errors="replace").strip()
+    """What an error says, or else its text."""
+    return engine_text(body).message or body.decode(errors="replace").strip()
 
 
 def _trust(cert: str) -> ssl.SSLContext:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
+from hpc_dynamo.cli.console import OUT
 from hpc_dynamo.cli.find import find
-from hpc_dynamo.cli.views import duration
+from hpc_dynamo.cli.grid import PROSE, Column, Grid
+from hpc_dynamo.cli.progress import duration
 from hpc_dynamo.config import Planner, PlannerKind
 from hpc_dynamo.draw import Curve, Panel, Style, draw
 from hpc_dynamo.errors import ConfigError, MissingDependency
@@ -20,7 +20,6 @@ from hpc_dynamo.planner.signals import Decision
 from hpc_dynamo.run import Run
 
 PICTURE = "planner.png"  # in the run's folder
-OUT = Console(soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def report(args: Namespace) -> int:
         OUT.print(line, markup=False, highlight=False)
     file = args.out or run.path / PICTURE
     try:
-        draw(file, f"{run.path.name}: roles and load", panels(history))
+        draw(file, title(run, history), panels(history))
     except MissingDependency as e:
         OUT.print(f"no picture: {e}", markup=False)
     except (OSError, ValueError) as e:  # a place that cannot be written to, a form not known
@@ -82,17 +81,16 @@ def history_of(run: Run) -> History:
     return History(records, attempts[-1].config().planner)
 
 
-def _table(history: History) -> Table:
+def _table(history: History) -> Grid:
     """Intervals in which something was to change, and what changed."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("at", "ready", "wanted", "load", "TTFT, ITL"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("what and why", overflow="fold")
+    figures = [Column(name) for name in ("at", "ready", "wanted", "load", "TTFT, ITL")]
+    table = Grid(*figures, Column("what and why", fold=PROSE), plain=True)
     for record in history.records:
         if record.decision and (record.decision.move or record.left_out):
-            table.add_row(*_decided(record.decision, record.left_out, history.began))
+            table.add(*map(escape, _decided(record.decision, record.left_out, history.began)))
         elif record.flip:
-            table.add_row(_at(record.flip.at, history.began), "", "", "", "", _flipped(record.flip))
+            blank = [""] * (len(figures) - 1)
+            table.add(_at(record.flip.at, history.began), *blank, escape(_flipped(record.flip)))
     return table
 
 
@@ -143,6 +141,16 @@ def _kept(name: str, target: float, means: Sequence[float]) -> str:
     return f"mean {name} within {target:g} s in {kept} of {len(seen)} intervals with requests"
 
 
+def title(run: Run, history: History) -> str:
+    """Run, model, engine and policies of the last attempt."""
+    config, rules = run.attempts()[-1].config(), history.rules
+    targets = ""
+    if rules.by is PlannerKind.sla:
+        targets = f", targets TTFT {rules.ttft_s:g} s, ITL {1000 * rules.itl_s:g} ms"
+    served = f"{config.served_name} on {config.engine.name}"
+    return f"{run.path.name}: {served}, router {config.router.policy}, planner {rules.by}{targets}"
+
+
 def panels(history: History) -> list[Panel]:
     """Over minutes since the first interval; those with something to see."""
     decisions, rules = history.decisions, history.rules
@@ -158,9 +166,11 @@ def panels(history: History) -> list[Panel]:
     prompt, answer = [s.prompt_tokens for s in seen], [s.answer_tokens for s in seen]
     prefill, decode = [float(s.prefill) for s in seen], [float(s.decode) for s in seen]
     came, next_ = [s.rate_hz for s in seen], [e.rate_hz for e in expected]
+    queued, active = [float(s.queued) for s in seen], [float(s.active) for s in seen]
     drawn = [
         panel("workers", None, Style.steps, prefill=prefill, decode=decode),
         panel("requests/s", None, Style.line, came=came, expected_of_the_next_interval=next_),
+        panel("requests", None, Style.line, queued=queued, active=active),
         panel("tokens, mean", None, Style.line, prompt=prompt, answer=answer),
         panel("s, mean", rules.ttft_s if sla else None, Style.line, TTFT=ttft),
         panel("s, mean", rules.itl_s if sla else None, Style.line, ITL=itl),

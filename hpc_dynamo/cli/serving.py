@@ -7,9 +7,9 @@ import shlex
 import socket
 from urllib.parse import urlsplit
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.markup import escape
 
+from hpc_dynamo.cli.grid import HOST, Column, Grid
 from hpc_dynamo.messages import (
     Endpoint,
     GrownJob,
@@ -28,19 +28,16 @@ LAPTOP_PORT = 8000  # on the user's own machine
 LOOPBACK = ("127.", "localhost", "[::1]")
 
 
-def loads(status: Status, model: str = "") -> Table:
+def loads(status: Status, model: str = "") -> Grid:
     """How busy each rank of a model is. Latencies are the engines' own, p50 and p99 in ms."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("rank", "role", "node", "state"):
-        table.add_column(name)
     figures = ("active", "run", "wait", "KV", "hits", "TTFT ms", "ITL ms", "served")
-    for name in figures:
-        table.add_column(name, justify="right", no_wrap=True)
+    who = ("rank", "role", Column("node", fold=HOST), "state")
+    table = Grid(*who, *(Column(name, right=True) for name in figures), plain=True)
     known = {load.rank: load for load in status.loads}
     for worker in (w for w in status.workers if w.model == model):
         load = known.get(worker.rank)
         cells = _cells(load) if load else ["-"] * len(figures)
-        table.add_row(*_who(worker), *cells)
+        table.add(*map(escape, (*_who(worker), *cells)))
     return table
 
 
@@ -108,6 +105,7 @@ def how_to(attempt: Attempt, endpoint: Endpoint) -> str:
     key, run = shlex.quote(endpoint.key_file), shlex.quote(str(attempt.run.path.absolute()))
     url = endpoint.url
     cert = f" --cacert {shlex.quote(attempt.config().serve.tls_cert)}" if endpoint.tls else ""
+    proxy = " --noproxy '*'" if _proxied() else ""
     head = '-H "Authorization: Bearer $(cat ' + key + ')" -H "Content-Type: application/json"'
     answers, model = f"{endpoint.model} answers", ""
     if endpoint.models:
@@ -122,7 +120,7 @@ def how_to(attempt: Attempt, endpoint: Endpoint) -> str:
         f"  key:      cat {key}",
         "try it:",
         f"  hpc-dynamo chat {run}{model}",
-        f"  curl{cert} {url}/chat/completions {head} -d {_example(endpoint.model)}",
+        f"  curl{proxy}{cert} {url}/chat/completions {head} -d {_example(endpoint.model)}",
         *([other_name] if endpoint.tls else []),
         "for OpenAI clients:",
         f'  export OPENAI_BASE_URL={url} OPENAI_API_KEY="$(cat {key})"',
@@ -164,7 +162,11 @@ def _scheme(endpoint: Endpoint) -> str:
 
 def _no_proxy(endpoint: Endpoint) -> list[str]:
     """Sites set a proxy for the way out; clients would ask it for our own nodes too."""
-    if not any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in os.environ):
+    if not _proxied():
         return []
     host = urlsplit(endpoint.url).hostname
     return [f'  export no_proxy="{host},$no_proxy" NO_PROXY="{host},$NO_PROXY"']
+
+
+def _proxied() -> bool:
+    return any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in os.environ)

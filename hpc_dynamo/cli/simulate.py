@@ -1,5 +1,6 @@
 """`hpc-dynamo simulate`: a job in virtual time, before it is submitted."""
 
+import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +12,11 @@ from rich.table import Table
 
 from hpc_dynamo import simulation
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.cli.start import OUT
-from hpc_dynamo.cli.views import duration
+from hpc_dynamo.cli.console import OUT, can_redraw
+from hpc_dynamo.cli.grid import Column, Grid
+from hpc_dynamo.cli.progress import duration
 from hpc_dynamo.config import Config, Role, check, refuse_several
-from hpc_dynamo.draw import draw
+from hpc_dynamo.draw import draw, need_matplotlib
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.simulation import Job, Outcome, Request, read, setup
 from hpc_dynamo.simulation.outcome import mean, quantile
@@ -71,6 +73,11 @@ def _requests(config: Config) -> list[Request]:
     if wanted.picture and picture.suffix not in PICTURES:
         hint = f"a name that ends in one of {' '.join(PICTURES)}"
         raise ConfigError(f"simulate.picture={picture} is no form of picture", hint=hint)
+    if wanted.picture:
+        need_matplotlib()
+        if not picture.absolute().parent.is_dir():
+            what = f"simulate.picture={picture}: no folder {picture.absolute().parent}"
+            raise ConfigError(what, hint=f"mkdir -p {shlex.quote(str(picture.absolute().parent))}")
     return read(Path(wanted.trace), wanted.requests, wanted.speed)
 
 
@@ -94,7 +101,7 @@ class _Bar:
 @contextmanager
 def _bar(total: int) -> Iterator[_Bar]:
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not can_redraw(console.file):
         yield _Bar(None, total)
         return
     text = TextColumn("{task.description}")
@@ -138,6 +145,8 @@ def _figures(outcome: Outcome, requests: int) -> Table:
     """Of one run, a row a figure."""
     title = _title(outcome, requests)
     table = Table(title=title, title_justify="left", show_header=False)
+    for _ in range(2):
+        table.add_column(overflow="fold")
     ttft, itl = outcome.ttft_s(), [1000 * s for s in outcome.itl_s()]
     failed = f", {outcome.failed} failed" if outcome.failed else ""
     rows = {
@@ -155,17 +164,15 @@ def _figures(outcome: Outcome, requests: int) -> Table:
     return table
 
 
-def _compared(tried: Sequence[Tried], requests: int) -> Table:
+def _compared(tried: Sequence[Tried], requests: int) -> Grid:
     """A row a split."""
+    names = ("goodput/s", "attained", "TTFT s", "p99 s", "ITL ms", "p99 ms", "refused")
     title = _title(tried[0].outcome, requests)
-    table = Table(title=title, title_justify="left")
-    table.add_column("workers", no_wrap=True)
-    for name in ("goodput/s", "attained", "TTFT s", "p99", "ITL ms", "p99", "refused"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = Grid("workers", *(Column(name, right=True) for name in names), title=title)
     for each in tried:
         o = each.outcome
         ttft, itl = o.ttft_s(), [1000 * s for s in o.itl_s()]
-        table.add_row(
+        table.add(
             _name(each.workers),
             *(f"{o.goodput_hz:.3f}", f"{100 * o.attainment:.1f} %"),
             *(f"{mean(ttft):.2f}", f"{quantile(ttft, 0.99):.2f}"),
@@ -179,12 +186,17 @@ def _spread(ordered: Sequence[float], digits: int) -> str:
     return ", ".join(f"{value:.{digits}f}" for value in shown)
 
 
+def _picture_title(config: Config, outcome: Outcome) -> str:
+    """Trace, modelled engine, workers and policies."""
+    begin = [counts for at, *counts in outcome.roles if at == outcome.roles[0][0]]
+    prefill, decode = begin[-1] if begin else (0, 0)
+    split = f"{prefill} prefill + {decode} decode" if prefill + decode else "aggregated"
+    policies = f"router {config.router.policy}, planner {config.planner.by}"
+    return f"{Path(config.simulate.trace).name} on {config.simulate.timing}, {split}; {policies}"
+
+
 def _draw(config: Config, job: Job, outcome: Outcome) -> None:
     file = config.simulate.picture
     if file:
-        draw(
-            Path(file),
-            f"{Path(config.simulate.trace).name} in virtual time",
-            list(panels(outcome, job.kind)),
-        )
+        draw(Path(file), _picture_title(config, outcome), list(panels(outcome, job.kind)))
         OUT.print(f"drawn: {file}", markup=False, highlight=False)

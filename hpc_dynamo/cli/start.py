@@ -1,18 +1,17 @@
 """The verbs that start a job: a batch, an endpoint, or a profile."""
 
 import re
-import sys
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
-
-from rich.console import Console
 
 from hpc_dynamo import launch, node
 from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.requests import scan
 from hpc_dynamo.cli import profiled, runs, serving, views
+from hpc_dynamo.cli.cancel import Cancel
 from hpc_dynamo.cli.compose import compose
+from hpc_dynamo.cli.console import OUT
 from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.cli.model_check import model_warnings, refuse_models
 from hpc_dynamo.cli.runs import serve_run
@@ -27,7 +26,7 @@ from hpc_dynamo.run import Attempt, Run
 from hpc_dynamo.topology import Plan
 from hpc_dynamo.topology import plan as lay_out
 
-OUT = Console(soft_wrap=True, highlight=False, emoji=False)
+CTRL_C = 130  # exit code, as a shell gives it
 
 
 def batch(args: Namespace) -> int:
@@ -70,8 +69,8 @@ def profile(args: Namespace) -> int:
     run = runs.profile_run(config, say)
     if run.profile.exists():
         OUT.print(f"nothing to do: {run.profile} is there; overwrite=true measures again")
-    else:
-        go(run, config, layout, launcher, detach=args.detach)
+    elif code := go(run, config, layout, launcher, detach=args.detach):
+        return code
     if run.profile.exists():  # not where it was only submitted
         OUT.print(profiled.summary(load(run.profile)))
     return 0
@@ -94,32 +93,49 @@ def go(run: Run, config: Config, layout: Plan, launcher: Launcher, *, detach: bo
     attempt = run.new_attempt(config, layout)
     OUT.print(views.layout(config, layout))
     for warning in model_warnings(config, on_node=launcher is Launcher.local):
-        OUT.print(warning, markup=False)
-    job = launch.start(launcher, attempt, config, layout, node.main)
-    OUT.print(views.started(attempt, launcher))
-    if detach:
-        return 0
-    outcome = follow(attempt, job, OUT)
-    while outcome.successor and (after := launch.find(attempt.run.attempt(outcome.successor))):
-        OUT.print(outcome.message, markup=False)
-        attempt = attempt.run.attempt(outcome.successor)
-        if endpoint := attempt.endpoint():  # from now on
-            OUT.print(serving.how_to(attempt, endpoint), markup=False)
-        outcome = follow(attempt, after, OUT)
-    _conclude(attempt, outcome)
-    return outcome.exit_code
+        say(warning)
+    with Cancel(OUT) as cancel:
+        job = _submitted(launcher, attempt, config, layout, cancel)
+        OUT.print(views.started(attempt, launcher), markup=False)
+        if detach:
+            return 0
+        outcome = follow(attempt, job, OUT, cancel)
+        while outcome.successor and (after := launch.find(attempt.run.attempt(outcome.successor))):
+            OUT.print(outcome.message, markup=False)
+            attempt = attempt.run.attempt(outcome.successor)
+            if endpoint := attempt.endpoint():  # from now on
+                OUT.print(serving.how_to(attempt, endpoint), markup=False)
+            outcome = follow(attempt, after, OUT, cancel)
+    return _conclude(attempt, outcome, cancelled=cancel.by_ctrl_c)
 
 
-def _conclude(attempt: Attempt, outcome: Outcome) -> None:
+def _submitted(
+    launcher: Launcher, attempt: Attempt, config: Config, layout: Plan, cancel: Cancel
+) -> launch.Job:
+    """The started job. Ctrl-C reaches sbatch too, which then fails: that is no error of its own."""
+    try:
+        return launch.start(launcher, attempt, config, layout, node.main)
+    except HpcDynamoError:
+        if cancel.by_ctrl_c:
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _conclude(attempt: Attempt, outcome: Outcome, *, cancelled: bool) -> int:
+    """Show how it ended; the exit code. Raises HpcDynamoError if it failed."""
+    serves = attempt.config().task is Task.serve
     if outcome.summary is not None:
         OUT.print(views.summary(attempt, outcome.summary))
+    if cancelled and (serves or outcome.exit_code):
+        OUT.print(views.ended(attempt, outcome), markup=False)
+        return CTRL_C
     if outcome.exit_code:
         error = HpcDynamoError(outcome.message)
         error.exit_code = outcome.exit_code
         raise error
-    table = attempt.config().task is Task.serve and sys.stdout.isatty()
-    if outcome.message and not table:  # which has it below
-        OUT.print(outcome.message, markup=False)
+    if outcome.message:
+        OUT.print(views.ended(attempt, outcome), markup=False)
+    return 0
 
 
 def placed(config: Config, default_name: str) -> Config:

@@ -10,6 +10,7 @@ from hpc_dynamo.cli import serving, views
 from hpc_dynamo.cli.chat import chat
 from hpc_dynamo.cli.commands import commands
 from hpc_dynamo.cli.compose import compose, show
+from hpc_dynamo.cli.console import OUT, can_redraw
 from hpc_dynamo.cli.doctor import doctor
 from hpc_dynamo.cli.find import find, latest, reachable
 from hpc_dynamo.cli.follow import follow
@@ -19,7 +20,7 @@ from hpc_dynamo.cli.model_check import model_warnings, refuse_models
 from hpc_dynamo.cli.report import report
 from hpc_dynamo.cli.route import route
 from hpc_dynamo.cli.simulate import simulate
-from hpc_dynamo.cli.start import OUT, batch, profile, serve
+from hpc_dynamo.cli.start import batch, profile, serve
 from hpc_dynamo.cli.watch import Watch
 from hpc_dynamo.config import Mixed, Task
 from hpc_dynamo.engines import check
@@ -68,16 +69,17 @@ def status(args: Namespace) -> int:
     goes_on = job and state and state[0] is not launch.JobState.ended and not attempt.outcome()
     if known and goes_on:
         OUT.print(serving.how_to(attempt, known), markup=False)
-    if job and goes_on and sys.stdout.isatty() and not args.once:
-        until_end(Watch(attempt, job), OUT)
-    else:
-        OUT.print(views.status(attempt, state))
+    if job and goes_on and can_redraw(sys.stdout) and not args.once:
+        watch = Watch(attempt, job)
+        until_end(watch, OUT)
+        state = watch.state, watch.detail
+    OUT.print(views.status(attempt, state))
     return 0
 
 
 def stop(args: Namespace) -> int:
     """End the job of a run on all its nodes; finished results stay."""
-    run = find(args)
+    run = find(args, prefer=lambda run: any(launch.going_on(run)))
     said = f"{run.path} is not running"
     # A job that was just asked for its successor names it at its end.
     while jobs := [(attempt, job) for attempt, job, _, _ in launch.going_on(run)]:
@@ -105,7 +107,7 @@ VERBS: dict[str, tuple[Callable[[Namespace], int], str]] = {
     "batch": (batch, "answer every request of a JSONL file"),
     "serve": (serve, "give an OpenAI endpoint on the nodes of a job"),
     "profile": (profile, "measure an engine and a worker shape, for the planner"),
-    "route": (route, "give an OpenAI endpoint before engines that run already"),
+    "route": (route, "run the OpenAI endpoint and the router in front of existing engines"),
     "chat": (chat, "talk to an endpoint"),
     "endpoint": (endpoint, "print the base URL of a serving run"),
     "status": (status, "show how a run is, live on a terminal"),

@@ -1,19 +1,21 @@
 """What people see: tables and lines from plans, states and figures."""
 
 import itertools
-import math
 import time
 from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from hpc_dynamo.cli import serving
+from hpc_dynamo.cli.grid import HOST, Column, Grid
+from hpc_dynamo.cli.progress import duration, progress_line
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.launch import JobState
 from hpc_dynamo.launch.resources import components, resources
-from hpc_dynamo.messages import Progress, Quantiles, Status, Summary
+from hpc_dynamo.messages import Outcome, Quantiles, Status, Summary
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
 
@@ -25,15 +27,16 @@ def layout(config: Config, plan: Plan) -> RenderableType:
     if config.route.engines:
         return _engines(config)
     engines = dict.fromkeys(f"{o.engine.name}, {o.topology.kind}" for o in config.each.values())
-    title = f"{'; '.join(engines)}: {plan.nodes} node(s)"
     models = ["model"] if config.models else []
-    table = Table("node", "rank", *models, "role", "GPUs", title=title, title_justify="left")
+    title = f"{'; '.join(engines)}: {plan.nodes} node(s)"
+    table = Grid("node", "rank", *models, "role", "GPUs", title=title)
     parts = components(config, plan)
     for _, part in parts:
         for node in range(part.first_node, part.first_node + part.nodes):
             here = _on_node(part, node, named=bool(models))
             for row in here or [("-", *("-" for _ in models), "idle", "-")]:
-                table.add_row(" ".join(filter(None, (str(node), part.kind))), *row)
+                where = " ".join(filter(None, (str(node), part.kind)))
+                table.add(*map(escape, (where, *row)))
     return Group(table, *itertools.starmap(_node, parts))
 
 
@@ -57,12 +60,11 @@ def _node(config: Config, plan: Plan) -> str:
     return f"a node{of}: {need.cpus} CPUs, {need.memory_gb} GB{gpus}; time {need.time_min} min"
 
 
-def _engines(config: Config) -> Table:
+def _engines(config: Config) -> Grid:
     """Those that somebody else started."""
-    title = f"{config.topology.kind}, engines that run already"
-    table = Table("rank", "role", "URL", title=title, title_justify="left")
+    table = Grid("rank", "role", "URL", title=f"{config.topology.kind}, engines that run already")
     for rank, (role, url) in enumerate(config.route.engines):
-        table.add_row(str(rank), str(role), url)
+        table.add(*map(escape, (str(rank), str(role), url)))
     return table
 
 
@@ -72,41 +74,49 @@ def started(attempt: Attempt, launcher: Launcher) -> str:
     return f"attempt {attempt.number} is {what}; run folder {attempt.run.path}"
 
 
-def workers(status: Status) -> Table:
-    table = Table("rank", "role", "node", "state", "start")
-    table.add_column("log", overflow="fold")
+def workers(status: Status) -> Grid:
+    table = Grid("rank", "role", Column("node", fold=HOST), "state", Column("start", right=True))
     for w in status.workers:
         start = f"{w.start_s:.1f} s" if w.start_s else "-"
-        table.add_row(str(w.rank), str(w.role), w.host, str(w.state), start, w.log)
+        table.add(*map(escape, (str(w.rank), str(w.role), w.host, str(w.state), start)))
     return table
 
 
 def status(attempt: Attempt, job: tuple[JobState, str] | None) -> RenderableType:
-    """The whole picture of an attempt."""
-    known, roster, outcome = attempt.status(), attempt.roster(), attempt.outcome()
-    state, detail = job or (JobState.unknown, "never submitted")
-    rows: list[RenderableType] = [
-        Text(f"{attempt.run.path} attempt {attempt.number}: {state} ({detail})")
-    ]
-    if roster:
-        hosts = ", ".join(f"{n.host} {n.address}" for n in roster.nodes)
-        rows.append(Text(f"roster by {roster.method} in {roster.seconds:.3f} s: {hosts}"))
-    endpoint = attempt.endpoint()
-    if endpoint and not outcome:
-        rows.append(Text(f"endpoint {endpoint.url}, {serving.served(endpoint)}"))
+    """The whole picture of an attempt. The sums come before the tables, which may be long."""
+    known, outcome = attempt.status(), attempt.outcome()
+    rows: list[RenderableType] = [_head(attempt, job, outcome), *_where(attempt, outcome)]
     if known:
-        rows += [_phase(known, ended=outcome is not None), *_figures(known)]
+        rows += [] if outcome else [_phase(known)]
         rows += [Text(f"notice: {notice}") for notice in known.notices]
-    if outcome and outcome.message:
-        rows.append(Text(f"ended: {outcome.message}"))
+        rows += _figures(attempt, known, ended=outcome is not None)
     if outcome and outcome.summary:
         rows.append(summary(attempt, outcome.summary))
     return Group(*rows)
 
 
-def _phase(known: Status, *, ended: bool) -> Text:
-    if ended:
-        return Text(known.phase)
+def _head(attempt: Attempt, job: tuple[JobState, str] | None, outcome: Outcome | None) -> Text:
+    state, detail = job or (JobState.unknown, "never submitted")
+    said = ended(attempt, outcome) if outcome else f"attempt {attempt.number}: {state} ({detail})"
+    return Text(f"{said}\nrun folder: {attempt.run.path}")
+
+
+def ended(attempt: Attempt, outcome: Outcome) -> str:
+    """How an attempt ended, on a line."""
+    return f"attempt {attempt.number} ended: {outcome.message or 'all done'}"
+
+
+def _where(attempt: Attempt, outcome: Outcome | None) -> Iterator[Text]:
+    """Its nodes and its endpoint."""
+    if roster := attempt.roster():
+        hosts = ", ".join(f"{n.host} {n.address}" for n in roster.nodes)
+        yield Text(f"roster by {roster.method} in {roster.seconds:.3f} s: {hosts}")
+    endpoint = attempt.endpoint()
+    if endpoint and not outcome:
+        yield Text(f"endpoint {endpoint.url}, {serving.served(endpoint)}")
+
+
+def _phase(known: Status) -> Text:
     age = time.time() - known.at
     stale = f" (last heard {age:.0f} s ago)" if age > STALE_S else ""
     left = ""
@@ -115,53 +125,52 @@ def _phase(known: Status, *, ended: bool) -> Text:
     return Text(f"{known.phase}{left}{stale}")
 
 
-def _figures(known: Status) -> Iterator[RenderableType]:
+def _figures(attempt: Attempt, known: Status, *, ended: bool) -> Iterator[RenderableType]:
     """Of a serving run the load, of a batch the progress."""
+    if known.traffic:
+        yield Text(serving.traffic_line(known.traffic))
+    elif known.progress.total and not ended:
+        yield Text(progress_line(known.progress))
     if known.planning:
         yield Text(serving.planner_line(known.planning))
     yield from (Text(serving.grown_line(job)) for job in known.grown)
     if known.node_hours:
         yield Text(f"further jobs have used {known.node_hours:.2f} node-hours")
-    if known.traffic is None:
-        yield workers(known)
-        if known.progress.total:
-            yield progress_line(known.progress)
-        return
     if known.successor:
         yield Text(serving.successor_line(known.successor))
+    if known.traffic is None:
+        yield workers(known)
+    else:
+        yield from _loads(known)
+    yield from (Text(f"worker {w.rank}: {w.detail}") for w in known.workers if w.detail)
+    yield Text(f"logs: {attempt.logs}")
+
+
+def _loads(known: Status) -> Iterator[RenderableType]:
     for model in dict.fromkeys(w.model for w in known.workers) or ("",):
         if model:
             yield Text(serving.model_line(model, known.by_model.get(model)))
         yield serving.loads(known, model)
-    yield from (Text(f"worker {w.rank}: {w.detail}") for w in known.workers if w.detail)
-    yield serving.traffic_line(known.traffic)
 
 
-def progress_line(p: Progress) -> str:
-    """One line for a log."""
-    fresh = p.done - p.resumed
-    rate = fresh / p.elapsed_s if p.elapsed_s > 0 else 0.0
-    left = (p.total - p.done - p.failed) / rate if rate else math.inf
-    eta = f", {duration(left)} left" if math.isfinite(left) else ""
-    tokens = p.completion_tokens / p.elapsed_s if p.elapsed_s > 0 else 0.0
-    speed = f", {tokens:.0f} tokens/s" if p.unit == "requests" else ""
-    return (
-        f"{p.done}/{p.total} done, {p.failed} failed, {p.running} under way, "
-        f"{rate:.1f} {p.unit}/s{speed}{eta}"
-    )
+def summary(attempt: Attempt, s: Summary) -> RenderableType:
+    """The figures of a finished batch, and its files in lines that can be copied."""
+    files = [f"answers: {attempt.run.output}"]
+    files += [f"errors:  {attempt.run.errors}"] if s.progress.failed else []
+    return Group(_summary(attempt, s), *map(Text, files))
 
 
-def summary(attempt: Attempt, s: Summary) -> Table:
-    """The figures of a finished batch."""
+def _summary(attempt: Attempt, s: Summary) -> Table:
     p, seconds = s.progress, max(s.seconds, 1e-9)
     table = Table(title="result", title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")  # paths are to be copied, not cut
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     resumed = f" ({p.resumed} by earlier attempts)" if p.resumed else ""
     table.add_row("requests", f"{p.done} answered{resumed}, {p.failed} failed")
     table.add_row("time", f"{duration(s.seconds)}, {(p.done - p.resumed) / seconds:.2f} requests/s")
     rate = f"{p.completion_tokens / seconds:.1f} tokens/s"
-    table.add_row("tokens", f"{p.prompt_tokens} in, {p.completion_tokens} out, {rate}")
+    cached = f" ({p.cached_tokens / p.prompt_tokens:.1%} cached)" if p.cached_tokens else ""
+    table.add_row("tokens", f"{p.prompt_tokens} in{cached}, {p.completion_tokens} out, {rate}")
     if s.ttft_prefill.count:
         table.add_row("TTFT on prefill workers", quantiles(s.ttft_prefill))
     name = "TTFT on decode workers, KV transfer included" if s.ttft_prefill.count else "TTFT"
@@ -173,18 +182,8 @@ def summary(attempt: Attempt, s: Summary) -> Table:
     if roster:
         how = f"{len(roster.nodes)} agents by {roster.method} in {roster.seconds:.3f} s"
         table.add_row("bootstrap", how)
-    table.add_row("answers", str(attempt.run.output))
-    table.add_row("errors", str(attempt.run.errors) if p.failed else "none")
     return table
 
 
 def quantiles(q: Quantiles) -> str:
     return f"p50 {1000 * q.p50:.1f} ms, p99 {1000 * q.p99:.1f} ms" if q.count else "not seen"
-
-
-def duration(seconds: float) -> str:
-    minutes, s = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {s:02d} s" if minutes else f"{seconds:.1f} s"

@@ -1,15 +1,18 @@
-"""Whether an attempt still goes on: its files first, its job without asking Slurm too often."""
+"""The state of an attempt, from its files first and from Slurm not too often."""
 
 import time
-from pathlib import Path
 
+from hpc_dynamo.cli.ended import vanished
 from hpc_dynamo.launch import Job, JobState
+from hpc_dynamo.launch.reasons import NEVER_RAN
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.run import Attempt
 
-LOOK_S = 0.25  # at the run folder: files have no events across nodes
-ASK_S = 3.0  # Slurm, which many ask
+LOOK_S = 0.25  # between looks at the run folder: files have no events across nodes
+ASK_S = 3.0  # between questions to Slurm, which many ask
+STOPPING_S = 1.0  # the same for a job that is being stopped
 SHARED_DISK_S = 10.0  # for an outcome to be seen after its job has left the queue
+CANCELLED_S = 2.0  # the same for a job that its user has stopped: nobody expects a result
 
 
 class Watch:
@@ -18,22 +21,43 @@ class Watch:
     def __init__(self, attempt: Attempt, job: Job) -> None:
         self.attempt, self._job = attempt, job
         self.state, self.detail = JobState.unknown, "not asked yet"
+        self.cancelled = False
         self._asked_at = self._ended_at = 0.0
 
     @property
     def waiting(self) -> str:
-        """What a job that does not run is waiting for; empty for one that runs."""
-        return "" if self.state is JobState.running else f"{self.state}, {self.detail}"
+        """What a job that does not run is waiting for; empty for one that runs or has ended."""
+        known = self.state in (JobState.pending, JobState.unknown)
+        return f"{self.state}: {self.detail}" if known and self._asked_at else ""
+
+    def cancel(self) -> None:
+        """The user has stopped the job: ask for its state at once, and expect no outcome."""
+        if not self.cancelled:
+            self.cancelled, self._asked_at = True, 0.0
 
     def outcome(self) -> Outcome | None:
         """None while the attempt goes on. A job that is gone without an outcome gets one here."""
         outcome = self.attempt.outcome()
         if outcome is not None:
             return outcome
-        if time.monotonic() - self._asked_at > ASK_S:
+        if time.monotonic() - self._asked_at > self._pause_s:
             self._ask()
-        gone_s = time.monotonic() - self._ended_at if self._ended_at else 0.0
-        return vanished(self.attempt, self.detail) if gone_s > SHARED_DISK_S else None
+        if not self._ended_at or time.monotonic() - self._ended_at < self._patience_s:
+            return None
+        return self.attempt.outcome() or vanished(
+            self.attempt, self.detail, cancelled=self.cancelled
+        )
+
+    @property
+    def _pause_s(self) -> float:
+        return STOPPING_S if self.cancelled else ASK_S
+
+    @property
+    def _patience_s(self) -> float:
+        """How long an outcome may be on its way after the end of the job."""
+        if self.detail == NEVER_RAN:
+            return 0.0
+        return CANCELLED_S if self.cancelled else SHARED_DISK_S
 
     def _ask(self) -> None:
         self.state, self.detail = self._job.state()
@@ -42,20 +66,3 @@ class Watch:
             self._ended_at = 0.0
         elif not self._ended_at:
             self._ended_at = self._asked_at
-
-
-def vanished(attempt: Attempt, detail: str) -> Outcome:
-    """What can be said of a job that left no outcome."""
-    rows = [f"the job ended without a word ({detail}): killed, or out of memory or time?"]
-    rows += [f"  {file}: {tail}" for file in _complaints(attempt) if (tail := _last_line(file))]
-    rows += [f"  logs: {attempt.logs} and {attempt.submitit}"]
-    rows += ["  try: the same command goes on from here"]
-    return Outcome(exit_code=1, message="\n".join(rows))
-
-
-def _complaints(attempt: Attempt) -> list[Path]:
-    return sorted([*attempt.submitit.glob("*.err"), *attempt.logs.glob("agent-*.log")])
-
-
-def _last_line(file: Path) -> str:
-    return next(reversed(file.read_text(errors="replace").splitlines()), "")

@@ -16,6 +16,9 @@ from hpc_dynamo.errors import ConfigError
 
 MIN_SILENCE_S = 3.0  # a few heartbeats
 
+# As browsers send it: lower case, without a path. Browser extensions have schemes of their own.
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+")
+
 
 def check(config: Config) -> None:
     """Refuse values that cannot work, naming field, value and remedy. Raises ConfigError."""
@@ -108,6 +111,7 @@ def _check_numbers(config: Config) -> None:
         "batch.retries": batch.retries,
         "engine.restarts": engine.restarts,
         "router.overlap_weight": config.router.overlap_weight,
+        "router.recompute_weight": config.router.recompute_weight,
         "router.decode_weight": config.router.decode_weight,
         "router.temperature": config.router.temperature,
         "router.handover_tokens": config.router.handover_tokens or 0,
@@ -123,6 +127,11 @@ def _check_serve(serve: Serve) -> None:
     if bool(serve.tls_cert) != bool(serve.tls_key):
         hint = "serve.tls_cert=cert.pem serve.tls_key=key.pem"
         raise ConfigError("serve.tls_cert and serve.tls_key need each other", hint=hint)
+    for origin in serve.allowed_origins:
+        if not _ORIGIN.fullmatch(origin):
+            what = f"serve.allowed_origins: {origin!r} is not an origin"
+            hint = "scheme, host and port without a path, such as http://localhost:3000, or *"
+            raise ConfigError(what, hint=hint)
 
 
 def _check_sleep(config: Config) -> None:

@@ -20,8 +20,9 @@ class Policy(StrEnum):
 class Router:
     """Which worker a request goes to. Tokens of prompts are counted in blocks.
 
-    The cost of a worker, in blocks: overlap_weight x prompt left to compute there, this one's and
-    those before it, and decode_weight x blocks that it holds for answers.
+    The cost of a worker, in blocks: overlap_weight x (recompute_weight x this prompt's part that is
+    left to compute there + the prompts before it), and decode_weight x blocks that it holds for
+    answers. In a batch recompute_weight is at least 2: throughput matters, not the next answer.
     """
 
     policy: Policy = Policy.kv
@@ -30,6 +31,9 @@ class Router:
     kv_events: bool = True  # engines tell what they cache; else it is guessed from our decisions
     guess_ttl_s: float = 120.0  # without events: how long a prompt is taken for cached
     overlap_weight: float = 1.0
+    recompute_weight: float = (
+        1.0  # of this prompt's part of that; above 1: fewer copies of prefixes
+    )
     decode_weight: float = 0.02
     temperature: float = 0.0  # above 0: also costlier workers, the more the higher
     worker_prefill_tokens: int | None = None  # of prompts ahead: a worker with more gets nothing

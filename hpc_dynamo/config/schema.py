@@ -5,6 +5,7 @@ every process of the job. Defaults here are the defaults of the product; files i
 only choose. Fields carry their units; `None` means "derive it".
 """
 
+import re
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -139,6 +140,12 @@ class Model:
     def served_name(self) -> str:
         return self.name or self.path.rstrip("/").rsplit("/", 1)[-1]
 
+    @property
+    def alias(self) -> str:
+        """The full hub id, `org/name`, if the model has one that is not its served name."""
+        hub_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.path)
+        return self.path if hub_id and self.path != self.served_name else ""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -166,6 +173,8 @@ class Serve:
     max_body_mb: float = 32.0
     buffer_mb: float = 512.0  # bodies held by one frontend process, in all
     key_file: str = ""  # holds the endpoint's API key; empty: a random one for the run
+    # Web pages that may call the endpoint (CORS): `https://host[:port]`, or `*` for all.
+    allowed_origins: tuple[str, ...] = ()
     tls_cert: str = ""  # PEM files; both or none
     tls_key: str = ""
 

@@ -6,8 +6,9 @@ they are is the router's to know, in this process or behind a socket. How two wo
 request is their engine's: one after the other (`in_turn`), or both at once (`at_once`).
 """
 
-from hpc_dynamo.dispatch.builder import RESERVED, Circumstances, WorkBuilder
+from hpc_dynamo.dispatch.builder import Circumstances, Prompts, WorkBuilder
 from hpc_dynamo.dispatch.dispatcher import Dispatcher, Routes
+from hpc_dynamo.dispatch.reserved import RESERVED, hidden
 from hpc_dynamo.dispatch.workers import OBJECT, Incoming, Taker, Whole, Work
 
 __all__ = [
@@ -16,9 +17,11 @@ __all__ = [
     "Circumstances",
     "Dispatcher",
     "Incoming",
+    "Prompts",
     "Routes",
     "Taker",
     "Whole",
     "Work",
     "WorkBuilder",
+    "hidden",
 ]

@@ -4,9 +4,11 @@ Token ids are computed for the router if it needs them: to find cached prefixes,
 that are too long to the decode worker. If they cannot be computed, the request is routed by load.
 """
 
+import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from hpc_dynamo.config import Config, Kind, Policy
 from hpc_dynamo.dispatch.execution import WHOLE, Execution, execution
@@ -14,16 +16,10 @@ from hpc_dynamo.dispatch.workers import Work
 from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, dialect
 from hpc_dynamo.http import Header
 from hpc_dynamo.json_reader import JsonError, read_value
-from hpc_dynamo.preprocess import GivenIds, Preprocessor, PromptRejected, Tokens
+from hpc_dynamo.preprocess import GivenIds, PromptRejected, Tokens, Unpredictable
 from hpc_dynamo.router import Ask, Wish, block_hashes, root
 
-# Fields that only the dispatcher may set: a worker that pulls KV blocks from a wrong place ends.
-RESERVED = frozenset(
-    {
-        "bootstrap_host", "bootstrap_port", "bootstrap_room", "disaggregated_params",
-        "ec_transfer_params", "kv_transfer_params",
-    }
-)  # fmt: skip
+RENEW_S = 2.0  # between two checks of the tokenizer's memory
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +39,19 @@ class Circumstances:
     timeout_s: float = 0.0
 
 
+class Prompts(Protocol):
+    """Computes the token ids of the prompts in a body."""
+
+    async def chat(self, body: Mapping[str, Any]) -> Tokens | Unpredictable:
+        """Token ids of a chat. Raises PromptRejected if the chat template refuses it."""
+
+    async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | Unpredictable:
+        """Token ids of each prompt of a completion. Raises PromptRejected."""
+
+    def renew(self) -> bool:
+        """Bound the memory of the tokenizer; takes up to a second. True if it did anything."""
+
+
 class WorkBuilder:
     """Builds the work for requests of one model.
 
@@ -50,13 +59,18 @@ class WorkBuilder:
     tokenizer and knows only those of prompts that are token ids already.
     """
 
-    def __init__(
-        self, config: Config, prompts: Preprocessor | GivenIds | None = None, model: str = ""
-    ) -> None:
-        self.prompts = prompts or GivenIds()
+    def __init__(self, config: Config, prompts: Prompts | None = None, model: str = "") -> None:
+        self.prompts: Prompts = prompts or GivenIds()
         self._model, self._dialect = model, dialect(config)
         self._policy, self._block = config.router.policy, config.router.block_tokens
         self._disaggregated = config.topology.kind is Kind.disaggregated
+
+    async def keep_bounded(self) -> None:
+        """Bound the memory of the tokenizer, which keeps what it has seen. Runs until cancelled."""
+        while True:
+            await asyncio.sleep(RENEW_S)
+            if await asyncio.to_thread(self.prompts.renew):
+                log.info("the tokenizer's cache of words was full and is empty now")
 
     async def work(
         self, path: str, content: bytes, body: Body, given: Circumstances,

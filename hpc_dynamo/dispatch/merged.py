@@ -7,6 +7,7 @@ import msgspec
 
 from hpc_dynamo.dispatch.merge import EventMerger, merge
 from hpc_dynamo.dispatch.workers import Incoming, Taker, Whole
+from hpc_dynamo.engine_errors import engine_text
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import Sink
 from hpc_dynamo.router import Lease, Note, Target
@@ -170,7 +171,4 @@ def _foreign(error: Exception) -> RequestFailed:
 
 def _message(error: bytes) -> str:
     """What an engine says in an error event, in OpenAI's nested form or flat."""
-    found = msgspec.json.decode(error)
-    told = found.get("error", found)
-    message = told.get("message") if isinstance(told, dict) else told
-    return str(message or "the engine ended the stream with an error")
+    return engine_text(error).message or "the engine ended the stream with an error"

@@ -8,6 +8,7 @@ A new administrative path is therefore not forwarded until it is listed here.
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 METHODS = ("GET", "POST", "DELETE")
 VERSION = "/version"
@@ -44,6 +45,8 @@ def is_inference(path: str, method: str = "POST") -> bool:
         return False
     if path == VERSION:
         return method == "GET"
+    if method == "DELETE" and not _PARAMETER.search(path):
+        return False
     words = set(_WORDS.findall(_PARAMETER.sub("", path).lower()))
     return not words & ADMINISTRATION and bool(words & INFERENCE)
 
@@ -54,7 +57,13 @@ def offered(operations: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     return tuple(sorted(allowed))
 
 
-def matches(template: str, path: str) -> bool:
-    """Return True if a path is one of a template's: `/v1/responses/{id}`."""
-    parts = map(re.escape, _PARAMETER.split(template))
-    return re.fullmatch(r"[^/]+".join(parts), path) is not None
+@lru_cache(maxsize=256)
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile("([^/]+)".join(map(re.escape, _PARAMETER.split(template))))
+
+
+def parameters(template: str, path: str) -> tuple[str, ...]:
+    """Return the parameters of a path by its template, `/v1/responses/{id}`; empty if the path is
+    not one of the template's."""
+    found = _pattern(template).fullmatch(path)
+    return found.groups() if found else ()

@@ -74,6 +74,7 @@ KNOWN_FAILURES = {
         "a larger engine.args.gpu-memory-utilization, or more GPUs a worker"
     ),
     "larger than the available KV cache": "a shorter engine.args.max-model-len",
+    "greater than the derived max_model_len": "a smaller engine.args.max-model-len",
     "Invalid repository ID or local directory": NO_MODEL,
     "Cannot find any model weights": NO_MODEL,
     "not supported for the current GPU": OLD_GPU,

@@ -1,15 +1,18 @@
-"""One frontend process: `python -m hpc_dynamo.frontend ATTEMPT INDEX SOCKET HOST PORT`.
+"""One frontend process: `python -m hpc_dynamo.frontend ATTEMPT INDEX SOCKET FD`.
 
-Lives as long as its link to the head. When that ends, streams under way get an error event.
+FD is the number of an inherited socket to listen on (head/listening.py). The process lives as long
+as its link to the head. When that ends, streams under way get an error event.
 """
 
 import asyncio
 import logging
 import os
 import signal
+import socket
 import ssl
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -20,26 +23,28 @@ from hpc_dynamo.engines import dialect, engine
 from hpc_dynamo.frontend import errors
 from hpc_dynamo.frontend.access import Gate, WithRequestId, request_id
 from hpc_dynamo.frontend.app import App
+from hpc_dynamo.frontend.cors import Cors
+from hpc_dynamo.frontend.engine_calls import EngineCalls
 from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.frontend.forward import Forwarder
 from hpc_dynamo.frontend.generation import Generation
 from hpc_dynamo.frontend.lanes import Lane, Lanes
 from hpc_dynamo.frontend.stats import Counted, Stats
 from hpc_dynamo.frontend.verify import agrees
-from hpc_dynamo.http import Client, Limits, Server, pinned
+from hpc_dynamo.http import Client, Header, Limits, Server, pinned
 from hpc_dynamo.preprocess import GivenIds, Preprocessor, different, load_prompts
 from hpc_dynamo.router import Ask, RemoteRouter
 from hpc_dynamo.run import Attempt
 
 TELL_S = 1.0
-RENEW_S = 2.0  # between two looks at what the tokenizer has learned
 FAREWELL_S = 3.0  # for the last words of streams
 MB = 1 << 20
+LIMITS = {413: "serve.max_body_mb", 429: "serve.buffer_mb"}  # settings, by the status
 
 log = logging.getLogger("hpc_dynamo.frontend")
 
 
-async def serve(attempt: Attempt, index: int, link: Path, host: str, port: int) -> None:
+async def serve(attempt: Attempt, index: int, link: Path, opened: socket.socket) -> None:
     """Until the head is gone or says so by SIGTERM."""
     config, stats = attempt.config(), Stats()
     models = config.each
@@ -55,17 +60,18 @@ async def serve(attempt: Attempt, index: int, link: Path, host: str, port: int) 
         )
         notices = dict[str, str]()
         gate, forwarder = Gate(_key(attempt, config)), Forwarder(jobs, attempt.number, stats)
-        app = App(config, gate, router, lanes, forwarder, stats)
-        async with Server(app, limits=_limits(config), refuse=_refuse) as server:
-            await server.listen(host, port, tls=_tls(config), shared=True)
-            log.info("frontend %d (pid %d) listens on %s:%d", index, os.getpid(), host, port)
+        app = App(config, gate, router, lanes, forwarder, EngineCalls(client), stats)
+        refuse = partial(_refuse, Cors(config.serve.allowed_origins))
+        async with Server(app, limits=_limits(config), refuse=refuse) as server:
+            port = await server.listen_on(opened, tls=_tls(config))
+            log.info("frontend %d (pid %d) listens on port %d", index, os.getpid(), port)
             background = [
                 tasks.create_task(_heed(router, forwarder)),
                 *(
                     tasks.create_task(_settle(models[lane.model], lane, router, notices))
                     for lane in lanes
                 ),
-                *(tasks.create_task(_renew(lane.generation)) for lane in lanes),
+                *(tasks.create_task(lane.generation.keep_bounded()) for lane in lanes),
             ]
             await _tell(router, stats, server, lanes, notices)
             for task in background:
@@ -115,14 +121,6 @@ async def _verify(config: Config, lane: Lane) -> None:
         lane.generation.prompts = different(config)
 
 
-async def _renew(generation: Generation) -> None:
-    """Keep the tokenizer's memory bounded. Until cancelled."""
-    while True:
-        await asyncio.sleep(RENEW_S)
-        if await asyncio.to_thread(generation.prompts.renew):
-            log.info("the tokenizer has begun anew")
-
-
 async def _heed(router: RemoteRouter, forwarder: Forwarder) -> None:
     """Look whether the job that takes over is still there. Until cancelled."""
     while True:
@@ -168,21 +166,22 @@ def _tls(config: Config) -> ssl.SSLContext | None:
 
 
 def _refuse(
-    status: int, message: str, got: Mapping[str, str]
-) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-    """For what never became a request: an id all the same."""
+    cors: Cors, status: int, message: str, got: Mapping[str, str]
+) -> tuple[bytes, list[Header]]:
+    """For what never became a request: an id all the same, and the setting of its limit."""
     own_id = (b"x-request-id", request_id(got).encode())
     kind = (b"content-type", b"application/json")
-    return errors.content(Refused(status, message)), [own_id, kind]
+    limit = f" ({LIMITS[status]})" if status in LIMITS else ""
+    return errors.content(Refused(status, message + limit)), [own_id, kind, *cors.headers(got)]
 
 
 def main() -> int:
-    path, index, link, host, port = sys.argv[1:]
+    path, index, link, fd = sys.argv[1:]
     handler = logging.StreamHandler()
     handler.addFilter(WithRequestId())
     form = "%(asctime)s %(levelname)s %(request_id)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.INFO, handlers=[handler], format=form)
-    uvloop.run(serve(Attempt(Path(path)), int(index), Path(link), host, int(port)))
+    uvloop.run(serve(Attempt(Path(path)), int(index), Path(link), socket.socket(fileno=int(fd))))
     return 0
 
 

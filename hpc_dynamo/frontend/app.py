@@ -1,24 +1,35 @@
 """From a path to an answer: the table of endpoints, access, and errors in the API's form."""
 
 import asyncio
+import dataclasses
 import logging
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+
+from msgspec.structs import replace
 
 from hpc_dynamo.config import Config
+from hpc_dynamo.dispatch import Work
+from hpc_dynamo.engines import Body
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.frontend import errors, pages
 from hpc_dynamo.frontend.access import Gate, request_id
+from hpc_dynamo.frontend.cors import Cors, is_preflight
 from hpc_dynamo.frontend.document import LOADS, NAPS, POSTS, ROUTE
+from hpc_dynamo.frontend.engine_calls import RESPONSES, EngineCalls, methods, operation
 from hpc_dynamo.frontend.errors import Refused
+from hpc_dynamo.frontend.forms import form_fields, is_form
 from hpc_dynamo.frontend.forward import Forwarder
 from hpc_dynamo.frontend.generation import read_body
-from hpc_dynamo.frontend.lanes import Lanes
+from hpc_dynamo.frontend.lanes import Lane, Lanes
 from hpc_dynamo.frontend.relay import Relay
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.http import Reply, Request
-from hpc_dynamo.router import Overloaded, RemoteRouter
+from hpc_dynamo.json_reader import is_null, read_value
+from hpc_dynamo.router import Overloaded, RemoteRouter, View
 
 JSON = (b"content-type", b"application/json")
 
@@ -27,9 +38,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Bill:
-    """Whose figures a request counts for, as far as that is known."""
+    """Whose figures a request counts for, and under which path, as far as that is known."""
 
     stats: Stats
+    path: str
 
 
 class App:
@@ -37,19 +49,22 @@ class App:
 
     def __init__(
         self, config: Config, gate: Gate, router: RemoteRouter, lanes: Lanes,
-        forwarder: Forwarder, stats: Stats,
+        forwarder: Forwarder, calls: EngineCalls, stats: Stats,
     ) -> None:  # fmt: skip
         """`stats` are of what is of no model."""
         self._config, self._gate, self._router, self._lanes = config, gate, router, lanes
-        self._forwarder, self._stats = forwarder, stats
+        self._forwarder, self._calls, self._stats = forwarder, calls, stats
         self._timeout_s = config.serve.request_timeout_s
+        self._cors = Cors(config.serve.allowed_origins)
 
-    async def __call__(self, request: Request, reply: Reply) -> None:
+    async def __call__(self, given: Request, reply: Reply) -> None:
         """Answers every request, one way or the other."""
+        request = _normal(given)
         own_id = request_id(request.headers)
         reply.headers.append((b"x-request-id", own_id.encode()))
+        reply.headers += self._cors.headers(request.headers)
         began, self._stats.active = time.monotonic(), self._stats.active + 1
-        how, bill = "", Bill(self._stats)
+        how, bill = "", Bill(self._stats, request.path if request.path in KNOWN else "other")
         try:
             await self._answer(request, reply, own_id, bill)
         except Refused as e:
@@ -64,12 +79,14 @@ class App:
         finally:
             self._stats.active -= 1
             bill.stats.seconds.observe(time.monotonic() - began)
-            known = request.path if request.path in KNOWN else "other"
-            key = f"{known} {how or reply.status}"
+            key = f"{bill.path} {how or reply.status}"
             bill.stats.answers[key] = bill.stats.answers.get(key, 0) + 1
 
     async def _answer(self, request: Request, reply: Reply, own_id: str, bill: Bill) -> None:
         path = request.path
+        if self._cors.enabled and is_preflight(request):
+            self._preflight(request, reply)
+            return
         if path not in OPEN:
             self._gate.check(request.headers)
         page = pages.page(path)
@@ -78,7 +95,7 @@ class App:
             status, kind, content = page(self._router.view, request)
             reply.send(status, content, [(b"content-type", kind)])
         elif path == LOADS:
-            self._allow(request, "GET")
+            self._allow(request, "GET", "HEAD")
             reply.send(200, await self._router.loads(), [JSON])
         elif nap := NAP.fullmatch(path):
             self._allow(request, "POST")
@@ -91,17 +108,43 @@ class App:
             self._allow(request, "POST")
             if not await self._passed_on(request, reply, own_id):
                 body, view = read_body(request.body), self._router.view
-                lane = self._lanes.of(body, view)
-                ask = await lane.generation.ask(request, body, view)
-                decision = await self._router.explain(ask)
-                reply.send(200, pages.explained(decision, lane.notice), [JSON])
+                ask = await self._lanes.of(body, view).generation.ask(request, body, view)
+                reply.send(200, await self._router.explain(ask), [JSON])
         else:
-            known = ", ".join(sorted(KNOWN))
-            raise Refused(404, f"{path[:200]} is not served here; known: {known}")
+            await self._engines_own(request, reply, own_id, bill)
 
-    def _allow(self, request: Request, *methods: str) -> None:
-        if request.method not in methods:
-            raise Refused(405, f"{request.path} takes {methods[0]}, not {request.method}")
+    async def _engines_own(self, request: Request, reply: Reply, own_id: str, bill: Bill) -> None:
+        """A path that is the engines' alone. Raises Refused if they have none of that name."""
+        view, path = self._router.view, request.path
+        template = operation(view, request.method, path)
+        if not template:
+            raise self._unknown(request)
+        bill.path = template if view.operations else bill.path
+        if request.method == "POST" and template == path:
+            await self._pass(request, reply, own_id, bill)
+        else:
+            async with asyncio.timeout(self._timeout_s):
+                await self._calls.ask(template, request, reply, own_id, view)
+
+    def _unknown(self, request: Request) -> Refused:
+        view, path = self._router.view, request.path
+        if allowed := methods(view, path):
+            return _wrong_method(request, allowed)
+        paths = sorted(KNOWN.union(o.split(" ", 1)[1] for o in view.operations))
+        near = get_close_matches(path, paths, n=3)
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
+        return Refused(404, f"{path[:200]} is not served here; {meant}known: {', '.join(paths)}")
+
+    def _preflight(self, request: Request, reply: Reply) -> None:
+        """Answered without a key: browsers send none."""
+        if not self._cors.allows(request.headers):
+            origin = request.headers["origin"][:200]
+            raise Refused(403, f"the origin {origin} is not one of serve.allowed_origins")
+        reply.send(204, b"", self._cors.preflight(request.headers))
+
+    def _allow(self, request: Request, *allowed: str) -> None:
+        if request.method not in allowed:
+            raise _wrong_method(request, allowed)
 
     async def _pass(self, request: Request, reply: Reply, own_id: str, bill: Bill) -> None:
         try:
@@ -109,14 +152,34 @@ class App:
                 if await self._passed_on(request, reply, own_id):
                     return
                 self._admit()
-                body, view = read_body(request.body), self._router.view
-                lane = self._lanes.of(body, view)
+                lane, work = await self._work(request, own_id)
                 bill.stats = lane.stats
-                work = await lane.generation.work(request, body, own_id, view)
                 await lane.dispatcher.run(work, Relay(reply, lane.stats))
         except TimeoutError as e:
             what = f"no whole answer within {self._timeout_s:.0f} s (serve.request_timeout_s)"
             raise Refused(504, what) from e
+
+    async def _work(self, request: Request, own_id: str) -> tuple[Lane, Work]:
+        """The model that a request is for, and what its worker is sent. Raises Refused."""
+        view = self._router.view
+        if request.path not in PASSED and is_form(request):
+            lane = self._lanes.named(form_fields(request.body).get("model"), view)
+            return lane, lane.generation.form(request, own_id)
+        body = read_body(request.body)
+        lane = self._lanes.of(body, view)
+        work = await lane.generation.work(request, body, own_id, view)
+        if request.path == RESPONSES and not is_null(body, PREVIOUS):
+            work = await self._with_owner(work, body, view)
+        return lane, work
+
+    async def _with_owner(self, work: Work, body: Body, view: View) -> Work:
+        """A response that goes on from another: only the worker that keeps that one can make it."""
+        name = read_value(bytes(body[PREVIOUS]))
+        rank = await self._calls.owner(name, view) if isinstance(name, str) else None
+        if rank is None:
+            return work
+        wish = replace(work.ask.wish, workers=(rank,))
+        return dataclasses.replace(work, ask=replace(work.ask, wish=wish, split=False))
 
     async def _passed_on(self, request: Request, reply: Reply, own_id: str) -> bool:
         """Whether the job that takes over has answered."""
@@ -139,6 +202,7 @@ class App:
             return self._break_off(request, reply, error)
         retry = [(b"retry-after", b"%d" % max(1, round(error.retry_after_s)))]
         headers = [JSON, *(retry if error.status in (429, 503) else [])]
+        headers += [(b"allow", ", ".join(error.allow).encode())] if error.allow else []
         reply.send(error.status, errors.content(error, request.path), headers)
         return ""
 
@@ -161,6 +225,20 @@ class App:
         return "broken"
 
 
+def _normal(request: Request) -> Request:
+    """`/v1/models/` and `/v1//models`, as some clients join their URLs, mean `/v1/models`."""
+    path = SLASHES.sub("/", request.path)
+    path = path.rstrip("/") or "/"
+    return request if path == request.path else replace(request, path=path)
+
+
+def _wrong_method(request: Request, allowed: Sequence[str]) -> Refused:
+    what = f"{request.path} takes {allowed[0]}, not {request.method}"
+    return Refused(405, what, allow=allowed)
+
+
+SLASHES = re.compile("/{2,}")
+PREVIOUS = "previous_response_id"
 OPEN = frozenset({"/health", "/live", "/ready", "/openapi.json"})
 PASSED = frozenset(POSTS) - {ROUTE}
 KNOWN = PASSED | {ROUTE, LOADS, *NAPS} | frozenset(pages.PAGES)

@@ -4,6 +4,7 @@ OpenAI: https://platform.openai.com/docs/guides/error-codes, the shape that engi
 Anthropic (/v1/messages): https://docs.anthropic.com/en/api/errors.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -32,12 +33,13 @@ class Refused(Exception):
 
     def __init__(
         self, status: int, message: str, *, code: str | int | None = None, param: str | None = None,
-        retry_after_s: float = 0.0, kind: str | None = None,
+        retry_after_s: float = 0.0, kind: str | None = None, allow: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        """`kind` is the error's `type`; None derives it from the status."""
+        """`kind` is the error's `type`; None derives it from the status. `allow` are the methods
+        that the path takes."""
         super().__init__(message)
         self.status, self.message, self.retry_after_s = status, message, retry_after_s
-        self.code, self.param, self.kind = code, param, kind
+        self.code, self.param, self.kind, self.allow = code, param, kind, allow
 
 
 def content(error: Refused, path: str = "") -> bytes:

@@ -41,7 +41,12 @@ class Lanes:
 
     def of(self, body: Body, view: View) -> Lane:
         """Raises Refused where nobody serves what is asked for."""
-        name = asked_model(body)
+        return self.named(asked_model(body), view)
+
+    def named(self, name: str | None, view: View) -> Lane:
+        """Return the lane of a model, by any name that requests may use. Raises Refused."""
+        if name is not None:
+            name = view.aliases.get(name, name)
         if self._only:
             check_model(view.of("").names, name)
             return self._only

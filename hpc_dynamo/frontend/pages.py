@@ -8,7 +8,7 @@ import msgspec
 from hpc_dynamo.frontend.document import document
 from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.http import Request
-from hpc_dynamo.router import Offer, View
+from hpc_dynamo.router import NOTHING_YET, Offer, View
 
 JSON = b"application/json"
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
@@ -48,15 +48,15 @@ def _state(view: View, offer: Offer) -> str:
     return "draining" if view.draining else "ready" if offer.ready else "starting"
 
 
-def _card(name: str, context_tokens: int, parent: str = "") -> dict[str, object]:
-    card: dict[str, object] = {
-        "id": name,
-        "object": "model",
-        "created": 0,
-        "owned_by": "hpc-dynamo",
-    }
+def _card(name: str, view: View, offer: Offer = NOTHING_YET) -> dict[str, object]:
+    """What /v1/models says about one name. `root` is the full hub id, if there is one."""
+    parent, length = offer.adapters.get(name, ""), offer.context_tokens
+    root = next((alias for alias, of in offer.aliases.items() if of == name), "")
+    card: dict[str, object] = {"id": name, "object": "model", "created": int(view.started_at)}
+    card |= {"owned_by": "hpc-dynamo"}
+    card |= {"root": root} if root else {}
     card |= {"parent": parent} if parent else {}
-    return card | ({"max_model_len": context_tokens} if context_tokens else {})
+    return card | ({"max_model_len": length} if length else {})
 
 
 def _models(view: View, request: Request) -> Answer:
@@ -66,16 +66,15 @@ def _models(view: View, request: Request) -> Answer:
 def _cards(view: View) -> dict[str, dict[str, object]]:
     """Of all models that are served now, by name."""
     return {
-        name: _card(name, offer.context_tokens, offer.adapters.get(name, ""))
-        for offer in view.offers.values()
-        for name in offer.names
+        name: _card(name, view, offer) for offer in view.offers.values() for name in offer.names
     }
 
 
 def _model(view: View, request: Request) -> Answer:
-    name = unquote(request.path.removeprefix(f"{MODELS}/"))
+    asked = unquote(request.path.removeprefix(f"{MODELS}/"))
+    name = view.aliases.get(asked, asked)
     check_model(view.names, name)
-    return _json(_cards(view).get(name) or _card(name, 0))
+    return _json(_cards(view).get(name) or _card(name, view))
 
 
 def check_model(known: Collection[str], name: str | None) -> None:
@@ -92,6 +91,8 @@ def unknown_model(name: str, known: Iterable[str]) -> Refused:
 def _workers(view: View, request: Request) -> Answer:
     loads = {load.rank: msgspec.to_builtins(load) for load in view.loads}
     rows = [msgspec.to_builtins(w) | {"load": loads.get(w.rank)} for w in view.workers]
+    for row in rows:
+        del row["operations"]  # long, and the same for all; see /openapi.json of an engine
     return _json({"object": "list", "data": rows})
 
 

@@ -17,6 +17,7 @@ import msgspec
 
 from hpc_dynamo.engines import Body
 from hpc_dynamo.frontend.errors import Refused
+from hpc_dynamo.json_reader import JsonError, is_null, read_fields
 from hpc_dynamo.router import Wish
 
 FIELD = "hpc_dynamo"
@@ -34,8 +35,7 @@ NOTHING = Wish()
 
 def take_wish(headers: Mapping[str, str], body: Body) -> Wish:
     """Raises Refused for what cannot be meant."""
-    said = body.get(FIELD)
-    wish = NOTHING if said is None else _of_body(said)
+    wish = NOTHING if is_null(body, FIELD) else _of_body(body[FIELD])
     if HEADERS.keys().isdisjoint(headers):
         return wish
     given = {field: headers[name] for name, field in HEADERS.items() if name in headers}
@@ -43,9 +43,11 @@ def take_wish(headers: Mapping[str, str], body: Body) -> Wish:
 
 
 def _of_body(said: msgspec.Raw) -> Wish:
+    """Fields that are null are unset."""
     try:
-        return msgspec.json.decode(said, type=Wish)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        given = {k: v for k, v in read_fields(bytes(said)).items() if bytes(v) != b"null"}
+        return msgspec.json.decode(msgspec.json.encode(given), type=Wish)
+    except (msgspec.DecodeError, UnicodeDecodeError, JsonError) as e:
         raise _refusal(FIELD, e) from e
 
 

@@ -9,10 +9,21 @@ from hpc_dynamo.batch import report
 from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.requests import scan
 from hpc_dynamo.batch.runner import Runner
+from hpc_dynamo.config import Config, Role
 from hpc_dynamo.dispatch import Dispatcher
 from hpc_dynamo.engines import dialect, engine
+from hpc_dynamo.head import batch_prompts
 from hpc_dynamo.head.work import Job
 from hpc_dynamo.messages import Outcome, Progress, Status
+from hpc_dynamo.router import Limits, StartShare
+
+
+def start_limits(config: Config, requests: int) -> Limits:
+    """Return limits for a batch with so many requests in flight, see StartShare."""
+    pools = config.topology.pools
+    return Limits(
+        shares={role: StartShare(p.workers, -(-2 * requests // p.workers)) for role, p in pools}
+    )
 
 
 class BatchWork:
@@ -22,17 +33,24 @@ class BatchWork:
         self._attempt, self._config = job.attempt, job.config
         self._router, self._client = job.only.router, job.client
         self._runner: Runner | None = None
+        self._notices: tuple[str, ...] = ()
         self.phase = "loading"
 
     async def run(self) -> Outcome:
         config, names = self._config, engine(self._config.engine.name)
         requests = await asyncio.to_thread(scan, Path(config.input))
         ledger = Ledger(self._attempt.run, self._attempt.number)
+        prompts = await batch_prompts.load(config)
         await self._router.ready(role for role, _ in config.topology.pools)
         before = await report.read(self._client, self._router.members, names.metrics)
         async with asyncio.TaskGroup() as tasks:
             dispatcher = Dispatcher(self._router, dialect(config), self._client, tasks)
-            runner = self._runner = Runner(config, requests, ledger, dispatcher)
+            prompts = await batch_prompts.verified(prompts, config, dispatcher)
+            self._notices = batch_prompts.notice(prompts, config)
+            runner = self._runner = Runner(
+                config, requests, ledger, dispatcher, prompts, self._prefill_ready
+            )
+            self._router.limit(start_limits(config, runner.in_flight))
             if self.phase == "draining":
                 runner.stop()
             else:
@@ -47,6 +65,9 @@ class BatchWork:
             why = f"no request was answered; the first of them: {runner.first_failure}"
             return Outcome(exit_code=3, message=why, summary=figures)
         return Outcome(exit_code=0, summary=figures)
+
+    def _prefill_ready(self) -> int:
+        return sum(m.role is not Role.decode for m in self._router.members)
 
     def _unfinished(self, progress: Progress) -> Outcome:
         """Another walltime goes on, unless this one has brought nothing."""
@@ -76,4 +97,4 @@ class BatchWork:
 
     def describe(self, status: Status) -> Status:
         progress = self._runner.progress() if self._runner else Progress()
-        return msgspec.structs.replace(status, progress=progress)
+        return msgspec.structs.replace(status, progress=progress, notices=self._notices)

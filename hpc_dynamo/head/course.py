@@ -67,7 +67,10 @@ class Course:
     def _conclude(self, members: Members, ends_at: float | None, outcome: Outcome) -> Outcome:
         """The last status."""
         self._phase = "done" if outcome.exit_code == 0 else "ended"
-        write_json(self._attempt.status_file, self._status(members, ends_at, outcome.message))
+        try:
+            write_json(self._attempt.status_file, self._status(members, ends_at, outcome.message))
+        except OSError as e:  # the outcome counts, and has space of its own
+            log.warning("no status written: %s", e)
         return outcome
 
     def _status(self, members: Members, ends_at: float | None, detail: str = "") -> Status:

@@ -114,6 +114,7 @@ class Probed:
             models=served.models,
             adapters=dict(served.adapters),
             context_tokens=served.context_tokens,
+            operations=served.operations,
             start_s=start_s,
         )
         if (before.state, before.detail) != (state, detail):

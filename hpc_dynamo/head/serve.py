@@ -5,8 +5,8 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterable
-from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,10 +14,12 @@ from msgspec.structs import replace
 
 from hpc_dynamo.bootstrap.address import outward
 from hpc_dynamo.child import Child, clean_environment
+from hpc_dynamo.engines.paths import is_inference
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.head.exposition import Part, exposition
 from hpc_dynamo.head.frontends import Frontends
+from hpc_dynamo.head.listening import Listener
 from hpc_dynamo.head.naps import Sleepers
 from hpc_dynamo.head.work import Job, Lane
 from hpc_dynamo.launch.walltime import LIKELY
@@ -54,51 +56,60 @@ class ServeWork:
         self._draining, self._frontends = asyncio.Event(), Frontends()
         self._sleepers = Sleepers(job)
         self._traffic = dict[str, Traffic]()  # by model
+        self._started_at = time.time()
         self.phase = "loading"
 
     async def run(self) -> Outcome:
         serve = self._config.serve
         host = serve.host or outward(self._job.members.address)
         with TemporaryDirectory(prefix="hpc-dynamo-") as folder:
-            with closing(_reserve(host, serve.port)) as held:
-                port = int(held.getsockname()[1])
-                await self._serve(Path(folder) / "router", host, port)
+            shared = self._count > 1 or self._config.planner.handover
+            attempt = self._job.attempt
+            with Listener(host, serve.port, shared=shared, attempt=attempt) as listener:
+                await self._serve(Path(folder) / "router", host, listener)
         return Outcome(exit_code=0, message="the walltime ended; the endpoint was drained first")
 
-    async def _serve(self, link: Path, host: str, port: int) -> None:
+    @property
+    def _count(self) -> int:
+        """Frontend processes."""
+        return self._config.serve.frontends or usual_frontends()
+
+    async def _serve(self, link: Path, host: str, listener: Listener) -> None:
         lanes, heard = self._job.lanes.values(), self._frontends
         routers = {model: lane.router for model, lane in self._job.lanes.items()}
         ends = heard.hear, heard.left, self._sleepers.put
         async with RouterServer(routers, link, self._view, *ends) as server:
             async with asyncio.TaskGroup() as group:
-                count = self._config.serve.frontends or usual_frontends()
                 frontends = [
-                    group.create_task(self._keep(index, link, host, port), name=f"frontend-{index}")
-                    for index in range(count)
+                    group.create_task(self._keep(index, link, listener), name=f"frontend-{index}")
+                    for index in range(self._count)
                 ]
                 try:
                     for lane in lanes:
                         await lane.router.ready(lane.roles)
                     await heard.here()
                     server.show()  # that it is ready, before anybody else is told
-                    self._announce(host, port)
+                    self._announce(host, listener.port)
                     await self._draining.wait()
                     server.show()
                     for lane in lanes:
                         await lane.router.idle()
                     await heard.back()
                 finally:
+                    listener.close()
                     server.hang_up()  # what is still under way gets its last words
                     for task in frontends:
                         task.cancel()
 
-    async def _keep(self, index: int, link: Path, host: str, port: int) -> None:
+    async def _keep(self, index: int, link: Path, listener: Listener) -> None:
         """Start a frontend process, again when it dies."""
-        words = (str(self._job.attempt.path), str(index), str(link), host, str(port))
+        words = (str(self._job.attempt.path), str(index), str(link))
         argv = (sys.executable, "-m", "hpc_dynamo.frontend", *words)
         file = self._job.attempt.frontend_log(index)
         for left in reversed(range(RESTARTS + 1)):
-            child = await Child.start(argv, clean_environment({}), file, STOP_S)
+            with listener.open() as opened:
+                argv_now, handed = (*argv, str(opened.fileno())), (opened.fileno(),)
+                child = await Child.start(argv_now, clean_environment({}), file, STOP_S, handed)
             try:
                 code = await child.wait()
             finally:
@@ -145,6 +156,7 @@ class ServeWork:
             successor=self._successor,
             workers=workers,
             loads=loads,
+            started_at=self._started_at,
             metrics=self._exposition(loads, workers),
         )
 
@@ -158,7 +170,15 @@ class ServeWork:
             names=tuple(dict.fromkeys(name for w in ready for name in w.models)),
             adapters={name: base for w in ready for name, base in w.adapters.items()},
             context_tokens=min(contexts, default=0),
+            aliases=self._aliases(model),
+            operations=tuple(dict.fromkeys(o for w in ready for o in w.operations)),
         )
+
+    def _aliases(self, model: str) -> dict[str, str]:
+        """The full hub id stands for the served name, which is its last part."""
+        config = self._config.of(model)
+        alias, name = config.model.alias, config.served_name
+        return {alias: name} if alias and name and alias != name else {}
 
     @property
     def _successor(self) -> Successor | None:
@@ -193,8 +213,12 @@ class ServeWork:
 
     def describe(self, status: Status) -> Status:
         stats = self._frontends.by_model()
-        traffic = {m: replace(t, failed=_failed(stats.get(m))) for m, t in self._traffic.items()}
-        total = replace(_together(traffic.values()), failed=_failed(self._frontends.total()))
+        traffic = {
+            m: replace(t, failed=failed_requests(stats.get(m))) for m, t in self._traffic.items()
+        }
+        total = replace(
+            _together(traffic.values()), failed=failed_requests(self._frontends.total())
+        )
         return replace(
             status,
             loads=self._job.loads,
@@ -216,24 +240,12 @@ def _together(parts: Iterable[Traffic]) -> Traffic:
     return Traffic(**sums)
 
 
-def _failed(stats: Stats | None) -> int:
+def failed_requests(stats: Stats | None) -> int:
+    """Count requests to the model that failed. A 503 of /ready is an answer, not a failure."""
     answers = stats.answers.items() if stats else ()
-    return sum(count for how, count in answers if how.split()[-1] in FAILED)
+    ended = ((key.rpartition(" "), count) for key, count in answers)
+    return sum(n for (path, _, how), n in ended if how in FAILED and is_inference(path))
 
 
 def usual_frontends() -> int:
     return min(MOST, max(1, len(os.sched_getaffinity(0)) // CORES_EACH))
-
-
-def _reserve(host: str, port: int) -> socket.socket:
-    """Holds a port that the frontends share. Raises EngineError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    held = socket.socket(family, socket.SOCK_STREAM)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        held.bind((host, port))
-    except OSError as e:
-        held.close()
-        hint = "serve.port=0 for any free port, serve.host for another address of the head node"
-        raise EngineError(f"cannot listen on {host}:{port}: {e.strerror}", hint=hint) from e
-    return held

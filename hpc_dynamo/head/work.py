@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from hpc_dynamo.config import Config, Role
+from hpc_dynamo.config import Config, Role, Task
 from hpc_dynamo.engines import engine
 from hpc_dynamo.head.handover import Handover
 from hpc_dynamo.head.scrape import Scraper
@@ -13,6 +13,8 @@ from hpc_dynamo.http import Client
 from hpc_dynamo.messages import Outcome, Planning, Status, WorkerLoad, WorkerReport
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt
+
+BATCH_RECOMPUTE_WEIGHT = 2.0  # tokens to compute delay this request, and all that come after it
 
 
 class Members(Protocol):
@@ -44,10 +46,23 @@ def lanes(config: Config, client: Client) -> dict[str, Lane]:
     """By model, see topology.Worker."""
     news, found = asyncio.Event(), dict[str, Lane]()
     for model, own in config.each.items():
-        router = Router.of(own, news)
+        router = Router.of(_for_throughput(own), news)
         scraper = Scraper(router, client, engine(own.engine.name).metrics)
         found[model] = Lane(own, router, scraper)
     return found
+
+
+def _for_throughput(config: Config) -> Config:
+    """Return the configuration of a batch with a router for throughput, not for single answers.
+
+    Decode workers compute no prompts that prefill workers can compute, and a prefix is computed a
+    second time only where that saves more than it costs.
+    """
+    if config.task is not Task.batch:
+        return config
+    weight = max(config.router.recompute_weight, BATCH_RECOMPUTE_WEIGHT)
+    router = replace(config.router, local_prefill=False, recompute_weight=weight)
+    return replace(config, router=router)
 
 
 @dataclass(frozen=True)

@@ -181,8 +181,12 @@ class Answer(asyncio.Protocol):
 class Client:
     """Connections are kept for the next request, as many as were needed at a time."""
 
-    def __init__(self, headers: Sequence[Header] = (), tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, headers: Sequence[Header] = (), tls: ssl.SSLContext | None = None, kind: bytes = b""
+    ) -> None:
+        """`kind` is the content type of requests that do not give one themselves."""
         self._headers = b"".join(b"%b: %b\r\n" % h for h in headers)
+        self._kind = b"content-type: %b\r\n" % kind if kind else b""
         self._idle = defaultdict[Origin, list[Answer]](list)
         self._tls = tls
 
@@ -190,7 +194,7 @@ class Client:
     def bearer(cls, token: str) -> Self:
         """For JSON, to servers that ask for a key; without a token, to those that do not."""
         key = [(b"authorization", b"Bearer " + token.encode())] if token else []
-        return cls([*key, (b"content-type", b"application/json")])
+        return cls(key, kind=b"application/json")
 
     async def __aenter__(self) -> Self:
         return self
@@ -212,9 +216,10 @@ class Client:
         """
         where = origin(url)
         own = b"".join(b"%b: %b\r\n" % h for h in headers)
+        kind = b"" if b"content-type:" in own else self._kind
         start = b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (method.encode(), path.encode(), where.name)
         length = b"content-length: %d\r\n\r\n" % len(body)
-        answer = await self._ask(where, b"".join((start, self._headers, own, length, body)))
+        answer = await self._ask(where, b"".join((start, self._headers, kind, own, length, body)))
         try:
             yield answer
         finally:

@@ -11,6 +11,7 @@ from typing import cast
 import httptools
 
 from hpc_dynamo.http.exchange import Header, Limits, Reply, Request
+from hpc_dynamo.http.head import add_header, split_target
 
 LINGER_S = 2.0  # a refused client may still be sending; a cut would take our answer from it
 WRITE_BUFFER_BYTES = 1 << 18  # of one stream, before its writer has to wait
@@ -119,7 +120,9 @@ class Connection(asyncio.Protocol):
         self._count_head(len(part))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        field = name.decode("latin-1").lower()
+        if not add_header(self._headers, field, value.decode("latin-1")):
+            self._refuse(400, f"the header {field} was sent more than once")
         self._count_head(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
@@ -141,11 +144,11 @@ class Connection(asyncio.Protocol):
         if self._deaf or self._parser.should_upgrade():
             return
         self._reading, self._since = False, time.monotonic()
-        path, _, query = self._target.decode("latin-1").partition("?")
+        path, query = split_target(self._target.decode("latin-1"))
         method = self._parser.get_method().decode("latin-1")
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         request = Request(method, path, query, self._headers, body, self._peer)
-        old = self._parser.get_http_version() == "1.0"
+        old = self._parser.get_http_version() != "1.1"
         self._pending.append((request, self._parser.should_keep_alive(), old))
         if len(self._pending) > self._limits.pipelined:
             self._transport.pause_reading()
@@ -208,7 +211,7 @@ class Connection(asyncio.Protocol):
 
     async def _serve(self, request: Request, keep: bool, old: bool) -> None:
         bodiless = request.method == "HEAD"
-        reply = Reply(self, close=not keep, chunked=not old, bodiless=bodiless)
+        reply = Reply(self, keep=keep, old=old, bodiless=bodiless)
         try:
             await self._service.handler(request, reply)
         except Exception:  # the edge of the handler: it must cost this connection alone
@@ -220,7 +223,7 @@ class Connection(asyncio.Protocol):
         self._task, self._since = None, time.monotonic()
         if not reply.ended:
             self.cut()
-        elif not keep or (self._retiring and not self._pending):
+        elif not reply.keep or (self._retiring and not self._pending):
             self._transport.close()
         else:
             if not self._deaf and len(self._pending) <= self._limits.pipelined:
@@ -229,7 +232,7 @@ class Connection(asyncio.Protocol):
 
     def _turn_away(self, refusal: _Refusal) -> None:
         log.info("%s: %d %s", self._peer, refusal.status, refusal.message)
-        reply = Reply(self, close=True, chunked=True, bodiless=False)
+        reply = Reply(self, keep=False, old=False, bodiless=False)
         body, headers = self._service.refuse(refusal.status, refusal.message, self._headers)
         retry = [(b"retry-after", b"1")] if refusal.status == 429 else []
         reply.send(refusal.status, body, [*headers, *retry])

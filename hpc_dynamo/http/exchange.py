@@ -1,7 +1,10 @@
 """One request and its answer, as handlers see them."""
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Protocol
 
@@ -26,7 +29,7 @@ class Limits:
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What came in. Names of headers are in lower case; of repeated ones the last counts."""
+    """What came in. Names of headers are in lower case; repeated ones are one list."""
 
     method: str
     path: str
@@ -54,36 +57,39 @@ class Reply:
     `congested`: the client reads more slowly than we write.
     """
 
-    __slots__ = ("_bodiless", "_chunked", "_close", "_wire", "ended", "headers", "status")
+    __slots__ = ("_bodiless", "_old", "_wire", "ended", "headers", "keep", "status")
 
-    def __init__(self, wire: Wire, *, close: bool, chunked: bool, bodiless: bool) -> None:
-        self._wire, self._close = wire, close
-        self._chunked, self._bodiless = chunked, bodiless
+    def __init__(self, wire: Wire, *, keep: bool, old: bool, bodiless: bool) -> None:
+        """`keep`: the connection stays open after this answer. `old`: the client speaks
+        HTTP/1.0."""
+        self._wire, self.keep = wire, keep
+        self._old, self._bodiless = old, bodiless
         self.headers = list[Header]()  # sent with whatever answer is given
         self.status = 0  # 0: nothing sent yet
         self.ended = False
 
     def send(self, status: int, body: bytes, headers: Iterable[Header] = ()) -> None:
         """The whole answer."""
-        head = self._head(status, headers, b"content-length: %d\r\n" % len(body))
+        length = b"" if status == 204 else b"content-length: %d\r\n" % len(body)
+        head = self._head(status, headers, length)
         self._wire.send(head if self._bodiless else head + body)
         self.ended = True
 
     def begin(self, status: int, headers: Iterable[Header] = ()) -> None:
-        """The head of a stream. HTTP/1.0 knows no chunks: there the end of the connection is
-        the end of the stream."""
-        self._wire.send(
-            self._head(status, headers, b"transfer-encoding: chunked\r\n" * self._chunked)
-        )
+        """The head of a stream. HTTP/1.0 has no chunks: there the end of the connection is the
+        end of the stream."""
+        self.keep = self.keep and not self._old
+        framing = b"" if self._old else b"transfer-encoding: chunked\r\n"
+        self._wire.send(self._head(status, headers, framing))
 
     def write(self, data: bytes) -> None:
         """Some bytes of a stream, as one chunk (RFC 9112, 7.1)."""
         if data and not self._bodiless:
-            self._wire.send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+            self._wire.send(data if self._old else b"%x\r\n%b\r\n" % (len(data), data))
 
     def end(self) -> None:
         """The stream is complete."""
-        if self._chunked and not self._bodiless:
+        if not (self._old or self._bodiless):
             self._wire.send(b"0\r\n\r\n")
         self.ended = True
 
@@ -98,8 +104,20 @@ class Reply:
     def _head(self, status: int, headers: Iterable[Header], framing: bytes) -> bytes:
         assert not self.status, "one answer a request"
         self.status = status
-        lines = [b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, b""))]
+        lines = [b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, b"")), date(int(time.time()))]
         lines += [b"%b: %b\r\n" % h for h in headers]
         lines += [b"%b: %b\r\n" % h for h in self.headers]
-        lines += [b"connection: close\r\n", framing] if self._close else [framing]
-        return b"".join([*lines, b"\r\n"])
+        return b"".join([*lines, self._connection, framing, b"\r\n"])
+
+    @property
+    def _connection(self) -> bytes:
+        """HTTP/1.1 keeps connections by default, HTTP/1.0 only if both sides say so."""
+        if not self.keep:
+            return b"connection: close\r\n"
+        return b"connection: keep-alive\r\n" if self._old else b""
+
+
+@lru_cache(maxsize=2)
+def date(second: int) -> bytes:
+    """The header line for a time in seconds since the epoch (RFC 9110, 6.6.1)."""
+    return b"date: %b\r\n" % formatdate(second, usegmt=True).encode()

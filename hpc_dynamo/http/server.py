@@ -1,6 +1,7 @@
 """The server: where it listens, how it ends."""
 
 import asyncio
+import socket
 import ssl
 import time
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Self
 from hpc_dynamo.http.connection import Connection, Handler, Refuse, Service
 from hpc_dynamo.http.exchange import Header, Limits
 
+BACKLOG = 4096  # connections that wait to be accepted
 SWEEP_S = 1.0  # between two looks for connections that are too slow
 
 
@@ -47,18 +49,24 @@ class Server:
     def connections(self) -> int:
         return len(self._service.connections)
 
-    async def listen(
-        self, host: str, port: int, *, tls: ssl.SSLContext | None = None, shared: bool = False
-    ) -> int:
-        """Accept connections; the port. `shared`: other processes may listen there as well."""
-        server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(self._service),
-            host,
-            port,
-            ssl=tls,
-            backlog=4096,
-            reuse_port=shared or None,
+    async def listen(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> int:
+        """Accept connections on a port of our own; return its number."""
+        made = asyncio.get_running_loop().create_server(
+            self._connection, host, port, ssl=tls, backlog=BACKLOG
         )
+        return self._listens(await made)
+
+    async def listen_on(self, opened: socket.socket, *, tls: ssl.SSLContext | None = None) -> int:
+        """Accept connections on a socket that is bound already; return its port."""
+        made = asyncio.get_running_loop().create_server(
+            self._connection, sock=opened, ssl=tls, backlog=BACKLOG
+        )
+        return self._listens(await made)
+
+    def _connection(self) -> Connection:
+        return Connection(self._service)
+
+    def _listens(self, server: asyncio.Server) -> int:
         self._listening.append(server)
         return int(server.sockets[0].getsockname()[1])
 

@@ -1,6 +1,7 @@
 """Starting a run where its configuration says, and finding it again later."""
 
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -115,7 +116,9 @@ def refuse_if_busy(run: Run) -> None:
     for attempt, _, state, detail in going_on(run):
         if state is not JobState.unknown:
             what = f"{run.path} is in use: attempt {attempt.number} is {state} ({detail})"
-            raise RunBusy(what, hint=f"`hpc-dynamo status {run.path}`, or `hpc-dynamo stop …`")
+            path = shlex.quote(str(run.path))
+            hint = f"name=OTHER for a second one; `hpc-dynamo stop {path}` ends it"
+            raise RunBusy(what, hint=hint)
 
 
 def going_on(run: Run) -> Iterator[tuple[Attempt, Job, JobState, str]]:

@@ -16,12 +16,14 @@ import submitit
 from hpc_dynamo.config import BootstrapMethod, Config
 from hpc_dynamo.errors import LaunchError, MissingDependency
 from hpc_dynamo.launch.job import JobState
+from hpc_dynamo.launch.reasons import how_it_ended, pending
 from hpc_dynamo.launch.resources import sbatch_options, srun_options
 from hpc_dynamo.messages import JobRecord
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
 
 ANSWER_S = 30.0  # a loaded slurmctld takes its time
+FORMAT = "%T|%r|%S|%N"  # state, reason, (expected) start, nodes
 HINT = "cluster.slurm.partition, .account, .qos or .time; `sinfo` lists partitions"
 
 
@@ -103,7 +105,7 @@ class SlurmJob:
 
     def state(self) -> tuple[JobState, str]:
         try:
-            out = ask("squeue", "--noheader", "--sort=i", "--jobs", self.id, "--format", "%T|%r|%N")
+            out = ask("squeue", "--noheader", "--sort=i", "--jobs", self.id, "--format", FORMAT)
         except LaunchError as e:
             if "Invalid job id" in e.message:
                 return JobState.ended, "Slurm has forgotten it"
@@ -111,11 +113,11 @@ class SlurmJob:
         if not out.strip():
             return JobState.ended, self._how_it_ended()
         parts = [line.split("|") for line in out.splitlines()]  # components, the head's first
-        state, reason, _ = parts[0]
+        state, reason, start, _ = parts[0]
         if state in ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED"):
-            return JobState.pending, f"Slurm says {state.lower()}, reason: {reason}"
+            return JobState.pending, pending(state, reason, self.id, start)
         if state in ("RUNNING", "COMPLETING", "STOPPED", "SIGNALING", "RESIZING"):
-            return JobState.running, ",".join(nodes for _, _, nodes in parts if nodes)
+            return JobState.running, ",".join(nodes for *_, nodes in parts if nodes)
         return JobState.ended, state.lower()
 
     def _how_it_ended(self) -> str:
@@ -124,8 +126,8 @@ class SlurmJob:
             shown = ask("scontrol", "show", "job", self.id)
         except LaunchError:
             return "left the queue"
-        wanted = ("JobState", "Reason", "ExitCode", "RunTime")
-        return ", ".join(w for w in shown.split() if w.split("=")[0] in wanted)
+        pairs = (word.partition("=") for word in shown.split())
+        return how_it_ended({name: value for name, _, value in reversed([*pairs])})
 
     def stop(self) -> None:
         """Those beside it that run already are ended in order by their head."""

@@ -112,9 +112,15 @@ def last_words(log_tail: str) -> str:
     """The line that tells the most of how a step ended: which rank was killed, else what the last
     of them said."""
     lines = [line for line in log_tail.splitlines() if line.strip()]
-    killed = [line for line in lines if TASK.match(line) and "Exited with" not in line]
     said = [line for line in lines if not line.startswith("srun: ")]
-    return next(iter((killed or said or lines)[-1:]), "")
+    return killed(log_tail) or next(iter((said or lines)[-1:]), "")
+
+
+def killed(log_tail: str) -> str:
+    """The last line by which srun reports that a rank was killed; empty if none was."""
+    lines = log_tail.splitlines()
+    ends = [line for line in lines if TASK.match(line) and "Exited with" not in line]
+    return next(iter(ends[-1:]), "")
 
 
 def environment(env: Mapping[str, str]) -> dict[str, str]:

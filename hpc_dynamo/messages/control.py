@@ -62,6 +62,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     models: tuple[str, ...] = ()  # that it serves, by their names
     adapters: dict[str, str] = {}  # which of them are LoRA adapters, and of what
     context_tokens: int = 0  # of its longest sequence; 0: not known
+    operations: tuple[str, ...] = ()  # of its HTTP API, that clients may use: `POST /v1/rerank`
     asleep: bool = False  # put to sleep by a client: it is given nothing until it is woken
 
     @property

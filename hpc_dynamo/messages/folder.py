@@ -78,6 +78,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     resumed: int = 0  # part of done: finished by earlier attempts
     running: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0  # part of prompt_tokens that engines report as cached
     completion_tokens: int = 0
     elapsed_s: float = 0.0
 

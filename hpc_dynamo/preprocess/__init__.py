@@ -7,7 +7,7 @@ the engine's; where that cannot be promised the answer is `Unpredictable`, never
 vLLM 0.32 is what chats and completions are held against.
 """
 
-from hpc_dynamo.preprocess.completion import GivenIds
+from hpc_dynamo.preprocess.completion import GivenIds, token_ids
 from hpc_dynamo.preprocess.loading import different, load_prompts, tokenizer_problem
 from hpc_dynamo.preprocess.preprocessor import Preprocessor
 from hpc_dynamo.preprocess.results import NoTokenizer, PromptRejected, Tokens, Unpredictable
@@ -21,5 +21,6 @@ __all__ = [
     "Unpredictable",
     "different",
     "load_prompts",
+    "token_ids",
     "tokenizer_problem",
 ]

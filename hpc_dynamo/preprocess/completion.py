@@ -10,7 +10,7 @@ Encode = Callable[[str, bool], Awaitable[Tokens]]
 """(text, whether special tokens are put around it) → its tokens."""
 
 
-async def prompts(body: Mapping[str, Any], encode: Encode) -> list[Tokens] | Unpredictable:
+async def token_ids(body: Mapping[str, Any], encode: Encode) -> list[Tokens] | Unpredictable:
     """Token ids of each prompt of a body."""
     prompt, special = body.get("prompt"), bool(body.get("add_special_tokens", True))
     given = [body.get(name) for name in ("prompt_embeds", "suffix", "truncate_prompt_tokens")]
@@ -59,7 +59,7 @@ class GivenIds:
         return Unpredictable(_NO_TOKENIZER)
 
     async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | Unpredictable:
-        return await prompts(body, _refuse)
+        return await token_ids(body, _refuse)
 
     def renew(self) -> bool:
         return False

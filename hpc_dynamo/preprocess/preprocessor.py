@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from hpc_dynamo.preprocess.completion import prompts
+from hpc_dynamo.preprocess.completion import token_ids
 from hpc_dynamo.preprocess.conversation import (
     Foreign,
     conversation,
@@ -86,7 +86,7 @@ class Preprocessor:
 
     async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | Unpredictable:
         """Token ids of each prompt of a body of /v1/completions: texts, or lists of ids."""
-        return await prompts(body, self._tokens)
+        return await token_ids(body, self._tokens)
 
     def render(self, body: Mapping[str, Any]) -> str | Unpredictable:
         """The text that the engine tokenises for a body of /v1/chat/completions."""

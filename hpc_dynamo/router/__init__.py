@@ -18,16 +18,17 @@ from hpc_dynamo.router.lease import (
     Target,
     Wish,
 )
-from hpc_dynamo.router.limits import Limits
+from hpc_dynamo.router.limits import Limits, StartShare
 from hpc_dynamo.router.loads import heard
 from hpc_dynamo.router.members import Load, Member
 from hpc_dynamo.router.remote import RemoteRouter
 from hpc_dynamo.router.router import Router
 from hpc_dynamo.router.server import RouterServer
-from hpc_dynamo.router.view import Offer, View
+from hpc_dynamo.router.view import NOTHING_YET, Offer, View
 
 __all__ = [
     "BOUNDS_S",
+    "NOTHING_YET",
     "Ask",
     "Caches",
     "Decisions",
@@ -44,6 +45,7 @@ __all__ = [
     "RemoteRouter",
     "Router",
     "RouterServer",
+    "StartShare",
     "Target",
     "View",
     "Wish",

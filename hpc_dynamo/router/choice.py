@@ -47,7 +47,7 @@ class Chooser:
 
     def __init__(self, kind: Kind, config: c.Router, limits: Limits, caches: Caches) -> None:
         self._split, self._config = kind is Kind.disaggregated, config
-        self._limits, self._caches = limits, caches
+        self.limits, self._caches = limits, caches
         self.handover = Handover(config.handover_tokens)
         self.lost = ""  # why no worker will ever come again
 
@@ -70,6 +70,7 @@ class Chooser:
             overlaps=self._caches.overlaps(hashes) if hashes else {},
             block=config.block_tokens,
             overlap_weight=_or(wish.overlap_weight, config.overlap_weight),
+            recompute_weight=config.recompute_weight,
             decode_weight=_or(wish.decode_weight, config.decode_weight),
             session=wish.session,
         )
@@ -112,7 +113,7 @@ class Chooser:
         untried = [m for m in of_role if m.rank not in ask.exclude]
         if of_role and not untried:
             raise Exhausted(f"every {role} worker was tried")
-        return [m for m in untried if self._limits.room(m)]
+        return [m for m in untried if self.limits.room(m, len(of_role))]
 
     def _why(
         self, ask: Ask, here: Sequence[Member], need: Need, decode: Member, prefill: Member | None

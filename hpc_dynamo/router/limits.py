@@ -1,10 +1,11 @@
-"""What is bounded."""
+"""Admission limits of the router."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Self
 
-from hpc_dynamo.config import Config, Task
+from hpc_dynamo.config import Config, Role, Task
 from hpc_dynamo.router.members import Member
 
 # A worker whose connection broke is left alone until its agent reports it anew, or this long:
@@ -13,20 +14,34 @@ AVOID_S = 15.0
 
 
 @dataclass(frozen=True)
+class StartShare:
+    """Requests that each worker of a role may hold until `workers` of that role are ready.
+
+    Without it, the worker that is ready first would get all requests of a batch.
+    """
+
+    workers: int
+    requests: int
+
+
+@dataclass(frozen=True)
 class Limits:
-    """Without limits nobody is refused and nobody waits but for a worker."""
+    """Without limits, no request is refused, and requests wait only for a first worker."""
 
     worker_requests: float = math.inf  # leases on one worker at a time
     worker_prefill_tokens: float = math.inf  # prompt tokens that wait on it
     queue: float = math.inf  # asks that wait
     queue_timeout_s: float = math.inf
     avoid_s: float = AVOID_S
+    shares: Mapping[Role, StartShare] = field(default_factory=dict)
 
-    def room(self, member: Member) -> bool:
-        """Whether it may be sent one more request."""
+    def room(self, member: Member, ready: int) -> bool:
+        """Return whether a worker may be sent one more request; `ready` workers have its role."""
+        share = self.shares.get(member.role)
         return (
             not member.avoided
             and member.active < self.worker_requests
+            and (share is None or ready >= share.workers or member.active < share.requests)
             and member.prefill_tokens <= self.worker_prefill_tokens
         )
 

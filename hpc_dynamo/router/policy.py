@@ -22,6 +22,7 @@ class Need:
     overlaps: Mapping[int, int]  # blocks of the prompt's start, by rank
     block: int  # tokens
     overlap_weight: float = 1.0
+    recompute_weight: float = 1.0
     decode_weight: float = 1.0
     session: str = ""
 
@@ -37,7 +38,8 @@ def kv(m: Member, need: Need) -> float:
     """The work ahead, in blocks: prompt tokens to compute (or to pull), here and promised, and
     blocks held for answers (the terms of NVIDIA Dynamo's router cost, docs/router)."""
     others = m.others
-    ahead = (need.left(m) + m.prefill_tokens + others.prefill_tokens) / need.block
+    own = need.recompute_weight * need.left(m)
+    ahead = (own + m.prefill_tokens + others.prefill_tokens) / need.block
     return need.overlap_weight * ahead + need.decode_weight * (m.blocks + others.blocks)
 
 

@@ -77,8 +77,7 @@ class Router:
 
     def leave(self, rank: int) -> None:
         """A worker is gone, and what was on it."""
-        member = self._members.pop(rank, None)
-        if member:
+        if member := self._members.pop(rank, None):
             self.caches.leave(rank)
             self.news.set()
             self._former[rank] = member
@@ -99,8 +98,7 @@ class Router:
     def turn(self, rank: int, role: Role) -> None:
         """A worker that was drained takes requests again, in this role. What it has cached stays
         known. Nothing happens where it is gone."""
-        member = self._members.get(rank)
-        if member:
+        if member := self._members.get(rank):
             member.role, member.aside = role, False
             self.news.set()
             self._pump()
@@ -110,6 +108,11 @@ class Router:
         self._others.heed(head, loads)
         for member in self.members:
             member.others = self._others.on(member.url)
+
+    def limit(self, limits: Limits) -> None:
+        """Replace the admission limits. Queued requests are placed where there is room now."""
+        self._limits = self._chooser.limits = limits
+        self._pump()
 
     async def ready(self, roles: Iterable[Role]) -> None:
         """Until each role has a worker, or never will."""
@@ -146,8 +149,7 @@ class Router:
 
         Raises Overloaded, NoWorker, or Exhausted where all were tried.
         """
-        lease = self.route_now(ask)
-        if lease:
+        if lease := self.route_now(ask):
             return lease
         waiting = self.enqueue(ask)
         try:
@@ -285,8 +287,7 @@ class Router:
                 self._pump()
 
     def _avoid(self, rank: int) -> None:
-        member = self._members.get(rank)
-        if member:
+        if member := self._members.get(rank):
             member.avoid(self._limits.avoid_s, self._pump)
 
     @property

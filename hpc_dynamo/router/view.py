@@ -1,5 +1,7 @@
 """What the head tells its frontends of the job."""
 
+from collections import Counter
+
 import msgspec
 
 from hpc_dynamo.messages import Successor, WorkerLoad, WorkerReport
@@ -13,6 +15,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     names: tuple[str, ...] = ()  # that its workers answer to
     adapters: dict[str, str] = {}  # which of the names are LoRA adapters, and of what
     context_tokens: int = 0  # of the longest sequence that all of them take; 0: not known
+    aliases: dict[str, str] = {}  # more names that requests may use: of which of `names` each is
+    operations: tuple[str, ...] = ()  # of any of its workers' HTTP API; empty: not known
 
 
 NOTHING_YET = Offer()
@@ -26,6 +30,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     successor: Successor | None = None
     workers: tuple[WorkerReport, ...] = ()
     loads: tuple[WorkerLoad, ...] = ()
+    started_at: float = 0.0  # seconds since the epoch
     metrics: str = ""  # of the whole job, in Prometheus' text format
 
     def of(self, model: str) -> Offer:
@@ -41,3 +46,16 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     def names(self) -> tuple[str, ...]:
         """That requests may use."""
         return tuple(name for offer in self.offers.values() for name in offer.names)
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """More names that requests may use, as far as each stands for one model."""
+        pairs = [pair for offer in self.offers.values() for pair in offer.aliases.items()]
+        counts = Counter(alias for alias, _ in pairs)
+        return {alias: name for alias, name in pairs if counts[alias] == 1}
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """What the engines' HTTP APIs offer to clients, such as `POST /v1/rerank`."""
+        known = (o for offer in self.offers.values() for o in offer.operations)
+        return tuple(dict.fromkeys(known))

@@ -34,6 +34,7 @@ class Why(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     block_tokens: int
     overlap_weight: float
+    recompute_weight: float
     decode_weight: float
     handover_tokens: float  # see router.handover
     prefill: int | None
@@ -54,6 +55,7 @@ def explain(chooser: Chooser, ask: Ask, members: tuple[Member, ...]) -> Why:
         tokens=need.tokens,
         block_tokens=need.block,
         overlap_weight=need.overlap_weight,
+        recompute_weight=need.recompute_weight,
         decode_weight=need.decode_weight,
         handover_tokens=chooser.handover.tokens,
         prefill=choice.prefill.rank if choice and choice.prefill else None,

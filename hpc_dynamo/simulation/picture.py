@@ -6,23 +6,25 @@ from hpc_dynamo.config import Kind
 from hpc_dynamo.draw import Curve, Panel, Style
 from hpc_dynamo.simulation.outcome import Outcome, Seen, mean
 
-POINTS = 120  # of a curve
+POINTS = 60  # of a curve, about
+LEAST_S = 5.0  # that a point stands for: shorter ones would draw noise
 
 
 def panels(outcome: Outcome, kind: Kind) -> Iterator[Panel]:
     """For draw.draw."""
     whole, targets = outcome.whole, outcome.targets
-    wide_s = max(1.0, outcome.seconds / POINTS)
-    came = _count(outcome.seen, lambda s: s.at, wide_s)
-    good = _count([s for s in whole if s.good(targets)], lambda s: s.end, wide_s)
+    wide_s = max(LEAST_S, outcome.seconds / POINTS)
+    points = 1 + int(outcome.seconds / wide_s)
+    came = _count(outcome.seen, lambda s: s.at, wide_s, points)
+    good = _count([s for s in whole if s.good(targets)], lambda s: s.end, wide_s, points)
     at = [i * wide_s / 60 for i in range(len(came))]
     yield Panel("requests/s", [Curve("came", at, came), Curve("in both targets", at, good)])
     if kind is Kind.disaggregated:
         yield Panel("workers", list(roles(outcome)))
-    ttft = _means(whole, lambda s: s.first, lambda s: s.ttft_s, wide_s)
+    ttft = _means(whole, lambda s: s.first, lambda s: s.ttft_s, wide_s, points)
     yield Panel("TTFT s, mean", [Curve("TTFT", at, ttft)], target=targets.ttft_s)
     answers = [s for s in whole if s.answer > 1]
-    itl = _means(answers, lambda s: s.end, lambda s: 1000 * s.itl_s, wide_s)
+    itl = _means(answers, lambda s: s.end, lambda s: 1000 * s.itl_s, wide_s, points)
     itl_ms = [Curve("ITL", at, itl)]
     yield Panel("ITL ms, mean", itl_ms, "minutes", target=1000 * targets.itl_s)
 
@@ -36,10 +38,12 @@ def roles(outcome: Outcome) -> Iterator[Curve]:
         yield Curve(name, minutes, [c[i] for c in (*held.values(), *last)], Style.steps)
 
 
-def _count(seen: Sequence[Seen], when: Callable[[Seen], float], wide_s: float) -> list[float]:
-    counts = [0.0] * (POINTS + 1)
+def _count(
+    seen: Sequence[Seen], when: Callable[[Seen], float], wide_s: float, points: int
+) -> list[float]:
+    counts = [0.0] * points
     for each in seen:
-        counts[min(POINTS, int(when(each) / wide_s))] += 1 / wide_s
+        counts[min(points - 1, int(when(each) / wide_s))] += 1 / wide_s
     return counts
 
 
@@ -48,9 +52,10 @@ def _means(
     when: Callable[[Seen], float],
     value: Callable[[Seen], float],
     wide_s: float,
+    points: int,
 ) -> list[float]:
     """nan, a gap in the curve, where there was nothing."""
-    values: list[list[float]] = [[] for _ in range(POINTS + 1)]
+    values: list[list[float]] = [[] for _ in range(points)]
     for each in seen:
-        values[min(POINTS, int(when(each) / wide_s))].append(value(each))
+        values[min(points - 1, int(when(each) / wide_s))].append(value(each))
     return [mean(part) for part in values]

@@ -121,18 +121,13 @@ class Worker:
             return Jump(now, most, self._step_s((), 0), more_s) if n else None
         left = self._prefilling[0].prompt - self._prefilling[0].computed
         if left > budget:
-            steps = (left - 1) // budget if not self._short else 1
+            steps = (left - 1) // budget  # no other prompt is admitted: the budget is used up
             more_s = self.timing.prefill_s_per_token_context * budget * budget
             more_s += self.timing.decode_s_per_context_token * n
             first_s = self._step_s((budget,), budget)
             return Jump(now, min(steps, most or steps), first_s, more_s, chunk=budget)
         chunks = self._chunks(budget)
         return Jump(now, 1, self._step_s(chunks, sum(chunks)), 0.0, chunks=chunks)
-
-    @property
-    def _short(self) -> bool:
-        """Memory, of who waits: any block that is found from the next step on may let it in."""
-        return bool(self._waiting) and self.running < self._limits.sequences
 
     def _chunks(self, budget: int) -> tuple[int, ...]:
         sizes = list[int]()
@@ -158,7 +153,7 @@ class Worker:
         sizes = (jump.chunk * jump.steps,) if jump.chunk else jump.chunks
         for size, sequence in zip(sizes, self._prefilling, strict=False):
             sequence.computed += size
-            self._show(sequence)
+            self._show(sequence, sequence.computed)
         self._end_due()
         self._begin_due()
         self._start()
@@ -193,17 +188,33 @@ class Worker:
     # The cache.
 
     def _admit(self) -> None:
+        """As simulator.scheduler.Scheduler: waiting prompts, while the step has budget for them."""
         most = self._limits.sequences
         while self._pulled and self.running < most:
             self._prefilling.append(self._pulled.popleft())
-        while self._waiting and self.running < most and self._place(self._waiting[0]):
+        budget = self._limits.step_tokens - len(self._decoding)
+        for sequence in self._prefilling:
+            budget -= self._fill(sequence, budget)
+        while self._waiting and budget > 0 and self.running < most:
+            if not self._place(self._waiting[0]):
+                break
             sequence = self._waiting.popleft()
             if sequence.pulls:
-                self._pulling += 1
-                seconds = self._limits.transfer_s_per_token * (sequence.prompt - sequence.cached)
-                self._loop.call_later(seconds, self._received, sequence)
+                self._pull(sequence)
             else:
                 self._prefilling.append(sequence)
+                budget -= self._fill(sequence, budget)
+
+    def _fill(self, sequence: Answer, budget: int) -> int:
+        """Show the blocks that the next step completes; return the tokens that it computes."""
+        size = max(0, min(budget, sequence.prompt - sequence.computed))
+        self._show(sequence, sequence.computed + size)
+        return size
+
+    def _pull(self, sequence: Answer) -> None:
+        self._pulling += 1
+        seconds = self._limits.transfer_s_per_token * (sequence.prompt - sequence.cached)
+        self._loop.call_later(seconds, self._received, sequence)
 
     def _place(self, sequence: Answer) -> bool:
         """As simulator.model.Model.place: the prompt's last token is left to compute."""
@@ -221,15 +232,15 @@ class Worker:
     def _received(self, sequence: Answer) -> None:
         self._pulling -= 1
         sequence.computed = sequence.prompt
-        self._show(sequence)
+        self._show(sequence, sequence.computed)
         sequence.computed -= 1
         self._pulled.append(sequence)
         sequence.pulled()
         self._wake()
 
-    def _show(self, sequence: Answer) -> None:
-        """Blocks that are complete can be found."""
-        full = min(sequence.computed // self.cache.block, len(sequence.hashes))
+    def _show(self, sequence: Answer, tokens: int) -> None:
+        """Publish the blocks that `tokens` of the prompt fill, so that others find them."""
+        full = min(tokens // self.cache.block, len(sequence.hashes))
         if full <= sequence.shown:
             return
         first, sequence.shown = sequence.shown, full

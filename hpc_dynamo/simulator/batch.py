@@ -1,7 +1,7 @@
 """What the scheduler works with: its limits, one step, and what it needs of a hand-over."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from hpc_dynamo.simulator.sequence import Answer, Job, Source
@@ -31,25 +31,24 @@ class Handover(Protocol):
     def lease(self, job: Job, blocks: list[int]) -> dict[str, object]: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batch:
-    """One step: a token for each of `decodes`, and chunks of prompts with their sizes."""
+    """One step: a token for each of `decodes`, and chunks of prompts with their sizes.
+
+    `budget` is the number of tokens that more prompts may add.
+    """
 
     decodes: list[Answer]
-    chunks: list[tuple[Answer, int]]
+    budget: int
+    chunks: list[tuple[Answer, int]] = field(default_factory=list)
 
-    @classmethod
-    def plan(cls, decodes: list[Answer], prompts: Iterable[Answer], budget: int) -> "Batch":
-        """What `budget` tokens are enough for: prompts come after decodes, in their order."""
-        budget -= len(decodes)
-        chunks = list[tuple[Answer, int]]()
-        for answer in prompts:
-            size = min(budget, answer.prompt_tokens - answer.computed)
-            if size <= 0:
-                break
-            chunks.append((answer, size))
-            budget -= size
-        return cls(decodes, chunks)
+    def add(self, answer: Answer) -> int:
+        """Add as much of a prompt as the budget allows, and return its number of tokens."""
+        size = max(0, min(self.budget, answer.prompt_tokens - answer.computed))
+        if size:
+            self.chunks.append((answer, size))
+            self.budget -= size
+        return size
 
     def __bool__(self) -> bool:
         return bool(self.decodes or self.chunks)

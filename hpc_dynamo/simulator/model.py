@@ -46,15 +46,23 @@ class Model:
         answer.computed = answer.cached = len(cached) * self.block_size
         return True
 
+    def fill(self, answer: Answer, tokens: int) -> None:
+        """Write and publish the blocks that the next `tokens` of the prompt complete.
+
+        It happens when the step is planned, not when it ends: as in vLLM, a prompt later in the
+        same step finds these blocks.
+        """
+        if answer.source is None:  # else they were pulled, the last token's included
+            size = self.block_size
+            self._write(answer, answer.computed // size, (answer.computed + tokens) // size)
+
     def prefill(self, answer: Answer, tokens: int) -> None:
-        """Compute `tokens` more of the prompt: write the blocks that are complete, or the last."""
-        size, first = self.block_size, answer.computed // self.block_size
+        """Count `tokens` of the prompt as computed; at its end, write the last partial block."""
+        size = self.block_size
         answer.computed += tokens
-        if answer.source is not None:
-            return  # pulled: the KV of the last token came along
         full = answer.computed // size
-        self._write(answer, first, full)
-        if answer.computed == answer.prompt_tokens and full < answer.prompt_blocks:
+        done = answer.computed == answer.prompt_tokens
+        if answer.source is None and done and full < answer.prompt_blocks:
             parent = answer.chain[full - 1] if full else self.root(answer.job.adapter)
             last = chain(parent, answer.tokens[full * size :])
             self.memory.write([answer.blocks[full]], [last])

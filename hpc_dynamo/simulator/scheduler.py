@@ -1,9 +1,10 @@
 """Continuous batching: one loop, one step at a time, for all answers at once.
 
-As in vLLM's scheduler every running answer gets a token a step, the rest of the step's token
-budget goes to prompts in their order of arrival (chunked prefill), and a waiting prompt is
-admitted when its blocks are there. Unlike there nothing is ever preempted: the blocks for the
-longest possible answer are taken at the beginning.
+As in vLLM's scheduler (v1/core/sched/scheduler.py), every running answer gets a token a step. The
+rest of the step's token budget goes to prompts in their order of arrival (chunked prefill). A
+waiting prompt is admitted while budget is left and its blocks are free. It finds the cached blocks
+of that moment, including those that prompts before it compute in the same step. Unlike vLLM,
+nothing is preempted: the blocks for the longest possible answer are taken at admission.
 """
 
 import asyncio
@@ -106,11 +107,9 @@ class Scheduler:
         loop = asyncio.get_running_loop()
         clock = loop.time()
         while True:
-            self._admit()
+            batch = self._schedule()
             if self.announcer:
                 await self.announcer.announce()
-            budget = self._limits.max_num_batched_tokens
-            batch = Batch.plan(self._decoding, self._prefilling, budget)
             if not batch:
                 self._work.clear()
                 await self._work.wait()
@@ -129,19 +128,35 @@ class Scheduler:
     def _has_slot(self) -> bool:
         return self._running < self._limits.max_num_seqs
 
-    def _admit(self) -> None:
+    def _schedule(self) -> Batch:
+        """Plan one step: answers first, then prompts under way, then waiting ones."""
         while self._has_slot and self._pulled:
             self._prefilling.append(self._pulled.popleft())
-        while self._has_slot and self._waiting and self._model.place(self._waiting[0]):
-            answer = self._waiting.popleft()
-            self._metrics.prefix_queries += answer.prompt_tokens
-            self._metrics.prefix_hits += answer.cached
-            self._metrics.queue.observe(asyncio.get_running_loop().time() - answer.arrived)
-            if answer.source and self.handover:
-                self._pulling.append(answer)
-                self._tasks.create_task(self._pull(answer, answer.source, self.handover))
-            else:
-                self._prefilling.append(answer)
+        batch = Batch(self._decoding, self._limits.max_num_batched_tokens - len(self._decoding))
+        for answer in self._prefilling:
+            self._compute(answer, batch)
+        while self._has_slot and self._waiting and batch.budget > 0:
+            if not self._model.place(self._waiting[0]):
+                break
+            self._admit(self._waiting.popleft(), batch)
+        return batch
+
+    def _admit(self, answer: Answer, batch: Batch) -> None:
+        self._metrics.prefix_queries += answer.prompt_tokens
+        self._metrics.prefix_hits += answer.cached
+        self._metrics.queue.observe(asyncio.get_running_loop().time() - answer.arrived)
+        if answer.source and self.handover:
+            self._pulling.append(answer)
+            self._tasks.create_task(self._pull(answer, answer.source, self.handover))
+        else:
+            self._prefilling.append(answer)
+            self._compute(answer, batch)
+
+    def _compute(self, answer: Answer, batch: Batch) -> None:
+        """Give a prompt what is left of the step's budget."""
+        size = batch.add(answer)
+        if size:
+            self._model.fill(answer, size)
 
     def _apply(self, batch: Batch, now: float) -> None:
         self._fail_on_purpose(batch.decodes)

@@ -26,12 +26,13 @@ from hpc_dynamo.simulator.records import Request as Asked
 from hpc_dynamo.simulator.refused import Refused, error_body
 from hpc_dynamo.simulator.rooms import Meeting
 from hpc_dynamo.simulator.scheduler import Scheduler
+from hpc_dynamo.simulator.scores import RerankRequest, ScoreRequest
 from hpc_dynamo.simulator.transfer import TransferParams
 
 T = TypeVar("T")
 Endpoint = Callable[[Request, Reply], Awaitable[None]]
 
-OPEN_PATHS = ("/health", "/ready", "/version")  # all others need the key
+OPEN_PATHS = ("/health", "/ready", "/version", "/openapi.json")  # all others need the key
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,13 @@ class Endpoints:
             "/is_sleeping": {"GET": self._is_sleeping},
             "/metrics": {"GET": self._metrics},
             METADATA_PATH: {"GET": self._metadata},
+            "/score": {"POST": self._score},
+            "/v1/score": {"POST": self._score},
+            "/rerank": {"POST": self._rerank},
+            "/v1/rerank": {"POST": self._rerank},
+            "/v2/rerank": {"POST": self._rerank},
             "/version": {"GET": self._version},
+            "/openapi.json": {"GET": self._openapi},
             "/server_info": {"GET": self._server_info},
             "/health": {"GET": self._health},
             "/ready": {"GET": self._health},
@@ -179,6 +186,28 @@ class Endpoints:
         check_model(asked.model, service.model)
         name = request.headers.get("x-request-id") or os.urandom(16).hex()
         _send(reply, asked.body(name, service.model, service.max_model_len))
+
+    async def _score(self, request: Request, reply: Reply) -> None:
+        await self._compare(request, reply, ScoreRequest)
+
+    async def _rerank(self, request: Request, reply: Reply) -> None:
+        await self._compare(request, reply, RerankRequest)
+
+    async def _compare(
+        self, request: Request, reply: Reply, type_: type[ScoreRequest | RerankRequest]
+    ) -> None:
+        self._fail_on_purpose()
+        asked, service = _read(request, type_), self._service
+        check_model(asked.model, service.model)
+        name = request.headers.get("x-request-id") or os.urandom(16).hex()
+        _send(reply, asked.body(name, service.model, service.max_model_len))
+
+    async def _openapi(self, request: Request, reply: Reply) -> None:
+        paths: dict[str, dict[str, Any]] = {
+            p: {method.lower(): {} for method in row} for p, row in self._routes.items()
+        }
+        info = {"title": "simulator", "version": "simulator"}
+        _send(reply, {"openapi": "3.1.0", "info": info, "paths": paths})
 
     async def _models(self, request: Request, reply: Reply) -> None:
         name, length = self._service.model, self._service.max_model_len

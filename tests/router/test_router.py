@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from hpc_dynamo.config import Kind, Policy, Role
-from hpc_dynamo.router import Ask, Lease, Limits, NoWorker
+from hpc_dynamo.router import Ask, Lease, Limits, NoWorker, StartShare
 from tests.router.asks import (
     BLOCK,
     ONE,
@@ -211,3 +211,26 @@ async def test_given_up_it_refuses_who_waits_and_who_comes() -> None:
         await router.ready([Role.aggregated])
     lease.release()
     await router.idle()
+
+
+async def test_until_all_workers_are_ready_each_takes_only_its_share() -> None:
+    """A batch starts with the worker that is ready first, but must not give it everything."""
+    limits = Limits(shares={Role.aggregated: StartShare(workers=2, requests=3)})
+    router = new_router(limits=limits)
+    await router.join(0, Role.aggregated, "http://a")
+    asks = [asyncio.ensure_future(router.route(ask())) for _ in range(6)]
+    await asyncio.wait(asks, return_when=asyncio.FIRST_COMPLETED)
+    assert [a.done() for a in asks] == [True] * 3 + [False] * 3
+    await router.join(1, Role.aggregated, "http://b")
+    leases = await asyncio.gather(*asks)
+    assert [lease.decode.rank for lease in leases] == [0, 0, 0, 1, 1, 1]
+    assert router.route_now(ask()), "with all workers ready there is no share"
+
+
+async def test_new_limits_apply_to_requests_in_the_queue() -> None:
+    router = new_router(limits=ONE)
+    await router.join(0, Role.aggregated, "http://a")
+    assert router.route_now(ask())
+    waiting = router.enqueue(ask())
+    router.limit(Limits())
+    assert waiting.granted.result().decode.rank == 0

@@ -132,7 +132,7 @@ WRONG = {
     "n is a list": b'{"prompt": "a", "n": []}',
     "messages are text": b'{"prompt": 1, "messages": "hello"}',
     "a byte order mark": b'\xef\xbb\xbf{"prompt": 7}',
-    "UTF-16": '{"prompt": "a"}'.encode("utf-16"),
+    "UTF-16": '{"prompt": 7}'.encode("utf-16"),
 }
 
 

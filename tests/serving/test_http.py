@@ -7,6 +7,8 @@ import pytest
 
 from hpc_dynamo.config import Role
 from hpc_dynamo.frontend import errors
+from hpc_dynamo.frontend.stats import Stats
+from hpc_dynamo.head.serve import failed_requests
 from tests.serving.served import MODEL, Served
 
 PAGES = ("/v1/models", "/v1/workers", "/metrics")
@@ -125,6 +127,16 @@ def test_an_engines_error_passes_as_it_came(body: bytes, path: str) -> None:
     assert errors.engine_content(404, body, "", path) == body
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/messages"])
+def test_the_last_event_of_a_broken_stream_has_the_engines_text(path: str) -> None:
+    error = errors.of_engine(400, FLAT, "worker 0 answered 400", path)
+    lines = errors.event(error, path).decode().splitlines()
+    told = json.loads(next(line for line in lines if line.startswith("data: {"))[6:])
+    assert told["error"]["message"] == "the input is too long"
+    assert (told.get("type") == "error") == (path == "/v1/messages")
+    assert ("data: [DONE]" in lines) == (path != "/v1/messages")
+
+
 @pytest.mark.parametrize("path", ["/live", "/ready", "/health", "/openapi.json"])
 def test_open_pages(served: Served, path: str) -> None:
     reply = served.ask("GET", path, headers={})
@@ -134,7 +146,7 @@ def test_open_pages(served: Served, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v1/models2", "//v1/models", "/v1/../v1/models", "*"]
+    "path", ["/", "/v1", "/v1/models2", "/v1/../v1/models", "*", "/sleep", "/collective_rpc"]
 )
 def test_an_unknown_path(aggregated: Served, path: str) -> None:
     reply = aggregated.ask("GET", path)
@@ -148,7 +160,87 @@ def test_a_wrong_method(aggregated: Served, path: str, method: str) -> None:
     reply = aggregated.ask(method, path, b"{}")
     assert reply.status == 405
     assert f"{path} takes POST, not {method}" in reply.json["error"]["message"]
-    assert aggregated.post("/v1/models", {}).status == 405
+    assert reply.headers["allow"] == "POST"
+    reply = aggregated.post("/v1/models", {})
+    assert (reply.status, reply.headers["allow"]) == (405, "GET, HEAD")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/models/", "/v1//models", "//v1/models", "http://any.host/v1/models", "/v1/models//"],
+)
+def test_other_spellings_of_a_path(aggregated: Served, path: str) -> None:
+    """Clients join a base URL and a path in many ways; those of a proxy send the whole URL."""
+    reply = aggregated.ask("GET", path)
+    assert (reply.status, [card["id"] for card in reply.json["data"]]) == (200, [MODEL])
+    assert aggregated.post("/v1/completions/", ASK).status == 200
+
+
+def test_models_have_the_time_of_their_start(aggregated: Served) -> None:
+    (model,) = aggregated.client.models.list()
+    began = aggregated.attempt.path.stat().st_ctime
+    assert abs(model.created - began) < 600
+
+
+def test_polls_of_ready_are_no_failed_requests() -> None:
+    answers = {"/ready 503": 67, "/health 503": 4, "other 500": 1, "/v1/workers 500": 1}
+    assert failed_requests(Stats(answers=answers)) == 0
+    answers |= {"/v1/completions 503": 2, "/v1/rerank 502": 1, "/v1/messages broken": 1}
+    answers |= {"/v1/completions 400": 9, "/v1/completions 200": 9, "/v1/responses/{id} 504": 1}
+    assert failed_requests(Stats(answers=answers)) == 5
+    assert failed_requests(None) == 0
+
+
+JSON_BODIES = [
+    b"\xef\xbb\xbf" + json.dumps(ASK).encode(),
+    json.dumps(ASK | {"prompt": "é 🙂"}, ensure_ascii=False).encode("utf-16"),
+    json.dumps(ASK).encode("utf-16-le"),
+    json.dumps(ASK).encode("utf-32"),
+    b'{"prompt": "a", "max_tokens": 1, "repetition_penalty": NaN}',
+    b'{"prompt": "a", "max_tokens": 1, "repetition_penalty": -Infinity}',
+    b'{"prompt": "a", "max_tokens": 1, "top_k": 1e400}',
+    b'{"prompt": "a", "max_tokens": 1, "unknown": %b}' % (b"[" * 200 + b"]" * 200),
+    b'{"prompt": "a", "max_tokens": 1, "n": null, "stream": null, "model": null, "stop": null}',
+    b'{"prompt": "a", "max_tokens": 1, "hpc_dynamo": null, "kv_transfer_params": null}',
+    b'{"prompt": "a", "max_tokens": 1, "hpc_dynamo": {"priority": null, "session": "s"}}',
+]
+
+
+@pytest.mark.parametrize("body", JSON_BODIES)
+def test_json_that_engines_accept(served: Served, body: bytes) -> None:
+    reply = served.ask("POST", "/v1/completions", body)
+    assert reply.status == 200, reply.body
+    assert reply.json["usage"]["completion_tokens"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (rb'{"prompt": "\ud83d", "max_tokens": 1}', "surrogates"),
+        (b"", "it is empty"),
+        (b"\x1f\x8b\x08", "compressed with gzip"),
+        (b'{"prompt": ' + b"[" * 3000 + b"]" * 3000 + b"}", "nested more than 256 deep"),
+        (b'{"prompt": "a", "x": ' + b'{"a":' * 900 + b"1" + b"}" * 901, "nested more than 256"),
+        (b"[" * 200_000, "nested more than 256 deep"),
+        (b"3", "object"),
+        (b'{"prompt": "a"', "delimiter"),
+    ],
+)
+def test_json_that_nobody_accepts(served: Served, body: bytes, message: str) -> None:
+    reply = served.ask("POST", "/v1/completions", body)
+    assert (reply.status, reply.json["error"]["type"][:2]) in ((400, "in"), (400, "Ba"))
+    assert message in reply.json["error"]["message"]
+
+
+def test_scores_of_the_engine_are_forwarded(served: Served) -> None:
+    scored = served.post("/v1/score", {"text_1": "a", "text_2": ["a", "b"]}).json["data"]
+    assert scored[0]["score"] == pytest.approx(1)
+    asked = {"query": "a", "documents": ["b", "a"], "top_n": 1}
+    for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
+        (best,) = served.post(path, asked).json["results"]
+        assert best["index"] == 1
+    assert served.ask("GET", "/version").json == {"version": "simulator"}
+    assert served.post("/reset_prefix_cache", {}).status == 404
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -159,6 +251,7 @@ def test_an_oversized_body(aggregated: Served, chunked: bool) -> None:
     assert reply.status == 413
     assert reply.headers["content-type"] == "application/json"
     assert reply.json["error"]["type"] == "request_too_large"
+    assert "serve.max_body_mb" in reply.json["error"]["message"]
 
 
 def test_oversized_headers(aggregated: Served) -> None:

@@ -93,7 +93,9 @@ class Histories(RuleBasedStateMachine):
         answer = data.draw(st.sampled_from(self.answers))
         left = answer.prompt_tokens - answer.computed
         if left > 0:
-            self.model.prefill(answer, data.draw(st.integers(1, left)))
+            tokens = data.draw(st.integers(1, left))
+            self.model.fill(answer, tokens)
+            self.model.prefill(answer, tokens)
         elif answer.said < answer.limit:
             answer.tokens.append(7)
             self.model.decode(answer)

@@ -88,6 +88,21 @@ async def test_an_unfinished_chunk_is_not_found_in_the_cache() -> None:
         assert metrics.prefix_hits % 16 == 0
 
 
+@pytest.mark.parametrize("budget", [512, 4096])
+async def test_prompts_that_arrive_together_share_the_prefix_that_the_first_computes(
+    budget: int,
+) -> None:
+    """Recorded with vLLM 0.32.0: of eight prompts of 1,200 shared and 30 own tokens, sent at
+    once, seven report the whole blocks of the shared part as cached, with either step budget."""
+    prompts = [[*range(1200), *range(2000 + 30 * i, 2030 + 30 * i)] for i in range(8)]
+    jobs = [Job(str(i), p, Sampling(4, ignore_eos=True)) for i, p in enumerate(prompts)]
+    limits = Limits(max_num_batched_tokens=budget)
+    async with scheduler(limits, blocks=200) as (made, _, metrics):
+        await finish(made, *jobs)
+        assert [each.choices[0].cached for each in jobs] == [0, *[1200] * 7]
+        assert metrics.prefix_hits == 7 * 1200
+
+
 async def test_steps_take_their_modelled_time_and_are_shared() -> None:
     async with scheduler(Limits(), timing=Timing(decode_s=0.01)) as (made, _, metrics):
         began = time.monotonic()

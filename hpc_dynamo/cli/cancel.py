@@ -1,0 +1,55 @@
+"""Ctrl-C and SIGTERM while a job is submitted and followed: the first one stops the job."""
+
+import signal
+from collections.abc import Callable
+from types import FrameType
+
+from rich.console import Console
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Cancel:
+    """Stops the job at the first signal; the second one raises KeyboardInterrupt.
+
+    From `with` on, signals raise nothing until `stops` has named what they stop: a job that is
+    being submitted must not be lost before its number is on disk.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._stop: Callable[[], None] | None = None
+        self.signal: signal.Signals | None = None
+
+    def __enter__(self) -> "Cancel":
+        self._before = [signal.signal(n, self._handle) for n in SIGNALS]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in zip(SIGNALS, self._before, strict=True):
+            signal.signal(number, handler)
+
+    @property
+    def asked(self) -> bool:
+        return self.signal is not None
+
+    @property
+    def by_ctrl_c(self) -> bool:
+        return self.signal is signal.SIGINT
+
+    def stops(self, stop: Callable[[], None]) -> None:
+        """`stop` ends what runs now. It is called at once if a signal has come already."""
+        self._stop = stop
+        if self.asked:
+            self._stop_now()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number)
+        signal.signal(number, signal.default_int_handler)
+        if self._stop:
+            self._stop_now()
+
+    def _stop_now(self) -> None:
+        self._console.print("stopping the job; press Ctrl-C again to leave without waiting")
+        if self._stop:
+            self._stop()

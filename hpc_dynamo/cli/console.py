@@ -1,0 +1,73 @@
+"""The consoles of the command line: as wide as the terminal, without a limit in pipes and files."""
+
+import codecs
+import io
+import os
+from typing import IO
+
+from rich.console import (
+    Console,
+    ConsoleDimensions,
+    ConsoleOptions,
+    RenderableType,
+    RenderResult,
+)
+
+NO_LIMIT = 1_000_000  # columns
+
+
+class Screen(Console):
+    """A console that cuts and wraps nothing if its output is not a terminal."""
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """Of the terminal; `COLUMNS` and the terminal of stdin do not count for a pipe."""
+        return super().size if self.file.isatty() else ConsoleDimensions(NO_LIMIT, 25)
+
+    @size.setter
+    def size(self, new: tuple[int, int]) -> None:
+        self._width, self._height = new
+
+
+class Wrapped:
+    """Wraps what is redrawn in place: its lines would be cropped at the edge otherwise."""
+
+    def __init__(self, content: RenderableType) -> None:
+        self._content = content
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from console.render(self._content, options.update(no_wrap=False, overflow="fold"))
+
+
+def screen(*, stderr: bool = False) -> Screen:
+    """A console for plain text: paths and texts of users are no markup."""
+    return Screen(stderr=stderr, soft_wrap=True, highlight=False, emoji=False)
+
+
+def can_redraw(file: IO[str]) -> bool:
+    """True if control codes move a cursor there: not in pipes, files, notebooks and Emacs.
+
+    A notebook gives its commands a pseudo terminal and prints whatever comes out of it.
+    """
+    notebook = "JPY_PARENT_PID" in os.environ
+    return file.isatty() and not notebook and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+ASCII = {"…": "...", "µ": "u", "─": "-", "━": "-", "»": '"', "«": '"'}
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    signs = error.object[error.start : error.end]
+    return "".join(ASCII.get(sign, "?") for sign in signs), error.end
+
+
+def encodable(*files: object) -> None:
+    """Make files print what their encoding lacks, such as `…` in Latin-1, in other signs."""
+    codecs.register_error("hpc_dynamo_ascii", _in_ascii)
+    for file in files:
+        if isinstance(file, io.TextIOWrapper):
+            file.reconfigure(errors="hpc_dynamo_ascii")
+
+
+OUT, ERR = screen(), screen(stderr=True)

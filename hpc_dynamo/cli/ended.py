@@ -1,0 +1,81 @@
+"""What can be said of a job that left no outcome: its state, its logs and what to try."""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from hpc_dynamo.config import Task
+from hpc_dynamo.launch.reasons import NEVER_RAN
+from hpc_dynamo.messages import Outcome
+from hpc_dynamo.run import Attempt
+
+TAIL_BYTES = 1 << 16  # of a log that is searched for the cause
+FULL_BYTES = 1 << 16  # a file system with less than this is full
+NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
+CAUSE = re.compile(
+    r"fatal|error|oom.?kill|CANCELLED AT|DUE TO|command not found|No such file|Permission denied",
+    re.IGNORECASE,
+)
+AGAIN = {
+    Task.batch: "run the same command again to resume the batch",
+    Task.profile: "run the same command again to resume the profile",
+    Task.serve: "run the same command again",
+}
+
+
+def vanished(attempt: Attempt, detail: str, *, cancelled: bool = False) -> Outcome:
+    """The outcome of a job that ended without one. `cancelled`: its user has stopped it."""
+    if detail == NEVER_RAN:
+        return Outcome(exit_code=1, message=f"the job was {NEVER_RAN}")
+    if cancelled:
+        return Outcome(exit_code=1, message=f"stopped; {_again(attempt)}")
+    logs = _logs(attempt)
+    rows = [f"the job ended without reporting a result: {detail}"]
+    rows += [f"  {file}: {line}" for file, lines in logs.items() if (line := _cause(lines))]
+    rows += [f"  logs: {attempt.logs} and {attempt.submitit}"]
+    rows += [f"  try: {_remedy(attempt, detail, logs)}"]
+    return Outcome(exit_code=1, message="\n".join(rows))
+
+
+def _remedy(attempt: Attempt, detail: str, logs: dict[Path, list[str]]) -> str:
+    """Resuming is advised only where a job of ours ran and the cause may be gone."""
+    again, lines = _again(attempt), [line for lines in logs.values() for line in lines]
+    if _full(attempt.path) or any(map(NO_SPACE.search, lines)):
+        return f"the disk of {attempt.run.path} is full: free some space, then {again}"
+    if "OUT_OF_MEMORY" in detail or any("oom" in line.lower() for line in lines):
+        return f"more cluster.memory_gb_per_node, then {again}"
+    if not any(attempt.nodes()):
+        return "the cause is in the lines above, or in these logs: our program never started"
+    return again
+
+
+def _again(attempt: Attempt) -> str:
+    return AGAIN[attempt.config().task]
+
+
+def _full(path: Path) -> bool:
+    there = os.statvfs(path)
+    return there.f_bavail * there.f_frsize < FULL_BYTES
+
+
+def _logs(attempt: Attempt) -> dict[Path, list[str]]:
+    """The last lines of what Slurm, submitit and the agents wrote."""
+    files = sorted([*attempt.submitit.glob("*.err"), *attempt.logs.glob("agent-*.log")])
+    return {file: _tail(file) for file in files}
+
+
+def _tail(file: Path) -> list[str]:
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
+        text = stream.read().decode(errors="replace")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _cause(lines: Iterable[str]) -> str:
+    """The line that says most: no space, the last error, or the last line."""
+    known = list(lines)
+    for pattern in (NO_SPACE, CAUSE):
+        if found := [line for line in known if pattern.search(line)]:
+            return found[-1]
+    return known[-1] if known else ""

@@ -1,0 +1,96 @@
+"""Tables that cut no cell: one that is too wide for the console is printed as lines."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+HOST, PROSE = 8, 30  # least widths of foldable columns
+INDENT = "  "
+
+
+@dataclass(frozen=True)
+class Column:
+    """`fold`: 0, or the least width down to which its cells may be broken into lines."""
+
+    name: str
+    right: bool = False
+    fold: int = 0
+
+
+class Grid:
+    """A table where it fits, else a block of `name value` pairs for each row.
+
+    Cells are rich markup; escape what is not ours.
+    """
+
+    def __init__(self, *columns: Column | str, title: str = "", plain: bool = False) -> None:
+        self._columns = [Column(c) if isinstance(c, str) else c for c in columns]
+        self._title, self._plain, self._rows = title, plain, list[tuple[str, ...]]()
+
+    def add(self, *cells: str) -> None:
+        self._rows.append(cells)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self._least_width() <= options.max_width:
+            yield self._table()
+        else:
+            yield from self._blocks(options.max_width)
+
+    def _least_width(self) -> int:
+        rows = [tuple(escape(c.name) for c in self._columns), *self._rows]
+        widths = [
+            max(Text.from_markup(cell).cell_len for cell in cells)
+            for cells in zip(*rows, strict=True)
+        ]
+        least = [min(w, c.fold or w) for w, c in zip(widths, self._columns, strict=True)]
+        return sum(least) + (len(least) if self._plain else 3 * len(least) + 1)
+
+    def _table(self) -> Table:
+        table = Table(title=self._title or None, title_justify="left")
+        if self._plain:
+            table.box, table.padding, table.pad_edge = SIMPLE_HEAD, (0, 1, 0, 0), False
+        for column in self._columns:
+            table.add_column(
+                column.name,
+                justify="right" if column.right else "left",
+                no_wrap=not column.fold,
+                overflow="fold",
+            )
+        for row in self._rows:
+            table.add_row(*row)
+        return table
+
+    def _blocks(self, width: int) -> Iterator[Text]:
+        if self._title:
+            yield Text(self._title, style="italic")
+        for row in self._rows:
+            pairs = [
+                Text.from_markup(f"{escape(column.name)} {cell}".strip())
+                for column, cell in zip(self._columns, row, strict=True)
+                if cell
+            ]
+            yield from flowed(pairs, width)
+
+
+def _width(cell: str) -> int:
+    return Text.from_markup(cell).cell_len
+
+
+def flowed(parts: Sequence[Text | str], width: int, indent: str = INDENT) -> Iterator[Text]:
+    """Lines of parts with commas between them; no part is broken that fits into a line."""
+    line = Text(overflow="fold")
+    for index, part in enumerate(parts):
+        text = Text(part) if isinstance(part, str) else part
+        comma = 1 if index + 1 < len(parts) else 0
+        if line.plain.strip() and line.cell_len + 1 + text.cell_len + comma > width:
+            yield line
+            line = Text(indent, overflow="fold")
+        elif line.plain.strip():
+            line.append(" ")
+        line.append_text(text).append("," * comma)
+    yield line

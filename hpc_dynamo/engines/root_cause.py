@@ -1,0 +1,146 @@
+"""The line of a dead engine's log that tells why it ended.
+
+Engines end with follow-up messages: a parent process reports that its child failed, SGLang kills
+its own process tree, libraries report leaks. The cause is the last exception before them.
+
+Source: logs of failed starts of vLLM 0.32 and SGLang 0.5.23 (tests/engine_logs), and their code
+(vllm/v1/engine/utils.py, sglang/srt/entrypoints/engine.py, srt/managers/tokenizer_manager.py);
+TensorRT-LLM 1.x (executor/proxy.py).
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+LONGEST = 400  # characters that are quoted
+DETAILS = 3  # lines that may follow an exception's first
+# SGLang ends itself by SIGKILL then, while it starts and later.
+SELF_KILLED = ("Received sigquit from a child process", "SIGQUIT received. signum=")
+CHILD_KILLED = re.compile(r"exit ?code:? -9\b")  # SGLang: a child was killed, not failed
+
+# Before a message: srun's label, the process, level and time, [time] or [rank0]:
+PREFIX = re.compile(
+    r"""(?: \d+:\ (?=[(\[A-Z])
+      | \([\w.]+(?:\ [\w.]+)*\ pid=\d+\)\ ?
+      | (?:ERROR|CRITICAL|WARNING|INFO|DEBUG)\ +\d\d-\d\d\ [\d:.,]+\ (?:\[[^\]]*\]\ ?)?
+      | \[[\d/: .,-]+(?:\ [A-Z]+\d+)*\]\ ?
+      | \[(?:TRT-LLM|TensorRT-LLM|rank\d+)\]:?\ ?
+      | \[[EFWI]\]\ ?
+    )""",
+    re.VERBOSE,
+)
+EXCEPTION = re.compile(
+    r"(?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*)?(?:Error|Exception|Exit|Interrupt)(?::.*|$)"
+)
+USAGE = re.compile(r"[\w.-]+(?: [\w.-]+)?: error: .+")  # argparse
+
+# Exceptions that only report another one.
+FOLLOW_UP = (
+    "see root cause",
+    "see stack trace",
+    "root cause above",
+    "died unexpectedly",
+    "initialization failed due to an exception in a background process",
+    "scheduler died during initialization",
+    "enginedeaderror",
+    "childfailederror",
+    "child process terminated unexpectedly",
+    "executor worker returned error",
+    "systemexit",
+    "keyboardinterrupt",
+    "cancellederror",
+    "brokenpipeerror",
+    "connectionreseterror",
+    "connectionrefusederror",
+    "eoferror",
+    "broken process pool",
+)
+# Lines that are no exception and tell nothing.
+NOISE = (
+    "nanobind: ",
+    "- leaked ",
+    "see https://",
+    "for further information visit",
+    "kill_process_tree called",
+    *(sign.casefold() for sign in SELF_KILLED),
+    "resource_tracker",
+    "warnings.warn",
+    "destroy_process_group",
+    "sys:1: ",
+    "srun: ",
+    "you can find more",
+    "^^^",  # marks a part of the line above, in a traceback
+)
+
+
+def root_cause(log: str) -> str:
+    """Return what tells best why an engine ended, from the end of its log; empty if it is empty.
+
+    That is the last exception that does not only report another, else the last line that is not
+    noise. It is a line, with the start of a longer message.
+    """
+    lines = [_message(line) for line in log.splitlines()]
+    found = [i for i, line in enumerate(lines) if _is_error(line)]
+    causes = [i for i in found if not _reports_another(_quoted(lines, i))]
+    for index in (causes or found)[-1:]:
+        return _shortened(_quoted(lines, index))
+    return last_line(log)
+
+
+def last_line(log: str) -> str:
+    """Return the last line of a log that is not noise, else its last line; empty if it is empty."""
+    lines = [line for each in reversed(log.splitlines()) if (line := _message(each).strip())]
+    telling = [line for line in lines if not _is_noise(line)]
+    return _shortened(next(iter(telling or lines), ""))
+
+
+def killed_itself(log: str) -> bool:
+    """Return whether an engine that was killed by SIGKILL did so itself, since a child failed."""
+    return any(sign in log for sign in SELF_KILLED) and not CHILD_KILLED.search(log)
+
+
+def _message(line: str) -> str:
+    """A line without what stands before the message; its indentation is kept."""
+    while prefix := PREFIX.match(line):
+        line = line[prefix.end() :]
+    return line.rstrip()
+
+
+def _is_error(line: str) -> bool:
+    return bool(EXCEPTION.match(line) or USAGE.match(line)) and not _is_noise(line)
+
+
+def _reports_another(text: str) -> bool:
+    said = text.casefold()
+    return any(sign in said for sign in FOLLOW_UP)
+
+
+def _is_noise(line: str) -> bool:
+    said = line.casefold()
+    return any(sign in said for sign in NOISE)
+
+
+def _quoted(lines: Sequence[str], index: int) -> str:
+    """An exception in one line, with its class's bare name. Pydantic's message and one that starts
+    with an empty line go on in the lines below."""
+    first = lines[index].strip()
+    kind, _, message = first.partition(":")
+    if EXCEPTION.match(first):
+        kind = kind.rpartition(".")[2]
+    parts = [kind, message.strip()]
+    if not parts[1] or kind.endswith("ValidationError"):
+        parts += _details(lines[index + 1 : index + 1 + DETAILS])
+    return ": ".join(filter(None, parts))
+
+
+def _details(lines: Sequence[str]) -> Iterator[str]:
+    """The lines below an exception, to the first that is indented, as Pydantic writes them."""
+    for line in filter(None, lines):
+        if _is_error(line) or _is_noise(line) or line.startswith(("Traceback", "During ")):
+            return
+        yield line.partition(" [type=")[0].strip()
+        if line.startswith(" "):
+            return
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 2]} …"

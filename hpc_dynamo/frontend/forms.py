@@ -1,0 +1,28 @@
+"""Forms (`multipart/form-data`), in which clients send audio. They are forwarded unchanged."""
+
+import re
+
+from hpc_dynamo.http import Request
+
+LONGEST_VALUE = 1000  # bytes; longer ones are files
+
+_PART = re.compile(
+    rb'\r\ncontent-disposition:[^\r\n]*?\bname="?([^";\r\n]+)"?[^\r\n]*\r\n'
+    rb"(?:[^\r\n]+\r\n)*\r\n([^\r\n]{0,%d})" % LONGEST_VALUE,
+    re.IGNORECASE,
+)
+
+
+def is_form(request: Request) -> bool:
+    """Return True if the body is a form: it is not JSON, and is forwarded with its own type."""
+    kind = request.headers.get("content-type", "").lower()
+    return kind.startswith(("multipart/form-data", "application/x-www-form-urlencoded"))
+
+
+def form_fields(content: bytes) -> dict[str, str]:
+    """Return the first line of each field of a multipart form, by name."""
+    found = _PART.findall(content)
+    return {
+        name.replace(b"\\", b"").decode(errors="replace"): value.decode(errors="replace")
+        for name, value in found
+    }

@@ -1,0 +1,152 @@
+"""The port of an endpoint: no other server's, and shared only among the frontends of one run.
+
+With SO_REUSEPORT the kernel spreads connections over all sockets of one user on a port, whoever
+opened them. So the port is first taken without it. A single frontend process never sets it.
+Several do, since the kernel spreads connections more evenly than processes that share one socket.
+So does a job that may be handed over: the next job of the run may be on the same node. A program
+that sets SO_REUSEPORT itself (vLLM does) can still join these two later.
+
+Source: socket(7), ip(7); proc(5) for /proc/net/tcp; Linux, net/ipv4/inet_connection_sock.c.
+"""
+
+import os
+import pwd
+import re
+import shlex
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from hpc_dynamo.errors import EngineError
+from hpc_dynamo.run import Attempt
+
+BACKLOG = 4096
+LISTEN = "0A"  # state of a socket in /proc/net/tcp
+RUN = re.compile(r"(/\S.*)/attempts/\d+")
+
+
+class Listener:
+    """Holds the port from the start of a job to `close`."""
+
+    def __init__(self, host: str, port: int, *, shared: bool, attempt: Attempt) -> None:
+        """`shared`: more than one socket will listen. Raises EngineError if a server of another
+        run has the port; an earlier job of the same run may have it."""
+        self._host, self._shared = host, shared
+        try:
+            ours = shared and port and _earlier_job_listens(attempt, port)
+            self._held = self._shareable(port) if ours else self._taken(port)
+        except OSError as e:
+            raise _refused(host, port, e) from e
+        self.port = int(self._held.getsockname()[1])
+
+    def _taken(self, port: int) -> socket.socket:
+        first = _bound(self._host, port, shared=False)
+        try:
+            first.listen(BACKLOG)  # fails where somebody else listens
+        except OSError:
+            first.close()
+            raise
+        if not self._shared:
+            return first
+        with first:  # until `held` is bound, so that nobody comes in between
+            first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            return self._shareable(int(first.getsockname()[1]))
+
+    def _shareable(self, port: int) -> socket.socket:
+        """A socket that never listens and shuts everybody out who has no SO_REUSEPORT."""
+        held = _bound(self._host, port, shared=True)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        return held
+
+    def open(self) -> socket.socket:
+        """Return a socket for a frontend process to listen on; the caller closes it."""
+        return _bound(self._host, self.port, shared=True) if self._shared else self._held.dup()
+
+    def close(self) -> None:
+        """Give the port back, as far as frontend processes have closed theirs."""
+        self._held.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _bound(host: str, port: int, *, shared: bool) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger
+    if shared:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if family == socket.AF_INET6:
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    try:
+        made.bind((host, port))
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def _earlier_job_listens(attempt: Attempt, port: int) -> bool:
+    """Return whether a job of this run that is to hand over to ours has the port of this node."""
+    for earlier in attempt.run.attempts():
+        endpoint = earlier.endpoint() if earlier.number < attempt.number else None
+        if endpoint and endpoint.port == port and endpoint.host == socket.gethostname():
+            return earlier.outcome() is None
+    return False
+
+
+def _refused(host: str, port: int, error: OSError) -> EngineError:
+    what = f"cannot listen on {host}:{port} of {socket.gethostname()}: {error.strerror}"
+    hint = "serve.port=0 for any free port, serve.host for another address of the head node"
+    if found := holder(port):
+        what += f" by {found}"
+    if run := RUN.search(found):
+        stop = shlex.join(("hpc-dynamo", "stop", run[1]))
+        hint = f"serve.port=0 for any free port, or end that run: {stop}"
+    return EngineError(what, hint=hint)
+
+
+def holder(port: int) -> str:
+    """Describe who listens on a port of this node, as far as we may know: processes of other users
+    are hidden. Empty if nobody listens."""
+    for inode, uid in _listening(port):
+        for pid in _with_socket(inode):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+            run = next((m for word in words if (m := RUN.match(word))), None)
+            return f"process {pid} of {run[0]}" if run else f"process {pid}: {_short(words)}"
+        return f"a process of user {_user(uid)}"
+    return ""
+
+
+def _short(words: list[str]) -> str:
+    return " ".join(words).strip()[:100]
+
+
+def _listening(port: int) -> Iterator[tuple[str, int]]:
+    """Inode and user id of each socket that listens on the port."""
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+                    yield fields[9], int(fields[7])
+
+
+def _with_socket(inode: str) -> Iterator[int]:
+    """Processes that have the socket open, of those that we may look at."""
+    for fd in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if os.readlink(fd) == f"socket:[{inode}]":
+                yield int(fd.parts[2])
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
