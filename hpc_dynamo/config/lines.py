@@ -4,8 +4,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields
 
+from hpc_dynamo.config.cluster import Slurm
+from hpc_dynamo.config.hardware import Hardware
 from hpc_dynamo.config.schema import Config
-from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.errors import ConfigError, override
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\x85]")
 
@@ -24,8 +26,9 @@ def check_lines(config: Config) -> None:
 def _texts(config: Config) -> Iterator[tuple[str, str]]:
     yield "name", config.name
     yield "runs", config.runs
-    sections = {f"cluster.hardware.{k}": kind for k, kind in config.cluster.hardware.items()}
-    for section, values in {"cluster.slurm": config.cluster.slurm, **sections}.items():
+    sections: dict[str, Slurm | Hardware] = {"cluster.slurm": config.cluster.slurm}
+    sections |= {f"cluster.hardware.{k}": kind for k, kind in config.cluster.hardware.items()}
+    for section, values in sections.items():
         for field in fields(values):
             if isinstance(value := getattr(values, field.name), str):
                 yield f"{section}.{field.name}", value
@@ -33,8 +36,12 @@ def _texts(config: Config) -> Iterator[tuple[str, str]]:
             yield f"{section}.extra.{option}", f"{option}={value}"
 
 
-def check_folder(path: str) -> None:
-    """Refuse a run's folder that could not be found again. Raises ConfigError."""
-    if found := REPLACED.search(path):
-        what = f"runs and name make the folder {path}, and Slurm replaces {found[0]} in paths"
-        raise ConfigError(what, hint="runs=/a/path/without/percent/signs name=my-run")
+def check_folder(runs: str, name: str) -> None:
+    """Refuse a run's folder whose logs would be written elsewhere. Raises ConfigError."""
+    for field, value, hint in (
+        ("runs", runs, "runs=DIR, a folder without percent signs in its path"),
+        ("name", name, override("name", name.replace("%", "") or "my-run")),
+    ):
+        if found := REPLACED.search(value):
+            what = f"{field}={value}: Slurm replaces {found[0]} in the paths of logs"
+            raise ConfigError(what, hint=hint)
