@@ -10,9 +10,19 @@ from pathlib import Path
 
 from hpc_dynamo import keeper
 
-# What Slurm and MPI tell a task must not reach an engine: it would join a world that is not
-# its own, and a srun of its own would inherit the limits of our step.
-FOREIGN = ("SLURM_", "SLURMD_", "SRUN_", "PMI_", "PMIX_", "PMI2_", "OMPI_", "PRTE_", "SUBMITIT_")
+# Variables by which Slurm, MPI and submitit describe the job, the step or the rank that we run in.
+# A process that inherits them would join an MPI world that is not its own, and each srun or sbatch
+# would take the limits of our job as its own options. SBATCH_* and the others of Slurm's commands
+# are a user's defaults for these commands, see launch/environment.py for those that are kept.
+FOREIGN = (
+    *("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SALLOC_"),
+    *("SQUEUE_", "SINFO_", "SCONTROL_", "SCANCEL_"),
+    *("PMI_", "PMIX_", "PMI2_", "OMPI_", "PRTE_", "PALS_", "MPI_LOCAL", "HYDI_"),
+    "SUBMITIT_",
+)
+# Parameters of Open MPI are a site's or user's settings, except those that mpirun sets for a rank.
+SETTINGS = "OMPI_MCA_"
+OF_MPIRUN = tuple(f"{SETTINGS}{name}" for name in ("orte_", "ess", "pmix", "plm", "initial_wdir"))
 
 # Where the run's first job was submitted from: Slurm takes the node of a job that asks for its
 # successor for it.
@@ -20,9 +30,14 @@ LOGIN = "HPC_DYNAMO_LOGIN"
 
 
 def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """Our environment without what belongs to Slurm and MPI, with `extra` on top."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
-    return kept | dict(extra)
+    """Return our environment without what describes our job, step and rank, with `extra` on top."""
+    return {k: v for k, v in os.environ.items() if not _foreign(k)} | dict(extra)
+
+
+def _foreign(name: str) -> bool:
+    if name.startswith(SETTINGS):
+        return name.startswith(OF_MPIRUN)
+    return name.startswith(FOREIGN)
 
 
 class Child:

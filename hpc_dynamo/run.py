@@ -277,16 +277,19 @@ class Run:
     def attempt(self, number: int) -> Attempt:
         return Attempt(self.path / "attempts" / str(number))
 
+    def next_attempt(self) -> Attempt:
+        """Return what the next attempt is called, unless another process claims it first."""
+        return self.attempt(max((a.number for a in self.attempts()), default=0) + 1)
+
     def new_attempt(self, config: Config, plan: Plan) -> Attempt:
         """Claim the next number: making the folder succeeds for one process only."""
-        number = max((a.number for a in self.attempts()), default=0) + 1
+        attempt = self.next_attempt()
         while True:
-            attempt = self.attempt(number)
             try:
                 attempt.path.mkdir()
                 break
             except FileExistsError:
-                number += 1
+                attempt = self.attempt(attempt.number + 1)
         for folder in (attempt.logs, attempt.submitit, attempt.path / "nodes"):
             folder.mkdir()
         write_json(attempt.config_file, config)

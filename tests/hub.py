@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from hashlib import sha1, sha256
+from hashlib import sha1
 from pathlib import Path
 
 REPOSITORY = "demo/tiny"
@@ -39,8 +39,18 @@ def adapter_folder(folder: Path) -> Path:
     return folder
 
 
-def cached(cache: Path, files: Path, repository: str = REPOSITORY, revision: str = "main") -> Path:
-    """Put a folder into a cache as a download would. Returns the snapshot."""
+def cached(
+    cache: Path,
+    files: Path,
+    repository: str = REPOSITORY,
+    revision: str = "main",
+    *,
+    link: bool = False,
+) -> Path:
+    """Put a folder into a cache as a download would. Returns the snapshot.
+
+    `link`: the files of a large model are not copied.
+    """
     entry = cache / ("models--" + repository.replace("/", "--"))
     commit = sha1(revision.encode()).hexdigest()
     snapshot, ref = entry / "snapshots" / commit, entry / "refs" / revision
@@ -48,7 +58,11 @@ def cached(cache: Path, files: Path, repository: str = REPOSITORY, revision: str
         folder.mkdir(parents=True, exist_ok=True)
     ref.write_text(commit)
     for file in files.iterdir():
-        blob = entry / "blobs" / sha256(file.read_bytes()).hexdigest()
-        shutil.copy(file, blob)
+        blob = entry / "blobs" / sha1(file.name.encode()).hexdigest()
+        blob.unlink(missing_ok=True)
+        if link:
+            blob.symlink_to(file)
+        else:
+            shutil.copy(file, blob)
         (snapshot / file.name).symlink_to(Path("../../blobs") / blob.name)
     return snapshot

@@ -63,7 +63,7 @@ def test_a_request_that_the_engine_refuses_goes_to_the_errors(tmp_path: Path) ->
     with (tmp_path / "prompts.jsonl").open("a") as file:
         file.write(json.dumps(bad) + "\n")
     done = hpc_dynamo("batch", *SIMULATOR, "input=prompts.jsonl", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 4, done.stderr
     run = tmp_path / "runs/prompts"
     assert list(answers(run / "output.jsonl")) == ids
     (row,) = map(json.loads, (run / "errors.jsonl").read_text().splitlines())
@@ -81,12 +81,12 @@ def test_lines_that_only_pythons_json_reads_and_fields_that_are_null(tmp_path: P
         rb'{"prompt": "not a number", "repetition_penalty": NaN}',
         rb'{"prompt": "infinite", "top_k": 1e400}',
         rb'{"prompt": "half a pair \ud83d"}',
-        rb'{"url": "/v1/rerank", "body": {"query": "a", "documents": ["b"]}}',
+        rb'{"url": "/classify", "body": {"input": "a"}}',
     ]
     (tmp_path / "prompts.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\n".join(rows))
     words = (*SIMULATOR, "input=prompts.jsonl", "batch.defaults.max_tokens=3")
     done = hpc_dynamo("batch", *words, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 4, done.stdout + done.stderr
     run = tmp_path / "runs/prompts"
     counts = {
         row["custom_id"]: row["response"]["body"]["usage"]["completion_tokens"]

@@ -72,7 +72,7 @@ def test_help_of_a_verb_names_what_a_job_can_be_made_of(call: Call) -> None:
 
 
 def test_plan_prints_one_thing(call: Call) -> None:
-    said = call("plan", "--dry-run", "--commands", "engine=simulator").stderr
+    said = call("plan", "--sbatch", "--commands", "engine=simulator").stderr
     assert "not allowed with argument" in said
 
 
@@ -105,18 +105,29 @@ def test_plan_starts_nothing_and_leaves_nothing(call: Call, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_dry_run_prints_the_script_alone(tmp_path: Path) -> None:
+def test_sbatch_prints_the_script_alone(tmp_path: Path) -> None:
     words = ["engine=simulator", "topology.nodes=3", "input=my prompts.jsonl"]
-    script = printed(hpc_dynamo("plan", "--dry-run", *words, cwd=tmp_path))
+    script = printed(hpc_dynamo("plan", "--sbatch", *words, cwd=tmp_path))
     assert script.startswith("#!/bin/bash\n#SBATCH ")
     assert "#SBATCH --nodes=3\n" in script
     assert "'input=my prompts.jsonl'" in script
 
 
-def test_dry_run_of_serve(call: Call) -> None:
-    script = printed(call("plan", "--dry-run", "--verb", "serve", "engine=simulator"))
+def test_sbatch_script_of_serve(call: Call) -> None:
+    script = printed(call("plan", "--sbatch", "--verb", "serve", "engine=simulator"))
     assert "exec hpc-dynamo \\\n  serve \\\n  engine=simulator \\\n" in script
     assert "task: serve" in printed(call("plan", "--show", "--verb", "serve", "engine=simulator"))
+
+
+def test_dry_run_prints_what_the_verb_submits(call: Call, tmp_path: Path) -> None:
+    words = ("engine=simulator", "name=my run", "cluster.slurm.signal_before_end_s=120")
+    script = printed(call("plan", "--dry-run", "--verb", "serve", *words))
+    folder = tmp_path / "runs/my run/attempts/1/submitit"
+    assert "#SBATCH --signal=USR2@120\n" in script
+    assert f"#SBATCH --output='{folder}/%j_0_log.out'\n" in script
+    assert f"-m submitit.core._submit '{folder}'\n" in script
+    assert list(tmp_path.iterdir()) == [], "a plan leaves nothing"
+    refused(call("plan", "--dry-run", "engine=simulator"), "input is not set", "prompts.jsonl")
 
 
 def test_show_prints_every_field(call: Call) -> None:
@@ -129,7 +140,7 @@ def test_show_prints_every_field(call: Call) -> None:
 def test_a_script_finds_a_sites_own_files_again(call: Call, tmp_path: Path) -> None:
     (tmp_path / "site" / "cluster").mkdir(parents=True)
     (tmp_path / "site" / "cluster" / "alps.yaml").write_text("slurm:\n  account: g42\n")
-    words = ["--dry-run", "--config-dir", "site", "engine=simulator", "cluster=alps"]
+    words = ["--sbatch", "--config-dir", "site", "engine=simulator", "cluster=alps"]
     script = printed(call("plan", *words))
     assert "#SBATCH --account=g42" in script
     assert "--config-dir" in script

@@ -35,8 +35,8 @@ GOOD = Topology(aggregated=Pool(workers=1))
 PAIR = Topology(kind=Kind.disaggregated, prefill=Pool(workers=1), decode=Pool(workers=1))
 
 
-def slurm(**fields: str) -> Config:
-    return Config(topology=GOOD, cluster=Cluster(slurm=Slurm(**fields)))  # type: ignore[arg-type]  # strings only here
+def slurm(**fields: Any) -> Config:
+    return Config(topology=GOOD, cluster=Cluster(slurm=Slurm(**fields)))
 
 
 def planned(topology: Topology = PAIR, **fields: Any) -> Config:
@@ -141,7 +141,16 @@ REFUSED = [
     ),
     (slurm(time="soon"), "cluster.slurm.time=soon is not a time", "HH:MM:SS"),
     (slurm(time="0"), "cluster.slurm.time=0 leaves no time", "cluster.slurm.time=01:00:00"),
-    (slurm(gpu_option="gpus"), "cluster.slurm.gpu_option=gpus", "gpus-per-node or gres"),
+    (slurm(gpu_option="gpu"), "cluster.slurm.gpu_option=gpu", "gpus-per-node, gres, gpus"),
+    (slurm(memory_option="mem0"), "cluster.slurm.memory_option=mem0", "mem, mem-per-cpu, none"),
+    (slurm(gpu_type="gpu:a100:4"), "gpu_type=gpu:a100:4", "cluster.slurm.gpu_type=a100"),
+    (slurm(gpu_type="a100:4"), "gpu_type=a100:4", "cluster.gpus_per_node=4"),
+    (slurm(extra={"array": "1-3"}), "cluster.slurm.extra.array=1-3", "SLURM_ARRAY_TASK_ID"),
+    (slurm(extra={"nodes": "3"}), "cluster.slurm.extra.nodes=3", "topology.nodes"),
+    (slurm(extra={"N": "3"}), "cluster.slurm.extra.N=3", "topology.nodes"),
+    (slurm(extra={"--time": "9"}), "cluster.slurm.extra.--time=9", "cluster.slurm.time"),
+    (slurm(extra={"cpus_per_task": "9"}), "extra.cpus_per_task=9", "cluster.cpus_per_node"),
+    (slurm(extra={"signal": "9"}), "extra.signal=9", "cluster.slurm.signal_before_end_s"),
 ]
 
 

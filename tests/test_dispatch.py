@@ -11,7 +11,7 @@ from aiohttp import web
 
 from hpc_dynamo.config import Kind, Role
 from hpc_dynamo.config import Router as RouterConfig
-from hpc_dynamo.dispatch import Dispatcher, Whole, Work
+from hpc_dynamo.dispatch import Broken, Dispatcher, Whole, Work
 from hpc_dynamo.engines import Dialect
 from hpc_dynamo.engines.nixl_dialect import NOBODY, NixlDialect
 from hpc_dynamo.errors import RequestFailed
@@ -120,9 +120,9 @@ class House:
         self._stack, self._dialect = stack, dialect or NixlDialect()
 
     async def dispatcher(self, kind: Kind) -> Sender:
-        client = await self._stack.enter_async_context(Client.bearer(TOKEN))
-        tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
-        return Sender(kind, client, tasks, self._dialect)
+        self.client = await self._stack.enter_async_context(Client.bearer(TOKEN))
+        self.tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
+        return Sender(kind, self.client, self.tasks, self._dialect)
 
     async def engine(self, reply: Reply) -> Engine:
         engine = Engine(reply)
@@ -359,3 +359,31 @@ async def test_blocks_are_given_up_where_the_decode_worker_refuses(
     assert (await failed(dispatcher)).status == status
     await decode.has(2)
     assert decode.bodies[1] == decode.bodies[0] | {"model": NOBODY}
+
+
+async def test_a_worker_that_never_got_the_request_does_not_count_as_a_try(house: House) -> None:
+    """A batch lets a request break one worker only."""
+    dispatcher, _ = await house.whole()
+    dispatcher.dispatcher = Dispatcher(
+        dispatcher, NixlDialect(), house.client, house.tasks, tries=1
+    )
+    engine = await house.engine(text)
+    await dispatcher.join(0, Role.aggregated, "http://127.0.0.1:1")
+    assert not (await broken(dispatcher)).reached
+    await dispatcher.join(1, Role.aggregated, engine.url)
+    assert (await dispatcher.send(PATH, {"prompt": "x"}, SOON_S)).rank == 1
+
+
+async def test_with_one_try_a_request_breaks_one_worker_only(house: House) -> None:
+    dispatcher, engines = await house.whole(refusing(500), refusing(500))
+    dispatcher.dispatcher = Dispatcher(
+        dispatcher, NixlDialect(), house.client, house.tasks, tries=1
+    )
+    assert (await broken(dispatcher)).reached
+    assert sum(len(engine.bodies) for engine in engines) == 1
+
+
+async def broken(dispatcher: Sender) -> Broken:
+    error = await failed(dispatcher)
+    assert isinstance(error, Broken)
+    return error

@@ -310,3 +310,25 @@ async def test_old_clients_get_streams_without_chunks() -> None:
         answer = await raw(port, b"GET / HTTP/1.0\r\n\r\n")
     assert answer.endswith(b"\r\n\r\nplain")
     assert b"chunked" not in answer
+
+
+async def test_a_server_that_ends_with_a_request_is_told_from_one_that_is_not_there() -> None:
+    """Although the request is sent again on a new connection, which is refused."""
+    client = Client()
+
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        server.close()
+        writer.close()
+
+    server = await asyncio.start_server(once, HOST, 0)
+    url = f"http://{HOST}:{server.sockets[0].getsockname()[1]}"
+    async with asyncio.timeout(SOON_S), client:
+        async with client.send("GET", url, "/") as answer:
+            await answer.read()
+        for error in (ConnectionResetError, ConnectionRefusedError):
+            with pytest.raises(error):
+                async with client.send("GET", url, "/"):
+                    pass

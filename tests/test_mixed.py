@@ -16,6 +16,7 @@ from hpc_dynamo.launch import grown
 from hpc_dynamo.launch.allocation import start_step
 from hpc_dynamo.launch.node import component, whoami
 from hpc_dynamo.launch.resources import components, resources
+from hpc_dynamo.launch.script import submission
 from hpc_dynamo.run import Attempt, Run
 from hpc_dynamo.topology import Group, Plan, plan
 from tests.runs import until
@@ -53,7 +54,7 @@ def test_overrides_describe_kinds_without_a_plus() -> None:
         (["cluster.hardware.h100=8"], "h100=8: has fields of its own", "h100.FIELD=VALUE"),
         (["topology.decode.hardware=l40"], "'l40' is not known", "known: h100, l40s"),
         (["topology.nodes=3"], "topology.nodes=3 counts nodes of no kind", "hardware.h100.nodes=3"),
-        (["cluster.hardware.h100.nodes=0"], "h100.nodes=0 must be above 0", "h100.nodes=1"),
+        (["cluster.hardware.h100.nodes=0"], "h100.nodes=0 must be at least 1", "h100.nodes=1"),
         (["cluster.bootstrap.method=mpi"], "Slurm's PMIx is wrong", "bootstrap.method=tcp"),
         (["planner=load"], "different kinds cannot change their role", "planner=off"),
         (["cluster.hardware.h100.gpus_per_node=null"], "h100.gpus_per_node is not set", "=4"),
@@ -245,10 +246,30 @@ def test_one_that_no_head_ever_saw_is_cancelled_with_the_run(run: Run, slurm: Pa
     assert (slurm / "cancelled").read_text().split() == ["8"]
 
 
+def test_job_of_the_second_kind_counts_its_nodes_from_the_first_kinds(run: Run) -> None:
+    config = compose(
+        [
+            *("engine=simulator", "cluster.hardware.west.partition=west"),
+            *("cluster.hardware.west.nodes=2", "cluster.hardware.east.partition=east"),
+            *("topology.prefill.workers=2", "topology.prefill.hardware=west"),
+            "topology.decode.hardware=east",
+        ]
+    )
+    layout = plan(config)
+    _, second = layout.parts
+    attempt = run.new_attempt(config, layout)
+    text = submission(attempt.new_grown(second), on(config, second.kind), second, "none")
+    assert "#SBATCH --partition=east\n" in text
+    assert "#SBATCH --nodes=1\n" in text
+
+
 def test_a_script_asks_for_one_job(call: Call) -> None:
-    asked = ("plan", "--dry-run", *ON_CPUS)
+    asked = ("plan", "--sbatch", *ON_CPUS)
     refused(call(*asked, "cluster.slurm.mixed=jobs"), "one job", "cluster.slurm.mixed=hetjob")
     assert "#SBATCH hetjob" in printed(call(*asked))
+    submitted = printed(call("plan", "--dry-run", "--verb", "serve", *ON_CPUS))
+    assert "#SBATCH hetjob" in submitted
+    assert "srun --het-group=0 " in submitted
 
 
 def test_the_plan_shows_kinds(call: Call) -> None:

@@ -61,7 +61,7 @@ def test_wide_expert_parallelism_on_nodes_of_four() -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_its_script_asks_for_these_nodes_and_runs_the_recipe(recipe: str, call: Call) -> None:
     words = (f"recipe={recipe}", "cluster.gpus_per_node=8")
-    script = printed(call("plan", "--dry-run", "--verb", "serve", *words))
+    script = printed(call("plan", "--sbatch", "--verb", "serve", *words))
     assert f"#SBATCH --nodes={LAYOUTS[recipe][0]}\n" in script
     assert "#SBATCH --gpus-per-node=8\n" in script
     assert "exec hpc-dynamo \\\n  serve \\\n  " + " \\\n  ".join(words) in script
@@ -158,5 +158,5 @@ def test_uneven_layouts(words: list[str], sizes: dict[str, tuple[int, int]], cal
     layout = plan(made)
     used = [(s.node, gpu) for w in layout.workers for s in w.shards for gpu in s.gpus]
     assert len(used) == len({*used})
-    script = printed(call("plan", "--dry-run", "cluster.gpus_per_node=4", *words))
+    script = printed(call("plan", "--sbatch", "cluster.gpus_per_node=4", *words))
     assert f"#SBATCH --nodes={layout.nodes}\n" in script

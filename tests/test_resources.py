@@ -101,6 +101,13 @@ def test_the_cluster_may_say_what_a_node_gives() -> None:
     assert (given.cpus, given.memory_gb) == (96, 501)
 
 
+def test_memory_0_is_all_of_a_node() -> None:
+    assert need(with_cluster(memory_gb_per_node=0)).memory_gb == 0
+    assert options(with_cluster(memory_gb_per_node=0))["mem"] == "0"
+    per_cpu = with_cluster(memory_gb_per_node=0, slurm=Slurm(memory_option="mem-per-cpu"))
+    assert not {"mem", "mem-per-cpu"} & options(per_cpu).keys()
+
+
 def test_what_a_bare_configuration_asks_of_sbatch() -> None:
     assert options(replace(BASE, name="my-run")) == {
         "job-name": "hpc-dynamo-my-run",
@@ -130,6 +137,34 @@ def test_what_a_bare_configuration_asks_of_sbatch() -> None:
         ({"exclusive": False}, {"exclusive": None}),
         ({"extra": {"mail-type": "END"}}, {"mail-type": "END"}),
         ({"extra": {"mem": "100GB"}}, {"mem": "100GB"}),
+        # Flags, and options that are left out.
+        ({"extra": {"no-requeue": "true"}}, {"no-requeue": True}),
+        ({"extra": {"contiguous": ""}}, {"contiguous": True}),
+        ({"extra": {"--no-requeue": "True"}}, {"no-requeue": True}),
+        ({"extra": {"requeue": "false"}}, {"requeue": None}),
+        ({"extra": {"kill-on-invalid-dep": "no"}}, {"kill-on-invalid-dep": "no"}),
+        # Never two lines for one thing: the user's replaces ours.
+        ({"extra": {"mem-per-cpu": "1G"}}, {"mem-per-cpu": "1G", "mem": None}),
+        ({"extra": {"mem_per_cpu": "1G"}}, {"mem-per-cpu": "1G", "mem": None}),
+        ({"extra": {"mem-per-gpu": "9G"}}, {"mem-per-gpu": "9G", "mem": None}),
+        ({"extra": {"mem": "false"}}, {"mem": None}),
+        ({"extra": {"gres": "gpu:a100:4"}}, {"gres": "gpu:a100:4", "gpus-per-node": None}),
+        ({"extra": {"G": "8"}}, {"gpus": "8", "gpus-per-node": None}),
+        ({"extra": {"gpus-per-node": "false"}}, {"gpus-per-node": None}),
+        ({"extra": {"gres": "nvme:1"}}, {"gres": "nvme:1", "gpus-per-node": "4"}),
+        ({"extra": {"gres": "nvme:1"}, "gpu_option": "gres"}, {"gres": "gpu:4,nvme:1"}),
+        ({"extra": {"p": "long"}, "partition": "gpu"}, {"partition": "long", "p": None}),
+        ({"extra": {"exclusive": "user"}}, {"exclusive": "user", "cpus-per-task": 34}),
+        # The forms that a site wants its requests in.
+        ({"gpu_option": "none"}, {"gpus-per-node": None, "gres": None, "gpus": None}),
+        ({"gpu_option": "gpus"}, {"gpus": "8", "gpus-per-node": None}),
+        ({"gpu_option": "gpus", "gpu_type": "h100"}, {"gpus": "h100:8"}),
+        ({"gpu_option": "gpus-per-task"}, {"gpus-per-task": "4", "gpus-per-node": None}),
+        ({"memory_option": "none"}, {"mem": None, "mem-per-cpu": None}),
+        ({"memory_option": "mem-per-cpu"}, {"mem": None, "mem-per-cpu": "7831MB"}),
+        ({"memory_option": "mem-per-cpu", "exclusive": True}, {"mem": None, "mem-per-cpu": None}),
+        ({"memory_option": "none", "exclusive": True}, {"mem": None, "exclusive": True}),
+        ({}, {"wckey": None, "mem": "260GB"}),
     ],
 )
 def test_each_setting_reaches_sbatch(fields: dict[str, Any], asked: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The scripts in sbatch/ are what the renderer writes, and what submitit would ask for too."""
+"""The scripts in sbatch/ are what the renderer writes, and ask for what is submitted."""
 
 import difflib
 import os
@@ -14,7 +14,7 @@ from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.config import Config, Task
 from hpc_dynamo.errors import LaunchError
 from hpc_dynamo.launch import slurm
-from hpc_dynamo.launch.script import render
+from hpc_dynamo.launch.script import render, submission
 from hpc_dynamo.run import Attempt, Run
 from hpc_dynamo.topology import plan
 
@@ -261,23 +261,28 @@ def submitted(config: Config, run: Run) -> str:
     attempt = attempt_of(config, run)
     assert slurm.submit(attempt, config, plan(config), node.main).job_id == "42"
     (script,) = attempt.submitit.glob("42_submission.sh")
-    return script.read_text()
+    text = script.read_text()
+    assert text == submission(attempt, config, plan(config), slurm.mpi_type(config))
+    return text
 
 
-OURS_TO_CHOOSE = {"output", "error", "signal", "open-mode", "wckey"}
+OURS_TO_CHOOSE = {"output", "error", "signal"}
 SITES: list[list[str]] = [
     [],
     ["cluster.slurm.partition=gpu", "cluster.slurm.account=g42", "cluster.slurm.time=2-00:00:00"],
     ["cluster.slurm.exclusive=true", "cluster.slurm.constraint=a100&ib"],
     ["cluster.slurm.qos=high", "cluster.slurm.reservation=me", "cluster.slurm.extra.mail-type=END"],
     ["cluster.slurm.gpu_option=gres", "cluster.slurm.gpu_type=h100", "cluster.cpus_per_node=64"],
+    ["cluster.slurm.extra.no-requeue=true", "cluster.slurm.extra.mem-per-cpu=1G"],
+    ["cluster.slurm.gpu_option=none", "cluster.memory_gb_per_node=0"],
+    ["cluster.slurm.extra.export=NONE", "cluster.slurm.extra.wckey=mine"],
 ]
 
 
 @pytest.mark.usefixtures("slurm_programs")
 @pytest.mark.parametrize("site", SITES, ids=lambda words: ",".join(words) or "plain")
 @pytest.mark.parametrize("name", CASES)
-def test_a_script_asks_for_what_submitit_asks_for(name: str, site: list[str], run: Run) -> None:
+def test_a_script_asks_for_what_is_submitted(name: str, site: list[str], run: Run) -> None:
     verb, overrides = CASES[name][0], [*CASES[name][1], *site]
     config = replace(compose(overrides), task=Task(verb), name="my-run")
     own = directives(render(config, plan(config), verb, overrides))
@@ -294,17 +299,21 @@ def test_the_step_that_submitit_starts_has_our_options(run: Run) -> None:
     text = submitted(config, run)
     (srun,) = (line for line in text.splitlines() if line.startswith("srun "))
     words = shlex.split(srun)
-    assert {"--mpi=none", "--kill-on-bad-exit=0", "--no-kill", "--cpus-per-task=3"} <= set(words)
+    wanted = {"--mpi=none", "--kill-on-bad-exit=0", "--no-kill", "--cpus-per-task=3"}
+    assert wanted | {"--export=ALL"} <= set(words)
     assert text.index("module load cuda") < text.index(srun)
 
 
-def test_a_refusal_of_sbatch_is_passed_on(slurm_programs: Path, run: Run) -> None:
+def test_a_refusal_of_sbatch_is_passed_on_once(
+    slurm_programs: Path, run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
     said = "sbatch: error: invalid partition specified: gpus"
     (slurm_programs / "sbatch").write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
     config = compose(CASES["batch-simulator"][1])
     with pytest.raises(LaunchError, match="invalid partition specified: gpus") as refused:
         slurm.submit(attempt_of(config, run), config, plan(config), node.main)
     assert "cluster.slurm.partition" in refused.value.hint
+    assert "invalid partition" not in capfd.readouterr().err, "submitit has shown it, too"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -12,6 +12,7 @@ from hpc_dynamo.batch import ledger
 from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.order import PrefixOrder
 from hpc_dynamo.batch.requests import Entry, Reader, Requests
+from hpc_dynamo.batch.suspects import ended_a_worker, retry_apart, tries_alone
 from hpc_dynamo.config import Config, Policy, Role
 from hpc_dynamo.dispatch import (
     RESERVED,
@@ -60,6 +61,14 @@ def concurrency(config: Config) -> int:
     return decode.workers * config.engine.max_num_seqs + (prefill.workers if prefill else 1) * AHEAD
 
 
+class _WorkerDied(Exception):
+    """A worker died while it had a request. `error` says how."""
+
+    def __init__(self, error: RequestFailed) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 def prefill_workers(config: Config) -> int:
     """Return the number of workers that compute prompts."""
     pools = dict(config.topology.pools)
@@ -78,9 +87,12 @@ class Runner:
         requests: Requests,
         results: Ledger,
         dispatcher: Dispatcher,
+        alive: Callable[[int], object | None],
         prompts: Prompts | None = None,
         prefill_ready: Callable[[], int] = lambda: sys.maxsize,
     ) -> None:
+        """`alive` gives the present life of a worker by its rank, None if it has none."""
+        self._alive = alive
         self._config, self._requests = config, requests
         self._ledger, self._dispatcher = results, dispatcher
         self._builder = WorkBuilder(config, prompts)
@@ -105,42 +117,74 @@ class Runner:
         self._began = time.monotonic()
         total = len(self._requests.entries)
         with self._requests.open() as reader:
-            order = PrefixOrder(self._left, reader, *self._prefill)
             async with asyncio.TaskGroup() as group:
                 writer = group.create_task(self._ledger.write(), name="ledger")
+                order = PrefixOrder(self._left, reader, *self._prefill)
                 bounded = group.create_task(self._builder.keep_bounded(), name="tokenizer")
-                async with asyncio.TaskGroup() as workers:
-                    for _ in range(self.in_flight):
-                        workers.create_task(self._work(order, reader))
+                suspects = await self._run_all(reader, order, self.in_flight, fails=False)
+                await self._retry_apart(reader, suspects)
                 writer.cancel()
                 bounded.cancel()
         return self._resumed + self._done + self._failed == total
 
-    async def _work(self, order: PrefixOrder, reader: Reader) -> None:
-        while taken := await order.take():
-            if self._stopping:
-                return
-            self._running += 1
-            began = time.monotonic()
-            try:
-                await self._finish(taken.entry, *reader.read(taken.entry))
-                self.durations.add(time.monotonic() - began)
-            finally:
-                self._running -= 1
+    async def _retry_apart(self, reader: Reader, suspects: list[Entry]) -> None:
+        if suspects:
+            what = "%d requests were under way when a worker died; they are tried again apart"
+            log.warning(what, len(suspects))
+
+        async def run(group: Sequence[Entry], fails: bool) -> list[Entry]:
+            at_once = min(len(group), concurrency(self._config))
+            order = PrefixOrder(group, reader, 0, lambda: 0)
+            return await self._run_all(reader, order, at_once, fails=fails)
+
+        await retry_apart(suspects, run, tries_alone(self._config))
+
+    async def _run_all(
+        self, reader: Reader, order: PrefixOrder, at_once: int, *, fails: bool
+    ) -> list[Entry]:
+        """Bring these requests to their results. Return those that were under way when a worker
+        died, which have none unless `fails`."""
+        suspects = list[Entry]()
+
+        async def work() -> None:
+            while taken := await order.take():
+                if self._stopping:
+                    return
+                if not await self._finish(reader, taken.entry, fails=fails):
+                    suspects.append(taken.entry)
                 order.done(taken)
 
-    async def _finish(self, entry: Entry, path: str, given: Body) -> None:
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(at_once):
+                workers.create_task(work())
+        return suspects
+
+    async def _finish(self, reader: Reader, entry: Entry, *, fails: bool) -> bool:
+        """Run a request until it has a result. False if a worker died instead, unless `fails`."""
+        self._running += 1
+        began = time.monotonic()
         try:
-            answer = await self._persist(entry, await self._prepare(path, given))
+            answer = await self._persist(entry, await self._prepare(*reader.read(entry)))
+            await self._ledger.record(ledger.success(entry.custom_id, answer.content))
+            self._done += 1
+            self._count(answer.body)
+        except _WorkerDied as e:
+            log.warning("%s was under way: %s", entry.custom_id, e.error)
+            if not fails:
+                return False
+            await self._fail(entry, e.error)
         except RequestFailed as e:
-            await self._ledger.record(ledger.failure(entry.custom_id, e))
-            self._failed += 1
-            self.first_failure = self.first_failure or f"{entry.custom_id}: {e}"
-            log.warning("%s failed: %s", entry.custom_id, e)
-            return
-        await self._ledger.record(ledger.success(entry.custom_id, answer.content))
-        self._done += 1
-        self._count(answer.body)
+            await self._fail(entry, e)
+        finally:
+            self._running -= 1
+        self.durations.add(time.monotonic() - began)
+        return True
+
+    async def _fail(self, entry: Entry, error: RequestFailed) -> None:
+        await self._ledger.record(ledger.failure(entry.custom_id, error))
+        self._failed += 1
+        self.first_failure = self.first_failure or f"{entry.custom_id}: {error}"
+        log.warning("%s failed: %s", entry.custom_id, error)
 
     async def _prepare(self, path: str, given: Body) -> Work:
         """The request with the batch's defaults, for the run's model or one of its adapters."""
@@ -154,11 +198,13 @@ class Runner:
         return await self._builder.work(path, msgspec.json.encode(body), body, about)
 
     async def _persist(self, entry: Entry, work: Work) -> Whole:
-        """Try, and try again where that can help."""
+        """Try, and try again if that can help. Raises _WorkerDied without a further try."""
         for left in reversed(range(self._config.batch.retries + 1)):
             try:
                 return await self._try(work)
             except RequestFailed as e:
+                if await ended_a_worker(e, self._alive):
+                    raise _WorkerDied(e) from e
                 if e.final or not left:
                     raise
                 log.warning("%s is tried again: %s", entry.custom_id, e)

@@ -14,9 +14,10 @@ from hpc_dynamo import launch
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.console import OUT
 from hpc_dynamo.cli.grid import HOST, PROSE, Column, Grid
+from hpc_dynamo.cli.nodes import asked_of_slurm, counted
 from hpc_dynamo.cli.options import path
 from hpc_dynamo.cli.runs import serve_run
-from hpc_dynamo.cli.start import gpus_counted, placed, say
+from hpc_dynamo.cli.start import placed, say
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.doctor import task
 from hpc_dynamo.doctor.lead import report_file
@@ -41,7 +42,9 @@ def doctor(args: Namespace) -> int:
     """Measure and check; 1 where there is a fault, 0 for healthy."""
     config = placed(compose(args.overrides, args.config_dir), "doctor")
     launcher = launch.resolve(config.cluster.launcher)
+    config = counted(config, launcher)
     layout = _layout(config, launcher)
+    config = asked_of_slurm(config, layout, launcher)
     attempt = serve_run(config, say).new_attempt(config, layout)
     job = launch.start(launcher, attempt, config, layout, task.main)
     OUT.print(f"looking over {layout.nodes} node(s), logs in {attempt.logs}", markup=False)
@@ -58,7 +61,7 @@ def doctor(args: Namespace) -> int:
 
 def _layout(config: Config, launcher: Launcher) -> Plan:
     """In an allocation all of its nodes, whatever the topology takes of them."""
-    layout = lay_out(gpus_counted(config, launcher))
+    layout = lay_out(config)
     if launcher is not Launcher.allocation or len(layout.parts) > 1:
         return layout
     given = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))

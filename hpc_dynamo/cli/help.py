@@ -3,9 +3,8 @@
 from argparse import ArgumentParser
 from os.path import expanduser
 
-from hpc_dynamo.cli import doctor, report, route, simulate
+from hpc_dynamo.cli import doctor, plan, report, route, simulate
 from hpc_dynamo.cli.options import path
-from hpc_dynamo.config import Task
 
 DESCRIPTION = """\
 LLM serving and batch inference inside one Slurm job: an OpenAI endpoint, or a file of prompts.
@@ -33,15 +32,16 @@ exit codes:
   0    done; also after `hpc-dynamo stop`
   1    failed; trying again may help
   2    an unknown verb or option
-  3    refused; trying again cannot help before something is changed
+  3    refused; trying again cannot help before something is changed; no request was answered
+  4    the batch is finished, but some of its requests failed
   130  ended by Ctrl-C"""
 
 EXAMPLES = {
     "plan": """\
   hpc-dynamo plan engine=simulator topology.prefill.workers=2
   hpc-dynamo plan cluster.gpus_per_node=4 topology.prefill.pipeline_parallel=6
-  hpc-dynamo plan --dry-run cluster.gpus_per_node=8 cluster.slurm.partition=gpu > job.sbatch
-  hpc-dynamo plan --dry-run --verb serve cluster.gpus_per_node=8 > serve.sbatch
+  hpc-dynamo plan --dry-run --verb serve cluster.gpus_per_node=8 > what-serve-submits.sbatch
+  hpc-dynamo plan --sbatch cluster.gpus_per_node=8 cluster.slurm.partition=gpu > job.sbatch
   hpc-dynamo plan --commands recipe=llama-70b-2p2d-sglang cluster.gpus_per_node=8""",
     "simulate": """\
   hpc-dynamo simulate --trace trace.jsonl topology.prefill.workers=4 topology.decode.workers=4
@@ -135,7 +135,7 @@ def arguments(name: str, verb: ArgumentParser) -> None:
     verb.add_argument("--config-dir", type=path, metavar="DIR", help=about)
     match name:
         case "plan":
-            _plan(verb)
+            plan.options(verb)
         case "batch" | "serve" | "profile":
             verb.add_argument("--detach", action="store_true", help="submit and return at once")
             about = "start without a look at each node (cluster.preflight=false)"
@@ -158,16 +158,6 @@ def arguments(name: str, verb: ArgumentParser) -> None:
             verb.add_argument("-f", "--follow", action="store_true", help=about)
             about = "of each log's end (10)"
             verb.add_argument("-n", "--lines", type=int, default=10, metavar="N", help=about)
-
-
-def _plan(verb: ArgumentParser) -> None:
-    one = verb.add_mutually_exclusive_group()
-    one.add_argument("--dry-run", action="store_true", help="print the sbatch script instead")
-    about = "print every worker's command, environment and files instead"
-    one.add_argument("--commands", action="store_true", help=about)
-    one.add_argument("--show", action="store_true", help="print the whole configuration")
-    about = "what the script is to run (batch; several models: serve)"
-    verb.add_argument("--verb", choices=[str(task) for task in Task], help=about)
 
 
 def _chat(verb: ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 
-from hpc_dynamo.config import Config, Policy
+from hpc_dynamo.config import Config, Policy, Task
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.model_files import SIMULATOR, Problem, Severity, check_models
 from hpc_dynamo.preprocess import tokenizer_problem
@@ -39,8 +39,9 @@ def _problems(config: Config, *, on_node: bool) -> tuple[Problem, ...]:
 def _untokenized(config: Config) -> Iterator[Problem]:
     """Models whose texts cannot be routed by the KV caches of their workers."""
     for model, own in config.each.items():
-        missing = tokenizer_problem(own, os.environ)
-        if missing and own.router.policy is Policy.kv:
-            simulated = own.engine.name == SIMULATOR
+        simulated = own.engine.name == SIMULATOR
+        if own.router.policy is not Policy.kv or (config.task is Task.batch and simulated):
+            continue  # a batch computes the token ids of the simulator without a model folder
+        if missing := tokenizer_problem(own, os.environ):
             what = f"models.{model}: {missing.message}" if model else missing.message
             yield Problem(Severity.note if simulated else Severity.warning, what, missing.hint)

@@ -42,7 +42,7 @@ def batch_run(config: Config, requests: Requests, say: Say) -> Run:
     another input, or results made with other settings."""
     run = _free(config, say)
     known, recorded = run.identity(), _recorded(run)
-    if recorded and _results(run):
+    if recorded and _has_results(run):
         _refuse_other_task(config, run, recorded)
     results = Ledger(run, 0)
     spots = results.spots()
@@ -64,7 +64,7 @@ def profile_run(config: Config, say: Say) -> Run:
     """Return the run of a profile, created if need be. Raises ConfigError if its points are of
     another engine, model or worker shape."""
     run = _free(config, say)
-    if (recorded := _recorded(run)) and _results(run):
+    if (recorded := _recorded(run)) and _has_results(run):
         _refuse_other_task(config, run, recorded)
         usual = profile_settings(Config())
         if changed := differences(recorded.settings, profile_settings(config), usual):
@@ -113,7 +113,15 @@ def _set_aside(run: Run, say: Say) -> None:
 
 def _results(run: Run) -> int:
     """Results that the run's attempts have written: answers, failures, or points of a profile."""
-    return sum(part.read_bytes().count(b"\n") for part in run.parts.glob("*.jsonl"))
+    total = 0
+    for part in run.parts.glob("*.jsonl"):
+        with part.open("rb") as file:
+            total += sum(line.endswith(b"\n") for line in file)
+    return total
+
+
+def _has_results(run: Run) -> bool:
+    return any(part.stat().st_size for part in run.parts.glob("*.jsonl"))
 
 
 def _old(run: Run) -> Path:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpc_dynamo import launch, node
+from hpc_dynamo.batch.conclusion import conclusion
 from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.requests import scan
 from hpc_dynamo.cli import profiled, runs, serving, views
@@ -14,6 +15,7 @@ from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.console import OUT
 from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.cli.model_check import model_warnings, refuse_models
+from hpc_dynamo.cli.nodes import asked_of_slurm, counted
 from hpc_dynamo.cli.runs import serve_run
 from hpc_dynamo.config import Config, Launcher, Planner, PlannerKind, Serve, Task, check_folder
 from hpc_dynamo.engines import check, is_world, suited
@@ -31,29 +33,28 @@ CTRL_C = 130  # exit code, as a shell gives it
 
 def batch(args: Namespace) -> int:
     """Answer every request of a JSONL file; the same command again resumes."""
-    config = replace(_composed(args), task=Task.batch)
-    if not config.input:
-        raise ConfigError("input is not set", hint="input=prompts.jsonl, a line a request")
-    source = Path(config.input).absolute()
-    config = placed(replace(config, input=str(source)), source.stem)
+    config = batch_config(_composed(args))
+    source = Path(config.input)
     launcher = launch.resolve(config.cluster.launcher)
-    layout = _checked(config, launcher)
+    config, layout = _checked(config, launcher)
     requests = scan(source)
     run = runs.batch_run(config, requests, say)
     results = Ledger(run, 0)
     if not results.unfinished(requests):
-        results.merge(entry.custom_id for entry in requests.entries)
+        answered, failed = results.merge(entry.custom_id for entry in requests.entries)
         say(f"nothing to do: all results are in {run.output} (and {run.errors.name})")
-        return 0
+        code, why = conclusion(run, answered, failed)
+        if why:
+            say(why)
+        return code
     return go(run, config, layout, launcher, detach=args.detach)
 
 
 def serve(args: Namespace) -> int:
     """Give an OpenAI endpoint until it is ended or the walltime is over."""
-    config = replace(_composed(args), task=Task.serve)
-    config = placed(replace(config, serve=files(config.serve)), _served(config))
+    config = serve_config(_composed(args))
     launcher = launch.resolve(config.cluster.launcher)
-    layout = _checked(config, launcher)
+    config, layout = _checked(config, launcher)
     run = serve_run(config, say)
     if args.detach:
         OUT.print(f"where it answers: hpc-dynamo status {run.path}", markup=False)
@@ -62,10 +63,9 @@ def serve(args: Namespace) -> int:
 
 def profile(args: Namespace) -> int:
     """Measure an engine and a worker shape; the same command again resumes."""
-    config = replace(_composed(args), task=Task.profile)
-    config = placed(config, f"profile-{config.engine.name}-{_folder(config)}")
+    config = profile_config(_composed(args))
     launcher = launch.resolve(config.cluster.launcher)
-    layout = _checked(config, launcher)
+    config, layout = _checked(config, launcher)
     run = runs.profile_run(config, say)
     if run.profile.exists():
         OUT.print(f"nothing to do: {run.profile} is there; overwrite=true measures again")
@@ -74,6 +74,26 @@ def profile(args: Namespace) -> int:
     if run.profile.exists():  # not where it was only submitted
         OUT.print(profiled.summary(load(run.profile)))
     return 0
+
+
+def batch_config(config: Config) -> Config:
+    """Return what `batch` runs with this configuration. Raises ConfigError."""
+    if not config.input:
+        raise ConfigError("input is not set", hint="input=prompts.jsonl, a line a request")
+    source = Path(config.input).absolute()
+    return placed(replace(config, task=Task.batch, input=str(source)), source.stem)
+
+
+def serve_config(config: Config) -> Config:
+    """Return what `serve` runs with this configuration. Raises ConfigError."""
+    config = replace(config, task=Task.serve, serve=files(config.serve))
+    return placed(config, _served(config))
+
+
+def profile_config(config: Config) -> Config:
+    """Return what `profile` runs with this configuration. Raises ConfigError."""
+    name = f"profile-{config.engine.name}-{_folder(config)}"
+    return placed(replace(config, task=Task.profile), name)
 
 
 def say(text: str) -> None:
@@ -194,16 +214,8 @@ def _file(name: str, value: str) -> str:
     return str(Path(value).absolute()) if value else ""
 
 
-def gpus_counted(config: Config, launcher: Launcher) -> Config:
-    """With this machine's GPUs where the run stays here and nobody says how many there are."""
-    if launcher is not Launcher.local or config.cluster.gpus_per_node is not None:
-        return config
-    gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    return replace(config, cluster=replace(config.cluster, gpus_per_node=gpus))
-
-
-def _checked(config: Config, launcher: Launcher) -> Plan:
-    """Refuse here what could not run there."""
+def _checked(config: Config, launcher: Launcher) -> tuple[Config, Plan]:
+    """Refuse here what could not run there. The configuration says then how much to ask for."""
     if config.route.engines:
         what = "route.* names engines that run already, and this verb starts its own"
         raise ConfigError(what, hint="hpc-dynamo route …")
@@ -211,11 +223,12 @@ def _checked(config: Config, launcher: Launcher) -> Plan:
     if hands_over and launcher is Launcher.allocation:
         what = "planner.handover=true submits jobs, and this allocation is somebody's own"
         raise ConfigError(what, hint="the same command on a login node, or planner.handover=false")
-    config = gpus_counted(config, launcher)
+    config = counted(config, launcher)
     layout = lay_out(config)
     check(config, layout)
     grown.check(config, layout, launcher)
     worlds = any(is_world(config, worker) for worker in layout.workers)
     world.refuse_without_slurm(launcher, config, worlds=worlds)
     refuse_models(config, on_node=launcher is Launcher.local)
-    return launch.settled(launcher, config, layout)
+    layout = launch.settled(launcher, config, layout)
+    return asked_of_slurm(config, layout, launcher), layout

@@ -3,61 +3,23 @@
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import replace
 
 from hpc_dynamo import launch
 from hpc_dynamo.cli import serving, views
 from hpc_dynamo.cli.chat import chat
-from hpc_dynamo.cli.commands import commands
-from hpc_dynamo.cli.compose import compose, show
 from hpc_dynamo.cli.console import OUT, can_redraw
 from hpc_dynamo.cli.doctor import doctor
 from hpc_dynamo.cli.find import find, latest, reachable
 from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.cli.live import until_end
 from hpc_dynamo.cli.logs import logs
-from hpc_dynamo.cli.model_check import model_warnings, refuse_models
+from hpc_dynamo.cli.plan import plan
 from hpc_dynamo.cli.report import report
 from hpc_dynamo.cli.route import route
 from hpc_dynamo.cli.simulate import simulate
 from hpc_dynamo.cli.start import batch, profile, serve
 from hpc_dynamo.cli.watch import Watch
-from hpc_dynamo.config import Mixed, Task
-from hpc_dynamo.engines import check
-from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch.grown import clear
-from hpc_dynamo.launch.script import render
-from hpc_dynamo.topology import plan as lay_out
-
-
-def plan(args: Namespace) -> int:
-    """Show the layout, the sbatch script or the engines' commands; starts nothing."""
-    config = compose(args.overrides, args.config_dir)
-    config = replace(config, task=Task(args.verb) if args.verb else config.task)
-    layout = lay_out(config)
-    if not args.show and (config.models or config.model.path):  # else to be named on sbatch's line
-        check(config, layout)
-        refuse_models(config, on_node=False)
-    if args.dry_run:
-        if config.cluster.slurm.mixed is Mixed.jobs and len(layout.parts) > 1:
-            what = "cluster.slurm.mixed=jobs: one script asks for one job"
-            raise ConfigError(
-                what, hint="cluster.slurm.mixed=hetjob, or batch and serve as they are"
-            )
-        words = list(args.overrides)
-        if args.config_dir:
-            words += ["--config-dir", str(args.config_dir.absolute())]
-        print(render(config, layout, config.task, words), end="")
-    elif args.commands:
-        print("\n\n".join(commands(config, layout)))
-    elif args.show:
-        print(show(config), end="")
-    else:
-        OUT.print(views.layout(config, layout))
-        if config.models or config.model.path:
-            for warning in model_warnings(config, on_node=False):
-                OUT.print(warning, markup=False)
-    return 0
 
 
 def status(args: Namespace) -> int:

@@ -4,12 +4,14 @@ import re
 from pathlib import Path
 
 from hpc_dynamo.config.adapters import check_adapters, check_apart
+from hpc_dynamo.config.cluster import Cluster
 from hpc_dynamo.config.container import check_container
 from hpc_dynamo.config.grow import check_grow
 from hpc_dynamo.config.kinds import check_kinds
 from hpc_dynamo.config.lines import check_lines
 from hpc_dynamo.config.planner import PlannerKind
 from hpc_dynamo.config.reshaping import check_planner
+from hpc_dynamo.config.sbatch import check_gpu_type, check_sbatch
 from hpc_dynamo.config.schema import Config, Kind, Role, Serve, Topology
 from hpc_dynamo.config.several import about, check_models
 from hpc_dynamo.errors import ConfigError
@@ -47,10 +49,7 @@ def _check_one(config: Config) -> None:
     mounted = {"model.path": config.model.path, "runs": str(Path(config.runs).absolute())}
     mounted |= {f"model.lora.{name}": path for name, path in config.model.lora.items()}
     check_container(config.engine.container, mounted)
-    if config.cluster.slurm.gpu_option not in ("gpus-per-node", "gres"):
-        value = config.cluster.slurm.gpu_option
-        hint = "gpus-per-node or gres"
-        raise ConfigError(f"cluster.slurm.gpu_option={value} is not known", hint=hint)
+    _check_slurm(config.cluster)
 
 
 def _check_pools(topology: Topology) -> None:
@@ -100,7 +99,6 @@ def _check_numbers(config: Config) -> None:
         "serve.queue_timeout_s": config.serve.queue_timeout_s,
         "serve.max_body_mb": config.serve.max_body_mb,
         "serve.buffer_mb": config.serve.buffer_mb,
-        "cluster.memory_gb_per_node": cluster.memory_gb_per_node,
         "cluster.bootstrap.timeout_s": cluster.bootstrap.timeout_s,
         "cluster.bootstrap.mpi_timeout_s": cluster.bootstrap.mpi_timeout_s,
     }
@@ -115,10 +113,19 @@ def _check_numbers(config: Config) -> None:
         "router.decode_weight": config.router.decode_weight,
         "router.temperature": config.router.temperature,
         "router.handover_tokens": config.router.handover_tokens or 0,
+        "cluster.memory_gb_per_node": cluster.memory_gb_per_node or 0,
     }
     for field_name, number in not_negative.items():
         if number < 0:
             raise ConfigError(f"{field_name}={number} must not be negative", hint=f"{field_name}=0")
+
+
+def _check_slurm(cluster: Cluster) -> None:
+    check_sbatch(cluster.slurm, cluster.slurm.extra, "cluster.slurm.extra")
+    check_gpu_type(cluster.slurm.gpu_type, "cluster.slurm.gpu_type")
+    for kind, given in cluster.hardware.items():
+        check_sbatch(cluster.slurm, given.extra, f"cluster.hardware.{kind}.extra")
+        check_gpu_type(given.gpu_type, f"cluster.hardware.{kind}.gpu_type")
 
 
 def _check_serve(serve: Serve) -> None:

@@ -46,11 +46,13 @@ class Slurm:
     reservation: str | None = None
     time: str = "01:00:00"  # minutes, HH:MM:SS or D-HH:MM:SS
     exclusive: bool = False
-    gpu_option: str = "gpus-per-node"  # or "gres", for sites that want --gres=gpu:N
+    gpu_option: str = "gpus-per-node"  # or gres, gpus, gpus-per-task; none: no line about GPUs
+    memory_option: str = "mem"  # or mem-per-cpu; none: no line about memory
     gpu_type: str | None = None
     signal_before_end_s: int = 90
     mpi: str = "auto"  # srun --mpi=…; auto: none, and pmix where MPI is used and srun has it
-    extra: dict[str, str] = field(default_factory=dict)  # further #SBATCH lines, name: value
+    # Any other option of sbatch, NAME: VALUE. True is a flag, false leaves the option out.
+    extra: dict[str, str] = field(default_factory=dict)
     srun_args: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()  # shell lines before the agents, such as `module load cuda`
     mixed: Mixed = Mixed.auto  # how nodes of several kinds are asked for
@@ -72,7 +74,7 @@ class Cluster:
     launcher: Launcher = Launcher.auto
     gpus_per_node: int | None = None
     cpus_per_node: int | None = None  # None: what the fullest node's workers need
-    memory_gb_per_node: float | None = None
+    memory_gb_per_node: float | None = None  # 0: all that a node has
     silence_s: float = 30.0  # head or agent not heard of for so long is gone
     interface: str | None = None  # network interface of the job, such as ib0 or hsn0
     preflight: bool = True  # a look at each node before anything is loaded there

@@ -66,6 +66,7 @@ def _check_values(config: Config) -> None:
     for kind, given in config.cluster.hardware.items():
         for name in ("nodes", *CLUSTER):
             value = getattr(given, name)
-            if value is not None and value <= 0:
+            least = 0 if name == "memory_gb_per_node" else 1  # 0: all that a node has
+            if value is not None and value < least:
                 field = f"cluster.hardware.{kind}.{name}"
-                raise ConfigError(f"{field}={value} must be above 0", hint=f"{field}=1")
+                raise ConfigError(f"{field}={value} must be at least {least}", hint=f"{field}=1")

@@ -9,11 +9,12 @@ request is their engine's: one after the other (`in_turn`), or both at once (`at
 from hpc_dynamo.dispatch.builder import Circumstances, Prompts, WorkBuilder
 from hpc_dynamo.dispatch.dispatcher import Dispatcher, Routes
 from hpc_dynamo.dispatch.reserved import RESERVED, hidden
-from hpc_dynamo.dispatch.workers import OBJECT, Incoming, Taker, Whole, Work
+from hpc_dynamo.dispatch.workers import OBJECT, Broken, Incoming, Taker, Whole, Work
 
 __all__ = [
     "OBJECT",
     "RESERVED",
+    "Broken",
     "Circumstances",
     "Dispatcher",
     "Incoming",

@@ -30,9 +30,16 @@ class Dispatcher:
     """Sends requests to the workers that the router grants."""
 
     def __init__(
-        self, router: Routes, dialect: Dialect, client: Client, tasks: asyncio.TaskGroup
+        self,
+        router: Routes,
+        dialect: Dialect,
+        client: Client,
+        tasks: asyncio.TaskGroup,
+        tries: int = TRIES,
     ) -> None:
-        """`tasks` owns what is still to be done for requests that were cancelled."""
+        """`tasks` owns what is still to be done for requests that were cancelled. `tries` is how
+        many workers may fail with a request before it is given up."""
+        self._tries = tries
         self._router, self._workers = router, Workers(client)
         self._sharing = _sharing(dialect, self._workers, tasks)
         self.retried = 0  # tries on another worker
@@ -49,8 +56,8 @@ class Dispatcher:
             await self._run(work, taker)
 
     async def _run(self, work: Work, taker: Taker) -> None:
-        ask, last = work.ask, None
-        for _ in range(TRIES):
+        ask, last, failed = work.ask, None, 0
+        while failed < self._tries:
             try:
                 lease = await self._router.route(ask)
             except Exhausted:
@@ -62,6 +69,7 @@ class Dispatcher:
                     raise
                 log.warning("%s", e)
                 self.retried += 1
+                failed += e.reached
                 ask, last = msgspec.structs.replace(ask, exclude=(*ask.exclude, e.rank)), e
             finally:
                 lease.release()

@@ -59,11 +59,13 @@ class Sharing(Protocol):
 
 
 class Broken(RequestFailed):
-    """A worker failed; another may not."""
+    """A worker failed; another may not. `reached` is False if it never got the request."""
 
-    def __init__(self, rank: int, message: str, status: int, body: bytes = b"") -> None:
+    def __init__(
+        self, rank: int, message: str, status: int, body: bytes = b"", *, reached: bool = True
+    ) -> None:
         super().__init__(message, status=status, body=body)
-        self.rank = rank
+        self.rank, self.reached = rank, reached
 
 
 class Workers:
@@ -98,7 +100,8 @@ async def _good(
     except OSError as e:
         lease.broken(target.rank)
         what = f"worker {target.rank} at {target.url}: {e or type(e).__name__}"
-        raise Broken(target.rank, what, 503) from e
+        reached = not isinstance(e, ConnectionRefusedError)
+        raise Broken(target.rank, what, 503, reached=reached) from e
 
 
 def _refused(target: Target, what: str, status: int, body: bytes) -> RequestFailed:

@@ -73,11 +73,27 @@ def port_error(address: str) -> str:
 
 def visible() -> tuple[str, ...]:
     """Names of the GPUs that an engine started here would see."""
+    if "SUBMITIT_LOCAL_GLOBALID" in os.environ:  # the variables are set by us: no evidence
+        named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        return tuple(name for name in named.split(",") if name)[: _present()]
     for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
         if name in os.environ:
             return tuple(g for g in os.environ[name].split(",") if g)
     count = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
     return tuple(map(str, range(count)))
+
+
+def _present() -> int:
+    """How many GPUs this machine has, of NVIDIA or AMD."""
+    nvidia = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    amd = Path("/sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id")
+    return nvidia or sum(_text(file) not in ("", "0") for file in amd) or len(listed() or ())
+
+
+def _text(file: Path) -> str:
+    with suppress(OSError):
+        return file.read_text().strip()
+    return ""
 
 
 def listed() -> tuple[str, ...] | None:

@@ -108,8 +108,11 @@ class App:
             self._allow(request, "POST")
             if not await self._passed_on(request, reply, own_id):
                 body, view = read_body(request.body), self._router.view
-                ask = await self._lanes.of(body, view).generation.ask(request, body, view)
-                reply.send(200, await self._router.explain(ask), [JSON])
+                lane = self._lanes.of(body, view)
+                decision = await self._router.explain(
+                    await lane.generation.ask(request, body, view)
+                )
+                reply.send(200, pages.explained(decision, lane.notice), [JSON])
         else:
             await self._engines_own(request, reply, own_id, bill)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 
 from hpc_dynamo.batch import report
+from hpc_dynamo.batch.conclusion import conclusion
 from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.requests import scan
 from hpc_dynamo.batch.runner import Runner
@@ -44,11 +45,12 @@ class BatchWork:
         await self._router.ready(role for role, _ in config.topology.pools)
         before = await report.read(self._client, self._router.members, names.metrics)
         async with asyncio.TaskGroup() as tasks:
-            dispatcher = Dispatcher(self._router, dialect(config), self._client, tasks)
+            # A request that ends its worker must not end another one with all requests on it.
+            dispatcher = Dispatcher(self._router, dialect(config), self._client, tasks, tries=1)
             prompts = await batch_prompts.verified(prompts, config, dispatcher)
             self._notices = batch_prompts.notice(prompts, config)
             runner = self._runner = Runner(
-                config, requests, ledger, dispatcher, prompts, self._prefill_ready
+                config, requests, ledger, dispatcher, self._alive, prompts, self._prefill_ready
             )
             self._router.limit(start_limits(config, runner.in_flight))
             if self.phase == "draining":
@@ -59,12 +61,15 @@ class BatchWork:
         after = await report.read(self._client, self._router.members, names.metrics)
         if not complete:
             return self._unfinished(runner.progress())
-        await asyncio.to_thread(ledger.merge, [entry.custom_id for entry in requests.entries])
+        ids = [entry.custom_id for entry in requests.entries]
+        answered, failed = await asyncio.to_thread(ledger.merge, ids)
         figures = report.summarise(self._router.members, before, after, runner.progress())
-        if figures.progress.failed and not figures.progress.done:
-            why = f"no request was answered; the first of them: {runner.first_failure}"
-            return Outcome(exit_code=3, message=why, summary=figures)
-        return Outcome(exit_code=0, summary=figures)
+        code, why = conclusion(self._attempt.run, answered, failed, runner.first_failure)
+        return Outcome(exit_code=code, message=why, summary=figures)
+
+    def _alive(self, rank: int) -> object | None:
+        """The present life of a worker, if it has one."""
+        return next((m for m in self._router.members if m.rank == rank), None)
 
     def _prefill_ready(self) -> int:
         return sum(m.role is not Role.decode for m in self._router.members)

@@ -6,7 +6,7 @@ import time
 
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.head.work import Members, Work
-from hpc_dynamo.messages import Outcome, Status
+from hpc_dynamo.messages import SOME_FAILED, Outcome, Status
 from hpc_dynamo.run import Attempt, write_json
 
 STATUS_S = 1.0
@@ -66,7 +66,7 @@ class Course:
 
     def _conclude(self, members: Members, ends_at: float | None, outcome: Outcome) -> Outcome:
         """The last status."""
-        self._phase = "done" if outcome.exit_code == 0 else "ended"
+        self._phase = "done" if outcome.exit_code in (0, SOME_FAILED) else "ended"
         try:
             write_json(self._attempt.status_file, self._status(members, ends_at, outcome.message))
         except OSError as e:  # the outcome counts, and has space of its own

@@ -15,6 +15,7 @@ from typing import Protocol
 from hpc_dynamo.config import Config, Role
 from hpc_dynamo.head.flip import Flipper
 from hpc_dynamo.head.look import look
+from hpc_dynamo.head.prompt_lengths import PromptLengths
 from hpc_dynamo.messages import Planning, WorkerLoad
 from hpc_dynamo.planner.records import Flip, Record, append
 from hpc_dynamo.planner.signals import Decision, Move, Signals
@@ -55,6 +56,7 @@ class Reshaper:
         self._most = config.engine.max_num_seqs
         self._router, self._planner, self._flipper = router, planner, flipper
         self._loads, self._file, self._heed = loads, file, heed
+        self._lengths = PromptLengths()
         self.moving = set[int]()  # ranks
         self._not_before = dict[Direction, float]()
         self._failures = Counter[Direction]()
@@ -64,10 +66,11 @@ class Reshaper:
     async def run(self) -> None:
         await self._router.ready(self._roles)
         self._router.meter.take()  # what came before is no interval
+        self._lengths.take(self._loads())
         async with asyncio.TaskGroup() as group:
             while True:
                 await asyncio.sleep(self._interval_s)
-                seen = look(self._router, self._loads(), len(self.moving), self._most)
+                seen = self._see()
                 # A forecast may have to fit a model: streams must not wait for that.
                 self.last = await asyncio.to_thread(self._planner.decide, seen)
                 self._heed(self.last)
@@ -77,6 +80,10 @@ class Reshaper:
                     assert self.last.move
                     self.moving.add(rank)
                     group.create_task(self._flip(rank, self.last.move), name=f"flip-{rank}")
+
+    def _see(self) -> Signals:
+        moving = len(self.moving)
+        return look(self._router, self._loads(), moving, self._most, self._lengths)
 
     def status(self) -> Planning | None:
         """None before the first decision."""

@@ -40,6 +40,9 @@ class Scraper:
             waiting=int(said.waiting),
             kv_usage=said.kv_usage,
             cache_hit_rate=said.prefix_hits / max(said.prefix_queries, 1.0),
+            prompt_tokens=int(said.prompt_tokens),
+            prefix_queries=int(said.prefix_queries),
+            prefix_hits=int(said.prefix_hits),
             ttft=said.ttft.quantiles(),
             itl=said.itl.quantiles(),
         )

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from hpc_dynamo.bootstrap.address import outward
 from hpc_dynamo.child import Child, clean_environment
 from hpc_dynamo.engines.paths import is_inference
+from hpc_dynamo.engines.root_cause import root_cause
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.head.exposition import Part, exposition
@@ -116,8 +117,8 @@ class ServeWork:
                 await child.stop()
             log.error("frontend %d ended with code %d; %d restarts left", index, code, left)
             await asyncio.sleep(BACKOFF_S)
-        last = file.read_text(errors="replace").rstrip().rpartition("\n")[2]
-        raise EngineError(f"frontend {index} dies again and again; it last said: {last}", log=file)
+        why = root_cause(file.read_text(errors="replace"))
+        raise EngineError(f"frontend {index} ended {RESTARTS + 1} times: {why}", log=file)
 
     def _announce(self, host: str, port: int) -> None:
         serve, scheme = self._config.serve, "https" if self._config.serve.tls_cert else "http"

@@ -231,16 +231,22 @@ class Client:
 
     async def _ask(self, where: Origin, data: bytes) -> Answer:
         """A kept connection may have been closed by the server while our request was on its
-        way; it was not read then, and goes out again."""
+        way; the request is sent again. If there is no server any more, the error is that of the
+        kept connection: the server may have ended because of the request."""
+        closed: ConnectionError | None = None
         while True:
-            answer = await self._connection(where)
+            try:
+                answer = await self._connection(where)
+            except OSError as e:
+                raise closed or e from e
             answer.ask(data)
             try:
                 await answer.head()
                 return answer
-            except ConnectionError:
+            except ConnectionError as e:
                 if not (answer.used and answer.silent):
                     raise
+                closed = e
             except BaseException:
                 answer.cut()
                 raise

@@ -9,7 +9,7 @@ from msgspec import structs
 
 from hpc_dynamo.config import Config, Launcher, Mixed, on, refuse_several
 from hpc_dynamo.errors import ConfigError, LaunchError, RunBusy
-from hpc_dynamo.launch import grown, hetjob, local, slurm
+from hpc_dynamo.launch import enclosing, grown, hetjob, local, slurm
 from hpc_dynamo.launch.allocation import StepJob, start_step
 from hpc_dynamo.launch.job import Job, JobState
 from hpc_dynamo.launch.local import LocalJob
@@ -21,11 +21,16 @@ from hpc_dynamo.topology import Plan
 
 
 def resolve(launcher: Launcher) -> Launcher:
-    """What `auto` means here: the allocation that we are in, Slurm, or this machine."""
+    """Return what `auto` means here: the allocation that we are in, Slurm, or this machine.
+
+    Raises ConfigError if we are to start steps in an allocation that is over.
+    """
+    if launcher is Launcher.auto and "SLURM_JOB_ID" in os.environ:
+        launcher = Launcher.allocation
+    if launcher is Launcher.allocation:
+        enclosing.required()
     if launcher is not Launcher.auto:
         return launcher
-    if "SLURM_JOB_ID" in os.environ:
-        return Launcher.allocation
     return Launcher.slurm if slurm.available() else Launcher.local
 
 
@@ -88,9 +93,9 @@ def _beside(record: JobRecord, attempt: Attempt, config: Config, plan: Plan) -> 
 def restarted(run: Run) -> bool:
     """Return whether Slurm has restarted the job that we run in, and its former life worked on
     this run."""
-    if not requeued():
+    ours = os.environ.get("SLURM_JOB_ID")
+    if not ours or not requeued():
         return False
-    ours = os.environ["SLURM_JOB_ID"]
     records = (attempt.job() for attempt in run.attempts())
     return any(ours in (record.job_id, record.inside) for record in records if record)
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from hpc_dynamo.config import Config
 from hpc_dynamo.errors import LaunchError
 from hpc_dynamo.launch import step
+from hpc_dynamo.launch.environment import for_step
 from hpc_dynamo.launch.job import JobState
 from hpc_dynamo.launch.resources import components, resources, sbatch_options
 from hpc_dynamo.launch.slurm import SlurmJob, ask, mpi_type
@@ -34,7 +35,8 @@ def start_step(attempt: Attempt, config: Config, plan: Plan, entry: str) -> "Ste
     parts = _within(components(config, plan))
     python = (sys.executable, "-u", "-m", entry, str(attempt.path))
     argv = step.command(parts, python, mpi_type(config), "--overlap")
-    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
+    env = for_step()
+    process = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
     signal.signal(signal.SIGUSR2, lambda number, _: process.send_signal(number))
     job_id = os.environ["SLURM_JOB_ID"]
     record = JobRecord(launcher="allocation", job_id=job_id, submitted_at=time.time())
@@ -65,7 +67,9 @@ def _fitted(config: Config, plan: Plan, component: str) -> tuple[Config, Plan]:
     kind = f" of kind {plan.kind or 'own'}" if component else ""
     if nodes < plan.nodes:
         what = f"this allocation has {nodes} nodes{kind}, the topology needs {plan.nodes}"
-        raise LaunchError(what, hint=f"salloc --nodes={plan.nodes}, or a smaller topology")
+        hint = f"cluster.launcher=slurm for a job of its own, salloc --nodes={plan.nodes}, or a "
+        hint += "smaller topology"
+        raise LaunchError(what, hint=hint)
     given = os.environ.get(f"SLURM_JOB_CPUS_PER_NODE{component}", "")  # such as 16(x2),8
     counts = [int(part.partition("(")[0]) for part in given.split(",") if part]
     wanted = resources(config, plan).cpus

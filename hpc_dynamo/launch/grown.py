@@ -3,16 +3,15 @@ for with its own, of other kinds of nodes."""
 
 import asyncio
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterable
 
 from msgspec import structs
 
-from hpc_dynamo.child import clean_environment
 from hpc_dynamo.config import Config, Launcher, minutes
 from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency
+from hpc_dynamo.launch.environment import for_submission
 from hpc_dynamo.launch.job import JobState
 from hpc_dynamo.launch.local import LocalJob
 from hpc_dynamo.launch.slurm import SlurmJob, ask
@@ -42,10 +41,9 @@ def check(config: Config, layout: Plan, launcher: Launcher) -> None:
 async def submit(job: Grown, time_s: float) -> str:
     """Its id; a record of it is in its folder then. Raises LaunchError."""
     argv = (sys.executable, "-m", SUBMITTER, str(job.path), str(int(time_s // 60)))
-    kept = {"SLURM_CONF": os.environ["SLURM_CONF"]} if "SLURM_CONF" in os.environ else {}
     process = await asyncio.create_subprocess_exec(
         *argv,
-        env=clean_environment(ENVIRONMENT | kept),
+        env=for_submission(()) | ENVIRONMENT,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -12,6 +12,8 @@ import submitit
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.errors import LaunchError
+from hpc_dynamo.launch import enclosing
+from hpc_dynamo.launch.environment import applied, for_step
 from hpc_dynamo.launch.job import JobState
 from hpc_dynamo.messages import JobRecord
 from hpc_dynamo.run import Attempt
@@ -22,6 +24,7 @@ NO_WALLTIME_MIN = 365 * 24 * 60  # the local executor insists on one
 
 def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], int]) -> JobRecord:
     """Start `plan.nodes` agents here; they live on when this process ends."""
+    env = for_step(allocation=enclosing.current() is not None)
     executor = submitit.AutoExecutor(folder=attempt.submitit, cluster="local")
     executor.update_parameters(
         nodes=1,
@@ -29,7 +32,7 @@ def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], 
         gpus_per_node=plan.gpus_per_node,
         timeout_min=NO_WALLTIME_MIN,
     )
-    with _detached(attempt.submitit / "controller.log"):
+    with applied(env), _detached(attempt.submitit / "controller.log"):
         job = executor.submit(entry, str(attempt.path))
     return JobRecord(
         launcher="local",

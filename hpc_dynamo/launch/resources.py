@@ -1,8 +1,10 @@
 """What a plan asks of Slurm: pure, shared by submission and by the rendered scripts."""
 
+import math
 from dataclasses import dataclass
 
-from hpc_dynamo.config import Config, Engine, minutes, on
+from hpc_dynamo.config import Config, Engine, Slurm, minutes, on
+from hpc_dynamo.config.sbatch import Options, asks_for_gpus, asks_for_memory, extra_options
 from hpc_dynamo.topology import Plan
 
 AGENT_CPUS, AGENT_MEMORY_GB = 1, 1.0  # each node's agent
@@ -13,7 +15,7 @@ HEAD_CPUS, HEAD_MEMORY_GB = 1, 3.0
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one node, times `nodes`. `memory_gb` is host memory in GiB."""
+    """Of one node, times `nodes`. `memory_gb` is host memory in GiB; 0 is all that a node has."""
 
     nodes: int
     cpus: int
@@ -32,6 +34,7 @@ def resources(config: Config, plan: Plan) -> Resources:
     gives."""
     nodes = range(plan.first_node, plan.first_node + plan.nodes)
     loads, cluster = [_engines(config, plan, node) for node in nodes], config.cluster
+    given = cluster.memory_gb_per_node
     cpus = max(sum(engine.cpus for engine in load) for load in loads) + AGENT_CPUS
     memory = max(sum(engine.memory_gb for engine in load) for load in loads) + AGENT_MEMORY_GB
     if plan.first_node == 0:
@@ -40,7 +43,7 @@ def resources(config: Config, plan: Plan) -> Resources:
     return Resources(
         nodes=plan.nodes,
         cpus=cluster.cpus_per_node or cpus,
-        memory_gb=-int(-(cluster.memory_gb_per_node or memory) // 1),
+        memory_gb=math.ceil(memory if given is None else given),
         gpus=plan.gpus_per_node,
         time_min=minutes(cluster.slurm.time),
     )
@@ -53,15 +56,21 @@ def _engines(config: Config, plan: Plan, node: int) -> list[Engine]:
     return [engine for engine, shard in shards for _ in shard.gpus or (None,)]
 
 
-def sbatch_options(config: Config, plan: Plan) -> dict[str, str | int | bool]:
-    """sbatch's long options for nodes that are all alike, without dashes. True is a bare flag."""
+def sbatch_options(config: Config, plan: Plan) -> Options:
+    """Return sbatch's long options for nodes that are all alike, without dashes. True is a flag.
+
+    An option of `cluster.slurm.extra` takes the place of ours for the same thing.
+    """
     slurm, need = config.cluster.slurm, resources(config, plan)
+    gpus, extra = _gpus(slurm, need), extra_options(slurm)
+    if not asks_for_gpus(extra) and "gres" in gpus and "gres" in extra:
+        extra["gres"] = f"{gpus['gres']},{extra['gres']}"  # one line has GPUs and other resources
     options: dict[str, str | int | bool | None] = {
         "job-name": f"hpc-dynamo-{config.name}" if config.name else "hpc-dynamo",
         "nodes": need.nodes,
         "ntasks-per-node": 1,
         "cpus-per-task": None if slurm.exclusive else need.cpus,
-        "mem": "0" if slurm.exclusive else f"{need.memory_gb}GB",
+        **({} if asks_for_memory(extra) else _memory(slurm, need)),
         "time": need.time_min,
         "partition": slurm.partition,
         "account": slurm.account,
@@ -69,13 +78,32 @@ def sbatch_options(config: Config, plan: Plan) -> dict[str, str | int | bool]:
         "constraint": slurm.constraint,
         "reservation": slurm.reservation,
         "exclusive": slurm.exclusive or None,
+        **({} if asks_for_gpus(extra) else gpus),
     }
-    if need.gpus:
-        kind = f"{slurm.gpu_type}:" if slurm.gpu_type else ""
-        prefix = "gpu:" if slurm.gpu_option == "gres" else ""
-        options[slurm.gpu_option] = f"{prefix}{kind}{need.gpus}"
-    options |= slurm.extra
-    return {name: value for name, value in options.items() if value is not None}
+    options |= extra
+    return {n: value for n, value in options.items() if value is not None and value is not False}
+
+
+def _memory(slurm: Slurm, need: Resources) -> dict[str, str]:
+    """The line about host memory. Whole nodes, and a node's whole memory, are 0 for Slurm."""
+    if slurm.memory_option == "none":
+        return {}
+    if slurm.exclusive or not need.memory_gb:
+        return {"mem": "0"} if slurm.memory_option == "mem" else {}
+    if slurm.memory_option == "mem":
+        return {"mem": f"{need.memory_gb}GB"}
+    return {"mem-per-cpu": f"{math.ceil(need.memory_gb * 1024 / need.cpus)}MB"}
+
+
+def _gpus(slurm: Slurm, need: Resources) -> dict[str, str]:
+    """The line about GPUs: of a node, of its one task, or of the whole job."""
+    option = slurm.gpu_option
+    if option == "none" or not need.gpus:
+        return {}
+    kind = f"{slurm.gpu_type}:" if slurm.gpu_type else ""
+    prefix = "gpu:" if option == "gres" else ""
+    count = need.gpus * need.nodes if option == "gpus" else need.gpus
+    return {option: f"{prefix}{kind}{count}"}
 
 
 def srun_options(config: Config, plan: Plan, mpi: str) -> list[str]:

@@ -1,21 +1,30 @@
-"""An sbatch script that a person can read, change and submit.
+"""The sbatch scripts: those that are submitted for a run, and those that a person submits.
 
-It asks for the same resources as a submission by `hpc-dynamo` itself; inside, the same verb
-finds itself in an allocation and starts its agents there.
+Both have the same directives. In the first a step starts the agents, whose run folder was written
+before. In the second the same verb runs inside of the allocation and starts its agents there, so
+that a person can keep the script, change it and submit it with further overrides.
 """
 
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 from hpc_dynamo.config import Config
+from hpc_dynamo.launch import step
 from hpc_dynamo.launch.resources import components, sbatch_options
+from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
+
+Options = Mapping[str, str | int | bool]
+Parts = Sequence[tuple[Config, Plan]]  # of nodes that are alike, see resources.components
+
+OWN = "# For a script of your own, which makes its run folder itself: hpc-dynamo plan --sbatch …"
 
 
 def render(config: Config, plan: Plan, verb: str, overrides: Sequence[str]) -> str:
-    """The text of the script. Arguments of `sbatch script …` become further overrides."""
-    lines = ["#!/bin/bash", *directives(config, plan, _logs_and_signal(config)), ""]
+    """Return a script for a person. Arguments of `sbatch script …` become further overrides."""
+    lines = ["#!/bin/bash", *directives(components(config, plan), _logs_and_signal(config)), ""]
     lines += ["# The end of the job is announced to this shell, which must be the program itself:"]
     lines += ["# so `exec`. Further overrides may follow the script's name on sbatch's line."]
     lines += [*config.cluster.slurm.setup]
@@ -25,18 +34,54 @@ def render(config: Config, plan: Plan, verb: str, overrides: Sequence[str]) -> s
     return "\n".join(lines)
 
 
-Options = Mapping[str, str | int | bool]
+def submission(attempt: Attempt, config: Config, plan: Plan, mpi: str) -> str:
+    """Return what is submitted for an attempt on nodes that are all alike: a step whose tasks load
+    what submitit has pickled."""
+    folder, logs = attempt.submitit, _logs(attempt)
+    task = (sys.executable, "-u", "-m", "submitit.core._submit", str(folder))
+    options = [f"--{name}={value}" for name, value in _logs(attempt, "%t").items()]
+    parts = ((config, plan),)
+    srun = step.command(parts, task, mpi, "--unbuffered", *options)
+    return _submitted(parts, logs, ["export SUBMITIT_EXECUTOR=slurm", shlex.join(srun)])
 
 
-def directives(
-    config: Config, plan: Plan, first: Options, others: Options | None = None
-) -> Iterator[str]:
+def hetjob(attempt: Attempt, config: Config, plan: Plan, entry: str, mpi: str) -> str:
+    """Return what is submitted for an attempt on nodes of several kinds: one heterogeneous job."""
+    task = (sys.executable, "-u", "-m", entry, str(attempt.path))
+    parts = components(config, plan)
+    srun = step.command(parts, task, mpi)
+    logs = {"output": f"{_escaped(attempt)}/%j.log"}
+    return _submitted(parts, logs, [shlex.join(srun)])
+
+
+def _submitted(parts: Parts, logs: Mapping[str, str], commands: list[str]) -> str:
+    slurm = parts[0][0].cluster.slurm
+    signal = {"signal": f"USR2@{slurm.signal_before_end_s}"}  # to all tasks
+    first = dict(logs) | {"open-mode": "append"} | signal
+    lines = ["#!/bin/bash", *directives(parts, first, signal), "", OWN]
+    return "\n".join([*lines, *slurm.setup, *commands, ""])
+
+
+def _logs(attempt: Attempt, task: str = "0") -> dict[str, str]:
+    """The files that submitit expects."""
+    start = f"{_escaped(attempt)}/%j_{task}_log"
+    return {"output": f"{start}.out", "error": f"{start}.err"}
+
+
+def _escaped(attempt: Attempt) -> str:
+    """The folder of logs; Slurm would replace `%j` in it."""
+    return str(attempt.submitit).replace("%", "%%")
+
+
+def directives(parts: Parts, first: Options, others: Options | None = None) -> Iterator[str]:
     """The #SBATCH lines; nodes of several kinds are components of a heterogeneous job. `first` are
-    further options of the first component, in which the script runs, `others` of the rest."""
-    for index, (its, part) in enumerate(components(config, plan)):
+    further options of the first component, in which the script runs, `others` of the rest. What
+    the configuration asks for comes before them."""
+    for index, (its, part) in enumerate(parts):
         if index:
             yield "#SBATCH hetjob"
-        options = sbatch_options(its, part) | dict((others or {}) if index else first)
+        asked = sbatch_options(its, part)
+        options = asked | dict((others or {}) if index else first) | asked
         yield from (_directive(name, value) for name, value in options.items())
 
 

@@ -4,39 +4,50 @@ sacct is never asked: sites without an accounting database exist, and submitit w
 every poll. squeue and scontrol know all that a live run needs.
 """
 
+import io
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, suppress
+from pathlib import Path
 
 import submitit
 
 from hpc_dynamo.config import BootstrapMethod, Config
 from hpc_dynamo.errors import LaunchError, MissingDependency
+from hpc_dynamo.launch.environment import applied, for_commands, for_submission
 from hpc_dynamo.launch.job import JobState
 from hpc_dynamo.launch.reasons import how_it_ended, pending
-from hpc_dynamo.launch.resources import sbatch_options, srun_options
+from hpc_dynamo.launch.refusal import refused
+from hpc_dynamo.launch.resources import sbatch_options
+from hpc_dynamo.launch.script import submission
 from hpc_dynamo.messages import JobRecord
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
 
 ANSWER_S = 30.0  # a loaded slurmctld takes its time
 FORMAT = "%T|%r|%S|%N"  # state, reason, (expected) start, nodes
-HINT = "cluster.slurm.partition, .account, .qos or .time; `sinfo` lists partitions"
 
 
 def ask(*argv: str) -> str:
-    """Output of one of Slurm's commands. Raises LaunchError with what it said."""
+    """Return the output of one of Slurm's commands. Raises LaunchError with what it said."""
+    return run_command(argv, for_commands())
+
+
+def run_command(argv: Sequence[str], env: Mapping[str, str], deadline_s: float = ANSWER_S) -> str:
+    """`ask` in an environment of one's own."""
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=ANSWER_S, check=True)
+        done = subprocess.run(
+            argv, env=env, capture_output=True, text=True, timeout=deadline_s, check=True
+        )
     except FileNotFoundError as e:
         hint = "run this on a login node, or cluster=local"
         raise MissingDependency(f"{argv[0]} is not on PATH", hint=hint) from e
     except subprocess.TimeoutExpired as e:
         hint = "`scontrol ping` shows whether the controller lives"
-        raise LaunchError(f"{argv[0]} did not answer in {ANSWER_S:.0f} s", hint=hint) from e
+        raise LaunchError(f"{argv[0]} did not answer in {deadline_s:.0f} s", hint=hint) from e
     except subprocess.CalledProcessError as e:
         raise LaunchError(f"{' '.join(argv)}: {e.stderr.strip()}") from e
     return done.stdout
@@ -63,7 +74,12 @@ def mpi_of_ranks(config: Config) -> str:
     if config.cluster.slurm.mpi != "auto":
         return config.cluster.slurm.mpi
     listed = subprocess.run(
-        ["srun", "--mpi=list"], capture_output=True, text=True, timeout=ANSWER_S, check=False
+        ["srun", "--mpi=list"],
+        env=for_commands(),
+        capture_output=True,
+        text=True,
+        timeout=ANSWER_S,
+        check=False,
     )  # some versions answer on stderr
     found = re.search(r"\bpmix\b", listed.stdout + listed.stderr)
     return "pmix" if found else "none"
@@ -75,26 +91,29 @@ def starts_hetjobs() -> bool:
 
 
 def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], int]) -> JobRecord:
-    """One allocation of nodes that are all alike, one task a node, each running `entry(attempt)`.
-    Raises LaunchError."""
-    executor = submitit.AutoExecutor(folder=attempt.submitit, cluster="slurm")
-    options = sbatch_options(config, plan)
-    executor.update_parameters(
-        name=str(options.pop("job-name")),
-        slurm_ntasks_per_node=options.pop("ntasks-per-node"),
-        slurm_time=options.pop("time"),
-        slurm_srun_args=srun_options(config, plan, mpi_type(config)),
-        slurm_setup=list(config.cluster.slurm.setup) or None,
-        slurm_signal_delay_s=config.cluster.slurm.signal_before_end_s,
-        slurm_additional_parameters=options,
-        slurm_nodes=plan.nodes,  # submitit counts the tasks that it will await by these
-    )
+    """Submit one allocation of nodes that are all alike, whose tasks, one a node, each run
+    `entry(attempt)`. Raises LaunchError."""
+    executor = Submission(attempt.submitit, submission(attempt, config, plan, mpi_type(config)))
+    executor.update_parameters(nodes=plan.nodes)  # submitit writes down how many tasks there are
+    env, heard = for_submission(sbatch_options(config, plan)), io.StringIO()
     try:
-        job = executor.submit(entry, str(attempt.path))
+        # submitit would show what sbatch says a second time.
+        with applied(env), redirect_stderr(heard):
+            job = executor.submit(entry, str(attempt.path))
     except submitit.core.utils.FailedJobError as e:
-        said = str(e).strip().splitlines()
-        raise LaunchError(f"sbatch refused the job: {said[-1]}", hint=HINT) from e
+        raise refused(str(e)) from e
     return JobRecord(launcher="slurm", job_id=job.job_id, submitted_at=time.time())
+
+
+class Submission(submitit.SlurmExecutor):
+    """submitit's executor, with a script of ours."""
+
+    def __init__(self, folder: Path, text: str) -> None:
+        super().__init__(folder)
+        self._text = text
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        return self._text
 
 
 class SlurmJob:

@@ -10,7 +10,9 @@ from hpc_dynamo.topology import Plan
 def command(
     parts: Sequence[tuple[Config, Plan]], words: Sequence[str], mpi: str, *extra: str
 ) -> list[str]:
-    """srun's line for `words` on every node, one task each; `extra` are further options.
+    """Return srun's line for `words` on every node, one task each; `extra` are further options.
+
+    --export=ALL: of a job that was submitted with --export=NONE steps would get no environment.
 
     Several kinds of nodes (see resources.components) are parts of a heterogeneous job.
     """
@@ -19,5 +21,5 @@ def command(
         argv += [":"] if index else []
         argv += [f"--het-group={index}"] if len(parts) > 1 else []
         argv += [f"--nodes={part.nodes}", f"--ntasks={part.nodes}", "--ntasks-per-node=1"]
-        argv += [*extra, *srun_options(its, part, mpi), *words]
+        argv += ["--export=ALL", *extra, *srun_options(its, part, mpi), *words]
     return argv

@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 from hpc_dynamo import launch
-from hpc_dynamo.child import LOGIN, clean_environment
 from hpc_dynamo.config import Launcher
 from hpc_dynamo.errors import LaunchError, MissingDependency
 from hpc_dynamo.launch import slurm
+from hpc_dynamo.launch.environment import for_submission
 from hpc_dynamo.run import Attempt
 
 ENTRY = "hpc_dynamo.node"  # by name: it is of a higher layer
@@ -27,13 +27,9 @@ log = logging.getLogger(__name__)
 def submit(attempt: Attempt) -> Attempt:
     """A further job with the same configuration, the run's next attempt. Raises LaunchError."""
     argv = (sys.executable, "-m", __name__, str(attempt.path))
-    login = os.environ.get(LOGIN) or os.environ.get("SLURM_SUBMIT_HOST", "")
-    known = {LOGIN: login, "SLURM_CONF": os.environ.get("SLURM_CONF", "")}
-    kept = {name: value for name, value in known.items() if value}
+    env = for_submission(())
     try:
-        done = subprocess.run(
-            argv, env=clean_environment(kept), capture_output=True, text=True, timeout=SUBMIT_S
-        )
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=SUBMIT_S)
     except subprocess.TimeoutExpired as e:
         raise LaunchError(f"no successor was submitted within {SUBMIT_S:.0f} s") from e
     if done.returncode:

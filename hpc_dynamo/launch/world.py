@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from hpc_dynamo.config import Config, ContainerKind, Launcher
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch import rank
+from hpc_dynamo.launch.environment import of_allocation
 from hpc_dynamo.launch.node import component, whoami
 from hpc_dynamo.launch.slurm import ask, mpi_of_ranks
 from hpc_dynamo.topology import Plan, Shard, Worker
 
-KEPT = ("SLURM_JOB_ID", "SLURM_CONF")  # of the job's environment: all that srun needs of it
 TASK = re.compile(r"srun: error: \S+: tasks? [\d,-]+: ")
 REST_S = 10  # for the other ranks, once one has ended
 
@@ -129,4 +129,4 @@ def environment(env: Mapping[str, str]) -> dict[str, str]:
     The GPUs that a task sees are its own node's business, see rank.py.
     """
     told = {name: value for name, value in env.items() if name != "CUDA_VISIBLE_DEVICES"}
-    return told | {name: os.environ[name] for name in KEPT if name in os.environ}
+    return of_allocation(told)

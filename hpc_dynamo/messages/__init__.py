@@ -19,6 +19,7 @@ from hpc_dynamo.messages.control import (
     WorkerState,
 )
 from hpc_dynamo.messages.folder import (
+    SOME_FAILED,
     Endpoint,
     GrownJob,
     GrownState,
@@ -38,6 +39,7 @@ from hpc_dynamo.messages.folder import (
 )
 
 __all__ = [
+    "SOME_FAILED",
     "Bye",
     "ControlMessage",
     "Dismiss",

@@ -101,6 +101,9 @@ class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int = 0
     kv_usage: float = 0.0  # share of the KV cache in use
     cache_hit_rate: float = 0.0  # share of prompt tokens found in the prefix cache
+    prompt_tokens: int = 0  # counted since the engine's start, as the two below
+    prefix_queries: int = 0  # tokens looked up in the prefix cache
+    prefix_hits: int = 0  # of them, those that were there
     ttft: Quantiles = Quantiles()
     itl: Quantiles = Quantiles()
 
@@ -191,8 +194,11 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     decode_busy: float = 0.0  # share of the run that decode workers had work
 
 
+SOME_FAILED = 4  # exit code of a batch that is finished, but has failed requests
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How an attempt ended. `exit_code` 3: trying again cannot help."""
+    """How an attempt ended. `exit_code`: see cli/main.py."""
 
     exit_code: int
     message: str = ""

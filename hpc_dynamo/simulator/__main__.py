@@ -53,7 +53,9 @@ async def engine(args: argparse.Namespace, port: int, key: str) -> AsyncIterator
         stall_after_tokens=args.stall_after_tokens,
     )
     scheduler = Scheduler(limits, load(args.timing), model, metrics)
-    failures = Failures(args.fail_after_requests, args.fail_request_rate, args.seed)
+    failures = Failures(
+        args.fail_after_requests, args.fail_request_rate, args.seed, args.fail_on_text.encode()
+    )
     service = Service(
         args.model,
         args.max_model_len,

@@ -84,6 +84,7 @@ def _failures(p: argparse.ArgumentParser) -> None:
     fail = p.add_argument_group("failing on purpose")
     fail.add_argument("--fail-start", action="store_true", help="exit with 1 instead of serving")
     fail.add_argument("--fail-after-requests", type=int, metavar="N", help="SIGKILL at N+1")
+    fail.add_argument("--fail-on-text", default="", metavar="T", help="SIGKILL at a body with T")
     fail.add_argument("--fail-request-rate", type=float, default=0.0, metavar="P", help="500s")
     after = "the process dies when an answer has N tokens and would get more"
     fail.add_argument("--die-after-tokens", type=int, metavar="N", help=after)

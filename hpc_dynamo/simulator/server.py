@@ -42,6 +42,7 @@ class Failures:
     after_requests: int | None = None  # the process kills itself when one more comes
     request_rate: float = 0.0  # share of requests answered with 500
     seed: int = 0
+    text: bytes = b""  # the process kills itself when a body with it comes
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Endpoints:
         await self._generate(request, reply, _read(request, ChatRequest))
 
     async def _generate(self, request: Request, reply: Reply, asked: Asked) -> None:
-        self._fail_on_purpose()
+        self._fail_on_purpose(request)
         service = self._service
         if self._asleep:  # vLLM would let it wait for ever
             raise Refused("this rank sleeps", status=500)
@@ -172,16 +173,17 @@ class Endpoints:
         if source:
             self._service.scheduler.decline(source)
 
-    def _fail_on_purpose(self) -> None:
+    def _fail_on_purpose(self, request: Request) -> None:
         self._seen += 1
         failures = self._service.failures
-        if failures.after_requests is not None and self._seen > failures.after_requests:
+        late = failures.after_requests is not None and self._seen > failures.after_requests
+        if late or (failures.text and failures.text in request.body):
             os.kill(os.getpid(), signal.SIGKILL)
         if failures.request_rate and self._dice.random() < failures.request_rate:
             raise Refused("failing on purpose (--fail-request-rate)", status=500)
 
     async def _embeddings(self, request: Request, reply: Reply) -> None:
-        self._fail_on_purpose()
+        self._fail_on_purpose(request)
         asked, service = _read(request, EmbeddingRequest), self._service
         check_model(asked.model, service.model)
         name = request.headers.get("x-request-id") or os.urandom(16).hex()
@@ -196,7 +198,7 @@ class Endpoints:
     async def _compare(
         self, request: Request, reply: Reply, type_: type[ScoreRequest | RerankRequest]
     ) -> None:
-        self._fail_on_purpose()
+        self._fail_on_purpose(request)
         asked, service = _read(request, type_), self._service
         check_model(asked.model, service.model)
         name = request.headers.get("x-request-id") or os.urandom(16).hex()

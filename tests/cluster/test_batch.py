@@ -109,7 +109,7 @@ def test_a_node_that_dies_is_named_and_the_rest_is_finished_later(
 def test_a_rendered_script_can_be_submitted(cluster: SlurmCluster, shared_dir: Path) -> None:
     ids = write_prompts(shared_dir / "prompts.jsonl", 10)
     words = ("engine=simulator", "topology.nodes=3", "topology.prefill.workers=2")
-    script = hpc_dynamo("plan", "--dry-run", *words, cwd=shared_dir)
+    script = hpc_dynamo("plan", "--sbatch", *words, cwd=shared_dir)
     assert script.returncode == 0, script.stderr
     (shared_dir / "job.sbatch").write_text(script.stdout)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

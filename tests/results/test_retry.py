@@ -122,3 +122,15 @@ def test_a_longer_context_answers_what_was_too_long(tmp_path: Path) -> None:
     assert before.items() <= after.items()
     assert results_on_disk(run) == 5, "more than the failed request ran again"
     assert (run / "errors.jsonl").read_text() == ""
+
+
+def test_the_engines_own_sentence_reaches_the_summary_and_the_errors(tmp_path: Path) -> None:
+    """Also when no line could be answered."""
+    (tmp_path / "in.jsonl").write_text('{"prompt": "word word", "max_tokens": 99999}\n')
+    done = hpc_dynamo("batch", *SIMULATOR, "input=in.jsonl", cwd=tmp_path)
+    assert done.returncode == 3, done.stdout
+    (row,) = map(json.loads, (tmp_path / "runs/in/errors.jsonl").read_text().splitlines())
+    sentence = row["response"]["body"]["error"]["message"]
+    assert "99999" in sentence
+    assert row["error"]["message"].endswith(f" answered 400: {sentence}")
+    assert sentence in done.stderr

@@ -120,6 +120,17 @@ def test_audio_is_forwarded_as_a_form(served: Served) -> None:
         served.client.audio.transcriptions.create(model=MODEL, file=sound, extra_body=extra)
 
 
+@pytest.mark.parametrize(
+    "kind", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x"]
+)
+def test_json_is_read_whatever_it_is_called(served: Served, kind: str) -> None:
+    headers = {"Authorization": f"Bearer {served.key}", "Content-Type": kind}
+    asked = {"model": ALIAS, "query": "a", "kv_transfer_params": {"x": 1}}
+    assert served.post("/v1/rerank", asked, headers).json["body"] == {"model": MODEL, "query": "a"}
+    hidden = {"sampling_params": {"kv_transfer_params": {"x": 1}}}
+    assert served.post("/v1/rerank", hidden, headers).status == 400
+
+
 def test_binary_answers_pass_unchanged(served: Served) -> None:
     spoken = served.client.audio.speech.create(model=MODEL, voice="v", input="x")
     assert spoken.read() == bytes(range(256))

@@ -1,11 +1,12 @@
 """Find a field of the configuration, and its type, by its dotted name."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 from hpc_dynamo.config import Config
+from hpc_dynamo.config.sbatch import elsewhere
 from hpc_dynamo.errors import ConfigError, no_field
 
 
@@ -50,7 +51,7 @@ def field(name: str) -> Field:
     for depth, part in enumerate(parts):
         known, before, rest = fields_of(section), tuple(parts[:depth]), parts[depth + 1 :]
         if part not in known:
-            raise no_field(".".join(before), part, known)
+            raise unknown_field(before, part, known)
         keys, section = (*before, part), known[part]
         if rest and get_origin(section) is dict:
             return _entry(keys, get_args(section)[1], rest)
@@ -58,6 +59,15 @@ def field(name: str) -> Field:
             hint = f"{'.'.join(keys)} is a value"
             raise ConfigError(f"{name} is not a field", hint=hint)
     return Field(tuple(parts), section)
+
+
+def unknown_field(keys: tuple[str, ...], name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a field that the section at `keys` has not. An option of sbatch among those of
+    Slurm has its place elsewhere."""
+    path = ".".join(keys)
+    if keys == ("cluster", "slurm") and (place := elsewhere(name)):
+        return ConfigError(f"{path}.{name} is not a field", hint=place)
+    return no_field(path, name, known)
 
 
 def _entry(keys: tuple[str, ...], of: Any, rest: list[str]) -> Field:

@@ -12,7 +12,7 @@ from hpc_dynamo.cli.overrides.schema import EngineOption, Field, JsonValue
 from hpc_dynamo.cli.overrides.words import Assignment, Removal, Words
 from hpc_dynamo.config import Config
 from hpc_dynamo.config.paths import at_home, is_path
-from hpc_dynamo.errors import ConfigError, no_field
+from hpc_dynamo.errors import ConfigError
 
 Keys = tuple[str, ...]
 Line = Callable[[Keys], str]  # where in the files a field was set
@@ -105,7 +105,7 @@ def typed(content: Mapping[str, Any], of: Any, keys: Keys, line: Line) -> dict[s
     known = schema.fields_of(of)
     for name in content:
         if name not in known:
-            raise _located(no_field(".".join(keys), name, known), line((*keys, name)))
+            raise _located(schema.unknown_field(keys, name, known), line((*keys, name)))
     return {name: _typed(each, known[name], (*keys, name), line) for name, each in content.items()}
 
 

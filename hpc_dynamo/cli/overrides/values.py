@@ -20,6 +20,7 @@ import msgspec
 from hpc_dynamo.cli.overrides.schema import EngineOption, JsonValue, fields_of
 from hpc_dynamo.cli.overrides.yaml_text import parse
 from hpc_dynamo.config import Config
+from hpc_dynamo.config.sbatch import gpu_request
 from hpc_dynamo.errors import ConfigError, override
 
 NULLS = ("null", "none", "None")  # unset a field that is not a text; a text has `null` only
@@ -96,6 +97,8 @@ def wrong(value: object, of: Any, name: str) -> ConfigError:
         hint = f"{name}.FIELD=VALUE; known: {', '.join(fields_of(of))}"
         return ConfigError(f"{name}={value}: has fields of its own", hint=hint)
     expected, example = _expected(of)
+    if name == "cluster.gpus_per_node" and (request := gpu_request(str(value))):
+        return ConfigError(f"{name}={value}: must be {expected}", hint=request)
     hint = override(name, _default(name) or example)
     if may_be_unset:
         hint += f", or {override(name, 'null')}"

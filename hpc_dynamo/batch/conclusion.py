@@ -1,0 +1,16 @@
+"""How a batch whose requests all have a result ends: its exit code and message."""
+
+from hpc_dynamo.messages import SOME_FAILED
+from hpc_dynamo.run import Run
+
+
+def conclusion(run: Run, answered: int, failed: int, first_failure: str = "") -> tuple[int, str]:
+    """Exit code 0 if no request failed, 3 if none was answered, SOME_FAILED otherwise."""
+    if not failed:
+        return 0, ""
+    if not answered:
+        first = f"; the first of them: {first_failure}" if first_failure else ""
+        return 3, f"no request was answered{first}"
+    requests = "1 request" if failed == 1 else f"{failed} requests"
+    what = f"finished, but {requests} of {answered + failed} failed: see {run.errors}"
+    return SOME_FAILED, f"{what}\n  try: the same command with batch.retry_failed=true"

@@ -1,0 +1,41 @@
+"""Lengths of prompts by the engines' own counters, for a planner whose head has no tokenizer."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from hpc_dynamo.messages import WorkerLoad
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Of the prompts that engines computed in an interval; zeros if they report none."""
+
+    tokens: float = 0.0  # mean length
+    hit_rate: float = 0.0  # share of their tokens that was cached
+
+    @property
+    def computed(self) -> float:
+        """Tokens that a prefill worker computes for one of them, mean."""
+        return self.tokens * (1 - self.hit_rate)
+
+
+class PromptLengths:
+    """Remembers the last counters of each worker."""
+
+    def __init__(self) -> None:
+        self._before = dict[int, WorkerLoad]()
+
+    def take(self, loads: Iterable[WorkerLoad]) -> Prompts:
+        """What was counted since the last call. A worker seen for the first time, or whose
+        counters began again, counts from the next call on."""
+        now = {load.rank: load for load in loads}
+        pairs = [(new, old) for rank, new in now.items() if (old := self._before.get(rank))]
+        self._before = now
+        same = [(new, old) for new, old in pairs if new.ttft.count >= old.ttft.count]
+        count = sum(new.ttft.count - old.ttft.count for new, old in same)
+        tokens = sum(new.prompt_tokens - old.prompt_tokens for new, old in same)
+        asked = sum(new.prefix_queries - old.prefix_queries for new, old in same)
+        hits = sum(new.prefix_hits - old.prefix_hits for new, old in same)
+        if count <= 0 or tokens <= 0:
+            return Prompts()
+        return Prompts(tokens / count, min(max(hits / asked, 0.0), 1.0) if asked > 0 else 0.0)

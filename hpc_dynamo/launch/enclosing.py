@@ -1,0 +1,89 @@
+"""The allocation that this process was started in, as Slurm's controller describes it."""
+
+import os
+import re
+from dataclasses import dataclass
+
+from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency
+from hpc_dynamo.launch.slurm import ask
+
+LIVE = ("RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED")
+FORGOTTEN = "Invalid job id"
+# `scontrol --details show job`: "Nodes=n[1-2] CPU_IDs=0-3,8 Mem=1000 GRES=gpu:a100:4(IDX:0-3)"
+NODES = re.compile(r"\bNodes=\S+ CPU_IDs=(?P<cpus>\S+) Mem=(?P<memory>\d+) GRES=(?P<gres>.*)")
+GPUS = re.compile(r"\bgpu(?::[^:,(]+)?:(\d+)")
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What the smallest node of an allocation gives; 0 if Slurm does not say."""
+
+    cpus: int = 0
+    memory_gb: float = 0.0
+    gpus: int = 0
+
+
+def current() -> Allocation | None:
+    """Return the allocation that SLURM_JOB_ID names; None if there is none, or it is over."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return None
+    try:
+        return required()
+    except (ConfigError, LaunchError):
+        return None
+
+
+def required() -> Allocation:
+    """Return the allocation that SLURM_JOB_ID names.
+
+    Raises ConfigError if the name is stale: a terminal multiplexer or an editor outlives the job
+    that it was started in, and a shell may come from another cluster.
+    """
+    job_id = os.environ.get("SLURM_JOB_ID")
+    if not job_id:
+        what = "cluster.launcher=allocation needs an allocation, and SLURM_JOB_ID is not set"
+        raise ConfigError(what, hint="salloc --nodes=2, or cluster.launcher=slurm")
+    try:
+        shown = ask("scontrol", "--details", "show", "job", job_id)
+    except MissingDependency as e:
+        what = f"SLURM_JOB_ID={job_id} is set, but {e.message}"
+        raise ConfigError(what, hint="unset SLURM_JOB_ID, or cluster.launcher=local") from e
+    except LaunchError as e:
+        if FORGOTTEN in e.message:
+            raise _stale(job_id, "Slurm does not know this job") from e
+        return Allocation()  # a slow controller is no reason to refuse: srun asks again
+    if why := _over(shown):
+        raise _stale(job_id, why)
+    return parsed(shown)
+
+
+def _over(shown: str) -> str:
+    """Why the job is not a running one of this user; empty if it is."""
+    state, owner = re.search(r"JobState=(\w+)", shown), re.search(r"UserId=(\S+)\((\d+)\)", shown)
+    if owner and int(owner[2]) != os.getuid():
+        return f"this job is of user {owner[1]}"
+    return f"this job is {state[1]}" if state and state[1] not in LIVE else ""
+
+
+def _stale(job_id: str, why: str) -> ConfigError:
+    what = f"SLURM_JOB_ID={job_id} names no running job of yours on this cluster: {why}"
+    hint = "`unset SLURM_JOB_ID`, or the same command with cluster.launcher=slurm"
+    return ConfigError(what, hint=hint)
+
+
+def parsed(shown: str) -> Allocation:
+    """Read `scontrol --details show job`. Nodes of a heterogeneous job are not compared."""
+    if shown.count("JobId=") > 1:
+        return Allocation()
+    nodes = list(NODES.finditer(shown))
+    return Allocation(
+        cpus=min((_count(node["cpus"]) for node in nodes), default=0),
+        memory_gb=min((int(node["memory"]) / 1024 for node in nodes), default=0.0),
+        gpus=min((sum(map(int, GPUS.findall(node["gres"]))) for node in nodes), default=0),
+    )
+
+
+def _count(ranges: str) -> int:
+    """How many CPUs `0-3,8` are."""
+    ends = (part.partition("-") for part in ranges.split(","))
+    return sum(int(last or first) - int(first) + 1 for first, _, last in ends)

@@ -1,0 +1,110 @@
+"""Environments of the commands, jobs and steps that we start: the user's own, without our job's.
+
+sbatch and srun read most of their options also from the environment, and Slurm sets the same names
+in the jobs and steps that it starts. A command that is started from inside a job therefore takes
+the limits of that job as its own options, and a job inherits the environment of its submission.
+
+Sources: "INPUT ENVIRONMENT VARIABLES" of sbatch(1), srun(1) and salloc(1), Slurm 22.05 to 25.05.
+"""
+
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+
+from hpc_dynamo.child import LOGIN, clean_environment
+
+# How Slurm's commands find and trust their controller. Slurm sets none of them for a job.
+SITE = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_SACK_SOCKET")
+# Who pays, where the job runs, what it inherits, whether it may be requeued: a user's or a site's
+# defaults for sbatch, which Slurm never sets either. sbatch prefers them to the lines of a script,
+# so each is kept only if the script has no such option.
+DEFAULTS = {
+    "account": "SBATCH_ACCOUNT",
+    "clusters": "SBATCH_CLUSTERS",
+    "constraint": "SBATCH_CONSTRAINT",
+    "export": "SBATCH_EXPORT",
+    "get-user-env": "SBATCH_GET_USER_ENV",
+    "no-requeue": "SBATCH_NO_REQUEUE",
+    "partition": "SBATCH_PARTITION",
+    "qos": "SBATCH_QOS",
+    "requeue": "SBATCH_REQUEUE",
+    "reservation": "SBATCH_RESERVATION",
+    "wckey": "SBATCH_WCKEY",
+}
+# Slurm names a job's GPUs in these. A new job has other GPUs.
+GPUS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "GPU_DEVICE_ORDINAL")
+SCRATCH = ("TMPDIR", "TMP", "TEMP")
+# The allocation itself, as opposed to options and steps in it.
+ALLOCATION = ("SLURM_JOB_", "SLURM_HET_", "SLURM_CLUSTER_NAME", "SLURM_RESTART_COUNT")
+
+
+def for_commands() -> dict[str, str]:
+    """Return the environment for Slurm's commands, which only need to find their controller."""
+    return clean_environment(_of_site())
+
+
+def for_submission(options: Collection[str]) -> dict[str, str]:
+    """Return the environment for a submission, which the job inherits.
+
+    `options` are the long names of sbatch's options that the script has.
+    """
+    kept = {n: os.environ[n] for o, n in DEFAULTS.items() if n in os.environ and o not in options}
+    env = clean_environment(_of_site() | kept | _login())
+    return {name: value for name, value in env.items() if not _of_our_job(name, value)}
+
+
+def for_step(*, allocation: bool = True) -> dict[str, str]:
+    """Return the environment for agents in the allocation that we run in.
+
+    srun asks the controller for all that it needs to know of the job. With `allocation` false
+    nothing is said of it: for agents on this machine with no job around them.
+    """
+    known = {k: v for k, v in os.environ.items() if k.startswith(ALLOCATION)} if allocation else {}
+    return clean_environment(_of_site() | known | _login())
+
+
+def of_allocation(told: Mapping[str, str]) -> dict[str, str]:
+    """Return what srun needs to find our job, in addition to what its tasks are `told`."""
+    ours = {n: os.environ[n] for n in ("SLURM_JOB_ID",) if n in os.environ}
+    return dict(told) | _of_site() | ours
+
+
+@contextmanager
+def applied(env: Mapping[str, str]) -> Iterator[None]:
+    """Have child processes inherit exactly `env`. submitit takes no environment as an argument.
+
+    Mutates this process's environment: nothing else may run in it meanwhile.
+    """
+    before = dict(os.environ)
+    _replace(env)
+    try:
+        yield
+    finally:
+        _replace(before)
+
+
+def _replace(env: Mapping[str, str]) -> None:
+    for name in os.environ.keys() - env.keys():
+        del os.environ[name]
+    os.environ.update(env)
+
+
+def _of_site() -> dict[str, str]:
+    return {name: os.environ[name] for name in SITE if name in os.environ}
+
+
+def _login() -> dict[str, str]:
+    """The host that the user's first job was submitted from. A job that is submitted from inside a
+    job would have a compute node for it."""
+    login = os.environ.get(LOGIN) or os.environ.get("SLURM_SUBMIT_HOST", "")
+    return {LOGIN: login} if login else {}
+
+
+def _of_our_job(name: str, value: str) -> bool:
+    """Whether a variable is of the job around us: its GPUs, or its scratch folder, which sites
+    name by the job's number and remove with it."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if name in SCRATCH and job:
+        return re.search(rf"(?<!\d){job}(?!\d)", value) is not None
+    return name in GPUS

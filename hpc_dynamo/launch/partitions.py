@@ -1,0 +1,99 @@
+"""What the nodes of Slurm's partitions have, as sinfo tells it."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from hpc_dynamo.config import Config, minutes
+from hpc_dynamo.config.sbatch import extra_options
+from hpc_dynamo.errors import LaunchError, MissingDependency
+from hpc_dynamo.launch.environment import DEFAULTS, for_commands
+from hpc_dynamo.launch.slurm import run_command
+
+DEADLINE_S = 10.0
+# Partition, CPUs and MB of a node, GRES, number of nodes, time limit, features, most CPUs of a node
+# that the partition gives, nodes of a job from-to.
+FORMAT = "%P|%c|%m|%G|%D|%l|%f|%B|%s"
+GPU = re.compile(r"\bgpu(?::(?P<type>[^:,()]+))??:(?P<count>\d+)(?=[(,]|$)")
+NUMBER = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)\+?$")
+UNLIMITED = ("infinite", "UNLIMITED", "n/a", "(null)", "")
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Nodes of one partition that are all alike. `time_min` and `most_nodes`: None is no limit."""
+
+    partition: str
+    count: int
+    cpus: int
+    memory_mb: int
+    gpus: tuple[tuple[str, int], ...] = ()  # type, number
+    features: tuple[str, ...] = ()
+    time_min: int | None = None
+    most_nodes: int | None = None
+    default: bool = False
+
+    def gpus_of(self, gpu_type: str | None) -> int:
+        return sum(count for kind, count in self.gpus if gpu_type in (None, kind))
+
+
+def known() -> tuple[Nodes, ...]:
+    """Ask sinfo. Empty if there is no Slurm here, or none that answers in time."""
+    try:
+        argv = ("sinfo", "--all", "--exact", "--noheader", f"--format={FORMAT}")
+        return tuple(parsed(run_command(argv, for_commands(), DEADLINE_S)))
+    except (LaunchError, MissingDependency):
+        return ()
+
+
+def parsed(listed: str) -> Iterator[Nodes]:
+    """Read what sinfo prints by `FORMAT`; a line that is not of it is left out."""
+    for line in listed.splitlines():
+        fields = [field.strip() for field in line.split("|")]
+        if len(fields) == FORMAT.count("|") + 1 and NUMBER.match(fields[1]):
+            yield _nodes(*fields)
+
+
+def _nodes(
+    name: str, cpus: str, memory: str, gres: str, count: str, time: str, features: str, *rest: str
+) -> Nodes:
+    most_cpus, sizes = rest
+    limit = [int(most_cpus)] if most_cpus.isdigit() else []
+    last = sizes.rpartition("-")[2]
+    return Nodes(
+        partition=name.removesuffix("*"),
+        count=_number(count),
+        cpus=min([_number(cpus), *limit]),
+        memory_mb=_number(memory),
+        gpus=tuple((found["type"] or "", int(found["count"])) for found in GPU.finditer(gres)),
+        features=() if features in UNLIMITED else tuple(features.split(",")),
+        time_min=None if time in UNLIMITED else minutes(time),
+        most_nodes=int(last) if last.isdigit() else None,
+        default=name.endswith("*"),
+    )
+
+
+def _number(text: str) -> int:
+    """Slurm writes 1024 as 1K."""
+    found = NUMBER.match(text)
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " ")) if found else 0
+
+
+def named(config: Config, nodes: Sequence[Nodes]) -> list[Nodes]:
+    """Return the nodes of the partitions that are asked for, or of the default one."""
+    extra = extra_options(config.cluster.slurm).get("partition")
+    asked = extra or config.cluster.slurm.partition or os.environ.get(DEFAULTS["partition"])
+    if not asked:
+        return [n for n in nodes if n.default]
+    return [n for n in nodes if n.partition in str(asked).split(",")]
+
+
+def eligible(config: Config, nodes: Sequence[Nodes]) -> list[Nodes]:
+    """Return those of them with the features that are asked for. Of all expressions only a list of
+    features is understood."""
+    features = re.split(r"[&,]", config.cluster.slurm.constraint or "")
+    plain = [f for f in features if re.fullmatch(r"[\w.-]+", f)]
+    if len(plain) != len(features):
+        plain = []
+    return [n for n in named(config, nodes) if set(plain) <= set(n.features)]
