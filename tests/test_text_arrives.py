@@ -98,8 +98,9 @@ def test_values_of_a_file_reach_argv_and_environment(
 def test_overrides_reach_the_script(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str]
 ) -> None:
-    texts = [text for text in [*texts, *ODD] if text.isprintable() and text not in ("", "null")]
-    texts = [text for text in texts if text.strip().lower() not in ("true", "false")]
+    flags = ("", "true", "false", "null")  # which add an option without a value, or leave it out
+    texts = [text for text in [*texts, *ODD] if text.isprintable()]
+    texts = [text for text in texts if text.strip().lower() not in flags]
     extra = [f"cluster.slurm.extra.text-{at}={text}" for at, text in enumerate(texts)]
     words = [*BASE, *extra, f"engine.env.A={texts[0]}"]
     config = compose(words)
