@@ -44,8 +44,8 @@ def test_an_empty_folder_is_refused_by_every_verb(
 
 
 def test_the_script_and_the_commands_are_refused_too(call: Call, empty: Path) -> None:
-    for how in ("--dry-run", "--commands"):
-        refused(call(*PLAN, how, f"model.path={empty}"), "the folder is empty")
+    for how in ("--sbatch", "--commands", "--dry-run --verb serve"):
+        refused(call(*PLAN, *how.split(), f"model.path={empty}"), "the folder is empty")
     assert printed(call(*PLAN, f"model.path={empty}", "cluster.preflight=false"))
 
 

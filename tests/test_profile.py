@@ -89,8 +89,9 @@ def test_on_a_terminal_one_worker_shows_a_bar_and_needs_no_matplotlib(tmp_path: 
     (tmp_path / "without/matplotlib.py").write_text("raise ImportError('not there')\n")
     environment = {"PYTHONPATH": str(tmp_path / "without")}
     with on_a_terminal((*WORDS, "topology=aggregated"), tmp_path, environment) as process:
-        process.expect("points/s")
-        process.expect(r"no picture: pictures need matplotlib, pip install 'hpc-dynamo\[draw\]'")
+        process.expect("points/s", timeout=120)
+        said = r"no picture: pictures need matplotlib, pip install 'hpc-dynamo\[draw\]'"
+        process.expect(said, timeout=120)
         process.expect("ITL, interpolated")
         assert ends(process) == 0
     profile = complete(tmp_path / "runs/small", transfers=False)

@@ -25,9 +25,9 @@ pytestmark = pytest.mark.slow
 PROGRAMS = {
     "sbatch": "echo Submitted batch job 42",
     "srun": "echo 'MPI plugin types are none pmix'",
-    "squeue": 'cat "$SLURM_STAND_IN/queue"',
+    "squeue": 'cat "$STAND_IN/queue"',
     "scontrol": "echo JobState=FAILED Reason=NodeFail ExitCode=1:0",
-    "scancel": 'touch "$SLURM_STAND_IN/cancelled"',
+    "scancel": 'touch "$STAND_IN/cancelled"',
 }
 WORDS = ("serve", "engine=simulator", "cluster.launcher=slurm", "model.name=my model/7b")
 SIMULATED = Path("runs") / "serve-my-model-7b"
@@ -41,7 +41,7 @@ def env(tmp_path: Path) -> dict[str, str]:
         (folder / name).write_text(f"#!/bin/sh\n{line}\n")
         (folder / name).chmod(0o755)
     (tmp_path / "queue").write_text("RUNNING|None|2026-01-01T00:00:00|n[7-8]\n")
-    return {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_STAND_IN": str(tmp_path)}
+    return {"PATH": f"{folder}:{os.environ['PATH']}", "STAND_IN": str(tmp_path)}
 
 
 @contextmanager

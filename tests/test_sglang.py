@@ -91,6 +91,40 @@ def test_the_command(role: Role) -> None:
     }
 
 
+ON_CPU = {"--device": "cpu", "--sleep-on-idle": "", "--disable-overlap-schedule": ""}
+BACKUP = {"--disaggregation-decode-retraction-backup": "cpu_tensor"}
+
+
+@pytest.mark.parametrize(("role", "added"), [(Role.prefill, {}), (Role.decode, BACKUP)])
+def test_cpu_workers_share_requests(role: Role, added: dict[str, str]) -> None:
+    config = replace(CONFIG, engine=Engine(name="sglang", device=Device.cpu, env={"A": "1"}))
+    engine("sglang").check(config, plan(config))
+    command, on_gpu = (engine("sglang").command(c, place(role)) for c in (config, CONFIG))
+    changed = {"--mem-fraction-static": ""}  # an option of CONFIG alone
+    assert options(command).items() - options(on_gpu).items() == (ON_CPU | added).items()
+    assert options(on_gpu).keys() - options(command).keys() == changed.keys()
+    assert command.env["SGLANG_USE_CPU_ENGINE"] == "1"
+    assert command.env["CUDA_VISIBLE_DEVICES"] == ""
+    assert "SGLANG_USE_CPU_ENGINE" not in on_gpu.env
+
+
+def test_aggregated_cpu_worker() -> None:
+    config = replace(CONFIG, engine=Engine(name="sglang", device=Device.cpu), topology=WHOLE)
+    found = options(engine("sglang").command(config, place(Role.aggregated)))
+    assert found.items() >= ON_CPU.items()
+    assert not found.keys() & BACKUP.keys()
+
+
+def test_cpu_defaults_yield_to_the_user() -> None:
+    own = {"sleep-on-idle": False, "disaggregation_decode_retraction_backup": "none"}
+    given = Engine(name="sglang", device=Device.cpu, args=own, env={"SGLANG_USE_CPU_ENGINE": "0"})
+    command = engine("sglang").command(replace(CONFIG, engine=given), place(Role.decode))
+    found = options(command)
+    assert "--sleep-on-idle" not in found
+    assert found["--disaggregation-decode-retraction-backup"] == "none"
+    assert command.env["SGLANG_USE_CPU_ENGINE"] == "0"
+
+
 def test_options_of_the_users_own_win() -> None:
     args = {"page_size": 64, "ep-size": 2, "enable-metrics": False}
     config = replace(CONFIG, engine=replace(CONFIG.engine, args=args))
@@ -118,7 +152,6 @@ def test_the_key_reaches_sglang_inside_the_process(tmp_path: Path) -> None:
     [
         ({"model": Model()}, "model.path is not set"),
         ({"engine": Engine(name="sglang", args={"tokenizer_worker_num": 2})}, "asks for no key"),
-        ({"engine": Engine(name="sglang", device=Device.cpu)}, "on the CPU"),
         ({"task": Task.profile}, "each worker alone"),
         ({"engine": Engine(name="sglang", args={"page-size": 1})}, "does not divide"),
     ],

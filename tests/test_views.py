@@ -26,6 +26,7 @@ from tests.terminal import (
     on_a_terminal,
     printed,
     report,
+    rest_of,
 )
 
 HERE = socket.gethostname()
@@ -79,12 +80,11 @@ def test_a_silent_head_is_noticed(attempt: Attempt, call: Call) -> None:
     assert re.search(r"serving \(last heard 10\d s ago\)", printed(call("status")))
 
 
-def test_the_table_fits_eighty_columns(
-    attempt: Attempt, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+def test_the_table_fits_eighty_columns(attempt: Attempt, tmp_path: Path) -> None:
     report(attempt)
-    assert figures(printed(call("status")))[0][-3:] == ["12/46", "4/9", "117"]
+    with on_a_terminal(["status"], tmp_path, columns=80) as status:
+        text = rest_of(status)
+    assert figures(text)[0][-3:] == ["12/46", "4/9", "117"]
 
 
 def test_a_batch_still_shows_its_progress(attempt: Attempt, call: Call) -> None:

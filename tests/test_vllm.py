@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from hpc_dynamo.demo.provision import Places, Provisioned, cache_dir, provision
+from tests.comparable import batch_answers
 from tests.runs import answers, hpc_dynamo, latest
+from tests.unusual_bodies import ANSWERS, LISTS
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -19,6 +21,10 @@ QUESTIONS = (
     "What do bees make?",
     "Translate 'good morning' into Spanish.",
 )
+
+
+# Several prompts, or several answers: bodies that prefill and decode workers must not share.
+UNSHARED = (LISTS[0], LISTS[2], LISTS[3], LISTS[7], ANSWERS[0])
 
 
 def provisioned() -> Provisioned:
@@ -47,7 +53,8 @@ def _write(file: Path) -> None:
         }
         for i, question in enumerate(QUESTIONS)
     )
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    unshared = (case.batch_line for case in UNSHARED)
+    file.write_text("".join(json.dumps(row) + "\n" for row in (*rows, *unshared)))
 
 
 def test_greedy_text_through_prefill_and_decode_equals_that_of_one_worker(
@@ -61,7 +68,7 @@ def test_greedy_text_through_prefill_and_decode_equals_that_of_one_worker(
         f"model.path={vllm.model}",
         "input=questions.jsonl",
     )
-    texts, moved = {}, {}
+    found, texts, moved = {}, {}, {}
     for kind in ("aggregated", "disaggregated"):
         done = hpc_dynamo(
             "batch", *words, f"topology={kind}", f"name={kind}", cwd=tmp_path, timeout_s=280
@@ -73,8 +80,9 @@ def test_greedy_text_through_prefill_and_decode_equals_that_of_one_worker(
         assert outcome.summary is not None
         texts[kind], moved[kind] = answers(run / "output.jsonl"), outcome.summary.kv_bytes
         assert outcome.summary.itl.count > 0
-    assert texts["disaggregated"] == texts["aggregated"]
-    assert len(texts["aggregated"]) == len(QUESTIONS)
+        found[kind] = batch_answers(run)
+    assert found["disaggregated"] == found["aggregated"]
+    assert len(texts["aggregated"]) == len(QUESTIONS) + len(UNSHARED)
     assert all(texts["aggregated"].values())
     assert moved["aggregated"] == 0
     assert moved["disaggregated"] > 0, "NIXL's byte counter did not move"

@@ -61,12 +61,12 @@ def concurrency(config: Config) -> int:
     return decode.workers * config.engine.max_num_seqs + (prefill.workers if prefill else 1) * AHEAD
 
 
-class _WorkerDied(Exception):
-    """A worker died while it had a request. `error` says how."""
+class _WorkerDied(RequestFailed):
+    """A worker died while it had a request."""
 
     def __init__(self, error: RequestFailed) -> None:
-        super().__init__(str(error))
-        self.error = error
+        what = f"a worker died while it had this request: {error.message}"
+        super().__init__(what, status=error.status, body=error.body, hint=error.hint)
 
 
 def prefill_workers(config: Config) -> int:
@@ -168,12 +168,10 @@ class Runner:
             await self._ledger.record(ledger.success(entry.custom_id, answer.content))
             self._done += 1
             self._count(answer.body)
-        except _WorkerDied as e:
-            log.warning("%s was under way: %s", entry.custom_id, e.error)
-            if not fails:
-                return False
-            await self._fail(entry, e.error)
         except RequestFailed as e:
+            if isinstance(e, _WorkerDied) and not fails:
+                log.warning("%s: %s", entry.custom_id, e)
+                return False
             await self._fail(entry, e)
         finally:
             self._running -= 1

@@ -29,9 +29,10 @@ def groups(suspects: Sequence[Entry]) -> list[Sequence[Entry]]:
 
 
 def tries_alone(config: Config) -> int:
-    """How often a request may end a worker while it is alone, before it is given up. Together with
-    the first death, in company, the worker survives unless `engine.restarts` is below 2."""
-    return max(1, min(config.batch.retries + 1, config.engine.restarts - 1))
+    """How often a request may end a worker while it is alone, before it is given up. A worker may
+    also die of something else, but each death costs one of `engine.restarts`, which are shared by
+    all such requests and the first death, in company."""
+    return max(1, min(config.batch.retries + 1, config.engine.restarts // 2))
 
 
 async def retry_apart(suspects: Sequence[Entry], run: Run, tries: int) -> None:

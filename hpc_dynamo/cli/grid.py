@@ -11,6 +11,7 @@ from rich.text import Text
 
 HOST, PROSE = 8, 30  # least widths of foldable columns
 INDENT = "  "
+NOTHING = ("", "-")  # cells that a block leaves out
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Grid:
             pairs = [
                 Text.from_markup(f"{escape(column.name)} {cell}".strip())
                 for column, cell in zip(self._columns, row, strict=True)
-                if cell
+                if cell not in NOTHING
             ]
             yield from flowed(pairs, width)
 

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 from hpc_dynamo.config import Config, Kind, Policy
 from hpc_dynamo.dispatch.execution import WHOLE, Execution, execution
 from hpc_dynamo.dispatch.workers import Work
-from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, dialect
+from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, dialect, fatal_prompts
+from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import Header
 from hpc_dynamo.json_reader import JsonError, read_value
 from hpc_dynamo.preprocess import GivenIds, PromptRejected, Tokens, Unpredictable
@@ -62,6 +63,7 @@ class WorkBuilder:
     def __init__(self, config: Config, prompts: Prompts | None = None, model: str = "") -> None:
         self.prompts: Prompts = prompts or GivenIds()
         self._model, self._dialect = model, dialect(config)
+        self._fatal = fatal_prompts(config)
         self._policy, self._block = config.router.policy, config.router.block_tokens
         self._disaggregated = config.topology.kind is Kind.disaggregated
 
@@ -76,8 +78,14 @@ class WorkBuilder:
         self, path: str, content: bytes, body: Body, given: Circumstances,
         headers: Sequence[Header] = (),
     ) -> Work:  # fmt: skip
-        """`path` may have a query string; `body` is `content`, read at least one level deep."""
-        ask, how = await self._decide(path.partition("?")[0], content, body, given)
+        """`path` may have a query string; `body` is `content`, read at least one level deep.
+
+        Raises RequestFailed for a prompt that would end the engine.
+        """
+        bare = path.partition("?")[0]
+        if self._fatal and (reason := self._fatal.refusal(bare, body)):
+            raise RequestFailed(reason, status=400)
+        ask, how = await self._decide(bare, content, body, given)
         return Work(path, content, body, ask, headers, how.samples)
 
     async def ask(self, path: str, content: bytes, body: Body, given: Circumstances) -> Ask:

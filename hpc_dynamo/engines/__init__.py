@@ -30,6 +30,7 @@ from hpc_dynamo.engines.pd_protocol import (
 from hpc_dynamo.engines.roles import differ, for_role, for_worker
 from hpc_dynamo.engines.sglang import Sglang
 from hpc_dynamo.engines.sglang_dialect import SglangDialect
+from hpc_dynamo.engines.sglang_prompts import PromptCheck, prompt_check
 from hpc_dynamo.engines.simulator import DIALECTS, Simulator, spoken
 from hpc_dynamo.engines.trtllm import Trtllm
 from hpc_dynamo.engines.vllm import Vllm
@@ -112,6 +113,11 @@ def calling(config: Config, adapter: str) -> Body:
     return {"model": f"{config.served_name}:{adapter}"}
 
 
+def fatal_prompts(config: Config) -> PromptCheck | None:
+    """The check for prompts that would end an engine; None for engines that refuse them."""
+    return prompt_check(config) if isinstance(dialect(config), SglangDialect) else None
+
+
 def advice(config: Config, log_tail: str) -> str:
     """What to try, from the last lines of a dead engine's log; empty where unknown."""
     return container.advice(config, log_tail) or engine(config.engine.name).advice(log_tail)
@@ -158,6 +164,7 @@ __all__ = [
     "contained",
     "dialect",
     "engine",
+    "fatal_prompts",
     "for_role",
     "for_worker",
     "is_world",

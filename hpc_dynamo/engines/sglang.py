@@ -82,9 +82,6 @@ class Sglang:
         if counted(config, "tokenizer-worker-num", 1) > 1:
             what = "engine.args.tokenizer-worker-num: SGLang asks for no key where it is above 1"
             raise ConfigError(what, hint="engine.args.tokenizer-worker-num=1")
-        if config.engine.device is Device.cpu and config.topology.kind is Kind.disaggregated:
-            what = "engine=sglang hands no KV cache over on the CPU"
-            raise ConfigError(what, hint="engine.device=cuda, or topology=aggregated")
         for name in ATTENTION_RANKS:
             counted(config, name, 1)
         _check_parts(config, plan)
@@ -117,9 +114,7 @@ class Sglang:
         if role is Role.prefill:
             met = place.meeting.ports if place.meeting else place.ports
             options["disaggregation-bootstrap-port"] = met[1]  # of the first part, for all
-        if config.engine.device is Device.cpu:
-            options["device"] = "cpu"
-        options |= _part_options(place)
+        options |= _cpu_options(config, role) | _part_options(place)
         endpoints = self.events(config, place)
         if endpoints:
             options["kv-events-config"] = events_config(endpoints)
@@ -182,6 +177,20 @@ def _check_stages(config: Config) -> None:
         raise ConfigError(what, hint="topology.decode.pipeline_parallel=1")
 
 
+def _cpu_options(config: Config, role: Role) -> dict[str, Any]:
+    """Options of a worker without a GPU. The attention backend is left to SGLang, which takes
+    torch_native on processors without AMX."""
+    if config.engine.device is not Device.cpu:
+        return {}
+    # An idle scheduler polls without pause unless told to sleep, and takes half a core. The overlap
+    # schedule of a prefill worker needs CUDA's events.
+    options = {"device": "cpu", "sleep-on-idle": True, "disable-overlap-schedule": True}
+    if role is Role.decode:
+        # The default backup is a host pool that is pinned by CUDA.
+        options["disaggregation-decode-retraction-backup"] = "cpu_tensor"
+    return options
+
+
 def _part_options(place: Place) -> dict[str, Any]:
     if place.meeting is None:
         return {}
@@ -198,5 +207,7 @@ def no_profile(config: Config) -> None:
 
 def _env(config: Config, place: Place) -> dict[str, str]:
     here = {"SGLANG_HOST_IP": place.address} if place.meeting else {}
-    own = here | network(place) | device_environment(config, place) | config.engine.env
+    # Without it SGLang computes nothing on the CPU (srt/utils/common.py, is_cpu).
+    cpu = {"SGLANG_USE_CPU_ENGINE": "1"} if config.engine.device is Device.cpu else {}
+    own = here | cpu | network(place) | device_environment(config, place) | config.engine.env
     return own | {"PYTHONPATH": guard_path(config), "HPC_DYNAMO_ENGINE_KEY": place.token}

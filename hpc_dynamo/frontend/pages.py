@@ -92,7 +92,7 @@ def _workers(view: View, request: Request) -> Answer:
     loads = {load.rank: msgspec.to_builtins(load) for load in view.loads}
     rows = [msgspec.to_builtins(w) | {"load": loads.get(w.rank)} for w in view.workers]
     for row in rows:
-        del row["operations"]  # long, and the same for all; see /openapi.json of an engine
+        del row["operations"]  # see WorkerReport.brief
     return _json({"object": "list", "data": rows})
 
 

@@ -79,7 +79,7 @@ class Course:
             at=time.time(),
             detail=detail,
             ends_at=ends_at,
-            workers=members.in_order(),
+            workers=tuple(worker.brief for worker in members.in_order()),
         )
         return self._work.describe(status) if self._work else status
 

@@ -149,7 +149,7 @@ class ServeWork:
 
     def _view(self) -> View:
         loads = self._job.loads
-        workers = tuple(map(self._sleepers.marked, self._job.members.in_order()))
+        workers = tuple(self._sleepers.marked(w.brief) for w in self._job.members.in_order())
         self._traffic = {m: lane.router.traffic() for m, lane in self._job.lanes.items()}
         return View(
             offers={model: self._offer(model, lane) for model, lane in self._job.lanes.items()},

@@ -66,6 +66,11 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     asleep: bool = False  # put to sleep by a client: it is given nothing until it is woken
 
     @property
+    def brief(self) -> "WorkerReport":
+        """Without `operations`, which are long and the same for most workers."""
+        return msgspec.structs.replace(self, operations=()) if self.operations else self
+
+    @property
     def title(self) -> str:
         """For people: its role, and its model where there are several."""
         return f"{self.model} {self.role}".lstrip()

@@ -18,8 +18,8 @@ SLOW = ("engine.args.time-scale=10", "batch.concurrency=4")
 
 
 def submit_script(cluster: SlurmCluster, folder: Path, *words: str) -> str:
-    """Submit what `plan --dry-run` prints; return the job's id."""
-    script = hpc_dynamo("plan", "--dry-run", *WORDS, *words, cwd=folder)
+    """Submit what `plan --sbatch` prints; return the job's id."""
+    script = hpc_dynamo("plan", "--sbatch", *WORDS, *words, cwd=folder)
     assert script.returncode == 0, script.stderr
     (folder / "job.sbatch").write_text(script.stdout)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

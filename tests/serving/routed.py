@@ -14,9 +14,9 @@ Row = dict[str, Any]
 
 
 @contextmanager
-def routing(folder: Path, *words: str, name: str = "r") -> Iterator[Served]:
+def routing(folder: Path, *words: str, name: str = "r", engine_key: str = KEY) -> Iterator[Served]:
     """A detached route, from its first answer to the end of its last process."""
-    (folder / "engines.key").write_text(f"{KEY}\n")
+    (folder / "engines.key").write_text(f"{engine_key}\n")
     key = "route.key_file=engines.key"
     done = hpc_dynamo("route", *words, key, f"name={name}", "--detach", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr

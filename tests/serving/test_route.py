@@ -152,7 +152,7 @@ def test_ctrl_c_ends_the_endpoint_alone(tmp_path: Path) -> None:
         assert answer["choices"][0]["message"]["content"]
         up.sendintr()
         up.expect_exact("ended: stopped")
-        assert ends(up) == 0
+        assert ends(up) == 130
         assert rank.process.poll() is None
     job = launch.find(Run(tmp_path / "runs" / "route").attempts()[-1])
     assert job
