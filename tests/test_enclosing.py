@@ -1,6 +1,12 @@
 """The allocation around us, by `scontrol --details show job` of Slurm 22.05."""
 
-from hpc_dynamo.launch.enclosing import Allocation, parsed
+import os
+from pathlib import Path
+
+import pytest
+
+from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.launch.enclosing import Allocation, current, parsed, required
 
 SHOWN = """\
 JobId=7 JobName=interactive
@@ -25,3 +31,36 @@ def test_smallest_node_counts() -> None:
 def test_nothing_is_known_of_other_answers() -> None:
     assert parsed("") == Allocation()
     assert parsed(SHOWN + SHOWN) == Allocation(), "a heterogeneous job"
+
+
+def scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """A program in its place."""
+    program = folder / "scontrol"
+    program.write_text(f"#!/bin/sh\n{body}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+
+
+def test_job_that_is_over_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scontrol(tmp_path, monkeypatch, "echo 'error: Invalid job id specified' >&2; exit 1")
+    assert current() is None
+    with pytest.raises(ConfigError, match="SLURM_JOB_ID=7 names no running job") as error:
+        required()
+    assert "`unset SLURM_JOB_ID`" in error.value.hint
+    assert "cluster.launcher=slurm" in error.value.hint
+
+
+def test_controller_that_does_not_answer_refuses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scontrol(tmp_path, monkeypatch, "echo 'Unable to contact slurm controller' >&2; exit 1")
+    assert current() is None
+    assert required() == Allocation()
+
+
+def test_without_a_job_there_is_no_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert current() is None
+    with pytest.raises(ConfigError, match="SLURM_JOB_ID is not set"):
+        required()

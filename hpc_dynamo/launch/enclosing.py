@@ -24,12 +24,13 @@ class Allocation:
 
 
 def current() -> Allocation | None:
-    """Return the allocation that SLURM_JOB_ID names; None if there is none, or it is over."""
+    """Return the allocation that SLURM_JOB_ID names; None if there is none, it is over, or Slurm
+    does not answer."""
     if "SLURM_JOB_ID" not in os.environ:
         return None
     try:
-        return required()
-    except (ConfigError, LaunchError):
+        return _named(os.environ["SLURM_JOB_ID"])
+    except ConfigError:
         return None
 
 
@@ -43,6 +44,13 @@ def required() -> Allocation:
     if not job_id:
         what = "cluster.launcher=allocation needs an allocation, and SLURM_JOB_ID is not set"
         raise ConfigError(what, hint="salloc --nodes=2, or cluster.launcher=slurm")
+    # A slow controller is no reason to refuse: srun asks it again.
+    return _named(job_id) or Allocation()
+
+
+def _named(job_id: str) -> Allocation | None:
+    """The running job of this user with this number; None if Slurm does not answer. Raises
+    ConfigError if there is none."""
     try:
         shown = ask("scontrol", "--details", "show", "job", job_id)
     except MissingDependency as e:
@@ -51,7 +59,7 @@ def required() -> Allocation:
     except LaunchError as e:
         if FORGOTTEN in e.message:
             raise _stale(job_id, "Slurm does not know this job") from e
-        return Allocation()  # a slow controller is no reason to refuse: srun asks again
+        return None
     if why := _over(shown):
         raise _stale(job_id, why)
     return parsed(shown)
