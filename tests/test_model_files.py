@@ -266,6 +266,15 @@ def test_a_download_that_was_interrupted_is_resumed(tmp_path: Path, folder: Path
     assert problem.fix.startswith(f"hf download {REPOSITORY} (it resumes")
 
 
+def test_a_damaged_file_of_the_cache_is_downloaded_again(tmp_path: Path, folder: Path) -> None:
+    """The hub library takes a file that is there for whole."""
+    snapshot = cached(tmp_path / "hub", folder)
+    (snapshot / FIRST).write_bytes(safetensors()[:-1])
+    problem = the_problem(config(REPOSITORY), {"HF_HOME": str(tmp_path)})
+    assert f"{FIRST}: truncated (" in problem.what
+    assert problem.fix == f"hf download {REPOSITORY} --force-download"
+
+
 def test_a_hub_id_that_is_not_cached_warns_or_fails_offline(tmp_path: Path) -> None:
     cache = {"HF_HOME": str(tmp_path)}
     problem = the_problem(config("org/name"), cache)

@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from hpc_dynamo.cli import doctor, views
 from hpc_dynamo.cli.console import Screen, Wrapped
 from hpc_dynamo.cli.grid import Column, Grid
+from hpc_dynamo.cli.help import EXIT_CODES
 from hpc_dynamo.cli.progress import Bar
 from hpc_dynamo.config import Role
 from hpc_dynamo.doctor.records import Examined, Facts, Finding, Level, Link, Report
@@ -248,3 +249,6 @@ def test_help_documents_the_exit_codes(tmp_path: Path) -> None:
         text = hpc_dynamo(*argv, cwd=tmp_path).stdout
         assert "exit codes:" in text
         assert "130  ended by Ctrl-C" in text
+    page = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text()
+    for code in re.findall(r"^  (\d+) ", EXIT_CODES, re.MULTILINE):
+        assert f"\n| {code} | " in page, "docs/command-line.md has all codes"

@@ -146,7 +146,7 @@ def _conclude(attempt: Attempt, outcome: Outcome, *, cancelled: bool) -> int:
     serves = attempt.config().task is Task.serve
     if outcome.summary is not None:
         OUT.print(views.summary(attempt, outcome.summary))
-    if cancelled and (serves or outcome.exit_code):
+    if cancelled and (serves or outcome.exit_code) and outcome.summary is None:
         OUT.print(views.ended(attempt, outcome), markup=False)
         return CTRL_C
     if outcome.exit_code:

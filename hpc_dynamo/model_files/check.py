@@ -38,6 +38,10 @@ _SMALL = (
 )  # fmt: skip
 
 
+# Words of defects of files that are there: without force they would not be downloaded again.
+_DAMAGE = ("truncated", "empty", ": not a ", "pointer")
+
+
 class Severity(StrEnum):
     """How a problem is treated before submission."""
 
@@ -151,10 +155,12 @@ def _defective(source: Source, defects: list[str]) -> Iterator[Problem]:
 
 
 def _remedy(source: Source, defects: list[str]) -> str:
-    if any("Git LFS" in defect for defect in defects):
-        return f"git -C {source.path} lfs pull"
     if source.origin is not Origin.hub:
+        if any("Git LFS" in defect for defect in defects):
+            return f"git -C {source.path} lfs pull"
         return f"hf download ORG/NAME --local-dir {source.path}, or another {source.field}"
+    if any(sign in defect for defect in defects for sign in _DAMAGE):
+        return f"{source.download} --force-download"
     begun = hub.is_interrupted(source.cache, source.repository)
     return source.download + (" (it resumes the interrupted download)" if begun else "")
 

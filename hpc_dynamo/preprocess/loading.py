@@ -20,7 +20,7 @@ def load_prompts(config: Config, environ: Mapping[str, str]) -> Preprocessor | G
     """
     source = tokenizer_source(config, environ)
     try:
-        return Preprocessor.load(_folder(source))
+        return Preprocessor.load(_folder(source, _option(config)))
     except NoTokenizer as e:
         return GivenIds(f"{EFFECT}: {e.message}", e.hint)
     except OSError as e:
@@ -30,7 +30,7 @@ def load_prompts(config: Config, environ: Mapping[str, str]) -> Preprocessor | G
 def tokenizer_problem(config: Config, environ: Mapping[str, str]) -> NoTokenizer | None:
     """Return why `load_prompts` would find no tokenizer here, without loading it."""
     try:
-        _folder(tokenizer_source(config, environ))
+        _folder(tokenizer_source(config, environ), _option(config))
     except NoTokenizer as e:
         return NoTokenizer(f"{EFFECT}: {e.message}", hint=e.hint)
     return None
@@ -39,23 +39,28 @@ def tokenizer_problem(config: Config, environ: Mapping[str, str]) -> NoTokenizer
 def different(config: Config) -> GivenIds:
     """What is used if the engine turns the same text into other token ids than we do."""
     what = f"{EFFECT}: the engine tokenizes differently than the tokenizer.json of our model"
-    return GivenIds(
-        what, f"the log of a frontend for the engine and model.path={config.model.path}"
-    )
+    same = f"start the engine with the model of model.path={config.model.path}"
+    return GivenIds(what, f"{same}; the log of the frontend (batch: agent) shows what differs")
 
 
-def _folder(source: Source) -> Path:
-    """Raises NoTokenizer."""
+def _option(config: Config) -> str:
+    """The engine's option that names a tokenizer apart from the model."""
+    return f"engine.args.tokenizer{'-path' if config.engine.name == 'sglang' else ''}"
+
+
+def _folder(source: Source, option: str) -> Path:
+    """Raises NoTokenizer. `option`: of the engine, to name another tokenizer."""
     if not source.name:
         what, hint = "model.path is not set", "model.path=FOLDER or model.path=ORG/NAME"
     elif source.path is None and source.origin is Origin.hub:
         what = f"{source} is neither a folder on the head node nor in its Hugging Face cache"
         what, hint = f"{what} {source.cache}", f"{source.download}, or {source.field}=FOLDER"
     elif source.path is None:
-        what, hint = f"{source} is not on the head node", f"{source.field}=FOLDER on a shared disk"
+        what = f"{source} is not on the head node"
+        hint = f"{option}=FOLDER with the tokenizer.json of the model, on a shared disk"
     elif not source.path.is_dir():
         what = f"{source} is a file without tokenizer.json"
-        hint = "engine.args.tokenizer=FOLDER, or the hub id of the original model"
+        hint = f"{option}=FOLDER, or the hub id of the original model"
     elif not (source.path / "tokenizer.json").is_file():
         what = f"{source} has no tokenizer.json"
         hint = "transformers.AutoTokenizer.from_pretrained(PATH).save_pretrained(PATH) writes it"
