@@ -24,6 +24,8 @@ POST /v1/chat/completions/render
 POST /v1/completions
 POST /v1/messages
 POST /v1/messages/count_tokens
+POST /v1/messages/render
+POST /v1/completions/derender
 POST /v1/responses
 GET /v1/responses/{response_id}
 DELETE /v1/responses/{response_id}
@@ -104,6 +106,9 @@ GET /prometheus/metrics
 GET /steady_clock_offset
 GET /v1/models
 POST /v1/systemone
+POST /adapters
+DELETE /adapters/{adapter_name}
+POST /inference/v1/abort_requests
 POST /abort_requests
 POST /fault_tolerance/apply
 GET /fault_tolerance/status

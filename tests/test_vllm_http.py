@@ -26,7 +26,7 @@ TEXT = json.dumps(PROMPT)[:-1]
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     store = "engine.env.VLLM_ENABLE_RESPONSES_API_STORE=1"
-    sizes = ("topology.aggregated.workers=1", "engine.args.max-model-len=512")
+    sizes = ("topology=aggregated", "engine.args.max-model-len=512")
     with serving(provisioned(), tmp_path_factory.mktemp("http"), store, *sizes) as found:
         yield found
 
@@ -34,7 +34,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def pooling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     words = ("engine.args.runner=pooling", "engine.args.convert=embed")
-    sizes = ("topology.aggregated.workers=1", "engine.args.max-model-len=512")
+    sizes = ("topology=aggregated", "engine.args.max-model-len=512")
     with serving(provisioned(), tmp_path_factory.mktemp("pool"), *words, *sizes) as found:
         yield found
 
@@ -101,8 +101,7 @@ def test_inference_paths_of_its_document_are_served(served: Served) -> None:
     base = served.url.removesuffix("/v1")
     assert send(f"{base}/version", served.key, None, "GET")[1]["version"].startswith("0.")
     worker = next(iter(served.workers().values()))
-    with urlopen(f"{worker}/openapi.json", timeout=30) as got:
-        paths = json.loads(got.read())["paths"]
+    paths = send(f"{worker}/openapi.json", served.token, None, "GET")[1]["paths"]
     posts = [path for path, row in paths.items() if "post" in row and "{" not in path]
     assert {"/v1/completions", "/tokenize"} <= set(filter(is_inference, posts))
     for path in posts:

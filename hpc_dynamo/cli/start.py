@@ -17,7 +17,7 @@ from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.cli.model_check import model_warnings, refuse_models
 from hpc_dynamo.cli.nodes import asked_of_slurm, counted
 from hpc_dynamo.cli.runs import serve_run
-from hpc_dynamo.config import Config, Launcher, Planner, PlannerKind, Serve, Task
+from hpc_dynamo.config import Config, Launcher, Planner, PlannerKind, Serve, Task, check_folder
 from hpc_dynamo.engines import check, is_world, suited
 from hpc_dynamo.errors import ConfigError, HpcDynamoError
 from hpc_dynamo.launch import grown, world
@@ -165,6 +165,7 @@ def placed(config: Config, default_name: str) -> Config:
         raise ConfigError(f"name={name!r} must be a plain folder name", hint="name=my-run")
     planner = replace(config.planner, profile=_profile(config.planner))
     runs = str(Path(config.runs).absolute())
+    check_folder(runs, name)
     return suited(replace(config, name=name, runs=runs, planner=planner))
 
 
