@@ -1,6 +1,7 @@
 """The verbs that start a job: a batch, an endpoint, or a profile."""
 
 import re
+import shlex
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,7 @@ def serve(args: Namespace) -> int:
     config, layout = _checked(config, launcher)
     run = serve_run(config, say)
     if args.detach:
-        OUT.print(f"where it answers: hpc-dynamo status {run.path}", markup=False)
+        OUT.print(f"where it answers: hpc-dynamo status {shlex.quote(str(run.path))}", markup=False)
     return go(run, config, layout, launcher, detach=args.detach)
 
 
