@@ -10,7 +10,7 @@ from hpc_dynamo.batch.conclusion import conclusion
 from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.requests import scan
 from hpc_dynamo.batch.runner import Runner
-from hpc_dynamo.config import Config, Role
+from hpc_dynamo.config import Config, Policy, Role
 from hpc_dynamo.dispatch import Dispatcher
 from hpc_dynamo.engines import dialect, engine
 from hpc_dynamo.head import batch_prompts
@@ -20,11 +20,13 @@ from hpc_dynamo.router import Limits, StartShare
 
 
 def start_limits(config: Config, requests: int) -> Limits:
-    """Return limits for a batch with so many requests in flight, see StartShare."""
+    """Return limits for a batch with so many requests in flight, see StartShare.
+
+    A run of prompts that share a prefix, which goes to one worker, may be up to two equal shares.
+    """
+    most = 2 * requests if config.router.policy is Policy.kv else requests
     pools = config.topology.pools
-    return Limits(
-        shares={role: StartShare(p.workers, -(-2 * requests // p.workers)) for role, p in pools}
-    )
+    return Limits(shares={role: StartShare(p.workers, -(-most // p.workers)) for role, p in pools})
 
 
 class BatchWork:
