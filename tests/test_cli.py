@@ -35,7 +35,7 @@ def test_each_verb_teaches_too(verb: str, call: Call) -> None:
     text = printed(call(verb, "--help"))
     assert EXAMPLES[verb] in text
     assert f"hpc-dynamo {verb}" in EXAMPLES[verb]
-    assert "overrides are Hydra's" in text
+    assert "overrides are FIELD=VALUE" in text
 
 
 def test_the_examples_of_plan_work(call: Call) -> None:

@@ -1,6 +1,7 @@
 """The text of a value: from an override or a file to its field without a change."""
 
 import os
+import re
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from hpc_dynamo.cli.compose import compose, show
 from hpc_dynamo.cli.overrides import values
-from hpc_dynamo.config import Config, minutes
+from hpc_dynamo.config import Config, check_folder, minutes
 from hpc_dynamo.config.paths import PATHS, is_path
 from hpc_dynamo.errors import ConfigError
 
@@ -369,3 +370,22 @@ def test_an_option_of_a_file_may_be_left_out(tmp_path: Path) -> None:
     args = compose(["engine=vllm-cpu", "~engine.args.dtype", "++engine.args.x=1"]).engine.args
     assert args == {"enforce-eager": True, "max-model-len": 2048, "x": 1}
     assert compose(["batch.retries=9", "~batch.retries"]).batch.retries == Config().batch.retries
+
+
+@pytest.mark.parametrize(
+    ("runs", "name", "said"),
+    [
+        ("/r/%j", "x", "runs=/r/%j: Slurm replaces %j"),
+        ("/r", "a%4t", "name=a%4t: Slurm replaces %4t"),
+        ("/r", "100%%", "name=100%%: Slurm replaces %%"),
+    ],
+)
+def test_a_folder_that_slurm_would_call_otherwise_is_refused(
+    runs: str, name: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        check_folder(runs, name)
+
+
+def test_other_percent_signs_are_part_of_a_folder() -> None:
+    check_folder("/scratch/50% done/5 %", "100%")

@@ -51,6 +51,7 @@ WRONG = [
     *(["--model", "my llama"], ["--input=my prompts.jsonl"], ["--max-model-len", "8192"]),
     *(["--partition", "gpu"], ["--tensor-parallel-size", "2"], ["--unheard-of"]),
     *(["serve.tls_cert=x"], ["router.policy=best"], ["batch=5"], ["cluster.slurm=gpu"]),
+    ["engine=vllm", "engine.decode.args.kv-transfer-config=[1]"],
     *(["cluster.slurm.srun_args.x=1"], ["name.first=x"], ["batch.defaults=3"]),
     *(["engine.args.dialect=x"], ["engine.args.start=x"], ["cluster.bootstrap.method=smoke"]),
 ]

@@ -41,6 +41,7 @@ def build(config: Config, path: str, body: dict[str, Any], *, raw: bool) -> str:
     return ""
 
 
+COUNT = "n must be at least 1, got"
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (COMPLETIONS, {"prompt": ["a", ""]}, EMPTY),
     (COMPLETIONS, {"prompt": [""]}, EMPTY),
@@ -51,6 +52,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (f"{COMPLETIONS}?x=1", {"prompt": [100]}, UNKNOWN),
     (EMBEDDINGS, {"input": [[1, 100]]}, UNKNOWN),
     (EMBEDDINGS, {"input": ["a", ""]}, EMPTY),
+    (COMPLETIONS, {"prompt": "a", "n": 0}, f"{COUNT} 0"),
+    (CHAT, {"messages": [], "n": -1}, f"{COUNT} -1"),
+    (CHAT, {"messages": [], "n": False}, f"{COUNT} 0"),
 ]
 SENT: list[tuple[str, dict[str, Any]]] = [
     (COMPLETIONS, {"prompt": ["a", "b"]}),
@@ -58,6 +62,8 @@ SENT: list[tuple[str, dict[str, Any]]] = [
     (COMPLETIONS, {"prompt": [[0], [99]]}),
     # SGLang refuses these itself.
     (COMPLETIONS, {"prompt": ""}),
+    (CHAT, {"messages": [], "n": "two"}),
+    (CHAT, {"messages": [], "n": None}),
     (COMPLETIONS, {"prompt": []}),
     (COMPLETIONS, {"prompt": None}),
     (COMPLETIONS, {"prompt": {"a": ""}}),

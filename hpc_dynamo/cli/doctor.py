@@ -5,7 +5,6 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 from rich.console import Group, RenderableType
@@ -16,6 +15,7 @@ from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.console import OUT
 from hpc_dynamo.cli.grid import HOST, PROSE, Column, Grid
 from hpc_dynamo.cli.nodes import asked_of_slurm, counted
+from hpc_dynamo.cli.options import path
 from hpc_dynamo.cli.runs import serve_run
 from hpc_dynamo.cli.start import placed, say
 from hpc_dynamo.config import Config, Launcher
@@ -35,7 +35,7 @@ SHOWN = 16  # nodes of a matrix that fits on a terminal
 
 
 def options(verb: ArgumentParser) -> None:
-    verb.add_argument("--json", type=Path, metavar="FILE", help="write all that was found there")
+    verb.add_argument("--json", type=path, metavar="FILE", help="write all that was found there")
 
 
 def doctor(args: Namespace) -> int:

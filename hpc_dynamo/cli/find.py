@@ -1,6 +1,7 @@
 """The run, and its newest attempt, that the words of a command line mean."""
 
 import os
+import shlex
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -88,7 +89,8 @@ def _silent(attempt: Attempt) -> HpcDynamoError:
         what = f"{path} has ended: {outcome.message or 'all done'}"
         return HpcDynamoError(what, hint="hpc-dynamo serve …, or chat --url URL")
     phase = status.phase if status else "waiting for its nodes"
-    return HpcDynamoError(f"{path} has no endpoint yet: {phase}", hint=f"hpc-dynamo status {path}")
+    hint = f"hpc-dynamo status {shlex.quote(str(path))}"
+    return HpcDynamoError(f"{path} has no endpoint yet: {phase}", hint=hint)
 
 
 def split(words: Sequence[str], is_ours: Callable[[str], bool]) -> tuple[list[str], list[str]]:

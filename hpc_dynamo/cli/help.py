@@ -1,9 +1,10 @@
 """What `--help` teaches, and the options of each verb."""
 
 from argparse import ArgumentParser
-from pathlib import Path
+from os.path import expanduser
 
 from hpc_dynamo.cli import doctor, plan, report, route, simulate
+from hpc_dynamo.cli.options import path
 
 DESCRIPTION = """\
 LLM serving and batch inference inside one Slurm job: an OpenAI endpoint, or a file of prompts.
@@ -11,7 +12,8 @@ Prefill and decode workers run over the nodes of an allocation, KV cache moves b
 NIXL. On a machine without Slurm the same command runs locally."""
 
 OVERRIDES = """\
-overrides are Hydra's: FIELD=VALUE, or GROUP=FILE for a file of conf/GROUP/. The fields:
+overrides are FIELD=VALUE, the value as it is: it needs quotes for the shell only. GROUP=FILE takes
+a file of conf/GROUP/. More: docs/configuration.md. The fields:
   engine=vllm|vllm-cpu|sglang|trtllm|simulator   engine.python=/env/bin/python
   engine.args.max-model-len=8192    (any option of the engine; of one role's workers alone:)
   engine.decode.args.max-num-batched-tokens=512   engine.prefill.env.NAME=VALUE
@@ -130,7 +132,7 @@ def arguments(name: str, verb: ArgumentParser) -> None:
     metavar, what = WORDS.get(name, ("OVERRIDE", "FIELD=VALUE, see below"))
     verb.add_argument("overrides", nargs="*", metavar=metavar, help=what)
     about = "more files for the groups of conf/"
-    verb.add_argument("--config-dir", type=Path, metavar="DIR", help=about)
+    verb.add_argument("--config-dir", type=path, metavar="DIR", help=about)
     match name:
         case "plan":
             plan.options(verb)
@@ -161,9 +163,9 @@ def arguments(name: str, verb: ArgumentParser) -> None:
 def _chat(verb: ArgumentParser) -> None:
     verb.add_argument("--url", metavar="URL", help="base URL of any OpenAI endpoint, not a run's")
     about = "holds its key; without: the run's, or $OPENAI_API_KEY for a --url"
-    verb.add_argument("--key-file", metavar="FILE", help=about)
+    verb.add_argument("--key-file", type=expanduser, metavar="FILE", help=about)
     about = "its certificate (PEM), to be trusted under any name"
-    verb.add_argument("--cert", metavar="FILE", help=about)
+    verb.add_argument("--cert", type=expanduser, metavar="FILE", help=about)
     verb.add_argument("--model", metavar="NAME", help="where there is more than one")
     verb.add_argument("--system", metavar="TEXT", help="what the model is to be")
     verb.add_argument("--max-tokens", type=int, metavar="N", help="of one answer")

@@ -1,7 +1,9 @@
-"""Suggest the override for an option that does not exist, such as `--model X`: `model.path=X`."""
+"""Options of the command line: paths, and the override that an unknown option was meant to be,
+such as `model.path=X` for `--model X`."""
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from hpc_dynamo.cli.overrides.schema import leaves
 
@@ -34,6 +36,11 @@ FIELDS = {
     "J": "name",
     "i": "input",
 }
+
+
+def path(text: str) -> Path:
+    """The type of an option that names a file: a shell expands no `~` in `--option=~/file`."""
+    return Path(text).expanduser() if text.startswith("~/") else Path(text)
 
 
 def instead(argv: Sequence[str], option: str) -> str:

@@ -3,7 +3,6 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 
 from rich.markup import escape
@@ -11,6 +10,7 @@ from rich.markup import escape
 from hpc_dynamo.cli.console import OUT
 from hpc_dynamo.cli.find import find
 from hpc_dynamo.cli.grid import PROSE, Column, Grid
+from hpc_dynamo.cli.options import path
 from hpc_dynamo.cli.progress import duration
 from hpc_dynamo.config import Planner, PlannerKind
 from hpc_dynamo.draw import Curve, Panel, Style, draw
@@ -45,7 +45,7 @@ class History:
 
 def options(verb: ArgumentParser) -> None:
     about = f"where the picture goes: .png, .svg or .pdf (RUN/{PICTURE})"
-    verb.add_argument("--out", type=Path, metavar="FILE", help=about)
+    verb.add_argument("--out", type=path, metavar="FILE", help=about)
 
 
 def report(args: Namespace) -> int:

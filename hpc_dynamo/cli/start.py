@@ -1,6 +1,7 @@
 """The verbs that start a job: a batch, an endpoint, or a profile."""
 
 import re
+import shlex
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.cli.model_check import model_warnings, refuse_models
 from hpc_dynamo.cli.nodes import asked_of_slurm, counted
 from hpc_dynamo.cli.runs import serve_run
-from hpc_dynamo.config import Config, Launcher, Planner, PlannerKind, Serve, Task
+from hpc_dynamo.config import Config, Launcher, Planner, PlannerKind, Serve, Task, check_folder
 from hpc_dynamo.engines import check, is_world, suited
 from hpc_dynamo.errors import ConfigError, HpcDynamoError
 from hpc_dynamo.launch import grown, world
@@ -57,7 +58,7 @@ def serve(args: Namespace) -> int:
     config, layout = _checked(config, launcher)
     run = serve_run(config, say)
     if args.detach:
-        OUT.print(f"where it answers: hpc-dynamo status {run.path}", markup=False)
+        OUT.print(f"where it answers: hpc-dynamo status {shlex.quote(str(run.path))}", markup=False)
     return go(run, config, layout, launcher, detach=args.detach)
 
 
@@ -165,6 +166,7 @@ def placed(config: Config, default_name: str) -> Config:
         raise ConfigError(f"name={name!r} must be a plain folder name", hint="name=my-run")
     planner = replace(config.planner, profile=_profile(config.planner))
     runs = str(Path(config.runs).absolute())
+    check_folder(runs, name)
     return suited(replace(config, name=name, runs=runs, planner=planner))
 
 

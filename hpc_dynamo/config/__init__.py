@@ -5,6 +5,7 @@ from hpc_dynamo.config.cluster import Bootstrap, BootstrapMethod, Cluster, Launc
 from hpc_dynamo.config.container import Container, ContainerKind
 from hpc_dynamo.config.hardware import Hardware
 from hpc_dynamo.config.kinds import on
+from hpc_dynamo.config.lines import check_folder
 from hpc_dynamo.config.planner import Forecast, Grow, Planner, PlannerKind, Protect
 from hpc_dynamo.config.route import before
 from hpc_dynamo.config.router import Policy, Router
@@ -65,6 +66,7 @@ __all__ = [
     "about",
     "before",
     "check",
+    "check_folder",
     "minutes",
     "on",
     "refuse_several",

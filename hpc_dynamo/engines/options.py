@@ -1,10 +1,11 @@
 """Options of an engine's own that we read as well: what they must be, to be read."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.engines.contract import given
-from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.errors import ConfigError, override
 
 
 def count(name: str, value: Any, default: int) -> int:
@@ -20,3 +21,11 @@ def count(name: str, value: Any, default: int) -> int:
 def counted(config: Config, name: str, default: int) -> int:
     """Of engine.args. Raises ConfigError."""
     return count(f"engine.args.{name}", given(config).get(name), default)
+
+
+def refuse_text(config: Config, name: str, example: str) -> None:
+    """Refuse a text for an option that we complete key by key. Raises ConfigError."""
+    value = given(config).get(name)
+    if not isinstance(value, Mapping | None):
+        field = f"engine.args.{name}"
+        raise ConfigError(f"{field}={value} must be JSON", hint=override(field, example))

@@ -2,7 +2,8 @@
 
 SGLang 0.5.23 checks neither token ids nor the elements of a list of prompts. An id outside the
 vocabulary or a prompt without tokens raises an exception in its scheduler, which then ends with
-every request on it. Other engines refuse such prompts with status 400.
+every request on it. It also answers `n: -1`, and its refusal of `n: 0` does not name the field.
+Other engines refuse such requests with status 400.
 """
 
 import json
@@ -26,6 +27,9 @@ class PromptCheck:
 
     def refusal(self, path: str, body: Body) -> str:
         """Return why this request must not reach SGLang; empty if it may."""
+        answers = plain(body.get("n"))
+        if isinstance(answers, int) and answers < 1:
+            return f"n must be at least 1, got {answers:d}"
         field = FIELDS.get(path, "")
         prompt = plain(body.get(field)) if field else None
         if not isinstance(prompt, list | tuple):

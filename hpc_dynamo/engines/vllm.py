@@ -26,7 +26,7 @@ from hpc_dynamo.engines.failures import COMMON, NO_MODEL, OLD_GPU, advised
 from hpc_dynamo.engines.fit import blocks_fit, model_is_set
 from hpc_dynamo.engines.lora import vllm_options
 from hpc_dynamo.engines.nixl_dialect import NixlDialect
-from hpc_dynamo.engines.options import counted
+from hpc_dynamo.engines.options import counted, refuse_text
 from hpc_dynamo.engines.spread import network
 from hpc_dynamo.engines.vllm_parts import (
     MEETING_PORTS,
@@ -100,6 +100,7 @@ class Vllm:
         model_is_set(config)
         check_parts(config, plan)
         check_stages(config)
+        refuse_text(config, "kv-transfer-config", '{"kv_port": 14579}')
         if config.engine.sleep and config.engine.device is Device.cpu:
             what = "engine.sleep=true: vLLM's workers sleep on GPUs alone"
             raise ConfigError(what, hint="engine.sleep=false")

@@ -5,6 +5,7 @@ before. In the second the same verb runs inside of the allocation and starts its
 that a person can keep the script, change it and submit it with further overrides.
 """
 
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,4 +91,15 @@ def _logs_and_signal(config: Config) -> Options:
 
 
 def _directive(name: str, value: str | int | bool) -> str:
-    return f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={shlex.quote(str(value))}"
+    return f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={quoted(str(value))}"
+
+
+def quoted(text: str) -> str:
+    """The value of an option in a #SBATCH line.
+
+    In single quotes sbatch still takes a backslash as an escape, which a shell does not. In double
+    quotes they agree (get_argument in sbatch's opt.c).
+    """
+    if "\\" not in text:
+        return shlex.quote(text)
+    return '"' + re.sub(r'([\\"$`])', r"\\\1", text) + '"'

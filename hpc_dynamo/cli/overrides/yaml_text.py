@@ -124,10 +124,10 @@ def dump(content: dict[str, Any]) -> str:
 
 
 def _escaped(value: Any) -> Any:
-    """With `${` marked as text, since files have interpolations."""
+    """With `${`, and backslashes before it, marked as text: files have interpolations."""
     match value:
         case str():
-            return value.replace("${", "\\${")
+            return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
         case dict():
             return {key: _escaped(each) for key, each in value.items()}
         case list():

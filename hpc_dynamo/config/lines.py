@@ -1,0 +1,47 @@
+"""Texts that become one line of a script, or a part of a file's name."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+
+from hpc_dynamo.config.cluster import Slurm
+from hpc_dynamo.config.hardware import Hardware
+from hpc_dynamo.config.schema import Config
+from hpc_dynamo.errors import ConfigError, override
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\x85]")
+
+# submitit and Slurm put numbers of the job in the place of these, in the paths of logs.
+REPLACED = re.compile(r"%\d*[A-Za-z%]")
+
+
+def check_lines(config: Config) -> None:
+    """Refuse texts with a line break or another control character. Raises ConfigError."""
+    for name, text in _texts(config):
+        if CONTROL.search(text):
+            what = f"{name}={text!r} has a control character, such as a line break"
+            raise ConfigError(what, hint="a text of one line")
+
+
+def _texts(config: Config) -> Iterator[tuple[str, str]]:
+    yield "name", config.name
+    yield "runs", config.runs
+    sections: dict[str, Slurm | Hardware] = {"cluster.slurm": config.cluster.slurm}
+    sections |= {f"cluster.hardware.{k}": kind for k, kind in config.cluster.hardware.items()}
+    for section, values in sections.items():
+        for field in fields(values):
+            if isinstance(value := getattr(values, field.name), str):
+                yield f"{section}.{field.name}", value
+        for option, value in values.extra.items():
+            yield f"{section}.extra.{option}", f"{option}={value}"
+
+
+def check_folder(runs: str, name: str) -> None:
+    """Refuse a run's folder whose logs would be written elsewhere. Raises ConfigError."""
+    for field, value, hint in (
+        ("runs", runs, "runs=DIR, a folder without percent signs in its path"),
+        ("name", name, override("name", name.replace("%", "") or "my-run")),
+    ):
+        if found := REPLACED.search(value):
+            what = f"{field}={value}: Slurm replaces {found[0]} in the paths of logs"
+            raise ConfigError(what, hint=hint)
