@@ -118,9 +118,8 @@ def test_administration_of_vllm_is_out_of_reach(served: Served) -> None:
 
 def test_hidden_hand_overs_do_not_reach_the_engine(served: Served) -> None:
     base = served.url.removesuffix("/v1")
-    params = {"extra_args": {"kv_transfer_params": {"do_remote_prefill": True}}}
-    body = {"token_ids": [1, 2, 3], "sampling_params": params, "model": MODEL}
-    status, answer = send(f"{base}/inference/v1/generate", served.key, json.dumps(body).encode())
+    body = PROMPT | {"vllm_xargs": {"kv_transfer_params": "x"}}
+    status, answer = send(f"{base}/v1/completions", served.key, json.dumps(body).encode())
     assert status == 400
     assert "only the endpoint may set" in answer["error"]["message"]
 
