@@ -10,24 +10,24 @@ from types import FrameType
 
 
 def interrupted(number: int, frame: FrameType | None) -> None:
-    """End this process at once, without what Python does at an exit."""
+    """End this process at once, without Python's own cleanup."""
     os.write(2, b"interrupted\n")
     os._exit(130)
 
 
 def main() -> int:
-    """Run the command line; its exit code."""
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored
-    if ours:
+    """Run the command line and return its exit code."""
+    raises = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored
+    if raises:
         signal.signal(signal.SIGINT, interrupted)
     from hpc_dynamo.cli import main as run
 
-    if ours:
+    if raises:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return run()
     finally:
-        if ours:
+        if raises:
             signal.signal(signal.SIGINT, interrupted)
 
 

@@ -10,17 +10,17 @@ from pathlib import Path
 
 from hpc_dynamo import keeper
 
-# Variables by which Slurm, MPI and submitit describe the job, the step or the rank that we run in.
-# A process that inherits them would join an MPI world that is not its own, and each srun or sbatch
-# would take the limits of our job as its own options. SBATCH_* and the others of Slurm's commands
-# are a user's defaults for these commands, see launch/environment.py for those that are kept.
+# Variables by which Slurm, MPI and submitit describe the job, step or rank of this process. A child
+# that inherits them would join an MPI world that is not its own, and each srun or sbatch would take
+# the limits of this job as its own options. SBATCH_* and similar variables are a user's defaults;
+# launch/environment.py lists those that are kept.
 FOREIGN = (
     *("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SALLOC_"),
     *("SQUEUE_", "SINFO_", "SCONTROL_", "SCANCEL_"),
     *("PMI_", "PMIX_", "PMI2_", "OMPI_", "PRTE_", "PALS_", "MPI_LOCAL", "HYDI_"),
     "SUBMITIT_",
 )
-# Parameters of Open MPI are a site's or user's settings, except those that mpirun sets for a rank.
+# Parameters of Open MPI are settings of a site or user, except those that mpirun sets for a rank.
 SETTINGS = "OMPI_MCA_"
 OF_MPIRUN = tuple(f"{SETTINGS}{name}" for name in ("orte_", "ess", "pmix", "plm", "initial_wdir"))
 
@@ -30,7 +30,7 @@ LOGIN = "HPC_DYNAMO_LOGIN"
 
 
 def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """Return our environment without what describes our job, step and rank, with `extra` on top."""
+    """Return the environment without variables of this job, step and rank, plus `extra`."""
     return {k: v for k, v in os.environ.items() if not _foreign(k)} | dict(extra)
 
 
@@ -55,7 +55,7 @@ class Child:
         grace_s: float,
         handed: Sequence[int] = (),
     ) -> "Child":
-        """Run `argv` with exactly `env`; both its outputs are appended to `log`. It inherits the
+        """Run `argv` with exactly `env`; append stdout and stderr to `log`. The child inherits the
         file descriptors `handed` under their numbers."""
         with log.open("ab") as out:
             process = await asyncio.create_subprocess_exec(

@@ -38,7 +38,7 @@ class Panel:
 
 
 def need_matplotlib() -> Any:
-    """matplotlib's class of figures, imported only when a picture is wanted.
+    """Return matplotlib's class of figures, imported only when a picture is wanted.
 
     Raises MissingDependency.
     """
@@ -51,7 +51,7 @@ def need_matplotlib() -> Any:
 
 
 def draw(file: Path, title: str, panels: Sequence[Panel]) -> None:
-    """Draw panels below each other, into a PNG, SVG or PDF by the file's name.
+    """Draw panels below each other into a PNG, SVG or PDF, chosen by the file's name.
 
     Raises MissingDependency without matplotlib.
     """
@@ -59,7 +59,7 @@ def draw(file: Path, title: str, panels: Sequence[Panel]) -> None:
 
 
 def figure_of(title: str, panels: Sequence[Panel]) -> Any:
-    """Return a figure of matplotlib. Its vertical axes start at 0; counts have whole numbers.
+    """Return a matplotlib figure. Its vertical axes start at 0; counts have whole numbers.
 
     Raises MissingDependency without matplotlib.
     """
@@ -89,7 +89,7 @@ def _scale(ax: Any, panel: Panel) -> None:
 
 
 def _add(ax: Any, curve: Curve, above: int) -> None:  # matplotlib's Axes, not imported here
-    """`above` curves are drawn over this one: it is wider, to be seen where they are equal."""
+    """Add a curve with `above` curves over it: it is wider, to stay visible if they are equal."""
     match curve.style:
         case Style.steps:
             width, alpha = 2.0 + 3.0 * above, 0.5 if above else 1.0

@@ -1,4 +1,4 @@
-"""The text of an engine's error, in whichever of the known forms it was sent.
+"""Text of an engine's error, in any of the known forms.
 
 {"error": {"message": …, "type": …, "param": …, "code": …}}   OpenAI; vLLM
 {"object": "error", "message": …, "type": …, "code": 400}     SGLang, TensorRT-LLM
@@ -24,7 +24,7 @@ _TAG = re.compile(r"<[^>]*>")
 
 
 class EngineText(msgspec.Struct, frozen=True):
-    """What an engine says about a failed request. `message` is empty if it says nothing."""
+    """Engine's error for a failed request. `message` is empty if there is none."""
 
     message: str = ""
     type: str | None = None
@@ -74,7 +74,7 @@ def _of_fields(fields: dict[str, Any]) -> EngineText:
 
 
 def _of_detail(detail: Any) -> EngineText:
-    """FastAPI's `detail`: a text, an object, or a list of pydantic's complaints."""
+    """Return FastAPI's `detail`: a text, an object, or a list of pydantic's errors."""
     if isinstance(detail, dict):
         return _of_fields(detail | {"message": _text(detail, "message") or _complaint(detail)})
     if isinstance(detail, list):
@@ -91,7 +91,7 @@ def _complaint(complaint: Any) -> str:
 
 
 def _where(complaints: list[Any]) -> str:
-    """The field that a complaint is about, without `body`, which all begin with."""
+    """Return the field of the first complaint, without `body`, which all begin with."""
     loc = complaints[0].get("loc") if complaints and isinstance(complaints[0], dict) else None
     parts = [str(part) for part in loc] if isinstance(loc, list) else []
     return ".".join(parts[1:] if parts[:1] == ["body"] else parts)
@@ -103,7 +103,7 @@ def _text(fields: dict[str, Any], name: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Plain text, or what a reader sees of an HTML page (else its title)."""
+    """Return plain text, or the visible text of an HTML page (else its title)."""
     if not _HTML.match(text):
         return text.strip()
     title = _TITLE.search(text)

@@ -1,9 +1,9 @@
-"""Everything that this toolkit raises on purpose, in one tree.
+"""Exceptions that this toolkit raises on purpose, in one tree.
 
     HpcDynamoError            exit code 1: trying again may help
     ├── UsageError            exit code 3: trying again cannot help
     │   ├── ConfigError       a key, value or layout that cannot work, with the field's name
-    │   │   └── NoTokenizer   (preprocess) a model whose prompts we cannot tokenize
+    │   │   └── NoTokenizer   (preprocess) a model whose prompts cannot be tokenized here
     │   ├── InputError        a batch input that cannot be used, with line numbers
     │   ├── MissingDependency an optional package or a program is not there
     │   └── FileRefused       a file that cannot be read or written: permission, name, missing
@@ -11,15 +11,15 @@
     ├── LaunchError           Slurm or the local executor did not take or lost the job
     ├── RunBusy               another attempt is writing to this run folder
     ├── BootstrapError        ranks that did not come, each with node and log
-    ├── WireError             a peer was silent past the deadline, or said what nobody can read
+    ├── WireError             a peer was silent past the deadline, or sent what cannot be read
     ├── EngineError           an engine did not start or died, with rank, node and log
     ├── RequestFailed         an engine answered with an error, or not at all
     │   ├── PromptRejected    (preprocess) the chat template refuses the messages
     │   ├── NoSuchWorker      (router) the request names a worker that is not there
-    │   └── Overloaded, NoWorker, Exhausted   (router) nobody has room, is there, or is left
+    │   └── Overloaded, NoWorker, Exhausted   (router) no worker has room, is ready, or is left
     └── KvTransferError       NIXL could not register, connect or move a buffer
 
-A message says what happened; `hint` says what to try; `log` is where to read more.
+A message describes what happened; `hint` is what to try; `log` is where to read more.
 """
 
 import errno
@@ -106,7 +106,7 @@ class RequestFailed(HpcDynamoError):
 
 
 def override(field: str, value: object) -> str:
-    """FIELD=VALUE as it is pasted into a shell, in quotes if it needs them."""
+    """Return FIELD=VALUE for a shell, in quotes if it needs them."""
     return shlex.quote(f"{field}={value}")
 
 
@@ -134,7 +134,7 @@ class FileError(HpcDynamoError):
 
 
 class FileRefused(FileError, UsageError):
-    """The same, where trying again cannot help: a permission, a name, a missing file."""
+    """FileError for which a retry cannot help: a permission, a name, a missing file."""
 
 
 # errno: what happened, what to try, and whether the same call can succeed later.
@@ -162,7 +162,7 @@ _FILE_ERRORS = {
 
 
 def file_error(error: OSError) -> FileError | None:
-    """One line with path and remedy for an error of the file system; None for any other."""
+    """Return one line with path and remedy for a file system error; None for any other."""
     if error.errno not in _FILE_ERRORS:
         return None
     what, remedy, again = _FILE_ERRORS[error.errno]
@@ -176,7 +176,7 @@ def file_error(error: OSError) -> FileError | None:
 
 
 def file_error_in(error: BaseException) -> FileError | None:
-    """The first error of the file system in `error`, which may be a group, and in its causes."""
+    """Return the first file system error in `error`, which may be a group, and in its causes."""
     if isinstance(error, BaseExceptionGroup):
         return next(filter(None, map(file_error_in, error.exceptions)), None)
     if isinstance(error, OSError):
@@ -189,13 +189,13 @@ def _path(name: object) -> Path | None:
 
 
 def _existing(path: Path | None) -> Path:
-    """The path, or the nearest folder above it that is there."""
+    """Return the path, or its nearest existing parent folder."""
     path = path or Path.cwd()
     return next((p for p in (path, *path.parents) if os.access(p, os.F_OK)), path)
 
 
 def _owner(path: Path | None) -> str:
-    """Whose file or folder it is, if it is not ours."""
+    """Return the owner of a file or folder, if it is another user."""
     try:
         there = _existing(path)
         uid = there.stat().st_uid

@@ -39,7 +39,7 @@ def read_value(content: bytes) -> Any:
 
 
 def read_fields(content: bytes) -> Fields:
-    """Return the fields of a JSON object, each value as the bytes that it was.
+    """Return the fields of a JSON object, each value as its original bytes.
 
     Values of a body that only Python's `json` can read are encoded again, with the same meaning.
     Raises JsonError, and nothing else.
@@ -71,12 +71,12 @@ def write_value(value: Any) -> bytes:
 
 
 def is_null(fields: Fields, name: str) -> bool:
-    """Return True if a field is absent or null. Clients send null for what they leave unset."""
+    """Return True if a field is absent or null. Clients send null for fields they do not set."""
     return bytes(fields.get(name, b"null")).strip() == b"null"
 
 
 def depth(content: bytes) -> int:
-    """Return how deeply arrays and objects are nested in UTF-8 JSON (unchecked)."""
+    """Return the nesting depth of arrays and objects in UTF-8 JSON (unchecked)."""
     unescaped = content.replace(b"\\\\", b"").replace(b'\\"', b"")
     outside_strings = b"".join(unescaped.split(b'"')[::2])
     steps = outside_strings.translate(_STEPS, _NO_BRACKETS)
@@ -84,7 +84,7 @@ def depth(content: bytes) -> int:
 
 
 def _check_depth(content: bytes) -> None:
-    """Raises JsonError. The count of brackets alone clears most bodies."""
+    """Raise JsonError if the nesting is too deep. Counting brackets is enough for most bodies."""
     brackets = content.count(b"[") + content.count(b"{")
     if brackets > MAX_DEPTH and depth(content) > MAX_DEPTH:
         raise JsonError(TOO_DEEP)

@@ -1,12 +1,11 @@
-"""Runs one command so that it cannot outlive whoever started it.
+"""Run one command so that it cannot outlive the process that started it.
 
     python -I -S keeper.py GRACE_S COMMAND [ARG …]      (started by child.py)
 
-The command gets a process group of its own. When our standard input ends, because the
-parent closed it or died of anything at all, the group is asked to end (SIGTERM) and after
-GRACE_S seconds made to (SIGKILL). A command that ends by itself leaves no helpers behind
-either. It inherits the file descriptors that we were given. Standard library only and small: one
-such process stands next to every engine.
+The command gets its own process group. When this process's standard input ends, because the
+parent closed it or died, the group gets SIGTERM and after GRACE_S seconds SIGKILL. A command that
+ends by itself leaves no helpers behind either. It inherits the file descriptors of this process.
+Standard library only and small: one such process runs for every engine.
 """
 
 import contextlib
@@ -39,7 +38,7 @@ def main() -> int:
     except OSError as e:
         print(f"{argv[0]} cannot be run: {e.strerror}", file=sys.stderr)
         return 127
-    for fd in handed:  # the command's own, which it alone may keep open
+    for fd in handed:  # the command's own: only the command may keep them open
         with contextlib.suppress(OSError):
             os.close(fd)
     threading.Thread(target=end_with_parent, args=(child, grace_s), daemon=True).start()

@@ -52,7 +52,7 @@ def main(path: str) -> int:
 
 
 def reserve(attempt: Attempt) -> None:
-    """Take the space that the outcome needs, while there is some."""
+    """Reserve the disk space that the outcome needs."""
     with suppress(OSError):
         (attempt.path / RESERVED).write_bytes(os.urandom(RESERVED_BYTES))
 
@@ -65,7 +65,7 @@ def conclude(attempt: Attempt, outcome: Outcome) -> None:
 
 
 def outcome_of(task: Coroutine[Any, Any, Outcome], file: Path) -> Outcome:
-    """The outcome of a whole task of the job, however it ends; `file` is its log."""
+    """Return the outcome of a whole task of the job, however it ends; `file` is its log."""
     try:
         return uvloop.run(task)
     except asyncio.CancelledError:
@@ -73,7 +73,7 @@ def outcome_of(task: Coroutine[Any, Any, Outcome], file: Path) -> Outcome:
     except HpcDynamoError as e:
         log.error("%s", e)
         return Outcome(exit_code=e.exit_code, message=str(e))
-    except Exception as e:  # the edge of the process: nothing else would report it
+    except Exception as e:  # last chance to report: the process ends here
         if refused := file_error_in(e):
             log.error("%s", refused)
             return Outcome(exit_code=refused.exit_code, message=f"{refused}\n  log: {file}")

@@ -1,4 +1,4 @@
-"""Every path of one run, and how files there are written.
+"""Paths of one run, and the way files there are written.
 
     runs/<name>/                 mode 0700
       run.json                   which input these results belong to
@@ -89,7 +89,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
-    except OSError as e:  # a full disk names no file
+    except OSError as e:  # the error of a full disk has no file name
         temporary.unlink(missing_ok=True)
         raise OSError(e.errno, e.strerror, str(path)) from e
 
@@ -278,7 +278,7 @@ class Run:
         return Attempt(self.path / "attempts" / str(number))
 
     def next_attempt(self) -> Attempt:
-        """Return what the next attempt is called, unless another process claims it first."""
+        """Return the name of the next attempt, unless another process claims it first."""
         return self.attempt(max((a.number for a in self.attempts()), default=0) + 1)
 
     def new_attempt(self, config: Config, plan: Plan) -> Attempt:

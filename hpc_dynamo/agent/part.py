@@ -100,7 +100,7 @@ class Part:
     def failed(self, how: str, hint: str = "") -> EngineError:
         tail = self.tail()
         said = world.killed(tail) if self._step else ""
-        # After a kill from outside the log holds no cause: the last line tells how far it came.
+        # A process killed from outside logs no cause: the last line shows how far it came.
         said = said or (last_line(tail) if hint == OUT_OF_MEMORY else self._cause())
         found = advice(self._config, said) or advice(self._config, tail)
         return EngineError(f"{self.name} {how}: {said}", hint=found or hint, log=self._log)
@@ -109,7 +109,7 @@ class Part:
         return root_cause(self.tail(CAUSE_BYTES))
 
     def tail(self, most: int = TAIL_BYTES) -> str:
-        """The end of its log, of this life only."""
+        """Return the end of its log, of this life only."""
         with self._log.open("rb") as file:
             file.seek(max(self._began_at, self._log.stat().st_size - most))
             return file.read().decode(errors="replace")

@@ -17,7 +17,7 @@ class Served:
     models: tuple[str, ...] = ()
     adapters: Mapping[str, str] = field(default_factory=dict)  # of them, and whose they are
     context_tokens: int = 0  # longest prompt and answer together; 0: it does not say
-    operations: tuple[str, ...] = ()  # that clients may use, see engines.paths; empty: not known
+    operations: tuple[str, ...] = ()  # which clients may use, see engines.paths; empty: not known
 
 
 NOTHING = Served()
@@ -41,7 +41,7 @@ async def serves(http: Client, url: str, model: str, fields: Body) -> bool:
 
 
 async def what_is_served(http: Client, url: str) -> Served:
-    """Return what the engine says about its models and its paths. Engines may say nothing."""
+    """Return what the engine reports about its models and paths, which may be nothing."""
     try:
         status, content = await _ask(http, "GET", url, "/v1/models")
         found = _served(content) if status == 200 else NOTHING

@@ -1,11 +1,11 @@
-"""How a batch whose requests all have a result ends: its exit code and message."""
+"""Exit code and message of a batch whose requests all have a result."""
 
 from hpc_dynamo.messages import SOME_FAILED
 from hpc_dynamo.run import Run
 
 
 def conclusion(run: Run, answered: int, failed: int, first_failure: str = "") -> tuple[int, str]:
-    """Exit code 0 if no request failed, 3 if none was answered, SOME_FAILED otherwise."""
+    """Return exit code 0 if no request failed, 3 if none was answered, else SOME_FAILED."""
     if not failed:
         return 0, ""
     if not answered:

@@ -1,4 +1,4 @@
-"""What is finished, on disk: a result counts when its line and newline have been flushed.
+"""Results on disk: a result counts when its line and newline have been flushed.
 
 Every attempt appends to a part of its own, so that no two writers ever share a file. A line
 that a crash tore has no newline and is not read. The last good line of an id wins. When all
@@ -56,7 +56,7 @@ class Line(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Where a result lies. `finished`: it is not to be run again. `void`: a failure from before
+    """Position of a result. `finished`: it will not run again. `void`: a failure from before
     the latest `batch.retry_failed=true`."""
 
     file: Path
@@ -115,14 +115,14 @@ class Ledger:
         return best
 
     def _void(self) -> int:
-        """The last attempt whose failures are void; 0 if there is none."""
+        """Return the last attempt whose failures are void; 0 if there is none."""
         retry = read_json(self._run.retry_file, RetryRound)
         return retry.last_attempt if retry else 0
 
     def retry_failed(self, requests: Requests) -> int:
         """Declare the failures so far void; return how many requests run again because of it.
 
-        A round that has not ended is resumed instead: what failed in it stays failed.
+        A round that has not ended is resumed instead: its own failures are kept.
         """
         spots = self.spots()
         failed = {custom_id for custom_id, spot in spots.items() if not spot.good}
@@ -204,7 +204,7 @@ def _append(handle: int, lines: list[bytes]) -> None:
 
 
 def _read(file: Path, *, void: bool = False) -> Iterator[tuple[str, Spot]]:
-    """The whole lines of a part, whose failures may be void."""
+    """Yield the complete lines of a part; its failures may be `void`."""
     offset = 0
     with file.open("rb") as stream:
         for raw in stream:

@@ -1,9 +1,9 @@
-"""The order in which a batch is sent: requests that share a prefix meet the cache that has it.
+"""Order in which a batch is sent, so that requests with a shared prefix reach one cache.
 
-The prompts of a window are sorted, so that each follows the one it shares most with, and cut into
-as many runs of neighbours as workers compute prompts. Requests are taken from the runs in turn. The
-router sends a request to the worker that has most of its prefix, so each worker walks along a run
-of its own and computes a shared prefix once. While few workers are ready, few runs are taken from.
+The prompts of a window are sorted: each is next to the one it shares most with. The sorted list is
+cut into one run of neighbours for each worker that computes prompts. Requests are taken from the
+runs in turn. The router sends a request to the worker that has most of its prefix, so each worker
+processes one run and computes a shared prefix once. While few workers are ready, few runs are open.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from hpc_dynamo.batch.requests import Entry, Reader
 from hpc_dynamo.json_reader import Fields
 
 WINDOW_REQUESTS, WINDOW_BYTES = 8192, 64 << 20  # sorted at a time, at most
-LOOK_S = 0.1  # between two looks whether a worker has become ready
+LOOK_S = 0.1  # interval between checks for workers that have become ready
 STEP_BYTES = 64  # shared prefixes that differ by less are alike: a few KV blocks of English
 
 
@@ -40,8 +40,8 @@ class Taken:
 class PrefixOrder:
     """Hands out the entries of a batch, each once, a window of the file at a time.
 
-    While workers are missing, at the start or after a failure, no more runs are under way than
-    workers are ready, so that those that come get runs of their own.
+    While workers are missing, at the start or after a failure, no more runs are open than workers
+    are ready, so that workers that become ready later get runs of their own.
 
     Args:
         entries: in the order of the input.
@@ -57,7 +57,7 @@ class PrefixOrder:
         self._seen = 0  # entries that were in a window
         self._waiting = deque[Run]()  # of the window, not begun
         self._begun = deque[Run]()  # requests are taken from them in turn
-        self._ending = 0  # runs without further requests that still miss results
+        self._ending = 0  # runs with all requests taken and some results missing
         self._lock, self._news = asyncio.Lock(), asyncio.Event()
 
     async def take(self) -> Taken | None:
@@ -73,7 +73,7 @@ class PrefixOrder:
                     await self._look_again()
 
     def done(self, taken: Taken) -> None:
-        """The request has a result."""
+        """Record that the request has a result."""
         taken.run.running -= 1
         if not taken.run.running and not taken.run.left:
             self._ending -= 1
@@ -81,7 +81,7 @@ class PrefixOrder:
 
     @property
     def _full(self) -> bool:
-        """Whether workers are missing and each ready one has a run."""
+        """Return True if workers are missing and each ready one has a run."""
         ready = self._ready()
         return ready < self._workers and len(self._begun) + self._ending >= max(ready, 1)
 
@@ -90,7 +90,7 @@ class PrefixOrder:
             self._begun.append(self._waiting.popleft())
 
     async def _look_again(self) -> None:
-        """Wait until a run has ended, or for a moment, since a worker may have become ready."""
+        """Wait until a run has ended, or LOOK_S, since a worker may have become ready."""
         self._news.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(LOOK_S):
@@ -107,7 +107,7 @@ class PrefixOrder:
         return Taken(entry, run)
 
     async def _read_window(self) -> bool:
-        """Sort the next window into runs, in a thread; False after the last one."""
+        """Sort the next window into runs, in a thread. Return False after the last window."""
         window = list(_window(self._entries, self._seen))
         self._seen += len(window)
         positions: Sequence[Sequence[int]] = [range(len(window))]

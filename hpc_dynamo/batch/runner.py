@@ -76,7 +76,7 @@ def prefill_workers(config: Config) -> int:
 
 
 class Runner:
-    """One attempt at a batch. `first_failure` says why the first request was given up.
+    """One attempt at a batch. `first_failure` is the error of the first request that failed.
 
     `prefill_ready` returns how many of the workers that compute prompts are ready.
     """
@@ -91,7 +91,7 @@ class Runner:
         prompts: Prompts | None = None,
         prefill_ready: Callable[[], int] = lambda: sys.maxsize,
     ) -> None:
-        """`alive` gives the present life of a worker by its rank, None if it has none."""
+        """`alive` returns the present life of a worker by its rank, None if it has none."""
         self._alive = alive
         self._config, self._requests = config, requests
         self._ledger, self._dispatcher = results, dispatcher
@@ -142,8 +142,8 @@ class Runner:
     async def _run_all(
         self, reader: Reader, order: PrefixOrder, at_once: int, *, fails: bool
     ) -> list[Entry]:
-        """Bring these requests to their results. Return those that were under way when a worker
-        died, which have none unless `fails`."""
+        """Run these requests until they have results. Return those that were running when a worker
+        died; they have no result unless `fails`."""
         suspects = list[Entry]()
 
         async def work() -> None:
@@ -160,7 +160,7 @@ class Runner:
         return suspects
 
     async def _finish(self, reader: Reader, entry: Entry, *, fails: bool) -> bool:
-        """Run a request until it has a result. False if a worker died instead, unless `fails`."""
+        """Run a request until it has a result. Return False if a worker died, unless `fails`."""
         self._running += 1
         began = time.monotonic()
         try:
@@ -185,7 +185,7 @@ class Runner:
         log.warning("%s failed: %s", entry.custom_id, error)
 
     async def _prepare(self, path: str, given: Body) -> Work:
-        """The request with the batch's defaults, for the run's model or one of its adapters."""
+        """Return the request with the batch's defaults, for the run's model or an adapter."""
         unset = {k: v for k, v in self._config.batch.defaults.items() if is_null(given, k)}
         body = {k: v for k, v in given.items() if k not in RESERVED} | unset
         model, asked = self._config.model, plain(body.get("model"))
@@ -196,7 +196,7 @@ class Runner:
         return await self._builder.work(path, msgspec.json.encode(body), body, about)
 
     async def _persist(self, entry: Entry, work: Work) -> Whole:
-        """Try, and try again if that can help. Raises _WorkerDied without a further try."""
+        """Try, and retry if that can help. Raises _WorkerDied without a retry."""
         for left in reversed(range(self._config.batch.retries + 1)):
             try:
                 return await self._try(work)

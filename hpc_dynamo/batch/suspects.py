@@ -1,8 +1,8 @@
-"""Requests that were under way on a worker when it died. One of them may be the cause.
+"""Requests that were running on a worker when it died. One of them may be the cause.
 
-They are tried again apart from all others, so that the one that ends workers is found and the
-others are answered. A death costs one of `engine.restarts`, and requests that are tried one by one
-take long: few are tried one by one, many in groups first, which costs one death more.
+They are retried apart from all others, so that the request that ends workers is found and the
+others are answered. A death costs one of `engine.restarts`, and retries one by one take long. So
+few requests are tried one by one; many are first tried in groups, which costs one more death.
 """
 
 import asyncio
@@ -14,8 +14,8 @@ from hpc_dynamo.config import Config
 from hpc_dynamo.dispatch import Broken
 from hpc_dynamo.errors import RequestFailed
 
-ONE_BY_ONE = 64  # as many suspects are not tried in groups
-GRACE_S = 5.0  # for the death of a worker to be noticed after it has answered 5xx
+ONE_BY_ONE = 64  # at most this many suspects are tried without groups
+GRACE_S = 5.0  # time to notice the death of a worker that has answered 5xx
 LOOK_S = 0.1
 
 Run = Callable[[Sequence[Entry], bool], Awaitable[list[Entry]]]
@@ -23,21 +23,23 @@ Run = Callable[[Sequence[Entry], bool], Awaitable[list[Entry]]]
 
 
 def groups(suspects: Sequence[Entry]) -> list[Sequence[Entry]]:
-    """One by one, or about as many groups as each has members."""
+    """Return groups of one, or about as many groups as each has members."""
     size = 1 if len(suspects) <= ONE_BY_ONE else isqrt(len(suspects))
     return [suspects[start : start + size] for start in range(0, len(suspects), size)]
 
 
 def tries_alone(config: Config) -> int:
-    """How often a request may end a worker while it is alone, before it is given up. A worker may
-    also die of something else, but each death costs one of `engine.restarts`, which are shared by
-    all such requests and the first death, in company."""
+    """Return how often a request may end a worker that runs only this request.
+
+    A worker may also die of another cause, but all such requests share `engine.restarts` with the
+    first death, and each death costs one.
+    """
     return max(1, min(config.batch.retries + 1, config.engine.restarts // 2))
 
 
 async def retry_apart(suspects: Sequence[Entry], run: Run, tries: int) -> None:
-    """Try all again: in groups, then the members of groups that end a worker one by one. Those that
-    do it alone come last, until they have had so many `tries`."""
+    """Retry in groups, then one by one the members of groups that end a worker. Requests that end a
+    worker that runs only them come last, up to `tries` times."""
     alone: list[Entry] = []
     for group in groups(suspects):
         alone += await run(group, False) if len(group) > 1 else group
@@ -48,8 +50,8 @@ async def retry_apart(suspects: Sequence[Entry], run: Run, tries: int) -> None:
 
 
 async def ended_a_worker(error: RequestFailed, alive: Callable[[int], object | None]) -> bool:
-    """Whether the worker that failed with a request died. One that answered 5xx is given some time:
-    engines answer before they end, and some answer so and live on."""
+    """Return True if the worker that failed with a request died. After a 5xx answer it is watched
+    for GRACE_S: some engines answer before they end, others answer and live on."""
     if not isinstance(error, Broken) or not error.reached:
         return False
     life = alive(error.rank)

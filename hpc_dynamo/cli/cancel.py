@@ -12,8 +12,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Cancel:
     """Stops the job at the first signal; the second one raises KeyboardInterrupt.
 
-    From `with` on, signals raise nothing until `stops` has named what they stop: a job that is
-    being submitted must not be lost before its number is on disk.
+    Inside `with`, signals raise nothing until `stops` has been called: a job that is being
+    submitted must not be lost before its number is on disk.
     """
 
     def __init__(self, console: Console) -> None:
@@ -38,7 +38,7 @@ class Cancel:
         return self.signal is signal.SIGINT
 
     def stops(self, stop: Callable[[], None]) -> None:
-        """`stop` ends what runs now. It is called at once if a signal has come already."""
+        """Set what stops the current job. `stop` is called at once if a signal came before."""
         self._stop = stop
         if self.asked:
             self._stop_now()

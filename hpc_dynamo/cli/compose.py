@@ -1,4 +1,4 @@
-"""Compose `conf/`, a folder of the user's own and the words of a command line to one frozen
+"""Compose `conf/`, a folder of the user's own and command-line arguments into one frozen
 configuration."""
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from hpc_dynamo.errors import ConfigError
 
 
 def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
-    """The configuration that these overrides ask for.
+    """Return the configuration that these overrides ask for.
 
-    `config_dir` holds more files for the same groups, or replaces ours by name. Raises
-    ConfigError naming the field, the value and what is known.
+    `config_dir` adds files to the groups, or replaces built-in files of the same name. Raises
+    ConfigError naming the field, the value and the known values.
     """
     folders = _folders(config_dir)
     own, of_models = models.apart(overrides)
@@ -40,8 +40,8 @@ def _model(
     folders: tuple[Path, ...],
     run: Config,
 ) -> Served:
-    """One of several models: what a run of it alone would be. The `own` words of the run gave
-    `run`."""
+    """Return one of several models, as a run of only that model. `run` holds the arguments of
+    the run itself."""
     with about(name):
         groups, values = models.of_file(name, in_files)
         its = models.with_its_own(own, groups + its_words, run.topology.nodes)
@@ -60,7 +60,7 @@ def _composed(
 
 
 def _folders(config_dir: Path | None) -> tuple[Path, ...]:
-    """The folders of configuration files, the user's own first. Raises ConfigError."""
+    """Return the folders of configuration files, the user's own first. Raises ConfigError."""
     if config_dir is None:
         return (conf_dir(),)
     own = Path(at_home(str(config_dir), "--config-dir")).absolute()
@@ -76,7 +76,7 @@ def show(config: Config) -> str:
 
 
 def conf_dir() -> Path:
-    """Where `conf/` is: inside an installed package, next to it in a checkout."""
+    """Return the folder `conf/`: inside an installed package, next to it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"

@@ -1,4 +1,4 @@
-"""The consoles of the command line: as wide as the terminal, without a limit in pipes and files."""
+"""Consoles of the command line: as wide as the terminal, without a limit in pipes and files."""
 
 import codecs
 import io
@@ -17,11 +17,11 @@ NO_LIMIT = 1_000_000  # columns
 
 
 class Screen(Console):
-    """A console that cuts and wraps nothing if its output is not a terminal."""
+    """Console that cuts and wraps nothing if its output is not a terminal."""
 
     @property
     def size(self) -> ConsoleDimensions:
-        """Of the terminal; `COLUMNS` and the terminal of stdin do not count for a pipe."""
+        """Return the terminal's size. In a pipe, `COLUMNS` and stdin's terminal do not count."""
         return super().size if self.file.isatty() else ConsoleDimensions(NO_LIMIT, 25)
 
     @size.setter
@@ -30,7 +30,7 @@ class Screen(Console):
 
 
 class Wrapped:
-    """Wraps what is redrawn in place: its lines would be cropped at the edge otherwise."""
+    """Wraps text that is redrawn in place: its lines would otherwise be cropped at the edge."""
 
     def __init__(self, content: RenderableType) -> None:
         self._content = content
@@ -40,14 +40,14 @@ class Wrapped:
 
 
 def screen(*, stderr: bool = False) -> Screen:
-    """A console for plain text: paths and texts of users are no markup."""
+    """Return a console for plain text: paths and texts of users are not markup."""
     return Screen(stderr=stderr, soft_wrap=True, highlight=False, emoji=False)
 
 
 def can_redraw(file: IO[str]) -> bool:
-    """True if control codes move a cursor there: not in pipes, files, notebooks and Emacs.
+    """Return True if control codes move a cursor: not in pipes, files, notebooks and Emacs.
 
-    A notebook gives its commands a pseudo terminal and prints whatever comes out of it.
+    A notebook gives its commands a pseudo terminal and prints their whole output.
     """
     notebook = "JPY_PARENT_PID" in os.environ
     return file.isatty() and not notebook and os.environ.get("TERM") not in ("dumb", "unknown")
@@ -63,7 +63,7 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
 
 
 def encodable(*files: object) -> None:
-    """Make files print what their encoding lacks, such as `…` in Latin-1, in other signs."""
+    """Make files replace characters that their encoding lacks, such as `…` in Latin-1."""
     codecs.register_error("hpc_dynamo_ascii", _in_ascii)
     for file in files:
         if isinstance(file, io.TextIOWrapper):

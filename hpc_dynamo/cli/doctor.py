@@ -35,7 +35,7 @@ SHOWN = 16  # nodes of a matrix that fits on a terminal
 
 
 def options(verb: ArgumentParser) -> None:
-    verb.add_argument("--json", type=path, metavar="FILE", help="write all that was found there")
+    verb.add_argument("--json", type=path, metavar="FILE", help="write all findings there")
 
 
 def doctor(args: Namespace) -> int:
@@ -160,7 +160,7 @@ def _by(report: Report) -> str:
 
 
 def _findings(report: Report) -> Iterator[str]:
-    """Lines for each kind, with all nodes that have it: a fix is there to be copied."""
+    """Yield lines for each kind of finding, with all its nodes: a fix is there to be copied."""
     hosts = dict[Finding, list[str]]()
     for found in sorted(report.findings, key=lambda f: f.level):
         hosts.setdefault(msgspec.structs.replace(found, host=""), []).append(found.host)

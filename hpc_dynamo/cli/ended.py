@@ -1,4 +1,4 @@
-"""What can be said of a job that left no outcome: its state, its logs and what to try."""
+"""Report on a job that left no outcome: its state, its logs and what to try."""
 
 import os
 import re
@@ -11,8 +11,8 @@ from hpc_dynamo.launch.refusal import step_refused
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.run import Attempt
 
-TAIL_BYTES = 1 << 16  # of a log that is searched for the cause
-FULL_BYTES = 1 << 16  # a file system with less than this is full
+TAIL_BYTES = 1 << 16  # of a log, searched for the cause
+FULL_BYTES = 1 << 16  # a file system with less free space is full
 NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
 CAUSE = re.compile(
     r"fatal|error|oom.?kill|CANCELLED AT|DUE TO|command not found|No such file|Permission denied",
@@ -26,7 +26,7 @@ AGAIN = {
 
 
 def vanished(attempt: Attempt, detail: str, *, cancelled: bool = False) -> Outcome:
-    """The outcome of a job that ended without one. `cancelled`: its user has stopped it."""
+    """Return the outcome of a job that ended without one. `cancelled`: its user stopped it."""
     if detail == NEVER_RAN:
         return Outcome(exit_code=1, message=f"the job was {NEVER_RAN}")
     if cancelled:
@@ -40,7 +40,7 @@ def vanished(attempt: Attempt, detail: str, *, cancelled: bool = False) -> Outco
 
 
 def _remedy(attempt: Attempt, detail: str, logs: dict[Path, list[str]]) -> str:
-    """Resuming is advised only where a job of ours ran and the cause may be gone."""
+    """Return what to try. Resuming is advised only if a job ran and the cause may be gone."""
     again, lines = _again(attempt), [line for lines in logs.values() for line in lines]
     if _full(attempt.path) or any(map(NO_SPACE.search, lines)):
         return f"the disk of {attempt.run.path} is full: free some space, then {again}"
@@ -63,7 +63,7 @@ def _full(path: Path) -> bool:
 
 
 def _logs(attempt: Attempt) -> dict[Path, list[str]]:
-    """The last lines of what Slurm, submitit and the agents wrote."""
+    """Return the last lines of the logs of Slurm, submitit and the agents."""
     files = sorted([*attempt.submitit.glob("*.err"), *attempt.logs.glob("agent-*.log")])
     return {file: _tail(file) for file in files}
 
@@ -76,7 +76,7 @@ def _tail(file: Path) -> list[str]:
 
 
 def _cause(lines: Iterable[str]) -> str:
-    """The line that says most: no space, the last error, or the last line."""
+    """Return the most informative line: a full disk, the last error, or the last line."""
     known = list(lines)
     if refusal := step_refused("\n".join(known)):
         return refusal.message

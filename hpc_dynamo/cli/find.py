@@ -21,9 +21,9 @@ def find(
     *,
     prefer: Callable[[Run], bool] = lambda run: True,
 ) -> Run:
-    """The run that a folder, a name, `name=`, or nothing points to.
+    """Return the run that a folder, a name, `name=`, or no argument refers to.
 
-    Nothing: the newest one that is wanted and preferred, else the newest one that is wanted.
+    Without an argument: the newest run that is wanted and preferred, else the newest wanted one.
     """
     words = list(args.overrides)
     first = words.pop(0) if words and "=" not in words[0] else ""
@@ -42,7 +42,7 @@ def find(
 
 
 def _is_folder(word: str) -> bool:
-    """True for a path, and for a bare name only if it is a run here."""
+    """Return True for a path, and for a bare name only if it is a run here."""
     return "/" in word or word in (".", "..") or is_run(word)
 
 
@@ -111,7 +111,7 @@ def is_run(word: str) -> bool:
 
 
 def is_named(word: str, words: Sequence[str]) -> bool:
-    """True for the bare name of a run below `runs=`, which may be one of `words`."""
+    """Return True for the bare name of a run below `runs=`, which may be one of `words`."""
     given = [w.removeprefix("runs=") for w in words if w.startswith("runs=")]
     return "/" not in word and is_run(str(Path(given[-1] if given else Config().runs) / word))
 
@@ -121,6 +121,6 @@ def _existing(run: Run) -> Run:
         return run
     path = run.path.absolute()
     with suppress(FileNotFoundError, NotADirectoryError):
-        os.listdir(path / "attempts")  # raises PermissionError for somebody else's run
+        os.listdir(path / "attempts")  # raises PermissionError for another user's run
     near = ", ".join(sorted(p.name for p in path.parent.glob("*") if p.is_dir()))
     raise ConfigError(f"{path} is not a run", hint=f"known: {near or 'none'}")

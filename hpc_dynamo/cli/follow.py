@@ -1,4 +1,4 @@
-"""Stays with a run until it ends."""
+"""Follow a run until it ends."""
 
 import time
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from hpc_dynamo.run import Attempt
 
 
 def follow(attempt: Attempt, job: Job, console: Console, cancel: Cancel | None = None) -> Outcome:
-    """The outcome of the attempt. Ends also when its job is gone without one.
+    """Return the outcome of the attempt. Also returns when its job is gone without one.
 
-    `cancel` stops the job and the one that it hands over to; None: both were stopped already.
+    `cancel` stops the job and the job that it hands over to; None: both were already stopped.
     """
     news, watch = _News(attempt), Watch(attempt, job)
     if cancel:
@@ -57,7 +57,7 @@ class _News:
         if status is not None:
             if status.phase != self._phase:
                 self._phase = status.phase
-                if status.phase != "ended":  # how is printed after it
+                if status.phase != "ended":  # the outcome is printed after it
                     yield status.phase
             if status.successor and status.successor != self._successor:
                 yield serving.successor_line(status.successor)

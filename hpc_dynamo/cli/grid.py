@@ -1,4 +1,4 @@
-"""Tables that cut no cell: one that is too wide for the console is printed as lines."""
+"""Tables that cut no cell: a table too wide for the console is printed as lines."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-HOST, PROSE = 8, 30  # least widths of foldable columns
+HOST, PROSE = 8, 30  # minimum widths of foldable columns
 INDENT = "  "
 NOTHING = ("", "-")  # cells that a block leaves out
 
 
 @dataclass(frozen=True)
 class Column:
-    """`fold`: 0, or the least width down to which its cells may be broken into lines."""
+    """`fold`: 0, or the minimum width to which its cells may be broken into lines."""
 
     name: str
     right: bool = False
@@ -24,9 +24,9 @@ class Column:
 
 
 class Grid:
-    """A table where it fits, else a block of `name value` pairs for each row.
+    """A table if it fits, else a block of `name value` pairs for each row.
 
-    Cells are rich markup; escape what is not ours.
+    Cells are rich markup; escape texts that may contain brackets.
     """
 
     def __init__(self, *columns: Column | str, title: str = "", plain: bool = False) -> None:
@@ -83,7 +83,7 @@ def _width(cell: str) -> int:
 
 
 def flowed(parts: Sequence[Text | str], width: int, indent: str = INDENT) -> Iterator[Text]:
-    """Lines of parts with commas between them; no part is broken that fits into a line."""
+    """Yield lines of comma-separated parts; a part that fits into a line is not broken."""
     line = Text(overflow="fold")
     for index, part in enumerate(parts):
         text = Text(part) if isinstance(part, str) else part

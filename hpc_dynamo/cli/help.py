@@ -112,7 +112,7 @@ EXAMPLES = {
   hpc-dynamo logs name=afternoon head -f
   hpc-dynamo logs -f                all of them, until the run ends""",
     "stop": """\
-  hpc-dynamo stop                   the newest run that goes on
+  hpc-dynamo stop                   the newest run that is active
   hpc-dynamo stop prompts           results so far stay, the same batch command resumes""",
 }
 

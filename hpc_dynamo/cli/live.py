@@ -22,13 +22,13 @@ class Display(Protocol):
     """Shows one attempt."""
 
     def show(self, news: Iterator[str], waiting: str) -> None:
-        """Print the news and bring the rest up to date. `waiting`: why there is no job yet."""
+        """Print the news and update the rest. `waiting`: why there is no job yet."""
 
 
 @contextmanager
 def display(watch: Watch, console: Console) -> Iterator[Display]:
-    """What suits the console and the task of the attempt. What is redrawn goes away at the end:
-    whoever follows a run prints how it ended."""
+    """Yield the display for this console and the task of the attempt. Redrawn text is removed at
+    the end: the caller prints the outcome."""
     if not can_redraw(console.file):
         yield _Lines(watch, console)
         return

@@ -124,7 +124,7 @@ def _choose(known: dict[str, Path], target: str) -> Path:
 
 
 def _listed(known: dict[str, Path]) -> Table:
-    """Only the last lines are cut, and only on a terminal."""
+    """Return the table of logs. Only last lines are cut, and only on a terminal."""
     table = Table(expand=sys.stdout.isatty())
     table.add_column("log", no_wrap=True)
     table.add_column("bytes", justify="right", no_wrap=True)

@@ -16,7 +16,7 @@ from hpc_dynamo.errors import HpcDynamoError, file_error_in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. The exit codes are those of cli/help.py."""
+    """Run one verb and return its exit code, see cli/help.py."""
     encodable(sys.stdout, sys.stderr)
     args = _parse(argv)
     try:

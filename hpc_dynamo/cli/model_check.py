@@ -14,7 +14,7 @@ ANYWAY = "cluster.preflight=false skips this check"
 def refuse_models(config: Config, *, on_node: bool) -> None:
     """Raise ConfigError for models that no engine can load.
 
-    `on_node`: engines run on this machine, so a path that is missing here is missing for good.
+    `on_node`: engines run on this machine, so a path that is missing here is an error.
     """
     problems = _problems(config, on_node=on_node)
     errors = [p for p in problems if p.severity is Severity.error]
@@ -25,7 +25,7 @@ def refuse_models(config: Config, *, on_node: bool) -> None:
 
 
 def model_warnings(config: Config, *, on_node: bool) -> Iterator[str]:
-    """What users should know about their models before the job starts, each with a remedy."""
+    """Yield warnings about the models before the job starts, each with a remedy."""
     for problem in _problems(config, on_node=on_node) or _untokenized(config):
         yield f"{problem.severity}: {problem}"
 
@@ -37,7 +37,7 @@ def _problems(config: Config, *, on_node: bool) -> tuple[Problem, ...]:
 
 
 def _untokenized(config: Config) -> Iterator[Problem]:
-    """Models whose texts cannot be routed by the KV caches of their workers."""
+    """Yield models whose texts cannot be routed by the KV caches of their workers."""
     for model, own in config.each.items():
         simulated = own.engine.name == SIMULATOR
         if own.router.policy is not Policy.kv or (config.task is Task.batch and simulated):

@@ -1,4 +1,4 @@
-"""What the nodes of a run have: this machine, the allocation around us, or Slurm's partition."""
+"""Resources of the nodes of a run: this machine, the enclosing allocation, or the partition."""
 
 import os
 from dataclasses import replace
@@ -15,8 +15,8 @@ N = TypeVar("N", int, float)
 
 
 def counted(config: Config, launcher: Launcher) -> Config:
-    """Fill in what nodes have, if it is not set and known: this machine's GPUs, or what the
-    allocation around us gives."""
+    """Fill in resources of nodes that are not set and are known: this machine's GPUs, or those of
+    the enclosing allocation."""
     if launcher is Launcher.allocation:
         return _of_allocation(config)
     if launcher is not Launcher.local or config.cluster.gpus_per_node is not None:
@@ -26,7 +26,7 @@ def counted(config: Config, launcher: Launcher) -> Config:
 
 
 def _of_allocation(config: Config) -> Config:
-    """Its smallest node counts. Nodes of several kinds are described by the user."""
+    """Use the smallest node of the allocation. Nodes of several kinds are set by the user."""
     cluster, given = config.cluster, enclosing.required()
     if cluster.hardware:
         return config
@@ -40,14 +40,14 @@ def _of_allocation(config: Config) -> Config:
 
 
 def _first(said: N | None, known: N) -> N | None:
-    """What the user has said, else what is known, if anything is."""
+    """Return the user's value, else the known one, if any."""
     return said if said is not None else known or None
 
 
 def asked_of_slurm(config: Config, layout: Plan, launcher: Launcher) -> Config:
     """Return the configuration with no more CPUs and memory than the partition's nodes have.
 
-    Raises ConfigError if the layout can never run there, unless `--no-preflight` is given.
+    Raises ConfigError if the layout can never run there, unless `--no-preflight` was given.
     """
     if launcher is not Launcher.slurm:
         return config
@@ -58,7 +58,7 @@ def asked_of_slurm(config: Config, layout: Plan, launcher: Launcher) -> Config:
 
 
 def planned_for(config: Config) -> Launcher:
-    """Return who would start this run. A plan needs no allocation to be there."""
+    """Return the launcher that would start this run. A plan needs no allocation."""
     launcher = config.cluster.launcher
     if launcher is Launcher.allocation and "SLURM_JOB_ID" not in os.environ:
         return Launcher.slurm

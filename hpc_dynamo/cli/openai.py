@@ -125,7 +125,7 @@ class Api:
 
 
 def _reason(body: bytes) -> str:
-    """What an error says, or else its text."""
+    """Return the message of an error, or else its text."""
     return engine_text(body).message or body.decode(errors="replace").strip()
 
 

@@ -1,5 +1,5 @@
-"""Options of the command line: paths, and the override that an unknown option was meant to be,
-such as `model.path=X` for `--model X`."""
+"""Command-line options: paths, and the override that an unknown option probably meant, such as
+`model.path=X` for `--model X`."""
 
 import shlex
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hpc_dynamo.cli.overrides.schema import leaves
 
-# Names that vLLM, SGLang and Slurm users know, where ours differ.
+# Names that vLLM, SGLang and Slurm users know, and the fields that they mean here.
 FIELDS = {
     "model": "model.path",
     "model_path": "model.path",
@@ -39,12 +39,12 @@ FIELDS = {
 
 
 def path(text: str) -> Path:
-    """The type of an option that names a file: a shell expands no `~` in `--option=~/file`."""
+    """Type of an option that names a file: a shell does not expand `~` in `--option=~/file`."""
     return Path(text).expanduser() if text.startswith("~/") else Path(text)
 
 
 def instead(argv: Sequence[str], option: str) -> str:
-    """The override that the unknown `option` of a command line was probably meant to be."""
+    """Return the override that the unknown `option` probably meant."""
     name, is_, value = option.partition("=")
     if not is_:
         value = _next(argv, option)
@@ -55,13 +55,13 @@ def instead(argv: Sequence[str], option: str) -> str:
 
 
 def _next(argv: Sequence[str], option: str) -> str:
-    """The word after an option, unless it is an option or an override itself."""
+    """Return the argument after an option, unless it is an option or an override itself."""
     after = list(argv[argv.index(option) + 1 :][:1]) if option in argv else []
     return next((word for word in after if not word.startswith("-") and "=" not in word), "")
 
 
 def _field(option: str) -> str:
-    """The field that is called like an option, else the engine's option of that name."""
+    """Return the field of the same name as an option, else the engine's option."""
     plain = option.replace("-", "_")
     known = sorted(leaves(), key=lambda name: (name.count("."), name))
     if plain in known:

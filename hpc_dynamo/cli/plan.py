@@ -1,4 +1,4 @@
-"""`hpc-dynamo plan`: what would be started. Starts nothing and writes nothing."""
+"""`hpc-dynamo plan` shows the layout of a run. It starts and writes nothing."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +36,7 @@ def options(verb: ArgumentParser) -> None:
     one = verb.add_mutually_exclusive_group()
     about = "print the script that the verb submits with these overrides"
     one.add_argument("--dry-run", action="store_true", help=about)
-    about = "print an sbatch script to keep and submit yourself, with further overrides"
+    about = "print an sbatch script to keep and submit yourself, with more overrides"
     one.add_argument("--sbatch", action="store_true", help=about)
     about = "print every worker's command, environment and files"
     one.add_argument("--commands", action="store_true", help=about)
@@ -53,7 +53,7 @@ def plan(args: Namespace) -> int:
     launcher = planned_for(config)
     config = counted(config, launcher) if launcher is Launcher.allocation else config
     layout = lay_out(config)
-    if not args.show and (config.models or config.model.path):  # else to be named on sbatch's line
+    if not args.show and (config.models or config.model.path):  # else sbatch's arguments name it
         check(config, layout)
         refuse_models(config, on_node=False)
     nodes = partitions.known() if launcher is Launcher.slurm else ()
@@ -82,7 +82,7 @@ def _warnings(config: Config, layout: Plan, nodes: Sequence[Nodes]) -> Iterator[
 
 def submitted(config: Config, layout: Plan) -> str:
     """Return the script that `batch` or `serve` submits for its next attempt."""
-    # No Slurm here that could say whether it starts heterogeneous jobs: most do.
+    # Without Slurm here, assume that it can start heterogeneous jobs: most installations can.
     with suppress(LaunchError, MissingDependency):
         layout = launch.settled(Launcher.slurm, config, layout)
     if layout.apart:

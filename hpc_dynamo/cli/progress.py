@@ -1,4 +1,4 @@
-"""The progress of a batch or a profile: how many are done comes first, at any width."""
+"""Progress of a batch or a profile: the count of finished requests comes first at any width."""
 
 import math
 import time
@@ -45,7 +45,7 @@ def count(p: Progress) -> str:
 
 
 def figures(p: Progress, *, ended: bool = False) -> list[str]:
-    """The rest of what is known, the most important first."""
+    """Return the other figures, the most important first."""
     seconds = p.elapsed_s or math.inf
     rate = (p.done - p.resumed) / seconds
     waiting = p.total - p.done - p.failed
@@ -58,7 +58,7 @@ def figures(p: Progress, *, ended: bool = False) -> list[str]:
 
 
 def progress_line(p: Progress, *, ended: bool = False) -> str:
-    """One line for a log."""
+    """Return one line for a log."""
     return ", ".join((f"{p.done}/{p.total} done", *figures(p, ended=ended)))
 
 
@@ -71,6 +71,6 @@ def duration(seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """As a stopwatch shows it."""
+    """Format seconds as a stopwatch does."""
     minutes, s = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{s:02d}"

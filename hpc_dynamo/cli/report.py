@@ -142,7 +142,7 @@ def _kept(name: str, target: float, means: Sequence[float]) -> str:
 
 
 def title(run: Run, history: History) -> str:
-    """Run, model, engine and policies of the last attempt."""
+    """Return run, model, engine and policies of the last attempt."""
     config, rules = run.attempts()[-1].config(), history.rules
     targets = ""
     if rules.by is PlannerKind.sla:

@@ -42,7 +42,7 @@ def route(args: Namespace) -> int:
 
 
 def _words(args: Namespace) -> Iterator[str]:
-    """Overrides; a list of URLs needs no brackets here."""
+    """Yield the overrides; a list of URLs needs no brackets here."""
     for word in args.overrides:
         name, is_, value = word.partition("=")
         if "://" in name:

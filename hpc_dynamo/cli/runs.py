@@ -1,9 +1,9 @@
-"""The run folder that a command works on.
+"""Run folder that a command works on.
 
-Results of different settings are never mixed, and no result is deleted: `overwrite=true` moves a
+Results of different settings are never mixed, and no result is deleted: `overwrite=true` renames a
 run's folder to NAME.old-1, NAME.old-2 and so on. A job that Slurm restarts executes its command
-again: there `overwrite` and `batch.retry_failed` have had their effect already, and the run is
-resumed.
+again. Then `overwrite` and `batch.retry_failed` are ignored, since the first execution applied
+them, and the run is resumed.
 """
 
 import shlex
@@ -38,7 +38,7 @@ SETTINGS: Mapping[Task, Callable[[Config], Settings]] = {
 
 
 def batch_run(config: Config, requests: Requests, say: Say) -> Run:
-    """Return the run of a batch, created if need be. Raises ConfigError if it has results of
+    """Return the run of a batch, created if needed. Raises ConfigError if it has results of
     another input, or results made with other settings."""
     run = _free(config, say)
     known, recorded = run.identity(), _recorded(run)
@@ -61,7 +61,7 @@ def batch_run(config: Config, requests: Requests, say: Say) -> Run:
 
 
 def profile_run(config: Config, say: Say) -> Run:
-    """Return the run of a profile, created if need be. Raises ConfigError if its points are of
+    """Return the run of a profile, created if needed. Raises ConfigError if its points are of
     another engine, model or worker shape."""
     run = _free(config, say)
     if (recorded := _recorded(run)) and _has_results(run):
@@ -76,7 +76,7 @@ def profile_run(config: Config, say: Say) -> Run:
 
 
 def serve_run(config: Config, say: Say) -> Run:
-    """Return the run of an endpoint, created if need be. Raises ConfigError for the folder of a
+    """Return the run of an endpoint, created if needed. Raises ConfigError for the folder of a
     batch or a profile."""
     run = _free(config, say)
     known = run.identity()
@@ -88,7 +88,7 @@ def serve_run(config: Config, say: Say) -> Run:
 
 
 def _free(config: Config, say: Say) -> Run:
-    """The run's folder, which no other job works in; set aside if `overwrite=true`. Raises
+    """Return the run's folder, which no other job uses; renamed first if `overwrite=true`. Raises
     RunBusy."""
     run = Run(Path(config.runs) / config.name)
     launch.refuse_if_busy(run)
@@ -101,7 +101,7 @@ def _free(config: Config, say: Say) -> Run:
 
 
 def _set_aside(run: Run, say: Say) -> None:
-    """Move a folder with results; delete one without."""
+    """Rename a folder with results; delete one without."""
     written = _results(run)
     if not written:
         shutil.rmtree(run.path)
@@ -112,7 +112,7 @@ def _set_aside(run: Run, say: Say) -> None:
 
 
 def _results(run: Run) -> int:
-    """Results that the run's attempts have written: answers, failures, or points of a profile."""
+    """Count the results of the run's attempts: answers, failures, or points of a profile."""
     total = 0
     for part in run.parts.glob("*.jsonl"):
         with part.open("rb") as file:
@@ -130,9 +130,9 @@ def _old(run: Run) -> Path:
 
 
 def _recorded(run: Run) -> RunSettings | None:
-    """What the run's results were made with; None for one that never started.
+    """Return the settings of the run's results; None if it never started.
 
-    Earlier versions left no record of it, but each attempt's configuration.
+    For runs of earlier versions they come from the configuration of each attempt.
     """
     known = read_json(run.settings_file, RunSettings)
     attempts = run.attempts()
@@ -152,10 +152,10 @@ def _refuse_other_task(config: Config, run: Run, recorded: RunSettings) -> None:
 def _compare(
     config: Config, run: Run, recorded: RunSettings, spots: Mapping[str, Spot], say: Say
 ) -> None:
-    """Raises ConfigError if answers of other settings would stand next to those that are there.
+    """Raise ConfigError if answers made with other settings would be mixed with existing ones.
 
-    A retry may change the engine's options, such as max-model-len, because that is how failures
-    are cured; it may change everything while there is no answer.
+    A retry may change the engine's options, such as max-model-len, because that cures failures.
+    It may change everything while there is no answer.
     """
     changed = differences(recorded.settings, answer_settings(config))
     if not changed:
@@ -183,7 +183,7 @@ def _listed(changed: Sequence[Difference]) -> str:
 
 
 def _remedy(config: Config, run: Run) -> str:
-    """Overrides that help, as a shell takes them."""
+    """Return overrides that help, quoted for a shell."""
     names = (f"{config.name}-{n}" for n in count(2))
     free = next(name for name in names if not run.path.with_name(name).exists())
     name = shlex.quote(f"name={free}")
@@ -197,13 +197,13 @@ def _retry(results: Ledger, requests: Requests, say: Say) -> None:
 
 
 def _create(run: Run) -> None:
-    """Make the folder, or keep the keys of one that exists."""
+    """Make the folder, or keep the keys of an existing one."""
     public, private = new_keys()
     run.create(Secrets(token=new_token(), public=public, private=private))
 
 
 def _record(config: Config, run: Run) -> None:
-    """Leave in the folder what its results are made with from now on."""
+    """Record in the folder the settings that its results are made with from now on."""
     settings = SETTINGS[config.task](config)
     record = RunSettings(task=config.task, settings=settings, written_at=time.time())
     write_json(run.settings_file, record)

@@ -187,7 +187,7 @@ def _spread(ordered: Sequence[float], digits: int) -> str:
 
 
 def _picture_title(config: Config, outcome: Outcome) -> str:
-    """Trace, modelled engine, workers and policies."""
+    """Return trace, modelled engine, workers and policies."""
     begin = [counts for at, *counts in outcome.roles if at == outcome.roles[0][0]]
     prefill, decode = begin[-1] if begin else (0, 0)
     split = f"{prefill} prefill + {decode} decode" if prefill + decode else "aggregated"

@@ -29,7 +29,7 @@ from hpc_dynamo.run import Attempt, Run
 from hpc_dynamo.topology import Plan
 from hpc_dynamo.topology import plan as lay_out
 
-CTRL_C = 130  # exit code, as a shell gives it
+CTRL_C = 130  # exit code, as in a shell
 
 
 def batch(args: Namespace) -> int:
@@ -78,7 +78,7 @@ def profile(args: Namespace) -> int:
 
 
 def batch_config(config: Config) -> Config:
-    """Return what `batch` runs with this configuration. Raises ConfigError."""
+    """Return the configuration that `batch` runs with. Raises ConfigError."""
     if not config.input:
         raise ConfigError("input is not set", hint="input=prompts.jsonl, a line a request")
     source = Path(config.input).absolute()
@@ -86,19 +86,19 @@ def batch_config(config: Config) -> Config:
 
 
 def serve_config(config: Config) -> Config:
-    """Return what `serve` runs with this configuration. Raises ConfigError."""
+    """Return the configuration that `serve` runs with. Raises ConfigError."""
     config = replace(config, task=Task.serve, serve=files(config.serve))
     return placed(config, _served(config))
 
 
 def profile_config(config: Config) -> Config:
-    """Return what `profile` runs with this configuration. Raises ConfigError."""
+    """Return the configuration that `profile` runs with. Raises ConfigError."""
     name = f"profile-{config.engine.name}-{_folder(config)}"
     return placed(replace(config, task=Task.profile), name)
 
 
 def say(text: str) -> None:
-    """Print a line for the user, as it is."""
+    """Print a line for the user without markup."""
     OUT.print(text, markup=False)
 
 
@@ -133,7 +133,7 @@ def go(run: Run, config: Config, layout: Plan, launcher: Launcher, *, detach: bo
 def _submitted(
     launcher: Launcher, attempt: Attempt, config: Config, layout: Plan, cancel: Cancel
 ) -> launch.Job:
-    """The started job. Ctrl-C reaches sbatch too, which then fails: that is no error of its own."""
+    """Return the started job. Ctrl-C also ends sbatch; that failure is not reported as its own."""
     try:
         return launch.start(launcher, attempt, config, layout, node.main)
     except HpcDynamoError:
@@ -143,7 +143,7 @@ def _submitted(
 
 
 def _conclude(attempt: Attempt, outcome: Outcome, *, cancelled: bool) -> int:
-    """Show how it ended; the exit code. Raises HpcDynamoError if it failed."""
+    """Show the outcome and return the exit code. Raises HpcDynamoError if the job failed."""
     serves = attempt.config().task is Task.serve
     if outcome.summary is not None:
         OUT.print(views.summary(attempt, outcome.summary))
@@ -216,7 +216,7 @@ def _file(name: str, value: str) -> str:
 
 
 def _checked(config: Config, launcher: Launcher) -> tuple[Config, Plan]:
-    """Refuse here what could not run there. The configuration says then how much to ask for."""
+    """Refuse what could not run there. The returned configuration has the amounts to ask for."""
     if config.route.engines:
         what = "route.* names engines that run already, and this verb starts its own"
         raise ConfigError(what, hint="hpc-dynamo route …")

@@ -83,7 +83,7 @@ def workers(status: Status) -> Grid:
 
 
 def status(attempt: Attempt, job: tuple[JobState, str] | None) -> RenderableType:
-    """The whole picture of an attempt. The sums come before the tables, which may be long."""
+    """Return the status of an attempt. Totals come before the tables, which may be long."""
     known, outcome = attempt.status(), attempt.outcome()
     rows: list[RenderableType] = [_head(attempt, job, outcome), *_where(attempt, outcome)]
     if known:
@@ -102,12 +102,12 @@ def _head(attempt: Attempt, job: tuple[JobState, str] | None, outcome: Outcome |
 
 
 def ended(attempt: Attempt, outcome: Outcome) -> str:
-    """How an attempt ended, on a line."""
+    """Describe in one line how an attempt ended."""
     return f"attempt {attempt.number} ended: {outcome.message or 'all done'}"
 
 
 def _where(attempt: Attempt, outcome: Outcome | None) -> Iterator[Text]:
-    """Its nodes and its endpoint."""
+    """Yield its nodes and its endpoint."""
     if roster := attempt.roster():
         hosts = ", ".join(f"{n.host} {n.address}" for n in roster.nodes)
         yield Text(f"roster by {roster.method} in {roster.seconds:.3f} s: {hosts}")
@@ -154,7 +154,7 @@ def _loads(known: Status) -> Iterator[RenderableType]:
 
 
 def summary(attempt: Attempt, s: Summary) -> RenderableType:
-    """The figures of a finished batch, and its files in lines that can be copied."""
+    """Return the figures of a finished batch, and its files in lines that can be copied."""
     files = [f"answers: {attempt.run.output}"]
     files += [f"errors:  {attempt.run.errors}"] if s.progress.failed else []
     return Group(_summary(attempt, s), *map(Text, files))

@@ -1,4 +1,4 @@
-"""The state of an attempt, from its files first and from Slurm not too often."""
+"""State of an attempt, from its files first and from Slurm at intervals."""
 
 import time
 
@@ -8,11 +8,11 @@ from hpc_dynamo.launch.reasons import NEVER_RAN
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.run import Attempt
 
-LOOK_S = 0.25  # between looks at the run folder: files have no events across nodes
-ASK_S = 3.0  # between questions to Slurm, which many ask
+LOOK_S = 0.25  # between checks of the run folder: files have no events across nodes
+ASK_S = 3.0  # between requests to Slurm's controller, which many users share
 STOPPING_S = 1.0  # the same for a job that is being stopped
 SHARED_DISK_S = 10.0  # for an outcome to be seen after its job has left the queue
-CANCELLED_S = 2.0  # the same for a job that its user has stopped: nobody expects a result
+CANCELLED_S = 2.0  # the same for a job that its user has stopped: no result is expected
 
 
 class Watch:
@@ -26,12 +26,12 @@ class Watch:
 
     @property
     def waiting(self) -> str:
-        """What a job that does not run is waiting for; empty for one that runs or has ended."""
+        """Return why the job is not running; empty if it runs or has ended."""
         known = self.state in (JobState.pending, JobState.unknown)
         return f"{self.state}: {self.detail}" if known and self._asked_at else ""
 
     def cancel(self) -> None:
-        """The user has stopped the job: ask for its state at once, and expect no outcome."""
+        """Handle a stop by the user: query the job's state at once, and expect no outcome."""
         if not self.cancelled:
             self.cancelled, self._asked_at = True, 0.0
 
@@ -54,7 +54,7 @@ class Watch:
 
     @property
     def _patience_s(self) -> float:
-        """How long an outcome may be on its way after the end of the job."""
+        """Return the time to wait for an outcome after the end of the job, in seconds."""
         if self.detail == NEVER_RAN:
             return 0.0
         return CANCELLED_S if self.cancelled else SHARED_DISK_S

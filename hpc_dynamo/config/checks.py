@@ -18,7 +18,7 @@ from hpc_dynamo.errors import ConfigError
 
 MIN_SILENCE_S = 3.0  # a few heartbeats
 
-# As browsers send it: lower case, without a path. Browser extensions have schemes of their own.
+# As browsers send it: lower case, without a path. Browser extensions have their own schemes.
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+")
 
 

@@ -74,7 +74,7 @@ class Cluster:
     launcher: Launcher = Launcher.auto
     gpus_per_node: int | None = None
     cpus_per_node: int | None = None  # None: what the fullest node's workers need
-    memory_gb_per_node: float | None = None  # 0: all that a node has
+    memory_gb_per_node: float | None = None  # 0: all memory of a node
     silence_s: float = 30.0  # head or agent not heard of for so long is gone
     interface: str | None = None  # network interface of the job, such as ib0 or hsn0
     preflight: bool = True  # a look at each node before anything is loaded there

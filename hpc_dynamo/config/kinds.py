@@ -66,7 +66,7 @@ def _check_values(config: Config) -> None:
     for kind, given in config.cluster.hardware.items():
         for name in ("nodes", *CLUSTER):
             value = getattr(given, name)
-            least = 0 if name == "memory_gb_per_node" else 1  # 0: all that a node has
+            least = 0 if name == "memory_gb_per_node" else 1  # 0: all memory of a node
             if value is not None and value < least:
                 field = f"cluster.hardware.{kind}.{name}"
                 raise ConfigError(f"{field}={value} must be at least {least}", hint=f"{field}=1")

@@ -1,4 +1,4 @@
-"""Texts that become one line of a script, or a part of a file's name."""
+"""Validation of texts that become one line of a script, or a part of a file's name."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from hpc_dynamo.errors import ConfigError, override
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\x85]")
 
-# submitit and Slurm put numbers of the job in the place of these, in the paths of logs.
+# submitit and Slurm replace these by numbers of the job in the paths of logs.
 REPLACED = re.compile(r"%\d*[A-Za-z%]")
 
 
@@ -37,7 +37,7 @@ def _texts(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def check_folder(runs: str, name: str) -> None:
-    """Refuse a run's folder whose logs would be written elsewhere. Raises ConfigError."""
+    """Refuse a run folder whose name Slurm would change in log paths. Raises ConfigError."""
     for field, value, hint in (
         ("runs", runs, "runs=DIR, a folder without percent signs in its path"),
         ("name", name, override("name", name.replace("%", "") or "my-run")),

@@ -26,14 +26,14 @@ PATHS = (
 
 
 def is_path(name: str) -> bool:
-    """Whether the field with this dotted name, or the element of it, is a path."""
+    """Return True if the field with this dotted name, or an element of it, is a path."""
     return any(fnmatchcase(name, pattern) for pattern in PATHS)
 
 
 def at_home(path: str, name: str) -> str:
-    """A path with `~` or `~USER` replaced by the home directory. `name` is the field's.
+    """Return a path with `~` or `~USER` replaced by the home directory. `name` is the field's.
 
-    Raises ConfigError for an unknown user: else a folder called `~USER` would be made.
+    Raises ConfigError for an unknown user: otherwise a folder called `~USER` would be made.
     """
     if not path.startswith("~"):
         return path

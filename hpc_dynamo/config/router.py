@@ -18,11 +18,11 @@ class Policy(StrEnum):
 
 @dataclass(frozen=True)
 class Router:
-    """Which worker a request goes to. Tokens of prompts are counted in blocks.
+    """Settings of the choice of a worker for a request. Prompt tokens are counted in blocks.
 
-    The cost of a worker, in blocks: overlap_weight x (recompute_weight x this prompt's part that is
-    left to compute there + the prompts before it), and decode_weight x blocks that it holds for
-    answers. In a batch recompute_weight is at least 2: throughput matters, not the next answer.
+    The cost of a worker, in blocks, is overlap_weight x (recompute_weight x this prompt's uncached
+    blocks + blocks of prompts before it) + decode_weight x blocks that it holds for answers. In a
+    batch recompute_weight is at least 2: throughput matters, not the next answer.
     """
 
     policy: Policy = Policy.kv
@@ -32,7 +32,7 @@ class Router:
     guess_ttl_s: float = 120.0  # without events: how long a prompt is taken for cached
     overlap_weight: float = 1.0
     recompute_weight: float = (
-        1.0  # of this prompt's part of that; above 1: fewer copies of prefixes
+        1.0  # weight of this prompt's uncached blocks; above 1: fewer copies of prefixes
     )
     decode_weight: float = 0.02
     temperature: float = 0.0  # above 0: also costlier workers, the more the higher

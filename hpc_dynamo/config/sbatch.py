@@ -1,7 +1,7 @@
-"""`cluster.slurm.extra`: any further option of sbatch, NAME: VALUE, as a person writes it.
+"""`cluster.slurm.extra`: any other option of sbatch, NAME: VALUE.
 
-Options that the layout of the run depends on are refused in favour of their fields. Any other
-option takes the place of ours, so that a script never has two lines for one thing.
+Options that the layout of the run depends on are refused; the error names the field to set. Any
+other option replaces the generated one, so that a script never sets one thing twice.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from hpc_dynamo.errors import ConfigError
 Options = dict[str, str | int | bool]
 
 GPU_OPTIONS = ("gpus-per-node", "gres", "gpus", "gpus-per-task", "none")
-REQUESTS = ("gpus-per-node", "gpus", "gpus-per-task", "gpus-per-socket")  # of nothing but GPUs
+REQUESTS = ("gpus-per-node", "gpus", "gpus-per-task", "gpus-per-socket")  # these only request GPUs
 MEMORY_OPTIONS = ("mem", "mem-per-cpu", "none")
 ON, OFF = ("", "true"), ("false", "null")  # yes and no are values of --kill-on-invalid-dep
 
@@ -44,7 +44,7 @@ LETTERS = {  # sbatch(1); in a #SBATCH line they would need one dash
     "x": "exclude",
 }
 ONE_TASK = "leave it out: each node runs one task, which starts the node's engines"
-FIELDS = {  # what to set in their place
+FIELDS = {  # fields to set instead
     "job-name": "name=NAME",
     "nodes": "topology.nodes=N",
     "ntasks": ONE_TASK,
@@ -75,8 +75,8 @@ OTHERS = (
 
 
 def elsewhere(name: str) -> str:
-    """Return where an option of sbatch is set that somebody took for a field of `cluster.slurm`;
-    empty if sbatch has no such option."""
+    """Return the field or option to set instead of an sbatch option that was used as a field of
+    `cluster.slurm`; empty if sbatch has no such option."""
     option = option_name(name)
     if option in (*REQUESTS, "gres"):
         return GPUS
@@ -88,7 +88,7 @@ def elsewhere(name: str) -> str:
 
 
 def gpu_request(text: str) -> str:
-    """Return the overrides for `a100:4` or `gpu:a100:4` in place of a number; empty for others."""
+    """Return the overrides for `a100:4` or `gpu:a100:4` instead of a number; empty for others."""
     *before, count = text.removeprefix("gpu:").split(":")
     if len(before) > 1 or not count.isdigit() or ":" not in text:
         return ""
@@ -97,12 +97,12 @@ def gpu_request(text: str) -> str:
 
 
 def extra_options(slurm: Slurm) -> Options:
-    """Return the options of `extra` by their long names; True is a flag, False removes ours."""
+    """Return the options of `extra` by their long names; True is a flag, False removes a line."""
     return {option_name(name): _value(value) for name, value in slurm.extra.items()}
 
 
 def option_name(name: str) -> str:
-    """Return the long name of an option that is written as `--no-requeue`, `no_requeue` or `p`."""
+    """Return the long name of an option, also if written `--no-requeue`, `no_requeue` or `p`."""
     bare = name.lstrip("-").replace("_", "-")
     return LETTERS.get(bare, bare)
 
@@ -115,19 +115,19 @@ def _value(text: str) -> str | bool:
 
 
 def asks_for_gpus(options: Options) -> bool:
-    """Return True if `options` say how many GPUs there are to be, or leave such an option out."""
+    """Return True if `options` set the number of GPUs, or leave such an option out."""
     among = (options.get(name, "") for name in ("gres", "tres-per-task"))
     named = any(name in options for name in REQUESTS)
     return named or any(value is False or "gpu" in str(value) for value in among)
 
 
 def asks_for_memory(options: Options) -> bool:
-    """Return True if `options` say how much memory there is to be, or leave such an option out."""
+    """Return True if `options` set the amount of memory, or leave such an option out."""
     return any(name in options for name in ("mem", "mem-per-cpu", "mem-per-gpu"))
 
 
 def check_sbatch(slurm: Slurm, extra: Mapping[str, str], where: str) -> None:
-    """Refuse options that cannot be what they seem. Raises ConfigError naming the field."""
+    """Refuse values that do not mean what they seem to. Raises ConfigError naming the field."""
     _known("gpu_option", slurm.gpu_option, GPU_OPTIONS)
     _known("memory_option", slurm.memory_option, MEMORY_OPTIONS)
     for name, value in extra.items():
@@ -137,7 +137,7 @@ def check_sbatch(slurm: Slurm, extra: Mapping[str, str], where: str) -> None:
 
 
 def check_gpu_type(gpu_type: str | None, where: str) -> None:
-    """Raises ConfigError for `gpu:a100:4`, which is a whole request."""
+    """Raise ConfigError for `gpu:a100:4`, which is a whole request."""
     parts = (gpu_type or "").split(":")
     if len(parts) < 2:
         return

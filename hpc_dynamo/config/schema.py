@@ -142,7 +142,7 @@ class Model:
 
     @property
     def alias(self) -> str:
-        """The full hub id, `org/name`, if the model has one that is not its served name."""
+        """Return the full hub id, `org/name`, if the model has one that is not its served name."""
         hub_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.path)
         return self.path if hub_id and self.path != self.served_name else ""
 
@@ -155,7 +155,7 @@ class Batch:
     retries: int = 3
     request_timeout_s: float = 3600.0
     requeue: bool = True  # at the end of the walltime, until all is done
-    retry_failed: bool = False  # run the requests in errors.jsonl once more, and keep the answers
+    retry_failed: bool = False  # rerun the requests in errors.jsonl; answers are kept
     defaults: dict[str, Any] = field(default_factory=dict)  # merged under each request's body
 
 
@@ -218,7 +218,7 @@ class Config:
     name: str = ""  # of the run; empty: from the input's file name
     runs: str = "runs"  # folder of all runs; on Slurm it must be visible on every node
     input: str = ""
-    overwrite: bool = False  # start anew; earlier results of this name move to NAME.old-1
+    overwrite: bool = False  # start from the beginning; earlier results move to NAME.old-1
     engine: Engine = Engine()
     model: Model = Model()
     models: dict[str, Served] = field(default_factory=dict)  # by name; empty: `model` alone

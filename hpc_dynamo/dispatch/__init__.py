@@ -1,9 +1,9 @@
-"""The one path of a request: choose, prefill, hand over, decode.
+"""Execution of requests: choose a worker, prefill, hand over, decode.
 
-`builder` decides what the router is asked and how a request is executed (`execution`). Shared by
-every front of the product, in the process of the front. Who serves and how busy
-they are is the router's to know, in this process or behind a socket. How two workers share a
-request is their engine's: one after the other (`in_turn`), or both at once (`at_once`).
+`builder` creates the routing request and decides how a request is executed (`execution`). `serve`,
+`route` and `batch` each run it in their own process. The router, in this process or behind a
+socket, knows the workers and their load. The engine defines how two workers share a request: one
+after the other (`in_turn`), or both at once (`at_once`).
 """
 
 from hpc_dynamo.dispatch.builder import Circumstances, Prompts, WorkBuilder

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What the router has to know about a request and its body does not tell.
+    """Facts that the router needs about a request and its body does not contain.
 
     `adapter` is the LoRA adapter that is requested, whose KV blocks are not the base model's.
     `context_tokens` is the length of the model's context, 0 if not known. `timeout_s` limits the
@@ -50,14 +50,14 @@ class Prompts(Protocol):
         """Token ids of each prompt of a completion. Raises PromptRejected."""
 
     def renew(self) -> bool:
-        """Bound the memory of the tokenizer; takes up to a second. True if it did anything."""
+        """Bound the memory of the tokenizer; takes up to 1 s. Return True if it did anything."""
 
 
 class WorkBuilder:
     """Builds the work for requests of one model.
 
     `prompts` computes token ids and may be replaced at any time. GivenIds, the default, needs no
-    tokenizer and knows only those of prompts that are token ids already.
+    tokenizer and only passes on prompts that are token ids already.
     """
 
     def __init__(self, config: Config, prompts: Prompts | None = None, model: str = "") -> None:
@@ -68,7 +68,7 @@ class WorkBuilder:
         self._disaggregated = config.topology.kind is Kind.disaggregated
 
     async def keep_bounded(self) -> None:
-        """Bound the memory of the tokenizer, which keeps what it has seen. Runs until cancelled."""
+        """Bound the memory of the tokenizer, which caches texts. Runs until cancelled."""
         while True:
             await asyncio.sleep(RENEW_S)
             if await asyncio.to_thread(self.prompts.renew):
@@ -78,7 +78,7 @@ class WorkBuilder:
         self, path: str, content: bytes, body: Body, given: Circumstances,
         headers: Sequence[Header] = (),
     ) -> Work:  # fmt: skip
-        """`path` may have a query string; `body` is `content`, read at least one level deep.
+        """Build the work. `path` may have a query string; `body` is `content`, read one level deep.
 
         Raises RequestFailed for a prompt that would end the engine.
         """
@@ -89,7 +89,7 @@ class WorkBuilder:
         return Work(path, content, body, ask, headers, how.samples)
 
     async def ask(self, path: str, content: bytes, body: Body, given: Circumstances) -> Ask:
-        """What the router is asked for such a request."""
+        """Return the routing request for a request with this path and body."""
         return (await self._decide(path, content, body, given))[0]
 
     async def _decide(
@@ -125,8 +125,8 @@ class WorkBuilder:
     async def _prompts(
         self, path: str, content: bytes, body: Body, given: Circumstances
     ) -> list[Tokens]:
-        """Token ids of each prompt; empty if nothing depends on them, or if only the engine can
-        compute them or has to refuse them."""
+        """Return the token ids of each prompt; empty if nothing depends on them, or if only the
+        engine can compute them or must refuse the prompt."""
         if path not in (CHAT, COMPLETIONS):
             return []
         if not self._by_cache(given):

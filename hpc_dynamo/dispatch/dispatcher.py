@@ -37,8 +37,8 @@ class Dispatcher:
         tasks: asyncio.TaskGroup,
         tries: int = TRIES,
     ) -> None:
-        """`tasks` owns what is still to be done for requests that were cancelled. `tries` is how
-        many workers may fail with a request before it is given up."""
+        """`tasks` owns the cleanup of cancelled requests. `tries` is the number of workers that may
+        fail with a request before the request fails."""
         self._tries = tries
         self._router, self._workers = router, Workers(client)
         self._sharing = _sharing(dialect, self._workers, tasks)

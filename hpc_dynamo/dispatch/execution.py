@@ -1,4 +1,4 @@
-"""Decides from path and body how a request is executed on the workers.
+"""Decide from path and body how a request is executed on the workers.
 
 There are three ways:
 
@@ -6,14 +6,14 @@ There are three ways:
 - whole: the decode worker does everything (vLLM, TensorRT-LLM), or refuses (SGLang);
 - fanned out: sent as several disaggregated requests with one answer each, which are merged.
 
-A KV transfer belongs to one sequence. In vLLM 0.32 every further prompt of a list reads the blocks
-of the first, which gives wrong text with status 200, or ends the engine; further samples of one
-prompt find the blocks freed. SGLang 0.5.23 waits for ever for `n` > 1, since all samples share one
-bootstrap room (sgl-project/sglang#30723), but takes lists of prompts. The body alone decides, so
-that a request is executed in the same way whether or not its token ids are known.
+A KV transfer belongs to one sequence. In vLLM 0.32 every prompt of a list after the first reads the
+blocks of the first, which gives wrong text with status 200, or ends the engine. More samples of one
+prompt find the blocks freed. SGLang 0.5.23 never answers `n` > 1, since all samples share one
+bootstrap room (sgl-project/sglang#30723), but accepts lists of prompts. Only the body decides, so
+that a request is executed in the same way if its token ids are not known.
 
 Values are read as the engines' pydantic models read them: `"2"`, `2.0` and `true` are integers.
-A value that cannot be read is left to one engine, which refuses it in its own words.
+A value that cannot be read is left to one engine, which refuses it with its own message.
 """
 
 import re
@@ -24,21 +24,21 @@ import msgspec
 
 from hpc_dynamo.engines import COMPLETIONS, RESPONSES, Body, Concurrent, Dialect, plain
 
-# Tools that the client runs. With others an engine generates several times for one request, and
-# would take over the same KV cache each time.
+# Tools that the client runs. With other tools an engine generates several times for one request,
+# and would read the same KV cache each time.
 CLIENT_TOOLS = frozenset({"custom", "function"})
 
-# Fields for the maximum length of the answer, the first that is set counts.
+# Fields for the maximum length of the answer; the first that is set counts.
 LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
-MALFORMED: Final = -1  # for counts
+MALFORMED: Final = -1  # for counts that are not integers
 TOKEN_IDS = re.compile(rb"[ \t\r\n]*\[[ \t\r\n]*[0-9]")  # the start of a list of them in JSON
-OFF = ("false", "f", "0", "off", "no", "n")  # for switches
+OFF = ("false", "f", "0", "off", "no", "n")  # values that pydantic reads as false
 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """`samples` > 1: as so many requests of one answer each (per prompt)."""
+    """Execution of a request: with `samples` > 1, as that many requests with one answer each."""
 
     disaggregated: bool
     samples: int = 1
@@ -51,7 +51,7 @@ DISAGGREGATED = Execution(disaggregated=True)
 def execution(
     path: str, body: Body, dialect: Dialect, *, tokens: int = 0, context_tokens: int = 0
 ) -> Execution:
-    """How workers in prefill and decode roles execute this request.
+    """Return how workers in prefill and decode roles execute this request.
 
     `path` has no query string. `tokens` is the length of the prompt and `context_tokens` that of
     the model's context, 0 if not known.
@@ -66,7 +66,7 @@ def execution(
 
 
 def count(body: Body, field: str, default: int = 1) -> int:
-    """The integer in a field; `default` if it is not set or null, MALFORMED if it is not one."""
+    """Return the integer in a field; `default` if it is not set or null, MALFORMED if invalid."""
     value = plain(body.get(field))
     if value is None:
         return default
@@ -80,13 +80,13 @@ def count(body: Body, field: str, default: int = 1) -> int:
 
 
 def is_off(body: Body, field: str) -> bool:
-    """Whether a switch is off or not set, as pydantic reads it."""
+    """Return True if a switch is off or not set, as pydantic reads it."""
     value = plain(body.get(field))
     return value.lower() in OFF if isinstance(value, str) else value in (None, False)
 
 
 def _generates_once(path: str, body: Body) -> bool:
-    """A response may need an earlier one, which only one worker has stored, or several turns."""
+    """Return False if an earlier response, stored on one worker, or more turns may be needed."""
     if path != RESPONSES:
         return True
     if not is_off(body, "background") or not is_off(body, "previous_response_id"):
@@ -98,7 +98,7 @@ def _generates_once(path: str, body: Body) -> bool:
 
 
 def _is_one_sequence(path: str, body: Body) -> bool:
-    """One prompt and one answer to it, and nothing about the prompt is part of the answer."""
+    """Return True for one prompt with one answer that contains nothing about the prompt."""
     if count(body, "n") != 1 or count(body, "best_of") != 1:
         return False
     if not (is_off(body, "use_beam_search") and is_off(body, "echo")):
@@ -109,7 +109,7 @@ def _is_one_sequence(path: str, body: Body) -> bool:
 
 
 def _fits(body: Body, tokens: int, context_tokens: int) -> bool:
-    """False if the engine would refuse these lengths: no prefill worker is to compute for it."""
+    """Return False if the engine would refuse these lengths: then no prefill is wasted."""
     limit = next((count(body, name) for name in LIMITS if plain(body.get(name)) is not None), 1)
     if limit < 1:
         return False
@@ -117,8 +117,8 @@ def _fits(body: Body, tokens: int, context_tokens: int) -> bool:
 
 
 def _prompts(prompt: Any) -> int:
-    """The number of prompts in a completion's `prompt`, 0 if it is none. A long list of token ids
-    in JSON is not decoded."""
+    """Return the number of prompts in a completion's `prompt`, 0 if it is none. A long list of
+    token ids in JSON is not decoded."""
     if isinstance(prompt, msgspec.Raw) and TOKEN_IDS.match(memoryview(prompt)):
         return 1
     prompt = plain(prompt)

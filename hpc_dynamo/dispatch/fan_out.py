@@ -1,6 +1,6 @@
-"""Sends one request as several with one answer each, and merges the answers.
+"""Send one request as several with one answer each, and merge the answers.
 
-SGLang's workers cannot give several answers to a request that they share; see `execution`.
+Two SGLang workers that share a request cannot give several answers to it; see `execution`.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ Run = Callable[[Work, Taker], Awaitable[None]]
 
 
 async def fan_out(run: Run, work: Work, taker: Taker) -> None:
-    """Execute each sample of `work` by `run` and give `taker` the merged answer.
+    """Execute each sample of `work` with `run` and give `taker` the merged answer.
 
     The error of one sample is raised for the whole request, and the others are cancelled.
     """
@@ -39,10 +39,10 @@ async def fan_out(run: Run, work: Work, taker: Taker) -> None:
 
 
 def single(work: Work, sample: int) -> Work:
-    """The request for one of the samples.
+    """Return the request for one of the samples.
 
     With a `seed` sample j gets seed + j, as in vLLM (v1/engine/parallel_sampling.py), so that the
-    samples differ and the same request gives the same ones again.
+    samples differ and a repeated request gives the same samples.
     """
     body = {name: value for name, value in work.body.items() if name not in ("n", "best_of")}
     seed = plain(body.get("seed"))
@@ -54,7 +54,7 @@ def single(work: Work, sample: int) -> Work:
 
 
 async def _together(*work: Awaitable[None]) -> None:
-    """Raises the first exception that one of them raises."""
+    """Await all; raise the first exception that one of them raises."""
     try:
         async with asyncio.TaskGroup() as group:
             for each in work:

@@ -1,4 +1,4 @@
-"""Merges the answers to the single requests of a fan-out into the answer to the whole request.
+"""Merge the answers to the single requests of a fan-out into the answer to the whole request.
 
 Choices are numbered as OpenAI numbers them: sample j of prompt i is choice i * n + j. `usage`
 counts a prompt once, as SGLang does (entrypoints/openai/usage_processor.py), and sums everything
@@ -29,7 +29,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def merge(answers: Sequence[Body]) -> bytes:
-    """The merged answer, given that of each sample in order, read one level deep.
+    """Return the merged answer. `answers`: one for each sample, in order, read one level deep.
 
     Raises msgspec.DecodeError if one is not an answer to a completion or chat.
     """
@@ -44,7 +44,7 @@ def merge(answers: Sequence[Body]) -> bytes:
 
 
 def renumbered(choices: Raw, sample: int, samples: int) -> Choices:
-    """The choices of one sample's answer with their index in the merged answer."""
+    """Return the choices of one sample's answer with their index in the merged answer."""
     return [
         choice | {"index": _raw(NUMBER.decode(choice["index"]) * samples + sample)}
         for choice in CHOICES.decode(choices)
@@ -52,7 +52,7 @@ def renumbered(choices: Raw, sample: int, samples: int) -> Choices:
 
 
 def merge_usage(usages: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The counts of all samples; those of the prompt are the same in each and count once."""
+    """Return the counts of all samples; those of the prompt are equal and count once."""
     merged = _sum(usages) | {field: usages[0][field] for field in OF_PROMPT if field in usages[0]}
     if "total_tokens" in merged:
         merged["total_tokens"] = merged.get("prompt_tokens", 0) + merged.get("completion_tokens", 0)
@@ -60,13 +60,13 @@ def merge_usage(usages: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _usages(answers: Sequence[Body]) -> list[dict[str, Any]]:
-    """The counts of those answers that have them."""
+    """Return the counts of those answers that have them."""
     read = (USAGE.decode(answer.get("usage", b"null")) for answer in answers)
     return [usage for usage in read if usage]
 
 
 def _sum(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Field by field; what is no number is the first's."""
+    """Sum field by field; a value that is not a number is taken from the first."""
     total = dict(counts[0])
     for field, value in total.items():
         given = [each.get(field) for each in counts]
@@ -84,11 +84,11 @@ class EventMerger:
         self._samples = samples
         self._head: dict[str, Raw] = {}
         self._usages: dict[int, dict[str, Raw]] = {}  # by sample: its last event
-        self._rests = [b""] * samples  # of each stream: the start of an event
+        self._rests = [b""] * samples  # start of an incomplete event, for each stream
 
     def feed(self, sample: int, data: bytes) -> tuple[bytes, bytes]:
-        """The events that go out for this piece of a stream, and an error event's content, after
-        which the stream is useless. Raises msgspec.DecodeError for what is no event of a
+        """Return the events to send for this piece of a stream, and the content of an error event,
+        after which the stream is useless. Raises msgspec.DecodeError for an event that is not of a
         completion or chat."""
         *events, self._rests[sample] = END.split(self._rests[sample] + data)
         out = b""
@@ -112,16 +112,16 @@ class EventMerger:
         return _event({**chunk, **self._head, "choices": choices})
 
     def closing(self) -> bytes:
-        """The end of the merged stream: its usage, if it was asked for."""
+        """Return the end of the merged stream, with its usage if the client asked for it."""
         chunks = [self._usages[sample] for sample in sorted(self._usages)]
-        told = _usages(chunks)
-        if not told:
+        usages = _usages(chunks)
+        if not usages:
             return DONE
-        return _event({**chunks[0], **self._head, "usage": merge_usage(told)}) + DONE
+        return _event({**chunks[0], **self._head, "usage": merge_usage(usages)}) + DONE
 
 
 def _data(event: bytes) -> bytes | None:
-    """The data of a server-sent event; None for a comment."""
+    """Return the data of a server-sent event; None for a comment."""
     lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
     return b"\n".join(lines) if lines else None
 

@@ -1,4 +1,4 @@
-"""The answers to the single requests of a fan-out: where they come in, and the merged one."""
+"""Answers to the single requests of a fan-out, and the merged answer."""
 
 import asyncio
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from hpc_dynamo.http import Sink
 from hpc_dynamo.router import Lease, Note, Target
 
 EVENTS = "text/event-stream"
-TELL_PIECES = 64  # a note to the router costs as much as passing on some pieces
-FOREIGN = (msgspec.DecodeError, KeyError)  # raised for what is no answer to a completion or chat
+TELL_PIECES = 64  # a note to the router costs as much as forwarding a few pieces
+FOREIGN = (msgspec.DecodeError, KeyError)  # for data of another kind than a completion or chat
 
 
 class _Usage(msgspec.Struct):
@@ -22,7 +22,7 @@ class _Usage(msgspec.Struct):
 
 
 class WholePart(Whole):
-    """Takes a whole answer and reports its length to the router."""
+    """Keeps a whole answer and reports its length to the router."""
 
     async def take(self, answer: Incoming, lease: Lease) -> None:
         await super().take(answer, lease)
@@ -32,7 +32,7 @@ class WholePart(Whole):
 
 
 class MergedAnswer:
-    """The merged answer of requests that were not streamed."""
+    """Merged answer of requests that were not streamed."""
 
     def __init__(self, parts: Sequence[Whole]) -> None:
         """Raises RequestFailed if a part is not an answer to a completion or chat."""
@@ -54,7 +54,7 @@ class MergedAnswer:
 
 
 class MergedStream:
-    """The merged stream; what its `parts` take in goes out as it comes."""
+    """Merged stream; events of its `parts` are sent as they arrive."""
 
     def __init__(self, samples: int) -> None:
         self.headers = {"content-type": f"{EVENTS}; charset=utf-8"}
@@ -65,7 +65,7 @@ class MergedStream:
         self.sink: Sink
 
     async def give(self, taker: Taker) -> None:
-        """Returns when all parts are complete. Is to run before anything comes in."""
+        """Send the stream; return when all parts are complete. Start it before data arrives."""
         await taker.take(self, _lease_of_nothing())
 
     async def relay(self, sink: Sink) -> None:
@@ -85,12 +85,12 @@ class MergedStream:
 
 
 class StreamPart:
-    """Takes the stream of one sample. See Taker and http.Sink."""
+    """Receives the stream of one sample. See Taker and http.Sink."""
 
     def __init__(self, stream: MergedStream, sample: int) -> None:
         self._stream, self._sample = stream, sample
         self._error: RequestFailed | None = None
-        self._pieces = 0  # that the router has not been told of
+        self._pieces = 0  # not yet reported to the router
         self._lease: Lease
         self.begun = False
 
@@ -105,7 +105,7 @@ class StreamPart:
         self._stream.part_is_complete()
 
     def write(self, data: bytes) -> None:
-        """A piece of the stream. Must not raise: an error is raised from `drain` or `take`."""
+        """Merge a piece of the stream. Never raises: errors are raised by `drain` and `take`."""
         if self._error:
             return
         if not self.begun:
@@ -139,7 +139,7 @@ class StreamPart:
 
 
 class _Kept:
-    """A sink that keeps everything."""
+    """Sink that keeps everything."""
 
     congested = False
 
@@ -154,14 +154,14 @@ class _Kept:
 
 
 class _Silent:
-    """See router.lease.Notes: each part has a lease of its own, which is used in its place."""
+    """See router.lease.Notes: not used, since each part has its own lease."""
 
     def note(self, lease: int, note: Note, value: int) -> None:
         pass
 
 
 def _lease_of_nothing(rank: int = -1) -> Lease:
-    """For the taker of a merged answer."""
+    """Return a placeholder lease for the taker of a merged answer."""
     return Lease(0, None, Target(rank, ""), _Silent())
 
 
@@ -170,5 +170,5 @@ def _foreign(error: Exception) -> RequestFailed:
 
 
 def _message(error: bytes) -> str:
-    """What an engine says in an error event, in OpenAI's nested form or flat."""
+    """Return the message of an engine's error event, in OpenAI's nested form or flat."""
     return engine_text(error).message or "the engine ended the stream with an error"

@@ -20,7 +20,7 @@ OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])  # values stay as the byte
 @dataclass(frozen=True, slots=True)
 class Work:
     """One request. `body` is `content` read at least one level deep; `content` is sent if nothing
-    in it has to change. With `samples` > 1 it is sent as so many requests; see `execution`."""
+    in it has to change. With `samples` > 1 it is sent as that many requests; see `execution`."""
 
     path: str
     content: bytes
@@ -31,7 +31,7 @@ class Work:
 
 
 class Incoming(Protocol):
-    """An answer that is coming in: http.Answer, or one that is merged of several."""
+    """Answer that is being received: http.Answer, or one merged from several."""
 
     @property
     def headers(self) -> Mapping[str, str]: ...
@@ -59,7 +59,7 @@ class Sharing(Protocol):
 
 
 class Broken(RequestFailed):
-    """A worker failed; another may not. `reached` is False if it never got the request."""
+    """A worker failed; another may succeed. `reached` is False if it never got the request."""
 
     def __init__(
         self, rank: int, message: str, status: int, body: bytes = b"", *, reached: bool = True
@@ -121,7 +121,7 @@ def read_object(content: bytes, target: Target) -> Body:
 
 
 class Whole:
-    """A taker that keeps the whole answer, for those who do not stream."""
+    """Taker that keeps the whole answer, for requests that are not streamed."""
 
     begun = False
 

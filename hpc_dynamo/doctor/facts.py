@@ -42,7 +42,7 @@ def quick(config: Config, gpus: int, address: str, host: str) -> Facts:
 
 
 def model_here(config: Config) -> Path | None:
-    """The first model that this node sees, as a folder or through the Hugging Face cache."""
+    """Return the first model that this node can read: a folder, or in the Hugging Face cache."""
     sources = (model_source(own, os.environ) for own in config.each.values() if own.model.path)
     return next((source.path for source in sources if source.path), None)
 
@@ -73,7 +73,7 @@ def port_error(address: str) -> str:
 
 def visible() -> tuple[str, ...]:
     """Names of the GPUs that an engine started here would see."""
-    if "SUBMITIT_LOCAL_GLOBALID" in os.environ:  # the variables are set by us: no evidence
+    if "SUBMITIT_LOCAL_GLOBALID" in os.environ:  # hpc-dynamo set the variables: no evidence
         named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         return tuple(name for name in named.split(",") if name)[: _present()]
     for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
@@ -84,7 +84,7 @@ def visible() -> tuple[str, ...]:
 
 
 def _present() -> int:
-    """How many GPUs this machine has, of NVIDIA or AMD."""
+    """Return the number of NVIDIA or AMD GPUs of this machine."""
     nvidia = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
     amd = Path("/sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id")
     return nvidia or sum(_text(file) not in ("", "0") for file in amd) or len(listed() or ())

@@ -114,7 +114,7 @@ def calling(config: Config, adapter: str) -> Body:
 
 
 def fatal_prompts(config: Config) -> PromptCheck | None:
-    """The check for prompts that would end an engine; None for engines that refuse them."""
+    """Return the check for prompts that would end an engine; None if engines refuse them."""
     return prompt_check(config) if isinstance(dialect(config), SglangDialect) else None
 
 

@@ -1,9 +1,9 @@
-"""Prefill and decode as vLLM's NixlConnector wants them.
+"""Prefill/decode protocol of vLLM's NixlConnector.
 
 Source: vLLM, docs/features/nixl_connector_usage.md and its proxy example
 (tests/v1/kv_connector/nixl_integration/toy_proxy_server.py): the prefill answer's
-`kv_transfer_params` say where the KV blocks lie and go unchanged into the decode request,
-whose worker pulls them. The one token that the prefill worker computed is thrown away; the
+`kv_transfer_params` give the address of the KV blocks and go unchanged into the decode request,
+whose worker pulls them. The one token that the prefill worker computed is discarded; the
 decode worker computes it again from the prompt's last position.
 
 vLLM 0.32 reads and returns `kv_transfer_params` on all four paths below
@@ -42,8 +42,8 @@ DROPPED = frozenset(
 
 
 def one_token(body: Body) -> Body:
-    """Fields that make an answer a single token, not streamed. A response is not stored either:
-    it is the decode worker's that counts."""
+    """Return fields that make an answer a single token, not streamed. A response is not stored
+    either: the decode worker stores the one that counts."""
     if "input" in body:  # /v1/responses
         return {"max_output_tokens": 1, "stream": False, "store": False}
     limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"

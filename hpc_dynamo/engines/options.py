@@ -24,7 +24,7 @@ def counted(config: Config, name: str, default: int) -> int:
 
 
 def refuse_text(config: Config, name: str, example: str) -> None:
-    """Refuse a text for an option that we complete key by key. Raises ConfigError."""
+    """Refuse a text for an option whose keys are completed one by one. Raises ConfigError."""
     value = given(config).get(name)
     if not isinstance(value, Mapping | None):
         field = f"engine.args.{name}"

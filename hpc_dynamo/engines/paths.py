@@ -1,6 +1,6 @@
 """Policy: which of an engine's HTTP paths clients may use through the endpoint or in a batch.
 
-Engines publish their paths in `/openapi.json`, inference next to administration: sleeping,
+Engines list their paths in `/openapi.json`, inference next to administration: sleeping,
 weight updates, remote procedure calls, profiling, cache resets, LoRA loading. A path is forwarded
 only if none of its words belongs to administration and one of them belongs to inference.
 A new administrative path is therefore not forwarded until it is listed here.
@@ -18,7 +18,7 @@ chat classify completion completions conversations detokenize edits embed embedd
 encode generate generations generative images messages moderations pooling rerank render responses
 score scores scoring speech tokenize transcriptions translations videos voices
 """
-# Of vLLM 0.32, SGLang 0.5.23 and TensorRT-LLM 1.3, and what the next versions may call theirs.
+# Words in vLLM 0.32, SGLang 0.5.23 and TensorRT-LLM 1.3, and likely ones in later versions.
 _ADMINISTRATION = """
 abort adapter adapters add admin awake cache checkpoint clear close collective config configure
 continue debug delete destroy disable docs dump elastic enable ep events expert experts flush
@@ -63,7 +63,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def parameters(template: str, path: str) -> tuple[str, ...]:
-    """Return the parameters of a path by its template, `/v1/responses/{id}`; empty if the path is
-    not one of the template's."""
+    """Return the parameters of a path by its template, `/v1/responses/{id}`; empty if the path
+    does not match the template."""
     found = _pattern(template).fullmatch(path)
     return found.groups() if found else ()

@@ -10,7 +10,7 @@ import msgspec
 from hpc_dynamo.config import Role
 from hpc_dynamo.json_reader import JsonError, read_value
 
-# Of an OpenAI request or answer. Values may be msgspec.Raw: what nobody reads stays as it came.
+# Fields of an OpenAI request or answer. Values may be msgspec.Raw: unread ones stay unchanged.
 Body = dict[str, Any]
 
 
@@ -22,7 +22,7 @@ UNREADABLE = float("nan")  # neither null, a text nor an integer
 
 
 def plain(value: Any) -> Any:
-    """The value of a field of a Body, which may still be JSON; UNREADABLE if that is not valid."""
+    """Return a field's value in a Body, which may be raw JSON; UNREADABLE if it is invalid."""
     if not isinstance(value, msgspec.Raw):
         return value
     try:
@@ -32,57 +32,57 @@ def plain(value: Any) -> Any:
 
 
 class Sequential(Protocol):
-    """One request over two workers, one after the other: the prefill worker's answer tells the
-    decode worker where the KV cache lies."""
+    """One request over two workers, one after the other: the prefill worker's answer gives the
+    decode worker the address of the KV cache."""
 
     @property
     def paths(self) -> frozenset[str]:
-        """Paths of requests that can be executed like this."""
+        """Return paths of requests that can be executed like this."""
 
     def prefill(self, body: Body) -> Body:
-        """The body for the prefill worker: computes the KV cache and one token."""
+        """Return the body for the prefill worker: computes the KV cache and one token."""
 
     def decode(self, body: Body, prefilled: Body) -> Body:
-        """The body for the decode worker, given the prefill worker's answer.
+        """Return the body for the decode worker, given the prefill worker's answer.
 
-        Raises RequestFailed where that answer carries no hand-over.
+        Raises RequestFailed if that answer carries no hand-over.
         """
 
     def release(self, handed: Body) -> Body | None:
-        """Given what `decode` gave: a body that makes the decode worker refuse it and let the
-        prefill worker free its blocks; None where nothing is kept."""
+        """Return a body that makes the decode worker refuse `handed`, the result of `decode`, and
+        let the prefill worker free its blocks; None if no blocks are kept."""
 
 
 @runtime_checkable
 class Concurrent(Protocol):
-    """One request over two workers at the same time: both get it with the same `room`, meet
-    there by themselves, and the decode worker's answer is the client's."""
+    """One request over two workers at the same time: both get it with the same `room` and connect
+    there by themselves. The decode worker's answer is the client's."""
 
     @property
     def paths(self) -> frozenset[str]:
-        """Paths of requests that can be executed like this; the workers refuse others."""
+        """Return paths of requests that can be executed like this; the workers refuse others."""
 
     @property
     def introduction(self) -> str:
-        """A path of the prefill worker that tells where others meet it (GET, JSON)."""
+        """Return the prefill worker's path (GET, JSON) that gives its bootstrap address."""
 
     def both(self, body: Body, url: str, told: Body, room: int) -> tuple[Body, Body]:
-        """The bodies for the prefill worker at `url`, which `told` that of itself, and for the
-        decode worker. `room` is of 63 bits and no other request's.
+        """Return the bodies for the prefill worker at `url`, whose introduction is `told`, and for
+        the decode worker. `room` has 63 bits and is unique to the request.
 
-        Raises RequestFailed where `told` names no place to meet.
+        Raises RequestFailed if `told` contains no bootstrap address.
         """
 
     @property
     def alone(self) -> Body:
-        """Fields with which one of the two serves a request without the other, as a probe."""
+        """Return fields with which one worker serves a request without the other, as a probe."""
 
 
 Dialect = Sequential | Concurrent
 
 
 def probing(dialect: Dialect, role: Role) -> Body:
-    """Fields that a request needs to be served by a worker of that role and nobody else."""
+    """Return the fields of a request that is served by one worker of that role only."""
     if role is Role.aggregated or not isinstance(dialect, Concurrent):
         return {}
     return dialect.alone

@@ -1,4 +1,4 @@
-"""The line of a dead engine's log that tells why it ended.
+"""The line of a dead engine's log that gives the cause.
 
 Engines end with follow-up messages: a parent process reports that its child failed, SGLang kills
 its own process tree, libraries report leaks. The cause is the last exception before them.
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 LONGEST = 400  # characters that are quoted
 DETAILS = 3  # lines that may follow an exception's first
-# SGLang ends itself by SIGKILL then, while it starts and later.
+# SGLang then ends itself by SIGKILL, during its start and later.
 SELF_KILLED = ("Received sigquit from a child process", "SIGQUIT received. signum=")
 CHILD_KILLED = re.compile(r"exit ?code:? -9\b")  # SGLang: a child was killed, not failed
 
@@ -54,7 +54,7 @@ FOLLOW_UP = (
     "eoferror",
     "broken process pool",
 )
-# Lines that are no exception and tell nothing.
+# Lines that are no exception and give no cause.
 NOISE = (
     "nanobind: ",
     "- leaked ",
@@ -73,10 +73,10 @@ NOISE = (
 
 
 def root_cause(log: str) -> str:
-    """Return what tells best why an engine ended, from the end of its log; empty if it is empty.
+    """Return the most likely cause of an engine's end, from the end of its log; empty if none.
 
-    That is the last exception that does not only report another, else the last line that is not
-    noise. It is a line, with the start of a longer message.
+    It is the last exception that does not only report another, else the last line that is not
+    noise, in one line; long messages are cut.
     """
     lines = [_message(line) for line in log.splitlines()]
     found = [i for i, line in enumerate(lines) if _is_error(line)]
@@ -94,12 +94,12 @@ def last_line(log: str) -> str:
 
 
 def killed_itself(log: str) -> bool:
-    """Return whether an engine that was killed by SIGKILL did so itself, since a child failed."""
+    """Return True if an engine killed itself by SIGKILL, since a child failed."""
     return any(sign in log for sign in SELF_KILLED) and not CHILD_KILLED.search(log)
 
 
 def _message(line: str) -> str:
-    """A line without what stands before the message; its indentation is kept."""
+    """Return a line without the prefix before the message; its indentation is kept."""
     while prefix := PREFIX.match(line):
         line = line[prefix.end() :]
     return line.rstrip()
@@ -120,8 +120,8 @@ def _is_noise(line: str) -> bool:
 
 
 def _quoted(lines: Sequence[str], index: int) -> str:
-    """An exception in one line, with its class's bare name. Pydantic's message and one that starts
-    with an empty line go on in the lines below."""
+    """Return an exception in one line, with its class's bare name. Messages of Pydantic, and those
+    that start with an empty line, continue in the lines below."""
     first = lines[index].strip()
     kind, _, message = first.partition(":")
     if EXCEPTION.match(first):
@@ -133,7 +133,7 @@ def _quoted(lines: Sequence[str], index: int) -> str:
 
 
 def _details(lines: Sequence[str]) -> Iterator[str]:
-    """The lines below an exception, to the first that is indented, as Pydantic writes them."""
+    """Yield the lines below an exception, to the first that is indented (Pydantic's format)."""
     for line in filter(None, lines):
         if _is_error(line) or _is_noise(line) or line.startswith(("Traceback", "During ")):
             return

@@ -2,8 +2,8 @@
 
 The answers of a batch depend on the model, its adapters, the engine, the engine's options
 (except those in `tuning`) and the fields that are merged into each request. They do not depend on
-how many workers there are, where these run, or how requests are routed. Neither the files in the
-model's folder nor the engine's environment (`engine.env`) are compared.
+the number of workers, their nodes, or the routing. Neither the files in the model's folder nor the
+engine's environment (`engine.env`) are compared.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,7 +30,7 @@ class Difference:
 
     @property
     def in_options(self) -> bool:
-        """Return whether it is an option of the engine."""
+        """Return True if it is an option of the engine."""
         return self.field.startswith(ARGS)
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ def answer_settings(config: Config) -> Settings:
 
 
 def profile_settings(config: Config) -> Settings:
-    """Return the settings that the points of a profile depend on: times depend on all options."""
+    """Return the settings that a profile depends on: all options, since times depend on them."""
     sections = {"engine": config.engine, "model": config.model, "topology": config.topology}
     flat = dict(_flat("", _as_json(sections)))
     words = {name: _word(value) for name, value in flat.items() if name.startswith(ARGS)}
@@ -77,7 +77,7 @@ def differences(old: Settings, new: Settings, usual: Settings | None = None) -> 
 
 
 def _options(where: str, engine: str, args: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Options as the words of a command line, so that 2048 and "2048" are the same."""
+    """Yield options as text of a command line, so that 2048 and "2048" are equal."""
     for name, value in _flat("", _as_json(args)):
         option = name.replace("_", "-")
         if changes_answers(engine, option):
@@ -91,7 +91,7 @@ def _word(value: Any) -> Any:
 
 
 def _flat(where: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Leaves of nested mappings, by their dotted names."""
+    """Yield the leaves of nested mappings, by their dotted names."""
     for name, value in values.items():
         full = f"{where}.{name}".lstrip(".")
         if isinstance(value, Mapping):
@@ -101,12 +101,12 @@ def _flat(where: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _as_json(value: Any) -> Any:
-    """The value as it is read back from a file."""
+    """Return the value as it is read back from a JSON file."""
     return msgspec.json.decode(msgspec.json.encode(value))
 
 
 def _absolute(path: str) -> str:
-    """A folder's absolute path. Links are kept: another node may resolve them differently."""
+    """Return the absolute path of a folder. Links are kept: nodes may resolve them differently."""
     return str(Path(path).absolute()) if path and Path(path).exists() else path
 
 

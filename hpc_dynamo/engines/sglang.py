@@ -178,12 +178,12 @@ def _check_stages(config: Config) -> None:
 
 
 def _cpu_options(config: Config, role: Role) -> dict[str, Any]:
-    """Options of a worker without a GPU. The attention backend is left to SGLang, which takes
-    torch_native on processors without AMX."""
+    """Return options of a worker without a GPU. SGLang chooses the attention backend: torch_native
+    on processors without AMX."""
     if config.engine.device is not Device.cpu:
         return {}
-    # An idle scheduler polls without pause unless told to sleep, and takes half a core. The overlap
-    # schedule of a prefill worker needs CUDA's events.
+    # An idle scheduler polls without pause unless sleep-on-idle is set, and uses half a core. The
+    # overlap schedule of a prefill worker needs CUDA's events.
     options = {"device": "cpu", "sleep-on-idle": True, "disable-overlap-schedule": True}
     if role is Role.decode:
         # The default backup is a host pool that is pinned by CUDA.

@@ -1,12 +1,12 @@
-"""Prefill and decode as SGLang wants them: both at once, in a room of the prefill worker.
+"""Prefill/decode protocol of SGLang: both workers at once, in a room of the prefill worker.
 
 Source: SGLang 0.5.23, srt/disaggregation/common/conn.py and srt/managers/scheduler.py, and the
 load balancer of its router (mini_lb.py): both workers get the request with `bootstrap_host`,
 `bootstrap_port` and `bootstrap_room`; the decode worker asks the prefill worker's bootstrap server
-for the way, and the KV cache is written to it. A worker of either role refuses a request without
-a room. Requests of the four paths below can name one in their body (PDRoutingFields of
-entrypoints/openai/protocol.py). The host is that of the prefill worker's own URL, and its
-/server_info tells the port.
+for its address, and the KV cache is written to the decode worker. A worker of either role refuses a
+request without a room. Requests of the four paths below can name one in their body (PDRoutingFields
+of entrypoints/openai/protocol.py). The host is that of the prefill worker's own URL, and its
+/server_info reports the port.
 """
 
 import msgspec

@@ -2,7 +2,7 @@
 
 SGLang 0.5.23 checks neither token ids nor the elements of a list of prompts. An id outside the
 vocabulary or a prompt without tokens raises an exception in its scheduler, which then ends with
-every request on it. It also answers `n: -1`, and its refusal of `n: 0` does not name the field.
+every request on it. It also answers `n: -1`, and its error for `n: 0` does not name the field.
 Other engines refuse such requests with status 400.
 """
 
@@ -47,19 +47,19 @@ class PromptCheck:
 
 
 def _ids(prompt: Any) -> list[int]:
-    """The token ids of one prompt or of several."""
+    """Return the token ids of one prompt or of several."""
     lists = [element if isinstance(element, list) else [element] for element in prompt]
     return [token for ids in lists for token in ids if isinstance(token, int)]
 
 
 def prompt_check(config: Config) -> PromptCheck:
-    """The check for the model of this configuration."""
+    """Return the check for the model of this configuration."""
     folder = model_source(config, os.environ).path if config.model.path else None
     return PromptCheck(vocabulary_size(folder) if folder else 0)
 
 
 def vocabulary_size(folder: Path) -> int:
-    """The number of token ids in a model's `config.json`, 0 if it does not say."""
+    """Return the number of token ids by a model's `config.json`, 0 if it is not given."""
     try:
         known = json.loads((folder / "config.json").read_bytes())
         size = known.get("vocab_size") or known.get("text_config", {}).get("vocab_size")

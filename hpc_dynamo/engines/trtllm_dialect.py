@@ -23,7 +23,7 @@ LEAST_ID, END_ID = 1 << 42, 1 << 63
 
 
 class TrtllmDialect:
-    """See engines.pd_protocol.Sequential. Of engines that know no lease: see `release`."""
+    """See engines.pd_protocol.Sequential. For engines without leases: see `release`."""
 
     paths = frozenset({CHAT, COMPLETIONS})
 

@@ -1,11 +1,11 @@
-"""Engine options that change speed, memory or logs, but not what a request is answered with.
+"""Engine options that change speed, memory or logs, but not the answers.
 
-A run may be resumed with other values of these; every other option is taken to change answers
+A run may be resumed with other values of these; every other option is assumed to change answers
 (see `settings`). Names are those of the command line; a name covers the fields below it. The last
-bits of a number may still differ, as they do between two GPUs or two batch sizes.
+bits of a number may still differ, as between two GPUs or two batch sizes.
 
 Source: vLLM 0.32 and 0.33 (engine/arg_utils.py), SGLang 0.5.23 (srt/server_args.py), TensorRT-LLM
-(llmapi/llm_args.py, commands/serve.py), our simulator (simulator/options.py).
+(llmapi/llm_args.py, commands/serve.py), the simulator (simulator/options.py).
 """
 
 from collections.abc import Mapping
@@ -82,7 +82,7 @@ TUNING: Mapping[str, frozenset[str]] = {
 
 
 def changes_answers(engine: str, option: str) -> bool:
-    """Return whether another value of an engine option may change answers.
+    """Return True if another value of an engine option may change answers.
 
     `option` is a name of the command line; fields of a mapping follow after dots.
     """

@@ -91,7 +91,7 @@ def _lane(
 async def _settle(
     config: Config, lane: Lane, router: RemoteRouter, notices: dict[str, str]
 ) -> None:
-    """Find the tokenizer that will be used, and put a notice into `notices` if there is none."""
+    """Find the tokenizer that will be used; put a notice into `notices` if there is none."""
     generation = lane.generation
     if isinstance(generation.prompts, GivenIds):
         await _ready(router, lane.model)
@@ -112,7 +112,7 @@ async def _ready(router: RemoteRouter, model: str) -> None:
 
 
 async def _verify(config: Config, lane: Lane) -> None:
-    """Compare our token ids with those of the engine, if it can be asked."""
+    """Compare the computed token ids with those of the engine, if it offers them."""
     prompts, ask = lane.generation.prompts, Ask(split=False, model=lane.model)
     if not isinstance(prompts, Preprocessor) or not engine(config.engine.name).tokenizes:
         return
@@ -168,7 +168,7 @@ def _tls(config: Config) -> ssl.SSLContext | None:
 def _refuse(
     cors: Cors, status: int, message: str, got: Mapping[str, str]
 ) -> tuple[bytes, list[Header]]:
-    """For what never became a request: an id all the same, and the setting of its limit."""
+    """Answer a connection that never became a request: with an id and its limit's setting."""
     own_id = (b"x-request-id", request_id(got).encode())
     kind = (b"content-type", b"application/json")
     limit = f" ({LIMITS[status]})" if status in LIMITS else ""

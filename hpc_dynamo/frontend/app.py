@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Bill:
-    """Whose figures a request counts for, and under which path, as far as that is known."""
+    """Counters that a request belongs to, and its path, as far as they are known."""
 
     stats: Stats
     path: str
@@ -117,7 +117,7 @@ class App:
             await self._engines_own(request, reply, own_id, bill)
 
     async def _engines_own(self, request: Request, reply: Reply, own_id: str, bill: Bill) -> None:
-        """A path that is the engines' alone. Raises Refused if they have none of that name."""
+        """Serve a path that only the engines have. Raises Refused if they do not have it."""
         view, path = self._router.view, request.path
         template = operation(view, request.method, path)
         if not template:
@@ -139,7 +139,7 @@ class App:
         return Refused(404, f"{path[:200]} is not served here; {meant}known: {', '.join(paths)}")
 
     def _preflight(self, request: Request, reply: Reply) -> None:
-        """Answered without a key: browsers send none."""
+        """Answer a preflight without a key: browsers send none."""
         if not self._cors.allows(request.headers):
             origin = request.headers["origin"][:200]
             raise Refused(403, f"the origin {origin} is not one of serve.allowed_origins")
@@ -163,7 +163,7 @@ class App:
             raise Refused(504, what) from e
 
     async def _work(self, request: Request, own_id: str) -> tuple[Lane, Work]:
-        """The model that a request is for, and what its worker is sent. Raises Refused."""
+        """Return the model that a request is for, and its work. Raises Refused."""
         view = self._router.view
         if request.path not in PASSED and is_form(request):
             lane = self._lanes.named(form_fields(request.body).get("model"), view)
@@ -176,7 +176,7 @@ class App:
         return lane, work
 
     async def _with_owner(self, work: Work, body: Body, view: View) -> Work:
-        """A response that goes on from another: only the worker that keeps that one can make it."""
+        """Pin a request that continues a response to the worker that keeps that response."""
         name = read_value(bytes(body[PREVIOUS]))
         rank = await self._calls.owner(name, view) if isinstance(name, str) else None
         if rank is None:
@@ -229,7 +229,7 @@ class App:
 
 
 def _normal(request: Request) -> Request:
-    """`/v1/models/` and `/v1//models`, as some clients join their URLs, mean `/v1/models`."""
+    """Read `/v1/models/` and `/v1//models`, as some clients join URLs, as `/v1/models`."""
     path = SLASHES.sub("/", request.path)
     path = path.rstrip("/") or "/"
     return request if path == request.path else replace(request, path=path)

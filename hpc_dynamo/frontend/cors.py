@@ -1,6 +1,6 @@
 """Cross-origin requests: which web pages may call the endpoint (`serve.allowed_origins`).
 
-Browsers send a preflight, OPTIONS without a key, before a page's POST, and show a page only those
+Browsers send a preflight, OPTIONS without a key, before a page's POST. They show a page only
 answers that carry `Access-Control-Allow-Origin`. Source: https://fetch.spec.whatwg.org, CORS.
 """
 
@@ -15,7 +15,7 @@ ANY = "*"
 
 
 def is_preflight(request: Request) -> bool:
-    """Return True for the question that a browser asks before a page's request."""
+    """Return True for the preflight that a browser sends before a page's request."""
     asked = request.headers
     return (
         request.method == "OPTIONS"
@@ -25,7 +25,7 @@ def is_preflight(request: Request) -> bool:
 
 
 class Cors:
-    """The headers for a set of allowed origins. With none of them no header is added."""
+    """Headers for a set of allowed origins. Without origins no header is added."""
 
     def __init__(self, origins: Collection[str]) -> None:
         self._any, self._origins = ANY in origins, frozenset(origins)
@@ -35,11 +35,11 @@ class Cors:
         return bool(self._origins)
 
     def allows(self, headers: Mapping[str, str]) -> bool:
-        """Return True if the page that sent these headers may read our answers."""
+        """Return True if the page that sent these headers may read answers."""
         return self._any or headers.get("origin") in self._origins
 
     def headers(self, asked: Mapping[str, str]) -> list[Header]:
-        """Return what every answer carries, errors and streams included."""
+        """Return the headers of every answer, errors and streams included."""
         if not self.enabled:
             return []
         # Caches must not give one origin's answer to another.
@@ -51,7 +51,7 @@ class Cors:
         return [(b"access-control-allow-origin", origin), exposed, *varied]
 
     def preflight(self, asked: Mapping[str, str]) -> list[Header]:
-        """Return the further headers of an answer to a preflight."""
+        """Return the additional headers of an answer to a preflight."""
         wanted = asked.get("access-control-request-headers", "").encode("latin-1")
         named = [(b"access-control-allow-headers", wanted)] if wanted else []
         methods = (b"access-control-allow-methods", METHODS)

@@ -1,8 +1,8 @@
-"""Requests for paths that this endpoint does not know and the engines have.
+"""Requests for paths that only the engines have.
 
-The engines' `/openapi.json` says which paths there are, `engines.paths` which of them clients may
-use. A POST to a plain path goes the way of every generation. What is left concerns something that
-one worker keeps in its memory, `GET /v1/responses/{id}`, or that is the same on all, `/version`.
+The engines' `/openapi.json` lists their paths, `engines.paths` decides which of them clients may
+use. A POST to a plain path is routed like any generation. The other paths refer to state in one
+worker's memory, `GET /v1/responses/{id}`, or are the same on all workers, `/version`.
 """
 
 import logging
@@ -53,10 +53,10 @@ def _known(view: View) -> tuple[str, ...]:
 
 
 class EngineCalls:
-    """Asks workers directly, without the router: such requests compute nothing.
+    """Sends requests to workers directly, without the router: such requests compute nothing.
 
-    Remembers which worker has answered for an id. This memory belongs to one frontend process;
-    an id that is not in it is looked for on every worker.
+    Remembers which worker has answered for an id. Each frontend process has its own memory; an
+    unknown id is looked up on every worker.
     """
 
     def __init__(self, client: Client) -> None:
@@ -66,11 +66,11 @@ class EngineCalls:
     async def ask(
         self, template: str, request: Request, reply: Reply, own_id: str, view: View
     ) -> None:
-        """Answer with what the first worker says that knows what is asked for. Raises Refused."""
+        """Forward the first worker's answer that is not "not found". Raises Refused."""
         key = "/".join(parameters(template, request.path))
         path = f"{request.path}?{request.query}" if request.query else request.path
         headers: list[Header] = [(b"x-request-id", own_id.encode())]
-        # An answer to HEAD has no body for the client to read; ours is made from one to GET.
+        # An answer to HEAD has no body for the client; it is made from the answer to a GET.
         method = "GET" if request.method == "HEAD" else request.method
         unknown = b""
         for worker in self._in_order(view, key):
@@ -89,7 +89,7 @@ class EngineCalls:
         raise _nobody(unknown, request.path)
 
     async def owner(self, response_id: str, view: View) -> int | None:
-        """Return the rank that keeps a response of /v1/responses, if one does."""
+        """Return the rank that keeps a response of /v1/responses; None if it is not found."""
         for worker in self._in_order(view, response_id):
             path = f"{RESPONSES}/{response_id}"
             try:
@@ -103,7 +103,7 @@ class EngineCalls:
         return None
 
     def _in_order(self, view: View, key: str) -> Iterable[WorkerReport]:
-        """Ready workers that answer clients; the one that is known to keep `key` is first."""
+        """Yield ready workers that answer clients, the known owner of `key` first."""
         owner = self._owners.get(key)
         ready = [w for w in view.workers if w.state is WorkerState.ready and not w.asleep]
         answering = [w for w in ready if w.role is not Role.prefill]

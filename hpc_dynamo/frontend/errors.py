@@ -35,8 +35,8 @@ class Refused(Exception):
         self, status: int, message: str, *, code: str | int | None = None, param: str | None = None,
         retry_after_s: float = 0.0, kind: str | None = None, allow: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        """`kind` is the error's `type`; None derives it from the status. `allow` are the methods
-        that the path takes."""
+        """`kind` is the error's `type`; None derives it from the status. `allow` lists the methods
+        that the path accepts."""
         super().__init__(message)
         self.status, self.message, self.retry_after_s = status, message, retry_after_s
         self.code, self.param, self.kind, self.allow = code, param, kind, allow

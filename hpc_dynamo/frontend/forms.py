@@ -1,4 +1,4 @@
-"""Forms (`multipart/form-data`), in which clients send audio. They are forwarded unchanged."""
+"""Forms (`multipart/form-data`), used by clients to send audio. They are forwarded unchanged."""
 
 import re
 
@@ -16,8 +16,8 @@ _PART = re.compile(
 def is_form(request: Request) -> bool:
     """Return True if the body is a form, which is forwarded with its own content type.
 
-    All else is read as JSON, whatever type it has: `curl -d` calls JSON a form. The delimiter is
-    looked for so that no JSON passes unread because it is called a form.
+    Other bodies are read as JSON, whatever their type: `curl -d` declares JSON a form. The
+    delimiter is searched for, so that JSON declared as a form is still read.
     """
     kind = request.headers.get("content-type", "").lower()
     return kind.startswith("multipart/form-data") and request.body.startswith(b"--")

@@ -1,6 +1,6 @@
-"""From an HTTP request to work for the dispatcher.
+"""Conversion of HTTP requests to work for the dispatcher.
 
-The body is looked at one level deep: what nobody here reads goes to the engine as it came.
+The body is read one level deep: fields that are not read go to the engine unchanged.
 """
 
 import msgspec
@@ -44,12 +44,12 @@ class Generation:
     async def work(self, request: Request, body: Body, own_id: str, view: View) -> Work:
         """`body` is the request's. Raises Refused for what no engine would take."""
         content, given = request.body, self._circumstances(request, body, view)
-        ours = body.keys() & OURS
+        extensions = body.keys() & OURS
         _check_hidden(body if request.path not in POSTS else {XARGS: body.get(XARGS)})
         own = calling(self._config, given.adapter) if given.adapter else {}
         renamed = own or self._renamed(body, view)
-        if ours or renamed:
-            body = {k: v for k, v in body.items() if k not in ours} | renamed
+        if extensions or renamed:
+            body = {k: v for k, v in body.items() if k not in extensions} | renamed
             content = msgspec.json.encode(body)
         path = _target(request)
         headers = [(b"x-request-id", own_id.encode())]
@@ -58,13 +58,13 @@ class Generation:
         return work
 
     async def ask(self, request: Request, body: Body, view: View) -> Ask:
-        """What the router is asked for a chat or completion with this body."""
+        """Return the routing request for a chat or completion with this body."""
         path = CHAT if "messages" in body else COMPLETIONS
         given = self._circumstances(request, body, view)
         return await self._builder.ask(path, request.body, body, given)
 
     def form(self, request: Request, own_id: str) -> Work:
-        """Return the work for a form, such as audio. It is forwarded as it is. Raises Refused."""
+        """Return the work for a form, such as audio, forwarded unchanged. Raises Refused."""
         fields = form_fields(request.body)
         if forbidden := sorted(fields.keys() & OURS):
             raise Refused(400, f"the form has fields that only the endpoint may set: {forbidden}")
@@ -75,7 +75,7 @@ class Generation:
         return Work(_target(request), request.body, {}, ask, headers)
 
     def _renamed(self, body: Body, view: View) -> Body:
-        """The served name in place of the full hub id, which the engine does not know."""
+        """Replace the full hub id, which the engine does not know, by the served name."""
         aliases = view.of(self._model).aliases
         name = aliases.get(asked_model(body) or "") if aliases else None
         return {"model": name} if name else {}
@@ -91,8 +91,8 @@ class Generation:
 
 
 def _check_hidden(body: Body) -> None:
-    """Refuse reserved fields inside of other fields: engines have paths where they read them
-    there. Raises Refused."""
+    """Refuse reserved fields inside of other fields: some engine paths read them there. Raises
+    Refused."""
     for name, value in body.items():
         if value is None:
             continue

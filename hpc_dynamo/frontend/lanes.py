@@ -24,7 +24,7 @@ class Lane:
 
     @property
     def notice(self) -> str:
-        """Why texts are not routed by their KV cache, and what to try; empty if they are."""
+        """Return why texts are not routed by KV cache, and what to try; empty if they are."""
         prompts = self.generation.prompts
         return str(prompts) if isinstance(prompts, GivenIds) else ""
 

@@ -49,7 +49,7 @@ def _state(view: View, offer: Offer) -> str:
 
 
 def _card(name: str, view: View, offer: Offer = NOTHING_YET) -> dict[str, object]:
-    """What /v1/models says about one name. `root` is the full hub id, if there is one."""
+    """Return the entry of /v1/models for one name. `root` is the full hub id, if any."""
     parent, length = offer.adapters.get(name, ""), offer.context_tokens
     root = next((alias for alias, of in offer.aliases.items() if of == name), "")
     card: dict[str, object] = {"id": name, "object": "model", "created": int(view.started_at)}
@@ -97,7 +97,7 @@ def _workers(view: View, request: Request) -> Answer:
 
 
 def explained(decision: bytes, notice: str) -> bytes:
-    """The JSON of a routing decision, with `notice` as one more field if there is one."""
+    """Return the JSON of a routing decision, with `notice` as one more field if there is one."""
     if not notice:
         return decision
     fields = msgspec.json.decode(decision, type=dict[str, msgspec.Raw])

@@ -71,7 +71,7 @@ class Counted(msgspec.Struct):
     as connections, and all where there is one."""
 
     by_model: dict[str, Stats] = {}
-    notices: dict[str, str] = {}  # by model, why texts are not routed by their KV cache
+    notices: dict[str, str] = {}  # by model, why texts are not routed by KV cache
 
     @property
     def forwarding(self) -> int:

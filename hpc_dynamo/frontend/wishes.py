@@ -43,7 +43,7 @@ def take_wish(headers: Mapping[str, str], body: Body) -> Wish:
 
 
 def _of_body(said: msgspec.Raw) -> Wish:
-    """Fields that are null are unset."""
+    """Return the hints in a body. Fields that are null are unset."""
     try:
         given = {k: v for k, v in read_fields(bytes(said)).items() if bytes(v) != b"null"}
         return msgspec.json.decode(msgspec.json.encode(given), type=Wish)

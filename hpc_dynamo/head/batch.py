@@ -20,7 +20,7 @@ from hpc_dynamo.router import Limits, StartShare
 
 
 def start_limits(config: Config, requests: int) -> Limits:
-    """Return limits for a batch with so many requests in flight, see StartShare.
+    """Return limits for a batch with `requests` in flight, see StartShare.
 
     A run of prompts that share a prefix, which goes to one worker, may be up to two equal shares.
     """
@@ -70,7 +70,7 @@ class BatchWork:
         return Outcome(exit_code=code, message=why, summary=figures)
 
     def _alive(self, rank: int) -> object | None:
-        """The present life of a worker, if it has one."""
+        """Return the present life of a worker, None if it has none."""
         return next((m for m in self._router.members if m.rank == rank), None)
 
     def _prefill_ready(self) -> int:

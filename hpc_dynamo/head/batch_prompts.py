@@ -1,4 +1,4 @@
-"""The tokenizer of a batch, which the router needs to find the worker that has a prefix cached."""
+"""Tokenizer of a batch; with it the router finds the worker that has a prefix cached."""
 
 import asyncio
 import logging
@@ -46,12 +46,12 @@ class SimulatorPrompts:
         return Tokens.of(tokenizer.encode(text))
 
     def renew(self) -> bool:
-        """Nothing to do: the memory of the simulator's tokenizer is bounded."""
+        """Do nothing: the memory of the simulator's tokenizer is bounded."""
         return False
 
 
 def chooses_by_cache(config: Config) -> bool:
-    """Return whether a worker is chosen by its KV cache: there are several of a role."""
+    """Return True if a worker is chosen by its KV cache: there are several of a role."""
     several = any(pool.workers > 1 for _, pool in config.topology.pools)
     return several and config.router.policy is Policy.kv
 
@@ -75,6 +75,6 @@ async def verified(prompts: Prompts, config: Config, dispatcher: Dispatcher) -> 
 
 
 def notice(prompts: Prompts, config: Config) -> tuple[str, ...]:
-    """Return what the user has to know: why prompts are not routed by the KV cache."""
+    """Return why prompts are not routed by KV cache, for the user; empty if they are."""
     by_load = isinstance(prompts, GivenIds) and chooses_by_cache(config)
     return (str(prompts),) if by_load else ()

@@ -69,7 +69,7 @@ class Course:
         self._phase = "done" if outcome.exit_code in (0, SOME_FAILED) else "ended"
         try:
             write_json(self._attempt.status_file, self._status(members, ends_at, outcome.message))
-        except OSError as e:  # the outcome counts, and has space of its own
+        except OSError as e:  # the outcome matters more, and its space is reserved
             log.warning("no status written: %s", e)
         return outcome
 

@@ -49,7 +49,7 @@ class Frontends:
         return total.by_model
 
     def notices(self) -> tuple[str, ...]:
-        """What the frontends want users to know, a sentence each."""
+        """Return the notices of the frontends for users, one sentence each."""
         total = Counted()
         for counted in self._told.values():
             total.add(counted)

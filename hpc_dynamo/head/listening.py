@@ -1,10 +1,10 @@
-"""The port of an endpoint: no other server's, and shared only among the frontends of one run.
+"""Port of an endpoint: used by no other server, and shared only by the frontends of one run.
 
-With SO_REUSEPORT the kernel spreads connections over all sockets of one user on a port, whoever
-opened them. So the port is first taken without it. A single frontend process never sets it.
-Several do, since the kernel spreads connections more evenly than processes that share one socket.
-So does a job that may be handed over: the next job of the run may be on the same node. A program
-that sets SO_REUSEPORT itself (vLLM does) can still join these two later.
+With SO_REUSEPORT the kernel spreads connections over all sockets of one user on a port, also those
+of other programs. So the port is first opened without it. A single frontend process never sets it.
+It is set for several frontends, since the kernel spreads connections more evenly than processes
+that share one socket. It is also set for a job that may be handed over: the next job of the run
+may be on the same node. A program that sets SO_REUSEPORT itself, such as vLLM, can then still join.
 
 Source: socket(7), ip(7); proc(5) for /proc/net/tcp; Linux, net/ipv4/inet_connection_sock.c.
 """
@@ -32,11 +32,11 @@ class Listener:
 
     def __init__(self, host: str, port: int, *, shared: bool, attempt: Attempt) -> None:
         """`shared`: more than one socket will listen. Raises EngineError if a server of another
-        run has the port; an earlier job of the same run may have it."""
+        run uses the port; an earlier job of the same run may use it."""
         self._host, self._shared = host, shared
         try:
-            ours = shared and port and _earlier_job_listens(attempt, port)
-            self._held = self._shareable(port) if ours else self._taken(port)
+            same_run = shared and port and _earlier_job_listens(attempt, port)
+            self._held = self._shareable(port) if same_run else self._taken(port)
         except OSError as e:
             raise _refused(host, port, e) from e
         self.port = int(self._held.getsockname()[1])
@@ -44,18 +44,18 @@ class Listener:
     def _taken(self, port: int) -> socket.socket:
         first = _bound(self._host, port, shared=False)
         try:
-            first.listen(BACKLOG)  # fails where somebody else listens
+            first.listen(BACKLOG)  # fails if another server listens
         except OSError:
             first.close()
             raise
         if not self._shared:
             return first
-        with first:  # until `held` is bound, so that nobody comes in between
+        with first:  # until `held` is bound, so that no other server takes the port
             first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             return self._shareable(int(first.getsockname()[1]))
 
     def _shareable(self, port: int) -> socket.socket:
-        """A socket that never listens and shuts everybody out who has no SO_REUSEPORT."""
+        """Return a socket that never listens and excludes servers without SO_REUSEPORT."""
         held = _bound(self._host, port, shared=True)
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         return held
@@ -65,7 +65,7 @@ class Listener:
         return _bound(self._host, self.port, shared=True) if self._shared else self._held.dup()
 
     def close(self) -> None:
-        """Give the port back, as far as frontend processes have closed theirs."""
+        """Release the port; it is free once the frontend processes have closed their sockets."""
         self._held.close()
 
     def __enter__(self) -> Self:
@@ -78,7 +78,7 @@ class Listener:
 def _bound(host: str, port: int, *, shared: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     made = socket.socket(family, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # for connections that linger
     if shared:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     if family == socket.AF_INET6:
@@ -92,7 +92,7 @@ def _bound(host: str, port: int, *, shared: bool) -> socket.socket:
 
 
 def _earlier_job_listens(attempt: Attempt, port: int) -> bool:
-    """Return whether a job of this run that is to hand over to ours has the port of this node."""
+    """Return True if a job of this run that hands over to this job has the port of this node."""
     for earlier in attempt.run.attempts():
         endpoint = earlier.endpoint() if earlier.number < attempt.number else None
         if endpoint and endpoint.port == port and endpoint.host == socket.gethostname():
@@ -112,8 +112,8 @@ def _refused(host: str, port: int, error: OSError) -> EngineError:
 
 
 def holder(port: int) -> str:
-    """Describe who listens on a port of this node, as far as we may know: processes of other users
-    are hidden. Empty if nobody listens."""
+    """Describe the process that listens on a port of this node, if visible: processes of other
+    users are hidden. Empty if no process listens."""
     for inode, uid in _listening(port):
         for pid in _with_socket(inode):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
@@ -128,7 +128,7 @@ def _short(words: list[str]) -> str:
 
 
 def _listening(port: int) -> Iterator[tuple[str, int]]:
-    """Inode and user id of each socket that listens on the port."""
+    """Yield inode and user id of each socket that listens on the port."""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with suppress(OSError):
             for line in Path(table).read_text().splitlines()[1:]:
@@ -138,7 +138,7 @@ def _listening(port: int) -> Iterator[tuple[str, int]]:
 
 
 def _with_socket(inode: str) -> Iterator[int]:
-    """Processes that have the socket open, of those that we may look at."""
+    """Yield processes that have the socket open, if they are readable."""
     for fd in Path("/proc").glob("[0-9]*/fd/*"):
         with suppress(OSError):
             if os.readlink(fd) == f"socket:[{inode}]":

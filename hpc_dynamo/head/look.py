@@ -18,9 +18,11 @@ def look(
     most: int,
     lengths: PromptLengths | None = None,
 ) -> Signals:
-    """The interval that ends now; the next one begins. `moving` workers change their role; a
-    worker decodes `most` sequences at a time. If no prompt was tokenized here, `lengths` gives
-    what the prefill workers' engines count."""
+    """Return the signals of the interval that ends now; start the next one.
+
+    `moving` workers change their role; a worker decodes `most` sequences at a time. `lengths`
+    reports the prefill engines' counts, used if no prompt was tokenized here.
+    """
     seen, traffic = router.meter.take(), router.traffic()
     prefill, decode = (
         [m for m in router.members if m.role is role and not m.aside]
@@ -28,16 +30,16 @@ def look(
     )
     ranks, computing = {m.rank for m in decode}, {m.rank for m in prefill}
     counted = (lengths or PromptLengths()).take(load for load in loads if load.rank in computing)
-    ours, ahead = bool(seen.prompt_tokens.count), _mean([m.active for m in prefill])
+    tokenized, ahead = bool(seen.prompt_tokens.count), _mean([m.active for m in prefill])
     waiting_tokens = _mean([m.prefill_tokens for m in prefill])
     said = [load for load in loads if load.rank in ranks]
     return Signals(
         at=time.time(),
         seconds=seen.seconds,
         requests=seen.requests,
-        prompt_tokens=seen.prompt_tokens.value if ours else counted.tokens,
+        prompt_tokens=seen.prompt_tokens.value if tokenized else counted.tokens,
         answer_tokens=seen.answer_tokens.value,
-        hit_rate=seen.hit_rate if ours else counted.hit_rate,
+        hit_rate=seen.hit_rate if tokenized else counted.hit_rate,
         ttft_s=seen.ttft_s.value,
         itl_s=seen.itl_s.value,
         queued=traffic.queued,
@@ -46,7 +48,7 @@ def look(
         decode=len(decode),
         moving=moving,
         ahead=ahead,
-        ahead_tokens=waiting_tokens if ours else ahead * counted.computed,
+        ahead_tokens=waiting_tokens if tokenized else ahead * counted.computed,
         running=_mean([load.running for load in said]),
         waiting=_mean([load.waiting for load in said]),
         slots=_mean([(load.running + load.waiting) / most for load in said]),

@@ -1,4 +1,4 @@
-"""Lengths of prompts by the engines' own counters, for a planner whose head has no tokenizer."""
+"""Prompt lengths from the engines' own counters, for a planner whose head has no tokenizer."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from hpc_dynamo.messages import WorkerLoad
 
 @dataclass(frozen=True)
 class Prompts:
-    """Of the prompts that engines computed in an interval; zeros if they report none."""
+    """Prompts that engines computed in an interval; zeros if they report none."""
 
     tokens: float = 0.0  # mean length
-    hit_rate: float = 0.0  # share of their tokens that was cached
+    hit_rate: float = 0.0  # share of their tokens that were cached
 
     @property
     def computed(self) -> float:
-        """Tokens that a prefill worker computes for one of them, mean."""
+        """Return the mean number of tokens that a prefill worker computes for one prompt."""
         return self.tokens * (1 - self.hit_rate)
 
 
@@ -26,8 +26,8 @@ class PromptLengths:
         self._before = dict[int, WorkerLoad]()
 
     def take(self, loads: Iterable[WorkerLoad]) -> Prompts:
-        """What was counted since the last call. A worker seen for the first time, or whose
-        counters began again, counts from the next call on."""
+        """Return the counts since the last call. A worker seen for the first time, or whose
+        counters were reset, counts from the next call on."""
         now = {load.rank: load for load in loads}
         pairs = [(new, old) for rank, new in now.items() if (old := self._before.get(rank))]
         self._before = now

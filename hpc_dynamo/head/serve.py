@@ -72,7 +72,7 @@ class ServeWork:
 
     @property
     def _count(self) -> int:
-        """Frontend processes."""
+        """Return the number of frontend processes."""
         return self._config.serve.frontends or usual_frontends()
 
     async def _serve(self, link: Path, host: str, listener: Listener) -> None:
@@ -176,7 +176,7 @@ class ServeWork:
         )
 
     def _aliases(self, model: str) -> dict[str, str]:
-        """The full hub id stands for the served name, which is its last part."""
+        """Map the full hub id to the served name, which is its last part."""
         config = self._config.of(model)
         alias, name = config.model.alias, config.served_name
         return {alias: name} if alias and name and alias != name else {}

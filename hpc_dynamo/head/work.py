@@ -14,7 +14,7 @@ from hpc_dynamo.messages import Outcome, Planning, Status, WorkerLoad, WorkerRep
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt
 
-BATCH_RECOMPUTE_WEIGHT = 2.0  # tokens to compute delay this request, and all that come after it
+BATCH_RECOMPUTE_WEIGHT = 2.0  # uncached tokens delay this request and all later ones
 
 
 class Members(Protocol):

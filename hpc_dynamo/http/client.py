@@ -184,7 +184,7 @@ class Client:
     def __init__(
         self, headers: Sequence[Header] = (), tls: ssl.SSLContext | None = None, kind: bytes = b""
     ) -> None:
-        """`kind` is the content type of requests that do not give one themselves."""
+        """`kind` is the content type of requests that do not set one themselves."""
         self._headers = b"".join(b"%b: %b\r\n" % h for h in headers)
         self._kind = b"content-type: %b\r\n" % kind if kind else b""
         self._idle = defaultdict[Origin, list[Answer]](list)
@@ -230,9 +230,9 @@ class Client:
                 answer.cut()
 
     async def _ask(self, where: Origin, data: bytes) -> Answer:
-        """A kept connection may have been closed by the server while our request was on its
-        way; the request is sent again. If there is no server any more, the error is that of the
-        kept connection: the server may have ended because of the request."""
+        """Send the request. The server may close a kept connection while the request is on its way;
+        then the request is sent again. If the server is gone, raise the error of the kept
+        connection: the server may have ended because of the request."""
         closed: ConnectionError | None = None
         while True:
             try:

@@ -29,7 +29,7 @@ class Limits:
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What came in. Names of headers are in lower case; repeated ones are one list."""
+    """A received request. Header names are in lower case; repeated ones are one list."""
 
     method: str
     path: str
@@ -76,8 +76,8 @@ class Reply:
         self.ended = True
 
     def begin(self, status: int, headers: Iterable[Header] = ()) -> None:
-        """The head of a stream. HTTP/1.0 has no chunks: there the end of the connection is the
-        end of the stream."""
+        """Send the head of a stream. HTTP/1.0 has no chunks: there the end of the connection is
+        the end of the stream."""
         self.keep = self.keep and not self._old
         framing = b"" if self._old else b"transfer-encoding: chunked\r\n"
         self._wire.send(self._head(status, headers, framing))
@@ -111,7 +111,7 @@ class Reply:
 
     @property
     def _connection(self) -> bytes:
-        """HTTP/1.1 keeps connections by default, HTTP/1.0 only if both sides say so."""
+        """HTTP/1.1 keeps connections by default, HTTP/1.0 only if both sides ask for it."""
         if not self.keep:
             return b"connection: close\r\n"
         return b"connection: keep-alive\r\n" if self._old else b""
@@ -119,5 +119,5 @@ class Reply:
 
 @lru_cache(maxsize=2)
 def date(second: int) -> bytes:
-    """The header line for a time in seconds since the epoch (RFC 9110, 6.6.1)."""
+    """Return the header line for a time in seconds since the epoch (RFC 9110, 6.6.1)."""
     return b"date: %b\r\n" % formatdate(second, usegmt=True).encode()

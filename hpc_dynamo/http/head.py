@@ -1,9 +1,9 @@
-"""The head of a request by RFC 9110 and 9112: its target, and headers that come more than once."""
+"""Head of a request (RFC 9110, RFC 9112): its target, and headers that are repeated."""
 
 import re
 
-# Fields with one value. Two different values may be read differently by us and by a proxy before
-# us, which is how requests are smuggled (RFC 9112, 11.2), so such a request is refused.
+# Fields with one value. A proxy in front of this server may read another of two different values,
+# which is how requests are smuggled (RFC 9112, 11.2), so such a request is refused.
 SINGLE = frozenset(
     {
         "access-control-request-method", "authorization", "content-length", "content-type",

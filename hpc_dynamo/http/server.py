@@ -50,7 +50,7 @@ class Server:
         return len(self._service.connections)
 
     async def listen(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> int:
-        """Accept connections on a port of our own; return its number."""
+        """Accept connections on a new socket; return its port."""
         made = asyncio.get_running_loop().create_server(
             self._connection, host, port, ssl=tls, backlog=BACKLOG
         )

@@ -21,9 +21,9 @@ from hpc_dynamo.topology import Plan
 
 
 def resolve(launcher: Launcher) -> Launcher:
-    """Return what `auto` means here: the allocation that we are in, Slurm, or this machine.
+    """Return what `auto` means here: the enclosing allocation, Slurm, or this machine.
 
-    Raises ConfigError if we are to start steps in an allocation that is over.
+    Raises ConfigError if steps shall be started in an allocation that has ended.
     """
     if launcher is Launcher.auto and "SLURM_JOB_ID" in os.environ:
         launcher = Launcher.allocation
@@ -91,13 +91,13 @@ def _beside(record: JobRecord, attempt: Attempt, config: Config, plan: Plan) -> 
 
 
 def restarted(run: Run) -> bool:
-    """Return whether Slurm has restarted the job that we run in, and its former life worked on
+    """Return True if Slurm has restarted the job of this process and its earlier attempt worked on
     this run."""
-    ours = os.environ.get("SLURM_JOB_ID")
-    if not ours or not requeued():
+    job_id = os.environ.get("SLURM_JOB_ID")
+    if not job_id or not requeued():
         return False
     records = (attempt.job() for attempt in run.attempts())
-    return any(ours in (record.job_id, record.inside) for record in records if record)
+    return any(job_id in (record.job_id, record.inside) for record in records if record)
 
 
 def find(attempt: Attempt) -> Job | None:

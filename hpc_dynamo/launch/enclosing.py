@@ -1,4 +1,4 @@
-"""The allocation that this process was started in, as Slurm's controller describes it."""
+"""Allocation that this process was started in, as Slurm's controller describes it."""
 
 import os
 import re
@@ -16,7 +16,7 @@ GPUS = re.compile(r"\bgpu(?::[^:,(]+)?:(\d+)")
 
 @dataclass(frozen=True)
 class Allocation:
-    """What the smallest node of an allocation gives; 0 if Slurm does not say."""
+    """Resources of the smallest node of an allocation; 0 if Slurm does not report them."""
 
     cpus: int = 0
     memory_gb: float = 0.0
@@ -24,7 +24,7 @@ class Allocation:
 
 
 def current() -> Allocation | None:
-    """Return the allocation that SLURM_JOB_ID names; None if there is none, it is over, or Slurm
+    """Return the allocation that SLURM_JOB_ID names; None if there is none, it has ended, or Slurm
     does not answer."""
     if "SLURM_JOB_ID" not in os.environ:
         return None
@@ -49,8 +49,8 @@ def required() -> Allocation:
 
 
 def _named(job_id: str) -> Allocation | None:
-    """The running job of this user with this number; None if Slurm does not answer. Raises
-    ConfigError if there is none."""
+    """Return this user's running job with this number, as Slurm shows it; None if Slurm does not
+    answer. Raises ConfigError if there is no such job."""
     try:
         shown = ask("scontrol", "--details", "show", "job", job_id)
     except MissingDependency as e:
@@ -66,7 +66,7 @@ def _named(job_id: str) -> Allocation | None:
 
 
 def _over(shown: str) -> str:
-    """Why the job is not a running one of this user; empty if it is."""
+    """Return why the job is not a running job of this user; empty if it is."""
     state, owner = re.search(r"JobState=(\w+)", shown), re.search(r"UserId=(\S+)\((\d+)\)", shown)
     if owner and int(owner[2]) != os.getuid():
         return f"this job is of user {owner[1]}"
@@ -80,7 +80,7 @@ def _stale(job_id: str, why: str) -> ConfigError:
 
 
 def parsed(shown: str) -> Allocation:
-    """Read `scontrol --details show job`. Nodes of a heterogeneous job are not compared."""
+    """Parse `scontrol --details show job`. Nodes of a heterogeneous job are not compared."""
     if shown.count("JobId=") > 1:
         return Allocation()
     nodes = list(NODES.finditer(shown))
@@ -92,6 +92,6 @@ def parsed(shown: str) -> Allocation:
 
 
 def _count(ranges: str) -> int:
-    """How many CPUs `0-3,8` are."""
+    """Return the number of CPUs in ranges such as `0-3,8`."""
     ends = (part.partition("-") for part in ranges.split(","))
     return sum(int(last or first) - int(first) + 1 for first, _, last in ends)

@@ -1,8 +1,8 @@
-"""Environments of the commands, jobs and steps that we start: the user's own, without our job's.
+"""Environments of commands, jobs and steps: the user's own, without that of the enclosing job.
 
 sbatch and srun read most of their options also from the environment, and Slurm sets the same names
-in the jobs and steps that it starts. A command that is started from inside a job therefore takes
-the limits of that job as its own options, and a job inherits the environment of its submission.
+in jobs and steps. A command started inside a job therefore takes the limits of that job as its own
+options, and a job inherits the environment of its submission.
 
 Sources: "INPUT ENVIRONMENT VARIABLES" of sbatch(1), srun(1) and salloc(1), Slurm 22.05 to 25.05.
 """
@@ -14,11 +14,11 @@ from contextlib import contextmanager
 
 from hpc_dynamo.child import LOGIN, clean_environment
 
-# How Slurm's commands find and trust their controller. Slurm sets none of them for a job.
+# Slurm's commands find and trust their controller by these. Slurm sets none of them for a job.
 SITE = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_SACK_SOCKET")
-# Who pays, where the job runs, what it inherits, whether it may be requeued: a user's or a site's
-# defaults for sbatch, which Slurm never sets either. sbatch prefers them to the lines of a script,
-# so each is kept only if the script has no such option.
+# A user's or a site's defaults for sbatch: account, partition, export, requeue. Slurm does not set
+# these for a job. sbatch prefers them to the lines of a script, so each is kept only if the script
+# has no such option.
 DEFAULTS = {
     "account": "SBATCH_ACCOUNT",
     "clusters": "SBATCH_CLUSTERS",
@@ -47,7 +47,7 @@ def for_commands() -> dict[str, str]:
 def for_submission(options: Collection[str]) -> dict[str, str]:
     """Return the environment for a submission, which the job inherits.
 
-    `options` are the long names of sbatch's options that the script has.
+    `options` are the long names of the sbatch options in the script.
     """
     kept = {n: os.environ[n] for o, n in DEFAULTS.items() if n in os.environ and o not in options}
     env = clean_environment(_of_site() | kept | _login())
@@ -55,26 +55,26 @@ def for_submission(options: Collection[str]) -> dict[str, str]:
 
 
 def for_step(*, allocation: bool = True) -> dict[str, str]:
-    """Return the environment for agents in the allocation that we run in.
+    """Return the environment for agents in the enclosing allocation.
 
-    srun asks the controller for all that it needs to know of the job. With `allocation` false
-    nothing is said of it: for agents on this machine with no job around them.
+    srun gets the facts about the job from the controller. With `allocation=False` the environment
+    names no job: for agents on this machine without an allocation.
     """
     known = {k: v for k, v in os.environ.items() if k.startswith(ALLOCATION)} if allocation else {}
     return clean_environment(_of_site() | known | _login())
 
 
 def of_allocation(told: Mapping[str, str]) -> dict[str, str]:
-    """Return what srun needs to find our job, in addition to what its tasks are `told`."""
-    ours = {n: os.environ[n] for n in ("SLURM_JOB_ID",) if n in os.environ}
-    return dict(told) | _of_site() | ours
+    """Return the variables with which srun finds this job, added to those of its tasks (`told`)."""
+    job = {n: os.environ[n] for n in ("SLURM_JOB_ID",) if n in os.environ}
+    return dict(told) | _of_site() | job
 
 
 @contextmanager
 def applied(env: Mapping[str, str]) -> Iterator[None]:
-    """Have child processes inherit exactly `env`. submitit takes no environment as an argument.
+    """Make child processes inherit exactly `env`. submitit takes no environment as an argument.
 
-    Mutates this process's environment: nothing else may run in it meanwhile.
+    Mutates this process's environment: run nothing else in it meanwhile.
     """
     before = dict(os.environ)
     _replace(env)
@@ -95,15 +95,15 @@ def _of_site() -> dict[str, str]:
 
 
 def _login() -> dict[str, str]:
-    """The host that the user's first job was submitted from. A job that is submitted from inside a
-    job would have a compute node for it."""
+    """Return the host that the user's first job was submitted from. For a job that is submitted
+    from inside a job, Slurm would name a compute node."""
     login = os.environ.get(LOGIN) or os.environ.get("SLURM_SUBMIT_HOST", "")
     return {LOGIN: login} if login else {}
 
 
 def _of_our_job(name: str, value: str) -> bool:
-    """Whether a variable is of the job around us: its GPUs, or its scratch folder, which sites
-    name by the job's number and remove with it."""
+    """Return True if a variable belongs to the enclosing job: its GPUs, or its scratch folder,
+    which sites name by the job's number and remove with it."""
     job = os.environ.get("SLURM_JOB_ID")
     if name in SCRATCH and job:
         return re.search(rf"(?<!\d){job}(?!\d)", value) is not None

@@ -1,7 +1,7 @@
 """One heterogeneous job: a component for each kind of nodes, all started together.
 
-submitit has no words for one, and its tasks would look for their pickles under the ids of their
-components. So its step starts the agents as in somebody's allocation.
+submitit does not support such jobs, and its tasks would look for their pickles under the ids of the
+components. So its step starts the agents as in an enclosing allocation.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Whether a layout can run in its partition, and how much of a node to ask for there. Pure."""
+"""Checks of a layout against its partition, and amounts to ask for on each node. Pure."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from hpc_dynamo.topology import Plan
 
 
 def refuse_impossible(config: Config, plan: Plan, nodes: Sequence[Nodes]) -> None:
-    """Raises ConfigError if the layout can never run in its partition."""
+    """Raise ConfigError if the layout can never run in its partition."""
     for its, part in components(config, plan):
         for what, hint in faults(its, part, nodes):
             raise ConfigError(what, hint=hint)
@@ -36,7 +36,7 @@ def fitted(config: Config, plan: Plan, nodes: Sequence[Nodes]) -> Config:
 
 def _fitted(config: Config, plan: Plan, nodes: Sequence[Nodes]) -> Config:
     """Ask for as much as the largest node of the partition has, if no node has what the workers
-    would like."""
+    need by default."""
     need, cluster = resources(config, plan), config.cluster
     able = [n for n in eligible(config, nodes) if _has_gpus(config, need.gpus, n)]
     wanted = need.cpus, need.memory_gb * 1024
@@ -46,14 +46,14 @@ def _fitted(config: Config, plan: Plan, nodes: Sequence[Nodes]) -> Config:
     if cluster.cpus_per_node is None and best.cpus < wanted[0]:
         cluster = replace(cluster, cpus_per_node=best.cpus)
     if cluster.memory_gb_per_node is None and best.memory_mb < wanted[1]:
-        cluster = replace(cluster, memory_gb_per_node=0)  # all; some of it may be the system's
+        cluster = replace(cluster, memory_gb_per_node=0)  # all; the system may reserve some of it
     return replace(config, cluster=cluster)
 
 
 def faults(config: Config, plan: Plan, nodes: Sequence[Nodes]) -> Iterator[tuple[str, str]]:
-    """Why the layout can never run in its partition, each with what to change."""
+    """Yield reasons why the layout can never run in its partition, each with what to change."""
     here, need = eligible(config, nodes), resources(config, plan)
-    if not here:  # sites may hide partitions; sbatch knows them
+    if not here:  # sites may hide partitions that sbatch accepts
         return
     where = f"partition {_names(here)}"
     most = max(n.gpus_of(config.cluster.slurm.gpu_type) for n in here)
@@ -69,7 +69,7 @@ def faults(config: Config, plan: Plan, nodes: Sequence[Nodes]) -> Iterator[tuple
 
 
 def _too_large(config: Config, plan: Plan, able: Sequence[Nodes]) -> Iterator[tuple[str, str]]:
-    """Numbers that exceed those of nodes with the GPUs that are wanted."""
+    """Yield numbers that exceed those of the nodes with the requested GPUs."""
     where = f"partition {_names(able)}"
     need, cluster = resources(config, plan), config.cluster
     count = _count(able)
@@ -99,7 +99,7 @@ def _too_large(config: Config, plan: Plan, able: Sequence[Nodes]) -> Iterator[tu
 
 
 def warnings(config: Config, plan: Plan, nodes: Sequence[Nodes]) -> Iterator[str]:
-    """What a person should know of a layout before it is submitted, though it may run."""
+    """Yield warnings about a layout that may run but may not be intended."""
     used = sum(len(shard.gpus) for worker in plan.workers for shard in worker.shards)
     asked = sum(part.nodes * part.gpus_per_node for part in plan.parts)
     if used < asked:
@@ -116,13 +116,13 @@ def _names(nodes: Sequence[Nodes]) -> str:
 
 
 def _has_gpus(config: Config, gpus: int, nodes: Nodes) -> bool:
-    """Sites without GRES have GPUs that Slurm does not know of."""
+    """Return True if a node has the GPUs. On sites without GRES Slurm does not know the GPUs."""
     slurm = config.cluster.slurm
     return slurm.gpu_option == "none" or nodes.gpus_of(slurm.gpu_type) >= gpus
 
 
 def _count(nodes: Sequence[Nodes]) -> int:
-    """How many there are; those in several partitions are counted in the largest of them."""
+    """Count the nodes; nodes in several partitions are counted in the largest of them."""
     sizes = dict[str, int]()
     for n in nodes:
         sizes[n.partition] = sizes.get(n.partition, 0) + n.count

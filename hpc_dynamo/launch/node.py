@@ -40,7 +40,7 @@ def component() -> int | None:
 
 
 def requeued() -> bool:
-    """Return whether Slurm has restarted the job that we run in."""
+    """Return True if Slurm has restarted the job of this process."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
 
 

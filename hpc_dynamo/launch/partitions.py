@@ -1,4 +1,4 @@
-"""What the nodes of Slurm's partitions have, as sinfo tells it."""
+"""Resources of the nodes of Slurm's partitions, as reported by sinfo."""
 
 import os
 import re
@@ -12,8 +12,8 @@ from hpc_dynamo.launch.environment import DEFAULTS, for_commands
 from hpc_dynamo.launch.slurm import run_command
 
 DEADLINE_S = 10.0
-# Partition, CPUs and MB of a node, GRES, number of nodes, time limit, features, most CPUs of a node
-# that the partition gives, nodes of a job from-to.
+# Partition, CPUs and MB of a node, GRES, number of nodes, time limit, features, maximum CPUs of a
+# node in the partition, nodes of a job (minimum-maximum).
 FORMAT = "%P|%c|%m|%G|%D|%l|%f|%B|%s"
 GPU = re.compile(r"\bgpu(?::(?P<type>[^:,()]+))??:(?P<count>\d+)(?=[(,]|$)")
 NUMBER = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)\+?$")
@@ -22,7 +22,7 @@ UNLIMITED = ("infinite", "UNLIMITED", "n/a", "(null)", "")
 
 @dataclass(frozen=True)
 class Nodes:
-    """Nodes of one partition that are all alike. `time_min` and `most_nodes`: None is no limit."""
+    """Identical nodes of one partition. `time_min` and `most_nodes`: None is no limit."""
 
     partition: str
     count: int
@@ -39,7 +39,7 @@ class Nodes:
 
 
 def known() -> tuple[Nodes, ...]:
-    """Ask sinfo. Empty if there is no Slurm here, or none that answers in time."""
+    """Query sinfo. Empty if Slurm is not installed or does not answer in time."""
     try:
         argv = ("sinfo", "--all", "--exact", "--noheader", f"--format={FORMAT}")
         return tuple(parsed(run_command(argv, for_commands(), DEADLINE_S)))
@@ -48,7 +48,7 @@ def known() -> tuple[Nodes, ...]:
 
 
 def parsed(listed: str) -> Iterator[Nodes]:
-    """Read what sinfo prints by `FORMAT`; a line that is not of it is left out."""
+    """Parse the output of sinfo in `FORMAT`; other lines are skipped."""
     for line in listed.splitlines():
         fields = [field.strip() for field in line.split("|")]
         if len(fields) == FORMAT.count("|") + 1 and NUMBER.match(fields[1]):
@@ -75,13 +75,13 @@ def _nodes(
 
 
 def _number(text: str) -> int:
-    """Slurm writes 1024 as 1K."""
+    """Parse a number; Slurm writes 1024 as 1K."""
     found = NUMBER.match(text)
     return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " ")) if found else 0
 
 
 def named(config: Config, nodes: Sequence[Nodes]) -> list[Nodes]:
-    """Return the nodes of the partitions that are asked for, or of the default one."""
+    """Return the nodes of the requested partitions, or of the default one."""
     extra = extra_options(config.cluster.slurm).get("partition")
     asked = extra or config.cluster.slurm.partition or os.environ.get(DEFAULTS["partition"])
     if not asked:
@@ -90,7 +90,7 @@ def named(config: Config, nodes: Sequence[Nodes]) -> list[Nodes]:
 
 
 def eligible(config: Config, nodes: Sequence[Nodes]) -> list[Nodes]:
-    """Return those of them with the features that are asked for. Of all expressions only a list of
+    """Return the nodes with the requested features. Of all constraint expressions only a list of
     features is understood."""
     features = re.split(r"[&,]", config.cluster.slurm.constraint or "")
     plain = [f for f in features if re.fullmatch(r"[\w.-]+", f)]

@@ -1,4 +1,4 @@
-"""What Slurm's words about a job mean to its user: why it is pending, and how it ended.
+"""Explanations of Slurm's job reasons and states: why a job is pending, and how it ended.
 
 Pure tables. The names of reasons are those of `squeue --format %r`
 (src/common/job_state_reason.c of Slurm), those of states of `scontrol show job`.
@@ -15,16 +15,16 @@ NEVER_RAN = "cancelled before it started"
 
 
 class Chance(StrEnum):
-    """Whether a pending job can start as it was submitted."""
+    """Chance of a pending job to start as it was submitted."""
 
     waits = "waits"
-    limited = "held back"  # it starts when others end, unless it alone is above the limit
+    limited = "held back"  # it starts when others end, unless this job exceeds the limit by itself
     never = "cannot start"
 
 
 @dataclass(frozen=True)
 class Reason:
-    """One reason, in words for its user."""
+    """One reason, explained for the user."""
 
     chance: Chance
     meaning: str
@@ -76,7 +76,7 @@ KNOWN = {
     ),
     "QOSUsageThreshold": Reason(Chance.limited, "the QOS's usage threshold is reached", ACCOUNT),
     "PartitionNodeLimit": _never(
-        "the partition does not allow so many nodes, or has not so many that are up",
+        "the partition does not allow so many nodes, or fewer of them are up",
         f"fewer topology.nodes, or {OTHER}; `scontrol show partition`",
     ),
     "PartitionTimeLimit": _never(
@@ -125,7 +125,7 @@ ALIASES = {
     "InactiveLimit": "JobLaunchFailure",
 }
 
-# Limits have too many names for a table; the first pattern that matches counts.
+# Limits have too many names for a table; the first matching pattern counts.
 LIMIT = "it is above a limit of its account, association or QOS"
 LIMITS = (
     (
@@ -148,7 +148,7 @@ LIMITS = (
 
 
 def reason_of(name: str) -> Reason | None:
-    """The reason that Slurm calls `name`; None for one that this table does not have."""
+    """Return the reason that Slurm calls `name`; None if this table does not have it."""
     name = name.replace("_", " ")
     short = name.partition(",")[0].strip()
     short = ALIASES.get(short, short)
@@ -158,7 +158,7 @@ def reason_of(name: str) -> Reason | None:
 
 
 def pending(state: str, name: str, job: str, start: str = "", now: float | None = None) -> str:
-    """One line for the user of a pending job: what it waits for, and from when it may run.
+    """Return one line for the user of a pending job: its reason, and its expected start.
 
     `state`, reason `name` and expected `start` are as squeue prints them.
     """
@@ -180,7 +180,7 @@ def pending(state: str, name: str, job: str, start: str = "", now: float | None 
 
 
 def _expected(start: str, now: float | None = None) -> str:
-    """Slurm's estimate, which it makes for the jobs next in line only."""
+    """Return Slurm's estimate of the start, which it computes only for the next jobs."""
     try:
         at = datetime.fromisoformat(start)
     except ValueError:
@@ -206,7 +206,7 @@ SHOWN = ("JobState", "Reason", "ExitCode", "RunTime")
 
 
 def how_it_ended(fields: Mapping[str, str]) -> str:
-    """One phrase from the fields of `scontrol show job`."""
+    """Describe in one phrase the fields of `scontrol show job`."""
     state = fields.get("JobState", "")
     if state == "CANCELLED" and _never_ran(fields):
         return NEVER_RAN

@@ -1,13 +1,13 @@
-"""What sbatch says when it refuses a job, and which of our fields change what it refused."""
+"""sbatch's errors for a refused job, and the fields that change what it refused."""
 
 import re
 
 from hpc_dynamo.errors import LaunchError
 
-# Begins an error that repeats the one before it in general words, or follows none.
+# Prefixes of errors that repeat the one before in general words, or stand without one.
 GENERAL = "Batch job submission failed: "
 SAID = re.compile(r"^(?:sbatch: )?(?:error|fatal): (?P<text>.*)")
-# srun's reasons for starting no step. Its other errors are about tasks that have run.
+# srun's reasons for not starting a step. Its other errors are about tasks that have run.
 STEP = re.compile(
     r"^srun: (?:fatal: (?P<fatal>.*)|error: (?P<error>(?:Invalid|Only allocated"
     r"|Unable to (?:create|confirm|allocate)).*)|(?P<usage>(?:unrecognized|invalid) option.*))"
@@ -17,7 +17,7 @@ USAGE = re.compile(r"^sbatch: (?P<text>.*(?:option|argument).*)")
 
 OPTION = r"option"
 YOURS = "`sacctmgr show associations user=$USER format=account,partition,qos` lists yours"
-# By Slurm's words (src/common/slurm_errno.c, src/common/slurm_opt.c). The first that matches.
+# By Slurm's messages (src/common/slurm_errno.c, src/common/slurm_opt.c). The first match counts.
 FIELDS = (
     (r"CPU count", "cluster.cpus_per_node=N; `sinfo -o '%P %c'` shows what nodes have"),
     (
@@ -66,8 +66,8 @@ def refused(said: str) -> LaunchError:
 
 
 def step_refused(log: str) -> LaunchError | None:
-    """Return why srun could not start a job's step, by the output of the job's script; None if it
-    does not say so. The same command would be refused again."""
+    """Return why srun could not start a job's step, from the output of the job's script; None if no
+    reason is found. The same command would be refused again."""
     found = (STEP.match(line) or NO_PROGRAM.match(line) for line in log.splitlines())
     why = next((next(filter(None, match.groups())) for match in found if match), "")
     if not why:
@@ -80,7 +80,7 @@ def step_refused(log: str) -> LaunchError | None:
 def sentences(said: str) -> list[str]:
     """Return the errors in what sbatch printed, in order, without their prefixes.
 
-    A site's own remarks and warnings may stand between them.
+    Remarks and warnings of the site may stand between them.
     """
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     found = [match["text"] for line in lines if (match := SAID.match(line) or USAGE.match(line))]

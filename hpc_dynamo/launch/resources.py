@@ -15,7 +15,7 @@ HEAD_CPUS, HEAD_MEMORY_GB = 1, 3.0
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one node, times `nodes`. `memory_gb` is host memory in GiB; 0 is all that a node has."""
+    """Resources of one node, times `nodes`. `memory_gb` is in GiB; 0 is all memory of a node."""
 
     nodes: int
     cpus: int
@@ -57,9 +57,9 @@ def _engines(config: Config, plan: Plan, node: int) -> list[Engine]:
 
 
 def sbatch_options(config: Config, plan: Plan) -> Options:
-    """Return sbatch's long options for nodes that are all alike, without dashes. True is a flag.
+    """Return sbatch's long options for identical nodes, without dashes. True is a flag.
 
-    An option of `cluster.slurm.extra` takes the place of ours for the same thing.
+    An option of `cluster.slurm.extra` replaces the generated one.
     """
     slurm, need = config.cluster.slurm, resources(config, plan)
     gpus, extra = _gpus(slurm, need), extra_options(slurm)
@@ -85,7 +85,7 @@ def sbatch_options(config: Config, plan: Plan) -> Options:
 
 
 def _memory(slurm: Slurm, need: Resources) -> dict[str, str]:
-    """The line about host memory. Whole nodes, and a node's whole memory, are 0 for Slurm."""
+    """Return the line for host memory. Whole nodes, and all memory of a node, are 0 for Slurm."""
     if slurm.memory_option == "none":
         return {}
     if slurm.exclusive or not need.memory_gb:
@@ -96,7 +96,7 @@ def _memory(slurm: Slurm, need: Resources) -> dict[str, str]:
 
 
 def _gpus(slurm: Slurm, need: Resources) -> dict[str, str]:
-    """The line about GPUs: of a node, of its one task, or of the whole job."""
+    """Return the line for GPUs: of a node, of its one task, or of the whole job."""
     option = slurm.gpu_option
     if option == "none" or not need.gpus:
         return {}

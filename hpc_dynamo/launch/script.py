@@ -1,8 +1,8 @@
-"""The sbatch scripts: those that are submitted for a run, and those that a person submits.
+"""sbatch scripts: those submitted for a run, and those that the user submits.
 
-Both have the same directives. In the first a step starts the agents, whose run folder was written
-before. In the second the same verb runs inside of the allocation and starts its agents there, so
-that a person can keep the script, change it and submit it with further overrides.
+Both have the same directives. In the first a step starts the agents of a run folder that exists. In
+the second the same verb runs inside the allocation and starts its agents there. Such a script can
+be kept, edited and submitted with more overrides.
 """
 
 import re
@@ -17,13 +17,13 @@ from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
 
 Options = Mapping[str, str | int | bool]
-Parts = Sequence[tuple[Config, Plan]]  # of nodes that are alike, see resources.components
+Parts = Sequence[tuple[Config, Plan]]  # of identical nodes, see resources.components
 
 OWN = "# For a script of your own, which makes its run folder itself: hpc-dynamo plan --sbatch …"
 
 
 def render(config: Config, plan: Plan, verb: str, overrides: Sequence[str]) -> str:
-    """Return a script for a person. Arguments of `sbatch script …` become further overrides."""
+    """Return a script for the user. Arguments of `sbatch script …` become more overrides."""
     lines = ["#!/bin/bash", *directives(components(config, plan), _logs_and_signal(config)), ""]
     lines += ["# The end of the job is announced to this shell, which must be the program itself:"]
     lines += ["# so `exec`. Further overrides may follow the script's name on sbatch's line."]
@@ -35,8 +35,8 @@ def render(config: Config, plan: Plan, verb: str, overrides: Sequence[str]) -> s
 
 
 def submission(attempt: Attempt, config: Config, plan: Plan, mpi: str) -> str:
-    """Return what is submitted for an attempt on nodes that are all alike: a step whose tasks load
-    what submitit has pickled."""
+    """Return the script submitted for an attempt on identical nodes: a step whose tasks load the
+    pickles of submitit."""
     folder, logs = attempt.submitit, _logs(attempt)
     task = (sys.executable, "-u", "-m", "submitit.core._submit", str(folder))
     options = [f"--{name}={value}" for name, value in _logs(attempt, "%t").items()]
@@ -46,7 +46,7 @@ def submission(attempt: Attempt, config: Config, plan: Plan, mpi: str) -> str:
 
 
 def hetjob(attempt: Attempt, config: Config, plan: Plan, entry: str, mpi: str) -> str:
-    """Return what is submitted for an attempt on nodes of several kinds: one heterogeneous job."""
+    """Return the script for an attempt on nodes of several kinds: one heterogeneous job."""
     task = (sys.executable, "-u", "-m", entry, str(attempt.path))
     parts = components(config, plan)
     srun = step.command(parts, task, mpi)
@@ -63,20 +63,21 @@ def _submitted(parts: Parts, logs: Mapping[str, str], commands: list[str]) -> st
 
 
 def _logs(attempt: Attempt, task: str = "0") -> dict[str, str]:
-    """The files that submitit expects."""
+    """Return the log files that submitit expects."""
     start = f"{_escaped(attempt)}/%j_{task}_log"
     return {"output": f"{start}.out", "error": f"{start}.err"}
 
 
 def _escaped(attempt: Attempt) -> str:
-    """The folder of logs; Slurm would replace `%j` in it."""
+    """Return the folder of logs with `%` escaped, since Slurm would replace `%j` in it."""
     return str(attempt.submitit).replace("%", "%%")
 
 
 def directives(parts: Parts, first: Options, others: Options | None = None) -> Iterator[str]:
-    """The #SBATCH lines; nodes of several kinds are components of a heterogeneous job. `first` are
-    further options of the first component, in which the script runs, `others` of the rest. What
-    the configuration asks for comes before them."""
+    """Yield the #SBATCH lines; nodes of several kinds are components of a heterogeneous job.
+
+    `first` are more options of the first component, in which the script runs, `others` of the rest.
+    Options from the configuration come before them."""
     for index, (its, part) in enumerate(parts):
         if index:
             yield "#SBATCH hetjob"
@@ -95,9 +96,9 @@ def _directive(name: str, value: str | int | bool) -> str:
 
 
 def quoted(text: str) -> str:
-    """The value of an option in a #SBATCH line.
+    """Quote the value of an option in a #SBATCH line.
 
-    In single quotes sbatch still takes a backslash as an escape, which a shell does not. In double
+    In single quotes sbatch still reads a backslash as an escape, unlike a shell. In double
     quotes they agree (get_argument in sbatch's opt.c).
     """
     if "\\" not in text:

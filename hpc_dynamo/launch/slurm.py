@@ -32,12 +32,12 @@ FORMAT = "%T|%r|%S|%N"  # state, reason, (expected) start, nodes
 
 
 def ask(*argv: str) -> str:
-    """Return the output of one of Slurm's commands. Raises LaunchError with what it said."""
+    """Return the output of a Slurm command. Raises LaunchError with the command's error."""
     return run_command(argv, for_commands())
 
 
 def run_command(argv: Sequence[str], env: Mapping[str, str], deadline_s: float = ANSWER_S) -> str:
-    """`ask` in an environment of one's own."""
+    """Run `ask` in a given environment."""
     try:
         done = subprocess.run(
             argv, env=env, capture_output=True, text=True, timeout=deadline_s, check=True
@@ -91,13 +91,13 @@ def starts_hetjobs() -> bool:
 
 
 def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], int]) -> JobRecord:
-    """Submit one allocation of nodes that are all alike, whose tasks, one a node, each run
+    """Submit one allocation of identical nodes with one task for each node, which runs
     `entry(attempt)`. Raises LaunchError."""
     executor = Submission(attempt.submitit, submission(attempt, config, plan, mpi_type(config)))
-    executor.update_parameters(nodes=plan.nodes)  # submitit writes down how many tasks there are
+    executor.update_parameters(nodes=plan.nodes)  # submitit records the number of tasks
     env, heard = for_submission(sbatch_options(config, plan)), io.StringIO()
     try:
-        # submitit would show what sbatch says a second time.
+        # submitit would print sbatch's error a second time.
         with applied(env), redirect_stderr(heard):
             job = executor.submit(entry, str(attempt.path))
     except submitit.core.utils.FailedJobError as e:
@@ -106,7 +106,7 @@ def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], 
 
 
 class Submission(submitit.SlurmExecutor):
-    """submitit's executor, with a script of ours."""
+    """submitit's executor with its own sbatch script replaced."""
 
     def __init__(self, folder: Path, text: str) -> None:
         super().__init__(folder)

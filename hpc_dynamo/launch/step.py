@@ -10,11 +10,11 @@ from hpc_dynamo.topology import Plan
 def command(
     parts: Sequence[tuple[Config, Plan]], words: Sequence[str], mpi: str, *extra: str
 ) -> list[str]:
-    """Return srun's line for `words` on every node, one task each; `extra` are further options.
+    """Return srun's arguments for `words` on every node, one task each; `extra` are more options.
 
-    --export=ALL: of a job that was submitted with --export=NONE steps would get no environment.
+    --export=ALL: in a job submitted with --export=NONE, steps would get no environment.
 
-    Several kinds of nodes (see resources.components) are parts of a heterogeneous job.
+    Several kinds of nodes (see resources.components) are components of a heterogeneous job.
     """
     argv = ["srun"]
     for index, (its, part) in enumerate(parts):

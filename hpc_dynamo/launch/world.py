@@ -117,7 +117,7 @@ def last_words(log_tail: str) -> str:
 
 
 def killed(log_tail: str) -> str:
-    """The last line by which srun reports that a rank was killed; empty if none was."""
+    """Return the last line by which srun reports a killed rank; empty if there is none."""
     lines = log_tail.splitlines()
     ends = [line for line in lines if TASK.match(line) and "Exited with" not in line]
     return next(iter(ends[-1:]), "")

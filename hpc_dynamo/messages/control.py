@@ -62,12 +62,12 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     models: tuple[str, ...] = ()  # that it serves, by their names
     adapters: dict[str, str] = {}  # which of them are LoRA adapters, and of what
     context_tokens: int = 0  # of its longest sequence; 0: not known
-    operations: tuple[str, ...] = ()  # of its HTTP API, that clients may use: `POST /v1/rerank`
+    operations: tuple[str, ...] = ()  # of its HTTP API, usable by clients: `POST /v1/rerank`
     asleep: bool = False  # put to sleep by a client: it is given nothing until it is woken
 
     @property
     def brief(self) -> "WorkerReport":
-        """Without `operations`, which are long and the same for most workers."""
+        """Return a copy without `operations`, which are long and mostly equal for all workers."""
         return msgspec.structs.replace(self, operations=()) if self.operations else self
 
     @property

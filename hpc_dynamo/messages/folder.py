@@ -22,11 +22,11 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     pid: int = 0
     submitted_at: float = 0.0
     beside: tuple[str, ...] = ()  # jobs of other kinds of nodes, asked for with it
-    inside: str = ""  # id of the Slurm job that the command itself ran in
+    inside: str = ""  # id of the Slurm job that the command was started in
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the results of a run folder were made with (engines/settings.py)."""
+    """Settings that the results of a run folder were made with (engines/settings.py)."""
 
     task: Task
     settings: dict[str, Any]  # by the dotted name of the field
@@ -103,7 +103,7 @@ class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
     cache_hit_rate: float = 0.0  # share of prompt tokens found in the prefix cache
     prompt_tokens: int = 0  # counted since the engine's start, as the two below
     prefix_queries: int = 0  # tokens looked up in the prefix cache
-    prefix_hits: int = 0  # of them, those that were there
+    prefix_hits: int = 0  # tokens found there
     ttft: Quantiles = Quantiles()
     itl: Quantiles = Quantiles()
 
@@ -179,7 +179,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     grown: tuple[GrownJob, ...] = ()  # further jobs; of those that ended the newest, if it failed
     node_hours: float = 0.0  # of all further jobs of the run
     successor: Successor | None = None
-    notices: tuple[str, ...] = ()  # what users should know, a sentence each
+    notices: tuple[str, ...] = ()  # notices for users, one sentence each
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,11 +194,11 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     decode_busy: float = 0.0  # share of the run that decode workers had work
 
 
-SOME_FAILED = 4  # exit code of a batch that is finished, but has failed requests
+SOME_FAILED = 4  # exit code of a finished batch with failed requests
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How an attempt ended. `exit_code`: see cli/main.py."""
+    """Result of an attempt. `exit_code`: see cli/help.py."""
 
     exit_code: int
     message: str = ""

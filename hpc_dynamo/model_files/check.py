@@ -1,4 +1,4 @@
-"""Whether an engine can load a model, as far as its small files and headers tell."""
+"""Checks whether an engine can load a model, from its small files and headers."""
 
 import shlex
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ from hpc_dynamo.model_files.source import (
 from hpc_dynamo.model_files.weights import file_defects, weight_defects
 
 SIMULATOR = "simulator"  # loads no weights and tokenizes by itself
-# Values of load-format: weights are made up, read from elsewhere, or laid out in another way.
+# Values of load-format: weights are made up, read from elsewhere, or stored in another layout.
 _OTHER_FORMATS = (
     "dummy", "ipc_cache", "modelexpress", "remote", "runai_streamer", "sharded_state", "tensorizer",
 )  # fmt: skip
@@ -38,21 +38,21 @@ _SMALL = (
 )  # fmt: skip
 
 
-# Words of defects of files that are there: without force they would not be downloaded again.
+# Phrases for defects of existing files: without force they would not be downloaded again.
 _DAMAGE = ("truncated", "empty", ": not a ", "pointer")
 
 
 class Severity(StrEnum):
-    """How a problem is treated before submission."""
+    """Treatment of a problem before submission."""
 
     error = "error"  # the engine cannot start: the job is refused
-    warning = "warning"  # it may not start, or not work as wanted
+    warning = "warning"  # it may not start, or not work as intended
     note = "note"  # it cannot be checked here
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a model, and what to try."""
+    """Problem of a model, and what to try."""
 
     severity: Severity
     what: str
@@ -126,7 +126,7 @@ def _not_here(source: Source, *, on_node: bool) -> Problem:
 
 
 def _unreadable(source: Source) -> str:
-    """Return why a path cannot even be looked at; empty if it simply does not exist."""
+    """Return why a path cannot even be looked up; empty if it does not exist."""
     try:
         Path(source.name).expanduser().stat()
     except PermissionError as e:
@@ -146,7 +146,7 @@ def _not_cached(source: Source, *, offline: bool) -> Problem:
 
 
 def _defective(source: Source, defects: list[str]) -> Iterator[Problem]:
-    """At most one problem, with all defects of a model in one line."""
+    """Yield at most one problem, with all defects of a model in one line."""
     if not defects:
         return
     where = f" ({source.path})" if source.origin is Origin.hub else ""
@@ -196,7 +196,7 @@ def _has_weights_elsewhere(config: Config, source: Source) -> bool:
 
 
 def _config_defects(config: Config, folder: Path) -> list[str]:
-    """`params.json` is Mistral's own form of config.json."""
+    """Return defects of config.json, or of `params.json`, Mistral's own form of it."""
     there = [name for name in _SMALL if (folder / name).exists() or (folder / name).is_symlink()]
     defects = file_defects(folder, there)
     if option(config, "hf-config-path") or {"config.json", "params.json"} & set(there):
@@ -231,7 +231,7 @@ def _adapter_defects(folder: Path) -> list[str]:
 
 
 def _simulated_defects(folder: Path) -> list[str]:
-    """The simulator reads nothing; the endpoint reads the tokenizer and config.json."""
+    """Return defects of small files: the simulator reads none, the endpoint needs the tokenizer."""
     if reason := _no_folder(folder):
         return [reason]
     there = [name for name in _SMALL if (folder / name).exists() or (folder / name).is_symlink()]

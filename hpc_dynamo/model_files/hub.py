@@ -1,4 +1,4 @@
-"""The Hugging Face cache: where a downloaded model lies. Needs neither the hub library nor network.
+"""Hugging Face cache: finds downloaded models, without the hub library and without network.
 
     CACHE/models--ORG--NAME/refs/REVISION          a text file with a commit hash
     CACHE/models--ORG--NAME/snapshots/HASH/...     links into ../../blobs
@@ -19,12 +19,12 @@ _HUB_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
 
 
 def is_hub_id(name: str) -> bool:
-    """Return whether a name can be a repository of the hub: `org/name`, or `name` alone."""
+    """Return True if a name can be a repository of the hub: `org/name`, or only `name`."""
     return bool(_HUB_ID.fullmatch(name)) and "--" not in name and ".." not in name
 
 
 def is_offline(environ: Mapping[str, str]) -> bool:
-    """Return whether the hub library would refuse to download."""
+    """Return True if the hub library would refuse to download."""
     value = environ.get("HF_HUB_OFFLINE") or environ.get("TRANSFORMERS_OFFLINE") or ""
     return value.upper() in _TRUE
 
@@ -56,5 +56,5 @@ def snapshot(cache: Path, hub_id: str, revision: str = "") -> Path | None:
 
 
 def is_interrupted(cache: Path, hub_id: str) -> bool:
-    """Return whether a download of the model was begun and did not finish."""
+    """Return True if a download of the model was started and did not finish."""
     return any((entry(cache, hub_id) / "blobs").glob("*.incomplete"))

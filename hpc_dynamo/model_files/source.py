@@ -1,4 +1,4 @@
-"""What `model.path`, a tokenizer or a LoRA adapter refers to, as seen from this machine."""
+"""Resolution of `model.path`, a tokenizer or a LoRA adapter on this machine."""
 
 import os
 import shlex
@@ -13,7 +13,7 @@ from hpc_dynamo.model_files import hub
 
 
 class Origin(StrEnum):
-    """Where an engine takes a model from."""
+    """Place that an engine loads a model from."""
 
     disk = "disk"  # a folder or a GGUF file
     hub = "hub"  # the Hugging Face hub, through its cache
@@ -22,7 +22,7 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True)
 class Source:
-    """A model, tokenizer or adapter by its name in the configuration."""
+    """Model, tokenizer or adapter by its name in the configuration."""
 
     field: str  # such as model.path
     name: str  # as the user wrote it
@@ -37,12 +37,12 @@ class Source:
 
     @property
     def repository(self) -> str:
-        """The hub id without the quantization that vLLM takes behind a colon."""
+        """Return the hub id without the quantization that vLLM accepts after a colon."""
         return self.name.partition(":")[0]
 
     @property
     def download(self) -> str:
-        """The shell command that fills the hub cache."""
+        """Return the shell command that fills the hub cache."""
         revision = f" --revision {shlex.quote(self.revision)}" if self.revision else ""
         return f"{self.prefix}hf download {self.repository}{revision}"
 
@@ -63,14 +63,14 @@ def locate(
     other = cache != hub.cache_folder(environ)
     prefix = f"HF_HUB_CACHE={shlex.quote(str(cache))} " if other else ""
     found = Source(field, name, Origin.hub, None, revision, cache, prefix)
-    moved = option(config, "download-dir")  # a cache of the engine's own, looked into first
+    moved = option(config, "download-dir")  # the engine's own cache, searched first
     caches = [Path(moved).expanduser(), cache] if moved else [cache]
     snapshots = (hub.snapshot(each, found.repository, revision) for each in caches)
     return replace(found, path=next(filter(None, snapshots), None))
 
 
 def engine_environment(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the engine: `engine.env` on top of that of the process."""
+    """Return the environment of the engine: `engine.env` on top of that of the process."""
     return {**environ, **config.engine.env}
 
 
@@ -95,7 +95,7 @@ def adapter_sources(config: Config, environ: Mapping[str, str]) -> tuple[Source,
 
 
 def option(config: Config, name: str) -> str:
-    """An option of the engine as text, spelled with dashes or underscores; empty if not given."""
+    """Return an engine option as text, spelled with dashes or underscores; empty if not given."""
     given: dict[str, Any] = {
         key.replace("_", "-"): value for key, value in config.engine.args.items()
     }

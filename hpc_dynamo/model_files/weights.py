@@ -1,4 +1,4 @@
-"""Weights of a model: whether every file that an engine will read is there and whole.
+"""Weights of a model: checks that every file that an engine reads exists and is complete.
 
 Only headers are read: the format of a safetensors file gives its length
 (https://github.com/huggingface/safetensors, README, "Format"). What engines look for: vLLM 0.32,
@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 POINTER = b"version https://git-lfs.github.com/spec/"
-MOST_HEADER_BYTES = 100_000_000  # of a safetensors file, as its own library has it
+MOST_HEADER_BYTES = 100_000_000  # of a safetensors file, as in the safetensors library
 _MAGIC = b"GGUF"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<kind>\w+)")
 _INDEXES = (
@@ -35,7 +35,7 @@ class _Tensor(msgspec.Struct):
 
 
 def weight_defects(folder: Path) -> list[str]:
-    """Return what is wrong with the weights of a folder; nothing if one set of them is whole."""
+    """Return defects of the weights in a folder; none if one set of them is complete."""
     sets = list(_sets(folder))
     found = [file_defects(folder, names) for names in sets]
     if any(not defects for defects in found):
@@ -44,7 +44,7 @@ def weight_defects(folder: Path) -> list[str]:
 
 
 def _sets(folder: Path) -> Iterator[list[str]]:
-    """Names of files that belong together: those of each index, or else of each kind."""
+    """Yield names of files that belong together: of each index, or else of each kind."""
     indexed = False
     for name in _INDEXES:
         if (folder / name).exists():
@@ -59,16 +59,16 @@ def _sets(folder: Path) -> Iterator[list[str]]:
 
 
 def _shards(index: Path) -> list[str]:
-    """Files that an index names; none if it cannot be read, which `file_defects` reports."""
+    """Return files that an index names; none if it is unreadable, see `file_defects`."""
     try:
-        told = msgspec.json.decode(index.read_bytes(), type=_Index)
+        parsed = msgspec.json.decode(index.read_bytes(), type=_Index)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return []
-    return sorted(set(told.weight_map.values()))
+    return sorted(set(parsed.weight_map.values()))
 
 
 def _siblings(names: Iterable[str]) -> Iterator[str]:
-    """All shards of a set of which some are there, by the count in their names."""
+    """Yield all shards of sets that are partly there, by the count in their names."""
     for name in names:
         if shard := _SHARD.fullmatch(name):
             for number in range(1, int(shard["count"]) + 1):
@@ -76,7 +76,7 @@ def _siblings(names: Iterable[str]) -> Iterator[str]:
 
 
 def file_defects(folder: Path, names: Iterable[str]) -> list[str]:
-    """Return what is wrong with these files, files with the same defect in one phrase."""
+    """Return defects of these files; files with the same defect share one phrase."""
     by_defect = dict[str, list[str]]()
     for name in names:
         if defect := _defect(folder / name):
@@ -91,7 +91,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _defect(file: Path) -> str:
-    """Return why an engine cannot load a file; empty if it looks whole."""
+    """Return why an engine cannot load a file; empty if it looks complete."""
     try:
         if not file.exists():
             return "not downloaded (a broken link)" if file.is_symlink() else "missing"
@@ -115,10 +115,10 @@ def _defect(file: Path) -> str:
 
 def _json_defect(file: Path) -> str:
     try:
-        told = msgspec.json.decode(file.read_bytes(), type=dict[str, msgspec.Raw])
+        content = msgspec.json.decode(file.read_bytes(), type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
         return f"not a JSON object ({e})"
-    return "" if told else "an empty JSON object"
+    return "" if content else "an empty JSON object"
 
 
 def _safetensors_defect(start: bytes, read: Callable[[int], bytes], size: int) -> str:

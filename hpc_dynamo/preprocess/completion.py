@@ -44,9 +44,9 @@ _NO_TOKENIZER = "there is no tokenizer for text"
 
 
 class GivenIds:
-    """Stands in for a Preprocessor if there is no tokenizer, or one that cannot be trusted.
+    """Replacement for a Preprocessor if there is no tokenizer, or one that is not reliable.
 
-    `reason` says in one sentence why, and what it costs; `hint` is what to try.
+    `reason` is one sentence with cause and effect; `hint` is what to try.
     """
 
     def __init__(self, reason: str = _NO_TOKENIZER, hint: str = "") -> None:

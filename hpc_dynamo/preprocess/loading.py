@@ -1,4 +1,4 @@
-"""The tokenizer and chat templates of a configured model, or the reason why there are none."""
+"""Tokenizer and chat templates of a configured model, or the reason why there are none."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ def load_prompts(config: Config, environ: Mapping[str, str]) -> Preprocessor | G
     """Load the tokenizer of a run of one model from its folder or from the Hugging Face cache.
 
     Takes up to 2 s: call it in a thread. Without a tokenizer the result only passes on token ids
-    that requests give, and its `reason` says why.
+    that requests give, and `reason` is set.
     """
     source = tokenizer_source(config, environ)
     try:
@@ -37,19 +37,19 @@ def tokenizer_problem(config: Config, environ: Mapping[str, str]) -> NoTokenizer
 
 
 def different(config: Config) -> GivenIds:
-    """What is used if the engine turns the same text into other token ids than we do."""
-    what = f"{EFFECT}: the engine tokenizes differently than the tokenizer.json of our model"
+    """Return the replacement for a tokenizer whose token ids differ from the engine's."""
+    what = f"{EFFECT}: the engine tokenizes differently than the tokenizer.json of model.path"
     same = f"start the engine with the model of model.path={config.model.path}"
     return GivenIds(what, f"{same}; the log of the frontend (batch: agent) shows what differs")
 
 
 def _option(config: Config) -> str:
-    """The engine's option that names a tokenizer apart from the model."""
+    """Return the engine option that names a tokenizer apart from the model."""
     return f"engine.args.tokenizer{'-path' if config.engine.name == 'sglang' else ''}"
 
 
 def _folder(source: Source, option: str) -> Path:
-    """Raises NoTokenizer. `option`: of the engine, to name another tokenizer."""
+    """Return the folder. Raises NoTokenizer. `option` is the engine's, for another tokenizer."""
     if not source.name:
         what, hint = "model.path is not set", "model.path=FOLDER or model.path=ORG/NAME"
     elif source.path is None and source.origin is Origin.hub:

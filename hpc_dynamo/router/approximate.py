@@ -62,8 +62,8 @@ class ApproximateIndex:
         self._entered += len(start) - known
 
     def discard(self, rank: int, hashes: Sequence[int]) -> None:
-        """Remove blocks that the worker has evicted. Engines evict a prompt from its end, so those
-        that are left are still the start of a prompt."""
+        """Remove blocks that the worker has evicted. Engines evict a prompt from its end, so the
+        remaining blocks are still the start of a prompt."""
         bit = self._here.get(rank, 0)
         for holders in (self._young, self._old):
             if bit and len(holders):

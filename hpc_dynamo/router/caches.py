@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 
 
 class Caches:
-    """What every worker has in its KV cache, and what it is about to have.
+    """Blocks that each worker has in its KV cache, or is expected to have.
 
-    `told` holds what events confirm. A prompt that was just sent to a worker is expected to be
+    `told` holds blocks confirmed by events. A prompt just sent to a worker is expected to be
     cached there before its events arrive: for SOON_S (`soon`) if the worker publishes events, for
     `router.guess_ttl_s` (`guessed`) if it never has. Events override such guesses: the first event
     of a worker ends its long-lived ones, an eviction ends those of the evicted blocks, and a
@@ -37,7 +37,7 @@ class Caches:
         self.soon = ApproximateIndex(capacity, SOON_S, clock)
         self.guessed = ApproximateIndex(capacity, config.guess_ttl_s, clock)
         self._feeds = dict[int, Feed]()  # by rank
-        # When which prompts were sent, for workers that have published nothing yet.
+        # Prompts and times, for workers that have published nothing yet.
         self._sent = dict[int, deque[tuple[float, Sequence[int]]]]()
         self._former_gaps = self._former_resyncs = 0  # of workers that are gone
         self.batches = self.unreadable = 0
@@ -60,7 +60,7 @@ class Caches:
             self._former_resyncs += feed.resyncs
 
     def _forget(self, rank: int) -> None:
-        """Nothing that was known or expected of the worker's cache holds any more."""
+        """Remove all known and expected blocks of a worker."""
         for index in (self.told, self.soon, self.guessed):
             index.join(rank)
 
@@ -74,7 +74,7 @@ class Caches:
         return feed.take(seq, payload)
 
     def _first_event(self, rank: int) -> None:
-        """The worker publishes events: only prompts that it may not have computed yet are still
+        """Handle a worker's first event: only prompts that it may not have computed yet are still
         expected."""
         self.guessed.join(rank)
         sent, since = self._sent.get(rank, deque()), self._clock() - SOON_S

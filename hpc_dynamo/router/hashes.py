@@ -1,8 +1,8 @@
 """Token ids to chained hashes of whole blocks.
 
 The hash of a block covers all blocks before it, so that equal hashes mean equal prefixes, as
-in vLLM's prefix cache. XXH3 with the block before as its seed (xxhash.com), cut to 60 bits: an
-int of that size takes 32 bytes in CPython, one of 64 bits takes 48. Frontends, router and engines'
+in vLLM's prefix cache. XXH3 (xxhash.com), seeded with the previous block's hash, cut to 60 bits: an
+int of that size takes 32 bytes in CPython, one of 64 bits takes 48. Frontends, router and engine
 events must agree on these values; tests/router/test_index_hashes.py pins them.
 
 `rendezvous` ranks workers for a session. It needs a hash whose bits all depend on all input bits:
@@ -42,7 +42,7 @@ def root(adapter: str | None) -> int:
 
 
 def rendezvous(session: str, rank: int) -> int:
-    """Return the weight of a worker for a session, 128 bits; the worker with the least wins.
+    """Return the weight of a worker for a session, 128 bits; the lowest weight is chosen.
 
     A worker that joins or leaves changes no other worker's weight, so that only sessions of that
     worker move (rendezvous hashing; Thaler and Ravishankar, 1998).

@@ -159,7 +159,7 @@ class PrefixIndex:
         self._copies += len(hashes)
 
     def remove(self, rank: int, keys: Sequence[Key], medium: str = "GPU") -> list[int]:
-        """Blocks that are no more on this medium; unknown ones do not matter.
+        """Remove blocks from this medium; unknown blocks are ignored.
 
         Returns the hashes of those that the worker has on no other medium either.
         """

@@ -17,7 +17,7 @@ AVOID_S = 15.0
 class StartShare:
     """Requests that each worker of a role may hold until `workers` of that role are ready.
 
-    Without it, the worker that is ready first would get all requests of a batch.
+    Without it, the first ready worker would get all requests of a batch.
     """
 
     workers: int
@@ -26,7 +26,7 @@ class StartShare:
 
 @dataclass(frozen=True)
 class Limits:
-    """Without limits, no request is refused, and requests wait only for a first worker."""
+    """Admission limits. By default none: requests wait only for the first worker."""
 
     worker_requests: float = math.inf  # leases on one worker at a time
     worker_prefill_tokens: float = math.inf  # prompt tokens that wait on it
@@ -36,7 +36,7 @@ class Limits:
     shares: Mapping[Role, StartShare] = field(default_factory=dict)
 
     def room(self, member: Member, ready: int) -> bool:
-        """Return whether a worker may be sent one more request; `ready` workers have its role."""
+        """Return True if a worker may get one more request; `ready` workers have its role."""
         share = self.shares.get(member.role)
         return (
             not member.avoided

@@ -55,8 +55,8 @@ def turn(m: Member, need: Need) -> float:
 
 
 def affinity(m: Member, need: Need) -> float:
-    """Weight of the worker for the request's session, see `hashes.rendezvous`. A request without
-    a session is routed by load."""
+    """Return the weight of a worker for the request's session, see `hashes.rendezvous`. A request
+    without a session is routed by load."""
     return rendezvous(need.session, m.rank) if need.session else active(m, need)
 
 

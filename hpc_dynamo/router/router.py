@@ -110,7 +110,7 @@ class Router:
             member.others = self._others.on(member.url)
 
     def limit(self, limits: Limits) -> None:
-        """Replace the admission limits. Queued requests are placed where there is room now."""
+        """Replace the admission limits. Queued requests are dispatched if there is room now."""
         self._limits = self._chooser.limits = limits
         self._pump()
 

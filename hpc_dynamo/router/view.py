@@ -15,7 +15,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     names: tuple[str, ...] = ()  # that its workers answer to
     adapters: dict[str, str] = {}  # which of the names are LoRA adapters, and of what
     context_tokens: int = 0  # of the longest sequence that all of them take; 0: not known
-    aliases: dict[str, str] = {}  # more names that requests may use: of which of `names` each is
+    aliases: dict[str, str] = {}  # more names for requests, each with its name in `names`
     operations: tuple[str, ...] = ()  # of any of its workers' HTTP API; empty: not known
 
 
@@ -49,13 +49,13 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def aliases(self) -> dict[str, str]:
-        """More names that requests may use, as far as each stands for one model."""
+        """Return more names for requests, if each refers to exactly one model."""
         pairs = [pair for offer in self.offers.values() for pair in offer.aliases.items()]
         counts = Counter(alias for alias, _ in pairs)
         return {alias: name for alias, name in pairs if counts[alias] == 1}
 
     @property
     def operations(self) -> tuple[str, ...]:
-        """What the engines' HTTP APIs offer to clients, such as `POST /v1/rerank`."""
+        """Return the engines' HTTP operations for clients, such as `POST /v1/rerank`."""
         known = (o for offer in self.offers.values() for o in offer.operations)
         return tuple(dict.fromkeys(known))

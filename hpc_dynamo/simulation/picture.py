@@ -7,7 +7,7 @@ from hpc_dynamo.draw import Curve, Panel, Style
 from hpc_dynamo.simulation.outcome import Outcome, Seen, mean
 
 POINTS = 60  # of a curve, about
-LEAST_S = 5.0  # that a point stands for: shorter ones would draw noise
+LEAST_S = 5.0  # minimum duration of a point: shorter ones would draw noise
 
 
 def panels(outcome: Outcome, kind: Kind) -> Iterator[Panel]:

@@ -188,7 +188,7 @@ class Worker:
     # The cache.
 
     def _admit(self) -> None:
-        """As simulator.scheduler.Scheduler: waiting prompts, while the step has budget for them."""
+        """Admit waiting prompts while the step has budget, like simulator.scheduler.Scheduler."""
         most = self._limits.sequences
         while self._pulled and self.running < most:
             self._prefilling.append(self._pulled.popleft())
@@ -206,7 +206,7 @@ class Worker:
                 budget -= self._fill(sequence, budget)
 
     def _fill(self, sequence: Answer, budget: int) -> int:
-        """Show the blocks that the next step completes; return the tokens that it computes."""
+        """Publish the blocks that the next step completes; return the tokens that it computes."""
         size = max(0, min(budget, sequence.prompt - sequence.computed))
         self._show(sequence, sequence.computed + size)
         return size

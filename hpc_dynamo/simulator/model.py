@@ -49,10 +49,10 @@ class Model:
     def fill(self, answer: Answer, tokens: int) -> None:
         """Write and publish the blocks that the next `tokens` of the prompt complete.
 
-        It happens when the step is planned, not when it ends: as in vLLM, a prompt later in the
+        This is done when the step is planned, not when it ends: as in vLLM, a later prompt of the
         same step finds these blocks.
         """
-        if answer.source is None:  # else they were pulled, the last token's included
+        if answer.source is None:  # pulled blocks include the last token's
             size = self.block_size
             self._write(answer, answer.computed // size, (answer.computed + tokens) // size)
 

@@ -1,9 +1,9 @@
-"""SGLang's hand-over: both ranks get a request at once, with the number of a room, and meet there.
+"""SGLang's hand-over: both ranks get a request at once, with the number of a room to meet in.
 
-Source: SGLang 0.5.23, srt/disaggregation (common/conn.py, prefill.py, decode.py). As there the
-prefill rank has a bootstrap server, answers when its blocks were taken, and a room that one side
-alone comes to is an error after a while. Unlike there the prompt is computed before anybody comes
-for it, and the decode rank reads the blocks (handover.NixlHandover) where SGLang's are written to.
+Source: SGLang 0.5.23, srt/disaggregation (common/conn.py, prefill.py, decode.py). As in SGLang, the
+prefill rank has a bootstrap server and answers when its blocks were read. A room with only one side
+times out. Unlike SGLang, the prompt is computed before the decode rank requests it, and the
+decode rank reads the blocks (handover.NixlHandover) instead of receiving them.
 
 A request for several answers (`n` > 1) never ends, as in SGLang 0.5.23 (tokenizer_manager.py,
 _handle_batch_request; sgl-project/sglang#30723): all its samples share one room. The prefill rank
@@ -47,7 +47,7 @@ class Meeting:
         self.role, self.port = role, port
 
     def hangs(self, request: Invited) -> bool:
-        """True if this rank never answers the request."""
+        """Return True if this rank never answers the request."""
         apart = request.bootstrap_room is not None and request.bootstrap_host != NOBODY_HOST
         return self.role == "decode" and apart and request.choices > 1
 

@@ -129,7 +129,7 @@ class Scheduler:
         return self._running < self._limits.max_num_seqs
 
     def _schedule(self) -> Batch:
-        """Plan one step: answers first, then prompts under way, then waiting ones."""
+        """Plan one step: answers first, then started prompts, then waiting ones."""
         while self._has_slot and self._pulled:
             self._prefilling.append(self._pulled.popleft())
         batch = Batch(self._decoding, self._limits.max_num_batched_tokens - len(self._decoding))
@@ -153,7 +153,7 @@ class Scheduler:
             self._compute(answer, batch)
 
     def _compute(self, answer: Answer, batch: Batch) -> None:
-        """Give a prompt what is left of the step's budget."""
+        """Give a prompt the remaining budget of the step."""
         size = batch.add(answer)
         if size:
             self._model.fill(answer, size)

@@ -19,7 +19,7 @@ class Document(msgspec.Struct):
 
 
 class ScoreRequest(msgspec.Struct):
-    """Body of /score: one text against one or more, or as many against as many."""
+    """Body of /score: one text against one or more, or pairs of two equally long lists."""
 
     text_1: Texts
     text_2: Texts
@@ -40,7 +40,7 @@ class ScoreRequest(msgspec.Struct):
 
 
 class RerankRequest(msgspec.Struct):
-    """Body of /rerank: the documents, the nearest to the query first."""
+    """Body of /rerank; the answer lists the documents nearest to the query first."""
 
     query: str
     documents: list[str | Document]

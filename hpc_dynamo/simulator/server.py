@@ -42,7 +42,7 @@ class Failures:
     after_requests: int | None = None  # the process kills itself when one more comes
     request_rate: float = 0.0  # share of requests answered with 500
     seed: int = 0
-    text: bytes = b""  # the process kills itself when a body with it comes
+    text: bytes = b""  # the process kills itself when it receives a body with this text
 
 
 @dataclass(frozen=True)
@@ -280,8 +280,8 @@ def refusal(
 
 
 def _read(request: Request, type_: type[T]) -> T:
-    """Return the body as real engines read it: with Python's `json`, which accepts NaN and a byte
-    order mark, and without half surrogate pairs. Raises Refused."""
+    """Parse the body as real engines do: with Python's `json`, which accepts NaN and a byte order
+    mark, and without half surrogate pairs. Raises Refused."""
     try:
         value = read_value(request.body)
         msgspec.json.encode(value)  # refuses half surrogate pairs

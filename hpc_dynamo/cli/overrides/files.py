@@ -1,7 +1,7 @@
 """Compose the files of `conf/` and of a folder of the user's own, through Hydra.
 
-Hydra chooses and merges files: groups, lists of defaults, packages. It reads them through our
-own `ConfigSource`, since its loader would convert scalars by the rules of YAML 1.1. Values of
+Hydra chooses and merges files: groups, lists of defaults, packages. It reads them through
+`TextSource`, since its own loader would convert scalars by the rules of YAML 1.1. Values of
 fields on the command line never pass through Hydra.
 """
 
@@ -29,19 +29,19 @@ from hpc_dynamo.errors import ConfigError, unknown_name
 
 SCHEME = "hpc-dynamo"
 HEADER = re.compile(r"\s*#\s*@(?P<key>\w+)\s+(?P<value>\S+)\s*")
-HEADER_CHARS = 512  # Hydra looks for a header in so many
+HEADER_CHARS = 512  # Hydra looks for a header in this many characters
 PRIMARY = "config"
 
 
 @dataclass
 class Folders:
-    """Folders with files for the same groups; a file in an earlier one replaces its namesake."""
+    """Folders with files for the same groups; earlier folders override later ones."""
 
     folders: tuple[Path, ...]
     read: list[Document] = field(default_factory=list)
 
     def file(self, name: str) -> Path | None:
-        """The file of a configuration, such as `cluster/slurm`."""
+        """Return the file of a configuration, such as `cluster/slurm`."""
         name = name if name.endswith(".yaml") else f"{name}.yaml"
         return next((f for folder in self.folders if (f := folder / name).is_file()), None)
 
@@ -49,13 +49,13 @@ class Folders:
         return bool(group) and any((folder / group).is_dir() for folder in self.folders)
 
     def choices(self, group: str) -> list[str]:
-        """The names of a group's files."""
+        """Return the names of a group's files."""
         return sorted({file.stem for f in self.folders for file in (f / group).glob("*.yaml")})
 
     def line(self, keys: Keys) -> str:
-        """`FILE:LINE` of the file that set a field last; empty if none did.
+        """Return `FILE:LINE` of the last file that set a field; empty if none did.
 
-        A file's own keys are the last ones of the field's, since its package comes before them.
+        The keys in a file are the end of the field's keys, since its package comes before them.
         """
         found = [
             (len(own), at, f"{document.path}:{line}")
@@ -70,7 +70,7 @@ CURRENT: ContextVar[Folders] = ContextVar("folders of configuration files")
 
 
 class TextSource(ConfigSource):
-    """The current folders, as a source of Hydra's; the scalars of its files keep their text."""
+    """Hydra source for the current folders; the scalars of its files keep their text."""
 
     @staticmethod
     def scheme() -> str:
@@ -107,7 +107,7 @@ class TextSource(ConfigSource):
 
 
 class TextSearchPath(SearchPathPlugin):
-    """Has Hydra look into the current folders."""
+    """Adds the current folders to Hydra's search path."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         if CURRENT.get(None) is not None:
@@ -115,7 +115,7 @@ class TextSearchPath(SearchPathPlugin):
 
 
 def _header(path: Path) -> dict[str, str | None]:
-    """Hydra's header of a file, such as `# @package _global_`."""
+    """Return Hydra's header of a file, such as `# @package _global_`."""
     with path.open(encoding="utf-8") as file:
         lines = file.read(HEADER_CHARS).splitlines()
     matches = filter(None, map(HEADER.fullmatch, lines))
@@ -123,8 +123,8 @@ def _header(path: Path) -> dict[str, str | None]:
 
 
 def composed(folders: Folders, choices: Sequence[str]) -> dict[str, Any]:
-    """What the files say, interpolations unresolved. `choices` are overrides of Hydra's own that
-    name files. Raises ConfigError."""
+    """Return the merged files, interpolations unresolved. `choices` are overrides in Hydra's syntax
+    that name files. Raises ConfigError."""
     for plugin in (TextSource, TextSearchPath):
         Plugins.instance().register(plugin)
     token = CURRENT.set(folders)
@@ -142,7 +142,7 @@ def composed(folders: Folders, choices: Sequence[str]) -> dict[str, Any]:
 
 
 def _for_hydra(choice: str) -> str:
-    """With a value that Hydra's grammar takes as it is."""
+    """Quote the value of a choice as Hydra's grammar needs it."""
     key, is_, value = choice.partition("=")
     plain = value == "null" or value.startswith("[") or not is_
     return choice if plain else f"{key}='{value}'"
@@ -157,7 +157,7 @@ def _explained(error: Exception, choices: Sequence[str]) -> ConfigError:
 
 
 def resolved(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with its `${...}` replaced. Raises ConfigError."""
+    """Return the tree with its `${...}` replaced. Raises ConfigError."""
     try:
         found = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
     except (OmegaConfBaseException, ValueError) as e:

@@ -15,7 +15,7 @@ class EngineOption:
 
 
 class JsonValue:
-    """Type of a free value that ends up in JSON: the body of a request, or inside an option."""
+    """Type of a free value that becomes JSON: in a request body, or inside an option."""
 
 
 ENGINE_OPTIONS = "args"  # the field of this name holds options of a command line
@@ -23,25 +23,25 @@ ENGINE_OPTIONS = "args"  # the field of this name holds options of a command lin
 
 @dataclass(frozen=True)
 class Field:
-    """A field of the configuration: its place in the tree and the type of its value."""
+    """Field of the configuration: its place in the tree and the type of its value."""
 
     keys: tuple[str, ...]
     type: Any
 
     @property
     def name(self) -> str:
-        """The dotted name, as it is written in an override."""
+        """Return the dotted name, as it is written in an override."""
         return ".".join(self.keys)
 
 
 @cache
 def fields_of(section: type) -> Mapping[str, Any]:
-    """Names and types of a section's fields."""
+    """Return the names and types of a section's fields."""
     return get_type_hints(section)
 
 
 def field(name: str) -> Field:
-    """The field with this dotted name. Raises ConfigError if there is none.
+    """Return the field with this dotted name. Raises ConfigError if there is none.
 
     In a mapping of texts (`engine.env`, `model.lora`) the rest of the name is one key, dots
     included; in a mapping of anything each dot opens a mapping.
@@ -62,8 +62,8 @@ def field(name: str) -> Field:
 
 
 def unknown_field(keys: tuple[str, ...], name: str, known: Iterable[str]) -> ConfigError:
-    """The error for a field that the section at `keys` has not. An option of sbatch among those of
-    Slurm has its place elsewhere."""
+    """Return the error for a field that the section at `keys` does not have. It names the right
+    place for an option of sbatch."""
     path = ".".join(keys)
     if keys == ("cluster", "slurm") and (place := elsewhere(name)):
         return ConfigError(f"{path}.{name} is not a field", hint=place)
@@ -71,7 +71,7 @@ def unknown_field(keys: tuple[str, ...], name: str, known: Iterable[str]) -> Con
 
 
 def _entry(keys: tuple[str, ...], of: Any, rest: list[str]) -> Field:
-    """An entry of the mapping at `keys`."""
+    """Return an entry of the mapping at `keys`."""
     if not all(rest):
         name = ".".join((*keys, *rest))
         raise ConfigError(f"{name} has an empty name", hint=f"{'.'.join(keys)}.NAME=VALUE")
@@ -93,17 +93,17 @@ def _entry(keys: tuple[str, ...], of: Any, rest: list[str]) -> Field:
 
 
 def entry_type(mapping: str) -> type:
-    """The type of values in a mapping of anything, by the mapping's own name."""
+    """Return the type of values in a mapping of anything, by the mapping's own name."""
     return EngineOption if mapping == ENGINE_OPTIONS else JsonValue
 
 
 def section_names() -> frozenset[str]:
-    """Fields of the configuration that are sections, which `conf/` has groups for."""
+    """Return fields of the configuration that are sections, which `conf/` has groups for."""
     return frozenset(name for name, of in fields_of(Config).items() if is_dataclass(of))
 
 
 def leaves(section: type = Config, above: str = "") -> Iterator[str]:
-    """The dotted names of all fields that are not sections."""
+    """Yield the dotted names of all fields that are not sections."""
     for name, of in fields_of(section).items():
         full = f"{above}{name}"
         if isinstance(of, type) and is_dataclass(of):

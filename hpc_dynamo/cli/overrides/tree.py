@@ -1,4 +1,4 @@
-"""Build the configuration's tree: defaults, files, and the words of the command line over them."""
+"""Build the configuration tree: defaults, then files, then command-line arguments."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -15,15 +15,15 @@ from hpc_dynamo.config.paths import at_home, is_path
 from hpc_dynamo.errors import ConfigError
 
 Keys = tuple[str, ...]
-Line = Callable[[Keys], str]  # where in the files a field was set
-MODELS = "models"  # each is composed by itself: its content stays as it was read
+Line = Callable[[Keys], str]  # file and line that set a field
+MODELS = "models"  # each model is composed separately: its content stays as it was read
 
 QUOTED = re.compile(r"(?P<quote>['\"])(?P<inner>(?:(?!(?P=quote))[^\\]|\\.)*)(?P=quote)", re.DOTALL)
 
 
 def build(folders: files.Folders, words: Words, beneath: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of a configuration, typed and resolved. `beneath` lies over the values of files and
-    under the words. Raises ConfigError naming the field, and the file and line that set it."""
+    """Return the tree of a configuration, typed and resolved. `beneath` overrides files; `words`
+    override both. Raises ConfigError naming the field, and the file and line that set it."""
     tree, hidden = _defaults(), _Hidden()
     merge(tree, typed(files.composed(folders, words.choices), Config, (), folders.line))
     merge(tree, hidden.away(typed(beneath, Config, (), folders.line)))
@@ -43,7 +43,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Lay `values` over `into`, key by key; `into` is changed."""
+    """Merge `values` into `into`, key by key; mutates `into`."""
     for key, value in values.items():
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
             merge(into[key], value)
@@ -62,7 +62,7 @@ def _assign(tree: dict[str, Any], change: Assignment, hidden: "_Hidden") -> None
 
 
 def _value(field: Field, text: str) -> Any:
-    """The value of an override's text."""
+    """Return the value of an override's text."""
     if _is_mapping(field.type):
         content = values.mapping(text)
         if content is None:
@@ -78,13 +78,13 @@ def _is_mapping(of: Any) -> bool:
 
 
 def _unquoted(path: str) -> str:
-    """A path without quotes around it, which older versions asked for."""
+    """Return a path without quotes around it, which older versions asked for."""
     match = QUOTED.fullmatch(path)
     return match["inner"].replace(f"\\{match['quote']}", match["quote"]) if match else path
 
 
 def _remove(tree: dict[str, Any], change: Removal) -> None:
-    """Take a key out of a mapping, or give a field its default again."""
+    """Remove a key from a mapping, or reset a field to its default."""
     *above, last = change.keys
     default: Any = _defaults()
     for key in above:
@@ -100,8 +100,8 @@ def _remove(tree: dict[str, Any], change: Removal) -> None:
 
 
 def typed(content: Mapping[str, Any], of: Any, keys: Keys, line: Line) -> dict[str, Any]:
-    """A section's content with every value of its field's type. `bytes` are converted; strings
-    with an interpolation stay until they are resolved. Raises ConfigError."""
+    """Return a section's content with each value converted to its field's type. `bytes` are
+    converted; strings with an interpolation stay until they are resolved. Raises ConfigError."""
     known = schema.fields_of(of)
     for name in content:
         if name not in known:
@@ -133,7 +133,7 @@ def _entries(value: Mapping[str, Any], of: Any, keys: Keys, line: Line) -> dict[
 
 
 def _leaf(value: Any, of: Any, name: str) -> Any:
-    """A value that is not a mapping. Raises ConfigError."""
+    """Return the converted value of a leaf. Raises ConfigError."""
     if get_origin(of) is tuple and isinstance(value, list):
         return [_leaf(each, str, name) for each in value]
     if _is_mapping(of) or get_origin(of) is tuple:
@@ -159,7 +159,7 @@ def _located(error: ConfigError, line: str) -> ConfigError:
 
 
 def _with_homes(value: Any, name: str) -> Any:
-    """With `~` expanded in fields that are paths."""
+    """Return the value with `~` expanded in fields that are paths."""
     if isinstance(value, str):
         return at_home(value, name) if is_path(name) else value
     if isinstance(value, list):
@@ -170,7 +170,7 @@ def _with_homes(value: Any, name: str) -> Any:
 
 
 class _Hidden:
-    """Texts with `${` that are not to be resolved: a token without it stands in their place.
+    """Texts with `${` that must not be resolved: a token replaces each during resolution.
 
     A token contains NUL, which no argument of a program can contain.
     """
@@ -179,14 +179,14 @@ class _Hidden:
         self._texts = list[str]()
 
     def away(self, value: Any) -> Any:
-        """The value with tokens in it."""
+        """Return the value with its texts replaced by tokens."""
         if isinstance(value, str) and "${" in value:
             self._texts.append(value)
             return f"\0{len(self._texts) - 1}\0"
         return _each(value, self.away)
 
     def back(self, value: Any) -> Any:
-        """The value with its texts again, also where a token became part of another text."""
+        """Return the value with its texts restored, also if a token became part of another text."""
         if isinstance(value, str):
             return re.sub("\0([0-9]+)\0", lambda token: self._texts[int(token[1])], value)
         return _each(value, self.back)

@@ -1,9 +1,8 @@
 """Convert the text of a value to the type of its field.
 
-A text field gets its text unchanged. A free engine option gets the text that its command line
-shall have: only `true`, `false`, `null`, JSON objects and arrays, mappings such as `{a: 1}`, and
-numbers that print as they were written are converted, since adapters render those as flags, JSON
-and the same number.
+A text field gets its text unchanged. A free engine option gets the text for its command line. Only
+`true`, `false`, `null`, JSON objects and arrays, mappings such as `{a: 1}`, and numbers that print
+as they were written are converted: adapters render those as flags, JSON and the same number.
 """
 
 import json
@@ -23,7 +22,7 @@ from hpc_dynamo.config import Config
 from hpc_dynamo.config.sbatch import gpu_request
 from hpc_dynamo.errors import ConfigError, override
 
-NULLS = ("null", "none", "None")  # unset a field that is not a text; a text has `null` only
+NULLS = ("null", "none", "None")  # unset a field that is not a text; for a text only `null` does
 TRUE = ("true", "yes", "on", "1")
 FALSE = ("false", "no", "off", "0")
 WORDS = {
@@ -43,7 +42,7 @@ ELEMENT = re.compile(
 
 
 def optional(of: Any) -> tuple[Any, bool]:
-    """The type without None, and whether None was part of it."""
+    """Return the type without None, and whether None was part of it."""
     if get_origin(of) is not UnionType:
         return of, False
     rest = [each for each in get_args(of) if each is not NoneType]
@@ -51,7 +50,7 @@ def optional(of: Any) -> tuple[Any, bool]:
 
 
 def from_text(text: str, of: Any, name: str) -> Any:
-    """The value of field `name`, of type `of`, for this text. Raises ConfigError."""
+    """Return the value of field `name`, of type `of`, for this text. Raises ConfigError."""
     of, may_be_unset = optional(of)
     if may_be_unset and text in (NULLS[:1] if of is str else NULLS):
         return None
@@ -70,7 +69,7 @@ def from_text(text: str, of: Any, name: str) -> Any:
 
 
 def _scalar(text: str, of: Any) -> Any:
-    """Raises ValueError."""
+    """Return a scalar of type `of`. Raises ValueError."""
     if of is bool:
         if text.lower() not in TRUE + FALSE:
             raise ValueError
@@ -91,7 +90,7 @@ def _finite(number: float) -> float:
 
 
 def wrong(value: object, of: Any, name: str) -> ConfigError:
-    """The error for a value that is not of the field's type."""
+    """Return the error for a value that is not of the field's type."""
     of, may_be_unset = optional(of)
     if isinstance(of, type) and is_dataclass(of):
         hint = f"{name}.FIELD=VALUE; known: {', '.join(fields_of(of))}"
@@ -107,7 +106,7 @@ def wrong(value: object, of: Any, name: str) -> ConfigError:
 
 
 def _default(name: str) -> str:
-    """The field's default, if it is a value that works wherever the field is used."""
+    """Return the field's default if it can serve as an example; else an empty text."""
     found: Any = msgspec.to_builtins(Config())
     for key in name.split("."):
         found = found.get(key) if isinstance(found, dict) else None
@@ -117,7 +116,7 @@ def _default(name: str) -> str:
 
 
 def _expected(of: Any) -> tuple[str, str]:
-    """What a type's values are, in words, and a value that works."""
+    """Describe a type's values, and give a valid example."""
     if isinstance(of, type) and issubclass(of, StrEnum):
         known = [str(each) for each in of]
         return f"one of {', '.join(known)}", known[0]
@@ -135,7 +134,7 @@ def _expected(of: Any) -> tuple[str, str]:
 
 
 def engine_option(text: str) -> Any:
-    """The value of a free engine option. Printing it gives the text again, except for JSON and
+    """Return the value of a free engine option. It prints as the same text, except for JSON and
     `true`, `false` and `null`."""
     if text in WORDS:
         return WORDS[text]
@@ -151,7 +150,7 @@ def engine_option(text: str) -> Any:
 
 
 def json_value(text: str) -> Any:
-    """The value for JSON text or a mapping such as `{a: 1}`, the text itself for any other."""
+    """Return the value of JSON or of a mapping such as `{a: 1}`; any other text unchanged."""
     if text in WORDS:
         return WORDS[text]
     try:
@@ -166,7 +165,7 @@ def json_value(text: str) -> Any:
 
 
 def mapping(text: str) -> dict[str, Any] | None:
-    """The content of `{a: b}`, as a file would have it; None for a text of another form."""
+    """Return the content of `{a: b}`, as a file would have it; None for any other text."""
     if not (text.startswith("{") and text.endswith("}")):
         return None
     try:
@@ -177,7 +176,7 @@ def mapping(text: str) -> dict[str, Any] | None:
 
 
 def free(value: Any, of: Any) -> Any:
-    """A free value of a file: quotes keep a text from being converted."""
+    """Return a free value of a file: a quoted text is not converted."""
     match value:
         case bytes():
             return from_text(value.decode(), of, "")
@@ -194,8 +193,8 @@ def _no_constant(text: str) -> Any:
 
 
 def elements(text: str) -> list[str]:
-    """The texts of a list: `[a,b]`, with quotes around elements that contain commas, or JSON.
-    Text without brackets is a list of that one text."""
+    """Return the texts of a list: `[a,b]`, with quotes around elements that contain commas, or
+    JSON. Text without brackets is a list of that one text."""
     if not (text.startswith("[") and text.endswith("]")):
         return [text]
     listed = json_value(text)

@@ -1,4 +1,4 @@
-"""Read the words of a command line: FIELD=VALUE, GROUP=FILE, and `~NAME` to leave one out."""
+"""Read command-line arguments: FIELD=VALUE, GROUP=FILE, and `~NAME` to leave one out."""
 
 import shlex
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from hpc_dynamo.cli.overrides.schema import Field
 from hpc_dynamo.config import Config
 from hpc_dynamo.errors import ConfigError, override
 
-INPUTS = (".jsonl", ".json", ".csv", ".txt", ".gz")  # a word that ends so is a file of prompts
+INPUTS = (".jsonl", ".json", ".csv", ".txt", ".gz")  # endings of files of prompts
 HYDRAS = "hydra."  # settings of Hydra itself
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """A value for a field; text of a section or mapping is parsed by `tree`."""
+    """Value for a field; the text of a section or mapping is parsed by `tree`."""
 
     field: Field
     text: str
@@ -26,7 +26,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Removal:
-    """A key to leave out of what the files say."""
+    """Key to leave out of the merged files."""
 
     keys: tuple[str, ...]
     word: str
@@ -34,14 +34,14 @@ class Removal:
 
 @dataclass(frozen=True)
 class Words:
-    """A command line: what Hydra composes, and what is changed in it, in order."""
+    """Parsed command line: choices for Hydra, and changes to its result, in order."""
 
     choices: tuple[str, ...]
     changes: tuple[Assignment | Removal, ...]
 
 
 def read(words: Sequence[str], folders: Folders) -> Words:
-    """Raises ConfigError naming the word and what to write instead."""
+    """Parse the arguments. Raises ConfigError naming the argument and what to write instead."""
     choices, changes = list[str](), list[Assignment | Removal]()
     for word in words:
         _refuse_no_text(word)
@@ -55,7 +55,7 @@ def read(words: Sequence[str], folders: Folders) -> Words:
 
 
 def _refuse_no_text(word: str) -> None:
-    """Bytes of argv that are not UTF-8 cannot be written into the run's configuration."""
+    """Refuse bytes that are not UTF-8: they cannot be written into the run's configuration."""
     try:
         word.encode()
     except UnicodeEncodeError as e:
@@ -72,8 +72,8 @@ def _is_choice(word: str, folders: Folders) -> bool:
 def _choice(word: str, folders: Folders) -> str:
     key, is_, value = word.partition("=")
     group = key.lstrip("+~").partition("@")[0]
-    anew = value == "null" and group not in schema.section_names()
-    if group.startswith(HYDRAS) or key.startswith("~") or anew or value.startswith("["):
+    unset = value == "null" and group not in schema.section_names()
+    if group.startswith(HYDRAS) or key.startswith("~") or unset or value.startswith("["):
         return word
     if not is_:
         known = ", ".join(folders.choices(group))
@@ -99,7 +99,7 @@ def _assignment(word: str) -> Assignment:
 
 
 def no_assignment(word: str) -> ConfigError:
-    """The error for a word without `=`, with the override that was probably meant."""
+    """Return the error for an argument without `=`, with the override that it probably meant."""
     what = f"{word} is neither an option nor FIELD=VALUE"
     if word.lower().endswith(INPUTS):
         return ConfigError(what, hint=override("input", word))

@@ -1,9 +1,9 @@
 """Read YAML without losing the text of its scalars.
 
-YAML 1.1 reads `12:00:00` as 43200, `0123` as 83 and `on` as true. Only the field knows what is
-meant, and the field is not known while a file is read. So a scalar without quotes that YAML would
-convert is kept as `bytes` of its source text; `tree` converts it once its field is known. Quoted
-scalars are `str`, and nulls are None.
+YAML 1.1 reads `12:00:00` as 43200, `0123` as 83 and `on` as true. Only the field defines the type,
+and it is not known while a file is read. So a scalar without quotes that YAML would convert is
+kept as `bytes` of its source text; `tree` converts it once its field is known. Quoted scalars are
+`str`, and nulls are None.
 """
 
 import re
@@ -24,7 +24,7 @@ Keys = tuple[str, ...]
 
 @dataclass
 class Document:
-    """The content of one YAML file, and the line of each of its keys, from 1."""
+    """Content of one YAML file, and the line of each of its keys, counted from 1."""
 
     path: Path | str
     content: dict[str, Any] = field(default_factory=dict)
@@ -59,7 +59,7 @@ def _broken(error: Any, path: Path | str) -> ConfigError:
 
 
 class _Reader:
-    """From YAML's nodes to Python's values."""
+    """Converts YAML's nodes to Python's values."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
@@ -96,7 +96,7 @@ class _Reader:
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, at)
         if isinstance(node, yaml.SequenceNode):
-            names = at == ("defaults",)  # Hydra's list, of names alone
+            names = at == ("defaults",)  # Hydra's list, which contains only names
             return [_as_names(v) if names else v for v in self._items(node, at)]
         plain, text = node.style is None, str(node.value)
         if plain and node.tag == f"{TAG}null":
@@ -119,12 +119,12 @@ def _as_names(item: Any) -> Any:
 
 
 def dump(content: dict[str, Any]) -> str:
-    """YAML of plain values, which `read` and Hydra take back as they were."""
+    """Return YAML of plain values, which `read` and Hydra read back unchanged."""
     return str(yaml.safe_dump(_escaped(content), sort_keys=False, allow_unicode=True, width=1000))
 
 
 def _escaped(value: Any) -> Any:
-    """With `${`, and backslashes before it, marked as text: files have interpolations."""
+    """Escape `${`, and backslashes before it, as text: files have interpolations."""
     match value:
         case str():
             return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
