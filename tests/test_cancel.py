@@ -112,10 +112,12 @@ def test_a_name_that_is_no_run_lists_absolute_paths(tmp_path: Path, call: Call) 
 
 def test_ignored_interrupts_stay_ignored(tmp_path: Path) -> None:
     """As for a command that a script starts with `&`."""
-    code = "trap '' INT; exec \"$0\" -m hpc_dynamo plan engine=simulator & wait"
+    code = "trap '' INT; echo ready; \"$0\" -m hpc_dynamo plan engine=simulator & wait"
     argv = ["sh", "-c", code, sys.executable]
     with subprocess.Popen(
         argv, cwd=tmp_path, stdout=subprocess.PIPE, start_new_session=True
     ) as shell:
+        assert shell.stdout
+        assert shell.stdout.readline() == b"ready\n"
         os.killpg(shell.pid, signal.SIGINT)
         assert b"prefill" in shell.communicate(timeout=60)[0]

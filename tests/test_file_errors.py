@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -194,6 +195,8 @@ def test_ctrl_c_in_the_first_second(delay_s: float, tmp_path: Path) -> None:
         shown = rest_of(process)
         process.close()
     assert "Traceback" not in shown
+    if process.signalstatus == signal.SIGINT:
+        return  # while Python ended, when all was printed; a shell reports 130 for this, too
     assert process.exitstatus in (0, 130)
     if process.exitstatus == 130:
         assert re.search(r"interrupted\s*$", shown)

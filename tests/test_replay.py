@@ -28,6 +28,7 @@ from hpc_dynamo.http import Client, Reply, Server
 from hpc_dynamo.http import Request as Asked
 from hpc_dynamo.simulator.timing import load
 from tests.runs import until
+from tests.tiny import byte_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -313,7 +314,7 @@ def small(tmp_path: Path) -> tuple[str, ...]:
         for i in range(24)
     )
     file = trace(tmp_path, *rows)
-    (tmp_path / "model").mkdir()
+    byte_tokenizer(tmp_path / "model")
     words = ("--trace", str(file), "--model", str(tmp_path / "model"), "--workers", "2")
     return (*words, "--compress", "20", "--cache-tokens", "65536", "--set", "serve.frontends=1")
 

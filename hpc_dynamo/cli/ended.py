@@ -48,7 +48,7 @@ def _remedy(attempt: Attempt, detail: str, logs: dict[Path, list[str]]) -> str:
         return f"more cluster.memory_gb_per_node, then {again}"
     if not any(attempt.nodes()):
         if refusal := step_refused("\n".join(lines)):
-            return refusal.hint
+            return f"{refusal.hint} (our program never started)"
         return "the cause is in the lines above, or in these logs: our program never started"
     return again
 
@@ -78,8 +78,8 @@ def _tail(file: Path) -> list[str]:
 def _cause(lines: Iterable[str]) -> str:
     """Return the most informative line: a full disk, the last error, or the last line."""
     known = list(lines)
-    if refusal := step_refused("\n".join(known)):
-        return refusal.message
+    if refused := next(filter(step_refused, known), ""):
+        return refused
     for pattern in (NO_SPACE, CAUSE):
         if found := [line for line in known if pattern.search(line)]:
             return found[-1]
