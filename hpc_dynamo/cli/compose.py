@@ -40,8 +40,8 @@ def _model(
     folders: tuple[Path, ...],
     run: Config,
 ) -> Served:
-    """Return one of several models, as a run of only that model. `run` holds the arguments of
-    the run itself."""
+    """Return one of several models, as a run of only that model. `run` is composed from `own`, the
+    run's own arguments."""
     with about(name):
         groups, values = models.of_file(name, in_files)
         its = models.with_its_own(own, groups + its_words, run.topology.nodes)
@@ -52,7 +52,7 @@ def _model(
 def _composed(
     overrides: Sequence[str], folders: tuple[Path, ...], values: dict[str, Any]
 ) -> tuple[Config, dict[str, Any]]:
-    """A run of one model, and what files say of several. `values` lie over those of files."""
+    """Return a run of one model, and the files' section `models`. `values` override files."""
     found = files.Folders(folders)
     built = tree.build(found, words.read(overrides, found), values)
     several = built.pop("models")

@@ -98,7 +98,7 @@ def _generates_once(path: str, body: Body) -> bool:
 
 
 def _is_one_sequence(path: str, body: Body) -> bool:
-    """Return True for one prompt with one answer that contains nothing about the prompt."""
+    """Return True for one prompt with one answer, if the answer does not describe the prompt."""
     if count(body, "n") != 1 or count(body, "best_of") != 1:
         return False
     if not (is_off(body, "use_beam_search") and is_off(body, "echo")):

@@ -73,7 +73,7 @@ NOISE = (
 
 
 def root_cause(log: str) -> str:
-    """Return the most likely cause of an engine's end, from the end of its log; empty if none.
+    """Return the most likely cause of an engine's end, from its log; empty if the log is empty.
 
     It is the last exception that does not only report another, else the last line that is not
     noise, in one line; long messages are cut.

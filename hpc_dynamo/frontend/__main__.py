@@ -168,7 +168,7 @@ def _tls(config: Config) -> ssl.SSLContext | None:
 def _refuse(
     cors: Cors, status: int, message: str, got: Mapping[str, str]
 ) -> tuple[bytes, list[Header]]:
-    """Answer a connection that never became a request: with an id and its limit's setting."""
+    """Return the answer to a malformed request, with an id and the setting of its limit."""
     own_id = (b"x-request-id", request_id(got).encode())
     kind = (b"content-type", b"application/json")
     limit = f" ({LIMITS[status]})" if status in LIMITS else ""

@@ -66,7 +66,7 @@ class EngineCalls:
     async def ask(
         self, template: str, request: Request, reply: Reply, own_id: str, view: View
     ) -> None:
-        """Forward the first worker's answer that is not "not found". Raises Refused."""
+        """Forward the first answer other than 404. Raises Refused if there is none."""
         key = "/".join(parameters(template, request.path))
         path = f"{request.path}?{request.query}" if request.query else request.path
         headers: list[Header] = [(b"x-request-id", own_id.encode())]

@@ -106,7 +106,7 @@ def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], 
 
 
 class Submission(submitit.SlurmExecutor):
-    """submitit's executor with its own sbatch script replaced."""
+    """submitit's executor that submits a given sbatch script."""
 
     def __init__(self, folder: Path, text: str) -> None:
         super().__init__(folder)
