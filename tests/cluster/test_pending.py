@@ -37,7 +37,8 @@ def queued(cluster: SlurmCluster) -> str:
 
 def test_a_job_that_can_never_start_says_so(cluster: SlurmCluster, shared_dir: Path) -> None:
     write_prompts(shared_dir / "prompts.jsonl", 3)
-    words = (*BATCH, "topology.nodes=5", "topology.decode.workers=4")
+    # Without the check of the layout, which refuses it before Slurm is asked.
+    words = (*BATCH, "--no-preflight", "topology.nodes=5", "topology.decode.workers=4")
     with on_a_terminal(words, shared_dir, cluster.env, columns=80) as batch:
         batch.expect(r"cannot\s+start: ", timeout=100)
         batch.expect_exact("try: ")
