@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.config import (
     Cluster,
     Config,
@@ -60,12 +61,37 @@ CONFIG = Config(
         ({"a": {"b": {"c": None}}}, ["--a", '{"b": {"c": null}}']),
         ({"a": {}}, ["--a", "{}"]),
         ({"a": [1, "b c"]}, ["--a", "1", "b c"]),
+        ({"allowed-origins": '["*"]'}, ["--allowed-origins", '["*"]']),
+        ({"a": '{"b":1.10}', "c": "[1.10, 2]"}, ["--a", '{"b":1.10}', "--c", "[1.10, 2]"]),
+        ({"served_model_name": '["a","b c"]'}, ["--served-model-name", "a", "b c"]),
+        ({"bucket-e2e-request-latency": "[1.10,2]"}, ["--bucket-e2e-request-latency", "1.10", "2"]),
+        ({"lora-modules": '[{"name": "a"}]'}, ["--lora-modules", '{"name": "a"}']),
+        ({"served-model-name": "[x"}, ["--served-model-name", "[x"]),
+        ({"served-model-name": "a"}, ["--served-model-name", "a"]),
         ({"a": 0.5, "b": ""}, ["--a", "0.5", "--b", ""]),
         ({"a": 0, "b": 1}, ["--a", "0", "--b", "1"]),  # numbers, although 0 == False
     ],
 )
 def test_flags(args: dict[str, Any], expected: list[str]) -> None:
     assert flags(args) == expected
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang"])
+def test_json_of_the_command_line_reaches_the_engine_as_typed(name: str) -> None:
+    typed = {"allowed-origins": '["*"]', "hf-overrides": '{"a":1.10,"b":"é"}', "x": "[ 1.10,2 ]"}
+    words = [f"engine.args.{option}={text}" for option, text in typed.items()]
+    config = compose([*words, f"engine={name}", "model.path=/m", "cluster.gpus_per_node=1"])
+    found = options(engine(name).command(config, place(Role.decode, "0")))
+    assert {option: found[f"--{option}"] for option in typed} == typed
+
+
+def test_json_of_the_command_line_adds_to_the_kv_transfer_config() -> None:
+    words = ('engine.args.kv-transfer-config={"kv_port":7}', "model.path=/m", "engine=vllm")
+    config = compose([*words, "cluster.gpus_per_node=1"])
+    engine("vllm").check(config, plan(config))
+    found = options(engine("vllm").command(config, place(Role.decode, "0")))
+    sent = json.loads(found["--kv-transfer-config"])
+    assert sent == {**LEASE, "kv_role": "kv_consumer", "kv_port": 7}
 
 
 def place(role: Role, *gpus: str) -> Place:

@@ -77,11 +77,12 @@ def test_random_text_reaches_a_mapping_unchanged(texts: dict[str, str]) -> None:
 @given(st.text())
 def test_an_engine_option_is_printed_as_it_was_written(text: str) -> None:
     value = values.engine_option(text)
-    if not isinstance(value, bool | dict | list | None):
+    if not isinstance(value, bool | dict | None):
         assert str(value) == text
 
 
 AS_WRITTEN = [
+    *('["*"]', '{"a":1.10}', '{"a":"é"}', "[1.10,2]", '{"a" : [ 1 ]}', '["${x}"]', "[]", "{}"),
     *(
         "12_34",
         "1e10",
@@ -127,13 +128,22 @@ def test_an_engine_option_has_the_type_that_its_flag_needs(section: str) -> None
         "true": True,
         "False": False,
         "null": None,
-        '{"method":"ngram"}': {"method": "ngram"},
-        "[1,2]": [1, 2],
+        '{"method":"ngram"}': '{"method":"ngram"}',
+        "[1,2]": "[1,2]",
         "{level: 3, a: {b: 1.10, c: 12_3}}": {"level": 3, "a": {"b": 1.1, "c": "12_3"}},
     }
     config = compose([f"{section}.args.{at}={text}" for at, text in enumerate(typed)])
     own = config.engine if section == "engine" else config.engine.decode
     assert list(own.args.values()) == list(typed.values())
+
+
+def test_an_object_in_json_adds_to_the_content_of_an_option(tmp_path: Path) -> None:
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "mine.yaml").write_text("args: {x: {a: 1, b: 1}}\n")
+    args = compose(["engine=mine", 'engine.args.x={"b":2}'], tmp_path).engine.args
+    assert args == {"x": {"a": 1, "b": 2}}
+    args = compose(['engine.args.x={"b":2}', "engine.args.x.c=3"]).engine.args
+    assert args == {"x": {"b": 2, "c": 3}}
 
 
 def test_a_value_in_a_batchs_body_or_inside_an_option_is_json_or_text() -> None:
@@ -280,6 +290,17 @@ def test_a_shown_configuration_is_read_back_unchanged(
         ("gpus_per_node: many\n", ["cluster.gpus_per_node=many: must be a whole", "site.yaml:1"]),
         ("slurm:\n  extra: 3\n", ["cluster.slurm.extra=3: must be a mapping", "site.yaml:2"]),
         ("slurm:\n  account: {a: b}\n", ["cluster.slurm.account=", "must be a text", "yaml:2"]),
+        (
+            "slurm:\n  extra: {contiguous: }\n",
+            ["extra.contiguous has no value", "yaml:2", "`contiguous: true` for a flag"],
+        ),
+        (
+            "slurm:\n  licenses: 0010\n",
+            ["slurm.licenses is not a field", "`extra:` in that file: `extra: {licenses: 0010}`"],
+        ),
+        ("slurm: {contiguous: }\n", ["in that file: `extra: {contiguous: true}`"]),
+        ("slurm: {gres: 'gpu:4'}\n", ["remove it from that file, and: cluster.gpus_per_node=4"]),
+        ("slurm: {ntasks: 4}\n", ["try: leave it out: each node runs one task"]),
         ("slurm: {time: null}\n", ["cluster.slurm.time=null: must be a text", "site.yaml:1"]),
         ("slurm: [\n", ["site.yaml:2: not YAML"]),
         ("slurm: {a: b\n", ["site.yaml:2: not YAML"]),

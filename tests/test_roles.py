@@ -40,6 +40,13 @@ def test_mappings_are_merged_key_by_key() -> None:
     assert args(Role.decode, both, own) == {"kv-transfer-config": merged}
 
 
+def test_objects_in_json_are_merged_key_by_key_too() -> None:
+    both = 'engine.args.x={"a":1.0,"extra":{"x":1}}'
+    own = 'engine.decode.args.x={"extra":{"y":2}}'
+    assert args(Role.decode, both, own) == {"x": {"a": 1.0, "extra": {"x": 1, "y": 2}}}
+    assert args(Role.prefill, both, own) == {"x": '{"a":1.0,"extra":{"x":1}}'}
+
+
 WIDE = ("engine=trtllm", "cluster.gpus_per_node=6", "topology.decode.data_parallel=32")
 
 

@@ -68,6 +68,11 @@ def file(config: Config, role: Role = Role.prefill) -> dict[str, Any]:
     return found
 
 
+def test_extra_fields_may_be_json() -> None:
+    made = file(with_args(extra='{"kv_cache_config": {"free_gpu_memory_fraction": 0.8}}'))
+    assert made["kv_cache_config"] == {"free_gpu_memory_fraction": 0.8}
+
+
 def test_the_command() -> None:
     made = command(CONFIG, Role.prefill)
     module = ("-m", "tensorrt_llm.commands.serve", "serve")

@@ -10,7 +10,7 @@ import msgspec
 
 from hpc_dynamo.cli import models
 from hpc_dynamo.cli.overrides import files, tree, words, yaml_text
-from hpc_dynamo.config import Config, Served, Task, about
+from hpc_dynamo.config import Config, Role, Served, Task, about
 from hpc_dynamo.config.paths import at_home
 from hpc_dynamo.errors import ConfigError
 
@@ -30,6 +30,12 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     }
     task = Task.serve if served else config.task  # all that several models are for
     return replace(config, models=served, task=task)
+
+
+def roles(overrides: Sequence[str], config_dir: Path | None = None) -> tuple[Role, ...]:
+    """Return the roles of the pools that these overrides run. Raises ConfigError for a folder that
+    does not exist."""
+    return words.roles(overrides, files.Folders(_folders(config_dir)))
 
 
 def _model(

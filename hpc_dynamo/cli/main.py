@@ -11,7 +11,7 @@ from rich.markup import escape
 from hpc_dynamo.cli import verbs
 from hpc_dynamo.cli.console import ERR, encodable
 from hpc_dynamo.cli.help import DESCRIPTION, EXAMPLES, EXIT_CODES, OVERRIDES, arguments
-from hpc_dynamo.cli.options import instead
+from hpc_dynamo.cli.options import unknown_options
 from hpc_dynamo.errors import HpcDynamoError, file_error_in
 
 
@@ -49,8 +49,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args, rest = parser.parse_known_args(argv)
     unknown = [word for word in rest if word.startswith("-")]
     if unknown:
-        words = " ".join(instead(argv or sys.argv[1:], option) for option in unknown)
-        parser.error(f"unknown options: {' '.join(unknown)}\n  try: {words}")
+        args.own.error(unknown_options(argv or sys.argv[1:], args, unknown))
     args.overrides += rest
     return args
 
@@ -70,6 +69,6 @@ def _parser() -> argparse.ArgumentParser:
         verb = rows.add_parser(
             name, help=summary, description=summary, epilog=epilog, formatter_class=form
         )
-        verb.set_defaults(call=call)
+        verb.set_defaults(call=call, own=verb)
         arguments(name, verb)
     return parser

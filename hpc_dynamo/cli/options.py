@@ -1,41 +1,16 @@
-"""Command-line options: paths, and the override that an unknown option probably meant, such as
-`model.path=X` for `--model X`."""
+"""Command-line options: paths, and the error for an option that no verb has."""
 
 import shlex
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpc_dynamo.cli.overrides.schema import leaves
+from hpc_dynamo.cli.compose import roles
+from hpc_dynamo.cli.overrides.suggest import suggestion
 
-# Names that vLLM, SGLang and Slurm users know, and the fields that they mean here.
-FIELDS = {
-    "model": "model.path",
-    "model_path": "model.path",
-    "tokenizer": "model.path",
-    "served_model_name": "model.name",
-    "tensor_parallel_size": "topology.aggregated.tensor_parallel",
-    "tp": "topology.aggregated.tensor_parallel",
-    "tp_size": "topology.aggregated.tensor_parallel",
-    "pipeline_parallel_size": "topology.aggregated.pipeline_parallel",
-    "data_parallel_size": "topology.aggregated.data_parallel",
-    "max_num_seqs": "engine.max_num_seqs",
-    "max_running_requests": "engine.max_num_seqs",
-    "api_key_file": "serve.key_file",
-    "ssl_certfile": "serve.tls_cert",
-    "ssl_keyfile": "serve.tls_key",
-    "gpus": "cluster.gpus_per_node",
-    "cpus_per_task": "cluster.cpus_per_node",
-    "input_file": "input",
-    "job_name": "name",
-    "N": "topology.nodes",
-    "p": "cluster.slurm.partition",
-    "A": "cluster.slurm.account",
-    "t": "cluster.slurm.time",
-    "q": "cluster.slurm.qos",
-    "C": "cluster.slurm.constraint",
-    "J": "name",
-    "i": "input",
-}
+RUN_VERBS = ("chat", "endpoint", "status", "report", "logs", "stop")  # they take no overrides
+SWEEP = ("-m", "--multirun")  # Hydra's options
+NAMED = ("batch", "serve", "profile")  # each run of these needs a folder of its own
 
 
 def path(text: str) -> Path:
@@ -43,15 +18,35 @@ def path(text: str) -> Path:
     return Path(text).expanduser() if text.startswith("~/") else Path(text)
 
 
-def instead(argv: Sequence[str], option: str) -> str:
-    """Return the override that the unknown `option` probably meant."""
+def unknown_options(argv: Sequence[str], args: Namespace, unknown: Sequence[str]) -> str:
+    """Return the error for options that the verb does not have: what to write instead."""
+    verb, own = args.own, _options(args.own)
+    name = verb.prog.rpartition(" ")[2]
+    if sweep := [option for option in unknown if option in SWEEP]:
+        return f"unknown option {sweep[0]}: sweeps are not supported\n  try: {_loop(argv, name)}"
+    meant = [_instead(argv, option, name, args) for option in unknown]
+    if all(meant):
+        return f"unknown options: {' '.join(unknown)}\n  try: {' '.join(meant)}"
+    strange = " ".join(option for option, words in zip(unknown, meant, strict=True) if not words)
+    rest = " ".join(filter(None, meant))
+    instead = f"\n  the others are overrides here: {rest}" if rest else ""
+    what = f"unknown options: {strange}; options of {name}: {own}{instead}"
+    return f"{what}\n  try: hpc-dynamo {name} --help"
+
+
+def _options(verb: ArgumentParser) -> str:
+    return ", ".join("/".join(a.option_strings) for a in verb._actions if a.option_strings)
+
+
+def _instead(argv: Sequence[str], option: str, verb: str, args: Namespace) -> str:
+    """Return the override that an unknown option probably meant; empty if there is none."""
     name, is_, value = option.partition("=")
-    if not is_:
-        value = _next(argv, option)
-    field = _field(name.lstrip("-"))
-    if field.startswith("engine.args.") and not value:
-        value = "true"
-    return shlex.quote(f"{field}={value}") if value else f"{field}=VALUE"
+    plain = name.lstrip("-")
+    if verb in RUN_VERBS and plain not in ("name", "runs"):
+        return ""
+    words = [word for word in args.overrides if "=" in word]
+    value = value if is_ else _next(argv, option)
+    return suggestion(plain, value, verb, roles(words, args.config_dir))
 
 
 def _next(argv: Sequence[str], option: str) -> str:
@@ -60,13 +55,16 @@ def _next(argv: Sequence[str], option: str) -> str:
     return next((word for word in after if not word.startswith("-") and "=" not in word), "")
 
 
-def _field(option: str) -> str:
-    """Return the field of the same name as an option, else the engine's option."""
-    plain = option.replace("-", "_")
-    known = sorted(leaves(), key=lambda name: (name.count("."), name))
-    if plain in known:
-        return plain
-    if plain in FIELDS:
-        return FIELDS[plain]
-    near = (name for name in known if name.rpartition(".")[2] == plain)
-    return next(near, f"engine.args.{option}")
+def _loop(argv: Sequence[str], verb: str) -> str:
+    """Return a shell loop over the values of the first override that has several of them."""
+    words = [word for word in argv[1:] if word not in SWEEP]
+    swept = next(
+        (word for word in words if "," in word and "=" in word), "engine.max_num_seqs=64,128"
+    )
+    field, _, values = swept.partition("=")
+    each = [shlex.quote(word) for word in words if word != swept]
+    if verb in NAMED and not any(word.startswith("name=") for word in words):
+        each.append('name="run-$value"')
+    listed = " ".join(shlex.quote(value) for value in values.strip("[]").split(","))
+    command = " ".join(["hpc-dynamo", verb, *each, f'{shlex.quote(field)}="$value"'])
+    return f"for value in {listed}; do {command}; done"

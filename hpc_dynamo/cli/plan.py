@@ -14,7 +14,7 @@ from hpc_dynamo.cli.console import OUT
 from hpc_dynamo.cli.model_check import model_warnings, refuse_models
 from hpc_dynamo.cli.nodes import counted, planned_for
 from hpc_dynamo.cli.start import batch_config, profile_config, serve_config
-from hpc_dynamo.config import Config, Launcher, Mixed, Task, on
+from hpc_dynamo.config import Config, Launcher, Mixed, Role, Task, on
 from hpc_dynamo.engines import check
 from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency
 from hpc_dynamo.launch import partitions, script, slurm
@@ -68,10 +68,24 @@ def plan(args: Namespace) -> int:
         print(show(config), end="")
     else:
         OUT.print(views.layout(config, layout))
-        for line in _warnings(config, layout, nodes):
+        for line in (*_unused(args.overrides, config), *_warnings(config, layout, nodes)):
             OUT.print(line, markup=False)
         refuse_impossible(config, layout, nodes)
     return 0
+
+
+def _unused(words: Sequence[str], config: Config) -> Iterator[str]:
+    """Yield a warning for each override of a pool that the topology does not run."""
+    for name, own in config.each.items():
+        prefix = f"models.{name}." if name else ""
+        used = [role for role, _ in own.topology.pools]
+        others = [role for role in Role if role not in used]
+        sections = [f"{prefix}{part}.{role}" for part in ("topology", "engine") for role in others]
+        for key in (word.lstrip("+").partition("=")[0] for word in words):
+            if key.startswith(tuple(f"{section}." for section in sections)):
+                running = " and ".join(used)
+                kind = f"{prefix}topology={own.topology.kind}"
+                yield f"warning: {key} has no effect: {kind} runs {running} workers"
 
 
 def _warnings(config: Config, layout: Plan, nodes: Sequence[Nodes]) -> Iterator[str]:

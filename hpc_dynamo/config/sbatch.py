@@ -87,6 +87,17 @@ def elsewhere(name: str) -> str:
     return FIELDS.get(option, "")
 
 
+def elsewhere_in_file(name: str, value: str) -> str:
+    """Return what to do about an sbatch option that a file has outside of `extra:`; empty if sbatch
+    has no such option. `value` is empty for a flag."""
+    option, place = option_name(name), elsewhere(name)
+    if place.startswith("cluster.slurm.extra."):
+        return f"move it under `extra:` in that file: `extra: {{{option}: {value or 'true'}}}`"
+    if not place or place.startswith("leave it out"):
+        return place
+    return f"remove it from that file, and: {place}"
+
+
 def gpu_request(text: str) -> str:
     """Return the overrides for `a100:4` or `gpu:a100:4` instead of a number; empty for others."""
     *before, count = text.removeprefix("gpu:").split(":")

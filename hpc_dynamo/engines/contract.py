@@ -18,6 +18,7 @@ from hpc_dynamo.config import (
     PlannerKind,
     Policy,
 )
+from hpc_dynamo.engines.option_names import SEVERAL
 from hpc_dynamo.engines.pd_protocol import Dialect
 from hpc_dynamo.topology import Plan, Worker
 
@@ -164,11 +165,13 @@ def flags(args: Mapping[str, Any]) -> list[str]:
     """Options of a command line from a mapping: `{max-model-len: 2048}` → `--max-model-len 2048`.
 
     True gives the bare flag, False its `--no-` form, None leaves it out, mappings become JSON,
-    lists several values.
+    lists several arguments. A text is one argument, unless the option takes several and the text
+    is a list in JSON.
     """
     out = list[str]()
-    for name, value in args.items():
+    for name, written in args.items():
         option = name.replace("_", "-")
+        value = arguments(written) if option in SEVERAL else written
         match value:
             case None:
                 continue
@@ -183,6 +186,28 @@ def flags(args: Mapping[str, Any]) -> list[str]:
             case _:
                 out += [f"--{option}", str(value)]
     return out
+
+
+def arguments(value: Any) -> Any:
+    """Return the elements of a text that is a list in JSON, numbers as they were written; any other
+    value unchanged."""
+    if not (isinstance(value, str) and value.startswith("[")):
+        return value
+    try:
+        found = json.loads(value, parse_int=str, parse_float=str)
+    except ValueError:
+        return value
+    return [each if isinstance(each, str) else json.dumps(each) for each in found]
+
+
+def parsed(value: Any) -> Any:
+    """Return the content of a text that is an object or list in JSON; any other value unchanged."""
+    if not (isinstance(value, str) and value[:1] in ("{", "[")):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def looks_at_events(config: Config) -> bool:

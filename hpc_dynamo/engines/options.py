@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpc_dynamo.config import Config
-from hpc_dynamo.engines.contract import given
+from hpc_dynamo.engines.contract import given, parsed
 from hpc_dynamo.errors import ConfigError, override
 
 
@@ -26,6 +26,6 @@ def counted(config: Config, name: str, default: int) -> int:
 def refuse_text(config: Config, name: str, example: str) -> None:
     """Refuse a text for an option whose keys are completed one by one. Raises ConfigError."""
     value = given(config).get(name)
-    if not isinstance(value, Mapping | None):
+    if not isinstance(parsed(value), Mapping | None):
         field = f"engine.args.{name}"
         raise ConfigError(f"{field}={value} must be JSON", hint=override(field, example))

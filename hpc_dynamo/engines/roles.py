@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from hpc_dynamo.config import Config, Role
+from hpc_dynamo.engines.contract import parsed
 from hpc_dynamo.topology import Worker
 
 
@@ -32,11 +33,12 @@ def differ(config: Config) -> bool:
 
 
 def merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """`theirs` win, key by key also inside of mappings."""
+    """`theirs` win, key by key also inside of mappings, and of texts that are objects in JSON."""
+    pairs = {key: (parsed(ours[key]), parsed(theirs[key])) for key in ours.keys() & theirs.keys()}
     both = {
-        key: merged(ours[key], value)
-        for key, value in theirs.items()
-        if isinstance(value, Mapping) and isinstance(ours.get(key), Mapping)
+        key: merged(mine, other)
+        for key, (mine, other) in pairs.items()
+        if isinstance(mine, Mapping) and isinstance(other, Mapping)
     }
     return {**ours, **theirs, **both}
 

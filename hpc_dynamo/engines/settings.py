@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from hpc_dynamo.config import Config, Role
+from hpc_dynamo.engines.contract import parsed
 from hpc_dynamo.engines.tuning import changes_answers
 
 Settings = dict[str, Any]  # values of JSON, by the dotted name of the field
@@ -56,7 +57,10 @@ def answer_settings(config: Config) -> Settings:
 def profile_settings(config: Config) -> Settings:
     """Return the settings that a profile depends on: all options, since times depend on them."""
     sections = {"engine": config.engine, "model": config.model, "topology": config.topology}
-    flat = dict(_flat("", _as_json(sections)))
+    plain = _as_json(sections)
+    for options in (plain["engine"], *(plain["engine"][role] for role in Role)):
+        options["args"] = _parsed(options["args"])
+    flat = dict(_flat("", plain))
     words = {name: _word(value) for name, value in flat.items() if name.startswith(ARGS)}
     found = flat | words | {"model.path": _absolute(config.model.path)}
     return {name: value for name, value in found.items() if value is not None}
@@ -78,10 +82,15 @@ def differences(old: Settings, new: Settings, usual: Settings | None = None) -> 
 
 def _options(where: str, engine: str, args: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield options as text of a command line, so that 2048 and "2048" are equal."""
-    for name, value in _flat("", _as_json(args)):
+    for name, value in _flat("", _as_json(_parsed(args))):
         option = name.replace("_", "-")
         if changes_answers(engine, option):
             yield f"{where}.args.{option}", _word(value)
+
+
+def _parsed(args: Mapping[str, Any]) -> Settings:
+    """Return options with the content of JSON, so that its blanks make no difference."""
+    return {name: parsed(value) for name, value in args.items()}
 
 
 def _word(value: Any) -> Any:

@@ -21,6 +21,7 @@ from hpc_dynamo.engines.contract import (
     device_environment,
     interpreter,
     looks_at_events,
+    parsed,
 )
 from hpc_dynamo.engines.failures import COMMON, PORT_TAKEN, advised
 from hpc_dynamo.engines.fit import model_is_set, recomputes_nothing
@@ -165,7 +166,8 @@ def _no_adapters(config: Config) -> None:
 
 def _args(config: Config) -> dict[str, Any]:
     """The user's own options, by their names on trtllm-serve's command line."""
-    return {name.replace("-", "_"): value for name, value in config.engine.args.items()}
+    args = {name.replace("-", "_"): value for name, value in config.engine.args.items()}
+    return args | ({"extra": parsed(args["extra"])} if "extra" in args else {})
 
 
 def _check_args(args: Mapping[str, Any]) -> None:

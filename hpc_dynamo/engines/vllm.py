@@ -20,6 +20,7 @@ from hpc_dynamo.engines.contract import (
     flags,
     given,
     interpreter,
+    parsed,
     reshapes,
 )
 from hpc_dynamo.engines.failures import COMMON, NO_MODEL, OLD_GPU, advised
@@ -127,7 +128,7 @@ class Vllm:
         }
         args = given(config)
         if role in KV_ROLE:
-            transfer = args.pop("kv-transfer-config", None) or {}
+            transfer = parsed(args.pop("kv-transfer-config", None)) or {}
             options["kv-transfer-config"] = self._transfer(config, role) | transfer
         endpoints = self.events(config, place)
         if endpoints:

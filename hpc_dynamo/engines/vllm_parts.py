@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpc_dynamo.config import Config, Pool, Role
-from hpc_dynamo.engines.contract import Place, given
+from hpc_dynamo.engines.contract import Place, given, parsed
 from hpc_dynamo.engines.spread import alike, node_options, pool_of, spread, whole_replicas
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker
@@ -52,7 +52,7 @@ def _check_replicas(config: Config, worker: Worker, pool: Pool) -> None:
 def check_stages(config: Config) -> None:
     """A decode worker pulls from a prefill worker's first pipeline stage alone, and has no stages
     itself. Raises ConfigError."""
-    transfer = given(config).get("kv-transfer-config") or {}
+    transfer = parsed(given(config).get("kv-transfer-config")) or {}
     if not isinstance(transfer, Mapping):
         what = f"engine.args.kv-transfer-config={transfer} must be a mapping"
         raise ConfigError(what, hint="engine.args.kv-transfer-config.kv_connector=…")

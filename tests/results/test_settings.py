@@ -8,12 +8,21 @@ import pytest
 
 from hpc_dynamo.batch.requests import Requests
 from hpc_dynamo.cli.runs import batch_run, profile_run, serve_run
-from hpc_dynamo.config import Config, Task
+from hpc_dynamo.config import Config, Engine, Task
 from hpc_dynamo.engines.settings import answer_settings, differences
 from hpc_dynamo.engines.tuning import changes_answers
 from hpc_dynamo.errors import ConfigError
 from tests.results.kept import Start, attempt, good, refused, with_fields
 from tests.runs import SIMULATOR, hpc_dynamo, write_prompts
+
+
+def test_blanks_in_json_make_no_difference() -> None:
+    texts = ('{"a":{"b":1}}', '{"a": {"b": 1}}', {"a": {"b": 1}})
+    configs = (Config(engine=Engine(args={"hf-overrides": each})) for each in texts)
+    first, *others = map(answer_settings, configs)
+    assert first["engine.args.hf-overrides.a.b"] == "1"
+    assert others == [first, first]
+
 
 OTHER = [
     ({"model__path": "org/other"}, "model.path: org/model → org/other"),

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 from hpc_dynamo.config import Config
-from hpc_dynamo.config.sbatch import elsewhere
+from hpc_dynamo.config.sbatch import elsewhere, elsewhere_in_file
 from hpc_dynamo.errors import ConfigError, no_field
 
 
@@ -61,11 +61,14 @@ def field(name: str) -> Field:
     return Field(tuple(parts), section)
 
 
-def unknown_field(keys: tuple[str, ...], name: str, known: Iterable[str]) -> ConfigError:
+def unknown_field(
+    keys: tuple[str, ...], name: str, known: Iterable[str], in_file: str | None = None
+) -> ConfigError:
     """Return the error for a field that the section at `keys` does not have. It names the right
-    place for an option of sbatch."""
+    place for an option of sbatch. `in_file` is the text of its value if a file sets it."""
     path = ".".join(keys)
-    if keys == ("cluster", "slurm") and (place := elsewhere(name)):
+    place = elsewhere(name) if in_file is None else elsewhere_in_file(name, in_file)
+    if keys == ("cluster", "slurm") and place:
         return ConfigError(f"{path}.{name} is not a field", hint=place)
     return no_field(path, name, known)
 

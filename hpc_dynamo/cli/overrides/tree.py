@@ -56,9 +56,17 @@ def _assign(tree: dict[str, Any], change: Assignment, hidden: "_Hidden") -> None
     *above, last = change.field.keys
     for key in above:
         if not isinstance(tree.get(key), dict):
-            tree[key] = {}
+            tree[key] = _object(tree.get(key)) or {}
         tree = tree[key]
+    if isinstance(tree.get(last), dict):  # an object in JSON adds to that of a file
+        value = _object(value) or value
     merge(tree, {last: hidden.away(value)})
+
+
+def _object(value: Any) -> dict[str, Any] | None:
+    """Return the content of a text that is an object in JSON; None for any other value."""
+    content = values.json_value(value) if isinstance(value, str) else None
+    return content if isinstance(content, dict) else None
 
 
 def _value(field: Field, text: str) -> Any:
@@ -105,7 +113,9 @@ def typed(content: Mapping[str, Any], of: Any, keys: Keys, line: Line) -> dict[s
     known = schema.fields_of(of)
     for name in content:
         if name not in known:
-            raise _located(schema.unknown_field(keys, name, known), line((*keys, name)))
+            place = line((*keys, name))
+            text = _scalar(content[name]) if place else None
+            raise _located(schema.unknown_field(keys, name, known, text), place)
     return {name: _typed(each, known[name], (*keys, name), line) for name, each in content.items()}
 
 
@@ -122,6 +132,8 @@ def _typed(value: Any, of: Any, keys: Keys, line: Line) -> Any:
     if isinstance(value, Mapping) and get_origin(of) is dict:
         return _entries(value, get_args(of)[1], keys, line)
     try:
+        if value is None and len(keys) > 1 and keys[-2] == "extra":
+            raise _no_value(keys)
         return _leaf(value, of, ".".join(keys))
     except ConfigError as e:
         raise _located(e, line(keys)) from e
@@ -152,6 +164,17 @@ def _leaf(value: Any, of: Any, name: str) -> Any:
 
 def _shown(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
+
+
+def _scalar(value: Any) -> str:
+    """Return a value of a file as it was written there, as far as it is known."""
+    return "" if value is None else str(_shown(value))
+
+
+def _no_value(keys: Keys) -> ConfigError:
+    """Return the error for an option of sbatch without a value."""
+    hint = f"`{keys[-1]}: true` for a flag, `{keys[-1]}: false` to leave the option out"
+    return ConfigError(f"{'.'.join(keys)} has no value", hint=hint)
 
 
 def _located(error: ConfigError, line: str) -> ConfigError:

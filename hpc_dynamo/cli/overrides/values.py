@@ -1,8 +1,8 @@
 """Convert the text of a value to the type of its field.
 
-A text field gets its text unchanged. A free engine option gets the text for its command line. Only
-`true`, `false`, `null`, JSON objects and arrays, mappings such as `{a: 1}`, and numbers that print
-as they were written are converted: adapters render those as flags, JSON and the same number.
+A text field gets its text unchanged. A free engine option gets the text for its command line, JSON
+too. Only `true`, `false`, `null`, mappings such as `{a: 1}` that are not JSON, and numbers that
+print as they were written are converted: adapters render those as flags, JSON and the same number.
 """
 
 import json
@@ -134,12 +134,12 @@ def _expected(of: Any) -> tuple[str, str]:
 
 
 def engine_option(text: str) -> Any:
-    """Return the value of a free engine option. It prints as the same text, except for JSON and
-    `true`, `false` and `null`."""
+    """Return the value of a free engine option. It prints as the same text, except for `true`,
+    `false`, `null`, and mappings such as `{a: 1}` that are not JSON."""
     if text in WORDS:
         return WORDS[text]
     if text[:1] in ("{", "["):
-        return json_value(text)
+        return text if is_json(text) else json_value(text)
     for number in (int, float):
         try:
             if text == str(number(text)) and math.isfinite(number(text)):
@@ -147,6 +147,15 @@ def engine_option(text: str) -> Any:
         except ValueError:  # not a number, or one of too many digits
             continue
     return text
+
+
+def is_json(text: str) -> bool:
+    """Return True if the text is JSON that every program reads: without NaN and broken Unicode."""
+    try:
+        msgspec.json.encode(json.loads(text, parse_constant=_no_constant))
+    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
+        return False
+    return True
 
 
 def json_value(text: str) -> Any:

@@ -7,9 +7,10 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from hpc_dynamo.cli.overrides import schema
-from hpc_dynamo.cli.overrides.files import Folders, refuse_unknown_choice
+from hpc_dynamo.cli.overrides.files import Folders, composed, refuse_unknown_choice
 from hpc_dynamo.cli.overrides.schema import Field
-from hpc_dynamo.config import Config
+from hpc_dynamo.cli.overrides.suggest import suggestion
+from hpc_dynamo.config import Config, Kind, Role, Topology
 from hpc_dynamo.errors import ConfigError, override
 
 INPUTS = (".jsonl", ".json", ".csv", ".txt", ".gz")  # endings of files of prompts
@@ -50,7 +51,7 @@ def read(words: Sequence[str], folders: Folders) -> Words:
         elif word.startswith("~"):
             changes.append(Removal(tuple(_removed(word).split(".")), word))
         else:
-            changes.append(_assignment(word))
+            changes.append(_assignment(word, words, folders))
     return Words(tuple(choices), tuple(changes))
 
 
@@ -79,6 +80,10 @@ def _choice(word: str, folders: Folders) -> str:
         known = ", ".join(folders.choices(group))
         hint = f"{group}=FILE; known: {known}" if known else ""
         raise ConfigError(f"{word} is a group of files, and no file is named", hint=hint)
+    if group == "model" and folders.file(f"model/{value}") is None:
+        known = ", ".join(folders.choices(group))
+        hint = f"{override('model.path', value)} (files of conf/model: {known})"
+        raise ConfigError(f"{word}: model takes the name of a file of conf/model", hint=hint)
     refuse_unknown_choice(folders, group, value)
     return word
 
@@ -91,11 +96,28 @@ def _removed(word: str) -> str:
     return name
 
 
-def _assignment(word: str) -> Assignment:
+def _assignment(word: str, words: Sequence[str], folders: Folders) -> Assignment:
     name, is_, text = word.partition("=")
     if not is_:
         raise no_assignment(word)
-    return Assignment(schema.field(name.lstrip("+")), text)
+    try:
+        return Assignment(schema.field(name.lstrip("+")), text)
+    except ConfigError as e:
+        meant = "" if "." in name else suggestion(name, text, "", roles(words, folders))
+        raise (ConfigError(e.message, hint=meant) if meant else e) from None
+
+
+def roles(words: Sequence[str], folders: Folders) -> tuple[Role, ...]:
+    """Return the roles of the pools that these arguments run; those of the default topology if the
+    arguments are wrong."""
+    try:
+        files = composed(folders, [word for word in words if _is_choice(word, folders)])
+        kinds = [str((files.get("topology") or {}).get("kind"))]
+        kinds += [w.partition("=")[2] for w in words if w.startswith("topology.kind=")]
+        kind = Kind(kinds[-1])
+    except (ConfigError, ValueError):
+        kind = Kind.disaggregated
+    return tuple(role for role, _ in Topology(kind).pools)
 
 
 def no_assignment(word: str) -> ConfigError:

@@ -1,0 +1,113 @@
+"""The overrides that an option of another tool stands for: `model.path=X` for `--model X`.
+
+Used for unknown options (`--model X`) and for names that are not fields (`partition=gpu`).
+"""
+
+from collections.abc import Iterable, Sequence
+
+from hpc_dynamo.cli.overrides.schema import leaves
+from hpc_dynamo.config import Role
+from hpc_dynamo.engines.option_names import FLAGS, VALUES
+from hpc_dynamo.errors import override
+
+# Names that vLLM, SGLang and Slurm users know, and the fields that they mean here.
+FIELDS = {
+    "model": "model.path",
+    "model_path": "model.path",
+    "tokenizer": "model.path",
+    "served_model_name": "model.name",
+    "max_num_seqs": "engine.max_num_seqs",
+    "max_running_requests": "engine.max_num_seqs",
+    "api_key_file": "serve.key_file",
+    "ssl_certfile": "serve.tls_cert",
+    "ssl_keyfile": "serve.tls_key",
+    "gpus": "cluster.gpus_per_node",
+    "cpus_per_task": "cluster.cpus_per_node",
+    "input_file": "input",
+    "job_name": "name",
+    "N": "topology.nodes",
+    "nnodes": "topology.nodes",
+    "p": "cluster.slurm.partition",
+    "A": "cluster.slurm.account",
+    "t": "cluster.slurm.time",
+    "q": "cluster.slurm.qos",
+    "C": "cluster.slurm.constraint",
+    "J": "name",
+    "i": "input",
+}
+
+# Names of fields that each pool of workers has.
+POOL = {
+    "workers": "workers",
+    **{
+        name: f"{kind}_parallel"
+        for kind, short in (("tensor", "tp"), ("pipeline", "pp"), ("data", "dp"))
+        for name in (f"{kind}_parallel", f"{kind}_parallel_size", short, f"{short}_size")
+    },
+}
+
+# Options that take more than a value to translate.
+EXAMPLES = {
+    "api_key": "serve.key_file=FILE, a file that holds the key",
+    "lora_modules": "model.lora.NAME=PATH",
+    "lora_paths": "model.lora.NAME=PATH",
+}
+
+# Options of the engines that the toolkit computes for each worker.
+SET_BY_US = frozenset(
+    (
+        *("host", "port", "nnodes", "node-rank", "master-addr", "master-port", "dist-init-addr"),
+        *("middleware", "disaggregation-mode", "disaggregation-bootstrap-port", "device-ids"),
+    )
+)
+
+BODY = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k")  # of a request
+
+# Sections that only some verbs read. The verb is empty if it is not known.
+SECTIONS = {
+    "batch": ("batch", "plan", "doctor", ""),
+    "serve": ("serve", "plan", "doctor", "route", ""),
+    "route": ("route",),
+    "simulate": ("simulate",),
+}
+
+
+def suggestion(name: str, value: str, verb: str, roles: Iterable[Role]) -> str:
+    """Return overrides for a shell, or an empty text if no field or engine option has this name.
+
+    `value` is empty if the option has none. `verb` is empty if unknown. `roles` are those of the
+    pools in use.
+    """
+    plain = name.replace("-", "_")
+    if plain in EXAMPLES:
+        return EXAMPLES[plain]
+    found = _fields(plain, verb, roles)
+    if found:
+        return " ".join(_assigned(field, value) for field in found)
+    return _engine_option(plain.replace("_", "-"), value)
+
+
+def _fields(plain: str, verb: str, roles: Iterable[Role]) -> Sequence[str]:
+    if plain in BODY:
+        return [f"batch.defaults.{plain}"] if verb == "batch" else []
+    if plain in POOL:
+        return [f"topology.{role}.{POOL[plain]}" for role in roles]
+    known = sorted(leaves(), key=lambda field: (field.count("."), field))
+    if plain in known:
+        return [plain]
+    if plain in FIELDS:
+        return [FIELDS[plain]]
+    usable = (field for field in known if verb in SECTIONS.get(field.partition(".")[0], (verb,)))
+    return [field for field in usable if field.rpartition(".")[2] == plain][:1]
+
+
+def _engine_option(name: str, value: str) -> str:
+    if name.startswith("no-") and name[3:] in FLAGS:
+        return f"engine.args.{name[3:]}=false"
+    if name in FLAGS:
+        return _assigned(f"engine.args.{name}", value or "true")
+    return _assigned(f"engine.args.{name}", value) if name in VALUES - SET_BY_US else ""
+
+
+def _assigned(field: str, value: str) -> str:
+    return override(field, value) if value else f"{field}=VALUE"
