@@ -61,7 +61,8 @@ def test_free_fields_take_any_key_without_a_plus() -> None:
             "cluster.slurm.extra.mail-type=END",
         ]
     )
-    assert config.engine.args == {"max-model-len": 8192, "compilation-config": {"level": 3}}
+    args = {"max-model-len": 8192, "compilation-config": '{"level": 3}'}
+    assert config.engine.args == args
     assert config.engine.env == {"NCCL_DEBUG": "INFO"}
     assert config.batch.defaults == {"max_tokens": 256}
     assert config.cluster.slurm.extra == {"mail-type": "END"}
