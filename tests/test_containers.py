@@ -58,9 +58,13 @@ def config(container: Container, name: str = "vllm", **fields: object) -> Config
 
 
 def commands(c: Config) -> tuple[Command, Command]:
-    """What the engine is started by, without and with its container."""
+    """What the engine is started by, without and with its container; in one it does not import from
+    the current folder, which Apptainer mounts."""
     bare = engine(c.engine.name).command(c, PLACE)
-    return bare, contained(c, PLACE, bare)
+    whole = contained(c, PLACE, bare)
+    if c.engine.container.kind is ContainerKind.none:
+        return bare, whole
+    return replace(bare, env={"PYTHONSAFEPATH": "1", **bare.env}), whole
 
 
 @pytest.mark.parametrize("name", ENGINES)
