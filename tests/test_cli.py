@@ -193,6 +193,13 @@ def test_plan_refuses_with_field_value_and_remedy(
     refused(call("plan", *words), *parts)
 
 
+def test_the_doctor_takes_no_run(call: Call, tmp_path: Path) -> None:
+    folder = new_run(tmp_path / "runs" / "p").run.path
+    for word in (str(folder), "runs/p", "p"):
+        said = f"{word} is a run; doctor takes no run, only FIELD=VALUE overrides"
+        refused(call("doctor", word), said, "try: hpc-dynamo doctor")
+
+
 def test_a_refusal_of_a_real_process(tmp_path: Path) -> None:
     done = hpc_dynamo("plan", "topology.decode.worker=2", cwd=tmp_path)
     refused(done, "topology.decode.worker is not a field", "\n  try: did you mean workers?")

@@ -44,7 +44,7 @@ def batch(args: Namespace) -> int:
     if not results.unfinished(requests):
         answered, failed = results.merge(entry.custom_id for entry in requests.entries)
         say(f"nothing to do: all results are in {run.output} (and {run.errors.name})")
-        code, why = conclusion(run, answered, failed)
+        code, why = conclusion(run, answered, failed, retried=config.batch.retry_failed)
         if why:
             say(why)
         return code
