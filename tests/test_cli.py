@@ -17,7 +17,7 @@ from hpc_dynamo.config import Config
 from hpc_dynamo.messages import JobRecord, NodeRecord, Outcome, Progress, Roster, Summary
 from hpc_dynamo.run import Run, Secrets, write_json
 from hpc_dynamo.topology import Plan
-from tests.runs import hpc_dynamo
+from tests.runs import SIMULATOR, hpc_dynamo, write_prompts
 from tests.terminal import Call, going_on, new_run, printed, refused
 
 
@@ -93,6 +93,28 @@ def test_plan_shows_node_rank_role_and_gpus(tmp_path: Path) -> None:
         ["2", "-", "idle", "-"],
     ]
     assert "a node: 34 CPUs, 260 GB, 4 GPUs; time 60 min" in text
+
+
+def test_plan_shows_all_memory_of_a_node(call: Call) -> None:
+    words = ("engine=simulator", "cluster.cpus_per_node=8", "cluster.memory_gb_per_node=0")
+    assert "a node: 8 CPUs, all memory; time" in printed(call("plan", *words))
+
+
+@pytest.mark.parametrize("name", ["a/b", "../up", ".hidden", "x%j"])
+@pytest.mark.parametrize("verb", ["plan", "batch"])
+def test_a_name_that_is_no_folder_is_refused(
+    call: Call, tmp_path: Path, verb: str, name: str
+) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", 1)
+    refused(call(verb, *SIMULATOR, "input=prompts.jsonl", f"name={name}"), "name=", name)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_plan_refuses_fewer_gpus_of_extra(call: Call) -> None:
+    words = ("cluster.gpus_per_node=4", "cluster.slurm.extra.gpus-per-node=2")
+    for how in ((), ("--sbatch",)):
+        said = call("plan", *how, *words)
+        refused(said, "extra.gpus-per-node=2 asks for 2 GPUs", "cluster.gpus_per_node=2")
 
 
 def test_plan_without_gpus(call: Call) -> None:

@@ -162,8 +162,6 @@ def _conclude(attempt: Attempt, outcome: Outcome, *, cancelled: bool) -> int:
 def placed(config: Config, default_name: str) -> Config:
     """With a name, a run folder that means the same on every node, and what the engine needs."""
     name = config.name or default_name
-    if "/" in name or name.startswith("."):
-        raise ConfigError(f"name={name!r} must be a plain folder name", hint="name=my-run")
     planner = replace(config.planner, profile=_profile(config.planner))
     runs = str(Path(config.runs).absolute())
     check_folder(runs, name)
