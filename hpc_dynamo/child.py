@@ -28,10 +28,18 @@ OF_MPIRUN = tuple(f"{SETTINGS}{name}" for name in ("orte_", "ess", "pmix", "plm"
 # successor for it.
 LOGIN = "HPC_DYNAMO_LOGIN"
 
+# Keeps Python (3.11 and later; others ignore it) from importing modules of the current folder: a
+# user's queue.py there would replace that of the standard library.
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+
 
 def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without variables of this job, step and rank, plus `extra`."""
-    return {k: v for k, v in os.environ.items() if not _foreign(k)} | dict(extra)
+    """Return the environment without variables of this job, step and rank, plus `extra`.
+
+    Python programs started with it do not import from the current folder.
+    """
+    own = {k: v for k, v in os.environ.items() if not _foreign(k)}
+    return SAFE_PATH | own | dict(extra)
 
 
 def _foreign(name: str) -> bool:

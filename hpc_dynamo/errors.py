@@ -149,7 +149,7 @@ _FILE_ERRORS = {
     errno.ELOOP: ("its symbolic links form a circle", "another path", False),
     errno.ENOSPC: (
         "no space left on the device",
-        "`df -h {path}`; free some, or use another",
+        "`df -h {path}`; free some space, or use another disk",
         True,
     ),
     errno.EDQUOT: ("your disk quota is used up", "`quota -s`; free some space in {path}", True),
@@ -161,45 +161,64 @@ _FILE_ERRORS = {
 }
 
 
-def file_error(error: OSError) -> FileError | None:
-    """Return one line with path and remedy for a file system error; None for any other."""
+def file_error(error: OSError, near: Path | None = None) -> FileError | None:
+    """Return one line with path and remedy for a file system error; None for any other.
+
+    `near` is a file that is probably on the same disk, for a full disk that names no file.
+    """
     if error.errno not in _FILE_ERRORS:
         return None
     what, remedy, again = _FILE_ERRORS[error.errno]
-    path = _path(error.filename2 or error.filename)
-    owner = _owner(path) if error.errno in (errno.EACCES, errno.EPERM) else ""
+    path = _path(error.filename2 or error.filename) or (near if "{path}" in remedy else None)
+    owner = ""
+    if path and error.errno in (errno.EACCES, errno.EPERM):
+        there, name = _existing(path), _other_owner(path)
+        owner = f" ({there} belongs to {name})" if name else ""
+        remedy = _access(there, name) if _is_unreadable(there) else remedy
+    else:
+        remedy = remedy.format(path=shlex.quote(str(_existing(path))) if path else "~")
     where = f"{path}: " if path else ""
-    hint = (
-        remedy.format(path=shlex.quote(str(_existing(path)))) if path else remedy.format(path=".")
-    )
-    return (FileError if again else FileRefused)(f"{where}{what}{owner}", hint=hint)
+    return (FileError if again else FileRefused)(f"{where}{what}{owner}", hint=remedy)
 
 
-def file_error_in(error: BaseException) -> FileError | None:
-    """Return the first file system error in `error`, which may be a group, and in its causes."""
+def file_error_in(error: BaseException, near: Path | None = None) -> FileError | None:
+    """Return the first file system error in `error`, which may be a group, and in its causes.
+
+    `near`: see `file_error`.
+    """
     if isinstance(error, BaseExceptionGroup):
-        return next(filter(None, map(file_error_in, error.exceptions)), None)
+        return next(filter(None, (file_error_in(e, near) for e in error.exceptions)), None)
     if isinstance(error, OSError):
-        return file_error(error)
-    return file_error_in(error.__cause__) if error.__cause__ else None
+        return file_error(error, near)
+    return file_error_in(error.__cause__, near) if error.__cause__ else None
+
+
+def _is_unreadable(there: Path) -> bool:
+    """Return True if reading is already refused, and not only writing."""
+    return not os.access(there, os.R_OK | os.X_OK if there.is_dir() else os.R_OK)
+
+
+def _access(there: Path, owner: str) -> str:
+    """Return what gives the right to read a file or folder; `owner` is another user, if any."""
+    path = shlex.quote(str(there))
+    if owner:
+        return f"ask {owner} for read access; `ls -ld {path}` shows who has it"
+    return f"`chmod u+rX {path}`; `ls -ld {path}` shows its permissions"
 
 
 def _path(name: object) -> Path | None:
     return Path(os.fsdecode(name)).absolute() if isinstance(name, str | bytes | Path) else None
 
 
-def _existing(path: Path | None) -> Path:
+def _existing(path: Path) -> Path:
     """Return the path, or its nearest existing parent folder."""
-    path = path or Path.cwd()
     return next((p for p in (path, *path.parents) if os.access(p, os.F_OK)), path)
 
 
-def _owner(path: Path | None) -> str:
-    """Return the owner of a file or folder, if it is another user."""
+def _other_owner(path: Path) -> str:
+    """Return the owner of a file, or of its nearest existing folder, if it is another user."""
     try:
-        there = _existing(path)
-        uid = there.stat().st_uid
-        name = pwd.getpwuid(uid).pw_name
+        uid = _existing(path).stat().st_uid
+        return pwd.getpwuid(uid).pw_name if uid != os.geteuid() else ""
     except (OSError, KeyError):
         return ""
-    return f" ({there} belongs to {name})" if uid != os.geteuid() else ""

@@ -74,7 +74,7 @@ def outcome_of(task: Coroutine[Any, Any, Outcome], file: Path) -> Outcome:
         log.error("%s", e)
         return Outcome(exit_code=e.exit_code, message=str(e))
     except Exception as e:  # last chance to report: the process ends here
-        if refused := file_error_in(e):
+        if refused := file_error_in(e, near=file):
             log.error("%s", refused)
             return Outcome(exit_code=refused.exit_code, message=f"{refused}\n  log: {file}")
         log.exception("this is a defect of hpc-dynamo")

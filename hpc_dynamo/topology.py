@@ -207,8 +207,8 @@ def _gpus_per_node(config: Config, kind: str) -> int:
         hint = f"{field}=4 (`sinfo -o '%P %G'` shows what your nodes have)"
         raise ConfigError(f"{field} is not set and engine.device=cuda", hint=hint)
     if gpus < 1:
-        hint = "engine.device=cpu, or the number of GPUs that a node has"
-        raise ConfigError(f"{field}={gpus} with engine.device=cuda", hint=hint)
+        hint = f"{field}=N (GPUs of a node), or engine=vllm-cpu (engine=simulator to try it out)"
+        raise ConfigError(f"no GPUs are known for {kind or 'this machine'}: {field}=0", hint=hint)
     return gpus
 
 

@@ -10,6 +10,7 @@ Answer = tuple[int, Any]
 
 # Fields that differ between two runs of one request, or between one worker and two.
 NAMES = {"id", "item_id", "call_id", "request_id", "kv_transfer_params"}
+CONFIGURATION = {"system_fingerprint"}  # of vLLM: a hash that covers the KV connector
 TIMES = {"created", "created_at", "completed_at"}
 CACHED = {
     "input_tokens_details", "prompt_tokens_details",
@@ -17,7 +18,7 @@ CACHED = {
 }  # fmt: skip
 LAST_DIGITS = {"logprob", "token_logprobs"}
 OF_EVENTS = {"sequence_number", "object", "obfuscation"}  # one for each event of a stream
-IGNORED = NAMES | TIMES | CACHED | LAST_DIGITS | OF_EVENTS
+IGNORED = NAMES | CONFIGURATION | TIMES | CACHED | LAST_DIGITS | OF_EVENTS
 
 # Texts of which each event of a stream carries a part.
 PARTS = {

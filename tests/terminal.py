@@ -15,7 +15,7 @@ from typing import Any
 import pexpect  # type: ignore[import-untyped]  # it has no type information
 import pytest
 
-from hpc_dynamo.cli.main import main
+from hpc_dynamo.cli.command_line import main
 from hpc_dynamo.config import Config, Role, Serve, Task
 from hpc_dynamo.messages import (
     Endpoint,
@@ -75,13 +75,17 @@ def refused(done: Done, *parts: str, code: int = 3) -> None:
 
 @contextmanager
 def on_a_terminal(
-    words: Sequence[str], cwd: Path, env: dict[str, str] | None = None, columns: int = 160
+    words: Sequence[str],
+    cwd: Path,
+    env: dict[str, str] | None = None,
+    columns: int = 160,
+    start: Sequence[str] = ("-m", "hpc_dynamo"),
 ) -> Iterator[Process]:
     """`hpc-dynamo` on a pseudo terminal of 50 lines."""
     own = {**os.environ, "TERM": "xterm", **(env or {})}
     own.pop("COLUMNS", None)
     own.pop("NO_COLOR", None)
-    argv = ["-m", "hpc_dynamo", *words]
+    argv = [*start, *words]
     process: Process = pexpect.spawn(
         sys.executable,
         argv,

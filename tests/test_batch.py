@@ -37,6 +37,23 @@ def test_a_batch_answers_every_request_in_order(tmp_path: Path) -> None:
     assert "30 answered" in done.stdout
 
 
+SHADOWS = ("select", "queue", "http", "json", "socket", "typing", "msgspec", "numpy")
+
+
+def test_modules_of_the_current_folder_are_not_imported(tmp_path: Path) -> None:
+    """Neither by agents, nor by engines and frontends. PYTHONPATH of the user is kept."""
+    ids = write_prompts(tmp_path / "prompts.jsonl", 3)
+    for name in SHADOWS:
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('the user has a {name}.py')\n")
+    command = str(Path(sys.executable).parent / "hpc-dynamo")  # `python -m` is the user's own
+    words = (*SIMULATOR, *TWO_NODES, "input=prompts.jsonl")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "elsewhere")}
+    argv = [command, "batch", *words]
+    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(answers(tmp_path / "runs/prompts/output.jsonl")) == ids
+
+
 def test_the_same_command_again_repeats_nothing(tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 5)
     first = hpc_dynamo("batch", *SIMULATOR, "input=prompts.jsonl", cwd=tmp_path)

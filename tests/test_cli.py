@@ -17,7 +17,7 @@ from hpc_dynamo.config import Config
 from hpc_dynamo.messages import JobRecord, NodeRecord, Outcome, Progress, Roster, Summary
 from hpc_dynamo.run import Run, Secrets, write_json
 from hpc_dynamo.topology import Plan
-from tests.runs import hpc_dynamo
+from tests.runs import SIMULATOR, hpc_dynamo, write_prompts
 from tests.terminal import Call, going_on, new_run, printed, refused
 
 
@@ -95,6 +95,28 @@ def test_plan_shows_node_rank_role_and_gpus(tmp_path: Path) -> None:
     assert "a node: 34 CPUs, 260 GB, 4 GPUs; time 60 min" in text
 
 
+def test_plan_shows_all_memory_of_a_node(call: Call) -> None:
+    words = ("engine=simulator", "cluster.cpus_per_node=8", "cluster.memory_gb_per_node=0")
+    assert "a node: 8 CPUs, all memory; time" in printed(call("plan", *words))
+
+
+@pytest.mark.parametrize("name", ["a/b", "../up", ".hidden", "x%j"])
+@pytest.mark.parametrize("verb", ["plan", "batch"])
+def test_a_name_that_is_no_folder_is_refused(
+    call: Call, tmp_path: Path, verb: str, name: str
+) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", 1)
+    refused(call(verb, *SIMULATOR, "input=prompts.jsonl", f"name={name}"), "name=", name)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_plan_refuses_fewer_gpus_of_extra(call: Call) -> None:
+    words = ("cluster.gpus_per_node=4", "cluster.slurm.extra.gpus-per-node=2")
+    for how in ((), ("--sbatch",)):
+        said = call("plan", *how, *words)
+        refused(said, "extra.gpus-per-node=2 asks for 2 GPUs", "cluster.gpus_per_node=2")
+
+
 def test_plan_without_gpus(call: Call) -> None:
     text = printed(call("plan", "engine=simulator", "topology.nodes=2"))
     assert rows(text) == [["0", "0", "prefill", "-"], ["1", "1", "decode", "-"]]
@@ -169,6 +191,13 @@ def test_plan_refuses_with_field_value_and_remedy(
     words: Sequence[str], parts: Sequence[str], call: Call
 ) -> None:
     refused(call("plan", *words), *parts)
+
+
+def test_the_doctor_takes_no_run(call: Call, tmp_path: Path) -> None:
+    folder = new_run(tmp_path / "runs" / "p").run.path
+    for word in (str(folder), "runs/p", "p"):
+        said = f"{word} is a run; doctor takes no run, only FIELD=VALUE overrides"
+        refused(call("doctor", word), said, "try: hpc-dynamo doctor")
 
 
 def test_a_refusal_of_a_real_process(tmp_path: Path) -> None:

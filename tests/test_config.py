@@ -150,6 +150,11 @@ REFUSED = [
     (slurm(extra={"N": "3"}), "cluster.slurm.extra.N=3", "topology.nodes"),
     (slurm(extra={"--time": "9"}), "cluster.slurm.extra.--time=9", "cluster.slurm.time"),
     (slurm(extra={"cpus_per_task": "9"}), "extra.cpus_per_task=9", "cluster.cpus_per_node"),
+    (slurm(extra={"mem": ""}), "cluster.slurm.extra.mem=: --mem needs a value", "extra.mem=VALUE"),
+    (slurm(extra={"p": " "}), "--partition needs a value", "false leaves the option out"),
+    (slurm(extra={"qos": "true"}), "--qos needs a value", "extra.qos=VALUE"),
+    (slurm(extra={"mail_type": ""}), "--mail-type needs a value", "extra.mail_type=VALUE"),
+    (slurm(extra={"gres": ""}), "--gres needs a value", "extra.gres=VALUE"),
     (slurm(extra={"signal": "9"}), "extra.signal=9", "cluster.slurm.signal_before_end_s"),
 ]
 

@@ -111,6 +111,26 @@ def test_fewer_gpus_than_the_plan_needs() -> None:
     assert found == {"GPUs": "1 GPUs are visible (0) of 2"}
 
 
+def test_a_local_run_is_told_the_number_of_the_plan_and_no_field_of_slurm(tmp_path: Path) -> None:
+    words = ("topology=aggregated", "topology.aggregated.workers=2", "cluster.gpus_per_node=4")
+    done = hpc_dynamo("plan", *LOCAL, "engine.device=cuda", *words, cwd=tmp_path)
+    assert "0,1" not in done.stdout  # two workers of one GPU each
+    _, found, _ = report(tmp_path, "engine.device=cuda", *words)
+    (fault,) = (f for f in found.findings if f.check == "GPUs")
+    assert "of 2" in fault.what
+    assert fault.why == "the layout needs 2 GPUs on this node"
+    assert "slurm" not in fault.fix
+
+
+def test_local_advice_names_no_field_of_slurm() -> None:
+    broken = msgspec.structs.replace(HEALTHY, gpus_wanted=2, nofile=9, engine_error="no vllm")
+    slurm = [f.fix for f in examine(broken, FULL)]
+    local = [f.fix for f in examine(msgspec.structs.replace(broken, local=True), FULL)]
+    assert [("slurm" in a, "slurm" in b) for a, b in zip(slurm, local, strict=True)] == [
+        (True, False)
+    ] * 3
+
+
 def test_gpus_that_the_driver_has_not_got(tmp_path: Path) -> None:
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 'GPU 0: one'\necho 'GPU 1: two'\n")

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from hpc_dynamo.errors import FileError, FileRefused, file_error, file_error_in
+from hpc_dynamo.messages import Outcome
+from hpc_dynamo.node import outcome_of
 from hpc_dynamo.run import write_atomic
 from tests.runs import SIMULATOR, hpc_dynamo, latest, until, write_prompts
 from tests.terminal import Done, new_run, on_a_terminal, rest_of
@@ -115,15 +117,39 @@ def test_somebody_elses_folder(as_stranger: Callable[..., Done], tmp_path: Path)
 def test_a_colleagues_run(as_stranger: Callable[..., Done], tmp_path: Path) -> None:
     attempt = new_run(tmp_path / "runs" / "p")
     give_away(attempt.run.path, 0o700)
-    for verb in ("status", "stop", "logs", "chat", "endpoint"):
+    ask = f"try: ask nobody for read access; `ls -ld {attempt.run.path}`"
+    for verb in ("status", "stop", "logs", "chat", "endpoint", "report"):
         said = as_stranger(verb, "name=p")
-        one_line(said, "runs/p", "permission denied", "belongs to nobody")
+        one_line(said, "runs/p", "permission denied", "belongs to nobody", ask)
 
 
 def test_an_unreadable_input(as_stranger: Callable[..., Done], tmp_path: Path) -> None:
     write_prompts(tmp_path / "p.jsonl", 3)
-    give_away(tmp_path / "p.jsonl", 0o600)
-    one_line(as_stranger(*BATCH), f"{tmp_path / 'p.jsonl'}: permission denied")
+    file = tmp_path / "p.jsonl"
+    give_away(file, 0o600)
+    said = f"{file}: permission denied"
+    one_line(as_stranger(*BATCH), said, f"ask nobody for read access; `ls -ld {file}`")
+    os.chown(file, os.geteuid(), -1)
+    file.chmod(0)
+    one_line(as_stranger(*BATCH), said, f"try: `chmod u+rX {file}`")
+
+
+def test_somebody_elses_key(as_stranger: Callable[..., Done], tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("secret")
+    give_away(key, 0o600)
+    said = as_stranger("chat", "--url", "http://127.0.0.1:1/v1", "--key-file", str(key), "Hi")
+    one_line(said, f"{key}: permission denied", "ask nobody for read access")
+    said = as_stranger("serve", *SIMULATOR, f"serve.key_file={key}")
+    one_line(said, f"{key}: permission denied", "ask nobody for read access")
+
+
+def test_a_refused_write_names_no_reading(as_stranger: Callable[..., Done], tmp_path: Path) -> None:
+    """Everybody may read the folder: its owner need not be asked for that."""
+    write_prompts(tmp_path / "p.jsonl", 3)
+    (tmp_path / "theirs").mkdir()
+    give_away(tmp_path / "theirs", 0o755)
+    one_line(as_stranger(*BATCH, "runs=theirs"), "try: a folder that you may write to")
 
 
 def test_names_and_folders(tmp_path: Path) -> None:
@@ -163,6 +189,42 @@ def test_a_full_disk_before_the_job(small: Path, tmp_path: Path) -> None:
     one_line(done, f"{small}/runs/p", "no space left on the device", "`df -h ", code=1)
 
 
+def test_a_full_disk_while_results_are_merged(small: Path, tmp_path: Path) -> None:
+    """Files are written through a handle, whose errors have no file name."""
+    write_prompts(tmp_path / "p.jsonl", 100, max_tokens=40)
+    words = (*BATCH, f"runs={small}/runs")
+    assert hpc_dynamo(*words, cwd=tmp_path).returncode == 0
+    output = small / "runs/p/output.jsonl"
+    output.unlink()
+    ballast = filled(small, but=20_000)
+    before = sorted(p.name for p in output.parent.iterdir())
+    done = hpc_dynamo(*words, cwd=tmp_path)
+    one_line(done, f"{output}: no space left", f"`df -h {output.parent}`", code=1)
+    assert sorted(p.name for p in output.parent.iterdir()) == before, "nothing half written"
+    ballast.unlink()
+    assert hpc_dynamo(*words, cwd=tmp_path).returncode == 0
+    assert output.exists()
+
+
+def test_a_full_disk_below_standard_output(small: Path, tmp_path: Path) -> None:
+    filled(small)
+    argv = [sys.executable, "-m", "hpc_dynamo", "plan", *SIMULATOR]
+    with (small / "plan.txt").open("w") as file:
+        done = subprocess.run(argv, cwd=tmp_path, stdout=file, stderr=-1, text=True)
+    assert "no space left on the device" in done.stderr
+    assert f"`df -h {small}/plan.txt`" in done.stderr
+
+
+def test_a_full_disk_that_names_no_file(tmp_path: Path) -> None:
+    """The job knows its own log: that is on the disk of the run."""
+
+    async def fails() -> Outcome:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    outcome = outcome_of(fails(), tmp_path / "agent-0.log")
+    assert f"`df -h {tmp_path}`" in outcome.message
+
+
 def test_a_disk_that_fills_up_during_a_batch(small: Path, tmp_path: Path) -> None:
     """It is said in the outcome, and the same command goes on once there is space."""
     ids = write_prompts(tmp_path / "p.jsonl", 400, max_tokens=40)
@@ -171,6 +233,7 @@ def test_a_disk_that_fills_up_during_a_batch(small: Path, tmp_path: Path) -> Non
     done = hpc_dynamo(*words, cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "no space left on the device" in done.stderr
+    assert f"df -h {small}/" in done.stderr
     assert "run the same command again to resume" in done.stderr
     assert "without reporting" not in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
@@ -184,10 +247,15 @@ def test_a_disk_that_fills_up_during_a_batch(small: Path, tmp_path: Path) -> Non
     assert f"{len(ids)} answered" in done.stdout
 
 
+MODULE = ("-m", "hpc_dynamo")
+OLD_SCRIPT = ("-c", "import sys; from hpc_dynamo.cli import main; sys.exit(main())")
+
+
 @pytest.mark.parametrize("delay_s", [0.0, 0.1, 0.3, 0.6, 1.0, 2.0])
-def test_ctrl_c_in_the_first_second(delay_s: float, tmp_path: Path) -> None:
-    """Also while modules are imported."""
-    with on_a_terminal(["plan", "engine=simulator"], tmp_path) as process:
+@pytest.mark.parametrize("start", [MODULE, OLD_SCRIPT], ids=["module", "older console script"])
+def test_ctrl_c_in_the_first_second(start: tuple[str, ...], delay_s: float, tmp_path: Path) -> None:
+    """Also while modules are imported, and by a console script of an earlier version."""
+    with on_a_terminal(["plan", "engine=simulator"], tmp_path, start=start) as process:
         maps = Path(f"/proc/{process.pid}/maps")
         until("its imports have begun", lambda: "msgspec" in maps.read_text())
         time.sleep(delay_s)

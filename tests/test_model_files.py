@@ -298,6 +298,12 @@ def test_the_download_goes_to_the_cache_of_the_engine(tmp_path: Path) -> None:
     assert problem.fix.startswith(f"{cache} hf download org/name --revision v2, or ")
 
 
+@pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_the_download_works_in_a_shell_that_is_offline(name: str, tmp_path: Path) -> None:
+    problem = the_problem(config("org/name"), {"HF_HOME": str(tmp_path), name: "1"})
+    assert problem.fix == "HF_HUB_OFFLINE=0 hf download org/name, or model.path=FOLDER"
+
+
 def test_a_path_of_the_nodes_alone_is_checked_there(tmp_path: Path) -> None:
     gone = config(tmp_path / "gone")
     assert [p.severity for p in problems(gone, on_node=False)] == [Severity.note]

@@ -10,6 +10,7 @@ from hpc_dynamo.config import (
     Config,
     Device,
     Engine,
+    Hardware,
     Kind,
     Pool,
     Served,
@@ -17,12 +18,14 @@ from hpc_dynamo.config import (
     Task,
     Topology,
 )
+from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch.resources import (
     AGENT_CPUS,
     AGENT_MEMORY_GB,
     HEAD_CPUS,
     HEAD_MEMORY_GB,
     Resources,
+    components,
     resources,
     sbatch_options,
     srun_options,
@@ -48,6 +51,10 @@ def need(config: Config) -> Resources:
 
 def options(config: Config) -> dict[str, Any]:
     return sbatch_options(config, plan(config))
+
+
+def options_of_all(config: Config) -> list[dict[str, Any]]:
+    return [sbatch_options(its, part) for its, part in components(config, plan(config))]
 
 
 def with_cluster(**fields: Any) -> Config:
@@ -170,6 +177,56 @@ def test_what_a_bare_configuration_asks_of_sbatch() -> None:
 def test_each_setting_reaches_sbatch(fields: dict[str, Any], asked: dict[str, Any]) -> None:
     found = options(with_slurm(**fields))
     assert {name: found.get(name) for name in asked} == asked
+
+
+FEWER = {
+    "gpus-per-node": ("2", "a100:3", "a100:1,v100:2"),
+    "gpus-per-task": ("1",),
+    "gres": ("gpu:2", "gpu", "gpu:a100", "nvme:1,gpu:a100:3", "gres/gpu:2"),
+    "tres-per-task": ("cpu=4,gres/gpu=3", "gres/gpu:a100:2"),
+    "G": ("7", "h100:4"),
+}
+
+
+@pytest.mark.parametrize(("option", "text"), [(o, t) for o in FEWER for t in FEWER[o]])
+def test_fewer_gpus_than_the_layout_has_are_refused(option: str, text: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        options(with_slurm(extra={option: text}))
+    assert f"={text} asks for" in refused.value.message
+    assert "cluster.gpus_per_node=4" in refused.value.message
+    assert "cluster.gpus_per_node=" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"gpus-per-node": "4"},
+        {"gpus-per-node": "h100:8"},
+        {"gpus-per-node": "a100:2,v100:2"},
+        {"gpus": "8"},
+        {"gres": "gpu:a100:4,nvme:1"},
+        {"gres": "gpumem:1"},
+        {"tres-per-task": "gres/gpu:4"},
+        {"gpus-per-socket": "2"},
+        {"gres": "false"},
+    ],
+)
+def test_as_many_or_unknown_numbers_of_gpus_pass(extra: dict[str, str]) -> None:
+    options(with_slurm(extra=extra))
+
+
+def test_fewer_gpus_of_a_kind_name_its_field() -> None:
+    kind = Hardware(gpus_per_node=4, extra={"gpus-per-node": "2"})
+    pools = Topology(kind=Kind.aggregated, aggregated=Pool(workers=1, hardware="big"))
+    config = replace(BASE, topology=pools, cluster=Cluster(hardware={"big": kind}))
+    with pytest.raises(ConfigError) as refused:
+        options_of_all(config)
+    assert "cluster.hardware.big.gpus_per_node=4" in refused.value.message
+
+
+def test_gpus_that_no_worker_uses_may_be_asked_for() -> None:
+    config = replace(with_slurm(extra={"gres": "gpu:1"}), engine=Engine(device=Device.cpu))
+    assert options(config)["gres"] == "gpu:1"
 
 
 def test_no_gpu_is_asked_for_where_none_is_used() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from hpc_dynamo import node
-from hpc_dynamo.child import LOGIN
+from hpc_dynamo.child import LOGIN, clean_environment
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.launch import environment, slurm
+from hpc_dynamo.launch import environment, script, slurm
 from hpc_dynamo.run import Run
 from hpc_dynamo.topology import plan
 
@@ -83,6 +83,45 @@ def test_users_default_for_sbatch_yields_to_the_configuration(
     env = environment.for_submission(("partition", "nodes"))
     assert "SBATCH_PARTITION" not in env
     assert env["SBATCH_ACCOUNT"] == "g42"
+
+
+CHILD = "import os, sys; print(os.getcwd() in sys.path, '' in sys.path, '/mine' in sys.path)"
+
+
+def test_children_import_from_pythonpath_and_not_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    environments = [
+        clean_environment({}),
+        environment.for_submission(()),
+        environment.for_step(),
+        environment.for_step(allocation=False),
+    ]
+    for env in environments:
+        argv = [sys.executable, "-c", CHILD]
+        done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.stdout == "False False True\n", done.stderr
+
+
+def test_engine_env_can_allow_imports_from_the_current_folder() -> None:
+    assert clean_environment({"PYTHONSAFEPATH": ""})["PYTHONSAFEPATH"] == ""
+
+
+@pytest.mark.parametrize("export", ["ALL", "NONE"])
+def test_a_job_that_inherits_nothing_does_not_import_from_its_folder_either(
+    run: Run, export: str
+) -> None:
+    config = compose(["engine=simulator", f"cluster.slurm.extra.export={export}"])
+    attempt, layout = run.new_attempt(config, plan(config)), plan(config)
+    for text in (
+        script.submission(attempt, config, layout, "none"),
+        script.hetjob(attempt, config, layout, "hpc_dynamo.node", "none"),
+    ):
+        lines = text.splitlines()
+        (srun,) = (n for n, line in enumerate(lines) if line.startswith("srun "))
+        assert lines.index("export PYTHONSAFEPATH=1") < srun
+        assert "--export=ALL" in lines[srun]
 
 
 def test_scratch_folder_of_another_kind_stays(monkeypatch: pytest.MonkeyPatch) -> None:

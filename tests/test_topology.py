@@ -156,8 +156,8 @@ REFUSED = {
     ),
     "a machine without GPUs": (
         split(pool(1), pool(1), 0),
-        "cluster.gpus_per_node=0 with engine.device=cuda",
-        "engine.device=cpu",
+        "no GPUs are known for this machine: cluster.gpus_per_node=0",
+        "cluster.gpus_per_node=N (GPUs of a node), or engine=vllm-cpu (engine=simulator to try",
     ),
     "no decode worker": (
         split(pool(1), pool(0), 4),

@@ -25,6 +25,7 @@ from tests.terminal import (
     new_run,
     on_a_terminal,
     printed,
+    refused,
     report,
     rest_of,
 )
@@ -73,6 +74,17 @@ def test_an_ended_run_gives_no_advice_how_to_reach_it(attempt: Attempt, call: Ca
     assert text.count("ended: ") == 1, "once is enough"
     assert "10.0.0.7" not in text
     assert "walltime" not in text
+
+
+def test_an_ended_run_gives_one_remedy(attempt: Attempt, call: Call) -> None:
+    announce(attempt, "http://10.0.0.7:8001/v1")
+    end(attempt, "worker 0 ended\n  log: worker-0.log\n  try: engine.args.x=1")
+    for verb in ("endpoint", "chat"):
+        done = call(verb)
+        refused(done, "has ended: worker 0 ended", "try: engine.args.x=1", code=1)
+        assert done.stderr.count("try: ") == 1
+    end(attempt, "stopped while serving")
+    refused(call("endpoint"), "has ended: stopped while serving", "try: hpc-dynamo serve", code=1)
 
 
 def test_a_silent_head_is_noticed(attempt: Attempt, call: Call) -> None:

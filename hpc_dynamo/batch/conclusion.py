@@ -1,16 +1,39 @@
 """Exit code and message of a batch whose requests all have a result."""
 
+from pathlib import Path
+
+from hpc_dynamo.batch.ledger import failures
 from hpc_dynamo.messages import SOME_FAILED
 from hpc_dynamo.run import Run
 
+RETRY = "the same command with batch.retry_failed=true"
+CHANGE = (
+    "these errors are final, so a retry alone does not help: change the engine option that the "
+    "error names and run the same command again, or correct these requests in another input=… "
+    "with another name=…"
+)
 
-def conclusion(run: Run, answered: int, failed: int, first_failure: str = "") -> tuple[int, str]:
-    """Return exit code 0 if no request failed, 3 if none was answered, else SOME_FAILED."""
+
+def conclusion(run: Run, answered: int, failed: int, *, retried: bool) -> tuple[int, str]:
+    """Return exit code 0 if no request failed, 3 if none was answered, else SOME_FAILED.
+
+    `retried`: the command had batch.retry_failed=true. Reads errors.jsonl.
+    """
     if not failed:
         return 0, ""
+    first, final = _described(run.errors)
     if not answered:
-        first = f"; the first of them: {first_failure}" if first_failure else ""
-        return 3, f"no request was answered{first}"
+        return 3, f"no request was answered; the first of them: {first}"
     requests = "1 request" if failed == 1 else f"{failed} requests"
     what = f"finished, but {requests} of {answered + failed} failed: see {run.errors}"
-    return SOME_FAILED, f"{what}\n  try: the same command with batch.retry_failed=true"
+    hint = CHANGE if retried and final else RETRY
+    return SOME_FAILED, f"{what}\n  the first of them: {first}\n  try: {hint}"
+
+
+def _described(errors: Path) -> tuple[str, bool]:
+    """Return id and error of the first failure, and whether all failures are final."""
+    first, final = "", True
+    for line in failures(errors):
+        first = first or f"{line.custom_id}: {line.error.message if line.error else ''}"
+        final = final and line.finished
+    return first, final

@@ -182,11 +182,15 @@ class Ledger:
         """Write output.jsonl and errors.jsonl in the order of `ids`; how many went to each."""
         spots, good, bad = self.spots(), 0, 0
         output, errors = (_Replacement(f) for f in (self._run.output, self._run.errors))
-        with output, errors:
-            for custom_id in ids:
-                spot = spots[custom_id]
-                (output if spot.good else errors).copy(spot)
-                good, bad = good + spot.good, bad + (not spot.good)
+        try:
+            with output, errors:
+                for custom_id in ids:
+                    spot = spots[custom_id]
+                    (output if spot.good else errors).copy(spot)
+                    good, bad = good + spot.good, bad + (not spot.good)
+        except OSError as e:  # the error of a full disk has no file name
+            e.filename = e.filename or str(self._run.output)
+            raise
         return good, bad
 
 
@@ -217,6 +221,13 @@ def _read(file: Path, *, void: bool = False) -> Iterator[tuple[str, Spot]]:
             offset += len(raw)
 
 
+def failures(errors: Path) -> Iterator[Line]:
+    """Yield the lines of an errors.jsonl."""
+    with errors.open("rb") as stream:
+        for raw in stream:
+            yield msgspec.json.decode(raw, type=Line)
+
+
 class _Replacement:
     """A file that takes its name only once it is whole."""
 
@@ -236,10 +247,11 @@ class _Replacement:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         for handle in self._sources.values():
             os.close(handle)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        if error is None:
-            self._temporary.rename(self._path)
-        else:
-            self._temporary.unlink()
+        try:
+            with self._file:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            if error is None:
+                self._temporary.rename(self._path)
+        finally:
+            self._temporary.unlink(missing_ok=True)

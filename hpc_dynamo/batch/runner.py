@@ -76,7 +76,7 @@ def prefill_workers(config: Config) -> int:
 
 
 class Runner:
-    """One attempt at a batch. `first_failure` is the error of the first request that failed.
+    """One attempt at a batch.
 
     `prefill_ready` returns how many of the workers that compute prompts are ready.
     """
@@ -103,7 +103,6 @@ class Runner:
         self.in_flight = min(concurrency(config), len(left))  # at most
         self._stopping = False
         self.durations = Durations()
-        self.first_failure = ""
         self._began = time.monotonic()
         self._done = self._failed = self._running = 0
         self._prompt_tokens = self._completion_tokens = self._cached_tokens = 0
@@ -181,7 +180,6 @@ class Runner:
     async def _fail(self, entry: Entry, error: RequestFailed) -> None:
         await self._ledger.record(ledger.failure(entry.custom_id, error))
         self._failed += 1
-        self.first_failure = self.first_failure or f"{entry.custom_id}: {error}"
         log.warning("%s failed: %s", entry.custom_id, error)
 
     async def _prepare(self, path: str, given: Body) -> Work:
@@ -216,8 +214,8 @@ class Runner:
             async with asyncio.timeout(timeout_s):
                 await self._dispatcher.run(work, answer)
         except TimeoutError as e:
-            what = f"no answer within {timeout_s:.0f} s"
-            raise RequestFailed(what, status=504, hint="batch.request_timeout_s") from e
+            what = f"no answer within {timeout_s:.0f} s (batch.request_timeout_s)"
+            raise RequestFailed(what, status=504) from e
         return answer
 
     def _count(self, answer: Body) -> None:

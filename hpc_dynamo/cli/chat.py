@@ -68,6 +68,8 @@ def _key(args: Namespace) -> str:
 def _read(file: str) -> str:
     try:
         return Path(file).read_text().strip()
+    except PermissionError:
+        raise  # `main` reports it with the owner and what to ask for
     except OSError as e:
         raise ConfigError(f"{file} cannot be read: {e.strerror}", hint="--key-file FILE") from e
 

@@ -3,7 +3,7 @@
 import os
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -13,6 +13,7 @@ from rich.markup import escape
 from hpc_dynamo import launch
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.console import OUT
+from hpc_dynamo.cli.find import is_named, is_run
 from hpc_dynamo.cli.grid import HOST, PROSE, Column, Grid
 from hpc_dynamo.cli.nodes import asked_of_slurm, counted
 from hpc_dynamo.cli.options import path
@@ -23,7 +24,7 @@ from hpc_dynamo.doctor import task
 from hpc_dynamo.doctor.lead import report_file
 from hpc_dynamo.doctor.records import Examined, Finding, Level, Report
 from hpc_dynamo.doctor.verdict import usual_gb_s
-from hpc_dynamo.errors import LaunchError
+from hpc_dynamo.errors import LaunchError, UsageError
 from hpc_dynamo.launch import Job, JobState
 from hpc_dynamo.run import Attempt, read_json, write_json
 from hpc_dynamo.topology import Plan
@@ -40,6 +41,7 @@ def options(verb: ArgumentParser) -> None:
 
 def doctor(args: Namespace) -> int:
     """Measure and check; 1 where there is a fault, 0 for healthy."""
+    _refuse_runs(args.overrides)
     config = placed(compose(args.overrides, args.config_dir), "doctor")
     launcher = launch.resolve(config.cluster.launcher)
     config = counted(config, launcher)
@@ -57,6 +59,15 @@ def doctor(args: Namespace) -> int:
     if args.json:
         write_json(args.json, report)
     return 0 if report.healthy else 1
+
+
+def _refuse_runs(words: Sequence[str]) -> None:
+    """Raise UsageError for the folder or the name of a run, which other verbs take."""
+    for word in words:
+        if "=" not in word and (is_run(word) or is_named(word, words)):
+            what = f"{word} is a run; doctor takes no run, only FIELD=VALUE overrides"
+            hint = "hpc-dynamo doctor, with the overrides of your serve or batch command if any"
+            raise UsageError(what, hint=hint)
 
 
 def _layout(config: Config, launcher: Launcher) -> Plan:

@@ -87,7 +87,8 @@ def _silent(attempt: Attempt) -> HpcDynamoError:
         return ConfigError(f"{path} is a batch, with nobody to talk to", hint="hpc-dynamo serve …")
     if outcome:
         what = f"{path} has ended: {outcome.message or 'all done'}"
-        return HpcDynamoError(what, hint="hpc-dynamo serve …, or chat --url URL")
+        hint = "" if "try: " in what else "hpc-dynamo serve …, or chat --url URL"
+        return HpcDynamoError(what, hint=hint)
     phase = status.phase if status else "waiting for its nodes"
     hint = f"hpc-dynamo status {shlex.quote(str(path))}"
     return HpcDynamoError(f"{path} has no endpoint yet: {phase}", hint=hint)

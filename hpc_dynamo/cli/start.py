@@ -44,7 +44,7 @@ def batch(args: Namespace) -> int:
     if not results.unfinished(requests):
         answered, failed = results.merge(entry.custom_id for entry in requests.entries)
         say(f"nothing to do: all results are in {run.output} (and {run.errors.name})")
-        code, why = conclusion(run, answered, failed)
+        code, why = conclusion(run, answered, failed, retried=config.batch.retry_failed)
         if why:
             say(why)
         return code
@@ -162,8 +162,6 @@ def _conclude(attempt: Attempt, outcome: Outcome, *, cancelled: bool) -> int:
 def placed(config: Config, default_name: str) -> Config:
     """With a name, a run folder that means the same on every node, and what the engine needs."""
     name = config.name or default_name
-    if "/" in name or name.startswith("."):
-        raise ConfigError(f"name={name!r} must be a plain folder name", hint="name=my-run")
     planner = replace(config.planner, profile=_profile(config.planner))
     runs = str(Path(config.runs).absolute())
     check_folder(runs, name)

@@ -57,7 +57,8 @@ def _node(config: Config, plan: Plan) -> str:
     need = resources(config, plan)
     gpus = f", {need.gpus} GPUs" if need.gpus else ""
     of = f" of {plan.kind}" if plan.kind else ""
-    return f"a node{of}: {need.cpus} CPUs, {need.memory_gb} GB{gpus}; time {need.time_min} min"
+    memory = f"{need.memory_gb} GB" if need.memory_gb else "all memory"
+    return f"a node{of}: {need.cpus} CPUs, {memory}{gpus}; time {need.time_min} min"
 
 
 def _engines(config: Config) -> Grid:

@@ -8,7 +8,7 @@ from hpc_dynamo.config.cluster import Cluster
 from hpc_dynamo.config.container import check_container
 from hpc_dynamo.config.grow import check_grow
 from hpc_dynamo.config.kinds import check_kinds
-from hpc_dynamo.config.lines import check_lines
+from hpc_dynamo.config.lines import check_folder, check_lines
 from hpc_dynamo.config.planner import PlannerKind
 from hpc_dynamo.config.reshaping import check_planner
 from hpc_dynamo.config.sbatch import check_gpu_type, check_sbatch
@@ -26,6 +26,7 @@ def check(config: Config) -> None:
     """Refuse values that cannot work, naming field, value and remedy. Raises ConfigError."""
     check_models(config)
     check_lines(config)
+    check_folder(config.runs, config.name)
     for model, one in config.each.items():
         with about(model):
             _check_one(one)

@@ -37,7 +37,10 @@ def _texts(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def check_folder(runs: str, name: str) -> None:
-    """Refuse a run folder whose name Slurm would change in log paths. Raises ConfigError."""
+    """Refuse a run's name that is no plain folder name, and a run folder whose name Slurm would
+    change in log paths. Raises ConfigError."""
+    if "/" in name or name.startswith("."):
+        raise ConfigError(f"name={name!r} must be a plain folder name", hint="name=my-run")
     for field, value, hint in (
         ("runs", runs, "runs=DIR, a folder without percent signs in its path"),
         ("name", name, override("name", name.replace("%", "") or "my-run")),

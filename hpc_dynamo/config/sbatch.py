@@ -72,6 +72,21 @@ OTHERS = (
     *("switches", "network", "tmp", "nice", "priority", "deadline", "prefer", "export"),
     *("cpu-freq", "gpu-freq", "gpu-bind", "mem-bind", "gres-flags", "threads-per-core", "hint"),
 )
+# Options that sbatch takes only with a value (slurm_opt.c, Slurm 22.05 to 25.05); of other names an
+# empty one is a flag.
+WITH_VALUE = {
+    *REQUESTS,
+    *("account", "acctg-freq", "batch", "bb", "bbf", "begin", "chdir", "cluster-constraint"),
+    *("clusters", "comment", "constraint", "container", "container-id", "core-spec"),
+    *("cores-per-socket", "cpu-freq", "deadline", "delay-boot", "dependency", "distribution"),
+    *("error", "exclude", "export", "export-file", "extra", "extra-node-info", "gid", "gpu-bind"),
+    *("gpu-freq", "gres", "gres-flags", "hint", "input", "kill-on-invalid-dep", "licenses"),
+    *("mail-type", "mail-user", "mcs-label", "mem", "mem-bind", "mem-per-cpu", "mem-per-gpu"),
+    *("mincpus", "network", "nodefile", "nodelist", "open-mode", "output", "partition", "power"),
+    *("prefer", "priority", "profile", "qos", "reservation", "segment", "sockets-per-node"),
+    *("switches", "thread-spec", "threads-per-core", "time-min", "tmp", "tres-bind"),
+    *("tres-per-task", "uid", "umask", "wait-all-nodes", "wckey"),
+}
 
 
 def elsewhere(name: str) -> str:
@@ -145,6 +160,9 @@ def check_sbatch(slurm: Slurm, extra: Mapping[str, str], where: str) -> None:
         field = FIELDS.get(option_name(name))
         if field is not None:
             raise ConfigError(f"{where}.{name}={value}: hpc-dynamo sets this option", hint=field)
+        if option_name(name) in WITH_VALUE and _value(value) is True:
+            what = f"{where}.{name}={value}: --{option_name(name)} needs a value"
+            raise ConfigError(what, hint=f"{where}.{name}=VALUE; false leaves the option out")
 
 
 def check_gpu_type(gpu_type: str | None, where: str) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
-from hpc_dynamo import cli
+from hpc_dynamo.cli.command_line import main as hpc_dynamo
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.demo.provision import Provisioned, provision
 from hpc_dynamo.errors import HpcDynamoError
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print("\ninterrupted; the same command goes on where this one stopped")
         return 130
     words = batch_argv(engine, args.overrides)
-    code = cli.main(words)
+    code = hpc_dynamo(words)
     if code == 0:
         _show(_run_folder(words) / "output.jsonl", console)
     return code

@@ -101,12 +101,12 @@ def provision(progress: Progress | None = None) -> Provisioned:
 def steps(places: Places) -> list[Step]:
     """From nothing to an engine environment and a model."""
     python, here = str(places.python), Path(__file__).parent
-    pip = (python, "-m", "pip", "--disable-pip-version-check")
+    pip = (python, "-P", "-m", "pip", "--disable-pip-version-check")
     install = (*pip, "install", "--progress-bar", "off")
     torch = (TORCH, *shlex.split(os.environ.get("HPC_DYNAMO_TORCH_ARGS", "")))
     convert = (python, str(here / "convert.py"), str(places.model))
     return [
-        Step("environment", ((sys.executable, "-m", "venv", str(places.env)),)),
+        Step("environment", ((sys.executable, "-P", "-m", "venv", str(places.env)),)),
         Step("torch", ((*install, *torch),)),
         Step(
             "vllm",

@@ -64,7 +64,8 @@ def nofile(facts: Facts) -> Finding | None:
         return None
     make = fault if facts.nofile < NOFILE else warning
     why = "each stream, engine and link takes some, then connections are refused"
-    fix = "ulimit -n 65536 before the job, or in cluster.slurm.setup"
+    fix = "ulimit -n 65536 before the job"
+    fix += "" if facts.local else ", or in cluster.slurm.setup"
     return make("ulimits", f"at most {facts.nofile} open files (ulimit -n)", why, fix)
 
 
@@ -99,8 +100,11 @@ def gpus(facts: Facts) -> Finding | None:
     if have >= facts.gpus_wanted:
         return None
     what = f"{have} GPUs are visible ({','.join(facts.gpus_visible) or 'none'})"
-    why = f"the plan puts workers on {facts.gpus_wanted} of this node"
+    why = f"the layout needs {facts.gpus_wanted} GPUs on this node"
     fix = "cluster.gpus_per_node as Slurm gives them, cluster.slurm.gpu_option=gres"
+    if facts.local:
+        fewer = f"cluster.gpus_per_node={have} and fewer workers" if have else "engine.device=cpu"
+        fix = f"{fewer}, or a machine with more GPUs (`nvidia-smi -L` lists them)"
     return fault("GPUs", f"{what} of {facts.gpus_wanted}", why, fix)
 
 
@@ -136,7 +140,8 @@ def engine(facts: Facts) -> Finding | None:
     if not facts.engine_error:
         return None
     fix = "engine.python=… of the environment that has the engine, on a shared disk; "
-    fix += "for containers engine.container.image, and cluster.slurm.setup=['module load …']"
+    fix += "for containers engine.container.image"
+    fix += "" if facts.local else ", and cluster.slurm.setup=['module load …']"
     return fault("engine", facts.engine_error, "no worker can start on this node", fix)
 
 

@@ -19,10 +19,12 @@ from hpc_dynamo.config import BootstrapMethod, Config, Container, ContainerKind,
 from hpc_dynamo.doctor.records import Facts
 from hpc_dynamo.launch.world import environment
 from hpc_dynamo.model_files import check_models, model_source
+from hpc_dynamo.topology import Plan
 
 ANSWER_S = 60.0  # of a program that a slow shared disk starts
 READ_S, READ_BYTES, CHUNK_BYTES = 3.0, 1 << 30, 16 << 20
 MODULES = {"vllm": ("vllm",), "sglang": ("sglang",), "trtllm": ("tensorrt_llm",)}  # by engine
+LOCAL = "SUBMITIT_LOCAL_GLOBALID"  # set for the tasks of cluster.launcher=local
 OURS = ("hpc_dynamo", "msgspec")  # the second: PYTHONPATH shows the first to any interpreter
 
 
@@ -30,6 +32,7 @@ def quick(config: Config, gpus: int, address: str, host: str) -> Facts:
     """What takes no time. `gpus`: that the plan wants of this node."""
     return Facts(
         host=host,
+        local=LOCAL in os.environ,
         shm_free=_free("/dev/shm"),
         tmp_free=_free("/tmp"),
         nofile=_limit(resource.RLIMIT_NOFILE),
@@ -39,6 +42,11 @@ def quick(config: Config, gpus: int, address: str, host: str) -> Facts:
         gpus_wanted=gpus,
         gpus_visible=visible(),
     )
+
+
+def gpus_used(plan: Plan, node: int) -> int:
+    """Return the number of GPUs of a node that the layout puts workers on."""
+    return sum(len(s.gpus) for w in plan.workers for s in w.shards if s.node == node)
 
 
 def model_here(config: Config) -> Path | None:
@@ -73,7 +81,7 @@ def port_error(address: str) -> str:
 
 def visible() -> tuple[str, ...]:
     """Names of the GPUs that an engine started here would see."""
-    if "SUBMITIT_LOCAL_GLOBALID" in os.environ:  # hpc-dynamo set the variables: no evidence
+    if LOCAL in os.environ:  # hpc-dynamo set the variables: no evidence
         named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         return tuple(name for name in named.split(",") if name)[: _present()]
     for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):

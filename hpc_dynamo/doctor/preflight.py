@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.doctor.checks import QUICK, clock_off, examine
-from hpc_dynamo.doctor.facts import quick
+from hpc_dynamo.doctor.facts import gpus_used, quick
 from hpc_dynamo.doctor.records import Level
 from hpc_dynamo.errors import LaunchError
 from hpc_dynamo.messages import Roster
@@ -15,8 +15,7 @@ def preflight(config: Config, plan: Plan, node: int, address: str, host: str) ->
     """Faults of this node, as texts; none where `cluster.preflight` is off."""
     if not config.cluster.preflight:
         return ()
-    gpus = [gpu for w in plan.workers for s in w.shards if s.node == node for gpu in s.gpus]
-    facts = quick(config, len(gpus), address, host)
+    facts = quick(config, gpus_used(plan, node), address, host)
     return tuple(str(f) for f in examine(facts, QUICK) if f.level is Level.fault)
 
 

@@ -39,6 +39,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     port_error: str = ""  # why no port of the job's address can be had
     model_problems: tuple[Problem, ...] = ()
     gpus_wanted: int = 0
+    local: bool = False  # started by cluster.launcher=local, not by Slurm
     gpus_visible: tuple[str, ...] = ()
     # From here on only `hpc-dynamo doctor` looks.
     gpus_listed: tuple[str, ...] | None = None  # by nvidia-smi; None: it is not there

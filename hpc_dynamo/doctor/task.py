@@ -127,7 +127,8 @@ class _Node:
         config, folder = self._config, self._attempt.path
         plan, host = self._attempt.plan(), self._hosts[self._index]
         engines = dict.fromkeys(look.engine_error(own.engine) for own in config.each.values())
-        quick = look.quick(config, plan.gpus_on(self._index), self._address, host)
+        gpus = look.gpus_used(plan, self._index) or plan.gpus_on(self._index)  # idle: as asked for
+        quick = look.quick(config, gpus, self._address, host)
         return msgspec.structs.replace(
             quick,
             gpus_listed=look.listed(),

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from hpc_dynamo.child import SAFE_PATH
 from hpc_dynamo.config import Config, ContainerKind, Device
 from hpc_dynamo.engines.contract import Command, Place
 from hpc_dynamo.engines.failures import advised
@@ -50,6 +51,8 @@ KNOWN_FAILURES = {
 
 def contained(config: Config, place: Place, command: Command) -> Command:
     """The same process in the container that the configuration asks for, if it does."""
+    if config.engine.container.kind is not ContainerKind.none:  # the host's stays outside
+        command = replace(command, env=SAFE_PATH | dict(command.env))
     match config.engine.container.kind:
         case ContainerKind.apptainer:
             return _apptainer(config, place, command)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import uvloop
 
-from hpc_dynamo.config import Config, Policy
+from hpc_dynamo.config import Config
 from hpc_dynamo.dispatch import Dispatcher
 from hpc_dynamo.engines import dialect, engine
 from hpc_dynamo.frontend import errors
@@ -98,9 +98,10 @@ async def _settle(
         # The engine may have downloaded the model meanwhile.
         generation.prompts = await asyncio.to_thread(load_prompts, config, os.environ)
     await _verify(config, lane)
-    if config.router.policy is Policy.kv and lane.notice:
+    if lane.notice:
         notices[lane.model] = lane.notice
-    log.info("%s", lane.notice or "the tokenizer is in use")
+    prompts = generation.prompts
+    log.info("%s", prompts if isinstance(prompts, GivenIds) else "the tokenizer is in use")
 
 
 async def _ready(router: RemoteRouter, model: str) -> None:

@@ -5,7 +5,7 @@ The body is read one level deep: fields that are not read go to the engine uncha
 
 import msgspec
 
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import Config, Policy
 from hpc_dynamo.dispatch import RESERVED, Circumstances, Prompts, Work, WorkBuilder, hidden
 from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, calling
 from hpc_dynamo.frontend.document import POSTS
@@ -15,6 +15,7 @@ from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.frontend.wishes import FIELD, take_wish
 from hpc_dynamo.http import Request
 from hpc_dynamo.json_reader import JsonError, read_fields, read_value
+from hpc_dynamo.preprocess import GivenIds
 from hpc_dynamo.router import Ask, View
 
 OURS = RESERVED | {FIELD}
@@ -40,6 +41,12 @@ class Generation:
     @prompts.setter
     def prompts(self, prompts: Prompts) -> None:
         self._builder.prompts = prompts
+
+    @property
+    def notice(self) -> str:
+        """Return why texts are not routed by KV cache, see Lane.notice."""
+        by_cache = self._config.router.policy is Policy.kv
+        return str(self.prompts) if by_cache and isinstance(self.prompts, GivenIds) else ""
 
     async def work(self, request: Request, body: Body, own_id: str, view: View) -> Work:
         """`body` is the request's. Raises Refused for what no engine would take."""

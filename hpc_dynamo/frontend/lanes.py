@@ -9,7 +9,6 @@ from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.frontend.generation import Generation, asked_model
 from hpc_dynamo.frontend.pages import check_model, unknown_model
 from hpc_dynamo.frontend.stats import Stats
-from hpc_dynamo.preprocess import GivenIds
 from hpc_dynamo.router import View
 
 
@@ -24,9 +23,11 @@ class Lane:
 
     @property
     def notice(self) -> str:
-        """Return why texts are not routed by KV cache, and what to try; empty if they are."""
-        prompts = self.generation.prompts
-        return str(prompts) if isinstance(prompts, GivenIds) else ""
+        """Return why texts are not routed by KV cache, and what to try.
+
+        Empty if they are, or if the policy of the router does not need the tokenizer.
+        """
+        return self.generation.notice
 
 
 class Lanes:
@@ -48,7 +49,7 @@ class Lanes:
         if name is not None:
             name = view.aliases.get(name, name)
         if self._only:
-            check_model(view.of("").names, name)
+            check_model(view.of("").names, name, view.aliases)
             return self._only
         if name is None:
             what = f"the body names no model; known: {', '.join(self._lanes)}"
@@ -60,4 +61,4 @@ class Lanes:
         for model, lane in self._lanes.items():
             if name in view.of(model).names:
                 return lane
-        raise unknown_model(name, dict.fromkeys((*self._lanes, *view.names)))
+        raise unknown_model(name, dict.fromkeys((*self._lanes, *view.names, *view.aliases)))

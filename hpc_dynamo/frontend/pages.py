@@ -73,14 +73,15 @@ def _cards(view: View) -> dict[str, dict[str, object]]:
 def _model(view: View, request: Request) -> Answer:
     asked = unquote(request.path.removeprefix(f"{MODELS}/"))
     name = view.aliases.get(asked, asked)
-    check_model(view.names, name)
+    check_model(view.names, name, view.aliases)
     return _json(_cards(view).get(name) or _card(name, view))
 
 
-def check_model(known: Collection[str], name: str | None) -> None:
-    """Raises Refused for a name that nobody serves; before any worker is there all may be."""
+def check_model(known: Collection[str], name: str | None, aliases: Iterable[str] = ()) -> None:
+    """Raise Refused for a name that no worker serves. Before the first worker is ready, any name
+    passes. `aliases` are listed with the known names."""
     if known and name is not None and name not in known:
-        raise unknown_model(name, known)
+        raise unknown_model(name, (*known, *aliases))
 
 
 def unknown_model(name: str, known: Iterable[str]) -> Refused:

@@ -66,7 +66,8 @@ class BatchWork:
         ids = [entry.custom_id for entry in requests.entries]
         answered, failed = await asyncio.to_thread(ledger.merge, ids)
         figures = report.summarise(self._router.members, before, after, runner.progress())
-        code, why = conclusion(self._attempt.run, answered, failed, runner.first_failure)
+        run, retried = self._attempt.run, config.batch.retry_failed
+        code, why = await asyncio.to_thread(conclusion, run, answered, failed, retried=retried)
         return Outcome(exit_code=code, message=why, summary=figures)
 
     def _alive(self, rank: int) -> object | None:

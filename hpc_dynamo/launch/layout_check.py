@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from hpc_dynamo.config import Config, on
 from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.launch.gpu_requests import refuse_too_few_gpus
 from hpc_dynamo.launch.partitions import Nodes, eligible, named
 from hpc_dynamo.launch.resources import components, resources
 from hpc_dynamo.topology import Plan
@@ -13,6 +14,7 @@ from hpc_dynamo.topology import Plan
 def refuse_impossible(config: Config, plan: Plan, nodes: Sequence[Nodes]) -> None:
     """Raise ConfigError if the layout can never run in its partition."""
     for its, part in components(config, plan):
+        refuse_too_few_gpus(its.cluster.slurm, part)
         for what, hint in faults(its, part, nodes):
             raise ConfigError(what, hint=hint)
 

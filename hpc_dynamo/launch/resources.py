@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from hpc_dynamo.config import Config, Engine, Slurm, minutes, on
 from hpc_dynamo.config.sbatch import Options, asks_for_gpus, asks_for_memory, extra_options
+from hpc_dynamo.launch.gpu_requests import refuse_too_few_gpus
 from hpc_dynamo.topology import Plan
 
 AGENT_CPUS, AGENT_MEMORY_GB = 1, 1.0  # each node's agent
@@ -62,6 +63,7 @@ def sbatch_options(config: Config, plan: Plan) -> Options:
     An option of `cluster.slurm.extra` replaces the generated one.
     """
     slurm, need = config.cluster.slurm, resources(config, plan)
+    refuse_too_few_gpus(slurm, plan)
     gpus, extra = _gpus(slurm, need), extra_options(slurm)
     if not asks_for_gpus(extra) and "gres" in gpus and "gres" in extra:
         extra["gres"] = f"{gpus['gres']},{extra['gres']}"  # one line has GPUs and other resources

@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
+from hpc_dynamo.child import SAFE_PATH
 from hpc_dynamo.config import Config
 from hpc_dynamo.launch import step
 from hpc_dynamo.launch.resources import components, sbatch_options
@@ -59,6 +60,8 @@ def _submitted(parts: Parts, logs: Mapping[str, str], commands: list[str]) -> st
     signal = {"signal": f"USR2@{slurm.signal_before_end_s}"}  # to all tasks
     first = dict(logs) | {"open-mode": "append"} | signal
     lines = ["#!/bin/bash", *directives(parts, first, signal), "", OWN]
+    # Repeated here: a job submitted with --export=NONE inherits nothing.
+    lines += [f"export {name}={value}" for name, value in SAFE_PATH.items()]
     return "\n".join([*lines, *slurm.setup, *commands, ""])
 
 

@@ -61,7 +61,8 @@ def locate(
         return Source(field, name, Origin.disk)
     cache = hub.cache_folder(engine_environment(config, environ))
     other = cache != hub.cache_folder(environ)
-    prefix = f"HF_HUB_CACHE={shlex.quote(str(cache))} " if other else ""
+    prefix = "HF_HUB_OFFLINE=0 " if hub.is_offline(environ) else ""
+    prefix += f"HF_HUB_CACHE={shlex.quote(str(cache))} " if other else ""
     found = Source(field, name, Origin.hub, None, revision, cache, prefix)
     moved = option(config, "download-dir")  # the engine's own cache, searched first
     caches = [Path(moved).expanduser(), cache] if moved else [cache]

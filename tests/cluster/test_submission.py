@@ -76,12 +76,16 @@ def test_what_an_interactive_job_leaves_in_a_shell_does_not_reach_the_job(
 
 @pytest.mark.parametrize("how", ["by its variable", "by an option"])
 def test_site_that_exports_nothing(cluster: SlurmCluster, folder: Path, how: str) -> None:
-    """The step gets what the script has, not what the shell had."""
+    """The step gets what the script has, not what the shell had; modules of the folder that it runs
+    in stay out of it."""
+    for name in ("select", "queue", "http", "json"):
+        (folder / f"{name}.py").write_text(f"raise SystemExit('the user has a {name}.py')\n")
     by_variable = how == "by its variable"
     option = () if by_variable else ("cluster.slurm.extra.export=NONE",)
     words = (*option, f"cluster.slurm.setup=['env > {folder}/seen']")
     env = {"LOST": "yes", **({"SBATCH_EXPORT": "NONE"} if by_variable else {})}
-    done = run(cluster, folder, *COMMAND, "batch", *OWN_JOB, *words, env=env)
+    command = (sys.executable, "-P", *COMMAND[1:])  # as the command hpc-dynamo itself
+    done = run(cluster, folder, *command, "batch", *OWN_JOB, *words, env=env)
     all_answered(done, folder)
     assert "LOST" not in written(folder / "seen")
 

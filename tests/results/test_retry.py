@@ -1,12 +1,15 @@
 """`batch.retry_failed=true` runs failed requests again, once a round."""
 
 import json
+import re
 from pathlib import Path
 
+from hpc_dynamo.batch.conclusion import conclusion
 from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.requests import Requests
 from hpc_dynamo.cli.runs import batch_run
 from hpc_dynamo.config import Config
+from hpc_dynamo.messages import SOME_FAILED
 from hpc_dynamo.run import Run
 from tests.results.kept import InJob, Start, attempt, bad, failed, good, refused, with_fields
 from tests.runs import SIMULATOR, answers, hpc_dynamo, results_on_disk, write_prompts
@@ -134,3 +137,38 @@ def test_the_engines_own_sentence_reaches_the_summary_and_the_errors(tmp_path: P
     assert "99999" in sentence
     assert row["error"]["message"].endswith(f" answered 400: {sentence}")
     assert sentence in done.stderr
+
+
+def test_a_batch_with_failures_names_the_first_one_and_what_helps(tmp_path: Path) -> None:
+    """A retry does not change an error of the request itself, so it is not advised twice."""
+    write_prompts(tmp_path / "in.jsonl", 1)
+    with (tmp_path / "in.jsonl").open("a") as file:
+        for name in ("long", "longer"):
+            file.write(
+                json.dumps({"custom_id": name, "prompt": "word", "max_tokens": 99999}) + "\n"
+            )
+    words = ("batch", *SIMULATOR, "input=in.jsonl")
+    done = hpc_dynamo(*words, cwd=tmp_path)
+    assert "finished, but 2 requests of 3 failed: see " in done.stderr
+    assert re.search(r"the first of them: long: .*99999", done.stderr)
+    assert "try: the same command with batch.retry_failed=true" in done.stderr
+    again = hpc_dynamo(*words, cwd=tmp_path)
+    assert re.search(r"the first of them: long: .*99999", again.stdout), "also with nothing to do"
+    retried = hpc_dynamo(*words, "batch.retry_failed=true", cwd=tmp_path)
+    assert retried.returncode == done.returncode
+    assert "the same command with batch.retry_failed" not in retried.stderr
+    assert "these errors are final, so a retry alone does not help: change the" in retried.stderr
+
+
+def test_a_retry_is_advised_again_while_a_failure_is_not_final(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.errors.write_bytes(bad(1) + bad(2, 500))
+    code, said = conclusion(run, 1, 2, retried=True)
+    assert code == SOME_FAILED
+    assert "the first of them: request 1: too long" in said
+    assert said.endswith("try: the same command with batch.retry_failed=true")
+    run.errors.write_bytes(bad(1) + bad(2))
+    assert "errors are final" in conclusion(run, 1, 2, retried=True)[1]
+    assert "errors are final" not in conclusion(run, 1, 2, retried=False)[1]
+    assert conclusion(run, 0, 2, retried=False)[0] == 3
+    assert conclusion(run, 2, 0, retried=True) == (0, "")

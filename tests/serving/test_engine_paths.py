@@ -50,6 +50,13 @@ def test_the_full_hub_id_is_an_alias_of_the_served_name(served: Served) -> None:
     assert served.client.models.retrieve(ALIAS).id == MODEL
     assert served.ask("GET", "/v1/models/org%2Fpaths").json["id"] == MODEL
     assert served.post("/v1/rerank", {"model": "other/paths"}).status == 404
+    for unknown in (
+        served.post("/v1/completions", {"model": "other/paths", "prompt": "x"}),
+        served.ask("GET", "/v1/models/other%2Fpaths"),
+    ):
+        assert unknown.status == 404
+        said = unknown.json["error"]["message"]
+        assert said.endswith(f"'other/paths' is not served; known: {MODEL}, {ALIAS}")
 
 
 @pytest.mark.parametrize("path", ADMINISTRATION)

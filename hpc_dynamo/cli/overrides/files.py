@@ -46,7 +46,8 @@ class Folders:
         return next((f for folder in self.folders if (f := folder / name).is_file()), None)
 
     def has_group(self, group: str) -> bool:
-        return bool(group) and any((folder / group).is_dir() for folder in self.folders)
+        outside = group.startswith(("/", "."))  # a path of the user's, not one below `folders`
+        return bool(group) and not outside and any((f / group).is_dir() for f in self.folders)
 
     def choices(self, group: str) -> list[str]:
         """Return the names of a group's files."""

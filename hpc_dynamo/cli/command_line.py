@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 from rich.markup import escape
 
@@ -32,10 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (OSError, ExceptionGroup) as e:
-        known = file_error_in(e)
+        known = file_error_in(e, near=_stdout())
         if known is None:
             raise
         return _refused(known)
+
+
+def _stdout() -> Path | None:
+    """Return the file that standard output goes to: its disk may be the full one."""
+    path = Path("/proc/self/fd/1").resolve()
+    return path if path.exists() else None
 
 
 def _refused(error: HpcDynamoError) -> int:

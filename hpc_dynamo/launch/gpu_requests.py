@@ -1,0 +1,51 @@
+"""Requests for GPUs in `cluster.slurm.extra`, compared with the layout. Pure.
+
+Source: sbatch(1), --gpus-per-node, --gpus, --gpus-per-task, --gres, --tres-per-task.
+"""
+
+import re
+from collections.abc import Iterator
+
+from hpc_dynamo.config import Slurm
+from hpc_dynamo.config.sbatch import extra_options
+from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.topology import Plan
+
+COUNTS = ("gpus-per-node", "gpus-per-task", "gpus")  # [TYPE:]N[,[TYPE:]N…]
+LISTS = ("gres", "tres-per-task")  # gpu[:TYPE][:N] among other resources
+
+
+def refuse_too_few_gpus(slurm: Slurm, plan: Plan) -> None:
+    """Raise ConfigError if `extra` asks for fewer GPUs than the layout has on each of these nodes,
+    which are all alike. More are the user's choice."""
+    for option, text, count in _requests(slurm):
+        nodes = plan.nodes if option == "gpus" else 1  # the others are of a node, or of its task
+        if count >= plan.gpus_per_node * nodes:
+            continue
+        of = f"all {nodes} nodes" if option == "gpus" else "a node"
+        field = f"cluster.hardware.{plan.kind}" if plan.kind else "cluster"
+        has = f"{field}.gpus_per_node={plan.gpus_per_node}"
+        what = f"cluster.slurm.extra.{option}={text} asks for {count} GPUs on {of}, "
+        fewer = count // nodes or 1
+        hint = f"{field}.gpus_per_node={fewer} for a layout with so few, or leave the option out"
+        raise ConfigError(f"{what}the layout has {has}", hint=hint)
+
+
+def _requests(slurm: Slurm) -> Iterator[tuple[str, str, int]]:
+    """Yield option, value and number of GPUs of each request whose number can be read."""
+    for option, text in extra_options(slurm).items():
+        counts = list[int | None]()
+        if option in COUNTS:
+            counts = [_last(item) for item in str(text).split(",")]
+        elif option in LISTS:
+            items = (item.strip().removeprefix("gres/") for item in str(text).split(","))
+            counts = [_last(i, alone=1) for i in items if re.match(r"gpu(?![^:=])", i)]
+        known = [count for count in counts if count is not None]
+        if counts and len(known) == len(counts):
+            yield option, str(text), sum(known)
+
+
+def _last(item: str, alone: int | None = None) -> int | None:
+    """Return the number that ends `a100:4`, `gpu=4` or `4`; `alone` where there is none."""
+    number = re.split("[:=]", item.strip())[-1]
+    return int(number) if number.isdecimal() else alone
