@@ -1,7 +1,7 @@
 """Names of the options of vLLM 0.32 and SGLang 0.5.23.
 
-Taken from the engines' own parsers (tests/contract/vllm.json and sglang.json). Options that hold a
-key, or that the toolkit sets from its own fields (LoRA adapters), are not among them.
+Taken from the engines' own parsers (tests/contract/vllm.json and sglang.json). VALUES and FLAGS
+leave out options that hold a key, and those for LoRA adapters, which `model.lora` sets.
 """
 
 # Options with a value.
