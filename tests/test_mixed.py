@@ -213,17 +213,18 @@ def test_jobs_where_the_scheduler_starts_no_heterogeneous_ones(run: Run, slurm: 
     assert layout.apart
     job = attempt.job()
     assert job
-    assert (job.job_id, job.beside) == ("7", ("8",))
-    (own,) = attempt.submitit.glob("7_submission.sh")
+    # The other job is submitted first, so that the head finds it.
+    assert (job.job_id, job.beside) == ("8", ("7",))
+    (own,) = attempt.submitit.glob("8_submission.sh")
     (further,) = attempt.grown()
     assert further.plan() == layout.parts[1]
-    (script,) = further.submitit.glob("8_submission.sh")
+    (script,) = further.submitit.glob("7_submission.sh")
     (fast,), (wide,) = (by_component(f.read_text().splitlines()) for f in (own, script))
     assert (fast["partition"], fast["nodes"]) == ("fast", "1")
     assert (wide["partition"], wide["nodes"], wide["job-name"]) == ("wide", "2", "hpc-dynamo-mix+1")
     assert (slurm / "further").read_text().split() == ["1"], "the head's own may be requeued"
     launch.find(attempt).stop()  # type: ignore[union-attr]  # there is one
-    assert (slurm / "cancelled").read_text().splitlines() == ["7", "--state=PENDING 8"]
+    assert (slurm / "cancelled").read_text().splitlines() == ["8", "--state=PENDING 7"]
 
 
 def test_all_jobs_or_none(run: Run, slurm: Path) -> None:
@@ -243,7 +244,7 @@ def test_one_that_no_head_ever_saw_is_cancelled_with_the_run(run: Run, slurm: Pa
     program.write_text("#!/bin/sh\necho 'PENDING|Priority|N/A|'\n")
     program.chmod(0o755)
     grown.clear(attempt.grown(), silence_s=30.0)
-    assert (slurm / "cancelled").read_text().split() == ["8"]
+    assert (slurm / "cancelled").read_text().split() == ["7"]
 
 
 def test_job_of_the_second_kind_counts_its_nodes_from_the_first_kinds(run: Run) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from msgspec import structs
 
 from hpc_dynamo.config import Config, Launcher, Mixed, on, refuse_several
-from hpc_dynamo.errors import ConfigError, LaunchError, RunBusy
+from hpc_dynamo.errors import ConfigError, RunBusy
 from hpc_dynamo.launch import enclosing, grown, hetjob, local, slurm
 from hpc_dynamo.launch.allocation import StepJob, start_step
 from hpc_dynamo.launch.job import Job, JobState
@@ -61,11 +61,16 @@ def start(
         write_json(attempt.job_file, step.record)
         return step
     inside = os.environ.get("SLURM_JOB_ID", "")
-    record = _submit(launcher, attempt, config, plan.own, entry)
-    record = structs.replace(record, inside=inside)
+    # First the jobs of other kinds of nodes: the head submits those that it does not find.
+    beside = grown.beside(attempt, config, plan) if plan.apart else ()
+    try:
+        record = _submit(launcher, attempt, config, plan.own, entry)
+    except BaseException:
+        if beside:
+            slurm.ask("scancel", *beside)
+        raise
+    record = structs.replace(record, inside=inside, beside=beside)
     write_json(attempt.job_file, record)
-    if plan.apart:
-        record = _beside(record, attempt, config, plan)
     return _job(record, attempt)
 
 
@@ -77,17 +82,6 @@ def _submit(
     if len(plan.parts) > 1:
         return hetjob.submit(attempt, config, plan, entry.__module__)
     return slurm.submit(attempt, on(config, plan.kind), plan, entry)
-
-
-def _beside(record: JobRecord, attempt: Attempt, config: Config, plan: Plan) -> JobRecord:
-    """With the jobs of the other kinds of nodes; all or none are asked for."""
-    try:
-        asked = structs.replace(record, beside=grown.beside(attempt, config, plan))
-    except LaunchError:
-        SlurmJob(record).stop()
-        raise
-    write_json(attempt.job_file, asked)
-    return asked
 
 
 def restarted(run: Run) -> bool:
