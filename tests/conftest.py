@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from hpc_dynamo.child import FOREIGN
 from hpc_dynamo.config import Config
+from hpc_dynamo.process.child import FOREIGN
 from hpc_dynamo.run import Attempt, Run, Secrets, new_token
 from hpc_dynamo.topology import Plan
 from hpc_dynamo.wire import new_keys

@@ -16,8 +16,8 @@ from hpc_dynamo.agent.events import EventRelay, private_folder
 from hpc_dynamo.config import Config, Device, Engine, Model, Pool, Role, Router, Topology
 from hpc_dynamo.engines import EventEndpoints
 from hpc_dynamo.errors import EngineError
-from hpc_dynamo.head.membership import Membership
-from hpc_dynamo.kv_events import END, Batch, Stored, decode, encode
+from hpc_dynamo.head.membership.agents import Membership
+from hpc_dynamo.kv.events import END, Batch, Stored, decode, encode
 from hpc_dynamo.messages import (
     ControlMessage,
     Heartbeat,
@@ -29,9 +29,9 @@ from hpc_dynamo.messages import (
     WorkerReport,
     WorkerState,
 )
-from hpc_dynamo.node import CODEC
 from hpc_dynamo.router import Router as RealRouter
 from hpc_dynamo.run import Attempt, Run
+from hpc_dynamo.tasks.node import CODEC
 from hpc_dynamo.topology import plan
 from hpc_dynamo.wire import Client, EventPublisher, Server
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.child import FOREIGN, Child, clean_environment
+from hpc_dynamo.process.child import FOREIGN, Child, clean_environment
 
 SOON_S = 10.0
 GRACE_S = 5.0
@@ -206,7 +206,7 @@ async def test_a_child_that_ends_leaves_no_helpers(log: Path, watch: Watch) -> N
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from hpc_dynamo.child import Child, clean_environment
+from hpc_dynamo.process.child import Child, clean_environment
 
 async def main():
     log, grace_s, *argv = sys.argv[1:]

@@ -24,8 +24,8 @@ from hpc_dynamo.config import (
 from hpc_dynamo.engines import ENGINES, Command, Place, advice, contained, engine
 from hpc_dynamo.engines.vllm import GUARD
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.launch import rank
-from hpc_dynamo.launch.world import Step
+from hpc_dynamo.launch import mpi_rank
+from hpc_dynamo.launch.mpi_step import Step
 from hpc_dynamo.topology import Shard, Worker
 from tests import boxes
 from tests.runs import SIMULATOR, each_once, hpc_dynamo, latest, write_prompts
@@ -122,7 +122,14 @@ def test_pyxis(name: str) -> None:
     bare, whole = commands(config(PYXIS, name))
     env = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
     names = ",".join(n for n in (*env, *bare.env) if n != "CUDA_VISIBLE_DEVICES")
-    ours = (rank.__file__, str(GUARD), "/runs/x/logs", "/tmp/private", "/shared/llama", "/scratch")
+    ours = (
+        mpi_rank.__file__,
+        str(GUARD),
+        "/runs/x/logs",
+        "/tmp/private",
+        "/shared/llama",
+        "/scratch",
+    )
     assert whole.box == (
         f"--export=HOME,{names}",
         "--container-image=/shared/vllm.sqsh",
@@ -142,7 +149,7 @@ def test_under_pyxis_an_engine_is_a_step_of_its_own_on_its_node() -> None:
     step = Step(PLACE.worker, 0, whole.box)
     c = config(PYXIS, python="/env/bin/python")
     argv = step.line(c, whole.argv, ["n1"], "--mpi=none")
-    inner = ("/env/bin/python", "-I", "-S", rank.__file__, "0,1", *whole.argv)
+    inner = ("/env/bin/python", "-I", "-S", mpi_rank.__file__, "0,1", *whole.argv)
     assert argv[-len(inner) - len(whole.box) :] == (*whole.box, *inner)
     options = set(argv[1 : -len(inner)])
     one = {"--mpi=none", "--overlap", "--nodelist=n1", "--nodes=1", "--ntasks=1"}

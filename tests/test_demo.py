@@ -13,7 +13,7 @@ import pytest
 from hpc_dynamo.batch.requests import scan
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.config import Kind, Launcher
-from hpc_dynamo.demo import tame
+from hpc_dynamo.demo import reduce_busy_wait
 from hpc_dynamo.demo.__main__ import PROMPTS, answers, batch_argv
 from hpc_dynamo.demo.provision import Provisioned
 from hpc_dynamo.demo.steps import Progress, Step, exclusive, need_disk, run
@@ -198,20 +198,20 @@ def test_two_installers_take_turns(tmp_path: Path) -> None:
 
 
 def installed(site: Path, texts: Sequence[str]) -> None:
-    for (name, *_), text in zip(tame.EDITS, texts, strict=True):
+    for (name, *_), text in zip(reduce_busy_wait.EDITS, texts, strict=True):
         (site / name).parent.mkdir(parents=True, exist_ok=True)
         (site / name).write_text(text)
 
 
 def test_busy_loops_are_edited_once(tmp_path: Path) -> None:
-    installed(tmp_path, [f"before\n{old}after\n" for _, old, _ in tame.EDITS])
-    tame.tame(tmp_path)
-    tame.tame(tmp_path)
-    for name, _, new in tame.EDITS:
+    installed(tmp_path, [f"before\n{old}after\n" for _, old, _ in reduce_busy_wait.EDITS])
+    reduce_busy_wait.tame(tmp_path)
+    reduce_busy_wait.tame(tmp_path)
+    for name, _, new in reduce_busy_wait.EDITS:
         assert (tmp_path / name).read_text() == f"before\n{new}after\n"
 
 
 def test_an_unknown_version_is_not_edited_blindly(tmp_path: Path) -> None:
-    installed(tmp_path, ["something else\n"] * len(tame.EDITS))
+    installed(tmp_path, ["something else\n"] * len(reduce_busy_wait.EDITS))
     with pytest.raises(SystemExit, match="does not have this line once"):
-        tame.tame(tmp_path)
+        reduce_busy_wait.tame(tmp_path)

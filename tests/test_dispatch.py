@@ -13,7 +13,7 @@ from hpc_dynamo.config import Kind, Role
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.dispatch import Broken, Dispatcher, Whole, Work
 from hpc_dynamo.engines import Dialect
-from hpc_dynamo.engines.nixl_dialect import NOBODY, NixlDialect
+from hpc_dynamo.engines.vllm_pd_protocol import NOBODY, NixlDialect
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import Client
 from hpc_dynamo.router import Ask, Router

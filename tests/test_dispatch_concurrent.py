@@ -9,7 +9,7 @@ from aiohttp import web
 
 from hpc_dynamo.config import Role
 from hpc_dynamo.dispatch import Whole
-from hpc_dynamo.engines.sglang_dialect import SglangDialect
+from hpc_dynamo.engines.sglang_pd_protocol import SglangDialect
 from hpc_dynamo.errors import RequestFailed
 from tests.test_dispatch import (
     AS_IT_CAME,

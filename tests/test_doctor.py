@@ -16,11 +16,11 @@ import msgspec
 import pytest
 
 from hpc_dynamo.config import Config, Container, ContainerKind, Device, Engine
+from hpc_dynamo.doctor import analysis, connectivity
 from hpc_dynamo.doctor import facts as look
-from hpc_dynamo.doctor import meet, verdict
 from hpc_dynamo.doctor.checks import CLOCK_S, FULL, QUICK, clock_off, examine
-from hpc_dynamo.doctor.end import end
-from hpc_dynamo.doctor.lead import CODEC, Lead, Meeting, control, report_file, token
+from hpc_dynamo.doctor.coordinator import CODEC, Lead, Meeting, control, report_file, token
+from hpc_dynamo.doctor.nixl_endpoint import end
 from hpc_dynamo.doctor.preflight import refuse
 from hpc_dynamo.doctor.records import (
     Examined,
@@ -229,17 +229,19 @@ def test_a_run_folder_that_cannot_be_written(tmp_path: Path) -> None:
 async def test_a_closed_port_and_a_wrong_clock() -> None:
     async def tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(1):
-            writer.write(meet.CLOCK.pack(time.time() + 100))
+            writer.write(connectivity.CLOCK.pack(time.time() + 100))
         writer.close()
 
     closed = socket.create_server((HERE, 0))
     port = closed.getsockname()[1]
     closed.close()
-    async with await asyncio.start_server(tell, HERE, 0) as head, meet.listen(HERE) as good:
+    async with await asyncio.start_server(tell, HERE, 0) as head, connectivity.listen(HERE) as good:
         ports = (head.sockets[0].getsockname()[1], port, good)
         peers = [Examined(node=n, address=HERE, port=p, facts=HEALTHY) for n, p in enumerate(ports)]
-        met = await meet.meet(2, [*peers, Examined(node=3, address=HERE, port=good, facts=HEALTHY)])
-    found = verdict.meetings(["head", "shut", "me", "other"], [met])
+        met = await connectivity.meet(
+            2, [*peers, Examined(node=3, address=HERE, port=good, facts=HEALTHY)]
+        )
+    found = analysis.meetings(["head", "shut", "me", "other"], [met])
     assert met.unreachable.keys() == {1}
     assert {f.check for f in found} == {"ports", "clock"}
     assert all(f.host == "me" for f in found)
@@ -260,7 +262,7 @@ async def test_a_nixl_peer_that_dies() -> None:
         gone = await two.measure(1, Pull(peer=0, metadata=one.metadata))
     assert "failed" in dead.error or "could not be added" in dead.error
     assert "NIXL's process here ended" in gone.error
-    found = verdict.links(["a", "b"], [dead, gone])
+    found = analysis.links(["a", "b"], [dead, gone])
     assert [f.host for f in found] == ["a", "b"]
     assert "the link from b is dead" in found[0].what
 
@@ -356,7 +358,7 @@ SLOW: dict[str, Planted] = {
 @pytest.mark.parametrize("case", SLOW)
 def test_slow_links_are_named_with_what_ucx_chose(case: str) -> None:
     measured, slow = SLOW[case]
-    found = verdict.links(HOSTS, measured)
+    found = analysis.links(HOSTS, measured)
     assert {(f.host, f.what.split()[3]) for f in found} == slow
     assert all("over rc_mlx5/mlx5_0:1 is slow: 1.000 GB/s" in f.what for f in found)
 
@@ -385,14 +387,14 @@ def test_small_differences_of_clocks_are_fine() -> None:
 
 def test_nodes_that_never_came_are_named(tmp_path: Path) -> None:
     came = [Examined(node=0, address=HERE, port=1, facts=HEALTHY)]
-    found = verdict.absent(["a", "b"], came, tmp_path)
+    found = analysis.absent(["a", "b"], came, tmp_path)
     assert [(f.host, f.what) for f in found] == [("b", "it did not report")]
 
 
 def test_another_disk_under_the_same_name() -> None:
     seen = [msgspec.structs.replace(HEALTHY, run_token=word) for word in ("x", "y")]
     nodes = [Examined(node=i, address=HERE, port=1, facts=f) for i, f in enumerate(seen)]
-    assert [f.host for f in verdict.apart(["a", "b"], nodes, "x")] == ["b"]
+    assert [f.host for f in analysis.apart(["a", "b"], nodes, "x")] == ["b"]
 
 
 PLANTED: dict[str, tuple[Facts, str, Level]] = {

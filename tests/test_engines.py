@@ -29,8 +29,8 @@ from hpc_dynamo.config import (
 from hpc_dynamo.engines import ENGINES, Command, EventEndpoints, Place, engine
 from hpc_dynamo.engines.contract import flags
 from hpc_dynamo.engines.metrics import Histogram, Metrics, parse, total
-from hpc_dynamo.engines.nixl_dialect import NixlDialect
 from hpc_dynamo.engines.vllm import GUARD, VLLM_METRICS
+from hpc_dynamo.engines.vllm_pd_protocol import NixlDialect
 from hpc_dynamo.errors import ConfigError, RequestFailed
 from hpc_dynamo.messages import Quantiles
 from hpc_dynamo.topology import Shard, Worker, plan

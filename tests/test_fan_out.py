@@ -13,7 +13,7 @@ from aiohttp import web
 from hpc_dynamo.dispatch import Incoming, Work
 from hpc_dynamo.dispatch.fan_out import fan_out, single
 from hpc_dynamo.dispatch.merge import EventMerger, merge
-from hpc_dynamo.engines.sglang_dialect import SglangDialect
+from hpc_dynamo.engines.sglang_pd_protocol import SglangDialect
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.router import Ask, Lease
 from tests.test_dispatch import SOON_S, Body, House, Reply, Sender, refusing, text

@@ -15,8 +15,8 @@ import pytest
 
 from hpc_dynamo.errors import FileError, FileRefused, file_error, file_error_in
 from hpc_dynamo.messages import Outcome
-from hpc_dynamo.node import outcome_of
 from hpc_dynamo.run import write_atomic
+from hpc_dynamo.tasks.node import outcome_of
 from tests.runs import SIMULATOR, hpc_dynamo, latest, until, write_prompts
 from tests.terminal import Done, new_run, on_a_terminal, rest_of
 

@@ -15,7 +15,7 @@ from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.serving import grown_line
 from hpc_dynamo.config import Config, Launcher, Role, Task
 from hpc_dynamo.errors import ConfigError, LaunchError
-from hpc_dynamo.launch import grown
+from hpc_dynamo.launch import extra_jobs
 from hpc_dynamo.messages import GrownJob, GrownState, JobRecord
 from hpc_dynamo.run import Attempt, Grown, Run, write_json
 from hpc_dynamo.topology import Plan, fill, plan
@@ -63,7 +63,7 @@ def job_of(attempt: Attempt) -> Grown:
 
 async def test_it_asks_for_its_own_nodes_and_time(attempt: Attempt, told: Path) -> None:
     job = job_of(attempt)
-    assert await grown.submit(job, time_s=1000.0) == "42"
+    assert await extra_jobs.submit(job, time_s=1000.0) == "42"
     record = job.job()
     assert record
     assert (record.launcher, record.job_id) == ("slurm", "42")
@@ -77,7 +77,7 @@ async def test_it_asks_for_its_own_nodes_and_time(attempt: Attempt, told: Path) 
 async def test_a_refusal_says_why(attempt: Attempt, told: Path) -> None:
     (told.parent / "refuse").touch()
     with pytest.raises(LaunchError, match="invalid partition"):
-        await grown.submit(job_of(attempt), time_s=1000.0)
+        await extra_jobs.submit(job_of(attempt), time_s=1000.0)
 
 
 def known(job: Grown, **more: Any) -> GrownJob:
@@ -93,14 +93,14 @@ def test_one_that_was_left_behind_is_cancelled_and_counted(attempt: Attempt, tol
     write_json(job.job_file, JobRecord(launcher="slurm", job_id="42"))
     state = known(job, state=GrownState.running, began_at=now - 3600.0, seen_at=now - 1800.0)
     write_json(job.state_file, state)
-    grown.clear(attempt.grown(), silence_s=900.0)
+    extra_jobs.clear(attempt.grown(), silence_s=900.0)
     assert told.read_text().split() == ["42"]
     after = job.state()
     assert after
     assert (after.state, after.detail) == (GrownState.ended, "left behind by a head that died")
     assert after.node_hours == pytest.approx(2 * 0.75), "its agents ended when they missed it"
     told.unlink()
-    grown.clear(attempt.grown(), silence_s=900.0)
+    extra_jobs.clear(attempt.grown(), silence_s=900.0)
     assert not told.exists(), "what has ended is left alone"
 
 
@@ -113,12 +113,12 @@ def test_the_status_names_job_ranks_and_reason(attempt: Attempt) -> None:
 
 def test_this_machine_has_no_further_gpus(attempt: Attempt) -> None:
     config, layout = attempt.config(), attempt.plan()
-    grown.check(config, layout, Launcher.local)
+    extra_jobs.check(config, layout, Launcher.local)
     on_gpus = Plan(1, 4, layout.workers)
-    grown.check(config, on_gpus, Launcher.slurm)
+    extra_jobs.check(config, on_gpus, Launcher.slurm)
     with pytest.raises(ConfigError, match=r"planner\.grow needs Slurm"):
-        grown.check(config, on_gpus, Launcher.local)
-    grown.check(Config(), on_gpus, Launcher.local)
+        extra_jobs.check(config, on_gpus, Launcher.local)
+    extra_jobs.check(Config(), on_gpus, Launcher.local)
 
 
 def test_other_nodes_can_reach_the_head(monkeypatch: pytest.MonkeyPatch) -> None:

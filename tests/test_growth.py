@@ -22,7 +22,7 @@ from hpc_dynamo.config import (
     check,
 )
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.planner.growth import RETRY_INTERVALS, Growth, Job, Room, Step
+from hpc_dynamo.planner.scale_out import RETRY_INTERVALS, Growth, Job, Room, Step
 from hpc_dynamo.planner.signals import Lack
 from hpc_dynamo.planner.split import Need, Ready, lack
 from hpc_dynamo.topology import Plan, fill, plan

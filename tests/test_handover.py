@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from hpc_dynamo.head.handover import Handover, lead_s
+from hpc_dynamo.head.scaling.job_handover import Handover, lead_s
 from hpc_dynamo.launch.walltime import Walltime
 from hpc_dynamo.messages import Outcome, Successor
 from hpc_dynamo.run import Attempt

@@ -32,10 +32,10 @@ from hpc_dynamo.config import (
     Topology,
 )
 from hpc_dynamo.errors import EngineError
-from hpc_dynamo.head.companions import Companions
-from hpc_dynamo.head.flip import Flipper
-from hpc_dynamo.head.growth import Grower
-from hpc_dynamo.head.membership import Membership
+from hpc_dynamo.head.membership.agents import Membership
+from hpc_dynamo.head.scaling.hetero_jobs import Companions
+from hpc_dynamo.head.scaling.role_change import Flipper
+from hpc_dynamo.head.scaling.scale_out import Grower
 from hpc_dynamo.messages import (
     GrownJob,
     GrownState,
@@ -47,11 +47,11 @@ from hpc_dynamo.messages import (
     WorkerReport,
     WorkerState,
 )
-from hpc_dynamo.node import CODEC
 from hpc_dynamo.planner.signals import Decision, Demand, Lack, Signals, Wanted
 from hpc_dynamo.router import Ask, Router
-from hpc_dynamo.router.lease import Wish
+from hpc_dynamo.router.scheduling.lease import Wish
 from hpc_dynamo.run import Attempt, Grown, Run, write_json
+from hpc_dynamo.tasks.node import CODEC
 from hpc_dynamo.topology import Plan, fill, plan
 from hpc_dynamo.wire import Server
 from tests.runs import until
@@ -66,7 +66,7 @@ CONFIG = Config(
     topology=Topology(aggregated=Pool(workers=2)),
     cluster=Cluster(silence_s=3.0),
 )
-AGENT = "import sys; from hpc_dynamo.join import main; sys.exit(main(sys.argv[1]))"
+AGENT = "import sys; from hpc_dynamo.tasks.join import main; sys.exit(main(sys.argv[1]))"
 
 
 @dataclass(frozen=True)

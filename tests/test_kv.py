@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from hpc_dynamo.errors import KvTransferError, MissingDependency
-from hpc_dynamo.kv import KvAgent
+from hpc_dynamo.kv.agent import KvAgent
 
 BLOCKS = 64
 Scenario = Callable[[int], Coroutine[None, None, None]]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpc_dynamo.errors import WireError
-from hpc_dynamo.kv_events import Batch, Cleared, Event, Removed, Stored, decode, encode
+from hpc_dynamo.kv.events import Batch, Cleared, Event, Removed, Stored, decode, encode
 
 hashes = st.integers(-(2**63), 2**64 - 1) | st.binary(max_size=32)
 some = st.none() | st.text(max_size=5)

@@ -12,7 +12,7 @@ import pytest
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.errors import EngineError
-from hpc_dynamo.head.listening import Listener, holder
+from hpc_dynamo.head.workloads.endpoint_socket import Listener, holder
 from hpc_dynamo.messages import Endpoint, Outcome
 from hpc_dynamo.run import Attempt, Run, Secrets, write_json
 from hpc_dynamo.topology import Plan

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo import launch, node
+from hpc_dynamo import launch
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.config import Config, Launcher, on
 from hpc_dynamo.errors import ConfigError, LaunchError
-from hpc_dynamo.launch import grown
+from hpc_dynamo.launch import extra_jobs
 from hpc_dynamo.launch.allocation import start_step
 from hpc_dynamo.launch.node import component, whoami
 from hpc_dynamo.launch.resources import components, resources
 from hpc_dynamo.launch.script import submission
 from hpc_dynamo.run import Attempt, Run
+from hpc_dynamo.tasks import node
 from hpc_dynamo.topology import Group, Plan, plan
 from tests.runs import until
 from tests.terminal import Call, printed, refused
@@ -204,7 +205,7 @@ def test_one_heterogeneous_job_with_one_step(run: Run, slurm: Path) -> None:
     assert srun == "srun"
     assert {"--het-group=0", "--nodes=1", "--mpi=none", "--no-kill"} <= set(words[:at])
     assert {"--het-group=1", "--nodes=2", "--mpi=none", "--no-kill"} <= set(words[at:])
-    assert words[-3:] == ["-m", "hpc_dynamo.node", str(attempt.path)] == words[at - 3 : at]
+    assert words[-3:] == ["-m", "hpc_dynamo.tasks.node", str(attempt.path)] == words[at - 3 : at]
 
 
 def test_jobs_where_the_scheduler_starts_no_heterogeneous_ones(run: Run, slurm: Path) -> None:
@@ -243,7 +244,7 @@ def test_one_that_no_head_ever_saw_is_cancelled_with_the_run(run: Run, slurm: Pa
     program = slurm / "squeue"
     program.write_text("#!/bin/sh\necho 'PENDING|Priority|N/A|'\n")
     program.chmod(0o755)
-    grown.clear(attempt.grown(), silence_s=30.0)
+    extra_jobs.clear(attempt.grown(), silence_s=30.0)
     assert (slurm / "cancelled").read_text().split() == ["7"]
 
 
@@ -289,7 +290,7 @@ def allocated(monkeypatch: pytest.MonkeyPatch, run: Run, **variables: str) -> No
     config = config_of()
     layout = launch.settled(Launcher.allocation, config, plan(config))
     attempt = run.new_attempt(config, layout)
-    step = start_step(attempt, config, layout, "hpc_dynamo.node")
+    step = start_step(attempt, config, layout, "hpc_dynamo.tasks.node")
     until("the end of the step", lambda: step.state()[0] is launch.JobState.ended)
 
 

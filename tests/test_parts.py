@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from hpc_dynamo.config import Role
-from hpc_dynamo.head.parts import Parts
+from hpc_dynamo.head.membership.shards import Parts
 from hpc_dynamo.messages import ControlMessage, Dismiss, Gather, PartDied
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Shard, Worker

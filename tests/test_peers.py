@@ -8,10 +8,10 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from hpc_dynamo.head.peers import Peers
+from hpc_dynamo.head.membership.peer_heads import Peers
 from hpc_dynamo.http import Client
 from hpc_dynamo.router import Load, Router
-from hpc_dynamo.router.loads import Published
+from hpc_dynamo.router.scheduling.peer_loads import Published
 from tests.router.asks import whole
 
 SOON_S = 20.0

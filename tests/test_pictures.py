@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.draw import Curve, Panel, Style, figure_of
+from hpc_dynamo.plotting import Curve, Panel, Style, figure_of
 from tests.terminal import Call, printed, refused
 
 pytest.importorskip("matplotlib")

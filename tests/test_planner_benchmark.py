@@ -11,7 +11,7 @@ from benchmarks.planner_tables import Figures
 from hpc_dynamo.config import Role
 from hpc_dynamo.planner.signals import Signals
 from hpc_dynamo.simulation import Phase, simulate, synthetic
-from hpc_dynamo.simulator.timing import Timing
+from hpc_dynamo.timing_model import Timing
 
 SEEN = Signals(
     at=5.0, seconds=5.0, requests=10, prompt_tokens=1000.0, prefill=2, decode=3, ahead_tokens=2500.0

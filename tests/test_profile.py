@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from hpc_dynamo.engines.simulator import BLOCK_TOKENS
-from hpc_dynamo.head.profiling import ROUNDS
-from hpc_dynamo.head.streams import Heard
-from hpc_dynamo.planner.grid import Limits, grid
+from hpc_dynamo.head.workloads.profile import ROUNDS
 from hpc_dynamo.planner.profile import Profile, Spot, What, load, measured
+from hpc_dynamo.profiler.client import Heard
+from hpc_dynamo.profiler.grid import Limits, grid
 from tests.runs import SIMULATOR, hpc_dynamo, latest, results_on_disk, until
 from tests.terminal import ends, on_a_terminal
 

@@ -4,12 +4,12 @@ import pytest
 
 from hpc_dynamo.config import Kind, Role
 from hpc_dynamo.config import Router as RouterConfig
-from hpc_dynamo.head.look import look
-from hpc_dynamo.head.prompt_lengths import PromptLengths, Prompts
 from hpc_dynamo.messages import Quantiles, WorkerLoad
+from hpc_dynamo.planner.collect import look
 from hpc_dynamo.planner.load import queue_s
+from hpc_dynamo.planner.prompt_lengths import PromptLengths, Prompts
 from hpc_dynamo.router import Ask, Router
-from hpc_dynamo.router.limits import Limits
+from hpc_dynamo.router.scheduling.limits import Limits
 
 
 def load(rank: int, prompts: int, tokens: int, asked: int = 0, hits: int = 0) -> WorkerLoad:

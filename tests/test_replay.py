@@ -26,7 +26,7 @@ from hpc_dynamo.config import Kind
 from hpc_dynamo.errors import InputError, UsageError
 from hpc_dynamo.http import Client, Reply, Server
 from hpc_dynamo.http import Request as Asked
-from hpc_dynamo.simulator.timing import load
+from hpc_dynamo.timing_model import load
 from tests.runs import until
 from tests.tiny import byte_tokenizer
 

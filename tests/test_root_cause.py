@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.agent.part import Part
+from hpc_dynamo.agent.engine_process import Part
 from hpc_dynamo.config import Config, Engine, Model, Role
 from hpc_dynamo.engines import Place
 from hpc_dynamo.engines.root_cause import killed_itself, last_line, root_cause

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.router_workload import BLOCK, OF_A_KIND, Engines, long_prompts, read
-from hpc_dynamo.kv_events import Removed, Stored, decode
+from hpc_dynamo.kv.events import Removed, Stored, decode
 
 
 @pytest.fixture

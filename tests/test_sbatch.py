@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo import node
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.config import Config, Task
 from hpc_dynamo.errors import LaunchError
 from hpc_dynamo.launch import slurm
 from hpc_dynamo.launch.script import render, submission
 from hpc_dynamo.run import Attempt, Run
+from hpc_dynamo.tasks import node
 from hpc_dynamo.topology import plan
 
 FOLDER = Path(__file__).parent.parent / "sbatch"

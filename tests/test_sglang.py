@@ -26,7 +26,7 @@ from hpc_dynamo.engines import DIALECTS, Concurrent, Place, dialect, engine, pro
 from hpc_dynamo.engines.metrics import parse
 from hpc_dynamo.engines.pd_protocol import Body
 from hpc_dynamo.engines.sglang import METRICS
-from hpc_dynamo.engines.sglang_dialect import SglangDialect
+from hpc_dynamo.engines.sglang_pd_protocol import SglangDialect
 from hpc_dynamo.engines.vllm import GUARD
 from hpc_dynamo.errors import ConfigError, RequestFailed
 from hpc_dynamo.topology import Shard, Worker, plan

@@ -23,7 +23,7 @@ from hpc_dynamo.config import (
 )
 from hpc_dynamo.engines import Command, Meeting, Place, engine
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.launch import rank, world
+from hpc_dynamo.launch import mpi_rank, mpi_step
 from hpc_dynamo.topology import Worker, plan
 from tests.runs import hpc_dynamo, write_prompts
 from tests.test_engines import options
@@ -214,7 +214,7 @@ def test_srun_gets_no_gpus_of_one_node_and_of_the_job_its_id_alone(
     for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"):
         monkeypatch.setenv(name, "7")
     monkeypatch.delenv("SLURM_CONF", raising=False)
-    made = world.environment({"CUDA_VISIBLE_DEVICES": "2,3", "A": "1"})
+    made = mpi_step.environment({"CUDA_VISIBLE_DEVICES": "2,3", "A": "1"})
     assert made == {"A": "1", "SLURM_JOB_ID": "7"}
 
 
@@ -223,10 +223,10 @@ def test_the_last_words_of_a_world_name_the_rank_that_was_killed() -> None:
     others = "srun: error: n1: tasks 0-1: Exited with exit code 1\n"
     killed = "srun: error: n2: task 2: Killed\n"
     noise = "srun: Force Terminated StepId=2.1\n\n"
-    assert world.last_words(said + others + killed + others + noise) == killed.strip()
-    assert world.last_words(said + others + noise) == said.strip()
-    assert world.last_words("srun: error: no such node\n") == "srun: error: no such node"
-    assert world.last_words("") == ""
+    assert mpi_step.last_words(said + others + killed + others + noise) == killed.strip()
+    assert mpi_step.last_words(said + others + noise) == said.strip()
+    assert mpi_step.last_words("srun: error: no such node\n") == "srun: error: no such node"
+    assert mpi_step.last_words("") == ""
 
 
 PRINT = "import json, os; print(json.dumps(dict(os.environ)))"
@@ -243,7 +243,7 @@ PRINT = "import json, os; print(json.dumps(dict(os.environ)))"
 )
 def test_a_rank_sees_its_workers_gpus_on_its_node(node: str, given: str, seen: str) -> None:
     env = {"SLURM_NODEID": node, "CUDA_VISIBLE_DEVICES": given, "PMIX_RANK": "3", "PATH": "/bin"}
-    argv = (sys.executable, "-I", "-S", rank.__file__, "0,1/2,3", sys.executable, "-c", PRINT)
+    argv = (sys.executable, "-I", "-S", mpi_rank.__file__, "0,1/2,3", sys.executable, "-c", PRINT)
     told = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
     found = json.loads(told.stdout)
     assert found["CUDA_VISIBLE_DEVICES"] == found["APPTAINERENV_CUDA_VISIBLE_DEVICES"] == seen
@@ -253,7 +253,7 @@ def test_a_rank_sees_its_workers_gpus_on_its_node(node: str, given: str, seen: s
 
 def test_a_task_that_is_alone_is_told_of_no_ranks() -> None:
     env = {"SLURM_NODEID": "0", "SLURM_STEP_NUM_TASKS": "1", "PMI_RANK": "0", "A": "SLURM_"}
-    argv = (sys.executable, "-I", "-S", rank.__file__, "", sys.executable, "-c", PRINT)
+    argv = (sys.executable, "-I", "-S", mpi_rank.__file__, "", sys.executable, "-c", PRINT)
     told = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
     found = json.loads(told.stdout)
     assert (found["CUDA_VISIBLE_DEVICES"], found["A"]) == ("", "SLURM_")

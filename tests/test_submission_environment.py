@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo import node
-from hpc_dynamo.child import LOGIN, clean_environment
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.launch import environment, script, slurm
+from hpc_dynamo.process.child import LOGIN, clean_environment
 from hpc_dynamo.run import Run
+from hpc_dynamo.tasks import node
 from hpc_dynamo.topology import plan
 
 OF_A_JOB = {
@@ -116,7 +116,7 @@ def test_a_job_that_inherits_nothing_does_not_import_from_its_folder_either(
     attempt, layout = run.new_attempt(config, plan(config)), plan(config)
     for text in (
         script.submission(attempt, config, layout, "none"),
-        script.hetjob(attempt, config, layout, "hpc_dynamo.node", "none"),
+        script.hetjob(attempt, config, layout, "hpc_dynamo.tasks.node", "none"),
     ):
         lines = text.splitlines()
         (srun,) = (n for n, line in enumerate(lines) if line.startswith("srun "))

@@ -22,7 +22,7 @@ from hpc_dynamo.config import (
 )
 from hpc_dynamo.engines import Body, Command, Place, engine
 from hpc_dynamo.engines.metrics import Histogram, Metrics, parse
-from hpc_dynamo.engines.trtllm_dialect import END_ID, LEAST_ID, TrtllmDialect
+from hpc_dynamo.engines.trtllm_pd_protocol import END_ID, LEAST_ID, TrtllmDialect
 from hpc_dynamo.errors import ConfigError, RequestFailed
 from hpc_dynamo.topology import Shard, Worker, plan
 

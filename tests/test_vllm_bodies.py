@@ -16,9 +16,9 @@ import pytest
 
 from hpc_dynamo.config import Batch, Config, Engine, Model, Route, Router, before
 from hpc_dynamo.engines.paths import is_inference
-from hpc_dynamo.head.batch import BatchWork
-from hpc_dynamo.head.probed import Probed
-from hpc_dynamo.head.work import Job, lanes
+from hpc_dynamo.head.membership.external import Probed
+from hpc_dynamo.head.workloads.batch import BatchWork
+from hpc_dynamo.head.workloads.workload import Job, lanes
 from hpc_dynamo.http import Client
 from hpc_dynamo.run import Run, Secrets, new_token
 from hpc_dynamo.topology import plan

@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from hpc_dynamo.engines.nixl_dialect import ASK
+from hpc_dynamo.engines.vllm_pd_protocol import ASK
 from tests import tiny
 from tests.test_vllm import provisioned
 from tests.test_vllm_kv import BLOCK, TOLD_S, prompt, until

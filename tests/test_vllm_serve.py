@@ -22,7 +22,7 @@ import pytest
 from hpc_dynamo.config import Config, Device, Engine
 from hpc_dynamo.demo.provision import Provisioned
 from hpc_dynamo.engines.vllm import Vllm
-from hpc_dynamo.kv_events import Event, Hash, Stored, decode
+from hpc_dynamo.kv.events import Event, Hash, Stored, decode
 from hpc_dynamo.run import Run
 from hpc_dynamo.wire import EventSubscriber
 from tests.runs import latest

@@ -16,20 +16,20 @@ import uvloop
 
 from hpc_dynamo.errors import EngineError, HpcDynamoError
 from hpc_dynamo.http import Client, Server
-from hpc_dynamo.kv import KvAgent
+from hpc_dynamo.kv.agent import KvAgent
 from hpc_dynamo.simulator.adapters import named
 from hpc_dynamo.simulator.batch import Limits
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
 from hpc_dynamo.simulator.events import Announcer, EventsConfig, Journal
-from hpc_dynamo.simulator.handover import Endpoint, NixlHandover
+from hpc_dynamo.simulator.kv_handoff import Endpoint, NixlHandover
 from hpc_dynamo.simulator.metrics import Metrics
 from hpc_dynamo.simulator.model import Model
 from hpc_dynamo.simulator.nodes import following, leading
 from hpc_dynamo.simulator.options import KEY_VARIABLE, check, in_world, parser
-from hpc_dynamo.simulator.rooms import Meeting, RoomHandover, Rooms, receiving
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.server import Endpoints, Failures, Service, refusal
-from hpc_dynamo.simulator.timing import load
+from hpc_dynamo.simulator.sglang_bootstrap import Meeting, RoomHandover, Rooms, receiving
+from hpc_dynamo.timing_model import load
 from hpc_dynamo.wire import EventPublisher
 
 log = logging.getLogger("hpc_dynamo.simulator")

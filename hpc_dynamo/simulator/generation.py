@@ -12,11 +12,11 @@ from itertools import count
 import msgspec
 
 from hpc_dynamo.http import Reply
+from hpc_dynamo.simulator.api_error import Refused, error_body
 from hpc_dynamo.simulator.records import Records, Request, event
-from hpc_dynamo.simulator.refused import Refused, error_body
-from hpc_dynamo.simulator.rooms import Meeting
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.sequence import Answer, Job
+from hpc_dynamo.simulator.sglang_bootstrap import Meeting
 
 log = logging.getLogger(__name__)
 _numbers = count()

@@ -13,20 +13,20 @@ import msgspec
 
 from hpc_dynamo.http import Reply, Request
 from hpc_dynamo.json_reader import JsonError, read_value
-from hpc_dynamo.kv import KvAgent
+from hpc_dynamo.kv.agent import KvAgent
 from hpc_dynamo.simulator import tokenizer
+from hpc_dynamo.simulator.api_error import Refused, error_body
 from hpc_dynamo.simulator.chat import ChatRequest, TokenizeRequest
 from hpc_dynamo.simulator.embeddings import EmbeddingRequest
 from hpc_dynamo.simulator.generation import JSON, Generation, jobs_of
-from hpc_dynamo.simulator.handover import METADATA_PATH
+from hpc_dynamo.simulator.kv_handoff import METADATA_PATH
 from hpc_dynamo.simulator.metrics import Metrics
 from hpc_dynamo.simulator.openai import CompletionRequest, DetokenizeRequest, check_model
 from hpc_dynamo.simulator.records import Records
 from hpc_dynamo.simulator.records import Request as Asked
-from hpc_dynamo.simulator.refused import Refused, error_body
-from hpc_dynamo.simulator.rooms import Meeting
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.scores import RerankRequest, ScoreRequest
+from hpc_dynamo.simulator.sglang_bootstrap import Meeting
 from hpc_dynamo.simulator.transfer import TransferParams
 
 T = TypeVar("T")

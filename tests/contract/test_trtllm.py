@@ -12,7 +12,7 @@ import pytest
 from hpc_dynamo.config import Cluster, Config, Engine, Kind, Model, Pool, Role, Router, Topology
 from hpc_dynamo.engines import Body, Command, Place, engine
 from hpc_dynamo.engines.trtllm import TRTLLM_METRICS
-from hpc_dynamo.engines.trtllm_dialect import TrtllmDialect
+from hpc_dynamo.engines.trtllm_pd_protocol import TrtllmDialect
 from hpc_dynamo.topology import Shard, Worker
 from tests.contract import record_trtllm
 

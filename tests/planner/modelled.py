@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from hpc_dynamo.planner.grid import ROOM, Limits, grid
 from hpc_dynamo.planner.profile import Point, Profile, Spot, What
-from hpc_dynamo.simulator.timing import Timing
+from hpc_dynamo.profiler.grid import ROOM, Limits, grid
+from hpc_dynamo.timing_model import Timing
 
 LIMITS = Limits(context_tokens=8192, sequences=64, block_tokens=16, kv_tokens=65536, transfers=True)
 KV_BYTES = 1024  # a token

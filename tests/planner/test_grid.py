@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.planner.grid import ROOM, SHORTEST, Limits, grid
 from hpc_dynamo.planner.profile import What
+from hpc_dynamo.profiler.grid import ROOM, SHORTEST, Limits, grid
 from tests.planner.modelled import LIMITS
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from hpc_dynamo.planner.interpolation import Interpolated, Line, Surface, undisturbed
 from hpc_dynamo.planner.profile import Point, Spot, What
-from hpc_dynamo.simulator.timing import PROFILES
+from hpc_dynamo.timing_model import PROFILES
 from tests.planner import modelled
 
 NUMBERS = st.floats(0, 1e4, allow_nan=False, width=32)

@@ -10,7 +10,7 @@ from hpc_dynamo.planner.interpolation import load_profile
 from hpc_dynamo.planner.picture import picture
 from hpc_dynamo.planner.profile import Error, Point, Spot, What, load, measured
 from hpc_dynamo.run import write_json
-from hpc_dynamo.simulator.timing import PROFILES
+from hpc_dynamo.timing_model import PROFILES
 from tests.planner import modelled
 
 PROFILE = msgspec.structs.replace(

@@ -9,12 +9,12 @@ from aiohttp import web
 from hpc_dynamo.config import Kind, Role
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.dispatch import Dispatcher
-from hpc_dynamo.engines.nixl_dialect import NixlDialect
-from hpc_dynamo.frontend.verify import agrees
+from hpc_dynamo.engines.vllm_pd_protocol import NixlDialect
+from hpc_dynamo.frontend.tokenizer_check import agrees
 from hpc_dynamo.http import Client
 from hpc_dynamo.preprocess import Preprocessor
 from hpc_dynamo.router import Ask, Lease, NoWorker, Router
-from hpc_dynamo.router.limits import Limits
+from hpc_dynamo.router.scheduling.limits import Limits
 
 SOON_S = 20.0
 

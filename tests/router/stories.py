@@ -6,8 +6,8 @@ from hashlib import sha256
 
 from hypothesis import strategies as st
 
-from hpc_dynamo.router.hashes import chain, root
-from hpc_dynamo.router.index import PrefixIndex
+from hpc_dynamo.router.index.exact import PrefixIndex
+from hpc_dynamo.router.index.hashes import chain, root
 
 LENGTH = 80  # blocks of a prompt: two and a half pages
 BLOCK = 2  # tokens

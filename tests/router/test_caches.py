@@ -3,7 +3,7 @@
 import time
 
 from hpc_dynamo.config import Router as RouterConfig
-from hpc_dynamo.kv_events import END, Batch, Cleared, Event, Removed, Stored, encode
+from hpc_dynamo.kv.events import END, Batch, Cleared, Event, Removed, Stored, encode
 from hpc_dynamo.router import Ask, Caches, block_hashes, root
 from tests.router.asks import BLOCK, whole
 

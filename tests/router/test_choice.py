@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hpc_dynamo.config import Policy, Role
 from hpc_dynamo.router import Member
-from hpc_dynamo.router.policy import POLICIES, Need, choose
+from hpc_dynamo.router.scheduling.policy import POLICIES, Need, choose
 from tests.router.asks import BLOCK
 
 Loads = list[dict[str, Any]]

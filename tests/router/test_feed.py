@@ -5,8 +5,8 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_dynamo.kv_events import END
-from hpc_dynamo.router.feed import MOST_EARLY, Feed
+from hpc_dynamo.kv.events import END
+from hpc_dynamo.router.index.event_stream import MOST_EARLY, Feed
 
 
 class Listener:

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_dynamo.router.index import PrefixIndex
+from hpc_dynamo.router.index.exact import PrefixIndex
 from tests.router.stories import BLOCK, Prefix, Step, hashes, replayed, stories, tokens
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_dynamo.router.approximate import ApproximateIndex
+from hpc_dynamo.router.index.approximate import ApproximateIndex
 
 TTL_S = 10.0
 Prompt = tuple[int, ...]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpc_dynamo.router.index import PrefixIndex
+from hpc_dynamo.router.index.exact import PrefixIndex
 from tests.router.stories import BLOCK, LENGTH, Run, hashes, tokens
 
 

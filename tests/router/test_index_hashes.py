@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpc_dynamo.router import block_hashes
-from hpc_dynamo.router.hashes import chain, root
+from hpc_dynamo.router.index.hashes import chain, root
 from tests.router.asks import BLOCK
 
 

@@ -16,7 +16,7 @@ from hpc_dynamo.router import (
     Target,
     View,
 )
-from hpc_dynamo.router.why import Why
+from hpc_dynamo.router.scheduling.explain import Why
 from tests.router.asks import (
     ONE,
     SOON_S,

@@ -11,8 +11,8 @@ from hpc_dynamo.router import (
     Target,
     View,
 )
-from hpc_dynamo.router.frames import ENCODER, LARGEST_FRAME_BYTES, Asked, Noted, Told
-from hpc_dynamo.router.lease import Note
+from hpc_dynamo.router.rpc.protocol import ENCODER, LARGEST_FRAME_BYTES, Asked, Noted, Told
+from hpc_dynamo.router.scheduling.lease import Note
 from tests.router.asks import (
     ONE,
     SOON_S,

@@ -5,7 +5,7 @@ import pytest
 
 from hpc_dynamo.config import Policy, Role
 from hpc_dynamo.router import Limits, Load, Router, heard
-from hpc_dynamo.router.loads import publish
+from hpc_dynamo.router.scheduling.peer_loads import publish
 from tests.router.asks import ONE, ask, split, whole
 
 BUSY = Load(prefill_tokens=40, blocks=10, active=3)

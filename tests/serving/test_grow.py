@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from hpc_dynamo.messages import GrownJob, GrownState, Status
-from hpc_dynamo.planner.growth import Growing
+from hpc_dynamo.planner.scale_out import Growing
 from hpc_dynamo.run import Attempt
 from tests.runs import hpc_dynamo, until
 from tests.serving.served import MODEL, Served, kill, serving

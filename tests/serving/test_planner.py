@@ -13,7 +13,7 @@ import pytest
 from hpc_dynamo.cli.report import PICTURE
 from hpc_dynamo.config import Role
 from hpc_dynamo.planner.records import Flip, Record, read
-from hpc_dynamo.simulator.timing import PROFILES, Timing
+from hpc_dynamo.timing_model import PROFILES, Timing
 from tests.load import Load, flips
 from tests.planner.modelled import measured
 from tests.runs import hpc_dynamo, until

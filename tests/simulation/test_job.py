@@ -13,7 +13,7 @@ from hpc_dynamo.simulation.outcome import Outcome
 from hpc_dynamo.simulation.pool import Flipping
 from hpc_dynamo.simulation.split import search
 from hpc_dynamo.simulation.worker import Limits
-from hpc_dynamo.simulator.timing import PROFILES
+from hpc_dynamo.timing_model import PROFILES
 
 TARGETS = Targets(ttft_s=1.0, itl_s=0.03)
 ENGINE = Engine(Limits(cache_tokens=200_000, transfer_s_per_token=1e-6), PROFILES["h100-8b"])

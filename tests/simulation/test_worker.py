@@ -16,7 +16,7 @@ from hpc_dynamo.simulator.metrics import Metrics
 from hpc_dynamo.simulator.model import Model
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.sequence import Job, Sampling
-from hpc_dynamo.simulator.timing import Timing
+from hpc_dynamo.timing_model import Timing
 
 BLOCK = 16
 TIMING = Timing(0.003, 0.0011, 1.3e-6, 0.0171, 0.0007, 2.3e-5)

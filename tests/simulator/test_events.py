@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from hpc_dynamo.kv_events import Cleared, Event, Removed, Stored, decode
+from hpc_dynamo.kv.events import Cleared, Event, Removed, Stored, decode
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
 from hpc_dynamo.simulator.events import Journal
 from hpc_dynamo.simulator.model import Model

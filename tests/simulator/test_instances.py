@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from hpc_dynamo.simulator.instances import instance
-from hpc_dynamo.simulator.refused import Refused
+from hpc_dynamo.simulator.api_error import Refused
+from hpc_dynamo.simulator.json_schema_sampler import instance
 
 TREE = {"type": "object", "properties": {"child": {"$ref": "#"}}}
 POINT = {"type": "object", "properties": {"x": {"type": "number"}}, "required": ["x"]}

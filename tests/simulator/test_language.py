@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from hpc_dynamo.errors import ConfigError, InputError
 from hpc_dynamo.simulator import tokenizer
-from hpc_dynamo.simulator.language import WORDS, Speaker
-from hpc_dynamo.simulator.timing import PROFILES, Timing, load
+from hpc_dynamo.simulator.token_generator import WORDS, Speaker
+from hpc_dynamo.timing_model import PROFILES, Timing, load
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hpc_dynamo.engines.trtllm_dialect import TrtllmDialect
+from hpc_dynamo.engines.trtllm_pd_protocol import TrtllmDialect
 from tests.simulator.conftest import MODEL, Body, Client, Rank, simulator
 
 TRTLLM = ("--dialect", "trtllm")
