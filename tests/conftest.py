@@ -11,7 +11,7 @@ from hpc_dynamo.process.child import FOREIGN
 from hpc_dynamo.run import Attempt, Run, Secrets, new_token
 from hpc_dynamo.topology import Plan
 from hpc_dynamo.wire import new_keys
-from tests.terminal import Call, caller
+from tests.support.terminal import Call, caller
 
 # On a busy machine an example may take any time; pytest has a timeout of its own.
 settings.register_profile(

@@ -3,7 +3,7 @@
 The hash of a block covers all blocks before it, so that equal hashes mean equal prefixes, as
 in vLLM's prefix cache. XXH3 (xxhash.com), seeded with the previous block's hash, cut to 60 bits: an
 int of that size takes 32 bytes in CPython, one of 64 bits takes 48. Frontends, router and engine
-events must agree on these values; tests/router/test_index_hashes.py pins them.
+events must agree on these values; tests/unit/router/test_index_hashes.py pins them.
 
 `rendezvous` ranks workers for a session. It needs a hash whose bits all depend on all input bits:
 a CRC is linear, so that ids of equal length order the workers alike.
