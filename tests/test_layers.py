@@ -52,7 +52,6 @@ HOMES = {
     "httptools": ("http/",),
     "jinja2": ("preprocess/",),
     "prometheus_client": ("engines/metrics.py", "head/", "simulator/"),
-    "statsmodels": ("planner/forecast/arima.py",),
     "tokenizers": ("preprocess/",),
     "xxhash": ("router/hashes.py",),
 }
