@@ -1,4 +1,4 @@
-"""Who may import whom: the table of docs/architecture.md, held against every import there is."""
+"""Who may import whom: the table of docs/development/architecture.md, held against every import."""
 
 import ast
 import sys
