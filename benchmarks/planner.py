@@ -1,7 +1,7 @@
 """`python -m benchmarks.planner`: our planner, the oracle, static splits, and Dynamo's planner.
 
-Two loads on 16 modelled ranks behind the real router, in virtual time (see docs/simulate.md): one
-that turns from prompt-heavy to answer-heavy and back, and a production trace with its natural
+Two loads on 16 modelled ranks behind the real router, in virtual time (docs/guides/simulate.md):
+one that turns from prompt-heavy to answer-heavy and back, and a production trace with its natural
 swings. What each leaves of the load within both targets, and what it costs.
 """
 

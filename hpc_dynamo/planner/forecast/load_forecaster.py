@@ -3,22 +3,19 @@
 from collections.abc import Callable
 
 from hpc_dynamo.config import Forecast
-from hpc_dynamo.planner.forecast.arima import Arima
 from hpc_dynamo.planner.forecast.contract import Predictor
-from hpc_dynamo.planner.forecast.smoothing import Last, Mean, holt, kalman
+from hpc_dynamo.planner.forecast.smoothing import Last, Mean, holt
 from hpc_dynamo.planner.signals import Demand, Signals
 
 PREDICTORS: dict[Forecast, Callable[[], Predictor]] = {
     Forecast.last: Last,
     Forecast.mean: Mean,
     Forecast.holt: holt,
-    Forecast.kalman: kalman,
-    Forecast.arima: Arima,
 }
 
 
 class Outlook:
-    """The demand of the next interval. Raises MissingDependency where `kind` needs an extra."""
+    """The demand of the next interval."""
 
     def __init__(self, kind: Forecast) -> None:
         make = PREDICTORS[kind]

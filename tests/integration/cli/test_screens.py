@@ -249,6 +249,6 @@ def test_help_documents_the_exit_codes(tmp_path: Path) -> None:
         text = hpc_dynamo(*argv, cwd=tmp_path).stdout
         assert "exit codes:" in text
         assert "130  ended by Ctrl-C" in text
-    page = (Path(__file__).parents[3] / "docs" / "command-line.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/guides/command-line.md").read_text()
     for code in re.findall(r"^  (\d+) ", EXIT_CODES, re.MULTILINE):
-        assert f"\n| {code} | " in page, "docs/command-line.md has all codes"
+        assert f"\n| {code} | " in page, "docs/guides/command-line.md has all codes"

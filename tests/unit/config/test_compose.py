@@ -32,6 +32,13 @@ def test_the_planner_is_off_unless_asked_for() -> None:
     assert compose(["planner=sla", "planner.profile=p.json"]).planner.profile == "p.json"
 
 
+@pytest.mark.parametrize("name", ["kalman", "arima"])
+def test_removed_predictor_is_rejected_with_hint(name: str) -> None:
+    with pytest.raises(ConfigError, match="was removed") as caught:
+        compose([f"planner.forecast={name}"])
+    assert caught.value.hint == "planner.forecast=holt"
+
+
 def test_overrides_reach_every_depth() -> None:
     config = compose(
         [

@@ -99,7 +99,7 @@ def test_it_names_its_sources_and_what_was_not_run(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=RECIPES)
 def test_the_page_compares_it_with_its_sources(file: Path) -> None:
-    page = (Path(__file__).parents[3] / "docs" / "recipes.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/guides/recipes.md").read_text()
     assert f"`{file.stem}`" in page
     sources = re.findall(r"[\w-]+\.(?:yaml|md|sh|slurm)\b(?!\.\w)", file.read_text())
     assert [name for name in sources if name not in page] == []

@@ -2,19 +2,17 @@
 
 import math
 import random
-import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_dynamo.config import Forecast
-from hpc_dynamo.errors import MissingDependency
 from hpc_dynamo.planner.forecast import PREDICTORS, Outlook, Predictor
 from hpc_dynamo.planner.signals import Demand, Signals
 
 ALL = pytest.mark.parametrize("kind", list(Forecast))
-WITH_TREND = (Forecast.holt, Forecast.kalman, Forecast.arima)
+WITH_TREND = (Forecast.holt,)
 
 
 def fed(kind: Forecast, values: list[float]) -> Predictor:
@@ -84,13 +82,6 @@ def _square_error(kind: Forecast, values: list[float]) -> float:
         total += (predictor.predict() - value) ** 2 if i >= 20 else 0.0
         predictor.observe(value)
     return total
-
-
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "statsmodels.tsa.arima.model", None)  # as if not installed
-    with pytest.raises(MissingDependency, match="arima needs statsmodels") as caught:
-        Outlook(Forecast.arima)
-    assert "pip install 'hpc-dynamo[forecast]'" in str(caught.value)
 
 
 def test_an_interval_without_requests_says_nothing_of_their_length() -> None:

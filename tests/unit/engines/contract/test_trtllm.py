@@ -124,7 +124,7 @@ def test_every_field_of_a_split_request_exists(model: str, body: Body) -> None:
 
 
 def test_the_metrics_that_this_version_has() -> None:
-    """Those for load and caches came later (docs/engine-trtllm.md)."""
+    """Those for load and caches came later (docs/guides/tensorrt-llm.md)."""
     assert {TRTLLM_METRICS.ttft, TRTLLM_METRICS.itl} <= set(RECORDED["metrics"])
 
 
