@@ -184,7 +184,7 @@ class Runner:
 
     async def _prepare(self, path: str, given: Body) -> Work:
         """Return the request with the batch's defaults, for the run's model or an adapter."""
-        unset = {k: v for k, v in self._config.batch.defaults.items() if is_null(given, k)}
+        unset = {k: v for k, v in self._config.batch.body_defaults.items() if is_null(given, k)}
         body = {k: v for k, v in given.items() if k not in RESERVED} | unset
         model, asked = self._config.model, plain(body.get("model"))
         adapter = asked if isinstance(asked, str) and asked in model.lora else None
@@ -195,7 +195,7 @@ class Runner:
 
     async def _persist(self, entry: Entry, work: Work) -> Whole:
         """Try, and retry if that can help. Raises _WorkerDied without a retry."""
-        for left in reversed(range(self._config.batch.retries + 1)):
+        for left in reversed(range(self._config.batch.max_retries + 1)):
             try:
                 return await self._try(work)
             except RequestFailed as e:
@@ -204,7 +204,7 @@ class Runner:
                 if e.final or not left:
                     raise
                 log.warning("%s is tried again: %s", entry.custom_id, e)
-                tried = self._config.batch.retries - left
+                tried = self._config.batch.max_retries - left
                 await asyncio.sleep(min(BACKOFF_S * 2**tried, LONGEST_BACKOFF_S))
         raise AssertionError("the last try returns or raises")
 

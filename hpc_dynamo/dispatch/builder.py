@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from hpc_dynamo.config import Config, Kind, Policy
+from hpc_dynamo.config import Config, Policy, TopologyKind
 from hpc_dynamo.dispatch.execution import WHOLE, Execution, execution
 from hpc_dynamo.dispatch.workers import Work
 from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, dialect, fatal_prompts
@@ -65,7 +65,7 @@ class WorkBuilder:
         self._model, self._dialect = model, dialect(config)
         self._fatal = fatal_prompts(config)
         self._policy, self._block = config.router.policy, config.router.block_tokens
-        self._disaggregated = config.topology.kind is Kind.disaggregated
+        self._disaggregated = config.topology.kind is TopologyKind.disaggregated
 
     async def keep_bounded(self) -> None:
         """Bound the memory of the tokenizer, which caches texts. Runs until cancelled."""

@@ -39,7 +39,7 @@ from hpc_dynamo.run import Attempt
 TELL_S = 1.0
 FAREWELL_S = 3.0  # for the last words of streams
 MB = 1 << 20
-LIMITS = {413: "serve.max_body_mb", 429: "serve.buffer_mb"}  # settings, by the status
+LIMITS = {413: "serve.max_body_mb", 429: "serve.max_buffered_mb"}  # settings, by the status
 
 log = logging.getLogger("hpc_dynamo.frontend")
 
@@ -47,7 +47,7 @@ log = logging.getLogger("hpc_dynamo.frontend")
 async def serve(attempt: Attempt, index: int, link: Path, opened: socket.socket) -> None:
     """Until the head is gone or says so by SIGTERM."""
     config, stats = attempt.config(), Stats()
-    models = config.each
+    models = config.by_model
     loading = (asyncio.to_thread(load_prompts, own, os.environ) for own in models.values())
     prompts = await asyncio.gather(*loading)
     router = await RemoteRouter.connect(link)
@@ -144,7 +144,7 @@ async def _tell(
 
 
 def _key(attempt: Attempt, config: Config) -> str:
-    given = config.serve.key_file
+    given = config.serve.api_key_file
     return Path(given).read_text().strip() if given else attempt.run.api_key()
 
 
@@ -154,7 +154,7 @@ def _among_jobs(config: Config) -> Client:
 
 
 def _limits(config: Config) -> Limits:
-    body, held = config.serve.max_body_mb * MB, config.serve.buffer_mb * MB
+    body, held = config.serve.max_body_mb * MB, config.serve.max_buffered_mb * MB
     return Limits(body_bytes=int(body), buffered_bytes=int(held))
 
 

@@ -60,7 +60,7 @@ def _answers(*codes: int) -> Schema:
 ROUTE = "/v1/route"
 LOADS = "/v1/loads"
 NAPS = {
-    "/v1/workers/{rank}/sleep": "a worker to sleep, once it has nothing to do (engine.sleep=true)",
+    "/v1/workers/{rank}/sleep": "put an idle worker to sleep (engine.sleep_mode=true)",
     "/v1/workers/{rank}/wake": "a worker that sleeps is woken, and given requests again",
 }
 REFUSALS = (400, 401, 404, 405, 408, 413, 429, 431, 500, 502, 503, 504)

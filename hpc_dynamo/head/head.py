@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from msgspec.structs import replace
 
 from hpc_dynamo.agent import Agent
-from hpc_dynamo.config import PlannerKind, Task
+from hpc_dynamo.config import PlannerMode, Task
 from hpc_dynamo.head.lifecycle import Course
 from hpc_dynamo.head.membership.agents import Membership
 from hpc_dynamo.head.scaling.hetero_jobs import Companions
@@ -97,7 +97,7 @@ class Head(Course):
     async def _reshape(self, job: Job, members: Membership) -> None:
         """By the planner, until cancelled; not at all where none is asked for."""
         config, file = self._config, self._attempt.planner_file
-        if config.planner.by is not PlannerKind.off:
+        if config.planner.mode is not PlannerMode.off:
             router, loads = job.only.router, job.only.scraper.loads
             planner = Planner(config.planner, await self._performance())
             flipper = Flipper(config, router, members)
@@ -107,7 +107,7 @@ class Head(Course):
 
     async def _grow(self, job: Job, members: Membership) -> None:
         """By further jobs, until cancelled; not at all where none may be asked for."""
-        if self._config.planner.grow.nodes:
+        if self._config.planner.scale_out.max_nodes:
             router, ends_at = job.only.router, self._walltime.ends_at
             self._grower = Grower(self._attempt, router, members, ends_at, self._moving)
             await self._grower.run()
@@ -129,7 +129,7 @@ class Head(Course):
 
     async def _stop(self, members: Membership, reason: str) -> None:
         """Further jobs and all agents, at the same time."""
-        engines = [own.engine for own in self._config.each.values()]
+        engines = [own.engine for own in self._config.by_model.values()]
         patience_s = max(engine.stop_timeout_s for engine in engines) + FAREWELL_S
         async with asyncio.TaskGroup() as group:
             group.create_task(members.stop_all(reason, patience_s))
@@ -138,7 +138,7 @@ class Head(Course):
 
     async def _performance(self) -> Performance | None:
         """By the profile that the planner is to go by, if it is."""
-        if self._config.planner.by is not PlannerKind.sla:
+        if self._config.planner.mode is not PlannerMode.sla:
             return None
         return await asyncio.to_thread(load_profile, self._config.planner.profile)
 
@@ -161,7 +161,7 @@ class Head(Course):
             found = lanes(self._config, http)
             routers = {model: lane.router for model, lane in found.items()}
             members = Membership(self._attempt, self._roster, self._server, routers, self.fail)
-            if self._config.planner.handover and self._config.task is Task.serve:
+            if self._config.planner.job_handover and self._config.task is Task.serve:
                 self._handover = Handover(self._attempt, next(iter(routers.values())).news.set)
             job = Job(
                 self._attempt, self._config, found, members, http, self._planning, self._handover

@@ -71,7 +71,7 @@ class Handover:
         while lead is None or spare_s() > lead:
             await asyncio.sleep(LOOK_S)
             if lead is None and serving():
-                lead = lead_s(self._took_s(), self._config.planner.handover_lead_s)
+                lead = lead_s(self._took_s(), self._config.planner.job_handover_lead_s)
                 log.info("a successor is asked for %.0f s before it must serve", lead)
 
     def _took_s(self) -> float:
