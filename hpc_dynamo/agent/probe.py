@@ -7,7 +7,7 @@ import msgspec
 
 from hpc_dynamo.engines import Body
 from hpc_dynamo.engines.paths import offered
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Served:
 NOTHING = Served()
 
 
-async def serves(http: Client, url: str, model: str, fields: Body) -> bool:
+async def serves(http: HttpClient, url: str, model: str, fields: Body) -> bool:
     """Whether the engine has served a token now, or a vector where it makes no texts; it may not
     even listen yet.
 
@@ -40,7 +40,7 @@ async def serves(http: Client, url: str, model: str, fields: Body) -> bool:
     return status == 200
 
 
-async def what_is_served(http: Client, url: str) -> Served:
+async def what_is_served(http: HttpClient, url: str) -> Served:
     """Return what the engine reports about its models and paths, which may be nothing."""
     try:
         status, content = await _ask(http, "GET", url, "/v1/models")
@@ -51,7 +51,7 @@ async def what_is_served(http: Client, url: str) -> Served:
     return replace(found, operations=_operations(content)) if status == 200 else found
 
 
-async def why_not(http: Client, url: str, model: str, fields: Body) -> str:
+async def why_not(http: HttpClient, url: str, model: str, fields: Body) -> str:
     """What keeps an engine, which we have not started, from serving; empty: it serves.
 
     Where no name of its model is known, it is enough that it tells which it has.
@@ -70,7 +70,7 @@ async def why_not(http: Client, url: str, model: str, fields: Body) -> str:
     return ""
 
 
-async def lives(http: Client, url: str) -> bool:
+async def lives(http: HttpClient, url: str) -> bool:
     """Whether the engine is there and does not call itself broken; some have no /health."""
     try:
         async with http.send("GET", url, "/health") as answer:
@@ -81,7 +81,7 @@ async def lives(http: Client, url: str) -> bool:
 
 
 async def _ask(
-    http: Client, method: str, url: str, path: str, body: object = None
+    http: HttpClient, method: str, url: str, path: str, body: object = None
 ) -> tuple[int, bytes]:
     """Status and content of an answer. Raises OSError."""
     async with http.send(method, url, path, msgspec.json.encode(body)) as answer:

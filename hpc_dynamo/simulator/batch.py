@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from hpc_dynamo.simulator.sequence import Answer, Job, Source
-from hpc_dynamo.simulator.timing import Timing
+from hpc_dynamo.timing_model import Timing
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import msgspec
 
 from hpc_dynamo.simulator import prompts, tokenizer
-from hpc_dynamo.simulator.instances import instance
+from hpc_dynamo.simulator.api_error import Refused
+from hpc_dynamo.simulator.json_schema_sampler import instance
 from hpc_dynamo.simulator.openai import Common, alternatives
-from hpc_dynamo.simulator.refused import Refused
 from hpc_dynamo.simulator.tools import Tool, ToolChoice, called
 
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from hpc_dynamo.simulator.api_error import Refused
 from hpc_dynamo.simulator.prompts import Prompts, from_any
-from hpc_dynamo.simulator.refused import Refused
 
 DIMENSIONS = 256
 

@@ -11,12 +11,12 @@ from itertools import count
 
 import msgspec
 
-from hpc_dynamo.http import Reply
+from hpc_dynamo.http import ResponseWriter
+from hpc_dynamo.simulator.api_error import Refused, error_body
 from hpc_dynamo.simulator.records import Records, Request, event
-from hpc_dynamo.simulator.refused import Refused, error_body
-from hpc_dynamo.simulator.rooms import Meeting
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.sequence import Answer, Job
+from hpc_dynamo.simulator.sglang_bootstrap import Meeting
 
 log = logging.getLogger(__name__)
 _numbers = count()
@@ -57,7 +57,7 @@ def jobs_of(
 class Generation:
     """Answers one request with what the scheduler makes of `jobs`."""
 
-    def __init__(self, reply: Reply, records: Records, jobs: list[Job]) -> None:
+    def __init__(self, reply: ResponseWriter, records: Records, jobs: list[Job]) -> None:
         self._reply, self._records, self._jobs = reply, records, jobs
         self._open = dict[int, Answer]()  # choices of a stream that go on
         self._wake = asyncio.Event()  # at the end, or when the client does not keep up

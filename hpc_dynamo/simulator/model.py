@@ -4,8 +4,8 @@ from hashlib import blake2b
 
 from hpc_dynamo.simulator.blocks import DIGEST_BYTES, BlockPool, KvMemory, chain, chains
 from hpc_dynamo.simulator.events import Journal
-from hpc_dynamo.simulator.language import Script, Speaker
 from hpc_dynamo.simulator.sequence import Answer
+from hpc_dynamo.simulator.token_generator import Script, Speaker
 
 
 class Model:

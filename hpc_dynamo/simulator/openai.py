@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import msgspec
 
 from hpc_dynamo.simulator import prompts, tokenizer
-from hpc_dynamo.simulator.instances import Schema, instance
-from hpc_dynamo.simulator.refused import Refused
+from hpc_dynamo.simulator.api_error import Refused
+from hpc_dynamo.simulator.json_schema_sampler import Schema, instance
 from hpc_dynamo.simulator.sequence import Sampling
 from hpc_dynamo.simulator.transfer import TransferParams
-from hpc_dynamo.simulator.trtllm import DisaggregatedParams
+from hpc_dynamo.simulator.trtllm_protocol import DisaggregatedParams
 
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 

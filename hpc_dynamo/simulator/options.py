@@ -5,7 +5,7 @@ import os
 
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.simulator.blocks import DIGEST_BYTES
-from hpc_dynamo.simulator.timing import PROFILES
+from hpc_dynamo.timing_model import PROFILES
 
 KEY_VARIABLE = "HPC_DYNAMO_ENGINE_KEY"
 

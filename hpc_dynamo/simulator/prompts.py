@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hpc_dynamo.simulator import tokenizer
-from hpc_dynamo.simulator.refused import Refused
+from hpc_dynamo.simulator.api_error import Refused
 
 Prompts = str | list[str | int | list[int]]
 

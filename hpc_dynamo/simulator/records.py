@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from hpc_dynamo.simulator import trtllm
+from hpc_dynamo.simulator import trtllm_protocol as trtllm
 from hpc_dynamo.simulator.chat import ChatRequest
-from hpc_dynamo.simulator.forms import Chat, Form, Record, Text, ToolCall
 from hpc_dynamo.simulator.openai import CompletionRequest
+from hpc_dynamo.simulator.response_formats import Chat, Form, Record, Text, ToolCall
 from hpc_dynamo.simulator.sequence import Answer, Job
 from hpc_dynamo.simulator.tokenizer import decode
 

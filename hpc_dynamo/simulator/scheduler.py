@@ -19,7 +19,7 @@ from hpc_dynamo.simulator.events import Announcer
 from hpc_dynamo.simulator.metrics import Metrics
 from hpc_dynamo.simulator.model import Model
 from hpc_dynamo.simulator.sequence import Answer, Job, Source
-from hpc_dynamo.simulator.timing import Timing
+from hpc_dynamo.timing_model import Timing
 
 log = logging.getLogger(__name__)
 

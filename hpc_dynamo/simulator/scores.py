@@ -5,9 +5,9 @@ from typing import Any
 
 import msgspec
 
+from hpc_dynamo.simulator.api_error import Refused
 from hpc_dynamo.simulator.embeddings import DIMENSIONS, vector
 from hpc_dynamo.simulator.prompts import from_any
-from hpc_dynamo.simulator.refused import Refused
 
 Texts = str | list[str]
 

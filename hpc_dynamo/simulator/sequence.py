@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.simulator.language import Voice
+from hpc_dynamo.simulator.token_generator import Voice
 from hpc_dynamo.simulator.tokenizer import decode
 
 LONGEST_MEANS = 4  # an answer that may end by itself is at most so many mean lengths long

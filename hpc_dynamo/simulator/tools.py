@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from hpc_dynamo.simulator.refused import Refused
+from hpc_dynamo.simulator.api_error import Refused
 
 ToolChoice = str | dict[str, Any] | None
 

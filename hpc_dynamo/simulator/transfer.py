@@ -2,7 +2,7 @@
 
 import msgspec
 
-from hpc_dynamo.simulator.refused import Refused
+from hpc_dynamo.simulator.api_error import Refused
 from hpc_dynamo.simulator.sequence import Source
 
 

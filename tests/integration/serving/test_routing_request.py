@@ -1,0 +1,63 @@
+"""What the router is asked for a request: the frontend's own part, without a server."""
+
+import json
+from array import array
+from dataclasses import replace
+
+import pytest
+
+from hpc_dynamo.config import Config, Kind, Policy
+from hpc_dynamo.frontend.generation import RequestTranslator, read_body
+from hpc_dynamo.frontend.stats import FrontendStats
+from hpc_dynamo.http import HttpRequest
+from hpc_dynamo.preprocess import TokenIdsOnly
+from hpc_dynamo.router import Ask, Offer, View, block_hashes
+
+IDS = list(range(100))
+VIEW = View(offers={"": Offer(context_tokens=1000)})
+
+
+def config(policy: Policy = Policy.kv, kind: Kind = Kind.disaggregated) -> Config:
+    default = Config()
+    return replace(
+        default,
+        router=replace(default.router, policy=policy),
+        topology=replace(default.topology, kind=kind),
+    )
+
+
+async def asked(config: Config, prompt: object, **fields: object) -> Ask:
+    """For a completion of a model whose tokenizer nobody has."""
+    generation = RequestTranslator(config, TokenIdsOnly(), FrontendStats())
+    body = json.dumps({"prompt": prompt, **fields}).encode()
+    request = HttpRequest("POST", "/v1/completions", "", {}, body, "")
+    return (await generation.engine_request(request, read_body(body), "id", VIEW)).routing
+
+
+@pytest.mark.parametrize("prompt", [IDS, [IDS]])
+async def test_token_ids_are_routed_by_cache_without_a_tokenizer(prompt: object) -> None:
+    blocks = block_hashes(array("I", IDS).tobytes(), Config().router.block_tokens)
+    assert await asked(config(), prompt) == Ask(tokens=100, hashes=blocks, split=True)
+
+
+@pytest.mark.parametrize("prompt", ["text", ["text"], [-1]])
+async def test_what_has_no_ids_is_routed_by_load(prompt: object) -> None:
+    assert await asked(config(), prompt) == Ask(split=True)
+
+
+@pytest.mark.parametrize("prompt", [["text", "more"], [], [[1], "text"], None])
+async def test_several_prompts_are_not_split_without_their_ids(prompt: object) -> None:
+    assert await asked(config(), prompt) == Ask(split=False)
+
+
+@pytest.mark.parametrize("policy", [Policy.least_loaded, Policy.round_robin])
+async def test_ids_that_nobody_asks_for_are_not_computed(policy: Policy) -> None:
+    assert await asked(config(policy, Kind.aggregated), IDS) == Ask(split=False)
+    assert await asked(config(policy), IDS, n=2) == Ask(split=False)
+
+
+@pytest.mark.parametrize("policy", Policy)
+async def test_a_prompt_that_does_not_fit_is_not_split(policy: Policy) -> None:
+    """Under every policy: a prefill worker would compute it for nothing."""
+    assert (await asked(config(policy), IDS * 10)).split is False
+    assert (await asked(config(policy), IDS)).split is True

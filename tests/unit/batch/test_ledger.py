@@ -1,0 +1,282 @@
+"""Results on disk: what a crash leaves is read right, and what was acknowledged is there."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpc_dynamo.batch.ledger import Ledger, failure_line, success_line
+from hpc_dynamo.errors import RequestFailed
+from hpc_dynamo.run import Run
+
+
+@contextlib.asynccontextmanager
+async def writing(run: Run, attempt: int) -> AsyncIterator[Ledger]:
+    ledger = Ledger(run, attempt)
+    writer = asyncio.create_task(ledger.write())
+    try:
+        yield ledger
+    finally:
+        writer.cancel()
+        await asyncio.wait([writer])
+
+
+def good(custom_id: str, text: str = "x") -> bytes:
+    return success_line(custom_id, json.dumps({"text": text}).encode())
+
+
+def bad(custom_id: str, status: int = 500, body: bytes = b"oops") -> bytes:
+    return failure_line(custom_id, RequestFailed("it broke", status=status, body=body))
+
+
+def put(run: Run, part: int, *lines: bytes) -> None:
+    """What an earlier attempt left."""
+    with run.part(part).open("ab") as file:
+        file.writelines(lines)
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_bytes().splitlines()]
+
+
+def states(run: Run) -> dict[str, str]:
+    """good, open (to be tried again) or refused, by id."""
+    spots = Ledger(run, 99).results()
+    return {
+        i: "good" if s.answered else "refused" if s.finished else "open" for i, s in spots.items()
+    }
+
+
+async def test_a_record_is_on_disk_when_it_returns(run: Run) -> None:
+    async with writing(run, 1) as ledger:
+        for i in range(20):
+            await ledger.record(good(str(i)))
+            assert rows(run.part(1))[-1]["custom_id"] == str(i)
+
+
+async def test_records_of_many_at_once_are_all_there(run: Run) -> None:
+    async with writing(run, 1) as ledger, asyncio.TaskGroup() as group:
+        for i in range(500):
+            group.create_task(ledger.record(good(str(i))))
+    assert sorted(states(run), key=int) == [str(i) for i in range(500)]
+
+
+def test_lines_are_of_openais_batch_output() -> None:
+    row = json.loads(success_line("my id", b'{"choices": [1.0, "\\u00fc"]}'))
+    assert row["custom_id"] == "my id"
+    assert row["error"] is None
+    assert row["response"]["status_code"] == 200
+    assert row["response"]["body"] == {"choices": [1.0, "ü"]}
+    assert row["response"]["request_id"].startswith("req_")
+    assert row["id"].startswith("batch_req_")
+
+
+def test_the_engines_body_is_kept_byte_for_byte() -> None:
+    body = b'{"a":1.50,  "b":"\\u00fc","c":12345678901234567890123}'
+    assert body in success_line("a", body)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"not json", b"\xff\xfe", b'{\n  "error": "x"\n}', b'"\n', b"[1]"]
+)
+def test_a_failure_is_one_line_whatever_the_engine_said(body: bytes) -> None:
+    line = bad("a", 400, body)
+    assert line.count(b"\n") == 1
+    row = json.loads(line)
+    assert row["response"]["status_code"] == 400
+    assert row["error"] == {"code": "400", "message": "it broke", "final": True}
+
+
+def test_a_success_is_one_line_however_the_engine_formats() -> None:
+    line = success_line("a", b'{\n  "text": "x"\n}\n')
+    assert line.count(b"\n") == 1
+    assert json.loads(line)["response"]["body"] == {"text": "x"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "state"),
+    [
+        ([good("a")], "good"),
+        ([bad("a")], "open"),
+        ([bad("a", 400)], "refused"),
+        ([bad("a"), good("a")], "good"),
+        ([bad("a"), bad("a"), bad("a", 400)], "refused"),
+        ([good("a"), bad("a")], "good"),
+        ([good("a"), bad("a", 400)], "good"),
+        ([bad("a", 400), bad("a")], "refused"),
+    ],
+)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_which_result_counts(run: Run, lines: list[bytes], state: str, parts: int) -> None:
+    """The same in one attempt and over several."""
+    for number, line in enumerate(lines):
+        put(run, 1 + number * (parts - 1), line)
+    assert states(run) == {"a": state}
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+def test_these_failures_are_tried_again(run: Run, status: int) -> None:
+    put(run, 1, bad("a", status))
+    assert states(run) == {"a": "open"}
+
+
+def test_a_later_attempt_counts_by_number_not_by_name(run: Run) -> None:
+    put(run, 9, bad("a", body=b'"old"'))
+    put(run, 10, bad("a", body=b'"new"'))
+    Ledger(run, 11).merge(["a"])
+    assert rows(run.errors)[0]["response"]["body"] == "new"
+
+
+@given(cut=st.integers(0, 400), parts=st.integers(1, 3))
+async def test_a_torn_tail_is_not_read_and_its_attempt_goes_on(
+    tmp_path_factory: pytest.TempPathFactory, cut: int, parts: int
+) -> None:
+    """A requeued job has the number of its former life and appends to its part."""
+    run = Run(tmp_path_factory.mktemp("torn"))
+    run.parts.mkdir()
+    whole = [good("a"), bad("b"), good("ü")]
+    data = b"".join(whole)[:cut]
+    put(run, parts, data)
+    survived = data.count(b"\n")
+    assert len(states(run)) == survived
+    async with writing(run, parts) as ledger:
+        await ledger.record(good("c"))
+    assert [r["custom_id"] for r in rows(run.part(parts))] == [*["a", "b", "ü"][:survived], "c"]
+
+
+async def test_another_attempts_torn_tail_is_left_alone(run: Run) -> None:
+    torn = good("a") + good("b")[:-5]
+    put(run, 1, torn)
+    async with writing(run, 2) as ledger:
+        await ledger.record(good("b"))
+    assert run.part(1).read_bytes() == torn
+    assert states(run) == {"a": "good", "b": "good"}
+
+
+def test_merge_writes_the_inputs_order_and_parts_good_from_bad(run: Run) -> None:
+    put(run, 1, good("d"), bad("b"), bad("a", 400))
+    put(run, 2, good("c", "second"), good("b", "second"))
+    assert Ledger(run, 3).merge(["a", "b", "c", "d"]) == (3, 1)
+    assert [r["custom_id"] for r in rows(run.output)] == ["b", "c", "d"]
+    assert rows(run.output)[0]["response"]["body"] == {"text": "second"}
+    assert [r["custom_id"] for r in rows(run.errors)] == ["a"]
+
+
+def test_merge_leaves_out_what_the_input_does_not_ask_for(run: Run) -> None:
+    put(run, 1, good("a"), good("old"))
+    assert Ledger(run, 1).merge(["a"]) == (1, 0)
+    assert [r["custom_id"] for r in rows(run.output)] == ["a"]
+
+
+def test_a_merge_that_breaks_off_leaves_the_old_files(run: Run) -> None:
+    put(run, 1, good("a"), good("b"), bad("c", 400), bad("d", 400))
+    ledger = Ledger(run, 1)
+    ledger.merge(["a", "b", "c", "d"])
+    before = {f: f.read_bytes() for f in run.path.iterdir() if f.is_file()}
+    with pytest.raises(KeyError):
+        ledger.merge(["b", "d", "an id without a result"])
+    assert {f: f.read_bytes() for f in run.path.iterdir() if f.is_file()} == before
+
+
+@given(
+    written=st.lists(
+        st.tuples(st.text(min_size=1), st.sampled_from([200, 400, 500]), st.integers(1, 3))
+    )
+)
+def test_merge_gives_every_id_once(
+    tmp_path_factory: pytest.TempPathFactory, written: list[tuple[str, int, int]]
+) -> None:
+    run = Run(tmp_path_factory.mktemp("merge"))
+    run.parts.mkdir()
+    for custom_id, status, part in written:
+        put(run, part, good(custom_id) if status == 200 else bad(custom_id, status))
+    ids = list(dict.fromkeys(i for i, _, _ in written))
+    counts = Ledger(run, 9).merge(ids)
+    output, errors = rows(run.output), rows(run.errors)
+    assert counts == (len(output), len(errors))
+    assert sorted(r["custom_id"] for r in output + errors) == sorted(ids)
+    for result in (output, errors):
+        places = [ids.index(r["custom_id"]) for r in result]
+        assert places == sorted(places), "not in the input's order"
+    # 500 may be tried again, so whatever comes later beats it; the first final one stays.
+    by_part = sorted(written, key=lambda w: w[2])
+    final = {i: s for i, s, _ in reversed(by_part) if s != 500}
+    assert {r["custom_id"] for r in output} == {i for i, s in final.items() if s == 200}
+
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from hpc_dynamo.batch.ledger import Ledger, success_line
+from hpc_dynamo.run import Run
+
+async def one(ledger, worker):
+    for i in range(10**9):
+        custom_id = f"{worker}-{i}"
+        await ledger.record(success_line(custom_id, b'{"text": "' + b"x" * (i % 700) + b'"}'))
+        print(custom_id, flush=True)
+
+async def main():
+    ledger = Ledger(Run(Path(sys.argv[1])), 1)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(ledger.write())
+        for worker in range(16):
+            group.create_task(one(ledger, worker))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("enough", [1, 300])
+def test_kill_9_of_a_writer_loses_nothing_that_was_acknowledged(run: Run, enough: int) -> None:
+    argv = [sys.executable, "-c", WRITER, str(run.path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout
+        acknowledged = [writer.stdout.readline() for _ in range(enough)]
+        writer.send_signal(signal.SIGKILL)
+        acknowledged += [line for line in writer.stdout if line.endswith(b"\n")]
+    assert writer.returncode == -signal.SIGKILL
+    ids = {line.decode().strip() for line in acknowledged}
+    assert len(ids) >= enough
+    assert ids <= states(run).keys()
+
+
+FULL_DISK = """
+import asyncio, resource, sys
+from pathlib import Path
+from hpc_dynamo.batch.ledger import Ledger, success_line
+from hpc_dynamo.errors import HpcDynamoError
+from hpc_dynamo.run import Run
+
+async def main():
+    ledger = Ledger(Run(Path(sys.argv[1])), 1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # further bytes fail: EFBIG
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        group.create_task(ledger.write())
+        for i in range(100):
+            await ledger.record(success_line(str(i), b'{"text": "' + b"x" * 90 + b'"}'))
+            print(i, flush=True)
+
+try:
+    asyncio.run(main())
+except* HpcDynamoError as group:
+    print("told", group.exceptions[0].message)
+"""
+
+
+def test_a_full_disk_is_told_and_what_was_acknowledged_is_there(run: Run) -> None:
+    argv = [sys.executable, "-c", FULL_DISK, str(run.path)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=20)
+    *acknowledged, last = done.stdout.splitlines()
+    assert last == f"told {run.part(1)}: the file is larger than its limit", done.stderr
+    assert acknowledged
+    assert set(acknowledged) == states(run).keys()

@@ -1,0 +1,121 @@
+"""Prompts that would end an SGLang engine are refused with status 400."""
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from hpc_dynamo.config import Config, Engine, Kind, Model, Pool, Topology
+from hpc_dynamo.dispatch import RequestBuilder, RequestContext
+from hpc_dynamo.dispatch.workers import OBJECT_DECODER
+from hpc_dynamo.engines import CHAT, COMPLETIONS
+from hpc_dynamo.engines.sglang_prompts import vocabulary_size
+from hpc_dynamo.errors import RequestFailed
+
+EMBEDDINGS = "/v1/embeddings"
+EMPTY, UNKNOWN = "an element of the list is empty", "is out of the vocabulary"
+DISAGGREGATED = Topology(kind=Kind.disaggregated, prefill=Pool(), decode=Pool())
+AGGREGATED = Topology(kind=Kind.aggregated, aggregated=Pool())
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 100}))
+    return Config(
+        engine=Engine(name="sglang"), model=Model(path=str(tmp_path)), topology=DISAGGREGATED
+    )
+
+
+def build(config: Config, path: str, body: dict[str, Any], *, raw: bool) -> str:
+    """The error of a request, empty if it may be sent. `raw`: as the endpoint reads bodies."""
+    content = msgspec.json.encode(body)
+    read = OBJECT_DECODER.decode(content) if raw else body
+    try:
+        asyncio.run(RequestBuilder(config).build(path, content, read, RequestContext()))
+    except RequestFailed as e:
+        return f"{e.status} {e.message}"
+    return ""
+
+
+COUNT = "n must be at least 1, got"
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    (COMPLETIONS, {"prompt": ["a", ""]}, EMPTY),
+    (COMPLETIONS, {"prompt": [""]}, EMPTY),
+    (COMPLETIONS, {"prompt": [[1], []]}, EMPTY),
+    (COMPLETIONS, {"prompt": [100]}, UNKNOWN),
+    (COMPLETIONS, {"prompt": [1, -1]}, UNKNOWN),
+    (COMPLETIONS, {"prompt": [[1], [2, 10**30]]}, UNKNOWN),
+    (f"{COMPLETIONS}?x=1", {"prompt": [100]}, UNKNOWN),
+    (EMBEDDINGS, {"input": [[1, 100]]}, UNKNOWN),
+    (EMBEDDINGS, {"input": ["a", ""]}, EMPTY),
+    (COMPLETIONS, {"prompt": "a", "n": 0}, f"{COUNT} 0"),
+    (CHAT, {"messages": [], "n": -1}, f"{COUNT} -1"),
+    (CHAT, {"messages": [], "n": False}, f"{COUNT} 0"),
+]
+SENT: list[tuple[str, dict[str, Any]]] = [
+    (COMPLETIONS, {"prompt": ["a", "b"]}),
+    (COMPLETIONS, {"prompt": [0, 99]}),
+    (COMPLETIONS, {"prompt": [[0], [99]]}),
+    # SGLang refuses these itself.
+    (COMPLETIONS, {"prompt": ""}),
+    (CHAT, {"messages": [], "n": "two"}),
+    (CHAT, {"messages": [], "n": None}),
+    (COMPLETIONS, {"prompt": []}),
+    (COMPLETIONS, {"prompt": None}),
+    (COMPLETIONS, {"prompt": {"a": ""}}),
+    (COMPLETIONS, {}),
+    (CHAT, {"messages": [], "prompt": [100]}),
+    (EMBEDDINGS, {"input": "a", "prompt": [""]}),
+]
+
+
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize(("path", "body", "reason"), REFUSED)
+def test_fatal_prompts_are_refused(
+    config: Config, path: str, body: dict[str, Any], reason: str, raw: bool
+) -> None:
+    for topology in (DISAGGREGATED, AGGREGATED):
+        said = build(replace(config, topology=topology), path, body, raw=raw)
+        assert said.startswith("400 ")
+        assert reason in said
+
+
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize(("path", "body"), SENT)
+def test_other_prompts_are_sent(config: Config, path: str, body: dict[str, Any], raw: bool) -> None:
+    assert build(config, path, body, raw=raw) == ""
+
+
+def test_without_a_model_folder_only_negative_ids_are_refused(config: Config) -> None:
+    unknown = replace(config, model=Model(name="m"))
+    assert build(unknown, COMPLETIONS, {"prompt": [10**6]}, raw=True) == ""
+    assert UNKNOWN in build(unknown, COMPLETIONS, {"prompt": [-1]}, raw=True)
+
+
+def test_engines_that_check_their_prompts_get_all(config: Config) -> None:
+    vllm = replace(config, engine=Engine(name="vllm"))
+    for path, body, _ in REFUSED:
+        assert build(vllm, path, body, raw=True) == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "size"),
+    [
+        ('{"vocab_size": 5}', 5),
+        ('{"text_config": {"vocab_size": 7}}', 7),
+        ("{}", 0),
+        ("[]", 0),
+        ("no JSON", 0),
+        ('{"vocab_size": "5"}', 0),
+        ('{"text_config": null}', 0),
+        ("", 0),
+    ],
+)
+def test_vocabulary_size(tmp_path: Path, content: str, size: int) -> None:
+    assert vocabulary_size(tmp_path) == 0
+    (tmp_path / "config.json").write_text(content)
+    assert vocabulary_size(tmp_path) == size

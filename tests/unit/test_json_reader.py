@@ -1,0 +1,124 @@
+"""JSON is read as Python's `json` reads it, which engines use, and never crashes the reader."""
+
+import json
+import math
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpc_dynamo.json_reader import (
+    MAX_DEPTH,
+    JsonError,
+    is_null,
+    nesting_depth,
+    read_fields,
+    read_value,
+    write_value,
+)
+
+
+def nested(levels: int) -> bytes:
+    return b'{"a":' * levels + b"1" + b"}" * levels
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'{"a": 1}', {"a": 1}),
+        (b'\xef\xbb\xbf{"a": 1}', {"a": 1}),
+        ('{"a": "é🙂"}'.encode("utf-16"), {"a": "é🙂"}),
+        ('{"a": "é🙂"}'.encode("utf-16-le"), {"a": "é🙂"}),
+        ('{"a": "é🙂"}'.encode("utf-32"), {"a": "é🙂"}),
+        (b'{"a": 1e400}', {"a": math.inf}),
+        (b'{"a": Infinity, "b": -Infinity}', {"a": math.inf, "b": -math.inf}),
+        (rb'{"a": "\ud83d"}', {"a": "\ud83d"}),
+        (rb'{"a": "\ud83d\ude00"}', {"a": "😀"}),
+        (b'{"a": 123456789012345678901234567890}', {"a": 123456789012345678901234567890}),
+        (b'{"a": 1, "a": 2}', {"a": 2}),
+        (b"null", None),
+        (nested(MAX_DEPTH), json.loads(nested(MAX_DEPTH))),
+    ],
+)
+def test_accepts_what_the_engines_accept(content: bytes, expected: Any) -> None:
+    assert read_value(content) == expected
+    if isinstance(expected, dict):
+        fields = read_fields(content)
+        assert {k: json.loads(bytes(v)) for k, v in fields.items()} == expected
+        assert json.loads(msgspec.json.encode(fields)) == expected
+
+
+def test_accepts_nan() -> None:
+    assert math.isnan(read_value(b'{"a": NaN}')["a"])
+    assert msgspec.json.encode(read_fields(b'{"a": NaN, "b": "x"}')) == b'{"a":NaN,"b":"x"}'
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b" \n", "it is empty"),
+        (b"{", "Expecting property name"),
+        (b'{"a": 1}}', "Extra data"),
+        (b'{"a": "x\ny"}', "Invalid control character"),
+        (b"\x1f\x8b\x08\x00", "compressed with gzip"),
+        (b'{"a": "\xff"} x', "not utf-8 text: invalid start byte at byte 7"),
+        (b'{"a": ' + b"9" * 5000 + b"x", "4300 digits"),
+        (nested(MAX_DEPTH + 1), f"nested more than {MAX_DEPTH} deep"),
+        (nested(3000), f"nested more than {MAX_DEPTH} deep"),
+        (b"[" * 1_000_000, f"nested more than {MAX_DEPTH} deep"),
+        (nested(3000).decode().encode("utf-16"), f"nested more than {MAX_DEPTH} deep"),
+        (nested(300).replace(b"1", b"NaN"), f"nested more than {MAX_DEPTH} deep"),
+    ],
+)
+def test_refuses_with_a_reason(content: bytes, reason: str) -> None:
+    for read in (read_value, read_fields):
+        with pytest.raises(JsonError, match=reason.replace("{", r"\{")):
+            read(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"), [(b"[1]", "array"), (b"3", "number"), (b'"x"', "str")]
+)
+def test_fields_need_an_object(content: bytes, kind: str) -> None:
+    with pytest.raises(JsonError, match=kind):
+        read_fields(content)
+
+
+def test_brackets_in_strings_are_no_nesting() -> None:
+    code = '{"a": "' + "[" * 5000 + r"\"[[{{" + '"}'
+    assert nesting_depth(code.encode()) == 1
+    assert read_value(code.encode()) == json.loads(code)
+    assert read_value(code.encode("utf-16")) == json.loads(code)
+
+
+def test_many_siblings_are_no_nesting() -> None:
+    assert len(read_value(b"[" + b"[]," * 5000 + b"[]]")) == 5001
+
+
+def test_null_means_unset() -> None:
+    fields = read_fields(b'{"a": null, "b":  null , "c": 0, "d": "null"}')
+    assert [is_null(fields, name) for name in ("a", "b", "c", "d", "e")] == [
+        *(True, True, False, False, True)
+    ]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(VALUES)
+def test_what_is_written_is_read_again(value: Any) -> None:
+    assert read_value(write_value(value)) == value
+
+
+@given(st.binary())
+def test_any_bytes_are_read_or_refused(content: bytes) -> None:
+    for read in (read_value, read_fields):
+        with suppress(JsonError):
+            read(content)
