@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hpc_dynamo.cli.report import PICTURE
+from hpc_dynamo.cli.commands.report import PICTURE
 from hpc_dynamo.config import Role
 from hpc_dynamo.planner.records import Flip, Record, read
 from hpc_dynamo.timing_model import PROFILES, Timing
