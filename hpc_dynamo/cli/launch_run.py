@@ -125,9 +125,11 @@ def go(run: Run, config: Config, layout: Plan, launcher: Launcher, *, detach: bo
         if detach:
             return 0
         outcome = follow(attempt, job, OUT, cancel)
-        while outcome.successor and (after := launch.find(attempt.run.attempt(outcome.successor))):
+        while outcome.next_attempt and (
+            after := launch.find(attempt.run.attempt(outcome.next_attempt))
+        ):
             OUT.print(outcome.message, markup=False)
-            attempt = attempt.run.attempt(outcome.successor)
+            attempt = attempt.run.attempt(outcome.next_attempt)
             if endpoint := attempt.endpoint():  # from now on
                 OUT.print(serving.how_to(attempt, endpoint), markup=False)
             outcome = follow(attempt, after, OUT, cancel)
