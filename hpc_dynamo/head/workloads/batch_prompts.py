@@ -50,22 +50,22 @@ class SimulatorPrompts:
         return False
 
 
-def chooses_by_cache(config: Config) -> bool:
+def routes_by_kv_cache(config: Config) -> bool:
     """Return True if a worker is chosen by its KV cache: there are several of a role."""
     several = any(pool.workers > 1 for _, pool in config.topology.pools)
     return several and config.router.policy is Policy.kv
 
 
-async def load(config: Config) -> PromptTokenizer:
+async def load_batch_tokenizer(config: Config) -> PromptTokenizer:
     """Load the tokenizer in a thread, if the choice of a worker depends on token ids."""
-    if not chooses_by_cache(config):
+    if not routes_by_kv_cache(config):
         return TokenIdsOnly()
     if config.engine.name == "simulator" and not config.model.path:
         return SimulatorPrompts()
     return await asyncio.to_thread(load_tokenizer, config, os.environ)
 
 
-async def verified(
+async def verify_tokenizer(
     prompts: PromptTokenizer, config: Config, dispatcher: Dispatcher
 ) -> PromptTokenizer:
     """Return the tokenizer if the engine computes the same token ids, else one without ids."""
@@ -76,7 +76,7 @@ async def verified(
     return mismatched_tokenizer(config)
 
 
-def notice(prompts: PromptTokenizer, config: Config) -> tuple[str, ...]:
+def routing_notices(prompts: PromptTokenizer, config: Config) -> tuple[str, ...]:
     """Return why prompts are not routed by KV cache, for the user; empty if they are."""
-    by_load = isinstance(prompts, TokenIdsOnly) and chooses_by_cache(config)
+    by_load = isinstance(prompts, TokenIdsOnly) and routes_by_kv_cache(config)
     return (str(prompts),) if by_load else ()
