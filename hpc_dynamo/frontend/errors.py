@@ -55,7 +55,7 @@ def event(error: Refused, path: str) -> bytes:
     data = msgspec.json.encode(_object(error, path))
     if path.startswith(MESSAGES):
         return b"\n\nevent: error\ndata: %b\n\n" % data
-    return b"\n\ndata: %b\n\ndata: [DONE]\n\n" % data
+    return b"\n\ndata: %b\n\n%b" % (data, DONE_EVENT)
 
 
 def of_engine(status: int, body: bytes, message: str, path: str) -> Refused:

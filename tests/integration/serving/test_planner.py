@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from hpc_dynamo import jsonl
 from hpc_dynamo.cli.report import PICTURE
 from hpc_dynamo.config import Role
-from hpc_dynamo.planner.records import PlannerRecord, RoleChange, read
+from hpc_dynamo.planner.records import PlannerRecord, RoleChange
 from hpc_dynamo.timing_model import PROFILES, Timing
 from tests.integration.serving.served import MODEL, Served, kill, serving
 from tests.support.load import Load, flips
@@ -59,7 +60,7 @@ def write_profile(file: Path) -> None:
 
 
 def records(served: Served) -> list[PlannerRecord]:
-    return read(served.attempt.planner_file)
+    return list(jsonl.read(served.attempt.planner_file, PlannerRecord))
 
 
 def load(served: Served, prompt_words: int, max_tokens: int) -> Load:
