@@ -10,7 +10,7 @@ class Backoff:
 
     def failed(self, now: float = 0.0) -> float:
         """Count a failure at the time `now`; return the delay until the next try in seconds."""
-        delay_s = min(self._first_s * 2**self._failures, self._longest_s)
+        delay_s = min(self._first_s * 2.0**self._failures, self._longest_s)
         self._failures += 1
         self._not_before = now + delay_s
         return delay_s

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from rich.console import Console
 
 from hpc_dynamo import launch
-from hpc_dynamo.cli import serving
 from hpc_dynamo.cli.cancel import Cancel
-from hpc_dynamo.cli.live import display
-from hpc_dynamo.cli.watch import LOOK_S, Watch
+from hpc_dynamo.cli.render import serving
+from hpc_dynamo.cli.render.live import display
+from hpc_dynamo.cli.run_watcher import LOOK_S, Watch
 from hpc_dynamo.launch import Job
 from hpc_dynamo.messages import Outcome, WorkerReport, WorkerState
 from hpc_dynamo.run import Attempt

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from hpc_dynamo.engine_errors import engine_text
+from hpc_dynamo.http.sse import DONE_EVENT
 from hpc_dynamo.json_reader import JsonError, read_value
 
 KINDS = {

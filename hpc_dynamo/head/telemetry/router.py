@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from prometheus_client.core import Metric
 
 from hpc_dynamo.head.telemetry import families
-from hpc_dynamo.router import Decisions, KvState, Router
+from hpc_dynamo.router import Caches, Decisions, Router
 
 
 def router_metrics(router: Router) -> Iterable[Metric]:
@@ -29,14 +29,14 @@ def _decisions(decisions: Decisions) -> Iterable[Metric]:
     yield families.ROUTER_DECISION_TIME.histogram(decisions.seconds)
 
 
-def _kv_state(state: KvState) -> Iterable[Metric]:
-    predicted = len(state.pending) + len(state.approximate)
-    sources = [(("events",), len(state.confirmed)), (("decisions",), predicted)]
+def _kv_state(state: Caches) -> Iterable[Metric]:
+    predicted = len(state.soon) + len(state.guessed)
+    sources = [(("events",), len(state.told)), (("decisions",), predicted)]
     yield families.ROUTER_INDEX_BLOCKS.values(sources)
     yield families.ROUTER_EVENT_LAG.value(state.lag_s)
     ignored = ("orphans", "unfit", "full")
     yield families.ROUTER_IGNORED_BLOCKS.values(
-        ((reason,), getattr(state.confirmed, reason)) for reason in ignored
+        ((reason,), getattr(state.told, reason)) for reason in ignored
     )
     yield families.ROUTER_EVENT_BATCHES.value(state.batches)
     yield families.ROUTER_EVENT_GAPS.value(state.gaps)

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hpc_dynamo.cli.help import EXAMPLES
+from hpc_dynamo.cli.help_text import EXAMPLES
 from hpc_dynamo.cli.verbs import VERBS
 from hpc_dynamo.config import Config
 from hpc_dynamo.messages import BatchSummary, JobRecord, NodeRecord, Outcome, Progress, Roster

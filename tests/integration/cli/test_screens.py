@@ -11,11 +11,12 @@ import pexpect  # type: ignore[import-untyped]  # it has no type information
 import pytest
 from rich.console import Console, RenderableType
 
-from hpc_dynamo.cli import doctor, views
-from hpc_dynamo.cli.console import Screen, Wrapped
-from hpc_dynamo.cli.grid import Column, Grid
-from hpc_dynamo.cli.help import EXIT_CODES
-from hpc_dynamo.cli.progress import Bar
+from hpc_dynamo.cli.commands import doctor
+from hpc_dynamo.cli.help_text import EXIT_CODES
+from hpc_dynamo.cli.render import status as views
+from hpc_dynamo.cli.render.console import Screen, Wrapped
+from hpc_dynamo.cli.render.progress import Bar
+from hpc_dynamo.cli.render.table import Column, Grid
 from hpc_dynamo.config import Role
 from hpc_dynamo.doctor.records import Examined, Facts, Finding, Level, Link, Report
 from hpc_dynamo.launch import JobState

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from hpc_dynamo import launch
-from hpc_dynamo.cli import serving
+from hpc_dynamo.cli.render import serving
 from hpc_dynamo.config import (
     Cluster,
     Config,

@@ -12,7 +12,7 @@ import pytest
 
 from hpc_dynamo.bootstrap.address import LOOPBACK, address_for_extra_jobs
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.cli.serving import grown_line
+from hpc_dynamo.cli.render.serving import grown_line
 from hpc_dynamo.config import Config, Launcher, Role, Task
 from hpc_dynamo.errors import ConfigError, LaunchError
 from hpc_dynamo.launch import extra_jobs

@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hpc_dynamo.cli import serving
-from hpc_dynamo.cli.grid import HOST, Column, Grid
-from hpc_dynamo.cli.progress import duration, progress_line
+from hpc_dynamo.cli.render import serving
+from hpc_dynamo.cli.render.progress import duration, progress_line
+from hpc_dynamo.cli.render.table import HOST, Column, Grid
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.launch import JobState
 from hpc_dynamo.launch.resources import components, resources

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from rich.markup import escape
 
-from hpc_dynamo.cli.grid import HOST, Column, Grid
+from hpc_dynamo.cli.render.table import HOST, Column, Grid
 from hpc_dynamo.messages import (
     Endpoint,
     ExtraJobStatus,

@@ -8,11 +8,11 @@ from statistics import fmean
 from rich.markup import escape
 
 from hpc_dynamo import jsonl
-from hpc_dynamo.cli.console import OUT
-from hpc_dynamo.cli.grid import PROSE, Column, Grid
-from hpc_dynamo.cli.options import path
-from hpc_dynamo.cli.progress import duration
+from hpc_dynamo.cli.render.console import OUT
+from hpc_dynamo.cli.render.progress import duration
+from hpc_dynamo.cli.render.table import PROSE, Column, Grid
 from hpc_dynamo.cli.run_lookup import find
+from hpc_dynamo.cli.unknown_options import path
 from hpc_dynamo.config import Planner, PlannerKind
 from hpc_dynamo.errors import ConfigError, MissingDependency
 from hpc_dynamo.planner.records import PlannerRecord, RoleChange
