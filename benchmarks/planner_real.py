@@ -23,13 +23,14 @@ from benchmarks.replay.setting import Setting
 from benchmarks.replay.trace import ENGINE_BLOCK, Scale
 from benchmarks.replay.trace import Request as Sent
 from hpc_dynamo import config as c
+from hpc_dynamo import jsonl
 from hpc_dynamo.config import Kind, Planner, PlannerKind, Role
 from hpc_dynamo.demo.provision import provision
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.planner.interpolation import load_profile
 from hpc_dynamo.planner.planner import Planner as Ours
 from hpc_dynamo.planner.profile import Point, Profile, Spot, What
-from hpc_dynamo.planner.records import PlannerRecord, read
+from hpc_dynamo.planner.records import PlannerRecord
 from hpc_dynamo.plotting import Curve, Panel, Style
 from hpc_dynamo.profiler import grid
 from hpc_dynamo.router import Limits as Bounds
@@ -166,7 +167,7 @@ def real(case: Case, folder: Path) -> Outcome:
     """Raises HpcDynamoError where the job does not start; requests that fail are lost."""
     began, heard = asyncio.run(_asked(_setting(case), _sent(case), folder))
     seen = [_seen(each) for each in heard]
-    records = read(Run(folder / NAME).attempt(1).planner_file)
+    records = list(jsonl.read(Run(folder / NAME).attempt(1).planner_file, PlannerRecord))
     flips = [record.role_change for record in records if record.role_change]
     return Outcome(
         seen=seen,

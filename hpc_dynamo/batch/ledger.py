@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from hpc_dynamo import jsonl
 from hpc_dynamo.batch.requests import BatchInput, RequestEntry
 from hpc_dynamo.errors import HpcDynamoError, RequestFailed, file_error
 from hpc_dynamo.messages import RetryRound
@@ -164,7 +165,7 @@ class Ledger:
 
     async def _flush(self, handle: int, lines: list[bytes]) -> None:
         """Write in a thread; when cancelled, wait for it, since the file is closed after us."""
-        writing = asyncio.ensure_future(asyncio.to_thread(_append, handle, lines))
+        writing = asyncio.ensure_future(asyncio.to_thread(jsonl.write_all, handle, b"".join(lines)))
         try:
             await asyncio.shield(writing)
         finally:
@@ -198,13 +199,6 @@ def _cut_torn_tail(part: Path) -> None:
     """A requeued job appends to the part of its former life, which may have died in a line."""
     whole = max((spot.offset + spot.size for _, spot in _read(part)), default=0)
     os.truncate(part, whole)
-
-
-def _append(handle: int, lines: list[bytes]) -> None:
-    data = memoryview(b"".join(lines))
-    while data:
-        data = data[os.write(handle, data) :]
-    os.fsync(handle)
 
 
 def _read(file: Path, *, void: bool = False) -> Iterator[tuple[str, ResultLocation]]:

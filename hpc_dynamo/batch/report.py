@@ -5,7 +5,8 @@ from collections.abc import Iterable
 
 from hpc_dynamo.config import Role
 from hpc_dynamo.engines.contract import MetricNames
-from hpc_dynamo.engines.metrics import Histogram, Metrics, parse, total
+from hpc_dynamo.engines.metrics import Metrics, parse
+from hpc_dynamo.histogram import Histogram, merge
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import BatchSummary, Progress
 from hpc_dynamo.router import Member
@@ -45,7 +46,7 @@ def summarize(
         return new - old if new.count >= old.count else new
 
     def over(roles: tuple[Role, ...], pick: str) -> Histogram:
-        return total(growth(m.rank, pick) for m in present if m.role in roles)
+        return merge(growth(m.rank, pick) for m in present if m.role in roles)
 
     def moved(rank: int) -> float:
         new, old = (r.get(rank, Metrics()).kv_bytes for r in (after, before))

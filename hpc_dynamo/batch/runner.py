@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from hpc_dynamo.backoff import Backoff
 from hpc_dynamo.batch import ledger
 from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.order import PrefixOrder
@@ -29,8 +30,7 @@ from hpc_dynamo.json_reader import is_null
 from hpc_dynamo.launch.walltime import Durations
 from hpc_dynamo.messages import Progress
 
-BACKOFF_S = 0.5  # before the second try; doubles ...
-LONGEST_BACKOFF_S = 10.0  # ... up to this
+FIRST_RETRY_S, MAX_RETRY_S = 0.5, 10.0  # delay before a request is tried again
 PREFILL_AHEAD = 4  # requests a prefill worker may have beyond what fills the decode workers
 
 log = logging.getLogger(__name__)
@@ -200,6 +200,7 @@ class BatchRunner:
 
     async def _persist(self, entry: RequestEntry, work: EngineRequest) -> BufferedResponse:
         """Try, and retry if that can help. Raises _WorkerDied without a retry."""
+        backoff = Backoff(FIRST_RETRY_S, MAX_RETRY_S)
         for left in reversed(range(self._config.batch.retries + 1)):
             try:
                 return await self._try(work)
@@ -209,8 +210,7 @@ class BatchRunner:
                 if e.final or not left:
                     raise
                 log.warning("%s is tried again: %s", entry.custom_id, e)
-                tried = self._config.batch.retries - left
-                await asyncio.sleep(min(BACKOFF_S * 2**tried, LONGEST_BACKOFF_S))
+                await asyncio.sleep(backoff.failed())
         raise AssertionError("the last try returns or raises")
 
     async def _try(self, work: EngineRequest) -> BufferedResponse:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from hpc_dynamo.engine_errors import parse_engine_error
+from hpc_dynamo.http.sse import DONE_EVENT
 from hpc_dynamo.json_reader import JsonError, read_value
 
 ERROR_TYPES = {
@@ -63,7 +64,7 @@ def error_event(error: ApiError, path: str) -> bytes:
     data = msgspec.json.encode(_object(error, path))
     if path.startswith(MESSAGES):
         return b"\n\nevent: error\ndata: %b\n\n" % data
-    return b"\n\ndata: %b\n\ndata: [DONE]\n\n" % data
+    return b"\n\ndata: %b\n\n%b" % (data, DONE_EVENT)
 
 
 def engine_error(status: int, body: bytes, message: str, path: str) -> ApiError:

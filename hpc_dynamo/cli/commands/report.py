@@ -7,6 +7,7 @@ from statistics import fmean
 
 from rich.markup import escape
 
+from hpc_dynamo import jsonl
 from hpc_dynamo.cli.render.console import OUT
 from hpc_dynamo.cli.render.progress import duration
 from hpc_dynamo.cli.render.table import PROSE, Column, Grid
@@ -14,7 +15,7 @@ from hpc_dynamo.cli.run_lookup import find
 from hpc_dynamo.cli.unknown_options import path
 from hpc_dynamo.config import Planner, PlannerKind
 from hpc_dynamo.errors import ConfigError, MissingDependency
-from hpc_dynamo.planner.records import PlannerRecord, RoleChange, read
+from hpc_dynamo.planner.records import PlannerRecord, RoleChange
 from hpc_dynamo.planner.signals import Decision
 from hpc_dynamo.plotting import Curve, Panel, Style, draw
 from hpc_dynamo.run import Run
@@ -74,7 +75,8 @@ def planned(run: Run) -> bool:
 def history_of(run: Run) -> History:
     """Raises ConfigError where nothing was decided."""
     attempts = run.attempts()
-    records = [record for attempt in attempts for record in read(attempt.planner_file)]
+    files = [attempt.planner_file for attempt in attempts]
+    records = [record for file in files for record in jsonl.read(file, PlannerRecord)]
     if not any(record.decision for record in records):
         hint = "planner=load or planner=sla; the first decision comes after planner.interval_s"
         raise ConfigError(f"{run.path} has no decision of a planner", hint=hint)

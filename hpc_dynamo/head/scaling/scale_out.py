@@ -10,7 +10,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from hpc_dynamo import launch
+from hpc_dynamo import jsonl, launch
 from hpc_dynamo.config import Role, minutes
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.head.membership.agents import Membership
@@ -19,7 +19,6 @@ from hpc_dynamo.head.scaling.role_change import min_workers
 from hpc_dynamo.launch import JobState
 from hpc_dynamo.launch.extra_jobs import clear
 from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, Status
-from hpc_dynamo.planner.records import append
 from hpc_dynamo.planner.scale_out import Growing, Growth, Room, Step
 from hpc_dynamo.planner.signals import Decision, Move
 from hpc_dynamo.router import Router
@@ -233,7 +232,7 @@ class ScaleOutController:
             node_hours=self.node_hours,
         )
         try:
-            await asyncio.to_thread(append, self._attempt.growth_file, record)
+            await asyncio.to_thread(jsonl.append, self._attempt.growth_file, record)
         except OSError as e:  # a full disk must not end an endpoint
             log.warning("no record of growth: %s", e)
 

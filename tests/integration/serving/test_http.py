@@ -298,4 +298,4 @@ def test_workers_and_figures(served: Served) -> None:
     served.post("/v1/completions", ASK)
     page = served.metrics_now()
     assert page['hpc_dynamo_requests_total{path="/v1/completions",status="200"}'] >= 1
-    assert page["hpc_dynamo_ttft_seconds_count"] >= 1
+    assert page["hpc_dynamo_time_to_first_token_seconds_count"] >= 1

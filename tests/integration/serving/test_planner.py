@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from hpc_dynamo import jsonl
 from hpc_dynamo.cli.commands.report import PICTURE
 from hpc_dynamo.config import Role
-from hpc_dynamo.planner.records import PlannerRecord, RoleChange, read
+from hpc_dynamo.planner.records import PlannerRecord, RoleChange
 from hpc_dynamo.timing_model import PROFILES, Timing
 from tests.integration.serving.served import MODEL, Served, kill, serving
 from tests.support.load import Load, flips
@@ -59,7 +60,7 @@ def write_profile(file: Path) -> None:
 
 
 def records(served: Served) -> list[PlannerRecord]:
-    return read(served.attempt.planner_file)
+    return list(jsonl.read(served.attempt.planner_file, PlannerRecord))
 
 
 def load(served: Served, prompt_words: int, max_tokens: int) -> Load:
@@ -102,8 +103,8 @@ def status_and_report_tell_of_it(reshaped: Served) -> None:
     assert "decode to prefill done; drained in" in told.stdout
     assert (folder / PICTURE).read_bytes().startswith(b"\x89PNG")
     page = reshaped.metrics_now()
-    assert page["hpc_dynamo_planner_flips_total"] >= 2
-    assert page['hpc_dynamo_planner_wanted{role="decode"}'] >= 1
+    assert page["hpc_dynamo_planner_role_changes_total"] >= 2
+    assert page['hpc_dynamo_planner_target_workers{role="decode"}'] >= 1
 
 
 REFUSES = """#!/bin/sh
