@@ -14,7 +14,7 @@ WORKER = WorkerReport(rank=3, role=Role.decode, node=0, host="n1", state=WorkerS
 
 
 def page(*models: str) -> str:
-    stats = FrontendStats(answers={"/v1/completions 200": 2})
+    stats = FrontendStats(responses={"/v1/completions 200": 2})
     stats.ttft.observe(0.2)
     router = Router.of(Config())
     metrics = {model: ModelMetrics(stats, Traffic(active=5), router) for model in models}
