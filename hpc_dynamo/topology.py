@@ -132,8 +132,7 @@ def _after(worker: Worker, rank: int, node: int) -> Worker:
 def fill(config: Config, layout: Plan, role: Role, nodes: int) -> Plan:
     """Further nodes with nothing but workers of a role, as many as fit.
 
-    Where workers use no GPUs: as many a node as the fullest one of `layout` has, the plan of
-    `config`. Raises ConfigError where not one fits.
+    Without GPUs: as many a node as the fullest one of `layout` has. Raises ConfigError.
     """
     demand, gpus = (role, dict(config.topology.pools)[role]), layout.gpus_per_node
     groups = tuple(Group(group.kind, nodes, gpus) for group in layout.groups)  # all of one kind
