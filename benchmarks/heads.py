@@ -27,9 +27,9 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.processes import Group, free_port
+from benchmarks.common.processes import Group, free_port
+from benchmarks.common.workload import MODEL, workload
 from benchmarks.soak.clients import STREAMED, WHOLE, Bodies, Clients
-from benchmarks.workload import MODEL, workload
 from hpc_dynamo.demo.provision import provision
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.http import HttpClient

@@ -15,7 +15,8 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import planner_load, planner_real, provision
+from benchmarks import planner_load, planner_real
+from benchmarks.common import provision
 from benchmarks.planner_load import RANKS, Load, job
 from benchmarks.planner_rivals import MODES, Scheduled, best_splits, dynamo
 from benchmarks.planner_tables import Bench, Figures, compared, panels, table

@@ -17,7 +17,9 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks import provision, replay
+from benchmarks import replay
+from benchmarks.common import provision
+from benchmarks.common.machine import cpu_model
 from benchmarks.replay import picture, timing_check
 from benchmarks.replay.engine import Engine
 from benchmarks.replay.figures import Found, Label, Targets
@@ -30,7 +32,6 @@ from benchmarks.replay.setting import Setting, Start
 from benchmarks.replay.sweep import grid
 from benchmarks.replay.tables import tables
 from benchmarks.replay.trace import Scale, read
-from benchmarks.tables import cpu_model
 from hpc_dynamo.config import TopologyKind
 from hpc_dynamo.demo.provision import provision as provision_model
 from hpc_dynamo.errors import HpcDynamoError, UsageError, unknown_name

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import cores_busy_s, cpu_s
+from benchmarks.common.processes import cores_busy_s, cpu_s
 from benchmarks.replay.figures import Label, Noise, Run, Targets, summary
 from benchmarks.replay.load import Seen, replay
 from benchmarks.replay.setting import Start

@@ -7,15 +7,15 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from benchmarks.peers import PLANES, Started
-from benchmarks.processes import free_port
-from benchmarks.provision import DYNAMO
+from benchmarks.common.processes import free_port
+from benchmarks.common.provision import DYNAMO
+from benchmarks.common.workload import MODEL
+from benchmarks.frontend.peers import PLANES, Started
+from benchmarks.frontend.targets import Pids
 from benchmarks.replay.engine import write_mocker
 from benchmarks.replay.figures import Prefix
 from benchmarks.replay.setting import Running, Setting, Start, look
 from benchmarks.replay.trace import ENGINE_BLOCK
-from benchmarks.systems import Pids
-from benchmarks.workload import MODEL
 from hpc_dynamo.config import TopologyKind
 from hpc_dynamo.http import HttpClient
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.processes import Ended
+from benchmarks.common.processes import Ended
+from benchmarks.common.serving import Served, serving
+from benchmarks.common.workload import MODEL
 from benchmarks.replay.engine import write_simulator
 from benchmarks.replay.figures import Prefix
 from benchmarks.replay.setting import Running, Setting, Start, look
 from benchmarks.replay.trace import ENGINE_BLOCK, Scale
-from benchmarks.serving import Served, serving
-from benchmarks.workload import MODEL
 from hpc_dynamo import config
 from hpc_dynamo.config import TopologyKind
 from hpc_dynamo.http import HttpClient

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import Ended
+from benchmarks.common.processes import Ended
 from benchmarks.replay.engine import Engine
 from benchmarks.replay.figures import Prefix
 from benchmarks.replay.trace import Scale

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from benchmarks import provision
+from benchmarks.common import provision
 from benchmarks.replay.load import Seen, replay
 from benchmarks.replay.mockers import dynamo
 from benchmarks.replay.ours import ours, policies

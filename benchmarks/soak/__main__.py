@@ -19,8 +19,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks import soak
 from benchmarks.soak.clients import Bodies, Clients, bodies
-from benchmarks.soak.found import Found, Sample, checks, line, p50_p99_ms, tables
 from benchmarks.soak.job import Job, start
+from benchmarks.soak.results import Found, Sample, checks, line, p50_p99_ms, tables
 from hpc_dynamo.demo.provision import provision
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.http import HttpClient

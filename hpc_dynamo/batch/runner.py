@@ -10,10 +10,10 @@ import msgspec
 
 from hpc_dynamo.backoff import Backoff
 from hpc_dynamo.batch import ledger
+from hpc_dynamo.batch.crash_isolation import max_solo_attempts, retry_isolated, worker_died
+from hpc_dynamo.batch.input_file import BatchInput, RequestEntry, RequestReader
 from hpc_dynamo.batch.ledger import Ledger
-from hpc_dynamo.batch.order import PrefixOrder
-from hpc_dynamo.batch.requests import BatchInput, RequestEntry, RequestReader
-from hpc_dynamo.batch.suspects import max_solo_attempts, retry_isolated, worker_died
+from hpc_dynamo.batch.prefix_order import PrefixOrder
 from hpc_dynamo.config import Config, Policy, Role
 from hpc_dynamo.dispatch import (
     RESERVED_FIELDS,

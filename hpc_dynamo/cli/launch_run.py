@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpc_dynamo import launch
-from hpc_dynamo.batch.conclusion import exit_status
+from hpc_dynamo.batch.exit_status import exit_status
+from hpc_dynamo.batch.input_file import read_input
 from hpc_dynamo.batch.ledger import Ledger
-from hpc_dynamo.batch.requests import read_input
 from hpc_dynamo.cli import run_folder as runs
 from hpc_dynamo.cli.cancel import Cancel
 from hpc_dynamo.cli.compose import compose

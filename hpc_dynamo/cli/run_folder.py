@@ -14,8 +14,8 @@ from itertools import count
 from pathlib import Path
 
 from hpc_dynamo import launch
+from hpc_dynamo.batch.input_file import BatchInput
 from hpc_dynamo.batch.ledger import Ledger, ResultLocation
-from hpc_dynamo.batch.requests import BatchInput
 from hpc_dynamo.config import Config, Task
 from hpc_dynamo.engines.settings import (
     Difference,

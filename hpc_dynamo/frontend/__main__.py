@@ -24,11 +24,11 @@ from hpc_dynamo.frontend import errors
 from hpc_dynamo.frontend.app import App
 from hpc_dynamo.frontend.auth import ApiKeyAuth, RequestIdFilter, assign_request_id
 from hpc_dynamo.frontend.cors import Cors
-from hpc_dynamo.frontend.engine_calls import EnginePassthrough
+from hpc_dynamo.frontend.engine_passthrough import EnginePassthrough
 from hpc_dynamo.frontend.errors import ApiError
 from hpc_dynamo.frontend.forward import SuccessorForwarder
-from hpc_dynamo.frontend.generation import RequestTranslator
-from hpc_dynamo.frontend.model_routes import ModelEndpoint, ModelEndpoints
+from hpc_dynamo.frontend.model_endpoints import ModelEndpoint, ModelEndpoints
+from hpc_dynamo.frontend.request_translator import RequestTranslator
 from hpc_dynamo.frontend.stats import FrontendReport, FrontendStats
 from hpc_dynamo.frontend.tokenizer_check import tokenizer_matches_engine
 from hpc_dynamo.http import Header, HttpClient, HttpLimits, HttpServer, pinned_tls_context

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from hpc_dynamo.batch.order import PrefixOrder, prefix_groups, prefix_key
-from hpc_dynamo.batch.requests import BatchInput, read_input
+from hpc_dynamo.batch.input_file import BatchInput, read_input
+from hpc_dynamo.batch.prefix_order import PrefixOrder, prefix_groups, prefix_key
 from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.json_reader import read_fields

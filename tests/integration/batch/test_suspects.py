@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.batch.requests import RequestEntry
-from hpc_dynamo.batch.suspects import max_solo_attempts, retry_groups, retry_isolated
+from hpc_dynamo.batch.crash_isolation import max_solo_attempts, retry_groups, retry_isolated
+from hpc_dynamo.batch.input_file import RequestEntry
 from hpc_dynamo.config import Config
 from tests.support.runs import (
     SIMULATOR,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.batch.requests import read_input
+from hpc_dynamo.batch.input_file import read_input
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.config import Launcher, TopologyKind
 from hpc_dynamo.demo import reduce_busy_wait

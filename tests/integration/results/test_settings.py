@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hpc_dynamo.batch.requests import BatchInput
+from hpc_dynamo.batch.input_file import BatchInput
 from hpc_dynamo.cli.run_folder import batch_run, profile_run, serve_run
 from hpc_dynamo.config import Config, Engine, Task
 from hpc_dynamo.engines.settings import answer_settings, differences

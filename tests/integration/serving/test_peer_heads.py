@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.processes import free_port
+from benchmarks.common.processes import free_port
 from tests.integration.serving.routed import routing
 from tests.integration.serving.served import Served
 from tests.integration.simulator.conftest import MODEL, simulator

@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from benchmarks.processes import free_port
+from benchmarks.common.processes import free_port
 from hpc_dynamo import launch
 from hpc_dynamo.run import Run
 from tests.integration.serving.routed import routing, rows

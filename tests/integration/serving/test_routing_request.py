@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from hpc_dynamo.config import Config, Policy, TopologyKind
-from hpc_dynamo.frontend.generation import RequestTranslator, read_body
+from hpc_dynamo.frontend.request_translator import RequestTranslator, read_body
 from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.http import HttpRequest
 from hpc_dynamo.preprocess import TokenIdsOnly

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from hpc_dynamo.config import Config, Policy, TopologyKind
 from hpc_dynamo.dispatch.execution import AGGREGATED, Execution, choose_execution
-from hpc_dynamo.dispatch.workers import EngineRequest
+from hpc_dynamo.dispatch.worker_client import EngineRequest
 from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, dialect, fatal_prompts
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import Header

@@ -1,6 +1,6 @@
 """This frontend as a serving job runs it, before workers that are not ours to start.
 
-    python -m benchmarks.ours FOLDER FRONTENDS POLICY MODEL_PATH WORKER_URL…
+    python -m benchmarks.frontend.hpc_dynamo_target FOLDER FRONTENDS POLICY MODEL_PATH WORKER_URL…
 
 What `hpc-dynamo route` starts, in this process: router, frontend processes, view.
 """
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks.peers import Backend, Started
-from benchmarks.systems import Pids
-from benchmarks.workload import MODEL
+from benchmarks.common.workload import MODEL
+from benchmarks.frontend.peers import Backend, Started
+from benchmarks.frontend.targets import Pids
 from hpc_dynamo.config import Config, Model, Policy, Route, Serve, Task, with_route_topology
 from hpc_dynamo.config import Engine as EngineConfig
 from hpc_dynamo.config import Router as RouterConfig

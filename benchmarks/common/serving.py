@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import Ended, family
+from benchmarks.common.processes import Ended, family
 from hpc_dynamo.messages import Endpoint
 from hpc_dynamo.run import Run
 

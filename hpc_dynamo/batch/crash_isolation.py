@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from math import isqrt
 
-from hpc_dynamo.batch.requests import RequestEntry
+from hpc_dynamo.batch.input_file import RequestEntry
 from hpc_dynamo.config import Config
 from hpc_dynamo.dispatch import WorkerFailed
 from hpc_dynamo.errors import RequestFailed
