@@ -8,17 +8,17 @@ from hpc_dynamo.engines.contract import MetricNames
 from hpc_dynamo.engines.metrics import Histogram, Metrics, parse, total
 from hpc_dynamo.http import Client
 from hpc_dynamo.messages import Progress, Summary
-from hpc_dynamo.router import Member
+from hpc_dynamo.router import RoutedWorker
 
 READ_S = 10.0
 
 Reading = dict[int, Metrics]  # by rank
 
 
-async def read(client: Client, members: Iterable[Member], names: MetricNames) -> Reading:
+async def read(client: Client, members: Iterable[RoutedWorker], names: MetricNames) -> Reading:
     """One reading of every ready worker; those that do not answer are left out."""
 
-    async def one(member: Member) -> Metrics | None:
+    async def one(member: RoutedWorker) -> Metrics | None:
         try:
             got = client.send("GET", member.url, names.path)
             async with asyncio.timeout(READ_S), got as answer:
@@ -32,7 +32,7 @@ async def read(client: Client, members: Iterable[Member], names: MetricNames) ->
 
 
 def summarise(
-    members: Iterable[Member], before: Reading, after: Reading, progress: Progress
+    members: Iterable[RoutedWorker], before: Reading, after: Reading, progress: Progress
 ) -> Summary:
     """What grew between two readings. A worker that started again counts from its new start."""
     present, seconds = list(members), max(progress.elapsed_s, 1e-9)

@@ -18,7 +18,7 @@ from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import Header
 from hpc_dynamo.json_reader import JsonError, read_value
 from hpc_dynamo.preprocess import GivenIds, PromptRejected, Tokens, Unpredictable
-from hpc_dynamo.router import Ask, Wish, block_hashes, root
+from hpc_dynamo.router import RoutingHints, RoutingRequest, adapter_root, block_hashes
 
 RENEW_S = 2.0  # between two checks of the tokenizer's memory
 
@@ -34,7 +34,7 @@ class Circumstances:
     time in the queue, 0 for the router's own limit.
     """
 
-    wish: Wish = field(default_factory=Wish)
+    wish: RoutingHints = field(default_factory=RoutingHints)
     adapter: str | None = None
     context_tokens: int = 0
     timeout_s: float = 0.0
@@ -88,22 +88,24 @@ class WorkBuilder:
         ask, how = await self._decide(bare, content, body, given)
         return Work(path, content, body, ask, headers, how.samples)
 
-    async def ask(self, path: str, content: bytes, body: Body, given: Circumstances) -> Ask:
+    async def ask(
+        self, path: str, content: bytes, body: Body, given: Circumstances
+    ) -> RoutingRequest:
         """Return the routing request for a request with this path and body."""
         return (await self._decide(path, content, body, given))[0]
 
     async def _decide(
         self, path: str, content: bytes, body: Body, given: Circumstances
-    ) -> tuple[Ask, Execution]:
+    ) -> tuple[RoutingRequest, Execution]:
         prompts = await self._prompts(path, content, body, given)
         longest, tokens = max(prompts, key=len, default=Tokens(b"")), sum(map(len, prompts))
         how = self._execution(path, body, given, len(longest))
-        ask = Ask(
-            tokens=tokens,
-            hashes=self._hashes(longest, given),
-            split=how.disaggregated,
+        ask = RoutingRequest(
+            prompt_tokens=tokens,
+            block_hashes=self._hashes(longest, given),
+            may_disaggregate=how.disaggregated,
             timeout_s=given.timeout_s,
-            wish=given.wish,
+            hints=given.wish,
             model=self._model,
         )
         return ask, how
@@ -120,7 +122,7 @@ class WorkBuilder:
     def _hashes(self, prompt: Tokens, given: Circumstances) -> bytes:
         if not self._by_cache(given):
             return b""
-        return block_hashes(prompt.data, self._block, root(given.adapter))
+        return block_hashes(prompt.data, self._block, adapter_root(given.adapter))
 
     async def _prompts(
         self, path: str, content: bytes, body: Body, given: Circumstances

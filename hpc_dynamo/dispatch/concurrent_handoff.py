@@ -75,7 +75,7 @@ class AtOnce:
                 self._workers.post(lease, target, work, content) as answer,
             ):
                 await answer.read()
-            lease.prefilled()
+            lease.report_prefilled()
         except RequestFailed as e:
             if not taker.begun:
                 raise

@@ -11,7 +11,7 @@ from hpc_dynamo.engine_errors import with_engine_text
 from hpc_dynamo.engines import Body
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import Answer, Client, Sink
-from hpc_dynamo.router import Ask, Lease, Target
+from hpc_dynamo.router import Lease, RoutingRequest, Target
 
 LAST_MOMENT_S = 0.1  # what ends so soon after the other worker, or its client, is let to its end
 OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])  # values stay as the bytes that they were
@@ -25,7 +25,7 @@ class Work:
     path: str
     content: bytes
     body: Body
-    ask: Ask
+    ask: RoutingRequest
     headers: Sequence[tuple[bytes, bytes]] = ()
     samples: int = 1
 
@@ -98,7 +98,7 @@ async def _good(
                 raise _refused(target, what, answer.status, await answer.read())
             yield answer
     except OSError as e:
-        lease.broken(target.rank)
+        lease.report_connection_lost(target.rank)
         what = f"worker {target.rank} at {target.url}: {e or type(e).__name__}"
         reached = not isinstance(e, ConnectionRefusedError)
         raise Broken(target.rank, what, 503, reached=reached) from e

@@ -33,7 +33,7 @@ from hpc_dynamo.frontend.stats import Counted, Stats
 from hpc_dynamo.frontend.tokenizer_check import agrees
 from hpc_dynamo.http import Client, Header, Limits, Server, pinned
 from hpc_dynamo.preprocess import GivenIds, Preprocessor, different, load_prompts
-from hpc_dynamo.router import Ask, RemoteRouter
+from hpc_dynamo.router import RemoteRouter, RoutingRequest
 from hpc_dynamo.run import Attempt
 
 TELL_S = 1.0
@@ -108,13 +108,13 @@ async def _ready(router: RemoteRouter, model: str) -> None:
     """Return once requests of a model are served."""
     while True:
         await asyncio.sleep(TELL_S)
-        if router.view.of(model).ready:
+        if router.view.model(model).ready:
             return
 
 
 async def _verify(config: Config, lane: Lane) -> None:
     """Compare the computed token ids with those of the engine, if it offers them."""
-    prompts, ask = lane.generation.prompts, Ask(split=False, model=lane.model)
+    prompts, ask = lane.generation.prompts, RoutingRequest(may_disaggregate=False, model=lane.model)
     if not isinstance(prompts, Preprocessor) or not engine(config.engine.name).tokenizes:
         return
     log.info("tokenizer: %s %s", prompts.engine, prompts.slow_because)
@@ -139,7 +139,7 @@ async def _tell(
         stats.connections = server.connections
         for lane in lanes:
             lane.stats.retried = lane.dispatcher.retried
-        router.tell(counted)
+        router.report_to_head(counted)
         await asyncio.wait([router.closed], timeout=TELL_S)
 
 

@@ -29,7 +29,7 @@ from hpc_dynamo.frontend.relay import Relay
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.http import Reply, Request
 from hpc_dynamo.json_reader import is_null, read_value
-from hpc_dynamo.router import Overloaded, RemoteRouter, View
+from hpc_dynamo.router import Overloaded, RemoteRouter, RunView
 
 JSON = (b"content-type", b"application/json")
 
@@ -99,7 +99,7 @@ class App:
             reply.send(200, await self._router.loads(), [JSON])
         elif nap := NAP.fullmatch(path):
             self._allow(request, "POST")
-            said = await self._router.put(int(nap["rank"]), nap["how"] == "sleep")
+            said = await self._router.set_sleep(int(nap["rank"]), nap["how"] == "sleep")
             reply.send(200, said, [JSON])
         elif path in PASSED:
             self._allow(request, "POST")
@@ -175,14 +175,14 @@ class App:
             work = await self._with_owner(work, body, view)
         return lane, work
 
-    async def _with_owner(self, work: Work, body: Body, view: View) -> Work:
+    async def _with_owner(self, work: Work, body: Body, view: RunView) -> Work:
         """Pin a request that continues a response to the worker that keeps that response."""
         name = read_value(bytes(body[PREVIOUS]))
         rank = await self._calls.owner(name, view) if isinstance(name, str) else None
         if rank is None:
             return work
-        wish = replace(work.ask.wish, workers=(rank,))
-        return dataclasses.replace(work, ask=replace(work.ask, wish=wish, split=False))
+        wish = replace(work.ask.hints, workers=(rank,))
+        return dataclasses.replace(work, ask=replace(work.ask, hints=wish, may_disaggregate=False))
 
     async def _passed_on(self, request: Request, reply: Reply, own_id: str) -> bool:
         """Whether the job that takes over has answered."""

@@ -16,7 +16,7 @@ from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.http import Request
 from hpc_dynamo.json_reader import JsonError, read_fields, read_value
 from hpc_dynamo.preprocess import GivenIds
-from hpc_dynamo.router import Ask, View
+from hpc_dynamo.router import RoutingRequest, RunView
 
 OURS = RESERVED | {FIELD}
 XARGS = "vllm_xargs"  # whose entries vLLM puts next to its own fields
@@ -48,7 +48,7 @@ class Generation:
         by_cache = self._config.router.policy is Policy.kv
         return str(self.prompts) if by_cache and isinstance(self.prompts, GivenIds) else ""
 
-    async def work(self, request: Request, body: Body, own_id: str, view: View) -> Work:
+    async def work(self, request: Request, body: Body, own_id: str, view: RunView) -> Work:
         """`body` is the request's. Raises Refused for what no engine would take."""
         content, given = request.body, self._circumstances(request, body, view)
         extensions = body.keys() & OURS
@@ -61,10 +61,10 @@ class Generation:
         path = _target(request)
         headers = [(b"x-request-id", own_id.encode())]
         work = await self._builder.work(path, content, body, given, headers)
-        self._stats.prompt_tokens += work.ask.tokens
+        self._stats.prompt_tokens += work.ask.prompt_tokens
         return work
 
-    async def ask(self, request: Request, body: Body, view: View) -> Ask:
+    async def ask(self, request: Request, body: Body, view: RunView) -> RoutingRequest:
         """Return the routing request for a chat or completion with this body."""
         path = CHAT if "messages" in body else COMPLETIONS
         given = self._circumstances(request, body, view)
@@ -77,18 +77,20 @@ class Generation:
             raise Refused(400, f"the form has fields that only the endpoint may set: {forbidden}")
         _check_hidden({XARGS: fields[XARGS].encode() if XARGS in fields else None})
         kind = (b"content-type", request.headers["content-type"].encode("latin-1"))
-        ask = Ask(split=False, wish=take_wish(request.headers, {}), model=self._model)
+        ask = RoutingRequest(
+            may_disaggregate=False, hints=take_wish(request.headers, {}), model=self._model
+        )
         headers = [(b"x-request-id", own_id.encode()), kind]
         return Work(_target(request), request.body, {}, ask, headers)
 
-    def _renamed(self, body: Body, view: View) -> Body:
+    def _renamed(self, body: Body, view: RunView) -> Body:
         """Replace the full hub id, which the engine does not know, by the served name."""
-        aliases = view.of(self._model).aliases
+        aliases = view.model(self._model).aliases
         name = aliases.get(asked_model(body) or "") if aliases else None
         return {"model": name} if name else {}
 
-    def _circumstances(self, request: Request, body: Body, view: View) -> Circumstances:
-        offer = view.of(self._model)
+    def _circumstances(self, request: Request, body: Body, view: RunView) -> Circumstances:
+        offer = view.model(self._model)
         name = asked_model(body) if offer.adapters else None
         return Circumstances(
             wish=take_wish(request.headers, body),

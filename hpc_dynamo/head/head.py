@@ -23,8 +23,8 @@ from hpc_dynamo.http import Client
 from hpc_dynamo.launch.node import allocation_end
 from hpc_dynamo.launch.walltime import Walltime
 from hpc_dynamo.messages import ControlMessage, Outcome, Planning, Roster, Status
-from hpc_dynamo.planner.interpolation import load_profile
-from hpc_dynamo.planner.performance import Performance
+from hpc_dynamo.planner.interpolation import load_performance
+from hpc_dynamo.planner.performance import WorkerPerformance
 from hpc_dynamo.planner.planner import Planner
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.wire import Server
@@ -136,11 +136,11 @@ class Head(Course):
             for others in self._further:
                 group.create_task(others.end(reason))
 
-    async def _performance(self) -> Performance | None:
+    async def _performance(self) -> WorkerPerformance | None:
         """By the profile that the planner is to go by, if it is."""
         if self._config.planner.by is not PlannerKind.sla:
             return None
-        return await asyncio.to_thread(load_profile, self._config.planner.profile)
+        return await asyncio.to_thread(load_performance, self._config.planner.profile)
 
     def _status(self, members: Members, ends_at: float | None, detail: str = "") -> Status:
         status = super()._status(members, ends_at, detail)
@@ -162,7 +162,7 @@ class Head(Course):
             routers = {model: lane.router for model, lane in found.items()}
             members = Membership(self._attempt, self._roster, self._server, routers, self.fail)
             if self._config.planner.handover and self._config.task is Task.serve:
-                self._handover = Handover(self._attempt, next(iter(routers.values())).news.set)
+                self._handover = Handover(self._attempt, next(iter(routers.values())).changed.set)
             job = Job(
                 self._attempt, self._config, found, members, http, self._planning, self._handover
             )

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from hpc_dynamo.config import Role
-from hpc_dynamo.planner.signals import Decision
+from hpc_dynamo.planner.signals import PlannerDecision
 
 
 class Flip(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,12 +24,12 @@ class Flip(msgspec.Struct, frozen=True, kw_only=True):
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A line of the file: one of these. `left_out`: why a move was not made, or not wholly."""
 
-    decision: Decision | None = None
+    decision: PlannerDecision | None = None
     flip: Flip | None = None
-    left_out: str = ""
+    skipped: str = ""
 
 
-def append(file: Path, record: msgspec.Struct) -> None:
+def append_record(file: Path, record: msgspec.Struct) -> None:
     """A whole line, on disk when this returns. Raises OSError."""
     with file.open("ab") as out:
         out.write(msgspec.json.encode(record) + b"\n")
@@ -37,7 +37,7 @@ def append(file: Path, record: msgspec.Struct) -> None:
         os.fsync(out.fileno())
 
 
-def read(file: Path) -> list[Record]:
+def read_records(file: Path) -> list[Record]:
     """Those in the file, if there is one; a last line that is still being written is left out."""
     if not file.exists():
         return []

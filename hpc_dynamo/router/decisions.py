@@ -3,26 +3,29 @@
 from bisect import bisect_left
 from collections import Counter
 
-from hpc_dynamo.router.scheduling.selector import Choice
+from hpc_dynamo.router.scheduling.selector import Selection
 
-BOUNDS_S = (10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3)
+DECISION_BUCKETS_S = (10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3)
 
 
-class Decisions:
+class DecisionStats:
     """Since the start of the router."""
 
     def __init__(self) -> None:
-        self.by = Counter[tuple[int, str, str]]()  # rank, its part, policy
-        self.why = Counter[str]()  # see Choice.why
+        self.by_worker = Counter[tuple[int, str, str]]()  # rank, its part, policy
+        self.by_reason = Counter[str]()  # see Choice.why
         self.prompt_blocks = self.overlap_blocks = 0
-        self.counts, self.total_s = [0] * (len(BOUNDS_S) + 1), 0.0  # of decision times
+        self.bucket_counts, self.total_s = (
+            [0] * (len(DECISION_BUCKETS_S) + 1),
+            0.0,
+        )  # of decision times
 
-    def count(self, choice: Choice, blocks: int, seconds: float) -> None:
+    def record(self, choice: Selection, blocks: int, seconds: float) -> None:
         """One decision on a prompt of so many blocks."""
         for member in choice.workers:
-            self.by[member.rank, str(member.role), str(choice.policy)] += 1
-        self.why[choice.why] += 1
+            self.by_worker[member.rank, str(member.role), str(choice.policy)] += 1
+        self.by_reason[choice.reason] += 1
         self.prompt_blocks += blocks
-        self.overlap_blocks += min(choice.overlap, blocks)
-        self.counts[bisect_left(BOUNDS_S, seconds)] += 1
+        self.overlap_blocks += min(choice.overlap_blocks, blocks)
+        self.bucket_counts[bisect_left(DECISION_BUCKETS_S, seconds)] += 1
         self.total_s += seconds

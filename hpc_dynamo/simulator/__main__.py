@@ -29,7 +29,7 @@ from hpc_dynamo.simulator.options import KEY_VARIABLE, check, in_world, parser
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.server import Endpoints, Failures, Service, refusal
 from hpc_dynamo.simulator.sglang_bootstrap import Meeting, RoomHandover, Rooms, receiving
-from hpc_dynamo.timing_model import load
+from hpc_dynamo.timing_model import load_timing
 from hpc_dynamo.wire import EventPublisher
 
 log = logging.getLogger("hpc_dynamo.simulator")
@@ -52,7 +52,7 @@ async def engine(args: argparse.Namespace, port: int, key: str) -> AsyncIterator
         die_after_tokens=args.die_after_tokens,
         stall_after_tokens=args.stall_after_tokens,
     )
-    scheduler = Scheduler(limits, load(args.timing), model, metrics)
+    scheduler = Scheduler(limits, load_timing(args.timing), model, metrics)
     failures = Failures(
         args.fail_after_requests, args.fail_request_rate, args.seed, args.fail_on_text.encode()
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from hpc_dynamo.simulator.sequence import Answer, Job, Source
-from hpc_dynamo.timing_model import Timing
+from hpc_dynamo.timing_model import TimingModel
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Batch:
     def __bool__(self) -> bool:
         return bool(self.decodes or self.chunks)
 
-    def seconds(self, timing: Timing) -> float:
+    def seconds(self, timing: TimingModel) -> float:
         tokens = sum(n for _, n in self.chunks)
         attended = sum(n * (answer.computed + n / 2) for answer, n in self.chunks)
         context = sum(len(answer.tokens) for answer in self.decodes)

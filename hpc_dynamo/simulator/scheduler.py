@@ -19,7 +19,7 @@ from hpc_dynamo.simulator.events import Announcer
 from hpc_dynamo.simulator.metrics import Metrics
 from hpc_dynamo.simulator.model import Model
 from hpc_dynamo.simulator.sequence import Answer, Job, Source
-from hpc_dynamo.timing_model import Timing
+from hpc_dynamo.timing_model import TimingModel
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Scheduler:
     def __init__(
         self,
         limits: Limits,
-        timing: Timing,
+        timing: TimingModel,
         model: Model,
         metrics: Metrics,
     ) -> None:

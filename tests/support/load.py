@@ -8,7 +8,7 @@ from typing import Any
 import openai
 
 from hpc_dynamo.config import Role
-from hpc_dynamo.planner.records import Flip, read
+from hpc_dynamo.planner.records import Flip, read_records
 from hpc_dynamo.run import Attempt
 from tests.support.runs import until
 
@@ -59,5 +59,5 @@ class Load:
 
 def flips(attempt: Attempt, new: Role) -> list[Flip]:
     """Those into a role that are done."""
-    found = [r.flip for r in read(attempt.planner_file) if r.flip]
+    found = [r.flip for r in read_records(attempt.planner_file) if r.flip]
     return [flip for flip in found if flip.new is new and not flip.why]

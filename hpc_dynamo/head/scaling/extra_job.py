@@ -13,7 +13,7 @@ from hpc_dynamo.errors import HpcDynamoError, LaunchError
 from hpc_dynamo.head.membership.agents import Membership
 from hpc_dynamo.launch import extra_jobs
 from hpc_dynamo.messages import GrownJob, GrownState, WorkerState
-from hpc_dynamo.planner.scale_out import Job
+from hpc_dynamo.planner.scale_out import JobCapacity
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Grown, write_json
 
@@ -99,7 +99,7 @@ class Further:
     def _leaving(self) -> bool:
         return self.state is GrownState.leaving
 
-    def job(self) -> Job:
+    def job(self) -> JobCapacity:
         """As the rule sees it."""
         ready, coming, ranks = 0, 0, self.known.ranks
         reports = [self._members.workers.get(rank) for rank in ranks]
@@ -108,7 +108,7 @@ class Further:
             ready += report is not None and report.state is WorkerState.ready
             coming += not self._joined if report is None else report.state not in DEAD
         pending = self.state is GrownState.pending and not self._joined
-        return Job(self.known.number, ready, coming - ready, pending)
+        return JobCapacity(self.known.number, ready, coming - ready, pending)
 
     @property
     def failed(self) -> bool:
@@ -133,7 +133,7 @@ class Further:
             await self.stop(why)
 
     async def _drain(self, rank: int) -> None:
-        if any(member.rank == rank for member in self._router.members):
+        if any(member.rank == rank for member in self._router.workers):
             await self._router.drain(rank)
 
     async def stop(self, why: str) -> None:

@@ -17,8 +17,8 @@ from hpc_dynamo.head.scaling.role_change import Flipper
 from hpc_dynamo.messages import Planning, WorkerLoad
 from hpc_dynamo.planner.collect import look
 from hpc_dynamo.planner.prompt_lengths import PromptLengths
-from hpc_dynamo.planner.records import Flip, Record, append
-from hpc_dynamo.planner.signals import Decision, Move, Signals
+from hpc_dynamo.planner.records import Flip, Record, append_record
+from hpc_dynamo.planner.signals import PlannerDecision, RoleMove, Signals
 from hpc_dynamo.router import Router
 
 RETRY_INTERVALS = 10
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 class Decides(Protocol):
     """See planner.Planner."""
 
-    def decide(self, seen: Signals) -> Decision: ...
+    def decide(self, seen: Signals) -> PlannerDecision: ...
 
 
 class Reshaper:
@@ -49,7 +49,7 @@ class Reshaper:
         flipper: Flipper,
         loads: Callable[[], Sequence[WorkerLoad]],
         file: Path,
-        heed: Callable[[Decision], None] = lambda decision: None,
+        heed: Callable[[PlannerDecision], None] = lambda decision: None,
     ) -> None:
         self._roles = [role for role, _ in config.topology.pools]
         self._interval_s = config.planner.interval_s
@@ -61,11 +61,11 @@ class Reshaper:
         self._not_before = dict[Direction, float]()
         self._failures = Counter[Direction]()
         self.flips = Counter[tuple[Role, Role, str]]()
-        self.last: Decision | None = None
+        self.last: PlannerDecision | None = None
 
     async def run(self) -> None:
-        await self._router.ready(self._roles)
-        self._router.meter.take()  # what came before is no interval
+        await self._router.wait_for_roles(self._roles)
+        self._router.interval_stats.take()  # what came before is no interval
         self._lengths.take(self._loads())
         async with asyncio.TaskGroup() as group:
             while True:
@@ -75,7 +75,7 @@ class Reshaper:
                 self.last = await asyncio.to_thread(self._planner.decide, seen)
                 self._heed(self.last)
                 ranks, left_out = self._who(self.last.move)
-                await self._keep(Record(decision=self.last, left_out=left_out))
+                await self._keep(Record(decision=self.last, skipped=left_out))
                 for rank in ranks:
                     assert self.last.move
                     self.moving.add(rank)
@@ -89,22 +89,22 @@ class Reshaper:
         """None before the first decision."""
         if self.last is None:
             return None
-        wanted, done = self.last.wanted, Counter[str]()
+        wanted, done = self.last.target, Counter[str]()
         for (_, _, how), count in self.flips.items():
             done[how] += count
         return Planning(
-            at=self.last.seen.at,
+            at=self.last.signals.at,
             rate_hz=self.last.expected.rate_hz,
             prefill=wanted.prefill,
             decode=wanted.decode,
-            why=wanted.why,
-            short=wanted.short,
+            why=wanted.reason,
+            short=wanted.shortfall,
             moving=tuple(sorted(self.moving)),
             flips=done["done"],
             failed=done["failed"],
         )
 
-    def _who(self, move: Move | None) -> tuple[list[int], str]:
+    def _who(self, move: RoleMove | None) -> tuple[list[int], str]:
         """Ranks that may make a move, and why they are fewer than it wants."""
         if move is None or move.old is None or move.new is None:
             return [], ""
@@ -115,7 +115,7 @@ class Reshaper:
         ranks = ready[: min(move.count, spare)]
         return ranks, "" if len(ranks) == move.count else f"too few ready {move.old} workers"
 
-    async def _flip(self, rank: int, move: Move) -> None:
+    async def _flip(self, rank: int, move: RoleMove) -> None:
         assert move.old
         assert move.new
         try:
@@ -138,6 +138,6 @@ class Reshaper:
 
     async def _keep(self, record: Record) -> None:
         try:
-            await asyncio.to_thread(append, self._file, record)
+            await asyncio.to_thread(append_record, self._file, record)
         except OSError as e:  # a full disk must not end an endpoint
             log.warning("no record of the planner's: %s", e)

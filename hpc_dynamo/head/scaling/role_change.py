@@ -33,7 +33,7 @@ class Flipper:
 
     def ready(self, role: Role) -> list[int]:
         """Ranks that take requests in this role; who has least to do comes first."""
-        here = [m for m in self._router.members if m.role is role and not m.aside]
+        here = [m for m in self._router.workers if m.role is role and not m.draining]
         return [m.rank for m in sorted(here, key=lambda m: (m.active, m.rank))]
 
     async def flip(self, rank: int, old: Role, new: Role) -> Flip:
@@ -71,7 +71,7 @@ class Flipper:
                 for task in (drain, few):
                     task.cancel()
                 await asyncio.gather(drain, few, return_exceptions=True)
-        self._router.turn(rank, old)
+        self._router.set_role(rank, old)
         return why
 
     async def _too_few(self, rank: int, role: Role, reports: "asyncio.Queue[WorkerReport]") -> str:
@@ -89,11 +89,11 @@ class Flipper:
 
     async def _turn(self, rank: int, new: Role) -> str:
         await self._members.turn(rank, new, restart=False)
-        self._router.turn(rank, new)
+        self._router.set_role(rank, new)
         return ""
 
     async def _anew(self, rank: int, new: Role) -> str:
-        self._router.leave(rank)
+        self._router.remove_worker(rank)
         with self._members.follow() as reports:
             await self._members.turn(rank, new, restart=True)
             try:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from hpc_dynamo.head.telemetry.families import counters, histogram
-from hpc_dynamo.router import BOUNDS_S, Caches, Decisions, Router
+from hpc_dynamo.router import DECISION_BUCKETS_S, DecisionStats, KvState, Router
 
 PREFIX = "hpc_dynamo_router"
 
@@ -13,20 +13,20 @@ PREFIX = "hpc_dynamo_router"
 def metrics(router: Router) -> Iterable[Metric]:
     """Everything under `hpc_dynamo_router_`."""
     yield from _decisions(router.decisions)
-    yield from _caches(router.caches)
+    yield from _caches(router.kv_state)
     cost = "prompt tokens computed in the time of a hand-over"
-    yield GaugeMetricFamily(f"{PREFIX}_handover_tokens", cost, value=router.handover_tokens)
+    yield GaugeMetricFamily(f"{PREFIX}_handover_tokens", cost, value=router.transfer_cost_tokens)
 
 
-def _decisions(decisions: Decisions) -> Iterable[Metric]:
+def _decisions(decisions: DecisionStats) -> Iterable[Metric]:
     labels = ["rank", "role", "policy"]
     by = CounterMetricFamily(f"{PREFIX}_decisions", "requests given to a worker", labels=labels)
-    for (rank, role, policy), count in sorted(decisions.by.items()):
+    for (rank, role, policy), count in sorted(decisions.by_worker.items()):
         by.add_metric([str(rank), role, policy], count)
     yield by
-    text = "how prompts are computed: split, whole, or by the decode worker (short, swamped)"
-    why = CounterMetricFamily(f"{PREFIX}_prefills", text, labels=["why"])
-    for reason, count in sorted(decisions.why.items()):
+    text = "how prompts are computed: disaggregated, aggregated, local_short_prompt or local_prefill_busy"
+    why = CounterMetricFamily(f"{PREFIX}_prefills", text, labels=["reason"])
+    for reason, count in sorted(decisions.by_reason.items()):
         why.add_metric([reason], count)
     yield why
     blocks, overlap = decisions.prompt_blocks, decisions.overlap_blocks
@@ -36,25 +36,25 @@ def _decisions(decisions: Decisions) -> Iterable[Metric]:
     share = overlap / blocks if blocks else 0.0
     yield GaugeMetricFamily(f"{PREFIX}_hit_rate", "share of the blocks, all in all", value=share)
     name, text = f"{PREFIX}_decision_seconds", "to choose the workers of a request"
-    yield histogram(name, text, BOUNDS_S, decisions.counts, decisions.total_s)
+    yield histogram(name, text, DECISION_BUCKETS_S, decisions.bucket_counts, decisions.total_s)
 
 
-def _caches(caches: Caches) -> Iterable[Metric]:
+def _caches(caches: KvState) -> Iterable[Metric]:
     index = GaugeMetricFamily(f"{PREFIX}_index_blocks", "cached blocks known", labels=["source"])
-    index.add_metric(["events"], len(caches.told))
-    index.add_metric(["decisions"], len(caches.soon) + len(caches.guessed))
+    index.add_metric(["events"], len(caches.confirmed))
+    index.add_metric(["decisions"], len(caches.pending) + len(caches.approximate))
     yield index
     text = "from an engine's event to its being known here, the last one"
     yield GaugeMetricFamily(f"{PREFIX}_event_lag_seconds", text, value=caches.lag_s)
     text = "blocks in events that were left out, and why"
-    left = CounterMetricFamily(f"{PREFIX}_left_out_blocks", text, labels=["why"])
+    left = CounterMetricFamily(f"{PREFIX}_left_out_blocks", text, labels=["reason"])
     for why in ("orphans", "unfit", "full"):
-        left.add_metric([why], getattr(caches.told, why))
+        left.add_metric([why], getattr(caches.confirmed, why))
     yield left
     counted = {
         "event_batches": (caches.batches, "batches of KV events taken in"),
         "event_gaps": (caches.gaps, "batches found missing and asked for again"),
         "resyncs": (caches.resyncs, "workers forgotten because events were lost for good"),
-        "unreadable_events": (caches.unreadable, "batches that could not be read"),
+        "unreadable_events": (caches.unreadable_batches, "batches that could not be read"),
     }
     yield from counters(PREFIX, counted)

@@ -21,7 +21,7 @@ from hpc_dynamo.preprocess import (
     load_prompts,
     token_ids,
 )
-from hpc_dynamo.router import Ask
+from hpc_dynamo.router import RoutingRequest
 from hpc_dynamo.simulator import tokenizer
 from hpc_dynamo.simulator.api_error import Refused
 from hpc_dynamo.simulator.chat import TokenizeRequest
@@ -69,7 +69,9 @@ async def verified(prompts: Prompts, config: Config, dispatcher: Dispatcher) -> 
     """Return the tokenizer if the engine computes the same token ids, else one without ids."""
     if not isinstance(prompts, Preprocessor) or not engine(config.engine.name).tokenizes:
         return prompts
-    if await agrees(prompts, dispatcher, config.served_name, Ask(split=False)):
+    if await agrees(
+        prompts, dispatcher, config.served_name, RoutingRequest(may_disaggregate=False)
+    ):
         return prompts
     return different(config)
 

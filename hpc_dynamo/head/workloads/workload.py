@@ -46,7 +46,7 @@ def lanes(config: Config, client: Client) -> dict[str, Lane]:
     """By model, see topology.Worker."""
     news, found = asyncio.Event(), dict[str, Lane]()
     for model, own in config.each.items():
-        router = Router.of(_for_throughput(own), news)
+        router = Router.from_config(_for_throughput(own), news)
         scraper = Scraper(router, client, engine(own.engine.name).metrics)
         found[model] = Lane(own, router, scraper)
     return found

@@ -12,8 +12,8 @@ import pytest
 
 from hpc_dynamo.cli.report import PICTURE
 from hpc_dynamo.config import Role
-from hpc_dynamo.planner.records import Flip, Record, read
-from hpc_dynamo.timing_model import PROFILES, Timing
+from hpc_dynamo.planner.records import Flip, Record, read_records
+from hpc_dynamo.timing_model import PROFILES, TimingModel
 from tests.integration.serving.served import MODEL, Served, kill, serving
 from tests.support.load import Load, flips
 from tests.support.runs import hpc_dynamo, until
@@ -54,12 +54,14 @@ def reshaped(
 
 def write_profile(file: Path) -> None:
     """Of the engines that SLOW makes."""
-    slow = Timing(**{name: TIME_SCALE * value for name, value in asdict(PROFILES[TIMING]).items()})
+    slow = TimingModel(
+        **{name: TIME_SCALE * value for name, value in asdict(PROFILES[TIMING]).items()}
+    )
     file.write_bytes(msgspec.json.encode(measured(slow, byte_s=0.0)))
 
 
 def records(served: Served) -> list[Record]:
-    return read(served.attempt.planner_file)
+    return read_records(served.attempt.planner_file)
 
 
 def load(served: Served, prompt_words: int, max_tokens: int) -> Load:
@@ -127,7 +129,7 @@ async def test_a_flip_that_fails_is_undone_and_not_retried_at_once(
             group.create_task(answers.run_until(lambda: failed(served, "still under way"), 4))
             group.create_task(prompts.run_until(lambda: failed(served, "refused"), 6))
         assert set(answers.pieces) == {100}
-        assert any("failed a while ago" in record.left_out for record in records(served))
+        assert any("failed a while ago" in record.skipped for record in records(served))
         roles = ["decode", "decode", "prefill", "prefill"]
         until("all as before", lambda: ready_roles(served) == roles)
 

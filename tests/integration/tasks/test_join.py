@@ -47,9 +47,15 @@ from hpc_dynamo.messages import (
     WorkerReport,
     WorkerState,
 )
-from hpc_dynamo.planner.signals import Decision, Demand, Lack, Signals, Wanted
-from hpc_dynamo.router import Ask, Router
-from hpc_dynamo.router.scheduling.lease import Wish
+from hpc_dynamo.planner.signals import (
+    CapacityGap,
+    ExpectedLoad,
+    PlannerDecision,
+    Signals,
+    TargetSplit,
+)
+from hpc_dynamo.router import Router, RoutingRequest
+from hpc_dynamo.router.scheduling.lease import RoutingHints
 from hpc_dynamo.run import Attempt, Grown, Run, write_json
 from hpc_dynamo.tasks.node import CODEC
 from hpc_dynamo.topology import Plan, fill, plan
@@ -83,7 +89,7 @@ class Head:
     async def ready(self, count: int) -> None:
         with self.members.follow() as reports:
             async with asyncio.timeout(SOON_S):
-                while sum(1 for _ in self.router.members) < count:
+                while sum(1 for _ in self.router.workers) < count:
                     await reports.get()
 
 
@@ -112,7 +118,7 @@ async def heading(
     record = NodeRecord(node=0, host="here", address=HERE, pid=1, log="", control=server.endpoint)
     roster = Roster(nodes=(record,), method="tcp", seconds=0.0)
     write_json(attempt.roster_file, roster)
-    router = Router.of(config)
+    router = Router.from_config(config)
     members = Membership(attempt, roster, server, {"": router}, hopeless)
     listening = asyncio.create_task(members.listen())
     yield Head(attempt, members, router)
@@ -153,7 +159,7 @@ async def test_it_joins_warns_and_leaves(head: Head) -> None:
             assert await head.members.leaving.get() == 1
         await head.members.stop(frozenset({1}), "not needed", SOON_S)
         assert head.members.workers == {}
-        assert list(head.router.members) == []
+        assert list(head.router.workers) == []
     assert job.outcome() == Outcome(exit_code=0)
 
 
@@ -203,7 +209,7 @@ async def test_a_worker_that_leaves_while_it_changes_its_role_fails_to(head: Hea
     head.members.expect(job.plan())
     async with agent(job):
         await head.ready(2)
-        lease = await head.router.route(Ask(wish=Wish(workers=(2,))))
+        lease = await head.router.route(RoutingRequest(hints=RoutingHints(workers=(2,))))
         flipper = Flipper(CONFIG, head.router, head.members)
         role = Role.aggregated  # the way there is the same, whatever the roles
         flip = asyncio.create_task(flipper.flip(2, role, role))
@@ -351,12 +357,12 @@ def grower(head: Head, node_hours: float | None = None, config: Config = CONFIG)
     return Grower(head.attempt, head.router, head.members, None, moving=tuple)
 
 
-def decision(more: int) -> Decision:
-    return Decision(
-        seen=Signals(at=time.time(), seconds=1.0),
-        expected=Demand(),
-        wanted=Wanted(prefill=0, decode=0),
-        lack=Lack(more=more, spare=0, role=Role.aggregated),
+def decision(more: int) -> PlannerDecision:
+    return PlannerDecision(
+        signals=Signals(at=time.time(), seconds=1.0),
+        expected=ExpectedLoad(),
+        target=TargetSplit(prefill=0, decode=0),
+        gap=CapacityGap(missing=more, spare=0, role=Role.aggregated),
     )
 
 
