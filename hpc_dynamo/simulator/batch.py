@@ -1,52 +1,40 @@
-"""What the scheduler works with: its limits, one step, and what it needs of a hand-over."""
+"""Limits of the scheduler and the plan of one step."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from hpc_dynamo.simulator.sequence import Answer, Job, Source
+from hpc_dynamo.simulator.sequence import OutputSequence
 from hpc_dynamo.simulator.timing import Timing
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Sizes of the modelled engine, by vLLM's names where it has them."""
+class SchedulerLimits:
+    """Sizes of the modelled engine. Names that vLLM also has mean the same as there."""
 
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
     mean_output_tokens: int = 128
-    time_scale: float = 1.0
-    recompute: bool = False  # a prompt whose blocks could not be pulled, instead of failing
-    die_after_tokens: int | None = None  # the process ends when an answer has so many, and goes on
-    stall_after_tokens: int | None = None  # no answer gets more than so many, nor ends
-
-
-class Handover(Protocol):
-    """What the scheduler needs of handover.NixlHandover."""
-
-    async def pull(self, source: Source, local: Sequence[int], skip: int) -> None: ...
-    async def settle(self, local: Sequence[int]) -> None: ...
-    async def decline(self, source: Source) -> None: ...
-    def give_up(self, job: Job) -> None: ...
-    def lease(self, job: Job, blocks: list[int]) -> dict[str, object]: ...
+    time_scale: float = 1.0  # multiplies the duration of each step
+    recompute: bool = False  # compute a prompt whose blocks could not be pulled; else fail it
+    die_after_tokens: int | None = None  # exit when an output of this length would continue
+    stall_after_tokens: int | None = None  # outputs stop growing at this length
 
 
 @dataclass
-class Batch:
+class StepPlan:
     """One step: a token for each of `decodes`, and chunks of prompts with their sizes.
 
-    `budget` is the number of tokens that more prompts may add.
+    `budget` is the number of prompt tokens that can still be added.
     """
 
-    decodes: list[Answer]
+    decodes: list[OutputSequence]
     budget: int
-    chunks: list[tuple[Answer, int]] = field(default_factory=list)
+    chunks: list[tuple[OutputSequence, int]] = field(default_factory=list)
 
-    def add(self, answer: Answer) -> int:
-        """Add as much of a prompt as the budget allows, and return its number of tokens."""
-        size = max(0, min(self.budget, answer.prompt_tokens - answer.computed))
+    def add_prompt(self, sequence: OutputSequence) -> int:
+        """Add as much of a prompt as the budget allows. Return its number of tokens."""
+        size = max(0, min(self.budget, sequence.prompt_tokens - sequence.computed_tokens))
         if size:
-            self.chunks.append((answer, size))
+            self.chunks.append((sequence, size))
             self.budget -= size
         return size
 
@@ -54,7 +42,8 @@ class Batch:
         return bool(self.decodes or self.chunks)
 
     def seconds(self, timing: Timing) -> float:
-        tokens = sum(n for _, n in self.chunks)
-        attended = sum(n * (answer.computed + n / 2) for answer, n in self.chunks)
-        context = sum(len(answer.tokens) for answer in self.decodes)
+        """Return the modelled duration of the step."""
+        tokens = sum(size for _, size in self.chunks)
+        attended = sum(size * (each.computed_tokens + size / 2) for each, size in self.chunks)
+        context = sum(len(each.tokens) for each in self.decodes)
         return timing.step_s(tokens, attended, len(self.decodes), context)
