@@ -33,7 +33,7 @@ lint: $(VENV)/dev.stamp ## ruff and strict mypy
 	$(BIN)/mypy
 
 golden: $(VENV)/dev.stamp ## accept what the renderer now writes as sbatch/
-	HPC_DYNAMO_ACCEPT=1 $(BIN)/python -m pytest -q tests/test_sbatch.py
+	HPC_DYNAMO_ACCEPT=1 $(BIN)/python -m pytest -q tests/unit/launch/test_sbatch.py
 
 cluster: $(VENV)/dev.stamp ## a three-node Slurm cluster on this machine and a shell to use it (root)
 	$(BIN)/python -m tests.cluster.slurm shell

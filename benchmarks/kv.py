@@ -4,7 +4,7 @@
     python -m benchmarks.kv --gpu             from GPU memory where there is one (torch, nixl-cu13)
     UCX_TLS=tcp python -m benchmarks.kv       what UCX makes of loopback without shared memory
 
-A prompt's blocks are pulled from another process with hpc_dynamo.kv: contiguous (neighbours in
+A prompt's blocks are pulled from another process with `kv.agent`: contiguous (neighbours in
 the pool, in order) and scattered (every second block, shuffled). A block is what vLLM keeps of 16
 tokens: 2 (K and V) x layers x KV heads x head size x 2 bytes a token, by the models' config.json;
 by layer, as engines without cross-layer blocks register it: one descriptor a layer and block.
@@ -36,8 +36,8 @@ from rich.table import Table
 
 from benchmarks.tables import cpu_model
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.kv import WHEELS, KvAgent
-from hpc_dynamo.kv_memory import gpu_pool
+from hpc_dynamo.kv.agent import WHEELS, KvAgent
+from hpc_dynamo.kv.memory import gpu_pool
 
 BLOCK_TOKENS, MOVED = 16, 64 << 20  # bytes a pull, at the most
 PATIENCE_S = 20.0

@@ -1,7 +1,7 @@
 """`python -m benchmarks.planner`: our planner, the oracle, static splits, and Dynamo's planner.
 
-Two loads on 16 modelled ranks behind the real router, in virtual time (see docs/simulate.md): one
-that turns from prompt-heavy to answer-heavy and back, and a production trace with its natural
+Two loads on 16 modelled ranks behind the real router, in virtual time (docs/guides/simulate.md):
+one that turns from prompt-heavy to answer-heavy and back, and a production trace with its natural
 swings. What each leaves of the load within both targets, and what it costs.
 """
 
@@ -20,9 +20,9 @@ from benchmarks.planner_load import RANKS, Load, job
 from benchmarks.planner_rivals import MODES, Scheduled, best_splits, dynamo
 from benchmarks.planner_tables import Bench, Figures, compared, panels, table
 from hpc_dynamo.config import Planner, PlannerKind, Role
-from hpc_dynamo.draw import draw
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.planner.planner import Planner as Ours
+from hpc_dynamo.plotting import draw
 from hpc_dynamo.simulation import Job, Modelled
 from hpc_dynamo.simulation.split import search
 

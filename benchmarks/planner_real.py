@@ -25,13 +25,13 @@ from benchmarks.replay.trace import Request as Sent
 from hpc_dynamo import config as c
 from hpc_dynamo.config import Kind, Planner, PlannerKind, Role
 from hpc_dynamo.demo.provision import provision
-from hpc_dynamo.draw import Curve, Panel, Style
 from hpc_dynamo.http import Client
-from hpc_dynamo.planner import grid
 from hpc_dynamo.planner.interpolation import load_profile
 from hpc_dynamo.planner.planner import Planner as Ours
 from hpc_dynamo.planner.profile import Point, Profile, Spot, What
 from hpc_dynamo.planner.records import Record, read
+from hpc_dynamo.plotting import Curve, Panel, Style
+from hpc_dynamo.profiler import grid
 from hpc_dynamo.router import Limits as Bounds
 from hpc_dynamo.run import Run
 from hpc_dynamo.simulation import Engine, Job, Modelled, Targets, simulate

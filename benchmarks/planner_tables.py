@@ -6,7 +6,7 @@ import msgspec
 from rich.table import Table
 
 from benchmarks.planner_load import RANKS, Load
-from hpc_dynamo.draw import Curve, Panel, Style
+from hpc_dynamo.plotting import Curve, Panel, Style
 from hpc_dynamo.simulation import Decide, Job, Outcome, simulate
 from hpc_dynamo.simulation.outcome import mean, quantile
 from hpc_dynamo.simulation.picture import roles

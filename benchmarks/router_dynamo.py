@@ -11,7 +11,7 @@ from importlib.metadata import version
 import msgspec
 
 from benchmarks.router_workload import BLOCK, Synthetic
-from hpc_dynamo.kv_events import Hash, Removed, Stored, decode
+from hpc_dynamo.kv.events import Hash, Removed, Stored, decode
 
 WORD_BYTES = 8
 

@@ -5,9 +5,9 @@ from array import array
 from collections.abc import Mapping, Sequence
 
 from benchmarks.router_workload import BLOCK, Synthetic
-from hpc_dynamo.kv_events import Removed, Stored, decode
-from hpc_dynamo.router.hashes import chain
-from hpc_dynamo.router.index import PrefixIndex
+from hpc_dynamo.kv.events import Removed, Stored, decode
+from hpc_dynamo.router.index.exact import PrefixIndex
+from hpc_dynamo.router.index.hashes import chain
 
 ENDLESS = 10**9  # blocks
 

@@ -12,7 +12,7 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
-from hpc_dynamo import kv_events
+from hpc_dynamo.kv import events
 
 BLOCK = 16  # tokens
 OF_A_KIND = 32  # blocks of 16 in one id of the trace, which stands for 512 tokens
@@ -110,8 +110,8 @@ class Engines:
             self._held[worker].difference_update(keys)
             for start in range(0, len(keys), GONE):
                 some = keys[start : start + GONE]
-                removed = [kv_events.Removed([key], "GPU") for key in some]
-                yield Batch(worker, kv_events.encode(kv_events.Batch(0.0, [*removed])), len(some))
+                removed = [events.Removed([key], "GPU") for key in some]
+                yield Batch(worker, events.encode(events.Batch(0.0, [*removed])), len(some))
 
 
 def _keys(ids: tuple[int, ...]) -> list[bytes]:
@@ -126,8 +126,8 @@ def _keys(ids: tuple[int, ...]) -> list[bytes]:
 
 def _stored(worker: int, keys: list[bytes], parent: bytes | None, said: bytes) -> Batch:
     ids = memoryview(said).cast("I").tolist()
-    event = kv_events.Stored([*keys], parent, ids, BLOCK, medium="GPU")
-    return Batch(worker, kv_events.encode(kv_events.Batch(0.0, [event])), len(keys))
+    event = events.Stored([*keys], parent, ids, BLOCK, medium="GPU")
+    return Batch(worker, events.encode(events.Batch(0.0, [event])), len(keys))
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from hpc_dynamo.child import FOREIGN
 from hpc_dynamo.config import Config
+from hpc_dynamo.process.child import FOREIGN
 from hpc_dynamo.run import Attempt, Run, Secrets, new_token
 from hpc_dynamo.topology import Plan
 from hpc_dynamo.wire import new_keys
-from tests.terminal import Call, caller
+from tests.support.terminal import Call, caller
 
 # On a busy machine an example may take any time; pytest has a timeout of its own.
 settings.register_profile(

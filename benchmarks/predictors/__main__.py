@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
@@ -35,7 +34,7 @@ def main() -> int:
     except HpcDynamoError as e:
         print(f"error: {e}", file=sys.stderr)
         return e.exit_code
-    for table in tables(figures, f"statsmodels {version('statsmodels')}"):
+    for table in tables(figures):
         Console(width=240).print(table)
     return 0
 
@@ -46,7 +45,7 @@ def _figures(args: argparse.Namespace) -> Iterator[Figure]:
             raise unknown_name("side", side, SIDES)
     loads = {f"trace: {args.trace.name}": trace(args.trace), "swing: synthetic, 4 h": swing()}
     on = [one for name, asks in loads.items() for s in INTERVALS_S for one in series(name, asks, s)]
-    for kind in (kind for kind in Forecast if not (args.quick and kind in SLOW)):
+    for kind in Forecast:
         _say(kind)
         yield from (Figure(kind, one, _ours(kind, one)) for one in on)
     if "dynamo" in args.sides:

@@ -52,18 +52,18 @@ class Figure:
         return 1e6 * self.guesses.seconds / len(self.on.values)
 
 
-def tables(figures: list[Figure], versions: str) -> Iterator[Table]:
+def tables(figures: list[Figure]) -> Iterator[Table]:
     """One for each workload, and one of them all."""
     for workload in dict.fromkeys(f.on.workload for f in figures):
-        yield _workload([f for f in figures if f.on.workload == workload], versions)
+        yield _workload([f for f in figures if f.on.workload == workload])
     yield _scores(figures)
 
 
-def _workload(figures: list[Figure], versions: str) -> Table:
+def _workload(figures: list[Figure]) -> Table:
     rows = dict.fromkeys(f.name for f in figures)
     columns = list({(f.on.interval_s, f.on.what): f.on for f in figures}.values())
     where = f"{cpu_model()}, {len(os.sched_getaffinity(0))} cores"
-    title = f"{figures[0].on.workload}\n{where}, Python {platform.python_version()}, {versions}"
+    title = f"{figures[0].on.workload}\n{where}, Python {platform.python_version()}"
     caption = "MAE in requests/s and tokens (% of the mean value; bias %); one step ahead"
     table = Table("predictor", title=title, caption=caption)
     for on in columns:

@@ -18,7 +18,7 @@ import msgspec
 from benchmarks.replay.trace import ENGINE_BLOCK, Request, Scale
 from hpc_dynamo.config import Kind
 from hpc_dynamo.errors import MissingDependency, UsageError
-from hpc_dynamo.simulator.timing import Timing
+from hpc_dynamo.timing_model import Timing
 
 
 @dataclass(frozen=True)

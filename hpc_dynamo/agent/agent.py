@@ -6,13 +6,13 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
+from hpc_dynamo.agent.engine_process import Part
+from hpc_dynamo.agent.engine_start import until_served
 from hpc_dynamo.agent.events import EventRelay, private_folder
-from hpc_dynamo.agent.followers import Followers
-from hpc_dynamo.agent.gathering import Gathering, death
-from hpc_dynamo.agent.part import Part
-from hpc_dynamo.agent.place import free_ports, visible_gpus
+from hpc_dynamo.agent.placement import free_ports, visible_gpus
 from hpc_dynamo.agent.probe import NOTHING, Served
-from hpc_dynamo.agent.start import until_served
+from hpc_dynamo.agent.shard_followers import Followers
+from hpc_dynamo.agent.shard_leader import Gathering, death
 from hpc_dynamo.bootstrap.address import interface_of
 from hpc_dynamo.config import Config, Role
 from hpc_dynamo.engines import Engine, Meeting, Place, engine, for_worker, is_world

@@ -9,7 +9,7 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 
 from hpc_dynamo.engines import EventEndpoints
 from hpc_dynamo.errors import WireError
-from hpc_dynamo.kv_events import END
+from hpc_dynamo.kv.events import END
 from hpc_dynamo.messages import KvEvents
 from hpc_dynamo.wire import EventSubscriber
 

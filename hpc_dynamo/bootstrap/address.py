@@ -7,8 +7,8 @@ import struct
 from collections.abc import Sequence
 from contextlib import suppress
 
-from hpc_dynamo.child import LOGIN
 from hpc_dynamo.errors import ConfigError, unknown_name
+from hpc_dynamo.process.child import LOGIN
 
 SIOCGIFADDR = 0x8915  # linux/sockios.h: IPv4 address of an interface
 LOOPBACK = "127.0.0.1"

@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from hpc_dynamo.cli.conversation import OUT, Conversation
-from hpc_dynamo.cli.find import is_run, reachable, split
 from hpc_dynamo.cli.openai import Api
+from hpc_dynamo.cli.run_lookup import is_run, reachable, split
 from hpc_dynamo.errors import ConfigError, HpcDynamoError, UsageError
 
 ERR = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)

@@ -19,7 +19,7 @@ from hpc_dynamo.engines import (
     for_worker,
     is_world,
 )
-from hpc_dynamo.launch.world import Step
+from hpc_dynamo.launch.mpi_step import Step
 from hpc_dynamo.topology import Plan, Worker
 
 

@@ -13,17 +13,17 @@ from rich.markup import escape
 from hpc_dynamo import launch
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.console import OUT
-from hpc_dynamo.cli.find import is_named, is_run
 from hpc_dynamo.cli.grid import HOST, PROSE, Column, Grid
+from hpc_dynamo.cli.launch_run import placed, say
 from hpc_dynamo.cli.nodes import asked_of_slurm, counted
 from hpc_dynamo.cli.options import path
+from hpc_dynamo.cli.run_lookup import is_named, is_run
 from hpc_dynamo.cli.runs import serve_run
-from hpc_dynamo.cli.start import placed, say
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.doctor import task
-from hpc_dynamo.doctor.lead import report_file
+from hpc_dynamo.doctor.analysis import usual_gb_s
+from hpc_dynamo.doctor.coordinator import report_file
 from hpc_dynamo.doctor.records import Examined, Finding, Level, Report
-from hpc_dynamo.doctor.verdict import usual_gb_s
 from hpc_dynamo.errors import LaunchError, UsageError
 from hpc_dynamo.launch import Job, JobState
 from hpc_dynamo.run import Attempt, read_json, write_json

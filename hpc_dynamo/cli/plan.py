@@ -11,9 +11,9 @@ from hpc_dynamo.cli import views
 from hpc_dynamo.cli.commands import commands
 from hpc_dynamo.cli.compose import compose, show
 from hpc_dynamo.cli.console import OUT
+from hpc_dynamo.cli.launch_run import batch_config, profile_config, serve_config
 from hpc_dynamo.cli.model_check import model_warnings, refuse_models
 from hpc_dynamo.cli.nodes import counted, planned_for
-from hpc_dynamo.cli.start import batch_config, profile_config, serve_config
 from hpc_dynamo.config import Config, Launcher, Mixed, Role, Task, on
 from hpc_dynamo.engines import check
 from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency
@@ -24,7 +24,7 @@ from hpc_dynamo.run import Run
 from hpc_dynamo.topology import Plan
 from hpc_dynamo.topology import plan as lay_out
 
-ENTRY = "hpc_dynamo.node"
+ENTRY = "hpc_dynamo.tasks.node"
 CONFIGS: dict[Task, Callable[[Config], Config]] = {
     Task.batch: batch_config,
     Task.serve: serve_config,

@@ -8,15 +8,15 @@ from statistics import fmean
 from rich.markup import escape
 
 from hpc_dynamo.cli.console import OUT
-from hpc_dynamo.cli.find import find
 from hpc_dynamo.cli.grid import PROSE, Column, Grid
 from hpc_dynamo.cli.options import path
 from hpc_dynamo.cli.progress import duration
+from hpc_dynamo.cli.run_lookup import find
 from hpc_dynamo.config import Planner, PlannerKind
-from hpc_dynamo.draw import Curve, Panel, Style, draw
 from hpc_dynamo.errors import ConfigError, MissingDependency
 from hpc_dynamo.planner.records import Flip, Record, read
 from hpc_dynamo.planner.signals import Decision
+from hpc_dynamo.plotting import Curve, Panel, Style, draw
 from hpc_dynamo.run import Run
 
 PICTURE = "planner.png"  # in the run's folder

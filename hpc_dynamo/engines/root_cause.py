@@ -3,7 +3,7 @@
 Engines end with follow-up messages: a parent process reports that its child failed, SGLang kills
 its own process tree, libraries report leaks. The cause is the last exception before them.
 
-Source: logs of failed starts of vLLM 0.32 and SGLang 0.5.23 (tests/engine_logs), and their code
+Source: logs of failed starts of vLLM 0.32 and SGLang 0.5.23 (`tests/unit/engines/logs`), and code
 (vllm/v1/engine/utils.py, sglang/srt/entrypoints/engine.py, srt/managers/tokenizer_manager.py);
 TensorRT-LLM 1.x (executor/proxy.py).
 """

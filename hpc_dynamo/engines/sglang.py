@@ -9,6 +9,7 @@ not asked for at all with several tokenizer workers.
 from typing import Any
 
 from hpc_dynamo.config import Config, Device, Kind, Role, Task
+from hpc_dynamo.engines.compat_checks import blocks_fit, model_is_set, recomputes_nothing
 from hpc_dynamo.engines.contract import (
     Command,
     EventEndpoints,
@@ -22,12 +23,11 @@ from hpc_dynamo.engines.contract import (
     interpreter,
 )
 from hpc_dynamo.engines.contract import flags as spelled
-from hpc_dynamo.engines.failures import COMMON, PORT_TAKEN, advised
-from hpc_dynamo.engines.fit import blocks_fit, model_is_set, recomputes_nothing
+from hpc_dynamo.engines.diagnostics import COMMON, PORT_TAKEN, advised
 from hpc_dynamo.engines.lora import sglang_options
 from hpc_dynamo.engines.options import counted
-from hpc_dynamo.engines.sglang_dialect import SglangDialect
-from hpc_dynamo.engines.spread import alike, network, pool_of, spread
+from hpc_dynamo.engines.sglang_pd_protocol import SglangDialect
+from hpc_dynamo.engines.shards import alike, network, pool_of, spread
 from hpc_dynamo.engines.vllm import guard_path
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker

@@ -3,6 +3,7 @@
 from typing import Any
 
 from hpc_dynamo.config import Config, LoadFailure, Role
+from hpc_dynamo.engines.compat_checks import blocks_fit
 from hpc_dynamo.engines.contract import (
     Command,
     EventEndpoints,
@@ -16,16 +17,15 @@ from hpc_dynamo.engines.contract import (
     interpreter,
     reshapes,
 )
-from hpc_dynamo.engines.fit import blocks_fit
 from hpc_dynamo.engines.lora import vllm_options
-from hpc_dynamo.engines.nixl_dialect import NixlDialect
 from hpc_dynamo.engines.options import counted
 from hpc_dynamo.engines.pd_protocol import Concurrent, Dialect
 from hpc_dynamo.engines.sglang import no_profile
-from hpc_dynamo.engines.sglang_dialect import SglangDialect
-from hpc_dynamo.engines.spread import alike, node_options, spread
-from hpc_dynamo.engines.trtllm_dialect import TrtllmDialect
+from hpc_dynamo.engines.sglang_pd_protocol import SglangDialect
+from hpc_dynamo.engines.shards import alike, node_options, spread
+from hpc_dynamo.engines.trtllm_pd_protocol import TrtllmDialect
 from hpc_dynamo.engines.vllm import NAPS, VLLM_METRICS
+from hpc_dynamo.engines.vllm_pd_protocol import NixlDialect
 from hpc_dynamo.errors import unknown_name
 from hpc_dynamo.topology import Plan, Worker
 

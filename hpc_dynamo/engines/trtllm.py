@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpc_dynamo.config import Config, ContainerKind, Device, Pool, Role
+from hpc_dynamo.engines.compat_checks import model_is_set, recomputes_nothing
 from hpc_dynamo.engines.contract import (
     Command,
     EventEndpoints,
@@ -23,12 +24,11 @@ from hpc_dynamo.engines.contract import (
     looks_at_events,
     parsed,
 )
-from hpc_dynamo.engines.failures import COMMON, PORT_TAKEN, advised
-from hpc_dynamo.engines.fit import model_is_set, recomputes_nothing
+from hpc_dynamo.engines.diagnostics import COMMON, PORT_TAKEN, advised
 from hpc_dynamo.engines.options import count
 from hpc_dynamo.engines.roles import merged
-from hpc_dynamo.engines.spread import alike, spread
-from hpc_dynamo.engines.trtllm_dialect import TrtllmDialect
+from hpc_dynamo.engines.shards import alike, spread
+from hpc_dynamo.engines.trtllm_pd_protocol import TrtllmDialect
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_dynamo.config import Config, Device, LoadFailure, Role
+from hpc_dynamo.engines.compat_checks import blocks_fit, model_is_set
 from hpc_dynamo.engines.contract import (
     Command,
     EventEndpoints,
@@ -23,13 +24,12 @@ from hpc_dynamo.engines.contract import (
     parsed,
     reshapes,
 )
-from hpc_dynamo.engines.failures import COMMON, NO_MODEL, OLD_GPU, advised
-from hpc_dynamo.engines.fit import blocks_fit, model_is_set
+from hpc_dynamo.engines.diagnostics import COMMON, NO_MODEL, OLD_GPU, advised
 from hpc_dynamo.engines.lora import vllm_options
-from hpc_dynamo.engines.nixl_dialect import NixlDialect
 from hpc_dynamo.engines.options import counted, refuse_text
-from hpc_dynamo.engines.spread import network
-from hpc_dynamo.engines.vllm_parts import (
+from hpc_dynamo.engines.shards import network
+from hpc_dynamo.engines.vllm_pd_protocol import NixlDialect
+from hpc_dynamo.engines.vllm_shards import (
     MEETING_PORTS,
     check_parts,
     check_stages,

@@ -21,16 +21,16 @@ from hpc_dynamo.config import Config
 from hpc_dynamo.dispatch import Dispatcher
 from hpc_dynamo.engines import dialect, engine
 from hpc_dynamo.frontend import errors
-from hpc_dynamo.frontend.access import Gate, WithRequestId, request_id
 from hpc_dynamo.frontend.app import App
+from hpc_dynamo.frontend.auth import Gate, WithRequestId, request_id
 from hpc_dynamo.frontend.cors import Cors
 from hpc_dynamo.frontend.engine_calls import EngineCalls
 from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.frontend.forward import Forwarder
 from hpc_dynamo.frontend.generation import Generation
-from hpc_dynamo.frontend.lanes import Lane, Lanes
+from hpc_dynamo.frontend.model_routes import Lane, Lanes
 from hpc_dynamo.frontend.stats import Counted, Stats
-from hpc_dynamo.frontend.verify import agrees
+from hpc_dynamo.frontend.tokenizer_check import agrees
 from hpc_dynamo.http import Client, Header, Limits, Server, pinned
 from hpc_dynamo.preprocess import GivenIds, Preprocessor, different, load_prompts
 from hpc_dynamo.router import Ask, RemoteRouter

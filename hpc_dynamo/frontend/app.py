@@ -15,16 +15,16 @@ from hpc_dynamo.config import Config
 from hpc_dynamo.dispatch import Work
 from hpc_dynamo.engines import Body
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.frontend import errors, pages
-from hpc_dynamo.frontend.access import Gate, request_id
+from hpc_dynamo.frontend import errors, status_endpoints
+from hpc_dynamo.frontend.auth import Gate, request_id
 from hpc_dynamo.frontend.cors import Cors, is_preflight
-from hpc_dynamo.frontend.document import LOADS, NAPS, POSTS, ROUTE
 from hpc_dynamo.frontend.engine_calls import RESPONSES, EngineCalls, methods, operation
 from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.frontend.forms import form_fields, is_form
 from hpc_dynamo.frontend.forward import Forwarder
 from hpc_dynamo.frontend.generation import read_body
-from hpc_dynamo.frontend.lanes import Lane, Lanes
+from hpc_dynamo.frontend.model_routes import Lane, Lanes
+from hpc_dynamo.frontend.openapi import LOADS, NAPS, POSTS, ROUTE
 from hpc_dynamo.frontend.relay import Relay
 from hpc_dynamo.frontend.stats import Stats
 from hpc_dynamo.http import Reply, Request
@@ -89,7 +89,7 @@ class App:
             return
         if path not in OPEN:
             self._gate.check(request.headers)
-        page = pages.page(path)
+        page = status_endpoints.page(path)
         if page:
             self._allow(request, "GET", "HEAD")
             status, kind, content = page(self._router.view, request)
@@ -112,7 +112,7 @@ class App:
                 decision = await self._router.explain(
                     await lane.generation.ask(request, body, view)
                 )
-                reply.send(200, pages.explained(decision, lane.notice), [JSON])
+                reply.send(200, status_endpoints.explained(decision, lane.notice), [JSON])
         else:
             await self._engines_own(request, reply, own_id, bill)
 
@@ -244,5 +244,5 @@ SLASHES = re.compile("/{2,}")
 PREVIOUS = "previous_response_id"
 OPEN = frozenset({"/health", "/live", "/ready", "/openapi.json"})
 PASSED = frozenset(POSTS) - {ROUTE}
-KNOWN = PASSED | {ROUTE, LOADS, *NAPS} | frozenset(pages.PAGES)
+KNOWN = PASSED | {ROUTE, LOADS, *NAPS} | frozenset(status_endpoints.PAGES)
 NAP = re.compile(r"/v1/workers/(?P<rank>[0-9]{1,9})/(?P<how>sleep|wake)")

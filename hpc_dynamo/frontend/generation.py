@@ -8,11 +8,11 @@ import msgspec
 from hpc_dynamo.config import Config, Policy
 from hpc_dynamo.dispatch import RESERVED, Circumstances, Prompts, Work, WorkBuilder, hidden
 from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, calling
-from hpc_dynamo.frontend.document import POSTS
 from hpc_dynamo.frontend.errors import Refused
 from hpc_dynamo.frontend.forms import form_fields
+from hpc_dynamo.frontend.openapi import POSTS
+from hpc_dynamo.frontend.routing_hints import FIELD, take_wish
 from hpc_dynamo.frontend.stats import Stats
-from hpc_dynamo.frontend.wishes import FIELD, take_wish
 from hpc_dynamo.http import Request
 from hpc_dynamo.json_reader import JsonError, read_fields, read_value
 from hpc_dynamo.preprocess import GivenIds

@@ -8,17 +8,17 @@ from msgspec.structs import replace
 
 from hpc_dynamo.agent import Agent
 from hpc_dynamo.config import PlannerKind, Task
-from hpc_dynamo.head.batch import BatchWork
-from hpc_dynamo.head.companions import Companions
-from hpc_dynamo.head.course import Course
-from hpc_dynamo.head.flip import Flipper
-from hpc_dynamo.head.growth import Grower
-from hpc_dynamo.head.handover import Handover
-from hpc_dynamo.head.membership import Membership
-from hpc_dynamo.head.profiling import ProfileWork
-from hpc_dynamo.head.reshape import Reshaper
-from hpc_dynamo.head.serve import ServeWork
-from hpc_dynamo.head.work import Job, Members, Work, lanes
+from hpc_dynamo.head.lifecycle import Course
+from hpc_dynamo.head.membership.agents import Membership
+from hpc_dynamo.head.scaling.hetero_jobs import Companions
+from hpc_dynamo.head.scaling.job_handover import Handover
+from hpc_dynamo.head.scaling.planner_loop import Reshaper
+from hpc_dynamo.head.scaling.role_change import Flipper
+from hpc_dynamo.head.scaling.scale_out import Grower
+from hpc_dynamo.head.workloads.batch import BatchWork
+from hpc_dynamo.head.workloads.profile import ProfileWork
+from hpc_dynamo.head.workloads.serve import ServeWork
+from hpc_dynamo.head.workloads.workload import Job, Members, Work, lanes
 from hpc_dynamo.http import Client
 from hpc_dynamo.launch.node import allocation_end
 from hpc_dynamo.launch.walltime import Walltime

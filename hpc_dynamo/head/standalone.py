@@ -3,11 +3,11 @@
 import asyncio
 from pathlib import Path
 
-from hpc_dynamo.head.course import Course
-from hpc_dynamo.head.peers import Peers
-from hpc_dynamo.head.probed import LOOPBACK, Probed
-from hpc_dynamo.head.serve import ServeWork
-from hpc_dynamo.head.work import Job, lanes
+from hpc_dynamo.head.lifecycle import Course
+from hpc_dynamo.head.membership.external import LOOPBACK, Probed
+from hpc_dynamo.head.membership.peer_heads import Peers
+from hpc_dynamo.head.workloads.serve import ServeWork
+from hpc_dynamo.head.workloads.workload import Job, lanes
 from hpc_dynamo.http import Client
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.run import Attempt

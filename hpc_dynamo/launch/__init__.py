@@ -9,7 +9,7 @@ from msgspec import structs
 
 from hpc_dynamo.config import Config, Launcher, Mixed, on, refuse_several
 from hpc_dynamo.errors import ConfigError, RunBusy
-from hpc_dynamo.launch import enclosing, grown, hetjob, local, slurm
+from hpc_dynamo.launch import enclosing, extra_jobs, hetjob, local, slurm
 from hpc_dynamo.launch.allocation import StepJob, start_step
 from hpc_dynamo.launch.job import Job, JobState
 from hpc_dynamo.launch.local import LocalJob
@@ -62,7 +62,7 @@ def start(
         return step
     inside = os.environ.get("SLURM_JOB_ID", "")
     # First the jobs of other kinds of nodes: the head submits those that it does not find.
-    beside = grown.beside(attempt, config, plan) if plan.apart else ()
+    beside = extra_jobs.beside(attempt, config, plan) if plan.apart else ()
     try:
         record = _submit(launcher, attempt, config, plan.own, entry)
     except BaseException:

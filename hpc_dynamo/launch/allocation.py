@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.errors import LaunchError
-from hpc_dynamo.launch import step
+from hpc_dynamo.launch import srun as step
 from hpc_dynamo.launch.environment import for_step
 from hpc_dynamo.launch.job import JobState
 from hpc_dynamo.launch.resources import components, resources, sbatch_options

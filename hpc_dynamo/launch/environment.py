@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
-from hpc_dynamo.child import LOGIN, clean_environment
+from hpc_dynamo.process.child import LOGIN, clean_environment
 
 # Slurm's commands find and trust their controller by these. Slurm sets none of them for a job.
 SITE = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_SACK_SOCKET")

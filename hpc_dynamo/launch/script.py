@@ -10,10 +10,10 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
-from hpc_dynamo.child import SAFE_PATH
 from hpc_dynamo.config import Config
-from hpc_dynamo.launch import step
+from hpc_dynamo.launch import srun as step
 from hpc_dynamo.launch.resources import components, sbatch_options
+from hpc_dynamo.process.child import SAFE_PATH
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from hpc_dynamo.draw import Curve, Panel, Style, draw
 from hpc_dynamo.planner.interpolation import Interpolated
 from hpc_dynamo.planner.profile import Point, Profile, What
+from hpc_dynamo.plotting import Curve, Panel, Style, draw
 
 STEPS = 64  # of a drawn line
 SHARES = (0.0, 0.25, 0.5)  # of the longest prompt, cached before those drawn

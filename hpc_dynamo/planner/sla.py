@@ -14,7 +14,7 @@ The profile is corrected by what is observed (`learned`), as NVIDIA Dynamo's pla
 """
 
 from hpc_dynamo.config import Planner
-from hpc_dynamo.planner.learned import Learned, context
+from hpc_dynamo.planner.online_correction import Learned, context
 from hpc_dynamo.planner.performance import Performance
 from hpc_dynamo.planner.queueing import FULL, largest, workers_for
 from hpc_dynamo.planner.signals import Demand, Signals

@@ -4,10 +4,14 @@ It lives in the head. Frontend processes use it through a unix socket (`server`,
 batch runner in the same process; both see `route()` and get a `Lease`.
 """
 
-from hpc_dynamo.router.caches import Caches
 from hpc_dynamo.router.decisions import BOUNDS_S, Decisions
-from hpc_dynamo.router.hashes import block_hashes, root
-from hpc_dynamo.router.lease import (
+from hpc_dynamo.router.index.hashes import block_hashes, root
+from hpc_dynamo.router.index.kv_state import Caches
+from hpc_dynamo.router.router import Router
+from hpc_dynamo.router.rpc.client import RemoteRouter
+from hpc_dynamo.router.rpc.server import RouterServer
+from hpc_dynamo.router.rpc.view import NOTHING_YET, Offer, View
+from hpc_dynamo.router.scheduling.lease import (
     Ask,
     Exhausted,
     Lease,
@@ -18,13 +22,9 @@ from hpc_dynamo.router.lease import (
     Target,
     Wish,
 )
-from hpc_dynamo.router.limits import Limits, StartShare
-from hpc_dynamo.router.loads import heard
-from hpc_dynamo.router.members import Load, Member
-from hpc_dynamo.router.remote import RemoteRouter
-from hpc_dynamo.router.router import Router
-from hpc_dynamo.router.server import RouterServer
-from hpc_dynamo.router.view import NOTHING_YET, Offer, View
+from hpc_dynamo.router.scheduling.limits import Limits, StartShare
+from hpc_dynamo.router.scheduling.peer_loads import heard
+from hpc_dynamo.router.scheduling.worker import Load, Member
 
 __all__ = [
     "BOUNDS_S",

@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections import Counter
 
-from hpc_dynamo.router.choice import Choice
+from hpc_dynamo.router.scheduling.selector import Choice
 
 BOUNDS_S = (10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3)
 

@@ -13,18 +13,18 @@ from hpc_dynamo import config as c
 from hpc_dynamo.config import Kind, Role
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.messages import Traffic
-from hpc_dynamo.router.caches import Caches
-from hpc_dynamo.router.choice import Choice, Chooser
+from hpc_dynamo.router.active_lease import Held
 from hpc_dynamo.router.decisions import Decisions
-from hpc_dynamo.router.held import Held
-from hpc_dynamo.router.lease import Ask, Lease, Note
-from hpc_dynamo.router.limits import Limits
-from hpc_dynamo.router.line import Line, Waiting
-from hpc_dynamo.router.loads import Loads, Others
-from hpc_dynamo.router.members import Member
-from hpc_dynamo.router.meter import Meter
-from hpc_dynamo.router.pace import Pace
-from hpc_dynamo.router.why import Why, explain
+from hpc_dynamo.router.index.kv_state import Caches
+from hpc_dynamo.router.interval_stats import Meter
+from hpc_dynamo.router.scheduling.explain import Why, explain
+from hpc_dynamo.router.scheduling.lease import Ask, Lease, Note
+from hpc_dynamo.router.scheduling.limits import Limits
+from hpc_dynamo.router.scheduling.peer_loads import Loads, Others
+from hpc_dynamo.router.scheduling.queue import Line, Waiting
+from hpc_dynamo.router.scheduling.selector import Choice, Chooser
+from hpc_dynamo.router.scheduling.worker import Member
+from hpc_dynamo.router.throughput import Pace
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ setup        all this from a run's configuration
 picture      an outcome's curves
 """
 
-from hpc_dynamo.simulation.job import Decide, Engine, Job, simulate
 from hpc_dynamo.simulation.load import Phase, Request, read, synthetic
 from hpc_dynamo.simulation.outcome import Outcome, Targets
 from hpc_dynamo.simulation.performance import Modelled
+from hpc_dynamo.simulation.run import Decide, Engine, Job, simulate
 
 __all__ = [
     "Decide",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hpc_dynamo.simulation.worker import Limits
-from hpc_dynamo.simulator.timing import Timing
+from hpc_dynamo.timing_model import Timing
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from hpc_dynamo.config import Kind
-from hpc_dynamo.draw import Curve, Panel, Style
+from hpc_dynamo.plotting import Curve, Panel, Style
 from hpc_dynamo.simulation.outcome import Outcome, Seen, mean
 
 POINTS = 60  # of a curve, about

@@ -8,9 +8,9 @@ from hpc_dynamo.config import Role
 from hpc_dynamo.messages import WorkerLoad
 from hpc_dynamo.planner.signals import Move
 from hpc_dynamo.router import Member, Router
-from hpc_dynamo.simulation.told import Told
+from hpc_dynamo.simulation.kv_event_source import Told
 from hpc_dynamo.simulation.worker import Worker
-from hpc_dynamo.simulator.timing import Timing
+from hpc_dynamo.timing_model import Timing
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from hpc_dynamo.config import Config, PlannerKind, Role, Task
 from hpc_dynamo.errors import ConfigError, InputError
 from hpc_dynamo.planner.planner import Planner
 from hpc_dynamo.router import Limits as Bounds
-from hpc_dynamo.simulation.job import Engine, Job
 from hpc_dynamo.simulation.load import Request
 from hpc_dynamo.simulation.outcome import Targets
 from hpc_dynamo.simulation.performance import Modelled
 from hpc_dynamo.simulation.pool import Flipping
+from hpc_dynamo.simulation.run import Engine, Job
 from hpc_dynamo.simulation.worker import Limits
-from hpc_dynamo.simulator.timing import load
+from hpc_dynamo.timing_model import load
 
 MICRO = 1e-6
 

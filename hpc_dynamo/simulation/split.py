@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hpc_dynamo.config import Role
-from hpc_dynamo.simulation.job import Job, simulate
 from hpc_dynamo.simulation.load import Request
 from hpc_dynamo.simulation.outcome import Outcome, Seen
+from hpc_dynamo.simulation.run import Job, simulate
 
 Workers = dict[Role, int]
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from hpc_dynamo.simulation.cache import Cache, Hold
-from hpc_dynamo.simulation.jump import Jump
-from hpc_dynamo.simulator.timing import Timing
+from hpc_dynamo.simulation.step_run import Jump
+from hpc_dynamo.timing_model import Timing
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ and decode protocols of vLLM, SGLang and TensorRT-LLM.
     options             the command line
     server              HTTP endpoints
     generation          execution of one request
-    openai, chat        request bodies; prompts: conversion to token ids
+    generation_request  bodies of completions; chat_request: of chat; prompts: to token ids
     embeddings          /v1/embeddings
     response_formats    responses, complete and as streams; api_error: errors
     scheduler           continuous batching; step: one step and its limits
@@ -17,7 +17,7 @@ and decode protocols of vLLM, SGLang and TensorRT-LLM.
     blocks              the paged KV cache: bookkeeping and bytes
     events              KV events
     token_generator     output words from KV bytes; tokenizer: text to token ids and back
-    kv_handoff          vLLM's protocol between prefill and decode; transfer: its parameters
+    kv_handoff          vLLM's protocol between prefill and decode; kv_transfer_params
     sglang_bootstrap    SGLang's protocol
     trtllm_protocol     TensorRT-LLM's protocol
     nodes               a rank that spans several nodes

@@ -16,25 +16,25 @@ import uvloop
 
 from hpc_dynamo.errors import EngineError, HpcDynamoError
 from hpc_dynamo.http import Client, Server
-from hpc_dynamo.kv import KvAgent
+from hpc_dynamo.kv.agent import KvAgent
 from hpc_dynamo.simulator.adapters import parse_lora_modules
-from hpc_dynamo.simulator.batch import SchedulerLimits
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
 from hpc_dynamo.simulator.events import JournalPublisher, KvEventJournal, KvEventsConfig
-from hpc_dynamo.simulator.handover import NixlHandoff, SideChannel
+from hpc_dynamo.simulator.kv_handoff import NixlHandoff, SideChannel
 from hpc_dynamo.simulator.metrics import SimulatorMetrics
 from hpc_dynamo.simulator.model import SimulatedModel
 from hpc_dynamo.simulator.nodes import follow, followers
 from hpc_dynamo.simulator.options import KEY_VARIABLE, check, parser, set_nodes_from_slurm
-from hpc_dynamo.simulator.rooms import (
+from hpc_dynamo.simulator.scheduler import Scheduler
+from hpc_dynamo.simulator.server import EngineContext, HttpApi, InjectedFailures, malformed_request
+from hpc_dynamo.simulator.sglang_bootstrap import (
     BootstrapHandoff,
     BootstrapRooms,
     SglangRank,
     bootstrap_server,
 )
-from hpc_dynamo.simulator.scheduler import Scheduler
-from hpc_dynamo.simulator.server import EngineContext, HttpApi, InjectedFailures, malformed_request
-from hpc_dynamo.simulator.timing import load
+from hpc_dynamo.simulator.step import SchedulerLimits
+from hpc_dynamo.timing_model import load
 from hpc_dynamo.wire import EventPublisher
 
 log = logging.getLogger("hpc_dynamo.simulator")

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from hpc_dynamo.simulator.api_error import RequestRejected
 from hpc_dynamo.simulator.prompts import PromptField, from_field
-from hpc_dynamo.simulator.refused import RequestRejected
 
 DIMENSIONS = 256
 

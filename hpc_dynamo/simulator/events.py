@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.kv_events import Batch, Cleared, Event, Removed, Stored, encode
+from hpc_dynamo.kv.events import Batch, Cleared, Event, Removed, Stored, encode
 from hpc_dynamo.wire import EventPublisher
 
 MEDIUM = "GPU"

@@ -11,11 +11,11 @@ from itertools import count
 import msgspec
 
 from hpc_dynamo.http import Reply
-from hpc_dynamo.simulator.forms import AnyRequest, ResponseBuilder, event
-from hpc_dynamo.simulator.refused import RequestRejected, error_body
-from hpc_dynamo.simulator.rooms import SglangRank
+from hpc_dynamo.simulator.api_error import RequestRejected, error_body
+from hpc_dynamo.simulator.response_formats import AnyRequest, ResponseBuilder, event
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.sequence import OutputSequence, SequenceGroup
+from hpc_dynamo.simulator.sglang_bootstrap import SglangRank
 
 _numbers = count()
 
@@ -55,9 +55,7 @@ def sequence_groups(
 class Generation:
     """Responds to one request with the output of its `groups`."""
 
-    def __init__(
-        self, reply: Reply, builder: ResponseBuilder, groups: list[SequenceGroup]
-    ) -> None:
+    def __init__(self, reply: Reply, builder: ResponseBuilder, groups: list[SequenceGroup]) -> None:
         self._reply, self._builder, self._groups = reply, builder, groups
         self._open = dict[int, OutputSequence]()  # unfinished choices of a stream
         self._wake = asyncio.Event()  # set at the end, or if the client does not keep up

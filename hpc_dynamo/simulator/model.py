@@ -10,8 +10,8 @@ from hpc_dynamo.simulator.blocks import (
     hash_blocks,
 )
 from hpc_dynamo.simulator.events import KvEventJournal
-from hpc_dynamo.simulator.language import FixedGenerator, WordGenerator
 from hpc_dynamo.simulator.sequence import OutputSequence
+from hpc_dynamo.simulator.token_generator import FixedGenerator, WordGenerator
 
 
 class SimulatedModel:

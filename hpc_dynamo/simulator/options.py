@@ -5,7 +5,7 @@ import os
 
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.simulator.blocks import DIGEST_BYTES
-from hpc_dynamo.simulator.timing import PROFILES
+from hpc_dynamo.timing_model import PROFILES
 
 KEY_VARIABLE = "HPC_DYNAMO_ENGINE_KEY"
 STEP_VARIABLES = ("SLURM_NTASKS", "SLURM_PROCID")
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add("--max-model-len", type=int, default=8192, help="prompt and output tokens (%(default)s)")
     add("--mean-output-tokens", type=int, default=128, help="mean output length (%(default)s)")
     add("--kv-load-failure-policy", choices=("fail", "recompute"), default="fail")
-    add("--kv-lease-s", type=float, default=120.0, help="lifetime of prefilled blocks (%(default)s)")
+    add("--kv-lease-s", type=float, default=120.0, help="life of prefilled blocks (%(default)s)")
     add("--kv-transfer-timeout-s", type=float, default=30.0, help="limit of a pull (%(default)s)")
     protocol = "engine whose prefill and decode protocol is used (%(default)s)"
     choices = ("vllm", "sglang", "trtllm")

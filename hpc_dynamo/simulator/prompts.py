@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hpc_dynamo.simulator import tokenizer
-from hpc_dynamo.simulator.refused import RequestRejected
+from hpc_dynamo.simulator.api_error import RequestRejected
 
 PromptField = str | list[str | int | list[int]]
 

@@ -15,13 +15,13 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from hpc_dynamo.errors import HpcDynamoError, KvTransferError
-from hpc_dynamo.simulator.batch import SchedulerLimits, StepPlan
 from hpc_dynamo.simulator.events import JournalPublisher
-from hpc_dynamo.simulator.handover import NixlHandoff
+from hpc_dynamo.simulator.kv_handoff import NixlHandoff
 from hpc_dynamo.simulator.metrics import SimulatorMetrics
 from hpc_dynamo.simulator.model import SimulatedModel
 from hpc_dynamo.simulator.sequence import OutputSequence, RemoteBlocks, SequenceGroup
-from hpc_dynamo.simulator.timing import Timing
+from hpc_dynamo.simulator.step import SchedulerLimits, StepPlan
+from hpc_dynamo.timing_model import Timing
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.simulator.language import TokenGenerator
+from hpc_dynamo.simulator.token_generator import TokenGenerator
 from hpc_dynamo.simulator.tokenizer import decode
 
 MAX_MEANS = 4  # an output that may end by itself has at most this many mean lengths

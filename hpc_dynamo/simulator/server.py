@@ -13,19 +13,23 @@ import msgspec
 
 from hpc_dynamo.http import Reply, Request
 from hpc_dynamo.json_reader import JsonError, read_value
-from hpc_dynamo.kv import KvAgent
+from hpc_dynamo.kv.agent import KvAgent
 from hpc_dynamo.simulator import tokenizer
-from hpc_dynamo.simulator.chat import ChatRequest, TokenizeRequest
+from hpc_dynamo.simulator.api_error import RequestRejected, error_body
+from hpc_dynamo.simulator.chat_request import ChatRequest, TokenizeRequest
 from hpc_dynamo.simulator.embeddings import EmbeddingRequest
-from hpc_dynamo.simulator.forms import AnyRequest, ResponseBuilder
 from hpc_dynamo.simulator.generation import JSON, Generation, sequence_groups
-from hpc_dynamo.simulator.handover import METADATA_PATH
+from hpc_dynamo.simulator.generation_request import (
+    CompletionRequest,
+    DetokenizeRequest,
+    check_model,
+)
+from hpc_dynamo.simulator.kv_handoff import METADATA_PATH
+from hpc_dynamo.simulator.kv_transfer_params import KvTransferParams
 from hpc_dynamo.simulator.metrics import SimulatorMetrics
-from hpc_dynamo.simulator.openai import CompletionRequest, DetokenizeRequest, check_model
-from hpc_dynamo.simulator.refused import RequestRejected, error_body
-from hpc_dynamo.simulator.rooms import SglangRank
+from hpc_dynamo.simulator.response_formats import AnyRequest, ResponseBuilder
 from hpc_dynamo.simulator.scheduler import Scheduler
-from hpc_dynamo.simulator.transfer import KvTransferParams
+from hpc_dynamo.simulator.sglang_bootstrap import SglangRank
 
 T = TypeVar("T")
 Handler = Callable[[Request, Reply], Awaitable[None]]
@@ -186,7 +190,9 @@ class HttpApi:
         _send(reply, body.respond(_request_id(request), engine.model, engine.max_model_len))
 
     async def _openapi(self, request: Request, reply: Reply) -> None:
-        paths = {path: {m.lower(): {} for m in row} for path, row in self._routes.items()}
+        paths: dict[str, dict[str, Any]] = {
+            path: {method.lower(): {} for method in row} for path, row in self._routes.items()
+        }
         info = {"title": "simulator", **VERSION}
         _send(reply, {"openapi": "3.1.0", "info": info, "paths": paths})
 

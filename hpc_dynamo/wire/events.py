@@ -15,7 +15,7 @@ import zmq
 import zmq.asyncio
 
 from hpc_dynamo.errors import WireError
-from hpc_dynamo.kv_events import END
+from hpc_dynamo.kv.events import END
 
 NUMBER_BYTES = 8
 CONNECT_EVERY_MS = 20  # what is published between bind and connect is lost

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from hpc_dynamo.run import Attempt, Run
 from tests.cluster.slurm import SlurmCluster
-from tests.load import Load
-from tests.runs import hpc_dynamo, latest, until
+from tests.support.load import Load
+from tests.support.runs import hpc_dynamo, latest, until
 
 SERVE = ("serve", "name=s", "cluster.launcher=slurm", "--detach")
 PLANNER = (

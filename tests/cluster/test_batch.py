@@ -9,7 +9,15 @@ import pytest
 
 from hpc_dynamo.run import Attempt, Run
 from tests.cluster.slurm import SlurmCluster
-from tests.runs import answers, each_once, hpc_dynamo, latest, results_on_disk, until, write_prompts
+from tests.support.runs import (
+    answers,
+    each_once,
+    hpc_dynamo,
+    latest,
+    results_on_disk,
+    until,
+    write_prompts,
+)
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

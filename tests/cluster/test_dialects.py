@@ -12,7 +12,7 @@ from hpc_dynamo.messages import Status, WorkerReport
 from hpc_dynamo.run import Attempt
 from tests.cluster.serving import serving
 from tests.cluster.slurm import SlurmCluster
-from tests.runs import SIMULATOR, answers, hpc_dynamo, latest, until, write_prompts
+from tests.support.runs import SIMULATOR, answers, hpc_dynamo, latest, until, write_prompts
 
 pytestmark = [
     *(pytest.mark.cluster, pytest.mark.timeout(300)),

@@ -10,7 +10,7 @@ import pytest
 from hpc_dynamo.doctor.records import Finding, Level, Report
 from tests.cluster.namespaces import run
 from tests.cluster.slurm import SlurmCluster
-from tests.runs import hpc_dynamo, write_prompts
+from tests.support.runs import hpc_dynamo, write_prompts
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 

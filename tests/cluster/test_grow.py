@@ -11,8 +11,8 @@ from hpc_dynamo.messages import GrownJob, GrownState, NodeRecord, WorkerLoad
 from hpc_dynamo.run import Attempt
 from tests.cluster.serving import PLANNER, serving
 from tests.cluster.slurm import SlurmCluster
-from tests.load import Load
-from tests.runs import hpc_dynamo, until
+from tests.support.load import Load
+from tests.support.runs import hpc_dynamo, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(580)]
 

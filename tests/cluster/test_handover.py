@@ -13,7 +13,7 @@ import pytest
 
 from hpc_dynamo.run import Run
 from tests.cluster.slurm import SlurmCluster
-from tests.runs import hpc_dynamo, until
+from tests.support.runs import hpc_dynamo, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(560)]
 

@@ -11,7 +11,7 @@ import pytest
 from hpc_dynamo.run import Attempt
 from tests.cluster.slurm import SlurmCluster
 from tests.cluster.test_batch import THREE_NODES, batch
-from tests.runs import answers, hpc_dynamo, latest, results_on_disk, until, write_prompts
+from tests.support.runs import answers, hpc_dynamo, latest, results_on_disk, until, write_prompts
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 

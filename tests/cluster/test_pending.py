@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.slurm import SlurmCluster
-from tests.runs import hpc_dynamo, until, write_prompts
-from tests.terminal import ends, on_a_terminal, rest_of
+from tests.support.runs import hpc_dynamo, until, write_prompts
+from tests.support.terminal import ends, on_a_terminal, rest_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

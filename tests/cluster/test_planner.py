@@ -7,9 +7,9 @@ import pytest
 from hpc_dynamo.config import Role
 from tests.cluster.serving import PLANNER, serving
 from tests.cluster.slurm import SlurmCluster
-from tests.load import flips
-from tests.runs import hpc_dynamo
-from tests.test_vllm import provisioned
+from tests.support.load import flips
+from tests.support.runs import hpc_dynamo
+from tests.vllm.test_batch import provisioned
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(580)]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.slurm import SlurmCluster
-from tests.runs import hpc_dynamo, until
-from tests.test_profile import KV_BYTES, SMALL, complete
+from tests.integration.profiler.test_profile import KV_BYTES, SMALL, complete
+from tests.support.runs import hpc_dynamo, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

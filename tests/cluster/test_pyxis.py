@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.slurm import SlurmCluster
-from tests.runs import each_once, hpc_dynamo, latest, results_on_disk, until, write_prompts
+from tests.support.runs import each_once, hpc_dynamo, latest, results_on_disk, until, write_prompts
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

@@ -9,7 +9,7 @@ import pytest
 
 from hpc_dynamo.run import Run
 from tests.cluster.slurm import SlurmCluster
-from tests.runs import each_once, hpc_dynamo, results_on_disk, until, write_prompts
+from tests.support.runs import each_once, hpc_dynamo, results_on_disk, until, write_prompts
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
 

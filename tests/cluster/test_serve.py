@@ -15,7 +15,7 @@ import pytest
 from hpc_dynamo.messages import Endpoint
 from hpc_dynamo.run import Run
 from tests.cluster.slurm import SlurmCluster
-from tests.runs import hpc_dynamo, latest, until
+from tests.support.runs import hpc_dynamo, latest, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

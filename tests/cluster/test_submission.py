@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.slurm import SlurmCluster
-from tests.runs import answers, hpc_dynamo, latest, until, write_prompts
+from tests.support.runs import answers, hpc_dynamo, latest, until, write_prompts
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

@@ -18,7 +18,7 @@ import msgspec
 
 from hpc_dynamo.cli.overrides.schema import EngineOption, JsonValue, fields_of
 from hpc_dynamo.cli.overrides.yaml_text import parse
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import REMOVED_FORECASTS, Config
 from hpc_dynamo.config.sbatch import gpu_request
 from hpc_dynamo.errors import ConfigError, override
 
@@ -95,6 +95,9 @@ def wrong(value: object, of: Any, name: str) -> ConfigError:
     if isinstance(of, type) and is_dataclass(of):
         hint = f"{name}.FIELD=VALUE; known: {', '.join(fields_of(of))}"
         return ConfigError(f"{name}={value}: has fields of its own", hint=hint)
+    if name == "planner.forecast" and value in REMOVED_FORECASTS:
+        what = f"{name}={value}: this predictor was removed; Holt's errors are smaller"
+        return ConfigError(what, hint=override(name, "holt"))
     expected, example = _expected(of)
     if name == "cluster.gpus_per_node" and (request := gpu_request(str(value))):
         return ConfigError(f"{name}={value}: must be {expected}", hint=request)

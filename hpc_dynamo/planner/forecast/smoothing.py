@@ -9,8 +9,6 @@ from hpc_dynamo.planner.forecast.contract import Predictor
 LEVEL = (0.1, 0.2, 0.35, 0.5, 0.8)  # of a level's error, what is learned
 TREND = (0.0, 0.1, 0.3, 0.6)  # of what the level learned, what its trend does
 DAMPING = 0.95  # of a trend, what is left an interval later: no trend of a load lasts
-NOISE = (0.001, 0.01, 0.1, 1.0)  # variance of the level's own changes, of the measurement's
-DRIFT = (0.0, 0.001, 0.01, 0.1)  # of the trend's changes, likewise
 MEMORY = 0.95  # of an error's weight, what is left an interval later
 
 
@@ -65,36 +63,6 @@ class Holt:
         return max(0.0, (self._level or 0.0) + DAMPING * self._trend)
 
 
-class Kalman:
-    """A Kalman filter of a local linear trend (Harvey 1989).
-
-    `level` and `trend` are the variances with which each wanders in an interval, in those of the
-    measurement's noise: only the ratios count, so that any unit will do.
-    """
-
-    def __init__(self, level: float, trend: float) -> None:
-        self._wander = level, trend
-        self._level: float | None = None
-        self._trend = 0.0
-        self._cov = (1.0, 0.0, 0.01)  # of level and level, level and trend, trend and trend
-
-    def observe(self, value: float) -> None:
-        if self._level is None:
-            self._level = value
-            return
-        # A step ahead, then what the value says about it. The trend is measured through the level.
-        (a, b, c), (level, trend) = self._cov, self._wander
-        a, b, c = a + 2 * b + c + level, b + c, c + trend
-        error = value - self._level - self._trend
-        gain, learned = a / (a + 1.0), b / (a + 1.0)
-        self._level += self._trend + gain * error
-        self._trend += learned * error
-        self._cov = (a - gain * a, b - gain * b, c - learned * b)
-
-    def predict(self) -> float:
-        return max(0.0, (self._level or 0.0) + self._trend)
-
-
 class Best:
     """Of some predictors, always that which erred least lately (mean square)."""
 
@@ -118,7 +86,3 @@ class Best:
 
 def holt() -> Predictor:
     return Best([Holt(level, trend) for level, trend in product(LEVEL, TREND)])
-
-
-def kalman() -> Predictor:
-    return Best([Kalman(level, trend) for level, trend in product(NOISE, DRIFT)])

@@ -1,0 +1,96 @@
+"""The jobs of the other kinds of nodes: as much of the run as the head's own job, and over with it.
+
+They were asked for together with the head's, and their agents wait for its roster. A head that
+was started again in its place asks for them itself, since the former ones ended with its former
+life. One that ends before the run does takes a whole role away: so the run ends as well.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from hpc_dynamo.config import Config, minutes
+from hpc_dynamo.errors import EngineError
+from hpc_dynamo.head.membership.agents import Membership
+from hpc_dynamo.head.scaling.extra_job import Further
+from hpc_dynamo.launch.extra_jobs import clear
+from hpc_dynamo.messages import GrownJob, GrownState, Status
+from hpc_dynamo.router import Router
+from hpc_dynamo.run import Attempt, Grown
+
+log = logging.getLogger(__name__)
+
+
+class Companions:
+    """Of one attempt. `warned` is called when Slurm is about to end one, `lost` when it did."""
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        router: Router,
+        members: Membership,
+        warned: Callable[[], object],
+        lost: Callable[[EngineError], object],
+    ) -> None:
+        self._attempt, self._router, self._members = attempt, router, members
+        self._config: Config = attempt.config()
+        self._warned, self._lost = warned, lost
+        self._jobs = list[Further]()
+        self._ending = False
+
+    def describe(self, status: Status) -> Status:
+        live = (job.known for job in self._jobs if job.state is not GrownState.ended)
+        return replace(status, grown=(*status.grown, *live))
+
+    async def run(self) -> None:
+        """Until cancelled; `end` comes before that."""
+        folders = await asyncio.to_thread(self._folders)
+        self._jobs = [self._further(folder) for folder in folders]
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._mind_warnings(), name="companion-warnings")
+            for job in self._jobs:
+                group.create_task(self._mind(job), name=f"companion-{job.known.number}")
+
+    async def end(self, why: str) -> None:
+        """They end now."""
+        self._ending = True
+        async with asyncio.TaskGroup() as group:
+            for job in self._jobs:
+                group.create_task(job.finish(why))
+
+    def _folders(self) -> list[Grown]:
+        """Of jobs that wait for their first head, or new ones in place of a former head's."""
+        there = self._attempt.grown()
+        waiting = [folder for folder in there if folder.state() is None]
+        clear((f for f in there if f not in waiting), self._config.cluster.silence_s)
+        if waiting:
+            return waiting
+        return [self._attempt.new_grown(part) for part in self._attempt.plan().parts[1:]]
+
+    def _further(self, folder: Grown) -> Further:
+        plan, job = folder.plan(), folder.job()
+        known = GrownJob(
+            number=folder.number,
+            role=plan.workers[0].role,
+            nodes=plan.nodes,
+            ranks=tuple(worker.rank for worker in plan.workers),
+            asked_at=job.submitted_at if job else time.time(),
+        )
+        return Further(folder, known, self._config, self._router, self._members)
+
+    async def _mind(self, job: Further) -> None:
+        await job.run(60.0 * minutes(self._config.cluster.slurm.time))
+        if not self._ending:
+            known = job.known
+            what = f"the job {known.job_id} of the {known.role} workers has ended: {known.detail}"
+            self._lost(EngineError(what, log=self._attempt.logs))
+
+    async def _mind_warnings(self) -> None:
+        """A companion's walltime is over, or it is preempted: the run goes on in another job."""
+        while True:
+            node = await self._members.leaving.get()
+            log.warning("Slurm ends the job of node %d soon", node)
+            self._warned()

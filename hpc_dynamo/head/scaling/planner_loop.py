@@ -1,0 +1,143 @@
+"""The planner's loop: look, decide, change roles, and keep a record of all that.
+
+A direction (from one role to the other) in which a flip failed is not tried again for
+RETRY_INTERVALS, twice as many after each further failure; a flip that succeeds ends that.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from hpc_dynamo.config import Config, Role
+from hpc_dynamo.head.scaling.role_change import Flipper
+from hpc_dynamo.messages import Planning, WorkerLoad
+from hpc_dynamo.planner.collect import look
+from hpc_dynamo.planner.prompt_lengths import PromptLengths
+from hpc_dynamo.planner.records import Flip, Record, append
+from hpc_dynamo.planner.signals import Decision, Move, Signals
+from hpc_dynamo.router import Router
+
+RETRY_INTERVALS = 10
+MOST_INTERVALS = 160
+
+Direction = tuple[Role, Role]
+
+log = logging.getLogger(__name__)
+
+
+class Decides(Protocol):
+    """See planner.Planner."""
+
+    def decide(self, seen: Signals) -> Decision: ...
+
+
+class Reshaper:
+    """Runs until cancelled; `heed` is told of every decision.
+
+    `flips` counts by old role, new role, and done or failed.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        router: Router,
+        planner: Decides,
+        flipper: Flipper,
+        loads: Callable[[], Sequence[WorkerLoad]],
+        file: Path,
+        heed: Callable[[Decision], None] = lambda decision: None,
+    ) -> None:
+        self._roles = [role for role, _ in config.topology.pools]
+        self._interval_s = config.planner.interval_s
+        self._most = config.engine.max_num_seqs
+        self._router, self._planner, self._flipper = router, planner, flipper
+        self._loads, self._file, self._heed = loads, file, heed
+        self._lengths = PromptLengths()
+        self.moving = set[int]()  # ranks
+        self._not_before = dict[Direction, float]()
+        self._failures = Counter[Direction]()
+        self.flips = Counter[tuple[Role, Role, str]]()
+        self.last: Decision | None = None
+
+    async def run(self) -> None:
+        await self._router.ready(self._roles)
+        self._router.meter.take()  # what came before is no interval
+        self._lengths.take(self._loads())
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await asyncio.sleep(self._interval_s)
+                seen = self._see()
+                # A forecast may have to fit a model: streams must not wait for that.
+                self.last = await asyncio.to_thread(self._planner.decide, seen)
+                self._heed(self.last)
+                ranks, left_out = self._who(self.last.move)
+                await self._keep(Record(decision=self.last, left_out=left_out))
+                for rank in ranks:
+                    assert self.last.move
+                    self.moving.add(rank)
+                    group.create_task(self._flip(rank, self.last.move), name=f"flip-{rank}")
+
+    def _see(self) -> Signals:
+        moving = len(self.moving)
+        return look(self._router, self._loads(), moving, self._most, self._lengths)
+
+    def status(self) -> Planning | None:
+        """None before the first decision."""
+        if self.last is None:
+            return None
+        wanted, done = self.last.wanted, Counter[str]()
+        for (_, _, how), count in self.flips.items():
+            done[how] += count
+        return Planning(
+            at=self.last.seen.at,
+            rate_hz=self.last.expected.rate_hz,
+            prefill=wanted.prefill,
+            decode=wanted.decode,
+            why=wanted.why,
+            short=wanted.short,
+            moving=tuple(sorted(self.moving)),
+            flips=done["done"],
+            failed=done["failed"],
+        )
+
+    def _who(self, move: Move | None) -> tuple[list[int], str]:
+        """Ranks that may make a move, and why they are fewer than it wants."""
+        if move is None or move.old is None or move.new is None:
+            return [], ""
+        if time.monotonic() < self._not_before.get((move.old, move.new), 0.0):
+            return [], f"{move.old} to {move.new} failed a while ago"
+        ready = self._flipper.ready(move.old)
+        spare = max(0, len(ready) - self._flipper.least(move.old))
+        ranks = ready[: min(move.count, spare)]
+        return ranks, "" if len(ranks) == move.count else f"too few ready {move.old} workers"
+
+    async def _flip(self, rank: int, move: Move) -> None:
+        assert move.old
+        assert move.new
+        try:
+            flip = await self._flipper.flip(rank, move.old, move.new)
+        finally:
+            self.moving.discard(rank)
+        self._learn(flip)
+        await self._keep(Record(flip=flip))
+
+    def _learn(self, flip: Flip) -> None:
+        how, direction = "failed" if flip.why else "done", (flip.old, flip.new)
+        log.info("worker %d: %s to %s %s %s", flip.rank, flip.old, flip.new, how, flip.why)
+        self.flips[flip.old, flip.new, how] += 1
+        if not flip.why:
+            self._failures[direction] = 0
+            return
+        waits = min(RETRY_INTERVALS * 2 ** self._failures[direction], MOST_INTERVALS)
+        self._failures[direction] += 1
+        self._not_before[direction] = time.monotonic() + waits * self._interval_s
+
+    async def _keep(self, record: Record) -> None:
+        try:
+            await asyncio.to_thread(append, self._file, record)
+        except OSError as e:  # a full disk must not end an endpoint
+            log.warning("no record of the planner's: %s", e)

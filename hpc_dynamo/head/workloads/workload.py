@@ -1,0 +1,116 @@
+"""What a job is for, as the head sees it: a batch to finish, or an endpoint to keep up."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from hpc_dynamo.config import Config, Role, Task
+from hpc_dynamo.engines import engine
+from hpc_dynamo.head.scaling.job_handover import Handover
+from hpc_dynamo.head.telemetry.scrape import Scraper
+from hpc_dynamo.http import Client
+from hpc_dynamo.messages import Outcome, Planning, Status, WorkerLoad, WorkerReport
+from hpc_dynamo.router import Router
+from hpc_dynamo.run import Attempt
+
+BATCH_RECOMPUTE_WEIGHT = 2.0  # uncached tokens delay this request and all later ones
+
+
+class Members(Protocol):
+    """Who is there; see membership.Membership."""
+
+    @property
+    def address(self) -> str: ...
+
+    @property
+    def workers(self) -> Mapping[int, WorkerReport]: ...
+
+    def in_order(self) -> tuple[WorkerReport, ...]: ...
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One model's part of a job: who routes its requests, and what its workers say."""
+
+    config: Config
+    router: Router
+    scraper: Scraper
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        return tuple(role for role, _ in self.config.topology.pools)
+
+
+def lanes(config: Config, client: Client) -> dict[str, Lane]:
+    """By model, see topology.Worker."""
+    news, found = asyncio.Event(), dict[str, Lane]()
+    for model, own in config.each.items():
+        router = Router.of(_for_throughput(own), news)
+        scraper = Scraper(router, client, engine(own.engine.name).metrics)
+        found[model] = Lane(own, router, scraper)
+    return found
+
+
+def _for_throughput(config: Config) -> Config:
+    """Return the configuration of a batch with a router for throughput, not for single answers.
+
+    Decode workers compute no prompts that prefill workers can compute, and a prefix is computed a
+    second time only where that saves more than it costs.
+    """
+    if config.task is not Task.batch:
+        return config
+    weight = max(config.router.recompute_weight, BATCH_RECOMPUTE_WEIGHT)
+    router = replace(config.router, local_prefill=False, recompute_weight=weight)
+    return replace(config, router=router)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What any work is made of. `client` speaks to engines."""
+
+    attempt: Attempt
+    config: Config
+    lanes: Mapping[str, Lane]
+    members: Members
+    client: Client
+    planning: Callable[[], Planning | None] = lambda: None
+    handover: Handover | None = None
+
+    @property
+    def only(self) -> Lane:
+        """Of a job of one model."""
+        (lane,) = self.lanes.values()
+        return lane
+
+    @property
+    def loads(self) -> tuple[WorkerLoad, ...]:
+        return tuple(load for lane in self.lanes.values() for load in lane.scraper.loads())
+
+
+class Work(Protocol):
+    """Runs once, until it is done, drained or cancelled."""
+
+    @property
+    def phase(self) -> str:
+        """One word for the status."""
+
+    @property
+    def stopped(self) -> Outcome:
+        """How it ends when its user ends it."""
+
+    @property
+    def overdue(self) -> Outcome:
+        """How it ends when the walltime does not wait for what is under way."""
+
+    async def run(self) -> Outcome: ...
+
+    @property
+    def likely_s(self) -> float:
+        """What a request will hardly exceed, from those seen so far; 0 before any."""
+
+    def drain(self) -> None:
+        """Begin nothing more; what is under way may end, and then `run`."""
+
+    def describe(self, status: Status) -> Status:
+        """The status with what this work knows."""

@@ -1,0 +1,42 @@
+"""`python -m hpc_dynamo.launch.extra_job_submit JOB MINUTES` submits a further job of an attempt.
+
+In a process of its own, without the environment of the job that asks for it: that would tell the
+new job that it is the old one.
+"""
+
+import importlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from hpc_dynamo.config import Config, on
+from hpc_dynamo.errors import HpcDynamoError
+from hpc_dynamo.launch import local, slurm
+from hpc_dynamo.run import Grown, write_json
+
+ENTRY = "hpc_dynamo.tasks.join"  # by name: it is of a higher layer
+
+
+def main(path: str, minutes: str) -> None:
+    job = Grown(Path(path))
+    plan, owner = job.plan(), job.attempt.job()
+    start = local.submit if owner and owner.launcher == "local" else slurm.submit
+    entry = importlib.import_module(ENTRY).main
+    config = _config(on(job.config(), plan.kind), job.number, minutes)
+    record = start(job, config, plan, entry)
+    write_json(job.job_file, record)
+    print(record.job_id)
+
+
+def _config(config: Config, number: int, minutes: str) -> Config:
+    """Of the run, as the further job is to be asked for; its agents need no MPI."""
+    wanted = replace(config.cluster.slurm, time=minutes, mpi="none")
+    cluster = replace(config.cluster, slurm=wanted)
+    return replace(config, name=f"{config.name}+{number}", cluster=cluster)
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except HpcDynamoError as e:
+        sys.exit(e.message)

@@ -1,0 +1,108 @@
+"""A child process that cannot outlive us: started under keeper.py, ended by closing a pipe."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from hpc_dynamo.process import supervisor
+
+# Variables by which Slurm, MPI and submitit describe the job, step or rank of this process. A child
+# that inherits them would join an MPI world that is not its own, and each srun or sbatch would take
+# the limits of this job as its own options. SBATCH_* and similar variables are a user's defaults;
+# launch/environment.py lists those that are kept.
+FOREIGN = (
+    *("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SALLOC_"),
+    *("SQUEUE_", "SINFO_", "SCONTROL_", "SCANCEL_"),
+    *("PMI_", "PMIX_", "PMI2_", "OMPI_", "PRTE_", "PALS_", "MPI_LOCAL", "HYDI_"),
+    "SUBMITIT_",
+)
+# Parameters of Open MPI are settings of a site or user, except those that mpirun sets for a rank.
+SETTINGS = "OMPI_MCA_"
+OF_MPIRUN = tuple(f"{SETTINGS}{name}" for name in ("orte_", "ess", "pmix", "plm", "initial_wdir"))
+
+# Where the run's first job was submitted from: Slurm takes the node of a job that asks for its
+# successor for it.
+LOGIN = "HPC_DYNAMO_LOGIN"
+
+# Keeps Python (3.11 and later; others ignore it) from importing modules of the current folder: a
+# user's queue.py there would replace that of the standard library.
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+
+
+def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without variables of this job, step and rank, plus `extra`.
+
+    Python programs started with it do not import from the current folder.
+    """
+    own = {k: v for k, v in os.environ.items() if not _foreign(k)}
+    return SAFE_PATH | own | dict(extra)
+
+
+def _foreign(name: str) -> bool:
+    if name.startswith(SETTINGS):
+        return name.startswith(OF_MPIRUN)
+    return name.startswith(FOREIGN)
+
+
+class Child:
+    """One running command. `stop()` returns when the whole process group is gone."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    async def start(
+        cls,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        log: Path,
+        grace_s: float,
+        handed: Sequence[int] = (),
+    ) -> "Child":
+        """Run `argv` with exactly `env`; append stdout and stderr to `log`. The child inherits the
+        file descriptors `handed` under their numbers."""
+        with log.open("ab") as out:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", supervisor.__file__, str(grace_s), *argv),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=out,
+                stderr=out,
+                env=dict(env),
+                start_new_session=True,
+                pass_fds=handed,
+            )
+        return cls(process)
+
+    @property
+    def running(self) -> bool:
+        return self._process.returncode is None
+
+    async def wait(self) -> int:
+        """The exit code, 128 + n for a death by signal n."""
+        code = await self._process.wait()
+        if code < 0:  # the keeper itself was killed
+            end_session(self._process.pid)
+        return _as_shell(code)
+
+    async def stop(self) -> int:
+        """SIGTERM, SIGKILL after the grace time, exit code. Also right on a dead child."""
+        if self._process.stdin:
+            self._process.stdin.close()
+        return await self.wait()
+
+
+def end_session(leader: int) -> None:
+    """SIGKILL for every process of the session that `leader` began (proc(5), stat field 6)."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == leader:
+                os.kill(int(stat.parent.name), signal.SIGKILL)
+
+
+def _as_shell(code: int) -> int:
+    return code if code >= 0 else 128 - code

@@ -1,0 +1,52 @@
+"""How many requests came and went, and how fast lately."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from hpc_dynamo.messages import Traffic
+from hpc_dynamo.router.scheduling.lease import NoWorker, Overloaded
+
+LONGEST_RETRY_S = 60.0
+
+
+class Pace:
+    """Counts since the start; who counts writes them."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.requests = self.refused = self.done = 0
+        self._rate_hz, self._counted, self._counted_at = 0.0, 0, clock()
+
+    def traffic(self, *, active: int, queued: int) -> Traffic:
+        """The rate is of the time since the last call, smoothed."""
+        now = self._clock()
+        if now > self._counted_at:
+            rate_hz = (self.done - self._counted) / (now - self._counted_at)
+            self._rate_hz = (self._rate_hz + rate_hz) / 2
+            self._counted, self._counted_at = self.done, now
+        return Traffic(
+            requests=self.requests,
+            refused=self.refused,
+            active=active,
+            queued=queued,
+            rate_hz=self._rate_hz,
+        )
+
+    def full(self, queued: int) -> Overloaded:
+        """One is refused: the line has all that it may have."""
+        self.refused += 1
+        what = f"{queued} requests are waiting, which is all that may (serve.queue)"
+        return Overloaded(what, status=429, retry_after_s=self._retry_after_s(queued))
+
+    def late(self, queued: int, limit_s: float, missing: Sequence[str]) -> NoWorker | Overloaded:
+        """One is refused that waited too long, perhaps for roles that are not there."""
+        self.refused += 1
+        if missing:
+            what = f"no {' and no '.join(missing)} worker became ready within {limit_s:.0f} s"
+            return NoWorker(what)
+        what = f"no worker had room within {limit_s:.0f} s (serve.queue_timeout_s)"
+        return Overloaded(what, status=503, retry_after_s=self._retry_after_s(queued))
+
+    def _retry_after_s(self, queued: int) -> float:
+        """When a line of so many will have been served, as fast as lately."""
+        return min(max(queued / max(self._rate_hz, 0.1), 1.0), LONGEST_RETRY_S)

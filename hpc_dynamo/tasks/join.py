@@ -1,0 +1,105 @@
+"""One task of a further job, one a node: an agent that joins a head which runs already.
+
+Started by submitit (`main`). Where to find the head is in its attempt's roster; the run's keys
+are in the run folder. An agent ends itself when the head falls silent, or never answers; where the
+head's job has not begun yet, it waits for that.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from hpc_dynamo import launch
+from hpc_dynamo.agent import Agent
+from hpc_dynamo.bootstrap.address import job_address
+from hpc_dynamo.doctor.preflight import preflight, refuse
+from hpc_dynamo.errors import BootstrapError
+from hpc_dynamo.launch import JobState
+from hpc_dynamo.launch.node import whoami
+from hpc_dynamo.messages import ControlMessage, Leaving, NodeRecord, Outcome, Roster
+from hpc_dynamo.run import Grown, write_json
+from hpc_dynamo.tasks.node import CODEC, log_to, on_end, on_warning, outcome_of
+from hpc_dynamo.wire import Client
+
+POLL_S = 0.5  # a shared disk has no event for a file that appears on another node
+QUEUE_S = 10.0  # between two questions to the scheduler, which many ask
+
+log = logging.getLogger(__name__)
+
+
+def main(path: str) -> int:
+    """Run this node's part of the further job in `path`; the exit code of the whole."""
+    job = Grown(Path(path))
+    plan = job.plan()
+    index, hosts = whoami(plan.nodes)
+    node = plan.first_node + index
+    log_to(job.agent_log(node))
+    outcome = outcome_of(_join(job, node, hosts[index]), job.agent_log(node))
+    if index == 0:
+        write_json(job.outcome_file, outcome)
+    return outcome.exit_code
+
+
+async def _join(job: Grown, node: int, host: str) -> Outcome:
+    on_end(asyncio.current_task().cancel)  # type: ignore[union-attr]  # we are in one
+    on_warning(lambda: log.info("the walltime ends soon"))
+    roster = await _roster(job, node)
+    if roster is None or job.attempt.outcome() is not None:
+        return Outcome(exit_code=0, message="the run had ended before this job began")
+    secrets = job.run.secrets()
+    me = _record(job, node, host, roster)
+    me = replace(me, faults=preflight(job.config(), job.plan(), node, me.address, host))
+    write_json(job.node_file(node), me)
+    refuse(replace(roster, nodes=(me,)), 0.0, time.time())  # the head sees it in our file
+    client = Client(roster.control, secrets.keys, CODEC)
+    try:
+        agent = Agent(job, me, client, secrets.token)
+        on_end(agent.stop)
+        async with asyncio.TaskGroup() as group:
+            on_warning(partial(_warn, node, client, group))
+            await agent.run()
+    finally:
+        client.close()
+    return Outcome(exit_code=0)
+
+
+async def _roster(job: Grown, node: int) -> Roster | None:
+    """Where the head is, when it is there; None where its job has ended before that. One of the
+    agents asks Slurm, the others see what it leaves."""
+    began = time.monotonic()
+    while (roster := job.roster()) is None and not (job.attempt.outcome() or job.outcome()):
+        await asyncio.sleep(POLL_S)
+        if node == job.plan().first_node and time.monotonic() - began > QUEUE_S:
+            began, head = time.monotonic(), launch.find(job.attempt)
+            if head and (await asyncio.to_thread(head.state))[0] is JobState.ended:
+                return None
+    return roster
+
+
+def _warn(node: int, client: Client[ControlMessage], group: asyncio.TaskGroup) -> None:
+    log.info("Slurm ends this job soon")
+    group.create_task(client.send(Leaving(node=node)))
+
+
+def _record(job: Grown, node: int, host: str, roster: Roster) -> NodeRecord:
+    """Our address is the one that packets to the head leave from."""
+    interface, head = job.config().cluster.interface, roster.nodes[0]
+    try:
+        address = job_address(interface, [head.address])
+    except OSError as e:
+        hint = "cluster.interface=ib0, a network that both nodes are on"
+        raise BootstrapError(f"no way from {host} to the head at {head.address}", hint=hint) from e
+    return NodeRecord(
+        node=node,
+        host=host,
+        address=address,
+        pid=os.getpid(),
+        log=str(job.agent_log(node)),
+        started_at=time.time(),
+        step=os.environ.get("SLURM_STEP_ID", ""),
+    )

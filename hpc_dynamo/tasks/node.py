@@ -1,0 +1,197 @@
+"""One task of the job, one a node: find the others, then be an agent, or head and agent.
+
+Started by submitit (`main`) or as `python -m hpc_dynamo.tasks.node ATTEMPT` inside an allocation.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from msgspec.structs import replace
+
+from hpc_dynamo.agent import Agent
+from hpc_dynamo.bootstrap import exchange
+from hpc_dynamo.bootstrap.address import job_address, reachable
+from hpc_dynamo.doctor.preflight import preflight, refuse
+from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error_in
+from hpc_dynamo.head import Head, Standalone
+from hpc_dynamo.launch import detached_submit
+from hpc_dynamo.launch.node import requeued, whoami
+from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome
+from hpc_dynamo.run import Attempt, write_json
+from hpc_dynamo.wire import Client, Codec, Server
+
+CODEC: Codec[ControlMessage] = Codec(ControlMessage)  # type: ignore[arg-type]  # a union is no type[T]
+
+RESERVED, RESERVED_BYTES = ".reserved", 1 << 16
+
+log = logging.getLogger(__name__)
+
+
+def main(path: str) -> int:
+    """Run this node's part of the attempt in `path`; the exit code of the whole."""
+    attempt = Attempt(Path(path))
+    index, hosts = whoami(attempt.plan().own.nodes)
+    log_to(attempt.agent_log(index))
+    if index == 0 and requeued():
+        attempt.renew()
+    if index == 0:
+        reserve(attempt)
+    outcome = outcome_of(_node(attempt, index, hosts), attempt.agent_log(index))
+    if index == 0 and (last := _go_on(attempt, outcome)):
+        conclude(attempt, last)
+    return outcome.exit_code
+
+
+def reserve(attempt: Attempt) -> None:
+    """Reserve the disk space that the outcome needs."""
+    with suppress(OSError):
+        (attempt.path / RESERVED).write_bytes(os.urandom(RESERVED_BYTES))
+
+
+def conclude(attempt: Attempt, outcome: Outcome) -> None:
+    """Write the outcome, also to a disk that has become full since `reserve`."""
+    with suppress(OSError):
+        (attempt.path / RESERVED).unlink(missing_ok=True)
+    write_json(attempt.outcome_file, outcome)
+
+
+def outcome_of(task: Coroutine[Any, Any, Outcome], file: Path) -> Outcome:
+    """Return the outcome of a whole task of the job, however it ends; `file` is its log."""
+    try:
+        return uvloop.run(task)
+    except asyncio.CancelledError:
+        return Outcome(exit_code=1, message="stopped before all nodes had started")
+    except HpcDynamoError as e:
+        log.error("%s", e)
+        return Outcome(exit_code=e.exit_code, message=str(e))
+    except Exception as e:  # last chance to report: the process ends here
+        if refused := file_error_in(e, near=file):
+            log.error("%s", refused)
+            return Outcome(exit_code=refused.exit_code, message=f"{refused}\n  log: {file}")
+        log.exception("this is a defect of hpc-dynamo")
+        message = f"{type(e).__name__}: {e}\n  log: {file}"
+        return Outcome(exit_code=1, message=message)
+
+
+def _go_on(attempt: Attempt, outcome: Outcome) -> Outcome | None:
+    """See that what is left to do is done by another job. None: by this one, after a requeue."""
+    job = attempt.job()
+    if not outcome.again or job is None or job.launcher == "local":
+        return outcome
+    if detached_submit.requeue():
+        log.info("requeued")  # what its script starts then is another attempt, unless it is ours
+        return None if job.launcher == "slurm" else outcome
+    if job.launcher == "allocation":  # its owner's, who has other plans with it
+        return outcome
+    try:
+        number = detached_submit.submit(attempt).number
+    except LaunchError as e:
+        return replace(outcome, message=f"{outcome.message}; {e}")
+    message = f"the walltime ended; attempt {number} goes on"
+    return replace(outcome, message=message, successor=number)
+
+
+async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
+    # Until there is a head or an agent to end in order, a signal ends this task.
+    on_end(asyncio.current_task().cancel)  # type: ignore[union-attr]  # we are in one
+    warned = asyncio.Event()
+    on_warning(warned.set)
+    config, secrets = attempt.config(), attempt.run.secrets()
+    address = job_address(config.cluster.interface, hosts)
+    if config.planner.grow.nodes or attempt.plan().apart:
+        address = reachable(address)
+    if config.route.engines:
+        return await _alone(attempt, _record(attempt, index, hosts, address))
+    server = Server(address, secrets.keys, CODEC) if index == 0 else None
+    me = _record(attempt, index, hosts, address, server.endpoint if server else "")
+    me = replace(me, faults=preflight(config, attempt.plan(), index, address, hosts[index]))
+    try:
+        roster = await exchange(me, hosts, attempt, config.cluster.bootstrap)
+        if config.cluster.preflight:
+            job = attempt.job()
+            refuse(roster, job.submitted_at if job else 0.0, time.time())
+        client = Client(roster.control, secrets.keys, CODEC)
+        try:
+            agent = Agent(attempt, me, client, secrets.token)
+            if server:
+                return await _lead(Head(attempt, roster, server), agent, warned.is_set())
+            return await _follow(agent)
+        finally:
+            client.close()
+    finally:
+        if server:
+            server.close()
+
+
+def _record(
+    attempt: Attempt, index: int, hosts: list[str], address: str, control: str = ""
+) -> NodeRecord:
+    return NodeRecord(
+        node=index,
+        host=hosts[index],
+        address=address,
+        pid=os.getpid(),
+        log=str(attempt.agent_log(index)),
+        control=control,
+        started_at=time.time(),
+        step=os.environ.get("SLURM_STEP_ID", ""),
+    )
+
+
+async def _alone(attempt: Attempt, me: NodeRecord) -> Outcome:
+    """Before engines that somebody else started."""
+    write_json(attempt.node_file(me.node), me)
+    head = Standalone(attempt, me.address)
+    on_end(head.interrupt)
+    return await head.run()
+
+
+async def _lead(head: Head, agent: Agent, warned: bool) -> Outcome:
+    on_end(head.interrupt)
+    on_warning(head.warn)
+    if warned:
+        head.warn()
+    return await head.run(agent)
+
+
+async def _follow(agent: Agent) -> Outcome:
+    """Signals end this node alone; the end of the walltime is the head's business."""
+    on_end(agent.stop)
+    await agent.run()
+    return Outcome(exit_code=0)
+
+
+def on_end(action: Callable[[], object]) -> None:
+    """What SIGTERM and SIGINT do from now on; submitit would have them ignored."""
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(sig, action)
+
+
+def on_warning(action: Callable[[], object]) -> None:
+    """What the signal before the end of the walltime does; submitit would end the job for it."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, action)
+
+
+def log_to(file: Path) -> None:
+    """This node's own log; warnings also where Slurm collects them."""
+    form = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    to_file, to_slurm = logging.FileHandler(file), logging.StreamHandler()
+    to_slurm.setLevel(logging.WARNING)
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    for handler in (to_file, to_slurm):
+        handler.setFormatter(form)
+        root.addHandler(handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

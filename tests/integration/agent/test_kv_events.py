@@ -1,0 +1,323 @@
+"""KV events on their way to the head: a real agent with simulators, and this test as its head."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, closing, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from hpc_dynamo.agent import Agent
+from hpc_dynamo.agent.events import EventRelay, private_folder
+from hpc_dynamo.config import Config, Device, Engine, Model, Pool, Role, Router, Topology
+from hpc_dynamo.engines import EventEndpoints
+from hpc_dynamo.errors import EngineError
+from hpc_dynamo.head.membership.agents import Membership
+from hpc_dynamo.kv.events import END, Batch, Stored, decode, encode
+from hpc_dynamo.messages import (
+    ControlMessage,
+    Heartbeat,
+    Hello,
+    KvEvents,
+    KvReplay,
+    NodeRecord,
+    Roster,
+    WorkerReport,
+    WorkerState,
+)
+from hpc_dynamo.router import Router as RealRouter
+from hpc_dynamo.run import Attempt, Run
+from hpc_dynamo.tasks.node import CODEC
+from hpc_dynamo.topology import plan
+from hpc_dynamo.wire import Client, EventPublisher, Server
+
+HERE = "127.0.0.1"
+SOON_S = 30.0
+NEVER_S = 0.5
+PROMPT = list(range(100, 140))  # two blocks of 16, and a half
+CONFIG = Config(
+    engine=Engine(name="simulator", device=Device.cpu, args={"timing": "instant"}, restarts=1),
+    model=Model(name="m"),
+    topology=Topology(aggregated=Pool(workers=1)),
+)
+
+
+def record(attempt: Attempt) -> NodeRecord:
+    log = str(attempt.agent_log(0))
+    return NodeRecord(node=0, host="here", address=HERE, pid=1, log=log)
+
+
+class Head:
+    """All that the agent sends, in its order."""
+
+    def __init__(self, server: Server[ControlMessage], token: str) -> None:
+        self.server, self._token = server, token
+        self.peer = b""
+        self.events = list[KvEvents]()  # since the last report
+
+    async def hear(self) -> ControlMessage:
+        async with asyncio.timeout(SOON_S):
+            self.peer, message = await self.server.receive()
+        if isinstance(message, Heartbeat):
+            await self.send(message)
+        if isinstance(message, KvEvents):
+            self.events.append(message)
+        return message
+
+    async def hear_of(self, state: WorkerState) -> WorkerReport:
+        """The next report, which must be this; forgets the events before it."""
+        while not isinstance(message := await self.hear(), WorkerReport):
+            pass
+        assert message.state is state, message.detail
+        return message
+
+    async def hear_replay(self) -> list[int]:
+        """Numbers of all events up to the end of a replay; forgets them."""
+        while not (self.events and self.events[-1].seq == -1):
+            assert not isinstance(await self.hear(), WorkerReport)
+        numbers = [events.seq for events in self.events[:-1]]
+        self.events.clear()
+        return numbers
+
+    async def beats(self, number: int) -> None:
+        """Hear all until so many heartbeats have come; by the second all before is here."""
+        while number:
+            number -= isinstance(await self.hear(), Heartbeat)
+
+    async def send(self, message: ControlMessage) -> None:
+        assert await self.server.send(self.peer, message)
+
+    async def complete(self, worker: WorkerReport, prompt: list[int]) -> None:
+        headers = {"Authorization": f"Bearer {self._token}"}
+        body = {"model": "m", "prompt": prompt, "max_tokens": 1}
+        async with aiohttp.ClientSession(headers=headers) as session, asyncio.timeout(SOON_S):
+            async with session.post(f"{worker.url}/v1/completions", json=body) as answer:
+                assert answer.status == 200, await answer.text()
+
+    async def complete_until_heard(self, worker: WorkerReport) -> int:
+        """Different prompts, until events of one come live; how many it took."""
+        stories = 0
+        while not self.events:
+            stories += 1
+            await self.complete(worker, [stories * 100 + token for token in range(40)])
+            for _ in range(2):
+                if not self.events:
+                    await self.beats(1)
+        return stories
+
+
+@asynccontextmanager
+async def agent_of(run: Run, config: Config) -> AsyncIterator[tuple[Head, Agent]]:
+    """An agent at work. It must have been told to stop before the end."""
+    attempt, secrets = run.new_attempt(config, plan(config)), run.secrets()
+    server = Server(HERE, secrets.keys, CODEC)
+    client = Client(server.endpoint, secrets.keys, CODEC)
+    agent = Agent(attempt, record(attempt), client, secrets.token)
+    head = Head(server, secrets.token)
+    try:
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(agent.run())
+            await head.hear()  # its hello
+            yield head, agent
+            agent.stop()
+            async with asyncio.timeout(SOON_S):
+                await running
+    finally:
+        client.close()
+        server.close()
+
+
+def args(**more: Any) -> Config:
+    return replace(CONFIG, engine=replace(CONFIG.engine, args={**CONFIG.engine.args, **more}))
+
+
+async def test_events_come_live_and_again_on_demand(run: Run) -> None:
+    async with agent_of(run, CONFIG) as (head, _):
+        await head.hear_of(WorkerState.starting)
+        worker = await head.hear_of(WorkerState.ready)
+        stories = await head.complete_until_heard(worker)
+        last = head.events[-1]
+        (event,) = decode(last.payload).events
+        assert isinstance(event, Stored)
+        assert event.token_ids == [stories * 100 + token for token in range(32)]
+        assert (last.rank, last.seq, event.block_size) == (0, stories - 1, 16)
+        head.events.clear()
+        await head.send(KvReplay(rank=0, start=0))
+        await head.send(KvReplay(rank=0, start=stories - 1))
+        assert await head.hear_replay() == [*range(stories)]
+        assert await head.hear_replay() == [stories - 1]
+
+
+async def test_nothing_is_told_where_the_router_guesses(run: Run) -> None:
+    config = replace(CONFIG, router=Router(kv_events=False))
+    async with agent_of(run, config) as (head, _):
+        await head.hear_of(WorkerState.starting)
+        worker = await head.hear_of(WorkerState.ready)
+        await head.complete(worker, PROMPT)
+        await head.send(KvReplay(rank=0, start=0))
+        assert await head.hear_replay() == []
+
+
+async def test_no_event_of_a_life_comes_after_its_end(run: Run) -> None:
+    """The probe of a new life is its first request, so that each dies at the third of ours."""
+    async with agent_of(run, args(**{"fail-after-requests": 3})) as (head, _):
+        await head.hear_of(WorkerState.starting)
+        for after in (WorkerState.failed, WorkerState.lost):
+            worker = await head.hear_of(WorkerState.ready)
+            for story in range(2):
+                await head.complete(worker, [story, *PROMPT])
+            await head.send(KvReplay(rank=0, start=0))
+            assert set(await head.hear_replay()) == {0, 1}, "a life's numbers begin with 0"
+            with pytest.raises(aiohttp.ClientError):
+                await head.complete(worker, PROMPT)
+            await head.hear_of(after)
+            head.events.clear()
+            if after is WorkerState.failed:
+                await head.hear_of(WorkerState.starting)
+                assert head.events == []
+        await head.send(KvReplay(rank=0, start=0))
+        await head.beats(2)
+        assert head.events == [], "a dead worker says nothing"
+
+
+async def test_an_agent_ends_although_its_head_is_gone_and_takes_nothing(run: Run) -> None:
+    config = replace(CONFIG, topology=Topology(aggregated=Pool(workers=1), nodes=2))
+    attempt, secrets = run.new_attempt(config, plan(config)), run.secrets()
+    server = Server(HERE, secrets.keys, CODEC)
+    client = Client(server.endpoint, secrets.keys, CODEC)
+    me = msgspec.structs.replace(record(attempt), node=1)  # a node without workers
+    agent = Agent(attempt, me, client, secrets.token)
+    running = asyncio.create_task(agent.run())
+    head = Head(server, secrets.token)
+    assert isinstance(await head.hear(), Hello)
+    server.close()
+    await fill(client)
+    agent.stop()
+    async with asyncio.timeout(SOON_S):
+        await running
+    client.close()
+
+
+async def fill(client: Client[ControlMessage]) -> None:
+    """Until it takes no more."""
+    with suppress(TimeoutError):
+        while True:
+            async with asyncio.timeout(NEVER_S):
+                await client.send(KvEvents(rank=0, seq=0, payload=b""))
+
+
+# The relay alone.
+
+
+@asynccontextmanager
+async def relay(send: Callable[[KvEvents], Awaitable[None]]) -> AsyncIterator[EventPublisher]:
+    """One that follows the publisher that is given, which has a follower already."""
+    async with asyncio.TaskGroup() as group:
+        with private_folder() as folder:
+            made = EventRelay(folder, send, group)
+            at = EventEndpoints(f"ipc://{folder}/0", f"ipc://{folder}/0r")
+            async with made.follow(0, at):
+                publisher = EventPublisher(at.live, at.replay, topic="", buffer_steps=10)
+                with closing(publisher):
+                    yield publisher
+
+
+async def test_a_flood_leaves_everybody_their_turns() -> None:
+    got, turns = list[int](), list[int]()
+    full = asyncio.Event()
+
+    async def send(events: KvEvents) -> None:
+        got.append(events.seq)
+        turns.append(beats)
+        if len(got) > 500:
+            full.set()
+
+    beats = 0
+    async with relay(send) as publisher, asyncio.timeout(SOON_S):
+        while not full.is_set():
+            beats += 1
+            for _ in range(100):
+                await publisher.publish(b"x" * 1000)
+            await asyncio.sleep(0)
+    assert len(set(turns)) > 100, "a heartbeat would have waited for all of them"
+    assert got == sorted(set(got))
+
+
+async def test_a_head_that_is_slow_has_one_record_a_worker_under_way() -> None:
+    got = list[int]()
+    begun = asyncio.Event()
+
+    async def send(events: KvEvents) -> None:
+        got.append(events.seq)
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with relay(send) as publisher, asyncio.timeout(SOON_S):
+        while not begun.is_set():
+            await publisher.publish(b"x")
+            await asyncio.sleep(0)
+        for _ in range(5000):
+            await publisher.publish(b"x")
+            await asyncio.sleep(0)
+    assert len(got) == 1
+
+
+def test_the_folder_is_private_short_and_gone_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for base in (tmp_path, tmp_path / ("long" * 30)):
+        base.mkdir(exist_ok=True)
+        monkeypatch.setattr("tempfile.tempdir", None)
+        monkeypatch.setenv("TMPDIR", str(base))
+        with private_folder() as folder:
+            assert Path(folder).stat().st_mode & 0o777 == 0o700
+            assert len(folder) <= 107 - len("/1000r")
+            (Path(folder) / "0").touch()
+        assert not Path(folder).exists()
+
+
+async def test_the_head_learns_from_events_and_asks_for_what_it_missed(run: Run) -> None:
+    attempt, secrets = run.new_attempt(CONFIG, plan(CONFIG)), run.secrets()
+    server = Server(HERE, secrets.keys, CODEC)
+    agent = Client(server.endpoint, secrets.keys, CODEC)
+    roster = Roster(nodes=(record(attempt),), method="", seconds=0)
+    router = RealRouter.of(CONFIG)
+    members = Membership(attempt, roster, server, {"": router}, hopeless)
+    listening = asyncio.create_task(members.listen())
+    try:
+        await agent.send(Hello(node=record(attempt)))
+        await agent.send(KvEvents(rank=0, seq=7, payload=batch(0)))  # of one who is not here yet
+        await agent.send(READY)
+        assert await agent.receive(SOON_S) == KvReplay(rank=0, start=0)
+        for seq in (0, END, 2):
+            await agent.send(KvEvents(rank=0, seq=seq, payload=batch(seq)))
+        assert await agent.receive(SOON_S) == KvReplay(rank=0, start=1)
+        assert (router.caches.batches, len(router.caches.told), router.caches.gaps) == (1, 1, 1)
+        for seq in (1, 2, END, 4):
+            await agent.send(KvEvents(rank=0, seq=seq, payload=batch(seq)))
+        assert await agent.receive(SOON_S) == KvReplay(rank=0, start=3)
+        assert (router.caches.batches, len(router.caches.told)) == (3, 3)
+    finally:
+        listening.cancel()
+        await asyncio.wait([listening])
+        agent.close()
+        server.close()
+
+
+def batch(number: int) -> bytes:
+    """One block, the start of a prompt of its own."""
+    stored = Stored([number], None, [number + 1] * 16, 16)
+    return b"" if number == END else encode(Batch(0.0, [stored]))
+
+
+READY = WorkerReport(
+    rank=0, role=Role.aggregated, node=0, host=HERE, state=WorkerState.ready, url="http://x"
+)
+
+
+def hopeless(error: EngineError) -> None:
+    raise error

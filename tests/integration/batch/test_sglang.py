@@ -1,0 +1,39 @@
+"""A batch on engines that get each request at once and meet in a room (SGLang's way)."""
+
+from pathlib import Path
+
+from tests.support.runs import SIMULATOR, answers, each_once, hpc_dynamo, latest, write_prompts
+
+DIALECT = (*SIMULATOR, "engine.args.dialect=sglang", "input=prompts.jsonl")
+SPLIT = ("topology=disaggregated", "topology.nodes=2")
+
+
+def test_a_batch_answers_as_one_that_takes_turns(tmp_path: Path) -> None:
+    ids = write_prompts(tmp_path / "prompts.jsonl", 30)
+    for name, words in {
+        "rooms": (*DIALECT, *SPLIT),
+        "whole": (*DIALECT, "topology=aggregated"),
+        "turns": (*SIMULATOR, *SPLIT, "input=prompts.jsonl"),
+    }.items():
+        done = hpc_dynamo("batch", *words, f"name={name}", cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        each_once(tmp_path / "runs" / name, ids)
+    found = [answers(tmp_path / "runs" / name / "output.jsonl") for name in ("rooms", "turns")]
+    assert found[0] == found[1] == answers(tmp_path / "runs/whole/output.jsonl")
+    outcome = latest(tmp_path / "runs/rooms").outcome()
+    assert outcome is not None
+    assert outcome.summary is not None
+    assert outcome.summary.kv_bytes > 0, "NIXL moved nothing"
+
+
+def test_workers_that_die_again_and_again_cost_no_request(tmp_path: Path) -> None:
+    """Of both roles, each with requests under way."""
+    ids = write_prompts(tmp_path / "prompts.jsonl", 60)
+    dying = ("engine.args.fail-after-requests=20", "engine.restarts=20", "batch.retries=12")
+    two = ("topology.prefill.workers=2", "topology.decode.workers=2")
+    words = (*DIALECT, *SPLIT, *dying, *two, "batch.concurrency=4")
+    done = hpc_dynamo("batch", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    each_once(tmp_path / "runs/prompts", ids)
+    logs = "".join(log.read_text() for log in latest(tmp_path / "runs/prompts").path.rglob("*.log"))
+    assert "was killed by signal 9" in logs

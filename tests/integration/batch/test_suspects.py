@@ -1,0 +1,131 @@
+"""Requests that were under way on a worker that died: only the one that ends workers fails."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hpc_dynamo.batch.requests import Entry
+from hpc_dynamo.batch.suspects import groups, retry_apart, tries_alone
+from hpc_dynamo.config import Config
+from tests.support.runs import (
+    SIMULATOR,
+    answers,
+    hpc_dynamo,
+    latest,
+    results_on_disk,
+    write_prompts,
+)
+
+POISON = "the word that ends engines"
+
+
+def entries(count: int) -> list[Entry]:
+    return [Entry(f"{i}", i, 1) for i in range(count)]
+
+
+class Worker:
+    """Dies of some requests, and of the first ones that it gets if `dies_anyway`."""
+
+    def __init__(self, poison: Sequence[int], dies_anyway: int = 0) -> None:
+        self.poison, self.dies_anyway = {f"{i}" for i in poison}, dies_anyway
+        self.deaths = self.runs = 0
+        self.answered: list[str] = []
+        self.failed: list[str] = []
+
+    async def run(self, group: Sequence[Entry], fails: bool) -> list[Entry]:
+        self.runs += 1
+        ids = [entry.custom_id for entry in group]
+        if not self.poison & set(ids) and not self.dies_anyway:
+            self.answered += ids
+            return []
+        self.dies_anyway = max(0, self.dies_anyway - 1)
+        self.deaths += 1
+        self.failed += ids if fails else []
+        return [] if fails else list(group)
+
+
+@pytest.mark.parametrize("count", [1, 2, 64, 65, 256, 1000])
+@pytest.mark.parametrize("poison", [[], [0], [-1]])
+async def test_only_what_ends_workers_fails(count: int, poison: list[int]) -> None:
+    poison = [i % count for i in poison]
+    worker = Worker(poison)
+    await retry_apart(entries(count), worker.run, tries=1)
+    assert worker.failed == [f"{i}" for i in poison]
+    assert sorted(map(int, worker.answered)) == [i for i in range(count) if i not in poison]
+    assert worker.deaths <= len(poison) * (1 if count <= 64 else 2)
+    assert worker.runs <= max(64, 2.2 * count**0.5 + 2)
+
+
+async def test_several_that_end_workers() -> None:
+    worker = Worker([3, 4, 99])
+    await retry_apart(entries(100), worker.run, tries=2)
+    assert worker.failed == ["3", "4", "99"]
+    assert len(worker.answered) == 97
+
+
+@pytest.mark.parametrize("count", [3, 100])
+async def test_a_worker_that_dies_of_something_else_costs_no_request(count: int) -> None:
+    worker = Worker([], dies_anyway=1)
+    await retry_apart(entries(count), worker.run, tries=2)
+    assert worker.failed == []
+    assert len(worker.answered) == count
+
+
+@pytest.mark.parametrize(
+    ("retries", "restarts", "tries"), [(3, 2, 1), (3, 5, 2), (3, 9, 4), (0, 9, 1), (3, 0, 1)]
+)
+def test_tries_alone_leave_restarts_for_others(retries: int, restarts: int, tries: int) -> None:
+    config = Config()
+    batch, engine = (
+        replace(config.batch, retries=retries),
+        replace(config.engine, restarts=restarts),
+    )
+    assert tries_alone(replace(config, batch=batch, engine=engine)) == tries
+
+
+def test_groups_hold_every_suspect_once() -> None:
+    for count in (0, 1, 64, 65, 100, 257):
+        parts = groups(entries(count))
+        assert [entry for part in parts for entry in part] == entries(count)
+
+
+@pytest.mark.parametrize("topology", ["aggregated", "disaggregated"])
+def test_neighbours_of_a_request_that_ends_its_worker_are_answered(
+    tmp_path: Path, topology: str
+) -> None:
+    ids = write_prompts(tmp_path / "prompts.jsonl", 6)
+    rows = (tmp_path / "prompts.jsonl").read_text().splitlines()
+    rows.insert(2, json.dumps({"custom_id": "poison", "prompt": POISON, "max_tokens": 8}))
+    (tmp_path / "prompts.jsonl").write_text("\n".join(rows))
+    words = (f"engine.args.fail-on-text={json.dumps(POISON)}", f"topology={topology}")
+    argv = ("batch", *SIMULATOR, "input=prompts.jsonl", *words, "engine.args.time-scale=20")
+    done = hpc_dynamo(*argv, cwd=tmp_path)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "1 request of 7 failed" in done.stderr
+    run = tmp_path / "runs/prompts"
+    assert list(answers(run / "output.jsonl")) == ids
+    assert results_on_disk(run) == 7
+    (row,) = map(json.loads, (run / "errors.jsonl").read_text().splitlines())
+    assert (row["custom_id"], row["error"]["final"]) == ("poison", False)
+    assert "a worker died while it had this request" in row["error"]["message"]
+    status = latest(run).status()
+    assert status
+    assert status.phase == "done"
+
+
+def test_exit_codes_tell_what_was_answered(tmp_path: Path) -> None:
+    """0 all, 4 some, 3 none; and the same when there is nothing left to do."""
+    refused = {"custom_id": "refused", "prompt": "x", "temperature": -1}
+    (tmp_path / "none.jsonl").write_text(json.dumps(refused))
+    write_prompts(tmp_path / "some.jsonl", 1)
+    with (tmp_path / "some.jsonl").open("a") as file:
+        file.write(json.dumps(refused))
+    for name, code in {"none": 3, "some": 4}.items():
+        for _ in range(2):
+            done = hpc_dynamo("batch", *SIMULATOR, f"input={name}.jsonl", cwd=tmp_path)
+            assert done.returncode == code, done.stdout + done.stderr
+    assert "nothing to do" in done.stdout
+    assert "1 request of 2 failed" in done.stdout

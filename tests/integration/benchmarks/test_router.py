@@ -1,0 +1,66 @@
+"""benchmarks.router on a trace of a few requests, without its peer."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.router_workload import BLOCK, OF_A_KIND, Engines, long_prompts, read
+from hpc_dynamo.kv.events import Removed, Stored, decode
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    """Two conversations of two turns, one of them with a prompt of more than 8,000 tokens."""
+    turns = [[0, 1], [0, 2], [0, 1, 3], [0, 2, *range(10, 30)]]
+    file = tmp_path / "trace.jsonl"
+    rows = [{"timestamp": 0, "output_length": 40, "hash_ids": ids} for ids in turns]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def ran(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.router", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_it_prints_a_table_of_the_trace_and_one_of_a_full_index(trace: Path) -> None:
+    done = ran("--quick", "--trace", str(trace), "--sides", "hpc-dynamo")
+    assert done.returncode == 0, done.stderr
+    found = [line for line in done.stdout.splitlines() if "share of the blocks found" in line]
+    assert [line.split()[-2] for line in found] == ["1.00", "1.00"]
+    assert "events of prompts, batches/s" in done.stdout
+    assert "bytes a block (resident)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--sides", "nobody"], "hpc-dynamo"),
+        (["--sides", "hpc-dynamo", "--trace", "/nowhere"], "--trace FILE"),
+    ],
+)
+def test_what_is_wrong_is_said(words: list[str], said: str) -> None:
+    done = ran(*words)
+    assert done.returncode
+    assert said in done.stderr
+
+
+def test_engines_publish_what_they_did_not_have(trace: Path) -> None:
+    engines, requests = Engines(read(trace, 0), 1), read(trace, 0)
+    batches = [*engines.prompts()]
+    assert [b.blocks // OF_A_KIND for b in batches] == [2, 1, 1, 20]
+    stored = [event for b in batches for event in decode(b.payload).events]
+    assert [type(event) for event in stored] == [Stored] * 4
+    first, second, third, _ = (e for e in stored if isinstance(e, Stored))
+    assert first.parent_block_hash is None
+    assert second.parent_block_hash == first.block_hashes[OF_A_KIND - 1]
+    assert third.parent_block_hash == first.block_hashes[-1]
+    assert len(first.token_ids) == len(first.block_hashes) * BLOCK
+    assert len([*engines.answers()]) == 4 * (40 // BLOCK)
+    gone = [e for b in engines.evictions() for e in decode(b.payload).events]
+    keys = {key for event in gone if isinstance(event, Removed) for key in event.block_hashes}
+    assert len(keys) == len(gone) == 24 * OF_A_KIND
+    assert len(long_prompts(requests)) == 1

@@ -1,0 +1,132 @@
+"""Ctrl-C and `stop`: a cancel is reported as such, at once, with exit code 130 or 0."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hpc_dynamo.cli.cancel import Cancel
+from hpc_dynamo.cli.console import OUT
+from tests.support.runs import SIMULATOR, hpc_dynamo, latest, until, write_prompts
+from tests.support.terminal import (
+    Call,
+    end,
+    ends,
+    going_on,
+    new_run,
+    on_a_terminal,
+    printed,
+    rest_of,
+)
+
+BATCH = ("batch", *SIMULATOR, "input=p.jsonl", "engine.args.time-scale=30")
+SOON_S = 30.0
+
+
+@pytest.mark.parametrize("when", ["is local job", "starting", r"\d+/400 running"])
+def test_ctrl_c_in_each_phase_of_a_batch(when: str, tmp_path: Path) -> None:
+    write_prompts(tmp_path / "p.jsonl", 400, max_tokens=64)
+    with on_a_terminal(BATCH, tmp_path, columns=80) as batch:
+        batch.expect(when, timeout=90)
+        pressed = time.monotonic()
+        batch.sendintr()
+        said = rest_of(batch)
+        assert ends(batch) == 130
+    assert time.monotonic() - pressed < SOON_S
+    assert "stopping the job" in said
+    assert "ended: stopped" in said
+    for word in ("Traceback", "error", "killed", "without reporting"):
+        assert word not in said, said
+
+
+def test_a_second_ctrl_c_leaves_without_waiting(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "p.jsonl", 400, max_tokens=64)
+    with on_a_terminal(BATCH, tmp_path, columns=80) as batch:
+        batch.expect(r"\d+/400 running", timeout=90)
+        batch.sendintr()
+        batch.expect_exact("press Ctrl-C again")
+        batch.sendintr()
+        assert "Traceback" not in rest_of(batch)
+        assert ends(batch) == 130
+    until("the job's own end", latest(tmp_path / "runs/p").outcome)
+
+
+def test_stop_ends_with_zero_and_its_batch_with_one(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "p.jsonl", 400, max_tokens=64)
+    with on_a_terminal(BATCH, tmp_path, columns=80) as batch:
+        batch.expect(r"\d+/400 running", timeout=90)
+        done = hpc_dynamo("stop", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "stopped while running" in done.stdout
+        assert "stopped while running" in rest_of(batch)
+        assert ends(batch) == 1
+
+
+def test_stop_prefers_what_runs(tmp_path: Path, call: Call) -> None:
+    """The newest run is a finished batch; an older endpoint still runs."""
+    serving = new_run(tmp_path / "runs" / "srv")
+    finished = new_run(tmp_path / "runs" / "newer")
+    end(finished)
+    later = time.time() + 10
+    os.utime(finished.path.parent, (later, later))
+    with going_on(serving):
+        said = printed(call("stop"))
+    assert said.endswith(f"{serving.run.path}: stopped; run the same command again\n"), said
+    assert f"{finished.run.path} is not running" in printed(call("stop"))
+
+
+def test_a_signal_while_a_job_is_submitted_stops_it_afterwards() -> None:
+    stopped = list[str]()
+    with Cancel(OUT) as cancel:
+        signal.raise_signal(signal.SIGINT)  # sbatch runs
+        assert cancel.by_ctrl_c
+        assert stopped == []
+        cancel.stops(lambda: stopped.append("job 1"))
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert stopped == ["job 1"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_sigterm_is_no_ctrl_c() -> None:
+    with Cancel(OUT) as cancel:
+        cancel.stops(lambda: None)
+        signal.raise_signal(signal.SIGTERM)
+        assert cancel.asked
+        assert not cancel.by_ctrl_c
+
+
+@pytest.mark.parametrize("words", [["status", "srv"], ["logs", "srv"], ["status", "name=srv"]])
+def test_a_run_by_its_bare_name(words: list[str], tmp_path: Path, call: Call) -> None:
+    attempt = new_run(tmp_path / "elsewhere" / "srv")
+    attempt.agent_log(0).write_text("a line\n")
+    said = printed(call(*words, f"runs={tmp_path}/elsewhere"))
+    assert str(attempt.run.path) in said
+    with_default = new_run(tmp_path / "runs" / "srv")
+    assert str(with_default.run.path) in printed(call(*words))
+
+
+def test_a_name_that_is_no_run_lists_absolute_paths(tmp_path: Path, call: Call) -> None:
+    new_run(tmp_path / "runs" / "srv")
+    done = call("status", "svr")
+    assert f"{tmp_path}/runs/svr is not a run" in done.stderr
+    assert "known: srv" in done.stderr
+    os.chdir(tmp_path.parent)
+    assert f"{tmp_path.parent}/runs holds no run" in call("status").stderr
+
+
+def test_ignored_interrupts_stay_ignored(tmp_path: Path) -> None:
+    """As for a command that a script starts with `&`."""
+    code = "trap '' INT; echo ready; \"$0\" -m hpc_dynamo plan engine=simulator & wait"
+    argv = ["sh", "-c", code, sys.executable]
+    with subprocess.Popen(
+        argv, cwd=tmp_path, stdout=subprocess.PIPE, start_new_session=True
+    ) as shell:
+        assert shell.stdout
+        assert shell.stdout.readline() == b"ready\n"
+        os.killpg(shell.pid, signal.SIGINT)
+        assert b"prefill" in shell.communicate(timeout=60)[0]

@@ -1,0 +1,217 @@
+"""The demo: its prompts, and the installer's resuming, locking and errors (nothing is fetched)."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from hpc_dynamo.batch.requests import scan
+from hpc_dynamo.cli.compose import compose
+from hpc_dynamo.config import Kind, Launcher
+from hpc_dynamo.demo import reduce_busy_wait
+from hpc_dynamo.demo.__main__ import PROMPTS, answers, batch_argv
+from hpc_dynamo.demo.provision import Provisioned
+from hpc_dynamo.demo.steps import Progress, Step, exclusive, need_disk, run
+from hpc_dynamo.errors import HpcDynamoError
+
+
+def python(code: str, *args: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", code, *args)
+
+
+def note(file: Path, word: str) -> Step:
+    """A step that appends a word to a file, so that a test sees what ran and how often."""
+    code = "import sys; print(sys.argv[2], file=open(sys.argv[1], 'a'))"
+    return Step(word, (python(code, str(file), word),))
+
+
+def words(file: Path) -> list[str]:
+    return file.read_text().split()
+
+
+def test_prompts_are_a_batch_of_real_questions() -> None:
+    requests = [json.loads(line) for line in PROMPTS.read_text().splitlines()]
+    assert len(requests) >= 24
+    for request in requests:
+        assert request["method"] == "POST"
+        assert request["url"] == "/v1/chat/completions"
+        assert request["body"]["temperature"] == 0
+        assert "model" not in request["body"]
+    shared = [r["body"]["messages"][0]["content"] for r in requests if "school" in r["custom_id"]]
+    assert len(shared) >= 5
+    assert len(set(shared)) == 1, "a system prompt that is not shared reuses no prefix"
+    assert len(shared[0].split()) > 128, "shorter than a block of vLLM's cache"
+
+
+def test_the_batch_verb_takes_the_prompts() -> None:
+    assert len(scan(PROMPTS).entries) == len(PROMPTS.read_text().splitlines())
+
+
+@pytest.mark.parametrize("folder", ["plain", "with space", "o'clock", "a=b, c"])
+def test_the_batch_command_composes(folder: str) -> None:
+    engine = Provisioned(Path("/cache") / folder / "python", Path("/cache") / folder / "model")
+    verb, *overrides = batch_argv(engine, ["topology.prefill.workers=2"])
+    config = compose(overrides)
+    assert verb == "batch"
+    assert config.engine.python == str(engine.python)
+    assert config.model.path == str(engine.model)
+    assert config.topology.kind is Kind.disaggregated
+    assert config.topology.prefill.workers == 2
+    assert config.cluster.launcher is Launcher.local
+    assert config.input == str(PROMPTS)
+
+
+def test_answers_are_shown_with_their_questions(tmp_path: Path) -> None:
+    output = tmp_path / "output.jsonl"
+    body = {"choices": [{"message": {"content": "Paris."}}]}
+    line = {"custom_id": "plain-01", "response": {"status_code": 200, "body": body}}
+    output.write_text(json.dumps(line) + "\n")
+    assert list(answers(output)) == [("What is the capital of France?", "Paris.")]
+
+
+def test_finished_steps_do_not_run_again(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    plan = [note(seen, "one"), note(seen, "two")]
+    run(plan, tmp_path, Progress())
+    run(plan, tmp_path, Progress())
+    assert words(seen) == ["one", "two"]
+
+
+def test_a_failed_step_is_where_the_next_run_goes_on(tmp_path: Path) -> None:
+    seen, switch = tmp_path / "seen", tmp_path / "switch"
+    needs = Step("needs", (python("import sys; open(sys.argv[1])", str(switch)),))
+    plan = [note(seen, "one"), needs, note(seen, "three")]
+    with pytest.raises(HpcDynamoError, match=r"needs ended with exit code 1: .*switch") as e:
+        run(plan, tmp_path, Progress())
+    assert e.value.log == tmp_path / "needs.log"
+    assert "goes on at this step" in e.value.hint
+    assert words(seen) == ["one"]
+    switch.touch()
+    run(plan, tmp_path, Progress())
+    assert words(seen) == ["one", "three"]
+
+
+def test_a_changed_step_runs_again_with_all_that_follow(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    run([note(seen, "one"), note(seen, "two"), note(seen, "three")], tmp_path, Progress())
+    changed = Step("two", (*note(seen, "two").commands, python("pass")))
+    run([note(seen, "one"), changed, note(seen, "three")], tmp_path, Progress())
+    assert words(seen) == ["one", "two", "three", "two", "three"]
+
+
+def test_the_interpreter_that_installs_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, other = tmp_path / "seen", os.path.realpath(sys.executable)
+    assert other != sys.executable, "this test needs an interpreter that is reached by a link"
+    run([note(seen, "one")], tmp_path, Progress())
+    monkeypatch.setattr(sys, "executable", other)
+    run([note(seen, "one")], tmp_path, Progress())
+    assert words(seen) == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("OSError: [Errno 28] No space left on device", "HPC_DYNAMO_CACHE"),
+        ("Failed to establish a new connection: [Errno -2]", "PIP_INDEX_URL"),
+        ("No matching distribution found for torch==2.13.0+cpu", "HPC_DYNAMO_TORCH_ARGS"),
+        ("ensurepip is not available", "python3-venv"),
+    ],
+)
+def test_a_failure_says_what_to_try(tmp_path: Path, said: str, hint: str) -> None:
+    step = Step("pip", (python("import sys; sys.exit(sys.argv[1])", said),))
+    with pytest.raises(HpcDynamoError) as e:
+        run([step], tmp_path, Progress())
+    assert said in e.value.message
+    assert hint in e.value.hint
+
+
+def test_a_step_that_hangs_is_ended(tmp_path: Path) -> None:
+    sleeper = tmp_path / "pid"
+    code = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+    step = Step("hang", (python(code, str(sleeper)),), limit_s=0.5)
+    with pytest.raises(HpcDynamoError, match="hang did not end in time"):
+        run([step], tmp_path, Progress())
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(sleeper.read_text()), 0)
+
+
+def test_a_log_gets_a_line_now_and_then(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code = "import time; print('50%\\rhalf done', flush=True); time.sleep(0.9)"
+    run([Step("slow", (python(code),))], tmp_path, Progress(period_s=0.2))
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0].endswith("1/1 slow")
+    assert any(line.endswith("1/1 slow: half done") for line in lines[1:-1])
+    assert "1/1 slow: done in 1 s" in lines[-1]
+
+
+def test_a_full_disk_is_told_before_anything_is_fetched(tmp_path: Path) -> None:
+    need_disk(tmp_path / "not" / "there" / "yet", 0.0)
+    with pytest.raises(HpcDynamoError, match=r"GB free, the engine needs 1000000\.0 GB") as e:
+        need_disk(tmp_path, 1e6)
+    assert "HPC_DYNAMO_CACHE" in e.value.hint
+
+
+HOLD = """
+import subprocess, sys
+from pathlib import Path
+from hpc_dynamo.demo.steps import Progress, Step, exclusive, run
+folder = Path(sys.argv[1])
+child = "import sys, time; open(sys.argv[1], 'w').close(); time.sleep(float(sys.argv[2]))"
+with exclusive(folder, Progress()):
+    step = Step("hold", ((sys.executable, "-c", child, str(folder / "held"), sys.argv[2]),))
+    run([step], folder, Progress())
+"""
+
+
+def holder(folder: Path, seconds: float) -> "subprocess.Popen[bytes]":
+    """Another process that installs; returns once its command runs."""
+    process = subprocess.Popen(python(HOLD, str(folder), str(seconds)), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 20
+    while not (folder / "held").exists():
+        assert time.monotonic() < deadline, "the other process did not start its command"
+        time.sleep(0.02)
+    return process
+
+
+def test_the_lock_outlives_a_killed_installer_until_its_command_ends(tmp_path: Path) -> None:
+    other = holder(tmp_path, 1.0)
+    other.kill()
+    other.wait()
+    with pytest.raises(HpcDynamoError, match="was not free"), exclusive(tmp_path, Progress(), 0.1):
+        pass
+    with exclusive(tmp_path, Progress(), 20):
+        pass
+
+
+def test_two_installers_take_turns(tmp_path: Path) -> None:
+    other = holder(tmp_path, 0.5)
+    with exclusive(tmp_path, Progress(), 20):
+        assert (tmp_path / "hold.done").exists(), "the other one was not finished"
+    assert other.wait(timeout=10) == 0
+
+
+def installed(site: Path, texts: Sequence[str]) -> None:
+    for (name, *_), text in zip(reduce_busy_wait.EDITS, texts, strict=True):
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(text)
+
+
+def test_busy_loops_are_edited_once(tmp_path: Path) -> None:
+    installed(tmp_path, [f"before\n{old}after\n" for _, old, _ in reduce_busy_wait.EDITS])
+    reduce_busy_wait.tame(tmp_path)
+    reduce_busy_wait.tame(tmp_path)
+    for name, _, new in reduce_busy_wait.EDITS:
+        assert (tmp_path / name).read_text() == f"before\n{new}after\n"
+
+
+def test_an_unknown_version_is_not_edited_blindly(tmp_path: Path) -> None:
+    installed(tmp_path, ["something else\n"] * len(reduce_busy_wait.EDITS))
+    with pytest.raises(SystemExit, match="does not have this line once"):
+        reduce_busy_wait.tame(tmp_path)

@@ -1,0 +1,434 @@
+"""The doctor finds what is really wrong: faults planted in processes, files and sockets."""
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from hpc_dynamo.config import Config, Container, ContainerKind, Device, Engine
+from hpc_dynamo.doctor import analysis, connectivity
+from hpc_dynamo.doctor import facts as look
+from hpc_dynamo.doctor.checks import CLOCK_S, FULL, QUICK, clock_off, examine
+from hpc_dynamo.doctor.coordinator import CODEC, Lead, Meeting, control, report_file, token
+from hpc_dynamo.doctor.nixl_endpoint import end
+from hpc_dynamo.doctor.preflight import refuse
+from hpc_dynamo.doctor.records import (
+    Examined,
+    Facts,
+    Finding,
+    Level,
+    Link,
+    Met,
+    Over,
+    Pull,
+    Report,
+)
+from hpc_dynamo.errors import KvTransferError, LaunchError
+from hpc_dynamo.messages import NodeRecord, Roster
+from hpc_dynamo.run import Attempt, write_json
+from hpc_dynamo.wire import Client, Server
+from tests.support.runs import hpc_dynamo, latest, write_prompts
+
+LOCAL = ("engine=simulator", "cluster.launcher=local")
+HERE = "127.0.0.1"
+HEALTHY = Facts(host="n1", shm_free=8 << 30, tmp_free=8 << 30, nofile=65536, memlock=-1)
+# In a process of its own, whose limits, mounts and variables are the planted fault.
+PREPARE = """
+import msgspec, subprocess, sys
+from hpc_dynamo.config import Config
+from hpc_dynamo.doctor.checks import FULL, examine
+from hpc_dynamo.doctor.facts import listed, quick
+"""
+LOOK = f"""
+{PREPARE}
+facts = msgspec.structs.replace(quick(Config(), 2, "127.0.0.1", "n1"), gpus_listed=listed())
+sys.stdout.write(msgspec.json.encode(examine(facts, FULL)).decode())
+"""
+
+
+def looked(before: str = "true", **env: str) -> list[Finding]:
+    """What is found by a process that a shell started after `before`."""
+    argv = ["sh", "-c", f'{before} && exec "$0" -c "$1"', sys.executable, LOOK]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "0,1", **env}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return msgspec.json.decode(done.stdout, type=list[Finding])
+
+
+def faults(found: list[Finding]) -> dict[str, str]:
+    return {f.check: f.what for f in found if f.level is Level.fault}
+
+
+def report(folder: Path, *words: str) -> tuple[int, Report, str]:
+    file = folder / "found.json"
+    done = hpc_dynamo("doctor", *LOCAL, *words, "--json", str(file), cwd=folder)
+    assert file.exists(), done.stdout + done.stderr
+    return done.returncode, msgspec.json.decode(file.read_bytes(), type=Report), done.stdout
+
+
+def test_a_healthy_machine_has_no_fault(tmp_path: Path) -> None:
+    code, found, shown = report(tmp_path, "topology.nodes=3")
+    assert code == 0, shown
+    assert "healthy" in shown
+    assert len(found.links) == 6
+    assert all(each.gb_s > 0 and each.latency_us > 0 and each.transport for each in found.links)
+    assert not faults(list(found.findings))
+
+
+def test_a_healthy_process_has_no_fault() -> None:
+    assert faults(looked()) == {}
+
+
+def test_few_open_files() -> None:
+    assert "at most 512 open files" in faults(looked("ulimit -n 512"))["ulimits"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+@pytest.mark.parametrize("folder", ["/dev/shm", "/tmp"])
+def test_a_small_memory_file_system(folder: str) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "small", folder]
+    # Before that it has read all it needs: the interpreter may lie there.
+    code = f"{PREPARE}\nsubprocess.run({mount}, check=True)\n{LOOK}"
+    argv = ["unshare", "-m", sys.executable, "-c", code]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "0,1"}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60)
+    found = faults(msgspec.json.decode(done.stdout, type=list[Finding]))
+    assert found == {folder: f"{folder} has 1 MiB free"}, done.stderr
+
+
+def test_fewer_gpus_than_the_plan_needs() -> None:
+    found = faults(looked(CUDA_VISIBLE_DEVICES="0"))
+    assert found == {"GPUs": "1 GPUs are visible (0) of 2"}
+
+
+def test_a_local_run_is_told_the_number_of_the_plan_and_no_field_of_slurm(tmp_path: Path) -> None:
+    words = ("topology=aggregated", "topology.aggregated.workers=2", "cluster.gpus_per_node=4")
+    done = hpc_dynamo("plan", *LOCAL, "engine.device=cuda", *words, cwd=tmp_path)
+    assert "0,1" not in done.stdout  # two workers of one GPU each
+    _, found, _ = report(tmp_path, "engine.device=cuda", *words)
+    (fault,) = (f for f in found.findings if f.check == "GPUs")
+    assert "of 2" in fault.what
+    assert fault.why == "the layout needs 2 GPUs on this node"
+    assert "slurm" not in fault.fix
+
+
+def test_local_advice_names_no_field_of_slurm() -> None:
+    broken = msgspec.structs.replace(HEALTHY, gpus_wanted=2, nofile=9, engine_error="no vllm")
+    slurm = [f.fix for f in examine(broken, FULL)]
+    local = [f.fix for f in examine(msgspec.structs.replace(broken, local=True), FULL)]
+    assert [("slurm" in a, "slurm" in b) for a, b in zip(slurm, local, strict=True)] == [
+        (True, False)
+    ] * 3
+
+
+def test_gpus_that_the_driver_has_not_got(tmp_path: Path) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: one'\necho 'GPU 1: two'\n")
+    tool.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    assert faults(looked(PATH=path)) == {}
+    found = faults(looked(PATH=path, CUDA_VISIBLE_DEVICES="0,3"))
+    assert found == {"GPUs": "CUDA_VISIBLE_DEVICES names GPU 3, nvidia-smi lists 2"}
+
+
+def test_an_address_that_is_not_this_node_s() -> None:
+    found = examine(look.quick(Config(), 0, "192.0.2.1", "n1"), QUICK)
+    assert "192.0.2.1" in faults(list(found))["ports"]
+
+
+@pytest.mark.parametrize("check", ["true", "false"])
+def test_a_missing_model_fails_a_batch_before_its_engines(tmp_path: Path, check: str) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", 2, max_tokens=2)
+    words = ("input=prompts.jsonl", f"model.path={tmp_path}/nothing")
+    more = () if check == "true" else ("--no-preflight",)
+    done = hpc_dynamo("batch", *LOCAL, *words, *more, cwd=tmp_path)
+    if check == "false":
+        assert list(latest(tmp_path / "runs/prompts").logs.glob("worker-*.log"))
+        return
+    assert done.returncode == 3
+    assert not (tmp_path / "runs").exists()
+    assert f"model.path={tmp_path}/nothing is not there" in done.stderr
+    assert "try: a path on a shared disk" in done.stderr
+
+
+def test_the_doctor_s_faults_make_exit_code_1(tmp_path: Path) -> None:
+    """Of MPI two: nodes are to meet by it, and a worker over both is to be a world of it."""
+    shape = ("topology=aggregated", "topology.aggregated.tensor_parallel=2")
+    world = ("engine.args.start=mpi", "engine.args.dialect=trtllm", "engine.device=cuda")
+    mpi = ("cluster.bootstrap.method=mpi", "cluster.gpus_per_node=1")
+    code, found, shown = report(tmp_path, *shape, *world, *mpi, f"model.path={tmp_path}/nothing")
+    assert code == 1
+    seen = [(f.check, f.what) for f in found.findings if f.level is Level.fault]
+    assert f"{len(seen)} fault(s)" in shown
+    seen = [each for each in seen if each[0] != "GPUs"]  # which this machine may have
+    assert [check for check, _ in seen] == ["model", "MPI"] * 2 + ["MPI"]
+    assert "not started as an MPI rank" in seen[1][1]
+    assert "ranks of worker 0" in seen[-1][1]
+
+
+def test_an_interpreter_without_nixl_or_engine(tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    python = str(bare / "bin/python")
+    vllm = Engine(name="vllm", python=python)
+    assert look.engine_error(vllm) == f"no module vllm for {python}"
+    missing = look.engine_error(replace(vllm, python=f"{bare}/none"))
+    assert "cannot be run: No such file" in missing
+    (tmp_path / "vllm.py").touch()
+    assert look.engine_error(replace(vllm, env={"PYTHONPATH": str(tmp_path)})) == ""
+    here = {"PYTHONPATH": str(Path(look.__file__).parents[2])}
+    ours = look.engine_error(Engine(name="simulator", python=python, env=here))
+    assert "no module hpc_dynamo with msgspec" in ours, "it is not enough that it sees the package"
+    code, found, _ = report(tmp_path, f"engine.python={python}")
+    assert code == 1
+    assert {"engine", "NIXL"} <= faults(list(found.findings)).keys()
+
+
+def test_an_engine_in_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its interpreter is not there outside, and need not be."""
+    image = tmp_path / "vllm.sif"
+    box = Container(kind=ContainerKind.apptainer, image=str(image))
+    engine = Engine(name="vllm", python="/in/the/image", container=box)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert look.engine_error(engine) == "apptainer is not on PATH"
+    (tmp_path / "apptainer").touch(mode=0o755)
+    assert look.engine_error(engine) == f"engine.container.image={image} is not there"
+    image.touch()
+    assert look.engine_error(engine) == ""
+    engine = replace(engine, container=replace(box, kind=ContainerKind.pyxis))
+    assert look.engine_error(engine).startswith("srun cannot be run: ")
+    srun = tmp_path / "srun"
+    srun.write_text("#!/bin/sh\necho '--container=path  of an OCI bundle'\n")
+    srun.chmod(0o755)
+    assert look.engine_error(engine).startswith("srun has no --container-image")
+    srun.write_text("#!/bin/sh\necho '--container-image=[USER@][REGISTRY#]IMAGE[:TAG]|PATH'\n")
+    assert look.engine_error(engine) == ""
+    without = msgspec.structs.replace(HEALTHY, nixl_error="no NIXL", contained=True)
+    assert [f.level for f in examine(without, FULL)] == [Level.warning]
+
+
+def test_a_run_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    assert look.run_error(tmp_path) == ""
+    assert list(tmp_path.iterdir()) == []
+    error = look.run_error(Path("/proc/self"))  # not even by root
+    assert "/proc/self cannot be written" in error
+    broken = msgspec.structs.replace(HEALTHY, run_error=error)
+    assert faults(list(examine(broken, FULL))) == {"run folder": error}
+
+
+async def test_a_closed_port_and_a_wrong_clock() -> None:
+    async def tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1):
+            writer.write(connectivity.CLOCK.pack(time.time() + 100))
+        writer.close()
+
+    closed = socket.create_server((HERE, 0))
+    port = closed.getsockname()[1]
+    closed.close()
+    async with await asyncio.start_server(tell, HERE, 0) as head, connectivity.listen(HERE) as good:
+        ports = (head.sockets[0].getsockname()[1], port, good)
+        peers = [Examined(node=n, address=HERE, port=p, facts=HEALTHY) for n, p in enumerate(ports)]
+        met = await connectivity.meet(
+            2, [*peers, Examined(node=3, address=HERE, port=good, facts=HEALTHY)]
+        )
+    found = analysis.meetings(["head", "shut", "me", "other"], [met])
+    assert met.unreachable.keys() == {1}
+    assert {f.check for f in found} == {"ports", "clock"}
+    assert all(f.host == "me" for f in found)
+    assert "a port of shut cannot be reached" in str(found[0])
+    assert "its clock is 100.0 s behind" in str(found[1])
+
+
+async def test_a_nixl_peer_that_dies() -> None:
+    config = Config(engine=Engine(device=Device.cpu))
+    async with end("one", config, HERE) as one, end("two", config, HERE) as two:
+        pull = Pull(peer=1, metadata=two.metadata)
+        good = await one.measure(0, pull)
+        assert good.error == ""
+        assert good.gb_s > 0
+        assert "lo" in good.transport
+        os.kill(two.pid, 9)
+        dead = await one.measure(0, pull)
+        gone = await two.measure(1, Pull(peer=0, metadata=one.metadata))
+    assert "failed" in dead.error or "could not be added" in dead.error
+    assert "NIXL's process here ended" in gone.error
+    found = analysis.links(["a", "b"], [dead, gone])
+    assert [f.host for f in found] == ["a", "b"]
+    assert "the link from b is dead" in found[0].what
+
+
+async def test_a_pull_that_is_held_up_is_not_how_quick_a_link_is() -> None:
+    """As on a busy machine, whose other end does not get to run for a while."""
+    config = Config(engine=Engine(device=Device.cpu))
+    async with end("one", config, HERE) as one, end("two", config, HERE) as two:
+        pull = Pull(peer=1, metadata=two.metadata)
+        good = await one.measure(0, pull)
+        os.kill(two.pid, signal.SIGSTOP)
+        again = asyncio.create_task(one.measure(0, pull))
+        await asyncio.sleep(0.5)  # that is the fault: the first pull takes so long
+        os.kill(two.pid, signal.SIGCONT)
+        held_up = await again
+    assert held_up.gb_s > good.gb_s / 20  # of that pull it was a thousandth
+
+
+async def answered(attempt: Attempt, scripts: dict[tuple[int, int], list[Link]]) -> Report:
+    """What a lead makes of three nodes, each of whose links is measured as its script has it."""
+    keys = attempt.run.secrets().keys
+    server = Server(HERE, keys, CODEC)
+    write_json(control(attempt), Meeting(endpoint=server.endpoint))
+    healthy = msgspec.structs.replace(HEALTHY, run_token=token(attempt))
+
+    async def node(number: int) -> None:
+        client = Client(server.endpoint, keys, CODEC)
+        me = Examined(node=number, address=HERE, port=1, facts=healthy, metadata=(b"x",))
+        await client.send(me)
+        while not isinstance(message := await client.receive(60), Over):
+            if isinstance(message, Pull):
+                await client.send(scripts[number, message.peer].pop(0))
+            else:
+                await client.send(Met(node=number, ahead_s=0.0, unreachable={}))
+        client.close()
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(3):
+            group.create_task(node(number))
+        await Lead(attempt, HOSTS, server).run()
+    return msgspec.json.decode(report_file(attempt).read_bytes(), type=Report)
+
+
+def measured(node: int, peer: int, *rates: float) -> list[Link]:
+    """A rate of 0 is a dead link."""
+    return [Link(node=node, peer=peer, gb_s=r, error="" if r else "no answer") for r in rates]
+
+
+async def test_links_in_doubt_are_measured_again(attempt: Attempt) -> None:
+    """Alone, so what is usual rises with them, and what once was usual may be in doubt."""
+    scripts = {
+        (0, 1): measured(0, 1, 0.01, 0.9),
+        (0, 2): measured(0, 2, 0.0, 0.9),
+        (1, 0): measured(1, 0, 0.2, 0.9),
+        (1, 2): measured(1, 2, 0.2, 0.0, 0.8),
+        (2, 0): measured(2, 0, 0.0, 0.0),
+        (2, 1): measured(2, 1, 0.05, 0.04, 0.06),
+    }
+    found = await answered(attempt, scripts)
+    assert [f.what for f in found.findings] == [
+        "the link from a is dead: no answer (measured 2 times)",
+        "the link from b is slow: 0.060 GB/s where 0.900 is usual (measured 3 times)",
+    ]
+    assert not any(scripts.values()), "all that was planted was seen"
+    assert [
+        (link.times, link.gb_s) for link in found.links if (link.node, link.peer) == (1, 2)
+    ] == [(3, 0.8)]
+
+
+async def test_nixl_that_does_not_start(tmp_path: Path) -> None:
+    config = Config(engine=Engine(device=Device.cpu, env={"UCX_TLS": "nonsense"}))
+    with pytest.raises(KvTransferError, match="did not start"):
+        async with end("one", config, HERE):
+            pass
+
+
+def links(*rates: tuple[int, int, float]) -> list[Link]:
+    return [Link(node=n, peer=p, gb_s=r, transport="rc_mlx5/mlx5_0:1") for n, p, r in rates]
+
+
+HOSTS = ["a", "b", "c"]
+Planted = tuple[list[Link], set[tuple[str, str]]]
+SLOW: dict[str, Planted] = {
+    "even": (links((0, 1, 9), (1, 0, 10), (0, 2, 8), (2, 0, 9), (1, 2, 9), (2, 1, 10)), set()),
+    "one link": (links((0, 1, 1), (1, 0, 10), (0, 2, 8), (2, 0, 9), (1, 2, 9)), {("a", "b")}),
+    "one node": (
+        links((0, 1, 9), (1, 0, 10), (0, 2, 1), (2, 0, 1), (1, 2, 1), (2, 1, 1)),
+        {("a", "c"), ("c", "a"), ("b", "c"), ("c", "b")},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SLOW)
+def test_slow_links_are_named_with_what_ucx_chose(case: str) -> None:
+    measured, slow = SLOW[case]
+    found = analysis.links(HOSTS, measured)
+    assert {(f.host, f.what.split()[3]) for f in found} == slow
+    assert all("over rc_mlx5/mlx5_0:1 is slow: 1.000 GB/s" in f.what for f in found)
+
+
+CLOCKS: dict[str, tuple[float, float, float, bool]] = {
+    "in order": (100.0, 90.0, 110.0, False),
+    "from the future": (100.0, 90.0, 100.0 - 2 * CLOCK_S, True),
+    "started before it was submitted": (100.0, 100.0 + 2 * CLOCK_S, 200.0, True),
+    "not known when submitted": (100.0, 0.0, 110.0, False),
+}
+
+
+@pytest.mark.parametrize("case", CLOCKS)
+def test_preflight_judges_clocks_by_order(case: str) -> None:
+    started_at, submitted_at, now, wrong = CLOCKS[case]
+    record = NodeRecord(node=0, host="n1", address=HERE, pid=1, log="", started_at=started_at)
+    roster = Roster(nodes=(record,), method="tcp", seconds=0.1)
+    expected = pytest.raises(LaunchError, match="n1: its clock is 10") if wrong else nullcontext()
+    with expected:
+        refuse(roster, submitted_at, now)
+
+
+def test_small_differences_of_clocks_are_fine() -> None:
+    assert clock_off(CLOCK_S / 2) is None
+
+
+def test_nodes_that_never_came_are_named(tmp_path: Path) -> None:
+    came = [Examined(node=0, address=HERE, port=1, facts=HEALTHY)]
+    found = analysis.absent(["a", "b"], came, tmp_path)
+    assert [(f.host, f.what) for f in found] == [("b", "it did not report")]
+
+
+def test_another_disk_under_the_same_name() -> None:
+    seen = [msgspec.structs.replace(HEALTHY, run_token=word) for word in ("x", "y")]
+    nodes = [Examined(node=i, address=HERE, port=1, facts=f) for i, f in enumerate(seen)]
+    assert [f.host for f in analysis.apart(["a", "b"], nodes, "x")] == ["b"]
+
+
+PLANTED: dict[str, tuple[Facts, str, Level]] = {
+    "rdma without locked memory": (
+        msgspec.structs.replace(HEALTHY, memlock=8 << 20, rdma_devices=("mlx5_0",)),
+        "at most 8 MiB of locked memory", Level.fault,
+    ),
+    "a slow disk": (
+        msgspec.structs.replace(HEALTHY, model_gb_s=0.05), "read at 50 MB/s", Level.warning,
+    ),
+    "tight shared memory": (
+        msgspec.structs.replace(HEALTHY, shm_free=512 << 20), "512 MiB free", Level.warning,
+    ),
+    "no MPI": (
+        msgspec.structs.replace(HEALTHY, mpi_error="no PMIx"), "no PMIx", Level.fault,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PLANTED)
+def test_what_cannot_be_planted_here(case: str) -> None:
+    facts, what, level = PLANTED[case]
+    (found,) = examine(facts, FULL)
+    assert what in found.what
+    assert (found.level, found.host) == (level, "n1")
+    assert found.why
+    assert found.fix
+
+
+@pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="this machine may have these GPUs")
+def test_gpus_that_only_we_have_named_are_not_visible(tmp_path: Path) -> None:
+    """The local launcher sets CUDA_VISIBLE_DEVICES by cluster.gpus_per_node itself."""
+    words = ("engine.device=cuda", "topology=aggregated", "cluster.gpus_per_node=4")
+    code, found, shown = report(tmp_path, *words)
+    assert code == 1
+    assert [node.facts.gpus_visible for node in found.nodes] == [()]
+    assert "4 of 4" not in shown

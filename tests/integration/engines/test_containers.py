@@ -1,0 +1,330 @@
+"""Engines in containers: the commands, what is refused, and whole runs with a stand-in program."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hpc_dynamo.config import (
+    Config,
+    Container,
+    ContainerKind,
+    Device,
+    Engine,
+    Model,
+    Pool,
+    Role,
+    Topology,
+    check,
+)
+from hpc_dynamo.engines import ENGINES, Command, Place, advice, contained, engine
+from hpc_dynamo.engines.vllm import GUARD
+from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.launch import mpi_rank
+from hpc_dynamo.launch.mpi_step import Step
+from hpc_dynamo.topology import Shard, Worker
+from tests.support import container_programs
+from tests.support.runs import SIMULATOR, each_once, hpc_dynamo, latest, write_prompts
+
+APPTAINER = Container(
+    kind=ContainerKind.apptainer,
+    image="/shared/vllm.sif",
+    mounts=("/scratch", "/data/hub:/hub:ro"),
+    options=("--writable-tmpfs",),
+)
+ENROOT = replace(APPTAINER, kind=ContainerKind.enroot, image="/shared/vllm.sqsh", options=("-r",))
+PYXIS = replace(ENROOT, kind=ContainerKind.pyxis, options=("--container-writable",))
+PLACE = Place(
+    Worker(3, Role.aggregated, (Shard(0, (0, 1)),)),
+    "10.0.0.7",
+    (5000, 5001),
+    ("2", "3"),
+    "secret-token",
+    events="/tmp/private",
+    folder="/runs/x/logs",
+)
+
+
+def config(container: Container, name: str = "vllm", **fields: object) -> Config:
+    return Config(
+        engine=Engine(name=name, container=container, **fields),  # type: ignore[arg-type]  # of Engine
+        model=Model(path="/shared/llama"),
+        topology=Topology(aggregated=Pool(workers=1)),
+    )
+
+
+def commands(c: Config) -> tuple[Command, Command]:
+    """What the engine is started by, without and with its container; in one it does not import from
+    the current folder, which Apptainer mounts."""
+    bare = engine(c.engine.name).command(c, PLACE)
+    whole = contained(c, PLACE, bare)
+    if c.engine.container.kind is ContainerKind.none:
+        return bare, whole
+    return replace(bare, env={"PYTHONSAFEPATH": "1", **bare.env}), whole
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_without_a_container_a_command_stays_what_it_is(name: str) -> None:
+    bare, whole = commands(config(Container(), name))
+    assert whole is bare
+    assert bare.argv[0] == sys.executable
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_apptainer(name: str) -> None:
+    bare, whole = commands(config(APPTAINER, name))
+    assert whole.argv == (
+        *("apptainer", "exec", "--cleanenv", "--no-eval", "--nv"),
+        f"--bind={GUARD}",
+        "--bind=/runs/x/logs",
+        "--bind=/tmp/private",
+        "--bind=/shared/llama",
+        "--bind=/scratch",
+        "--bind=/data/hub:/hub:ro",
+        *("--writable-tmpfs", "/shared/vllm.sif"),
+        *("python3", *bare.argv[1:]),
+    )
+    assert whole.env == {f"APPTAINERENV_{name}": value for name, value in bare.env.items()}
+    assert whole.env["APPTAINERENV_CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert whole.files == bare.files
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_enroot(name: str) -> None:
+    bare, whole = commands(config(ENROOT, name))
+    names = ("NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", *bare.env)
+    assert whole.argv == (
+        *("enroot", "start", "--rw", "--rc=/runs/x/logs/enroot-rc.sh"),
+        f"--mount={GUARD}",
+        "--mount=/runs/x/logs",
+        "--mount=/tmp/private",
+        "--mount=/shared/llama",
+        "--mount=/scratch",
+        "--mount=/data/hub:/hub:none:rbind,x-create=auto,ro",
+        *(f"--env={name}" for name in names),
+        *("-r", "/shared/vllm.sqsh", "python3", *bare.argv[1:]),
+    )
+    assert whole.files == {**bare.files, "enroot-rc.sh": 'exec "$@"\n'}
+    assert whole.env == {
+        "NVIDIA_VISIBLE_DEVICES": "all",
+        "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
+        "ENROOT_LOGIN_SHELL": "no",
+        **bare.env,
+    }
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_pyxis(name: str) -> None:
+    bare, whole = commands(config(PYXIS, name))
+    env = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
+    names = ",".join(n for n in (*env, *bare.env) if n != "CUDA_VISIBLE_DEVICES")
+    ours = (
+        mpi_rank.__file__,
+        str(GUARD),
+        "/runs/x/logs",
+        "/tmp/private",
+        "/shared/llama",
+        "/scratch",
+    )
+    assert whole.box == (
+        f"--export=HOME,{names}",
+        "--container-image=/shared/vllm.sqsh",
+        f"--container-mounts={','.join(f'{path}:{path}' for path in ours)},/data/hub:/hub:ro",
+        f"--container-env={names}",
+        "--no-container-mount-home",
+        "--no-container-entrypoint",
+        "--container-writable",
+    )
+    assert whole.argv == ("python3", *bare.argv[1:])
+    assert whole.env == env | dict(bare.env)
+    assert whole.files == bare.files
+
+
+def test_under_pyxis_an_engine_is_a_step_of_its_own_on_its_node() -> None:
+    _, whole = commands(config(PYXIS, python="/env/bin/python"))
+    step = Step(PLACE.worker, 0, whole.box)
+    c = config(PYXIS, python="/env/bin/python")
+    argv = step.line(c, whole.argv, ["n1"], "--mpi=none")
+    inner = ("/env/bin/python", "-I", "-S", mpi_rank.__file__, "0,1", *whole.argv)
+    assert argv[-len(inner) - len(whole.box) :] == (*whole.box, *inner)
+    options = set(argv[1 : -len(inner)])
+    one = {"--mpi=none", "--overlap", "--nodelist=n1", "--nodes=1", "--ntasks=1"}
+    assert one | {"--job-name=worker-3-0", "--cpu-bind=none"} <= options
+    assert "--label" not in options
+
+
+def test_pyxis_needs_slurm(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", 1)
+    image = "engine.container.image=/shared/vllm.sqsh"
+    words = ("input=prompts.jsonl", *SIMULATOR, "engine.container.kind=pyxis", image)
+    refused = hpc_dynamo("batch", *words, cwd=tmp_path)
+    assert refused.returncode == 3
+    assert "cluster.launcher=local has no srun" in refused.stderr
+    assert "engine.container.kind=apptainer" in refused.stderr
+
+
+@pytest.mark.parametrize("container", [APPTAINER, ENROOT, PYXIS], ids=lambda c: c.kind)
+def test_on_the_cpu_no_gpu_comes_in(container: Container) -> None:
+    c = config(container, device=Device.cpu, env={"A": "$HOME, as it is"}, python="/env/bin/python")
+    _, whole = commands(c)
+    assert "--nv" not in whole.argv
+    assert whole.env.get("NVIDIA_VISIBLE_DEVICES", "void") == "void"
+    assert "/env/bin/python" in whole.argv
+    assert "$HOME, as it is" in whole.env.values()
+
+
+@pytest.mark.parametrize("container", [APPTAINER, ENROOT, PYXIS], ids=lambda c: c.kind)
+@pytest.mark.parametrize("name", ENGINES)
+def test_no_key_is_on_a_command_line(name: str, container: Container) -> None:
+    _, whole = commands(config(container, name))
+    assert not [word for word in (*whole.box, *whole.argv) if "secret-token" in word]
+
+
+def test_a_model_of_a_hub_is_not_mounted() -> None:
+    c = replace(config(APPTAINER), model=Model(path="meta-llama/Llama-3.1-8B"))
+    assert "--bind=meta-llama/Llama-3.1-8B" not in commands(c)[1].argv
+
+
+REFUSED = [
+    (replace(APPTAINER, image=""), "engine.container.image is not set", "/shared/vllm.sif"),
+    (replace(ENROOT, image=""), "engine.container.image is not set", "/shared/vllm.sqsh"),
+    (replace(PYXIS, image=""), "engine.container.image is not set", "/shared/vllm.sqsh"),
+    (replace(PYXIS, image="vllm.sqsh"), "look for that in a registry", "/vllm.sqsh"),
+    (Container(image="/x.sif"), "engine.container.image=/x.sif needs a kind", "kind=apptainer"),
+    (
+        replace(ENROOT, image="nvcr.io#nvidia/vllm:1"),
+        "Enroot starts files",
+        "docker://nvcr.io#nvidia/vllm:1",
+    ),
+    (replace(ENROOT, image="docker://vllm/vllm"), "Enroot starts files", " docker://vllm/vllm"),
+    *(
+        (
+            replace(APPTAINER, mounts=(mount,)),
+            f"engine.container.mounts: {mount} is not",
+            "/scratch",
+        )
+        for mount in ("scratch", "/a:b", "/a:/b:rx", "/a,/b", "/a:/b:ro:x", "/a b", "")
+    ),
+]
+
+
+@pytest.mark.parametrize(("container", "what", "hint"), REFUSED)
+def test_what_cannot_work_is_refused(container: Container, what: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=r"engine\.container") as refused:
+        check(config(container))
+    assert what in refused.value.message
+    assert hint in refused.value.hint
+
+
+def test_paths_that_nobody_can_quote_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model\.path=/a:b cannot be mounted"):
+        check(replace(config(APPTAINER), model=Model(path="/a:b")))
+    check(replace(config(Container()), model=Model(path="/a:b")))
+
+
+def test_a_model_by_a_relative_path_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    c = replace(config(APPTAINER), model=Model(path="models/llama"))
+    check(c)  # by all that we see it is a hub's
+    (tmp_path / "models/llama").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"model\.path=models/llama is relative") as refused:
+        check(c)
+    assert refused.value.hint == f"model.path={tmp_path}/models/llama"
+
+
+def test_what_works_is_taken() -> None:
+    fetched = replace(APPTAINER, image="docker://vllm/vllm-openai")
+    named = replace(PYXIS, image="nvcr.io#nvidia/vllm:1")
+    for container in (APPTAINER, ENROOT, PYXIS, fetched, named):
+        check(config(container))
+
+
+@pytest.mark.parametrize(
+    ("said", "try_this"),
+    [
+        ("apptainer cannot be run: No such file or directory", "module load apptainer"),
+        ("FATAL:   could not open image /x.sif", "every node sees"),
+        ("FATAL: container creation failed: mount source /x doesn't exist", "model.path and"),
+        ("[ERROR] No such file or directory: /data/enroot/x", "container.image must"),
+        ("[ERROR] Command not found: squashfuse", "enroot create"),
+        ('FATAL:   "python3": executable file not found in $PATH', "engine.python"),
+        ("srun: unrecognized option '--container-image=/x.sqsh'", "Pyxis in every node's Slurm"),
+        ("slurmstepd: error: pyxis: failed to import docker image", "enroot import -o"),
+        ("[ERROR] enroot-mount: failed to mount: /x at /y: No such file", "model.path and"),
+        ("CUDA out of memory", "gpu-memory-utilization"),  # the engine's own
+    ],
+)
+def test_advice(said: str, try_this: str) -> None:
+    assert try_this in advice(config(APPTAINER), said)
+
+
+def test_an_unknown_kind_lists_the_known(tmp_path: Path) -> None:
+    done = hpc_dynamo("plan", *SIMULATOR, "engine.container.kind=docker", cwd=tmp_path)
+    assert done.returncode == 3
+    assert all(kind in done.stderr for kind in ContainerKind), done.stderr
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> dict[str, str]:
+    """An environment in which both programs are the stand-in; what they tell is in boxes/."""
+    for folder in ("bin", "boxes"):
+        (tmp_path / folder).mkdir()
+    for name in ("apptainer", "enroot"):
+        script = Path(container_programs.__file__).read_text().partition("\n")[2]
+        (tmp_path / "bin" / name).write_text(f"#!{sys.executable}\n{script}")
+        (tmp_path / "bin" / name).chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    return {"PATH": path, "BOXES": str(tmp_path / "boxes"), "OF_THE_HOST": "1"}
+
+
+def batch(folder: Path, env: Mapping[str, str], *words: str) -> tuple[int, str]:
+    image = f"engine.container.image={folder / 'image'}"
+    inside = (image, f"engine.python={sys.executable}", "engine.restarts=0")
+    spread = ("topology=disaggregated", "topology.nodes=2")
+    argv = ("batch", "input=prompts.jsonl", *SIMULATOR, *inside, *spread, *words)
+    done = hpc_dynamo(*argv, cwd=folder, env=env)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kind", ["apptainer", "enroot"])
+def test_a_batch_runs_in_containers_and_leaves_none(
+    kind: str, tmp_path: Path, programs: dict[str, str]
+) -> None:
+    ids = write_prompts(tmp_path / "prompts.jsonl", 20)
+    (tmp_path / "image").touch()
+    code, said = batch(tmp_path, programs, f"engine.container.kind={kind}")
+    assert code == 0, said
+    each_once(tmp_path / "runs/prompts", ids)
+    told = [json.loads(file.read_text()) for file in (tmp_path / "boxes").iterdir()]
+    assert len(told) == 2, "a container for each of the two workers"
+    for box in told:
+        key = box["inside"]["HPC_DYNAMO_ENGINE_KEY"]
+        assert not [word for word in box["argv"] if key in word]
+        assert "OF_THE_HOST" not in box["inside"]
+        assert not Path(f"/proc/{box['pid']}").exists(), "an engine outlived its run"
+
+
+def test_a_node_without_the_program_says_so(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", 2)
+    bare = {"PATH": str(tmp_path)}
+    code, said = batch(tmp_path, bare, "engine.container.kind=apptainer")
+    assert code == 1
+    assert "apptainer cannot be run: No such file or directory" in said
+    assert "module load apptainer" in said
+    assert "worker" in said
+
+
+def test_an_image_that_a_node_does_not_see(tmp_path: Path, programs: dict[str, str]) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", 2)
+    code, said = batch(tmp_path, programs, "engine.container.kind=apptainer")
+    assert code == 1
+    assert "could not open image" in said
+    assert "a file that every node sees" in said
+    logs = latest(tmp_path / "runs/prompts").logs.glob("worker-*.log")  # the first ends the rest
+    assert any("could not open image" in log.read_text() for log in logs)

@@ -1,0 +1,149 @@
+"""Options that one role's workers get on top of all roles'."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpc_dynamo.cli.compose import compose
+from hpc_dynamo.config import Config, Role
+from hpc_dynamo.engines import check, for_role, for_worker
+from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.topology import Shard, Worker, plan
+from tests.support.runs import SIMULATOR, answers, hpc_dynamo, latest, write_prompts
+from tests.support.terminal import Call, printed, refused
+
+BASE = ("model.path=/shared/llama", "cluster.gpus_per_node=8")
+
+
+def config(*words: str) -> Config:
+    return compose([*BASE, *words])
+
+
+def args(role: Role, *words: str) -> dict[str, Any]:
+    return for_role(config(*words), role).engine.args
+
+
+def test_a_roles_own_are_added_and_win() -> None:
+    own = ("engine.decode.args.b=2", "engine.decode.args.c=3")
+    words = ("engine.args.a=1", "engine.args.b=1", *own)
+    assert args(Role.prefill, *words) == {"a": 1, "b": 1}
+    assert args(Role.decode, *words) == {"a": 1, "b": 2, "c": 3}
+
+
+def test_mappings_are_merged_key_by_key() -> None:
+    both = "engine.args.kv-transfer-config={kv_port: 1, extra: {x: 1, y: 1}}"
+    own = "engine.decode.args.kv-transfer-config={extra: {y: 2}}"
+    merged = {"kv_port": 1, "extra": {"x": 1, "y": 2}}
+    assert args(Role.decode, both, own) == {"kv-transfer-config": merged}
+
+
+def test_objects_in_json_are_merged_key_by_key_too() -> None:
+    both = 'engine.args.x={"a":1.0,"extra":{"x":1}}'
+    own = 'engine.decode.args.x={"extra":{"y":2}}'
+    assert args(Role.decode, both, own) == {"x": {"a": 1.0, "extra": {"x": 1, "y": 2}}}
+    assert args(Role.prefill, both, own) == {"x": '{"a":1.0,"extra":{"x":1}}'}
+
+
+WIDE = ("engine=trtllm", "cluster.gpus_per_node=6", "topology.decode.data_parallel=32")
+
+
+def test_what_is_not_of_a_roles_options_does_not_blame_them() -> None:
+    made = config(*WIDE, "engine.prefill.args.max_num_tokens=512")
+    with pytest.raises(ConfigError, match=r"topology\.decode: 32 GPUs a worker") as wrong:
+        check(made, plan(made))
+    assert "(with engine." not in wrong.value.message
+
+
+@pytest.mark.parametrize("spelled", ["kv-transfer-config", "kv_transfer_config"])
+def test_dashes_and_underscores_are_the_same_name(spelled: str) -> None:
+    both = "engine.args.kv_transfer_config={kv_port: 1}"
+    own = f"engine.decode.args.{spelled}={{kv_rank: 2}}"
+    merged = {"kv_port": 1, "kv_rank": 2}
+    assert args(Role.decode, both, own) == {"kv_transfer_config": merged}
+
+
+def test_the_environment_too() -> None:
+    words = ("engine.env.A=1", "engine.env.B=1", "engine.aggregated.env.B=2")
+    assert for_role(config(*words), Role.aggregated).engine.env == {"A": "1", "B": "2"}
+    assert for_role(config(*words), Role.decode).engine.env == {"A": "1", "B": "1"}
+
+
+def test_a_worker_has_its_roles_view_and_a_view_of_a_view_is_the_same() -> None:
+    made = config("engine.args.a={b: 1}", "engine.decode.args.a={c: 2}")
+    view = for_worker(made, Worker(1, Role.decode, (Shard(0, (0,)),)))
+    assert view == for_role(made, Role.decode) == for_role(view, Role.decode)
+    assert replace(view, engine=made.engine) == made
+
+
+def test_a_whole_mapping_and_a_mistyped_role() -> None:
+    assert args(Role.prefill, "engine.prefill.args={a: 1}") == {"a": 1}
+    with pytest.raises(ConfigError) as wrong:
+        config("engine.prefil.args.a=1")
+    assert "did you mean prefill?" in wrong.value.hint
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["engine.decode.args.block-size=24"], "router.block_tokens=16 does not divide"),
+        (["engine=trtllm", "engine.decode.args.config=x.yaml"], "args.config would replace"),
+        (["engine=sglang", "engine.prefill.args.tokenizer-worker-num=2"], "asks for no key"),
+    ],
+)
+def test_each_roles_options_are_checked(words: list[str], what: str) -> None:
+    made = config(*words)
+    with pytest.raises(ConfigError) as wrong:
+        check(made, plan(made))
+    assert what in wrong.value.message
+    assert re.search(r"\(with engine\.(prefill|decode)\)$", wrong.value.message)
+    others = [word.replace(".decode.", ".aggregated.") for word in words]
+    unused = config(*(word.replace(".prefill.", ".aggregated.") for word in others))
+    check(unused, plan(unused))  # a role that this topology does not have
+
+
+DIFFER = ("planner=load", "engine.prefill.args.max-num-batched-tokens=16384")
+
+
+def test_a_role_that_changes_while_its_engine_runs_cannot_have_its_own() -> None:
+    made = config(*DIFFER)
+    with pytest.raises(ConfigError) as wrong:
+        check(made, plan(made))
+    assert "engine.prefill" in wrong.value.message
+    assert "planner.restart=true" in wrong.value.hint
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*DIFFER, "planner.restart=true"],
+        [*DIFFER, "engine=sglang"],  # restarts in any case
+        [*DIFFER, "engine.decode.args.max_num_batched_tokens=16384"],  # the same after all
+    ],
+)
+def test_one_that_is_started_anew_can(words: list[str]) -> None:
+    made = config(*words)
+    check(made, plan(made))
+
+
+def test_serve_refuses_it_before_anything_is_made(call: Call, tmp_path: Path) -> None:
+    done = call("serve", "engine=simulator", *DIFFER)
+    refused(done, "engine.prefill and engine.decode differ", "planner.restart=true")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_engines_of_a_run_get_their_own(tmp_path: Path) -> None:
+    ids = write_prompts(tmp_path / "prompts.jsonl", 4)
+    own = ("engine.prefill.args.max-num-batched-tokens=512", "engine.decode.args.num-blocks=999")
+    words = (*SIMULATOR, *own, "engine.args.num-blocks=888", "input=prompts.jsonl")
+    printed(hpc_dynamo("batch", *words, cwd=tmp_path))
+    run = tmp_path / "runs" / "prompts"
+    assert list(answers(run / "output.jsonl")) == ids
+    log = next(latest(run).logs.glob("agent-0*")).read_text()
+    started = dict(re.findall(r"worker \d \((\w+)\).*? starts: (.*)", log))
+    assert "--max-num-batched-tokens 512" in started["prefill"]
+    assert "--num-blocks 888" in started["prefill"]
+    assert "--max-num-batched-tokens" not in started["decode"]
+    assert "--num-blocks 999" in started["decode"]

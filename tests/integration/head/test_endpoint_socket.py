@@ -1,0 +1,208 @@
+"""The port of an endpoint: real sockets of this machine."""
+
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from hpc_dynamo.config import Config
+from hpc_dynamo.errors import EngineError
+from hpc_dynamo.head.workloads.endpoint_socket import Listener, holder
+from hpc_dynamo.messages import Endpoint, Outcome
+from hpc_dynamo.run import Attempt, Run, Secrets, write_json
+from hpc_dynamo.topology import Plan
+
+LOCAL = "127.0.0.1"
+
+
+def new_attempt(run: Run) -> Attempt:
+    run.create(Secrets(token="t", public="p", private="p"))
+    return run.new_attempt(Config(), Plan(workers=(), nodes=1, gpus_per_node=0))
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Attempt:
+    return new_attempt(Run(tmp_path / "one"))
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Attempt:
+    return new_attempt(Run(tmp_path / "two"))
+
+
+def refused(host: str, port: int, attempt: Attempt, *, shared: bool) -> EngineError:
+    with pytest.raises(EngineError) as caught:
+        Listener(host, port, shared=shared, attempt=attempt)
+    return caught.value
+
+
+SAME = [
+    (LOCAL, LOCAL),
+    ("0.0.0.0", LOCAL),
+    (LOCAL, "0.0.0.0"),
+    ("0.0.0.0", "0.0.0.0"),
+    ("::1", "::1"),
+    ("::", "::1"),
+    ("::1", "::"),
+]
+
+
+@pytest.mark.parametrize(("first", "second"), SAME)
+@pytest.mark.parametrize("shared", [False, True], ids=["one frontend", "several"])
+@pytest.mark.parametrize("also_shared", [False, True], ids=["one frontend", "several"])
+def test_the_second_of_two_runs_is_refused(
+    one: Attempt, two: Attempt, first: str, second: str, shared: bool, also_shared: bool
+) -> None:
+    """At once, before any frontend process is there, and while they listen."""
+    with Listener(first, 0, shared=shared, attempt=one) as held:
+        error = refused(second, held.port, two, shared=also_shared)
+        assert f"cannot listen on {second}:{held.port} of {socket.gethostname()}" in error.message
+        with held.open() as opened:
+            opened.listen()
+            error = refused(second, held.port, two, shared=also_shared)
+            assert "Address already in use by process" in error.message
+            assert "serve.port=0" in error.hint
+
+
+@pytest.mark.parametrize(("first", "second"), [(LOCAL, "127.0.0.2"), ("::1", LOCAL)])
+def test_another_address_is_another_server(
+    one: Attempt, two: Attempt, first: str, second: str
+) -> None:
+    with (
+        Listener(first, 0, shared=True, attempt=one) as held,
+        Listener(second, held.port, shared=True, attempt=two) as other,
+    ):
+        assert other.port == held.port
+
+
+SERVER = """
+import socket, sys
+s = socket.socket()
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+if "reuseport" in sys.argv:
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+s.bind((sys.argv[1], int(sys.argv[2])))
+s.listen()
+print(s.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def server(*words: str, host: str = LOCAL, port: int = 0) -> Iterator[tuple[int, int]]:
+    """A program of somebody's; its port, 0 if it could not listen, and process id."""
+    argv = [sys.executable, "-c", SERVER, host, str(port), *words]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(argv, **pipes) as process:  # type: ignore[call-overload]
+        yield int(process.stdout.readline() or 0), process.pid
+        process.stdin.close()
+
+
+@pytest.mark.parametrize("words", [[], ["reuseport"]], ids=["plain", "as vLLM opens it"])
+@pytest.mark.parametrize("host", [LOCAL, "0.0.0.0"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_port_of_another_program_is_refused_with_its_process(
+    two: Attempt, words: list[str], host: str, shared: bool
+) -> None:
+    with server(*words, host=host) as (port, pid):
+        error = refused(LOCAL, port, two, shared=shared)
+        assert f"by process {pid}: {sys.executable} -c" in error.message
+
+
+@pytest.mark.parametrize("words", [[], ["reuseport"]], ids=["plain", "as vLLM opens it"])
+def test_another_program_cannot_join_an_endpoint_of_one_frontend(
+    one: Attempt, words: list[str]
+) -> None:
+    with (
+        Listener(LOCAL, 0, shared=False, attempt=one) as held,
+        server(*words, port=held.port) as (port, _),
+    ):
+        assert port == 0
+
+
+def test_a_run_that_holds_the_port_is_named_with_the_command_that_stops_it(
+    tmp_path: Path, two: Attempt
+) -> None:
+    run = tmp_path / "it's a run"
+    with server(f"{run}/attempts/3", "0") as (port, pid):
+        error = refused(LOCAL, port, two, shared=False)
+        assert f"by process {pid} of {run}/attempts/3" in error.message
+        assert f"""hpc-dynamo stop '{tmp_path}/it'"'"'s a run'""" in error.hint
+
+
+def test_frontends_of_one_run_share_connections(one: Attempt) -> None:
+    with Listener(LOCAL, 0, shared=True, attempt=one) as held, ExitStack() as stack:
+        opened = [stack.enter_context(held.open()) for _ in range(3)]
+        for each in opened:
+            each.listen(256)
+            each.setblocking(False)
+        for _ in range(120):
+            stack.enter_context(socket.create_connection((LOCAL, held.port)))
+        counts = Counter(index for index, each in enumerate(opened) for _ in taken(each, stack))
+    assert sum(counts.values()) == 120
+    assert min(counts[index] for index in range(3)) > 15
+
+
+def taken(opened: socket.socket, stack: ExitStack) -> Iterator[socket.socket]:
+    while True:
+        try:
+            yield stack.enter_context(opened.accept()[0])
+        except BlockingIOError:
+            return
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_connections_that_linger_do_not_keep_the_port(one: Attempt, shared: bool) -> None:
+    """A run that is started again at once: the kernel remembers closed connections for 60 s."""
+    with Listener(LOCAL, 0, shared=shared, attempt=one) as held, held.open() as opened:
+        opened.listen()
+        client = socket.create_connection((LOCAL, held.port))
+        accepted, _ = opened.accept()
+        accepted.close()  # first: TIME_WAIT is on our side
+        client.close()
+    with Listener(LOCAL, held.port, shared=shared, attempt=one) as again, again.open() as opened:
+        opened.listen()
+        assert again.port == held.port
+
+
+def endpoint(attempt: Attempt, port: int, host: str = "") -> None:
+    record = Endpoint(
+        url="", host=host or socket.gethostname(), address=LOCAL, port=port, model="", key_file=""
+    )
+    write_json(attempt.endpoint_file, record)
+
+
+def test_the_next_job_of_a_run_shares_the_port_of_the_one_before(one: Attempt) -> None:
+    """On the same node, while that hands over."""
+    with Listener(LOCAL, 0, shared=True, attempt=one) as held, held.open() as opened:
+        opened.listen()
+        endpoint(one, held.port)
+        after = new_attempt(one.run)
+        with (
+            Listener(LOCAL, held.port, shared=True, attempt=after) as taking,
+            taking.open() as also,
+        ):
+            also.listen()
+            assert taking.port == held.port
+
+
+def test_an_ended_job_or_another_nodes_gives_no_claim_to_the_port(one: Attempt) -> None:
+    after = new_attempt(one.run)
+    with server("reuseport") as (port, _):
+        endpoint(one, port, "another-node")
+        refused(LOCAL, port, after, shared=True)
+        endpoint(one, port)
+        write_json(one.outcome_file, Outcome(exit_code=0))
+        refused(LOCAL, port, after, shared=True)
+
+
+def test_nobody_holds_a_free_port() -> None:
+    with socket.create_server((LOCAL, 0)) as listening:
+        port = listening.getsockname()[1]
+        assert holder(port)
+    assert holder(port) == ""

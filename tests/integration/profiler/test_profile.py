@@ -1,0 +1,193 @@
+"""`hpc-dynamo profile` on this machine: real agents, real engines, real NIXL."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from hpc_dynamo.engines.simulator import BLOCK_TOKENS
+from hpc_dynamo.head.workloads.profile import ROUNDS
+from hpc_dynamo.planner.profile import Profile, Spot, What, load, measured
+from hpc_dynamo.profiler.client import Heard
+from hpc_dynamo.profiler.grid import Limits, grid
+from tests.support.runs import SIMULATOR, hpc_dynamo, latest, results_on_disk, until
+from tests.support.terminal import ends, on_a_terminal
+
+pytestmark = pytest.mark.slow
+
+# The smallest worker that has something of everything.
+SMALL = (
+    "engine.args.max-model-len=192",
+    "engine.args.num-blocks=24",
+    "engine.args.timing=instant",
+    "engine.max_num_seqs=2",
+)
+WORDS = ("profile", *SIMULATOR, *SMALL, "name=small", "runs=runs")
+KV_TOKENS = 24 * BLOCK_TOKENS
+KV_BYTES = 1024  # a token, the simulator's default
+
+
+def spots(*, transfers: bool) -> list[Spot]:
+    limits = Limits(
+        context_tokens=192,
+        sequences=2,
+        block_tokens=BLOCK_TOKENS,
+        kv_tokens=KV_TOKENS,
+        transfers=transfers,
+    )
+    return grid(limits)
+
+
+def complete(run: Path, *, transfers: bool) -> Profile:
+    """Every point once, with a time, and cached what was to be cached by the engine's word."""
+    profile = load(run / "profile.json")
+    assert [p.spot for p in profile.points] == spots(transfers=transfers)
+    assert all(p.seconds for p in profile.points), "sequences did not fit at once"
+    for point in profile.points:
+        assert point.cached_tokens == point.spot.cached_tokens
+    assert set(profile.errors) == {p.spot.what for p in profile.points}
+    return profile
+
+
+@pytest.mark.slow
+def test_two_workers_are_measured_with_their_transfers(tmp_path: Path) -> None:
+    done = hpc_dynamo(*WORDS, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    profile = complete(tmp_path / "runs/small", transfers=True)
+    shape = (profile.model, profile.engine, profile.kind, profile.tensor_parallel)
+    assert shape == ("simulated", "simulator", "disaggregated", 1)
+    assert (profile.context_tokens, profile.kv_tokens, profile.most_sequences) == (
+        192,
+        KV_TOKENS,
+        2,
+    )
+    assert profile.kv_bytes_per_token == KV_BYTES
+    assert profile.hardware.startswith(f"{os.cpu_count()} x ")
+    assert profile.start_s > 0
+    assert profile.prompt_tokens_per_s > 0
+    assert profile.answer_tokens_per_s > 0
+    for point in (p for p in profile.points if p.spot.what is What.transfer):
+        blocks = -(-point.spot.prompt_tokens // BLOCK_TOKENS)
+        assert point.size_bytes == blocks * BLOCK_TOKENS * KV_BYTES
+    assert (tmp_path / "runs/small/profile.png").read_bytes().startswith(b"\x89PNG")
+    for said in ("TTFT, interpolated", "ITL, interpolated", "KV transfer", "profile.json"):
+        assert said in done.stdout
+    again = hpc_dynamo(*WORDS, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do" in again.stdout
+    assert "TTFT, interpolated" in again.stdout
+    other = hpc_dynamo(*WORDS, "engine.args.time-scale=2", cwd=tmp_path)
+    assert other.returncode == 3
+    assert "engine.args.time-scale: not set → 2" in other.stderr
+    assert "overwrite=true" in other.stderr
+
+
+@pytest.mark.slow
+def test_on_a_terminal_one_worker_shows_a_bar_and_needs_no_matplotlib(tmp_path: Path) -> None:
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without/matplotlib.py").write_text("raise ImportError('not there')\n")
+    environment = {"PYTHONPATH": str(tmp_path / "without")}
+    with on_a_terminal((*WORDS, "topology=aggregated"), tmp_path, environment) as process:
+        process.expect("points/s", timeout=120)
+        said = r"no picture: pictures need matplotlib, pip install 'hpc-dynamo\[draw\]'"
+        process.expect(said, timeout=120)
+        process.expect("ITL, interpolated")
+        assert ends(process) == 0
+    profile = complete(tmp_path / "runs/small", transfers=False)
+    assert profile.kv_bytes_per_token == 0
+    assert not (tmp_path / "runs/small/profile.png").exists()
+
+
+def _gone(pid: int) -> bool:
+    try:
+        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.slow
+def test_after_kill_9_the_same_command_goes_on(tmp_path: Path) -> None:
+    run = tmp_path / "runs/small"
+    started = hpc_dynamo(*WORDS, "--detach", cwd=tmp_path)
+    assert started.returncode == 0, started.stderr
+    until("some points", lambda: results_on_disk(run) >= 2 * 3)
+    attempt = latest(run)
+    job, pids = attempt.job(), [record.pid for record in attempt.nodes()]
+    assert job is not None
+    for pid in (job.pid, *pids):
+        os.kill(pid, signal.SIGKILL)
+    until("the agents gone", lambda: all(map(_gone, pids)))
+    part = run / "parts/1.jsonl"
+    saved = measured([part])
+    count = sum(map(len, saved.values()))
+    everything = ROUNDS * len(spots(transfers=True))
+    assert 3 <= count < everything, "it had ended before it was killed"
+    with part.open("ab") as file:
+        file.write(b'{"spot": {"what": "ttft", "prom')  # as a power cut leaves it
+    again = hpc_dynamo(*WORDS, cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    complete(run, transfers=True)
+    new = measured([run / "parts/2.jsonl"])
+    assert count + sum(map(len, new.values())) == everything, "measured again"
+    assert all(len(saved[spot]) + len(new[spot]) == ROUNDS for spot in spots(transfers=True))
+    status = latest(run).status()
+    assert status is not None
+    assert status.progress.resumed == count
+
+
+def test_the_end_of_the_walltime_ends_it_after_a_point(tmp_path: Path) -> None:
+    run = tmp_path / "runs/small"
+    assert hpc_dynamo(*WORDS, "--detach", cwd=tmp_path).returncode == 0
+    until("some points", lambda: results_on_disk(run) >= 2)
+    attempt = latest(run)
+    os.kill(next(iter(attempt.nodes())).pid, signal.SIGUSR2)  # as Slurm announces it
+    outcome = until("the outcome", attempt.outcome)
+    assert outcome.exit_code == 1
+    assert "the same command goes on" in outcome.message
+    assert not (run / "profile.json").exists()
+
+
+def test_an_engine_that_dies_ends_it_with_a_log(tmp_path: Path) -> None:
+    words = (*WORDS, "engine.args.fail-after-requests=9", "topology=aggregated")
+    done = hpc_dynamo(*words, cwd=tmp_path)
+    assert done.returncode == 1, done.stdout
+    assert "a worker broke while it was measured" in done.stderr
+    assert "goes on from here" in done.stderr
+    assert "attempts/1/logs" in done.stderr
+
+
+def test_a_context_too_short_is_refused_for_good(tmp_path: Path) -> None:
+    words = (*WORDS, "engine.args.max-model-len=90", "topology=aggregated")
+    done = hpc_dynamo(*words, cwd=tmp_path)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "sequences of 90 tokens are too short" in done.stderr
+    assert "max-model-len=96" in done.stderr
+
+
+def test_tokens_that_come_together_are_each_heard() -> None:
+    heard = Heard(sent_at=0.0)
+    events = [b'{"choices":[{}],"usage":{"completion_tokens":%d}}' % n for n in (1, 3)]
+    last = b'{"choices":[],"usage":{"prompt_tokens_details":{"cached_tokens":16}}}'
+    for event in (*events, last, b"[DONE]"):
+        heard.write(b"data: " + event[:20])
+        heard.write(event[20:] + b"\n\n")
+    heard.read()
+    assert len(heard.token_at) == 3
+    assert heard.token_at[0] < heard.token_at[1] == heard.token_at[2]
+    assert heard.cached_tokens == 16
+
+
+def test_engines_that_count_nothing_give_a_token_an_event() -> None:
+    heard = Heard(sent_at=0.0)
+    heard.write(b': ping\n\ndata: {"choices":[{}]}\n\ndata: {"choices":[{}]}\n\ndata: [DONE]\n\n')
+    heard.read()
+    assert len(heard.token_at) == 2
+    assert heard.cached_tokens is None
+
+
+def test_help_teaches_it(tmp_path: Path) -> None:
+    done = hpc_dynamo("profile", "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for said in ("profile.json", "planner.profile=", "goes on where the last attempt ended"):
+        assert said in done.stdout

@@ -1,0 +1,87 @@
+"""`overwrite=true` deletes no result, and takes effect once a job."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hpc_dynamo.batch.requests import Requests, scan
+from hpc_dynamo.cli.runs import batch_run
+from hpc_dynamo.config import Config
+from tests.integration.results.kept import InJob, attempt, bad, good, with_fields
+from tests.support.runs import results_on_disk, write_prompts
+
+
+def test_overwrite_moves_earlier_results_aside(
+    config: Config, requests: Requests, said: list[str], tmp_path: Path
+) -> None:
+    anew, runs = replace(config, overwrite=True), tmp_path / "runs"
+    for number in (1, 2, 3):
+        run = batch_run(anew, requests, said.append)
+        assert results_on_disk(run.path) == 0
+        attempt(run, config, good(number), bad(0))
+    assert results_on_disk(runs / "r.old-1") == results_on_disk(runs / "r.old-2") == 2
+    assert b"request 1" in (runs / "r.old-1/parts/1.jsonl").read_bytes()
+    assert said == [
+        f"overwrite=true: 2 earlier results of {runs}/r are now in {runs}/r.old-{n}" for n in (1, 2)
+    ]
+
+
+def test_overwrite_takes_other_settings_and_another_input(
+    config: Config, requests: Requests, said: list[str], tmp_path: Path
+) -> None:
+    attempt(batch_run(config, requests, said.append), config, good(0))
+    write_prompts(tmp_path / "other.jsonl", 2)
+    other = with_fields(config, model__path="org/b", overwrite=True)
+    run = batch_run(other, scan(tmp_path / "other.jsonl"), said.append)
+    assert run.attempts() == []
+
+
+def test_overwrite_deletes_a_run_without_results(
+    config: Config, requests: Requests, said: list[str], tmp_path: Path
+) -> None:
+    attempt(batch_run(config, requests, said.append), config)
+    batch_run(replace(config, overwrite=True), requests, said.append)
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["r"]
+
+
+def test_overwrite_leaves_a_folder_that_is_no_run_alone(
+    config: Config, requests: Requests, said: list[str], tmp_path: Path
+) -> None:
+    """`runs=.` beside a folder of data with the input's name."""
+    (tmp_path / "runs/r").mkdir(parents=True)
+    (tmp_path / "runs/r/data.csv").write_text("1,2\n")
+    batch_run(replace(config, overwrite=True), requests, said.append)
+    assert (tmp_path / "runs/r/data.csv").read_text() == "1,2\n"
+
+
+@pytest.mark.parametrize("record", [{"job": "77"}, {"job": "4242", "inside": "77"}], ids=str)
+def test_overwrite_has_no_effect_in_a_jobs_later_lives(
+    config: Config,
+    requests: Requests,
+    said: list[str],
+    in_job: InJob,
+    record: dict[str, str],
+) -> None:
+    anew = replace(config, overwrite=True)
+    attempt(batch_run(config, requests, said.append), config, good(0), job="5")
+    in_job("77", 0)
+    run = batch_run(anew, requests, said.append)
+    assert results_on_disk(run.path) == 0, "it took no effect in the first life"
+    for life in (1, 2):
+        attempt(run, config, good(life), **record)
+        in_job("77", life)
+        run = batch_run(anew, requests, said.append)
+        assert results_on_disk(run.path) == life
+    assert said[-1] == f"overwrite=true took effect when this job first ran: {run.path} is resumed"
+
+
+def test_overwrite_takes_effect_in_a_restarted_job_that_never_came_to_it(
+    config: Config, requests: Requests, said: list[str], in_job: InJob
+) -> None:
+    """Preempted before our command ran; also in another job, as when the script is submitted
+    again, or in the next task of an array."""
+    attempt(batch_run(config, requests, said.append), config, good(0), job="5")
+    in_job("77", 1)
+    run = batch_run(replace(config, overwrite=True), requests, said.append)
+    assert results_on_disk(run.path) == 0

@@ -1,0 +1,252 @@
+"""A run of `hpc-dynamo serve` on this machine, and its clients' ways in."""
+
+import http.client
+import json
+import os
+import signal
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import openai
+import trustme
+
+from hpc_dynamo import launch
+from hpc_dynamo.run import Attempt, Run
+from tests.support.runs import SIMULATOR, hpc_dynamo, until
+
+MODEL = "simulated"
+TLS = ("serve.tls_cert=cert.pem", "serve.tls_key=key.pem")
+Headers = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A serving run. `tls` is for clients of one with a certificate."""
+
+    attempt: Attempt
+    tls: ssl.SSLContext | None = field(default=None)
+
+    @cached_property
+    def url(self) -> str:
+        endpoint = self.attempt.endpoint()
+        assert endpoint
+        return endpoint.url
+
+    @cached_property
+    def key(self) -> str:
+        endpoint = self.attempt.endpoint()
+        assert endpoint
+        return Path(endpoint.key_file).read_text().strip()
+
+    @cached_property
+    def client(self) -> openai.OpenAI:
+        verify = self.tls or True
+        http_client = openai.DefaultHttpxClient(verify=verify)
+        return openai.OpenAI(
+            base_url=self.url, api_key=self.key, max_retries=0, timeout=30, http_client=http_client
+        )
+
+    def asynchronous(self) -> openai.AsyncOpenAI:
+        """A client that belongs to the caller's event loop; an `async with` closes it."""
+        http_client = openai.DefaultAsyncHttpxClient(verify=self.tls or True)
+        return openai.AsyncOpenAI(
+            base_url=self.url, api_key=self.key, max_retries=0, timeout=30, http_client=http_client
+        )
+
+    def connect(self) -> http.client.HTTPConnection:
+        host, port = urlsplit(self.url).hostname or "", urlsplit(self.url).port
+        if self.tls:
+            return http.client.HTTPSConnection(host, port, timeout=30, context=self.tls)
+        return http.client.HTTPConnection(host, port, timeout=30)
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Headers | None = None,
+    ) -> Reply:
+        """One request on a connection of its own, with the key unless `headers` are given."""
+        connection = self.connect()
+        try:
+            own = {"Authorization": f"Bearer {self.key}"} if headers is None else headers
+            with suppress(ConnectionError):  # refused before all was sent; the answer is there
+                connection.request(method, path, body, dict(own))
+            answer = connection.getresponse()
+            fields = {name.lower(): value for name, value in answer.getheaders()}
+            return Reply(answer.status, fields, answer.read())
+        finally:
+            connection.close()
+
+    def post(self, path: str, body: object, headers: Headers | None = None) -> Reply:
+        return self.ask("POST", path, json.dumps(body).encode(), headers)
+
+    def metrics(self) -> dict[str, float]:
+        """The job's own: a page of /metrics by name with labels."""
+        reply = self.ask("GET", "/metrics")
+        assert reply.status == 200
+        return _parse(reply.body)
+
+    def wait(self) -> None:
+        """Until it serves."""
+        attempt = self.attempt
+        until("the endpoint", lambda: attempt.outcome() or attempt.endpoint(), 60)
+        assert attempt.outcome() is None, attempt.outcome()
+        until("all workers", lambda: self.ask("GET", "/ready").status == 200, 60)
+
+    def metrics_now(self) -> dict[str, float]:
+        """Not those of a second ago: a page that counts a request which was made after it was
+        asked for."""
+        name = 'hpc_dynamo_requests_total{path="other",status="404"}'
+        before = self.metrics().get(name, 0.0)
+        assert self.ask("GET", "/marker").status == 404
+        page = dict[str, float]()
+        while page.get(name, 0.0) <= before:
+            page = until("newer figures", self.metrics, 10)
+        return page
+
+    # The engines behind it.
+
+    def workers(self) -> dict[str, list[dict[str, Any]]]:
+        """Ready workers by role."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in self.ask("GET", "/v1/workers").json["data"]:
+            if row["state"] == "ready":
+                found.setdefault(row["role"], []).append(row)
+        return found
+
+    def engines(self) -> dict[str, dict[str, float]]:
+        """By role, the metrics of the first worker; the engines know the run's own token alone."""
+        return {role: self.engine(rows[0]["url"]) for role, rows in self.workers().items()}
+
+    def engine(self, url: str) -> dict[str, float]:
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+        try:
+            token = self.attempt.run.secrets().token
+            connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {token}"})
+            answer = connection.getresponse()
+            assert answer.status == 200
+            return {name.partition("{")[0]: v for name, v in _parse(answer.read()).items()}
+        finally:
+            connection.close()
+
+    def loads(self) -> dict[str, float]:
+        """Requests in each engine that answers, by URL."""
+        names = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+        found = dict[str, float]()
+        for row in chain.from_iterable(self.workers().values()):
+            with suppress(ConnectionError):  # the head's view may be a second old
+                figures = self.engine(row["url"])
+                found[row["url"]] = sum(figures[name] for name in names)
+        return found
+
+    def busy(self) -> float:
+        """Requests in all engines."""
+        return sum(self.loads().values())
+
+    # Its processes.
+
+    @property
+    def head(self) -> int:
+        return next(self.attempt.nodes()).pid
+
+    def pid_of(self, url: str) -> int:
+        """The process that listens at a worker's URL."""
+        port = f"{urlsplit(url).port}"
+        return next(pid for pid, words in self._processes() if port in words)
+
+    def frontends(self) -> dict[int, int]:
+        """Process ids of the frontends by index."""
+        rows = [(words, pid) for pid, words in self._processes() if "hpc_dynamo.frontend" in words]
+        return {int(words[words.index("hpc_dynamo.frontend") + 2]): pid for words, pid in rows}
+
+    def processes(self) -> list[int]:
+        """All that are left of the run."""
+        return [pid for pid, _ in self._processes()]
+
+    def _processes(self) -> Iterator[tuple[int, list[str]]]:
+        """Of this run: its agents, and what they have started."""
+        parents, words = dict[int, int](), dict[int, list[str]]()
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                command = (folder / "cmdline").read_bytes().decode(errors="replace")
+                words[int(folder.name)] = command.split("\0")
+                after_name = (folder / "stat").read_text().rpartition(")")[2]
+                parents[int(folder.name)] = int(after_name.split()[1])
+        own = str(self.attempt.path)
+        for pid in words:
+            above, line = pid, list[str]()
+            while above in words:
+                line += words[above]
+                above = parents.get(above, 0)
+            if words[pid] != [""] and any(own in word for word in line):
+                yield pid, words[pid]
+
+    def stop(self) -> None:
+        """Its end, also after it has ended by itself."""
+        job = launch.find(self.attempt)
+        assert job
+        job.stop()
+        until("the run has ended", lambda: not self.processes(), 30)
+
+
+def _parse(page: bytes) -> dict[str, float]:
+    rows = (line.rpartition(" ") for line in page.decode().splitlines() if line[:1] != "#")
+    return {name: float(value) for name, _, value in rows if name}
+
+
+@contextmanager
+def serving(folder: Path, *words: str, tls: ssl.SSLContext | None = None) -> Iterator[Served]:
+    """Ready to answer. Its processes are ended, whatever happens."""
+    done = hpc_dynamo("serve", *SIMULATOR, *words, "name=s", "--detach", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    served = Served(Run(folder / "runs" / "s").attempts()[-1], tls)
+    try:
+        served.wait()
+        yield served
+    finally:
+        if "client" in vars(served):
+            served.client.close()
+        served.stop()
+
+
+def kill(pid: int) -> None:
+    """Returns when its sockets are closed."""
+    os.kill(pid, signal.SIGKILL)
+    until("it is dead", lambda: _dead(pid), 10)
+
+
+def _dead(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def certified(folder: Path) -> ssl.SSLContext:
+    """Writes the files of TLS for this machine; clients trust them by this."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(folder / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    trusted = ssl.create_default_context()
+    authority.configure_trust(trusted)
+    return trusted

@@ -1,0 +1,295 @@
+"""The surface around the API: access, unknown paths, sizes, pages without a key, headers."""
+
+import json
+from typing import Any
+
+import pytest
+
+from hpc_dynamo.config import Role
+from hpc_dynamo.frontend import errors
+from hpc_dynamo.frontend.stats import Stats
+from hpc_dynamo.head.workloads.serve import failed_requests
+from tests.integration.serving.served import MODEL, Served
+
+PAGES = ("/v1/models", "/v1/workers", "/metrics")
+POSTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize")
+ASK: dict[str, Any] = {"prompt": "hello", "max_tokens": 1}
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"Authorization": "Bearer "}, {"Authorization": "Basic x"}]
+)
+@pytest.mark.parametrize("path", [*PAGES, *POSTS, "/nothing"])
+def test_without_a_key(aggregated: Served, path: str, headers: dict[str, str]) -> None:
+    reply = aggregated.ask("GET" if path in PAGES else "POST", path, b"{}", headers)
+    assert (reply.status, reply.json["error"]["code"]) == (401, "missing_api_key")
+    assert reply.json["error"]["type"] == "authentication_error"
+
+
+@pytest.mark.parametrize("key", ["x", "Bearer", "ü", "x" * 10_000])
+def test_a_wrong_key(aggregated: Served, key: str) -> None:
+    headers = {"Authorization": f"Bearer {key}"}
+    assert aggregated.post("/v1/completions", ASK, headers).json["error"]["code"] == (
+        "invalid_api_key"
+    )
+
+
+def test_the_runs_own_token_is_no_key(aggregated: Served) -> None:
+    headers = {"Authorization": f"Bearer {aggregated.attempt.run.secrets().token}"}
+    assert aggregated.ask("GET", "/v1/models", headers=headers).status == 401
+
+
+@pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER   "])
+def test_the_schemes_case_does_not_matter(aggregated: Served, scheme: str) -> None:
+    headers = {"Authorization": f"{scheme}{aggregated.key}"}
+    assert aggregated.post("/v1/completions", ASK, headers).status == 200
+
+
+def test_anthropics_form(aggregated: Served) -> None:
+    ask = {"model": MODEL, "max_tokens": 1, "messages": [{"role": "user", "content": "hello"}]}
+    missing = aggregated.post("/v1/messages", ask, {})
+    assert (missing.status, missing.json["type"]) == (401, "error")
+    assert missing.json["error"]["type"] == "authentication_error"
+    other = aggregated.post("/v1/messages", ask | {"model": "o"}, {"x-api-key": aggregated.key})
+    assert (other.status, other.json["type"]) == (404, "error")
+    assert other.json["error"]["type"] == "not_found_error"
+    # The simulator has no such endpoint; it knows OpenAI's form alone.
+    passed = aggregated.post("/v1/messages", ask, {"x-api-key": aggregated.key})
+    assert (passed.status, passed.json["type"]) == (404, "error")
+    assert passed.json["error"]["type"] == "not_found_error"
+    assert "engine of this job has no endpoint /v1/messages" in passed.json["error"]["message"]
+
+
+def test_an_endpoint_that_the_engine_lacks(aggregated: Served) -> None:
+    reply = aggregated.post("/v1/responses", {"model": MODEL, "input": "hello"})
+    assert (reply.status, reply.json["error"]["code"]) == (404, "unknown_endpoint")
+    assert reply.json["error"]["message"].endswith("no endpoint /v1/responses")
+
+
+# What engines say where they have no path, and where they have it: vLLM, FastAPI by itself, others.
+VLLM = b'{"error":{"message":"Not Found","type":"Not Found","param":null,"code":404}}'
+NO_MODEL = (
+    b'{"error":{"message":"The model `x` does not exist.","type":"NotFoundError","code":404}}'
+)
+FLAT = (
+    b'{"object":"error","message":"the input is too long","type":"BadRequestError",'
+    b'"param":"prompt","code":400}'
+)
+THEIR_OWN = b'{"type":"error","error":{"type":"NotFoundError","message":"Not there"}}'
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/tokenize", "/v1/messages/count_tokens"])
+@pytest.mark.parametrize("body", [VLLM, b'{"detail":"Not Found"}'])
+def test_engines_say_in_many_ways_that_a_path_is_missing(path: str, body: bytes) -> None:
+    told = json.loads(errors.engine_content(404, body, "worker 0 answered 404", path))
+    assert told["error"]["message"] == f"the engine of this job has no endpoint {path}"
+    assert told["error"]["type"] == "not_found_error"
+    assert (told.get("type") == "error") == path.startswith("/v1/messages")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "path", "message"),
+    [
+        (404, NO_MODEL, "/v1/messages", "The model `x` does not exist."),
+        (400, b'{"detail":"too long"}', "/v1/completions", "too long"),
+        (400, b'{"detail":[{"loc":["body"]}]}', "/v1/completions", "worker 0 answered"),
+        (400, b"<html>", "/v1/messages", "worker 0 answered"),
+        (502, b"<html><h1>Bad Gateway</h1></html>", "/v1/completions", "Bad Gateway"),
+        (500, b"Internal Server Error", "/v1/chat/completions", "Internal Server Error"),
+        (422, b'{"detail":[{"loc":["body","n"],"msg":"no"}]}', "/v1/messages", "n: no"),
+        (400, FLAT, "/v1/messages", "the input is too long"),
+    ],
+)
+def test_an_engines_words_in_the_form_of_the_path(
+    status: int, body: bytes, path: str, message: str
+) -> None:
+    told = json.loads(errors.engine_content(status, body, "worker 0 answered", path))
+    assert told["error"]["message"] == message
+    assert (told.get("type") == "error") == (path == "/v1/messages")
+
+
+def test_the_flat_errors_of_sglang_and_tensorrt_llm_become_openais() -> None:
+    told = json.loads(errors.engine_content(400, FLAT, "worker 0 answered", "/v1/completions"))
+    assert told == {
+        "error": {
+            "message": "the input is too long",
+            "type": "BadRequestError",
+            "param": "prompt",
+            "code": 400,
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "path"), [(NO_MODEL, "/v1/completions"), (THEIR_OWN, "/v1/messages")]
+)
+def test_an_engines_error_passes_as_it_came(body: bytes, path: str) -> None:
+    assert errors.engine_content(404, body, "", path) == body
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/messages"])
+def test_the_last_event_of_a_broken_stream_has_the_engines_text(path: str) -> None:
+    error = errors.of_engine(400, FLAT, "worker 0 answered 400", path)
+    lines = errors.event(error, path).decode().splitlines()
+    told = json.loads(next(line for line in lines if line.startswith("data: {"))[6:])
+    assert told["error"]["message"] == "the input is too long"
+    assert (told.get("type") == "error") == (path == "/v1/messages")
+    assert ("data: [DONE]" in lines) == (path != "/v1/messages")
+
+
+@pytest.mark.parametrize("path", ["/live", "/ready", "/health", "/openapi.json"])
+def test_open_pages(served: Served, path: str) -> None:
+    reply = served.ask("GET", path, headers={})
+    assert reply.status == 200
+    assert served.ask("HEAD", path, headers={}).body == b""
+    assert served.key not in reply.body.decode()
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/models2", "/v1/../v1/models", "*", "/sleep", "/collective_rpc"]
+)
+def test_an_unknown_path(aggregated: Served, path: str) -> None:
+    reply = aggregated.ask("GET", path)
+    assert reply.status == 404
+    assert "/v1/chat/completions" in reply.json["error"]["message"]
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"])
+@pytest.mark.parametrize("path", POSTS)
+def test_a_wrong_method(aggregated: Served, path: str, method: str) -> None:
+    reply = aggregated.ask(method, path, b"{}")
+    assert reply.status == 405
+    assert f"{path} takes POST, not {method}" in reply.json["error"]["message"]
+    assert reply.headers["allow"] == "POST"
+    reply = aggregated.post("/v1/models", {})
+    assert (reply.status, reply.headers["allow"]) == (405, "GET, HEAD")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/models/", "/v1//models", "//v1/models", "http://any.host/v1/models", "/v1/models//"],
+)
+def test_other_spellings_of_a_path(aggregated: Served, path: str) -> None:
+    """Clients join a base URL and a path in many ways; those of a proxy send the whole URL."""
+    reply = aggregated.ask("GET", path)
+    assert (reply.status, [card["id"] for card in reply.json["data"]]) == (200, [MODEL])
+    assert aggregated.post("/v1/completions/", ASK).status == 200
+
+
+def test_models_have_the_time_of_their_start(aggregated: Served) -> None:
+    (model,) = aggregated.client.models.list()
+    began = aggregated.attempt.path.stat().st_ctime
+    assert abs(model.created - began) < 600
+
+
+def test_polls_of_ready_are_no_failed_requests() -> None:
+    answers = {"/ready 503": 67, "/health 503": 4, "other 500": 1, "/v1/workers 500": 1}
+    assert failed_requests(Stats(answers=answers)) == 0
+    answers |= {"/v1/completions 503": 2, "/v1/rerank 502": 1, "/v1/messages broken": 1}
+    answers |= {"/v1/completions 400": 9, "/v1/completions 200": 9, "/v1/responses/{id} 504": 1}
+    assert failed_requests(Stats(answers=answers)) == 5
+    assert failed_requests(None) == 0
+
+
+JSON_BODIES = [
+    b"\xef\xbb\xbf" + json.dumps(ASK).encode(),
+    json.dumps(ASK | {"prompt": "é 🙂"}, ensure_ascii=False).encode("utf-16"),
+    json.dumps(ASK).encode("utf-16-le"),
+    json.dumps(ASK).encode("utf-32"),
+    b'{"prompt": "a", "max_tokens": 1, "repetition_penalty": NaN}',
+    b'{"prompt": "a", "max_tokens": 1, "repetition_penalty": -Infinity}',
+    b'{"prompt": "a", "max_tokens": 1, "top_k": 1e400}',
+    b'{"prompt": "a", "max_tokens": 1, "unknown": %b}' % (b"[" * 200 + b"]" * 200),
+    b'{"prompt": "a", "max_tokens": 1, "n": null, "stream": null, "model": null, "stop": null}',
+    b'{"prompt": "a", "max_tokens": 1, "hpc_dynamo": null, "kv_transfer_params": null}',
+    b'{"prompt": "a", "max_tokens": 1, "hpc_dynamo": {"priority": null, "session": "s"}}',
+]
+
+
+@pytest.mark.parametrize("body", JSON_BODIES)
+def test_json_that_engines_accept(served: Served, body: bytes) -> None:
+    reply = served.ask("POST", "/v1/completions", body)
+    assert reply.status == 200, reply.body
+    assert reply.json["usage"]["completion_tokens"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (rb'{"prompt": "\ud83d", "max_tokens": 1}', "surrogates"),
+        (b"", "it is empty"),
+        (b"\x1f\x8b\x08", "compressed with gzip"),
+        (b'{"prompt": ' + b"[" * 3000 + b"]" * 3000 + b"}", "nested more than 256 deep"),
+        (b'{"prompt": "a", "x": ' + b'{"a":' * 900 + b"1" + b"}" * 901, "nested more than 256"),
+        (b"[" * 200_000, "nested more than 256 deep"),
+        (b"3", "object"),
+        (b'{"prompt": "a"', "delimiter"),
+    ],
+)
+def test_json_that_nobody_accepts(served: Served, body: bytes, message: str) -> None:
+    reply = served.ask("POST", "/v1/completions", body)
+    assert (reply.status, reply.json["error"]["type"][:2]) in ((400, "in"), (400, "Ba"))
+    assert message in reply.json["error"]["message"]
+
+
+def test_engine_version_is_forwarded_and_cache_reset_is_not(served: Served) -> None:
+    assert served.ask("GET", "/version").json == {"version": "simulator"}
+    assert served.post("/reset_prefix_cache", {}).status == 404
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_an_oversized_body(aggregated: Served, chunked: bool) -> None:
+    body = json.dumps(ASK | {"prompt": "x" * 400_000}).encode()
+    pieces: Any = iter([body[:100_000], body[100_000:]]) if chunked else body
+    reply = aggregated.ask("POST", "/v1/completions", pieces)
+    assert reply.status == 413
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.json["error"]["type"] == "request_too_large"
+    assert "serve.max_body_mb" in reply.json["error"]["message"]
+
+
+def test_oversized_headers(aggregated: Served) -> None:
+    headers = {f"X-{i}": "x" * 30_000 for i in range(4)}
+    reply = aggregated.ask("GET", "/v1/models", headers=headers)
+    assert (reply.status, reply.headers["content-type"]) == (431, "application/json")
+    assert "headers" in reply.json["error"]["message"]
+
+
+def test_what_is_no_http(aggregated: Served) -> None:
+    connection = aggregated.connect()
+    connection.connect()
+    with connection.sock as sock:
+        sock.sendall(b"\x16\x03\x01 a TLS hello\r\n\r\n")
+        answer = b"".join(iter(lambda: sock.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'{"error":{"message":"this is not HTTP/1.1' in answer
+
+
+def test_one_connection_serves_many(aggregated: Served) -> None:
+    connection = aggregated.connect()
+    headers = {"Authorization": f"Bearer {aggregated.key}"}
+    connection.connect()
+    sock = connection.sock
+    for body in (b'{"prompt": "a", "max_tokens": 2}', b"{}", b"[", b'{"prompt": "b"}'):
+        connection.request("POST", "/v1/completions", body, headers)
+        answer = connection.getresponse()
+        assert json.loads(answer.read())
+        assert connection.sock is sock
+    connection.close()
+
+
+def test_it_was_announced_when_all_roles_were_ready(served: Served) -> None:
+    log = served.attempt.agent_log(0).read_text()
+    before, announced, _ = log.partition("serving at")
+    assert announced
+    assert before.count("is ready after") == len(served.workers())
+
+
+def test_workers_and_figures(served: Served) -> None:
+    roles = set(served.workers())
+    split = {Role.prefill, Role.decode}
+    assert roles == ({Role.aggregated} if len(roles) == 1 else split)
+    served.post("/v1/completions", ASK)
+    page = served.metrics_now()
+    assert page['hpc_dynamo_requests_total{path="/v1/completions",status="200"}'] >= 1
+    assert page["hpc_dynamo_ttft_seconds_count"] >= 1

@@ -1,0 +1,119 @@
+"""Two routes before the same engines tell each other what they have there."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.processes import free_port
+from tests.integration.serving.routed import routing
+from tests.integration.serving.served import Served
+from tests.integration.simulator.conftest import MODEL, simulator
+from tests.support.runs import until
+
+pytestmark = pytest.mark.slow
+
+BODY = {"model": MODEL, "prompt": list(range(64)), "max_tokens": 1}
+
+
+@pytest.fixture
+def heads(tmp_path: Path) -> Iterator[list[Served]]:
+    """Both before the same two slow engines."""
+    (tmp_path / "slow.json").write_text(json.dumps({"decode_s": 0.2}))
+    (tmp_path / "api.key").write_text("shared")
+    slow = ("--timing", str(tmp_path / "slow.json"))
+    ports = [free_port(), free_port()]
+    peers = ",".join(f"http://127.0.0.1:{port}" for port in ports)  # each finds itself there too
+    with ExitStack() as stack:
+        ranks = [stack.enter_context(simulator(*slow)) for _ in range(2)]
+        words = ["--workers", ",".join(rank.url for rank in ranks)]
+        words += ["serve.key_file=api.key", "router=least_loaded"]
+        yield [
+            stack.enter_context(
+                routing(
+                    tmp_path,
+                    *words,
+                    f"serve.port={own}",
+                    f"route.peers={peers}",
+                    name=f"head-{own}",
+                )
+            )
+            for own in ports
+        ]
+
+
+def considered(head: Served) -> list[dict[str, Any]]:
+    """The workers as its router sees them now."""
+    rows: list[dict[str, Any]] = head.post("/v1/route", BODY).json["workers"]
+    return rows
+
+
+def loads(head: Served) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = head.ask("GET", "/v1/loads").json["workers"]
+    return found
+
+
+def others(head: Served) -> list[int]:
+    return sorted(row["others"]["active"] for row in considered(head))
+
+
+@contextmanager
+def answering(head: Served, count: int) -> Iterator[None]:
+    """So many streams of it go on meanwhile."""
+    with ExitStack() as stack:
+        for _ in range(count):
+            create = head.client.completions.create
+            stream = create(model=MODEL, prompt="Hi", max_tokens=1000, stream=True)
+            assert next(iter(stack.enter_context(stream)))
+        yield
+
+
+@contextmanager
+def frozen(head: Served) -> Iterator[None]:
+    """Its frontends accept connections and say nothing."""
+    pids = head.frontends().values()
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_what_one_has_counts_for_the_other(heads: list[Served]) -> None:
+    one, two = heads
+    until("all workers", lambda: [len(considered(head)) for head in heads] == [2, 2])
+    with answering(one, 1):
+        until("the news", lambda: others(two) == [0, 1])
+        (busy,) = [row for row in considered(two) if row["others"]["active"]]
+        assert (busy["cost"], busy["active"]) == (1, 0)
+        with answering(two, 1):
+            assert [row["active"] for row in considered(two) if row["rank"] != busy["rank"]] == [1]
+            until("ours too", lambda: others(one) == [0, 1])
+    until("the end", lambda: others(one) == others(two) == [0, 0])
+
+
+def test_a_silent_head_is_not_counted(heads: list[Served]) -> None:
+    one, two = heads
+    with answering(one, 2):
+        until("the news", lambda: sum(others(two)) == 2)
+        with frozen(one):
+            until("it is dropped", lambda: others(two) == [0, 0])
+        until("it is back", lambda: sum(others(two)) == 2)
+    assert "is not counted any more" in two.attempt.agent_log(0).read_text()
+
+
+def test_loads_are_for_who_has_the_key(heads: list[Served]) -> None:
+    one, _ = heads
+    assert one.ask("GET", "/v1/loads", headers={}).status == 401
+    assert one.post("/v1/loads", {}).status == 405
+    until("both workers", lambda: len(loads(one)) == 2)
+    with answering(one, 1):
+        busy = [load for load in loads(one).values() if load["active"]]
+        assert [load["active"] for load in busy] == [1]

@@ -1,0 +1,27 @@
+"""Two endpoints of one user ask for the same port: the second is refused, whatever it is."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.integration.serving.served import serving
+from tests.support.runs import SIMULATOR, hpc_dynamo
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_port_of_an_endpoint_is_refused_to_serve_and_route(tmp_path: Path) -> None:
+    with serving(tmp_path, "topology=aggregated") as served:
+        endpoint = served.attempt.endpoint()
+        assert endpoint
+        port = f"serve.port={endpoint.port}"
+        second = ("serve", *SIMULATOR, "topology=aggregated", "model.name=other", "name=two", port)
+        route = ("route", "--workers", "http://127.0.0.1:9", "engine=simulator", "name=r", port)
+        for words in (second, (*second, "serve.frontends=2", "name=three"), route):
+            done = hpc_dynamo(*words, cwd=tmp_path)
+            assert done.returncode == 1, done.stdout + done.stderr
+            assert f"cannot listen on 127.0.0.1:{endpoint.port}" in done.stderr
+            assert f"of {served.attempt.path}" in done.stderr
+            assert f"hpc-dynamo stop {served.attempt.run.path}" in done.stderr
+        answers = [served.ask("GET", "/v1/models") for _ in range(20)]
+        assert {answer.status for answer in answers} == {200}

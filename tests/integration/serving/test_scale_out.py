@@ -1,0 +1,121 @@
+"""An endpoint grows by a further job, here by processes on this machine, and gives it back."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from hpc_dynamo.messages import GrownJob, GrownState, Status
+from hpc_dynamo.planner.scale_out import Growing
+from hpc_dynamo.run import Attempt
+from tests.integration.serving.served import MODEL, Served, kill, serving
+from tests.support.runs import hpc_dynamo, until
+
+SOON_S = 60.0
+SHAPE = ("topology.prefill.workers=1", "topology.decode.workers=1", "router.local_prefill=false")
+SLOW = ("engine.args.timing=h100-8b", "engine.args.time-scale=8", "engine.args.num-blocks=512")
+PLANNER = (
+    *("planner.by=load", "planner.interval_s=0.5", "planner.patience=2"),
+    *("planner.queue_high_s=0.2", "planner.kv_high=0.3", "planner.kv_low=0.05"),
+    *("planner.grow.nodes=1", "planner.grow.idle_s=2", "cluster.silence_s=3"),
+)
+
+
+class Load:
+    """Clients that ask one after the other until they are told to stop; any failure ends it."""
+
+    def __init__(self, served: Served, max_tokens: int) -> None:
+        self._body: dict[str, Any] = {
+            "model": MODEL, "max_tokens": max_tokens, "stream": True,
+            "extra_body": {"ignore_eos": True},
+        }  # fmt: skip
+        self._served, self._stop = served, asyncio.Event()
+        self.pieces = list[int]()  # of each answer
+
+    async def run_until(self, done: Callable[[], object], clients: int) -> None:
+        async with self._served.asynchronous() as client, asyncio.TaskGroup() as group:
+            for number in range(clients):
+                group.create_task(self._ask(client, number))
+            try:
+                await asyncio.to_thread(until, "what the load is for", done, SOON_S)
+            finally:
+                self._stop.set()
+
+    async def _ask(self, client: Any, number: int) -> None:
+        turn = 0
+        while not self._stop.is_set():
+            prompt = f"{number}.{turn} hello"
+            stream = await client.completions.create(**self._body, prompt=prompt)
+            self.pieces.append(sum([1 async for chunk in stream if chunk.choices]))
+            turn += 1
+
+
+def jobs(attempt: Attempt) -> list[GrownJob]:
+    return [state for job in attempt.grown() if (state := job.state())]
+
+
+def records(attempt: Attempt) -> list[Growing]:
+    lines = attempt.growth_file.read_bytes().splitlines()
+    return [msgspec.json.decode(line, type=Growing) for line in lines]
+
+
+def served_by_new_ranks(served: Served) -> bool:
+    status = served.attempt.status()
+    return status is not None and any(w.rank > 1 and w.served for w in status.loads)
+
+
+def without(served: Served) -> Status | None:
+    """Its status, once it has no further job."""
+    status = served.attempt.status()
+    return status if status and not status.grown else None
+
+
+async def grow(served: Served) -> Load:
+    """Load until workers that were not there at first answer it."""
+    load = Load(served, max_tokens=200)
+    await load.run_until(lambda: served_by_new_ranks(served), clients=24)
+    return load
+
+
+@pytest.mark.slow
+async def test_a_job_comes_with_the_load_and_goes_without(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    with serving(tmp_path, *SHAPE, *SLOW, *PLANNER, f"model.path={model_folder}") as served:
+        load = await grow(served)
+        assert set(load.pieces) == {200}
+        folder = served.attempt.run.path
+        shown = hpc_dynamo("status", "--once", str(folder), cwd=folder)
+        assert "further job" in shown.stdout, shown.stdout
+        until("its end", lambda: jobs(served.attempt)[0].state is GrownState.ended)
+        status = until("a status without it", lambda: without(served))
+        assert sorted(worker.rank for worker in status.workers) == [0, 1]
+        asked, back = records(served.attempt)
+        assert (asked.move.old, back.move.new) == (None, None)
+        assert asked.jobs == back.jobs == (1,)
+        assert back.why == "not needed"
+        assert jobs(served.attempt)[0].node_hours > 0
+        assert status.node_hours == jobs(served.attempt)[0].node_hours
+
+
+@pytest.mark.slow
+async def test_further_jobs_end_when_the_head_dies_or_is_stopped(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    """The second head takes stock of what the first one left."""
+    words = (*SHAPE, *SLOW, *PLANNER, f"model.path={model_folder}", "planner.grow.idle_s=300")
+    with serving(tmp_path, *words) as first:
+        await grow(first)
+        kill(first.head)
+        until("nothing is left", lambda: not first.processes())
+        assert jobs(first.attempt)[0].state is GrownState.running, "nobody could tell of its end"
+    with serving(tmp_path, *words) as second:
+        until("it is known", lambda: jobs(first.attempt)[0].state is GrownState.ended)
+        status = until("a status", lambda: (s := second.attempt.status()) and s.node_hours and s)
+        assert status.node_hours == jobs(first.attempt)[0].node_hours
+        await grow(second)
+    assert jobs(second.attempt)[0].state is GrownState.ended
+    assert not second.processes()

@@ -1,0 +1,130 @@
+"""The life of the process: start, end, and the ways to fail on purpose."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import aiohttp
+import pytest
+
+from tests.integration.simulator.conftest import Body, Client, Rank
+
+
+def run(*options: str, model: str = "demo") -> "subprocess.CompletedProcess[str]":
+    argv = [sys.executable, "-m", "hpc_dynamo.simulator", "--model", model, *options]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("role", ["aggregated", "prefill"])
+async def test_a_signal_ends_it_soon_even_with_work(
+    client: Client, start: Callable[..., Rank], role: str, number: signal.Signals
+) -> None:
+    rank = start("--role", role, "--timing", "cpu-135m")
+    body = {"prompt": "long", "max_tokens": 1000, "ignore_eos": True, "stream": True}
+    async with client.session.post(f"{rank.url}/v1/completions", json=body) as answer:
+        await answer.content.readany()
+        began = time.monotonic()
+        rank.process.send_signal(number)
+        with pytest.raises(aiohttp.ClientError):
+            await answer.read()
+    assert rank.process.wait(5) == 0
+    assert time.monotonic() - began < 2
+
+
+def test_a_signal_ends_it_before_it_serves() -> None:
+    argv = [sys.executable, "-m", "hpc_dynamo.simulator", "--model", "demo"]
+    with subprocess.Popen([*argv, "--start-delay-s", "60"], stderr=subprocess.PIPE) as process:
+        assert process.stderr
+        assert b"waiting 60 s" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 0
+
+
+def test_a_start_can_be_slow_or_fail(start: Callable[..., Rank]) -> None:
+    began = time.monotonic()
+    start("--start-delay-s", "0.7")
+    assert time.monotonic() - began > 0.7
+    failed = run("--fail-start")
+    assert failed.returncode == 1
+    assert "EngineError: failure injected by --fail-start" in failed.stderr
+
+
+async def test_it_can_die_or_fail_under_requests(
+    client: Client, start: Callable[..., Rank]
+) -> None:
+    rank = start("--fail-after-requests", "2")
+    for _ in range(2):
+        await client.complete(rank, "still here")
+    with pytest.raises(aiohttp.ClientError):
+        await client.complete(rank, "too much")
+    assert rank.process.wait(5) == -signal.SIGKILL
+    rank = start("--fail-request-rate", "0.5")
+    answers = [await client.post(rank, "/v1/completions", {"prompt": "x"}) for _ in range(40)]
+    assert {status for status, _ in answers} == {200, 500}
+
+
+async def read(client: Client, rank: Rank, body: Body, got: list[bytes]) -> None:
+    async with client.session.post(f"{rank.url}/v1/completions", json=body) as answer:
+        async for part in answer.content.iter_any():
+            got.append(part)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_it_can_die_in_the_middle_of_an_answer(
+    client: Client, start: Callable[..., Rank], stream: bool
+) -> None:
+    rank, got = start("--die-after-tokens", "3"), list[bytes]()
+    await client.complete(rank, "short enough", max_tokens=3, ignore_eos=True)
+    body = {"prompt": "long", "max_tokens": 9, "ignore_eos": True, "stream": stream}
+    with pytest.raises(aiohttp.ClientError):
+        await read(client, rank, body, got)
+    assert b"".join(got).count(b"data: ") == (3 if stream else 0)
+    assert rank.process.wait(5) == 1
+
+
+async def test_it_can_stall_in_the_middle_of_an_answer(
+    client: Client, start: Callable[..., Rank]
+) -> None:
+    rank, got = start("--stall-after-tokens", "3"), list[bytes]()
+    await client.complete(rank, "short enough", max_tokens=3, ignore_eos=True)
+    body = {"prompt": "long", "max_tokens": 9, "ignore_eos": True, "stream": True}
+    asking = asyncio.create_task(read(client, rank, body, got))
+    await client.until(rank, "generation_tokens_total", 6)
+    await asyncio.wait([asking], timeout=0.2)
+    assert not asking.done()
+    assert b"".join(got).count(b"data: ") == 3
+    assert await client.metric(rank, "num_requests_running") == 1
+    asking.cancel()
+    await client.until_zero(rank, "num_requests_running")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--timing", "h200-8b"], "did you mean 'h100-8b'"),
+        (["--timing", "nothing.json"], "nothing.json: cannot be read"),
+        (["--num-blocks", "10"], "do not fit into the KV cache of 160"),
+        (["--max-num-batched-tokens", "8"], "at least 64"),
+        (["--kv-bytes-per-token", "1"], "no multiple of 32"),
+    ],
+)
+def test_sizes_that_cannot_work_are_refused(options: list[str], message: str) -> None:
+    refused = run(*options)
+    assert refused.returncode == 3
+    assert message in refused.stderr
+
+
+def test_a_taken_port_is_told(aggregated: Rank) -> None:
+    failed = run("--port", aggregated.url.rpartition(":")[2])
+    assert failed.returncode == 1
+    assert "in use" in failed.stderr
+
+
+def test_help_teaches() -> None:
+    told = run("--help").stdout
+    assert "--role decode" in told
+    assert "HPC_DYNAMO_ENGINE_KEY" in told

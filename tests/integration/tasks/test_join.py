@@ -1,0 +1,458 @@
+"""Agents of further jobs, real processes, and a head that does or does not expect them."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from hpc_dynamo import launch
+from hpc_dynamo.cli import serving
+from hpc_dynamo.config import (
+    Cluster,
+    Config,
+    Device,
+    Engine,
+    Grow,
+    Hardware,
+    Kind,
+    Model,
+    Planner,
+    PlannerKind,
+    Pool,
+    Role,
+    Topology,
+)
+from hpc_dynamo.errors import EngineError
+from hpc_dynamo.head.membership.agents import Membership
+from hpc_dynamo.head.scaling.hetero_jobs import Companions
+from hpc_dynamo.head.scaling.role_change import Flipper
+from hpc_dynamo.head.scaling.scale_out import Grower
+from hpc_dynamo.messages import (
+    GrownJob,
+    GrownState,
+    JobRecord,
+    NodeRecord,
+    Outcome,
+    Roster,
+    Status,
+    WorkerReport,
+    WorkerState,
+)
+from hpc_dynamo.planner.signals import Decision, Demand, Lack, Signals, Wanted
+from hpc_dynamo.router import Ask, Router
+from hpc_dynamo.router.scheduling.lease import Wish
+from hpc_dynamo.run import Attempt, Grown, Run, write_json
+from hpc_dynamo.tasks.node import CODEC
+from hpc_dynamo.topology import Plan, fill, plan
+from hpc_dynamo.wire import Server
+from tests.support.runs import until
+
+pytestmark = pytest.mark.slow
+
+HERE = "127.0.0.1"
+SOON_S = 60.0
+CONFIG = Config(
+    engine=Engine(name="simulator", device=Device.cpu, args={"timing": "instant"}),
+    model=Model(name="m"),
+    topology=Topology(aggregated=Pool(workers=2)),
+    cluster=Cluster(silence_s=3.0),
+)
+AGENT = "import sys; from hpc_dynamo.tasks.join import main; sys.exit(main(sys.argv[1]))"
+
+
+@dataclass(frozen=True)
+class Head:
+    attempt: Attempt
+    members: Membership
+    router: Router
+
+    def further(self) -> Grown:
+        """A job of one node that begins with rank 2 and node 1."""
+        layout = fill(CONFIG, self.attempt.plan(), Role.aggregated, 1).after(2, 1)
+        return self.attempt.new_grown(layout)
+
+    async def ready(self, count: int) -> None:
+        with self.members.follow() as reports:
+            async with asyncio.timeout(SOON_S):
+                while sum(1 for _ in self.router.members) < count:
+                    await reports.get()
+
+
+def hopeless(error: EngineError) -> None:
+    raise error
+
+
+@pytest.fixture
+async def head(attempt: Attempt) -> AsyncIterator[Head]:
+    async with heading(attempt, CONFIG) as head:
+        yield head
+
+
+@asynccontextmanager
+async def heading(
+    attempt: Attempt,
+    config: Config,
+    layout: Plan | None = None,
+    hopeless: Callable[[EngineError], None] = hopeless,
+) -> AsyncIterator[Head]:
+    """The control plane of one, without an agent of its own."""
+    write_json(attempt.config_file, config)
+    write_json(attempt.plan_file, layout or plan(config))
+    keys = attempt.run.secrets().keys
+    server = Server(HERE, keys, CODEC)
+    record = NodeRecord(node=0, host="here", address=HERE, pid=1, log="", control=server.endpoint)
+    roster = Roster(nodes=(record,), method="tcp", seconds=0.0)
+    write_json(attempt.roster_file, roster)
+    router = Router.of(config)
+    members = Membership(attempt, roster, server, {"": router}, hopeless)
+    listening = asyncio.create_task(members.listen())
+    yield Head(attempt, members, router)
+    listening.cancel()
+    await asyncio.wait([listening])
+    server.close()
+
+
+@asynccontextmanager
+async def agent(job: Grown, index: int = 0) -> AsyncIterator[asyncio.subprocess.Process]:
+    """One task of a further job. It must have ended by itself."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", AGENT, str(job.path)),
+        env=os.environ | {"SUBMITIT_LOCAL_GLOBALID": str(index)},
+    )
+    try:
+        yield process
+        async with asyncio.timeout(SOON_S):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_it_joins_warns_and_leaves(head: Head) -> None:
+    job = head.further()
+    head.members.expect(job.plan())
+    async with agent(job) as process:
+        await head.ready(2)
+        workers = head.members.in_order()
+        assert [(w.rank, w.node, w.state) for w in workers] == [
+            (rank, 1, WorkerState.ready) for rank in (2, 3)
+        ]
+        assert {Path(w.log).parent for w in workers} == {head.attempt.logs}
+        process.send_signal(signal.SIGUSR2)
+        async with asyncio.timeout(SOON_S):
+            assert await head.members.leaving.get() == 1
+        await head.members.stop(frozenset({1}), "not needed", SOON_S)
+        assert head.members.workers == {}
+        assert list(head.router.members) == []
+    assert job.outcome() == Outcome(exit_code=0)
+
+
+SPREAD = replace(
+    CONFIG,
+    engine=replace(CONFIG.engine, device=Device.cuda),
+    topology=Topology(
+        kind=Kind.disaggregated,
+        prefill=Pool(workers=1, tensor_parallel=2),
+        decode=Pool(workers=1, tensor_parallel=2),
+    ),
+    cluster=replace(CONFIG.cluster, gpus_per_node=1, preflight=False),
+)
+
+
+async def test_a_worker_over_two_nodes_joins_changes_its_role_and_leaves(attempt: Attempt) -> None:
+    """Nodes 4 and 5 are those of its parts; the agent of the second comes late."""
+    layout = plan(SPREAD)
+    async with heading(attempt, SPREAD) as head:
+        job = attempt.new_grown(fill(SPREAD, layout, Role.decode, 2).after(2, layout.nodes))
+        head.members.expect(job.plan())
+        async with agent(job), AsyncExitStack() as second:
+            with head.members.follow() as reports:
+                assert (await soon(reports)).state is WorkerState.starting
+                await second.enter_async_context(agent(job, 1))
+                assert (await soon(reports)).state is WorkerState.ready
+                await head.members.turn(2, Role.prefill, restart=True)
+                states = [await soon(reports), await soon(reports)]
+            assert [(s.role, s.state) for s in states] == [
+                (Role.prefill, WorkerState.starting),
+                (Role.prefill, WorkerState.ready),
+            ]
+            await head.members.stop(frozenset({4, 5}), "not needed", SOON_S)
+        assert head.members.workers == {}
+    for node in (4, 5):
+        said = attempt.agent_log(node).read_text()
+        assert [f"--role {role} " in said for role in ("decode", "prefill")] == [True, True]
+
+
+async def soon(reports: "asyncio.Queue[WorkerReport]") -> WorkerReport:
+    async with asyncio.timeout(SOON_S):
+        return await reports.get()
+
+
+async def test_a_worker_that_leaves_while_it_changes_its_role_fails_to(head: Head) -> None:
+    job = head.further()
+    head.members.expect(job.plan())
+    async with agent(job):
+        await head.ready(2)
+        lease = await head.router.route(Ask(wish=Wish(workers=(2,))))
+        flipper = Flipper(CONFIG, head.router, head.members)
+        role = Role.aggregated  # the way there is the same, whatever the roles
+        flip = asyncio.create_task(flipper.flip(2, role, role))
+        await asyncio.sleep(0)
+        await head.members.stop(frozenset({1}), "not needed", SOON_S)
+        async with asyncio.timeout(SOON_S):
+            assert (await flip).why == "worker 2 died"
+        lease.release()
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_who_is_not_expected_is_sent_away(head: Head, known: bool) -> None:
+    """Also one that was expected once."""
+    job = head.further()
+    if known:
+        head.members.expect(job.plan())
+        head.members.forget(job.plan())
+    async with agent(job):
+        pass
+    assert head.members.workers == {}
+    assert "does not expect this job" in job.agent_log(1).read_text()
+
+
+async def test_it_ends_when_the_head_never_answers(attempt: Attempt) -> None:
+    write_json(attempt.config_file, CONFIG)
+    write_json(attempt.plan_file, plan(CONFIG))
+    gone = NodeRecord(node=0, host="here", address=HERE, pid=1, log="", control=f"tcp://{HERE}:9")
+    write_json(attempt.roster_file, Roster(nodes=(gone,), method="tcp", seconds=0.0))
+    job = attempt.new_grown(fill(CONFIG, plan(CONFIG), Role.aggregated, 1).after(2, 1))
+    async with agent(job):
+        pass
+    assert "head lost" in job.agent_log(1).read_text()
+
+
+async def test_it_does_not_begin_after_the_run(head: Head) -> None:
+    write_json(head.attempt.outcome_file, Outcome(exit_code=0))
+    job = head.further()
+    async with agent(job):
+        pass
+    assert "starts" not in job.agent_log(1).read_text()
+    outcome = job.outcome()
+    assert outcome
+    assert "had ended before" in outcome.message
+
+
+async def test_one_that_comes_before_the_head_waits_for_it(head: Head) -> None:
+    job, kept = head.further(), head.attempt.path / "kept"
+    head.members.expect(job.plan())
+    head.attempt.roster_file.rename(kept)
+    async with agent(job):
+        await asyncio.to_thread(until, "its log", job.agent_log(1).exists)
+        kept.rename(head.attempt.roster_file)
+        await head.ready(2)
+        await head.members.stop(frozenset({1}), "not needed", SOON_S)
+
+
+async def test_it_waits_for_no_head_that_has_ended(head: Head) -> None:
+    job = head.further()
+    head.attempt.roster_file.unlink()
+    async with agent(job):
+        await asyncio.to_thread(until, "its log", job.agent_log(1).exists)
+        write_json(head.attempt.outcome_file, Outcome(exit_code=1))
+    outcome = job.outcome()
+    assert outcome
+    assert "had ended before" in outcome.message
+
+
+KINDS = Topology(
+    kind=Kind.disaggregated,
+    prefill=Pool(workers=1, hardware="fast"),
+    decode=Pool(workers=2, hardware="wide"),
+)
+
+
+async def test_jobs_of_other_kinds_are_as_much_of_the_run(attempt: Attempt) -> None:
+    """A head asks for them, hears that one is about to end, and that it has; its next life asks
+    anew. Here they are processes of this machine."""
+    cluster = replace(CONFIG.cluster, hardware={"fast": Hardware(), "wide": Hardware()})
+    config = replace(CONFIG, topology=KINDS, cluster=cluster)
+    layout, why = replace(plan(config), apart=True), list[EngineError]()
+    write_json(attempt.job_file, JobRecord(launcher="local", job_id="1"))
+    async with heading(attempt, config, layout, why.append) as head:
+        warned, lost = asyncio.Event(), asyncio.Queue[EngineError]()
+        ask = partial(Companions, attempt, head.router, head.members, warned.set, lost.put_nowait)
+        async with accompanied(ask()):
+            await head.ready(2)
+            (job,) = attempt.grown()
+            assert job.plan() == layout.parts[1]
+            (node,) = job.nodes()
+            os.kill(node.pid, signal.SIGUSR2)
+            async with asyncio.timeout(SOON_S):
+                await warned.wait()
+            os.kill(node.pid, signal.SIGTERM)
+            async with asyncio.timeout(SOON_S):
+                assert "of the decode workers has ended" in (await lost.get()).message
+            assert "no decode worker is left" in why[0].message
+        async with accompanied(ask()) as companions:
+            await head.ready(2)
+            former, job = attempt.grown()
+            assert (known := former.state())
+            assert known.state is GrownState.ended
+            await companions.end("over")
+        state = job.state()
+        assert state
+        assert state.state is GrownState.ended
+        assert lost.empty(), "they were ended"
+
+
+async def test_a_job_of_another_kind_that_is_not_fit_ends_the_run(
+    attempt: Attempt, tmp_path: Path
+) -> None:
+    config = replace(lacking(tmp_path), topology=KINDS)
+    cluster = replace(CONFIG.cluster, hardware={"fast": Hardware(), "wide": Hardware()})
+    config = replace(config, cluster=cluster)
+    write_json(attempt.job_file, JobRecord(launcher="local", job_id="1"))
+    async with heading(attempt, config, replace(plan(config), apart=True)) as head:
+        lost = asyncio.Queue[EngineError]()
+        companions = Companions(attempt, head.router, head.members, list, lost.put_nowait)
+        async with accompanied(companions), asyncio.timeout(SOON_S):
+            said = (await lost.get()).message
+    assert "of the decode workers has ended: not fit for this run: " in said
+    assert f"model.path={tmp_path}/nothing is not there" in said
+    assert not list(attempt.logs.glob("worker-*"))
+
+
+def lacking(folder: Path) -> Config:
+    """Whose model is nowhere."""
+    return replace(CONFIG, model=Model(name="m", path=f"{folder}/nothing"))
+
+
+@asynccontextmanager
+async def accompanied(companions: Companions) -> AsyncIterator[Companions]:
+    running = asyncio.create_task(companions.run())
+    yield companions
+    running.cancel()
+    await asyncio.wait([running])
+
+
+def grower(head: Head, node_hours: float | None = None, config: Config = CONFIG) -> Grower:
+    """Asks at once, for processes on this machine."""
+    grow = Grow(nodes=1, node_hours=node_hours)
+    rules = Planner(by=PlannerKind.load, patience=1, grow=grow)
+    write_json(head.attempt.config_file, replace(config, planner=rules))
+    write_json(head.attempt.job_file, JobRecord(launcher="local", job_id="1"))
+    return Grower(head.attempt, head.router, head.members, None, moving=tuple)
+
+
+def decision(more: int) -> Decision:
+    return Decision(
+        seen=Signals(at=time.time(), seconds=1.0),
+        expected=Demand(),
+        wanted=Wanted(prefill=0, decode=0),
+        lack=Lack(more=more, spare=0, role=Role.aggregated),
+    )
+
+
+@asynccontextmanager
+async def running(grower: Grower) -> AsyncIterator[None]:
+    task = asyncio.create_task(grower.run())
+    yield
+    await grower.end("all done")
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_hours_of_former_attempts_count(
+    head: Head, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    later = run.new_attempt(CONFIG, plan(CONFIG))
+    job, now = later.new_grown(fill(CONFIG, plan(CONFIG), Role.aggregated, 1)), time.time()
+    used = GrownJob(
+        number=1, role=Role.aggregated, nodes=2, ranks=(2, 3), asked_at=now - 7200.0,
+        began_at=now - 7200.0, seen_at=now - 3600.0, state=GrownState.ended,
+    )  # fmt: skip
+    write_json(job.state_file, used)
+    grows = grower(head, node_hours=2.01)
+    async with running(grows):
+        grows.heed(decision(more=2))
+        why = "planner.grow.node_hours leave no more"
+        await asyncio.to_thread(until, "a word", lambda: why in caplog.text, SOON_S)
+        assert grows.node_hours == 2.0
+    assert head.attempt.grown() == []
+
+
+def states(attempt: Attempt) -> list[GrownJob]:
+    return [state for job in attempt.grown() if (state := job.state())]
+
+
+async def test_a_job_that_is_just_asked_for_ends_with_the_run(head: Head) -> None:
+    grows = grower(head)
+    async with running(grows):
+        grows.heed(decision(more=2))
+        await asyncio.to_thread(until, "a job", lambda: states(head.attempt), SOON_S)
+    (job,) = head.attempt.grown()
+    state, found = job.state(), launch.find(job)
+    assert state
+    assert (state.state, state.detail) == (GrownState.ended, "all done")
+    assert found
+    await asyncio.to_thread(
+        until, "its end", lambda: found.state()[0] is launch.JobState.ended, SOON_S
+    )
+    assert head.members.workers == {}
+
+
+async def test_a_further_job_whose_node_is_not_fit(head: Head, tmp_path: Path) -> None:
+    """It ends with a word, and the run goes on."""
+    grows = grower(head, config=lacking(tmp_path))
+    async with running(grows):
+        grows.heed(decision(more=2))
+        await asyncio.to_thread(until, "its end", lambda: ended(head.attempt), SOON_S)
+        grows.heed(decision(more=2))
+        file = head.attempt.growth_file
+        await asyncio.to_thread(until, "a word", lambda: len(lines(file)) == 2, SOON_S)
+        status = grows.describe(Status(at=0.0, phase="serving", workers=()))
+    (job,) = head.attempt.grown()
+    what = f"model.path={tmp_path}/nothing is not there"
+    assert what in lines(file)[1]
+    assert what in serving.grown_line(status.grown[0])
+    assert "try: a path on a shared disk" in status.grown[0].detail
+    assert not list(head.attempt.logs.glob("worker-*"))
+    assert (outcome := job.outcome())
+    assert what in outcome.message
+
+
+async def test_a_further_job_ends_where_one_of_its_nodes_is_not_fit(head: Head) -> None:
+    grows = grower(head)
+    async with running(grows):
+        grows.heed(decision(more=2))
+        await head.ready(2)
+        (job,) = head.attempt.grown()
+        (node,) = job.nodes()
+        other = msgspec.structs.replace(node, node=2, faults=("n3: no GPU is visible",))
+        write_json(job.node_file(2), other)  # as its agent leaves it, which then ends
+        await asyncio.to_thread(until, "its end", lambda: ended(head.attempt), SOON_S)
+        found = launch.find(job)
+        assert found
+        await asyncio.to_thread(until, "its processes' end", lambda: is_over(found), SOON_S)
+    (state,) = states(head.attempt)
+    assert state.detail == "not fit for this run: n3: no GPU is visible"
+
+
+def ended(attempt: Attempt) -> bool:
+    return any(job.state is GrownState.ended for job in states(attempt))
+
+
+def is_over(job: launch.Job) -> bool:
+    return job.state()[0] is launch.JobState.ended
+
+
+def lines(file: Path) -> list[str]:
+    return file.read_text().splitlines()

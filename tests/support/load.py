@@ -1,0 +1,63 @@
+"""Clients that ask one after the other, and count what they got."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import openai
+
+from hpc_dynamo.config import Role
+from hpc_dynamo.planner.records import Flip, read
+from hpc_dynamo.run import Attempt
+from tests.support.runs import until
+
+SOON_S = 100.0
+
+
+@dataclass
+class Load:
+    """Streams of `max_tokens` each, for prompts of some `prompt_words` that are all different. Any
+    failure ends it."""
+
+    url: str
+    key: str
+    model: str
+    prompt_words: int
+    max_tokens: int
+    pieces: list[int] = field(default_factory=list)  # of each answer
+
+    async def run_until(
+        self, done: Callable[[], object], clients: int, timeout_s: float = SOON_S
+    ) -> None:
+        """Answers that are under way then come to their ends."""
+        stop = asyncio.Event()
+        client = openai.AsyncOpenAI(
+            base_url=self.url, api_key=self.key, max_retries=0, timeout=timeout_s
+        )
+        async with client, asyncio.TaskGroup() as group:
+            for number in range(clients):
+                group.create_task(self._ask(client, number, stop))
+            try:
+                await asyncio.to_thread(until, "what the load is for", done, timeout_s)
+            finally:
+                stop.set()
+
+    async def _ask(self, client: openai.AsyncOpenAI, number: int, stop: asyncio.Event) -> None:
+        text, turn = "word " * self.prompt_words, 0
+        while not stop.is_set():
+            body: Any = {"model": self.model, "prompt": f"{number}.{turn} {text}", "stream": True}
+            more = {"ignore_eos": True}
+            stream = await client.completions.create(
+                **body, max_tokens=self.max_tokens, extra_body=more
+            )
+            choices = [chunk.choices[0] async for chunk in stream if chunk.choices]
+            assert choices[-1].finish_reason == "length", "an answer was cut short"
+            self.pieces.append(len(choices))
+            turn += 1
+
+
+def flips(attempt: Attempt, new: Role) -> list[Flip]:
+    """Those into a role that are done."""
+    found = [r.flip for r in read(attempt.planner_file) if r.flip]
+    return [flip for flip in found if flip.new is new and not flip.why]

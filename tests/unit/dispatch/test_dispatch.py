@@ -1,0 +1,389 @@
+"""The one request path, over real HTTP: engines here are small servers on loopback."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.config import Router as RouterConfig
+from hpc_dynamo.dispatch import Broken, Dispatcher, Whole, Work
+from hpc_dynamo.engines import Dialect
+from hpc_dynamo.engines.vllm_pd_protocol import NOBODY, NixlDialect
+from hpc_dynamo.errors import RequestFailed
+from hpc_dynamo.http import Client
+from hpc_dynamo.router import Ask, Router
+
+SOON_S = 10.0
+PATH = "/v1/completions"
+TOKEN = "the run's token"
+AS_IT_CAME = b'{"text":  "as it came"}'
+HANDOVER = {"remote_engine_id": "e", "remote_block_ids": [[1, 2]], "remote_port": 5001}
+
+Body = dict[str, Any]
+Reply = Callable[[Body], Awaitable[web.Response]]
+
+
+async def text(body: Body) -> web.Response:
+    return web.Response(body=AS_IT_CAME)
+
+
+async def handover(body: Body) -> web.Response:
+    return web.json_response({"choices": [{"text": "!"}], "kv_transfer_params": HANDOVER})
+
+
+async def silent(body: Body) -> web.Response:
+    await asyncio.sleep(SOON_S)
+    return web.Response()
+
+
+def saying(content: bytes, status: int = 200) -> Reply:
+    async def reply(body: Body) -> web.Response:
+        return web.Response(status=status, body=content)
+
+    return reply
+
+
+def refusing(status: int) -> Reply:
+    return saying(b'{"error": "so it is"}', status)
+
+
+def after(free: asyncio.Event) -> Reply:
+    async def reply(body: Body) -> web.Response:
+        await free.wait()
+        return await text(body)
+
+    return reply
+
+
+class Engine:
+    """What came in, and how it is answered."""
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+        self.bodies: list[Body] = []
+        self.headers: list[dict[str, str]] = []
+        self.now = self.most = 0  # requests under way
+        self.url = ""
+        self.told: Body = {"disaggregation_bootstrap_port": 8998}
+        self.introduced = 0
+        self._came = asyncio.Condition()
+
+    async def has(self, count: int) -> None:
+        """Until so many requests have come in."""
+        async with asyncio.timeout(SOON_S), self._came:
+            await self._came.wait_for(lambda: len(self.bodies) >= count)
+
+    async def introduce(self, request: web.Request) -> web.Response:
+        self.introduced += 1
+        return web.json_response(self.told)
+
+    async def post(self, request: web.Request) -> web.Response:
+        self.bodies.append(json.loads(await request.read()))
+        self.headers.append(dict(request.headers))
+        self.now += 1
+        self.most = max(self.most, self.now)
+        async with self._came:
+            self._came.notify_all()
+        try:
+            return await self.reply(self.bodies[-1])
+        finally:
+            self.now -= 1
+
+
+class Sender(Router):
+    """A router, and a dispatcher that asks it."""
+
+    def __init__(
+        self, kind: Kind, client: Client, tasks: asyncio.TaskGroup, dialect: Dialect
+    ) -> None:
+        super().__init__(kind, RouterConfig())
+        self.dispatcher = Dispatcher(self, dialect, client, tasks)
+
+    async def send(
+        self, path: str, body: Body, timeout_s: float, answer: Whole | None = None
+    ) -> Whole:
+        answer, content = answer or Whole(), json.dumps(body).encode()
+        async with asyncio.timeout(timeout_s):
+            await self.dispatcher.run(Work(path, content, body, Ask()), answer)
+        return answer
+
+
+class House:
+    """A dispatcher and its engines."""
+
+    def __init__(self, stack: AsyncExitStack, dialect: Dialect | None = None) -> None:
+        self._stack, self._dialect = stack, dialect or NixlDialect()
+
+    async def dispatcher(self, kind: Kind) -> Sender:
+        self.client = await self._stack.enter_async_context(Client.bearer(TOKEN))
+        self.tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
+        return Sender(kind, self.client, self.tasks, self._dialect)
+
+    async def engine(self, reply: Reply) -> Engine:
+        engine = Engine(reply)
+        app = web.Application()
+        app.router.add_post(PATH, engine.post)
+        app.router.add_get("/server_info", engine.introduce)
+        runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        engine.url = f"http://127.0.0.1:{port}"
+        return engine
+
+    async def split(self, prefill: Reply, decode: Reply) -> tuple[Sender, Engine, Engine]:
+        """One prefill worker, rank 0, and one decode worker, rank 1."""
+        dispatcher = await self.dispatcher(Kind.disaggregated)
+        engines = await self.engine(prefill), await self.engine(decode)
+        await dispatcher.join(0, Role.prefill, engines[0].url)
+        await dispatcher.join(1, Role.decode, engines[1].url)
+        return dispatcher, *engines
+
+    async def whole(self, *replies: Reply) -> tuple[Sender, list[Engine]]:
+        """Aggregated workers, ranks from 0."""
+        dispatcher = await self.dispatcher(Kind.aggregated)
+        engines = [await self.engine(reply) for reply in replies]
+        for rank, engine in enumerate(engines):
+            await dispatcher.join(rank, Role.aggregated, engine.url)
+        return dispatcher, engines
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    async with AsyncExitStack() as stack:
+        yield House(stack)
+
+
+async def failed(dispatcher: Sender, timeout_s: float = SOON_S) -> RequestFailed:
+    with pytest.raises(RequestFailed) as error:
+        await dispatcher.send(PATH, {"prompt": "x"}, timeout_s)
+    return error.value
+
+
+async def test_aggregated_passes_body_and_answer_through(house: House) -> None:
+    dispatcher, (engine,) = await house.whole(text)
+    body = {"prompt": "hällo", "max_tokens": 5, "unknown": {"x": [None]}}
+    answer = await dispatcher.send(PATH, body, SOON_S)
+    assert (answer.content, answer.rank) == (AS_IT_CAME, 0)
+    assert engine.bodies == [body]
+
+
+async def test_prefill_hands_over_to_decode(house: House) -> None:
+    dispatcher, prefill, decode = await house.split(handover, text)
+    body = {"prompt": "p", "max_tokens": 50, "temperature": 0}
+    answer = await dispatcher.send(PATH, body, SOON_S)
+    assert (answer.content, answer.rank) == (AS_IT_CAME, 1)
+    assert prefill.bodies == [NixlDialect().prefill(body)]
+    assert decode.bodies == [body | {"kv_transfer_params": HANDOVER}]
+    for engine in (prefill, decode):
+        assert engine.headers[0]["Authorization"] == f"Bearer {TOKEN}"
+        assert engine.headers[0]["Content-Type"] == "application/json"
+
+
+async def test_the_least_loaded_worker_gets_the_next(house: House) -> None:
+    free = asyncio.Event()
+    dispatcher, engines = await house.whole(*[after(free)] * 3)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(9):
+            group.create_task(dispatcher.send(PATH, {"prompt": "x"}, SOON_S))
+        for engine in engines:
+            await engine.has(3)
+        assert [e.now for e in engines] == [3, 3, 3]
+        free.set()
+    assert sorted(m.served for m in dispatcher.members) == [3, 3, 3]
+    assert all(m.active == 0 and m.busy_s > 0 for m in dispatcher.members)
+
+
+@pytest.mark.parametrize(
+    ("status", "final"),
+    [(400, True), (404, True), (422, True), (408, False), (429, False), (500, False)],
+)
+async def test_an_engines_refusal_is_told_as_it_came(
+    house: House, status: int, final: bool
+) -> None:
+    dispatcher, _ = await house.whole(refusing(status))
+    error = await failed(dispatcher)
+    assert (error.status, error.body, error.final) == (status, b'{"error": "so it is"}', final)
+    assert error.message == f"worker 0 answered {status}: so it is"
+
+
+@pytest.mark.parametrize(("prefill", "status"), [(refusing(400), 400), (text, 502)])
+async def test_without_a_hand_over_decode_is_not_asked(
+    house: House, prefill: Reply, status: int
+) -> None:
+    dispatcher, _, decode = await house.split(prefill, text)
+    assert (await failed(dispatcher)).status == status
+    assert decode.bodies == []
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"[]", b"null"])
+async def test_a_prefill_answer_that_makes_no_sense_may_be_tried_again(
+    house: House, content: bytes
+) -> None:
+    dispatcher, _, _ = await house.split(saying(content), text)
+    assert not (await failed(dispatcher)).final
+
+
+async def test_an_engine_that_is_not_there_is_told_and_left_in_peace(house: House) -> None:
+    dispatcher = await house.dispatcher(Kind.aggregated)
+    await dispatcher.join(4, Role.aggregated, "http://127.0.0.1:1")
+    await dispatcher.join(5, Role.aggregated, (await house.engine(text)).url)
+    for _ in range(4):
+        assert (await dispatcher.send(PATH, {"prompt": "x"}, SOON_S)).rank == 5
+
+
+async def test_an_engine_that_dies_in_the_middle(house: House) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        dispatcher = await house.dispatcher(Kind.aggregated)
+        await dispatcher.join(0, Role.aggregated, f"http://127.0.0.1:{port}")
+        error = await failed(dispatcher)
+    assert (error.status, error.final) == (503, False)
+
+
+async def test_silence_ends_with_the_deadline(house: House) -> None:
+    dispatcher, _ = await house.whole(silent)
+    for silent_one in (dispatcher, await house.dispatcher(Kind.aggregated)):
+        with pytest.raises(TimeoutError):
+            await silent_one.send(PATH, {"prompt": "x"}, 0.2)
+    assert [m.active for m in dispatcher.members] == [0]
+
+
+async def test_a_request_waits_for_a_worker_to_come(house: House) -> None:
+    dispatcher = await house.dispatcher(Kind.disaggregated)
+    prefill, decode = await house.engine(handover), await house.engine(text)
+    waiting = asyncio.create_task(dispatcher.send(PATH, {"prompt": "x"}, SOON_S))
+    await dispatcher.join(0, Role.prefill, prefill.url)
+    assert not waiting.done()
+    assert not prefill.bodies, "prefilled before there was a worker to take the blocks"
+    await dispatcher.join(1, Role.decode, decode.url)
+    assert (await waiting).rank == 1
+
+
+async def test_idle_workers_take_turns_and_who_left_gets_no_more(house: House) -> None:
+    dispatcher, engines = await house.whole(text, text)
+    for _ in range(6):
+        await dispatcher.send(PATH, {"prompt": "x"}, SOON_S)
+    assert [len(e.bodies) for e in engines] == [3, 3]
+    dispatcher.leave(0)
+    dispatcher.leave(0)
+    for _ in range(4):
+        assert (await dispatcher.send(PATH, {"prompt": "x"}, SOON_S)).rank == 1
+
+
+async def test_a_rank_that_comes_again_is_another_worker(house: House) -> None:
+    """Of whose life before only the busy time is kept, else the rank would seem to have idled."""
+    dispatcher, _ = await house.whole(refusing(500))
+    await failed(dispatcher)
+    (before,) = (m.busy_s for m in dispatcher.members)
+    dispatcher.leave(0)
+    engine = await house.engine(text)
+    await dispatcher.join(0, Role.aggregated, engine.url)
+    (member,) = dispatcher.members
+    assert (member.served, member.busy_s) == (0, before)
+    assert (await dispatcher.send(PATH, {"prompt": "x"}, SOON_S)).content == AS_IT_CAME
+
+
+async def test_ready_waits_for_all_roles(house: House) -> None:
+    dispatcher = await house.dispatcher(Kind.disaggregated)
+    ready = asyncio.create_task(dispatcher.ready([Role.prefill, Role.decode]))
+    await dispatcher.join(0, Role.prefill, "http://127.0.0.1:1")
+    await dispatcher.join(1, Role.prefill, "http://127.0.0.1:1")
+    await asyncio.sleep(0)
+    assert not ready.done()
+    await dispatcher.join(2, Role.decode, "http://127.0.0.1:1")
+    async with asyncio.timeout(SOON_S):
+        await ready
+
+
+async def test_a_cancelled_request_is_counted_out(house: House) -> None:
+    dispatcher, (engine,) = await house.whole(silent)
+    task = asyncio.create_task(dispatcher.send(PATH, {"prompt": "x"}, SOON_S))
+    await engine.has(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [m.active for m in dispatcher.members] == [0]
+
+
+async def test_hundreds_at_a_time(house: House) -> None:
+    """No pool of connections stands in the way."""
+    free = asyncio.Event()
+    dispatcher, (engine,) = await house.whole(after(free))
+    async with asyncio.TaskGroup() as group:
+        for _ in range(200):
+            group.create_task(dispatcher.send(PATH, {"prompt": "x"}, SOON_S))
+        await engine.has(200)
+        free.set()
+    assert engine.most == 200
+
+
+async def test_blocks_of_a_request_that_nobody_wants_any_more_are_given_up(house: House) -> None:
+    """By a decode request that is refused for its model: vLLM then frees what was prefilled."""
+    come, go = asyncio.Event(), asyncio.Event()
+
+    async def last_moment(body: Body) -> web.Response:
+        come.set()
+        await go.wait()
+        return await handover(body)
+
+    dispatcher, _, decode = await house.split(last_moment, refusing(404))
+    task = asyncio.create_task(dispatcher.send(PATH, {"prompt": "x", "model": "m"}, SOON_S))
+    await come.wait()
+    task.cancel()
+    go.set()
+    await decode.has(1)
+    (body,) = decode.bodies
+    assert body["model"] != "m"
+    assert body["kv_transfer_params"] == HANDOVER
+
+
+@pytest.mark.parametrize("status", [400, 404])
+async def test_blocks_are_given_up_where_the_decode_worker_refuses(
+    house: House, status: int
+) -> None:
+    dispatcher, _, decode = await house.split(handover, refusing(status))
+    assert (await failed(dispatcher)).status == status
+    await decode.has(2)
+    assert decode.bodies[1] == decode.bodies[0] | {"model": NOBODY}
+
+
+async def test_a_worker_that_never_got_the_request_does_not_count_as_a_try(house: House) -> None:
+    """A batch lets a request break one worker only."""
+    dispatcher, _ = await house.whole()
+    dispatcher.dispatcher = Dispatcher(
+        dispatcher, NixlDialect(), house.client, house.tasks, tries=1
+    )
+    engine = await house.engine(text)
+    await dispatcher.join(0, Role.aggregated, "http://127.0.0.1:1")
+    assert not (await broken(dispatcher)).reached
+    await dispatcher.join(1, Role.aggregated, engine.url)
+    assert (await dispatcher.send(PATH, {"prompt": "x"}, SOON_S)).rank == 1
+
+
+async def test_with_one_try_a_request_breaks_one_worker_only(house: House) -> None:
+    dispatcher, engines = await house.whole(refusing(500), refusing(500))
+    dispatcher.dispatcher = Dispatcher(
+        dispatcher, NixlDialect(), house.client, house.tasks, tries=1
+    )
+    assert (await broken(dispatcher)).reached
+    assert sum(len(engine.bodies) for engine in engines) == 1
+
+
+async def broken(dispatcher: Sender) -> Broken:
+    error = await failed(dispatcher)
+    assert isinstance(error, Broken)
+    return error

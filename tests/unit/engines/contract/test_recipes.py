@@ -1,0 +1,47 @@
+"""Every option of every recipe is one that its engine knows, on each node of each worker."""
+
+from collections.abc import Callable
+
+import pytest
+
+from hpc_dynamo.cli.commands import parts, started
+from hpc_dynamo.cli.compose import compose
+from hpc_dynamo.engines import Command
+from hpc_dynamo.topology import plan
+from tests.unit.config.test_recipes import RECIPES
+from tests.unit.engines.contract import test_sglang, test_trtllm, test_vllm
+from tests.unit.engines.test_engines import options
+
+# What an engine would refuse of a command.
+REFUSES: dict[str, Callable[[Command], list[str]]] = {
+    "sglang": lambda made: test_sglang.wrong(list(made.argv[3:])),
+    "trtllm": test_trtllm.unknown,
+    "vllm": lambda made: test_vllm.wrong(list(made.argv[3:])),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_its_engine_knows_every_option(recipe: str) -> None:
+    config = compose([f"recipe={recipe}", "cluster.gpus_per_node=8"])
+    for worker in plan(config).workers:
+        for part in parts(config, worker):
+            made = started(config, worker, part)
+            assert REFUSES[config.engine.name](made) == [], (worker, part)
+
+
+def test_vllms_steps_hold_all_requests_of_a_rank() -> None:
+    """With DeepEP's low latency a step of vLLM 0.32 has 256 tokens by itself (arg_utils.py), and
+    it refuses fewer tokens than requests (config/scheduler.py)."""
+    config = compose(["recipe=deepseek-r1-vllm", "cluster.gpus_per_node=8"])
+    for worker in plan(config).workers:
+        told = options(started(config, worker, 0))
+        usual = "256" if told["--all2all-backend"] == "deepep_low_latency" else "8192"
+        steps = told.get("--max-num-batched-tokens", usual)
+        assert int(steps) >= int(told["--max-num-seqs"]), worker
+
+
+def test_sglangs_attention_ranks_share_the_tokens_of_a_step() -> None:
+    """0.5.23 divides --chunked-prefill-size by --attn-dp-size (arg_groups/parallel_hook.py)."""
+    config = compose(["recipe=deepseek-r1-sglang", "cluster.gpus_per_node=8"])
+    told = options(started(config, plan(config).workers[0], 0))
+    assert int(told["--chunked-prefill-size"]) // int(told["--attn-dp-size"]) == 16384

@@ -1,0 +1,114 @@
+"""What we say to vLLM is held against its own parser, see record_vllm."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpc_dynamo.cli.compose import compose
+from hpc_dynamo.config import Config
+from hpc_dynamo.engines import Place, engine
+from hpc_dynamo.topology import plan
+from tests.unit.engines.contract import record_vllm
+from tests.vllm.test_batch import provisioned
+
+FILE = Path(__file__).parent / "vllm.json"
+RECORDED: dict[str, Any] = json.loads(FILE.read_text())
+OPTIONS: dict[str, dict[str, Any]] = RECORDED["options"]
+FIELDS: dict[str, list[str]] = RECORDED["fields"]
+MODEL_OF = {
+    "--compilation-config": "CompilationConfig",
+    "--eplb-config": "EPLBConfig",
+    "--kv-events-config": "KVEventsConfig",
+    "--kv-transfer-config": "KVTransferConfig",
+    "pass_config": "PassConfig",
+}
+
+
+def words(config: Config) -> Iterator[list[str]]:
+    """The options of each worker."""
+    for worker in plan(config).workers:
+        place = Place(worker, "10.0.0.7", (5000, 5001), ("0",), "secret-token", "/tmp/x")
+        yield list(engine("vllm").command(config, place).argv[3:])
+
+
+def wrong(words: list[str]) -> list[str]:
+    """What vLLM's parser would refuse."""
+    found, rest = list[str](), list(words)
+    while rest:
+        option, values = rest.pop(0), list[str]()
+        while rest and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
+        known = OPTIONS.get(option)
+        if known is None:
+            found.append(f"{option} is not known")
+            continue
+        if known["flag"] is bool(values):
+            found.append(f"{option} is given {values}")
+        if known["choices"] and not {*values} <= {*known["choices"]}:
+            found.append(f"{option} may not be {values}")
+        if option in MODEL_OF:
+            found += strangers(option, json.loads(values[0]))
+    return found
+
+
+def strangers(name: str, fields: dict[str, Any]) -> Iterator[str]:
+    for key, value in fields.items():
+        if key not in FIELDS[MODEL_OF[name]]:
+            yield f"{name} has no {key}"
+        elif key in MODEL_OF:
+            yield from strangers(key, value)
+
+
+SHAPES = ["tensor_parallel", "pipeline_parallel", "data_parallel"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("topology", ["disaggregated", "aggregated"])
+def test_every_option_is_known_with_an_allowed_value(topology: str, shape: str) -> None:
+    roles = ["aggregated"] if topology == "aggregated" else ["prefill", "decode"]
+    sizes = [f"topology.{role}.{shape}=2" for role in roles]
+    config = compose([f"topology={topology}", *sizes, "cluster.gpus_per_node=8", "model.path=/m"])
+    assert [wrong(each) for each in words(config)] == [[]] * len(roles)
+
+
+def test_options_of_adapters_and_sleep_are_known(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"r": 24}')
+    own = [f"model.lora.a={tmp_path}", "model.lora.b=org/b", "engine.sleep=true"]
+    topology = ["topology=disaggregated", "cluster.gpus_per_node=8", "model.path=/m"]
+    found = list(words(compose([*topology, *own])))
+    assert [wrong(each) for each in found] == [[], []]
+    assert {"--max-lora-rank", "--lora-modules", "--enable-sleep-mode"} <= {*found[0]}
+
+
+def test_what_is_wrong_would_be_found() -> None:
+    args = {
+        "mem-fraction-static": 0.8,
+        "enable-dbo": 3,
+        "all2all-backend": "pigeons",
+        "eplb-config": {"window": 1},
+        "compilation-config": {"pass_config": {"fuse_all": True}},
+    }
+    config = compose(["topology=aggregated", "cluster.gpus_per_node=8", "model.path=/m"])
+    config = replace(config, engine=replace(config.engine, args=args))
+    (options,) = words(config)
+    assert wrong(options) == [
+        "--mem-fraction-static is not known",
+        "--enable-dbo is given ['3']",
+        "--all2all-backend may not be ['pigeons']",
+        "--eplb-config has no window",
+        "pass_config has no fuse_all",
+    ]
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(300)
+def test_what_is_recorded_is_what_the_installed_one_says(tmp_path: Path) -> None:
+    argv = [str(provisioned().python), record_vllm.__file__]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout[done.stdout.index('{"version"') :]) == RECORDED

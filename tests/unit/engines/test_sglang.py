@@ -1,0 +1,249 @@
+"""SGLang as a command and a dialect; its options are held against its source in contract/."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from hpc_dynamo.config import (
+    Cluster,
+    Config,
+    Device,
+    Engine,
+    Kind,
+    Model,
+    Pool,
+    Role,
+    Task,
+    Topology,
+)
+from hpc_dynamo.engines import DIALECTS, Concurrent, Place, dialect, engine, probing, suited
+from hpc_dynamo.engines.metrics import parse
+from hpc_dynamo.engines.pd_protocol import Body
+from hpc_dynamo.engines.sglang import METRICS
+from hpc_dynamo.engines.sglang_pd_protocol import SglangDialect
+from hpc_dynamo.engines.vllm import GUARD
+from hpc_dynamo.errors import ConfigError, RequestFailed
+from hpc_dynamo.topology import Shard, Worker, plan
+from tests.unit.engines.test_engines import options
+
+POOL = Pool(workers=1, tensor_parallel=2)
+SPLIT = Topology(kind=Kind.disaggregated, prefill=POOL, decode=POOL)
+WHOLE = Topology(kind=Kind.aggregated, aggregated=POOL)
+CONFIG = Config(
+    engine=Engine(name="sglang", args={"mem_fraction_static": 0.8}, env={"A": "1"}),
+    model=Model(path="/shared/llama"),
+    topology=SPLIT,
+    cluster=Cluster(gpus_per_node=4),
+)
+SIMULATED = replace(CONFIG, engine=Engine(name="simulator", args={"dialect": "sglang"}))
+
+
+def place(role: Role) -> Place:
+    worker = Worker(3, role, (Shard(0, (0, 1)),))
+    return Place(worker, "10.0.0.7", (5000, 5001), ("2", "3"), "secret-token")
+
+
+ROLES = {
+    Role.aggregated: {},
+    Role.prefill: {
+        "--disaggregation-mode": "prefill",
+        "--disaggregation-transfer-backend": "nixl",
+        "--disaggregation-bootstrap-port": "5001",
+    },
+    Role.decode: {
+        "--disaggregation-mode": "decode",
+        "--disaggregation-transfer-backend": "nixl",
+    },
+}
+
+
+@pytest.mark.parametrize("role", Role)
+def test_the_command(role: Role) -> None:
+    config = replace(CONFIG, topology=WHOLE) if role is Role.aggregated else CONFIG
+    command = engine("sglang").command(config, place(role))
+    assert command.argv[:3] == (sys.executable, "-m", "hpc_dynamo_sglang")
+    assert options(command) == {
+        "--model-path": "/shared/llama",
+        "--served-model-name": "llama",
+        "--host": "10.0.0.7",
+        "--port": "5000",
+        "--tp-size": "2",
+        "--pp-size": "1",
+        "--dp-size": "1",
+        "--max-running-requests": "256",
+        "--page-size": "16",
+        "--enable-metrics": "",
+        "--enable-cache-report": "",
+        "--mem-fraction-static": "0.8",
+        **ROLES[role],
+    }
+    assert dict(command.env) == {
+        "A": "1",
+        "CUDA_VISIBLE_DEVICES": "2,3",
+        "HPC_DYNAMO_ENGINE_KEY": "secret-token",
+        "PYTHONPATH": str(GUARD),
+    }
+
+
+ON_CPU = {"--device": "cpu", "--sleep-on-idle": "", "--disable-overlap-schedule": ""}
+BACKUP = {"--disaggregation-decode-retraction-backup": "cpu_tensor"}
+
+
+@pytest.mark.parametrize(("role", "added"), [(Role.prefill, {}), (Role.decode, BACKUP)])
+def test_cpu_workers_share_requests(role: Role, added: dict[str, str]) -> None:
+    config = replace(CONFIG, engine=Engine(name="sglang", device=Device.cpu, env={"A": "1"}))
+    engine("sglang").check(config, plan(config))
+    command, on_gpu = (engine("sglang").command(c, place(role)) for c in (config, CONFIG))
+    changed = {"--mem-fraction-static": ""}  # an option of CONFIG alone
+    assert options(command).items() - options(on_gpu).items() == (ON_CPU | added).items()
+    assert options(on_gpu).keys() - options(command).keys() == changed.keys()
+    assert command.env["SGLANG_USE_CPU_ENGINE"] == "1"
+    assert command.env["CUDA_VISIBLE_DEVICES"] == ""
+    assert "SGLANG_USE_CPU_ENGINE" not in on_gpu.env
+
+
+def test_aggregated_cpu_worker() -> None:
+    config = replace(CONFIG, engine=Engine(name="sglang", device=Device.cpu), topology=WHOLE)
+    found = options(engine("sglang").command(config, place(Role.aggregated)))
+    assert found.items() >= ON_CPU.items()
+    assert not found.keys() & BACKUP.keys()
+
+
+def test_cpu_defaults_yield_to_the_user() -> None:
+    own = {"sleep-on-idle": False, "disaggregation_decode_retraction_backup": "none"}
+    given = Engine(name="sglang", device=Device.cpu, args=own, env={"SGLANG_USE_CPU_ENGINE": "0"})
+    command = engine("sglang").command(replace(CONFIG, engine=given), place(Role.decode))
+    found = options(command)
+    assert "--sleep-on-idle" not in found
+    assert found["--disaggregation-decode-retraction-backup"] == "none"
+    assert command.env["SGLANG_USE_CPU_ENGINE"] == "0"
+
+
+def test_options_of_the_users_own_win() -> None:
+    args = {"page_size": 64, "ep-size": 2, "enable-metrics": False}
+    config = replace(CONFIG, engine=replace(CONFIG.engine, args=args))
+    found = options(engine("sglang").command(config, place(Role.decode)))
+    assert (found["--page-size"], found["--ep-size"]) == ("64", "2")
+    assert not {"--enable-metrics", "--no-enable-metrics"} & found.keys()
+    assert engine("sglang").block_tokens(config) == 64
+
+
+def test_the_key_reaches_sglang_inside_the_process(tmp_path: Path) -> None:
+    """An SGLang that prints how it was called, and that it is the program."""
+    (tmp_path / "sglang").mkdir()
+    says = "import sys\nif __name__ == '__main__':\n    print(sys.argv[1:], __spec__.name)\n"
+    (tmp_path / "sglang" / "launch_server.py").write_text(says)
+    command = engine("sglang").command(CONFIG, place(Role.prefill))
+    path = f"{command.env['PYTHONPATH']}:{tmp_path}"
+    env = {**os.environ, **command.env, "PYTHONPATH": path}
+    done = subprocess.run(command.argv, env=env, capture_output=True, text=True, timeout=30)
+    words = [*command.argv[3:], "--api-key", "secret-token"]
+    assert done.stdout == f"{words} sglang.launch_server\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"model": Model()}, "model.path is not set"),
+        ({"engine": Engine(name="sglang", args={"tokenizer_worker_num": 2})}, "asks for no key"),
+        ({"task": Task.profile}, "each worker alone"),
+        ({"engine": Engine(name="sglang", args={"page-size": 1})}, "does not divide"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_submission(change: dict[str, Any], what: str) -> None:
+    config = replace(CONFIG, **change)
+    with pytest.raises(ConfigError, match=what):
+        engine("sglang").check(config, plan(config))
+    engine("sglang").check(CONFIG, plan(CONFIG))
+
+
+def test_with_data_parallelism_no_kv_events_are_told() -> None:
+    """SGLang's further ranks refuse ipc endpoints."""
+    wide = replace(SPLIT, prefill=Pool(workers=1, data_parallel=2))
+    where = replace(place(Role.prefill), events="/tmp/x")
+    assert engine("sglang").events(CONFIG, where) is not None
+    assert engine("sglang").events(replace(CONFIG, topology=wide), where) is None
+    for name in ("attn-dp-size", "attention_data_parallel_size"):
+        of_attention = replace(CONFIG, engine=Engine(name="sglang", args={name: 2}))
+        assert engine("sglang").events(of_attention, where) is None
+
+
+PAGE = """\
+# TYPE sglang:num_running_reqs gauge
+sglang:num_running_reqs{tp_rank="0"} 3.0
+# TYPE sglang:num_queue_reqs gauge
+sglang:num_queue_reqs{tp_rank="0"} 2.0
+# TYPE sglang:token_usage gauge
+sglang:token_usage{tp_rank="0"} 0.25
+# TYPE sglang:prompt_tokens_total counter
+sglang:prompt_tokens_total{model_name="m"} 100.0
+# TYPE sglang:cached_tokens_total counter
+sglang:cached_tokens_total{cache_source="device"} 30.0
+sglang:cached_tokens_total{cache_source="host"} 10.0
+# TYPE sglang:generation_tokens_total counter
+sglang:generation_tokens_total{model_name="m"} 7.0
+"""
+
+
+def test_metrics() -> None:
+    found = parse(PAGE, METRICS)
+    assert (found.running, found.waiting, found.kv_usage) == (3, 2, 0.25)
+    assert (found.prefix_queries, found.prefix_hits) == (100, 40)
+    assert (found.prompt_tokens, found.generation_tokens) == (100, 7)
+    assert (found.kv_bytes, found.kv_tokens) == (0, 0)
+
+
+# The dialect
+
+BODY: Body = {"prompt": "p", "max_tokens": 5, "stream": True, "stream_options": {}}
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [("http://10.0.0.7:5000", "10.0.0.7"), ("http://[fd00::7]:5000", "fd00::7")],
+)
+def test_both_bodies_name_the_room(url: str, host: str) -> None:
+    told = {"disaggregation_bootstrap_port": msgspec.Raw(b"8998"), "version": msgspec.Raw(b'"x"')}
+    prefill, decode = SglangDialect().both(BODY, url, told, 2**63 - 1)
+    met = {"bootstrap_host": host, "bootstrap_port": 8998, "bootstrap_room": 2**63 - 1}
+    assert decode == BODY | met
+    assert prefill == {"prompt": "p", "max_tokens": 5} | met
+
+
+def test_a_worker_without_a_bootstrap_server() -> None:
+    with pytest.raises(RequestFailed, match="tells no disaggregation_bootstrap_port"):
+        SglangDialect().both(BODY, "http://10.0.0.7:5000", {}, 1)
+
+
+def test_a_worker_is_probed_with_a_room_of_nobody() -> None:
+    met = {"bootstrap_host": "2.2.2.2", "bootstrap_room": 0}
+    assert probing(dialect(CONFIG), Role.prefill) == met
+    assert probing(dialect(CONFIG), Role.aggregated) == {}
+    assert probing(DIALECTS["vllm"], Role.decode) == {}
+
+
+def test_what_the_simulator_speaks() -> None:
+    assert isinstance(dialect(SIMULATED), Concurrent)
+    assert not isinstance(dialect(replace(CONFIG, engine=Engine(name="simulator"))), Concurrent)
+    odd = replace(CONFIG, engine=Engine(name="simulator", args={"dialect": "sglan"}))
+    with pytest.raises(ConfigError, match=r"engine\.args\.dialect") as refused:
+        dialect(odd)
+    assert "did you mean 'sglang'?" in refused.value.hint
+    adapter = engine("simulator")
+    found = options(adapter.command(SIMULATED, place(Role.prefill)))
+    assert (found["--dialect"], found["--disaggregation-bootstrap-port"]) == ("sglang", "5001")
+    given = options(adapter.command(SIMULATED, place(Role.decode)))
+    assert "--disaggregation-bootstrap-port" not in given
+
+
+def test_no_worker_computes_a_prompt_alone_where_engines_share_all() -> None:
+    assert not suited(CONFIG).router.local_prefill
+    assert not suited(SIMULATED).router.local_prefill
+    assert suited(replace(CONFIG, topology=WHOLE)).router.local_prefill
+    assert suited(replace(CONFIG, engine=Engine(name="vllm"))).router.local_prefill

@@ -1,0 +1,270 @@
+"""TensorRT-LLM as a command, a file and a dialect: pure functions, so tables."""
+
+import json
+import sys
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+
+from hpc_dynamo.config import (
+    Cluster,
+    Config,
+    Device,
+    Engine,
+    Kind,
+    Model,
+    Pool,
+    Role,
+    Router,
+    Topology,
+)
+from hpc_dynamo.engines import Body, Command, Place, engine
+from hpc_dynamo.engines.metrics import Histogram, Metrics, parse
+from hpc_dynamo.engines.trtllm_pd_protocol import END_ID, LEAST_ID, TrtllmDialect
+from hpc_dynamo.errors import ConfigError, RequestFailed
+from hpc_dynamo.topology import Shard, Worker, plan
+
+SPLIT = Topology(
+    kind=Kind.disaggregated,
+    prefill=Pool(workers=1, tensor_parallel=2),
+    decode=Pool(workers=1, data_parallel=4),
+)
+CONFIG = Config(
+    engine=Engine(name="trtllm", env={"A": "1"}),
+    model=Model(path="/shared/it's a model/llama"),
+    topology=SPLIT,
+    router=Router(kv_events=False),
+    cluster=Cluster(gpus_per_node=4),
+)
+TRTLLM = engine("trtllm")
+LOGS = "/runs/r/attempts/1/logs"
+ALWAYS = {"return_perf_metrics": True, "enable_iter_perf_stats": True}
+NIXL = {"cache_transceiver_config": {"backend": "NIXL", "kv_transfer_timeout_ms": 300000}}
+
+
+def with_args(**args: Any) -> Config:
+    return replace(CONFIG, engine=replace(CONFIG.engine, args=args))
+
+
+def command(config: Config, role: Role) -> Command:
+    worker = Worker(3, role, (Shard(0, (0, 1)),))
+    place = Place(worker, "10.0.0.7", (5000,), ("2", "3"), "token", folder=LOGS)
+    return TRTLLM.command(config, place)
+
+
+def options(config: Config, role: Role = Role.prefill) -> dict[str, str]:
+    """Of the command line; those given twice show their last value, as click takes it."""
+    words = command(config, role).argv[5:]
+    assert len(words) % 2 == 0
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def file(config: Config, role: Role = Role.prefill) -> dict[str, Any]:
+    ((name, text),) = command(config, role).files.items()
+    assert name == "worker-3.yaml"
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def test_extra_fields_may_be_json() -> None:
+    made = file(with_args(extra='{"kv_cache_config": {"free_gpu_memory_fraction": 0.8}}'))
+    assert made["kv_cache_config"] == {"free_gpu_memory_fraction": 0.8}
+
+
+def test_the_command() -> None:
+    made = command(CONFIG, Role.prefill)
+    module = ("-m", "tensorrt_llm.commands.serve", "serve")
+    assert made.argv[:5] == (sys.executable, *module, "/shared/it's a model/llama")
+    assert options(CONFIG) == {
+        "--host": "10.0.0.7",
+        "--port": "5000",
+        "--backend": "pytorch",
+        "--tp_size": "2",
+        "--pp_size": "1",
+        "--max_batch_size": "256",
+        "--extra_llm_api_options": f"{LOGS}/worker-3.yaml",
+    }
+    visible = {"A": "1", "CUDA_VISIBLE_DEVICES": "2,3", "TRTLLM_NO_USAGE_STATS": "1"}
+    assert dict(made.env) == visible
+
+
+def test_attention_data_parallelism_is_over_the_tensor_parallel_ranks() -> None:
+    assert options(CONFIG, Role.decode)["--tp_size"] == "4"
+    assert file(CONFIG, Role.decode) == {**ALWAYS, **NIXL, "enable_attention_dp": True}
+
+
+def test_the_file_of_options() -> None:
+    assert file(CONFIG) == {**ALWAYS, **NIXL, "disable_overlap_scheduler": True}
+    alone = replace(CONFIG, topology=Topology(aggregated=Pool(workers=1)))
+    assert file(alone, Role.aggregated) == ALWAYS
+
+
+def test_the_users_own_fields_are_merged_into_the_file() -> None:
+    mine = {
+        "cache_transceiver_config": {"max_tokens_in_buffer": 8192},
+        "kv_cache_config": {"enable_block_reuse": False},
+        "return_perf_metrics": False,
+    }
+    assert file(with_args(extra=mine), Role.prefill) == {
+        "return_perf_metrics": False,
+        "enable_iter_perf_stats": True,
+        "cache_transceiver_config": {
+            **NIXL["cache_transceiver_config"],
+            "max_tokens_in_buffer": 8192,
+        },
+        "disable_overlap_scheduler": True,
+        "kv_cache_config": {"enable_block_reuse": False},
+    }
+    assert "--extra" not in options(with_args(extra=mine))
+
+
+def test_the_users_own_options_win_as_click_reads_them() -> None:
+    args = {"max-batch-size": 7, "ep_size": 2, "trust_remote_code": True, "revision": None}
+    several = {"custom_module_dirs": ["/a", "/b"], "enable_chunked_prefill": False}
+    words = command(with_args(**args, **several), Role.prefill).argv
+    assert words[words.index("--max_batch_size") + 1] == "7"
+    assert words[words.index("--ep_size") :] == (
+        *("--ep_size", "2", "--trust_remote_code"),
+        *("--custom_module_dirs", "/a", "--custom_module_dirs", "/b"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        (replace(CONFIG, model=Model()), "model.path is not set"),
+        (replace(CONFIG, engine=Engine(name="trtllm", device=Device.cpu)), "on GPUs alone"),
+        (with_args(config="mine.yaml"), "would replace our own file"),
+        (with_args(**{"extra-llm-api-options": "mine.yaml"}), "would replace our own file"),
+        (with_args(extra="mine.yaml"), "must be a mapping"),
+        (with_args(extra={"kv_cache_config": 0.8}), "extra.kv_cache_config=0.8 must be a mapping"),
+        (with_args(extra={"cache_transceiver_config": "NIXL"}), "must be a mapping"),
+        (with_args(extra={"kv_cache_config": {"tokens_per_block": "x"}}), "tokens_per_block=x is"),
+        (replace(CONFIG, router=Router()), "publishes no KV events"),
+        (
+            replace(
+                CONFIG,
+                topology=replace(SPLIT, decode=Pool(1, tensor_parallel=2, data_parallel=2)),
+            ),
+            "data or tensor parallel, not both",
+        ),
+    ],
+)
+def test_what_cannot_run_is_refused_before_submission(config: Config, what: str) -> None:
+    with pytest.raises(ConfigError, match=what):
+        TRTLLM.check(config, plan(config))
+    TRTLLM.check(CONFIG, plan(CONFIG))
+
+
+def test_tokens_of_a_kv_block() -> None:
+    assert TRTLLM.block_tokens(CONFIG) == 32
+    assert TRTLLM.block_tokens(with_args(extra={"kv_cache_config": {"tokens_per_block": 64}})) == 64
+
+
+def test_advice() -> None:
+    assert "engine.args.extra" in TRTLLM.advice("... Extra inputs are not permitted [type=...")
+    assert TRTLLM.advice("something never seen") == ""
+
+
+READING = """\
+# TYPE trtllm_num_requests_running gauge
+trtllm_num_requests_running{model_name="m"} 3.0
+# TYPE trtllm_kv_cache_utilization gauge
+trtllm_kv_cache_utilization{model_name="m"} 0.25
+# TYPE trtllm_prompt_tokens_total counter
+trtllm_prompt_tokens_total{model_name="m"} 1200.0
+# TYPE trtllm_prompt_cached_tokens_total counter
+trtllm_prompt_cached_tokens_total{model_name="m"} 300.0
+# TYPE trtllm_time_to_first_token_seconds histogram
+trtllm_time_to_first_token_seconds_bucket{model_name="m",le="0.1"} 2.0
+trtllm_time_to_first_token_seconds_bucket{model_name="m",le="+Inf"} 5.0
+"""
+
+
+def test_a_reading_in_our_words() -> None:
+    assert TRTLLM.metrics.path == "/prometheus/metrics"
+    assert parse(READING, TRTLLM.metrics) == Metrics(
+        running=3,
+        kv_usage=0.25,
+        prefix_queries=1200,
+        prefix_hits=300,
+        prompt_tokens=1200,
+        ttft=Histogram({0.1: 2, float("inf"): 5}),
+    )
+
+
+# The dialect
+
+DIALECT = TrtllmDialect()
+BODY: Body = {"model": "m", "prompt": "p", "max_tokens": 50, "temperature": 0, "logprobs": 1}
+CHAT: Body = {"model": "m", "messages": [{"role": "user", "content": "p"}]}
+PARAMS = {
+    "request_type": "context_only",
+    "first_gen_tokens": [7],
+    "ctx_request_id": LEAST_ID + 5,
+    "encoded_opaque_state": "c3RhdGU=",
+    "draft_tokens": None,
+    "of a later version": {"x": None},
+}
+
+
+def answer(params: object = PARAMS, finish: str = "length") -> Body:
+    """As the dispatcher reads it: one level deep."""
+    whole = {
+        "choices": [{"text": "!", "finish_reason": finish, "disaggregated_params": params}],
+        "prompt_token_ids": [1, 2, 3],
+    }
+    return msgspec.json.decode(json.dumps(whole), type=dict[str, msgspec.Raw])
+
+
+def read(body: Body) -> Body:
+    """What goes out."""
+    made: Body = json.loads(msgspec.json.encode(body))
+    return made
+
+
+def test_the_prefill_worker_is_asked_for_one_token_and_its_context() -> None:
+    more = {"stream": True, "stream_options": {"include_usage": True}, "min_tokens": 5, "n": 1}
+    asked = [DIALECT.prefill(BODY | more).pop("disaggregated_params") for _ in range(9)]
+    assert {one["request_type"] for one in asked} == {"context_only"}
+    ids = {one["disagg_request_id"] for one in asked}
+    assert len(ids) == 9
+    assert all(LEAST_ID <= number < END_ID for number in ids)
+    made = DIALECT.prefill(BODY | more)
+    del made["disaggregated_params"]
+    assert made == {**BODY, "max_tokens": 1, "stream": False}
+    assert DIALECT.prefill({**CHAT, "max_completion_tokens": 9})["max_completion_tokens"] == 1
+    assert BODY["max_tokens"] == 50, "the request itself was changed"
+
+
+def test_the_decode_worker_goes_on_from_the_context() -> None:
+    handed = PARAMS | {"request_type": "generation_only"}
+    made = read(DIALECT.decode(BODY, answer()))
+    assert made == {**BODY, "prompt": [1, 2, 3], "disaggregated_params": handed}
+    made = read(DIALECT.decode(CHAT, answer(finish="not_finished")))
+    assert made == {**CHAT, "prompt_token_ids": [1, 2, 3], "disaggregated_params": handed}
+
+
+def test_an_answer_that_ended_with_its_first_token_was_not_kept() -> None:
+    assert DIALECT.decode(BODY, answer(None, "stop")) == BODY
+
+
+@pytest.mark.parametrize(
+    "prefilled", [{}, {"choices": []}, answer(None), answer({"request_type": "context_only"})]
+)
+def test_an_answer_without_a_hand_over_is_told(prefilled: Body) -> None:
+    with pytest.raises(RequestFailed, match="carries no disaggregated_params") as failed:
+        DIALECT.decode(BODY, prefilled)
+    assert failed.value.status == 502
+    assert not failed.value.final
+
+
+@pytest.mark.parametrize("prompt", ["p", ["p"], [1, 2], [[1, 2]], msgspec.Raw(b"[1, 2]"), []])
+def test_one_prompt_is_handed_over_however_it_is_written(prompt: object) -> None:
+    assert "disaggregated_params" in DIALECT.prefill(BODY | {"prompt": prompt, "n": None})
+
+
+def test_nothing_makes_a_prefill_worker_give_its_blocks_up() -> None:
+    assert DIALECT.release(DIALECT.decode(BODY, answer())) is None

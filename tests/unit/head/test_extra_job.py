@@ -1,0 +1,132 @@
+"""What a further job asks Slurm for, and what becomes of one that its head left behind."""
+
+import os
+import shlex
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpc_dynamo.bootstrap.address import LOOPBACK, reachable
+from hpc_dynamo.cli.compose import compose
+from hpc_dynamo.cli.serving import grown_line
+from hpc_dynamo.config import Config, Launcher, Role, Task
+from hpc_dynamo.errors import ConfigError, LaunchError
+from hpc_dynamo.launch import extra_jobs
+from hpc_dynamo.messages import GrownJob, GrownState, JobRecord
+from hpc_dynamo.run import Attempt, Grown, Run, write_json
+from hpc_dynamo.topology import Plan, fill, plan
+
+WORDS = (
+    *("engine=simulator", "planner=load", "planner.grow.nodes=4", "planner.grow.nodes_each=2"),
+    *("topology.prefill.workers=1", "topology.decode.workers=1", "name=day"),
+    *("cluster.slurm.partition=gpu", "cluster.slurm.time=12:00:00"),
+)
+SBATCH = """#!/bin/sh
+echo "$SBATCH_NO_REQUEUE $SLURM_JOB_ID $SLURM_CONF" > {told}
+[ -e {refuse} ] && echo 'sbatch: error: invalid partition' >&2 && exit 1
+echo Submitted batch job 42
+"""
+SQUEUE = "#!/bin/sh\necho 'PENDING|Priority|N/A|'\n"
+SCANCEL = '#!/bin/sh\necho "$@" > {told}\n'
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What sbatch was told by its environment, or scancel by its words; we are in job 7."""
+    folder, file = tmp_path / "bin", tmp_path / "told"
+    folder.mkdir()
+    (folder / "sbatch").write_text(SBATCH.format(told=file, refuse=tmp_path / "refuse"))
+    (folder / "squeue").write_text(SQUEUE)
+    (folder / "scancel").write_text(SCANCEL.format(told=file))
+    for program in folder.iterdir():
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_CONF", "/etc/my.conf")
+    return file
+
+
+@pytest.fixture
+def attempt(run: Run) -> Attempt:
+    config = replace(compose(WORDS), task=Task.serve)
+    return run.new_attempt(config, plan(config))
+
+
+def job_of(attempt: Attempt) -> Grown:
+    layout = fill(attempt.config(), attempt.plan(), Role.decode, 2).after(2, 1)
+    return attempt.new_grown(layout)
+
+
+async def test_it_asks_for_its_own_nodes_and_time(attempt: Attempt, told: Path) -> None:
+    job = job_of(attempt)
+    assert await extra_jobs.submit(job, time_s=1000.0) == "42"
+    record = job.job()
+    assert record
+    assert (record.launcher, record.job_id) == ("slurm", "42")
+    assert told.read_text().split() == ["1", "/etc/my.conf"], "no trace of our own job"
+    (script,) = job.submitit.glob("42_submission.sh")
+    words = shlex.split(script.read_text(), comments=False)
+    asked = {"--nodes=2", "--time=16", "--job-name=hpc-dynamo-day+1", "--partition=gpu"}
+    assert asked | {"--mpi=none"} <= set(words)
+
+
+async def test_a_refusal_says_why(attempt: Attempt, told: Path) -> None:
+    (told.parent / "refuse").touch()
+    with pytest.raises(LaunchError, match="invalid partition"):
+        await extra_jobs.submit(job_of(attempt), time_s=1000.0)
+
+
+def known(job: Grown, **more: Any) -> GrownJob:
+    ranks, now = tuple(w.rank for w in job.plan().workers), time.time()
+    return GrownJob(
+        number=job.number, role=Role.decode, nodes=2, ranks=ranks, job_id="42", asked_at=now,
+        **more,
+    )  # fmt: skip
+
+
+def test_one_that_was_left_behind_is_cancelled_and_counted(attempt: Attempt, told: Path) -> None:
+    job, now = job_of(attempt), time.time()
+    write_json(job.job_file, JobRecord(launcher="slurm", job_id="42"))
+    state = known(job, state=GrownState.running, began_at=now - 3600.0, seen_at=now - 1800.0)
+    write_json(job.state_file, state)
+    extra_jobs.clear(attempt.grown(), silence_s=900.0)
+    assert told.read_text().split() == ["42"]
+    after = job.state()
+    assert after
+    assert (after.state, after.detail) == (GrownState.ended, "left behind by a head that died")
+    assert after.node_hours == pytest.approx(2 * 0.75), "its agents ended when they missed it"
+    told.unlink()
+    extra_jobs.clear(attempt.grown(), silence_s=900.0)
+    assert not told.exists(), "what has ended is left alone"
+
+
+def test_the_status_names_job_ranks_and_reason(attempt: Attempt) -> None:
+    line = grown_line(known(job_of(attempt), detail="Slurm says pending, reason: Priority"))
+    assert line == (
+        "further job 42 pending, 2 node(s), decode 2, 3, 4, 5: Slurm says pending, reason: Priority"
+    )
+
+
+def test_this_machine_has_no_further_gpus(attempt: Attempt) -> None:
+    config, layout = attempt.config(), attempt.plan()
+    extra_jobs.check(config, layout, Launcher.local)
+    on_gpus = Plan(1, 4, layout.workers)
+    extra_jobs.check(config, on_gpus, Launcher.slurm)
+    with pytest.raises(ConfigError, match=r"planner\.grow needs Slurm"):
+        extra_jobs.check(config, on_gpus, Launcher.local)
+    extra_jobs.check(Config(), on_gpus, Launcher.local)
+
+
+def test_other_nodes_can_reach_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setenv("SLURM_SUBMIT_HOST", socket.gethostname())
+    assert reachable("10.0.0.7") == "10.0.0.7"
+    assert reachable(LOOPBACK) == LOOPBACK, "further jobs are on this machine too"
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert reachable("10.0.0.7") == "10.0.0.7"
+    with pytest.raises(ConfigError, match="an address of this node that other nodes can reach"):
+        reachable(LOOPBACK)

@@ -1,0 +1,75 @@
+"""Profiles of engines that are formulas, so that nothing about them depends on the machine."""
+
+from collections.abc import Callable
+
+from hpc_dynamo.planner.profile import Point, Profile, Spot, What
+from hpc_dynamo.profiler.grid import ROOM, Limits, grid
+from hpc_dynamo.timing_model import Timing
+
+LIMITS = Limits(context_tokens=8192, sequences=64, block_tokens=16, kv_tokens=65536, transfers=True)
+KV_BYTES = 1024  # a token
+STEP_TOKENS = 2048  # of prompts, that one step computes
+
+
+def profile(points: tuple[Point, ...] = (), limits: Limits = LIMITS) -> Profile:
+    return Profile(
+        model="m",
+        engine="formula",
+        version="1",
+        hardware="none",
+        kind="disaggregated",
+        tensor_parallel=4,
+        pipeline_parallel=1,
+        data_parallel=1,
+        date="2026-01-01T00:00:00+00:00",
+        context_tokens=limits.context_tokens,
+        kv_tokens=limits.kv_tokens,
+        most_sequences=limits.sequences,
+        start_s=30.0,
+        prompt_tokens_per_s=1.0,
+        answer_tokens_per_s=1.0,
+        points=points,
+    )
+
+
+def measured(timing: Timing, byte_s: float, limits: Limits = LIMITS) -> Profile:
+    """As an engine of this timing is measured without any noise."""
+    return profile(tuple(_point(spot, timing, byte_s) for spot in grid(limits)), limits)
+
+
+def _point(spot: Spot, timing: Timing, byte_s: float) -> Point:
+    context, measure = spot.prompt_tokens + ROOM / 2, _MEASURES[spot.what]
+    return Point(
+        spot=spot,
+        seconds=measure(spot, timing, byte_s),
+        cached_tokens=spot.cached_tokens,
+        context_tokens=context if spot.what is What.itl else 0.0,
+        size_bytes=spot.prompt_tokens * KV_BYTES if spot.what is What.transfer else 0,
+    )
+
+
+def prefill_s(timing: Timing, prompt: int, cached: int = 0) -> float:
+    """Step after step, as the simulator's scheduler."""
+    seconds, done = 0.0, cached
+    while done < prompt:
+        size = min(STEP_TOKENS, prompt - done)
+        seconds += timing.step_s(size, size * (done + (size + 1) / 2), 0, 0)
+        done += size
+    return seconds
+
+
+def _itl(spot: Spot, timing: Timing, byte_s: float) -> float:
+    context = spot.sequences * (spot.prompt_tokens + ROOM // 2)
+    return timing.step_s(0, 0, spot.sequences, context)
+
+
+def _transfer(spot: Spot, timing: Timing, byte_s: float) -> float:
+    tokens = spot.prompt_tokens
+    return KV_BYTES * tokens * byte_s + timing.step_s(0, 0, 1, tokens)
+
+
+_MEASURES: dict[What, Callable[[Spot, Timing, float], float]] = {
+    What.ttft: lambda spot, timing, _: prefill_s(timing, spot.prompt_tokens, spot.cached_tokens),
+    What.itl: _itl,
+    What.transfer: _transfer,
+}

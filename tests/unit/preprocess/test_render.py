@@ -1,0 +1,159 @@
+"""Chat templates: our rendering against vLLM's, kept in golden.json (make_golden.py)."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models
+
+from hpc_dynamo.preprocess import Preprocessor, PromptRejected, Unpredictable
+from tests.unit.preprocess import cases
+from tests.unit.preprocess.conftest import model_folder
+from tests.unit.preprocess.templates import TEMPLATES
+
+GOLDEN: dict[str, str | None] = json.loads(
+    (Path(__file__).parent / "golden.json").read_text("utf-8")
+)
+USER = [{"role": "user", "content": "Hi"}]
+
+
+def bare(path: Path, template: str, **config: Any) -> Path:
+    folder = model_folder(path, template, **config)
+    Tokenizer(models.BPE({"<unk>": 0}, [])).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def preprocessor(path: Path, template: str, **options: Any) -> Preprocessor:
+    return Preprocessor.load(bare(path, template), **options)
+
+
+@pytest.fixture(scope="module")
+def by_template(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Preprocessor]:
+    root = tmp_path_factory.mktemp("templates")
+    return {name: preprocessor(root / name, text) for name, text in TEMPLATES.items()}
+
+
+def outcome(preprocess: Preprocessor, body: dict[str, Any]) -> str | None:
+    try:
+        text = preprocess.render(body)
+    except PromptRejected:
+        return None
+    return None if isinstance(text, Unpredictable) else text
+
+
+@pytest.mark.parametrize("case", cases.BODIES)
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_as_vllm(template: str, case: str, by_template: dict[str, Preprocessor]) -> None:
+    body = copy.deepcopy(cases.BODIES[case])
+    assert outcome(by_template[template], body) == GOLDEN[f"{template}/{case}"]
+    assert body == cases.BODIES[case]  # it is forwarded afterwards
+
+
+def test_the_golden_file_is_complete() -> None:
+    assert list(GOLDEN) == [f"{name}/{case}" for name in TEMPLATES for case in cases.BODIES]
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
+FOREIGN: dict[str, dict[str, Any]] = {
+    "image": {"messages": [{"role": "user", "content": [IMAGE]}]},
+    "uuid": {"messages": [{"role": "user", "content": [{"type": "text", "text": "", "uuid": 1}]}]},
+    "no messages": {},
+    "empty": {"messages": []},
+    "no role": {"messages": [{"content": ""}]},
+    "number": {"messages": [{"role": "user", "content": 1}]},
+    "no part": {"messages": [{"role": "user", "content": [1]}]},
+    "no text": {"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]},
+    "custom call": {
+        "messages": [{"role": "assistant", "tool_calls": [{"type": "custom", "function": {}}]}]
+    },
+    "calls": {"messages": [{"role": "assistant", "tool_calls": 3}]},
+    "call": {"messages": [{"role": "assistant", "tool_calls": ["f"]}]},
+    "no tools": {"messages": USER, "tools": []},
+    "no tool": {"messages": USER, "tools": [{"type": "function"}]},
+    "own template": {"messages": USER, "chat_template": "{{ messages }}"},
+    "smuggled template": {"messages": USER, "chat_template_kwargs": {"chat_template": "x"}},
+    "kwargs": {"messages": USER, "chat_template_kwargs": 1},
+    "flag": {"messages": USER, "add_generation_prompt": "yes"},
+    "truncated": {"messages": USER, "truncate_prompt_tokens": 5},
+}
+
+
+@pytest.mark.parametrize("body", FOREIGN.values(), ids=FOREIGN)
+def test_what_the_engine_alone_can_judge(
+    body: dict[str, Any], by_template: dict[str, Preprocessor]
+) -> None:
+    assert isinstance(by_template["thinking"].render(body), Unpredictable)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].pop('role') }}",
+        "{{ messages[0].__init__() }}",
+        "{{ 1 / 0 }}",
+        "{{ missing.field.field }}",
+        "{% for m in messages %}",
+        "{{ raise_exception('no') }}",
+        "{% for m in messages %}{{ loop.__class__ }}{{ loop._iterable.append(1) }}{% endfor %}",
+    ],
+)
+def test_a_template_that_fails_or_breaks_out(template: str, tmp_path: Path) -> None:
+    preprocess = preprocessor(tmp_path / "m", template)
+    with pytest.raises(PromptRejected) as caught:
+        preprocess.render({"messages": [dict(USER[0])]})
+    assert (caught.value.status, caught.value.final) == (400, True)
+
+
+def test_the_reason_is_the_templates_own(by_template: dict[str, Preprocessor]) -> None:
+    with pytest.raises(PromptRejected, match=r"^Roles must alternate user/assistant"):
+        by_template["instruct"].render(cases.BODIES["alternation"])
+
+
+def test_fields_named_as_methods_of_a_dict(tmp_path: Path) -> None:
+    """A field never hides a method: `message.items()` stays a call."""
+    preprocess = preprocessor(tmp_path / "m", "{{ tools[0].function.parameters.items() | list }}")
+    function = {"name": "f", "parameters": {"items": 1}}
+    tools = [{"type": "function", "function": function}]
+    assert preprocess.render({"messages": USER, "tools": tools}) == "[('items', 1)]"
+
+
+def test_a_requests_own_template_where_it_is_trusted(tmp_path: Path) -> None:
+    preprocess = preprocessor(tmp_path / "m", "usual", trust_templates=True)
+    body = {"messages": USER, "chat_template": "{{ messages[0].content }}!"}
+    assert preprocess.render(body) == "Hi!"
+    assert preprocess.render({"messages": USER}) == "usual"
+
+
+def test_named_templates(tmp_path: Path) -> None:
+    named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
+    folder = bare(tmp_path / "m", "", chat_template=named)
+    (folder / "chat_template.jinja").unlink()
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    preprocess = Preprocessor.load(folder)
+    assert preprocess.render({"messages": USER}) == "plain"
+    assert preprocess.render({"messages": USER, "tools": tools}) == "tools"
+    assert Preprocessor.load(folder, chat_template="tool_use").render({"messages": USER}) == "tools"
+
+
+def test_the_engines_own_settings(tmp_path: Path) -> None:
+    preprocess = preprocessor(
+        tmp_path / "m", "", chat_template="{{ a }}{{ b }}", template_kwargs={"a": 1, "b": 2}
+    )
+    assert preprocess.render({"messages": USER, "chat_template_kwargs": {"b": 3}}) == "13"
+
+
+@pytest.mark.parametrize("architecture", ["GptOssForCausalLM", "DeepseekV32ForCausalLM"])
+def test_models_that_engines_render_in_code(architecture: str, tmp_path: Path) -> None:
+    folder = bare(tmp_path / "m", "x")
+    (folder / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    assert isinstance(Preprocessor.load(folder).render({"messages": USER}), Unpredictable)
+
+
+def test_a_model_without_a_template(tmp_path: Path) -> None:
+    folder = bare(tmp_path / "m", "")
+    (folder / "chat_template.jinja").unlink()
+    assert isinstance(Preprocessor.load(folder).render({"messages": USER}), Unpredictable)

@@ -1,0 +1,61 @@
+"""Whether an engine tokenizes as we do, also where it starts for longer than requests wait."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.config import Router as RouterConfig
+from hpc_dynamo.dispatch import Dispatcher
+from hpc_dynamo.engines.vllm_pd_protocol import NixlDialect
+from hpc_dynamo.frontend.tokenizer_check import agrees
+from hpc_dynamo.http import Client
+from hpc_dynamo.preprocess import Preprocessor
+from hpc_dynamo.router import Ask, Lease, NoWorker, Router
+from hpc_dynamo.router.scheduling.limits import Limits
+
+SOON_S = 20.0
+
+
+class Slow:
+    """A router whose only worker comes after the first request has given up."""
+
+    def __init__(self, url: str) -> None:
+        self._router = Router(Kind.aggregated, RouterConfig(), Limits(queue_timeout_s=0.05))
+        self._url = url
+        self.refused = 0
+
+    async def route(self, ask: Ask) -> Lease:
+        try:
+            return await self._router.route(ask)
+        except NoWorker:
+            self.refused += 1
+            await self._router.join(0, Role.aggregated, self._url)
+            raise
+
+
+@pytest.mark.parametrize("same", [True, False])
+async def test_a_slow_engine_is_asked_again(folders: dict[str, Path], same: bool) -> None:
+    prompts = Preprocessor.load(folders["llama3"])
+    ids = [list(expected.ids) for _, expected in prompts.probes()]
+    asked = list[object]()
+
+    async def tokenize(request: web.Request) -> web.Response:
+        asked.append(await request.json())
+        return web.json_response({"tokens": ids[len(asked) - 1] if same else [1, 2, 3]})
+
+    app = web.Application()
+    app.router.add_post("/tokenize", tokenize)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    slow = Slow(f"http://127.0.0.1:{runner.addresses[0][1]}")
+    try:
+        async with asyncio.timeout(SOON_S), Client.bearer("k") as client, asyncio.TaskGroup() as t:
+            to = Dispatcher(slow, NixlDialect(), client, t)
+            assert await agrees(prompts, to, "m", Ask(split=False), again_s=0) is same
+    finally:
+        await runner.cleanup()
+    assert (slow.refused, len(asked)) == (1, len(ids) if same else 1)

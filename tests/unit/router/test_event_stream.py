@@ -1,0 +1,113 @@
+"""A worker's stream of KV events: each once and in order, whatever gets lost on the way."""
+
+from collections import deque
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpc_dynamo.kv.events import END
+from hpc_dynamo.router.index.event_stream import MOST_EARLY, Feed
+
+
+class Listener:
+    """What a feed applied, since it last had to forget."""
+
+    def __init__(self) -> None:
+        self.applied = list[int]()
+        self.feed = Feed(lambda payload: self.applied.append(int(payload)), self.applied.clear)
+
+    def take(self, *seqs: int) -> list[int | None]:
+        return [self.feed.take(seq, b"" if seq == END else b"%d" % seq) for seq in seqs]
+
+
+def heard(*seqs: int) -> Listener:
+    """That has had its first replay."""
+    listener = Listener()
+    assert listener.take(*seqs, END)[-1] is None
+    return listener
+
+
+def test_in_order_from_the_first_replay_on() -> None:
+    listener = heard(0, 1)
+    assert listener.take(2, 3) == [None, None]
+    assert listener.applied == [0, 1, 2, 3]
+    assert (listener.feed.gaps, listener.feed.resyncs) == (0, 0)
+
+
+def test_live_batches_wait_for_the_replay_and_count_once() -> None:
+    listener = Listener()
+    assert listener.take(3, 0, 1, 2, 3, 4, END, 4) == [None] * 8
+    assert listener.applied == [0, 1, 2, 3, 4]
+
+
+def test_who_comes_late_begins_where_the_engine_begins() -> None:
+    listener = Listener()
+    listener.take(7, 8, END)
+    assert listener.applied == [7, 8]
+    assert listener.feed.resyncs == 0
+
+
+def test_a_gap_is_asked_for_once_and_filled() -> None:
+    listener = heard(0)
+    assert listener.take(3, 4) == [1, None]
+    assert listener.applied == [0]
+    assert listener.take(1, 2, 3, 4, END) == [None] * 5
+    assert listener.applied == [0, 1, 2, 3, 4]
+    assert (listener.feed.gaps, listener.feed.resyncs) == (1, 0)
+
+
+def test_what_is_gone_for_good_makes_all_before_it_forgotten() -> None:
+    listener = heard(0, 1)
+    listener.take(5, 6)
+    listener.take(6, END)
+    assert listener.applied == [5, 6]
+    assert (listener.feed.gaps, listener.feed.resyncs) == (1, 1)
+
+
+def test_a_gap_in_the_replay_is_asked_for_again() -> None:
+    listener = heard(0)
+    assert listener.take(2, 5, 3) == [1, None, None]
+    assert listener.take(END) == [4]  # resynced at 2 and 3, and 4 is still missing
+    assert listener.applied == [2, 3]
+    listener.take(4, END)
+    assert listener.applied == [2, 3, 4, 5]
+
+
+def test_an_engine_that_begins_anew_is_believed() -> None:
+    listener = heard(0, 1, 2)
+    assert listener.take(0, 1) == [None, None]
+    assert listener.applied == [0, 1]
+
+
+def test_a_replay_that_never_ends_holds_back_only_so_much() -> None:
+    listener = heard(0)
+    listener.take(*range(2, MOST_EARLY + 3))
+    assert listener.applied == list(range(2, MOST_EARLY + 3))
+
+
+LOSSES = st.lists(st.booleans(), min_size=1, max_size=40)
+
+
+@given(LOSSES, LOSSES, st.integers(0, 12))
+def test_whatever_is_lost_what_is_applied_is_the_stream_from_some_point_on(
+    lost: list[bool], lost_in_replays: list[bool], kept: int
+) -> None:
+    """An engine keeps its last batches; live and replayed ones get lost, ends of replays do not."""
+    listener, buffer, fates = Listener(), deque[int](maxlen=kept + 1), deque(lost_in_replays)
+
+    def replay(start: int | None) -> None:
+        while start is not None:
+            for seq in [seq for seq in buffer if seq >= start]:
+                if not (fates and fates.popleft()):
+                    listener.take(seq)
+            (start,) = listener.take(END)
+
+    replay(0)
+    for seq, gone in enumerate(lost):
+        buffer.append(seq)
+        if not gone:
+            replay(*listener.take(seq))
+    buffer.append(len(lost))
+    replay(*listener.take(len(lost)))
+    first = listener.applied[0]
+    assert listener.applied == list(range(first, len(lost) + 1))

@@ -1,0 +1,64 @@
+"""Hashes of blocks: chained, and the same in every process and version."""
+
+from array import array
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpc_dynamo.router import block_hashes
+from hpc_dynamo.router.index.hashes import chain, root
+from tests.unit.router.requests import BLOCK
+
+
+def ids(*tokens: int) -> bytes:
+    return array("I", tokens).tobytes()
+
+
+def chained(tokens: bytes, block: int = BLOCK) -> list[int]:
+    return memoryview(block_hashes(tokens, block)).cast("Q").tolist()
+
+
+@pytest.mark.parametrize(("count", "blocks"), [(0, 0), (3, 0), (4, 1), (7, 1), (8, 2)])
+def test_only_whole_blocks_have_hashes(count: int, blocks: int) -> None:
+    assert len(chained(ids(*range(count)))) == blocks
+
+
+def test_a_block_counts_with_all_before_it() -> None:
+    same = ids(1, 2, 3, 4)
+    first, second = chained(same * 2)
+    assert first != second
+    assert chained(ids(9, 2, 3, 4) + same)[1] not in (first, second)
+    assert chained(ids(2, 1, 3, 4))[0] != first
+    assert chained(same * 2, block=8) != [second]
+
+
+TOKENS = st.lists(st.integers(0, 2**32 - 1), max_size=40)
+
+
+@given(TOKENS, TOKENS, TOKENS)
+def test_hashes_agree_as_far_as_the_prompts_do(
+    start: list[int], left: list[int], right: list[int]
+) -> None:
+    one, other = start + left, start + right
+    common = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+    agree = min(len(one), len(other)) if common is None else common
+    pairs = list(zip(chained(ids(*one)), chained(ids(*other)), strict=False))
+    assert [a == b for a, b in pairs] == [(i + 1) * BLOCK <= agree for i in range(len(pairs))]
+
+
+def test_golden_values() -> None:
+    """Processes of one job may be of different versions; they must agree."""
+    assert chained(ids(*range(32)), 16) == [703132860376739405, 398857545873467624]
+    assert chain(ids(*range(16)), 16, root("french")) == [662195345756061489]
+    assert root(None) == root("") == 0
+    assert root("french") == 671494222333973578
+
+
+@given(TOKENS)
+def test_hashes_go_on_from_the_block_before(prompt: list[int]) -> None:
+    whole = chain(ids(*prompt), BLOCK)
+    for cut in range(len(whole)):
+        before = whole[cut - 1] if cut else 0
+        assert chain(ids(*prompt[cut * BLOCK :]), BLOCK, before) == whole[cut:]
+    assert all(0 <= h < 1 << 60 for h in whole)

@@ -1,0 +1,168 @@
+"""Whatever happens in whatever order: loads are never negative, and at the end they are zero.
+
+The same steps run on a router in this process, and through sockets of which one is cut.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine, Sequence
+
+import msgspec
+import pytest
+import uvloop
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.errors import RequestFailed
+from hpc_dynamo.router import Ask, Lease, Limits, Member, Router, Wish
+from tests.unit.router.links import cut, quiet, served
+from tests.unit.router.requests import SOON_S, Routes, ask, new_router, settle
+
+LIMITS = Limits(worker_requests=2, queue=4, queue_timeout_s=SOON_S * 3, avoid_s=0.001)
+ROLES = {
+    Kind.aggregated: [Role.aggregated],
+    Kind.disaggregated: [Role.prefill, Role.decode],
+}
+WAYS = [
+    "route", "route", "take", "cancel", "prefilled", "first_token", "progress", "broken",
+    "release", "release_again", "join", "join", "leave", "turn", "cut",
+]  # fmt: skip
+STEPS = st.lists(st.tuples(st.sampled_from(WAYS), st.integers(0, 7)), min_size=25, max_size=80)
+Steps = Sequence[tuple[str, int]]
+Way = Callable[[Kind, Steps], Coroutine[None, None, None]]
+
+
+class Play:
+    """Steps on a router; `ends` are where asks come from. A step's number chooses among what
+    is there."""
+
+    def __init__(self, kind: Kind, router: Router, ends: Sequence[Routes]) -> None:
+        self.roles, self.router, self.ends = ROLES[kind], router, ends
+        self.victim: socket.socket | None = None  # connection of the first end
+        self.tasks, self.leases = list[asyncio.Task[Lease]](), list[Lease]()
+        self.over, self.lives = list[Lease](), set[Member]()
+
+    async def run(self, steps: Steps) -> None:
+        for step, number in steps:
+            await self.step(step, number)
+            self.check()
+        await self.end()
+
+    def check(self) -> None:
+        self.lives |= set(self.router.members)
+        for m in self.lives:
+            assert min(m.active, m.prefill_tokens, m.blocks, m.working, m.avoided) >= 0, m
+            assert m.working <= m.active <= 2, m
+
+    async def step(self, step: str, number: int) -> None:
+        match step:
+            case "route":
+                end = self.ends[number % len(self.ends)]
+                self.tasks.append(asyncio.create_task(end.route(self.ask(number))))
+            case "take":
+                await settle()
+                self.take()
+            case "cancel" if self.tasks:
+                task = self.tasks[number % len(self.tasks)]
+                if task.cancel():
+                    self.tasks.remove(task)
+            case "join" | "leave" | "turn" | "cut":
+                await self.happen(step, number)
+            case "release_again" if self.over:
+                self.over[number % len(self.over)].release()
+            case _ if self.leases:
+                self.say(step, number)
+
+    async def happen(self, step: str, number: int) -> None:
+        match step:
+            case "join":
+                role = self.roles[number % len(self.roles)]
+                await self.router.join(number % 4, role, "")
+            case "leave":
+                self.router.leave(number % 4)
+            case "turn":
+                await asyncio.sleep(0)
+            case "cut" if self.victim:
+                cut(self.victim)
+                self.victim = None
+
+    def ask(self, number: int) -> Ask:
+        exclude = (number - 5,) if number > 5 else ()
+        asked = ask(3 * number, *range(number // 2), exclude=exclude, split=number != 3)
+        wish = Wish(priority=number % 3, workers=(number % 4,) if number in (1, 4) else ())
+        return msgspec.structs.replace(asked, wish=wish)
+
+    def say(self, step: str, number: int) -> None:
+        lease = self.leases[number % len(self.leases)]
+        match step:
+            case "progress":
+                lease.progress(number)
+            case "broken":
+                lease.broken(number % 4)
+            case "release":
+                self.leases.remove(lease)
+                self.over.append(lease)
+                lease.release()
+            case "prefilled":
+                lease.prefilled()
+            case "first_token":
+                lease.first_token()
+
+    def take(self) -> None:
+        """Leases that have come."""
+        done = [task for task in self.tasks if task.done()]
+        self.tasks = [task for task in self.tasks if not task.done()]
+        for task in done:
+            if not isinstance(task.exception(), RequestFailed):
+                self.leases.append(task.result())
+
+    async def end(self) -> None:
+        """With workers for everyone, nobody is left waiting."""
+        for rank, role in enumerate(self.roles, start=10):
+            await self.router.join(rank, role, "")
+        async with asyncio.timeout(SOON_S):
+            while self.tasks or self.leases:
+                while self.leases:
+                    self.say("release", 0)
+                if self.tasks:
+                    await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED)
+                self.take()
+        await quiet(self.router)
+        self.check()
+        for m in self.lives:
+            assert (m.active, m.prefill_tokens, m.blocks, m.working) == (0, 0, 0, 0), m
+        traffic = self.router.traffic()
+        assert (traffic.active, traffic.queued) == (0, 0)
+
+
+async def in_process(kind: Kind, steps: Steps) -> None:
+    router = new_router(kind, LIMITS)
+    await Play(kind, router, [router]).run(steps)
+
+
+async def through_sockets(kind: Kind, steps: Steps) -> None:
+    router = new_router(kind, LIMITS)
+    async with served(router) as head:
+        dies, sock = await head.mortal()
+        play = Play(kind, router, [dies, await head.frontend()])
+        play.victim = sock
+        await play.run(steps)
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("way", [in_process, through_sockets])
+@pytest.mark.parametrize("kind", Kind)
+def test_no_load_is_left(
+    kind: Kind, way: Way, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    problems = list[object]()
+
+    @given(STEPS)
+    def play(steps: Steps) -> None:
+        with asyncio.Runner(loop_factory=loop) as runner:
+            runner.get_loop().set_exception_handler(lambda _, what: problems.append(what))
+            runner.run(way(kind, steps))
+        assert not problems
+
+    play()

@@ -1,0 +1,151 @@
+"""The pure choice among workers."""
+
+from collections import Counter
+from datetime import date, timedelta
+from ipaddress import IPv4Address
+from math import sqrt
+from typing import Any
+from uuid import UUID, uuid5
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpc_dynamo.config import Policy, Role
+from hpc_dynamo.router import Member
+from hpc_dynamo.router.scheduling.policy import POLICIES, Need, choose
+from tests.unit.router.requests import BLOCK
+
+Loads = list[dict[str, Any]]
+
+
+def member(rank: int, load: dict[str, Any]) -> Member:
+    return Member(rank, Role.aggregated, "", **load)
+
+
+@pytest.mark.parametrize(
+    ("policy", "loads", "overlaps", "chosen"),
+    [
+        # The longest prefix, unless the work before it outweighs that.
+        (Policy.kv, [{}, {}], {1: 2}, 1),
+        (Policy.kv, [{}, {"prefill_tokens": 2 * BLOCK - 1}], {1: 2}, 1),
+        (Policy.kv, [{}, {"prefill_tokens": 2 * BLOCK + 1}], {1: 2}, 0),
+        (Policy.kv, [{}, {"blocks": 1}], {1: 2}, 1),
+        (Policy.kv, [{}, {"blocks": 3}], {1: 2}, 0),
+        (Policy.kv, [{"blocks": 1}, {"blocks": 1, "prefill_tokens": 1}], {}, 0),
+        # More overlap than prompt is worth no more than the prompt.
+        (Policy.kv, [{}, {"blocks": 1}], {0: 5, 1: 9}, 0),
+        # Equal costs: the fewest requests, then whose turn is the longest ago.
+        (Policy.kv, [{"active": 1, "turn": 1}, {"turn": 9}], {}, 1),
+        (Policy.kv, [{"turn": 2}, {"turn": 1}, {"turn": 3}], {}, 1),
+        (Policy.least_loaded, [{"active": 2}, {"active": 1, "blocks": 9}], {0: 5}, 1),
+        (Policy.least_loaded, [{"turn": 2}, {"turn": 1}], {}, 1),
+        (Policy.round_robin, [{"turn": 5}, {"turn": 4, "active": 7}], {0: 5}, 1),
+        (Policy.round_robin, [{"turn": 5, "served": 1}, {"turn": 6}], {}, 0),
+    ],
+)
+def test_choice(policy: Policy, loads: Loads, overlaps: dict[int, int], chosen: int) -> None:
+    members = [member(rank, load) for rank, load in enumerate(loads)]
+    need = Need(5 * BLOCK, overlaps, BLOCK)
+    assert choose(POLICIES[policy], members, need).rank == chosen
+    assert choose(POLICIES[policy], members[::-1], need).rank == chosen
+
+
+def test_weights_say_what_counts() -> None:
+    members = [member(0, {"blocks": 4}), member(1, {"prefill_tokens": 3 * BLOCK})]
+    for overlap, decode, chosen in ((1.0, 1.0, 1), (2.0, 1.0, 0), (1.0, 0.5, 0), (0.0, 0.0, 0)):
+        need = Need(0, {}, BLOCK, overlap_weight=overlap, decode_weight=decode)
+        assert choose(POLICIES[Policy.kv], members, need).rank == chosen
+
+
+def test_a_session_keeps_its_worker_while_others_come_and_go() -> None:
+    members = [member(rank, {"active": rank}) for rank in range(8)]
+    rule = POLICIES[Policy.session]
+    needs = [Need(0, {}, BLOCK, session=f"s{i}") for i in range(200)]
+    before = [choose(rule, members, need).rank for need in needs]
+    assert set(before) == set(range(8))
+    without = [choose(rule, members[:7], need).rank for need in needs]
+    moved = [i for i, (a, b) in enumerate(zip(before, without, strict=True)) if a != b]
+    assert moved == [i for i, rank in enumerate(before) if rank == 7]
+    assert choose(rule, members[::-1], Need(0, {}, BLOCK)).rank == 0  # no session: by load
+
+
+IDS = 1200
+SPACE = UUID(int=0)
+SESSIONS = {
+    "user-7": [f"user-{i}" for i in range(IDS)],
+    "7": [str(i) for i in range(IDS)],
+    "000007": [f"{i:06d}" for i in range(IDS)],
+    "uuid": [str(uuid5(SPACE, str(i))) for i in range(IDS)],
+    "10.0.0.7": [str(IPv4Address("10.0.0.0") + i) for i in range(IDS)],
+    "2026-01-07": [(date(2020, 1, 1) + timedelta(days=i)).isoformat() for i in range(IDS)],
+    "conversation 7, ü": [f"conversation {i}, ü" for i in range(IDS)],
+    "7777": [str(i) * 4 for i in range(IDS)],
+}
+
+
+def placed(sessions: list[str], ranks: list[int]) -> list[int]:
+    members = [member(rank, {}) for rank in ranks]
+    rule = POLICIES[Policy.session]
+    return [choose(rule, members, Need(0, {}, BLOCK, session=s)).rank for s in sessions]
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4, 5, 9, 24])
+@pytest.mark.parametrize("kind", SESSIONS)
+def test_sessions_of_any_kind_spread_evenly(kind: str, workers: int) -> None:
+    """Each share lies as close to 1/n as independent draws would: 1.3 % of them lie beyond 2.5
+    standard deviations, 1 of 16,000 beyond 4."""
+    counts = Counter(placed(SESSIONS[kind], list(range(workers))))
+    mean, deviation = IDS / workers, sqrt(IDS / workers * (1 - 1 / workers))
+    off = [abs(counts[rank] - mean) / deviation for rank in range(workers)]
+    assert max(off) < 4
+    assert sum(o > 2.5 for o in off) <= 2
+
+
+@pytest.mark.parametrize("kind", SESSIONS)
+def test_even_a_few_sessions_use_every_worker(kind: str) -> None:
+    """30 sessions on 3 workers: by chance one has fewer than 3 in 1 of 1,000 cases."""
+    for start in range(0, 300, 30):
+        counts = Counter(placed(SESSIONS[kind][start : start + 30], [0, 1, 2]))
+        assert min(counts[rank] for rank in range(3)) >= 2
+
+
+@pytest.mark.parametrize("kind", SESSIONS)
+def test_only_sessions_of_a_worker_that_joins_or_leaves_move(kind: str) -> None:
+    every = list(range(9))
+    before = placed(SESSIONS[kind], every)
+    for gone in every:
+        after = placed(SESSIONS[kind], [rank for rank in every if rank != gone])
+        moved = [b for b, a in zip(before, after, strict=True) if a != b]
+        assert set(moved) == {gone}
+        fair = IDS / len(every)
+        assert len(moved) < fair + 4 * sqrt(fair)
+
+
+def test_a_session_may_be_any_text() -> None:
+    """Half a surrogate pair too, which JSON can carry."""
+    assert placed(["\ud83d", "a" * 100_000, "/", "\0"], [0, 1]) is not None
+
+
+def test_chance_reaches_all_and_two_draws_avoid_the_busiest() -> None:
+    members = [member(rank, {"active": rank}) for rank in range(4)]
+    need = Need(0, {}, BLOCK)
+    drawn = Counter(choose(POLICIES[Policy.random], members, need).rank for _ in range(400))
+    assert set(drawn) == {0, 1, 2, 3}
+    drawn = Counter(choose(POLICIES[Policy.power_of_two], members, need).rank for _ in range(400))
+    assert set(drawn) == {0, 1, 2}
+    assert drawn[0] > drawn[2]
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=6), st.floats(0.01, 10))
+def test_temperature_never_leaves_the_usable(blocks: list[int], temperature: float) -> None:
+    members = [member(rank, {"blocks": n}) for rank, n in enumerate(blocks)]
+    assert choose(POLICIES[Policy.kv], members, Need(0, {}, BLOCK), temperature) in members
+
+
+def test_temperature_spreads_and_prefers_the_cheap() -> None:
+    members = [member(rank, {"blocks": 10 * rank}) for rank in range(3)]
+    need, rule = Need(0, {}, BLOCK), POLICIES[Policy.kv]
+    warm = Counter(choose(rule, members, need, 0.5).rank for _ in range(1000))
+    assert warm[0] > warm[1] > warm[2] > 0
+    assert {choose(rule, members, need, 0.001).rank for _ in range(100)} == {0}

@@ -1,0 +1,88 @@
+"""Real vLLM on the CPU: prefill and decode workers say what a single worker says."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from hpc_dynamo.demo.provision import Places, Provisioned, cache_dir, provision
+from tests.support.comparable import batch_answers
+from tests.support.runs import answers, hpc_dynamo, latest
+from tests.support.unusual_bodies import ANSWERS, LISTS
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "Name three colours of the rainbow.",
+    "Write one sentence about the sea.",
+    "How many legs does a spider have?",
+    "What do bees make?",
+    "Translate 'good morning' into Spanish.",
+)
+
+
+# Several prompts, or several answers: bodies that prefill and decode workers must not share.
+UNSHARED = (LISTS[0], LISTS[2], LISTS[3], LISTS[7], ANSWERS[0])
+
+
+def provisioned() -> Provisioned:
+    """The engine that `make demo` and `make test` install; skips where it is not there.
+
+    With `vllm` among the words of HPC_DYNAMO_REQUIRE it fails instead.
+    """
+    if not Places(cache_dir()).complete:
+        required = "vllm" in os.environ.get("HPC_DYNAMO_REQUIRE", "").split()
+        (pytest.fail if required else pytest.skip)("vLLM is not installed: make demo installs it")
+    return provision()
+
+
+@pytest.fixture(scope="module")
+def vllm() -> Provisioned:
+    return provisioned()
+
+
+def _write(file: Path) -> None:
+    rows = (
+        {
+            "custom_id": f"q{i}",
+            "messages": [{"role": "user", "content": question}],
+            "max_tokens": 24,
+            "temperature": 0,
+        }
+        for i, question in enumerate(QUESTIONS)
+    )
+    unshared = (case.batch_line for case in UNSHARED)
+    file.write_text("".join(json.dumps(row) + "\n" for row in (*rows, *unshared)))
+
+
+def test_greedy_text_through_prefill_and_decode_equals_that_of_one_worker(
+    vllm: Provisioned, tmp_path: Path
+) -> None:
+    _write(tmp_path / "questions.jsonl")
+    words = (
+        "engine=vllm-cpu",
+        "cluster.launcher=local",
+        f"engine.python={vllm.python}",
+        f"model.path={vllm.model}",
+        "input=questions.jsonl",
+    )
+    found, texts, moved = {}, {}, {}
+    for kind in ("aggregated", "disaggregated"):
+        done = hpc_dynamo(
+            "batch", *words, f"topology={kind}", f"name={kind}", cwd=tmp_path, timeout_s=280
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        run = tmp_path / "runs" / kind
+        outcome = latest(run).outcome()
+        assert outcome is not None
+        assert outcome.summary is not None
+        texts[kind], moved[kind] = answers(run / "output.jsonl"), outcome.summary.kv_bytes
+        assert outcome.summary.itl.count > 0
+        found[kind] = batch_answers(run)
+    assert found["disaggregated"] == found["aggregated"]
+    assert len(texts["aggregated"]) == len(QUESTIONS) + len(UNSHARED)
+    assert all(texts["aggregated"].values())
+    assert moved["aggregated"] == 0
+    assert moved["disaggregated"] > 0, "NIXL's byte counter did not move"

@@ -1,0 +1,139 @@
+"""Real KV events of real vLLM workers lead requests to the worker that has their prefix."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import openai
+import pytest
+
+from hpc_dynamo.demo.provision import Provisioned
+from tests.vllm.test_batch import provisioned
+from tests.vllm.test_serve import MODEL, Served, serving
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+TOLD_S, RESTART_S = 30.0, 240.0
+BLOCK = 128  # tokens, of vLLM's KV cache on the CPU
+BLOCKS = 10  # of a worker: two of these prompts
+
+
+def prompt(name: str) -> str:
+    """Of 385 to 511 tokens: three whole blocks of its own."""
+    return " ".join(f"{name} number {i} of the list." for i in range(100, 140))
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Two aggregated workers with little room for prefixes."""
+    vllm: Provisioned = provisioned()
+    words = [
+        "topology=aggregated",
+        "topology.aggregated.workers=2",
+        "engine.args.max-model-len=1024",
+        f"engine.args.num-gpu-blocks-override={BLOCKS}",
+        "engine.max_num_seqs=2",
+    ]
+    with serving(vllm, tmp_path_factory.mktemp("kv"), *words) as found:
+        until("both workers", lambda: len(ready(found)) == 2, RESTART_S)
+        yield found
+
+
+def until(what: str, holds: Callable[[], bool], timeout_s: float) -> None:
+    """Engines and their events announce nothing here: looked for, with a deadline."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_s:.0f} s"
+        time.sleep(0.2)
+
+
+def ready(served: Served) -> dict[int, str]:
+    """URL by rank."""
+    rows = json.loads(served.get(f"{served.url}/workers", served.key))["data"]
+    return {row["rank"]: row["url"] for row in rows if row["state"] == "ready"}
+
+
+def compute(served: Served, rank: int, text: str) -> None:
+    """At the worker itself, so that the router can know of it by events alone."""
+    url, key = ready(served)[rank], served.token
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
+        client.completions.create(model=MODEL, prompt=text, max_tokens=1)
+
+
+def where(served: Served, text: str) -> tuple[int, dict[int, int]]:
+    """The worker that a request would go to, and how many of its tokens each has."""
+    body = json.dumps({"prompt": text}).encode()
+    headers = {"Authorization": f"Bearer {served.key}", "Content-Type": "application/json"}
+    with urlopen(Request(f"{served.url}/route", body, headers), timeout=30) as got:
+        said = json.loads(got.read())
+    overlaps = {w["rank"]: w["overlap_blocks"] * said["block_tokens"] for w in said["workers"]}
+    return said["decode"], overlaps
+
+
+def hits(served: Served, rank: int) -> float:
+    text = served.get(f"{ready(served)[rank]}/metrics", served.token)
+    name = "vllm:prefix_cache_hits_total"
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+
+
+def ask(served: Served, text: str) -> Any:
+    return served.client.completions.create(model=MODEL, prompt=text, max_tokens=2)
+
+
+def leads(served: Served, text: str, rank: int) -> None:
+    """A request goes to this worker, which finds the prefix."""
+    until("its events", lambda: where(served, text)[0] == rank, TOLD_S)
+    before = hits(served, rank)
+    usage = ask(served, text).usage
+    assert usage.prompt_tokens_details.cached_tokens == 3 * BLOCK
+    assert hits(served, rank) == before + 3 * BLOCK
+
+
+@pytest.mark.parametrize("rank", [1, 0])
+def test_a_request_goes_where_its_prefix_is(served: Served, rank: int) -> None:
+    text = prompt(f"apple {rank}")
+    assert set(where(served, text)[1].values()) == {0}
+    compute(served, rank, text)
+    until("its events", lambda: where(served, text)[1][rank] == 3 * BLOCK, TOLD_S)
+    assert where(served, text)[1][1 - rank] == 0
+    leads(served, text, rank)
+
+
+def test_what_was_evicted_is_not_believed_any_more(served: Served) -> None:
+    text = prompt("pear")
+    compute(served, 0, text)
+    leads(served, text, 0)
+    for other in range(4):  # more than there is room for
+        compute(served, 0, prompt(f"plum {other}"))
+    until("the eviction", lambda: where(served, text)[1][0] == 0, TOLD_S)
+    compute(served, 1, text)
+    leads(served, text, 1)
+
+
+def test_a_new_life_begins_with_nothing(served: Served) -> None:
+    text = prompt("cherry")
+    compute(served, 1, text)
+    leads(served, text, 1)
+    url = ready(served)[1]
+    os.kill(engine_pid(url), signal.SIGKILL)
+    until("its death", lambda: 1 not in ready(served), TOLD_S)
+    assert where(served, text)[0] == 0
+    until("its next life", lambda: 1 in ready(served), RESTART_S)
+    assert where(served, text)[1][1] == 0
+    compute(served, 1, text)
+    leads(served, text, 1)
+
+
+def engine_pid(url: str) -> int:
+    """Of the server at a URL, by its command line."""
+    port = url.rsplit(":", 1)[1]
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        words = entry.read_bytes().split(b"\0")
+        if port.encode() in words and words[1:3] == [b"-m", b"vllm.entrypoints.openai.api_server"]:
+            return int(entry.parent.name)
+    raise AssertionError(f"no server on port {port}")
