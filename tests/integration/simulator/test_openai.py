@@ -16,7 +16,7 @@ from tests.integration.simulator.conftest import MODEL, Client, Rank
 
 SAID: Any = [{"role": "user", "content": "What is the capital of France?"}]
 TOOL: Any = {"type": "function", "function": {"name": "weather", "parameters": {}}}
-EXAMPLE: Any = {"title": "A tour", "steps": [1, 2]}
+EXAMPLE: Any = {"steps": [1, 2], "title": "A tour"}
 
 
 class Plan(BaseModel):
