@@ -36,8 +36,9 @@ from rich.table import Table
 
 from benchmarks.tables import cpu_model
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.kv.agent import WHEELS, KvAgent
-from hpc_dynamo.kv.memory import gpu_pool
+from hpc_dynamo.kv.agent import KvAgent
+from hpc_dynamo.kv.memory import allocate_gpu_pool
+from hpc_dynamo.kv.nixl import WHEELS
 
 BLOCK_TOKENS, MOVED = 16, 64 << 20  # bytes a pull, at the most
 PATIENCE_S = 20.0
@@ -111,7 +112,7 @@ async def _serve(block_bytes: int, gpu: bool) -> None:
     sys.stdout.flush()
     ended = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
     while not ended.done():
-        await agent.notices()
+        await agent.get_notifications()
         await asyncio.sleep(0)
     os._exit(0)  # UCX may crash in its exit handlers
 
@@ -150,7 +151,7 @@ async def _turns(case: Case, repeats: int, agent: KvAgent, peer: str, pool: Any)
     copy = _device_copy(pool, case.size_bytes) if hasattr(pool, "data_ptr") else _memcpy(case)
     for turn in range(repeats + 1):  # the first one connects and is not counted
         for name, blocks in (("contiguous", order), ("scattered", scattered)):
-            done = await agent.pull(peer, blocks, blocks, notice=b".", timeout_s=PATIENCE_S)
+            done = await agent.pull(peer, blocks, blocks, notification=b".", timeout_s=PATIENCE_S)
             _note(case, name, done.seconds, turn)
         for name, move in (("memcpy", copy), ("tcp", lambda: _tcp(case.size_bytes))):
             _note(case, name, await asyncio.to_thread(move), turn)
@@ -163,7 +164,7 @@ def _note(case: Case, name: str, seconds: float, turn: int) -> None:
 
 def _pool(size: int, gpu: bool) -> Any:
     if gpu:
-        if (pool := gpu_pool(size)) is None:
+        if (pool := allocate_gpu_pool(size)) is None:
             raise HpcDynamoError("--gpu: torch sees no GPU here", hint="leave --gpu out")
         return pool
     host = mmap.mmap(-1, size)

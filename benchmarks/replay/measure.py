@@ -11,7 +11,7 @@ from benchmarks.replay.load import Seen, replay
 from benchmarks.replay.setting import Start
 from benchmarks.replay.trace import Request, Scale
 from hpc_dynamo.config import Kind
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 
 
 class Load:
@@ -29,7 +29,7 @@ async def measure(
     requests that fail are counted."""
     async with start(folder, Kind(label.topology)) as running:
         before, mark = await running.prefix(0), Mark.now(running.pids)
-        async with Client.bearer(running.key or "none") as http:
+        async with HttpClient.bearer(running.key or "none") as http:
             seen = await replay(http, running.url, load.requests, load.bodies, done)
         noise, asked = mark.noise(running.pids), sum(s.prompt for s in seen if not s.error)
         after = await running.prefix(asked)

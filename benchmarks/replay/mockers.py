@@ -17,7 +17,7 @@ from benchmarks.replay.trace import ENGINE_BLOCK
 from benchmarks.systems import Pids
 from benchmarks.workload import MODEL
 from hpc_dynamo.config import Kind
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 
 MODES = ("kv", "round-robin")
 OPTION = "dynamo."  # before an option of its frontend, among words for any system
@@ -34,7 +34,7 @@ def dynamo(setting: Setting, env: Path, mode: str, words: Sequence[str] = ()) ->
         system = Mockers(folder, env, setting, kind, mode, words)
         try:
             url = await system.start()
-            async with Client() as http:
+            async with HttpClient() as http:
                 pids = (*system.pids().frontend, *system.pids().backend)
                 yield Running(url, "", pids, partial(system.prefix, http, url))
         finally:
@@ -101,7 +101,7 @@ class Mockers(Started):
             *self._options,
         ]
 
-    async def prefix(self, http: Client, url: str, asked: int) -> Prefix | None:
+    async def prefix(self, http: HttpClient, url: str, asked: int) -> Prefix | None:
         """Of prefill workers, as the router saw it in their events: the answers' usage tells of
         decode workers. Where roles are together the usage says it all."""
         if self._kind is Kind.aggregated:

@@ -20,7 +20,7 @@ from benchmarks.serving import Served, serving
 from benchmarks.workload import MODEL
 from hpc_dynamo import config
 from hpc_dynamo.config import Kind
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 
 NAME = "replay"  # of the run
 READY_S = 60.0
@@ -55,7 +55,7 @@ def ours(setting: Setting, words: Sequence[str]) -> Start:
         said = (*_words(setting, kind, folder), *words, *setting.words)
         async with serving(folder, NAME, setting.model, said) as served:
             key, token = served.run.api_key(), served.run.secrets().token
-            async with Client.bearer(key) as http, Client.bearer(token) as inside:
+            async with HttpClient.bearer(key) as http, HttpClient.bearer(token) as inside:
                 urls = await _ready(http, served, setting, kind)
                 prefix = partial(_prefix, inside, urls)
                 yield Running(served.url, key, (served.pid,), prefix)
@@ -97,7 +97,7 @@ class _Workers(msgspec.Struct):
     data: list[_Worker]
 
 
-async def _ready(http: Client, served: Served, setting: Setting, kind: Kind) -> list[str]:
+async def _ready(http: HttpClient, served: Served, setting: Setting, kind: Kind) -> list[str]:
     """URLs of all workers, when they are ready. Raises Ended."""
     wanted, deadline = sum(setting.pools(kind).values()), time.monotonic() + READY_S
     while time.monotonic() < deadline:
@@ -110,7 +110,7 @@ async def _ready(http: Client, served: Served, setting: Setting, kind: Kind) -> 
     raise Ended(what, log=served.run.path)
 
 
-async def _prefix(engines: Client, urls: Sequence[str], asked: int) -> Prefix:
+async def _prefix(engines: HttpClient, urls: Sequence[str], asked: int) -> Prefix:
     """What of `asked` prompt tokens no engine had to compute, whatever its role: it found the
     others in its own cache, or pulled them from the engine that had computed them."""
     pages = [(await look(engines, url, "/metrics")).decode() for url in urls]

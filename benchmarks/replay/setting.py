@@ -11,7 +11,7 @@ from benchmarks.replay.engine import Engine
 from benchmarks.replay.figures import Prefix
 from benchmarks.replay.trace import Scale
 from hpc_dynamo.config import Kind
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 
 LOOK_S = 10.0
 
@@ -49,7 +49,7 @@ Start = Callable[[Path, Kind], AbstractAsyncContextManager[Running]]
 """Starts a system, with its logs in a folder, and ends it."""
 
 
-async def look(http: Client, url: str, path: str) -> bytes:
+async def look(http: HttpClient, url: str, path: str) -> bytes:
     """A page of a system. Raises Ended where it does not come."""
     try:
         async with asyncio.timeout(LOOK_S), http.send("GET", url, path) as answer:

@@ -17,7 +17,7 @@ from benchmarks.replay.ours import ours, policies
 from benchmarks.replay.setting import Running, Setting, Start
 from benchmarks.replay.trace import BLOCK, Request
 from hpc_dynamo.config import Kind
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 
 LENGTHS = (1024, 4096, 16384)  # of lone prompts, in the trace's tokens
 STREAMS = (1, 8, 32)  # at once
@@ -106,6 +106,6 @@ def _request(setting: Setting, number: int, prompt: int, answer: int) -> Request
 
 
 async def _ask(running: Running, requests: Sequence[Request]) -> list[Seen]:
-    async with Client.bearer(running.key or "none") as http:
+    async with HttpClient.bearer(running.key or "none") as http:
         bodies = [request.body() for request in requests]
         return await replay(http, running.url, requests, bodies, lambda seen: None)

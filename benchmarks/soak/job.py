@@ -11,7 +11,7 @@ from benchmarks.processes import Ended, cores_busy_s, cpu_s, family
 from benchmarks.serving import serving
 from benchmarks.soak.found import Process, held
 from benchmarks.workload import MODEL
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 
 LOOK_S = 10.0
 LAG_S = 4.5  # until what engines say of themselves is on the job's page
@@ -31,7 +31,7 @@ WORKER = ("worker_active", "worker_running", "worker_waiting", "worker_kv_usage"
 class Job:
     """The serving job, seen from outside."""
 
-    def __init__(self, pid: int, url: str, key: str, looking: Client) -> None:
+    def __init__(self, pid: int, url: str, key: str, looking: HttpClient) -> None:
         self._pid, self.url, self.key, self._looking = pid, url, key, looking
 
     async def gauges(self) -> dict[str, float]:
@@ -101,5 +101,5 @@ async def start(folder: Path, model: Path, words: Sequence[str]) -> AsyncIterato
     """The job from its endpoint's announcement to Ctrl-C; see benchmarks.serving."""
     async with serving(folder, NAME, model, (*WORDS, *words)) as served:
         key = served.run.api_key()
-        async with Client.bearer(key) as looking:
+        async with HttpClient.bearer(key) as looking:
             yield Job(served.pid, served.url, key, looking)

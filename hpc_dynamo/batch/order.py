@@ -13,28 +13,28 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, pairwise
 
-from hpc_dynamo.batch.requests import Entry, Reader
+from hpc_dynamo.batch.requests import RequestEntry, RequestReader
 from hpc_dynamo.json_reader import Fields
 
 WINDOW_REQUESTS, WINDOW_BYTES = 8192, 64 << 20  # sorted at a time, at most
-LOOK_S = 0.1  # interval between checks for workers that have become ready
+POLL_INTERVAL_S = 0.1  # interval between checks for workers that have become ready
 STEP_BYTES = 64  # shared prefixes that differ by less are alike: a few KV blocks of English
 
 
 @dataclass(eq=False)
-class Run:
+class PrefixGroup:
     """Neighbours in the sorted order of a window."""
 
-    left: deque[Entry]
+    left: deque[RequestEntry]
     running: int = 0  # requests that were taken and have no result yet
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class DispatchedEntry:
     """One request to send. `PrefixOrder.done` must be called when it has a result."""
 
-    entry: Entry
-    run: Run
+    entry: RequestEntry
+    group: PrefixGroup
 
 
 class PrefixOrder:
@@ -50,17 +50,21 @@ class PrefixOrder:
     """
 
     def __init__(
-        self, entries: Sequence[Entry], reader: Reader, workers: int, ready: Callable[[], int]
+        self,
+        entries: Sequence[RequestEntry],
+        reader: RequestReader,
+        workers: int,
+        ready: Callable[[], int],
     ) -> None:
         self._entries, self._reader = entries, reader
         self._workers, self._ready = workers, ready
         self._seen = 0  # entries that were in a window
-        self._waiting = deque[Run]()  # of the window, not begun
-        self._begun = deque[Run]()  # requests are taken from them in turn
+        self._waiting = deque[PrefixGroup]()  # of the window, not begun
+        self._begun = deque[PrefixGroup]()  # requests are taken from them in turn
         self._ending = 0  # runs with all requests taken and some results missing
         self._lock, self._news = asyncio.Lock(), asyncio.Event()
 
-    async def take(self) -> Taken | None:
+    async def take(self) -> DispatchedEntry | None:
         """Return the next request, None after the last. Waits while each ready worker has a run."""
         async with self._lock:
             while True:
@@ -72,10 +76,10 @@ class PrefixOrder:
                 if self._full:
                     await self._look_again()
 
-    def done(self, taken: Taken) -> None:
+    def done(self, taken: DispatchedEntry) -> None:
         """Record that the request has a result."""
-        taken.run.running -= 1
-        if not taken.run.running and not taken.run.left:
+        taken.group.running -= 1
+        if not taken.group.running and not taken.group.left:
             self._ending -= 1
             self._news.set()
 
@@ -93,10 +97,10 @@ class PrefixOrder:
         """Wait until a run has ended, or LOOK_S, since a worker may have become ready."""
         self._news.clear()
         with suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_S):
+            async with asyncio.timeout(POLL_INTERVAL_S):
                 await self._news.wait()
 
-    def _pop(self) -> Taken:
+    def _pop(self) -> DispatchedEntry:
         run = self._begun.popleft()
         run.running += 1
         entry = run.left.popleft()
@@ -104,7 +108,7 @@ class PrefixOrder:
             self._begun.append(run)
         else:
             self._ending += 1
-        return Taken(entry, run)
+        return DispatchedEntry(entry, run)
 
     async def _read_window(self) -> bool:
         """Sort the next window into runs, in a thread. Return False after the last window."""
@@ -113,15 +117,15 @@ class PrefixOrder:
         positions: Sequence[Sequence[int]] = [range(len(window))]
         if self._workers:
             keys = await asyncio.to_thread(self._keys, window)
-            positions = prefix_runs(keys, self._workers)
-        self._waiting.extend(Run(deque(window[i] for i in run)) for run in positions if run)
+            positions = prefix_groups(keys, self._workers)
+        self._waiting.extend(PrefixGroup(deque(window[i] for i in run)) for run in positions if run)
         return bool(window)
 
-    def _keys(self, window: Sequence[Entry]) -> list[bytes]:
+    def _keys(self, window: Sequence[RequestEntry]) -> list[bytes]:
         return [prefix_key(self._reader.read(entry)[1]) for entry in window]
 
 
-def _window(entries: Sequence[Entry], first: int) -> Iterator[Entry]:
+def _window(entries: Sequence[RequestEntry], first: int) -> Iterator[RequestEntry]:
     size = 0
     for entry in islice(entries, first, first + WINDOW_REQUESTS):
         size += entry.size
@@ -142,7 +146,7 @@ def prefix_key(body: Fields) -> bytes:
     )
 
 
-def prefix_runs(keys: Sequence[bytes], count: int) -> list[list[int]]:
+def prefix_groups(keys: Sequence[bytes], count: int) -> list[list[int]]:
     """Return the positions of `keys` in at most `count` runs of neighbours in their sorted order.
 
     The borders of the runs are near those of equal shares, and between prompts that share little.

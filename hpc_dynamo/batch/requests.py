@@ -16,13 +16,13 @@ from hpc_dynamo.errors import InputError
 from hpc_dynamo.json_reader import JsonError, is_text, read_fields, read_value
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-USUAL = f"{CHAT}, {COMPLETIONS}, /v1/embeddings, /v1/score or /v1/rerank"
-SHOWN = 20  # complaints printed at most
+EXAMPLE_PATHS = f"{CHAT}, {COMPLETIONS}, /v1/embeddings, /v1/score or /v1/rerank"
+MAX_PROBLEMS_SHOWN = 20  # complaints printed at most
 BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class RequestEntry:
     """One request of the file: its id and where its line lies."""
 
     custom_id: str
@@ -31,18 +31,18 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Requests:
+class BatchInput:
     """A checked input file. `fingerprint` is the SHA-256 of its bytes."""
 
     file: Path
-    entries: tuple[Entry, ...]
+    entries: tuple[RequestEntry, ...]
     fingerprint: str
 
-    def open(self) -> "Reader":
-        return Reader(self.file)
+    def open(self) -> "RequestReader":
+        return RequestReader(self.file)
 
 
-class Reader:
+class RequestReader:
     """Reads requests of a checked file again. One descriptor a run: opening costs on NFS."""
 
     def __init__(self, file: Path) -> None:
@@ -54,7 +54,7 @@ class Reader:
     def __exit__(self, *error: object) -> None:
         os.close(self._handle)
 
-    def read(self, entry: Entry) -> tuple[str, dict[str, Any]]:
+    def read(self, entry: RequestEntry) -> tuple[str, dict[str, Any]]:
         """Return the URL path and the body of a request, its values as they are in the file."""
         fields = read_fields(os.pread(self._handle, entry.size, entry.offset))
         if "body" in fields:
@@ -63,12 +63,12 @@ class Reader:
         return CHAT if "messages" in body else COMPLETIONS, body
 
 
-def scan(file: Path) -> Requests:
+def read_input(file: Path) -> BatchInput:
     """Check every line. Raises InputError with `file:line: reason` for all that are wrong."""
     if not file.is_file():
         what = f"input={file}: no such file" if not file.exists() else f"input={file}: not a file"
         raise InputError(what, hint="input=prompts.jsonl, a line a request")
-    digest, entries, seen = hashlib.sha256(), list[Entry](), dict[str, int]()
+    digest, entries, seen = hashlib.sha256(), list[RequestEntry](), dict[str, int]()
     wrong = list[str]()
     for number, offset, raw in _lines(file):
         digest.update(raw)
@@ -83,12 +83,12 @@ def scan(file: Path) -> Requests:
             wrong.append(f"{file}:{number}: {e.message}")
             continue
         seen[custom_id] = number
-        entries.append(Entry(custom_id, offset + len(raw) - len(line), len(line)))
+        entries.append(RequestEntry(custom_id, offset + len(raw) - len(line), len(line)))
     if wrong:
         raise InputError(_complaint(wrong), hint="nothing was started; mend these lines")
     if not entries:
         raise InputError(f"input={file} holds no request", hint="a JSON object on each line")
-    return Requests(file, tuple(entries), digest.hexdigest())
+    return BatchInput(file, tuple(entries), digest.hexdigest())
 
 
 def _lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
@@ -101,9 +101,11 @@ def _lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _complaint(wrong: list[str]) -> str:
-    more = len(wrong) - SHOWN
+    more = len(wrong) - MAX_PROBLEMS_SHOWN
     tail = [f"… and {more} more"] if more > 0 else []
-    return "\n".join([f"{len(wrong)} lines of the input cannot be used:", *wrong[:SHOWN], *tail])
+    return "\n".join(
+        [f"{len(wrong)} lines of the input cannot be used:", *wrong[:MAX_PROBLEMS_SHOWN], *tail]
+    )
 
 
 def _parse(line: bytes, number: int) -> tuple[str, str, dict[str, Any]]:
@@ -130,7 +132,7 @@ def _batch_line(value: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if value.get("method", "POST") != "POST":
         raise InputError(f"method must be POST, not {value['method']!r}")
     if not isinstance(path, str) or not is_inference(path):
-        raise InputError(f"url must be a path for inference such as {USUAL}, not {path!r}")
+        raise InputError(f"url must be a path for inference such as {EXAMPLE_PATHS}, not {path!r}")
     if not isinstance(body, dict):
         raise InputError("body must be a JSON object")
     return path, body

@@ -9,26 +9,26 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from math import isqrt
 
-from hpc_dynamo.batch.requests import Entry
+from hpc_dynamo.batch.requests import RequestEntry
 from hpc_dynamo.config import Config
-from hpc_dynamo.dispatch import Broken
+from hpc_dynamo.dispatch import WorkerFailed
 from hpc_dynamo.errors import RequestFailed
 
 ONE_BY_ONE = 64  # at most this many suspects are tried without groups
 GRACE_S = 5.0  # time to notice the death of a worker that has answered 5xx
 LOOK_S = 0.1
 
-Run = Callable[[Sequence[Entry], bool], Awaitable[list[Entry]]]
+Run = Callable[[Sequence[RequestEntry], bool], Awaitable[list[RequestEntry]]]
 """(requests, whether a failure is final) → those that were under way when a worker died."""
 
 
-def groups(suspects: Sequence[Entry]) -> list[Sequence[Entry]]:
+def retry_groups(suspects: Sequence[RequestEntry]) -> list[Sequence[RequestEntry]]:
     """Return groups of one, or about as many groups as each has members."""
     size = 1 if len(suspects) <= ONE_BY_ONE else isqrt(len(suspects))
     return [suspects[start : start + size] for start in range(0, len(suspects), size)]
 
 
-def tries_alone(config: Config) -> int:
+def max_solo_attempts(config: Config) -> int:
     """Return how often a request may end a worker that runs only this request.
 
     A worker may also die of another cause, but all such requests share `engine.restarts` with the
@@ -37,11 +37,11 @@ def tries_alone(config: Config) -> int:
     return max(1, min(config.batch.retries + 1, config.engine.restarts // 2))
 
 
-async def retry_apart(suspects: Sequence[Entry], run: Run, tries: int) -> None:
+async def retry_isolated(suspects: Sequence[RequestEntry], run: Run, tries: int) -> None:
     """Retry in groups, then one by one the members of groups that end a worker. Requests that end a
     worker that runs only them come last, up to `tries` times."""
-    alone: list[Entry] = []
-    for group in groups(suspects):
+    alone: list[RequestEntry] = []
+    for group in retry_groups(suspects):
         alone += await run(group, False) if len(group) > 1 else group
     for left in reversed(range(tries)):
         again, alone = alone, []
@@ -49,10 +49,10 @@ async def retry_apart(suspects: Sequence[Entry], run: Run, tries: int) -> None:
             alone += await run([entry], not left)
 
 
-async def ended_a_worker(error: RequestFailed, alive: Callable[[int], object | None]) -> bool:
+async def worker_died(error: RequestFailed, alive: Callable[[int], object | None]) -> bool:
     """Return True if the worker that failed with a request died. After a 5xx answer it is watched
     for GRACE_S: some engines answer before they end, others answer and live on."""
-    if not isinstance(error, Broken) or not error.reached:
+    if not isinstance(error, WorkerFailed) or not error.reached:
         return False
     life = alive(error.rank)
     if not error.body or life is None:

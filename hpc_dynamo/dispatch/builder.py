@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from hpc_dynamo.config import Config, Kind, Policy
-from hpc_dynamo.dispatch.execution import WHOLE, Execution, execution
-from hpc_dynamo.dispatch.workers import Work
+from hpc_dynamo.dispatch.execution import AGGREGATED, Execution, choose_execution
+from hpc_dynamo.dispatch.workers import EngineRequest
 from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, dialect, fatal_prompts
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import Header
 from hpc_dynamo.json_reader import JsonError, read_value
-from hpc_dynamo.preprocess import GivenIds, PromptRejected, Tokens, Unpredictable
+from hpc_dynamo.preprocess import PromptRejected, TokenIdsOnly, Tokens, UnknownTokens
 from hpc_dynamo.router import Ask, Wish, block_hashes, root
 
 RENEW_S = 2.0  # between two checks of the tokenizer's memory
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Circumstances:
+class RequestContext:
     """Facts that the router needs about a request and its body does not contain.
 
     `adapter` is the LoRA adapter that is requested, whose KV blocks are not the base model's.
@@ -34,50 +34,52 @@ class Circumstances:
     time in the queue, 0 for the router's own limit.
     """
 
-    wish: Wish = field(default_factory=Wish)
+    hints: Wish = field(default_factory=Wish)
     adapter: str | None = None
     context_tokens: int = 0
     timeout_s: float = 0.0
 
 
-class Prompts(Protocol):
+class PromptTokenizer(Protocol):
     """Computes the token ids of the prompts in a body."""
 
-    async def chat(self, body: Mapping[str, Any]) -> Tokens | Unpredictable:
+    async def chat(self, body: Mapping[str, Any]) -> Tokens | UnknownTokens:
         """Token ids of a chat. Raises PromptRejected if the chat template refuses it."""
 
-    async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | Unpredictable:
+    async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | UnknownTokens:
         """Token ids of each prompt of a completion. Raises PromptRejected."""
 
-    def renew(self) -> bool:
+    def limit_memory(self) -> bool:
         """Bound the memory of the tokenizer; takes up to 1 s. Return True if it did anything."""
 
 
-class WorkBuilder:
+class RequestBuilder:
     """Builds the work for requests of one model.
 
     `prompts` computes token ids and may be replaced at any time. GivenIds, the default, needs no
     tokenizer and only passes on prompts that are token ids already.
     """
 
-    def __init__(self, config: Config, prompts: Prompts | None = None, model: str = "") -> None:
-        self.prompts: Prompts = prompts or GivenIds()
+    def __init__(
+        self, config: Config, tokenizer: PromptTokenizer | None = None, model: str = ""
+    ) -> None:
+        self.prompts: PromptTokenizer = tokenizer or TokenIdsOnly()
         self._model, self._dialect = model, dialect(config)
         self._fatal = fatal_prompts(config)
         self._policy, self._block = config.router.policy, config.router.block_tokens
         self._disaggregated = config.topology.kind is Kind.disaggregated
 
-    async def keep_bounded(self) -> None:
+    async def limit_tokenizer_memory(self) -> None:
         """Bound the memory of the tokenizer, which caches texts. Runs until cancelled."""
         while True:
             await asyncio.sleep(RENEW_S)
-            if await asyncio.to_thread(self.prompts.renew):
+            if await asyncio.to_thread(self.prompts.limit_memory):
                 log.info("the tokenizer's cache of words was full and is empty now")
 
-    async def work(
-        self, path: str, content: bytes, body: Body, given: Circumstances,
+    async def build(
+        self, path: str, content: bytes, body: Body, given: RequestContext,
         headers: Sequence[Header] = (),
-    ) -> Work:  # fmt: skip
+    ) -> EngineRequest:  # fmt: skip
         """Build the work. `path` may have a query string; `body` is `content`, read one level deep.
 
         Raises RequestFailed for a prompt that would end the engine.
@@ -86,44 +88,48 @@ class WorkBuilder:
         if self._fatal and (reason := self._fatal.refusal(bare, body)):
             raise RequestFailed(reason, status=400)
         ask, how = await self._decide(bare, content, body, given)
-        return Work(path, content, body, ask, headers, how.samples)
+        return EngineRequest(path, content, body, ask, headers, how.samples)
 
-    async def ask(self, path: str, content: bytes, body: Body, given: Circumstances) -> Ask:
+    async def routing_request(
+        self, path: str, content: bytes, body: Body, given: RequestContext
+    ) -> Ask:
         """Return the routing request for a request with this path and body."""
         return (await self._decide(path, content, body, given))[0]
 
     async def _decide(
-        self, path: str, content: bytes, body: Body, given: Circumstances
+        self, path: str, content: bytes, body: Body, given: RequestContext
     ) -> tuple[Ask, Execution]:
-        prompts = await self._prompts(path, content, body, given)
-        longest, tokens = max(prompts, key=len, default=Tokens(b"")), sum(map(len, prompts))
+        tokenizer = await self._prompts(path, content, body, given)
+        longest, tokens = max(tokenizer, key=len, default=Tokens(b"")), sum(map(len, tokenizer))
         how = self._execution(path, body, given, len(longest))
         ask = Ask(
             tokens=tokens,
             hashes=self._hashes(longest, given),
             split=how.disaggregated,
             timeout_s=given.timeout_s,
-            wish=given.wish,
+            wish=given.hints,
             model=self._model,
         )
         return ask, how
 
-    def _execution(self, path: str, body: Body, given: Circumstances, tokens: int = 0) -> Execution:
+    def _execution(
+        self, path: str, body: Body, given: RequestContext, tokens: int = 0
+    ) -> Execution:
         if not self._disaggregated:
-            return WHOLE
+            return AGGREGATED
         context = given.context_tokens
-        return execution(path, body, self._dialect, tokens=tokens, context_tokens=context)
+        return choose_execution(path, body, self._dialect, tokens=tokens, context_tokens=context)
 
-    def _by_cache(self, given: Circumstances) -> bool:
-        return (given.wish.policy or self._policy) is Policy.kv
+    def _by_cache(self, given: RequestContext) -> bool:
+        return (given.hints.policy or self._policy) is Policy.kv
 
-    def _hashes(self, prompt: Tokens, given: Circumstances) -> bytes:
+    def _hashes(self, prompt: Tokens, given: RequestContext) -> bytes:
         if not self._by_cache(given):
             return b""
         return block_hashes(prompt.data, self._block, root(given.adapter))
 
     async def _prompts(
-        self, path: str, content: bytes, body: Body, given: Circumstances
+        self, path: str, content: bytes, body: Body, given: RequestContext
     ) -> list[Tokens]:
         """Return the token ids of each prompt; empty if nothing depends on them, or if only the
         engine can compute them or must refuse the prompt."""

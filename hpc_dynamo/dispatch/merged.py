@@ -6,14 +6,14 @@ from collections.abc import Sequence
 import msgspec
 
 from hpc_dynamo.dispatch.merge import EventMerger, merge
-from hpc_dynamo.dispatch.workers import Incoming, Taker, Whole
-from hpc_dynamo.engine_errors import engine_text
+from hpc_dynamo.dispatch.workers import BufferedResponse, IncomingResponse, ResponseSink
+from hpc_dynamo.engine_errors import parse_engine_error
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.http import Sink
+from hpc_dynamo.http import ByteSink
 from hpc_dynamo.router import Lease, Note, Target
 
 EVENTS = "text/event-stream"
-TELL_PIECES = 64  # a note to the router costs as much as forwarding a few pieces
+CHUNKS_PER_REPORT = 64  # a note to the router costs as much as forwarding a few pieces
 FOREIGN = (msgspec.DecodeError, KeyError)  # for data of another kind than a completion or chat
 
 
@@ -21,20 +21,20 @@ class _Usage(msgspec.Struct):
     completion_tokens: int | None = 0
 
 
-class WholePart(Whole):
+class BufferedSample(BufferedResponse):
     """Keeps a whole answer and reports its length to the router."""
 
-    async def take(self, answer: Incoming, lease: Lease) -> None:
-        await super().take(answer, lease)
+    async def receive(self, answer: IncomingResponse, lease: Lease) -> None:
+        await super().receive(answer, lease)
         usage = msgspec.json.decode(self.body.get("usage", b"null"), type=_Usage | None)
         if usage and usage.completion_tokens:
             lease.progress(usage.completion_tokens)
 
 
-class MergedAnswer:
+class MergedResponse:
     """Merged answer of requests that were not streamed."""
 
-    def __init__(self, parts: Sequence[Whole]) -> None:
+    def __init__(self, parts: Sequence[BufferedResponse]) -> None:
         """Raises RequestFailed if a part is not an answer to a completion or chat."""
         self.headers = {"content-type": "application/json"}
         self._rank = parts[0].rank
@@ -43,13 +43,13 @@ class MergedAnswer:
         except FOREIGN as e:
             raise _foreign(e) from e
 
-    async def give(self, taker: Taker) -> None:
-        await taker.take(self, _lease_of_nothing(self._rank))
+    async def deliver(self, taker: ResponseSink) -> None:
+        await taker.receive(self, _lease_of_nothing(self._rank))
 
     async def read(self) -> bytes:
         return self._content
 
-    async def relay(self, sink: Sink) -> None:
+    async def relay(self, sink: ByteSink) -> None:
         sink.write(self._content)
 
 
@@ -58,17 +58,17 @@ class MergedStream:
 
     def __init__(self, samples: int) -> None:
         self.headers = {"content-type": f"{EVENTS}; charset=utf-8"}
-        self.parts = [StreamPart(self, sample) for sample in range(samples)]
+        self.sample_streams = [SampleStream(self, sample) for sample in range(samples)]
         self.merger = EventMerger(samples)
         self._open = samples
         self._complete = asyncio.Event()
-        self.sink: Sink
+        self.sink: ByteSink
 
-    async def give(self, taker: Taker) -> None:
+    async def deliver(self, taker: ResponseSink) -> None:
         """Send the stream; return when all parts are complete. Start it before data arrives."""
-        await taker.take(self, _lease_of_nothing())
+        await taker.receive(self, _lease_of_nothing())
 
-    async def relay(self, sink: Sink) -> None:
+    async def relay(self, sink: ByteSink) -> None:
         self.sink = sink
         await self._complete.wait()
 
@@ -77,14 +77,14 @@ class MergedStream:
         await self.relay(kept)
         return bytes(kept.content)
 
-    def part_is_complete(self) -> None:
+    def sample_complete(self) -> None:
         self._open -= 1
         if not self._open:
             self.sink.write(self.merger.closing())
             self._complete.set()
 
 
-class StreamPart:
+class SampleStream:
     """Receives the stream of one sample. See Taker and http.Sink."""
 
     def __init__(self, stream: MergedStream, sample: int) -> None:
@@ -92,9 +92,9 @@ class StreamPart:
         self._error: RequestFailed | None = None
         self._pieces = 0  # not yet reported to the router
         self._lease: Lease
-        self.begun = False
+        self.started = False
 
-    async def take(self, answer: Incoming, lease: Lease) -> None:
+    async def receive(self, answer: IncomingResponse, lease: Lease) -> None:
         if not answer.headers.get("content-type", "").startswith(EVENTS):
             raise RequestFailed("the engine answered a streamed request with no stream", status=502)
         self._lease = lease
@@ -102,14 +102,14 @@ class StreamPart:
         if self._error:
             raise self._error
         lease.progress(self._pieces)
-        self._stream.part_is_complete()
+        self._stream.sample_complete()
 
     def write(self, data: bytes) -> None:
         """Merge a piece of the stream. Never raises: errors are raised by `drain` and `take`."""
         if self._error:
             return
-        if not self.begun:
-            self.begun = True
+        if not self.started:
+            self.started = True
             self._lease.first_token()
         try:
             events, error = self._stream.merger.feed(self._sample, data)
@@ -124,7 +124,7 @@ class StreamPart:
 
     def _count(self) -> None:
         self._pieces += 1
-        if self._pieces == TELL_PIECES:
+        if self._pieces == CHUNKS_PER_REPORT:
             self._lease.progress(self._pieces)
             self._pieces = 0
 
@@ -171,4 +171,4 @@ def _foreign(error: Exception) -> RequestFailed:
 
 def _message(error: bytes) -> str:
     """Return the message of an engine's error event, in OpenAI's nested form or flat."""
-    return engine_text(error).message or "the engine ended the stream with an error"
+    return parse_engine_error(error).message or "the engine ended the stream with an error"

@@ -6,7 +6,7 @@ A worker that pulls KV blocks from a wrong address ends, so clients must not set
 from collections.abc import Iterator
 from typing import Any
 
-RESERVED = frozenset(
+RESERVED_FIELDS = frozenset(
     {
         "bootstrap_host", "bootstrap_port", "bootstrap_room", "disaggregated_params",
         "ec_transfer_params", "kv_transfer_params",
@@ -14,12 +14,12 @@ RESERVED = frozenset(
 )  # fmt: skip
 
 
-def hidden(value: Any) -> frozenset[str]:
+def nested_reserved_fields(value: Any) -> frozenset[str]:
     """Return the reserved names that are keys of objects anywhere inside a value.
 
     vLLM reads them in `vllm_xargs`, and in `sampling_params` of /inference/v1/generate.
     """
-    return RESERVED.intersection(_keys(value))
+    return RESERVED_FIELDS.intersection(_keys(value))
 
 
 def _keys(value: Any) -> Iterator[str]:

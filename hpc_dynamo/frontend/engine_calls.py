@@ -11,16 +11,16 @@ from collections.abc import Iterable
 from hpc_dynamo.config import Role
 from hpc_dynamo.engines.paths import VERSION, is_inference, parameters
 from hpc_dynamo.frontend import errors
-from hpc_dynamo.frontend.errors import Refused
-from hpc_dynamo.http import Answer, Client, Header, Reply, Request
+from hpc_dynamo.frontend.errors import ApiError
+from hpc_dynamo.http import Header, HttpClient, HttpRequest, HttpResponse, ResponseWriter
 from hpc_dynamo.messages import WorkerReport, WorkerState
 from hpc_dynamo.router import View
 
 RESPONSES = "/v1/responses"
-REMEMBERED = 10_000  # ids whose worker is known
+MAX_OWNERS = 10_000  # ids whose worker is known
 
 # Used for engines that publish no /openapi.json (vLLM: --disable-fastapi-docs).
-USUAL = (
+DEFAULT_OPERATIONS = (
     f"GET {VERSION}",
     f"GET {RESPONSES}/{{response_id}}",
     f"POST {RESPONSES}/{{response_id}}/cancel",
@@ -29,7 +29,7 @@ USUAL = (
 log = logging.getLogger(__name__)
 
 
-def operation(view: View, method: str, path: str) -> str:
+def engine_path(view: View, method: str, path: str) -> str:
     """Return the path, or the template of a path, that the engines offer for a request; else an
     empty text."""
     method = "GET" if method == "HEAD" else method
@@ -42,29 +42,29 @@ def operation(view: View, method: str, path: str) -> str:
     return ""
 
 
-def methods(view: View, path: str) -> tuple[str, ...]:
+def engine_methods(view: View, path: str) -> tuple[str, ...]:
     """Return the methods that the engines offer for a path."""
     known = (operation.split(" ", 1) for operation in _known(view))
     return tuple(verb for verb, t in known if t == path or parameters(t, path))
 
 
 def _known(view: View) -> tuple[str, ...]:
-    return view.operations or USUAL
+    return view.operations or DEFAULT_OPERATIONS
 
 
-class EngineCalls:
+class EnginePassthrough:
     """Sends requests to workers directly, without the router: such requests compute nothing.
 
     Remembers which worker has answered for an id. Each frontend process has its own memory; an
     unknown id is looked up on every worker.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: HttpClient) -> None:
         self._client = client
         self._owners = dict[str, int]()  # rank by id, oldest first
 
-    async def ask(
-        self, template: str, request: Request, reply: Reply, own_id: str, view: View
+    async def forward(
+        self, template: str, request: HttpRequest, reply: ResponseWriter, own_id: str, view: View
     ) -> None:
         """Forward the first answer other than 404. Raises Refused if there is none."""
         key = "/".join(parameters(template, request.path))
@@ -84,11 +84,11 @@ class EngineCalls:
                     return await _pass_back(answer, worker.rank, request, reply)
             except OSError as e:
                 if reply.status:
-                    raise Refused(502, f"worker {worker.rank} left during its answer") from e
+                    raise ApiError(502, f"worker {worker.rank} left during its answer") from e
                 log.warning("worker %d at %s: %s", worker.rank, worker.url, e or type(e).__name__)
         raise _nobody(unknown, request.path)
 
-    async def owner(self, response_id: str, view: View) -> int | None:
+    async def response_owner(self, response_id: str, view: View) -> int | None:
         """Return the rank that keeps a response of /v1/responses; None if it is not found."""
         for worker in self._in_order(view, response_id):
             path = f"{RESPONSES}/{response_id}"
@@ -113,11 +113,13 @@ class EngineCalls:
         if key:
             self._owners.pop(key, None)
             self._owners[key] = rank
-            if len(self._owners) > REMEMBERED:
+            if len(self._owners) > MAX_OWNERS:
                 del self._owners[next(iter(self._owners))]
 
 
-async def _pass_back(answer: Answer, rank: int, request: Request, reply: Reply) -> None:
+async def _pass_back(
+    answer: HttpResponse, rank: int, request: HttpRequest, reply: ResponseWriter
+) -> None:
     kind = answer.headers.get("content-type", "application/json").encode("latin-1")
     if kind.startswith(b"text/event-stream") and answer.status == 200:
         reply.begin(200, [(b"content-type", kind), (b"cache-control", b"no-cache")])
@@ -127,12 +129,12 @@ async def _pass_back(answer: Answer, rank: int, request: Request, reply: Reply) 
     content = await answer.read()
     if answer.status >= 400:
         what = f"worker {rank} answered {answer.status}"
-        content = errors.engine_content(answer.status, content, what, request.path)
+        content = errors.engine_error_body(answer.status, content, what, request.path)
         kind = b"application/json"
     reply.send(answer.status, content, [(b"content-type", kind)])
 
 
-def _nobody(unknown: bytes, path: str) -> Refused:
+def _nobody(unknown: bytes, path: str) -> ApiError:
     if unknown:
-        return errors.of_engine(404, unknown, f"no worker knows {path[:200]}", path)
-    return Refused(503, "no worker is ready to answer; see /ready", retry_after_s=5.0)
+        return errors.engine_error(404, unknown, f"no worker knows {path[:200]}", path)
+    return ApiError(503, "no worker is ready to answer; see /ready", retry_after_s=5.0)

@@ -2,7 +2,7 @@
 
 import re
 
-from hpc_dynamo.http import Request
+from hpc_dynamo.http import HttpRequest
 
 LONGEST_VALUE = 1000  # bytes; longer ones are files
 
@@ -13,7 +13,7 @@ _PART = re.compile(
 )
 
 
-def is_form(request: Request) -> bool:
+def is_multipart(request: HttpRequest) -> bool:
     """Return True if the body is a form, which is forwarded with its own content type.
 
     Other bodies are read as JSON, whatever their type: `curl -d` declares JSON a form. The

@@ -5,21 +5,21 @@ from dataclasses import dataclass
 
 from hpc_dynamo.dispatch import Dispatcher
 from hpc_dynamo.engines import Body
-from hpc_dynamo.frontend.errors import Refused
-from hpc_dynamo.frontend.generation import Generation, asked_model
-from hpc_dynamo.frontend.stats import Stats
+from hpc_dynamo.frontend.errors import ApiError
+from hpc_dynamo.frontend.generation import RequestTranslator, requested_model
+from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.frontend.status_endpoints import check_model, unknown_model
 from hpc_dynamo.router import View
 
 
 @dataclass(frozen=True)
-class Lane:
+class ModelEndpoint:
     """What a request of one model passes through."""
 
     model: str  # see topology.Worker
-    generation: Generation
+    translator: RequestTranslator
     dispatcher: Dispatcher
-    stats: Stats
+    stats: FrontendStats
 
     @property
     def notice(self) -> str:
@@ -27,24 +27,24 @@ class Lane:
 
         Empty if they are, or if the policy of the router does not need the tokenizer.
         """
-        return self.generation.notice
+        return self.translator.notice
 
 
-class Lanes:
+class ModelEndpoints:
     """Chooses by the name that a request gives."""
 
-    def __init__(self, lanes: Iterable[Lane]) -> None:
+    def __init__(self, lanes: Iterable[ModelEndpoint]) -> None:
         self._lanes = {lane.model: lane for lane in lanes}
         self._only = self._lanes.get("")
 
-    def __iter__(self) -> Iterator[Lane]:
+    def __iter__(self) -> Iterator[ModelEndpoint]:
         return iter(self._lanes.values())
 
-    def of(self, body: Body, view: View) -> Lane:
+    def for_body(self, body: Body, view: View) -> ModelEndpoint:
         """Raises Refused where nobody serves what is asked for."""
-        return self.named(asked_model(body), view)
+        return self.for_name(requested_model(body), view)
 
-    def named(self, name: str | None, view: View) -> Lane:
+    def for_name(self, name: str | None, view: View) -> ModelEndpoint:
         """Return the lane of a model, by any name that requests may use. Raises Refused."""
         if name is not None:
             name = view.aliases.get(name, name)
@@ -53,10 +53,10 @@ class Lanes:
             return self._only
         if name is None:
             what = f"the body names no model; known: {', '.join(self._lanes)}"
-            raise Refused(400, what, code="model_not_found", param="model")
+            raise ApiError(400, what, code="model_not_found", param="model")
         return self._lanes.get(name) or self._answering(name, view)
 
-    def _answering(self, name: str, view: View) -> Lane:
+    def _answering(self, name: str, view: View) -> ModelEndpoint:
         """Engines may have further names for what they serve."""
         for model, lane in self._lanes.items():
             if name in view.of(model).names:

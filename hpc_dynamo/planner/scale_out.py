@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from hpc_dynamo.backoff import Backoff
 from hpc_dynamo.config import Planner, Role
 from hpc_dynamo.planner.signals import Lack, Move
 
@@ -67,7 +68,8 @@ class Growth:
         self._config, self._each = config, each
         self._asked = list[int]()  # workers, in the last intervals
         self._free = dict[int, tuple[float, int]]()  # by job: since when, for how many intervals
-        self._failures, self._not_before = 0, float("-inf")
+        interval_s = config.interval_s
+        self._retries = Backoff(RETRY_INTERVALS * interval_s, MOST_INTERVALS * interval_s)
 
     def decide(self, at: float, lack: Lack, jobs: Sequence[Job], room: Room) -> Step:
         """`at` is any clock's time in seconds; no two calls are at the same."""
@@ -83,12 +85,10 @@ class Growth:
 
     def failed(self, at: float) -> None:
         """A job was refused, or never brought what it was asked for."""
-        waits = min(RETRY_INTERVALS * 2**self._failures, MOST_INTERVALS)
-        self._failures += 1
-        self._not_before = at + waits * self._config.interval_s
+        self._retries.failed(at)
 
     def succeeded(self) -> None:
-        self._failures = 0
+        self._retries.succeeded()
 
     def _ask(self, at: float, lack: Lack, coming: int, room: Room) -> tuple[int, str]:
         lacking = lack.more - coming
@@ -107,7 +107,7 @@ class Growth:
 
     def _most(self, at: float, room: Room) -> tuple[int, str]:
         """Jobs that the limits allow now, and the limit."""
-        if at < self._not_before:
+        if not self._retries.allows(at):
             return 0, "a further job failed a while ago"
         if room.seconds < SHORTEST_S:
             return 0, "too little walltime is left"

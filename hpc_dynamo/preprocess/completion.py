@@ -3,29 +3,31 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from hpc_dynamo.preprocess.conversation import Foreign
-from hpc_dynamo.preprocess.results import Tokens, Unpredictable
+from hpc_dynamo.preprocess.conversation import UnsupportedPrompt
+from hpc_dynamo.preprocess.results import Tokens, UnknownTokens
 
 Encode = Callable[[str, bool], Awaitable[Tokens]]
 """(text, whether special tokens are put around it) → its tokens."""
 
 
-async def token_ids(body: Mapping[str, Any], encode: Encode) -> list[Tokens] | Unpredictable:
+async def completion_token_ids(
+    body: Mapping[str, Any], encode: Encode
+) -> list[Tokens] | UnknownTokens:
     """Token ids of each prompt of a body."""
     prompt, special = body.get("prompt"), bool(body.get("add_special_tokens", True))
     given = [body.get(name) for name in ("prompt_embeds", "suffix", "truncate_prompt_tokens")]
     if any(value is not None for value in given):
-        return Unpredictable("prompt_embeds, suffix or truncate_prompt_tokens")
+        return UnknownTokens("prompt_embeds, suffix or truncate_prompt_tokens")
     one = isinstance(prompt, str) or (isinstance(prompt, list) and _are_ids(prompt))
     several = [prompt] if one else prompt
     if not isinstance(several, list) or not several:
-        return Unpredictable("prompt is neither text nor a list")
+        return UnknownTokens("prompt is neither text nor a list")
     try:
         return [await _tokens(each, special, encode) for each in several]
-    except Foreign as foreign:
-        return Unpredictable(str(foreign))
+    except UnsupportedPrompt as foreign:
+        return UnknownTokens(str(foreign))
     except (TypeError, OverflowError):
-        return Unpredictable("prompt is neither text nor token ids")
+        return UnknownTokens("prompt is neither text nor token ids")
 
 
 async def _tokens(prompt: object, special: bool, encode: Encode) -> Tokens:
@@ -43,7 +45,7 @@ def _are_ids(prompt: list[Any]) -> bool:
 _NO_TOKENIZER = "there is no tokenizer for text"
 
 
-class GivenIds:
+class TokenIdsOnly:
     """Replacement for a Preprocessor if there is no tokenizer, or one that is not reliable.
 
     `reason` is one sentence with cause and effect; `hint` is what to try.
@@ -55,15 +57,15 @@ class GivenIds:
     def __str__(self) -> str:
         return f"{self.reason} (try: {self.hint})" if self.hint else self.reason
 
-    async def chat(self, body: Mapping[str, Any]) -> Unpredictable:
-        return Unpredictable(_NO_TOKENIZER)
+    async def chat(self, body: Mapping[str, Any]) -> UnknownTokens:
+        return UnknownTokens(_NO_TOKENIZER)
 
-    async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | Unpredictable:
-        return await token_ids(body, _refuse)
+    async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | UnknownTokens:
+        return await completion_token_ids(body, _refuse)
 
-    def renew(self) -> bool:
+    def limit_memory(self) -> bool:
         return False
 
 
 async def _refuse(text: str, special: bool) -> Tokens:
-    raise Foreign(_NO_TOKENIZER)
+    raise UnsupportedPrompt(_NO_TOKENIZER)

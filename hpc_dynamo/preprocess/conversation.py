@@ -26,21 +26,21 @@ _PART_FIELDS = _MEDIA | {
 _BILLING = "x-anthropic-billing-header"
 
 
-class Foreign(Exception):
+class UnsupportedPrompt(Exception):
     """Something that only the engine can turn into tokens, or into its own error."""
 
 
-def conversation(messages: object, *, parts: bool) -> list[dict[str, Any]]:
+def chat_messages(messages: object, *, parts: bool) -> list[dict[str, Any]]:
     """Messages for a template; with `parts` their content stays a list of typed parts.
 
     Raises Foreign for images and other media, and for what is no list of messages.
     """
     if not isinstance(messages, list) or not messages:
-        raise Foreign("messages are no list of objects")
+        raise UnsupportedPrompt("messages are no list of objects")
     return [_message(message, parts) for message in messages]
 
 
-def without_developer(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def merge_developer_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Developer messages as system messages, of which there is one, at the beginning."""
     if all(message["role"] != "developer" for message in messages):
         return messages
@@ -53,18 +53,18 @@ def without_developer(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"role": "system", "content": "\n\n".join(texts)}, *others]
 
 
-def tools_of(tools: object) -> list[dict[str, Any]] | None:
+def normalized_tools(tools: object) -> list[dict[str, Any]] | None:
     """Tools with the fields that engines know, in their order."""
     if tools is None:
         return None
     if not isinstance(tools, list) or not tools:
-        raise Foreign("tools are no list of objects")
+        raise UnsupportedPrompt("tools are no list of objects")
     return [_tool(tool) for tool in tools]
 
 
 def _message(message: object, parts: bool) -> dict[str, Any]:
     if not isinstance(message, dict) or not isinstance(role := message.get("role"), str):
-        raise Foreign("messages are no list of objects with a role")
+        raise UnsupportedPrompt("messages are no list of objects with a role")
     content = message.get("content")
     if parts or not isinstance(content, str) or role == "system":
         content = _content(role, content, parts)
@@ -87,7 +87,7 @@ def _content(role: str, content: object, parts: bool) -> str | list[dict[str, An
     elif isinstance(content, str):
         content = [{"type": "text", "text": content}]
     if not isinstance(content, list):
-        raise Foreign("content is neither text nor a list of parts")
+        raise UnsupportedPrompt("content is neither text nor a list of parts")
     found = [part for part in map(_part, content) if part is not None]
     if role == "system":
         found = [part for part in map(_without_billing, found) if part is not None]
@@ -101,12 +101,12 @@ def _part(part: object) -> dict[str, Any] | None:
     """A part as text with the fields that are not OpenAI's; None when it is empty."""
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(part, dict) or kind not in _TEXT_OF or part.get("uuid") is not None:
-        raise Foreign(f"a content part of type {kind!r}")
+        raise UnsupportedPrompt(f"a content part of type {kind!r}")
     text = part.get(_TEXT_OF[kind])
     if text is None:
         return None
     if not isinstance(text, str):
-        raise Foreign("a content part without text")
+        raise UnsupportedPrompt("a content part without text")
     extra = {name: value for name, value in part.items() if name not in _PART_FIELDS}
     return {"type": "text", "text": text, **extra}
 
@@ -121,7 +121,7 @@ def _without_billing(part: dict[str, Any]) -> dict[str, Any] | None:
 def _add_assistant(result: dict[str, Any], message: Mapping[str, Any]) -> None:
     if calls := message.get("tool_calls"):
         if not isinstance(calls, list):
-            raise Foreign("tool_calls are no list")
+            raise UnsupportedPrompt("tool_calls are no list")
         result["tool_calls"] = list(map(_call, calls))
     reasoning = message.get("reasoning")
     if reasoning is None:
@@ -134,9 +134,9 @@ def _call(call: object) -> dict[str, Any]:
     """A tool call in the order of fields that templates see when they write it as JSON."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(call, dict) or not isinstance(function, dict):
-        raise Foreign("a tool call without a function")
+        raise UnsupportedPrompt("a tool call without a function")
     if call.get("type") != "function":
-        raise Foreign("a tool call that is not of type 'function'")
+        raise UnsupportedPrompt("a tool call that is not of type 'function'")
     function = _ordered(function, ("arguments", "name"))
     function["arguments"] = _arguments(function.get("arguments"))
     return _ordered({**call, "function": function}, ("id", "function", "type"))
@@ -158,7 +158,7 @@ def _arguments(text: object) -> dict[str, Any]:
 def _tool(tool: object) -> dict[str, Any]:
     function = tool.get("function") if isinstance(tool, dict) else None
     if not isinstance(tool, dict) or not isinstance(function, dict) or "name" not in function:
-        raise Foreign("a tool without a named function")
+        raise UnsupportedPrompt("a tool without a named function")
     known = {name: function.get(name) for name in ("name", "description", "parameters")}
     defer = (
         {"defer_loading": tool["defer_loading"]} if tool.get("defer_loading") is not None else {}

@@ -88,7 +88,7 @@ class ModelFolder:
         factor = rope.get("factor") or 1 if kind in ("linear", "dynamic") else 1
         return int(min(lengths) * factor) if lengths else None
 
-    def own_renderer(self) -> str:
+    def unsupported_renderer(self) -> str:
         """Why the folder's template is not what the engine renders; empty when it is."""
         for architecture in self.config.get("architectures") or ():
             if architecture.startswith(_OWN_RENDERER):

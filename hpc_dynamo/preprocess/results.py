@@ -34,7 +34,7 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
-class Unpredictable:
+class UnknownTokens:
     """The engine alone can tell the tokens of this prompt: serve it, route it without them."""
 
     reason: str

@@ -15,7 +15,7 @@ from typing import NoReturn
 import uvloop
 
 from hpc_dynamo.errors import EngineError, HpcDynamoError
-from hpc_dynamo.http import Client, Server
+from hpc_dynamo.http import HttpClient, HttpServer
 from hpc_dynamo.kv.agent import KvAgent
 from hpc_dynamo.simulator.adapters import parse_lora_modules
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
@@ -35,7 +35,7 @@ from hpc_dynamo.simulator.sglang_bootstrap import (
 )
 from hpc_dynamo.simulator.step import SchedulerLimits
 from hpc_dynamo.timing_model import load
-from hpc_dynamo.wire import EventPublisher
+from hpc_dynamo.wire import KvEventPublisher
 
 log = logging.getLogger("hpc_dynamo.simulator")
 
@@ -104,7 +104,7 @@ async def with_handoff(
     host = args.advertise_host or args.host
     channel = SideChannel(host, port, args.kv_lease_s, args.kv_transfer_timeout_s)
     corrupt = memory.corrupt if args.damage_kv else None
-    async with Client.bearer(key) as client, contextlib.AsyncExitStack() as stack:
+    async with HttpClient.bearer(key) as client, contextlib.AsyncExitStack() as stack:
         release, flush = scheduler.release, memory.flush
         parts = (agent, channel, client, engine.metrics, release, flush, corrupt)
         handoff, sglang = NixlHandoff(*parts), None
@@ -126,7 +126,7 @@ def event_publishing(
     if not config.enabled:
         yield []
         return
-    publisher = EventPublisher(
+    publisher = KvEventPublisher(
         config.endpoint,
         config.replay_endpoint,
         topic=config.topic,
@@ -154,7 +154,7 @@ async def serve(args: argparse.Namespace) -> None:
         await first_of(stop.wait(), follow(args, key))
         return
     api = HttpApi(key)
-    server = Server(api.handle, refuse=malformed_request)
+    server = HttpServer(api.handle, format_error=malformed_request)
     async with server, followers(args, key) as nodes:
         port = await server.listen(args.host, args.port)
         await first_of(stop.wait(), nodes.complete.wait(), nodes.lost.wait())

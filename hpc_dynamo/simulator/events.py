@@ -7,8 +7,15 @@ from collections.abc import Sequence
 import msgspec
 
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.kv.events import Batch, Cleared, Event, Removed, Stored, encode
-from hpc_dynamo.wire import EventPublisher
+from hpc_dynamo.kv.events import (
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    KvEvent,
+    KvEventBatch,
+    encode_events,
+)
+from hpc_dynamo.wire import KvEventPublisher
 
 MEDIUM = "GPU"
 
@@ -47,7 +54,7 @@ class KvEventJournal:
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        self._events = list[Event]()
+        self._events = list[KvEvent]()
 
     def stored(
         self, hashes: Sequence[bytes], tokens: Sequence[int], new: Sequence[int], adapter: str = ""
@@ -58,7 +65,7 @@ class KvEventJournal:
         """
         for first, end in _runs(new):
             self._events.append(
-                Stored(
+                BlockStored(
                     block_hashes=[_short_hash(digest) for digest in hashes[first:end]],
                     parent_block_hash=_short_hash(hashes[first - 1]) if first else None,
                     token_ids=list(tokens[first * self._block_size : end * self._block_size]),
@@ -71,12 +78,12 @@ class KvEventJournal:
 
     def removed(self, digest: bytes) -> None:
         """Record an eviction. Each block is an event of its own, as in vLLM."""
-        self._events.append(Removed([_short_hash(digest)], MEDIUM))
+        self._events.append(BlockRemoved([_short_hash(digest)], MEDIUM))
 
     def cleared(self) -> None:
-        self._events.append(Cleared())
+        self._events.append(AllBlocksCleared())
 
-    def drain(self) -> list[Event]:
+    def drain(self) -> list[KvEvent]:
         """Return and forget all recorded events."""
         events, self._events = self._events, []
         return events
@@ -86,7 +93,7 @@ class JournalPublisher:
     """Publishes a journal. `loss_rate` is the share of batches that is withheld on purpose."""
 
     def __init__(
-        self, journal: KvEventJournal, publisher: EventPublisher, loss_rate: float, seed: int
+        self, journal: KvEventJournal, publisher: KvEventPublisher, loss_rate: float, seed: int
     ) -> None:
         self._journal, self._publisher = journal, publisher
         self._loss_rate, self._random = loss_rate, random.Random(seed)
@@ -96,8 +103,8 @@ class JournalPublisher:
         events = self._journal.drain()
         if events:
             lost = self._random.random() < self._loss_rate
-            payload = encode(Batch(time.time(), events, data_parallel_rank=0))
-            await self._publisher.publish(payload, lost=lost)
+            payload = encode_events(KvEventBatch(time.time(), events, data_parallel_rank=0))
+            await self._publisher.publish(payload, drop=lost)
 
 
 def _short_hash(digest: bytes) -> int:

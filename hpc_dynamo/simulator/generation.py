@@ -10,9 +10,10 @@ from itertools import count
 
 import msgspec
 
-from hpc_dynamo.http import Reply
+from hpc_dynamo.http import ResponseWriter
+from hpc_dynamo.http.sse import encode_event
 from hpc_dynamo.simulator.api_error import RequestRejected, error_body
-from hpc_dynamo.simulator.response_formats import AnyRequest, ResponseBuilder, event
+from hpc_dynamo.simulator.response_formats import AnyRequest, ResponseBuilder
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.sequence import OutputSequence, SequenceGroup
 from hpc_dynamo.simulator.sglang_bootstrap import SglangRank
@@ -55,7 +56,9 @@ def sequence_groups(
 class Generation:
     """Responds to one request with the output of its `groups`."""
 
-    def __init__(self, reply: Reply, builder: ResponseBuilder, groups: list[SequenceGroup]) -> None:
+    def __init__(
+        self, reply: ResponseWriter, builder: ResponseBuilder, groups: list[SequenceGroup]
+    ) -> None:
         self._reply, self._builder, self._groups = reply, builder, groups
         self._open = dict[int, OutputSequence]()  # unfinished choices of a stream
         self._wake = asyncio.Event()  # set at the end, or if the client does not keep up
@@ -119,5 +122,5 @@ class Generation:
         if sequence.finish_reason is not None:
             del self._open[index]
         if sequence.error is not None:
-            return event(error_body(sequence.error.message, 500))
+            return encode_event(error_body(sequence.error.message, 500))
         return self._builder.chunk(index, sequence)

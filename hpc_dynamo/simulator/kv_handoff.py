@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hpc_dynamo.errors import HpcDynamoError, KvTransferError
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.kv.agent import KvAgent
 from hpc_dynamo.simulator.metrics import SimulatorMetrics
 from hpc_dynamo.simulator.sequence import RemoteBlocks, SequenceGroup
@@ -55,7 +55,7 @@ class NixlHandoff:
         self,
         agent: KvAgent,
         side_channel: SideChannel,
-        client: Client,
+        client: HttpClient,
         metrics: SimulatorMetrics,
         release: Callable[[list[int]], None],
         flush: Callable[[list[int]], None],
@@ -103,7 +103,7 @@ class NixlHandoff:
                 await asyncio.sleep(min(poll_s, MAX_POLL_S))  # NIXL has nothing to await
 
     async def _end_leases(self) -> int:
-        notifications = await self._agent.notices()
+        notifications = await self._agent.get_notifications()
         for group_id in notifications:
             _, blocks = self._leases.pop(group_id, (0.0, None))
             if blocks is None:
@@ -154,7 +154,7 @@ class NixlHandoff:
 
     async def wait_until_idle(self, local: Sequence[int]) -> None:
         """Wait until a failed pull can no longer write into `local`."""
-        await self._agent.settle(local)
+        await self._agent.wait_settled(local)
 
     async def decline(self, remote: RemoteBlocks) -> None:
         """Notify the prefill rank that its blocks will not be pulled."""
@@ -171,7 +171,9 @@ class NixlHandoff:
         self, peer: str, remote: Sequence[int], local: Sequence[int], notification: bytes
     ) -> None:
         timeout_s = self._side_channel.transfer_timeout_s
-        done = await self._agent.pull(peer, remote, local, notice=notification, timeout_s=timeout_s)
+        done = await self._agent.pull(
+            peer, remote, local, notification=notification, timeout_s=timeout_s
+        )
         self._metrics.transfer_s.observe(done.seconds)
         self._metrics.post_s.observe(done.post_s)
         self._metrics.transfer_bytes.observe(done.size_bytes)
@@ -180,7 +182,7 @@ class NixlHandoff:
     async def _connect(self, remote: RemoteBlocks) -> str:
         """Return the peer's name once its metadata is here. Fetch the metadata only once."""
         async with self._connecting[remote.engine_id]:
-            if not self._agent.knows(remote.engine_id):
+            if not self._agent.has_peer(remote.engine_id):
                 name = await self._agent.add_peer(await self._fetch_metadata(remote))
                 if name != remote.engine_id:
                     what = f"{remote.host}:{remote.port} is {name}, not {remote.engine_id}"

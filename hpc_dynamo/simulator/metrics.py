@@ -4,8 +4,9 @@ Names, labels and bucket bounds follow vLLM 0.32 (`vllm/v1/metrics`, and `stats.
 connector). The format is the Prometheus text exposition 0.0.4.
 """
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+
+from hpc_dynamo.histogram import Histogram
 
 LATENCY_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
 TTFT_S = (
@@ -16,32 +17,6 @@ ITL_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 
 TRANSFER_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 5)
 TRANSFER_BYTES = tuple(2 ** (10 + i) for i in range(1, 25, 2))
 DESCRIPTORS = (10, 20, 30, 50, 75, 100, 200, 400, 1000, 2000, 4000, 10000, 20000, 50000)
-
-
-class BucketCounts:
-    """A histogram: counts of observations per bucket, and their sum."""
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, value: float, times: int = 1) -> None:
-        self._counts[bisect_left(self._bounds, value)] += times
-        self.sum += value * times
-
-    @property
-    def count(self) -> int:
-        return sum(self._counts)
-
-    def lines(self, name: str, labels: str) -> Iterator[str]:
-        """Yield the lines of a Prometheus histogram, with cumulative buckets."""
-        total = 0
-        for bound, count in zip((*self._bounds, "+Inf"), self._counts, strict=True):
-            total += count
-            yield f'{name}_bucket{{{labels},le="{bound}"}} {total}'
-        yield f"{name}_count{{{labels}}} {total}"
-        yield f"{name}_sum{{{labels}}} {self.sum}"
 
 
 class SimulatorMetrics:
@@ -55,14 +30,14 @@ class SimulatorMetrics:
         self.prefix_queries = self.prefix_hits = 0
         self.external_queries = self.external_hits = 0
         self.finished = dict.fromkeys(("stop", "length", "abort", "error"), 0)
-        self.ttft = BucketCounts(TTFT_S)
-        self.itl = BucketCounts(ITL_S)
-        self.e2e = BucketCounts(LATENCY_S)
-        self.queue = BucketCounts(LATENCY_S)
-        self.transfer_s = BucketCounts(TRANSFER_S)
-        self.post_s = BucketCounts((0.001, *TRANSFER_S))
-        self.transfer_bytes = BucketCounts(TRANSFER_BYTES)
-        self.descriptors = BucketCounts(DESCRIPTORS)
+        self.ttft = Histogram(TTFT_S)
+        self.itl = Histogram(ITL_S)
+        self.e2e = Histogram(LATENCY_S)
+        self.queue = Histogram(LATENCY_S)
+        self.transfer_s = Histogram(TRANSFER_S)
+        self.post_s = Histogram((0.001, *TRANSFER_S))
+        self.transfer_bytes = Histogram(TRANSFER_BYTES)
+        self.descriptors = Histogram(DESCRIPTORS)
         self.failed_transfers = self.failed_notifications = 0
         self.expired = self.late_notifications = 0
 
@@ -83,7 +58,10 @@ class SimulatorMetrics:
             yield f'vllm:request_success_total{{finished_reason="{reason}",{labels}}} {count}'
         for name, histogram in self._histograms().items():
             yield f"# TYPE vllm:{name} histogram"
-            yield from histogram.lines(f"vllm:{name}", labels)
+            for bound, total in histogram.cumulative():
+                yield f'vllm:{name}_bucket{{{labels},le="{bound}"}} {total}'
+            yield f"vllm:{name}_count{{{labels}}} {histogram.count}"
+            yield f"vllm:{name}_sum{{{labels}}} {histogram.sum}"
 
     def _gauges(self) -> dict[str, float]:
         return {
@@ -106,7 +84,7 @@ class SimulatorMetrics:
             "nixl_num_notifications_after_expiry_total": self.late_notifications,
         }
 
-    def _histograms(self) -> dict[str, BucketCounts]:
+    def _histograms(self) -> dict[str, Histogram]:
         return {
             "time_to_first_token_seconds": self.ttft,
             "inter_token_latency_seconds": self.itl,

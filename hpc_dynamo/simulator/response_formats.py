@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from hpc_dynamo.http.sse import DONE_EVENT, encode_event
 from hpc_dynamo.simulator.chat_request import ChatRequest
 from hpc_dynamo.simulator.generation_request import CompletionRequest
 from hpc_dynamo.simulator.sequence import OutputSequence, SequenceGroup
@@ -19,14 +20,8 @@ from hpc_dynamo.simulator.trtllm_protocol import as_trtllm
 Json = dict[str, Any]
 AnyRequest = CompletionRequest | ChatRequest
 
-DONE = b"data: [DONE]\n\n"
 _SLOT, _SLOT_IN_JSON = "\0", rb"\u0000"  # cannot occur in a header line
 _UNFINISHED: Json = {"logprobs": None, "finish_reason": None, "stop_reason": None}
-
-
-def event(body: Any) -> bytes:
-    """Return a server-sent event."""
-    return b"data: " + msgspec.json.encode(body) + b"\n\n"
 
 
 class ChoiceFormat(Protocol):
@@ -156,15 +151,18 @@ class ResponseBuilder:
     def closing(self, groups: list[SequenceGroup]) -> bytes:
         """Return the events after the last token."""
         if not self._usage_at_end:
-            return DONE
-        return event({**self._chunk_head, "choices": [], "usage": self._usage(groups)}) + DONE
+            return DONE_EVENT
+        return (
+            encode_event({**self._chunk_head, "choices": [], "usage": self._usage(groups)})
+            + DONE_EVENT
+        )
 
     def _fill_template(self, index: int, text: str) -> bytes:
         """Return the usual event. Everything except the text is the same each time."""
         template = self._templates.get(index)
         if template is None:
             choice = {"index": index, **self._format.delta(_SLOT), **_UNFINISHED}
-            made = event({**self._chunk_head, "choices": [choice]})
+            made = encode_event({**self._chunk_head, "choices": [choice]})
             head, _, tail = made.partition(_SLOT_IN_JSON)
             self._templates[index] = template = (head, tail)
         return template[0] + msgspec.json.encode(text)[1:-1] + template[1]
@@ -175,7 +173,7 @@ class ResponseBuilder:
         chunk: Json = {**self._chunk_head, "choices": [{"index": index, **delta, **end}]}
         if self._usage_in_chunks:
             chunk["usage"] = _counts(sequence.prompt_tokens, length)
-        return event(chunk)
+        return encode_event(chunk)
 
     def _end(self, index: int, sequence: OutputSequence) -> Json:
         """Return the fields of a choice after its text."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from hpc_dynamo.http import Reply, Request
+from hpc_dynamo.http import HttpRequest, ResponseWriter
 from hpc_dynamo.json_reader import JsonError, read_value
 from hpc_dynamo.kv.agent import KvAgent
 from hpc_dynamo.simulator import tokenizer
@@ -32,7 +32,7 @@ from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.sglang_bootstrap import SglangRank
 
 T = TypeVar("T")
-Handler = Callable[[Request, Reply], Awaitable[None]]
+Handler = Callable[[HttpRequest, ResponseWriter], Awaitable[None]]
 
 OPEN_PATHS = ("/health", "/ready", "/version", "/openapi.json")  # all others need the key
 VERSION = {"version": "simulator"}
@@ -108,7 +108,7 @@ class HttpApi:
         self._random = random.Random(engine.failures.seed)
         self._opened.set()
 
-    async def handle(self, request: Request, reply: Reply) -> None:
+    async def handle(self, request: HttpRequest, reply: ResponseWriter) -> None:
         """Handle one request. Errors become responses in OpenAI's form."""
         await self._opened.wait()
         if self._engine.report_request_id:
@@ -120,13 +120,13 @@ class HttpApi:
         except RequestRejected as e:
             _send(reply, e.body, e.status)
 
-    def _authenticate(self, request: Request) -> None:
+    def _authenticate(self, request: HttpRequest) -> None:
         given = request.headers.get("authorization", "").encode("latin-1")
         guarded = bool(self._expected) and request.path not in OPEN_PATHS
         if guarded and not hmac.compare_digest(given, self._expected):
             raise RequestRejected("Invalid or missing API key.", status=401)
 
-    def _route(self, request: Request) -> Handler:
+    def _route(self, request: HttpRequest) -> Handler:
         methods = self._routes.get(request.path)
         if methods is None:
             raise RequestRejected("Not Found", status=404)
@@ -135,13 +135,15 @@ class HttpApi:
             raise RequestRejected("Method Not Allowed", status=405)
         return found
 
-    async def _completions(self, request: Request, reply: Reply) -> None:
+    async def _completions(self, request: HttpRequest, reply: ResponseWriter) -> None:
         await self._generate(request, reply, _read(request, CompletionRequest))
 
-    async def _chat(self, request: Request, reply: Reply) -> None:
+    async def _chat(self, request: HttpRequest, reply: ResponseWriter) -> None:
         await self._generate(request, reply, _read(request, ChatRequest))
 
-    async def _generate(self, request: Request, reply: Reply, body: AnyRequest) -> None:
+    async def _generate(
+        self, request: HttpRequest, reply: ResponseWriter, body: AnyRequest
+    ) -> None:
         self._inject_failure(request)
         engine = self._engine
         if self._asleep:  # vLLM would let the request wait for ever
@@ -173,7 +175,7 @@ class HttpApi:
         if remote:
             self._engine.scheduler.decline(remote)
 
-    def _inject_failure(self, request: Request) -> None:
+    def _inject_failure(self, request: HttpRequest) -> None:
         self._received += 1
         failures = self._engine.failures
         limit = failures.after_requests
@@ -183,20 +185,20 @@ class HttpApi:
         if failures.request_rate and self._random.random() < failures.request_rate:
             raise RequestRejected("injected by --fail-request-rate", status=500)
 
-    async def _embeddings(self, request: Request, reply: Reply) -> None:
+    async def _embeddings(self, request: HttpRequest, reply: ResponseWriter) -> None:
         self._inject_failure(request)
         body, engine = _read(request, EmbeddingRequest), self._engine
         check_model(body.model, engine.model)
         _send(reply, body.respond(_request_id(request), engine.model, engine.max_model_len))
 
-    async def _openapi(self, request: Request, reply: Reply) -> None:
+    async def _openapi(self, request: HttpRequest, reply: ResponseWriter) -> None:
         paths: dict[str, dict[str, Any]] = {
             path: {method.lower(): {} for method in row} for path, row in self._routes.items()
         }
         info = {"title": "simulator", **VERSION}
         _send(reply, {"openapi": "3.1.0", "info": info, "paths": paths})
 
-    async def _models(self, request: Request, reply: Reply) -> None:
+    async def _models(self, request: HttpRequest, reply: ResponseWriter) -> None:
         name, length = self._engine.model, self._engine.max_model_len
         card = {"object": "model", "created": 0, "owned_by": "hpc-dynamo"}
         cards = [{"id": name, **card, "parent": None, "max_model_len": length}]
@@ -204,18 +206,18 @@ class HttpApi:
             cards.append({"id": adapter, **card, "root": path, "parent": name})
         _send(reply, {"object": "list", "data": cards})
 
-    async def _tokenize(self, request: Request, reply: Reply) -> None:
+    async def _tokenize(self, request: HttpRequest, reply: ResponseWriter) -> None:
         tokens, length = _read(request, TokenizeRequest).tokens(), self._engine.max_model_len
         _send(reply, {"count": len(tokens), "max_model_len": length, "tokens": tokens})
 
-    async def _detokenize(self, request: Request, reply: Reply) -> None:
+    async def _detokenize(self, request: HttpRequest, reply: ResponseWriter) -> None:
         tokens = _read(request, DetokenizeRequest).tokens
         _send(reply, {"prompt": tokenizer.decode(tokens)})
 
-    async def _reset_prefix_cache(self, request: Request, reply: Reply) -> None:
+    async def _reset_prefix_cache(self, request: HttpRequest, reply: ResponseWriter) -> None:
         _send(reply, {"success": self._engine.scheduler.reset_cache()})
 
-    async def _sleep(self, request: Request, reply: Reply) -> None:
+    async def _sleep(self, request: HttpRequest, reply: ResponseWriter) -> None:
         """Drop the prefix cache and reject requests. A busy rank refuses; vLLM would not."""
         if not self._engine.sleep_mode:
             raise RequestRejected("Not Found", status=404)
@@ -224,28 +226,28 @@ class HttpApi:
         self._asleep = True
         _send(reply, {"status": "sleeping", "level": 1})
 
-    async def _wake_up(self, request: Request, reply: Reply) -> None:
+    async def _wake_up(self, request: HttpRequest, reply: ResponseWriter) -> None:
         self._asleep = False
         _send(reply, {"status": "awake", "tags": None})
 
-    async def _is_sleeping(self, request: Request, reply: Reply) -> None:
+    async def _is_sleeping(self, request: HttpRequest, reply: ResponseWriter) -> None:
         _send(reply, {"is_sleeping": self._asleep})
 
-    async def _metrics(self, request: Request, reply: Reply) -> None:
+    async def _metrics(self, request: HttpRequest, reply: ResponseWriter) -> None:
         self._engine.scheduler.update_gauges()
         text = self._engine.metrics.text(self._engine.model)
         kind = b"text/plain; version=0.0.4; charset=utf-8"
         reply.send(200, text.encode(), [(b"content-type", kind)])
 
-    async def _nixl_metadata(self, request: Request, reply: Reply) -> None:
+    async def _nixl_metadata(self, request: HttpRequest, reply: ResponseWriter) -> None:
         if self._engine.agent is None:
             raise RequestRejected("this rank is aggregated and has no NIXL agent", status=404)
         reply.send(200, self._engine.agent.metadata())
 
-    async def _version(self, request: Request, reply: Reply) -> None:
+    async def _version(self, request: HttpRequest, reply: ResponseWriter) -> None:
         _send(reply, VERSION)
 
-    async def _server_info(self, request: Request, reply: Reply) -> None:
+    async def _server_info(self, request: HttpRequest, reply: ResponseWriter) -> None:
         """Send SGLang's description of a rank, with the port of its bootstrap server."""
         sglang = self._engine.sglang
         if sglang is None:
@@ -253,7 +255,7 @@ class HttpApi:
         info = {"disaggregation_mode": sglang.role, **VERSION}
         _send(reply, info | {"disaggregation_bootstrap_port": sglang.port})
 
-    async def _health(self, request: Request, reply: Reply) -> None:
+    async def _health(self, request: HttpRequest, reply: ResponseWriter) -> None:
         reply.send(200, b"")
 
 
@@ -264,11 +266,11 @@ def malformed_request(
     return msgspec.json.encode(error_body(message, status)), [JSON]
 
 
-def _request_id(request: Request) -> str:
+def _request_id(request: HttpRequest) -> str:
     return request.headers.get("x-request-id") or os.urandom(16).hex()
 
 
-def _read(request: Request, type_: type[T]) -> T:
+def _read(request: HttpRequest, type_: type[T]) -> T:
     """Parse the body as real engines do, with Python's `json`. Raises RequestRejected.
 
     NaN and a byte order mark are accepted, unpaired surrogates are not.
@@ -281,5 +283,5 @@ def _read(request: Request, type_: type[T]) -> T:
         raise RequestRejected(str(e)) from e
 
 
-def _send(reply: Reply, body: Any, status: int = 200) -> None:
+def _send(reply: ResponseWriter, body: Any, status: int = 200) -> None:
     reply.send(status, msgspec.json.encode(body), [JSON])

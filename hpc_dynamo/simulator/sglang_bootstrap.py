@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import msgspec
 
 from hpc_dynamo.errors import HpcDynamoError, KvTransferError
-from hpc_dynamo.http import Reply, Request, Server
+from hpc_dynamo.http import HttpRequest, HttpServer, ResponseWriter
 from hpc_dynamo.simulator.api_error import RequestRejected, error_body
 from hpc_dynamo.simulator.kv_handoff import NixlHandoff
 from hpc_dynamo.simulator.sequence import RemoteBlocks, SamplingParams, SequenceGroup
@@ -209,7 +209,7 @@ async def bootstrap_server(
     """Run the bootstrap server and yield its port. Requests need the run's key."""
     expected = f"Bearer {key}".encode() if key else b""
 
-    async def handle(request: Request, reply: Reply) -> None:
+    async def handle(request: HttpRequest, reply: ResponseWriter) -> None:
         given = request.headers.get("authorization", "").encode("latin-1")
         room = request.path.removeprefix(PATH)
         if expected and not hmac.compare_digest(given, expected):
@@ -221,9 +221,9 @@ async def bootstrap_server(
         except KvTransferError as e:
             _send(reply, 504, error_body(e.message, 504))
 
-    async with Server(handle) as server:
+    async with HttpServer(handle) as server:
         yield await server.listen(host, port)
 
 
-def _send(reply: Reply, status: int, body: object) -> None:
+def _send(reply: ResponseWriter, status: int, body: object) -> None:
     reply.send(status, msgspec.json.encode(body), [JSON])

@@ -9,7 +9,13 @@ from functools import partial
 
 from hpc_dynamo import config as c
 from hpc_dynamo.errors import WireError
-from hpc_dynamo.kv.events import END, Cleared, Removed, Stored, decode
+from hpc_dynamo.kv.events import (
+    REPLAY_END,
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    decode_events,
+)
 from hpc_dynamo.router.index.approximate import ApproximateIndex
 from hpc_dynamo.router.index.event_stream import Feed
 from hpc_dynamo.router.index.exact import PrefixIndex
@@ -69,7 +75,7 @@ class Caches:
         feed = self._feeds.get(rank)
         if feed is None:
             return None
-        if not feed.speaks and seq != END:
+        if not feed.speaks and seq != REPLAY_END:
             self._first_event(rank)
         return feed.take(seq, payload)
 
@@ -115,7 +121,7 @@ class Caches:
 
     def _apply(self, rank: int, payload: bytes) -> None:
         try:
-            batch = decode(payload)
+            batch = decode_events(payload)
         except WireError as e:
             self.unreadable += 1
             log.warning("worker %d: %s", rank, e)
@@ -124,14 +130,14 @@ class Caches:
         self.lag_s = max(0.0, time.time() - batch.ts)
         for event in batch.events:
             match event:
-                case Stored() if _of_tokens(event):
+                case BlockStored() if _of_tokens(event):
                     self._store(rank, event)
-                case Removed(group_idx=None | 0, block_hashes=keys, medium=medium):
+                case BlockRemoved(group_idx=None | 0, block_hashes=keys, medium=medium):
                     self.soon.discard(rank, self.told.remove(rank, keys, medium or ""))
-                case Cleared():
+                case AllBlocksCleared():
                     self._forget(rank)
 
-    def _store(self, rank: int, event: Stored) -> None:
+    def _store(self, rank: int, event: BlockStored) -> None:
         self.told.store(
             rank,
             event.block_hashes,
@@ -143,7 +149,7 @@ class Caches:
         )
 
 
-def _of_tokens(event: Stored) -> bool:
+def _of_tokens(event: BlockStored) -> bool:
     """Salts, images and the like make a block another one, of which our hashes know nothing but
     the adapter's name. Of a model whose layers have several caches the first speaks for all."""
     known = [event.lora_name]

@@ -24,8 +24,8 @@ from benchmarks.replay.tables import tables
 from benchmarks.replay.trace import ENGINE_BLOCK, LEAST, MOST, Request, Scale, read
 from hpc_dynamo.config import Kind
 from hpc_dynamo.errors import InputError, UsageError
-from hpc_dynamo.http import Client, Reply, Server
-from hpc_dynamo.http import Request as Asked
+from hpc_dynamo.http import HttpClient, HttpServer, ResponseWriter
+from hpc_dynamo.http import HttpRequest as Asked
 from hpc_dynamo.timing_model import load
 from tests.support.runs import until
 from tests.support.tiny_models import byte_tokenizer
@@ -255,11 +255,11 @@ USAGE = b'data: {"usage":{"completion_tokens":%d,"prompt_tokens_details":{"cache
     ],
 )
 async def test_what_counts_as_an_error(status: int, body: bytes, error: str) -> None:
-    async def answer(request: Asked, reply: Reply) -> None:
+    async def answer(request: Asked, reply: ResponseWriter) -> None:
         reply.send(status, body)
 
     requests, ended = asked((1,), (2,), answer=2), list[Seen]()
-    async with Server(answer) as server, Client() as http:
+    async with HttpServer(answer) as server, HttpClient() as http:
         url = f"http://127.0.0.1:{await server.listen('127.0.0.1', 0)}"
         bodies = [request.body() for request in requests]
         found = await replay(http, url, requests, bodies, ended.append)

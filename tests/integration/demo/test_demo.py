@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.batch.requests import scan
+from hpc_dynamo.batch.requests import read_input
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.config import Kind, Launcher
 from hpc_dynamo.demo import reduce_busy_wait
@@ -49,7 +49,7 @@ def test_prompts_are_a_batch_of_real_questions() -> None:
 
 
 def test_the_batch_verb_takes_the_prompts() -> None:
-    assert len(scan(PROMPTS).entries) == len(PROMPTS.read_text().splitlines())
+    assert len(read_input(PROMPTS).entries) == len(PROMPTS.read_text().splitlines())
 
 
 @pytest.mark.parametrize("folder", ["plain", "with space", "o'clock", "a=b, c"])

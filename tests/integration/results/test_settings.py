@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from hpc_dynamo.batch.requests import Requests
-from hpc_dynamo.cli.runs import batch_run, profile_run, serve_run
+from hpc_dynamo.batch.requests import BatchInput
+from hpc_dynamo.cli.run_folder import batch_run, profile_run, serve_run
 from hpc_dynamo.config import Config, Engine, Task
 from hpc_dynamo.engines.settings import answer_settings, differences
 from hpc_dynamo.engines.tuning import changes_answers
@@ -163,7 +163,7 @@ def test_the_proposed_name_is_free_and_quoted(start: Start, config: Config, tmp_
     assert hint.startswith("""'name=it'"'"'s a run-3' for a run of its own""")
 
 
-def test_a_profile_names_what_differs(config: Config, requests: Requests) -> None:
+def test_a_profile_names_what_differs(config: Config, requests: BatchInput) -> None:
     config = replace(config, task=Task.profile)
     run = profile_run(config, print)
     attempt(run, config, b"{}\n")

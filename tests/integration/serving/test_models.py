@@ -109,8 +109,8 @@ def test_figures_have_the_model_as_a_label(both: Served) -> None:
     page = both.metrics_now()
     counted = 'hpc_dynamo_requests_total{model="large",path="/v1/completions",status="200"}'
     assert page[counted] >= 1
-    assert page['hpc_dynamo_router_prefills_total{model="large",why="split"}'] >= 1
-    assert 'hpc_dynamo_queued{model="small"}' in page
+    assert page['hpc_dynamo_router_prefills_total{model="large",reason="split"}'] >= 1
+    assert 'hpc_dynamo_requests_waiting{model="small"}' in page
 
 
 def test_what_engines_tell_of_their_caches_is_their_models(both: Served) -> None:
@@ -161,7 +161,7 @@ def test_neither_a_flood_nor_the_end_of_one_reaches_the_other(pair: Served) -> N
         next(stream)
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(refusal, pair, "one")
-            queued = 'hpc_dynamo_queued{model="one"}'
+            queued = 'hpc_dynamo_requests_waiting{model="one"}'
             until("one waits", lambda: pair.metrics().get(queued) == 1, 10)
             assert isinstance(refusal(pair, "one"), openai.RateLimitError)
             assert refusal(pair, "two") is None

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from hpc_dynamo.config import Config, Kind, Policy
-from hpc_dynamo.frontend.generation import Generation, read_body
-from hpc_dynamo.frontend.stats import Stats
-from hpc_dynamo.http import Request
-from hpc_dynamo.preprocess import GivenIds
+from hpc_dynamo.frontend.generation import RequestTranslator, read_body
+from hpc_dynamo.frontend.stats import FrontendStats
+from hpc_dynamo.http import HttpRequest
+from hpc_dynamo.preprocess import TokenIdsOnly
 from hpc_dynamo.router import Ask, Offer, View, block_hashes
 
 IDS = list(range(100))
@@ -28,10 +28,10 @@ def config(policy: Policy = Policy.kv, kind: Kind = Kind.disaggregated) -> Confi
 
 async def asked(config: Config, prompt: object, **fields: object) -> Ask:
     """For a completion of a model whose tokenizer nobody has."""
-    generation = Generation(config, GivenIds(), Stats())
+    generation = RequestTranslator(config, TokenIdsOnly(), FrontendStats())
     body = json.dumps({"prompt": prompt, **fields}).encode()
-    request = Request("POST", "/v1/completions", "", {}, body, "")
-    return (await generation.work(request, read_body(body), "id", VIEW)).ask
+    request = HttpRequest("POST", "/v1/completions", "", {}, body, "")
+    return (await generation.engine_request(request, read_body(body), "id", VIEW)).routing
 
 
 @pytest.mark.parametrize("prompt", [IDS, [IDS]])

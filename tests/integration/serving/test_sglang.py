@@ -125,7 +125,7 @@ def test_a_prefill_worker_that_dies_while_it_computes(tmp_path: Path, model_fold
         kill(served.pid_of(prefills[0]))
         replies = [each.result(timeout=60) for each in asked]
         assert [reply.status for reply in replies] == [200] * 4, [r.body for r in replies]
-        retried = served.metrics_now()["hpc_dynamo_retried_total"]
+        retried = served.metrics_now()["hpc_dynamo_request_retries_total"]
         assert retried > 0
         assert json.loads(replies[0].body)["choices"][0]["finish_reason"] == "length"
 

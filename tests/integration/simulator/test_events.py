@@ -11,12 +11,12 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from hpc_dynamo.kv.events import Cleared, Event, Removed, Stored, decode
+from hpc_dynamo.kv.events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent, decode_events
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
 from hpc_dynamo.simulator.events import KvEventJournal
 from hpc_dynamo.simulator.model import SimulatedModel
 from hpc_dynamo.simulator.sequence import OutputSequence, SamplingParams, SequenceGroup
-from hpc_dynamo.wire import EventSubscriber
+from hpc_dynamo.wire import KvEventSubscriber
 from tests.integration.simulator.conftest import TOLD, Client, Rank
 from tests.integration.simulator.test_process import run
 
@@ -34,19 +34,19 @@ class Mirror:
         self.ever = dict[int | bytes, Tokens]()  # a parent may be gone before its child comes
         self.cleared = 0
 
-    def take(self, events: Iterable[Event]) -> None:
+    def take(self, events: Iterable[KvEvent]) -> None:
         for event in events:
             match event:
-                case Stored():
+                case BlockStored():
                     self._store(event)
-                case Removed(block_hashes=hashes):
+                case BlockRemoved(block_hashes=hashes):
                     for each in hashes:
                         del self.prefixes[each]  # fails for one that was never stored
-                case Cleared():
+                case AllBlocksCleared():
                     self.prefixes.clear()
                     self.cleared += 1
 
-    def _store(self, event: Stored) -> None:
+    def _store(self, event: BlockStored) -> None:
         assert event.medium == "GPU"
         assert len(event.token_ids) == event.block_size * len(event.block_hashes)
         before: Tokens = ()
@@ -131,7 +131,7 @@ TestHistories = Histories.TestCase
 class Followed:
     """A rank that publishes, and what it said up to now: live, and again by replays."""
 
-    def __init__(self, rank: Rank, follower: EventSubscriber) -> None:
+    def __init__(self, rank: Rank, follower: KvEventSubscriber) -> None:
         self.rank, self.follower = rank, follower
         self.mirror, self.next = Mirror(), 0
 
@@ -140,7 +140,7 @@ class Followed:
         async with aclosing(self.follower.replay(self.next, SOON_S)) as missed:
             async for number, payload in missed:
                 assert number == self.next
-                self.mirror.take(decode(payload).events)
+                self.mirror.take(decode_events(payload).events)
                 self.next += 1
 
     async def live_from(self, first: int) -> list[int]:
@@ -162,7 +162,7 @@ async def follow(start: Callable[..., Rank]) -> AsyncIterator[Follow]:
 
         def make(*options: str, **config: object) -> Followed:
             live, replay = next(names), next(names)
-            follower = stack.enter_context(closing(EventSubscriber(live, replay)))
+            follower = stack.enter_context(closing(KvEventSubscriber(live, replay)))
             on = {"enable_kv_cache_events": True, "publisher": "zmq", "topic": ""}
             config = {**on, "endpoint": live, "replay_endpoint": replay, **config}
             return Followed(

@@ -11,11 +11,11 @@ from aiohttp import web
 
 from hpc_dynamo.config import Kind, Role
 from hpc_dynamo.config import Router as RouterConfig
-from hpc_dynamo.dispatch import Broken, Dispatcher, Whole, Work
+from hpc_dynamo.dispatch import BufferedResponse, Dispatcher, EngineRequest, WorkerFailed
 from hpc_dynamo.engines import Dialect
 from hpc_dynamo.engines.vllm_pd_protocol import NOBODY, NixlDialect
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.router import Ask, Router
 
 SOON_S = 10.0
@@ -99,17 +99,17 @@ class Sender(Router):
     """A router, and a dispatcher that asks it."""
 
     def __init__(
-        self, kind: Kind, client: Client, tasks: asyncio.TaskGroup, dialect: Dialect
+        self, kind: Kind, client: HttpClient, tasks: asyncio.TaskGroup, dialect: Dialect
     ) -> None:
         super().__init__(kind, RouterConfig())
         self.dispatcher = Dispatcher(self, dialect, client, tasks)
 
     async def send(
-        self, path: str, body: Body, timeout_s: float, answer: Whole | None = None
-    ) -> Whole:
-        answer, content = answer or Whole(), json.dumps(body).encode()
+        self, path: str, body: Body, timeout_s: float, answer: BufferedResponse | None = None
+    ) -> BufferedResponse:
+        answer, content = answer or BufferedResponse(), json.dumps(body).encode()
         async with asyncio.timeout(timeout_s):
-            await self.dispatcher.run(Work(path, content, body, Ask()), answer)
+            await self.dispatcher.run(EngineRequest(path, content, body, Ask()), answer)
         return answer
 
 
@@ -120,7 +120,7 @@ class House:
         self._stack, self._dialect = stack, dialect or NixlDialect()
 
     async def dispatcher(self, kind: Kind) -> Sender:
-        self.client = await self._stack.enter_async_context(Client.bearer(TOKEN))
+        self.client = await self._stack.enter_async_context(HttpClient.bearer(TOKEN))
         self.tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
         return Sender(kind, self.client, self.tasks, self._dialect)
 
@@ -365,7 +365,7 @@ async def test_a_worker_that_never_got_the_request_does_not_count_as_a_try(house
     """A batch lets a request break one worker only."""
     dispatcher, _ = await house.whole()
     dispatcher.dispatcher = Dispatcher(
-        dispatcher, NixlDialect(), house.client, house.tasks, tries=1
+        dispatcher, NixlDialect(), house.client, house.tasks, max_attempts=1
     )
     engine = await house.engine(text)
     await dispatcher.join(0, Role.aggregated, "http://127.0.0.1:1")
@@ -377,13 +377,13 @@ async def test_a_worker_that_never_got_the_request_does_not_count_as_a_try(house
 async def test_with_one_try_a_request_breaks_one_worker_only(house: House) -> None:
     dispatcher, engines = await house.whole(refusing(500), refusing(500))
     dispatcher.dispatcher = Dispatcher(
-        dispatcher, NixlDialect(), house.client, house.tasks, tries=1
+        dispatcher, NixlDialect(), house.client, house.tasks, max_attempts=1
     )
     assert (await broken(dispatcher)).reached
     assert sum(len(engine.bodies) for engine in engines) == 1
 
 
-async def broken(dispatcher: Sender) -> Broken:
+async def broken(dispatcher: Sender) -> WorkerFailed:
     error = await failed(dispatcher)
-    assert isinstance(error, Broken)
+    assert isinstance(error, WorkerFailed)
     return error

@@ -8,8 +8,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.config import (
@@ -28,11 +26,11 @@ from hpc_dynamo.config import (
 )
 from hpc_dynamo.engines import ENGINES, Command, EventEndpoints, Place, engine
 from hpc_dynamo.engines.contract import flags
-from hpc_dynamo.engines.metrics import Histogram, Metrics, parse, total
+from hpc_dynamo.engines.metrics import Metrics, parse
 from hpc_dynamo.engines.vllm import GUARD, VLLM_METRICS
 from hpc_dynamo.engines.vllm_pd_protocol import NixlDialect
 from hpc_dynamo.errors import ConfigError, RequestFailed
-from hpc_dynamo.messages import Quantiles
+from hpc_dynamo.histogram import Histogram
 from hpc_dynamo.topology import Shard, Worker, plan
 
 SPLIT = Topology(
@@ -569,47 +567,10 @@ def test_a_reading_in_our_words() -> None:
         generation_tokens=340,
         kv_bytes=8.4e6,
         kv_tokens=65536,
-        ttft=Histogram({0.1: 3, 0.5: 5, math.inf: 6}),
+        ttft=Histogram.from_cumulative({0.1: 3, 0.5: 5, math.inf: 6}),
     )
 
 
 def test_what_an_engine_does_not_export_is_zero_and_bytes_may_be_a_counter() -> None:
     text = "# TYPE vllm:nixl_bytes_transferred counter\nvllm:nixl_bytes_transferred_total 7\n"
     assert parse(text, VLLM_METRICS) == Metrics(kv_bytes=7)
-
-
-SEEN = Histogram({0.1: 50, 0.2: 90, 0.4: 100, math.inf: 100})
-
-
-@pytest.mark.parametrize(
-    ("q", "expected"), [(0.25, 0.05), (0.5, 0.1), (0.7, 0.15), (0.9, 0.2), (0.95, 0.3), (1, 0.4)]
-)
-def test_quantiles_are_interpolated_inside_a_bucket(q: float, expected: float) -> None:
-    assert SEEN.quantile(q) == pytest.approx(expected)
-    assert Histogram({0.1: 1, math.inf: 10**6}).quantile(q) == 0.1, "beyond the last bound"
-
-
-def test_of_nothing_all_is_zero() -> None:
-    """JSON has neither NaN nor infinity."""
-    assert Histogram().quantiles() == Quantiles()
-    assert Histogram({0.1: 0, math.inf: 0}).quantiles() == Quantiles()
-
-
-def test_histograms_add_up_and_what_grew_is_a_difference() -> None:
-    more = Histogram({0.1: 60, 0.2: 100, 0.4: 120, math.inf: 130})
-    assert more - SEEN == Histogram({0.1: 10, 0.2: 10, 0.4: 20, math.inf: 30})
-    assert total([SEEN, more - SEEN]) == more
-    assert total([]) == Histogram()
-    assert SEEN + Histogram() == SEEN
-
-
-bounds = [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, math.inf]
-
-
-@given(st.lists(st.floats(0, 4.9), min_size=1), st.floats(0.01, 1))
-def test_a_quantile_lies_in_the_bucket_of_the_true_one(seen: list[float], q: float) -> None:
-    histogram = Histogram({b: sum(x <= b for x in seen) for b in bounds})
-    true = sorted(seen)[math.ceil(q * len(seen)) - 1]
-    upper = next(b for b in bounds if true <= b)
-    lower = max((b for b in bounds if b < upper), default=0.0)
-    assert lower - 1e-9 <= histogram.quantile(q) <= upper + 1e-9

@@ -2,9 +2,9 @@
 
 import re
 
-# Fields with one value. A proxy in front of this server may read another of two different values,
-# which is how requests are smuggled (RFC 9112, 11.2), so such a request is refused.
-SINGLE = frozenset(
+# Headers with one value. Of two different values a proxy in front of this server might read the
+# other one, which allows request smuggling (RFC 9112, 11.2). Such a request is rejected.
+SINGLE_VALUE_HEADERS = frozenset(
     {
         "access-control-request-method", "authorization", "content-length", "content-type",
         "host", "max-forwards", "origin", "referer", "user-agent", "x-api-key", "x-request-id",
@@ -25,15 +25,15 @@ def split_target(target: str) -> tuple[str, str]:
 
 
 def add_header(headers: dict[str, str], name: str, value: str) -> bool:
-    """Add one header line. Lines of the same name become one list (RFC 9110, 5.3).
+    """Add one header line to `headers`. Lines of the same name become one list (RFC 9110, 5.3).
 
-    Returns False if the header takes one value and has another already.
+    Return False if the header takes one value and already has a different one.
     """
     before = headers.get(name)
     if before is None:
         headers[name] = value
         return True
-    if name in SINGLE:
+    if name in SINGLE_VALUE_HEADERS:
         return before == value and name != "host"
     headers[name] = f"{before}; {value}" if name == "cookie" else f"{before}, {value}"
     return True
