@@ -146,7 +146,7 @@ class Head(JobLifecycle):
 
     def _status(self, members: WorkerDirectory, ends_at: float | None, detail: str = "") -> Status:
         status = super()._status(members, ends_at, detail)
-        status = replace(status, planning=self._planning())
+        status = replace(status, planner=self._planning())
         for others in self._further:
             status = others.extend_status(status)
         return status

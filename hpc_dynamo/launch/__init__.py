@@ -69,7 +69,7 @@ def start(
         if beside:
             slurm.ask("scancel", *beside)
         raise
-    record = structs.replace(record, inside=inside, beside=beside)
+    record = structs.replace(record, enclosing_job_id=inside, hetero_job_ids=beside)
     write_json(attempt.job_file, record)
     return _job(record, attempt)
 

@@ -92,7 +92,7 @@ def clear(left: Iterable[Grown], silence_s: float) -> None:
             continue
         seen_at = min(state.running_until + silence_s, time.time()) if state.running_since else 0.0
         why = "left behind by a head that died"
-        ended = structs.replace(state, state=ExtraJobState.ended, detail=why, seen_at=seen_at)
+        ended = structs.replace(state, state=ExtraJobState.ended, detail=why, running_until=seen_at)
         write_json(folder.state_file, ended)
 
 

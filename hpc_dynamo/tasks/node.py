@@ -97,7 +97,7 @@ def _go_on(attempt: Attempt, outcome: Outcome) -> Outcome | None:
     except LaunchError as e:
         return replace(outcome, message=f"{outcome.message}; {e}")
     message = f"the walltime ended; attempt {number} goes on"
-    return replace(outcome, message=message, successor=number)
+    return replace(outcome, message=message, next_attempt=number)
 
 
 async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:

@@ -83,7 +83,7 @@ class ExtraJob:
             case launch.JobState.pending if self.state is ExtraJobState.pending:
                 await self._tell(detail=detail)
             case launch.JobState.running:
-                seen = {"began_at": self.status.running_since or now, "seen_at": now}
+                seen = {"running_since": self.status.running_since or now, "running_until": now}
                 new = {} if self._leaving else {"state": ExtraJobState.running, "detail": detail}
                 await self._tell(**seen, **new)
             case launch.JobState.ended:
@@ -162,7 +162,7 @@ class ExtraJob:
         await self.cancel(why)
         if not self._over.is_set():
             self._over.set()
-            await self._tell(state=ExtraJobState.ended, seen_at=time.time())
+            await self._tell(state=ExtraJobState.ended, running_until=time.time())
 
     async def _end(self, why: str) -> None:
         self._members.forget(self._plan)

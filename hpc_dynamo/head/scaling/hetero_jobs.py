@@ -43,7 +43,7 @@ class HeterogeneousJobs:
 
     def extend_status(self, status: Status) -> Status:
         live = (job.status for job in self._jobs if job.state is not ExtraJobState.ended)
-        return replace(status, grown=(*status.extra_jobs, *live))
+        return replace(status, extra_jobs=(*status.extra_jobs, *live))
 
     async def run(self) -> None:
         """Until cancelled; `end` comes before that."""

@@ -63,7 +63,7 @@ class JobHandover:
             self._attempt.run.answers_at(self.successor.url)
         number = self.successor.attempt
         message = f"{outcome.message}; attempt {number} goes on"
-        return replace(outcome, message=message, successor=number)
+        return replace(outcome, message=message, next_attempt=number)
 
     async def _due(self, serving: Callable[[], bool], spare_s: Callable[[], float]) -> None:
         """A job that never served waits for ever: it would be followed by others like it."""

@@ -67,8 +67,8 @@ class ScaleOutController:
         """Those that there are; also the newest that ever was, where it failed."""
         newest = list(self._jobs.values())[-1:]
         shown = [*self._live, *(job for job in newest if job.failed)]
-        grown = tuple(job.status for job in shown)
-        return replace(status, grown=grown, node_hours=self.node_hours)
+        extra_jobs = tuple(job.status for job in shown)
+        return replace(status, extra_jobs=extra_jobs, node_hours=self.node_hours)
 
     @property
     def node_hours(self) -> float:

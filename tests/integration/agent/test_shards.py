@@ -112,7 +112,7 @@ async def test_a_node_that_is_gone_ends_this_life_and_every_later_one(
     assert died.incarnation == 1
     assert died.detail == "a part of worker 3 (decode) is lost: node 6 (n6) is gone: silent for 4 s"
     sent.clear()
-    await parts.on_message(WORKER, again := replace(MEET, life=2))
+    await parts.on_message(WORKER, again := replace(MEET, incarnation=2))
     assert (5, again) in sent
     assert [m.incarnation for n, m in sent if n == 4 and isinstance(m, ShardExited)] == [2]
 

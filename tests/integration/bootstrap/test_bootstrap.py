@@ -35,7 +35,7 @@ node = int(node if node != "rank" else os.environ["OMPI_COMM_WORLD_RANK"])
 attempt = Attempt(Path(path))
 me = NodeRecord(
     node=node, host=f"host-{node}", address="127.0.0.1", pid=os.getpid(),
-    log=str(attempt.agent_log(node)), control=f"tcp://127.0.0.1:{4000 + node}" if not node else "",
+    log=str(attempt.agent_log(node)), control_endpoint=f"tcp://127.0.0.1:{4000 + node}" if not node else "",
 )
 settings = Bootstrap(
     method=BootstrapMethod(method), timeout_s=float(timeout_s), mpi_timeout_s=float(timeout_s)

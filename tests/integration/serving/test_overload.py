@@ -121,7 +121,8 @@ def test_a_slow_reader_slows_itself_alone(aggregated: Served) -> None:
         with stream(aggregated, **ASK, max_tokens=50, extra_body={"ignore_eos": True}) as rows:
             assert len(list(rows)) == 49
         until("the engine has done its work", lambda: aggregated.busy() == 0, 20)
-        assert aggregated.metrics_now()["hpc_dynamo_requests_running"] == 1, "it was buffered as a whole"
+        running = aggregated.metrics_now()["hpc_dynamo_requests_running"]
+        assert running == 1, "it was buffered as a whole"
         with connection.getresponse() as answer:
             body = answer.read()
     assert body.endswith(b"data: [DONE]\n\n")

@@ -91,7 +91,9 @@ def known(job: Grown, **more: Any) -> ExtraJobStatus:
 def test_one_that_was_left_behind_is_cancelled_and_counted(attempt: Attempt, told: Path) -> None:
     job, now = job_of(attempt), time.time()
     write_json(job.job_file, JobRecord(launcher="slurm", job_id="42"))
-    state = known(job, state=ExtraJobState.running, began_at=now - 3600.0, seen_at=now - 1800.0)
+    state = known(
+        job, state=ExtraJobState.running, running_since=now - 3600.0, running_until=now - 1800.0
+    )
     write_json(job.state_file, state)
     extra_jobs.clear(attempt.grown(), silence_s=900.0)
     assert told.read_text().split() == ["42"]
