@@ -7,16 +7,18 @@ from hpc_dynamo.config import Role
 from hpc_dynamo.engines.contract import MetricNames
 from hpc_dynamo.engines.metrics import Metrics, parse
 from hpc_dynamo.histogram import Histogram, merge
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import BatchSummary, Progress
 from hpc_dynamo.router import Member
 
 READ_S = 10.0
 
-Reading = dict[int, Metrics]  # by rank
+MetricsByRank = dict[int, Metrics]  # by rank
 
 
-async def read(client: Client, members: Iterable[Member], names: MetricNames) -> Reading:
+async def read_metrics(
+    client: HttpClient, members: Iterable[Member], names: MetricNames
+) -> MetricsByRank:
     """One reading of every ready worker; those that do not answer are left out."""
 
     async def one(member: Member) -> Metrics | None:
@@ -32,8 +34,8 @@ async def read(client: Client, members: Iterable[Member], names: MetricNames) ->
     return {m.rank: r for m, r in zip(present, readings, strict=True) if r is not None}
 
 
-def summarise(
-    members: Iterable[Member], before: Reading, after: Reading, progress: Progress
+def summarize(
+    members: Iterable[Member], before: MetricsByRank, after: MetricsByRank, progress: Progress
 ) -> BatchSummary:
     """What grew between two readings. A worker that started again counts from its new start."""
     present, seconds = list(members), max(progress.elapsed_s, 1e-9)

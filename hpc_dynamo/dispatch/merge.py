@@ -33,7 +33,7 @@ def merge(answers: Sequence[Body]) -> bytes:
     """
     choices: Choices = []
     for sample, answer in enumerate(answers):
-        choices += renumbered(answer["choices"], sample, len(answers))
+        choices += renumber(answer["choices"], sample, len(answers))
     choices.sort(key=lambda choice: NUMBER.decode(choice["index"]))
     merged = {**answers[0], "choices": choices}
     if usages := _usages(answers):
@@ -41,7 +41,7 @@ def merge(answers: Sequence[Body]) -> bytes:
     return msgspec.json.encode(merged)
 
 
-def renumbered(choices: Raw, sample: int, samples: int) -> Choices:
+def renumber(choices: Raw, sample: int, samples: int) -> Choices:
     """Return the choices of one sample's answer with their index in the merged answer."""
     return [
         choice | {"index": _raw(NUMBER.decode(choice["index"]) * samples + sample)}
@@ -101,7 +101,7 @@ class EventMerger:
 
     def _chunk(self, sample: int, chunk: dict[str, Raw]) -> bytes:
         self._head = self._head or {name: chunk[name] for name in HEAD if name in chunk}
-        choices = renumbered(chunk["choices"], sample, self._samples)
+        choices = renumber(chunk["choices"], sample, self._samples)
         if not choices:
             self._usages[sample] = chunk
             return b""

@@ -21,10 +21,10 @@ def _latencies() -> Histogram:
     return Histogram(BOUNDS_S)
 
 
-class Stats(msgspec.Struct, kw_only=True):
+class FrontendStats(msgspec.Struct, kw_only=True):
     """Since the start of the process."""
 
-    answers: dict[str, int] = msgspec.field(default_factory=Counter)  # by "path status"
+    responses: dict[str, int] = msgspec.field(default_factory=Counter)  # by "path status"
     active: int = 0
     connections: int = 0
     cancelled: int = 0  # by clients that went away
@@ -36,10 +36,10 @@ class Stats(msgspec.Struct, kw_only=True):
     itl: Histogram = msgspec.field(default_factory=_latencies)  # between pieces of streams
     seconds: Histogram = msgspec.field(default_factory=_latencies)  # whole requests
 
-    def add(self, other: "Stats") -> None:
+    def add(self, other: "FrontendStats") -> None:
         """Merge another process's figures into these."""
-        for key, count in other.answers.items():
-            self.answers[key] = self.answers.get(key, 0) + count
+        for key, count in other.responses.items():
+            self.responses[key] = self.responses.get(key, 0) + count
         for name in COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.ttft += other.ttft
@@ -47,23 +47,23 @@ class Stats(msgspec.Struct, kw_only=True):
         self.seconds += other.seconds
 
 
-class Counted(msgspec.Struct):
+class FrontendReport(msgspec.Struct):
     """Of one process or more: by model, and under the empty name what is of none of several, such
     as connections, and all where there is one."""
 
-    by_model: dict[str, Stats] = {}
+    by_model: dict[str, FrontendStats] = {}
     notices: dict[str, str] = {}  # by model, why texts are not routed by KV cache
 
     @property
     def forwarding(self) -> int:
         return sum(stats.forwarding for stats in self.by_model.values())
 
-    def add(self, other: "Counted") -> None:
+    def add(self, other: "FrontendReport") -> None:
         for model, stats in other.by_model.items():
-            self.by_model.setdefault(model, Stats()).add(stats)
+            self.by_model.setdefault(model, FrontendStats()).add(stats)
         self.notices |= other.notices
 
-    def ended(self) -> "Counted":
+    def after_exit(self) -> "FrontendReport":
         """As it is once the process is gone, and all that it had under way."""
         for stats in self.by_model.values():
             stats.active = stats.connections = stats.forwarding = 0

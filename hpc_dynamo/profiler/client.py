@@ -9,7 +9,7 @@ import msgspec
 
 from hpc_dynamo.engines import Body
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.http.sse import DONE, EventParser
 
 PATH = "/v1/completions"
@@ -85,7 +85,7 @@ def body(model: str, prompt: Sequence[int], tokens: int) -> Body:
     }
 
 
-async def stream(client: Client, url: str, asked: Body) -> Heard:
+async def stream(client: HttpClient, url: str, asked: Body) -> Heard:
     """Hear an answer to its end. Raises RequestFailed, OSError (a TimeoutError is one)."""
     counted = {"include_usage": True, "continuous_usage_stats": True}
     streamed = asked | {"stream": True, "stream_options": counted}
@@ -101,7 +101,7 @@ async def stream(client: Client, url: str, asked: Body) -> Heard:
     return heard
 
 
-async def whole(client: Client, url: str, asked: Body) -> bytes:
+async def whole(client: HttpClient, url: str, asked: Body) -> bytes:
     """An answer in one piece. Raises as `stream` does."""
     async with (
         asyncio.timeout(LONGEST_S),

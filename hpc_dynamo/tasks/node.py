@@ -107,7 +107,7 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
     on_preemption_signal(warned.set)
     config, secrets = attempt.config(), attempt.run.secrets()
     address = job_address(config.cluster.interface, hosts)
-    if config.planner.grow.nodes or attempt.plan().apart:
+    if config.planner.scale_out.max_nodes or attempt.plan().apart:
         address = address_for_extra_jobs(address)
     if config.route.engines:
         return await _alone(attempt, _record(attempt, index, hosts, address))

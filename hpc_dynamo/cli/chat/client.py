@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from hpc_dynamo.engine_errors import engine_text
+from hpc_dynamo.engine_errors import parse_engine_error
 from hpc_dynamo.errors import HpcDynamoError, RequestFailed, UsageError, unknown_name
-from hpc_dynamo.http import pinned
+from hpc_dynamo.http import pinned_tls_context
 from hpc_dynamo.http.sse import DONE, EventParser
 
 CONNECT_S, SILENCE_S = 10.0, 600.0
@@ -108,7 +108,7 @@ class Api:
 
 def _reason(body: bytes) -> str:
     """Return the message of an error, or else its text."""
-    return engine_text(body).message or body.decode(errors="replace").strip()
+    return parse_engine_error(body).message or body.decode(errors="replace").strip()
 
 
 def _trust(cert: str) -> ssl.SSLContext:
@@ -117,6 +117,6 @@ def _trust(cert: str) -> ssl.SSLContext:
     if not cert:
         return ssl.create_default_context()
     try:
-        return pinned(cert)
+        return pinned_tls_context(cert)
     except OSError as e:
         raise UsageError(f"{cert} is no certificate: {e}", hint="--cert server.pem") from e

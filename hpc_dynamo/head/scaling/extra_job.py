@@ -131,7 +131,7 @@ class ExtraJob:
         self._members.forget(self._plan)  # agents that are not here yet need not come
         await self._tell(state=ExtraJobState.draining, detail=why)
         drains = map(self._drain, self.status.ranks)
-        await _within(asyncio.gather(*drains), self._config.planner.drain_s)
+        await _within(asyncio.gather(*drains), self._config.planner.drain_timeout_s)
         patience_s = self._config.engine.stop_timeout_s + FAREWELL_S
         await self._members.stop(self.nodes, why, patience_s)
         if not await _within(self._over.wait(), END_S):

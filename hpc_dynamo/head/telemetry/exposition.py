@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from hpc_dynamo.frontend.stats import Stats
+from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.head.telemetry.planner import planner_metrics
 from hpc_dynamo.head.telemetry.requests import connection_metrics, request_metrics, traffic_metrics
 from hpc_dynamo.head.telemetry.router import router_metrics
@@ -20,7 +20,7 @@ from hpc_dynamo.router import Router
 class ModelMetrics:
     """What the metrics of one model are read from."""
 
-    stats: Stats
+    stats: FrontendStats
     traffic: Traffic
     router: Router
 
@@ -32,7 +32,7 @@ class ModelMetrics:
 
 def exposition(
     models: Mapping[str, ModelMetrics],
-    rest: Stats,
+    rest: FrontendStats,
     loads: Iterable[WorkerLoad],
     workers: Iterable[WorkerReport],
     planner: PlannerStatus | None,

@@ -4,14 +4,14 @@ from collections.abc import Iterable
 
 from prometheus_client.core import Metric
 
-from hpc_dynamo.frontend.stats import Stats
+from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.head.telemetry import families
 from hpc_dynamo.messages import Traffic
 
 
-def request_metrics(stats: Stats) -> Iterable[Metric]:
+def request_metrics(stats: FrontendStats) -> Iterable[Metric]:
     """Yield what frontend processes count for each model."""
-    answers = sorted(stats.answers.items())
+    answers = sorted(stats.responses.items())
     yield families.REQUESTS.values((key.split(" "), count) for key, count in answers)
     yield families.REQUEST_RETRIES.value(stats.retried)
     yield families.PROMPT_TOKENS.value(stats.prompt_tokens)
@@ -27,7 +27,7 @@ def traffic_metrics(traffic: Traffic) -> Iterable[Metric]:
     yield families.REQUESTS_WAITING.value(traffic.queued)
 
 
-def connection_metrics(stats: Stats) -> Iterable[Metric]:
+def connection_metrics(stats: FrontendStats) -> Iterable[Metric]:
     """Yield what frontend processes count without a model."""
     yield families.REQUESTS_CANCELLED.value(stats.cancelled)
     yield families.REQUESTS_FORWARDED.value(stats.forwarded)

@@ -21,7 +21,12 @@ from hpc_dynamo.run import Attempt, Grown, Run, write_json
 from hpc_dynamo.topology import Plan, fill, plan
 
 WORDS = (
-    *("engine=simulator", "planner=load", "planner.grow.nodes=4", "planner.grow.nodes_each=2"),
+    *(
+        "engine=simulator",
+        "planner=load",
+        "planner.scale_out.max_nodes=4",
+        "planner.scale_out.nodes_per_job=2",
+    ),
     *("topology.prefill.workers=1", "topology.decode.workers=1", "name=day"),
     *("cluster.slurm.partition=gpu", "cluster.slurm.time=12:00:00"),
 )
@@ -118,7 +123,7 @@ def test_this_machine_has_no_further_gpus(attempt: Attempt) -> None:
     extra_jobs.check(config, layout, Launcher.local)
     on_gpus = Plan(1, 4, layout.workers)
     extra_jobs.check(config, on_gpus, Launcher.slurm)
-    with pytest.raises(ConfigError, match=r"planner\.grow needs Slurm"):
+    with pytest.raises(ConfigError, match=r"planner\.scale_out needs Slurm"):
         extra_jobs.check(config, on_gpus, Launcher.local)
     extra_jobs.check(Config(), on_gpus, Launcher.local)
 

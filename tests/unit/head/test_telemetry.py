@@ -4,7 +4,7 @@ import re
 from collections import Counter
 
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.frontend.stats import Stats
+from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.head.telemetry.exposition import ModelMetrics, exposition
 from hpc_dynamo.head.telemetry.families import FAMILIES, Kind
 from hpc_dynamo.messages import PlannerStatus, Traffic, WorkerLoad, WorkerReport, WorkerState
@@ -14,12 +14,12 @@ WORKER = WorkerReport(rank=3, role=Role.decode, node=0, host="n1", state=WorkerS
 
 
 def page(*models: str) -> str:
-    stats = Stats(answers={"/v1/completions 200": 2})
+    stats = FrontendStats(responses={"/v1/completions 200": 2})
     stats.ttft.observe(0.2)
     router = Router.of(Config())
     metrics = {model: ModelMetrics(stats, Traffic(active=5), router) for model in models}
     planner = PlannerStatus(at=0.0, rate_hz=2.0, prefill=1, decode=3)
-    return exposition(metrics, Stats(), [WorkerLoad(rank=3, running=4)], [WORKER], planner)
+    return exposition(metrics, FrontendStats(), [WorkerLoad(rank=3, running=4)], [WORKER], planner)
 
 
 def test_every_family_has_a_name_of_its_own_and_a_help_sentence() -> None:
