@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.replay.engine import Engine as Sizes
 from benchmarks.replay.trace import Scale
-from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.router import AdmissionLimits as Bounds
 from hpc_dynamo.simulation import (
     EngineModel,
@@ -75,7 +75,7 @@ def job(prefill: int, ranks: int = RANKS, interval_s: float = 30.0) -> Simulated
     """The modelled engine of benchmarks.replay behind our router; roles turn in half a second."""
     sizes = Sizes()
     limits = EngineSizes(sizes.sequences, sizes.step_tokens, sizes.cache_tokens)
-    timing = sizes.timing(Scale(1, 1), Kind.disaggregated)
+    timing = sizes.timing(Scale(1, 1), TopologyKind.disaggregated)
     return SimulatedJob(
         EngineModel(limits, timing),
         {Role.prefill: prefill, Role.decode: ranks - prefill},

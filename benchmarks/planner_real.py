@@ -23,13 +23,14 @@ from benchmarks.replay.setting import Setting
 from benchmarks.replay.trace import ENGINE_BLOCK, Scale
 from benchmarks.replay.trace import Request as Sent
 from hpc_dynamo import config as c
-from hpc_dynamo.config import Kind, Planner, PlannerKind, Role
+from hpc_dynamo import jsonl
+from hpc_dynamo.config import Planner, PlannerMode, Role, TopologyKind
 from hpc_dynamo.demo.provision import provision
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.planner.interpolation import load_performance
 from hpc_dynamo.planner.planner import Planner as Ours
 from hpc_dynamo.planner.profile import EngineProfile, Measurement, Metric, OperatingPoint
-from hpc_dynamo.planner.records import Record, read_records
+from hpc_dynamo.planner.records import PlannerRecord
 from hpc_dynamo.plotting import Curve, Panel, Style
 from hpc_dynamo.profiler import grid
 from hpc_dynamo.router import AdmissionLimits as Bounds
@@ -60,16 +61,16 @@ class Case:
     prefill: int
     rules: Planner | None = None  # None: the split stays
 
-    def planned(self, by: PlannerKind, profile: Path) -> "Case":
+    def planned(self, by: PlannerMode, profile: Path) -> "Case":
         """This one, from its split on with a planner."""
         goal = targets()
-        rules = Planner(by=by, profile=str(profile), ttft_s=goal.ttft_s, itl_s=goal.itl_s)
+        rules = Planner(mode=by, profile=str(profile), ttft_s=goal.ttft_s, itl_s=goal.itl_s)
         return replace(self, rules=rules)
 
     @property
     def name(self) -> str:
         split = f"{self.prefill} + {self.ranks - self.prefill}"
-        return f"planner={self.rules.by} from {split}" if self.rules else split
+        return f"planner={self.rules.mode} from {split}" if self.rules else split
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Split(Setting):
 
     prefill: int = 1
 
-    def pools(self, kind: Kind) -> dict[str, int]:
+    def pools(self, kind: TopologyKind) -> dict[str, int]:
         return {"prefill": self.prefill, "decode": self.workers - self.prefill}
 
 
@@ -106,7 +107,7 @@ def targets() -> LatencyTargets:
 
 def _performance() -> TimingPerformance:
     sizes = Sizes()
-    timing = sizes.timing(SCALE, Kind.disaggregated)
+    timing = sizes.timing(SCALE, TopologyKind.disaggregated)
     limits = EngineSizes(sizes.sequences, sizes.step_tokens, sizes.cache_tokens // SCALE.shrink)
     return TimingPerformance(timing, timing, limits)
 
@@ -147,7 +148,7 @@ def profile(file: Path, case: Case) -> None:
         engine="simulator",
         version="modelled",
         hardware="none",
-        kind=Kind.disaggregated,
+        kind=TopologyKind.disaggregated,
         tensor_parallel=1,
         pipeline_parallel=1,
         data_parallel=1,
@@ -176,21 +177,21 @@ def real(case: Case, folder: Path) -> SimulationResult:
     """Raises HpcDynamoError where the job does not start; requests that fail are lost."""
     began, heard = asyncio.run(_asked(_setting(case), _sent(case), folder))
     seen = [_seen(each) for each in heard]
-    records = read_records(Run(folder / NAME).attempt(1).planner_file)
-    flips = [record.flip for record in records if record.flip]
+    records = list(jsonl.read(Run(folder / NAME).attempt(1).planner_file, PlannerRecord))
+    flips = [record.role_change for record in records if record.role_change]
     return SimulationResult(
         results=seen,
         targets=targets(),
         gpus=case.ranks,
         seconds=max((s.ended_at for s in seen), default=0.0),
-        role_changes=sum(1 for flip in flips if not flip.why),
-        failed_role_changes=sum(1 for flip in flips if flip.why),
+        role_changes=sum(1 for flip in flips if not flip.reason),
+        failed_role_changes=sum(1 for flip in flips if flip.reason),
         roles=_roles(records, began),
         decisions=[record.decision for record in records if record.decision],
     )
 
 
-def _roles(records: Sequence[Record], began: float) -> list[tuple[float, int, int]]:
+def _roles(records: Sequence[PlannerRecord], began: float) -> list[tuple[float, int, int]]:
     seen = [record.decision.signals for record in records if record.decision]
     return [(max(0.0, s.at - began), s.prefill, s.decode) for s in seen]
 
@@ -208,7 +209,7 @@ def _setting(case: Case) -> Split:
     words: tuple[str, ...] = ()
     if rules:
         words = (
-            *(f"planner.by={rules.by}", f"planner.profile={Path(rules.profile)}"),
+            *(f"planner.mode={rules.mode}", f"planner.profile={Path(rules.profile)}"),
             *(f"planner.ttft_s={rules.ttft_s}", f"planner.itl_s={rules.itl_s}"),
         )
     return Split(sizes, SCALE, case.ranks, context, model, words, case.prefill)
@@ -217,8 +218,8 @@ def _setting(case: Case) -> Split:
 async def _asked(setting: Setting, sent: list[Sent], folder: Path) -> tuple[float, list[Heard]]:
     """When the load began, by the clock, and what was heard."""
     bodies = [request.body() for request in sent]
-    async with ours(setting, ("router=kv",))(folder, Kind.disaggregated) as running:
-        async with Client.bearer(running.key) as http:
+    async with ours(setting, ("router=kv",))(folder, TopologyKind.disaggregated) as running:
+        async with HttpClient.bearer(running.key) as http:
             began = time.time()
             return began, await replay(http, running.url, sent, bodies, lambda seen: None)
 

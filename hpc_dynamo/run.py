@@ -40,7 +40,7 @@ from hpc_dynamo.config import Config
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.messages import (
     Endpoint,
-    GrownJob,
+    ExtraJobStatus,
     JobRecord,
     NodeRecord,
     Outcome,
@@ -163,7 +163,7 @@ class Attempt:
         route = self.config().route
         if not route.engines:
             return self.run.secrets().token
-        return Path(route.key_file).read_text().strip() if route.key_file else ""
+        return Path(route.api_key_file).read_text().strip() if route.api_key_file else ""
 
     def renew(self) -> None:
         """A requeued job begins anew in its attempt; nobody must take its former life's word."""
@@ -221,8 +221,8 @@ class Grown(Attempt):
     def run(self) -> "Run":
         return self.attempt.run
 
-    def state(self) -> GrownJob | None:
-        return read_json(self.state_file, GrownJob)
+    def state(self) -> ExtraJobStatus | None:
+        return read_json(self.state_file, ExtraJobStatus)
 
 
 class Run:

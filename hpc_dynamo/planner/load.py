@@ -45,17 +45,19 @@ def prefill_wait_s(seen: Signals) -> float:
 
 
 def _prefill(config: Planner, seen: Signals) -> float:
-    high = prefill_wait_s(seen) / config.queue_high_s
+    high = prefill_wait_s(seen) / config.prefill_wait_threshold_s
     if high > 1:
         return seen.prefill + 1 + min(log2(high), MAX_DOUBLINGS)
     return (
-        (seen.prefill - 1) / (1 + config.margin) if high < LOW_WAIT_SHARE else float(seen.prefill)
+        (seen.prefill - 1) / (1 + config.hysteresis)
+        if high < LOW_WAIT_SHARE
+        else float(seen.prefill)
     )
 
 
 def _decode(config: Planner, seen: Signals) -> float:
     waiting = seen.waiting / seen.running if seen.running else 0.0
     usage = max(seen.kv_usage * (1 + waiting), seen.slot_usage)
-    if config.kv_low <= usage <= config.kv_high:
+    if config.kv_usage_low <= usage <= config.kv_usage_high:
         return float(seen.decode)
-    return seen.decode * usage / config.kv_high
+    return seen.decode * usage / config.kv_usage_high

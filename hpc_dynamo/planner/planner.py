@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from hpc_dynamo.config import Planner as Rules
-from hpc_dynamo.config import PlannerKind, Role
+from hpc_dynamo.config import PlannerMode, Role
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.planner.forecast import LoadForecaster
 from hpc_dynamo.planner.load import ThresholdRule
@@ -61,13 +61,14 @@ class Planner:
         self._requested_moves.append(more)
         if self._below_minimum(seen):
             return self._move(), "a role has too few"
-        if len(self._requested_moves) < self._config.patience:
-            return None, f"wanted {len(self._requested_moves)} of {self._config.patience} times"
+        count, required = len(self._requested_moves), self._config.stabilization_intervals
+        if count < required:
+            return None, f"wanted {count} of {required} times"
         return self._move(), "wanted often enough"
 
     def _below_minimum(self, seen: Signals) -> bool:
         config = self._config
-        return seen.prefill < config.least_prefill or seen.decode < config.least_decode
+        return seen.prefill < config.min_prefill_workers or seen.decode < config.min_decode_workers
 
     def _move(self) -> RoleMove:
         more = min(self._requested_moves, key=abs)
@@ -77,9 +78,9 @@ class Planner:
 
 
 def _rule(config: Rules, performance: WorkerPerformance | None) -> CapacityRule:
-    if config.by is not PlannerKind.sla:
+    if config.mode is not PlannerMode.sla:
         return ThresholdRule(config)
     if performance is None:
-        what = "planner.by=sla needs a profile of the engine"
+        what = "planner.mode=sla needs a profile of the engine"
         raise ConfigError(what, hint="planner.profile=FILE, of `hpc-dynamo profile`")
     return SlaRule(config, performance)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from hpc_dynamo.backoff import Backoff
 from hpc_dynamo.config import Planner, Role
 from hpc_dynamo.planner.signals import CapacityGap, RoleMove
 
@@ -69,7 +70,8 @@ class ScaleOutPolicy:
         self._unneeded = dict[
             int, tuple[float, int]
         ]()  # by job: since when, for how many intervals
-        self._failures, self._not_before = 0, float("-inf")
+        interval_s = config.interval_s
+        self._retries = Backoff(RETRY_INTERVALS * interval_s, MAX_RETRY_INTERVALS * interval_s)
 
     def decide(
         self, at: float, lack: CapacityGap, jobs: Sequence[JobCapacity], room: Budget
@@ -77,7 +79,7 @@ class ScaleOutPolicy:
         """`at` is any clock's time in seconds; no two calls are at the same."""
         if room.node_hours <= 0:
             self._missing_history.clear()
-            return _all(jobs, "planner.grow.node_hours are used up")
+            return _all(jobs, "planner.scale_out.max_node_hours are used up")
         coming = sum(job.coming for job in jobs)
         self._update_unneeded(at, lack.spare - lack.missing + coming, jobs)
         cancel = tuple(j.number for j in jobs if j.pending and self._unused(j, at))
@@ -89,12 +91,10 @@ class ScaleOutPolicy:
 
     def failed(self, at: float) -> None:
         """A job was refused, or never brought what it was asked for."""
-        waits = min(RETRY_INTERVALS * 2**self._failures, MAX_RETRY_INTERVALS)
-        self._failures += 1
-        self._not_before = at + waits * self._config.interval_s
+        self._retries.failed(at)
 
     def succeeded(self) -> None:
-        self._failures = 0
+        self._retries.succeeded()
 
     def _jobs_to_submit(
         self, at: float, lack: CapacityGap, coming: int, room: Budget
@@ -104,10 +104,12 @@ class ScaleOutPolicy:
             self._missing_history.clear()
             return 0, ""
         self._missing_history.append(lacking)
-        if len(self._missing_history) < self._config.patience:
-            return 0, f"more wanted {len(self._missing_history)} of {self._config.patience} times"
+        count, required = len(self._missing_history), self._config.stabilization_intervals
+        if count < required:
+            return 0, f"more wanted {count} of {required} times"
         wanted = ceil(
-            min(self._missing_history[-self._config.patience :]) / self._workers_per_job[lack.role]
+            min(self._missing_history[-self._config.stabilization_intervals :])
+            / self._workers_per_job[lack.role]
         )
         most, limit = self._max_jobs(at, room)
         if most:
@@ -117,16 +119,16 @@ class ScaleOutPolicy:
 
     def _max_jobs(self, at: float, room: Budget) -> tuple[int, str]:
         """Jobs that the limits allow now, and the limit."""
-        if at < self._not_before:
+        if not self._retries.allows(at):
             return 0, "a further job failed a while ago"
         if room.seconds < MIN_JOB_S:
             return 0, "too little walltime is left"
-        each = self._config.grow.nodes_each
+        each = self._config.scale_out.nodes_per_job
         by_nodes = max(room.nodes, 0) // each
         by_hours = int(min(room.node_hours * 3600 / (each * MIN_JOB_S), by_nodes))
         if by_hours < by_nodes:
-            return by_hours, "planner.grow.node_hours leave no more"
-        return by_nodes, "planner.grow.nodes allow no more"
+            return by_hours, "planner.scale_out.max_node_hours leave no more"
+        return by_nodes, "planner.scale_out.max_nodes allow no more"
 
     def _update_unneeded(self, at: float, surplus: int, jobs: Sequence[JobCapacity]) -> None:
         """Who could go now: those that nobody waits for first, the newest first."""
@@ -142,8 +144,8 @@ class ScaleOutPolicy:
             return False
         since, count = self._unneeded[job.number]
         if job.pending:
-            return count >= self._config.patience
-        return at - since >= self._config.grow.idle_s
+            return count >= self._config.stabilization_intervals
+        return at - since >= self._config.scale_out.scale_in_delay_s
 
 
 def _all(jobs: Sequence[JobCapacity], why: str) -> ScaleOutStep:

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from hpc_dynamo.dispatch import OBJECT
+from hpc_dynamo.dispatch import OBJECT_DECODER
 from hpc_dynamo.engines import Concurrent, Dialect, Engine
 from hpc_dynamo.engines.metrics import Metrics, parse
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.planner.profile import Measurement, Metric, OperatingPoint
 from hpc_dynamo.profiler.client import TimedStream, complete, completion_body, stream_completion
 from hpc_dynamo.profiler.grid import RESPONSE_TOKENS, TIMED_TOKENS
@@ -35,7 +35,7 @@ LOOK_TIMEOUT_S = 30.0
 class ProfileBench:
     """The workers: `prefill` and `decode` are one where the topology is aggregated."""
 
-    client: Client
+    client: HttpClient
     engine: Engine
     model: str
     prefill: str  # base URLs
@@ -116,7 +116,7 @@ class ProfileBench:
         asked, dialect = completion_body(self.model, _tokens(tokens), 1), self.dialect
         assert not isinstance(dialect, Concurrent), "refused by Engine.check"
         prefilled = await complete(self.client, self.prefill, dialect.prefill(asked))
-        handed = dialect.decode(asked, OBJECT.decode(prefilled))
+        handed = dialect.decode(asked, OBJECT_DECODER.decode(prefilled))
         return await stream_completion(self.client, self.decode, handed)
 
     async def _counted(self, before: float) -> float:

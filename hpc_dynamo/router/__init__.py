@@ -4,7 +4,7 @@ It lives in the head. Frontend processes use it through a unix socket (`server`,
 batch runner in the same process; both see `route()` and get a `Lease`.
 """
 
-from hpc_dynamo.router.decisions import DECISION_BUCKETS_S, DecisionStats
+from hpc_dynamo.router.decisions import DecisionStats
 from hpc_dynamo.router.index.hashes import adapter_root, block_hashes
 from hpc_dynamo.router.index.kv_state import KvState
 from hpc_dynamo.router.router import Router
@@ -27,7 +27,6 @@ from hpc_dynamo.router.scheduling.peer_loads import decode_loads
 from hpc_dynamo.router.scheduling.worker import RoutedWorker, WorkerDemand
 
 __all__ = [
-    "DECISION_BUCKETS_S",
     "NOT_AVAILABLE",
     "AdmissionLimits",
     "AllWorkersTried",

@@ -4,13 +4,13 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import count
 from typing import Self
 from uuid import uuid4
 
 from hpc_dynamo import config as c
-from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.messages import Traffic
 from hpc_dynamo.router.active_lease import ActiveLease
@@ -37,7 +37,7 @@ class Router:
 
     def __init__(
         self,
-        kind: Kind,
+        kind: TopologyKind,
         config: c.Router,
         limits: AdmissionLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -47,7 +47,9 @@ class Router:
         self._limits = limits or AdmissionLimits()
         self.kv_state, self.decisions = KvState(config, clock), DecisionStats()
         self._selector = WorkerSelector(kind, config, self._limits, self.kv_state)
-        self._role_sets = 2 if kind is Kind.disaggregated else 1  # that requests can require
+        self._role_sets = (
+            2 if kind is TopologyKind.disaggregated else 1
+        )  # that requests can require
         self._workers, self._departed = dict[int, RoutedWorker](), dict[int, RoutedWorker]()
         self._leases, self._lease_ids = dict[int, ActiveLease](), count(1)
         self._queue, self._peer_loads = RequestQueue(clock), PeerLoads()
@@ -64,8 +66,6 @@ class Router:
     @property
     def workers(self) -> Iterable[RoutedWorker]:
         return self._workers.values()
-
-    # Workers.
 
     async def add_worker(self, rank: int, role: Role, url: str) -> None:
         """Add a ready worker. A rank that is added again loses its earlier requests."""
@@ -118,14 +118,13 @@ class Router:
         self._limits = self._selector.limits = limits
         self._serve_queue()
 
-    async def wait_for_roles(self, roles: Iterable[Role]) -> None:
+    async def wait_for_roles(self, roles: Collection[Role]) -> None:
         """Wait until each role has a worker, or the router has failed."""
-        required = set(roles)
-        while not (self.failure or self.has_roles(required)):
+        while not (self.failure or self.has_roles(roles)):
             self._worker_added.clear()
             await self._worker_added.wait()
 
-    def has_roles(self, roles: Iterable[Role]) -> bool:
+    def has_roles(self, roles: Collection[Role]) -> bool:
         return set(roles) <= {w.role for w in self.workers}
 
     def fail(self, reason: str) -> None:
@@ -145,8 +144,6 @@ class Router:
         while self._leases or self._queue:
             self._idle.clear()
             await self._idle.wait()
-
-    # Requests.
 
     async def route(self, request: RoutingRequest) -> Lease:
         """Return a lease on workers for the request; wait in the queue if all are busy.
@@ -206,8 +203,8 @@ class Router:
 
     def _expire(self, queued: QueuedRequest, limit_s: float) -> None:
         self._dequeue(queued)
-        required = self._selector.required_roles(queued.request)
-        missing = [role for role in required if not self.has_roles([role])]
+        roles = self._selector.required_roles(queued.request)
+        missing = [role for role in roles if not self.has_roles([role])]
         queued.reject(self._throughput.queue_timeout(len(self._queue), limit_s, missing))
         self._serve_queue()
 

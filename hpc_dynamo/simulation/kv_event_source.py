@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from hpc_dynamo.kv.events import Batch, encode
+from hpc_dynamo.kv.events import KvEventBatch, encode_events
 from hpc_dynamo.router import KvState
 from hpc_dynamo.simulation.cache import SimulatedCache
 
@@ -22,7 +22,9 @@ class KvEventSource:
 
     def republish(self) -> None:
         """The worker has joined anew: all that it has."""
-        self._caches.receive_events(self._rank, 0, encode(Batch(time.time(), [])))  # it speaks
+        self._caches.receive_events(
+            self._rank, 0, encode_events(KvEventBatch(time.time(), []))
+        )  # it speaks
         for each in self._cache.cached_hashes:
             self._store([each], self._parents.get(each))
 

@@ -8,8 +8,8 @@ from typing import Protocol
 import msgspec
 
 from hpc_dynamo import config as c
-from hpc_dynamo.config import Kind, Role
-from hpc_dynamo.planner.collect import look
+from hpc_dynamo.config import Role, TopologyKind
+from hpc_dynamo.planner.collect import collect_signals
 from hpc_dynamo.planner.signals import PlannerDecision, Signals
 from hpc_dynamo.router import AdmissionLimits as Bounds
 from hpc_dynamo.router import Router
@@ -56,8 +56,12 @@ class SimulatedJob:
     worker_gpus: int = 1
 
     @property
-    def kind(self) -> Kind:
-        return Kind.aggregated if Role.aggregated in self.workers else Kind.disaggregated
+    def kind(self) -> TopologyKind:
+        return (
+            TopologyKind.aggregated
+            if Role.aggregated in self.workers
+            else TopologyKind.disaggregated
+        )
 
     @property
     def ranks(self) -> list[Role]:
@@ -150,7 +154,7 @@ class _Running:
         while True:
             await asyncio.sleep(self._job.interval_s)
             most = self._job.engine.limits.max_sequences
-            seen = look(self._router, pool.loads(), len(pool.changing_role), most)
+            seen = collect_signals(self._router, pool.loads(), len(pool.changing_role), most)
             seen = msgspec.structs.replace(seen, at=loop.time())
             decision = planner.decide(seen)
             self._decisions.append(decision)

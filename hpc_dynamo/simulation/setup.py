@@ -1,6 +1,6 @@
 """From a run's configuration to the job that is simulated."""
 
-from hpc_dynamo.config import Config, PlannerKind, Role, Task
+from hpc_dynamo.config import Config, PlannerMode, Role, Task
 from hpc_dynamo.errors import ConfigError, InputError
 from hpc_dynamo.planner.planner import Planner
 from hpc_dynamo.router import AdmissionLimits as Bounds
@@ -20,22 +20,22 @@ def simulated_job(config: Config) -> SimulatedJob:
     sizes, planner = config.simulate, config.planner
     limits = EngineSizes(
         max_sequences=config.engine.max_num_seqs,
-        step_tokens=sizes.step_tokens,
-        cache_tokens=sizes.cache_tokens,
-        transfer_s_per_token=sizes.transfer_us * MICRO,
+        step_tokens=sizes.max_num_batched_tokens,
+        cache_tokens=sizes.kv_cache_tokens,
+        transfer_s_per_token=sizes.kv_transfer_us_per_token * MICRO,
     )
     return SimulatedJob(
-        engine=EngineModel(limits, load_timing(sizes.timing)),
+        engine=EngineModel(limits, load_timing(sizes.timing_model)),
         workers={role: pool.workers for role, pool in config.topology.pools},
         targets=LatencyTargets(planner.ttft_s, planner.itl_s),
         router=config.router,
         limits=Bounds.from_config(_served(config)),
         role_change=RoleChangeModel(
-            role_change_s=sizes.turn_s,
-            drain_s=planner.drain_s,
-            restart_engine=planner.restart,
-            min_prefill_workers=planner.least_prefill,
-            min_decode_workers=planner.least_decode,
+            role_change_s=sizes.role_change_s,
+            drain_s=planner.drain_timeout_s,
+            restart_engine=planner.restart_on_role_change,
+            min_prefill_workers=planner.min_prefill_workers,
+            min_decode_workers=planner.min_decode_workers,
         ),
         interval_s=planner.interval_s,
         worker_gpus=_gpus(config),
@@ -45,7 +45,7 @@ def simulated_job(config: Config) -> SimulatedJob:
 def simulated_planner(config: Config, job: SimulatedJob) -> Planner | None:
     """The job's own planner; its profile is the engine's model. None where it is off. Raises
     ConfigError."""
-    if config.planner.by is PlannerKind.off:
+    if config.planner.mode is PlannerMode.off:
         return None
     engine = job.engine
     prefill, decode = engine.of(Role.prefill), engine.of(Role.decode)
@@ -59,7 +59,7 @@ def check_requests_fit(job: SimulatedJob, requests: list[TraceRequest]) -> None:
     need, page = longest.prompt_tokens + longest.response_tokens, job.engine.limits.page_tokens
     if need + page > job.engine.limits.cache_tokens:
         what = f"a request of {need} tokens does not fit into a worker's KV cache"
-        raise InputError(what, hint=f"simulate.cache_tokens={2 * need}")
+        raise InputError(what, hint=f"simulate.kv_cache_tokens={2 * need}")
 
 
 def _served(config: Config) -> Config:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.messages import GrownJob, GrownState, NodeRecord, WorkerLoad
+from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, NodeRecord, WorkerLoad
 from hpc_dynamo.run import Attempt
 from tests.cluster.serving import PLANNER, serving
 from tests.cluster.slurm import SlurmCluster
@@ -17,12 +17,19 @@ from tests.support.runs import hpc_dynamo, until
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(580)]
 
 WORDS = (
-    *("cluster.silence_s=4", "topology.nodes=1"),
+    *("cluster.heartbeat_timeout_s=4", "topology.nodes=1"),
     *("topology.prefill.workers=1", "topology.decode.workers=1"),
     *("engine=simulator", "engine.args.timing=h100-8b", "engine.args.time-scale=8"),
-    *("engine.args.num-blocks=512", "planner.grow.nodes=1", "planner.grow.idle_s=15"),
+    *(
+        "engine.args.num-blocks=512",
+        "planner.scale_out.max_nodes=1",
+        "planner.scale_out.scale_in_delay_s=15",
+    ),
     *PLANNER,
-    *("planner.patience=2", "planner.queue_high_s=5"),  # prefill does without
+    *(
+        "planner.stabilization_intervals=2",
+        "planner.prefill_wait_threshold_s=5",
+    ),  # prefill does without
     "cluster.slurm.exclusive=true",  # else both jobs share a node
 )
 SOON_S = 120.0
@@ -37,7 +44,7 @@ async def on_one_node(
         yield job.attempt, job.load(3, 200)
 
 
-def job(attempt: Attempt, number: int) -> GrownJob | None:
+def job(attempt: Attempt, number: int) -> ExtraJobStatus | None:
     found = [g.state() for g in attempt.grown() if g.number == number]
     return found[0] if found else None
 
@@ -54,7 +61,7 @@ def serves(attempt: Attempt, number: int) -> bool:
 
 def has_ended(attempt: Attempt, number: int) -> bool:
     known = job(attempt, number)
-    return known is not None and known.state is GrownState.ended
+    return known is not None and known.state is ExtraJobState.ended
 
 
 def kill(cluster: SlurmCluster, agent: NodeRecord) -> None:
@@ -72,7 +79,7 @@ async def test_a_node_comes_and_goes(cluster: SlurmCluster, shared_dir: Path) ->
         own = attempt.job()
         assert own
 
-        def came() -> GrownJob | None:
+        def came() -> ExtraJobStatus | None:
             """Looked at under load: without it, it is soon given back."""
             first = job(attempt, 1)
             if not (first and serves(attempt, 1)):
@@ -107,11 +114,14 @@ async def test_a_node_comes_and_goes(cluster: SlurmCluster, shared_dir: Path) ->
 
 
 async def test_a_further_job_ends_with_its_head(cluster: SlurmCluster, shared_dir: Path) -> None:
-    async with on_one_node(cluster, shared_dir, "planner.grow.idle_s=300") as (attempt, load):
+    async with on_one_node(cluster, shared_dir, "planner.scale_out.scale_in_delay_s=300") as (
+        attempt,
+        load,
+    ):
         await load.run_until(lambda: serves(attempt, 1), 24, SOON_S)
         head = next(attempt.nodes())
         kill(cluster, head)
         until("an empty queue", lambda: not queue(cluster), SOON_S)
         known = job(attempt, 1)
         assert known
-        assert known.state is GrownState.running, "nobody could tell of its end"
+        assert known.state is ExtraJobState.running, "nobody could tell of its end"

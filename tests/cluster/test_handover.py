@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(560)]
 
 WORDS = (
     *("engine=simulator", "engine.args.timing=h100-8b", "topology=aggregated", "topology.nodes=1"),
-    *("cluster.launcher=slurm", "planner.handover=true", "name=s", "--detach"),
+    *("cluster.launcher=slurm", "planner.job_handover=true", "name=s", "--detach"),
 )
 TWO_MINUTES = ("cluster.slurm.time=2", "cluster.slurm.signal_before_end_s=15")
 LOOK_S = 15.0  # clients look for the run's URL so often
@@ -99,7 +99,7 @@ async def hand_over(
         hpc_dynamo("stop", "name=s", cwd=folder, env=cluster.env, timeout_s=100)
     outcome = run.attempt(1).outcome()
     assert outcome
-    assert (outcome.exit_code, outcome.successor) == (0, 2), outcome
+    assert (outcome.exit_code, outcome.next_attempt) == (0, 2), outcome
     assert "drained first" in outcome.message
     print(f"{len(steady.ended_at)} answers, {len(steady.failed)} failed, {steady.across} across")
     print(f"the longest gap between two answers: {1000 * steady.gap_s:.0f} ms")

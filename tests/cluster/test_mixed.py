@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.messages import GrownState, Outcome
+from hpc_dynamo.messages import ExtraJobState, Outcome
 from hpc_dynamo.run import Attempt
 from tests.cluster.slurm import SlurmCluster
 from tests.support.runs import (
@@ -73,7 +73,7 @@ def ended(cluster: SlurmCluster, attempt: Attempt) -> Outcome:
 
 def test_one_heterogeneous_job(cluster: SlurmCluster, shared_dir: Path) -> None:
     ids = write_prompts(shared_dir / "prompts.jsonl", 40)
-    done = batch(cluster, shared_dir, "cluster.slurm.mixed=auto")
+    done = batch(cluster, shared_dir, "cluster.slurm.heterogeneous=auto")
     run = shared_dir / "runs/prompts"
     assert list(answers(run / "output.jsonl")) == ids
     attempt, (east, *west) = latest(run), cluster.nodes
@@ -83,14 +83,14 @@ def test_one_heterogeneous_job(cluster: SlurmCluster, shared_dir: Path) -> None:
     assert [node.host for node in roster.nodes] == [*west, east]
     assert job
     assert f"slurm job {job.job_id}" in done.stdout
-    assert not job.beside
+    assert not job.hetero_job_ids
     assert "HetJobIdSet" in cluster.slurm("scontrol", "show", "job", job.job_id)
 
 
 def test_a_component_that_is_cancelled_ends_the_job(
     cluster: SlurmCluster, shared_dir: Path
 ) -> None:
-    attempt, _ = begun(cluster, shared_dir, "cluster.slurm.mixed=hetjob")
+    attempt, _ = begun(cluster, shared_dir, "cluster.slurm.heterogeneous=hetjob")
     job = attempt.job()
     assert job
     cluster.slurm("scancel", f"{job.job_id}+1")
@@ -102,11 +102,11 @@ def test_a_component_that_is_cancelled_ends_the_job(
 
 def test_two_jobs_that_meet_and_end_together(cluster: SlurmCluster, shared_dir: Path) -> None:
     """The second is cancelled in the middle; the same command goes on with both."""
-    jobs = "cluster.slurm.mixed=jobs"
+    jobs = "cluster.slurm.heterogeneous=jobs"
     attempt, ids = begun(cluster, shared_dir, jobs)
     job = attempt.job()
     assert job
-    (second,) = job.beside
+    (second,) = job.hetero_job_ids
     shown = hpc_dynamo("status", "name=prompts", cwd=shared_dir, env=cluster.env)
     assert f"further job {second} running, 1 node(s), decode 2: {cluster.nodes[0]}" in shown.stdout
     cluster.slurm("scancel", second)
@@ -120,5 +120,5 @@ def test_two_jobs_that_meet_and_end_together(cluster: SlurmCluster, shared_dir: 
     each_where_it_belongs(cluster, attempt)
     (companion,) = (grown.state() for grown in attempt.grown())
     assert companion
-    assert companion.state is GrownState.ended
+    assert companion.state is ExtraJobState.ended
     until("an empty queue", lambda: not queue(cluster), 60)

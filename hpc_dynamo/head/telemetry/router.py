@@ -1,60 +1,44 @@
-"""The router's own figures for Prometheus: what it decided, how fast, and what it knows."""
+"""Metrics of the router: what it decided, how fast, and what it knows of KV caches."""
 
 from collections.abc import Iterable
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
-from hpc_dynamo.head.telemetry.families import counters, histogram
-from hpc_dynamo.router import DECISION_BUCKETS_S, DecisionStats, KvState, Router
-
-PREFIX = "hpc_dynamo_router"
+from hpc_dynamo.head.telemetry import families
+from hpc_dynamo.router import DecisionStats, KvState, Router
 
 
-def metrics(router: Router) -> Iterable[Metric]:
-    """Everything under `hpc_dynamo_router_`."""
+def router_metrics(router: Router) -> Iterable[Metric]:
+    """Yield the decisions of a router and the state of its index of cached blocks."""
     yield from _decisions(router.decisions)
-    yield from _caches(router.kv_state)
-    cost = "prompt tokens computed in the time of a hand-over"
-    yield GaugeMetricFamily(f"{PREFIX}_handover_tokens", cost, value=router.transfer_cost_tokens)
+    yield from _kv_state(router.kv_state)
+    yield families.ROUTER_TRANSFER_COST.value(router.transfer_cost_tokens)
 
 
 def _decisions(decisions: DecisionStats) -> Iterable[Metric]:
-    labels = ["rank", "role", "policy"]
-    by = CounterMetricFamily(f"{PREFIX}_decisions", "requests given to a worker", labels=labels)
-    for (rank, role, policy), count in sorted(decisions.by_worker.items()):
-        by.add_metric([str(rank), role, policy], count)
-    yield by
-    text = "how prompts are computed: disaggregated, aggregated, local_short_prompt or local_prefill_busy"
-    why = CounterMetricFamily(f"{PREFIX}_prefills", text, labels=["reason"])
-    for reason, count in sorted(decisions.by_reason.items()):
-        why.add_metric([reason], count)
-    yield why
-    blocks, overlap = decisions.prompt_blocks, decisions.overlap_blocks
-    yield CounterMetricFamily(f"{PREFIX}_prompt_blocks", "blocks of prompts", value=blocks)
-    text = "of them, those that were cached on the chosen worker"
-    yield CounterMetricFamily(f"{PREFIX}_overlap_blocks", text, value=overlap)
-    share = overlap / blocks if blocks else 0.0
-    yield GaugeMetricFamily(f"{PREFIX}_hit_rate", "share of the blocks, all in all", value=share)
-    name, text = f"{PREFIX}_decision_seconds", "to choose the workers of a request"
-    yield histogram(name, text, DECISION_BUCKETS_S, decisions.bucket_counts, decisions.total_s)
+    by_worker = sorted(decisions.by_worker.items())
+    yield families.ROUTER_DECISIONS.values(
+        ((str(rank), role, policy), count) for (rank, role, policy), count in by_worker
+    )
+    reasons = sorted(decisions.by_reason.items())
+    yield families.ROUTER_PREFILLS.values(((reason,), count) for reason, count in reasons)
+    blocks, cached = decisions.prompt_blocks, decisions.overlap_blocks
+    yield families.ROUTER_PROMPT_BLOCKS.value(blocks)
+    yield families.ROUTER_CACHED_BLOCKS.value(cached)
+    yield families.ROUTER_HIT_RATIO.value(cached / blocks if blocks else 0.0)
+    yield families.ROUTER_DECISION_TIME.histogram(decisions.seconds)
 
 
-def _caches(caches: KvState) -> Iterable[Metric]:
-    index = GaugeMetricFamily(f"{PREFIX}_index_blocks", "cached blocks known", labels=["source"])
-    index.add_metric(["events"], len(caches.confirmed))
-    index.add_metric(["decisions"], len(caches.pending) + len(caches.approximate))
-    yield index
-    text = "from an engine's event to its being known here, the last one"
-    yield GaugeMetricFamily(f"{PREFIX}_event_lag_seconds", text, value=caches.lag_s)
-    text = "blocks in events that were left out, and why"
-    left = CounterMetricFamily(f"{PREFIX}_left_out_blocks", text, labels=["reason"])
-    for why in ("orphans", "unfit", "full"):
-        left.add_metric([why], getattr(caches.confirmed, why))
-    yield left
-    counted = {
-        "event_batches": (caches.batches, "batches of KV events taken in"),
-        "event_gaps": (caches.gaps, "batches found missing and asked for again"),
-        "resyncs": (caches.resyncs, "workers forgotten because events were lost for good"),
-        "unreadable_events": (caches.unreadable_batches, "batches that could not be read"),
-    }
-    yield from counters(PREFIX, counted)
+def _kv_state(state: KvState) -> Iterable[Metric]:
+    predicted = len(state.pending) + len(state.approximate)
+    sources = [(("events",), len(state.confirmed)), (("decisions",), predicted)]
+    yield families.ROUTER_INDEX_BLOCKS.values(sources)
+    yield families.ROUTER_EVENT_LAG.value(state.lag_s)
+    ignored = ("orphans", "unfit", "full")
+    yield families.ROUTER_IGNORED_BLOCKS.values(
+        ((reason,), getattr(state.confirmed, reason)) for reason in ignored
+    )
+    yield families.ROUTER_EVENT_BATCHES.value(state.batches)
+    yield families.ROUTER_EVENT_GAPS.value(state.gaps)
+    yield families.ROUTER_RESYNCS.value(state.resyncs)
+    yield families.ROUTER_BAD_EVENTS.value(state.unreadable_batches)

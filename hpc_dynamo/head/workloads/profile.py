@@ -12,10 +12,11 @@ from pathlib import Path
 
 import msgspec
 
+from hpc_dynamo import jsonl
 from hpc_dynamo.config import Device, Role
 from hpc_dynamo.engines import dialect, engine, for_role
 from hpc_dynamo.errors import EngineError, MissingDependency, RequestFailed
-from hpc_dynamo.head.workloads.workload import Job
+from hpc_dynamo.head.workloads.workload import HeadContext
 from hpc_dynamo.messages import Outcome, Progress, Status, WorkerReport
 from hpc_dynamo.planner.interpolation import ProfilePerformance
 from hpc_dynamo.planner.picture import plot_profile
@@ -36,10 +37,10 @@ UNTOLD_CONTEXT = 2048  # tokens, of engines that do not say how long a sequence 
 log = logging.getLogger(__name__)
 
 
-class ProfileWork:
+class ProfileWorkload:
     """See head.work.Work."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: HeadContext) -> None:
         self._job, self._config, self._run = job, job.config, job.attempt.run
         self._engine = engine(job.config.engine.name)
         self._part = self._run.part(job.attempt.number)
@@ -48,7 +49,7 @@ class ProfileWork:
         self.phase, self.likely_s = "loading", 0.0
 
     async def run(self) -> Outcome:
-        await self._job.only.router.wait_for_roles(role for role, _ in self._config.topology.pools)
+        await self._job.route.router.wait_for_roles(role for role, _ in self._config.topology.pools)
         prefill, decode = self._workers()
         name = self._config.served_name
         spoken = dialect(self._config)
@@ -59,7 +60,7 @@ class ProfileWork:
         except* (RequestFailed, OSError) as e:
             raise self._broken(e) from e
         if points is None:
-            return self.overdue
+            return self.overdue_outcome
         profile = self._profile(version, limits, decode, points)
         return await asyncio.to_thread(self._write, profile)
 
@@ -99,7 +100,7 @@ class ProfileWork:
     async def _measure(self, bench: ProfileBench, spot: OperatingPoint) -> Measurement:
         self._running, began = 1, time.monotonic()
         point = await bench.measure(spot)
-        await asyncio.to_thread(_append, self._part, point)
+        await asyncio.to_thread(jsonl.append, self._part, point)
         self._running, self._done = 0, self._done + 1
         self.likely_s = max(self.likely_s, time.monotonic() - began)
         return point
@@ -142,7 +143,7 @@ class ProfileWork:
             answer_tokens_per_s=_best(points, Metric.itl, lambda s: s.sequences),
             points=points,
         )
-        return concluded(profile)
+        return with_derived_figures(profile)
 
     def _write(self, profile: EngineProfile) -> Outcome:
         """The picture first: once there is a profile the run is complete."""
@@ -158,15 +159,15 @@ class ProfileWork:
         self.phase, self._draining = "draining", True
 
     @property
-    def stopped(self) -> Outcome:
+    def stopped_outcome(self) -> Outcome:
         why = f"stopped while {self.phase}; the same command goes on from here"
         return Outcome(exit_code=1, message=why)
 
     @property
-    def overdue(self) -> Outcome:
+    def overdue_outcome(self) -> Outcome:
         return Outcome(exit_code=1, message="the walltime ended; the same command goes on")
 
-    def describe(self, status: Status) -> Status:
+    def extend_status(self, status: Status) -> Status:
         progress = Progress(
             unit="points",
             total=self._total,
@@ -178,7 +179,7 @@ class ProfileWork:
         return msgspec.structs.replace(status, progress=progress)
 
 
-def concluded(profile: EngineProfile) -> EngineProfile:
+def with_derived_figures(profile: EngineProfile) -> EngineProfile:
     """With what follows from its points: the errors, and what a byte takes to move."""
     worker = ProfilePerformance(profile)
     errors = {what: error for what in Metric if (error := worker.error(what))}
@@ -221,11 +222,3 @@ def hardware(device: Device) -> str:
 def _value(text: str, name: str) -> str:
     lines = (line.partition(":") for line in text.splitlines())
     return next((v.strip() for k, _, v in lines if k.strip() == name), "unknown")
-
-
-def _append(part: Path, point: Measurement) -> None:
-    """On disk before it counts. The newline before ends a line that a crash tore."""
-    with part.open("ab") as file:
-        file.write(b"\n" + msgspec.json.encode(point) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())

@@ -7,7 +7,7 @@ everything known of the worker doubtful, so it is forgotten and learned anew fro
 
 from collections.abc import Callable
 
-from hpc_dynamo.kv.events import END
+from hpc_dynamo.kv.events import REPLAY_END
 
 MAX_OUT_OF_ORDER = 10_000  # batches that may wait for a missing one
 
@@ -30,7 +30,7 @@ class EventStream:
         return self._next > 0
 
     def receive(self, seq: int, payload: bytes) -> int | None:
-        if seq == END:
+        if seq == REPLAY_END:
             return self._on_replay_end()
         if seq == 0 and self._next and not self._replay_requested:
             self._restart()  # of the engine, which nobody told us of

@@ -51,10 +51,10 @@ class AdmissionLimits:
         if config.task is Task.batch:
             return cls()
         serve, engine = config.serve, config.engine
-        tokens = config.router.worker_prefill_tokens
+        tokens = config.router.max_prefill_tokens_per_worker
         return cls(
             max_prefill_tokens_per_worker=math.inf if tokens is None else tokens,
-            max_requests_per_worker=serve.worker_requests or 2 * engine.max_num_seqs,
-            max_queued_requests=serve.queue,
+            max_requests_per_worker=serve.max_requests_per_worker or 2 * engine.max_num_seqs,
+            max_queued_requests=serve.max_queued_requests,
             queue_timeout_s=serve.queue_timeout_s,
         )

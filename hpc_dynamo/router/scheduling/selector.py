@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hpc_dynamo import config as c
-from hpc_dynamo.config import Kind, Policy, Role
+from hpc_dynamo.config import Policy, Role, TopologyKind
 from hpc_dynamo.router.index.kv_state import KvState
 from hpc_dynamo.router.scheduling.lease import (
     AllWorkersTried,
@@ -52,11 +52,11 @@ class WorkerSelector:
     """Chooses, and changes nothing."""
 
     def __init__(
-        self, kind: Kind, config: c.Router, limits: AdmissionLimits, caches: KvState
+        self, kind: TopologyKind, config: c.Router, limits: AdmissionLimits, caches: KvState
     ) -> None:
-        self._disaggregated, self._config = kind is Kind.disaggregated, config
+        self._disaggregated, self._config = kind is TopologyKind.disaggregated, config
         self.limits, self._kv_state = limits, caches
-        self.transfer_cost = TransferCost(config.handover_tokens)
+        self.transfer_cost = TransferCost(config.transfer_cost_tokens)
         self.failure = ""  # why no worker will ever come again
 
     def required_roles(self, ask: RoutingRequest) -> tuple[Role, ...]:
@@ -140,13 +140,13 @@ class WorkerSelector:
         """`split`, or why the decode worker computes the prompt as well; empty: it must wait.
 
         A hand-over takes as long as computing so many tokens (Handover), a prompt computed
-        beside streams holds these up (router.local_penalty).
+        beside streams holds these up (router.decode_prefill_penalty).
         """
-        if not (self._config.local_prefill and ask.prompt_tokens):
+        if not (self._config.conditional_disaggregation and ask.prompt_tokens):
             return "disaggregated" if prefill else ""
         if prefill is None:
             return "local_prefill_busy" if any(m.role is Role.prefill for m in here) else ""
-        local = self._config.local_penalty * (
+        local = self._config.decode_prefill_penalty * (
             need.uncached_tokens(decode) + decode.queued_prefill_tokens
         )
         alone = need.uncached_tokens(prefill) + self.transfer_cost.tokens

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hpc_dynamo.bootstrap.address import LOOPBACK, job_address
-from hpc_dynamo.bootstrap.tcp import Rendezvous
+from hpc_dynamo.bootstrap.tcp import HeadAddress
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.run import Attempt, write_json
 from hpc_dynamo.wire import new_keys
@@ -24,7 +24,7 @@ from hpc_dynamo.wire import new_keys
 AGENT = """
 import asyncio, json, logging, os, sys
 from pathlib import Path
-from hpc_dynamo.bootstrap import exchange
+from hpc_dynamo.bootstrap import exchange_addresses
 from hpc_dynamo.config import Bootstrap, BootstrapMethod
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.messages import NodeRecord
@@ -35,7 +35,8 @@ node = int(node if node != "rank" else os.environ["OMPI_COMM_WORLD_RANK"])
 attempt = Attempt(Path(path))
 me = NodeRecord(
     node=node, host=f"host-{node}", address="127.0.0.1", pid=os.getpid(),
-    log=str(attempt.agent_log(node)), control=f"tcp://127.0.0.1:{4000 + node}" if not node else "",
+    log=str(attempt.agent_log(node)),
+    control_endpoint=f"tcp://127.0.0.1:{4000 + node}" if not node else "",
 )
 settings = Bootstrap(
     method=BootstrapMethod(method), timeout_s=float(timeout_s), mpi_timeout_s=float(timeout_s)
@@ -43,7 +44,7 @@ settings = Bootstrap(
 hosts = [f"host-{n}" for n in range(int(count))]
 logging.basicConfig(level=logging.INFO)
 try:
-    roster = asyncio.run(exchange(me, hosts, attempt, settings))
+    roster = asyncio.run(exchange_addresses(me, hosts, attempt, settings))
 except HpcDynamoError as e:
     print(json.dumps({"error": e.message, "hint": e.hint, "type": type(e).__name__}))
 else:
@@ -163,7 +164,7 @@ def test_an_agent_that_cannot_reach_the_head_is_told_apart(attempt: Attempt) -> 
 def test_a_requeued_job_does_not_meet_its_former_life(attempt: Attempt) -> None:
     with socket.create_server((LOOPBACK, 0)) as dead:  # of the former life
         endpoint = f"tcp://{LOOPBACK}:{dead.getsockname()[1]}"
-        write_json(attempt.rendezvous_file, Rendezvous(endpoint=endpoint, life="0"))
+        write_json(attempt.rendezvous_file, HeadAddress(endpoint=endpoint, restart_count="0"))
         again = {"SLURM_RESTART_COUNT": "1"}
         early = agent(attempt, 1, 2, env=again)
         dead.settimeout(0.5)

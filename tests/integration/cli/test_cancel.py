@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpc_dynamo.cli.cancel import Cancel
-from hpc_dynamo.cli.console import OUT
+from hpc_dynamo.cli.render.console import OUT
 from tests.support.runs import SIMULATOR, hpc_dynamo, latest, until, write_prompts
 from tests.support.terminal import (
     Call,
@@ -104,7 +104,7 @@ def test_sigterm_is_no_ctrl_c() -> None:
 def test_a_run_by_its_bare_name(words: list[str], tmp_path: Path, call: Call) -> None:
     attempt = new_run(tmp_path / "elsewhere" / "srv")
     attempt.agent_log(0).write_text("a line\n")
-    said = printed(call(*words, f"runs={tmp_path}/elsewhere"))
+    said = printed(call(*words, f"runs_dir={tmp_path}/elsewhere"))
     assert str(attempt.run.path) in said
     with_default = new_run(tmp_path / "runs" / "srv")
     assert str(with_default.run.path) in printed(call(*words))

@@ -11,10 +11,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hpc_dynamo.cli.help import EXAMPLES
+from hpc_dynamo.cli.help_text import EXAMPLES
 from hpc_dynamo.cli.verbs import VERBS
 from hpc_dynamo.config import Config
-from hpc_dynamo.messages import JobRecord, NodeRecord, Outcome, Progress, Roster, Summary
+from hpc_dynamo.messages import BatchSummary, JobRecord, NodeRecord, Outcome, Progress, Roster
 from hpc_dynamo.run import Run, Secrets, write_json
 from hpc_dynamo.topology import Plan
 from tests.support.runs import SIMULATOR, hpc_dynamo, write_prompts
@@ -250,8 +250,8 @@ def test_batch_refuses_before_anything_is_made(
         ([*LOCAL, "serve.port=70000"], ["serve.port=70000 is not a port"]),
         ([*LOCAL, "serve.tls_cert=good.pem"], ["serve.tls_cert and serve.tls_key need each other"]),
         ([*LOCAL, "serve.tls_cert=no", "serve.tls_key=good.pem"], ["serve.tls_cert=no: no such"]),
-        ([*LOCAL, "serve.key_file=no"], ["serve.key_file=no: no such file"]),
-        ([*LOCAL, "serve.key_file=empty"], ["empty is empty", "openssl rand -hex 32"]),
+        ([*LOCAL, "serve.api_key_file=no"], ["serve.api_key_file=no: no such file"]),
+        ([*LOCAL, "serve.api_key_file=empty"], ["empty is empty", "openssl rand -hex 32"]),
         (
             [*LOCAL, "router=fastest"],
             ["router='fastest' is not known", "least_loaded, power_of_two"],
@@ -298,7 +298,7 @@ def finished(tmp_path: Path) -> Run:
     host, pid = os.uname().nodename, 2**22 + 1  # beyond what Linux gives
     write_json(attempt.job_file, JobRecord(launcher="local", job_id="1", host=host, pid=pid))
     progress = Progress(total=3, done=3, elapsed_s=2.0, completion_tokens=10)
-    summary = Summary(progress=progress, seconds=2.0, kv_bytes=1234567, decode_busy=0.5)
+    summary = BatchSummary(progress=progress, seconds=2.0, kv_bytes=1234567, decode_busy=0.5)
     write_json(attempt.outcome_file, Outcome(exit_code=0, summary=summary))
     return run
 

@@ -8,19 +8,31 @@ from typing import Any
 import msgspec
 import pytest
 
-from hpc_dynamo.messages import GrownJob, GrownState, Status
+from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, Status
 from hpc_dynamo.planner.scale_out import ScaleOutRecord
 from hpc_dynamo.run import Attempt
 from tests.integration.serving.served import MODEL, Served, kill, serving
 from tests.support.runs import hpc_dynamo, until
 
 SOON_S = 60.0
-SHAPE = ("topology.prefill.workers=1", "topology.decode.workers=1", "router.local_prefill=false")
+SHAPE = (
+    "topology.prefill.workers=1",
+    "topology.decode.workers=1",
+    "router.conditional_disaggregation=false",
+)
 SLOW = ("engine.args.timing=h100-8b", "engine.args.time-scale=8", "engine.args.num-blocks=512")
 PLANNER = (
-    *("planner.by=load", "planner.interval_s=0.5", "planner.patience=2"),
-    *("planner.queue_high_s=0.2", "planner.kv_high=0.3", "planner.kv_low=0.05"),
-    *("planner.grow.nodes=1", "planner.grow.idle_s=2", "cluster.silence_s=3"),
+    *("planner.mode=load", "planner.interval_s=0.5", "planner.stabilization_intervals=2"),
+    *(
+        "planner.prefill_wait_threshold_s=0.2",
+        "planner.kv_usage_high=0.3",
+        "planner.kv_usage_low=0.05",
+    ),
+    *(
+        "planner.scale_out.max_nodes=1",
+        "planner.scale_out.scale_in_delay_s=2",
+        "cluster.heartbeat_timeout_s=3",
+    ),
 )
 
 
@@ -53,7 +65,7 @@ class Load:
             turn += 1
 
 
-def jobs(attempt: Attempt) -> list[GrownJob]:
+def jobs(attempt: Attempt) -> list[ExtraJobStatus]:
     return [state for job in attempt.grown() if (state := job.state())]
 
 
@@ -70,7 +82,7 @@ def served_by_new_ranks(served: Served) -> bool:
 def without(served: Served) -> Status | None:
     """Its status, once it has no further job."""
     status = served.attempt.status()
-    return status if status and not status.grown else None
+    return status if status and not status.extra_jobs else None
 
 
 async def grow(served: Served) -> Load:
@@ -90,7 +102,7 @@ async def test_a_job_comes_with_the_load_and_goes_without(
         folder = served.attempt.run.path
         shown = hpc_dynamo("status", "--once", str(folder), cwd=folder)
         assert "further job" in shown.stdout, shown.stdout
-        until("its end", lambda: jobs(served.attempt)[0].state is GrownState.ended)
+        until("its end", lambda: jobs(served.attempt)[0].state is ExtraJobState.ended)
         status = until("a status without it", lambda: without(served))
         assert sorted(worker.rank for worker in status.workers) == [0, 1]
         asked, back = records(served.attempt)
@@ -106,16 +118,22 @@ async def test_further_jobs_end_when_the_head_dies_or_is_stopped(
     tmp_path: Path, model_folder: Path
 ) -> None:
     """The second head takes stock of what the first one left."""
-    words = (*SHAPE, *SLOW, *PLANNER, f"model.path={model_folder}", "planner.grow.idle_s=300")
+    words = (
+        *SHAPE,
+        *SLOW,
+        *PLANNER,
+        f"model.path={model_folder}",
+        "planner.scale_out.scale_in_delay_s=300",
+    )
     with serving(tmp_path, *words) as first:
         await grow(first)
         kill(first.head)
         until("nothing is left", lambda: not first.processes())
-        assert jobs(first.attempt)[0].state is GrownState.running, "nobody could tell of its end"
+        assert jobs(first.attempt)[0].state is ExtraJobState.running, "nobody could tell of its end"
     with serving(tmp_path, *words) as second:
-        until("it is known", lambda: jobs(first.attempt)[0].state is GrownState.ended)
+        until("it is known", lambda: jobs(first.attempt)[0].state is ExtraJobState.ended)
         status = until("a status", lambda: (s := second.attempt.status()) and s.node_hours and s)
         assert status.node_hours == jobs(first.attempt)[0].node_hours
         await grow(second)
-    assert jobs(second.attempt)[0].state is GrownState.ended
+    assert jobs(second.attempt)[0].state is ExtraJobState.ended
     assert not second.processes()

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.dispatch import Dispatcher
 from hpc_dynamo.engines.vllm_pd_protocol import NixlDialect
-from hpc_dynamo.frontend.tokenizer_check import agrees
-from hpc_dynamo.http import Client
+from hpc_dynamo.frontend.tokenizer_check import tokenizer_matches_engine
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.preprocess import Preprocessor
 from hpc_dynamo.router import Lease, NoWorker, Router, RoutingRequest
 from hpc_dynamo.router.scheduling.limits import AdmissionLimits
@@ -24,7 +24,7 @@ class Slow:
 
     def __init__(self, url: str) -> None:
         self._router = Router(
-            Kind.aggregated, RouterConfig(), AdmissionLimits(queue_timeout_s=0.05)
+            TopologyKind.aggregated, RouterConfig(), AdmissionLimits(queue_timeout_s=0.05)
         )
         self._url = url
         self.refused = 0
@@ -55,10 +55,16 @@ async def test_a_slow_engine_is_asked_again(folders: dict[str, Path], same: bool
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     slow = Slow(f"http://127.0.0.1:{runner.addresses[0][1]}")
     try:
-        async with asyncio.timeout(SOON_S), Client.bearer("k") as client, asyncio.TaskGroup() as t:
+        async with (
+            asyncio.timeout(SOON_S),
+            HttpClient.bearer("k") as client,
+            asyncio.TaskGroup() as t,
+        ):
             to = Dispatcher(slow, NixlDialect(), client, t)
             assert (
-                await agrees(prompts, to, "m", RoutingRequest(may_disaggregate=False), again_s=0)
+                await tokenizer_matches_engine(
+                    prompts, to, "m", RoutingRequest(may_disaggregate=False), again_s=0
+                )
                 is same
             )
     finally:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import pytest
 
-from hpc_dynamo.config import Kind, Policy, Role
+from hpc_dynamo.config import Policy, Role, TopologyKind
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.router import AdmissionLimits, Lease, RemoteRouter, Router, RoutingRequest
@@ -34,7 +34,7 @@ def ask(
 
 
 def new_router(
-    kind: Kind = Kind.aggregated,
+    kind: TopologyKind = TopologyKind.aggregated,
     limits: AdmissionLimits | None = None,
     policy: Policy = Policy.kv,
     handover_tokens: int | None = None,
@@ -42,9 +42,9 @@ def new_router(
     config = RouterConfig(
         policy=policy,
         block_tokens=BLOCK,
-        cached_blocks=64,
+        index_capacity_blocks=64,
         decode_weight=1.0,
-        handover_tokens=handover_tokens,
+        transfer_cost_tokens=handover_tokens,
     )
     return Router(kind, config, limits)
 
@@ -53,7 +53,7 @@ async def whole(
     count: int, limits: AdmissionLimits | None = None, policy: Policy = Policy.kv
 ) -> Router:
     """Aggregated workers, ranks from 0."""
-    router = new_router(Kind.aggregated, limits, policy)
+    router = new_router(TopologyKind.aggregated, limits, policy)
     for rank in range(count):
         await router.add_worker(rank, Role.aggregated, f"http://n{rank}:1")
     return router
@@ -61,7 +61,7 @@ async def whole(
 
 async def split(limits: AdmissionLimits | None = None) -> Router:
     """One prefill worker, rank 0, and one decode worker, rank 1."""
-    router = new_router(Kind.disaggregated, limits)
+    router = new_router(TopologyKind.disaggregated, limits)
     await router.add_worker(0, Role.prefill, "http://p:1")
     await router.add_worker(1, Role.decode, "http://d:1")
     return router

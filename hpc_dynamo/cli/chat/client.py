@@ -1,0 +1,122 @@
+"""The client's side of OpenAI's chat API, as far as a terminal needs it.
+
+The one file of the command line that speaks HTTP. Site-wide proxies are not asked: endpoints
+are on our own nodes.
+"""
+
+import ssl
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from hpc_dynamo.engine_errors import parse_engine_error
+from hpc_dynamo.errors import HpcDynamoError, RequestFailed, UsageError, unknown_name
+from hpc_dynamo.http import pinned_tls_context
+from hpc_dynamo.http.sse import DONE, EventParser
+
+CONNECT_S, SILENCE_S = 10.0, 600.0
+Chunk = dict[str, Any]
+
+
+class Api:
+    """An endpoint. `cert` is the one certificate to trust, whatever name it bears."""
+
+    def __init__(self, url: str, key: str = "", cert: str = "") -> None:
+        base = urlsplit(url.rstrip("/"))
+        if base.scheme not in ("http", "https") or not base.hostname:
+            raise UsageError(f"{url} is no base URL", hint="--url http://localhost:8000/v1")
+        self.url = base._replace(path=base.path or "/v1").geturl()
+        self._key, self._cert = key, cert
+
+    def models(self) -> list[str]:
+        """Names of the models served."""
+        with closing(self._connect()) as connection:
+            answer = self._ask(connection, "GET", "/models").read()
+        return [model["id"] for model in msgspec.json.decode(answer)["data"]]
+
+    def stream(self, body: Chunk) -> Generator[Chunk, None, None]:
+        """The chunks of a chat completion as they come; closing it cancels the request.
+
+        Raises RequestFailed, also for an error in mid-stream; unknown_name for a wrong model;
+        HpcDynamoError where nobody answers.
+        """
+        with closing(self._connect()) as connection:
+            try:
+                answer = self._ask(connection, "POST", "/chat/completions", body)
+            except RequestFailed as e:
+                if e.status == 404 and body["model"] not in (known := self.models()):
+                    raise unknown_name("model", body["model"], known) from e
+                raise
+            yield from self._chunks(answer)
+
+    def _chunks(self, answer: HTTPResponse) -> Iterator[Chunk]:
+        events = EventParser()
+        try:
+            while piece := answer.read1(1 << 16):
+                for data, _ in events.feed(piece):
+                    if data is None:
+                        continue
+                    if data == DONE:
+                        return
+                    chunk: Chunk = msgspec.json.decode(data)
+                    if "error" in chunk:
+                        raise RequestFailed(_reason(data), status=502)
+                    yield chunk
+        except (OSError, HTTPException, msgspec.DecodeError) as e:
+            raise RequestFailed(f"the answer was cut off: {e!r}", status=502) from e
+        raise RequestFailed("the answer was cut off", status=502)
+
+    def _connect(self) -> HTTPConnection:
+        base = urlsplit(self.url)
+        host, port = base.hostname or "", base.port
+        if base.scheme == "http":
+            return HTTPConnection(host, port, timeout=CONNECT_S)
+        return HTTPSConnection(host, port, timeout=CONNECT_S, context=_trust(self._cert))
+
+    def _ask(
+        self, connection: HTTPConnection, method: str, path: str, body: Chunk | None = None
+    ) -> HTTPResponse:
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        data = None
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+            data = msgspec.json.encode(body)
+        try:
+            connection.connect()
+            connection.sock.settimeout(SILENCE_S)
+            connection.request(method, urlsplit(self.url).path + path, data, headers)
+            answer = connection.getresponse()
+        except (OSError, HTTPException) as e:
+            hint = "hpc-dynamo status; from outside the cluster, the ssh line that it shows"
+            raise HpcDynamoError(f"{self.url} does not answer: {e}", hint=hint) from e
+        if answer.status != 200:
+            raise self._refusal(answer)
+        return answer
+
+    def _refusal(self, answer: HTTPResponse) -> HpcDynamoError:
+        body = answer.read()
+        said = f"{self.url} answered {answer.status}: {_reason(body)}"
+        hint = "--key-file FILE, or OPENAI_API_KEY" if answer.status in (401, 403) else ""
+        error = RequestFailed(said, status=answer.status, body=body, hint=hint)
+        error.exit_code = 3 if error.final else 1
+        return error
+
+
+def _reason(body: bytes) -> str:
+    """Return the message of an error, or else its text."""
+    return parse_engine_error(body).message or body.decode(errors="replace").strip()
+
+
+def _trust(cert: str) -> ssl.SSLContext:
+    """Everybody's authorities; or the first certificate of a file, which then needs no name:
+    an endpoint is reached by address, or through a tunnel from localhost."""
+    if not cert:
+        return ssl.create_default_context()
+    try:
+        return pinned_tls_context(cert)
+    except OSError as e:
+        raise UsageError(f"{cert} is no certificate: {e}", hint="--cert server.pem") from e

@@ -1,0 +1,123 @@
+"""`hpc-dynamo plan` shows the layout of a run. It starts and writes nothing."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from hpc_dynamo import launch
+from hpc_dynamo.cli.compose import compose, show
+from hpc_dynamo.cli.launch_run import batch_config, profile_config, serve_config
+from hpc_dynamo.cli.model_checks import model_warnings, refuse_models
+from hpc_dynamo.cli.node_resources import counted, planned_for
+from hpc_dynamo.cli.render import status as views
+from hpc_dynamo.cli.render.console import OUT
+from hpc_dynamo.cli.render.engine_commands import commands
+from hpc_dynamo.config import Config, Heterogeneous, Launcher, Role, Task, with_hardware
+from hpc_dynamo.engines import check
+from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency
+from hpc_dynamo.launch import partitions, script, slurm
+from hpc_dynamo.launch.layout_check import fitted, refuse_impossible, warnings
+from hpc_dynamo.launch.partitions import Nodes
+from hpc_dynamo.run import Run
+from hpc_dynamo.topology import Plan
+from hpc_dynamo.topology import plan as lay_out
+
+ENTRY = "hpc_dynamo.tasks.node"
+CONFIGS: dict[Task, Callable[[Config], Config]] = {
+    Task.batch: batch_config,
+    Task.serve: serve_config,
+    Task.profile: profile_config,
+}
+
+
+def options(verb: ArgumentParser) -> None:
+    one = verb.add_mutually_exclusive_group()
+    about = "print the script that the verb submits with these overrides"
+    one.add_argument("--dry-run", action="store_true", help=about)
+    about = "print an sbatch script to keep and submit yourself, with more overrides"
+    one.add_argument("--sbatch", action="store_true", help=about)
+    about = "print every worker's command, environment and files"
+    one.add_argument("--commands", action="store_true", help=about)
+    one.add_argument("--show", action="store_true", help="print the whole configuration")
+    about = "what the script is to run (batch; several models: serve)"
+    verb.add_argument("--verb", choices=[str(task) for task in Task], help=about)
+
+
+def plan(args: Namespace) -> int:
+    """Show the layout, an sbatch script or the engines' commands; starts nothing."""
+    config = compose(args.overrides, args.config_dir)
+    config = replace(config, task=Task(args.verb) if args.verb else config.task)
+    config = CONFIGS[config.task](config) if args.dry_run else config
+    launcher = planned_for(config)
+    config = counted(config, launcher) if launcher is Launcher.allocation else config
+    layout = lay_out(config)
+    if not args.show and (config.models or config.model.path):  # else sbatch's arguments name it
+        check(config, layout)
+        refuse_models(config, on_node=False)
+    nodes = partitions.known() if launcher is Launcher.slurm else ()
+    config = fitted(config, layout, nodes)
+    if args.dry_run:
+        print(submitted(config, layout), end="")
+    elif args.sbatch:
+        print(_own_script(args, config, layout), end="")
+    elif args.commands:
+        print("\n\n".join(commands(config, layout)))
+    elif args.show:
+        print(show(config), end="")
+    else:
+        OUT.print(views.layout(config, layout))
+        for line in (*_unused(args.overrides, config), *_warnings(config, layout, nodes)):
+            OUT.print(line, markup=False)
+        refuse_impossible(config, layout, nodes)
+    return 0
+
+
+def _unused(words: Sequence[str], config: Config) -> Iterator[str]:
+    """Yield a warning for each override of a pool that the topology does not run."""
+    for name, own in config.by_model.items():
+        prefix = f"models.{name}." if name else ""
+        used = [role for role, _ in own.topology.pools]
+        others = [role for role in Role if role not in used]
+        sections = [f"{prefix}{part}.{role}" for part in ("topology", "engine") for role in others]
+        for key in (word.lstrip("+").partition("=")[0] for word in words):
+            if key.startswith(tuple(f"{section}." for section in sections)):
+                running = " and ".join(used)
+                kind = f"{prefix}topology={own.topology.kind}"
+                yield f"warning: {key} has no effect: {kind} runs {running} workers"
+
+
+def _warnings(config: Config, layout: Plan, nodes: Sequence[Nodes]) -> Iterator[str]:
+    yield from (f"warning: {line}" for line in warnings(config, layout, nodes))
+    if config.models or config.model.path:
+        yield from model_warnings(config, on_node=False)
+
+
+def submitted(config: Config, layout: Plan) -> str:
+    """Return the script that `batch` or `serve` submits for its next attempt."""
+    # Without Slurm here, assume that it can start heterogeneous jobs: most installations can.
+    with suppress(LaunchError, MissingDependency):
+        layout = launch.settled(Launcher.slurm, config, layout)
+    if layout.apart:
+        raise _several_jobs()
+    run = Run(Path(config.runs_dir) / config.name)
+    attempt = run.attempt(1) if config.overwrite else run.next_attempt()
+    mpi = slurm.mpi_type(config)
+    if len(layout.parts) > 1:
+        return script.hetjob(attempt, config, layout, ENTRY, mpi)
+    return script.submission(attempt, with_hardware(config, layout.kind), layout, mpi)
+
+
+def _own_script(args: Namespace, config: Config, layout: Plan) -> str:
+    if config.cluster.slurm.heterogeneous is Heterogeneous.jobs and len(layout.parts) > 1:
+        raise _several_jobs()
+    words = list(args.overrides)
+    if args.config_dir:
+        words += ["--config-dir", str(args.config_dir.absolute())]
+    return script.render(config, layout, config.task, words)
+
+
+def _several_jobs() -> ConfigError:
+    hint = "cluster.slurm.heterogeneous=hetjob, or batch and serve as they are"
+    return ConfigError("cluster.slurm.heterogeneous=jobs: one script asks for one job", hint=hint)

@@ -1,0 +1,209 @@
+"""Run folder that a command works on.
+
+Results of different settings are never mixed, and no result is deleted: `overwrite=true` renames a
+run's folder to NAME.old-1, NAME.old-2 and so on. A job that Slurm restarts executes its command
+again. Then `overwrite` and `batch.retry_failed` are ignored, since the first execution applied
+them, and the run is resumed.
+"""
+
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+
+from hpc_dynamo import launch
+from hpc_dynamo.batch.input_file import BatchInput
+from hpc_dynamo.batch.ledger import Ledger, ResultLocation
+from hpc_dynamo.config import Config, Task
+from hpc_dynamo.engines.settings import (
+    Difference,
+    Settings,
+    answer_settings,
+    differences,
+    profile_settings,
+)
+from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.messages import RunSettings
+from hpc_dynamo.run import Run, Secrets, new_token, read_json, write_json
+from hpc_dynamo.wire import new_keys
+
+Say = Callable[[str], object]
+
+SETTINGS: Mapping[Task, Callable[[Config], Settings]] = {
+    Task.batch: answer_settings,
+    Task.profile: profile_settings,
+}
+
+
+def batch_run(config: Config, requests: BatchInput, say: Say) -> Run:
+    """Return the run of a batch, created if needed. Raises ConfigError if it has results of
+    another input, or results made with other settings."""
+    run = _free(config, say)
+    known, recorded = run.identity(), _recorded(run)
+    if recorded and _has_results(run):
+        _refuse_other_task(config, run, recorded)
+    results = Ledger(run, 0)
+    spots = results.results()
+    if known and spots and known.fingerprint != requests.fingerprint:
+        what = f"name={config.name}: {run.path} holds results of another input ({known.input})"
+        raise ConfigError(what, hint=_remedy(config, run))
+    if recorded and spots:
+        _compare(config, run, recorded, spots, say)
+    _create(run)
+    _record(config, run)
+    if known is None or known.fingerprint != requests.fingerprint:
+        run.identify(requests.file, requests.fingerprint)
+    if config.batch.retry_failed and not launch.restarted(run):
+        _retry(results, requests, say)
+    return run
+
+
+def profile_run(config: Config, say: Say) -> Run:
+    """Return the run of a profile, created if needed. Raises ConfigError if its points are of
+    another engine, model or worker shape."""
+    run = _free(config, say)
+    if (recorded := _recorded(run)) and _has_results(run):
+        _refuse_other_task(config, run, recorded)
+        usual = profile_settings(Config())
+        if changed := differences(recorded.settings, profile_settings(config), usual):
+            raise _other_settings(config, run, "points", changed)
+    _create(run)
+    _record(config, run)
+    run.identify(Path(f"profile of {config.served_name}"), "")
+    return run
+
+
+def serve_run(config: Config, say: Say) -> Run:
+    """Return the run of an endpoint, created if needed. Raises ConfigError for the folder of a
+    batch or a profile."""
+    run = _free(config, say)
+    known = run.identity()
+    if known is not None:
+        what = f"name={config.name}: {run.path} holds results ({known.input})"
+        raise ConfigError(what, hint=_remedy(config, run))
+    _create(run)
+    return run
+
+
+def _free(config: Config, say: Say) -> Run:
+    """Return the run's folder, which no other job uses; renamed first if `overwrite=true`. Raises
+    RunBusy."""
+    run = Run(Path(config.runs_dir) / config.name)
+    launch.refuse_if_busy(run)
+    if config.overwrite and run.attempts():
+        if launch.restarted(run):
+            say(f"overwrite=true took effect when this job first ran: {run.path} is resumed")
+        else:
+            _set_aside(run, say)
+    return run
+
+
+def _set_aside(run: Run, say: Say) -> None:
+    """Rename a folder with results; delete one without."""
+    written = _results(run)
+    if not written:
+        shutil.rmtree(run.path)
+        return
+    old = _old(run)
+    run.path.rename(old)
+    say(f"overwrite=true: {written} earlier results of {run.path} are now in {old}")
+
+
+def _results(run: Run) -> int:
+    """Count the results of the run's attempts: answers, failures, or points of a profile."""
+    total = 0
+    for part in run.parts.glob("*.jsonl"):
+        with part.open("rb") as file:
+            total += sum(line.endswith(b"\n") for line in file)
+    return total
+
+
+def _has_results(run: Run) -> bool:
+    return any(part.stat().st_size for part in run.parts.glob("*.jsonl"))
+
+
+def _old(run: Run) -> Path:
+    names = (run.path.with_name(f"{run.path.name}.old-{n}") for n in count(1))
+    return next(path for path in names if not path.exists())
+
+
+def _recorded(run: Run) -> RunSettings | None:
+    """Return the settings of the run's results; None if it never started.
+
+    For runs of earlier versions they come from the configuration of each attempt.
+    """
+    known = read_json(run.settings_file, RunSettings)
+    attempts = run.attempts()
+    if known or not attempts:
+        return known
+    config = attempts[-1].config()
+    settings = SETTINGS[config.task](config) if config.task in SETTINGS else {}
+    return RunSettings(task=config.task, settings=settings, written_at=0.0)
+
+
+def _refuse_other_task(config: Config, run: Run, recorded: RunSettings) -> None:
+    if recorded.task is not config.task:
+        what = f"name={config.name}: {run.path} holds other results, those of a {recorded.task}"
+        raise ConfigError(what, hint=_remedy(config, run))
+
+
+def _compare(
+    config: Config, run: Run, recorded: RunSettings, spots: Mapping[str, ResultLocation], say: Say
+) -> None:
+    """Raise ConfigError if answers made with other settings would be mixed with existing ones.
+
+    A retry may change the engine's options, such as max-model-len, because that cures failures.
+    It may change everything while there is no answer.
+    """
+    changed = differences(recorded.settings, answer_settings(config))
+    if not changed:
+        return
+    good = sum(spot.answered for spot in spots.values())
+    failed = len(spots) - good
+    kept = f"{good} answers" if good else f"{failed} failed requests"
+    curable = failed and (not good or all(d.in_options for d in changed))
+    if curable and config.batch.retry_failed:
+        say(f"{run.path} holds {kept} made with other settings:{_listed(changed)}")
+        return
+    again = f"batch.retry_failed=true runs only its {failed} failed requests again, "
+    raise _other_settings(config, run, kept, changed, again if curable else "")
+
+
+def _other_settings(
+    config: Config, run: Run, kept: str, changed: Sequence[Difference], first: str = ""
+) -> ConfigError:
+    what = f"name={config.name}: {run.path} holds {kept} made with other settings:"
+    return ConfigError(what + _listed(changed), hint=first + _remedy(config, run))
+
+
+def _listed(changed: Sequence[Difference]) -> str:
+    return "".join(f"\n    {difference}" for difference in changed)
+
+
+def _remedy(config: Config, run: Run) -> str:
+    """Return overrides that help, quoted for a shell."""
+    names = (f"{config.name}-{n}" for n in count(2))
+    free = next(name for name in names if not run.path.with_name(name).exists())
+    name = shlex.quote(f"name={free}")
+    return f"{name} for a run of its own, or overwrite=true, which moves the old one to {_old(run)}"
+
+
+def _retry(results: Ledger, requests: BatchInput, say: Say) -> None:
+    again = results.retry_failed(requests)
+    if again:
+        say(f"batch.retry_failed=true: {again} failed requests run again")
+
+
+def _create(run: Run) -> None:
+    """Make the folder, or keep the keys of an existing one."""
+    public, private = new_keys()
+    run.create(Secrets(token=new_token(), public=public, private=private))
+
+
+def _record(config: Config, run: Run) -> None:
+    """Record in the folder the settings that its results are made with from now on."""
+    settings = SETTINGS[config.task](config)
+    record = RunSettings(task=config.task, settings=settings, written_at=time.time())
+    write_json(run.settings_file, record)
