@@ -18,11 +18,8 @@ help: ## this list
 demo: $(VENV)/demo.stamp ## a batch through one prefill and one decode worker (ENGINE=simulator: without vLLM)
 	$(BIN)/python -m hpc_dynamo.demo --engine $(ENGINE)
 
-test: $(VENV)/dev.stamp lint ## everything: fast suite, Slurm cluster (root on Debian), vLLM
-	-$(BIN)/python -m tests.cluster.slurm install
-	-$(BIN)/python -m hpc_dynamo.demo.provision
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --durations=20 -m "not cluster and not vllm"
-	$(BIN)/python -m pytest --durations=20 -m "cluster or vllm"
+test: $(VENV)/dev.stamp ## all tests: local, Slurm cluster (root on Debian), vLLM; says first what it installs
+	@$(BIN)/python -m tests.suite
 
 test-fast: $(VENV)/dev.stamp ## some three minutes on two cores: no cluster, no vLLM, few whole jobs
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not cluster and not vllm and not slow"
