@@ -29,7 +29,7 @@ from hpc_dynamo.http import Client
 from hpc_dynamo.planner.interpolation import load_profile
 from hpc_dynamo.planner.planner import Planner as Ours
 from hpc_dynamo.planner.profile import Point, Profile, Spot, What
-from hpc_dynamo.planner.records import Record, read
+from hpc_dynamo.planner.records import PlannerRecord, read
 from hpc_dynamo.plotting import Curve, Panel, Style
 from hpc_dynamo.profiler import grid
 from hpc_dynamo.router import Limits as Bounds
@@ -167,20 +167,20 @@ def real(case: Case, folder: Path) -> Outcome:
     began, heard = asyncio.run(_asked(_setting(case), _sent(case), folder))
     seen = [_seen(each) for each in heard]
     records = read(Run(folder / NAME).attempt(1).planner_file)
-    flips = [record.flip for record in records if record.flip]
+    flips = [record.role_change for record in records if record.role_change]
     return Outcome(
         seen=seen,
         targets=targets(),
         gpus=case.ranks,
         seconds=max((s.end for s in seen), default=0.0),
-        flips=sum(1 for flip in flips if not flip.why),
-        failed=sum(1 for flip in flips if flip.why),
+        flips=sum(1 for flip in flips if not flip.reason),
+        failed=sum(1 for flip in flips if flip.reason),
         roles=_roles(records, began),
         decisions=[record.decision for record in records if record.decision],
     )
 
 
-def _roles(records: Sequence[Record], began: float) -> list[tuple[float, int, int]]:
+def _roles(records: Sequence[PlannerRecord], began: float) -> list[tuple[float, int, int]]:
     seen = [record.decision.seen for record in records if record.decision]
     return [(max(0.0, s.at - began), s.prefill, s.decode) for s in seen]
 

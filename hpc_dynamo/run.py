@@ -40,7 +40,7 @@ from hpc_dynamo.config import Config
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.messages import (
     Endpoint,
-    GrownJob,
+    ExtraJobStatus,
     JobRecord,
     NodeRecord,
     Outcome,
@@ -221,8 +221,8 @@ class Grown(Attempt):
     def run(self) -> "Run":
         return self.attempt.run
 
-    def state(self) -> GrownJob | None:
-        return read_json(self.state_file, GrownJob)
+    def state(self) -> ExtraJobStatus | None:
+        return read_json(self.state_file, ExtraJobStatus)
 
 
 class Run:

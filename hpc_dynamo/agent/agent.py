@@ -6,35 +6,35 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
-from hpc_dynamo.agent.engine_process import Part
-from hpc_dynamo.agent.engine_start import until_served
-from hpc_dynamo.agent.events import EventRelay, private_folder
+from hpc_dynamo.agent.engine_process import EngineProcess
+from hpc_dynamo.agent.engine_start import wait_until_ready
+from hpc_dynamo.agent.events import KvEventRelay, private_socket_dir
 from hpc_dynamo.agent.placement import free_ports, visible_gpus
-from hpc_dynamo.agent.probe import NOTHING, Served
-from hpc_dynamo.agent.shard_followers import Followers
-from hpc_dynamo.agent.shard_leader import Gathering, death
-from hpc_dynamo.bootstrap.address import interface_of
+from hpc_dynamo.agent.probe import NO_MODELS, EngineModels
+from hpc_dynamo.agent.shard_followers import ShardFollowers
+from hpc_dynamo.agent.shard_leader import ShardLeader, wait_for_exit
+from hpc_dynamo.bootstrap.address import interface_with_address
 from hpc_dynamo.config import Config, Role
 from hpc_dynamo.engines import Engine, Meeting, Place, engine, for_worker, is_world
 from hpc_dynamo.errors import EngineError, WireError
 from hpc_dynamo.messages import (
-    Bye,
+    AgentStopped,
     ControlMessage,
-    Dismiss,
-    Gather,
     Heartbeat,
     Hello,
-    KvReplay,
+    KvReplayRequest,
     NodeRecord,
-    PartDied,
-    Stop,
-    Turn,
+    SetRole,
+    ShardExited,
+    StartShard,
+    StopAgent,
+    StopShard,
     WorkerReport,
     WorkerState,
 )
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan, Worker
-from hpc_dynamo.wire import Client as ControlClient
+from hpc_dynamo.wire import ControlClient as ControlClient
 
 HEARTBEAT_S = 1.0
 BYE_S = 1.0
@@ -55,7 +55,7 @@ class Agent:
         self._workers = {w.rank: w for w in self._plan.on_node(me.node)}  # as their roles are now
         self._served_as = dict[int, Role]()  # by rank: the last role in which it was ready
         self._keepers = dict[int, asyncio.Task[None]]()
-        self._gathering = Gathering(client.send)
+        self._gathering = ShardLeader(client.send)
 
     def stop(self) -> None:
         """End this node's part, as if the head had said so."""
@@ -64,16 +64,16 @@ class Agent:
     async def run(self) -> None:
         """Returns when every engine process on this node has ended."""
         await self._client.send(Hello(node=self._me))
-        with private_folder() as folder:
+        with private_socket_dir() as folder:
             await self._run(folder)
         with suppress(TimeoutError):  # a head that is gone takes nothing
             async with asyncio.timeout(BYE_S):
-                await self._client.send(Bye(node=self._me.node))
+                await self._client.send(AgentStopped(node=self._me.node))
 
     async def _run(self, folder: str) -> None:
         async with asyncio.TaskGroup() as group:
-            self._relay, self._group = EventRelay(folder, self._client.send, group), group
-            self._followers = Followers(
+            self._relay, self._group = KvEventRelay(folder, self._client.send, group), group
+            self._followers = ShardFollowers(
                 self._me.node, self._plan.workers, self._further, self._client.send, group
             )
             for rank in self._workers:
@@ -84,7 +84,7 @@ class Agent:
             listen.cancel()
             for keeper in self._keepers.values():
                 keeper.cancel()
-            followers = group.create_task(self._followers.close(), name="followers")
+            followers = group.create_task(self._followers.stop_all(), name="followers")
             await asyncio.wait([followers, *self._keepers.values()])
             beat.cancel()
 
@@ -102,21 +102,21 @@ class Agent:
                 log.error("head lost, ending this node's workers: %s", e)
                 return self.stop()
             match message:
-                case Stop(reason=reason):
+                case StopAgent(reason=reason):
                     log.info("stop: %s", reason)
                     self.stop()
-                case KvReplay(rank=rank, start=start):
+                case KvReplayRequest(rank=rank, start=start):
                     self._relay.replay(rank, start)
-                case Gather():
+                case StartShard():
                     self._followers.start(message)
-                case Dismiss(rank=rank):
-                    self._followers.end(rank)
-                case PartDied():
-                    self._gathering.died(message)
-                case Turn(rank=rank) as turn if rank in self._workers:
+                case StopShard(rank=rank):
+                    self._followers.stop(rank)
+                case ShardExited():
+                    self._gathering.shard_exited(message)
+                case SetRole(rank=rank) as turn if rank in self._workers:
                     self._turn(turn)
 
-    def _turn(self, turn: Turn) -> None:
+    def _turn(self, turn: SetRole) -> None:
         """From now on a worker has another role; its engine too, where it cannot have both."""
         self._workers[turn.rank] = replace(self._workers[turn.rank], role=turn.role)
         if turn.restart:
@@ -164,7 +164,7 @@ class Agent:
         events = self._engine(worker).events(self._seen(worker), place)
         async with (
             self._relay.follow(rank, events),
-            self._gathering.life(place, self._is_gathered(worker)) as lost,
+            self._gathering.start_shards(place, self._is_gathered(worker)) as lost,
         ):
             await self._serve(place, lost)
 
@@ -172,10 +172,10 @@ class Agent:
         began, worker = time.monotonic(), place.worker
         part, gathered = self._part(place), self._is_gathered(worker)
         async with part.running() as child:
-            over = asyncio.create_task(death(part, child, lost, gathered))
+            over = asyncio.create_task(wait_for_exit(part, child, lost, gathered))
             try:
                 role, token = worker.role, self._token
-                served = await until_served(self._seen(worker), part, role, token, over)
+                served = await wait_until_ready(self._seen(worker), part, role, token, over)
                 start_s = time.monotonic() - began
                 log.info("%s is ready after %.1f s", part.name, start_s)
                 self._served_as[worker.rank] = worker.role
@@ -205,7 +205,7 @@ class Agent:
         ports = free_ports(self._me.address, own + adapter.meeting_ports)
         return self._place(worker, ports[:own], 0, Meeting(self._me.address, ports[own:]))
 
-    def _further(self, worker: Worker, part: int, meeting: Meeting) -> Part:
+    def _further(self, worker: Worker, part: int, meeting: Meeting) -> EngineProcess:
         ports = free_ports(self._me.address, self._engine(worker).ports)
         return self._part(self._place(worker, ports, part, meeting))
 
@@ -222,11 +222,11 @@ class Agent:
             str(self._attempt.logs),
             part,
             meeting,
-            interface_of(self._me.address),
+            interface_with_address(self._me.address),
         )
 
-    def _part(self, place: Place) -> Part:
-        return Part(self._attempt, self._seen(place.worker), place, self._me.host)
+    def _part(self, place: Place) -> EngineProcess:
+        return EngineProcess(self._attempt, self._seen(place.worker), place, self._me.host)
 
     async def _report(
         self,
@@ -236,7 +236,7 @@ class Agent:
         url: str = "",
         detail: str = "",
         start_s: float = 0.0,
-        served: Served = NOTHING,
+        served: EngineModels = NO_MODELS,
     ) -> None:
         report = WorkerReport(
             rank=worker.rank,

@@ -24,7 +24,7 @@ OUT_OF_MEMORY = "if it ran out of host memory: a larger engine.memory_gb, or few
 log = logging.getLogger(__name__)
 
 
-class Part:
+class EngineProcess:
     """One life of it. The errors that it makes name worker, part, node and log."""
 
     def __init__(self, attempt: Attempt, config: Config, place: Place, host: str) -> None:
@@ -89,16 +89,16 @@ class Part:
         except HpcDynamoError as e:
             log.error("%s: its step may be left: %s", self.name, e)
 
-    def died(self, code: int) -> EngineError:
+    def exit_error(self, code: int) -> EngineError:
         if code <= 128:
-            return self.failed(f"exited with code {code}")
-        if code == 128 + signal.SIGKILL and killed_itself(self.tail(CAUSE_BYTES)):
-            return self.failed("ended itself because one of its processes failed")
+            return self.error(f"exited with code {code}")
+        if code == 128 + signal.SIGKILL and killed_itself(self.log_tail(CAUSE_BYTES)):
+            return self.error("ended itself because one of its processes failed")
         killed = OUT_OF_MEMORY if code == 128 + signal.SIGKILL else ""
-        return self.failed(f"was killed by signal {code - 128}", killed)
+        return self.error(f"was killed by signal {code - 128}", killed)
 
-    def failed(self, how: str, hint: str = "") -> EngineError:
-        tail = self.tail()
+    def error(self, how: str, hint: str = "") -> EngineError:
+        tail = self.log_tail()
         said = mpi_step.killed(tail) if self._step else ""
         # A process killed from outside logs no cause: the last line shows how far it came.
         said = said or (last_line(tail) if hint == OUT_OF_MEMORY else self._cause())
@@ -106,9 +106,9 @@ class Part:
         return EngineError(f"{self.name} {how}: {said}", hint=found or hint, log=self._log)
 
     def _cause(self) -> str:
-        return root_cause(self.tail(CAUSE_BYTES))
+        return root_cause(self.log_tail(CAUSE_BYTES))
 
-    def tail(self, most: int = TAIL_BYTES) -> str:
+    def log_tail(self, most: int = TAIL_BYTES) -> str:
         """Return the end of its log, of this life only."""
         with self._log.open("rb") as file:
             file.seek(max(self._began_at, self._log.stat().st_size - most))

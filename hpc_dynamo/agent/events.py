@@ -11,7 +11,7 @@ from hpc_dynamo.engines import EventEndpoints
 from hpc_dynamo.errors import WireError
 from hpc_dynamo.kv.events import END
 from hpc_dynamo.messages import KvEvents
-from hpc_dynamo.wire import EventSubscriber
+from hpc_dynamo.wire import KvEventSubscriber
 
 PREFIX = "hpc-dynamo-"
 LONGEST_BASE = 60  # bytes; ipc paths may have 107, and some come after the base
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def private_folder() -> Iterator[str]:
+def private_socket_dir() -> Iterator[str]:
     """For sockets that nobody else may reach (mode 0700), with a short path; gone at the end."""
     base = tempfile.gettempdir()
     if len(os.fsencode(base)) > LONGEST_BASE:
@@ -30,7 +30,7 @@ def private_folder() -> Iterator[str]:
         yield path
 
 
-class EventRelay:
+class KvEventRelay:
     """Follows the engines of one node; `folder` is where their sockets are.
 
     A flood holds nothing else up: each worker has one record at a time on its way into the
@@ -49,7 +49,7 @@ class EventRelay:
     async def follow(self, rank: int, endpoints: EventEndpoints | None) -> AsyncIterator[None]:
         """One life of a worker: to be entered before its engine starts; nothing is sent after."""
         asked = self._asked[rank] = asyncio.Queue()
-        follower = EventSubscriber(endpoints.live, endpoints.replay) if endpoints else None
+        follower = KvEventSubscriber(endpoints.live, endpoints.replay) if endpoints else None
         loops = [self._answer(rank, asked, follower)]
         if follower:
             loops.append(self._pass_all(rank, follower))
@@ -72,7 +72,7 @@ class EventRelay:
         if rank in self._asked:
             self._asked[rank].put_nowait(start)
 
-    async def _pass_all(self, rank: int, follower: EventSubscriber) -> None:
+    async def _pass_all(self, rank: int, follower: KvEventSubscriber) -> None:
         try:
             while True:
                 await self._pass(rank, *await follower.receive())
@@ -80,7 +80,7 @@ class EventRelay:
             log.error("worker %d: its KV events are not looked at any more: %s", rank, e)
 
     async def _answer(
-        self, rank: int, asked: "asyncio.Queue[int]", follower: EventSubscriber | None
+        self, rank: int, asked: "asyncio.Queue[int]", follower: KvEventSubscriber | None
     ) -> None:
         while True:
             start = await asked.get()
@@ -88,7 +88,7 @@ class EventRelay:
                 await self._replay(rank, start, follower)
             await self._pass(rank, END, b"")
 
-    async def _replay(self, rank: int, start: int, follower: EventSubscriber) -> None:
+    async def _replay(self, rank: int, start: int, follower: KvEventSubscriber) -> None:
         log.info("worker %d: the head missed KV events from number %d on", rank, start)
         try:
             async with aclosing(follower.replay(start, REPLAY_S)) as missed:

@@ -11,7 +11,7 @@ from hpc_dynamo.http import Client
 
 
 @dataclass(frozen=True)
-class Served:
+class EngineModels:
     """What an engine says of its models, at /v1/models."""
 
     models: tuple[str, ...] = ()
@@ -20,10 +20,10 @@ class Served:
     operations: tuple[str, ...] = ()  # which clients may use, see engines.paths; empty: not known
 
 
-NOTHING = Served()
+NO_MODELS = EngineModels()
 
 
-async def serves(http: Client, url: str, model: str, fields: Body) -> bool:
+async def serves_token(http: Client, url: str, model: str, fields: Body) -> bool:
     """Whether the engine has served a token now, or a vector where it makes no texts; it may not
     even listen yet.
 
@@ -40,18 +40,18 @@ async def serves(http: Client, url: str, model: str, fields: Body) -> bool:
     return status == 200
 
 
-async def what_is_served(http: Client, url: str) -> Served:
+async def query_models(http: Client, url: str) -> EngineModels:
     """Return what the engine reports about its models and paths, which may be nothing."""
     try:
         status, content = await _ask(http, "GET", url, "/v1/models")
-        found = _served(content) if status == 200 else NOTHING
+        found = _served(content) if status == 200 else NO_MODELS
         status, content = await _ask(http, "GET", url, "/openapi.json")
     except OSError:  # it died a moment later, which its keeper tells
-        return NOTHING
+        return NO_MODELS
     return replace(found, operations=_operations(content)) if status == 200 else found
 
 
-async def why_not(http: Client, url: str, model: str, fields: Body) -> str:
+async def not_serving_reason(http: Client, url: str, model: str, fields: Body) -> str:
     """What keeps an engine, which we have not started, from serving; empty: it serves.
 
     Where no name of its model is known, it is enough that it tells which it has.
@@ -65,12 +65,12 @@ async def why_not(http: Client, url: str, model: str, fields: Body) -> str:
         return f"refuses our key with {answer.status} (route.key_file)"
     if answer.status != 200:
         return f"answers /v1/models with {answer.status}"
-    if model and not await serves(http, url, model, fields):
+    if model and not await serves_token(http, url, model, fields):
         return f"serves no token of {model!r} (model.name)"
     return ""
 
 
-async def lives(http: Client, url: str) -> bool:
+async def is_alive(http: Client, url: str) -> bool:
     """Whether the engine is there and does not call itself broken; some have no /health."""
     try:
         async with http.send("GET", url, "/health") as answer:
@@ -112,12 +112,12 @@ def _operations(content: bytes) -> tuple[str, ...]:
     return offered((method, path) for path, methods in paths.items() for method in methods)
 
 
-def _served(content: bytes) -> Served:
+def _served(content: bytes) -> EngineModels:
     """From an answer of /v1/models; engines that have none are taken as they are."""
     try:
         models = msgspec.json.decode(content, type=_Models).data
     except msgspec.DecodeError:
-        return NOTHING
+        return NO_MODELS
     longest = max((m.max_model_len or 0 for m in models), default=0)
     adapters = {m.id: m.parent for m in models if m.parent}
-    return Served(tuple(m.id for m in models), adapters, longest)
+    return EngineModels(tuple(m.id for m in models), adapters, longest)

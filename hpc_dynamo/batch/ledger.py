@@ -130,7 +130,7 @@ class Ledger:
         if not failed or (self._void() and any(to_come)):
             return 0
         last = max(int(file.stem) for file in self._run.parts.glob("*.jsonl"))
-        write_json(self._run.retry_file, RetryRound(last_attempt=last, asked_at=time.time()))
+        write_json(self._run.retry_file, RetryRound(last_attempt=last, requested_at=time.time()))
         return sum(entry.custom_id in failed for entry in requests.entries)
 
     async def record(self, line: bytes) -> None:

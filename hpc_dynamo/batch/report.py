@@ -7,7 +7,7 @@ from hpc_dynamo.config import Role
 from hpc_dynamo.engines.contract import MetricNames
 from hpc_dynamo.engines.metrics import Histogram, Metrics, parse, total
 from hpc_dynamo.http import Client
-from hpc_dynamo.messages import Progress, Summary
+from hpc_dynamo.messages import BatchSummary, Progress
 from hpc_dynamo.router import Member
 
 READ_S = 10.0
@@ -33,7 +33,7 @@ async def read(client: Client, members: Iterable[Member], names: MetricNames) ->
 
 def summarise(
     members: Iterable[Member], before: Reading, after: Reading, progress: Progress
-) -> Summary:
+) -> BatchSummary:
     """What grew between two readings. A worker that started again counts from its new start."""
     present, seconds = list(members), max(progress.elapsed_s, 1e-9)
 
@@ -51,7 +51,7 @@ def summarise(
 
     answering = (Role.decode, Role.aggregated)
     decoders = [m for m in present if m.role in answering]
-    return Summary(
+    return BatchSummary(
         progress=progress,
         seconds=progress.elapsed_s,
         ttft_prefill=over((Role.prefill,), "ttft").quantiles(),

@@ -13,7 +13,7 @@ from hpc_dynamo.run import Attempt, write_json
 log = logging.getLogger(__name__)
 
 
-async def exchange(
+async def exchange_addresses(
     me: NodeRecord, hosts: Sequence[str], attempt: Attempt, settings: Bootstrap
 ) -> Roster:
     """The roster of all `len(hosts)` agents, also written to the run folder by agent 0.
@@ -51,12 +51,12 @@ async def _gather(
     me: NodeRecord, count: int, attempt: Attempt, settings: Bootstrap
 ) -> tuple[str, tuple[NodeRecord, ...]]:
     if settings.method is BootstrapMethod.mpi:
-        return "mpi", await mpi.gather(me, count, settings.mpi_timeout_s)
+        return "mpi", await mpi.allgather(me, count, settings.mpi_timeout_s)
     keys = attempt.run.secrets().keys
     if me.node == 0:
         wait = settings.timeout_s
-        return "tcp", await tcp.host(me, count, attempt.rendezvous_file, keys, wait)
-    return "tcp", await tcp.join(me, attempt.rendezvous_file, keys, settings.timeout_s)
+        return "tcp", await tcp.collect_records(me, count, attempt.rendezvous_file, keys, wait)
+    return "tcp", await tcp.send_record(me, attempt.rendezvous_file, keys, settings.timeout_s)
 
 
 def _absent(hosts: Sequence[str], attempt: Attempt, came: Sequence[NodeRecord] | None) -> str:

@@ -25,7 +25,7 @@ def job_address(interface: str | None, peers: Sequence[str]) -> str:
     return _source_towards(others[0]) if others else LOOPBACK
 
 
-def outward(address: str) -> str:
+def address_for_clients(address: str) -> str:
     """Where clients outside of a node find it: a job of one node is on loopback, from which only
     what runs there can reach it. Without Slurm that is what is wanted."""
     login = os.environ.get(LOGIN) or os.environ.get("SLURM_SUBMIT_HOST", "")
@@ -37,17 +37,17 @@ def outward(address: str) -> str:
         return _source_towards(socket.gethostname())
 
 
-def reachable(address: str) -> str:
+def address_for_extra_jobs(address: str) -> str:
     """The head's own, for agents of further jobs on other nodes. Raises ConfigError where a job of
     Slurm knows none but loopback's."""
-    found = outward(address)
+    found = address_for_clients(address)
     if found.startswith("127.") and "SLURM_JOB_ID" in os.environ:
         what = "further jobs need an address of this node that other nodes can reach"
         raise ConfigError(what, hint="cluster.interface=ib0, or as the interface is called")
     return found
 
 
-def interface_of(address: str) -> str:
+def interface_with_address(address: str) -> str:
     """The name of the network interface that has this IPv4 address; empty where none has."""
     for _, name in socket.if_nameindex():
         with suppress(ConfigError):  # it has none

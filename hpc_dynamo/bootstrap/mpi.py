@@ -24,7 +24,7 @@ def available() -> bool:
     return started and importlib.util.find_spec("mpi4py") is not None
 
 
-async def gather(me: NodeRecord, count: int, timeout_s: float) -> tuple[NodeRecord, ...]:
+async def allgather(me: NodeRecord, count: int, timeout_s: float) -> tuple[NodeRecord, ...]:
     """The records of all `count` agents.
 
     Raises BootstrapError with what MPI printed, after `timeout_s`, or where this MPI found

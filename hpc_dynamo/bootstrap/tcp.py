@@ -14,26 +14,26 @@ import msgspec
 from hpc_dynamo.errors import BootstrapError
 from hpc_dynamo.messages import Hello, NodeRecord, Roster
 from hpc_dynamo.run import read_json, write_json
-from hpc_dynamo.wire import Client, Codec, Server
+from hpc_dynamo.wire import ControlClient, ControlServer, MessageCodec
 
 POLL_S = 0.1  # a shared disk has no event for a file that appears on another node
 
 JoinMessage = Hello | Roster
-CODEC: Codec[JoinMessage] = Codec(JoinMessage)  # type: ignore[arg-type]  # a union is no type[T]
+CODEC: MessageCodec[JoinMessage] = MessageCodec(JoinMessage)  # type: ignore[arg-type]  # a union is no type[T]
 
 
-class Rendezvous(msgspec.Struct, frozen=True, kw_only=True):
+class HeadAddress(msgspec.Struct, frozen=True, kw_only=True):
     """Where the head waits for the others."""
 
     endpoint: str
-    life: str  # a requeued job must not meet what its former life left behind
+    restart_count: str  # a requeued job must not meet what its former life left behind
 
 
 def _life() -> str:
     return os.environ.get("SLURM_RESTART_COUNT", "0")
 
 
-async def host(
+async def collect_records(
     me: NodeRecord, count: int, file: Path, keys: tuple[str, str], timeout_s: float
 ) -> tuple[NodeRecord, ...]:
     """Collect `count` records, ours included, and tell everybody all of them.
@@ -42,9 +42,9 @@ async def host(
     """
     began = time.monotonic()
     known, peers = {me.node: me}, list[bytes]()
-    server = Server(me.address, keys, CODEC)
+    server = ControlServer(me.address, keys, CODEC)
     try:
-        write_json(file, Rendezvous(endpoint=server.endpoint, life=_life()))
+        write_json(file, HeadAddress(endpoint=server.endpoint, restart_count=_life()))
         async with asyncio.timeout(timeout_s):
             while len(known) < count:
                 peer, message = await server.receive()
@@ -62,12 +62,12 @@ async def host(
         server.close()
 
 
-async def join(
+async def send_record(
     me: NodeRecord, file: Path, keys: tuple[str, str], timeout_s: float
 ) -> tuple[NodeRecord, ...]:
     """Present ourselves to the head and wait for the roster. Raises BootstrapError."""
     deadline = time.monotonic() + timeout_s
-    client = Client(await _endpoint(file, timeout_s), keys, CODEC)
+    client = ControlClient(await _endpoint(file, timeout_s), keys, CODEC)
     try:
         await client.send(Hello(node=me))
         answer = await client.receive(max(deadline - time.monotonic(), POLL_S))
@@ -82,8 +82,8 @@ async def _endpoint(file: Path, timeout_s: float) -> str:
     try:
         async with asyncio.timeout(timeout_s):
             while True:
-                found = read_json(file, Rendezvous)
-                if found and found.life == _life():
+                found = read_json(file, HeadAddress)
+                if found and found.restart_count == _life():
                     return found.endpoint
                 await asyncio.sleep(POLL_S)
     except TimeoutError as e:

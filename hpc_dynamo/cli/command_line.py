@@ -10,9 +10,9 @@ from pathlib import Path
 from rich.markup import escape
 
 from hpc_dynamo.cli import verbs
-from hpc_dynamo.cli.console import ERR, encodable
-from hpc_dynamo.cli.help import DESCRIPTION, EXAMPLES, EXIT_CODES, OVERRIDES, arguments
-from hpc_dynamo.cli.options import unknown_options
+from hpc_dynamo.cli.help_text import DESCRIPTION, EXAMPLES, EXIT_CODES, OVERRIDES, arguments
+from hpc_dynamo.cli.render.console import ERR, encodable
+from hpc_dynamo.cli.unknown_options import unknown_options
 from hpc_dynamo.errors import HpcDynamoError, file_error_in
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from hpc_dynamo.cli import models
+from hpc_dynamo.cli import model_overrides as models
 from hpc_dynamo.cli.overrides import files, tree, words, yaml_text
 from hpc_dynamo.config import Config, Role, Served, Task, about
 from hpc_dynamo.config.paths import at_home

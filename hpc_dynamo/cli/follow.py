@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from rich.console import Console
 
 from hpc_dynamo import launch
-from hpc_dynamo.cli import serving
 from hpc_dynamo.cli.cancel import Cancel
-from hpc_dynamo.cli.live import display
-from hpc_dynamo.cli.watch import LOOK_S, Watch
+from hpc_dynamo.cli.render import serving
+from hpc_dynamo.cli.render.live import display
+from hpc_dynamo.cli.run_watcher import LOOK_S, Watch
 from hpc_dynamo.launch import Job
 from hpc_dynamo.messages import Outcome, WorkerReport, WorkerState
 from hpc_dynamo.run import Attempt
@@ -50,7 +50,7 @@ class _News:
         self._successor = before.successor if before else None
         self._workers = {w.rank: w for w in before.workers} if before else {}
         self._notices = set(before.notices) if before else set[str]()
-        self._grown = {job.number: job.state for job in before.grown} if before else {}
+        self._grown = {job.number: job.state for job in before.extra_jobs} if before else {}
 
     def lines(self) -> Iterator[str]:
         status = self._attempt.status()
@@ -62,7 +62,7 @@ class _News:
             if status.successor and status.successor != self._successor:
                 yield serving.successor_line(status.successor)
             self._successor = status.successor
-            for job in status.grown:
+            for job in status.extra_jobs:
                 if self._grown.get(job.number) != job.state:
                     self._grown[job.number] = job.state
                     yield serving.grown_line(job)

@@ -10,14 +10,17 @@ from hpc_dynamo import launch
 from hpc_dynamo.batch.conclusion import conclusion
 from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.requests import scan
-from hpc_dynamo.cli import profiled, runs, serving, views
+from hpc_dynamo.cli import run_folder as runs
 from hpc_dynamo.cli.cancel import Cancel
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.cli.console import OUT
 from hpc_dynamo.cli.follow import follow
-from hpc_dynamo.cli.model_check import model_warnings, refuse_models
-from hpc_dynamo.cli.nodes import asked_of_slurm, counted
-from hpc_dynamo.cli.runs import serve_run
+from hpc_dynamo.cli.model_checks import model_warnings, refuse_models
+from hpc_dynamo.cli.node_resources import asked_of_slurm, counted
+from hpc_dynamo.cli.render import profile as profiled
+from hpc_dynamo.cli.render import serving
+from hpc_dynamo.cli.render import status as views
+from hpc_dynamo.cli.render.console import OUT
+from hpc_dynamo.cli.run_folder import serve_run
 from hpc_dynamo.config import Config, Launcher, Planner, PlannerKind, Serve, Task, check_folder
 from hpc_dynamo.engines import check, is_world, suited
 from hpc_dynamo.errors import ConfigError, HpcDynamoError
@@ -122,9 +125,11 @@ def go(run: Run, config: Config, layout: Plan, launcher: Launcher, *, detach: bo
         if detach:
             return 0
         outcome = follow(attempt, job, OUT, cancel)
-        while outcome.successor and (after := launch.find(attempt.run.attempt(outcome.successor))):
+        while outcome.next_attempt and (
+            after := launch.find(attempt.run.attempt(outcome.next_attempt))
+        ):
             OUT.print(outcome.message, markup=False)
-            attempt = attempt.run.attempt(outcome.successor)
+            attempt = attempt.run.attempt(outcome.next_attempt)
             if endpoint := attempt.endpoint():  # from now on
                 OUT.print(serving.how_to(attempt, endpoint), markup=False)
             outcome = follow(attempt, after, OUT, cancel)

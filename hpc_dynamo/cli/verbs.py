@@ -5,20 +5,21 @@ from argparse import Namespace
 from collections.abc import Callable
 
 from hpc_dynamo import launch
-from hpc_dynamo.cli import serving, views
-from hpc_dynamo.cli.chat import chat
-from hpc_dynamo.cli.console import OUT, can_redraw
-from hpc_dynamo.cli.doctor import doctor
+from hpc_dynamo.cli.commands.chat import chat
+from hpc_dynamo.cli.commands.doctor import doctor
+from hpc_dynamo.cli.commands.logs import logs
+from hpc_dynamo.cli.commands.plan import plan
+from hpc_dynamo.cli.commands.report import report
+from hpc_dynamo.cli.commands.route import route
+from hpc_dynamo.cli.commands.simulate import simulate
 from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.cli.launch_run import batch, profile, serve
-from hpc_dynamo.cli.live import until_end
-from hpc_dynamo.cli.logs import logs
-from hpc_dynamo.cli.plan import plan
-from hpc_dynamo.cli.report import report
-from hpc_dynamo.cli.route import route
+from hpc_dynamo.cli.render import serving
+from hpc_dynamo.cli.render import status as views
+from hpc_dynamo.cli.render.console import OUT, can_redraw
+from hpc_dynamo.cli.render.live import until_end
 from hpc_dynamo.cli.run_lookup import find, latest, reachable
-from hpc_dynamo.cli.simulate import simulate
-from hpc_dynamo.cli.watch import Watch
+from hpc_dynamo.cli.run_watcher import Watch
 from hpc_dynamo.launch.extra_jobs import clear
 
 

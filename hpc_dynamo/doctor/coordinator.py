@@ -14,9 +14,9 @@ from hpc_dynamo.doctor.checks import FULL, examine
 from hpc_dynamo.doctor.mpi_step import world_error
 from hpc_dynamo.doctor.records import Examined, Link, Meet, Message, Met, Over, Pull, Report
 from hpc_dynamo.run import Attempt, write_json
-from hpc_dynamo.wire import Codec, Server
+from hpc_dynamo.wire import ControlServer, MessageCodec
 
-CODEC: Codec[Message] = Codec(Message)  # type: ignore[arg-type]  # a union is no type[T]
+CODEC: MessageCodec[Message] = MessageCodec(Message)  # type: ignore[arg-type]  # a union is no type[T]
 MEET_S, ROUND_S = 30.0, 45.0
 AGAIN_S = 120.0  # after which nothing more is measured again: of a dead switch there is no end
 T = TypeVar("T", Examined, Met, Link)
@@ -45,7 +45,9 @@ def token(attempt: Attempt) -> str:
 class Lead:
     """Every wait here has a deadline: who is late or dead is a finding."""
 
-    def __init__(self, attempt: Attempt, hosts: Sequence[str], server: Server[Message]) -> None:
+    def __init__(
+        self, attempt: Attempt, hosts: Sequence[str], server: ControlServer[Message]
+    ) -> None:
         self._attempt, self._hosts, self._server = attempt, tuple(hosts), server
         self._peers = dict[int, bytes]()  # who to answer to, by node
         self._silent = set[int]()

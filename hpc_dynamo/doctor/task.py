@@ -27,7 +27,7 @@ from hpc_dynamo.errors import BootstrapError, KvTransferError
 from hpc_dynamo.launch.node import whoami
 from hpc_dynamo.messages import NodeRecord
 from hpc_dynamo.run import Attempt, write_json
-from hpc_dynamo.wire import Client, Server
+from hpc_dynamo.wire import ControlClient, ControlServer
 
 SILENCE_S = 300.0  # of the head, that waits for the slowest node between two words
 
@@ -51,7 +51,7 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> None:
     address = job_address(attempt.config().cluster.interface, hosts)
     async with asyncio.TaskGroup() as group:
         if index == 0:
-            server = Server(address, attempt.run.secrets().keys, CODEC)
+            server = ControlServer(address, attempt.run.secrets().keys, CODEC)
             write_json(control(attempt), Meeting(endpoint=server.endpoint))
             group.create_task(Lead(attempt, hosts, server).run())
         group.create_task(_Node(attempt, index, hosts, address).run())
@@ -78,12 +78,12 @@ class _Node:
                 metadata=nixl.metadata if nixl else (),
                 memory=nixl.memory if nixl else "",
             )
-            client = Client[Message](endpoint, self._attempt.run.secrets().keys, CODEC)
+            client = ControlClient[Message](endpoint, self._attempt.run.secrets().keys, CODEC)
             stack.callback(client.close)
             await client.send(me)
             await self._obey(client, nixl)
 
-    async def _obey(self, client: Client[Message], nixl: End | None) -> None:
+    async def _obey(self, client: ControlClient[Message], nixl: End | None) -> None:
         while True:
             match await client.receive(SILENCE_S):
                 case Meet(nodes=nodes):
@@ -150,7 +150,7 @@ class _Node:
             pid=os.getpid(), log=str(self._attempt.agent_log(self._index)),
         )  # fmt: skip
         try:
-            await mpi.gather(me, len(self._hosts), settings.mpi_timeout_s)
+            await mpi.allgather(me, len(self._hosts), settings.mpi_timeout_s)
         except BootstrapError as e:
             return e.message
         return ""

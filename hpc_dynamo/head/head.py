@@ -8,51 +8,53 @@ from msgspec.structs import replace
 
 from hpc_dynamo.agent import Agent
 from hpc_dynamo.config import PlannerKind, Task
-from hpc_dynamo.head.lifecycle import Course
+from hpc_dynamo.head.lifecycle import JobLifecycle
 from hpc_dynamo.head.membership.agents import Membership
-from hpc_dynamo.head.scaling.hetero_jobs import Companions
-from hpc_dynamo.head.scaling.job_handover import Handover
-from hpc_dynamo.head.scaling.planner_loop import Reshaper
-from hpc_dynamo.head.scaling.role_change import Flipper
-from hpc_dynamo.head.scaling.scale_out import Grower
-from hpc_dynamo.head.workloads.batch import BatchWork
-from hpc_dynamo.head.workloads.profile import ProfileWork
-from hpc_dynamo.head.workloads.serve import ServeWork
-from hpc_dynamo.head.workloads.workload import Job, Members, Work, lanes
+from hpc_dynamo.head.scaling.hetero_jobs import HeterogeneousJobs
+from hpc_dynamo.head.scaling.job_handover import JobHandover
+from hpc_dynamo.head.scaling.planner_loop import PlannerLoop
+from hpc_dynamo.head.scaling.role_change import RoleChanger
+from hpc_dynamo.head.scaling.scale_out import ScaleOutController
+from hpc_dynamo.head.workloads.batch import BatchWorkload
+from hpc_dynamo.head.workloads.profile import ProfileWorkload
+from hpc_dynamo.head.workloads.serve import ServeWorkload
+from hpc_dynamo.head.workloads.workload import HeadContext, WorkerDirectory, Workload, model_routes
 from hpc_dynamo.http import Client
 from hpc_dynamo.launch.node import allocation_end
 from hpc_dynamo.launch.walltime import Walltime
-from hpc_dynamo.messages import ControlMessage, Outcome, Planning, Roster, Status
+from hpc_dynamo.messages import ControlMessage, Outcome, PlannerStatus, Roster, Status
 from hpc_dynamo.planner.interpolation import load_profile
 from hpc_dynamo.planner.performance import Performance
 from hpc_dynamo.planner.planner import Planner
 from hpc_dynamo.run import Attempt
-from hpc_dynamo.wire import Server
+from hpc_dynamo.wire import ControlServer
 
 FAREWELL_S = 10.0  # for an agent to answer, beyond what its engines may take to end
 TICK_S = 0.5
 
-WORK: dict[Task, Callable[[Job], Work]] = {
-    Task.batch: BatchWork,
-    Task.serve: ServeWork,
-    Task.profile: ProfileWork,
+WORK: dict[Task, Callable[[HeadContext], Workload]] = {
+    Task.batch: BatchWorkload,
+    Task.serve: ServeWorkload,
+    Task.profile: ProfileWorkload,
 }
 
 log = logging.getLogger(__name__)
 
 
-class Head(Course):
+class Head(JobLifecycle):
     """One attempt whose workers are its agents'."""
 
-    def __init__(self, attempt: Attempt, roster: Roster, server: Server[ControlMessage]) -> None:
+    def __init__(
+        self, attempt: Attempt, roster: Roster, server: ControlServer[ControlMessage]
+    ) -> None:
         super().__init__(attempt)
         self._roster, self._server = roster, server
         self._walltime = Walltime(None, self._config.cluster.slurm.signal_before_end_s)
         self._draining = self._warned = False
-        self._handover: Handover | None = None
-        self._reshaper: Reshaper | None = None
-        self._grower: Grower | None = None
-        self._companions: Companions | None = None
+        self._handover: JobHandover | None = None
+        self._reshaper: PlannerLoop | None = None
+        self._grower: ScaleOutController | None = None
+        self._companions: HeterogeneousJobs | None = None
 
     def warn(self) -> None:
         """Slurm says that the job ends soon: by its walltime, or because it is preempted."""
@@ -74,10 +76,10 @@ class Head(Course):
         self._work.drain()
         asyncio.get_running_loop().call_later(max(left_s, 1.0), self._break_off, self._work)
 
-    def _break_off(self, work: Work) -> None:
-        self.end(work.overdue)
+    def _break_off(self, work: Workload) -> None:
+        self.finish_with(work.overdue_outcome)
 
-    async def _mind_the_end(self, work: Work) -> None:
+    async def _mind_the_end(self, work: Workload) -> None:
         """Drain when what begins now would hardly end in time. Until cancelled."""
         while True:
             await asyncio.sleep(TICK_S)
@@ -86,7 +88,7 @@ class Head(Course):
             if spare_s(work.likely_s) <= 0:
                 self._drain(walltime.left_s)
 
-    async def _hand_over(self, work: Work) -> None:
+    async def _hand_over(self, work: Workload) -> None:
         """To the next job, until cancelled; not at all where none is asked for."""
         if self._handover:
             await self._handover.run(
@@ -94,34 +96,34 @@ class Head(Course):
                 lambda: self._walltime.spare_s(work.likely_s),
             )
 
-    async def _reshape(self, job: Job, members: Membership) -> None:
+    async def _reshape(self, job: HeadContext, members: Membership) -> None:
         """By the planner, until cancelled; not at all where none is asked for."""
         config, file = self._config, self._attempt.planner_file
         if config.planner.by is not PlannerKind.off:
-            router, loads = job.only.router, job.only.scraper.loads
+            router, loads = job.route.router, job.route.scraper.loads
             planner = Planner(config.planner, await self._performance())
-            flipper = Flipper(config, router, members)
-            heed = self._grower.heed if self._grower else lambda decision: None
-            self._reshaper = Reshaper(config, router, planner, flipper, loads, file, heed)
+            flipper = RoleChanger(config, router, members)
+            heed = self._grower.on_decision if self._grower else lambda decision: None
+            self._reshaper = PlannerLoop(config, router, planner, flipper, loads, file, heed)
             await self._reshaper.run()
 
-    async def _grow(self, job: Job, members: Membership) -> None:
+    async def _grow(self, job: HeadContext, members: Membership) -> None:
         """By further jobs, until cancelled; not at all where none may be asked for."""
         if self._config.planner.grow.nodes:
-            router, ends_at = job.only.router, self._walltime.ends_at
-            self._grower = Grower(self._attempt, router, members, ends_at, self._moving)
+            router, ends_at = job.route.router, self._walltime.ends_at
+            self._grower = ScaleOutController(self._attempt, router, members, ends_at, self._moving)
             await self._grower.run()
 
-    async def _accompany(self, job: Job, members: Membership) -> None:
+    async def _accompany(self, job: HeadContext, members: Membership) -> None:
         """By jobs of other kinds of nodes, until cancelled; not at all where there are none."""
         if self._attempt.plan().apart:
-            router = job.only.router
-            made = Companions(self._attempt, router, members, self.warn, self.fail)
+            router = job.route.router
+            made = HeterogeneousJobs(self._attempt, router, members, self.warn, self.fail)
             self._companions = made
             await made.run()
 
     @property
-    def _further(self) -> list[Grower | Companions]:
+    def _further(self) -> list[ScaleOutController | HeterogeneousJobs]:
         return [others for others in (self._grower, self._companions) if others]
 
     def _moving(self) -> Collection[int]:
@@ -142,14 +144,14 @@ class Head(Course):
             return None
         return await asyncio.to_thread(load_profile, self._config.planner.profile)
 
-    def _status(self, members: Members, ends_at: float | None, detail: str = "") -> Status:
+    def _status(self, members: WorkerDirectory, ends_at: float | None, detail: str = "") -> Status:
         status = super()._status(members, ends_at, detail)
         status = replace(status, planning=self._planning())
         for others in self._further:
-            status = others.describe(status)
+            status = others.extend_status(status)
         return status
 
-    def _planning(self) -> Planning | None:
+    def _planning(self) -> PlannerStatus | None:
         return self._reshaper.status() if self._reshaper else None
 
     async def run(self, agent: Agent) -> Outcome:
@@ -158,12 +160,12 @@ class Head(Course):
         self._walltime = Walltime(ends_at, self._config.cluster.slurm.signal_before_end_s)
         token = self._attempt.run.secrets().token
         async with Client.bearer(token) as http, asyncio.TaskGroup() as group:
-            found = lanes(self._config, http)
+            found = model_routes(self._config, http)
             routers = {model: lane.router for model, lane in found.items()}
             members = Membership(self._attempt, self._roster, self._server, routers, self.fail)
             if self._config.planner.handover and self._config.task is Task.serve:
-                self._handover = Handover(self._attempt, next(iter(routers.values())).news.set)
-            job = Job(
+                self._handover = JobHandover(self._attempt, next(iter(routers.values())).news.set)
+            job = HeadContext(
                 self._attempt, self._config, found, members, http, self._planning, self._handover
             )
             made = self._work = WORK[self._config.task](job)
@@ -189,5 +191,5 @@ class Head(Course):
             for background in tasks:
                 background.cancel()
         if self._handover:
-            outcome = self._handover.conclude(outcome)
+            outcome = self._handover.final_outcome(outcome)
         return self._conclude(members, ends_at, outcome)

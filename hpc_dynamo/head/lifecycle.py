@@ -5,7 +5,7 @@ import logging
 import time
 
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.head.workloads.workload import Members, Work
+from hpc_dynamo.head.workloads.workload import WorkerDirectory, Workload
 from hpc_dynamo.messages import SOME_FAILED, Outcome, Status
 from hpc_dynamo.run import Attempt, write_json
 
@@ -14,16 +14,16 @@ STATUS_S = 1.0
 log = logging.getLogger(__name__)
 
 
-class Course:
+class JobLifecycle:
     """Signals and failures only set the outcome; `run` of who builds on this acts on it."""
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt, self._config = attempt, attempt.config()
-        self._work: Work | None = None
+        self._work: Workload | None = None
         self._phase = ""  # ours, before and after the work's own
         self._outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
-    def end(self, outcome: Outcome) -> None:
+    def finish_with(self, outcome: Outcome) -> None:
         """The job is over; the first reason counts."""
         if not self._outcome.done():
             self._outcome.set_result(outcome)
@@ -31,18 +31,18 @@ class Course:
     def interrupt(self) -> None:
         """End now; what is finished is on disk."""
         starting = Outcome(exit_code=1, message="stopped while starting")
-        self.end(self._work.stopped if self._work else starting)
+        self.finish_with(self._work.stopped_outcome if self._work else starting)
 
     def fail(self, error: HpcDynamoError) -> None:
-        self.end(Outcome(exit_code=error.exit_code, message=str(error)))
+        self.finish_with(Outcome(exit_code=error.exit_code, message=str(error)))
 
     @property
     def phase(self) -> str:
         return self._phase or (self._work.phase if self._work else "starting")
 
-    async def _finish(self, work: Work) -> None:
+    async def _finish(self, work: Workload) -> None:
         try:
-            self.end(await work.run())
+            self.finish_with(await work.run())
         except* HpcDynamoError as group:
             self.fail(_first(group))
 
@@ -54,7 +54,7 @@ class Course:
         await asyncio.wait([work])
         return outcome
 
-    async def _show(self, members: Members, ends_at: float | None) -> None:
+    async def _show(self, members: WorkerDirectory, ends_at: float | None) -> None:
         """Keep the status file fresh. Runs until cancelled."""
         while True:
             status = self._status(members, ends_at)
@@ -64,7 +64,9 @@ class Course:
                 log.warning("no status written: %s", e)
             await asyncio.sleep(STATUS_S)
 
-    def _conclude(self, members: Members, ends_at: float | None, outcome: Outcome) -> Outcome:
+    def _conclude(
+        self, members: WorkerDirectory, ends_at: float | None, outcome: Outcome
+    ) -> Outcome:
         """The last status."""
         self._phase = "done" if outcome.exit_code in (0, SOME_FAILED) else "ended"
         try:
@@ -73,15 +75,15 @@ class Course:
             log.warning("no status written: %s", e)
         return outcome
 
-    def _status(self, members: Members, ends_at: float | None, detail: str = "") -> Status:
+    def _status(self, members: WorkerDirectory, ends_at: float | None, detail: str = "") -> Status:
         status = Status(
             phase=self.phase,
             at=time.time(),
             detail=detail,
             ends_at=ends_at,
-            workers=tuple(worker.brief for worker in members.in_order()),
+            workers=tuple(worker.without_operations for worker in members.in_order()),
         )
-        return self._work.describe(status) if self._work else status
+        return self._work.extend_status(status) if self._work else status
 
 
 def _first(group: BaseExceptionGroup[HpcDynamoError]) -> HpcDynamoError:

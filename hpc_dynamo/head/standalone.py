@@ -3,17 +3,17 @@
 import asyncio
 from pathlib import Path
 
-from hpc_dynamo.head.lifecycle import Course
-from hpc_dynamo.head.membership.external import LOOPBACK, Probed
-from hpc_dynamo.head.membership.peer_heads import Peers
-from hpc_dynamo.head.workloads.serve import ServeWork
-from hpc_dynamo.head.workloads.workload import Job, lanes
+from hpc_dynamo.head.lifecycle import JobLifecycle
+from hpc_dynamo.head.membership.external import LOOPBACK, ExternalWorkers
+from hpc_dynamo.head.membership.peer_heads import PeerHeads
+from hpc_dynamo.head.workloads.serve import ServeWorkload
+from hpc_dynamo.head.workloads.workload import HeadContext, model_routes
 from hpc_dynamo.http import Client
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.run import Attempt
 
 
-class Standalone(Course):
+class Standalone(JobLifecycle):
     """One attempt before the engines of `config.route`."""
 
     def __init__(self, attempt: Attempt, address: str = LOOPBACK) -> None:
@@ -25,12 +25,12 @@ class Standalone(Course):
         key = self._attempt.engine_key()
         async with Client.bearer(key) as http, self._among_heads() as heads:
             async with asyncio.TaskGroup() as group:
-                found = lanes(self._config, http)
+                found = model_routes(self._config, http)
                 (lane,) = found.values()
-                members = Probed(self._config, lane.router, http, group, self._address)
-                job = Job(self._attempt, self._config, found, members, http)
-                made = self._work = ServeWork(job)
-                peers = Peers(lane.router, self._config.route.peers, heads)
+                members = ExternalWorkers(self._config, lane.router, http, group, self._address)
+                job = HeadContext(self._attempt, self._config, found, members, http)
+                made = self._work = ServeWorkload(job)
+                peers = PeerHeads(lane.router, self._config.route.peers, heads)
                 tasks = [
                     group.create_task(members.watch(), name="watch"),
                     group.create_task(self._show(members, None), name="status"),

@@ -91,7 +91,7 @@ def restarted(run: Run) -> bool:
     if not job_id or not requeued():
         return False
     records = (attempt.job() for attempt in run.attempts())
-    return any(job_id in (record.job_id, record.inside) for record in records if record)
+    return any(job_id in (record.job_id, record.enclosing_job_id) for record in records if record)
 
 
 def find(attempt: Attempt) -> Job | None:

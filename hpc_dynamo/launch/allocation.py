@@ -88,7 +88,7 @@ class StepJob:
         self.record, self._attempt, self._process = record, attempt, process
 
     def _step(self) -> str | None:
-        step = next((node.step for node in self._attempt.nodes()), None)
+        step = next((node.slurm_step_id for node in self._attempt.nodes()), None)
         return f"{self.record.job_id}.{step}" if step else None
 
     def state(self) -> tuple[JobState, str]:

@@ -15,7 +15,7 @@ from hpc_dynamo.launch.environment import for_submission
 from hpc_dynamo.launch.job import JobState
 from hpc_dynamo.launch.local import LocalJob
 from hpc_dynamo.launch.slurm import SlurmJob, ask
-from hpc_dynamo.messages import GrownState
+from hpc_dynamo.messages import ExtraJobState
 from hpc_dynamo.run import Attempt, Grown, write_json
 from hpc_dynamo.topology import Plan, fill
 
@@ -81,7 +81,7 @@ def clear(left: Iterable[Grown], silence_s: float) -> None:
     nobody ends do so `silence_s` after their head."""
     for folder in left:
         state = folder.state()
-        if state and state.state is GrownState.ended:
+        if state and state.state is ExtraJobState.ended:
             continue
         try:
             _stop(folder)
@@ -90,9 +90,9 @@ def clear(left: Iterable[Grown], silence_s: float) -> None:
             continue
         if state is None:  # no head ever saw it
             continue
-        seen_at = min(state.seen_at + silence_s, time.time()) if state.began_at else 0.0
+        seen_at = min(state.running_until + silence_s, time.time()) if state.running_since else 0.0
         why = "left behind by a head that died"
-        ended = structs.replace(state, state=GrownState.ended, detail=why, seen_at=seen_at)
+        ended = structs.replace(state, state=ExtraJobState.ended, detail=why, seen_at=seen_at)
         write_json(folder.state_file, ended)
 
 

@@ -120,7 +120,7 @@ class SlurmJob:
     """See launch.job.Job."""
 
     def __init__(self, record: JobRecord) -> None:
-        self.id, self._beside = record.job_id, record.beside
+        self.id, self._beside = record.job_id, record.hetero_job_ids
 
     def state(self) -> tuple[JobState, str]:
         try:

@@ -18,9 +18,9 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     address: str  # on the job's network
     pid: int
     log: str
-    control: str = ""  # endpoint of the control plane; only the head node's is set
+    control_endpoint: str = ""  # endpoint of the control plane; only the head node's is set
     started_at: float = 0.0
-    step: str = ""  # Slurm's step id
+    slurm_step_id: str = ""  # Slurm's step id
     faults: tuple[str, ...] = ()  # of its node, found before anything was started
 
 
@@ -32,8 +32,8 @@ class Roster(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     seconds: float
 
     @property
-    def control(self) -> str:
-        return self.nodes[0].control
+    def control_endpoint(self) -> str:
+        return self.nodes[0].control_endpoint
 
 
 class WorkerState(StrEnum):
@@ -66,7 +66,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     asleep: bool = False  # put to sleep by a client: it is given nothing until it is woken
 
     @property
-    def brief(self) -> "WorkerReport":
+    def without_operations(self) -> "WorkerReport":
         """Return a copy without `operations`, which are long and mostly equal for all workers."""
         return msgspec.structs.replace(self, operations=()) if self.operations else self
 
@@ -88,13 +88,13 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     node: int
 
 
-class Stop(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class StopAgent(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The head ends the job."""
 
     reason: str
 
 
-class Turn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class SetRole(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The head gives a worker another role; with `restart` its engine is started anew in it."""
 
     rank: int
@@ -102,19 +102,19 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     restart: bool
 
 
-class Leaving(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class Preempted(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """An agent of a further job: Slurm ends it soon, so give it nothing new."""
 
     node: int
 
 
-class Bye(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class AgentStopped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """An agent has ended all its workers."""
 
     node: int
 
 
-class Gather(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class StartShard(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The first part of a worker over several nodes is about to start; the others are to meet it.
 
     From its agent to the head, and from there to the agents of the others. `life` counts the
@@ -123,23 +123,23 @@ class Gather(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     rank: int
     role: Role
-    life: int
+    incarnation: int
     address: str  # where the parts meet
     ports: tuple[int, ...]
 
 
-class Dismiss(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class StopShard(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The head to the agents of a worker's further parts: they are not needed any more."""
 
     rank: int
 
 
-class PartDied(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class ShardExited(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A further part of a worker has ended; from its agent to the head, from there to the agent
     of the first, which ends that life of the worker."""
 
     rank: int
-    life: int
+    incarnation: int
     detail: str  # which part, where, how, and its log
 
 
@@ -155,7 +155,7 @@ class KvEvents(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     payload: bytes
 
 
-class KvReplay(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class KvReplayRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The head missed batches of a worker: send what its engine still has from `start` on."""
 
     rank: int
@@ -166,13 +166,13 @@ ControlMessage = (
     Hello
     | Heartbeat
     | WorkerReport
-    | Gather
-    | Dismiss
-    | PartDied
+    | StartShard
+    | StopShard
+    | ShardExited
     | KvEvents
-    | KvReplay
-    | Turn
-    | Stop
-    | Leaving
-    | Bye
+    | KvReplayRequest
+    | SetRole
+    | StopAgent
+    | Preempted
+    | AgentStopped
 )

@@ -21,8 +21,8 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     host: str = ""  # local launcher: where the processes are
     pid: int = 0
     submitted_at: float = 0.0
-    beside: tuple[str, ...] = ()  # jobs of other kinds of nodes, asked for with it
-    inside: str = ""  # id of the Slurm job that the command was started in
+    hetero_job_ids: tuple[str, ...] = ()  # jobs of other kinds of nodes, asked for with it
+    enclosing_job_id: str = ""  # id of the Slurm job that the command was started in
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,35 +37,35 @@ class RetryRound(msgspec.Struct, frozen=True, kw_only=True):
     """The latest `batch.retry_failed=true` of a run: failures of these attempts are void."""
 
     last_attempt: int
-    asked_at: float
+    requested_at: float
 
 
-class GrownState(StrEnum):
+class ExtraJobState(StrEnum):
     """Life of a further job."""
 
     pending = "pending"
     running = "running"
-    leaving = "leaving"  # its workers get nothing new, then it ends
+    draining = "leaving"  # its workers get nothing new, then it ends
     ended = "ended"
 
 
-class GrownJob(msgspec.Struct, frozen=True, kw_only=True):
+class ExtraJobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A further job of an attempt, as its head last knew it."""
 
     number: int
     role: Role  # that its workers began in
     nodes: int
     ranks: tuple[int, ...]
-    asked_at: float
-    state: GrownState = GrownState.pending
+    requested_at: float
+    state: ExtraJobState = ExtraJobState.pending
     job_id: str = ""
     detail: str = ""  # what the scheduler says, or why it ended
-    began_at: float = 0.0  # ran from then ...
-    seen_at: float = 0.0  # ... until then at least
+    running_since: float = 0.0  # ran from then ...
+    running_until: float = 0.0  # ... until then at least
 
     @property
     def node_hours(self) -> float:
-        return self.nodes * (self.seen_at - self.began_at) / 3600
+        return self.nodes * (self.running_until - self.running_since) / 3600
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,18 +142,18 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] = ()  # all, where there are several
 
 
-class Planning(msgspec.Struct, frozen=True, kw_only=True):
+class PlannerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What the planner last made of the load, and how many changes of role there were."""
 
     at: float
     rate_hz: float  # expected
     prefill: int  # workers that it wants
     decode: int
-    why: str = ""
-    short: str = ""  # what cannot be had
-    moving: tuple[int, ...] = ()  # ranks that change their role now
-    flips: int = 0
-    failed: int = 0
+    reason: str = ""
+    shortfall: str = ""  # what cannot be had
+    changing: tuple[int, ...] = ()  # ranks that change their role now
+    role_changes: int = 0
+    failed_role_changes: int = 0
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,14 +175,16 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     loads: tuple[WorkerLoad, ...] = ()  # of ready workers
     traffic: Traffic | None = None  # of a serving run
     by_model: dict[str, ModelStatus] = {}  # where there are several
-    planning: Planning | None = None
-    grown: tuple[GrownJob, ...] = ()  # further jobs; of those that ended the newest, if it failed
+    planner: PlannerStatus | None = None
+    extra_jobs: tuple[
+        ExtraJobStatus, ...
+    ] = ()  # further jobs; of those that ended the newest, if it failed
     node_hours: float = 0.0  # of all further jobs of the run
     successor: Successor | None = None
     notices: tuple[str, ...] = ()  # notices for users, one sentence each
 
 
-class Summary(msgspec.Struct, frozen=True, kw_only=True):
+class BatchSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The figures of a finished batch. Latencies are the engines' own."""
 
     progress: Progress
@@ -202,6 +204,6 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     exit_code: int
     message: str = ""
-    summary: Summary | None = None
-    again: bool = False  # there is more to do, and another walltime would do it
-    successor: int = 0  # the attempt that goes on
+    summary: BatchSummary | None = None
+    requeue: bool = False  # there is more to do, and another walltime would do it
+    next_attempt: int = 0  # the attempt that goes on

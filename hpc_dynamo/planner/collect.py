@@ -11,7 +11,7 @@ from hpc_dynamo.planner.signals import Signals
 from hpc_dynamo.router import Router
 
 
-def look(
+def collect_signals(
     router: Router,
     loads: Sequence[WorkerLoad],
     moving: int,

@@ -7,7 +7,7 @@ from hpc_dynamo.messages import WorkerLoad
 
 
 @dataclass(frozen=True)
-class Prompts:
+class ComputedPrompts:
     """Prompts that engines computed in an interval; zeros if they report none."""
 
     tokens: float = 0.0  # mean length
@@ -25,7 +25,7 @@ class PromptLengths:
     def __init__(self) -> None:
         self._before = dict[int, WorkerLoad]()
 
-    def take(self, loads: Iterable[WorkerLoad]) -> Prompts:
+    def take(self, loads: Iterable[WorkerLoad]) -> ComputedPrompts:
         """Return the counts since the last call. A worker seen for the first time, or whose
         counters were reset, counts from the next call on."""
         now = {load.rank: load for load in loads}
@@ -37,5 +37,7 @@ class PromptLengths:
         asked = sum(new.prefix_queries - old.prefix_queries for new, old in same)
         hits = sum(new.prefix_hits - old.prefix_hits for new, old in same)
         if count <= 0 or tokens <= 0:
-            return Prompts()
-        return Prompts(tokens / count, min(max(hits / asked, 0.0), 1.0) if asked > 0 else 0.0)
+            return ComputedPrompts()
+        return ComputedPrompts(
+            tokens / count, min(max(hits / asked, 0.0), 1.0) if asked > 0 else 0.0
+        )

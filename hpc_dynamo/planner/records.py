@@ -9,23 +9,23 @@ from hpc_dynamo.config import Role
 from hpc_dynamo.planner.signals import Decision
 
 
-class Flip(msgspec.Struct, frozen=True, kw_only=True):
+class RoleChange(msgspec.Struct, frozen=True, kw_only=True):
     """One change of role, which ended at `at`. `why` it failed; empty: it is done."""
 
     at: float  # since the epoch
     rank: int
     old: Role
     new: Role
-    why: str = ""
+    reason: str = ""
     drain_s: float = 0.0
-    turn_s: float = 0.0  # from the drain's end to ready in the new role
+    switch_s: float = 0.0  # from the drain's end to ready in the new role
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class PlannerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A line of the file: one of these. `left_out`: why a move was not made, or not wholly."""
 
     decision: Decision | None = None
-    flip: Flip | None = None
+    role_change: RoleChange | None = None
     left_out: str = ""
 
 
@@ -37,10 +37,10 @@ def append(file: Path, record: msgspec.Struct) -> None:
         os.fsync(out.fileno())
 
 
-def read(file: Path) -> list[Record]:
+def read(file: Path) -> list[PlannerRecord]:
     """Those in the file, if there is one; a last line that is still being written is left out."""
     if not file.exists():
         return []
     *lines, _ = file.read_bytes().split(b"\n")
-    decoder = msgspec.json.Decoder(Record)
+    decoder = msgspec.json.Decoder(PlannerRecord)
     return [decoder.decode(line) for line in lines]

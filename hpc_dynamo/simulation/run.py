@@ -9,7 +9,7 @@ import msgspec
 
 from hpc_dynamo import config as c
 from hpc_dynamo.config import Kind, Role
-from hpc_dynamo.planner.collect import look
+from hpc_dynamo.planner.collect import collect_signals
 from hpc_dynamo.planner.signals import Decision, Signals
 from hpc_dynamo.router import Limits as Bounds
 from hpc_dynamo.router import Router
@@ -150,7 +150,7 @@ class _Running:
         while True:
             await asyncio.sleep(self._job.interval_s)
             most = self._job.engine.limits.sequences
-            seen = look(self._router, pool.loads(), len(pool.moving), most)
+            seen = collect_signals(self._router, pool.loads(), len(pool.moving), most)
             seen = msgspec.structs.replace(seen, at=loop.time())
             decision = planner.decide(seen)
             self._decisions.append(decision)

@@ -30,7 +30,7 @@ from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.server import Endpoints, Failures, Service, refusal
 from hpc_dynamo.simulator.sglang_bootstrap import Meeting, RoomHandover, Rooms, receiving
 from hpc_dynamo.timing_model import load
-from hpc_dynamo.wire import EventPublisher
+from hpc_dynamo.wire import KvEventPublisher
 
 log = logging.getLogger("hpc_dynamo.simulator")
 
@@ -105,7 +105,7 @@ def telling(
     if not config.on:
         yield []
         return
-    publisher = EventPublisher(
+    publisher = KvEventPublisher(
         config.endpoint,
         config.replay_endpoint,
         topic=config.topic,

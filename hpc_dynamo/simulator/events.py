@@ -8,7 +8,7 @@ import msgspec
 
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.kv.events import Batch, Cleared, Event, Removed, Stored, encode
-from hpc_dynamo.wire import EventPublisher
+from hpc_dynamo.wire import KvEventPublisher
 
 MEDIUM = "GPU"
 
@@ -79,7 +79,7 @@ class Announcer:
     """Publishes a journal; `lose_rate` is the share of batches that nobody gets, on purpose."""
 
     def __init__(
-        self, journal: Journal, publisher: EventPublisher, lose_rate: float, seed: int
+        self, journal: Journal, publisher: KvEventPublisher, lose_rate: float, seed: int
     ) -> None:
         self._journal, self._publisher = journal, publisher
         self._lose_rate, self._dice = lose_rate, random.Random(seed)
@@ -90,7 +90,7 @@ class Announcer:
         if events:
             lost = self._dice.random() < self._lose_rate
             payload = encode(Batch(time.time(), events, data_parallel_rank=0))
-            await self._publisher.publish(payload, lost=lost)
+            await self._publisher.publish(payload, drop=lost)
 
 
 def _name(digest: bytes) -> int:

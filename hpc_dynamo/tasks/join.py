@@ -21,10 +21,16 @@ from hpc_dynamo.doctor.preflight import preflight, refuse
 from hpc_dynamo.errors import BootstrapError
 from hpc_dynamo.launch import JobState
 from hpc_dynamo.launch.node import whoami
-from hpc_dynamo.messages import ControlMessage, Leaving, NodeRecord, Outcome, Roster
+from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome, Preempted, Roster
 from hpc_dynamo.run import Grown, write_json
-from hpc_dynamo.tasks.node import CODEC, log_to, on_end, on_warning, outcome_of
-from hpc_dynamo.wire import Client
+from hpc_dynamo.tasks.node import (
+    CODEC,
+    log_to_file,
+    on_preemption_signal,
+    on_stop_signal,
+    run_to_outcome,
+)
+from hpc_dynamo.wire import ControlClient
 
 POLL_S = 0.5  # a shared disk has no event for a file that appears on another node
 QUEUE_S = 10.0  # between two questions to the scheduler, which many ask
@@ -38,16 +44,16 @@ def main(path: str) -> int:
     plan = job.plan()
     index, hosts = whoami(plan.nodes)
     node = plan.first_node + index
-    log_to(job.agent_log(node))
-    outcome = outcome_of(_join(job, node, hosts[index]), job.agent_log(node))
+    log_to_file(job.agent_log(node))
+    outcome = run_to_outcome(_join(job, node, hosts[index]), job.agent_log(node))
     if index == 0:
         write_json(job.outcome_file, outcome)
     return outcome.exit_code
 
 
 async def _join(job: Grown, node: int, host: str) -> Outcome:
-    on_end(asyncio.current_task().cancel)  # type: ignore[union-attr]  # we are in one
-    on_warning(lambda: log.info("the walltime ends soon"))
+    on_stop_signal(asyncio.current_task().cancel)  # type: ignore[union-attr]  # we are in one
+    on_preemption_signal(lambda: log.info("the walltime ends soon"))
     roster = await _roster(job, node)
     if roster is None or job.attempt.outcome() is not None:
         return Outcome(exit_code=0, message="the run had ended before this job began")
@@ -56,12 +62,12 @@ async def _join(job: Grown, node: int, host: str) -> Outcome:
     me = replace(me, faults=preflight(job.config(), job.plan(), node, me.address, host))
     write_json(job.node_file(node), me)
     refuse(replace(roster, nodes=(me,)), 0.0, time.time())  # the head sees it in our file
-    client = Client(roster.control, secrets.keys, CODEC)
+    client = ControlClient(roster.control_endpoint, secrets.keys, CODEC)
     try:
         agent = Agent(job, me, client, secrets.token)
-        on_end(agent.stop)
+        on_stop_signal(agent.stop)
         async with asyncio.TaskGroup() as group:
-            on_warning(partial(_warn, node, client, group))
+            on_preemption_signal(partial(_warn, node, client, group))
             await agent.run()
     finally:
         client.close()
@@ -81,9 +87,9 @@ async def _roster(job: Grown, node: int) -> Roster | None:
     return roster
 
 
-def _warn(node: int, client: Client[ControlMessage], group: asyncio.TaskGroup) -> None:
+def _warn(node: int, client: ControlClient[ControlMessage], group: asyncio.TaskGroup) -> None:
     log.info("Slurm ends this job soon")
-    group.create_task(client.send(Leaving(node=node)))
+    group.create_task(client.send(Preempted(node=node)))
 
 
 def _record(job: Grown, node: int, host: str, roster: Roster) -> NodeRecord:
@@ -101,5 +107,5 @@ def _record(job: Grown, node: int, host: str, roster: Roster) -> NodeRecord:
         pid=os.getpid(),
         log=str(job.agent_log(node)),
         started_at=time.time(),
-        step=os.environ.get("SLURM_STEP_ID", ""),
+        slurm_step_id=os.environ.get("SLURM_STEP_ID", ""),
     )

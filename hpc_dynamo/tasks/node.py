@@ -18,8 +18,8 @@ import uvloop
 from msgspec.structs import replace
 
 from hpc_dynamo.agent import Agent
-from hpc_dynamo.bootstrap import exchange
-from hpc_dynamo.bootstrap.address import job_address, reachable
+from hpc_dynamo.bootstrap import exchange_addresses
+from hpc_dynamo.bootstrap.address import address_for_extra_jobs, job_address
 from hpc_dynamo.doctor.preflight import preflight, refuse
 from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error_in
 from hpc_dynamo.head import Head, Standalone
@@ -27,9 +27,9 @@ from hpc_dynamo.launch import detached_submit
 from hpc_dynamo.launch.node import requeued, whoami
 from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome
 from hpc_dynamo.run import Attempt, write_json
-from hpc_dynamo.wire import Client, Codec, Server
+from hpc_dynamo.wire import ControlClient, ControlServer, MessageCodec
 
-CODEC: Codec[ControlMessage] = Codec(ControlMessage)  # type: ignore[arg-type]  # a union is no type[T]
+CODEC: MessageCodec[ControlMessage] = MessageCodec(ControlMessage)  # type: ignore[arg-type]  # a union is no type[T]
 
 RESERVED, RESERVED_BYTES = ".reserved", 1 << 16
 
@@ -40,31 +40,31 @@ def main(path: str) -> int:
     """Run this node's part of the attempt in `path`; the exit code of the whole."""
     attempt = Attempt(Path(path))
     index, hosts = whoami(attempt.plan().own.nodes)
-    log_to(attempt.agent_log(index))
+    log_to_file(attempt.agent_log(index))
     if index == 0 and requeued():
         attempt.renew()
     if index == 0:
-        reserve(attempt)
-    outcome = outcome_of(_node(attempt, index, hosts), attempt.agent_log(index))
+        reserve_outcome_space(attempt)
+    outcome = run_to_outcome(_node(attempt, index, hosts), attempt.agent_log(index))
     if index == 0 and (last := _go_on(attempt, outcome)):
-        conclude(attempt, last)
+        write_outcome(attempt, last)
     return outcome.exit_code
 
 
-def reserve(attempt: Attempt) -> None:
+def reserve_outcome_space(attempt: Attempt) -> None:
     """Reserve the disk space that the outcome needs."""
     with suppress(OSError):
         (attempt.path / RESERVED).write_bytes(os.urandom(RESERVED_BYTES))
 
 
-def conclude(attempt: Attempt, outcome: Outcome) -> None:
+def write_outcome(attempt: Attempt, outcome: Outcome) -> None:
     """Write the outcome, also to a disk that has become full since `reserve`."""
     with suppress(OSError):
         (attempt.path / RESERVED).unlink(missing_ok=True)
     write_json(attempt.outcome_file, outcome)
 
 
-def outcome_of(task: Coroutine[Any, Any, Outcome], file: Path) -> Outcome:
+def run_to_outcome(task: Coroutine[Any, Any, Outcome], file: Path) -> Outcome:
     """Return the outcome of a whole task of the job, however it ends; `file` is its log."""
     try:
         return uvloop.run(task)
@@ -85,7 +85,7 @@ def outcome_of(task: Coroutine[Any, Any, Outcome], file: Path) -> Outcome:
 def _go_on(attempt: Attempt, outcome: Outcome) -> Outcome | None:
     """See that what is left to do is done by another job. None: by this one, after a requeue."""
     job = attempt.job()
-    if not outcome.again or job is None or job.launcher == "local":
+    if not outcome.requeue or job is None or job.launcher == "local":
         return outcome
     if detached_submit.requeue():
         log.info("requeued")  # what its script starts then is another attempt, unless it is ours
@@ -102,24 +102,24 @@ def _go_on(attempt: Attempt, outcome: Outcome) -> Outcome | None:
 
 async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
     # Until there is a head or an agent to end in order, a signal ends this task.
-    on_end(asyncio.current_task().cancel)  # type: ignore[union-attr]  # we are in one
+    on_stop_signal(asyncio.current_task().cancel)  # type: ignore[union-attr]  # we are in one
     warned = asyncio.Event()
-    on_warning(warned.set)
+    on_preemption_signal(warned.set)
     config, secrets = attempt.config(), attempt.run.secrets()
     address = job_address(config.cluster.interface, hosts)
     if config.planner.grow.nodes or attempt.plan().apart:
-        address = reachable(address)
+        address = address_for_extra_jobs(address)
     if config.route.engines:
         return await _alone(attempt, _record(attempt, index, hosts, address))
-    server = Server(address, secrets.keys, CODEC) if index == 0 else None
+    server = ControlServer(address, secrets.keys, CODEC) if index == 0 else None
     me = _record(attempt, index, hosts, address, server.endpoint if server else "")
     me = replace(me, faults=preflight(config, attempt.plan(), index, address, hosts[index]))
     try:
-        roster = await exchange(me, hosts, attempt, config.cluster.bootstrap)
+        roster = await exchange_addresses(me, hosts, attempt, config.cluster.bootstrap)
         if config.cluster.preflight:
             job = attempt.job()
             refuse(roster, job.submitted_at if job else 0.0, time.time())
-        client = Client(roster.control, secrets.keys, CODEC)
+        client = ControlClient(roster.control_endpoint, secrets.keys, CODEC)
         try:
             agent = Agent(attempt, me, client, secrets.token)
             if server:
@@ -141,9 +141,9 @@ def _record(
         address=address,
         pid=os.getpid(),
         log=str(attempt.agent_log(index)),
-        control=control,
+        control_endpoint=control,
         started_at=time.time(),
-        step=os.environ.get("SLURM_STEP_ID", ""),
+        slurm_step_id=os.environ.get("SLURM_STEP_ID", ""),
     )
 
 
@@ -151,13 +151,13 @@ async def _alone(attempt: Attempt, me: NodeRecord) -> Outcome:
     """Before engines that somebody else started."""
     write_json(attempt.node_file(me.node), me)
     head = Standalone(attempt, me.address)
-    on_end(head.interrupt)
+    on_stop_signal(head.interrupt)
     return await head.run()
 
 
 async def _lead(head: Head, agent: Agent, warned: bool) -> Outcome:
-    on_end(head.interrupt)
-    on_warning(head.warn)
+    on_stop_signal(head.interrupt)
+    on_preemption_signal(head.warn)
     if warned:
         head.warn()
     return await head.run(agent)
@@ -165,23 +165,23 @@ async def _lead(head: Head, agent: Agent, warned: bool) -> Outcome:
 
 async def _follow(agent: Agent) -> Outcome:
     """Signals end this node alone; the end of the walltime is the head's business."""
-    on_end(agent.stop)
+    on_stop_signal(agent.stop)
     await agent.run()
     return Outcome(exit_code=0)
 
 
-def on_end(action: Callable[[], object]) -> None:
+def on_stop_signal(action: Callable[[], object]) -> None:
     """What SIGTERM and SIGINT do from now on; submitit would have them ignored."""
     for sig in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sig, action)
 
 
-def on_warning(action: Callable[[], object]) -> None:
+def on_preemption_signal(action: Callable[[], object]) -> None:
     """What the signal before the end of the walltime does; submitit would end the job for it."""
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, action)
 
 
-def log_to(file: Path) -> None:
+def log_to_file(file: Path) -> None:
     """This node's own log; warnings also where Slurm collects them."""
     form = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     to_file, to_slurm = logging.FileHandler(file), logging.StreamHandler()

@@ -27,7 +27,7 @@ def new_keys() -> tuple[str, str]:
     return public.decode(), private.decode()
 
 
-class Codec(Generic[T]):
+class MessageCodec(Generic[T]):
     """MessagePack of one tagged union of records."""
 
     def __init__(self, type_: type[T]) -> None:
@@ -57,10 +57,10 @@ class _OnlyOurKey:
         return key.decode() == self._public
 
 
-class Server(Generic[T]):
+class ControlServer(Generic[T]):
     """Bound to a free port of `address`; hears from all clients, answers each by its id."""
 
-    def __init__(self, address: str, keys: tuple[str, str], codec: Codec[T]) -> None:
+    def __init__(self, address: str, keys: tuple[str, str], codec: MessageCodec[T]) -> None:
         self._codec, self._context = codec, zmq.asyncio.Context()
         self._auth = AsyncioAuthenticator(self._context)
         self._auth.start()
@@ -93,10 +93,10 @@ class Server(Generic[T]):
         self._context.term()
 
 
-class Client(Generic[T]):
+class ControlClient(Generic[T]):
     """Connected to the server at `endpoint`; reconnects by itself."""
 
-    def __init__(self, endpoint: str, keys: tuple[str, str], codec: Codec[T]) -> None:
+    def __init__(self, endpoint: str, keys: tuple[str, str], codec: MessageCodec[T]) -> None:
         self._codec, self._context = codec, zmq.asyncio.Context()
         self.endpoint = endpoint
         self._socket = _socket(self._context, zmq.DEALER, keys)

@@ -22,7 +22,7 @@ CONNECT_EVERY_MS = 20  # what is published between bind and connect is lost
 Numbered = tuple[int, bytes]
 
 
-class EventPublisher:
+class KvEventPublisher:
     """An engine's end. Keeps the last `buffer_steps` payloads; `serve_replays` is a task.
 
     Raises WireError where an endpoint cannot be had.
@@ -47,14 +47,14 @@ class EventPublisher:
             hint = f"a folder that is there, and at most {zmq.IPC_PATH_MAX_LEN} bytes for ipc://"
             raise WireError(what, hint=hint) from e
 
-    async def publish(self, payload: bytes, *, lost: bool = False) -> None:
+    async def publish(self, payload: bytes, *, drop: bool = False) -> None:
         """Give it the next number. Waits for nobody: followers that are slow miss it.
 
         `lost`: nobody gets it but by a replay, as if all had missed it.
         """
         number, self._next = self._next, self._next + 1
         self._buffer.append((number, payload))
-        if not lost:
+        if not drop:
             await self._live.send_multipart([self._topic, _packed(number), payload])
 
     async def serve_replays(self) -> None:
@@ -72,7 +72,7 @@ class EventPublisher:
         self._context.destroy(linger=0)
 
 
-class EventSubscriber:
+class KvEventSubscriber:
     """A follower. May be there before the engine is: the sockets connect when that has bound."""
 
     def __init__(self, endpoint: str, replay_endpoint: str, topic: str = "") -> None:

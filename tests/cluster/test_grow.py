@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.messages import GrownJob, GrownState, NodeRecord, WorkerLoad
+from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, NodeRecord, WorkerLoad
 from hpc_dynamo.run import Attempt
 from tests.cluster.serving import PLANNER, serving
 from tests.cluster.slurm import SlurmCluster
@@ -37,7 +37,7 @@ async def on_one_node(
         yield job.attempt, job.load(3, 200)
 
 
-def job(attempt: Attempt, number: int) -> GrownJob | None:
+def job(attempt: Attempt, number: int) -> ExtraJobStatus | None:
     found = [g.state() for g in attempt.grown() if g.number == number]
     return found[0] if found else None
 
@@ -54,7 +54,7 @@ def serves(attempt: Attempt, number: int) -> bool:
 
 def has_ended(attempt: Attempt, number: int) -> bool:
     known = job(attempt, number)
-    return known is not None and known.state is GrownState.ended
+    return known is not None and known.state is ExtraJobState.ended
 
 
 def kill(cluster: SlurmCluster, agent: NodeRecord) -> None:
@@ -72,7 +72,7 @@ async def test_a_node_comes_and_goes(cluster: SlurmCluster, shared_dir: Path) ->
         own = attempt.job()
         assert own
 
-        def came() -> GrownJob | None:
+        def came() -> ExtraJobStatus | None:
             """Looked at under load: without it, it is soon given back."""
             first = job(attempt, 1)
             if not (first and serves(attempt, 1)):
@@ -114,4 +114,4 @@ async def test_a_further_job_ends_with_its_head(cluster: SlurmCluster, shared_di
         until("an empty queue", lambda: not queue(cluster), SOON_S)
         known = job(attempt, 1)
         assert known
-        assert known.state is GrownState.running, "nobody could tell of its end"
+        assert known.state is ExtraJobState.running, "nobody could tell of its end"

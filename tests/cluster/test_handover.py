@@ -99,7 +99,7 @@ async def hand_over(
         hpc_dynamo("stop", "name=s", cwd=folder, env=cluster.env, timeout_s=100)
     outcome = run.attempt(1).outcome()
     assert outcome
-    assert (outcome.exit_code, outcome.successor) == (0, 2), outcome
+    assert (outcome.exit_code, outcome.next_attempt) == (0, 2), outcome
     assert "drained first" in outcome.message
     print(f"{len(steady.ended_at)} answers, {len(steady.failed)} failed, {steady.across} across")
     print(f"the longest gap between two answers: {1000 * steady.gap_s:.0f} ms")

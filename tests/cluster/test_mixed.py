@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.messages import GrownState, Outcome
+from hpc_dynamo.messages import ExtraJobState, Outcome
 from hpc_dynamo.run import Attempt
 from tests.cluster.slurm import SlurmCluster
 from tests.support.runs import (
@@ -83,7 +83,7 @@ def test_one_heterogeneous_job(cluster: SlurmCluster, shared_dir: Path) -> None:
     assert [node.host for node in roster.nodes] == [*west, east]
     assert job
     assert f"slurm job {job.job_id}" in done.stdout
-    assert not job.beside
+    assert not job.hetero_job_ids
     assert "HetJobIdSet" in cluster.slurm("scontrol", "show", "job", job.job_id)
 
 
@@ -106,7 +106,7 @@ def test_two_jobs_that_meet_and_end_together(cluster: SlurmCluster, shared_dir: 
     attempt, ids = begun(cluster, shared_dir, jobs)
     job = attempt.job()
     assert job
-    (second,) = job.beside
+    (second,) = job.hetero_job_ids
     shown = hpc_dynamo("status", "name=prompts", cwd=shared_dir, env=cluster.env)
     assert f"further job {second} running, 1 node(s), decode 2: {cluster.nodes[0]}" in shown.stdout
     cluster.slurm("scancel", second)
@@ -120,5 +120,5 @@ def test_two_jobs_that_meet_and_end_together(cluster: SlurmCluster, shared_dir: 
     each_where_it_belongs(cluster, attempt)
     (companion,) = (grown.state() for grown in attempt.grown())
     assert companion
-    assert companion.state is GrownState.ended
+    assert companion.state is ExtraJobState.ended
     until("an empty queue", lambda: not queue(cluster), 60)

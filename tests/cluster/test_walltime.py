@@ -71,7 +71,7 @@ def test_a_job_that_cannot_be_requeued_has_a_successor(ended: dict[str, Ended]) 
     first, second = Run(run).attempts()
     outcome = first.outcome()
     assert outcome is not None
-    assert (outcome.successor, lives(run)) == (second.number, 1)
+    assert (outcome.next_attempt, lives(run)) == (second.number, 1)
     each_once(run, ids)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import openai
 
 from hpc_dynamo.config import Role
-from hpc_dynamo.planner.records import Flip, read
+from hpc_dynamo.planner.records import RoleChange, read
 from hpc_dynamo.run import Attempt
 from tests.support.runs import until
 
@@ -57,7 +57,7 @@ class Load:
             turn += 1
 
 
-def flips(attempt: Attempt, new: Role) -> list[Flip]:
+def flips(attempt: Attempt, new: Role) -> list[RoleChange]:
     """Those into a role that are done."""
-    found = [r.flip for r in read(attempt.planner_file) if r.flip]
-    return [flip for flip in found if flip.new is new and not flip.why]
+    found = [r.role_change for r in read(attempt.planner_file) if r.role_change]
+    return [flip for flip in found if flip.new is new and not flip.reason]

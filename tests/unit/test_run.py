@@ -11,7 +11,7 @@ import pytest
 
 from hpc_dynamo.config import Config, Engine, Role, Topology
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.messages import NodeRecord, Outcome, Progress, Summary
+from hpc_dynamo.messages import BatchSummary, NodeRecord, Outcome, Progress
 from hpc_dynamo.run import Attempt, Run, Secrets, new_token, read_json, write_atomic, write_json
 from hpc_dynamo.topology import Plan, Shard, Worker
 
@@ -47,7 +47,7 @@ def test_a_run_gives_back_what_was_put_in(run: Run) -> None:
 
 def test_figures_that_nobody_saw_survive_json(attempt: Attempt) -> None:
     """NaN has no spelling in JSON."""
-    summary = Summary(progress=Progress(), seconds=1.0)
+    summary = BatchSummary(progress=Progress(), seconds=1.0)
     write_json(attempt.outcome_file, Outcome(exit_code=0, summary=summary))
     outcome = attempt.outcome()
     assert outcome == Outcome(exit_code=0, summary=summary)

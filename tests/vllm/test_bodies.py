@@ -16,9 +16,9 @@ import pytest
 
 from hpc_dynamo.config import Batch, Config, Engine, Model, Route, Router, before
 from hpc_dynamo.engines.paths import is_inference
-from hpc_dynamo.head.membership.external import Probed
-from hpc_dynamo.head.workloads.batch import BatchWork
-from hpc_dynamo.head.workloads.workload import Job, lanes
+from hpc_dynamo.head.membership.external import ExternalWorkers
+from hpc_dynamo.head.workloads.batch import BatchWorkload
+from hpc_dynamo.head.workloads.workload import HeadContext, model_routes
 from hpc_dynamo.http import Client
 from hpc_dynamo.run import Run, Secrets, new_token
 from hpc_dynamo.topology import plan
@@ -120,10 +120,10 @@ async def run_batch(config: Config, folder: Path, key: str) -> None:
     run.create(Secrets(token=new_token(), public=public, private=private))
     attempt = run.new_attempt(config, plan(config))
     async with asyncio.timeout(BATCH_S), Client.bearer(key) as http, asyncio.TaskGroup() as tasks:
-        found = lanes(config, http)
-        members = Probed(config, found[""].router, http, tasks)
+        found = model_routes(config, http)
+        members = ExternalWorkers(config, found[""].router, http, tasks)
         watch = tasks.create_task(members.watch())
-        await BatchWork(Job(attempt, config, found, members, http)).run()
+        await BatchWorkload(HeadContext(attempt, config, found, members, http)).run()
         watch.cancel()
 
 

@@ -24,7 +24,7 @@ from hpc_dynamo.demo.provision import Provisioned
 from hpc_dynamo.engines.vllm import Vllm
 from hpc_dynamo.kv.events import Event, Hash, Stored, decode
 from hpc_dynamo.run import Run
-from hpc_dynamo.wire import EventSubscriber
+from hpc_dynamo.wire import KvEventSubscriber
 from tests.support.runs import latest
 from tests.support.vllm import provisioned
 
@@ -217,7 +217,7 @@ async def published(served: Served, role: str) -> list[Event]:
     )
     assert started, "the worker was not asked for KV events"
     where, events, numbers = json.loads(started[1]), list[Event](), list[int]()
-    with closing(EventSubscriber(where["endpoint"], where["replay_endpoint"])) as follower:
+    with closing(KvEventSubscriber(where["endpoint"], where["replay_endpoint"])) as follower:
         async with aclosing(follower.replay(0, REPLAY_S)) as batches:
             async for number, payload in batches:
                 batch = decode(payload)

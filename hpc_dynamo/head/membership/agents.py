@@ -17,34 +17,34 @@ from hpc_dynamo.agent import HEARTBEAT_S
 from hpc_dynamo.config import Role
 from hpc_dynamo.engines.contract import reshapes
 from hpc_dynamo.errors import EngineError
-from hpc_dynamo.head.membership.shards import Parts
+from hpc_dynamo.head.membership.shards import MultiNodeCoordinator
 from hpc_dynamo.messages import (
-    Bye,
+    AgentStopped,
     ControlMessage,
-    Gather,
     Heartbeat,
     Hello,
     KvEvents,
-    KvReplay,
-    Leaving,
+    KvReplayRequest,
     NodeRecord,
-    PartDied,
+    Preempted,
     Roster,
-    Stop,
-    Turn,
+    SetRole,
+    ShardExited,
+    StartShard,
+    StopAgent,
     WorkerReport,
     WorkerState,
 )
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan, Worker
-from hpc_dynamo.wire import Server
+from hpc_dynamo.wire import ControlServer
 
 _Follower = asyncio.Queue[WorkerReport]
 
 OVER = (WorkerState.failed, WorkerState.lost, WorkerState.stopped)  # of a worker's life
 
-SENT_AWAY = Stop(reason="the head does not expect this job, or not any more")
+SENT_AWAY = StopAgent(reason="the head does not expect this job, or not any more")
 
 GONE = (WorkerState.lost, WorkerState.stopped)
 
@@ -58,7 +58,7 @@ class Membership:
         self,
         attempt: Attempt,
         roster: Roster,
-        server: Server[ControlMessage],
+        server: ControlServer[ControlMessage],
         routers: Mapping[str, Router],
         hopeless: Callable[[EngineError], None],
     ) -> None:
@@ -72,10 +72,10 @@ class Membership:
         self._server, self._routers, self._hopeless = server, routers, hopeless
         self._peers: dict[int, bytes] = {}  # node: socket id
         self._heard: dict[int, float] = {node.node: time.monotonic() for node in roster.nodes}
-        self._changed, self._parts = asyncio.Condition(), Parts(self._send)
+        self._changed, self._parts = asyncio.Condition(), MultiNodeCoordinator(self._send)
         self.workers: dict[int, WorkerReport] = {}  # by rank
         self._followers = set[_Follower]()
-        self.leaving = asyncio.Queue[int]()  # nodes of further jobs that Slurm ends soon
+        self.preempted_nodes = asyncio.Queue[int]()  # nodes of further jobs that Slurm ends soon
 
     @property
     def address(self) -> str:
@@ -96,11 +96,11 @@ class Membership:
                     await self._beat(peer, node)
                 case WorkerReport(rank=rank) if rank in self._placed:
                     await self._admit(message)
-                case Gather(rank=rank) | PartDied(rank=rank) if rank in self._placed:
-                    await self._parts.hear(self._placed[rank], message)
-                case Leaving(node=node):
-                    self.leaving.put_nowait(node)
-                case Bye(node=node) if node in self._nodes:
+                case StartShard(rank=rank) | ShardExited(rank=rank) if rank in self._placed:
+                    await self._parts.on_message(self._placed[rank], message)
+                case Preempted(node=node):
+                    self.preempted_nodes.put_nowait(node)
+                case AgentStopped(node=node) if node in self._nodes:
                     await self._gone(node, WorkerState.stopped, "its agent has ended")
                 case KvEvents() as events:
                     await self._learn(events)
@@ -131,7 +131,7 @@ class Membership:
         self._peers[node] = peer
         self._heard[node] = time.monotonic()
         log.info("agent %d on %s is here", node, record.host)
-        await self._parts.arrived(node)
+        await self._parts.node_joined(node)
 
     async def _beat(self, peer: bytes, node: int) -> None:
         if node in self._nodes:
@@ -158,7 +158,7 @@ class Membership:
         """Its agent sends again what the worker's engine has of KV events from `start` on, and
         then the number -1."""
         if rank in self._placed:
-            await self._send(self._placed[rank].node, KvReplay(rank=rank, start=start))
+            await self._send(self._placed[rank].node, KvReplayRequest(rank=rank, start=start))
 
     async def watch(self) -> None:
         """Nodes whose agent fell silent are gone, with all their workers. Until cancelled."""
@@ -168,15 +168,15 @@ class Membership:
             for node in silent:
                 await self._gone(node, WorkerState.lost, f"silent for {self._silence_s:.0f} s")
 
-    async def turn(self, rank: int, role: Role, *, restart: bool) -> None:
+    async def set_role(self, rank: int, role: Role, *, restart: bool) -> None:
         """Tell a worker's agent of its new role; without a restart it has it from now on."""
         worker = self.workers[rank]
-        await self._send(worker.node, Turn(rank=rank, role=role, restart=restart))
+        await self._send(worker.node, SetRole(rank=rank, role=role, restart=restart))
         if not restart and rank in self.workers:
             self.workers[rank] = replace(worker, role=role)
 
     @contextmanager
-    def follow(self) -> Iterator["asyncio.Queue[WorkerReport]"]:
+    def subscribe(self) -> Iterator["asyncio.Queue[WorkerReport]"]:
         """All reports that come meanwhile, in their order."""
         reports: asyncio.Queue[WorkerReport] = asyncio.Queue()
         self._followers.add(reports)
@@ -192,7 +192,7 @@ class Membership:
     async def stop(self, nodes: Set[int], reason: str, patience_s: float) -> None:
         """As above, for the agents of these nodes."""
         for node in nodes & self._peers.keys():
-            await self._server.send(self._peers[node], Stop(reason=reason))
+            await self._server.send(self._peers[node], StopAgent(reason=reason))
         try:
             async with asyncio.timeout(patience_s), self._changed:
                 await self._changed.wait_for(lambda: not nodes & self._peers.keys())
@@ -211,7 +211,7 @@ class Membership:
         else:
             router.leave(worker.rank)
         if worker.state in OVER:
-            await self._parts.over(worker.rank)
+            await self._parts.stop_worker(worker.rank)
         for reports in self._followers:
             reports.put_nowait(worker)
         self._despair(worker)
@@ -239,7 +239,7 @@ class Membership:
                 start_s=before.start_s if before else 0.0,
             )
             await self._admit(report)
-        await self._parts.gone(node, lost)
+        await self._parts.node_lost(node, lost)
         if node >= self._planned:  # of a further job: it does not come again
             self._drop(node)
 

@@ -14,8 +14,14 @@ from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 
-from hpc_dynamo.agent.events import EventRelay
-from hpc_dynamo.agent.probe import NOTHING, Served, lives, what_is_served, why_not
+from hpc_dynamo.agent.events import KvEventRelay
+from hpc_dynamo.agent.probe import (
+    NO_MODELS,
+    EngineModels,
+    is_alive,
+    not_serving_reason,
+    query_models,
+)
 from hpc_dynamo.config import Config, Role
 from hpc_dynamo.engines import EventEndpoints, dialect, probing
 from hpc_dynamo.http import Client
@@ -30,7 +36,7 @@ LOOPBACK = "127.0.0.1"
 log = logging.getLogger(__name__)
 
 
-class Probed:
+class ExternalWorkers:
     """See head.work.Members. `group` holds the tasks that follow the engines' KV events."""
 
     def __init__(
@@ -49,7 +55,7 @@ class Probed:
         if not config.router.kv_events:
             self._events.clear()
         self._router, self._http = router, http
-        self._relay = EventRelay("", self._learn, group)
+        self._relay = KvEventRelay("", self._learn, group)
         self.workers = {
             rank: WorkerReport(
                 rank=rank,
@@ -102,7 +108,7 @@ class Probed:
         state: WorkerState,
         detail: str = "",
         *,
-        served: Served = NOTHING,
+        served: EngineModels = NO_MODELS,
         start_s: float = 0.0,
     ) -> None:
         """The status, and the log where that is news."""
@@ -131,14 +137,14 @@ class Probed:
         with suppress(TimeoutError):
             async with asyncio.timeout(ANSWER_S):
                 fields = probing(self._dialect, role)
-                return await why_not(self._http, url, self._name, fields)
+                return await not_serving_reason(self._http, url, self._name, fields)
         return f"says nothing for {ANSWER_S:.0f} s"
 
-    async def _served(self, url: str) -> Served:
+    async def _served(self, url: str) -> EngineModels:
         with suppress(TimeoutError):
             async with asyncio.timeout(ANSWER_S):
-                return await what_is_served(self._http, url)
-        return NOTHING
+                return await query_models(self._http, url)
+        return NO_MODELS
 
     async def _while_it_lives(self, url: str) -> None:
         failures = 0
@@ -149,5 +155,5 @@ class Probed:
     async def _lives(self, url: str) -> bool:
         with suppress(TimeoutError):
             async with asyncio.timeout(ANSWER_S):
-                return await lives(self._http, url)
+                return await is_alive(self._http, url)
         return False

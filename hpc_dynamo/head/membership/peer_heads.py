@@ -20,7 +20,7 @@ SILENT_S = 1.5  # since its last word
 log = logging.getLogger(__name__)
 
 
-class Peers:
+class PeerHeads:
     """`client` presents the API key that the heads share, and keeps a connection to each."""
 
     def __init__(self, router: Router, urls: Sequence[str], client: Client) -> None:

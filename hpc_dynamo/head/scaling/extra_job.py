@@ -12,7 +12,7 @@ from hpc_dynamo.config import Config
 from hpc_dynamo.errors import HpcDynamoError, LaunchError
 from hpc_dynamo.head.membership.agents import Membership
 from hpc_dynamo.launch import extra_jobs
-from hpc_dynamo.messages import GrownJob, GrownState, WorkerState
+from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, WorkerState
 from hpc_dynamo.planner.scale_out import Job
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Grown, write_json
@@ -25,13 +25,18 @@ DEAD = (WorkerState.lost, WorkerState.stopped)
 log = logging.getLogger(__name__)
 
 
-class Further:
+class ExtraJob:
     """`known` is what there is to tell of it; also in its folder."""
 
     def __init__(
-        self, folder: Grown, known: GrownJob, config: Config, router: Router, members: Membership
+        self,
+        folder: Grown,
+        known: ExtraJobStatus,
+        config: Config,
+        router: Router,
+        members: Membership,
     ) -> None:
-        self._folder, self._plan, self.known = folder, folder.plan(), known
+        self._folder, self._plan, self.status = folder, folder.plan(), known
         self._config, self._router, self._members = config, router, members
         self.nodes = self._plan.used
         self._joined = False  # its agents have reported
@@ -41,8 +46,8 @@ class Further:
         self._writing = asyncio.Lock()
 
     @property
-    def state(self) -> GrownState:
-        return self.known.state
+    def state(self) -> ExtraJobState:
+        return self.status.state
 
     async def run(self, time_s: float) -> None:
         """Ask for the job, unless somebody did, then see how it is until it has ended."""
@@ -75,16 +80,16 @@ class Further:
             return
         now = time.time()
         match state:
-            case launch.JobState.pending if self.state is GrownState.pending:
+            case launch.JobState.pending if self.state is ExtraJobState.pending:
                 await self._tell(detail=detail)
             case launch.JobState.running:
-                seen = {"began_at": self.known.began_at or now, "seen_at": now}
-                new = {} if self._leaving else {"state": GrownState.running, "detail": detail}
+                seen = {"began_at": self.status.running_since or now, "seen_at": now}
+                new = {} if self._leaving else {"state": ExtraJobState.running, "detail": detail}
                 await self._tell(**seen, **new)
             case launch.JobState.ended:
                 outcome = self._folder.outcome()
                 said = outcome.message if outcome and outcome.exit_code else ""
-                await self._end(self.known.detail if self._leaving else said or detail)
+                await self._end(self.status.detail if self._leaving else said or detail)
 
     def _unfit(self) -> str:
         """What its agents found on their nodes before they would start anything."""
@@ -97,52 +102,52 @@ class Further:
 
     @property
     def _leaving(self) -> bool:
-        return self.state is GrownState.leaving
+        return self.state is ExtraJobState.draining
 
-    def job(self) -> Job:
+    def planner_view(self) -> Job:
         """As the rule sees it."""
-        ready, coming, ranks = 0, 0, self.known.ranks
+        ready, coming, ranks = 0, 0, self.status.ranks
         reports = [self._members.workers.get(rank) for rank in ranks]
         self._joined = self._joined or any(reports)
         for report in reports:
             ready += report is not None and report.state is WorkerState.ready
             coming += not self._joined if report is None else report.state not in DEAD
-        pending = self.state is GrownState.pending and not self._joined
-        return Job(self.known.number, ready, coming - ready, pending)
+        pending = self.state is ExtraJobState.pending and not self._joined
+        return Job(self.status.number, ready, coming - ready, pending)
 
     @property
     def failed(self) -> bool:
         """It ended of itself."""
-        return self.state is GrownState.ended and not self._sent_away
+        return self.state is ExtraJobState.ended and not self._sent_away
 
     @property
-    def useless(self) -> bool:
+    def has_no_workers(self) -> bool:
         """It came, and none of its workers is left."""
-        return self.job().workers == 0
+        return self.planner_view().workers == 0
 
     async def release(self, why: str) -> None:
         """Give its workers nothing new, end its agents when they have nothing left to do."""
         self._sent_away = True
         self._members.forget(self._plan)  # agents that are not here yet need not come
-        await self._tell(state=GrownState.leaving, detail=why)
-        drains = map(self._drain, self.known.ranks)
+        await self._tell(state=ExtraJobState.draining, detail=why)
+        drains = map(self._drain, self.status.ranks)
         await _within(asyncio.gather(*drains), self._config.planner.drain_s)
         patience_s = self._config.engine.stop_timeout_s + FAREWELL_S
         await self._members.stop(self.nodes, why, patience_s)
         if not await _within(self._over.wait(), END_S):
-            await self.stop(why)
+            await self.cancel(why)
 
     async def _drain(self, rank: int) -> None:
         if any(member.rank == rank for member in self._router.members):
             await self._router.drain(rank)
 
-    async def stop(self, why: str) -> None:
+    async def cancel(self, why: str) -> None:
         """End it now, wherever it is."""
         self._sent_away = True
         self._members.forget(self._plan)
         await self._asked.wait()
         if self._job and not self._over.is_set():
-            await self._tell(state=GrownState.leaving, detail=why)
+            await self._tell(state=ExtraJobState.draining, detail=why)
             await self._cancel()
 
     async def _cancel(self) -> None:
@@ -150,26 +155,26 @@ class Further:
         try:
             await asyncio.to_thread(self._job.stop)
         except HpcDynamoError as e:
-            log.warning("further job %s: %s", self.known.job_id, e)
+            log.warning("further job %s: %s", self.status.job_id, e)
 
-    async def finish(self, why: str) -> None:
+    async def end_with_run(self, why: str) -> None:
         """`stop`, and look at it no more: the run ends."""
-        await self.stop(why)
+        await self.cancel(why)
         if not self._over.is_set():
             self._over.set()
-            await self._tell(state=GrownState.ended, seen_at=time.time())
+            await self._tell(state=ExtraJobState.ended, seen_at=time.time())
 
     async def _end(self, why: str) -> None:
         self._members.forget(self._plan)
-        await self._tell(state=GrownState.ended, detail=why)
-        log.info("further job %d (%s) has ended: %s", self.known.number, self.known.job_id, why)
+        await self._tell(state=ExtraJobState.ended, detail=why)
+        log.info("further job %d (%s) has ended: %s", self.status.number, self.status.job_id, why)
         self._over.set()
 
     async def _tell(self, **changes: Any) -> None:
-        self.known = replace(self.known, **changes)
+        self.status = replace(self.status, **changes)
         try:
             async with self._writing:  # what is newest is written last
-                await asyncio.to_thread(write_json, self._folder.state_file, self.known)
+                await asyncio.to_thread(write_json, self._folder.state_file, self.status)
         except OSError as e:  # a full disk must not end an endpoint
             log.warning("no record of a further job: %s", e)
 

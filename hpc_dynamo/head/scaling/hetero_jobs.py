@@ -15,16 +15,16 @@ from msgspec.structs import replace
 from hpc_dynamo.config import Config, minutes
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.head.membership.agents import Membership
-from hpc_dynamo.head.scaling.extra_job import Further
+from hpc_dynamo.head.scaling.extra_job import ExtraJob
 from hpc_dynamo.launch.extra_jobs import clear
-from hpc_dynamo.messages import GrownJob, GrownState, Status
+from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, Status
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt, Grown
 
 log = logging.getLogger(__name__)
 
 
-class Companions:
+class HeterogeneousJobs:
     """Of one attempt. `warned` is called when Slurm is about to end one, `lost` when it did."""
 
     def __init__(
@@ -38,12 +38,12 @@ class Companions:
         self._attempt, self._router, self._members = attempt, router, members
         self._config: Config = attempt.config()
         self._warned, self._lost = warned, lost
-        self._jobs = list[Further]()
+        self._jobs = list[ExtraJob]()
         self._ending = False
 
-    def describe(self, status: Status) -> Status:
-        live = (job.known for job in self._jobs if job.state is not GrownState.ended)
-        return replace(status, grown=(*status.grown, *live))
+    def extend_status(self, status: Status) -> Status:
+        live = (job.status for job in self._jobs if job.state is not ExtraJobState.ended)
+        return replace(status, grown=(*status.extra_jobs, *live))
 
     async def run(self) -> None:
         """Until cancelled; `end` comes before that."""
@@ -52,14 +52,14 @@ class Companions:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._mind_warnings(), name="companion-warnings")
             for job in self._jobs:
-                group.create_task(self._mind(job), name=f"companion-{job.known.number}")
+                group.create_task(self._mind(job), name=f"companion-{job.status.number}")
 
     async def end(self, why: str) -> None:
         """They end now."""
         self._ending = True
         async with asyncio.TaskGroup() as group:
             for job in self._jobs:
-                group.create_task(job.finish(why))
+                group.create_task(job.end_with_run(why))
 
     def _folders(self) -> list[Grown]:
         """Of jobs that wait for their first head, or new ones in place of a former head's."""
@@ -70,27 +70,27 @@ class Companions:
             return waiting
         return [self._attempt.new_grown(part) for part in self._attempt.plan().parts[1:]]
 
-    def _further(self, folder: Grown) -> Further:
+    def _further(self, folder: Grown) -> ExtraJob:
         plan, job = folder.plan(), folder.job()
-        known = GrownJob(
+        known = ExtraJobStatus(
             number=folder.number,
             role=plan.workers[0].role,
             nodes=plan.nodes,
             ranks=tuple(worker.rank for worker in plan.workers),
-            asked_at=job.submitted_at if job else time.time(),
+            requested_at=job.submitted_at if job else time.time(),
         )
-        return Further(folder, known, self._config, self._router, self._members)
+        return ExtraJob(folder, known, self._config, self._router, self._members)
 
-    async def _mind(self, job: Further) -> None:
+    async def _mind(self, job: ExtraJob) -> None:
         await job.run(60.0 * minutes(self._config.cluster.slurm.time))
         if not self._ending:
-            known = job.known
+            known = job.status
             what = f"the job {known.job_id} of the {known.role} workers has ended: {known.detail}"
             self._lost(EngineError(what, log=self._attempt.logs))
 
     async def _mind_warnings(self) -> None:
         """A companion's walltime is over, or it is preempted: the run goes on in another job."""
         while True:
-            node = await self._members.leaving.get()
+            node = await self._members.preempted_nodes.get()
             log.warning("Slurm ends the job of node %d soon", node)
             self._warned()

@@ -28,13 +28,13 @@ RETRY_S = 30.0  # until a job is asked for again that could not be submitted
 log = logging.getLogger(__name__)
 
 
-def lead_s(took_s: float, least_s: float) -> float:
+def lead_time_s(took_s: float, least_s: float) -> float:
     """How long before it must serve a successor is asked for, when the job before took `took_s`
     from its own submission: in the queue, and to start its engines."""
     return max(least_s, MARGIN * took_s)
 
 
-class Handover:
+class JobHandover:
     """Of one attempt. `changed` is called when `successor` is another."""
 
     def __init__(self, attempt: Attempt, changed: Callable[[], object]) -> None:
@@ -54,7 +54,7 @@ class Handover:
                 self._show(await self._look(after, client))
                 await asyncio.sleep(LOOK_S)
 
-    def conclude(self, outcome: Outcome) -> Outcome:
+    def final_outcome(self, outcome: Outcome) -> Outcome:
         """Our outcome, with the attempt that goes on if there is one; clients look there now, also
         where it did not answer just then."""
         if self.successor is None or not self.successor.attempt or self._ended:
@@ -71,7 +71,7 @@ class Handover:
         while lead is None or spare_s() > lead:
             await asyncio.sleep(LOOK_S)
             if lead is None and serving():
-                lead = lead_s(self._took_s(), self._config.planner.handover_lead_s)
+                lead = lead_time_s(self._took_s(), self._config.planner.handover_lead_s)
                 log.info("a successor is asked for %.0f s before it must serve", lead)
 
     def _took_s(self) -> float:

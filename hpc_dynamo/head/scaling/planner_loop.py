@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.head.scaling.role_change import Flipper
-from hpc_dynamo.messages import Planning, WorkerLoad
-from hpc_dynamo.planner.collect import look
+from hpc_dynamo.head.scaling.role_change import RoleChanger
+from hpc_dynamo.messages import PlannerStatus, WorkerLoad
+from hpc_dynamo.planner.collect import collect_signals
 from hpc_dynamo.planner.prompt_lengths import PromptLengths
-from hpc_dynamo.planner.records import Flip, Record, append
+from hpc_dynamo.planner.records import PlannerRecord, RoleChange, append
 from hpc_dynamo.planner.signals import Decision, Move, Signals
 from hpc_dynamo.router import Router
 
@@ -29,13 +29,13 @@ Direction = tuple[Role, Role]
 log = logging.getLogger(__name__)
 
 
-class Decides(Protocol):
+class DecisionPolicy(Protocol):
     """See planner.Planner."""
 
     def decide(self, seen: Signals) -> Decision: ...
 
 
-class Reshaper:
+class PlannerLoop:
     """Runs until cancelled; `heed` is told of every decision.
 
     `flips` counts by old role, new role, and done or failed.
@@ -45,8 +45,8 @@ class Reshaper:
         self,
         config: Config,
         router: Router,
-        planner: Decides,
-        flipper: Flipper,
+        planner: DecisionPolicy,
+        flipper: RoleChanger,
         loads: Callable[[], Sequence[WorkerLoad]],
         file: Path,
         heed: Callable[[Decision], None] = lambda decision: None,
@@ -60,7 +60,7 @@ class Reshaper:
         self.moving = set[int]()  # ranks
         self._not_before = dict[Direction, float]()
         self._failures = Counter[Direction]()
-        self.flips = Counter[tuple[Role, Role, str]]()
+        self.role_changes = Counter[tuple[Role, Role, str]]()
         self.last: Decision | None = None
 
     async def run(self) -> None:
@@ -75,33 +75,33 @@ class Reshaper:
                 self.last = await asyncio.to_thread(self._planner.decide, seen)
                 self._heed(self.last)
                 ranks, left_out = self._who(self.last.move)
-                await self._keep(Record(decision=self.last, left_out=left_out))
+                await self._keep(PlannerRecord(decision=self.last, left_out=left_out))
                 for rank in ranks:
                     assert self.last.move
                     self.moving.add(rank)
                     group.create_task(self._flip(rank, self.last.move), name=f"flip-{rank}")
 
     def _see(self) -> Signals:
-        moving = len(self.moving)
-        return look(self._router, self._loads(), moving, self._most, self._lengths)
+        changing = len(self.moving)
+        return collect_signals(self._router, self._loads(), changing, self._most, self._lengths)
 
-    def status(self) -> Planning | None:
+    def status(self) -> PlannerStatus | None:
         """None before the first decision."""
         if self.last is None:
             return None
         wanted, done = self.last.wanted, Counter[str]()
-        for (_, _, how), count in self.flips.items():
+        for (_, _, how), count in self.role_changes.items():
             done[how] += count
-        return Planning(
+        return PlannerStatus(
             at=self.last.seen.at,
             rate_hz=self.last.expected.rate_hz,
             prefill=wanted.prefill,
             decode=wanted.decode,
-            why=wanted.why,
-            short=wanted.short,
-            moving=tuple(sorted(self.moving)),
-            flips=done["done"],
-            failed=done["failed"],
+            reason=wanted.why,
+            shortfall=wanted.short,
+            changing=tuple(sorted(self.moving)),
+            role_changes=done["done"],
+            failed_role_changes=done["failed"],
         )
 
     def _who(self, move: Move | None) -> tuple[list[int], str]:
@@ -110,8 +110,8 @@ class Reshaper:
             return [], ""
         if time.monotonic() < self._not_before.get((move.old, move.new), 0.0):
             return [], f"{move.old} to {move.new} failed a while ago"
-        ready = self._flipper.ready(move.old)
-        spare = max(0, len(ready) - self._flipper.least(move.old))
+        ready = self._flipper.ready_ranks(move.old)
+        spare = max(0, len(ready) - self._flipper.min_workers(move.old))
         ranks = ready[: min(move.count, spare)]
         return ranks, "" if len(ranks) == move.count else f"too few ready {move.old} workers"
 
@@ -119,24 +119,24 @@ class Reshaper:
         assert move.old
         assert move.new
         try:
-            flip = await self._flipper.flip(rank, move.old, move.new)
+            flip = await self._flipper.change_role(rank, move.old, move.new)
         finally:
             self.moving.discard(rank)
         self._learn(flip)
-        await self._keep(Record(flip=flip))
+        await self._keep(PlannerRecord(role_change=flip))
 
-    def _learn(self, flip: Flip) -> None:
-        how, direction = "failed" if flip.why else "done", (flip.old, flip.new)
-        log.info("worker %d: %s to %s %s %s", flip.rank, flip.old, flip.new, how, flip.why)
-        self.flips[flip.old, flip.new, how] += 1
-        if not flip.why:
+    def _learn(self, flip: RoleChange) -> None:
+        how, direction = "failed" if flip.reason else "done", (flip.old, flip.new)
+        log.info("worker %d: %s to %s %s %s", flip.rank, flip.old, flip.new, how, flip.reason)
+        self.role_changes[flip.old, flip.new, how] += 1
+        if not flip.reason:
             self._failures[direction] = 0
             return
         waits = min(RETRY_INTERVALS * 2 ** self._failures[direction], MOST_INTERVALS)
         self._failures[direction] += 1
         self._not_before[direction] = time.monotonic() + waits * self._interval_s
 
-    async def _keep(self, record: Record) -> None:
+    async def _keep(self, record: PlannerRecord) -> None:
         try:
             await asyncio.to_thread(append, self._file, record)
         except OSError as e:  # a full disk must not end an endpoint

@@ -7,18 +7,18 @@ from hpc_dynamo.config import Config, Planner, Role
 from hpc_dynamo.engines import engine
 from hpc_dynamo.head.membership.agents import Membership
 from hpc_dynamo.messages import WorkerReport, WorkerState
-from hpc_dynamo.planner.records import Flip
+from hpc_dynamo.planner.records import RoleChange
 from hpc_dynamo.router import Router
 
 SPARE_S = 10.0  # for an agent to tell, beyond what its engine may take to end and to start
 
 
-def least(planner: Planner, role: Role) -> int:
+def min_workers(planner: Planner, role: Role) -> int:
     """Workers that a role must keep."""
     return max(1, planner.least_prefill if role is Role.prefill else planner.least_decode)
 
 
-class Flipper:
+class RoleChanger:
     """Changes roles. Where that fails the worker has its old role again, if it lives."""
 
     def __init__(self, config: Config, router: Router, members: Membership) -> None:
@@ -28,33 +28,33 @@ class Flipper:
         times = config.engine
         self._patience_s = times.stop_timeout_s + times.ready_timeout_s + SPARE_S
 
-    def least(self, role: Role) -> int:
-        return least(self._planner, role)
+    def min_workers(self, role: Role) -> int:
+        return min_workers(self._planner, role)
 
-    def ready(self, role: Role) -> list[int]:
+    def ready_ranks(self, role: Role) -> list[int]:
         """Ranks that take requests in this role; who has least to do comes first."""
         here = [m for m in self._router.members if m.role is role and not m.aside]
         return [m.rank for m in sorted(here, key=lambda m: (m.active, m.rank))]
 
-    async def flip(self, rank: int, old: Role, new: Role) -> Flip:
+    async def change_role(self, rank: int, old: Role, new: Role) -> RoleChange:
         began = time.monotonic()
         why = await self._drain(rank, old)
         drained = time.monotonic()
         if not why:
             why = await (self._anew(rank, new) if self._restart else self._turn(rank, new))
-        return Flip(
+        return RoleChange(
             at=time.time(),
             rank=rank,
             old=old,
             new=new,
-            why=why,
+            reason=why,
             drain_s=drained - began,
-            turn_s=time.monotonic() - drained,
+            switch_s=time.monotonic() - drained,
         )
 
     async def _drain(self, rank: int, old: Role) -> str:
         """Why it failed; then the worker takes requests again."""
-        with self._members.follow() as reports:
+        with self._members.subscribe() as reports:
             drain = asyncio.create_task(self._router.drain(rank))
             few = asyncio.create_task(self._too_few(rank, old, reports))
             try:
@@ -79,7 +79,7 @@ class Flipper:
         while True:
             if not self._is_ready(rank):
                 return f"worker {rank} died"
-            if len(self.ready(role)) < self.least(role):
+            if len(self.ready_ranks(role)) < self.min_workers(role):
                 return f"another {role} worker died: too few would be left"
             await reports.get()
 
@@ -88,14 +88,14 @@ class Flipper:
         return worker is not None and worker.state is WorkerState.ready
 
     async def _turn(self, rank: int, new: Role) -> str:
-        await self._members.turn(rank, new, restart=False)
+        await self._members.set_role(rank, new, restart=False)
         self._router.turn(rank, new)
         return ""
 
     async def _anew(self, rank: int, new: Role) -> str:
         self._router.leave(rank)
-        with self._members.follow() as reports:
-            await self._members.turn(rank, new, restart=True)
+        with self._members.subscribe() as reports:
+            await self._members.set_role(rank, new, restart=True)
             try:
                 async with asyncio.timeout(self._patience_s):
                     return await self._in_new_role(rank, new, reports)

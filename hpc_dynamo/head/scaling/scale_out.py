@@ -14,11 +14,11 @@ from hpc_dynamo import launch
 from hpc_dynamo.config import Role, minutes
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.head.membership.agents import Membership
-from hpc_dynamo.head.scaling.extra_job import Further
-from hpc_dynamo.head.scaling.role_change import least
+from hpc_dynamo.head.scaling.extra_job import ExtraJob
+from hpc_dynamo.head.scaling.role_change import min_workers
 from hpc_dynamo.launch import JobState
 from hpc_dynamo.launch.extra_jobs import clear
-from hpc_dynamo.messages import GrownJob, GrownState, Status
+from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, Status
 from hpc_dynamo.planner.records import append
 from hpc_dynamo.planner.scale_out import Growing, Growth, Room, Step
 from hpc_dynamo.planner.signals import Decision, Move
@@ -33,7 +33,7 @@ USELESS = "none of its workers is left"
 log = logging.getLogger(__name__)
 
 
-class Grower:
+class ScaleOutController:
     """Of one attempt. `moving` are ranks that change their role just now."""
 
     def __init__(
@@ -54,31 +54,31 @@ class Grower:
         self._rule = Growth(self._config.planner, each)
         self._next_rank = 1 + max(worker.rank for worker in layout.workers)
         self._next_node = layout.nodes
-        self._jobs = dict[int, Further]()
+        self._jobs = dict[int, ExtraJob]()
         self._former_hours = 0.0  # of jobs that are not ours to look after
         self._decisions = asyncio.Queue[Decision]()
-        self._failed, self._going = set[Further](), set[Further]()  # told to end
+        self._failed, self._going = set[ExtraJob](), set[ExtraJob]()  # told to end
         self._said, self._ending = "", False
 
-    def heed(self, decision: Decision) -> None:
+    def on_decision(self, decision: Decision) -> None:
         """What the planner made of the last interval."""
         self._decisions.put_nowait(decision)
 
-    def describe(self, status: Status) -> Status:
+    def extend_status(self, status: Status) -> Status:
         """Those that there are; also the newest that ever was, where it failed."""
         newest = list(self._jobs.values())[-1:]
         shown = [*self._live, *(job for job in newest if job.failed)]
-        grown = tuple(job.known for job in shown)
+        grown = tuple(job.status for job in shown)
         return replace(status, grown=grown, node_hours=self.node_hours)
 
     @property
     def node_hours(self) -> float:
         """Of all further jobs that the run ever had."""
-        return self._former_hours + sum(j.known.node_hours for j in self._jobs.values())
+        return self._former_hours + sum(j.status.node_hours for j in self._jobs.values())
 
     @property
-    def _live(self) -> list[Further]:
-        return [job for job in self._jobs.values() if job.state is not GrownState.ended]
+    def _live(self) -> list[ExtraJob]:
+        return [job for job in self._jobs.values() if job.state is not ExtraJobState.ended]
 
     async def run(self) -> None:
         """Until cancelled; `end` comes before that."""
@@ -98,7 +98,7 @@ class Grower:
         self._ending = True
         async with asyncio.TaskGroup() as group:
             for job in self._live:
-                group.create_task(job.finish(why))
+                group.create_task(job.end_with_run(why))
 
     # What former heads left.
 
@@ -126,7 +126,7 @@ class Grower:
             return
         await self._learn(now, group)
         here = [job for job in self._live if job not in self._going]
-        step = self._rule.decide(now, lack, [job.job() for job in here], self._room())
+        step = self._rule.decide(now, lack, [job.planner_view() for job in here], self._room())
         if step.why and step.why != self._said:
             log.info("growth: %s", step.why)
         self._said = step.why
@@ -139,18 +139,18 @@ class Grower:
     async def _learn(self, now: float, group: asyncio.TaskGroup) -> None:
         """What became of those that were asked for."""
         for job in tuple(self._jobs.values()):
-            if job.state is GrownState.running and job.useless:
+            if job.state is ExtraJobState.running and job.has_no_workers:
                 await self._give_back(job, USELESS, group)
                 self._rule.failed(now)
-            elif job.state is GrownState.running and not job.job().coming:
+            elif job.state is ExtraJobState.running and not job.planner_view().coming:
                 self._rule.succeeded()
             elif job.failed and job not in self._failed:
                 self._failed.add(job)
                 self._rule.failed(now)
-                await self._note_end(job, job.known.detail)
+                await self._note_end(job, job.status.detail)
 
     def _room(self) -> Room:
-        nodes = self._grow.nodes - sum(job.known.nodes for job in self._live)
+        nodes = self._grow.nodes - sum(job.status.nodes for job in self._live)
         limit = self._grow.node_hours
         hours = math.inf if limit is None else limit - self.node_hours
         return Room(nodes, hours, self._left_s())
@@ -171,64 +171,64 @@ class Grower:
         if self._ending:
             return
         for job in jobs:
-            self._jobs[job.known.number] = job
-            group.create_task(job.run(time_s), name=f"grown-{job.known.number}")
-        count = sum(len(job.known.ranks) for job in jobs)
+            self._jobs[job.status.number] = job
+            group.create_task(job.run(time_s), name=f"grown-{job.status.number}")
+        count = sum(len(job.status.ranks) for job in jobs)
         await self._keep(Move(count=count, old=None, new=role), jobs, step.why)
 
-    async def _new(self, role: Role) -> Further:
+    async def _new(self, role: Role) -> ExtraJob:
         plan = self._plans[role].after(self._next_rank, self._next_node)
         self._next_rank += len(plan.workers)
         self._next_node += plan.nodes
         folder = await asyncio.to_thread(self._attempt.new_grown, plan)
         ranks, now = tuple(worker.rank for worker in plan.workers), time.time()
-        known = GrownJob(
-            number=folder.number, role=role, nodes=plan.nodes, ranks=ranks, asked_at=now
+        known = ExtraJobStatus(
+            number=folder.number, role=role, nodes=plan.nodes, ranks=ranks, requested_at=now
         )
-        return Further(folder, known, self._config, self._router, self._members)
+        return ExtraJob(folder, known, self._config, self._router, self._members)
 
-    async def _give_back(self, job: Further, why: str, group: asyncio.TaskGroup) -> None:
+    async def _give_back(self, job: ExtraJob, why: str, group: asyncio.TaskGroup) -> None:
         if job in self._going:
             return
         self._going.add(job)
-        ends = job.stop if job.job().pending else partial(self._release, job)
-        group.create_task(ends(why), name=f"give-back-{job.known.number}")
+        ends = job.cancel if job.planner_view().pending else partial(self._release, job)
+        group.create_task(ends(why), name=f"give-back-{job.status.number}")
         await self._note_end(job, why)
 
-    async def _release(self, job: Further, why: str) -> None:
+    async def _release(self, job: ExtraJob, why: str) -> None:
         """A worker that changes its role would be given requests after its drain."""
         for _ in range(STILL_TICKS):
-            if set(job.known.ranks).isdisjoint(self._moving()):
+            if set(job.status.ranks).isdisjoint(self._moving()):
                 break
             await asyncio.sleep(TICK_S)
         await job.release(why)
 
-    def _may_go(self, job: Further) -> bool:
+    def _may_go(self, job: ExtraJob) -> bool:
         """Not while its workers change their role, nor where a role would have too few left."""
-        ranks = set(job.known.ranks)
+        ranks = set(job.status.ranks)
         if not ranks.isdisjoint(self._moving()):
             return False
         stay = Counter(m.role for m in self._router.members if m.rank not in ranks and not m.aside)
         roles = {m.role for m in self._router.members if m.rank in ranks}
-        return all(stay[role] >= least(self._config.planner, role) for role in roles)
+        return all(stay[role] >= min_workers(self._config.planner, role) for role in roles)
 
     async def _mind_warnings(self, group: asyncio.TaskGroup) -> None:
         """Jobs that Slurm ends soon, by their walltime or since they are preempted."""
         while True:
-            node = await self._members.leaving.get()
+            node = await self._members.preempted_nodes.get()
             for job in [job for job in self._live if node in job.nodes]:
-                log.warning("further job %s: Slurm ends it soon", job.known.job_id)
+                log.warning("further job %s: Slurm ends it soon", job.status.job_id)
                 await self._give_back(job, "Slurm ends it soon", group)
 
-    async def _note_end(self, job: Further, why: str) -> None:
-        move = Move(count=len(job.known.ranks), old=job.known.role, new=None)
+    async def _note_end(self, job: ExtraJob, why: str) -> None:
+        move = Move(count=len(job.status.ranks), old=job.status.role, new=None)
         await self._keep(move, [job], why)
 
-    async def _keep(self, move: Move, jobs: Iterable[Further], why: str) -> None:
+    async def _keep(self, move: Move, jobs: Iterable[ExtraJob], why: str) -> None:
         record = Growing(
             at=time.time(),
             move=move,
-            jobs=tuple(job.known.number for job in jobs),
+            jobs=tuple(job.status.number for job in jobs),
             why=why,
             node_hours=self.node_hours,
         )

@@ -15,12 +15,12 @@ from hpc_dynamo.frontend.stats import BOUNDS_S, Buckets, Stats
 from hpc_dynamo.head.telemetry import planner
 from hpc_dynamo.head.telemetry import router as routing
 from hpc_dynamo.head.telemetry.families import counters, histogram, labelled
-from hpc_dynamo.messages import Planning, Traffic, WorkerLoad, WorkerReport
+from hpc_dynamo.messages import PlannerStatus, Traffic, WorkerLoad, WorkerReport
 from hpc_dynamo.router import Router
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelMetrics:
     """What there is to tell of one model."""
 
     stats: Stats
@@ -34,11 +34,11 @@ class Part:
 
 
 def exposition(
-    parts: Mapping[str, Part],
+    parts: Mapping[str, ModelMetrics],
     rest: Stats,
     loads: Iterable[WorkerLoad],
     workers: Iterable[WorkerReport],
-    planned: Planning | None,
+    planned: PlannerStatus | None,
 ) -> str:
     """Everything under `hpc_dynamo_`; engines' own metrics stay with the engines.
 

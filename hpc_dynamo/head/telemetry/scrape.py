@@ -13,7 +13,7 @@ from hpc_dynamo.router import Member, Router
 SCRAPE_S = 3.0  # reading a worker's metrics costs it, and us, some milliseconds
 
 
-class Scraper:
+class MetricsScraper:
     """Keeps the last reading of every ready worker."""
 
     def __init__(self, router: Router, client: Client, names: MetricNames) -> None:

@@ -14,7 +14,7 @@ from hpc_dynamo.config import Config, Policy, Role
 from hpc_dynamo.dispatch import Dispatcher
 from hpc_dynamo.engines import dialect, engine
 from hpc_dynamo.head.workloads import batch_prompts
-from hpc_dynamo.head.workloads.workload import Job
+from hpc_dynamo.head.workloads.workload import HeadContext
 from hpc_dynamo.messages import Outcome, Progress, Status
 from hpc_dynamo.router import Limits, StartShare
 
@@ -29,12 +29,12 @@ def start_limits(config: Config, requests: int) -> Limits:
     return Limits(shares={role: StartShare(p.workers, -(-most // p.workers)) for role, p in pools})
 
 
-class BatchWork:
+class BatchWorkload:
     """See head.work.Work."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: HeadContext) -> None:
         self._attempt, self._config = job.attempt, job.config
-        self._router, self._client = job.only.router, job.client
+        self._router, self._client = job.route.router, job.client
         self._runner: Runner | None = None
         self._notices: tuple[str, ...] = ()
         self.phase = "loading"
@@ -43,14 +43,14 @@ class BatchWork:
         config, names = self._config, engine(self._config.engine.name)
         requests = await asyncio.to_thread(scan, Path(config.input))
         ledger = Ledger(self._attempt.run, self._attempt.number)
-        prompts = await batch_prompts.load(config)
+        prompts = await batch_prompts.load_tokenizer(config)
         await self._router.ready(role for role, _ in config.topology.pools)
         before = await report.read(self._client, self._router.members, names.metrics)
         async with asyncio.TaskGroup() as tasks:
             # A request that ends its worker must not end another one with all requests on it.
             dispatcher = Dispatcher(self._router, dialect(config), self._client, tasks, tries=1)
-            prompts = await batch_prompts.verified(prompts, config, dispatcher)
-            self._notices = batch_prompts.notice(prompts, config)
+            prompts = await batch_prompts.verify_tokenizer(prompts, config, dispatcher)
+            self._notices = batch_prompts.routing_notices(prompts, config)
             runner = self._runner = Runner(
                 config, requests, ledger, dispatcher, self._alive, prompts, self._prefill_ready
             )
@@ -83,14 +83,14 @@ class BatchWork:
         new = progress.done - progress.resumed
         if not new:
             why = f"no request was answered in a whole walltime; {why} (cluster.slurm.time)"
-        return Outcome(exit_code=1, message=why, again=self._config.batch.requeue and new > 0)
+        return Outcome(exit_code=1, message=why, requeue=self._config.batch.requeue and new > 0)
 
     @property
     def likely_s(self) -> float:
         return self._runner.durations.likely_s if self._runner else 0.0
 
     @property
-    def overdue(self) -> Outcome:
+    def overdue_outcome(self) -> Outcome:
         return self._unfinished(self._runner.progress() if self._runner else Progress())
 
     def drain(self) -> None:
@@ -99,10 +99,10 @@ class BatchWork:
             self._runner.stop()
 
     @property
-    def stopped(self) -> Outcome:
+    def stopped_outcome(self) -> Outcome:
         why = f"stopped while {self.phase}; the same command goes on from here"
         return Outcome(exit_code=1, message=why)
 
-    def describe(self, status: Status) -> Status:
+    def extend_status(self, status: Status) -> Status:
         progress = self._runner.progress() if self._runner else Progress()
         return msgspec.structs.replace(status, progress=progress, notices=self._notices)

@@ -50,22 +50,22 @@ class SimulatorPrompts:
         return False
 
 
-def chooses_by_cache(config: Config) -> bool:
+def routes_by_kv_cache(config: Config) -> bool:
     """Return True if a worker is chosen by its KV cache: there are several of a role."""
     several = any(pool.workers > 1 for _, pool in config.topology.pools)
     return several and config.router.policy is Policy.kv
 
 
-async def load(config: Config) -> Prompts:
+async def load_tokenizer(config: Config) -> Prompts:
     """Load the tokenizer in a thread, if the choice of a worker depends on token ids."""
-    if not chooses_by_cache(config):
+    if not routes_by_kv_cache(config):
         return GivenIds()
     if config.engine.name == "simulator" and not config.model.path:
         return SimulatorPrompts()
     return await asyncio.to_thread(load_prompts, config, os.environ)
 
 
-async def verified(prompts: Prompts, config: Config, dispatcher: Dispatcher) -> Prompts:
+async def verify_tokenizer(prompts: Prompts, config: Config, dispatcher: Dispatcher) -> Prompts:
     """Return the tokenizer if the engine computes the same token ids, else one without ids."""
     if not isinstance(prompts, Preprocessor) or not engine(config.engine.name).tokenizes:
         return prompts
@@ -74,7 +74,7 @@ async def verified(prompts: Prompts, config: Config, dispatcher: Dispatcher) -> 
     return different(config)
 
 
-def notice(prompts: Prompts, config: Config) -> tuple[str, ...]:
+def routing_notices(prompts: Prompts, config: Config) -> tuple[str, ...]:
     """Return why prompts are not routed by KV cache, for the user; empty if they are."""
-    by_load = isinstance(prompts, GivenIds) and chooses_by_cache(config)
+    by_load = isinstance(prompts, GivenIds) and routes_by_kv_cache(config)
     return (str(prompts),) if by_load else ()

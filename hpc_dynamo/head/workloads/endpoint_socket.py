@@ -27,7 +27,7 @@ LISTEN = "0A"  # state of a socket in /proc/net/tcp
 RUN = re.compile(r"(/\S.*)/attempts/\d+")
 
 
-class Listener:
+class EndpointSocket:
     """Holds the port from the start of a job to `close`."""
 
     def __init__(self, host: str, port: int, *, shared: bool, attempt: Attempt) -> None:
@@ -103,7 +103,7 @@ def _earlier_job_listens(attempt: Attempt, port: int) -> bool:
 def _refused(host: str, port: int, error: OSError) -> EngineError:
     what = f"cannot listen on {host}:{port} of {socket.gethostname()}: {error.strerror}"
     hint = "serve.port=0 for any free port, serve.host for another address of the head node"
-    if found := holder(port):
+    if found := port_owner(port):
         what += f" by {found}"
     if run := RUN.search(found):
         stop = shlex.join(("hpc-dynamo", "stop", run[1]))
@@ -111,7 +111,7 @@ def _refused(host: str, port: int, error: OSError) -> EngineError:
     return EngineError(what, hint=hint)
 
 
-def holder(port: int) -> str:
+def port_owner(port: int) -> str:
     """Describe the process that listens on a port of this node, if visible: processes of other
     users are hidden. Empty if no process listens."""
     for inode, uid in _listening(port):

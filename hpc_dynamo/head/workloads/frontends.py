@@ -8,7 +8,7 @@ import msgspec
 from hpc_dynamo.frontend.stats import Counted, Stats
 
 
-class Frontends:
+class FrontendTotals:
     """A frontend is a number that is not used again."""
 
     def __init__(self) -> None:
@@ -17,23 +17,23 @@ class Frontends:
         self._former = Counted()  # of those that are gone
         self._came = asyncio.Event()
 
-    def hear(self, frontend: int, content: bytes) -> None:
+    def update(self, frontend: int, content: bytes) -> None:
         """The figures of one since its start."""
         self._told[frontend] = msgspec.msgpack.decode(content, type=Counted)
         self._words[frontend] += 1
         self._came.set()
 
-    def left(self, frontend: int) -> None:
+    def frontend_exited(self, frontend: int) -> None:
         """One is gone, with what it had under way."""
         if frontend in self._told:
             self._former.add(self._told.pop(frontend).ended())
             self._came.set()
 
-    async def here(self) -> None:
+    async def wait_for_first_report(self) -> None:
         """Until one has told something."""
         await self._came.wait()
 
-    async def back(self) -> None:
+    async def wait_for_forwarded(self) -> None:
         """Until what was passed on has been answered. A frontend's first word since may have been
         under way before it knew that nothing more is to be."""
         words = self._words = Counter[int]()

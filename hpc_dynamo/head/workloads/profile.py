@@ -15,7 +15,7 @@ import msgspec
 from hpc_dynamo.config import Device, Role
 from hpc_dynamo.engines import dialect, engine, for_role
 from hpc_dynamo.errors import EngineError, MissingDependency, RequestFailed
-from hpc_dynamo.head.workloads.workload import Job
+from hpc_dynamo.head.workloads.workload import HeadContext
 from hpc_dynamo.messages import Outcome, Progress, Status, WorkerReport
 from hpc_dynamo.planner.interpolation import Interpolated
 from hpc_dynamo.planner.picture import picture
@@ -30,10 +30,10 @@ UNTOLD_CONTEXT = 2048  # tokens, of engines that do not say how long a sequence 
 log = logging.getLogger(__name__)
 
 
-class ProfileWork:
+class ProfileWorkload:
     """See head.work.Work."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: HeadContext) -> None:
         self._job, self._config, self._run = job, job.config, job.attempt.run
         self._engine = engine(job.config.engine.name)
         self._part = self._run.part(job.attempt.number)
@@ -42,7 +42,7 @@ class ProfileWork:
         self.phase, self.likely_s = "loading", 0.0
 
     async def run(self) -> Outcome:
-        await self._job.only.router.ready(role for role, _ in self._config.topology.pools)
+        await self._job.route.router.ready(role for role, _ in self._config.topology.pools)
         prefill, decode = self._workers()
         name = self._config.served_name
         spoken = dialect(self._config)
@@ -53,7 +53,7 @@ class ProfileWork:
         except* (RequestFailed, OSError) as e:
             raise self._broken(e) from e
         if points is None:
-            return self.overdue
+            return self.overdue_outcome
         profile = self._profile(version, limits, decode, points)
         return await asyncio.to_thread(self._write, profile)
 
@@ -128,7 +128,7 @@ class ProfileWork:
             answer_tokens_per_s=_best(points, What.itl, lambda s: s.sequences),
             points=points,
         )
-        return concluded(profile)
+        return with_derived_figures(profile)
 
     def _write(self, profile: Profile) -> Outcome:
         """The picture first: once there is a profile the run is complete."""
@@ -144,15 +144,15 @@ class ProfileWork:
         self.phase, self._draining = "draining", True
 
     @property
-    def stopped(self) -> Outcome:
+    def stopped_outcome(self) -> Outcome:
         why = f"stopped while {self.phase}; the same command goes on from here"
         return Outcome(exit_code=1, message=why)
 
     @property
-    def overdue(self) -> Outcome:
+    def overdue_outcome(self) -> Outcome:
         return Outcome(exit_code=1, message="the walltime ended; the same command goes on")
 
-    def describe(self, status: Status) -> Status:
+    def extend_status(self, status: Status) -> Status:
         progress = Progress(
             unit="points",
             total=self._total,
@@ -164,7 +164,7 @@ class ProfileWork:
         return msgspec.structs.replace(status, progress=progress)
 
 
-def concluded(profile: Profile) -> Profile:
+def with_derived_figures(profile: Profile) -> Profile:
     """With what follows from its points: the errors, and what a byte takes to move."""
     worker = Interpolated(profile)
     errors = {what: error for what in What if (error := worker.error(what))}

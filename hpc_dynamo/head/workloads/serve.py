@@ -12,16 +12,16 @@ from tempfile import TemporaryDirectory
 
 from msgspec.structs import replace
 
-from hpc_dynamo.bootstrap.address import outward
+from hpc_dynamo.bootstrap.address import address_for_clients
 from hpc_dynamo.engines.paths import is_inference
 from hpc_dynamo.engines.root_cause import root_cause
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.frontend.stats import Stats
-from hpc_dynamo.head.telemetry.exposition import Part, exposition
-from hpc_dynamo.head.workloads.endpoint_socket import Listener
-from hpc_dynamo.head.workloads.frontends import Frontends
-from hpc_dynamo.head.workloads.sleep_mode import Sleepers
-from hpc_dynamo.head.workloads.workload import Job, Lane
+from hpc_dynamo.head.telemetry.exposition import ModelMetrics, exposition
+from hpc_dynamo.head.workloads.endpoint_socket import EndpointSocket
+from hpc_dynamo.head.workloads.frontends import FrontendTotals
+from hpc_dynamo.head.workloads.sleep_mode import SleepController
+from hpc_dynamo.head.workloads.workload import HeadContext, ModelRoute
 from hpc_dynamo.launch.walltime import LIKELY
 from hpc_dynamo.messages import (
     Endpoint,
@@ -49,36 +49,36 @@ FAILED = ("broken", "500", "502", "503", "504")  # answers that count as failure
 log = logging.getLogger(__name__)
 
 
-class ServeWork:
+class ServeWorkload:
     """See head.work.Work."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: HeadContext) -> None:
         self._job, self._config = job, job.config
-        self._draining, self._frontends = asyncio.Event(), Frontends()
-        self._sleepers = Sleepers(job)
+        self._draining, self._frontends = asyncio.Event(), FrontendTotals()
+        self._sleepers = SleepController(job)
         self._traffic = dict[str, Traffic]()  # by model
         self._started_at = time.time()
         self.phase = "loading"
 
     async def run(self) -> Outcome:
         serve = self._config.serve
-        host = serve.host or outward(self._job.members.address)
+        host = serve.host or address_for_clients(self._job.members.address)
         with TemporaryDirectory(prefix="hpc-dynamo-") as folder:
             shared = self._count > 1 or self._config.planner.handover
             attempt = self._job.attempt
-            with Listener(host, serve.port, shared=shared, attempt=attempt) as listener:
+            with EndpointSocket(host, serve.port, shared=shared, attempt=attempt) as listener:
                 await self._serve(Path(folder) / "router", host, listener)
         return Outcome(exit_code=0, message="the walltime ended; the endpoint was drained first")
 
     @property
     def _count(self) -> int:
         """Return the number of frontend processes."""
-        return self._config.serve.frontends or usual_frontends()
+        return self._config.serve.frontends or default_frontend_count()
 
-    async def _serve(self, link: Path, host: str, listener: Listener) -> None:
-        lanes, heard = self._job.lanes.values(), self._frontends
-        routers = {model: lane.router for model, lane in self._job.lanes.items()}
-        ends = heard.hear, heard.left, self._sleepers.put
+    async def _serve(self, link: Path, host: str, listener: EndpointSocket) -> None:
+        lanes, heard = self._job.routes.values(), self._frontends
+        routers = {model: lane.router for model, lane in self._job.routes.items()}
+        ends = heard.update, heard.frontend_exited, self._sleepers.set_asleep
         async with RouterServer(routers, link, self._view, *ends) as server:
             async with asyncio.TaskGroup() as group:
                 frontends = [
@@ -88,21 +88,21 @@ class ServeWork:
                 try:
                     for lane in lanes:
                         await lane.router.ready(lane.roles)
-                    await heard.here()
+                    await heard.wait_for_first_report()
                     server.show()  # that it is ready, before anybody else is told
                     self._announce(host, listener.port)
                     await self._draining.wait()
                     server.show()
                     for lane in lanes:
                         await lane.router.idle()
-                    await heard.back()
+                    await heard.wait_for_forwarded()
                 finally:
                     listener.close()
                     server.hang_up()  # what is still under way gets its last words
                     for task in frontends:
                         task.cancel()
 
-    async def _keep(self, index: int, link: Path, listener: Listener) -> None:
+    async def _keep(self, index: int, link: Path, listener: EndpointSocket) -> None:
         """Start a frontend process, again when it dies."""
         words = (str(self._job.attempt.path), str(index), str(link))
         argv = (sys.executable, "-m", "hpc_dynamo.frontend", *words)
@@ -149,10 +149,13 @@ class ServeWork:
 
     def _view(self) -> View:
         loads = self._job.loads
-        workers = tuple(self._sleepers.marked(w.brief) for w in self._job.members.in_order())
-        self._traffic = {m: lane.router.traffic() for m, lane in self._job.lanes.items()}
+        workers = tuple(
+            self._sleepers.with_sleep_state(w.without_operations)
+            for w in self._job.members.in_order()
+        )
+        self._traffic = {m: lane.router.traffic() for m, lane in self._job.routes.items()}
         return View(
-            offers={model: self._offer(model, lane) for model, lane in self._job.lanes.items()},
+            offers={model: self._offer(model, lane) for model, lane in self._job.routes.items()},
             draining=self._draining.is_set(),
             successor=self._successor,
             workers=workers,
@@ -161,7 +164,7 @@ class ServeWork:
             metrics=self._exposition(loads, workers),
         )
 
-    def _offer(self, model: str, lane: Lane) -> Offer:
+    def _offer(self, model: str, lane: ModelRoute) -> Offer:
         here = [w for w in self._job.members.workers.values() if w.model == model]
         ready = [w for w in here if w.state is WorkerState.ready]
         contexts = [w.context_tokens for w in ready if w.context_tokens]
@@ -188,11 +191,11 @@ class ServeWork:
     def _exposition(self, loads: tuple[WorkerLoad, ...], workers: tuple[WorkerReport, ...]) -> str:
         stats = self._frontends.by_model()
         parts = {
-            model: Part(stats.get(model, Stats()), self._traffic[model], lane.router)
-            for model, lane in self._job.lanes.items()
+            model: ModelMetrics(stats.get(model, Stats()), self._traffic[model], lane.router)
+            for model, lane in self._job.routes.items()
         }
         rest = stats.get("", Stats())
-        return exposition(parts, rest, loads, workers, self._job.planning())
+        return exposition(parts, rest, loads, workers, self._job.planner_status())
 
     # For the head.
 
@@ -201,18 +204,18 @@ class ServeWork:
         self._draining.set()
 
     @property
-    def stopped(self) -> Outcome:
+    def stopped_outcome(self) -> Outcome:
         return Outcome(exit_code=0, message="stopped")
 
     @property
-    def overdue(self) -> Outcome:
+    def overdue_outcome(self) -> Outcome:
         return Outcome(exit_code=0, message="the walltime ended with requests under way")
 
     @property
     def likely_s(self) -> float:
         return self._frontends.total().seconds.quantile(LIKELY)
 
-    def describe(self, status: Status) -> Status:
+    def extend_status(self, status: Status) -> Status:
         stats = self._frontends.by_model()
         traffic = {
             m: replace(t, failed=failed_requests(stats.get(m))) for m, t in self._traffic.items()
@@ -225,7 +228,7 @@ class ServeWork:
             loads=self._job.loads,
             traffic=total,
             by_model={
-                m: ModelStatus(traffic=t, lost=self._job.lanes[m].router.lost)
+                m: ModelStatus(traffic=t, lost=self._job.routes[m].router.lost)
                 for m, t in traffic.items()
                 if m
             },
@@ -248,5 +251,5 @@ def failed_requests(stats: Stats | None) -> int:
     return sum(n for (path, _, how), n in ended if how in FAILED and is_inference(path))
 
 
-def usual_frontends() -> int:
+def default_frontend_count() -> int:
     return min(MOST, max(1, len(os.sched_getaffinity(0)) // CORES_EACH))

@@ -7,16 +7,16 @@ import msgspec
 
 from hpc_dynamo.engines import Naps, engine
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.head.workloads.workload import Job
+from hpc_dynamo.head.workloads.workload import HeadContext
 from hpc_dynamo.messages import WorkerReport, WorkerState
 
 CHANGE_S = 300.0  # weights of any size to the host's memory, or back
 
 
-class Sleepers:
+class SleepController:
     """One change at a time. A worker that dies in its sleep is started again, awake."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: HeadContext) -> None:
         self._job, self._turn = job, asyncio.Lock()
         self._asleep = dict[int, str]()  # URLs, which are of one life, by rank
 
@@ -24,12 +24,12 @@ class Sleepers:
     def _workers(self) -> Mapping[int, WorkerReport]:
         return self._job.members.workers
 
-    def marked(self, worker: WorkerReport) -> WorkerReport:
+    def with_sleep_state(self, worker: WorkerReport) -> WorkerReport:
         """With whether it sleeps."""
         sleeps = worker.state is WorkerState.ready and self._asleep.get(worker.rank) == worker.url
         return msgspec.structs.replace(worker, asleep=sleeps)
 
-    async def put(self, rank: int, asleep: bool) -> bytes:
+    async def set_asleep(self, rank: int, asleep: bool) -> bytes:
         """JSON of how the worker is then. A second time does nothing.
 
         Raises RequestFailed: 404 for none that is ready, 409 where it cannot sleep or does not
@@ -37,13 +37,13 @@ class Sleepers:
         """
         async with self._turn:
             worker = self._ready(rank)
-            if self.marked(worker).asleep is not asleep:
+            if self.with_sleep_state(worker).asleep is not asleep:
                 paths = self._paths(worker)
                 await (self._sleep(worker, paths) if asleep else self._wake(worker, paths))
         return msgspec.json.encode({"rank": rank, "asleep": asleep})
 
     def _ready(self, rank: int) -> WorkerReport:
-        routed = {m.rank for lane in self._job.lanes.values() for m in lane.router.members}
+        routed = {m.rank for lane in self._job.routes.values() for m in lane.router.members}
         here = {r: w for r, w in self._workers.items() if r in routed}
         ready = {r: w for r, w in here.items() if w.state is WorkerState.ready}
         if rank not in ready:
@@ -52,7 +52,7 @@ class Sleepers:
         return ready[rank]
 
     def _paths(self, worker: WorkerReport) -> Naps:
-        config = self._job.lanes[worker.model].config
+        config = self._job.routes[worker.model].config
         paths = engine(config.engine.name).naps(config)
         if paths is None:
             what = f"worker {worker.rank} cannot sleep: it was not started with engine.sleep=true"
@@ -61,7 +61,7 @@ class Sleepers:
 
     async def _sleep(self, worker: WorkerReport, paths: Naps) -> None:
         """What is under way comes to its end first."""
-        lane, done = self._job.lanes[worker.model], False
+        lane, done = self._job.routes[worker.model], False
         try:
             async with asyncio.timeout(lane.config.planner.drain_s):
                 await lane.router.drain(worker.rank)
@@ -78,7 +78,7 @@ class Sleepers:
     async def _wake(self, worker: WorkerReport, paths: Naps) -> None:
         await self._tell(worker, paths.wake)
         del self._asleep[worker.rank]
-        self._job.lanes[worker.model].router.turn(worker.rank, worker.role)
+        self._job.routes[worker.model].router.turn(worker.rank, worker.role)
 
     async def _tell(self, worker: WorkerReport, path: str) -> None:
         what = f"worker {worker.rank} at {worker.url}{path}"

@@ -7,17 +7,17 @@ from typing import Protocol
 
 from hpc_dynamo.config import Config, Role, Task
 from hpc_dynamo.engines import engine
-from hpc_dynamo.head.scaling.job_handover import Handover
-from hpc_dynamo.head.telemetry.scrape import Scraper
+from hpc_dynamo.head.scaling.job_handover import JobHandover
+from hpc_dynamo.head.telemetry.scrape import MetricsScraper
 from hpc_dynamo.http import Client
-from hpc_dynamo.messages import Outcome, Planning, Status, WorkerLoad, WorkerReport
+from hpc_dynamo.messages import Outcome, PlannerStatus, Status, WorkerLoad, WorkerReport
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt
 
 BATCH_RECOMPUTE_WEIGHT = 2.0  # uncached tokens delay this request and all later ones
 
 
-class Members(Protocol):
+class WorkerDirectory(Protocol):
     """Who is there; see membership.Membership."""
 
     @property
@@ -30,25 +30,25 @@ class Members(Protocol):
 
 
 @dataclass(frozen=True)
-class Lane:
+class ModelRoute:
     """One model's part of a job: who routes its requests, and what its workers say."""
 
     config: Config
     router: Router
-    scraper: Scraper
+    scraper: MetricsScraper
 
     @property
     def roles(self) -> tuple[Role, ...]:
         return tuple(role for role, _ in self.config.topology.pools)
 
 
-def lanes(config: Config, client: Client) -> dict[str, Lane]:
+def model_routes(config: Config, client: Client) -> dict[str, ModelRoute]:
     """By model, see topology.Worker."""
-    news, found = asyncio.Event(), dict[str, Lane]()
+    news, found = asyncio.Event(), dict[str, ModelRoute]()
     for model, own in config.each.items():
         router = Router.of(_for_throughput(own), news)
-        scraper = Scraper(router, client, engine(own.engine.name).metrics)
-        found[model] = Lane(own, router, scraper)
+        scraper = MetricsScraper(router, client, engine(own.engine.name).metrics)
+        found[model] = ModelRoute(own, router, scraper)
     return found
 
 
@@ -66,29 +66,29 @@ def _for_throughput(config: Config) -> Config:
 
 
 @dataclass(frozen=True)
-class Job:
+class HeadContext:
     """What any work is made of. `client` speaks to engines."""
 
     attempt: Attempt
     config: Config
-    lanes: Mapping[str, Lane]
-    members: Members
+    routes: Mapping[str, ModelRoute]
+    members: WorkerDirectory
     client: Client
-    planning: Callable[[], Planning | None] = lambda: None
-    handover: Handover | None = None
+    planner_status: Callable[[], PlannerStatus | None] = lambda: None
+    handover: JobHandover | None = None
 
     @property
-    def only(self) -> Lane:
+    def route(self) -> ModelRoute:
         """Of a job of one model."""
-        (lane,) = self.lanes.values()
+        (lane,) = self.routes.values()
         return lane
 
     @property
     def loads(self) -> tuple[WorkerLoad, ...]:
-        return tuple(load for lane in self.lanes.values() for load in lane.scraper.loads())
+        return tuple(load for lane in self.routes.values() for load in lane.scraper.loads())
 
 
-class Work(Protocol):
+class Workload(Protocol):
     """Runs once, until it is done, drained or cancelled."""
 
     @property
@@ -96,11 +96,11 @@ class Work(Protocol):
         """One word for the status."""
 
     @property
-    def stopped(self) -> Outcome:
+    def stopped_outcome(self) -> Outcome:
         """How it ends when its user ends it."""
 
     @property
-    def overdue(self) -> Outcome:
+    def overdue_outcome(self) -> Outcome:
         """How it ends when the walltime does not wait for what is under way."""
 
     async def run(self) -> Outcome: ...
@@ -112,5 +112,5 @@ class Work(Protocol):
     def drain(self) -> None:
         """Begin nothing more; what is under way may end, and then `run`."""
 
-    def describe(self, status: Status) -> Status:
+    def extend_status(self, status: Status) -> Status:
         """The status with what this work knows."""

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from hpc_dynamo.agent import Agent
-from hpc_dynamo.agent.events import EventRelay, private_folder
+from hpc_dynamo.agent.events import KvEventRelay, private_socket_dir
 from hpc_dynamo.config import Config, Device, Engine, Model, Pool, Role, Router, Topology
 from hpc_dynamo.engines import EventEndpoints
 from hpc_dynamo.errors import EngineError
@@ -23,7 +23,7 @@ from hpc_dynamo.messages import (
     Heartbeat,
     Hello,
     KvEvents,
-    KvReplay,
+    KvReplayRequest,
     NodeRecord,
     Roster,
     WorkerReport,
@@ -33,7 +33,7 @@ from hpc_dynamo.router import Router as RealRouter
 from hpc_dynamo.run import Attempt, Run
 from hpc_dynamo.tasks.node import CODEC
 from hpc_dynamo.topology import plan
-from hpc_dynamo.wire import Client, EventPublisher, Server
+from hpc_dynamo.wire import ControlClient, ControlServer, KvEventPublisher
 
 HERE = "127.0.0.1"
 SOON_S = 30.0
@@ -54,7 +54,7 @@ def record(attempt: Attempt) -> NodeRecord:
 class Head:
     """All that the agent sends, in its order."""
 
-    def __init__(self, server: Server[ControlMessage], token: str) -> None:
+    def __init__(self, server: ControlServer[ControlMessage], token: str) -> None:
         self.server, self._token = server, token
         self.peer = b""
         self.events = list[KvEvents]()  # since the last report
@@ -114,8 +114,8 @@ class Head:
 async def agent_of(run: Run, config: Config) -> AsyncIterator[tuple[Head, Agent]]:
     """An agent at work. It must have been told to stop before the end."""
     attempt, secrets = run.new_attempt(config, plan(config)), run.secrets()
-    server = Server(HERE, secrets.keys, CODEC)
-    client = Client(server.endpoint, secrets.keys, CODEC)
+    server = ControlServer(HERE, secrets.keys, CODEC)
+    client = ControlClient(server.endpoint, secrets.keys, CODEC)
     agent = Agent(attempt, record(attempt), client, secrets.token)
     head = Head(server, secrets.token)
     try:
@@ -146,8 +146,8 @@ async def test_events_come_live_and_again_on_demand(run: Run) -> None:
         assert event.token_ids == [stories * 100 + token for token in range(32)]
         assert (last.rank, last.seq, event.block_size) == (0, stories - 1, 16)
         head.events.clear()
-        await head.send(KvReplay(rank=0, start=0))
-        await head.send(KvReplay(rank=0, start=stories - 1))
+        await head.send(KvReplayRequest(rank=0, start=0))
+        await head.send(KvReplayRequest(rank=0, start=stories - 1))
         assert await head.hear_replay() == [*range(stories)]
         assert await head.hear_replay() == [stories - 1]
 
@@ -158,7 +158,7 @@ async def test_nothing_is_told_where_the_router_guesses(run: Run) -> None:
         await head.hear_of(WorkerState.starting)
         worker = await head.hear_of(WorkerState.ready)
         await head.complete(worker, PROMPT)
-        await head.send(KvReplay(rank=0, start=0))
+        await head.send(KvReplayRequest(rank=0, start=0))
         assert await head.hear_replay() == []
 
 
@@ -170,7 +170,7 @@ async def test_no_event_of_a_life_comes_after_its_end(run: Run) -> None:
             worker = await head.hear_of(WorkerState.ready)
             for story in range(2):
                 await head.complete(worker, [story, *PROMPT])
-            await head.send(KvReplay(rank=0, start=0))
+            await head.send(KvReplayRequest(rank=0, start=0))
             assert set(await head.hear_replay()) == {0, 1}, "a life's numbers begin with 0"
             with pytest.raises(aiohttp.ClientError):
                 await head.complete(worker, PROMPT)
@@ -179,7 +179,7 @@ async def test_no_event_of_a_life_comes_after_its_end(run: Run) -> None:
             if after is WorkerState.failed:
                 await head.hear_of(WorkerState.starting)
                 assert head.events == []
-        await head.send(KvReplay(rank=0, start=0))
+        await head.send(KvReplayRequest(rank=0, start=0))
         await head.beats(2)
         assert head.events == [], "a dead worker says nothing"
 
@@ -187,8 +187,8 @@ async def test_no_event_of_a_life_comes_after_its_end(run: Run) -> None:
 async def test_an_agent_ends_although_its_head_is_gone_and_takes_nothing(run: Run) -> None:
     config = replace(CONFIG, topology=Topology(aggregated=Pool(workers=1), nodes=2))
     attempt, secrets = run.new_attempt(config, plan(config)), run.secrets()
-    server = Server(HERE, secrets.keys, CODEC)
-    client = Client(server.endpoint, secrets.keys, CODEC)
+    server = ControlServer(HERE, secrets.keys, CODEC)
+    client = ControlClient(server.endpoint, secrets.keys, CODEC)
     me = msgspec.structs.replace(record(attempt), node=1)  # a node without workers
     agent = Agent(attempt, me, client, secrets.token)
     running = asyncio.create_task(agent.run())
@@ -202,7 +202,7 @@ async def test_an_agent_ends_although_its_head_is_gone_and_takes_nothing(run: Ru
     client.close()
 
 
-async def fill(client: Client[ControlMessage]) -> None:
+async def fill(client: ControlClient[ControlMessage]) -> None:
     """Until it takes no more."""
     with suppress(TimeoutError):
         while True:
@@ -214,14 +214,14 @@ async def fill(client: Client[ControlMessage]) -> None:
 
 
 @asynccontextmanager
-async def relay(send: Callable[[KvEvents], Awaitable[None]]) -> AsyncIterator[EventPublisher]:
+async def relay(send: Callable[[KvEvents], Awaitable[None]]) -> AsyncIterator[KvEventPublisher]:
     """One that follows the publisher that is given, which has a follower already."""
     async with asyncio.TaskGroup() as group:
-        with private_folder() as folder:
-            made = EventRelay(folder, send, group)
+        with private_socket_dir() as folder:
+            made = KvEventRelay(folder, send, group)
             at = EventEndpoints(f"ipc://{folder}/0", f"ipc://{folder}/0r")
             async with made.follow(0, at):
-                publisher = EventPublisher(at.live, at.replay, topic="", buffer_steps=10)
+                publisher = KvEventPublisher(at.live, at.replay, topic="", buffer_steps=10)
                 with closing(publisher):
                     yield publisher
 
@@ -273,7 +273,7 @@ def test_the_folder_is_private_short_and_gone_at_the_end(
         base.mkdir(exist_ok=True)
         monkeypatch.setattr("tempfile.tempdir", None)
         monkeypatch.setenv("TMPDIR", str(base))
-        with private_folder() as folder:
+        with private_socket_dir() as folder:
             assert Path(folder).stat().st_mode & 0o777 == 0o700
             assert len(folder) <= 107 - len("/1000r")
             (Path(folder) / "0").touch()
@@ -282,8 +282,8 @@ def test_the_folder_is_private_short_and_gone_at_the_end(
 
 async def test_the_head_learns_from_events_and_asks_for_what_it_missed(run: Run) -> None:
     attempt, secrets = run.new_attempt(CONFIG, plan(CONFIG)), run.secrets()
-    server = Server(HERE, secrets.keys, CODEC)
-    agent = Client(server.endpoint, secrets.keys, CODEC)
+    server = ControlServer(HERE, secrets.keys, CODEC)
+    agent = ControlClient(server.endpoint, secrets.keys, CODEC)
     roster = Roster(nodes=(record(attempt),), method="", seconds=0)
     router = RealRouter.of(CONFIG)
     members = Membership(attempt, roster, server, {"": router}, hopeless)
@@ -292,14 +292,14 @@ async def test_the_head_learns_from_events_and_asks_for_what_it_missed(run: Run)
         await agent.send(Hello(node=record(attempt)))
         await agent.send(KvEvents(rank=0, seq=7, payload=batch(0)))  # of one who is not here yet
         await agent.send(READY)
-        assert await agent.receive(SOON_S) == KvReplay(rank=0, start=0)
+        assert await agent.receive(SOON_S) == KvReplayRequest(rank=0, start=0)
         for seq in (0, END, 2):
             await agent.send(KvEvents(rank=0, seq=seq, payload=batch(seq)))
-        assert await agent.receive(SOON_S) == KvReplay(rank=0, start=1)
+        assert await agent.receive(SOON_S) == KvReplayRequest(rank=0, start=1)
         assert (router.caches.batches, len(router.caches.told), router.caches.gaps) == (1, 1, 1)
         for seq in (1, 2, END, 4):
             await agent.send(KvEvents(rank=0, seq=seq, payload=batch(seq)))
-        assert await agent.receive(SOON_S) == KvReplay(rank=0, start=3)
+        assert await agent.receive(SOON_S) == KvReplayRequest(rank=0, start=3)
         assert (router.caches.batches, len(router.caches.told)) == (3, 3)
     finally:
         listening.cancel()

@@ -10,8 +10,8 @@ import pytest
 from msgspec.structs import replace
 
 from hpc_dynamo.config import Role
-from hpc_dynamo.head.membership.shards import Parts
-from hpc_dynamo.messages import ControlMessage, Dismiss, Gather, PartDied
+from hpc_dynamo.head.membership.shards import MultiNodeCoordinator
+from hpc_dynamo.messages import ControlMessage, ShardExited, StartShard, StopShard
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Shard, Worker
 from tests.support.runs import (
@@ -38,8 +38,8 @@ SLOW = ("engine.args.time-scale=20", "batch.concurrency=4")
 # What the head passes on
 
 WORKER = Worker(3, Role.decode, (Shard(4, (0,)), Shard(5, (0,)), Shard(6, (0,))))
-MEET = Gather(rank=3, role=Role.decode, life=1, address="10.0.0.4", ports=(5000, 5001))
-DIED = PartDied(rank=3, life=1, detail="part 2 of 3 was killed")
+MEET = StartShard(rank=3, role=Role.decode, incarnation=1, address="10.0.0.4", ports=(5000, 5001))
+DIED = ShardExited(rank=3, incarnation=1, detail="part 2 of 3 was killed")
 
 
 class Sent(list[tuple[int, ControlMessage]]):
@@ -60,62 +60,68 @@ def sent() -> Sent:
 
 
 @pytest.fixture
-async def parts(sent: Sent) -> Parts:
+async def parts(sent: Sent) -> MultiNodeCoordinator:
     """Of a worker that has begun to live."""
-    parts = Parts(sent)
-    await parts.hear(WORKER, MEET)
+    parts = MultiNodeCoordinator(sent)
+    await parts.on_message(WORKER, MEET)
     return parts
 
 
-async def test_the_nodes_of_further_parts_are_told_where_to_meet(parts: Parts, sent: Sent) -> None:
+async def test_the_nodes_of_further_parts_are_told_where_to_meet(
+    parts: MultiNodeCoordinator, sent: Sent
+) -> None:
     assert sent == [(5, MEET), (6, MEET)]
 
 
-async def test_who_comes_late_is_told_then(parts: Parts, sent: Sent) -> None:
+async def test_who_comes_late_is_told_then(parts: MultiNodeCoordinator, sent: Sent) -> None:
     sent.clear()
-    await parts.arrived(6)
-    await parts.arrived(4)
-    await parts.arrived(7)
+    await parts.node_joined(6)
+    await parts.node_joined(4)
+    await parts.node_joined(7)
     assert sent == [(6, MEET)]
 
 
-async def test_a_death_is_told_to_the_first_part(parts: Parts, sent: Sent) -> None:
+async def test_a_death_is_told_to_the_first_part(parts: MultiNodeCoordinator, sent: Sent) -> None:
     sent.clear()
-    await parts.hear(WORKER, DIED)
+    await parts.on_message(WORKER, DIED)
     assert sent == [(4, DIED)]
 
 
-async def test_when_a_life_is_over_what_is_left_of_it_ends_once(parts: Parts, sent: Sent) -> None:
+async def test_when_a_life_is_over_what_is_left_of_it_ends_once(
+    parts: MultiNodeCoordinator, sent: Sent
+) -> None:
     sent.clear()
-    await parts.over(3)
-    await parts.over(3)
-    assert sent == [(5, Dismiss(rank=3)), (6, Dismiss(rank=3))]
+    await parts.stop_worker(3)
+    await parts.stop_worker(3)
+    assert sent == [(5, StopShard(rank=3)), (6, StopShard(rank=3))]
     sent.clear()
-    await parts.hear(WORKER, DIED)
-    await parts.arrived(5)
-    await parts.gone(6, "silent")
+    await parts.on_message(WORKER, DIED)
+    await parts.node_joined(5)
+    await parts.node_lost(6, "silent")
     assert sent == [], "the life is over"
 
 
 async def test_a_node_that_is_gone_ends_this_life_and_every_later_one(
-    parts: Parts, sent: Sent
+    parts: MultiNodeCoordinator, sent: Sent
 ) -> None:
     sent.clear()
-    await parts.gone(6, "node 6 (n6) is gone: silent for 4 s")
+    await parts.node_lost(6, "node 6 (n6) is gone: silent for 4 s")
     ((node, died),) = sent
     assert node == 4
-    assert isinstance(died, PartDied)
-    assert died.life == 1
+    assert isinstance(died, ShardExited)
+    assert died.incarnation == 1
     assert died.detail == "a part of worker 3 (decode) is lost: node 6 (n6) is gone: silent for 4 s"
     sent.clear()
-    await parts.hear(WORKER, again := replace(MEET, life=2))
+    await parts.on_message(WORKER, again := replace(MEET, life=2))
     assert (5, again) in sent
-    assert [m.life for n, m in sent if n == 4 and isinstance(m, PartDied)] == [2]
+    assert [m.incarnation for n, m in sent if n == 4 and isinstance(m, ShardExited)] == [2]
 
 
-async def test_a_node_without_a_further_part_ends_nothing(parts: Parts, sent: Sent) -> None:
+async def test_a_node_without_a_further_part_ends_nothing(
+    parts: MultiNodeCoordinator, sent: Sent
+) -> None:
     sent.clear()
-    await parts.gone(7, "silent")
+    await parts.node_lost(7, "silent")
     assert sent == []
 
 

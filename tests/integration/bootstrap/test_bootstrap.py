@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hpc_dynamo.bootstrap.address import LOOPBACK, job_address
-from hpc_dynamo.bootstrap.tcp import Rendezvous
+from hpc_dynamo.bootstrap.tcp import HeadAddress
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.run import Attempt, write_json
 from hpc_dynamo.wire import new_keys
@@ -163,7 +163,7 @@ def test_an_agent_that_cannot_reach_the_head_is_told_apart(attempt: Attempt) -> 
 def test_a_requeued_job_does_not_meet_its_former_life(attempt: Attempt) -> None:
     with socket.create_server((LOOPBACK, 0)) as dead:  # of the former life
         endpoint = f"tcp://{LOOPBACK}:{dead.getsockname()[1]}"
-        write_json(attempt.rendezvous_file, Rendezvous(endpoint=endpoint, life="0"))
+        write_json(attempt.rendezvous_file, HeadAddress(endpoint=endpoint, restart_count="0"))
         again = {"SLURM_RESTART_COUNT": "1"}
         early = agent(attempt, 1, 2, env=again)
         dead.settimeout(0.5)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpc_dynamo.cli.cancel import Cancel
-from hpc_dynamo.cli.console import OUT
+from hpc_dynamo.cli.render.console import OUT
 from tests.support.runs import SIMULATOR, hpc_dynamo, latest, until, write_prompts
 from tests.support.terminal import (
     Call,

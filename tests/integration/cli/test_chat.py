@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_dynamo.cli.openai import Events
+from hpc_dynamo.cli.chat.client import Events
 from hpc_dynamo.config import Config
 from tests.integration.simulator.conftest import KEY, MODEL, Rank, simulator
 from tests.support.runs import hpc_dynamo, until

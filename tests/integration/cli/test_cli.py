@@ -11,10 +11,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hpc_dynamo.cli.help import EXAMPLES
+from hpc_dynamo.cli.help_text import EXAMPLES
 from hpc_dynamo.cli.verbs import VERBS
 from hpc_dynamo.config import Config
-from hpc_dynamo.messages import JobRecord, NodeRecord, Outcome, Progress, Roster, Summary
+from hpc_dynamo.messages import BatchSummary, JobRecord, NodeRecord, Outcome, Progress, Roster
 from hpc_dynamo.run import Run, Secrets, write_json
 from hpc_dynamo.topology import Plan
 from tests.support.runs import SIMULATOR, hpc_dynamo, write_prompts
@@ -298,7 +298,7 @@ def finished(tmp_path: Path) -> Run:
     host, pid = os.uname().nodename, 2**22 + 1  # beyond what Linux gives
     write_json(attempt.job_file, JobRecord(launcher="local", job_id="1", host=host, pid=pid))
     progress = Progress(total=3, done=3, elapsed_s=2.0, completion_tokens=10)
-    summary = Summary(progress=progress, seconds=2.0, kv_bytes=1234567, decode_busy=0.5)
+    summary = BatchSummary(progress=progress, seconds=2.0, kv_bytes=1234567, decode_busy=0.5)
     write_json(attempt.outcome_file, Outcome(exit_code=0, summary=summary))
     return run
 

@@ -16,7 +16,7 @@ import pytest
 from hpc_dynamo.errors import FileError, FileRefused, file_error, file_error_in
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.run import write_atomic
-from hpc_dynamo.tasks.node import outcome_of
+from hpc_dynamo.tasks.node import run_to_outcome
 from tests.support.runs import SIMULATOR, hpc_dynamo, latest, until, write_prompts
 from tests.support.terminal import Done, new_run, on_a_terminal, rest_of
 
@@ -221,7 +221,7 @@ def test_a_full_disk_that_names_no_file(tmp_path: Path) -> None:
     async def fails() -> Outcome:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    outcome = outcome_of(fails(), tmp_path / "agent-0.log")
+    outcome = run_to_outcome(fails(), tmp_path / "agent-0.log")
     assert f"`df -h {tmp_path}`" in outcome.message
 
 

@@ -11,20 +11,21 @@ import pexpect  # type: ignore[import-untyped]  # it has no type information
 import pytest
 from rich.console import Console, RenderableType
 
-from hpc_dynamo.cli import doctor, views
-from hpc_dynamo.cli.console import Screen, Wrapped
-from hpc_dynamo.cli.grid import Column, Grid
-from hpc_dynamo.cli.help import EXIT_CODES
-from hpc_dynamo.cli.progress import Bar
+from hpc_dynamo.cli.commands import doctor
+from hpc_dynamo.cli.help_text import EXIT_CODES
+from hpc_dynamo.cli.render import status as views
+from hpc_dynamo.cli.render.console import Screen, Wrapped
+from hpc_dynamo.cli.render.progress import Bar
+from hpc_dynamo.cli.render.table import Column, Grid
 from hpc_dynamo.config import Role
 from hpc_dynamo.doctor.records import Examined, Facts, Finding, Level, Link, Report
 from hpc_dynamo.launch import JobState
 from hpc_dynamo.messages import (
+    BatchSummary,
     Outcome,
     Progress,
     Quantiles,
     Status,
-    Summary,
     Traffic,
     WorkerLoad,
     WorkerReport,
@@ -173,7 +174,7 @@ def test_the_search_of_a_simulation_shows_its_numbers(columns: int, tmp_path: Pa
 
 def test_paths_of_results_are_lines_that_can_be_copied(tmp_path: Path) -> None:
     attempt = new_run(tmp_path / ("a-long-name-of-a-folder-" * 5) / "runs" / "r")
-    summary = Summary(progress=Progress(total=3, done=2, failed=1), seconds=2.0)
+    summary = BatchSummary(progress=Progress(total=3, done=2, failed=1), seconds=2.0)
     write_json(attempt.outcome_file, Outcome(exit_code=0, summary=summary))
     with on_a_terminal(["status", str(attempt.run.path)], tmp_path, columns=60) as status:
         text = rest_of(status)

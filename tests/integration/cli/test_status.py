@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.cli.serving import how_to, tunnel
+from hpc_dynamo.cli.render.serving import how_to, tunnel
 from hpc_dynamo.messages import Endpoint, Progress, Status
 from hpc_dynamo.run import Attempt, write_json
 from tests.integration.simulator.conftest import MODEL, simulator

@@ -36,7 +36,7 @@ from hpc_dynamo.doctor.records import (
 from hpc_dynamo.errors import KvTransferError, LaunchError
 from hpc_dynamo.messages import NodeRecord, Roster
 from hpc_dynamo.run import Attempt, write_json
-from hpc_dynamo.wire import Client, Server
+from hpc_dynamo.wire import ControlClient, ControlServer
 from tests.support.runs import hpc_dynamo, latest, write_prompts
 
 LOCAL = ("engine=simulator", "cluster.launcher=local")
@@ -284,12 +284,12 @@ async def test_a_pull_that_is_held_up_is_not_how_quick_a_link_is() -> None:
 async def answered(attempt: Attempt, scripts: dict[tuple[int, int], list[Link]]) -> Report:
     """What a lead makes of three nodes, each of whose links is measured as its script has it."""
     keys = attempt.run.secrets().keys
-    server = Server(HERE, keys, CODEC)
+    server = ControlServer(HERE, keys, CODEC)
     write_json(control(attempt), Meeting(endpoint=server.endpoint))
     healthy = msgspec.structs.replace(HEALTHY, run_token=token(attempt))
 
     async def node(number: int) -> None:
-        client = Client(server.endpoint, keys, CODEC)
+        client = ControlClient(server.endpoint, keys, CODEC)
         me = Examined(node=number, address=HERE, port=1, facts=healthy, metadata=(b"x",))
         await client.send(me)
         while not isinstance(message := await client.receive(60), Over):

@@ -12,7 +12,7 @@ import pytest
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.errors import EngineError
-from hpc_dynamo.head.workloads.endpoint_socket import Listener, holder
+from hpc_dynamo.head.workloads.endpoint_socket import EndpointSocket, port_owner
 from hpc_dynamo.messages import Endpoint, Outcome
 from hpc_dynamo.run import Attempt, Run, Secrets, write_json
 from hpc_dynamo.topology import Plan
@@ -37,7 +37,7 @@ def two(tmp_path: Path) -> Attempt:
 
 def refused(host: str, port: int, attempt: Attempt, *, shared: bool) -> EngineError:
     with pytest.raises(EngineError) as caught:
-        Listener(host, port, shared=shared, attempt=attempt)
+        EndpointSocket(host, port, shared=shared, attempt=attempt)
     return caught.value
 
 
@@ -59,7 +59,7 @@ def test_the_second_of_two_runs_is_refused(
     one: Attempt, two: Attempt, first: str, second: str, shared: bool, also_shared: bool
 ) -> None:
     """At once, before any frontend process is there, and while they listen."""
-    with Listener(first, 0, shared=shared, attempt=one) as held:
+    with EndpointSocket(first, 0, shared=shared, attempt=one) as held:
         error = refused(second, held.port, two, shared=also_shared)
         assert f"cannot listen on {second}:{held.port} of {socket.gethostname()}" in error.message
         with held.open() as opened:
@@ -74,8 +74,8 @@ def test_another_address_is_another_server(
     one: Attempt, two: Attempt, first: str, second: str
 ) -> None:
     with (
-        Listener(first, 0, shared=True, attempt=one) as held,
-        Listener(second, held.port, shared=True, attempt=two) as other,
+        EndpointSocket(first, 0, shared=True, attempt=one) as held,
+        EndpointSocket(second, held.port, shared=True, attempt=two) as other,
     ):
         assert other.port == held.port
 
@@ -119,7 +119,7 @@ def test_another_program_cannot_join_an_endpoint_of_one_frontend(
     one: Attempt, words: list[str]
 ) -> None:
     with (
-        Listener(LOCAL, 0, shared=False, attempt=one) as held,
+        EndpointSocket(LOCAL, 0, shared=False, attempt=one) as held,
         server(*words, port=held.port) as (port, _),
     ):
         assert port == 0
@@ -136,7 +136,7 @@ def test_a_run_that_holds_the_port_is_named_with_the_command_that_stops_it(
 
 
 def test_frontends_of_one_run_share_connections(one: Attempt) -> None:
-    with Listener(LOCAL, 0, shared=True, attempt=one) as held, ExitStack() as stack:
+    with EndpointSocket(LOCAL, 0, shared=True, attempt=one) as held, ExitStack() as stack:
         opened = [stack.enter_context(held.open()) for _ in range(3)]
         for each in opened:
             each.listen(256)
@@ -159,13 +159,16 @@ def taken(opened: socket.socket, stack: ExitStack) -> Iterator[socket.socket]:
 @pytest.mark.parametrize("shared", [False, True])
 def test_connections_that_linger_do_not_keep_the_port(one: Attempt, shared: bool) -> None:
     """A run that is started again at once: the kernel remembers closed connections for 60 s."""
-    with Listener(LOCAL, 0, shared=shared, attempt=one) as held, held.open() as opened:
+    with EndpointSocket(LOCAL, 0, shared=shared, attempt=one) as held, held.open() as opened:
         opened.listen()
         client = socket.create_connection((LOCAL, held.port))
         accepted, _ = opened.accept()
         accepted.close()  # first: TIME_WAIT is on our side
         client.close()
-    with Listener(LOCAL, held.port, shared=shared, attempt=one) as again, again.open() as opened:
+    with (
+        EndpointSocket(LOCAL, held.port, shared=shared, attempt=one) as again,
+        again.open() as opened,
+    ):
         opened.listen()
         assert again.port == held.port
 
@@ -179,12 +182,12 @@ def endpoint(attempt: Attempt, port: int, host: str = "") -> None:
 
 def test_the_next_job_of_a_run_shares_the_port_of_the_one_before(one: Attempt) -> None:
     """On the same node, while that hands over."""
-    with Listener(LOCAL, 0, shared=True, attempt=one) as held, held.open() as opened:
+    with EndpointSocket(LOCAL, 0, shared=True, attempt=one) as held, held.open() as opened:
         opened.listen()
         endpoint(one, held.port)
         after = new_attempt(one.run)
         with (
-            Listener(LOCAL, held.port, shared=True, attempt=after) as taking,
+            EndpointSocket(LOCAL, held.port, shared=True, attempt=after) as taking,
             taking.open() as also,
         ):
             also.listen()
@@ -204,5 +207,5 @@ def test_an_ended_job_or_another_nodes_gives_no_claim_to_the_port(one: Attempt) 
 def test_nobody_holds_a_free_port() -> None:
     with socket.create_server((LOCAL, 0)) as listening:
         port = listening.getsockname()[1]
-        assert holder(port)
-    assert holder(port) == ""
+        assert port_owner(port)
+    assert port_owner(port) == ""

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from hpc_dynamo.batch.requests import Requests, scan
-from hpc_dynamo.cli.runs import batch_run
+from hpc_dynamo.cli.run_folder import batch_run
 from hpc_dynamo.config import Config
 from tests.integration.results.kept import InJob, Start, with_fields
 from tests.support.runs import write_prompts

@@ -35,7 +35,7 @@ def _with(part: Any, names: list[str], value: Any) -> Any:
 def attempt(run: Run, config: Config, *lines: bytes, job: str = "1", inside: str = "") -> None:
     """An attempt that ended, and the results that it wrote."""
     made = run.new_attempt(config, Plan(workers=(), nodes=1, gpus_per_node=0))
-    record = JobRecord(launcher="allocation", job_id=job, inside=inside)
+    record = JobRecord(launcher="allocation", job_id=job, enclosing_job_id=inside)
     write_json(made.job_file, record)
     write_json(made.outcome_file, Outcome(exit_code=0))
     run.part(made.number).write_bytes(b"".join(lines))

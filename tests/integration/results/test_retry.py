@@ -7,7 +7,7 @@ from pathlib import Path
 from hpc_dynamo.batch.conclusion import conclusion
 from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.requests import Requests
-from hpc_dynamo.cli.runs import batch_run
+from hpc_dynamo.cli.run_folder import batch_run
 from hpc_dynamo.config import Config
 from hpc_dynamo.messages import SOME_FAILED
 from hpc_dynamo.run import Run

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hpc_dynamo.batch.requests import Requests
-from hpc_dynamo.cli.runs import batch_run, profile_run, serve_run
+from hpc_dynamo.cli.run_folder import batch_run, profile_run, serve_run
 from hpc_dynamo.config import Config, Engine, Task
 from hpc_dynamo.engines.settings import answer_settings, differences
 from hpc_dynamo.engines.tuning import changes_answers

@@ -139,7 +139,7 @@ def test_it_forwards_until_its_own_end_and_no_request_fails(tmp_path: Path, ende
         assert not failed
         outcome = old.attempt.outcome()
         assert outcome
-        assert (outcome.exit_code, outcome.successor) == (0, 2)
+        assert (outcome.exit_code, outcome.next_attempt) == (0, 2)
         assert "attempt 2 goes on" in outcome.message
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hpc_dynamo.cli.report import PICTURE
+from hpc_dynamo.cli.commands.report import PICTURE
 from hpc_dynamo.config import Role
-from hpc_dynamo.planner.records import Flip, Record, read
+from hpc_dynamo.planner.records import PlannerRecord, RoleChange, read
 from hpc_dynamo.timing_model import PROFILES, Timing
 from tests.integration.serving.served import MODEL, Served, kill, serving
 from tests.support.load import Load, flips
@@ -58,7 +58,7 @@ def write_profile(file: Path) -> None:
     file.write_bytes(msgspec.json.encode(measured(slow, byte_s=0.0)))
 
 
-def records(served: Served) -> list[Record]:
+def records(served: Served) -> list[PlannerRecord]:
     return read(served.attempt.planner_file)
 
 
@@ -90,7 +90,10 @@ def who_is_started_anew_has_what_is_of_its_role(reshaped: Served) -> None:
 
 def status_and_report_tell_of_it(reshaped: Served) -> None:
     folder = reshaped.attempt.run.path
-    until("a second", lambda: (s := reshaped.attempt.status()) and s.planning and s.planning.flips)
+    until(
+        "a second",
+        lambda: (s := reshaped.attempt.status()) and s.planner and s.planner.role_changes,
+    )
     shown = hpc_dynamo("status", "--once", str(folder), cwd=folder)
     assert "planner: wants" in shown.stdout
     told = hpc_dynamo("report", str(folder), cwd=folder)
@@ -132,8 +135,8 @@ async def test_a_flip_that_fails_is_undone_and_not_retried_at_once(
         until("all as before", lambda: ready_roles(served) == roles)
 
 
-def failed(served: Served, why: str) -> list[Flip]:
-    return [r.flip for r in records(served) if r.flip and why in r.flip.why]
+def failed(served: Served, why: str) -> list[RoleChange]:
+    return [r.role_change for r in records(served) if r.role_change and why in r.role_change.reason]
 
 
 def ranks(served: Served) -> set[int]:

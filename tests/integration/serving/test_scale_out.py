@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from hpc_dynamo.messages import GrownJob, GrownState, Status
+from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, Status
 from hpc_dynamo.planner.scale_out import Growing
 from hpc_dynamo.run import Attempt
 from tests.integration.serving.served import MODEL, Served, kill, serving
@@ -53,7 +53,7 @@ class Load:
             turn += 1
 
 
-def jobs(attempt: Attempt) -> list[GrownJob]:
+def jobs(attempt: Attempt) -> list[ExtraJobStatus]:
     return [state for job in attempt.grown() if (state := job.state())]
 
 
@@ -70,7 +70,7 @@ def served_by_new_ranks(served: Served) -> bool:
 def without(served: Served) -> Status | None:
     """Its status, once it has no further job."""
     status = served.attempt.status()
-    return status if status and not status.grown else None
+    return status if status and not status.extra_jobs else None
 
 
 async def grow(served: Served) -> Load:
@@ -90,7 +90,7 @@ async def test_a_job_comes_with_the_load_and_goes_without(
         folder = served.attempt.run.path
         shown = hpc_dynamo("status", "--once", str(folder), cwd=folder)
         assert "further job" in shown.stdout, shown.stdout
-        until("its end", lambda: jobs(served.attempt)[0].state is GrownState.ended)
+        until("its end", lambda: jobs(served.attempt)[0].state is ExtraJobState.ended)
         status = until("a status without it", lambda: without(served))
         assert sorted(worker.rank for worker in status.workers) == [0, 1]
         asked, back = records(served.attempt)
@@ -111,11 +111,11 @@ async def test_further_jobs_end_when_the_head_dies_or_is_stopped(
         await grow(first)
         kill(first.head)
         until("nothing is left", lambda: not first.processes())
-        assert jobs(first.attempt)[0].state is GrownState.running, "nobody could tell of its end"
+        assert jobs(first.attempt)[0].state is ExtraJobState.running, "nobody could tell of its end"
     with serving(tmp_path, *words) as second:
-        until("it is known", lambda: jobs(first.attempt)[0].state is GrownState.ended)
+        until("it is known", lambda: jobs(first.attempt)[0].state is ExtraJobState.ended)
         status = until("a status", lambda: (s := second.attempt.status()) and s.node_hours and s)
         assert status.node_hours == jobs(first.attempt)[0].node_hours
         await grow(second)
-    assert jobs(second.attempt)[0].state is GrownState.ended
+    assert jobs(second.attempt)[0].state is ExtraJobState.ended
     assert not second.processes()

@@ -16,7 +16,7 @@ from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
 from hpc_dynamo.simulator.events import Journal
 from hpc_dynamo.simulator.model import Model
 from hpc_dynamo.simulator.sequence import Answer, Job, Sampling
-from hpc_dynamo.wire import EventSubscriber
+from hpc_dynamo.wire import KvEventSubscriber
 from tests.integration.simulator.conftest import TOLD, Client, Rank
 from tests.integration.simulator.test_process import run
 
@@ -129,7 +129,7 @@ TestHistories = Histories.TestCase
 class Followed:
     """A rank that publishes, and what it said up to now: live, and again by replays."""
 
-    def __init__(self, rank: Rank, follower: EventSubscriber) -> None:
+    def __init__(self, rank: Rank, follower: KvEventSubscriber) -> None:
         self.rank, self.follower = rank, follower
         self.mirror, self.next = Mirror(), 0
 
@@ -160,7 +160,7 @@ async def follow(start: Callable[..., Rank]) -> AsyncIterator[Follow]:
 
         def make(*options: str, **config: object) -> Followed:
             live, replay = next(names), next(names)
-            follower = stack.enter_context(closing(EventSubscriber(live, replay)))
+            follower = stack.enter_context(closing(KvEventSubscriber(live, replay)))
             on = {"enable_kv_cache_events": True, "publisher": "zmq", "topic": ""}
             config = {**on, "endpoint": live, "replay_endpoint": replay, **config}
             return Followed(

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from hpc_dynamo import launch
-from hpc_dynamo.cli import serving
+from hpc_dynamo.cli.render import serving
 from hpc_dynamo.config import (
     Cluster,
     Config,
@@ -33,12 +33,12 @@ from hpc_dynamo.config import (
 )
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.head.membership.agents import Membership
-from hpc_dynamo.head.scaling.hetero_jobs import Companions
-from hpc_dynamo.head.scaling.role_change import Flipper
-from hpc_dynamo.head.scaling.scale_out import Grower
+from hpc_dynamo.head.scaling.hetero_jobs import HeterogeneousJobs
+from hpc_dynamo.head.scaling.role_change import RoleChanger
+from hpc_dynamo.head.scaling.scale_out import ScaleOutController
 from hpc_dynamo.messages import (
-    GrownJob,
-    GrownState,
+    ExtraJobState,
+    ExtraJobStatus,
     JobRecord,
     NodeRecord,
     Outcome,
@@ -53,7 +53,7 @@ from hpc_dynamo.router.scheduling.lease import Wish
 from hpc_dynamo.run import Attempt, Grown, Run, write_json
 from hpc_dynamo.tasks.node import CODEC
 from hpc_dynamo.topology import Plan, fill, plan
-from hpc_dynamo.wire import Server
+from hpc_dynamo.wire import ControlServer
 from tests.support.runs import until
 
 pytestmark = pytest.mark.slow
@@ -81,7 +81,7 @@ class Head:
         return self.attempt.new_grown(layout)
 
     async def ready(self, count: int) -> None:
-        with self.members.follow() as reports:
+        with self.members.subscribe() as reports:
             async with asyncio.timeout(SOON_S):
                 while sum(1 for _ in self.router.members) < count:
                     await reports.get()
@@ -108,8 +108,10 @@ async def heading(
     write_json(attempt.config_file, config)
     write_json(attempt.plan_file, layout or plan(config))
     keys = attempt.run.secrets().keys
-    server = Server(HERE, keys, CODEC)
-    record = NodeRecord(node=0, host="here", address=HERE, pid=1, log="", control=server.endpoint)
+    server = ControlServer(HERE, keys, CODEC)
+    record = NodeRecord(
+        node=0, host="here", address=HERE, pid=1, log="", control_endpoint=server.endpoint
+    )
     roster = Roster(nodes=(record,), method="tcp", seconds=0.0)
     write_json(attempt.roster_file, roster)
     router = Router.of(config)
@@ -150,7 +152,7 @@ async def test_it_joins_warns_and_leaves(head: Head) -> None:
         assert {Path(w.log).parent for w in workers} == {head.attempt.logs}
         process.send_signal(signal.SIGUSR2)
         async with asyncio.timeout(SOON_S):
-            assert await head.members.leaving.get() == 1
+            assert await head.members.preempted_nodes.get() == 1
         await head.members.stop(frozenset({1}), "not needed", SOON_S)
         assert head.members.workers == {}
         assert list(head.router.members) == []
@@ -176,11 +178,11 @@ async def test_a_worker_over_two_nodes_joins_changes_its_role_and_leaves(attempt
         job = attempt.new_grown(fill(SPREAD, layout, Role.decode, 2).after(2, layout.nodes))
         head.members.expect(job.plan())
         async with agent(job), AsyncExitStack() as second:
-            with head.members.follow() as reports:
+            with head.members.subscribe() as reports:
                 assert (await soon(reports)).state is WorkerState.starting
                 await second.enter_async_context(agent(job, 1))
                 assert (await soon(reports)).state is WorkerState.ready
-                await head.members.turn(2, Role.prefill, restart=True)
+                await head.members.set_role(2, Role.prefill, restart=True)
                 states = [await soon(reports), await soon(reports)]
             assert [(s.role, s.state) for s in states] == [
                 (Role.prefill, WorkerState.starting),
@@ -204,13 +206,13 @@ async def test_a_worker_that_leaves_while_it_changes_its_role_fails_to(head: Hea
     async with agent(job):
         await head.ready(2)
         lease = await head.router.route(Ask(wish=Wish(workers=(2,))))
-        flipper = Flipper(CONFIG, head.router, head.members)
+        flipper = RoleChanger(CONFIG, head.router, head.members)
         role = Role.aggregated  # the way there is the same, whatever the roles
-        flip = asyncio.create_task(flipper.flip(2, role, role))
+        flip = asyncio.create_task(flipper.change_role(2, role, role))
         await asyncio.sleep(0)
         await head.members.stop(frozenset({1}), "not needed", SOON_S)
         async with asyncio.timeout(SOON_S):
-            assert (await flip).why == "worker 2 died"
+            assert (await flip).reason == "worker 2 died"
         lease.release()
 
 
@@ -230,7 +232,9 @@ async def test_who_is_not_expected_is_sent_away(head: Head, known: bool) -> None
 async def test_it_ends_when_the_head_never_answers(attempt: Attempt) -> None:
     write_json(attempt.config_file, CONFIG)
     write_json(attempt.plan_file, plan(CONFIG))
-    gone = NodeRecord(node=0, host="here", address=HERE, pid=1, log="", control=f"tcp://{HERE}:9")
+    gone = NodeRecord(
+        node=0, host="here", address=HERE, pid=1, log="", control_endpoint=f"tcp://{HERE}:9"
+    )
     write_json(attempt.roster_file, Roster(nodes=(gone,), method="tcp", seconds=0.0))
     job = attempt.new_grown(fill(CONFIG, plan(CONFIG), Role.aggregated, 1).after(2, 1))
     async with agent(job):
@@ -287,7 +291,9 @@ async def test_jobs_of_other_kinds_are_as_much_of_the_run(attempt: Attempt) -> N
     write_json(attempt.job_file, JobRecord(launcher="local", job_id="1"))
     async with heading(attempt, config, layout, why.append) as head:
         warned, lost = asyncio.Event(), asyncio.Queue[EngineError]()
-        ask = partial(Companions, attempt, head.router, head.members, warned.set, lost.put_nowait)
+        ask = partial(
+            HeterogeneousJobs, attempt, head.router, head.members, warned.set, lost.put_nowait
+        )
         async with accompanied(ask()):
             await head.ready(2)
             (job,) = attempt.grown()
@@ -304,11 +310,11 @@ async def test_jobs_of_other_kinds_are_as_much_of_the_run(attempt: Attempt) -> N
             await head.ready(2)
             former, job = attempt.grown()
             assert (known := former.state())
-            assert known.state is GrownState.ended
+            assert known.state is ExtraJobState.ended
             await companions.end("over")
         state = job.state()
         assert state
-        assert state.state is GrownState.ended
+        assert state.state is ExtraJobState.ended
         assert lost.empty(), "they were ended"
 
 
@@ -321,7 +327,7 @@ async def test_a_job_of_another_kind_that_is_not_fit_ends_the_run(
     write_json(attempt.job_file, JobRecord(launcher="local", job_id="1"))
     async with heading(attempt, config, replace(plan(config), apart=True)) as head:
         lost = asyncio.Queue[EngineError]()
-        companions = Companions(attempt, head.router, head.members, list, lost.put_nowait)
+        companions = HeterogeneousJobs(attempt, head.router, head.members, list, lost.put_nowait)
         async with accompanied(companions), asyncio.timeout(SOON_S):
             said = (await lost.get()).message
     assert "of the decode workers has ended: not fit for this run: " in said
@@ -335,20 +341,22 @@ def lacking(folder: Path) -> Config:
 
 
 @asynccontextmanager
-async def accompanied(companions: Companions) -> AsyncIterator[Companions]:
+async def accompanied(companions: HeterogeneousJobs) -> AsyncIterator[HeterogeneousJobs]:
     running = asyncio.create_task(companions.run())
     yield companions
     running.cancel()
     await asyncio.wait([running])
 
 
-def grower(head: Head, node_hours: float | None = None, config: Config = CONFIG) -> Grower:
+def grower(
+    head: Head, node_hours: float | None = None, config: Config = CONFIG
+) -> ScaleOutController:
     """Asks at once, for processes on this machine."""
     grow = Grow(nodes=1, node_hours=node_hours)
     rules = Planner(by=PlannerKind.load, patience=1, grow=grow)
     write_json(head.attempt.config_file, replace(config, planner=rules))
     write_json(head.attempt.job_file, JobRecord(launcher="local", job_id="1"))
-    return Grower(head.attempt, head.router, head.members, None, moving=tuple)
+    return ScaleOutController(head.attempt, head.router, head.members, None, moving=tuple)
 
 
 def decision(more: int) -> Decision:
@@ -361,7 +369,7 @@ def decision(more: int) -> Decision:
 
 
 @asynccontextmanager
-async def running(grower: Grower) -> AsyncIterator[None]:
+async def running(grower: ScaleOutController) -> AsyncIterator[None]:
     task = asyncio.create_task(grower.run())
     yield
     await grower.end("all done")
@@ -375,33 +383,33 @@ async def test_hours_of_former_attempts_count(
     caplog.set_level("INFO")
     later = run.new_attempt(CONFIG, plan(CONFIG))
     job, now = later.new_grown(fill(CONFIG, plan(CONFIG), Role.aggregated, 1)), time.time()
-    used = GrownJob(
-        number=1, role=Role.aggregated, nodes=2, ranks=(2, 3), asked_at=now - 7200.0,
-        began_at=now - 7200.0, seen_at=now - 3600.0, state=GrownState.ended,
+    used = ExtraJobStatus(
+        number=1, role=Role.aggregated, nodes=2, ranks=(2, 3), requested_at=now - 7200.0,
+        running_since=now - 7200.0, running_until=now - 3600.0, state=ExtraJobState.ended,
     )  # fmt: skip
     write_json(job.state_file, used)
     grows = grower(head, node_hours=2.01)
     async with running(grows):
-        grows.heed(decision(more=2))
+        grows.on_decision(decision(more=2))
         why = "planner.grow.node_hours leave no more"
         await asyncio.to_thread(until, "a word", lambda: why in caplog.text, SOON_S)
         assert grows.node_hours == 2.0
     assert head.attempt.grown() == []
 
 
-def states(attempt: Attempt) -> list[GrownJob]:
+def states(attempt: Attempt) -> list[ExtraJobStatus]:
     return [state for job in attempt.grown() if (state := job.state())]
 
 
 async def test_a_job_that_is_just_asked_for_ends_with_the_run(head: Head) -> None:
     grows = grower(head)
     async with running(grows):
-        grows.heed(decision(more=2))
+        grows.on_decision(decision(more=2))
         await asyncio.to_thread(until, "a job", lambda: states(head.attempt), SOON_S)
     (job,) = head.attempt.grown()
     state, found = job.state(), launch.find(job)
     assert state
-    assert (state.state, state.detail) == (GrownState.ended, "all done")
+    assert (state.state, state.detail) == (ExtraJobState.ended, "all done")
     assert found
     await asyncio.to_thread(
         until, "its end", lambda: found.state()[0] is launch.JobState.ended, SOON_S
@@ -413,17 +421,17 @@ async def test_a_further_job_whose_node_is_not_fit(head: Head, tmp_path: Path) -
     """It ends with a word, and the run goes on."""
     grows = grower(head, config=lacking(tmp_path))
     async with running(grows):
-        grows.heed(decision(more=2))
+        grows.on_decision(decision(more=2))
         await asyncio.to_thread(until, "its end", lambda: ended(head.attempt), SOON_S)
-        grows.heed(decision(more=2))
+        grows.on_decision(decision(more=2))
         file = head.attempt.growth_file
         await asyncio.to_thread(until, "a word", lambda: len(lines(file)) == 2, SOON_S)
-        status = grows.describe(Status(at=0.0, phase="serving", workers=()))
+        status = grows.extend_status(Status(at=0.0, phase="serving", workers=()))
     (job,) = head.attempt.grown()
     what = f"model.path={tmp_path}/nothing is not there"
     assert what in lines(file)[1]
-    assert what in serving.grown_line(status.grown[0])
-    assert "try: a path on a shared disk" in status.grown[0].detail
+    assert what in serving.grown_line(status.extra_jobs[0])
+    assert "try: a path on a shared disk" in status.extra_jobs[0].detail
     assert not list(head.attempt.logs.glob("worker-*"))
     assert (outcome := job.outcome())
     assert what in outcome.message
@@ -432,7 +440,7 @@ async def test_a_further_job_whose_node_is_not_fit(head: Head, tmp_path: Path) -
 async def test_a_further_job_ends_where_one_of_its_nodes_is_not_fit(head: Head) -> None:
     grows = grower(head)
     async with running(grows):
-        grows.heed(decision(more=2))
+        grows.on_decision(decision(more=2))
         await head.ready(2)
         (job,) = head.attempt.grown()
         (node,) = job.nodes()
@@ -447,7 +455,7 @@ async def test_a_further_job_ends_where_one_of_its_nodes_is_not_fit(head: Head) 
 
 
 def ended(attempt: Attempt) -> bool:
-    return any(job.state is GrownState.ended for job in states(attempt))
+    return any(job.state is ExtraJobState.ended for job in states(attempt))
 
 
 def is_over(job: launch.Job) -> bool:

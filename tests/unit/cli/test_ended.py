@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from hpc_dynamo.cli.ended import vanished
+from hpc_dynamo.cli.missing_outcome import vanished
 from hpc_dynamo.config import Config, Task
 from hpc_dynamo.launch.reasons import NEVER_RAN
 from hpc_dynamo.messages import NodeRecord

@@ -190,7 +190,7 @@ def test_one_heterogeneous_job_with_one_step(run: Run, slurm: Path) -> None:
     assert not layout.apart
     job = attempt.job()
     assert job
-    assert (job.launcher, job.job_id, job.beside) == ("slurm", "42", ())
+    assert (job.launcher, job.job_id, job.hetero_job_ids) == ("slurm", "42", ())
     assert not (slurm / "further").exists()
     lines = (attempt.submitit / "hetjob.sbatch").read_text().splitlines()
     fast, wide = by_component(lines)
@@ -215,7 +215,7 @@ def test_jobs_where_the_scheduler_starts_no_heterogeneous_ones(run: Run, slurm: 
     job = attempt.job()
     assert job
     # The other job is submitted first, so that the head finds it.
-    assert (job.job_id, job.beside) == ("8", ("7",))
+    assert (job.job_id, job.hetero_job_ids) == ("8", ("7",))
     (own,) = attempt.submitit.glob("8_submission.sh")
     (further,) = attempt.grown()
     assert further.plan() == layout.parts[1]

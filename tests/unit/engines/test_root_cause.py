@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.agent.engine_process import Part
+from hpc_dynamo.agent.engine_process import EngineProcess
 from hpc_dynamo.config import Config, Engine, Model, Role
 from hpc_dynamo.engines import Place
 from hpc_dynamo.engines.root_cause import killed_itself, last_line, root_cause
@@ -127,7 +127,7 @@ def test_the_cause_in_logs_of_real_engines(name: str) -> None:
     assert REAL[name] in root_cause((LOGS / f"{name}.txt").read_text())
 
 
-def part(tmp_path: Path, engine: str, log: str) -> Part:
+def part(tmp_path: Path, engine: str, log: str) -> EngineProcess:
     """One whose engine has written this log."""
     run = Run(tmp_path / "run")
     run.create(Secrets(token="t", public="p", private="p"))
@@ -137,20 +137,20 @@ def part(tmp_path: Path, engine: str, log: str) -> Part:
     shard = Shard(node=0, gpus=())
     worker = Worker(rank=0, role=Role.aggregated, shards=(shard,))
     place = Place(worker, "127.0.0.1", (1, 2), (), token="t")
-    made = Part(attempt, config, place, "n1")
+    made = EngineProcess(attempt, config, place, "n1")
     attempt.worker_log(0).write_text(log)
     return made
 
 
 def test_sglangs_own_sigkill_is_no_lack_of_memory(tmp_path: Path) -> None:
-    error = part(tmp_path, "sglang", SGLANG).died(128 + 9)
+    error = part(tmp_path, "sglang", SGLANG).exit_error(128 + 9)
     assert "ended itself because one of its processes failed: ModuleNotFoundError" in error.message
     assert "memory" not in str(error)
 
 
 def test_a_kill_from_outside_still_is(tmp_path: Path) -> None:
     log = f"{TRACE}ValueError: caught\nLoading safetensors 40 %\n"
-    error = part(tmp_path, "vllm", log).died(128 + 9)
+    error = part(tmp_path, "vllm", log).exit_error(128 + 9)
     assert error.message.endswith("was killed by signal 9: Loading safetensors 40 %")
     assert "engine.memory_gb" in error.hint
 
@@ -158,7 +158,7 @@ def test_a_kill_from_outside_still_is(tmp_path: Path) -> None:
 def test_the_hint_is_about_the_cause(tmp_path: Path) -> None:
     """Not about another sign further up in the log."""
     log = f"{TRACE}OSError: [Errno 98] Address already in use\n{TRACE}{OOM}\n{LEAKS}"
-    error = part(tmp_path, "vllm", log).died(1)
+    error = part(tmp_path, "vllm", log).exit_error(1)
     assert error.message.endswith(f"exited with code 1: {OOM}")
     assert "gpu-memory-utilization" in error.hint
 

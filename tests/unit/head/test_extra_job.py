@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from hpc_dynamo.bootstrap.address import LOOPBACK, reachable
+from hpc_dynamo.bootstrap.address import LOOPBACK, address_for_extra_jobs
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.cli.serving import grown_line
+from hpc_dynamo.cli.render.serving import grown_line
 from hpc_dynamo.config import Config, Launcher, Role, Task
 from hpc_dynamo.errors import ConfigError, LaunchError
 from hpc_dynamo.launch import extra_jobs
-from hpc_dynamo.messages import GrownJob, GrownState, JobRecord
+from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, JobRecord
 from hpc_dynamo.run import Attempt, Grown, Run, write_json
 from hpc_dynamo.topology import Plan, fill, plan
 
@@ -80,10 +80,10 @@ async def test_a_refusal_says_why(attempt: Attempt, told: Path) -> None:
         await extra_jobs.submit(job_of(attempt), time_s=1000.0)
 
 
-def known(job: Grown, **more: Any) -> GrownJob:
+def known(job: Grown, **more: Any) -> ExtraJobStatus:
     ranks, now = tuple(w.rank for w in job.plan().workers), time.time()
-    return GrownJob(
-        number=job.number, role=Role.decode, nodes=2, ranks=ranks, job_id="42", asked_at=now,
+    return ExtraJobStatus(
+        number=job.number, role=Role.decode, nodes=2, ranks=ranks, job_id="42", requested_at=now,
         **more,
     )  # fmt: skip
 
@@ -91,13 +91,13 @@ def known(job: Grown, **more: Any) -> GrownJob:
 def test_one_that_was_left_behind_is_cancelled_and_counted(attempt: Attempt, told: Path) -> None:
     job, now = job_of(attempt), time.time()
     write_json(job.job_file, JobRecord(launcher="slurm", job_id="42"))
-    state = known(job, state=GrownState.running, began_at=now - 3600.0, seen_at=now - 1800.0)
+    state = known(job, state=ExtraJobState.running, began_at=now - 3600.0, seen_at=now - 1800.0)
     write_json(job.state_file, state)
     extra_jobs.clear(attempt.grown(), silence_s=900.0)
     assert told.read_text().split() == ["42"]
     after = job.state()
     assert after
-    assert (after.state, after.detail) == (GrownState.ended, "left behind by a head that died")
+    assert (after.state, after.detail) == (ExtraJobState.ended, "left behind by a head that died")
     assert after.node_hours == pytest.approx(2 * 0.75), "its agents ended when they missed it"
     told.unlink()
     extra_jobs.clear(attempt.grown(), silence_s=900.0)
@@ -124,9 +124,9 @@ def test_this_machine_has_no_further_gpus(attempt: Attempt) -> None:
 def test_other_nodes_can_reach_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.setenv("SLURM_SUBMIT_HOST", socket.gethostname())
-    assert reachable("10.0.0.7") == "10.0.0.7"
-    assert reachable(LOOPBACK) == LOOPBACK, "further jobs are on this machine too"
+    assert address_for_extra_jobs("10.0.0.7") == "10.0.0.7"
+    assert address_for_extra_jobs(LOOPBACK) == LOOPBACK, "further jobs are on this machine too"
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert reachable("10.0.0.7") == "10.0.0.7"
+    assert address_for_extra_jobs("10.0.0.7") == "10.0.0.7"
     with pytest.raises(ConfigError, match="an address of this node that other nodes can reach"):
-        reachable(LOOPBACK)
+        address_for_extra_jobs(LOOPBACK)

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from hpc_dynamo.head.scaling.job_handover import Handover, lead_s
+from hpc_dynamo.head.scaling.job_handover import JobHandover, lead_time_s
 from hpc_dynamo.launch.walltime import Walltime
 from hpc_dynamo.messages import Outcome, Successor
 from hpc_dynamo.run import Attempt
@@ -20,7 +20,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> float:
 
 @pytest.mark.parametrize(("took_s", "lead"), [(0, 60), (10, 60), (30, 60), (31, 62), (600, 1200)])
 def test_twice_what_this_job_took_but_never_less_than_asked_for(took_s: float, lead: float) -> None:
-    assert lead_s(took_s, 60) == lead
+    assert lead_time_s(took_s, 60) == lead
 
 
 @pytest.mark.parametrize(
@@ -55,9 +55,9 @@ def test_the_outcome_names_who_goes_on_and_clients_look_there(
     """Also where the successor did not answer when it was last asked."""
     url = "http://new:1/v1" if number else ""
     attempt.run.answers_at("http://old:1/v1")
-    handover = Handover(attempt, lambda: None)
+    handover = JobHandover(attempt, lambda: None)
     handover.successor = Successor(attempt=number, job_id="5", detail="slow", url=url)
-    outcome = handover.conclude(Outcome(exit_code=0, message="drained"))
-    assert outcome.successor == goes_on
+    outcome = handover.final_outcome(Outcome(exit_code=0, message="drained"))
+    assert outcome.next_attempt == goes_on
     assert ("attempt 2 goes on" in outcome.message) is bool(number)
     assert attempt.run.url_file.read_text().strip() == (url or "http://old:1/v1")

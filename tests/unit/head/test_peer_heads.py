@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from hpc_dynamo.head.membership.peer_heads import Peers
+from hpc_dynamo.head.membership.peer_heads import PeerHeads
 from hpc_dynamo.http import Client
 from hpc_dynamo.router import Load, Router
 from hpc_dynamo.router.scheduling.peer_loads import Published
@@ -54,7 +54,7 @@ async def listening(router: Router) -> AsyncIterator[Head]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     async with Client.bearer("key") as client, asyncio.TaskGroup() as group:
-        following = group.create_task(Peers(router, [site.name], client).run())
+        following = group.create_task(PeerHeads(router, [site.name], client).run())
         yield head
         following.cancel()
     await runner.cleanup()

@@ -5,9 +5,9 @@ import pytest
 from hpc_dynamo.config import Kind, Role
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.messages import Quantiles, WorkerLoad
-from hpc_dynamo.planner.collect import look
+from hpc_dynamo.planner.collect import collect_signals
 from hpc_dynamo.planner.load import queue_s
-from hpc_dynamo.planner.prompt_lengths import PromptLengths, Prompts
+from hpc_dynamo.planner.prompt_lengths import ComputedPrompts, PromptLengths
 from hpc_dynamo.router import Ask, Router
 from hpc_dynamo.router.scheduling.limits import Limits
 
@@ -21,23 +21,26 @@ def load(rank: int, prompts: int, tokens: int, asked: int = 0, hits: int = 0) ->
 
 def test_it_is_the_growth_since_the_last_look() -> None:
     lengths = PromptLengths()
-    assert lengths.take([load(0, 100, 900_000, 900_000)]) == Prompts()
-    assert lengths.take([load(0, 110, 930_000, 930_000, 15_000)]) == Prompts(3000, 0.5)
-    assert lengths.take([load(0, 110, 930_000, 930_000, 15_000)]) == Prompts()
+    assert lengths.take([load(0, 100, 900_000, 900_000)]) == ComputedPrompts()
+    assert lengths.take([load(0, 110, 930_000, 930_000, 15_000)]) == ComputedPrompts(3000, 0.5)
+    assert lengths.take([load(0, 110, 930_000, 930_000, 15_000)]) == ComputedPrompts()
 
 
 @pytest.mark.parametrize(
     ("after", "found"),
     [
-        ([load(0, 20, 3000), load(1, 20, 4000)], Prompts(200)),
-        ([load(0, 2, 300), load(1, 30, 6000)], Prompts(200)),  # rank 0 was restarted
-        ([load(1, 30, 6000)], Prompts(200)),  # rank 0 is gone
-        ([load(0, 20, 2000), load(1, 10, 2000), load(2, 90, 9)], Prompts(100)),  # rank 2 is new
-        ([load(0, 20, 1000), load(1, 10, 2000)], Prompts()),  # counts no prompt tokens
-        ([load(0, 20, 2000, asked=1000, hits=3000), load(1, 10, 2000)], Prompts(100, 1.0)),
+        ([load(0, 20, 3000), load(1, 20, 4000)], ComputedPrompts(200)),
+        ([load(0, 2, 300), load(1, 30, 6000)], ComputedPrompts(200)),  # rank 0 was restarted
+        ([load(1, 30, 6000)], ComputedPrompts(200)),  # rank 0 is gone
+        (
+            [load(0, 20, 2000), load(1, 10, 2000), load(2, 90, 9)],
+            ComputedPrompts(100),
+        ),  # rank 2 is new
+        ([load(0, 20, 1000), load(1, 10, 2000)], ComputedPrompts()),  # counts no prompt tokens
+        ([load(0, 20, 2000, asked=1000, hits=3000), load(1, 10, 2000)], ComputedPrompts(100, 1.0)),
     ],
 )
-def test_workers_that_restart_come_and_go(after: list[WorkerLoad], found: Prompts) -> None:
+def test_workers_that_restart_come_and_go(after: list[WorkerLoad], found: ComputedPrompts) -> None:
     lengths = PromptLengths()
     lengths.take([load(0, 10, 1000), load(1, 10, 2000)])
     assert lengths.take(after) == found
@@ -56,7 +59,7 @@ async def test_the_planner_is_not_blind_without_a_tokenizer() -> None:
     router, lengths = await router_of_two(Ask()), PromptLengths()
     lengths.take([load(0, 0, 0), load(1, 0, 0)])
     decode = load(1, 10, 99, 50, 50)  # counts the prompts that it pulled, too
-    seen = look(router, [load(0, 10, 30_000, 30_000, 15_000), decode], 0, 4, lengths)
+    seen = collect_signals(router, [load(0, 10, 30_000, 30_000, 15_000), decode], 0, 4, lengths)
     assert (seen.prompt_tokens, seen.hit_rate) == (3000, 0.5)
     assert (seen.ahead, seen.ahead_tokens) == (1, 1500)
     assert queue_s(seen) == 0  # the only prompt is being computed
@@ -65,5 +68,5 @@ async def test_the_planner_is_not_blind_without_a_tokenizer() -> None:
 async def test_our_own_token_counts_come_first() -> None:
     router, lengths = await router_of_two(Ask(tokens=640)), PromptLengths()
     lengths.take([load(0, 0, 0)])
-    seen = look(router, [load(0, 10, 30_000)], 0, 4, lengths)
+    seen = collect_signals(router, [load(0, 10, 30_000)], 0, 4, lengths)
     assert (seen.prompt_tokens, seen.ahead_tokens) == (640, 640)

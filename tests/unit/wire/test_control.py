@@ -10,7 +10,7 @@ import zmq
 import zmq.asyncio
 
 from hpc_dynamo.errors import WireError
-from hpc_dynamo.wire import Client, Codec, Server, new_keys
+from hpc_dynamo.wire import ControlClient, ControlServer, MessageCodec, new_keys
 
 SOON_S = 5.0  # for what must happen
 NEVER_S = 0.3  # for what must not
@@ -25,10 +25,10 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     number: int
 
 
-CODEC: Codec[Ping | Pong] = Codec(Ping | Pong)  # type: ignore[arg-type]  # a union is no type[T]
+CODEC: MessageCodec[Ping | Pong] = MessageCodec(Ping | Pong)  # type: ignore[arg-type]  # a union is no type[T]
 KEYS = new_keys()
 
-Connect = Callable[..., Client[Ping | Pong]]
+Connect = Callable[..., ControlClient[Ping | Pong]]
 
 
 @pytest.fixture
@@ -38,28 +38,28 @@ def closing() -> Iterator[ExitStack]:
 
 
 @pytest.fixture
-async def server(closing: ExitStack) -> Server[Ping | Pong]:
-    server = Server(HERE, KEYS, CODEC)
+async def server(closing: ExitStack) -> ControlServer[Ping | Pong]:
+    server = ControlServer(HERE, KEYS, CODEC)
     closing.callback(server.close)
     return server
 
 
 @pytest.fixture
-async def connect(closing: ExitStack, server: Server[Ping | Pong]) -> Connect:
-    def make(keys: tuple[str, str] = KEYS, endpoint: str = "") -> Client[Ping | Pong]:
-        client = Client(endpoint or server.endpoint, keys, CODEC)
+async def connect(closing: ExitStack, server: ControlServer[Ping | Pong]) -> Connect:
+    def make(keys: tuple[str, str] = KEYS, endpoint: str = "") -> ControlClient[Ping | Pong]:
+        client = ControlClient(endpoint or server.endpoint, keys, CODEC)
         closing.callback(client.close)
         return client
 
     return make
 
 
-async def heard(server: Server[Ping | Pong], timeout_s: float) -> tuple[bytes, Ping | Pong]:
+async def heard(server: ControlServer[Ping | Pong], timeout_s: float) -> tuple[bytes, Ping | Pong]:
     async with asyncio.timeout(timeout_s):
         return await server.receive()
 
 
-async def test_both_ways(server: Server[Ping | Pong], connect: Connect) -> None:
+async def test_both_ways(server: ControlServer[Ping | Pong], connect: Connect) -> None:
     client = connect()
     await client.send(Ping("hällo"))
     peer, message = await heard(server, SOON_S)
@@ -69,7 +69,7 @@ async def test_both_ways(server: Server[Ping | Pong], connect: Connect) -> None:
 
 
 async def test_answers_reach_the_one_who_asked(
-    server: Server[Ping | Pong], connect: Connect
+    server: ControlServer[Ping | Pong], connect: Connect
 ) -> None:
     clients = [connect() for _ in range(5)]
     for n, client in enumerate(clients):
@@ -82,7 +82,7 @@ async def test_answers_reach_the_one_who_asked(
 
 
 async def test_messages_of_one_client_keep_their_order(
-    server: Server[Ping | Pong], connect: Connect
+    server: ControlServer[Ping | Pong], connect: Connect
 ) -> None:
     client = connect()
     for n in range(200):
@@ -92,10 +92,10 @@ async def test_messages_of_one_client_keep_their_order(
 
 async def test_what_was_sent_before_the_server_was_there_arrives(closing: ExitStack) -> None:
     """A client connects again by itself, also to a server that comes later."""
-    first = Server(HERE, KEYS, CODEC)
+    first = ControlServer(HERE, KEYS, CODEC)
     endpoint = first.endpoint
     first.close()
-    client = Client(endpoint, KEYS, CODEC)
+    client = ControlClient(endpoint, KEYS, CODEC)
     closing.callback(client.close)
     await client.send(Ping("early"))
     context = zmq.asyncio.Context()
@@ -110,7 +110,9 @@ async def test_what_was_sent_before_the_server_was_there_arrives(closing: ExitSt
     assert CODEC.decode(data) == Ping("early")
 
 
-async def test_another_key_is_not_let_in(server: Server[Ping | Pong], connect: Connect) -> None:
+async def test_another_key_is_not_let_in(
+    server: ControlServer[Ping | Pong], connect: Connect
+) -> None:
     """Knowing the server's public key is not enough: the client's own must be the run's."""
     stranger_public, stranger_private = new_keys()
     context = zmq.asyncio.Context()
@@ -132,7 +134,7 @@ async def test_another_key_is_not_let_in(server: Server[Ping | Pong], connect: C
     assert (await heard(server, SOON_S))[1] == Ping("friend")
 
 
-async def test_no_key_is_not_let_in(server: Server[Ping | Pong], connect: Connect) -> None:
+async def test_no_key_is_not_let_in(server: ControlServer[Ping | Pong], connect: Connect) -> None:
     context = zmq.asyncio.Context()
     stranger = context.socket(zmq.DEALER)
     try:
@@ -147,7 +149,9 @@ async def test_no_key_is_not_let_in(server: Server[Ping | Pong], connect: Connec
     assert (await heard(server, SOON_S))[1] == Ping("friend")
 
 
-async def test_silence_ends_with_a_deadline(server: Server[Ping | Pong], connect: Connect) -> None:
+async def test_silence_ends_with_a_deadline(
+    server: ControlServer[Ping | Pong], connect: Connect
+) -> None:
     client = connect()
     with pytest.raises(WireError) as silent:
         await client.receive(NEVER_S)
@@ -156,7 +160,7 @@ async def test_silence_ends_with_a_deadline(server: Server[Ping | Pong], connect
 
 
 async def test_an_answer_to_one_who_left_is_no_error(
-    server: Server[Ping | Pong], connect: Connect
+    server: ControlServer[Ping | Pong], connect: Connect
 ) -> None:
     client = connect()
     await client.send(Ping("bye"))
@@ -167,7 +171,7 @@ async def test_an_answer_to_one_who_left_is_no_error(
             await asyncio.sleep(0.01)
 
 
-async def test_nobody_else_was_ever_known(server: Server[Ping | Pong]) -> None:
+async def test_nobody_else_was_ever_known(server: ControlServer[Ping | Pong]) -> None:
     assert await server.send(b"nobody", Pong(1)) is False
 
 
@@ -182,7 +186,7 @@ def test_a_record_of_another_version_is_an_error_of_ours() -> None:
 
 
 async def test_ports_are_never_the_same(closing: ExitStack) -> None:
-    servers = [Server(HERE, KEYS, CODEC) for _ in range(5)]
+    servers = [ControlServer(HERE, KEYS, CODEC) for _ in range(5)]
     for server in servers:
         closing.callback(server.close)
     assert len({server.endpoint for server in servers}) == 5

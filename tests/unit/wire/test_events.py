@@ -11,7 +11,7 @@ import zmq
 import zmq.asyncio
 
 from hpc_dynamo.errors import WireError
-from hpc_dynamo.wire import EventPublisher, EventSubscriber
+from hpc_dynamo.wire import KvEventPublisher, KvEventSubscriber
 
 SOON_S = 5.0  # for what must happen
 NEVER_S = 0.3  # for what must not
@@ -25,9 +25,9 @@ def folder() -> Iterator[Path]:
 
 
 @contextmanager
-def publisher(folder: Path, buffer_steps: int = 100) -> Iterator[EventPublisher]:
+def publisher(folder: Path, buffer_steps: int = 100) -> Iterator[KvEventPublisher]:
     live, replay = f"ipc://{folder}/live", f"ipc://{folder}/replay"
-    made = EventPublisher(live, replay, topic="kv", buffer_steps=buffer_steps)
+    made = KvEventPublisher(live, replay, topic="kv", buffer_steps=buffer_steps)
     try:
         yield made
     finally:
@@ -35,8 +35,8 @@ def publisher(folder: Path, buffer_steps: int = 100) -> Iterator[EventPublisher]
 
 
 @contextmanager
-def subscriber(folder: Path) -> Iterator[EventSubscriber]:
-    made = EventSubscriber(f"ipc://{folder}/live", f"ipc://{folder}/replay")
+def subscriber(folder: Path) -> Iterator[KvEventSubscriber]:
+    made = KvEventSubscriber(f"ipc://{folder}/live", f"ipc://{folder}/replay")
     try:
         yield made
     finally:
@@ -44,7 +44,7 @@ def subscriber(folder: Path) -> Iterator[EventSubscriber]:
 
 
 @pytest.fixture
-async def pair(folder: Path) -> AsyncIterator[tuple[EventPublisher, EventSubscriber]]:
+async def pair(folder: Path) -> AsyncIterator[tuple[KvEventPublisher, KvEventSubscriber]]:
     """Both ends of ten steps' buffer, connected; the publisher serves replays."""
     async with AsyncExitStack() as stack:
         follower = stack.enter_context(subscriber(folder))
@@ -56,7 +56,7 @@ async def pair(folder: Path) -> AsyncIterator[tuple[EventPublisher, EventSubscri
         yield engine, follower
 
 
-async def connect(engine: EventPublisher, follower: EventSubscriber) -> None:
+async def connect(engine: KvEventPublisher, follower: KvEventSubscriber) -> None:
     """PUB tells nobody who is there, so payload 0 is said until it is heard; then all is read."""
     hears = asyncio.create_task(follower.receive())
     async with asyncio.timeout(SOON_S):
@@ -70,26 +70,26 @@ async def connect(engine: EventPublisher, follower: EventSubscriber) -> None:
             last = (await follower.receive())[0]
 
 
-async def heard(follower: EventSubscriber) -> tuple[int, bytes]:
+async def heard(follower: KvEventSubscriber) -> tuple[int, bytes]:
     async with asyncio.timeout(SOON_S):
         return await follower.receive()
 
 
 async def replayed(
-    follower: EventSubscriber, start: int, timeout_s: float = SOON_S
+    follower: KvEventSubscriber, start: int, timeout_s: float = SOON_S
 ) -> list[tuple[int, bytes]]:
     async with aclosing(follower.replay(start, timeout_s)) as all_of_it:
         return [each async for each in all_of_it]
 
 
-async def next_number(engine: EventPublisher, follower: EventSubscriber) -> int:
+async def next_number(engine: KvEventPublisher, follower: KvEventSubscriber) -> int:
     """What the publisher will count next."""
     await engine.publish(b"last")
     return (await heard(follower))[0] + 1
 
 
 async def test_published_in_order_with_rising_numbers(
-    pair: tuple[EventPublisher, EventSubscriber],
+    pair: tuple[KvEventPublisher, KvEventSubscriber],
 ) -> None:
     engine, follower = pair
     first = await next_number(engine, follower)
@@ -100,12 +100,12 @@ async def test_published_in_order_with_rising_numbers(
 
 
 async def test_what_was_lost_shows_as_a_gap_and_is_replayed(
-    pair: tuple[EventPublisher, EventSubscriber],
+    pair: tuple[KvEventPublisher, KvEventSubscriber],
 ) -> None:
     engine, follower = pair
     first = await next_number(engine, follower)
-    await engine.publish(b"one", lost=True)
-    await engine.publish(b"two", lost=True)
+    await engine.publish(b"one", drop=True)
+    await engine.publish(b"two", drop=True)
     await engine.publish(b"three")
     assert await heard(follower) == (first + 2, b"three")
     assert await replayed(follower, first) == [
@@ -119,12 +119,12 @@ async def test_what_was_lost_shows_as_a_gap_and_is_replayed(
 
 
 async def test_a_replay_begins_where_the_buffer_does(
-    pair: tuple[EventPublisher, EventSubscriber],
+    pair: tuple[KvEventPublisher, KvEventSubscriber],
 ) -> None:
     engine, follower = pair
     first = await next_number(engine, follower)
     for i in range(25):
-        await engine.publish(b"%d" % i, lost=True)
+        await engine.publish(b"%d" % i, drop=True)
     assert await replayed(follower, first) == [(first + i, b"%d" % i) for i in range(15, 25)]
     assert len(await replayed(follower, 0)) == 10
 
@@ -213,5 +213,5 @@ async def test_another_protocol_is_an_error_of_ours(folder: Path, frames: list[b
 @pytest.mark.parametrize("name", ["nowhere/live", "x" * 200])
 async def test_a_path_that_cannot_be_is_told(folder: Path, name: str) -> None:
     with pytest.raises(WireError, match="cannot be published") as wrong:
-        EventPublisher(f"ipc://{folder}/{name}", None, topic="", buffer_steps=1)
+        KvEventPublisher(f"ipc://{folder}/{name}", None, topic="", buffer_steps=1)
     assert "107 bytes" in wrong.value.hint

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from hpc_dynamo.cli.commands import parts, started
 from hpc_dynamo.cli.compose import compose
+from hpc_dynamo.cli.render.engine_commands import parts, started
 from hpc_dynamo.engines import Command
 from hpc_dynamo.topology import plan
 from tests.unit.config.test_recipes import RECIPES

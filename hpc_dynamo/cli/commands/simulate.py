@@ -12,9 +12,9 @@ from rich.table import Table
 
 from hpc_dynamo import simulation
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.cli.console import OUT, can_redraw
-from hpc_dynamo.cli.grid import Column, Grid
-from hpc_dynamo.cli.progress import duration
+from hpc_dynamo.cli.render.console import OUT, can_redraw
+from hpc_dynamo.cli.render.progress import duration
+from hpc_dynamo.cli.render.table import Column, Grid
 from hpc_dynamo.config import Config, Role, check, refuse_several
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.plotting import draw, need_matplotlib

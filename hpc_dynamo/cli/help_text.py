@@ -3,8 +3,8 @@
 from argparse import ArgumentParser
 from os.path import expanduser
 
-from hpc_dynamo.cli import doctor, plan, report, route, simulate
-from hpc_dynamo.cli.options import path
+from hpc_dynamo.cli.commands import doctor, plan, report, route, simulate
+from hpc_dynamo.cli.unknown_options import path
 
 DESCRIPTION = """\
 LLM serving and batch inference inside one Slurm job: an OpenAI endpoint, or a file of prompts.

@@ -8,7 +8,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpc_dynamo.cli.grid import flowed
+from hpc_dynamo.cli.render.table import flowed
 from hpc_dynamo.messages import Progress
 
 LEAST_BAR, MOST_BAR = 8, 40  # columns

@@ -12,13 +12,13 @@ from rich.markup import escape
 
 from hpc_dynamo import launch
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.cli.console import OUT
-from hpc_dynamo.cli.grid import HOST, PROSE, Column, Grid
 from hpc_dynamo.cli.launch_run import placed, say
-from hpc_dynamo.cli.nodes import asked_of_slurm, counted
-from hpc_dynamo.cli.options import path
+from hpc_dynamo.cli.node_resources import asked_of_slurm, counted
+from hpc_dynamo.cli.render.console import OUT
+from hpc_dynamo.cli.render.table import HOST, PROSE, Column, Grid
+from hpc_dynamo.cli.run_folder import serve_run
 from hpc_dynamo.cli.run_lookup import is_named, is_run
-from hpc_dynamo.cli.runs import serve_run
+from hpc_dynamo.cli.unknown_options import path
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.doctor import task
 from hpc_dynamo.doctor.analysis import usual_gb_s

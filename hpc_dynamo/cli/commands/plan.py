@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpc_dynamo import launch
-from hpc_dynamo.cli import views
-from hpc_dynamo.cli.commands import commands
 from hpc_dynamo.cli.compose import compose, show
-from hpc_dynamo.cli.console import OUT
 from hpc_dynamo.cli.launch_run import batch_config, profile_config, serve_config
-from hpc_dynamo.cli.model_check import model_warnings, refuse_models
-from hpc_dynamo.cli.nodes import counted, planned_for
+from hpc_dynamo.cli.model_checks import model_warnings, refuse_models
+from hpc_dynamo.cli.node_resources import counted, planned_for
+from hpc_dynamo.cli.render import status as views
+from hpc_dynamo.cli.render.console import OUT
+from hpc_dynamo.cli.render.engine_commands import commands
 from hpc_dynamo.config import Config, Launcher, Mixed, Role, Task, on
 from hpc_dynamo.engines import check
 from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency

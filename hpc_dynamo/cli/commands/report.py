@@ -7,14 +7,14 @@ from statistics import fmean
 
 from rich.markup import escape
 
-from hpc_dynamo.cli.console import OUT
-from hpc_dynamo.cli.grid import PROSE, Column, Grid
-from hpc_dynamo.cli.options import path
-from hpc_dynamo.cli.progress import duration
+from hpc_dynamo.cli.render.console import OUT
+from hpc_dynamo.cli.render.progress import duration
+from hpc_dynamo.cli.render.table import PROSE, Column, Grid
 from hpc_dynamo.cli.run_lookup import find
+from hpc_dynamo.cli.unknown_options import path
 from hpc_dynamo.config import Planner, PlannerKind
 from hpc_dynamo.errors import ConfigError, MissingDependency
-from hpc_dynamo.planner.records import Flip, Record, read
+from hpc_dynamo.planner.records import PlannerRecord, RoleChange, read
 from hpc_dynamo.planner.signals import Decision
 from hpc_dynamo.plotting import Curve, Panel, Style, draw
 from hpc_dynamo.run import Run
@@ -26,7 +26,7 @@ PICTURE = "planner.png"  # in the run's folder
 class History:
     """All attempts of a run, one after the other."""
 
-    records: Sequence[Record]
+    records: Sequence[PlannerRecord]
     rules: Planner  # of the last attempt
 
     @property
@@ -34,8 +34,8 @@ class History:
         return [r.decision for r in self.records if r.decision]
 
     @property
-    def flips(self) -> list[Flip]:
-        return [r.flip for r in self.records if r.flip]
+    def flips(self) -> list[RoleChange]:
+        return [r.role_change for r in self.records if r.role_change]
 
     @property
     def began(self) -> float:
@@ -88,9 +88,13 @@ def _table(history: History) -> Grid:
     for record in history.records:
         if record.decision and (record.decision.move or record.left_out):
             table.add(*map(escape, _decided(record.decision, record.left_out, history.began)))
-        elif record.flip:
+        elif record.role_change:
             blank = [""] * (len(figures) - 1)
-            table.add(_at(record.flip.at, history.began), *blank, escape(_flipped(record.flip)))
+            table.add(
+                _at(record.role_change.at, history.began),
+                *blank,
+                escape(_flipped(record.role_change)),
+            )
     return table
 
 
@@ -111,21 +115,22 @@ def _decided(d: Decision, left_out: str, began: float) -> tuple[str, ...]:
     )
 
 
-def _flipped(f: Flip) -> str:
-    took = f"drained in {f.drain_s:.1f} s, turned in {f.turn_s:.1f} s"
-    return f"worker {f.rank}: {f.old} to {f.new} {'failed: ' + f.why if f.why else 'done'}; {took}"
+def _flipped(f: RoleChange) -> str:
+    took = f"drained in {f.drain_s:.1f} s, turned in {f.switch_s:.1f} s"
+    result = f"failed: {f.reason}" if f.reason else "done"
+    return f"worker {f.rank}: {f.old} to {f.new} {result}; {took}"
 
 
 def summary(history: History) -> Iterator[str]:
     """Lines below the table."""
     decisions, flips = history.decisions, history.flips
-    done = [f for f in flips if not f.why]
+    done = [f for f in flips if not f.reason]
     yield (
         f"{len(decisions)} intervals of {history.rules.interval_s:g} s, {len(done)} changes of "
         f"role, {len(flips) - len(done)} failed"
     )
     if done:
-        drain, turn = fmean(f.drain_s for f in done), fmean(f.turn_s for f in done)
+        drain, turn = fmean(f.drain_s for f in done), fmean(f.switch_s for f in done)
         yield f"mean of a change: drained in {drain:.2f} s, turned in {turn:.2f} s"
     if history.rules.by is PlannerKind.sla:
         yield _kept("TTFT", history.rules.ttft_s, [d.seen.ttft_s for d in decisions])

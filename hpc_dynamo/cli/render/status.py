@@ -9,13 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hpc_dynamo.cli import serving
-from hpc_dynamo.cli.grid import HOST, Column, Grid
-from hpc_dynamo.cli.progress import duration, progress_line
+from hpc_dynamo.cli.render import serving
+from hpc_dynamo.cli.render.progress import duration, progress_line
+from hpc_dynamo.cli.render.table import HOST, Column, Grid
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.launch import JobState
 from hpc_dynamo.launch.resources import components, resources
-from hpc_dynamo.messages import Outcome, Quantiles, Status, Summary
+from hpc_dynamo.messages import BatchSummary, Outcome, Quantiles, Status
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
 
@@ -132,9 +132,9 @@ def _figures(attempt: Attempt, known: Status, *, ended: bool) -> Iterator[Render
         yield Text(serving.traffic_line(known.traffic))
     elif known.progress.total and not ended:
         yield Text(progress_line(known.progress))
-    if known.planning:
-        yield Text(serving.planner_line(known.planning))
-    yield from (Text(serving.grown_line(job)) for job in known.grown)
+    if known.planner:
+        yield Text(serving.planner_line(known.planner))
+    yield from (Text(serving.grown_line(job)) for job in known.extra_jobs)
     if known.node_hours:
         yield Text(f"further jobs have used {known.node_hours:.2f} node-hours")
     if known.successor:
@@ -154,14 +154,14 @@ def _loads(known: Status) -> Iterator[RenderableType]:
         yield serving.loads(known, model)
 
 
-def summary(attempt: Attempt, s: Summary) -> RenderableType:
+def summary(attempt: Attempt, s: BatchSummary) -> RenderableType:
     """Return the figures of a finished batch, and its files in lines that can be copied."""
     files = [f"answers: {attempt.run.output}"]
     files += [f"errors:  {attempt.run.errors}"] if s.progress.failed else []
     return Group(_summary(attempt, s), *map(Text, files))
 
 
-def _summary(attempt: Attempt, s: Summary) -> Table:
+def _summary(attempt: Attempt, s: BatchSummary) -> Table:
     p, seconds = s.progress, max(s.seconds, 1e-9)
     table = Table(title="result", title_justify="left", show_header=False)
     table.add_column(overflow="fold")

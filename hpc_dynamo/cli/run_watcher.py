@@ -2,7 +2,7 @@
 
 import time
 
-from hpc_dynamo.cli.ended import vanished
+from hpc_dynamo.cli.missing_outcome import vanished
 from hpc_dynamo.launch import Job, JobState
 from hpc_dynamo.launch.reasons import NEVER_RAN
 from hpc_dynamo.messages import Outcome

@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 
 from rich.markup import escape
 
-from hpc_dynamo.cli.grid import HOST, Column, Grid
+from hpc_dynamo.cli.render.table import HOST, Column, Grid
 from hpc_dynamo.messages import (
     Endpoint,
-    GrownJob,
+    ExtraJobStatus,
     ModelStatus,
-    Planning,
+    PlannerStatus,
     Quantiles,
     Status,
     Successor,
@@ -75,17 +75,17 @@ def served(endpoint: Endpoint) -> str:
     return f"models {', '.join(endpoint.models)}" if endpoint.models else f"model {endpoint.model}"
 
 
-def planner_line(p: Planning) -> str:
+def planner_line(p: PlannerStatus) -> str:
     """What the planner wants of the load, and what it has done."""
-    moving = f", moving {', '.join(map(str, p.moving))}" if p.moving else ""
-    short = f"; {p.short}" if p.short else ""
+    moving = f", moving {', '.join(map(str, p.changing))}" if p.changing else ""
+    short = f"; {p.shortfall}" if p.shortfall else ""
     return (
         f"planner: wants {p.prefill} prefill and {p.decode} decode for {p.rate_hz:.1f}/s"
-        f"{moving}; {p.flips} flips, {p.failed} failed; {p.why}{short}"
+        f"{moving}; {p.role_changes} flips, {p.failed_role_changes} failed; {p.reason}{short}"
     )
 
 
-def grown_line(job: GrownJob) -> str:
+def grown_line(job: ExtraJobStatus) -> str:
     """A further job and what it waits for."""
     ranks, name = ", ".join(map(str, job.ranks)), job.job_id or "being submitted"
     detail = f": {job.detail}" if job.detail else ""

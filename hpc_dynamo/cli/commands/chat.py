@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hpc_dynamo.cli.conversation import OUT, Conversation
-from hpc_dynamo.cli.openai import Api
+from hpc_dynamo.cli.chat.client import Api
+from hpc_dynamo.cli.chat.conversation import OUT, Conversation
 from hpc_dynamo.cli.run_lookup import is_run, reachable, split
 from hpc_dynamo.errors import ConfigError, HpcDynamoError, UsageError
 

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hpc_dynamo import launch
-from hpc_dynamo.cli.console import OUT
+from hpc_dynamo.cli.render.console import OUT
 from hpc_dynamo.cli.run_lookup import find, is_named, is_run, latest, split
-from hpc_dynamo.cli.watch import LOOK_S, Watch
+from hpc_dynamo.cli.run_watcher import LOOK_S, Watch
 from hpc_dynamo.config import Task
 from hpc_dynamo.errors import ConfigError, unknown_name
 from hpc_dynamo.run import Attempt

@@ -8,10 +8,11 @@ from typing import Protocol
 from rich.console import Console
 from rich.live import Live
 
-from hpc_dynamo.cli import serving, views
-from hpc_dynamo.cli.console import Wrapped, can_redraw
-from hpc_dynamo.cli.progress import Bar, progress_line
-from hpc_dynamo.cli.watch import LOOK_S, Watch
+from hpc_dynamo.cli.render import serving
+from hpc_dynamo.cli.render import status as views
+from hpc_dynamo.cli.render.console import Wrapped, can_redraw
+from hpc_dynamo.cli.render.progress import Bar, progress_line
+from hpc_dynamo.cli.run_watcher import LOOK_S, Watch
 from hpc_dynamo.config import Task
 from hpc_dynamo.messages import Progress, Status
 

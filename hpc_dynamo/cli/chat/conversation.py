@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from hpc_dynamo.cli.openai import Api
+from hpc_dynamo.cli.chat.client import Api
 
 OUT = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 

@@ -8,7 +8,7 @@ import msgspec
 
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.launch_run import files, go, key_file, placed, say
-from hpc_dynamo.cli.runs import serve_run
+from hpc_dynamo.cli.run_folder import serve_run
 from hpc_dynamo.config import Config, Launcher, Task, before
 from hpc_dynamo.engines import engine
 from hpc_dynamo.errors import ConfigError

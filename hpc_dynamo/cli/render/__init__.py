@@ -1,0 +1,1 @@
+"""Tables, progress and texts on the screen."""
