@@ -7,8 +7,8 @@ from collections.abc import Callable, Coroutine, Sequence
 
 import msgspec
 
+from benchmarks.frontend.streams import DONE, USAGE
 from benchmarks.replay.trace import Request
-from benchmarks.streams import DONE, USAGE
 from hpc_dynamo.http import HttpClient
 
 TEXT = re.compile(rb'"text": ?"(?!")')  # of an event that has any

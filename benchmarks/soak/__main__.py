@@ -19,8 +19,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks import soak
 from benchmarks.soak.clients import Bodies, Clients, bodies
-from benchmarks.soak.found import Found, Sample, checks, line, p50_p99_ms, tables
 from benchmarks.soak.job import Job, start
+from benchmarks.soak.results import Found, Sample, checks, line, p50_p99_ms, tables
 from hpc_dynamo.demo.provision import provision
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.http import HttpClient
@@ -69,7 +69,7 @@ async def run(args: argparse.Namespace, folder: Path, found: Found, show: Show) 
     assert me
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
     make = bodies(args.model / "tokenizer.json")
-    words = [f"serve.frontends={args.frontends}"] if args.frontends else []
+    words = [f"serve.frontend_processes={args.frontends}"] if args.frontends else []
     words += args.overrides
     show.text("the job is starting")
     async with start(folder, args.model, words) as job:

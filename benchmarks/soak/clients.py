@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.streams import DONE, USAGE
-from benchmarks.workload import workload
+from benchmarks.common.workload import workload
+from benchmarks.frontend.streams import DONE, USAGE
 from hpc_dynamo.http import HttpClient
 
 PROMPT, STREAMED, WHOLE = 300, 50, 16  # tokens: of prompts, of a stream's answer, of another's

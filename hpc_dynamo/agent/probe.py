@@ -62,7 +62,7 @@ async def not_serving_reason(http: HttpClient, url: str, model: str, fields: Bod
     except OSError as e:
         return f"cannot be reached: {e.strerror or e}"
     if answer.status in (401, 403):
-        return f"refuses our key with {answer.status} (route.key_file)"
+        return f"refuses our key with {answer.status} (route.api_key_file)"
     if answer.status != 200:
         return f"answers /v1/models with {answer.status}"
     if model and not await serves_token(http, url, model, fields):

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from hpc_dynamo import jsonl
-from hpc_dynamo.batch.requests import BatchInput, RequestEntry
+from hpc_dynamo.batch.input_file import BatchInput, RequestEntry
 from hpc_dynamo.errors import HpcDynamoError, RequestFailed, file_error
 from hpc_dynamo.messages import RetryRound
 from hpc_dynamo.run import Run, read_json, write_json

@@ -10,10 +10,10 @@ import msgspec
 
 from hpc_dynamo.backoff import Backoff
 from hpc_dynamo.batch import ledger
+from hpc_dynamo.batch.crash_isolation import max_solo_attempts, retry_isolated, worker_died
+from hpc_dynamo.batch.input_file import BatchInput, RequestEntry, RequestReader
 from hpc_dynamo.batch.ledger import Ledger
-from hpc_dynamo.batch.order import PrefixOrder
-from hpc_dynamo.batch.requests import BatchInput, RequestEntry, RequestReader
-from hpc_dynamo.batch.suspects import max_solo_attempts, retry_isolated, worker_died
+from hpc_dynamo.batch.prefix_order import PrefixOrder
 from hpc_dynamo.config import Config, Policy, Role
 from hpc_dynamo.dispatch import (
     RESERVED_FIELDS,
@@ -189,7 +189,7 @@ class BatchRunner:
 
     async def _prepare(self, path: str, given: Body) -> EngineRequest:
         """Return the request with the batch's defaults, for the run's model or an adapter."""
-        unset = {k: v for k, v in self._config.batch.defaults.items() if is_null(given, k)}
+        unset = {k: v for k, v in self._config.batch.body_defaults.items() if is_null(given, k)}
         body = {k: v for k, v in given.items() if k not in RESERVED_FIELDS} | unset
         model, asked = self._config.model, field_value(body.get("model"))
         adapter = asked if isinstance(asked, str) and asked in model.lora else None
@@ -201,7 +201,7 @@ class BatchRunner:
     async def _persist(self, entry: RequestEntry, work: EngineRequest) -> BufferedResponse:
         """Try, and retry if that can help. Raises _WorkerDied without a retry."""
         backoff = Backoff(FIRST_RETRY_S, MAX_RETRY_S)
-        for left in reversed(range(self._config.batch.retries + 1)):
+        for left in reversed(range(self._config.batch.max_retries + 1)):
             try:
                 return await self._try(work)
             except RequestFailed as e:

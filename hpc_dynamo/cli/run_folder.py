@@ -14,8 +14,8 @@ from itertools import count
 from pathlib import Path
 
 from hpc_dynamo import launch
+from hpc_dynamo.batch.input_file import BatchInput
 from hpc_dynamo.batch.ledger import Ledger, ResultLocation
-from hpc_dynamo.batch.requests import BatchInput
 from hpc_dynamo.config import Config, Task
 from hpc_dynamo.engines.settings import (
     SettingChange,
@@ -90,7 +90,7 @@ def serve_run(config: Config, say: Say) -> Run:
 def _free(config: Config, say: Say) -> Run:
     """Return the run's folder, which no other job uses; renamed first if `overwrite=true`. Raises
     RunBusy."""
-    run = Run(Path(config.runs) / config.name)
+    run = Run(Path(config.runs_dir) / config.name)
     launch.refuse_if_busy(run)
     if config.overwrite and run.attempts():
         if launch.is_restarted_job(run):

@@ -52,7 +52,7 @@ def stop(args: Namespace) -> int:
             outcome = follow(attempt, job, OUT)
             said = f"{run.path}: {outcome.message or 'it had finished'}"
     latest = run.attempts()[-1]
-    stop_leftover_jobs(latest.extra_jobs(), latest.config().cluster.silence_s)
+    stop_leftover_jobs(latest.extra_jobs(), latest.config().cluster.heartbeat_timeout_s)
     OUT.print(said)
     return 0
 

@@ -6,10 +6,10 @@ socket, knows the workers and their load. The engine defines how two workers sha
 after the other (`in_turn`), or both at once (`at_once`).
 """
 
-from hpc_dynamo.dispatch.builder import PromptTokenizer, RequestBuilder, RequestContext
 from hpc_dynamo.dispatch.dispatcher import Dispatcher, RequestRouter
-from hpc_dynamo.dispatch.reserved import RESERVED_FIELDS, nested_reserved_fields
-from hpc_dynamo.dispatch.workers import (
+from hpc_dynamo.dispatch.request_builder import PromptTokenizer, RequestBuilder, RequestContext
+from hpc_dynamo.dispatch.reserved_fields import RESERVED_FIELDS, nested_reserved_fields
+from hpc_dynamo.dispatch.worker_client import (
     OBJECT_DECODER,
     BufferedResponse,
     EngineRequest,

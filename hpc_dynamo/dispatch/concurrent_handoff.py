@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from hpc_dynamo.dispatch.workers import (
+from hpc_dynamo.dispatch.worker_client import (
     GRACE_S,
     EngineRequest,
     ResponseSink,

@@ -9,7 +9,7 @@ import msgspec
 from hpc_dynamo.dispatch.concurrent_handoff import ConcurrentHandoff
 from hpc_dynamo.dispatch.fan_out import fan_out
 from hpc_dynamo.dispatch.sequential_handoff import SequentialHandoff
-from hpc_dynamo.dispatch.workers import (
+from hpc_dynamo.dispatch.worker_client import (
     EngineRequest,
     Handoff,
     ResponseSink,

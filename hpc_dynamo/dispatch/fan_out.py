@@ -10,8 +10,8 @@ from dataclasses import replace
 import msgspec
 
 from hpc_dynamo.dispatch.execution import is_off
-from hpc_dynamo.dispatch.merged import BufferedSample, MergedResponse, MergedStream
-from hpc_dynamo.dispatch.workers import EngineRequest, ResponseSink
+from hpc_dynamo.dispatch.merged_response import BufferedSample, MergedResponse, MergedStream
+from hpc_dynamo.dispatch.worker_client import EngineRequest, ResponseSink
 from hpc_dynamo.engines import field_value
 from hpc_dynamo.errors import RequestFailed
 

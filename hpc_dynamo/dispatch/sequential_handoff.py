@@ -5,7 +5,7 @@ import logging
 
 import msgspec
 
-from hpc_dynamo.dispatch.workers import (
+from hpc_dynamo.dispatch.worker_client import (
     GRACE_S,
     EngineRequest,
     ResponseSink,

@@ -1,6 +1,6 @@
 """What several engines refuse, before anything is submitted."""
 
-from hpc_dynamo.config import Config, LoadFailure
+from hpc_dynamo.config import Config, KvLoadFailurePolicy
 from hpc_dynamo.engines.contract import uses_kv_events
 from hpc_dynamo.errors import ConfigError
 
@@ -14,9 +14,11 @@ def require_model(config: Config) -> None:
 
 def refuse_recompute(name: str, config: Config) -> None:
     """Raises ConfigError where an engine is to do what only vLLM's decode workers can."""
-    if config.engine.kv_load_failure is LoadFailure.recompute:
-        what = f"engine.kv_load_failure=recompute: {name} fails a request whose blocks are lost"
-        raise ConfigError(what, hint="engine.kv_load_failure=fail; other workers are tried")
+    if config.engine.kv_load_failure_policy is KvLoadFailurePolicy.recompute:
+        what = (
+            f"engine.kv_load_failure_policy=recompute: {name} fails a request whose blocks are lost"
+        )
+        raise ConfigError(what, hint="engine.kv_load_failure_policy=fail; other workers are tried")
 
 
 def check_block_size(config: Config, engine_tokens: int) -> None:

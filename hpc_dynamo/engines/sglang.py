@@ -8,7 +8,7 @@ not asked for at all with several tokenizer workers.
 
 from typing import Any
 
-from hpc_dynamo.config import Config, Device, Kind, Role, Task
+from hpc_dynamo.config import Config, Device, Role, Task, TopologyKind
 from hpc_dynamo.engines.compat_checks import check_block_size, refuse_recompute, require_model
 from hpc_dynamo.engines.contract import (
     Command,
@@ -111,7 +111,7 @@ class SglangAdapter:
             "enable-metrics": True,
             "enable-cache-report": True,
             **sglang_options(config),
-            **(SLEEP_OPTIONS if config.engine.sleep else {}),
+            **(SLEEP_OPTIONS if config.engine.sleep_mode else {}),
         }
         if role is not Role.aggregated:
             options["disaggregation-mode"] = str(role)
@@ -144,7 +144,7 @@ class SglangAdapter:
         return False  # its --enable-pd-role-switch is not spoken yet: a change of role restarts
 
     def sleep_endpoints(self, config: Config) -> SleepEndpoints | None:
-        return SLEEP_ENDPOINTS if config.engine.sleep else None
+        return SLEEP_ENDPOINTS if config.engine.sleep_mode else None
 
     def block_tokens(self, config: Config) -> int:
         """Some attention backends take other pages, which events then tell."""
@@ -209,7 +209,7 @@ def _shard_options(place: Placement) -> dict[str, Any]:
 
 def refuse_disaggregated_profile(config: Config) -> None:
     """Raises ConfigError: workers that serve nothing alone cannot be measured one by one."""
-    if config.task is Task.profile and config.topology.kind is Kind.disaggregated:
+    if config.task is Task.profile and config.topology.kind is TopologyKind.disaggregated:
         what = "profile measures each worker alone, which SGLang's dialect does not allow"
         raise ConfigError(what, hint="topology=aggregated")
 

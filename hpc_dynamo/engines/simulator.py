@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hpc_dynamo.config import Config, LoadFailure, Role
+from hpc_dynamo.config import Config, KvLoadFailurePolicy, Role
 from hpc_dynamo.engines.compat_checks import check_block_size
 from hpc_dynamo.engines.contract import (
     Command,
@@ -85,7 +85,7 @@ class SimulatorAdapter:
             "enable-prompt-tokens-details": True,
             "kv-load-failure-policy": str(self._load_failure(config)),
             **vllm_options(config),
-            **({"enable-sleep-mode": True} if config.engine.sleep else {}),
+            **({"enable-sleep-mode": True} if config.engine.sleep_mode else {}),
             **self._shard_options(config, place),
         }
         if (
@@ -106,11 +106,11 @@ class SimulatorAdapter:
         env = device_environment(config, place) | config.engine.env
         return Command(argv, env | {"HPC_DYNAMO_ENGINE_KEY": place.token})
 
-    def _load_failure(self, config: Config) -> LoadFailure:
+    def _load_failure(self, config: Config) -> KvLoadFailurePolicy:
         """What the engine does whose dialect is spoken: vLLM alone can recompute."""
         can = isinstance(simulated_protocol(config), VllmPdProtocol)
-        usual = LoadFailure.recompute if can else LoadFailure.fail
-        return config.engine.kv_load_failure or usual
+        usual = KvLoadFailurePolicy.recompute if can else KvLoadFailurePolicy.fail
+        return config.engine.kv_load_failure_policy or usual
 
     def _shard_options(self, config: Config, place: Placement) -> dict[str, Any]:
         if not self.is_mpi_step(config, place.worker):
@@ -129,10 +129,10 @@ class SimulatorAdapter:
 
     def serves_both_roles(self, config: Config) -> bool:
         both = not isinstance(simulated_protocol(config), ConcurrentProtocol)
-        return both and roles_can_change(config) and not config.planner.restart
+        return both and roles_can_change(config) and not config.planner.restart_on_role_change
 
     def sleep_endpoints(self, config: Config) -> SleepEndpoints | None:
-        return SLEEP_ENDPOINTS if config.engine.sleep else None
+        return SLEEP_ENDPOINTS if config.engine.sleep_mode else None
 
     def block_tokens(self, config: Config) -> int:
         return positive_option(config, "block-size", BLOCK_TOKENS)

@@ -7,7 +7,7 @@ because the `vllm` console script of the CPU build looks for metadata that it do
 from pathlib import Path
 from typing import Any
 
-from hpc_dynamo.config import Config, Device, LoadFailure, Role
+from hpc_dynamo.config import Config, Device, KvLoadFailurePolicy, Role
 from hpc_dynamo.engines.compat_checks import check_block_size, require_model
 from hpc_dynamo.engines.contract import (
     Command,
@@ -104,9 +104,9 @@ class VllmAdapter:
         check_shards(config, plan)
         check_stages(config)
         require_json(config, "kv-transfer-config", '{"kv_port": 14579}')
-        if config.engine.sleep and config.engine.device is Device.cpu:
-            what = "engine.sleep=true: vLLM's workers sleep on GPUs alone"
-            raise ConfigError(what, hint="engine.sleep=false")
+        if config.engine.sleep_mode and config.engine.device is Device.cpu:
+            what = "engine.sleep_mode=true: vLLM's workers sleep on GPUs alone"
+            raise ConfigError(what, hint="engine.sleep_mode=false")
         check_block_size(config, self.block_tokens(config))
 
     def command(self, config: Config, place: Placement) -> Command:
@@ -125,7 +125,7 @@ class VllmAdapter:
             "enable-prompt-tokens-details": True,
             "enable-request-id-headers": True,
             **vllm_options(config),
-            **({"enable-sleep-mode": True} if config.engine.sleep else {}),
+            **({"enable-sleep-mode": True} if config.engine.sleep_mode else {}),
             **shard_options(config, place),
         }
         args = user_options(config)
@@ -156,10 +156,10 @@ class VllmAdapter:
         return ipc_event_endpoints(config, place)
 
     def serves_both_roles(self, config: Config) -> bool:
-        return roles_can_change(config) and not config.planner.restart
+        return roles_can_change(config) and not config.planner.restart_on_role_change
 
     def sleep_endpoints(self, config: Config) -> SleepEndpoints | None:
-        return SLEEP_ENDPOINTS if config.engine.sleep else None
+        return SLEEP_ENDPOINTS if config.engine.sleep_mode else None
 
     def block_tokens(self, config: Config) -> int:
         """vLLM 0.32's defaults; some attention backends prefer others, which events then tell."""
@@ -169,7 +169,9 @@ class VllmAdapter:
         transfer: dict[str, Any] = {
             "kv_connector": "NixlConnector",
             "kv_role": "kv_both" if self.serves_both_roles(config) else KV_ROLE[role],
-            "kv_load_failure_policy": str(config.engine.kv_load_failure or LoadFailure.recompute),
+            "kv_load_failure_policy": str(
+                config.engine.kv_load_failure_policy or KvLoadFailurePolicy.recompute
+            ),
             "kv_connector_extra_config": {"kv_lease_duration": KV_LEASE_S},
         }
         if config.engine.device is Device.cpu:
@@ -180,7 +182,7 @@ class VllmAdapter:
         return {
             "VLLM_NO_USAGE_STATS": "1",
             # Else it has no such paths; like all of its paths they ask for the run's own key.
-            **({"VLLM_SERVER_DEV_MODE": "1"} if config.engine.sleep else {}),
+            **({"VLLM_SERVER_DEV_MODE": "1"} if config.engine.sleep_mode else {}),
             **({"VLLM_HOST_IP": place.address} if place.rendezvous else {}),
             **network_environment(place),
             "VLLM_NIXL_SIDE_CHANNEL_HOST": place.address,

@@ -24,11 +24,11 @@ from hpc_dynamo.frontend import errors
 from hpc_dynamo.frontend.app import App
 from hpc_dynamo.frontend.auth import ApiKeyAuth, RequestIdFilter, assign_request_id
 from hpc_dynamo.frontend.cors import Cors
-from hpc_dynamo.frontend.engine_calls import EnginePassthrough
+from hpc_dynamo.frontend.engine_passthrough import EnginePassthrough
 from hpc_dynamo.frontend.errors import ApiError
 from hpc_dynamo.frontend.forward import SuccessorForwarder
-from hpc_dynamo.frontend.generation import RequestTranslator
-from hpc_dynamo.frontend.model_routes import ModelEndpoint, ModelEndpoints
+from hpc_dynamo.frontend.model_endpoints import ModelEndpoint, ModelEndpoints
+from hpc_dynamo.frontend.request_translator import RequestTranslator
 from hpc_dynamo.frontend.stats import FrontendReport, FrontendStats
 from hpc_dynamo.frontend.tokenizer_check import tokenizer_matches_engine
 from hpc_dynamo.http import Header, HttpClient, HttpLimits, HttpServer, pinned_tls_context
@@ -39,7 +39,7 @@ from hpc_dynamo.run import Attempt
 REPORT_INTERVAL_S = 1.0
 DRAIN_TIMEOUT_S = 3.0  # for the last words of streams
 MB = 1 << 20
-LIMITS = {413: "serve.max_body_mb", 429: "serve.buffer_mb"}  # settings, by the status
+LIMITS = {413: "serve.max_body_mb", 429: "serve.max_buffered_mb"}  # settings, by the status
 
 log = logging.getLogger("hpc_dynamo.frontend")
 
@@ -47,7 +47,7 @@ log = logging.getLogger("hpc_dynamo.frontend")
 async def serve(attempt: Attempt, index: int, link: Path, opened: socket.socket) -> None:
     """Until the head is gone or says so by SIGTERM."""
     config, stats = attempt.config(), FrontendStats()
-    models = config.each
+    models = config.by_model
     loading = (asyncio.to_thread(load_tokenizer, own, os.environ) for own in models.values())
     prompts = await asyncio.gather(*loading)
     router = await RemoteRouter.connect(link)
@@ -155,7 +155,7 @@ async def _tell(
 
 
 def _key(attempt: Attempt, config: Config) -> str:
-    given = config.serve.key_file
+    given = config.serve.api_key_file
     return Path(given).read_text().strip() if given else attempt.run.api_key()
 
 
@@ -167,7 +167,7 @@ def _among_jobs(config: Config) -> HttpClient:
 
 
 def _limits(config: Config) -> HttpLimits:
-    body, held = config.serve.max_body_mb * MB, config.serve.buffer_mb * MB
+    body, held = config.serve.max_body_mb * MB, config.serve.max_buffered_mb * MB
     return HttpLimits(body_bytes=int(body), buffered_bytes=int(held))
 
 

@@ -18,19 +18,19 @@ from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.frontend import errors, status_endpoints
 from hpc_dynamo.frontend.auth import ApiKeyAuth, assign_request_id
 from hpc_dynamo.frontend.cors import Cors, is_preflight
-from hpc_dynamo.frontend.engine_calls import (
+from hpc_dynamo.frontend.engine_passthrough import (
     RESPONSES,
     EnginePassthrough,
     engine_methods,
     engine_path,
 )
 from hpc_dynamo.frontend.errors import ApiError
-from hpc_dynamo.frontend.forms import form_fields, is_multipart
 from hpc_dynamo.frontend.forward import SuccessorForwarder
-from hpc_dynamo.frontend.generation import read_body
-from hpc_dynamo.frontend.model_routes import ModelEndpoint, ModelEndpoints
+from hpc_dynamo.frontend.model_endpoints import ModelEndpoint, ModelEndpoints
+from hpc_dynamo.frontend.multipart import form_fields, is_multipart
 from hpc_dynamo.frontend.openapi import LOADS, POST_OPERATIONS, ROUTE, SLEEP_PATHS
 from hpc_dynamo.frontend.relay import ResponseRelay
+from hpc_dynamo.frontend.request_translator import read_body
 from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.http import HttpRequest, ResponseWriter
 from hpc_dynamo.json_reader import is_null, read_value

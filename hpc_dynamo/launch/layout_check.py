@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from hpc_dynamo.config import Config, on
+from hpc_dynamo.config import Config, with_hardware
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch.gpu_requests import check_gpu_requests
 from hpc_dynamo.launch.partitions import PartitionNodes, eligible_nodes, requested_nodes
@@ -26,7 +26,7 @@ def fit_to_nodes(config: Config, plan: Plan, nodes: Sequence[PartitionNodes]) ->
         return _fit_group(config, plan, nodes)
     hardware = dict(config.cluster.hardware)
     for part in plan.group_plans:
-        its = _fit_group(on(config, part.hardware), part, nodes)
+        its = _fit_group(with_hardware(config, part.hardware), part, nodes)
         cpus, memory = its.cluster.cpus_per_node, its.cluster.memory_gb_per_node
         if part.hardware:
             kind = replace(hardware[part.hardware], cpus_per_node=cpus, memory_gb_per_node=memory)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.model_files import Origin, Source, tokenizer_source
-from hpc_dynamo.preprocess.completion import TokenIdsOnly
+from hpc_dynamo.preprocess.completion_prompts import TokenIdsOnly
 from hpc_dynamo.preprocess.preprocessor import Preprocessor
-from hpc_dynamo.preprocess.results import NoTokenizer
+from hpc_dynamo.preprocess.tokens import NoTokenizer
 
 EFFECT = "KV-aware routing of texts is off, and they are routed by load"
 

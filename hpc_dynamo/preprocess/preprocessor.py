@@ -6,17 +6,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from hpc_dynamo.preprocess.completion import completion_token_ids
-from hpc_dynamo.preprocess.conversation import (
+from hpc_dynamo.preprocess.chat_messages import (
     UnsupportedPrompt,
     chat_messages,
     merge_developer_messages,
     normalized_tools,
 )
+from hpc_dynamo.preprocess.completion_prompts import completion_token_ids
 from hpc_dynamo.preprocess.encoder import Encoder, choose_encoder
-from hpc_dynamo.preprocess.folder import ModelFolder
-from hpc_dynamo.preprocess.results import PromptRejected, Tokens, UnknownTokens
+from hpc_dynamo.preprocess.model_folder import ModelFolder
 from hpc_dynamo.preprocess.template import ChatTemplate, compile_template
+from hpc_dynamo.preprocess.tokens import PromptRejected, Tokens, UnknownTokens
 
 CACHE_BYTES = 64 << 20
 _PROBE = "It's  12345 na\u00efve\n\n tests</s> of<|im_end|>\n \u4e2d\u6587 \U0001f642 <s>[INST] x"

@@ -18,7 +18,7 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hpc_dynamo.preprocess.content_format import expects_content_parts
-from hpc_dynamo.preprocess.results import PromptRejected
+from hpc_dynamo.preprocess.tokens import PromptRejected
 
 _TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 

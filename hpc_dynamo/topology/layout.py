@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hpc_dynamo.config import Config, Device, Pool, Role, check, on
+from hpc_dynamo.config import Config, Device, Pool, Role, validate, with_hardware
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology.packing import (
     Demand,
@@ -29,15 +29,14 @@ def plan_extra_job(config: Config, layout: Plan, role: Role, nodes: int) -> Plan
     for count in range(nodes * gpus // demand[1].gpus, 0, -1):
         if workers := place_workers([demand] * count, nodes, gpus):
             return Plan(nodes, gpus, workers, groups)
-    raise ConfigError(
-        f"planner.grow.nodes_each={nodes} is too few for a {role} worker of {demand[1].gpus} GPUs",
-        hint=f"planner.grow.nodes_each={-(-demand[1].gpus // gpus)}",
-    )
+    field, needed = "planner.scale_out.nodes_per_job", demand[1].gpus
+    what = f"{field}={nodes} is too few for a {role} worker of {needed} GPUs"
+    raise ConfigError(what, hint=f"{field}={-(-needed // gpus)}")
 
 
 def plan(config: Config) -> Plan:
     """Lay out the workers. Raises ConfigError where the topology cannot be placed."""
-    check(config)
+    validate(config)
     demands = _demands(config)
     layout = _plan_groups(config, [(role, pool) for _, role, pool in demands])
     placed = zip(layout.workers, demands, strict=True)
@@ -46,7 +45,9 @@ def plan(config: Config) -> Plan:
 
 def _demands(config: Config) -> list[tuple[str, Role, Pool]]:
     """Model, role and shape of each worker, by rank."""
-    pools = [(model, *pool) for model, own in config.each.items() for pool in own.topology.pools]
+    pools = [
+        (model, *pool) for model, own in config.by_model.items() for pool in own.topology.pools
+    ]
     return [(model, role, pool) for model, role, pool in pools for _ in range(pool.workers)]
 
 
@@ -62,7 +63,7 @@ def _plan_by_hardware(config: Config, demands: list[Demand], used: tuple[str, ..
     workers, groups, nodes = dict[int, Worker](), list[NodeGroup](), 0
     for kind in used:
         ranks = [rank for rank, (_, pool) in enumerate(demands) if pool.hardware == kind]
-        part = _plan_group(on(config, kind), [demands[rank] for rank in ranks])
+        part = _plan_group(with_hardware(config, kind), [demands[rank] for rank in ranks])
         moved = part.shifted(0, nodes).workers
         workers |= {ranks[w.rank]: replace(w, rank=ranks[w.rank]) for w in moved}
         groups.append(NodeGroup(kind, part.nodes, part.gpus_per_node))
@@ -74,7 +75,7 @@ def _plan_by_hardware(config: Config, demands: list[Demand], used: tuple[str, ..
 def _plan_group(config: Config, demands: list[Demand]) -> Plan:
     """In the order of the demands, on nodes that are all alike. All models compute on the same
     kind of device."""
-    devices, kind = {own.engine.device for own in config.each.values()}, demands[0][1].hardware
+    devices, kind = {own.engine.device for own in config.by_model.values()}, demands[0][1].hardware
     gpus = 0 if Device.cpu in devices else _gpus_per_node(config, kind)
     if not gpus:
         nodes = config.topology.nodes or 1

@@ -81,7 +81,7 @@ def vllm() -> Provisioned:
 @pytest.fixture(scope="module")
 def served(vllm: Provisioned, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     words = ("engine.args.enable-auto-tool-choice=true", "engine.args.tool-call-parser=hermes")
-    split = ("topology=disaggregated", "router.local_prefill=false")
+    split = ("topology=disaggregated", "router.conditional_disaggregation=false")
     with serving(vllm, tmp_path_factory.mktemp("serve"), *split, *words) as found:
         yield found
 

@@ -63,7 +63,7 @@ class JobHandover:
             self._attempt.run.publish_url(self.successor.url)
         number = self.successor.attempt
         message = f"{outcome.message}; attempt {number} goes on"
-        return replace(outcome, message=message, successor=number)
+        return replace(outcome, message=message, next_attempt=number)
 
     async def _due(self, serving: Callable[[], bool], spare_s: Callable[[], float]) -> None:
         """A job that never served waits for ever: it would be followed by others like it."""
@@ -71,7 +71,7 @@ class JobHandover:
         while lead is None or spare_s() > lead:
             await asyncio.sleep(LOOK_S)
             if lead is None and serving():
-                lead = lead_time_s(self._took_s(), self._config.planner.handover_lead_s)
+                lead = lead_time_s(self._took_s(), self._config.planner.job_handover_lead_s)
                 log.info("a successor is asked for %.0f s before it must serve", lead)
 
     def _took_s(self) -> float:

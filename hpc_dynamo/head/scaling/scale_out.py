@@ -11,7 +11,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from hpc_dynamo import jsonl, launch
-from hpc_dynamo.config import Role, minutes
+from hpc_dynamo.config import Role, walltime_minutes
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.head.membership.agents import Membership
 from hpc_dynamo.head.scaling.extra_job import ExtraJob
@@ -45,11 +45,11 @@ class ScaleOutController:
     ) -> None:
         self._attempt, self._config = attempt, attempt.config()
         self._router, self._members, self._ends_at = router, members, ends_at
-        self._moving, self._grow = moving, self._config.planner.grow
+        self._moving, self._grow = moving, self._config.planner.scale_out
         layout = attempt.plan()
         roles = [role for role, _ in self._config.topology.pools]
         self._plans = {
-            r: plan_extra_job(self._config, layout, r, self._grow.nodes_each) for r in roles
+            r: plan_extra_job(self._config, layout, r, self._grow.nodes_per_job) for r in roles
         }
         each = {role: len(plan.workers) for role, plan in self._plans.items()}
         self._rule = Growth(self._config.planner, each)
@@ -69,8 +69,8 @@ class ScaleOutController:
         """Those that there are; also the newest that ever was, where it failed."""
         newest = list(self._jobs.values())[-1:]
         shown = [*self._live, *(job for job in newest if job.failed)]
-        grown = tuple(job.status for job in shown)
-        return replace(status, grown=grown, node_hours=self.node_hours)
+        extra_jobs = tuple(job.status for job in shown)
+        return replace(status, extra_jobs=extra_jobs, node_hours=self.node_hours)
 
     @property
     def node_hours(self) -> float:
@@ -107,7 +107,7 @@ class ScaleOutController:
         for attempt in self._attempt.run.attempts():
             ours, left = attempt.number == self._attempt.number, attempt.extra_jobs()
             if left and (ours or _is_over(attempt)):
-                stop_leftover_jobs(left, self._config.cluster.silence_s)
+                stop_leftover_jobs(left, self._config.cluster.heartbeat_timeout_s)
             for job in left:
                 self._count(job, ours=ours)
 
@@ -151,18 +151,18 @@ class ScaleOutController:
                 await self._note_end(job, job.status.detail)
 
     def _room(self) -> Room:
-        nodes = self._grow.nodes - sum(job.status.nodes for job in self._live)
-        limit = self._grow.node_hours
+        nodes = self._grow.max_nodes - sum(job.status.nodes for job in self._live)
+        limit = self._grow.max_node_hours
         hours = math.inf if limit is None else limit - self.node_hours
         return Room(nodes, hours, self._left_s())
 
     def _left_s(self) -> float:
         if self._ends_at is None:
-            return 60.0 * minutes(self._config.cluster.slurm.time)
+            return 60.0 * walltime_minutes(self._config.cluster.slurm.time)
         return self._ends_at - time.time()
 
     async def _ask(self, role: Role, step: Step, group: asyncio.TaskGroup) -> None:
-        room, nodes = self._room(), self._grow.nodes_each * step.ask
+        room, nodes = self._room(), self._grow.nodes_per_job * step.ask
         time_s = min(room.seconds, room.node_hours * 3600 / nodes)
         try:
             jobs = [await self._new(role) for _ in range(step.ask)]

@@ -6,9 +6,9 @@ from pathlib import Path
 import msgspec
 
 from hpc_dynamo.batch import report
-from hpc_dynamo.batch.conclusion import exit_status
+from hpc_dynamo.batch.exit_status import exit_status
+from hpc_dynamo.batch.input_file import read_input
 from hpc_dynamo.batch.ledger import Ledger
-from hpc_dynamo.batch.requests import read_input
 from hpc_dynamo.batch.runner import BatchRunner
 from hpc_dynamo.config import Config, Policy, Role
 from hpc_dynamo.dispatch import Dispatcher

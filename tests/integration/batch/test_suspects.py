@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.batch.requests import RequestEntry
-from hpc_dynamo.batch.suspects import max_solo_attempts, retry_groups, retry_isolated
+from hpc_dynamo.batch.crash_isolation import max_solo_attempts, retry_groups, retry_isolated
+from hpc_dynamo.batch.input_file import RequestEntry
 from hpc_dynamo.config import Config
 from tests.support.runs import (
     SIMULATOR,
@@ -80,8 +80,8 @@ async def test_a_worker_that_dies_of_something_else_costs_no_request(count: int)
 def test_tries_alone_leave_restarts_for_others(retries: int, restarts: int, tries: int) -> None:
     config = Config()
     batch, engine = (
-        replace(config.batch, retries=retries),
-        replace(config.engine, restarts=restarts),
+        replace(config.batch, max_retries=retries),
+        replace(config.engine, max_restarts=restarts),
     )
     assert max_solo_attempts(replace(config, batch=batch, engine=engine)) == tries
 

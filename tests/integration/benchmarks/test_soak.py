@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from benchmarks.soak.clients import STREAMED, Clients
-from benchmarks.soak.found import Found, Process, Sample, checks, slope
+from benchmarks.soak.results import Found, Process, Sample, checks, slope
 from hpc_dynamo.http import HttpClient, HttpRequest, HttpServer, ResponseWriter
 from tests.support.runs import until
 

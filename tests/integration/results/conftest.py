@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.batch.requests import BatchInput, read_input
+from hpc_dynamo.batch.input_file import BatchInput, read_input
 from hpc_dynamo.cli.run_folder import batch_run
 from hpc_dynamo.config import Config
 from tests.integration.results.kept import InJob, Start, with_fields
@@ -17,7 +17,7 @@ def requests(tmp_path: Path) -> BatchInput:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    base = Config(name="r", runs=str(tmp_path / "runs"))
+    base = Config(name="r", runs_dir=str(tmp_path / "runs"))
     return with_fields(base, model__path="org/model", engine__args={"dtype": "float32"})
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.batch.requests import BatchInput, read_input
+from hpc_dynamo.batch.input_file import BatchInput, read_input
 from hpc_dynamo.cli.run_folder import batch_run
 from hpc_dynamo.config import Config
 from tests.integration.results.kept import InJob, attempt, bad, good, with_fields

@@ -4,9 +4,9 @@ import json
 import re
 from pathlib import Path
 
-from hpc_dynamo.batch.conclusion import exit_status
+from hpc_dynamo.batch.exit_status import exit_status
+from hpc_dynamo.batch.input_file import BatchInput
 from hpc_dynamo.batch.ledger import Ledger
-from hpc_dynamo.batch.requests import BatchInput
 from hpc_dynamo.cli.run_folder import batch_run
 from hpc_dynamo.config import Config
 from hpc_dynamo.messages import SOME_FAILED

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_dynamo.batch.requests import MAX_PROBLEMS_SHOWN, BatchInput, read_input
+from hpc_dynamo.batch.input_file import MAX_PROBLEMS_SHOWN, BatchInput, read_input
 from hpc_dynamo.errors import InputError
 
 CHAT = "/v1/chat/completions"

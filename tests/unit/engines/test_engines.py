@@ -15,14 +15,14 @@ from hpc_dynamo.config import (
     Config,
     Device,
     Engine,
-    Kind,
-    LoadFailure,
+    KvLoadFailurePolicy,
     Model,
     Policy,
     Pool,
     Role,
     Router,
     Topology,
+    TopologyKind,
 )
 from hpc_dynamo.engines import ENGINES, Command, EventEndpoints, Placement, engine
 from hpc_dynamo.engines.contract import command_line
@@ -34,11 +34,13 @@ from hpc_dynamo.histogram import Histogram
 from hpc_dynamo.topology import Shard, Worker, plan
 
 SPLIT = Topology(
-    kind=Kind.disaggregated,
+    kind=TopologyKind.disaggregated,
     prefill=Pool(workers=1, tensor_parallel=2),
     decode=Pool(workers=1, tensor_parallel=1, pipeline_parallel=2),
 )
-ONE_EACH = Topology(kind=Kind.disaggregated, prefill=Pool(workers=1), decode=Pool(workers=1))
+ONE_EACH = Topology(
+    kind=TopologyKind.disaggregated, prefill=Pool(workers=1), decode=Pool(workers=1)
+)
 CONFIG = Config(
     engine=Engine(name="vllm", args={"max_model_len": 2048}, env={"A": "1"}),
     model=Model(path="/shared/it's a model/llama"),
@@ -171,10 +173,10 @@ def test_vllm_aggregated_moves_no_kv() -> None:
     assert "--kv-transfer-config" not in words
 
 
-@pytest.mark.parametrize("wanted", list(LoadFailure))
-def test_what_becomes_of_a_request_whose_blocks_are_lost(wanted: LoadFailure) -> None:
+@pytest.mark.parametrize("wanted", list(KvLoadFailurePolicy))
+def test_what_becomes_of_a_request_whose_blocks_are_lost(wanted: KvLoadFailurePolicy) -> None:
     for name, flag in (("vllm", "--kv-transfer-config"), ("simulator", "--kv-load-failure-policy")):
-        config = replace(CONFIG, engine=Engine(name=name, kv_load_failure=wanted))
+        config = replace(CONFIG, engine=Engine(name=name, kv_load_failure_policy=wanted))
         found = options(engine(name).command(config, place(Role.decode, "0")))[flag]
         assert found == wanted or json.loads(found)["kv_load_failure_policy"] == wanted
     spoken = Engine(name="simulator", args={"dialect": "sglang"})
@@ -184,23 +186,26 @@ def test_what_becomes_of_a_request_whose_blocks_are_lost(wanted: LoadFailure) ->
 
 @pytest.mark.parametrize("name", ["sglang", "trtllm"])
 def test_other_engines_fail_it_and_are_not_asked_for_more(name: str) -> None:
-    own, router = Engine(name=name, kv_load_failure=LoadFailure.recompute), Router(kv_events=False)
+    own, router = (
+        Engine(name=name, kv_load_failure_policy=KvLoadFailurePolicy.recompute),
+        Router(kv_events=False),
+    )
     config = replace(CONFIG, engine=own, router=router, topology=ONE_EACH)
-    with pytest.raises(ConfigError, match="kv_load_failure=recompute"):
+    with pytest.raises(ConfigError, match="kv_load_failure_policy=recompute"):
         engine(name).check(config, plan(config))
-    config = replace(config, engine=replace(own, kv_load_failure=LoadFailure.fail))
+    config = replace(config, engine=replace(own, kv_load_failure_policy=KvLoadFailurePolicy.fail))
     engine(name).check(config, plan(config))
 
 
 def test_workers_that_may_sleep() -> None:
-    config = replace(CONFIG, engine=Engine(sleep=True), topology=ONE_EACH)
+    config = replace(CONFIG, engine=Engine(sleep_mode=True), topology=ONE_EACH)
     command = engine("vllm").command(config, place(Role.decode, "0"))
     assert "--enable-sleep-mode" in options(command)
     assert command.env["VLLM_SERVER_DEV_MODE"] == "1"
     assert "VLLM_SERVER_DEV_MODE" not in engine("vllm").command(CONFIG, place(Role.decode)).env
-    cpu = replace(config, engine=Engine(sleep=True, device=Device.cpu))
+    cpu = replace(config, engine=Engine(sleep_mode=True, device=Device.cpu))
     for name, unfit in (("vllm", cpu), ("trtllm", replace(config, router=Router(kv_events=False)))):
-        with pytest.raises(ConfigError, match=r"engine\.sleep=true"):
+        with pytest.raises(ConfigError, match=r"engine\.sleep_mode=true"):
             engine(name).check(unfit, plan(config))
     command = engine("sglang").command(config, place(Role.decode, "0"))
     assert {"--enable-memory-saver", "--enable-weights-cpu-backup"} <= options(command).keys()
@@ -380,7 +385,7 @@ def test_a_kv_transfer_config_is_a_mapping() -> None:
 
 def staged(name: str, prefill: int, decode: int, **args: Any) -> Config:
     pools = (Pool(1, pipeline_parallel=stages) for stages in (prefill, decode))
-    split = Topology(Kind.disaggregated, None, Pool(), *pools)
+    split = Topology(TopologyKind.disaggregated, None, Pool(), *pools)
     return replace(CONFIG, engine=Engine(name=name, args=args), topology=split)
 
 

@@ -15,12 +15,12 @@ from hpc_dynamo.config import (
     Config,
     Device,
     Engine,
-    Kind,
     Model,
     Pool,
     Role,
     Task,
     Topology,
+    TopologyKind,
 )
 from hpc_dynamo.engines import (
     PD_PROTOCOLS,
@@ -41,8 +41,8 @@ from hpc_dynamo.topology import Shard, Worker, plan
 from tests.unit.engines.test_engines import options
 
 POOL = Pool(workers=1, tensor_parallel=2)
-SPLIT = Topology(kind=Kind.disaggregated, prefill=POOL, decode=POOL)
-WHOLE = Topology(kind=Kind.aggregated, aggregated=POOL)
+SPLIT = Topology(kind=TopologyKind.disaggregated, prefill=POOL, decode=POOL)
+WHOLE = Topology(kind=TopologyKind.aggregated, aggregated=POOL)
 CONFIG = Config(
     engine=Engine(name="sglang", args={"mem_fraction_static": 0.8}, env={"A": "1"}),
     model=Model(path="/shared/llama"),
@@ -253,7 +253,9 @@ def test_what_the_simulator_speaks() -> None:
 
 
 def test_no_worker_computes_a_prompt_alone_where_engines_share_all() -> None:
-    assert not with_engine_limits(CONFIG).router.local_prefill
-    assert not with_engine_limits(SIMULATED).router.local_prefill
-    assert with_engine_limits(replace(CONFIG, topology=WHOLE)).router.local_prefill
-    assert with_engine_limits(replace(CONFIG, engine=Engine(name="vllm"))).router.local_prefill
+    assert not with_engine_limits(CONFIG).router.conditional_disaggregation
+    assert not with_engine_limits(SIMULATED).router.conditional_disaggregation
+    assert with_engine_limits(replace(CONFIG, topology=WHOLE)).router.conditional_disaggregation
+    assert with_engine_limits(
+        replace(CONFIG, engine=Engine(name="vllm"))
+    ).router.conditional_disaggregation

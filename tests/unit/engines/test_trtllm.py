@@ -13,12 +13,12 @@ from hpc_dynamo.config import (
     Config,
     Device,
     Engine,
-    Kind,
     Model,
     Pool,
     Role,
     Router,
     Topology,
+    TopologyKind,
 )
 from hpc_dynamo.engines import Body, Command, Placement, engine
 from hpc_dynamo.engines.metrics import EngineMetrics, parse_metrics
@@ -28,7 +28,7 @@ from hpc_dynamo.histogram import Histogram
 from hpc_dynamo.topology import Shard, Worker, plan
 
 SPLIT = Topology(
-    kind=Kind.disaggregated,
+    kind=TopologyKind.disaggregated,
     prefill=Pool(workers=1, tensor_parallel=2),
     decode=Pool(workers=1, data_parallel=4),
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.dispatch import Dispatcher
 from hpc_dynamo.engines.vllm_pd_protocol import VllmPdProtocol
@@ -23,7 +23,7 @@ class Slow:
     """A router whose only worker comes after the first request has given up."""
 
     def __init__(self, url: str) -> None:
-        self._router = Router(Kind.aggregated, RouterConfig(), Limits(queue_timeout_s=0.05))
+        self._router = Router(TopologyKind.aggregated, RouterConfig(), Limits(queue_timeout_s=0.05))
         self._url = url
         self.refused = 0
 

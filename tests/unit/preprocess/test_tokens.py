@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models
 
 from hpc_dynamo.preprocess import Preprocessor, PromptRejected, Tokens, UnknownTokens
 from hpc_dynamo.preprocess.encoder import CachingEncoder, FastokensEncoder
-from hpc_dynamo.preprocess.folder import ModelFolder
+from hpc_dynamo.preprocess.model_folder import ModelFolder
 from tests.unit.preprocess.conftest import FAMILIES, FAST, model_folder
 
 ATOMS = [

@@ -13,10 +13,10 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks import streams
-from benchmarks.processes import cores_busy_s, cpu_s, memory_mib
-from benchmarks.systems import Behind, Pids, System
-from benchmarks.workload import Workload, workload
+from benchmarks.common.processes import cores_busy_s, cpu_s, memory_mib
+from benchmarks.common.workload import Workload, workload
+from benchmarks.frontend import streams
+from benchmarks.frontend.targets import Behind, Pids, System
 from hpc_dynamo.errors import HpcDynamoError
 
 SAMPLE_S = 0.5  # between two looks at the memory

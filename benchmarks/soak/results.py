@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 from rich.table import Table
 
-from benchmarks.streams import quantile
+from benchmarks.frontend.streams import quantile
 
 LONG_MIN, GROWTH = 10.0, 20.0  # runs that are judged by their growth; MiB an hour
 

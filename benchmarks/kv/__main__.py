@@ -34,7 +34,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.tables import cpu_model
+from benchmarks.common.machine import cpu_model
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.kv.agent import KvAgent
 from hpc_dynamo.kv.memory import allocate_gpu_pool

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from hpc_dynamo.dispatch.merge import EventMerger, merge
-from hpc_dynamo.dispatch.workers import BufferedResponse, IncomingResponse, ResponseSink
+from hpc_dynamo.dispatch.worker_client import BufferedResponse, IncomingResponse, ResponseSink
 from hpc_dynamo.engine_errors import parse_engine_error
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import ByteSink

@@ -1,6 +1,6 @@
 """The fastest OpenAI answers that plain asyncio gives, for measuring what stands before them.
 
-    python -m benchmarks.sse_server PORT… [--step-s 0.02]
+    python -m benchmarks.frontend.sse_server PORT… [--step-s 0.02]
 
 A request gets a fixed answer of one token, or with `"stream": true` as many events as
 `max_tokens` says. As in an engine, time goes in steps: every open stream gets one token a step.

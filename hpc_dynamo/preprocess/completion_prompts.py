@@ -3,8 +3,8 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from hpc_dynamo.preprocess.conversation import UnsupportedPrompt
-from hpc_dynamo.preprocess.results import Tokens, UnknownTokens
+from hpc_dynamo.preprocess.chat_messages import UnsupportedPrompt
+from hpc_dynamo.preprocess.tokens import Tokens, UnknownTokens
 
 Encode = Callable[[str, bool], Awaitable[Tokens]]
 """(text, whether special tokens are put around it) → its tokens."""

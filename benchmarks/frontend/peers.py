@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from benchmarks import sse_server
-from benchmarks.processes import Ended, Group, free_port
-from benchmarks.provision import DYNAMO, SGLANG_ROUTER, VLLM_ROUTER, Environments
-from benchmarks.systems import Behind, Pids, until_served
-from benchmarks.workload import MODEL
+from benchmarks.common.processes import Ended, Group, free_port
+from benchmarks.common.provision import DYNAMO, SGLANG_ROUTER, VLLM_ROUTER, Environments
+from benchmarks.common.workload import MODEL
+from benchmarks.frontend import sse_server
+from benchmarks.frontend.targets import Behind, Pids, until_served
 
 TRIES = 3  # a free port may be taken by somebody else before our process binds it
 WORKERS = 2

@@ -5,12 +5,12 @@ import platform
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.table import Table
 
-from benchmarks.load import Figure, Load
-from benchmarks.systems import Behind, System
+from benchmarks.common.machine import cpu_model
+from benchmarks.frontend.load import Figure, Load
+from benchmarks.frontend.targets import Behind, System
 
 MICRO = 1e6
 CPU = (
@@ -155,10 +155,3 @@ def spread(figures: list[Figure], value: Callable[[Figure], float]) -> str:
     least, most = min(values), max(values)
     middle = f"{statistics.median(values):,.0f}"
     return f"{middle} ({least:,.0f} to {most:,.0f})" if len(values) > 1 else middle
-
-
-def cpu_model() -> str:
-    """Of the machine, as /proc/cpuinfo has it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hpc_dynamo.dispatch import Dispatcher
 from hpc_dynamo.engines import Body
 from hpc_dynamo.frontend.errors import ApiError
-from hpc_dynamo.frontend.generation import RequestTranslator, requested_model
+from hpc_dynamo.frontend.request_translator import RequestTranslator, requested_model
 from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.frontend.status_endpoints import check_model, unknown_model
 from hpc_dynamo.router import View

@@ -10,8 +10,8 @@ from typing import Protocol
 
 import aiohttp
 
-from benchmarks.processes import Group
-from benchmarks.workload import MODEL
+from benchmarks.common.processes import Group
+from benchmarks.common.workload import MODEL
 from hpc_dynamo.errors import EngineError
 
 READY_S = 180.0

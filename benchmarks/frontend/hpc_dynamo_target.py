@@ -1,6 +1,6 @@
 """This frontend as a serving job runs it, before workers that are not ours to start.
 
-    python -m benchmarks.ours FOLDER FRONTENDS POLICY MODEL_PATH WORKER_URL…
+    python -m benchmarks.frontend.hpc_dynamo_target FOLDER FRONTENDS POLICY MODEL_PATH WORKER_URL…
 
 What `hpc-dynamo route` starts, in this process: router, frontend processes, view.
 """
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks.peers import Backend, Started
-from benchmarks.systems import Pids
-from benchmarks.workload import MODEL
-from hpc_dynamo.config import Config, Model, Policy, Route, Serve, Task, before
+from benchmarks.common.workload import MODEL
+from benchmarks.frontend.peers import Backend, Started
+from benchmarks.frontend.targets import Pids
+from hpc_dynamo.config import Config, Model, Policy, Route, Serve, Task, with_route_topology
 from hpc_dynamo.config import Engine as EngineConfig
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.head import Standalone
@@ -69,10 +69,10 @@ def main() -> None:
         engine=EngineConfig(max_num_seqs=SEQUENCES),
         model=Model(path=model, name=MODEL),
         router=RouterConfig(policy=Policy(policy)),
-        serve=Serve(host=HOST, frontends=int(frontends)),
+        serve=Serve(host=HOST, frontend_processes=int(frontends)),
         route=Route(workers=tuple(urls)),
     )
-    config = before(wanted)
+    config = with_route_topology(wanted)
     run = Run(Path(folder) / "runs" / "bench")
     run.create(Secrets(token="engines", public="", private=""))
     uvloop.run(head(run.new_attempt(config, plan(config))))

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import Ended, family
+from benchmarks.common.processes import Ended, family
 from hpc_dynamo.messages import Endpoint
 from hpc_dynamo.run import Run
 
@@ -34,7 +34,7 @@ async def serving(
 
     Raises Ended where it does not come up.
     """
-    paths = (f"name={name}", f"model.path={model}", f"runs={folder}")
+    paths = (f"name={name}", f"model.path={model}", f"runs_dir={folder}")
     argv = (sys.executable, "-m", "hpc_dynamo", "serve", "cluster=local", *words, *paths)
     folder.mkdir(parents=True, exist_ok=True)
     log, run = folder / "serve.log", Run(folder / name)

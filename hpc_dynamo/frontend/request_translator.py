@@ -16,7 +16,7 @@ from hpc_dynamo.dispatch import (
 )
 from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, adapter_fields
 from hpc_dynamo.frontend.errors import ApiError
-from hpc_dynamo.frontend.forms import form_fields
+from hpc_dynamo.frontend.multipart import form_fields
 from hpc_dynamo.frontend.openapi import POST_OPERATIONS
 from hpc_dynamo.frontend.routing_hints import HINTS_FIELD, parse_routing_hints
 from hpc_dynamo.frontend.stats import FrontendStats

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, pairwise
 
-from hpc_dynamo.batch.requests import RequestEntry, RequestReader
+from hpc_dynamo.batch.input_file import RequestEntry, RequestReader
 from hpc_dynamo.json_reader import Fields
 
 WINDOW_REQUESTS, WINDOW_BYTES = 8192, 64 << 20  # sorted at a time, at most

@@ -1,10 +1,10 @@
-"""The load generator for streams: so many at once, again and again, until the time is over.
+"""Load generator for streams: keeps a number of streams open until the time is over.
 
-    python -m benchmarks.streams URL --key KEY --tokenizer FILE --kind shared --prompt-tokens 1200
-        --answer 200 --streams 64 --seconds 10            prints a Streamed as JSON
+    python -m benchmarks.frontend.streams URL --key KEY --tokenizer FILE --kind shared
+        --prompt-tokens 1200 --answer 200 --streams 64 --seconds 10
 
-A process of its own, so that its CPU seconds are its own. Tokens are events with content; the
-usage that ends each stream is counted beside them.
+Prints a StreamStats record as JSON. Runs as a process of its own, so that its CPU seconds can be
+subtracted. A token is an event with content; the usage at the end of each stream is also counted.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from benchmarks.workload import workload
+from benchmarks.common.workload import workload
 
 CONTENT, EMPTY = re.compile(rb'"content": ?"'), re.compile(rb'"content": ?""')
 USAGE = re.compile(rb'"completion_tokens": ?(\d+)')

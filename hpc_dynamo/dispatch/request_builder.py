@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from hpc_dynamo.config import Config, Kind, Policy
+from hpc_dynamo.config import Config, Policy, TopologyKind
 from hpc_dynamo.dispatch.execution import AGGREGATED, Execution, choose_execution
-from hpc_dynamo.dispatch.workers import EngineRequest
+from hpc_dynamo.dispatch.worker_client import EngineRequest
 from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, pd_protocol_of, prompt_check_of
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import Header
@@ -67,7 +67,7 @@ class RequestBuilder:
         self._model, self._dialect = model, pd_protocol_of(config)
         self._fatal = prompt_check_of(config)
         self._policy, self._block = config.router.policy, config.router.block_tokens
-        self._disaggregated = config.topology.kind is Kind.disaggregated
+        self._disaggregated = config.topology.kind is TopologyKind.disaggregated
 
     async def limit_tokenizer_memory(self) -> None:
         """Bound the memory of the tokenizer, which caches texts. Runs until cancelled."""

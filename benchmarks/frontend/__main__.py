@@ -24,14 +24,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import peers
-from benchmarks.load import Load, measure, warm
-from benchmarks.ours import Ours
-from benchmarks.peers import Backend, Dynamo
-from benchmarks.provision import Environments, environments
-from benchmarks.systems import Behind, System
-from benchmarks.tables import Found, tables
-from benchmarks.workload import KINDS
+from benchmarks.common.provision import Environments, environments
+from benchmarks.common.workload import KINDS
+from benchmarks.frontend import peers
+from benchmarks.frontend.hpc_dynamo_target import Ours
+from benchmarks.frontend.load import Load, measure, warm
+from benchmarks.frontend.peers import Backend, Dynamo
+from benchmarks.frontend.results import Found, tables
+from benchmarks.frontend.targets import Behind, System
 from hpc_dynamo.demo.provision import provision
 from hpc_dynamo.errors import HpcDynamoError, unknown_name
 

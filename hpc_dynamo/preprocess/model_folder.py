@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from hpc_dynamo.preprocess.results import NoTokenizer
+from hpc_dynamo.preprocess.tokens import NoTokenizer
 
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _LENGTH_KEYS = (
