@@ -130,8 +130,12 @@ BAD: list[tuple[Body, int, str]] = [
     ({"prompt": "x", "logprobs": 21}, 400, "Requested sample logprobs of 21, which is greater"),
     ({"prompt": "x", "logprobs": -2}, 400, "must be a positive value or -1"),
     ({"prompt": "x", "temperature": 3}, 400, "$.temperature"),
-    ({"prompt": "x", "structured_outputs": {"regex": "a*"}}, 400, "response_format only"),
-    ({"prompt": "x", "response_format": {"type": "json_schema"}}, 400, "must be provided"),
+    (
+        {"prompt": "x", "structured_outputs": {"regex": "a*"}},
+        400,
+        "support structured_outputs",
+    ),
+    ({"prompt": "x", "response_format": {"type": "json_schema"}}, 400, "needs `examples`"),
     ({"prompt": "x", "stop": [""]}, 400, "empty string"),
     ({"prompt": "x", "stream_options": {}}, 400, "stream=True"),
 ]
