@@ -103,8 +103,15 @@ async def started(
             words += ["--events", ",".join(events for _, events in pairs)]
             words += ["--peers", ",".join(set(urls) - {url})] if exchange else []
             words += [f"model.path={model}", f"model.name={MODEL}", f"serve.port={port}"]
-            words += [f"serve.key_file={folder}/key", f"runs={folder}/runs", f"name={port}"]
-            argv = [sys.executable, "-m", "hpc_dynamo", "route", *words, "serve.frontends=1"]
+            words += [f"serve.api_key_file={folder}/key", f"runs_dir={folder}/runs", f"name={port}"]
+            argv = [
+                sys.executable,
+                "-m",
+                "hpc_dynamo",
+                "route",
+                *words,
+                "serve.frontend_processes=1",
+            ]
             await group.start(f"head-{port}", argv)
         async with asyncio.timeout(READY_S), HttpClient.bearer(KEY) as http:
             for url in urls:

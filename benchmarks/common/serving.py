@@ -34,7 +34,7 @@ async def serving(
 
     Raises Ended where it does not come up.
     """
-    paths = (f"name={name}", f"model.path={model}", f"runs={folder}")
+    paths = (f"name={name}", f"model.path={model}", f"runs_dir={folder}")
     argv = (sys.executable, "-m", "hpc_dynamo", "serve", "cluster=local", *overrides, *paths)
     folder.mkdir(parents=True, exist_ok=True)
     log, run = folder / "serve.log", Run(folder / name)

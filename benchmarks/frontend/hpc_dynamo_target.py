@@ -16,7 +16,7 @@ import uvloop
 from benchmarks.common.workload import MODEL
 from benchmarks.frontend.peers import FixedBackend, ProcessTarget
 from benchmarks.frontend.targets import TargetPids
-from hpc_dynamo.config import Config, Model, Policy, Route, Serve, Task, before
+from hpc_dynamo.config import Config, Model, Policy, Route, Serve, Task, with_route_topology
 from hpc_dynamo.config import Engine as EngineConfig
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.head import Standalone
@@ -69,10 +69,10 @@ def main() -> None:
         engine=EngineConfig(max_num_seqs=SEQUENCES),
         model=Model(path=model, name=MODEL),
         router=RouterConfig(policy=Policy(policy)),
-        serve=Serve(host=HOST, frontends=int(frontends)),
+        serve=Serve(host=HOST, frontend_processes=int(frontends)),
         route=Route(workers=tuple(urls)),
     )
-    config = before(wanted)
+    config = with_route_topology(wanted)
     run = Run(Path(folder) / "runs" / "bench")
     run.create(Secrets(token="engines", public="", private=""))
     uvloop.run(run_head(run.new_attempt(config, plan(config))))

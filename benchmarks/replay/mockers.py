@@ -16,7 +16,7 @@ from benchmarks.replay.engine import write_mocker
 from benchmarks.replay.figures import Prefix
 from benchmarks.replay.setting import Running, Setting, Start, look
 from benchmarks.replay.trace import ENGINE_BLOCK
-from hpc_dynamo.config import Kind
+from hpc_dynamo.config import TopologyKind
 from hpc_dynamo.http import HttpClient
 
 MODES = ("kv", "round-robin")
@@ -30,7 +30,7 @@ def dynamo(setting: Setting, env: Path, mode: str, words: Sequence[str] = ()) ->
     frontend, as `dynamo.router-temperature=0.5`."""
 
     @asynccontextmanager
-    async def start(folder: Path, kind: Kind) -> AsyncIterator[Running]:
+    async def start(folder: Path, kind: TopologyKind) -> AsyncIterator[Running]:
         system = Mockers(folder, env, setting, kind, mode, words)
         try:
             url = await system.start()
@@ -51,7 +51,7 @@ class Mockers(ProcessTarget):
         folder: Path,
         env: Path,
         setting: Setting,
-        kind: Kind,
+        kind: TopologyKind,
         mode: str,
         words: Sequence[str],
     ) -> None:
@@ -104,7 +104,7 @@ class Mockers(ProcessTarget):
     async def prefix(self, http: HttpClient, url: str, asked: int) -> Prefix | None:
         """Of prefill workers, as the router saw it in their events: the answers' usage tells of
         decode workers. Where roles are together the usage says it all."""
-        if self._kind is Kind.aggregated:
+        if self._kind is TopologyKind.aggregated:
             return None
         page = (await look(http, url, "/metrics")).decode()
         hits = SELECTED.findall(page)

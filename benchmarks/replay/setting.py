@@ -10,7 +10,7 @@ from benchmarks.common.processes import ProcessExited
 from benchmarks.replay.engine import Engine
 from benchmarks.replay.figures import Prefix
 from benchmarks.replay.trace import Scale
-from hpc_dynamo.config import Kind
+from hpc_dynamo.config import TopologyKind
 from hpc_dynamo.http import HttpClient
 
 LOOK_S = 10.0
@@ -27,9 +27,9 @@ class Setting:
     model: Path
     words: tuple[str, ...] = ()  # further ones for ours
 
-    def pools(self, kind: Kind) -> dict[str, int]:
+    def pools(self, kind: TopologyKind) -> dict[str, int]:
         """How many workers of which role; those that prefill first."""
-        if kind is Kind.aggregated:
+        if kind is TopologyKind.aggregated:
             return {"aggregated": self.workers}
         return {"prefill": self.workers // 2, "decode": self.workers - self.workers // 2}
 
@@ -45,7 +45,7 @@ class Running:
     prefix: Callable[[int], Awaitable[Prefix | None]]
 
 
-Start = Callable[[Path, Kind], AbstractAsyncContextManager[Running]]
+Start = Callable[[Path, TopologyKind], AbstractAsyncContextManager[Running]]
 """Starts a system, with its logs in a folder, and ends it."""
 
 

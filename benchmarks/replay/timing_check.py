@@ -16,7 +16,7 @@ from benchmarks.replay.mockers import dynamo
 from benchmarks.replay.ours import ours, policies
 from benchmarks.replay.setting import Running, Setting, Start
 from benchmarks.replay.trace import BLOCK, Request
-from hpc_dynamo.config import Kind
+from hpc_dynamo.config import TopologyKind
 from hpc_dynamo.http import HttpClient
 
 LENGTHS = (1024, 4096, 16384)  # of lone prompts, in the trace's tokens
@@ -67,7 +67,7 @@ def _itl(streams: int) -> str:
 
 
 async def _measure(start: Start, setting: Setting, folder: Path) -> dict[str, float]:
-    async with start(folder, Kind.aggregated) as running:
+    async with start(folder, TopologyKind.aggregated) as running:
         found = {_ttft(n): await _lone(running, setting, n) for n in LENGTHS}
         found |= {_itl(n): await _together(running, setting, n) for n in STREAMS}
         return found | {_BESIDE: await _disturbed(running, setting)}

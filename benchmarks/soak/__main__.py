@@ -71,7 +71,7 @@ async def run(
     assert me
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
     make = bodies(args.model / "tokenizer.json")
-    words = [f"serve.frontends={args.frontends}"] if args.frontends else []
+    words = [f"serve.frontend_processes={args.frontends}"] if args.frontends else []
     words += args.overrides
     show.text("the job is starting")
     async with start(folder, args.model, words) as job:

@@ -21,7 +21,7 @@ NAME = "soak"
 WORDS = (
     *("engine=simulator", "topology=disaggregated", "engine.args.timing=instant"),
     f"model.name={MODEL}",
-    "router.cached_blocks=20000",  # full before growth is looked for
+    "router.index_capacity_blocks=20000",  # full before growth is looked for
 )
 NUMBER = re.compile(r'^hpc_dynamo_(\w+?)(?:\{.*role="(\w+)".*\})? ([\d.e+-]+)$', re.M)
 TRAFFIC = ("active", "queued", "connections", "cancelled_total", "retried_total", "refused_total")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from hpc_dynamo.engines import Body
-from hpc_dynamo.engines.paths import offered
+from hpc_dynamo.engines.paths import forwardable
 from hpc_dynamo.http import HttpClient
 
 
@@ -62,7 +62,7 @@ async def not_serving_reason(http: HttpClient, url: str, model: str, fields: Bod
     except OSError as e:
         return f"cannot be reached: {e.strerror or e}"
     if answer.status in (401, 403):
-        return f"refuses our key with {answer.status} (route.key_file)"
+        return f"refuses our key with {answer.status} (route.api_key_file)"
     if answer.status != 200:
         return f"answers /v1/models with {answer.status}"
     if model and not await serves_token(http, url, model, fields):
@@ -109,7 +109,7 @@ def _operations(content: bytes) -> tuple[str, ...]:
         paths = msgspec.json.decode(content, type=_Document).paths
     except (msgspec.DecodeError, RecursionError):
         return ()
-    return offered((method, path) for path, methods in paths.items() for method in methods)
+    return forwardable((method, path) for path, methods in paths.items() for method in methods)
 
 
 def _served(content: bytes) -> EngineModels:

@@ -1,8 +1,8 @@
 """Requests that were running on a worker when it died. One of them may be the cause.
 
 They are retried apart from all others, so that the request that ends workers is found and the
-others are answered. A death costs one of `engine.restarts`, and retries one by one take long. So
-few requests are tried one by one; many are first tried in groups, which costs one more death.
+others are answered. A death costs one of `engine.max_restarts`, and retries one by one take long.
+So few requests are tried one by one; many are first tried in groups, which costs one more death.
 """
 
 import asyncio
@@ -31,10 +31,10 @@ def retry_groups(suspects: Sequence[RequestEntry]) -> list[Sequence[RequestEntry
 def max_solo_attempts(config: Config) -> int:
     """Return how often a request may end a worker that runs only this request.
 
-    A worker may also die of another cause, but all such requests share `engine.restarts` with the
-    first death, and each death costs one.
+    A worker may also die of another cause, but all such requests share `engine.max_restarts` with
+    the first death, and each death costs one.
     """
-    return max(1, min(config.batch.retries + 1, config.engine.restarts // 2))
+    return max(1, min(config.batch.max_retries + 1, config.engine.max_restarts // 2))
 
 
 async def retry_isolated(suspects: Sequence[RequestEntry], run: Run, tries: int) -> None:

@@ -24,10 +24,10 @@ from hpc_dynamo.dispatch import (
     RequestBuilder,
     RequestContext,
 )
-from hpc_dynamo.engines import Body, calling, plain
+from hpc_dynamo.engines import Body, adapter_fields, field_value
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.json_reader import is_null
-from hpc_dynamo.launch.walltime import Durations
+from hpc_dynamo.launch.walltime import RequestDurations
 from hpc_dynamo.messages import Progress
 
 FIRST_RETRY_S, MAX_RETRY_S = 0.5, 10.0  # delay before a request is tried again
@@ -105,7 +105,7 @@ class BatchRunner:
         self._left, self._resumed = left, len(requests.entries) - len(left)
         self.in_flight = min(max_in_flight(config), len(left))  # at most
         self._stopping = False
-        self.durations = Durations()
+        self.durations = RequestDurations()
         self._began = time.monotonic()
         self._done = self._failed = self._running = 0
         self._prompt_tokens = self._completion_tokens = self._cached_tokens = 0
@@ -189,19 +189,19 @@ class BatchRunner:
 
     async def _prepare(self, path: str, given: Body) -> EngineRequest:
         """Return the request with the batch's defaults, for the run's model or an adapter."""
-        unset = {k: v for k, v in self._config.batch.defaults.items() if is_null(given, k)}
+        unset = {k: v for k, v in self._config.batch.body_defaults.items() if is_null(given, k)}
         body = {k: v for k, v in given.items() if k not in RESERVED_FIELDS} | unset
-        model, asked = self._config.model, plain(body.get("model"))
+        model, asked = self._config.model, field_value(body.get("model"))
         adapter = asked if isinstance(asked, str) and asked in model.lora else None
         body["model"] = adapter or model.served_name
-        body |= calling(self._config, adapter) if adapter else {}
+        body |= adapter_fields(self._config, adapter) if adapter else {}
         about = RequestContext(adapter=adapter, timeout_s=self._config.batch.request_timeout_s)
         return await self._builder.build(path, msgspec.json.encode(body), body, about)
 
     async def _persist(self, entry: RequestEntry, work: EngineRequest) -> BufferedResponse:
         """Try, and retry if that can help. Raises _WorkerDied without a retry."""
         backoff = Backoff(FIRST_RETRY_S, MAX_RETRY_S)
-        for left in reversed(range(self._config.batch.retries + 1)):
+        for left in reversed(range(self._config.batch.max_retries + 1)):
             try:
                 return await self._try(work)
             except RequestFailed as e:

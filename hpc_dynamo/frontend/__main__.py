@@ -19,7 +19,7 @@ import uvloop
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.dispatch import Dispatcher
-from hpc_dynamo.engines import dialect, engine
+from hpc_dynamo.engines import engine, pd_protocol_of
 from hpc_dynamo.frontend import errors
 from hpc_dynamo.frontend.app import App
 from hpc_dynamo.frontend.auth import ApiKeyAuth, RequestIdFilter, assign_request_id
@@ -39,7 +39,7 @@ from hpc_dynamo.run import Attempt
 REPORT_INTERVAL_S = 1.0
 DRAIN_TIMEOUT_S = 3.0  # for the last words of streams
 MB = 1 << 20
-LIMITS = {413: "serve.max_body_mb", 429: "serve.buffer_mb"}  # settings, by the status
+LIMITS = {413: "serve.max_body_mb", 429: "serve.max_buffered_mb"}  # settings, by the status
 
 log = logging.getLogger("hpc_dynamo.frontend")
 
@@ -47,7 +47,7 @@ log = logging.getLogger("hpc_dynamo.frontend")
 async def serve(attempt: Attempt, index: int, link: Path, opened: socket.socket) -> None:
     """Until the head is gone or says so by SIGTERM."""
     config, stats = attempt.config(), FrontendStats()
-    models = config.each
+    models = config.by_model
     loading = (asyncio.to_thread(load_tokenizer, own, os.environ) for own in models.values())
     prompts = await asyncio.gather(*loading)
     router = await RemoteRouter.connect(link)
@@ -55,7 +55,7 @@ async def serve(attempt: Attempt, index: int, link: Path, opened: socket.socket)
     engines, jobs = HttpClient.bearer(attempt.engine_key()), _among_jobs(config)
     async with engines as client, jobs, asyncio.TaskGroup() as tasks:
         lanes = ModelEndpoints(
-            _lane(model, own, known, stats, Dispatcher(router, dialect(own), client, tasks))
+            _lane(model, own, known, stats, Dispatcher(router, pd_protocol_of(own), client, tasks))
             for (model, own), known in zip(models.items(), prompts, strict=True)
         )
         notices = dict[str, str]()
@@ -155,7 +155,7 @@ async def _tell(
 
 
 def _key(attempt: Attempt, config: Config) -> str:
-    given = config.serve.key_file
+    given = config.serve.api_key_file
     return Path(given).read_text().strip() if given else attempt.run.api_key()
 
 
@@ -167,7 +167,7 @@ def _among_jobs(config: Config) -> HttpClient:
 
 
 def _limits(config: Config) -> HttpLimits:
-    body, held = config.serve.max_body_mb * MB, config.serve.buffer_mb * MB
+    body, held = config.serve.max_body_mb * MB, config.serve.max_buffered_mb * MB
     return HttpLimits(body_bytes=int(body), buffered_bytes=int(held))
 
 

@@ -44,5 +44,5 @@ class Standalone(JobLifecycle):
 
     def _among_heads(self) -> HttpClient:
         """Presents the API key that all of them have."""
-        file = self._config.serve.key_file
+        file = self._config.serve.api_key_file
         return HttpClient.bearer(Path(file).read_text().strip() if file else "")

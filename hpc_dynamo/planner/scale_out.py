@@ -52,7 +52,7 @@ class Step(NamedTuple):
 
 
 class Growing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A line of growth.jsonl: workers that were asked for or given back (see Move), by job."""
+    """A line of scale_out.jsonl: workers that were asked for or given back (see Move), by job."""
 
     at: float  # since the epoch
     move: Move
@@ -75,7 +75,7 @@ class Growth:
         """`at` is any clock's time in seconds; no two calls are at the same."""
         if room.node_hours <= 0:
             self._asked.clear()
-            return _all(jobs, "planner.grow.node_hours are used up")
+            return _all(jobs, "planner.scale_out.max_node_hours are used up")
         coming = sum(job.coming for job in jobs)
         self._note_free(at, lack.spare - lack.more + coming, jobs)
         cancel = tuple(j.number for j in jobs if j.pending and self._unused(j, at))
@@ -96,9 +96,14 @@ class Growth:
             self._asked.clear()
             return 0, ""
         self._asked.append(lacking)
-        if len(self._asked) < self._config.patience:
-            return 0, f"more wanted {len(self._asked)} of {self._config.patience} times"
-        wanted = ceil(min(self._asked[-self._config.patience :]) / self._each[lack.role])
+        if len(self._asked) < self._config.stabilization_intervals:
+            return (
+                0,
+                f"more wanted {len(self._asked)} of {self._config.stabilization_intervals} times",
+            )
+        wanted = ceil(
+            min(self._asked[-self._config.stabilization_intervals :]) / self._each[lack.role]
+        )
         most, limit = self._most(at, room)
         if most:
             self._asked.clear()
@@ -111,12 +116,12 @@ class Growth:
             return 0, "a further job failed a while ago"
         if room.seconds < SHORTEST_S:
             return 0, "too little walltime is left"
-        each = self._config.grow.nodes_each
+        each = self._config.scale_out.nodes_per_job
         by_nodes = max(room.nodes, 0) // each
         by_hours = int(min(room.node_hours * 3600 / (each * SHORTEST_S), by_nodes))
         if by_hours < by_nodes:
-            return by_hours, "planner.grow.node_hours leave no more"
-        return by_nodes, "planner.grow.nodes allow no more"
+            return by_hours, "planner.scale_out.max_node_hours leave no more"
+        return by_nodes, "planner.scale_out.max_nodes allow no more"
 
     def _note_free(self, at: float, surplus: int, jobs: Sequence[Job]) -> None:
         """Who could go now: those that nobody waits for first, the newest first."""
@@ -132,8 +137,8 @@ class Growth:
             return False
         since, count = self._free[job.number]
         if job.pending:
-            return count >= self._config.patience
-        return at - since >= self._config.grow.idle_s
+            return count >= self._config.stabilization_intervals
+        return at - since >= self._config.scale_out.scale_in_delay_s
 
 
 def _all(jobs: Sequence[Job], why: str) -> Step:

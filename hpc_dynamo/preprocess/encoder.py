@@ -26,7 +26,8 @@ _PLANES = "".join(map(chr, (0x10000, 0x40000, 0x80000, 0xC0000, 0x100000)))
 _WORDS = (
     "",
     " ",
-    "The quick brown fox, isn't it?  I'LL say 'twas 12345678 \u00bd \u2167 \u0661\u0662!\n\n\n  x",  # prose: ignore (probe text)
+    # prose: ignore (probe text)
+    "The quick brown fox, isn't it?  I'LL say 'twas 12345678 \u00bd \u2167 \u0661\u0662!\n\n\n  x",
     "\t\tdef f(x):\r\n\r\n    return x   \n \n",
     "caf\u00e9 cafe\u0301 \ufb01 \u1e9e \u017f \u0130 \u00a0\u3000\u200b\u2028\u0085\x0b\x0c",
     "\u4e2d\u6587\u5b57\uff0c\u65e5\u672c\u8a9e\u30c6\u30b9\u30c8 \ud55c\uad6d\uc5b4",

@@ -1,4 +1,4 @@
-"""A serving job on the test cluster, and its end."""
+"""Serving jobs on the test cluster."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,15 +12,21 @@ from tests.support.runs import hpc_dynamo, latest, until
 
 SERVE = ("serve", "name=s", "cluster.launcher=slurm", "--detach")
 PLANNER = (
-    *("planner.by=load", "planner.interval_s=1", "planner.patience=1"),
-    *("planner.queue_high_s=0.2", "planner.kv_high=0.3", "planner.kv_low=0.05"),
-    "router.local_prefill=false",
+    *("planner.mode=load", "planner.interval_s=1", "planner.stabilization_intervals=1"),
+    *(
+        "planner.prefill_wait_threshold_s=0.2",
+        "planner.kv_usage_high=0.3",
+        "planner.kv_usage_low=0.05",
+    ),
+    "router.conditional_disaggregation=false",
 )
 START_S = 300.0
 
 
 @dataclass(frozen=True)
 class Serving:
+    """A running serving job: its attempt, endpoint URL and model name."""
+
     attempt: Attempt
     url: str
     model: str
@@ -33,7 +39,7 @@ class Serving:
 async def serving(
     cluster: SlurmCluster, folder: Path, *words: str, workers: int, model: str = "simulated"
 ) -> AsyncIterator[Serving]:
-    """From the time when so many workers are ready."""
+    """Start `hpc-dynamo serve`, wait for `workers` ready workers, and stop it at the end."""
     done = hpc_dynamo(*SERVE, *words, cwd=folder, env=cluster.env, timeout_s=100)
     assert done.returncode == 0, done.stdout + done.stderr
     attempt = latest(folder / "runs" / "s")

@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from hpc_dynamo.config import Batch, Config, Engine, Model, Route, Router, before
+from hpc_dynamo.config import Batch, Config, Engine, Model, Route, Router, with_route_topology
 from hpc_dynamo.engines.paths import is_inference
 from hpc_dynamo.head.membership.external import ExternalWorkers
 from hpc_dynamo.head.workloads.batch import BatchWorkload
@@ -27,7 +27,7 @@ from tests.integration.serving.routed import routing, rows
 from tests.support.comparable import Answer, batch_answers, comparable
 from tests.support.runs import until
 from tests.support.unusual_bodies import CASES, CONTEXT, MODEL, Case, completion
-from tests.vllm.test_batch import provisioned
+from tests.support.vllm import provisioned
 from tests.vllm.test_serve import Served, serving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
@@ -57,7 +57,7 @@ def asking(url: str, key: str) -> Ask:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     words = (
         "topology=disaggregated",
-        "router.local_prefill=false",
+        "router.conditional_disaggregation=false",
         f"engine.args.max-model-len={CONTEXT}",
         "engine.decode.args.enable-prefix-caching=false",
         "engine.args.enable-auto-tool-choice=true",
@@ -85,7 +85,9 @@ def route(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     urls, folder = served.workers(), tmp_path_factory.mktemp("route")
     words = ("--prefill", urls["prefill"], "--decode", urls["decode"], f"model.name={MODEL}")
     key = served.token
-    with routing(folder, *words, "router.local_prefill=false", engine_key=key) as found:
+    with routing(
+        folder, *words, "router.conditional_disaggregation=false", engine_key=key
+    ) as found:
         until("both engines", lambda: [row["state"] for row in rows(found)] == ["ready"] * 2)
         yield asking(found.url.removesuffix("/v1"), found.key)
 
@@ -99,14 +101,14 @@ def batch(
     path = str(provisioned().model) if request.param == "with tokenizer" else ""
     lines = (case.batch_line for case in BATCHED)
     (folder / "cases.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    config = before(
+    config = with_route_topology(
         Config(
             name="bodies",
             input=str(folder / "cases.jsonl"),
             engine=Engine(name="vllm"),
             model=Model(path=path, name=MODEL),
-            batch=Batch(concurrency=4, retries=0, request_timeout_s=ANSWER_S),
-            router=Router(local_prefill=False),
+            batch=Batch(concurrency=4, max_retries=0, request_timeout_s=ANSWER_S),
+            router=Router(conditional_disaggregation=False),
             route=Route(prefill=(urls["prefill"],), decode=(urls["decode"],)),
         )
     )

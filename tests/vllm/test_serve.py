@@ -21,19 +21,19 @@ import pytest
 
 from hpc_dynamo.config import Config, Device, Engine
 from hpc_dynamo.demo.provision import Provisioned
-from hpc_dynamo.engines.vllm import Vllm
+from hpc_dynamo.engines.vllm import VllmAdapter
 from hpc_dynamo.kv.events import BlockHash, BlockStored, KvEvent, decode_events
 from hpc_dynamo.run import Run
 from hpc_dynamo.wire import KvEventSubscriber
 from tests.support.runs import latest
-from tests.vllm.test_batch import provisioned
+from tests.support.vllm import provisioned
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 READY_S = 280.0
 FREED_S = 30.0
 REPLAY_S = 30.0
-BLOCK = Vllm().block_tokens(Config(engine=Engine(device=Device.cpu)))
+BLOCK = VllmAdapter().block_tokens(Config(engine=Engine(device=Device.cpu)))
 MODEL = "smol"
 ASKED: Any = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
 LONG: Any = [{"role": "user", "content": "Tell a very long story about the sea and its ships."}]
@@ -81,7 +81,7 @@ def vllm() -> Provisioned:
 @pytest.fixture(scope="module")
 def served(vllm: Provisioned, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     words = ("engine.args.enable-auto-tool-choice=true", "engine.args.tool-call-parser=hermes")
-    split = ("topology=disaggregated", "router.local_prefill=false")
+    split = ("topology=disaggregated", "router.conditional_disaggregation=false")
     with serving(vllm, tmp_path_factory.mktemp("serve"), *split, *words) as found:
         yield found
 

@@ -13,7 +13,7 @@ from hpc_dynamo.cli.render.progress import duration
 from hpc_dynamo.cli.render.table import PROSE, Column, Grid
 from hpc_dynamo.cli.run_lookup import find
 from hpc_dynamo.cli.unknown_options import path
-from hpc_dynamo.config import Planner, PlannerKind
+from hpc_dynamo.config import Planner, PlannerMode
 from hpc_dynamo.errors import ConfigError, MissingDependency
 from hpc_dynamo.planner.records import PlannerRecord, RoleChange
 from hpc_dynamo.planner.signals import Decision
@@ -134,7 +134,7 @@ def summary(history: History) -> Iterator[str]:
     if done:
         drain, turn = fmean(f.drain_s for f in done), fmean(f.switch_s for f in done)
         yield f"mean of a change: drained in {drain:.2f} s, turned in {turn:.2f} s"
-    if history.rules.by is PlannerKind.sla:
+    if history.rules.mode is PlannerMode.sla:
         yield _kept("TTFT", history.rules.ttft_s, [d.seen.ttft_s for d in decisions])
         yield _kept("ITL", history.rules.itl_s, [d.seen.itl_s for d in decisions])
     short = sum(bool(d.wanted.short) for d in decisions)
@@ -152,10 +152,12 @@ def title(run: Run, history: History) -> str:
     """Return run, model, engine and policies of the last attempt."""
     config, rules = run.attempts()[-1].config(), history.rules
     targets = ""
-    if rules.by is PlannerKind.sla:
+    if rules.mode is PlannerMode.sla:
         targets = f", targets TTFT {rules.ttft_s:g} s, ITL {1000 * rules.itl_s:g} ms"
     served = f"{config.served_name} on {config.engine.name}"
-    return f"{run.path.name}: {served}, router {config.router.policy}, planner {rules.by}{targets}"
+    return (
+        f"{run.path.name}: {served}, router {config.router.policy}, planner {rules.mode}{targets}"
+    )
 
 
 def panels(history: History) -> list[Panel]:
@@ -163,7 +165,7 @@ def panels(history: History) -> list[Panel]:
     decisions, rules = history.decisions, history.rules
     at = [(d.seen.at - history.began) / 60 for d in decisions]
     seen, expected = [d.seen for d in decisions], [d.expected for d in decisions]
-    sla = rules.by is PlannerKind.sla
+    sla = rules.mode is PlannerMode.sla
 
     def panel(what: str, target: float | None, style: Style, **curves: list[float]) -> Panel:
         named = [Curve(name.replace("_", " "), at, ys, style) for name, ys in curves.items()]

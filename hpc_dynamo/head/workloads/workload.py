@@ -45,7 +45,7 @@ class ModelRoute:
 def model_routes(config: Config, client: HttpClient) -> dict[str, ModelRoute]:
     """By model, see topology.Worker."""
     news, found = asyncio.Event(), dict[str, ModelRoute]()
-    for model, own in config.each.items():
+    for model, own in config.by_model.items():
         router = Router.of(_for_throughput(own), news)
         scraper = MetricsScraper(router, client, engine(own.engine.name).metrics)
         found[model] = ModelRoute(own, router, scraper)
@@ -61,7 +61,7 @@ def _for_throughput(config: Config) -> Config:
     if config.task is not Task.batch:
         return config
     weight = max(config.router.recompute_weight, BATCH_RECOMPUTE_WEIGHT)
-    router = replace(config.router, local_prefill=False, recompute_weight=weight)
+    router = replace(config.router, conditional_disaggregation=False, recompute_weight=weight)
     return replace(config, router=router)
 
 

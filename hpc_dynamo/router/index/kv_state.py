@@ -31,17 +31,17 @@ class Caches:
 
     `told` holds blocks confirmed by events. A prompt just sent to a worker is expected to be
     cached there before its events arrive: for SOON_S (`soon`) if the worker publishes events, for
-    `router.guess_ttl_s` (`guessed`) if it never has. Events override such guesses: the first event
-    of a worker ends its long-lived ones, an eviction ends those of the evicted blocks, and a
+    `router.approximate_ttl_s` (`guessed`) if it never has. Events override such guesses: the first
+    event of a worker ends its long-lived ones, an eviction ends those of the evicted blocks, and a
     cleared cache, a restarted engine or a lost event ends all of that worker.
     """
 
     def __init__(self, config: c.Router, clock: Callable[[], float] = time.monotonic) -> None:
-        block, capacity = config.block_tokens, config.cached_blocks
+        block, capacity = config.block_tokens, config.index_capacity_blocks
         self._clock = clock
         self.told = PrefixIndex(capacity, block)
         self.soon = ApproximateIndex(capacity, SOON_S, clock)
-        self.guessed = ApproximateIndex(capacity, config.guess_ttl_s, clock)
+        self.guessed = ApproximateIndex(capacity, config.approximate_ttl_s, clock)
         self._feeds = dict[int, Feed]()  # by rank
         # Prompts and times, for workers that have published nothing yet.
         self._sent = dict[int, deque[tuple[float, Sequence[int]]]]()

@@ -40,7 +40,7 @@ SOON_S = 30.0
 NEVER_S = 0.5
 PROMPT = list(range(100, 140))  # two blocks of 16, and a half
 CONFIG = Config(
-    engine=Engine(name="simulator", device=Device.cpu, args={"timing": "instant"}, restarts=1),
+    engine=Engine(name="simulator", device=Device.cpu, args={"timing": "instant"}, max_restarts=1),
     model=Model(name="m"),
     topology=Topology(aggregated=Pool(workers=1)),
 )

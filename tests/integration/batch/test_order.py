@@ -13,7 +13,7 @@ import pytest
 
 from hpc_dynamo.batch.input_file import BatchInput, read_input
 from hpc_dynamo.batch.prefix_order import PrefixOrder, prefix_groups, prefix_key
-from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.json_reader import read_fields
 from hpc_dynamo.router import Ask, Router, block_hashes
@@ -56,7 +56,7 @@ async def taken(
 
 async def computed(bodies: Sequence[Body], order: Sequence[int], workers: int = WORKERS) -> int:
     """Return the prompt tokens that workers compute if all requests are in flight at once."""
-    router = Router(Kind.aggregated, RouterConfig(recompute_weight=2.0))
+    router = Router(TopologyKind.aggregated, RouterConfig(recompute_weight=2.0))
     for rank in range(workers):
         await router.join(rank, Role.aggregated, f"http://worker-{rank}")
     total = 0

@@ -17,7 +17,7 @@ def requests(tmp_path: Path) -> BatchInput:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    base = Config(name="r", runs=str(tmp_path / "runs"))
+    base = Config(name="r", runs_dir=str(tmp_path / "runs"))
     return with_fields(base, model__path="org/model", engine__args={"dtype": "float32"})
 
 

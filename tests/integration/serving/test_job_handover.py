@@ -18,7 +18,7 @@ from tests.support.runs import hpc_dynamo, until
 
 pytestmark = pytest.mark.slow
 
-WORDS = ("topology=aggregated", "planner.handover=true")
+WORDS = ("topology=aggregated", "planner.job_handover=true")
 LONG, SHORT = "cluster.slurm.signal_before_end_s=600", "cluster.slurm.signal_before_end_s=75"
 ASK: dict[str, Any] = {"model": MODEL, "prompt": "hello", "extra_body": {"ignore_eos": True}}
 
@@ -148,5 +148,5 @@ def test_stop_ends_both(tmp_path: Path) -> None:
         new = handed_over(old)
         done = hpc_dynamo("stop", "name=s", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert not list(launch.going_on(old.attempt.run))
+        assert not list(launch.live_attempts(old.attempt.run))
         until("no process is left", lambda: not old.processes() and not new.processes(), 30)

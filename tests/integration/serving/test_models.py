@@ -16,11 +16,11 @@ pytestmark = pytest.mark.slow
 WORDS = (
     *("models.small.topology=aggregated", "models.small.topology.aggregated.workers=2"),
     *("models.large.topology=disaggregated", "models.large.engine.args.dialect=sglang"),
-    "serve.frontends=2",
+    "serve.frontend_processes=2",
 )
 PAIR = (
-    *("topology=aggregated", "engine.restarts=0", "models.one.path=''", "models.two.path=''"),
-    *("serve.worker_requests=1", "serve.queue=1"),
+    *("topology=aggregated", "engine.max_restarts=0", "models.one.path=''", "models.two.path=''"),
+    *("serve.max_requests_per_worker=1", "serve.max_queued_requests=1"),
 )
 STORY = "One day a fox met a hen and told it of a far land. " * 8
 LONG: dict[str, Any] = {"prompt": "hello", "max_tokens": 8000, "extra_body": {"ignore_eos": True}}
@@ -184,7 +184,7 @@ def test_neither_a_flood_nor_the_end_of_one_reaches_the_other(pair: Served) -> N
 
 def test_one_that_never_starts_does_not_keep_the_others(tmp_path: Path) -> None:
     words = ("models.well.path=''", "models.ill.engine.args.unheard-of=1")
-    with serving(tmp_path, "topology=aggregated", "engine.restarts=0", *words) as served:
+    with serving(tmp_path, "topology=aggregated", "engine.max_restarts=0", *words) as served:
         assert served.ask("GET", "/ready").json["models"] == {"well": "ready", "ill": "lost"}
         assert [m.id for m in served.client.models.list().data] == ["well"]
         assert refusal(served, "well") is None

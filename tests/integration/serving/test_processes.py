@@ -17,8 +17,8 @@ from tests.support.runs import hpc_dynamo, until
 pytestmark = pytest.mark.slow
 
 PAIR = (
-    *("topology=aggregated", "topology.aggregated.workers=2", "serve.frontends=2"),
-    "engine.restarts=20",
+    *("topology=aggregated", "topology.aggregated.workers=2", "serve.frontend_processes=2"),
+    "engine.max_restarts=20",
 )
 ASK: dict[str, Any] = {"model": MODEL, "prompt": "hello", "extra_body": {"ignore_eos": True}}
 

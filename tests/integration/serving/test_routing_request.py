@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from hpc_dynamo.config import Config, Kind, Policy
+from hpc_dynamo.config import Config, Policy, TopologyKind
 from hpc_dynamo.frontend.request_translator import RequestTranslator, read_body
 from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.http import HttpRequest
@@ -17,7 +17,7 @@ IDS = list(range(100))
 VIEW = View(offers={"": Offer(context_tokens=1000)})
 
 
-def config(policy: Policy = Policy.kv, kind: Kind = Kind.disaggregated) -> Config:
+def config(policy: Policy = Policy.kv, kind: TopologyKind = TopologyKind.disaggregated) -> Config:
     default = Config()
     return replace(
         default,
@@ -52,7 +52,7 @@ async def test_several_prompts_are_not_split_without_their_ids(prompt: object) -
 
 @pytest.mark.parametrize("policy", [Policy.least_loaded, Policy.round_robin])
 async def test_ids_that_nobody_asks_for_are_not_computed(policy: Policy) -> None:
-    assert await asked(config(policy, Kind.aggregated), IDS) == Ask(split=False)
+    assert await asked(config(policy, TopologyKind.aggregated), IDS) == Ask(split=False)
     assert await asked(config(policy), IDS, n=2) == Ask(split=False)
 
 

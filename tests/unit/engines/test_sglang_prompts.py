@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from hpc_dynamo.config import Config, Engine, Kind, Model, Pool, Topology
+from hpc_dynamo.config import Config, Engine, Model, Pool, Topology, TopologyKind
 from hpc_dynamo.dispatch import RequestBuilder, RequestContext
 from hpc_dynamo.dispatch.worker_client import OBJECT_DECODER
 from hpc_dynamo.engines import CHAT, COMPLETIONS
@@ -18,8 +18,8 @@ from hpc_dynamo.errors import RequestFailed
 
 EMBEDDINGS = "/v1/embeddings"
 EMPTY, UNKNOWN = "an element of the list is empty", "is out of the vocabulary"
-DISAGGREGATED = Topology(kind=Kind.disaggregated, prefill=Pool(), decode=Pool())
-AGGREGATED = Topology(kind=Kind.aggregated, aggregated=Pool())
+DISAGGREGATED = Topology(kind=TopologyKind.disaggregated, prefill=Pool(), decode=Pool())
+AGGREGATED = Topology(kind=TopologyKind.aggregated, aggregated=Pool())
 
 
 @pytest.fixture
