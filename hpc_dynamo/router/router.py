@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Self
 from uuid import uuid4
@@ -118,13 +118,14 @@ class Router:
         self._limits = self._selector.limits = limits
         self._serve_queue()
 
-    async def wait_for_roles(self, roles: Collection[Role]) -> None:
+    async def wait_for_roles(self, roles: Iterable[Role]) -> None:
         """Wait until each role has a worker, or the router has failed."""
-        while not (self.failure or self.has_roles(roles)):
+        required = set(roles)
+        while not (self.failure or self.has_roles(required)):
             self._worker_added.clear()
             await self._worker_added.wait()
 
-    def has_roles(self, roles: Collection[Role]) -> bool:
+    def has_roles(self, roles: Iterable[Role]) -> bool:
         return set(roles) <= {w.role for w in self.workers}
 
     def fail(self, reason: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from hpc_dynamo.engines.metrics import parse
+from hpc_dynamo.engines.metrics import parse_metrics
 from hpc_dynamo.engines.vllm import VLLM_METRICS
 from tests.integration.simulator.conftest import MODEL, Body, Client, Rank
 
@@ -207,7 +207,7 @@ async def test_metrics_are_read_as_those_of_vllm(client: Client, start: Any) -> 
     rank = start()
     await client.complete(rank, "one two three", max_tokens=5, ignore_eos=True)
     async with client.session.get(f"{rank.url}/metrics") as answer:
-        metrics = parse(await answer.text(), VLLM_METRICS)
+        metrics = parse_metrics(await answer.text(), VLLM_METRICS)
     assert (metrics.generation_tokens, metrics.ttft.count, metrics.itl.count) == (5, 1, 4)
     assert (metrics.prompt_tokens, metrics.running, metrics.kv_bytes) == (4, 0, 0)
     async with client.session.get(f"{rank.url}/v1/models") as answer:
