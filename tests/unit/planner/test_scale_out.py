@@ -30,7 +30,7 @@ from hpc_dynamo.planner.scale_out import (
     ScaleOutStep,
 )
 from hpc_dynamo.planner.signals import CapacityGap
-from hpc_dynamo.planner.split import ReadyWorkers, WorkerNeed, capacity_gap
+from hpc_dynamo.planner.target_split import ReadyWorkers, WorkerNeed, capacity_gap
 from hpc_dynamo.topology import Plan, plan, plan_extra_job
 
 INTERVAL_S, IDLE_S, PATIENCE = 10.0, 60.0, 2

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 from rich.table import Table
 
-from benchmarks.planner_load import RANKS, Load
+from benchmarks.planner.loads import RANKS, Load
 from hpc_dynamo.plotting import Curve, Panel, Style
 from hpc_dynamo.simulation import DecidesRoles, SimulatedJob, SimulationResult, simulate
-from hpc_dynamo.simulation.outcome import mean, quantile
-from hpc_dynamo.simulation.picture import roles
+from hpc_dynamo.simulation.result import mean, quantile
+from hpc_dynamo.simulation.result_plot import roles
 
 
 class Figures(msgspec.Struct, frozen=True):

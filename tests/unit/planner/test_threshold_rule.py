@@ -3,9 +3,9 @@
 import pytest
 
 from hpc_dynamo.config import Planner
-from hpc_dynamo.planner.load import ThresholdRule, prefill_wait_s
 from hpc_dynamo.planner.signals import ExpectedLoad, Signals
-from hpc_dynamo.planner.split import WorkerNeed
+from hpc_dynamo.planner.target_split import WorkerNeed
+from hpc_dynamo.planner.threshold_rule import ThresholdRule, prefill_wait_s
 from tests.unit.planner.signals import saw
 
 CALM = {"requests": 30, "prompt_tokens": 1000.0, "kv_usage": 0.6}

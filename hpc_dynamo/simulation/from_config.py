@@ -5,9 +5,9 @@ from hpc_dynamo.errors import ConfigError, InputError
 from hpc_dynamo.planner.planner import Planner
 from hpc_dynamo.router import AdmissionLimits as Bounds
 from hpc_dynamo.simulation.load import TraceRequest
-from hpc_dynamo.simulation.outcome import LatencyTargets
 from hpc_dynamo.simulation.performance import TimingPerformance
 from hpc_dynamo.simulation.pool import RoleChangeModel
+from hpc_dynamo.simulation.result import LatencyTargets
 from hpc_dynamo.simulation.run import EngineModel, SimulatedJob
 from hpc_dynamo.simulation.worker import EngineSizes
 from hpc_dynamo.timing_model import load_timing

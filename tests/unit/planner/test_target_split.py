@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpc_dynamo.config import Planner, PriorityTarget
-from hpc_dynamo.planner.split import ReadyWorkers, WorkerNeed, target_split
+from hpc_dynamo.planner.target_split import ReadyWorkers, WorkerNeed, target_split
 
 MARGIN = Planner().hysteresis
 protects, needs = st.sampled_from(PriorityTarget), st.floats(0, 40)

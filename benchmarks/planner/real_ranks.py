@@ -14,12 +14,12 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.planner_load import TARGETS, Load, turning
+from benchmarks.planner.loads import TARGETS, Load, turning
 from benchmarks.replay.engine import Engine as Sizes
+from benchmarks.replay.hpc_dynamo_target import NAME, ours
 from benchmarks.replay.load import Seen as Heard
 from benchmarks.replay.load import replay
-from benchmarks.replay.ours import NAME, ours
-from benchmarks.replay.setting import Setting
+from benchmarks.replay.targets import Setting
 from benchmarks.replay.trace import ENGINE_BLOCK, Scale
 from benchmarks.replay.trace import Request as Sent
 from hpc_dynamo import config as c
@@ -42,8 +42,8 @@ from hpc_dynamo.simulation import (
     TimingPerformance,
     simulate,
 )
-from hpc_dynamo.simulation.outcome import RequestResult, SimulationResult, mean
 from hpc_dynamo.simulation.pool import RoleChangeModel
+from hpc_dynamo.simulation.result import RequestResult, SimulationResult, mean
 from hpc_dynamo.simulation.worker import EngineSizes
 
 SCALE = Scale(compress=1, shrink=8)

@@ -13,8 +13,8 @@ from benchmarks.common.workload import MODEL
 from benchmarks.frontend.peers import PLANES, ProcessTarget
 from benchmarks.frontend.targets import TargetPids
 from benchmarks.replay.engine import write_mocker
-from benchmarks.replay.figures import Prefix
-from benchmarks.replay.setting import Running, Setting, Start, look
+from benchmarks.replay.results import Prefix
+from benchmarks.replay.targets import Running, Setting, Start, look
 from benchmarks.replay.trace import ENGINE_BLOCK
 from hpc_dynamo.config import TopologyKind
 from hpc_dynamo.http import HttpClient

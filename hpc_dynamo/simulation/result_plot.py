@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from hpc_dynamo.config import TopologyKind
 from hpc_dynamo.plotting import Curve, Panel, Style
-from hpc_dynamo.simulation.outcome import RequestResult, SimulationResult, mean
+from hpc_dynamo.simulation.result import RequestResult, SimulationResult, mean
 
 POINTS = 60  # of a curve, about
 LEAST_S = 5.0  # minimum duration of a point: shorter ones would draw noise

@@ -18,7 +18,7 @@ from hpc_dynamo.planner.online_correction import OnlineCorrection, mean_context_
 from hpc_dynamo.planner.performance import WorkerPerformance
 from hpc_dynamo.planner.queueing import MAX_UTILIZATION, largest_fitting, workers_for
 from hpc_dynamo.planner.signals import ExpectedLoad, Signals
-from hpc_dynamo.planner.split import WorkerNeed
+from hpc_dynamo.planner.target_split import WorkerNeed
 
 MIN_WAIT_SHARE = 0.1  # of the TTFT target: less cannot be asked for by adding workers
 ITL_SLACK = 1.1  # over the least ITL there is, where the target is below it

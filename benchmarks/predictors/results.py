@@ -10,8 +10,8 @@ from statistics import fmean
 from rich.table import Table
 
 from benchmarks.common.machine import cpu_model
+from benchmarks.predictors.backtest import Guesses
 from benchmarks.predictors.series import Series
-from benchmarks.predictors.walk import Guesses
 
 FIRST = 5  # values that are shown before predictions count
 BASE = "last"

@@ -15,8 +15,8 @@ from benchmarks.common.processes import ProcessExited
 from benchmarks.common.serving import ServingJob, serving
 from benchmarks.common.workload import MODEL
 from benchmarks.replay.engine import write_simulator
-from benchmarks.replay.figures import Prefix
-from benchmarks.replay.setting import Running, Setting, Start, look
+from benchmarks.replay.results import Prefix
+from benchmarks.replay.targets import Running, Setting, Start, look
 from benchmarks.replay.trace import ENGINE_BLOCK, Scale
 from hpc_dynamo import config
 from hpc_dynamo.config import TopologyKind

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from hpc_dynamo.config import Role
 from hpc_dynamo.simulation.load import TraceRequest
-from hpc_dynamo.simulation.outcome import RequestResult, SimulationResult
+from hpc_dynamo.simulation.result import RequestResult, SimulationResult
 from hpc_dynamo.simulation.run import SimulatedJob, simulate
 
 Workers = dict[Role, int]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.replay.figures import CURVE, Found, Run, median
+from benchmarks.replay.results import CURVE, Found, Run, median
 from hpc_dynamo.errors import MissingDependency
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ from importlib.metadata import version
 
 import msgspec
 
-from benchmarks.router_workload import BLOCK, Synthetic
+from benchmarks.router.workload import BLOCK, Synthetic
 from hpc_dynamo.kv.events import BlockHash, BlockRemoved, BlockStored, decode_events
 
 WORD_BYTES = 8
 
 
-class Dynamo:
+class DynamoIndex:
     """Tokens come as a list, which its hash function wants."""
 
     name = "NVIDIA Dynamo"

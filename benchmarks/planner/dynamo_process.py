@@ -1,6 +1,6 @@
 """NVIDIA Dynamo 1.6.1's own planner, answering over stdin and stdout.
 
-Runs in Dynamo's interpreter: `python planner_dynamo.py SETTING`, JSON. A line in is what our
+Runs in Dynamo's interpreter: `python dynamo_process.py SETTING`, JSON. A line in is what our
 planner sees of an interval; a line out is how many workers of each role it wants. It is
 `dynamo.planner`'s replay adapter over its builtin plugins, unchanged, with a budget of GPUs that
 pins the total, so that it only redistributes.

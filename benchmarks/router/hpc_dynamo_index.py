@@ -4,7 +4,7 @@ import platform
 from array import array
 from collections.abc import Mapping, Sequence
 
-from benchmarks.router_workload import BLOCK, Synthetic
+from benchmarks.router.workload import BLOCK, Synthetic
 from hpc_dynamo.kv.events import BlockRemoved, BlockStored, decode_events
 from hpc_dynamo.router.index.exact import PrefixIndex
 from hpc_dynamo.router.index.hashes import chained_hashes
@@ -12,7 +12,7 @@ from hpc_dynamo.router.index.hashes import chained_hashes
 ENDLESS = 10**9  # blocks
 
 
-class Ours:
+class HpcDynamoIndex:
     """Tokens come as bytes, as frontends have them; hashes are made of these."""
 
     name = "hpc-dynamo"

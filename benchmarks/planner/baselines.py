@@ -11,8 +11,8 @@ from types import ModuleType
 
 import msgspec
 
-from benchmarks import planner_dynamo
-from benchmarks.planner_load import Load
+from benchmarks.planner import dynamo_process
+from benchmarks.planner.loads import Load
 from hpc_dynamo.config import Role
 from hpc_dynamo.planner.signals import ExpectedLoad, PlannerDecision, RoleMove, Signals, TargetSplit
 from hpc_dynamo.simulation import SimulatedJob, TraceRequest, simulate
@@ -135,7 +135,7 @@ def dynamo(
         "workers": len(job.ranks),
         "options": {**ours, **options},
     }
-    program = _file(planner_dynamo)
+    program = _file(dynamo_process)
     argv = (str(env / "bin/python"), program, json.dumps(setting))
     pipe = subprocess.PIPE
     with log.open("w") as errors:

@@ -6,8 +6,8 @@ import pytest
 from hpc_dynamo.config import Planner
 from hpc_dynamo.planner.queueing import MAX_UTILIZATION, wait_s
 from hpc_dynamo.planner.signals import ExpectedLoad, Signals
-from hpc_dynamo.planner.sla import HEADROOM, SlaRule
-from hpc_dynamo.planner.split import WorkerNeed
+from hpc_dynamo.planner.sla_rule import HEADROOM, SlaRule
+from hpc_dynamo.planner.target_split import WorkerNeed
 from tests.unit.planner.signals import Linear, saw, served
 
 CONFIG = Planner(ttft_s=2.0, itl_s=0.03)

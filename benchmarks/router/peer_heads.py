@@ -1,7 +1,7 @@
 """Two heads before the same engines, with and without telling each other their loads.
 
-    python -m benchmarks.heads                     some minutes: three repeats
-    python -m benchmarks.heads --rate 20 --seconds 20 --repeats 1
+    python -m benchmarks.router.peer_heads                     some minutes: three repeats
+    python -m benchmarks.router.peer_heads --rate 20 --seconds 20 --repeats 1
 
 Four simulator ranks (timing of an 8B model on an A100, KV events over TCP) behind one head, or
 behind two of which each gets half of the requests. The load is open: requests at random moments,

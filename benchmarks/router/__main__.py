@@ -1,22 +1,4 @@
-"""The router's index of cached prefixes beside NVIDIA Dynamo's, on a production trace.
-
-    python -m benchmarks.router                        an hour or so: all sizes, three repeats
-    python -m benchmarks.router --quick                a minute: 64 workers, 200,000 blocks, once
-    python -m benchmarks.router --sides hpc-dynamo --blocks 50000000 --workers 64
-
-Events: what workers with endless caches publish while they serve the trace, as vLLM 0.32 encodes
-it (MessagePack, 32-byte keys), from the bytes of a message until the index knows it: a batch for
-each prompt, one for each block of an answer, and evictions of a block each, 64 in a batch.
-Decisions: from a prompt's hashes to a worker: look-up in the index and choice by cost. "found" is
-the look-up alone; hashing is told apart, since frontends do it. Then the index is filled with
-synthetic prompts of 500 blocks, and prompts among them are asked for.
-
-Each index is measured in a process of its own, in turn. Dynamo's (installed once into
-hpc-dynamo's cache) is `RadixTree` of its Python bindings, the index of its KV router without the
-transports: from the same messages by the same decoder, with its own hash function, as the JSON
-events that it takes. Its fill is apply_event alone on ready JSON; ours has the hashing of the
-tokens in it. Both choose with the same function. CPU times are those of all threads of a process.
-"""
+"""Command line of `python -m benchmarks.router`; see the package."""
 
 import argparse
 import json
@@ -28,11 +10,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks import router
 from benchmarks.common.provision import environments
-from benchmarks.router_tables import Found, tables
+from benchmarks.router.tables import Found, tables
 from hpc_dynamo.errors import EngineError, HpcDynamoError, UsageError, unknown_name
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TRACE = Path("../shared/traces/mooncake_conversation.jsonl")
 BYTES_A_BLOCK = 250  # at the most, with what a growing dictionary needs for a moment
 SIDES = ("hpc-dynamo", "dynamo")
@@ -87,7 +70,7 @@ def _runs(args: argparse.Namespace) -> Iterator[list[str]]:
 
 def _measure(python: Path, side: str, words: list[str]) -> dict[str, object]:
     """Raises EngineError with the last words of a side that failed."""
-    command = [str(python), "-m", "benchmarks.router_side", side, *words]
+    command = [str(python), "-m", "benchmarks.router.measure", side, *words]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "DYN_LOG": "error"}
     run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if run.returncode:
@@ -104,7 +87,7 @@ def _available_bytes() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=router.__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--trace", type=Path, default=TRACE, help=f"default: {TRACE}")
     parser.add_argument("--requests", type=int, default=3000, help="of the trace; 0: all")

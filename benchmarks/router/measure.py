@@ -1,7 +1,7 @@
 """Measures one index of benchmarks.router, in a process of its own: its figures as JSON.
 
-python -m benchmarks.router_side hpc-dynamo trace --trace FILE --workers 64
-python -m benchmarks.router_side hpc-dynamo fill --blocks 1000000 --workers 64
+python -m benchmarks.router.measure hpc-dynamo trace --trace FILE --workers 64
+python -m benchmarks.router.measure hpc-dynamo fill --blocks 1000000 --workers 64
 """
 
 import argparse
@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.router_workload import (
+from benchmarks.router.workload import (
     BLOCK,
     LONG_BLOCKS,
     Batch,
@@ -24,7 +24,10 @@ from benchmarks.router_workload import (
     synthetic,
 )
 
-SIDES = {"hpc-dynamo": ("router_ours", "Ours"), "dynamo": ("router_dynamo", "Dynamo")}
+SIDES = {
+    "hpc-dynamo": ("hpc_dynamo_index", "HpcDynamoIndex"),
+    "dynamo": ("dynamo_index", "DynamoIndex"),
+}
 PAGE_BYTES = 4096
 ASKED = 400  # prompts whose decisions are timed one by one
 Figures = dict[str, float]
@@ -152,7 +155,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=0)
     args = parser.parse_args()
     module, name = SIDES[args.side]
-    side: Side = getattr(import_module(f"benchmarks.{module}"), name)(args.workers)
+    side: Side = getattr(import_module(f"benchmarks.router.{module}"), name)(args.workers)
     figures = (trace if args.what == "trace" else fill)(side, args)
     said = {"name": side.name, "version": side.version, "block_tokens": BLOCK}
     print(json.dumps(said | {"figures": figures}))

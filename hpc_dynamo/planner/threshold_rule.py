@@ -11,7 +11,7 @@ from math import log2
 
 from hpc_dynamo.config import Planner
 from hpc_dynamo.planner.signals import ExpectedLoad, Signals
-from hpc_dynamo.planner.split import WorkerNeed
+from hpc_dynamo.planner.target_split import WorkerNeed
 
 LOW_WAIT_SHARE = 0.25  # of queue_high_s
 MAX_DOUBLINGS = 8.0

@@ -1,7 +1,7 @@
-"""Dynamo's predictors, run by the Python of its environment: series in, guesses out, as JSON.
+"""Runs Dynamo's predictors in Dynamo's own Python environment.
 
-`python -m benchmarks.predictors.dynamo` reads {"name": ..., "series": [[...], ...]} and prints a
-list of [guesses, seconds].
+`python -m benchmarks.predictors.dynamo_process` reads {"name": ..., "series": [[...], ...]} from
+stdin and prints a list of [predictions, seconds] as JSON.
 """
 
 import json
@@ -10,7 +10,7 @@ import sys
 import types
 from pathlib import Path
 
-from benchmarks.predictors.walk import walk
+from benchmarks.predictors.backtest import walk
 
 # Packages whose `__init__` imports all of the planner, and with it what is not there.
 SKIPPED = ("planner", "planner.config", "planner.core", "planner.core.load")

@@ -1,9 +1,4 @@
-"""`python -m benchmarks.planner`: our planner, the oracle, static splits, and Dynamo's planner.
-
-Two loads on 16 modelled ranks behind the real router, in virtual time (docs/guides/simulate.md):
-one that turns from prompt-heavy to answer-heavy and back, and a production trace with its natural
-swings. What each leaves of the load within both targets, and what it costs.
-"""
+"""Command line of `python -m benchmarks.planner`; see the package."""
 
 import argparse
 import sys
@@ -15,17 +10,18 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import planner_load, planner_real
+from benchmarks import planner
 from benchmarks.common import provision
-from benchmarks.planner_load import RANKS, Load, job
-from benchmarks.planner_rivals import MODES, Scheduled, best_splits, dynamo
-from benchmarks.planner_tables import Bench, Figures, compared, panels, table
+from benchmarks.planner import loads, real_ranks
+from benchmarks.planner.baselines import MODES, Scheduled, best_splits, dynamo
+from benchmarks.planner.loads import RANKS, Load, job
+from benchmarks.planner.results import Bench, Figures, compared, panels, table
 from hpc_dynamo.config import Planner, PlannerMode, Role
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.planner.planner import Planner as Ours
 from hpc_dynamo.plotting import draw
 from hpc_dynamo.simulation import SimulatedJob, TimingPerformance
-from hpc_dynamo.simulation.split import search_splits
+from hpc_dynamo.simulation.split_search import search_splits
 
 TRACE = Path("../shared/traces/mooncake_conversation.jsonl")
 REAL_RANKS, REAL_SPLITS = 4, [1, 2]  # prefill workers of the latter
@@ -60,7 +56,7 @@ def ours(rules: Planner) -> tuple[SimulatedJob, Ours]:
 
 def rules(by: PlannerMode, interval_s: float) -> Planner:
     """The product's, but for what is planned by."""
-    targets = planner_load.TARGETS
+    targets = loads.TARGETS
     return Planner(mode=by, interval_s=interval_s, ttft_s=targets.ttft_s, itl_s=targets.itl_s)
 
 
@@ -81,46 +77,46 @@ def measure(bench: Bench, args: argparse.Namespace) -> None:
 
 def real(args: argparse.Namespace, say: Callable[[str], None]) -> list[Figures]:
     """A few ranks, each case real and virtual; one picture for each."""
-    load, found = planner_real.load(args.ranks, args.seed), list[Figures]()
+    load, found = real_ranks.load(args.ranks, args.seed), list[Figures]()
     with tempfile.TemporaryDirectory() as folder:
         for case, file in _cases(load, args, Path(folder) / "profile.json"):
             say(f"{load.name}: {case.name}, {load.seconds:.0f} s in real time")
             outcomes = {
-                "real": planner_real.real(case, Path(folder) / file),
-                "virtual": planner_real.virtual(case),
+                "real": real_ranks.real(case, Path(folder) / file),
+                "virtual": real_ranks.virtual(case),
             }
             found += [Figures.of(load, f"{case.name}, {name}", o) for name, o in outcomes.items()]
             if args.out:
                 title = f"{load.name}, {case.name}: real ranks and virtual time"
-                draw(args.out / file, title, planner_real.panels(list(outcomes.items())))
+                draw(args.out / file, title, real_ranks.panels(list(outcomes.items())))
     return found
 
 
 def _cases(
     load: Load, args: argparse.Namespace, profile: Path
-) -> Iterator[tuple[planner_real.Case, str]]:
+) -> Iterator[tuple[real_ranks.Case, str]]:
     """With the names of their pictures."""
     name = "planner-real" if args.ranks == REAL_RANKS else f"planner-real-{args.ranks}-ranks"
     for prefill in args.splits:
-        yield planner_real.Case(load, args.ranks, prefill), f"{name}-{prefill}.png"
-    start = planner_real.Case(load, args.ranks, args.ranks // 2)
-    planner_real.profile(profile, start)
+        yield real_ranks.Case(load, args.ranks, prefill), f"{name}-{prefill}.png"
+    start = real_ranks.Case(load, args.ranks, args.ranks // 2)
+    real_ranks.profile(profile, start)
     for by in (PlannerMode.sla, PlannerMode.load):
         yield start.planned(by, profile), f"{name}-{by}.png"
 
 
-def loads(args: argparse.Namespace) -> Iterator[Load]:
+def selected_loads(args: argparse.Namespace) -> Iterator[Load]:
     for name in args.load:
         if name == "turning":
-            yield planner_load.turning(args.seed)
+            yield loads.turning(args.seed)
         else:
-            yield planner_load.trace(args.trace, args.speed, args.requests)
+            yield loads.trace(args.trace, args.speed, args.requests)
 
 
 def parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     made = argparse.ArgumentParser(
-        prog="python -m benchmarks.planner", description=__doc__, formatter_class=raw
+        prog="python -m benchmarks.planner", description=planner.__doc__, formatter_class=raw
     )
     add = made.add_argument
     both = ["turning", "trace"]
@@ -142,7 +138,7 @@ def parser() -> argparse.ArgumentParser:
 
 def virtual(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[Table]:
     found = list[Figures]()
-    for load in loads(args):
+    for load in selected_loads(args):
         bench = Bench(load, say)
         measure(bench, args)
         found += bench.figures

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.common.processes import ProcessExited
 from benchmarks.replay.engine import Engine
-from benchmarks.replay.figures import Prefix
+from benchmarks.replay.results import Prefix
 from benchmarks.replay.trace import Scale
 from hpc_dynamo.config import TopologyKind
 from hpc_dynamo.http import HttpClient
