@@ -24,7 +24,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from hpc_dynamo.demo.provision import VLLM, Provisioned, provision
+from hpc_dynamo.demo.provision import VLLM, DemoEngine, provision
 from hpc_dynamo.run import Run
 
 
@@ -37,7 +37,7 @@ class Figure:
     tokens: int
 
 
-def ours(engine: Provisioned, prompts: Path, *words: str) -> Figure:
+def ours(engine: DemoEngine, prompts: Path, *words: str) -> Figure:
     """A run of `hpc-dynamo batch` in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         argv = ["batch", "engine=vllm-cpu", "cluster=local", "name=run", f"input={prompts}"]
@@ -53,7 +53,7 @@ def ours(engine: Provisioned, prompts: Path, *words: str) -> Figure:
         return Figure(whole_s, outcome.summary.seconds, outcome.summary.progress.completion_tokens)
 
 
-def peer(engine: Provisioned, prompts: Path) -> Figure:
+def peer(engine: DemoEngine, prompts: Path) -> Figure:
     """vLLM's offline batch runner, one instance with both cores."""
     with tempfile.TemporaryDirectory() as folder:
         source, output = Path(folder) / "in.jsonl", Path(folder) / "out.jsonl"
