@@ -169,12 +169,12 @@ def test_a_full_disk_is_told_before_anything_is_fetched(tmp_path: Path) -> None:
 HOLD = """
 import subprocess, sys
 from pathlib import Path
-from hpc_dynamo.demo.steps import Progress, Step, exclusive, run
+from hpc_dynamo.demo.steps import InstallProgress, InstallStep, exclusive_lock, run_steps
 folder = Path(sys.argv[1])
 child = "import sys, time; open(sys.argv[1], 'w').close(); time.sleep(float(sys.argv[2]))"
-with exclusive(folder, Progress()):
-    step = Step("hold", ((sys.executable, "-c", child, str(folder / "held"), sys.argv[2]),))
-    run([step], folder, Progress())
+with exclusive_lock(folder, InstallProgress()):
+    step = InstallStep("hold", ((sys.executable, "-c", child, str(folder / "held"), sys.argv[2]),))
+    run_steps([step], folder, InstallProgress())
 """
 
 

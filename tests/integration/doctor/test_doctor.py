@@ -59,13 +59,14 @@ HEALTHY = NodeFacts(host="n1", shm_free=8 << 30, tmp_free=8 << 30, nofile=65536,
 PREPARE = """
 import msgspec, subprocess, sys
 from hpc_dynamo.config import Config
-from hpc_dynamo.doctor.checks import FULL, examine
-from hpc_dynamo.doctor.facts import listed, quick
+from hpc_dynamo.doctor.checks import ALL_CHECKS, run_checks
+from hpc_dynamo.doctor.facts import driver_gpus, preflight_facts
 """
 LOOK = f"""
 {PREPARE}
-facts = msgspec.structs.replace(quick(Config(), 2, "127.0.0.1", "n1"), gpus_listed=listed())
-sys.stdout.write(msgspec.json.encode(examine(facts, FULL)).decode())
+facts = preflight_facts(Config(), 2, "127.0.0.1", "n1")
+facts = msgspec.structs.replace(facts, gpus_listed=driver_gpus())
+sys.stdout.write(msgspec.json.encode(run_checks(facts, ALL_CHECKS)).decode())
 """
 
 
