@@ -156,7 +156,7 @@ async def test_silence_ends_with_a_deadline(
     with pytest.raises(WireError) as silent:
         await client.receive(NEVER_S)
     assert f"{server.endpoint} was silent" in silent.value.message
-    assert "is that node up" in silent.value.hint
+    assert "check that the node is up" in silent.value.hint
 
 
 async def test_an_answer_to_one_who_left_is_no_error(
