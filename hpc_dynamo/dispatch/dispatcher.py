@@ -16,7 +16,7 @@ from hpc_dynamo.dispatch.worker_client import (
     WorkerClient,
     WorkerFailed,
 )
-from hpc_dynamo.engines import Concurrent, Dialect
+from hpc_dynamo.engines import ConcurrentProtocol, PdProtocol
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.router import Ask, Exhausted, Lease
@@ -38,7 +38,7 @@ class Dispatcher:
     def __init__(
         self,
         router: RequestRouter,
-        dialect: Dialect,
+        dialect: PdProtocol,
         client: HttpClient,
         tasks: asyncio.TaskGroup,
         max_attempts: int = MAX_ATTEMPTS,
@@ -110,7 +110,7 @@ class Dispatcher:
                 await taker.receive(answer, lease)
 
 
-def _sharing(dialect: Dialect, workers: WorkerClient, tasks: asyncio.TaskGroup) -> Handoff:
-    if isinstance(dialect, Concurrent):
+def _sharing(dialect: PdProtocol, workers: WorkerClient, tasks: asyncio.TaskGroup) -> Handoff:
+    if isinstance(dialect, ConcurrentProtocol):
         return ConcurrentHandoff(workers, dialect)
     return SequentialHandoff(workers, dialect, tasks)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from hpc_dynamo.config import Config, Policy, TopologyKind
 from hpc_dynamo.dispatch.execution import AGGREGATED, Execution, choose_execution
 from hpc_dynamo.dispatch.worker_client import EngineRequest
-from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, dialect, fatal_prompts
+from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, pd_protocol_of, prompt_check_of
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import Header
 from hpc_dynamo.json_reader import JsonError, read_value
@@ -64,8 +64,8 @@ class RequestBuilder:
         self, config: Config, tokenizer: PromptTokenizer | None = None, model: str = ""
     ) -> None:
         self.prompts: PromptTokenizer = tokenizer or TokenIdsOnly()
-        self._model, self._dialect = model, dialect(config)
-        self._fatal = fatal_prompts(config)
+        self._model, self._dialect = model, pd_protocol_of(config)
+        self._fatal = prompt_check_of(config)
         self._policy, self._block = config.router.policy, config.router.block_tokens
         self._disaggregated = config.topology.kind is TopologyKind.disaggregated
 

@@ -12,7 +12,7 @@ from hpc_dynamo.dispatch.worker_client import (
     WorkerClient,
     read_object,
 )
-from hpc_dynamo.engines import Body, Sequential
+from hpc_dynamo.engines import Body, SequentialProtocol
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.router import Lease, Target
 
@@ -26,7 +26,7 @@ class SequentialHandoff:
     cancelled."""
 
     def __init__(
-        self, workers: WorkerClient, dialect: Sequential, tasks: asyncio.TaskGroup
+        self, workers: WorkerClient, dialect: SequentialProtocol, tasks: asyncio.TaskGroup
     ) -> None:
         self._workers, self._dialect, self._tasks = workers, dialect, tasks
 

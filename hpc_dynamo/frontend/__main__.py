@@ -19,7 +19,7 @@ import uvloop
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.dispatch import Dispatcher
-from hpc_dynamo.engines import dialect, engine
+from hpc_dynamo.engines import engine, pd_protocol_of
 from hpc_dynamo.frontend import errors
 from hpc_dynamo.frontend.app import App
 from hpc_dynamo.frontend.auth import ApiKeyAuth, RequestIdFilter, assign_request_id
@@ -55,7 +55,7 @@ async def serve(attempt: Attempt, index: int, link: Path, opened: socket.socket)
     engines, jobs = HttpClient.bearer(attempt.engine_key()), _among_jobs(config)
     async with engines as client, jobs, asyncio.TaskGroup() as tasks:
         lanes = ModelEndpoints(
-            _lane(model, own, known, stats, Dispatcher(router, dialect(own), client, tasks))
+            _lane(model, own, known, stats, Dispatcher(router, pd_protocol_of(own), client, tasks))
             for (model, own), known in zip(models.items(), prompts, strict=True)
         )
         notices = dict[str, str]()

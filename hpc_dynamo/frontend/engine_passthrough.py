@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterable
 
 from hpc_dynamo.config import Role
-from hpc_dynamo.engines.paths import VERSION, is_inference, parameters
+from hpc_dynamo.engines.paths import VERSION, is_inference, path_parameters
 from hpc_dynamo.frontend import errors
 from hpc_dynamo.frontend.errors import ApiError
 from hpc_dynamo.http import Header, HttpClient, HttpRequest, HttpResponse, ResponseWriter
@@ -35,7 +35,7 @@ def engine_path(view: View, method: str, path: str) -> str:
     method = "GET" if method == "HEAD" else method
     for known in _known(view):
         verb, template = known.split(" ", 1)
-        if verb == method and (template == path or parameters(template, path)):
+        if verb == method and (template == path or path_parameters(template, path)):
             return template
     if not view.operations and method == "POST" and is_inference(path):
         return path
@@ -45,7 +45,7 @@ def engine_path(view: View, method: str, path: str) -> str:
 def engine_methods(view: View, path: str) -> tuple[str, ...]:
     """Return the methods that the engines offer for a path."""
     known = (operation.split(" ", 1) for operation in _known(view))
-    return tuple(verb for verb, t in known if t == path or parameters(t, path))
+    return tuple(verb for verb, t in known if t == path or path_parameters(t, path))
 
 
 def _known(view: View) -> tuple[str, ...]:
@@ -67,7 +67,7 @@ class EnginePassthrough:
         self, template: str, request: HttpRequest, reply: ResponseWriter, own_id: str, view: View
     ) -> None:
         """Forward the first answer other than 404. Raises Refused if there is none."""
-        key = "/".join(parameters(template, request.path))
+        key = "/".join(path_parameters(template, request.path))
         path = f"{request.path}?{request.query}" if request.query else request.path
         headers: list[Header] = [(b"x-request-id", own_id.encode())]
         # An answer to HEAD has no body for the client; it is made from the answer to a GET.

@@ -14,7 +14,7 @@ from hpc_dynamo.dispatch import (
     RequestContext,
     nested_reserved_fields,
 )
-from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, calling
+from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, adapter_fields
 from hpc_dynamo.frontend.errors import ApiError
 from hpc_dynamo.frontend.multipart import form_fields
 from hpc_dynamo.frontend.openapi import POST_OPERATIONS
@@ -66,7 +66,7 @@ class RequestTranslator:
         _check_hidden(
             body if request.path not in POST_OPERATIONS else {VLLM_XARGS: body.get(VLLM_XARGS)}
         )
-        own = calling(self._config, given.adapter) if given.adapter else {}
+        own = adapter_fields(self._config, given.adapter) if given.adapter else {}
         renamed = own or self._renamed(body, view)
         if extensions or renamed:
             body = {k: v for k, v in body.items() if k not in extensions} | renamed

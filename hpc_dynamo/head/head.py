@@ -60,12 +60,12 @@ class Head(JobLifecycle):
         """Slurm says that the job ends soon: by its walltime, or because it is preempted."""
         if self._work is None:
             self._warned = True  # acted on when there is something to end
-        elif self._walltime.early(self._work.likely_s):
+        elif self._walltime.signal_was_early(self._work.likely_s):
             return
         elif self._handover:
-            self._walltime = self._walltime.warned()
+            self._walltime = self._walltime.after_signal()
         else:
-            self._drain(self._walltime.warned_s())
+            self._drain(self._walltime.left_after_signal_s())
 
     def _drain(self, left_s: float) -> None:
         """Begin nothing, let what is under way end, but not for ever."""
@@ -84,16 +84,16 @@ class Head(JobLifecycle):
         while True:
             await asyncio.sleep(TICK_S)
             walltime = self._walltime
-            spare_s = walltime.last_s if self._handover else walltime.spare_s
+            spare_s = walltime.handover_left_s if self._handover else walltime.dispatch_left_s
             if spare_s(work.likely_s) <= 0:
-                self._drain(walltime.left_s)
+                self._drain(walltime.time_left_s)
 
     async def _hand_over(self, work: Workload) -> None:
         """To the next job, until cancelled; not at all where none is asked for."""
         if self._handover:
             await self._handover.run(
                 lambda: work.phase == "serving",
-                lambda: self._walltime.spare_s(work.likely_s),
+                lambda: self._walltime.dispatch_left_s(work.likely_s),
             )
 
     async def _reshape(self, job: HeadContext, members: Membership) -> None:
@@ -116,7 +116,7 @@ class Head(JobLifecycle):
 
     async def _accompany(self, job: HeadContext, members: Membership) -> None:
         """By jobs of other kinds of nodes, until cancelled; not at all where there are none."""
-        if self._attempt.plan().apart:
+        if self._attempt.plan().separate_jobs:
             router = job.route.router
             made = HeterogeneousJobs(self._attempt, router, members, self.warn, self.fail)
             self._companions = made

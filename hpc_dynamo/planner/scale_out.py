@@ -52,7 +52,7 @@ class Step(NamedTuple):
 
 
 class Growing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A line of growth.jsonl: workers that were asked for or given back (see Move), by job."""
+    """A line of scale_out.jsonl: workers that were asked for or given back (see Move), by job."""
 
     at: float  # since the epoch
     move: Move

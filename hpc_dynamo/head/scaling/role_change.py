@@ -26,7 +26,7 @@ class RoleChanger:
     def __init__(self, config: Config, router: Router, members: Membership) -> None:
         self._router, self._members = router, members
         self._planner = config.planner
-        self._restart = not engine(config.engine.name).flexible(config)
+        self._restart = not engine(config.engine.name).serves_both_roles(config)
         times = config.engine
         self._patience_s = times.stop_timeout_s + times.ready_timeout_s + SPARE_S
 

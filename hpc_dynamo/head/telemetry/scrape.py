@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from hpc_dynamo.batch import report
 from hpc_dynamo.engines.contract import MetricNames
-from hpc_dynamo.engines.metrics import Metrics
+from hpc_dynamo.engines.metrics import EngineMetrics
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import WorkerLoad
 from hpc_dynamo.router import Member, Router
@@ -31,7 +31,7 @@ class MetricsScraper:
         return tuple(self._load(member) for member in _sorted(self._router.members))
 
     def _load(self, member: Member) -> WorkerLoad:
-        said = self._readings.get(member.rank, Metrics())
+        said = self._readings.get(member.rank, EngineMetrics())
         return WorkerLoad(
             rank=member.rank,
             active=member.active,

@@ -12,7 +12,7 @@ from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.runner import BatchRunner
 from hpc_dynamo.config import Config, Policy, Role
 from hpc_dynamo.dispatch import Dispatcher
-from hpc_dynamo.engines import dialect, engine
+from hpc_dynamo.engines import engine, pd_protocol_of
 from hpc_dynamo.head.workloads import batch_prompts
 from hpc_dynamo.head.workloads.workload import HeadContext
 from hpc_dynamo.messages import Outcome, Progress, Status
@@ -49,7 +49,7 @@ class BatchWorkload:
         async with asyncio.TaskGroup() as tasks:
             # A request that ends its worker must not end another one with all requests on it.
             dispatcher = Dispatcher(
-                self._router, dialect(config), self._client, tasks, max_attempts=1
+                self._router, pd_protocol_of(config), self._client, tasks, max_attempts=1
             )
             prompts = await batch_prompts.verify_tokenizer(prompts, config, dispatcher)
             self._notices = batch_prompts.routing_notices(prompts, config)
@@ -89,7 +89,7 @@ class BatchWorkload:
 
     @property
     def likely_s(self) -> float:
-        return self._runner.durations.likely_s if self._runner else 0.0
+        return self._runner.durations.p95_s if self._runner else 0.0
 
     @property
     def overdue_outcome(self) -> Outcome:

@@ -23,8 +23,8 @@ from hpc_dynamo.preprocess import (
 )
 from hpc_dynamo.router import Ask
 from hpc_dynamo.simulator import tokenizer
-from hpc_dynamo.simulator.api_error import Refused
-from hpc_dynamo.simulator.chat import TokenizeRequest
+from hpc_dynamo.simulator.api_error import RequestRejected
+from hpc_dynamo.simulator.chat_request import TokenizeRequest
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class SimulatorPrompts:
         read = {name: body[name] for name in ("messages", "tools") if body.get(name)}
         try:
             return Tokens.of(msgspec.convert(read, TokenizeRequest).tokens())
-        except (msgspec.ValidationError, Refused) as e:
+        except (msgspec.ValidationError, RequestRejected) as e:
             return UnknownTokens(str(e))
 
     async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | UnknownTokens:

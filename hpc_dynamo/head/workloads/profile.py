@@ -14,7 +14,7 @@ import msgspec
 
 from hpc_dynamo import jsonl
 from hpc_dynamo.config import Device, Role
-from hpc_dynamo.engines import dialect, engine, for_role
+from hpc_dynamo.engines import engine, for_role, pd_protocol_of
 from hpc_dynamo.errors import EngineError, MissingDependency, RequestFailed
 from hpc_dynamo.head.workloads.workload import HeadContext
 from hpc_dynamo.messages import Outcome, Progress, Status, WorkerReport
@@ -37,7 +37,7 @@ class ProfileWorkload:
     def __init__(self, job: HeadContext) -> None:
         self._job, self._config, self._run = job, job.config, job.attempt.run
         self._engine = engine(job.config.engine.name)
-        self._part = self._run.part(job.attempt.number)
+        self._part = self._run.attempt_results(job.attempt.number)
         self._began, self._draining = time.monotonic(), False
         self._total = self._resumed = self._done = self._running = 0
         self.phase, self.likely_s = "loading", 0.0
@@ -46,7 +46,7 @@ class ProfileWorkload:
         await self._job.route.router.ready(role for role, _ in self._config.topology.pools)
         prefill, decode = self._workers()
         name = self._config.served_name
-        spoken = dialect(self._config)
+        spoken = pd_protocol_of(self._config)
         bench = Bench(self._job.client, self._engine, name, prefill.url, decode.url, spoken)
         try:
             version, limits = await bench.version(), await self._limits(bench, prefill, decode)
@@ -96,7 +96,7 @@ class ProfileWorkload:
         return point
 
     def _parts(self) -> Iterable[Path]:
-        return sorted(self._run.parts.glob("*.jsonl"), key=lambda p: int(p.stem))
+        return sorted(self._run.results.glob("*.jsonl"), key=lambda p: int(p.stem))
 
     def _broken(self, group: BaseExceptionGroup[Exception]) -> EngineError:
         first: BaseException = group

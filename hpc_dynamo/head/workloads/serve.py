@@ -22,7 +22,7 @@ from hpc_dynamo.head.workloads.endpoint_socket import EndpointSocket
 from hpc_dynamo.head.workloads.frontends import FrontendTotals
 from hpc_dynamo.head.workloads.sleep_mode import SleepController
 from hpc_dynamo.head.workloads.workload import HeadContext, ModelRoute
-from hpc_dynamo.launch.walltime import LIKELY
+from hpc_dynamo.launch.walltime import DURATION_QUANTILE
 from hpc_dynamo.messages import (
     Endpoint,
     ModelStatus,
@@ -135,7 +135,7 @@ class ServeWorkload:
             tls=bool(serve.tls_cert),
         )
         write_json(self._job.attempt.endpoint_file, endpoint)
-        self._job.attempt.run.answers_at(endpoint.url)
+        self._job.attempt.run.publish_url(endpoint.url)
         self.phase = "serving"
         log.info("serving at %s", endpoint.url)
 
@@ -215,7 +215,7 @@ class ServeWorkload:
 
     @property
     def likely_s(self) -> float:
-        return self._frontends.total().seconds.quantile(LIKELY)
+        return self._frontends.total().seconds.quantile(DURATION_QUANTILE)
 
     def extend_status(self, status: Status) -> Status:
         stats = self._frontends.by_model()

@@ -66,11 +66,11 @@ class Load:
 
 
 def jobs(attempt: Attempt) -> list[ExtraJobStatus]:
-    return [state for job in attempt.grown() if (state := job.state())]
+    return [state for job in attempt.extra_jobs() if (state := job.state())]
 
 
 def records(attempt: Attempt) -> list[Growing]:
-    lines = attempt.growth_file.read_bytes().splitlines()
+    lines = attempt.scale_out_file.read_bytes().splitlines()
     return [msgspec.json.decode(line, type=Growing) for line in lines]
 
 

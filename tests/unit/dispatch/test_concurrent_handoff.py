@@ -9,7 +9,7 @@ from aiohttp import web
 
 from hpc_dynamo.config import Role
 from hpc_dynamo.dispatch import BufferedResponse
-from hpc_dynamo.engines.sglang_pd_protocol import SglangDialect
+from hpc_dynamo.engines.sglang_pd_protocol import SglangPdProtocol
 from hpc_dynamo.errors import RequestFailed
 from tests.unit.dispatch.test_dispatch import (
     AS_IT_CAME,
@@ -36,7 +36,7 @@ class Begun(BufferedResponse):
 @pytest.fixture
 async def rooms() -> AsyncIterator[House]:
     async with AsyncExitStack() as stack:
-        yield House(stack, SglangDialect())
+        yield House(stack, SglangPdProtocol())
 
 
 def once(event: asyncio.Event, reply: Reply) -> Reply:

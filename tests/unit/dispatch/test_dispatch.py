@@ -12,8 +12,8 @@ from aiohttp import web
 from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.dispatch import BufferedResponse, Dispatcher, EngineRequest, WorkerFailed
-from hpc_dynamo.engines import Dialect
-from hpc_dynamo.engines.vllm_pd_protocol import NOBODY, NixlDialect
+from hpc_dynamo.engines import PdProtocol
+from hpc_dynamo.engines.vllm_pd_protocol import UNKNOWN_MODEL, VllmPdProtocol
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.router import Ask, Router
@@ -99,7 +99,7 @@ class Sender(Router):
     """A router, and a dispatcher that asks it."""
 
     def __init__(
-        self, kind: TopologyKind, client: HttpClient, tasks: asyncio.TaskGroup, dialect: Dialect
+        self, kind: TopologyKind, client: HttpClient, tasks: asyncio.TaskGroup, dialect: PdProtocol
     ) -> None:
         super().__init__(kind, RouterConfig())
         self.dispatcher = Dispatcher(self, dialect, client, tasks)
@@ -116,8 +116,8 @@ class Sender(Router):
 class House:
     """A dispatcher and its engines."""
 
-    def __init__(self, stack: AsyncExitStack, dialect: Dialect | None = None) -> None:
-        self._stack, self._dialect = stack, dialect or NixlDialect()
+    def __init__(self, stack: AsyncExitStack, dialect: PdProtocol | None = None) -> None:
+        self._stack, self._dialect = stack, dialect or VllmPdProtocol()
 
     async def dispatcher(self, kind: TopologyKind) -> Sender:
         self.client = await self._stack.enter_async_context(HttpClient.bearer(TOKEN))
@@ -180,7 +180,7 @@ async def test_prefill_hands_over_to_decode(house: House) -> None:
     body = {"prompt": "p", "max_tokens": 50, "temperature": 0}
     answer = await dispatcher.send(PATH, body, SOON_S)
     assert (answer.content, answer.rank) == (AS_IT_CAME, 1)
-    assert prefill.bodies == [NixlDialect().prefill(body)]
+    assert prefill.bodies == [VllmPdProtocol().prefill(body)]
     assert decode.bodies == [body | {"kv_transfer_params": HANDOVER}]
     for engine in (prefill, decode):
         assert engine.headers[0]["Authorization"] == f"Bearer {TOKEN}"
@@ -358,14 +358,14 @@ async def test_blocks_are_given_up_where_the_decode_worker_refuses(
     dispatcher, _, decode = await house.split(handover, refusing(status))
     assert (await failed(dispatcher)).status == status
     await decode.has(2)
-    assert decode.bodies[1] == decode.bodies[0] | {"model": NOBODY}
+    assert decode.bodies[1] == decode.bodies[0] | {"model": UNKNOWN_MODEL}
 
 
 async def test_a_worker_that_never_got_the_request_does_not_count_as_a_try(house: House) -> None:
     """A batch lets a request break one worker only."""
     dispatcher, _ = await house.whole()
     dispatcher.dispatcher = Dispatcher(
-        dispatcher, NixlDialect(), house.client, house.tasks, max_attempts=1
+        dispatcher, VllmPdProtocol(), house.client, house.tasks, max_attempts=1
     )
     engine = await house.engine(text)
     await dispatcher.join(0, Role.aggregated, "http://127.0.0.1:1")
@@ -377,7 +377,7 @@ async def test_a_worker_that_never_got_the_request_does_not_count_as_a_try(house
 async def test_with_one_try_a_request_breaks_one_worker_only(house: House) -> None:
     dispatcher, engines = await house.whole(refusing(500), refusing(500))
     dispatcher.dispatcher = Dispatcher(
-        dispatcher, NixlDialect(), house.client, house.tasks, max_attempts=1
+        dispatcher, VllmPdProtocol(), house.client, house.tasks, max_attempts=1
     )
     assert (await broken(dispatcher)).reached
     assert sum(len(engine.bodies) for engine in engines) == 1

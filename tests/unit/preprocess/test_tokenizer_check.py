@@ -9,7 +9,7 @@ from aiohttp import web
 from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.dispatch import Dispatcher
-from hpc_dynamo.engines.vllm_pd_protocol import NixlDialect
+from hpc_dynamo.engines.vllm_pd_protocol import VllmPdProtocol
 from hpc_dynamo.frontend.tokenizer_check import tokenizer_matches_engine
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.preprocess import Preprocessor
@@ -58,7 +58,7 @@ async def test_a_slow_engine_is_asked_again(folders: dict[str, Path], same: bool
             HttpClient.bearer("k") as client,
             asyncio.TaskGroup() as t,
         ):
-            to = Dispatcher(slow, NixlDialect(), client, t)
+            to = Dispatcher(slow, VllmPdProtocol(), client, t)
             assert (
                 await tokenizer_matches_engine(prompts, to, "m", Ask(split=False), again_s=0)
                 is same
