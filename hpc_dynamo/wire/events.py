@@ -20,7 +20,7 @@ import zmq
 import zmq.asyncio
 
 from hpc_dynamo.errors import WireError
-from hpc_dynamo.kv.events import END
+from hpc_dynamo.kv.events import REPLAY_END
 
 NUMBER_BYTES = 8
 RECONNECT_MS = 20  # batches published before the connection are lost
@@ -74,7 +74,7 @@ class KvEventPublisher:
                 await self._replays.send_multipart(frames)
                 # Sending does not suspend this task, so let the engine's tasks run.
                 await asyncio.sleep(0)
-            await self._replays.send_multipart([peer, b"", b"", _encode(END), b""])
+            await self._replays.send_multipart([peer, b"", b"", _encode(REPLAY_END), b""])
 
     def close(self) -> None:
         self._context.destroy(linger=0)
@@ -117,7 +117,7 @@ class KvEventSubscriber:
                         number, payload = _decode(await socket.recv_multipart())
                 except TimeoutError:
                     return
-                if number == END:
+                if number == REPLAY_END:
                     return
                 yield number, payload
 
