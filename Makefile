@@ -1,12 +1,12 @@
-# `make demo` and `make test` are all that a newcomer needs; `make help` lists the rest.
+# Start with `make demo` and `make test`. `make help` lists all targets.
 PYTHON ?= python3
 ENGINE ?= vllm
 VENV   := .venv
-# Without its dependencies: the API does not need the torch that the wheel asks for.
+# Installed without dependencies: the wheel requires torch, but its API does not need it.
 NIXL   := 'nixl-cu12>=1.5,<2'
 BIN    := $(VENV)/bin
-# Tests that share nothing but the machine. They wait as much as they compute: three at a time on
-# two cores. Whoever has none left takes over half of another's.
+# Tests wait as much as they compute: three workers on two cores. An idle worker takes over
+# tests of a busy one.
 SIDE_BY_SIDE := -n 3 --dist worksteal
 
 .DEFAULT_GOAL := help
@@ -18,11 +18,8 @@ help: ## this list
 demo: $(VENV)/demo.stamp ## a batch through one prefill and one decode worker (ENGINE=simulator: without vLLM)
 	$(BIN)/python -m hpc_dynamo.demo --engine $(ENGINE)
 
-test: $(VENV)/dev.stamp lint ## everything: fast suite, Slurm cluster (root on Debian), vLLM
-	-$(BIN)/python -m tests.cluster.slurm install
-	-$(BIN)/python -m hpc_dynamo.demo.provision
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --durations=20 -m "not cluster and not vllm"
-	$(BIN)/python -m pytest --durations=20 -m "cluster or vllm"
+test: $(VENV)/dev.stamp ## all tests: local, Slurm cluster (root on Debian) and vLLM; prints first what it installs
+	@$(BIN)/python -m tests.suite
 
 test-fast: $(VENV)/dev.stamp ## some three minutes on two cores: no cluster, no vLLM, few whole jobs
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not cluster and not vllm and not slow"
@@ -32,7 +29,7 @@ lint: $(VENV)/dev.stamp ## ruff and strict mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-golden: $(VENV)/dev.stamp ## accept what the renderer now writes as sbatch/
+golden: $(VENV)/dev.stamp ## write the rendered scripts to sbatch/
 	HPC_DYNAMO_ACCEPT=1 $(BIN)/python -m pytest -q tests/unit/launch/test_sbatch.py
 
 cluster: $(VENV)/dev.stamp ## a three-node Slurm cluster on this machine and a shell to use it (root)

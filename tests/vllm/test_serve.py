@@ -26,7 +26,7 @@ from hpc_dynamo.kv.events import BlockHash, BlockStored, KvEvent, decode_events
 from hpc_dynamo.run import Run
 from hpc_dynamo.wire import KvEventSubscriber
 from tests.support.runs import latest
-from tests.vllm.test_batch import provisioned
+from tests.support.vllm import provisioned
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
