@@ -163,7 +163,7 @@ class Attempt:
         route = self.config().route
         if not route.engines:
             return self.run.secrets().token
-        return Path(route.key_file).read_text().strip() if route.key_file else ""
+        return Path(route.api_key_file).read_text().strip() if route.api_key_file else ""
 
     def renew(self) -> None:
         """A requeued job begins anew in its attempt; nobody must take its former life's word."""

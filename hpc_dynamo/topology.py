@@ -11,7 +11,7 @@ apart, each on nodes of its own.
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from hpc_dynamo.config import Config, Device, Pool, Role, check, on
+from hpc_dynamo.config import Config, Device, Pool, Role, validate, with_hardware
 from hpc_dynamo.errors import ConfigError
 
 
@@ -132,8 +132,7 @@ def _after(worker: Worker, rank: int, node: int) -> Worker:
 def fill(config: Config, layout: Plan, role: Role, nodes: int) -> Plan:
     """Further nodes with nothing but workers of a role, as many as fit.
 
-    Where workers use no GPUs: as many a node as the fullest one of `layout` has, the plan of
-    `config`. Raises ConfigError where not one fits.
+    Without GPUs: as many a node as the fullest one of `layout` has. Raises ConfigError.
     """
     demand, gpus = (role, dict(config.topology.pools)[role]), layout.gpus_per_node
     groups = tuple(Group(group.kind, nodes, gpus) for group in layout.groups)  # all of one kind
@@ -143,15 +142,14 @@ def fill(config: Config, layout: Plan, role: Role, nodes: int) -> Plan:
     for count in range(nodes * gpus // demand[1].gpus, 0, -1):
         if workers := _place([demand] * count, nodes, gpus):
             return Plan(nodes, gpus, workers, groups)
-    raise ConfigError(
-        f"planner.grow.nodes_each={nodes} is too few for a {role} worker of {demand[1].gpus} GPUs",
-        hint=f"planner.grow.nodes_each={-(-demand[1].gpus // gpus)}",
-    )
+    field, needed = "planner.scale_out.nodes_per_job", demand[1].gpus
+    what = f"{field}={nodes} is too few for a {role} worker of {needed} GPUs"
+    raise ConfigError(what, hint=f"{field}={-(-needed // gpus)}")
 
 
 def plan(config: Config) -> Plan:
     """Lay out the workers. Raises ConfigError where the topology cannot be placed."""
-    check(config)
+    validate(config)
     demands = _demands(config)
     layout = _of_all_kinds(config, [(role, pool) for _, role, pool in demands])
     placed = zip(layout.workers, demands, strict=True)
@@ -160,7 +158,9 @@ def plan(config: Config) -> Plan:
 
 def _demands(config: Config) -> list[tuple[str, Role, Pool]]:
     """Model, role and shape of each worker, by rank."""
-    pools = [(model, *pool) for model, own in config.each.items() for pool in own.topology.pools]
+    pools = [
+        (model, *pool) for model, own in config.by_model.items() for pool in own.topology.pools
+    ]
     return [(model, role, pool) for model, role, pool in pools for _ in range(pool.workers)]
 
 
@@ -174,7 +174,7 @@ def _by_kind(config: Config, demands: list[tuple[Role, Pool]], used: tuple[str, 
     workers, groups, nodes = dict[int, Worker](), list[Group](), 0
     for kind in used:
         ranks = [rank for rank, (_, pool) in enumerate(demands) if pool.hardware == kind]
-        part = _lay_out(on(config, kind), [demands[rank] for rank in ranks])
+        part = _lay_out(with_hardware(config, kind), [demands[rank] for rank in ranks])
         moved = part.after(0, nodes).workers
         workers |= {ranks[w.rank]: replace(w, rank=ranks[w.rank]) for w in moved}
         groups.append(Group(kind, part.nodes, part.gpus_per_node))
@@ -186,7 +186,7 @@ def _by_kind(config: Config, demands: list[tuple[Role, Pool]], used: tuple[str, 
 def _lay_out(config: Config, demands: list[tuple[Role, Pool]]) -> Plan:
     """In the order of the demands, on nodes that are all alike. All models compute on the same
     kind of device."""
-    devices, kind = {own.engine.device for own in config.each.values()}, demands[0][1].hardware
+    devices, kind = {own.engine.device for own in config.by_model.values()}, demands[0][1].hardware
     gpus = 0 if Device.cpu in devices else _gpus_per_node(config, kind)
     if not gpus:
         nodes = config.topology.nodes or 1

@@ -97,7 +97,7 @@ class Agent:
         """Until the head ends the job or falls silent."""
         while True:
             try:
-                message = await self._client.receive(self._config.cluster.silence_s)
+                message = await self._client.receive(self._config.cluster.heartbeat_timeout_s)
             except WireError as e:
                 log.error("head lost, ending this node's workers: %s", e)
                 return self.stop()
@@ -131,11 +131,11 @@ class Agent:
         self._keepers[rank] = self._group.create_task(keeper, name=f"worker-{rank}")
 
     async def _keep(self, rank: int, former: "asyncio.Task[None] | None") -> None:
-        """Start the worker, again when it dies, at most `engine.restarts` times; `former` kept
+        """Start the worker, again when it dies, at most `engine.max_restarts` times; `former` kept
         its engine until now."""
         if former:
             await asyncio.wait([former])
-        left = self._seen(self._workers[rank]).engine.restarts
+        left = self._seen(self._workers[rank]).engine.max_restarts
         while left >= 0:
             try:
                 await self._live(rank)

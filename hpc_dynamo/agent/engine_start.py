@@ -8,7 +8,7 @@ from hpc_dynamo.agent.probe import EngineModels, query_models, serves_token
 from hpc_dynamo.config import Config, Role
 from hpc_dynamo.engines import dialect, engine, probing
 from hpc_dynamo.errors import EngineError
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 
 PROBE_S = 0.25  # between two tries to get a first token
 
@@ -35,7 +35,7 @@ async def wait_until_ready(
 async def _probe(config: Config, part: EngineProcess, role: Role, token: str) -> EngineModels:
     """What is served, once a token was. Raises EngineError where the log says never."""
     never_ready = engine(config.engine.name).never_ready
-    async with Client.bearer(token) as http:
+    async with HttpClient.bearer(token) as http:
         fields = probing(dialect(config), role)
         while not await serves_token(http, part.url, config.model.served_name, fields):
             if any(sign in part.log_tail() for sign in never_ready):

@@ -5,17 +5,20 @@ from collections.abc import Iterable
 
 from hpc_dynamo.config import Role
 from hpc_dynamo.engines.contract import MetricNames
-from hpc_dynamo.engines.metrics import Histogram, Metrics, parse, total
-from hpc_dynamo.http import Client
+from hpc_dynamo.engines.metrics import Metrics, parse
+from hpc_dynamo.histogram import Histogram, merge
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import BatchSummary, Progress
 from hpc_dynamo.router import Member
 
 READ_S = 10.0
 
-Reading = dict[int, Metrics]  # by rank
+MetricsByRank = dict[int, Metrics]  # by rank
 
 
-async def read(client: Client, members: Iterable[Member], names: MetricNames) -> Reading:
+async def read_metrics(
+    client: HttpClient, members: Iterable[Member], names: MetricNames
+) -> MetricsByRank:
     """One reading of every ready worker; those that do not answer are left out."""
 
     async def one(member: Member) -> Metrics | None:
@@ -31,8 +34,8 @@ async def read(client: Client, members: Iterable[Member], names: MetricNames) ->
     return {m.rank: r for m, r in zip(present, readings, strict=True) if r is not None}
 
 
-def summarise(
-    members: Iterable[Member], before: Reading, after: Reading, progress: Progress
+def summarize(
+    members: Iterable[Member], before: MetricsByRank, after: MetricsByRank, progress: Progress
 ) -> BatchSummary:
     """What grew between two readings. A worker that started again counts from its new start."""
     present, seconds = list(members), max(progress.elapsed_s, 1e-9)
@@ -43,7 +46,7 @@ def summarise(
         return new - old if new.count >= old.count else new
 
     def over(roles: tuple[Role, ...], pick: str) -> Histogram:
-        return total(growth(m.rank, pick) for m in present if m.role in roles)
+        return merge(growth(m.rank, pick) for m in present if m.role in roles)
 
     def moved(rank: int) -> float:
         new, old = (r.get(rank, Metrics()).kv_bytes for r in (after, before))

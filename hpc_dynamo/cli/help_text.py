@@ -21,7 +21,7 @@ a file of conf/GROUP/. More: docs/configuration.md. The fields:
   topology=aggregated|disaggregated topology.prefill.workers=2 topology.decode.tensor_parallel=4
   cluster=auto|slurm|local          cluster.slurm.partition=gpu cluster.slurm.time=04:00:00
   cluster.hardware.KIND.partition=… topology.decode.hardware=KIND (pools on nodes of two kinds)
-  model.path=/shared/models/llama   input=prompts.jsonl   name=my-run   runs=/scratch/me/runs
+  model.path=/shared/models/llama   input=prompts.jsonl   name=my-run   runs_dir=/scratch/me
   models.NAME.path=…                models.NAME.topology=… models.NAME.engine.args.…=…
   serve.port=8000                   router=kv|least_loaded|round_robin
   planner=off|load|sla              planner.interval_s=5 planner.ttft_s=2 planner.itl_s=0.04
@@ -46,9 +46,9 @@ EXAMPLES = {
     "simulate": """\
   hpc-dynamo simulate --trace trace.jsonl topology.prefill.workers=4 topology.decode.workers=4
   hpc-dynamo simulate --trace trace.jsonl topology.prefill.workers=8 topology.decode.workers=8 \\
-      planner.by=sla planner.ttft_s=2 planner.itl_s=0.04 --picture roles.png
+      planner.mode=sla planner.ttft_s=2 planner.itl_s=0.04 --picture roles.png
   hpc-dynamo simulate --trace trace.jsonl --search topology.prefill.workers=8 \\
-      topology.decode.workers=8 simulate.timing=a100-8b simulate.speed=2
+      topology.decode.workers=8 simulate.timing_model=a100-8b simulate.speed=2
   the real router and planner before modelled engines; an hour of load takes seconds
   a line of the trace: {"timestamp": 0, "input_length": 6758, "output_length": 500, "hash_ids": [0]}
       milliseconds, tokens, and an id for each 512 tokens of the prompt: equal ids, equal tokens""",
@@ -70,7 +70,7 @@ EXAMPLES = {
   hpc-dynamo serve models.small.path=/shared/llama-8b models.small.topology=aggregated \\
       models.large.path=/shared/llama-70b models.large.topology.prefill.workers=2 …
   it prints base URL, key and the ssh line for your laptop; Ctrl-C ends the job
-  hpc-dynamo serve planner.handover=true …   goes on after its walltime: the next job takes over
+  hpc-dynamo serve planner.job_handover=true …   goes on after its walltime: the next job takes over
   hpc-dynamo serve --detach …       submit and return; `hpc-dynamo status` tells the rest""",
     "profile": """\
   hpc-dynamo profile engine=simulator topology=aggregated
@@ -78,11 +78,11 @@ EXAMPLES = {
       topology.prefill.tensor_parallel=4 topology.decode.tensor_parallel=4
   it measures TTFT, ITL, throughput, start and KV transfer of one worker of each role, writes
   profile.json and profile.png into the run folder, and says how far it is off between its points:
-  planner.profile=runs/llama-tp4/profile.json planner.by=sla plans by it
+  planner.profile=runs/llama-tp4/profile.json planner.mode=sla plans by it
   the same command again goes on where the last attempt ended, however it ended""",
     "route": """\
   hpc-dynamo route --workers http://gpu1:8000,http://gpu2:8000
-  hpc-dynamo route --workers http://gpu1:8000,http://gpu2:8000 route.key_file=engines.key \\
+  hpc-dynamo route --workers http://gpu1:8000,http://gpu2:8000 route.api_key_file=engines.key \\
       serve.host=0.0.0.0 serve.port=8080 model.path=/shared/llama model.name=llama
   hpc-dynamo route --prefill http://gpu1:8000 --decode http://gpu2:8000,http://gpu3:8000
   hpc-dynamo route --workers http://gpu1:8000 --events 'tcp://gpu1:5557|tcp://gpu1:5558'

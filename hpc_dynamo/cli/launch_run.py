@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpc_dynamo import launch
-from hpc_dynamo.batch.conclusion import conclusion
+from hpc_dynamo.batch.exit_status import exit_status
+from hpc_dynamo.batch.input_file import read_input
 from hpc_dynamo.batch.ledger import Ledger
-from hpc_dynamo.batch.requests import scan
 from hpc_dynamo.cli import run_folder as runs
 from hpc_dynamo.cli.cancel import Cancel
 from hpc_dynamo.cli.compose import compose
@@ -21,7 +21,7 @@ from hpc_dynamo.cli.render import serving
 from hpc_dynamo.cli.render import status as views
 from hpc_dynamo.cli.render.console import OUT
 from hpc_dynamo.cli.run_folder import serve_run
-from hpc_dynamo.config import Config, Launcher, Planner, PlannerKind, Serve, Task, check_folder
+from hpc_dynamo.config import Config, Launcher, Planner, PlannerMode, Serve, Task, check_folder
 from hpc_dynamo.engines import check, is_world, suited
 from hpc_dynamo.errors import ConfigError, HpcDynamoError
 from hpc_dynamo.launch import extra_jobs, mpi_step
@@ -42,13 +42,13 @@ def batch(args: Namespace) -> int:
     source = Path(config.input)
     launcher = launch.resolve(config.cluster.launcher)
     config, layout = _checked(config, launcher)
-    requests = scan(source)
+    requests = read_input(source)
     run = runs.batch_run(config, requests, say)
     results = Ledger(run, 0)
     if not results.unfinished(requests):
         answered, failed = results.merge(entry.custom_id for entry in requests.entries)
         say(f"nothing to do: all results are in {run.output} (and {run.errors.name})")
-        code, why = conclusion(run, answered, failed, retried=config.batch.retry_failed)
+        code, why = exit_status(run, answered, failed, retried=config.batch.retry_failed)
         if why:
             say(why)
         return code
@@ -169,18 +169,18 @@ def placed(config: Config, default_name: str) -> Config:
     """With a name, a run folder that means the same on every node, and what the engine needs."""
     name = config.name or default_name
     planner = replace(config.planner, profile=_profile(config.planner))
-    runs = str(Path(config.runs).absolute())
+    runs = str(Path(config.runs_dir).absolute())
     check_folder(runs, name)
-    return suited(replace(config, name=name, runs=runs, planner=planner))
+    return suited(replace(config, name=name, runs_dir=runs, planner=planner))
 
 
 def _profile(planner: Planner) -> str:
     """Its absolute path. Raises ConfigError where a planner is to go by it and cannot."""
-    if planner.by is not PlannerKind.sla:
+    if planner.mode is not PlannerMode.sla:
         return planner.profile
     if not planner.profile:
         hint = "planner.profile=FILE, which `hpc-dynamo profile` writes; or planner=load"
-        raise ConfigError("planner.by=sla needs a profile of the engine", hint=hint)
+        raise ConfigError("planner.mode=sla needs a profile of the engine", hint=hint)
     load_profile(planner.profile)
     return str(Path(planner.profile).absolute())
 
@@ -197,10 +197,10 @@ def _folder(config: Config) -> str:
 
 def files(serve: Serve) -> Serve:
     """With paths that mean the same on every node. Raises ConfigError for one that is none."""
-    key = key_file("serve.key_file", serve.key_file)
+    key = key_file("serve.api_key_file", serve.api_key_file)
     cert = _file("serve.tls_cert", serve.tls_cert)
     return replace(
-        serve, key_file=key, tls_cert=cert, tls_key=_file("serve.tls_key", serve.tls_key)
+        serve, api_key_file=key, tls_cert=cert, tls_key=_file("serve.tls_key", serve.tls_key)
     )
 
 
@@ -224,10 +224,12 @@ def _checked(config: Config, launcher: Launcher) -> tuple[Config, Plan]:
     if config.route.engines:
         what = "route.* names engines that run already, and this verb starts its own"
         raise ConfigError(what, hint="hpc-dynamo route …")
-    hands_over = config.planner.handover and config.task is Task.serve
+    hands_over = config.planner.job_handover and config.task is Task.serve
     if hands_over and launcher is Launcher.allocation:
-        what = "planner.handover=true submits jobs, and this allocation is somebody's own"
-        raise ConfigError(what, hint="the same command on a login node, or planner.handover=false")
+        what = "planner.job_handover=true submits jobs, and this allocation is somebody's own"
+        raise ConfigError(
+            what, hint="the same command on a login node, or planner.job_handover=false"
+        )
     config = counted(config, launcher)
     layout = lay_out(config)
     check(config, layout)

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from hpc_dynamo.config import Served
+from hpc_dynamo.config import ServedModel
 from hpc_dynamo.errors import ConfigError, no_field
 
 CALLED = {"engine": "name", "topology": "kind", "router": "policy"}  # by group: as its files are
 NODES = "topology.nodes"
 RECIPE = "recipe"
 OF_MODEL = ("path", "lora")  # fields that a run of one model has under `model`
-FIELDS = (*(f.name for f in fields(Served)), RECIPE)
+FIELDS = (*(f.name for f in fields(ServedModel)), RECIPE)
 WORD = re.compile(rf"\+*models\.(?P<name>.+?)\.(?P<word>(?:{'|'.join(FIELDS)})[.=].*)", re.DOTALL)
 
 

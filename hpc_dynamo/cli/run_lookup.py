@@ -13,6 +13,8 @@ from hpc_dynamo.errors import ConfigError, HpcDynamoError, RunBusy
 from hpc_dynamo.messages import Endpoint
 from hpc_dynamo.run import Attempt, Run
 
+RUNS_DIR = ("runs_dir=", "runs=")  # the second is the name of the previous version
+
 
 def find(
     args: Namespace,
@@ -30,13 +32,13 @@ def find(
     if first and _is_folder(first):
         return _existing(Run(Path(first).absolute()))
     config = compose(words, args.config_dir)
-    runs = Path(config.runs).absolute()
+    runs = Path(config.runs_dir).absolute()
     if first or config.name:
         return _existing(Run(runs / (first or config.name)))
     newest = sorted(runs.glob("*/attempts"), key=lambda p: p.stat().st_mtime, reverse=True)
     found = [run for run in (Run(folder.parent) for folder in newest) if wanted(run)]
     if not found:
-        hint = f"a name, the run's folder, or runs=FOLDER for those elsewhere than {runs}"
+        hint = f"a name, the run's folder, or runs_dir=FOLDER for those elsewhere than {runs}"
         raise ConfigError(f"{runs} holds no {what}", hint=hint)
     return next(filter(prefer, found), found[0])
 
@@ -99,7 +101,7 @@ def split(words: Sequence[str], is_ours: Callable[[str], bool]) -> tuple[list[st
 
     `is_ours` tells a word of the verb's own from a run's folder, which comes first or not at all.
     """
-    run = [word for word in words if word.startswith(("name=", "runs="))]
+    run = [word for word in words if word.startswith(("name=", *RUNS_DIR))]
     own = [word for word in words if word not in run]
     named = any(word.startswith("name=") for word in run)
     if own and not named and not is_ours(own[0]):
@@ -112,9 +114,9 @@ def is_run(word: str) -> bool:
 
 
 def is_named(word: str, words: Sequence[str]) -> bool:
-    """Return True for the bare name of a run below `runs=`, which may be one of `words`."""
-    given = [w.removeprefix("runs=") for w in words if w.startswith("runs=")]
-    return "/" not in word and is_run(str(Path(given[-1] if given else Config().runs) / word))
+    """Return True for the bare name of a run below `runs_dir=`, which may be one of `words`."""
+    given = [w.partition("=")[2] for w in words if w.startswith(RUNS_DIR)]
+    return "/" not in word and is_run(str(Path(given[-1] if given else Config().runs_dir) / word))
 
 
 def _existing(run: Run) -> Run:

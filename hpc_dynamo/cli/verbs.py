@@ -52,7 +52,7 @@ def stop(args: Namespace) -> int:
             outcome = follow(attempt, job, OUT)
             said = f"{run.path}: {outcome.message or 'it had finished'}"
     latest = run.attempts()[-1]
-    clear(latest.grown(), latest.config().cluster.silence_s)
+    clear(latest.grown(), latest.config().cluster.heartbeat_timeout_s)
     OUT.print(said)
     return 0
 

@@ -7,21 +7,21 @@ from hpc_dynamo.errors import ConfigError, override
 
 # A `*` is any name in a mapping, or any element of a list.
 PATHS = (
-    "runs",
+    "runs_dir",
     "input",
     "model.path",
     "model.lora.*",
     "engine.python",
     "engine.container.image",
     "engine.container.mounts.*",
-    "serve.key_file",
+    "serve.api_key_file",
     "serve.tls_cert",
     "serve.tls_key",
-    "route.key_file",
+    "route.api_key_file",
     "planner.profile",
     "simulate.trace",
-    "simulate.timing",
-    "simulate.picture",
+    "simulate.timing_model",
+    "simulate.plot",
 )
 
 

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from hpc_dynamo.dispatch.workers import (
-    LAST_MOMENT_S,
-    Broken,
-    Taker,
-    Work,
-    Workers,
+from hpc_dynamo.dispatch.worker_client import (
+    GRACE_S,
+    EngineRequest,
+    ResponseSink,
+    WorkerClient,
+    WorkerFailed,
     read_object,
 )
 from hpc_dynamo.engines import Body, Concurrent
@@ -25,14 +25,16 @@ ROOMS = 1 << 63  # SGLang's rooms are signed 64-bit numbers
 log = logging.getLogger(__name__)
 
 
-class AtOnce:
+class ConcurrentHandoff:
     """See workers.Sharing."""
 
-    def __init__(self, workers: Workers, dialect: Concurrent) -> None:
+    def __init__(self, workers: WorkerClient, dialect: Concurrent) -> None:
         self._workers, self._dialect = workers, dialect
         self._introduced = dict[Target, Body]()  # what prefill workers told of where to meet them
 
-    async def run(self, lease: Lease, prefill: Target, work: Work, taker: Taker) -> None:
+    async def run(
+        self, lease: Lease, prefill: Target, work: EngineRequest, taker: ResponseSink
+    ) -> None:
         """The answer is the decode worker's; who fails first ends the other."""
         try:
             told = await self._introduction(lease, prefill)
@@ -50,7 +52,13 @@ class AtOnce:
         return self._introduced[prefill]
 
     async def _both(
-        self, lease: Lease, target: Target, work: Work, taker: Taker, asked: bytes, handed: bytes
+        self,
+        lease: Lease,
+        target: Target,
+        work: EngineRequest,
+        taker: ResponseSink,
+        asked: bytes,
+        handed: bytes,
     ) -> None:
         try:
             async with asyncio.TaskGroup() as sides:
@@ -59,14 +67,14 @@ class AtOnce:
                     _after_the_other(),
                     self._workers.post(lease, lease.decode, work, handed) as answer,
                 ):
-                    await taker.take(answer, lease)
-                await asyncio.wait([prefill], timeout=LAST_MOMENT_S)
+                    await taker.receive(answer, lease)
+                await asyncio.wait([prefill], timeout=GRACE_S)
                 prefill.cancel()
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
 
     async def _prefill(
-        self, lease: Lease, target: Target, work: Work, taker: Taker, content: bytes
+        self, lease: Lease, target: Target, work: EngineRequest, taker: ResponseSink, content: bytes
     ) -> None:
         """An answer that has begun needs the prefill worker no more."""
         try:
@@ -77,7 +85,7 @@ class AtOnce:
                 await answer.read()
             lease.prefilled()
         except RequestFailed as e:
-            if not taker.begun:
+            if not taker.started:
                 raise
             log.warning("after its part was done: %s", e)
 
@@ -88,7 +96,7 @@ async def _after_the_other() -> AsyncIterator[None]:
     in its place."""
     try:
         yield
-    except Broken as e:
+    except WorkerFailed as e:
         if e.body:
-            await asyncio.sleep(LAST_MOMENT_S)
+            await asyncio.sleep(GRACE_S)
         raise

@@ -44,11 +44,11 @@ class Execution:
     samples: int = 1
 
 
-WHOLE = Execution(disaggregated=False)
+AGGREGATED = Execution(disaggregated=False)
 DISAGGREGATED = Execution(disaggregated=True)
 
 
-def execution(
+def choose_execution(
     path: str, body: Body, dialect: Dialect, *, tokens: int = 0, context_tokens: int = 0
 ) -> Execution:
     """Return how workers in prefill and decode roles execute this request.
@@ -57,12 +57,12 @@ def execution(
     the model's context, 0 if not known.
     """
     if path not in dialect.paths or not _generates_once(path, body):
-        return WHOLE
+        return AGGREGATED
     if isinstance(dialect, Concurrent):
         samples = count(body, "n")
-        return Execution(disaggregated=True, samples=samples) if samples > 0 else WHOLE
+        return Execution(disaggregated=True, samples=samples) if samples > 0 else AGGREGATED
     one = _is_one_sequence(path, body) and _fits(body, tokens, context_tokens)
-    return DISAGGREGATED if one else WHOLE
+    return DISAGGREGATED if one else AGGREGATED
 
 
 def count(body: Body, field: str, default: int = 1) -> int:

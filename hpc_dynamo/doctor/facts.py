@@ -51,7 +51,7 @@ def gpus_used(plan: Plan, node: int) -> int:
 
 def model_here(config: Config) -> Path | None:
     """Return the first model that this node can read: a folder, or in the Hugging Face cache."""
-    sources = (model_source(own, os.environ) for own in config.each.values() if own.model.path)
+    sources = (model_source(own, os.environ) for own in config.by_model.values() if own.model.path)
     return next((source.path for source in sources if source.path), None)
 
 

@@ -107,7 +107,7 @@ class _Node:
 
     async def _nixl(self, stack: AsyncExitStack) -> tuple[End | None, str]:
         name = f"doctor-{self._index}-{os.getpid()}"
-        first = next(iter(self._config.each.values()))
+        first = next(iter(self._config.by_model.values()))
         try:
             return await stack.enter_async_context(end(name, first, self._address)), ""
         except KvTransferError as e:
@@ -126,7 +126,7 @@ class _Node:
     def _look(self) -> Facts:
         config, folder = self._config, self._attempt.path
         plan, host = self._attempt.plan(), self._hosts[self._index]
-        engines = dict.fromkeys(look.engine_error(own.engine) for own in config.each.values())
+        engines = dict.fromkeys(look.engine_error(own.engine) for own in config.by_model.values())
         gpus = look.gpus_used(plan, self._index) or plan.gpus_on(self._index)  # idle: as asked for
         quick = look.quick(config, gpus, self._address, host)
         return msgspec.structs.replace(
@@ -137,7 +137,7 @@ class _Node:
             run_error=look.run_error(folder),
             run_token=token(self._attempt),
             engine_error="; ".join(filter(None, engines)),
-            contained=any(look.contained(own.engine) for own in config.each.values()),
+            contained=any(look.contained(own.engine) for own in config.by_model.values()),
             mpi=look.mpi_version(sys.executable),
         )
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from hpc_dynamo.config import Config, Kind, Role, Router, about
+from hpc_dynamo.config import Config, Role, Router, TopologyKind, errors_of_model
 from hpc_dynamo.engines import container_args
 from hpc_dynamo.engines.container_args import contained
 from hpc_dynamo.engines.contract import (
@@ -57,8 +57,8 @@ def check(config: Config, plan: Plan) -> None:
 
     Raises ConfigError.
     """
-    for model, own in config.each.items():
-        with about(model):
+    for model, own in config.by_model.items():
+        with errors_of_model(model):
             _check(own, plan.of(model))
 
 
@@ -67,7 +67,8 @@ def _check(config: Config, plan: Plan) -> None:
     if adapter.flexible(config) and differ(config):
         what = "a worker whose role changes while it runs has no options of one role: "
         what += "engine.prefill and engine.decode differ"
-        hint = "planner.restart=true starts its engine anew in its new role; or planner=off"
+        hint = "planner.restart_on_role_change=true restarts its engine in its new role; "
+        hint += "or planner=off"
         raise ConfigError(what, hint=hint)
     for worker in {worker.role: worker for worker in plan.workers}.values():
         with _about_role(worker.role, adapter, config, plan):
@@ -127,7 +128,7 @@ def suited(config: Config) -> Config:
     """With routers that ask of the engines what they can: of those that always share a request
     none computes a prompt alone."""
     models = {
-        model: replace(served, router=_suited(config.of(model)))
+        model: replace(served, router=_suited(config.for_model(model)))
         for model, served in config.models.items()
     }
     own = config.router if models else _suited(config)
@@ -136,9 +137,9 @@ def suited(config: Config) -> Config:
 
 def _suited(config: Config) -> Router:
     shared = isinstance(dialect(config), Concurrent)
-    if not (shared and config.topology.kind is Kind.disaggregated):
+    if not (shared and config.topology.kind is TopologyKind.disaggregated):
         return config.router
-    return replace(config.router, local_prefill=False)
+    return replace(config.router, conditional_disaggregation=False)
 
 
 __all__ = [

@@ -1,6 +1,6 @@
 """What several engines refuse, before anything is submitted."""
 
-from hpc_dynamo.config import Config, LoadFailure
+from hpc_dynamo.config import Config, KvLoadFailurePolicy
 from hpc_dynamo.engines.contract import looks_at_events
 from hpc_dynamo.errors import ConfigError
 
@@ -14,9 +14,11 @@ def model_is_set(config: Config) -> None:
 
 def recomputes_nothing(name: str, config: Config) -> None:
     """Raises ConfigError where an engine is to do what only vLLM's decode workers can."""
-    if config.engine.kv_load_failure is LoadFailure.recompute:
-        what = f"engine.kv_load_failure=recompute: {name} fails a request whose blocks are lost"
-        raise ConfigError(what, hint="engine.kv_load_failure=fail; other workers are tried")
+    if config.engine.kv_load_failure_policy is KvLoadFailurePolicy.recompute:
+        what = (
+            f"engine.kv_load_failure_policy=recompute: {name} fails a request whose blocks are lost"
+        )
+        raise ConfigError(what, hint="engine.kv_load_failure_policy=fail; other workers are tried")
 
 
 def blocks_fit(config: Config, engine_tokens: int) -> None:

@@ -14,9 +14,9 @@ from hpc_dynamo.config import (
     Config,
     ContainerKind,
     Device,
-    Kind,
-    PlannerKind,
+    PlannerMode,
     Policy,
+    TopologyKind,
 )
 from hpc_dynamo.engines.option_names import SEVERAL
 from hpc_dynamo.engines.pd_protocol import Dialect
@@ -157,8 +157,8 @@ class Engine(Protocol):
 
 def reshapes(config: Config) -> bool:
     """Whether workers may change their role while they run."""
-    planned = config.planner.by is not PlannerKind.off
-    return planned and config.topology.kind is Kind.disaggregated
+    planned = config.planner.mode is not PlannerMode.off
+    return planned and config.topology.kind is TopologyKind.disaggregated
 
 
 def flags(args: Mapping[str, Any]) -> list[str]:

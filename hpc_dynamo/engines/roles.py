@@ -16,12 +16,12 @@ from hpc_dynamo.topology import Worker
 
 def for_worker(config: Config, worker: Worker) -> Config:
     """Of its model, with the options of its role merged into `engine.args` and `engine.env`."""
-    return for_role(config.of(worker.model), worker.role)
+    return for_role(config.for_model(worker.model), worker.role)
 
 
 def for_role(config: Config, role: Role) -> Config:
     """For any worker of a role in a run of one model. A view of a view is the same view."""
-    engine, own = config.engine, config.engine.of(role)
+    engine, own = config.engine, config.engine.role_options(role)
     args = merged(engine.args, _spelled_like(engine.args, own.args))
     return replace(config, engine=replace(engine, args=args, env={**engine.env, **own.env}))
 

@@ -46,11 +46,11 @@ def answer_settings(config: Config) -> Settings:
         "model.name": config.served_name,
         "engine.name": engine.name,
         **dict(_flat("model.lora", {n: _absolute(p) for n, p in config.model.lora.items()})),
-        **dict(_flat("batch.defaults", _as_json(config.batch.defaults))),
+        **dict(_flat("batch.body_defaults", _as_json(config.batch.body_defaults))),
         **dict(_options("engine", engine.name, engine.args)),
     }
     for role in Role:
-        found |= dict(_options(f"engine.{role}", engine.name, engine.of(role).args))
+        found |= dict(_options(f"engine.{role}", engine.name, engine.role_options(role).args))
     return {name: value for name, value in found.items() if value is not None}
 
 

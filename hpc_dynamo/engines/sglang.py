@@ -8,7 +8,7 @@ not asked for at all with several tokenizer workers.
 
 from typing import Any
 
-from hpc_dynamo.config import Config, Device, Kind, Role, Task
+from hpc_dynamo.config import Config, Device, Role, Task, TopologyKind
 from hpc_dynamo.engines.compat_checks import blocks_fit, model_is_set, recomputes_nothing
 from hpc_dynamo.engines.contract import (
     Command,
@@ -106,7 +106,7 @@ class Sglang:
             "enable-metrics": True,
             "enable-cache-report": True,
             **sglang_options(config),
-            **(SLEEPING if config.engine.sleep else {}),
+            **(SLEEPING if config.engine.sleep_mode else {}),
         }
         if role is not Role.aggregated:
             options["disaggregation-mode"] = str(role)
@@ -139,7 +139,7 @@ class Sglang:
         return False  # its --enable-pd-role-switch is not spoken yet: a change of role restarts
 
     def naps(self, config: Config) -> Naps | None:
-        return NAPS if config.engine.sleep else None
+        return NAPS if config.engine.sleep_mode else None
 
     def block_tokens(self, config: Config) -> int:
         """Some attention backends take other pages, which events then tell."""
@@ -200,7 +200,7 @@ def _part_options(place: Place) -> dict[str, Any]:
 
 def no_profile(config: Config) -> None:
     """Raises ConfigError: workers that serve nothing alone cannot be measured one by one."""
-    if config.task is Task.profile and config.topology.kind is Kind.disaggregated:
+    if config.task is Task.profile and config.topology.kind is TopologyKind.disaggregated:
         what = "profile measures each worker alone, which SGLang's dialect does not allow"
         raise ConfigError(what, hint="topology=aggregated")
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hpc_dynamo.config import Config, LoadFailure, Role
+from hpc_dynamo.config import Config, KvLoadFailurePolicy, Role
 from hpc_dynamo.engines.compat_checks import blocks_fit
 from hpc_dynamo.engines.contract import (
     Command,
@@ -85,7 +85,7 @@ class Simulator:
             "enable-prompt-tokens-details": True,
             "kv-load-failure-policy": str(self._load_failure(config)),
             **vllm_options(config),
-            **({"enable-sleep-mode": True} if config.engine.sleep else {}),
+            **({"enable-sleep-mode": True} if config.engine.sleep_mode else {}),
             **self._parts(config, place),
         }
         if isinstance(spoken(config), Concurrent) and place.worker.role is Role.prefill:
@@ -98,11 +98,11 @@ class Simulator:
         env = device_environment(config, place) | config.engine.env
         return Command(argv, env | {"HPC_DYNAMO_ENGINE_KEY": place.token})
 
-    def _load_failure(self, config: Config) -> LoadFailure:
+    def _load_failure(self, config: Config) -> KvLoadFailurePolicy:
         """What the engine does whose dialect is spoken: vLLM alone can recompute."""
         can = isinstance(spoken(config), NixlDialect)
-        usual = LoadFailure.recompute if can else LoadFailure.fail
-        return config.engine.kv_load_failure or usual
+        usual = KvLoadFailurePolicy.recompute if can else KvLoadFailurePolicy.fail
+        return config.engine.kv_load_failure_policy or usual
 
     def _parts(self, config: Config, place: Place) -> dict[str, Any]:
         if not self.world(config, place.worker):
@@ -121,10 +121,10 @@ class Simulator:
 
     def flexible(self, config: Config) -> bool:
         both = not isinstance(spoken(config), Concurrent)
-        return both and reshapes(config) and not config.planner.restart
+        return both and reshapes(config) and not config.planner.restart_on_role_change
 
     def naps(self, config: Config) -> Naps | None:
-        return NAPS if config.engine.sleep else None
+        return NAPS if config.engine.sleep_mode else None
 
     def block_tokens(self, config: Config) -> int:
         return counted(config, "block-size", BLOCK_TOKENS)

@@ -100,9 +100,9 @@ class Trtllm:
         _check_args(_args(config))
         self.block_tokens(config)
         _no_adapters(config)
-        if config.engine.sleep:
-            what = "engine.sleep=true: trtllm-serve has no paths for it"
-            raise ConfigError(what, hint="engine.sleep=false")
+        if config.engine.sleep_mode:
+            what = "engine.sleep_mode=true: trtllm-serve has no paths for it"
+            raise ConfigError(what, hint="engine.sleep_mode=false")
         recomputes_nothing("trtllm", config)
         for role, pool in config.topology.pools:
             _check_pool(role, pool)
@@ -199,7 +199,7 @@ def _check_world(config: Config, worker: Worker) -> None:
         raise ConfigError(
             what, hint="engine.container.kind=pyxis or apptainer, or none with engine.python"
         )
-    paths = {"model.path": config.model.path, "runs": config.runs}
+    paths = {"model.path": config.model.path, "runs_dir": config.runs_dir}
     for field, value in paths.items():
         if any(letter in value for letter in UNQUOTED):
             what = f"{field}={value!r}: {LAUNCHER} splits words at blanks and expands patterns"

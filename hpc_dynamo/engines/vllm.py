@@ -7,7 +7,7 @@ because the `vllm` console script of the CPU build looks for metadata that it do
 from pathlib import Path
 from typing import Any
 
-from hpc_dynamo.config import Config, Device, LoadFailure, Role
+from hpc_dynamo.config import Config, Device, KvLoadFailurePolicy, Role
 from hpc_dynamo.engines.compat_checks import blocks_fit, model_is_set
 from hpc_dynamo.engines.contract import (
     Command,
@@ -102,9 +102,9 @@ class Vllm:
         check_parts(config, plan)
         check_stages(config)
         refuse_text(config, "kv-transfer-config", '{"kv_port": 14579}')
-        if config.engine.sleep and config.engine.device is Device.cpu:
-            what = "engine.sleep=true: vLLM's workers sleep on GPUs alone"
-            raise ConfigError(what, hint="engine.sleep=false")
+        if config.engine.sleep_mode and config.engine.device is Device.cpu:
+            what = "engine.sleep_mode=true: vLLM's workers sleep on GPUs alone"
+            raise ConfigError(what, hint="engine.sleep_mode=false")
         blocks_fit(config, self.block_tokens(config))
 
     def command(self, config: Config, place: Place) -> Command:
@@ -123,7 +123,7 @@ class Vllm:
             "enable-prompt-tokens-details": True,
             "enable-request-id-headers": True,
             **vllm_options(config),
-            **({"enable-sleep-mode": True} if config.engine.sleep else {}),
+            **({"enable-sleep-mode": True} if config.engine.sleep_mode else {}),
             **part_options(config, place),
         }
         args = given(config)
@@ -149,10 +149,10 @@ class Vllm:
         return event_endpoints(config, place)
 
     def flexible(self, config: Config) -> bool:
-        return reshapes(config) and not config.planner.restart
+        return reshapes(config) and not config.planner.restart_on_role_change
 
     def naps(self, config: Config) -> Naps | None:
-        return NAPS if config.engine.sleep else None
+        return NAPS if config.engine.sleep_mode else None
 
     def block_tokens(self, config: Config) -> int:
         """vLLM 0.32's defaults; some attention backends prefer others, which events then tell."""
@@ -162,7 +162,9 @@ class Vllm:
         transfer: dict[str, Any] = {
             "kv_connector": "NixlConnector",
             "kv_role": "kv_both" if self.flexible(config) else KV_ROLE[role],
-            "kv_load_failure_policy": str(config.engine.kv_load_failure or LoadFailure.recompute),
+            "kv_load_failure_policy": str(
+                config.engine.kv_load_failure_policy or KvLoadFailurePolicy.recompute
+            ),
             "kv_connector_extra_config": {"kv_lease_duration": KV_LEASE_S},
         }
         if config.engine.device is Device.cpu:
@@ -173,7 +175,7 @@ class Vllm:
         return {
             "VLLM_NO_USAGE_STATS": "1",
             # Else it has no such paths; like all of its paths they ask for the run's own key.
-            **({"VLLM_SERVER_DEV_MODE": "1"} if config.engine.sleep else {}),
+            **({"VLLM_SERVER_DEV_MODE": "1"} if config.engine.sleep_mode else {}),
             **({"VLLM_HOST_IP": place.address} if place.meeting else {}),
             **network(place),
             "VLLM_NIXL_SIDE_CHANNEL_HOST": place.address,

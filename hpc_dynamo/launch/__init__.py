@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from msgspec import structs
 
-from hpc_dynamo.config import Config, Launcher, Mixed, on, refuse_several
+from hpc_dynamo.config import Config, Heterogeneous, Launcher, require_single_model, with_hardware
 from hpc_dynamo.errors import ConfigError, RunBusy
 from hpc_dynamo.launch import enclosing, extra_jobs, hetjob, local, slurm
 from hpc_dynamo.launch.allocation import StepJob, start_step
@@ -44,12 +44,12 @@ def settled(launcher: Launcher, config: Config, plan: Plan) -> Plan:
             what = "nodes of several kinds need Slurm: all groups here would have the same GPUs"
             raise ConfigError(what, hint="cluster.launcher=slurm, or no topology.*.hardware")
         return plan
-    mixed = config.cluster.slurm.mixed
-    if mixed is Mixed.auto:
-        mixed = Mixed.hetjob if slurm.starts_hetjobs() else Mixed.jobs
-    if mixed is Mixed.jobs:
-        refuse_several(config, "cluster.slurm.mixed=jobs")
-    return replace(plan, apart=mixed is Mixed.jobs)
+    mixed = config.cluster.slurm.heterogeneous
+    if mixed is Heterogeneous.auto:
+        mixed = Heterogeneous.hetjob if slurm.starts_hetjobs() else Heterogeneous.jobs
+    if mixed is Heterogeneous.jobs:
+        require_single_model(config, "cluster.slurm.heterogeneous=jobs")
+    return replace(plan, apart=mixed is Heterogeneous.jobs)
 
 
 def start(
@@ -69,7 +69,7 @@ def start(
         if beside:
             slurm.ask("scancel", *beside)
         raise
-    record = structs.replace(record, inside=inside, beside=beside)
+    record = structs.replace(record, enclosing_job_id=inside, hetero_job_ids=beside)
     write_json(attempt.job_file, record)
     return _job(record, attempt)
 
@@ -81,7 +81,7 @@ def _submit(
         return local.submit(attempt, config, plan, entry)
     if len(plan.parts) > 1:
         return hetjob.submit(attempt, config, plan, entry.__module__)
-    return slurm.submit(attempt, on(config, plan.kind), plan, entry)
+    return slurm.submit(attempt, with_hardware(config, plan.kind), plan, entry)
 
 
 def restarted(run: Run) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from msgspec import structs
 
-from hpc_dynamo.config import Config, Launcher, minutes
+from hpc_dynamo.config import Config, Launcher, walltime_minutes
 from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency
 from hpc_dynamo.launch.environment import for_submission
 from hpc_dynamo.launch.job import JobState
@@ -29,13 +29,13 @@ log = logging.getLogger(__name__)
 
 def check(config: Config, layout: Plan, launcher: Launcher) -> None:
     """Refuse, before anything starts, further jobs that could not. Raises ConfigError."""
-    if not config.planner.grow.nodes:
+    if not config.planner.scale_out.max_nodes:
         return
     for role, _ in config.topology.pools:
-        fill(config, layout, role, config.planner.grow.nodes_each)
+        fill(config, layout, role, config.planner.scale_out.nodes_per_job)
     if launcher is Launcher.local and layout.gpus_per_node:
-        what = "planner.grow needs Slurm: further processes on this machine had the same GPUs"
-        raise ConfigError(what, hint="planner.grow.nodes=0, or cluster.launcher=slurm")
+        what = "planner.scale_out needs Slurm: further processes on this machine had the same GPUs"
+        raise ConfigError(what, hint="planner.scale_out.max_nodes=0, or cluster.launcher=slurm")
 
 
 async def submit(job: Grown, time_s: float) -> str:
@@ -65,7 +65,7 @@ async def submit(job: Grown, time_s: float) -> str:
 def beside(attempt: Attempt, config: Config, plan: Plan) -> tuple[str, ...]:
     """A job for each kind of nodes but the first, which is the head's; their ids. Raises
     LaunchError, with none of them left in the queue."""
-    asked, time_s = list[str](), 60.0 * minutes(config.cluster.slurm.time)
+    asked, time_s = list[str](), 60.0 * walltime_minutes(config.cluster.slurm.time)
     try:
         for part in plan.parts[1:]:
             asked.append(asyncio.run(submit(attempt.new_grown(part), time_s)))
@@ -92,7 +92,7 @@ def clear(left: Iterable[Grown], silence_s: float) -> None:
             continue
         seen_at = min(state.running_until + silence_s, time.time()) if state.running_since else 0.0
         why = "left behind by a head that died"
-        ended = structs.replace(state, state=ExtraJobState.ended, detail=why, seen_at=seen_at)
+        ended = structs.replace(state, state=ExtraJobState.ended, detail=why, running_until=seen_at)
         write_json(folder.state_file, ended)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from hpc_dynamo.config import Config, on
+from hpc_dynamo.config import Config, with_hardware
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch.gpu_requests import refuse_too_few_gpus
 from hpc_dynamo.launch.partitions import Nodes, eligible, named
@@ -26,7 +26,7 @@ def fitted(config: Config, plan: Plan, nodes: Sequence[Nodes]) -> Config:
         return _fitted(config, plan, nodes)
     hardware = dict(config.cluster.hardware)
     for part in plan.parts:
-        its = _fitted(on(config, part.kind), part, nodes)
+        its = _fitted(with_hardware(config, part.kind), part, nodes)
         cpus, memory = its.cluster.cpus_per_node, its.cluster.memory_gb_per_node
         if part.kind:
             kind = replace(hardware[part.kind], cpus_per_node=cpus, memory_gb_per_node=memory)

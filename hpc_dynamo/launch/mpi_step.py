@@ -30,7 +30,7 @@ def refuse_without_slurm(launcher: Launcher, config: Config, *, worlds: bool) ->
     """Raises ConfigError where no step can be started, and one is needed."""
     if launcher is not Launcher.local:
         return
-    if any(own.engine.container.kind is ContainerKind.pyxis for own in config.each.values()):
+    if any(own.engine.container.kind is ContainerKind.pyxis for own in config.by_model.values()):
         what = "cluster.launcher=local has no srun, which Pyxis starts containers by"
         hint = "cluster.launcher=slurm, or engine.container.kind=apptainer or enroot"
         raise ConfigError(what, hint=hint)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from hpc_dynamo.config import Config, minutes
+from hpc_dynamo.config import Config, walltime_minutes
 from hpc_dynamo.config.sbatch import extra_options
 from hpc_dynamo.errors import LaunchError, MissingDependency
 from hpc_dynamo.launch.environment import DEFAULTS, for_commands
@@ -68,7 +68,7 @@ def _nodes(
         memory_mb=_number(memory),
         gpus=tuple((found["type"] or "", int(found["count"])) for found in GPU.finditer(gres)),
         features=() if features in UNLIMITED else tuple(features.split(",")),
-        time_min=None if time in UNLIMITED else minutes(time),
+        time_min=None if time in UNLIMITED else walltime_minutes(time),
         most_nodes=int(last) if last.isdigit() else None,
         default=name.endswith("*"),
     )

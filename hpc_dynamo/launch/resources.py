@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from hpc_dynamo.config import Config, Engine, Slurm, minutes, on
+from hpc_dynamo.config import Config, Engine, Slurm, walltime_minutes, with_hardware
 from hpc_dynamo.config.sbatch import Options, asks_for_gpus, asks_for_memory, extra_options
 from hpc_dynamo.launch.gpu_requests import refuse_too_few_gpus
 from hpc_dynamo.topology import Plan
@@ -27,7 +27,7 @@ class Resources:
 
 def components(config: Config, plan: Plan) -> tuple[tuple[Config, Plan], ...]:
     """Each kind of nodes of a job: the configuration as it is there, and what is laid out there."""
-    return tuple((on(config, part.kind), part) for part in plan.parts)
+    return tuple((with_hardware(config, part.kind), part) for part in plan.parts)
 
 
 def resources(config: Config, plan: Plan) -> Resources:
@@ -40,19 +40,19 @@ def resources(config: Config, plan: Plan) -> Resources:
     memory = max(sum(engine.memory_gb for engine in load) for load in loads) + AGENT_MEMORY_GB
     if plan.first_node == 0:
         cpus += HEAD_CPUS
-        memory += HEAD_MEMORY_GB * len(config.each)
+        memory += HEAD_MEMORY_GB * len(config.by_model)
     return Resources(
         nodes=plan.nodes,
         cpus=cluster.cpus_per_node or cpus,
         memory_gb=math.ceil(memory if given is None else given),
         gpus=plan.gpus_per_node,
-        time_min=minutes(cluster.slurm.time),
+        time_min=walltime_minutes(cluster.slurm.time),
     )
 
 
 def _engines(config: Config, plan: Plan, node: int) -> list[Engine]:
     """For each GPU in use on a node its worker's engine; once a worker where they use none."""
-    of = {model: own.engine for model, own in config.each.items()}
+    of = {model: own.engine for model, own in config.by_model.items()}
     shards = [(of[w.model], s) for w in plan.workers for s in w.shards if s.node == node]
     return [engine for engine, shard in shards for _ in shard.gpus or (None,)]
 

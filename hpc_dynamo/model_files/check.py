@@ -68,7 +68,7 @@ def check_models(
     """Check every model of a run, see `check_model`; of several, problems name the model."""
     return tuple(
         replace(problem, what=f"models.{name}: {problem.what}") if name else problem
-        for name, own in config.each.items()
+        for name, own in config.by_model.items()
         for problem in check_model(own, environ, on_node=on_node)
     )
 

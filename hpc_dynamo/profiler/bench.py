@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from hpc_dynamo.dispatch import OBJECT
+from hpc_dynamo.dispatch import OBJECT_DECODER
 from hpc_dynamo.engines import Concurrent, Dialect, Engine
 from hpc_dynamo.engines.metrics import Metrics, parse
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.planner.profile import Point, Spot, What
 from hpc_dynamo.profiler.client import Heard, body, stream, whole
 from hpc_dynamo.profiler.grid import ROOM, WINDOW
@@ -35,7 +35,7 @@ LOOK_TIMEOUT_S = 30.0
 class Bench:
     """The workers: `prefill` and `decode` are one where the topology is aggregated."""
 
-    client: Client
+    client: HttpClient
     engine: Engine
     model: str
     prefill: str  # base URLs
@@ -108,7 +108,7 @@ class Bench:
         asked, dialect = body(self.model, _tokens(tokens), 1), self.dialect
         assert not isinstance(dialect, Concurrent), "refused by Engine.check"
         prefilled = await whole(self.client, self.prefill, dialect.prefill(asked))
-        handed = dialect.decode(asked, OBJECT.decode(prefilled))
+        handed = dialect.decode(asked, OBJECT_DECODER.decode(prefilled))
         return await stream(self.client, self.decode, handed)
 
     async def _counted(self, before: float) -> float:

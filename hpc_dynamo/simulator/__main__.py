@@ -15,7 +15,7 @@ from typing import NoReturn
 import uvloop
 
 from hpc_dynamo.errors import EngineError, HpcDynamoError
-from hpc_dynamo.http import Client, Server
+from hpc_dynamo.http import HttpClient, HttpServer
 from hpc_dynamo.kv.agent import KvAgent
 from hpc_dynamo.simulator.adapters import named
 from hpc_dynamo.simulator.batch import Limits
@@ -75,7 +75,7 @@ async def engine(args: argparse.Namespace, port: int, key: str) -> AsyncIterator
         loops = [scheduler.run()]
         if args.role != "aggregated":
             agent = KvAgent(f"{args.role}-{uuid.uuid4()}", memory.buffer, memory.block_bytes)
-            client = await stack.enter_async_context(Client.bearer(key))
+            client = await stack.enter_async_context(HttpClient.bearer(key))
             host = args.advertise_host or args.host
             endpoint = Endpoint(host, port, args.kv_lease_s, args.kv_transfer_timeout_s)
             damage = memory.damage if args.damage_kv else None
@@ -133,7 +133,10 @@ async def serve(args: argparse.Namespace) -> None:
         await either(stop.wait(), following(args, key))
         return
     endpoints = Endpoints(key)
-    async with Server(endpoints.handle, refuse=refusal) as server, leading(args, key) as nodes:
+    async with (
+        HttpServer(endpoints.handle, format_error=refusal) as server,
+        leading(args, key) as nodes,
+    ):
         port = await server.listen(args.host, args.port)
         await either(stop.wait(), nodes.complete.wait(), nodes.broken.wait())
         async with engine(args, port, key) as service:

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import msgspec
 
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.kv.events import Batch, Cleared, Event, Removed, Stored, encode
+from hpc_dynamo.kv.events import (
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    KvEvent,
+    KvEventBatch,
+    encode_events,
+)
 from hpc_dynamo.wire import KvEventPublisher
 
 MEDIUM = "GPU"
@@ -44,7 +51,7 @@ class Journal:
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        self._events = list[Event]()
+        self._events = list[KvEvent]()
 
     def stored(
         self, chain: Sequence[bytes], tokens: Sequence[int], new: Sequence[int], adapter: str = ""
@@ -52,7 +59,7 @@ class Journal:
         """The blocks number `new` (rising) of a sequence can be found; `chain` are its hashes."""
         for first, end in _runs(new):
             self._events.append(
-                Stored(
+                BlockStored(
                     block_hashes=[_name(digest) for digest in chain[first:end]],
                     parent_block_hash=_name(chain[first - 1]) if first else None,
                     token_ids=list(tokens[first * self._block_size : end * self._block_size]),
@@ -64,12 +71,12 @@ class Journal:
             )
 
     def removed(self, digest: bytes) -> None:
-        self._events.append(Removed([_name(digest)], MEDIUM))  # one each, as vLLM does
+        self._events.append(BlockRemoved([_name(digest)], MEDIUM))  # one each, as vLLM does
 
     def cleared(self) -> None:
-        self._events.append(Cleared())
+        self._events.append(AllBlocksCleared())
 
-    def take(self) -> list[Event]:
+    def take(self) -> list[KvEvent]:
         """All since the last call."""
         events, self._events = self._events, []
         return events
@@ -89,7 +96,7 @@ class Announcer:
         events = self._journal.take()
         if events:
             lost = self._dice.random() < self._lose_rate
-            payload = encode(Batch(time.time(), events, data_parallel_rank=0))
+            payload = encode_events(KvEventBatch(time.time(), events, data_parallel_rank=0))
             await self._publisher.publish(payload, drop=lost)
 
 

@@ -11,9 +11,10 @@ from itertools import count
 
 import msgspec
 
-from hpc_dynamo.http import Reply
+from hpc_dynamo.http import ResponseWriter
+from hpc_dynamo.http.sse import encode_event
 from hpc_dynamo.simulator.api_error import Refused, error_body
-from hpc_dynamo.simulator.records import Records, Request, event
+from hpc_dynamo.simulator.records import Records, Request
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.sequence import Answer, Job
 from hpc_dynamo.simulator.sglang_bootstrap import Meeting
@@ -57,7 +58,7 @@ def jobs_of(
 class Generation:
     """Answers one request with what the scheduler makes of `jobs`."""
 
-    def __init__(self, reply: Reply, records: Records, jobs: list[Job]) -> None:
+    def __init__(self, reply: ResponseWriter, records: Records, jobs: list[Job]) -> None:
         self._reply, self._records, self._jobs = reply, records, jobs
         self._open = dict[int, Answer]()  # choices of a stream that go on
         self._wake = asyncio.Event()  # at the end, or when the client does not keep up
@@ -120,5 +121,5 @@ class Generation:
         if answer.finish is not None:
             del self._open[index]
         if answer.error is not None:
-            return event(error_body(answer.error.message, 500))
+            return encode_event(error_body(answer.error.message, 500))
         return self._records.chunk(index, answer)

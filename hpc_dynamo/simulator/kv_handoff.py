@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hpc_dynamo.errors import HpcDynamoError, KvTransferError
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.kv.agent import KvAgent
 from hpc_dynamo.simulator.metrics import Metrics
 from hpc_dynamo.simulator.sequence import Job, Source
@@ -47,7 +47,7 @@ class NixlHandover:
         self,
         agent: KvAgent,
         endpoint: Endpoint,
-        client: Client,
+        client: HttpClient,
         metrics: Metrics,
         free: Callable[[list[int]], None],
         settle: Callable[[list[int]], None],
@@ -94,7 +94,7 @@ class NixlHandover:
                 await asyncio.sleep(min(look_s, LONGEST_LOOK_S))  # NIXL gives nothing to await
 
     async def _end_leases(self) -> int:
-        notices = await self._agent.notices()
+        notices = await self._agent.get_notifications()
         for notice in notices:
             _, blocks = self._leases.pop(notice, (0.0, None))
             if blocks is None:
@@ -143,7 +143,7 @@ class NixlHandover:
 
     async def settle(self, local: Sequence[int]) -> None:
         """Until a failed pull can no longer write into `local`."""
-        await self._agent.settle(local)
+        await self._agent.wait_settled(local)
 
     async def decline(self, source: Source) -> None:
         """Tell the prefill rank that nobody will come for these blocks."""
@@ -159,7 +159,7 @@ class NixlHandover:
         self, peer: str, remote: Sequence[int], local: Sequence[int], notice: bytes
     ) -> None:
         timeout_s = self._endpoint.transfer_timeout_s
-        done = await self._agent.pull(peer, remote, local, notice=notice, timeout_s=timeout_s)
+        done = await self._agent.pull(peer, remote, local, notification=notice, timeout_s=timeout_s)
         self._metrics.transfer_s.observe(done.seconds)
         self._metrics.post_s.observe(done.post_s)
         self._metrics.transfer_bytes.observe(done.size_bytes)
@@ -168,7 +168,7 @@ class NixlHandover:
     async def _meet(self, source: Source) -> str:
         """The peer's name, once its metadata is here. Many requests, one question."""
         async with self._meeting[source.engine_id]:
-            if not self._agent.knows(source.engine_id):
+            if not self._agent.has_peer(source.engine_id):
                 name = await self._agent.add_peer(await self._fetch(source))
                 if name != source.engine_id:
                     what = f"{source.host}:{source.port} is {name}, not {source.engine_id}"

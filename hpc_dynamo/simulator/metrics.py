@@ -4,8 +4,7 @@ Names, labels and bucket bounds follow vLLM 0.32 (`vllm/v1/metrics`, and `stats.
 connector); format: Prometheus text exposition 0.0.4.
 """
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from hpc_dynamo.histogram import Histogram
 
 LATENCY_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
 TTFT_S = (
@@ -17,29 +16,6 @@ TRANSFER_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 5)
 TRANSFER_BYTES = tuple(2 ** (10 + i) for i in range(1, 25, 2))
 DESCRIPTORS = (10, 20, 30, 50, 75, 100, 200, 400, 1000, 2000, 4000, 10000, 20000, 50000)
 REASONS = ("stop", "length", "abort", "error")
-
-
-class Histogram:
-    """Cumulative buckets, as Prometheus wants them."""
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, value: float, times: int = 1) -> None:
-        self._counts[bisect_left(self._bounds, value)] += times
-        self.sum += value * times
-
-    @property
-    def count(self) -> int:
-        return sum(self._counts)
-
-    def buckets(self) -> Iterator[tuple[str, int]]:
-        total = 0
-        for bound, count in zip((*self._bounds, "+Inf"), self._counts, strict=True):
-            total += count
-            yield str(bound), total
 
 
 class Metrics:
@@ -121,6 +97,6 @@ class Metrics:
 
 
 def _histogram(name: str, labels: str, histogram: Histogram) -> list[str]:
-    rows = [f'{name}_bucket{{{labels},le="{le}"}} {n}' for le, n in histogram.buckets()]
+    rows = [f'{name}_bucket{{{labels},le="{le}"}} {n}' for le, n in histogram.cumulative()]
     count = f"{name}_count{{{labels}}} {histogram.count}"
     return [f"# TYPE {name} histogram", *rows, count, f"{name}_sum{{{labels}}} {histogram.sum}"]

@@ -4,10 +4,10 @@ Shapes as in vLLM 0.32 (`entrypoints/openai/*/serving.py`).
 """
 
 import time
-from typing import Any
 
 import msgspec
 
+from hpc_dynamo.http.sse import DONE_EVENT, encode_event
 from hpc_dynamo.simulator import trtllm_protocol as trtllm
 from hpc_dynamo.simulator.chat import ChatRequest
 from hpc_dynamo.simulator.openai import CompletionRequest
@@ -17,14 +17,8 @@ from hpc_dynamo.simulator.tokenizer import decode
 
 Request = CompletionRequest | ChatRequest
 
-DONE = b"data: [DONE]\n\n"
 _SLOT, _SLOT_IN_JSON = "\0", rb"\u0000"  # no header line and no argument can hold it
 _OPEN: Record = {"logprobs": None, "finish_reason": None, "stop_reason": None}
-
-
-def event(body: Any) -> bytes:
-    """A server-sent event."""
-    return b"data: " + msgspec.json.encode(body) + b"\n\n"
 
 
 def form_of(request: Request, request_id: str) -> Form:
@@ -94,15 +88,18 @@ class Records:
     def closing(self, jobs: list[Job]) -> bytes:
         """The events after the last token."""
         if not self._usage_at_end:
-            return DONE
-        return event({**self._chunk_head, "choices": [], "usage": self._usage(jobs)}) + DONE
+            return DONE_EVENT
+        return (
+            encode_event({**self._chunk_head, "choices": [], "usage": self._usage(jobs)})
+            + DONE_EVENT
+        )
 
     def _filled(self, index: int, text: str) -> bytes:
         """The usual event, of which all but the text is always the same."""
         template = self._templates.get(index)
         if template is None:
             choice = {"index": index, **self._form.delta(_SLOT), **_OPEN}
-            made = event({**self._chunk_head, "choices": [choice]})
+            made = encode_event({**self._chunk_head, "choices": [choice]})
             head, _, tail = made.partition(_SLOT_IN_JSON)
             self._templates[index] = template = (head, tail)
         return template[0] + msgspec.json.encode(text)[1:-1] + template[1]
@@ -111,7 +108,7 @@ class Records:
         record: Record = {**self._chunk_head, "choices": [{"index": index, **delta, **end}]}
         if self._usage_always:
             record["usage"] = _counts(answer.prompt_tokens, said)
-        return event(record)
+        return encode_event(record)
 
     def _end(self, index: int, answer: Answer) -> Record:
         """What follows the text of a choice."""

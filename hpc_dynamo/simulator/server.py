@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from hpc_dynamo.http import Reply, Request
+from hpc_dynamo.http import HttpRequest, ResponseWriter
 from hpc_dynamo.json_reader import JsonError, read_value
 from hpc_dynamo.kv.agent import KvAgent
 from hpc_dynamo.simulator import tokenizer
@@ -30,7 +30,7 @@ from hpc_dynamo.simulator.sglang_bootstrap import Meeting
 from hpc_dynamo.simulator.transfer import TransferParams
 
 T = TypeVar("T")
-Endpoint = Callable[[Request, Reply], Awaitable[None]]
+Endpoint = Callable[[HttpRequest, ResponseWriter], Awaitable[None]]
 
 OPEN_PATHS = ("/health", "/ready", "/version", "/openapi.json")  # all others need the key
 
@@ -109,7 +109,7 @@ class Endpoints:
         self._dice = random.Random(service.failures.seed)  # repeatable, nothing secret
         self._opened.set()
 
-    async def handle(self, request: Request, reply: Reply) -> None:
+    async def handle(self, request: HttpRequest, reply: ResponseWriter) -> None:
         await self._opened.wait()
         if self._service.tell_request_id:
             name = request.headers.setdefault("x-request-id", os.urandom(16).hex())
@@ -120,13 +120,13 @@ class Endpoints:
         except Refused as e:
             _send(reply, e.body, e.status)
 
-    def _guard(self, request: Request) -> None:
+    def _guard(self, request: HttpRequest) -> None:
         given = request.headers.get("authorization", "").encode("latin-1")
         guarded = bool(self._wanted) and request.path not in OPEN_PATHS
         if guarded and not hmac.compare_digest(given, self._wanted):
             raise Refused("Invalid or missing API key.", status=401)
 
-    def _route(self, request: Request) -> Endpoint:
+    def _route(self, request: HttpRequest) -> Endpoint:
         methods = self._routes.get(request.path)
         if methods is None:
             raise Refused("Not Found", status=404)
@@ -135,13 +135,13 @@ class Endpoints:
             raise Refused("Method Not Allowed", status=405)
         return found
 
-    async def _completions(self, request: Request, reply: Reply) -> None:
+    async def _completions(self, request: HttpRequest, reply: ResponseWriter) -> None:
         await self._generate(request, reply, _read(request, CompletionRequest))
 
-    async def _chat(self, request: Request, reply: Reply) -> None:
+    async def _chat(self, request: HttpRequest, reply: ResponseWriter) -> None:
         await self._generate(request, reply, _read(request, ChatRequest))
 
-    async def _generate(self, request: Request, reply: Reply, asked: Asked) -> None:
+    async def _generate(self, request: HttpRequest, reply: ResponseWriter, asked: Asked) -> None:
         self._fail_on_purpose(request)
         service = self._service
         if self._asleep:  # vLLM would let it wait for ever
@@ -173,7 +173,7 @@ class Endpoints:
         if source:
             self._service.scheduler.decline(source)
 
-    def _fail_on_purpose(self, request: Request) -> None:
+    def _fail_on_purpose(self, request: HttpRequest) -> None:
         self._seen += 1
         failures = self._service.failures
         late = failures.after_requests is not None and self._seen > failures.after_requests
@@ -182,21 +182,21 @@ class Endpoints:
         if failures.request_rate and self._dice.random() < failures.request_rate:
             raise Refused("failing on purpose (--fail-request-rate)", status=500)
 
-    async def _embeddings(self, request: Request, reply: Reply) -> None:
+    async def _embeddings(self, request: HttpRequest, reply: ResponseWriter) -> None:
         self._fail_on_purpose(request)
         asked, service = _read(request, EmbeddingRequest), self._service
         check_model(asked.model, service.model)
         name = request.headers.get("x-request-id") or os.urandom(16).hex()
         _send(reply, asked.body(name, service.model, service.max_model_len))
 
-    async def _score(self, request: Request, reply: Reply) -> None:
+    async def _score(self, request: HttpRequest, reply: ResponseWriter) -> None:
         await self._compare(request, reply, ScoreRequest)
 
-    async def _rerank(self, request: Request, reply: Reply) -> None:
+    async def _rerank(self, request: HttpRequest, reply: ResponseWriter) -> None:
         await self._compare(request, reply, RerankRequest)
 
     async def _compare(
-        self, request: Request, reply: Reply, type_: type[ScoreRequest | RerankRequest]
+        self, request: HttpRequest, reply: ResponseWriter, type_: type[ScoreRequest | RerankRequest]
     ) -> None:
         self._fail_on_purpose(request)
         asked, service = _read(request, type_), self._service
@@ -204,14 +204,14 @@ class Endpoints:
         name = request.headers.get("x-request-id") or os.urandom(16).hex()
         _send(reply, asked.body(name, service.model, service.max_model_len))
 
-    async def _openapi(self, request: Request, reply: Reply) -> None:
+    async def _openapi(self, request: HttpRequest, reply: ResponseWriter) -> None:
         paths: dict[str, dict[str, Any]] = {
             p: {method.lower(): {} for method in row} for p, row in self._routes.items()
         }
         info = {"title": "simulator", "version": "simulator"}
         _send(reply, {"openapi": "3.1.0", "info": info, "paths": paths})
 
-    async def _models(self, request: Request, reply: Reply) -> None:
+    async def _models(self, request: HttpRequest, reply: ResponseWriter) -> None:
         name, length = self._service.model, self._service.max_model_len
         card = {"object": "model", "created": 0, "owned_by": "hpc-dynamo"}
         cards = [{"id": name, **card, "parent": None, "max_model_len": length}]
@@ -219,18 +219,18 @@ class Endpoints:
             cards.append({"id": adapter, **card, "root": path, "parent": name})
         _send(reply, {"object": "list", "data": cards})
 
-    async def _tokenize(self, request: Request, reply: Reply) -> None:
+    async def _tokenize(self, request: HttpRequest, reply: ResponseWriter) -> None:
         tokens, length = _read(request, TokenizeRequest).tokens(), self._service.max_model_len
         _send(reply, {"count": len(tokens), "max_model_len": length, "tokens": tokens})
 
-    async def _detokenize(self, request: Request, reply: Reply) -> None:
+    async def _detokenize(self, request: HttpRequest, reply: ResponseWriter) -> None:
         tokens = _read(request, DetokenizeRequest).tokens
         _send(reply, {"prompt": tokenizer.decode(tokens)})
 
-    async def _reset(self, request: Request, reply: Reply) -> None:
+    async def _reset(self, request: HttpRequest, reply: ResponseWriter) -> None:
         _send(reply, {"success": self._service.scheduler.reset_cache()})
 
-    async def _sleep(self, request: Request, reply: Reply) -> None:
+    async def _sleep(self, request: HttpRequest, reply: ResponseWriter) -> None:
         """Without its cache. Refused while it computes, which vLLM would end."""
         if not self._service.naps:
             raise Refused("Not Found", status=404)
@@ -239,28 +239,28 @@ class Endpoints:
         self._asleep = True
         _send(reply, {"status": "sleeping", "level": 1})
 
-    async def _wake(self, request: Request, reply: Reply) -> None:
+    async def _wake(self, request: HttpRequest, reply: ResponseWriter) -> None:
         self._asleep = False
         _send(reply, {"status": "awake", "tags": None})
 
-    async def _is_sleeping(self, request: Request, reply: Reply) -> None:
+    async def _is_sleeping(self, request: HttpRequest, reply: ResponseWriter) -> None:
         _send(reply, {"is_sleeping": self._asleep})
 
-    async def _metrics(self, request: Request, reply: Reply) -> None:
+    async def _metrics(self, request: HttpRequest, reply: ResponseWriter) -> None:
         self._service.scheduler.measure()
         text = self._service.metrics.text(self._service.model)
         kind = b"text/plain; version=0.0.4; charset=utf-8"
         reply.send(200, text.encode(), [(b"content-type", kind)])
 
-    async def _metadata(self, request: Request, reply: Reply) -> None:
+    async def _metadata(self, request: HttpRequest, reply: ResponseWriter) -> None:
         if self._service.agent is None:
             raise Refused("this rank is aggregated; it hands nothing over", status=404)
         reply.send(200, self._service.agent.metadata())
 
-    async def _version(self, request: Request, reply: Reply) -> None:
+    async def _version(self, request: HttpRequest, reply: ResponseWriter) -> None:
         _send(reply, {"version": "simulator"})
 
-    async def _server_info(self, request: Request, reply: Reply) -> None:
+    async def _server_info(self, request: HttpRequest, reply: ResponseWriter) -> None:
         """SGLang's, of which others read where to meet a prefill rank."""
         meeting = self._service.meeting
         if meeting is None:
@@ -268,7 +268,7 @@ class Endpoints:
         info = {"disaggregation_mode": meeting.role, "version": "simulator"}
         _send(reply, info | {"disaggregation_bootstrap_port": meeting.port})
 
-    async def _health(self, request: Request, reply: Reply) -> None:
+    async def _health(self, request: HttpRequest, reply: ResponseWriter) -> None:
         reply.send(200, b"")
 
 
@@ -279,7 +279,7 @@ def refusal(
     return msgspec.json.encode(error_body(message, status)), [JSON]
 
 
-def _read(request: Request, type_: type[T]) -> T:
+def _read(request: HttpRequest, type_: type[T]) -> T:
     """Parse the body as real engines do: with Python's `json`, which accepts NaN and a byte order
     mark, and without half surrogate pairs. Raises Refused."""
     try:
@@ -290,5 +290,5 @@ def _read(request: Request, type_: type[T]) -> T:
         raise Refused(str(e)) from e
 
 
-def _send(reply: Reply, body: Any, status: int = 200) -> None:
+def _send(reply: ResponseWriter, body: Any, status: int = 200) -> None:
     reply.send(status, msgspec.json.encode(body), [JSON])

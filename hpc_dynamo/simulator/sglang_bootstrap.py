@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import msgspec
 
 from hpc_dynamo.errors import HpcDynamoError, KvTransferError
-from hpc_dynamo.http import Reply, Request, Server
+from hpc_dynamo.http import HttpRequest, HttpServer, ResponseWriter
 from hpc_dynamo.simulator.api_error import Refused, error_body
 from hpc_dynamo.simulator.kv_handoff import NixlHandover
 from hpc_dynamo.simulator.sequence import Job, Sampling, Source
@@ -194,7 +194,7 @@ async def receiving(rooms: Rooms, host: str, port: int, key: str) -> AsyncIterat
     """The bootstrap server; gives its port. Who enters must have the run's key."""
     wanted = f"Bearer {key}".encode() if key else b""
 
-    async def handle(request: Request, reply: Reply) -> None:
+    async def handle(request: HttpRequest, reply: ResponseWriter) -> None:
         given = request.headers.get("authorization", "").encode("latin-1")
         name = request.path.removeprefix(PATH)
         if wanted and not hmac.compare_digest(given, wanted):
@@ -206,9 +206,9 @@ async def receiving(rooms: Rooms, host: str, port: int, key: str) -> AsyncIterat
         except KvTransferError as e:
             _answer(reply, 504, error_body(e.message, 504))
 
-    async with Server(handle) as server:
+    async with HttpServer(handle) as server:
         yield await server.listen(host, port)
 
 
-def _answer(reply: Reply, status: int, body: object) -> None:
+def _answer(reply: ResponseWriter, status: int, body: object) -> None:
     reply.send(status, msgspec.json.encode(body), [JSON])

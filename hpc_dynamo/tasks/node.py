@@ -97,7 +97,7 @@ def _go_on(attempt: Attempt, outcome: Outcome) -> Outcome | None:
     except LaunchError as e:
         return replace(outcome, message=f"{outcome.message}; {e}")
     message = f"the walltime ended; attempt {number} goes on"
-    return replace(outcome, message=message, successor=number)
+    return replace(outcome, message=message, next_attempt=number)
 
 
 async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
@@ -107,7 +107,7 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
     on_preemption_signal(warned.set)
     config, secrets = attempt.config(), attempt.run.secrets()
     address = job_address(config.cluster.interface, hosts)
-    if config.planner.grow.nodes or attempt.plan().apart:
+    if config.planner.scale_out.max_nodes or attempt.plan().apart:
         address = address_for_extra_jobs(address)
     if config.route.engines:
         return await _alone(attempt, _record(attempt, index, hosts, address))

@@ -11,12 +11,12 @@ from hpc_dynamo.config import (
     Config,
     Device,
     Engine,
-    Kind,
     Pool,
     Role,
-    Served,
+    ServedModel,
     Task,
     Topology,
+    TopologyKind,
 )
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker, plan
@@ -27,12 +27,14 @@ def pool(workers: int, tensor: int = 1, pipeline: int = 1, data: int = 1) -> Poo
 
 
 def split(prefill: Pool, decode: Pool, gpus: int | None, nodes: int | None = None) -> Config:
-    topology = Topology(kind=Kind.disaggregated, nodes=nodes, prefill=prefill, decode=decode)
+    topology = Topology(
+        kind=TopologyKind.disaggregated, nodes=nodes, prefill=prefill, decode=decode
+    )
     return Config(topology=topology, cluster=Cluster(gpus_per_node=gpus))
 
 
 def whole(aggregated: Pool, gpus: int | None, nodes: int | None = None) -> Config:
-    topology = Topology(kind=Kind.aggregated, nodes=nodes, aggregated=aggregated)
+    topology = Topology(kind=TopologyKind.aggregated, nodes=nodes, aggregated=aggregated)
     return Config(topology=topology, cluster=Cluster(gpus_per_node=gpus))
 
 
@@ -272,7 +274,9 @@ def test_without_gpus_no_node_gets_two_more_than_another(workers: int, nodes: in
 
 def several(*models: Config) -> Config:
     """On the nodes of the first, named m0, m1 …"""
-    served = {f"m{i}": Served(topology=c.topology, engine=c.engine) for i, c in enumerate(models)}
+    served = {
+        f"m{i}": ServedModel(topology=c.topology, engine=c.engine) for i, c in enumerate(models)
+    }
     return replace(models[0], task=Task.serve, models=served)
 
 

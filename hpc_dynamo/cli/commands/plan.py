@@ -14,7 +14,7 @@ from hpc_dynamo.cli.node_resources import counted, planned_for
 from hpc_dynamo.cli.render import status as views
 from hpc_dynamo.cli.render.console import OUT
 from hpc_dynamo.cli.render.engine_commands import commands
-from hpc_dynamo.config import Config, Launcher, Mixed, Role, Task, on
+from hpc_dynamo.config import Config, Heterogeneous, Launcher, Role, Task, with_hardware
 from hpc_dynamo.engines import check
 from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency
 from hpc_dynamo.launch import partitions, script, slurm
@@ -76,7 +76,7 @@ def plan(args: Namespace) -> int:
 
 def _unused(words: Sequence[str], config: Config) -> Iterator[str]:
     """Yield a warning for each override of a pool that the topology does not run."""
-    for name, own in config.each.items():
+    for name, own in config.by_model.items():
         prefix = f"models.{name}." if name else ""
         used = [role for role, _ in own.topology.pools]
         others = [role for role in Role if role not in used]
@@ -101,16 +101,16 @@ def submitted(config: Config, layout: Plan) -> str:
         layout = launch.settled(Launcher.slurm, config, layout)
     if layout.apart:
         raise _several_jobs()
-    run = Run(Path(config.runs) / config.name)
+    run = Run(Path(config.runs_dir) / config.name)
     attempt = run.attempt(1) if config.overwrite else run.next_attempt()
     mpi = slurm.mpi_type(config)
     if len(layout.parts) > 1:
         return script.hetjob(attempt, config, layout, ENTRY, mpi)
-    return script.submission(attempt, on(config, layout.kind), layout, mpi)
+    return script.submission(attempt, with_hardware(config, layout.kind), layout, mpi)
 
 
 def _own_script(args: Namespace, config: Config, layout: Plan) -> str:
-    if config.cluster.slurm.mixed is Mixed.jobs and len(layout.parts) > 1:
+    if config.cluster.slurm.heterogeneous is Heterogeneous.jobs and len(layout.parts) > 1:
         raise _several_jobs()
     words = list(args.overrides)
     if args.config_dir:
@@ -119,5 +119,5 @@ def _own_script(args: Namespace, config: Config, layout: Plan) -> str:
 
 
 def _several_jobs() -> ConfigError:
-    hint = "cluster.slurm.mixed=hetjob, or batch and serve as they are"
-    return ConfigError("cluster.slurm.mixed=jobs: one script asks for one job", hint=hint)
+    hint = "cluster.slurm.heterogeneous=hetjob, or batch and serve as they are"
+    return ConfigError("cluster.slurm.heterogeneous=jobs: one script asks for one job", hint=hint)

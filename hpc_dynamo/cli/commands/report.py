@@ -7,14 +7,15 @@ from statistics import fmean
 
 from rich.markup import escape
 
+from hpc_dynamo import jsonl
 from hpc_dynamo.cli.render.console import OUT
 from hpc_dynamo.cli.render.progress import duration
 from hpc_dynamo.cli.render.table import PROSE, Column, Grid
 from hpc_dynamo.cli.run_lookup import find
 from hpc_dynamo.cli.unknown_options import path
-from hpc_dynamo.config import Planner, PlannerKind
+from hpc_dynamo.config import Planner, PlannerMode
 from hpc_dynamo.errors import ConfigError, MissingDependency
-from hpc_dynamo.planner.records import PlannerRecord, RoleChange, read
+from hpc_dynamo.planner.records import PlannerRecord, RoleChange
 from hpc_dynamo.planner.signals import Decision
 from hpc_dynamo.plotting import Curve, Panel, Style, draw
 from hpc_dynamo.run import Run
@@ -74,7 +75,8 @@ def planned(run: Run) -> bool:
 def history_of(run: Run) -> History:
     """Raises ConfigError where nothing was decided."""
     attempts = run.attempts()
-    records = [record for attempt in attempts for record in read(attempt.planner_file)]
+    files = [attempt.planner_file for attempt in attempts]
+    records = [record for file in files for record in jsonl.read(file, PlannerRecord)]
     if not any(record.decision for record in records):
         hint = "planner=load or planner=sla; the first decision comes after planner.interval_s"
         raise ConfigError(f"{run.path} has no decision of a planner", hint=hint)
@@ -132,7 +134,7 @@ def summary(history: History) -> Iterator[str]:
     if done:
         drain, turn = fmean(f.drain_s for f in done), fmean(f.switch_s for f in done)
         yield f"mean of a change: drained in {drain:.2f} s, turned in {turn:.2f} s"
-    if history.rules.by is PlannerKind.sla:
+    if history.rules.mode is PlannerMode.sla:
         yield _kept("TTFT", history.rules.ttft_s, [d.seen.ttft_s for d in decisions])
         yield _kept("ITL", history.rules.itl_s, [d.seen.itl_s for d in decisions])
     short = sum(bool(d.wanted.short) for d in decisions)
@@ -150,10 +152,12 @@ def title(run: Run, history: History) -> str:
     """Return run, model, engine and policies of the last attempt."""
     config, rules = run.attempts()[-1].config(), history.rules
     targets = ""
-    if rules.by is PlannerKind.sla:
+    if rules.mode is PlannerMode.sla:
         targets = f", targets TTFT {rules.ttft_s:g} s, ITL {1000 * rules.itl_s:g} ms"
     served = f"{config.served_name} on {config.engine.name}"
-    return f"{run.path.name}: {served}, router {config.router.policy}, planner {rules.by}{targets}"
+    return (
+        f"{run.path.name}: {served}, router {config.router.policy}, planner {rules.mode}{targets}"
+    )
 
 
 def panels(history: History) -> list[Panel]:
@@ -161,7 +165,7 @@ def panels(history: History) -> list[Panel]:
     decisions, rules = history.decisions, history.rules
     at = [(d.seen.at - history.began) / 60 for d in decisions]
     seen, expected = [d.seen for d in decisions], [d.expected for d in decisions]
-    sla = rules.by is PlannerKind.sla
+    sla = rules.mode is PlannerMode.sla
 
     def panel(what: str, target: float | None, style: Style, **curves: list[float]) -> Panel:
         named = [Curve(name.replace("_", " "), at, ys, style) for name, ys in curves.items()]

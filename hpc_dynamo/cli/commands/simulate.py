@@ -15,7 +15,7 @@ from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.render.console import OUT, can_redraw
 from hpc_dynamo.cli.render.progress import duration
 from hpc_dynamo.cli.render.table import Column, Grid
-from hpc_dynamo.config import Config, Role, check, refuse_several
+from hpc_dynamo.config import Config, Role, require_single_model, validate
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.plotting import draw, need_matplotlib
 from hpc_dynamo.simulation import Job, Outcome, Request, read, setup
@@ -30,21 +30,21 @@ PICTURES = (".png", ".svg", ".pdf")
 def options(verb: ArgumentParser) -> None:
     about = "the load; the same as simulate.trace=FILE"
     verb.add_argument("--trace", metavar="FILE", help=about)
-    about = "which split of the workers into prefill and decode does best; or simulate.search=true"
+    about = "search for the best split of the workers; the same as simulate.search_split=true"
     verb.add_argument("--search", action="store_true", help=about)
-    about = "PNG, SVG or PDF of roles and latencies over time; or simulate.picture=FILE"
+    about = "PNG, SVG or PDF of roles and latencies over time; or simulate.plot=FILE"
     verb.add_argument("--picture", metavar="FILE", help=about)
 
 
 def simulate(args: Namespace) -> int:
     """Put a trace on a modelled job with the real router and planner; starts nothing."""
     config = compose(list(_words(args)), args.config_dir)
-    refuse_several(config, "a simulation")
-    check(config)
+    require_single_model(config, "a simulation")
+    validate(config)
     requests = _requests(config)
     job = setup.job(config)
     setup.fits(job, requests)
-    if config.simulate.search:
+    if config.simulate.search_split:
         return _search(config, job, requests)
     planner = setup.planner(config, job)
     with _bar(len(requests)) as bar:
@@ -59,26 +59,26 @@ def simulate(args: Namespace) -> int:
 def _words(args: Namespace) -> Iterator[str]:
     yield from args.overrides
     if args.search:
-        yield "simulate.search=true"
-    for name in ("trace", "picture"):
+        yield "simulate.search_split=true"
+    for name in ("trace", "plot"):
         if (given := getattr(args, name)) is not None:
             yield f"simulate.{name}={given}"
 
 
 def _requests(config: Config) -> list[Request]:
-    wanted, picture = config.simulate, Path(config.simulate.picture)
+    wanted, picture = config.simulate, Path(config.simulate.plot)
     if not wanted.trace:
         hint = "--trace FILE, JSON lines of timestamp (ms), input_length, output_length, hash_ids"
         raise ConfigError("simulate.trace is not set", hint=hint)
-    if wanted.picture and picture.suffix not in PICTURES:
+    if wanted.plot and picture.suffix not in PICTURES:
         hint = f"a name that ends in one of {' '.join(PICTURES)}"
-        raise ConfigError(f"simulate.picture={picture} is no form of picture", hint=hint)
-    if wanted.picture:
+        raise ConfigError(f"simulate.plot={picture} is no form of picture", hint=hint)
+    if wanted.plot:
         need_matplotlib()
         if not picture.absolute().parent.is_dir():
-            what = f"simulate.picture={picture}: no folder {picture.absolute().parent}"
+            what = f"simulate.plot={picture}: no folder {picture.absolute().parent}"
             raise ConfigError(what, hint=f"mkdir -p {shlex.quote(str(picture.absolute().parent))}")
-    return read(Path(wanted.trace), wanted.requests, wanted.speed)
+    return read(Path(wanted.trace), wanted.max_requests, wanted.speed)
 
 
 class _Bar:
@@ -191,12 +191,14 @@ def _picture_title(config: Config, outcome: Outcome) -> str:
     begin = [counts for at, *counts in outcome.roles if at == outcome.roles[0][0]]
     prefill, decode = begin[-1] if begin else (0, 0)
     split = f"{prefill} prefill + {decode} decode" if prefill + decode else "aggregated"
-    policies = f"router {config.router.policy}, planner {config.planner.by}"
-    return f"{Path(config.simulate.trace).name} on {config.simulate.timing}, {split}; {policies}"
+    policies = f"router {config.router.policy}, planner {config.planner.mode}"
+    return (
+        f"{Path(config.simulate.trace).name} on {config.simulate.timing_model}, {split}; {policies}"
+    )
 
 
 def _draw(config: Config, job: Job, outcome: Outcome) -> None:
-    file = config.simulate.picture
+    file = config.simulate.plot
     if file:
         draw(Path(file), _picture_title(config, outcome), list(panels(outcome, job.kind)))
         OUT.print(f"drawn: {file}", markup=False, highlight=False)

@@ -10,7 +10,7 @@ from hpc_dynamo.cli.overrides import schema
 from hpc_dynamo.cli.overrides.files import Folders, composed, refuse_unknown_choice
 from hpc_dynamo.cli.overrides.schema import Field
 from hpc_dynamo.cli.overrides.suggest import suggestion
-from hpc_dynamo.config import Config, Kind, Role, Topology
+from hpc_dynamo.config import Config, Role, Topology, TopologyKind
 from hpc_dynamo.errors import ConfigError, override
 
 INPUTS = (".jsonl", ".json", ".csv", ".txt", ".gz")  # endings of files of prompts
@@ -114,9 +114,9 @@ def roles(words: Sequence[str], folders: Folders) -> tuple[Role, ...]:
         files = composed(folders, [word for word in words if _is_choice(word, folders)])
         kinds = [str((files.get("topology") or {}).get("kind"))]
         kinds += [w.partition("=")[2] for w in words if w.startswith("topology.kind=")]
-        kind = Kind(kinds[-1])
+        kind = TopologyKind(kinds[-1])
     except (ConfigError, ValueError):
-        kind = Kind.disaggregated
+        kind = TopologyKind.disaggregated
     return tuple(role for role, _ in Topology(kind).pools)
 
 

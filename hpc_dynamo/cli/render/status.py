@@ -26,7 +26,7 @@ def layout(config: Config, plan: Plan) -> RenderableType:
     """Which worker is where."""
     if config.route.engines:
         return _engines(config)
-    engines = dict.fromkeys(f"{o.engine.name}, {o.topology.kind}" for o in config.each.values())
+    engines = dict.fromkeys(f"{o.engine.name}, {o.topology.kind}" for o in config.by_model.values())
     models = ["model"] if config.models else []
     title = f"{'; '.join(engines)}: {plan.nodes} node(s)"
     table = Grid("node", "rank", *models, "role", "GPUs", title=title)

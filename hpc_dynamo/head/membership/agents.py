@@ -68,7 +68,7 @@ class Membership:
         self._planned = plan.nodes  # those after them come and go
         self._nodes = {node.node: node for node in roster.nodes}
         self._expected = dict[int, tuple[Worker, ...]]()  # by node: of further jobs, not here yet
-        self._silence_s, self._reshaped = config.cluster.silence_s, reshapes(config)
+        self._silence_s, self._reshaped = config.cluster.heartbeat_timeout_s, reshapes(config)
         self._server, self._routers, self._hopeless = server, routers, hopeless
         self._peers: dict[int, bytes] = {}  # node: socket id
         self._heard: dict[int, float] = {node.node: time.monotonic() for node in roster.nodes}

@@ -24,7 +24,7 @@ from hpc_dynamo.agent.probe import (
 )
 from hpc_dynamo.config import Config, Role
 from hpc_dynamo.engines import EventEndpoints, dialect, probing
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import KvEvents, WorkerReport, WorkerState
 from hpc_dynamo.router import Router
 
@@ -43,7 +43,7 @@ class ExternalWorkers:
         self,
         config: Config,
         router: Router,
-        http: Client,
+        http: HttpClient,
         group: asyncio.TaskGroup,
         address: str = LOOPBACK,
     ) -> None:

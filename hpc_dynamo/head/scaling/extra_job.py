@@ -83,7 +83,7 @@ class ExtraJob:
             case launch.JobState.pending if self.state is ExtraJobState.pending:
                 await self._tell(detail=detail)
             case launch.JobState.running:
-                seen = {"began_at": self.status.running_since or now, "seen_at": now}
+                seen = {"running_since": self.status.running_since or now, "running_until": now}
                 new = {} if self._leaving else {"state": ExtraJobState.running, "detail": detail}
                 await self._tell(**seen, **new)
             case launch.JobState.ended:
@@ -131,7 +131,7 @@ class ExtraJob:
         self._members.forget(self._plan)  # agents that are not here yet need not come
         await self._tell(state=ExtraJobState.draining, detail=why)
         drains = map(self._drain, self.status.ranks)
-        await _within(asyncio.gather(*drains), self._config.planner.drain_s)
+        await _within(asyncio.gather(*drains), self._config.planner.drain_timeout_s)
         patience_s = self._config.engine.stop_timeout_s + FAREWELL_S
         await self._members.stop(self.nodes, why, patience_s)
         if not await _within(self._over.wait(), END_S):
@@ -162,7 +162,7 @@ class ExtraJob:
         await self.cancel(why)
         if not self._over.is_set():
             self._over.set()
-            await self._tell(state=ExtraJobState.ended, seen_at=time.time())
+            await self._tell(state=ExtraJobState.ended, running_until=time.time())
 
     async def _end(self, why: str) -> None:
         self._members.forget(self._plan)

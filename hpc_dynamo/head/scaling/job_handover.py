@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from hpc_dynamo import launch
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.http import Client, pinned
+from hpc_dynamo.http import HttpClient, pinned_tls_context
 from hpc_dynamo.launch import detached_submit
 from hpc_dynamo.launch.node import requeued
 from hpc_dynamo.messages import Outcome, Successor
@@ -49,7 +49,7 @@ class JobHandover:
         await self._due(serving, spare_s)
         after = await self._ask()
         cert = self._config.serve.tls_cert
-        async with Client(tls=pinned(cert) if cert else None) as client:
+        async with HttpClient(tls=pinned_tls_context(cert) if cert else None) as client:
             while True:
                 self._show(await self._look(after, client))
                 await asyncio.sleep(LOOK_S)
@@ -63,7 +63,7 @@ class JobHandover:
             self._attempt.run.answers_at(self.successor.url)
         number = self.successor.attempt
         message = f"{outcome.message}; attempt {number} goes on"
-        return replace(outcome, message=message, successor=number)
+        return replace(outcome, message=message, next_attempt=number)
 
     async def _due(self, serving: Callable[[], bool], spare_s: Callable[[], float]) -> None:
         """A job that never served waits for ever: it would be followed by others like it."""
@@ -71,7 +71,7 @@ class JobHandover:
         while lead is None or spare_s() > lead:
             await asyncio.sleep(LOOK_S)
             if lead is None and serving():
-                lead = lead_time_s(self._took_s(), self._config.planner.handover_lead_s)
+                lead = lead_time_s(self._took_s(), self._config.planner.job_handover_lead_s)
                 log.info("a successor is asked for %.0f s before it must serve", lead)
 
     def _took_s(self) -> float:
@@ -109,7 +109,7 @@ class JobHandover:
         job_id = job.job_id if job else ""
         self._show(Successor(attempt=after.number, job_id=job_id, detail="submitted"))
 
-    async def _look(self, after: Attempt, client: Client) -> Successor:
+    async def _look(self, after: Attempt, client: HttpClient) -> Successor:
         """How the successor is now."""
         known = self.successor
         assert known
@@ -139,7 +139,7 @@ class JobHandover:
         state, detail = await asyncio.to_thread(job.state) if job else ("", "")
         return f"{state}, {detail}"
 
-    async def _probe(self, seen: Successor, client: Client) -> Successor:
+    async def _probe(self, seen: Successor, client: HttpClient) -> Successor:
         try:
             async with asyncio.timeout(ANSWER_S), client.send("GET", seen.url, "/ready") as answer:
                 await answer.read()

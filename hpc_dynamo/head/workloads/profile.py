@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from hpc_dynamo import jsonl
 from hpc_dynamo.config import Device, Role
 from hpc_dynamo.engines import dialect, engine, for_role
 from hpc_dynamo.errors import EngineError, MissingDependency, RequestFailed
@@ -89,7 +90,7 @@ class ProfileWorkload:
     async def _measure(self, bench: Bench, spot: Spot) -> Point:
         self._running, began = 1, time.monotonic()
         point = await bench.measure(spot)
-        await asyncio.to_thread(_append, self._part, point)
+        await asyncio.to_thread(jsonl.append, self._part, point)
         self._running, self._done = 0, self._done + 1
         self.likely_s = max(self.likely_s, time.monotonic() - began)
         return point
@@ -205,11 +206,3 @@ def hardware(device: Device) -> str:
 def _value(text: str, name: str) -> str:
     lines = (line.partition(":") for line in text.splitlines())
     return next((v.strip() for k, _, v in lines if k.strip() == name), "unknown")
-
-
-def _append(part: Path, point: Point) -> None:
-    """On disk before it counts. The newline before ends a line that a crash tore."""
-    with part.open("ab") as file:
-        file.write(b"\n" + msgspec.json.encode(point) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())

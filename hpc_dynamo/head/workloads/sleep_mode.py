@@ -55,7 +55,9 @@ class SleepController:
         config = self._job.routes[worker.model].config
         paths = engine(config.engine.name).naps(config)
         if paths is None:
-            what = f"worker {worker.rank} cannot sleep: it was not started with engine.sleep=true"
+            what = (
+                f"worker {worker.rank} cannot sleep: it was not started with engine.sleep_mode=true"
+            )
             raise RequestFailed(what, status=409)
         return paths
 
@@ -63,12 +65,12 @@ class SleepController:
         """What is under way comes to its end first."""
         lane, done = self._job.routes[worker.model], False
         try:
-            async with asyncio.timeout(lane.config.planner.drain_s):
+            async with asyncio.timeout(lane.config.planner.drain_timeout_s):
                 await lane.router.drain(worker.rank)
             await self._tell(worker, paths.sleep)
             self._asleep[worker.rank], done = worker.url, True
         except TimeoutError as e:
-            limit = f"{lane.config.planner.drain_s:g} s (planner.drain_s)"
+            limit = f"{lane.config.planner.drain_timeout_s:g} s (planner.drain_timeout_s)"
             what = f"worker {worker.rank} still has requests after {limit}"
             raise RequestFailed(what, status=409) from e
         finally:

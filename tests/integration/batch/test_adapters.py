@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.config import Config, Role, check
+from hpc_dynamo.config import Config, Role, validate
 from hpc_dynamo.engines import Place, calling, engine
 from hpc_dynamo.engines import check as check_engines
 from hpc_dynamo.errors import ConfigError
@@ -50,7 +50,7 @@ def test_names_may_have_dots_and_stand_in_words_or_files(tmp_path: Path) -> None
 )
 def test_a_name_is_one_thing(words: list[str], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        check(compose([*BASE, *words]))
+        validate(compose([*BASE, *words]))
 
 
 def test_trtllm_has_none() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.overrides.yaml_text import dump
-from hpc_dynamo.config import Config, Role, check
+from hpc_dynamo.config import Config, Role, validate
 from hpc_dynamo.engines import Place, engine, for_worker
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch.script import quoted, render
@@ -141,7 +141,7 @@ def test_sbatch_reads_what_was_written(tmp_path: Path) -> None:
 )
 def test_text_of_several_lines_is_refused_where_a_line_is_written(word: str) -> None:
     with pytest.raises(ConfigError, match="has a control character"):
-        check(compose([word]))
+        validate(compose([word]))
 
 
 def test_texts_reach_the_engine_of_a_job(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_texts_reach_the_engine_of_a_job(tmp_path: Path) -> None:
     program.write_text(PRINTER.replace("print(", "open(os.environ['TO'], 'w').write("))
     program.chmod(0o755)
     words = [
-        *("engine=simulator", "cluster=local", "topology=aggregated", "engine.restarts=0"),
+        *("engine=simulator", "cluster=local", "topology=aggregated", "engine.max_restarts=0"),
         *(f"engine.python={program}", f"engine.env.TO={tmp_path / 'said'}", "name=été (1) [x]"),
         *(f"engine.env.TEXT_{at}={text}" for at, text in enumerate(texts)),
         *(f"engine.args.text-{at}={text}" for at, text in enumerate(texts)),

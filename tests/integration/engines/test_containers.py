@@ -19,7 +19,7 @@ from hpc_dynamo.config import (
     Pool,
     Role,
     Topology,
-    check,
+    validate,
 )
 from hpc_dynamo.engines import ENGINES, Command, Place, advice, contained, engine
 from hpc_dynamo.engines.vllm import GUARD
@@ -215,15 +215,15 @@ REFUSED = [
 @pytest.mark.parametrize(("container", "what", "hint"), REFUSED)
 def test_what_cannot_work_is_refused(container: Container, what: str, hint: str) -> None:
     with pytest.raises(ConfigError, match=r"engine\.container") as refused:
-        check(config(container))
+        validate(config(container))
     assert what in refused.value.message
     assert hint in refused.value.hint
 
 
 def test_paths_that_nobody_can_quote_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"model\.path=/a:b cannot be mounted"):
-        check(replace(config(APPTAINER), model=Model(path="/a:b")))
-    check(replace(config(Container()), model=Model(path="/a:b")))
+        validate(replace(config(APPTAINER), model=Model(path="/a:b")))
+    validate(replace(config(Container()), model=Model(path="/a:b")))
 
 
 def test_a_model_by_a_relative_path_is_refused(
@@ -231,10 +231,10 @@ def test_a_model_by_a_relative_path_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     c = replace(config(APPTAINER), model=Model(path="models/llama"))
-    check(c)  # by all that we see it is a hub's
+    validate(c)  # by all that we see it is a hub's
     (tmp_path / "models/llama").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"model\.path=models/llama is relative") as refused:
-        check(c)
+        validate(c)
     assert refused.value.hint == f"model.path={tmp_path}/models/llama"
 
 
@@ -242,7 +242,7 @@ def test_what_works_is_taken() -> None:
     fetched = replace(APPTAINER, image="docker://vllm/vllm-openai")
     named = replace(PYXIS, image="nvcr.io#nvidia/vllm:1")
     for container in (APPTAINER, ENROOT, PYXIS, fetched, named):
-        check(config(container))
+        validate(config(container))
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def programs(tmp_path: Path) -> dict[str, str]:
 
 def batch(folder: Path, env: Mapping[str, str], *words: str) -> tuple[int, str]:
     image = f"engine.container.image={folder / 'image'}"
-    inside = (image, f"engine.python={sys.executable}", "engine.restarts=0")
+    inside = (image, f"engine.python={sys.executable}", "engine.max_restarts=0")
     spread = ("topology=disaggregated", "topology.nodes=2")
     argv = ("batch", "input=prompts.jsonl", *SIMULATOR, *inside, *spread, *words)
     done = hpc_dynamo(*argv, cwd=folder, env=env)

@@ -14,12 +14,12 @@ from hpc_dynamo.config import (
     Container,
     ContainerKind,
     Engine,
-    Kind,
     Model,
     Pool,
     Role,
     Router,
     Topology,
+    TopologyKind,
 )
 from hpc_dynamo.engines import Command, Meeting, Place, engine
 from hpc_dynamo.errors import ConfigError
@@ -116,7 +116,7 @@ def test_sglang_meets_at_one_address() -> None:
 
 def test_sglangs_prefill_parts_all_know_the_bootstrap_server_of_the_first() -> None:
     pool = Pool(1, tensor_parallel=8)
-    topology = Topology(kind=Kind.disaggregated, prefill=pool, decode=pool)
+    topology = Topology(kind=TopologyKind.disaggregated, prefill=pool, decode=pool)
     given = replace(config("sglang", pool), topology=topology)
     worker = replace(plan(config("sglang", pool)).workers[0], role=Role.prefill)
     told = [engine("sglang").command(given, place(worker, part)) for part in (0, 1)]

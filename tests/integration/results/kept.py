@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hpc_dynamo.batch.ledger import failure, success
+from hpc_dynamo.batch.ledger import failure_line, success_line
 from hpc_dynamo.config import Config
 from hpc_dynamo.errors import ConfigError, RequestFailed
 from hpc_dynamo.messages import JobRecord, Outcome
@@ -42,11 +42,11 @@ def attempt(run: Run, config: Config, *lines: bytes, job: str = "1", inside: str
 
 
 def good(number: int) -> bytes:
-    return success(f"request {number}", b'{"text": "x"}')
+    return success_line(f"request {number}", b'{"text": "x"}')
 
 
 def bad(number: int, status: int = 400) -> bytes:
-    return failure(f"request {number}", RequestFailed("too long", status=status, body=b"{}"))
+    return failure_line(f"request {number}", RequestFailed("too long", status=status, body=b"{}"))
 
 
 def failed(errors: Path) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from hpc_dynamo.kv.events import Cleared, Event, Removed, Stored, decode
+from hpc_dynamo.kv.events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent, decode_events
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
 from hpc_dynamo.simulator.events import Journal
 from hpc_dynamo.simulator.model import Model
@@ -34,19 +34,19 @@ class Mirror:
         self.ever = dict[int | bytes, Tokens]()  # a parent may be gone before its child comes
         self.cleared = 0
 
-    def take(self, events: Iterable[Event]) -> None:
+    def take(self, events: Iterable[KvEvent]) -> None:
         for event in events:
             match event:
-                case Stored():
+                case BlockStored():
                     self._store(event)
-                case Removed(block_hashes=hashes):
+                case BlockRemoved(block_hashes=hashes):
                     for each in hashes:
                         del self.prefixes[each]  # fails for one that was never stored
-                case Cleared():
+                case AllBlocksCleared():
                     self.prefixes.clear()
                     self.cleared += 1
 
-    def _store(self, event: Stored) -> None:
+    def _store(self, event: BlockStored) -> None:
         assert event.medium == "GPU"
         assert len(event.token_ids) == event.block_size * len(event.block_hashes)
         before: Tokens = ()
@@ -138,7 +138,7 @@ class Followed:
         async with aclosing(self.follower.replay(self.next, SOON_S)) as missed:
             async for number, payload in missed:
                 assert number == self.next
-                self.mirror.take(decode(payload).events)
+                self.mirror.take(decode_events(payload).events)
                 self.next += 1
 
     async def live_from(self, first: int) -> list[int]:

@@ -21,15 +21,15 @@ from hpc_dynamo.config import (
     Config,
     Device,
     Engine,
-    Grow,
     Hardware,
-    Kind,
     Model,
     Planner,
-    PlannerKind,
+    PlannerMode,
     Pool,
     Role,
+    ScaleOut,
     Topology,
+    TopologyKind,
 )
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.head.membership.agents import Membership
@@ -64,7 +64,7 @@ CONFIG = Config(
     engine=Engine(name="simulator", device=Device.cpu, args={"timing": "instant"}),
     model=Model(name="m"),
     topology=Topology(aggregated=Pool(workers=2)),
-    cluster=Cluster(silence_s=3.0),
+    cluster=Cluster(heartbeat_timeout_s=3.0),
 )
 AGENT = "import sys; from hpc_dynamo.tasks.join import main; sys.exit(main(sys.argv[1]))"
 
@@ -163,7 +163,7 @@ SPREAD = replace(
     CONFIG,
     engine=replace(CONFIG.engine, device=Device.cuda),
     topology=Topology(
-        kind=Kind.disaggregated,
+        kind=TopologyKind.disaggregated,
         prefill=Pool(workers=1, tensor_parallel=2),
         decode=Pool(workers=1, tensor_parallel=2),
     ),
@@ -276,7 +276,7 @@ async def test_it_waits_for_no_head_that_has_ended(head: Head) -> None:
 
 
 KINDS = Topology(
-    kind=Kind.disaggregated,
+    kind=TopologyKind.disaggregated,
     prefill=Pool(workers=1, hardware="fast"),
     decode=Pool(workers=2, hardware="wide"),
 )
@@ -352,8 +352,8 @@ def grower(
     head: Head, node_hours: float | None = None, config: Config = CONFIG
 ) -> ScaleOutController:
     """Asks at once, for processes on this machine."""
-    grow = Grow(nodes=1, node_hours=node_hours)
-    rules = Planner(by=PlannerKind.load, patience=1, grow=grow)
+    grow = ScaleOut(max_nodes=1, max_node_hours=node_hours)
+    rules = Planner(mode=PlannerMode.load, stabilization_intervals=1, scale_out=grow)
     write_json(head.attempt.config_file, replace(config, planner=rules))
     write_json(head.attempt.job_file, JobRecord(launcher="local", job_id="1"))
     return ScaleOutController(head.attempt, head.router, head.members, None, moving=tuple)
@@ -391,7 +391,7 @@ async def test_hours_of_former_attempts_count(
     grows = grower(head, node_hours=2.01)
     async with running(grows):
         grows.on_decision(decision(more=2))
-        why = "planner.grow.node_hours leave no more"
+        why = "planner.scale_out.max_node_hours leave no more"
         await asyncio.to_thread(until, "a word", lambda: why in caplog.text, SOON_S)
         assert grows.node_hours == 2.0
     assert head.attempt.grown() == []

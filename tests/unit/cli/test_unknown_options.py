@@ -17,17 +17,17 @@ AGGREGATED = "topology=aggregated"
 @pytest.mark.parametrize(
     ("verb", "words", "suggested"),
     [
-        ("batch", ["--max-tokens", "5"], "batch.defaults.max_tokens=5"),
-        ("batch", ["--temperature=0.5"], "batch.defaults.temperature=0.5"),
+        ("batch", ["--max-tokens", "5"], "batch.body_defaults.max_tokens=5"),
+        ("batch", ["--temperature=0.5"], "batch.body_defaults.temperature=0.5"),
         ("serve", ["--port", "80"], "serve.port=80"),
-        ("batch", ["--retries", "2"], "batch.retries=2"),
+        ("batch", ["--retries", "2"], "batch.max_retries=2"),
         ("serve", ["--max-model-len", "8192"], "engine.args.max-model-len=8192"),
         ("serve", ["--max_model_len", "8192"], "engine.args.max-model-len=8192"),
         ("serve", ["--max-model-len"], "engine.args.max-model-len=VALUE"),
         ("serve", ["--enforce-eager"], "engine.args.enforce-eager=true"),
         ("serve", ["--no-enable-prefix-caching"], "engine.args.enable-prefix-caching=false"),
         ("serve", ["--mem-fraction-static", "0.8"], "engine.args.mem-fraction-static=0.8"),
-        ("serve", ["--api-key", "x"], "serve.key_file=FILE, a file that holds the key"),
+        ("serve", ["--api-key", "x"], "serve.api_key_file=FILE, a file that holds the key"),
         *(
             (
                 "serve",

@@ -10,7 +10,7 @@ import pytest
 
 from hpc_dynamo import launch
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.config import Config, Launcher, on
+from hpc_dynamo.config import Config, Launcher, with_hardware
 from hpc_dynamo.errors import ConfigError, LaunchError
 from hpc_dynamo.launch import extra_jobs
 from hpc_dynamo.launch.allocation import start_step
@@ -81,7 +81,7 @@ def test_a_kind_that_nobody_described() -> None:
 def test_what_a_kind_does_not_say_is_as_on_the_cluster() -> None:
     words = ("cluster.slurm.account=g42", "cluster.slurm.partition=gpu", "cluster.slurm.extra.a=b")
     config = compose([*KINDS, *words, "cluster.hardware.h100.extra.c=d"])
-    there, own = on(config, "h100").cluster, on(config, "").cluster
+    there, own = with_hardware(config, "h100").cluster, with_hardware(config, "").cluster
     assert (there.slurm.account, there.slurm.partition) == ("g42", "fast")
     assert there.slurm.extra == {"a": "b", "c": "d"}
     assert own == config.cluster
@@ -229,7 +229,7 @@ def test_jobs_where_the_scheduler_starts_no_heterogeneous_ones(run: Run, slurm: 
 
 
 def test_all_jobs_or_none(run: Run, slurm: Path) -> None:
-    config = config_of("cluster.slurm.mixed=jobs")
+    config = config_of("cluster.slurm.heterogeneous=jobs")
     layout = launch.settled(Launcher.slurm, config, plan(config))
     attempt = run.new_attempt(config, layout)
     program = slurm / "sbatch"
@@ -240,7 +240,7 @@ def test_all_jobs_or_none(run: Run, slurm: Path) -> None:
 
 
 def test_one_that_no_head_ever_saw_is_cancelled_with_the_run(run: Run, slurm: Path) -> None:
-    attempt, _ = submitted(run, config_of("cluster.slurm.mixed=jobs"))
+    attempt, _ = submitted(run, config_of("cluster.slurm.heterogeneous=jobs"))
     program = slurm / "squeue"
     program.write_text("#!/bin/sh\necho 'PENDING|Priority|N/A|'\n")
     program.chmod(0o755)
@@ -260,14 +260,18 @@ def test_job_of_the_second_kind_counts_its_nodes_from_the_first_kinds(run: Run) 
     layout = plan(config)
     _, second = layout.parts
     attempt = run.new_attempt(config, layout)
-    text = submission(attempt.new_grown(second), on(config, second.kind), second, "none")
+    text = submission(attempt.new_grown(second), with_hardware(config, second.kind), second, "none")
     assert "#SBATCH --partition=east\n" in text
     assert "#SBATCH --nodes=1\n" in text
 
 
 def test_a_script_asks_for_one_job(call: Call) -> None:
     asked = ("plan", "--sbatch", *ON_CPUS)
-    refused(call(*asked, "cluster.slurm.mixed=jobs"), "one job", "cluster.slurm.mixed=hetjob")
+    refused(
+        call(*asked, "cluster.slurm.heterogeneous=jobs"),
+        "one job",
+        "cluster.slurm.heterogeneous=hetjob",
+    )
     assert "#SBATCH hetjob" in printed(call(*asked))
     submitted = printed(call("plan", "--dry-run", "--verb", "serve", *ON_CPUS))
     assert "#SBATCH hetjob" in submitted
@@ -334,7 +338,7 @@ def test_nodes_are_in_the_order_of_components(slurm: Path, monkeypatch: pytest.M
 
 
 def test_here_kinds_are_but_names() -> None:
-    config = config_of("cluster.slurm.mixed=jobs")
+    config = config_of("cluster.slurm.heterogeneous=jobs")
     assert not launch.settled(Launcher.local, config, plan(config)).apart
     on_gpus = compose(KINDS)
     with pytest.raises(ConfigError, match="all groups here would have the same GPUs"):

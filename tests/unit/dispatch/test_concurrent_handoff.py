@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from hpc_dynamo.config import Role
-from hpc_dynamo.dispatch import Whole
+from hpc_dynamo.dispatch import BufferedResponse
 from hpc_dynamo.engines.sglang_pd_protocol import SglangDialect
 from hpc_dynamo.errors import RequestFailed
 from tests.unit.dispatch.test_dispatch import (
@@ -27,10 +27,10 @@ from tests.unit.dispatch.test_dispatch import (
 MET = ("bootstrap_host", "bootstrap_port", "bootstrap_room")
 
 
-class Begun(Whole):
+class Begun(BufferedResponse):
     """As a stream whose first event has gone out."""
 
-    begun = True
+    started = True
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.config import (
@@ -17,30 +15,32 @@ from hpc_dynamo.config import (
     Config,
     Device,
     Engine,
-    Kind,
-    LoadFailure,
+    KvLoadFailurePolicy,
     Model,
     Policy,
     Pool,
     Role,
     Router,
     Topology,
+    TopologyKind,
 )
 from hpc_dynamo.engines import ENGINES, Command, EventEndpoints, Place, engine
 from hpc_dynamo.engines.contract import flags
-from hpc_dynamo.engines.metrics import Histogram, Metrics, parse, total
+from hpc_dynamo.engines.metrics import Metrics, parse
 from hpc_dynamo.engines.vllm import GUARD, VLLM_METRICS
 from hpc_dynamo.engines.vllm_pd_protocol import NixlDialect
 from hpc_dynamo.errors import ConfigError, RequestFailed
-from hpc_dynamo.messages import Quantiles
+from hpc_dynamo.histogram import Histogram
 from hpc_dynamo.topology import Shard, Worker, plan
 
 SPLIT = Topology(
-    kind=Kind.disaggregated,
+    kind=TopologyKind.disaggregated,
     prefill=Pool(workers=1, tensor_parallel=2),
     decode=Pool(workers=1, tensor_parallel=1, pipeline_parallel=2),
 )
-ONE_EACH = Topology(kind=Kind.disaggregated, prefill=Pool(workers=1), decode=Pool(workers=1))
+ONE_EACH = Topology(
+    kind=TopologyKind.disaggregated, prefill=Pool(workers=1), decode=Pool(workers=1)
+)
 CONFIG = Config(
     engine=Engine(name="vllm", args={"max_model_len": 2048}, env={"A": "1"}),
     model=Model(path="/shared/it's a model/llama"),
@@ -173,10 +173,10 @@ def test_vllm_aggregated_moves_no_kv() -> None:
     assert "--kv-transfer-config" not in words
 
 
-@pytest.mark.parametrize("wanted", list(LoadFailure))
-def test_what_becomes_of_a_request_whose_blocks_are_lost(wanted: LoadFailure) -> None:
+@pytest.mark.parametrize("wanted", list(KvLoadFailurePolicy))
+def test_what_becomes_of_a_request_whose_blocks_are_lost(wanted: KvLoadFailurePolicy) -> None:
     for name, flag in (("vllm", "--kv-transfer-config"), ("simulator", "--kv-load-failure-policy")):
-        config = replace(CONFIG, engine=Engine(name=name, kv_load_failure=wanted))
+        config = replace(CONFIG, engine=Engine(name=name, kv_load_failure_policy=wanted))
         found = options(engine(name).command(config, place(Role.decode, "0")))[flag]
         assert found == wanted or json.loads(found)["kv_load_failure_policy"] == wanted
     spoken = Engine(name="simulator", args={"dialect": "sglang"})
@@ -186,23 +186,26 @@ def test_what_becomes_of_a_request_whose_blocks_are_lost(wanted: LoadFailure) ->
 
 @pytest.mark.parametrize("name", ["sglang", "trtllm"])
 def test_other_engines_fail_it_and_are_not_asked_for_more(name: str) -> None:
-    own, router = Engine(name=name, kv_load_failure=LoadFailure.recompute), Router(kv_events=False)
+    own, router = (
+        Engine(name=name, kv_load_failure_policy=KvLoadFailurePolicy.recompute),
+        Router(kv_events=False),
+    )
     config = replace(CONFIG, engine=own, router=router, topology=ONE_EACH)
-    with pytest.raises(ConfigError, match="kv_load_failure=recompute"):
+    with pytest.raises(ConfigError, match="kv_load_failure_policy=recompute"):
         engine(name).check(config, plan(config))
-    config = replace(config, engine=replace(own, kv_load_failure=LoadFailure.fail))
+    config = replace(config, engine=replace(own, kv_load_failure_policy=KvLoadFailurePolicy.fail))
     engine(name).check(config, plan(config))
 
 
 def test_workers_that_may_sleep() -> None:
-    config = replace(CONFIG, engine=Engine(sleep=True), topology=ONE_EACH)
+    config = replace(CONFIG, engine=Engine(sleep_mode=True), topology=ONE_EACH)
     command = engine("vllm").command(config, place(Role.decode, "0"))
     assert "--enable-sleep-mode" in options(command)
     assert command.env["VLLM_SERVER_DEV_MODE"] == "1"
     assert "VLLM_SERVER_DEV_MODE" not in engine("vllm").command(CONFIG, place(Role.decode)).env
-    cpu = replace(config, engine=Engine(sleep=True, device=Device.cpu))
+    cpu = replace(config, engine=Engine(sleep_mode=True, device=Device.cpu))
     for name, unfit in (("vllm", cpu), ("trtllm", replace(config, router=Router(kv_events=False)))):
-        with pytest.raises(ConfigError, match=r"engine\.sleep=true"):
+        with pytest.raises(ConfigError, match=r"engine\.sleep_mode=true"):
             engine(name).check(unfit, plan(config))
     command = engine("sglang").command(config, place(Role.decode, "0"))
     assert {"--enable-memory-saver", "--enable-weights-cpu-backup"} <= options(command).keys()
@@ -379,7 +382,7 @@ def test_a_kv_transfer_config_is_a_mapping() -> None:
 
 def staged(name: str, prefill: int, decode: int, **args: Any) -> Config:
     pools = (Pool(1, pipeline_parallel=stages) for stages in (prefill, decode))
-    split = Topology(Kind.disaggregated, None, Pool(), *pools)
+    split = Topology(TopologyKind.disaggregated, None, Pool(), *pools)
     return replace(CONFIG, engine=Engine(name=name, args=args), topology=split)
 
 
@@ -569,47 +572,10 @@ def test_a_reading_in_our_words() -> None:
         generation_tokens=340,
         kv_bytes=8.4e6,
         kv_tokens=65536,
-        ttft=Histogram({0.1: 3, 0.5: 5, math.inf: 6}),
+        ttft=Histogram.from_cumulative({0.1: 3, 0.5: 5, math.inf: 6}),
     )
 
 
 def test_what_an_engine_does_not_export_is_zero_and_bytes_may_be_a_counter() -> None:
     text = "# TYPE vllm:nixl_bytes_transferred counter\nvllm:nixl_bytes_transferred_total 7\n"
     assert parse(text, VLLM_METRICS) == Metrics(kv_bytes=7)
-
-
-SEEN = Histogram({0.1: 50, 0.2: 90, 0.4: 100, math.inf: 100})
-
-
-@pytest.mark.parametrize(
-    ("q", "expected"), [(0.25, 0.05), (0.5, 0.1), (0.7, 0.15), (0.9, 0.2), (0.95, 0.3), (1, 0.4)]
-)
-def test_quantiles_are_interpolated_inside_a_bucket(q: float, expected: float) -> None:
-    assert SEEN.quantile(q) == pytest.approx(expected)
-    assert Histogram({0.1: 1, math.inf: 10**6}).quantile(q) == 0.1, "beyond the last bound"
-
-
-def test_of_nothing_all_is_zero() -> None:
-    """JSON has neither NaN nor infinity."""
-    assert Histogram().quantiles() == Quantiles()
-    assert Histogram({0.1: 0, math.inf: 0}).quantiles() == Quantiles()
-
-
-def test_histograms_add_up_and_what_grew_is_a_difference() -> None:
-    more = Histogram({0.1: 60, 0.2: 100, 0.4: 120, math.inf: 130})
-    assert more - SEEN == Histogram({0.1: 10, 0.2: 10, 0.4: 20, math.inf: 30})
-    assert total([SEEN, more - SEEN]) == more
-    assert total([]) == Histogram()
-    assert SEEN + Histogram() == SEEN
-
-
-bounds = [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, math.inf]
-
-
-@given(st.lists(st.floats(0, 4.9), min_size=1), st.floats(0.01, 1))
-def test_a_quantile_lies_in_the_bucket_of_the_true_one(seen: list[float], q: float) -> None:
-    histogram = Histogram({b: sum(x <= b for x in seen) for b in bounds})
-    true = sorted(seen)[math.ceil(q * len(seen)) - 1]
-    upper = next(b for b in bounds if true <= b)
-    lower = max((b for b in bounds if b < upper), default=0.0)
-    assert lower - 1e-9 <= histogram.quantile(q) <= upper + 1e-9

@@ -15,12 +15,12 @@ from hpc_dynamo.config import (
     Config,
     Device,
     Engine,
-    Kind,
     Model,
     Pool,
     Role,
     Task,
     Topology,
+    TopologyKind,
 )
 from hpc_dynamo.engines import DIALECTS, Concurrent, Place, dialect, engine, probing, suited
 from hpc_dynamo.engines.metrics import parse
@@ -33,8 +33,8 @@ from hpc_dynamo.topology import Shard, Worker, plan
 from tests.unit.engines.test_engines import options
 
 POOL = Pool(workers=1, tensor_parallel=2)
-SPLIT = Topology(kind=Kind.disaggregated, prefill=POOL, decode=POOL)
-WHOLE = Topology(kind=Kind.aggregated, aggregated=POOL)
+SPLIT = Topology(kind=TopologyKind.disaggregated, prefill=POOL, decode=POOL)
+WHOLE = Topology(kind=TopologyKind.aggregated, aggregated=POOL)
 CONFIG = Config(
     engine=Engine(name="sglang", args={"mem_fraction_static": 0.8}, env={"A": "1"}),
     model=Model(path="/shared/llama"),
@@ -243,7 +243,7 @@ def test_what_the_simulator_speaks() -> None:
 
 
 def test_no_worker_computes_a_prompt_alone_where_engines_share_all() -> None:
-    assert not suited(CONFIG).router.local_prefill
-    assert not suited(SIMULATED).router.local_prefill
-    assert suited(replace(CONFIG, topology=WHOLE)).router.local_prefill
-    assert suited(replace(CONFIG, engine=Engine(name="vllm"))).router.local_prefill
+    assert not suited(CONFIG).router.conditional_disaggregation
+    assert not suited(SIMULATED).router.conditional_disaggregation
+    assert suited(replace(CONFIG, topology=WHOLE)).router.conditional_disaggregation
+    assert suited(replace(CONFIG, engine=Engine(name="vllm"))).router.conditional_disaggregation

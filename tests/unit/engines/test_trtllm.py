@@ -13,21 +13,22 @@ from hpc_dynamo.config import (
     Config,
     Device,
     Engine,
-    Kind,
     Model,
     Pool,
     Role,
     Router,
     Topology,
+    TopologyKind,
 )
 from hpc_dynamo.engines import Body, Command, Place, engine
-from hpc_dynamo.engines.metrics import Histogram, Metrics, parse
+from hpc_dynamo.engines.metrics import Metrics, parse
 from hpc_dynamo.engines.trtllm_pd_protocol import END_ID, LEAST_ID, TrtllmDialect
 from hpc_dynamo.errors import ConfigError, RequestFailed
+from hpc_dynamo.histogram import Histogram
 from hpc_dynamo.topology import Shard, Worker, plan
 
 SPLIT = Topology(
-    kind=Kind.disaggregated,
+    kind=TopologyKind.disaggregated,
     prefill=Pool(workers=1, tensor_parallel=2),
     decode=Pool(workers=1, data_parallel=4),
 )
@@ -191,7 +192,7 @@ def test_a_reading_in_our_words() -> None:
         prefix_queries=1200,
         prefix_hits=300,
         prompt_tokens=1200,
-        ttft=Histogram({0.1: 2, float("inf"): 5}),
+        ttft=Histogram.from_cumulative({0.1: 2, float("inf"): 5}),
     )
 
 

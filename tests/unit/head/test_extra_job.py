@@ -21,7 +21,12 @@ from hpc_dynamo.run import Attempt, Grown, Run, write_json
 from hpc_dynamo.topology import Plan, fill, plan
 
 WORDS = (
-    *("engine=simulator", "planner=load", "planner.grow.nodes=4", "planner.grow.nodes_each=2"),
+    *(
+        "engine=simulator",
+        "planner=load",
+        "planner.scale_out.max_nodes=4",
+        "planner.scale_out.nodes_per_job=2",
+    ),
     *("topology.prefill.workers=1", "topology.decode.workers=1", "name=day"),
     *("cluster.slurm.partition=gpu", "cluster.slurm.time=12:00:00"),
 )
@@ -91,7 +96,9 @@ def known(job: Grown, **more: Any) -> ExtraJobStatus:
 def test_one_that_was_left_behind_is_cancelled_and_counted(attempt: Attempt, told: Path) -> None:
     job, now = job_of(attempt), time.time()
     write_json(job.job_file, JobRecord(launcher="slurm", job_id="42"))
-    state = known(job, state=ExtraJobState.running, began_at=now - 3600.0, seen_at=now - 1800.0)
+    state = known(
+        job, state=ExtraJobState.running, running_since=now - 3600.0, running_until=now - 1800.0
+    )
     write_json(job.state_file, state)
     extra_jobs.clear(attempt.grown(), silence_s=900.0)
     assert told.read_text().split() == ["42"]
@@ -116,7 +123,7 @@ def test_this_machine_has_no_further_gpus(attempt: Attempt) -> None:
     extra_jobs.check(config, layout, Launcher.local)
     on_gpus = Plan(1, 4, layout.workers)
     extra_jobs.check(config, on_gpus, Launcher.slurm)
-    with pytest.raises(ConfigError, match=r"planner\.grow needs Slurm"):
+    with pytest.raises(ConfigError, match=r"planner\.scale_out needs Slurm"):
         extra_jobs.check(config, on_gpus, Launcher.local)
     extra_jobs.check(Config(), on_gpus, Launcher.local)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.config import Cluster, Config, Engine, Kind, Pool, Slurm, Topology
+from hpc_dynamo.config import Cluster, Config, Engine, Pool, Slurm, Topology, TopologyKind
 from hpc_dynamo.launch.layout_check import faults, fitted, warnings
 from hpc_dynamo.launch.partitions import Nodes, parsed
 from hpc_dynamo.launch.resources import sbatch_options
@@ -52,7 +52,9 @@ def config_of(workers: int = 4, nodes: int | None = None, **cluster: Any) -> Con
     slurm = Slurm(**cluster.pop("slurm", {}))
     return Config(
         engine=Engine(cpus=8, memory_gb=64),
-        topology=Topology(kind=Kind.aggregated, nodes=nodes, aggregated=Pool(workers=workers)),
+        topology=Topology(
+            kind=TopologyKind.aggregated, nodes=nodes, aggregated=Pool(workers=workers)
+        ),
         cluster=Cluster(**{"gpus_per_node": 4, "slurm": slurm, **cluster}),
     )
 

@@ -11,12 +11,12 @@ from hpc_dynamo.config import (
     Device,
     Engine,
     Hardware,
-    Kind,
     Pool,
-    Served,
+    ServedModel,
     Slurm,
     Task,
     Topology,
+    TopologyKind,
 )
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch.resources import (
@@ -35,7 +35,7 @@ from hpc_dynamo.topology import plan
 BASE = Config(
     engine=Engine(cpus=8, memory_gb=64),
     topology=Topology(
-        kind=Kind.disaggregated,
+        kind=TopologyKind.disaggregated,
         prefill=Pool(workers=2),
         decode=Pool(workers=1, tensor_parallel=4),
     ),
@@ -83,8 +83,8 @@ def test_workers_without_gpus_count_as_a_whole() -> None:
 
 def test_each_model_counts_as_its_own_engine_asks() -> None:
     models = {
-        "large": Served(engine=Engine(cpus=8, memory_gb=64), topology=BASE.topology),
-        "small": Served(
+        "large": ServedModel(engine=Engine(cpus=8, memory_gb=64), topology=BASE.topology),
+        "small": ServedModel(
             engine=Engine(cpus=3, memory_gb=10), topology=Topology(aggregated=Pool(workers=2))
         ),
     }
@@ -217,7 +217,7 @@ def test_as_many_or_unknown_numbers_of_gpus_pass(extra: dict[str, str]) -> None:
 
 def test_fewer_gpus_of_a_kind_name_its_field() -> None:
     kind = Hardware(gpus_per_node=4, extra={"gpus-per-node": "2"})
-    pools = Topology(kind=Kind.aggregated, aggregated=Pool(workers=1, hardware="big"))
+    pools = Topology(kind=TopologyKind.aggregated, aggregated=Pool(workers=1, hardware="big"))
     config = replace(BASE, topology=pools, cluster=Cluster(hardware={"big": kind}))
     with pytest.raises(ConfigError) as refused:
         options_of_all(config)

@@ -8,15 +8,25 @@ from zipfile import ZipFile
 
 import pytest
 
-from hpc_dynamo.config import Cluster, Config, Device, Engine, Kind, Model, Pool, Role, Topology
+from hpc_dynamo.config import (
+    Cluster,
+    Config,
+    Device,
+    Engine,
+    Model,
+    Pool,
+    Role,
+    Topology,
+    TopologyKind,
+)
 from hpc_dynamo.engines import Meeting, Place, engine
 from hpc_dynamo.topology import Shard, Worker
 from tests.unit.engines.contract.read_sglang import FILE, read
 
 OPTIONS: dict[str, dict[str, Any]] = json.loads(FILE.read_text())["options"]
 POOL = Pool(workers=1, tensor_parallel=2, pipeline_parallel=2)
-SPLIT = Topology(kind=Kind.disaggregated, prefill=POOL, decode=POOL)
-WHOLE = Topology(kind=Kind.aggregated, aggregated=POOL)
+SPLIT = Topology(kind=TopologyKind.disaggregated, prefill=POOL, decode=POOL)
+WHOLE = Topology(kind=TopologyKind.aggregated, aggregated=POOL)
 
 
 def words(role: Role, **args: Any) -> list[str]:
@@ -74,7 +84,7 @@ def test_every_flag_of_a_part_is_known(role: Role, part: int) -> None:
 
 
 def test_options_of_adapters_and_sleep_are_known() -> None:
-    own, adapters = Engine(name="sglang", sleep=True), {"a": "/a", "b": "/b"}
+    own, adapters = Engine(name="sglang", sleep_mode=True), {"a": "/a", "b": "/b"}
     config = Config(engine=own, model=Model(path="/llama", lora=adapters), topology=SPLIT)
     worker = Worker(3, Role.decode, (Shard(0, (0, 1, 2, 3)),))
     found = told(config, Place(worker, "10.0.0.7", (5000, 5001), ("0",), "t"))

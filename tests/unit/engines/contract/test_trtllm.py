@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from hpc_dynamo.config import Cluster, Config, Engine, Kind, Model, Pool, Role, Router, Topology
+from hpc_dynamo.config import (
+    Cluster,
+    Config,
+    Engine,
+    Model,
+    Pool,
+    Role,
+    Router,
+    Topology,
+    TopologyKind,
+)
 from hpc_dynamo.engines import Body, Command, Place, engine
 from hpc_dynamo.engines.trtllm import TRTLLM_METRICS
 from hpc_dynamo.engines.trtllm_pd_protocol import TrtllmDialect
@@ -39,7 +49,7 @@ ARGS = {
 
 
 def command(role: Role, pool: Pool, args: dict[str, Any]) -> Command:
-    split = Topology(kind=Kind.disaggregated, prefill=pool, decode=pool)
+    split = Topology(kind=TopologyKind.disaggregated, prefill=pool, decode=pool)
     config = Config(
         engine=Engine(name="trtllm", args=args),
         model=Model(path="/model"),

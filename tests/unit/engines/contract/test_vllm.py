@@ -78,7 +78,7 @@ def test_every_option_is_known_with_an_allowed_value(topology: str, shape: str) 
 
 def test_options_of_adapters_and_sleep_are_known(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"r": 24}')
-    own = [f"model.lora.a={tmp_path}", "model.lora.b=org/b", "engine.sleep=true"]
+    own = [f"model.lora.a={tmp_path}", "model.lora.b=org/b", "engine.sleep_mode=true"]
     topology = ["topology=disaggregated", "cluster.gpus_per_node=8", "model.path=/m"]
     found = list(words(compose([*topology, *own])))
     assert [wrong(each) for each in found] == [[], []]
