@@ -7,8 +7,8 @@ BIN    := $(VENV)/bin
 LOCKED := $(BIN)/pip install --quiet --require-hashes -r
 NIXL   := $(BIN)/pip install --quiet --require-hashes --no-deps -r requirements/nixl.lock
 HPC_DYNAMO := $(BIN)/pip install --quiet --no-deps --editable .
-# Tests that share nothing but the machine. They wait as much as they compute: three at a time on
-# two cores. Whoever has none left takes over half of another's.
+# These tests share only the machine. They wait as much as they compute, so three processes are
+# right for two cores. A process without tests takes over half of another's.
 SIDE_BY_SIDE := -n 3 --dist worksteal
 
 COMPILE := uv pip compile --quiet --upgrade --universal --generate-hashes --no-annotate \
