@@ -1,4 +1,4 @@
-# `make demo` and `make test` are all that a newcomer needs; `make help` lists the rest.
+# Start with `make demo` and `make test`. `make help` lists all targets.
 PYTHON ?= python3
 ENGINE ?= vllm
 VENV   := .venv
@@ -7,8 +7,8 @@ BIN    := $(VENV)/bin
 LOCKED := $(BIN)/pip install --quiet --require-hashes -r
 NIXL   := $(BIN)/pip install --quiet --require-hashes --no-deps -r requirements/nixl.lock
 HPC_DYNAMO := $(BIN)/pip install --quiet --no-deps --editable .
-# These tests share only the machine. They wait as much as they compute, so three processes are
-# right for two cores. A process without tests takes over half of another's.
+# Tests wait as much as they compute: three workers on two cores. An idle worker takes over
+# tests of a busy one.
 SIDE_BY_SIDE := -n 3 --dist worksteal
 
 COMPILE := uv pip compile --quiet --upgrade --universal --generate-hashes --no-annotate \
@@ -23,11 +23,8 @@ help: ## this list
 demo: $(VENV)/demo.stamp ## a batch through one prefill and one decode worker (ENGINE=simulator: without vLLM)
 	$(BIN)/python -m hpc_dynamo.demo --engine $(ENGINE)
 
-test: $(VENV)/dev.stamp lint ## everything: fast suite, Slurm cluster (root on Debian), vLLM
-	-$(BIN)/python -m tests.cluster.slurm install
-	-$(BIN)/python -m hpc_dynamo.demo.provision
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --durations=20 -m "not cluster and not vllm"
-	$(BIN)/python -m pytest --durations=20 -m "cluster or vllm"
+test: $(VENV)/dev.stamp ## all tests: local, Slurm cluster (root on Debian) and vLLM; prints first what it installs
+	@$(BIN)/python -m tests.suite
 
 test-fast: $(VENV)/dev.stamp ## some three minutes on two cores: no cluster, no vLLM, few whole jobs
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not cluster and not vllm and not slow"
@@ -50,7 +47,7 @@ lock: ## update requirements/*.lock from pyproject.toml (needs uv)
 	$(COMPILE) pyproject.toml requirements/run.in -o requirements/run.lock
 	$(COMPILE) --no-deps requirements/nixl.in -o requirements/nixl.lock
 
-golden: $(VENV)/dev.stamp ## accept what the renderer now writes as sbatch/
+golden: $(VENV)/dev.stamp ## write the rendered scripts to sbatch/
 	HPC_DYNAMO_ACCEPT=1 $(BIN)/python -m pytest -q tests/unit/launch/test_sbatch.py
 
 cluster: $(VENV)/dev.stamp ## a three-node Slurm cluster on this machine and a shell to use it (root)

@@ -27,13 +27,13 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.common.processes import Group, free_port
+from benchmarks.common.processes import ProcessGroup, free_port
 from benchmarks.common.workload import MODEL, workload
-from benchmarks.soak.clients import STREAMED, WHOLE, Bodies, Clients
+from benchmarks.soak.clients import STREAMED, WHOLE, Bodies, LoadClients
 from hpc_dynamo.demo.provision import provision
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.http import HttpClient
-from hpc_dynamo.router import heard
+from hpc_dynamo.router import decode_loads
 
 RANKS, PROMPT, KEY = 4, 1200, "benchmark"
 HOST, LOOK_S, READY_S = "127.0.0.1", 0.1, 60.0
@@ -52,7 +52,7 @@ class Seen:
     answered: int = 0
     errors: int = 0
 
-    def add(self, clients: Sequence[Clients], spread: list[int], hits: float) -> None:
+    def add(self, clients: Sequence[LoadClients], spread: list[int], hits: float) -> None:
         ttft_s = sorted(s for c in clients for s in c.ttft_s)
         self.p50_s.append(statistics.median(ttft_s))
         self.p99_s.append(ttft_s[int(0.99 * (len(ttft_s) - 1))])
@@ -68,7 +68,7 @@ async def measure(args: argparse.Namespace, heads: int, exchange: bool, seen: Se
     with tempfile.TemporaryDirectory(prefix="heads-") as folder:
         async with started(Path(folder), args.model, heads, exchange) as urls:
             async with HttpClient.bearer(KEY) as http:
-                clients = [Clients(http, url, make, leave=0.0) for url in urls]
+                clients = [LoadClients(http, url, make, leave=0.0) for url in urls]
                 spread = list[int]()
                 looking = asyncio.create_task(look(http, urls, spread))
                 async with asyncio.TaskGroup() as group:
@@ -92,7 +92,7 @@ async def started(
     folder: Path, model: Path, heads: int, exchange: bool
 ) -> AsyncIterator[list[str]]:
     """Base URLs of heads that have all ranks."""
-    group = Group(folder)
+    group = ProcessGroup(folder)
     (folder / "key").write_text(KEY)
     try:
         pairs = [await engine(group, rank) for rank in range(RANKS)]
@@ -121,7 +121,7 @@ async def started(
         await group.stop()
 
 
-async def engine(group: Group, rank: int) -> tuple[str, str]:
+async def engine(group: ProcessGroup, rank: int) -> tuple[str, str]:
     """Its URL, and where it tells its KV events."""
     port, live, replay = free_port(), *(f"tcp://{HOST}:{free_port()}" for _ in range(2))
     events = {"enable_kv_cache_events": True, "publisher": "zmq"}
@@ -131,7 +131,7 @@ async def engine(group: Group, rank: int) -> tuple[str, str]:
     return f"http://{HOST}:{port}", f"{live}|{replay}"
 
 
-async def ready(http: HttpClient, url: str, group: Group) -> None:
+async def ready(http: HttpClient, url: str, group: ProcessGroup) -> None:
     while len(await loads(http, url)) < RANKS:
         group.check()
         await asyncio.sleep(LOOK_S)
@@ -141,7 +141,7 @@ async def loads(http: HttpClient, url: str) -> dict[str, int]:
     """Requests of one head, by rank; none while it starts."""
     try:
         async with http.send("GET", url, "/v1/loads") as answer:
-            said = heard(await answer.read())
+            said = decode_loads(await answer.read())
             return {at: load.active for at, load in said.workers.items()}
     except OSError:
         return {}

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from hpc_dynamo.frontend.openapi import document
+from hpc_dynamo.frontend.openapi import openapi_document
 
 PAGE = "http-api.md"
 INTRODUCTION = """
@@ -19,7 +19,7 @@ Every serving run publishes this as OpenAPI 3.1 at `/openapi.json`. All paths ex
 def page() -> str:
     """Return the page as Markdown."""
     parts = [INTRODUCTION]
-    for path, methods in document()["paths"].items():
+    for path, methods in openapi_document()["paths"].items():
         for method, operation in methods.items():
             parts.append("\n".join(_operation(path, method, operation)))
     return "\n".join(parts)

@@ -10,8 +10,8 @@ from pathlib import Path
 from benchmarks.common.processes import free_port
 from benchmarks.common.provision import DYNAMO
 from benchmarks.common.workload import MODEL
-from benchmarks.frontend.peers import PLANES, Started
-from benchmarks.frontend.targets import Pids
+from benchmarks.frontend.peers import PLANES, ProcessTarget
+from benchmarks.frontend.targets import TargetPids
 from benchmarks.replay.engine import write_mocker
 from benchmarks.replay.figures import Prefix
 from benchmarks.replay.setting import Running, Setting, Start, look
@@ -43,7 +43,7 @@ def dynamo(setting: Setting, env: Path, mode: str, words: Sequence[str] = ()) ->
     return start
 
 
-class Mockers(Started):
+class Mockers(ProcessTarget):
     """Dynamo's frontend and one mocker process a role, which runs all workers of that role."""
 
     def __init__(
@@ -71,7 +71,7 @@ class Mockers(Started):
             argv = [*self._mocker(role, count, table), *PLANES]
             backends.append(await self.group.start(f"mocker-{role}", argv, env))
         frontend = await self.group.start("frontend", [*self._frontend(port), *PLANES], env)
-        self._pids = Pids((frontend,), tuple(backends))
+        self._pids = TargetPids((frontend,), tuple(backends))
         return f"http://127.0.0.1:{port}"
 
     def _mocker(self, role: str, count: int, table: Path) -> list[str]:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.common.processes import Ended
-from benchmarks.common.serving import Served, serving
+from benchmarks.common.processes import ProcessExited
+from benchmarks.common.serving import ServingJob, serving
 from benchmarks.common.workload import MODEL
 from benchmarks.replay.engine import write_simulator
 from benchmarks.replay.figures import Prefix
@@ -101,7 +101,7 @@ class _Workers(msgspec.Struct):
 
 
 async def _ready(
-    http: HttpClient, served: Served, setting: Setting, kind: TopologyKind
+    http: HttpClient, served: ServingJob, setting: Setting, kind: TopologyKind
 ) -> list[str]:
     """URLs of all workers, when they are ready. Raises Ended."""
     wanted, deadline = sum(setting.pools(kind).values()), time.monotonic() + READY_S
@@ -112,7 +112,7 @@ async def _ready(
             return [w.url for w in ready]
         await asyncio.sleep(0.2)  # a page is looked at
     what = f"{len(ready)} of {wanted} workers were ready after {READY_S:.0f} s"
-    raise Ended(what, log=served.run.path)
+    raise ProcessExited(what, log=served.run.path)
 
 
 async def _prefix(engines: HttpClient, urls: Sequence[str], asked: int) -> Prefix:

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.common.processes import Ended
+from benchmarks.common.processes import ProcessExited
 from benchmarks.replay.engine import Engine
 from benchmarks.replay.figures import Prefix
 from benchmarks.replay.trace import Scale
@@ -55,4 +55,4 @@ async def look(http: HttpClient, url: str, path: str) -> bytes:
         async with asyncio.timeout(LOOK_S), http.send("GET", url, path) as answer:
             return await answer.read()
     except OSError as e:  # TimeoutError is one
-        raise Ended(f"{url}{path}: {e or type(e).__name__}") from e
+        raise ProcessExited(f"{url}{path}: {e or type(e).__name__}") from e

@@ -6,7 +6,7 @@ from hpc_dynamo.config.cluster import BootstrapMethod
 from hpc_dynamo.config.planner import PlannerMode
 from hpc_dynamo.config.schema import Config
 from hpc_dynamo.config.several import errors_of_model
-from hpc_dynamo.errors import ConfigError, override, unknown_name
+from hpc_dynamo.errors import ConfigError, quoted_override, unknown_name
 
 OWN = ""  # the cluster's own nodes: those of pools that name no kind
 SLURM = ("gpu_type", "partition", "account", "qos", "constraint", "reservation")
@@ -56,7 +56,7 @@ def _check_names(config: Config) -> None:
             continue
         field = f"topology.{role}.hardware"
         if not known:
-            own = override(f"cluster.hardware.{pool.hardware}.partition", "gpu")
+            own = quoted_override(f"cluster.hardware.{pool.hardware}.partition", "gpu")
             hint = f"{own}, or another field of it"
             raise ConfigError(f"{field}={pool.hardware}: no kinds are described", hint=hint)
         raise unknown_name(field, pool.hardware, known)

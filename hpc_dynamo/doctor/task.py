@@ -24,7 +24,7 @@ from hpc_dynamo.doctor.coordinator import CODEC, Lead, Meeting, control, token
 from hpc_dynamo.doctor.nixl_endpoint import End, end
 from hpc_dynamo.doctor.records import Examined, Facts, Meet, Message, Over, Pull
 from hpc_dynamo.errors import BootstrapError, KvTransferError
-from hpc_dynamo.launch.node import whoami
+from hpc_dynamo.launch.node import node_index_and_hosts
 from hpc_dynamo.messages import NodeRecord
 from hpc_dynamo.run import Attempt, write_json
 from hpc_dynamo.wire import ControlClient, ControlServer
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 def main(path: str) -> int:
     """This node's part; 0 where it could be done, whatever was found."""
     attempt = Attempt(Path(path))
-    index, hosts = whoami(attempt.plan().nodes)
+    index, hosts = node_index_and_hosts(attempt.plan().nodes)
     logging.basicConfig(filename=attempt.agent_log(index), level=logging.INFO)
     try:
         asyncio.run(_node(attempt, index, hosts))

@@ -1,15 +1,15 @@
 """Real vLLM on the CPU: prefill and decode workers say what a single worker says."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.demo.provision import Places, Provisioned, cache_dir, provision
+from hpc_dynamo.demo.provision import Provisioned
 from tests.support.comparable import batch_answers
 from tests.support.runs import answers, hpc_dynamo, latest
 from tests.support.unusual_bodies import ANSWERS, LISTS
+from tests.support.vllm import provisioned
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -25,17 +25,6 @@ QUESTIONS = (
 
 # Several prompts, or several answers: bodies that prefill and decode workers must not share.
 UNSHARED = (LISTS[0], LISTS[2], LISTS[3], LISTS[7], ANSWERS[0])
-
-
-def provisioned() -> Provisioned:
-    """The engine that `make demo` and `make test` install; skips where it is not there.
-
-    With `vllm` among the words of HPC_DYNAMO_REQUIRE it fails instead.
-    """
-    if not Places(cache_dir()).complete:
-        required = "vllm" in os.environ.get("HPC_DYNAMO_REQUIRE", "").split()
-        (pytest.fail if required else pytest.skip)("vLLM is not installed: make demo installs it")
-    return provision()
 
 
 @pytest.fixture(scope="module")

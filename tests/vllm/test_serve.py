@@ -21,19 +21,19 @@ import pytest
 
 from hpc_dynamo.config import Config, Device, Engine
 from hpc_dynamo.demo.provision import Provisioned
-from hpc_dynamo.engines.vllm import Vllm
+from hpc_dynamo.engines.vllm import VllmAdapter
 from hpc_dynamo.kv.events import BlockHash, BlockStored, KvEvent, decode_events
 from hpc_dynamo.run import Run
 from hpc_dynamo.wire import KvEventSubscriber
 from tests.support.runs import latest
-from tests.vllm.test_batch import provisioned
+from tests.support.vllm import provisioned
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 READY_S = 280.0
 FREED_S = 30.0
 REPLAY_S = 30.0
-BLOCK = Vllm().block_tokens(Config(engine=Engine(device=Device.cpu)))
+BLOCK = VllmAdapter().block_tokens(Config(engine=Engine(device=Device.cpu)))
 MODEL = "smol"
 ASKED: Any = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
 LONG: Any = [{"role": "user", "content": "Tell a very long story about the sea and its ships."}]

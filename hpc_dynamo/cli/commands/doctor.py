@@ -25,7 +25,7 @@ from hpc_dynamo.doctor.analysis import usual_gb_s
 from hpc_dynamo.doctor.coordinator import report_file
 from hpc_dynamo.doctor.records import Examined, Finding, Level, Report
 from hpc_dynamo.errors import LaunchError, UsageError
-from hpc_dynamo.launch import Job, JobState
+from hpc_dynamo.launch import JobState, LaunchedJob
 from hpc_dynamo.run import Attempt, read_json, write_json
 from hpc_dynamo.topology import Plan
 from hpc_dynamo.topology import plan as lay_out
@@ -43,12 +43,12 @@ def doctor(args: Namespace) -> int:
     """Measure and check; 1 where there is a fault, 0 for healthy."""
     _refuse_runs(args.overrides)
     config = placed(compose(args.overrides, args.config_dir), "doctor")
-    launcher = launch.resolve(config.cluster.launcher)
+    launcher = launch.resolve_launcher(config.cluster.launcher)
     config = counted(config, launcher)
     layout = _layout(config, launcher)
     config = asked_of_slurm(config, layout, launcher)
     attempt = serve_run(config, say).new_attempt(config, layout)
-    job = launch.start(launcher, attempt, config, layout, task.main)
+    job = launch.start_attempt(launcher, attempt, config, layout, task.main)
     OUT.print(f"looking over {layout.nodes} node(s), logs in {attempt.logs}", markup=False)
     try:
         report = _await(attempt, job)
@@ -73,13 +73,13 @@ def _refuse_runs(words: Sequence[str]) -> None:
 def _layout(config: Config, launcher: Launcher) -> Plan:
     """In an allocation all of its nodes, whatever the topology takes of them."""
     layout = lay_out(config)
-    if launcher is not Launcher.allocation or len(layout.parts) > 1:
+    if launcher is not Launcher.allocation or len(layout.group_plans) > 1:
         return layout
     given = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     return replace(layout, nodes=max(layout.nodes, given))
 
 
-def _await(attempt: Attempt, job: Job) -> Report:
+def _await(attempt: Attempt, job: LaunchedJob) -> Report:
     """As long as the job lives, which has deadlines of its own. Raises LaunchError."""
     ended_at, said = 0.0, ""
     while (report := read_json(report_file(attempt), Report)) is None:

@@ -137,7 +137,7 @@ def test_a_batch_by_a_worker_of_two_parts(tmp_path: Path) -> None:
     attempt = latest(run)
     assert attempt.plan().nodes == 2
     assert "node 1 is here" in attempt.worker_log(0).read_text()
-    shown = hpc_dynamo("logs", "name=prompts", "0-part-1", cwd=tmp_path)
+    shown = hpc_dynamo("logs", "name=prompts", "0-shard-1", cwd=tmp_path)
     assert "node 1 of 2, with node 0" in shown.stdout, shown.stderr
 
 
