@@ -7,7 +7,7 @@ from hpc_dynamo.demo.steps import KNOWN_FAILURES as DEMO
 from hpc_dynamo.engines import container_args, sglang, trtllm, vllm
 from hpc_dynamo.engines.diagnostics import COMMON
 from hpc_dynamo.launch.reasons import KNOWN as REASONS
-from hpc_dynamo.launch.reasons import Chance
+from hpc_dynamo.launch.reasons import StartChance
 from hpc_dynamo.launch.refusal import FIELDS
 
 PAGE = "failures.md"
@@ -34,8 +34,8 @@ def page() -> str:
     parts += ["\n## Installation of the demo\n", _table(_signs(DEMO))]
     parts += ["\n## Jobs that sbatch refuses\n", "The first sign that matches counts.\n"]
     parts.append(_table((f"`{_plain(pattern)}`", hint) for pattern, hint in FIELDS))
-    held = [(f"`{name}`", f"{r.chance}: {r.meaning}", r.remedy) for name, r in REASONS.items()
-            if r.chance is not Chance.waits]  # fmt: skip
+    held = [(f"`{name}`", f"{r.start_chance}: {r.meaning}", r.remedy) for name, r in REASONS.items()
+            if r.start_chance is not StartChance.waits]  # fmt: skip
     parts += ["\n## Pending jobs that do not start\n"]
     parts.append(_table(held, "reason of squeue", "meaning", "try"))
     return "\n".join(parts)
