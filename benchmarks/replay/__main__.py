@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks import replay
 from benchmarks.common import provision
 from benchmarks.common.machine import cpu_model
-from benchmarks.replay import timing_check
+from benchmarks.replay import plot, timing_check
 from benchmarks.replay.dynamo_target import MODES, OPTION, dynamo
 from benchmarks.replay.engine import Engine
 from benchmarks.replay.hpc_dynamo_target import ours, policies
