@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from hpc_dynamo.engines import Body
-from hpc_dynamo.engines.paths import offered
+from hpc_dynamo.engines.paths import forwardable
 from hpc_dynamo.http import HttpClient
 
 
@@ -109,7 +109,7 @@ def _operations(content: bytes) -> tuple[str, ...]:
         paths = msgspec.json.decode(content, type=_Document).paths
     except (msgspec.DecodeError, RecursionError):
         return ()
-    return offered((method, path) for path, methods in paths.items() for method in methods)
+    return forwardable((method, path) for path, methods in paths.items() for method in methods)
 
 
 def _served(content: bytes) -> EngineModels:

@@ -100,7 +100,7 @@ class Ledger:
 
     def __init__(self, run: Run, attempt: int) -> None:
         self._run = run
-        self._part = run.part(attempt)
+        self._part = run.attempt_results(attempt)
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
 
@@ -108,7 +108,7 @@ class Ledger:
         """The best result of each id so far: later beats earlier, unless it is worse."""
         best: dict[str, ResultLocation] = {}
         void = self._void()
-        for file in sorted(self._run.parts.glob("*.jsonl"), key=lambda p: int(p.stem)):
+        for file in sorted(self._run.results.glob("*.jsonl"), key=lambda p: int(p.stem)):
             for custom_id, spot in _read(file, void=int(file.stem) <= void):
                 old = best.get(custom_id)
                 if old is None or not old.finished:
@@ -130,7 +130,7 @@ class Ledger:
         to_come = (e for e in requests.entries if (s := spots.get(e.custom_id)) is None or s.void)
         if not failed or (self._void() and any(to_come)):
             return 0
-        last = max(int(file.stem) for file in self._run.parts.glob("*.jsonl"))
+        last = max(int(file.stem) for file in self._run.results.glob("*.jsonl"))
         write_json(self._run.retry_file, RetryRound(last_attempt=last, requested_at=time.time()))
         return sum(entry.custom_id in failed for entry in requests.entries)
 

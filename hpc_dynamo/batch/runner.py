@@ -24,10 +24,10 @@ from hpc_dynamo.dispatch import (
     RequestBuilder,
     RequestContext,
 )
-from hpc_dynamo.engines import Body, calling, plain
+from hpc_dynamo.engines import Body, adapter_fields, field_value
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.json_reader import is_null
-from hpc_dynamo.launch.walltime import Durations
+from hpc_dynamo.launch.walltime import RequestDurations
 from hpc_dynamo.messages import Progress
 
 FIRST_RETRY_S, MAX_RETRY_S = 0.5, 10.0  # delay before a request is tried again
@@ -105,7 +105,7 @@ class BatchRunner:
         self._left, self._resumed = left, len(requests.entries) - len(left)
         self.in_flight = min(max_in_flight(config), len(left))  # at most
         self._stopping = False
-        self.durations = Durations()
+        self.durations = RequestDurations()
         self._began = time.monotonic()
         self._done = self._failed = self._running = 0
         self._prompt_tokens = self._completion_tokens = self._cached_tokens = 0
@@ -191,10 +191,10 @@ class BatchRunner:
         """Return the request with the batch's defaults, for the run's model or an adapter."""
         unset = {k: v for k, v in self._config.batch.body_defaults.items() if is_null(given, k)}
         body = {k: v for k, v in given.items() if k not in RESERVED_FIELDS} | unset
-        model, asked = self._config.model, plain(body.get("model"))
+        model, asked = self._config.model, field_value(body.get("model"))
         adapter = asked if isinstance(asked, str) and asked in model.lora else None
         body["model"] = adapter or model.served_name
-        body |= calling(self._config, adapter) if adapter else {}
+        body |= adapter_fields(self._config, adapter) if adapter else {}
         about = RequestContext(adapter=adapter, timeout_s=self._config.batch.request_timeout_s)
         return await self._builder.build(path, msgspec.json.encode(body), body, about)
 

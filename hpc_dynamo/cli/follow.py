@@ -10,12 +10,14 @@ from hpc_dynamo.cli.cancel import Cancel
 from hpc_dynamo.cli.render import serving
 from hpc_dynamo.cli.render.live import display
 from hpc_dynamo.cli.run_watcher import LOOK_S, Watch
-from hpc_dynamo.launch import Job
+from hpc_dynamo.launch import LaunchedJob
 from hpc_dynamo.messages import Outcome, WorkerReport, WorkerState
 from hpc_dynamo.run import Attempt
 
 
-def follow(attempt: Attempt, job: Job, console: Console, cancel: Cancel | None = None) -> Outcome:
+def follow(
+    attempt: Attempt, job: LaunchedJob, console: Console, cancel: Cancel | None = None
+) -> Outcome:
     """Return the outcome of the attempt. Also returns when its job is gone without one.
 
     `cancel` stops the job and the job that it hands over to; None: both were already stopped.
@@ -33,9 +35,9 @@ def follow(attempt: Attempt, job: Job, console: Console, cancel: Cancel | None =
     return outcome
 
 
-def _stop(attempt: Attempt, job: Job) -> None:
+def _stop(attempt: Attempt, job: LaunchedJob) -> None:
     job.stop()
-    for other, extra, _, _ in launch.going_on(attempt.run):
+    for other, extra, _, _ in launch.live_attempts(attempt.run):
         if other.number > attempt.number:
             extra.stop()
 

@@ -22,12 +22,12 @@ from hpc_dynamo.cli.render import status as views
 from hpc_dynamo.cli.render.console import OUT
 from hpc_dynamo.cli.run_folder import serve_run
 from hpc_dynamo.config import Config, Launcher, Planner, PlannerMode, Serve, Task, check_folder
-from hpc_dynamo.engines import check, is_world, suited
+from hpc_dynamo.engines import check, is_mpi_step, with_engine_limits
 from hpc_dynamo.errors import ConfigError, HpcDynamoError
 from hpc_dynamo.launch import extra_jobs, mpi_step
 from hpc_dynamo.messages import Outcome
-from hpc_dynamo.planner.interpolation import load_profile
-from hpc_dynamo.planner.profile import load
+from hpc_dynamo.planner.interpolation import load_performance
+from hpc_dynamo.planner.profile import load_profile
 from hpc_dynamo.run import Attempt, Run
 from hpc_dynamo.tasks import node
 from hpc_dynamo.topology import Plan
@@ -40,7 +40,7 @@ def batch(args: Namespace) -> int:
     """Answer every request of a JSONL file; the same command again resumes."""
     config = batch_config(_composed(args))
     source = Path(config.input)
-    launcher = launch.resolve(config.cluster.launcher)
+    launcher = launch.resolve_launcher(config.cluster.launcher)
     config, layout = _checked(config, launcher)
     requests = read_input(source)
     run = runs.batch_run(config, requests, say)
@@ -58,7 +58,7 @@ def batch(args: Namespace) -> int:
 def serve(args: Namespace) -> int:
     """Give an OpenAI endpoint until it is ended or the walltime is over."""
     config = serve_config(_composed(args))
-    launcher = launch.resolve(config.cluster.launcher)
+    launcher = launch.resolve_launcher(config.cluster.launcher)
     config, layout = _checked(config, launcher)
     run = serve_run(config, say)
     if args.detach:
@@ -69,7 +69,7 @@ def serve(args: Namespace) -> int:
 def profile(args: Namespace) -> int:
     """Measure an engine and a worker shape; the same command again resumes."""
     config = profile_config(_composed(args))
-    launcher = launch.resolve(config.cluster.launcher)
+    launcher = launch.resolve_launcher(config.cluster.launcher)
     config, layout = _checked(config, launcher)
     run = runs.profile_run(config, say)
     if run.profile.exists():
@@ -77,7 +77,7 @@ def profile(args: Namespace) -> int:
     elif code := go(run, config, layout, launcher, detach=args.detach):
         return code
     if run.profile.exists():  # not where it was only submitted
-        OUT.print(profiled.summary(load(run.profile)))
+        OUT.print(profiled.summary(load_profile(run.profile)))
     return 0
 
 
@@ -126,7 +126,7 @@ def go(run: Run, config: Config, layout: Plan, launcher: Launcher, *, detach: bo
             return 0
         outcome = follow(attempt, job, OUT, cancel)
         while outcome.next_attempt and (
-            after := launch.find(attempt.run.attempt(outcome.next_attempt))
+            after := launch.find_job(attempt.run.attempt(outcome.next_attempt))
         ):
             OUT.print(outcome.message, markup=False)
             attempt = attempt.run.attempt(outcome.next_attempt)
@@ -138,10 +138,10 @@ def go(run: Run, config: Config, layout: Plan, launcher: Launcher, *, detach: bo
 
 def _submitted(
     launcher: Launcher, attempt: Attempt, config: Config, layout: Plan, cancel: Cancel
-) -> launch.Job:
+) -> launch.LaunchedJob:
     """Return the started job. Ctrl-C also ends sbatch; that failure is not reported as its own."""
     try:
-        return launch.start(launcher, attempt, config, layout, node.main)
+        return launch.start_attempt(launcher, attempt, config, layout, node.main)
     except HpcDynamoError:
         if cancel.by_ctrl_c:
             raise KeyboardInterrupt from None
@@ -171,7 +171,7 @@ def placed(config: Config, default_name: str) -> Config:
     planner = replace(config.planner, profile=_profile(config.planner))
     runs = str(Path(config.runs_dir).absolute())
     check_folder(runs, name)
-    return suited(replace(config, name=name, runs_dir=runs, planner=planner))
+    return with_engine_limits(replace(config, name=name, runs_dir=runs, planner=planner))
 
 
 def _profile(planner: Planner) -> str:
@@ -181,7 +181,7 @@ def _profile(planner: Planner) -> str:
     if not planner.profile:
         hint = "planner.profile=FILE, which `hpc-dynamo profile` writes; or planner=load"
         raise ConfigError("planner.mode=sla needs a profile of the engine", hint=hint)
-    load_profile(planner.profile)
+    load_performance(planner.profile)
     return str(Path(planner.profile).absolute())
 
 
@@ -233,9 +233,9 @@ def _checked(config: Config, launcher: Launcher) -> tuple[Config, Plan]:
     config = counted(config, launcher)
     layout = lay_out(config)
     check(config, layout)
-    extra_jobs.check(config, layout, launcher)
-    worlds = any(is_world(config, worker) for worker in layout.workers)
-    mpi_step.refuse_without_slurm(launcher, config, worlds=worlds)
+    extra_jobs.check_scale_out(config, layout, launcher)
+    worlds = any(is_mpi_step(config, worker) for worker in layout.workers)
+    mpi_step.check_launcher(launcher, config, worlds=worlds)
     refuse_models(config, on_node=launcher is Launcher.local)
-    layout = launch.settled(launcher, config, layout)
+    layout = launch.with_submission_mode(launcher, config, layout)
     return asked_of_slurm(config, layout, launcher), layout

@@ -8,7 +8,7 @@ from typing import TypeVar
 from hpc_dynamo import launch
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.launch import enclosing, partitions
-from hpc_dynamo.launch.layout_check import fitted, refuse_impossible
+from hpc_dynamo.launch.layout_check import check_layout, fit_to_nodes
 from hpc_dynamo.topology import Plan
 
 N = TypeVar("N", int, float)
@@ -27,7 +27,7 @@ def counted(config: Config, launcher: Launcher) -> Config:
 
 def _of_allocation(config: Config) -> Config:
     """Use the smallest node of the allocation. Nodes of several kinds are set by the user."""
-    cluster, given = config.cluster, enclosing.required()
+    cluster, given = config.cluster, enclosing.require_allocation()
     if cluster.hardware:
         return config
     cluster = replace(
@@ -51,10 +51,10 @@ def asked_of_slurm(config: Config, layout: Plan, launcher: Launcher) -> Config:
     """
     if launcher is not Launcher.slurm:
         return config
-    nodes = partitions.known()
+    nodes = partitions.query_partitions()
     if config.cluster.preflight:
-        refuse_impossible(config, layout, nodes)
-    return fitted(config, layout, nodes)
+        check_layout(config, layout, nodes)
+    return fit_to_nodes(config, layout, nodes)
 
 
 def planned_for(config: Config) -> Launcher:
@@ -62,4 +62,4 @@ def planned_for(config: Config) -> Launcher:
     launcher = config.cluster.launcher
     if launcher is Launcher.allocation and "SLURM_JOB_ID" not in os.environ:
         return Launcher.slurm
-    return launch.resolve(launcher)
+    return launch.resolve_launcher(launcher)

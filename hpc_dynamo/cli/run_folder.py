@@ -18,7 +18,7 @@ from hpc_dynamo.batch.input_file import BatchInput
 from hpc_dynamo.batch.ledger import Ledger, ResultLocation
 from hpc_dynamo.config import Config, Task
 from hpc_dynamo.engines.settings import (
-    Difference,
+    SettingChange,
     Settings,
     answer_settings,
     differences,
@@ -54,8 +54,8 @@ def batch_run(config: Config, requests: BatchInput, say: Say) -> Run:
     _create(run)
     _record(config, run)
     if known is None or known.fingerprint != requests.fingerprint:
-        run.identify(requests.file, requests.fingerprint)
-    if config.batch.retry_failed and not launch.restarted(run):
+        run.write_identity(requests.file, requests.fingerprint)
+    if config.batch.retry_failed and not launch.is_restarted_job(run):
         _retry(results, requests, say)
     return run
 
@@ -71,7 +71,7 @@ def profile_run(config: Config, say: Say) -> Run:
             raise _other_settings(config, run, "points", changed)
     _create(run)
     _record(config, run)
-    run.identify(Path(f"profile of {config.served_name}"), "")
+    run.write_identity(Path(f"profile of {config.served_name}"), "")
     return run
 
 
@@ -93,7 +93,7 @@ def _free(config: Config, say: Say) -> Run:
     run = Run(Path(config.runs_dir) / config.name)
     launch.refuse_if_busy(run)
     if config.overwrite and run.attempts():
-        if launch.restarted(run):
+        if launch.is_restarted_job(run):
             say(f"overwrite=true took effect when this job first ran: {run.path} is resumed")
         else:
             _set_aside(run, say)
@@ -114,14 +114,14 @@ def _set_aside(run: Run, say: Say) -> None:
 def _results(run: Run) -> int:
     """Count the results of the run's attempts: answers, failures, or points of a profile."""
     total = 0
-    for part in run.parts.glob("*.jsonl"):
+    for part in run.results.glob("*.jsonl"):
         with part.open("rb") as file:
             total += sum(line.endswith(b"\n") for line in file)
     return total
 
 
 def _has_results(run: Run) -> bool:
-    return any(part.stat().st_size for part in run.parts.glob("*.jsonl"))
+    return any(part.stat().st_size for part in run.results.glob("*.jsonl"))
 
 
 def _old(run: Run) -> Path:
@@ -172,13 +172,13 @@ def _compare(
 
 
 def _other_settings(
-    config: Config, run: Run, kept: str, changed: Sequence[Difference], first: str = ""
+    config: Config, run: Run, kept: str, changed: Sequence[SettingChange], first: str = ""
 ) -> ConfigError:
     what = f"name={config.name}: {run.path} holds {kept} made with other settings:"
     return ConfigError(what + _listed(changed), hint=first + _remedy(config, run))
 
 
-def _listed(changed: Sequence[Difference]) -> str:
+def _listed(changed: Sequence[SettingChange]) -> str:
     return "".join(f"\n    {difference}" for difference in changed)
 
 

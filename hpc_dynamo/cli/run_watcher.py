@@ -3,7 +3,7 @@
 import time
 
 from hpc_dynamo.cli.missing_outcome import vanished
-from hpc_dynamo.launch import Job, JobState
+from hpc_dynamo.launch import JobState, LaunchedJob
 from hpc_dynamo.launch.reasons import NEVER_RAN
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.run import Attempt
@@ -18,7 +18,7 @@ CANCELLED_S = 2.0  # the same for a job that its user has stopped: no result is 
 class Watch:
     """Looks at an attempt from outside. `state` and `detail` are the job's, as last heard."""
 
-    def __init__(self, attempt: Attempt, job: Job) -> None:
+    def __init__(self, attempt: Attempt, job: LaunchedJob) -> None:
         self.attempt, self._job = attempt, job
         self.state, self.detail = JobState.unknown, "not asked yet"
         self.cancelled = False

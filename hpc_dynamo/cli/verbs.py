@@ -20,13 +20,13 @@ from hpc_dynamo.cli.render.console import OUT, can_redraw
 from hpc_dynamo.cli.render.live import until_end
 from hpc_dynamo.cli.run_lookup import find, latest, reachable
 from hpc_dynamo.cli.run_watcher import Watch
-from hpc_dynamo.launch.extra_jobs import clear
+from hpc_dynamo.launch.extra_jobs import stop_leftover_jobs
 
 
 def status(args: Namespace) -> int:
     """Show how a run is: its job, its workers, its progress; on a terminal until it ends."""
     attempt = latest(find(args))
-    job = launch.find(attempt)
+    job = launch.find_job(attempt)
     state = job.state() if job else None
     known = None if attempt.outcome() else attempt.endpoint()
     goes_on = job and state and state[0] is not launch.JobState.ended and not attempt.outcome()
@@ -42,17 +42,17 @@ def status(args: Namespace) -> int:
 
 def stop(args: Namespace) -> int:
     """End the job of a run on all its nodes; finished results stay."""
-    run = find(args, prefer=lambda run: any(launch.going_on(run)))
+    run = find(args, prefer=lambda run: any(launch.live_attempts(run)))
     said = f"{run.path} is not running"
     # A job that was just asked for its successor names it at its end.
-    while jobs := [(attempt, job) for attempt, job, _, _ in launch.going_on(run)]:
+    while jobs := [(attempt, job) for attempt, job, _, _ in launch.live_attempts(run)]:
         for _, job in jobs:
             job.stop()
         for attempt, job in jobs:
             outcome = follow(attempt, job, OUT)
             said = f"{run.path}: {outcome.message or 'it had finished'}"
     latest = run.attempts()[-1]
-    clear(latest.grown(), latest.config().cluster.heartbeat_timeout_s)
+    stop_leftover_jobs(latest.extra_jobs(), latest.config().cluster.heartbeat_timeout_s)
     OUT.print(said)
     return 0
 

@@ -16,7 +16,7 @@ from hpc_dynamo.dispatch.worker_client import (
     WorkerFailed,
     read_object,
 )
-from hpc_dynamo.engines import Body, Concurrent
+from hpc_dynamo.engines import Body, ConcurrentProtocol
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.router import Lease, Target
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 class ConcurrentHandoff:
     """See workers.Sharing."""
 
-    def __init__(self, workers: WorkerClient, dialect: Concurrent) -> None:
+    def __init__(self, workers: WorkerClient, dialect: ConcurrentProtocol) -> None:
         self._workers, self._dialect = workers, dialect
         self._introduced = dict[Target, Body]()  # what prefill workers told of where to meet them
 
@@ -38,7 +38,9 @@ class ConcurrentHandoff:
         """The answer is the decode worker's; who fails first ends the other."""
         try:
             told = await self._introduction(lease, prefill)
-            bodies = self._dialect.both(work.body, prefill.url, told, random.randrange(ROOMS))
+            bodies = self._dialect.worker_bodies(
+                work.body, prefill.url, told, random.randrange(ROOMS)
+            )
             await self._both(lease, prefill, work, taker, *map(msgspec.json.encode, bodies))
         except RequestFailed:
             self._introduced.pop(prefill, None)  # the next life of a worker may say another
@@ -47,7 +49,7 @@ class ConcurrentHandoff:
     async def _introduction(self, lease: Lease, prefill: Target) -> Body:
         """Asked once in the life of a prefill worker."""
         if prefill not in self._introduced:
-            async with self._workers.get(lease, prefill, self._dialect.introduction) as answer:
+            async with self._workers.get(lease, prefill, self._dialect.bootstrap_path) as answer:
                 self._introduced[prefill] = read_object(await answer.read(), prefill)
         return self._introduced[prefill]
 
@@ -83,7 +85,7 @@ class ConcurrentHandoff:
                 self._workers.post(lease, target, work, content) as answer,
             ):
                 await answer.read()
-            lease.prefilled()
+            lease.report_prefilled()
         except RequestFailed as e:
             if not taker.started:
                 raise

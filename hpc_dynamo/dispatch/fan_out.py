@@ -12,7 +12,7 @@ import msgspec
 from hpc_dynamo.dispatch.execution import is_off
 from hpc_dynamo.dispatch.merged_response import BufferedSample, MergedResponse, MergedStream
 from hpc_dynamo.dispatch.worker_client import EngineRequest, ResponseSink
-from hpc_dynamo.engines import plain
+from hpc_dynamo.engines import field_value
 from hpc_dynamo.errors import RequestFailed
 
 MAX_SAMPLES = 128  # OpenAI's limit for `n`
@@ -45,7 +45,7 @@ def request_for_sample(work: EngineRequest, sample: int) -> EngineRequest:
     samples differ and a repeated request gives the same samples.
     """
     body = {name: value for name, value in work.body.items() if name not in ("n", "best_of")}
-    seed = plain(body.get("seed"))
+    seed = field_value(body.get("seed"))
     if isinstance(seed, int):
         body["seed"] = seed + sample
     if sample:

@@ -12,7 +12,7 @@ from hpc_dynamo.dispatch.worker_client import (
     WorkerClient,
     read_object,
 )
-from hpc_dynamo.engines import Body, Sequential
+from hpc_dynamo.engines import Body, SequentialProtocol
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.router import Lease, Target
 
@@ -26,7 +26,7 @@ class SequentialHandoff:
     cancelled."""
 
     def __init__(
-        self, workers: WorkerClient, dialect: Sequential, tasks: asyncio.TaskGroup
+        self, workers: WorkerClient, dialect: SequentialProtocol, tasks: asyncio.TaskGroup
     ) -> None:
         self._workers, self._dialect, self._tasks = workers, dialect, tasks
 
@@ -91,7 +91,7 @@ class SequentialHandoff:
         try:
             async with self._workers.post(lease, target, work, content) as answer:
                 body = await answer.read()
-            lease.prefilled()
+            lease.report_prefilled()
             return self._dialect.decode(work.body, read_object(body, target))
         except RequestFailed as e:
             return e

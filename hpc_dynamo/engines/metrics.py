@@ -10,7 +10,7 @@ from hpc_dynamo.histogram import Histogram
 
 
 @dataclass(frozen=True)
-class Metrics:
+class EngineMetrics:
     """One reading of one worker. Gauges are of the moment, the rest counts since its start."""
 
     running: float = 0
@@ -26,7 +26,7 @@ class Metrics:
     itl: Histogram = field(default_factory=Histogram)
 
 
-def parse(text: str, names: MetricNames) -> Metrics:
+def parse_metrics(text: str, names: MetricNames) -> EngineMetrics:
     """Read /metrics; what an engine does not export stays at zero."""
     numbers: dict[str, float] = {}
     histograms: dict[str, dict[float, float]] = {}
@@ -37,7 +37,7 @@ def parse(text: str, names: MetricNames) -> Metrics:
                 buckets = histograms.setdefault(family.name, {})
                 bound = float(sample.labels["le"])
                 buckets[bound] = buckets.get(bound, 0) + sample.value
-            elif sample.name == names.cache:
+            elif sample.name == names.cache_info:
                 kv_tokens = max(kv_tokens, _tokens(sample.labels))
             else:
                 numbers[sample.name] = numbers.get(sample.name, 0) + sample.value
@@ -45,7 +45,7 @@ def parse(text: str, names: MetricNames) -> Metrics:
     def first(*candidates: str) -> float:
         return next((numbers[c] for c in candidates if c in numbers), 0.0)
 
-    return Metrics(
+    return EngineMetrics(
         running=first(names.running),
         waiting=first(names.waiting),
         kv_usage=first(names.kv_usage),

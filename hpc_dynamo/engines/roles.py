@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.engines.contract import parsed
+from hpc_dynamo.engines.contract import parse_json
 from hpc_dynamo.topology import Worker
 
 
@@ -34,7 +34,9 @@ def differ(config: Config) -> bool:
 
 def merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
     """`theirs` win, key by key also inside of mappings, and of texts that are objects in JSON."""
-    pairs = {key: (parsed(ours[key]), parsed(theirs[key])) for key in ours.keys() & theirs.keys()}
+    pairs = {
+        key: (parse_json(ours[key]), parse_json(theirs[key])) for key in ours.keys() & theirs.keys()
+    }
     both = {
         key: merged(mine, other)
         for key, (mine, other) in pairs.items()

@@ -23,8 +23,8 @@ from hpc_dynamo.http import HttpClient
 from hpc_dynamo.launch.node import allocation_end
 from hpc_dynamo.launch.walltime import Walltime
 from hpc_dynamo.messages import ControlMessage, Outcome, PlannerStatus, Roster, Status
-from hpc_dynamo.planner.interpolation import load_profile
-from hpc_dynamo.planner.performance import Performance
+from hpc_dynamo.planner.interpolation import load_performance
+from hpc_dynamo.planner.performance import WorkerPerformance
 from hpc_dynamo.planner.planner import Planner
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.wire import ControlServer
@@ -60,12 +60,12 @@ class Head(JobLifecycle):
         """Slurm says that the job ends soon: by its walltime, or because it is preempted."""
         if self._work is None:
             self._warned = True  # acted on when there is something to end
-        elif self._walltime.early(self._work.likely_s):
+        elif self._walltime.signal_was_early(self._work.likely_s):
             return
         elif self._handover:
-            self._walltime = self._walltime.warned()
+            self._walltime = self._walltime.after_signal()
         else:
-            self._drain(self._walltime.warned_s())
+            self._drain(self._walltime.left_after_signal_s())
 
     def _drain(self, left_s: float) -> None:
         """Begin nothing, let what is under way end, but not for ever."""
@@ -84,16 +84,16 @@ class Head(JobLifecycle):
         while True:
             await asyncio.sleep(TICK_S)
             walltime = self._walltime
-            spare_s = walltime.last_s if self._handover else walltime.spare_s
+            spare_s = walltime.handover_left_s if self._handover else walltime.dispatch_left_s
             if spare_s(work.likely_s) <= 0:
-                self._drain(walltime.left_s)
+                self._drain(walltime.time_left_s)
 
     async def _hand_over(self, work: Workload) -> None:
         """To the next job, until cancelled; not at all where none is asked for."""
         if self._handover:
             await self._handover.run(
                 lambda: work.phase == "serving",
-                lambda: self._walltime.spare_s(work.likely_s),
+                lambda: self._walltime.dispatch_left_s(work.likely_s),
             )
 
     async def _reshape(self, job: HeadContext, members: Membership) -> None:
@@ -116,7 +116,7 @@ class Head(JobLifecycle):
 
     async def _accompany(self, job: HeadContext, members: Membership) -> None:
         """By jobs of other kinds of nodes, until cancelled; not at all where there are none."""
-        if self._attempt.plan().apart:
+        if self._attempt.plan().separate_jobs:
             router = job.route.router
             made = HeterogeneousJobs(self._attempt, router, members, self.warn, self.fail)
             self._companions = made
@@ -138,15 +138,15 @@ class Head(JobLifecycle):
             for others in self._further:
                 group.create_task(others.end(reason))
 
-    async def _performance(self) -> Performance | None:
+    async def _performance(self) -> WorkerPerformance | None:
         """By the profile that the planner is to go by, if it is."""
         if self._config.planner.mode is not PlannerMode.sla:
             return None
-        return await asyncio.to_thread(load_profile, self._config.planner.profile)
+        return await asyncio.to_thread(load_performance, self._config.planner.profile)
 
     def _status(self, members: WorkerDirectory, ends_at: float | None, detail: str = "") -> Status:
         status = super()._status(members, ends_at, detail)
-        status = replace(status, planning=self._planning())
+        status = replace(status, planner=self._planning())
         for others in self._further:
             status = others.extend_status(status)
         return status
@@ -164,7 +164,9 @@ class Head(JobLifecycle):
             routers = {model: lane.router for model, lane in found.items()}
             members = Membership(self._attempt, self._roster, self._server, routers, self.fail)
             if self._config.planner.job_handover and self._config.task is Task.serve:
-                self._handover = JobHandover(self._attempt, next(iter(routers.values())).news.set)
+                self._handover = JobHandover(
+                    self._attempt, next(iter(routers.values())).changed.set
+                )
             job = HeadContext(
                 self._attempt, self._config, found, members, http, self._planning, self._handover
             )

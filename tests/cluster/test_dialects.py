@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 
-from hpc_dynamo.engines import DIALECTS
+from hpc_dynamo.engines import PD_PROTOCOLS
 from hpc_dynamo.messages import Status, WorkerReport
 from hpc_dynamo.run import Attempt
 from tests.cluster.serving import serving
@@ -16,7 +16,7 @@ from tests.support.runs import SIMULATOR, answers, hpc_dynamo, latest, until, wr
 
 pytestmark = [
     *(pytest.mark.cluster, pytest.mark.timeout(300)),
-    pytest.mark.parametrize("dialect", DIALECTS),
+    pytest.mark.parametrize("dialect", PD_PROTOCOLS),
 ]
 
 SIMULATED = (

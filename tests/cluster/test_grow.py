@@ -45,7 +45,7 @@ async def on_one_node(
 
 
 def job(attempt: Attempt, number: int) -> ExtraJobStatus | None:
-    found = [g.state() for g in attempt.grown() if g.number == number]
+    found = [g.state() for g in attempt.extra_jobs() if g.number == number]
     return found[0] if found else None
 
 

@@ -118,7 +118,7 @@ def test_two_jobs_that_meet_and_end_together(cluster: SlurmCluster, shared_dir: 
     each_once(shared_dir / "runs/prompts", ids)
     attempt = latest(shared_dir / "runs/prompts")
     each_where_it_belongs(cluster, attempt)
-    (companion,) = (grown.state() for grown in attempt.grown())
+    (companion,) = (grown.state() for grown in attempt.extra_jobs())
     assert companion
     assert companion.state is ExtraJobState.ended
     until("an empty queue", lambda: not queue(cluster), 60)

@@ -12,9 +12,9 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from hpc_dynamo.engines.vllm_pd_protocol import ASK
+from hpc_dynamo.engines.vllm_pd_protocol import REMOTE_DECODE
 from tests.support import tiny_models
-from tests.vllm.test_batch import provisioned
+from tests.support.vllm import provisioned
 from tests.vllm.test_kv import BLOCK, TOLD_S, prompt, until
 from tests.vllm.test_serve import Served, serving
 
@@ -101,7 +101,7 @@ def test_blocks_that_never_come_are_computed_again(served: Served) -> None:
     prefill, decode = (
         f"{engine(served, 'talk', role)}/v1/completions" for role in ("prefill", "decode")
     )
-    ask = asked | {"max_tokens": 1, "kv_transfer_params": ASK}
+    ask = asked | {"max_tokens": 1, "kv_transfer_params": REMOTE_DECODE}
     handed = post(served, prefill, ask, served.token)["kv_transfer_params"]
     gone = handed | {"remote_engine_id": "gone", "remote_port": 1}
     ask = asked | {"max_tokens": 8, "kv_transfer_params": gone}

@@ -146,7 +146,7 @@ def _show(
         print(f"==> {next(iter(chosen.values()))} <==", flush=True)
     for name, tail in tails.items():
         _say(name if all_ else "", tail.last(lines))
-    job = launch.find(attempt)
+    job = launch.find_job(attempt)
     watch = Watch(attempt, job) if job and follow else None
     while watch and watch.outcome() is None:
         time.sleep(LOOK_S)

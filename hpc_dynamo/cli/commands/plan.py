@@ -18,8 +18,8 @@ from hpc_dynamo.config import Config, Heterogeneous, Launcher, Role, Task, with_
 from hpc_dynamo.engines import check
 from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency
 from hpc_dynamo.launch import partitions, script, slurm
-from hpc_dynamo.launch.layout_check import fitted, refuse_impossible, warnings
-from hpc_dynamo.launch.partitions import Nodes
+from hpc_dynamo.launch.layout_check import check_layout, fit_to_nodes, layout_warnings
+from hpc_dynamo.launch.partitions import PartitionNodes
 from hpc_dynamo.run import Run
 from hpc_dynamo.topology import Plan
 from hpc_dynamo.topology import plan as lay_out
@@ -56,8 +56,8 @@ def plan(args: Namespace) -> int:
     if not args.show and (config.models or config.model.path):  # else sbatch's arguments name it
         check(config, layout)
         refuse_models(config, on_node=False)
-    nodes = partitions.known() if launcher is Launcher.slurm else ()
-    config = fitted(config, layout, nodes)
+    nodes = partitions.query_partitions() if launcher is Launcher.slurm else ()
+    config = fit_to_nodes(config, layout, nodes)
     if args.dry_run:
         print(submitted(config, layout), end="")
     elif args.sbatch:
@@ -70,7 +70,7 @@ def plan(args: Namespace) -> int:
         OUT.print(views.layout(config, layout))
         for line in (*_unused(args.overrides, config), *_warnings(config, layout, nodes)):
             OUT.print(line, markup=False)
-        refuse_impossible(config, layout, nodes)
+        check_layout(config, layout, nodes)
     return 0
 
 
@@ -88,8 +88,8 @@ def _unused(words: Sequence[str], config: Config) -> Iterator[str]:
                 yield f"warning: {key} has no effect: {kind} runs {running} workers"
 
 
-def _warnings(config: Config, layout: Plan, nodes: Sequence[Nodes]) -> Iterator[str]:
-    yield from (f"warning: {line}" for line in warnings(config, layout, nodes))
+def _warnings(config: Config, layout: Plan, nodes: Sequence[PartitionNodes]) -> Iterator[str]:
+    yield from (f"warning: {line}" for line in layout_warnings(config, layout, nodes))
     if config.models or config.model.path:
         yield from model_warnings(config, on_node=False)
 
@@ -98,24 +98,24 @@ def submitted(config: Config, layout: Plan) -> str:
     """Return the script that `batch` or `serve` submits for its next attempt."""
     # Without Slurm here, assume that it can start heterogeneous jobs: most installations can.
     with suppress(LaunchError, MissingDependency):
-        layout = launch.settled(Launcher.slurm, config, layout)
-    if layout.apart:
+        layout = launch.with_submission_mode(Launcher.slurm, config, layout)
+    if layout.separate_jobs:
         raise _several_jobs()
     run = Run(Path(config.runs_dir) / config.name)
     attempt = run.attempt(1) if config.overwrite else run.next_attempt()
-    mpi = slurm.mpi_type(config)
-    if len(layout.parts) > 1:
-        return script.hetjob(attempt, config, layout, ENTRY, mpi)
-    return script.submission(attempt, with_hardware(config, layout.kind), layout, mpi)
+    mpi = slurm.agent_mpi(config)
+    if len(layout.group_plans) > 1:
+        return script.hetjob_script(attempt, config, layout, ENTRY, mpi)
+    return script.submission_script(attempt, with_hardware(config, layout.hardware), layout, mpi)
 
 
 def _own_script(args: Namespace, config: Config, layout: Plan) -> str:
-    if config.cluster.slurm.heterogeneous is Heterogeneous.jobs and len(layout.parts) > 1:
+    if config.cluster.slurm.heterogeneous is Heterogeneous.jobs and len(layout.group_plans) > 1:
         raise _several_jobs()
     words = list(args.overrides)
     if args.config_dir:
         words += ["--config-dir", str(args.config_dir.absolute())]
-    return script.render(config, layout, config.task, words)
+    return script.render_script(config, layout, config.task, words)
 
 
 def _several_jobs() -> ConfigError:

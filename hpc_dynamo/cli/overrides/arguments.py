@@ -11,7 +11,7 @@ from hpc_dynamo.cli.overrides.field_lookup import Field
 from hpc_dynamo.cli.overrides.files import Folders, composed, refuse_unknown_choice
 from hpc_dynamo.cli.overrides.suggest import suggestion
 from hpc_dynamo.config import Config, Role, Topology, TopologyKind
-from hpc_dynamo.errors import ConfigError, override
+from hpc_dynamo.errors import ConfigError, quoted_override
 
 INPUTS = (".jsonl", ".json", ".csv", ".txt", ".gz")  # endings of files of prompts
 HYDRAS = "hydra."  # settings of Hydra itself
@@ -84,7 +84,7 @@ def _choice(word: str, folders: Folders) -> str:
         raise ConfigError(f"{word} is a group of files, and no file is named", hint=hint)
     if group == "model" and folders.file(f"model/{value}") is None:
         known = ", ".join(folders.choices(group))
-        hint = f"{override('model.path', value)} (files of conf/model: {known})"
+        hint = f"{quoted_override('model.path', value)} (files of conf/model: {known})"
         raise ConfigError(f"{word}: model takes the name of a file of conf/model", hint=hint)
     refuse_unknown_choice(folders, group, value)
     return word
@@ -125,9 +125,9 @@ def no_assignment(word: str) -> ConfigError:
     """Return the error for an argument without `=`, with the override that it probably meant."""
     what = f"{word} is neither an option nor FIELD=VALUE"
     if word.lower().endswith(INPUTS):
-        return ConfigError(what, hint=override("input", word))
+        return ConfigError(what, hint=quoted_override("input", word))
     if "/" in word or Path(word).is_dir():
-        return ConfigError(what, hint=override("model.path", word))
+        return ConfigError(what, hint=quoted_override("model.path", word))
     known = sorted({*field_lookup.section_names(), *field_lookup.fields_of(Config)})
     near = get_close_matches(word.partition(".")[0], known, n=1)
     example = f"did you mean {near[0]}? " if near else ""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from hpc_dynamo.cli.overrides.field_lookup import leaves
 from hpc_dynamo.config import Role
 from hpc_dynamo.engines.option_names import FLAGS, VALUES
-from hpc_dynamo.errors import override
+from hpc_dynamo.errors import quoted_override
 
 # Names that vLLM, SGLang and Slurm users know, and the fields that they mean here.
 FIELDS = {
@@ -111,4 +111,4 @@ def _engine_option(name: str, value: str) -> str:
 
 
 def _assigned(field: str, value: str) -> str:
-    return override(field, value) if value else f"{field}=VALUE"
+    return quoted_override(field, value) if value else f"{field}=VALUE"

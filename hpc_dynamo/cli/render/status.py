@@ -14,7 +14,7 @@ from hpc_dynamo.cli.render.progress import duration, progress_line
 from hpc_dynamo.cli.render.table import HOST, Column, Grid
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.launch import JobState
-from hpc_dynamo.launch.resources import components, resources
+from hpc_dynamo.launch.resources import group_configs, required_resources
 from hpc_dynamo.messages import BatchSummary, Outcome, Quantiles, Status
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
@@ -30,12 +30,12 @@ def layout(config: Config, plan: Plan) -> RenderableType:
     models = ["model"] if config.models else []
     title = f"{'; '.join(engines)}: {plan.nodes} node(s)"
     table = Grid("node", "rank", *models, "role", "GPUs", title=title)
-    parts = components(config, plan)
+    parts = group_configs(config, plan)
     for _, part in parts:
         for node in range(part.first_node, part.first_node + part.nodes):
             here = _on_node(part, node, named=bool(models))
             for row in here or [("-", *("-" for _ in models), "idle", "-")]:
-                where = " ".join(filter(None, (str(node), part.kind)))
+                where = " ".join(filter(None, (str(node), part.hardware)))
                 table.add(*map(escape, (where, *row)))
     return Group(table, *itertools.starmap(_node, parts))
 
@@ -54,9 +54,9 @@ def _on_node(plan: Plan, node: int, *, named: bool) -> list[tuple[str, ...]]:
 
 def _node(config: Config, plan: Plan) -> str:
     """What a node must give, of those that are alike."""
-    need = resources(config, plan)
+    need = required_resources(config, plan)
     gpus = f", {need.gpus} GPUs" if need.gpus else ""
-    of = f" of {plan.kind}" if plan.kind else ""
+    of = f" of {plan.hardware}" if plan.hardware else ""
     memory = f"{need.memory_gb} GB" if need.memory_gb else "all memory"
     return f"a node{of}: {need.cpus} CPUs, {memory}{gpus}; time {need.time_min} min"
 

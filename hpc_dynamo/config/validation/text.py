@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from hpc_dynamo.config.schema import Config, Hardware, Slurm
-from hpc_dynamo.errors import ConfigError, override
+from hpc_dynamo.errors import ConfigError, quoted_override
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\x85]")
 
@@ -41,7 +41,7 @@ def check_folder(runs_dir: str, name: str) -> None:
         raise ConfigError(f"name={name!r} must be a plain folder name", hint="name=my-run")
     for field, value, hint in (
         ("runs_dir", runs_dir, "runs_dir=DIR, a folder without percent signs in its path"),
-        ("name", name, override("name", name.replace("%", "") or "my-run")),
+        ("name", name, quoted_override("name", name.replace("%", "") or "my-run")),
     ):
         if found := REPLACED.search(value):
             what = f"{field}={value}: Slurm replaces {found[0]} in the paths of logs"

@@ -23,7 +23,7 @@ from hpc_dynamo.agent.probe import (
     query_models,
 )
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.engines import EventEndpoints, dialect, probing
+from hpc_dynamo.engines import EventEndpoints, pd_protocol_of, probe_fields
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import KvEvents, WorkerReport, WorkerState
 from hpc_dynamo.router import Router
@@ -49,7 +49,7 @@ class ExternalWorkers:
     ) -> None:
         self.address = address
         self._name, self._engines = config.model.name, config.route.engines
-        self._dialect = dialect(config)
+        self._dialect = pd_protocol_of(config)
         pairs = [pair.split("|") for pair in config.route.events]
         self._events = dict(enumerate(EventEndpoints(*pair) for pair in pairs))
         if not config.router.kv_events:
@@ -94,13 +94,13 @@ class ExternalWorkers:
         """The router knows it, and what it tells of its cache."""
         served = await self._served(url)
         self._tell(rank, WorkerState.ready, start_s=start_s, served=served)
-        await self._router.join(rank, role, url)
+        await self._router.add_worker(rank, role, url)
         try:
             async with self._relay.follow(rank, self._events.get(rank)):
                 self._relay.replay(rank, 0)  # who begins to listen comes late
                 yield
         finally:
-            self._router.leave(rank)
+            self._router.remove_worker(rank)
 
     def _tell(
         self,
@@ -127,7 +127,7 @@ class ExternalWorkers:
             log.info("worker %d (%s) at %s: %s %s", rank, before.role, before.url, state, detail)
 
     async def _learn(self, told: KvEvents) -> None:
-        missed = self._router.caches.learn(told.rank, told.seq, told.payload)
+        missed = self._router.kv_state.receive_events(told.rank, told.seq, told.payload)
         if missed is not None:
             self._relay.replay(told.rank, missed)
 
@@ -136,7 +136,7 @@ class ExternalWorkers:
     async def _why_not(self, role: Role, url: str) -> str:
         with suppress(TimeoutError):
             async with asyncio.timeout(ANSWER_S):
-                fields = probing(self._dialect, role)
+                fields = probe_fields(self._dialect, role)
                 return await not_serving_reason(self._http, url, self._name, fields)
         return f"says nothing for {ANSWER_S:.0f} s"
 

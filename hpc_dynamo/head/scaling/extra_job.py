@@ -13,9 +13,9 @@ from hpc_dynamo.errors import HpcDynamoError, LaunchError
 from hpc_dynamo.head.membership.agents import Membership
 from hpc_dynamo.launch import extra_jobs
 from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, WorkerState
-from hpc_dynamo.planner.scale_out import Job
+from hpc_dynamo.planner.scale_out import JobCapacity
 from hpc_dynamo.router import Router
-from hpc_dynamo.run import Grown, write_json
+from hpc_dynamo.run import ExtraJobFolder, write_json
 
 LOOK_S = 5.0  # at the scheduler, which many ask
 END_S = 20.0  # for a job whose agents have ended to leave the scheduler's queue
@@ -30,7 +30,7 @@ class ExtraJob:
 
     def __init__(
         self,
-        folder: Grown,
+        folder: ExtraJobFolder,
         known: ExtraJobStatus,
         config: Config,
         router: Router,
@@ -38,11 +38,11 @@ class ExtraJob:
     ) -> None:
         self._folder, self._plan, self.status = folder, folder.plan(), known
         self._config, self._router, self._members = config, router, members
-        self.nodes = self._plan.used
+        self.nodes = self._plan.used_nodes
         self._joined = False  # its agents have reported
         self._sent_away = False  # it was told to end
         self._asked, self._over = asyncio.Event(), asyncio.Event()
-        self._job: launch.Job | None = None
+        self._job: launch.LaunchedJob | None = None
         self._writing = asyncio.Lock()
 
     @property
@@ -61,7 +61,7 @@ class ExtraJob:
             return
         finally:
             self._asked.set()
-        self._job = launch.find(self._folder)
+        self._job = launch.find_job(self._folder)
         await self._tell(job_id=job_id)
         while not self._over.is_set():
             await self._look()
@@ -83,7 +83,7 @@ class ExtraJob:
             case launch.JobState.pending if self.state is ExtraJobState.pending:
                 await self._tell(detail=detail)
             case launch.JobState.running:
-                seen = {"began_at": self.status.running_since or now, "seen_at": now}
+                seen = {"running_since": self.status.running_since or now, "running_until": now}
                 new = {} if self._leaving else {"state": ExtraJobState.running, "detail": detail}
                 await self._tell(**seen, **new)
             case launch.JobState.ended:
@@ -104,7 +104,7 @@ class ExtraJob:
     def _leaving(self) -> bool:
         return self.state is ExtraJobState.draining
 
-    def planner_view(self) -> Job:
+    def planner_view(self) -> JobCapacity:
         """As the rule sees it."""
         ready, coming, ranks = 0, 0, self.status.ranks
         reports = [self._members.workers.get(rank) for rank in ranks]
@@ -113,7 +113,7 @@ class ExtraJob:
             ready += report is not None and report.state is WorkerState.ready
             coming += not self._joined if report is None else report.state not in DEAD
         pending = self.state is ExtraJobState.pending and not self._joined
-        return Job(self.status.number, ready, coming - ready, pending)
+        return JobCapacity(self.status.number, ready, coming - ready, pending)
 
     @property
     def failed(self) -> bool:
@@ -138,7 +138,7 @@ class ExtraJob:
             await self.cancel(why)
 
     async def _drain(self, rank: int) -> None:
-        if any(member.rank == rank for member in self._router.members):
+        if any(member.rank == rank for member in self._router.workers):
             await self._router.drain(rank)
 
     async def cancel(self, why: str) -> None:
@@ -162,7 +162,7 @@ class ExtraJob:
         await self.cancel(why)
         if not self._over.is_set():
             self._over.set()
-            await self._tell(state=ExtraJobState.ended, seen_at=time.time())
+            await self._tell(state=ExtraJobState.ended, running_until=time.time())
 
     async def _end(self, why: str) -> None:
         self._members.forget(self._plan)

@@ -14,7 +14,7 @@ from hpc_dynamo import launch
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.http import HttpClient, pinned_tls_context
 from hpc_dynamo.launch import detached_submit
-from hpc_dynamo.launch.node import requeued
+from hpc_dynamo.launch.node import is_requeued
 from hpc_dynamo.messages import Outcome, Successor
 from hpc_dynamo.run import Attempt
 
@@ -60,10 +60,10 @@ class JobHandover:
         if self.successor is None or not self.successor.attempt or self._ended:
             return outcome
         if self.successor.url:
-            self._attempt.run.answers_at(self.successor.url)
+            self._attempt.run.publish_url(self.successor.url)
         number = self.successor.attempt
         message = f"{outcome.message}; attempt {number} goes on"
-        return replace(outcome, message=message, successor=number)
+        return replace(outcome, message=message, next_attempt=number)
 
     async def _due(self, serving: Callable[[], bool], spare_s: Callable[[], float]) -> None:
         """A job that never served waits for ever: it would be followed by others like it."""
@@ -78,7 +78,7 @@ class JobHandover:
         """From our submission until now; of a job that was requeued, from its present start."""
         job = self._attempt.job()
         asked_at = [node.started_at for node in self._attempt.nodes()]
-        if job and not requeued():
+        if job and not is_requeued():
             asked_at = [job.submitted_at]
         return max(time.time() - min(asked_at), 0.0)
 
@@ -94,7 +94,9 @@ class JobHandover:
 
     async def _submit(self) -> Attempt:
         """Not left half done: the outcome must name a job that was asked for."""
-        asking = asyncio.create_task(asyncio.to_thread(detached_submit.submit, self._attempt))
+        asking = asyncio.create_task(
+            asyncio.to_thread(detached_submit.submit_next_attempt, self._attempt)
+        )
         try:
             after = await asyncio.shield(asking)
         except asyncio.CancelledError:
@@ -135,7 +137,7 @@ class JobHandover:
         if time.monotonic() - self._queue_at < QUEUE_S:
             return self.successor.detail
         self._queue_at = time.monotonic()
-        job = launch.find(after)
+        job = launch.find_job(after)
         state, detail = await asyncio.to_thread(job.state) if job else ("", "")
         return f"{state}, {detail}"
 
@@ -164,4 +166,4 @@ class JobHandover:
     def _tell_clients(self, now: Successor) -> None:
         own = self._attempt.endpoint()
         if now.ready or own:
-            self._attempt.run.answers_at(now.url if now.ready or not own else own.url)
+            self._attempt.run.publish_url(now.url if now.ready or not own else own.url)

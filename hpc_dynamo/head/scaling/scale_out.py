@@ -17,13 +17,13 @@ from hpc_dynamo.head.membership.agents import Membership
 from hpc_dynamo.head.scaling.extra_job import ExtraJob
 from hpc_dynamo.head.scaling.role_change import min_workers
 from hpc_dynamo.launch import JobState
-from hpc_dynamo.launch.extra_jobs import clear
+from hpc_dynamo.launch.extra_jobs import stop_leftover_jobs
 from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, Status
-from hpc_dynamo.planner.scale_out import Growing, Growth, Room, Step
-from hpc_dynamo.planner.signals import Decision, Move
+from hpc_dynamo.planner.scale_out import Budget, ScaleOutPolicy, ScaleOutRecord, ScaleOutStep
+from hpc_dynamo.planner.signals import PlannerDecision, RoleMove
 from hpc_dynamo.router import Router
-from hpc_dynamo.run import Attempt, Grown
-from hpc_dynamo.topology import fill
+from hpc_dynamo.run import Attempt, ExtraJobFolder
+from hpc_dynamo.topology import plan_extra_job
 
 TICK_S = 0.2
 STILL_TICKS = 150  # that a job which Slurm ends soon waits for changes of role to end
@@ -48,18 +48,20 @@ class ScaleOutController:
         self._moving, self._grow = moving, self._config.planner.scale_out
         layout = attempt.plan()
         roles = [role for role, _ in self._config.topology.pools]
-        self._plans = {r: fill(self._config, layout, r, self._grow.nodes_per_job) for r in roles}
+        self._plans = {
+            r: plan_extra_job(self._config, layout, r, self._grow.nodes_per_job) for r in roles
+        }
         each = {role: len(plan.workers) for role, plan in self._plans.items()}
-        self._rule = Growth(self._config.planner, each)
+        self._rule = ScaleOutPolicy(self._config.planner, each)
         self._next_rank = 1 + max(worker.rank for worker in layout.workers)
         self._next_node = layout.nodes
         self._jobs = dict[int, ExtraJob]()
         self._former_hours = 0.0  # of jobs that are not ours to look after
-        self._decisions = asyncio.Queue[Decision]()
+        self._decisions = asyncio.Queue[PlannerDecision]()
         self._failed, self._going = set[ExtraJob](), set[ExtraJob]()  # told to end
         self._said, self._ending = "", False
 
-    def on_decision(self, decision: Decision) -> None:
+    def on_decision(self, decision: PlannerDecision) -> None:
         """What the planner made of the last interval."""
         self._decisions.put_nowait(decision)
 
@@ -67,8 +69,8 @@ class ScaleOutController:
         """Those that there are; also the newest that ever was, where it failed."""
         newest = list(self._jobs.values())[-1:]
         shown = [*self._live, *(job for job in newest if job.failed)]
-        grown = tuple(job.status for job in shown)
-        return replace(status, grown=grown, node_hours=self.node_hours)
+        extra_jobs = tuple(job.status for job in shown)
+        return replace(status, extra_jobs=extra_jobs, node_hours=self.node_hours)
 
     @property
     def node_hours(self) -> float:
@@ -103,13 +105,13 @@ class ScaleOutController:
 
     def _take_stock(self) -> None:
         for attempt in self._attempt.run.attempts():
-            ours, left = attempt.number == self._attempt.number, attempt.grown()
+            ours, left = attempt.number == self._attempt.number, attempt.extra_jobs()
             if left and (ours or _is_over(attempt)):
-                clear(left, self._config.cluster.heartbeat_timeout_s)
+                stop_leftover_jobs(left, self._config.cluster.heartbeat_timeout_s)
             for job in left:
                 self._count(job, ours=ours)
 
-    def _count(self, job: Grown, *, ours: bool) -> None:
+    def _count(self, job: ExtraJobFolder, *, ours: bool) -> None:
         if state := job.state():
             self._former_hours += state.node_hours
         if ours:  # of a former life of this job
@@ -119,20 +121,20 @@ class ScaleOutController:
 
     # One interval.
 
-    async def _act(self, decision: Decision, group: asyncio.TaskGroup) -> None:
-        lack, now = decision.lack, time.time()
+    async def _act(self, decision: PlannerDecision, group: asyncio.TaskGroup) -> None:
+        lack, now = decision.gap, time.time()
         if lack is None:
             return
         await self._learn(now, group)
         here = [job for job in self._live if job not in self._going]
         step = self._rule.decide(now, lack, [job.planner_view() for job in here], self._room())
-        if step.why and step.why != self._said:
-            log.info("growth: %s", step.why)
-        self._said = step.why
+        if step.reason and step.reason != self._said:
+            log.info("growth: %s", step.reason)
+        self._said = step.reason
         for number in (*step.cancel, *step.release):
             if self._may_go(self._jobs[number]):
-                await self._give_back(self._jobs[number], step.why, group)
-        if step.ask:
+                await self._give_back(self._jobs[number], step.reason, group)
+        if step.submit:
             await self._ask(lack.role, step, group)
 
     async def _learn(self, now: float, group: asyncio.TaskGroup) -> None:
@@ -148,22 +150,22 @@ class ScaleOutController:
                 self._rule.failed(now)
                 await self._note_end(job, job.status.detail)
 
-    def _room(self) -> Room:
+    def _room(self) -> Budget:
         nodes = self._grow.max_nodes - sum(job.status.nodes for job in self._live)
         limit = self._grow.max_node_hours
         hours = math.inf if limit is None else limit - self.node_hours
-        return Room(nodes, hours, self._left_s())
+        return Budget(nodes, hours, self._left_s())
 
     def _left_s(self) -> float:
         if self._ends_at is None:
             return 60.0 * walltime_minutes(self._config.cluster.slurm.time)
         return self._ends_at - time.time()
 
-    async def _ask(self, role: Role, step: Step, group: asyncio.TaskGroup) -> None:
-        room, nodes = self._room(), self._grow.nodes_per_job * step.ask
+    async def _ask(self, role: Role, step: ScaleOutStep, group: asyncio.TaskGroup) -> None:
+        room, nodes = self._room(), self._grow.nodes_per_job * step.submit
         time_s = min(room.seconds, room.node_hours * 3600 / nodes)
         try:
-            jobs = [await self._new(role) for _ in range(step.ask)]
+            jobs = [await self._new(role) for _ in range(step.submit)]
         except OSError as e:  # a full disk must not end an endpoint
             log.warning("no further job: %s", e)
             return
@@ -173,13 +175,13 @@ class ScaleOutController:
             self._jobs[job.status.number] = job
             group.create_task(job.run(time_s), name=f"grown-{job.status.number}")
         count = sum(len(job.status.ranks) for job in jobs)
-        await self._keep(Move(count=count, old=None, new=role), jobs, step.why)
+        await self._keep(RoleMove(count=count, old=None, new=role), jobs, step.reason)
 
     async def _new(self, role: Role) -> ExtraJob:
-        plan = self._plans[role].after(self._next_rank, self._next_node)
+        plan = self._plans[role].shifted(self._next_rank, self._next_node)
         self._next_rank += len(plan.workers)
         self._next_node += plan.nodes
-        folder = await asyncio.to_thread(self._attempt.new_grown, plan)
+        folder = await asyncio.to_thread(self._attempt.new_extra_job, plan)
         ranks, now = tuple(worker.rank for worker in plan.workers), time.time()
         known = ExtraJobStatus(
             number=folder.number, role=role, nodes=plan.nodes, ranks=ranks, requested_at=now
@@ -207,8 +209,10 @@ class ScaleOutController:
         ranks = set(job.status.ranks)
         if not ranks.isdisjoint(self._moving()):
             return False
-        stay = Counter(m.role for m in self._router.members if m.rank not in ranks and not m.aside)
-        roles = {m.role for m in self._router.members if m.rank in ranks}
+        stay = Counter(
+            m.role for m in self._router.workers if m.rank not in ranks and not m.draining
+        )
+        roles = {m.role for m in self._router.workers if m.rank in ranks}
         return all(stay[role] >= min_workers(self._config.planner, role) for role in roles)
 
     async def _mind_warnings(self, group: asyncio.TaskGroup) -> None:
@@ -220,19 +224,19 @@ class ScaleOutController:
                 await self._give_back(job, "Slurm ends it soon", group)
 
     async def _note_end(self, job: ExtraJob, why: str) -> None:
-        move = Move(count=len(job.status.ranks), old=job.status.role, new=None)
+        move = RoleMove(count=len(job.status.ranks), old=job.status.role, new=None)
         await self._keep(move, [job], why)
 
-    async def _keep(self, move: Move, jobs: Iterable[ExtraJob], why: str) -> None:
-        record = Growing(
+    async def _keep(self, move: RoleMove, jobs: Iterable[ExtraJob], why: str) -> None:
+        record = ScaleOutRecord(
             at=time.time(),
             move=move,
             jobs=tuple(job.status.number for job in jobs),
-            why=why,
+            reason=why,
             node_hours=self.node_hours,
         )
         try:
-            await asyncio.to_thread(jsonl.append, self._attempt.growth_file, record)
+            await asyncio.to_thread(jsonl.append, self._attempt.scale_out_file, record)
         except OSError as e:  # a full disk must not end an endpoint
             log.warning("no record of growth: %s", e)
 
@@ -241,5 +245,5 @@ def _is_over(attempt: Attempt) -> bool:
     """Whether its head cannot look after its further jobs any more."""
     if attempt.outcome() is not None:
         return True
-    job = launch.find(attempt)
+    job = launch.find_job(attempt)
     return job is None or job.state()[0] is JobState.ended

@@ -21,10 +21,10 @@ from hpc_dynamo.preprocess import (
     load_tokenizer,
     mismatched_tokenizer,
 )
-from hpc_dynamo.router import Ask
+from hpc_dynamo.router import RoutingRequest
 from hpc_dynamo.simulator import tokenizer
-from hpc_dynamo.simulator.api_error import Refused
-from hpc_dynamo.simulator.chat import TokenizeRequest
+from hpc_dynamo.simulator.api_error import RequestRejected
+from hpc_dynamo.simulator.chat_request import TokenizeRequest
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class SimulatorPrompts:
         read = {name: body[name] for name in ("messages", "tools") if body.get(name)}
         try:
             return Tokens.of(msgspec.convert(read, TokenizeRequest).tokens())
-        except (msgspec.ValidationError, Refused) as e:
+        except (msgspec.ValidationError, RequestRejected) as e:
             return UnknownTokens(str(e))
 
     async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | UnknownTokens:
@@ -71,7 +71,9 @@ async def verify_tokenizer(
     """Return the tokenizer if the engine computes the same token ids, else one without ids."""
     if not isinstance(prompts, Preprocessor) or not engine(config.engine.name).tokenizes:
         return prompts
-    if await tokenizer_matches_engine(prompts, dispatcher, config.served_name, Ask(split=False)):
+    if await tokenizer_matches_engine(
+        prompts, dispatcher, config.served_name, RoutingRequest(may_disaggregate=False)
+    ):
         return prompts
     return mismatched_tokenizer(config)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from hpc_dynamo.engines import Naps, engine
+from hpc_dynamo.engines import SleepEndpoints, engine
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.head.workloads.workload import HeadContext
 from hpc_dynamo.messages import WorkerReport, WorkerState
@@ -43,7 +43,7 @@ class SleepController:
         return msgspec.json.encode({"rank": rank, "asleep": asleep})
 
     def _ready(self, rank: int) -> WorkerReport:
-        routed = {m.rank for lane in self._job.routes.values() for m in lane.router.members}
+        routed = {m.rank for lane in self._job.routes.values() for m in lane.router.workers}
         here = {r: w for r, w in self._workers.items() if r in routed}
         ready = {r: w for r, w in here.items() if w.state is WorkerState.ready}
         if rank not in ready:
@@ -51,9 +51,9 @@ class SleepController:
             raise RequestFailed(f"no worker {rank} is ready; those that are: {known}", status=404)
         return ready[rank]
 
-    def _paths(self, worker: WorkerReport) -> Naps:
+    def _paths(self, worker: WorkerReport) -> SleepEndpoints:
         config = self._job.routes[worker.model].config
-        paths = engine(config.engine.name).naps(config)
+        paths = engine(config.engine.name).sleep_endpoints(config)
         if paths is None:
             what = (
                 f"worker {worker.rank} cannot sleep: it was not started with engine.sleep_mode=true"
@@ -61,7 +61,7 @@ class SleepController:
             raise RequestFailed(what, status=409)
         return paths
 
-    async def _sleep(self, worker: WorkerReport, paths: Naps) -> None:
+    async def _sleep(self, worker: WorkerReport, paths: SleepEndpoints) -> None:
         """What is under way comes to its end first."""
         lane, done = self._job.routes[worker.model], False
         try:
@@ -75,12 +75,12 @@ class SleepController:
             raise RequestFailed(what, status=409) from e
         finally:
             if not done:
-                lane.router.turn(worker.rank, worker.role)
+                lane.router.set_role(worker.rank, worker.role)
 
-    async def _wake(self, worker: WorkerReport, paths: Naps) -> None:
+    async def _wake(self, worker: WorkerReport, paths: SleepEndpoints) -> None:
         await self._tell(worker, paths.wake)
         del self._asleep[worker.rank]
-        self._job.routes[worker.model].router.turn(worker.rank, worker.role)
+        self._job.routes[worker.model].router.set_role(worker.rank, worker.role)
 
     async def _tell(self, worker: WorkerReport, path: str) -> None:
         what = f"worker {worker.rank} at {worker.url}{path}"

@@ -270,7 +270,7 @@ def test_serve_refuses_before_anything_is_made(
 
 def test_serve_refuses_a_folder_of_results(call: Call, tmp_path: Path) -> None:
     attempt = new_run(tmp_path / "runs" / "x")
-    attempt.run.identify(Path("/in.jsonl"), "f")
+    attempt.run.write_identity(Path("/in.jsonl"), "f")
     done = call("serve", *LOCAL, "name=x")
     refused(done, "name=x:", "holds results (/in.jsonl)", "name=x-2 for a run of its own")
     assert len(attempt.run.attempts()) == 1

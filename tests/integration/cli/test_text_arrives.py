@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.overrides.yaml_text import dump
 from hpc_dynamo.config import Config, Role, validate
-from hpc_dynamo.engines import Place, engine, for_worker
+from hpc_dynamo.engines import Placement, engine, for_worker
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.launch.script import quoted, render
+from hpc_dynamo.launch.script import quoted, render_script
 from hpc_dynamo.topology import plan
 from tests.support.runs import hpc_dynamo
 from tests.unit.config.test_overrides import ODD
@@ -51,7 +51,7 @@ def started(config: Config) -> tuple[list[str], dict[str, str]]:
     """What the engine of the decode worker gets."""
     worker = next(w for w in plan(config).workers if w.role is Role.decode)
     view = for_worker(config, worker)
-    place = Place(worker, "127.0.0.1", (5000, 5001), ("0",), "key")
+    place = Placement(worker, "127.0.0.1", (5000, 5001), ("0",), "key")
     command = engine(view.engine.name).command(view, place)
     done = subprocess.run(
         command.argv, env={**os.environ, **command.env}, capture_output=True, check=True
@@ -104,7 +104,7 @@ def test_overrides_reach_the_script(
     extra = [f"cluster.slurm.extra.text-{at}={text}" for at, text in enumerate(texts)]
     words = [*BASE, *extra, f"engine.env.A={texts[0]}"]
     config = compose(words)
-    script = render(config, plan(config), "batch", words)
+    script = render_script(config, plan(config), "batch", words)
     folder = tmp_path_factory.mktemp("script")
     (folder / "hpc-dynamo").write_text(PRINTER)
     (folder / "hpc-dynamo").chmod(0o755)

@@ -38,7 +38,7 @@ def attempt(run: Run, config: Config, *lines: bytes, job: str = "1", inside: str
     record = JobRecord(launcher="allocation", job_id=job, enclosing_job_id=inside)
     write_json(made.job_file, record)
     write_json(made.outcome_file, Outcome(exit_code=0))
-    run.part(made.number).write_bytes(b"".join(lines))
+    run.attempt_results(made.number).write_bytes(b"".join(lines))
 
 
 def good(number: int) -> bytes:

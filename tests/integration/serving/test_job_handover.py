@@ -148,5 +148,5 @@ def test_stop_ends_both(tmp_path: Path) -> None:
         new = handed_over(old)
         done = hpc_dynamo("stop", "name=s", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert not list(launch.going_on(old.attempt.run))
+        assert not list(launch.live_attempts(old.attempt.run))
         until("no process is left", lambda: not old.processes() and not new.processes(), 30)

@@ -154,6 +154,6 @@ def test_ctrl_c_ends_the_endpoint_alone(tmp_path: Path) -> None:
         up.expect_exact("ended: stopped")
         assert ends(up) == 130
         assert rank.process.poll() is None
-    job = launch.find(Run(tmp_path / "runs" / "route").attempts()[-1])
+    job = launch.find_job(Run(tmp_path / "runs" / "route").attempts()[-1])
     assert job
     until("nothing is left", lambda: job.state()[0] is launch.JobState.ended)

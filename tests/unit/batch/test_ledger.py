@@ -40,7 +40,7 @@ def bad(custom_id: str, status: int = 500, body: bytes = b"oops") -> bytes:
 
 def put(run: Run, part: int, *lines: bytes) -> None:
     """What an earlier attempt left."""
-    with run.part(part).open("ab") as file:
+    with run.attempt_results(part).open("ab") as file:
         file.writelines(lines)
 
 
@@ -60,7 +60,7 @@ async def test_a_record_is_on_disk_when_it_returns(run: Run) -> None:
     async with writing(run, 1) as ledger:
         for i in range(20):
             await ledger.record(good(str(i)))
-            assert rows(run.part(1))[-1]["custom_id"] == str(i)
+            assert rows(run.attempt_results(1))[-1]["custom_id"] == str(i)
 
 
 async def test_records_of_many_at_once_are_all_there(run: Run) -> None:
@@ -142,7 +142,7 @@ async def test_a_torn_tail_is_not_read_and_its_attempt_goes_on(
 ) -> None:
     """A requeued job has the number of its former life and appends to its part."""
     run = Run(tmp_path_factory.mktemp("torn"))
-    run.parts.mkdir()
+    run.results.mkdir()
     whole = [good("a"), bad("b"), good("ü")]
     data = b"".join(whole)[:cut]
     put(run, parts, data)
@@ -150,7 +150,10 @@ async def test_a_torn_tail_is_not_read_and_its_attempt_goes_on(
     assert len(states(run)) == survived
     async with writing(run, parts) as ledger:
         await ledger.record(good("c"))
-    assert [r["custom_id"] for r in rows(run.part(parts))] == [*["a", "b", "ü"][:survived], "c"]
+    assert [r["custom_id"] for r in rows(run.attempt_results(parts))] == [
+        *["a", "b", "ü"][:survived],
+        "c",
+    ]
 
 
 async def test_another_attempts_torn_tail_is_left_alone(run: Run) -> None:
@@ -158,7 +161,7 @@ async def test_another_attempts_torn_tail_is_left_alone(run: Run) -> None:
     put(run, 1, torn)
     async with writing(run, 2) as ledger:
         await ledger.record(good("b"))
-    assert run.part(1).read_bytes() == torn
+    assert run.attempt_results(1).read_bytes() == torn
     assert states(run) == {"a": "good", "b": "good"}
 
 
@@ -196,7 +199,7 @@ def test_merge_gives_every_id_once(
     tmp_path_factory: pytest.TempPathFactory, written: list[tuple[str, int, int]]
 ) -> None:
     run = Run(tmp_path_factory.mktemp("merge"))
-    run.parts.mkdir()
+    run.results.mkdir()
     for custom_id, status, part in written:
         put(run, part, good(custom_id) if status == 200 else bad(custom_id, status))
     ids = list(dict.fromkeys(i for i, _, _ in written))
@@ -277,6 +280,6 @@ def test_a_full_disk_is_told_and_what_was_acknowledged_is_there(run: Run) -> Non
     argv = [sys.executable, "-c", FULL_DISK, str(run.path)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=20)
     *acknowledged, last = done.stdout.splitlines()
-    assert last == f"told {run.part(1)}: the file is larger than its limit", done.stderr
+    assert last == f"told {run.attempt_results(1)}: the file is larger than its limit", done.stderr
     assert acknowledged
     assert set(acknowledged) == states(run).keys()

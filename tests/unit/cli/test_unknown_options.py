@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.engines.option_names import FLAGS, SEVERAL, VALUES
+from hpc_dynamo.engines.option_names import FLAGS, MULTI_VALUE, VALUES
 from tests.support.terminal import Call, printed, refused
 
 AGGREGATED = "topology=aggregated"
@@ -156,6 +156,6 @@ def test_names_of_engine_options_are_those_of_their_parsers() -> None:
         for engine in ("sglang", "vllm")
         for option, facts in json.loads((folder / f"{engine}.json").read_text())["options"].items()
     }
-    assert {name for name in VALUES | FLAGS | SEVERAL if name not in known} == set()
+    assert {name for name in VALUES | FLAGS | MULTI_VALUE if name not in known} == set()
     assert {name for name in FLAGS if not known[name]} <= VALUES | FLAGS
     assert not VALUES & FLAGS

@@ -19,7 +19,7 @@ from hpc_dynamo.config import (
     Topology,
     TopologyKind,
 )
-from hpc_dynamo.engines import Meeting, Place, engine
+from hpc_dynamo.engines import Placement, ShardRendezvous, engine
 from hpc_dynamo.topology import Shard, Worker
 from tests.unit.engines.contract.read_sglang import FILE, read
 
@@ -40,11 +40,11 @@ def words(role: Role, **args: Any) -> list[str]:
     if role is Role.aggregated:
         config = replace(config, engine=replace(config.engine, device=Device.cpu))
     worker = Worker(3, role, (Shard(0, (0, 1, 2, 3)),))
-    place = Place(worker, "10.0.0.7", (5000, 5001), ("0",), "secret-token", "/tmp/x")
+    place = Placement(worker, "10.0.0.7", (5000, 5001), ("0",), "secret-token", "/tmp/x")
     return told(config, place)
 
 
-def told(config: Config, place: Place) -> list[str]:
+def told(config: Config, place: Placement) -> list[str]:
     return [*engine("sglang").command(config, place).argv[3:], "--api-key", "secret-token"]
 
 
@@ -77,8 +77,10 @@ def test_every_flag_is_known_with_an_allowed_value(role: Role) -> None:
 def test_every_flag_of_a_part_is_known(role: Role, part: int) -> None:
     config = Config(engine=Engine(name="sglang"), model=Model(path="/llama"), topology=SPLIT)
     worker = Worker(3, role, (Shard(0, (0, 1)), Shard(1, (0, 1))))
-    met = Meeting("10.0.0.6", (6000, 6001))
-    place = Place(worker, "10.0.0.7", (5000, 5001), ("0", "1"), "t", part=part, meeting=met)
+    met = ShardRendezvous("10.0.0.6", (6000, 6001))
+    place = Placement(
+        worker, "10.0.0.7", (5000, 5001), ("0", "1"), "t", shard_index=part, rendezvous=met
+    )
     assert wrong(told(config, place)) == []
     assert "--nnodes" in told(config, place)
 
@@ -87,7 +89,7 @@ def test_options_of_adapters_and_sleep_are_known() -> None:
     own, adapters = Engine(name="sglang", sleep_mode=True), {"a": "/a", "b": "/b"}
     config = Config(engine=own, model=Model(path="/llama", lora=adapters), topology=SPLIT)
     worker = Worker(3, Role.decode, (Shard(0, (0, 1, 2, 3)),))
-    found = told(config, Place(worker, "10.0.0.7", (5000, 5001), ("0",), "t"))
+    found = told(config, Placement(worker, "10.0.0.7", (5000, 5001), ("0",), "t"))
     assert wrong(found) == []
     assert {"--lora-paths", "--enable-memory-saver", "--enable-weights-cpu-backup"} <= {*found}
 

@@ -11,10 +11,10 @@ import pytest
 
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.config import Config
-from hpc_dynamo.engines import Place, engine
+from hpc_dynamo.engines import Placement, engine
 from hpc_dynamo.topology import plan
+from tests.support.vllm import provisioned
 from tests.unit.engines.contract import record_vllm
-from tests.vllm.test_batch import provisioned
 
 FILE = Path(__file__).parent / "vllm.json"
 RECORDED: dict[str, Any] = json.loads(FILE.read_text())
@@ -32,7 +32,7 @@ MODEL_OF = {
 def words(config: Config) -> Iterator[list[str]]:
     """The options of each worker."""
     for worker in plan(config).workers:
-        place = Place(worker, "10.0.0.7", (5000, 5001), ("0",), "secret-token", "/tmp/x")
+        place = Placement(worker, "10.0.0.7", (5000, 5001), ("0",), "secret-token", "/tmp/x")
         yield list(engine("vllm").command(config, place).argv[3:])
 
 
