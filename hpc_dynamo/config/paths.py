@@ -4,7 +4,7 @@ import os
 from fnmatch import fnmatchcase
 
 from hpc_dynamo.config.schema import Config, schema_fields
-from hpc_dynamo.errors import ConfigError, override
+from hpc_dynamo.errors import ConfigError, quoted_override
 
 # Fields of `models.*` are composed separately, as those of a run of one model.
 PATHS = tuple(f.name for f in schema_fields(Config) if f.info.path and "*" not in f.name)
@@ -25,6 +25,6 @@ def expand_home(path: str, name: str) -> str:
     found = os.path.expanduser(path)
     if found.startswith("~"):
         user = path[1:].partition("/")[0]
-        hint = override(name, f"./{path}")
+        hint = quoted_override(name, f"./{path}")
         raise ConfigError(f"{name}={path}: there is no user {user!r}", hint=hint)
     return found

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from hpc_dynamo.config.schema import Container, ContainerKind
-from hpc_dynamo.errors import ConfigError, override
+from hpc_dynamo.errors import ConfigError, quoted_override
 
 # Characters that cannot be quoted in a mount: all runtimes split it at colons, Apptainer and Pyxis
 # also at commas, Enroot at spaces.
@@ -35,7 +35,7 @@ def check_container(container: Container, paths: dict[str, str]) -> None:
         raise ConfigError(what, hint=hint)
     if kind is ContainerKind.pyxis and image.endswith(".sqsh") and not image.startswith("/"):
         what = f"engine.container.image={image}: Pyxis would look for that in a registry"
-        raise ConfigError(what, hint=override("engine.container.image", Path(image).absolute()))
+        raise ConfigError(what, hint=quoted_override("engine.container.image", Path(image).absolute()))
     _check_paths(container.mounts, paths)
 
 
@@ -51,4 +51,4 @@ def _check_paths(mounts: tuple[str, ...], paths: dict[str, str]) -> None:
         is_local = path and not path.startswith("/") and Path(path).is_dir()  # else a hub id
         if is_local:
             what = f"{field}={path} is relative to a folder that does not exist in the container"
-            raise ConfigError(what, hint=override(field, Path(path).absolute()))
+            raise ConfigError(what, hint=quoted_override(field, Path(path).absolute()))

@@ -3,7 +3,7 @@
 from hpc_dynamo.config.schema import BootstrapMethod, Config, PlannerMode
 from hpc_dynamo.config.schema.topology import DEFAULT_HARDWARE
 from hpc_dynamo.config.validation.models import errors_of_model
-from hpc_dynamo.errors import ConfigError, override, unknown_name
+from hpc_dynamo.errors import ConfigError, quoted_override, unknown_name
 
 
 def check_hardware(config: Config) -> None:
@@ -30,7 +30,7 @@ def _check_names(config: Config) -> None:
             continue
         field = f"topology.{role}.hardware"
         if not known:
-            own = override(f"cluster.hardware.{pool.hardware}.partition", "gpu")
+            own = quoted_override(f"cluster.hardware.{pool.hardware}.partition", "gpu")
             hint = f"{own}, or another field of it"
             raise ConfigError(f"{field}={pool.hardware}: cluster.hardware is empty", hint=hint)
         raise unknown_name(field, pool.hardware, known)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hpc_dynamo.config.schema import Config, PlannerMode, Task
-from hpc_dynamo.errors import ConfigError, override
+from hpc_dynamo.errors import ConfigError, quoted_override
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def check_adapters(config: Config) -> None:
     """Check the LoRA adapters of one model."""
     for name, path in config.model.lora.items():
         if not path:
-            hint = override(f"model.lora.{name}", f"/shared/adapters/{name}")
+            hint = quoted_override(f"model.lora.{name}", f"/shared/adapters/{name}")
             raise ConfigError(f"model.lora.{name} has no folder", hint=hint)
         if name == config.served_name:
             what = f"model.lora.{name} has the name of the model itself"
