@@ -35,7 +35,9 @@ def check_container(container: Container, paths: dict[str, str]) -> None:
         raise ConfigError(what, hint=hint)
     if kind is ContainerKind.pyxis and image.endswith(".sqsh") and not image.startswith("/"):
         what = f"engine.container.image={image}: Pyxis would look for that in a registry"
-        raise ConfigError(what, hint=quoted_override("engine.container.image", Path(image).absolute()))
+        raise ConfigError(
+            what, hint=quoted_override("engine.container.image", Path(image).absolute())
+        )
     _check_paths(container.mounts, paths)
 
 
