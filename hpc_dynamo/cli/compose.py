@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from hpc_dynamo.cli import model_overrides as models
-from hpc_dynamo.cli.overrides import arguments, files, tree, yaml_text
+from hpc_dynamo.cli.overrides import arguments, files, tree
 from hpc_dynamo.config import Config, Role, ServedModel, Task, errors_of_model
 from hpc_dynamo.config.paths import expand_home
 from hpc_dynamo.errors import ConfigError
@@ -74,11 +74,6 @@ def _folders(config_dir: Path | None) -> tuple[Path, ...]:
         hint = "a folder such as DIR with files DIR/cluster/mysite.yaml, then cluster=mysite"
         raise ConfigError(f"--config-dir {config_dir}: no such folder", hint=hint)
     return own, conf_dir()
-
-
-def show(config: Config) -> str:
-    """The configuration as YAML."""
-    return yaml_text.dump(msgspec.to_builtins(config))
 
 
 def conf_dir() -> Path:

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpc_dynamo import launch
-from hpc_dynamo.cli.compose import compose, show
+from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.launch_run import batch_config, profile_config, serve_config
 from hpc_dynamo.cli.model_checks import model_warnings, refuse_models
 from hpc_dynamo.cli.node_resources import counted, planned_for
+from hpc_dynamo.cli.overrides.commented import commented
 from hpc_dynamo.cli.render import status as views
 from hpc_dynamo.cli.render.console import OUT
 from hpc_dynamo.cli.render.engine_commands import commands
@@ -65,7 +66,7 @@ def plan(args: Namespace) -> int:
     elif args.commands:
         print("\n\n".join(commands(config, layout)))
     elif args.show:
-        print(show(config), end="")
+        print(commented(config), end="")
     else:
         OUT.print(views.layout(config, layout))
         for line in (*_unused(args.overrides, config), *_warnings(config, layout, nodes)):
