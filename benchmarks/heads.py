@@ -33,7 +33,7 @@ from benchmarks.soak.clients import STREAMED, WHOLE, Bodies, LoadClients
 from hpc_dynamo.demo.provision import provision
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.http import HttpClient
-from hpc_dynamo.router import heard
+from hpc_dynamo.router import decode_loads
 
 RANKS, PROMPT, KEY = 4, 1200, "benchmark"
 HOST, LOOK_S, READY_S = "127.0.0.1", 0.1, 60.0
@@ -141,7 +141,7 @@ async def loads(http: HttpClient, url: str) -> dict[str, int]:
     """Requests of one head, by rank; none while it starts."""
     try:
         async with http.send("GET", url, "/v1/loads") as answer:
-            said = heard(await answer.read())
+            said = decode_loads(await answer.read())
             return {at: load.active for at, load in said.workers.items()}
     except OSError:
         return {}

@@ -24,8 +24,8 @@ from hpc_dynamo.config import Planner, PlannerMode, Role
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.planner.planner import Planner as Ours
 from hpc_dynamo.plotting import draw
-from hpc_dynamo.simulation import Job, Modelled
-from hpc_dynamo.simulation.split import search
+from hpc_dynamo.simulation import SimulatedJob, TimingPerformance
+from hpc_dynamo.simulation.split import search_splits
 
 TRACE = Path("../shared/traces/mooncake_conversation.jsonl")
 REAL_RANKS, REAL_SPLITS = 4, [1, 2]  # prefill workers of the latter
@@ -34,7 +34,7 @@ DYNAMO_S = 5.0  # between its decisions; those by its forecast come every 30 s
 
 def static(bench: Bench) -> None:
     """The best and the worst split in hindsight."""
-    tried = search(job(8), RANKS, bench.load.requests, lambda w: None, lambda s: None)
+    tried = search_splits(job(8), RANKS, bench.load.requests, lambda w: None, lambda s: None)
     apart = [t for t in tried if Role.prefill in t.workers]
     for name, each in (("best static", apart[0]), ("worst static", apart[-1])):
         prefill, decode = (each.workers[role] for role in (Role.prefill, Role.decode))
@@ -49,12 +49,12 @@ def oracle(bench: Bench) -> None:
     bench.run("oracle", job(splits[0]), Scheduled(splits, job(8).interval_s))
 
 
-def ours(rules: Planner) -> tuple[Job, Ours]:
+def ours(rules: Planner) -> tuple[SimulatedJob, Ours]:
     """From an even split on."""
     start = job(RANKS // 2, interval_s=rules.interval_s)
     engine = start.engine
     timing = engine.timing
-    performance = Modelled(timing, timing, engine.limits, start.flipping.turn_s)
+    performance = TimingPerformance(timing, timing, engine.limits, start.role_change.role_change_s)
     return start, Ours(rules, performance)
 
 

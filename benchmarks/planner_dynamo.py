@@ -110,7 +110,7 @@ def snapshot(seen: dict[str, Any], rank: int, setting: dict[str, Any], prefill: 
     """A worker's last step, as far as the means over the workers tell it."""
     answers = 0 if prefill else round(seen["running"])
     kv = 0 if prefill else round(seen["kv_usage"] * setting["cache_tokens"])
-    queued = round(seen["ahead_tokens"]) if prefill else 0
+    queued = round(seen["prefill_tokens"]) if prefill else 0
     lengths = max(1.0, seen["prompt_tokens"])
     chunk = min(queued, setting["step_tokens"])
     return {

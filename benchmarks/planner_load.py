@@ -7,13 +7,21 @@ from pathlib import Path
 from benchmarks.replay.engine import Engine as Sizes
 from benchmarks.replay.trace import Scale
 from hpc_dynamo.config import Role, TopologyKind
-from hpc_dynamo.router import Limits as Bounds
-from hpc_dynamo.simulation import Engine, Job, Phase, Request, Targets, read, synthetic
-from hpc_dynamo.simulation.pool import Flipping
-from hpc_dynamo.simulation.worker import Limits
+from hpc_dynamo.router import AdmissionLimits as Bounds
+from hpc_dynamo.simulation import (
+    EngineModel,
+    LatencyTargets,
+    LoadPhase,
+    SimulatedJob,
+    TraceRequest,
+    read_trace,
+    synthetic_load,
+)
+from hpc_dynamo.simulation.pool import RoleChangeModel
+from hpc_dynamo.simulation.worker import EngineSizes
 
 RANKS = 16
-TARGETS = Targets(ttft_s=2.0, itl_s=0.04)
+TARGETS = LatencyTargets(ttft_s=2.0, itl_s=0.04)
 PROMPTS = (19.0, 8000, 100)  # requests/s, tokens of a prompt and of an answer
 ANSWERS = (32.0, 500, 800)
 PLATEAU_S, RAMP_S, RAMP_STEPS = 300.0, 120.0, 4
@@ -24,7 +32,7 @@ class Load:
     """Requests, and what they are."""
 
     name: str
-    requests: list[Request]
+    requests: list[TraceRequest]
 
     @property
     def seconds(self) -> float:
@@ -35,10 +43,10 @@ def turning(seed: int = 0, rate: float = 1.0, stretch: float = 1.0) -> Load:
     """From prompt-heavy to answer-heavy and back, each for five minutes, two between; so many
     times as many requests a second, and as long."""
     phases = [replace(p, seconds=stretch * p.seconds) for p in _phases(rate)]
-    return Load("turning", synthetic(phases, seed))
+    return Load("turning", synthetic_load(phases, seed))
 
 
-def _phases(rate: float) -> Iterator[Phase]:
+def _phases(rate: float) -> Iterator[LoadPhase]:
     for here, there in ((PROMPTS, ANSWERS), (ANSWERS, PROMPTS)):
         yield _between(here, there, 0.0, PLATEAU_S, rate)
         for step in range(RAMP_STEPS):
@@ -53,26 +61,26 @@ def _between(
     share: float,
     seconds: float,
     rate: float,
-) -> Phase:
+) -> LoadPhase:
     hz, prompt, answer = (a + share * (b - a) for a, b in zip(here, there, strict=True))
-    return Phase(seconds, rate * hz, round(prompt), round(answer))
+    return LoadPhase(seconds, rate * hz, round(prompt), round(answer))
 
 
 def trace(file: Path, speed: float, requests: int = 0) -> Load:
     """The production trace with its natural swings, so many times as fast."""
-    return Load(f"{file.stem} x{speed:g}", read(file, requests, speed))
+    return Load(f"{file.stem} x{speed:g}", read_trace(file, requests, speed))
 
 
-def job(prefill: int, ranks: int = RANKS, interval_s: float = 30.0) -> Job:
+def job(prefill: int, ranks: int = RANKS, interval_s: float = 30.0) -> SimulatedJob:
     """The modelled engine of benchmarks.replay behind our router; roles turn in half a second."""
     sizes = Sizes()
-    limits = Limits(sizes.sequences, sizes.step_tokens, sizes.cache_tokens)
+    limits = EngineSizes(sizes.sequences, sizes.step_tokens, sizes.cache_tokens)
     timing = sizes.timing(Scale(1, 1), TopologyKind.disaggregated)
-    return Job(
-        Engine(limits, timing),
+    return SimulatedJob(
+        EngineModel(limits, timing),
         {Role.prefill: prefill, Role.decode: ranks - prefill},
         TARGETS,
-        bounds=Bounds(worker_requests=2 * sizes.sequences),  # as `serve` has it
-        flipping=Flipping(turn_s=0.5),
+        limits=Bounds(max_requests_per_worker=2 * sizes.sequences),  # as `serve` has it
+        role_change=RoleChangeModel(role_change_s=0.5),
         interval_s=interval_s,
     )

@@ -27,18 +27,24 @@ from hpc_dynamo import jsonl
 from hpc_dynamo.config import Planner, PlannerMode, Role, TopologyKind
 from hpc_dynamo.demo.provision import provision
 from hpc_dynamo.http import HttpClient
-from hpc_dynamo.planner.interpolation import load_profile
+from hpc_dynamo.planner.interpolation import load_performance
 from hpc_dynamo.planner.planner import Planner as Ours
-from hpc_dynamo.planner.profile import Point, Profile, Spot, What
+from hpc_dynamo.planner.profile import EngineProfile, Measurement, Metric, OperatingPoint
 from hpc_dynamo.planner.records import PlannerRecord
 from hpc_dynamo.plotting import Curve, Panel, Style
 from hpc_dynamo.profiler import grid
-from hpc_dynamo.router import Limits as Bounds
+from hpc_dynamo.router import AdmissionLimits as Bounds
 from hpc_dynamo.run import Run
-from hpc_dynamo.simulation import Engine, Job, Modelled, Targets, simulate
-from hpc_dynamo.simulation.outcome import Outcome, Seen, mean
-from hpc_dynamo.simulation.pool import Flipping
-from hpc_dynamo.simulation.worker import Limits
+from hpc_dynamo.simulation import (
+    EngineModel,
+    LatencyTargets,
+    SimulatedJob,
+    TimingPerformance,
+    simulate,
+)
+from hpc_dynamo.simulation.outcome import RequestResult, SimulationResult, mean
+from hpc_dynamo.simulation.pool import RoleChangeModel
+from hpc_dynamo.simulation.worker import EngineSizes
 
 SCALE = Scale(compress=1, shrink=8)
 STRETCH = 0.15  # of the load's time: three minutes
@@ -81,40 +87,44 @@ def load(ranks: int, seed: int) -> Load:
     """What the ranks can carry, in tokens of eight."""
     made = turning(seed, RATE_PER_RANK * ranks, STRETCH)
     small = [
-        replace(r, prompt=max(1, r.prompt // SCALE.shrink), answer=max(2, r.answer // SCALE.shrink))
+        replace(
+            r,
+            prompt_tokens=max(1, r.prompt_tokens // SCALE.shrink),
+            response_tokens=max(2, r.response_tokens // SCALE.shrink),
+        )
         for r in made.requests
     ]
     return Load(f"turning, {ranks} ranks", small)
 
 
-def targets() -> Targets:
+def targets() -> LatencyTargets:
     """A token of ours stands for several: so the time between two is so many times as long."""
-    return Targets(TARGETS.ttft_s, TARGETS.itl_s * SCALE.shrink)
+    return LatencyTargets(TARGETS.ttft_s, TARGETS.itl_s * SCALE.shrink)
 
 
 # In virtual time.
 
 
-def _performance() -> Modelled:
+def _performance() -> TimingPerformance:
     sizes = Sizes()
     timing = sizes.timing(SCALE, TopologyKind.disaggregated)
-    limits = Limits(sizes.sequences, sizes.step_tokens, sizes.cache_tokens // SCALE.shrink)
-    return Modelled(timing, timing, limits)
+    limits = EngineSizes(sizes.sequences, sizes.step_tokens, sizes.cache_tokens // SCALE.shrink)
+    return TimingPerformance(timing, timing, limits)
 
 
-def virtual(case: Case) -> Outcome:
+def virtual(case: Case) -> SimulationResult:
     engine = _performance()
-    job = Job(
-        Engine(engine.limits, engine.decode),
+    job = SimulatedJob(
+        EngineModel(engine.limits, engine.decode),
         {Role.prefill: case.prefill, Role.decode: case.ranks - case.prefill},
         targets(),
         router=c.Router(),
-        bounds=Bounds(worker_requests=2 * engine.most_sequences),
+        limits=Bounds(max_requests_per_worker=2 * engine.max_sequences),
         block_tokens=ENGINE_BLOCK,
-        flipping=Flipping(turn_s=0.0),  # these engines need no restart
+        role_change=RoleChangeModel(role_change_s=0.0),  # these engines need no restart
         interval_s=Planner().interval_s,
     )
-    planner = Ours(case.rules, load_profile(case.rules.profile)) if case.rules else None
+    planner = Ours(case.rules, load_performance(case.rules.profile)) if case.rules else None
     return simulate(job, case.load.requests, planner)
 
 
@@ -125,15 +135,15 @@ def profile(file: Path, case: Case) -> None:
     """Of these engines as they are modelled, measured or not: `hpc-dynamo profile` would wait for
     every step of theirs, a quarter of an hour."""
     setting, performance = _setting(case), _performance()
-    room = grid.Limits(
+    room = grid.ProfileLimits(
         context_tokens=setting.context,
-        sequences=performance.most_sequences,
+        max_sequences=performance.max_sequences,
         block_tokens=ENGINE_BLOCK,
         kv_tokens=performance.limits.cache_tokens,
         transfers=False,
     )
-    points = [_point(spot, performance) for spot in grid.grid(room)]
-    made = Profile(
+    points = [_point(spot, performance) for spot in grid.operating_points(room)]
+    made = EngineProfile(
         model="modelled",
         engine="simulator",
         version="modelled",
@@ -145,8 +155,8 @@ def profile(file: Path, case: Case) -> None:
         date=datetime.now(UTC).isoformat(),
         context_tokens=room.context_tokens,
         kv_tokens=room.kv_tokens,
-        most_sequences=room.sequences,
-        start_s=0.0,
+        max_sequences=room.max_sequences,
+        startup_s=0.0,
         prompt_tokens_per_s=0.0,
         answer_tokens_per_s=0.0,
         points=tuple(points),
@@ -154,41 +164,41 @@ def profile(file: Path, case: Case) -> None:
     file.write_bytes(msgspec.json.encode(made))
 
 
-def _point(spot: Spot, performance: Modelled) -> Point:
-    if spot.what is What.ttft:
+def _point(spot: OperatingPoint, performance: TimingPerformance) -> Measurement:
+    if spot.metric is Metric.ttft:
         seconds = performance.prefill_s(spot.prompt_tokens, spot.cached_tokens)
-        return Point(spot=spot, seconds=seconds, cached_tokens=spot.cached_tokens)
-    context = spot.prompt_tokens + grid.ROOM / 2
+        return Measurement(spot=spot, seconds=seconds, cached_tokens=spot.cached_tokens)
+    context = spot.prompt_tokens + grid.RESPONSE_TOKENS / 2
     seconds = performance.itl_s(spot.sequences, context)
-    return Point(spot=spot, seconds=seconds, context_tokens=context)
+    return Measurement(spot=spot, seconds=seconds, context_tokens=context)
 
 
-def real(case: Case, folder: Path) -> Outcome:
+def real(case: Case, folder: Path) -> SimulationResult:
     """Raises HpcDynamoError where the job does not start; requests that fail are lost."""
     began, heard = asyncio.run(_asked(_setting(case), _sent(case), folder))
     seen = [_seen(each) for each in heard]
     records = list(jsonl.read(Run(folder / NAME).attempt(1).planner_file, PlannerRecord))
     flips = [record.role_change for record in records if record.role_change]
-    return Outcome(
-        seen=seen,
+    return SimulationResult(
+        results=seen,
         targets=targets(),
         gpus=case.ranks,
-        seconds=max((s.end for s in seen), default=0.0),
-        flips=sum(1 for flip in flips if not flip.reason),
-        failed=sum(1 for flip in flips if flip.reason),
+        seconds=max((s.ended_at for s in seen), default=0.0),
+        role_changes=sum(1 for flip in flips if not flip.reason),
+        failed_role_changes=sum(1 for flip in flips if flip.reason),
         roles=_roles(records, began),
         decisions=[record.decision for record in records if record.decision],
     )
 
 
 def _roles(records: Sequence[PlannerRecord], began: float) -> list[tuple[float, int, int]]:
-    seen = [record.decision.seen for record in records if record.decision]
+    seen = [record.decision.signals for record in records if record.decision]
     return [(max(0.0, s.at - began), s.prefill, s.decode) for s in seen]
 
 
 def _sent(case: Case) -> list[Sent]:
     return [
-        Sent(i, r.at, (), SCALE.block_tokens, r.prompt, r.answer)
+        Sent(i, r.at, (), SCALE.block_tokens, r.prompt_tokens, r.response_tokens)
         for i, r in enumerate(case.load.requests)
     ]
 
@@ -214,42 +224,42 @@ async def _asked(setting: Setting, sent: list[Sent], folder: Path) -> tuple[floa
             return began, await replay(http, running.url, sent, bodies, lambda seen: None)
 
 
-def _seen(heard: Heard) -> Seen:
+def _seen(heard: Heard) -> RequestResult:
     at = heard.due_s
-    return Seen(
+    return RequestResult(
         at=at,
-        prompt=heard.prompt,
-        answer=heard.answer,
-        first=at + heard.ttft_s,
-        end=at + heard.end_s,
-        lost=heard.error,
+        prompt_tokens=heard.prompt,
+        response_tokens=heard.answer,
+        first_token_at=at + heard.ttft_s,
+        ended_at=at + heard.end_s,
+        error=heard.error,
     )
 
 
-def panels(pairs: Sequence[tuple[str, Outcome]]) -> list[Panel]:
+def panels(pairs: Sequence[tuple[str, SimulationResult]]) -> list[Panel]:
     """Goodput and TTFT over time of runs of one load, by when requests came."""
     good, ttft = list[Curve](), list[Curve]()
     for name, outcome in pairs:
         parts = _parts(outcome)
         at = [i * WIDE_S for i in range(len(parts))]
-        counts = [sum(s.good(outcome.targets) for s in part) / WIDE_S for part in parts]
-        means = [mean([s.ttft_s for s in part if not s.lost]) for part in parts]
+        counts = [sum(s.within_targets(outcome.targets) for s in part) / WIDE_S for part in parts]
+        means = [mean([s.ttft_s for s in part if not s.error]) for part in parts]
         good.append(Curve(name, at, counts))
         ttft.append(Curve(name, at, means))
     curves = [Panel("in both targets, requests/s", good), Panel("TTFT s, mean", ttft, "s")]
-    if any(outcome.flips for _, outcome in pairs):
+    if any(outcome.role_changes for _, outcome in pairs):
         curves.append(Panel("prefill workers", [_prefill(*pair) for pair in pairs], "s"))
     return curves
 
 
-def _prefill(name: str, outcome: Outcome) -> Curve:
+def _prefill(name: str, outcome: SimulationResult) -> Curve:
     held = {at: prefill for at, prefill, _ in outcome.roles}  # the last of each moment
     return Curve(name, list(held), list(held.values()), Style.steps)
 
 
-def _parts(outcome: Outcome) -> list[list[Seen]]:
-    last = max(s.at for s in outcome.seen)
-    parts: list[list[Seen]] = [[] for _ in range(int(last / WIDE_S) + 1)]
-    for each in outcome.seen:
+def _parts(outcome: SimulationResult) -> list[list[RequestResult]]:
+    last = max(s.at for s in outcome.results)
+    parts: list[list[RequestResult]] = [[] for _ in range(int(last / WIDE_S) + 1)]
+    for each in outcome.results:
         parts[int(each.at / WIDE_S)].append(each)
     return parts

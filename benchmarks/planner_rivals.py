@@ -14,8 +14,8 @@ import msgspec
 from benchmarks import planner_dynamo
 from benchmarks.planner_load import Load
 from hpc_dynamo.config import Role
-from hpc_dynamo.planner.signals import Decision, Demand, Move, Signals, Wanted
-from hpc_dynamo.simulation import Job, Request, simulate
+from hpc_dynamo.planner.signals import ExpectedLoad, PlannerDecision, RoleMove, Signals, TargetSplit
+from hpc_dynamo.simulation import SimulatedJob, TraceRequest, simulate
 
 WARM_S = 15.0  # of load before an interval, so that it does not begin with an empty job
 
@@ -33,13 +33,13 @@ MODES: dict[str, dict[str, object]] = {
 }
 
 
-def moved(seen: Signals, prefill: int, why: str = "") -> Decision:
+def moved(seen: Signals, prefill: int, why: str = "") -> PlannerDecision:
     """The decision for so many prefill workers among those that there are."""
     more, total = prefill - seen.prefill, seen.prefill + seen.decode
     roles = (Role.decode, Role.prefill) if more > 0 else (Role.prefill, Role.decode)
-    move = Move(count=abs(more), old=roles[0], new=roles[1]) if more else None
-    wanted = Wanted(prefill=prefill, decode=total - prefill, why=why)
-    return Decision(seen=seen, expected=Demand(), wanted=wanted, move=move)
+    move = RoleMove(count=abs(more), old=roles[0], new=roles[1]) if more else None
+    wanted = TargetSplit(prefill=prefill, decode=total - prefill, reason=why)
+    return PlannerDecision(signals=seen, expected=ExpectedLoad(), target=wanted, move=move)
 
 
 class Scheduled:
@@ -48,13 +48,13 @@ class Scheduled:
     def __init__(self, splits: list[int], interval_s: float) -> None:
         self._splits, self._interval_s = splits, interval_s
 
-    def decide(self, seen: Signals) -> Decision:
+    def decide(self, seen: Signals) -> PlannerDecision:
         number = round(seen.at / self._interval_s)
         prefill = self._splits[min(number, len(self._splits) - 1)]
-        return moved(seen, prefill - min(0, seen.moving))
+        return moved(seen, prefill - min(0, seen.changing_role))
 
 
-def best_splits(job: Job, load: Load) -> list[int]:
+def best_splits(job: SimulatedJob, load: Load) -> list[int]:
     """Prefill workers of the static split that does best in each interval, which is simulated
     alone. Each is looked for around the one before: goodput over the split has one peak."""
     best, splits = len(job.ranks) // 2, list[int]()
@@ -77,21 +77,25 @@ def _climb(good: Callable[[int], tuple[float, float]], best: int, total: int) ->
     return best
 
 
-def _part(requests: list[Request], begin: float, end: float) -> tuple[list[Request], float]:
+def _part(
+    requests: list[TraceRequest], begin: float, end: float
+) -> tuple[list[TraceRequest], float]:
     """Those of an interval and of a while before it, from time 0; and how long that while is."""
     first = max(0.0, begin - WARM_S)
     part = [replace(r, at=r.at - first) for r in requests if first <= r.at < end]
     return part, begin - first
 
 
-def _good(job: Job, part: Sequence[Request], warm: float, prefill: int) -> tuple[float, float]:
+def _good(
+    job: SimulatedJob, part: Sequence[TraceRequest], warm: float, prefill: int
+) -> tuple[float, float]:
     """Requests within both targets, and of equals the one whose TTFT and ITL are the lower."""
     decode = len(job.ranks) - prefill
     workers = {Role.prefill: prefill, Role.decode: decode}
     outcome = simulate(replace(job, workers=workers), part)
-    counted = [s for s in outcome.whole if s.at >= warm]
+    counted = [s for s in outcome.completed if s.at >= warm]
     late = sum(s.ttft_s / job.targets.ttft_s + s.itl_s / job.targets.itl_s for s in counted)
-    return sum(s.good(job.targets) for s in counted), -late / max(1, len(counted))
+    return sum(s.within_targets(job.targets) for s in counted), -late / max(1, len(counted))
 
 
 class Dynamo:
@@ -100,7 +104,7 @@ class Dynamo:
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
 
-    def decide(self, seen: Signals) -> Decision:
+    def decide(self, seen: Signals) -> PlannerDecision:
         """Raises RuntimeError where the child ended."""
         assert self._process.stdin
         assert self._process.stdout
@@ -116,14 +120,16 @@ class Dynamo:
 
 
 @contextmanager
-def dynamo(env: Path, job: Job, options: Mapping[str, object], log: Path) -> Iterator[Dynamo]:
+def dynamo(
+    env: Path, job: SimulatedJob, options: Mapping[str, object], log: Path
+) -> Iterator[Dynamo]:
     """Dynamo's planner in its environment, with what is configured of ours."""
     limits, targets = job.engine.limits, job.targets
     ours = {"ttft_ms": 1e3 * targets.ttft_s, "itl_ms": 1e3 * targets.itl_s}
     setting = {
         "timing": asdict(job.engine.timing),
         "step_tokens": limits.step_tokens,
-        "sequences": limits.sequences,
+        "sequences": limits.max_sequences,
         "cache_tokens": limits.cache_tokens,
         "context": 131_072,
         "workers": len(job.ranks),

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from benchmarks.planner_load import RANKS, Load
 from hpc_dynamo.plotting import Curve, Panel, Style
-from hpc_dynamo.simulation import Decide, Job, Outcome, simulate
+from hpc_dynamo.simulation import DecidesRoles, SimulatedJob, SimulationResult, simulate
 from hpc_dynamo.simulation.outcome import mean, quantile
 from hpc_dynamo.simulation.picture import roles
 
@@ -27,17 +27,17 @@ class Figures(msgspec.Struct, frozen=True):
     itl_s: tuple[float, float]
 
     @classmethod
-    def of(cls, load: Load, name: str, o: Outcome) -> "Figures":
+    def of(cls, load: Load, name: str, o: SimulationResult) -> "Figures":
         ttft, itl = o.ttft_s(), o.itl_s()
         return cls(
             load=load.name,
             name=name,
-            goodput_hz=o.good / load.seconds,
+            goodput_hz=o.within_targets / load.seconds,
             attained=o.attainment,
             gpu_hours=o.gpu_hours,
-            flips=o.flips,
-            failed=o.failed,
-            lost=o.lost,
+            flips=o.role_changes,
+            failed=o.failed_role_changes,
+            lost=o.failed_requests,
             ttft_s=(mean(ttft), quantile(ttft, 0.99)),
             itl_s=(mean(itl), quantile(itl, 0.99)),
         )
@@ -48,13 +48,13 @@ class Bench:
 
     def __init__(self, load: Load, say: Callable[[str], None]) -> None:
         self.load, self.say = load, say
-        self.figures, self.outcomes = list[Figures](), dict[str, Outcome]()
+        self.figures, self.outcomes = list[Figures](), dict[str, SimulationResult]()
 
-    def run(self, name: str, job: Job, planner: Decide | None = None) -> None:
+    def run(self, name: str, job: SimulatedJob, planner: DecidesRoles | None = None) -> None:
         self.say(f"{self.load.name}: {name}")
         self.keep(name, simulate(job, self.load.requests, planner))
 
-    def keep(self, name: str, outcome: Outcome) -> None:
+    def keep(self, name: str, outcome: SimulationResult) -> None:
         figures = Figures.of(self.load, name, outcome)
         self.figures.append(figures)
         self.outcomes[name] = outcome
@@ -95,11 +95,11 @@ def panels(bench: Bench) -> Iterator[Panel]:
     count = int(bench.load.seconds / wide_s) + 1
     at, prompts, answers = [i * wide_s / 60 for i in range(count)], [0.0] * count, [0.0] * count
     for request in bench.load.requests:
-        prompts[int(request.at / wide_s)] += request.prompt / wide_s / 1e3
-        answers[int(request.at / wide_s)] += request.answer / wide_s
+        prompts[int(request.at / wide_s)] += request.prompt_tokens / wide_s / 1e3
+        answers[int(request.at / wide_s)] += request.response_tokens / wide_s
     yield Panel("1,000 prompt tokens/s", [Curve("asked for", at, prompts)])
     yield Panel("answer tokens/s", [Curve("asked for", at, answers)])
-    moving = [(n, o) for n, o in bench.outcomes.items() if o.flips or n.startswith("best")]
+    moving = [(n, o) for n, o in bench.outcomes.items() if o.role_changes or n.startswith("best")]
     curves = list[Curve]()
     for name, outcome in moving:
         prefill = next(roles(outcome))

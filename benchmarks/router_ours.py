@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from benchmarks.router_workload import BLOCK, Synthetic
 from hpc_dynamo.kv.events import BlockRemoved, BlockStored, decode_events
 from hpc_dynamo.router.index.exact import PrefixIndex
-from hpc_dynamo.router.index.hashes import chain
+from hpc_dynamo.router.index.hashes import chained_hashes
 
 ENDLESS = 10**9  # blocks
 
@@ -21,7 +21,7 @@ class Ours:
     def __init__(self, workers: int) -> None:
         self._index, self.keys = PrefixIndex(ENDLESS, BLOCK), [*range(workers)]
         for worker in self.keys:
-            self._index.join(worker)
+            self._index.add_worker(worker)
 
     def learn(self, worker: int, payload: bytes) -> None:
         """What the router does with a message of an engine."""
@@ -48,7 +48,7 @@ class Ours:
         return tokens
 
     def hashes(self, tokens: bytes) -> Sequence[int]:
-        return chain(tokens, BLOCK)
+        return chained_hashes(tokens, BLOCK)
 
     def find(self, hashes: Sequence[int]) -> Mapping[int, int]:
         return self._index.overlaps(hashes)

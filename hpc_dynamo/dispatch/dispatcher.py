@@ -87,7 +87,7 @@ class Dispatcher:
     async def _attempt(self, lease: Lease, request: EngineRequest, sink: ResponseSink) -> None:
         """Execute a request on leased workers until one of them leaves the job.
 
-        The connection alone does not show this: a node that loses power never closes it.
+        A node that loses power never closes its connections.
         """
 
         def expire(future: asyncio.Future[int]) -> None:

@@ -4,8 +4,8 @@
 - aggregated: the decode worker does everything (vLLM, TensorRT-LLM), or rejects it (SGLang)
 - fan-out: several disaggregated requests with one sample each, whose responses are merged
 
-A KV transfer belongs to one sequence. In vLLM 0.32 every prompt of a list after the first reads the
-blocks of the first, which gives wrong text with status 200, or ends the engine. More samples of one
+A KV transfer belongs to one sequence. In vLLM 0.32 all prompts of a list read the blocks of the
+first, which returns wrong text with status 200 or crashes the engine. More samples of one
 prompt find the blocks freed. SGLang 0.5.23 never answers `n` > 1, because all samples share one
 bootstrap room (sgl-project/sglang#30723), but accepts lists of prompts. Only the body decides, so
 a request is executed in the same way if its token ids are unknown.

@@ -1,9 +1,9 @@
 """Merge the responses of a fan-out, JSON or events of streams, into one response.
 
-Choices are numbered as OpenAI numbers them: sample j of prompt i is choice i * n + j. `usage` counts
-a prompt once, as SGLang does (entrypoints/openai/usage_processor.py), and sums all generated tokens.
-All other fields are those of the first response; id, creation time, model and fingerprint of a
-stream are those of the first event.
+Choices are numbered as OpenAI numbers them: sample j of prompt i is choice i * n + j. `usage`
+counts a prompt once, as SGLang does (entrypoints/openai/usage_processor.py), and sums all generated
+tokens. All other fields are those of the first response; id, creation time, model and fingerprint
+of a stream are those of the first event.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,9 @@ def renumber(choices: Raw, sample: int, samples: int) -> Choices:
 
 def merge_usage(usages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the token counts of all samples. Those of the prompt are equal and count once."""
-    merged = _sum(usages) | {field: usages[0][field] for field in PROMPT_USAGE if field in usages[0]}
+    merged = _sum(usages) | {
+        field: usages[0][field] for field in PROMPT_USAGE if field in usages[0]
+    }
     if "total_tokens" in merged:
         merged["total_tokens"] = merged.get("prompt_tokens", 0) + merged.get("completion_tokens", 0)
     return merged
@@ -102,7 +104,9 @@ class EventMerger:
         return out, b""
 
     def _chunk(self, sample: int, chunk: dict[str, Raw]) -> bytes:
-        self._stream_fields = self._stream_fields or {name: chunk[name] for name in STREAM_FIELDS if name in chunk}
+        self._stream_fields = self._stream_fields or {
+            name: chunk[name] for name in STREAM_FIELDS if name in chunk
+        }
         choices = renumber(chunk["choices"], sample, self._samples)
         if not choices:
             self._usages[sample] = chunk
@@ -115,7 +119,10 @@ class EventMerger:
         usages = _usages(chunks)
         if not usages:
             return DONE_EVENT
-        return encode_event({**chunks[0], **self._stream_fields, "usage": merge_usage(usages)}) + DONE_EVENT
+        return (
+            encode_event({**chunks[0], **self._stream_fields, "usage": merge_usage(usages)})
+            + DONE_EVENT
+        )
 
 
 def _raw(value: object) -> Raw:

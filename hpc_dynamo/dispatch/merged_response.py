@@ -20,6 +20,8 @@ MERGE_ERRORS = (msgspec.DecodeError, KeyError)
 
 
 class _Usage(msgspec.Struct):
+    """Field of a response that is read here."""
+
     completion_tokens: int | None = 0
 
 
@@ -97,6 +99,7 @@ class SampleStream:
         self.started = False
 
     async def receive(self, response: IncomingResponse, lease: Lease) -> None:
+        """Forward the stream. Raises RequestFailed if it has an error or is not a stream."""
         if not response.headers.get("content-type", "").startswith(EVENTS):
             what = "the engine answered a streaming request without a stream"
             raise RequestFailed(what, status=502)

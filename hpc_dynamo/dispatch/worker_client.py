@@ -13,7 +13,8 @@ from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import ByteSink, HttpClient, HttpResponse
 from hpc_dynamo.router import Lease, RoutingRequest, Target
 
-GRACE_S = 0.1  # time for one worker to finish after the other worker or the client has ended
+# Time for one worker to finish after the other worker or the client has ended.
+GRACE_S = 0.1
 OBJECT_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])  # values stay unparsed
 
 

@@ -3,56 +3,58 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from hpc_dynamo.planner.interpolation import Interpolated
-from hpc_dynamo.planner.profile import Point, Profile, What
+from hpc_dynamo.planner.interpolation import ProfilePerformance
+from hpc_dynamo.planner.profile import EngineProfile, Measurement, Metric
 from hpc_dynamo.plotting import Curve, Panel, Style, draw
 
 STEPS = 64  # of a drawn line
 SHARES = (0.0, 0.25, 0.5)  # of the longest prompt, cached before those drawn
 
 
-def picture(file: Path, profile: Profile) -> None:
+def plot_profile(file: Path, profile: EngineProfile) -> None:
     """Raises MissingDependency without matplotlib."""
-    worker = Interpolated(profile)
+    worker = ProfilePerformance(profile)
     panels = [
         Panel("TTFT, s", list(_ttft(profile, worker)), "tokens computed (cached before them)"),
         Panel("ITL, s", list(_itl(profile, worker)), "sequences (mean context)"),
     ]
-    if profile.of(What.transfer):
+    if profile.of(Metric.transfer):
         curves = list(_transfer(profile, worker))
         panels.append(Panel("transfer and one step, s", curves, "tokens"))
     draw(file, f"{profile.title}, {profile.hardware}", panels)
 
 
-def _ttft(profile: Profile, worker: Interpolated) -> Iterator[Curve]:
-    longest = max(p.spot.prompt_tokens for p in profile.of(What.ttft))
+def _ttft(profile: EngineProfile, worker: ProfilePerformance) -> Iterator[Curve]:
+    longest = max(p.spot.prompt_tokens for p in profile.of(Metric.ttft))
     for share in SHARES:
         cached = int(share * longest)
         lengths = _steps([1, longest - cached])
         times = [worker.prefill_s(cached + n, cached) for n in lengths]
         yield Curve(f"{cached} cached", lengths, times)
-    yield from _seen(profile, What.ttft, lambda p: p.spot.prompt_tokens - p.cached_tokens)
+    yield from _seen(profile, Metric.ttft, lambda p: p.spot.prompt_tokens - p.cached_tokens)
 
 
-def _itl(profile: Profile, worker: Interpolated) -> Iterator[Curve]:
+def _itl(profile: EngineProfile, worker: ProfilePerformance) -> Iterator[Curve]:
     """Each as far as the KV cache has room."""
-    longest = max(p.context_tokens for p in profile.of(What.itl))
+    longest = max(p.context_tokens for p in profile.of(Metric.itl))
     for context in (longest / 16, longest / 4, longest):
-        room = profile.kv_tokens / context if profile.kv_tokens else profile.most_sequences
-        counts = _steps([1, max(1, min(profile.most_sequences, room))])
+        room = profile.kv_tokens / context if profile.kv_tokens else profile.max_sequences
+        counts = _steps([1, max(1, min(profile.max_sequences, room))])
         times = [worker.itl_s(n, context) for n in counts]
         yield Curve(f"{context:.0f} tokens", counts, times)
-    yield from _seen(profile, What.itl, lambda p: p.spot.sequences)
+    yield from _seen(profile, Metric.itl, lambda p: p.spot.sequences)
 
 
-def _transfer(profile: Profile, worker: Interpolated) -> Iterator[Curve]:
-    lengths = _steps([p.spot.prompt_tokens for p in profile.of(What.transfer)])
+def _transfer(profile: EngineProfile, worker: ProfilePerformance) -> Iterator[Curve]:
+    lengths = _steps([p.spot.prompt_tokens for p in profile.of(Metric.transfer)])
     times = [worker.transfer_s(n) + worker.itl_s(1, n) for n in lengths]
     yield Curve("nearest line", lengths, times)
-    yield from _seen(profile, What.transfer, lambda p: p.spot.prompt_tokens)
+    yield from _seen(profile, Metric.transfer, lambda p: p.spot.prompt_tokens)
 
 
-def _seen(profile: Profile, what: What, x: Callable[[Point], float]) -> Iterator[Curve]:
+def _seen(
+    profile: EngineProfile, what: Metric, x: Callable[[Measurement], float]
+) -> Iterator[Curve]:
     for held_out, name in ((False, "measured"), (True, "held out")):
         points = [(x(p), p.seconds) for p in profile.of(what, held_out=held_out) if p.seconds]
         if points:

@@ -4,23 +4,23 @@ from math import ceil, floor, inf
 from typing import NamedTuple
 
 from hpc_dynamo.config import Planner, PriorityTarget, Role
-from hpc_dynamo.planner.signals import Lack, Wanted
+from hpc_dynamo.planner.signals import CapacityGap, TargetSplit
 
 
-class Need(NamedTuple):
+class WorkerNeed(NamedTuple):
     """Workers of each role that a load needs, with fractions. `lost` names a target that no
     number of workers would meet."""
 
     prefill: float
     decode: float
-    lost: str = ""
+    unreachable: str = ""
 
     @property
     def total(self) -> float:
         return self.prefill + self.decode
 
 
-class Ready(NamedTuple):
+class ReadyWorkers(NamedTuple):
     """Workers that there are."""
 
     prefill: int
@@ -31,7 +31,7 @@ class Ready(NamedTuple):
         return self.prefill + self.decode
 
 
-def split(need: Need, ready: Ready, config: Planner) -> Wanted:
+def target_split(need: WorkerNeed, ready: ReadyWorkers, config: Planner) -> TargetSplit:
     """The wanted split of the workers that are ready. Their sum stays.
 
     A role's pressure is what it needs over what it has; the even split is the one in which the
@@ -70,7 +70,9 @@ def split(need: Need, ready: Ready, config: Planner) -> Wanted:
     return _wanted(need, ready, _guarded(prefill, load, ready, config), f"{who} is short")
 
 
-def lack(need: Need, ready: Ready, moving: int, config: Planner) -> Lack:
+def capacity_gap(
+    need: WorkerNeed, ready: ReadyWorkers, moving: int, config: Planner
+) -> CapacityGap:
     """See signals.Lack."""
     load, need, here = need, _at_least(need, config), ready.total + moving
     more = ceil(need.prefill) + ceil(need.decode) - here
@@ -79,27 +81,27 @@ def lack(need: Need, ready: Ready, moving: int, config: Planner) -> Lack:
     role = (
         Role.prefill if need.prefill - ready.prefill > need.decode - ready.decode else Role.decode
     )
-    return Lack(more=max(more, 0), spare=max(here - keeps, 0), role=role)
+    return CapacityGap(missing=max(more, 0), spare=max(here - keeps, 0), role=role)
 
 
-def _at_least(need: Need, config: Planner) -> Need:
+def _at_least(need: WorkerNeed, config: Planner) -> WorkerNeed:
     prefill = max(need.prefill, config.min_prefill_workers)
-    return Need(prefill, max(need.decode, config.min_decode_workers), need.lost)
+    return WorkerNeed(prefill, max(need.decode, config.min_decode_workers), need.unreachable)
 
 
-def _pressure(need: Need, ready: Ready) -> float:
+def _pressure(need: WorkerNeed, ready: ReadyWorkers) -> float:
     """Of the role that has the greater one."""
     if not (ready.prefill and ready.decode):
         return inf
     return max(need.prefill / ready.prefill, need.decode / ready.decode)
 
 
-def _even(need: Need, ready: Ready, config: Planner) -> Ready:
+def _even(need: WorkerNeed, ready: ReadyWorkers, config: Planner) -> ReadyWorkers:
     """The even split that keeps the least of each role."""
     total, fair = ready.total, floor(ready.total * need.prefill / need.total)
     most = total - config.min_decode_workers
     counts = (max(config.min_prefill_workers, min(count, most)) for count in (fair, fair + 1))
-    splits = (Ready(prefill, total - prefill) for prefill in counts)
+    splits = (ReadyWorkers(prefill, total - prefill) for prefill in counts)
     return min(splits, key=lambda each: _pressure(need, each))
 
 
@@ -107,7 +109,7 @@ def _eased(need: float, has: int, even: int) -> int:
     return max(ceil(need), has + ceil((even - has) / 2))
 
 
-def _guarded(prefill: int, load: Need, ready: Ready, config: Planner) -> int:
+def _guarded(prefill: int, load: WorkerNeed, ready: ReadyWorkers, config: Planner) -> int:
     """So many prefill workers, but that the protected role keeps a margin of what it has."""
     if config.priority_target is PriorityTarget.ttft:
         keeps = _with_margin(load.prefill, config.min_prefill_workers, config)
@@ -116,7 +118,7 @@ def _guarded(prefill: int, load: Need, ready: Ready, config: Planner) -> int:
     return min(prefill, ready.total - min(ready.decode, keeps))
 
 
-def _protected(load: Need, ready: Ready, config: Planner) -> int:
+def _protected(load: WorkerNeed, ready: ReadyWorkers, config: Planner) -> int:
     """Prefill workers where not both can have what they need."""
     if config.priority_target is PriorityTarget.ttft:
         prefill = _kept(load.prefill, ready.prefill, config.min_prefill_workers, config)
@@ -134,9 +136,9 @@ def _with_margin(need: float, least: int, config: Planner) -> int:
     return max(least, ceil(need * (1 + config.hysteresis)))
 
 
-def _wanted(need: Need, ready: Ready, prefill: int, why: str) -> Wanted:
+def _wanted(need: WorkerNeed, ready: ReadyWorkers, prefill: int, why: str) -> TargetSplit:
     decode = ready.total - prefill
-    given_up = [need.lost] if need.lost else []
+    given_up = [need.unreachable] if need.unreachable else []
     for target, role, needs, gets in (
         ("TTFT", "prefill", need.prefill, prefill),
         ("ITL", "decode", need.decode, decode),
@@ -144,4 +146,4 @@ def _wanted(need: Need, ready: Ready, prefill: int, why: str) -> Wanted:
         if needs > gets:
             given_up.append(f"{target}: {role} needs {needs:.1f} workers and gets {gets}")
     why = f"{why}: prefill needs {need.prefill:.2f}, decode {need.decode:.2f}"
-    return Wanted(prefill=prefill, decode=decode, why=why, short="; ".join(given_up))
+    return TargetSplit(prefill=prefill, decode=decode, reason=why, shortfall="; ".join(given_up))

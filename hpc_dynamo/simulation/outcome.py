@@ -4,13 +4,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hpc_dynamo.planner.signals import Decision
+from hpc_dynamo.planner.signals import PlannerDecision
 
 NAN = float("nan")
 
 
 @dataclass(frozen=True)
-class Targets:
+class LatencyTargets:
     """Both are of one request: its TTFT, and the mean time between its tokens."""
 
     ttft_s: float
@@ -18,79 +18,79 @@ class Targets:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class RequestResult:
     """One request's course, in seconds of virtual time. `lost` says why it has no answer."""
 
     at: float
-    prompt: int
-    answer: int
-    cached: int = 0
-    first: float = 0.0
-    end: float = 0.0
-    lost: str = ""
+    prompt_tokens: int
+    response_tokens: int
+    cached_tokens: int = 0
+    first_token_at: float = 0.0
+    ended_at: float = 0.0
+    error: str = ""
 
     @property
     def ttft_s(self) -> float:
-        return self.first - self.at
+        return self.first_token_at - self.at
 
     @property
     def itl_s(self) -> float:
-        return (self.end - self.first) / max(1, self.answer - 1)
+        return (self.ended_at - self.first_token_at) / max(1, self.response_tokens - 1)
 
-    def good(self, targets: Targets) -> bool:
+    def within_targets(self, targets: LatencyTargets) -> bool:
         in_time = self.ttft_s <= targets.ttft_s and self.itl_s <= targets.itl_s
-        return in_time and not self.lost
+        return in_time and not self.error
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SimulationResult:
     """`roles` are (time, prefill, decode) whenever they changed; `decisions` the planner's."""
 
-    seen: Sequence[Seen]
-    targets: Targets
+    results: Sequence[RequestResult]
+    targets: LatencyTargets
     gpus: int
     seconds: float  # to the last answer
-    flips: int
-    failed: int  # changes of role that did not come about
+    role_changes: int
+    failed_role_changes: int  # changes of role that did not come about
     roles: Sequence[tuple[float, int, int]]
-    decisions: Sequence[Decision]
+    decisions: Sequence[PlannerDecision]
 
     @property
-    def whole(self) -> list[Seen]:
-        return [s for s in self.seen if not s.lost]
+    def completed(self) -> list[RequestResult]:
+        return [s for s in self.results if not s.error]
 
     @property
-    def lost(self) -> int:
-        return len(self.seen) - len(self.whole)
+    def failed_requests(self) -> int:
+        return len(self.results) - len(self.completed)
 
     @property
-    def good(self) -> int:
-        return sum(s.good(self.targets) for s in self.seen)
+    def within_targets(self) -> int:
+        return sum(s.within_targets(self.targets) for s in self.results)
 
     @property
     def goodput_hz(self) -> float:
-        return self.good / self.seconds if self.seconds else NAN
+        return self.within_targets / self.seconds if self.seconds else NAN
 
     @property
     def attainment(self) -> float:
         """Share of all requests that kept both targets."""
-        return self.good / len(self.seen) if self.seen else NAN
+        return self.within_targets / len(self.results) if self.results else NAN
 
     @property
     def hit_rate(self) -> float:
         """Share of prompt tokens that no worker computed."""
-        whole = self.whole
-        return sum(s.cached for s in whole) / max(1, sum(s.prompt for s in whole))
+        whole = self.completed
+        return sum(s.cached_tokens for s in whole) / max(1, sum(s.prompt_tokens for s in whole))
 
     @property
     def gpu_hours(self) -> float:
         return self.gpus * self.seconds / 3600
 
     def ttft_s(self) -> list[float]:
-        return sorted(s.ttft_s for s in self.whole)
+        return sorted(s.ttft_s for s in self.completed)
 
     def itl_s(self) -> list[float]:
-        return sorted(s.itl_s for s in self.whole if s.answer > 1)
+        return sorted(s.itl_s for s in self.completed if s.response_tokens > 1)
 
 
 def mean(values: Sequence[float]) -> float:

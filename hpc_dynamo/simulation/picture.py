@@ -4,32 +4,34 @@ from collections.abc import Callable, Iterator, Sequence
 
 from hpc_dynamo.config import TopologyKind
 from hpc_dynamo.plotting import Curve, Panel, Style
-from hpc_dynamo.simulation.outcome import Outcome, Seen, mean
+from hpc_dynamo.simulation.outcome import RequestResult, SimulationResult, mean
 
 POINTS = 60  # of a curve, about
 LEAST_S = 5.0  # minimum duration of a point: shorter ones would draw noise
 
 
-def panels(outcome: Outcome, kind: TopologyKind) -> Iterator[Panel]:
+def panels(outcome: SimulationResult, kind: TopologyKind) -> Iterator[Panel]:
     """For draw.draw."""
-    whole, targets = outcome.whole, outcome.targets
+    whole, targets = outcome.completed, outcome.targets
     wide_s = max(LEAST_S, outcome.seconds / POINTS)
     points = 1 + int(outcome.seconds / wide_s)
-    came = _count(outcome.seen, lambda s: s.at, wide_s, points)
-    good = _count([s for s in whole if s.good(targets)], lambda s: s.end, wide_s, points)
+    came = _count(outcome.results, lambda s: s.at, wide_s, points)
+    good = _count(
+        [s for s in whole if s.within_targets(targets)], lambda s: s.ended_at, wide_s, points
+    )
     at = [i * wide_s / 60 for i in range(len(came))]
     yield Panel("requests/s", [Curve("came", at, came), Curve("in both targets", at, good)])
     if kind is TopologyKind.disaggregated:
         yield Panel("workers", list(roles(outcome)))
-    ttft = _means(whole, lambda s: s.first, lambda s: s.ttft_s, wide_s, points)
+    ttft = _means(whole, lambda s: s.first_token_at, lambda s: s.ttft_s, wide_s, points)
     yield Panel("TTFT s, mean", [Curve("TTFT", at, ttft)], target=targets.ttft_s)
-    answers = [s for s in whole if s.answer > 1]
-    itl = _means(answers, lambda s: s.end, lambda s: 1000 * s.itl_s, wide_s, points)
+    answers = [s for s in whole if s.response_tokens > 1]
+    itl = _means(answers, lambda s: s.ended_at, lambda s: 1000 * s.itl_s, wide_s, points)
     itl_ms = [Curve("ITL", at, itl)]
     yield Panel("ITL ms, mean", itl_ms, "minutes", target=1000 * targets.itl_s)
 
 
-def roles(outcome: Outcome) -> Iterator[Curve]:
+def roles(outcome: SimulationResult) -> Iterator[Curve]:
     """How many workers take requests in each role, over minutes."""
     held = {at: counts for at, *counts in outcome.roles}  # the last of each moment
     minutes = [at / 60 for at in (*held, outcome.seconds)]
@@ -39,7 +41,10 @@ def roles(outcome: Outcome) -> Iterator[Curve]:
 
 
 def _count(
-    seen: Sequence[Seen], when: Callable[[Seen], float], wide_s: float, points: int
+    seen: Sequence[RequestResult],
+    when: Callable[[RequestResult], float],
+    wide_s: float,
+    points: int,
 ) -> list[float]:
     counts = [0.0] * points
     for each in seen:
@@ -48,9 +53,9 @@ def _count(
 
 
 def _means(
-    seen: Sequence[Seen],
-    when: Callable[[Seen], float],
-    value: Callable[[Seen], float],
+    seen: Sequence[RequestResult],
+    when: Callable[[RequestResult], float],
+    value: Callable[[RequestResult], float],
     wide_s: float,
     points: int,
 ) -> list[float]:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hpc_dynamo.config import Role
-from hpc_dynamo.simulation.load import Request
-from hpc_dynamo.simulation.outcome import Outcome, Seen
-from hpc_dynamo.simulation.run import Job, simulate
+from hpc_dynamo.simulation.load import TraceRequest
+from hpc_dynamo.simulation.outcome import RequestResult, SimulationResult
+from hpc_dynamo.simulation.run import SimulatedJob, simulate
 
 Workers = dict[Role, int]
 
@@ -14,23 +14,23 @@ FIRST = 16  # splits that are tried before it is looked closer around the best
 
 
 @dataclass(frozen=True)
-class Tried:
+class SplitResult:
     """A topology and what became of the load on it."""
 
     workers: Workers
-    outcome: Outcome
+    outcome: SimulationResult
 
 
-def search(
-    job: Job,
+def search_splits(
+    job: SimulatedJob,
     workers: int,
-    requests: Sequence[Request],
+    requests: Sequence[TraceRequest],
     begun: Callable[[Workers], None],
-    ended: Callable[[Seen], None],
-) -> list[Tried]:
+    ended: Callable[[RequestResult], None],
+) -> list[SplitResult]:
     """The best first: by goodput, then by TTFT. All splits of few workers; of many some, then
     finer around the best."""
-    tried = dict[int, Tried]()  # by prefill workers; 0: one role for all
+    tried = dict[int, SplitResult]()  # by prefill workers; 0: one role for all
 
     def attempt(prefill: int) -> None:
         if prefill in tried:
@@ -38,7 +38,9 @@ def search(
         split = {Role.prefill: prefill, Role.decode: workers - prefill}
         split = split if prefill else {Role.aggregated: workers}
         begun(split)
-        tried[prefill] = Tried(split, simulate(replace(job, workers=split), requests, ended=ended))
+        tried[prefill] = SplitResult(
+            split, simulate(replace(job, workers=split), requests, ended=ended)
+        )
 
     attempt(0)
     for prefill in _finer(workers, lambda: _best(tried)):
@@ -56,10 +58,10 @@ def _finer(workers: int, best: Callable[[], int]) -> Iterator[int]:
         low, high = max(1, best() - step), min(workers - 1, best() + step)
 
 
-def _best(tried: Mapping[int, Tried]) -> int:
+def _best(tried: Mapping[int, SplitResult]) -> int:
     return min((prefill for prefill in tried if prefill), key=lambda p: _rank(tried[p]))
 
 
-def _rank(tried: Tried) -> tuple[float, float]:
+def _rank(tried: SplitResult) -> tuple[float, float]:
     outcome = tried.outcome
     return -outcome.goodput_hz, sum(outcome.ttft_s())

@@ -4,6 +4,6 @@
 """
 
 from hpc_dynamo.planner.forecast.contract import Predictor
-from hpc_dynamo.planner.forecast.load_forecaster import PREDICTORS, Outlook
+from hpc_dynamo.planner.forecast.load_forecaster import PREDICTORS, LoadForecaster
 
-__all__ = ["PREDICTORS", "Outlook", "Predictor"]
+__all__ = ["PREDICTORS", "LoadForecaster", "Predictor"]

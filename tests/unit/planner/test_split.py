@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpc_dynamo.config import Planner, PriorityTarget
-from hpc_dynamo.planner.split import Need, Ready, split
+from hpc_dynamo.planner.split import ReadyWorkers, WorkerNeed, target_split
 
 MARGIN = Planner().hysteresis
 protects, needs = st.sampled_from(PriorityTarget), st.floats(0, 40)
@@ -17,7 +17,9 @@ protects, needs = st.sampled_from(PriorityTarget), st.floats(0, 40)
 def test_nobody_is_made_up_and_nobody_goes_empty(
     prefill: float, decode: float, p: int, d: int, protect: PriorityTarget
 ) -> None:
-    wanted = split(Need(prefill, decode), Ready(p, d), Planner(priority_target=protect))
+    wanted = target_split(
+        WorkerNeed(prefill, decode), ReadyWorkers(p, d), Planner(priority_target=protect)
+    )
     assert wanted.prefill + wanted.decode == p + d
     if p + d >= 2:
         assert min(wanted.prefill, wanted.decode) >= min(p, d, 1)
@@ -40,8 +42,8 @@ def test_needs_that_waver_within_the_margin_do_not_flap(
     config, most = Planner(priority_target=protect), sqrt(1 + MARGIN) - 1e-6
     have, directions = max(1, min(total - 1, round(start * total))), set[bool]()
     for a, b in noise:
-        need = Need(prefill * most**a, decode * most**b)
-        wanted = split(need, Ready(have, total - have), config).prefill
+        need = WorkerNeed(prefill * most**a, decode * most**b)
+        wanted = target_split(need, ReadyWorkers(have, total - have), config).prefill
         if wanted != have:
             directions.add(wanted > have)
         have = wanted
@@ -49,28 +51,32 @@ def test_needs_that_waver_within_the_margin_do_not_flap(
 
 
 def test_while_nobody_is_short_nothing_changes() -> None:
-    wanted = split(Need(0.2, 11.9), Ready(4, 12), Planner())
-    assert (wanted.prefill, wanted.short) == (4, "")
+    wanted = target_split(WorkerNeed(0.2, 11.9), ReadyWorkers(4, 12), Planner())
+    assert (wanted.prefill, wanted.shortfall) == (4, "")
 
 
 def test_who_is_short_goes_half_the_way_to_even_pressure() -> None:
     """Prefill needs a fifth worker of the 16; 6 and 10 would be pressed alike."""
-    wanted = split(Need(4.5, 7.5), Ready(4, 12), Planner())
+    wanted = target_split(WorkerNeed(4.5, 7.5), ReadyWorkers(4, 12), Planner())
     assert (wanted.prefill, wanted.decode) == (5, 11)
-    assert "prefill is short" in wanted.why
-    assert split(Need(4.2, 2.8), Ready(4, 12), Planner()).prefill == 7, "even: 10 and 6"
-    assert split(Need(2.8, 4.2), Ready(12, 4), Planner()).decode == 7
+    assert "prefill is short" in wanted.reason
+    assert target_split(WorkerNeed(4.2, 2.8), ReadyWorkers(4, 12), Planner()).prefill == 7, (
+        "even: 10 and 6"
+    )
+    assert target_split(WorkerNeed(2.8, 4.2), ReadyWorkers(12, 4), Planner()).decode == 7
 
 
 def test_who_is_short_gets_at_least_its_need() -> None:
-    assert split(Need(9.5, 4.0), Ready(4, 12), Planner()).prefill == 10, "half the way: 8"
+    assert target_split(WorkerNeed(9.5, 4.0), ReadyWorkers(4, 12), Planner()).prefill == 10, (
+        "half the way: 8"
+    )
 
 
 def test_a_move_that_eases_little_is_not_made() -> None:
     """Prefill lacks 3 per cent of its load; with 3 more workers its pressure is 0.99, not 1.02."""
-    needs = Need(40.9, 7.2)
-    assert split(needs, Ready(40, 9), Planner()).prefill == 40
-    assert split(needs, Ready(40, 9), Planner(hysteresis=0.01)).prefill == 41
+    needs = WorkerNeed(40.9, 7.2)
+    assert target_split(needs, ReadyWorkers(40, 9), Planner()).prefill == 40
+    assert target_split(needs, ReadyWorkers(40, 9), Planner(hysteresis=0.01)).prefill == 41
 
 
 @pytest.mark.parametrize(
@@ -79,20 +85,22 @@ def test_a_move_that_eases_little_is_not_made() -> None:
 def test_where_not_all_can_be_had_one_target_is_kept_and_the_other_named(
     protect: PriorityTarget, prefill: int
 ) -> None:
-    wanted = split(Need(12.0, 12.0), Ready(8, 8), Planner(priority_target=protect))
+    wanted = target_split(
+        WorkerNeed(12.0, 12.0), ReadyWorkers(8, 8), Planner(priority_target=protect)
+    )
     assert wanted.prefill == prefill
     given_up = "ITL: decode" if protect is PriorityTarget.ttft else "TTFT: prefill"
-    assert f"{given_up} needs 12.0 workers and gets" in wanted.short
+    assert f"{given_up} needs 12.0 workers and gets" in wanted.shortfall
 
 
 def test_the_least_of_each_role_stays() -> None:
     config = Planner(
         priority_target=PriorityTarget.ttft, min_prefill_workers=2, min_decode_workers=3
     )
-    assert split(Need(40.0, 0.0), Ready(2, 6), config).decode == 3
-    assert split(Need(0.0, 40.0), Ready(6, 2), config).prefill == 2
+    assert target_split(WorkerNeed(40.0, 0.0), ReadyWorkers(2, 6), config).decode == 3
+    assert target_split(WorkerNeed(0.0, 40.0), ReadyWorkers(6, 2), config).prefill == 2
 
 
 def test_a_role_that_has_lost_all_its_workers_gets_one() -> None:
-    assert split(Need(0.0, 0.0), Ready(0, 3), Planner()).prefill >= 1
-    assert split(Need(0.0, 0.0), Ready(3, 0), Planner()).decode >= 1
+    assert target_split(WorkerNeed(0.0, 0.0), ReadyWorkers(0, 3), Planner()).prefill >= 1
+    assert target_split(WorkerNeed(0.0, 0.0), ReadyWorkers(3, 0), Planner()).decode >= 1
