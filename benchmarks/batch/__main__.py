@@ -24,7 +24,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from hpc_dynamo.demo.provision import VLLM, Provisioned, provision
+from hpc_dynamo.demo.provision import VLLM, DemoEngine, provision
 from hpc_dynamo.run import Run
 
 
@@ -37,7 +37,7 @@ class BatchTiming:
     tokens: int
 
 
-def run_hpc_dynamo(engine: Provisioned, prompts: Path, *words: str) -> BatchTiming:
+def run_hpc_dynamo(engine: DemoEngine, prompts: Path, *words: str) -> BatchTiming:
     """A run of `hpc-dynamo batch` in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         argv = ["batch", "engine=vllm-cpu", "cluster=local", "name=run", f"input={prompts}"]
@@ -55,7 +55,7 @@ def run_hpc_dynamo(engine: Provisioned, prompts: Path, *words: str) -> BatchTimi
         )
 
 
-def run_vllm(engine: Provisioned, prompts: Path) -> BatchTiming:
+def run_vllm(engine: DemoEngine, prompts: Path) -> BatchTiming:
     """vLLM's offline batch runner, one instance with both cores."""
     with tempfile.TemporaryDirectory() as folder:
         source, output = Path(folder) / "in.jsonl", Path(folder) / "out.jsonl"

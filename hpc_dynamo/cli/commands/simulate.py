@@ -18,10 +18,16 @@ from hpc_dynamo.cli.render.table import Column, Grid
 from hpc_dynamo.config import Config, Role, require_single_model, validate
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.plotting import draw, import_matplotlib
-from hpc_dynamo.simulation import SimulatedJob, SimulationResult, TraceRequest, read_trace, setup
-from hpc_dynamo.simulation.outcome import mean, quantile
-from hpc_dynamo.simulation.picture import panels
-from hpc_dynamo.simulation.split import SplitResult, search_splits
+from hpc_dynamo.simulation import (
+    SimulatedJob,
+    SimulationResult,
+    TraceRequest,
+    from_config,
+    read_trace,
+)
+from hpc_dynamo.simulation.result import mean, quantile
+from hpc_dynamo.simulation.result_plot import panels
+from hpc_dynamo.simulation.split_search import SplitResult, search_splits
 
 SHOWN = 8  # of the splits that were tried
 PICTURES = (".png", ".svg", ".pdf")
@@ -42,11 +48,11 @@ def simulate(args: Namespace) -> int:
     require_single_model(config, "a simulation")
     validate(config)
     requests = _requests(config)
-    job = setup.simulated_job(config)
-    setup.check_requests_fit(job, requests)
+    job = from_config.simulated_job(config)
+    from_config.check_requests_fit(job, requests)
     if config.simulate.search_split:
         return _search(config, job, requests)
-    planner = setup.simulated_planner(config, job)
+    planner = from_config.simulated_planner(config, job)
     with _bar(len(requests)) as bar:
         outcome = simulation.simulate(job, requests, planner, lambda seen: bar.advance())
     OUT.print(_figures(outcome, len(requests)))
