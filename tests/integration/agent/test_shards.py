@@ -114,9 +114,8 @@ async def test_lost_node_ends_this_start_and_later_ones(
     assert node == 4
     assert isinstance(died, ShardExited)
     assert died.incarnation == 1
-    assert (
-        died.detail == "a shard of worker 3 (decode) is lost: node 6 (n6) is gone: silent for 4 s"
-    )
+    reason = "node 6 (n6) is gone: silent for 4 s"
+    assert died.detail == f"a shard of worker 3 (decode) is lost: {reason}"
     sent.clear()
     await coordinator.on_message(WORKER, again := replace(START, incarnation=2))
     assert (5, again) in sent
