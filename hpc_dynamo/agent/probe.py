@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from hpc_dynamo.engines import Body
-from hpc_dynamo.engines.paths import forwardable
+from hpc_dynamo.engines.http_paths import forwardable
 from hpc_dynamo.http import HttpClient
 
 

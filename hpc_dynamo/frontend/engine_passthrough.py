@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterable
 
 from hpc_dynamo.config import Role
-from hpc_dynamo.engines.paths import VERSION, is_inference, path_parameters
+from hpc_dynamo.engines.http_paths import VERSION, is_inference, path_parameters
 from hpc_dynamo.frontend import errors
 from hpc_dynamo.frontend.errors import ApiError
 from hpc_dynamo.http import Header, HttpClient, HttpRequest, HttpResponse, ResponseWriter
