@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from hpc_dynamo.config import Batch, Config, Engine, Model, Route, Router, with_route_topology
+from hpc_dynamo.config import Batch, Config, Engine, Model, Route, Router, resolve_route
 from hpc_dynamo.engines.http_paths import is_inference
 from hpc_dynamo.head.membership.external import ExternalWorkers
 from hpc_dynamo.head.workloads.batch import BatchWorkload
@@ -27,7 +27,7 @@ from tests.integration.serving.routed import routing, rows
 from tests.support.comparable import Answer, batch_answers, comparable
 from tests.support.runs import until
 from tests.support.unusual_bodies import CASES, CONTEXT, MODEL, Case, completion
-from tests.vllm.test_batch import provisioned
+from tests.support.vllm import provisioned
 from tests.vllm.test_serve import Served, serving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
@@ -101,7 +101,7 @@ def batch(
     path = str(provisioned().model) if request.param == "with tokenizer" else ""
     lines = (case.batch_line for case in BATCHED)
     (folder / "cases.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    config = with_route_topology(
+    config = resolve_route(
         Config(
             name="bodies",
             input=str(folder / "cases.jsonl"),
