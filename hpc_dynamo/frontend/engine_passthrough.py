@@ -1,7 +1,7 @@
 """Requests for paths that only the engines have.
 
-The engines' `/openapi.json` lists their paths, `engines.paths` decides which of them clients may
-use. A POST to a plain path is routed like any generation. The other paths refer to state in one
+The engines' `/openapi.json` lists their paths, `engines.http_paths` decides which of them clients
+may use. A POST to a plain path is routed like any generation. The other paths refer to state in one
 worker's memory, `GET /v1/responses/{id}`, or are the same on all workers, `/version`.
 """
 
