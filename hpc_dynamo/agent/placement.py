@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hpc_dynamo.bootstrap.address import interface_with_address
 from hpc_dynamo.config import Config
-from hpc_dynamo.engines import Engine, Placement, ShardRendezvous, engine, for_worker
+from hpc_dynamo.engines import EngineAdapter, Placement, ShardRendezvous, engine, for_worker
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.topology import Worker
 
@@ -36,7 +36,7 @@ class NodePlacer:
         ports = free_ports(self.address, self._engine(worker).port_count)
         return self._place(worker, ports, index, rendezvous)
 
-    def _engine(self, worker: Worker) -> Engine:
+    def _engine(self, worker: Worker) -> EngineAdapter:
         return engine(for_worker(self.config, worker).engine.name)
 
     def _place(

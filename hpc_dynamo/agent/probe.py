@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from hpc_dynamo.engines import Body
-from hpc_dynamo.engines.paths import forwardable
+from hpc_dynamo.engines.http_paths import forwardable
 from hpc_dynamo.http import HttpClient
 
 
@@ -17,7 +17,7 @@ class EngineModels:
     models: tuple[str, ...] = ()
     adapters: Mapping[str, str] = field(default_factory=dict)  # base model of each adapter
     context_tokens: int = 0  # longest prompt and answer together
-    operations: tuple[str, ...] = ()  # for clients, see engines.paths
+    operations: tuple[str, ...] = ()  # for clients, see engines.http_paths
 
 
 NO_MODELS = EngineModels()
