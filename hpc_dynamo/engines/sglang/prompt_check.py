@@ -18,7 +18,7 @@ from hpc_dynamo.model_files import model_source
 FIELDS = {COMPLETIONS: "prompt", "/v1/embeddings": "input"}
 
 
-class PromptCheck:
+class SglangPromptCheck:
     """Checks the prompts of requests for one model."""
 
     def __init__(self, vocabulary: int = 0) -> None:
@@ -52,10 +52,10 @@ def _ids(prompt: Any) -> list[int]:
     return [token for ids in lists for token in ids if isinstance(token, int)]
 
 
-def prompt_check(config: Config) -> PromptCheck:
+def sglang_prompt_check(config: Config) -> SglangPromptCheck:
     """Return the check for the model of this configuration."""
     folder = model_source(config, os.environ).path if config.model.path else None
-    return PromptCheck(vocabulary_size(folder) if folder else 0)
+    return SglangPromptCheck(vocabulary_size(folder) if folder else 0)
 
 
 def vocabulary_size(folder: Path) -> int:

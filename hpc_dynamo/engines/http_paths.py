@@ -1,9 +1,9 @@
-"""Policy: which of an engine's HTTP paths clients may use through the endpoint or in a batch.
+"""Policy: HTTP paths of an engine that clients may use through the endpoint or in a batch.
 
-Engines list their paths in `/openapi.json`, inference next to administration: sleeping,
-weight updates, remote procedure calls, profiling, cache resets, LoRA loading. A path is forwarded
-only if none of its words belongs to administration and one of them belongs to inference.
-A new administrative path is therefore not forwarded until it is listed here.
+Engines list their paths in `/openapi.json`, inference next to administration: sleep, weight
+updates, remote procedure calls, profiling, cache resets, LoRA loading. A path is forwarded only if
+none of its words belongs to administration and one of them belongs to inference. A new path is
+therefore not forwarded until one of its words is listed here.
 """
 
 import re

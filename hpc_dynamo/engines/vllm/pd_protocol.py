@@ -1,12 +1,13 @@
 """Prefill/decode protocol of vLLM's NixlConnector.
 
-Source: vLLM, docs/features/nixl_connector_usage.md and its proxy example
-(tests/v1/kv_connector/nixl_integration/toy_proxy_server.py): the prefill answer's
-`kv_transfer_params` give the address of the KV blocks and go unchanged into the decode request,
-whose worker pulls them. The one token that the prefill worker computed is discarded; the
-decode worker computes it again from the prompt's last position.
+The `kv_transfer_params` of the prefill answer give the address of the KV blocks. They are copied
+unchanged into the decode request, and the decode worker pulls the blocks. The one token that the
+prefill worker computed is discarded: the decode worker computes it again from the last position of
+the prompt.
 
-vLLM 0.32 reads and returns `kv_transfer_params` on all four paths below
+Source: vLLM, docs/features/nixl_connector_usage.md and its proxy example
+(tests/v1/kv_connector/nixl_integration/toy_proxy_server.py). vLLM 0.32 reads and returns
+`kv_transfer_params` on all four paths below
 (entrypoints/{openai/chat_completion,openai/completion,openai/responses,anthropic}/protocol.py).
 """
 
@@ -27,11 +28,11 @@ REMOTE_DECODE = {
 
 NULL = msgspec.Raw(b"null")
 
-UNKNOWN_MODEL = "-"  # no model has this name
+UNKNOWN_MODEL = "-"
 
-# Of the answer's form or length: one token is computed and thrown away. Left in, some would be
-# refused (min_tokens, stream_options), some cost time (logprobs), and each of n answers would
-# keep blocks of its own for the whole lease.
+# Removed from prefill requests, which compute one token. vLLM would refuse some of these fields
+# (min_tokens, stream_options), others cost time (logprobs), and each of n answers would keep blocks
+# of its own for the whole lease.
 DROPPED = frozenset(
     {
         "best_of", "echo", "logprob_token_ids", "logprobs", "max_completion_tokens", "min_tokens",
@@ -42,8 +43,8 @@ DROPPED = frozenset(
 
 
 def single_token_fields(body: Body) -> Body:
-    """Return fields that make an answer a single token, not streamed. A response is not stored
-    either: the decode worker stores the one that counts."""
+    """Return fields that limit an answer to one token, without streaming. A response is not stored;
+    the decode worker stores the one that the client gets."""
     if "input" in body:  # /v1/responses
         return {"max_output_tokens": 1, "stream": False, "store": False}
     limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
@@ -51,7 +52,7 @@ def single_token_fields(body: Body) -> Body:
 
 
 class VllmPdProtocol:
-    """See engines.pd_protocol.Sequential."""
+    """Implements engines.pd_protocol.SequentialProtocol."""
 
     paths = frozenset({CHAT, COMPLETIONS, MESSAGES, RESPONSES})
 
@@ -61,16 +62,16 @@ class VllmPdProtocol:
 
     def decode(self, body: Body, prefilled: Body) -> Body:
         if "kv_transfer_params" not in prefilled:
-            what = "the prefill worker's answer carries no kv_transfer_params"
-            hint = "was it started with a NIXL kv-transfer-config?"
+            what = "the prefill worker's answer has no kv_transfer_params"
+            hint = "check that it runs with a kv-transfer-config of NixlConnector"
             raise RequestFailed(what, status=502, hint=hint)
-        handover = prefilled["kv_transfer_params"]
-        if handover in (None, NULL):  # vLLM kept no blocks: the answer was complete
+        params = prefilled["kv_transfer_params"]
+        if params in (None, NULL):  # vLLM kept no blocks: the answer was complete
             return body
-        return body | {"kv_transfer_params": handover}
+        return body | {"kv_transfer_params": params}
 
     def release(self, decode_body: Body) -> Body | None:
-        # A request that is refused for its model has its hand-over declined (vLLM 0.32).
+        # A request that is refused for its model has its transfer declined (vLLM 0.32).
         return (
             decode_body | {"model": UNKNOWN_MODEL} if "kv_transfer_params" in decode_body else None
         )

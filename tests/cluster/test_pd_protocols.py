@@ -7,7 +7,6 @@ from typing import Any
 import openai
 import pytest
 
-from hpc_dynamo.engines import PD_PROTOCOLS
 from hpc_dynamo.messages import Status, WorkerReport
 from hpc_dynamo.run import Attempt
 from tests.cluster.serving import serving
@@ -16,7 +15,7 @@ from tests.support.runs import SIMULATOR, answers, hpc_dynamo, latest, until, wr
 
 pytestmark = [
     *(pytest.mark.cluster, pytest.mark.timeout(300)),
-    pytest.mark.parametrize("dialect", PD_PROTOCOLS),
+    pytest.mark.parametrize("protocol", ["vllm", "sglang", "trtllm"]),
 ]
 
 SIMULATED = (
@@ -30,14 +29,14 @@ LONG: dict[str, Any] = {"max_tokens": 4000, "extra_body": {"ignore_eos": True}}
 
 
 def test_a_batch_says_what_one_worker_alone_says(
-    cluster: SlurmCluster, shared_dir: Path, dialect: str
+    cluster: SlurmCluster, shared_dir: Path, protocol: str
 ) -> None:
     ids = write_prompts(shared_dir / "prompts.jsonl", 40)
     words = ("batch", "input=prompts.jsonl")
     alone = (*words, *SIMULATOR, "topology=aggregated", "name=alone")
     assert hpc_dynamo(*alone, cwd=shared_dir).returncode == 0
     shared = (*words, *SIMULATED, *TWO_DECODE, "cluster.launcher=slurm", "name=shared")
-    argv = (*shared, f"engine.args.dialect={dialect}")
+    argv = (*shared, f"engine.args.pd-protocol={protocol}")
     done = hpc_dynamo(*argv, cwd=shared_dir, env=cluster.env, timeout_s=200)
     assert done.returncode == 0, done.stdout + done.stderr
     runs = shared_dir / "runs"
@@ -51,13 +50,13 @@ def test_a_batch_says_what_one_worker_alone_says(
 
 
 async def test_an_endpoint_outlives_a_decode_node(
-    cluster: SlurmCluster, shared_dir: Path, dialect: str
+    cluster: SlurmCluster, shared_dir: Path, protocol: str
 ) -> None:
     words = (
         *SIMULATED,
         *TWO_DECODE,
         "cluster.heartbeat_timeout_s=5",
-        f"engine.args.dialect={dialect}",
+        f"engine.args.pd-protocol={protocol}",
     )
     async with serving(cluster, shared_dir, *words, workers=3) as job:
         key = job.attempt.run.api_key()

@@ -1,10 +1,12 @@
-"""Prefill and decode as TensorRT-LLM's `trtllm-serve` wants them, the prefill first.
+"""Prefill/decode protocol of TensorRT-LLM's `trtllm-serve`, prefill first.
+
+The `disaggregated_params` of the prefill answer give the location of the KV blocks and the first
+token. With another `request_type` they are copied into the decode request. The decode worker pulls
+the blocks and continues after that token. The token ids of the prompt are copied as well, so that
+the decode worker does not tokenize.
 
 Source: TensorRT-LLM 1.3, tensorrt_llm/serve/openai_disagg_service.py (`context_first`) and
-openai_protocol.py. The prefill answer's `disaggregated_params` say where the KV blocks lie and
-carry the first token; with another `request_type` they go into the decode request, whose worker
-pulls the blocks and goes on after that token. The prompt's token ids, which the prefill worker
-made, go along, so that the decode worker tokenizes nothing.
+openai_protocol.py.
 """
 
 import secrets
@@ -12,18 +14,18 @@ import secrets
 from hpc_dynamo.engines.pd_protocol import CHAT, COMPLETIONS, Body, field_value
 from hpc_dynamo.errors import RequestFailed
 
-# Of the whole answer: the prefill worker computes one token. What shapes this token stays, since
-# the client gets it, with its log-probabilities.
+# Removed from prefill requests, which compute one token. Fields that shape this token stay, since
+# the client gets it with its log-probabilities.
 DROPPED = frozenset({"best_of", "min_tokens", "n", "stream_options", "use_beam_search"})
 
-CONTINUED = ("length", "not_finished")  # finish reasons of a prefill that decoding follows
+CONTINUED = ("length", "not_finished")  # finish reasons after which decoding follows
 
-# Smaller ids are those that a worker counts for itself (MIN_GLOBAL_ID of llmapi/disagg_utils.py).
+# Workers use smaller ids themselves (MIN_GLOBAL_ID of llmapi/disagg_utils.py).
 FIRST_REQUEST_ID, END_REQUEST_ID = 1 << 42, 1 << 63
 
 
 class TrtllmPdProtocol:
-    """See engines.pd_protocol.Sequential. For engines without leases: see `release`."""
+    """Implements engines.pd_protocol.SequentialProtocol."""
 
     paths = frozenset({CHAT, COMPLETIONS})
 
@@ -41,8 +43,8 @@ class TrtllmPdProtocol:
             return body  # it ended with its first token, so nothing was kept
         params = first.get("disaggregated_params") or {}
         if params.get("ctx_request_id") is None:
-            what = "the prefill worker's answer carries no disaggregated_params"
-            hint = "has its cache_transceiver_config a backend? (engine.args.extra)"
+            what = "the prefill worker's answer has no disaggregated_params"
+            hint = "check that engine.args.extra sets a backend in cache_transceiver_config"
             raise RequestFailed(what, status=502, hint=hint)
         handed = {"disaggregated_params": params | {"request_type": "generation_only"}}
         tokens = prefilled.get("prompt_token_ids")
@@ -51,5 +53,5 @@ class TrtllmPdProtocol:
         return body | handed
 
     def release(self, decode_body: Body) -> Body | None:
-        """The prefill worker gives its blocks up by itself, after kv_transfer_timeout_ms."""
+        """Return None: the prefill worker frees its blocks after kv_transfer_timeout_ms."""
         return None

@@ -1,8 +1,8 @@
-"""ASGI middleware for engines: every path asks for the run's key.
+"""ASGI middleware for engines: every path requires the run's token.
 
-vLLM's own check covers /v1 alone and leaves /tokenize, /metrics, /invocations and others to
-everybody on the network. This file is imported by the engine, in the engine's environment, from
-a folder that holds nothing else: it must need the standard library only.
+vLLM's own check covers only /v1 and leaves /tokenize, /metrics, /invocations and others open to the
+network. The engine imports this file in its own environment, so it may need only the standard
+library.
 
 Source: the ASGI specification, HTTP and lifespan scopes.
 """
@@ -17,18 +17,18 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-REFUSAL = b'{"error": {"message": "the run\'s own key is needed", "type": "authentication_error"}}'
+REFUSAL = b'{"error": {"message": "the run\'s token is required", "type": "authentication_error"}}'
 
 
-class Guard:
-    """Answers 401 to requests without `Authorization: Bearer $VLLM_API_KEY`."""
+class BearerTokenAuth:
+    """Middleware that answers 401 to requests without `Authorization: Bearer $VLLM_API_KEY`."""
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._wanted = b"Bearer " + os.environ["VLLM_API_KEY"].encode()
+        self._expected = b"Bearer " + os.environ["VLLM_API_KEY"].encode()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or self._may(scope):
+        if scope["type"] == "lifespan" or self._is_authorized(scope):
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             kind = (b"content-type", b"application/json")
@@ -37,6 +37,6 @@ class Guard:
         else:
             await send({"type": "websocket.close", "code": 1008})
 
-    def _may(self, scope: Message) -> bool:
+    def _is_authorized(self, scope: Message) -> bool:
         given = dict(scope["headers"]).get(b"authorization", b"")
-        return hmac.compare_digest(given, self._wanted)
+        return hmac.compare_digest(given, self._expected)

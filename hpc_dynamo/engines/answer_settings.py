@@ -1,9 +1,10 @@
 """Settings of a run that its results depend on, and how two runs differ in them.
 
-The answers of a batch depend on the model, its adapters, the engine, the engine's options
-(except those in `tuning`) and the fields that are merged into each request. They do not depend on
-the number of workers, their nodes, or the routing. Neither the files in the model's folder nor the
-engine's environment (`engine.env`) are compared.
+The answers of a batch depend on the model, its adapters, the engine, the engine's options and the
+fields that are merged into each request. They do not depend on the number of workers, their nodes
+or the routing, nor on the options in an engine's `tuning_options.txt`: those change speed, memory
+or logs, and at most the last bits of numbers, as between two GPUs or two batch sizes. Neither the
+files in the model's folder nor the engine's environment (`engine.env`) are compared.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,8 +15,8 @@ from typing import Any
 import msgspec
 
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.engines.contract import parse_json
-from hpc_dynamo.engines.tuning import changes_answers
+from hpc_dynamo.engines import ENGINES
+from hpc_dynamo.engines.options import parse_json
 
 Settings = dict[str, Any]  # values of JSON, by the dotted name of the field
 ARGS = ("engine.args.", *(f"engine.{role}.args." for role in Role))
@@ -61,8 +62,8 @@ def profile_settings(config: Config) -> Settings:
     for options in (plain["engine"], *(plain["engine"][role] for role in Role)):
         options["args"] = _parsed(options["args"])
     flat = dict(_flat("", plain))
-    words = {name: _word(value) for name, value in flat.items() if name.startswith(ARGS)}
-    found = flat | words | {"model.path": _absolute(config.model.path)}
+    texts = {name: _text(value) for name, value in flat.items() if name.startswith(ARGS)}
+    found = flat | texts | {"model.path": _absolute(config.model.path)}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -82,12 +83,23 @@ def differences(
     return [d for d in pairs if d.old != d.new]
 
 
+def changes_answers(engine: str, option: str) -> bool:
+    """Return True if another value of an engine option may change answers.
+
+    `option` is a name of the command line; fields of a mapping follow after dots. A name in
+    `tuning_options` covers the fields below it.
+    """
+    parts = option.split(".")
+    known = ENGINES[engine].tuning_options if engine in ENGINES else frozenset()
+    return not any(".".join(parts[:n]) in known for n in range(1, len(parts) + 1))
+
+
 def _options(where: str, engine: str, args: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield options as text of a command line, so that 2048 and "2048" are equal."""
     for name, value in _flat("", _as_json(_parsed(args))):
         option = name.replace("_", "-")
         if changes_answers(engine, option):
-            yield f"{where}.args.{option}", _word(value)
+            yield f"{where}.args.{option}", _text(value)
 
 
 def _parsed(args: Mapping[str, Any]) -> Settings:
@@ -95,7 +107,8 @@ def _parsed(args: Mapping[str, Any]) -> Settings:
     return {name: parse_json(value) for name, value in args.items()}
 
 
-def _word(value: Any) -> Any:
+def _text(value: Any) -> Any:
+    """Return a flag or number as text of a command line."""
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, int | float) else value
