@@ -11,14 +11,14 @@ from rich.markup import escape
 
 from hpc_dynamo.cli import verbs
 from hpc_dynamo.cli.help_text import DESCRIPTION, EXAMPLES, EXIT_CODES, OVERRIDES, arguments
-from hpc_dynamo.cli.render.console import ERR, encodable
+from hpc_dynamo.cli.render.console import ERR, replace_unencodable
 from hpc_dynamo.cli.unknown_options import unknown_options
 from hpc_dynamo.errors import HpcDynamoError, file_error_in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code, see cli/help.py."""
-    encodable(sys.stdout, sys.stderr)
+    replace_unencodable(sys.stdout, sys.stderr)
     args = _parse(argv)
     try:
         code: int = args.call(args)

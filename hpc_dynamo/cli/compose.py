@@ -22,7 +22,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     ConfigError naming the field, the value and the known values.
     """
     folders = _folders(config_dir)
-    own, of_models = models.apart(overrides)
+    own, of_models = models.split_overrides(overrides)
     config, in_files = _composed(own, folders, {})
     served = {
         name: _model(name, in_files.get(name, {}), of_models.get(name, []), own, folders, config)
@@ -49,8 +49,8 @@ def _model(
     """Return one of several models, as a run of only that model. `run` is composed from `own`, the
     run's own arguments."""
     with about(name):
-        groups, values = models.of_file(name, in_files)
-        its = models.with_its_own(own, groups + its_words, run.topology.nodes)
+        groups, values = models.from_file(name, in_files)
+        its = models.merged_overrides(own, groups + its_words, run.topology.nodes)
         one, _ = _composed(its, folders, values)
     return Served(one.model.path, one.engine, one.topology, one.router, one.model.lora)
 

@@ -6,29 +6,31 @@ from collections.abc import Iterator
 from rich.console import Console
 
 from hpc_dynamo import launch
-from hpc_dynamo.cli.cancel import Cancel
+from hpc_dynamo.cli.cancel import Cancellation
 from hpc_dynamo.cli.render import serving
 from hpc_dynamo.cli.render.live import display
-from hpc_dynamo.cli.run_watcher import LOOK_S, Watch
+from hpc_dynamo.cli.run_watcher import POLL_S, RunWatcher
 from hpc_dynamo.launch import Job
 from hpc_dynamo.messages import Outcome, WorkerReport, WorkerState
 from hpc_dynamo.run import Attempt
 
 
-def follow(attempt: Attempt, job: Job, console: Console, cancel: Cancel | None = None) -> Outcome:
+def follow(
+    attempt: Attempt, job: Job, console: Console, cancel: Cancellation | None = None
+) -> Outcome:
     """Return the outcome of the attempt. Also returns when its job is gone without one.
 
     `cancel` stops the job and the job that it hands over to; None: both were already stopped.
     """
-    news, watch = _News(attempt), Watch(attempt, job)
+    news, watch = _News(attempt), RunWatcher(attempt, job)
     if cancel:
-        cancel.stops(lambda: _stop(attempt, job))
+        cancel.set_stop(lambda: _stop(attempt, job))
     with display(watch, console) as screen:
         while (outcome := watch.outcome()) is None:
-            if cancel is None or cancel.asked:
+            if cancel is None or cancel.requested:
                 watch.cancel()
             screen.show(news.lines(), watch.waiting)
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
         screen.show(news.lines(), "")
     return outcome
 
@@ -65,14 +67,14 @@ class _News:
             for job in status.extra_jobs:
                 if self._grown.get(job.number) != job.state:
                     self._grown[job.number] = job.state
-                    yield serving.grown_line(job)
+                    yield serving.extra_job_line(job)
             for worker in status.workers:
                 yield from self._about(worker)
             yield from (f"notice: {n}" for n in status.notices if n not in self._notices)
             self._notices.update(status.notices)
         if self._endpoint is None and (endpoint := self._attempt.endpoint()):
             self._endpoint = endpoint
-            yield serving.how_to(self._attempt, endpoint)
+            yield serving.instructions(self._attempt, endpoint)
 
     def _about(self, worker: WorkerReport) -> Iterator[str]:
         old = self._workers.get(worker.rank)

@@ -11,11 +11,11 @@ from hpc_dynamo.batch.conclusion import conclusion
 from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.requests import scan
 from hpc_dynamo.cli import run_folder as runs
-from hpc_dynamo.cli.cancel import Cancel
+from hpc_dynamo.cli.cancel import Cancellation
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.cli.model_checks import model_warnings, refuse_models
-from hpc_dynamo.cli.node_resources import asked_of_slurm, counted
+from hpc_dynamo.cli.node_resources import with_node_resources, with_partition_limits
 from hpc_dynamo.cli.render import profile as profiled
 from hpc_dynamo.cli.render import serving
 from hpc_dynamo.cli.render import status as views
@@ -77,7 +77,7 @@ def profile(args: Namespace) -> int:
     elif code := go(run, config, layout, launcher, detach=args.detach):
         return code
     if run.profile.exists():  # not where it was only submitted
-        OUT.print(profiled.summary(load(run.profile)))
+        OUT.print(profiled.profile_table(load(run.profile)))
     return 0
 
 
@@ -116,12 +116,12 @@ def _composed(args: Namespace) -> Config:
 def go(run: Run, config: Config, layout: Plan, launcher: Launcher, *, detach: bool) -> int:
     """Start an attempt and stay with it. Raises what it ended with, if not well."""
     attempt = run.new_attempt(config, layout)
-    OUT.print(views.layout(config, layout))
+    OUT.print(views.layout_table(config, layout))
     for warning in model_warnings(config, on_node=launcher is Launcher.local):
         say(warning)
-    with Cancel(OUT) as cancel:
+    with Cancellation(OUT) as cancel:
         job = _submitted(launcher, attempt, config, layout, cancel)
-        OUT.print(views.started(attempt, launcher), markup=False)
+        OUT.print(views.started_line(attempt, launcher), markup=False)
         if detach:
             return 0
         outcome = follow(attempt, job, OUT, cancel)
@@ -131,13 +131,13 @@ def go(run: Run, config: Config, layout: Plan, launcher: Launcher, *, detach: bo
             OUT.print(outcome.message, markup=False)
             attempt = attempt.run.attempt(outcome.next_attempt)
             if endpoint := attempt.endpoint():  # from now on
-                OUT.print(serving.how_to(attempt, endpoint), markup=False)
+                OUT.print(serving.instructions(attempt, endpoint), markup=False)
             outcome = follow(attempt, after, OUT, cancel)
     return _conclude(attempt, outcome, cancelled=cancel.by_ctrl_c)
 
 
 def _submitted(
-    launcher: Launcher, attempt: Attempt, config: Config, layout: Plan, cancel: Cancel
+    launcher: Launcher, attempt: Attempt, config: Config, layout: Plan, cancel: Cancellation
 ) -> launch.Job:
     """Return the started job. Ctrl-C also ends sbatch; that failure is not reported as its own."""
     try:
@@ -154,14 +154,14 @@ def _conclude(attempt: Attempt, outcome: Outcome, *, cancelled: bool) -> int:
     if outcome.summary is not None:
         OUT.print(views.summary(attempt, outcome.summary))
     if cancelled and (serves or outcome.exit_code) and outcome.summary is None:
-        OUT.print(views.ended(attempt, outcome), markup=False)
+        OUT.print(views.ended_line(attempt, outcome), markup=False)
         return CTRL_C
     if outcome.exit_code:
         error = HpcDynamoError(outcome.message)
         error.exit_code = outcome.exit_code
         raise error
     if outcome.message:
-        OUT.print(views.ended(attempt, outcome), markup=False)
+        OUT.print(views.ended_line(attempt, outcome), markup=False)
     return 0
 
 
@@ -228,7 +228,7 @@ def _checked(config: Config, launcher: Launcher) -> tuple[Config, Plan]:
     if hands_over and launcher is Launcher.allocation:
         what = "planner.handover=true submits jobs, and this allocation is somebody's own"
         raise ConfigError(what, hint="the same command on a login node, or planner.handover=false")
-    config = counted(config, launcher)
+    config = with_node_resources(config, launcher)
     layout = lay_out(config)
     check(config, layout)
     extra_jobs.check(config, layout, launcher)
@@ -236,4 +236,4 @@ def _checked(config: Config, launcher: Launcher) -> tuple[Config, Plan]:
     mpi_step.refuse_without_slurm(launcher, config, worlds=worlds)
     refuse_models(config, on_node=launcher is Launcher.local)
     layout = launch.settled(launcher, config, layout)
-    return asked_of_slurm(config, layout, launcher), layout
+    return with_partition_limits(config, layout, launcher), layout

@@ -25,7 +25,7 @@ AGAIN = {
 }
 
 
-def vanished(attempt: Attempt, detail: str, *, cancelled: bool = False) -> Outcome:
+def missing_outcome(attempt: Attempt, detail: str, *, cancelled: bool = False) -> Outcome:
     """Return the outcome of a job that ended without one. `cancelled`: its user stopped it."""
     if detail == NEVER_RAN:
         return Outcome(exit_code=1, message=f"the job was {NEVER_RAN}")

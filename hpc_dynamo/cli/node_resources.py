@@ -14,7 +14,7 @@ from hpc_dynamo.topology import Plan
 N = TypeVar("N", int, float)
 
 
-def counted(config: Config, launcher: Launcher) -> Config:
+def with_node_resources(config: Config, launcher: Launcher) -> Config:
     """Fill in resources of nodes that are not set and are known: this machine's GPUs, or those of
     the enclosing allocation."""
     if launcher is Launcher.allocation:
@@ -44,7 +44,7 @@ def _first(said: N | None, known: N) -> N | None:
     return said if said is not None else known or None
 
 
-def asked_of_slurm(config: Config, layout: Plan, launcher: Launcher) -> Config:
+def with_partition_limits(config: Config, layout: Plan, launcher: Launcher) -> Config:
     """Return the configuration with no more CPUs and memory than the partition's nodes have.
 
     Raises ConfigError if the layout can never run there, unless `--no-preflight` was given.
@@ -57,7 +57,7 @@ def asked_of_slurm(config: Config, layout: Plan, launcher: Launcher) -> Config:
     return fitted(config, layout, nodes)
 
 
-def planned_for(config: Config) -> Launcher:
+def planned_launcher(config: Config) -> Launcher:
     """Return the launcher that would start this run. A plan needs no allocation."""
     launcher = config.cluster.launcher
     if launcher is Launcher.allocation and "SLURM_JOB_ID" not in os.environ:

@@ -14,10 +14,10 @@ from hpc_dynamo.messages import Endpoint
 from hpc_dynamo.run import Attempt, Run
 
 
-def find(
+def find_run(
     args: Namespace,
-    wanted: Callable[[Run], bool] = lambda run: True,
-    what: str = "run",
+    is_wanted: Callable[[Run], bool] = lambda run: True,
+    description: str = "run",
     *,
     prefer: Callable[[Run], bool] = lambda run: True,
 ) -> Run:
@@ -34,10 +34,10 @@ def find(
     if first or config.name:
         return _existing(Run(runs / (first or config.name)))
     newest = sorted(runs.glob("*/attempts"), key=lambda p: p.stat().st_mtime, reverse=True)
-    found = [run for run in (Run(folder.parent) for folder in newest) if wanted(run)]
+    found = [run for run in (Run(folder.parent) for folder in newest) if is_wanted(run)]
     if not found:
         hint = f"a name, the run's folder, or runs=FOLDER for those elsewhere than {runs}"
-        raise ConfigError(f"{runs} holds no {what}", hint=hint)
+        raise ConfigError(f"{runs} holds no {description}", hint=hint)
     return next(filter(prefer, found), found[0])
 
 
@@ -46,7 +46,7 @@ def _is_folder(word: str) -> bool:
     return "/" in word or word in (".", "..") or is_run(word)
 
 
-def latest(run: Run) -> Attempt:
+def serving_attempt(run: Run) -> Attempt:
     """The newest attempt; the one before it while that serves and hands over to it."""
     attempts = run.attempts()
     if not attempts:
@@ -66,9 +66,9 @@ def _hands_over(attempt: Attempt, to: Attempt) -> bool:
     return bool(status and status.successor and status.successor.attempt == to.number)
 
 
-def reachable(args: Namespace) -> tuple[Attempt, Endpoint]:
+def find_endpoint(args: Namespace) -> tuple[Attempt, Endpoint]:
     """The attempt of a serving run that answers, and where. Raises HpcDynamoError if none does."""
-    attempt = latest(find(args, _serves, "serving run"))
+    attempt = serving_attempt(find_run(args, _serves, "serving run"))
     endpoint = attempt.endpoint()
     if endpoint is None or attempt.outcome():
         raise _silent(attempt)
@@ -94,7 +94,7 @@ def _silent(attempt: Attempt) -> HpcDynamoError:
     return HpcDynamoError(f"{path} has no endpoint yet: {phase}", hint=hint)
 
 
-def split(words: Sequence[str], is_ours: Callable[[str], bool]) -> tuple[list[str], list[str]]:
+def split_words(words: Sequence[str], is_own: Callable[[str], bool]) -> tuple[list[str], list[str]]:
     """Where a verb takes words of its own: those that point to a run, and the others.
 
     `is_ours` tells a word of the verb's own from a run's folder, which comes first or not at all.
@@ -102,7 +102,7 @@ def split(words: Sequence[str], is_ours: Callable[[str], bool]) -> tuple[list[st
     run = [word for word in words if word.startswith(("name=", "runs="))]
     own = [word for word in words if word not in run]
     named = any(word.startswith("name=") for word in run)
-    if own and not named and not is_ours(own[0]):
+    if own and not named and not is_own(own[0]):
         run.insert(0, own.pop(0))
     return run, own
 
@@ -111,7 +111,7 @@ def is_run(word: str) -> bool:
     return bool(Run(Path(word)).attempts())
 
 
-def is_named(word: str, words: Sequence[str]) -> bool:
+def is_run_name(word: str, words: Sequence[str]) -> bool:
     """Return True for the bare name of a run below `runs=`, which may be one of `words`."""
     given = [w.removeprefix("runs=") for w in words if w.startswith("runs=")]
     return "/" not in word and is_run(str(Path(given[-1] if given else Config().runs) / word))

@@ -17,24 +17,24 @@ from hpc_dynamo.cli.launch_run import batch, profile, serve
 from hpc_dynamo.cli.render import serving
 from hpc_dynamo.cli.render import status as views
 from hpc_dynamo.cli.render.console import OUT, can_redraw
-from hpc_dynamo.cli.render.live import until_end
-from hpc_dynamo.cli.run_lookup import find, latest, reachable
-from hpc_dynamo.cli.run_watcher import Watch
+from hpc_dynamo.cli.render.live import show_until_end
+from hpc_dynamo.cli.run_lookup import find_endpoint, find_run, serving_attempt
+from hpc_dynamo.cli.run_watcher import RunWatcher
 from hpc_dynamo.launch.extra_jobs import clear
 
 
 def status(args: Namespace) -> int:
     """Show how a run is: its job, its workers, its progress; on a terminal until it ends."""
-    attempt = latest(find(args))
+    attempt = serving_attempt(find_run(args))
     job = launch.find(attempt)
     state = job.state() if job else None
     known = None if attempt.outcome() else attempt.endpoint()
     goes_on = job and state and state[0] is not launch.JobState.ended and not attempt.outcome()
     if known and goes_on:
-        OUT.print(serving.how_to(attempt, known), markup=False)
+        OUT.print(serving.instructions(attempt, known), markup=False)
     if job and goes_on and can_redraw(sys.stdout) and not args.once:
-        watch = Watch(attempt, job)
-        until_end(watch, OUT)
+        watch = RunWatcher(attempt, job)
+        show_until_end(watch, OUT)
         state = watch.state, watch.detail
     OUT.print(views.status(attempt, state))
     return 0
@@ -42,7 +42,7 @@ def status(args: Namespace) -> int:
 
 def stop(args: Namespace) -> int:
     """End the job of a run on all its nodes; finished results stay."""
-    run = find(args, prefer=lambda run: any(launch.going_on(run)))
+    run = find_run(args, prefer=lambda run: any(launch.going_on(run)))
     said = f"{run.path} is not running"
     # A job that was just asked for its successor names it at its end.
     while jobs := [(attempt, job) for attempt, job, _, _ in launch.going_on(run)]:
@@ -59,7 +59,7 @@ def stop(args: Namespace) -> int:
 
 def endpoint(args: Namespace) -> int:
     """Print where a serving run answers now: the base URL for its clients."""
-    print(reachable(args)[1].url)
+    print(find_endpoint(args)[1].url)
     return 0
 
 

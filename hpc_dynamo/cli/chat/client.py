@@ -17,11 +17,11 @@ from hpc_dynamo.engine_errors import engine_text
 from hpc_dynamo.errors import HpcDynamoError, RequestFailed, UsageError, unknown_name
 from hpc_dynamo.http import pinned
 
-CONNECT_S, SILENCE_S = 10.0, 600.0
-Chunk = dict[str, Any]
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 600.0
+Json = dict[str, Any]
 
 
-class Events:
+class SseParser:
     """Server-sent events (WHATWG HTML, section 9.2) out of bytes that come in any pieces."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Events:
                 self._data.clear()
 
 
-class Api:
+class ChatClient:
     """An endpoint. `cert` is the one certificate to trust, whatever name it bears."""
 
     def __init__(self, url: str, key: str = "", cert: str = "") -> None:
@@ -58,7 +58,7 @@ class Api:
             answer = self._ask(connection, "GET", "/models").read()
         return [model["id"] for model in msgspec.json.decode(answer)["data"]]
 
-    def stream(self, body: Chunk) -> Generator[Chunk, None, None]:
+    def stream(self, body: Json) -> Generator[Json, None, None]:
         """The chunks of a chat completion as they come; closing it cancels the request.
 
         Raises RequestFailed, also for an error in mid-stream; unknown_name for a wrong model;
@@ -73,14 +73,14 @@ class Api:
                 raise
             yield from self._chunks(answer)
 
-    def _chunks(self, answer: HTTPResponse) -> Iterator[Chunk]:
-        events = Events()
+    def _chunks(self, answer: HTTPResponse) -> Iterator[Json]:
+        events = SseParser()
         try:
             while piece := answer.read1(1 << 16):
                 for data in events.feed(piece):
                     if data == b"[DONE]":
                         return
-                    chunk: Chunk = msgspec.json.decode(data)
+                    chunk: Json = msgspec.json.decode(data)
                     if "error" in chunk:
                         raise RequestFailed(_reason(data), status=502)
                     yield chunk
@@ -92,11 +92,11 @@ class Api:
         base = urlsplit(self.url)
         host, port = base.hostname or "", base.port
         if base.scheme == "http":
-            return HTTPConnection(host, port, timeout=CONNECT_S)
-        return HTTPSConnection(host, port, timeout=CONNECT_S, context=_trust(self._cert))
+            return HTTPConnection(host, port, timeout=CONNECT_TIMEOUT_S)
+        return HTTPSConnection(host, port, timeout=CONNECT_TIMEOUT_S, context=_trust(self._cert))
 
     def _ask(
-        self, connection: HTTPConnection, method: str, path: str, body: Chunk | None = None
+        self, connection: HTTPConnection, method: str, path: str, body: Json | None = None
     ) -> HTTPResponse:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         data = None
@@ -105,7 +105,7 @@ class Api:
             data = msgspec.json.encode(body)
         try:
             connection.connect()
-            connection.sock.settimeout(SILENCE_S)
+            connection.sock.settimeout(READ_TIMEOUT_S)
             connection.request(method, urlsplit(self.url).path + path, data, headers)
             answer = connection.getresponse()
         except (OSError, HTTPException) as e:

@@ -8,19 +8,19 @@ from typing import Any
 
 from rich.console import Console
 
-from hpc_dynamo.cli.chat.client import Api
+from hpc_dynamo.cli.chat.client import ChatClient
 
 OUT = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 # What an answer may not do to a terminal: move the cursor, retitle the window and worse.
-HARMLESS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
+REMOVED_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
 
 
 @dataclass
 class Conversation:
     """What was said so far, and how to ask for more."""
 
-    api: Api
+    api: ChatClient
     model: str
     options: dict[str, Any]
     system: str = ""
@@ -36,22 +36,22 @@ class Conversation:
             **self.options,
         }
 
-    def say(self, message: str) -> None:
+    def send(self, message: str) -> None:
         """Ask, and print the answer as it comes.
 
         However it ends, what was heard stays in the history; a question without any answer does
         not.
         """
         self.turns.append({"role": "user", "content": message})
-        answer = _Answer()
+        answer = StreamedAnswer()
         try:
             with closing(self.api.stream(self.body())) as chunks:
                 for chunk in chunks:
-                    answer.take(chunk)
+                    answer.add_chunk(chunk)
         finally:
             answer.end()
             self._remember(answer.text)
-        answer.tell_speed()
+        answer.print_speed()
 
     def _remember(self, text: str) -> None:
         if text:
@@ -60,7 +60,7 @@ class Conversation:
             self.turns.pop()
 
 
-class _Answer:
+class StreamedAnswer:
     """One answer on its way to the screen."""
 
     def __init__(self) -> None:
@@ -68,15 +68,15 @@ class _Answer:
         self._asked_at = self._first_at = self._last_at = time.monotonic()
         self._tokens, self._said, self._thinking = 0, False, False
 
-    def take(self, chunk: dict[str, Any]) -> None:
+    def add_chunk(self, chunk: dict[str, Any]) -> None:
         usage = chunk.get("usage") or {}
         self._tokens = max(usage.get("completion_tokens", 0), self._tokens)
         for choice in chunk.get("choices", ()):
             delta = choice.get("delta", {})
             thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
-            self._hear(thought, delta.get("content") or "")
+            self._receive(thought, delta.get("content") or "")
 
-    def _hear(self, thought: str, said: str) -> None:
+    def _receive(self, thought: str, said: str) -> None:
         if not (thought or said):
             return
         self._last_at = time.monotonic()
@@ -84,7 +84,7 @@ class _Answer:
             self._first_at, self._said = self._last_at, True
         self.text += said
         if sys.stdout.isatty():
-            self._show(thought.translate(HARMLESS), said.translate(HARMLESS))
+            self._show(thought.translate(REMOVED_CONTROLS), said.translate(REMOVED_CONTROLS))
         else:
             print(said, end="", flush=True)
 
@@ -100,7 +100,7 @@ class _Answer:
         if self._said:
             print()
 
-    def tell_speed(self) -> None:
+    def print_speed(self) -> None:
         """Time to the first token, and tokens a second after it; for people only."""
         if not (sys.stdout.isatty() and self._said):
             return

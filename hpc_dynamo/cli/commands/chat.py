@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hpc_dynamo.cli.chat.client import Api
+from hpc_dynamo.cli.chat.client import ChatClient
 from hpc_dynamo.cli.chat.conversation import OUT, Conversation
-from hpc_dynamo.cli.run_lookup import is_run, reachable, split
+from hpc_dynamo.cli.run_lookup import find_endpoint, is_run, split_words
 from hpc_dynamo.errors import ConfigError, HpcDynamoError, UsageError
 
 ERR = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
@@ -20,16 +20,18 @@ COMMANDS = "/clear forgets the conversation, /system TEXT sets the stage, /exit 
 
 def chat(args: Namespace) -> int:
     """Talk to the endpoint of a run, or to any other."""
-    words, message = split(args.overrides, lambda word: bool(args.url) or not _means_run(word))
+    words, message = split_words(
+        args.overrides, lambda word: bool(args.url) or not _means_run(word)
+    )
     api, model = _endpoint(args, words)
     options = {"max_tokens": args.max_tokens, "temperature": args.temperature}
     options = {name: value for name, value in options.items() if value is not None}
     model = args.model or model or _first(api.models())
     conversation = Conversation(api, model, options, args.system or "")
     if message:
-        conversation.say(" ".join(message))
+        conversation.send(" ".join(message))
     elif not sys.stdin.isatty():
-        conversation.say(_from_stdin())
+        conversation.send(_from_stdin())
     else:
         _repl(conversation)
     return 0
@@ -47,18 +49,18 @@ def _from_stdin() -> str:
     return message
 
 
-def _endpoint(args: Namespace, words: list[str]) -> tuple[Api, str]:
+def _endpoint(args: Namespace, words: list[str]) -> tuple[ChatClient, str]:
     """Where to ask, and for which model if that is known."""
     if args.url:
-        return Api(args.url, _key(args), args.cert or ""), ""
+        return ChatClient(args.url, _key(args), args.cert or ""), ""
     where = Namespace(overrides=words, config_dir=args.config_dir)
-    attempt, endpoint = reachable(where)
+    attempt, endpoint = find_endpoint(where)
     key = _read(args.key_file or endpoint.key_file)
     cert = args.cert or (attempt.config().serve.tls_cert if endpoint.tls else "")
     if len(endpoint.models) > 1 and not args.model:
         what = f"this run serves several models: {', '.join(endpoint.models)}"
         raise UsageError(what, hint=f"--model {endpoint.model}")
-    return Api(endpoint.url, key, cert), endpoint.model
+    return ChatClient(endpoint.url, key, cert), endpoint.model
 
 
 def _key(args: Namespace) -> str:
@@ -103,7 +105,7 @@ def _repl(conversation: Conversation) -> None:
 
 def _turn(conversation: Conversation, line: str) -> None:
     try:
-        conversation.say(line)
+        conversation.send(line)
     except KeyboardInterrupt:
         OUT.print("stopped", style="dim")
     except HpcDynamoError as e:

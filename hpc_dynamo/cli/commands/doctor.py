@@ -13,11 +13,11 @@ from rich.markup import escape
 from hpc_dynamo import launch
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.launch_run import placed, say
-from hpc_dynamo.cli.node_resources import asked_of_slurm, counted
+from hpc_dynamo.cli.node_resources import with_node_resources, with_partition_limits
 from hpc_dynamo.cli.render.console import OUT
-from hpc_dynamo.cli.render.table import HOST, PROSE, Column, Grid
+from hpc_dynamo.cli.render.table import HOST_WIDTH, TEXT_WIDTH, Column, ResponsiveTable
 from hpc_dynamo.cli.run_folder import serve_run
-from hpc_dynamo.cli.run_lookup import is_named, is_run
+from hpc_dynamo.cli.run_lookup import is_run, is_run_name
 from hpc_dynamo.cli.unknown_options import path
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.doctor import task
@@ -44,9 +44,9 @@ def doctor(args: Namespace) -> int:
     _refuse_runs(args.overrides)
     config = placed(compose(args.overrides, args.config_dir), "doctor")
     launcher = launch.resolve(config.cluster.launcher)
-    config = counted(config, launcher)
+    config = with_node_resources(config, launcher)
     layout = _layout(config, launcher)
-    config = asked_of_slurm(config, layout, launcher)
+    config = with_partition_limits(config, layout, launcher)
     attempt = serve_run(config, say).new_attempt(config, layout)
     job = launch.start(launcher, attempt, config, layout, task.main)
     OUT.print(f"looking over {layout.nodes} node(s), logs in {attempt.logs}", markup=False)
@@ -64,7 +64,7 @@ def doctor(args: Namespace) -> int:
 def _refuse_runs(words: Sequence[str]) -> None:
     """Raise UsageError for the folder or the name of a run, which other verbs take."""
     for word in words:
-        if "=" not in word and (is_run(word) or is_named(word, words)):
+        if "=" not in word and (is_run(word) or is_run_name(word, words)):
             what = f"{word} is a run; doctor takes no run, only FIELD=VALUE overrides"
             hint = "hpc-dynamo doctor, with the overrides of your serve or batch command if any"
             raise UsageError(what, hint=hint)
@@ -109,11 +109,11 @@ def shown(report: Report) -> RenderableType:
     return Group(*parts)
 
 
-def _nodes(report: Report) -> Grid:
+def _nodes(report: Report) -> ResponsiveTable:
     figures = ("GPUs", "model GB/s", "/dev/shm GiB", "open files", "MPI", "NIXL")
-    table = Grid(Column("node", fold=HOST), "address", *figures, title="nodes")
+    table = ResponsiveTable(Column("node", fold=HOST_WIDTH), "address", *figures, title="nodes")
     for node in report.nodes:
-        table.add(*map(escape, _cells(node)))
+        table.add_row(*map(escape, _cells(node)))
     return table
 
 
@@ -129,12 +129,12 @@ def _cells(node: Examined) -> tuple[str, ...]:
     )
 
 
-def _matrix(report: Report) -> Grid:
+def _matrix(report: Report) -> ResponsiveTable:
     """Rows pull from columns."""
     usual = usual_gb_s(report.links)
     title = f"NIXL: row pulls from column, GB/s / µs; usual {usual:.2f} GB/s; over {_by(report)}"
     title += _again(report)
-    table = Grid("", *(Column(host, right=True) for host in report.hosts), title=title)
+    table = ResponsiveTable("", *(Column(host, right=True) for host in report.hosts), title=title)
     found = {(each.node, each.peer): each for each in report.links}
     for row, host in enumerate(report.hosts):
         cells = []
@@ -142,20 +142,20 @@ def _matrix(report: Report) -> Grid:
             link = found.get((row, column))
             said = f"{link.gb_s:.2f} / {link.latency_us:.0f}" if link else "-"
             cells.append("[red]dead[/]" if link and link.error else said)
-        table.add(escape(host), *cells)
+        table.add_row(escape(host), *cells)
     return table
 
 
-def _worst(report: Report) -> Grid:
+def _worst(report: Report) -> ResponsiveTable:
     """Of many nodes the ten slowest links; --json has all."""
     title = f"NIXL: the slowest of {len(report.links)} links, usual {usual_gb_s(report.links):.2f}"
     title += _again(report)
-    names = (Column("to", fold=HOST), Column("from", fold=HOST), "GB/s", "µs")
-    table = Grid(*names, Column("over", fold=PROSE), title=title)
+    names = (Column("to", fold=HOST_WIDTH), Column("from", fold=HOST_WIDTH), "GB/s", "µs")
+    table = ResponsiveTable(*names, Column("over", fold=TEXT_WIDTH), title=title)
     for link in sorted(report.links, key=lambda link: link.gb_s)[:10]:
         ends = report.hosts[link.node], report.hosts[link.peer]
         figures = f"{link.gb_s:.2f}", f"{link.latency_us:.0f}"
-        table.add(*map(escape, (*ends, *figures, link.error or link.transport)))
+        table.add_row(*map(escape, (*ends, *figures, link.error or link.transport)))
     return table
 
 

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from hpc_dynamo import launch
 from hpc_dynamo.cli.render.console import OUT
-from hpc_dynamo.cli.run_lookup import find, is_named, is_run, latest, split
-from hpc_dynamo.cli.run_watcher import LOOK_S, Watch
+from hpc_dynamo.cli.run_lookup import find_run, is_run, is_run_name, serving_attempt, split_words
+from hpc_dynamo.cli.run_watcher import POLL_S, RunWatcher
 from hpc_dynamo.config import Task
 from hpc_dynamo.errors import ConfigError, unknown_name
 from hpc_dynamo.run import Attempt
@@ -24,7 +24,7 @@ TARGET = re.compile(r"\d+|head|(?:worker|agent|frontend)-\d+")
 BLOCK_BYTES = 1 << 16
 
 
-class Tail:
+class LogTail:
     """The lines of a file that others append to; it may not be there yet.
 
     A file that has become shorter was begun anew, and is read from its start.
@@ -79,8 +79,8 @@ def _text(line: bytes) -> str:
 
 def logs(args: Namespace) -> int:
     """Show the end of a log, or which logs there are; follow them with -f."""
-    words, targets = split(args.overrides, lambda word: _is_target(word, args.overrides))
-    attempt = latest(find(Namespace(overrides=words, config_dir=args.config_dir)))
+    words, targets = split_words(args.overrides, lambda word: _is_target(word, args.overrides))
+    attempt = serving_attempt(find_run(Namespace(overrides=words, config_dir=args.config_dir)))
     if len(targets) > 1:
         raise ConfigError(f"one log at a time, not {' '.join(targets)}", hint="all: no name and -f")
     known = _known(attempt)
@@ -96,7 +96,7 @@ def logs(args: Namespace) -> int:
 
 def _is_target(word: str, words: Sequence[str]) -> bool:
     """A folder's name that reads like a target is to be written as ./name."""
-    run = "/" in word or is_run(word) or is_named(word, words)
+    run = "/" in word or is_run(word) or is_run_name(word, words)
     return bool(TARGET.fullmatch(word)) or not run
 
 
@@ -130,7 +130,7 @@ def _listed(known: dict[str, Path]) -> Table:
     table.add_column("bytes", justify="right", no_wrap=True)
     table.add_column("last line", no_wrap=True, overflow="ellipsis", ratio=1)  # what is left
     for name, file in known.items():
-        last = Tail(file)
+        last = LogTail(file)
         lines = [*last.last(1), *last.rest()]
         size = f"{file.stat().st_size:,}" if file.exists() else "-"
         table.add_row(name, size, Text(lines[-1] if lines else ""))
@@ -141,18 +141,18 @@ def _show(
     attempt: Attempt, chosen: dict[str, Path], lines: int, *, follow: bool, all_: bool
 ) -> None:
     """The ends, and what comes until the run does; of `all_` also logs that appear late."""
-    tails = {name: Tail(file) for name, file in chosen.items()}
+    tails = {name: LogTail(file) for name, file in chosen.items()}
     if not all_:
         print(f"==> {next(iter(chosen.values()))} <==", flush=True)
     for name, tail in tails.items():
         _say(name if all_ else "", tail.last(lines))
     job = launch.find(attempt)
-    watch = Watch(attempt, job) if job and follow else None
+    watch = RunWatcher(attempt, job) if job and follow else None
     while watch and watch.outcome() is None:
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
         if all_:
             known = {name: tail.file for name, tail in tails.items()}
-            tails |= {name: Tail(file) for name, file in _further(attempt, known).items()}
+            tails |= {name: LogTail(file) for name, file in _further(attempt, known).items()}
         for name, tail in tails.items():
             _say(name if all_ else "", tail.read())
     for name, tail in tails.items():

@@ -10,10 +10,10 @@ from hpc_dynamo import launch
 from hpc_dynamo.cli.compose import compose, show
 from hpc_dynamo.cli.launch_run import batch_config, profile_config, serve_config
 from hpc_dynamo.cli.model_checks import model_warnings, refuse_models
-from hpc_dynamo.cli.node_resources import counted, planned_for
+from hpc_dynamo.cli.node_resources import planned_launcher, with_node_resources
 from hpc_dynamo.cli.render import status as views
 from hpc_dynamo.cli.render.console import OUT
-from hpc_dynamo.cli.render.engine_commands import commands
+from hpc_dynamo.cli.render.engine_commands import engine_commands
 from hpc_dynamo.config import Config, Launcher, Mixed, Role, Task, on
 from hpc_dynamo.engines import check
 from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency
@@ -50,8 +50,8 @@ def plan(args: Namespace) -> int:
     config = compose(args.overrides, args.config_dir)
     config = replace(config, task=Task(args.verb) if args.verb else config.task)
     config = CONFIGS[config.task](config) if args.dry_run else config
-    launcher = planned_for(config)
-    config = counted(config, launcher) if launcher is Launcher.allocation else config
+    launcher = planned_launcher(config)
+    config = with_node_resources(config, launcher) if launcher is Launcher.allocation else config
     layout = lay_out(config)
     if not args.show and (config.models or config.model.path):  # else sbatch's arguments name it
         check(config, layout)
@@ -63,11 +63,11 @@ def plan(args: Namespace) -> int:
     elif args.sbatch:
         print(_own_script(args, config, layout), end="")
     elif args.commands:
-        print("\n\n".join(commands(config, layout)))
+        print("\n\n".join(engine_commands(config, layout)))
     elif args.show:
         print(show(config), end="")
     else:
-        OUT.print(views.layout(config, layout))
+        OUT.print(views.layout_table(config, layout))
         for line in (*_unused(args.overrides, config), *_warnings(config, layout, nodes)):
             OUT.print(line, markup=False)
         refuse_impossible(config, layout, nodes)

@@ -9,8 +9,8 @@ from rich.markup import escape
 
 from hpc_dynamo.cli.render.console import OUT
 from hpc_dynamo.cli.render.progress import duration
-from hpc_dynamo.cli.render.table import PROSE, Column, Grid
-from hpc_dynamo.cli.run_lookup import find
+from hpc_dynamo.cli.render.table import TEXT_WIDTH, Column, ResponsiveTable
+from hpc_dynamo.cli.run_lookup import find_run
 from hpc_dynamo.cli.unknown_options import path
 from hpc_dynamo.config import Planner, PlannerKind
 from hpc_dynamo.errors import ConfigError, MissingDependency
@@ -19,11 +19,11 @@ from hpc_dynamo.planner.signals import Decision
 from hpc_dynamo.plotting import Curve, Panel, Style, draw
 from hpc_dynamo.run import Run
 
-PICTURE = "planner.png"  # in the run's folder
+PLOT = "planner.png"  # in the run's folder
 
 
 @dataclass(frozen=True)
-class History:
+class PlannerHistory:
     """All attempts of a run, one after the other."""
 
     records: Sequence[PlannerRecord]
@@ -44,18 +44,18 @@ class History:
 
 
 def options(verb: ArgumentParser) -> None:
-    about = f"where the picture goes: .png, .svg or .pdf (RUN/{PICTURE})"
+    about = f"where the picture goes: .png, .svg or .pdf (RUN/{PLOT})"
     verb.add_argument("--out", type=path, metavar="FILE", help=about)
 
 
 def report(args: Namespace) -> int:
     """Show what the planner saw, decided and did, and draw it."""
-    run = find(args, planned, "run with a planner")
+    run = find_run(args, planned, "run with a planner")
     history = history_of(run)
     OUT.print(_table(history))
     for line in summary(history):
         OUT.print(line, markup=False, highlight=False)
-    file = args.out or run.path / PICTURE
+    file = args.out or run.path / PLOT
     try:
         draw(file, title(run, history), panels(history))
     except MissingDependency as e:
@@ -71,26 +71,26 @@ def planned(run: Run) -> bool:
     return any(attempt.planner_file.exists() for attempt in run.attempts())
 
 
-def history_of(run: Run) -> History:
+def history_of(run: Run) -> PlannerHistory:
     """Raises ConfigError where nothing was decided."""
     attempts = run.attempts()
     records = [record for attempt in attempts for record in read(attempt.planner_file)]
     if not any(record.decision for record in records):
         hint = "planner=load or planner=sla; the first decision comes after planner.interval_s"
         raise ConfigError(f"{run.path} has no decision of a planner", hint=hint)
-    return History(records, attempts[-1].config().planner)
+    return PlannerHistory(records, attempts[-1].config().planner)
 
 
-def _table(history: History) -> Grid:
+def _table(history: PlannerHistory) -> ResponsiveTable:
     """Intervals in which something was to change, and what changed."""
     figures = [Column(name) for name in ("at", "ready", "wanted", "load", "TTFT, ITL")]
-    table = Grid(*figures, Column("what and why", fold=PROSE), plain=True)
+    table = ResponsiveTable(*figures, Column("what and why", fold=TEXT_WIDTH), plain=True)
     for record in history.records:
         if record.decision and (record.decision.move or record.left_out):
-            table.add(*map(escape, _decided(record.decision, record.left_out, history.began)))
+            table.add_row(*map(escape, _decided(record.decision, record.left_out, history.began)))
         elif record.role_change:
             blank = [""] * (len(figures) - 1)
-            table.add(
+            table.add_row(
                 _at(record.role_change.at, history.began),
                 *blank,
                 escape(_flipped(record.role_change)),
@@ -121,7 +121,7 @@ def _flipped(f: RoleChange) -> str:
     return f"worker {f.rank}: {f.old} to {f.new} {result}; {took}"
 
 
-def summary(history: History) -> Iterator[str]:
+def summary(history: PlannerHistory) -> Iterator[str]:
     """Lines below the table."""
     decisions, flips = history.decisions, history.flips
     done = [f for f in flips if not f.reason]
@@ -146,7 +146,7 @@ def _kept(name: str, target: float, means: Sequence[float]) -> str:
     return f"mean {name} within {target:g} s in {kept} of {len(seen)} intervals with requests"
 
 
-def title(run: Run, history: History) -> str:
+def title(run: Run, history: PlannerHistory) -> str:
     """Return run, model, engine and policies of the last attempt."""
     config, rules = run.attempts()[-1].config(), history.rules
     targets = ""
@@ -156,7 +156,7 @@ def title(run: Run, history: History) -> str:
     return f"{run.path.name}: {served}, router {config.router.policy}, planner {rules.by}{targets}"
 
 
-def panels(history: History) -> list[Panel]:
+def panels(history: PlannerHistory) -> list[Panel]:
     """Over minutes since the first interval; those with something to see."""
     decisions, rules = history.decisions, history.rules
     at = [(d.seen.at - history.began) / 60 for d in decisions]

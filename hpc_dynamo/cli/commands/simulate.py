@@ -14,7 +14,7 @@ from hpc_dynamo import simulation
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.render.console import OUT, can_redraw
 from hpc_dynamo.cli.render.progress import duration
-from hpc_dynamo.cli.render.table import Column, Grid
+from hpc_dynamo.cli.render.table import Column, ResponsiveTable
 from hpc_dynamo.config import Config, Role, check, refuse_several
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.plotting import draw, need_matplotlib
@@ -164,15 +164,15 @@ def _figures(outcome: Outcome, requests: int) -> Table:
     return table
 
 
-def _compared(tried: Sequence[Tried], requests: int) -> Grid:
+def _compared(tried: Sequence[Tried], requests: int) -> ResponsiveTable:
     """A row a split."""
     names = ("goodput/s", "attained", "TTFT s", "p99 s", "ITL ms", "p99 ms", "refused")
     title = _title(tried[0].outcome, requests)
-    table = Grid("workers", *(Column(name, right=True) for name in names), title=title)
+    table = ResponsiveTable("workers", *(Column(name, right=True) for name in names), title=title)
     for each in tried:
         o = each.outcome
         ttft, itl = o.ttft_s(), [1000 * s for s in o.itl_s()]
-        table.add(
+        table.add_row(
             _name(each.workers),
             *(f"{o.goodput_hz:.3f}", f"{100 * o.attainment:.1f} %"),
             *(f"{mean(ttft):.2f}", f"{quantile(ttft, 0.99):.2f}"),

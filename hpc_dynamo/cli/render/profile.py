@@ -9,7 +9,7 @@ from hpc_dynamo.planner.profile import Point, Profile, What
 NAMES = {What.ttft: "TTFT", What.itl: "ITL", What.transfer: "transfer and one step"}
 
 
-def summary(profile: Profile) -> Table:
+def profile_table(profile: Profile) -> Table:
     """Its ends, and how far its interpolation is off at the points held out."""
     table = Table(title="profile", title_justify="left", show_header=False)
     table.add_column()

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from rich.markup import escape
 
-from hpc_dynamo.cli.render.table import HOST, Column, Grid
+from hpc_dynamo.cli.render.table import HOST_WIDTH, Column, ResponsiveTable
 from hpc_dynamo.messages import (
     Endpoint,
     ExtraJobStatus,
@@ -28,16 +28,16 @@ LAPTOP_PORT = 8000  # on the user's own machine
 LOOPBACK = ("127.", "localhost", "[::1]")
 
 
-def loads(status: Status, model: str = "") -> Grid:
+def load_table(status: Status, model: str = "") -> ResponsiveTable:
     """How busy each rank of a model is. Latencies are the engines' own, p50 and p99 in ms."""
     figures = ("active", "run", "wait", "KV", "hits", "TTFT ms", "ITL ms", "served")
-    who = ("rank", "role", Column("node", fold=HOST), "state")
-    table = Grid(*who, *(Column(name, right=True) for name in figures), plain=True)
+    who = ("rank", "role", Column("node", fold=HOST_WIDTH), "state")
+    table = ResponsiveTable(*who, *(Column(name, right=True) for name in figures), plain=True)
     known = {load.rank: load for load in status.loads}
     for worker in (w for w in status.workers if w.model == model):
         load = known.get(worker.rank)
         cells = _cells(load) if load else ["-"] * len(figures)
-        table.add(*map(escape, (*_who(worker), *cells)))
+        table.add_row(*map(escape, (*_who(worker), *cells)))
     return table
 
 
@@ -71,7 +71,7 @@ def model_line(model: str, known: ModelStatus | None) -> str:
     return f"model {model}: {how}"
 
 
-def served(endpoint: Endpoint) -> str:
+def models_text(endpoint: Endpoint) -> str:
     return f"models {', '.join(endpoint.models)}" if endpoint.models else f"model {endpoint.model}"
 
 
@@ -85,7 +85,7 @@ def planner_line(p: PlannerStatus) -> str:
     )
 
 
-def grown_line(job: ExtraJobStatus) -> str:
+def extra_job_line(job: ExtraJobStatus) -> str:
     """A further job and what it waits for."""
     ranks, name = ", ".join(map(str, job.ranks)), job.job_id or "being submitted"
     detail = f": {job.detail}" if job.detail else ""
@@ -100,7 +100,7 @@ def successor_line(s: Successor) -> str:
     return f"handing over to attempt {s.attempt}, job {s.job_id}{where}: {s.detail}"
 
 
-def how_to(attempt: Attempt, endpoint: Endpoint) -> str:
+def instructions(attempt: Attempt, endpoint: Endpoint) -> str:
     """All that a client needs, in lines to be pasted into a shell."""
     key, run = shlex.quote(endpoint.key_file), shlex.quote(str(attempt.run.path.absolute()))
     url = endpoint.url
@@ -126,13 +126,13 @@ def how_to(attempt: Attempt, endpoint: Endpoint) -> str:
         f'  export OPENAI_BASE_URL={url} OPENAI_API_KEY="$(cat {key})"',
         *_no_proxy(endpoint),
         f"from your laptop, where the base URL is {_scheme(endpoint)}://localhost:{LAPTOP_PORT}/v1:",
-        f"  {tunnel(endpoint)}",
+        f"  {ssh_tunnel(endpoint)}",
         "",
     ]
     return "\n".join(rows)
 
 
-def tunnel(endpoint: Endpoint) -> str:
+def ssh_tunnel(endpoint: Endpoint) -> str:
     """The ssh command that brings the endpoint to `LAPTOP_PORT` of a laptop.
 
     It goes through the login node: the one that the job came from, or else this machine. An

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from hpc_dynamo.cli.render import serving
 from hpc_dynamo.cli.render.progress import duration, progress_line
-from hpc_dynamo.cli.render.table import HOST, Column, Grid
+from hpc_dynamo.cli.render.table import HOST_WIDTH, Column, ResponsiveTable
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.launch import JobState
 from hpc_dynamo.launch.resources import components, resources
@@ -22,21 +22,21 @@ from hpc_dynamo.topology import Plan
 STALE_S = 15.0  # a status file older than this is not of a living head
 
 
-def layout(config: Config, plan: Plan) -> RenderableType:
+def layout_table(config: Config, plan: Plan) -> RenderableType:
     """Which worker is where."""
     if config.route.engines:
         return _engines(config)
     engines = dict.fromkeys(f"{o.engine.name}, {o.topology.kind}" for o in config.each.values())
     models = ["model"] if config.models else []
     title = f"{'; '.join(engines)}: {plan.nodes} node(s)"
-    table = Grid("node", "rank", *models, "role", "GPUs", title=title)
+    table = ResponsiveTable("node", "rank", *models, "role", "GPUs", title=title)
     parts = components(config, plan)
     for _, part in parts:
         for node in range(part.first_node, part.first_node + part.nodes):
             here = _on_node(part, node, named=bool(models))
             for row in here or [("-", *("-" for _ in models), "idle", "-")]:
                 where = " ".join(filter(None, (str(node), part.kind)))
-                table.add(*map(escape, (where, *row)))
+                table.add_row(*map(escape, (where, *row)))
     return Group(table, *itertools.starmap(_node, parts))
 
 
@@ -61,25 +61,29 @@ def _node(config: Config, plan: Plan) -> str:
     return f"a node{of}: {need.cpus} CPUs, {memory}{gpus}; time {need.time_min} min"
 
 
-def _engines(config: Config) -> Grid:
+def _engines(config: Config) -> ResponsiveTable:
     """Those that somebody else started."""
-    table = Grid("rank", "role", "URL", title=f"{config.topology.kind}, engines that run already")
+    table = ResponsiveTable(
+        "rank", "role", "URL", title=f"{config.topology.kind}, engines that run already"
+    )
     for rank, (role, url) in enumerate(config.route.engines):
-        table.add(*map(escape, (str(rank), str(role), url)))
+        table.add_row(*map(escape, (str(rank), str(role), url)))
     return table
 
 
-def started(attempt: Attempt, launcher: Launcher) -> str:
+def started_line(attempt: Attempt, launcher: Launcher) -> str:
     job = attempt.job()
     what = f"{launcher} job {job.job_id}" if job else str(launcher)
     return f"attempt {attempt.number} is {what}; run folder {attempt.run.path}"
 
 
-def workers(status: Status) -> Grid:
-    table = Grid("rank", "role", Column("node", fold=HOST), "state", Column("start", right=True))
+def worker_table(status: Status) -> ResponsiveTable:
+    table = ResponsiveTable(
+        "rank", "role", Column("node", fold=HOST_WIDTH), "state", Column("start", right=True)
+    )
     for w in status.workers:
         start = f"{w.start_s:.1f} s" if w.start_s else "-"
-        table.add(*map(escape, (str(w.rank), str(w.role), w.host, str(w.state), start)))
+        table.add_row(*map(escape, (str(w.rank), str(w.role), w.host, str(w.state), start)))
     return table
 
 
@@ -98,11 +102,13 @@ def status(attempt: Attempt, job: tuple[JobState, str] | None) -> RenderableType
 
 def _head(attempt: Attempt, job: tuple[JobState, str] | None, outcome: Outcome | None) -> Text:
     state, detail = job or (JobState.unknown, "never submitted")
-    said = ended(attempt, outcome) if outcome else f"attempt {attempt.number}: {state} ({detail})"
+    said = (
+        ended_line(attempt, outcome) if outcome else f"attempt {attempt.number}: {state} ({detail})"
+    )
     return Text(f"{said}\nrun folder: {attempt.run.path}")
 
 
-def ended(attempt: Attempt, outcome: Outcome) -> str:
+def ended_line(attempt: Attempt, outcome: Outcome) -> str:
     """Describe in one line how an attempt ended."""
     return f"attempt {attempt.number} ended: {outcome.message or 'all done'}"
 
@@ -114,7 +120,7 @@ def _where(attempt: Attempt, outcome: Outcome | None) -> Iterator[Text]:
         yield Text(f"roster by {roster.method} in {roster.seconds:.3f} s: {hosts}")
     endpoint = attempt.endpoint()
     if endpoint and not outcome:
-        yield Text(f"endpoint {endpoint.url}, {serving.served(endpoint)}")
+        yield Text(f"endpoint {endpoint.url}, {serving.models_text(endpoint)}")
 
 
 def _phase(known: Status) -> Text:
@@ -134,13 +140,13 @@ def _figures(attempt: Attempt, known: Status, *, ended: bool) -> Iterator[Render
         yield Text(progress_line(known.progress))
     if known.planner:
         yield Text(serving.planner_line(known.planner))
-    yield from (Text(serving.grown_line(job)) for job in known.extra_jobs)
+    yield from (Text(serving.extra_job_line(job)) for job in known.extra_jobs)
     if known.node_hours:
         yield Text(f"further jobs have used {known.node_hours:.2f} node-hours")
     if known.successor:
         yield Text(serving.successor_line(known.successor))
     if known.traffic is None:
-        yield workers(known)
+        yield worker_table(known)
     else:
         yield from _loads(known)
     yield from (Text(f"worker {w.rank}: {w.detail}") for w in known.workers if w.detail)
@@ -151,7 +157,7 @@ def _loads(known: Status) -> Iterator[RenderableType]:
     for model in dict.fromkeys(w.model for w in known.workers) or ("",):
         if model:
             yield Text(serving.model_line(model, known.by_model.get(model)))
-        yield serving.loads(known, model)
+        yield serving.load_table(known, model)
 
 
 def summary(attempt: Attempt, s: BatchSummary) -> RenderableType:
@@ -173,10 +179,10 @@ def _summary(attempt: Attempt, s: BatchSummary) -> Table:
     cached = f" ({p.cached_tokens / p.prompt_tokens:.1%} cached)" if p.cached_tokens else ""
     table.add_row("tokens", f"{p.prompt_tokens} in{cached}, {p.completion_tokens} out, {rate}")
     if s.ttft_prefill.count:
-        table.add_row("TTFT on prefill workers", quantiles(s.ttft_prefill))
+        table.add_row("TTFT on prefill workers", quantiles_text(s.ttft_prefill))
     name = "TTFT on decode workers, KV transfer included" if s.ttft_prefill.count else "TTFT"
-    table.add_row(name, quantiles(s.ttft_decode))
-    table.add_row("ITL", quantiles(s.itl))
+    table.add_row(name, quantiles_text(s.ttft_decode))
+    table.add_row("ITL", quantiles_text(s.itl))
     table.add_row("KV bytes moved by NIXL", f"{s.kv_bytes:,}")
     table.add_row("decode workers busy", f"{100 * s.decode_busy:.0f} % of the time")
     roster = attempt.roster()
@@ -186,5 +192,5 @@ def _summary(attempt: Attempt, s: BatchSummary) -> Table:
     return table
 
 
-def quantiles(q: Quantiles) -> str:
+def quantiles_text(q: Quantiles) -> str:
     return f"p50 {1000 * q.p50:.1f} ms, p99 {1000 * q.p99:.1f} ms" if q.count else "not seen"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_dynamo.cli.chat.client import Events
+from hpc_dynamo.cli.chat.client import SseParser
 from hpc_dynamo.config import Config
 from tests.integration.simulator.conftest import KEY, MODEL, Rank, simulator
 from tests.support.runs import hpc_dynamo, until
@@ -44,13 +44,13 @@ def test_events_come_whole_out_of_any_pieces(
     rows += [b"data: " + t.encode() + newline + b"data:2" + newline * 2 for t in texts]
     stream = newline.join(rows)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
-    events, edges = Events(), [0, *cuts, len(stream)]
+    events, edges = SseParser(), [0, *cuts, len(stream)]
     heard = [e for a, b in pairwise(edges) for e in events.feed(stream[a:b])]
     assert heard == [t.encode() + b"\n2" for t in texts]
 
 
 def test_an_event_is_told_at_once() -> None:
-    events = Events()
+    events = SseParser()
     assert list(events.feed(b"data: a\n")) == []
     assert list(events.feed(b"\n")) == [b"a"]
     assert list(events.feed(b"data: b\r\n\r\nda")) == [b"b"]
