@@ -12,8 +12,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Cancellation:
     """Stops the job at the first signal; the second one raises KeyboardInterrupt.
 
-    Inside `with`, signals raise nothing until `stops` has been called: a job that is being
-    submitted must not be lost before its number is on disk.
+    Inside `with`, signals raise nothing before `set_stop` has been called: a job that is being
+    submitted must not be lost before its id is on disk.
     """
 
     def __init__(self, console: Console) -> None:
@@ -38,7 +38,7 @@ class Cancellation:
         return self.signal is signal.SIGINT
 
     def set_stop(self, stop: Callable[[], None]) -> None:
-        """Set what stops the current job. `stop` is called at once if a signal came before."""
+        """Set the function that stops the current job. It is called at once after a signal."""
         self._stop = stop
         if self.requested:
             self._stop_now()

@@ -15,18 +15,20 @@ N = TypeVar("N", int, float)
 
 
 def with_node_resources(config: Config, launcher: Launcher) -> Config:
-    """Fill in resources of nodes that are not set and are known: this machine's GPUs, or those of
-    the enclosing allocation."""
+    """Return the configuration with known resources of nodes where the user set none.
+
+    They are the GPUs of this machine, or the resources of the enclosing allocation.
+    """
     if launcher is Launcher.allocation:
-        return _of_allocation(config)
+        return _with_allocation(config)
     if launcher is not Launcher.local or config.cluster.gpus_per_node is not None:
         return config
     gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
     return replace(config, cluster=replace(config.cluster, gpus_per_node=gpus))
 
 
-def _of_allocation(config: Config) -> Config:
-    """Use the smallest node of the allocation. Nodes of several kinds are set by the user."""
+def _with_allocation(config: Config) -> Config:
+    """Use the smallest node of the allocation. The user sets the resources of mixed nodes."""
     cluster, given = config.cluster, enclosing.required()
     if cluster.hardware:
         return config
@@ -39,9 +41,9 @@ def _of_allocation(config: Config) -> Config:
     return replace(config, cluster=cluster)
 
 
-def _first(said: N | None, known: N) -> N | None:
+def _first(requested: N | None, known: N) -> N | None:
     """Return the user's value, else the known one, if any."""
-    return said if said is not None else known or None
+    return requested if requested is not None else known or None
 
 
 def with_partition_limits(config: Config, layout: Plan, launcher: Launcher) -> Config:

@@ -1,4 +1,4 @@
-"""The run, and its newest attempt, that the words of a command line mean."""
+"""Find the run, and its attempt, that a command line refers to."""
 
 import os
 import shlex
@@ -21,9 +21,9 @@ def find_run(
     *,
     prefer: Callable[[Run], bool] = lambda run: True,
 ) -> Run:
-    """Return the run that a folder, a name, `name=`, or no argument refers to.
+    """Return the run given by folder, name or `name=`. Raises ConfigError if there is none.
 
-    Without an argument: the newest run that is wanted and preferred, else the newest wanted one.
+    Without an argument this is the newest run that `is_wanted`, if possible one to `prefer`.
     """
     words = list(args.overrides)
     first = words.pop(0) if words and "=" not in words[0] else ""
@@ -36,7 +36,7 @@ def find_run(
     newest = sorted(runs.glob("*/attempts"), key=lambda p: p.stat().st_mtime, reverse=True)
     found = [run for run in (Run(folder.parent) for folder in newest) if is_wanted(run)]
     if not found:
-        hint = f"a name, the run's folder, or runs=FOLDER for those elsewhere than {runs}"
+        hint = "a run's name or folder; runs=FOLDER selects another folder of runs"
         raise ConfigError(f"{runs} holds no {description}", hint=hint)
     return next(filter(prefer, found), found[0])
 
@@ -47,7 +47,10 @@ def _is_folder(word: str) -> bool:
 
 
 def serving_attempt(run: Run) -> Attempt:
-    """The newest attempt; the one before it while that serves and hands over to it."""
+    """Return the newest attempt; during a job handover, the one that still serves.
+
+    Raises RunBusy if there is no attempt yet.
+    """
     attempts = run.attempts()
     if not attempts:
         raise RunBusy(f"{run.path} has no attempt yet", hint="hpc-dynamo batch …")
@@ -67,24 +70,27 @@ def _hands_over(attempt: Attempt, to: Attempt) -> bool:
 
 
 def find_endpoint(args: Namespace) -> tuple[Attempt, Endpoint]:
-    """The attempt of a serving run that answers, and where. Raises HpcDynamoError if none does."""
+    """Return the attempt and the endpoint of a serving run.
+
+    Raises HpcDynamoError if the run has no endpoint now.
+    """
     attempt = serving_attempt(find_run(args, _serves, "serving run"))
     endpoint = attempt.endpoint()
     if endpoint is None or attempt.outcome():
-        raise _silent(attempt)
+        raise _no_endpoint(attempt)
     return attempt, endpoint
 
 
 def _serves(run: Run) -> bool:
-    with suppress(HpcDynamoError):  # half made, or by another version: not what is looked for
+    with suppress(HpcDynamoError):  # incomplete, or written by another version
         return any(attempt.config().task is Task.serve for attempt in run.attempts()[-1:])
     return False
 
 
-def _silent(attempt: Attempt) -> HpcDynamoError:
+def _no_endpoint(attempt: Attempt) -> HpcDynamoError:
     outcome, status, path = attempt.outcome(), attempt.status(), attempt.run.path
     if attempt.config().task is not Task.serve:
-        return ConfigError(f"{path} is a batch, with nobody to talk to", hint="hpc-dynamo serve …")
+        return ConfigError(f"{path} is not a serving run", hint="hpc-dynamo serve …")
     if outcome:
         what = f"{path} has ended: {outcome.message or 'all done'}"
         hint = "" if "try: " in what else "hpc-dynamo serve …, or chat --url URL"
@@ -95,9 +101,9 @@ def _silent(attempt: Attempt) -> HpcDynamoError:
 
 
 def split_words(words: Sequence[str], is_own: Callable[[str], bool]) -> tuple[list[str], list[str]]:
-    """Where a verb takes words of its own: those that point to a run, and the others.
+    """Return the words that refer to a run, and the others, which the verb reads itself.
 
-    `is_ours` tells a word of the verb's own from a run's folder, which comes first or not at all.
+    A run's name or folder comes first, if given. `is_own(word)` is False for it.
     """
     run = [word for word in words if word.startswith(("name=", "runs="))]
     own = [word for word in words if word not in run]
@@ -108,6 +114,7 @@ def split_words(words: Sequence[str], is_own: Callable[[str], bool]) -> tuple[li
 
 
 def is_run(word: str) -> bool:
+    """Return True for the folder of a run."""
     return bool(Run(Path(word)).attempts())
 
 

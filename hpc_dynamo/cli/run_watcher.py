@@ -1,4 +1,4 @@
-"""State of an attempt, from its files first and from Slurm at intervals."""
+"""State of an attempt: from its files, and at intervals from Slurm."""
 
 import time
 
@@ -11,18 +11,18 @@ from hpc_dynamo.run import Attempt
 POLL_S = 0.25  # between checks of the run folder: files have no events across nodes
 QUERY_S = 3.0  # between requests to Slurm's controller, which many users share
 QUERY_STOPPING_S = 1.0  # the same for a job that is being stopped
-OUTCOME_WAIT_S = 10.0  # for an outcome to be seen after its job has left the queue
-OUTCOME_WAIT_CANCELLED_S = (
-    2.0  # the same for a job that its user has stopped: no result is expected
-)
+# Waits for an outcome after the end of the job. A shared disk may show it late; none is expected
+# of a job that its user has stopped.
+OUTCOME_WAIT_S = 10.0
+OUTCOME_WAIT_CANCELLED_S = 2.0
 
 
 class RunWatcher:
-    """Looks at an attempt from outside. `state` and `detail` are the job's, as last heard."""
+    """Observes an attempt. `state` and `detail` are those of the job at the last query."""
 
     def __init__(self, attempt: Attempt, job: Job) -> None:
         self.attempt, self._job = attempt, job
-        self.state, self.detail = JobState.unknown, "not asked yet"
+        self.state, self.detail = JobState.unknown, "not queried yet"
         self.cancelled = False
         self._queried_at = self._ended_at = 0.0
 
@@ -38,7 +38,10 @@ class RunWatcher:
             self.cancelled, self._queried_at = True, 0.0
 
     def outcome(self) -> Outcome | None:
-        """None while the attempt goes on. A job that is gone without an outcome gets one here."""
+        """Return the outcome, or None while the attempt runs.
+
+        A job that ended without an outcome gets one here.
+        """
         outcome = self.attempt.outcome()
         if outcome is not None:
             return outcome

@@ -1,4 +1,4 @@
-"""A conversation with a model: its history, and each answer on its way to the screen."""
+"""Conversation with a model: its history, and the streamed answers on the screen."""
 
 import sys
 import time
@@ -12,15 +12,15 @@ from hpc_dynamo.cli.chat.client import ChatClient
 
 OUT = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
-# What an answer may not do to a terminal: move the cursor, retitle the window and worse.
+# Control characters removed from answers: they could move the cursor or retitle the window.
 REMOVED_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
 
 
 @dataclass
 class Conversation:
-    """What was said so far, and how to ask for more."""
+    """Messages so far, and the settings of the next request."""
 
-    api: ChatClient
+    client: ChatClient
     model: str
     options: dict[str, Any]
     system: str = ""
@@ -37,15 +37,14 @@ class Conversation:
         }
 
     def send(self, message: str) -> None:
-        """Ask, and print the answer as it comes.
+        """Send a message and print the answer while it arrives.
 
-        However it ends, what was heard stays in the history; a question without any answer does
-        not.
+        A partial answer stays in the history. A message without any answer is removed.
         """
         self.turns.append({"role": "user", "content": message})
         answer = StreamedAnswer()
         try:
-            with closing(self.api.stream(self.body())) as chunks:
+            with closing(self.client.stream(self.body())) as chunks:
                 for chunk in chunks:
                     answer.add_chunk(chunk)
         finally:
@@ -61,12 +60,12 @@ class Conversation:
 
 
 class StreamedAnswer:
-    """One answer on its way to the screen."""
+    """Prints one answer while it arrives."""
 
     def __init__(self) -> None:
         self.text = ""
-        self._asked_at = self._first_at = self._last_at = time.monotonic()
-        self._tokens, self._said, self._thinking = 0, False, False
+        self._sent_at = self._first_at = self._last_at = time.monotonic()
+        self._tokens, self._started, self._thinking = 0, False, False
 
     def add_chunk(self, chunk: dict[str, Any]) -> None:
         usage = chunk.get("usage") or {}
@@ -76,35 +75,35 @@ class StreamedAnswer:
             thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
             self._receive(thought, delta.get("content") or "")
 
-    def _receive(self, thought: str, said: str) -> None:
-        if not (thought or said):
+    def _receive(self, thought: str, text: str) -> None:
+        if not (thought or text):
             return
         self._last_at = time.monotonic()
-        if not self._said:
-            self._first_at, self._said = self._last_at, True
-        self.text += said
+        if not self._started:
+            self._first_at, self._started = self._last_at, True
+        self.text += text
         if sys.stdout.isatty():
-            self._show(thought.translate(REMOVED_CONTROLS), said.translate(REMOVED_CONTROLS))
+            self._show(thought.translate(REMOVED_CONTROLS), text.translate(REMOVED_CONTROLS))
         else:
-            print(said, end="", flush=True)
+            print(text, end="", flush=True)
 
-    def _show(self, thought: str, said: str) -> None:
-        """Thoughts are dim and apart from the answer."""
+    def _show(self, thought: str, text: str) -> None:
+        """Print thoughts dimmed and separate from the answer."""
         OUT.print(thought, style="dim", end="")
-        if said and self._thinking:
+        if text and self._thinking:
             OUT.print("\n")
-        self._thinking = bool(thought) or (self._thinking and not said)
-        print(said, end="", flush=True)
+        self._thinking = bool(thought) or (self._thinking and not text)
+        print(text, end="", flush=True)
 
     def end(self) -> None:
-        if self._said:
+        if self._started:
             print()
 
     def print_speed(self) -> None:
-        """Time to the first token, and tokens a second after it; for people only."""
-        if not (sys.stdout.isatty() and self._said):
+        """Print time to first token and tokens/s, on a terminal only."""
+        if not (sys.stdout.isatty() and self._started):
             return
         seconds = self._last_at - self._first_at
         rate = f", {(self._tokens - 1) / seconds:.1f} tokens/s" if seconds > 0 else ""
-        first_ms = 1000 * (self._first_at - self._asked_at)
+        first_ms = 1000 * (self._first_at - self._sent_at)
         OUT.print(f"TTFT {first_ms:.0f} ms, {self._tokens} tokens{rate}", style="dim")

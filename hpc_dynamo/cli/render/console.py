@@ -39,7 +39,7 @@ class FoldedLines:
         yield from console.render(self._content, options.update(no_wrap=False, overflow="fold"))
 
 
-def console(*, stderr: bool = False) -> UnlimitedConsole:
+def plain_console(*, stderr: bool = False) -> UnlimitedConsole:
     """Return a console for plain text: paths and texts of users are not markup."""
     return UnlimitedConsole(stderr=stderr, soft_wrap=True, highlight=False, emoji=False)
 
@@ -70,4 +70,9 @@ def replace_unencodable(*files: object) -> None:
             file.reconfigure(errors="hpc_dynamo_ascii")
 
 
-OUT, ERR = console(), console(stderr=True)
+OUT, ERR = plain_console(), plain_console(stderr=True)
+
+
+def print_line(text: str) -> None:
+    """Print a line on stdout as it is: paths and texts of users are not markup."""
+    OUT.print(text, markup=False)

@@ -1,6 +1,5 @@
-"""What people see: tables and lines from plans, states and figures."""
+"""Status of an attempt: its job, its workers, its figures and its result."""
 
-import itertools
 import time
 from collections.abc import Iterator
 
@@ -12,63 +11,12 @@ from rich.text import Text
 from hpc_dynamo.cli.render import serving
 from hpc_dynamo.cli.render.progress import duration, progress_line
 from hpc_dynamo.cli.render.table import HOST_WIDTH, Column, ResponsiveTable
-from hpc_dynamo.config import Config, Launcher
+from hpc_dynamo.config import Launcher
 from hpc_dynamo.launch import JobState
-from hpc_dynamo.launch.resources import components, resources
 from hpc_dynamo.messages import BatchSummary, Outcome, Quantiles, Status
 from hpc_dynamo.run import Attempt
-from hpc_dynamo.topology import Plan
 
-STALE_S = 15.0  # a status file older than this is not of a living head
-
-
-def layout_table(config: Config, plan: Plan) -> RenderableType:
-    """Which worker is where."""
-    if config.route.engines:
-        return _engines(config)
-    engines = dict.fromkeys(f"{o.engine.name}, {o.topology.kind}" for o in config.each.values())
-    models = ["model"] if config.models else []
-    title = f"{'; '.join(engines)}: {plan.nodes} node(s)"
-    table = ResponsiveTable("node", "rank", *models, "role", "GPUs", title=title)
-    parts = components(config, plan)
-    for _, part in parts:
-        for node in range(part.first_node, part.first_node + part.nodes):
-            here = _on_node(part, node, named=bool(models))
-            for row in here or [("-", *("-" for _ in models), "idle", "-")]:
-                where = " ".join(filter(None, (str(node), part.kind)))
-                table.add_row(*map(escape, (where, *row)))
-    return Group(table, *itertools.starmap(_node, parts))
-
-
-def _on_node(plan: Plan, node: int, *, named: bool) -> list[tuple[str, ...]]:
-    """Rank, model if they are `named`, role and GPUs of every worker there."""
-    rows = list[tuple[str, ...]]()
-    for worker, shard in [(w, s) for w in plan.workers for s in w.shards if s.node == node]:
-        part = worker.shards.index(shard) + 1
-        split = f" (part {part} of {len(worker.shards)})" if len(worker.shards) > 1 else ""
-        gpus = ",".join(map(str, shard.gpus)) or "-"
-        model = (worker.model,) if named else ()
-        rows.append((f"{worker.rank}{split}", *model, str(worker.role), gpus))
-    return rows
-
-
-def _node(config: Config, plan: Plan) -> str:
-    """What a node must give, of those that are alike."""
-    need = resources(config, plan)
-    gpus = f", {need.gpus} GPUs" if need.gpus else ""
-    of = f" of {plan.kind}" if plan.kind else ""
-    memory = f"{need.memory_gb} GB" if need.memory_gb else "all memory"
-    return f"a node{of}: {need.cpus} CPUs, {memory}{gpus}; time {need.time_min} min"
-
-
-def _engines(config: Config) -> ResponsiveTable:
-    """Those that somebody else started."""
-    table = ResponsiveTable(
-        "rank", "role", "URL", title=f"{config.topology.kind}, engines that run already"
-    )
-    for rank, (role, url) in enumerate(config.route.engines):
-        table.add_row(*map(escape, (str(rank), str(role), url)))
-    return table
+STALE_S = 15.0  # the head has probably died if its status is older
 
 
 def started_line(attempt: Attempt, launcher: Launcher) -> str:
@@ -90,7 +38,7 @@ def worker_table(status: Status) -> ResponsiveTable:
 def status(attempt: Attempt, job: tuple[JobState, str] | None) -> RenderableType:
     """Return the status of an attempt. Totals come before the tables, which may be long."""
     known, outcome = attempt.status(), attempt.outcome()
-    rows: list[RenderableType] = [_head(attempt, job, outcome), *_where(attempt, outcome)]
+    rows: list[RenderableType] = [_head(attempt, job, outcome), *_addresses(attempt, outcome)]
     if known:
         rows += [] if outcome else [_phase(known)]
         rows += [Text(f"notice: {notice}") for notice in known.notices]
@@ -102,19 +50,19 @@ def status(attempt: Attempt, job: tuple[JobState, str] | None) -> RenderableType
 
 def _head(attempt: Attempt, job: tuple[JobState, str] | None, outcome: Outcome | None) -> Text:
     state, detail = job or (JobState.unknown, "never submitted")
-    said = (
+    line = (
         ended_line(attempt, outcome) if outcome else f"attempt {attempt.number}: {state} ({detail})"
     )
-    return Text(f"{said}\nrun folder: {attempt.run.path}")
+    return Text(f"{line}\nrun folder: {attempt.run.path}")
 
 
 def ended_line(attempt: Attempt, outcome: Outcome) -> str:
-    """Describe in one line how an attempt ended."""
+    """Return the result of an ended attempt in one line."""
     return f"attempt {attempt.number} ended: {outcome.message or 'all done'}"
 
 
-def _where(attempt: Attempt, outcome: Outcome | None) -> Iterator[Text]:
-    """Yield its nodes and its endpoint."""
+def _addresses(attempt: Attempt, outcome: Outcome | None) -> Iterator[Text]:
+    """Yield the nodes of the attempt and its endpoint."""
     if roster := attempt.roster():
         hosts = ", ".join(f"{n.host} {n.address}" for n in roster.nodes)
         yield Text(f"roster by {roster.method} in {roster.seconds:.3f} s: {hosts}")
@@ -125,7 +73,7 @@ def _where(attempt: Attempt, outcome: Outcome | None) -> Iterator[Text]:
 
 def _phase(known: Status) -> Text:
     age = time.time() - known.at
-    stale = f" (last heard {age:.0f} s ago)" if age > STALE_S else ""
+    stale = f" (last update {age:.0f} s ago)" if age > STALE_S else ""
     left = ""
     if known.ends_at:
         left = f", {duration(max(known.ends_at - time.time(), 0))} of walltime left"
@@ -133,7 +81,7 @@ def _phase(known: Status) -> Text:
 
 
 def _figures(attempt: Attempt, known: Status, *, ended: bool) -> Iterator[RenderableType]:
-    """Of a serving run the load, of a batch the progress."""
+    """Yield the load of a serving run, or the progress of a batch."""
     if known.traffic:
         yield Text(serving.traffic_line(known.traffic))
     elif known.progress.total and not ended:
@@ -142,7 +90,7 @@ def _figures(attempt: Attempt, known: Status, *, ended: bool) -> Iterator[Render
         yield Text(serving.planner_line(known.planner))
     yield from (Text(serving.extra_job_line(job)) for job in known.extra_jobs)
     if known.node_hours:
-        yield Text(f"further jobs have used {known.node_hours:.2f} node-hours")
+        yield Text(f"extra jobs have used {known.node_hours:.2f} node-hours")
     if known.successor:
         yield Text(serving.successor_line(known.successor))
     if known.traffic is None:

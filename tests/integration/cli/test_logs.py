@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_dynamo.cli.commands.logs import LogTail
+from hpc_dynamo.cli.log_tail import LogTail
 from hpc_dynamo.run import Attempt
 from tests.support.terminal import (
     Call,

@@ -11,14 +11,14 @@ import pexpect  # type: ignore[import-untyped]  # it has no type information
 import pytest
 from rich.console import Console, RenderableType
 
-from hpc_dynamo.cli.commands import doctor
-from hpc_dynamo.cli.help_text import EXIT_CODES
-from hpc_dynamo.cli.render import status as views
 from hpc_dynamo.cli.render.console import FoldedLines, UnlimitedConsole
+from hpc_dynamo.cli.render.doctor import report_view
 from hpc_dynamo.cli.render.progress import ProgressView
+from hpc_dynamo.cli.render.status import status as status_view
 from hpc_dynamo.cli.render.table import Column, ResponsiveTable
 from hpc_dynamo.config import Role
 from hpc_dynamo.doctor.records import Examined, Facts, Finding, Level, Link, Report
+from hpc_dynamo.errors import ExitCode
 from hpc_dynamo.launch import JobState
 from hpc_dynamo.messages import (
     BatchSummary,
@@ -81,7 +81,7 @@ def write_busy_status(attempt: Attempt, host: str = HOST) -> None:
 def test_status_shows_each_role_state_and_number(columns: int, host: str, tmp_path: Path) -> None:
     attempt = new_run(tmp_path / "r")
     write_busy_status(attempt, host)
-    shown = words(drawn(views.status(attempt, (JobState.running, "n7")), columns))
+    shown = words(drawn(status_view(attempt, (JobState.running, "n7")), columns))
     for word in (*Role, "starting", "stopped", "ready", "failed", *FIGURES):
         assert word in shown.replace(",", "").split(), word
     assert "1234567 requests" in shown
@@ -152,7 +152,7 @@ def test_the_doctor_shows_whole_addresses_and_fixes(columns: int) -> None:
     finding = Finding(check="x", level=Level.fault, what="few files", why="w", fix=fix)
     hosts = tuple(f"n{i}" for i in range(4))
     report = Report(hosts=hosts, nodes=nodes, links=links, findings=(finding,), seconds=1.0)
-    shown = words(drawn(doctor.shown(report), columns))
+    shown = words(drawn(report_view(report), columns))
     for address in addresses:
         assert address in shown
     assert shown.count("12.34 / 56") == 12
@@ -252,8 +252,11 @@ def test_encodings_without_our_signs(argv: list[str], encoding: str, tmp_path: P
 def test_help_documents_the_exit_codes(tmp_path: Path) -> None:
     for argv in (["--help"], ["batch", "--help"]):
         text = hpc_dynamo(*argv, cwd=tmp_path).stdout
-        assert "exit codes:" in text
-        assert "130  ended by Ctrl-C" in text
-    page = (Path(__file__).parents[3] / "docs/guides/command-line.md").read_text()
-    for code in re.findall(r"^  (\d+) ", EXIT_CODES, re.MULTILINE):
+        assert "exit codes: 0 done, " in text
+        assert ", 130 interrupted (see `help exit-codes`)" in text
+    table = hpc_dynamo("help", "exit-codes", cwd=tmp_path).stdout
+    assert "  130  ended by Ctrl-C" in table
+    page = (Path(__file__).parents[3] / "docs" / "guides" / "command-line.md").read_text()
+    for code in ExitCode:
+        assert f"  {code:<5}{code.meaning}\n" in table
         assert f"\n| {code} | " in page, "docs/guides/command-line.md has all codes"

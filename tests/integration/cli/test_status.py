@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.cli.render.serving import instructions, ssh_tunnel
+from hpc_dynamo.cli.render.endpoint import instructions, ssh_tunnel
 from hpc_dynamo.messages import Endpoint, Progress, Status
 from hpc_dynamo.run import Attempt, write_json
 from tests.integration.simulator.conftest import MODEL, simulator
@@ -89,7 +89,7 @@ def test_an_ended_run_gives_one_remedy(attempt: Attempt, call: Call) -> None:
 
 def test_a_silent_head_is_noticed(attempt: Attempt, call: Call) -> None:
     write_json(attempt.status_file, Status(phase="serving", at=time.time() - 100))
-    assert re.search(r"serving \(last heard 10\d s ago\)", printed(call("status")))
+    assert re.search(r"serving \(last update 10\d s ago\)", printed(call("status")))
 
 
 def test_the_table_fits_eighty_columns(attempt: Attempt, tmp_path: Path) -> None:
