@@ -27,12 +27,12 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.processes import Group, free_port
+from benchmarks.common.processes import Group, free_port
+from benchmarks.common.workload import MODEL, workload
 from benchmarks.soak.clients import STREAMED, WHOLE, Bodies, Clients
-from benchmarks.workload import MODEL, workload
 from hpc_dynamo.demo.provision import provision
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.router import heard
 
 RANKS, PROMPT, KEY = 4, 1200, "benchmark"
@@ -67,7 +67,7 @@ async def measure(args: argparse.Namespace, heads: int, exchange: bool, seen: Se
     random.seed(args.seed)  # the moments of the requests
     with tempfile.TemporaryDirectory(prefix="heads-") as folder:
         async with started(Path(folder), args.model, heads, exchange) as urls:
-            async with Client.bearer(KEY) as http:
+            async with HttpClient.bearer(KEY) as http:
                 clients = [Clients(http, url, make, leave=0.0) for url in urls]
                 spread = list[int]()
                 looking = asyncio.create_task(look(http, urls, spread))
@@ -103,10 +103,17 @@ async def started(
             words += ["--events", ",".join(events for _, events in pairs)]
             words += ["--peers", ",".join(set(urls) - {url})] if exchange else []
             words += [f"model.path={model}", f"model.name={MODEL}", f"serve.port={port}"]
-            words += [f"serve.key_file={folder}/key", f"runs={folder}/runs", f"name={port}"]
-            argv = [sys.executable, "-m", "hpc_dynamo", "route", *words, "serve.frontends=1"]
+            words += [f"serve.api_key_file={folder}/key", f"runs_dir={folder}/runs", f"name={port}"]
+            argv = [
+                sys.executable,
+                "-m",
+                "hpc_dynamo",
+                "route",
+                *words,
+                "serve.frontend_processes=1",
+            ]
             await group.start(f"head-{port}", argv)
-        async with asyncio.timeout(READY_S), Client.bearer(KEY) as http:
+        async with asyncio.timeout(READY_S), HttpClient.bearer(KEY) as http:
             for url in urls:
                 await ready(http, url, group)
         yield urls
@@ -124,13 +131,13 @@ async def engine(group: Group, rank: int) -> tuple[str, str]:
     return f"http://{HOST}:{port}", f"{live}|{replay}"
 
 
-async def ready(http: Client, url: str, group: Group) -> None:
+async def ready(http: HttpClient, url: str, group: Group) -> None:
     while len(await loads(http, url)) < RANKS:
         group.check()
         await asyncio.sleep(LOOK_S)
 
 
-async def loads(http: Client, url: str) -> dict[str, int]:
+async def loads(http: HttpClient, url: str) -> dict[str, int]:
     """Requests of one head, by rank; none while it starts."""
     try:
         async with http.send("GET", url, "/v1/loads") as answer:
@@ -140,7 +147,7 @@ async def loads(http: Client, url: str) -> dict[str, int]:
         return {}
 
 
-async def look(http: Client, urls: Sequence[str], spread: list[int]) -> None:
+async def look(http: HttpClient, urls: Sequence[str], spread: list[int]) -> None:
     """Until cancelled."""
     while True:
         each = [await loads(http, url) for url in urls]
@@ -149,7 +156,7 @@ async def look(http: Client, urls: Sequence[str], spread: list[int]) -> None:
         await asyncio.sleep(LOOK_S)
 
 
-async def hits(http: Client, url: str) -> float:
+async def hits(http: HttpClient, url: str) -> float:
     """Share of the prompts' tokens that the engines had cached, by their own count."""
     async with http.send("GET", url, "/v1/workers") as answer:
         rows = json.loads(await answer.read())["data"]

@@ -15,11 +15,12 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import planner_load, planner_real, provision
+from benchmarks import planner_load, planner_real
+from benchmarks.common import provision
 from benchmarks.planner_load import RANKS, Load, job
 from benchmarks.planner_rivals import MODES, Scheduled, best_splits, dynamo
 from benchmarks.planner_tables import Bench, Figures, compared, panels, table
-from hpc_dynamo.config import Planner, PlannerKind, Role
+from hpc_dynamo.config import Planner, PlannerMode, Role
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.planner.planner import Planner as Ours
 from hpc_dynamo.plotting import draw
@@ -57,15 +58,15 @@ def ours(rules: Planner) -> tuple[Job, Ours]:
     return start, Ours(rules, performance)
 
 
-def rules(by: PlannerKind, interval_s: float) -> Planner:
+def rules(by: PlannerMode, interval_s: float) -> Planner:
     """The product's, but for what is planned by."""
     targets = planner_load.TARGETS
-    return Planner(by=by, interval_s=interval_s, ttft_s=targets.ttft_s, itl_s=targets.itl_s)
+    return Planner(mode=by, interval_s=interval_s, ttft_s=targets.ttft_s, itl_s=targets.itl_s)
 
 
 def measure(bench: Bench, args: argparse.Namespace) -> None:
     """All of them on one load."""
-    for by in (PlannerKind.sla, PlannerKind.load):
+    for by in (PlannerMode.sla, PlannerMode.load):
         bench.run(f"planner={by}", *ours(rules(by, args.interval)))
     static(bench)
     oracle(bench)
@@ -104,7 +105,7 @@ def _cases(
         yield planner_real.Case(load, args.ranks, prefill), f"{name}-{prefill}.png"
     start = planner_real.Case(load, args.ranks, args.ranks // 2)
     planner_real.profile(profile, start)
-    for by in (PlannerKind.sla, PlannerKind.load):
+    for by in (PlannerMode.sla, PlannerMode.load):
         yield start.planned(by, profile), f"{name}-{by}.png"
 
 

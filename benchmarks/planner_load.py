@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.replay.engine import Engine as Sizes
 from benchmarks.replay.trace import Scale
-from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.router import Limits as Bounds
 from hpc_dynamo.simulation import Engine, Job, Phase, Request, Targets, read, synthetic
 from hpc_dynamo.simulation.pool import Flipping
@@ -67,7 +67,7 @@ def job(prefill: int, ranks: int = RANKS, interval_s: float = 30.0) -> Job:
     """The modelled engine of benchmarks.replay behind our router; roles turn in half a second."""
     sizes = Sizes()
     limits = Limits(sizes.sequences, sizes.step_tokens, sizes.cache_tokens)
-    timing = sizes.timing(Scale(1, 1), Kind.disaggregated)
+    timing = sizes.timing(Scale(1, 1), TopologyKind.disaggregated)
     return Job(
         Engine(limits, timing),
         {Role.prefill: prefill, Role.decode: ranks - prefill},

@@ -23,13 +23,14 @@ from benchmarks.replay.setting import Setting
 from benchmarks.replay.trace import ENGINE_BLOCK, Scale
 from benchmarks.replay.trace import Request as Sent
 from hpc_dynamo import config as c
-from hpc_dynamo.config import Kind, Planner, PlannerKind, Role
+from hpc_dynamo import jsonl
+from hpc_dynamo.config import Planner, PlannerMode, Role, TopologyKind
 from hpc_dynamo.demo.provision import provision
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.planner.interpolation import load_profile
 from hpc_dynamo.planner.planner import Planner as Ours
 from hpc_dynamo.planner.profile import Point, Profile, Spot, What
-from hpc_dynamo.planner.records import PlannerRecord, read
+from hpc_dynamo.planner.records import PlannerRecord
 from hpc_dynamo.plotting import Curve, Panel, Style
 from hpc_dynamo.profiler import grid
 from hpc_dynamo.router import Limits as Bounds
@@ -54,16 +55,16 @@ class Case:
     prefill: int
     rules: Planner | None = None  # None: the split stays
 
-    def planned(self, by: PlannerKind, profile: Path) -> "Case":
+    def planned(self, by: PlannerMode, profile: Path) -> "Case":
         """This one, from its split on with a planner."""
         goal = targets()
-        rules = Planner(by=by, profile=str(profile), ttft_s=goal.ttft_s, itl_s=goal.itl_s)
+        rules = Planner(mode=by, profile=str(profile), ttft_s=goal.ttft_s, itl_s=goal.itl_s)
         return replace(self, rules=rules)
 
     @property
     def name(self) -> str:
         split = f"{self.prefill} + {self.ranks - self.prefill}"
-        return f"planner={self.rules.by} from {split}" if self.rules else split
+        return f"planner={self.rules.mode} from {split}" if self.rules else split
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Split(Setting):
 
     prefill: int = 1
 
-    def pools(self, kind: Kind) -> dict[str, int]:
+    def pools(self, kind: TopologyKind) -> dict[str, int]:
         return {"prefill": self.prefill, "decode": self.workers - self.prefill}
 
 
@@ -96,7 +97,7 @@ def targets() -> Targets:
 
 def _performance() -> Modelled:
     sizes = Sizes()
-    timing = sizes.timing(SCALE, Kind.disaggregated)
+    timing = sizes.timing(SCALE, TopologyKind.disaggregated)
     limits = Limits(sizes.sequences, sizes.step_tokens, sizes.cache_tokens // SCALE.shrink)
     return Modelled(timing, timing, limits)
 
@@ -137,7 +138,7 @@ def profile(file: Path, case: Case) -> None:
         engine="simulator",
         version="modelled",
         hardware="none",
-        kind=Kind.disaggregated,
+        kind=TopologyKind.disaggregated,
         tensor_parallel=1,
         pipeline_parallel=1,
         data_parallel=1,
@@ -166,7 +167,7 @@ def real(case: Case, folder: Path) -> Outcome:
     """Raises HpcDynamoError where the job does not start; requests that fail are lost."""
     began, heard = asyncio.run(_asked(_setting(case), _sent(case), folder))
     seen = [_seen(each) for each in heard]
-    records = read(Run(folder / NAME).attempt(1).planner_file)
+    records = list(jsonl.read(Run(folder / NAME).attempt(1).planner_file, PlannerRecord))
     flips = [record.role_change for record in records if record.role_change]
     return Outcome(
         seen=seen,
@@ -198,7 +199,7 @@ def _setting(case: Case) -> Split:
     words: tuple[str, ...] = ()
     if rules:
         words = (
-            *(f"planner.by={rules.by}", f"planner.profile={Path(rules.profile)}"),
+            *(f"planner.mode={rules.mode}", f"planner.profile={Path(rules.profile)}"),
             *(f"planner.ttft_s={rules.ttft_s}", f"planner.itl_s={rules.itl_s}"),
         )
     return Split(sizes, SCALE, case.ranks, context, model, words, case.prefill)
@@ -207,8 +208,8 @@ def _setting(case: Case) -> Split:
 async def _asked(setting: Setting, sent: list[Sent], folder: Path) -> tuple[float, list[Heard]]:
     """When the load began, by the clock, and what was heard."""
     bodies = [request.body() for request in sent]
-    async with ours(setting, ("router=kv",))(folder, Kind.disaggregated) as running:
-        async with Client.bearer(running.key) as http:
+    async with ours(setting, ("router=kv",))(folder, TopologyKind.disaggregated) as running:
+        async with HttpClient.bearer(running.key) as http:
             began = time.time()
             return began, await replay(http, running.url, sent, bodies, lambda seen: None)
 

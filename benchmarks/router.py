@@ -28,7 +28,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.provision import environments
+from benchmarks.common.provision import environments
 from benchmarks.router_tables import Found, tables
 from hpc_dynamo.errors import EngineError, HpcDynamoError, UsageError, unknown_name
 

@@ -11,7 +11,7 @@ from importlib.metadata import version
 import msgspec
 
 from benchmarks.router_workload import BLOCK, Synthetic
-from hpc_dynamo.kv.events import Hash, Removed, Stored, decode
+from hpc_dynamo.kv.events import BlockHash, BlockRemoved, BlockStored, decode_events
 
 WORD_BYTES = 8
 
@@ -29,15 +29,15 @@ class Dynamo:
 
     def learn(self, worker: int, payload: bytes) -> None:
         """The same decoder as ours, Dynamo's hashes, its form of event, its tree."""
-        for event in decode(payload).events:
+        for event in decode_events(payload).events:
             match event:
-                case Stored():
+                case BlockStored():
                     hashes = self._hashes(event.token_ids, event.block_size)
                     parent = event.parent_block_hash
                     above = None if parent is None else _word(parent)
                     keys = map(_word, event.block_hashes)
                     self._tree.apply_event(worker, self._stored(above, keys, hashes))
-                case Removed(block_hashes=names):
+                case BlockRemoved(block_hashes=names):
                     removed = {"removed": {"block_hashes": [_word(name) for name in names]}}
                     self._tree.apply_event(worker, self._event(removed))
 
@@ -78,5 +78,5 @@ class Dynamo:
         self._tree.find_matches([])
 
 
-def _word(key: Hash) -> int:
+def _word(key: BlockHash) -> int:
     return key if isinstance(key, int) else int.from_bytes(key[-WORD_BYTES:], "little")

@@ -5,7 +5,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 
 from benchmarks.router_workload import BLOCK, Synthetic
-from hpc_dynamo.kv.events import Removed, Stored, decode
+from hpc_dynamo.kv.events import BlockRemoved, BlockStored, decode_events
 from hpc_dynamo.router.index.exact import PrefixIndex
 from hpc_dynamo.router.index.hashes import chain
 
@@ -25,12 +25,12 @@ class Ours:
 
     def learn(self, worker: int, payload: bytes) -> None:
         """What the router does with a message of an engine."""
-        for event in decode(payload).events:
+        for event in decode_events(payload).events:
             match event:
-                case Stored():
+                case BlockStored():
                     ids, parent = array("I", event.token_ids).tobytes(), event.parent_block_hash
                     self._index.store(worker, event.block_hashes, parent, ids, event.block_size)
-                case Removed(block_hashes=keys):
+                case BlockRemoved(block_hashes=keys):
                     self._index.remove(worker, keys)
 
     def prepared(self, prompt: Synthetic) -> Synthetic:

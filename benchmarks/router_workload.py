@@ -110,8 +110,10 @@ class Engines:
             self._held[worker].difference_update(keys)
             for start in range(0, len(keys), GONE):
                 some = keys[start : start + GONE]
-                removed = [events.Removed([key], "GPU") for key in some]
-                yield Batch(worker, events.encode(events.Batch(0.0, [*removed])), len(some))
+                removed = [events.BlockRemoved([key], "GPU") for key in some]
+                yield Batch(
+                    worker, events.encode_events(events.KvEventBatch(0.0, [*removed])), len(some)
+                )
 
 
 def _keys(ids: tuple[int, ...]) -> list[bytes]:
@@ -126,8 +128,8 @@ def _keys(ids: tuple[int, ...]) -> list[bytes]:
 
 def _stored(worker: int, keys: list[bytes], parent: bytes | None, said: bytes) -> Batch:
     ids = memoryview(said).cast("I").tolist()
-    event = events.Stored([*keys], parent, ids, BLOCK, medium="GPU")
-    return Batch(worker, events.encode(events.Batch(0.0, [event])), len(keys))
+    event = events.BlockStored([*keys], parent, ids, BLOCK, medium="GPU")
+    return Batch(worker, events.encode_events(events.KvEventBatch(0.0, [event])), len(keys))
 
 
 @dataclass(frozen=True)

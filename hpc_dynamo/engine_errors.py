@@ -15,7 +15,7 @@ import msgspec
 
 from hpc_dynamo.json_reader import JsonError, read_value
 
-LONGEST = 2000  # characters of a message that are kept
+MAX_MESSAGE_CHARS = 2000  # characters of a message that are kept
 
 _HTML = re.compile(r"\s*<(?:!doctype|html|head|body|\?xml)\b", re.IGNORECASE)
 _UNSEEN = re.compile(r"<(script|style|title)\b.*?</\1>", re.IGNORECASE | re.DOTALL)
@@ -23,7 +23,7 @@ _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<[^>]*>")
 
 
-class EngineText(msgspec.Struct, frozen=True):
+class EngineErrorText(msgspec.Struct, frozen=True):
     """Engine's error for a failed request. `message` is empty if there is none."""
 
     message: str = ""
@@ -32,28 +32,28 @@ class EngineText(msgspec.Struct, frozen=True):
     code: str | int | None = None
 
 
-def engine_text(body: bytes) -> EngineText:
+def parse_engine_error(body: bytes) -> EngineErrorText:
     """Return the message of an error's body, with the other fields of OpenAI's form if given."""
     try:
-        found = _of_value(read_value(body)) if body.strip() else EngineText()
+        found = _of_value(read_value(body)) if body.strip() else EngineErrorText()
     except JsonError:
-        found = EngineText(_plain(body.decode(errors="replace")))
+        found = EngineErrorText(_plain(body.decode(errors="replace")))
     return msgspec.structs.replace(found, message=_shortened(found.message))
 
 
-def with_engine_text(what: str, body: bytes) -> str:
+def append_engine_error(what: str, body: bytes) -> str:
     """Return `what`, followed by the engine's own message if there is one."""
-    message = engine_text(body).message
+    message = parse_engine_error(body).message
     return f"{what}: {message}" if message else what
 
 
-def _of_value(value: Any) -> EngineText:
+def _of_value(value: Any) -> EngineErrorText:
     if isinstance(value, list):  # some gateways put the object into a list
-        return next((text for text in map(_of_value, value[:1]) if text.message), EngineText())
+        return next((text for text in map(_of_value, value[:1]) if text.message), EngineErrorText())
     if isinstance(value, str):
-        return EngineText(value.strip())
+        return EngineErrorText(value.strip())
     if not isinstance(value, dict):
-        return EngineText()
+        return EngineErrorText()
     if isinstance(error := value.get("error"), dict):
         return _of_fields(error)
     if isinstance(error, str) and error and not _text(value, "message"):
@@ -63,9 +63,9 @@ def _of_value(value: Any) -> EngineText:
     return _of_fields(value)
 
 
-def _of_fields(fields: dict[str, Any]) -> EngineText:
+def _of_fields(fields: dict[str, Any]) -> EngineErrorText:
     code, kind = fields.get("code"), _text(fields, "type")
-    return EngineText(
+    return EngineErrorText(
         message=_text(fields, "message") or _of_detail(fields.get("detail")).message,
         type=None if kind == "error" else kind or None,
         param=_text(fields, "param") or None,
@@ -73,14 +73,16 @@ def _of_fields(fields: dict[str, Any]) -> EngineText:
     )
 
 
-def _of_detail(detail: Any) -> EngineText:
+def _of_detail(detail: Any) -> EngineErrorText:
     """Return FastAPI's `detail`: a text, an object, or a list of pydantic's errors."""
     if isinstance(detail, dict):
         return _of_fields(detail | {"message": _text(detail, "message") or _complaint(detail)})
     if isinstance(detail, list):
         complaints = [c if isinstance(c, str) else _complaint(c) for c in detail]
-        return EngineText("; ".join(filter(None, complaints)), param=_where(detail[:1]) or None)
-    return EngineText(detail.strip()) if isinstance(detail, str) else EngineText()
+        return EngineErrorText(
+            "; ".join(filter(None, complaints)), param=_where(detail[:1]) or None
+        )
+    return EngineErrorText(detail.strip()) if isinstance(detail, str) else EngineErrorText()
 
 
 def _complaint(complaint: Any) -> str:
@@ -112,4 +114,4 @@ def _plain(text: str) -> str:
 
 
 def _shortened(message: str) -> str:
-    return message if len(message) <= LONGEST else f"{message[:LONGEST]}…"
+    return message if len(message) <= MAX_MESSAGE_CHARS else f"{message[:MAX_MESSAGE_CHARS]}…"

@@ -125,7 +125,7 @@ class RequestFailed(HpcDynamoError):
         return 400 <= self.status < 500 and self.status not in (408, 425, 429)
 
 
-def override(field: str, value: object) -> str:
+def quoted_override(field: str, value: object) -> str:
     """Return FIELD=VALUE for a shell, in quotes if it needs them."""
     return shlex.quote(f"{field}={value}")
 
@@ -138,7 +138,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     return ConfigError(f"{kind}={name!r} is not known", hint=f"{meant}known: {', '.join(names)}")
 
 
-def no_field(path: str, name: str, known: Iterable[str]) -> ConfigError:
+def unknown_field_error(path: str, name: str, known: Iterable[str]) -> ConfigError:
     """The error for a field that the one at `path` has not; empty: the whole has not."""
     full = f"{path}.{name}".lstrip(".")
     guess = get_close_matches(name, names := sorted(known), n=1)

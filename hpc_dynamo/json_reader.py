@@ -75,7 +75,7 @@ def is_null(fields: Fields, name: str) -> bool:
     return bytes(fields.get(name, b"null")).strip() == b"null"
 
 
-def depth(content: bytes) -> int:
+def nesting_depth(content: bytes) -> int:
     """Return the nesting depth of arrays and objects in UTF-8 JSON (unchecked)."""
     unescaped = content.replace(b"\\\\", b"").replace(b'\\"', b"")
     outside_strings = b"".join(unescaped.split(b'"')[::2])
@@ -86,7 +86,7 @@ def depth(content: bytes) -> int:
 def _check_depth(content: bytes) -> None:
     """Raise JsonError if the nesting is too deep. Counting brackets is enough for most bodies."""
     brackets = content.count(b"[") + content.count(b"{")
-    if brackets > MAX_DEPTH and depth(content) > MAX_DEPTH:
+    if brackets > MAX_DEPTH and nesting_depth(content) > MAX_DEPTH:
         raise JsonError(TOO_DEEP)
 
 

@@ -12,12 +12,12 @@
         planner.jsonl            what the planner saw, decided and did
         nodes/<i>.json           agent i was here
         logs/agent-<i>.log logs/worker-<rank>.log logs/frontend-<i>.log
-        logs/worker-<rank>-part-<k>.log  the k-th further part of a worker over several nodes
+        logs/worker-<rank>-shard-<k>.log  the k-th further part of a worker over several nodes
         logs/worker-<rank>.yaml  options of an engine that reads them from a file
         submitit/                submitit's own scripts, pickles and logs
-        growth.jsonl             which further jobs were asked for and given back, and why
-        grown/<k>/               a further job: plan.json job.json state.json outcome.json nodes/
-                                 submitit/; its logs are among the attempt's
+        scale_out.jsonl          extra jobs that were requested or given back, and why
+        extra_jobs/<k>/          an extra job: plan.json job.json state.json outcome.json nodes/
+                                 submitit/; its logs are in the attempt's logs/
       parts/<n>.jsonl            results of attempt n, appended
       output.jsonl errors.jsonl  all results in the input's order, once a run has ended
       profile.json profile.png   of a profile: what all attempts measured
@@ -51,7 +51,7 @@ from hpc_dynamo.topology import Plan
 
 T = TypeVar("T")
 
-GROWN = "grown"  # folder of an attempt's further jobs
+EXTRA_JOBS = "extra_jobs"  # folder of an attempt's further jobs
 
 
 class RunIdentity(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +109,7 @@ def read_json(path: Path, type_: type[T]) -> T | None:
         raise HpcDynamoError(f"{path} cannot be read: {e}", hint=hint) from e
 
 
-def _need(path: Path, type_: type[T]) -> T:
+def _read_required(path: Path, type_: type[T]) -> T:
     value = read_json(path, type_)
     if value is None:
         raise HpcDynamoError(f"{path} is missing", hint="is the run folder on a shared disk?")
@@ -131,7 +131,7 @@ class Attempt:
         self.outcome_file = path / "outcome.json"
         self.endpoint_file = path / "endpoint.json"
         self.planner_file = path / "planner.jsonl"
-        self.growth_file = path / "growth.jsonl"
+        self.scale_out_file = path / "scale_out.jsonl"
         self.logs = path / "logs"
         self.submitit = path / "submitit"
 
@@ -142,9 +142,9 @@ class Attempt:
     def agent_log(self, node: int) -> Path:
         return self.logs / f"agent-{node}.log"
 
-    def worker_log(self, rank: int, part: int = 0) -> Path:
+    def worker_log(self, rank: int, shard: int = 0) -> Path:
         """Of a worker, or of a further part of it, which is on another node."""
-        return self.logs / (f"worker-{rank}-part-{part}.log" if part else f"worker-{rank}.log")
+        return self.logs / (f"worker-{rank}-shard-{shard}.log" if shard else f"worker-{rank}.log")
 
     def frontend_log(self, index: int) -> Path:
         return self.logs / f"frontend-{index}.log"
@@ -153,19 +153,19 @@ class Attempt:
         return self.path / "nodes" / f"{node}.json"
 
     def config(self) -> Config:
-        return _need(self.config_file, Config)
+        return _read_required(self.config_file, Config)
 
     def plan(self) -> Plan:
-        return _need(self.plan_file, Plan)
+        return _read_required(self.plan_file, Plan)
 
     def engine_key(self) -> str:
         """What engines ask for: the run's token, or theirs where somebody else started them."""
         route = self.config().route
         if not route.engines:
             return self.run.secrets().token
-        return Path(route.key_file).read_text().strip() if route.key_file else ""
+        return Path(route.api_key_file).read_text().strip() if route.api_key_file else ""
 
-    def renew(self) -> None:
+    def reset_for_requeue(self) -> None:
         """A requeued job begins anew in its attempt; nobody must take its former life's word."""
         for file in (self.outcome_file, self.endpoint_file, self.status_file):
             file.unlink(missing_ok=True)
@@ -192,22 +192,22 @@ class Attempt:
             if record:
                 yield record
 
-    def grown(self) -> list["Grown"]:
+    def extra_jobs(self) -> list["ExtraJobFolder"]:
         """Its further jobs, oldest first."""
-        folders = (p for p in (self.path / GROWN).glob("*") if p.name.isdigit())
-        return sorted((Grown(p) for p in folders), key=lambda g: g.number)
+        folders = (p for p in (self.path / EXTRA_JOBS).glob("*") if p.name.isdigit())
+        return sorted((ExtraJobFolder(p) for p in folders), key=lambda g: g.number)
 
-    def new_grown(self, plan: Plan) -> "Grown":
+    def new_extra_job(self, plan: Plan) -> "ExtraJobFolder":
         """A further job. Only the attempt's head makes them."""
-        number = max((g.number for g in self.grown()), default=0) + 1
-        grown = Grown(self.path / GROWN / str(number))
+        number = max((g.number for g in self.extra_jobs()), default=0) + 1
+        grown = ExtraJobFolder(self.path / EXTRA_JOBS / str(number))
         for folder in (grown.submitit, grown.path / "nodes"):
             folder.mkdir(parents=True)
         write_json(grown.plan_file, plan)
         return grown
 
 
-class Grown(Attempt):
+class ExtraJobFolder(Attempt):
     """A further job of an attempt. Its ranks and nodes go on from those before it, so that their
     logs find place among the attempt's."""
 
@@ -236,7 +236,7 @@ class Run:
         self.secrets_file = path / "secrets.json"
         self.key_file = path / "api_key"
         self.url_file = path / "url"
-        self.parts = path / "parts"
+        self.results = path / "parts"
         self.output = path / "output.jsonl"
         self.errors = path / "errors.jsonl"
         self.profile = path / "profile.json"
@@ -246,26 +246,26 @@ class Run:
         """Make the folder, private to its owner; keeps secrets that are there already."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.path / "attempts").mkdir(exist_ok=True)
-        self.parts.mkdir(exist_ok=True)
+        self.results.mkdir(exist_ok=True)
         if not self.secrets_file.exists():
             write_json(self.secrets_file, secret, mode=0o600)
         if not self.key_file.exists():
             write_atomic(self.key_file, f"{new_token()}\n".encode(), mode=0o600)
 
     def secrets(self) -> Secrets:
-        return _need(self.secrets_file, Secrets)
+        return _read_required(self.secrets_file, Secrets)
 
     def api_key(self) -> str:
         return self.key_file.read_text().strip()
 
-    def answers_at(self, url: str) -> None:
+    def publish_url(self, url: str) -> None:
         """Where clients are to look from now on."""
         write_atomic(self.url_file, f"{url}\n".encode())
 
     def identity(self) -> RunIdentity | None:
         return read_json(self.identity_file, RunIdentity)
 
-    def identify(self, source: Path, fingerprint: str) -> None:
+    def write_identity(self, source: Path, fingerprint: str) -> None:
         record = RunIdentity(input=str(source), fingerprint=fingerprint, created_at=time.time())
         write_json(self.identity_file, record)
 
@@ -296,5 +296,5 @@ class Run:
         write_json(attempt.plan_file, plan)
         return attempt
 
-    def part(self, number: int) -> Path:
-        return self.parts / f"{number}.jsonl"
+    def attempt_results(self, number: int) -> Path:
+        return self.results / f"{number}.jsonl"

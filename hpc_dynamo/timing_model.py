@@ -91,7 +91,7 @@ def load(name: str) -> Timing:
         return PROFILES[name]
     path = Path(name)
     if path.suffix != ".json":
-        raise unknown_name("timing", name, [*PROFILES, "FILE.json"])
+        raise unknown_name("simulate.timing_model", name, [*PROFILES, "FILE.json"])
     try:
         return msgspec.json.decode(path.read_bytes(), type=Timing)
     except OSError as e:

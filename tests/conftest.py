@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from hpc_dynamo.config import Config
-from hpc_dynamo.process.child import FOREIGN
+from hpc_dynamo.process.child import JOB_VARIABLES
 from hpc_dynamo.run import Attempt, Run, Secrets, new_token
 from hpc_dynamo.topology import Plan
 from hpc_dynamo.wire import new_keys
@@ -24,7 +24,7 @@ settings.load_profile("ours")
 def _outside_of_any_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests may be started inside an allocation or under mpirun; the code must not know."""
     for name in os.environ:
-        if name.startswith(FOREIGN):
+        if name.startswith(JOB_VARIABLES):
             monkeypatch.delenv(name)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import predictors, provision
+from benchmarks import predictors
+from benchmarks.common import provision
 from benchmarks.predictors.series import Series, series, swing, trace
 from benchmarks.predictors.tables import Figure, tables
 from benchmarks.predictors.walk import Guesses, walk

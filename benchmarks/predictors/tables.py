@@ -9,9 +9,9 @@ from statistics import fmean
 
 from rich.table import Table
 
+from benchmarks.common.machine import cpu_model
 from benchmarks.predictors.series import Series
 from benchmarks.predictors.walk import Guesses
-from benchmarks.tables import cpu_model
 
 FIRST = 5  # values that are shown before predictions count
 BASE = "last"

@@ -17,7 +17,9 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks import provision, replay
+from benchmarks import replay
+from benchmarks.common import provision
+from benchmarks.common.machine import cpu_model
 from benchmarks.replay import picture, timing_check
 from benchmarks.replay.engine import Engine
 from benchmarks.replay.figures import Found, Label, Targets
@@ -30,8 +32,7 @@ from benchmarks.replay.setting import Setting, Start
 from benchmarks.replay.sweep import grid
 from benchmarks.replay.tables import tables
 from benchmarks.replay.trace import Scale, read
-from benchmarks.tables import cpu_model
-from hpc_dynamo.config import Kind
+from hpc_dynamo.config import TopologyKind
 from hpc_dynamo.demo.provision import provision as provision_model
 from hpc_dynamo.errors import HpcDynamoError, UsageError, unknown_name
 
@@ -127,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--shrink", type=int, default=8, help="the trace's tokens (%(default)s)")
     add("--workers", type=int, default=8, help="modelled engines (%(default)s)")
     add("--cache-tokens", type=int, default=engine.cache_tokens, help="of one (%(default)s)")
-    kinds = [str(kind) for kind in Kind]
+    kinds = [str(kind) for kind in TopologyKind]
     add("--topology", nargs="+", choices=kinds, default=kinds, help="default: both")
     known = ", ".join([*policies(Scale(1, 1)), *PEERS])
     add("--systems", nargs="+", metavar="NAME", help=f"of {known}; default: all")
@@ -179,8 +180,8 @@ def _machine() -> str:
 def _oracles(args: argparse.Namespace, load: Load, found: Found) -> None:
     blocks = args.setting.engine.blocks(args.setting.scale)
     for topology in args.topology:
-        first = next(iter(args.setting.pools(Kind(topology)).values()))
-        together = Kind(topology) is Kind.aggregated
+        first = next(iter(args.setting.pools(TopologyKind(topology)).values()))
+        together = TopologyKind(topology) is TopologyKind.aggregated
         found.oracles[topology] = oracle(load.requests, first, blocks, answers=together)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.replay.trace import ENGINE_BLOCK, Request, Scale
-from hpc_dynamo.config import Kind
+from hpc_dynamo.config import TopologyKind
 from hpc_dynamo.errors import MissingDependency, UsageError
 from hpc_dynamo.timing_model import Timing
 
@@ -37,13 +37,13 @@ class Engine:
         """Of the cache as it is run."""
         return self.cache_tokens // scale.shrink // ENGINE_BLOCK
 
-    def timing(self, scale: Scale, kind: Kind) -> Timing:
+    def timing(self, scale: Scale, kind: TopologyKind) -> Timing:
         """In the trace's seconds. A token of ours stands for several, and so a step, which gives
         one to each sequence, for as many steps: its budget of tokens stays as it is.
         """
         k = scale.shrink
         return Timing(
-            prefill_s=self.decode_s * k if kind is Kind.disaggregated else 0.0,
+            prefill_s=self.decode_s * k if kind is TopologyKind.disaggregated else 0.0,
             prefill_s_per_token=self.prefill_s_per_token * k,
             decode_s=self.decode_s * k,
             decode_s_per_context_token=self.decode_s_per_context_token * k * k,

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from benchmarks.frontend.streams import quantile
 from benchmarks.replay.load import Seen
 from benchmarks.replay.oracle import Oracle
 from benchmarks.replay.trace import Scale
-from benchmarks.streams import quantile
 
 CURVE = tuple(i / 100 for i in range(101))
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Coroutine, Sequence
 
 import msgspec
 
+from benchmarks.frontend.streams import DONE, USAGE
 from benchmarks.replay.trace import Request
-from benchmarks.streams import DONE, USAGE
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 
 TEXT = re.compile(rb'"text": ?"(?!")')  # of an event that has any
 CACHED = re.compile(rb'"cached_tokens": ?(\d+)')
@@ -69,7 +69,7 @@ class Ear:
 
 
 async def replay(
-    http: Client,
+    http: HttpClient,
     url: str,
     requests: Sequence[Request],
     bodies: Sequence[bytes],
@@ -92,7 +92,7 @@ async def _counted(asked: Coroutine[None, None, Seen], done: Callable[[Seen], No
     return seen
 
 
-async def ask(http: Client, url: str, request: Request, body: bytes, due: float) -> Seen:
+async def ask(http: HttpClient, url: str, request: Request, body: bytes, due: float) -> Seen:
     """One request, to its end or its error."""
     late_s = max(0.0, time.perf_counter() - due)
     seen = Seen(request.prompt, request.answer, request.due_s, late_s)

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import cores_busy_s, cpu_s
+from benchmarks.common.processes import cores_busy_s, cpu_s
 from benchmarks.replay.figures import Label, Noise, Run, Targets, summary
 from benchmarks.replay.load import Seen, replay
 from benchmarks.replay.setting import Start
 from benchmarks.replay.trace import Request, Scale
-from hpc_dynamo.config import Kind
-from hpc_dynamo.http import Client
+from hpc_dynamo.config import TopologyKind
+from hpc_dynamo.http import HttpClient
 
 
 class Load:
@@ -27,9 +27,9 @@ async def measure(
 ) -> Run:
     """Start a system, put the load on it, end it. Raises HpcDynamoError where it does not start;
     requests that fail are counted."""
-    async with start(folder, Kind(label.topology)) as running:
+    async with start(folder, TopologyKind(label.topology)) as running:
         before, mark = await running.prefix(0), Mark.now(running.pids)
-        async with Client.bearer(running.key or "none") as http:
+        async with HttpClient.bearer(running.key or "none") as http:
             seen = await replay(http, running.url, load.requests, load.bodies, done)
         noise, asked = mark.noise(running.pids), sum(s.prompt for s in seen if not s.error)
         after = await running.prefix(asked)

@@ -7,17 +7,17 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from benchmarks.peers import PLANES, Started
-from benchmarks.processes import free_port
-from benchmarks.provision import DYNAMO
+from benchmarks.common.processes import free_port
+from benchmarks.common.provision import DYNAMO
+from benchmarks.common.workload import MODEL
+from benchmarks.frontend.peers import PLANES, Started
+from benchmarks.frontend.targets import Pids
 from benchmarks.replay.engine import write_mocker
 from benchmarks.replay.figures import Prefix
 from benchmarks.replay.setting import Running, Setting, Start, look
 from benchmarks.replay.trace import ENGINE_BLOCK
-from benchmarks.systems import Pids
-from benchmarks.workload import MODEL
-from hpc_dynamo.config import Kind
-from hpc_dynamo.http import Client
+from hpc_dynamo.config import TopologyKind
+from hpc_dynamo.http import HttpClient
 
 MODES = ("kv", "round-robin")
 OPTION = "dynamo."  # before an option of its frontend, among words for any system
@@ -30,11 +30,11 @@ def dynamo(setting: Setting, env: Path, mode: str, words: Sequence[str] = ()) ->
     frontend, as `dynamo.router-temperature=0.5`."""
 
     @asynccontextmanager
-    async def start(folder: Path, kind: Kind) -> AsyncIterator[Running]:
+    async def start(folder: Path, kind: TopologyKind) -> AsyncIterator[Running]:
         system = Mockers(folder, env, setting, kind, mode, words)
         try:
             url = await system.start()
-            async with Client() as http:
+            async with HttpClient() as http:
                 pids = (*system.pids().frontend, *system.pids().backend)
                 yield Running(url, "", pids, partial(system.prefix, http, url))
         finally:
@@ -51,7 +51,7 @@ class Mockers(Started):
         folder: Path,
         env: Path,
         setting: Setting,
-        kind: Kind,
+        kind: TopologyKind,
         mode: str,
         words: Sequence[str],
     ) -> None:
@@ -101,10 +101,10 @@ class Mockers(Started):
             *self._options,
         ]
 
-    async def prefix(self, http: Client, url: str, asked: int) -> Prefix | None:
+    async def prefix(self, http: HttpClient, url: str, asked: int) -> Prefix | None:
         """Of prefill workers, as the router saw it in their events: the answers' usage tells of
         decode workers. Where roles are together the usage says it all."""
-        if self._kind is Kind.aggregated:
+        if self._kind is TopologyKind.aggregated:
             return None
         page = (await look(http, url, "/metrics")).decode()
         hits = SELECTED.findall(page)

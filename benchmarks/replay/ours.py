@@ -11,16 +11,16 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.processes import Ended
+from benchmarks.common.processes import Ended
+from benchmarks.common.serving import Served, serving
+from benchmarks.common.workload import MODEL
 from benchmarks.replay.engine import write_simulator
 from benchmarks.replay.figures import Prefix
 from benchmarks.replay.setting import Running, Setting, Start, look
 from benchmarks.replay.trace import ENGINE_BLOCK, Scale
-from benchmarks.serving import Served, serving
-from benchmarks.workload import MODEL
 from hpc_dynamo import config
-from hpc_dynamo.config import Kind
-from hpc_dynamo.http import Client
+from hpc_dynamo.config import TopologyKind
+from hpc_dynamo.http import HttpClient
 
 NAME = "replay"  # of the run
 READY_S = 60.0
@@ -35,11 +35,14 @@ def policies(scale: Scale) -> dict[str, tuple[str, ...]]:
     """
     router = config.Router()
     known = {field.name for field in fields(router)}
-    kv = ("router=kv", f"router.cached_blocks={router.cached_blocks // scale.shrink}")
+    kv = (
+        "router=kv",
+        f"router.index_capacity_blocks={router.index_capacity_blocks // scale.shrink}",
+    )
     found: dict[str, tuple[str, ...]] = {"kv-approximate": kv}
     if "kv_events" in known:
-        guess_s = getattr(router, "guess_ttl_s", 0.0) / scale.compress
-        ttl = (f"router.guess_ttl_s={guess_s:g}",) if guess_s else ()
+        guess_s = getattr(router, "approximate_ttl_s", 0.0) / scale.compress
+        ttl = (f"router.approximate_ttl_s={guess_s:g}",) if guess_s else ()
         found = {
             "kv": (*kv, "router.kv_events=true"),
             "kv-approximate": (*kv, "router.kv_events=false", *ttl),
@@ -51,11 +54,11 @@ def ours(setting: Setting, words: Sequence[str]) -> Start:
     """A job with these words."""
 
     @asynccontextmanager
-    async def start(folder: Path, kind: Kind) -> AsyncIterator[Running]:
+    async def start(folder: Path, kind: TopologyKind) -> AsyncIterator[Running]:
         said = (*_words(setting, kind, folder), *words, *setting.words)
         async with serving(folder, NAME, setting.model, said) as served:
             key, token = served.run.api_key(), served.run.secrets().token
-            async with Client.bearer(key) as http, Client.bearer(token) as inside:
+            async with HttpClient.bearer(key) as http, HttpClient.bearer(token) as inside:
                 urls = await _ready(http, served, setting, kind)
                 prefix = partial(_prefix, inside, urls)
                 yield Running(served.url, key, (served.pid,), prefix)
@@ -63,7 +66,7 @@ def ours(setting: Setting, words: Sequence[str]) -> Start:
     return start
 
 
-def _words(setting: Setting, kind: Kind, folder: Path) -> list[str]:
+def _words(setting: Setting, kind: TopologyKind, folder: Path) -> list[str]:
     """Those for the engines, whose timing becomes a file in `folder`."""
     engine, scale, timing = setting.engine, setting.scale, folder / "timing.json"
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +100,9 @@ class _Workers(msgspec.Struct):
     data: list[_Worker]
 
 
-async def _ready(http: Client, served: Served, setting: Setting, kind: Kind) -> list[str]:
+async def _ready(
+    http: HttpClient, served: Served, setting: Setting, kind: TopologyKind
+) -> list[str]:
     """URLs of all workers, when they are ready. Raises Ended."""
     wanted, deadline = sum(setting.pools(kind).values()), time.monotonic() + READY_S
     while time.monotonic() < deadline:
@@ -110,7 +115,7 @@ async def _ready(http: Client, served: Served, setting: Setting, kind: Kind) -> 
     raise Ended(what, log=served.run.path)
 
 
-async def _prefix(engines: Client, urls: Sequence[str], asked: int) -> Prefix:
+async def _prefix(engines: HttpClient, urls: Sequence[str], asked: int) -> Prefix:
     """What of `asked` prompt tokens no engine had to compute, whatever its role: it found the
     others in its own cache, or pulled them from the engine that had computed them."""
     pages = [(await look(engines, url, "/metrics")).decode() for url in urls]

@@ -6,12 +6,12 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import Ended
+from benchmarks.common.processes import Ended
 from benchmarks.replay.engine import Engine
 from benchmarks.replay.figures import Prefix
 from benchmarks.replay.trace import Scale
-from hpc_dynamo.config import Kind
-from hpc_dynamo.http import Client
+from hpc_dynamo.config import TopologyKind
+from hpc_dynamo.http import HttpClient
 
 LOOK_S = 10.0
 
@@ -27,9 +27,9 @@ class Setting:
     model: Path
     words: tuple[str, ...] = ()  # further ones for ours
 
-    def pools(self, kind: Kind) -> dict[str, int]:
+    def pools(self, kind: TopologyKind) -> dict[str, int]:
         """How many workers of which role; those that prefill first."""
-        if kind is Kind.aggregated:
+        if kind is TopologyKind.aggregated:
             return {"aggregated": self.workers}
         return {"prefill": self.workers // 2, "decode": self.workers - self.workers // 2}
 
@@ -45,11 +45,11 @@ class Running:
     prefix: Callable[[int], Awaitable[Prefix | None]]
 
 
-Start = Callable[[Path, Kind], AbstractAsyncContextManager[Running]]
+Start = Callable[[Path, TopologyKind], AbstractAsyncContextManager[Running]]
 """Starts a system, with its logs in a folder, and ends it."""
 
 
-async def look(http: Client, url: str, path: str) -> bytes:
+async def look(http: HttpClient, url: str, path: str) -> bytes:
     """A page of a system. Raises Ended where it does not come."""
     try:
         async with asyncio.timeout(LOOK_S), http.send("GET", url, path) as answer:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from rich.table import Table
 
-from benchmarks import provision
+from benchmarks.common import provision
 from benchmarks.replay.load import Seen, replay
 from benchmarks.replay.mockers import dynamo
 from benchmarks.replay.ours import ours, policies
 from benchmarks.replay.setting import Running, Setting, Start
 from benchmarks.replay.trace import BLOCK, Request
-from hpc_dynamo.config import Kind
-from hpc_dynamo.http import Client
+from hpc_dynamo.config import TopologyKind
+from hpc_dynamo.http import HttpClient
 
 LENGTHS = (1024, 4096, 16384)  # of lone prompts, in the trace's tokens
 STREAMS = (1, 8, 32)  # at once
@@ -67,7 +67,7 @@ def _itl(streams: int) -> str:
 
 
 async def _measure(start: Start, setting: Setting, folder: Path) -> dict[str, float]:
-    async with start(folder, Kind.aggregated) as running:
+    async with start(folder, TopologyKind.aggregated) as running:
         found = {_ttft(n): await _lone(running, setting, n) for n in LENGTHS}
         found |= {_itl(n): await _together(running, setting, n) for n in STREAMS}
         return found | {_BESIDE: await _disturbed(running, setting)}
@@ -106,6 +106,6 @@ def _request(setting: Setting, number: int, prompt: int, answer: int) -> Request
 
 
 async def _ask(running: Running, requests: Sequence[Request]) -> list[Seen]:
-    async with Client.bearer(running.key or "none") as http:
+    async with HttpClient.bearer(running.key or "none") as http:
         bodies = [request.body() for request in requests]
         return await replay(http, running.url, requests, bodies, lambda seen: None)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.workload import MODEL
+from benchmarks.common.workload import MODEL
 from hpc_dynamo.errors import InputError, UsageError
 
 BLOCK = 512  # tokens of the trace for each of its hash ids

@@ -19,11 +19,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks import soak
 from benchmarks.soak.clients import Bodies, Clients, bodies
-from benchmarks.soak.found import Found, Sample, checks, line, p50_p99_ms, tables
 from benchmarks.soak.job import Job, start
+from benchmarks.soak.results import Found, Sample, checks, line, p50_p99_ms, tables
 from hpc_dynamo.demo.provision import provision
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 
 CAPACITY_S, WARM_S = 20.0, 2.0
 SAMPLE_S, SAY_S = 10.0, 60.0
@@ -69,7 +69,7 @@ async def run(args: argparse.Namespace, folder: Path, found: Found, show: Show) 
     assert me
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
     make = bodies(args.model / "tokenizer.json")
-    words = [f"serve.frontends={args.frontends}"] if args.frontends else []
+    words = [f"serve.frontend_processes={args.frontends}"] if args.frontends else []
     words += args.overrides
     show.text("the job is starting")
     async with start(folder, args.model, words) as job:
@@ -79,14 +79,14 @@ async def run(args: argparse.Namespace, folder: Path, found: Found, show: Show) 
         show.text(f"capacity {found.capacity_hz:.0f}/s; waiting until all is idle")
         await asyncio.sleep(SETTLE_S if found.minutes >= SETTLED_MIN else 0)
         _, found.start = await job.idle({})
-        async with Client.bearer(job.key) as http:
+        async with HttpClient.bearer(job.key) as http:
             await _load(job, Clients(http, job.url, make, args.leave), found, show)
         show.text("waiting until all is given back")
         found.gauges, found.end = await job.idle(found.start)
 
 
 async def _capacity(job: Job, make: Bodies, known: float | None) -> float:
-    async with Client.bearer(job.key) as http:
+    async with HttpClient.bearer(job.key) as http:
         clients = Clients(http, job.url, make, leave=0.0)
         await clients.closed_loop(WARM_S)
         found = known or await clients.closed_loop(CAPACITY_S)

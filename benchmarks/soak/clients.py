@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.streams import DONE, USAGE
-from benchmarks.workload import workload
-from hpc_dynamo.http import Client
+from benchmarks.common.workload import workload
+from benchmarks.frontend.streams import DONE, USAGE
+from hpc_dynamo.http import HttpClient
 
 PROMPT, STREAMED, WHOLE = 300, 50, 16  # tokens: of prompts, of a stream's answer, of another's
 CLIENTS = 64  # of the closed loop
@@ -40,7 +40,7 @@ class Ear:
 class Clients:
     """All that ask. What they saw since the last sample is in `whole_s`, `stream_s`, `ttft_s`."""
 
-    def __init__(self, http: Client, url: str, bodies: Bodies, leave: float) -> None:
+    def __init__(self, http: HttpClient, url: str, bodies: Bodies, leave: float) -> None:
         self._http, self._url, self._bodies, self._leave = http, url, bodies, leave
         self.asked = self.answered = self.left = self.busy = 0
         self.errors, self.first_error = Counter[str](), ""

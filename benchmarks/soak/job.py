@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from benchmarks.processes import Ended, cores_busy_s, cpu_s, family
-from benchmarks.serving import serving
-from benchmarks.soak.found import Process, held
-from benchmarks.workload import MODEL
-from hpc_dynamo.http import Client
+from benchmarks.common.processes import Ended, cores_busy_s, cpu_s, family
+from benchmarks.common.serving import serving
+from benchmarks.common.workload import MODEL
+from benchmarks.soak.results import Process, held
+from hpc_dynamo.http import HttpClient
 
 LOOK_S = 10.0
 LAG_S = 4.5  # until what engines say of themselves is on the job's page
@@ -21,7 +21,7 @@ NAME = "soak"
 WORDS = (
     *("engine=simulator", "topology=disaggregated", "engine.args.timing=instant"),
     f"model.name={MODEL}",
-    "router.cached_blocks=20000",  # full before growth is looked for
+    "router.index_capacity_blocks=20000",  # full before growth is looked for
 )
 NUMBER = re.compile(r'^hpc_dynamo_(\w+?)(?:\{.*role="(\w+)".*\})? ([\d.e+-]+)$', re.M)
 TRAFFIC = ("active", "queued", "connections", "cancelled_total", "retried_total", "refused_total")
@@ -31,7 +31,7 @@ WORKER = ("worker_active", "worker_running", "worker_waiting", "worker_kv_usage"
 class Job:
     """The serving job, seen from outside."""
 
-    def __init__(self, pid: int, url: str, key: str, looking: Client) -> None:
+    def __init__(self, pid: int, url: str, key: str, looking: HttpClient) -> None:
         self._pid, self.url, self.key, self._looking = pid, url, key, looking
 
     async def gauges(self) -> dict[str, float]:
@@ -98,8 +98,8 @@ def _process(pid: int) -> Process:
 
 @asynccontextmanager
 async def start(folder: Path, model: Path, words: Sequence[str]) -> AsyncIterator[Job]:
-    """The job from its endpoint's announcement to Ctrl-C; see benchmarks.serving."""
+    """The job from its endpoint's announcement to Ctrl-C; see benchmarks.common.serving."""
     async with serving(folder, NAME, model, (*WORDS, *words)) as served:
         key = served.run.api_key()
-        async with Client.bearer(key) as looking:
+        async with HttpClient.bearer(key) as looking:
             yield Job(served.pid, served.url, key, looking)

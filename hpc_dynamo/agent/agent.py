@@ -15,7 +15,7 @@ from hpc_dynamo.agent.shard_followers import ShardFollowers
 from hpc_dynamo.agent.shard_leader import ShardLeader, wait_for_exit
 from hpc_dynamo.bootstrap.address import interface_with_address
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.engines import Engine, Meeting, Place, engine, for_worker, is_world
+from hpc_dynamo.engines import Engine, Placement, ShardRendezvous, engine, for_worker, is_mpi_step
 from hpc_dynamo.errors import EngineError, WireError
 from hpc_dynamo.messages import (
     AgentStopped,
@@ -97,7 +97,7 @@ class Agent:
         """Until the head ends the job or falls silent."""
         while True:
             try:
-                message = await self._client.receive(self._config.cluster.silence_s)
+                message = await self._client.receive(self._config.cluster.heartbeat_timeout_s)
             except WireError as e:
                 log.error("head lost, ending this node's workers: %s", e)
                 return self.stop()
@@ -131,11 +131,11 @@ class Agent:
         self._keepers[rank] = self._group.create_task(keeper, name=f"worker-{rank}")
 
     async def _keep(self, rank: int, former: "asyncio.Task[None] | None") -> None:
-        """Start the worker, again when it dies, at most `engine.restarts` times; `former` kept
+        """Start the worker, again when it dies, at most `engine.max_restarts` times; `former` kept
         its engine until now."""
         if former:
             await asyncio.wait([former])
-        left = self._seen(self._workers[rank]).engine.restarts
+        left = self._seen(self._workers[rank]).engine.max_restarts
         while left >= 0:
             try:
                 await self._live(rank)
@@ -161,14 +161,14 @@ class Agent:
         worker = self._workers[rank]
         place = self._first_place(worker)
         await self._report(worker, WorkerState.starting)
-        events = self._engine(worker).events(self._seen(worker), place)
+        events = self._engine(worker).event_endpoints(self._seen(worker), place)
         async with (
             self._relay.follow(rank, events),
             self._gathering.start_shards(place, self._is_gathered(worker)) as lost,
         ):
             await self._serve(place, lost)
 
-    async def _serve(self, place: Place, lost: "asyncio.Future[str]") -> None:
+    async def _serve(self, place: Placement, lost: "asyncio.Future[str]") -> None:
         began, worker = time.monotonic(), place.worker
         part, gathered = self._part(place), self._is_gathered(worker)
         async with part.running() as child:
@@ -188,7 +188,7 @@ class Agent:
     def _is_gathered(self, worker: Worker) -> bool:
         """Whether it has further parts, on other nodes, which their agents start."""
         spread = len(worker.shards) > 1
-        return spread and not is_world(self._config, worker)
+        return spread and not is_mpi_step(self._config, worker)
 
     def _seen(self, worker: Worker) -> Config:
         return for_worker(self._config, worker)
@@ -196,23 +196,27 @@ class Agent:
     def _engine(self, worker: Worker) -> Engine:
         return engine(self._seen(worker).engine.name)
 
-    def _first_place(self, worker: Worker) -> Place:
+    def _first_place(self, worker: Worker) -> Placement:
         """Of a worker, or of its first part; then also where all its parts meet."""
         adapter = self._engine(worker)
-        own = adapter.ports
+        own = adapter.port_count
         if len(worker.shards) == 1:
             return self._place(worker, free_ports(self._me.address, own))
-        ports = free_ports(self._me.address, own + adapter.meeting_ports)
-        return self._place(worker, ports[:own], 0, Meeting(self._me.address, ports[own:]))
+        ports = free_ports(self._me.address, own + adapter.rendezvous_port_count)
+        return self._place(worker, ports[:own], 0, ShardRendezvous(self._me.address, ports[own:]))
 
-    def _further(self, worker: Worker, part: int, meeting: Meeting) -> EngineProcess:
-        ports = free_ports(self._me.address, self._engine(worker).ports)
+    def _further(self, worker: Worker, part: int, meeting: ShardRendezvous) -> EngineProcess:
+        ports = free_ports(self._me.address, self._engine(worker).port_count)
         return self._part(self._place(worker, ports, part, meeting))
 
     def _place(
-        self, worker: Worker, ports: tuple[int, ...], part: int = 0, meeting: Meeting | None = None
-    ) -> Place:
-        return Place(
+        self,
+        worker: Worker,
+        ports: tuple[int, ...],
+        part: int = 0,
+        meeting: ShardRendezvous | None = None,
+    ) -> Placement:
+        return Placement(
             worker,
             self._me.address,
             ports,
@@ -225,7 +229,7 @@ class Agent:
             interface_with_address(self._me.address),
         )
 
-    def _part(self, place: Place) -> EngineProcess:
+    def _part(self, place: Placement) -> EngineProcess:
         return EngineProcess(self._attempt, self._seen(place.worker), place, self._me.host)
 
     async def _report(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from subprocess import SubprocessError
 
 from hpc_dynamo.config import Config
-from hpc_dynamo.engines import Command, Place, advice, contained, engine
+from hpc_dynamo.engines import Command, Placement, diagnose, engine, in_container
 from hpc_dynamo.engines.root_cause import killed_itself, last_line, root_cause
 from hpc_dynamo.errors import EngineError, HpcDynamoError
 from hpc_dynamo.launch import mpi_step
@@ -27,15 +27,17 @@ log = logging.getLogger(__name__)
 class EngineProcess:
     """One life of it. The errors that it makes name worker, part, node and log."""
 
-    def __init__(self, attempt: Attempt, config: Config, place: Place, host: str) -> None:
+    def __init__(self, attempt: Attempt, config: Config, place: Placement, host: str) -> None:
         self._attempt, self._config, self._place = attempt, config, place
-        self._log = attempt.worker_log(place.worker.rank, place.part)
+        self._log = attempt.worker_log(place.worker.rank, place.shard_index)
         self._began_at = self._log.stat().st_size if self._log.exists() else 0  # in its log
         worker, parts = place.worker, len(place.worker.shards)
-        self._world = engine(config.engine.name).world(config, worker)
-        self._step: mpi_step.Step | None = None  # that it is of Slurm's, if it is one
-        which = f", part {place.part + 1} of {parts}," if parts > 1 and not self._world else ""
-        self.name = f"worker {worker.rank} ({worker.title}){which} on {host}"
+        self._world = engine(config.engine.name).is_mpi_step(config, worker)
+        self._step: mpi_step.WorkerStep | None = None  # that it is of Slurm's, if it is one
+        which = (
+            f", part {place.shard_index + 1} of {parts}," if parts > 1 and not self._world else ""
+        )
+        self.name = f"worker {worker.rank} ({worker.label}){which} on {host}"
 
     @property
     def url(self) -> str:
@@ -59,23 +61,23 @@ class EngineProcess:
 
     async def _command(self) -> Command:
         config, place, adapter = self._config, self._place, engine(self._config.engine.name)
-        command = contained(config, place, adapter.command(config, place))
-        if not (self._world or command.box):
+        command = in_container(config, place, adapter.command(config, place))
+        if not (self._world or command.container_args):
             return command
-        step = self._step = mpi_step.Step(
-            place.worker, None if self._world else place.part, command.box
+        step = self._step = mpi_step.WorkerStep(
+            place.worker, None if self._world else place.shard_index, command.container_args
         )
         try:
             plan = self._attempt.plan()
             argv = await asyncio.to_thread(step.command, config, plan, command.argv)
         except (HpcDynamoError, SubprocessError) as e:
             raise EngineError(f"{self.name}: its step could not be started: {e}") from e
-        return replace(command, argv=argv, env=mpi_step.environment(command.env))
+        return replace(command, argv=argv, env=mpi_step.step_environment(command.env))
 
-    async def _end(self, child: Child, step: mpi_step.Step) -> None:
+    async def _end(self, child: Child, step: mpi_step.WorkerStep) -> None:
         """srun kills at SIGTERM: an engine that is a step gets its time to end from Slurm itself.
         A srun that was killed may have left the step."""
-        alone, grace_s = step.part is not None, self._config.engine.stop_timeout_s
+        alone, grace_s = step.shard_index is not None, self._config.engine.stop_timeout_s
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(grace_s):
@@ -99,10 +101,10 @@ class EngineProcess:
 
     def error(self, how: str, hint: str = "") -> EngineError:
         tail = self.log_tail()
-        said = mpi_step.killed(tail) if self._step else ""
+        said = mpi_step.killed_rank(tail) if self._step else ""
         # A process killed from outside logs no cause: the last line shows how far it came.
         said = said or (last_line(tail) if hint == OUT_OF_MEMORY else self._cause())
-        found = advice(self._config, said) or advice(self._config, tail)
+        found = diagnose(self._config, said) or diagnose(self._config, tail)
         return EngineError(f"{self.name} {how}: {said}", hint=found or hint, log=self._log)
 
     def _cause(self) -> str:

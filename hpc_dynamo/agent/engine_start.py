@@ -6,9 +6,9 @@ import asyncio
 from hpc_dynamo.agent.engine_process import EngineProcess
 from hpc_dynamo.agent.probe import EngineModels, query_models, serves_token
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.engines import dialect, engine, probing
+from hpc_dynamo.engines import engine, pd_protocol_of, probe_fields
 from hpc_dynamo.errors import EngineError
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 
 PROBE_S = 0.25  # between two tries to get a first token
 
@@ -34,9 +34,9 @@ async def wait_until_ready(
 
 async def _probe(config: Config, part: EngineProcess, role: Role, token: str) -> EngineModels:
     """What is served, once a token was. Raises EngineError where the log says never."""
-    never_ready = engine(config.engine.name).never_ready
-    async with Client.bearer(token) as http:
-        fields = probing(dialect(config), role)
+    never_ready = engine(config.engine.name).hang_messages
+    async with HttpClient.bearer(token) as http:
+        fields = probe_fields(pd_protocol_of(config), role)
         while not await serves_token(http, part.url, config.model.served_name, fields):
             if any(sign in part.log_tail() for sign in never_ready):
                 raise part.error("will never be ready")

@@ -9,7 +9,7 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 
 from hpc_dynamo.engines import EventEndpoints
 from hpc_dynamo.errors import WireError
-from hpc_dynamo.kv.events import END
+from hpc_dynamo.kv.events import REPLAY_END
 from hpc_dynamo.messages import KvEvents
 from hpc_dynamo.wire import KvEventSubscriber
 
@@ -86,7 +86,7 @@ class KvEventRelay:
             start = await asked.get()
             if follower:
                 await self._replay(rank, start, follower)
-            await self._pass(rank, END, b"")
+            await self._pass(rank, REPLAY_END, b"")
 
     async def _replay(self, rank: int, start: int, follower: KvEventSubscriber) -> None:
         log.info("worker %d: the head missed KV events from number %d on", rank, start)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from hpc_dynamo.engines import Body
-from hpc_dynamo.engines.paths import offered
-from hpc_dynamo.http import Client
+from hpc_dynamo.engines.paths import forwardable
+from hpc_dynamo.http import HttpClient
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class EngineModels:
 NO_MODELS = EngineModels()
 
 
-async def serves_token(http: Client, url: str, model: str, fields: Body) -> bool:
+async def serves_token(http: HttpClient, url: str, model: str, fields: Body) -> bool:
     """Whether the engine has served a token now, or a vector where it makes no texts; it may not
     even listen yet.
 
@@ -40,7 +40,7 @@ async def serves_token(http: Client, url: str, model: str, fields: Body) -> bool
     return status == 200
 
 
-async def query_models(http: Client, url: str) -> EngineModels:
+async def query_models(http: HttpClient, url: str) -> EngineModels:
     """Return what the engine reports about its models and paths, which may be nothing."""
     try:
         status, content = await _ask(http, "GET", url, "/v1/models")
@@ -51,7 +51,7 @@ async def query_models(http: Client, url: str) -> EngineModels:
     return replace(found, operations=_operations(content)) if status == 200 else found
 
 
-async def not_serving_reason(http: Client, url: str, model: str, fields: Body) -> str:
+async def not_serving_reason(http: HttpClient, url: str, model: str, fields: Body) -> str:
     """What keeps an engine, which we have not started, from serving; empty: it serves.
 
     Where no name of its model is known, it is enough that it tells which it has.
@@ -62,7 +62,7 @@ async def not_serving_reason(http: Client, url: str, model: str, fields: Body) -
     except OSError as e:
         return f"cannot be reached: {e.strerror or e}"
     if answer.status in (401, 403):
-        return f"refuses our key with {answer.status} (route.key_file)"
+        return f"refuses our key with {answer.status} (route.api_key_file)"
     if answer.status != 200:
         return f"answers /v1/models with {answer.status}"
     if model and not await serves_token(http, url, model, fields):
@@ -70,7 +70,7 @@ async def not_serving_reason(http: Client, url: str, model: str, fields: Body) -
     return ""
 
 
-async def is_alive(http: Client, url: str) -> bool:
+async def is_alive(http: HttpClient, url: str) -> bool:
     """Whether the engine is there and does not call itself broken; some have no /health."""
     try:
         async with http.send("GET", url, "/health") as answer:
@@ -81,7 +81,7 @@ async def is_alive(http: Client, url: str) -> bool:
 
 
 async def _ask(
-    http: Client, method: str, url: str, path: str, body: object = None
+    http: HttpClient, method: str, url: str, path: str, body: object = None
 ) -> tuple[int, bytes]:
     """Status and content of an answer. Raises OSError."""
     async with http.send(method, url, path, msgspec.json.encode(body)) as answer:
@@ -109,7 +109,7 @@ def _operations(content: bytes) -> tuple[str, ...]:
         paths = msgspec.json.decode(content, type=_Document).paths
     except (msgspec.DecodeError, RecursionError):
         return ()
-    return offered((method, path) for path, methods in paths.items() for method in methods)
+    return forwardable((method, path) for path, methods in paths.items() for method in methods)
 
 
 def _served(content: bytes) -> EngineModels:

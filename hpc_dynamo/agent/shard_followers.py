@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from hpc_dynamo.agent.engine_process import EngineProcess
-from hpc_dynamo.engines import Meeting
+from hpc_dynamo.engines import ShardRendezvous
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.messages import ShardExited, StartShard
 from hpc_dynamo.topology import Worker
@@ -19,7 +19,7 @@ from hpc_dynamo.topology import Worker
 log = logging.getLogger(__name__)
 
 # A worker in its role, which of its parts, where they meet.
-Make = Callable[[Worker, int, Meeting], EngineProcess]
+Make = Callable[[Worker, int, ShardRendezvous], EngineProcess]
 
 
 class ShardFollowers:
@@ -71,7 +71,7 @@ class ShardFollowers:
 
     async def _run(self, gather: StartShard) -> None:
         worker, number = self._parts[gather.rank]
-        meeting = Meeting(gather.address, gather.ports)
+        meeting = ShardRendezvous(gather.address, gather.ports)
         try:
             part = self._make(replace(worker, role=gather.role), number, meeting)
             async with part.running() as child:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from hpc_dynamo.agent.engine_process import EngineProcess
-from hpc_dynamo.engines import Place
+from hpc_dynamo.engines import Placement
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.messages import ShardExited, StartShard
 from hpc_dynamo.process.child import Child
@@ -25,7 +25,7 @@ class ShardLeader:
 
     @asynccontextmanager
     async def start_shards(
-        self, place: Place, gathered: bool
+        self, place: Placement, gathered: bool
     ) -> AsyncIterator["asyncio.Future[str]"]:
         """Further parts start, if there are any; done when one of them has died."""
         rank, lost = place.worker.rank, asyncio.get_running_loop().create_future()
@@ -46,9 +46,9 @@ class ShardLeader:
             lost.set_result(message.detail)
 
 
-def _gather(place: Place, life: int) -> StartShard:
-    assert place.meeting
-    worker, met = place.worker, place.meeting
+def _gather(place: Placement, life: int) -> StartShard:
+    assert place.rendezvous
+    worker, met = place.worker, place.rendezvous
     return StartShard(
         rank=worker.rank, role=worker.role, incarnation=life, address=met.address, ports=met.ports
     )

@@ -19,13 +19,14 @@ from pathlib import Path
 
 import msgspec
 
-from hpc_dynamo.batch.requests import Entry, Requests
+from hpc_dynamo import jsonl
+from hpc_dynamo.batch.input_file import BatchInput, RequestEntry
 from hpc_dynamo.errors import HpcDynamoError, RequestFailed, file_error
 from hpc_dynamo.messages import RetryRound
 from hpc_dynamo.run import Run, read_json, write_json
 
 
-class Response(msgspec.Struct, frozen=True):
+class BatchResponse(msgspec.Struct, frozen=True):
     """The engine's answer, byte for byte."""
 
     status_code: int
@@ -33,7 +34,7 @@ class Response(msgspec.Struct, frozen=True):
     body: msgspec.Raw
 
 
-class Failure(msgspec.Struct, frozen=True):
+class BatchError(msgspec.Struct, frozen=True):
     """Why there is no good answer. `final`: trying again cannot help."""
 
     code: str
@@ -41,13 +42,13 @@ class Failure(msgspec.Struct, frozen=True):
     final: bool = False
 
 
-class Line(msgspec.Struct, frozen=True):
+class OutputLine(msgspec.Struct, frozen=True):
     """One line of the output."""
 
     id: str
     custom_id: str
-    response: Response | None = None
-    error: Failure | None = None
+    response: BatchResponse | None = None
+    error: BatchError | None = None
 
     @property
     def finished(self) -> bool:
@@ -55,31 +56,31 @@ class Line(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Spot:
+class ResultLocation:
     """Position of a result. `finished`: it will not run again. `void`: a failure from before
     the latest `batch.retry_failed=true`."""
 
     file: Path
     offset: int
     size: int
-    good: bool
+    answered: bool
     finished: bool
     void: bool = False
 
 
-def success(custom_id: str, body: bytes) -> bytes:
+def success_line(custom_id: str, body: bytes) -> bytes:
     """The output line of an answered request."""
     if b"\n" in body:  # an engine that prints prettily; a result is one line
         body = _as_json(body)
-    response = Response(200, _id("req"), msgspec.Raw(body))
-    return msgspec.json.encode(Line(_id("batch_req"), custom_id, response)) + b"\n"
+    response = BatchResponse(200, _id("req"), msgspec.Raw(body))
+    return msgspec.json.encode(OutputLine(_id("batch_req"), custom_id, response)) + b"\n"
 
 
-def failure(custom_id: str, error: RequestFailed) -> bytes:
+def failure_line(custom_id: str, error: RequestFailed) -> bytes:
     """The output line of a request that was given up."""
-    why = Failure(str(error.status), error.message, error.final)
-    response = Response(error.status, _id("req"), msgspec.Raw(_as_json(error.body)))
-    return msgspec.json.encode(Line(_id("batch_req"), custom_id, response, why)) + b"\n"
+    why = BatchError(str(error.status), error.message, error.final)
+    response = BatchResponse(error.status, _id("req"), msgspec.Raw(_as_json(error.body)))
+    return msgspec.json.encode(OutputLine(_id("batch_req"), custom_id, response, why)) + b"\n"
 
 
 def _id(kind: str) -> str:
@@ -99,15 +100,15 @@ class Ledger:
 
     def __init__(self, run: Run, attempt: int) -> None:
         self._run = run
-        self._part = run.part(attempt)
+        self._part = run.attempt_results(attempt)
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
 
-    def spots(self) -> dict[str, Spot]:
+    def results(self) -> dict[str, ResultLocation]:
         """The best result of each id so far: later beats earlier, unless it is worse."""
-        best: dict[str, Spot] = {}
+        best: dict[str, ResultLocation] = {}
         void = self._void()
-        for file in sorted(self._run.parts.glob("*.jsonl"), key=lambda p: int(p.stem)):
+        for file in sorted(self._run.results.glob("*.jsonl"), key=lambda p: int(p.stem)):
             for custom_id, spot in _read(file, void=int(file.stem) <= void):
                 old = best.get(custom_id)
                 if old is None or not old.finished:
@@ -119,17 +120,17 @@ class Ledger:
         retry = read_json(self._run.retry_file, RetryRound)
         return retry.last_attempt if retry else 0
 
-    def retry_failed(self, requests: Requests) -> int:
+    def retry_failed(self, requests: BatchInput) -> int:
         """Declare the failures so far void; return how many requests run again because of it.
 
         A round that has not ended is resumed instead: its own failures are kept.
         """
-        spots = self.spots()
-        failed = {custom_id for custom_id, spot in spots.items() if not spot.good}
+        spots = self.results()
+        failed = {custom_id for custom_id, spot in spots.items() if not spot.answered}
         to_come = (e for e in requests.entries if (s := spots.get(e.custom_id)) is None or s.void)
         if not failed or (self._void() and any(to_come)):
             return 0
-        last = max(int(file.stem) for file in self._run.parts.glob("*.jsonl"))
+        last = max(int(file.stem) for file in self._run.results.glob("*.jsonl"))
         write_json(self._run.retry_file, RetryRound(last_attempt=last, requested_at=time.time()))
         return sum(entry.custom_id in failed for entry in requests.entries)
 
@@ -164,30 +165,30 @@ class Ledger:
 
     async def _flush(self, handle: int, lines: list[bytes]) -> None:
         """Write in a thread; when cancelled, wait for it, since the file is closed after us."""
-        writing = asyncio.ensure_future(asyncio.to_thread(_append, handle, lines))
+        writing = asyncio.ensure_future(asyncio.to_thread(jsonl.write_all, handle, b"".join(lines)))
         try:
             await asyncio.shield(writing)
         finally:
             await asyncio.wait({writing})
 
     def unfinished(
-        self, requests: Requests, spots: Mapping[str, Spot] | None = None
-    ) -> list[Entry]:
+        self, requests: BatchInput, spots: Mapping[str, ResultLocation] | None = None
+    ) -> list[RequestEntry]:
         """The requests without a result, or with one that another try may better."""
-        known = self.spots() if spots is None else spots
+        known = self.results() if spots is None else spots
         done = {custom_id for custom_id, spot in known.items() if spot.finished}
         return [entry for entry in requests.entries if entry.custom_id not in done]
 
     def merge(self, ids: Iterable[str]) -> tuple[int, int]:
         """Write output.jsonl and errors.jsonl in the order of `ids`; how many went to each."""
-        spots, good, bad = self.spots(), 0, 0
+        spots, good, bad = self.results(), 0, 0
         output, errors = (_Replacement(f) for f in (self._run.output, self._run.errors))
         try:
             with output, errors:
                 for custom_id in ids:
                     spot = spots[custom_id]
-                    (output if spot.good else errors).copy(spot)
-                    good, bad = good + spot.good, bad + (not spot.good)
+                    (output if spot.answered else errors).copy(spot)
+                    good, bad = good + spot.answered, bad + (not spot.answered)
         except OSError as e:  # the error of a full disk has no file name
             e.filename = e.filename or str(self._run.output)
             raise
@@ -200,32 +201,25 @@ def _cut_torn_tail(part: Path) -> None:
     os.truncate(part, whole)
 
 
-def _append(handle: int, lines: list[bytes]) -> None:
-    data = memoryview(b"".join(lines))
-    while data:
-        data = data[os.write(handle, data) :]
-    os.fsync(handle)
-
-
-def _read(file: Path, *, void: bool = False) -> Iterator[tuple[str, Spot]]:
+def _read(file: Path, *, void: bool = False) -> Iterator[tuple[str, ResultLocation]]:
     """Yield the complete lines of a part; its failures may be `void`."""
     offset = 0
     with file.open("rb") as stream:
         for raw in stream:
             if raw.endswith(b"\n"):  # else a crash tore it
-                line = msgspec.json.decode(raw, type=Line)
+                line = msgspec.json.decode(raw, type=OutputLine)
                 good = line.error is None
                 finished = good or (line.finished and not void)
-                spot = Spot(file, offset, len(raw), good, finished, void and not good)
+                spot = ResultLocation(file, offset, len(raw), good, finished, void and not good)
                 yield line.custom_id, spot
             offset += len(raw)
 
 
-def failures(errors: Path) -> Iterator[Line]:
+def read_failures(errors: Path) -> Iterator[OutputLine]:
     """Yield the lines of an errors.jsonl."""
     with errors.open("rb") as stream:
         for raw in stream:
-            yield msgspec.json.decode(raw, type=Line)
+            yield msgspec.json.decode(raw, type=OutputLine)
 
 
 class _Replacement:
@@ -239,7 +233,7 @@ class _Replacement:
         self._file = self._temporary.open("wb")
         return self
 
-    def copy(self, spot: Spot) -> None:
+    def copy(self, spot: ResultLocation) -> None:
         if spot.file not in self._sources:
             self._sources[spot.file] = os.open(spot.file, os.O_RDONLY)
         self._file.write(os.pread(self._sources[spot.file], spot.size, spot.offset))

@@ -5,24 +5,27 @@ from collections.abc import Iterable
 
 from hpc_dynamo.config import Role
 from hpc_dynamo.engines.contract import MetricNames
-from hpc_dynamo.engines.metrics import Histogram, Metrics, parse, total
-from hpc_dynamo.http import Client
+from hpc_dynamo.engines.metrics import EngineMetrics, parse_metrics
+from hpc_dynamo.histogram import Histogram, merge
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import BatchSummary, Progress
 from hpc_dynamo.router import Member
 
 READ_S = 10.0
 
-Reading = dict[int, Metrics]  # by rank
+MetricsByRank = dict[int, EngineMetrics]  # by rank
 
 
-async def read(client: Client, members: Iterable[Member], names: MetricNames) -> Reading:
+async def read_metrics(
+    client: HttpClient, members: Iterable[Member], names: MetricNames
+) -> MetricsByRank:
     """One reading of every ready worker; those that do not answer are left out."""
 
-    async def one(member: Member) -> Metrics | None:
+    async def one(member: Member) -> EngineMetrics | None:
         try:
             got = client.send("GET", member.url, names.path)
             async with asyncio.timeout(READ_S), got as answer:
-                return parse((await answer.read()).decode(), names)
+                return parse_metrics((await answer.read()).decode(), names)
         except (OSError, ValueError):  # not there, too slow, or no metrics at all
             return None
 
@@ -31,22 +34,22 @@ async def read(client: Client, members: Iterable[Member], names: MetricNames) ->
     return {m.rank: r for m, r in zip(present, readings, strict=True) if r is not None}
 
 
-def summarise(
-    members: Iterable[Member], before: Reading, after: Reading, progress: Progress
+def summarize(
+    members: Iterable[Member], before: MetricsByRank, after: MetricsByRank, progress: Progress
 ) -> BatchSummary:
     """What grew between two readings. A worker that started again counts from its new start."""
     present, seconds = list(members), max(progress.elapsed_s, 1e-9)
 
     def growth(rank: int, pick: str) -> Histogram:
-        new: Histogram = getattr(after.get(rank, Metrics()), pick)
-        old: Histogram = getattr(before.get(rank, Metrics()), pick)
+        new: Histogram = getattr(after.get(rank, EngineMetrics()), pick)
+        old: Histogram = getattr(before.get(rank, EngineMetrics()), pick)
         return new - old if new.count >= old.count else new
 
     def over(roles: tuple[Role, ...], pick: str) -> Histogram:
-        return total(growth(m.rank, pick) for m in present if m.role in roles)
+        return merge(growth(m.rank, pick) for m in present if m.role in roles)
 
     def moved(rank: int) -> float:
-        new, old = (r.get(rank, Metrics()).kv_bytes for r in (after, before))
+        new, old = (r.get(rank, EngineMetrics()).kv_bytes for r in (after, before))
         return new - old if new >= old else new
 
     answering = (Role.decode, Role.aggregated)

@@ -8,49 +8,49 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from hpc_dynamo.backoff import Backoff
 from hpc_dynamo.batch import ledger
+from hpc_dynamo.batch.crash_isolation import max_solo_attempts, retry_isolated, worker_died
+from hpc_dynamo.batch.input_file import BatchInput, RequestEntry, RequestReader
 from hpc_dynamo.batch.ledger import Ledger
-from hpc_dynamo.batch.order import PrefixOrder
-from hpc_dynamo.batch.requests import Entry, Reader, Requests
-from hpc_dynamo.batch.suspects import ended_a_worker, retry_apart, tries_alone
+from hpc_dynamo.batch.prefix_order import PrefixOrder
 from hpc_dynamo.config import Config, Policy, Role
 from hpc_dynamo.dispatch import (
-    RESERVED,
-    Circumstances,
+    RESERVED_FIELDS,
+    BufferedResponse,
     Dispatcher,
-    Prompts,
-    Whole,
-    Work,
-    WorkBuilder,
+    EngineRequest,
+    PromptTokenizer,
+    RequestBuilder,
+    RequestContext,
 )
-from hpc_dynamo.engines import Body, calling, plain
+from hpc_dynamo.engines import Body, adapter_fields, field_value
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.json_reader import is_null
-from hpc_dynamo.launch.walltime import Durations
+from hpc_dynamo.launch.walltime import RequestDurations
 from hpc_dynamo.messages import Progress
 
-BACKOFF_S = 0.5  # before the second try; doubles ...
-LONGEST_BACKOFF_S = 10.0  # ... up to this
-AHEAD = 4  # requests a prefill worker may have beyond what fills the decode workers
+FIRST_RETRY_S, MAX_RETRY_S = 0.5, 10.0  # delay before a request is tried again
+PREFILL_AHEAD = 4  # requests a prefill worker may have beyond what fills the decode workers
 
 log = logging.getLogger(__name__)
 
 
-class PromptDetails(msgspec.Struct, frozen=True):
+class PromptTokensDetails(msgspec.Struct, frozen=True):
     """Part of the prompt tokens, as the engine counts them."""
 
     cached_tokens: int | None = 0
 
 
-class Usage(msgspec.Struct, frozen=True):
+class TokenUsage(msgspec.Struct, frozen=True):
     """OpenAI's token counts."""
 
     prompt_tokens: int = 0
     completion_tokens: int | None = 0
-    prompt_tokens_details: PromptDetails | None = None
+    prompt_tokens_details: PromptTokensDetails | None = None
 
 
-def concurrency(config: Config) -> int:
+def max_in_flight(config: Config) -> int:
     """Requests under way at a time: every sequence slot of the decode workers, and some more
     in prefill, so that a slot that falls free is taken at once."""
     if config.batch.concurrency is not None:
@@ -58,7 +58,10 @@ def concurrency(config: Config) -> int:
     pools = dict(config.topology.pools)
     decode = pools.get(Role.decode) or pools[Role.aggregated]
     prefill = pools.get(Role.prefill)
-    return decode.workers * config.engine.max_num_seqs + (prefill.workers if prefill else 1) * AHEAD
+    return (
+        decode.workers * config.engine.max_num_seqs
+        + (prefill.workers if prefill else 1) * PREFILL_AHEAD
+    )
 
 
 class _WorkerDied(RequestFailed):
@@ -75,7 +78,7 @@ def prefill_workers(config: Config) -> int:
     return (pools.get(Role.prefill) or pools[Role.aggregated]).workers
 
 
-class Runner:
+class BatchRunner:
     """One attempt at a batch.
 
     `prefill_ready` returns how many of the workers that compute prompts are ready.
@@ -84,25 +87,25 @@ class Runner:
     def __init__(
         self,
         config: Config,
-        requests: Requests,
+        requests: BatchInput,
         results: Ledger,
         dispatcher: Dispatcher,
-        alive: Callable[[int], object | None],
-        prompts: Prompts | None = None,
+        process_of: Callable[[int], object | None],
+        prompts: PromptTokenizer | None = None,
         prefill_ready: Callable[[], int] = lambda: sys.maxsize,
     ) -> None:
         """`alive` returns the present life of a worker by its rank, None if it has none."""
-        self._alive = alive
+        self._alive = process_of
         self._config, self._requests = config, requests
         self._ledger, self._dispatcher = results, dispatcher
-        self._builder = WorkBuilder(config, prompts)
+        self._builder = RequestBuilder(config, prompts)
         by_cache = config.router.policy is Policy.kv
         self._prefill = prefill_workers(config) if by_cache else 0, prefill_ready
         left = results.unfinished(requests)
         self._left, self._resumed = left, len(requests.entries) - len(left)
-        self.in_flight = min(concurrency(config), len(left))  # at most
+        self.in_flight = min(max_in_flight(config), len(left))  # at most
         self._stopping = False
-        self.durations = Durations()
+        self.durations = RequestDurations()
         self._began = time.monotonic()
         self._done = self._failed = self._running = 0
         self._prompt_tokens = self._completion_tokens = self._cached_tokens = 0
@@ -119,31 +122,33 @@ class Runner:
             async with asyncio.TaskGroup() as group:
                 writer = group.create_task(self._ledger.write(), name="ledger")
                 order = PrefixOrder(self._left, reader, *self._prefill)
-                bounded = group.create_task(self._builder.keep_bounded(), name="tokenizer")
+                bounded = group.create_task(
+                    self._builder.limit_tokenizer_memory(), name="tokenizer"
+                )
                 suspects = await self._run_all(reader, order, self.in_flight, fails=False)
                 await self._retry_apart(reader, suspects)
                 writer.cancel()
                 bounded.cancel()
         return self._resumed + self._done + self._failed == total
 
-    async def _retry_apart(self, reader: Reader, suspects: list[Entry]) -> None:
+    async def _retry_apart(self, reader: RequestReader, suspects: list[RequestEntry]) -> None:
         if suspects:
             what = "%d requests were under way when a worker died; they are tried again apart"
             log.warning(what, len(suspects))
 
-        async def run(group: Sequence[Entry], fails: bool) -> list[Entry]:
-            at_once = min(len(group), concurrency(self._config))
+        async def run(group: Sequence[RequestEntry], fails: bool) -> list[RequestEntry]:
+            at_once = min(len(group), max_in_flight(self._config))
             order = PrefixOrder(group, reader, 0, lambda: 0)
             return await self._run_all(reader, order, at_once, fails=fails)
 
-        await retry_apart(suspects, run, tries_alone(self._config))
+        await retry_isolated(suspects, run, max_solo_attempts(self._config))
 
     async def _run_all(
-        self, reader: Reader, order: PrefixOrder, at_once: int, *, fails: bool
-    ) -> list[Entry]:
+        self, reader: RequestReader, order: PrefixOrder, at_once: int, *, fails: bool
+    ) -> list[RequestEntry]:
         """Run these requests until they have results. Return those that were running when a worker
         died; they have no result unless `fails`."""
-        suspects = list[Entry]()
+        suspects = list[RequestEntry]()
 
         async def work() -> None:
             while taken := await order.take():
@@ -158,13 +163,13 @@ class Runner:
                 workers.create_task(work())
         return suspects
 
-    async def _finish(self, reader: Reader, entry: Entry, *, fails: bool) -> bool:
+    async def _finish(self, reader: RequestReader, entry: RequestEntry, *, fails: bool) -> bool:
         """Run a request until it has a result. Return False if a worker died, unless `fails`."""
         self._running += 1
         began = time.monotonic()
         try:
             answer = await self._persist(entry, await self._prepare(*reader.read(entry)))
-            await self._ledger.record(ledger.success(entry.custom_id, answer.content))
+            await self._ledger.record(ledger.success_line(entry.custom_id, answer.content))
             self._done += 1
             self._count(answer.body)
         except RequestFailed as e:
@@ -177,39 +182,39 @@ class Runner:
         self.durations.add(time.monotonic() - began)
         return True
 
-    async def _fail(self, entry: Entry, error: RequestFailed) -> None:
-        await self._ledger.record(ledger.failure(entry.custom_id, error))
+    async def _fail(self, entry: RequestEntry, error: RequestFailed) -> None:
+        await self._ledger.record(ledger.failure_line(entry.custom_id, error))
         self._failed += 1
         log.warning("%s failed: %s", entry.custom_id, error)
 
-    async def _prepare(self, path: str, given: Body) -> Work:
+    async def _prepare(self, path: str, given: Body) -> EngineRequest:
         """Return the request with the batch's defaults, for the run's model or an adapter."""
-        unset = {k: v for k, v in self._config.batch.defaults.items() if is_null(given, k)}
-        body = {k: v for k, v in given.items() if k not in RESERVED} | unset
-        model, asked = self._config.model, plain(body.get("model"))
+        unset = {k: v for k, v in self._config.batch.body_defaults.items() if is_null(given, k)}
+        body = {k: v for k, v in given.items() if k not in RESERVED_FIELDS} | unset
+        model, asked = self._config.model, field_value(body.get("model"))
         adapter = asked if isinstance(asked, str) and asked in model.lora else None
         body["model"] = adapter or model.served_name
-        body |= calling(self._config, adapter) if adapter else {}
-        about = Circumstances(adapter=adapter, timeout_s=self._config.batch.request_timeout_s)
-        return await self._builder.work(path, msgspec.json.encode(body), body, about)
+        body |= adapter_fields(self._config, adapter) if adapter else {}
+        about = RequestContext(adapter=adapter, timeout_s=self._config.batch.request_timeout_s)
+        return await self._builder.build(path, msgspec.json.encode(body), body, about)
 
-    async def _persist(self, entry: Entry, work: Work) -> Whole:
+    async def _persist(self, entry: RequestEntry, work: EngineRequest) -> BufferedResponse:
         """Try, and retry if that can help. Raises _WorkerDied without a retry."""
-        for left in reversed(range(self._config.batch.retries + 1)):
+        backoff = Backoff(FIRST_RETRY_S, MAX_RETRY_S)
+        for left in reversed(range(self._config.batch.max_retries + 1)):
             try:
                 return await self._try(work)
             except RequestFailed as e:
-                if await ended_a_worker(e, self._alive):
+                if await worker_died(e, self._alive):
                     raise _WorkerDied(e) from e
                 if e.final or not left:
                     raise
                 log.warning("%s is tried again: %s", entry.custom_id, e)
-                tried = self._config.batch.retries - left
-                await asyncio.sleep(min(BACKOFF_S * 2**tried, LONGEST_BACKOFF_S))
+                await asyncio.sleep(backoff.failed())
         raise AssertionError("the last try returns or raises")
 
-    async def _try(self, work: Work) -> Whole:
-        timeout_s, answer = self._config.batch.request_timeout_s, Whole()
+    async def _try(self, work: EngineRequest) -> BufferedResponse:
+        timeout_s, answer = self._config.batch.request_timeout_s, BufferedResponse()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._dispatcher.run(work, answer)
@@ -219,7 +224,9 @@ class Runner:
         return answer
 
     def _count(self, answer: Body) -> None:
-        usage = msgspec.json.decode(answer.get("usage", b"{}"), type=Usage | None) or Usage()
+        usage = (
+            msgspec.json.decode(answer.get("usage", b"{}"), type=TokenUsage | None) or TokenUsage()
+        )
         self._prompt_tokens += usage.prompt_tokens
         self._completion_tokens += usage.completion_tokens or 0
         if usage.prompt_tokens_details:

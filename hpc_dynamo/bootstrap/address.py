@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from hpc_dynamo.errors import ConfigError, unknown_name
-from hpc_dynamo.process.child import LOGIN
+from hpc_dynamo.process.child import LOGIN_HOST
 
 SIOCGIFADDR = 0x8915  # linux/sockios.h: IPv4 address of an interface
 LOOPBACK = "127.0.0.1"
@@ -28,7 +28,7 @@ def job_address(interface: str | None, peers: Sequence[str]) -> str:
 def address_for_clients(address: str) -> str:
     """Where clients outside of a node find it: a job of one node is on loopback, from which only
     what runs there can reach it. Without Slurm that is what is wanted."""
-    login = os.environ.get(LOGIN) or os.environ.get("SLURM_SUBMIT_HOST", "")
+    login = os.environ.get(LOGIN_HOST) or os.environ.get("SLURM_SUBMIT_HOST", "")
     if address != LOOPBACK or login in ("", socket.gethostname()):
         return address
     try:

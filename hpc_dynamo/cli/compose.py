@@ -10,7 +10,7 @@ import msgspec
 from hpc_dynamo.cli import model_overrides as models
 from hpc_dynamo.cli.conf_folders import conf_folders
 from hpc_dynamo.cli.overrides import files, tree, words, yaml_text
-from hpc_dynamo.config import Config, Role, Served, Task, about
+from hpc_dynamo.config import Config, Role, ServedModel, Task, errors_of_model
 
 
 def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
@@ -43,14 +43,14 @@ def _model(
     own: list[str],
     folders: tuple[Path, ...],
     run: Config,
-) -> Served:
+) -> ServedModel:
     """Return one of several models, as a run of only that model. `run` is composed from `own`, the
     run's own arguments."""
-    with about(name):
+    with errors_of_model(name):
         groups, values = models.from_file(name, in_files)
         its = models.merged_overrides(own, groups + its_words, run.topology.nodes)
         one, _ = _composed(its, folders, values)
-    return Served(one.model.path, one.engine, one.topology, one.router, one.model.lora)
+    return ServedModel(one.model.path, one.engine, one.topology, one.router, one.model.lora)
 
 
 def _composed(

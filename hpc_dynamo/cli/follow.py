@@ -11,13 +11,13 @@ from hpc_dynamo.cli.render import serving
 from hpc_dynamo.cli.render.endpoint import instructions
 from hpc_dynamo.cli.render.live import display
 from hpc_dynamo.cli.run_watcher import POLL_S, RunWatcher
-from hpc_dynamo.launch import Job
+from hpc_dynamo.launch import LaunchedJob
 from hpc_dynamo.messages import Outcome, WorkerReport, WorkerState
 from hpc_dynamo.run import Attempt
 
 
 def follow(
-    attempt: Attempt, job: Job, console: Console, cancellation: Cancellation | None = None
+    attempt: Attempt, job: LaunchedJob, console: Console, cancellation: Cancellation | None = None
 ) -> Outcome:
     """Show an attempt until it ends and return its outcome, also if its job left none.
 
@@ -36,9 +36,9 @@ def follow(
     return outcome
 
 
-def _stop(attempt: Attempt, job: Job) -> None:
+def _stop(attempt: Attempt, job: LaunchedJob) -> None:
     job.stop()
-    for other, extra, _, _ in launch.going_on(attempt.run):
+    for other, extra, _, _ in launch.live_attempts(attempt.run):
         if other.number > attempt.number:
             extra.stop()
 

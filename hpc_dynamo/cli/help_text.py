@@ -70,7 +70,7 @@ def verb_epilog(examples: str) -> str:
 def exit_codes_line() -> str:
     """Return the exit codes in one line."""
     names = (f"{code} {code.name.replace('_', ' ')}" for code in ExitCode)
-    return ", ".join(names) + " (see `help exit-codes`)"
+    return ", ".join(names) + " (`help exit-codes`)"
 
 
 def exit_codes_table() -> str:

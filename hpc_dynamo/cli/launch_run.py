@@ -32,7 +32,9 @@ def launch_run(run: Run, checked: Checked, *, detach: bool) -> int:
         if detach:
             return ExitCode.done
         outcome = follow(attempt, job, OUT, cancellation)
-        while outcome.next_attempt and (after := launch.find(run.attempt(outcome.next_attempt))):
+        while outcome.next_attempt and (
+            after := launch.find_job(run.attempt(outcome.next_attempt))
+        ):
             print_line(outcome.message)
             attempt = run.attempt(outcome.next_attempt)
             if endpoint := attempt.endpoint():
@@ -41,10 +43,12 @@ def launch_run(run: Run, checked: Checked, *, detach: bool) -> int:
     return _conclude(attempt, outcome, cancelled=cancellation.by_ctrl_c)
 
 
-def _start(attempt: Attempt, checked: Checked, cancellation: Cancellation) -> launch.Job:
+def _start(attempt: Attempt, checked: Checked, cancellation: Cancellation) -> launch.LaunchedJob:
     """Return the started job. Ctrl-C also ends sbatch; that failure is not reported."""
     try:
-        return launch.start(checked.launcher, attempt, checked.config, checked.layout, node.main)
+        return launch.start_attempt(
+            checked.launcher, attempt, checked.config, checked.layout, node.main
+        )
     except HpcDynamoError:
         if cancellation.by_ctrl_c:
             raise KeyboardInterrupt from None

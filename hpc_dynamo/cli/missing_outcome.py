@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hpc_dynamo.config import Task
 from hpc_dynamo.launch.reasons import NEVER_RAN
-from hpc_dynamo.launch.refusal import step_refused
+from hpc_dynamo.launch.refusal import step_error
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.run import Attempt
 
@@ -47,7 +47,7 @@ def _remedy(attempt: Attempt, detail: str, logs: dict[Path, list[str]]) -> str:
     if "OUT_OF_MEMORY" in detail or any("oom" in line.lower() for line in lines):
         return f"more cluster.memory_gb_per_node, then {resume}"
     if not any(attempt.nodes()):
-        if refusal := step_refused("\n".join(lines)):
+        if refusal := step_error("\n".join(lines)):
             return f"{refusal.hint} (hpc-dynamo never started)"
         return "the cause is in the lines above, or in these logs: hpc-dynamo never started"
     return resume
@@ -78,7 +78,7 @@ def _tail(file: Path) -> list[str]:
 def _cause(lines: Iterable[str]) -> str:
     """Return the most informative line: a full disk, the last error, or the last line."""
     known = list(lines)
-    if refused := next(filter(step_refused, known), ""):
+    if refused := next(filter(step_error, known), ""):
         return refused
     for pattern in (NO_SPACE, CAUSE):
         if found := [line for line in known if pattern.search(line)]:

@@ -38,7 +38,7 @@ def _problems(config: Config, *, on_node: bool) -> tuple[Problem, ...]:
 
 def _untokenized(config: Config) -> Iterator[Problem]:
     """Yield models whose texts cannot be routed by the KV caches of their workers."""
-    for model, own in config.each.items():
+    for model, own in config.by_model.items():
         simulated = own.engine.name == SIMULATOR
         if own.router.policy is not Policy.kv or (config.task is Task.batch and simulated):
             continue  # a batch computes the token ids of the simulator without a model folder

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from hpc_dynamo.config import Served
-from hpc_dynamo.errors import ConfigError, no_field
+from hpc_dynamo.config import ServedModel
+from hpc_dynamo.errors import ConfigError, unknown_field_error
 
 CALLED = {"engine": "name", "topology": "kind", "router": "policy"}  # by group: as its files are
 NODES = "topology.nodes"
 RECIPE = "recipe"
 OF_MODEL = ("path", "lora")  # fields that a run of one model has under `model`
-FIELDS = (*(f.name for f in fields(Served)), RECIPE)
+FIELDS = (*(f.name for f in fields(ServedModel)), RECIPE)
 WORD = re.compile(rf"\+*models\.(?P<name>.+?)\.(?P<word>(?:{'|'.join(FIELDS)})[.=].*)", re.DOTALL)
 
 
@@ -44,7 +44,7 @@ def from_file(name: str, entry: object) -> tuple[list[str], dict[str, Any]]:
         raise ConfigError(f"models.{name}={entry} is no model", hint=f"fields: {', '.join(FIELDS)}")
     for field in entry:
         if field not in FIELDS:
-            raise no_field(f"models.{name}", str(field), FIELDS)
+            raise unknown_field_error(f"models.{name}", str(field), FIELDS)
     rest = {k: v for k, v in entry.items() if k not in OF_MODEL}
     values = {k: v for k, v in rest.items() if isinstance(v, Mapping)}
     files = {k: v.get(CALLED[k]) for k, v in values.items()}
@@ -79,4 +79,4 @@ def _unknown(word: str) -> ConfigError:
     if not rest:
         hint = f"models.{name}.path=…, or another of {', '.join(FIELDS)}"
         return ConfigError(f"{_key(word)} is a model, not a value", hint=hint)
-    return no_field(f"models.{name}", rest[0], FIELDS)
+    return unknown_field_error(f"models.{name}", rest[0], FIELDS)

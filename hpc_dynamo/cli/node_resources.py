@@ -8,7 +8,7 @@ from typing import TypeVar
 from hpc_dynamo import launch
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.launch import enclosing, partitions
-from hpc_dynamo.launch.layout_check import fitted, refuse_impossible
+from hpc_dynamo.launch.layout_check import check_layout, fit_to_nodes
 from hpc_dynamo.topology import Plan
 
 N = TypeVar("N", int, float)
@@ -29,7 +29,7 @@ def with_node_resources(config: Config, launcher: Launcher) -> Config:
 
 def _with_allocation(config: Config) -> Config:
     """Use the smallest node of the allocation. The user sets the resources of mixed nodes."""
-    cluster, given = config.cluster, enclosing.required()
+    cluster, given = config.cluster, enclosing.require_allocation()
     if cluster.hardware:
         return config
     cluster = replace(
@@ -53,10 +53,10 @@ def with_partition_limits(config: Config, layout: Plan, launcher: Launcher) -> C
     """
     if launcher is not Launcher.slurm:
         return config
-    nodes = partitions.known()
+    nodes = partitions.query_partitions()
     if config.cluster.preflight:
-        refuse_impossible(config, layout, nodes)
-    return fitted(config, layout, nodes)
+        check_layout(config, layout, nodes)
+    return fit_to_nodes(config, layout, nodes)
 
 
 def planned_launcher(config: Config) -> Launcher:
@@ -64,4 +64,4 @@ def planned_launcher(config: Config) -> Launcher:
     launcher = config.cluster.launcher
     if launcher is Launcher.allocation and "SLURM_JOB_ID" not in os.environ:
         return Launcher.slurm
-    return launch.resolve(launcher)
+    return launch.resolve_launcher(launcher)

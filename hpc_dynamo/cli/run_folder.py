@@ -14,11 +14,11 @@ from itertools import count
 from pathlib import Path
 
 from hpc_dynamo import launch
-from hpc_dynamo.batch.ledger import Ledger, Spot
-from hpc_dynamo.batch.requests import Requests
+from hpc_dynamo.batch.input_file import BatchInput
+from hpc_dynamo.batch.ledger import Ledger, ResultLocation
 from hpc_dynamo.config import Config, Task
 from hpc_dynamo.engines.settings import (
-    Difference,
+    SettingChange,
     Settings,
     answer_settings,
     differences,
@@ -37,7 +37,7 @@ SETTINGS: Mapping[Task, Callable[[Config], Settings]] = {
 }
 
 
-def batch_run(config: Config, requests: Requests, notify: Say) -> Run:
+def batch_run(config: Config, requests: BatchInput, notify: Say) -> Run:
     """Return the run of a batch, created if needed. Raises ConfigError if it has results of
     another input, or results made with other settings."""
     run = _free(config, notify)
@@ -45,7 +45,7 @@ def batch_run(config: Config, requests: Requests, notify: Say) -> Run:
     if recorded and _has_results(run):
         _refuse_other_task(config, run, recorded)
     results = Ledger(run, 0)
-    spots = results.spots()
+    spots = results.results()
     if known and spots and known.fingerprint != requests.fingerprint:
         what = f"name={config.name}: {run.path} holds results of another input ({known.input})"
         raise ConfigError(what, hint=_remedy(config, run))
@@ -54,8 +54,8 @@ def batch_run(config: Config, requests: Requests, notify: Say) -> Run:
     _create(run)
     _record(config, run)
     if known is None or known.fingerprint != requests.fingerprint:
-        run.identify(requests.file, requests.fingerprint)
-    if config.batch.retry_failed and not launch.restarted(run):
+        run.write_identity(requests.file, requests.fingerprint)
+    if config.batch.retry_failed and not launch.is_restarted_job(run):
         _retry(results, requests, notify)
     return run
 
@@ -71,7 +71,7 @@ def profile_run(config: Config, notify: Say) -> Run:
             raise _other_settings(config, run, "points", changed)
     _create(run)
     _record(config, run)
-    run.identify(Path(f"profile of {config.served_name}"), "")
+    run.write_identity(Path(f"profile of {config.served_name}"), "")
     return run
 
 
@@ -90,10 +90,10 @@ def serve_run(config: Config, notify: Say) -> Run:
 def _free(config: Config, say: Say) -> Run:
     """Return the run's folder, which no other job uses; renamed first if `overwrite=true`. Raises
     RunBusy."""
-    run = Run(Path(config.runs) / config.name)
+    run = Run(Path(config.runs_dir) / config.name)
     launch.refuse_if_busy(run)
     if config.overwrite and run.attempts():
-        if launch.restarted(run):
+        if launch.is_restarted_job(run):
             say(f"overwrite=true took effect when this job first ran: {run.path} is resumed")
         else:
             _set_aside(run, say)
@@ -114,14 +114,14 @@ def _set_aside(run: Run, say: Say) -> None:
 def _results(run: Run) -> int:
     """Count the results of the run's attempts: answers, failures, or points of a profile."""
     total = 0
-    for part in run.parts.glob("*.jsonl"):
+    for part in run.results.glob("*.jsonl"):
         with part.open("rb") as file:
             total += sum(line.endswith(b"\n") for line in file)
     return total
 
 
 def _has_results(run: Run) -> bool:
-    return any(part.stat().st_size for part in run.parts.glob("*.jsonl"))
+    return any(part.stat().st_size for part in run.results.glob("*.jsonl"))
 
 
 def _old(run: Run) -> Path:
@@ -150,7 +150,7 @@ def _refuse_other_task(config: Config, run: Run, recorded: RunSettings) -> None:
 
 
 def _compare(
-    config: Config, run: Run, recorded: RunSettings, spots: Mapping[str, Spot], say: Say
+    config: Config, run: Run, recorded: RunSettings, spots: Mapping[str, ResultLocation], say: Say
 ) -> None:
     """Raise ConfigError if answers made with other settings would be mixed with existing ones.
 
@@ -160,7 +160,7 @@ def _compare(
     changed = differences(recorded.settings, answer_settings(config))
     if not changed:
         return
-    good = sum(spot.good for spot in spots.values())
+    good = sum(spot.answered for spot in spots.values())
     failed = len(spots) - good
     kept = f"{good} answers" if good else f"{failed} failed requests"
     curable = failed and (not good or all(d.in_options for d in changed))
@@ -172,13 +172,13 @@ def _compare(
 
 
 def _other_settings(
-    config: Config, run: Run, kept: str, changed: Sequence[Difference], first: str = ""
+    config: Config, run: Run, kept: str, changed: Sequence[SettingChange], first: str = ""
 ) -> ConfigError:
     what = f"name={config.name}: {run.path} holds {kept} made with other settings:"
     return ConfigError(what + _listed(changed), hint=first + _remedy(config, run))
 
 
-def _listed(changed: Sequence[Difference]) -> str:
+def _listed(changed: Sequence[SettingChange]) -> str:
     return "".join(f"\n    {difference}" for difference in changed)
 
 
@@ -190,7 +190,7 @@ def _remedy(config: Config, run: Run) -> str:
     return f"{name} for a run of its own, or overwrite=true, which moves the old one to {_old(run)}"
 
 
-def _retry(results: Ledger, requests: Requests, say: Say) -> None:
+def _retry(results: Ledger, requests: BatchInput, say: Say) -> None:
     again = results.retry_failed(requests)
     if again:
         say(f"batch.retry_failed=true: {again} failed requests run again")

@@ -13,6 +13,8 @@ from hpc_dynamo.errors import ConfigError, HpcDynamoError, RunBusy
 from hpc_dynamo.messages import Endpoint
 from hpc_dynamo.run import Attempt, Run
 
+RUNS_DIR = ("runs_dir=", "runs=")  # the second is the name of the previous version
+
 
 def find_run(
     args: Namespace,
@@ -30,13 +32,13 @@ def find_run(
     if first and _is_folder(first):
         return _existing(Run(Path(first).absolute()))
     config = compose(words, args.config_dir)
-    runs = Path(config.runs).absolute()
+    runs = Path(config.runs_dir).absolute()
     if first or config.name:
         return _existing(Run(runs / (first or config.name)))
     newest = sorted(runs.glob("*/attempts"), key=lambda p: p.stat().st_mtime, reverse=True)
     found = [run for run in (Run(folder.parent) for folder in newest) if is_wanted(run)]
     if not found:
-        hint = "a run's name or folder; runs=FOLDER selects another folder of runs"
+        hint = "a run's name or folder; runs_dir=FOLDER selects another folder of runs"
         raise ConfigError(f"{runs} holds no {description}", hint=hint)
     return next(filter(prefer, found), found[0])
 
@@ -105,7 +107,7 @@ def split_words(words: Sequence[str], is_own: Callable[[str], bool]) -> tuple[li
 
     A run's name or folder comes first, if given. `is_own(word)` is False for it.
     """
-    run = [word for word in words if word.startswith(("name=", "runs="))]
+    run = [word for word in words if word.startswith(("name=", *RUNS_DIR))]
     own = [word for word in words if word not in run]
     named = any(word.startswith("name=") for word in run)
     if own and not named and not is_own(own[0]):
@@ -119,9 +121,9 @@ def is_run(word: str) -> bool:
 
 
 def is_run_name(word: str, words: Sequence[str]) -> bool:
-    """Return True for the bare name of a run below `runs=`, which may be one of `words`."""
-    given = [w.removeprefix("runs=") for w in words if w.startswith("runs=")]
-    return "/" not in word and is_run(str(Path(given[-1] if given else Config().runs) / word))
+    """Return True for the bare name of a run below `runs_dir=`, which may be one of `words`."""
+    given = [w.partition("=")[2] for w in words if w.startswith(RUNS_DIR)]
+    return "/" not in word and is_run(str(Path(given[-1] if given else Config().runs_dir) / word))
 
 
 def _existing(run: Run) -> Run:

@@ -3,7 +3,7 @@
 import time
 
 from hpc_dynamo.cli.missing_outcome import missing_outcome
-from hpc_dynamo.launch import Job, JobState
+from hpc_dynamo.launch import JobState, LaunchedJob
 from hpc_dynamo.launch.reasons import NEVER_RAN
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.run import Attempt
@@ -20,7 +20,7 @@ OUTCOME_WAIT_CANCELLED_S = 2.0
 class RunWatcher:
     """Observes an attempt. `state` and `detail` are those of the job at the last query."""
 
-    def __init__(self, attempt: Attempt, job: Job) -> None:
+    def __init__(self, attempt: Attempt, job: LaunchedJob) -> None:
         self.attempt, self._job = attempt, job
         self.state, self.detail = JobState.unknown, "not queried yet"
         self.cancelled = False

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.config import Config, Planner, PlannerKind, Serve, Task, check_folder
-from hpc_dynamo.engines import suited
+from hpc_dynamo.config import Config, Planner, PlannerMode, Serve, Task, check_folder
+from hpc_dynamo.engines import with_engine_limits
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.planner.interpolation import load_profile
 
@@ -47,18 +47,18 @@ def with_run(config: Config, default_name: str) -> Config:
     """
     name = config.name or default_name
     planner = replace(config.planner, profile=_profile(config.planner))
-    runs = str(Path(config.runs).absolute())
+    runs = str(Path(config.runs_dir).absolute())
     check_folder(runs, name)
-    return suited(replace(config, name=name, runs=runs, planner=planner))
+    return with_engine_limits(replace(config, name=name, runs_dir=runs, planner=planner))
 
 
 def _profile(planner: Planner) -> str:
     """Return the absolute path of the profile. Raises ConfigError if the planner needs another."""
-    if planner.by is not PlannerKind.sla:
+    if planner.mode is not PlannerMode.sla:
         return planner.profile
     if not planner.profile:
         hint = "planner.profile=FILE, which `hpc-dynamo profile` writes; or planner=load"
-        raise ConfigError("planner.by=sla needs a profile of the engine", hint=hint)
+        raise ConfigError("planner.mode=sla needs a profile of the engine", hint=hint)
     load_profile(planner.profile)
     return str(Path(planner.profile).absolute())
 
@@ -71,10 +71,10 @@ def _model_names(config: Config) -> str:
 
 def with_absolute_files(serve: Serve) -> Serve:
     """Return the section with absolute paths. Raises ConfigError for a file that is missing."""
-    key = key_file("serve.key_file", serve.key_file)
+    key = key_file("serve.api_key_file", serve.api_key_file)
     cert = _file("serve.tls_cert", serve.tls_cert)
     return replace(
-        serve, key_file=key, tls_cert=cert, tls_key=_file("serve.tls_key", serve.tls_key)
+        serve, api_key_file=key, tls_cert=cert, tls_key=_file("serve.tls_key", serve.tls_key)
     )
 
 

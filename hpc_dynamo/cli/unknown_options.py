@@ -37,7 +37,7 @@ def _instead(argv: Sequence[str], option: str, verb: str, args: Namespace) -> st
     """Return the override that an unknown option probably means; empty if there is none."""
     name, is_, value = option.partition("=")
     plain = name.lstrip("-")
-    if verb in RUN_VERBS and plain not in ("name", "runs"):
+    if verb in RUN_VERBS and plain not in ("name", "runs", "runs_dir"):
         return ""
     words = [word for word in args.overrides if "=" in word]
     value = value if is_ else _next(argv, option)

@@ -1,43 +1,50 @@
 """The configuration of one run: its schema, and the checks of its values."""
 
-from hpc_dynamo.config.checks import MIN_SILENCE_S, check, minutes
-from hpc_dynamo.config.cluster import Bootstrap, BootstrapMethod, Cluster, Launcher, Mixed, Slurm
+from hpc_dynamo.config.checks import MIN_HEARTBEAT_TIMEOUT_S, validate, walltime_minutes
+from hpc_dynamo.config.cluster import (
+    Bootstrap,
+    BootstrapMethod,
+    Cluster,
+    Heterogeneous,
+    Launcher,
+    Slurm,
+)
 from hpc_dynamo.config.container import Container, ContainerKind
 from hpc_dynamo.config.hardware import Hardware
-from hpc_dynamo.config.kinds import on
+from hpc_dynamo.config.kinds import with_hardware
 from hpc_dynamo.config.lines import check_folder
 from hpc_dynamo.config.planner import (
     REMOVED_FORECASTS,
     Forecast,
-    Grow,
     Planner,
-    PlannerKind,
-    Protect,
+    PlannerMode,
+    PriorityTarget,
+    ScaleOut,
 )
-from hpc_dynamo.config.route import before
+from hpc_dynamo.config.route import with_route_topology
 from hpc_dynamo.config.router import Policy, Router
 from hpc_dynamo.config.schema import (
     Batch,
     Config,
     Device,
     Engine,
-    Kind,
-    LoadFailure,
+    KvLoadFailurePolicy,
     Model,
     Pool,
     Role,
     RoleOptions,
     Route,
     Serve,
-    Served,
+    ServedModel,
     Task,
     Topology,
+    TopologyKind,
 )
-from hpc_dynamo.config.several import about, refuse_several
+from hpc_dynamo.config.several import errors_of_model, require_single_model
 from hpc_dynamo.config.simulate import Simulate
 
 __all__ = [
-    "MIN_SILENCE_S",
+    "MIN_HEARTBEAT_TIMEOUT_S",
     "REMOVED_FORECASTS",
     "Batch",
     "Bootstrap",
@@ -49,33 +56,33 @@ __all__ = [
     "Device",
     "Engine",
     "Forecast",
-    "Grow",
     "Hardware",
-    "Kind",
+    "Heterogeneous",
+    "KvLoadFailurePolicy",
     "Launcher",
-    "LoadFailure",
-    "Mixed",
     "Model",
     "Planner",
-    "PlannerKind",
+    "PlannerMode",
     "Policy",
     "Pool",
-    "Protect",
+    "PriorityTarget",
     "Role",
     "RoleOptions",
     "Route",
     "Router",
+    "ScaleOut",
     "Serve",
-    "Served",
+    "ServedModel",
     "Simulate",
     "Slurm",
     "Task",
     "Topology",
-    "about",
-    "before",
-    "check",
+    "TopologyKind",
     "check_folder",
-    "minutes",
-    "on",
-    "refuse_several",
+    "errors_of_model",
+    "require_single_model",
+    "validate",
+    "walltime_minutes",
+    "with_hardware",
+    "with_route_topology",
 ]

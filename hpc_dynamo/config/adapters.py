@@ -1,14 +1,14 @@
 """Names of LoRA adapters: what clients ask for must be one thing."""
 
 from hpc_dynamo.config.schema import Config
-from hpc_dynamo.errors import ConfigError, override
+from hpc_dynamo.errors import ConfigError, quoted_override
 
 
 def check_adapters(config: Config) -> None:
     """Of a run of one model. Raises ConfigError."""
     for name, path in config.model.lora.items():
         if not path:
-            hint = override(f"model.lora.{name}", f"/shared/adapters/{name}")
+            hint = quoted_override(f"model.lora.{name}", f"/shared/adapters/{name}")
             raise ConfigError(f"model.lora.{name} has no folder", hint=hint)
         if name == config.served_name:
             what = f"model.lora.{name} has the name of the model itself"

@@ -9,26 +9,26 @@ from hpc_dynamo.config.container import check_container
 from hpc_dynamo.config.grow import check_grow
 from hpc_dynamo.config.kinds import check_kinds
 from hpc_dynamo.config.lines import check_folder, check_lines
-from hpc_dynamo.config.planner import PlannerKind
+from hpc_dynamo.config.planner import PlannerMode
 from hpc_dynamo.config.reshaping import check_planner
 from hpc_dynamo.config.sbatch import check_gpu_type, check_sbatch
-from hpc_dynamo.config.schema import Config, Kind, Role, Serve, Topology
-from hpc_dynamo.config.several import about, check_models
+from hpc_dynamo.config.schema import Config, Role, Serve, Topology, TopologyKind
+from hpc_dynamo.config.several import check_models, errors_of_model
 from hpc_dynamo.errors import ConfigError
 
-MIN_SILENCE_S = 3.0  # a few heartbeats
+MIN_HEARTBEAT_TIMEOUT_S = 3.0  # a few heartbeats
 
 # As browsers send it: lower case, without a path. Browser extensions have their own schemes.
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+")
 
 
-def check(config: Config) -> None:
+def validate(config: Config) -> None:
     """Refuse values that cannot work, naming field, value and remedy. Raises ConfigError."""
     check_models(config)
     check_lines(config)
-    check_folder(config.runs, config.name)
-    for model, one in config.each.items():
-        with about(model):
+    check_folder(config.runs_dir, config.name)
+    for model, one in config.by_model.items():
+        with errors_of_model(model):
             _check_one(one)
     check_apart(config)
     check_kinds(config)
@@ -39,15 +39,18 @@ def _check_one(config: Config) -> None:
     _check_pools(config.topology)
     _check_numbers(config)
     check_adapters(config)
-    if config.cluster.silence_s < MIN_SILENCE_S:
-        what = f"cluster.silence_s={config.cluster.silence_s} is below {MIN_SILENCE_S}"
-        raise ConfigError(what, hint="cluster.silence_s=30; a busy node may be slow to speak")
-    minutes(config.cluster.slurm.time)
+    if config.cluster.heartbeat_timeout_s < MIN_HEARTBEAT_TIMEOUT_S:
+        what = f"cluster.heartbeat_timeout_s={config.cluster.heartbeat_timeout_s} is below "
+        what += f"{MIN_HEARTBEAT_TIMEOUT_S}"
+        raise ConfigError(
+            what, hint="cluster.heartbeat_timeout_s=30; a busy node may be slow to speak"
+        )
+    walltime_minutes(config.cluster.slurm.time)
     _check_serve(config.serve)
     check_planner(config)
     _check_sleep(config)
     check_grow(config)
-    mounted = {"model.path": config.model.path, "runs": str(Path(config.runs).absolute())}
+    mounted = {"model.path": config.model.path, "runs_dir": str(Path(config.runs_dir).absolute())}
     mounted |= {f"model.lora.{name}": path for name, path in config.model.lora.items()}
     check_container(config.engine.container, mounted)
     _check_slurm(config.cluster)
@@ -62,7 +65,9 @@ def _check_pools(topology: Topology) -> None:
     for role in Role:
         workers = getattr(topology, role).workers
         if role not in used and workers:
-            kind = Kind.aggregated if role is Role.aggregated else Kind.disaggregated
+            kind = (
+                TopologyKind.aggregated if role is Role.aggregated else TopologyKind.disaggregated
+            )
             hint = f"topology.{role}.workers=0, or topology={kind}"
             what = f"topology.{role}.workers={workers} has no place in kind={topology.kind}"
             raise ConfigError(what, hint=hint)
@@ -76,14 +81,14 @@ def _check_numbers(config: Config) -> None:
         "engine.cpus": engine.cpus,
         "batch.concurrency": batch.concurrency,
         "router.block_tokens": config.router.block_tokens,
-        "router.cached_blocks": config.router.cached_blocks,
-        "router.worker_prefill_tokens": config.router.worker_prefill_tokens,
-        "serve.frontends": config.serve.frontends,
-        "serve.queue": config.serve.queue,
-        "serve.worker_requests": config.serve.worker_requests,
+        "router.index_capacity_blocks": config.router.index_capacity_blocks,
+        "router.max_prefill_tokens_per_worker": config.router.max_prefill_tokens_per_worker,
+        "serve.frontend_processes": config.serve.frontend_processes,
+        "serve.max_queued_requests": config.serve.max_queued_requests,
+        "serve.max_requests_per_worker": config.serve.max_requests_per_worker,
         "cluster.cpus_per_node": cluster.cpus_per_node,
-        "simulate.step_tokens": config.simulate.step_tokens,
-        "simulate.cache_tokens": config.simulate.cache_tokens,
+        "simulate.max_num_batched_tokens": config.simulate.max_num_batched_tokens,
+        "simulate.kv_cache_tokens": config.simulate.kv_cache_tokens,
     }
     for name, value in least_one.items():
         if value is not None:
@@ -94,12 +99,12 @@ def _check_numbers(config: Config) -> None:
         "engine.ready_timeout_s": engine.ready_timeout_s,
         "engine.stop_timeout_s": engine.stop_timeout_s,
         "batch.request_timeout_s": batch.request_timeout_s,
-        "router.guess_ttl_s": config.router.guess_ttl_s,
-        "router.local_penalty": config.router.local_penalty,
+        "router.approximate_ttl_s": config.router.approximate_ttl_s,
+        "router.decode_prefill_penalty": config.router.decode_prefill_penalty,
         "serve.request_timeout_s": config.serve.request_timeout_s,
         "serve.queue_timeout_s": config.serve.queue_timeout_s,
         "serve.max_body_mb": config.serve.max_body_mb,
-        "serve.buffer_mb": config.serve.buffer_mb,
+        "serve.max_buffered_mb": config.serve.max_buffered_mb,
         "cluster.bootstrap.timeout_s": cluster.bootstrap.timeout_s,
         "cluster.bootstrap.mpi_timeout_s": cluster.bootstrap.mpi_timeout_s,
     }
@@ -107,13 +112,13 @@ def _check_numbers(config: Config) -> None:
         if number is not None and number <= 0:
             raise ConfigError(f"{field_name}={number} must be above 0", hint=f"{field_name}=60")
     not_negative = {
-        "batch.retries": batch.retries,
-        "engine.restarts": engine.restarts,
+        "batch.max_retries": batch.max_retries,
+        "engine.max_restarts": engine.max_restarts,
         "router.overlap_weight": config.router.overlap_weight,
         "router.recompute_weight": config.router.recompute_weight,
         "router.decode_weight": config.router.decode_weight,
         "router.temperature": config.router.temperature,
-        "router.handover_tokens": config.router.handover_tokens or 0,
+        "router.transfer_cost_tokens": config.router.transfer_cost_tokens or 0,
         "cluster.memory_gb_per_node": cluster.memory_gb_per_node or 0,
     }
     for field_name, number in not_negative.items():
@@ -143,9 +148,9 @@ def _check_serve(serve: Serve) -> None:
 
 
 def _check_sleep(config: Config) -> None:
-    if config.engine.sleep and config.planner.by is not PlannerKind.off:
-        what = f"engine.sleep=true with planner.by={config.planner.by}: both say who works"
-        raise ConfigError(what, hint="planner=off, or engine.sleep=false")
+    if config.engine.sleep_mode and config.planner.mode is not PlannerMode.off:
+        what = f"engine.sleep_mode=true with planner.mode={config.planner.mode}: both say who works"
+        raise ConfigError(what, hint="planner=off, or engine.sleep_mode=false")
 
 
 def _at_least_one(name: str, value: int) -> None:
@@ -156,7 +161,7 @@ def _at_least_one(name: str, value: int) -> None:
 _TIME = re.compile(r"(?:(?P<d>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?$")
 
 
-def minutes(text: str) -> int:
+def walltime_minutes(text: str) -> int:
     """Minutes of a Slurm time, rounded up: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S (man sbatch)."""
     match = _TIME.match(text)
     if match is None:

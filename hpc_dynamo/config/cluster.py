@@ -15,7 +15,7 @@ class Launcher(StrEnum):
     local = "local"
 
 
-class Mixed(StrEnum):
+class Heterogeneous(StrEnum):
     """How nodes of several kinds are asked for."""
 
     auto = "auto"  # one heterogeneous job where Slurm's scheduler can start it
@@ -55,7 +55,7 @@ class Slurm:
     extra: dict[str, str] = field(default_factory=dict)
     srun_args: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()  # shell lines before the agents, such as `module load cuda`
-    mixed: Mixed = Mixed.auto  # how nodes of several kinds are asked for
+    heterogeneous: Heterogeneous = Heterogeneous.auto  # how nodes of several kinds are asked for
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Cluster:
     gpus_per_node: int | None = None
     cpus_per_node: int | None = None  # None: what the fullest node's workers need
     memory_gb_per_node: float | None = None  # 0: all memory of a node
-    silence_s: float = 30.0  # head or agent not heard of for so long is gone
+    heartbeat_timeout_s: float = 30.0  # head or agent not heard of for so long is gone
     interface: str | None = None  # network interface of the job, such as ib0 or hsn0
     preflight: bool = True  # a look at each node before anything is loaded there
     hardware: dict[str, Hardware] = field(default_factory=dict)  # kinds of nodes, by their names

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from hpc_dynamo.errors import ConfigError, override
+from hpc_dynamo.errors import ConfigError, quoted_override
 
 
 class ContainerKind(StrEnum):
@@ -49,7 +49,9 @@ def check_container(container: Container, paths: dict[str, str]) -> None:
         raise ConfigError(what, hint=hint)
     if kind is ContainerKind.pyxis and image.endswith(".sqsh") and not image.startswith("/"):
         what = f"engine.container.image={image}: Pyxis would look for that in a registry"
-        raise ConfigError(what, hint=override("engine.container.image", Path(image).absolute()))
+        raise ConfigError(
+            what, hint=quoted_override("engine.container.image", Path(image).absolute())
+        )
     _check_paths(container.mounts, paths)
 
 
@@ -75,4 +77,4 @@ def _check_paths(mounts: tuple[str, ...], paths: dict[str, str]) -> None:
             raise ConfigError(what, hint="a path without spaces, colons and commas")
         if path and not path.startswith("/") and Path(path).is_dir():  # else it is a hub's id
             what = f"{field}={path} is relative to a folder that a container does not know"
-            raise ConfigError(what, hint=override(field, Path(path).absolute()))
+            raise ConfigError(what, hint=quoted_override(field, Path(path).absolute()))

@@ -3,23 +3,23 @@
 from dataclasses import replace
 
 from hpc_dynamo.config.cluster import BootstrapMethod
-from hpc_dynamo.config.planner import PlannerKind
+from hpc_dynamo.config.planner import PlannerMode
 from hpc_dynamo.config.schema import Config
-from hpc_dynamo.config.several import about
-from hpc_dynamo.errors import ConfigError, override, unknown_name
+from hpc_dynamo.config.several import errors_of_model
+from hpc_dynamo.errors import ConfigError, quoted_override, unknown_name
 
 OWN = ""  # the cluster's own nodes: those of pools that name no kind
 SLURM = ("gpu_type", "partition", "account", "qos", "constraint", "reservation")
 CLUSTER = ("gpus_per_node", "cpus_per_node", "memory_gb_per_node")
 
 
-def kinds(config: Config) -> tuple[str, ...]:
+def hardware_in_use(config: Config) -> tuple[str, ...]:
     """Those in use, in the order of the pools: that of the prefill workers first."""
-    pools = (pool for own in config.each.values() for _, pool in own.topology.pools)
+    pools = (pool for own in config.by_model.values() for _, pool in own.topology.pools)
     return tuple(dict.fromkeys(pool.hardware for pool in pools))
 
 
-def on(config: Config, kind: str) -> Config:
+def with_hardware(config: Config, kind: str) -> Config:
     """The configuration as it is on nodes of one kind."""
     if kind == OWN:
         return config
@@ -34,14 +34,14 @@ def on(config: Config, kind: str) -> Config:
 def check_kinds(config: Config) -> None:
     """Raises ConfigError, naming field, value and remedy."""
     _check_values(config)
-    for model, own in config.each.items():
-        with about(model):
+    for model, own in config.by_model.items():
+        with errors_of_model(model):
             _check_names(own)
-    used, nodes = kinds(config), config.topology.nodes
+    used, nodes = hardware_in_use(config), config.topology.nodes
     if nodes is not None and OWN not in used:
         what = f"topology.nodes={nodes} counts nodes of no kind, and all pools name theirs"
         raise ConfigError(what, hint=f"cluster.hardware.{used[0]}.nodes={nodes}")
-    if len(used) > 1 and config.planner.by is not PlannerKind.off:
+    if len(used) > 1 and config.planner.mode is not PlannerMode.off:
         what = "workers on nodes of different kinds cannot change their role"
         raise ConfigError(what, hint="the same hardware for both pools, or planner=off")
     if len(used) > 1 and config.cluster.bootstrap.method is BootstrapMethod.mpi:
@@ -56,7 +56,7 @@ def _check_names(config: Config) -> None:
             continue
         field = f"topology.{role}.hardware"
         if not known:
-            own = override(f"cluster.hardware.{pool.hardware}.partition", "gpu")
+            own = quoted_override(f"cluster.hardware.{pool.hardware}.partition", "gpu")
             hint = f"{own}, or another field of it"
             raise ConfigError(f"{field}={pool.hardware}: no kinds are described", hint=hint)
         raise unknown_name(field, pool.hardware, known)

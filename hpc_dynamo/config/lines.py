@@ -7,7 +7,7 @@ from dataclasses import fields
 from hpc_dynamo.config.cluster import Slurm
 from hpc_dynamo.config.hardware import Hardware
 from hpc_dynamo.config.schema import Config
-from hpc_dynamo.errors import ConfigError, override
+from hpc_dynamo.errors import ConfigError, quoted_override
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\x85]")
 
@@ -25,7 +25,7 @@ def check_lines(config: Config) -> None:
 
 def _texts(config: Config) -> Iterator[tuple[str, str]]:
     yield "name", config.name
-    yield "runs", config.runs
+    yield "runs_dir", config.runs_dir
     sections: dict[str, Slurm | Hardware] = {"cluster.slurm": config.cluster.slurm}
     sections |= {f"cluster.hardware.{k}": kind for k, kind in config.cluster.hardware.items()}
     for section, values in sections.items():
@@ -42,8 +42,8 @@ def check_folder(runs: str, name: str) -> None:
     if "/" in name or name.startswith("."):
         raise ConfigError(f"name={name!r} must be a plain folder name", hint="name=my-run")
     for field, value, hint in (
-        ("runs", runs, "runs=DIR, a folder without percent signs in its path"),
-        ("name", name, override("name", name.replace("%", "") or "my-run")),
+        ("runs_dir", runs, "runs_dir=DIR, a folder without percent signs in its path"),
+        ("name", name, quoted_override("name", name.replace("%", "") or "my-run")),
     ):
         if found := REPLACED.search(value):
             what = f"{field}={value}: Slurm replaces {found[0]} in the paths of logs"

@@ -3,25 +3,25 @@
 import os
 from fnmatch import fnmatchcase
 
-from hpc_dynamo.errors import ConfigError, override
+from hpc_dynamo.errors import ConfigError, quoted_override
 
 # A `*` is any name in a mapping, or any element of a list.
 PATHS = (
-    "runs",
+    "runs_dir",
     "input",
     "model.path",
     "model.lora.*",
     "engine.python",
     "engine.container.image",
     "engine.container.mounts.*",
-    "serve.key_file",
+    "serve.api_key_file",
     "serve.tls_cert",
     "serve.tls_key",
-    "route.key_file",
+    "route.api_key_file",
     "planner.profile",
     "simulate.trace",
-    "simulate.timing",
-    "simulate.picture",
+    "simulate.timing_model",
+    "simulate.plot",
 )
 
 
@@ -41,6 +41,6 @@ def at_home(path: str, name: str) -> str:
     if found.startswith("~"):
         user = path[1:].partition("/")[0]
         raise ConfigError(
-            f"{name}={path}: there is no user {user!r}", hint=override(name, f"./{path}")
+            f"{name}={path}: there is no user {user!r}", hint=quoted_override(name, f"./{path}")
         )
     return found

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from hpc_dynamo.config.schema import Config, Device, Kind, Pool, Role, Route, Topology
+from hpc_dynamo.config.schema import Config, Device, Pool, Role, Route, Topology, TopologyKind
 from hpc_dynamo.errors import ConfigError
 
 EXAMPLE = "http://localhost:8000"
@@ -13,7 +13,7 @@ TRANSPORTS = ("tcp", "ipc")
 EVENTS = "tcp://localhost:5557|tcp://localhost:5558, where one publishes and where it replays"
 
 
-def before(config: Config) -> Config:
+def with_route_topology(config: Config) -> Config:
     """The configuration with a topology of the engines of `config.route`. Raises ConfigError."""
     given = config.route
     route = replace(
@@ -25,8 +25,8 @@ def before(config: Config) -> Config:
     )
     _check_roles(route)
     _check_events(route)
-    if route.peers and not config.serve.key_file:
-        hint = "serve.key_file=FILE, the same for all of them"
+    if route.peers and not config.serve.api_key_file:
+        hint = "serve.api_key_file=FILE, the same for all of them"
         raise ConfigError("route.peers need an API key that they share", hint=hint)
     engine = replace(config.engine, device=Device.cpu)  # ours to place are none of its GPUs
     return replace(config, route=route, engine=engine, topology=_topology(route))
@@ -34,9 +34,11 @@ def before(config: Config) -> Config:
 
 def _topology(route: Route) -> Topology:
     if route.workers:
-        return Topology(Kind.aggregated, nodes=1, aggregated=Pool(workers=len(route.workers)))
+        return Topology(
+            TopologyKind.aggregated, nodes=1, aggregated=Pool(workers=len(route.workers))
+        )
     prefill, decode = Pool(workers=len(route.prefill)), Pool(workers=len(route.decode))
-    return Topology(Kind.disaggregated, nodes=1, prefill=prefill, decode=decode)
+    return Topology(TopologyKind.disaggregated, nodes=1, prefill=prefill, decode=decode)
 
 
 def _urls(name: str, urls: Iterable[str]) -> tuple[str, ...]:

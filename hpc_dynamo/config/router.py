@@ -27,16 +27,22 @@ class Router:
 
     policy: Policy = Policy.kv
     block_tokens: int = 16  # compared in whole blocks
-    cached_blocks: int = 4_000_000  # known over all workers; some 200 bytes each
+    index_capacity_blocks: int = 4_000_000  # known over all workers; some 200 bytes each
     kv_events: bool = True  # engines tell what they cache; else it is guessed from our decisions
-    guess_ttl_s: float = 120.0  # without events: how long a prompt is taken for cached
+    approximate_ttl_s: float = 120.0  # without events: how long a prompt is taken for cached
     overlap_weight: float = 1.0
     recompute_weight: float = (
         1.0  # weight of this prompt's uncached blocks; above 1: fewer copies of prefixes
     )
     decode_weight: float = 0.02
     temperature: float = 0.0  # above 0: also costlier workers, the more the higher
-    worker_prefill_tokens: int | None = None  # of prompts ahead: a worker with more gets nothing
-    local_prefill: bool = True  # decode workers compute what a hand-over would only delay
-    local_penalty: float = 2.0  # ... if that is so many times quicker: it holds up their streams
-    handover_tokens: int | None = None  # computed in the time of a hand-over; None: measured
+    max_prefill_tokens_per_worker: int | None = (
+        None  # of prompts ahead: a worker with more gets nothing
+    )
+    conditional_disaggregation: bool = (
+        True  # decode workers compute what a hand-over would only delay
+    )
+    decode_prefill_penalty: float = (
+        2.0  # ... if that is so many times quicker: it holds up their streams
+    )
+    transfer_cost_tokens: int | None = None  # computed in the time of a hand-over; None: measured

@@ -33,14 +33,14 @@ class Role(StrEnum):
     aggregated = "aggregated"
 
 
-class Kind(StrEnum):
+class TopologyKind(StrEnum):
     """Shape of a topology."""
 
     aggregated = "aggregated"
     disaggregated = "disaggregated"
 
 
-class LoadFailure(StrEnum):
+class KvLoadFailurePolicy(StrEnum):
     """What a decode worker does with a request whose KV cache did not arrive."""
 
     recompute = "recompute"  # it computes the prompt itself
@@ -74,7 +74,7 @@ class Pool:
 class Topology:
     """How many workers of which role and shape. `nodes=None`: the fewest that hold them."""
 
-    kind: Kind = Kind.aggregated
+    kind: TopologyKind = TopologyKind.aggregated
     nodes: int | None = None
     aggregated: Pool = Pool()
     prefill: Pool = Pool()
@@ -83,7 +83,7 @@ class Topology:
     @property
     def pools(self) -> tuple[tuple[Role, Pool], ...]:
         """The pools that this kind of topology runs, prefill first."""
-        if self.kind is Kind.aggregated:
+        if self.kind is TopologyKind.aggregated:
             return ((Role.aggregated, self.aggregated),)
         return ((Role.prefill, self.prefill), (Role.decode, self.decode))
 
@@ -114,11 +114,13 @@ class Engine:
     memory_gb: float = 32.0  # host memory, counted like cpus
     ready_timeout_s: float = 1800.0
     stop_timeout_s: float = 20.0
-    restarts: int = 2  # a worker that dies is started again this often
-    sleep: bool = False  # workers may be put to sleep: the device's memory is free meanwhile
-    kv_load_failure: LoadFailure | None = None  # None: recompute, where the engine can
+    max_restarts: int = 2  # a worker that dies is started again this often
+    sleep_mode: bool = False  # workers may be put to sleep: the device's memory is free meanwhile
+    kv_load_failure_policy: KvLoadFailurePolicy | None = (
+        None  # None: recompute, where the engine can
+    )
 
-    def of(self, role: Role) -> RoleOptions:
+    def role_options(self, role: Role) -> RoleOptions:
         """What workers of a role get on top of `args` and `env`."""
         return {
             Role.prefill: self.prefill,
@@ -152,11 +154,11 @@ class Batch:
     """An offline run over a file of prompts."""
 
     concurrency: int | None = None  # None: what fills every decode worker
-    retries: int = 3
+    max_retries: int = 3
     request_timeout_s: float = 3600.0
     requeue: bool = True  # at the end of the walltime, until all is done
     retry_failed: bool = False  # rerun the requests in errors.jsonl; answers are kept
-    defaults: dict[str, Any] = field(default_factory=dict)  # merged under each request's body
+    body_defaults: dict[str, Any] = field(default_factory=dict)  # merged under each request's body
 
 
 @dataclass(frozen=True)
@@ -165,14 +167,18 @@ class Serve:
 
     host: str | None = None  # to listen on; None: the head node's address on the job's network
     port: int = 0  # 0: any free one, announced in the run folder
-    frontends: int | None = None  # processes that share the port; None: by the node's cores
-    queue: int = 1024  # requests that wait for a worker; more are refused with 429
+    frontend_processes: int | None = (
+        None  # processes that share the port; None: by the node's cores
+    )
+    max_queued_requests: int = 1024  # requests that wait for a worker; more are refused with 429
     queue_timeout_s: float = 60.0
-    worker_requests: int | None = None  # given to a worker at a time; None: 2 x max_num_seqs
+    max_requests_per_worker: int | None = (
+        None  # given to a worker at a time; None: 2 x max_num_seqs
+    )
     request_timeout_s: float = 3600.0
     max_body_mb: float = 32.0
-    buffer_mb: float = 512.0  # bodies held by one frontend process, in all
-    key_file: str = ""  # holds the endpoint's API key; empty: a random one for the run
+    max_buffered_mb: float = 512.0  # bodies held by one frontend process, in all
+    api_key_file: str = ""  # holds the endpoint's API key; empty: a random one for the run
     # Web pages that may call the endpoint (CORS): `https://host[:port]`, or `*` for all.
     allowed_origins: tuple[str, ...] = ()
     tls_cert: str = ""  # PEM files; both or none
@@ -186,7 +192,7 @@ class Route:
     workers: tuple[str, ...] = ()  # that do all of a request ...
     prefill: tuple[str, ...] = ()  # ... or those that share them
     decode: tuple[str, ...] = ()
-    key_file: str = ""  # holds the bearer key that the engines ask for; empty: they want none
+    api_key_file: str = ""  # holds the bearer key that the engines ask for; empty: they want none
     events: tuple[str, ...] = ()  # of each, prefill first: live|replay; empty: guessed
     peers: tuple[str, ...] = ()  # other heads before the same engines
 
@@ -200,7 +206,7 @@ class Route:
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """One of several models of a job: its folder or hub id, and what is its workers' alone."""
 
     path: str = ""
@@ -216,12 +222,12 @@ class Config:
 
     task: Task = Task.batch  # set by the verb
     name: str = ""  # of the run; empty: from the input's file name
-    runs: str = "runs"  # folder of all runs; on Slurm it must be visible on every node
+    runs_dir: str = "runs"  # folder of all runs; on Slurm it must be visible on every node
     input: str = ""
     overwrite: bool = False  # start from the beginning; earlier results move to NAME.old-1
     engine: Engine = Engine()
     model: Model = Model()
-    models: dict[str, Served] = field(default_factory=dict)  # by name; empty: `model` alone
+    models: dict[str, ServedModel] = field(default_factory=dict)  # by name; empty: `model` alone
     topology: Topology = Topology()
     cluster: Cluster = field(default_factory=Cluster)
     batch: Batch = Batch()
@@ -231,7 +237,7 @@ class Config:
     planner: Planner = field(default_factory=Planner)
     simulate: Simulate = field(default_factory=Simulate)
 
-    def of(self, model: str) -> "Config":
+    def for_model(self, model: str) -> "Config":
         """As the workers of one model see it: a run of that model alone. Of a run of one model,
         whose name in plans and reports is empty, itself."""
         if not self.models:
@@ -247,9 +253,9 @@ class Config:
         )
 
     @property
-    def each(self) -> dict[str, "Config"]:
+    def by_model(self) -> dict[str, "Config"]:
         """`of` every model, by name."""
-        return {name: self.of(name) for name in self.models or ("",)}
+        return {name: self.for_model(name) for name in self.models or ("",)}
 
     @property
     def served_name(self) -> str:

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hpc_dynamo.config.planner import PlannerKind
+from hpc_dynamo.config.planner import PlannerMode
 from hpc_dynamo.config.schema import Config, Task
 from hpc_dynamo.errors import ConfigError
 
 
 @contextmanager
-def about(model: str) -> Iterator[None]:
+def errors_of_model(model: str) -> Iterator[None]:
     """What is raised as a ConfigError is about one of several models; empty: about the one."""
     try:
         yield
@@ -19,7 +19,7 @@ def about(model: str) -> Iterator[None]:
         raise ConfigError(f"models.{model}: {e.message}", hint=e.hint) from e
 
 
-def refuse_several(config: Config, what: str) -> None:
+def require_single_model(config: Config, what: str) -> None:
     """Raises ConfigError where `what` is of one model, and there are several."""
     if config.models:
         named = ", ".join(config.models)
@@ -32,12 +32,12 @@ def check_models(config: Config) -> None:
     if not config.models:
         return
     if config.task is not Task.serve:
-        refuse_several(config, f"a {config.task}")
+        require_single_model(config, f"a {config.task}")
     if config.route.engines:
         what = "models.* are served by workers that we start, and route.* names other engines"
         raise ConfigError(what, hint="hpc-dynamo serve …, or a route for each model")
-    if config.planner.by is not PlannerKind.off:
-        refuse_several(config, f"planner.by={config.planner.by}")
+    if config.planner.mode is not PlannerMode.off:
+        require_single_model(config, f"planner.mode={config.planner.mode}")
     for name in config.models:
         _check_shared(name, config)
 

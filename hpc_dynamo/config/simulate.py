@@ -12,12 +12,12 @@ class Simulate:
     """
 
     trace: str = ""  # JSON lines: timestamp in ms, input_length, output_length, hash_ids
-    requests: int = 0  # so many of it; 0: all
+    max_requests: int = 0  # so many of it; 0: all
     speed: float = 1.0  # its requests come so many times as fast
-    timing: str = "h100-8b"  # of a step: a profile of the simulator, or FILE.json
-    step_tokens: int = 2048  # that one step computes at most
-    cache_tokens: int = 400_000  # of KV cache in one worker
-    transfer_us: float = 5.0  # for the KV cache of a token from one worker to another
-    turn_s: float = 0.5  # of a change of role, after the drain
-    search: bool = False  # the split of prefill and decode workers that does best
-    picture: str = ""  # PNG, SVG or PDF of load, roles and latencies over time
+    timing_model: str = "h100-8b"  # of a step: a profile of the simulator, or FILE.json
+    max_num_batched_tokens: int = 2048  # that one step computes at most
+    kv_cache_tokens: int = 400_000  # of KV cache in one worker
+    kv_transfer_us_per_token: float = 5.0  # for the KV cache of a token from one worker to another
+    role_change_s: float = 0.5  # of a change of role, after the drain
+    search_split: bool = False  # the split of prefill and decode workers that does best
+    plot: str = ""  # PNG, SVG or PDF of load, roles and latencies over time

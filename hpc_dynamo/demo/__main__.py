@@ -66,7 +66,7 @@ def batch_argv(engine: Provisioned | None, overrides: Sequence[str]) -> list[str
 
 def _run_folder(words: Sequence[str]) -> Path:
     config = compose(words[1:])
-    return Path(config.runs) / config.name
+    return Path(config.runs_dir) / config.name
 
 
 def _show(output: Path, console: Console) -> None:

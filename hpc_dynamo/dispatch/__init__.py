@@ -6,23 +6,30 @@ socket, knows the workers and their load. The engine defines how two workers sha
 after the other (`in_turn`), or both at once (`at_once`).
 """
 
-from hpc_dynamo.dispatch.builder import Circumstances, Prompts, WorkBuilder
-from hpc_dynamo.dispatch.dispatcher import Dispatcher, Routes
-from hpc_dynamo.dispatch.reserved import RESERVED, hidden
-from hpc_dynamo.dispatch.workers import OBJECT, Broken, Incoming, Taker, Whole, Work
+from hpc_dynamo.dispatch.dispatcher import Dispatcher, RequestRouter
+from hpc_dynamo.dispatch.request_builder import PromptTokenizer, RequestBuilder, RequestContext
+from hpc_dynamo.dispatch.reserved_fields import RESERVED_FIELDS, nested_reserved_fields
+from hpc_dynamo.dispatch.worker_client import (
+    OBJECT_DECODER,
+    BufferedResponse,
+    EngineRequest,
+    IncomingResponse,
+    ResponseSink,
+    WorkerFailed,
+)
 
 __all__ = [
-    "OBJECT",
-    "RESERVED",
-    "Broken",
-    "Circumstances",
+    "OBJECT_DECODER",
+    "RESERVED_FIELDS",
+    "BufferedResponse",
     "Dispatcher",
-    "Incoming",
-    "Prompts",
-    "Routes",
-    "Taker",
-    "Whole",
-    "Work",
-    "WorkBuilder",
-    "hidden",
+    "EngineRequest",
+    "IncomingResponse",
+    "PromptTokenizer",
+    "RequestBuilder",
+    "RequestContext",
+    "RequestRouter",
+    "ResponseSink",
+    "WorkerFailed",
+    "nested_reserved_fields",
 ]

@@ -8,15 +8,15 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from hpc_dynamo.dispatch.workers import (
-    LAST_MOMENT_S,
-    Broken,
-    Taker,
-    Work,
-    Workers,
+from hpc_dynamo.dispatch.worker_client import (
+    GRACE_S,
+    EngineRequest,
+    ResponseSink,
+    WorkerClient,
+    WorkerFailed,
     read_object,
 )
-from hpc_dynamo.engines import Body, Concurrent
+from hpc_dynamo.engines import Body, ConcurrentProtocol
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.router import Lease, Target
 
@@ -25,18 +25,22 @@ ROOMS = 1 << 63  # SGLang's rooms are signed 64-bit numbers
 log = logging.getLogger(__name__)
 
 
-class AtOnce:
+class ConcurrentHandoff:
     """See workers.Sharing."""
 
-    def __init__(self, workers: Workers, dialect: Concurrent) -> None:
+    def __init__(self, workers: WorkerClient, dialect: ConcurrentProtocol) -> None:
         self._workers, self._dialect = workers, dialect
         self._introduced = dict[Target, Body]()  # what prefill workers told of where to meet them
 
-    async def run(self, lease: Lease, prefill: Target, work: Work, taker: Taker) -> None:
+    async def run(
+        self, lease: Lease, prefill: Target, work: EngineRequest, taker: ResponseSink
+    ) -> None:
         """The answer is the decode worker's; who fails first ends the other."""
         try:
             told = await self._introduction(lease, prefill)
-            bodies = self._dialect.both(work.body, prefill.url, told, random.randrange(ROOMS))
+            bodies = self._dialect.worker_bodies(
+                work.body, prefill.url, told, random.randrange(ROOMS)
+            )
             await self._both(lease, prefill, work, taker, *map(msgspec.json.encode, bodies))
         except RequestFailed:
             self._introduced.pop(prefill, None)  # the next life of a worker may say another
@@ -45,12 +49,18 @@ class AtOnce:
     async def _introduction(self, lease: Lease, prefill: Target) -> Body:
         """Asked once in the life of a prefill worker."""
         if prefill not in self._introduced:
-            async with self._workers.get(lease, prefill, self._dialect.introduction) as answer:
+            async with self._workers.get(lease, prefill, self._dialect.bootstrap_path) as answer:
                 self._introduced[prefill] = read_object(await answer.read(), prefill)
         return self._introduced[prefill]
 
     async def _both(
-        self, lease: Lease, target: Target, work: Work, taker: Taker, asked: bytes, handed: bytes
+        self,
+        lease: Lease,
+        target: Target,
+        work: EngineRequest,
+        taker: ResponseSink,
+        asked: bytes,
+        handed: bytes,
     ) -> None:
         try:
             async with asyncio.TaskGroup() as sides:
@@ -59,14 +69,14 @@ class AtOnce:
                     _after_the_other(),
                     self._workers.post(lease, lease.decode, work, handed) as answer,
                 ):
-                    await taker.take(answer, lease)
-                await asyncio.wait([prefill], timeout=LAST_MOMENT_S)
+                    await taker.receive(answer, lease)
+                await asyncio.wait([prefill], timeout=GRACE_S)
                 prefill.cancel()
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
 
     async def _prefill(
-        self, lease: Lease, target: Target, work: Work, taker: Taker, content: bytes
+        self, lease: Lease, target: Target, work: EngineRequest, taker: ResponseSink, content: bytes
     ) -> None:
         """An answer that has begun needs the prefill worker no more."""
         try:
@@ -77,7 +87,7 @@ class AtOnce:
                 await answer.read()
             lease.prefilled()
         except RequestFailed as e:
-            if not taker.begun:
+            if not taker.started:
                 raise
             log.warning("after its part was done: %s", e)
 
@@ -88,7 +98,7 @@ async def _after_the_other() -> AsyncIterator[None]:
     in its place."""
     try:
         yield
-    except Broken as e:
+    except WorkerFailed as e:
         if e.body:
-            await asyncio.sleep(LAST_MOMENT_S)
+            await asyncio.sleep(GRACE_S)
         raise

@@ -22,7 +22,14 @@ from typing import Any, Final
 
 import msgspec
 
-from hpc_dynamo.engines import COMPLETIONS, RESPONSES, Body, Concurrent, Dialect, plain
+from hpc_dynamo.engines import (
+    COMPLETIONS,
+    RESPONSES,
+    Body,
+    ConcurrentProtocol,
+    PdProtocol,
+    field_value,
+)
 
 # Tools that the client runs. With other tools an engine generates several times for one request,
 # and would read the same KV cache each time.
@@ -44,12 +51,12 @@ class Execution:
     samples: int = 1
 
 
-WHOLE = Execution(disaggregated=False)
+AGGREGATED = Execution(disaggregated=False)
 DISAGGREGATED = Execution(disaggregated=True)
 
 
-def execution(
-    path: str, body: Body, dialect: Dialect, *, tokens: int = 0, context_tokens: int = 0
+def choose_execution(
+    path: str, body: Body, dialect: PdProtocol, *, tokens: int = 0, context_tokens: int = 0
 ) -> Execution:
     """Return how workers in prefill and decode roles execute this request.
 
@@ -57,17 +64,17 @@ def execution(
     the model's context, 0 if not known.
     """
     if path not in dialect.paths or not _generates_once(path, body):
-        return WHOLE
-    if isinstance(dialect, Concurrent):
+        return AGGREGATED
+    if isinstance(dialect, ConcurrentProtocol):
         samples = count(body, "n")
-        return Execution(disaggregated=True, samples=samples) if samples > 0 else WHOLE
+        return Execution(disaggregated=True, samples=samples) if samples > 0 else AGGREGATED
     one = _is_one_sequence(path, body) and _fits(body, tokens, context_tokens)
-    return DISAGGREGATED if one else WHOLE
+    return DISAGGREGATED if one else AGGREGATED
 
 
 def count(body: Body, field: str, default: int = 1) -> int:
     """Return the integer in a field; `default` if it is not set or null, MALFORMED if invalid."""
-    value = plain(body.get(field))
+    value = field_value(body.get(field))
     if value is None:
         return default
     if not isinstance(value, bool | int | float | str):
@@ -81,7 +88,7 @@ def count(body: Body, field: str, default: int = 1) -> int:
 
 def is_off(body: Body, field: str) -> bool:
     """Return True if a switch is off or not set, as pydantic reads it."""
-    value = plain(body.get(field))
+    value = field_value(body.get(field))
     return value.lower() in OFF if isinstance(value, str) else value in (None, False)
 
 
@@ -91,7 +98,7 @@ def _generates_once(path: str, body: Body) -> bool:
         return True
     if not is_off(body, "background") or not is_off(body, "previous_response_id"):
         return False
-    tools = plain(body.get("tools")) or []
+    tools = field_value(body.get("tools")) or []
     return isinstance(tools, list | tuple) and all(
         isinstance(tool, dict) and tool.get("type", "function") in CLIENT_TOOLS for tool in tools
     )
@@ -103,14 +110,18 @@ def _is_one_sequence(path: str, body: Body) -> bool:
         return False
     if not (is_off(body, "use_beam_search") and is_off(body, "echo")):
         return False
-    if any(plain(body.get(field)) is not None for field in ("prompt_logprobs", "prompt_embeds")):
+    if any(
+        field_value(body.get(field)) is not None for field in ("prompt_logprobs", "prompt_embeds")
+    ):
         return False
     return path != COMPLETIONS or _prompts(body.get("prompt")) == 1
 
 
 def _fits(body: Body, tokens: int, context_tokens: int) -> bool:
     """Return False if the engine would refuse these lengths: then no prefill is wasted."""
-    limit = next((count(body, name) for name in LIMITS if plain(body.get(name)) is not None), 1)
+    limit = next(
+        (count(body, name) for name in LIMITS if field_value(body.get(name)) is not None), 1
+    )
     if limit < 1:
         return False
     return not context_tokens or (tokens < context_tokens and limit <= context_tokens)
@@ -121,7 +132,7 @@ def _prompts(prompt: Any) -> int:
     token ids in JSON is not decoded."""
     if isinstance(prompt, msgspec.Raw) and TOKEN_IDS.match(memoryview(prompt)):
         return 1
-    prompt = plain(prompt)
+    prompt = field_value(prompt)
     if isinstance(prompt, str):
         return 1
     if not isinstance(prompt, list | tuple) or not prompt:

@@ -10,42 +10,42 @@ from dataclasses import replace
 import msgspec
 
 from hpc_dynamo.dispatch.execution import is_off
-from hpc_dynamo.dispatch.merged import MergedAnswer, MergedStream, WholePart
-from hpc_dynamo.dispatch.workers import Taker, Work
-from hpc_dynamo.engines import plain
+from hpc_dynamo.dispatch.merged_response import BufferedSample, MergedResponse, MergedStream
+from hpc_dynamo.dispatch.worker_client import EngineRequest, ResponseSink
+from hpc_dynamo.engines import field_value
 from hpc_dynamo.errors import RequestFailed
 
-MOST_SAMPLES = 128  # OpenAI's limit for `n`
+MAX_SAMPLES = 128  # OpenAI's limit for `n`
 
-Run = Callable[[Work, Taker], Awaitable[None]]
+Run = Callable[[EngineRequest, ResponseSink], Awaitable[None]]
 
 
-async def fan_out(run: Run, work: Work, taker: Taker) -> None:
+async def fan_out(run: Run, work: EngineRequest, taker: ResponseSink) -> None:
     """Execute each sample of `work` with `run` and give `taker` the merged answer.
 
     The error of one sample is raised for the whole request, and the others are cancelled.
     """
-    if work.samples > MOST_SAMPLES:
-        what = f"n={work.samples}: at most {MOST_SAMPLES} answers to one request"
+    if work.samples > MAX_SAMPLES:
+        what = f"n={work.samples}: at most {MAX_SAMPLES} answers to one request"
         raise RequestFailed(f"{what} when prefill and decode are disaggregated", status=400)
-    singles = [single(work, sample) for sample in range(work.samples)]
+    singles = [request_for_sample(work, sample) for sample in range(work.samples)]
     if not is_off(work.body, "stream"):
         stream = MergedStream(work.samples)
-        await _together(stream.give(taker), *map(run, singles, stream.parts))
+        await _together(stream.deliver(taker), *map(run, singles, stream.sample_streams))
     else:
-        parts = [WholePart() for _ in singles]
+        parts = [BufferedSample() for _ in singles]
         await _together(*map(run, singles, parts))
-        await MergedAnswer(parts).give(taker)
+        await MergedResponse(parts).deliver(taker)
 
 
-def single(work: Work, sample: int) -> Work:
+def request_for_sample(work: EngineRequest, sample: int) -> EngineRequest:
     """Return the request for one of the samples.
 
     With a `seed` sample j gets seed + j, as in vLLM (v1/engine/parallel_sampling.py), so that the
     samples differ and a repeated request gives the same samples.
     """
     body = {name: value for name, value in work.body.items() if name not in ("n", "best_of")}
-    seed = plain(body.get("seed"))
+    seed = field_value(body.get("seed"))
     if isinstance(seed, int):
         body["seed"] = seed + sample
     if sample:

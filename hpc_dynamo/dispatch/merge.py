@@ -6,13 +6,13 @@ that was generated. All other fields are those of the first answer; id, creation
 fingerprint of a stream are those of the first event.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from hpc_dynamo.engines import Body
+from hpc_dynamo.http.sse import DONE, DONE_EVENT, EventParser, encode_event
 
 Raw = msgspec.Raw
 Choices = list[dict[str, Raw]]
@@ -24,8 +24,6 @@ EVENT = msgspec.json.Decoder(dict[str, Raw])
 
 OF_PROMPT = ("prompt_tokens", "prompt_tokens_details")
 HEAD = ("id", "created", "model", "system_fingerprint")
-END = re.compile(rb"\r?\n\r?\n")  # of an event
-DONE = b"data: [DONE]\n\n"
 
 
 def merge(answers: Sequence[Body]) -> bytes:
@@ -35,7 +33,7 @@ def merge(answers: Sequence[Body]) -> bytes:
     """
     choices: Choices = []
     for sample, answer in enumerate(answers):
-        choices += renumbered(answer["choices"], sample, len(answers))
+        choices += renumber(answer["choices"], sample, len(answers))
     choices.sort(key=lambda choice: NUMBER.decode(choice["index"]))
     merged = {**answers[0], "choices": choices}
     if usages := _usages(answers):
@@ -43,7 +41,7 @@ def merge(answers: Sequence[Body]) -> bytes:
     return msgspec.json.encode(merged)
 
 
-def renumbered(choices: Raw, sample: int, samples: int) -> Choices:
+def renumber(choices: Raw, sample: int, samples: int) -> Choices:
     """Return the choices of one sample's answer with their index in the merged answer."""
     return [
         choice | {"index": _raw(NUMBER.decode(choice["index"]) * samples + sample)}
@@ -84,19 +82,17 @@ class EventMerger:
         self._samples = samples
         self._head: dict[str, Raw] = {}
         self._usages: dict[int, dict[str, Raw]] = {}  # by sample: its last event
-        self._rests = [b""] * samples  # start of an incomplete event, for each stream
+        self._parsers = [EventParser() for _ in range(samples)]
 
     def feed(self, sample: int, data: bytes) -> tuple[bytes, bytes]:
         """Return the events to send for this piece of a stream, and the content of an error event,
         after which the stream is useless. Raises msgspec.DecodeError for an event that is not of a
         completion or chat."""
-        *events, self._rests[sample] = END.split(self._rests[sample] + data)
         out = b""
-        for event in events:
-            content = _data(event)
+        for content, raw in self._parsers[sample].feed(data):
             if content is None:
-                out += event + b"\n\n"
-            elif content != b"[DONE]":
+                out += raw
+            elif content != DONE:
                 chunk = EVENT.decode(content)
                 if "choices" not in chunk:
                     return out, content
@@ -105,29 +101,19 @@ class EventMerger:
 
     def _chunk(self, sample: int, chunk: dict[str, Raw]) -> bytes:
         self._head = self._head or {name: chunk[name] for name in HEAD if name in chunk}
-        choices = renumbered(chunk["choices"], sample, self._samples)
+        choices = renumber(chunk["choices"], sample, self._samples)
         if not choices:
             self._usages[sample] = chunk
             return b""
-        return _event({**chunk, **self._head, "choices": choices})
+        return encode_event({**chunk, **self._head, "choices": choices})
 
     def closing(self) -> bytes:
         """Return the end of the merged stream, with its usage if the client asked for it."""
         chunks = [self._usages[sample] for sample in sorted(self._usages)]
         usages = _usages(chunks)
         if not usages:
-            return DONE
-        return _event({**chunks[0], **self._head, "usage": merge_usage(usages)}) + DONE
-
-
-def _data(event: bytes) -> bytes | None:
-    """Return the data of a server-sent event; None for a comment."""
-    lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
-    return b"\n".join(lines) if lines else None
-
-
-def _event(content: object) -> bytes:
-    return b"data: %b\n\n" % msgspec.json.encode(content)
+            return DONE_EVENT
+        return encode_event({**chunks[0], **self._head, "usage": merge_usage(usages)}) + DONE_EVENT
 
 
 def _raw(value: object) -> Raw:

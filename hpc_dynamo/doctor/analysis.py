@@ -29,7 +29,7 @@ def apart(hosts: Sequence[str], nodes: Sequence[Examined], token: str) -> list[F
     """Nodes whose run folder is another than the head's."""
     what = "its run folder is not the head node's"
     why = "what it writes there nobody else finds"
-    found = fault("run folder", what, why, "runs=… on a disk that all nodes share")
+    found = fault("run folder", what, why, "runs_dir=… on a disk that all nodes share")
     return [replace(found, host=hosts[n.node]) for n in nodes if n.facts.run_token != token]
 
 

@@ -133,7 +133,7 @@ def run_folder(facts: Facts) -> Finding | None:
     if not facts.run_error:
         return None
     why = "results, logs and addresses are written there by every node"
-    return fault("run folder", facts.run_error, why, "runs=… on a disk that all nodes share")
+    return fault("run folder", facts.run_error, why, "runs_dir=… on a disk that all nodes share")
 
 
 def engine(facts: Facts) -> Finding | None:

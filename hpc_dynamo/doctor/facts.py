@@ -16,7 +16,7 @@ from pathlib import Path
 from hpc_dynamo.bootstrap import mpi
 from hpc_dynamo.config import BootstrapMethod, Config, Container, ContainerKind, Engine
 from hpc_dynamo.doctor.records import Facts
-from hpc_dynamo.launch.mpi_step import environment
+from hpc_dynamo.launch.mpi_step import step_environment
 from hpc_dynamo.model_files import check_models, model_source
 from hpc_dynamo.process.child import clean_environment
 from hpc_dynamo.topology import Plan
@@ -51,7 +51,7 @@ def gpus_used(plan: Plan, node: int) -> int:
 
 def model_here(config: Config) -> Path | None:
     """Return the first model that this node can read: a folder, or in the Hugging Face cache."""
-    sources = (model_source(own, os.environ) for own in config.each.values() if own.model.path)
+    sources = (model_source(own, os.environ) for own in config.by_model.values() if own.model.path)
     return next((source.path for source in sources if source.path), None)
 
 
@@ -176,7 +176,7 @@ def _container_error(container: Container) -> str:
 def _pyxis_error() -> str:
     """It is a plugin of srun's, whose help names its options."""
     try:
-        there = "--container-image" in _run(["srun", "--help"], environment({})).stdout
+        there = "--container-image" in _run(["srun", "--help"], step_environment({})).stdout
     except (OSError, subprocess.SubprocessError) as e:
         return f"srun cannot be run: {e}"
     return "" if there else "srun has no --container-image: Pyxis is not in this node's Slurm"

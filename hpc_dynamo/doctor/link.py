@@ -17,8 +17,8 @@ import time
 from typing import Any
 
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.kv.agent import KvAgent, Transfer
-from hpc_dynamo.kv.memory import gpu_pool
+from hpc_dynamo.kv.agent import KvAgent, KvTransfer
+from hpc_dynamo.kv.memory import allocate_gpu_pool
 
 MARK = "hpc-dynamo-link "
 BLOCK_BYTES, BLOCKS = (256 << 10, 4 << 10), (128, 4)
@@ -29,7 +29,7 @@ AWAKE_S, DOZE_S = 0.05, 0.001  # notices are asked for all the time while a peer
 
 async def main(name: str, gpu: bool) -> None:
     sizes = [block * count for block, count in zip(BLOCK_BYTES, BLOCKS, strict=True)]
-    pools: list[Any] = [gpu_pool(size) for size in sizes] if gpu else [None, None]
+    pools: list[Any] = [allocate_gpu_pool(size) for size in sizes] if gpu else [None, None]
     memory = "host" if pools[0] is None else "GPU"
     filled = [pool if pool is not None else _host(n) for pool, n in zip(pools, sizes, strict=True)]
     agents = [
@@ -57,7 +57,7 @@ def _host(size: int) -> mmap.mmap:
 async def _serve(agent: KvAgent) -> None:
     heard_at = 0.0
     while True:
-        if await agent.notices():
+        if await agent.get_notifications():
             heard_at = time.monotonic()
         await asyncio.sleep(0 if time.monotonic() - heard_at < AWAKE_S else DOZE_S)
 
@@ -71,17 +71,17 @@ async def _measured(agents: list[KvAgent], metadata: list[bytes]) -> dict[str, A
     return {"gb_s": _rate(large) / 1e9, "latency_us": small.seconds * 1e6}
 
 
-async def _best(agent: KvAgent, metadata: bytes, count: int, repeats: int) -> Transfer:
+async def _best(agent: KvAgent, metadata: bytes, count: int, repeats: int) -> KvTransfer:
     """The quickest pull, of `repeats` or of as many as there is time for.
 
     They grow as the link allows: a slow one is to be measured, not to be taken for dead. One that
     was held up, by a busy machine or since it connects, is none to judge by: a few come after it.
     """
-    peer, blocks, pulls = await agent.add_peer(metadata), list(range(count)), list[Transfer]()
+    peer, blocks, pulls = await agent.add_peer(metadata), list(range(count)), list[KvTransfer]()
     began, tried, full = time.monotonic(), 1, 0
     while full < repeats and (len(pulls) < LEAST or time.monotonic() - began < BUDGET_S):
         some = blocks[:tried]
-        done = await agent.pull(peer, some, some, notice=b".", timeout_s=PULL_S)
+        done = await agent.pull(peer, some, some, notification=b".", timeout_s=PULL_S)
         pulls.append(done)
         full += tried == count
         if done.seconds * GROWTH < BUDGET_S:
@@ -89,7 +89,7 @@ async def _best(agent: KvAgent, metadata: bytes, count: int, repeats: int) -> Tr
     return max(pulls, key=_rate)
 
 
-def _rate(done: Transfer) -> float:
+def _rate(done: KvTransfer) -> float:
     return done.size_bytes / done.seconds
 
 

@@ -6,8 +6,8 @@ MPI_Init ends the step that it happens in.
 
 import asyncio
 
-from hpc_dynamo.engines import Command, Place, contained, for_worker, is_world
-from hpc_dynamo.engines.contract import interpreter
+from hpc_dynamo.engines import Command, Placement, for_worker, in_container, is_mpi_step
+from hpc_dynamo.engines.contract import python_executable
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.launch import mpi_step
 from hpc_dynamo.process.child import clean_environment
@@ -22,7 +22,7 @@ async def world_error(attempt: Attempt) -> str:
     """Of the first such worker of our part of the job; empty where there is none, or it is well at
     the second try: one that crashes once is started again in a run, too."""
     config, plan = attempt.config(), attempt.plan()
-    worlds = (w for w in plan.parts[0].workers if is_world(config, w))
+    worlds = (w for w in plan.group_plans[0].workers if is_mpi_step(config, w))
     worker = next(worlds, None)
     if worker is None:
         return ""
@@ -38,14 +38,14 @@ async def world_error(attempt: Attempt) -> str:
 
 async def _tried(attempt: Attempt, worker: Worker) -> str:
     own, ranks = for_worker(attempt.config(), worker), sum(len(s.gpus) for s in worker.shards)
-    bare = Command((interpreter(own), "-c", PROGRAM), own.engine.env)
-    place = Place(worker, address="", ports=(), gpus=(), token="", folder=str(attempt.logs))
-    command = contained(own, place, bare)
-    step = mpi_step.Step(worker, box=command.box)
+    bare = Command((python_executable(own), "-c", PROGRAM), own.engine.env)
+    place = Placement(worker, address="", ports=(), gpus=(), token="", log_folder=str(attempt.logs))
+    command = in_container(own, place, bare)
+    step = mpi_step.WorkerStep(worker, container_args=command.container_args)
     argv = await asyncio.to_thread(step.command, own, attempt.plan(), command.argv)
     process = await asyncio.create_subprocess_exec(
         *argv,
-        env=mpi_step.environment(clean_environment(command.env)),
+        env=mpi_step.step_environment(clean_environment(command.env)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -59,4 +59,4 @@ async def _tried(attempt: Attempt, worker: Worker) -> str:
             await asyncio.to_thread(step.signal, "KILL")
     if said.count(f"{MARK} {ranks}\n") == ranks:
         return ""
-    return f"the {ranks} ranks of worker {worker.rank} did not meet: {mpi_step.last_words(said)}"
+    return f"the {ranks} ranks of worker {worker.rank} did not meet: {mpi_step.last_message(said)}"

@@ -24,7 +24,7 @@ from hpc_dynamo.doctor.coordinator import CODEC, Lead, Meeting, control, token
 from hpc_dynamo.doctor.nixl_endpoint import End, end
 from hpc_dynamo.doctor.records import Examined, Facts, Meet, Message, Over, Pull
 from hpc_dynamo.errors import BootstrapError, KvTransferError
-from hpc_dynamo.launch.node import whoami
+from hpc_dynamo.launch.node import node_index_and_hosts
 from hpc_dynamo.messages import NodeRecord
 from hpc_dynamo.run import Attempt, write_json
 from hpc_dynamo.wire import ControlClient, ControlServer
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 def main(path: str) -> int:
     """This node's part; 0 where it could be done, whatever was found."""
     attempt = Attempt(Path(path))
-    index, hosts = whoami(attempt.plan().nodes)
+    index, hosts = node_index_and_hosts(attempt.plan().nodes)
     logging.basicConfig(filename=attempt.agent_log(index), level=logging.INFO)
     try:
         asyncio.run(_node(attempt, index, hosts))
@@ -107,7 +107,7 @@ class _Node:
 
     async def _nixl(self, stack: AsyncExitStack) -> tuple[End | None, str]:
         name = f"doctor-{self._index}-{os.getpid()}"
-        first = next(iter(self._config.each.values()))
+        first = next(iter(self._config.by_model.values()))
         try:
             return await stack.enter_async_context(end(name, first, self._address)), ""
         except KvTransferError as e:
@@ -126,7 +126,7 @@ class _Node:
     def _look(self) -> Facts:
         config, folder = self._config, self._attempt.path
         plan, host = self._attempt.plan(), self._hosts[self._index]
-        engines = dict.fromkeys(look.engine_error(own.engine) for own in config.each.values())
+        engines = dict.fromkeys(look.engine_error(own.engine) for own in config.by_model.values())
         gpus = look.gpus_used(plan, self._index) or plan.gpus_on(self._index)  # idle: as asked for
         quick = look.quick(config, gpus, self._address, host)
         return msgspec.structs.replace(
@@ -137,7 +137,7 @@ class _Node:
             run_error=look.run_error(folder),
             run_token=token(self._attempt),
             engine_error="; ".join(filter(None, engines)),
-            contained=any(look.contained(own.engine) for own in config.each.values()),
+            contained=any(look.contained(own.engine) for own in config.by_model.values()),
             mpi=look.mpi_version(sys.executable),
         )
 

@@ -4,16 +4,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from hpc_dynamo.config import Config, Kind, Role, Router, about
+from hpc_dynamo.config import Config, Role, Router, TopologyKind, errors_of_model
 from hpc_dynamo.engines import container_args
-from hpc_dynamo.engines.container_args import contained
+from hpc_dynamo.engines.container_args import in_container
 from hpc_dynamo.engines.contract import (
     Command,
     Engine,
     EventEndpoints,
-    Meeting,
-    Naps,
-    Place,
+    Placement,
+    ShardRendezvous,
+    SleepEndpoints,
 )
 from hpc_dynamo.engines.pd_protocol import (
     CHAT,
@@ -21,27 +21,27 @@ from hpc_dynamo.engines.pd_protocol import (
     MESSAGES,
     RESPONSES,
     Body,
-    Concurrent,
-    Dialect,
-    Sequential,
-    plain,
-    probing,
+    ConcurrentProtocol,
+    PdProtocol,
+    SequentialProtocol,
+    field_value,
+    probe_fields,
 )
 from hpc_dynamo.engines.roles import differ, for_role, for_worker
-from hpc_dynamo.engines.sglang import Sglang
-from hpc_dynamo.engines.sglang_pd_protocol import SglangDialect
+from hpc_dynamo.engines.sglang import SglangAdapter
+from hpc_dynamo.engines.sglang_pd_protocol import SglangPdProtocol
 from hpc_dynamo.engines.sglang_prompts import PromptCheck, prompt_check
-from hpc_dynamo.engines.simulator import DIALECTS, Simulator, spoken
-from hpc_dynamo.engines.trtllm import Trtllm
-from hpc_dynamo.engines.vllm import Vllm
+from hpc_dynamo.engines.simulator import PD_PROTOCOLS, SimulatorAdapter, simulated_protocol
+from hpc_dynamo.engines.trtllm import TrtllmAdapter
+from hpc_dynamo.engines.vllm import VllmAdapter
 from hpc_dynamo.errors import ConfigError, unknown_name
 from hpc_dynamo.topology import Plan, Worker
 
 ENGINES: dict[str, type[Engine]] = {
-    "sglang": Sglang,
-    "simulator": Simulator,
-    "trtllm": Trtllm,
-    "vllm": Vllm,
+    "sglang": SglangAdapter,
+    "simulator": SimulatorAdapter,
+    "trtllm": TrtllmAdapter,
+    "vllm": VllmAdapter,
 }
 
 
@@ -57,17 +57,18 @@ def check(config: Config, plan: Plan) -> None:
 
     Raises ConfigError.
     """
-    for model, own in config.each.items():
-        with about(model):
-            _check(own, plan.of(model))
+    for model, own in config.by_model.items():
+        with errors_of_model(model):
+            _check(own, plan.for_model(model))
 
 
 def _check(config: Config, plan: Plan) -> None:
     adapter = engine(config.engine.name)
-    if adapter.flexible(config) and differ(config):
+    if adapter.serves_both_roles(config) and differ(config):
         what = "a worker whose role changes while it runs has no options of one role: "
         what += "engine.prefill and engine.decode differ"
-        hint = "planner.restart=true starts its engine anew in its new role; or planner=off"
+        hint = "planner.restart_on_role_change=true restarts its engine in its new role; "
+        hint += "or planner=off"
         raise ConfigError(what, hint=hint)
     for worker in {worker.role: worker for worker in plan.workers}.values():
         with _about_role(worker.role, adapter, config, plan):
@@ -80,12 +81,12 @@ def _about_role(role: Role, adapter: Engine, config: Config, plan: Plan) -> Iter
     try:
         yield
     except ConfigError as e:
-        if e.message == _refused(adapter, config, plan):
+        if e.message == _check_error(adapter, config, plan):
             raise
         raise ConfigError(f"{e.message} (with engine.{role})", hint=e.hint) from e
 
 
-def _refused(adapter: Engine, config: Config, plan: Plan) -> str:
+def _check_error(adapter: Engine, config: Config, plan: Plan) -> str:
     try:
         adapter.check(config, plan)
     except ConfigError as e:
@@ -93,82 +94,84 @@ def _refused(adapter: Engine, config: Config, plan: Plan) -> str:
     return ""
 
 
-def is_world(config: Config, worker: Worker) -> bool:
+def is_mpi_step(config: Config, worker: Worker) -> bool:
     """Whether its ranks are one MPI world, over all of its nodes."""
     view = for_worker(config, worker)
-    return engine(view.engine.name).world(view, worker)
+    return engine(view.engine.name).is_mpi_step(view, worker)
 
 
-def dialect(config: Config) -> Dialect:
+def pd_protocol_of(config: Config) -> PdProtocol:
     """What the engines of this configuration speak: the simulator may speak any."""
     if config.engine.name == "simulator":
-        return spoken(config)
-    return engine(config.engine.name).dialect
+        return simulated_protocol(config)
+    return engine(config.engine.name).pd_protocol
 
 
-def calling(config: Config, adapter: str) -> Body:
+def adapter_fields(config: Config, adapter: str) -> Body:
     """What a request for a LoRA adapter says in place of its own `model`; empty: the same."""
-    if not isinstance(dialect(config), SglangDialect):
+    if not isinstance(pd_protocol_of(config), SglangPdProtocol):
         return {}
     return {"model": f"{config.served_name}:{adapter}"}
 
 
-def fatal_prompts(config: Config) -> PromptCheck | None:
+def prompt_check_of(config: Config) -> PromptCheck | None:
     """Return the check for prompts that would end an engine; None if engines refuse them."""
-    return prompt_check(config) if isinstance(dialect(config), SglangDialect) else None
+    return prompt_check(config) if isinstance(pd_protocol_of(config), SglangPdProtocol) else None
 
 
-def advice(config: Config, log_tail: str) -> str:
+def diagnose(config: Config, log_tail: str) -> str:
     """What to try, from the last lines of a dead engine's log; empty where unknown."""
-    return container_args.advice(config, log_tail) or engine(config.engine.name).advice(log_tail)
+    return container_args.diagnose(config, log_tail) or engine(config.engine.name).diagnose(
+        log_tail
+    )
 
 
-def suited(config: Config) -> Config:
+def with_engine_limits(config: Config) -> Config:
     """With routers that ask of the engines what they can: of those that always share a request
     none computes a prompt alone."""
     models = {
-        model: replace(served, router=_suited(config.of(model)))
+        model: replace(served, router=_router_for(config.for_model(model)))
         for model, served in config.models.items()
     }
-    own = config.router if models else _suited(config)
+    own = config.router if models else _router_for(config)
     return replace(config, router=own, models=models)
 
 
-def _suited(config: Config) -> Router:
-    shared = isinstance(dialect(config), Concurrent)
-    if not (shared and config.topology.kind is Kind.disaggregated):
+def _router_for(config: Config) -> Router:
+    shared = isinstance(pd_protocol_of(config), ConcurrentProtocol)
+    if not (shared and config.topology.kind is TopologyKind.disaggregated):
         return config.router
-    return replace(config.router, local_prefill=False)
+    return replace(config.router, conditional_disaggregation=False)
 
 
 __all__ = [
     "CHAT",
     "COMPLETIONS",
-    "DIALECTS",
     "ENGINES",
     "MESSAGES",
+    "PD_PROTOCOLS",
     "RESPONSES",
     "Body",
     "Command",
-    "Concurrent",
-    "Dialect",
+    "ConcurrentProtocol",
     "Engine",
     "EventEndpoints",
-    "Meeting",
-    "Naps",
-    "Place",
-    "Sequential",
-    "advice",
-    "calling",
+    "PdProtocol",
+    "Placement",
+    "SequentialProtocol",
+    "ShardRendezvous",
+    "SleepEndpoints",
+    "adapter_fields",
     "check",
-    "contained",
-    "dialect",
+    "diagnose",
     "engine",
-    "fatal_prompts",
+    "field_value",
     "for_role",
     "for_worker",
-    "is_world",
-    "plain",
-    "probing",
-    "suited",
+    "in_container",
+    "is_mpi_step",
+    "pd_protocol_of",
+    "probe_fields",
+    "prompt_check_of",
+    "with_engine_limits",
 ]

@@ -1,27 +1,29 @@
 """What several engines refuse, before anything is submitted."""
 
-from hpc_dynamo.config import Config, LoadFailure
-from hpc_dynamo.engines.contract import looks_at_events
+from hpc_dynamo.config import Config, KvLoadFailurePolicy
+from hpc_dynamo.engines.contract import uses_kv_events
 from hpc_dynamo.errors import ConfigError
 
 
-def model_is_set(config: Config) -> None:
+def require_model(config: Config) -> None:
     """Raises ConfigError."""
     if not config.model.path:
         hint = "model.path=/path/to/model (a folder on a shared disk, or a hub id)"
         raise ConfigError("model.path is not set", hint=hint)
 
 
-def recomputes_nothing(name: str, config: Config) -> None:
+def refuse_recompute(name: str, config: Config) -> None:
     """Raises ConfigError where an engine is to do what only vLLM's decode workers can."""
-    if config.engine.kv_load_failure is LoadFailure.recompute:
-        what = f"engine.kv_load_failure=recompute: {name} fails a request whose blocks are lost"
-        raise ConfigError(what, hint="engine.kv_load_failure=fail; other workers are tried")
+    if config.engine.kv_load_failure_policy is KvLoadFailurePolicy.recompute:
+        what = (
+            f"engine.kv_load_failure_policy=recompute: {name} fails a request whose blocks are lost"
+        )
+        raise ConfigError(what, hint="engine.kv_load_failure_policy=fail; other workers are tried")
 
 
-def blocks_fit(config: Config, engine_tokens: int) -> None:
+def check_block_size(config: Config, engine_tokens: int) -> None:
     """Whether the router can take in events on blocks of so many tokens. Raises ConfigError."""
     own = config.router.block_tokens
-    if looks_at_events(config) and engine_tokens % own:
+    if uses_kv_events(config) and engine_tokens % own:
         what = f"router.block_tokens={own} does not divide the engine's blocks of {engine_tokens}"
         raise ConfigError(what, hint=f"router.block_tokens={engine_tokens}")

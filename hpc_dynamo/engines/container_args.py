@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpc_dynamo.config import Config, ContainerKind, Device
-from hpc_dynamo.engines.contract import Command, Place
-from hpc_dynamo.engines.diagnostics import advised
+from hpc_dynamo.engines.contract import Command, Placement
+from hpc_dynamo.engines.diagnostics import find_hint
 from hpc_dynamo.engines.vllm import GUARD
 from hpc_dynamo.process.child import SAFE_PATH
 
 # What a step runs first, by its path: the engines do not know of the launchers.
-RANK = Path(__file__).parents[1] / "launch/mpi_rank.py"
+STEP_TASK = Path(__file__).parents[1] / "launch/mpi_rank.py"
 
 # Of an image made from Docker's the command script would put the image's entrypoint before ours.
 RC_NAME, RC = "enroot-rc.sh", 'exec "$@"\n'
@@ -49,7 +49,7 @@ KNOWN_FAILURES = {
 }
 
 
-def contained(config: Config, place: Place, command: Command) -> Command:
+def in_container(config: Config, place: Placement, command: Command) -> Command:
     """The same process in the container that the configuration asks for, if it does."""
     if config.engine.container.kind is not ContainerKind.none:  # the host's stays outside
         command = replace(command, env=SAFE_PATH | dict(command.env))
@@ -63,58 +63,58 @@ def contained(config: Config, place: Place, command: Command) -> Command:
     return command
 
 
-def advice(config: Config, log_tail: str) -> str:
+def diagnose(config: Config, log_tail: str) -> str:
     """What to try where the container is to blame; empty where unknown or without one."""
     if config.engine.container.kind is ContainerKind.none:
         return ""
-    return advised(KNOWN_FAILURES, log_tail)
+    return find_hint(KNOWN_FAILURES, log_tail)
 
 
-def _apptainer(config: Config, place: Place, command: Command) -> Command:
+def _apptainer(config: Config, place: Placement, command: Command) -> Command:
     container = config.engine.container
     gpus = ["--nv"] if config.engine.device is Device.cuda else []
-    binds = [f"--bind={mount}" for mount in (*_ours(config, place), *container.mounts)]
+    binds = [f"--bind={mount}" for mount in (*_required_mounts(config, place), *container.mounts)]
     # Without --no-eval a shell would look for `$` in the values of the environment.
     words = ["apptainer", "exec", "--cleanenv", "--no-eval", *gpus, *binds, *container.options]
     env = {f"APPTAINERENV_{name}": value for name, value in command.env.items()}
     return replace(command, argv=(*words, container.image, *command.argv), env=env)
 
 
-def _enroot(config: Config, place: Place, command: Command) -> Command:
+def _enroot(config: Config, place: Placement, command: Command) -> Command:
     container = config.engine.container
     env = {**_nvidia(config), **command.env}
-    mounts = [f"--mount={mount}" for mount in _ours(config, place)]
-    mounts += [f"--mount={_fstab(mount)}" for mount in container.mounts]
+    mounts = [f"--mount={mount}" for mount in _required_mounts(config, place)]
+    mounts += [f"--mount={_enroot_mount(mount)}" for mount in container.mounts]
     names = [f"--env={name}" for name in env]  # their values come from Enroot's own environment
-    words = ["enroot", "start", "--rw", f"--rc={place.folder}/{RC_NAME}", *mounts, *names]
+    words = ["enroot", "start", "--rw", f"--rc={place.log_folder}/{RC_NAME}", *mounts, *names]
     argv = (*words, *container.options, container.image, *command.argv)
     # A login shell would read the image's profile, which may set PATH anew.
     return Command(argv, env | {"ENROOT_LOGIN_SHELL": "no"}, {**command.files, RC_NAME: RC})
 
 
-def _pyxis(config: Config, place: Place, command: Command) -> Command:
+def _pyxis(config: Config, place: Placement, command: Command) -> Command:
     """What the host exports would come in where the image has no value of its own: we export only
     what we set, and HOME, by which Enroot finds its folders."""
     container = config.engine.container
     env = {**_nvidia(config), **command.env}
     names = ",".join(name for name in env if name != "CUDA_VISIBLE_DEVICES")  # see rank.py
-    mounts = (str(RANK), *_ours(config, place), *container.mounts)
-    box = (
+    mounts = (str(STEP_TASK), *_required_mounts(config, place), *container.mounts)
+    args = (
         f"--export=HOME,{names}",
         f"--container-image={container.image}",
-        f"--container-mounts={','.join(map(_pair, mounts))}",
+        f"--container-mounts={','.join(map(_pyxis_mount, mounts))}",
         f"--container-env={names}",  # ours, not the image's
         "--no-container-mount-home",
         "--no-container-entrypoint",
         *container.options,
     )
-    return replace(command, env=env, box=box)
+    return replace(command, env=env, container_args=args)
 
 
-def _ours(config: Config, place: Place) -> Iterator[str]:
+def _required_mounts(config: Config, place: Placement) -> Iterator[str]:
     """What a command may name: each is at the same path inside."""
     yield str(GUARD)
-    yield from filter(None, (place.folder, place.events))
+    yield from filter(None, (place.log_folder, place.events_folder))
     paths = (config.model.path, *config.model.lora.values())
     yield from (path for path in paths if path.startswith("/"))
 
@@ -126,11 +126,11 @@ def _nvidia(config: Config) -> dict[str, str]:
     return {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
 
 
-def _pair(mount: str) -> str:
+def _pyxis_mount(mount: str) -> str:
     return mount if ":" in mount else f"{mount}:{mount}"
 
 
-def _fstab(mount: str) -> str:
+def _enroot_mount(mount: str) -> str:
     """SRC:DST:ro as Enroot has it: fields of fstab(5)."""
     parts = mount.split(":")
     return mount if len(parts) < 3 else f"{parts[0]}:{parts[1]}:none:rbind,x-create=auto,{parts[2]}"

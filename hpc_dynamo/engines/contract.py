@@ -14,21 +14,21 @@ from hpc_dynamo.config import (
     Config,
     ContainerKind,
     Device,
-    Kind,
-    PlannerKind,
+    PlannerMode,
     Policy,
+    TopologyKind,
 )
-from hpc_dynamo.engines.option_names import SEVERAL
-from hpc_dynamo.engines.pd_protocol import Dialect
+from hpc_dynamo.engines.option_names import MULTI_VALUE
+from hpc_dynamo.engines.pd_protocol import PdProtocol
 from hpc_dynamo.topology import Plan, Worker
 
 # That an engine keeps for replays. vLLM's replay socket drops, in silence, what goes beyond
 # ZMQ's queue of 1,000; of its own 10,000 steps a busy machine lost up to a third.
-REPLAYED_STEPS = 900
+EVENT_BUFFER_STEPS = 900
 
 
 @dataclass(frozen=True)
-class Meeting:
+class ShardRendezvous:
     """Where the parts of one worker meet: on the node of the first, which listens there."""
 
     address: str
@@ -36,7 +36,7 @@ class Meeting:
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """Where one worker is about to run, or the part of it that is on one node. `gpus` are what
     CUDA_VISIBLE_DEVICES takes."""
 
@@ -45,10 +45,10 @@ class Place:
     ports: tuple[int, ...]  # free a moment ago; the first is for HTTP
     gpus: tuple[str, ...]
     token: str  # the run's bearer token: to be given by environment, never on a command line
-    events: str = ""  # a private folder for sockets of KV events; empty: none are wanted
-    folder: str = ""  # where the files of a command will lie: the run's logs
-    part: int = 0  # which of the worker's shards; the first serves its HTTP
-    meeting: Meeting | None = None  # of a worker over several nodes
+    events_folder: str = ""  # a private folder for sockets of KV events; empty: none are wanted
+    log_folder: str = ""  # where the files of a command will lie: the run's logs
+    shard_index: int = 0  # which of the worker's shards; the first serves its HTTP
+    rendezvous: ShardRendezvous | None = None  # of a worker over several nodes
     interface: str = ""  # network interface of `address`, where it is known
 
 
@@ -61,7 +61,7 @@ class EventEndpoints:
 
 
 @dataclass(frozen=True)
-class Naps:
+class SleepEndpoints:
     """Paths (POST) of a worker that has nothing to do: it gives its device's memory back, keeping
     the weights elsewhere, and takes it again."""
 
@@ -80,7 +80,7 @@ class Command:
     argv: tuple[str, ...]
     env: Mapping[str, str]
     files: Mapping[str, str] = field(default_factory=dict)
-    box: tuple[str, ...] = ()
+    container_args: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class MetricNames:
     ttft: str
     itl: str
     kv_bytes: str  # histogram or counter of bytes that NIXL moved to this worker
-    cache: str  # gauge whose labels num_gpu_blocks and block_size tell the KV cache's size
+    cache_info: str  # gauge whose labels num_gpu_blocks and block_size tell the KV cache's size
     path: str = "/metrics"
 
 
@@ -105,7 +105,7 @@ class Engine(Protocol):
     """An adapter. The table of all is `engines.ENGINES`."""
 
     @property
-    def dialect(self) -> Dialect: ...
+    def pd_protocol(self) -> PdProtocol: ...
 
     @property
     def metrics(self) -> MetricNames: ...
@@ -115,53 +115,53 @@ class Engine(Protocol):
         """Whether /tokenize gives the ids of the model's own tokenizer."""
 
     @property
-    def ports(self) -> int:
+    def port_count(self) -> int:
         """How many free ports one worker needs; the first is for HTTP."""
 
     @property
-    def meeting_ports(self) -> int:
+    def rendezvous_port_count(self) -> int:
         """How many more it needs where it is spread over nodes, on the first of them."""
 
     @property
-    def never_ready(self) -> tuple[str, ...]:
+    def hang_messages(self) -> tuple[str, ...]:
         """What the log says when the engine will neither serve nor exit."""
 
     def check(self, config: Config, plan: Plan) -> None:
         """Refuse what this engine cannot run, before submission. Raises ConfigError."""
 
-    def command(self, config: Config, place: Place) -> Command:
+    def command(self, config: Config, place: Placement) -> Command:
         """The process that serves `place.worker` on `place.ports[0]`, or that is a further part
         of it."""
 
-    def world(self, config: Config, worker: Worker) -> bool:
+    def is_mpi_step(self, config: Config, worker: Worker) -> bool:
         """Whether the ranks of this worker, which is spread over nodes, are one MPI world: each
         runs the first part's command, and there are no further parts."""
 
-    def events(self, config: Config, place: Place) -> EventEndpoints | None:
+    def event_endpoints(self, config: Config, place: Placement) -> EventEndpoints | None:
         """Where `command` makes the engine tell of its KV cache; None where it does not, as
         further parts never do."""
 
-    def flexible(self, config: Config) -> bool:
+    def serves_both_roles(self, config: Config) -> bool:
         """Whether `command` makes an engine that prefills as well as it decodes, so that its
         role is the router's affair alone."""
 
-    def naps(self, config: Config) -> Naps | None:
+    def sleep_endpoints(self, config: Config) -> SleepEndpoints | None:
         """How workers are put to sleep and woken; None where they cannot."""
 
     def block_tokens(self, config: Config) -> int:
         """Tokens in a block of the engine's KV cache, as far as the configuration tells."""
 
-    def advice(self, log_tail: str) -> str:
+    def diagnose(self, log_tail: str) -> str:
         """What to try, from the last lines of a dead engine's log; empty where unknown."""
 
 
-def reshapes(config: Config) -> bool:
+def roles_can_change(config: Config) -> bool:
     """Whether workers may change their role while they run."""
-    planned = config.planner.by is not PlannerKind.off
-    return planned and config.topology.kind is Kind.disaggregated
+    planned = config.planner.mode is not PlannerMode.off
+    return planned and config.topology.kind is TopologyKind.disaggregated
 
 
-def flags(args: Mapping[str, Any]) -> list[str]:
+def command_line(args: Mapping[str, Any]) -> list[str]:
     """Options of a command line from a mapping: `{max-model-len: 2048}` → `--max-model-len 2048`.
 
     True gives the bare flag, False its `--no-` form, None leaves it out, mappings become JSON,
@@ -171,7 +171,7 @@ def flags(args: Mapping[str, Any]) -> list[str]:
     out = list[str]()
     for name, written in args.items():
         option = name.replace("_", "-")
-        value = arguments(written) if option in SEVERAL else written
+        value = json_list(written) if option in MULTI_VALUE else written
         match value:
             case None:
                 continue
@@ -188,7 +188,7 @@ def flags(args: Mapping[str, Any]) -> list[str]:
     return out
 
 
-def arguments(value: Any) -> Any:
+def json_list(value: Any) -> Any:
     """Return the elements of a text that is a list in JSON, numbers as they were written; any other
     value unchanged."""
     if not (isinstance(value, str) and value.startswith("[")):
@@ -200,7 +200,7 @@ def arguments(value: Any) -> Any:
     return [each if isinstance(each, str) else json.dumps(each) for each in found]
 
 
-def parsed(value: Any) -> Any:
+def parse_json(value: Any) -> Any:
     """Return the content of a text that is an object or list in JSON; any other value unchanged."""
     if not (isinstance(value, str) and value[:1] in ("{", "[")):
         return value
@@ -210,42 +210,42 @@ def parsed(value: Any) -> Any:
         return value
 
 
-def looks_at_events(config: Config) -> bool:
+def uses_kv_events(config: Config) -> bool:
     """Whether the router takes in what engines tell of their KV caches."""
     return config.router.kv_events and config.router.policy is Policy.kv
 
 
-def event_endpoints(config: Config, place: Place) -> EventEndpoints | None:
+def ipc_event_endpoints(config: Config, place: Placement) -> EventEndpoints | None:
     """In the private folder of `place`; None where the router does not look at KV caches."""
-    if not (looks_at_events(config) and place.events) or place.part:
+    if not (uses_kv_events(config) and place.events_folder) or place.shard_index:
         return None
-    base = f"ipc://{place.events}/{place.worker.rank}"
+    base = f"ipc://{place.events_folder}/{place.worker.rank}"
     return EventEndpoints(base, f"{base}r")
 
 
-def events_config(endpoints: EventEndpoints) -> dict[str, Any]:
+def kv_events_config(endpoints: EventEndpoints) -> dict[str, Any]:
     """The value of vLLM's --kv-events-config."""
     return {
         "enable_kv_cache_events": True,
         "publisher": "zmq",
         "endpoint": endpoints.live,
         "replay_endpoint": endpoints.replay,
-        "buffer_steps": REPLAYED_STEPS,
+        "buffer_steps": EVENT_BUFFER_STEPS,
     }
 
 
-def given(config: Config) -> dict[str, Any]:
+def user_options(config: Config) -> dict[str, Any]:
     """The engine's own options as the user wrote them, by their names on a command line."""
     return {name.replace("_", "-"): value for name, value in config.engine.args.items()}
 
 
-def interpreter(config: Config) -> str:
+def python_executable(config: Config) -> str:
     """Of the engine: the user's, else ours, which a container does not have."""
     contained = config.engine.container.kind is not ContainerKind.none
     return config.engine.python or ("python3" if contained else sys.executable)
 
 
-def device_environment(config: Config, place: Place) -> dict[str, str]:
+def device_environment(config: Config, place: Placement) -> dict[str, str]:
     """Binds a worker to its GPUs, and hides all of them from one that computes on the CPU.
 
     UCX listens on every interface it finds; a CPU worker of a job on loopback needs that alone.

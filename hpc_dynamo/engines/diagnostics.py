@@ -45,7 +45,7 @@ COMMON = {
 }
 
 
-def advised(failures: Mapping[str, str], log_tail: str) -> str:
+def find_hint(failures: Mapping[str, str], log_tail: str) -> str:
     """The hint of the first failure whose sign stands in the log, in capitals or not; empty where
     there is none."""
     said = log_tail.casefold()

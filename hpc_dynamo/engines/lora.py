@@ -12,10 +12,10 @@ import msgspec
 
 from hpc_dynamo.config import Config
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM makes room for
-AT_ONCE = 8  # adapters in one batch: each has its place in the device's memory
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM makes room for
+MAX_ACTIVE = 8  # adapters in one batch: each has its place in the device's memory
 
-SETTINGS = "adapter_config.json"  # PEFT's
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 
 
 def vllm_options(config: Config) -> dict[str, Any]:
@@ -29,12 +29,12 @@ def vllm_options(config: Config) -> dict[str, Any]:
     options: dict[str, Any] = {
         "enable-lora": True,
         "lora-modules": [json.dumps(each) for each in told],
-        "max-loras": min(len(adapters), AT_ONCE),
+        "max-loras": min(len(adapters), MAX_ACTIVE),
     }
-    if len(adapters) > AT_ONCE:
+    if len(adapters) > MAX_ACTIVE:
         options["max-cpu-loras"] = len(adapters)  # else as many as max-loras, whoever says those
-    rank = max(map(rank_of, adapters.values()))
-    return options | ({"max-lora-rank": next(r for r in RANKS if r >= rank)} if rank else {})
+    rank = max(map(adapter_rank, adapters.values()))
+    return options | ({"max-lora-rank": next(r for r in VLLM_RANKS if r >= rank)} if rank else {})
 
 
 def sglang_options(config: Config) -> dict[str, Any]:
@@ -43,17 +43,17 @@ def sglang_options(config: Config) -> dict[str, Any]:
     return {"lora-paths": [f"{n}={p}" for n, p in adapters.items()]} if adapters else {}
 
 
-def rank_of(path: str) -> int:
+def adapter_rank(path: str) -> int:
     """The largest of its layers; 0 where the settings cannot be read, or are beyond what vLLM has
     room for: it refuses them in its own words."""
     try:
-        told = msgspec.json.decode((Path(path) / SETTINGS).read_bytes(), type=_Settings)
+        told = msgspec.json.decode((Path(path) / ADAPTER_CONFIG).read_bytes(), type=_AdapterConfig)
     except (OSError, msgspec.DecodeError):
         return 0
     rank = max(told.r, *told.rank_pattern.values(), 0)
-    return rank if rank <= RANKS[-1] else 0
+    return rank if rank <= VLLM_RANKS[-1] else 0
 
 
-class _Settings(msgspec.Struct):
+class _AdapterConfig(msgspec.Struct):
     r: int
     rank_pattern: dict[str, int] = {}  # of layers that differ

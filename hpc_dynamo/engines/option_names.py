@@ -243,4 +243,4 @@ served-model-name sleep-preserve-parameter-names tokenizer-metrics-allowed-custo
 uvicorn-access-log-exclude-prefixes
 """
 
-VALUES, FLAGS, SEVERAL = (frozenset(names.split()) for names in (_VALUES, _FLAGS, _SEVERAL))
+VALUES, FLAGS, MULTI_VALUE = (frozenset(names.split()) for names in (_VALUES, _FLAGS, _SEVERAL))

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpc_dynamo.config import Config
-from hpc_dynamo.engines.contract import given, parsed
-from hpc_dynamo.errors import ConfigError, override
+from hpc_dynamo.engines.contract import parse_json, user_options
+from hpc_dynamo.errors import ConfigError, quoted_override
 
 
-def count(name: str, value: Any, default: int) -> int:
+def positive_int(name: str, value: Any, default: int) -> int:
     """A whole number above zero, `default` where there is none. Raises ConfigError."""
     if value is None:
         return default
@@ -18,14 +18,14 @@ def count(name: str, value: Any, default: int) -> int:
     return int(value)
 
 
-def counted(config: Config, name: str, default: int) -> int:
+def positive_option(config: Config, name: str, default: int) -> int:
     """Of engine.args. Raises ConfigError."""
-    return count(f"engine.args.{name}", given(config).get(name), default)
+    return positive_int(f"engine.args.{name}", user_options(config).get(name), default)
 
 
-def refuse_text(config: Config, name: str, example: str) -> None:
+def require_json(config: Config, name: str, example: str) -> None:
     """Refuse a text for an option whose keys are completed one by one. Raises ConfigError."""
-    value = given(config).get(name)
-    if not isinstance(parsed(value), Mapping | None):
+    value = user_options(config).get(name)
+    if not isinstance(parse_json(value), Mapping | None):
         field = f"engine.args.{name}"
-        raise ConfigError(f"{field}={value} must be JSON", hint=override(field, example))
+        raise ConfigError(f"{field}={value} must be JSON", hint=quoted_override(field, example))

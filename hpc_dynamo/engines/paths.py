@@ -51,7 +51,7 @@ def is_inference(path: str, method: str = "POST") -> bool:
     return not words & ADMINISTRATION and bool(words & INFERENCE)
 
 
-def offered(operations: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+def forwardable(operations: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     """Return the (method, path) pairs that may be forwarded, each as `POST /v1/rerank`."""
     allowed = {f"{m.upper()} {p}" for m, p in operations if is_inference(p, m.upper())}
     return tuple(sorted(allowed))
@@ -62,7 +62,7 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile("([^/]+)".join(map(re.escape, _PARAMETER.split(template))))
 
 
-def parameters(template: str, path: str) -> tuple[str, ...]:
+def path_parameters(template: str, path: str) -> tuple[str, ...]:
     """Return the parameters of a path by its template, `/v1/responses/{id}`; empty if the path
     does not match the template."""
     found = _pattern(template).fullmatch(path)

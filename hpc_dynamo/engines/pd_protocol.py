@@ -21,7 +21,7 @@ MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
 UNREADABLE = float("nan")  # neither null, a text nor an integer
 
 
-def plain(value: Any) -> Any:
+def field_value(value: Any) -> Any:
     """Return a field's value in a Body, which may be raw JSON; UNREADABLE if it is invalid."""
     if not isinstance(value, msgspec.Raw):
         return value
@@ -31,7 +31,7 @@ def plain(value: Any) -> Any:
         return UNREADABLE
 
 
-class Sequential(Protocol):
+class SequentialProtocol(Protocol):
     """One request over two workers, one after the other: the prefill worker's answer gives the
     decode worker the address of the KV cache."""
 
@@ -48,13 +48,13 @@ class Sequential(Protocol):
         Raises RequestFailed if that answer carries no hand-over.
         """
 
-    def release(self, handed: Body) -> Body | None:
+    def release(self, decode_body: Body) -> Body | None:
         """Return a body that makes the decode worker refuse `handed`, the result of `decode`, and
         let the prefill worker free its blocks; None if no blocks are kept."""
 
 
 @runtime_checkable
-class Concurrent(Protocol):
+class ConcurrentProtocol(Protocol):
     """One request over two workers at the same time: both get it with the same `room` and connect
     there by themselves. The decode worker's answer is the client's."""
 
@@ -63,10 +63,12 @@ class Concurrent(Protocol):
         """Return paths of requests that can be executed like this; the workers refuse others."""
 
     @property
-    def introduction(self) -> str:
+    def bootstrap_path(self) -> str:
         """Return the prefill worker's path (GET, JSON) that gives its bootstrap address."""
 
-    def both(self, body: Body, url: str, told: Body, room: int) -> tuple[Body, Body]:
+    def worker_bodies(
+        self, body: Body, url: str, bootstrap_info: Body, room: int
+    ) -> tuple[Body, Body]:
         """Return the bodies for the prefill worker at `url`, whose introduction is `told`, and for
         the decode worker. `room` has 63 bits and is unique to the request.
 
@@ -74,15 +76,15 @@ class Concurrent(Protocol):
         """
 
     @property
-    def alone(self) -> Body:
+    def single_worker_fields(self) -> Body:
         """Return fields with which one worker serves a request without the other, as a probe."""
 
 
-Dialect = Sequential | Concurrent
+PdProtocol = SequentialProtocol | ConcurrentProtocol
 
 
-def probing(dialect: Dialect, role: Role) -> Body:
+def probe_fields(protocol: PdProtocol, role: Role) -> Body:
     """Return the fields of a request that is served by one worker of that role only."""
-    if role is Role.aggregated or not isinstance(dialect, Concurrent):
+    if role is Role.aggregated or not isinstance(protocol, ConcurrentProtocol):
         return {}
-    return dialect.alone
+    return protocol.single_worker_fields

@@ -10,18 +10,18 @@ from dataclasses import replace
 from typing import Any
 
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.engines.contract import parsed
+from hpc_dynamo.engines.contract import parse_json
 from hpc_dynamo.topology import Worker
 
 
 def for_worker(config: Config, worker: Worker) -> Config:
     """Of its model, with the options of its role merged into `engine.args` and `engine.env`."""
-    return for_role(config.of(worker.model), worker.role)
+    return for_role(config.for_model(worker.model), worker.role)
 
 
 def for_role(config: Config, role: Role) -> Config:
     """For any worker of a role in a run of one model. A view of a view is the same view."""
-    engine, own = config.engine, config.engine.of(role)
+    engine, own = config.engine, config.engine.role_options(role)
     args = merged(engine.args, _spelled_like(engine.args, own.args))
     return replace(config, engine=replace(engine, args=args, env={**engine.env, **own.env}))
 
@@ -34,7 +34,9 @@ def differ(config: Config) -> bool:
 
 def merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
     """`theirs` win, key by key also inside of mappings, and of texts that are objects in JSON."""
-    pairs = {key: (parsed(ours[key]), parsed(theirs[key])) for key in ours.keys() & theirs.keys()}
+    pairs = {
+        key: (parse_json(ours[key]), parse_json(theirs[key])) for key in ours.keys() & theirs.keys()
+    }
     both = {
         key: merged(mine, other)
         for key, (mine, other) in pairs.items()

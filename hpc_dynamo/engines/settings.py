@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.engines.contract import parsed
+from hpc_dynamo.engines.contract import parse_json
 from hpc_dynamo.engines.tuning import changes_answers
 
 Settings = dict[str, Any]  # values of JSON, by the dotted name of the field
@@ -22,7 +22,7 @@ ARGS = ("engine.args.", *(f"engine.{role}.args." for role in Role))
 
 
 @dataclass(frozen=True)
-class Difference:
+class SettingChange:
     """One field in which two runs differ. None: not set."""
 
     field: str
@@ -46,11 +46,11 @@ def answer_settings(config: Config) -> Settings:
         "model.name": config.served_name,
         "engine.name": engine.name,
         **dict(_flat("model.lora", {n: _absolute(p) for n, p in config.model.lora.items()})),
-        **dict(_flat("batch.defaults", _as_json(config.batch.defaults))),
+        **dict(_flat("batch.body_defaults", _as_json(config.batch.body_defaults))),
         **dict(_options("engine", engine.name, engine.args)),
     }
     for role in Role:
-        found |= dict(_options(f"engine.{role}", engine.name, engine.of(role).args))
+        found |= dict(_options(f"engine.{role}", engine.name, engine.role_options(role).args))
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -66,15 +66,17 @@ def profile_settings(config: Config) -> Settings:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def differences(old: Settings, new: Settings, usual: Settings | None = None) -> list[Difference]:
+def differences(
+    old: Settings, new: Settings, defaults: Settings | None = None
+) -> list[SettingChange]:
     """Return the fields that differ, in the order of `old`, then of `new`.
 
     A field that is missing on one side has the value of `usual`: an older version of the
     toolkit did not record it.
     """
-    default = usual or {}
+    default = defaults or {}
     pairs = (
-        Difference(name, old.get(name, default.get(name)), new.get(name, default.get(name)))
+        SettingChange(name, old.get(name, default.get(name)), new.get(name, default.get(name)))
         for name in dict.fromkeys((*old, *new))
     )
     return [d for d in pairs if d.old != d.new]
@@ -90,7 +92,7 @@ def _options(where: str, engine: str, args: Mapping[str, Any]) -> Iterator[tuple
 
 def _parsed(args: Mapping[str, Any]) -> Settings:
     """Return options with the content of JSON, so that its blanks make no difference."""
-    return {name: parsed(value) for name, value in args.items()}
+    return {name: parse_json(value) for name, value in args.items()}
 
 
 def _word(value: Any) -> Any:

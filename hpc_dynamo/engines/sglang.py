@@ -8,26 +8,31 @@ not asked for at all with several tokenizer workers.
 
 from typing import Any
 
-from hpc_dynamo.config import Config, Device, Kind, Role, Task
-from hpc_dynamo.engines.compat_checks import blocks_fit, model_is_set, recomputes_nothing
+from hpc_dynamo.config import Config, Device, Role, Task, TopologyKind
+from hpc_dynamo.engines.compat_checks import check_block_size, refuse_recompute, require_model
 from hpc_dynamo.engines.contract import (
     Command,
     EventEndpoints,
     MetricNames,
-    Naps,
-    Place,
+    Placement,
+    SleepEndpoints,
     device_environment,
-    event_endpoints,
-    events_config,
-    given,
-    interpreter,
+    ipc_event_endpoints,
+    kv_events_config,
+    python_executable,
+    user_options,
 )
-from hpc_dynamo.engines.contract import flags as spelled
-from hpc_dynamo.engines.diagnostics import COMMON, PORT_TAKEN, advised
+from hpc_dynamo.engines.contract import command_line as spelled
+from hpc_dynamo.engines.diagnostics import COMMON, PORT_TAKEN, find_hint
 from hpc_dynamo.engines.lora import sglang_options
-from hpc_dynamo.engines.options import counted
-from hpc_dynamo.engines.sglang_pd_protocol import SglangDialect
-from hpc_dynamo.engines.shards import alike, network, pool_of, spread
+from hpc_dynamo.engines.options import positive_option
+from hpc_dynamo.engines.sglang_pd_protocol import SglangPdProtocol
+from hpc_dynamo.engines.shards import (
+    multi_node_workers,
+    network_environment,
+    pool_of,
+    require_equal_shards,
+)
 from hpc_dynamo.engines.vllm import guard_path
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker
@@ -36,7 +41,7 @@ BLOCK_TOKENS = 16  # pages; SGLang's own default of 1 makes a transfer of every 
 
 ATTENTION_RANKS = ("attn-dp-size", "attention-data-parallel-size")  # two names of one option
 
-METRICS = MetricNames(
+SGLANG_METRICS = MetricNames(
     running="sglang:num_running_reqs",
     waiting="sglang:num_queue_reqs",
     kv_usage="sglang:token_usage",
@@ -47,11 +52,11 @@ METRICS = MetricNames(
     ttft="sglang:time_to_first_token_seconds",
     itl="sglang:inter_token_latency_seconds",
     kv_bytes="",  # a histogram in MB on the prefill side alone; 0 is shown
-    cache="",  # two gauges, page_size and num_pages
+    cache_info="",  # two gauges, page_size and num_pages
 )
 
-NAPS = Naps("/release_memory_occupation", "/resume_memory_occupation")
-SLEEPING = {"enable-memory-saver": True, "enable-weights-cpu-backup": True}
+SLEEP_ENDPOINTS = SleepEndpoints("/release_memory_occupation", "/resume_memory_occupation")
+SLEEP_OPTIONS = {"enable-memory-saver": True, "enable-weights-cpu-backup": True}
 
 KNOWN_FAILURES = {
     "Port is already in use": PORT_TAKEN,
@@ -67,30 +72,30 @@ KNOWN_FAILURES = {
 }
 
 
-class Sglang:
+class SglangAdapter:
     """See engines.contract.Engine."""
 
-    dialect = SglangDialect()
-    metrics = METRICS
+    pd_protocol = SglangPdProtocol()
+    metrics = SGLANG_METRICS
     tokenizes = True
-    ports = 2  # HTTP, bootstrap server; it finds those between its own processes itself
-    meeting_ports = 2  # torch.distributed, bootstrap server
-    never_ready = ()
+    port_count = 2  # HTTP, bootstrap server; it finds those between its own processes itself
+    rendezvous_port_count = 2  # torch.distributed, bootstrap server
+    hang_messages = ()
 
     def check(self, config: Config, plan: Plan) -> None:
-        model_is_set(config)
-        if counted(config, "tokenizer-worker-num", 1) > 1:
+        require_model(config)
+        if positive_option(config, "tokenizer-worker-num", 1) > 1:
             what = "engine.args.tokenizer-worker-num: SGLang asks for no key where it is above 1"
             raise ConfigError(what, hint="engine.args.tokenizer-worker-num=1")
         for name in ATTENTION_RANKS:
-            counted(config, name, 1)
-        _check_parts(config, plan)
+            positive_option(config, name, 1)
+        _check_shards(config, plan)
         _check_stages(config)
-        recomputes_nothing("sglang", config)
-        blocks_fit(config, self.block_tokens(config))
-        no_profile(config)
+        refuse_recompute("sglang", config)
+        check_block_size(config, self.block_tokens(config))
+        refuse_disaggregated_profile(config)
 
-    def command(self, config: Config, place: Place) -> Command:
+    def command(self, config: Config, place: Placement) -> Command:
         role, engine = place.worker.role, config.engine
         pool = dict(config.topology.pools)[role]
         options: dict[str, Any] = {
@@ -106,47 +111,47 @@ class Sglang:
             "enable-metrics": True,
             "enable-cache-report": True,
             **sglang_options(config),
-            **(SLEEPING if config.engine.sleep else {}),
+            **(SLEEP_OPTIONS if config.engine.sleep_mode else {}),
         }
         if role is not Role.aggregated:
             options["disaggregation-mode"] = str(role)
             options["disaggregation-transfer-backend"] = "nixl"
         if role is Role.prefill:
-            met = place.meeting.ports if place.meeting else place.ports
+            met = place.rendezvous.ports if place.rendezvous else place.ports
             options["disaggregation-bootstrap-port"] = met[1]  # of the first part, for all
-        options |= _cpu_options(config, role) | _part_options(place)
-        endpoints = self.events(config, place)
+        options |= _cpu_options(config, role) | _shard_options(place)
+        endpoints = self.event_endpoints(config, place)
         if endpoints:
-            options["kv-events-config"] = events_config(endpoints)
+            options["kv-events-config"] = kv_events_config(endpoints)
         module = ("-m", "hpc_dynamo_sglang")  # sglang.launch_server, with the key
-        words = flags(options | given(config))
-        return Command((interpreter(config), *module, *words), _env(config, place))
+        words = flags(options | user_options(config))
+        return Command((python_executable(config), *module, *words), _env(config, place))
 
-    def world(self, config: Config, worker: Worker) -> bool:
+    def is_mpi_step(self, config: Config, worker: Worker) -> bool:
         return False
 
-    def events(self, config: Config, place: Place) -> EventEndpoints | None:
+    def event_endpoints(self, config: Config, place: Placement) -> EventEndpoints | None:
         """None also where the user has a kv-events-config, and with data parallelism, of the whole
         or of attention, for which SGLang refuses ipc endpoints. A decode worker caches nothing
         unless it is told to."""
-        own, pool = given(config), dict(config.topology.pools)[place.worker.role]
-        ranks = max(counted(config, name, 1) for name in ATTENTION_RANKS)
+        own, pool = user_options(config), dict(config.topology.pools)[place.worker.role]
+        ranks = max(positive_option(config, name, 1) for name in ATTENTION_RANKS)
         if "kv-events-config" in own or pool.data_parallel > 1 or ranks > 1:
             return None
-        return event_endpoints(config, place)
+        return ipc_event_endpoints(config, place)
 
-    def flexible(self, config: Config) -> bool:
+    def serves_both_roles(self, config: Config) -> bool:
         return False  # its --enable-pd-role-switch is not spoken yet: a change of role restarts
 
-    def naps(self, config: Config) -> Naps | None:
-        return NAPS if config.engine.sleep else None
+    def sleep_endpoints(self, config: Config) -> SleepEndpoints | None:
+        return SLEEP_ENDPOINTS if config.engine.sleep_mode else None
 
     def block_tokens(self, config: Config) -> int:
         """Some attention backends take other pages, which events then tell."""
-        return counted(config, "page-size", BLOCK_TOKENS)
+        return positive_option(config, "page-size", BLOCK_TOKENS)
 
-    def advice(self, log_tail: str) -> str:
-        return advised(KNOWN_FAILURES, log_tail)
+    def diagnose(self, log_tail: str) -> str:
+        return find_hint(KNOWN_FAILURES, log_tail)
 
 
 def flags(args: dict[str, Any]) -> list[str]:
@@ -154,10 +159,10 @@ def flags(args: dict[str, Any]) -> list[str]:
     return spelled({name: value for name, value in args.items() if value is not False})
 
 
-def _check_parts(config: Config, plan: Plan) -> None:
+def _check_shards(config: Config, plan: Plan) -> None:
     """Refuse what SGLang cannot spread over nodes. Raises ConfigError."""
-    for worker in spread(plan):
-        alike("sglang", config, worker)
+    for worker in multi_node_workers(plan):
+        require_equal_shards("sglang", config, worker)
         pool, role = pool_of(config, worker.role), worker.role
         if pool.data_parallel > 1:
             what = f"topology.{role}.data_parallel={pool.data_parallel} over several nodes"
@@ -191,23 +196,33 @@ def _cpu_options(config: Config, role: Role) -> dict[str, Any]:
     return options
 
 
-def _part_options(place: Place) -> dict[str, Any]:
-    if place.meeting is None:
+def _shard_options(place: Placement) -> dict[str, Any]:
+    if place.rendezvous is None:
         return {}
-    met = f"{place.meeting.address}:{place.meeting.ports[0]}"
-    return {"nnodes": len(place.worker.shards), "node-rank": place.part, "dist-init-addr": met}
+    met = f"{place.rendezvous.address}:{place.rendezvous.ports[0]}"
+    return {
+        "nnodes": len(place.worker.shards),
+        "node-rank": place.shard_index,
+        "dist-init-addr": met,
+    }
 
 
-def no_profile(config: Config) -> None:
+def refuse_disaggregated_profile(config: Config) -> None:
     """Raises ConfigError: workers that serve nothing alone cannot be measured one by one."""
-    if config.task is Task.profile and config.topology.kind is Kind.disaggregated:
+    if config.task is Task.profile and config.topology.kind is TopologyKind.disaggregated:
         what = "profile measures each worker alone, which SGLang's dialect does not allow"
         raise ConfigError(what, hint="topology=aggregated")
 
 
-def _env(config: Config, place: Place) -> dict[str, str]:
-    here = {"SGLANG_HOST_IP": place.address} if place.meeting else {}
+def _env(config: Config, place: Placement) -> dict[str, str]:
+    here = {"SGLANG_HOST_IP": place.address} if place.rendezvous else {}
     # Without it SGLang computes nothing on the CPU (srt/utils/common.py, is_cpu).
     cpu = {"SGLANG_USE_CPU_ENGINE": "1"} if config.engine.device is Device.cpu else {}
-    own = here | cpu | network(place) | device_environment(config, place) | config.engine.env
+    own = (
+        here
+        | cpu
+        | network_environment(place)
+        | device_environment(config, place)
+        | config.engine.env
+    )
     return own | {"PYTHONPATH": guard_path(config), "HPC_DYNAMO_ENGINE_KEY": place.token}

@@ -15,21 +15,23 @@ from hpc_dynamo.engines.pd_protocol import CHAT, COMPLETIONS, MESSAGES, RESPONSE
 from hpc_dynamo.errors import RequestFailed
 
 PORT = msgspec.json.Decoder(int)
-NOBODY_HOST = "2.2.2.2"  # FAKE_BOOTSTRAP_HOST: no KV cache is moved; made for health checks
+FAKE_BOOTSTRAP_HOST = "2.2.2.2"  # FAKE_BOOTSTRAP_HOST: no KV cache is moved; made for health checks
 
 # Of how the answer is sent: the prefill worker's, one token, is thrown away.
 DROPPED = frozenset({"stream", "stream_options"})
 
 
-class SglangDialect:
+class SglangPdProtocol:
     """See engines.pd_protocol.Concurrent."""
 
-    introduction = "/server_info"
+    bootstrap_path = "/server_info"
     paths = frozenset({CHAT, COMPLETIONS, MESSAGES, RESPONSES})
 
-    def both(self, body: Body, url: str, told: Body, room: int) -> tuple[Body, Body]:
+    def worker_bodies(
+        self, body: Body, url: str, bootstrap_info: Body, room: int
+    ) -> tuple[Body, Body]:
         try:
-            port = PORT.decode(told.get("disaggregation_bootstrap_port", b"null"))
+            port = PORT.decode(bootstrap_info.get("disaggregation_bootstrap_port", b"null"))
         except msgspec.DecodeError as e:
             what = f"the prefill worker at {url} tells no disaggregation_bootstrap_port"
             hint = "was it started with --disaggregation-mode prefill?"
@@ -40,5 +42,5 @@ class SglangDialect:
         return prefill | met, body | met
 
     @property
-    def alone(self) -> Body:
-        return {"bootstrap_host": NOBODY_HOST, "bootstrap_room": 0}
+    def single_worker_fields(self) -> Body:
+        return {"bootstrap_host": FAKE_BOOTSTRAP_HOST, "bootstrap_room": 0}

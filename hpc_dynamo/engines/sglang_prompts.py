@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_dynamo.config import Config
-from hpc_dynamo.engines.pd_protocol import COMPLETIONS, Body, plain
+from hpc_dynamo.engines.pd_protocol import COMPLETIONS, Body, field_value
 from hpc_dynamo.model_files import model_source
 
 FIELDS = {COMPLETIONS: "prompt", "/v1/embeddings": "input"}
@@ -27,11 +27,11 @@ class PromptCheck:
 
     def refusal(self, path: str, body: Body) -> str:
         """Return why this request must not reach SGLang; empty if it may."""
-        answers = plain(body.get("n"))
+        answers = field_value(body.get("n"))
         if isinstance(answers, int) and answers < 1:
             return f"n must be at least 1, got {answers:d}"
         field = FIELDS.get(path, "")
-        prompt = plain(body.get(field)) if field else None
+        prompt = field_value(body.get(field)) if field else None
         if not isinstance(prompt, list | tuple):
             return ""
         if any(element in ("", []) for element in prompt):

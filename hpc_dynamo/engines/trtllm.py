@@ -12,23 +12,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpc_dynamo.config import Config, ContainerKind, Device, Pool, Role
-from hpc_dynamo.engines.compat_checks import model_is_set, recomputes_nothing
+from hpc_dynamo.engines.compat_checks import refuse_recompute, require_model
 from hpc_dynamo.engines.contract import (
     Command,
     EventEndpoints,
     MetricNames,
-    Naps,
-    Place,
+    Placement,
+    SleepEndpoints,
     device_environment,
-    interpreter,
-    looks_at_events,
-    parsed,
+    parse_json,
+    python_executable,
+    uses_kv_events,
 )
-from hpc_dynamo.engines.diagnostics import COMMON, PORT_TAKEN, advised
-from hpc_dynamo.engines.options import count
+from hpc_dynamo.engines.diagnostics import COMMON, PORT_TAKEN, find_hint
+from hpc_dynamo.engines.options import positive_int
 from hpc_dynamo.engines.roles import merged
-from hpc_dynamo.engines.shards import alike, spread
-from hpc_dynamo.engines.trtllm_pd_protocol import TrtllmDialect
+from hpc_dynamo.engines.shards import multi_node_workers, require_equal_shards
+from hpc_dynamo.engines.trtllm_pd_protocol import TrtllmPdProtocol
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker
 
@@ -49,21 +49,21 @@ TRTLLM_METRICS = MetricNames(
     ttft="trtllm_time_to_first_token_seconds",
     itl="trtllm_time_per_output_token_seconds",  # a mean a request
     kv_bytes="",  # it counts none
-    cache="",
+    cache_info="",
     path="/prometheus/metrics",
 )
 
 # Of a world over several nodes: rank 0 also runs the server, the others wait for its work.
 LAUNCHER = "trtllm-llmapi-launch"
-UNQUOTED = " \t\n*?["
+SHELL_SPECIAL = " \t\n*?["
 
 # Fields of the file that we write into or read, and what one of theirs looks like.
-MAPPINGS = {
+MAPPING_FIELDS = {
     "cache_transceiver_config": "max_tokens_in_buffer=8192",
     "kv_cache_config": "free_gpu_memory_fraction=0.8",
 }
 
-FILES = ("config", "extra_llm_api_options")  # two names of one option
+OPTIONS_FILE_NAMES = ("config", "extra_llm_api_options")  # two names of one option
 
 KNOWN_FAILURES = {
     "Failed to bind socket to": PORT_TAKEN,
@@ -82,38 +82,38 @@ KNOWN_FAILURES = {
 }
 
 
-class Trtllm:
+class TrtllmAdapter:
     """See engines.contract.Engine."""
 
-    dialect = TrtllmDialect()
+    pd_protocol = TrtllmPdProtocol()
     metrics = TRTLLM_METRICS
     tokenizes = False  # it has no /tokenize
-    ports = 1  # NIXL finds ports of its own
-    meeting_ports = 0
-    never_ready = ()
+    port_count = 1  # NIXL finds ports of its own
+    rendezvous_port_count = 0
+    hang_messages = ()
 
     def check(self, config: Config, plan: Plan) -> None:
-        model_is_set(config)
+        require_model(config)
         if config.engine.device is not Device.cuda:
             what = f"engine.device={config.engine.device}: TensorRT-LLM computes on GPUs alone"
             raise ConfigError(what, hint="engine.device=cuda")
         _check_args(_args(config))
         self.block_tokens(config)
-        _no_adapters(config)
-        if config.engine.sleep:
-            what = "engine.sleep=true: trtllm-serve has no paths for it"
-            raise ConfigError(what, hint="engine.sleep=false")
-        recomputes_nothing("trtllm", config)
+        _refuse_adapters(config)
+        if config.engine.sleep_mode:
+            what = "engine.sleep_mode=true: trtllm-serve has no paths for it"
+            raise ConfigError(what, hint="engine.sleep_mode=false")
+        refuse_recompute("trtllm", config)
         for role, pool in config.topology.pools:
             _check_pool(role, pool)
-        for worker in spread(plan):
-            alike("trtllm", config, worker)
-            _check_world(config, worker)
-        if looks_at_events(config):
+        for worker in multi_node_workers(plan):
+            require_equal_shards("trtllm", config, worker)
+            _check_mpi_step(config, worker)
+        if uses_kv_events(config):
             what = "router.kv_events=true: TensorRT-LLM's server publishes no KV events"
             raise ConfigError(what, hint="router.kv_events=false: guessed from our own decisions")
 
-    def command(self, config: Config, place: Place) -> Command:
+    def command(self, config: Config, place: Placement) -> Command:
         pool = dict(config.topology.pools)[place.worker.role]
         args = _args(config)
         extra = args.pop("extra", None) or {}
@@ -125,39 +125,44 @@ class Trtllm:
             "tp_size": pool.tensor_parallel * pool.data_parallel,
             "pp_size": pool.pipeline_parallel,
             "max_batch_size": config.engine.max_num_seqs,
-            "extra_llm_api_options": f"{place.folder}/{name}",
+            "extra_llm_api_options": f"{place.log_folder}/{name}",
         }
-        if self.world(config, place.worker):
+        if self.is_mpi_step(config, place.worker):
             options["gpus_per_node"] = len(place.worker.shards[0].gpus)
         module = ("-m", "tensorrt_llm.commands.serve", "serve", config.model.path)
         env = {"TRTLLM_NO_USAGE_STATS": "1", **device_environment(config, place)}
-        text = json.dumps(merged(_file(place.worker.role, pool), extra), indent=1)
-        argv = (*_launcher(config, place), interpreter(config), *module, *_flags(options | args))
+        text = json.dumps(merged(_llm_args(place.worker.role, pool), extra), indent=1)
+        argv = (
+            *_launcher(config, place),
+            python_executable(config),
+            *module,
+            *_click_flags(options | args),
+        )
         return Command(argv, env | config.engine.env, {name: text + "\n"})  # JSON is YAML
 
-    def world(self, config: Config, worker: Worker) -> bool:
+    def is_mpi_step(self, config: Config, worker: Worker) -> bool:
         return len(worker.shards) > 1
 
-    def events(self, config: Config, place: Place) -> EventEndpoints | None:
+    def event_endpoints(self, config: Config, place: Placement) -> EventEndpoints | None:
         """None: its events are to be asked for, and each is told to one asker only."""
         return None
 
-    def flexible(self, config: Config) -> bool:
+    def serves_both_roles(self, config: Config) -> bool:
         return False  # a prefill worker has no overlap scheduler, and would decode slowly
 
-    def naps(self, config: Config) -> Naps | None:
+    def sleep_endpoints(self, config: Config) -> SleepEndpoints | None:
         return None
 
     def block_tokens(self, config: Config) -> int:
         cache = (_args(config).get("extra") or {}).get("kv_cache_config") or {}
         name = "engine.args.extra.kv_cache_config.tokens_per_block"
-        return count(name, cache.get("tokens_per_block"), BLOCK_TOKENS)
+        return positive_int(name, cache.get("tokens_per_block"), BLOCK_TOKENS)
 
-    def advice(self, log_tail: str) -> str:
-        return advised(KNOWN_FAILURES, log_tail)
+    def diagnose(self, log_tail: str) -> str:
+        return find_hint(KNOWN_FAILURES, log_tail)
 
 
-def _no_adapters(config: Config) -> None:
+def _refuse_adapters(config: Config) -> None:
     """Raises ConfigError: its requests name an adapter's folder in fields of their own."""
     if config.model.lora:
         what = f"model.lora.{next(iter(config.model.lora))}: trtllm-serve has no adapters by name"
@@ -167,18 +172,18 @@ def _no_adapters(config: Config) -> None:
 def _args(config: Config) -> dict[str, Any]:
     """The user's own options, by their names on trtllm-serve's command line."""
     args = {name.replace("-", "_"): value for name, value in config.engine.args.items()}
-    return args | ({"extra": parsed(args["extra"])} if "extra" in args else {})
+    return args | ({"extra": parse_json(args["extra"])} if "extra" in args else {})
 
 
 def _check_args(args: Mapping[str, Any]) -> None:
-    for name in FILES:
+    for name in OPTIONS_FILE_NAMES:
         if name in args:
             hint = "engine.args.extra: its keys are merged into the file that we write"
             raise ConfigError(f"engine.args.{name} would replace our own file", hint=hint)
     if not isinstance(extra := args.get("extra") or {}, Mapping):
         hint = "engine.args.extra.kv_cache_config.free_gpu_memory_fraction=0.8"
         raise ConfigError("engine.args.extra must be a mapping of LlmArgs' fields", hint=hint)
-    for name, field in MAPPINGS.items():
+    for name, field in MAPPING_FIELDS.items():
         if not isinstance(extra.get(name) or {}, Mapping):
             what = f"engine.args.extra.{name}={extra[name]} must be a mapping"
             raise ConfigError(what, hint=f"engine.args.extra.{name}.{field}")
@@ -192,29 +197,29 @@ def _check_pool(role: Role, pool: Pool) -> None:
         raise ConfigError(what, hint=hint)
 
 
-def _check_world(config: Config, worker: Worker) -> None:
+def _check_mpi_step(config: Config, worker: Worker) -> None:
     """What the script that starts its ranks cannot do. Raises ConfigError."""
     if config.engine.container.kind is ContainerKind.enroot:
         what = f"topology.{worker.role}: TensorRT-LLM over nodes is not started in Enroot"
         raise ConfigError(
             what, hint="engine.container.kind=pyxis or apptainer, or none with engine.python"
         )
-    paths = {"model.path": config.model.path, "runs": config.runs}
+    paths = {"model.path": config.model.path, "runs_dir": config.runs_dir}
     for field, value in paths.items():
-        if any(letter in value for letter in UNQUOTED):
+        if any(letter in value for letter in SHELL_SPECIAL):
             what = f"{field}={value!r}: {LAUNCHER} splits words at blanks and expands patterns"
             raise ConfigError(what, hint="a path without blanks, *, ? and [")
 
 
-def _launcher(config: Config, place: Place) -> tuple[str, ...]:
+def _launcher(config: Config, place: Placement) -> tuple[str, ...]:
     """Beside the interpreter where that is a path, else on PATH."""
     if len(place.worker.shards) == 1:
         return ()
-    folder, slash, _ = interpreter(config).rpartition("/")
+    folder, slash, _ = python_executable(config).rpartition("/")
     return (f"{folder}{slash}{LAUNCHER}",)
 
 
-def _file(role: Role, pool: Pool) -> dict[str, Any]:
+def _llm_args(role: Role, pool: Pool) -> dict[str, Any]:
     """What the command line has no option for: fields of llm_args.TorchLlmArgs."""
     fields: dict[str, Any] = {"return_perf_metrics": True, "enable_iter_perf_stats": True}
     if pool.data_parallel > 1:
@@ -227,7 +232,7 @@ def _file(role: Role, pool: Pool) -> dict[str, Any]:
     return fields
 
 
-def _flags(args: Mapping[str, Any]) -> list[str]:
+def _click_flags(args: Mapping[str, Any]) -> list[str]:
     """As click reads them: underscores stay, a flag is there or not, lists repeat the option."""
     out = list[str]()
     for name, value in args.items():

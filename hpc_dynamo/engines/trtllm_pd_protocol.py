@@ -9,20 +9,20 @@ made, go along, so that the decode worker tokenizes nothing.
 
 import secrets
 
-from hpc_dynamo.engines.pd_protocol import CHAT, COMPLETIONS, Body, plain
+from hpc_dynamo.engines.pd_protocol import CHAT, COMPLETIONS, Body, field_value
 from hpc_dynamo.errors import RequestFailed
 
 # Of the whole answer: the prefill worker computes one token. What shapes this token stays, since
 # the client gets it, with its log-probabilities.
 DROPPED = frozenset({"best_of", "min_tokens", "n", "stream_options", "use_beam_search"})
 
-GOES_ON = ("length", "not_finished")  # finish reasons of a prefill that decoding follows
+CONTINUED = ("length", "not_finished")  # finish reasons of a prefill that decoding follows
 
 # Smaller ids are those that a worker counts for itself (MIN_GLOBAL_ID of llmapi/disagg_utils.py).
-LEAST_ID, END_ID = 1 << 42, 1 << 63
+FIRST_REQUEST_ID, END_REQUEST_ID = 1 << 42, 1 << 63
 
 
-class TrtllmDialect:
+class TrtllmPdProtocol:
     """See engines.pd_protocol.Sequential. For engines without leases: see `release`."""
 
     paths = frozenset({CHAT, COMPLETIONS})
@@ -30,14 +30,14 @@ class TrtllmDialect:
     def prefill(self, body: Body) -> Body:
         kept = {k: v for k, v in body.items() if k not in DROPPED}
         limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
-        number = LEAST_ID + secrets.randbelow(END_ID - LEAST_ID)
+        number = FIRST_REQUEST_ID + secrets.randbelow(END_REQUEST_ID - FIRST_REQUEST_ID)
         params = {"request_type": "context_only", "disagg_request_id": number}
         return kept | {limit: 1, "stream": False, "disaggregated_params": params}
 
     def decode(self, body: Body, prefilled: Body) -> Body:
-        choices = plain(prefilled.get("choices"))
+        choices = field_value(prefilled.get("choices"))
         first = choices[0] if choices else {}
-        if first.get("finish_reason", "length") not in GOES_ON:
+        if first.get("finish_reason", "length") not in CONTINUED:
             return body  # it ended with its first token, so nothing was kept
         params = first.get("disaggregated_params") or {}
         if params.get("ctx_request_id") is None:
@@ -46,10 +46,10 @@ class TrtllmDialect:
             raise RequestFailed(what, status=502, hint=hint)
         handed = {"disaggregated_params": params | {"request_type": "generation_only"}}
         tokens = prefilled.get("prompt_token_ids")
-        if plain(tokens):
+        if field_value(tokens):
             handed["prompt_token_ids" if "messages" in body else "prompt"] = tokens
         return body | handed
 
-    def release(self, handed: Body) -> Body | None:
+    def release(self, decode_body: Body) -> Body | None:
         """The prefill worker gives its blocks up by itself, after kv_transfer_timeout_ms."""
         return None

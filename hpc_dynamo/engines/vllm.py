@@ -7,34 +7,34 @@ because the `vllm` console script of the CPU build looks for metadata that it do
 from pathlib import Path
 from typing import Any
 
-from hpc_dynamo.config import Config, Device, LoadFailure, Role
-from hpc_dynamo.engines.compat_checks import blocks_fit, model_is_set
+from hpc_dynamo.config import Config, Device, KvLoadFailurePolicy, Role
+from hpc_dynamo.engines.compat_checks import check_block_size, require_model
 from hpc_dynamo.engines.contract import (
     Command,
     EventEndpoints,
     MetricNames,
-    Naps,
-    Place,
+    Placement,
+    SleepEndpoints,
+    command_line,
     device_environment,
-    event_endpoints,
-    events_config,
-    flags,
-    given,
-    interpreter,
-    parsed,
-    reshapes,
+    ipc_event_endpoints,
+    kv_events_config,
+    parse_json,
+    python_executable,
+    roles_can_change,
+    user_options,
 )
-from hpc_dynamo.engines.diagnostics import COMMON, NO_MODEL, OLD_GPU, advised
+from hpc_dynamo.engines.diagnostics import COMMON, NO_MODEL, OLD_GPU, find_hint
 from hpc_dynamo.engines.lora import vllm_options
-from hpc_dynamo.engines.options import counted, refuse_text
-from hpc_dynamo.engines.shards import network
-from hpc_dynamo.engines.vllm_pd_protocol import NixlDialect
+from hpc_dynamo.engines.options import positive_option, require_json
+from hpc_dynamo.engines.shards import network_environment
+from hpc_dynamo.engines.vllm_pd_protocol import VllmPdProtocol
 from hpc_dynamo.engines.vllm_shards import (
-    MEETING_PORTS,
-    check_parts,
+    RENDEZVOUS_PORT_COUNT,
+    check_shards,
     check_stages,
-    module,
-    part_options,
+    server_module,
+    shard_options,
 )
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker
@@ -58,10 +58,12 @@ VLLM_METRICS = MetricNames(
     ttft="vllm:time_to_first_token_seconds",
     itl="vllm:inter_token_latency_seconds",
     kv_bytes="vllm:nixl_bytes_transferred",
-    cache="vllm:cache_config_info",
+    cache_info="vllm:cache_config_info",
 )
 
-NAPS = Naps("/sleep?level=1", "/wake_up")  # entrypoints/serve/dev/sleep/api_router.py
+SLEEP_ENDPOINTS = SleepEndpoints(
+    "/sleep?level=1", "/wake_up"
+)  # entrypoints/serve/dev/sleep/api_router.py
 
 GUARD = Path(__file__).parent / "guard"  # holds one module, for the engine to import
 
@@ -87,27 +89,27 @@ KNOWN_FAILURES = {
 }
 
 
-class Vllm:
+class VllmAdapter:
     """See engines.contract.Engine."""
 
-    dialect = NixlDialect()
+    pd_protocol = VllmPdProtocol()
     metrics = VLLM_METRICS
     tokenizes = True
-    ports = 2  # HTTP, NIXL side channel
-    meeting_ports = MEETING_PORTS
-    never_ready = ("Address already in use (addr=",)  # of the side channel; the server hangs
+    port_count = 2  # HTTP, NIXL side channel
+    rendezvous_port_count = RENDEZVOUS_PORT_COUNT
+    hang_messages = ("Address already in use (addr=",)  # of the side channel; the server hangs
 
     def check(self, config: Config, plan: Plan) -> None:
-        model_is_set(config)
-        check_parts(config, plan)
+        require_model(config)
+        check_shards(config, plan)
         check_stages(config)
-        refuse_text(config, "kv-transfer-config", '{"kv_port": 14579}')
-        if config.engine.sleep and config.engine.device is Device.cpu:
-            what = "engine.sleep=true: vLLM's workers sleep on GPUs alone"
-            raise ConfigError(what, hint="engine.sleep=false")
-        blocks_fit(config, self.block_tokens(config))
+        require_json(config, "kv-transfer-config", '{"kv_port": 14579}')
+        if config.engine.sleep_mode and config.engine.device is Device.cpu:
+            what = "engine.sleep_mode=true: vLLM's workers sleep on GPUs alone"
+            raise ConfigError(what, hint="engine.sleep_mode=false")
+        check_block_size(config, self.block_tokens(config))
 
-    def command(self, config: Config, place: Place) -> Command:
+    def command(self, config: Config, place: Placement) -> Command:
         role, engine = place.worker.role, config.engine
         pool = dict(config.topology.pools)[role]
         options: dict[str, Any] = {
@@ -123,59 +125,66 @@ class Vllm:
             "enable-prompt-tokens-details": True,
             "enable-request-id-headers": True,
             **vllm_options(config),
-            **({"enable-sleep-mode": True} if config.engine.sleep else {}),
-            **part_options(config, place),
+            **({"enable-sleep-mode": True} if config.engine.sleep_mode else {}),
+            **shard_options(config, place),
         }
-        args = given(config)
+        args = user_options(config)
         if role in KV_ROLE:
-            transfer = parsed(args.pop("kv-transfer-config", None)) or {}
+            transfer = parse_json(args.pop("kv-transfer-config", None)) or {}
             options["kv-transfer-config"] = self._transfer(config, role) | transfer
-        endpoints = self.events(config, place)
+        endpoints = self.event_endpoints(config, place)
         if endpoints:
-            options["kv-events-config"] = events_config(endpoints)
-        argv = (interpreter(config), "-m", module(place), *flags(options | args))
+            options["kv-events-config"] = kv_events_config(endpoints)
+        argv = (
+            python_executable(config),
+            "-m",
+            server_module(place),
+            *command_line(options | args),
+        )
         return Command(argv, self._environment(config, place))
 
-    def world(self, config: Config, worker: Worker) -> bool:
+    def is_mpi_step(self, config: Config, worker: Worker) -> bool:
         return False
 
-    def events(self, config: Config, place: Place) -> EventEndpoints | None:
+    def event_endpoints(self, config: Config, place: Placement) -> EventEndpoints | None:
         """None also where the user has a kv-events-config, and with data parallelism: vLLM 0.32
         refuses ipc endpoints for all but the first of such ranks, and tcp ones would tell the
         prompts to whoever connects."""
         pool = dict(config.topology.pools)[place.worker.role]
-        if "kv-events-config" in given(config) or pool.data_parallel > 1:
+        if "kv-events-config" in user_options(config) or pool.data_parallel > 1:
             return None
-        return event_endpoints(config, place)
+        return ipc_event_endpoints(config, place)
 
-    def flexible(self, config: Config) -> bool:
-        return reshapes(config) and not config.planner.restart
+    def serves_both_roles(self, config: Config) -> bool:
+        return roles_can_change(config) and not config.planner.restart_on_role_change
 
-    def naps(self, config: Config) -> Naps | None:
-        return NAPS if config.engine.sleep else None
+    def sleep_endpoints(self, config: Config) -> SleepEndpoints | None:
+        return SLEEP_ENDPOINTS if config.engine.sleep_mode else None
 
     def block_tokens(self, config: Config) -> int:
         """vLLM 0.32's defaults; some attention backends prefer others, which events then tell."""
-        return counted(config, "block-size", BLOCK_TOKENS[config.engine.device])
+        return positive_option(config, "block-size", BLOCK_TOKENS[config.engine.device])
 
     def _transfer(self, config: Config, role: Role) -> dict[str, Any]:
         transfer: dict[str, Any] = {
             "kv_connector": "NixlConnector",
-            "kv_role": "kv_both" if self.flexible(config) else KV_ROLE[role],
-            "kv_load_failure_policy": str(config.engine.kv_load_failure or LoadFailure.recompute),
+            "kv_role": "kv_both" if self.serves_both_roles(config) else KV_ROLE[role],
+            "kv_load_failure_policy": str(
+                config.engine.kv_load_failure_policy or KvLoadFailurePolicy.recompute
+            ),
             "kv_connector_extra_config": {"kv_lease_duration": KV_LEASE_S},
         }
         if config.engine.device is Device.cpu:
             transfer["kv_buffer_device"] = "cpu"
         return transfer
 
-    def _environment(self, config: Config, place: Place) -> dict[str, str]:
+    def _environment(self, config: Config, place: Placement) -> dict[str, str]:
         return {
             "VLLM_NO_USAGE_STATS": "1",
             # Else it has no such paths; like all of its paths they ask for the run's own key.
-            **({"VLLM_SERVER_DEV_MODE": "1"} if config.engine.sleep else {}),
-            **({"VLLM_HOST_IP": place.address} if place.meeting else {}),
-            **network(place),
+            **({"VLLM_SERVER_DEV_MODE": "1"} if config.engine.sleep_mode else {}),
+            **({"VLLM_HOST_IP": place.address} if place.rendezvous else {}),
+            **network_environment(place),
             "VLLM_NIXL_SIDE_CHANNEL_HOST": place.address,
             "VLLM_NIXL_SIDE_CHANNEL_PORT": str(place.ports[1]),
             **device_environment(config, place),
@@ -184,8 +193,8 @@ class Vllm:
             "VLLM_API_KEY": place.token,
         }
 
-    def advice(self, log_tail: str) -> str:
-        return advised(KNOWN_FAILURES, log_tail)
+    def diagnose(self, log_tail: str) -> str:
+        return find_hint(KNOWN_FAILURES, log_tail)
 
 
 def guard_path(config: Config) -> str:

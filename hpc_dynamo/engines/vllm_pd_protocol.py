@@ -15,7 +15,7 @@ import msgspec
 from hpc_dynamo.engines.pd_protocol import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Body
 from hpc_dynamo.errors import RequestFailed
 
-ASK = {
+REMOTE_DECODE = {
     "do_remote_decode": True,
     "do_remote_prefill": False,
     "remote_engine_id": None,
@@ -27,7 +27,7 @@ ASK = {
 
 NULL = msgspec.Raw(b"null")
 
-NOBODY = "-"  # no model has this name
+UNKNOWN_MODEL = "-"  # no model has this name
 
 # Of the answer's form or length: one token is computed and thrown away. Left in, some would be
 # refused (min_tokens, stream_options), some cost time (logprobs), and each of n answers would
@@ -41,7 +41,7 @@ DROPPED = frozenset(
 )  # fmt: skip
 
 
-def one_token(body: Body) -> Body:
+def single_token_fields(body: Body) -> Body:
     """Return fields that make an answer a single token, not streamed. A response is not stored
     either: the decode worker stores the one that counts."""
     if "input" in body:  # /v1/responses
@@ -50,14 +50,14 @@ def one_token(body: Body) -> Body:
     return {limit: 1, "stream": False}
 
 
-class NixlDialect:
+class VllmPdProtocol:
     """See engines.pd_protocol.Sequential."""
 
     paths = frozenset({CHAT, COMPLETIONS, MESSAGES, RESPONSES})
 
     def prefill(self, body: Body) -> Body:
         kept = {k: v for k, v in body.items() if k not in DROPPED}
-        return kept | one_token(body) | {"kv_transfer_params": dict(ASK)}
+        return kept | single_token_fields(body) | {"kv_transfer_params": dict(REMOTE_DECODE)}
 
     def decode(self, body: Body, prefilled: Body) -> Body:
         if "kv_transfer_params" not in prefilled:
@@ -69,6 +69,8 @@ class NixlDialect:
             return body
         return body | {"kv_transfer_params": handover}
 
-    def release(self, handed: Body) -> Body | None:
+    def release(self, decode_body: Body) -> Body | None:
         # A request that is refused for its model has its hand-over declined (vLLM 0.32).
-        return handed | {"model": NOBODY} if "kv_transfer_params" in handed else None
+        return (
+            decode_body | {"model": UNKNOWN_MODEL} if "kv_transfer_params" in decode_body else None
+        )

@@ -13,24 +13,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpc_dynamo.config import Config, Pool, Role
-from hpc_dynamo.engines.contract import Place, given, parsed
-from hpc_dynamo.engines.shards import alike, node_options, pool_of, spread, whole_replicas
+from hpc_dynamo.engines.contract import Placement, parse_json, user_options
+from hpc_dynamo.engines.shards import (
+    multi_node_workers,
+    node_options,
+    pool_of,
+    replicas_per_shard,
+    require_equal_shards,
+)
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker
 
 SERVER, HEADLESS = "vllm.entrypoints.openai.api_server", "hpc_dynamo_vllm"
-MEETING_PORTS = 2  # torch.distributed, the handshake of data-parallel ranks
+RENDEZVOUS_PORT_COUNT = 2  # torch.distributed, the handshake of data-parallel ranks
 EXPERTS = "enable-expert-parallel"
 NIXL = "NixlConnector"
 
 
-def check_parts(config: Config, plan: Plan) -> None:
+def check_shards(config: Config, plan: Plan) -> None:
     """Refuse what vLLM cannot spread over nodes. Raises ConfigError."""
-    for worker in spread(plan):
+    for worker in multi_node_workers(plan):
         pool = pool_of(config, worker.role)
-        if pool.data_parallel > 1 and whole_replicas(pool, worker):
+        if pool.data_parallel > 1 and replicas_per_shard(pool, worker):
             continue
-        alike("vllm", config, worker)
+        require_equal_shards("vllm", config, worker)
         if pool.data_parallel > 1:
             _check_replicas(config, worker, pool)
 
@@ -40,7 +46,7 @@ def _check_replicas(config: Config, worker: Worker, pool: Pool) -> None:
     each node, so that the nodes of one never meet."""
     nodes, role = len(worker.shards), worker.role
     what = f"topology.{role}: {pool.data_parallel} data-parallel replicas over {nodes} nodes"
-    if not given(config).get(EXPERTS):
+    if not user_options(config).get(EXPERTS):
         each = f"topology.{role}.workers={pool.data_parallel * pool.workers}"
         hint = f"{each} topology.{role}.data_parallel=1; mixtures of experts: engine.args.{EXPERTS}"
         raise ConfigError(f"{what}, each over several: not with a dense model", hint=f"{hint}=true")
@@ -52,7 +58,7 @@ def _check_replicas(config: Config, worker: Worker, pool: Pool) -> None:
 def check_stages(config: Config) -> None:
     """A decode worker pulls from a prefill worker's first pipeline stage alone, and has no stages
     itself. Raises ConfigError."""
-    transfer = parsed(given(config).get("kv-transfer-config")) or {}
+    transfer = parse_json(user_options(config).get("kv-transfer-config")) or {}
     if not isinstance(transfer, Mapping):
         what = f"engine.args.kv-transfer-config={transfer} must be a mapping"
         raise ConfigError(what, hint="engine.args.kv-transfer-config.kv_connector=…")
@@ -66,19 +72,19 @@ def check_stages(config: Config) -> None:
             raise ConfigError(what, hint=hint)
 
 
-def part_options(config: Config, place: Place) -> dict[str, Any]:
+def shard_options(config: Config, place: Placement) -> dict[str, Any]:
     """What a part is told beside the options of every worker."""
-    if place.meeting is None:
+    if place.rendezvous is None:
         return {}
     pool = pool_of(config, place.worker.role)
-    options: dict[str, Any] = {"headless": True} if place.part else {}
+    options: dict[str, Any] = {"headless": True} if place.shard_index else {}
     if pool.data_parallel > 1:
         options |= {
-            "data-parallel-address": place.meeting.address,
-            "data-parallel-rpc-port": place.meeting.ports[1],
+            "data-parallel-address": place.rendezvous.address,
+            "data-parallel-rpc-port": place.rendezvous.ports[1],
         }
-        if counts := whole_replicas(pool, place.worker):
-            return options | _ranks(counts, place.part)
+        if counts := replicas_per_shard(pool, place.worker):
+            return options | _ranks(counts, place.shard_index)
     return options | node_options(place) | {"distributed-executor-backend": "mp"}
 
 
@@ -88,5 +94,5 @@ def _ranks(counts: tuple[int, ...], part: int) -> dict[str, Any]:
     return {"data-parallel-size-local": counts[part], **start}
 
 
-def module(place: Place) -> str:
-    return HEADLESS if place.part else SERVER
+def server_module(place: Placement) -> str:
+    return HEADLESS if place.shard_index else SERVER

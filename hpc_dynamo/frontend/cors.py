@@ -6,7 +6,7 @@ answers that carry `Access-Control-Allow-Origin`. Source: https://fetch.spec.wha
 
 from collections.abc import Collection, Mapping
 
-from hpc_dynamo.http import Header, Request
+from hpc_dynamo.http import Header, HttpRequest
 
 METHODS = b"GET, HEAD, POST, DELETE, OPTIONS"
 EXPOSED = b"x-request-id, retry-after"  # headers of answers that a page may read
@@ -14,7 +14,7 @@ MAX_AGE_S = b"600"  # how long a browser may remember a preflight
 ANY = "*"
 
 
-def is_preflight(request: Request) -> bool:
+def is_preflight(request: HttpRequest) -> bool:
     """Return True for the preflight that a browser sends before a page's request."""
     asked = request.headers
     return (

@@ -9,10 +9,11 @@ from typing import Any
 
 import msgspec
 
-from hpc_dynamo.engine_errors import engine_text
+from hpc_dynamo.engine_errors import parse_engine_error
+from hpc_dynamo.http.sse import DONE_EVENT
 from hpc_dynamo.json_reader import JsonError, read_value
 
-KINDS = {
+ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
@@ -25,29 +26,37 @@ KINDS = {
     504: "timeout_error",
 }
 MESSAGES = "/v1/messages"
-NOWHERE = "Not Found"  # all that engines say where they have no such path (Starlette's phrase)
+UNKNOWN_PATH_MESSAGE = (
+    "Not Found"  # all that engines say where they have no such path (Starlette's phrase)
+)
 
 
-class Refused(Exception):
+class ApiError(Exception):
     """A request that is answered with an error of our own."""
 
     def __init__(
-        self, status: int, message: str, *, code: str | int | None = None, param: str | None = None,
-        retry_after_s: float = 0.0, kind: str | None = None, allow: Sequence[str] = (),
+        self, status: int, message: str, *, code: str | int | None = None,
+        param: str | None = None, retry_after_s: float = 0.0, error_type: str | None = None,
+        allowed_methods: Sequence[str] = (),
     ) -> None:  # fmt: skip
         """`kind` is the error's `type`; None derives it from the status. `allow` lists the methods
         that the path accepts."""
         super().__init__(message)
         self.status, self.message, self.retry_after_s = status, message, retry_after_s
-        self.code, self.param, self.kind, self.allow = code, param, kind, allow
+        self.code, self.param, self.error_type, self.allowed_methods = (
+            code,
+            param,
+            error_type,
+            allowed_methods,
+        )
 
 
-def content(error: Refused, path: str = "") -> bytes:
+def error_body(error: ApiError, path: str = "") -> bytes:
     """The body of an error."""
     return msgspec.json.encode(_object(error, path))
 
 
-def event(error: Refused, path: str) -> bytes:
+def error_event(error: ApiError, path: str) -> bytes:
     """The error as the last event of a stream that had begun, and the stream's end.
 
     The empty line first ends an event that was cut.
@@ -55,26 +64,26 @@ def event(error: Refused, path: str) -> bytes:
     data = msgspec.json.encode(_object(error, path))
     if path.startswith(MESSAGES):
         return b"\n\nevent: error\ndata: %b\n\n" % data
-    return b"\n\ndata: %b\n\ndata: [DONE]\n\n" % data
+    return b"\n\ndata: %b\n\n%b" % (data, DONE_EVENT)
 
 
-def of_engine(status: int, body: bytes, message: str, path: str) -> Refused:
+def engine_error(status: int, body: bytes, message: str, path: str) -> ApiError:
     """Return an engine's error with the engine's own text; `message` if the engine gave none."""
-    said = engine_text(body)
-    if status == 404 and said.message == NOWHERE:
+    said = parse_engine_error(body)
+    if status == 404 and said.message == UNKNOWN_PATH_MESSAGE:
         missing = f"the engine of this job has no endpoint {path}"
-        return Refused(404, missing, code="unknown_endpoint")
-    return Refused(
-        status, said.message or message, code=said.code, param=said.param, kind=said.type
+        return ApiError(404, missing, code="unknown_endpoint")
+    return ApiError(
+        status, said.message or message, code=said.code, param=said.param, error_type=said.type
     )
 
 
-def engine_content(status: int, body: bytes, message: str, path: str) -> bytes:
+def engine_error_body(status: int, body: bytes, message: str, path: str) -> bytes:
     """Return the body for a failed request: the engine's own if it has the form that clients of
     `path` understand, else the engine's text in that form."""
-    error = of_engine(status, body, message, path)
-    understood = error.message == engine_text(body).message and _has_form(body, path)
-    return body if understood else content(error, path)
+    error = engine_error(status, body, message, path)
+    understood = error.message == parse_engine_error(body).message and _has_form(body, path)
+    return body if understood else error_body(error, path)
 
 
 def _has_form(body: bytes, path: str) -> bool:
@@ -87,11 +96,13 @@ def _has_form(body: bytes, path: str) -> bool:
     return known.get("type") == "error" or not path.startswith(MESSAGES)
 
 
-def _object(error: Refused, path: str) -> dict[str, Any]:
-    usual = KINDS.get(error.status, "server_error" if error.status >= 500 else KINDS[400])
+def _object(error: ApiError, path: str) -> dict[str, Any]:
+    usual = ERROR_TYPES.get(
+        error.status, "server_error" if error.status >= 500 else ERROR_TYPES[400]
+    )
     if path.startswith(MESSAGES):
         kind = usual.replace("server_error", "api_error")
         return {"type": "error", "error": {"type": kind, "message": error.message}}
-    kind = error.kind or usual
+    kind = error.error_type or usual
     fields = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
     return {"error": fields}

@@ -10,30 +10,30 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.frontend.stats import Stats
-from hpc_dynamo.http import Answer, Client, Header, Reply, Request
+from hpc_dynamo.frontend.stats import FrontendStats
+from hpc_dynamo.http import Header, HttpClient, HttpRequest, HttpResponse, ResponseWriter
 
 # Of this connection, not of the request (RFC 9110, 7.6.1); or written anew by the client.
-HOP = frozenset(
+HOP_BY_HOP_HEADERS = frozenset(
     (
         *("connection", "content-length", "expect", "host", "keep-alive", "proxy-authorization"),
         *("proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "x-request-id"),
     )
 )
-BACK = ("content-type", "cache-control", "retry-after")
-BY = "x-hpc-dynamo-attempt"  # who passed it on: what comes back to us, we answer
+RETURNED_HEADERS = ("content-type", "cache-control", "retry-after")
+ATTEMPT_HEADER = "x-hpc-dynamo-attempt"  # who passed it on: what comes back to us, we answer
 
 log = logging.getLogger(__name__)
 
 
-class Forwarder:
+class SuccessorForwarder:
     """Of one frontend process of attempt `number`. `client` trusts the run's certificate."""
 
-    def __init__(self, client: Client, number: int, stats: Stats) -> None:
+    def __init__(self, client: HttpClient, number: int, stats: FrontendStats) -> None:
         self._client, self._number, self._stats = client, number, stats
         self._away = dict[asyncio.Timeout, str]()  # where each that is under way was sent to
 
-    def heed(self, successor: str) -> None:
+    def set_successor(self, successor: str) -> None:
         """Give up what was sent to another than this one: a node that lost power never closes its
         connections."""
         now = asyncio.get_running_loop().time()
@@ -41,10 +41,12 @@ class Forwarder:
             if url != successor:
                 timeout.reschedule(now)
 
-    async def forward(self, url: str, request: Request, reply: Reply, own_id: str) -> bool:
+    async def forward(
+        self, url: str, request: HttpRequest, reply: ResponseWriter, own_id: str
+    ) -> bool:
         """Whether `reply` has the successor's answer; if not, nothing was sent and it is ours to
         give. Raises RequestFailed where the answer broke off."""
-        by = request.headers.get(BY, "")
+        by = request.headers.get(ATTEMPT_HEADER, "")
         if by.isdecimal() and int(by) >= self._number:
             return False
         headers = _headers(request, own_id, self._number)
@@ -82,23 +84,23 @@ class Forwarder:
                 del self._away[timeout]
 
 
-def _headers(request: Request, own_id: str, number: int) -> list[Header]:
+def _headers(request: HttpRequest, own_id: str, number: int) -> list[Header]:
     kept = [
         (name.encode("latin-1"), value.encode("latin-1"))
         for name, value in request.headers.items()
-        if name not in HOP and name != BY
+        if name not in HOP_BY_HOP_HEADERS and name != ATTEMPT_HEADER
     ]
-    return [*kept, (b"x-request-id", own_id.encode()), (BY.encode(), b"%d" % number)]
+    return [*kept, (b"x-request-id", own_id.encode()), (ATTEMPT_HEADER.encode(), b"%d" % number)]
 
 
-async def _pass_back(answer: Answer, reply: Reply) -> bool:
+async def _pass_back(answer: HttpResponse, reply: ResponseWriter) -> bool:
     """False where the successor cannot serve just now: perhaps we can."""
     if answer.status == 503:
         await answer.read()
         return False
     headers = [
         (name.encode(), answer.headers[name].encode("latin-1"))
-        for name in BACK
+        for name in RETURNED_HEADERS
         if name in answer.headers
     ]
     if "content-length" in answer.headers:

@@ -1,7 +1,7 @@
-"""The OpenAPI 3.1 document of the endpoint, published at /openapi.json.
+"""OpenAPI 3.1 document of the endpoint, published at /openapi.json.
 
-Bodies are described as far as the frontend itself looks at them; everything else that the
-engine knows passes through, hence `additionalProperties`.
+Request schemas describe only the fields that the frontend reads. All other fields are passed to the
+engine, hence `additionalProperties`.
 """
 
 from functools import cache
@@ -10,19 +10,9 @@ from typing import Any
 
 Schema = dict[str, Any]
 
-ERROR: Schema = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type"],
-            "properties": {"message": {"type": "string"}, "type": {"type": "string"}},
-        }
-    },
-}
-ANY: Schema = {"type": "object", "additionalProperties": True}
-STREAM: Schema = {"stream": {"type": "boolean"}, "model": {"type": "string"}}
+OBJECT: Schema = {"type": "object", "additionalProperties": True}
+TEXT: Schema = {"type": "string"}
+MAX_TOKENS: Schema = {"type": "integer", "minimum": 1, "maximum": 64}
 PROMPT: Schema = {
     "anyOf": [
         {"type": "string", "minLength": 1},
@@ -34,93 +24,171 @@ PROMPT: Schema = {
         },
     ]
 }
-MESSAGE: Schema = {
-    "type": "object",
-    "required": ["role", "content"],
-    "properties": {
-        "role": {"enum": ["system", "user", "assistant"]},
-        "content": {"type": "string"},
+MESSAGES: Schema = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "required": ["role", "content"],
+        "properties": {"role": {"enum": ["system", "user", "assistant"]}, "content": TEXT},
     },
 }
-LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": 64}
+ERROR: Schema = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type"],
+            "properties": {"message": TEXT, "type": TEXT},
+        }
+    },
+}
+ERRORS = {
+    400: "The request is invalid; the message names the field.",
+    401: "The API key is missing or wrong.",
+    404: "The path, the model or the worker does not exist.",
+    405: "The path does not accept this method; see the Allow header.",
+    408: "The request did not arrive completely in time.",
+    409: "The worker cannot change its state now.",
+    413: "The body is larger than serve.max_body_mb.",
+    429: "The queue (serve.max_queued_requests) or the buffer is full; see Retry-After.",
+    431: "The headers are too large.",
+    500: "Internal error, or an error of the engine.",
+    502: "The engine sent an invalid response.",
+    503: "No worker is ready, or the job is draining.",
+    504: "No complete response within serve.request_timeout_s.",
+}
 
 
 def _body(required: list[str], **properties: Schema) -> Schema:
-    schema = ANY | {"required": required, "properties": STREAM | properties}
+    fields = {"stream": {"type": "boolean"}, "model": TEXT} | properties
+    schema = OBJECT | {"required": required, "properties": fields}
     return {"required": True, "content": {"application/json": {"schema": schema}}}
-
-
-def _answers(*codes: int) -> Schema:
-    failed = {"application/json": {"schema": ERROR}}
-    found: Schema = {str(code): {"description": "error", "content": failed} for code in codes}
-    fine = {"application/json": {"schema": ANY}, "text/event-stream": {}}
-    return found | {"200": {"description": "the engine's answer", "content": fine}}
 
 
 ROUTE = "/v1/route"
 LOADS = "/v1/loads"
-NAPS = {
-    "/v1/workers/{rank}/sleep": "a worker to sleep, once it has nothing to do (engine.sleep=true)",
-    "/v1/workers/{rank}/wake": "a worker that sleeps is woken, and given requests again",
-}
-REFUSALS = (400, 401, 404, 405, 408, 413, 429, 431, 500, 502, 503, 504)
-MESSAGES: Schema = {"type": "array", "items": MESSAGE, "minItems": 1}
-POSTS: dict[str, tuple[str, Schema]] = {
+POST_OPERATIONS: dict[str, tuple[str, str, Schema]] = {
     "/v1/chat/completions": (
-        "an answer to a conversation",
-        _body(["messages"], messages=MESSAGES, max_tokens=LIMIT),
+        "Create a chat completion",
+        "Generates the next message of a conversation. Streams events if `stream` is true.",
+        _body(["messages"], messages=MESSAGES, max_tokens=MAX_TOKENS),
     ),
     "/v1/completions": (
-        "a text that goes on from a prompt",
-        _body(["prompt"], prompt=PROMPT, max_tokens=LIMIT),
+        "Create a completion",
+        "Continues one or several prompts, given as texts or token ids.",
+        _body(["prompt"], prompt=PROMPT, max_tokens=MAX_TOKENS),
     ),
-    "/v1/embeddings": ("vectors, where the engine has them", _body(["input"], input=PROMPT)),
-    "/v1/responses": ("OpenAI's responses, where the engine has them", _body(["input"])),
+    "/v1/embeddings": (
+        "Create embeddings",
+        "Returns one vector per input. Needs an engine that serves an embedding model.",
+        _body(["input"], input=PROMPT),
+    ),
+    "/v1/responses": (
+        "Create a response",
+        "OpenAI's Responses API. Needs an engine that implements it.",
+        _body(["input"]),
+    ),
     "/v1/messages": (
-        "Anthropic's messages, where the engine has them",
-        _body(["messages", "max_tokens"], messages=MESSAGES, max_tokens=LIMIT),
+        "Create a message",
+        "Anthropic's Messages API. Needs an engine that implements it.",
+        _body(["messages", "max_tokens"], messages=MESSAGES, max_tokens=MAX_TOKENS),
     ),
     "/v1/messages/count_tokens": (
-        "length of Anthropic's messages, where the engine has them",
+        "Count the tokens of messages",
+        "Anthropic's token count. Needs an engine that implements it.",
         _body(["messages"], messages=MESSAGES),
     ),
-    ROUTE: ("where this body would be sent, and why; nothing is sent", _body([])),
-    "/tokenize": ("token ids of a text", _body([])),
-    "/detokenize": ("text of token ids", _body(["tokens"])),
+    ROUTE: (
+        "Explain a routing decision",
+        "Returns the worker that the router would select for this body, with the cost of each "
+        "candidate. The request is not executed.",
+        _body([]),
+    ),
+    "/tokenize": (
+        "Tokenize a text or a conversation",
+        "Returns the token ids that the engine computes.",
+        _body([]),
+    ),
+    "/detokenize": (
+        "Convert token ids to text",
+        "Returns the text of the token ids in `tokens`.",
+        _body(["tokens"]),
+    ),
 }
-GETS = {
-    "/v1/models": "models that are served",
-    "/v1/workers": "who serves: rank, role, node, state, load",
-    LOADS: "what this endpoint has on each worker, by URL: for other heads before the same",
-    "/metrics": "figures of the whole job for Prometheus",
-    "/live": "this process answers",
-    "/ready": "requests are served: 200, else 503",
-    "/health": "the same as /ready",
-    "/openapi.json": "this document",
+SLEEP_PATHS = {
+    "/v1/workers/{rank}/sleep": (
+        "Put a worker to sleep",
+        "Waits until the worker is idle, then frees its GPU memory. Needs engine.sleep_mode=true.",
+    ),
+    "/v1/workers/{rank}/wake": (
+        "Wake a sleeping worker",
+        "Restores the worker's GPU memory; the router then sends requests to it again.",
+    ),
 }
+GET_OPERATIONS = {
+    "/v1/models": (
+        "List the served models",
+        "Lists model names, LoRA adapters and context lengths.",
+    ),
+    "/v1/workers": ("List the workers", "Lists rank, role, node, state and load of each worker."),
+    LOADS: (
+        "Report the load that this endpoint puts on each worker",
+        "Returns loads by worker URL. Other heads that share the same workers read them.",
+    ),
+    "/metrics": ("Export metrics", "Metrics of the whole job in Prometheus text format."),
+    "/live": ("Check liveness", "Returns 200 while the frontend process runs."),
+    "/ready": ("Check readiness", "Returns 200 if requests are served, else 503."),
+    "/health": ("Check readiness", "Same as /ready."),
+    "/openapi.json": ("Get this document", "Returns the OpenAPI document of the endpoint."),
+}
+
+
+def _errors(*statuses: int) -> Schema:
+    content = {"application/json": {"schema": ERROR}}
+    return {str(s): {"description": ERRORS[s], "content": content} for s in statuses}
+
+
+def _engine_responses(*errors: int) -> Schema:
+    content = {"application/json": {"schema": OBJECT}, "text/event-stream": {}}
+    return _errors(*errors) | {"200": {"description": "The response.", "content": content}}
+
+
+def _post(summary: str, description: str, body: Schema) -> Schema:
+    responses = _engine_responses(400, 401, 404, 405, 408, 413, 429, 431, 500, 502, 503, 504)
+    described = {"summary": summary, "description": description}
+    return {"post": described | {"requestBody": body, "responses": responses}}
+
+
+def _sleep(summary: str, description: str) -> Schema:
+    rank = {"name": "rank", "in": "path", "required": True, "schema": {"type": "integer"}}
+    rank |= {"description": "Rank of the worker, as listed by /v1/workers."}
+    responses = _engine_responses(400, 401, 404, 405, 409, 413, 431, 502, 503, 504)
+    described = {"summary": summary, "description": description}
+    return {"post": described | {"parameters": [rank], "responses": responses}}
+
+
+def _get(path: str, summary: str, description: str) -> Schema:
+    responses = {"200": {"description": description}, "401": {"description": ERRORS[401]}}
+    if path in ("/ready", "/health"):
+        responses["503"] = {"description": "The job is starting, draining or has lost its workers."}
+    return {"get": {"summary": summary, "description": description, "responses": responses}}
 
 
 @cache
-def document() -> Schema:
-    """The document. The same for every job: it names no host and no model."""
-    paths: Schema = {
-        path: {"post": {"summary": text, "requestBody": body, "responses": _answers(*REFUSALS)}}
-        for path, (text, body) in POSTS.items()
-    }
-    rank = {"name": "rank", "in": "path", "required": True, "schema": {"type": "integer"}}
-    for path, text in NAPS.items():
-        refusals = _answers(400, 401, 404, 405, 409, 413, 431, 502, 503, 504)
-        post: Schema = {"summary": text, "parameters": [rank], "responses": refusals}
-        paths[path] = {"post": post}
-    for path, text in GETS.items():
-        shown: Schema = {"200": {"description": text}, "401": {"description": "no key"}}
-        if path in ("/ready", "/health"):
-            shown["503"] = {"description": "not yet, or no more"}
-        paths[path] = {"get": {"summary": text, "responses": shown}}
+def openapi_document() -> Schema:
+    """Return the document. It is the same for every job: it names no host and no model."""
+    paths = {path: _post(*operation) for path, operation in POST_OPERATIONS.items()}
+    paths |= {path: _sleep(*operation) for path, operation in SLEEP_PATHS.items()}
+    paths |= {path: _get(path, *operation) for path, operation in GET_OPERATIONS.items()}
+    about = "OpenAI-compatible endpoint of a hpc-dynamo run. Engine paths are forwarded as well."
+    title = {"title": "hpc-dynamo", "description": about, "version": version("hpc-dynamo")}
+    bearer = {"type": "http", "scheme": "bearer", "description": "API key of the run."}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "hpc-dynamo", "version": version("hpc-dynamo")},
+        "info": title,
         "security": [{"key": []}],
-        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "components": {"securitySchemes": {"key": bearer}},
         "paths": paths,
     }

@@ -4,18 +4,18 @@ import time
 
 import msgspec
 
-from hpc_dynamo.dispatch import Incoming
-from hpc_dynamo.frontend.stats import Stats
-from hpc_dynamo.http import Reply
+from hpc_dynamo.dispatch import IncomingResponse
+from hpc_dynamo.frontend.stats import FrontendStats
+from hpc_dynamo.http import ResponseWriter
 from hpc_dynamo.router import Lease
 
-TELL_PIECES = 64  # a note to the router costs as much as passing on some pieces
+CHUNKS_PER_REPORT = 64  # a note to the router costs as much as passing on some pieces
 
 
-class Relay:
+class ResponseRelay:
     """See dispatch.Taker. Bytes pass as they came."""
 
-    def __init__(self, reply: Reply, stats: Stats) -> None:
+    def __init__(self, reply: ResponseWriter, stats: FrontendStats) -> None:
         self._reply, self._stats = reply, stats
         self._began = self._last = time.monotonic()
         self._type = b"application/json"
@@ -23,15 +23,15 @@ class Relay:
         self._lease: Lease
 
     @property
-    def begun(self) -> bool:
+    def started(self) -> bool:
         return self._reply.status != 0
 
-    async def take(self, answer: Incoming, lease: Lease) -> None:
+    async def receive(self, answer: IncomingResponse, lease: Lease) -> None:
         self._lease = lease
         self._type = answer.headers.get("content-type", "application/json").encode()
         if self._type.startswith(b"text/event-stream"):
             await answer.relay(self)
-            if not self.begun:
+            if not self.started:
                 self._begin()
             if self._pieces:
                 lease.progress(self._pieces)
@@ -49,7 +49,7 @@ class Relay:
         if self._reply.status:
             self._stats.itl.observe(now - self._last)
             self._pieces += 1  # a token each, as long as the reader keeps up
-            if self._pieces == TELL_PIECES:
+            if self._pieces == CHUNKS_PER_REPORT:
                 self._lease.progress(self._pieces)
                 self._pieces = 0
         else:

@@ -16,11 +16,11 @@ from collections.abc import Mapping
 import msgspec
 
 from hpc_dynamo.engines import Body
-from hpc_dynamo.frontend.errors import Refused
+from hpc_dynamo.frontend.errors import ApiError
 from hpc_dynamo.json_reader import JsonError, is_null, read_fields
 from hpc_dynamo.router import Wish
 
-FIELD = "hpc_dynamo"
+HINTS_FIELD = "hpc_dynamo"
 HEADERS = {
     "x-priority": "priority",
     "x-session-id": "session",
@@ -33,9 +33,9 @@ HEADERS = {
 NOTHING = Wish()
 
 
-def take_wish(headers: Mapping[str, str], body: Body) -> Wish:
+def parse_routing_hints(headers: Mapping[str, str], body: Body) -> Wish:
     """Raises Refused for what cannot be meant."""
-    wish = NOTHING if is_null(body, FIELD) else _of_body(body[FIELD])
+    wish = NOTHING if is_null(body, HINTS_FIELD) else _of_body(body[HINTS_FIELD])
     if HEADERS.keys().isdisjoint(headers):
         return wish
     given = {field: headers[name] for name, field in HEADERS.items() if name in headers}
@@ -48,7 +48,7 @@ def _of_body(said: msgspec.Raw) -> Wish:
         given = {k: v for k, v in read_fields(bytes(said)).items() if bytes(v) != b"null"}
         return msgspec.json.decode(msgspec.json.encode(given), type=Wish)
     except (msgspec.DecodeError, UnicodeDecodeError, JsonError) as e:
-        raise _refusal(FIELD, e) from e
+        raise _refusal(HINTS_FIELD, e) from e
 
 
 def _of_headers(wish: Wish, given: Mapping[str, str]) -> Wish:
@@ -61,6 +61,6 @@ def _of_headers(wish: Wish, given: Mapping[str, str]) -> Wish:
         raise _refusal("a header of routing", e) from e
 
 
-def _refusal(where: str, error: Exception) -> Refused:
+def _refusal(where: str, error: Exception) -> ApiError:
     known = ", ".join(Wish.__struct_fields__)
-    return Refused(400, f"{where}: {error}; known fields: {known}", param=FIELD)
+    return ApiError(400, f"{where}: {error}; known fields: {known}", param=HINTS_FIELD)

@@ -1,9 +1,10 @@
 """What a frontend process counts. Cheap enough for every token; merged by the head."""
 
-from bisect import bisect_left
 from collections import Counter
 
 import msgspec
+
+from hpc_dynamo.histogram import Histogram
 
 BOUNDS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
@@ -16,34 +17,14 @@ COUNTS = (
 )  # fmt: skip
 
 
-class Buckets(msgspec.Struct):
-    """A histogram of seconds: counts by BOUNDS_S, the last beyond all of them."""
-
-    counts: list[int] = msgspec.field(default_factory=lambda: [0] * (len(BOUNDS_S) + 1))
-    total_s: float = 0.0
-
-    def observe(self, seconds: float) -> None:
-        self.counts[bisect_left(BOUNDS_S, seconds)] += 1
-        self.total_s += seconds
-
-    def quantile(self, share: float) -> float:
-        """Seconds that a share of the observations does not exceed, up to the next bound."""
-        wanted, below = share * sum(self.counts), 0
-        for bound, count in zip(BOUNDS_S, self.counts, strict=False):
-            below += count
-            if below >= wanted:
-                return bound if below else 0.0
-        return BOUNDS_S[-1]
-
-    def add(self, other: "Buckets") -> None:
-        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
-        self.total_s += other.total_s
+def _latencies() -> Histogram:
+    return Histogram(BOUNDS_S)
 
 
-class Stats(msgspec.Struct, kw_only=True):
+class FrontendStats(msgspec.Struct, kw_only=True):
     """Since the start of the process."""
 
-    answers: dict[str, int] = msgspec.field(default_factory=Counter)  # by "path status"
+    responses: dict[str, int] = msgspec.field(default_factory=Counter)  # by "path status"
     active: int = 0
     connections: int = 0
     cancelled: int = 0  # by clients that went away
@@ -51,38 +32,38 @@ class Stats(msgspec.Struct, kw_only=True):
     forwarded: int = 0  # to the job that takes over
     forwarding: int = 0  # of them, those under way
     prompt_tokens: int = 0  # counted here, before routing
-    ttft: Buckets = msgspec.field(default_factory=Buckets)
-    itl: Buckets = msgspec.field(default_factory=Buckets)  # between pieces of streams
-    seconds: Buckets = msgspec.field(default_factory=Buckets)  # whole requests
+    ttft: Histogram = msgspec.field(default_factory=_latencies)
+    itl: Histogram = msgspec.field(default_factory=_latencies)  # between pieces of streams
+    seconds: Histogram = msgspec.field(default_factory=_latencies)  # whole requests
 
-    def add(self, other: "Stats") -> None:
+    def add(self, other: "FrontendStats") -> None:
         """Merge another process's figures into these."""
-        for key, count in other.answers.items():
-            self.answers[key] = self.answers.get(key, 0) + count
+        for key, count in other.responses.items():
+            self.responses[key] = self.responses.get(key, 0) + count
         for name in COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.ttft.add(other.ttft)
-        self.itl.add(other.itl)
-        self.seconds.add(other.seconds)
+        self.ttft += other.ttft
+        self.itl += other.itl
+        self.seconds += other.seconds
 
 
-class Counted(msgspec.Struct):
+class FrontendReport(msgspec.Struct):
     """Of one process or more: by model, and under the empty name what is of none of several, such
     as connections, and all where there is one."""
 
-    by_model: dict[str, Stats] = {}
+    by_model: dict[str, FrontendStats] = {}
     notices: dict[str, str] = {}  # by model, why texts are not routed by KV cache
 
     @property
     def forwarding(self) -> int:
         return sum(stats.forwarding for stats in self.by_model.values())
 
-    def add(self, other: "Counted") -> None:
+    def add(self, other: "FrontendReport") -> None:
         for model, stats in other.by_model.items():
-            self.by_model.setdefault(model, Stats()).add(stats)
+            self.by_model.setdefault(model, FrontendStats()).add(stats)
         self.notices |= other.notices
 
-    def ended(self) -> "Counted":
+    def after_exit(self) -> "FrontendReport":
         """As it is once the process is gone, and all that it had under way."""
         for stats in self.by_model.values():
             stats.active = stats.connections = stats.forwarding = 0

@@ -5,35 +5,35 @@ from urllib.parse import unquote
 
 import msgspec
 
-from hpc_dynamo.frontend.errors import Refused
-from hpc_dynamo.frontend.openapi import document
-from hpc_dynamo.http import Request
+from hpc_dynamo.frontend.errors import ApiError
+from hpc_dynamo.frontend.openapi import openapi_document
+from hpc_dynamo.http import HttpRequest
 from hpc_dynamo.router import NOTHING_YET, Offer, View
 
 JSON = b"application/json"
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 MODELS = "/v1/models"
 
-Answer = tuple[int, bytes, bytes]  # status, content type, content
-Page = Callable[[View, Request], Answer]
+StatusResponse = tuple[int, bytes, bytes]  # status, content type, content
+StatusEndpoint = Callable[[View, HttpRequest], StatusResponse]
 
 
-def page(path: str) -> Page | None:
+def status_endpoint(path: str) -> StatusEndpoint | None:
     """Who answers for a path, if it is anybody here."""
     if path.startswith(f"{MODELS}/"):
         return _model
-    return PAGES.get(path)
+    return STATUS_ENDPOINTS.get(path)
 
 
-def _json(value: object, status: int = 200) -> Answer:
+def _json(value: object, status: int = 200) -> StatusResponse:
     return status, JSON, msgspec.json.encode(value)
 
 
-def _live(view: View, request: Request) -> Answer:
+def _live(view: View, request: HttpRequest) -> StatusResponse:
     return _json({"status": "live"})
 
 
-def _ready(view: View, request: Request) -> Answer:
+def _ready(view: View, request: HttpRequest) -> StatusResponse:
     """Whether a request sent now would be served: 200 or 503; of several models also of each."""
     ready = view.ready or (view.successor is not None and view.successor.ready)
     status = "draining" if view.draining else "ready" if ready else "starting"
@@ -59,7 +59,7 @@ def _card(name: str, view: View, offer: Offer = NOTHING_YET) -> dict[str, object
     return card | ({"max_model_len": length} if length else {})
 
 
-def _models(view: View, request: Request) -> Answer:
+def _models(view: View, request: HttpRequest) -> StatusResponse:
     return _json({"object": "list", "data": list(_cards(view).values())})
 
 
@@ -70,7 +70,7 @@ def _cards(view: View) -> dict[str, dict[str, object]]:
     }
 
 
-def _model(view: View, request: Request) -> Answer:
+def _model(view: View, request: HttpRequest) -> StatusResponse:
     asked = unquote(request.path.removeprefix(f"{MODELS}/"))
     name = view.aliases.get(asked, asked)
     check_model(view.names, name, view.aliases)
@@ -84,12 +84,12 @@ def check_model(known: Collection[str], name: str | None, aliases: Iterable[str]
         raise unknown_model(name, (*known, *aliases))
 
 
-def unknown_model(name: str, known: Iterable[str]) -> Refused:
+def unknown_model(name: str, known: Iterable[str]) -> ApiError:
     what = f"the model {name[:200]!r} is not served; known: {', '.join(known)}"
-    return Refused(404, what, code="model_not_found", param="model")
+    return ApiError(404, what, code="model_not_found", param="model")
 
 
-def _workers(view: View, request: Request) -> Answer:
+def _workers(view: View, request: HttpRequest) -> StatusResponse:
     loads = {load.rank: msgspec.to_builtins(load) for load in view.loads}
     rows = [msgspec.to_builtins(w) | {"load": loads.get(w.rank)} for w in view.workers]
     for row in rows:
@@ -97,7 +97,7 @@ def _workers(view: View, request: Request) -> Answer:
     return _json({"object": "list", "data": rows})
 
 
-def explained(decision: bytes, notice: str) -> bytes:
+def with_notice(decision: bytes, notice: str) -> bytes:
     """Return the JSON of a routing decision, with `notice` as one more field if there is one."""
     if not notice:
         return decision
@@ -105,15 +105,15 @@ def explained(decision: bytes, notice: str) -> bytes:
     return msgspec.json.encode({**fields, "notice": notice})
 
 
-def _metrics(view: View, request: Request) -> Answer:
+def _metrics(view: View, request: HttpRequest) -> StatusResponse:
     return 200, TEXT, view.metrics.encode()
 
 
-def _openapi(view: View, request: Request) -> Answer:
-    return _json(document())
+def _openapi(view: View, request: HttpRequest) -> StatusResponse:
+    return _json(openapi_document())
 
 
-PAGES: dict[str, Page] = {
+STATUS_ENDPOINTS: dict[str, StatusEndpoint] = {
     "/health": _ready,
     "/live": _live,
     "/ready": _ready,

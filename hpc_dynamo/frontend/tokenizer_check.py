@@ -5,13 +5,13 @@ import logging
 
 import msgspec
 
-from hpc_dynamo.dispatch import Dispatcher, Whole, Work
+from hpc_dynamo.dispatch import BufferedResponse, Dispatcher, EngineRequest
 from hpc_dynamo.engines import Body
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.preprocess import Preprocessor
 from hpc_dynamo.router import Ask, NoWorker, Overloaded
 
-AGAIN_S = 5.0  # an engine may start for longer than a request may wait for it
+RETRY_S = 5.0  # an engine may start for longer than a request may wait for it
 
 PATH = "/tokenize"
 IDS = msgspec.json.Decoder(list[int])
@@ -19,14 +19,14 @@ IDS = msgspec.json.Decoder(list[int])
 log = logging.getLogger(__name__)
 
 
-async def agrees(
-    prompts: Preprocessor, dispatcher: Dispatcher, name: str, ask: Ask, again_s: float = AGAIN_S
+async def tokenizer_matches_engine(
+    prompts: Preprocessor, dispatcher: Dispatcher, name: str, ask: Ask, again_s: float = RETRY_S
 ) -> bool:
     """False where an engine's ids differ from ours; an engine that cannot be asked agrees. While
     there is none, or none has room, it is asked again."""
     for probe, expected in prompts.probes():
         body: Body = {"model": name, **probe}
-        work = Work(PATH, msgspec.json.encode(body), body, ask)
+        work = EngineRequest(PATH, msgspec.json.encode(body), body, ask)
         try:
             answer = await _answer(dispatcher, work, again_s)
             ids = IDS.decode(answer.body.get("tokens", b"null"))
@@ -39,10 +39,10 @@ async def agrees(
     return True
 
 
-async def _answer(dispatcher: Dispatcher, work: Work, again_s: float) -> Whole:
+async def _answer(dispatcher: Dispatcher, work: EngineRequest, again_s: float) -> BufferedResponse:
     """Raises RequestFailed where an engine does."""
     while True:
-        answer = Whole()
+        answer = BufferedResponse()
         try:
             await dispatcher.run(work, answer)
             return answer

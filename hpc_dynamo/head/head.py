@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from msgspec.structs import replace
 
 from hpc_dynamo.agent import Agent
-from hpc_dynamo.config import PlannerKind, Task
+from hpc_dynamo.config import PlannerMode, Task
 from hpc_dynamo.head.lifecycle import JobLifecycle
 from hpc_dynamo.head.membership.agents import Membership
 from hpc_dynamo.head.scaling.hetero_jobs import HeterogeneousJobs
@@ -19,7 +19,7 @@ from hpc_dynamo.head.workloads.batch import BatchWorkload
 from hpc_dynamo.head.workloads.profile import ProfileWorkload
 from hpc_dynamo.head.workloads.serve import ServeWorkload
 from hpc_dynamo.head.workloads.workload import HeadContext, WorkerDirectory, Workload, model_routes
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.launch.node import allocation_end
 from hpc_dynamo.launch.walltime import Walltime
 from hpc_dynamo.messages import ControlMessage, Outcome, PlannerStatus, Roster, Status
@@ -60,12 +60,12 @@ class Head(JobLifecycle):
         """Slurm says that the job ends soon: by its walltime, or because it is preempted."""
         if self._work is None:
             self._warned = True  # acted on when there is something to end
-        elif self._walltime.early(self._work.likely_s):
+        elif self._walltime.signal_was_early(self._work.likely_s):
             return
         elif self._handover:
-            self._walltime = self._walltime.warned()
+            self._walltime = self._walltime.after_signal()
         else:
-            self._drain(self._walltime.warned_s())
+            self._drain(self._walltime.left_after_signal_s())
 
     def _drain(self, left_s: float) -> None:
         """Begin nothing, let what is under way end, but not for ever."""
@@ -84,22 +84,22 @@ class Head(JobLifecycle):
         while True:
             await asyncio.sleep(TICK_S)
             walltime = self._walltime
-            spare_s = walltime.last_s if self._handover else walltime.spare_s
+            spare_s = walltime.handover_left_s if self._handover else walltime.dispatch_left_s
             if spare_s(work.likely_s) <= 0:
-                self._drain(walltime.left_s)
+                self._drain(walltime.time_left_s)
 
     async def _hand_over(self, work: Workload) -> None:
         """To the next job, until cancelled; not at all where none is asked for."""
         if self._handover:
             await self._handover.run(
                 lambda: work.phase == "serving",
-                lambda: self._walltime.spare_s(work.likely_s),
+                lambda: self._walltime.dispatch_left_s(work.likely_s),
             )
 
     async def _reshape(self, job: HeadContext, members: Membership) -> None:
         """By the planner, until cancelled; not at all where none is asked for."""
         config, file = self._config, self._attempt.planner_file
-        if config.planner.by is not PlannerKind.off:
+        if config.planner.mode is not PlannerMode.off:
             router, loads = job.route.router, job.route.scraper.loads
             planner = Planner(config.planner, await self._performance())
             flipper = RoleChanger(config, router, members)
@@ -109,14 +109,14 @@ class Head(JobLifecycle):
 
     async def _grow(self, job: HeadContext, members: Membership) -> None:
         """By further jobs, until cancelled; not at all where none may be asked for."""
-        if self._config.planner.grow.nodes:
+        if self._config.planner.scale_out.max_nodes:
             router, ends_at = job.route.router, self._walltime.ends_at
             self._grower = ScaleOutController(self._attempt, router, members, ends_at, self._moving)
             await self._grower.run()
 
     async def _accompany(self, job: HeadContext, members: Membership) -> None:
         """By jobs of other kinds of nodes, until cancelled; not at all where there are none."""
-        if self._attempt.plan().apart:
+        if self._attempt.plan().separate_jobs:
             router = job.route.router
             made = HeterogeneousJobs(self._attempt, router, members, self.warn, self.fail)
             self._companions = made
@@ -131,7 +131,7 @@ class Head(JobLifecycle):
 
     async def _stop(self, members: Membership, reason: str) -> None:
         """Further jobs and all agents, at the same time."""
-        engines = [own.engine for own in self._config.each.values()]
+        engines = [own.engine for own in self._config.by_model.values()]
         patience_s = max(engine.stop_timeout_s for engine in engines) + FAREWELL_S
         async with asyncio.TaskGroup() as group:
             group.create_task(members.stop_all(reason, patience_s))
@@ -140,13 +140,13 @@ class Head(JobLifecycle):
 
     async def _performance(self) -> Performance | None:
         """By the profile that the planner is to go by, if it is."""
-        if self._config.planner.by is not PlannerKind.sla:
+        if self._config.planner.mode is not PlannerMode.sla:
             return None
         return await asyncio.to_thread(load_profile, self._config.planner.profile)
 
     def _status(self, members: WorkerDirectory, ends_at: float | None, detail: str = "") -> Status:
         status = super()._status(members, ends_at, detail)
-        status = replace(status, planning=self._planning())
+        status = replace(status, planner=self._planning())
         for others in self._further:
             status = others.extend_status(status)
         return status
@@ -159,11 +159,11 @@ class Head(JobLifecycle):
         ends_at = await asyncio.to_thread(allocation_end)
         self._walltime = Walltime(ends_at, self._config.cluster.slurm.signal_before_end_s)
         token = self._attempt.run.secrets().token
-        async with Client.bearer(token) as http, asyncio.TaskGroup() as group:
+        async with HttpClient.bearer(token) as http, asyncio.TaskGroup() as group:
             found = model_routes(self._config, http)
             routers = {model: lane.router for model, lane in found.items()}
             members = Membership(self._attempt, self._roster, self._server, routers, self.fail)
-            if self._config.planner.handover and self._config.task is Task.serve:
+            if self._config.planner.job_handover and self._config.task is Task.serve:
                 self._handover = JobHandover(self._attempt, next(iter(routers.values())).news.set)
             job = HeadContext(
                 self._attempt, self._config, found, members, http, self._planning, self._handover

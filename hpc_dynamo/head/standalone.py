@@ -8,7 +8,7 @@ from hpc_dynamo.head.membership.external import LOOPBACK, ExternalWorkers
 from hpc_dynamo.head.membership.peer_heads import PeerHeads
 from hpc_dynamo.head.workloads.serve import ServeWorkload
 from hpc_dynamo.head.workloads.workload import HeadContext, model_routes
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.run import Attempt
 
@@ -23,7 +23,7 @@ class Standalone(JobLifecycle):
     async def run(self) -> Outcome:
         """Returns when the endpoint has ended; the engines go on."""
         key = self._attempt.engine_key()
-        async with Client.bearer(key) as http, self._among_heads() as heads:
+        async with HttpClient.bearer(key) as http, self._among_heads() as heads:
             async with asyncio.TaskGroup() as group:
                 found = model_routes(self._config, http)
                 (lane,) = found.values()
@@ -42,7 +42,7 @@ class Standalone(JobLifecycle):
                     background.cancel()
         return self._conclude(members, None, outcome)
 
-    def _among_heads(self) -> Client:
+    def _among_heads(self) -> HttpClient:
         """Presents the API key that all of them have."""
-        file = self._config.serve.key_file
-        return Client.bearer(Path(file).read_text().strip() if file else "")
+        file = self._config.serve.api_key_file
+        return HttpClient.bearer(Path(file).read_text().strip() if file else "")

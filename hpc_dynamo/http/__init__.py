@@ -1,27 +1,27 @@
 """HTTP/1.1 over asyncio protocols: a server, a client, and a relay between the two.
 
-Parsing is llhttp's (httptools). What is ours is the part between parser and handler, because
-the usual libraries cost more there than the rest of a request together; figures in
-docs/measurements.md. A stream of tokens passes from socket to socket without waking a task.
+llhttp (httptools) parses. This package replaces the part between parser and handler, because the
+usual libraries cost more there than the rest of a request (benchmarks/results/libraries.md). A
+stream of tokens passes from socket to socket without waking a task.
 
-Protocol: RFC 9112. One request is answered at a time on a connection; pipelined ones wait.
+Protocol: RFC 9112. A connection serves one request at a time; pipelined requests wait.
 """
 
-from hpc_dynamo.http.client import Answer, Client, Sink
+from hpc_dynamo.http.client import ByteSink, HttpClient, HttpResponse
 from hpc_dynamo.http.connection import Handler
-from hpc_dynamo.http.exchange import Header, Limits, Reply, Request
-from hpc_dynamo.http.server import Server
-from hpc_dynamo.http.tls import pinned
+from hpc_dynamo.http.exchange import Header, HttpLimits, HttpRequest, ResponseWriter
+from hpc_dynamo.http.server import HttpServer
+from hpc_dynamo.http.tls import pinned_tls_context
 
 __all__ = [
-    "Answer",
-    "Client",
+    "ByteSink",
     "Handler",
     "Header",
-    "Limits",
-    "Reply",
-    "Request",
-    "Server",
-    "Sink",
-    "pinned",
+    "HttpClient",
+    "HttpLimits",
+    "HttpRequest",
+    "HttpResponse",
+    "HttpServer",
+    "ResponseWriter",
+    "pinned_tls_context",
 ]

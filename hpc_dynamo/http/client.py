@@ -1,7 +1,7 @@
-"""The client: kept connections to a few servers, answers read whole or relayed.
+"""HTTP client: pooled connections to a few servers; responses are read whole or relayed.
 
-Errors are the standard library's: ConnectionError (or another OSError) where a server cannot
-be reached or breaks off. There are no timeouts in here: callers bound what they await.
+Errors are those of the standard library: ConnectionError (or another OSError) if a server cannot be
+reached or closes the connection early. There are no timeouts here: callers limit what they await.
 """
 
 import asyncio
@@ -18,26 +18,26 @@ import httptools
 from hpc_dynamo.http.exchange import Header
 
 
-class Origin(NamedTuple):
-    """Where a URL points to."""
+class ServerAddress(NamedTuple):
+    """Server that a URL names."""
 
     host: str
     port: int
     tls: bool
-    name: bytes  # for the Host header
+    host_header: bytes
 
 
 @lru_cache(maxsize=4096)
-def origin(url: str) -> Origin:
-    """Of a base URL, whose path is not looked at."""
+def server_address(url: str) -> ServerAddress:
+    """Return the server of a base URL. The path is ignored."""
     parts = urlsplit(url)
     tls = parts.scheme == "https"
     port = parts.port or (443 if tls else 80)
-    return Origin(parts.hostname or "", port, tls, parts.netloc.encode())
+    return ServerAddress(parts.hostname or "", port, tls, parts.netloc.encode())
 
 
-class Sink(Protocol):
-    """Where a relayed body goes; see `Answer.relay`."""
+class ByteSink(Protocol):
+    """Destination of a relayed body; see `HttpResponse.relay`."""
 
     def write(self, data: bytes) -> None: ...
 
@@ -47,35 +47,37 @@ class Sink(Protocol):
     async def drain(self) -> None: ...
 
 
-class Answer(asyncio.Protocol):
-    """One connection, and the answer that is coming in on it.
+class HttpResponse(asyncio.Protocol):
+    """One connection, and the response that arrives on it.
 
-    Good until the end of the `async with` that gave it. `headers` have lower-case names.
+    Valid until the end of the `async with` block that returned it. Header names are in lower case.
     """
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport
         self._changed: asyncio.Future[None] | None = None
         self._error: ConnectionError | None = None
-        self._sink: Sink | None = None
-        self.used = False  # for an earlier answer
+        self._sink: ByteSink | None = None
+        self.used = False  # an earlier response arrived on this connection
         self._prepare()
 
     def _prepare(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
         self.status, self.headers = 0, dict[str, str]()
-        self._headed = self._complete = self._keep = False
+        self._head_received = self._complete = self._keep_alive = False
         self._body = list[bytes]()
 
     async def read(self) -> bytes:
-        """The whole body."""
+        """Return the whole body."""
         while not self._complete:
-            await self._change()
+            await self._wait_for_change()
         return b"".join(self._body)
 
-    async def relay(self, sink: Sink) -> None:
-        """Hand the body on, piece by piece as it comes in. No task wakes for a piece; a sink
-        that is congested stops us reading, and so in the end the server writing."""
+    async def relay(self, sink: ByteSink) -> None:
+        """Write the body to `sink` piece by piece as it arrives, without waking a task per piece.
+
+        A congested sink pauses reading, which in the end pauses the server's writing.
+        """
         self._sink = sink
         if self._body:
             sink.write(b"".join(self._body))
@@ -86,32 +88,33 @@ class Answer(asyncio.Protocol):
                 await sink.drain()
                 self._transport.resume_reading()
             else:
-                await self._change()
+                await self._wait_for_change()
 
     @property
     def reusable(self) -> bool:
-        return self._complete and self._keep and not self._transport.is_closing()
+        """Return True if the connection can carry another request."""
+        return self._complete and self._keep_alive and not self._transport.is_closing()
 
-    # For the client.
+    # Called by HttpClient.
 
-    def ask(self, data: bytes) -> None:
+    def start(self, request: bytes) -> None:
+        """Send a request and reset the response."""
         self._sink = None
         self._prepare()
-        self._transport.write(data)
+        self._transport.write(request)
 
-    async def head(self) -> None:
-        while not self._headed:
-            await self._change()
+    async def wait_for_head(self) -> None:
+        while not self._head_received:
+            await self._wait_for_change()
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         self._transport.abort()
 
     @property
-    def silent(self) -> bool:
-        """Nothing has come in yet."""
+    def nothing_received(self) -> bool:
         return not self.status
 
-    async def _change(self) -> None:
+    async def _wait_for_change(self) -> None:
         if self._error:
             raise self._error
         self._changed = asyncio.get_running_loop().create_future()
@@ -126,29 +129,27 @@ class Answer(asyncio.Protocol):
         if self._changed and not self._changed.done():
             self._changed.set_result(None)
 
-    # From the transport and the parser.
+    # Called by the transport and the parser.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        # uvloop's transport is not a subclass of asyncio.Transport, but has its interface.
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as e:
-            self._error = ConnectionError(f"the answer is not HTTP/1.1: {e}")
+            self._error = ConnectionError(f"the response is not HTTP/1.1: {e}")
             self._transport.abort()
             self._wake()
 
     def connection_lost(self, error: Exception | None) -> None:
-        if self._headed and not error and not self._framed:
+        # Without these headers the end of the connection is the end of the body.
+        framed = "content-length" in self.headers or "transfer-encoding" in self.headers
+        if self._head_received and not error and not framed:
             self._complete = True
         self._error = self._error or ConnectionResetError("the server closed the connection")
         self._wake()
-
-    @property
-    def _framed(self) -> bool:
-        """Without either of these the end of the connection is the end of the body."""
-        return "content-length" in self.headers or "transfer-encoding" in self.headers
 
     def on_status(self, reason: bytes) -> None:
         self.status = self._parser.get_status_code()
@@ -158,8 +159,8 @@ class Answer(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
-        self._headed = self.status >= 200
-        if self._headed:
+        self._head_received = self.status >= 200
+        if self._head_received:
             self._wake()
 
     def on_body(self, part: bytes) -> None:
@@ -171,93 +172,105 @@ class Answer(asyncio.Protocol):
             self._wake()
 
     def on_message_complete(self) -> None:
-        if not self._headed:  # an interim answer
+        if not self._head_received:  # an interim (1xx) response
             self.status, self.headers = 0, {}
             return
-        self._complete, self._keep = True, self._parser.should_keep_alive()
+        self._complete, self._keep_alive = True, self._parser.should_keep_alive()
         self._wake()
 
 
-class Client:
-    """Connections are kept for the next request, as many as were needed at a time."""
+class HttpClient:
+    """Client with a pool of idle connections per server. The pool grows with concurrency."""
 
     def __init__(
-        self, headers: Sequence[Header] = (), tls: ssl.SSLContext | None = None, kind: bytes = b""
+        self,
+        headers: Sequence[Header] = (),
+        tls: ssl.SSLContext | None = None,
+        content_type: bytes = b"",
     ) -> None:
-        """`kind` is the content type of requests that do not set one themselves."""
-        self._headers = b"".join(b"%b: %b\r\n" % h for h in headers)
-        self._kind = b"content-type: %b\r\n" % kind if kind else b""
-        self._idle = defaultdict[Origin, list[Answer]](list)
+        """`content_type` applies to requests that do not set one themselves."""
+        self._headers = _lines(headers)
+        self._content_type = _lines([(b"content-type", content_type)] if content_type else ())
+        self._idle = defaultdict[ServerAddress, list[HttpResponse]](list)
         self._tls = tls
 
     @classmethod
     def bearer(cls, token: str) -> Self:
-        """For JSON, to servers that ask for a key; without a token, to those that do not."""
+        """Return a client that sends JSON, and the token as API key unless it is empty."""
         key = [(b"authorization", b"Bearer " + token.encode())] if token else []
-        return cls(key, kind=b"application/json")
+        return cls(key, content_type=b"application/json")
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        for answers in self._idle.values():
-            for answer in answers:
-                answer.cut()
+        for responses in self._idle.values():
+            for response in responses:
+                response.abort()
         self._idle.clear()
 
     @asynccontextmanager
     async def send(
         self, method: str, url: str, path: str, body: bytes = b"", headers: Sequence[Header] = ()
-    ) -> AsyncIterator[Answer]:
-        """One request to `url` + `path`; yields when the head of its answer is in.
+    ) -> AsyncIterator[HttpResponse]:
+        """Send one request to `url` + `path`; yield when the head of its response has arrived.
 
-        Leaving early cuts the connection, which is how an engine learns that nobody wants the
-        rest. Raises OSError.
+        Leaving the block early closes the connection, which tells an engine to stop generating.
+        Raises OSError.
         """
-        where = origin(url)
-        own = b"".join(b"%b: %b\r\n" % h for h in headers)
-        kind = b"" if b"content-type:" in own else self._kind
-        start = b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (method.encode(), path.encode(), where.name)
+        address = server_address(url)
+        own = _lines(headers)
+        content_type = b"" if b"content-type:" in own else self._content_type
+        head = b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (
+            method.encode(), path.encode(), address.host_header,
+        )  # fmt: skip
         length = b"content-length: %d\r\n\r\n" % len(body)
-        answer = await self._ask(where, b"".join((start, self._headers, kind, own, length, body)))
+        request = b"".join((head, self._headers, content_type, own, length, body))
+        response = await self._request(address, request)
         try:
-            yield answer
+            yield response
         finally:
-            if answer.reusable:
-                answer.used = True
-                self._idle[where].append(answer)
+            if response.reusable:
+                response.used = True
+                self._idle[address].append(response)
             else:
-                answer.cut()
+                response.abort()
 
-    async def _ask(self, where: Origin, data: bytes) -> Answer:
-        """Send the request. The server may close a kept connection while the request is on its way;
-        then the request is sent again. If the server is gone, raise the error of the kept
-        connection: the server may have ended because of the request."""
+    async def _request(self, address: ServerAddress, request: bytes) -> HttpResponse:
+        """Send the request. The server may close a pooled connection at the same moment; then the
+        request is sent again. If the server is gone, raise the error of the pooled connection: the
+        server may have ended because of the request."""
         closed: ConnectionError | None = None
         while True:
             try:
-                answer = await self._connection(where)
+                response = await self._connection(address)
             except OSError as e:
                 raise closed or e from e
-            answer.ask(data)
+            response.start(request)
             try:
-                await answer.head()
-                return answer
+                await response.wait_for_head()
+                return response
             except ConnectionError as e:
-                if not (answer.used and answer.silent):
+                if not (response.used and response.nothing_received):
                     raise
                 closed = e
             except BaseException:
-                answer.cut()
+                response.abort()
                 raise
 
-    async def _connection(self, where: Origin) -> Answer:
-        idle = self._idle[where]
+    async def _connection(self, address: ServerAddress) -> HttpResponse:
+        idle = self._idle[address]
         while idle:
-            answer = idle.pop()
-            if answer.reusable:
-                return answer
+            response = idle.pop()
+            if response.reusable:
+                return response
         loop = asyncio.get_running_loop()
-        tls = (self._tls or ssl.create_default_context()) if where.tls else None
-        _, answer = await loop.create_connection(Answer, where.host, where.port, ssl=tls)
-        return answer
+        tls = (self._tls or ssl.create_default_context()) if address.tls else None
+        _, response = await loop.create_connection(
+            HttpResponse, address.host, address.port, ssl=tls
+        )
+        return response
+
+
+def _lines(headers: Sequence[Header]) -> bytes:
+    return b"".join(b"%b: %b\r\n" % header for header in headers)

@@ -1,4 +1,4 @@
-"""One request and its answer, as handlers see them."""
+"""One request and its response, as handlers see them."""
 
 import time
 from collections.abc import Iterable
@@ -16,93 +16,95 @@ REASONS = {s.value: s.phrase.encode() for s in HTTPStatus}
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a client may ask of the server's memory and patience."""
+class HttpLimits:
+    """Limits of a server on memory and time per client."""
 
     header_bytes: int = 65536
     body_bytes: int = 32 << 20
     buffered_bytes: int = 512 << 20  # bodies of all requests that are being read or served
-    receive_s: float = 60.0  # for a whole request to come in
-    idle_s: float = 75.0  # of a connection between requests
-    stalled_s: float = 300.0  # a reader that takes nothing for so long is gone
+    receive_s: float = 60.0  # time for a whole request to arrive
+    idle_s: float = 75.0  # idle time of a connection between requests
+    stalled_s: float = 300.0  # time without progress of a client that reads a response
     pipelined: int = 4  # requests read ahead on one connection
 
 
-class Request(msgspec.Struct, frozen=True):
-    """A received request. Header names are in lower case; repeated ones are one list."""
+class HttpRequest(msgspec.Struct, frozen=True):
+    """A received request. Header names are in lower case; repeated headers are one list."""
 
     method: str
     path: str
     query: str
     headers: dict[str, str]
     body: bytes
-    peer: str
+    peer: str  # address of the client
 
 
-class Wire(Protocol):
-    """What a reply needs of its connection."""
+class ResponseTransport(Protocol):
+    """Connection that a response is written to."""
 
     def send(self, data: bytes) -> None: ...
 
     @property
     def congested(self) -> bool: ...
 
-    async def room(self) -> None: ...
+    async def wait_writable(self) -> None: ...
 
 
-class Reply:
-    """One answer: `send` it whole, or `begin`, `write` and `end` a stream.
+class ResponseWriter:
+    """Writes one response: `send` it whole, or `begin`, `write` and `end` a stream.
 
-    Nothing here waits, except `drain`, which whoever writes a stream awaits while
-    `congested`: the client reads more slowly than we write.
+    Only `drain` waits. The writer of a stream awaits it while `congested`, which means that the
+    client reads more slowly than the server writes.
     """
 
-    __slots__ = ("_bodiless", "_old", "_wire", "ended", "headers", "keep", "status")
+    __slots__ = ("_head_only", "_http10", "_transport", "ended", "headers", "keep_alive", "status")
 
-    def __init__(self, wire: Wire, *, keep: bool, old: bool, bodiless: bool) -> None:
-        """`keep`: the connection stays open after this answer. `old`: the client speaks
-        HTTP/1.0."""
-        self._wire, self.keep = wire, keep
-        self._old, self._bodiless = old, bodiless
-        self.headers = list[Header]()  # sent with whatever answer is given
+    def __init__(
+        self, transport: ResponseTransport, *, keep_alive: bool, http10: bool, head_only: bool
+    ) -> None:
+        """`keep_alive`: the connection stays open after this response. `http10`: the client
+        speaks HTTP/1.0. `head_only`: the request was HEAD."""
+        self._transport, self.keep_alive = transport, keep_alive
+        self._http10, self._head_only = http10, head_only
+        self.headers = list[Header]()  # added to any response
         self.status = 0  # 0: nothing sent yet
         self.ended = False
 
     def send(self, status: int, body: bytes, headers: Iterable[Header] = ()) -> None:
-        """The whole answer."""
+        """Send the whole response."""
         length = b"" if status == 204 else b"content-length: %d\r\n" % len(body)
         head = self._head(status, headers, length)
-        self._wire.send(head if self._bodiless else head + body)
+        self._transport.send(head if self._head_only else head + body)
         self.ended = True
 
     def begin(self, status: int, headers: Iterable[Header] = ()) -> None:
         """Send the head of a stream. HTTP/1.0 has no chunks: there the end of the connection is
         the end of the stream."""
-        self.keep = self.keep and not self._old
-        framing = b"" if self._old else b"transfer-encoding: chunked\r\n"
-        self._wire.send(self._head(status, headers, framing))
+        self.keep_alive = self.keep_alive and not self._http10
+        framing = b"" if self._http10 else b"transfer-encoding: chunked\r\n"
+        self._transport.send(self._head(status, headers, framing))
 
     def write(self, data: bytes) -> None:
-        """Some bytes of a stream, as one chunk (RFC 9112, 7.1)."""
-        if data and not self._bodiless:
-            self._wire.send(data if self._old else b"%x\r\n%b\r\n" % (len(data), data))
+        """Send a part of a stream as one chunk (RFC 9112, 7.1)."""
+        if data and not self._head_only:
+            self._transport.send(data if self._http10 else b"%x\r\n%b\r\n" % (len(data), data))
 
     def end(self) -> None:
-        """The stream is complete."""
-        if not (self._old or self._bodiless):
-            self._wire.send(b"0\r\n\r\n")
+        """Complete the stream."""
+        if not (self._http10 or self._head_only):
+            self._transport.send(b"0\r\n\r\n")
         self.ended = True
 
     @property
     def congested(self) -> bool:
-        return self._wire.congested
+        return self._transport.congested
 
     async def drain(self) -> None:
-        """Until the client has read enough of what was written."""
-        await self._wire.room()
+        """Wait until the client has read enough of what was written."""
+        await self._transport.wait_writable()
 
     def _head(self, status: int, headers: Iterable[Header], framing: bytes) -> bytes:
-        assert not self.status, "one answer a request"
+        assert not self.status, "a request has one response"
         self.status = status
         lines = [b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, b"")), date(int(time.time()))]
         lines += [b"%b: %b\r\n" % h for h in headers]
@@ -112,9 +114,9 @@ class Reply:
     @property
     def _connection(self) -> bytes:
         """HTTP/1.1 keeps connections by default, HTTP/1.0 only if both sides ask for it."""
-        if not self.keep:
+        if not self.keep_alive:
             return b"connection: close\r\n"
-        return b"connection: keep-alive\r\n" if self._old else b""
+        return b"connection: keep-alive\r\n" if self._http10 else b""
 
 
 @lru_cache(maxsize=2)

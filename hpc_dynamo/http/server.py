@@ -1,4 +1,4 @@
-"""The server: where it listens, how it ends."""
+"""HTTP server: listening sockets, connections and shutdown."""
 
 import asyncio
 import socket
@@ -7,86 +7,93 @@ import time
 from collections.abc import Mapping
 from typing import Self
 
-from hpc_dynamo.http.connection import Connection, Handler, Refuse, Service
-from hpc_dynamo.http.exchange import Header, Limits
+from hpc_dynamo.http.connection import ErrorFormatter, Handler, HttpConnection, ServerContext
+from hpc_dynamo.http.exchange import Header, HttpLimits
 
 BACKLOG = 4096  # connections that wait to be accepted
-SWEEP_S = 1.0  # between two looks for connections that are too slow
+CHECK_INTERVAL_S = 1.0  # between two checks for connections that are too slow
 
 
-def plain(status: int, message: str, got: Mapping[str, str]) -> tuple[bytes, list[Header]]:
-    """The usual answer to a request that never reached the handler."""
+def plain_text_error(
+    status: int, message: str, headers: Mapping[str, str]
+) -> tuple[bytes, list[Header]]:
+    """Return the default response to a request that never reached the handler."""
     return b"%d %b\n" % (status, message.encode()), [(b"content-type", b"text/plain")]
 
 
-class Server:
-    """Serves `handler` from `async with` to its end.
+class HttpServer:
+    """Calls `handler` for each request, from the start of `async with` to its end.
 
-    A client that goes away cancels its handler. A handler that raises is answered with 500 if
-    nothing was sent, else its connection is cut.
+    A client that disconnects cancels its handler. If a handler raises, the server answers 500 if
+    nothing was sent, and otherwise closes the connection.
     """
 
     def __init__(
-        self, handler: Handler, *, limits: Limits | None = None, refuse: Refuse = plain
+        self,
+        handler: Handler,
+        *,
+        limits: HttpLimits | None = None,
+        format_error: ErrorFormatter = plain_text_error,
     ) -> None:
-        self._service = Service(handler, refuse, limits or Limits(), asyncio.TaskGroup())
+        limits = limits or HttpLimits()
+        self._context = ServerContext(handler, format_error, limits, asyncio.TaskGroup())
         self._listening = list[asyncio.Server]()
 
     async def __aenter__(self) -> Self:
-        await self._service.tasks.__aenter__()
-        self._sweeper = self._service.tasks.create_task(self._sweep(), name="http-sweep")
+        await self._context.tasks.__aenter__()
+        self._checker = self._context.tasks.create_task(self._check_timeouts(), name="http-check")
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        """Stops listening and cuts what is still connected; `drain` is the softer end."""
-        self._sweeper.cancel()
-        self._close()
-        for connection in list(self._service.connections):
-            connection.cut()
-        await self._service.tasks.__aexit__(None, None, None)
+        """Stop listening and close all connections. `drain` first lets requests end."""
+        self._checker.cancel()
+        self._stop_listening()
+        for connection in list(self._context.connections):
+            connection.abort()
+        await self._context.tasks.__aexit__(None, None, None)
 
     @property
     def connections(self) -> int:
-        return len(self._service.connections)
+        return len(self._context.connections)
 
     async def listen(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> int:
         """Accept connections on a new socket; return its port."""
-        made = asyncio.get_running_loop().create_server(
+        created = asyncio.get_running_loop().create_server(
             self._connection, host, port, ssl=tls, backlog=BACKLOG
         )
-        return self._listens(await made)
+        return self._add(await created)
 
-    async def listen_on(self, opened: socket.socket, *, tls: ssl.SSLContext | None = None) -> int:
-        """Accept connections on a socket that is bound already; return its port."""
-        made = asyncio.get_running_loop().create_server(
-            self._connection, sock=opened, ssl=tls, backlog=BACKLOG
+    async def listen_on(self, bound: socket.socket, *, tls: ssl.SSLContext | None = None) -> int:
+        """Accept connections on a socket that is already bound; return its port."""
+        created = asyncio.get_running_loop().create_server(
+            self._connection, sock=bound, ssl=tls, backlog=BACKLOG
         )
-        return self._listens(await made)
+        return self._add(await created)
 
-    def _connection(self) -> Connection:
-        return Connection(self._service)
+    def _connection(self) -> HttpConnection:
+        return HttpConnection(self._context)
 
-    def _listens(self, server: asyncio.Server) -> int:
+    def _add(self, server: asyncio.Server) -> int:
         self._listening.append(server)
         return int(server.sockets[0].getsockname()[1])
 
     async def drain(self) -> None:
-        """Stop listening; returns when every request under way has its answer."""
-        self._close()
-        connections = self._service.connections
+        """Stop listening; return when every request in progress has its response."""
+        self._stop_listening()
+        connections = self._context.connections
         for connection in list(connections):
-            connection.retire()
+            connection.close_when_idle()
         while connections:
             await asyncio.wait([c.closed for c in connections])
 
-    def _close(self) -> None:
+    def _stop_listening(self) -> None:
         for server in self._listening:
             server.close()
         self._listening.clear()
 
-    async def _sweep(self) -> None:
+    async def _check_timeouts(self) -> None:
         while True:
-            await asyncio.sleep(SWEEP_S)
+            await asyncio.sleep(CHECK_INTERVAL_S)
             now = time.monotonic()
-            for connection in list(self._service.connections):
-                connection.check(now)
+            for connection in list(self._context.connections):
+                connection.check_timeouts(now)

@@ -1,4 +1,4 @@
-"""Trust in one certificate."""
+"""TLS context that trusts one certificate."""
 
 import ssl
 from pathlib import Path
@@ -6,11 +6,14 @@ from pathlib import Path
 END = "-----END CERTIFICATE-----"
 
 
-def pinned(file: str) -> ssl.SSLContext:
-    """Trusts the first certificate of a PEM file and no other, under any name: an endpoint is
-    reached by address, or through a tunnel from localhost. Raises OSError."""
-    first, found, _ = Path(file).read_text().partition(END)
-    context = ssl.create_default_context(cadata=first + found)
+def pinned_tls_context(file: str) -> ssl.SSLContext:
+    """Return a context that trusts only the first certificate of a PEM file, under any host name.
+
+    Names are not checked because endpoints are reached by address, or through a tunnel from
+    localhost. Raises OSError.
+    """
+    first, end, _ = Path(file).read_text().partition(END)
+    context = ssl.create_default_context(cadata=first + end)
     context.check_hostname = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context

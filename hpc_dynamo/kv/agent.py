@@ -1,20 +1,19 @@
-"""KV blocks between processes with NIXL: one pool of blocks an agent, pulled by index.
+"""Pull KV blocks from other processes with NIXL: each agent has one pool of blocks.
 
-The consumer reads (NIXL READ) the producer's blocks into its own and the transfer carries a
-notice, so that the producer knows when to free them. The wheels' Python API is used as it is
-(github.com/ai-dynamo/nixl, `_api.py`). Which transports and network devices UCX takes is the
-site's choice, by UCX_TLS and UCX_NET_DEVICES in the environment; nothing is set here.
+The consumer reads (NIXL READ) the producer's blocks into its own pool. The transfer carries a
+notification, after which the producer may free the blocks. The Python API of the wheels is used as
+it is (github.com/ai-dynamo/nixl, `_api.py`). The site selects UCX transports and network devices
+with UCX_TLS and UCX_NET_DEVICES in the environment; nothing is set here.
 
-NIXL's bindings raise exceptions without a common base, hence the broad `except`s here, each of
-which raises KvTransferError in turn.
+NIXL's bindings raise exceptions without a common base class, hence the broad `except`s, each of
+which raises KvTransferError.
 
-NIXL's own progress thread is left off: idle, it took 15 to 40 % of a core. Instead transfers
-advance when either side asks, so a producer calls `notices()` every few milliseconds for as
-long as someone may pull from it (12 microseconds a call).
+NIXL's progress thread is off, because it uses 15 to 40 % of a core while idle. Instead, transfers
+advance when either side calls NIXL. A producer therefore calls `get_notifications()` every few
+milliseconds for as long as a peer may pull from it (12 microseconds per call).
 """
 
 import asyncio
-import importlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -24,49 +23,49 @@ from typing import Any
 
 import msgspec
 
-from hpc_dynamo.errors import KvTransferError, MissingDependency
-from hpc_dynamo.kv.memory import memory_of
+from hpc_dynamo.errors import KvTransferError
+from hpc_dynamo.kv.memory import memory_region
+from hpc_dynamo.kv.nixl import load_nixl
 
 log = logging.getLogger(__name__)
 
-INSTALL = "pip install --no-deps nixl-cu12 numpy (nixl-cu13 beside CUDA 13)"
-WHEELS = ("nixl_cu12", "nixl_cu13", "nixl")  # the same API; works without CUDA, in host memory
-INLINE_BLOCK_BYTES = 32 * 1024  # larger blocks: NIXL works in a thread, it would hold up the loop
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.0002, 0.005  # between two looks at a transfer under way
+# NIXL works in a thread for larger blocks, since it would block the event loop.
+INLINE_BLOCK_BYTES = 32 * 1024
+FIRST_WAIT_S, MAX_WAIT_S = 0.0002, 0.005  # between two checks of a transfer in progress
 
 
 class KvMetadata(msgspec.Struct, frozen=True):
-    """What a peer must know to pull from a pool. `address` is the pool's, in its own process."""
+    """Data that a peer needs to pull from a pool; sent as MessagePack by `KvAgent.metadata`."""
 
     name: str
-    address: int
+    address: int  # of the pool, in the owner's address space
     num_blocks: int
     block_bytes: int
-    agent: bytes  # NIXL's own, opaque
-    kind: str = "DRAM"  # or VRAM, of GPU `device`
-    device: int = 0
+    agent: bytes  # NIXL's own metadata, opaque
+    memory_type: str = "DRAM"  # or VRAM
+    device: int = 0  # GPU index, for VRAM
 
 
 @dataclass(frozen=True)
-class Transfer:
+class KvTransfer:
     """One finished pull."""
 
     size_bytes: int
     blocks: int
-    post_s: float  # until NIXL had taken the request
-    seconds: float  # until the bytes were here
+    post_s: float  # until NIXL had accepted the request
+    seconds: float  # until the bytes had arrived
 
 
 @dataclass
-class Counters:
-    """Sums over the agent's life, of pulls it made itself."""
+class TransferCounters:
+    """Totals of the pulls of one agent, since it was created."""
 
     transfers: int = 0
     size_bytes: int = 0
     seconds: float = 0.0
     failures: int = 0
 
-    def add(self, done: Transfer) -> None:
+    def add(self, done: KvTransfer) -> None:
         self.transfers += 1
         self.size_bytes += done.size_bytes
         self.seconds += done.seconds
@@ -79,58 +78,61 @@ class _Peer:
 
 
 @dataclass(frozen=True, eq=False)
-class _Stray:
-    """A pull given up that NIXL may not have given up."""
+class _AbandonedPull:
+    """A failed or cancelled pull that may still write into local blocks."""
 
     handle: Any
-    local: frozenset[int]
+    local_blocks: frozenset[int]
 
 
 class KvAgent:
-    """One NIXL agent over one pool of memory. One event loop, one owner.
+    """NIXL agent over one pool of blocks. Not thread-safe: used by one event loop.
 
-    `pool` is any writable contiguous buffer (mmap, bytearray, numpy array) of whole blocks, or a
-    torch tensor on a GPU; it must outlive the agent. `name` must be unique in the job.
-    `first_wait_s=0`: wait for transfers by asking all the time, for measurements.
-    Raises MissingDependency without NIXL, KvTransferError where the pool cannot be registered.
+    `pool` is a writable contiguous buffer (mmap, bytearray, numpy array) of whole blocks, or a
+    torch tensor on a GPU. It must outlive the agent. `name` must be unique in the job.
+    `first_wait_s=0` polls transfers without a pause, for measurements.
+    Raises MissingDependency without NIXL, KvTransferError if the pool cannot be registered.
     """
 
     def __init__(
         self, name: str, pool: Any, block_bytes: int, *, first_wait_s: float = FIRST_WAIT_S
     ) -> None:
-        api = _load()
-        self._memory, self._first_wait_s = memory_of(pool), first_wait_s
+        api = load_nixl()
+        self._memory, self._first_wait_s = memory_region(pool), first_wait_s
         size_bytes = self._memory.size_bytes
         if block_bytes <= 0 or size_bytes % block_bytes:
             what = f"a pool of {size_bytes} bytes does not divide into blocks of {block_bytes}"
             raise KvTransferError(what)
         self.name, self.block_bytes, self.num_blocks = name, block_bytes, size_bytes // block_bytes
-        self.counters = Counters()
+        self.counters = TransferCounters()
         self._peers = dict[str, _Peer]()
-        self._strays = list[_Stray]()
+        self._abandoned = list[_AbandonedPull]()
         large = block_bytes > INLINE_BLOCK_BYTES
         self._thread = ThreadPoolExecutor(1, "nixl") if large else None
         try:
             self._agent = api.nixl_agent(name, api.nixl_agent_config(enable_prog_thread=False))
             region = [(self._memory.address, size_bytes, self._memory.device, "")]
-            self._registered = self._agent.register_memory(region, self._memory.kind)
+            self._registered = self._agent.register_memory(region, self._memory.memory_type)
             self._blocks = self._prepare("", self._record(b""))
         except Exception as e:
-            hint = "do UCX_TLS and UCX_NET_DEVICES name what this node has? (ucx_info -d)"
+            hint = "compare UCX_TLS and UCX_NET_DEVICES with this node's devices (ucx_info -d)"
             raise KvTransferError(f"NIXL agent {name} did not start: {e}", hint=hint) from e
 
     def metadata(self) -> bytes:
-        """For `add_peer` of another process. Keep it secret: it grants reading the pool."""
+        """Return the argument for `add_peer` of another process.
+
+        Keep it secret: it grants read access to the pool.
+        """
         return msgspec.msgpack.encode(self._record(self._agent.get_agent_metadata()))
 
     async def add_peer(self, metadata: bytes) -> str:
-        """Makes a peer's blocks known and gives its name. Raises KvTransferError."""
+        """Register or replace a peer by its metadata; return its name. Raises KvTransferError."""
         try:
             peer = msgspec.msgpack.decode(metadata, type=KvMetadata)
         except msgspec.DecodeError as e:
             raise KvTransferError(f"unreadable metadata of a NIXL peer: {e}") from e
         if peer.block_bytes != self.block_bytes:
-            what = f"{peer.name} has blocks of {peer.block_bytes} bytes, we of {self.block_bytes}"
+            what = f"{peer.name} has {peer.block_bytes}-byte blocks, this rank {self.block_bytes}"
             raise KvTransferError(what, hint="both ranks need the same model and block size")
         await self.remove_peer(peer.name)
         try:
@@ -141,11 +143,11 @@ class KvAgent:
         self._peers[peer.name] = _Peer(blocks, peer.num_blocks)
         return peer.name
 
-    def knows(self, peer: str) -> bool:
+    def has_peer(self, peer: str) -> bool:
         return peer in self._peers
 
     async def remove_peer(self, name: str) -> None:
-        """Forgets a peer. One that is not known is fine."""
+        """Remove a peer. Does nothing for an unknown one."""
         peer = self._peers.pop(name, None)
         if peer is not None:
             await self._call(peer.blocks.release)
@@ -154,68 +156,70 @@ class KvAgent:
     async def pull(
         self,
         peer: str,
-        remote: Sequence[int],
-        local: Sequence[int],
+        remote_blocks: Sequence[int],
+        local_blocks: Sequence[int],
         *,
-        notice: bytes,
+        notification: bytes,
         timeout_s: float,
-    ) -> Transfer:
-        """Copies the peer's blocks `remote` into ours at `local`; then the peer gets `notice`.
+    ) -> KvTransfer:
+        """Copy blocks of a peer into local blocks; the peer then receives `notification`.
 
-        Raises KvTransferError naming the peer: unknown, gone, an index out of range, or silent
-        past `timeout_s`. After an error or a cancellation await `settle(local)` before those
-        blocks are used for anything else.
+        Raises KvTransferError that names the peer if it is unknown, gone or silent for `timeout_s`,
+        or if an index is out of range. After an error or a cancellation await
+        `wait_settled(local_blocks)` before you reuse these blocks.
         """
-        self._check(peer, remote, local)
+        self._check(peer, remote_blocks, local_blocks)
         began = time.monotonic()
         try:
-            handle = await self._call(self._make, peer, remote, local, notice)
-            post_s = await self._run(handle, local, began + timeout_s)
+            handle = await self._call(self._create, peer, remote_blocks, local_blocks, notification)
+            post_s = await self._run(handle, local_blocks, began + timeout_s)
         except Exception as e:
             self.counters.failures += 1
             if not isinstance(e, TimeoutError):
-                await self.remove_peer(peer)  # the connection is gone; add_peer makes a new one
+                # The connection is broken; add_peer creates a new one.
+                await self.remove_peer(peer)
             waited = f"after {time.monotonic() - began:.1f} s"
-            what = f"pulling {len(local)} KV blocks from {peer} failed {waited}: {e}"
-            hint = "is that rank alive, and do both nodes reach each other over UCX_NET_DEVICES?"
+            what = f"pulling {len(local_blocks)} KV blocks from {peer} failed {waited}: {e}"
+            hint = "check that the rank runs and that UCX_NET_DEVICES connects both nodes"
             raise KvTransferError(what, hint=hint) from e
         seconds = time.monotonic() - began
-        done = Transfer(len(local) * self.block_bytes, len(local), post_s, seconds)
+        count = len(local_blocks)
+        done = KvTransfer(count * self.block_bytes, count, post_s, seconds)
         self.counters.add(done)
         return done
 
-    async def settle(self, local: Sequence[int]) -> None:
-        """Until no failed or cancelled pull can write the blocks `local` any more.
+    async def wait_settled(self, local_blocks: Sequence[int]) -> None:
+        """Wait until no failed or cancelled pull can still write into `local_blocks`.
 
-        Neither a release nor a disconnect recalls a transfer over TCP: a peer that was only
-        stopped delivers when it goes on, seconds later. So this has no deadline: it ends with
-        the transfer or with the peer's death.
+        Neither a release nor a disconnect cancels a transfer over TCP: a paused peer delivers when
+        it continues, seconds later. So there is no deadline: the wait ends with the transfer or
+        with the peer's death.
         """
-        wanted = frozenset(local)
-        while strays := [s for s in self._strays if s.local & wanted]:
-            for stray in strays:
-                if await self._ended(stray.handle):
-                    self._strays.remove(stray)
+        wanted = frozenset(local_blocks)
+        while pulls := [p for p in self._abandoned if p.local_blocks & wanted]:
+            for pull in pulls:
+                if await self._ended(pull.handle):
+                    self._abandoned.remove(pull)
                     break
             else:
-                await asyncio.sleep(LONGEST_WAIT_S)
+                await asyncio.sleep(MAX_WAIT_S)
 
-    async def notify(self, peer: str, notice: bytes) -> None:
-        """A notice without a transfer. Raises KvTransferError where the peer is gone."""
+    async def notify(self, peer: str, notification: bytes) -> None:
+        """Send a notification without a transfer. Raises KvTransferError if the peer is gone."""
         self._check(peer, (), ())
         try:
-            await self._call(self._agent.send_notif, peer, notice)
+            await self._call(self._agent.send_notif, peer, notification)
         except Exception as e:
             await self.remove_peer(peer)
-            raise KvTransferError(f"{peer} could not be told {notice!r}: {e}") from e
+            raise KvTransferError(f"{peer} did not receive {notification!r}: {e}") from e
 
-    async def notices(self) -> list[bytes]:
-        """What peers said since the last call. Also moves their transfers on."""
-        heard: dict[str, list[bytes]] = await self._call(self._agent.get_new_notifs)
-        return [notice for of_one in heard.values() for notice in of_one]
+    async def get_notifications(self) -> list[bytes]:
+        """Return the notifications since the last call. Also advances the transfers of peers."""
+        by_peer: dict[str, list[bytes]] = await self._call(self._agent.get_new_notifs)
+        return [notification for received in by_peer.values() for notification in received]
 
     async def close(self) -> None:
-        """Forgets all peers and the pool."""
+        """Remove all peers and unregister the pool."""
         for name in list(self._peers):
             await self.remove_peer(name)
         await self._call(self._blocks.release)
@@ -224,38 +228,43 @@ class KvAgent:
             self._thread.shutdown()
 
     async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """All of NIXL goes through here: it is not thread-safe, and large blocks take time."""
+        """Call NIXL, which is not thread-safe, in its thread if blocks are large."""
         if self._thread is None:
             return function(*args)
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
     def _record(self, agent: bytes) -> KvMetadata:
-        at, num = self._memory, self.num_blocks
-        return KvMetadata(self.name, at.address, num, self.block_bytes, agent, at.kind, at.device)
+        pool = self._memory
+        return KvMetadata(
+            self.name, pool.address, self.num_blocks, self.block_bytes, agent,
+            pool.memory_type, pool.device,
+        )  # fmt: skip
 
-    def _prepare(self, owner: str, of: KvMetadata) -> Any:
-        size = of.block_bytes
-        rows = [(of.address + i * size, size, of.device) for i in range(of.num_blocks)]
-        return self._agent.prep_xfer_dlist(owner, rows, of.kind)
+    def _prepare(self, owner: str, pool: KvMetadata) -> Any:
+        size = pool.block_bytes
+        rows = [(pool.address + i * size, size, pool.device) for i in range(pool.num_blocks)]
+        return self._agent.prep_xfer_dlist(owner, rows, pool.memory_type)
 
     def _check(self, peer: str, remote: Sequence[int], local: Sequence[int]) -> None:
         known = self._peers.get(peer)
         if known is None:
             raise KvTransferError(f"NIXL peer {peer} is not known", hint="add_peer(metadata)")
         if len(remote) != len(local):
-            raise KvTransferError(f"{len(remote)} blocks of {peer} into {len(local)} of ours")
+            raise KvTransferError(f"pull {len(remote)} blocks of {peer} into {len(local)} local")
         for blocks, size in ((remote, known.num_blocks), (local, self.num_blocks)):
             if any(not 0 <= b < size for b in blocks):
                 raise KvTransferError(f"pull from {peer}: a block index outside 0..{size - 1}")
 
-    def _make(self, peer: str, remote: Sequence[int], local: Sequence[int], notice: bytes) -> Any:
-        theirs = self._peers[peer].blocks
+    def _create(
+        self, peer: str, remote: Sequence[int], local: Sequence[int], notification: bytes
+    ) -> Any:
+        peer_blocks = self._peers[peer].blocks
         return self._agent.make_prepped_xfer(
-            "READ", self._blocks, list(local), theirs, list(remote), notice
+            "READ", self._blocks, list(local), peer_blocks, list(remote), notification
         )
 
     async def _run(self, handle: Any, local: Sequence[int], deadline: float) -> float:
-        """Post, then wait for the end. Returns the seconds that posting took."""
+        """Post the transfer and wait for its end. Return the seconds that posting took."""
         began, wait_s = time.monotonic(), self._first_wait_s
         try:
             state = await self._call(self._agent.transfer, handle)
@@ -263,13 +272,13 @@ class KvAgent:
             while state == "PROC":
                 if time.monotonic() > deadline:
                     raise TimeoutError("the peer is silent")
-                await asyncio.sleep(wait_s)  # NIXL gives nothing that could be awaited
-                wait_s = min(wait_s * 1.5, LONGEST_WAIT_S)
+                await asyncio.sleep(wait_s)  # NIXL has nothing to await
+                wait_s = min(wait_s * 1.5, MAX_WAIT_S)
                 state = await self._call(self._agent.check_xfer_state, handle)
             if state != "DONE":
-                raise ConnectionError(f"NIXL says {state}")
-        except BaseException:  # cancellation too: the bytes may still be on their way
-            self._strays.append(_Stray(handle, frozenset(local)))
+                raise ConnectionError(f"NIXL reports {state}")
+        except BaseException:  # also on cancellation: the bytes may still arrive
+            self._abandoned.append(_AbandonedPull(handle, frozenset(local)))
             raise
         await self._call(handle.release)
         return post_s
@@ -279,17 +288,6 @@ class KvAgent:
             if await self._call(self._agent.check_xfer_state, handle) == "PROC":
                 return False
             await self._call(handle.release)
-        except Exception as e:  # noqa: BLE001 - no common base, see above; an error is an end too
-            log.debug("a lost transfer of %s ended: %s", self.name, e)
+        except Exception as e:  # noqa: BLE001 - no common base class; an error ends it too
+            log.debug("an abandoned transfer of %s ended: %s", self.name, e)
         return True
-
-
-def _load() -> Any:
-    """Imported on first use: it costs half a second, and most processes never move KV."""
-    for wheel in WHEELS:
-        try:
-            return importlib.import_module(f"{wheel}._api")
-        except ModuleNotFoundError as e:
-            if e.name not in (wheel, f"{wheel}._api"):
-                raise MissingDependency(f"{wheel} lacks {e.name}", hint=INSTALL) from e
-    raise MissingDependency("NIXL is not installed", hint=INSTALL)

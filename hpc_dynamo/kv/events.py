@@ -1,9 +1,9 @@
-"""What an engine tells of its prefix cache: blocks that can be found from now on, or no more.
+"""Events of an engine's prefix cache: blocks that were stored or removed.
 
-Records and their MessagePack, as engines publish them. Source: vLLM,
-vllm/distributed/kv_events.py; SGLang's has the same. Versions differ in whether a batch and the
-events in it are arrays or maps, and in how many fields follow the first few: `decode` takes all,
-`encode` writes what vLLM 0.32.0 does, the batch as an array and each event as a map.
+Records and their MessagePack encoding, as engines publish them. Source: vLLM,
+vllm/distributed/kv_events.py; SGLang's are the same. Versions differ in whether a batch and its
+events are arrays or maps, and in the number of trailing fields. `decode_events` accepts all of
+them; `encode_events` writes the form of vLLM 0.32.0, a batch as an array and each event as a map.
 """
 
 from typing import Any
@@ -12,90 +12,91 @@ import msgspec
 
 from hpc_dynamo.errors import WireError
 
-END = -1  # in the place of a batch's number: a replay is over
-Hash = int | bytes  # an engine's own name of a block and all before it; only equality counts
+REPLAY_END = -1  # sequence number that ends a replay
+BlockHash = int | bytes  # engine's name for a block and all before it; only equality counts
 
 
-class Stored(msgspec.Struct, frozen=True, tag="BlockStored"):
-    """Consecutive blocks that the cache has now.
+class BlockStored(msgspec.Struct, frozen=True, tag=True):
+    """Consecutive blocks were added to the cache.
 
-    Hashes of a block cover all before it, so `parent_block_hash` (None: they begin a prompt) and
-    `token_ids` (`block_size` for each of the blocks) tell where they belong.
+    The hash of a block covers all blocks before it. `parent_block_hash` is None for the first
+    blocks of a prompt.
     """
 
-    block_hashes: list[Hash]
-    parent_block_hash: Hash | None
-    token_ids: list[int]
-    block_size: int
+    block_hashes: list[BlockHash]
+    parent_block_hash: BlockHash | None
+    token_ids: list[int]  # `block_size` per block
+    block_size: int  # tokens
     lora_id: int | None = None
-    medium: str | None = None  # GPU, CPU, STORAGE; an engine without tiers says GPU or nothing
+    medium: str | None = None  # GPU, CPU, STORAGE; engines without tiers send GPU or nothing
     lora_name: str | None = None
-    extra_keys: list[Any] | None = None  # a block: of what but tokens its hash is made, or None
-    group_idx: int | None = None  # of models whose layers have caches of several kinds
+    extra_keys: list[Any] | None = None  # per block: hashed values other than tokens, or None
+    group_idx: int | None = None  # for models whose layers have several kinds of cache
 
 
-class Removed(msgspec.Struct, frozen=True, tag="BlockRemoved"):
-    """Blocks that the cache has no more."""
+class BlockRemoved(msgspec.Struct, frozen=True, tag=True):
+    """Blocks were removed from the cache."""
 
-    block_hashes: list[Hash]
+    block_hashes: list[BlockHash]
     medium: str | None = None
     group_idx: int | None = None
 
 
-class Cleared(msgspec.Struct, frozen=True, tag="AllBlocksCleared"):
-    """The cache is empty."""
+class AllBlocksCleared(msgspec.Struct, frozen=True, tag=True):
+    """All blocks were removed from the cache."""
 
 
-Event = Stored | Removed | Cleared
+KvEvent = BlockStored | BlockRemoved | AllBlocksCleared
 
 
-class Batch(msgspec.Struct, frozen=True, array_like=True):
-    """What one step of the engine did, in that order. `ts` is seconds since the epoch."""
+class KvEventBatch(msgspec.Struct, frozen=True, array_like=True):
+    """Events of one engine step, in order."""
 
-    ts: float
-    events: list[Event]
+    ts: float  # seconds since the epoch
+    events: list[KvEvent]
     data_parallel_rank: int | None = None
 
 
-def encode(batch: Batch) -> bytes:
+def encode_events(batch: KvEventBatch) -> bytes:
     return _ENCODER.encode(batch)
 
 
-def decode(payload: bytes) -> Batch:
-    """Raises WireError for bytes that are no batch of events.
+def decode_events(payload: bytes) -> KvEventBatch:
+    """Return the batch. Raises WireError for bytes that are not a batch of events.
 
-    Of events that came as arrays the types are subclasses of those above.
+    Events that were sent as arrays are instances of subclasses of the types above.
     """
     try:
         try:
             return _BATCH.decode(payload)  # the form of vLLM 0.32.0, in half the time
         except msgspec.ValidationError:
             raw = (_BATCH_MAP if _is_map(payload) else _BATCH_ARRAY).decode(payload)
-            return Batch(raw.ts, [_event(each) for each in raw.events], raw.data_parallel_rank)
+            events = [_decode_event(event) for event in raw.events]
+            return KvEventBatch(raw.ts, events, raw.data_parallel_rank)
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        hint = "does this version of the engine publish KV events as vLLM 0.32 does?"
+        hint = "check that this engine version publishes KV events like vLLM 0.32"
         raise WireError(f"an engine sent unreadable KV events: {e}", hint=hint) from e
 
 
-def _event(raw: msgspec.Raw) -> Event:
+def _decode_event(raw: msgspec.Raw) -> KvEvent:
     return (_EVENT_MAP if _is_map(raw) else _EVENT_ARRAY).decode(raw)
 
 
 def _is_map(data: bytes | msgspec.Raw) -> bool:
-    """By the first byte (MessagePack specification, formats): fixmap, map 16, map 32."""
+    """Return True for the first byte of a fixmap, map 16 or map 32 (MessagePack, formats)."""
     first = next(iter(memoryview(data)[:1]), 0)
     return 0x80 <= first <= 0x8F or first in (0xDE, 0xDF)
 
 
-class _StoredArray(Stored, frozen=True, tag="BlockStored", array_like=True):
+class _StoredArray(BlockStored, frozen=True, tag="BlockStored", array_like=True):
     pass
 
 
-class _RemovedArray(Removed, frozen=True, tag="BlockRemoved", array_like=True):
+class _RemovedArray(BlockRemoved, frozen=True, tag="BlockRemoved", array_like=True):
     pass
 
 
-class _ClearedArray(Cleared, frozen=True, tag="AllBlocksCleared", array_like=True):
+class _ClearedArray(AllBlocksCleared, frozen=True, tag="AllBlocksCleared", array_like=True):
     pass
 
 
@@ -110,10 +111,10 @@ class _RawBatchArray(_RawBatch, array_like=True):
 
 
 _ENCODER = msgspec.msgpack.Encoder()
-_BATCH = msgspec.msgpack.Decoder(Batch)
+_BATCH = msgspec.msgpack.Decoder(KvEventBatch)
 _BATCH_MAP = msgspec.msgpack.Decoder(_RawBatch)
 _BATCH_ARRAY = msgspec.msgpack.Decoder(_RawBatchArray)
-_EVENT_MAP: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Stored | Removed | Cleared)
-_EVENT_ARRAY: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(
+_EVENT_MAP: msgspec.msgpack.Decoder[KvEvent] = msgspec.msgpack.Decoder(KvEvent)
+_EVENT_ARRAY: msgspec.msgpack.Decoder[KvEvent] = msgspec.msgpack.Decoder(
     _StoredArray | _RemovedArray | _ClearedArray
 )

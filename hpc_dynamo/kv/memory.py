@@ -1,4 +1,4 @@
-"""Where a pool of KV blocks lies: in host memory, or in a GPU's."""
+"""Memory of a pool of KV blocks, on the host or on a GPU."""
 
 import ctypes
 import importlib
@@ -7,27 +7,27 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Memory:
-    """An address range as NIXL wants it named; `kind` is DRAM or VRAM."""
+class MemoryRegion:
+    """Address range in the form that NIXL registers."""
 
     address: int
     size_bytes: int
-    kind: str
+    memory_type: str  # DRAM or VRAM
     device: int
-    owner: Any  # keeps it from being freed
+    owner: Any  # reference that keeps the memory alive
 
 
-def memory_of(pool: Any) -> Memory:
-    """Of a writable contiguous buffer (mmap, bytearray, numpy array) or a torch tensor."""
+def memory_region(pool: Any) -> MemoryRegion:
+    """Return the region of a writable contiguous buffer (mmap, numpy array, …) or tensor."""
     if hasattr(pool, "data_ptr"):
-        kind, device = ("VRAM", pool.get_device()) if pool.is_cuda else ("DRAM", 0)
-        return Memory(pool.data_ptr(), pool.nbytes, kind, device, pool)
-    held = ctypes.c_char.from_buffer(pool)
-    return Memory(ctypes.addressof(held), memoryview(pool).nbytes, "DRAM", 0, held)
+        memory_type, device = ("VRAM", pool.get_device()) if pool.is_cuda else ("DRAM", 0)
+        return MemoryRegion(pool.data_ptr(), pool.nbytes, memory_type, device, pool)
+    buffer = ctypes.c_char.from_buffer(pool)
+    return MemoryRegion(ctypes.addressof(buffer), memoryview(pool).nbytes, "DRAM", 0, buffer)
 
 
-def gpu_pool(size_bytes: int) -> Any:
-    """Bytes on the first visible GPU, a torch tensor; None without torch or without a GPU."""
+def allocate_gpu_pool(size_bytes: int) -> Any:
+    """Return a torch tensor of bytes on the first visible GPU; None without torch or a GPU."""
     try:
         torch = importlib.import_module("torch")
     except ImportError:

@@ -14,15 +14,15 @@ from hpc_dynamo.errors import LaunchError
 from hpc_dynamo.launch import srun as step
 from hpc_dynamo.launch.environment import for_step
 from hpc_dynamo.launch.job import JobState
-from hpc_dynamo.launch.resources import components, resources, sbatch_options
-from hpc_dynamo.launch.slurm import SlurmJob, ask, mpi_type
+from hpc_dynamo.launch.resources import group_configs, required_resources, sbatch_options
+from hpc_dynamo.launch.slurm import SlurmJob, agent_mpi, slurm_command
 from hpc_dynamo.messages import JobRecord
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
 
 log = logging.getLogger(__name__)
 
-Parts = Sequence[tuple[Config, Plan]]
+GroupPlans = Sequence[tuple[Config, Plan]]
 
 
 def start_step(attempt: Attempt, config: Config, plan: Plan, entry: str) -> "StepJob":
@@ -32,9 +32,9 @@ def start_step(attempt: Attempt, config: Config, plan: Plan, entry: str) -> "Ste
     shell that we were started from, hence --overlap. Slurm announces the end of the walltime
     to us; it is passed on. Raises LaunchError where the allocation is too small.
     """
-    parts = _within(components(config, plan))
+    parts = _checked_groups(group_configs(config, plan))
     python = (sys.executable, "-u", "-m", entry, str(attempt.path))
-    argv = step.command(parts, python, mpi_type(config), "--overlap")
+    argv = step.srun_command(parts, python, agent_mpi(config), "--overlap")
     env = for_step()
     process = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
     signal.signal(signal.SIGUSR2, lambda number, _: process.send_signal(number))
@@ -43,28 +43,32 @@ def start_step(attempt: Attempt, config: Config, plan: Plan, entry: str) -> "Ste
     return StepJob(record, attempt, process)
 
 
-def _within(parts: Parts) -> Parts:
+def _checked_groups(parts: GroupPlans) -> GroupPlans:
     """Asking for no more than each component of the allocation has. Raises LaunchError."""
     if len(parts) == 1:
-        return [_fitted(*parts[0], "")]
+        return [_limited_to_allocation(*parts[0], "")]
     if int(os.environ.get("SLURM_HET_SIZE", "1")) < len(parts):
         what = f"the topology has nodes of {len(parts)} kinds, this allocation has not"
-        raise LaunchError(what, hint=f"salloc {_asked(parts)}, or the same on a login node")
-    return [_fitted(*each, f"_HET_GROUP_{index}") for index, each in enumerate(parts)]
+        raise LaunchError(
+            what, hint=f"salloc {_salloc_options(parts)}, or the same on a login node"
+        )
+    return [
+        _limited_to_allocation(*each, f"_HET_GROUP_{index}") for index, each in enumerate(parts)
+    ]
 
 
-def _asked(parts: Parts) -> str:
+def _salloc_options(parts: GroupPlans) -> str:
     """Options of salloc for a heterogeneous allocation."""
     wanted = ("nodes", "partition", "constraint")
     options = (sbatch_options(config, plan) for config, plan in parts)
     return " : ".join(" ".join(f"--{n}={o[n]}" for n in wanted if n in o) for o in options)
 
 
-def _fitted(config: Config, plan: Plan, component: str) -> tuple[Config, Plan]:
+def _limited_to_allocation(config: Config, plan: Plan, component: str) -> tuple[Config, Plan]:
     """Asking for no more CPUs than its smallest node has: an interactive allocation often has
     fewer than the workers would like, and they may share. Raises LaunchError."""
     nodes = int(os.environ.get(f"SLURM_JOB_NUM_NODES{component}", "1"))
-    kind = f" of kind {plan.kind or 'own'}" if component else ""
+    kind = f" of kind {plan.hardware or 'own'}" if component else ""
     if nodes < plan.nodes:
         what = f"this allocation has {nodes} nodes{kind}, the topology needs {plan.nodes}"
         hint = f"cluster.launcher=slurm for a job of its own, salloc --nodes={plan.nodes}, or a "
@@ -72,7 +76,7 @@ def _fitted(config: Config, plan: Plan, component: str) -> tuple[Config, Plan]:
         raise LaunchError(what, hint=hint)
     given = os.environ.get(f"SLURM_JOB_CPUS_PER_NODE{component}", "")  # such as 16(x2),8
     counts = [int(part.partition("(")[0]) for part in given.split(",") if part]
-    wanted = resources(config, plan).cpus
+    wanted = required_resources(config, plan).cpus
     if not counts or min(counts) >= wanted:
         return config, plan
     log.warning("a node%s has %d CPUs here, its workers would like %d", kind, min(counts), wanted)
@@ -101,7 +105,7 @@ class StepJob:
         if step is None:
             return SlurmJob(self.record).state()
         try:
-            alive = ask("squeue", "--noheader", "--steps", step, "--format", "%N").strip()
+            alive = slurm_command("squeue", "--noheader", "--steps", step, "--format", "%N").strip()
         except LaunchError as e:
             return JobState.unknown, e.message
         return (JobState.running, alive) if alive else (JobState.ended, f"step {step} has ended")
@@ -110,4 +114,4 @@ class StepJob:
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
         elif step := self._step():
-            ask("scancel", "--signal=TERM", step)
+            slurm_command("scancel", "--signal=TERM", step)

@@ -24,7 +24,7 @@ SUBMIT_S = 120.0
 log = logging.getLogger(__name__)
 
 
-def submit(attempt: Attempt) -> Attempt:
+def submit_next_attempt(attempt: Attempt) -> Attempt:
     """A further job with the same configuration, the run's next attempt. Raises LaunchError."""
     argv = (sys.executable, "-m", __name__, str(attempt.path))
     env = for_submission(())
@@ -43,7 +43,7 @@ def submit(attempt: Attempt) -> Attempt:
 def requeue() -> bool:
     """Whether Slurm starts this job again in its place. It ends us at once if so."""
     try:
-        slurm.ask("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
+        slurm.slurm_command("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
     except (LaunchError, MissingDependency) as e:
         log.warning("this job cannot be requeued: %s", e)
         return False
@@ -56,7 +56,7 @@ def main(path: str) -> None:
     attempt = former.run.new_attempt(config, plan)
     job = former.job()
     launcher = Launcher.local if job and job.launcher == "local" else Launcher.slurm
-    launch.start(launcher, attempt, config, plan, importlib.import_module(ENTRY).main)
+    launch.start_attempt(launcher, attempt, config, plan, importlib.import_module(ENTRY).main)
     print(attempt.path)
 
 

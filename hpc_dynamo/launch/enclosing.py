@@ -5,10 +5,10 @@ import re
 from dataclasses import dataclass
 
 from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency
-from hpc_dynamo.launch.slurm import ask
+from hpc_dynamo.launch.slurm import slurm_command
 
 LIVE = ("RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED")
-FORGOTTEN = "Invalid job id"
+UNKNOWN_JOB = "Invalid job id"
 # `scontrol --details show job`: "Nodes=n[1-2] CPU_IDs=0-3,8 Mem=1000 GRES=gpu:a100:4(IDX:0-3)"
 NODES = re.compile(r"\bNodes=\S+ CPU_IDs=(?P<cpus>\S+) Mem=(?P<memory>\d+) GRES=(?P<gres>.*)")
 GPUS = re.compile(r"\bgpu(?::[^:,(]+)?:(\d+)")
@@ -23,18 +23,18 @@ class Allocation:
     gpus: int = 0
 
 
-def current() -> Allocation | None:
+def current_allocation() -> Allocation | None:
     """Return the allocation that SLURM_JOB_ID names; None if there is none, it has ended, or Slurm
     does not answer."""
     if "SLURM_JOB_ID" not in os.environ:
         return None
     try:
-        return _named(os.environ["SLURM_JOB_ID"])
+        return _query(os.environ["SLURM_JOB_ID"])
     except ConfigError:
         return None
 
 
-def required() -> Allocation:
+def require_allocation() -> Allocation:
     """Return the allocation that SLURM_JOB_ID names.
 
     Raises ConfigError if the name is stale: a terminal multiplexer or an editor outlives the job
@@ -45,27 +45,27 @@ def required() -> Allocation:
         what = "cluster.launcher=allocation needs an allocation, and SLURM_JOB_ID is not set"
         raise ConfigError(what, hint="salloc --nodes=2, or cluster.launcher=slurm")
     # A slow controller is no reason to refuse: srun asks it again.
-    return _named(job_id) or Allocation()
+    return _query(job_id) or Allocation()
 
 
-def _named(job_id: str) -> Allocation | None:
+def _query(job_id: str) -> Allocation | None:
     """Return this user's running job with this number, as Slurm shows it; None if Slurm does not
     answer. Raises ConfigError if there is no such job."""
     try:
-        shown = ask("scontrol", "--details", "show", "job", job_id)
+        shown = slurm_command("scontrol", "--details", "show", "job", job_id)
     except MissingDependency as e:
         what = f"SLURM_JOB_ID={job_id} is set, but {e.message}"
         raise ConfigError(what, hint="unset SLURM_JOB_ID, or cluster.launcher=local") from e
     except LaunchError as e:
-        if FORGOTTEN in e.message:
+        if UNKNOWN_JOB in e.message:
             raise _stale(job_id, "Slurm does not know this job") from e
         return None
-    if why := _over(shown):
+    if why := _why_unusable(shown):
         raise _stale(job_id, why)
-    return parsed(shown)
+    return parse_allocation(shown)
 
 
-def _over(shown: str) -> str:
+def _why_unusable(shown: str) -> str:
     """Return why the job is not a running job of this user; empty if it is."""
     state, owner = re.search(r"JobState=(\w+)", shown), re.search(r"UserId=(\S+)\((\d+)\)", shown)
     if owner and int(owner[2]) != os.getuid():
@@ -79,7 +79,7 @@ def _stale(job_id: str, why: str) -> ConfigError:
     return ConfigError(what, hint=hint)
 
 
-def parsed(shown: str) -> Allocation:
+def parse_allocation(shown: str) -> Allocation:
     """Parse `scontrol --details show job`. Nodes of a heterogeneous job are not compared."""
     if shown.count("JobId=") > 1:
         return Allocation()

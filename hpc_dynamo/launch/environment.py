@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
-from hpc_dynamo.process.child import LOGIN, clean_environment
+from hpc_dynamo.process.child import LOGIN_HOST, clean_environment
 
 # Slurm's commands find and trust their controller by these. Slurm sets none of them for a job.
 SITE = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_SACK_SOCKET")
@@ -41,7 +41,7 @@ ALLOCATION = ("SLURM_JOB_", "SLURM_HET_", "SLURM_CLUSTER_NAME", "SLURM_RESTART_C
 
 def for_commands() -> dict[str, str]:
     """Return the environment for Slurm's commands, which only need to find their controller."""
-    return clean_environment(_of_site())
+    return clean_environment(_site_variables())
 
 
 def for_submission(options: Collection[str]) -> dict[str, str]:
@@ -50,8 +50,8 @@ def for_submission(options: Collection[str]) -> dict[str, str]:
     `options` are the long names of the sbatch options in the script.
     """
     kept = {n: os.environ[n] for o, n in DEFAULTS.items() if n in os.environ and o not in options}
-    env = clean_environment(_of_site() | kept | _login())
-    return {name: value for name, value in env.items() if not _of_our_job(name, value)}
+    env = clean_environment(_site_variables() | kept | _login_host())
+    return {name: value for name, value in env.items() if not _is_of_this_job(name, value)}
 
 
 def for_step(*, allocation: bool = True) -> dict[str, str]:
@@ -61,13 +61,13 @@ def for_step(*, allocation: bool = True) -> dict[str, str]:
     names no job: for agents on this machine without an allocation.
     """
     known = {k: v for k, v in os.environ.items() if k.startswith(ALLOCATION)} if allocation else {}
-    return clean_environment(_of_site() | known | _login())
+    return clean_environment(_site_variables() | known | _login_host())
 
 
-def of_allocation(told: Mapping[str, str]) -> dict[str, str]:
+def with_job_id(told: Mapping[str, str]) -> dict[str, str]:
     """Return the variables with which srun finds this job, added to those of its tasks (`told`)."""
     job = {n: os.environ[n] for n in ("SLURM_JOB_ID",) if n in os.environ}
-    return dict(told) | _of_site() | job
+    return dict(told) | _site_variables() | job
 
 
 @contextmanager
@@ -90,18 +90,18 @@ def _replace(env: Mapping[str, str]) -> None:
     os.environ.update(env)
 
 
-def _of_site() -> dict[str, str]:
+def _site_variables() -> dict[str, str]:
     return {name: os.environ[name] for name in SITE if name in os.environ}
 
 
-def _login() -> dict[str, str]:
+def _login_host() -> dict[str, str]:
     """Return the host that the user's first job was submitted from. For a job that is submitted
     from inside a job, Slurm would name a compute node."""
-    login = os.environ.get(LOGIN) or os.environ.get("SLURM_SUBMIT_HOST", "")
-    return {LOGIN: login} if login else {}
+    login = os.environ.get(LOGIN_HOST) or os.environ.get("SLURM_SUBMIT_HOST", "")
+    return {LOGIN_HOST: login} if login else {}
 
 
-def _of_our_job(name: str, value: str) -> bool:
+def _is_of_this_job(name: str, value: str) -> bool:
     """Return True if a variable belongs to the enclosing job: its GPUs, or its scratch folder,
     which sites name by the job's number and remove with it."""
     job = os.environ.get("SLURM_JOB_ID")

@@ -9,20 +9,20 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from hpc_dynamo.config import Config, on
+from hpc_dynamo.config import Config, with_hardware
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.launch import local, slurm
-from hpc_dynamo.run import Grown, write_json
+from hpc_dynamo.run import ExtraJobFolder, write_json
 
 ENTRY = "hpc_dynamo.tasks.join"  # by name: it is of a higher layer
 
 
 def main(path: str, minutes: str) -> None:
-    job = Grown(Path(path))
+    job = ExtraJobFolder(Path(path))
     plan, owner = job.plan(), job.attempt.job()
     start = local.submit if owner and owner.launcher == "local" else slurm.submit
     entry = importlib.import_module(ENTRY).main
-    config = _config(on(job.config(), plan.kind), job.number, minutes)
+    config = _config(with_hardware(job.config(), plan.hardware), job.number, minutes)
     record = start(job, config, plan, entry)
     write_json(job.job_file, record)
     print(record.job_id)

@@ -9,15 +9,15 @@ from collections.abc import Iterable
 
 from msgspec import structs
 
-from hpc_dynamo.config import Config, Launcher, minutes
+from hpc_dynamo.config import Config, Launcher, walltime_minutes
 from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency
 from hpc_dynamo.launch.environment import for_submission
 from hpc_dynamo.launch.job import JobState
 from hpc_dynamo.launch.local import LocalJob
-from hpc_dynamo.launch.slurm import SlurmJob, ask
+from hpc_dynamo.launch.slurm import SlurmJob, slurm_command
 from hpc_dynamo.messages import ExtraJobState
-from hpc_dynamo.run import Attempt, Grown, write_json
-from hpc_dynamo.topology import Plan, fill
+from hpc_dynamo.run import Attempt, ExtraJobFolder, write_json
+from hpc_dynamo.topology import Plan, plan_extra_job
 
 SUBMITTER = "hpc_dynamo.launch.extra_job_submit"
 SUBMIT_S = 120.0
@@ -27,18 +27,18 @@ ENVIRONMENT = {"SBATCH_NO_REQUEUE": "1"}
 log = logging.getLogger(__name__)
 
 
-def check(config: Config, layout: Plan, launcher: Launcher) -> None:
+def check_scale_out(config: Config, layout: Plan, launcher: Launcher) -> None:
     """Refuse, before anything starts, further jobs that could not. Raises ConfigError."""
-    if not config.planner.grow.nodes:
+    if not config.planner.scale_out.max_nodes:
         return
     for role, _ in config.topology.pools:
-        fill(config, layout, role, config.planner.grow.nodes_each)
+        plan_extra_job(config, layout, role, config.planner.scale_out.nodes_per_job)
     if launcher is Launcher.local and layout.gpus_per_node:
-        what = "planner.grow needs Slurm: further processes on this machine had the same GPUs"
-        raise ConfigError(what, hint="planner.grow.nodes=0, or cluster.launcher=slurm")
+        what = "planner.scale_out needs Slurm: further processes on this machine had the same GPUs"
+        raise ConfigError(what, hint="planner.scale_out.max_nodes=0, or cluster.launcher=slurm")
 
 
-async def submit(job: Grown, time_s: float) -> str:
+async def submit(job: ExtraJobFolder, time_s: float) -> str:
     """Its id; a record of it is in its folder then. Raises LaunchError."""
     argv = (sys.executable, "-m", SUBMITTER, str(job.path), str(int(time_s // 60)))
     process = await asyncio.create_subprocess_exec(
@@ -62,21 +62,21 @@ async def submit(job: Grown, time_s: float) -> str:
     return out.decode().split()[-1]
 
 
-def beside(attempt: Attempt, config: Config, plan: Plan) -> tuple[str, ...]:
+def submit_group_jobs(attempt: Attempt, config: Config, plan: Plan) -> tuple[str, ...]:
     """A job for each kind of nodes but the first, which is the head's; their ids. Raises
     LaunchError, with none of them left in the queue."""
-    asked, time_s = list[str](), 60.0 * minutes(config.cluster.slurm.time)
+    asked, time_s = list[str](), 60.0 * walltime_minutes(config.cluster.slurm.time)
     try:
-        for part in plan.parts[1:]:
-            asked.append(asyncio.run(submit(attempt.new_grown(part), time_s)))
+        for part in plan.group_plans[1:]:
+            asked.append(asyncio.run(submit(attempt.new_extra_job(part), time_s)))
     except LaunchError:
         if asked:
-            ask("scancel", *asked)
+            slurm_command("scancel", *asked)
         raise
     return tuple(asked)
 
 
-def clear(left: Iterable[Grown], silence_s: float) -> None:
+def stop_leftover_jobs(left: Iterable[ExtraJobFolder], silence_s: float) -> None:
     """End what a head left behind that could not do it itself, and write that down. Agents that
     nobody ends do so `silence_s` after their head."""
     for folder in left:
@@ -92,11 +92,11 @@ def clear(left: Iterable[Grown], silence_s: float) -> None:
             continue
         seen_at = min(state.running_until + silence_s, time.time()) if state.running_since else 0.0
         why = "left behind by a head that died"
-        ended = structs.replace(state, state=ExtraJobState.ended, detail=why, seen_at=seen_at)
+        ended = structs.replace(state, state=ExtraJobState.ended, detail=why, running_until=seen_at)
         write_json(folder.state_file, ended)
 
 
-def _stop(folder: Grown) -> None:
+def _stop(folder: ExtraJobFolder) -> None:
     record = folder.job()
     if record:
         job = LocalJob(record, folder) if record.launcher == "local" else SlurmJob(record)

@@ -15,7 +15,7 @@ COUNTS = ("gpus-per-node", "gpus-per-task", "gpus")  # [TYPE:]N[,[TYPE:]N…]
 LISTS = ("gres", "tres-per-task")  # gpu[:TYPE][:N] among other resources
 
 
-def refuse_too_few_gpus(slurm: Slurm, plan: Plan) -> None:
+def check_gpu_requests(slurm: Slurm, plan: Plan) -> None:
     """Raise ConfigError if `extra` asks for fewer GPUs than the layout has on each of these nodes,
     which are all alike. More are the user's choice."""
     for option, text, count in _requests(slurm):
@@ -23,7 +23,7 @@ def refuse_too_few_gpus(slurm: Slurm, plan: Plan) -> None:
         if count >= plan.gpus_per_node * nodes:
             continue
         of = f"all {nodes} nodes" if option == "gpus" else "a node"
-        field = f"cluster.hardware.{plan.kind}" if plan.kind else "cluster"
+        field = f"cluster.hardware.{plan.hardware}" if plan.hardware else "cluster"
         has = f"{field}.gpus_per_node={plan.gpus_per_node}"
         what = f"cluster.slurm.extra.{option}={text} asks for {count} GPUs on {of}, "
         fewer = count // nodes or 1
@@ -36,16 +36,16 @@ def _requests(slurm: Slurm) -> Iterator[tuple[str, str, int]]:
     for option, text in extra_options(slurm).items():
         counts = list[int | None]()
         if option in COUNTS:
-            counts = [_last(item) for item in str(text).split(",")]
+            counts = [_trailing_count(item) for item in str(text).split(",")]
         elif option in LISTS:
             items = (item.strip().removeprefix("gres/") for item in str(text).split(","))
-            counts = [_last(i, alone=1) for i in items if re.match(r"gpu(?![^:=])", i)]
+            counts = [_trailing_count(i, alone=1) for i in items if re.match(r"gpu(?![^:=])", i)]
         known = [count for count in counts if count is not None]
         if counts and len(known) == len(counts):
             yield option, str(text), sum(known)
 
 
-def _last(item: str, alone: int | None = None) -> int | None:
+def _trailing_count(item: str, alone: int | None = None) -> int | None:
     """Return the number that ends `a100:4`, `gpu=4` or `4`; `alone` where there is none."""
     number = re.split("[:=]", item.strip())[-1]
     return int(number) if number.isdecimal() else alone

@@ -9,10 +9,10 @@ import time
 from hpc_dynamo.config import Config
 from hpc_dynamo.errors import LaunchError
 from hpc_dynamo.launch.environment import for_submission
-from hpc_dynamo.launch.refusal import refused
-from hpc_dynamo.launch.resources import components, sbatch_options
-from hpc_dynamo.launch.script import hetjob
-from hpc_dynamo.launch.slurm import mpi_type, run_command
+from hpc_dynamo.launch.refusal import submission_error
+from hpc_dynamo.launch.resources import group_configs, sbatch_options
+from hpc_dynamo.launch.script import hetjob_script
+from hpc_dynamo.launch.slurm import agent_mpi, run_command
 from hpc_dynamo.messages import JobRecord
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
@@ -21,14 +21,14 @@ from hpc_dynamo.topology import Plan
 def submit(attempt: Attempt, config: Config, plan: Plan, entry: str) -> JobRecord:
     """`entry` is a module that takes the attempt's path. Raises LaunchError."""
     file = attempt.submitit / "hetjob.sbatch"
-    file.write_text(hetjob(attempt, config, plan, entry, mpi_type(config)))
-    env = for_submission(sbatch_options(*components(config, plan)[0]))
+    file.write_text(hetjob_script(attempt, config, plan, entry, agent_mpi(config)))
+    env = for_submission(sbatch_options(*group_configs(config, plan)[0]))
     try:
         said = run_command(("sbatch", "--parsable", str(file)), env)
     except LaunchError as e:
         said = e.message.partition(f"{file}: ")[2]
         if not said:
             raise
-        raise refused(said) from e
+        raise submission_error(said) from e
     job_id = said.strip().partition(";")[0]  # a name of the cluster may follow
     return JobRecord(launcher="slurm", job_id=job_id, submitted_at=time.time())

@@ -13,7 +13,7 @@ class JobState(StrEnum):
     unknown = "unknown"  # the scheduler did not answer just now
 
 
-class Job(Protocol):
+class LaunchedJob(Protocol):
     """A launched attempt."""
 
     def state(self) -> tuple[JobState, str]:

@@ -3,44 +3,44 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from hpc_dynamo.config import Config, on
+from hpc_dynamo.config import Config, with_hardware
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.launch.gpu_requests import refuse_too_few_gpus
-from hpc_dynamo.launch.partitions import Nodes, eligible, named
-from hpc_dynamo.launch.resources import components, resources
+from hpc_dynamo.launch.gpu_requests import check_gpu_requests
+from hpc_dynamo.launch.partitions import PartitionNodes, eligible_nodes, requested_nodes
+from hpc_dynamo.launch.resources import group_configs, required_resources
 from hpc_dynamo.topology import Plan
 
 
-def refuse_impossible(config: Config, plan: Plan, nodes: Sequence[Nodes]) -> None:
+def check_layout(config: Config, plan: Plan, nodes: Sequence[PartitionNodes]) -> None:
     """Raise ConfigError if the layout can never run in its partition."""
-    for its, part in components(config, plan):
-        refuse_too_few_gpus(its.cluster.slurm, part)
-        for what, hint in faults(its, part, nodes):
+    for its, part in group_configs(config, plan):
+        check_gpu_requests(its.cluster.slurm, part)
+        for what, hint in layout_errors(its, part, nodes):
             raise ConfigError(what, hint=hint)
 
 
-def fitted(config: Config, plan: Plan, nodes: Sequence[Nodes]) -> Config:
+def fit_to_nodes(config: Config, plan: Plan, nodes: Sequence[PartitionNodes]) -> Config:
     """Return the configuration with no more CPUs and memory than a node has. Numbers that the user
     has set are kept."""
-    if not plan.groups:
-        return _fitted(config, plan, nodes)
+    if not plan.node_groups:
+        return _fit_group(config, plan, nodes)
     hardware = dict(config.cluster.hardware)
-    for part in plan.parts:
-        its = _fitted(on(config, part.kind), part, nodes)
+    for part in plan.group_plans:
+        its = _fit_group(with_hardware(config, part.hardware), part, nodes)
         cpus, memory = its.cluster.cpus_per_node, its.cluster.memory_gb_per_node
-        if part.kind:
-            kind = replace(hardware[part.kind], cpus_per_node=cpus, memory_gb_per_node=memory)
-            hardware[part.kind] = kind
+        if part.hardware:
+            kind = replace(hardware[part.hardware], cpus_per_node=cpus, memory_gb_per_node=memory)
+            hardware[part.hardware] = kind
         else:
             config = its
     return replace(config, cluster=replace(config.cluster, hardware=hardware))
 
 
-def _fitted(config: Config, plan: Plan, nodes: Sequence[Nodes]) -> Config:
+def _fit_group(config: Config, plan: Plan, nodes: Sequence[PartitionNodes]) -> Config:
     """Ask for as much as the largest node of the partition has, if no node has what the workers
     need by default."""
-    need, cluster = resources(config, plan), config.cluster
-    able = [n for n in eligible(config, nodes) if _has_gpus(config, need.gpus, n)]
+    need, cluster = required_resources(config, plan), config.cluster
+    able = [n for n in eligible_nodes(config, nodes) if _has_gpus(config, need.gpus, n)]
     wanted = need.cpus, need.memory_gb * 1024
     if not able or any(n.cpus >= wanted[0] and n.memory_mb >= wanted[1] for n in able):
         return config
@@ -52,9 +52,11 @@ def _fitted(config: Config, plan: Plan, nodes: Sequence[Nodes]) -> Config:
     return replace(config, cluster=cluster)
 
 
-def faults(config: Config, plan: Plan, nodes: Sequence[Nodes]) -> Iterator[tuple[str, str]]:
+def layout_errors(
+    config: Config, plan: Plan, nodes: Sequence[PartitionNodes]
+) -> Iterator[tuple[str, str]]:
     """Yield reasons why the layout can never run in its partition, each with what to change."""
-    here, need = eligible(config, nodes), resources(config, plan)
+    here, need = eligible_nodes(config, nodes), required_resources(config, plan)
     if not here:  # sites may hide partitions that sbatch accepts
         return
     where = f"partition {_names(here)}"
@@ -67,13 +69,15 @@ def faults(config: Config, plan: Plan, nodes: Sequence[Nodes]) -> Iterator[tuple
         hint += "; `sinfo -o '%P %G'` shows what nodes have"
         yield f"cluster.gpus_per_node={need.gpus}: {has}", hint
         return
-    yield from _too_large(config, plan, able)
+    yield from _size_errors(config, plan, able)
 
 
-def _too_large(config: Config, plan: Plan, able: Sequence[Nodes]) -> Iterator[tuple[str, str]]:
+def _size_errors(
+    config: Config, plan: Plan, able: Sequence[PartitionNodes]
+) -> Iterator[tuple[str, str]]:
     """Yield numbers that exceed those of the nodes with the requested GPUs."""
     where = f"partition {_names(able)}"
-    need, cluster = resources(config, plan), config.cluster
+    need, cluster = required_resources(config, plan), config.cluster
     count = _count(able)
     if need.nodes > count:
         what = f"the layout needs {need.nodes} nodes, {where} has {count}"
@@ -93,37 +97,37 @@ def _too_large(config: Config, plan: Plan, able: Sequence[Nodes]) -> Iterator[tu
     if longest is not None and need.time_min > longest:
         what = f"cluster.slurm.time={cluster.slurm.time} is {need.time_min} min, {where} allows "
         yield what + f"{longest} min", f"cluster.slurm.time={longest}"
-    sizes = [n.most_nodes for n in able]
+    sizes = [n.max_nodes_per_job for n in able]
     largest = None if None in sizes else max(s for s in sizes if s is not None)
     if largest is not None and need.nodes > largest:
         what = f"the layout needs {need.nodes} nodes, a job in {where} may have {largest}"
         yield what, "fewer or smaller workers, or another cluster.slurm.partition"
 
 
-def warnings(config: Config, plan: Plan, nodes: Sequence[Nodes]) -> Iterator[str]:
+def layout_warnings(config: Config, plan: Plan, nodes: Sequence[PartitionNodes]) -> Iterator[str]:
     """Yield warnings about a layout that may run but may not be intended."""
     used = sum(len(shard.gpus) for worker in plan.workers for shard in worker.shards)
-    asked = sum(part.nodes * part.gpus_per_node for part in plan.parts)
+    asked = sum(part.nodes * part.gpus_per_node for part in plan.group_plans)
     if used < asked:
         yield f"{asked - used} of {asked} GPUs are idle: the job pays for GPUs that no worker uses"
-    for its, _ in components(config, plan):
-        if nodes and not named(its, nodes):
+    for its, _ in group_configs(config, plan):
+        if nodes and not requested_nodes(its, nodes):
             names = ", ".join(dict.fromkeys(n.partition for n in nodes))
             asks = its.cluster.slurm.partition or "none is the default"
             yield f"cluster.slurm.partition: sinfo shows no partition {asks}; known: {names}"
 
 
-def _names(nodes: Sequence[Nodes]) -> str:
+def _names(nodes: Sequence[PartitionNodes]) -> str:
     return "/".join(dict.fromkeys(n.partition for n in nodes))
 
 
-def _has_gpus(config: Config, gpus: int, nodes: Nodes) -> bool:
+def _has_gpus(config: Config, gpus: int, nodes: PartitionNodes) -> bool:
     """Return True if a node has the GPUs. On sites without GRES Slurm does not know the GPUs."""
     slurm = config.cluster.slurm
     return slurm.gpu_option == "none" or nodes.gpus_of(slurm.gpu_type) >= gpus
 
 
-def _count(nodes: Sequence[Nodes]) -> int:
+def _count(nodes: Sequence[PartitionNodes]) -> int:
     """Count the nodes; nodes in several partitions are counted in the largest of them."""
     sizes = dict[str, int]()
     for n in nodes:

@@ -24,7 +24,7 @@ NO_WALLTIME_MIN = 365 * 24 * 60  # the local executor insists on one
 
 def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], int]) -> JobRecord:
     """Start `plan.nodes` agents here; they live on when this process ends."""
-    env = for_step(allocation=enclosing.current() is not None)
+    env = for_step(allocation=enclosing.current_allocation() is not None)
     executor = submitit.AutoExecutor(folder=attempt.submitit, cluster="local")
     executor.update_parameters(
         nodes=1,
@@ -75,7 +75,7 @@ class LocalJob:
 
     def _pids(self) -> list[int]:
         agents = [n.pid for n in self.attempt.nodes() if n.host == socket.gethostname()]
-        return [pid for pid in (self.record.pid, *agents) if _is_ours(pid, self.attempt)]
+        return [pid for pid in (self.record.pid, *agents) if _is_process_of(pid, self.attempt)]
 
     def state(self) -> tuple[JobState, str]:
         if self.record.host != socket.gethostname():
@@ -90,7 +90,7 @@ class LocalJob:
             os.kill(pid, signal.SIGTERM)
 
 
-def _is_ours(pid: int, attempt: Attempt) -> bool:
+def _is_process_of(pid: int, attempt: Attempt) -> bool:
     """Whether the process still is what it was: numbers are used again. Zombies are gone."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:

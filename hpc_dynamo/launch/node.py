@@ -5,24 +5,24 @@ import socket
 from datetime import datetime
 
 from hpc_dynamo.errors import LaunchError, MissingDependency
-from hpc_dynamo.launch.slurm import ask
+from hpc_dynamo.launch.slurm import slurm_command
 
 
-def whoami(count: int) -> tuple[int, list[str]]:
+def node_index_and_hosts(count: int) -> tuple[int, list[str]]:
     """Our index, and the host names of all `count` nodes in order."""
     if "SUBMITIT_LOCAL_GLOBALID" in os.environ:
         return int(os.environ["SUBMITIT_LOCAL_GLOBALID"]), [socket.gethostname()] * count
     if "SLURM_NODEID" in os.environ:
         nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"]
-        return int(os.environ["SLURM_NODEID"]), _in_order(_expand(nodes))
+        return int(os.environ["SLURM_NODEID"]), _index_order(_expand(nodes))
     raise LaunchError("an agent was started outside a job", hint="hpc-dynamo batch …")
 
 
 def _expand(nodes: str) -> list[str]:
-    return ask("scontrol", "show", "hostnames", nodes).split()
+    return slurm_command("scontrol", "show", "hostnames", nodes).split()
 
 
-def _in_order(hosts: list[str]) -> list[str]:
+def _index_order(hosts: list[str]) -> list[str]:
     """As their indexes count: component by component in a heterogeneous job, whose steps' lists
     are sorted by name."""
     components = int(os.environ.get("SLURM_HET_SIZE", "0"))
@@ -31,7 +31,7 @@ def _in_order(hosts: list[str]) -> list[str]:
     return [host for host in known if host in hosts] or hosts
 
 
-def component() -> int | None:
+def het_component() -> int | None:
     """Which of a heterogeneous job's our node is in."""
     count = int(os.environ.get("SLURM_HET_SIZE", "0"))
     name = os.environ.get("SLURMD_NODENAME", "")
@@ -39,7 +39,7 @@ def component() -> int | None:
     return next((i for i, nodes in enumerate(lists) if nodes and name in _expand(nodes)), None)
 
 
-def requeued() -> bool:
+def is_requeued() -> bool:
     """Return True if Slurm has restarted the job of this process."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
 
@@ -56,7 +56,7 @@ def allocation_end() -> float | None:
     if job is None:
         return None
     try:
-        shown = ask("scontrol", "show", "job", job)
+        shown = slurm_command("scontrol", "show", "job", job)
     except (LaunchError, MissingDependency):
         return None
     fields = [word.split("=", 1) for word in shown.split() if "=" in word]

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from hpc_dynamo.config import Config, minutes
+from hpc_dynamo.config import Config, walltime_minutes
 from hpc_dynamo.config.sbatch import extra_options
 from hpc_dynamo.errors import LaunchError, MissingDependency
 from hpc_dynamo.launch.environment import DEFAULTS, for_commands
@@ -21,7 +21,7 @@ UNLIMITED = ("infinite", "UNLIMITED", "n/a", "(null)", "")
 
 
 @dataclass(frozen=True)
-class Nodes:
+class PartitionNodes:
     """Identical nodes of one partition. `time_min` and `most_nodes`: None is no limit."""
 
     partition: str
@@ -31,23 +31,23 @@ class Nodes:
     gpus: tuple[tuple[str, int], ...] = ()  # type, number
     features: tuple[str, ...] = ()
     time_min: int | None = None
-    most_nodes: int | None = None
-    default: bool = False
+    max_nodes_per_job: int | None = None
+    is_default: bool = False
 
     def gpus_of(self, gpu_type: str | None) -> int:
         return sum(count for kind, count in self.gpus if gpu_type in (None, kind))
 
 
-def known() -> tuple[Nodes, ...]:
+def query_partitions() -> tuple[PartitionNodes, ...]:
     """Query sinfo. Empty if Slurm is not installed or does not answer in time."""
     try:
         argv = ("sinfo", "--all", "--exact", "--noheader", f"--format={FORMAT}")
-        return tuple(parsed(run_command(argv, for_commands(), DEADLINE_S)))
+        return tuple(parse_sinfo(run_command(argv, for_commands(), DEADLINE_S)))
     except (LaunchError, MissingDependency):
         return ()
 
 
-def parsed(listed: str) -> Iterator[Nodes]:
+def parse_sinfo(listed: str) -> Iterator[PartitionNodes]:
     """Parse the output of sinfo in `FORMAT`; other lines are skipped."""
     for line in listed.splitlines():
         fields = [field.strip() for field in line.split("|")]
@@ -57,20 +57,20 @@ def parsed(listed: str) -> Iterator[Nodes]:
 
 def _nodes(
     name: str, cpus: str, memory: str, gres: str, count: str, time: str, features: str, *rest: str
-) -> Nodes:
+) -> PartitionNodes:
     most_cpus, sizes = rest
     limit = [int(most_cpus)] if most_cpus.isdigit() else []
     last = sizes.rpartition("-")[2]
-    return Nodes(
+    return PartitionNodes(
         partition=name.removesuffix("*"),
         count=_number(count),
         cpus=min([_number(cpus), *limit]),
         memory_mb=_number(memory),
         gpus=tuple((found["type"] or "", int(found["count"])) for found in GPU.finditer(gres)),
         features=() if features in UNLIMITED else tuple(features.split(",")),
-        time_min=None if time in UNLIMITED else minutes(time),
-        most_nodes=int(last) if last.isdigit() else None,
-        default=name.endswith("*"),
+        time_min=None if time in UNLIMITED else walltime_minutes(time),
+        max_nodes_per_job=int(last) if last.isdigit() else None,
+        is_default=name.endswith("*"),
     )
 
 
@@ -80,20 +80,20 @@ def _number(text: str) -> int:
     return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " ")) if found else 0
 
 
-def named(config: Config, nodes: Sequence[Nodes]) -> list[Nodes]:
+def requested_nodes(config: Config, nodes: Sequence[PartitionNodes]) -> list[PartitionNodes]:
     """Return the nodes of the requested partitions, or of the default one."""
     extra = extra_options(config.cluster.slurm).get("partition")
     asked = extra or config.cluster.slurm.partition or os.environ.get(DEFAULTS["partition"])
     if not asked:
-        return [n for n in nodes if n.default]
+        return [n for n in nodes if n.is_default]
     return [n for n in nodes if n.partition in str(asked).split(",")]
 
 
-def eligible(config: Config, nodes: Sequence[Nodes]) -> list[Nodes]:
+def eligible_nodes(config: Config, nodes: Sequence[PartitionNodes]) -> list[PartitionNodes]:
     """Return the nodes with the requested features. Of all constraint expressions only a list of
     features is understood."""
     features = re.split(r"[&,]", config.cluster.slurm.constraint or "")
     plain = [f for f in features if re.fullmatch(r"[\w.-]+", f)]
     if len(plain) != len(features):
         plain = []
-    return [n for n in named(config, nodes) if set(plain) <= set(n.features)]
+    return [n for n in requested_nodes(config, nodes) if set(plain) <= set(n.features)]

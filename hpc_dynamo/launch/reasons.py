@@ -14,7 +14,7 @@ from enum import StrEnum
 NEVER_RAN = "cancelled before it started"
 
 
-class Chance(StrEnum):
+class StartChance(StrEnum):
     """Chance of a pending job to start as it was submitted."""
 
     waits = "waits"
@@ -23,20 +23,20 @@ class Chance(StrEnum):
 
 
 @dataclass(frozen=True)
-class Reason:
+class PendingReason:
     """One reason, explained for the user."""
 
-    chance: Chance
+    start_chance: StartChance
     meaning: str
     remedy: str = ""
 
 
-def _waits(meaning: str) -> Reason:
-    return Reason(Chance.waits, meaning)
+def _waits(meaning: str) -> PendingReason:
+    return PendingReason(StartChance.waits, meaning)
 
 
-def _never(meaning: str, remedy: str) -> Reason:
-    return Reason(Chance.never, meaning, remedy)
+def _never(meaning: str, remedy: str) -> PendingReason:
+    return PendingReason(StartChance.never, meaning, remedy)
 
 
 SMALLER = "fewer nodes, CPUs, GPUs or less memory"
@@ -63,18 +63,22 @@ KNOWN = {
     "PowerNotAvail": _waits("the cluster's power limit is reached"),
     "PowerReserved": _waits("power is reserved for other jobs"),
     "FedJobLock": _waits("another cluster of the federation decides about it"),
-    "ReqNodeNotAvail": Reason(
-        Chance.limited,
+    "ReqNodeNotAvail": PendingReason(
+        StartChance.limited,
         "nodes that it needs are down, drained or reserved, often for maintenance",
         "a shorter cluster.slurm.time, or fewer nodes; `scontrol show reservation`, `sinfo -R`",
     ),
-    "NodeDown": Reason(Chance.limited, "a node that it needs is down", "`sinfo -R`"),
-    "FrontEndDown": Reason(Chance.limited, "the cluster's front end is down", SITE),
-    "PartitionDown": Reason(Chance.limited, "its partition is down", f"`sinfo`, or {OTHER}"),
-    "PartitionInactive": Reason(
-        Chance.limited, "its partition is inactive", f"`sinfo`, or {OTHER}"
+    "NodeDown": PendingReason(StartChance.limited, "a node that it needs is down", "`sinfo -R`"),
+    "FrontEndDown": PendingReason(StartChance.limited, "the cluster's front end is down", SITE),
+    "PartitionDown": PendingReason(
+        StartChance.limited, "its partition is down", f"`sinfo`, or {OTHER}"
     ),
-    "QOSUsageThreshold": Reason(Chance.limited, "the QOS's usage threshold is reached", ACCOUNT),
+    "PartitionInactive": PendingReason(
+        StartChance.limited, "its partition is inactive", f"`sinfo`, or {OTHER}"
+    ),
+    "QOSUsageThreshold": PendingReason(
+        StartChance.limited, "the QOS's usage threshold is reached", ACCOUNT
+    ),
     "PartitionNodeLimit": _never(
         "the partition does not allow so many nodes, or fewer of them are up",
         f"fewer topology.nodes, or {OTHER}; `scontrol show partition`",
@@ -137,8 +141,8 @@ LIMITS = (
     )),
     (r"QOSMin", _never("it requests less than its QOS demands", ACCOUNT)),
     (r"(Assoc|QOS)Max.*(PerJob|PerNode|PerJobLimit)$", _never(LIMIT, f"{SMALLER}; {ACCOUNT}")),
-    (r"(Assoc|QOS)?Max|(Assoc|QOS)Grp|Association|QOS(Job|Resource)", Reason(
-        Chance.limited,
+    (r"(Assoc|QOS)?Max|(Assoc|QOS)Grp|Association|QOS(Job|Resource)", PendingReason(
+        StartChance.limited,
         "its user, account or QOS uses all that it may at once",
         f"wait for other jobs to end; it cannot start if it alone is above the limit: {ACCOUNT}",
     )),
@@ -147,7 +151,7 @@ LIMITS = (
 )  # fmt: skip
 
 
-def reason_of(name: str) -> Reason | None:
+def find_reason(name: str) -> PendingReason | None:
     """Return the reason that Slurm calls `name`; None if this table does not have it."""
     name = name.replace("_", " ")
     short = name.partition(",")[0].strip()
@@ -157,7 +161,9 @@ def reason_of(name: str) -> Reason | None:
     return next((reason for pattern, reason in LIMITS if re.search(pattern, name)), None)
 
 
-def pending(state: str, name: str, job: str, start: str = "", now: float | None = None) -> str:
+def explain_pending(
+    state: str, name: str, job: str, start: str = "", now: float | None = None
+) -> str:
     """Return one line for the user of a pending job: its reason, and its expected start.
 
     `state`, reason `name` and expected `start` are as squeue prints them.
@@ -166,14 +172,14 @@ def pending(state: str, name: str, job: str, start: str = "", now: float | None 
         return "its nodes are being booted or prepared"
     if state == "SUSPENDED":
         return f"suspended; try: `scontrol resume {job}`, or {SITE}"
-    reason = reason_of(name)
+    reason = find_reason(name)
     if reason is None:
         return f"Slurm's reason is {name}{_expected(start, now)}"
     called = "" if name == "None" else f" ({name})"
     said = f"{reason.meaning}{called}"
-    if reason.chance is not Chance.waits:
-        said = f"{reason.chance}: {said}"
-    if reason.chance is not Chance.never:
+    if reason.start_chance is not StartChance.waits:
+        said = f"{reason.start_chance}: {said}"
+    if reason.start_chance is not StartChance.never:
         said += _expected(start, now)
     remedy = reason.remedy.replace("JOB", job)
     return f"{said}; try: {remedy}" if remedy else said
@@ -205,7 +211,7 @@ ENDED = {
 SHOWN = ("JobState", "Reason", "ExitCode", "RunTime")
 
 
-def how_it_ended(fields: Mapping[str, str]) -> str:
+def explain_end(fields: Mapping[str, str]) -> str:
     """Describe in one phrase the fields of `scontrol show job`."""
     state = fields.get("JobState", "")
     if state == "CANCELLED" and _never_ran(fields):

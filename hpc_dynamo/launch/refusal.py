@@ -58,14 +58,14 @@ FIELDS = (
 OTHERWISE = "cluster.slurm.partition, .account, .qos or .time; `sinfo` lists partitions"
 
 
-def refused(said: str) -> LaunchError:
+def submission_error(output: str) -> LaunchError:
     """Return the error for an sbatch that printed `said` and submitted nothing."""
-    errors = sentences(said) or ["it did not say why"]
+    errors = error_lines(output) or ["it did not say why"]
     matches = (hint for error in errors for sign, hint in FIELDS if re.search(sign, error))
     return LaunchError(f"sbatch refused the job: {errors[0]}", hint=next(matches, OTHERWISE))
 
 
-def step_refused(log: str) -> LaunchError | None:
+def step_error(log: str) -> LaunchError | None:
     """Return why srun could not start a job's step, from the output of the job's script; None if no
     reason is found. The same command would be refused again."""
     found = (STEP.match(line) or NO_PROGRAM.match(line) for line in log.splitlines())
@@ -77,7 +77,7 @@ def step_refused(log: str) -> LaunchError | None:
     return LaunchError(f"srun could not start the agents: {why}", hint=hint)
 
 
-def sentences(said: str) -> list[str]:
+def error_lines(said: str) -> list[str]:
     """Return the errors in what sbatch printed, in order, without their prefixes.
 
     Remarks and warnings of the site may stand between them.

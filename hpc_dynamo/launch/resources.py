@@ -3,9 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from hpc_dynamo.config import Config, Engine, Slurm, minutes, on
+from hpc_dynamo.config import Config, Engine, Slurm, walltime_minutes, with_hardware
 from hpc_dynamo.config.sbatch import Options, asks_for_gpus, asks_for_memory, extra_options
-from hpc_dynamo.launch.gpu_requests import refuse_too_few_gpus
+from hpc_dynamo.launch.gpu_requests import check_gpu_requests
 from hpc_dynamo.topology import Plan
 
 AGENT_CPUS, AGENT_MEMORY_GB = 1, 1.0  # each node's agent
@@ -15,7 +15,7 @@ HEAD_CPUS, HEAD_MEMORY_GB = 1, 3.0
 
 
 @dataclass(frozen=True)
-class Resources:
+class NodeResources:
     """Resources of one node, times `nodes`. `memory_gb` is in GiB; 0 is all memory of a node."""
 
     nodes: int
@@ -25,12 +25,12 @@ class Resources:
     time_min: int
 
 
-def components(config: Config, plan: Plan) -> tuple[tuple[Config, Plan], ...]:
+def group_configs(config: Config, plan: Plan) -> tuple[tuple[Config, Plan], ...]:
     """Each kind of nodes of a job: the configuration as it is there, and what is laid out there."""
-    return tuple((on(config, part.kind), part) for part in plan.parts)
+    return tuple((with_hardware(config, part.hardware), part) for part in plan.group_plans)
 
 
-def resources(config: Config, plan: Plan) -> Resources:
+def required_resources(config: Config, plan: Plan) -> NodeResources:
     """Of nodes that are all alike: enough for the fullest, unless `cluster` says how much a node
     gives."""
     nodes = range(plan.first_node, plan.first_node + plan.nodes)
@@ -40,19 +40,19 @@ def resources(config: Config, plan: Plan) -> Resources:
     memory = max(sum(engine.memory_gb for engine in load) for load in loads) + AGENT_MEMORY_GB
     if plan.first_node == 0:
         cpus += HEAD_CPUS
-        memory += HEAD_MEMORY_GB * len(config.each)
-    return Resources(
+        memory += HEAD_MEMORY_GB * len(config.by_model)
+    return NodeResources(
         nodes=plan.nodes,
         cpus=cluster.cpus_per_node or cpus,
         memory_gb=math.ceil(memory if given is None else given),
         gpus=plan.gpus_per_node,
-        time_min=minutes(cluster.slurm.time),
+        time_min=walltime_minutes(cluster.slurm.time),
     )
 
 
 def _engines(config: Config, plan: Plan, node: int) -> list[Engine]:
     """For each GPU in use on a node its worker's engine; once a worker where they use none."""
-    of = {model: own.engine for model, own in config.each.items()}
+    of = {model: own.engine for model, own in config.by_model.items()}
     shards = [(of[w.model], s) for w in plan.workers for s in w.shards if s.node == node]
     return [engine for engine, shard in shards for _ in shard.gpus or (None,)]
 
@@ -62,8 +62,8 @@ def sbatch_options(config: Config, plan: Plan) -> Options:
 
     An option of `cluster.slurm.extra` replaces the generated one.
     """
-    slurm, need = config.cluster.slurm, resources(config, plan)
-    refuse_too_few_gpus(slurm, plan)
+    slurm, need = config.cluster.slurm, required_resources(config, plan)
+    check_gpu_requests(slurm, plan)
     gpus, extra = _gpus(slurm, need), extra_options(slurm)
     if not asks_for_gpus(extra) and "gres" in gpus and "gres" in extra:
         extra["gres"] = f"{gpus['gres']},{extra['gres']}"  # one line has GPUs and other resources
@@ -86,7 +86,7 @@ def sbatch_options(config: Config, plan: Plan) -> Options:
     return {n: value for n, value in options.items() if value is not None and value is not False}
 
 
-def _memory(slurm: Slurm, need: Resources) -> dict[str, str]:
+def _memory(slurm: Slurm, need: NodeResources) -> dict[str, str]:
     """Return the line for host memory. Whole nodes, and all memory of a node, are 0 for Slurm."""
     if slurm.memory_option == "none":
         return {}
@@ -97,7 +97,7 @@ def _memory(slurm: Slurm, need: Resources) -> dict[str, str]:
     return {"mem-per-cpu": f"{math.ceil(need.memory_gb * 1024 / need.cpus)}MB"}
 
 
-def _gpus(slurm: Slurm, need: Resources) -> dict[str, str]:
+def _gpus(slurm: Slurm, need: NodeResources) -> dict[str, str]:
     """Return the line for GPUs: of a node, of its one task, or of the whole job."""
     option = slurm.gpu_option
     if option == "none" or not need.gpus:
@@ -114,7 +114,7 @@ def srun_options(config: Config, plan: Plan, mpi: str) -> list[str]:
     cpus-per-task is repeated since srun stopped taking it from the job in Slurm 22.05; a lost
     agent must end neither the step nor the other agents.
     """
-    cpus = [] if config.cluster.slurm.exclusive else [resources(config, plan).cpus]
+    cpus = [] if config.cluster.slurm.exclusive else [required_resources(config, plan).cpus]
     return [
         f"--mpi={mpi}",
         "--kill-on-bad-exit=0",

@@ -12,20 +12,20 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.launch import srun as step
-from hpc_dynamo.launch.resources import components, sbatch_options
+from hpc_dynamo.launch.resources import group_configs, sbatch_options
 from hpc_dynamo.process.child import SAFE_PATH
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
 
 Options = Mapping[str, str | int | bool]
-Parts = Sequence[tuple[Config, Plan]]  # of identical nodes, see resources.components
+GroupPlans = Sequence[tuple[Config, Plan]]  # of identical nodes, see resources.components
 
-OWN = "# For a script of your own, which makes its run folder itself: hpc-dynamo plan --sbatch …"
+HEADER = "# For a script of your own, which makes its run folder itself: hpc-dynamo plan --sbatch …"
 
 
-def render(config: Config, plan: Plan, verb: str, overrides: Sequence[str]) -> str:
+def render_script(config: Config, plan: Plan, verb: str, overrides: Sequence[str]) -> str:
     """Return a script for the user. Arguments of `sbatch script …` become more overrides."""
-    lines = ["#!/bin/bash", *directives(components(config, plan), _logs_and_signal(config)), ""]
+    lines = ["#!/bin/bash", *directives(group_configs(config, plan), _logs_and_signal(config)), ""]
     lines += ["# The end of the job is announced to this shell, which must be the program itself:"]
     lines += ["# so `exec`. Further overrides may follow the script's name on sbatch's line."]
     lines += [*config.cluster.slurm.setup]
@@ -35,31 +35,31 @@ def render(config: Config, plan: Plan, verb: str, overrides: Sequence[str]) -> s
     return "\n".join(lines)
 
 
-def submission(attempt: Attempt, config: Config, plan: Plan, mpi: str) -> str:
+def submission_script(attempt: Attempt, config: Config, plan: Plan, mpi: str) -> str:
     """Return the script submitted for an attempt on identical nodes: a step whose tasks load the
     pickles of submitit."""
     folder, logs = attempt.submitit, _logs(attempt)
     task = (sys.executable, "-u", "-m", "submitit.core._submit", str(folder))
     options = [f"--{name}={value}" for name, value in _logs(attempt, "%t").items()]
     parts = ((config, plan),)
-    srun = step.command(parts, task, mpi, "--unbuffered", *options)
-    return _submitted(parts, logs, ["export SUBMITIT_EXECUTOR=slurm", shlex.join(srun)])
+    srun = step.srun_command(parts, task, mpi, "--unbuffered", *options)
+    return _attempt_script(parts, logs, ["export SUBMITIT_EXECUTOR=slurm", shlex.join(srun)])
 
 
-def hetjob(attempt: Attempt, config: Config, plan: Plan, entry: str, mpi: str) -> str:
+def hetjob_script(attempt: Attempt, config: Config, plan: Plan, entry: str, mpi: str) -> str:
     """Return the script for an attempt on nodes of several kinds: one heterogeneous job."""
     task = (sys.executable, "-u", "-m", entry, str(attempt.path))
-    parts = components(config, plan)
-    srun = step.command(parts, task, mpi)
+    parts = group_configs(config, plan)
+    srun = step.srun_command(parts, task, mpi)
     logs = {"output": f"{_escaped(attempt)}/%j.log"}
-    return _submitted(parts, logs, [shlex.join(srun)])
+    return _attempt_script(parts, logs, [shlex.join(srun)])
 
 
-def _submitted(parts: Parts, logs: Mapping[str, str], commands: list[str]) -> str:
+def _attempt_script(parts: GroupPlans, logs: Mapping[str, str], commands: list[str]) -> str:
     slurm = parts[0][0].cluster.slurm
     signal = {"signal": f"USR2@{slurm.signal_before_end_s}"}  # to all tasks
     first = dict(logs) | {"open-mode": "append"} | signal
-    lines = ["#!/bin/bash", *directives(parts, first, signal), "", OWN]
+    lines = ["#!/bin/bash", *directives(parts, first, signal), "", HEADER]
     # Repeated here: a job submitted with --export=NONE inherits nothing.
     lines += [f"export {name}={value}" for name, value in SAFE_PATH.items()]
     return "\n".join([*lines, *slurm.setup, *commands, ""])
@@ -76,7 +76,7 @@ def _escaped(attempt: Attempt) -> str:
     return str(attempt.submitit).replace("%", "%%")
 
 
-def directives(parts: Parts, first: Options, others: Options | None = None) -> Iterator[str]:
+def directives(parts: GroupPlans, first: Options, others: Options | None = None) -> Iterator[str]:
     """Yield the #SBATCH lines; nodes of several kinds are components of a heterogeneous job.
 
     `first` are more options of the first component, in which the script runs, `others` of the rest.

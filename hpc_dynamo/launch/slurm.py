@@ -19,10 +19,10 @@ from hpc_dynamo.config import BootstrapMethod, Config
 from hpc_dynamo.errors import LaunchError, MissingDependency
 from hpc_dynamo.launch.environment import applied, for_commands, for_submission
 from hpc_dynamo.launch.job import JobState
-from hpc_dynamo.launch.reasons import how_it_ended, pending
-from hpc_dynamo.launch.refusal import refused
+from hpc_dynamo.launch.reasons import explain_end, explain_pending
+from hpc_dynamo.launch.refusal import submission_error
 from hpc_dynamo.launch.resources import sbatch_options
-from hpc_dynamo.launch.script import submission
+from hpc_dynamo.launch.script import submission_script
 from hpc_dynamo.messages import JobRecord
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
@@ -31,7 +31,7 @@ ANSWER_S = 30.0  # a loaded slurmctld takes its time
 FORMAT = "%T|%r|%S|%N"  # state, reason, (expected) start, nodes
 
 
-def ask(*argv: str) -> str:
+def slurm_command(*argv: str) -> str:
     """Return the output of a Slurm command. Raises LaunchError with the command's error."""
     return run_command(argv, for_commands())
 
@@ -58,18 +58,18 @@ def available() -> bool:
     if not (shutil.which("sbatch") and shutil.which("srun")):
         return False
     try:
-        return "UP" in ask("scontrol", "ping")
+        return "UP" in slurm_command("scontrol", "ping")
     except LaunchError:
         return False
 
 
-def mpi_type(config: Config) -> str:
+def agent_mpi(config: Config) -> str:
     """What srun's --mpi gets for agents: none, unless they are to meet by MPI."""
     wanted = config.cluster.bootstrap.method is BootstrapMethod.mpi
-    return mpi_of_ranks(config) if wanted else config.cluster.slurm.mpi.replace("auto", "none")
+    return rank_mpi(config) if wanted else config.cluster.slurm.mpi.replace("auto", "none")
 
 
-def mpi_of_ranks(config: Config) -> str:
+def rank_mpi(config: Config) -> str:
     """What it gets where MPI is used: pmix where this srun has it, none elsewhere."""
     if config.cluster.slurm.mpi != "auto":
         return config.cluster.slurm.mpi
@@ -87,13 +87,15 @@ def mpi_of_ranks(config: Config) -> str:
 
 def starts_hetjobs() -> bool:
     """Whether this Slurm ever starts heterogeneous jobs: its backfill scheduler alone does."""
-    return "sched/backfill" in ask("scontrol", "show", "config")
+    return "sched/backfill" in slurm_command("scontrol", "show", "config")
 
 
 def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], int]) -> JobRecord:
     """Submit one allocation of identical nodes with one task for each node, which runs
     `entry(attempt)`. Raises LaunchError."""
-    executor = Submission(attempt.submitit, submission(attempt, config, plan, mpi_type(config)))
+    executor = ScriptExecutor(
+        attempt.submitit, submission_script(attempt, config, plan, agent_mpi(config))
+    )
     executor.update_parameters(nodes=plan.nodes)  # submitit records the number of tasks
     env, heard = for_submission(sbatch_options(config, plan)), io.StringIO()
     try:
@@ -101,11 +103,11 @@ def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], 
         with applied(env), redirect_stderr(heard):
             job = executor.submit(entry, str(attempt.path))
     except submitit.core.utils.FailedJobError as e:
-        raise refused(str(e)) from e
+        raise submission_error(str(e)) from e
     return JobRecord(launcher="slurm", job_id=job.job_id, submitted_at=time.time())
 
 
-class Submission(submitit.SlurmExecutor):
+class ScriptExecutor(submitit.SlurmExecutor):
     """submitit's executor that submits a given sbatch script."""
 
     def __init__(self, folder: Path, text: str) -> None:
@@ -124,33 +126,35 @@ class SlurmJob:
 
     def state(self) -> tuple[JobState, str]:
         try:
-            out = ask("squeue", "--noheader", "--sort=i", "--jobs", self.id, "--format", FORMAT)
+            out = slurm_command(
+                "squeue", "--noheader", "--sort=i", "--jobs", self.id, "--format", FORMAT
+            )
         except LaunchError as e:
             if "Invalid job id" in e.message:
                 return JobState.ended, "Slurm has forgotten it"
             return JobState.unknown, e.message
         if not out.strip():
-            return JobState.ended, self._how_it_ended()
+            return JobState.ended, self._explain_end()
         parts = [line.split("|") for line in out.splitlines()]  # components, the head's first
         state, reason, start, _ = parts[0]
         if state in ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED"):
-            return JobState.pending, pending(state, reason, self.id, start)
+            return JobState.pending, explain_pending(state, reason, self.id, start)
         if state in ("RUNNING", "COMPLETING", "STOPPED", "SIGNALING", "RESIZING"):
             return JobState.running, ",".join(nodes for *_, nodes in parts if nodes)
         return JobState.ended, state.lower()
 
-    def _how_it_ended(self) -> str:
+    def _explain_end(self) -> str:
         """scontrol remembers a job for some minutes (MinJobAge) after it has left the queue."""
         try:
-            shown = ask("scontrol", "show", "job", self.id)
+            shown = slurm_command("scontrol", "show", "job", self.id)
         except LaunchError:
             return "left the queue"
         pairs = (word.partition("=") for word in shown.split())
-        return how_it_ended({name: value for name, _, value in reversed([*pairs])})
+        return explain_end({name: value for name, _, value in reversed([*pairs])})
 
     def stop(self) -> None:
         """Those beside it that run already are ended in order by their head."""
-        ask("scancel", self.id)
+        slurm_command("scancel", self.id)
         if self._beside:
             with suppress(LaunchError):  # Slurm has forgotten them
-                ask("scancel", "--state=PENDING", *self._beside)
+                slurm_command("scancel", "--state=PENDING", *self._beside)

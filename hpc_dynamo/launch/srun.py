@@ -7,8 +7,8 @@ from hpc_dynamo.launch.resources import srun_options
 from hpc_dynamo.topology import Plan
 
 
-def command(
-    parts: Sequence[tuple[Config, Plan]], words: Sequence[str], mpi: str, *extra: str
+def srun_command(
+    groups: Sequence[tuple[Config, Plan]], task: Sequence[str], mpi: str, *extra: str
 ) -> list[str]:
     """Return srun's arguments for `words` on every node, one task each; `extra` are more options.
 
@@ -17,9 +17,9 @@ def command(
     Several kinds of nodes (see resources.components) are components of a heterogeneous job.
     """
     argv = ["srun"]
-    for index, (its, part) in enumerate(parts):
+    for index, (its, part) in enumerate(groups):
         argv += [":"] if index else []
-        argv += [f"--het-group={index}"] if len(parts) > 1 else []
+        argv += [f"--het-group={index}"] if len(groups) > 1 else []
         argv += [f"--nodes={part.nodes}", f"--ntasks={part.nodes}", "--ntasks-per-node=1"]
-        argv += ["--export=ALL", *extra, *srun_options(its, part, mpi), *words]
+        argv += ["--export=ALL", *extra, *srun_options(its, part, mpi), *task]
     return argv

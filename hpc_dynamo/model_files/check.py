@@ -68,7 +68,7 @@ def check_models(
     """Check every model of a run, see `check_model`; of several, problems name the model."""
     return tuple(
         replace(problem, what=f"models.{name}: {problem.what}") if name else problem
-        for name, own in config.each.items()
+        for name, own in config.by_model.items()
         for problem in check_model(own, environ, on_node=on_node)
     )
 
@@ -88,7 +88,7 @@ def check_model(
         if model.path and model.path.is_dir():
             yield from _defective(model, _simulated_defects(model.path))
         elif model.path is None and model.origin is Origin.disk and on_node:
-            yield _not_here(model, on_node=on_node)
+            yield _missing(model, on_node=on_node)
         return
     yield from _check(config, environ, model, _model_defects(config, model), on_node=on_node)
     if tokenizer != model and not option(config, "skip-tokenizer-init"):
@@ -105,14 +105,14 @@ def _check(
     if source.path:
         yield from _defective(source, defects)
     elif source.origin is Origin.disk:
-        yield _not_here(source, on_node=on_node)
+        yield _missing(source, on_node=on_node)
     elif source.origin is Origin.hub:
         env = engine_environment(config, environ)
         if not any(env.get(name, "").upper() in ("1", "TRUE") for name in _MODELSCOPE):
             yield _not_cached(source, offline=hub.is_offline(env))
 
 
-def _not_here(source: Source, *, on_node: bool) -> Problem:
+def _missing(source: Source, *, on_node: bool) -> Problem:
     reason = _unreadable(source)
     if reason:
         what, fix = f"{source} cannot be read: {reason}", f"ls -ld {shlex.quote(source.name)}"

@@ -38,7 +38,7 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
     return Path(Template(text).safe_substitute(environ)).expanduser()
 
 
-def entry(cache: Path, hub_id: str) -> Path:
+def model_folder(cache: Path, hub_id: str) -> Path:
     """Return the folder of a model in a cache; it need not exist."""
     return cache / "--".join(("models", *hub_id.split("/")))
 
@@ -48,7 +48,7 @@ def snapshot(cache: Path, hub_id: str, revision: str = "") -> Path | None:
 
     None if this revision was never downloaded. Another revision is never returned instead.
     """
-    model, revision = entry(cache, hub_id), revision or MAIN
+    model, revision = model_folder(cache, hub_id), revision or MAIN
     ref = model / "refs" / revision
     commit = ref.read_text().strip() if ref.is_file() else revision
     found = model / "snapshots" / commit
@@ -57,4 +57,4 @@ def snapshot(cache: Path, hub_id: str, revision: str = "") -> Path | None:
 
 def is_interrupted(cache: Path, hub_id: str) -> bool:
     """Return True if a download of the model was started and did not finish."""
-    return any((entry(cache, hub_id) / "blobs").glob("*.incomplete"))
+    return any((model_folder(cache, hub_id) / "blobs").glob("*.incomplete"))

@@ -41,15 +41,15 @@ def queue_s(seen: Signals) -> float:
 
 
 def _prefill(config: Planner, seen: Signals) -> float:
-    high = queue_s(seen) / config.queue_high_s
+    high = queue_s(seen) / config.prefill_wait_threshold_s
     if high > 1:
         return seen.prefill + 1 + min(log2(high), MOST_DOUBLINGS)
-    return (seen.prefill - 1) / (1 + config.margin) if high < CALM else float(seen.prefill)
+    return (seen.prefill - 1) / (1 + config.hysteresis) if high < CALM else float(seen.prefill)
 
 
 def _decode(config: Planner, seen: Signals) -> float:
     waiting = seen.waiting / seen.running if seen.running else 0.0
     usage = max(seen.kv_usage * (1 + waiting), seen.slots)
-    if config.kv_low <= usage <= config.kv_high:
+    if config.kv_usage_low <= usage <= config.kv_usage_high:
         return float(seen.decode)
-    return seen.decode * usage / config.kv_high
+    return seen.decode * usage / config.kv_usage_high

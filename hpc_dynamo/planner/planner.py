@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from hpc_dynamo.config import Planner as Rules
-from hpc_dynamo.config import PlannerKind, Role
+from hpc_dynamo.config import PlannerMode, Role
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.planner.forecast import Outlook
 from hpc_dynamo.planner.load import Load
@@ -61,13 +61,16 @@ class Planner:
         self._asked.append(more)
         if self._bare(seen):
             return self._move(), "a role has too few"
-        if len(self._asked) < self._config.patience:
-            return None, f"wanted {len(self._asked)} of {self._config.patience} times"
+        if len(self._asked) < self._config.stabilization_intervals:
+            return (
+                None,
+                f"wanted {len(self._asked)} of {self._config.stabilization_intervals} times",
+            )
         return self._move(), "wanted often enough"
 
     def _bare(self, seen: Signals) -> bool:
         config = self._config
-        return seen.prefill < config.least_prefill or seen.decode < config.least_decode
+        return seen.prefill < config.min_prefill_workers or seen.decode < config.min_decode_workers
 
     def _move(self) -> Move:
         more = min(self._asked, key=abs)
@@ -77,9 +80,9 @@ class Planner:
 
 
 def _rule(config: Rules, performance: Performance | None) -> Rule:
-    if config.by is not PlannerKind.sla:
+    if config.mode is not PlannerMode.sla:
         return Load(config)
     if performance is None:
-        what = "planner.by=sla needs a profile of the engine"
+        what = "planner.mode=sla needs a profile of the engine"
         raise ConfigError(what, hint="planner.profile=FILE, of `hpc-dynamo profile`")
     return Sla(config, performance)

@@ -1,13 +1,13 @@
 """What `hpc-dynamo profile` measures of one worker: one JSON file, and its points on the way."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 
 import msgspec
 
+from hpc_dynamo import jsonl
 from hpc_dynamo.errors import ConfigError
 
 HINT = "hpc-dynamo profile … writes one, profile.json in its run folder"
@@ -104,13 +104,6 @@ def measured(files: Iterable[Path]) -> defaultdict[Spot, list[Point]]:
     """What all attempts so far have measured; a line that a crash tore is not read."""
     found = defaultdict[Spot, list[Point]](list)
     for file in files:
-        for point in _points(file.read_bytes().splitlines(keepends=True)):
+        for point in jsonl.read(file, Point):
             found[point.spot].append(point)
     return found
-
-
-def _points(lines: Iterable[bytes]) -> Iterator[Point]:
-    for line in lines:
-        if line.endswith(b"\n"):
-            with suppress(msgspec.DecodeError):
-                yield msgspec.json.decode(line, type=Point)

@@ -1,8 +1,5 @@
 """planner.jsonl of an attempt: every decision, and what became of every change of role."""
 
-import os
-from pathlib import Path
-
 import msgspec
 
 from hpc_dynamo.config import Role
@@ -27,20 +24,3 @@ class PlannerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     decision: Decision | None = None
     role_change: RoleChange | None = None
     left_out: str = ""
-
-
-def append(file: Path, record: msgspec.Struct) -> None:
-    """A whole line, on disk when this returns. Raises OSError."""
-    with file.open("ab") as out:
-        out.write(msgspec.json.encode(record) + b"\n")
-        out.flush()
-        os.fsync(out.fileno())
-
-
-def read(file: Path) -> list[PlannerRecord]:
-    """Those in the file, if there is one; a last line that is still being written is left out."""
-    if not file.exists():
-        return []
-    *lines, _ = file.read_bytes().split(b"\n")
-    decoder = msgspec.json.Decoder(PlannerRecord)
-    return [decoder.decode(line) for line in lines]

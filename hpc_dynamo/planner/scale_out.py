@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from hpc_dynamo.backoff import Backoff
 from hpc_dynamo.config import Planner, Role
 from hpc_dynamo.planner.signals import Lack, Move
 
@@ -51,7 +52,7 @@ class Step(NamedTuple):
 
 
 class Growing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A line of growth.jsonl: workers that were asked for or given back (see Move), by job."""
+    """A line of scale_out.jsonl: workers that were asked for or given back (see Move), by job."""
 
     at: float  # since the epoch
     move: Move
@@ -67,13 +68,14 @@ class Growth:
         self._config, self._each = config, each
         self._asked = list[int]()  # workers, in the last intervals
         self._free = dict[int, tuple[float, int]]()  # by job: since when, for how many intervals
-        self._failures, self._not_before = 0, float("-inf")
+        interval_s = config.interval_s
+        self._retries = Backoff(RETRY_INTERVALS * interval_s, MOST_INTERVALS * interval_s)
 
     def decide(self, at: float, lack: Lack, jobs: Sequence[Job], room: Room) -> Step:
         """`at` is any clock's time in seconds; no two calls are at the same."""
         if room.node_hours <= 0:
             self._asked.clear()
-            return _all(jobs, "planner.grow.node_hours are used up")
+            return _all(jobs, "planner.scale_out.max_node_hours are used up")
         coming = sum(job.coming for job in jobs)
         self._note_free(at, lack.spare - lack.more + coming, jobs)
         cancel = tuple(j.number for j in jobs if j.pending and self._unused(j, at))
@@ -83,12 +85,10 @@ class Growth:
 
     def failed(self, at: float) -> None:
         """A job was refused, or never brought what it was asked for."""
-        waits = min(RETRY_INTERVALS * 2**self._failures, MOST_INTERVALS)
-        self._failures += 1
-        self._not_before = at + waits * self._config.interval_s
+        self._retries.failed(at)
 
     def succeeded(self) -> None:
-        self._failures = 0
+        self._retries.succeeded()
 
     def _ask(self, at: float, lack: Lack, coming: int, room: Room) -> tuple[int, str]:
         lacking = lack.more - coming
@@ -96,9 +96,14 @@ class Growth:
             self._asked.clear()
             return 0, ""
         self._asked.append(lacking)
-        if len(self._asked) < self._config.patience:
-            return 0, f"more wanted {len(self._asked)} of {self._config.patience} times"
-        wanted = ceil(min(self._asked[-self._config.patience :]) / self._each[lack.role])
+        if len(self._asked) < self._config.stabilization_intervals:
+            return (
+                0,
+                f"more wanted {len(self._asked)} of {self._config.stabilization_intervals} times",
+            )
+        wanted = ceil(
+            min(self._asked[-self._config.stabilization_intervals :]) / self._each[lack.role]
+        )
         most, limit = self._most(at, room)
         if most:
             self._asked.clear()
@@ -107,16 +112,16 @@ class Growth:
 
     def _most(self, at: float, room: Room) -> tuple[int, str]:
         """Jobs that the limits allow now, and the limit."""
-        if at < self._not_before:
+        if not self._retries.allows(at):
             return 0, "a further job failed a while ago"
         if room.seconds < SHORTEST_S:
             return 0, "too little walltime is left"
-        each = self._config.grow.nodes_each
+        each = self._config.scale_out.nodes_per_job
         by_nodes = max(room.nodes, 0) // each
         by_hours = int(min(room.node_hours * 3600 / (each * SHORTEST_S), by_nodes))
         if by_hours < by_nodes:
-            return by_hours, "planner.grow.node_hours leave no more"
-        return by_nodes, "planner.grow.nodes allow no more"
+            return by_hours, "planner.scale_out.max_node_hours leave no more"
+        return by_nodes, "planner.scale_out.max_nodes allow no more"
 
     def _note_free(self, at: float, surplus: int, jobs: Sequence[Job]) -> None:
         """Who could go now: those that nobody waits for first, the newest first."""
@@ -132,8 +137,8 @@ class Growth:
             return False
         since, count = self._free[job.number]
         if job.pending:
-            return count >= self._config.patience
-        return at - since >= self._config.grow.idle_s
+            return count >= self._config.stabilization_intervals
+        return at - since >= self._config.scale_out.scale_in_delay_s
 
 
 def _all(jobs: Sequence[Job], why: str) -> Step:

@@ -81,4 +81,4 @@ def _room(seen: Signals, config: Planner) -> float:
     """Sequences that fit into a worker's KV cache, by those that run and the share they take."""
     if not seen.running or not seen.kv_usage:
         return float("inf")
-    return config.kv_high * seen.running / seen.kv_usage
+    return config.kv_usage_high * seen.running / seen.kv_usage

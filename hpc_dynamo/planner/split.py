@@ -3,7 +3,7 @@
 from math import ceil, floor, inf
 from typing import NamedTuple
 
-from hpc_dynamo.config import Planner, Protect, Role
+from hpc_dynamo.config import Planner, PriorityTarget, Role
 from hpc_dynamo.planner.signals import Lack, Wanted
 
 
@@ -51,7 +51,7 @@ def split(need: Need, ready: Ready, config: Planner) -> Wanted:
     So two moves in opposite directions mean that the proportion of the needs changed by a factor
     of more than 1 + margin in between.
     """
-    if ready.total < config.least_prefill + config.least_decode:
+    if ready.total < config.min_prefill_workers + config.min_decode_workers:
         return _wanted(need, ready, ready.prefill, "too few are ready to share")
     load, need = need, _at_least(need, config)
     now, even = _pressure(need, ready), _even(need, ready, config)
@@ -59,8 +59,8 @@ def split(need: Need, ready: Ready, config: Planner) -> Wanted:
         return _wanted(need, ready, ready.prefill, "nobody is short")
     if (then := _pressure(need, even)) > 1:
         prefill = _protected(load, ready, config)
-        return _wanted(need, ready, prefill, f"{config.protect} is protected")
-    if now <= then * (1 + config.margin):
+        return _wanted(need, ready, prefill, f"{config.priority_target} is protected")
+    if now <= then * (1 + config.hysteresis):
         return _wanted(need, ready, ready.prefill, "a move would ease too little")
     if need.prefill > ready.prefill:
         prefill, who = _eased(need.prefill, ready.prefill, even.prefill), "prefill"
@@ -74,8 +74,8 @@ def lack(need: Need, ready: Ready, moving: int, config: Planner) -> Lack:
     """See signals.Lack."""
     load, need, here = need, _at_least(need, config), ready.total + moving
     more = ceil(need.prefill) + ceil(need.decode) - here
-    keeps = _with_margin(load.prefill, config.least_prefill, config)
-    keeps += _with_margin(load.decode, config.least_decode, config)
+    keeps = _with_margin(load.prefill, config.min_prefill_workers, config)
+    keeps += _with_margin(load.decode, config.min_decode_workers, config)
     role = (
         Role.prefill if need.prefill - ready.prefill > need.decode - ready.decode else Role.decode
     )
@@ -83,8 +83,8 @@ def lack(need: Need, ready: Ready, moving: int, config: Planner) -> Lack:
 
 
 def _at_least(need: Need, config: Planner) -> Need:
-    prefill = max(need.prefill, config.least_prefill)
-    return Need(prefill, max(need.decode, config.least_decode), need.lost)
+    prefill = max(need.prefill, config.min_prefill_workers)
+    return Need(prefill, max(need.decode, config.min_decode_workers), need.lost)
 
 
 def _pressure(need: Need, ready: Ready) -> float:
@@ -97,8 +97,8 @@ def _pressure(need: Need, ready: Ready) -> float:
 def _even(need: Need, ready: Ready, config: Planner) -> Ready:
     """The even split that keeps the least of each role."""
     total, fair = ready.total, floor(ready.total * need.prefill / need.total)
-    most = total - config.least_decode
-    counts = (max(config.least_prefill, min(count, most)) for count in (fair, fair + 1))
+    most = total - config.min_decode_workers
+    counts = (max(config.min_prefill_workers, min(count, most)) for count in (fair, fair + 1))
     splits = (Ready(prefill, total - prefill) for prefill in counts)
     return min(splits, key=lambda each: _pressure(need, each))
 
@@ -109,21 +109,21 @@ def _eased(need: float, has: int, even: int) -> int:
 
 def _guarded(prefill: int, load: Need, ready: Ready, config: Planner) -> int:
     """So many prefill workers, but that the protected role keeps a margin of what it has."""
-    if config.protect is Protect.ttft:
-        keeps = _with_margin(load.prefill, config.least_prefill, config)
+    if config.priority_target is PriorityTarget.ttft:
+        keeps = _with_margin(load.prefill, config.min_prefill_workers, config)
         return max(prefill, min(ready.prefill, keeps))
-    keeps = _with_margin(load.decode, config.least_decode, config)
+    keeps = _with_margin(load.decode, config.min_decode_workers, config)
     return min(prefill, ready.total - min(ready.decode, keeps))
 
 
 def _protected(load: Need, ready: Ready, config: Planner) -> int:
     """Prefill workers where not both can have what they need."""
-    if config.protect is Protect.ttft:
-        prefill = _kept(load.prefill, ready.prefill, config.least_prefill, config)
+    if config.priority_target is PriorityTarget.ttft:
+        prefill = _kept(load.prefill, ready.prefill, config.min_prefill_workers, config)
     else:
         part = min(load.decode, ready.total * load.decode / max(load.total, 1.0))
-        prefill = ready.total - _kept(part, ready.decode, config.least_decode, config)
-    return max(config.least_prefill, min(prefill, ready.total - config.least_decode))
+        prefill = ready.total - _kept(part, ready.decode, config.min_decode_workers, config)
+    return max(config.min_prefill_workers, min(prefill, ready.total - config.min_decode_workers))
 
 
 def _kept(need: float, ready: int, least: int, config: Planner) -> int:
@@ -131,7 +131,7 @@ def _kept(need: float, ready: int, least: int, config: Planner) -> int:
 
 
 def _with_margin(need: float, least: int, config: Planner) -> int:
-    return max(least, ceil(need * (1 + config.margin)))
+    return max(least, ceil(need * (1 + config.hysteresis)))
 
 
 def _wanted(need: Need, ready: Ready, prefill: int, why: str) -> Wanted:

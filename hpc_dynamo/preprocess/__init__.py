@@ -7,20 +7,20 @@ the engine's; where that cannot be promised the answer is `Unpredictable`, never
 vLLM 0.32 is what chats and completions are held against.
 """
 
-from hpc_dynamo.preprocess.completion import GivenIds, token_ids
-from hpc_dynamo.preprocess.loading import different, load_prompts, tokenizer_problem
+from hpc_dynamo.preprocess.completion_prompts import TokenIdsOnly, completion_token_ids
+from hpc_dynamo.preprocess.loading import load_tokenizer, mismatched_tokenizer, tokenizer_problem
 from hpc_dynamo.preprocess.preprocessor import Preprocessor
-from hpc_dynamo.preprocess.results import NoTokenizer, PromptRejected, Tokens, Unpredictable
+from hpc_dynamo.preprocess.tokens import NoTokenizer, PromptRejected, Tokens, UnknownTokens
 
 __all__ = [
-    "GivenIds",
     "NoTokenizer",
     "Preprocessor",
     "PromptRejected",
+    "TokenIdsOnly",
     "Tokens",
-    "Unpredictable",
-    "different",
-    "load_prompts",
-    "token_ids",
+    "UnknownTokens",
+    "completion_token_ids",
+    "load_tokenizer",
+    "mismatched_tokenizer",
     "tokenizer_problem",
 ]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from jinja2 import nodes
 
 
-def wants_parts(tree: nodes.Template) -> bool:
+def expects_content_parts(tree: nodes.Template) -> bool:
     """True when a loop of the template goes over a message's content."""
     messages = set(_loop_targets(tree, set(_aliases(tree, "messages"))))
     macros = {id(loop): macro for macro in tree.find_all(nodes.Macro) for loop in _loops(macro)}

@@ -58,24 +58,26 @@ class Encoder(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens included."""
 
-    def renew(self) -> bool:
+    def limit_memory(self) -> bool:
         """To be called now and then, in a thread, since it may take a second: keeps memory
         bounded. Whether it had to do anything."""
 
 
-def choose(exact: Tokenizer, serialized: str, *, cache_bytes: int) -> tuple[Encoder, str]:
+def choose_encoder(exact: Tokenizer, serialized: str, *, cache_bytes: int) -> tuple[Encoder, str]:
     """The fast encoder where it gives the ids of `exact`, and why not otherwise.
 
     `serialized` is `exact` as tokenizer.json; `cache_bytes` bounds the texts that are kept.
     """
     try:
-        fast = Fast(serialized, exact, cache_bytes)
+        fast = FastokensEncoder(serialized, exact, cache_bytes)
     except ValueError as error:  # a part of tokenizer.json that fastokens does not know
-        return Remembering(exact, cache_bytes), str(error)
+        return CachingEncoder(exact, cache_bytes), str(error)
     different = next((text for text in _probes(exact) if not _agree(fast, exact, text)), None)
     if different is None:
         return fast, ""
-    return Remembering(exact, cache_bytes), f"fastokens differs from tokenizers for {different!r}"
+    return CachingEncoder(
+        exact, cache_bytes
+    ), f"fastokens differs from tokenizers for {different!r}"
 
 
 def _probes(exact: Tokenizer) -> Iterator[str]:
@@ -100,7 +102,7 @@ def _encode(tokenizer: Tokenizer, text: str, special: bool) -> bytes:
     return array("I", batch[0].ids).tobytes()
 
 
-class Fast:
+class FastokensEncoder:
     """fastokens. `rescue` takes the texts with a byte that the vocabulary lacks.
 
     It remembers every word that it ever met (0.3.5: some 60 bytes each, without a bound), so
@@ -127,7 +129,7 @@ class Fast:
         fast.enable_segment_cache(self._cache_bytes)
         return fast
 
-    def renew(self) -> bool:
+    def limit_memory(self) -> bool:
         if self._chars - self._fast.segment_cache_stats()["hit_bytes"] < self._renew_chars:
             return False
         self._fast, self._chars = self._new(), 0
@@ -157,7 +159,7 @@ class Fast:
         return text
 
 
-class Remembering:
+class CachingEncoder:
     """`tokenizers`, with what follows each special token kept as long as there is room.
 
     A piece begins at a special token and ends before the next one. Tokenizers cut there before
@@ -185,7 +187,7 @@ class Remembering:
     def decode(self, ids: Sequence[int]) -> str:
         return self._exact.decode(list(ids), skip_special_tokens=False)
 
-    def renew(self) -> bool:
+    def limit_memory(self) -> bool:
         return False  # what is kept is bounded as it is
 
     def _pieces(self, text: str) -> Iterator[str]:

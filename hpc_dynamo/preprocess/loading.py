@@ -5,14 +5,14 @@ from pathlib import Path
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.model_files import Origin, Source, tokenizer_source
-from hpc_dynamo.preprocess.completion import GivenIds
+from hpc_dynamo.preprocess.completion_prompts import TokenIdsOnly
 from hpc_dynamo.preprocess.preprocessor import Preprocessor
-from hpc_dynamo.preprocess.results import NoTokenizer
+from hpc_dynamo.preprocess.tokens import NoTokenizer
 
 EFFECT = "KV-aware routing of texts is off, and they are routed by load"
 
 
-def load_prompts(config: Config, environ: Mapping[str, str]) -> Preprocessor | GivenIds:
+def load_tokenizer(config: Config, environ: Mapping[str, str]) -> Preprocessor | TokenIdsOnly:
     """Load the tokenizer of a run of one model from its folder or from the Hugging Face cache.
 
     Takes up to 2 s: call it in a thread. Without a tokenizer the result only passes on token ids
@@ -22,9 +22,9 @@ def load_prompts(config: Config, environ: Mapping[str, str]) -> Preprocessor | G
     try:
         return Preprocessor.load(_folder(source, _option(config)))
     except NoTokenizer as e:
-        return GivenIds(f"{EFFECT}: {e.message}", e.hint)
+        return TokenIdsOnly(f"{EFFECT}: {e.message}", e.hint)
     except OSError as e:
-        return GivenIds(f"{EFFECT}: {source} cannot be read: {e.strerror or e}")
+        return TokenIdsOnly(f"{EFFECT}: {source} cannot be read: {e.strerror or e}")
 
 
 def tokenizer_problem(config: Config, environ: Mapping[str, str]) -> NoTokenizer | None:
@@ -36,11 +36,11 @@ def tokenizer_problem(config: Config, environ: Mapping[str, str]) -> NoTokenizer
     return None
 
 
-def different(config: Config) -> GivenIds:
+def mismatched_tokenizer(config: Config) -> TokenIdsOnly:
     """Return the replacement for a tokenizer whose token ids differ from the engine's."""
     what = f"{EFFECT}: the engine tokenizes differently than the tokenizer.json of model.path"
     same = f"start the engine with the model of model.path={config.model.path}"
-    return GivenIds(what, f"{same}; the log of the frontend (batch: agent) shows what differs")
+    return TokenIdsOnly(what, f"{same}; the log of the frontend (batch: agent) shows what differs")
 
 
 def _option(config: Config) -> str:

@@ -6,17 +6,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from hpc_dynamo.preprocess.completion import token_ids
-from hpc_dynamo.preprocess.conversation import (
-    Foreign,
-    conversation,
-    tools_of,
-    without_developer,
+from hpc_dynamo.preprocess.chat_messages import (
+    UnsupportedPrompt,
+    chat_messages,
+    merge_developer_messages,
+    normalized_tools,
 )
-from hpc_dynamo.preprocess.encoder import Encoder, choose
-from hpc_dynamo.preprocess.folder import ModelFolder
-from hpc_dynamo.preprocess.results import PromptRejected, Tokens, Unpredictable
-from hpc_dynamo.preprocess.template import ChatTemplate, compiled
+from hpc_dynamo.preprocess.completion_prompts import completion_token_ids
+from hpc_dynamo.preprocess.encoder import Encoder, choose_encoder
+from hpc_dynamo.preprocess.model_folder import ModelFolder
+from hpc_dynamo.preprocess.template import ChatTemplate, compile_template
+from hpc_dynamo.preprocess.tokens import PromptRejected, Tokens, UnknownTokens
 
 CACHE_BYTES = 64 << 20
 _PROBE = "It's  12345 na\u00efve\n\n tests</s> of<|im_end|>\n \u4e2d\u6587 \U0001f642 <s>[INST] x"
@@ -40,9 +40,9 @@ class Preprocessor:
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.context_length = folder.context_length()
-        self._encoder, self.slow_because = _encoder(folder, cache_bytes)
+        self._encoder, self.fallback_reason = _encoder(folder, cache_bytes)
         self._templates, self._special = folder.templates(), folder.special_tokens()
-        self._own_renderer = folder.own_renderer()
+        self._own_renderer = folder.unsupported_renderer()
         self._chat_template, self._trust_templates = chat_template, trust_templates
         self._template_kwargs = dict(template_kwargs or {})
 
@@ -69,31 +69,31 @@ class Preprocessor:
         )
 
     @property
-    def engine(self) -> str:
+    def encoder_name(self) -> str:
         """Which library tokenises: `fastokens`, or `tokenizers` for the reason in slow_because."""
         return self._encoder.name
 
-    async def chat(self, body: Mapping[str, Any]) -> Tokens | Unpredictable:
+    async def chat(self, body: Mapping[str, Any]) -> Tokens | UnknownTokens:
         """Token ids of a body of /v1/chat/completions.
 
         Texts that may take longer than half a millisecond are tokenised in a thread.
         Raises PromptRejected when the template refuses the messages.
         """
         text = self.render(body)
-        if isinstance(text, Unpredictable):
+        if isinstance(text, UnknownTokens):
             return text
         return await self._tokens(text, bool(body.get("add_special_tokens", False)))
 
-    async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | Unpredictable:
+    async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | UnknownTokens:
         """Token ids of each prompt of a body of /v1/completions: texts, or lists of ids."""
-        return await token_ids(body, self._tokens)
+        return await completion_token_ids(body, self._tokens)
 
-    def render(self, body: Mapping[str, Any]) -> str | Unpredictable:
+    def render(self, body: Mapping[str, Any]) -> str | UnknownTokens:
         """The text that the engine tokenises for a body of /v1/chat/completions."""
         try:
             return self._render(body)
-        except Foreign as foreign:
-            return Unpredictable(str(foreign))
+        except UnsupportedPrompt as foreign:
+            return UnknownTokens(str(foreign))
 
     def encode(self, text: str, *, special: bool = False) -> Tokens:
         """Ids of a text, at once; `special` adds BOS and the like where the tokenizer has them."""
@@ -106,9 +106,9 @@ class Preprocessor:
         """The text of token ids, special tokens included."""
         return self._encoder.decode(ids)
 
-    def renew(self) -> bool:
+    def limit_memory(self) -> bool:
         """See Encoder.renew."""
-        return self._encoder.renew()
+        return self._encoder.limit_memory()
 
     def probes(self) -> list[tuple[dict[str, Any], Tokens]]:
         """Bodies for an engine's /tokenize, and the ids that `tokens` of its answer should be.
@@ -136,36 +136,36 @@ class Preprocessor:
 
     def _render(self, body: Mapping[str, Any]) -> str:
         if body.get("truncate_prompt_tokens") is not None:
-            raise Foreign("truncate_prompt_tokens")
+            raise UnsupportedPrompt("truncate_prompt_tokens")
         variables = self._variables(body)
         template = self._template(body, variables["tools"])
-        messages = conversation(body.get("messages"), parts=template.wants_parts)
+        messages = chat_messages(body.get("messages"), parts=template.expects_content_parts)
         if not template.knows_developer:
-            messages = without_developer(messages)
+            messages = merge_developer_messages(messages)
         if not variables.pop("continue_final_message"):
             return template.render(messages, variables)
         if variables["add_generation_prompt"]:
             raise PromptRejected("continue_final_message needs add_generation_prompt to be false")
-        return template.continued(messages, variables)
+        return template.render_continued(messages, variables)
 
     def _template(self, body: Mapping[str, Any], tools: object) -> ChatTemplate:
         if self._own_renderer:
-            raise Foreign(self._own_renderer)
+            raise UnsupportedPrompt(self._own_renderer)
         given = body.get("chat_template")
         if given is not None and not self._trust_templates:
-            raise Foreign("a chat template of the request's own")
+            raise UnsupportedPrompt("a chat template of the request's own")
         usual = "tool_use" if tools is not None and "tool_use" in self._templates else "default"
         name = given or self._chat_template or usual
         source = self._templates.get(name, given or self._chat_template)
         if source is None:
-            raise Foreign("the model has no chat template")
-        return compiled(source)
+            raise UnsupportedPrompt("the model has no chat template")
+        return compile_template(source)
 
     def _variables(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """What a template sees besides the messages."""
         own = body.get("chat_template_kwargs") or {}
         if not isinstance(own, dict) or {"chat_template", "tokenize"} & own.keys():
-            raise Foreign("chat_template_kwargs that engines refuse")
+            raise UnsupportedPrompt("chat_template_kwargs that engines refuse")
         effort = body.get("reasoning_effort")
         thinking = {} if effort is None else {"enable_thinking": effort != "none"}
         asked = {
@@ -176,7 +176,11 @@ class Preprocessor:
             "continue_final_message": _flag(body, "continue_final_message", False),
         }
         kept = {name: value for name, value in asked.items() if not _unset(value)}
-        server = {"documents": None, **self._template_kwargs, "tools": tools_of(body.get("tools"))}
+        server = {
+            "documents": None,
+            **self._template_kwargs,
+            "tools": normalized_tools(body.get("tools")),
+        }
         return self._special | server | kept
 
 
@@ -187,10 +191,10 @@ def _unset(value: object) -> bool:
 def _flag(body: Mapping[str, Any], name: str, default: bool) -> bool:
     value = body.get(name, default)
     if not isinstance(value, bool):
-        raise Foreign(f"{name} is no boolean")
+        raise UnsupportedPrompt(f"{name} is no boolean")
     return value
 
 
 def _encoder(folder: ModelFolder, cache_bytes: int) -> tuple[Encoder, str]:
     tokenizer, serialized = folder.tokenizer()
-    return choose(tokenizer, serialized, cache_bytes=cache_bytes)
+    return choose_encoder(tokenizer, serialized, cache_bytes=cache_bytes)

@@ -17,8 +17,8 @@ from jinja2.parser import Parser
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from hpc_dynamo.preprocess.content_format import wants_parts
-from hpc_dynamo.preprocess.results import PromptRejected
+from hpc_dynamo.preprocess.content_format import expects_content_parts
+from hpc_dynamo.preprocess.tokens import PromptRejected
 
 _TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 
@@ -99,7 +99,7 @@ class ChatTemplate:
             raise PromptRejected(f"chat template: {error}") from error
         # Jinja's chain of two mappings is copied for every rendering, at five times the cost.
         self._template.globals = dict(self._template.globals)
-        self.wants_parts = wants_parts(tree)
+        self.expects_content_parts = expects_content_parts(tree)
         self.knows_developer = '"developer"' in source or "'developer'" in source
         self._knows_content = "content" in source
 
@@ -113,7 +113,7 @@ class ChatTemplate:
         except Exception as error:  # a template is foreign code and may fail in any way
             raise PromptRejected(str(error)) from error
 
-    def continued(self, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> str:
+    def render_continued(self, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> str:
         """As `render`, but the last message stays open: nothing follows its words."""
         last = messages[-1]["content"]
         if not self._knows_content:
@@ -140,4 +140,4 @@ def _marked(content: str | list[dict[str, Any]]) -> tuple[str, str | list[dict[s
     return part["text"], [*before, {**part, "text": part["text"] + _TAG}]
 
 
-compiled = lru_cache(32)(ChatTemplate)
+compile_template = lru_cache(32)(ChatTemplate)

@@ -14,19 +14,21 @@ from hpc_dynamo.process import supervisor
 # that inherits them would join an MPI world that is not its own, and each srun or sbatch would take
 # the limits of this job as its own options. SBATCH_* and similar variables are a user's defaults;
 # launch/environment.py lists those that are kept.
-FOREIGN = (
+JOB_VARIABLES = (
     *("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SALLOC_"),
     *("SQUEUE_", "SINFO_", "SCONTROL_", "SCANCEL_"),
     *("PMI_", "PMIX_", "PMI2_", "OMPI_", "PRTE_", "PALS_", "MPI_LOCAL", "HYDI_"),
     "SUBMITIT_",
 )
 # Parameters of Open MPI are settings of a site or user, except those that mpirun sets for a rank.
-SETTINGS = "OMPI_MCA_"
-OF_MPIRUN = tuple(f"{SETTINGS}{name}" for name in ("orte_", "ess", "pmix", "plm", "initial_wdir"))
+OPEN_MPI_SETTINGS = "OMPI_MCA_"
+MPIRUN_VARIABLES = tuple(
+    f"{OPEN_MPI_SETTINGS}{name}" for name in ("orte_", "ess", "pmix", "plm", "initial_wdir")
+)
 
 # Where the run's first job was submitted from: Slurm takes the node of a job that asks for its
 # successor for it.
-LOGIN = "HPC_DYNAMO_LOGIN"
+LOGIN_HOST = "HPC_DYNAMO_LOGIN"
 
 # Keeps Python (3.11 and later; others ignore it) from importing modules of the current folder: a
 # user's queue.py there would replace that of the standard library.
@@ -38,14 +40,14 @@ def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
 
     Python programs started with it do not import from the current folder.
     """
-    own = {k: v for k, v in os.environ.items() if not _foreign(k)}
+    own = {k: v for k, v in os.environ.items() if not _is_of_this_job(k)}
     return SAFE_PATH | own | dict(extra)
 
 
-def _foreign(name: str) -> bool:
-    if name.startswith(SETTINGS):
-        return name.startswith(OF_MPIRUN)
-    return name.startswith(FOREIGN)
+def _is_of_this_job(name: str) -> bool:
+    if name.startswith(OPEN_MPI_SETTINGS):
+        return name.startswith(MPIRUN_VARIABLES)
+    return name.startswith(JOB_VARIABLES)
 
 
 class Child:
@@ -61,7 +63,7 @@ class Child:
         env: Mapping[str, str],
         log: Path,
         grace_s: float,
-        handed: Sequence[int] = (),
+        pass_fds: Sequence[int] = (),
     ) -> "Child":
         """Run `argv` with exactly `env`; append stdout and stderr to `log`. The child inherits the
         file descriptors `handed` under their numbers."""
@@ -73,7 +75,7 @@ class Child:
                 stderr=out,
                 env=dict(env),
                 start_new_session=True,
-                pass_fds=handed,
+                pass_fds=pass_fds,
             )
         return cls(process)
 
@@ -85,7 +87,7 @@ class Child:
         """The exit code, 128 + n for a death by signal n."""
         code = await self._process.wait()
         if code < 0:  # the keeper itself was killed
-            end_session(self._process.pid)
+            kill_session(self._process.pid)
         return _as_shell(code)
 
     async def stop(self) -> int:
@@ -95,7 +97,7 @@ class Child:
         return await self.wait()
 
 
-def end_session(leader: int) -> None:
+def kill_session(leader: int) -> None:
     """SIGKILL for every process of the session that `leader` began (proc(5), stat field 6)."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):

@@ -32,7 +32,7 @@ def main() -> int:
             argv,
             stdin=subprocess.DEVNULL,
             process_group=0,
-            preexec_fn=die_with_keeper,
+            preexec_fn=die_with_supervisor,
             close_fds=False,
         )
     except OSError as e:
@@ -44,11 +44,11 @@ def main() -> int:
     threading.Thread(target=end_with_parent, args=(child, grace_s), daemon=True).start()
     code = child.wait()
     signal_group(child.pid, signal.SIGKILL)
-    bury_the_rest()
+    kill_descendants()
     return code if code >= 0 else 128 - code
 
 
-def die_with_keeper() -> None:
+def die_with_supervisor() -> None:
     """In the new process, before the command: even a `kill -9` of the keeper reaches it, as a
     request to end, since it alone can still end its own helpers."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -64,7 +64,7 @@ def end_with_parent(child: "subprocess.Popen[bytes]", grace_s: float) -> None:
         signal_group(child.pid, signal.SIGKILL)
 
 
-def bury_the_rest() -> None:
+def kill_descendants() -> None:
     """Helpers that left the group have become our children; end and await them all."""
     while True:
         for pid in children():

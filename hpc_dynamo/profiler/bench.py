@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from hpc_dynamo.dispatch import OBJECT
-from hpc_dynamo.engines import Concurrent, Dialect, Engine
-from hpc_dynamo.engines.metrics import Metrics, parse
-from hpc_dynamo.http import Client
+from hpc_dynamo.dispatch import OBJECT_DECODER
+from hpc_dynamo.engines import ConcurrentProtocol, Engine, PdProtocol
+from hpc_dynamo.engines.metrics import EngineMetrics, parse_metrics
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.planner.profile import Point, Spot, What
 from hpc_dynamo.profiler.client import Heard, body, stream, whole
 from hpc_dynamo.profiler.grid import ROOM, WINDOW
@@ -35,12 +35,12 @@ LOOK_TIMEOUT_S = 30.0
 class Bench:
     """The workers: `prefill` and `decode` are one where the topology is aggregated."""
 
-    client: Client
+    client: HttpClient
     engine: Engine
     model: str
     prefill: str  # base URLs
     decode: str
-    dialect: Dialect
+    dialect: PdProtocol
 
     def __post_init__(self) -> None:
         self._known = defaultdict[int, list[int]](list)  # prompts that are, or will be, cached
@@ -106,9 +106,9 @@ class Bench:
     async def _handed_over(self, tokens: int) -> Heard:
         """By the decode worker, once the prefill worker has answered."""
         asked, dialect = body(self.model, _tokens(tokens), 1), self.dialect
-        assert not isinstance(dialect, Concurrent), "refused by Engine.check"
+        assert not isinstance(dialect, ConcurrentProtocol), "refused by Engine.check"
         prefilled = await whole(self.client, self.prefill, dialect.prefill(asked))
-        handed = dialect.decode(asked, OBJECT.decode(prefilled))
+        handed = dialect.decode(asked, OBJECT_DECODER.decode(prefilled))
         return await stream(self.client, self.decode, handed)
 
     async def _counted(self, before: float) -> float:
@@ -127,9 +127,9 @@ class Bench:
         """That the decode worker's cache holds; 0 where it does not say."""
         return (await self._metrics()).kv_tokens
 
-    async def _metrics(self) -> Metrics:
+    async def _metrics(self) -> EngineMetrics:
         names = self.engine.metrics
-        return parse((await self._get(names.path)).decode(), names)
+        return parse_metrics((await self._get(names.path)).decode(), names)
 
     async def version(self) -> str:
         """As the engine says; empty where it does not."""

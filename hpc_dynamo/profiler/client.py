@@ -1,7 +1,6 @@
 """What a client hears of one worker's streams: when which token came."""
 
 import asyncio
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -10,7 +9,8 @@ import msgspec
 
 from hpc_dynamo.engines import Body
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
+from hpc_dynamo.http.sse import DONE, EventParser
 
 PATH = "/v1/completions"
 LONGEST_S = 1800.0  # of one request
@@ -40,36 +40,34 @@ class Heard:
     congested = False
 
     def __post_init__(self) -> None:
-        self._content = bytearray()
-        self._ends, self._times = list[int](), list[float]()
+        self._pieces = list[tuple[float, bytes]]()
 
     def write(self, data: bytes) -> None:
-        self._content += data
-        self._ends.append(len(self._content))
-        self._times.append(perf_counter())
+        self._pieces.append((perf_counter(), data))
 
     async def drain(self) -> None:
         """Never congested."""
 
     def read(self) -> None:
         """Understand what came: events with the count of tokens so far, or a token each."""
-        end, found = 0, list[float]()
-        for part in bytes(self._content).split(b"\n\n")[:-1]:
-            end += len(part) + 2
-            if not part.startswith(b"data: {"):  # a comment, or the end
-                continue
-            event = msgspec.json.decode(part[6:], type=_Event)
-            if event.choices:
-                so_far = event.usage.completion_tokens if event.usage else len(found) + 1
-                at = self._times[bisect_left(self._ends, end)]
-                found += [at] * (so_far - len(found))
-            if event.usage and event.usage.prompt_tokens_details:
-                self.cached_tokens = event.usage.prompt_tokens_details.cached_tokens
+        parser, found = EventParser(), list[float]()
+        for at, piece in self._pieces:
+            for data, _ in parser.feed(piece):
+                if data and data != DONE:
+                    event = msgspec.json.decode(data, type=_Event)
+                    self._count(event, at, found)
         self.token_at = found
+
+    def _count(self, event: _Event, at: float, found: list[float]) -> None:
+        if event.choices:
+            so_far = event.usage.completion_tokens if event.usage else len(found) + 1
+            found += [at] * (so_far - len(found))
+        if event.usage and event.usage.prompt_tokens_details:
+            self.cached_tokens = event.usage.prompt_tokens_details.cached_tokens
 
     @property
     def start(self) -> bytes:
-        return bytes(self._content[:200])
+        return b"".join(piece for _, piece in self._pieces)[:200]
 
     @property
     def ttft_s(self) -> float:
@@ -87,7 +85,7 @@ def body(model: str, prompt: Sequence[int], tokens: int) -> Body:
     }
 
 
-async def stream(client: Client, url: str, asked: Body) -> Heard:
+async def stream(client: HttpClient, url: str, asked: Body) -> Heard:
     """Hear an answer to its end. Raises RequestFailed, OSError (a TimeoutError is one)."""
     counted = {"include_usage": True, "continuous_usage_stats": True}
     streamed = asked | {"stream": True, "stream_options": counted}
@@ -103,7 +101,7 @@ async def stream(client: Client, url: str, asked: Body) -> Heard:
     return heard
 
 
-async def whole(client: Client, url: str, asked: Body) -> bytes:
+async def whole(client: HttpClient, url: str, asked: Body) -> bytes:
     """An answer in one piece. Raises as `stream` does."""
     async with (
         asyncio.timeout(LONGEST_S),

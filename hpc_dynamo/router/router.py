@@ -10,7 +10,7 @@ from typing import Self
 from uuid import uuid4
 
 from hpc_dynamo import config as c
-from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.messages import Traffic
 from hpc_dynamo.router.active_lease import Held
@@ -34,7 +34,7 @@ class Router:
 
     def __init__(
         self,
-        kind: Kind,
+        kind: TopologyKind,
         config: c.Router,
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -43,7 +43,7 @@ class Router:
         self._block, self._limits, self._clock = config.block_tokens, limits or Limits(), clock
         self.caches, self.decisions = Caches(config, clock), Decisions()
         self._chooser = Chooser(kind, config, self._limits, self.caches)
-        self._all_needs = 2 if kind is Kind.disaggregated else 1
+        self._all_needs = 2 if kind is TopologyKind.disaggregated else 1
         self._members, self._former = dict[int, Member](), dict[int, Member]()
         self._held, self._ids = dict[int, Held](), count(1)
         self._queue, self._others = Line(clock), Others()

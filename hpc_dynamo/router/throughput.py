@@ -35,7 +35,7 @@ class Pace:
     def full(self, queued: int) -> Overloaded:
         """One is refused: the line has all that it may have."""
         self.refused += 1
-        what = f"{queued} requests are waiting, which is all that may (serve.queue)"
+        what = f"{queued} requests are waiting, which is all that may (serve.max_queued_requests)"
         return Overloaded(what, status=429, retry_after_s=self._retry_after_s(queued))
 
     def late(self, queued: int, limit_s: float, missing: Sequence[str]) -> NoWorker | Overloaded:

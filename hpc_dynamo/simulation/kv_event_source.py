@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from hpc_dynamo.kv.events import Batch, encode
+from hpc_dynamo.kv.events import KvEventBatch, encode_events
 from hpc_dynamo.router import Caches
 from hpc_dynamo.simulation.cache import Cache
 
@@ -22,7 +22,7 @@ class Told:
 
     def again(self) -> None:
         """The worker has joined anew: all that it has."""
-        self._caches.learn(self._rank, 0, encode(Batch(time.time(), [])))  # it speaks
+        self._caches.learn(self._rank, 0, encode_events(KvEventBatch(time.time(), [])))  # it speaks
         for each in self._cache.found:
             self._store([each], self._before.get(each))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from hpc_dynamo.config import Kind
+from hpc_dynamo.config import TopologyKind
 from hpc_dynamo.plotting import Curve, Panel, Style
 from hpc_dynamo.simulation.outcome import Outcome, Seen, mean
 
@@ -10,7 +10,7 @@ POINTS = 60  # of a curve, about
 LEAST_S = 5.0  # minimum duration of a point: shorter ones would draw noise
 
 
-def panels(outcome: Outcome, kind: Kind) -> Iterator[Panel]:
+def panels(outcome: Outcome, kind: TopologyKind) -> Iterator[Panel]:
     """For draw.draw."""
     whole, targets = outcome.whole, outcome.targets
     wide_s = max(LEAST_S, outcome.seconds / POINTS)
@@ -19,7 +19,7 @@ def panels(outcome: Outcome, kind: Kind) -> Iterator[Panel]:
     good = _count([s for s in whole if s.good(targets)], lambda s: s.end, wide_s, points)
     at = [i * wide_s / 60 for i in range(len(came))]
     yield Panel("requests/s", [Curve("came", at, came), Curve("in both targets", at, good)])
-    if kind is Kind.disaggregated:
+    if kind is TopologyKind.disaggregated:
         yield Panel("workers", list(roles(outcome)))
     ttft = _means(whole, lambda s: s.first, lambda s: s.ttft_s, wide_s, points)
     yield Panel("TTFT s, mean", [Curve("TTFT", at, ttft)], target=targets.ttft_s)

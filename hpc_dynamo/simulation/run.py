@@ -8,7 +8,7 @@ from typing import Protocol
 import msgspec
 
 from hpc_dynamo import config as c
-from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.planner.collect import collect_signals
 from hpc_dynamo.planner.signals import Decision, Signals
 from hpc_dynamo.router import Limits as Bounds
@@ -56,8 +56,12 @@ class Job:
     worker_gpus: int = 1
 
     @property
-    def kind(self) -> Kind:
-        return Kind.aggregated if Role.aggregated in self.workers else Kind.disaggregated
+    def kind(self) -> TopologyKind:
+        return (
+            TopologyKind.aggregated
+            if Role.aggregated in self.workers
+            else TopologyKind.disaggregated
+        )
 
     @property
     def ranks(self) -> list[Role]:

@@ -1,6 +1,6 @@
 """From a run's configuration to the job that is simulated."""
 
-from hpc_dynamo.config import Config, PlannerKind, Role, Task
+from hpc_dynamo.config import Config, PlannerMode, Role, Task
 from hpc_dynamo.errors import ConfigError, InputError
 from hpc_dynamo.planner.planner import Planner
 from hpc_dynamo.router import Limits as Bounds
@@ -20,22 +20,22 @@ def job(config: Config) -> Job:
     sizes, planner = config.simulate, config.planner
     limits = Limits(
         sequences=config.engine.max_num_seqs,
-        step_tokens=sizes.step_tokens,
-        cache_tokens=sizes.cache_tokens,
-        transfer_s_per_token=sizes.transfer_us * MICRO,
+        step_tokens=sizes.max_num_batched_tokens,
+        cache_tokens=sizes.kv_cache_tokens,
+        transfer_s_per_token=sizes.kv_transfer_us_per_token * MICRO,
     )
     return Job(
-        engine=Engine(limits, load(sizes.timing)),
+        engine=Engine(limits, load(sizes.timing_model)),
         workers={role: pool.workers for role, pool in config.topology.pools},
         targets=Targets(planner.ttft_s, planner.itl_s),
         router=config.router,
         bounds=Bounds.of(_served(config)),
         flipping=Flipping(
-            turn_s=sizes.turn_s,
-            drain_s=planner.drain_s,
-            restart=planner.restart,
-            least_prefill=planner.least_prefill,
-            least_decode=planner.least_decode,
+            turn_s=sizes.role_change_s,
+            drain_s=planner.drain_timeout_s,
+            restart=planner.restart_on_role_change,
+            least_prefill=planner.min_prefill_workers,
+            least_decode=planner.min_decode_workers,
         ),
         interval_s=planner.interval_s,
         worker_gpus=_gpus(config),
@@ -45,7 +45,7 @@ def job(config: Config) -> Job:
 def planner(config: Config, job: Job) -> Planner | None:
     """The job's own planner; its profile is the engine's model. None where it is off. Raises
     ConfigError."""
-    if config.planner.by is PlannerKind.off:
+    if config.planner.mode is PlannerMode.off:
         return None
     engine = job.engine
     prefill, decode = engine.of(Role.prefill), engine.of(Role.decode)
@@ -59,7 +59,7 @@ def fits(job: Job, requests: list[Request]) -> None:
     need, page = longest.prompt + longest.answer, job.engine.limits.page
     if need + page > job.engine.limits.cache_tokens:
         what = f"a request of {need} tokens does not fit into a worker's KV cache"
-        raise InputError(what, hint=f"simulate.cache_tokens={2 * need}")
+        raise InputError(what, hint=f"simulate.kv_cache_tokens={2 * need}")
 
 
 def _served(config: Config) -> Config:

@@ -1,4 +1,4 @@
-"""`python -m hpc_dynamo.simulator`: the life of the process."""
+"""`python -m hpc_dynamo.simulator`: start, serve until a signal, exit."""
 
 import argparse
 import asyncio
@@ -15,35 +15,38 @@ from typing import NoReturn
 import uvloop
 
 from hpc_dynamo.errors import EngineError, HpcDynamoError
-from hpc_dynamo.http import Client, Server
+from hpc_dynamo.http import HttpClient, HttpServer
 from hpc_dynamo.kv.agent import KvAgent
-from hpc_dynamo.simulator.adapters import named
-from hpc_dynamo.simulator.batch import Limits
+from hpc_dynamo.simulator.adapters import parse_lora_modules
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
-from hpc_dynamo.simulator.events import Announcer, EventsConfig, Journal
-from hpc_dynamo.simulator.kv_handoff import Endpoint, NixlHandover
-from hpc_dynamo.simulator.metrics import Metrics
-from hpc_dynamo.simulator.model import Model
-from hpc_dynamo.simulator.nodes import following, leading
-from hpc_dynamo.simulator.options import KEY_VARIABLE, check, in_world, parser
+from hpc_dynamo.simulator.events import JournalPublisher, KvEventJournal, KvEventsConfig
+from hpc_dynamo.simulator.kv_handoff import NixlHandoff, SideChannel
+from hpc_dynamo.simulator.metrics import SimulatorMetrics
+from hpc_dynamo.simulator.model import SimulatedModel
+from hpc_dynamo.simulator.nodes import follow, followers
+from hpc_dynamo.simulator.options import KEY_VARIABLE, check, parser, set_nodes_from_slurm
 from hpc_dynamo.simulator.scheduler import Scheduler
-from hpc_dynamo.simulator.server import Endpoints, Failures, Service, refusal
-from hpc_dynamo.simulator.sglang_bootstrap import Meeting, RoomHandover, Rooms, receiving
+from hpc_dynamo.simulator.server import EngineContext, HttpApi, InjectedFailures, malformed_request
+from hpc_dynamo.simulator.sglang_bootstrap import (
+    BootstrapHandoff,
+    BootstrapRooms,
+    SglangRank,
+    bootstrap_server,
+)
+from hpc_dynamo.simulator.step import SchedulerLimits
 from hpc_dynamo.timing_model import load
 from hpc_dynamo.wire import KvEventPublisher
 
 log = logging.getLogger("hpc_dynamo.simulator")
 
-SHUTDOWN_S = 0.5  # for answers that are nearly done when the process is told to end
+DRAIN_S = 0.5  # for requests that are nearly complete when the process is asked to end
 
 
-@contextlib.asynccontextmanager
-async def engine(args: argparse.Namespace, port: int, key: str) -> AsyncIterator[Service]:
-    """The parts of one rank, put together; their tasks end with the context."""
-    pool, metrics = BlockPool(args.num_blocks), Metrics(args.num_blocks, args.block_size)
+def engine_context(args: argparse.Namespace) -> EngineContext:
+    """Return an aggregated engine. Its scheduler does not run yet."""
     memory = KvMemory(args.num_blocks, args.block_size * args.kv_bytes_per_token)
-    model = Model(f"{args.model}/{args.seed}", args.block_size, pool, memory)
-    limits = Limits(
+    pool, metrics = BlockPool(args.num_blocks), SimulatorMetrics(args.num_blocks, args.block_size)
+    limits = SchedulerLimits(
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,
         mean_output_tokens=args.mean_output_tokens,
@@ -52,57 +55,75 @@ async def engine(args: argparse.Namespace, port: int, key: str) -> AsyncIterator
         die_after_tokens=args.die_after_tokens,
         stall_after_tokens=args.stall_after_tokens,
     )
-    scheduler = Scheduler(limits, load(args.timing), model, metrics)
-    failures = Failures(
+    model = SimulatedModel(f"{args.model}/{args.seed}", args.block_size, pool, memory)
+    failures = InjectedFailures(
         args.fail_after_requests, args.fail_request_rate, args.seed, args.fail_on_text.encode()
     )
-    service = Service(
-        args.model,
-        args.max_model_len,
-        scheduler,
-        metrics,
-        None,
-        failures,
-        tell_cached=args.enable_prompt_tokens_details,
-        tell_request_id=args.enable_request_id_headers,
-        trtllm=args.dialect == "trtllm",
-        adapters=named(args.lora_modules),
-        prefixed=args.dialect == "sglang",
-        naps=args.enable_sleep_mode,
+    return EngineContext(
+        model=args.model,
+        max_model_len=args.max_model_len,
+        scheduler=Scheduler(limits, load(args.timing), model, metrics),
+        metrics=metrics,
+        failures=failures,
+        trtllm=args.pd_protocol == "trtllm",
+        adapters=parse_lora_modules(args.lora_modules),
+        prefixed_adapters=args.pd_protocol == "sglang",
+        report_cached=args.enable_prompt_tokens_details,
+        report_request_id=args.enable_request_id_headers,
         pooling=args.runner == "pooling",
+        sleep_mode=args.enable_sleep_mode,
     )
+
+
+@contextlib.asynccontextmanager
+async def running_engine(
+    args: argparse.Namespace, port: int, key: str
+) -> AsyncIterator[EngineContext]:
+    """Run the engine of this rank. Its tasks end with the context."""
+    engine = engine_context(args)
+    loops = [engine.scheduler.run()]
     async with contextlib.AsyncExitStack() as stack:
-        loops = [scheduler.run()]
         if args.role != "aggregated":
-            agent = KvAgent(f"{args.role}-{uuid.uuid4()}", memory.buffer, memory.block_bytes)
-            client = await stack.enter_async_context(Client.bearer(key))
-            host = args.advertise_host or args.host
-            endpoint = Endpoint(host, port, args.kv_lease_s, args.kv_transfer_timeout_s)
-            damage = memory.damage if args.damage_kv else None
-            parts = (agent, endpoint, client, metrics, scheduler.free, memory.settle, damage)
-            handover = NixlHandover(*parts)
-            if args.dialect == "sglang":
-                rooms, wanted = Rooms(args.kv_lease_s), args.disaggregation_bootstrap_port
-                handover = RoomHandover(*parts, rooms=rooms)
-                met = await stack.enter_async_context(receiving(rooms, args.host, wanted, key))
-                service = replace(service, meeting=Meeting(args.role, met))
-            scheduler.handover, service = handover, replace(service, agent=agent)
-            loops.append(handover.watch())
-        loops += stack.enter_context(telling(args, model, scheduler))
+            engine, watch = await stack.enter_async_context(with_handoff(engine, args, port, key))
+            loops.append(watch)
+        loops += stack.enter_context(event_publishing(args, engine.scheduler))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         running = [tasks.create_task(each) for each in loops]
-        yield service
+        yield engine
         for task in running:
             task.cancel()
 
 
+@contextlib.asynccontextmanager
+async def with_handoff(
+    engine: EngineContext, args: argparse.Namespace, port: int, key: str
+) -> AsyncIterator[tuple[EngineContext, Coroutine[None, None, None]]]:
+    """Add a hand-off to the engine. Yield the new engine and the task that ends leases."""
+    scheduler, memory = engine.scheduler, engine.scheduler.model.memory
+    agent = KvAgent(f"{args.role}-{uuid.uuid4()}", memory.buffer, memory.block_bytes)
+    host = args.advertise_host or args.host
+    channel = SideChannel(host, port, args.kv_lease_s, args.kv_transfer_timeout_s)
+    corrupt = memory.corrupt if args.damage_kv else None
+    async with HttpClient.bearer(key) as client, contextlib.AsyncExitStack() as stack:
+        release, flush = scheduler.release, memory.flush
+        parts = (agent, channel, client, engine.metrics, release, flush, corrupt)
+        handoff, sglang = NixlHandoff(*parts), None
+        if args.pd_protocol == "sglang":
+            rooms, wanted = BootstrapRooms(args.kv_lease_s), args.disaggregation_bootstrap_port
+            handoff = BootstrapHandoff(*parts, rooms=rooms)
+            server = bootstrap_server(rooms, args.host, wanted, key)
+            sglang = SglangRank(args.role, await stack.enter_async_context(server))
+        scheduler.handoff = handoff
+        yield replace(engine, agent=agent, sglang=sglang), handoff.watch()
+
+
 @contextlib.contextmanager
-def telling(
-    args: argparse.Namespace, model: Model, scheduler: Scheduler
+def event_publishing(
+    args: argparse.Namespace, scheduler: Scheduler
 ) -> Iterator[list[Coroutine[None, None, None]]]:
-    """Where KV events are to be published, does so, with the loop that this takes."""
-    config = EventsConfig.parse(args.kv_events_config)
-    if not config.on:
+    """Publish KV events if the options ask for it. Yield the tasks that this needs."""
+    config = KvEventsConfig.parse(args.kv_events_config)
+    if not config.enabled:
         yield []
         return
     publisher = KvEventPublisher(
@@ -111,15 +132,15 @@ def telling(
         topic=config.topic,
         buffer_steps=config.buffer_steps,
     )
-    journal = Journal(args.block_size)
-    model.keep(journal)
-    scheduler.announcer = Announcer(journal, publisher, args.lose_kv_events, args.seed)
+    journal = KvEventJournal(args.block_size)
+    scheduler.model.record_events(journal)
+    scheduler.publisher = JournalPublisher(journal, publisher, args.lose_kv_events, args.seed)
     with contextlib.closing(publisher):
         yield [publisher.serve_replays()]
 
 
 async def serve(args: argparse.Namespace) -> None:
-    """Listen, serve, and end on SIGTERM or SIGINT."""
+    """Listen and serve until SIGTERM or SIGINT. Raises EngineError if another node is lost."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -130,26 +151,27 @@ async def serve(args: argparse.Namespace) -> None:
             return
     key = os.environ.get(KEY_VARIABLE, "")
     if args.node_rank:
-        await either(stop.wait(), following(args, key))
+        await first_of(stop.wait(), follow(args, key))
         return
-    endpoints = Endpoints(key)
-    async with Server(endpoints.handle, refuse=refusal) as server, leading(args, key) as nodes:
+    api = HttpApi(key)
+    server = HttpServer(api.handle, format_error=malformed_request)
+    async with server, followers(args, key) as nodes:
         port = await server.listen(args.host, args.port)
-        await either(stop.wait(), nodes.complete.wait(), nodes.broken.wait())
-        async with engine(args, port, key) as service:
-            endpoints.open(service)
+        await first_of(stop.wait(), nodes.complete.wait(), nodes.lost.wait())
+        async with running_engine(args, port, key) as engine:
+            api.open(engine)
             log.info("%s of %s, listening on http://%s:%d", args.role, args.model, args.host, port)
-            await (stop.wait() if args.outlive_nodes else either(stop.wait(), nodes.broken.wait()))
+            await (stop.wait() if args.outlive_nodes else first_of(stop.wait(), nodes.lost.wait()))
             if stop.is_set():
-                log.info("told to end")
+                log.info("stopping on a signal")
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(server.drain(), SHUTDOWN_S)
+                    await asyncio.wait_for(server.drain(), DRAIN_S)
         if not stop.is_set():
-            raise EngineError(nodes.gone)
+            raise EngineError(nodes.lost_message)
 
 
-async def either(*waits: Coroutine[None, None, object]) -> None:
-    """Until one of them is done; raises what that raises."""
+async def first_of(*waits: Coroutine[None, None, object]) -> None:
+    """Return when the first of them is done and cancel the others. Raises its exception."""
     tasks = [asyncio.create_task(wait) for wait in waits]
     done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in rest:
@@ -160,13 +182,15 @@ async def either(*waits: Coroutine[None, None, object]) -> None:
 
 
 def main() -> int:
+    """Run the simulator and return its exit code."""
     args = parser().parse_args()
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=args.log_level.upper(), format=form)
     try:
-        check(in_world(args))
+        set_nodes_from_slurm(args)
+        check(args)
         if args.fail_start:
-            raise EngineError("failing on purpose (--fail-start)")
+            raise EngineError("failure injected by --fail-start")
         uvloop.run(serve(args))
     except (HpcDynamoError, OSError) as e:
         print(f"{type(e).__name__}: {e}", file=sys.stderr)
@@ -174,10 +198,10 @@ def main() -> int:
     return 0
 
 
-def leave(code: int) -> NoReturn:
-    """End the process without the C libraries' exit handlers.
+def exit_now(code: int) -> NoReturn:
+    """End the process without the exit handlers of C libraries.
 
-    Those of the UCX that nixl-cu12 1.5.1 brings (libnl-route) end in a segmentation fault.
+    Those of the UCX in nixl-cu12 1.5.1 (libnl-route) crash with a segmentation fault.
     """
     logging.shutdown()
     sys.stdout.flush()
@@ -187,7 +211,7 @@ def leave(code: int) -> NoReturn:
 
 if __name__ == "__main__":
     try:
-        leave(main())
+        exit_now(main())
     except Exception:
-        log.exception("a defect of the simulator")
-        leave(70)  # EX_SOFTWARE of sysexits.h
+        log.exception("unexpected error in the simulator")
+        exit_now(70)  # EX_SOFTWARE of sysexits.h

@@ -1,4 +1,4 @@
-"""LoRA adapters that change nothing but names: of answers, and of the blocks that hold them."""
+"""LoRA adapters. They change only names: of the model in responses, and of KV blocks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,18 +8,18 @@ import msgspec
 from hpc_dynamo.errors import ConfigError
 
 
-def named(words: Sequence[str]) -> dict[str, str]:
-    """Paths by name, from vLLM's --lora-modules. Raises ConfigError."""
-    return dict(map(_named, words))
+def parse_lora_modules(values: Sequence[str]) -> dict[str, str]:
+    """Return paths by adapter name, from vLLM's --lora-modules. Raises ConfigError."""
+    return dict(map(_parse, values))
 
 
-def _named(word: str) -> tuple[str, str]:
-    if not word.startswith("{"):
-        name, _, path = word.partition("=")
+def _parse(value: str) -> tuple[str, str]:
+    if not value.startswith("{"):
+        name, _, path = value.partition("=")
         return name, path
     try:
-        told = msgspec.json.decode(word, type=dict[str, Any])
-        return told["name"], told["path"]
+        fields = msgspec.json.decode(value, type=dict[str, Any])
+        return fields["name"], fields["path"]
     except (msgspec.DecodeError, KeyError) as e:
         hint = """--lora-modules NAME=PATH, or '{"name": "…", "path": "…"}'"""
-        raise ConfigError(f"lora-modules: {word} is no adapter: {e}", hint=hint) from e
+        raise ConfigError(f"lora-modules: {value} is not an adapter: {e}", hint=hint) from e

@@ -1,10 +1,10 @@
-"""The errors that clients see, in OpenAI's form with vLLM's names."""
+"""Errors that clients of the simulator receive, in OpenAI's form with vLLM's type names."""
 
 from typing import Any
 
 
-class Refused(Exception):
-    """A request that cannot be served: status and a body in OpenAI's form."""
+class RequestRejected(Exception):
+    """A request that cannot be served. `status` and `body` are the HTTP response."""
 
     def __init__(self, message: str, *, status: int = 400, param: str | None = None) -> None:
         super().__init__(message)
@@ -12,6 +12,7 @@ class Refused(Exception):
 
 
 def error_body(message: str, status: int, param: str | None = None) -> dict[str, Any]:
-    kinds = {401: "AuthenticationError", 404: "NotFoundError"}
-    kind = kinds.get(status, "InternalServerError" if status >= 500 else "BadRequestError")
+    """Return the JSON body of an error. `param` is the request field that caused it."""
+    types = {401: "AuthenticationError", 404: "NotFoundError"}
+    kind = types.get(status, "InternalServerError" if status >= 500 else "BadRequestError")
     return {"error": {"message": message, "type": kind, "param": param, "code": status}}

@@ -1,4 +1,4 @@
-"""KV events as vLLM publishes them: what the block pool took in and gave up, a batch a step."""
+"""KV events in vLLM's form: changes of the prefix cache, published as one batch per step."""
 
 import random
 import time
@@ -7,14 +7,24 @@ from collections.abc import Sequence
 import msgspec
 
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.kv.events import Batch, Cleared, Event, Removed, Stored, encode
+from hpc_dynamo.kv.events import (
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    KvEvent,
+    KvEventBatch,
+    encode_events,
+)
 from hpc_dynamo.wire import KvEventPublisher
 
 MEDIUM = "GPU"
 
 
-class EventsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Of --kv-events-config: vLLM's names and defaults. `hwm` and the queue are not needed here."""
+class KvEventsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Value of --kv-events-config, with vLLM's names and defaults.
+
+    `hwm` and `max_queue_size` are accepted and have no effect.
+    """
 
     enable_kv_cache_events: bool = False
     publisher: str | None = None
@@ -26,8 +36,8 @@ class EventsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     topic: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> "EventsConfig":
-        """Raises ConfigError."""
+    def parse(cls, text: str) -> "KvEventsConfig":
+        """Parse the option's JSON. Raises ConfigError."""
         try:
             return msgspec.json.decode(text, type=cls)
         except msgspec.DecodeError as e:
@@ -35,26 +45,29 @@ class EventsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(f"kv-events-config: {e}", hint=hint) from e
 
     @property
-    def on(self) -> bool:
+    def enabled(self) -> bool:
         return self.enable_kv_cache_events and self.publisher in (None, "zmq")
 
 
-class Journal:
-    """What became of cached blocks, in the order in which it happened."""
+class KvEventJournal:
+    """Changes of the prefix cache, in the order in which they happened."""
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        self._events = list[Event]()
+        self._events = list[KvEvent]()
 
     def stored(
-        self, chain: Sequence[bytes], tokens: Sequence[int], new: Sequence[int], adapter: str = ""
+        self, hashes: Sequence[bytes], tokens: Sequence[int], new: Sequence[int], adapter: str = ""
     ) -> None:
-        """The blocks number `new` (rising) of a sequence can be found; `chain` are its hashes."""
+        """Record that the blocks with the (ascending) indexes `new` of a sequence are cached.
+
+        `hashes` are those of all full blocks of the sequence.
+        """
         for first, end in _runs(new):
             self._events.append(
-                Stored(
-                    block_hashes=[_name(digest) for digest in chain[first:end]],
-                    parent_block_hash=_name(chain[first - 1]) if first else None,
+                BlockStored(
+                    block_hashes=[_short_hash(digest) for digest in hashes[first:end]],
+                    parent_block_hash=_short_hash(hashes[first - 1]) if first else None,
                     token_ids=list(tokens[first * self._block_size : end * self._block_size]),
                     block_size=self._block_size,
                     medium=MEDIUM,
@@ -64,42 +77,43 @@ class Journal:
             )
 
     def removed(self, digest: bytes) -> None:
-        self._events.append(Removed([_name(digest)], MEDIUM))  # one each, as vLLM does
+        """Record an eviction. Each block is an event of its own, as in vLLM."""
+        self._events.append(BlockRemoved([_short_hash(digest)], MEDIUM))
 
     def cleared(self) -> None:
-        self._events.append(Cleared())
+        self._events.append(AllBlocksCleared())
 
-    def take(self) -> list[Event]:
-        """All since the last call."""
+    def drain(self) -> list[KvEvent]:
+        """Return and forget all recorded events."""
         events, self._events = self._events, []
         return events
 
 
-class Announcer:
-    """Publishes a journal; `lose_rate` is the share of batches that nobody gets, on purpose."""
+class JournalPublisher:
+    """Publishes a journal. `loss_rate` is the share of batches that is withheld on purpose."""
 
     def __init__(
-        self, journal: Journal, publisher: KvEventPublisher, lose_rate: float, seed: int
+        self, journal: KvEventJournal, publisher: KvEventPublisher, loss_rate: float, seed: int
     ) -> None:
         self._journal, self._publisher = journal, publisher
-        self._lose_rate, self._dice = lose_rate, random.Random(seed)
+        self._loss_rate, self._random = loss_rate, random.Random(seed)
 
-    async def announce(self) -> None:
-        """What is new, as one batch."""
-        events = self._journal.take()
+    async def publish(self) -> None:
+        """Publish all recorded events as one batch."""
+        events = self._journal.drain()
         if events:
-            lost = self._dice.random() < self._lose_rate
-            payload = encode(Batch(time.time(), events, data_parallel_rank=0))
+            lost = self._random.random() < self._loss_rate
+            payload = encode_events(KvEventBatch(time.time(), events, data_parallel_rank=0))
             await self._publisher.publish(payload, drop=lost)
 
 
-def _name(digest: bytes) -> int:
-    """A block's hash as vLLM tells it where nothing else is asked for: its last 64 bits."""
+def _short_hash(digest: bytes) -> int:
+    """Return the last 64 bits, vLLM's default form of a block hash in events."""
     return int.from_bytes(digest[-8:], "big")
 
 
 def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """First and end of each stretch without a gap."""
+    """Return start and end of each run of consecutive numbers."""
     runs = list[tuple[int, int]]()
     for number in numbers:
         if runs and runs[-1][1] == number:

@@ -1,124 +1,126 @@
-"""One request under way: from its prompts to the bytes that its client gets.
+"""Execution of one request, from its prompts to the bytes that its client receives.
 
-The request's task only waits for the end. The scheduler tells of news after each step, and what
-is new is written there and then, in one piece for all choices of the request: no task wakes for
-a token. A client that reads slowly gets what has gathered when it has caught up.
+The request's task only waits for the end. The scheduler calls `on_update` after each step, which
+writes the new output of all choices in one piece, so no task wakes up for a token. A client that
+reads slowly receives the accumulated output when it has caught up.
 """
 
 import asyncio
-import logging
 from itertools import count
 
 import msgspec
 
-from hpc_dynamo.http import Reply
-from hpc_dynamo.simulator.api_error import Refused, error_body
-from hpc_dynamo.simulator.records import Records, Request, event
+from hpc_dynamo.http import ResponseWriter
+from hpc_dynamo.http.sse import encode_event
+from hpc_dynamo.simulator.api_error import RequestRejected, error_body
+from hpc_dynamo.simulator.response_formats import AnyRequest, ResponseBuilder
 from hpc_dynamo.simulator.scheduler import Scheduler
-from hpc_dynamo.simulator.sequence import Answer, Job
-from hpc_dynamo.simulator.sglang_bootstrap import Meeting
+from hpc_dynamo.simulator.sequence import OutputSequence, SequenceGroup
+from hpc_dynamo.simulator.sglang_bootstrap import SglangRank
 
-log = logging.getLogger(__name__)
 _numbers = count()
 
 JSON = (b"content-type", b"application/json")
 EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 
 
-def jobs_of(
-    request: Request,
+def sequence_groups(
+    request: AnyRequest,
     request_id: str,
     max_model_len: int,
-    meeting: Meeting | None = None,
+    sglang: SglangRank | None = None,
     adapter: str = "",
-) -> list[Job]:
-    """What the scheduler has to do; `meeting` where ranks meet in rooms. Raises Refused."""
+) -> list[SequenceGroup]:
+    """Return a group for each prompt of a request. Raises RequestRejected."""
     prompts, transfer = request.prompts(max_model_len), request.kv_transfer_params
     if transfer and len(prompts) > 1:
-        raise Refused("kv_transfer_params go with one prompt only", param="prompt")
-    jobs = [
-        Job(
-            id=f"{request_id}-{next(_numbers)}",  # clients may repeat theirs
+        raise RequestRejected("kv_transfer_params allow only one prompt", param="prompt")
+    groups = [
+        SequenceGroup(
+            id=f"{request_id}-{next(_numbers)}",  # clients may repeat their ids
             prompt=prompt,
             sampling=request.sampling(len(prompt), max_model_len),
             streaming=bool(request.stream),
             adapter=adapter,
-            produce=bool(transfer and transfer.do_remote_decode),
-            source=transfer.source() if transfer else None,
+            keep_blocks=bool(transfer and transfer.do_remote_decode),
+            remote_blocks=transfer.remote_blocks() if transfer else None,
         )
         for prompt in prompts
     ]
-    if meeting:
-        for index, job in enumerate(jobs):
-            meeting.send(job, request, index)
-    return jobs
+    if sglang:
+        for index, group in enumerate(groups):
+            sglang.assign_room(group, request, index)
+    return groups
 
 
 class Generation:
-    """Answers one request with what the scheduler makes of `jobs`."""
+    """Responds to one request with the output of its `groups`."""
 
-    def __init__(self, reply: Reply, records: Records, jobs: list[Job]) -> None:
-        self._reply, self._records, self._jobs = reply, records, jobs
-        self._open = dict[int, Answer]()  # choices of a stream that go on
-        self._wake = asyncio.Event()  # at the end, or when the client does not keep up
+    def __init__(
+        self, reply: ResponseWriter, builder: ResponseBuilder, groups: list[SequenceGroup]
+    ) -> None:
+        self._reply, self._builder, self._groups = reply, builder, groups
+        self._open = dict[int, OutputSequence]()  # unfinished choices of a stream
+        self._wake = asyncio.Event()  # set at the end, or if the client does not keep up
 
     async def run(self, scheduler: Scheduler, choices: int) -> None:
-        """Submit the jobs with so many choices each, to the end. Cancelling frees their work."""
-        told = self._stream if self._jobs[0].streaming else self._whole
+        """Submit the groups with `choices` each, until the end. Cancellation frees their work."""
+        on_update = self._stream if self._groups[0].streaming else self._send_complete
         try:
-            for job in self._jobs:
-                job.on_news = told
-                scheduler.submit(job, 1 if job.produce else choices)
+            for group in self._groups:
+                group.on_update = on_update
+                scheduler.submit(group, 1 if group.keep_blocks else choices)
             while not self._reply.ended:
                 await self._wake.wait()
                 self._wake.clear()
                 await self._reply.drain()
-                told()
+                on_update()
         finally:
-            for job in self._jobs:
-                scheduler.abort(job)
+            for group in self._groups:
+                scheduler.abort(group)
 
-    def _whole(self) -> None:
-        if self._reply.ended or self._failed() or not all(job.done for job in self._jobs):
+    def _send_complete(self) -> None:
+        if self._reply.ended or self._send_error() or not all(g.done for g in self._groups):
             return
-        body = msgspec.json.encode(self._records.whole(self._jobs))
+        body = msgspec.json.encode(self._builder.complete(self._groups))
         self._reply.send(200, body, [JSON])
         self._wake.set()
 
-    def _failed(self) -> bool:
-        """Whether an error was answered: as long as nothing is sent the status can tell."""
-        errors = [a.error for job in self._jobs for a in job.choices if a.error is not None]
-        if errors:
-            body = error_body(errors[0].message, 500)
+    def _send_error(self) -> bool:
+        """Send status 500 and return True if a choice failed before anything was sent."""
+        choices = (sequence for group in self._groups for sequence in group.choices)
+        error = next((each.error for each in choices if each.error is not None), None)
+        if error:
+            body = error_body(error.message, 500)
             self._reply.send(500, msgspec.json.encode(body), [JSON])
             self._wake.set()
-        return bool(errors)
+        return error is not None
 
     def _stream(self) -> None:
         if self._reply.congested:
             self._wake.set()
-        elif not self._reply.ended and (self._reply.status or self._begin()):
-            events = [self._next(index, answer) for index, answer in list(self._open.items())]
+        elif not self._reply.ended and (self._reply.status or self._begin_stream()):
+            events = [self._next_event(i, each) for i, each in list(self._open.items())]
             if not self._open:
-                events.append(self._records.closing(self._jobs))
+                events.append(self._builder.closing(self._groups))
             self._reply.write(b"".join(events))
             if not self._open:
                 self._reply.end()
                 self._wake.set()
 
-    def _begin(self) -> bool:
-        if self._failed():
+    def _begin_stream(self) -> bool:
+        if self._send_error():
             return False
-        answers = [answer for job in self._jobs for answer in job.choices]
-        self._open = dict(enumerate(answers))
+        choices = [sequence for group in self._groups for sequence in group.choices]
+        self._open = dict(enumerate(choices))
         self._reply.begin(200, [EVENTS])
-        self._reply.write(self._records.opening(answers))
+        self._reply.write(self._builder.opening(choices))
         return True
 
-    def _next(self, index: int, answer: Answer) -> bytes:
-        """What is new of a choice. One that is complete is not open any more."""
-        if answer.finish is not None:
+    def _next_event(self, index: int, sequence: OutputSequence) -> bytes:
+        """Return the event with a choice's new output. Finished choices leave `_open`."""
+        if sequence.finish_reason is not None:
             del self._open[index]
-        if answer.error is not None:
-            return event(error_body(answer.error.message, 500))
-        return self._records.chunk(index, answer)
+        if sequence.error is not None:
+            return encode_event(error_body(sequence.error.message, 500))
+        return self._builder.chunk(index, sequence)

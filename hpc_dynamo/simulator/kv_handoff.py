@@ -1,9 +1,15 @@
-"""Prefilled blocks from one rank to another, in the dialect of vLLM's NixlConnector.
+"""KV hand-off between ranks with vLLM's NixlConnector protocol.
 
-The prefill rank keeps a prompt's blocks under a lease and names them in its answer's
-`kv_transfer_params`. The decode rank fetches the other's NIXL metadata once (at
-`/nixl/agent` of its HTTP port, which is the side channel here), pulls the blocks, and the
-notice that comes with the transfer ends the lease. A lease that nobody takes up ends by itself.
+    router             prefill rank                     decode rank
+      | request ---------->|                                |
+      |<- kv_transfer_params (blocks under a lease)         |
+      | request with kv_transfer_params ------------------->|
+      |                    |<- GET /nixl/agent (once a peer)|
+      |                    |<- NIXL READ of the blocks -----|
+      |             lease ends <- NIXL notification --------|
+      |<-------------------------------------------- output |
+
+The prefill rank's HTTP port is its side channel. A lease without a pull expires.
 """
 
 import asyncio
@@ -13,22 +19,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hpc_dynamo.errors import HpcDynamoError, KvTransferError
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.kv.agent import KvAgent
-from hpc_dynamo.simulator.metrics import Metrics
-from hpc_dynamo.simulator.sequence import Job, Source
+from hpc_dynamo.simulator.metrics import SimulatorMetrics
+from hpc_dynamo.simulator.sequence import RemoteBlocks, SequenceGroup
 
 log = logging.getLogger(__name__)
 
 METADATA_PATH = "/nixl/agent"
 METADATA_TIMEOUT_S = 10.0
-STIR_S = 2.0  # a notice alone goes out only while we look at the agent, and nobody confirms it
-FIRST_LOOK_S, LONGEST_LOOK_S = 0.0005, 0.004  # between two looks for notices, while leases run
+# A notification without a transfer is only sent while the agent is polled. It has no
+# confirmation, so the agent is polled for this long.
+DECLINE_POLL_S = 2.0
+MIN_POLL_S, MAX_POLL_S = 0.0005, 0.004  # between polls for notifications while there are leases
 
 
 @dataclass(frozen=True)
-class Endpoint:
-    """Where this rank's side channel is, and how long others have."""
+class SideChannel:
+    """Address at which peers fetch this rank's NIXL metadata, and the time limits."""
 
     host: str
     port: int
@@ -36,155 +44,162 @@ class Endpoint:
     transfer_timeout_s: float
 
 
-class NixlHandover:
-    """Both sides. `free` gets the blocks of ended leases; `watch` is the task that ends them.
+class NixlHandoff:
+    """Both sides of the hand-off. `watch` is the task that ends leases.
 
-    `settle` puts the bytes of blocks that are about to be handed over where others read them;
-    `damage`, where a test wants it, spoils one of them.
+    `release` receives the blocks of ended leases. `flush` makes the bytes of blocks readable for
+    peers before a lease begins. `corrupt`, if set, damages one of them (--damage-kv).
     """
 
     def __init__(
         self,
         agent: KvAgent,
-        endpoint: Endpoint,
-        client: Client,
-        metrics: Metrics,
-        free: Callable[[list[int]], None],
-        settle: Callable[[list[int]], None],
-        damage: Callable[[int], None] | None = None,
+        side_channel: SideChannel,
+        client: HttpClient,
+        metrics: SimulatorMetrics,
+        release: Callable[[list[int]], None],
+        flush: Callable[[list[int]], None],
+        corrupt: Callable[[int], None] | None = None,
     ) -> None:
-        self._agent, self._endpoint, self._client = agent, endpoint, client
-        self._metrics, self._free, self._settle, self._damage = metrics, free, settle, damage
-        self._leases = dict[bytes, tuple[float, list[int]]]()
-        self._leased = asyncio.Event()
-        self._stir_until = 0.0  # notices of ours may be on their way until then
-        self._meeting = defaultdict[str, asyncio.Lock](asyncio.Lock)
+        self._agent, self._side_channel, self._client = agent, side_channel, client
+        self._metrics, self._release, self._flush = metrics, release, flush
+        self._corrupt = corrupt
+        self._leases = dict[bytes, tuple[float, list[int]]]()  # (expiry, blocks) by group id
+        self._poll = asyncio.Event()
+        self._poll_until = 0.0
+        self._connecting = defaultdict[str, asyncio.Lock](asyncio.Lock)  # by engine id
 
-    def lease(self, job: Job, blocks: list[int]) -> dict[str, object]:
-        """Keep `blocks` until they were pulled. Returns the answer's kv_transfer_params."""
-        until = asyncio.get_running_loop().time() + self._endpoint.lease_s
-        self._leases[job.id.encode()] = (until, blocks)
-        self._leased.set()
-        self._settle(blocks)
-        if self._damage:
-            self._damage(blocks[-1])
+    def lease(self, group: SequenceGroup, blocks: list[int]) -> dict[str, object]:
+        """Keep `blocks` until they are pulled. Return the response's kv_transfer_params."""
+        expiry = asyncio.get_running_loop().time() + self._side_channel.lease_s
+        self._leases[group.id.encode()] = (expiry, blocks)
+        self._poll.set()
+        self._flush(blocks)
+        if self._corrupt:
+            self._corrupt(blocks[-1])
         return {
             "do_remote_prefill": True,
             "do_remote_decode": False,
             "remote_engine_id": self._agent.name,
-            "remote_block_ids": [blocks],  # one list a KV cache group, as in vLLM
-            "remote_request_id": job.id,
-            "remote_host": self._endpoint.host,
-            "remote_port": self._endpoint.port,
+            "remote_block_ids": [blocks],  # one list per KV cache group, as in vLLM
+            "remote_request_id": group.id,
+            "remote_host": self._side_channel.host,
+            "remote_port": self._side_channel.port,
             "tp_size": 1,
-            "remote_num_tokens": len(job.prompt),
-            "remote_prefill_cached_tokens": job.choices[0].cached,
+            "remote_num_tokens": len(group.prompt),
+            "remote_prefill_cached_tokens": group.choices[0].cached_tokens,
         }
 
     async def watch(self) -> None:
-        """Hear of finished transfers and move them on, as long as leases run; until cancelled."""
+        """Poll for notifications and expire leases while there are any, until cancelled."""
         while True:
-            await self._leased.wait()
-            self._leased.clear()
-            look_s = FIRST_LOOK_S
-            while self._leases or asyncio.get_running_loop().time() < self._stir_until:
+            await self._poll.wait()
+            self._poll.clear()
+            poll_s = MIN_POLL_S
+            while self._leases or asyncio.get_running_loop().time() < self._poll_until:
                 ended = await self._end_leases()
-                look_s = FIRST_LOOK_S if ended or self._leased.is_set() else look_s * 1.25
-                self._leased.clear()
-                await asyncio.sleep(min(look_s, LONGEST_LOOK_S))  # NIXL gives nothing to await
+                poll_s = MIN_POLL_S if ended or self._poll.is_set() else poll_s * 1.25
+                self._poll.clear()
+                await asyncio.sleep(min(poll_s, MAX_POLL_S))  # NIXL has nothing to await
 
     async def _end_leases(self) -> int:
-        notices = await self._agent.notices()
-        for notice in notices:
-            _, blocks = self._leases.pop(notice, (0.0, None))
+        notifications = await self._agent.get_notifications()
+        for group_id in notifications:
+            _, blocks = self._leases.pop(group_id, (0.0, None))
             if blocks is None:
-                self._metrics.late_notices += 1
+                self._metrics.late_notifications += 1
             else:
-                self._free(blocks)
-                self._over(notice, None)
-        self._expire()
-        return len(notices)
+                self._release(blocks)
+                self._lease_ended(group_id, None)
+        self._expire_leases()
+        return len(notifications)
 
-    def _expire(self) -> None:
+    def _expire_leases(self) -> None:
         now = asyncio.get_running_loop().time()
         while self._leases:
-            request, (until, blocks) = next(iter(self._leases.items()))  # the oldest
-            if until > now:
+            group_id, (expiry, blocks) = next(iter(self._leases.items()))  # the oldest
+            if expiry > now:
                 return
-            log.warning("request %s: no decode rank came for its KV blocks", request.decode())
-            del self._leases[request]
+            error = "no decode rank pulled the prompt's KV blocks before their lease expired"
+            log.warning("request %s: %s", group_id.decode(), error)
+            del self._leases[group_id]
             self._metrics.expired += 1
-            self._free(blocks)
-            self._over(request, KvTransferError("no decode rank came for the prompt's KV blocks"))
+            self._release(blocks)
+            self._lease_ended(group_id, KvTransferError(error))
 
-    def _over(self, request: bytes, error: HpcDynamoError | None) -> None:
-        """A lease has ended; nobody waits for that where the prefill rank answers before."""
+    def _lease_ended(self, group_id: bytes, error: HpcDynamoError | None) -> None:
+        """Do nothing: with this protocol the prefill response was sent before."""
 
-    def give_up(self, job: Job) -> None:
-        """The client of a job is gone. A lease goes on: another may have its blocks by now."""
+    def abort(self, group: SequenceGroup) -> None:
+        """Do nothing: a decode rank may be pulling the blocks, so the lease continues."""
 
-    async def pull(self, source: Source, local: Sequence[int], skip: int) -> None:
-        """Copy the prompt's blocks into `local`, but for the first `skip`, which are here already.
+    async def pull(self, remote: RemoteBlocks, local: Sequence[int], skip: int) -> None:
+        """Copy the prompt's blocks into `local`, except the first `skip`, which are cached.
 
-        Raises KvTransferError naming the prefill rank; then `settle(local)` before reuse.
+        Raises KvTransferError that names the prefill rank. In that case `local` must not be
+        reused before `wait_until_idle(local)`.
         """
-        if len(source.blocks) != len(local):
-            await self.decline(source)
-            what = f"{source.engine_id} has {len(source.blocks)} blocks of a prompt of {len(local)}"
-            hint = "do both ranks have the same --block-size, and were all parameters passed on?"
-            raise KvTransferError(what, hint=hint)
+        if len(remote.blocks) != len(local):
+            await self.decline(remote)
+            sizes = f"{len(remote.blocks)} blocks of a prompt of {len(local)}"
+            hint = "check that both ranks have the same --block-size and all parameters were passed"
+            raise KvTransferError(f"{remote.engine_id} has {sizes}", hint=hint)
         try:
-            peer = await self._meet(source)
-            notice = source.request_id.encode()
-            await self._transfer(peer, source.blocks[skip:], local[skip:], notice)
+            peer = await self._connect(remote)
+            notification = remote.request_id.encode()
+            await self._transfer(peer, remote.blocks[skip:], local[skip:], notification)
         except KvTransferError:
             self._metrics.failed_transfers += 1
             raise
 
-    async def settle(self, local: Sequence[int]) -> None:
-        """Until a failed pull can no longer write into `local`."""
-        await self._agent.settle(local)
+    async def wait_until_idle(self, local: Sequence[int]) -> None:
+        """Wait until a failed pull can no longer write into `local`."""
+        await self._agent.wait_settled(local)
 
-    async def decline(self, source: Source) -> None:
-        """Tell the prefill rank that nobody will come for these blocks."""
+    async def decline(self, remote: RemoteBlocks) -> None:
+        """Notify the prefill rank that its blocks will not be pulled."""
         try:
-            await self._agent.notify(await self._meet(source), source.request_id.encode())
-            self._stir_until = asyncio.get_running_loop().time() + STIR_S
-            self._leased.set()
+            peer = await self._connect(remote)
+            await self._agent.notify(peer, remote.request_id.encode())
+            self._poll_until = asyncio.get_running_loop().time() + DECLINE_POLL_S
+            self._poll.set()
         except KvTransferError as e:
-            self._metrics.failed_notices += 1
-            log.warning("request %s: %s", source.request_id, e)
+            self._metrics.failed_notifications += 1
+            log.warning("request %s: %s", remote.request_id, e)
 
     async def _transfer(
-        self, peer: str, remote: Sequence[int], local: Sequence[int], notice: bytes
+        self, peer: str, remote: Sequence[int], local: Sequence[int], notification: bytes
     ) -> None:
-        timeout_s = self._endpoint.transfer_timeout_s
-        done = await self._agent.pull(peer, remote, local, notice=notice, timeout_s=timeout_s)
+        timeout_s = self._side_channel.transfer_timeout_s
+        done = await self._agent.pull(
+            peer, remote, local, notification=notification, timeout_s=timeout_s
+        )
         self._metrics.transfer_s.observe(done.seconds)
         self._metrics.post_s.observe(done.post_s)
         self._metrics.transfer_bytes.observe(done.size_bytes)
         self._metrics.descriptors.observe(done.blocks)
 
-    async def _meet(self, source: Source) -> str:
-        """The peer's name, once its metadata is here. Many requests, one question."""
-        async with self._meeting[source.engine_id]:
-            if not self._agent.knows(source.engine_id):
-                name = await self._agent.add_peer(await self._fetch(source))
-                if name != source.engine_id:
-                    what = f"{source.host}:{source.port} is {name}, not {source.engine_id}"
+    async def _connect(self, remote: RemoteBlocks) -> str:
+        """Return the peer's name once its metadata is here. Fetch the metadata only once."""
+        async with self._connecting[remote.engine_id]:
+            if not self._agent.has_peer(remote.engine_id):
+                name = await self._agent.add_peer(await self._fetch_metadata(remote))
+                if name != remote.engine_id:
+                    what = f"{remote.host}:{remote.port} is {name}, not {remote.engine_id}"
                     raise KvTransferError(what, hint="that rank was restarted; send again")
-            return source.engine_id
+            return remote.engine_id
 
-    async def _fetch(self, source: Source) -> bytes:
-        url = f"http://{source.host}:{source.port}"
+    async def _fetch_metadata(self, remote: RemoteBlocks) -> bytes:
+        url = f"http://{remote.host}:{remote.port}"
         try:
             async with asyncio.timeout(METADATA_TIMEOUT_S):
-                async with self._client.send("GET", url, METADATA_PATH) as answer:
-                    metadata = await answer.read()
-        except OSError as e:  # TimeoutError is one
-            what = f"no NIXL metadata of prefill rank {source.engine_id} at {url}: {e!r}"
-            raise KvTransferError(what, hint="is that rank alive and reachable from here?") from e
-        if answer.status != 200:
-            what = f"{url} has no NIXL metadata of prefill rank {source.engine_id}"
-            raise KvTransferError(f"{what}: status {answer.status}")
+                async with self._client.send("GET", url, METADATA_PATH) as response:
+                    metadata = await response.read()
+        except OSError as e:  # includes TimeoutError
+            what = f"no NIXL metadata of prefill rank {remote.engine_id} at {url}: {e!r}"
+            hint = "check that the rank runs and is reachable from here"
+            raise KvTransferError(what, hint=hint) from e
+        if response.status != 200:
+            what = f"{url} has no NIXL metadata of prefill rank {remote.engine_id}"
+            raise KvTransferError(f"{what}: status {response.status}")
         return metadata

@@ -1,11 +1,12 @@
-"""Prometheus text under vLLM's names, so that one parser of ours reads both engines.
+"""Prometheus metrics under vLLM's names, so that one parser reads both engines.
 
 Names, labels and bucket bounds follow vLLM 0.32 (`vllm/v1/metrics`, and `stats.py` of its NIXL
-connector); format: Prometheus text exposition 0.0.4.
+connector). The format is the Prometheus text exposition 0.0.4.
 """
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+
+from hpc_dynamo.histogram import Histogram
 
 LATENCY_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
 TTFT_S = (
@@ -16,44 +17,19 @@ ITL_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 
 TRANSFER_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 5)
 TRANSFER_BYTES = tuple(2 ** (10 + i) for i in range(1, 25, 2))
 DESCRIPTORS = (10, 20, 30, 50, 75, 100, 200, 400, 1000, 2000, 4000, 10000, 20000, 50000)
-REASONS = ("stop", "length", "abort", "error")
 
 
-class Histogram:
-    """Cumulative buckets, as Prometheus wants them."""
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, value: float, times: int = 1) -> None:
-        self._counts[bisect_left(self._bounds, value)] += times
-        self.sum += value * times
-
-    @property
-    def count(self) -> int:
-        return sum(self._counts)
-
-    def buckets(self) -> Iterator[tuple[str, int]]:
-        total = 0
-        for bound, count in zip((*self._bounds, "+Inf"), self._counts, strict=True):
-            total += count
-            yield str(bound), total
-
-
-class Metrics:
-    """All counts of one engine. The owner sets the fields; `text` renders them."""
+class SimulatorMetrics:
+    """All metrics of one engine. The scheduler and the hand-off update the fields."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
-        """Of a KV cache of `num_blocks` blocks of `block_size` tokens."""
-        self._cache = {"num_gpu_blocks": num_blocks, "block_size": block_size}
+        self._cache_labels = f'engine="0",num_gpu_blocks="{num_blocks}",block_size="{block_size}"'
         self.running = self.waiting = 0
         self.kv_usage = 0.0
         self.prompt_tokens = self.generation_tokens = 0
         self.prefix_queries = self.prefix_hits = 0
         self.external_queries = self.external_hits = 0
-        self.finished = dict.fromkeys(REASONS, 0)
+        self.finished = dict.fromkeys(("stop", "length", "abort", "error"), 0)
         self.ttft = Histogram(TTFT_S)
         self.itl = Histogram(ITL_S)
         self.e2e = Histogram(LATENCY_S)
@@ -62,29 +38,30 @@ class Metrics:
         self.post_s = Histogram((0.001, *TRANSFER_S))
         self.transfer_bytes = Histogram(TRANSFER_BYTES)
         self.descriptors = Histogram(DESCRIPTORS)
-        self.failed_transfers = self.failed_notices = self.expired = self.late_notices = 0
+        self.failed_transfers = self.failed_notifications = 0
+        self.expired = self.late_notifications = 0
 
     def text(self, model: str) -> str:
-        """The page of /metrics."""
+        """Return the page of /metrics."""
         quoted = model.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-        labels = f'engine="0",model_name="{quoted}"'
-        cache = ",".join(f'{name}="{value}"' for name, value in self._cache.items())
-        info = "vllm:cache_config_info"
-        lines = [f"# TYPE {info} gauge", f'{info}{{engine="0",{cache}}} 1']
-        for name, gauge in self._gauges().items():
-            lines += [f"# TYPE vllm:{name} gauge", f"vllm:{name}{{{labels}}} {gauge}"]
-        for name, counter in self._counters().items():
-            lines += [
-                f"# TYPE vllm:{name}_total counter",
-                f"vllm:{name}_total{{{labels}}} {counter}",
-            ]
-        lines.append("# TYPE vllm:request_success_total counter")
+        return "\n".join(self._lines(f'engine="0",model_name="{quoted}"')) + "\n"
+
+    def _lines(self, labels: str) -> Iterator[str]:
+        yield "# TYPE vllm:cache_config_info gauge"
+        yield f"vllm:cache_config_info{{{self._cache_labels}}} 1"
+        for kind, values in (("gauge", self._gauges()), ("counter", self._counters())):
+            for name, value in values.items():
+                yield f"# TYPE vllm:{name} {kind}"
+                yield f"vllm:{name}{{{labels}}} {value}"
+        yield "# TYPE vllm:request_success_total counter"
         for reason, count in self.finished.items():
-            with_reason = f'finished_reason="{reason}",{labels}'
-            lines.append(f"vllm:request_success_total{{{with_reason}}} {count}")
+            yield f'vllm:request_success_total{{finished_reason="{reason}",{labels}}} {count}'
         for name, histogram in self._histograms().items():
-            lines += _histogram(f"vllm:{name}", labels, histogram)
-        return "\n".join(lines) + "\n"
+            yield f"# TYPE vllm:{name} histogram"
+            for bound, total in histogram.cumulative():
+                yield f'vllm:{name}_bucket{{{labels},le="{bound}"}} {total}'
+            yield f"vllm:{name}_count{{{labels}}} {histogram.count}"
+            yield f"vllm:{name}_sum{{{labels}}} {histogram.sum}"
 
     def _gauges(self) -> dict[str, float]:
         return {
@@ -93,18 +70,18 @@ class Metrics:
             "kv_cache_usage_perc": self.kv_usage,
         }
 
-    def _counters(self) -> dict[str, int]:
+    def _counters(self) -> dict[str, float]:
         return {
-            "prompt_tokens": self.prompt_tokens,
-            "generation_tokens": self.generation_tokens,
-            "prefix_cache_queries": self.prefix_queries,
-            "prefix_cache_hits": self.prefix_hits,
-            "external_prefix_cache_queries": self.external_queries,
-            "external_prefix_cache_hits": self.external_hits,
-            "nixl_num_failed_transfers": self.failed_transfers + self.failed_notices,
-            "nixl_num_failed_notifications": self.failed_notices,
-            "nixl_num_kv_expired_reqs": self.expired,
-            "nixl_num_notifications_after_expiry": self.late_notices,
+            "prompt_tokens_total": self.prompt_tokens,
+            "generation_tokens_total": self.generation_tokens,
+            "prefix_cache_queries_total": self.prefix_queries,
+            "prefix_cache_hits_total": self.prefix_hits,
+            "external_prefix_cache_queries_total": self.external_queries,
+            "external_prefix_cache_hits_total": self.external_hits,
+            "nixl_num_failed_transfers_total": self.failed_transfers + self.failed_notifications,
+            "nixl_num_failed_notifications_total": self.failed_notifications,
+            "nixl_num_kv_expired_reqs_total": self.expired,
+            "nixl_num_notifications_after_expiry_total": self.late_notifications,
         }
 
     def _histograms(self) -> dict[str, Histogram]:
@@ -118,9 +95,3 @@ class Metrics:
             "nixl_bytes_transferred": self.transfer_bytes,
             "nixl_num_descriptors": self.descriptors,
         }
-
-
-def _histogram(name: str, labels: str, histogram: Histogram) -> list[str]:
-    rows = [f'{name}_bucket{{{labels},le="{le}"}} {n}' for le, n in histogram.buckets()]
-    count = f"{name}_count{{{labels}}} {histogram.count}"
-    return [f"# TYPE {name} histogram", *rows, count, f"{name}_sum{{{labels}}} {histogram.sum}"]

@@ -1,111 +1,126 @@
-"""What the modelled computation does to the KV cache, and how answers come out of it."""
+"""Effects of the modelled computation on the KV cache, and outputs computed from the cache."""
 
 from hashlib import blake2b
 
-from hpc_dynamo.simulator.blocks import DIGEST_BYTES, BlockPool, KvMemory, chain, chains
-from hpc_dynamo.simulator.events import Journal
-from hpc_dynamo.simulator.sequence import Answer
-from hpc_dynamo.simulator.token_generator import Script, Speaker
+from hpc_dynamo.simulator.blocks import (
+    DIGEST_BYTES,
+    BlockPool,
+    KvMemory,
+    hash_block,
+    hash_blocks,
+)
+from hpc_dynamo.simulator.events import KvEventJournal
+from hpc_dynamo.simulator.sequence import OutputSequence
+from hpc_dynamo.simulator.token_generator import FixedGenerator, WordGenerator
 
 
-class Model:
-    """Writes blocks as prefill and decode would, publishes the full ones, reads them to speak.
+class SimulatedModel:
+    """Writes and publishes blocks as prefill and decode would, and reads them for the output.
 
-    `identity` makes the answers a model's own: the same on every rank that serves it.
+    Models with the same `identity` give the same outputs on every rank.
     """
 
     def __init__(self, identity: str, block_size: int, pool: BlockPool, memory: KvMemory) -> None:
         self.block_size, self.pool, self.memory = block_size, pool, memory
         self._identity = identity
-        self._journal: Journal | None = None
+        self._journal: KvEventJournal | None = None
 
-    def keep(self, journal: Journal) -> None:
-        """From now on write down what can be found in the cache, and what no more."""
+    def record_events(self, journal: KvEventJournal) -> None:
+        """Record changes of the prefix cache in `journal` from now on."""
         self._journal, self.pool.on_evict = journal, journal.removed
 
-    def root(self, adapter: str) -> bytes:
-        """What the first block of a prompt follows: each adapter has blocks of its own."""
-        whose = f"{self._identity}/{adapter}" if adapter else self._identity
-        return blake2b(whose.encode(), digest_size=DIGEST_BYTES).digest()
+    def root_hash(self, adapter: str) -> bytes:
+        """Return the parent hash of a prompt's first block. Each adapter has its own."""
+        identity = f"{self._identity}/{adapter}" if adapter else self._identity
+        return blake2b(identity.encode(), digest_size=DIGEST_BYTES).digest()
 
-    def hashes(self, tokens: list[int], adapter: str = "") -> list[bytes]:
-        """The chained hashes of the full blocks of a prompt."""
-        return chains(self.root(adapter), tokens, self.block_size)
+    def block_hashes(self, tokens: list[int], adapter: str = "") -> list[bytes]:
+        """Return the chained hashes of a prompt's full blocks."""
+        return hash_blocks(self.root_hash(adapter), tokens, self.block_size)
 
-    def place(self, answer: Answer) -> bool:
-        """Take all blocks an answer may need, cached ones first; False if they are not there.
+    def allocate(self, sequence: OutputSequence) -> bool:
+        """Take all blocks that a sequence may need, or return False if too few are free.
 
-        At least the last token of the prompt is left to compute: the answer begins with it.
+        Cached blocks are reused. The prompt's last token is always left to compute, because
+        the output depends on it.
         """
-        useful = (answer.prompt_tokens - 1) // self.block_size
-        cached = self.pool.match(answer.chain[:useful])
-        blocks = self.pool.take(cached, answer.most_blocks - len(cached))
+        reusable = (sequence.prompt_tokens - 1) // self.block_size
+        cached = self.pool.find_cached(sequence.block_hashes[:reusable])
+        blocks = self.pool.allocate(cached, sequence.max_blocks - len(cached))
         if blocks is None:
             return False
-        answer.blocks = blocks
-        answer.computed = answer.cached = len(cached) * self.block_size
+        sequence.blocks = blocks
+        sequence.computed_tokens = sequence.cached_tokens = len(cached) * self.block_size
         return True
 
-    def fill(self, answer: Answer, tokens: int) -> None:
+    def write_full_blocks(self, sequence: OutputSequence, tokens: int) -> None:
         """Write and publish the blocks that the next `tokens` of the prompt complete.
 
-        This is done when the step is planned, not when it ends: as in vLLM, a later prompt of the
-        same step finds these blocks.
+        This happens when the step is planned, not when it ends. A later prompt of the same step
+        therefore finds these blocks, as in vLLM.
         """
-        if answer.source is None:  # pulled blocks include the last token's
-            size = self.block_size
-            self._write(answer, answer.computed // size, (answer.computed + tokens) // size)
+        if sequence.remote_blocks is None:  # pulled blocks include the last token's
+            size, computed = self.block_size, sequence.computed_tokens
+            self._write(sequence, computed // size, (computed + tokens) // size)
 
-    def prefill(self, answer: Answer, tokens: int) -> None:
-        """Count `tokens` of the prompt as computed; at its end, write the last partial block."""
+    def advance_prefill(self, sequence: OutputSequence, tokens: int) -> None:
+        """Count `tokens` of the prompt as computed. At its end, write the last partial block."""
         size = self.block_size
-        answer.computed += tokens
-        full = answer.computed // size
-        done = answer.computed == answer.prompt_tokens
-        if answer.source is None and done and full < answer.prompt_blocks:
-            parent = answer.chain[full - 1] if full else self.root(answer.job.adapter)
-            last = chain(parent, answer.tokens[full * size :])
-            self.memory.write([answer.blocks[full]], [last])
+        sequence.computed_tokens += tokens
+        full = sequence.computed_tokens // size
+        done = sequence.computed_tokens == sequence.prompt_tokens
+        if sequence.remote_blocks is None and done and full < sequence.prompt_blocks:
+            last = hash_block(self._parent(sequence, full), sequence.tokens[full * size :])
+            self.memory.record_computed([sequence.blocks[full]], [last])
 
-    def received(self, answer: Answer, blocks: list[int]) -> None:
-        """The prompt's `blocks` were written by a transfer; only its last token is to compute."""
-        self.memory.received(blocks)
-        self._publish(answer, 0, len(answer.chain))
-        answer.computed = answer.cached = answer.prompt_tokens - 1
+    def accept_pulled_blocks(self, sequence: OutputSequence, blocks: list[int]) -> None:
+        """Publish the prompt after a transfer wrote `blocks`. Its last token is left to compute."""
+        self.memory.invalidate(blocks)
+        self._publish(sequence, 0, len(sequence.block_hashes))
+        sequence.computed_tokens = sequence.cached_tokens = sequence.prompt_tokens - 1
 
-    def begin(self, answer: Answer) -> None:
-        """The prompt is computed: the KV cache's bytes decide what will be said."""
-        if answer.job.sampling.script:
-            answer.voice = Script(answer.job.sampling.script)
+    def start_output(self, sequence: OutputSequence) -> None:
+        """Create the token generator of a computed prompt from the bytes of its blocks."""
+        if fixed := sequence.group.sampling.fixed_output:
+            sequence.generator = FixedGenerator(fixed)
             return
-        blocks = answer.blocks[: answer.prompt_blocks]
+        blocks = sequence.blocks[: sequence.prompt_blocks]
         read = b"".join(self.memory.signatures(blocks))
-        seed = blake2b(answer.index.to_bytes(4, "big") + read).digest()
-        answer.voice = Speaker(seed, answer.job.prompt[-1], answer.mean_tokens)
+        seed = blake2b(sequence.index.to_bytes(4, "big") + read).digest()
+        last = sequence.group.prompt[-1]
+        sequence.generator = WordGenerator(seed, last, sequence.mean_tokens)
 
-    def decode(self, answer: Answer) -> None:
-        """Compute the last token; a block that it fills can be found by others from now on."""
-        answer.computed += 1
-        number, rest = divmod(answer.computed, self.block_size)
+    def advance_decode(self, sequence: OutputSequence) -> None:
+        """Compute the last token. If it fills a block, write and publish the block."""
+        sequence.computed_tokens += 1
+        full, rest = divmod(sequence.computed_tokens, self.block_size)
         if not rest:
-            parent = answer.chain[-1] if answer.chain else self.root(answer.job.adapter)
-            answer.chain.append(chain(parent, answer.tokens[-self.block_size :]))
-            self._write(answer, number - 1, number)
+            parent = self._parent(sequence, full - 1)
+            tokens = sequence.tokens[-self.block_size :]
+            sequence.block_hashes.append(hash_block(parent, tokens))
+            self._write(sequence, full - 1, full)
 
-    def _write(self, answer: Answer, first: int, end: int) -> None:
-        """The full blocks from `first` up to `end`."""
-        self.memory.write(answer.blocks[first:end], answer.chain[first:end])
-        self._publish(answer, first, end)
-
-    def _publish(self, answer: Answer, first: int, end: int) -> None:
-        new = self.pool.publish(answer.blocks[first:end], answer.chain[first:end])
-        if self._journal and new:
-            numbers, adapter = [first + i for i in new], answer.job.adapter
-            self._journal.stored(answer.chain, answer.tokens, numbers, adapter)
-
-    def reset(self) -> bool:
-        """Forget all cached blocks; nothing happens and False is returned while any is held."""
+    def reset_cache(self) -> bool:
+        """Empty the prefix cache. If any block is referenced, do nothing and return False."""
         done = self.pool.clear()
         if self._journal and done:
             self._journal.cleared()
         return done
+
+    def _parent(self, sequence: OutputSequence, index: int) -> bytes:
+        """Return the hash before block `index` of a sequence."""
+        if index:
+            return sequence.block_hashes[index - 1]
+        return self.root_hash(sequence.group.adapter)
+
+    def _write(self, sequence: OutputSequence, first: int, end: int) -> None:
+        blocks, hashes = sequence.blocks[first:end], sequence.block_hashes[first:end]
+        self.memory.record_computed(blocks, hashes)
+        self._publish(sequence, first, end)
+
+    def _publish(self, sequence: OutputSequence, first: int, end: int) -> None:
+        hashes = sequence.block_hashes
+        new = self.pool.publish(sequence.blocks[first:end], hashes[first:end])
+        if self._journal and new:
+            indexes, adapter = [first + i for i in new], sequence.group.adapter
+            self._journal.stored(hashes, sequence.tokens, indexes, adapter)

@@ -1,4 +1,4 @@
-"""The command line, and which sizes go together."""
+"""The command line of the simulator, and checks of sizes that depend on each other."""
 
 import argparse
 import os
@@ -8,8 +8,7 @@ from hpc_dynamo.simulator.blocks import DIGEST_BYTES
 from hpc_dynamo.timing_model import PROFILES
 
 KEY_VARIABLE = "HPC_DYNAMO_ENGINE_KEY"
-
-WORLD = ("SLURM_NTASKS", "SLURM_PROCID")
+STEP_VARIABLES = ("SLURM_NTASKS", "SLURM_PROCID")
 
 EPILOG = f"""\
 examples:
@@ -17,14 +16,15 @@ examples:
   python -m hpc_dynamo.simulator --model demo --port 8001 --role prefill
   python -m hpc_dynamo.simulator --model demo --port 8002 --role decode --time-scale 0.1
 
-Answers are random words, chosen by the bytes of the KV cache: the same prompt gives the same
-answer on every rank of a model (same --model and --seed), also through prefill and decode.
-With {KEY_VARIABLE} set, all but /health, /ready and /version want
-`Authorization: Bearer <key>`. Ready when /health answers. SIGTERM and SIGINT end it.
+Outputs are random words, selected by the bytes of the KV cache. The same prompt gives the same
+output on every rank of a model (same --model and --seed), also through prefill and decode.
+If {KEY_VARIABLE} is set, all paths except /health, /ready and /version need
+`Authorization: Bearer <key>`. The server is ready when /health answers. SIGTERM and SIGINT end it.
 """
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser. Options that vLLM also has mean the same as there."""
     p = argparse.ArgumentParser(
         prog="python -m hpc_dynamo.simulator",
         description="An OpenAI server without a model: modelled time, real KV blocks and NIXL.",
@@ -34,101 +34,95 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument
     add("--model", required=True, help="name to serve")
     add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    add("--port", type=int, default=0, help="0 takes a free one and logs it (%(default)s)")
-    add("--advertise-host", help="address that decode ranks fetch from (default: --host)")
+    add("--port", type=int, default=0, help="0: any free port, which is logged (%(default)s)")
+    add("--advertise-host", help="address for connections of decode ranks (default: --host)")
     roles = ("aggregated", "prefill", "decode", "both")
     add("--role", choices=roles, default="aggregated", help="both: prefill and decode")
-    timing = f"{', '.join(PROFILES)}, or a JSON file with the fields of timing.Timing"
-    add("--timing", default="h100-8b", help=f"{timing} (%(default)s)")
-    add("--time-scale", type=float, default=1.0, help="multiplies all times (%(default)s)")
-    add("--num-blocks", type=int, default=4096, help="KV blocks of the pool (%(default)s)")
-    add("--block-size", type=int, default=16, help="tokens a block (%(default)s)")
-    add("--kv-bytes-per-token", type=int, default=1024, help="bytes moved a token (%(default)s)")
-    add("--max-num-seqs", type=int, default=64, help="answers at once (%(default)s)")
-    add("--max-num-batched-tokens", type=int, default=2048, help="tokens a step (%(default)s)")
-    add("--max-model-len", type=int, default=8192, help="prompt and answer (%(default)s)")
-    add("--mean-output-tokens", type=int, default=128, help="of answers that end by themselves")
+    timing = f"{', '.join(PROFILES)}, or a JSON file with coefficients"
+    add("--timing", default="h100-8b", help=f"duration of steps: {timing} (%(default)s)")
+    add("--time-scale", type=float, default=1.0, help="multiplies all durations (%(default)s)")
+    add("--num-blocks", type=int, default=4096, help="KV blocks (%(default)s)")
+    add("--block-size", type=int, default=16, help="tokens per block (%(default)s)")
+    add("--kv-bytes-per-token", type=int, default=1024, help="size of the KV cache (%(default)s)")
+    add("--max-num-seqs", type=int, default=64, help="running sequences (%(default)s)")
+    add("--max-num-batched-tokens", type=int, default=2048, help="tokens per step (%(default)s)")
+    add("--max-model-len", type=int, default=8192, help="prompt and output tokens (%(default)s)")
+    add("--mean-output-tokens", type=int, default=128, help="mean output length (%(default)s)")
     add("--kv-load-failure-policy", choices=("fail", "recompute"), default="fail")
-    add("--kv-lease-s", type=float, default=120.0, help="prefilled blocks wait (%(default)s)")
-    add("--kv-transfer-timeout-s", type=float, default=30.0, help="for one pull (%(default)s)")
-    spoken = "whose prefill and decode protocol (%(default)s)"
-    add("--dialect", choices=("vllm", "sglang", "trtllm"), default="vllm", help=spoken)
-    met = "sglang: where a prefill rank meets decode ranks; 0 takes a free one"
-    add("--disaggregation-bootstrap-port", type=int, default=0, help=met)
-    add("--enable-prompt-tokens-details", action="store_true", help="tell prefix hits in `usage`")
-    add("--enable-request-id-headers", action="store_true", help="X-Request-Id in answers")
-    add("--kv-events-config", metavar="JSON", default="{}", help="as vLLM's: where to publish")
-    add("--runner", choices=("auto", "generate", "pooling"), default="auto", help="as vLLM's")
-    add("--enable-sleep-mode", action="store_true", help="POST /sleep and /wake_up, as vLLM's")
-    add(
-        "--lora-modules",
-        nargs="*",
-        default=[],
-        help="as vLLM's: adapters with answers of their own",
-    )
-    add("--enable-lora", action="store_true", help="goes with them, as do three that bound them")
-    for bound in ("--max-loras", "--max-cpu-loras", "--max-lora-rank"):
-        add(bound, type=int, help=argparse.SUPPRESS)
-    add("--nnodes", type=int, default=1, help="nodes that this rank is spread over (%(default)s)")
-    add("--node-rank", type=int, default=0, help="which of them this is; 0 serves (%(default)s)")
-    add("--master-addr", default="127.0.0.1", help="of node 0, where they meet (%(default)s)")
-    add("--master-port", type=int, default=29501, help="(%(default)s)")
-    add("--mpi", action="store_true", help="a rank of an MPI world, which Slurm numbers, a node")
+    add("--kv-lease-s", type=float, default=120.0, help="life of prefilled blocks (%(default)s)")
+    add("--kv-transfer-timeout-s", type=float, default=30.0, help="limit of a pull (%(default)s)")
+    protocol = "engine whose prefill and decode protocol is used (%(default)s)"
+    choices = ("vllm", "sglang", "trtllm")
+    add("--pd-protocol", "--dialect", choices=choices, default="vllm", help=protocol)
+    bootstrap = "sglang: port of a prefill rank's bootstrap server; 0: any free port"
+    add("--disaggregation-bootstrap-port", type=int, default=0, help=bootstrap)
+    add("--enable-prompt-tokens-details", action="store_true", help="prefix hits in `usage`")
+    add("--enable-request-id-headers", action="store_true", help="X-Request-Id in responses")
+    add("--kv-events-config", metavar="JSON", default="{}", help="where to publish KV events")
+    add("--runner", choices=("auto", "generate", "pooling"), default="auto", help="as in vLLM")
+    add("--enable-sleep-mode", action="store_true", help="POST /sleep and /wake_up")
+    add("--lora-modules", nargs="*", default=[], help="adapters, each with its own outputs")
+    add("--enable-lora", action="store_true", help="no effect, like the limits of adapters")
+    for limit in ("--max-loras", "--max-cpu-loras", "--max-lora-rank"):
+        add(limit, type=int, help=argparse.SUPPRESS)
+    add("--nnodes", type=int, default=1, help="nodes of this rank (%(default)s)")
+    add("--node-rank", type=int, default=0, help="number of this node; 0 serves (%(default)s)")
+    add("--master-addr", default="127.0.0.1", help="address of node 0 (%(default)s)")
+    add("--master-port", type=int, default=29501, help="port of node 0 (%(default)s)")
+    add("--mpi", action="store_true", help="the nodes are the tasks of this Slurm step")
     add("--seed", type=int, default=0, help="the same on all ranks of a model (%(default)s)")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
-    _failures(p)
+    _add_failures(p)
     return p
 
 
-def _failures(p: argparse.ArgumentParser) -> None:
-    fail = p.add_argument_group("failing on purpose")
-    fail.add_argument("--fail-start", action="store_true", help="exit with 1 instead of serving")
-    fail.add_argument("--fail-after-requests", type=int, metavar="N", help="SIGKILL at N+1")
-    fail.add_argument("--fail-on-text", default="", metavar="T", help="SIGKILL at a body with T")
-    fail.add_argument("--fail-request-rate", type=float, default=0.0, metavar="P", help="500s")
-    after = "the process dies when an answer has N tokens and would get more"
-    fail.add_argument("--die-after-tokens", type=int, metavar="N", help=after)
-    after = "no answer gets more than N tokens, nor an end"
-    fail.add_argument("--stall-after-tokens", type=int, metavar="N", help=after)
-    fail.add_argument("--damage-kv", action="store_true", help="hand over one wrong byte a prompt")
-    lose = "publish this share of KV event batches to nobody; replays have them"
-    fail.add_argument("--lose-kv-events", type=float, default=0.0, metavar="P", help=lose)
-    alone = "stay when another node is gone, as if hanging in a collective operation"
-    fail.add_argument("--outlive-nodes", action="store_true", help=alone)
-    fail.add_argument("--start-delay-s", type=float, default=0.0, metavar="S", help="as if loading")
+def _add_failures(p: argparse.ArgumentParser) -> None:
+    add = p.add_argument_group("injected failures").add_argument
+    add("--fail-start", action="store_true", help="exit with code 1 instead of serving")
+    add("--fail-after-requests", type=int, metavar="N", help="SIGKILL at request N+1")
+    add("--fail-on-text", default="", metavar="T", help="SIGKILL at a body that contains T")
+    add("--fail-request-rate", type=float, default=0.0, metavar="P", help="share of status 500")
+    die = "exit when an output has N tokens and would continue"
+    add("--die-after-tokens", type=int, metavar="N", help=die)
+    stall = "outputs neither grow beyond N tokens nor end"
+    add("--stall-after-tokens", type=int, metavar="N", help=stall)
+    add("--damage-kv", action="store_true", help="one wrong byte in each prompt that is handed off")
+    lose = "share of KV event batches that are not published; replays include them"
+    add("--lose-kv-events", type=float, default=0.0, metavar="P", help=lose)
+    outlive = "keep running when another node is lost, like a hanging collective operation"
+    add("--outlive-nodes", action="store_true", help=outlive)
+    delay = "delay before serving, like loading weights"
+    add("--start-delay-s", type=float, default=0.0, metavar="S", help=delay)
 
 
-def in_world(args: argparse.Namespace) -> argparse.Namespace:
-    """With `--mpi`: each rank is a node. Raises ConfigError outside of Slurm."""
+def set_nodes_from_slurm(args: argparse.Namespace) -> None:
+    """With `--mpi`, take number and rank of the nodes from Slurm. Raises ConfigError."""
     if args.mpi:
         try:
-            args.nnodes, args.node_rank = (int(os.environ[name]) for name in WORLD)
+            args.nnodes, args.node_rank = (int(os.environ[name]) for name in STEP_VARIABLES)
         except KeyError as e:
-            raise ConfigError(
-                f"mpi: {e} is not set", hint="srun, or --nnodes and --node-rank"
-            ) from e
-    return args
+            hint = "start it with srun, or use --nnodes and --node-rank"
+            raise ConfigError(f"mpi: {e} is not set", hint=hint) from e
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises ConfigError for sizes that cannot work together."""
-    if args.dialect == "sglang" and args.role == "both":
-        what = "role: SGLang's ranks prefill or decode, not both"
-        raise ConfigError(what, hint="--role prefill, --role decode, or --dialect vllm")
+    """Raise ConfigError for options that contradict each other."""
+    if args.pd_protocol == "sglang" and args.role == "both":
+        what = "role: a rank with SGLang's protocol prefills or decodes, but not both"
+        raise ConfigError(what, hint="--role prefill, --role decode, or --pd-protocol vllm")
     if not 0 <= args.node_rank < args.nnodes:
         what = f"node-rank: {args.node_rank} is none of {args.nnodes} nodes"
         raise ConfigError(what, hint=f"--node-rank 0 to {args.nnodes - 1}")
-    if args.max_model_len > args.num_blocks * args.block_size:
-        have = args.num_blocks * args.block_size
-        what = f"max-model-len: {args.max_model_len} tokens do not fit into the KV cache of {have}"
-        raise ConfigError(what, hint=f"--max-model-len {have}, or more --num-blocks")
+    capacity = args.num_blocks * args.block_size
+    if args.max_model_len > capacity:
+        what = f"{args.max_model_len} tokens do not fit into the KV cache of {capacity}"
+        hint = f"--max-model-len {capacity}, or more --num-blocks"
+        raise ConfigError(f"max-model-len: {what}", hint=hint)
     if args.max_num_batched_tokens < args.max_num_seqs:
         what = f"max-num-batched-tokens: {args.max_num_batched_tokens} are fewer than max-num-seqs"
-        raise ConfigError(what, hint=f"at least {args.max_num_seqs}, one token an answer a step")
-    if args.block_size * args.kv_bytes_per_token % DIGEST_BYTES:
-        size = args.block_size * args.kv_bytes_per_token
-        hint = "--kv-bytes-per-token 1024"
-        raise ConfigError(
-            f"kv-bytes-per-token: a block of {size} bytes is no multiple of {DIGEST_BYTES}",
-            hint=hint,
-        )
+        hint = f"at least {args.max_num_seqs}, a token per sequence and step"
+        raise ConfigError(what, hint=hint)
+    size = args.block_size * args.kv_bytes_per_token
+    if size % DIGEST_BYTES:
+        what = f"kv-bytes-per-token: a block of {size} bytes is no multiple of {DIGEST_BYTES}"
+        raise ConfigError(what, hint="--kv-bytes-per-token 1024")

@@ -1,10 +1,11 @@
-"""Continuous batching: one loop, one step at a time, for all answers at once.
+"""Continuous batching: a loop of steps that advances all sequences together.
 
-As in vLLM's scheduler (v1/core/sched/scheduler.py), every running answer gets a token a step. The
-rest of the step's token budget goes to prompts in their order of arrival (chunked prefill). A
-waiting prompt is admitted while budget is left and its blocks are free. It finds the cached blocks
-of that moment, including those that prompts before it compute in the same step. Unlike vLLM,
-nothing is preempted: the blocks for the longest possible answer are taken at admission.
+The rules are those of vLLM's scheduler (v1/core/sched/scheduler.py). Every running sequence gets
+a token per step. The rest of the step's token budget goes to prompts in order of arrival (chunked
+prefill). A waiting prompt is admitted while budget is left and its blocks are free. It finds the
+blocks that are cached at that moment, including those that earlier prompts of the same step
+compute. Unlike in vLLM nothing is preempted: admission reserves blocks for the longest possible
+output.
 """
 
 import asyncio
@@ -14,262 +15,270 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from hpc_dynamo.errors import HpcDynamoError, KvTransferError
-from hpc_dynamo.simulator.batch import Batch, Handover, Limits
-from hpc_dynamo.simulator.events import Announcer
-from hpc_dynamo.simulator.metrics import Metrics
-from hpc_dynamo.simulator.model import Model
-from hpc_dynamo.simulator.sequence import Answer, Job, Source
+from hpc_dynamo.simulator.events import JournalPublisher
+from hpc_dynamo.simulator.kv_handoff import NixlHandoff
+from hpc_dynamo.simulator.metrics import SimulatorMetrics
+from hpc_dynamo.simulator.model import SimulatedModel
+from hpc_dynamo.simulator.sequence import OutputSequence, RemoteBlocks, SequenceGroup
+from hpc_dynamo.simulator.step import SchedulerLimits, StepPlan
 from hpc_dynamo.timing_model import Timing
 
 log = logging.getLogger(__name__)
 
-CATCH_UP_S = 0.002  # timers of the event loop are late by up to so much; the next step makes up
+CATCH_UP_S = 0.002  # the next step makes up for a timer that fired up to this much late
 
 
 class Scheduler:
-    """Owns all answers between `submit` and their end; `run` is the task that advances them."""
+    """Owns all sequences between `submit` and their end. `run` is the task that advances them."""
 
     def __init__(
         self,
-        limits: Limits,
+        limits: SchedulerLimits,
         timing: Timing,
-        model: Model,
-        metrics: Metrics,
+        model: SimulatedModel,
+        metrics: SimulatorMetrics,
     ) -> None:
-        self._limits, self._timing, self._model = limits, timing, model
+        self._limits, self._timing, self.model = limits, timing, model
         self._metrics = metrics
-        self.handover: Handover | None = None  # set by the owner of a rank that has one
-        self.announcer: Announcer | None = None  # likewise
-        self._waiting = deque[Answer]()
-        self._pulled = deque[Answer]()  # their blocks are here; they wait for a slot only
-        self._prefilling = list[Answer]()
-        self._decoding = list[Answer]()
-        self._stalled = list[Answer]()
-        self._pulling = list[Answer]()
-        self._news = dict[Job, None]()  # to be told at the end of the step
-        self._stepped = 0.0  # when the last step ended
+        self.handoff: NixlHandoff | None = None  # set by the owner of a prefill or decode rank
+        self.publisher: JournalPublisher | None = None  # set if KV events are published
+        self._waiting = deque[OutputSequence]()
+        self._pulled = deque[OutputSequence]()  # their blocks are here; they need only a slot
+        self._prefilling = list[OutputSequence]()
+        self._decoding = list[OutputSequence]()
+        self._stalled = list[OutputSequence]()
+        self._pulling = list[OutputSequence]()
+        self._updated = dict[SequenceGroup, None]()  # to be notified at the end of the step
+        self._last_step_at = 0.0
         self._work = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
 
-    def submit(self, job: Job, n: int = 1) -> None:
-        """Queue `n` answers to a prompt, which come into `job.choices`; see `job.on_news`."""
+    def submit(self, group: SequenceGroup, n: int = 1) -> None:
+        """Queue `n` sequences of a prompt as `group.choices`. See `group.on_update`."""
         now = asyncio.get_running_loop().time()
-        hashes = self._model.hashes(job.prompt, job.adapter)
-        size, mean = self._model.block_size, self._limits.mean_output_tokens
-        job.choices = [
-            Answer(job, i, list(job.prompt), list(hashes), now, size, mean) for i in range(n)
+        hashes = self.model.block_hashes(group.prompt, group.adapter)
+        size, mean = self.model.block_size, self._limits.mean_output_tokens
+        group.choices = [
+            OutputSequence(group, i, list(group.prompt), list(hashes), now, size, mean)
+            for i in range(n)
         ]
-        first, *others = job.choices
-        if job.source and self.handover:
-            first.source = job.source  # the blocks are given once; siblings come when they are here
-            others = []
-        self._waiting.extend([first, *others])
+        queued = group.choices
+        if group.remote_blocks and self.handoff:
+            # Blocks are pulled once. The other choices follow when they are here.
+            queued[0].remote_blocks, queued = group.remote_blocks, queued[:1]
+        self._waiting.extend(queued)
         self.wake()
 
-    def abort(self, job: Job) -> None:
-        """The client is gone: frees slots and blocks. After the end it does nothing."""
-        for answer in job.choices:
-            if answer.finish is None:
-                self._drop(answer, "abort")
-        if self.handover:
-            self.handover.give_up(job)
+    def abort(self, group: SequenceGroup) -> None:
+        """End a group whose client left and free its slots and blocks. Idempotent."""
+        for sequence in group.choices:
+            if sequence.finish_reason is None:
+                self._end_early(sequence, "abort")
+        if self.handoff:
+            self.handoff.abort(group)
 
-    def decline(self, source: Source) -> None:
-        """A request was refused whose prompt's blocks another rank keeps for it."""
-        if self.handover:
-            self._tasks.create_task(self.handover.decline(source))
+    def decline(self, remote: RemoteBlocks) -> None:
+        """Notify the prefill rank that blocks are not needed, because the request was rejected."""
+        if self.handoff:
+            self._tasks.create_task(self.handoff.decline(remote))
 
     def wake(self) -> None:
-        """Something changed that may let a waiting prompt in, or is to be published."""
+        """Let the loop plan a step: blocks were freed, or events are to be published."""
         self._work.set()
 
     def reset_cache(self) -> bool:
-        """Forget all cached blocks, unless somebody holds one: then False."""
+        """Empty the prefix cache. If any block is in use, do nothing and return False."""
         self.wake()
-        return self._model.reset()
+        return self.model.reset_cache()
 
-    def measure(self) -> None:
-        """Bring the gauges up to date."""
-        self._metrics.running = self._running
-        pulling = sum(answer.finish is None for answer in self._pulling)
+    def update_gauges(self) -> None:
+        self._metrics.running = self._num_running
+        pulling = sum(sequence.finish_reason is None for sequence in self._pulling)
         self._metrics.waiting = len(self._waiting) + len(self._pulled) + pulling
-        self._metrics.kv_usage = self._model.pool.usage
+        self._metrics.kv_usage = self.model.pool.usage
 
     async def run(self) -> None:
-        """The step loop, until cancelled. From then on nobody is told of anything."""
+        """Run the step loop until cancelled. After that no peer is notified of anything."""
         try:
             async with self._tasks:
-                await self._steps()
+                await self._loop()
         finally:
-            self.handover = None
+            self.handoff = None
 
-    async def _steps(self) -> None:
+    async def _loop(self) -> None:
         loop = asyncio.get_running_loop()
         clock = loop.time()
         while True:
-            batch = self._schedule()
-            if self.announcer:
-                await self.announcer.announce()
-            if not batch:
+            plan = self._plan_step()
+            if self.publisher:
+                await self.publisher.publish()
+            if not plan:
                 self._work.clear()
                 await self._work.wait()
                 clock = loop.time()
                 continue
             begin = max(clock, loop.time() - CATCH_UP_S)
-            clock = begin + batch.seconds(self._timing) * self._limits.time_scale
+            clock = begin + plan.seconds(self._timing) * self._limits.time_scale
             await asyncio.sleep(max(0.0, clock - loop.time()))  # the modelled computation
-            self._apply(batch, loop.time())
+            self._apply(plan, loop.time())
 
     @property
-    def _running(self) -> int:
+    def _num_running(self) -> int:
         return len(self._prefilling) + len(self._decoding) + len(self._stalled)
 
     @property
     def _has_slot(self) -> bool:
-        return self._running < self._limits.max_num_seqs
+        return self._num_running < self._limits.max_num_seqs
 
-    def _schedule(self) -> Batch:
-        """Plan one step: answers first, then started prompts, then waiting ones."""
+    def _plan_step(self) -> StepPlan:
+        """Plan decodes first, then prompts in progress, then waiting prompts."""
         while self._has_slot and self._pulled:
             self._prefilling.append(self._pulled.popleft())
-        batch = Batch(self._decoding, self._limits.max_num_batched_tokens - len(self._decoding))
-        for answer in self._prefilling:
-            self._compute(answer, batch)
-        while self._has_slot and self._waiting and batch.budget > 0:
-            if not self._model.place(self._waiting[0]):
+        budget = self._limits.max_num_batched_tokens - len(self._decoding)
+        plan = StepPlan(self._decoding, budget)
+        for sequence in self._prefilling:
+            self._plan_prefill(sequence, plan)
+        while self._has_slot and self._waiting and plan.budget > 0:
+            if not self.model.allocate(self._waiting[0]):
                 break
-            self._admit(self._waiting.popleft(), batch)
-        return batch
+            self._admit(self._waiting.popleft(), plan)
+        return plan
 
-    def _admit(self, answer: Answer, batch: Batch) -> None:
-        self._metrics.prefix_queries += answer.prompt_tokens
-        self._metrics.prefix_hits += answer.cached
-        self._metrics.queue.observe(asyncio.get_running_loop().time() - answer.arrived)
-        if answer.source and self.handover:
-            self._pulling.append(answer)
-            self._tasks.create_task(self._pull(answer, answer.source, self.handover))
+    def _admit(self, sequence: OutputSequence, plan: StepPlan) -> None:
+        self._metrics.prefix_queries += sequence.prompt_tokens
+        self._metrics.prefix_hits += sequence.cached_tokens
+        self._metrics.queue.observe(asyncio.get_running_loop().time() - sequence.arrived_at)
+        if sequence.remote_blocks and self.handoff:
+            self._pulling.append(sequence)
+            pull = self._pull(sequence, sequence.remote_blocks, self.handoff)
+            self._tasks.create_task(pull)
         else:
-            self._prefilling.append(answer)
-            self._compute(answer, batch)
+            self._prefilling.append(sequence)
+            self._plan_prefill(sequence, plan)
 
-    def _compute(self, answer: Answer, batch: Batch) -> None:
-        """Give a prompt the remaining budget of the step."""
-        size = batch.add(answer)
-        if size:
-            self._model.fill(answer, size)
+    def _plan_prefill(self, sequence: OutputSequence, plan: StepPlan) -> None:
+        if size := plan.add_prompt(sequence):
+            self.model.write_full_blocks(sequence, size)
 
-    def _apply(self, batch: Batch, now: float) -> None:
-        self._fail_on_purpose(batch.decodes)
-        decodes = [answer for answer in batch.decodes if answer.finish is None]
-        self._metrics.itl.observe(now - self._stepped, len(decodes))
-        self._stepped = now
-        for answer in decodes:
-            self._model.decode(answer)
-        for answer, size in batch.chunks:
-            if answer.finish is None:
-                self._model.prefill(answer, size)
-        begun = [a for a, _ in batch.chunks if not a.finish and a.computed == a.prompt_tokens]
-        for answer in begun:
-            self._begin(answer, now)
-        self._speak([*decodes, *begun], now)
-        self._prefilling = [a for a in self._prefilling if not a.finish and not a.voice]
-        self._decoding = [a for a in [*decodes, *begun] if a.finish is None]
-        self._stall()
-        self._tell()
+    def _apply(self, plan: StepPlan, now: float) -> None:
+        """Apply the results of a step that has ended."""
+        self._exit_if_injected(plan.decodes)
+        decodes = [each for each in plan.decodes if each.finish_reason is None]
+        self._metrics.itl.observe(now - self._last_step_at, len(decodes))
+        self._last_step_at = now
+        for sequence in decodes:
+            self.model.advance_decode(sequence)
+        chunks = [(each, size) for each, size in plan.chunks if not each.finish_reason]
+        for sequence, size in chunks:
+            self.model.advance_prefill(sequence, size)
+        started = [each for each, _ in chunks if each.computed_tokens == each.prompt_tokens]
+        for sequence in started:
+            self._start_output(sequence, now)
+        self._generate([*decodes, *started], now)
+        self._prefilling = [s for s in self._prefilling if not s.finish_reason and not s.generator]
+        self._decoding = [s for s in [*decodes, *started] if s.finish_reason is None]
+        self._stall_if_injected()
+        self._notify()
 
-    def _begin(self, answer: Answer, now: float) -> None:
-        self._model.begin(answer)
-        self._metrics.prompt_tokens += answer.prompt_tokens
-        self._metrics.ttft.observe(now - answer.arrived)
+    def _start_output(self, sequence: OutputSequence, now: float) -> None:
+        self.model.start_output(sequence)
+        self._metrics.prompt_tokens += sequence.prompt_tokens
+        self._metrics.ttft.observe(now - sequence.arrived_at)
 
-    def _speak(self, answers: Sequence[Answer], now: float) -> None:
-        self._metrics.generation_tokens += len(answers)
-        for answer in answers:
-            answer.speak()
-            if answer.finish is not None:
-                self._metrics.e2e.observe(now - answer.arrived)
-                self._end(answer)
-            if answer.job.streaming or answer.finish is not None:
-                self._news[answer.job] = None
+    def _generate(self, sequences: Sequence[OutputSequence], now: float) -> None:
+        self._metrics.generation_tokens += len(sequences)
+        for sequence in sequences:
+            sequence.append_token()
+            if sequence.finish_reason is not None:
+                self._metrics.e2e.observe(now - sequence.arrived_at)
+                self._finish(sequence, sequence.finish_reason)
+            if sequence.group.streaming or sequence.finish_reason is not None:
+                self._updated[sequence.group] = None
 
-    def _tell(self) -> None:
-        """Once a step and job, so that its choices' tokens go out together."""
-        news, self._news = self._news, {}
-        for job in news:
-            job.on_news()
+    def _notify(self) -> None:
+        """Notify each group once per step, so that its choices' tokens go out together."""
+        updated, self._updated = self._updated, {}
+        for group in updated:
+            group.on_update()
 
-    def _fail_on_purpose(self, answers: Iterable[Answer]) -> None:
-        most = self._limits.die_after_tokens
-        if most is not None and any(answer.said >= most for answer in answers):
-            log.error("dying on purpose (--die-after-tokens)")
+    def _exit_if_injected(self, sequences: Iterable[OutputSequence]) -> None:
+        limit = self._limits.die_after_tokens
+        if limit is not None and any(each.output_length >= limit for each in sequences):
+            log.error("exiting because of --die-after-tokens")
             os._exit(1)
 
-    def _stall(self) -> None:
-        most = self._limits.stall_after_tokens
-        if most is not None:
-            self._stalled += [answer for answer in self._decoding if answer.said >= most]
-            self._decoding = [answer for answer in self._decoding if answer.said < most]
+    def _stall_if_injected(self) -> None:
+        limit = self._limits.stall_after_tokens
+        if limit is not None:
+            self._stalled += [each for each in self._decoding if each.output_length >= limit]
+            self._decoding = [each for each in self._decoding if each.output_length < limit]
 
-    def _end(self, answer: Answer) -> None:
-        kept = 0
-        if answer.job.produce and self.handover and answer.finish == "length":
-            kept = answer.prompt_blocks
-            answer.job.handover = self.handover.lease(answer.job, answer.blocks[:kept])
-        self.free(answer.take_blocks()[kept:])
-        self._metrics.finished[str(answer.finish)] += 1
+    def _finish(self, sequence: OutputSequence, reason: str) -> None:
+        """Release the blocks of a finished sequence, except those kept for a decode worker."""
+        kept, group = 0, sequence.group
+        if group.keep_blocks and self.handoff and reason == "length":
+            kept = sequence.prompt_blocks
+            group.kv_transfer_params = self.handoff.lease(group, sequence.blocks[:kept])
+        self.release(sequence.take_blocks()[kept:])
+        self._metrics.finished[reason] += 1
 
-    def _drop(self, answer: Answer, finish: str, error: HpcDynamoError | None = None) -> None:
-        """End an answer early, wherever it is. While it is pulled the pull keeps its blocks."""
-        answer.finish, answer.error = finish, error
-        if answer in self._waiting:
-            self._waiting.remove(answer)
-            if answer.source:
-                self.decline(answer.source)
+    def _end_early(
+        self, sequence: OutputSequence, reason: str, error: HpcDynamoError | None = None
+    ) -> None:
+        """End a sequence in any state. A pull in progress keeps its blocks until it ends."""
+        sequence.finish_reason, sequence.error = reason, error
+        if sequence in self._waiting:
+            self._waiting.remove(sequence)
+            if sequence.remote_blocks:
+                self.decline(sequence.remote_blocks)
         for queue in (self._pulled, self._prefilling, self._decoding, self._stalled):
-            if answer in queue:
-                queue.remove(answer)
-                self.free(answer.take_blocks())
-        self._metrics.finished[finish] += 1
+            if sequence in queue:
+                queue.remove(sequence)
+                self.release(sequence.take_blocks())
+        self._metrics.finished[reason] += 1
 
-    def free(self, blocks: list[int]) -> None:
-        """Let go of blocks that an ended answer left behind."""
-        self._model.pool.release(blocks)
+    def release(self, blocks: list[int]) -> None:
+        """Release the blocks of a sequence or of a lease that has ended."""
+        self.model.pool.release(blocks)
         self.wake()
 
-    async def _pull(self, answer: Answer, source: Source, handover: Handover) -> None:
-        """Fetch the blocks of a prompt that another rank computed, but for those we have."""
-        blocks = answer.blocks[: answer.prompt_blocks]
-        hits = answer.cached // self._model.block_size
-        self._metrics.external_queries += answer.prompt_tokens - answer.cached
+    async def _pull(
+        self, sequence: OutputSequence, remote: RemoteBlocks, handoff: NixlHandoff
+    ) -> None:
+        """Pull the blocks of a remote prompt that are not cached here."""
+        blocks = sequence.blocks[: sequence.prompt_blocks]
+        hits = sequence.cached_tokens // self.model.block_size
+        self._metrics.external_queries += sequence.prompt_tokens - sequence.cached_tokens
         try:
-            await handover.pull(source, blocks, hits)
+            await handoff.pull(remote, blocks, hits)
         except KvTransferError as e:
-            log.warning("request %s: %s", answer.job.id, e)
-            lost = answer.take_blocks()
-            self._lost(answer, e)
-            await handover.settle(blocks[hits:])  # NIXL may not have given up yet
-            self.free(lost)
+            log.warning("request %s: %s", sequence.group.id, e)
+            lost = sequence.take_blocks()
+            self._handle_failed_pull(sequence, e)
+            await handoff.wait_until_idle(blocks[hits:])  # NIXL may still write into them
+            self.release(lost)
         else:
-            self._received(answer, blocks[hits:])
+            self._handle_pulled(sequence, blocks[hits:])
         finally:
-            self._pulling.remove(answer)
+            self._pulling.remove(sequence)
             self.wake()
 
-    def _received(self, answer: Answer, blocks: list[int]) -> None:
-        self._metrics.external_hits += answer.prompt_tokens - answer.cached
-        self._model.received(answer, blocks)
-        if answer.finish is None:
-            self._pulled.append(answer)
-        else:  # aborted meanwhile
-            self.free(answer.take_blocks())
-        self._waiting.extendleft(a for a in answer.job.choices[1:] if a.finish is None)
+    def _handle_pulled(self, sequence: OutputSequence, blocks: list[int]) -> None:
+        self._metrics.external_hits += sequence.prompt_tokens - sequence.cached_tokens
+        self.model.accept_pulled_blocks(sequence, blocks)
+        if sequence.finish_reason is None:
+            self._pulled.append(sequence)
+        else:  # aborted during the pull
+            self.release(sequence.take_blocks())
+        others = sequence.group.choices[1:]
+        self._waiting.extendleft(each for each in others if each.finish_reason is None)
 
-    def _lost(self, answer: Answer, error: KvTransferError) -> None:
-        unfinished = [a for a in answer.job.choices if a.finish is None]
+    def _handle_failed_pull(self, sequence: OutputSequence, error: KvTransferError) -> None:
+        unfinished = [each for each in sequence.group.choices if each.finish_reason is None]
         if self._limits.recompute:
-            answer.source = None
+            sequence.remote_blocks = None
             self._waiting.extendleft(reversed(unfinished))
         else:
             for each in unfinished:
-                self._drop(each, "error", error)
-            answer.job.on_news()
+                self._end_early(each, "error", error)
+            sequence.group.on_update()

@@ -1,39 +1,40 @@
-"""One answer being made: its tokens, its blocks, when it is complete."""
+"""A prompt and the output sequences that the scheduler generates for it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.simulator.token_generator import Voice
+from hpc_dynamo.simulator.token_generator import TokenGenerator
 from hpc_dynamo.simulator.tokenizer import decode
 
-LONGEST_MEANS = 4  # an answer that may end by itself is at most so many mean lengths long
+MAX_MEANS = 4  # an output that may end by itself has at most this many mean lengths
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """What a request wants of its answer. Always greedy: temperature changes nothing here."""
+class SamplingParams:
+    """Limits of a request's output. Decoding is always greedy: temperature has no effect."""
 
     max_tokens: int
     min_tokens: int = 0
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
-    script: tuple[int, ...] = ()  # what the answer has to be, where it is not free
+    fixed_output: tuple[int, ...] = ()  # token ids of the whole output; empty: generated words
 
-    def limit(self, mean_tokens: int) -> int:
-        """The most tokens that the answer can have, for which blocks are set aside."""
-        if self.script:
-            return min(self.max_tokens, len(self.script))
+    def max_output_tokens(self, mean_tokens: int) -> int:
+        """Return the largest possible output length, for which blocks are reserved."""
+        if self.fixed_output:
+            return min(self.max_tokens, len(self.fixed_output))
         if self.ignore_eos:
             return self.max_tokens
-        return min(self.max_tokens, max(self.min_tokens, LONGEST_MEANS * mean_tokens))
+        return min(self.max_tokens, max(self.min_tokens, MAX_MEANS * mean_tokens))
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a prefilled prompt's blocks lie: vLLM's kv_transfer_params, the part that we read.
+class RemoteBlocks:
+    """Location of a prefilled prompt's KV blocks on another rank.
 
-    In SGLang's dialect nothing is known of them at first but the room where to ask.
+    With SGLang's protocol only host, port and room are known at first. The bootstrap server
+    at that address returns the rest.
     """
 
     engine_id: str
@@ -41,127 +42,121 @@ class Source:
     host: str
     port: int
     blocks: tuple[int, ...]
-    room: int | None = None  # to be entered at `port`, which tells the rest; see rooms
-
-
-def _nobody() -> None:
-    pass
+    room: int | None = None  # bootstrap room; None: the other fields are complete
 
 
 @dataclass(eq=False)
-class Job:
-    """One prompt and its answers.
+class SequenceGroup:
+    """One prompt and its output sequences (`n` choices).
 
-    `on_news` is called when there is something new to read: at the end, and where `streaming`
-    after each step that gave it tokens. It must not raise.
+    `on_update` is called when there is new output: after each step with new tokens if
+    `streaming`, otherwise only at the end. It must not raise.
     """
 
     id: str
     prompt: list[int]
-    sampling: Sampling
+    sampling: SamplingParams
     streaming: bool = False
-    adapter: str = ""  # LoRA's name; empty: the model itself
-    produce: bool = False  # keep the prompt's blocks for a decode worker
-    source: Source | None = None  # pull the prompt's blocks instead of computing them
-    room: int | None = None  # where a decode worker asks for the blocks (SGLang's dialect) ...
-    kept: bool = False  # ... and has not taken them yet: the answer waits for that
-    choices: list["Answer"] = field(default_factory=list)
-    on_news: Callable[[], None] = _nobody
-    handover: dict[str, object] | None = None  # kv_transfer_params for the decode worker
+    adapter: str = ""  # name of a LoRA adapter; empty: the base model
+    keep_blocks: bool = False  # keep the prompt's blocks for a decode worker
+    remote_blocks: RemoteBlocks | None = None  # pull the prompt's blocks instead of computing them
+    room: int | None = None  # bootstrap room where a decode worker requests the blocks (SGLang)
+    awaiting_pull: bool = False  # the blocks in the room were not pulled yet
+    choices: list["OutputSequence"] = field(default_factory=list)
+    on_update: Callable[[], None] = lambda: None
+    kv_transfer_params: dict[str, object] | None = None  # for the decode worker
 
     @property
     def done(self) -> bool:
-        return not self.kept and all(answer.finish is not None for answer in self.choices)
+        return not self.awaiting_pull and all(c.finish_reason is not None for c in self.choices)
 
 
 @dataclass(eq=False)
-class Answer:
-    """One choice of a job. The scheduler alone changes it."""
+class OutputSequence:
+    """One choice of a group. Only the scheduler changes it."""
 
-    job: Job
+    group: SequenceGroup
     index: int
-    tokens: list[int]  # of the prompt, then of the answer
-    chain: list[bytes]  # hashes of the full blocks so far
-    arrived: float  # by the event loop's clock
+    tokens: list[int]  # of the prompt, then of the output
+    block_hashes: list[bytes]  # of the full blocks so far
+    arrived_at: float  # event loop time, seconds
     block_size: int
     mean_tokens: int
-    source: Source | None = None  # of the blocks, where this answer pulls them
+    remote_blocks: RemoteBlocks | None = None  # set if this sequence pulls them
     blocks: list[int] = field(default_factory=list)
-    computed: int = 0  # tokens whose KV is in the blocks
-    cached: int = 0  # of them, not computed here
-    finish: str | None = None  # stop, length, abort, error
-    stop_reason: str | None = None
+    computed_tokens: int = 0  # tokens whose KV is in the blocks
+    cached_tokens: int = 0  # the part of them that was not computed here
+    finish_reason: str | None = None  # stop, length, abort, error
+    stop_reason: str | None = None  # the stop string that was found
     error: HpcDynamoError | None = None
-    voice: Voice | None = None
-    _text: str = ""  # kept up only where stop strings must be found in it
-    _given: int = 0  # tokens, or characters where there are stop strings
+    generator: TokenGenerator | None = None  # set when the prompt is computed
+    _text: str = ""  # only maintained if there are stop strings
+    _emitted: int = 0  # tokens, or characters if there are stop strings
 
     def __post_init__(self) -> None:
-        self.prompt_tokens = len(self.job.prompt)
-        self.limit = self.job.sampling.limit(self.mean_tokens)
+        self.prompt_tokens = len(self.group.prompt)
+        self.max_output_tokens = self.group.sampling.max_output_tokens(self.mean_tokens)
 
     @property
     def prompt_blocks(self) -> int:
         return -(-self.prompt_tokens // self.block_size)
 
     @property
-    def output(self) -> list[int]:
+    def max_blocks(self) -> int:
+        """Return the number of blocks that the longest possible output needs."""
+        return -(-(self.prompt_tokens + self.max_output_tokens) // self.block_size)
+
+    @property
+    def output_tokens(self) -> list[int]:
         return self.tokens[self.prompt_tokens :]
 
     @property
-    def said(self) -> int:
-        """How many tokens of the answer there are."""
+    def output_length(self) -> int:
         return len(self.tokens) - self.prompt_tokens
 
-    @property
-    def most_blocks(self) -> int:
-        """Blocks that the longest possible answer needs."""
-        return -(-(self.prompt_tokens + self.limit) // self.block_size)
-
     def take_blocks(self) -> list[int]:
-        """Hands the blocks to the caller, who releases them."""
+        """Transfer ownership of the blocks to the caller, who must release them."""
         blocks, self.blocks = self.blocks, []
         return blocks
 
-    def speak(self) -> None:
-        """Say the next token; sets `finish` where the answer is complete with it."""
-        assert self.voice is not None, "no token before the prompt is computed"
-        i = self.said
-        token = self.voice.token(i)
+    def append_token(self) -> None:
+        """Generate the next token. Sets `finish_reason` if the output is complete with it."""
+        assert self.generator is not None, "no token before the prompt is computed"
+        position = self.output_length
+        token = self.generator.token(position)
         self.tokens.append(token)
-        sampling = self.job.sampling
-        if sampling.stop:
+        if self.group.sampling.stop:
             self._find_stop(token)
-        if self.finish is None:
-            self.finish = self._ending(i, sampling)
+        if self.finish_reason is None:
+            self.finish_reason = self._finish(position, self.generator.ends(position))
 
-    def _ending(self, i: int, sampling: Sampling) -> str | None:
-        """Why the answer is complete with its token i, or None."""
-        assert self.voice is not None, "see speak"
-        said = i + 1
-        if sampling.script and self.voice.ends(i):
+    def _finish(self, position: int, ends: bool) -> str | None:
+        """Return the finish reason if the output is complete with the token at `position`."""
+        sampling, length = self.group.sampling, position + 1
+        if sampling.fixed_output and ends:
             return "stop"
-        if said >= sampling.max_tokens:
+        if length >= sampling.max_tokens:
             return "length"
-        may_end = not (sampling.ignore_eos or sampling.script) and said >= sampling.min_tokens
-        return "stop" if may_end and (said >= self.limit or self.voice.ends(i)) else None
+        if sampling.ignore_eos or sampling.fixed_output or length < sampling.min_tokens:
+            return None
+        return "stop" if ends or length >= self.max_output_tokens else None
 
-    def news(self) -> str:
-        """The text since the last call. What may be the beginning of a stop string waits."""
-        if not self.job.sampling.stop:
-            start, self._given = self.prompt_tokens + self._given, self.said
+    def new_text(self) -> str:
+        """Return the text since the last call, without a possible start of a stop string."""
+        if not self.group.sampling.stop:
+            start, self._emitted = self.prompt_tokens + self._emitted, self.output_length
             return decode(self.tokens[start:])
-        held = 0 if self.finish else max(map(len, self.job.sampling.stop)) - 1
-        start, self._given = self._given, max(self._given, len(self._text) - held)
-        return self._text[start : self._given]
+        held_back = 0 if self.finish_reason else max(map(len, self.group.sampling.stop)) - 1
+        start, self._emitted = self._emitted, max(self._emitted, len(self._text) - held_back)
+        return self._text[start : self._emitted]
 
     def _find_stop(self, token: int) -> None:
-        searched = max(0, len(self._text) - max(map(len, self.job.sampling.stop)))
+        searched = max(0, len(self._text) - max(map(len, self.group.sampling.stop)))
         self._text += decode([token])
-        if self.said < self.job.sampling.min_tokens:
+        if self.output_length < self.group.sampling.min_tokens:
             return
-        found = [(self._text.find(stop, searched), stop) for stop in self.job.sampling.stop]
+        found = [(self._text.find(stop, searched), stop) for stop in self.group.sampling.stop]
         hits = [hit for hit in found if hit[0] >= 0]
         if hits:
             at, self.stop_reason = min(hits)
-            self._text, self.finish = self._text[:at], "stop"
+            self._text, self.finish_reason = self._text[:at], "stop"

@@ -1,4 +1,4 @@
-"""The endpoints: OpenAI's, vLLM's extras, metrics, the NIXL side channel."""
+"""HTTP endpoints: OpenAI's, vLLM's additions, metrics and the NIXL side channel."""
 
 import asyncio
 import hmac
@@ -11,92 +11,90 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from hpc_dynamo.http import Reply, Request
+from hpc_dynamo.http import HttpRequest, ResponseWriter
 from hpc_dynamo.json_reader import JsonError, read_value
 from hpc_dynamo.kv.agent import KvAgent
 from hpc_dynamo.simulator import tokenizer
-from hpc_dynamo.simulator.api_error import Refused, error_body
-from hpc_dynamo.simulator.chat import ChatRequest, TokenizeRequest
+from hpc_dynamo.simulator.api_error import RequestRejected, error_body
+from hpc_dynamo.simulator.chat_request import ChatRequest, TokenizeRequest
 from hpc_dynamo.simulator.embeddings import EmbeddingRequest
-from hpc_dynamo.simulator.generation import JSON, Generation, jobs_of
+from hpc_dynamo.simulator.generation import JSON, Generation, sequence_groups
+from hpc_dynamo.simulator.generation_request import (
+    CompletionRequest,
+    DetokenizeRequest,
+    check_model,
+)
 from hpc_dynamo.simulator.kv_handoff import METADATA_PATH
-from hpc_dynamo.simulator.metrics import Metrics
-from hpc_dynamo.simulator.openai import CompletionRequest, DetokenizeRequest, check_model
-from hpc_dynamo.simulator.records import Records
-from hpc_dynamo.simulator.records import Request as Asked
+from hpc_dynamo.simulator.kv_transfer_params import KvTransferParams
+from hpc_dynamo.simulator.metrics import SimulatorMetrics
+from hpc_dynamo.simulator.response_formats import AnyRequest, ResponseBuilder
 from hpc_dynamo.simulator.scheduler import Scheduler
-from hpc_dynamo.simulator.scores import RerankRequest, ScoreRequest
-from hpc_dynamo.simulator.sglang_bootstrap import Meeting
-from hpc_dynamo.simulator.transfer import TransferParams
+from hpc_dynamo.simulator.sglang_bootstrap import SglangRank
 
 T = TypeVar("T")
-Endpoint = Callable[[Request, Reply], Awaitable[None]]
+Handler = Callable[[HttpRequest, ResponseWriter], Awaitable[None]]
 
 OPEN_PATHS = ("/health", "/ready", "/version", "/openapi.json")  # all others need the key
+VERSION = {"version": "simulator"}
 
 
 @dataclass(frozen=True)
-class Failures:
-    """What goes wrong with requests on purpose; for answers under way see Limits."""
+class InjectedFailures:
+    """Failures of requests on arrival. See SchedulerLimits for failures during generation."""
 
-    after_requests: int | None = None  # the process kills itself when one more comes
-    request_rate: float = 0.0  # share of requests answered with 500
+    after_requests: int | None = None  # SIGKILL at the request after this many
+    request_rate: float = 0.0  # share of requests with status 500
     seed: int = 0
-    text: bytes = b""  # the process kills itself when it receives a body with this text
+    text: bytes = b""  # SIGKILL at a body that contains this text
 
 
 @dataclass(frozen=True)
-class Service:
-    """Everything that the endpoints need."""
+class EngineContext:
+    """The running engine that the endpoints use."""
 
     model: str
     max_model_len: int
     scheduler: Scheduler
-    metrics: Metrics
-    agent: KvAgent | None
-    failures: Failures
-    tell_cached: bool = False  # prefix hits, in `usage.prompt_tokens_details`
-    tell_request_id: bool = False  # X-Request-Id, in the answer's headers
-    trtllm: bool = False  # hand-overs are told in TensorRT-LLM's words
-    meeting: Meeting | None = None  # of a rank that speaks SGLang's dialect
+    metrics: SimulatorMetrics
+    failures: InjectedFailures
+    agent: KvAgent | None = None  # of a prefill or decode rank
+    sglang: SglangRank | None = None  # set with SGLang's protocol
+    trtllm: bool = False  # hand-offs in TensorRT-LLM's form
     adapters: Mapping[str, str] = field(default_factory=dict)  # paths by name
-    prefixed: bool = False  # requests name an adapter after its model, as SGLang's
-    pooling: bool = False  # vectors are all that it gives
-    naps: bool = False  # it can be put to sleep
+    prefixed_adapters: bool = False  # requests name MODEL:ADAPTER, as in SGLang
+    report_cached: bool = False  # prefix hits in `usage.prompt_tokens_details`
+    report_request_id: bool = False  # X-Request-Id in the response's headers
+    pooling: bool = False  # only embeddings are supported
+    sleep_mode: bool = False
 
     @property
-    def called(self) -> dict[str | None, str]:
-        """Adapters by what requests say."""
-        before = f"{self.model}:" if self.prefixed else ""
-        return {f"{before}{name}": name for name in self.adapters}
+    def adapter_names(self) -> dict[str | None, str]:
+        """Return adapters by the model name of their requests."""
+        prefix = f"{self.model}:" if self.prefixed_adapters else ""
+        return {f"{prefix}{name}": name for name in self.adapters}
 
 
-class Endpoints:
-    """`handle` answers one request. Those that come before `open` wait for it."""
+class HttpApi:
+    """Handles requests. Requests that arrive before `open` wait for it."""
 
     def __init__(self, key: str) -> None:
-        self._wanted = f"Bearer {key}".encode() if key else b""
+        self._expected = f"Bearer {key}".encode() if key else b""
         self._opened = asyncio.Event()
-        self._service: Service
-        self._seen, self._asleep = 0, False
-        self._routes: dict[str, dict[str, Endpoint]] = {
+        self._engine: EngineContext
+        self._received, self._asleep = 0, False
+        self._routes: dict[str, dict[str, Handler]] = {
             "/v1/completions": {"POST": self._completions},
             "/v1/chat/completions": {"POST": self._chat},
             "/v1/embeddings": {"POST": self._embeddings},
             "/v1/models": {"GET": self._models},
             "/tokenize": {"POST": self._tokenize},
             "/detokenize": {"POST": self._detokenize},
-            "/reset_prefix_cache": {"POST": self._reset},
+            "/reset_prefix_cache": {"POST": self._reset_prefix_cache},
             "/sleep": {"POST": self._sleep},
-            "/wake_up": {"POST": self._wake},
+            "/wake_up": {"POST": self._wake_up},
             "/is_sleeping": {"GET": self._is_sleeping},
             "/metrics": {"GET": self._metrics},
-            METADATA_PATH: {"GET": self._metadata},
-            "/score": {"POST": self._score},
-            "/v1/score": {"POST": self._score},
-            "/rerank": {"POST": self._rerank},
-            "/v1/rerank": {"POST": self._rerank},
-            "/v2/rerank": {"POST": self._rerank},
+            METADATA_PATH: {"GET": self._nixl_metadata},
             "/version": {"GET": self._version},
             "/openapi.json": {"GET": self._openapi},
             "/server_info": {"GET": self._server_info},
@@ -104,191 +102,186 @@ class Endpoints:
             "/ready": {"GET": self._health},
         }
 
-    def open(self, service: Service) -> None:
-        self._service = service
-        self._dice = random.Random(service.failures.seed)  # repeatable, nothing secret
+    def open(self, engine: EngineContext) -> None:
+        """Start to handle requests."""
+        self._engine = engine
+        self._random = random.Random(engine.failures.seed)
         self._opened.set()
 
-    async def handle(self, request: Request, reply: Reply) -> None:
+    async def handle(self, request: HttpRequest, reply: ResponseWriter) -> None:
+        """Handle one request. Errors become responses in OpenAI's form."""
         await self._opened.wait()
-        if self._service.tell_request_id:
+        if self._engine.report_request_id:
             name = request.headers.setdefault("x-request-id", os.urandom(16).hex())
             reply.headers.append((b"x-request-id", name.encode("latin-1")))
         try:
-            self._guard(request)
+            self._authenticate(request)
             await self._route(request)(request, reply)
-        except Refused as e:
+        except RequestRejected as e:
             _send(reply, e.body, e.status)
 
-    def _guard(self, request: Request) -> None:
+    def _authenticate(self, request: HttpRequest) -> None:
         given = request.headers.get("authorization", "").encode("latin-1")
-        guarded = bool(self._wanted) and request.path not in OPEN_PATHS
-        if guarded and not hmac.compare_digest(given, self._wanted):
-            raise Refused("Invalid or missing API key.", status=401)
+        guarded = bool(self._expected) and request.path not in OPEN_PATHS
+        if guarded and not hmac.compare_digest(given, self._expected):
+            raise RequestRejected("Invalid or missing API key.", status=401)
 
-    def _route(self, request: Request) -> Endpoint:
+    def _route(self, request: HttpRequest) -> Handler:
         methods = self._routes.get(request.path)
         if methods is None:
-            raise Refused("Not Found", status=404)
+            raise RequestRejected("Not Found", status=404)
         found = methods.get("GET" if request.method == "HEAD" else request.method)
         if found is None:
-            raise Refused("Method Not Allowed", status=405)
+            raise RequestRejected("Method Not Allowed", status=405)
         return found
 
-    async def _completions(self, request: Request, reply: Reply) -> None:
+    async def _completions(self, request: HttpRequest, reply: ResponseWriter) -> None:
         await self._generate(request, reply, _read(request, CompletionRequest))
 
-    async def _chat(self, request: Request, reply: Reply) -> None:
+    async def _chat(self, request: HttpRequest, reply: ResponseWriter) -> None:
         await self._generate(request, reply, _read(request, ChatRequest))
 
-    async def _generate(self, request: Request, reply: Reply, asked: Asked) -> None:
-        self._fail_on_purpose(request)
-        service = self._service
-        if self._asleep:  # vLLM would let it wait for ever
-            raise Refused("this rank sleeps", status=500)
-        if service.pooling:
-            raise Refused("Not Found", status=404)
-        request_id = request.headers.get("x-request-id") or os.urandom(16).hex()
-        try:
-            if service.trtllm:
-                asked.as_trtllm()
-            asked.check(service.model, *map(str, service.called))
-            adapter = service.called.get(asked.model, "")
-            told = {"cached": service.tell_cached, "trtllm": service.trtllm}
-            name = str(asked.model) if adapter else service.model
-            records = Records(asked, request_id, name, **told)
-            limits = service.max_model_len, service.meeting
-            jobs = jobs_of(asked, request_id, *limits, adapter)
-        except Refused:
-            if not service.trtllm:
-                self._decline(asked.kv_transfer_params)
-            raise
-        if service.meeting and service.meeting.hangs(asked):
-            await asyncio.Event().wait()
-        await Generation(reply, records, jobs).run(service.scheduler, asked.choices)
-
-    def _decline(self, transfer: TransferParams | None) -> None:
-        """The prefill rank need not keep blocks for a request that was refused here."""
-        source = transfer.source() if transfer else None
-        if source:
-            self._service.scheduler.decline(source)
-
-    def _fail_on_purpose(self, request: Request) -> None:
-        self._seen += 1
-        failures = self._service.failures
-        late = failures.after_requests is not None and self._seen > failures.after_requests
-        if late or (failures.text and failures.text in request.body):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if failures.request_rate and self._dice.random() < failures.request_rate:
-            raise Refused("failing on purpose (--fail-request-rate)", status=500)
-
-    async def _embeddings(self, request: Request, reply: Reply) -> None:
-        self._fail_on_purpose(request)
-        asked, service = _read(request, EmbeddingRequest), self._service
-        check_model(asked.model, service.model)
-        name = request.headers.get("x-request-id") or os.urandom(16).hex()
-        _send(reply, asked.body(name, service.model, service.max_model_len))
-
-    async def _score(self, request: Request, reply: Reply) -> None:
-        await self._compare(request, reply, ScoreRequest)
-
-    async def _rerank(self, request: Request, reply: Reply) -> None:
-        await self._compare(request, reply, RerankRequest)
-
-    async def _compare(
-        self, request: Request, reply: Reply, type_: type[ScoreRequest | RerankRequest]
+    async def _generate(
+        self, request: HttpRequest, reply: ResponseWriter, body: AnyRequest
     ) -> None:
-        self._fail_on_purpose(request)
-        asked, service = _read(request, type_), self._service
-        check_model(asked.model, service.model)
-        name = request.headers.get("x-request-id") or os.urandom(16).hex()
-        _send(reply, asked.body(name, service.model, service.max_model_len))
+        self._inject_failure(request)
+        engine = self._engine
+        if self._asleep:  # vLLM would let the request wait for ever
+            raise RequestRejected("this rank is asleep", status=500)
+        if engine.pooling:
+            raise RequestRejected("Not Found", status=404)
+        request_id = _request_id(request)
+        try:
+            if engine.trtllm:
+                body.read_trtllm_params()
+            body.check(engine.model, *map(str, engine.adapter_names))
+            adapter = engine.adapter_names.get(body.model, "")
+            model = str(body.model) if adapter else engine.model
+            options = {"report_cached": engine.report_cached, "trtllm": engine.trtllm}
+            builder = ResponseBuilder(body, request_id, model, **options)
+            limit, sglang = engine.max_model_len, engine.sglang
+            groups = sequence_groups(body, request_id, limit, sglang, adapter)
+        except RequestRejected:
+            if not engine.trtllm:
+                self._decline(body.kv_transfer_params)
+            raise
+        if sglang and sglang.hangs(body):
+            await asyncio.Event().wait()
+        await Generation(reply, builder, groups).run(engine.scheduler, body.choices)
 
-    async def _openapi(self, request: Request, reply: Reply) -> None:
+    def _decline(self, params: KvTransferParams | None) -> None:
+        """Let the prefill rank release the blocks of a request that was rejected here."""
+        remote = params.remote_blocks() if params else None
+        if remote:
+            self._engine.scheduler.decline(remote)
+
+    def _inject_failure(self, request: HttpRequest) -> None:
+        self._received += 1
+        failures = self._engine.failures
+        limit = failures.after_requests
+        exceeded = limit is not None and self._received > limit
+        if exceeded or (failures.text and failures.text in request.body):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if failures.request_rate and self._random.random() < failures.request_rate:
+            raise RequestRejected("injected by --fail-request-rate", status=500)
+
+    async def _embeddings(self, request: HttpRequest, reply: ResponseWriter) -> None:
+        self._inject_failure(request)
+        body, engine = _read(request, EmbeddingRequest), self._engine
+        check_model(body.model, engine.model)
+        _send(reply, body.respond(_request_id(request), engine.model, engine.max_model_len))
+
+    async def _openapi(self, request: HttpRequest, reply: ResponseWriter) -> None:
         paths: dict[str, dict[str, Any]] = {
-            p: {method.lower(): {} for method in row} for p, row in self._routes.items()
+            path: {method.lower(): {} for method in row} for path, row in self._routes.items()
         }
-        info = {"title": "simulator", "version": "simulator"}
+        info = {"title": "simulator", **VERSION}
         _send(reply, {"openapi": "3.1.0", "info": info, "paths": paths})
 
-    async def _models(self, request: Request, reply: Reply) -> None:
-        name, length = self._service.model, self._service.max_model_len
+    async def _models(self, request: HttpRequest, reply: ResponseWriter) -> None:
+        name, length = self._engine.model, self._engine.max_model_len
         card = {"object": "model", "created": 0, "owned_by": "hpc-dynamo"}
         cards = [{"id": name, **card, "parent": None, "max_model_len": length}]
-        for adapter, path in self._service.adapters.items():
+        for adapter, path in self._engine.adapters.items():
             cards.append({"id": adapter, **card, "root": path, "parent": name})
         _send(reply, {"object": "list", "data": cards})
 
-    async def _tokenize(self, request: Request, reply: Reply) -> None:
-        tokens, length = _read(request, TokenizeRequest).tokens(), self._service.max_model_len
+    async def _tokenize(self, request: HttpRequest, reply: ResponseWriter) -> None:
+        tokens, length = _read(request, TokenizeRequest).tokens(), self._engine.max_model_len
         _send(reply, {"count": len(tokens), "max_model_len": length, "tokens": tokens})
 
-    async def _detokenize(self, request: Request, reply: Reply) -> None:
+    async def _detokenize(self, request: HttpRequest, reply: ResponseWriter) -> None:
         tokens = _read(request, DetokenizeRequest).tokens
         _send(reply, {"prompt": tokenizer.decode(tokens)})
 
-    async def _reset(self, request: Request, reply: Reply) -> None:
-        _send(reply, {"success": self._service.scheduler.reset_cache()})
+    async def _reset_prefix_cache(self, request: HttpRequest, reply: ResponseWriter) -> None:
+        _send(reply, {"success": self._engine.scheduler.reset_cache()})
 
-    async def _sleep(self, request: Request, reply: Reply) -> None:
-        """Without its cache. Refused while it computes, which vLLM would end."""
-        if not self._service.naps:
-            raise Refused("Not Found", status=404)
-        if not self._service.scheduler.reset_cache():
-            raise Refused("this rank is busy", status=500)
+    async def _sleep(self, request: HttpRequest, reply: ResponseWriter) -> None:
+        """Drop the prefix cache and reject requests. A busy rank refuses; vLLM would not."""
+        if not self._engine.sleep_mode:
+            raise RequestRejected("Not Found", status=404)
+        if not self._engine.scheduler.reset_cache():
+            raise RequestRejected("this rank is busy", status=500)
         self._asleep = True
         _send(reply, {"status": "sleeping", "level": 1})
 
-    async def _wake(self, request: Request, reply: Reply) -> None:
+    async def _wake_up(self, request: HttpRequest, reply: ResponseWriter) -> None:
         self._asleep = False
         _send(reply, {"status": "awake", "tags": None})
 
-    async def _is_sleeping(self, request: Request, reply: Reply) -> None:
+    async def _is_sleeping(self, request: HttpRequest, reply: ResponseWriter) -> None:
         _send(reply, {"is_sleeping": self._asleep})
 
-    async def _metrics(self, request: Request, reply: Reply) -> None:
-        self._service.scheduler.measure()
-        text = self._service.metrics.text(self._service.model)
+    async def _metrics(self, request: HttpRequest, reply: ResponseWriter) -> None:
+        self._engine.scheduler.update_gauges()
+        text = self._engine.metrics.text(self._engine.model)
         kind = b"text/plain; version=0.0.4; charset=utf-8"
         reply.send(200, text.encode(), [(b"content-type", kind)])
 
-    async def _metadata(self, request: Request, reply: Reply) -> None:
-        if self._service.agent is None:
-            raise Refused("this rank is aggregated; it hands nothing over", status=404)
-        reply.send(200, self._service.agent.metadata())
+    async def _nixl_metadata(self, request: HttpRequest, reply: ResponseWriter) -> None:
+        if self._engine.agent is None:
+            raise RequestRejected("this rank is aggregated and has no NIXL agent", status=404)
+        reply.send(200, self._engine.agent.metadata())
 
-    async def _version(self, request: Request, reply: Reply) -> None:
-        _send(reply, {"version": "simulator"})
+    async def _version(self, request: HttpRequest, reply: ResponseWriter) -> None:
+        _send(reply, VERSION)
 
-    async def _server_info(self, request: Request, reply: Reply) -> None:
-        """SGLang's, of which others read where to meet a prefill rank."""
-        meeting = self._service.meeting
-        if meeting is None:
-            raise Refused("Not Found", status=404)
-        info = {"disaggregation_mode": meeting.role, "version": "simulator"}
-        _send(reply, info | {"disaggregation_bootstrap_port": meeting.port})
+    async def _server_info(self, request: HttpRequest, reply: ResponseWriter) -> None:
+        """Send SGLang's description of a rank, with the port of its bootstrap server."""
+        sglang = self._engine.sglang
+        if sglang is None:
+            raise RequestRejected("Not Found", status=404)
+        info = {"disaggregation_mode": sglang.role, **VERSION}
+        _send(reply, info | {"disaggregation_bootstrap_port": sglang.port})
 
-    async def _health(self, request: Request, reply: Reply) -> None:
+    async def _health(self, request: HttpRequest, reply: ResponseWriter) -> None:
         reply.send(200, b"")
 
 
-def refusal(
-    status: int, message: str, got: Mapping[str, str]
+def malformed_request(
+    status: int, message: str, headers: Mapping[str, str]
 ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-    """The answer to what the HTTP server could not read."""
+    """Return body and headers of the response to a request that is not valid HTTP."""
     return msgspec.json.encode(error_body(message, status)), [JSON]
 
 
-def _read(request: Request, type_: type[T]) -> T:
-    """Parse the body as real engines do: with Python's `json`, which accepts NaN and a byte order
-    mark, and without half surrogate pairs. Raises Refused."""
+def _request_id(request: HttpRequest) -> str:
+    return request.headers.get("x-request-id") or os.urandom(16).hex()
+
+
+def _read(request: HttpRequest, type_: type[T]) -> T:
+    """Parse the body as real engines do, with Python's `json`. Raises RequestRejected.
+
+    NaN and a byte order mark are accepted, unpaired surrogates are not.
+    """
     try:
         value = read_value(request.body)
-        msgspec.json.encode(value)  # refuses half surrogate pairs
+        msgspec.json.encode(value)  # fails for unpaired surrogates
         return msgspec.convert(value, type_)
     except (JsonError, UnicodeEncodeError, msgspec.ValidationError) as e:
-        raise Refused(str(e)) from e
+        raise RequestRejected(str(e)) from e
 
 
-def _send(reply: Reply, body: Any, status: int = 200) -> None:
+def _send(reply: ResponseWriter, body: Any, status: int = 200) -> None:
     reply.send(status, msgspec.json.encode(body), [JSON])

@@ -1,8 +1,8 @@
-"""What the simulated model says: words chosen by the bytes of the KV cache, nothing else.
+"""Deterministic output of the simulated model.
 
-Greedy and deterministic: the i-th token depends on the seed and on i. Each word is one token,
-so that an answer which comes back as the next prompt has the tokens that it had before. Where
-a request asks for JSON the answer is a script instead.
+The bytes of the KV cache select the words. The token at position i depends only on a seed and
+on i. Each word is one token, so an output that is sent back in the next prompt keeps its tokens.
+A request for structured output gets fixed tokens instead.
 """
 
 import math
@@ -26,51 +26,52 @@ _LEXICON = (
     "way web wet who why wig win wit yak yam yes yet you zip"
 )
 WORDS = _LEXICON.split()
-_INSIDE = [encode(f" {word}")[0] for word in WORDS]
-_FIRST = [encode(word)[0] for word in WORDS]
-_BATCH = 16  # tokens drawn from one digest, two bytes for the word and two for the end
-_DRAW = Struct(f">{2 * _BATCH}H")
+_WITH_SPACE = [encode(f" {word}")[0] for word in WORDS]
+_WITHOUT_SPACE = [encode(word)[0] for word in WORDS]
+_BATCH = 16  # tokens per digest: two bytes select the word, two decide whether the output ends
+_DRAWS = Struct(f">{2 * _BATCH}H")
 
 
-class Voice(Protocol):
-    """An answer, token by token: `token(i)` for i = 0, 1, … and whether it would end there."""
+class TokenGenerator(Protocol):
+    """Produces an output token by token: `token(i)` for i = 0, 1, …"""
 
     def token(self, i: int) -> int: ...
-    def ends(self, i: int) -> bool: ...
+
+    def ends(self, i: int) -> bool:
+        """Return True if the output may end after token i."""
 
 
-class Speaker:
-    """The answer to one prompt, in words.
+class WordGenerator:
+    """Random words as the output of one prompt.
 
-    `seed` comes from the KV cache, `last` is the prompt's last token (after a special token no
-    space is said), `mean_tokens` the mean length of an answer that may end by itself.
+    `seed` comes from the KV cache, `last` is the prompt's last token (after a special token the
+    first word has no leading space), `mean_tokens` is the mean output length.
     """
 
     def __init__(self, seed: bytes, last: int, mean_tokens: int) -> None:
         self._seed, self._mean = seed, mean_tokens
-        self._first = _FIRST if is_special(last) else _INSIDE
-        self._drawn: tuple[int, ...] = ()
-        self._drawn_at = -1
+        self._first_words = _WITHOUT_SPACE if is_special(last) else _WITH_SPACE
+        self._draws: tuple[int, ...] = ()
+        self._drawn_batch = -1
 
     def token(self, i: int) -> int:
-        words = _INSIDE if i else self._first
+        words = _WITH_SPACE if i else self._first_words
         return words[self._draw(i, 0) % len(words)]
 
     def ends(self, i: int) -> bool:
-        """Whether the answer is complete with its token i."""
         return self._draw(i, 1) % self._mean == 0
 
     def _draw(self, i: int, offset: int) -> int:
         batch, at = divmod(i, _BATCH)
-        if batch != self._drawn_at:
+        if batch != self._drawn_batch:
             salt = batch.to_bytes(16, "big")
             digest = blake2b(self._seed, salt=salt, digest_size=4 * _BATCH).digest()
-            self._drawn, self._drawn_at = _DRAW.unpack(digest), batch
-        return self._drawn[2 * at + offset]
+            self._draws, self._drawn_batch = _DRAWS.unpack(digest), batch
+        return self._draws[2 * at + offset]
 
 
-class Script:
-    """An answer that is known beforehand."""
+class FixedGenerator:
+    """An output that is known in advance."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens = tokens
@@ -82,15 +83,14 @@ class Script:
         return i == len(self._tokens) - 1
 
 
-def likely(token: int, i: int, count: int) -> list[tuple[int, float]]:
-    """Made-up log-probabilities at place i of a text: of `token`, then of less likely ones.
+def token_logprobs(token: int, position: int, count: int) -> list[tuple[int, float]]:
+    """Return made-up log-probabilities: of `token`, then of `count` - 1 less likely tokens.
 
-    `count` in all, at least one. Their probabilities fall and sum up to less than 1.
+    The probabilities decrease and their sum is less than 1.
     """
-    draw = (token * 2654435761 + i * 40503) % 65536
+    draw = (token * 2654435761 + position * 40503) % 65536
     first = 0.5 + draw / 131073
-    others = [
-        word for word in (_INSIDE[(draw + j) % len(WORDS)] for j in range(count)) if word != token
-    ]
+    words = (_WITH_SPACE[(draw + j) % len(WORDS)] for j in range(count))
+    others = [word for word in words if word != token]
     rest = [(word, math.log((1 - first) / 2 ** (j + 1))) for j, word in enumerate(others)]
     return [(token, math.log(first)), *rest[: count - 1]]

@@ -1,9 +1,9 @@
-"""A reversible tokenizer without data files: a token is a piece of at most four UTF-8 bytes.
+"""A reversible tokenizer without data files. A token is a piece of at most four UTF-8 bytes.
 
-A piece begins at a space or in the middle of a long word, so that two prompts with the same
-beginning share their first tokens, as with a trained vocabulary. Ids fit into 32 bits: four
-bytes are the id; shorter pieces and the special tokens have a first byte that UTF-8 never uses.
-English takes about 3 bytes a token.
+A piece begins at a space or inside a long word. Two prompts with the same beginning therefore
+share their first tokens, as with a trained vocabulary. Ids have 32 bits. Four bytes are their own
+id; shorter pieces and special tokens have a first byte that UTF-8 never uses. English text has
+about 3 bytes per token.
 """
 
 import re
@@ -15,11 +15,11 @@ _PIECE = re.compile(rb" [^ \n]{1,3}|[^ \n]{1,4}|[ \n]")
 _PAD = {1: b"\xf9\0\0", 2: b"\xfa\0", 3: b"\xfb", 4: b""}
 _LENGTH = {0xF9: 1, 0xFA: 2, 0xFB: 3}
 _SPECIAL = 0xFC
-_REMEMBERED = 1 << 16  # words
-_LONGEST_WORD = 64  # characters, of one to remember
+_CACHED_WORDS = 1 << 16
+_CACHED_WORD_CHARACTERS = 64
 
 VOCABULARY = 1 << 32
-MOST_CHARACTERS = 4  # in a token
+MAX_TOKEN_CHARACTERS = 4
 _ROLES = ("system", "user", "assistant", "tool", "developer")
 
 
@@ -27,7 +27,7 @@ def special(number: int) -> int:
     return (_SPECIAL << 24) + number
 
 
-END = special(0)  # of a turn
+END = special(0)  # end of a message
 ROLE = {role: special(1 + i) for i, role in enumerate(_ROLES)}
 _NAMES = {END: b"<|end|>"} | {token: f"<|{role}|>".encode() for role, token in ROLE.items()}
 
@@ -41,36 +41,36 @@ def _pieces(text: str) -> list[int]:
     return [int.from_bytes(_PAD[len(piece)] + piece, "big") for piece in pieces]
 
 
-class _Words(dict[str, list[int]]):
-    """Token ids of a space and a word, remembered: texts repeat their words."""
+class _WordCache(dict[str, list[int]]):
+    """Token ids of a space and a word. Texts repeat their words."""
 
     def __missing__(self, word: str) -> list[int]:
         tokens = _pieces(f" {word}")
-        if len(word) <= _LONGEST_WORD:
-            if len(self) >= _REMEMBERED:
+        if len(word) <= _CACHED_WORD_CHARACTERS:
+            if len(self) >= _CACHED_WORDS:
                 self.clear()
             self[word] = tokens
         return tokens
 
 
-_words = _Words()
+_words = _WordCache()
 
 
 def encode(text: str) -> list[int]:
-    """Token ids of a text. `decode(encode(text)) == text` for every valid text."""
-    first, *words = text.split(" ")  # no piece goes across a space
+    """Return the token ids of a text. `decode(encode(text)) == text` for every valid text."""
+    first, *words = text.split(" ")  # no piece crosses a space
     return [*_pieces(first), *chain.from_iterable(map(_words.__getitem__, words))]
 
 
 def decode(tokens: Sequence[int]) -> str:
-    """The text of token ids; what is no UTF-8 becomes U+FFFD."""
-    if len(tokens) == 1:  # in a stream
-        return _alone(tokens[0])
+    """Return the text of token ids. Invalid UTF-8 becomes U+FFFD."""
+    if len(tokens) == 1:  # streams decode single tokens
+        return _decode_one(tokens[0])
     return b"".join(map(_piece, tokens)).decode("utf-8", "replace")
 
 
-@lru_cache(_REMEMBERED)
-def _alone(token: int) -> str:
+@lru_cache(_CACHED_WORDS)
+def _decode_one(token: int) -> str:
     return _piece(token).decode("utf-8", "replace")
 
 
@@ -82,9 +82,10 @@ def _piece(token: int) -> bytes:
 
 
 def render(messages: Sequence[tuple[str, str]], *, generate: bool = True) -> list[int]:
-    """Token ids of a chat, of (role, content) pairs, up to where the assistant begins.
+    """Return the token ids of a chat of (role, content) pairs.
 
-    A conversation that goes on keeps all its former tokens, so it keeps its prefix hits.
+    With `generate`, the ids end where the assistant's message begins. A continued conversation
+    keeps all its former tokens, and so its prefix hits.
     """
     tokens = list[int]()
     for role, content in messages:

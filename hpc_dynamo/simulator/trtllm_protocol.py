@@ -1,7 +1,7 @@
-"""TensorRT-LLM's words for a hand-over (`--dialect trtllm`), put on and taken off at the edge.
+"""TensorRT-LLM's protocol for prefill and decode (`--pd-protocol trtllm`).
 
-Inside, a hand-over is vLLM's `kv_transfer_params` in every dialect: they are the opaque state here.
-As there, a decode worker that is refused or never asked tells the prefill worker nothing.
+Internally a hand-off is always vLLM's `kv_transfer_params`; here they travel as the opaque state.
+As in TensorRT-LLM, a decode worker that rejects a request does not notify the prefill worker.
 Source: TensorRT-LLM 1.3, tensorrt_llm/serve/openai_protocol.py and executor/base_worker.py.
 """
 
@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import msgspec
 
-from hpc_dynamo.simulator.api_error import Refused
-from hpc_dynamo.simulator.sequence import Job
-from hpc_dynamo.simulator.transfer import TransferParams
+from hpc_dynamo.simulator.api_error import RequestRejected
+from hpc_dynamo.simulator.kv_transfer_params import KvTransferParams
+from hpc_dynamo.simulator.sequence import SequenceGroup
 
 
 class DisaggregatedParams(msgspec.Struct, forbid_unknown_fields=True):
-    """Both ways."""
+    """Field `disaggregated_params` of requests and of choices in responses."""
 
     request_type: Literal["context_only", "generation_only", "context_and_generation"]
     first_gen_tokens: list[int] | None = None
@@ -29,39 +29,43 @@ class DisaggregatedParams(msgspec.Struct, forbid_unknown_fields=True):
     ctx_info_endpoint: str | None = None
     schedule_style: int | None = None
 
-    def transfer(self, tokens: list[int] | None) -> TransferParams | None:
-        """In vLLM's words, with the prompt's `tokens` where they came along. Raises Refused."""
+    def kv_transfer_params(self, prompt: list[int] | None) -> KvTransferParams | None:
+        """Convert to vLLM's form, with the token ids of the prompt. Raises RequestRejected."""
         if self.request_type == "context_only":
-            return TransferParams(do_remote_decode=True)
+            return KvTransferParams(do_remote_decode=True)
         if self.request_type != "generation_only":
             return None
         names = ("first_gen_tokens", "ctx_request_id", "encoded_opaque_state")
         missing = [name for name in names if getattr(self, name) is None]
         if missing:
-            raise Refused(f"disaggregated_params lacks {', '.join(missing)}")
-        return msgspec.structs.replace(self._state(), prompt_token_ids=tokens)
+            raise RequestRejected(f"disaggregated_params lacks {', '.join(missing)}")
+        return msgspec.structs.replace(self._opaque_state(), prompt_token_ids=prompt)
 
-    def _state(self) -> TransferParams:
+    def _opaque_state(self) -> KvTransferParams:
         try:
             state = base64.b64decode(self.encoded_opaque_state or "", validate=True)
-            return msgspec.json.decode(state, type=TransferParams)
+            return msgspec.json.decode(state, type=KvTransferParams)
         except (binascii.Error, msgspec.DecodeError, UnicodeDecodeError) as e:
-            raise Refused(f"encoded_opaque_state cannot be read: {e}") from e
+            raise RequestRejected(f"encoded_opaque_state cannot be read: {e}") from e
 
 
-def told(record: dict[str, Any], job: Job, asked: DisaggregatedParams | None) -> dict[str, Any]:
-    """An answer `record` of a whole answer, with the hand-over where TensorRT-LLM has it."""
-    state = record.pop("kv_transfer_params")
-    record["prompt_token_ids"] = job.prompt if job.produce else None
-    choice = record["choices"][0]
+def as_trtllm(
+    response: dict[str, Any], group: SequenceGroup, params: DisaggregatedParams | None
+) -> dict[str, Any]:
+    """Move the hand-off of a complete response to where TensorRT-LLM has it.
+
+    Mutates and returns `response`. `params` are those of the request.
+    """
+    state = response.pop("kv_transfer_params")
+    response["prompt_token_ids"] = group.prompt if group.keep_blocks else None
+    choice = response["choices"][0]
     choice["disaggregated_params"] = None
-    if state and asked:
-        params = DisaggregatedParams(
+    if state and params:
+        choice["disaggregated_params"] = DisaggregatedParams(
             request_type="context_only",
-            first_gen_tokens=job.choices[0].output,
-            ctx_request_id=int(job.id.rpartition("-")[2]),
+            first_gen_tokens=group.choices[0].output_tokens,
+            ctx_request_id=int(group.id.rpartition("-")[2]),
             encoded_opaque_state=base64.b64encode(msgspec.json.encode(state)).decode(),
-            disagg_request_id=asked.disagg_request_id,
+            disagg_request_id=params.disagg_request_id,
         )
-        choice["disaggregated_params"] = params
-    return record
+    return response

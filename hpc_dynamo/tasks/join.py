@@ -20,9 +20,9 @@ from hpc_dynamo.bootstrap.address import job_address
 from hpc_dynamo.doctor.preflight import preflight, refuse
 from hpc_dynamo.errors import BootstrapError
 from hpc_dynamo.launch import JobState
-from hpc_dynamo.launch.node import whoami
+from hpc_dynamo.launch.node import node_index_and_hosts
 from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome, Preempted, Roster
-from hpc_dynamo.run import Grown, write_json
+from hpc_dynamo.run import ExtraJobFolder, write_json
 from hpc_dynamo.tasks.node import (
     CODEC,
     log_to_file,
@@ -40,9 +40,9 @@ log = logging.getLogger(__name__)
 
 def main(path: str) -> int:
     """Run this node's part of the further job in `path`; the exit code of the whole."""
-    job = Grown(Path(path))
+    job = ExtraJobFolder(Path(path))
     plan = job.plan()
-    index, hosts = whoami(plan.nodes)
+    index, hosts = node_index_and_hosts(plan.nodes)
     node = plan.first_node + index
     log_to_file(job.agent_log(node))
     outcome = run_to_outcome(_join(job, node, hosts[index]), job.agent_log(node))
@@ -51,7 +51,7 @@ def main(path: str) -> int:
     return outcome.exit_code
 
 
-async def _join(job: Grown, node: int, host: str) -> Outcome:
+async def _join(job: ExtraJobFolder, node: int, host: str) -> Outcome:
     on_stop_signal(asyncio.current_task().cancel)  # type: ignore[union-attr]  # we are in one
     on_preemption_signal(lambda: log.info("the walltime ends soon"))
     roster = await _roster(job, node)
@@ -74,14 +74,14 @@ async def _join(job: Grown, node: int, host: str) -> Outcome:
     return Outcome(exit_code=0)
 
 
-async def _roster(job: Grown, node: int) -> Roster | None:
+async def _roster(job: ExtraJobFolder, node: int) -> Roster | None:
     """Where the head is, when it is there; None where its job has ended before that. One of the
     agents asks Slurm, the others see what it leaves."""
     began = time.monotonic()
     while (roster := job.roster()) is None and not (job.attempt.outcome() or job.outcome()):
         await asyncio.sleep(POLL_S)
         if node == job.plan().first_node and time.monotonic() - began > QUEUE_S:
-            began, head = time.monotonic(), launch.find(job.attempt)
+            began, head = time.monotonic(), launch.find_job(job.attempt)
             if head and (await asyncio.to_thread(head.state))[0] is JobState.ended:
                 return None
     return roster
@@ -92,7 +92,7 @@ def _warn(node: int, client: ControlClient[ControlMessage], group: asyncio.TaskG
     group.create_task(client.send(Preempted(node=node)))
 
 
-def _record(job: Grown, node: int, host: str, roster: Roster) -> NodeRecord:
+def _record(job: ExtraJobFolder, node: int, host: str, roster: Roster) -> NodeRecord:
     """Our address is the one that packets to the head leave from."""
     interface, head = job.config().cluster.interface, roster.nodes[0]
     try:

@@ -24,7 +24,7 @@ from hpc_dynamo.doctor.preflight import preflight, refuse
 from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error_in
 from hpc_dynamo.head import Head, Standalone
 from hpc_dynamo.launch import detached_submit
-from hpc_dynamo.launch.node import requeued, whoami
+from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts
 from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome
 from hpc_dynamo.run import Attempt, write_json
 from hpc_dynamo.wire import ControlClient, ControlServer, MessageCodec
@@ -39,10 +39,10 @@ log = logging.getLogger(__name__)
 def main(path: str) -> int:
     """Run this node's part of the attempt in `path`; the exit code of the whole."""
     attempt = Attempt(Path(path))
-    index, hosts = whoami(attempt.plan().own.nodes)
+    index, hosts = node_index_and_hosts(attempt.plan().head_plan.nodes)
     log_to_file(attempt.agent_log(index))
-    if index == 0 and requeued():
-        attempt.renew()
+    if index == 0 and is_requeued():
+        attempt.reset_for_requeue()
     if index == 0:
         reserve_outcome_space(attempt)
     outcome = run_to_outcome(_node(attempt, index, hosts), attempt.agent_log(index))
@@ -93,11 +93,11 @@ def _go_on(attempt: Attempt, outcome: Outcome) -> Outcome | None:
     if job.launcher == "allocation":  # its owner's, who has other plans with it
         return outcome
     try:
-        number = detached_submit.submit(attempt).number
+        number = detached_submit.submit_next_attempt(attempt).number
     except LaunchError as e:
         return replace(outcome, message=f"{outcome.message}; {e}")
     message = f"the walltime ended; attempt {number} goes on"
-    return replace(outcome, message=message, successor=number)
+    return replace(outcome, message=message, next_attempt=number)
 
 
 async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
@@ -107,7 +107,7 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
     on_preemption_signal(warned.set)
     config, secrets = attempt.config(), attempt.run.secrets()
     address = job_address(config.cluster.interface, hosts)
-    if config.planner.grow.nodes or attempt.plan().apart:
+    if config.planner.scale_out.max_nodes or attempt.plan().separate_jobs:
         address = address_for_extra_jobs(address)
     if config.route.engines:
         return await _alone(attempt, _record(attempt, index, hosts, address))

@@ -15,7 +15,7 @@ import zmq
 import zmq.asyncio
 
 from hpc_dynamo.errors import WireError
-from hpc_dynamo.kv.events import END
+from hpc_dynamo.kv.events import REPLAY_END
 
 NUMBER_BYTES = 8
 CONNECT_EVERY_MS = 20  # what is published between bind and connect is lost
@@ -66,7 +66,7 @@ class KvEventPublisher:
                 frames = [peer, b"", self._topic, _packed(number), payload]
                 await self._replays.send_multipart(frames)
                 await asyncio.sleep(0)  # the engine goes on; sending alone gives nobody a turn
-            await self._replays.send_multipart([peer, b"", b"", _packed(END), b""])
+            await self._replays.send_multipart([peer, b"", b"", _packed(REPLAY_END), b""])
 
     def close(self) -> None:
         self._context.destroy(linger=0)
@@ -108,7 +108,7 @@ class KvEventSubscriber:
                         number, payload = _unpacked(await socket.recv_multipart())
                 except TimeoutError:
                     return
-                if number == END:
+                if number == REPLAY_END:
                     return
                 yield number, payload
 

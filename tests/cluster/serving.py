@@ -12,9 +12,13 @@ from tests.support.runs import hpc_dynamo, latest, until
 
 SERVE = ("serve", "name=s", "cluster.launcher=slurm", "--detach")
 PLANNER = (
-    *("planner.by=load", "planner.interval_s=1", "planner.patience=1"),
-    *("planner.queue_high_s=0.2", "planner.kv_high=0.3", "planner.kv_low=0.05"),
-    "router.local_prefill=false",
+    *("planner.mode=load", "planner.interval_s=1", "planner.stabilization_intervals=1"),
+    *(
+        "planner.prefill_wait_threshold_s=0.2",
+        "planner.kv_usage_high=0.3",
+        "planner.kv_usage_low=0.05",
+    ),
+    "router.conditional_disaggregation=false",
 )
 START_S = 300.0
 

@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 
-from hpc_dynamo.engines import DIALECTS
+from hpc_dynamo.engines import PD_PROTOCOLS
 from hpc_dynamo.messages import Status, WorkerReport
 from hpc_dynamo.run import Attempt
 from tests.cluster.serving import serving
@@ -16,10 +16,14 @@ from tests.support.runs import SIMULATOR, answers, hpc_dynamo, latest, until, wr
 
 pytestmark = [
     *(pytest.mark.cluster, pytest.mark.timeout(300)),
-    pytest.mark.parametrize("dialect", DIALECTS),
+    pytest.mark.parametrize("dialect", PD_PROTOCOLS),
 ]
 
-SIMULATED = ("engine=simulator", "engine.args.timing=instant", "router.local_prefill=false")
+SIMULATED = (
+    "engine=simulator",
+    "engine.args.timing=instant",
+    "router.conditional_disaggregation=false",
+)
 TWO_DECODE = ("topology.nodes=3", "topology.prefill.workers=1", "topology.decode.workers=2")
 CHAT: Any = [{"role": "user", "content": "hello"}]
 LONG: dict[str, Any] = {"max_tokens": 4000, "extra_body": {"ignore_eos": True}}
@@ -49,7 +53,12 @@ def test_a_batch_says_what_one_worker_alone_says(
 async def test_an_endpoint_outlives_a_decode_node(
     cluster: SlurmCluster, shared_dir: Path, dialect: str
 ) -> None:
-    words = (*SIMULATED, *TWO_DECODE, "cluster.silence_s=5", f"engine.args.dialect={dialect}")
+    words = (
+        *SIMULATED,
+        *TWO_DECODE,
+        "cluster.heartbeat_timeout_s=5",
+        f"engine.args.dialect={dialect}",
+    )
     async with serving(cluster, shared_dir, *words, workers=3) as job:
         key = job.attempt.run.api_key()
         client = openai.AsyncOpenAI(base_url=job.url, api_key=key, max_retries=0, timeout=60)

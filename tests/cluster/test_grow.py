@@ -17,12 +17,19 @@ from tests.support.runs import hpc_dynamo, until
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(580)]
 
 WORDS = (
-    *("cluster.silence_s=4", "topology.nodes=1"),
+    *("cluster.heartbeat_timeout_s=4", "topology.nodes=1"),
     *("topology.prefill.workers=1", "topology.decode.workers=1"),
     *("engine=simulator", "engine.args.timing=h100-8b", "engine.args.time-scale=8"),
-    *("engine.args.num-blocks=512", "planner.grow.nodes=1", "planner.grow.idle_s=15"),
+    *(
+        "engine.args.num-blocks=512",
+        "planner.scale_out.max_nodes=1",
+        "planner.scale_out.scale_in_delay_s=15",
+    ),
     *PLANNER,
-    *("planner.patience=2", "planner.queue_high_s=5"),  # prefill does without
+    *(
+        "planner.stabilization_intervals=2",
+        "planner.prefill_wait_threshold_s=5",
+    ),  # prefill does without
     "cluster.slurm.exclusive=true",  # else both jobs share a node
 )
 SOON_S = 120.0
@@ -38,7 +45,7 @@ async def on_one_node(
 
 
 def job(attempt: Attempt, number: int) -> ExtraJobStatus | None:
-    found = [g.state() for g in attempt.grown() if g.number == number]
+    found = [g.state() for g in attempt.extra_jobs() if g.number == number]
     return found[0] if found else None
 
 
@@ -107,7 +114,10 @@ async def test_a_node_comes_and_goes(cluster: SlurmCluster, shared_dir: Path) ->
 
 
 async def test_a_further_job_ends_with_its_head(cluster: SlurmCluster, shared_dir: Path) -> None:
-    async with on_one_node(cluster, shared_dir, "planner.grow.idle_s=300") as (attempt, load):
+    async with on_one_node(cluster, shared_dir, "planner.scale_out.scale_in_delay_s=300") as (
+        attempt,
+        load,
+    ):
         await load.run_until(lambda: serves(attempt, 1), 24, SOON_S)
         head = next(attempt.nodes())
         kill(cluster, head)

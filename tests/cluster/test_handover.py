@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(560)]
 
 WORDS = (
     *("engine=simulator", "engine.args.timing=h100-8b", "topology=aggregated", "topology.nodes=1"),
-    *("cluster.launcher=slurm", "planner.handover=true", "name=s", "--detach"),
+    *("cluster.launcher=slurm", "planner.job_handover=true", "name=s", "--detach"),
 )
 TWO_MINUTES = ("cluster.slurm.time=2", "cluster.slurm.signal_before_end_s=15")
 LOOK_S = 15.0  # clients look for the run's URL so often

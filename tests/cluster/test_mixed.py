@@ -73,7 +73,7 @@ def ended(cluster: SlurmCluster, attempt: Attempt) -> Outcome:
 
 def test_one_heterogeneous_job(cluster: SlurmCluster, shared_dir: Path) -> None:
     ids = write_prompts(shared_dir / "prompts.jsonl", 40)
-    done = batch(cluster, shared_dir, "cluster.slurm.mixed=auto")
+    done = batch(cluster, shared_dir, "cluster.slurm.heterogeneous=auto")
     run = shared_dir / "runs/prompts"
     assert list(answers(run / "output.jsonl")) == ids
     attempt, (east, *west) = latest(run), cluster.nodes
@@ -90,7 +90,7 @@ def test_one_heterogeneous_job(cluster: SlurmCluster, shared_dir: Path) -> None:
 def test_a_component_that_is_cancelled_ends_the_job(
     cluster: SlurmCluster, shared_dir: Path
 ) -> None:
-    attempt, _ = begun(cluster, shared_dir, "cluster.slurm.mixed=hetjob")
+    attempt, _ = begun(cluster, shared_dir, "cluster.slurm.heterogeneous=hetjob")
     job = attempt.job()
     assert job
     cluster.slurm("scancel", f"{job.job_id}+1")
@@ -102,7 +102,7 @@ def test_a_component_that_is_cancelled_ends_the_job(
 
 def test_two_jobs_that_meet_and_end_together(cluster: SlurmCluster, shared_dir: Path) -> None:
     """The second is cancelled in the middle; the same command goes on with both."""
-    jobs = "cluster.slurm.mixed=jobs"
+    jobs = "cluster.slurm.heterogeneous=jobs"
     attempt, ids = begun(cluster, shared_dir, jobs)
     job = attempt.job()
     assert job
@@ -118,7 +118,7 @@ def test_two_jobs_that_meet_and_end_together(cluster: SlurmCluster, shared_dir: 
     each_once(shared_dir / "runs/prompts", ids)
     attempt = latest(shared_dir / "runs/prompts")
     each_where_it_belongs(cluster, attempt)
-    (companion,) = (grown.state() for grown in attempt.grown())
+    (companion,) = (grown.state() for grown in attempt.extra_jobs())
     assert companion
     assert companion.state is ExtraJobState.ended
     until("an empty queue", lambda: not queue(cluster), 60)

@@ -19,7 +19,12 @@ from tests.support.runs import hpc_dynamo, latest, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
-WORDS = ("engine=simulator", "name=s", "engine.args.timing=instant", "cluster.silence_s=5")
+WORDS = (
+    "engine=simulator",
+    "name=s",
+    "engine.args.timing=instant",
+    "cluster.heartbeat_timeout_s=5",
+)
 THREE_NODES = (
     "topology.nodes=3",
     "topology.prefill.workers=1",

@@ -7,8 +7,9 @@ from typing import Any
 
 import openai
 
+from hpc_dynamo import jsonl
 from hpc_dynamo.config import Role
-from hpc_dynamo.planner.records import RoleChange, read
+from hpc_dynamo.planner.records import PlannerRecord, RoleChange
 from hpc_dynamo.run import Attempt
 from tests.support.runs import until
 
@@ -59,5 +60,6 @@ class Load:
 
 def flips(attempt: Attempt, new: Role) -> list[RoleChange]:
     """Those into a role that are done."""
-    found = [r.role_change for r in read(attempt.planner_file) if r.role_change]
+    records = jsonl.read(attempt.planner_file, PlannerRecord)
+    found = [r.role_change for r in records if r.role_change]
     return [flip for flip in found if flip.new is new and not flip.reason]

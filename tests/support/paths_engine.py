@@ -34,6 +34,10 @@ class Engine:
         add("GET", "/called", self.list_called)
         add("GET", "/version", self.version)
         add("POST", "/v1/completions", self.complete)
+        add("POST", "/v1/chat/completions", self.chat)
+        add("POST", "/v1/score", self.echo)
+        add("POST", "/v2/rerank", self.echo)
+        add("POST", "/rerank", self.echo)
         add("POST", "/v1/rerank", self.echo)
         add("POST", "/classify", self.echo)
         add("POST", "/pooling", self.flat_error)
@@ -75,6 +79,36 @@ class Engine:
             await stream.write(b'data: {"choices":[{"text":"word"}]}\n\ndata: [DONE]\n\n')
             return stream
         return web.json_response({"choices": [{"text": "word"}], "usage": {"completion_tokens": 1}})
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        """Call the tool `report` with what the request says of tools.
+
+        As a prefill worker, hand off to a decode worker, which expects the hand-off.
+        """
+        body = await request.json()
+        params = body.get("kv_transfer_params") or {}
+        record: dict[str, Any] = {"id": "chatcmpl-1", "created": 1, "model": MODEL}
+        if params.get("do_remote_decode"):
+            choice = {"index": 0, "message": {"content": "x"}, "finish_reason": "length"}
+            remote = {"do_remote_prefill": True, "remote_engine_id": self.name}
+            return web.json_response(record | {"choices": [choice], "kv_transfer_params": remote})
+        given = {name: body.get(name) for name in ("tools", "tool_choice")}
+        given["last"] = body["messages"][-1]["role"]
+        report = given | {"prefilled_by": params.get("remote_engine_id")}
+        call = {"name": "report", "arguments": json.dumps(report)}
+        delta = {
+            "role": "assistant",
+            "tool_calls": [{"index": 0, "id": "call-1", "type": "function", "function": call}],
+        }
+        end = {"index": 0, "finish_reason": "tool_calls"}
+        if not body.get("stream"):
+            record |= {"object": "chat.completion", "choices": [{**end, "message": delta}]}
+            return web.json_response(record)
+        record |= {"object": "chat.completion.chunk", "choices": [{**end, "delta": delta}]}
+        stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await stream.prepare(request)
+        await stream.write(b"data: %s\n\ndata: [DONE]\n\n" % json.dumps(record).encode())
+        return stream
 
     async def echo(self, request: web.Request) -> web.Response:
         body = json.loads(await request.read())

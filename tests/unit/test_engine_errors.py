@@ -5,7 +5,12 @@ from typing import Any
 
 import pytest
 
-from hpc_dynamo.engine_errors import LONGEST, EngineText, engine_text, with_engine_text
+from hpc_dynamo.engine_errors import (
+    MAX_MESSAGE_CHARS,
+    EngineErrorText,
+    append_engine_error,
+    parse_engine_error,
+)
 
 NESTED = {"message": "too long", "type": "BadRequestError", "param": "prompt", "code": 400}
 MISSING = {"type": "missing", "loc": ["body", "messages", 0, "role"], "msg": "Field required"}
@@ -14,49 +19,52 @@ MISSING = {"type": "missing", "loc": ["body", "messages", 0, "role"], "msg": "Fi
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ({"error": NESTED}, EngineText("too long", "BadRequestError", "prompt", 400)),
+        ({"error": NESTED}, EngineErrorText("too long", "BadRequestError", "prompt", 400)),
         # SGLang and TensorRT-LLM
         (
             {"object": "error", **NESTED},
-            EngineText("too long", "BadRequestError", "prompt", 400),
+            EngineErrorText("too long", "BadRequestError", "prompt", 400),
         ),
-        ({"object": "error", "message": "bad", "code": 400}, EngineText("bad", code=400)),
+        ({"object": "error", "message": "bad", "code": 400}, EngineErrorText("bad", code=400)),
         # SGLang, in a stream
         (
             {"error": {"object": "error", **NESTED}},
-            EngineText("too long", "BadRequestError", "prompt", 400),
+            EngineErrorText("too long", "BadRequestError", "prompt", 400),
         ),
         # Anthropic
         (
             {"type": "error", "error": {"type": "invalid_request_error", "message": "no"}},
-            EngineText("no", "invalid_request_error"),
+            EngineErrorText("no", "invalid_request_error"),
         ),
         # FastAPI
-        ({"detail": "Not Found"}, EngineText("Not Found")),
+        ({"detail": "Not Found"}, EngineErrorText("Not Found")),
         (
             {"detail": [MISSING]},
-            EngineText("messages.0.role: Field required", param="messages.0.role"),
+            EngineErrorText("messages.0.role: Field required", param="messages.0.role"),
         ),
         (
             {"detail": [MISSING, {"loc": ["body"], "msg": "no"}]},
-            EngineText("messages.0.role: Field required; no", param="messages.0.role"),
+            EngineErrorText("messages.0.role: Field required; no", param="messages.0.role"),
         ),
-        ({"detail": {"message": "busy", "code": "x"}}, EngineText("busy", code="x")),
+        ({"detail": {"message": "busy", "code": "x"}}, EngineErrorText("busy", code="x")),
         # gateways
-        ({"error": "no healthy upstream"}, EngineText("no healthy upstream")),
-        ({"error": "Bad Request", "message": "n > 1"}, EngineText("n > 1")),
-        ({"message": "rate limited"}, EngineText("rate limited")),
-        ([{"error": {"message": "in a list", "code": 429}}], EngineText("in a list", code=429)),
-        ("a string", EngineText("a string")),
-        ({"error": {"message": None, "code": True}}, EngineText()),
-        ({"error": None}, EngineText()),
-        ({}, EngineText()),
-        (None, EngineText()),
-        (17, EngineText()),
+        ({"error": "no healthy upstream"}, EngineErrorText("no healthy upstream")),
+        ({"error": "Bad Request", "message": "n > 1"}, EngineErrorText("n > 1")),
+        ({"message": "rate limited"}, EngineErrorText("rate limited")),
+        (
+            [{"error": {"message": "in a list", "code": 429}}],
+            EngineErrorText("in a list", code=429),
+        ),
+        ("a string", EngineErrorText("a string")),
+        ({"error": {"message": None, "code": True}}, EngineErrorText()),
+        ({"error": None}, EngineErrorText()),
+        ({}, EngineErrorText()),
+        (None, EngineErrorText()),
+        (17, EngineErrorText()),
     ],
 )
-def test_json_forms(value: Any, expected: EngineText) -> None:
-    assert engine_text(json.dumps(value).encode()) == expected
+def test_json_forms(value: Any, expected: EngineErrorText) -> None:
+    assert parse_engine_error(json.dumps(value).encode()) == expected
 
 
 @pytest.mark.parametrize(
@@ -73,15 +81,16 @@ def test_json_forms(value: Any, expected: EngineText) -> None:
         ),
         (b"<!DOCTYPE html><title>Only a title</title>", "Only a title"),
         (b"a < b and c > d", "a < b and c > d"),
-        (b"[" * 100_000, "[" * LONGEST + "…"),
+        (b"[" * 100_000, "[" * MAX_MESSAGE_CHARS + "…"),
     ],
 )
 def test_other_forms(body: bytes, message: str) -> None:
-    assert engine_text(body).message == message
+    assert parse_engine_error(body).message == message
 
 
 def test_text_is_added_only_if_there_is_some() -> None:
     assert (
-        with_engine_text("worker 0 answered 400", b'{"detail":"no"}') == "worker 0 answered 400: no"
+        append_engine_error("worker 0 answered 400", b'{"detail":"no"}')
+        == "worker 0 answered 400: no"
     )
-    assert with_engine_text("worker 0 answered 502", b"") == "worker 0 answered 502"
+    assert append_engine_error("worker 0 answered 502", b"") == "worker 0 answered 502"

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hpc_dynamo.json_reader import (
     MAX_DEPTH,
     JsonError,
-    depth,
     is_null,
+    nesting_depth,
     read_fields,
     read_value,
     write_value,
@@ -90,7 +90,7 @@ def test_fields_need_an_object(content: bytes, kind: str) -> None:
 
 def test_brackets_in_strings_are_no_nesting() -> None:
     code = '{"a": "' + "[" * 5000 + r"\"[[{{" + '"}'
-    assert depth(code.encode()) == 1
+    assert nesting_depth(code.encode()) == 1
     assert read_value(code.encode()) == json.loads(code)
     assert read_value(code.encode("utf-16")) == json.loads(code)
 

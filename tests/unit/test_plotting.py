@@ -55,7 +55,7 @@ def test_a_simulation_s_picture_names_trace_engine_workers_and_policies(
 ) -> None:
     (tmp_path / "a.jsonl").write_text("".join(TRACE % (500 * i) for i in range(20)))
     words = ("simulate", "--trace", "a.jsonl", *SPLIT, "--picture", "a.svg")
-    printed(call(*words, "planner.by=load"))
+    printed(call(*words, "planner.mode=load"))
     text = (tmp_path / "a.svg").read_text()
     title = "a.jsonl on h100-8b, 2 prefill + 2 decode; router kv, planner load"
     assert title in text, "matplotlib leaves texts as comments"

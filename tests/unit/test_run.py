@@ -68,7 +68,7 @@ def test_agents_that_came_up_are_listed(attempt: Attempt) -> None:
 
 def test_an_input_is_remembered(run: Run) -> None:
     assert run.identity() is None
-    run.identify(Path("/data/my prompts.jsonl"), "f00")
+    run.write_identity(Path("/data/my prompts.jsonl"), "f00")
     identity = run.identity()
     assert identity is not None
     assert (identity.input, identity.fingerprint) == ("/data/my prompts.jsonl", "f00")

@@ -11,12 +11,12 @@ from hpc_dynamo.config import (
     Config,
     Device,
     Engine,
-    Kind,
     Pool,
     Role,
-    Served,
+    ServedModel,
     Task,
     Topology,
+    TopologyKind,
 )
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker, plan
@@ -27,12 +27,14 @@ def pool(workers: int, tensor: int = 1, pipeline: int = 1, data: int = 1) -> Poo
 
 
 def split(prefill: Pool, decode: Pool, gpus: int | None, nodes: int | None = None) -> Config:
-    topology = Topology(kind=Kind.disaggregated, nodes=nodes, prefill=prefill, decode=decode)
+    topology = Topology(
+        kind=TopologyKind.disaggregated, nodes=nodes, prefill=prefill, decode=decode
+    )
     return Config(topology=topology, cluster=Cluster(gpus_per_node=gpus))
 
 
 def whole(aggregated: Pool, gpus: int | None, nodes: int | None = None) -> Config:
-    topology = Topology(kind=Kind.aggregated, nodes=nodes, aggregated=aggregated)
+    topology = Topology(kind=TopologyKind.aggregated, nodes=nodes, aggregated=aggregated)
     return Config(topology=topology, cluster=Cluster(gpus_per_node=gpus))
 
 
@@ -272,7 +274,9 @@ def test_without_gpus_no_node_gets_two_more_than_another(workers: int, nodes: in
 
 def several(*models: Config) -> Config:
     """On the nodes of the first, named m0, m1 …"""
-    served = {f"m{i}": Served(topology=c.topology, engine=c.engine) for i, c in enumerate(models)}
+    served = {
+        f"m{i}": ServedModel(topology=c.topology, engine=c.engine) for i, c in enumerate(models)
+    }
     return replace(models[0], task=Task.serve, models=served)
 
 
@@ -280,8 +284,8 @@ def test_workers_of_several_models_share_the_nodes() -> None:
     layout = plan(several(split(pool(1), pool(1), 4), whole(pool(1, 4), 4), whole(pool(2), 4)))
     assert drawn(layout) == "P0 1:0 | D1 1:1 | A2 0:0123 | A3 1:2 | A4 1:3"
     assert [w.model for w in layout.workers] == ["m0", "m0", "m1", "m2", "m2"]
-    assert [w.rank for w in layout.of("m2").workers] == [3, 4]
-    assert layout.nodes == layout.of("m2").nodes == 2
+    assert [w.rank for w in layout.for_model("m2").workers] == [3, 4]
+    assert layout.nodes == layout.for_model("m2").nodes == 2
 
 
 def test_workers_of_several_models_without_gpus_are_dealt_in_turn() -> None:
@@ -297,7 +301,7 @@ def sizes(layout: Plan) -> list[tuple[Role, int]]:
 def test_a_model_has_the_workers_that_it_would_have_alone(one: Config, workers: int) -> None:
     other = whole(pool(workers), one.cluster.gpus_per_node)
     layout = plan(several(one, other))
-    assert sizes(layout.of("m0")) == sizes(plan(one))
-    assert sizes(layout.of("m1")) == sizes(plan(other))
+    assert sizes(layout.for_model("m0")) == sizes(plan(one))
+    assert sizes(layout.for_model("m1")) == sizes(plan(other))
     used = [(s.node, g) for w in layout.workers for s in w.shards for g in s.gpus]
     assert len(used) == len(set(used)), "a GPU is used twice"

@@ -14,12 +14,12 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from hpc_dynamo.config import Batch, Config, Engine, Model, Route, Router, before
+from hpc_dynamo.config import Batch, Config, Engine, Model, Route, Router, with_route_topology
 from hpc_dynamo.engines.paths import is_inference
 from hpc_dynamo.head.membership.external import ExternalWorkers
 from hpc_dynamo.head.workloads.batch import BatchWorkload
 from hpc_dynamo.head.workloads.workload import HeadContext, model_routes
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.run import Run, Secrets, new_token
 from hpc_dynamo.topology import plan
 from hpc_dynamo.wire import new_keys
@@ -57,7 +57,7 @@ def asking(url: str, key: str) -> Ask:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     words = (
         "topology=disaggregated",
-        "router.local_prefill=false",
+        "router.conditional_disaggregation=false",
         f"engine.args.max-model-len={CONTEXT}",
         "engine.decode.args.enable-prefix-caching=false",
         "engine.args.enable-auto-tool-choice=true",
@@ -85,7 +85,9 @@ def route(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     urls, folder = served.workers(), tmp_path_factory.mktemp("route")
     words = ("--prefill", urls["prefill"], "--decode", urls["decode"], f"model.name={MODEL}")
     key = served.token
-    with routing(folder, *words, "router.local_prefill=false", engine_key=key) as found:
+    with routing(
+        folder, *words, "router.conditional_disaggregation=false", engine_key=key
+    ) as found:
         until("both engines", lambda: [row["state"] for row in rows(found)] == ["ready"] * 2)
         yield asking(found.url.removesuffix("/v1"), found.key)
 
@@ -99,14 +101,14 @@ def batch(
     path = str(provisioned().model) if request.param == "with tokenizer" else ""
     lines = (case.batch_line for case in BATCHED)
     (folder / "cases.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    config = before(
+    config = with_route_topology(
         Config(
             name="bodies",
             input=str(folder / "cases.jsonl"),
             engine=Engine(name="vllm"),
             model=Model(path=path, name=MODEL),
-            batch=Batch(concurrency=4, retries=0, request_timeout_s=ANSWER_S),
-            router=Router(local_prefill=False),
+            batch=Batch(concurrency=4, max_retries=0, request_timeout_s=ANSWER_S),
+            router=Router(conditional_disaggregation=False),
             route=Route(prefill=(urls["prefill"],), decode=(urls["decode"],)),
         )
     )
@@ -119,7 +121,11 @@ async def run_batch(config: Config, folder: Path, key: str) -> None:
     run, (public, private) = Run(folder), new_keys()
     run.create(Secrets(token=new_token(), public=public, private=private))
     attempt = run.new_attempt(config, plan(config))
-    async with asyncio.timeout(BATCH_S), Client.bearer(key) as http, asyncio.TaskGroup() as tasks:
+    async with (
+        asyncio.timeout(BATCH_S),
+        HttpClient.bearer(key) as http,
+        asyncio.TaskGroup() as tasks,
+    ):
         found = model_routes(config, http)
         members = ExternalWorkers(config, found[""].router, http, tasks)
         watch = tasks.create_task(members.watch())

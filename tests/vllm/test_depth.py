@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from hpc_dynamo.engines.vllm_pd_protocol import ASK
+from hpc_dynamo.engines.vllm_pd_protocol import REMOTE_DECODE
 from tests.support import tiny_models
 from tests.vllm.test_batch import provisioned
 from tests.vllm.test_kv import BLOCK, TOLD_S, prompt, until
@@ -32,7 +32,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     words = [
         *(f"models.{name}.path={base}" for name in ("talk", "wide", "vectors")),
         *(f"models.talk.lora.{name}={path}" for name, path in paths.items()),
-        *("models.talk.topology=disaggregated", "models.talk.router.local_prefill=false"),
+        *(
+            "models.talk.topology=disaggregated",
+            "models.talk.router.conditional_disaggregation=false",
+        ),
         *("models.wide.topology=aggregated", "models.wide.topology.aggregated.tensor_parallel=2"),
         *("models.vectors.topology=aggregated", "models.vectors.engine.args.runner=pooling"),
         "models.vectors.engine.args.convert=embed",
@@ -92,13 +95,13 @@ def test_blocks_of_an_adapter_are_known_as_its_own(served: Served) -> None:
 
 
 def test_blocks_that_never_come_are_computed_again(served: Served) -> None:
-    """The default of engine.kv_load_failure: of a prefill worker that is gone."""
+    """The default of engine.kv_load_failure_policy: of a prefill worker that is gone."""
     text = prompt("plum")
     asked: dict[str, Any] = {"model": "talk", "prompt": text, "temperature": 0}
     prefill, decode = (
         f"{engine(served, 'talk', role)}/v1/completions" for role in ("prefill", "decode")
     )
-    ask = asked | {"max_tokens": 1, "kv_transfer_params": ASK}
+    ask = asked | {"max_tokens": 1, "kv_transfer_params": REMOTE_DECODE}
     handed = post(served, prefill, ask, served.token)["kv_transfer_params"]
     gone = handed | {"remote_engine_id": "gone", "remote_port": 1}
     ask = asked | {"max_tokens": 8, "kv_transfer_params": gone}

@@ -21,8 +21,8 @@ import pytest
 
 from hpc_dynamo.config import Config, Device, Engine
 from hpc_dynamo.demo.provision import Provisioned
-from hpc_dynamo.engines.vllm import Vllm
-from hpc_dynamo.kv.events import Event, Hash, Stored, decode
+from hpc_dynamo.engines.vllm import VllmAdapter
+from hpc_dynamo.kv.events import BlockHash, BlockStored, KvEvent, decode_events
 from hpc_dynamo.run import Run
 from hpc_dynamo.wire import KvEventSubscriber
 from tests.support.runs import latest
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 READY_S = 280.0
 FREED_S = 30.0
 REPLAY_S = 30.0
-BLOCK = Vllm().block_tokens(Config(engine=Engine(device=Device.cpu)))
+BLOCK = VllmAdapter().block_tokens(Config(engine=Engine(device=Device.cpu)))
 MODEL = "smol"
 ASKED: Any = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
 LONG: Any = [{"role": "user", "content": "Tell a very long story about the sea and its ships."}]
@@ -81,7 +81,7 @@ def vllm() -> Provisioned:
 @pytest.fixture(scope="module")
 def served(vllm: Provisioned, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     words = ("engine.args.enable-auto-tool-choice=true", "engine.args.tool-call-parser=hermes")
-    split = ("topology=disaggregated", "router.local_prefill=false")
+    split = ("topology=disaggregated", "router.conditional_disaggregation=false")
     with serving(vllm, tmp_path_factory.mktemp("serve"), *split, *words) as found:
         yield found
 
@@ -210,17 +210,17 @@ def test_engines_answer_to_the_runs_own_key_alone(served: Served) -> None:
             assert refused.value.code == 401
 
 
-async def published(served: Served, role: str) -> list[Event]:
+async def published(served: Served, role: str) -> list[KvEvent]:
     """All that a worker has told of its KV cache, by a replay of the batches since its start."""
     started = re.search(
         rf"\({role}\) on .* starts: .*--kv-events-config (\{{.*?\}})", served.log.read_text()
     )
     assert started, "the worker was not asked for KV events"
-    where, events, numbers = json.loads(started[1]), list[Event](), list[int]()
+    where, events, numbers = json.loads(started[1]), list[KvEvent](), list[int]()
     with closing(KvEventSubscriber(where["endpoint"], where["replay_endpoint"])) as follower:
         async with aclosing(follower.replay(0, REPLAY_S)) as batches:
             async for number, payload in batches:
-                batch = decode(payload)
+                batch = decode_events(payload)
                 assert (number, batch.data_parallel_rank) == (len(numbers), 0)
                 numbers.append(number)
                 events += batch.events
@@ -234,9 +234,9 @@ def test_what_is_cached_is_told_with_the_tokens_of_the_prompt(served: Served, ro
     tokens = served.tokens(role, text)
     assert len(tokens) > 2 * BLOCK
     served.client.completions.create(model=MODEL, prompt=text, max_tokens=1)
-    told = dict[Hash, list[int]]()
+    told = dict[BlockHash, list[int]]()
     for event in asyncio.run(published(served, role)):
-        if isinstance(event, Stored):
+        if isinstance(event, BlockStored):
             assert (event.block_size, event.medium) == (BLOCK, "GPU")
             before = [] if event.parent_block_hash is None else told[event.parent_block_hash]
             for i, name in enumerate(event.block_hashes):

@@ -12,33 +12,13 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from hpc_dynamo.engine_errors import engine_text
+from hpc_dynamo.engine_errors import parse_engine_error
 from hpc_dynamo.errors import ExitCode, HpcDynamoError, RequestFailed, UsageError, unknown_name
-from hpc_dynamo.http import pinned
+from hpc_dynamo.http import pinned_tls_context
+from hpc_dynamo.http.sse import DONE, EventParser
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 600.0
 Json = dict[str, Any]
-
-
-class SseParser:
-    """Incremental parser of server-sent events (WHATWG HTML, section 9.2)."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._data = list[bytes]()
-
-    def feed(self, piece: bytes) -> Iterator[bytes]:
-        """Yield the data of each event that `piece` completes. Pieces may end anywhere."""
-        lines = (self._rest + piece).splitlines(keepends=True)
-        # A \r at the end may be half of a \r\n.
-        self._rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
-        for line in lines:
-            name, _, value = line.rstrip(b"\r\n").partition(b":")
-            if name == b"data":
-                self._data.append(value.removeprefix(b" "))
-            elif not line.strip(b"\r\n") and self._data:
-                yield b"\n".join(self._data)
-                self._data.clear()
 
 
 class ChatClient:
@@ -73,11 +53,13 @@ class ChatClient:
             yield from self._chunks(answer)
 
     def _chunks(self, answer: HTTPResponse) -> Iterator[Json]:
-        events = SseParser()
+        parser = EventParser()
         try:
             while piece := answer.read1(1 << 16):
-                for data in events.feed(piece):
-                    if data == b"[DONE]":
+                for data, _ in parser.feed(piece):
+                    if data is None:
+                        continue
+                    if data == DONE:
                         return
                     chunk: Json = msgspec.json.decode(data)
                     if "error" in chunk:
@@ -125,7 +107,7 @@ class ChatClient:
 
 def _reason(body: bytes) -> str:
     """Return the message of an error body, or else its text."""
-    return engine_text(body).message or body.decode(errors="replace").strip()
+    return parse_engine_error(body).message or body.decode(errors="replace").strip()
 
 
 def _trust(cert: str) -> ssl.SSLContext:
@@ -137,6 +119,6 @@ def _trust(cert: str) -> ssl.SSLContext:
     if not cert:
         return ssl.create_default_context()
     try:
-        return pinned(cert)
+        return pinned_tls_context(cert)
     except OSError as e:
         raise UsageError(f"{cert} is not a certificate: {e}", hint="--cert server.pem") from e

@@ -3,9 +3,9 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from hpc_dynamo.batch.conclusion import conclusion
+from hpc_dynamo.batch.exit_status import exit_status
+from hpc_dynamo.batch.input_file import read_input
 from hpc_dynamo.batch.ledger import Ledger
-from hpc_dynamo.batch.requests import scan
 from hpc_dynamo.cli.arguments import add_launch_options
 from hpc_dynamo.cli.launch_checks import check_here, check_statically
 from hpc_dynamo.cli.launch_run import launch_run
@@ -31,14 +31,14 @@ def check(args: Namespace) -> None:
 def run(args: Namespace) -> int:
     checked = check_here(batch_config(composed(args)))
     config = checked.config
-    requests = scan(Path(config.input))
+    requests = read_input(Path(config.input))
     run = batch_run(config, requests, print_line)
     results = Ledger(run, 0)
     if results.unfinished(requests):
         return launch_run(run, checked, detach=args.detach)
     answered, failed = results.merge(entry.custom_id for entry in requests.entries)
     print_line(f"nothing to do: all results are in {run.output} (and {run.errors.name})")
-    code, reason = conclusion(run, answered, failed, retried=config.batch.retry_failed)
+    code, reason = exit_status(run, answered, failed, retried=config.batch.retry_failed)
     if reason:
         print_line(reason)
     return code

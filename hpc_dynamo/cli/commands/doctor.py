@@ -20,7 +20,7 @@ from hpc_dynamo.doctor import task
 from hpc_dynamo.doctor.coordinator import report_file
 from hpc_dynamo.doctor.records import Report
 from hpc_dynamo.errors import ExitCode, LaunchError, UsageError
-from hpc_dynamo.launch import Job, JobState
+from hpc_dynamo.launch import JobState, LaunchedJob
 from hpc_dynamo.run import Attempt, read_json, write_json
 from hpc_dynamo.topology import Plan
 from hpc_dynamo.topology import plan as lay_out
@@ -43,18 +43,20 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def check(args: Namespace) -> None:
-    lay_out(with_run(compose(args.overrides, args.config_dir), "doctor"))
+    config = with_run(compose(args.overrides, args.config_dir), "doctor")
+    if config.cluster.gpus_per_node is not None:  # else the allocation has the number
+        lay_out(config)
 
 
 def run(args: Namespace) -> int:
     _refuse_runs(args.overrides)
     config = with_run(compose(args.overrides, args.config_dir), "doctor")
-    launcher = launch.resolve(config.cluster.launcher)
+    launcher = launch.resolve_launcher(config.cluster.launcher)
     config = with_node_resources(config, launcher)
     layout = _layout(config, launcher)
     config = with_partition_limits(config, layout, launcher)
     attempt = serve_run(config, print_line).new_attempt(config, layout)
-    job = launch.start(launcher, attempt, config, layout, task.main)
+    job = launch.start_attempt(launcher, attempt, config, layout, task.main)
     print_line(f"checking {layout.nodes} node(s), logs in {attempt.logs}")
     try:
         report = _await_report(attempt, job)
@@ -79,13 +81,13 @@ def _refuse_runs(words: Sequence[str]) -> None:
 def _layout(config: Config, launcher: Launcher) -> Plan:
     """Return the layout to measure: all nodes of an allocation, even those without a worker."""
     layout = lay_out(config)
-    if launcher is not Launcher.allocation or len(layout.parts) > 1:
+    if launcher is not Launcher.allocation or len(layout.group_plans) > 1:
         return layout
     given = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     return replace(layout, nodes=max(layout.nodes, given))
 
 
-def _await_report(attempt: Attempt, job: Job) -> Report:
+def _await_report(attempt: Attempt, job: LaunchedJob) -> Report:
     """Wait for the report. The job has deadlines of its own. Raises LaunchError if it ends."""
     ended_at, shown = 0.0, ""
     while (report := read_json(report_file(attempt), Report)) is None:

@@ -106,7 +106,7 @@ def _show(
         print(f"==> {next(iter(chosen.values()))} <==", flush=True)
     for name, tail in tails.items():
         _print_lines(name if all_ else "", tail.last(lines))
-    job = launch.find(attempt)
+    job = launch.find_job(attempt)
     watcher = RunWatcher(attempt, job) if job and follow else None
     while watcher and watcher.outcome() is None:
         time.sleep(POLL_S)

@@ -16,12 +16,12 @@ from hpc_dynamo.cli.render.console import OUT, print_line
 from hpc_dynamo.cli.render.engine_commands import engine_commands
 from hpc_dynamo.cli.render.layout import layout_table
 from hpc_dynamo.cli.task_config import batch_config, profile_config, serve_config
-from hpc_dynamo.config import Config, Launcher, Mixed, Role, Task, on
+from hpc_dynamo.config import Config, Heterogeneous, Launcher, Role, Task, with_hardware
 from hpc_dynamo.engines import check as check_engines
 from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency
 from hpc_dynamo.launch import partitions, script, slurm
-from hpc_dynamo.launch.layout_check import fitted, refuse_impossible, warnings
-from hpc_dynamo.launch.partitions import Nodes
+from hpc_dynamo.launch.layout_check import check_layout, fit_to_nodes, layout_warnings
+from hpc_dynamo.launch.partitions import PartitionNodes
 from hpc_dynamo.run import Run
 from hpc_dynamo.topology import Plan
 from hpc_dynamo.topology import plan as lay_out
@@ -47,7 +47,7 @@ class Planned:
 
     config: Config
     layout: Plan
-    nodes: Sequence[Nodes]
+    nodes: Sequence[PartitionNodes]
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -87,7 +87,7 @@ def run(args: Namespace) -> int:
         OUT.print(layout_table(config, layout))
         for line in (*_unused(args.overrides, config), *_warnings(planned)):
             print_line(line)
-        refuse_impossible(config, layout, planned.nodes)
+        check_layout(config, layout, planned.nodes)
     return 0
 
 
@@ -105,13 +105,13 @@ def _planned(args: Namespace) -> Planned:
     if not args.show and (config.models or config.model.path):
         check_engines(config, layout)
         refuse_models(config, on_node=False)
-    nodes = partitions.known() if launcher is Launcher.slurm else ()
-    return Planned(fitted(config, layout, nodes), layout, nodes)
+    nodes = partitions.query_partitions() if launcher is Launcher.slurm else ()
+    return Planned(fit_to_nodes(config, layout, nodes), layout, nodes)
 
 
 def _unused(overrides: Sequence[str], config: Config) -> Iterator[str]:
     """Yield a warning for each override of a pool that the topology does not run."""
-    for name, own in config.each.items():
+    for name, own in config.by_model.items():
         prefix = f"models.{name}." if name else ""
         used = [role for role, _ in own.topology.pools]
         others = [role for role in Role if role not in used]
@@ -125,7 +125,7 @@ def _unused(overrides: Sequence[str], config: Config) -> Iterator[str]:
 
 def _warnings(planned: Planned) -> Iterator[str]:
     config = planned.config
-    for line in warnings(config, planned.layout, planned.nodes):
+    for line in layout_warnings(config, planned.layout, planned.nodes):
         yield f"warning: {line}"
     if config.models or config.model.path:
         yield from model_warnings(config, on_node=False)
@@ -135,26 +135,26 @@ def submitted_script(config: Config, layout: Plan) -> str:
     """Return the script that the verb submits for its next attempt. Raises ConfigError."""
     # If there is no Slurm here, assume that it can start heterogeneous jobs, as most can.
     with suppress(LaunchError, MissingDependency):
-        layout = launch.settled(Launcher.slurm, config, layout)
-    if layout.apart:
+        layout = launch.with_submission_mode(Launcher.slurm, config, layout)
+    if layout.separate_jobs:
         raise _several_jobs()
-    run = Run(Path(config.runs) / config.name)
+    run = Run(Path(config.runs_dir) / config.name)
     attempt = run.attempt(1) if config.overwrite else run.next_attempt()
-    mpi = slurm.mpi_type(config)
-    if len(layout.parts) > 1:
-        return script.hetjob(attempt, config, layout, ENTRY, mpi)
-    return script.submission(attempt, on(config, layout.kind), layout, mpi)
+    mpi = slurm.agent_mpi(config)
+    if len(layout.group_plans) > 1:
+        return script.hetjob_script(attempt, config, layout, ENTRY, mpi)
+    return script.submission_script(attempt, with_hardware(config, layout.hardware), layout, mpi)
 
 
 def _own_script(args: Namespace, config: Config, layout: Plan) -> str:
-    if config.cluster.slurm.mixed is Mixed.jobs and len(layout.parts) > 1:
+    if config.cluster.slurm.heterogeneous is Heterogeneous.jobs and len(layout.group_plans) > 1:
         raise _several_jobs()
     words = list(args.overrides)
     if args.config_dir:
         words += ["--config-dir", str(args.config_dir.absolute())]
-    return script.render(config, layout, config.task, words)
+    return script.render_script(config, layout, config.task, words)
 
 
 def _several_jobs() -> ConfigError:
-    hint = "cluster.slurm.mixed=hetjob, or run batch or serve without a script"
-    return ConfigError("cluster.slurm.mixed=jobs: one script requests one job", hint=hint)
+    hint = "cluster.slurm.heterogeneous=hetjob, or run batch or serve without a script"
+    return ConfigError("cluster.slurm.heterogeneous=jobs: one script requests one job", hint=hint)

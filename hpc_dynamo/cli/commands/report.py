@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 
+from hpc_dynamo import jsonl
 from hpc_dynamo.cli.arguments import add_run, path
 from hpc_dynamo.cli.render.console import OUT, print_line
 from hpc_dynamo.cli.render.planner_history import (
@@ -13,7 +14,7 @@ from hpc_dynamo.cli.render.planner_history import (
 )
 from hpc_dynamo.cli.run_lookup import find_run
 from hpc_dynamo.errors import ConfigError, MissingDependency
-from hpc_dynamo.planner.records import read
+from hpc_dynamo.planner.records import PlannerRecord
 from hpc_dynamo.plotting import draw
 from hpc_dynamo.run import Run
 
@@ -56,7 +57,8 @@ def _has_planner(run: Run) -> bool:
 def planner_history(run: Run) -> PlannerHistory:
     """Return the records of all attempts. Raises ConfigError if there is no decision."""
     attempts = run.attempts()
-    records = [record for attempt in attempts for record in read(attempt.planner_file)]
+    files = [attempt.planner_file for attempt in attempts]
+    records = [record for file in files for record in jsonl.read(file, PlannerRecord)]
     if not any(record.decision for record in records):
         hint = "planner=load or planner=sla; the first decision comes after planner.interval_s"
         raise ConfigError(f"{run.path} has no planner decision", hint=hint)

@@ -13,14 +13,14 @@ from hpc_dynamo.cli.launch_run import launch_run
 from hpc_dynamo.cli.render.console import print_line
 from hpc_dynamo.cli.run_folder import serve_run
 from hpc_dynamo.cli.task_config import key_file, with_absolute_files, with_run
-from hpc_dynamo.config import Config, Launcher, Task, before
+from hpc_dynamo.config import Config, Launcher, Task, with_route_topology
 from hpc_dynamo.engines import engine
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import plan as lay_out
 
 EXAMPLES = """\
   hpc-dynamo route --workers http://gpu1:8000,http://gpu2:8000
-  hpc-dynamo route --workers http://gpu1:8000,http://gpu2:8000 route.key_file=engines.key \\
+  hpc-dynamo route --workers http://gpu1:8000,http://gpu2:8000 route.api_key_file=engines.key \\
       serve.host=0.0.0.0 serve.port=8080 model.path=/shared/llama model.name=llama
   hpc-dynamo route --prefill http://gpu1:8000 --decode http://gpu2:8000,http://gpu3:8000
   hpc-dynamo route --workers http://gpu1:8000 --events 'tcp://gpu1:5557|tcp://gpu1:5558'
@@ -48,12 +48,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def check(args: Namespace) -> None:
     config = replace(compose(list(_overrides(args)), args.config_dir), task=Task.serve)
-    lay_out(before(config))
+    lay_out(with_route_topology(config))
 
 
 def run(args: Namespace) -> int:
     config = replace(compose(list(_overrides(args)), args.config_dir), task=Task.serve)
-    config = with_run(_with_absolute_files(before(config)), "route")
+    config = with_run(_with_absolute_files(with_route_topology(config)), "route")
     engine(config.engine.name)  # raises for a name that is not an engine
     checked = Checked(config, lay_out(config), Launcher.local)
     return launch_run(serve_run(config, print_line), checked, detach=args.detach)
@@ -79,6 +79,6 @@ def _as_list(field: str, value: str) -> str:
 
 
 def _with_absolute_files(config: Config) -> Config:
-    key = key_file("route.key_file", config.route.key_file)
-    serve, route = with_absolute_files(config.serve), replace(config.route, key_file=key)
+    key = key_file("route.api_key_file", config.route.api_key_file)
+    serve, route = with_absolute_files(config.serve), replace(config.route, api_key_file=key)
     return replace(config, serve=serve, route=route)

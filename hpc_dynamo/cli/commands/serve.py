@@ -19,7 +19,7 @@ EXAMPLES = """\
       cluster.gpus_per_node=4
   hpc-dynamo serve --detach engine=simulator
   The command prints base URL, key and the ssh command for your laptop. Ctrl-C ends the job.
-  With planner.handover=true the next job takes over before the walltime ends."""
+  With planner.job_handover=true the next job takes over before the walltime ends."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -16,8 +16,7 @@ from hpc_dynamo.cli.render.simulation import (
     split_overrides,
     split_text,
 )
-from hpc_dynamo.config import Config, refuse_several
-from hpc_dynamo.config import check as check_config
+from hpc_dynamo.config import Config, require_single_model, validate
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.plotting import draw, need_matplotlib
 from hpc_dynamo.simulation import Job, Outcome, Request, read, setup
@@ -30,9 +29,9 @@ PLOT_FORMATS = (".png", ".svg", ".pdf")
 EXAMPLES = """\
   hpc-dynamo simulate --trace trace.jsonl topology.prefill.workers=4 topology.decode.workers=4
   hpc-dynamo simulate --trace trace.jsonl topology.prefill.workers=8 topology.decode.workers=8 \\
-      planner.mode=sla planner.ttft_s=2 planner.itl_s=0.04 --picture roles.png
+      planner.mode=sla planner.ttft_s=2 planner.itl_s=0.04 --plot roles.png
   hpc-dynamo simulate --trace trace.jsonl --search topology.prefill.workers=8 \\
-      topology.decode.workers=8 simulate.timing=a100-8b simulate.speed=2
+      topology.decode.workers=8 simulate.timing_model=a100-8b simulate.speed=2
   Router and planner are the real ones; the engines are modelled. An hour of load takes seconds.
   A line of the trace: {"timestamp": 0, "input_length": 6758, "output_length": 500, "hash_ids": [0]}
   Times are in ms. Each id stands for 512 tokens of the prompt; equal ids are equal tokens."""
@@ -42,27 +41,27 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_overrides(parser)
     about = "load to replay (simulate.trace=FILE)"
     parser.add_argument("--trace", metavar="FILE", help=about)
-    about = "find the best split of the workers into prefill and decode (simulate.search=true)"
+    about = "find the best split into prefill and decode (simulate.search_split=true)"
     parser.add_argument("--search", action="store_true", help=about)
-    about = "plot roles and latencies over time: .png, .svg or .pdf (simulate.picture=FILE)"
-    parser.add_argument("--picture", metavar="FILE", help=about)
+    about = "plot roles and latencies over time: .png, .svg or .pdf (simulate.plot=FILE)"
+    parser.add_argument("--plot", "--picture", metavar="FILE", help=about)
 
 
 def check(args: Namespace) -> None:
     config = compose(list(_overrides(args)), args.config_dir)
-    refuse_several(config, "a simulation")
-    check_config(config)
+    require_single_model(config, "a simulation")
+    validate(config)
     setup.job(config)
 
 
 def run(args: Namespace) -> int:
     config = compose(list(_overrides(args)), args.config_dir)
-    refuse_several(config, "a simulation")
-    check_config(config)
+    require_single_model(config, "a simulation")
+    validate(config)
     requests = _requests(config)
     job = setup.job(config)
     setup.fits(job, requests)
-    if config.simulate.search:
+    if config.simulate.search_split:
         return _search(config, job, requests)
     planner = setup.planner(config, job)
     with progress_bar(len(requests)) as bar:
@@ -77,26 +76,26 @@ def run(args: Namespace) -> int:
 def _overrides(args: Namespace) -> Iterator[str]:
     yield from args.overrides
     if args.search:
-        yield "simulate.search=true"
-    for name in ("trace", "picture"):
+        yield "simulate.search_split=true"
+    for name in ("trace", "plot"):
         if (given := getattr(args, name)) is not None:
             yield f"simulate.{name}={given}"
 
 
 def _requests(config: Config) -> list[Request]:
-    settings, picture = config.simulate, Path(config.simulate.picture)
+    settings, picture = config.simulate, Path(config.simulate.plot)
     if not settings.trace:
         hint = "--trace FILE, JSON lines of timestamp (ms), input_length, output_length, hash_ids"
         raise ConfigError("simulate.trace is not set", hint=hint)
-    if settings.picture and picture.suffix not in PLOT_FORMATS:
+    if settings.plot and picture.suffix not in PLOT_FORMATS:
         hint = f"a name that ends in one of {' '.join(PLOT_FORMATS)}"
-        raise ConfigError(f"simulate.picture={picture} is not a known format", hint=hint)
-    if settings.picture:
+        raise ConfigError(f"simulate.plot={picture} is not a known format", hint=hint)
+    if settings.plot:
         need_matplotlib()
         if not picture.absolute().parent.is_dir():
-            what = f"simulate.picture={picture}: no folder {picture.absolute().parent}"
+            what = f"simulate.plot={picture}: no folder {picture.absolute().parent}"
             raise ConfigError(what, hint=f"mkdir -p {shlex.quote(str(picture.absolute().parent))}")
-    return read(Path(settings.trace), settings.requests, settings.speed)
+    return read(Path(settings.trace), settings.max_requests, settings.speed)
 
 
 def _search(config: Config, job: Job, requests: Sequence[Request]) -> int:
@@ -119,12 +118,14 @@ def _plot_title(config: Config, outcome: Outcome) -> str:
     first = [counts for at, *counts in outcome.roles if at == outcome.roles[0][0]]
     prefill, decode = first[-1] if first else (0, 0)
     split = f"{prefill} prefill + {decode} decode" if prefill + decode else "aggregated"
-    policies = f"router {config.router.policy}, planner {config.planner.by}"
-    return f"{Path(config.simulate.trace).name} on {config.simulate.timing}, {split}; {policies}"
+    policies = f"router {config.router.policy}, planner {config.planner.mode}"
+    return (
+        f"{Path(config.simulate.trace).name} on {config.simulate.timing_model}, {split}; {policies}"
+    )
 
 
 def _draw(config: Config, job: Job, outcome: Outcome) -> None:
-    file = config.simulate.picture
+    file = config.simulate.plot
     if file:
         draw(Path(file), _plot_title(config, outcome), list(panels(outcome, job.kind)))
         print_line(f"plot: {file}")

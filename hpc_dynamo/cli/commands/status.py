@@ -25,7 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     attempt = serving_attempt(find_run(args))
-    job = launch.find(attempt)
+    job = launch.find_job(attempt)
     state = job.state() if job else None
     active = job and state and state[0] is not launch.JobState.ended and not attempt.outcome()
     if active and (endpoint := attempt.endpoint()):

@@ -7,7 +7,7 @@ from hpc_dynamo.cli.arguments import add_run
 from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.cli.render.console import OUT
 from hpc_dynamo.cli.run_lookup import find_run
-from hpc_dynamo.launch.extra_jobs import clear
+from hpc_dynamo.launch.extra_jobs import stop_leftover_jobs
 
 EXAMPLES = """\
   hpc-dynamo stop  # the newest active run
@@ -19,16 +19,16 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    run = find_run(args, prefer=lambda run: any(launch.going_on(run)))
+    run = find_run(args, prefer=lambda run: any(launch.live_attempts(run)))
     message = f"{run.path} is not running"
     # A job that was just asked for its successor names it at its end, hence the loop.
-    while jobs := [(attempt, job) for attempt, job, _, _ in launch.going_on(run)]:
+    while jobs := [(attempt, job) for attempt, job, _, _ in launch.live_attempts(run)]:
         for _, job in jobs:
             job.stop()
         for attempt, job in jobs:
             outcome = follow(attempt, job, OUT)
             message = f"{run.path}: {outcome.message or 'it had finished'}"
     latest = run.attempts()[-1]
-    clear(latest.grown(), latest.config().cluster.silence_s)
+    stop_leftover_jobs(latest.extra_jobs(), latest.config().cluster.heartbeat_timeout_s)
     OUT.print(message)
     return 0

@@ -7,15 +7,16 @@ from hpc_dynamo.cli.completion.files import files
 from hpc_dynamo.config import Config
 from hpc_dynamo.run import Run
 
-WORDS = (("name=", "name of the run"), ("runs=", "folder of runs"))
+RUNS_DIR = ("runs_dir=", "runs=")  # the second is the name of the previous version
+WORDS = (("name=", "name of the run"), ("runs_dir=", "folder of runs"))
 
 
 def candidates(verb: str, before: Sequence[str], current: str) -> Iterator[tuple[str, str]]:
     """Yield names of runs, the newest first; for `logs` also the logs of the run."""
-    given = [word.removeprefix("runs=") for word in before if word.startswith("runs=")]
-    folder = Path(given[-1] if given else Config().runs).expanduser()
-    if current.startswith("runs="):
-        yield from files("runs=", current.removeprefix("runs="))
+    given = [word.partition("=")[2] for word in before if word.startswith(RUNS_DIR)]
+    folder = Path(given[-1] if given else Config().runs_dir).expanduser()
+    if current.startswith("runs_dir="):
+        yield from files("runs_dir=", current.removeprefix("runs_dir="))
         return
     prefix = "name=" if current.startswith("name=") else ""
     yield from ((f"{prefix}{run.path.name}", "") for run in _runs(folder))
@@ -33,7 +34,7 @@ def _runs(folder: Path) -> list[Run]:
 
 
 def _logs(folder: Path, before: Sequence[str]) -> Iterator[tuple[str, str]]:
-    names = [word.removeprefix("name=") for word in before if not word.startswith(("-", "runs="))]
+    names = [word.removeprefix("name=") for word in before if not word.startswith(("-", *RUNS_DIR))]
     run = Run(Path(names[0]) if names and "/" in names[0] else folder / names[0]) if names else None
     run = run or next(iter(_runs(folder)), None)
     for attempt in run.attempts()[-1:] if run else ():

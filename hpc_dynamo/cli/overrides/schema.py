@@ -7,7 +7,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.config.sbatch import elsewhere, elsewhere_in_file
-from hpc_dynamo.errors import ConfigError, no_field
+from hpc_dynamo.errors import ConfigError, unknown_field_error
 
 
 class EngineOption:
@@ -70,7 +70,7 @@ def unknown_field(
     place = elsewhere(name) if in_file is None else elsewhere_in_file(name, in_file)
     if keys == ("cluster", "slurm") and place:
         return ConfigError(f"{path}.{name} is not a field", hint=place)
-    return no_field(path, name, known)
+    return unknown_field_error(path, name, known)
 
 
 def _entry(keys: tuple[str, ...], of: Any, rest: list[str]) -> Field:
@@ -86,7 +86,7 @@ def _entry(keys: tuple[str, ...], of: Any, rest: list[str]) -> Field:
         return Field((*keys, rest[0]), of)
     own, known = rest[1], fields_of(of)
     if own not in known:
-        raise no_field(".".join((*keys, rest[0])), own, known)
+        raise unknown_field_error(".".join((*keys, rest[0])), own, known)
     place = (*keys, rest[0], own)
     if get_origin(known[own]) is dict and len(rest) > 2:
         return _entry(place, get_args(known[own])[1], rest[2:])

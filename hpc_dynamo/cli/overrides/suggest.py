@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from hpc_dynamo.cli.overrides.schema import leaves
 from hpc_dynamo.config import Role
 from hpc_dynamo.engines.option_names import FLAGS, VALUES
-from hpc_dynamo.errors import override
+from hpc_dynamo.errors import quoted_override
 
 # Names that vLLM, SGLang and Slurm users know, and the fields that they mean here.
 FIELDS = {
@@ -18,12 +18,13 @@ FIELDS = {
     "served_model_name": "model.name",
     "max_num_seqs": "engine.max_num_seqs",
     "max_running_requests": "engine.max_num_seqs",
-    "api_key_file": "serve.key_file",
+    "api_key_file": "serve.api_key_file",
     "ssl_certfile": "serve.tls_cert",
     "ssl_keyfile": "serve.tls_key",
     "gpus": "cluster.gpus_per_node",
     "cpus_per_task": "cluster.cpus_per_node",
     "input_file": "input",
+    "retries": "batch.max_retries",
     "job_name": "name",
     "N": "topology.nodes",
     "nnodes": "topology.nodes",
@@ -48,7 +49,7 @@ POOL = {
 
 # Options that take more than a value to translate.
 EXAMPLES = {
-    "api_key": "serve.key_file=FILE, a file that holds the key",
+    "api_key": "serve.api_key_file=FILE, a file that holds the key",
     "lora_modules": "model.lora.NAME=PATH",
     "lora_paths": "model.lora.NAME=PATH",
 }
@@ -89,7 +90,7 @@ def suggestion(name: str, value: str, verb: str, roles: Iterable[Role]) -> str:
 
 def _fields(plain: str, verb: str, roles: Iterable[Role]) -> Sequence[str]:
     if plain in BODY:
-        return [f"batch.defaults.{plain}"] if verb == "batch" else []
+        return [f"batch.body_defaults.{plain}"] if verb == "batch" else []
     if plain in POOL:
         return [f"topology.{role}.{POOL[plain]}" for role in roles]
     known = sorted(leaves(), key=lambda field: (field.count("."), field))
@@ -110,4 +111,4 @@ def _engine_option(name: str, value: str) -> str:
 
 
 def _assigned(field: str, value: str) -> str:
-    return override(field, value) if value else f"{field}=VALUE"
+    return quoted_override(field, value) if value else f"{field}=VALUE"

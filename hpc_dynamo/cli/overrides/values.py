@@ -20,7 +20,7 @@ from hpc_dynamo.cli.overrides.schema import EngineOption, JsonValue, fields_of
 from hpc_dynamo.cli.overrides.yaml_text import parse
 from hpc_dynamo.config import REMOVED_FORECASTS, Config
 from hpc_dynamo.config.sbatch import gpu_request
-from hpc_dynamo.errors import ConfigError, override
+from hpc_dynamo.errors import ConfigError, quoted_override
 
 NULLS = ("null", "none", "None")  # unset a field that is not a text; for a text only `null` does
 TRUE = ("true", "yes", "on", "1")
@@ -97,13 +97,13 @@ def wrong(value: object, of: Any, name: str) -> ConfigError:
         return ConfigError(f"{name}={value}: has fields of its own", hint=hint)
     if name == "planner.forecast" and value in REMOVED_FORECASTS:
         what = f"{name}={value}: this predictor was removed; Holt's errors are smaller"
-        return ConfigError(what, hint=override(name, "holt"))
+        return ConfigError(what, hint=quoted_override(name, "holt"))
     expected, example = _expected(of)
     if name == "cluster.gpus_per_node" and (request := gpu_request(str(value))):
         return ConfigError(f"{name}={value}: must be {expected}", hint=request)
-    hint = override(name, _default(name) or example)
+    hint = quoted_override(name, _default(name) or example)
     if may_be_unset:
-        hint += f", or {override(name, 'null')}"
+        hint += f", or {quoted_override(name, 'null')}"
     shown = "null" if value is None else value
     return ConfigError(f"{name}={shown}: must be {expected}", hint=hint)
 

@@ -10,8 +10,8 @@ from hpc_dynamo.cli.overrides import schema
 from hpc_dynamo.cli.overrides.files import Folders, composed, refuse_unknown_choice
 from hpc_dynamo.cli.overrides.schema import Field
 from hpc_dynamo.cli.overrides.suggest import suggestion
-from hpc_dynamo.config import Config, Kind, Role, Topology
-from hpc_dynamo.errors import ConfigError, override
+from hpc_dynamo.config import Config, Role, Topology, TopologyKind
+from hpc_dynamo.errors import ConfigError, quoted_override
 
 INPUTS = (".jsonl", ".json", ".csv", ".txt", ".gz")  # endings of files of prompts
 HYDRAS = "hydra."  # settings of Hydra itself
@@ -82,7 +82,7 @@ def _choice(word: str, folders: Folders) -> str:
         raise ConfigError(f"{word} is a group of files, and no file is named", hint=hint)
     if group == "model" and folders.file(f"model/{value}") is None:
         known = ", ".join(folders.choices(group))
-        hint = f"{override('model.path', value)} (files of conf/model: {known})"
+        hint = f"{quoted_override('model.path', value)} (files of conf/model: {known})"
         raise ConfigError(f"{word}: model takes the name of a file of conf/model", hint=hint)
     refuse_unknown_choice(folders, group, value)
     return word
@@ -114,9 +114,9 @@ def roles(words: Sequence[str], folders: Folders) -> tuple[Role, ...]:
         files = composed(folders, [word for word in words if _is_choice(word, folders)])
         kinds = [str((files.get("topology") or {}).get("kind"))]
         kinds += [w.partition("=")[2] for w in words if w.startswith("topology.kind=")]
-        kind = Kind(kinds[-1])
+        kind = TopologyKind(kinds[-1])
     except (ConfigError, ValueError):
-        kind = Kind.disaggregated
+        kind = TopologyKind.disaggregated
     return tuple(role for role, _ in Topology(kind).pools)
 
 
@@ -124,9 +124,9 @@ def no_assignment(word: str) -> ConfigError:
     """Return the error for an argument without `=`, with the override that it probably meant."""
     what = f"{word} is neither an option nor FIELD=VALUE"
     if word.lower().endswith(INPUTS):
-        return ConfigError(what, hint=override("input", word))
+        return ConfigError(what, hint=quoted_override("input", word))
     if "/" in word or Path(word).is_dir():
-        return ConfigError(what, hint=override("model.path", word))
+        return ConfigError(what, hint=quoted_override("model.path", word))
     known = sorted({*schema.section_names(), *schema.fields_of(Config)})
     near = get_close_matches(word.partition(".")[0], known, n=1)
     example = f"did you mean {near[0]}? " if near else ""

@@ -11,15 +11,15 @@ from dataclasses import replace
 from hpc_dynamo.config import Config
 from hpc_dynamo.engines import (
     Command,
-    Meeting,
-    Place,
+    Placement,
+    ShardRendezvous,
     check,
-    contained,
     engine,
     for_worker,
-    is_world,
+    in_container,
+    is_mpi_step,
 )
-from hpc_dynamo.launch.mpi_step import Step
+from hpc_dynamo.launch.mpi_step import WorkerStep
 from hpc_dynamo.topology import Plan, Worker
 
 
@@ -44,40 +44,42 @@ def engine_commands(config: Config, layout: Plan) -> Iterator[str]:
 
 def started_shards(config: Config, worker: Worker) -> range:
     """Of a worker, those that agents start: of an MPI world the first alone."""
-    return range(1 if is_world(config, worker) else len(worker.shards))
+    return range(1 if is_mpi_step(config, worker) else len(worker.shards))
 
 
 def shard_command(config: Config, worker: Worker, part: int) -> Command:
     """What the agent would start on one of a worker's nodes, by our placeholders."""
     view = for_worker(config, worker)
     adapter = engine(view.engine.name)
-    shard, own = worker.shards[part], adapter.ports
-    ports = tuple(map(Port, range(own + adapter.meeting_ports)))
-    meeting = Meeting(f"<node-{worker.node}>", ports[own:]) if len(worker.shards) > 1 else None
-    place = Place(
+    shard, own = worker.shards[part], adapter.port_count
+    ports = tuple(map(Port, range(own + adapter.rendezvous_port_count)))
+    meeting = (
+        ShardRendezvous(f"<node-{worker.node}>", ports[own:]) if len(worker.shards) > 1 else None
+    )
+    place = Placement(
         worker,
         f"<node-{shard.node}>",
         ports[:own],
         tuple(map(str, shard.gpus)),
         token="<key>",
-        events="<events>",
-        folder="<logs>",
-        part=part,
-        meeting=meeting,
+        events_folder="<events>",
+        log_folder="<logs>",
+        shard_index=part,
+        rendezvous=meeting,
         interface="<interface>",
     )
-    return _step(view, place, contained(view, place, adapter.command(view, place)))
+    return _step(view, place, in_container(view, place, adapter.command(view, place)))
 
 
-def _step(config: Config, place: Place, command: Command) -> Command:
+def _step(config: Config, place: Placement, command: Command) -> Command:
     """Where Pyxis starts it: the line of srun. `<mpi>` is found out on the node."""
-    if not command.box:
+    if not command.container_args:
         return command
-    worker, many = place.worker, is_world(config, place.worker)
-    step = Step(worker, None if many else place.part, command.box)
+    worker, many = place.worker, is_mpi_step(config, place.worker)
+    step = WorkerStep(worker, None if many else place.shard_index, command.container_args)
     nodes = [f"<node-{shard.node}>" for shard in step.shards]
     mpi = "--mpi=<mpi>" if many else "--mpi=none"
-    argv = step.line(config, command.argv, nodes, mpi)
+    argv = step.srun_argv(config, command.argv, nodes, mpi)
     env = {name: value for name, value in command.env.items() if name != "CUDA_VISIBLE_DEVICES"}
     return replace(command, argv=argv, env=env)
 
@@ -85,9 +87,9 @@ def _step(config: Config, place: Place, command: Command) -> Command:
 def _title(config: Config, worker: Worker, part: int) -> str:
     nodes, who = (
         [f"<node-{s.node}>" for s in worker.shards],
-        f"worker {worker.rank}, {worker.title}",
+        f"worker {worker.rank}, {worker.label}",
     )
-    if is_world(config, worker):
+    if is_mpi_step(config, worker):
         return f"{who}, on {' '.join(nodes)}: each rank of a step of srun, a rank a GPU"
     split = f", part {part + 1} of {len(nodes)}" if len(nodes) > 1 else ""
     return f"{who}, on {nodes[part]}{split}"

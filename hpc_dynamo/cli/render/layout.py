@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from hpc_dynamo.cli.render.table import ResponsiveTable
 from hpc_dynamo.config import Config
-from hpc_dynamo.launch.resources import components, resources
+from hpc_dynamo.launch.resources import group_configs, required_resources
 from hpc_dynamo.topology import Plan
 
 
@@ -15,16 +15,16 @@ def layout_table(config: Config, plan: Plan) -> RenderableType:
     """Return the workers of every node, and the resources requested for each kind of node."""
     if config.route.engines:
         return _external_engines(config)
-    engines = dict.fromkeys(f"{o.engine.name}, {o.topology.kind}" for o in config.each.values())
+    engines = dict.fromkeys(f"{o.engine.name}, {o.topology.kind}" for o in config.by_model.values())
     models = ["model"] if config.models else []
     title = f"{'; '.join(engines)}: {plan.nodes} node(s)"
     table = ResponsiveTable("node", "rank", *models, "role", "GPUs", title=title)
-    groups = components(config, plan)
+    groups = group_configs(config, plan)
     for _, group in groups:
         for node in range(group.first_node, group.first_node + group.nodes):
             rows = _workers_on(group, node, with_model=bool(models))
             for row in rows or [("-", *("-" for _ in models), "idle", "-")]:
-                name = " ".join(filter(None, (str(node), group.kind)))
+                name = " ".join(filter(None, (str(node), group.hardware)))
                 table.add_row(*map(escape, (name, *row)))
     return Group(table, *itertools.starmap(_resources_line, groups))
 
@@ -42,9 +42,9 @@ def _workers_on(plan: Plan, node: int, *, with_model: bool) -> list[tuple[str, .
 
 
 def _resources_line(config: Config, plan: Plan) -> str:
-    need = resources(config, plan)
+    need = required_resources(config, plan)
     gpus = f", {need.gpus} GPUs" if need.gpus else ""
-    kind = f" of {plan.kind}" if plan.kind else ""
+    kind = f" of {plan.hardware}" if plan.hardware else ""
     memory = f"{need.memory_gb} GB" if need.memory_gb else "all memory"
     return f"each node{kind}: {need.cpus} CPUs, {memory}{gpus}; time {need.time_min} min"
 

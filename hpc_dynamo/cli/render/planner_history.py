@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from hpc_dynamo.cli.render.progress import duration
 from hpc_dynamo.cli.render.table import TEXT_WIDTH, Column, ResponsiveTable
-from hpc_dynamo.config import Planner, PlannerKind
+from hpc_dynamo.config import Planner, PlannerMode
 from hpc_dynamo.planner.records import PlannerRecord, RoleChange
 from hpc_dynamo.planner.signals import Decision
 from hpc_dynamo.plotting import Curve, Panel, Style
@@ -90,7 +90,7 @@ def summary_lines(history: PlannerHistory) -> Iterator[str]:
     if done:
         drain, switch = fmean(f.drain_s for f in done), fmean(f.switch_s for f in done)
         yield f"mean of a role change: drained in {drain:.2f} s, switched in {switch:.2f} s"
-    if history.settings.by is PlannerKind.sla:
+    if history.settings.mode is PlannerMode.sla:
         yield _attainment("TTFT", history.settings.ttft_s, [d.seen.ttft_s for d in decisions])
         yield _attainment("ITL", history.settings.itl_s, [d.seen.itl_s for d in decisions])
     short = sum(bool(d.wanted.short) for d in decisions)
@@ -108,12 +108,11 @@ def title(run: Run, history: PlannerHistory) -> str:
     """Return the title of the plot: run, model, engine and policies of the last attempt."""
     config, settings = run.attempts()[-1].config(), history.settings
     targets = ""
-    if settings.by is PlannerKind.sla:
+    if settings.mode is PlannerMode.sla:
         targets = f", targets TTFT {settings.ttft_s:g} s, ITL {1000 * settings.itl_s:g} ms"
     served = f"{config.served_name} on {config.engine.name}"
-    return (
-        f"{run.path.name}: {served}, router {config.router.policy}, planner {settings.by}{targets}"
-    )
+    policies = f"router {config.router.policy}, planner {settings.mode}{targets}"
+    return f"{run.path.name}: {served}, {policies}"
 
 
 def panels(history: PlannerHistory) -> list[Panel]:
@@ -121,7 +120,7 @@ def panels(history: PlannerHistory) -> list[Panel]:
     decisions, settings = history.decisions, history.settings
     at = [(d.seen.at - history.began) / 60 for d in decisions]
     seen, expected = [d.seen for d in decisions], [d.expected for d in decisions]
-    sla = settings.by is PlannerKind.sla
+    sla = settings.mode is PlannerMode.sla
 
     def panel(what: str, target: float | None, style: Style, **curves: list[float]) -> Panel:
         named = [Curve(name.replace("_", " "), at, ys, style) for name, ys in curves.items()]

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from hpc_dynamo.agent import HEARTBEAT_S
 from hpc_dynamo.config import Role
-from hpc_dynamo.engines.contract import reshapes
+from hpc_dynamo.engines.contract import roles_can_change
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.head.membership.shards import MultiNodeCoordinator
 from hpc_dynamo.messages import (
@@ -64,11 +64,14 @@ class Membership:
     ) -> None:
         self._attempt, self._roster, config = attempt, roster, attempt.config()
         plan = attempt.plan()
-        self._placed = {worker.rank: worker for worker in plan.own.workers}
+        self._placed = {worker.rank: worker for worker in plan.head_plan.workers}
         self._planned = plan.nodes  # those after them come and go
         self._nodes = {node.node: node for node in roster.nodes}
         self._expected = dict[int, tuple[Worker, ...]]()  # by node: of further jobs, not here yet
-        self._silence_s, self._reshaped = config.cluster.silence_s, reshapes(config)
+        self._silence_s, self._reshaped = (
+            config.cluster.heartbeat_timeout_s,
+            roles_can_change(config),
+        )
         self._server, self._routers, self._hopeless = server, routers, hopeless
         self._peers: dict[int, bytes] = {}  # node: socket id
         self._heard: dict[int, float] = {node.node: time.monotonic() for node in roster.nodes}
@@ -111,12 +114,12 @@ class Membership:
 
     def expect(self, plan: Plan) -> None:
         """Agents of a further job may come, and bring its workers."""
-        for node in plan.used:
+        for node in plan.used_nodes:
             self._expected[node] = plan.on_node(node)
 
     def forget(self, plan: Plan) -> None:
         """A further job is over; whoever comes of it is sent away."""
-        for node in plan.used:
+        for node in plan.used_nodes:
             self._expected.pop(node, None)
 
     async def _welcome(self, peer: bytes, record: NodeRecord) -> None:

@@ -23,8 +23,8 @@ from hpc_dynamo.agent.probe import (
     query_models,
 )
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.engines import EventEndpoints, dialect, probing
-from hpc_dynamo.http import Client
+from hpc_dynamo.engines import EventEndpoints, pd_protocol_of, probe_fields
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import KvEvents, WorkerReport, WorkerState
 from hpc_dynamo.router import Router
 
@@ -43,13 +43,13 @@ class ExternalWorkers:
         self,
         config: Config,
         router: Router,
-        http: Client,
+        http: HttpClient,
         group: asyncio.TaskGroup,
         address: str = LOOPBACK,
     ) -> None:
         self.address = address
         self._name, self._engines = config.model.name, config.route.engines
-        self._dialect = dialect(config)
+        self._dialect = pd_protocol_of(config)
         pairs = [pair.split("|") for pair in config.route.events]
         self._events = dict(enumerate(EventEndpoints(*pair) for pair in pairs))
         if not config.router.kv_events:
@@ -136,7 +136,7 @@ class ExternalWorkers:
     async def _why_not(self, role: Role, url: str) -> str:
         with suppress(TimeoutError):
             async with asyncio.timeout(ANSWER_S):
-                fields = probing(self._dialect, role)
+                fields = probe_fields(self._dialect, role)
                 return await not_serving_reason(self._http, url, self._name, fields)
         return f"says nothing for {ANSWER_S:.0f} s"
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.router import Router, heard
 
 PATH = "/v1/loads"
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 class PeerHeads:
     """`client` presents the API key that the heads share, and keeps a connection to each."""
 
-    def __init__(self, router: Router, urls: Sequence[str], client: Client) -> None:
+    def __init__(self, router: Router, urls: Sequence[str], client: HttpClient) -> None:
         self._router, self._urls, self._client = router, urls, client
 
     async def run(self) -> None:

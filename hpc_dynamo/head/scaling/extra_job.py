@@ -15,7 +15,7 @@ from hpc_dynamo.launch import extra_jobs
 from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, WorkerState
 from hpc_dynamo.planner.scale_out import Job
 from hpc_dynamo.router import Router
-from hpc_dynamo.run import Grown, write_json
+from hpc_dynamo.run import ExtraJobFolder, write_json
 
 LOOK_S = 5.0  # at the scheduler, which many ask
 END_S = 20.0  # for a job whose agents have ended to leave the scheduler's queue
@@ -30,7 +30,7 @@ class ExtraJob:
 
     def __init__(
         self,
-        folder: Grown,
+        folder: ExtraJobFolder,
         known: ExtraJobStatus,
         config: Config,
         router: Router,
@@ -38,11 +38,11 @@ class ExtraJob:
     ) -> None:
         self._folder, self._plan, self.status = folder, folder.plan(), known
         self._config, self._router, self._members = config, router, members
-        self.nodes = self._plan.used
+        self.nodes = self._plan.used_nodes
         self._joined = False  # its agents have reported
         self._sent_away = False  # it was told to end
         self._asked, self._over = asyncio.Event(), asyncio.Event()
-        self._job: launch.Job | None = None
+        self._job: launch.LaunchedJob | None = None
         self._writing = asyncio.Lock()
 
     @property
@@ -61,7 +61,7 @@ class ExtraJob:
             return
         finally:
             self._asked.set()
-        self._job = launch.find(self._folder)
+        self._job = launch.find_job(self._folder)
         await self._tell(job_id=job_id)
         while not self._over.is_set():
             await self._look()
@@ -83,7 +83,7 @@ class ExtraJob:
             case launch.JobState.pending if self.state is ExtraJobState.pending:
                 await self._tell(detail=detail)
             case launch.JobState.running:
-                seen = {"began_at": self.status.running_since or now, "seen_at": now}
+                seen = {"running_since": self.status.running_since or now, "running_until": now}
                 new = {} if self._leaving else {"state": ExtraJobState.running, "detail": detail}
                 await self._tell(**seen, **new)
             case launch.JobState.ended:
@@ -131,7 +131,7 @@ class ExtraJob:
         self._members.forget(self._plan)  # agents that are not here yet need not come
         await self._tell(state=ExtraJobState.draining, detail=why)
         drains = map(self._drain, self.status.ranks)
-        await _within(asyncio.gather(*drains), self._config.planner.drain_s)
+        await _within(asyncio.gather(*drains), self._config.planner.drain_timeout_s)
         patience_s = self._config.engine.stop_timeout_s + FAREWELL_S
         await self._members.stop(self.nodes, why, patience_s)
         if not await _within(self._over.wait(), END_S):
@@ -162,7 +162,7 @@ class ExtraJob:
         await self.cancel(why)
         if not self._over.is_set():
             self._over.set()
-            await self._tell(state=ExtraJobState.ended, seen_at=time.time())
+            await self._tell(state=ExtraJobState.ended, running_until=time.time())
 
     async def _end(self, why: str) -> None:
         self._members.forget(self._plan)

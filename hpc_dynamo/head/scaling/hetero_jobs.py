@@ -12,14 +12,14 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from hpc_dynamo.config import Config, minutes
+from hpc_dynamo.config import Config, walltime_minutes
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.head.membership.agents import Membership
 from hpc_dynamo.head.scaling.extra_job import ExtraJob
-from hpc_dynamo.launch.extra_jobs import clear
+from hpc_dynamo.launch.extra_jobs import stop_leftover_jobs
 from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, Status
 from hpc_dynamo.router import Router
-from hpc_dynamo.run import Attempt, Grown
+from hpc_dynamo.run import Attempt, ExtraJobFolder
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class HeterogeneousJobs:
 
     def extend_status(self, status: Status) -> Status:
         live = (job.status for job in self._jobs if job.state is not ExtraJobState.ended)
-        return replace(status, grown=(*status.extra_jobs, *live))
+        return replace(status, extra_jobs=(*status.extra_jobs, *live))
 
     async def run(self) -> None:
         """Until cancelled; `end` comes before that."""
@@ -61,16 +61,18 @@ class HeterogeneousJobs:
             for job in self._jobs:
                 group.create_task(job.end_with_run(why))
 
-    def _folders(self) -> list[Grown]:
+    def _folders(self) -> list[ExtraJobFolder]:
         """Of jobs that wait for their first head, or new ones in place of a former head's."""
-        there = self._attempt.grown()
+        there = self._attempt.extra_jobs()
         waiting = [folder for folder in there if folder.state() is None]
-        clear((f for f in there if f not in waiting), self._config.cluster.silence_s)
+        stop_leftover_jobs(
+            (f for f in there if f not in waiting), self._config.cluster.heartbeat_timeout_s
+        )
         if waiting:
             return waiting
-        return [self._attempt.new_grown(part) for part in self._attempt.plan().parts[1:]]
+        return [self._attempt.new_extra_job(part) for part in self._attempt.plan().group_plans[1:]]
 
-    def _further(self, folder: Grown) -> ExtraJob:
+    def _further(self, folder: ExtraJobFolder) -> ExtraJob:
         plan, job = folder.plan(), folder.job()
         known = ExtraJobStatus(
             number=folder.number,
@@ -82,7 +84,7 @@ class HeterogeneousJobs:
         return ExtraJob(folder, known, self._config, self._router, self._members)
 
     async def _mind(self, job: ExtraJob) -> None:
-        await job.run(60.0 * minutes(self._config.cluster.slurm.time))
+        await job.run(60.0 * walltime_minutes(self._config.cluster.slurm.time))
         if not self._ending:
             known = job.status
             what = f"the job {known.job_id} of the {known.role} workers has ended: {known.detail}"

@@ -12,9 +12,9 @@ from msgspec.structs import replace
 
 from hpc_dynamo import launch
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.http import Client, pinned
+from hpc_dynamo.http import HttpClient, pinned_tls_context
 from hpc_dynamo.launch import detached_submit
-from hpc_dynamo.launch.node import requeued
+from hpc_dynamo.launch.node import is_requeued
 from hpc_dynamo.messages import Outcome, Successor
 from hpc_dynamo.run import Attempt
 
@@ -49,7 +49,7 @@ class JobHandover:
         await self._due(serving, spare_s)
         after = await self._ask()
         cert = self._config.serve.tls_cert
-        async with Client(tls=pinned(cert) if cert else None) as client:
+        async with HttpClient(tls=pinned_tls_context(cert) if cert else None) as client:
             while True:
                 self._show(await self._look(after, client))
                 await asyncio.sleep(LOOK_S)
@@ -60,10 +60,10 @@ class JobHandover:
         if self.successor is None or not self.successor.attempt or self._ended:
             return outcome
         if self.successor.url:
-            self._attempt.run.answers_at(self.successor.url)
+            self._attempt.run.publish_url(self.successor.url)
         number = self.successor.attempt
         message = f"{outcome.message}; attempt {number} goes on"
-        return replace(outcome, message=message, successor=number)
+        return replace(outcome, message=message, next_attempt=number)
 
     async def _due(self, serving: Callable[[], bool], spare_s: Callable[[], float]) -> None:
         """A job that never served waits for ever: it would be followed by others like it."""
@@ -71,14 +71,14 @@ class JobHandover:
         while lead is None or spare_s() > lead:
             await asyncio.sleep(LOOK_S)
             if lead is None and serving():
-                lead = lead_time_s(self._took_s(), self._config.planner.handover_lead_s)
+                lead = lead_time_s(self._took_s(), self._config.planner.job_handover_lead_s)
                 log.info("a successor is asked for %.0f s before it must serve", lead)
 
     def _took_s(self) -> float:
         """From our submission until now; of a job that was requeued, from its present start."""
         job = self._attempt.job()
         asked_at = [node.started_at for node in self._attempt.nodes()]
-        if job and not requeued():
+        if job and not is_requeued():
             asked_at = [job.submitted_at]
         return max(time.time() - min(asked_at), 0.0)
 
@@ -94,7 +94,9 @@ class JobHandover:
 
     async def _submit(self) -> Attempt:
         """Not left half done: the outcome must name a job that was asked for."""
-        asking = asyncio.create_task(asyncio.to_thread(detached_submit.submit, self._attempt))
+        asking = asyncio.create_task(
+            asyncio.to_thread(detached_submit.submit_next_attempt, self._attempt)
+        )
         try:
             after = await asyncio.shield(asking)
         except asyncio.CancelledError:
@@ -109,7 +111,7 @@ class JobHandover:
         job_id = job.job_id if job else ""
         self._show(Successor(attempt=after.number, job_id=job_id, detail="submitted"))
 
-    async def _look(self, after: Attempt, client: Client) -> Successor:
+    async def _look(self, after: Attempt, client: HttpClient) -> Successor:
         """How the successor is now."""
         known = self.successor
         assert known
@@ -135,11 +137,11 @@ class JobHandover:
         if time.monotonic() - self._queue_at < QUEUE_S:
             return self.successor.detail
         self._queue_at = time.monotonic()
-        job = launch.find(after)
+        job = launch.find_job(after)
         state, detail = await asyncio.to_thread(job.state) if job else ("", "")
         return f"{state}, {detail}"
 
-    async def _probe(self, seen: Successor, client: Client) -> Successor:
+    async def _probe(self, seen: Successor, client: HttpClient) -> Successor:
         try:
             async with asyncio.timeout(ANSWER_S), client.send("GET", seen.url, "/ready") as answer:
                 await answer.read()
@@ -164,4 +166,4 @@ class JobHandover:
     def _tell_clients(self, now: Successor) -> None:
         own = self._attempt.endpoint()
         if now.ready or own:
-            self._attempt.run.answers_at(now.url if now.ready or not own else own.url)
+            self._attempt.run.publish_url(now.url if now.ready or not own else own.url)

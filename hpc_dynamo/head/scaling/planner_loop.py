@@ -7,17 +7,19 @@ RETRY_INTERVALS, twice as many after each further failure; a flip that succeeds 
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from hpc_dynamo import jsonl
+from hpc_dynamo.backoff import Backoff
 from hpc_dynamo.config import Config, Role
 from hpc_dynamo.head.scaling.role_change import RoleChanger
 from hpc_dynamo.messages import PlannerStatus, WorkerLoad
 from hpc_dynamo.planner.collect import collect_signals
 from hpc_dynamo.planner.prompt_lengths import PromptLengths
-from hpc_dynamo.planner.records import PlannerRecord, RoleChange, append
+from hpc_dynamo.planner.records import PlannerRecord, RoleChange
 from hpc_dynamo.planner.signals import Decision, Move, Signals
 from hpc_dynamo.router import Router
 
@@ -58,8 +60,7 @@ class PlannerLoop:
         self._loads, self._file, self._heed = loads, file, heed
         self._lengths = PromptLengths()
         self.moving = set[int]()  # ranks
-        self._not_before = dict[Direction, float]()
-        self._failures = Counter[Direction]()
+        self._retries = defaultdict[Direction, Backoff](self._backoff)
         self.role_changes = Counter[tuple[Role, Role, str]]()
         self.last: Decision | None = None
 
@@ -85,6 +86,9 @@ class PlannerLoop:
         changing = len(self.moving)
         return collect_signals(self._router, self._loads(), changing, self._most, self._lengths)
 
+    def _backoff(self) -> Backoff:
+        return Backoff(RETRY_INTERVALS * self._interval_s, MOST_INTERVALS * self._interval_s)
+
     def status(self) -> PlannerStatus | None:
         """None before the first decision."""
         if self.last is None:
@@ -108,7 +112,7 @@ class PlannerLoop:
         """Ranks that may make a move, and why they are fewer than it wants."""
         if move is None or move.old is None or move.new is None:
             return [], ""
-        if time.monotonic() < self._not_before.get((move.old, move.new), 0.0):
+        if not self._retries[move.old, move.new].allows(time.monotonic()):
             return [], f"{move.old} to {move.new} failed a while ago"
         ready = self._flipper.ready_ranks(move.old)
         spare = max(0, len(ready) - self._flipper.min_workers(move.old))
@@ -130,14 +134,12 @@ class PlannerLoop:
         log.info("worker %d: %s to %s %s %s", flip.rank, flip.old, flip.new, how, flip.reason)
         self.role_changes[flip.old, flip.new, how] += 1
         if not flip.reason:
-            self._failures[direction] = 0
+            self._retries[direction].succeeded()
             return
-        waits = min(RETRY_INTERVALS * 2 ** self._failures[direction], MOST_INTERVALS)
-        self._failures[direction] += 1
-        self._not_before[direction] = time.monotonic() + waits * self._interval_s
+        self._retries[direction].failed(time.monotonic())
 
     async def _keep(self, record: PlannerRecord) -> None:
         try:
-            await asyncio.to_thread(append, self._file, record)
+            await asyncio.to_thread(jsonl.append, self._file, record)
         except OSError as e:  # a full disk must not end an endpoint
             log.warning("no record of the planner's: %s", e)

@@ -15,7 +15,9 @@ SPARE_S = 10.0  # for an agent to tell, beyond what its engine may take to end a
 
 def min_workers(planner: Planner, role: Role) -> int:
     """Workers that a role must keep."""
-    return max(1, planner.least_prefill if role is Role.prefill else planner.least_decode)
+    return max(
+        1, planner.min_prefill_workers if role is Role.prefill else planner.min_decode_workers
+    )
 
 
 class RoleChanger:
@@ -24,7 +26,7 @@ class RoleChanger:
     def __init__(self, config: Config, router: Router, members: Membership) -> None:
         self._router, self._members = router, members
         self._planner = config.planner
-        self._restart = not engine(config.engine.name).flexible(config)
+        self._restart = not engine(config.engine.name).serves_both_roles(config)
         times = config.engine
         self._patience_s = times.stop_timeout_s + times.ready_timeout_s + SPARE_S
 
@@ -59,12 +61,14 @@ class RoleChanger:
             few = asyncio.create_task(self._too_few(rank, old, reports))
             try:
                 await asyncio.wait(
-                    {drain, few}, timeout=self._planner.drain_s, return_when="FIRST_COMPLETED"
+                    {drain, few},
+                    timeout=self._planner.drain_timeout_s,
+                    return_when="FIRST_COMPLETED",
                 )
                 if few.done():
                     why = few.result()
                 elif not drain.done():
-                    why = f"requests still under way after {self._planner.drain_s:g} s"
+                    why = f"requests still under way after {self._planner.drain_timeout_s:g} s"
                 else:
                     return "" if self._is_ready(rank) else f"worker {rank} died"
             finally:

@@ -10,21 +10,20 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from hpc_dynamo import launch
-from hpc_dynamo.config import Role, minutes
+from hpc_dynamo import jsonl, launch
+from hpc_dynamo.config import Role, walltime_minutes
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.head.membership.agents import Membership
 from hpc_dynamo.head.scaling.extra_job import ExtraJob
 from hpc_dynamo.head.scaling.role_change import min_workers
 from hpc_dynamo.launch import JobState
-from hpc_dynamo.launch.extra_jobs import clear
+from hpc_dynamo.launch.extra_jobs import stop_leftover_jobs
 from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, Status
-from hpc_dynamo.planner.records import append
 from hpc_dynamo.planner.scale_out import Growing, Growth, Room, Step
 from hpc_dynamo.planner.signals import Decision, Move
 from hpc_dynamo.router import Router
-from hpc_dynamo.run import Attempt, Grown
-from hpc_dynamo.topology import fill
+from hpc_dynamo.run import Attempt, ExtraJobFolder
+from hpc_dynamo.topology import plan_extra_job
 
 TICK_S = 0.2
 STILL_TICKS = 150  # that a job which Slurm ends soon waits for changes of role to end
@@ -46,10 +45,12 @@ class ScaleOutController:
     ) -> None:
         self._attempt, self._config = attempt, attempt.config()
         self._router, self._members, self._ends_at = router, members, ends_at
-        self._moving, self._grow = moving, self._config.planner.grow
+        self._moving, self._grow = moving, self._config.planner.scale_out
         layout = attempt.plan()
         roles = [role for role, _ in self._config.topology.pools]
-        self._plans = {r: fill(self._config, layout, r, self._grow.nodes_each) for r in roles}
+        self._plans = {
+            r: plan_extra_job(self._config, layout, r, self._grow.nodes_per_job) for r in roles
+        }
         each = {role: len(plan.workers) for role, plan in self._plans.items()}
         self._rule = Growth(self._config.planner, each)
         self._next_rank = 1 + max(worker.rank for worker in layout.workers)
@@ -68,8 +69,8 @@ class ScaleOutController:
         """Those that there are; also the newest that ever was, where it failed."""
         newest = list(self._jobs.values())[-1:]
         shown = [*self._live, *(job for job in newest if job.failed)]
-        grown = tuple(job.status for job in shown)
-        return replace(status, grown=grown, node_hours=self.node_hours)
+        extra_jobs = tuple(job.status for job in shown)
+        return replace(status, extra_jobs=extra_jobs, node_hours=self.node_hours)
 
     @property
     def node_hours(self) -> float:
@@ -104,13 +105,13 @@ class ScaleOutController:
 
     def _take_stock(self) -> None:
         for attempt in self._attempt.run.attempts():
-            ours, left = attempt.number == self._attempt.number, attempt.grown()
+            ours, left = attempt.number == self._attempt.number, attempt.extra_jobs()
             if left and (ours or _is_over(attempt)):
-                clear(left, self._config.cluster.silence_s)
+                stop_leftover_jobs(left, self._config.cluster.heartbeat_timeout_s)
             for job in left:
                 self._count(job, ours=ours)
 
-    def _count(self, job: Grown, *, ours: bool) -> None:
+    def _count(self, job: ExtraJobFolder, *, ours: bool) -> None:
         if state := job.state():
             self._former_hours += state.node_hours
         if ours:  # of a former life of this job
@@ -150,18 +151,18 @@ class ScaleOutController:
                 await self._note_end(job, job.status.detail)
 
     def _room(self) -> Room:
-        nodes = self._grow.nodes - sum(job.status.nodes for job in self._live)
-        limit = self._grow.node_hours
+        nodes = self._grow.max_nodes - sum(job.status.nodes for job in self._live)
+        limit = self._grow.max_node_hours
         hours = math.inf if limit is None else limit - self.node_hours
         return Room(nodes, hours, self._left_s())
 
     def _left_s(self) -> float:
         if self._ends_at is None:
-            return 60.0 * minutes(self._config.cluster.slurm.time)
+            return 60.0 * walltime_minutes(self._config.cluster.slurm.time)
         return self._ends_at - time.time()
 
     async def _ask(self, role: Role, step: Step, group: asyncio.TaskGroup) -> None:
-        room, nodes = self._room(), self._grow.nodes_each * step.ask
+        room, nodes = self._room(), self._grow.nodes_per_job * step.ask
         time_s = min(room.seconds, room.node_hours * 3600 / nodes)
         try:
             jobs = [await self._new(role) for _ in range(step.ask)]
@@ -177,10 +178,10 @@ class ScaleOutController:
         await self._keep(Move(count=count, old=None, new=role), jobs, step.why)
 
     async def _new(self, role: Role) -> ExtraJob:
-        plan = self._plans[role].after(self._next_rank, self._next_node)
+        plan = self._plans[role].shifted(self._next_rank, self._next_node)
         self._next_rank += len(plan.workers)
         self._next_node += plan.nodes
-        folder = await asyncio.to_thread(self._attempt.new_grown, plan)
+        folder = await asyncio.to_thread(self._attempt.new_extra_job, plan)
         ranks, now = tuple(worker.rank for worker in plan.workers), time.time()
         known = ExtraJobStatus(
             number=folder.number, role=role, nodes=plan.nodes, ranks=ranks, requested_at=now
@@ -233,7 +234,7 @@ class ScaleOutController:
             node_hours=self.node_hours,
         )
         try:
-            await asyncio.to_thread(append, self._attempt.growth_file, record)
+            await asyncio.to_thread(jsonl.append, self._attempt.scale_out_file, record)
         except OSError as e:  # a full disk must not end an endpoint
             log.warning("no record of growth: %s", e)
 
@@ -242,5 +243,5 @@ def _is_over(attempt: Attempt) -> bool:
     """Whether its head cannot look after its further jobs any more."""
     if attempt.outcome() is not None:
         return True
-    job = launch.find(attempt)
+    job = launch.find_job(attempt)
     return job is None or job.state()[0] is JobState.ended

@@ -1,126 +1,69 @@
-"""The job's own figures in Prometheus' text format 0.0.4."""
+"""The head's metrics page, in Prometheus' text format 0.0.4."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    Metric,
-)
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from hpc_dynamo.frontend.stats import BOUNDS_S, Buckets, Stats
-from hpc_dynamo.head.telemetry import planner
-from hpc_dynamo.head.telemetry import router as routing
-from hpc_dynamo.head.telemetry.families import counters, histogram, labelled
+from hpc_dynamo.frontend.stats import FrontendStats
+from hpc_dynamo.head.telemetry.planner import planner_metrics
+from hpc_dynamo.head.telemetry.requests import connection_metrics, request_metrics, traffic_metrics
+from hpc_dynamo.head.telemetry.router import router_metrics
+from hpc_dynamo.head.telemetry.workers import worker_metrics
 from hpc_dynamo.messages import PlannerStatus, Traffic, WorkerLoad, WorkerReport
 from hpc_dynamo.router import Router
 
 
 @dataclass(frozen=True)
 class ModelMetrics:
-    """What there is to tell of one model."""
+    """What the metrics of one model are read from."""
 
-    stats: Stats
+    stats: FrontendStats
     traffic: Traffic
     router: Router
 
-    def metrics(self) -> Iterable[Metric]:
-        yield from _frontend(self.stats)
-        yield from _traffic(self.traffic)
-        yield from routing.metrics(self.router)
+    def collect(self) -> Iterable[Metric]:
+        yield from request_metrics(self.stats)
+        yield from traffic_metrics(self.traffic)
+        yield from router_metrics(self.router)
 
 
 def exposition(
-    parts: Mapping[str, ModelMetrics],
-    rest: Stats,
+    models: Mapping[str, ModelMetrics],
+    rest: FrontendStats,
     loads: Iterable[WorkerLoad],
     workers: Iterable[WorkerReport],
-    planned: PlannerStatus | None,
+    planner: PlannerStatus | None,
 ) -> str:
-    """Everything under `hpc_dynamo_`; engines' own metrics stay with the engines.
+    """Return the text of all families that have a value; see `families` for their names.
 
-    `parts` by model; `rest` is of no model, or of the only one. Figures of one of several models
-    have its name as a label.
+    `models` is by name, which becomes a label. A job of one model has it under the empty name,
+    without a label. `rest` counts what belongs to no model. Engines export their own metrics.
     """
 
-    class Once(Collector):
+    class HeadCollector(Collector):
         def collect(self) -> Iterable[Metric]:
-            of = {model: part.metrics() for model, part in parts.items()}
-            yield from labelled(of if "" in parts else {"": _frontend(rest), **of})
-            yield from _process(rest)
-            yield from _workers(loads, workers)
-            yield from planner.metrics(planned)
+            by_model = {name: model.collect() for name, model in models.items()}
+            without = {} if "" in models else {"": request_metrics(rest)}
+            yield from _merged(without | by_model)
+            yield from connection_metrics(rest)
+            yield from worker_metrics(loads, workers)
+            yield from planner_metrics(planner)
 
     registry = CollectorRegistry()
-    registry.register(Once())
+    registry.register(HeadCollector())
     return generate_latest(registry).decode()
 
 
-def _frontend(stats: Stats) -> Iterable[Metric]:
-    answers = CounterMetricFamily(
-        "hpc_dynamo_requests", "answers by path and status", labels=["path", "status"]
-    )
-    for key, count in sorted(stats.answers.items()):
-        answers.add_metric(key.split(" "), count)
-    yield answers
-    counted = {
-        "retried": (stats.retried, "tries on another worker"),
-        "prompt_tokens": (stats.prompt_tokens, "prompt tokens counted before routing"),
-    }
-    yield from counters("hpc_dynamo", counted)
-    yield _seconds("ttft_seconds", "until the first bytes of an answer", stats.ttft)
-    yield _seconds("itl_seconds", "between pieces of a stream", stats.itl)
-    yield _seconds("request_seconds", "until the end of an answer", stats.seconds)
-
-
-def _traffic(traffic: Traffic) -> Iterable[Metric]:
-    refused = {"refused": (traffic.refused, "requests refused for overload")}
-    yield from counters("hpc_dynamo", refused)
-    active, queued = "requests on workers", "requests that wait for a worker"
-    yield GaugeMetricFamily("hpc_dynamo_active", active, value=traffic.active)
-    yield GaugeMetricFamily("hpc_dynamo_queued", queued, value=traffic.queued)
-
-
-def _process(stats: Stats) -> Iterable[Metric]:
-    """Of frontends as such."""
-    counted = {
-        "cancelled": (stats.cancelled, "requests whose client went away"),
-        "forwarded": (stats.forwarded, "requests passed on to the job that takes over"),
-    }
-    yield from counters("hpc_dynamo", counted)
-    text = "open connections of clients"
-    yield GaugeMetricFamily("hpc_dynamo_connections", text, value=stats.connections)
-
-
-def _workers(loads: Iterable[WorkerLoad], workers: Iterable[WorkerReport]) -> Iterable[Metric]:
-    several = any(w.model for w in workers)
-    labels = ["rank", "role", "node", *(["model"] if several else [])]
-    roles = {w.rank: _labels(w) for w in workers}
-    up = GaugeMetricFamily("hpc_dynamo_worker_ready", "1 while it is sent requests", labels=labels)
-    for worker in workers:
-        up.add_metric(roles[worker.rank], float(worker.state == "ready"))
-    yield up
-    for name, text in {
-        "active": "requests that the router has on it",
-        "running": "requests that the engine runs",
-        "waiting": "requests that wait in the engine",
-        "kv_usage": "share of the KV cache in use",
-        "cache_hit_rate": "share of prompt tokens found in the prefix cache",
-    }.items():
-        family = GaugeMetricFamily(f"hpc_dynamo_worker_{name}", text, labels=labels)
-        for load in loads:
-            if load.rank in roles:
-                family.add_metric(roles[load.rank], getattr(load, name))
-        yield family
-
-
-def _labels(worker: WorkerReport) -> list[str]:
-    model = [worker.model] if worker.model else []
-    return [str(worker.rank), str(worker.role), worker.host, *model]
-
-
-def _seconds(name: str, text: str, buckets: Buckets) -> Metric:
-    return histogram(f"hpc_dynamo_{name}", text, BOUNDS_S, buckets.counts, buckets.total_s)
+def _merged(by_model: Mapping[str, Iterable[Metric]]) -> Iterable[Metric]:
+    """Merge the metrics of all models into one family each, with the model as a label."""
+    merged = dict[str, Metric]()
+    for model, metrics in by_model.items():
+        label = {"model": model} if model else {}
+        for metric in metrics:
+            samples = [s._replace(labels=s.labels | label) for s in metric.samples]
+            family = merged.setdefault(metric.name, metric)
+            family.samples = samples if family is metric else family.samples + samples
+    return merged.values()

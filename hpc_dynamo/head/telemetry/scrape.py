@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 from hpc_dynamo.batch import report
 from hpc_dynamo.engines.contract import MetricNames
-from hpc_dynamo.engines.metrics import Metrics
-from hpc_dynamo.http import Client
+from hpc_dynamo.engines.metrics import EngineMetrics
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import WorkerLoad
 from hpc_dynamo.router import Member, Router
 
@@ -16,22 +16,22 @@ SCRAPE_S = 3.0  # reading a worker's metrics costs it, and us, some milliseconds
 class MetricsScraper:
     """Keeps the last reading of every ready worker."""
 
-    def __init__(self, router: Router, client: Client, names: MetricNames) -> None:
+    def __init__(self, router: Router, client: HttpClient, names: MetricNames) -> None:
         self._router, self._client, self._names = router, client, names
-        self._readings: report.Reading = {}
+        self._readings: report.MetricsByRank = {}
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
             members = self._router.members
-            self._readings = await report.read(self._client, members, self._names)
+            self._readings = await report.read_metrics(self._client, members, self._names)
             await asyncio.sleep(SCRAPE_S)
 
     def loads(self) -> tuple[WorkerLoad, ...]:
         return tuple(self._load(member) for member in _sorted(self._router.members))
 
     def _load(self, member: Member) -> WorkerLoad:
-        said = self._readings.get(member.rank, Metrics())
+        said = self._readings.get(member.rank, EngineMetrics())
         return WorkerLoad(
             rank=member.rank,
             active=member.active,

@@ -6,13 +6,13 @@ from pathlib import Path
 import msgspec
 
 from hpc_dynamo.batch import report
-from hpc_dynamo.batch.conclusion import conclusion
+from hpc_dynamo.batch.exit_status import exit_status
+from hpc_dynamo.batch.input_file import read_input
 from hpc_dynamo.batch.ledger import Ledger
-from hpc_dynamo.batch.requests import scan
-from hpc_dynamo.batch.runner import Runner
+from hpc_dynamo.batch.runner import BatchRunner
 from hpc_dynamo.config import Config, Policy, Role
 from hpc_dynamo.dispatch import Dispatcher
-from hpc_dynamo.engines import dialect, engine
+from hpc_dynamo.engines import engine, pd_protocol_of
 from hpc_dynamo.head.workloads import batch_prompts
 from hpc_dynamo.head.workloads.workload import HeadContext
 from hpc_dynamo.messages import Outcome, Progress, Status
@@ -35,23 +35,25 @@ class BatchWorkload:
     def __init__(self, job: HeadContext) -> None:
         self._attempt, self._config = job.attempt, job.config
         self._router, self._client = job.route.router, job.client
-        self._runner: Runner | None = None
+        self._runner: BatchRunner | None = None
         self._notices: tuple[str, ...] = ()
         self.phase = "loading"
 
     async def run(self) -> Outcome:
         config, names = self._config, engine(self._config.engine.name)
-        requests = await asyncio.to_thread(scan, Path(config.input))
+        requests = await asyncio.to_thread(read_input, Path(config.input))
         ledger = Ledger(self._attempt.run, self._attempt.number)
-        prompts = await batch_prompts.load_tokenizer(config)
+        prompts = await batch_prompts.load_batch_tokenizer(config)
         await self._router.ready(role for role, _ in config.topology.pools)
-        before = await report.read(self._client, self._router.members, names.metrics)
+        before = await report.read_metrics(self._client, self._router.members, names.metrics)
         async with asyncio.TaskGroup() as tasks:
             # A request that ends its worker must not end another one with all requests on it.
-            dispatcher = Dispatcher(self._router, dialect(config), self._client, tasks, tries=1)
+            dispatcher = Dispatcher(
+                self._router, pd_protocol_of(config), self._client, tasks, max_attempts=1
+            )
             prompts = await batch_prompts.verify_tokenizer(prompts, config, dispatcher)
             self._notices = batch_prompts.routing_notices(prompts, config)
-            runner = self._runner = Runner(
+            runner = self._runner = BatchRunner(
                 config, requests, ledger, dispatcher, self._alive, prompts, self._prefill_ready
             )
             self._router.limit(start_limits(config, runner.in_flight))
@@ -60,14 +62,14 @@ class BatchWorkload:
             else:
                 self.phase = "running"
             complete = await runner.run()
-        after = await report.read(self._client, self._router.members, names.metrics)
+        after = await report.read_metrics(self._client, self._router.members, names.metrics)
         if not complete:
             return self._unfinished(runner.progress())
         ids = [entry.custom_id for entry in requests.entries]
         answered, failed = await asyncio.to_thread(ledger.merge, ids)
-        figures = report.summarise(self._router.members, before, after, runner.progress())
+        figures = report.summarize(self._router.members, before, after, runner.progress())
         run, retried = self._attempt.run, config.batch.retry_failed
-        code, why = await asyncio.to_thread(conclusion, run, answered, failed, retried=retried)
+        code, why = await asyncio.to_thread(exit_status, run, answered, failed, retried=retried)
         return Outcome(exit_code=code, message=why, summary=figures)
 
     def _alive(self, rank: int) -> object | None:
@@ -87,7 +89,7 @@ class BatchWorkload:
 
     @property
     def likely_s(self) -> float:
-        return self._runner.durations.likely_s if self._runner else 0.0
+        return self._runner.durations.p95_s if self._runner else 0.0
 
     @property
     def overdue_outcome(self) -> Outcome:

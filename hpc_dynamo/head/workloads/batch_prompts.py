@@ -9,22 +9,22 @@ from typing import Any
 import msgspec
 
 from hpc_dynamo.config import Config, Policy
-from hpc_dynamo.dispatch import Dispatcher, Prompts
+from hpc_dynamo.dispatch import Dispatcher, PromptTokenizer
 from hpc_dynamo.engines import engine
-from hpc_dynamo.frontend.tokenizer_check import agrees
+from hpc_dynamo.frontend.tokenizer_check import tokenizer_matches_engine
 from hpc_dynamo.preprocess import (
-    GivenIds,
     Preprocessor,
+    TokenIdsOnly,
     Tokens,
-    Unpredictable,
-    different,
-    load_prompts,
-    token_ids,
+    UnknownTokens,
+    completion_token_ids,
+    load_tokenizer,
+    mismatched_tokenizer,
 )
 from hpc_dynamo.router import Ask
 from hpc_dynamo.simulator import tokenizer
-from hpc_dynamo.simulator.api_error import Refused
-from hpc_dynamo.simulator.chat import TokenizeRequest
+from hpc_dynamo.simulator.api_error import RequestRejected
+from hpc_dynamo.simulator.chat_request import TokenizeRequest
 
 log = logging.getLogger(__name__)
 
@@ -32,20 +32,20 @@ log = logging.getLogger(__name__)
 class SimulatorPrompts:
     """Computes token ids as the simulator does, for a run without a model folder."""
 
-    async def chat(self, body: Mapping[str, Any]) -> Tokens | Unpredictable:
+    async def chat(self, body: Mapping[str, Any]) -> Tokens | UnknownTokens:
         read = {name: body[name] for name in ("messages", "tools") if body.get(name)}
         try:
             return Tokens.of(msgspec.convert(read, TokenizeRequest).tokens())
-        except (msgspec.ValidationError, Refused) as e:
-            return Unpredictable(str(e))
+        except (msgspec.ValidationError, RequestRejected) as e:
+            return UnknownTokens(str(e))
 
-    async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | Unpredictable:
-        return await token_ids(body, self._encode)
+    async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | UnknownTokens:
+        return await completion_token_ids(body, self._encode)
 
     async def _encode(self, text: str, special: bool) -> Tokens:
         return Tokens.of(tokenizer.encode(text))
 
-    def renew(self) -> bool:
+    def limit_memory(self) -> bool:
         """Do nothing: the memory of the simulator's tokenizer is bounded."""
         return False
 
@@ -56,25 +56,27 @@ def routes_by_kv_cache(config: Config) -> bool:
     return several and config.router.policy is Policy.kv
 
 
-async def load_tokenizer(config: Config) -> Prompts:
+async def load_batch_tokenizer(config: Config) -> PromptTokenizer:
     """Load the tokenizer in a thread, if the choice of a worker depends on token ids."""
     if not routes_by_kv_cache(config):
-        return GivenIds()
+        return TokenIdsOnly()
     if config.engine.name == "simulator" and not config.model.path:
         return SimulatorPrompts()
-    return await asyncio.to_thread(load_prompts, config, os.environ)
+    return await asyncio.to_thread(load_tokenizer, config, os.environ)
 
 
-async def verify_tokenizer(prompts: Prompts, config: Config, dispatcher: Dispatcher) -> Prompts:
+async def verify_tokenizer(
+    prompts: PromptTokenizer, config: Config, dispatcher: Dispatcher
+) -> PromptTokenizer:
     """Return the tokenizer if the engine computes the same token ids, else one without ids."""
     if not isinstance(prompts, Preprocessor) or not engine(config.engine.name).tokenizes:
         return prompts
-    if await agrees(prompts, dispatcher, config.served_name, Ask(split=False)):
+    if await tokenizer_matches_engine(prompts, dispatcher, config.served_name, Ask(split=False)):
         return prompts
-    return different(config)
+    return mismatched_tokenizer(config)
 
 
-def routing_notices(prompts: Prompts, config: Config) -> tuple[str, ...]:
+def routing_notices(prompts: PromptTokenizer, config: Config) -> tuple[str, ...]:
     """Return why prompts are not routed by KV cache, for the user; empty if they are."""
-    by_load = isinstance(prompts, GivenIds) and routes_by_kv_cache(config)
+    by_load = isinstance(prompts, TokenIdsOnly) and routes_by_kv_cache(config)
     return (str(prompts),) if by_load else ()

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import msgspec
 
+from hpc_dynamo import jsonl
 from hpc_dynamo.config import Device, Role
-from hpc_dynamo.engines import dialect, engine, for_role
+from hpc_dynamo.engines import engine, for_role, pd_protocol_of
 from hpc_dynamo.errors import EngineError, MissingDependency, RequestFailed
 from hpc_dynamo.head.workloads.workload import HeadContext
 from hpc_dynamo.messages import Outcome, Progress, Status, WorkerReport
@@ -36,7 +37,7 @@ class ProfileWorkload:
     def __init__(self, job: HeadContext) -> None:
         self._job, self._config, self._run = job, job.config, job.attempt.run
         self._engine = engine(job.config.engine.name)
-        self._part = self._run.part(job.attempt.number)
+        self._part = self._run.attempt_results(job.attempt.number)
         self._began, self._draining = time.monotonic(), False
         self._total = self._resumed = self._done = self._running = 0
         self.phase, self.likely_s = "loading", 0.0
@@ -45,7 +46,7 @@ class ProfileWorkload:
         await self._job.route.router.ready(role for role, _ in self._config.topology.pools)
         prefill, decode = self._workers()
         name = self._config.served_name
-        spoken = dialect(self._config)
+        spoken = pd_protocol_of(self._config)
         bench = Bench(self._job.client, self._engine, name, prefill.url, decode.url, spoken)
         try:
             version, limits = await bench.version(), await self._limits(bench, prefill, decode)
@@ -89,13 +90,13 @@ class ProfileWorkload:
     async def _measure(self, bench: Bench, spot: Spot) -> Point:
         self._running, began = 1, time.monotonic()
         point = await bench.measure(spot)
-        await asyncio.to_thread(_append, self._part, point)
+        await asyncio.to_thread(jsonl.append, self._part, point)
         self._running, self._done = 0, self._done + 1
         self.likely_s = max(self.likely_s, time.monotonic() - began)
         return point
 
     def _parts(self) -> Iterable[Path]:
-        return sorted(self._run.parts.glob("*.jsonl"), key=lambda p: int(p.stem))
+        return sorted(self._run.results.glob("*.jsonl"), key=lambda p: int(p.stem))
 
     def _broken(self, group: BaseExceptionGroup[Exception]) -> EngineError:
         first: BaseException = group
@@ -205,11 +206,3 @@ def hardware(device: Device) -> str:
 def _value(text: str, name: str) -> str:
     lines = (line.partition(":") for line in text.splitlines())
     return next((v.strip() for k, _, v in lines if k.strip() == name), "unknown")
-
-
-def _append(part: Path, point: Point) -> None:
-    """On disk before it counts. The newline before ends a line that a crash tore."""
-    with part.open("ab") as file:
-        file.write(b"\n" + msgspec.json.encode(point) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())

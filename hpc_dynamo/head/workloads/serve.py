@@ -16,13 +16,13 @@ from hpc_dynamo.bootstrap.address import address_for_clients
 from hpc_dynamo.engines.paths import is_inference
 from hpc_dynamo.engines.root_cause import root_cause
 from hpc_dynamo.errors import EngineError
-from hpc_dynamo.frontend.stats import Stats
+from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.head.telemetry.exposition import ModelMetrics, exposition
 from hpc_dynamo.head.workloads.endpoint_socket import EndpointSocket
 from hpc_dynamo.head.workloads.frontends import FrontendTotals
 from hpc_dynamo.head.workloads.sleep_mode import SleepController
 from hpc_dynamo.head.workloads.workload import HeadContext, ModelRoute
-from hpc_dynamo.launch.walltime import LIKELY
+from hpc_dynamo.launch.walltime import DURATION_QUANTILE
 from hpc_dynamo.messages import (
     Endpoint,
     ModelStatus,
@@ -64,7 +64,7 @@ class ServeWorkload:
         serve = self._config.serve
         host = serve.host or address_for_clients(self._job.members.address)
         with TemporaryDirectory(prefix="hpc-dynamo-") as folder:
-            shared = self._count > 1 or self._config.planner.handover
+            shared = self._count > 1 or self._config.planner.job_handover
             attempt = self._job.attempt
             with EndpointSocket(host, serve.port, shared=shared, attempt=attempt) as listener:
                 await self._serve(Path(folder) / "router", host, listener)
@@ -73,7 +73,7 @@ class ServeWorkload:
     @property
     def _count(self) -> int:
         """Return the number of frontend processes."""
-        return self._config.serve.frontends or default_frontend_count()
+        return self._config.serve.frontend_processes or default_frontend_count()
 
     async def _serve(self, link: Path, host: str, listener: EndpointSocket) -> None:
         lanes, heard = self._job.routes.values(), self._frontends
@@ -131,11 +131,11 @@ class ServeWorkload:
             port=port,
             model=self._name,
             models=tuple(self._config.models),
-            key_file=serve.key_file or str(self._job.attempt.run.key_file),
+            key_file=serve.api_key_file or str(self._job.attempt.run.key_file),
             tls=bool(serve.tls_cert),
         )
         write_json(self._job.attempt.endpoint_file, endpoint)
-        self._job.attempt.run.answers_at(endpoint.url)
+        self._job.attempt.run.publish_url(endpoint.url)
         self.phase = "serving"
         log.info("serving at %s", endpoint.url)
 
@@ -180,7 +180,7 @@ class ServeWorkload:
 
     def _aliases(self, model: str) -> dict[str, str]:
         """Map the full hub id to the served name, which is its last part."""
-        config = self._config.of(model)
+        config = self._config.for_model(model)
         alias, name = config.model.alias, config.served_name
         return {alias: name} if alias and name and alias != name else {}
 
@@ -191,10 +191,12 @@ class ServeWorkload:
     def _exposition(self, loads: tuple[WorkerLoad, ...], workers: tuple[WorkerReport, ...]) -> str:
         stats = self._frontends.by_model()
         parts = {
-            model: ModelMetrics(stats.get(model, Stats()), self._traffic[model], lane.router)
+            model: ModelMetrics(
+                stats.get(model, FrontendStats()), self._traffic[model], lane.router
+            )
             for model, lane in self._job.routes.items()
         }
-        rest = stats.get("", Stats())
+        rest = stats.get("", FrontendStats())
         return exposition(parts, rest, loads, workers, self._job.planner_status())
 
     # For the head.
@@ -213,7 +215,7 @@ class ServeWorkload:
 
     @property
     def likely_s(self) -> float:
-        return self._frontends.total().seconds.quantile(LIKELY)
+        return self._frontends.total().seconds.quantile(DURATION_QUANTILE)
 
     def extend_status(self, status: Status) -> Status:
         stats = self._frontends.by_model()
@@ -244,9 +246,9 @@ def _together(parts: Iterable[Traffic]) -> Traffic:
     return Traffic(**sums)
 
 
-def failed_requests(stats: Stats | None) -> int:
+def failed_requests(stats: FrontendStats | None) -> int:
     """Count requests to the model that failed. A 503 of /ready is an answer, not a failure."""
-    answers = stats.answers.items() if stats else ()
+    answers = stats.responses.items() if stats else ()
     ended = ((key.rpartition(" "), count) for key, count in answers)
     return sum(n for (path, _, how), n in ended if how in FAILED and is_inference(path))
 

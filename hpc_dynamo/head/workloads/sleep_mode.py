@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from hpc_dynamo.engines import Naps, engine
+from hpc_dynamo.engines import SleepEndpoints, engine
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.head.workloads.workload import HeadContext
 from hpc_dynamo.messages import WorkerReport, WorkerState
@@ -51,31 +51,33 @@ class SleepController:
             raise RequestFailed(f"no worker {rank} is ready; those that are: {known}", status=404)
         return ready[rank]
 
-    def _paths(self, worker: WorkerReport) -> Naps:
+    def _paths(self, worker: WorkerReport) -> SleepEndpoints:
         config = self._job.routes[worker.model].config
-        paths = engine(config.engine.name).naps(config)
+        paths = engine(config.engine.name).sleep_endpoints(config)
         if paths is None:
-            what = f"worker {worker.rank} cannot sleep: it was not started with engine.sleep=true"
+            what = (
+                f"worker {worker.rank} cannot sleep: it was not started with engine.sleep_mode=true"
+            )
             raise RequestFailed(what, status=409)
         return paths
 
-    async def _sleep(self, worker: WorkerReport, paths: Naps) -> None:
+    async def _sleep(self, worker: WorkerReport, paths: SleepEndpoints) -> None:
         """What is under way comes to its end first."""
         lane, done = self._job.routes[worker.model], False
         try:
-            async with asyncio.timeout(lane.config.planner.drain_s):
+            async with asyncio.timeout(lane.config.planner.drain_timeout_s):
                 await lane.router.drain(worker.rank)
             await self._tell(worker, paths.sleep)
             self._asleep[worker.rank], done = worker.url, True
         except TimeoutError as e:
-            limit = f"{lane.config.planner.drain_s:g} s (planner.drain_s)"
+            limit = f"{lane.config.planner.drain_timeout_s:g} s (planner.drain_timeout_s)"
             what = f"worker {worker.rank} still has requests after {limit}"
             raise RequestFailed(what, status=409) from e
         finally:
             if not done:
                 lane.router.turn(worker.rank, worker.role)
 
-    async def _wake(self, worker: WorkerReport, paths: Naps) -> None:
+    async def _wake(self, worker: WorkerReport, paths: SleepEndpoints) -> None:
         await self._tell(worker, paths.wake)
         del self._asleep[worker.rank]
         self._job.routes[worker.model].router.turn(worker.rank, worker.role)

@@ -9,7 +9,7 @@ from hpc_dynamo.config import Config, Role, Task
 from hpc_dynamo.engines import engine
 from hpc_dynamo.head.scaling.job_handover import JobHandover
 from hpc_dynamo.head.telemetry.scrape import MetricsScraper
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import Outcome, PlannerStatus, Status, WorkerLoad, WorkerReport
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt
@@ -42,10 +42,10 @@ class ModelRoute:
         return tuple(role for role, _ in self.config.topology.pools)
 
 
-def model_routes(config: Config, client: Client) -> dict[str, ModelRoute]:
+def model_routes(config: Config, client: HttpClient) -> dict[str, ModelRoute]:
     """By model, see topology.Worker."""
     news, found = asyncio.Event(), dict[str, ModelRoute]()
-    for model, own in config.each.items():
+    for model, own in config.by_model.items():
         router = Router.of(_for_throughput(own), news)
         scraper = MetricsScraper(router, client, engine(own.engine.name).metrics)
         found[model] = ModelRoute(own, router, scraper)
@@ -61,7 +61,7 @@ def _for_throughput(config: Config) -> Config:
     if config.task is not Task.batch:
         return config
     weight = max(config.router.recompute_weight, BATCH_RECOMPUTE_WEIGHT)
-    router = replace(config.router, local_prefill=False, recompute_weight=weight)
+    router = replace(config.router, conditional_disaggregation=False, recompute_weight=weight)
     return replace(config, router=router)
 
 
@@ -73,7 +73,7 @@ class HeadContext:
     config: Config
     routes: Mapping[str, ModelRoute]
     members: WorkerDirectory
-    client: Client
+    client: HttpClient
     planner_status: Callable[[], PlannerStatus | None] = lambda: None
     handover: JobHandover | None = None
 

@@ -7,7 +7,7 @@ everything known of the worker doubtful, so it is forgotten and learned anew fro
 
 from collections.abc import Callable
 
-from hpc_dynamo.kv.events import END
+from hpc_dynamo.kv.events import REPLAY_END
 
 MOST_EARLY = 10_000  # batches that may wait for a missing one
 
@@ -30,7 +30,7 @@ class Feed:
         return self._next > 0
 
     def take(self, seq: int, payload: bytes) -> int | None:
-        if seq == END:
+        if seq == REPLAY_END:
             return self._replayed()
         if seq == 0 and self._next and not self._asked:
             self._restart()  # of the engine, which nobody told us of

@@ -9,7 +9,13 @@ from functools import partial
 
 from hpc_dynamo import config as c
 from hpc_dynamo.errors import WireError
-from hpc_dynamo.kv.events import END, Cleared, Removed, Stored, decode
+from hpc_dynamo.kv.events import (
+    REPLAY_END,
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    decode_events,
+)
 from hpc_dynamo.router.index.approximate import ApproximateIndex
 from hpc_dynamo.router.index.event_stream import Feed
 from hpc_dynamo.router.index.exact import PrefixIndex
@@ -25,17 +31,17 @@ class Caches:
 
     `told` holds blocks confirmed by events. A prompt just sent to a worker is expected to be
     cached there before its events arrive: for SOON_S (`soon`) if the worker publishes events, for
-    `router.guess_ttl_s` (`guessed`) if it never has. Events override such guesses: the first event
-    of a worker ends its long-lived ones, an eviction ends those of the evicted blocks, and a
+    `router.approximate_ttl_s` (`guessed`) if it never has. Events override such guesses: the first
+    event of a worker ends its long-lived ones, an eviction ends those of the evicted blocks, and a
     cleared cache, a restarted engine or a lost event ends all of that worker.
     """
 
     def __init__(self, config: c.Router, clock: Callable[[], float] = time.monotonic) -> None:
-        block, capacity = config.block_tokens, config.cached_blocks
+        block, capacity = config.block_tokens, config.index_capacity_blocks
         self._clock = clock
         self.told = PrefixIndex(capacity, block)
         self.soon = ApproximateIndex(capacity, SOON_S, clock)
-        self.guessed = ApproximateIndex(capacity, config.guess_ttl_s, clock)
+        self.guessed = ApproximateIndex(capacity, config.approximate_ttl_s, clock)
         self._feeds = dict[int, Feed]()  # by rank
         # Prompts and times, for workers that have published nothing yet.
         self._sent = dict[int, deque[tuple[float, Sequence[int]]]]()
@@ -69,7 +75,7 @@ class Caches:
         feed = self._feeds.get(rank)
         if feed is None:
             return None
-        if not feed.speaks and seq != END:
+        if not feed.speaks and seq != REPLAY_END:
             self._first_event(rank)
         return feed.take(seq, payload)
 
@@ -115,7 +121,7 @@ class Caches:
 
     def _apply(self, rank: int, payload: bytes) -> None:
         try:
-            batch = decode(payload)
+            batch = decode_events(payload)
         except WireError as e:
             self.unreadable += 1
             log.warning("worker %d: %s", rank, e)
@@ -124,14 +130,14 @@ class Caches:
         self.lag_s = max(0.0, time.time() - batch.ts)
         for event in batch.events:
             match event:
-                case Stored() if _of_tokens(event):
+                case BlockStored() if _of_tokens(event):
                     self._store(rank, event)
-                case Removed(group_idx=None | 0, block_hashes=keys, medium=medium):
+                case BlockRemoved(group_idx=None | 0, block_hashes=keys, medium=medium):
                     self.soon.discard(rank, self.told.remove(rank, keys, medium or ""))
-                case Cleared():
+                case AllBlocksCleared():
                     self._forget(rank)
 
-    def _store(self, rank: int, event: Stored) -> None:
+    def _store(self, rank: int, event: BlockStored) -> None:
         self.told.store(
             rank,
             event.block_hashes,
@@ -143,7 +149,7 @@ class Caches:
         )
 
 
-def _of_tokens(event: Stored) -> bool:
+def _of_tokens(event: BlockStored) -> bool:
     """Salts, images and the like make a block another one, of which our hashes know nothing but
     the adapter's name. Of a model whose layers have several caches the first speaks for all."""
     known = [event.lora_name]

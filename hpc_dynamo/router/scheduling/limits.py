@@ -51,10 +51,10 @@ class Limits:
         if config.task is Task.batch:
             return cls()
         serve, engine = config.serve, config.engine
-        tokens = config.router.worker_prefill_tokens
+        tokens = config.router.max_prefill_tokens_per_worker
         return cls(
             worker_prefill_tokens=math.inf if tokens is None else tokens,
-            worker_requests=serve.worker_requests or 2 * engine.max_num_seqs,
-            queue=serve.queue,
+            worker_requests=serve.max_requests_per_worker or 2 * engine.max_num_seqs,
+            queue=serve.max_queued_requests,
             queue_timeout_s=serve.queue_timeout_s,
         )

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hpc_dynamo import config as c
-from hpc_dynamo.config import Kind, Policy, Role
+from hpc_dynamo.config import Policy, Role, TopologyKind
 from hpc_dynamo.router.index.kv_state import Caches
 from hpc_dynamo.router.scheduling.lease import Ask, Exhausted, NoSuchWorker, NoWorker, Target
 from hpc_dynamo.router.scheduling.limits import Limits
@@ -45,10 +45,12 @@ class Choice:
 class Chooser:
     """Chooses, and changes nothing."""
 
-    def __init__(self, kind: Kind, config: c.Router, limits: Limits, caches: Caches) -> None:
-        self._split, self._config = kind is Kind.disaggregated, config
+    def __init__(
+        self, kind: TopologyKind, config: c.Router, limits: Limits, caches: Caches
+    ) -> None:
+        self._split, self._config = kind is TopologyKind.disaggregated, config
         self.limits, self._caches = limits, caches
-        self.handover = Handover(config.handover_tokens)
+        self.handover = Handover(config.transfer_cost_tokens)
         self.lost = ""  # why no worker will ever come again
 
     def roles(self, ask: Ask) -> tuple[Role, ...]:
@@ -121,13 +123,13 @@ class Chooser:
         """`split`, or why the decode worker computes the prompt as well; empty: it must wait.
 
         A hand-over takes as long as computing so many tokens (Handover), a prompt computed
-        beside streams holds these up (router.local_penalty).
+        beside streams holds these up (router.decode_prefill_penalty).
         """
-        if not (self._config.local_prefill and ask.tokens):
+        if not (self._config.conditional_disaggregation and ask.tokens):
             return "split" if prefill else ""
         if prefill is None:
             return "swamped" if any(m.role is Role.prefill for m in here) else ""
-        local = self._config.local_penalty * (need.left(decode) + decode.ahead_tokens)
+        local = self._config.decode_prefill_penalty * (need.left(decode) + decode.ahead_tokens)
         alone = need.left(prefill) + self.handover.tokens
         if local < alone:
             return "short"

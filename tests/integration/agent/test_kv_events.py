@@ -17,7 +17,7 @@ from hpc_dynamo.config import Config, Device, Engine, Model, Pool, Role, Router,
 from hpc_dynamo.engines import EventEndpoints
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.head.membership.agents import Membership
-from hpc_dynamo.kv.events import END, Batch, Stored, decode, encode
+from hpc_dynamo.kv.events import REPLAY_END, BlockStored, KvEventBatch, decode_events, encode_events
 from hpc_dynamo.messages import (
     ControlMessage,
     Heartbeat,
@@ -40,7 +40,7 @@ SOON_S = 30.0
 NEVER_S = 0.5
 PROMPT = list(range(100, 140))  # two blocks of 16, and a half
 CONFIG = Config(
-    engine=Engine(name="simulator", device=Device.cpu, args={"timing": "instant"}, restarts=1),
+    engine=Engine(name="simulator", device=Device.cpu, args={"timing": "instant"}, max_restarts=1),
     model=Model(name="m"),
     topology=Topology(aggregated=Pool(workers=1)),
 )
@@ -141,8 +141,8 @@ async def test_events_come_live_and_again_on_demand(run: Run) -> None:
         worker = await head.hear_of(WorkerState.ready)
         stories = await head.complete_until_heard(worker)
         last = head.events[-1]
-        (event,) = decode(last.payload).events
-        assert isinstance(event, Stored)
+        (event,) = decode_events(last.payload).events
+        assert isinstance(event, BlockStored)
         assert event.token_ids == [stories * 100 + token for token in range(32)]
         assert (last.rank, last.seq, event.block_size) == (0, stories - 1, 16)
         head.events.clear()
@@ -293,11 +293,11 @@ async def test_the_head_learns_from_events_and_asks_for_what_it_missed(run: Run)
         await agent.send(KvEvents(rank=0, seq=7, payload=batch(0)))  # of one who is not here yet
         await agent.send(READY)
         assert await agent.receive(SOON_S) == KvReplayRequest(rank=0, start=0)
-        for seq in (0, END, 2):
+        for seq in (0, REPLAY_END, 2):
             await agent.send(KvEvents(rank=0, seq=seq, payload=batch(seq)))
         assert await agent.receive(SOON_S) == KvReplayRequest(rank=0, start=1)
         assert (router.caches.batches, len(router.caches.told), router.caches.gaps) == (1, 1, 1)
-        for seq in (1, 2, END, 4):
+        for seq in (1, 2, REPLAY_END, 4):
             await agent.send(KvEvents(rank=0, seq=seq, payload=batch(seq)))
         assert await agent.receive(SOON_S) == KvReplayRequest(rank=0, start=3)
         assert (router.caches.batches, len(router.caches.told)) == (3, 3)
@@ -310,8 +310,8 @@ async def test_the_head_learns_from_events_and_asks_for_what_it_missed(run: Run)
 
 def batch(number: int) -> bytes:
     """One block, the start of a prompt of its own."""
-    stored = Stored([number], None, [number + 1] * 16, 16)
-    return b"" if number == END else encode(Batch(0.0, [stored]))
+    stored = BlockStored([number], None, [number + 1] * 16, 16)
+    return b"" if number == REPLAY_END else encode_events(KvEventBatch(0.0, [stored]))
 
 
 READY = WorkerReport(

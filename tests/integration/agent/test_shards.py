@@ -112,7 +112,7 @@ async def test_a_node_that_is_gone_ends_this_life_and_every_later_one(
     assert died.incarnation == 1
     assert died.detail == "a part of worker 3 (decode) is lost: node 6 (n6) is gone: silent for 4 s"
     sent.clear()
-    await parts.on_message(WORKER, again := replace(MEET, life=2))
+    await parts.on_message(WORKER, again := replace(MEET, incarnation=2))
     assert (5, again) in sent
     assert [m.incarnation for n, m in sent if n == 4 and isinstance(m, ShardExited)] == [2]
 
@@ -137,7 +137,7 @@ def test_a_batch_by_a_worker_of_two_parts(tmp_path: Path) -> None:
     attempt = latest(run)
     assert attempt.plan().nodes == 2
     assert "node 1 is here" in attempt.worker_log(0).read_text()
-    shown = hpc_dynamo("logs", "name=prompts", "0-part-1", cwd=tmp_path)
+    shown = hpc_dynamo("logs", "name=prompts", "0-shard-1", cwd=tmp_path)
     assert "node 1 of 2, with node 0" in shown.stdout, shown.stderr
 
 
@@ -194,7 +194,7 @@ def test_a_part_that_dies_has_its_worker_started_again(
 @pytest.mark.slow
 def test_a_lost_agent_is_named_by_the_worker_that_it_had_a_part_of(tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 200)
-    attempt = _started(tmp_path, "cluster.silence_s=4")
+    attempt = _started(tmp_path, "cluster.heartbeat_timeout_s=4")
     os.kill({node.node: node.pid for node in attempt.nodes()}[1], signal.SIGKILL)
     outcome = until("the outcome", attempt.outcome)
     assert outcome.exit_code == 1

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.config import Config, Role, check
-from hpc_dynamo.engines import Place, calling, engine
+from hpc_dynamo.config import Config, Role, validate
+from hpc_dynamo.engines import Placement, adapter_fields, engine
 from hpc_dynamo.engines import check as check_engines
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import plan
@@ -25,7 +25,7 @@ def adapter(folder: Path, rank: object, **pattern: int) -> str:
 
 def argv(config: Config, role: Role) -> list[str]:
     worker = next(w for w in plan(config).workers if w.role is role)
-    place = Place(worker, "10.0.0.7", (5000, 5001), ("0",), "secret-token")
+    place = Placement(worker, "10.0.0.7", (5000, 5001), ("0",), "secret-token")
     return list(engine(config.engine.name).command(config, place).argv)
 
 
@@ -50,7 +50,7 @@ def test_names_may_have_dots_and_stand_in_words_or_files(tmp_path: Path) -> None
 )
 def test_a_name_is_one_thing(words: list[str], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        check(compose([*BASE, *words]))
+        validate(compose([*BASE, *words]))
 
 
 def test_trtllm_has_none() -> None:
@@ -93,8 +93,8 @@ def test_sglang_asks_for_one_by_both_names() -> None:
     words = argv(config, Role.prefill)
     at = words.index("--lora-paths")
     assert words[at + 1 : at + 3] == ["a=/x/a", "b=/x/b"]
-    assert calling(config, "a") == {"model": "m:a"}
-    assert calling(compose([*BASE, "model.lora.a=/x/a"]), "a") == {}
+    assert adapter_fields(config, "a") == {"model": "m:a"}
+    assert adapter_fields(compose([*BASE, "model.lora.a=/x/a"]), "a") == {}
 
 
 def test_a_batch_asks_for_adapters_by_name_and_else_for_the_model(tmp_path: Path) -> None:

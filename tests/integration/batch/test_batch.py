@@ -101,7 +101,7 @@ def test_lines_that_only_pythons_json_reads_and_fields_that_are_null(tmp_path: P
         rb'{"url": "/classify", "body": {"input": "a"}}',
     ]
     (tmp_path / "prompts.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\n".join(rows))
-    words = (*SIMULATOR, "input=prompts.jsonl", "batch.defaults.max_tokens=3")
+    words = (*SIMULATOR, "input=prompts.jsonl", "batch.body_defaults.max_tokens=3")
     done = hpc_dynamo("batch", *words, cwd=tmp_path)
     assert done.returncode == 4, done.stdout + done.stderr
     run = tmp_path / "runs/prompts"
@@ -118,7 +118,7 @@ def test_lines_that_only_pythons_json_reads_and_fields_that_are_null(tmp_path: P
 
 def test_an_engine_that_cannot_start_ends_the_run_with_rank_node_and_log(tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 2)
-    words = ("engine.args.fail-start=true", "engine.restarts=1", "input=prompts.jsonl")
+    words = ("engine.args.fail-start=true", "engine.max_restarts=1", "input=prompts.jsonl")
     done = hpc_dynamo("batch", *SIMULATOR, *words, cwd=tmp_path)
     assert done.returncode == 1
     assert "worker" in done.stderr
@@ -147,7 +147,7 @@ SLOW = ("engine.args.time-scale=20", "batch.concurrency=4")
 @pytest.mark.parametrize("victim", ["head", "agent", "everything"])
 def test_kill_9_and_resume_gives_each_result_once(tmp_path: Path, victim: str) -> None:
     ids = write_prompts(tmp_path / "prompts.jsonl", 60, max_tokens=16)
-    run = _start(tmp_path, *TWO_NODES, *SLOW, "cluster.silence_s=4")
+    run = _start(tmp_path, *TWO_NODES, *SLOW, "cluster.heartbeat_timeout_s=4")
     until("some results", lambda: results_on_disk(run) >= 5)
     attempt = latest(run)
     pids = {record.node: record.pid for record in attempt.nodes()}
@@ -179,7 +179,7 @@ def _processes_of(run: Path) -> str:
 def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:
     ids = write_prompts(tmp_path / "prompts.jsonl", 40)
     # Both workers die every few requests: one may meet more of these ends than the default allows.
-    often = ("engine.args.fail-after-requests=15", "engine.restarts=20", "batch.retries=12")
+    often = ("engine.args.fail-after-requests=15", "engine.max_restarts=20", "batch.max_retries=12")
     words = (*often, "batch.concurrency=4")
     done = hpc_dynamo("batch", *SIMULATOR, *words, "input=prompts.jsonl", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

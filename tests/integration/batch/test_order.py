@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from hpc_dynamo.batch.order import PrefixOrder, prefix_key, prefix_runs
-from hpc_dynamo.batch.requests import Requests, scan
-from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.batch.input_file import BatchInput, read_input
+from hpc_dynamo.batch.prefix_order import PrefixOrder, prefix_groups, prefix_key
+from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.json_reader import read_fields
 from hpc_dynamo.router import Ask, Router, block_hashes
@@ -36,13 +36,13 @@ def grouped(*sizes: int, prefix: int = 4000, own: int = 60) -> list[Body]:
     return [{"prompt": prompt, "max_tokens": 8} for prompt in prompts]
 
 
-def requests_of(folder: Path, bodies: Sequence[Body]) -> Requests:
+def requests_of(folder: Path, bodies: Sequence[Body]) -> BatchInput:
     write_lines(folder / "prompts.jsonl", bodies)
-    return scan(folder / "prompts.jsonl")
+    return read_input(folder / "prompts.jsonl")
 
 
 async def taken(
-    requests: Requests, workers: int = WORKERS, ready: Callable[[], int] = lambda: WORKERS
+    requests: BatchInput, workers: int = WORKERS, ready: Callable[[], int] = lambda: WORKERS
 ) -> list[int]:
     """Return the lines in the order in which they are taken, counted from 0."""
     lines = {entry.custom_id: line for line, entry in enumerate(requests.entries)}
@@ -56,7 +56,7 @@ async def taken(
 
 async def computed(bodies: Sequence[Body], order: Sequence[int], workers: int = WORKERS) -> int:
     """Return the prompt tokens that workers compute if all requests are in flight at once."""
-    router = Router(Kind.aggregated, RouterConfig(recompute_weight=2.0))
+    router = Router(TopologyKind.aggregated, RouterConfig(recompute_weight=2.0))
     for rank in range(workers):
         await router.join(rank, Role.aggregated, f"http://worker-{rank}")
     total = 0
@@ -155,9 +155,9 @@ def test_keys_share_what_prompts_share(one: Body, other: Body, shared: str) -> N
 
 
 def test_runs_have_no_more_parts_than_prompts() -> None:
-    assert prefix_runs([b"a"], 4) == [[0]]
-    assert sorted(i for run in prefix_runs([b"b", b"a", b"c"], 4) for i in run) == [0, 1, 2]
-    assert prefix_runs([], 4) == []
+    assert prefix_groups([b"a"], 4) == [[0]]
+    assert sorted(i for run in prefix_groups([b"b", b"a", b"c"], 4) for i in run) == [0, 1, 2]
+    assert prefix_groups([], 4) == []
 
 
 def chats(systems: int = 4, requests: int = 80) -> list[Body]:

@@ -29,7 +29,7 @@ def test_a_batch_answers_as_one_that_takes_turns(tmp_path: Path) -> None:
 def test_workers_that_die_again_and_again_cost_no_request(tmp_path: Path) -> None:
     """Of both roles, each with requests under way."""
     ids = write_prompts(tmp_path / "prompts.jsonl", 60)
-    dying = ("engine.args.fail-after-requests=20", "engine.restarts=20", "batch.retries=12")
+    dying = ("engine.args.fail-after-requests=20", "engine.max_restarts=20", "batch.max_retries=12")
     two = ("topology.prefill.workers=2", "topology.decode.workers=2")
     words = (*DIALECT, *SPLIT, *dying, *two, "batch.concurrency=4")
     done = hpc_dynamo("batch", *words, cwd=tmp_path)

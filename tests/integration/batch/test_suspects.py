@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.batch.requests import Entry
-from hpc_dynamo.batch.suspects import groups, retry_apart, tries_alone
+from hpc_dynamo.batch.crash_isolation import max_solo_attempts, retry_groups, retry_isolated
+from hpc_dynamo.batch.input_file import RequestEntry
 from hpc_dynamo.config import Config
 from tests.support.runs import (
     SIMULATOR,
@@ -22,8 +22,8 @@ from tests.support.runs import (
 POISON = "the word that ends engines"
 
 
-def entries(count: int) -> list[Entry]:
-    return [Entry(f"{i}", i, 1) for i in range(count)]
+def entries(count: int) -> list[RequestEntry]:
+    return [RequestEntry(f"{i}", i, 1) for i in range(count)]
 
 
 class Worker:
@@ -35,7 +35,7 @@ class Worker:
         self.answered: list[str] = []
         self.failed: list[str] = []
 
-    async def run(self, group: Sequence[Entry], fails: bool) -> list[Entry]:
+    async def run(self, group: Sequence[RequestEntry], fails: bool) -> list[RequestEntry]:
         self.runs += 1
         ids = [entry.custom_id for entry in group]
         if not self.poison & set(ids) and not self.dies_anyway:
@@ -52,7 +52,7 @@ class Worker:
 async def test_only_what_ends_workers_fails(count: int, poison: list[int]) -> None:
     poison = [i % count for i in poison]
     worker = Worker(poison)
-    await retry_apart(entries(count), worker.run, tries=1)
+    await retry_isolated(entries(count), worker.run, tries=1)
     assert worker.failed == [f"{i}" for i in poison]
     assert sorted(map(int, worker.answered)) == [i for i in range(count) if i not in poison]
     assert worker.deaths <= len(poison) * (1 if count <= 64 else 2)
@@ -61,7 +61,7 @@ async def test_only_what_ends_workers_fails(count: int, poison: list[int]) -> No
 
 async def test_several_that_end_workers() -> None:
     worker = Worker([3, 4, 99])
-    await retry_apart(entries(100), worker.run, tries=2)
+    await retry_isolated(entries(100), worker.run, tries=2)
     assert worker.failed == ["3", "4", "99"]
     assert len(worker.answered) == 97
 
@@ -69,7 +69,7 @@ async def test_several_that_end_workers() -> None:
 @pytest.mark.parametrize("count", [3, 100])
 async def test_a_worker_that_dies_of_something_else_costs_no_request(count: int) -> None:
     worker = Worker([], dies_anyway=1)
-    await retry_apart(entries(count), worker.run, tries=2)
+    await retry_isolated(entries(count), worker.run, tries=2)
     assert worker.failed == []
     assert len(worker.answered) == count
 
@@ -80,15 +80,15 @@ async def test_a_worker_that_dies_of_something_else_costs_no_request(count: int)
 def test_tries_alone_leave_restarts_for_others(retries: int, restarts: int, tries: int) -> None:
     config = Config()
     batch, engine = (
-        replace(config.batch, retries=retries),
-        replace(config.engine, restarts=restarts),
+        replace(config.batch, max_retries=retries),
+        replace(config.engine, max_restarts=restarts),
     )
-    assert tries_alone(replace(config, batch=batch, engine=engine)) == tries
+    assert max_solo_attempts(replace(config, batch=batch, engine=engine)) == tries
 
 
 def test_groups_hold_every_suspect_once() -> None:
     for count in (0, 1, 64, 65, 100, 257):
-        parts = groups(entries(count))
+        parts = retry_groups(entries(count))
         assert [entry for part in parts for entry in part] == entries(count)
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.kv import MODELS
+from benchmarks.kv.__main__ import MODELS
 
 ROOT = Path(__file__).parents[3]
 

@@ -22,10 +22,10 @@ from benchmarks.replay.picture import draw
 from benchmarks.replay.sweep import grid
 from benchmarks.replay.tables import tables
 from benchmarks.replay.trace import ENGINE_BLOCK, LEAST, MOST, Request, Scale, read
-from hpc_dynamo.config import Kind
+from hpc_dynamo.config import TopologyKind
 from hpc_dynamo.errors import InputError, UsageError
-from hpc_dynamo.http import Client, Reply, Server
-from hpc_dynamo.http import Request as Asked
+from hpc_dynamo.http import HttpClient, HttpServer, ResponseWriter
+from hpc_dynamo.http import HttpRequest as Asked
 from hpc_dynamo.timing_model import load
 from tests.support.runs import until
 from tests.support.tiny_models import byte_tokenizer
@@ -158,8 +158,8 @@ def test_a_few_equal_blocks_do_not_draw_all_to_one_worker() -> None:
 # The modelled engine.
 
 
-@pytest.mark.parametrize("kind", list(Kind))
-def test_both_engines_are_told_the_same_times(kind: Kind, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", list(TopologyKind))
+def test_both_engines_are_told_the_same_times(kind: TopologyKind, tmp_path: Path) -> None:
     """The table is read as the mocker does: new tokens of prompts, tokens of context, added."""
     timing = Engine().timing(SCALE, kind)
     write_simulator(timing, tmp_path / "t.json")
@@ -169,13 +169,13 @@ def test_both_engines_are_told_the_same_times(kind: Kind, tmp_path: Path) -> Non
     decode = np.interp(9000, table["decode_active_kv_tokens"], table["decode_itl"][:, 1])
     assert ours.step_s(200, 1.0, 0, 0) * 1e3 == pytest.approx(prefill)
     assert ours.step_s(0, 0.0, 5, 9000) * 1e3 == pytest.approx(decode)
-    if kind is Kind.aggregated:  # elsewhere nobody does both in one step
+    if kind is TopologyKind.aggregated:  # elsewhere nobody does both in one step
         assert ours.step_s(200, 1.0, 5, 9000) * 1e3 == pytest.approx(prefill + decode)
 
 
 def test_a_token_that_stands_for_several_takes_their_time() -> None:
     """A prompt of 8,192 tokens at 4 streams of 10,000, with the trace's own tokens and ours."""
-    small, whole = (Engine().timing(Scale(1, k), Kind.aggregated) for k in (8, 1))
+    small, whole = (Engine().timing(Scale(1, k), TopologyKind.aggregated) for k in (8, 1))
     assert small.step_s(1024, 0, 0, 0) == pytest.approx(whole.step_s(8192, 0, 0, 0))
     assert small.step_s(0, 0, 4, 5000) == pytest.approx(8 * whole.step_s(0, 0, 4, 40000))
 
@@ -255,11 +255,11 @@ USAGE = b'data: {"usage":{"completion_tokens":%d,"prompt_tokens_details":{"cache
     ],
 )
 async def test_what_counts_as_an_error(status: int, body: bytes, error: str) -> None:
-    async def answer(request: Asked, reply: Reply) -> None:
+    async def answer(request: Asked, reply: ResponseWriter) -> None:
         reply.send(status, body)
 
     requests, ended = asked((1,), (2,), answer=2), list[Seen]()
-    async with Server(answer) as server, Client() as http:
+    async with HttpServer(answer) as server, HttpClient() as http:
         url = f"http://127.0.0.1:{await server.listen('127.0.0.1', 0)}"
         bodies = [request.body() for request in requests]
         found = await replay(http, url, requests, bodies, ended.append)
@@ -288,11 +288,11 @@ def test_policies_are_told_apart_by_words_that_this_version_knows() -> None:
 def test_all_is_shown_and_drawn(tmp_path: Path) -> None:
     runs = [
         msgspec.structs.replace(figures(seen(0, 0.1, 0.5)), topology=topology, repeat=repeat)
-        for topology in map(str, Kind)
+        for topology in map(str, TopologyKind)
         for repeat in range(2)
     ]
     found = Found("a machine", "trace", {"workers": 2}, {}, runs)
-    found.oracles = {topology: Oracle(0.3, 0.35, 0.5) for topology in map(str, Kind)}
+    found.oracles = {topology: Oracle(0.3, 0.35, 0.5) for topology in map(str, TopologyKind)}
     assert [table.row_count for table in tables(found)] == [1, 1]
     assert "oracle 35.0 %" in str(next(tables(found)).title)
     draw(found, tmp_path / "p.png")
@@ -316,7 +316,15 @@ def small(tmp_path: Path) -> tuple[str, ...]:
     file = trace(tmp_path, *rows)
     byte_tokenizer(tmp_path / "model")
     words = ("--trace", str(file), "--model", str(tmp_path / "model"), "--workers", "2")
-    return (*words, "--compress", "20", "--cache-tokens", "65536", "--set", "serve.frontends=1")
+    return (
+        *words,
+        "--compress",
+        "20",
+        "--cache-tokens",
+        "65536",
+        "--set",
+        "serve.frontend_processes=1",
+    )
 
 
 @pytest.mark.slow

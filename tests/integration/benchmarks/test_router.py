@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.router_workload import BLOCK, OF_A_KIND, Engines, long_prompts, read
-from hpc_dynamo.kv.events import Removed, Stored, decode
+from hpc_dynamo.kv.events import BlockRemoved, BlockStored, decode_events
 
 
 @pytest.fixture
@@ -52,15 +52,15 @@ def test_engines_publish_what_they_did_not_have(trace: Path) -> None:
     engines, requests = Engines(read(trace, 0), 1), read(trace, 0)
     batches = [*engines.prompts()]
     assert [b.blocks // OF_A_KIND for b in batches] == [2, 1, 1, 20]
-    stored = [event for b in batches for event in decode(b.payload).events]
-    assert [type(event) for event in stored] == [Stored] * 4
-    first, second, third, _ = (e for e in stored if isinstance(e, Stored))
+    stored = [event for b in batches for event in decode_events(b.payload).events]
+    assert [type(event) for event in stored] == [BlockStored] * 4
+    first, second, third, _ = (e for e in stored if isinstance(e, BlockStored))
     assert first.parent_block_hash is None
     assert second.parent_block_hash == first.block_hashes[OF_A_KIND - 1]
     assert third.parent_block_hash == first.block_hashes[-1]
     assert len(first.token_ids) == len(first.block_hashes) * BLOCK
     assert len([*engines.answers()]) == 4 * (40 // BLOCK)
-    gone = [e for b in engines.evictions() for e in decode(b.payload).events]
-    keys = {key for event in gone if isinstance(event, Removed) for key in event.block_hashes}
+    gone = [e for b in engines.evictions() for e in decode_events(b.payload).events]
+    keys = {key for event in gone if isinstance(event, BlockRemoved) for key in event.block_hashes}
     assert len(keys) == len(gone) == 24 * OF_A_KIND
     assert len(long_prompts(requests)) == 1

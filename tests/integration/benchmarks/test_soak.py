@@ -12,8 +12,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from benchmarks.soak.clients import STREAMED, Clients
-from benchmarks.soak.found import Found, Process, Sample, checks, slope
-from hpc_dynamo.http import Client, Reply, Request, Server
+from benchmarks.soak.results import Found, Process, Sample, checks, slope
+from hpc_dynamo.http import HttpClient, HttpRequest, HttpServer, ResponseWriter
 from tests.support.runs import until
 
 pytestmark = pytest.mark.slow
@@ -80,13 +80,13 @@ def test_ctrl_c_ends_the_job_and_prints_what_there_is(model: Path, tmp_path: Pat
 async def asked_of(status: int, body: bytes, leave: float = 0.0, wait_s: float = 0.0) -> Clients:
     """Clients that asked a server which always answers the same."""
 
-    async def answer(request: Request, reply: Reply) -> None:
+    async def answer(request: HttpRequest, reply: ResponseWriter) -> None:
         await asyncio.sleep(wait_s)
         reply.send(status, body)
 
-    async with Server(answer) as server:
+    async with HttpServer(answer) as server:
         url = f"http://127.0.0.1:{await server.listen('127.0.0.1', 0)}"
-        async with Client() as http:
+        async with HttpClient() as http:
             clients = Clients(http, url, lambda stream: b"{}", leave)
             await clients.closed_loop(0.3)
     return clients
@@ -109,7 +109,7 @@ async def test_what_counts_as_an_error(status: int, body: bytes, kind: str) -> N
 
 
 async def test_a_refused_connection_is_an_error() -> None:
-    async with Client() as http:
+    async with HttpClient() as http:
         clients = Clients(http, "http://127.0.0.1:1", lambda stream: b"{}", 0.0)
         await clients.open_loop(100, 0.2)
     assert clients.errors["ConnectionRefusedError"] == clients.asked > 0

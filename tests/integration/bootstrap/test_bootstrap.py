@@ -24,7 +24,7 @@ from hpc_dynamo.wire import new_keys
 AGENT = """
 import asyncio, json, logging, os, sys
 from pathlib import Path
-from hpc_dynamo.bootstrap import exchange
+from hpc_dynamo.bootstrap import exchange_addresses
 from hpc_dynamo.config import Bootstrap, BootstrapMethod
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.messages import NodeRecord
@@ -35,7 +35,8 @@ node = int(node if node != "rank" else os.environ["OMPI_COMM_WORLD_RANK"])
 attempt = Attempt(Path(path))
 me = NodeRecord(
     node=node, host=f"host-{node}", address="127.0.0.1", pid=os.getpid(),
-    log=str(attempt.agent_log(node)), control=f"tcp://127.0.0.1:{4000 + node}" if not node else "",
+    log=str(attempt.agent_log(node)),
+    control_endpoint=f"tcp://127.0.0.1:{4000 + node}" if not node else "",
 )
 settings = Bootstrap(
     method=BootstrapMethod(method), timeout_s=float(timeout_s), mpi_timeout_s=float(timeout_s)
@@ -43,7 +44,7 @@ settings = Bootstrap(
 hosts = [f"host-{n}" for n in range(int(count))]
 logging.basicConfig(level=logging.INFO)
 try:
-    roster = asyncio.run(exchange(me, hosts, attempt, settings))
+    roster = asyncio.run(exchange_addresses(me, hosts, attempt, settings))
 except HpcDynamoError as e:
     print(json.dumps({"error": e.message, "hint": e.hint, "type": type(e).__name__}))
 else:

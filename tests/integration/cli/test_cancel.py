@@ -104,7 +104,7 @@ def test_sigterm_is_no_ctrl_c() -> None:
 def test_a_run_by_its_bare_name(words: list[str], tmp_path: Path, call: Call) -> None:
     attempt = new_run(tmp_path / "elsewhere" / "srv")
     attempt.agent_log(0).write_text("a line\n")
-    said = printed(call(*words, f"runs={tmp_path}/elsewhere"))
+    said = printed(call(*words, f"runs_dir={tmp_path}/elsewhere"))
     assert str(attempt.run.path) in said
     with_default = new_run(tmp_path / "runs" / "srv")
     assert str(with_default.run.path) in printed(call(*words))

@@ -5,15 +5,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from hpc_dynamo.cli.chat.client import SseParser
 from hpc_dynamo.config import Config
 from tests.integration.simulator.conftest import KEY, MODEL, Rank, simulator
 from tests.support.runs import hpc_dynamo, until
@@ -30,30 +26,6 @@ from tests.support.terminal import (
     refused,
     report,
 )
-
-
-@given(
-    st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), min_size=1)),
-    st.sampled_from([b"\n", b"\r\n"]),
-    st.data(),
-)
-def test_events_come_whole_out_of_any_pieces(
-    texts: list[str], newline: bytes, data: st.DataObject
-) -> None:
-    rows = [b": a comment" + newline + b"event: x" + newline]
-    rows += [b"data: " + t.encode() + newline + b"data:2" + newline * 2 for t in texts]
-    stream = newline.join(rows)
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
-    events, edges = SseParser(), [0, *cuts, len(stream)]
-    heard = [e for a, b in pairwise(edges) for e in events.feed(stream[a:b])]
-    assert heard == [t.encode() + b"\n2" for t in texts]
-
-
-def test_an_event_is_told_at_once() -> None:
-    events = SseParser()
-    assert list(events.feed(b"data: a\n")) == []
-    assert list(events.feed(b"\n")) == [b"a"]
-    assert list(events.feed(b"data: b\r\n\r\nda")) == [b"b"]
 
 
 class Server:

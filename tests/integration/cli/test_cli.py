@@ -198,8 +198,8 @@ def test_batch_refuses_before_anything_is_made(
         ([*LOCAL, "serve.port=70000"], ["serve.port=70000 is not a port"]),
         ([*LOCAL, "serve.tls_cert=good.pem"], ["serve.tls_cert and serve.tls_key need each other"]),
         ([*LOCAL, "serve.tls_cert=no", "serve.tls_key=good.pem"], ["serve.tls_cert=no: no such"]),
-        ([*LOCAL, "serve.key_file=no"], ["serve.key_file=no: no such file"]),
-        ([*LOCAL, "serve.key_file=empty"], ["empty is empty", "openssl rand -hex 32"]),
+        ([*LOCAL, "serve.api_key_file=no"], ["serve.api_key_file=no: no such file"]),
+        ([*LOCAL, "serve.api_key_file=empty"], ["empty is empty", "openssl rand -hex 32"]),
         (
             [*LOCAL, "router=fastest"],
             ["router='fastest' is not known", "least_loaded, power_of_two"],
@@ -218,7 +218,7 @@ def test_serve_refuses_before_anything_is_made(
 
 def test_serve_refuses_a_folder_of_results(call: Call, tmp_path: Path) -> None:
     attempt = new_run(tmp_path / "runs" / "x")
-    attempt.run.identify(Path("/in.jsonl"), "f")
+    attempt.run.write_identity(Path("/in.jsonl"), "f")
     done = call("serve", *LOCAL, "name=x")
     refused(done, "name=x:", "holds results (/in.jsonl)", "name=x-2 for a run of its own")
     assert len(attempt.run.attempts()) == 1

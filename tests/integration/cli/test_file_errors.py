@@ -111,7 +111,7 @@ def test_somebody_elses_folder(as_stranger: Callable[..., Done], tmp_path: Path)
     said = f"permission denied ({tmp_path} belongs to nobody)"
     one_line(as_stranger(*BATCH), f"{tmp_path}/runs", said)
     one_line(as_stranger("serve", *SIMULATOR), said)
-    one_line(as_stranger(*BATCH, "runs=/proc/none"), "/proc/none")
+    one_line(as_stranger(*BATCH, "runs_dir=/proc/none"), "/proc/none")
 
 
 def test_a_colleagues_run(as_stranger: Callable[..., Done], tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_somebody_elses_key(as_stranger: Callable[..., Done], tmp_path: Path) ->
     give_away(key, 0o600)
     said = as_stranger("chat", "--url", "http://127.0.0.1:1/v1", "--key-file", str(key), "Hi")
     one_line(said, f"{key}: permission denied", "ask nobody for read access")
-    said = as_stranger("serve", *SIMULATOR, f"serve.key_file={key}")
+    said = as_stranger("serve", *SIMULATOR, f"serve.api_key_file={key}")
     one_line(said, f"{key}: permission denied", "ask nobody for read access")
 
 
@@ -149,14 +149,14 @@ def test_a_refused_write_names_no_reading(as_stranger: Callable[..., Done], tmp_
     write_prompts(tmp_path / "p.jsonl", 3)
     (tmp_path / "theirs").mkdir()
     give_away(tmp_path / "theirs", 0o755)
-    one_line(as_stranger(*BATCH, "runs=theirs"), "try: a folder that you may write to")
+    one_line(as_stranger(*BATCH, "runs_dir=theirs"), "try: a folder that you may write to")
 
 
 def test_names_and_folders(tmp_path: Path) -> None:
     write_prompts(tmp_path / "p.jsonl", 3)
     one_line(hpc_dynamo(*BATCH, f"name={'x' * 300}", cwd=tmp_path), "the name is too long")
     (tmp_path / "file").touch()
-    one_line(hpc_dynamo(*BATCH, "runs=file", cwd=tmp_path), str(tmp_path / "file"))
+    one_line(hpc_dynamo(*BATCH, "runs_dir=file", cwd=tmp_path), str(tmp_path / "file"))
 
 
 @pytest.fixture
@@ -185,14 +185,14 @@ def filled(folder: Path, but: int = 0) -> Path:
 def test_a_full_disk_before_the_job(small: Path, tmp_path: Path) -> None:
     write_prompts(tmp_path / "p.jsonl", 3)
     filled(small)
-    done = hpc_dynamo(*BATCH, f"runs={small}/runs", cwd=tmp_path)
+    done = hpc_dynamo(*BATCH, f"runs_dir={small}/runs", cwd=tmp_path)
     one_line(done, f"{small}/runs/p", "no space left on the device", "`df -h ", code=1)
 
 
 def test_a_full_disk_while_results_are_merged(small: Path, tmp_path: Path) -> None:
     """Files are written through a handle, whose errors have no file name."""
     write_prompts(tmp_path / "p.jsonl", 100, max_tokens=40)
-    words = (*BATCH, f"runs={small}/runs")
+    words = (*BATCH, f"runs_dir={small}/runs")
     assert hpc_dynamo(*words, cwd=tmp_path).returncode == 0
     output = small / "runs/p/output.jsonl"
     output.unlink()
@@ -228,7 +228,7 @@ def test_a_full_disk_that_names_no_file(tmp_path: Path) -> None:
 def test_a_disk_that_fills_up_during_a_batch(small: Path, tmp_path: Path) -> None:
     """It is said in the outcome, and the same command goes on once there is space."""
     ids = write_prompts(tmp_path / "p.jsonl", 400, max_tokens=40)
-    words = (*BATCH, f"runs={small}/runs")
+    words = (*BATCH, f"runs_dir={small}/runs")
     ballast = filled(small, but=400_000)
     done = hpc_dynamo(*words, cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr

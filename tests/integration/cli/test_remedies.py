@@ -14,12 +14,26 @@ CUDA = ("engine.device=cuda",)
 # Words of a command line that are refused, some only next to others.
 WRONG = [
     *(["topology.prefill.workers=two"], ["topology.aggregated.workers=x", "topology=aggregated"]),
-    *(["cluster.gpus_per_node=many"], ["cluster.silence_s=long"], ["cluster.silence_s=1"]),
-    *(["planner.kv_low=half"], ["planner.grow.nodes=few"], ["planner.by=sls"], ["serve.port=http"]),
+    *(
+        ["cluster.gpus_per_node=many"],
+        ["cluster.heartbeat_timeout_s=long"],
+        ["cluster.heartbeat_timeout_s=1"],
+    ),
+    *(
+        ["planner.kv_usage_low=half"],
+        ["planner.scale_out.max_nodes=few"],
+        ["planner.mode=sls"],
+        ["serve.port=http"],
+    ),
     *(["serve.port=99999"], ["engine.device=tpu"], ["cluster.launcher=cloud"], ["engine=vlm"]),
     *(["cluster.slurm.exclusive=maybe"], ["topology.nodes=all"], ["topology.nodes=0"]),
     *(["topology.decode.worker=2"], ["topolgy.nodes=2"], ["planner=sls"], ["topology=star"]),
-    *(["cluster.slurm.time=1h"], ["cluster.slurm.time=0"], ["batch.retries=-1"], ["engine.cpus=0"]),
+    *(
+        ["cluster.slurm.time=1h"],
+        ["cluster.slurm.time=0"],
+        ["batch.max_retries=-1"],
+        ["engine.cpus=0"],
+    ),
     *(["engine.memory_gb=0"], ["router.temperature=-1"], ["topology.decode.tensor_parallel=0"]),
     *(
         ["topology.aggregated.workers=2"],
@@ -27,32 +41,35 @@ WRONG = [
         ["topology.nodes=1", "topology.decode.workers=9", "engine.device=cuda"],
     ),
     *(
-        ["planner.grow.nodes=2"],
+        ["planner.scale_out.max_nodes=2"],
         ["planner.interval_s=0", "planner=load"],
-        ["planner.margin=-1", "planner=load"],
+        ["planner.hysteresis=-1", "planner=load"],
     ),
-    *(["planner=load", "topology=aggregated"], ["planner=load", "engine.sleep=true"]),
-    *(["planner.handover_lead_s=0", "planner=load"], ["planner.least_decode=3", "planner=load"]),
+    *(["planner=load", "topology=aggregated"], ["planner=load", "engine.sleep_mode=true"]),
+    *(
+        ["planner.job_handover_lead_s=0", "planner=load"],
+        ["planner.min_decode_workers=3", "planner=load"],
+    ),
     *(["engine.container.image=/a b.sif"], ["engine.container.kind=apptainer"]),
     ["engine.container.kind=pyxis", "engine.container.image=my vllm.sqsh"],
     [
         *("engine.container.kind=apptainer", "engine.container.image=/a.sif"),
         "engine.container.mounts=scratch",
     ],
-    *(["model.lora.a b="], ["topology.decode.hardware=h 100"], ["runs=~nobody-x/a b"]),
+    *(["model.lora.a b="], ["topology.decode.hardware=h 100"], ["runs_dir=~nobody-x/a b"]),
     *(["my prompts.jsonl"], ["/shared/my llama"], ["nonsense"], ["~engine.args.x"], ["engine"]),
-    *(["~batch.retries=3"], ["engine.env.=x"], ["models.a b=x"], ["models.a.pth=/x"]),
+    *(["~batch.max_retries=3"], ["engine.env.=x"], ["models.a b=x"], ["models.a.pth=/x"]),
     *(
         ["router.block_tokens=24", "router=kv"],
         ["engine.args.block-size=x"],
-        ["engine.kv_load_failure=x"],
+        ["engine.kv_load_failure_policy=x"],
     ),
     *(["cluster.hardware.x.nodes=0"], ["cluster.hardware.x.nodes=a"], ["cluster.hardware.x=1"]),
     *(["--model", "my llama"], ["--input=my prompts.jsonl"], ["--max-model-len", "8192"]),
     *(["--partition", "gpu"], ["--tensor-parallel-size", "2"], ["--unheard-of"]),
     *(["serve.tls_cert=x"], ["router.policy=best"], ["batch=5"], ["cluster.slurm=gpu"]),
     ["engine=vllm", "engine.decode.args.kv-transfer-config=[1]"],
-    *(["cluster.slurm.srun_args.x=1"], ["name.first=x"], ["batch.defaults=3"]),
+    *(["cluster.slurm.srun_args.x=1"], ["name.first=x"], ["batch.body_defaults=3"]),
     *(["engine.args.dialect=x"], ["engine.args.start=x"], ["cluster.bootstrap.method=smoke"]),
 ]
 BASE = ("engine=simulator", "cluster.gpus_per_node=4", "model.path=org/model")

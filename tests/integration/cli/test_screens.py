@@ -253,7 +253,7 @@ def test_help_documents_the_exit_codes(tmp_path: Path) -> None:
     for argv in (["--help"], ["batch", "--help"]):
         text = hpc_dynamo(*argv, cwd=tmp_path).stdout
         assert "exit codes: 0 done, " in text
-        assert ", 130 interrupted (see `help exit-codes`)" in text
+        assert ", 130 interrupted (`help exit-codes`)" in text
     table = hpc_dynamo("help", "exit-codes", cwd=tmp_path).stdout
     assert "  130  ended by Ctrl-C" in table
     page = (Path(__file__).parents[3] / "docs" / "guides" / "command-line.md").read_text()

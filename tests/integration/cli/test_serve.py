@@ -55,15 +55,15 @@ def served(folder: Path, env: dict[str, str]) -> Iterator[tuple[Process, Attempt
 def test_a_detached_job_with_all_paths_absolute(tmp_path: Path, env: dict[str, str]) -> None:
     for name in ("cert.pem", "key.pem", "key"):
         (tmp_path / name).write_text("x")
-    files = ["serve.tls_cert=cert.pem", "serve.tls_key=key.pem", "serve.key_file=key"]
+    files = ["serve.tls_cert=cert.pem", "serve.tls_key=key.pem", "serve.api_key_file=key"]
     done = hpc_dynamo(*WORDS, "--detach", *files, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     run = tmp_path / SIMULATED
     assert f"where it answers: hpc-dynamo status {run}" in done.stdout
     config = latest(run).config()
     assert (config.task, config.name, config.input) == (Task.serve, run.name, "")
-    assert config.runs == str(tmp_path / "runs")
-    paths = {"tls_cert": "cert.pem", "tls_key": "key.pem", "key_file": "key"}
+    assert config.runs_dir == str(tmp_path / "runs")
+    paths = {"tls_cert": "cert.pem", "tls_key": "key.pem", "api_key_file": "key"}
     absolute = {name: str(tmp_path / file) for name, file in paths.items()}
     assert config.serve == replace(Serve(), **absolute)  # type: ignore[arg-type]  # all are str
 

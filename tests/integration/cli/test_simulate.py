@@ -31,7 +31,7 @@ def test_prints_the_figures_and_draws(call: Call, trace: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("by", ["load", "sla"])
 def test_the_planner_decides_in_it(call: Call, trace: Path, by: str) -> None:
-    words = (f"planner.by={by}", "planner.interval_s=2")
+    words = (f"planner.mode={by}", "planner.interval_s=2")
     assert "changes of role" in printed(call("simulate", f"--trace={trace}", *SPLIT, *words))
 
 
@@ -53,12 +53,12 @@ def test_says_what_is_wrong_with_a_trace(call: Call, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["simulate.cache_tokens=1000"], "simulate.cache_tokens=4"),
-        (["topology=aggregated", "planner.by=load"], "has no roles to change"),
+        (["simulate.kv_cache_tokens=1000"], "simulate.kv_cache_tokens=4"),
+        (["topology=aggregated", "planner.mode=load"], "has no roles to change"),
         (["simulate.speed=0"], "simulate.speed"),
-        (["simulate.timing=h10-8b"], "h100-8b"),
+        (["simulate.timing_model=h10-8b"], "h100-8b"),
         (["topology=aggregated", "--search"], "topology.prefill.workers"),
-        (["simulate.picture=a.jpeg"], ".svg"),
+        (["simulate.plot=a.jpeg"], ".svg"),
         (["topology.prefill.tensor_parallel=2"], "the same parallel sizes"),
     ],
 )

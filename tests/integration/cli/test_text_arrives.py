@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.overrides.yaml_text import dump
-from hpc_dynamo.config import Config, Role, check
-from hpc_dynamo.engines import Place, engine, for_worker
+from hpc_dynamo.config import Config, Role, validate
+from hpc_dynamo.engines import Placement, engine, for_worker
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.launch.script import quoted, render
+from hpc_dynamo.launch.script import quoted, render_script
 from hpc_dynamo.topology import plan
 from tests.support.runs import hpc_dynamo
 from tests.unit.config.test_overrides import ODD
@@ -51,7 +51,7 @@ def started(config: Config) -> tuple[list[str], dict[str, str]]:
     """What the engine of the decode worker gets."""
     worker = next(w for w in plan(config).workers if w.role is Role.decode)
     view = for_worker(config, worker)
-    place = Place(worker, "127.0.0.1", (5000, 5001), ("0",), "key")
+    place = Placement(worker, "127.0.0.1", (5000, 5001), ("0",), "key")
     command = engine(view.engine.name).command(view, place)
     done = subprocess.run(
         command.argv, env={**os.environ, **command.env}, capture_output=True, check=True
@@ -104,7 +104,7 @@ def test_overrides_reach_the_script(
     extra = [f"cluster.slurm.extra.text-{at}={text}" for at, text in enumerate(texts)]
     words = [*BASE, *extra, f"engine.env.A={texts[0]}"]
     config = compose(words)
-    script = render(config, plan(config), "batch", words)
+    script = render_script(config, plan(config), "batch", words)
     folder = tmp_path_factory.mktemp("script")
     (folder / "hpc-dynamo").write_text(PRINTER)
     (folder / "hpc-dynamo").chmod(0o755)
@@ -141,7 +141,7 @@ def test_sbatch_reads_what_was_written(tmp_path: Path) -> None:
 )
 def test_text_of_several_lines_is_refused_where_a_line_is_written(word: str) -> None:
     with pytest.raises(ConfigError, match="has a control character"):
-        check(compose([word]))
+        validate(compose([word]))
 
 
 def test_texts_reach_the_engine_of_a_job(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_texts_reach_the_engine_of_a_job(tmp_path: Path) -> None:
     program.write_text(PRINTER.replace("print(", "open(os.environ['TO'], 'w').write("))
     program.chmod(0o755)
     words = [
-        *("engine=simulator", "cluster=local", "topology=aggregated", "engine.restarts=0"),
+        *("engine=simulator", "cluster=local", "topology=aggregated", "engine.max_restarts=0"),
         *(f"engine.python={program}", f"engine.env.TO={tmp_path / 'said'}", "name=été (1) [x]"),
         *(f"engine.env.TEXT_{at}={text}" for at, text in enumerate(texts)),
         *(f"engine.args.text-{at}={text}" for at, text in enumerate(texts)),

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.batch.requests import scan
+from hpc_dynamo.batch.input_file import read_input
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.config import Kind, Launcher
+from hpc_dynamo.config import Launcher, TopologyKind
 from hpc_dynamo.demo import reduce_busy_wait
 from hpc_dynamo.demo.__main__ import PROMPTS, answers, batch_argv
 from hpc_dynamo.demo.provision import Provisioned
@@ -49,7 +49,7 @@ def test_prompts_are_a_batch_of_real_questions() -> None:
 
 
 def test_the_batch_verb_takes_the_prompts() -> None:
-    assert len(scan(PROMPTS).entries) == len(PROMPTS.read_text().splitlines())
+    assert len(read_input(PROMPTS).entries) == len(PROMPTS.read_text().splitlines())
 
 
 @pytest.mark.parametrize("folder", ["plain", "with space", "o'clock", "a=b, c"])
@@ -60,7 +60,7 @@ def test_the_batch_command_composes(folder: str) -> None:
     assert verb == "batch"
     assert config.engine.python == str(engine.python)
     assert config.model.path == str(engine.model)
-    assert config.topology.kind is Kind.disaggregated
+    assert config.topology.kind is TopologyKind.disaggregated
     assert config.topology.prefill.workers == 2
     assert config.cluster.launcher is Launcher.local
     assert config.input == str(PROMPTS)

@@ -19,13 +19,13 @@ from hpc_dynamo.config import (
     Pool,
     Role,
     Topology,
-    check,
+    validate,
 )
-from hpc_dynamo.engines import ENGINES, Command, Place, advice, contained, engine
+from hpc_dynamo.engines import ENGINES, Command, Placement, diagnose, engine, in_container
 from hpc_dynamo.engines.vllm import GUARD
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch import mpi_rank
-from hpc_dynamo.launch.mpi_step import Step
+from hpc_dynamo.launch.mpi_step import WorkerStep
 from hpc_dynamo.topology import Shard, Worker
 from tests.support import container_programs
 from tests.support.runs import SIMULATOR, each_once, hpc_dynamo, latest, write_prompts
@@ -38,14 +38,14 @@ APPTAINER = Container(
 )
 ENROOT = replace(APPTAINER, kind=ContainerKind.enroot, image="/shared/vllm.sqsh", options=("-r",))
 PYXIS = replace(ENROOT, kind=ContainerKind.pyxis, options=("--container-writable",))
-PLACE = Place(
+PLACE = Placement(
     Worker(3, Role.aggregated, (Shard(0, (0, 1)),)),
     "10.0.0.7",
     (5000, 5001),
     ("2", "3"),
     "secret-token",
-    events="/tmp/private",
-    folder="/runs/x/logs",
+    events_folder="/tmp/private",
+    log_folder="/runs/x/logs",
 )
 
 
@@ -61,7 +61,7 @@ def commands(c: Config) -> tuple[Command, Command]:
     """What the engine is started by, without and with its container; in one it does not import from
     the current folder, which Apptainer mounts."""
     bare = engine(c.engine.name).command(c, PLACE)
-    whole = contained(c, PLACE, bare)
+    whole = in_container(c, PLACE, bare)
     if c.engine.container.kind is ContainerKind.none:
         return bare, whole
     return replace(bare, env={"PYTHONSAFEPATH": "1", **bare.env}), whole
@@ -130,7 +130,7 @@ def test_pyxis(name: str) -> None:
         "/shared/llama",
         "/scratch",
     )
-    assert whole.box == (
+    assert whole.container_args == (
         f"--export=HOME,{names}",
         "--container-image=/shared/vllm.sqsh",
         f"--container-mounts={','.join(f'{path}:{path}' for path in ours)},/data/hub:/hub:ro",
@@ -146,11 +146,11 @@ def test_pyxis(name: str) -> None:
 
 def test_under_pyxis_an_engine_is_a_step_of_its_own_on_its_node() -> None:
     _, whole = commands(config(PYXIS, python="/env/bin/python"))
-    step = Step(PLACE.worker, 0, whole.box)
+    step = WorkerStep(PLACE.worker, 0, whole.container_args)
     c = config(PYXIS, python="/env/bin/python")
-    argv = step.line(c, whole.argv, ["n1"], "--mpi=none")
+    argv = step.srun_argv(c, whole.argv, ["n1"], "--mpi=none")
     inner = ("/env/bin/python", "-I", "-S", mpi_rank.__file__, "0,1", *whole.argv)
-    assert argv[-len(inner) - len(whole.box) :] == (*whole.box, *inner)
+    assert argv[-len(inner) - len(whole.container_args) :] == (*whole.container_args, *inner)
     options = set(argv[1 : -len(inner)])
     one = {"--mpi=none", "--overlap", "--nodelist=n1", "--nodes=1", "--ntasks=1"}
     assert one | {"--job-name=worker-3-0", "--cpu-bind=none"} <= options
@@ -181,7 +181,7 @@ def test_on_the_cpu_no_gpu_comes_in(container: Container) -> None:
 @pytest.mark.parametrize("name", ENGINES)
 def test_no_key_is_on_a_command_line(name: str, container: Container) -> None:
     _, whole = commands(config(container, name))
-    assert not [word for word in (*whole.box, *whole.argv) if "secret-token" in word]
+    assert not [word for word in (*whole.container_args, *whole.argv) if "secret-token" in word]
 
 
 def test_a_model_of_a_hub_is_not_mounted() -> None:
@@ -215,15 +215,15 @@ REFUSED = [
 @pytest.mark.parametrize(("container", "what", "hint"), REFUSED)
 def test_what_cannot_work_is_refused(container: Container, what: str, hint: str) -> None:
     with pytest.raises(ConfigError, match=r"engine\.container") as refused:
-        check(config(container))
+        validate(config(container))
     assert what in refused.value.message
     assert hint in refused.value.hint
 
 
 def test_paths_that_nobody_can_quote_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"model\.path=/a:b cannot be mounted"):
-        check(replace(config(APPTAINER), model=Model(path="/a:b")))
-    check(replace(config(Container()), model=Model(path="/a:b")))
+        validate(replace(config(APPTAINER), model=Model(path="/a:b")))
+    validate(replace(config(Container()), model=Model(path="/a:b")))
 
 
 def test_a_model_by_a_relative_path_is_refused(
@@ -231,10 +231,10 @@ def test_a_model_by_a_relative_path_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     c = replace(config(APPTAINER), model=Model(path="models/llama"))
-    check(c)  # by all that we see it is a hub's
+    validate(c)  # by all that we see it is a hub's
     (tmp_path / "models/llama").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"model\.path=models/llama is relative") as refused:
-        check(c)
+        validate(c)
     assert refused.value.hint == f"model.path={tmp_path}/models/llama"
 
 
@@ -242,7 +242,7 @@ def test_what_works_is_taken() -> None:
     fetched = replace(APPTAINER, image="docker://vllm/vllm-openai")
     named = replace(PYXIS, image="nvcr.io#nvidia/vllm:1")
     for container in (APPTAINER, ENROOT, PYXIS, fetched, named):
-        check(config(container))
+        validate(config(container))
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_what_works_is_taken() -> None:
     ],
 )
 def test_advice(said: str, try_this: str) -> None:
-    assert try_this in advice(config(APPTAINER), said)
+    assert try_this in diagnose(config(APPTAINER), said)
 
 
 def test_an_unknown_kind_lists_the_known(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def programs(tmp_path: Path) -> dict[str, str]:
 
 def batch(folder: Path, env: Mapping[str, str], *words: str) -> tuple[int, str]:
     image = f"engine.container.image={folder / 'image'}"
-    inside = (image, f"engine.python={sys.executable}", "engine.restarts=0")
+    inside = (image, f"engine.python={sys.executable}", "engine.max_restarts=0")
     spread = ("topology=disaggregated", "topology.nodes=2")
     argv = ("batch", "input=prompts.jsonl", *SIMULATOR, *inside, *spread, *words)
     done = hpc_dynamo(*argv, cwd=folder, env=env)

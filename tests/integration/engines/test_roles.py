@@ -112,13 +112,13 @@ def test_a_role_that_changes_while_its_engine_runs_cannot_have_its_own() -> None
     with pytest.raises(ConfigError) as wrong:
         check(made, plan(made))
     assert "engine.prefill" in wrong.value.message
-    assert "planner.restart=true" in wrong.value.hint
+    assert "planner.restart_on_role_change=true" in wrong.value.hint
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        [*DIFFER, "planner.restart=true"],
+        [*DIFFER, "planner.restart_on_role_change=true"],
         [*DIFFER, "engine=sglang"],  # restarts in any case
         [*DIFFER, "engine.decode.args.max_num_batched_tokens=16384"],  # the same after all
     ],
@@ -130,7 +130,7 @@ def test_one_that_is_started_anew_can(words: list[str]) -> None:
 
 def test_serve_refuses_it_before_anything_is_made(call: Call, tmp_path: Path) -> None:
     done = call("serve", "engine=simulator", *DIFFER)
-    refused(done, "engine.prefill and engine.decode differ", "planner.restart=true")
+    refused(done, "engine.prefill and engine.decode differ", "planner.restart_on_role_change=true")
     assert list(tmp_path.iterdir()) == []
 
 

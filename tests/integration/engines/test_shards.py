@@ -14,14 +14,14 @@ from hpc_dynamo.config import (
     Container,
     ContainerKind,
     Engine,
-    Kind,
     Model,
     Pool,
     Role,
     Router,
     Topology,
+    TopologyKind,
 )
-from hpc_dynamo.engines import Command, Meeting, Place, engine
+from hpc_dynamo.engines import Command, Placement, ShardRendezvous, engine
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch import mpi_rank, mpi_step
 from hpc_dynamo.topology import Worker, plan
@@ -29,7 +29,7 @@ from tests.support.runs import hpc_dynamo, write_prompts
 from tests.unit.engines.test_engines import options
 
 GPUS = 4  # of a node
-MET = Meeting("10.0.0.5", (6000, 6001))
+MET = ShardRendezvous("10.0.0.5", (6000, 6001))
 
 
 def config(name: str, pool: Pool, **args: object) -> Config:
@@ -48,10 +48,17 @@ def command(given: Config, part: int) -> Command:
     return engine(given.engine.name).command(given, place(plan(given).workers[0], part))
 
 
-def place(worker: Worker, part: int) -> Place:
+def place(worker: Worker, part: int) -> Placement:
     address = f"10.0.0.{5 + part}"
-    return Place(
-        worker, address, (5000, 5001), ("0",), "t", part=part, meeting=MET, interface="ib0"
+    return Placement(
+        worker,
+        address,
+        (5000, 5001),
+        ("0",),
+        "t",
+        shard_index=part,
+        rendezvous=MET,
+        interface="ib0",
     )
 
 
@@ -116,7 +123,7 @@ def test_sglang_meets_at_one_address() -> None:
 
 def test_sglangs_prefill_parts_all_know_the_bootstrap_server_of_the_first() -> None:
     pool = Pool(1, tensor_parallel=8)
-    topology = Topology(kind=Kind.disaggregated, prefill=pool, decode=pool)
+    topology = Topology(kind=TopologyKind.disaggregated, prefill=pool, decode=pool)
     given = replace(config("sglang", pool), topology=topology)
     worker = replace(plan(config("sglang", pool)).workers[0], role=Role.prefill)
     told = [engine("sglang").command(given, place(worker, part)) for part in (0, 1)]
@@ -150,7 +157,7 @@ def test_parts_of_different_sizes_are_refused_where_ranks_are_counted_by_node(na
 def test_trtllms_ranks_are_started_by_its_own_script_beside_its_interpreter() -> None:
     given = config("trtllm", Pool(1, pipeline_parallel=6))
     given = replace(given, engine=replace(given.engine, python="/env/bin/python"))
-    assert engine("trtllm").world(given, plan(given).workers[0])
+    assert engine("trtllm").is_mpi_step(given, plan(given).workers[0])
     made = command(given, 0)
     assert made.argv[:2] == ("/env/bin/trtllm-llmapi-launch", "/env/bin/python")
     assert made.argv[2:6] == ("-m", "tensorrt_llm.commands.serve", "serve", "/llama")
@@ -162,7 +169,7 @@ def test_trtllms_ranks_are_started_by_its_own_script_beside_its_interpreter() ->
 
 def test_on_one_node_it_starts_its_ranks_itself() -> None:
     given = config("trtllm", Pool(1, tensor_parallel=4))
-    assert not engine("trtllm").world(given, plan(given).workers[0])
+    assert not engine("trtllm").is_mpi_step(given, plan(given).workers[0])
     assert "trtllm-llmapi-launch" not in " ".join(command(given, 0).argv)
 
 
@@ -185,7 +192,7 @@ def test_it_is_not_started_in_enroot_over_nodes() -> None:
 
 def test_the_simulator_can_be_such_a_world() -> None:
     given = config("simulator", Pool(1, pipeline_parallel=6), start="mpi")
-    assert engine("simulator").world(given, plan(given).workers[0])
+    assert engine("simulator").is_mpi_step(given, plan(given).workers[0])
     told = options(command(given, 0))
     assert told["--mpi"] == ""
     assert (told["--master-addr"], told["--master-port"]) == ("10.0.0.5", "6000")
@@ -214,7 +221,7 @@ def test_srun_gets_no_gpus_of_one_node_and_of_the_job_its_id_alone(
     for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"):
         monkeypatch.setenv(name, "7")
     monkeypatch.delenv("SLURM_CONF", raising=False)
-    made = mpi_step.environment({"CUDA_VISIBLE_DEVICES": "2,3", "A": "1"})
+    made = mpi_step.step_environment({"CUDA_VISIBLE_DEVICES": "2,3", "A": "1"})
     assert made == {"A": "1", "SLURM_JOB_ID": "7"}
 
 
@@ -223,10 +230,10 @@ def test_the_last_words_of_a_world_name_the_rank_that_was_killed() -> None:
     others = "srun: error: n1: tasks 0-1: Exited with exit code 1\n"
     killed = "srun: error: n2: task 2: Killed\n"
     noise = "srun: Force Terminated StepId=2.1\n\n"
-    assert mpi_step.last_words(said + others + killed + others + noise) == killed.strip()
-    assert mpi_step.last_words(said + others + noise) == said.strip()
-    assert mpi_step.last_words("srun: error: no such node\n") == "srun: error: no such node"
-    assert mpi_step.last_words("") == ""
+    assert mpi_step.last_message(said + others + killed + others + noise) == killed.strip()
+    assert mpi_step.last_message(said + others + noise) == said.strip()
+    assert mpi_step.last_message("srun: error: no such node\n") == "srun: error: no such node"
+    assert mpi_step.last_message("") == ""
 
 
 PRINT = "import json, os; print(json.dumps(dict(os.environ)))"
@@ -275,6 +282,9 @@ def test_they_keep_to_the_jobs_network(name: str) -> None:
 def test_only_the_first_part_tells_of_its_kv_cache(name: str) -> None:
     given = replace(config(name, Pool(1, tensor_parallel=8)), router=Router())
     worker = plan(given).workers[0]
-    told = [engine(name).events(given, replace(place(worker, n), events="/tmp/x")) for n in (0, 1)]
+    told = [
+        engine(name).event_endpoints(given, replace(place(worker, n), events_folder="/tmp/x"))
+        for n in (0, 1)
+    ]
     assert told[0] is not None
     assert told[1] is None

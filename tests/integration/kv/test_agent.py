@@ -37,7 +37,7 @@ async def producer(block_bytes: int) -> None:
     agent = KvAgent(f"producer-{os.getpid()}", filled(block_bytes), block_bytes)
     print("metadata", agent.metadata().hex(), flush=True)
     while True:
-        for notice in await agent.notices():
+        for notice in await agent.get_notifications():
             print("heard", notice.decode(), flush=True)
         await asyncio.sleep(0.001)
 
@@ -77,10 +77,12 @@ async def pulled(block_bytes: int) -> None:
     agent = KvAgent("consumer", pool, block_bytes)
     async with peer(block_bytes) as other:
         name = await agent.add_peer(other.metadata)
-        assert agent.knows(name)
+        assert agent.has_peer(name)
         for turn in range(3):
             remote, local = [5, 3, 60, 4], [7 + turn, 1, 0, 63]
-            done = await agent.pull(name, remote, local, notice=b"took-%d" % turn, timeout_s=10)
+            done = await agent.pull(
+                name, remote, local, notification=b"took-%d" % turn, timeout_s=10
+            )
             assert done.size_bytes == 4 * block_bytes
             for theirs, ours in zip(remote, local, strict=True):
                 block = pool[ours * block_bytes : (ours + 1) * block_bytes]
@@ -100,19 +102,19 @@ async def silent(block_bytes: int) -> None:
     agent = KvAgent("consumer", pool, block_bytes)
     async with peer(block_bytes) as other:
         name = await agent.add_peer(other.metadata)
-        await agent.pull(name, [0], [0], notice=b"", timeout_s=10)
+        await agent.pull(name, [0], [0], notification=b"", timeout_s=10)
         other.process.send_signal(signal.SIGSTOP)
         blocks, began = list(range(BLOCKS)), time.monotonic()
-        await fails(agent.pull(name, blocks, blocks, notice=b"", timeout_s=0.5), name)
+        await fails(agent.pull(name, blocks, blocks, notification=b"", timeout_s=0.5), name)
         assert 0.5 <= time.monotonic() - began < 2
-        await asyncio.wait_for(agent.settle([]), 1)
-        settled = asyncio.create_task(agent.settle([3]))
+        await asyncio.wait_for(agent.wait_settled([]), 1)
+        settled = asyncio.create_task(agent.wait_settled([3]))
         await asyncio.sleep(0.1)
         assert not settled.done()
         other.process.send_signal(signal.SIGCONT)
         await asyncio.wait_for(settled, 10)
         pool[:] = bytes(len(pool))
-        await agent.pull(name, [9], [9], notice=b"", timeout_s=10)
+        await agent.pull(name, [9], [9], notification=b"", timeout_s=10)
         assert pool[:block_bytes] == bytes(block_bytes), "written after it had settled"
 
 
@@ -120,14 +122,14 @@ async def cancelled(block_bytes: int) -> None:
     agent = KvAgent("consumer", mmap.mmap(-1, BLOCKS * block_bytes), block_bytes)
     async with peer(block_bytes) as other:
         name = await agent.add_peer(other.metadata)
-        await agent.pull(name, [0], [0], notice=b"", timeout_s=10)
+        await agent.pull(name, [0], [0], notification=b"", timeout_s=10)
         other.process.send_signal(signal.SIGSTOP)
-        pull = asyncio.create_task(agent.pull(name, [1, 2], [1, 2], notice=b"", timeout_s=10))
+        pull = asyncio.create_task(agent.pull(name, [1, 2], [1, 2], notification=b"", timeout_s=10))
         await asyncio.sleep(0.1)
         pull.cancel()
         await asyncio.wait([pull])
         assert pull.cancelled()
-        settled = asyncio.create_task(agent.settle([1, 2]))
+        settled = asyncio.create_task(agent.wait_settled([1, 2]))
         other.process.kill()  # its death ends the transfer as well
         await asyncio.wait_for(settled, 10)
 
@@ -136,28 +138,30 @@ async def dead(block_bytes: int) -> None:
     agent = KvAgent("consumer", mmap.mmap(-1, BLOCKS * block_bytes), block_bytes)
     async with peer(block_bytes) as other, peer(block_bytes) as unmet:
         name, never = [await agent.add_peer(each.metadata) for each in (other, unmet)]
-        await agent.pull(name, [0], [0], notice=b"", timeout_s=10)
+        await agent.pull(name, [0], [0], notification=b"", timeout_s=10)
         for each in (other, unmet):
             each.process.kill()
             await each.process.wait()
         for gone in (name, never):
-            await fails(agent.pull(gone, [1], [1], notice=b"", timeout_s=5), gone)
-            await asyncio.wait_for(agent.settle([1]), 5)
+            await fails(agent.pull(gone, [1], [1], notification=b"", timeout_s=5), gone)
+            await asyncio.wait_for(agent.wait_settled([1]), 5)
         assert agent.counters.failures == 2
-        assert not agent.knows(name)
+        assert not agent.has_peer(name)
 
 
 async def misused(block_bytes: int) -> None:
     agent = KvAgent("consumer", mmap.mmap(-1, BLOCKS * block_bytes), block_bytes)
-    await fails(agent.pull("nobody", [0], [0], notice=b"", timeout_s=1), "nobody is not known")
+    await fails(
+        agent.pull("nobody", [0], [0], notification=b"", timeout_s=1), "nobody is not known"
+    )
     await fails(agent.add_peer(b"nonsense"), "unreadable metadata")
     async with peer(2 * block_bytes) as other:
         await fails(agent.add_peer(other.metadata), f"blocks of {2 * block_bytes} bytes")
     async with peer(block_bytes) as other:
         name = await agent.add_peer(other.metadata)
-        await fails(agent.pull(name, [BLOCKS], [0], notice=b"", timeout_s=1), "outside 0..63")
-        await fails(agent.pull(name, [0], [-1], notice=b"", timeout_s=1), "outside 0..63")
-        await fails(agent.pull(name, [0, 1], [0], notice=b"", timeout_s=1), "2 blocks")
+        await fails(agent.pull(name, [BLOCKS], [0], notification=b"", timeout_s=1), "outside 0..63")
+        await fails(agent.pull(name, [0], [-1], notification=b"", timeout_s=1), "outside 0..63")
+        await fails(agent.pull(name, [0, 1], [0], notification=b"", timeout_s=1), "2 blocks")
 
 
 async def fails(call: Coroutine[None, None, object], text: str) -> None:

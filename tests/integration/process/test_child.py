@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.process.child import FOREIGN, Child, clean_environment
+from hpc_dynamo.process.child import JOB_VARIABLES, Child, clean_environment
 
 SOON_S = 10.0
 GRACE_S = 5.0
@@ -146,7 +146,7 @@ async def test_arguments_and_environment_arrive_as_they_are(log: Path) -> None:
 
 
 def test_what_belongs_to_slurm_and_mpi_is_cleaned_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [f"{prefix}X" for prefix in FOREIGN]
+    names = [f"{prefix}X" for prefix in JOB_VARIABLES]
     assert {"SLURM_X", "PMIX_X", "PMI_X", "OMPI_X", "SUBMITIT_X"} <= set(names)
     for name in names:
         monkeypatch.setenv(name, "1")

@@ -23,7 +23,7 @@ SMALL = (
     "engine.args.timing=instant",
     "engine.max_num_seqs=2",
 )
-WORDS = ("profile", *SIMULATOR, *SMALL, "name=small", "runs=runs")
+WORDS = ("profile", *SIMULATOR, *SMALL, "name=small", "runs_dir=runs")
 KV_TOKENS = 24 * BLOCK_TOKENS
 KV_BYTES = 1024  # a token, the simulator's default
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hpc_dynamo.batch.ledger import failure, success
+from hpc_dynamo.batch.ledger import failure_line, success_line
 from hpc_dynamo.config import Config
 from hpc_dynamo.errors import ConfigError, RequestFailed
 from hpc_dynamo.messages import JobRecord, Outcome
@@ -38,15 +38,15 @@ def attempt(run: Run, config: Config, *lines: bytes, job: str = "1", inside: str
     record = JobRecord(launcher="allocation", job_id=job, enclosing_job_id=inside)
     write_json(made.job_file, record)
     write_json(made.outcome_file, Outcome(exit_code=0))
-    run.part(made.number).write_bytes(b"".join(lines))
+    run.attempt_results(made.number).write_bytes(b"".join(lines))
 
 
 def good(number: int) -> bytes:
-    return success(f"request {number}", b'{"text": "x"}')
+    return success_line(f"request {number}", b'{"text": "x"}')
 
 
 def bad(number: int, status: int = 400) -> bytes:
-    return failure(f"request {number}", RequestFailed("too long", status=status, body=b"{}"))
+    return failure_line(f"request {number}", RequestFailed("too long", status=status, body=b"{}"))
 
 
 def failed(errors: Path) -> list[str]:

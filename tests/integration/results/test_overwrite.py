@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.batch.requests import Requests, scan
+from hpc_dynamo.batch.input_file import BatchInput, read_input
 from hpc_dynamo.cli.run_folder import batch_run
 from hpc_dynamo.config import Config
 from tests.integration.results.kept import InJob, attempt, bad, good, with_fields
@@ -13,7 +13,7 @@ from tests.support.runs import results_on_disk, write_prompts
 
 
 def test_overwrite_moves_earlier_results_aside(
-    config: Config, requests: Requests, said: list[str], tmp_path: Path
+    config: Config, requests: BatchInput, said: list[str], tmp_path: Path
 ) -> None:
     anew, runs = replace(config, overwrite=True), tmp_path / "runs"
     for number in (1, 2, 3):
@@ -28,17 +28,17 @@ def test_overwrite_moves_earlier_results_aside(
 
 
 def test_overwrite_takes_other_settings_and_another_input(
-    config: Config, requests: Requests, said: list[str], tmp_path: Path
+    config: Config, requests: BatchInput, said: list[str], tmp_path: Path
 ) -> None:
     attempt(batch_run(config, requests, said.append), config, good(0))
     write_prompts(tmp_path / "other.jsonl", 2)
     other = with_fields(config, model__path="org/b", overwrite=True)
-    run = batch_run(other, scan(tmp_path / "other.jsonl"), said.append)
+    run = batch_run(other, read_input(tmp_path / "other.jsonl"), said.append)
     assert run.attempts() == []
 
 
 def test_overwrite_deletes_a_run_without_results(
-    config: Config, requests: Requests, said: list[str], tmp_path: Path
+    config: Config, requests: BatchInput, said: list[str], tmp_path: Path
 ) -> None:
     attempt(batch_run(config, requests, said.append), config)
     batch_run(replace(config, overwrite=True), requests, said.append)
@@ -46,7 +46,7 @@ def test_overwrite_deletes_a_run_without_results(
 
 
 def test_overwrite_leaves_a_folder_that_is_no_run_alone(
-    config: Config, requests: Requests, said: list[str], tmp_path: Path
+    config: Config, requests: BatchInput, said: list[str], tmp_path: Path
 ) -> None:
     """`runs=.` beside a folder of data with the input's name."""
     (tmp_path / "runs/r").mkdir(parents=True)
@@ -58,7 +58,7 @@ def test_overwrite_leaves_a_folder_that_is_no_run_alone(
 @pytest.mark.parametrize("record", [{"job": "77"}, {"job": "4242", "inside": "77"}], ids=str)
 def test_overwrite_has_no_effect_in_a_jobs_later_lives(
     config: Config,
-    requests: Requests,
+    requests: BatchInput,
     said: list[str],
     in_job: InJob,
     record: dict[str, str],
@@ -77,7 +77,7 @@ def test_overwrite_has_no_effect_in_a_jobs_later_lives(
 
 
 def test_overwrite_takes_effect_in_a_restarted_job_that_never_came_to_it(
-    config: Config, requests: Requests, said: list[str], in_job: InJob
+    config: Config, requests: BatchInput, said: list[str], in_job: InJob
 ) -> None:
     """Preempted before our command ran; also in another job, as when the script is submitted
     again, or in the next task of an array."""

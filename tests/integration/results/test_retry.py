@@ -4,9 +4,9 @@ import json
 import re
 from pathlib import Path
 
-from hpc_dynamo.batch.conclusion import conclusion
+from hpc_dynamo.batch.exit_status import exit_status
+from hpc_dynamo.batch.input_file import BatchInput
 from hpc_dynamo.batch.ledger import Ledger
-from hpc_dynamo.batch.requests import Requests
 from hpc_dynamo.cli.run_folder import batch_run
 from hpc_dynamo.config import Config
 from hpc_dynamo.messages import SOME_FAILED
@@ -24,15 +24,15 @@ from tests.integration.results.kept import (
 from tests.support.runs import SIMULATOR, answers, hpc_dynamo, results_on_disk, write_prompts
 
 
-def states(run: Run, requests: Requests) -> tuple[list[str], list[str]]:
+def states(run: Run, requests: BatchInput) -> tuple[list[str], list[str]]:
     """Ids that have an answer, and ids that are still to run."""
     ledger = Ledger(run, 0)
-    answered = [i for i, spot in ledger.spots().items() if spot.good]
+    answered = [i for i, spot in ledger.results().items() if spot.answered]
     return sorted(answered), [entry.custom_id for entry in ledger.unfinished(requests)]
 
 
 def test_retry_runs_only_failed_requests_again(
-    config: Config, requests: Requests, start: Start
+    config: Config, requests: BatchInput, start: Start
 ) -> None:
     retry = with_fields(config, batch__retry_failed=True)
     attempt(start(config), config, good(0), bad(1), bad(2, 500), good(3))
@@ -46,7 +46,7 @@ def test_retry_runs_only_failed_requests_again(
 
 def test_a_retry_that_was_broken_off_is_resumed_and_ends(
     config: Config,
-    requests: Requests,
+    requests: BatchInput,
     start: Start,
     in_job: InJob,
 ) -> None:
@@ -71,7 +71,7 @@ def test_a_retry_that_was_broken_off_is_resumed_and_ends(
 
 
 def test_a_retry_of_a_batch_that_is_not_complete_also_runs_the_rest(
-    config: Config, requests: Requests, start: Start
+    config: Config, requests: BatchInput, start: Start
 ) -> None:
     attempt(start(config), config, good(0), bad(1))
     run = start(with_fields(config, batch__retry_failed=True))
@@ -79,7 +79,7 @@ def test_a_retry_of_a_batch_that_is_not_complete_also_runs_the_rest(
 
 
 def test_a_retry_without_failures_runs_nothing(
-    config: Config, requests: Requests, start: Start
+    config: Config, requests: BatchInput, start: Start
 ) -> None:
     attempt(start(config), config, *map(good, range(4)))
     run = start(with_fields(config, batch__retry_failed=True))
@@ -88,7 +88,7 @@ def test_a_retry_without_failures_runs_nothing(
 
 
 def test_a_retry_may_change_engine_options_and_says_so(
-    config: Config, requests: Requests, start: Start, said: list[str]
+    config: Config, requests: BatchInput, start: Start, said: list[str]
 ) -> None:
     attempt(start(config), config, good(0), bad(1), good(2), good(3))
     longer = with_fields(config, engine__args={"dtype": "float32", "max-model-len": 8192})
@@ -172,12 +172,12 @@ def test_a_batch_with_failures_names_the_first_one_and_what_helps(tmp_path: Path
 def test_a_retry_is_advised_again_while_a_failure_is_not_final(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.errors.write_bytes(bad(1) + bad(2, 500))
-    code, said = conclusion(run, 1, 2, retried=True)
+    code, said = exit_status(run, 1, 2, retried=True)
     assert code == SOME_FAILED
     assert "the first of them: request 1: too long" in said
     assert said.endswith("try: the same command with batch.retry_failed=true")
     run.errors.write_bytes(bad(1) + bad(2))
-    assert "errors are final" in conclusion(run, 1, 2, retried=True)[1]
-    assert "errors are final" not in conclusion(run, 1, 2, retried=False)[1]
-    assert conclusion(run, 0, 2, retried=False)[0] == 3
-    assert conclusion(run, 2, 0, retried=True) == (0, "")
+    assert "errors are final" in exit_status(run, 1, 2, retried=True)[1]
+    assert "errors are final" not in exit_status(run, 1, 2, retried=False)[1]
+    assert exit_status(run, 0, 2, retried=False)[0] == 3
+    assert exit_status(run, 2, 0, retried=True) == (0, "")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hpc_dynamo.batch.requests import Requests
+from hpc_dynamo.batch.input_file import BatchInput
 from hpc_dynamo.cli.run_folder import batch_run, profile_run, serve_run
 from hpc_dynamo.config import Config, Engine, Task
 from hpc_dynamo.engines.settings import answer_settings, differences
@@ -29,11 +29,11 @@ OTHER = [
     ({"model__name": "mine"}, "model.name: model → mine"),
     ({"engine__name": "sglang"}, "engine.name: vllm → sglang"),
     ({"model__lora": {"sql": "/a/sql"}}, "model.lora.sql: not set → /a/sql"),
-    ({"batch__defaults": {"max_tokens": 3}}, "batch.defaults.max_tokens: not set → 3"),
-    ({"batch__defaults": {"stop": ["a", "b"]}}, 'batch.defaults.stop: not set → ["a","b"]'),
+    ({"batch__defaults": {"max_tokens": 3}}, "batch.body_defaults.max_tokens: not set → 3"),
+    ({"batch__defaults": {"stop": ["a", "b"]}}, 'batch.body_defaults.stop: not set → ["a","b"]'),
     (
         {"batch__defaults": {"extra": {"seed": 1}}},
-        "batch.defaults.extra.seed: not set → 1",
+        "batch.body_defaults.extra.seed: not set → 1",
     ),
     ({"engine__args": {"dtype": "bfloat16"}}, "engine.args.dtype: float32 → bfloat16"),
     ({"engine__args": {}}, "engine.args.dtype: float32 → not set"),
@@ -152,7 +152,12 @@ def test_several_differences_are_named_a_line_each(start: Start, config: Config)
     other = with_fields(config, model__path="org/b", batch__defaults={"n": 2, "seed": 1})
     lines = refused(start, other).message.splitlines()[1:]
     names = [line.split(":")[0].strip() for line in lines]
-    assert names == ["model.path", "model.name", "batch.defaults.n", "batch.defaults.seed"]
+    assert names == [
+        "model.path",
+        "model.name",
+        "batch.body_defaults.n",
+        "batch.body_defaults.seed",
+    ]
 
 
 def test_the_proposed_name_is_free_and_quoted(start: Start, config: Config, tmp_path: Path) -> None:
@@ -163,7 +168,7 @@ def test_the_proposed_name_is_free_and_quoted(start: Start, config: Config, tmp_
     assert hint.startswith("""'name=it'"'"'s a run-3' for a run of its own""")
 
 
-def test_a_profile_names_what_differs(config: Config, requests: Requests) -> None:
+def test_a_profile_names_what_differs(config: Config, requests: BatchInput) -> None:
     config = replace(config, task=Task.profile)
     run = profile_run(config, print)
     attempt(run, config, b"{}\n")

@@ -24,7 +24,7 @@ def runs(
     """By topology; started side by side, since most of a start is waiting."""
     kinds = ("aggregated", "disaggregated")
     # Else what a hand-over costs is measured: on a busy machine it would be too much.
-    fixed = ("serve.max_body_mb=0.25", "router.handover_tokens=0")
+    fixed = ("serve.max_body_mb=0.25", "router.transfer_cost_tokens=0")
     options = (f"model.path={model_folder}", *fixed)
     with ExitStack() as stack, ThreadPoolExecutor(len(kinds)) as pool:
         contexts = [

@@ -17,7 +17,7 @@ Row = dict[str, Any]
 def routing(folder: Path, *words: str, name: str = "r", engine_key: str = KEY) -> Iterator[Served]:
     """A detached route, from its first answer to the end of its last process."""
     (folder / "engines.key").write_text(f"{engine_key}\n")
-    key = "route.key_file=engines.key"
+    key = "route.api_key_file=engines.key"
     done = hpc_dynamo("route", *words, key, f"name={name}", "--detach", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     served = Served(Run(folder / "runs" / name).attempts()[-1])

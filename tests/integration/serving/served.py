@@ -202,7 +202,7 @@ class Served:
 
     def stop(self) -> None:
         """Its end, also after it has ended by itself."""
-        job = launch.find(self.attempt)
+        job = launch.find_job(self.attempt)
         assert job
         job.stop()
         until("the run has ended", lambda: not self.processes(), 30)

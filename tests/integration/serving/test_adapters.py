@@ -15,7 +15,7 @@ from tests.support.runs import until
 pytestmark = pytest.mark.slow
 
 WORDS = (
-    *("models.talk.topology=disaggregated", "models.talk.router.local_prefill=false"),
+    *("models.talk.topology=disaggregated", "models.talk.router.conditional_disaggregation=false"),
     *("models.talk.lora.pirate=/adapters/pirate", "models.talk.lora.poet-v1.5=/adapters/poet"),
     *("models.sing.topology=disaggregated", "models.sing.engine.args.dialect=sglang"),
     *("models.sing.path=''", "models.sing.lora.tenor=/adapters/tenor"),

@@ -19,12 +19,12 @@ def started(served: Served) -> None:
 def freed(served: Served, cancelled: float) -> None:
     """Engines and router are idle again, and the cancellations were counted."""
     until("the engines are idle", lambda: served.busy() == 0, 10)
-    until("the router is idle", lambda: served.metrics()["hpc_dynamo_active"] == 0, 10)
+    until("the router is idle", lambda: served.metrics()["hpc_dynamo_requests_running"] == 0, 10)
     until("counted", lambda: count(served) >= cancelled, 10)
 
 
 def count(served: Served) -> float:
-    return served.metrics()["hpc_dynamo_cancelled_total"]
+    return served.metrics()["hpc_dynamo_requests_cancelled_total"]
 
 
 def sent(served: Served, body: dict[str, Any]) -> HTTPConnection:

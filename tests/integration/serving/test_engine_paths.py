@@ -36,6 +36,8 @@ def test_unknown_paths_of_the_engine_are_forwarded(served: Served) -> None:
     reply = served.post("/v1/rerank?top=1", asked)
     assert (reply.status, reply.json["path"]) == (200, "/v1/rerank?top=1")
     assert reply.json["body"] == {"model": MODEL, "query": "a", "documents": ["b"]}
+    for path in ("/rerank", "/v2/rerank", "/v1/score"):
+        assert served.post(path, asked).json["path"] == path
     assert served.post("/classify/", {"input": "x"}).json["path"] == "/classify"
     assert served.ask("GET", "/version").json["version"].startswith("of ")
     head = served.ask("HEAD", "/version")

@@ -18,7 +18,7 @@ from tests.support.runs import hpc_dynamo, until
 
 pytestmark = pytest.mark.slow
 
-WORDS = ("topology=aggregated", "planner.handover=true")
+WORDS = ("topology=aggregated", "planner.job_handover=true")
 LONG, SHORT = "cluster.slurm.signal_before_end_s=600", "cluster.slurm.signal_before_end_s=75"
 ASK: dict[str, Any] = {"model": MODEL, "prompt": "hello", "extra_body": {"ignore_eos": True}}
 
@@ -62,7 +62,7 @@ def test_new_requests_go_to_the_successor_and_come_back_when_it_dies(
         before = answered(new)
         assert old.client.completions.create(**ASK, max_tokens=4).choices[0].text
         assert answered(new) == before + 1
-        assert old.metrics_now()["hpc_dynamo_forwarded_total"] == 1
+        assert old.metrics_now()["hpc_dynamo_requests_forwarded_total"] == 1
         assert next(stream).choices[0].text, "what was under way ends where it began"
         kill(new.head)
         assert old.client.completions.create(**ASK, max_tokens=4).choices[0].text
@@ -79,7 +79,7 @@ def test_a_run_of_several_models_hands_over_all_of_them(tmp_path: Path, ended: N
         handed_over(old)
         for model in ("one", "two"):
             assert old.client.completions.create(**ASK | {"model": model}).model == model
-        assert old.metrics_now()["hpc_dynamo_forwarded_total"] == 2
+        assert old.metrics_now()["hpc_dynamo_requests_forwarded_total"] == 2
 
 
 @pytest.mark.slow
@@ -148,5 +148,5 @@ def test_stop_ends_both(tmp_path: Path) -> None:
         new = handed_over(old)
         done = hpc_dynamo("stop", "name=s", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert not list(launch.going_on(old.attempt.run))
+        assert not list(launch.live_attempts(old.attempt.run))
         until("no process is left", lambda: not old.processes() and not new.processes(), 30)

@@ -16,11 +16,11 @@ pytestmark = pytest.mark.slow
 WORDS = (
     *("models.small.topology=aggregated", "models.small.topology.aggregated.workers=2"),
     *("models.large.topology=disaggregated", "models.large.engine.args.dialect=sglang"),
-    "serve.frontends=2",
+    "serve.frontend_processes=2",
 )
 PAIR = (
-    *("topology=aggregated", "engine.restarts=0", "models.one.path=''", "models.two.path=''"),
-    *("serve.worker_requests=1", "serve.queue=1"),
+    *("topology=aggregated", "engine.max_restarts=0", "models.one.path=''", "models.two.path=''"),
+    *("serve.max_requests_per_worker=1", "serve.max_queued_requests=1"),
 )
 STORY = "One day a fox met a hen and told it of a far land. " * 8
 LONG: dict[str, Any] = {"prompt": "hello", "max_tokens": 8000, "extra_body": {"ignore_eos": True}}
@@ -109,8 +109,8 @@ def test_figures_have_the_model_as_a_label(both: Served) -> None:
     page = both.metrics_now()
     counted = 'hpc_dynamo_requests_total{model="large",path="/v1/completions",status="200"}'
     assert page[counted] >= 1
-    assert page['hpc_dynamo_router_prefills_total{model="large",why="split"}'] >= 1
-    assert 'hpc_dynamo_queued{model="small"}' in page
+    assert page['hpc_dynamo_router_prefills_total{model="large",reason="split"}'] >= 1
+    assert 'hpc_dynamo_requests_waiting{model="small"}' in page
 
 
 def test_what_engines_tell_of_their_caches_is_their_models(both: Served) -> None:
@@ -161,7 +161,7 @@ def test_neither_a_flood_nor_the_end_of_one_reaches_the_other(pair: Served) -> N
         next(stream)
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(refusal, pair, "one")
-            queued = 'hpc_dynamo_queued{model="one"}'
+            queued = 'hpc_dynamo_requests_waiting{model="one"}'
             until("one waits", lambda: pair.metrics().get(queued) == 1, 10)
             assert isinstance(refusal(pair, "one"), openai.RateLimitError)
             assert refusal(pair, "two") is None
@@ -184,7 +184,7 @@ def test_neither_a_flood_nor_the_end_of_one_reaches_the_other(pair: Served) -> N
 
 def test_one_that_never_starts_does_not_keep_the_others(tmp_path: Path) -> None:
     words = ("models.well.path=''", "models.ill.engine.args.unheard-of=1")
-    with serving(tmp_path, "topology=aggregated", "engine.restarts=0", *words) as served:
+    with serving(tmp_path, "topology=aggregated", "engine.max_restarts=0", *words) as served:
         assert served.ask("GET", "/ready").json["models"] == {"well": "ready", "ill": "lost"}
         assert [m.id for m in served.client.models.list().data] == ["well"]
         assert refusal(served, "well") is None

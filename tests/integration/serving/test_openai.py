@@ -1,35 +1,24 @@
 """The official client against both topologies: what engines know passes through untouched."""
 
 import base64
-import json
 import struct
 from typing import Any
 
 import openai
 import pytest
-from openai.types.chat import ChatCompletionToolParam
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from tests.integration.serving.served import MODEL, Served
 
 STORY = "Once upon a time there was a fox who lived under the old oak near the river. " * 4
-TOOLS: list[ChatCompletionToolParam] = [
-    {
-        "type": "function",
-        "function": {
-            "name": name,
-            "parameters": {
-                "type": "object",
-                "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-                "required": ["city", "days"],
-            },
-        },
-    }
-    for name in ("forecast", "history")
-]
 
 
 class Place(BaseModel):
+    """The simulator answers with the first example of a schema."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "Rome", "people": 3, "near": ["Ostia"]}]}
+    )
     name: str
     people: int
     near: list[str]
@@ -137,49 +126,6 @@ def test_logprobs(served: Served) -> None:
     assert text.choices[0].logprobs
     assert text.choices[0].logprobs.tokens
     assert "".join(text.choices[0].logprobs.tokens) == text.choices[0].text
-
-
-@pytest.mark.parametrize(
-    ("choice", "name", "reason"),
-    [
-        ("required", "forecast", "tool_calls"),
-        ({"type": "function", "function": {"name": "history"}}, "history", "stop"),
-    ],
-)
-def test_tools(served: Served, choice: Any, name: str, reason: str) -> None:
-    ask: dict[str, Any] = {
-        "model": MODEL,
-        "messages": [{"role": "user", "content": "What will the weather be?"}],
-        "tools": TOOLS,
-        "tool_choice": choice,
-    }
-    whole = served.client.chat.completions.create(**ask).choices[0]
-    assert whole.finish_reason == reason
-    (call,) = whole.message.tool_calls or []
-    assert call.type == "function"
-    assert call.function.name == name
-    assert set(json.loads(call.function.arguments)) == {"city", "days"}
-    with served.client.chat.completions.stream(**ask) as stream:
-        streamed = stream.get_final_completion().choices[0]
-    (same,) = streamed.message.tool_calls or []
-    assert same.function.name == name
-    assert same.function.arguments == call.function.arguments
-    assert streamed.finish_reason == reason
-
-
-def test_a_tools_result_goes_back(served: Served) -> None:
-    ask: list[Any] = [{"role": "user", "content": "What will the weather be?"}]
-    first = served.client.chat.completions.create(
-        model=MODEL, messages=ask, tools=TOOLS, tool_choice="auto"
-    )
-    message = first.choices[0].message
-    assert message.tool_calls
-    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "rain"}
-    ask += [message.model_dump(exclude_none=True), result]
-    second = served.client.chat.completions.create(
-        model=MODEL, messages=ask, tools=TOOLS, tool_choice="auto", max_tokens=5
-    )
-    assert second.choices[0].message.content
 
 
 def test_structured_output(served: Served) -> None:

@@ -18,8 +18,8 @@ from tests.support.runs import until
 pytestmark = pytest.mark.slow
 
 SMALL = (
-    *("topology=aggregated", "serve.queue=2", "serve.worker_requests=1"),
-    *("serve.queue_timeout_s=1", "engine.restarts=9", "engine.args.start-delay-s=1.5"),
+    *("topology=aggregated", "serve.max_queued_requests=2", "serve.max_requests_per_worker=1"),
+    *("serve.queue_timeout_s=1", "engine.max_restarts=9", "engine.args.start-delay-s=1.5"),
 )
 ASK: dict[str, Any] = {"model": MODEL, "prompt": "hello"}
 LONG: dict[str, Any] = ASK | {"max_tokens": 8000, "extra_body": {"ignore_eos": True}}
@@ -54,7 +54,7 @@ def test_beyond_the_queue_and_too_long_in_it(small: Served) -> None:
         failed = sorted((w.result() for w in waiting), key=lambda e: e.status_code if e else 0)
     full, *late = failed
     assert isinstance(full, openai.RateLimitError)
-    assert "(serve.queue)" in full.message
+    assert "(serve.max_queued_requests)" in full.message
     assert 1 <= int(full.response.headers["retry-after"]) <= 60
     for error in late:
         assert isinstance(error, openai.InternalServerError)
@@ -121,7 +121,7 @@ def test_a_slow_reader_slows_itself_alone(aggregated: Served) -> None:
         with stream(aggregated, **ASK, max_tokens=50, extra_body={"ignore_eos": True}) as rows:
             assert len(list(rows)) == 49
         until("the engine has done its work", lambda: aggregated.busy() == 0, 20)
-        assert aggregated.metrics_now()["hpc_dynamo_active"] == 1, "it was buffered as a whole"
+        assert aggregated.metrics_now()["hpc_dynamo_requests_running"] == 1, "it was buffered"
         with connection.getresponse() as answer:
             body = answer.read()
     assert body.endswith(b"data: [DONE]\n\n")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.processes import free_port
+from benchmarks.common.processes import free_port
 from tests.integration.serving.routed import routing
 from tests.integration.serving.served import Served
 from tests.integration.simulator.conftest import MODEL, simulator
@@ -32,7 +32,7 @@ def heads(tmp_path: Path) -> Iterator[list[Served]]:
     with ExitStack() as stack:
         ranks = [stack.enter_context(simulator(*slow)) for _ in range(2)]
         words = ["--workers", ",".join(rank.url for rank in ranks)]
-        words += ["serve.key_file=api.key", "router=least_loaded"]
+        words += ["serve.api_key_file=api.key", "router=least_loaded"]
         yield [
             stack.enter_context(
                 routing(

@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from hpc_dynamo import jsonl
 from hpc_dynamo.cli.commands.report import PLOT
 from hpc_dynamo.config import Role
-from hpc_dynamo.planner.records import PlannerRecord, RoleChange, read
+from hpc_dynamo.planner.records import PlannerRecord, RoleChange
 from hpc_dynamo.timing_model import PROFILES, Timing
 from tests.integration.serving.served import MODEL, Served, kill, serving
 from tests.support.load import Load, flips
@@ -21,16 +22,24 @@ from tests.unit.planner.modelled import measured
 
 pytestmark = pytest.mark.slow
 
-SHAPE = ("topology.prefill.workers=2", "topology.decode.workers=2", "router.local_prefill=false")
+SHAPE = (
+    "topology.prefill.workers=2",
+    "topology.decode.workers=2",
+    "router.conditional_disaggregation=false",
+)
 TIMING, TIME_SCALE = "h100-8b", 8
 SLOW = (
     *(f"engine.args.timing={TIMING}", f"engine.args.time-scale={TIME_SCALE}"),
     "engine.args.num-blocks=512",
 )
-OFTEN = ("planner.interval_s=0.5", "planner.patience=1")
+OFTEN = ("planner.interval_s=0.5", "planner.stabilization_intervals=1")
 PLANNER = (
-    *("planner.by=load", *OFTEN),
-    *("planner.queue_high_s=0.2", "planner.kv_high=0.3", "planner.kv_low=0.05"),
+    *("planner.mode=load", *OFTEN),
+    *(
+        "planner.prefill_wait_threshold_s=0.2",
+        "planner.kv_usage_high=0.3",
+        "planner.kv_usage_low=0.05",
+    ),
 )
 OWN = "engine.prefill.args.kv-lease-s=99"  # of prefill workers alone
 SLA = (
@@ -45,7 +54,11 @@ def reshaped(
 ) -> Iterator[Served]:
     """Its engines take either role as they are, or are started anew."""
     folder = tmp_path_factory.mktemp("reshaped")
-    rules = {"turn": PLANNER, "restart": (*PLANNER, "planner.restart=true", OWN), "sla": SLA}
+    rules = {
+        "turn": PLANNER,
+        "restart": (*PLANNER, "planner.restart_on_role_change=true", OWN),
+        "sla": SLA,
+    }
     write_profile(folder / "profile.json")
     words = (*SHAPE, *SLOW, *rules[request.param], f"model.path={model_folder}")
     with serving(folder, *words) as served:
@@ -59,7 +72,7 @@ def write_profile(file: Path) -> None:
 
 
 def records(served: Served) -> list[PlannerRecord]:
-    return read(served.attempt.planner_file)
+    return list(jsonl.read(served.attempt.planner_file, PlannerRecord))
 
 
 def load(served: Served, prompt_words: int, max_tokens: int) -> Load:
@@ -80,7 +93,7 @@ async def test_roles_follow_the_load_both_ways(reshaped: Served) -> None:
 
 
 def who_is_started_anew_has_what_is_of_its_role(reshaped: Served) -> None:
-    if not reshaped.attempt.config().planner.restart:
+    if not reshaped.attempt.config().planner.restart_on_role_change:
         return
     log = next(reshaped.attempt.logs.glob("agent-0*")).read_text()
     started = re.findall(r"worker \d \((\w+)\).*? starts: (.*)", log)
@@ -102,8 +115,8 @@ def status_and_report_tell_of_it(reshaped: Served) -> None:
     assert "decode to prefill done; drained in" in told.stdout
     assert (folder / PLOT).read_bytes().startswith(b"\x89PNG")
     page = reshaped.metrics_now()
-    assert page["hpc_dynamo_planner_flips_total"] >= 2
-    assert page['hpc_dynamo_planner_wanted{role="decode"}'] >= 1
+    assert page["hpc_dynamo_planner_role_changes_total"] >= 2
+    assert page['hpc_dynamo_planner_target_workers{role="decode"}'] >= 1
 
 
 REFUSES = """#!/bin/sh
@@ -121,7 +134,13 @@ async def test_a_flip_that_fails_is_undone_and_not_retried_at_once(
     mark, python = tmp_path / "mark", tmp_path / "python"
     python.write_text(REFUSES.format(mark=mark, python=sys.executable))
     python.chmod(0o755)
-    words = (*SHAPE, *SLOW, *PLANNER, "planner.restart=true", "planner.drain_s=4")
+    words = (
+        *SHAPE,
+        *SLOW,
+        *PLANNER,
+        "planner.restart_on_role_change=true",
+        "planner.drain_timeout_s=4",
+    )
     more = (f"engine.python={python}", f"model.path={model_folder}")
     with serving(tmp_path, *words, *more) as served:
         mark.touch()
@@ -148,7 +167,7 @@ def ready_roles(served: Served) -> list[str]:
 
 
 def test_a_role_without_workers_is_given_one(tmp_path: Path) -> None:
-    words = ("topology.prefill.workers=1", "topology.decode.workers=2", "engine.restarts=0")
+    words = ("topology.prefill.workers=1", "topology.decode.workers=2", "engine.max_restarts=0")
     with serving(tmp_path, *words, *PLANNER) as served:
         (prefill,) = served.workers()["prefill"]
         kill(served.pid_of(prefill["url"]))

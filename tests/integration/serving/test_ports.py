@@ -17,7 +17,7 @@ def test_the_port_of_an_endpoint_is_refused_to_serve_and_route(tmp_path: Path) -
         port = f"serve.port={endpoint.port}"
         second = ("serve", *SIMULATOR, "topology=aggregated", "model.name=other", "name=two", port)
         route = ("route", "--workers", "http://127.0.0.1:9", "engine=simulator", "name=r", port)
-        for words in (second, (*second, "serve.frontends=2", "name=three"), route):
+        for words in (second, (*second, "serve.frontend_processes=2", "name=three"), route):
             done = hpc_dynamo(*words, cwd=tmp_path)
             assert done.returncode == 1, done.stdout + done.stderr
             assert f"cannot listen on 127.0.0.1:{endpoint.port}" in done.stderr

@@ -17,8 +17,8 @@ from tests.support.runs import hpc_dynamo, until
 pytestmark = pytest.mark.slow
 
 PAIR = (
-    *("topology=aggregated", "topology.aggregated.workers=2", "serve.frontends=2"),
-    "engine.restarts=20",
+    *("topology=aggregated", "topology.aggregated.workers=2", "serve.frontend_processes=2"),
+    "engine.max_restarts=20",
 )
 ASK: dict[str, Any] = {"model": MODEL, "prompt": "hello", "extra_body": {"ignore_eos": True}}
 
@@ -137,7 +137,7 @@ def test_a_frontend_that_dies_is_started_again(pair: Served) -> None:
         until("its work is freed", lambda: pair.busy() == alive, 10)
     until("it is back", lambda: pair.frontends().get(0, victim) != victim, 20)
     reached(pair, map(str, range(2000)), {0, 1})
-    until("nothing is left", lambda: pair.metrics()["hpc_dynamo_active"] == 0, 10)
+    until("nothing is left", lambda: pair.metrics()["hpc_dynamo_requests_running"] == 0, 10)
     name = 'hpc_dynamo_requests_total{path="/v1/completions",status="200"}'
     assert pair.metrics()[name] >= before[name], "the figures of the dead are kept"
 

@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from benchmarks.processes import free_port
+from benchmarks.common.processes import free_port
 from hpc_dynamo import launch
 from hpc_dynamo.run import Run
 from tests.integration.serving.routed import routing, rows
@@ -65,7 +65,7 @@ def test_the_official_client_before_two_engines(tmp_path: Path, ranks: list[Rank
 def test_prefill_and_decode_engines(tmp_path: Path) -> None:
     with simulator("--role", "prefill") as prefill, simulator("--role", "decode") as decode:
         words = ("--prefill", prefill.url, "--decode", decode.url, "engine.name=simulator")
-        with routing(tmp_path, *words, "router.local_prefill=false") as served:
+        with routing(tmp_path, *words, "router.conditional_disaggregation=false") as served:
             assert ask(served)
             until("both", lambda: [r["load"]["served"] for r in rows(served)] == [1, 1])
 
@@ -137,7 +137,7 @@ def test_why_a_worker_is_not_taken(tmp_path: Path, ranks: list[Rank]) -> None:
     with simulator(key="another") as foreign:
         urls = f"{ranks[0].url},{foreign.url}"
         with routing(tmp_path, "--workers", urls, f"model.name={MODEL}") as served:
-            until("its reason", lambda: "route.key_file" in rows(served)[1]["detail"])
+            until("its reason", lambda: "route.api_key_file" in rows(served)[1]["detail"])
             assert states(served) == ["ready", "starting"]
             assert ask(served)
 
@@ -154,6 +154,6 @@ def test_ctrl_c_ends_the_endpoint_alone(tmp_path: Path) -> None:
         up.expect_exact("ended: stopped")
         assert ends(up) == 130
         assert rank.process.poll() is None
-    job = launch.find(Run(tmp_path / "runs" / "route").attempts()[-1])
+    job = launch.find_job(Run(tmp_path / "runs" / "route").attempts()[-1])
     assert job
     until("nothing is left", lambda: job.state()[0] is launch.JobState.ended)

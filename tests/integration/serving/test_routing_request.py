@@ -6,18 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from hpc_dynamo.config import Config, Kind, Policy
-from hpc_dynamo.frontend.generation import Generation, read_body
-from hpc_dynamo.frontend.stats import Stats
-from hpc_dynamo.http import Request
-from hpc_dynamo.preprocess import GivenIds
+from hpc_dynamo.config import Config, Policy, TopologyKind
+from hpc_dynamo.frontend.request_translator import RequestTranslator, read_body
+from hpc_dynamo.frontend.stats import FrontendStats
+from hpc_dynamo.http import HttpRequest
+from hpc_dynamo.preprocess import TokenIdsOnly
 from hpc_dynamo.router import Ask, Offer, View, block_hashes
 
 IDS = list(range(100))
 VIEW = View(offers={"": Offer(context_tokens=1000)})
 
 
-def config(policy: Policy = Policy.kv, kind: Kind = Kind.disaggregated) -> Config:
+def config(policy: Policy = Policy.kv, kind: TopologyKind = TopologyKind.disaggregated) -> Config:
     default = Config()
     return replace(
         default,
@@ -28,10 +28,10 @@ def config(policy: Policy = Policy.kv, kind: Kind = Kind.disaggregated) -> Confi
 
 async def asked(config: Config, prompt: object, **fields: object) -> Ask:
     """For a completion of a model whose tokenizer nobody has."""
-    generation = Generation(config, GivenIds(), Stats())
+    generation = RequestTranslator(config, TokenIdsOnly(), FrontendStats())
     body = json.dumps({"prompt": prompt, **fields}).encode()
-    request = Request("POST", "/v1/completions", "", {}, body, "")
-    return (await generation.work(request, read_body(body), "id", VIEW)).ask
+    request = HttpRequest("POST", "/v1/completions", "", {}, body, "")
+    return (await generation.engine_request(request, read_body(body), "id", VIEW)).routing
 
 
 @pytest.mark.parametrize("prompt", [IDS, [IDS]])
@@ -52,7 +52,7 @@ async def test_several_prompts_are_not_split_without_their_ids(prompt: object) -
 
 @pytest.mark.parametrize("policy", [Policy.least_loaded, Policy.round_robin])
 async def test_ids_that_nobody_asks_for_are_not_computed(policy: Policy) -> None:
-    assert await asked(config(policy, Kind.aggregated), IDS) == Ask(split=False)
+    assert await asked(config(policy, TopologyKind.aggregated), IDS) == Ask(split=False)
     assert await asked(config(policy), IDS, n=2) == Ask(split=False)
 
 

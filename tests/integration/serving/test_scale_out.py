@@ -15,12 +15,24 @@ from tests.integration.serving.served import MODEL, Served, kill, serving
 from tests.support.runs import hpc_dynamo, until
 
 SOON_S = 60.0
-SHAPE = ("topology.prefill.workers=1", "topology.decode.workers=1", "router.local_prefill=false")
+SHAPE = (
+    "topology.prefill.workers=1",
+    "topology.decode.workers=1",
+    "router.conditional_disaggregation=false",
+)
 SLOW = ("engine.args.timing=h100-8b", "engine.args.time-scale=8", "engine.args.num-blocks=512")
 PLANNER = (
-    *("planner.by=load", "planner.interval_s=0.5", "planner.patience=2"),
-    *("planner.queue_high_s=0.2", "planner.kv_high=0.3", "planner.kv_low=0.05"),
-    *("planner.grow.nodes=1", "planner.grow.idle_s=2", "cluster.silence_s=3"),
+    *("planner.mode=load", "planner.interval_s=0.5", "planner.stabilization_intervals=2"),
+    *(
+        "planner.prefill_wait_threshold_s=0.2",
+        "planner.kv_usage_high=0.3",
+        "planner.kv_usage_low=0.05",
+    ),
+    *(
+        "planner.scale_out.max_nodes=1",
+        "planner.scale_out.scale_in_delay_s=2",
+        "cluster.heartbeat_timeout_s=3",
+    ),
 )
 
 
@@ -54,11 +66,11 @@ class Load:
 
 
 def jobs(attempt: Attempt) -> list[ExtraJobStatus]:
-    return [state for job in attempt.grown() if (state := job.state())]
+    return [state for job in attempt.extra_jobs() if (state := job.state())]
 
 
 def records(attempt: Attempt) -> list[Growing]:
-    lines = attempt.growth_file.read_bytes().splitlines()
+    lines = attempt.scale_out_file.read_bytes().splitlines()
     return [msgspec.json.decode(line, type=Growing) for line in lines]
 
 
@@ -106,7 +118,13 @@ async def test_further_jobs_end_when_the_head_dies_or_is_stopped(
     tmp_path: Path, model_folder: Path
 ) -> None:
     """The second head takes stock of what the first one left."""
-    words = (*SHAPE, *SLOW, *PLANNER, f"model.path={model_folder}", "planner.grow.idle_s=300")
+    words = (
+        *SHAPE,
+        *SLOW,
+        *PLANNER,
+        f"model.path={model_folder}",
+        "planner.scale_out.scale_in_delay_s=300",
+    )
     with serving(tmp_path, *words) as first:
         await grow(first)
         kill(first.head)

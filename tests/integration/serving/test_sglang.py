@@ -114,7 +114,7 @@ def test_a_client_that_leaves_frees_both(rooms: Served) -> None:
 
 def test_a_prefill_worker_that_dies_while_it_computes(tmp_path: Path, model_folder: Path) -> None:
     """Its requests are computed by the other."""
-    slow = ("engine.args.time-scale=30", "engine.restarts=0")
+    slow = ("engine.args.time-scale=30", "engine.max_restarts=0")
     more = ("topology.prefill.workers=2", f"model.path={model_folder}", "model.name=simulated")
     with serving(tmp_path, *DIALECT, *slow, *more) as served, ThreadPoolExecutor(4) as pool:
         until("both are there", lambda: len(served.workers().get("prefill", ())) == 2, 20)
@@ -125,7 +125,7 @@ def test_a_prefill_worker_that_dies_while_it_computes(tmp_path: Path, model_fold
         kill(served.pid_of(prefills[0]))
         replies = [each.result(timeout=60) for each in asked]
         assert [reply.status for reply in replies] == [200] * 4, [r.body for r in replies]
-        retried = served.metrics_now()["hpc_dynamo_retried_total"]
+        retried = served.metrics_now()["hpc_dynamo_request_retries_total"]
         assert retried > 0
         assert json.loads(replies[0].body)["choices"][0]["finish_reason"] == "length"
 

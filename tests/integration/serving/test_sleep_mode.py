@@ -14,8 +14,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    words = ("topology=aggregated", "topology.aggregated.workers=2", "engine.sleep=true")
-    own = ("planner.drain_s=5", "router=least_loaded")
+    words = ("topology=aggregated", "topology.aggregated.workers=2", "engine.sleep_mode=true")
+    own = ("planner.drain_timeout_s=5", "router=least_loaded")
     with serving(tmp_path_factory.mktemp("naps"), *words, *own) as served:
         until("both", lambda: len(awake(served)) == 2)
         yield served
@@ -101,4 +101,4 @@ def test_there_is_no_such_worker(served: Served) -> None:
 def test_one_that_was_not_started_for_it_says_so(aggregated: Served) -> None:
     refused = put(aggregated, 0, "sleep")
     assert refused.status == 409
-    assert "engine.sleep=true" in refused.json["error"]["message"]
+    assert "engine.sleep_mode=true" in refused.json["error"]["message"]

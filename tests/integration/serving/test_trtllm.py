@@ -14,14 +14,14 @@ from tests.support.runs import SIMULATOR, answers, hpc_dynamo, latest, until, wr
 pytestmark = pytest.mark.slow
 
 TRTLLM = "engine.args.dialect=trtllm"
-HANDED = "router.handover_tokens=0"  # also what would not pay
+HANDED = "router.transfer_cost_tokens=0"  # also what would not pay
 FABLE = "A fox saw a crow in an old elm with a piece of cheese, and said to her: " * 20
 MORE: dict[str, Any] = {"model": MODEL, "extra_body": {"ignore_eos": True}}
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    words = (TRTLLM, HANDED, "topology.decode.workers=2", "engine.restarts=20")
+    words = (TRTLLM, HANDED, "topology.decode.workers=2", "engine.max_restarts=20")
     with serving(tmp_path_factory.mktemp("trtllm"), *words) as job:
         yield job
 

@@ -30,7 +30,7 @@ def test_the_command_its_file_and_the_answers(folder: Path) -> None:
     words = (
         *("engine=trtllm", f"model.path={folder}/llama", "cluster.gpus_per_node=2", *SMALL),
         *(f"engine.env.PYTHONPATH={folder}", "+engine.env.UCX_NET_DEVICES=lo"),
-        *("engine.args.max_num_tokens=777", "router.handover_tokens=0", "input=prompts.jsonl"),
+        *("engine.args.max_num_tokens=777", "router.transfer_cost_tokens=0", "input=prompts.jsonl"),
         "engine.args.extra.kv_cache_config.enable_block_reuse=false",
     )
     # The stand-in computes on no GPU, and this machine may have none.

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from hpc_dynamo.kv.events import Cleared, Event, Removed, Stored, decode
+from hpc_dynamo.kv.events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent, decode_events
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
-from hpc_dynamo.simulator.events import Journal
-from hpc_dynamo.simulator.model import Model
-from hpc_dynamo.simulator.sequence import Answer, Job, Sampling
+from hpc_dynamo.simulator.events import KvEventJournal
+from hpc_dynamo.simulator.model import SimulatedModel
+from hpc_dynamo.simulator.sequence import OutputSequence, SamplingParams, SequenceGroup
 from hpc_dynamo.wire import KvEventSubscriber
 from tests.integration.simulator.conftest import TOLD, Client, Rank
 from tests.integration.simulator.test_process import run
@@ -34,19 +34,19 @@ class Mirror:
         self.ever = dict[int | bytes, Tokens]()  # a parent may be gone before its child comes
         self.cleared = 0
 
-    def take(self, events: Iterable[Event]) -> None:
+    def take(self, events: Iterable[KvEvent]) -> None:
         for event in events:
             match event:
-                case Stored():
+                case BlockStored():
                     self._store(event)
-                case Removed(block_hashes=hashes):
+                case BlockRemoved(block_hashes=hashes):
                     for each in hashes:
                         del self.prefixes[each]  # fails for one that was never stored
-                case Cleared():
+                case AllBlocksCleared():
                     self.prefixes.clear()
                     self.cleared += 1
 
-    def _store(self, event: Stored) -> None:
+    def _store(self, event: BlockStored) -> None:
         assert event.medium == "GPU"
         assert len(event.token_ids) == event.block_size * len(event.block_hashes)
         before: Tokens = ()
@@ -69,36 +69,38 @@ class Histories(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pool = BlockPool(12)
-        self.model = Model("m", BLOCK, self.pool, KvMemory(12, 512))
-        self.journal, self.mirror = Journal(BLOCK), Mirror()
-        self.model.keep(self.journal)
-        self.answers = list[Answer]()
+        self.model = SimulatedModel("m", BLOCK, self.pool, KvMemory(12, 512))
+        self.journal, self.mirror = KvEventJournal(BLOCK), Mirror()
+        self.model.record_events(self.journal)
+        self.answers = list[OutputSequence]()
 
     @rule(story=st.integers(0, 2), length=st.integers(1, 5 * BLOCK), pulled=st.booleans())
     def begin(self, story: int, length: int, pulled: bool) -> None:
-        job = Job(
-            "x", [story + i // 8 for i in range(length)], Sampling(2 * BLOCK, script=(1,) * 8)
+        job = SequenceGroup(
+            "x",
+            [story + i // 8 for i in range(length)],
+            SamplingParams(2 * BLOCK, fixed_output=(1,) * 8),
         )
-        hashes = self.model.hashes(job.prompt)
-        answer = Answer(job, 0, list(job.prompt), hashes, 0.0, BLOCK, 8)
-        if not self.model.place(answer):
+        hashes = self.model.block_hashes(job.prompt)
+        answer = OutputSequence(job, 0, list(job.prompt), hashes, 0.0, BLOCK, 8)
+        if not self.model.allocate(answer):
             return
         self.answers.append(answer)
         if pulled:
-            self.model.received(answer, answer.blocks[answer.cached // BLOCK :])
+            self.model.accept_pulled_blocks(answer, answer.blocks[answer.cached_tokens // BLOCK :])
 
     @precondition(lambda self: self.answers)
     @rule(data=st.data())
     def compute(self, data: st.DataObject) -> None:
         answer = data.draw(st.sampled_from(self.answers))
-        left = answer.prompt_tokens - answer.computed
+        left = answer.prompt_tokens - answer.computed_tokens
         if left > 0:
             tokens = data.draw(st.integers(1, left))
-            self.model.fill(answer, tokens)
-            self.model.prefill(answer, tokens)
-        elif answer.said < answer.limit:
+            self.model.write_full_blocks(answer, tokens)
+            self.model.advance_prefill(answer, tokens)
+        elif answer.output_length < answer.max_output_tokens:
             answer.tokens.append(7)
-            self.model.decode(answer)
+            self.model.advance_decode(answer)
 
     @precondition(lambda self: self.answers)
     @rule(data=st.data())
@@ -109,15 +111,15 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def reset(self) -> None:
-        assert self.model.reset() == (not self.answers)
+        assert self.model.reset_cache() == (not self.answers)
 
     @rule()
     def follow(self) -> None:
         """A batch may end anywhere: after each of these, or after many."""
-        self.mirror.take(self.journal.take())
-        assert self.mirror.prefixes.keys() == {name(digest) for digest in self.pool.cached}
+        self.mirror.take(self.journal.drain())
+        assert self.mirror.prefixes.keys() == {name(digest) for digest in self.pool.cached_hashes}
         for known, prefix in self.mirror.prefixes.items():
-            assert known == name(self.model.hashes(list(prefix))[-1])
+            assert known == name(self.model.block_hashes(list(prefix))[-1])
 
     def teardown(self) -> None:
         self.follow()
@@ -138,7 +140,7 @@ class Followed:
         async with aclosing(self.follower.replay(self.next, SOON_S)) as missed:
             async for number, payload in missed:
                 assert number == self.next
-                self.mirror.take(decode(payload).events)
+                self.mirror.take(decode_events(payload).events)
                 self.next += 1
 
     async def live_from(self, first: int) -> list[int]:

@@ -5,50 +5,33 @@ import json
 import math
 from collections.abc import AsyncIterable
 from struct import unpack
-from typing import Any, Literal
+from typing import Any
 
 import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from tests.integration.simulator.conftest import MODEL, Client, Rank
 
 SAID: Any = [{"role": "user", "content": "What is the capital of France?"}]
-WEATHER: Any = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "The weather of a city.",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "city": {"type": "string", "minLength": 2},
-                "days": {"type": "integer", "minimum": 1},
-                "unit": {"enum": ["celsius", "fahrenheit"]},
-                "note": {"type": "string"},
-            },
-            "required": ["city", "days", "unit"],
-        },
-    },
-}
-CLOCK: Any = {"type": "function", "function": {"name": "clock"}}
-NAMED: Any = {"type": "function", "function": {"name": "clock"}}
-MINIMAL = {"city": "aa", "days": 1, "unit": "celsius"}
-
-
-class Step(BaseModel):
-    text: str
-    sure: bool
-    next: "Step | None"
+TOOL: Any = {"type": "function", "function": {"name": "weather", "parameters": {}}}
+EXAMPLE: Any = {"steps": [1, 2], "title": "A tour"}
 
 
 class Plan(BaseModel):
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
     title: str
-    kind: Literal["short", "long"]
-    steps: list[Step]
-    first: Step
-    cost: float
+    steps: list[int]
+
+
+class Empty(BaseModel):
+    pass
+
+
+def schema_of(model: type[BaseModel]) -> Any:
+    schema = {"name": "x", "schema": model.model_json_schema()}
+    return {"type": "json_schema", "json_schema": schema}
 
 
 async def joined(stream: AsyncIterable[ChatCompletionChunk]) -> tuple[str, str, list[Any]]:
@@ -128,90 +111,28 @@ async def test_completion_logprobs(ai: openai.AsyncOpenAI, stop: str | None) -> 
     assert [t for part in parts if part for t in part.text_offset or []] == table.text_offset
 
 
-async def test_echo(ai: openai.AsyncOpenAI) -> None:
-    fields: Any = {"model": MODEL, "prompt": ["Say it", "again"], "max_tokens": 3}
-    plain = await ai.completions.create(**fields)
-    whole = await ai.completions.create(**fields, echo=True, logprobs=0)
-    texts = [choice.text for choice in whole.choices]
-    assert texts == [p + c.text for p, c in zip(fields["prompt"], plain.choices, strict=True)]
-    table = whole.choices[0].logprobs
-    assert table
-    assert table.tokens
-    assert table.token_logprobs
-    assert "".join(table.tokens) == texts[0]
-    assert table.token_logprobs[0] is None
-    stream = await ai.completions.create(**fields, echo=True, stream=True)
-    streamed = {0: "", 1: ""}
-    async for chunk in stream:
-        streamed[chunk.choices[0].index] += chunk.choices[0].text
-    assert list(streamed.values()) == texts
-    only = await ai.completions.create(model=MODEL, prompt="Say it", max_tokens=0, echo=True)
-    assert only.choices[0].text == "Say it"
+async def test_tools_are_prompt_tokens_and_are_not_called(ai: openai.AsyncOpenAI) -> None:
+    ask: Any = {"model": MODEL, "messages": SAID, "max_tokens": 5}
+    plain = await ai.chat.completions.create(**ask)
+    offered = await ai.chat.completions.create(**ask, tools=[TOOL], tool_choice="auto")
+    assert offered.choices[0].message.content
+    assert not offered.choices[0].message.tool_calls
+    assert offered.usage.prompt_tokens > plain.usage.prompt_tokens
 
 
-@pytest.mark.parametrize(
-    ("choice", "name", "finish"),
-    [
-        ("auto", "weather", "tool_calls"),
-        ("required", "weather", "tool_calls"),
-        (NAMED, "clock", "stop"),
-    ],
-)
-async def test_tools(ai: openai.AsyncOpenAI, choice: Any, name: str, finish: str) -> None:
-    fields: Any = {"model": MODEL, "messages": SAID, "tools": [WEATHER, CLOCK]}
-    arguments = MINIMAL if name == "weather" else {}
-    whole = await ai.chat.completions.create(**fields, tool_choice=choice)
-    [call] = whole.choices[0].message.tool_calls or []
-    assert call.type == "function"
-    assert call.function.name == name
-    assert json.loads(call.function.arguments) == arguments
-    assert whole.choices[0].finish_reason == finish
-    stream = await ai.chat.completions.create(**fields, tool_choice=choice, stream=True)
-    chunks = [chunk.choices[0] async for chunk in stream]
-    calls = [call for chunk in chunks for call in chunk.delta.tool_calls or []]
-    assert {call.index for call in calls} == {0}
-    assert [call.function.name for call in calls if call.function and call.id] == [name]
-    text = "".join((call.function and call.function.arguments) or "" for call in calls)
-    assert json.loads(text) == arguments
-    assert chunks[-1].finish_reason == finish
-
-
-async def test_an_agent_comes_to_an_end(ai: openai.AsyncOpenAI) -> None:
-    talk: Any = list(SAID)
-    for _ in range(2):
-        answer = await ai.chat.completions.create(model=MODEL, messages=talk, tools=[WEATHER])
-        message = answer.choices[0].message
-        talk.append(message.model_dump(exclude_none=True))
-        for call in message.tool_calls or []:
-            talk.append({"role": "tool", "tool_call_id": call.id, "content": "rain"})
-    assert not message.tool_calls
-    assert message.content
-    answer = await ai.chat.completions.create(
-        model=MODEL, messages=SAID, tools=[WEATHER], tool_choice="none"
-    )
-    assert answer.choices[0].message.content
-
-
-async def test_the_client_parses_structured_answers(ai: openai.AsyncOpenAI) -> None:
-    answer = await ai.chat.completions.parse(model=MODEL, messages=SAID, response_format=Plan)
-    plan = answer.choices[0].message.parsed
-    assert plan == Plan(
-        title="", kind="short", steps=[], first=Step(text="", sure=False, next=None), cost=0
-    )
+async def test_structured_output_is_the_example_of_the_schema(ai: openai.AsyncOpenAI) -> None:
+    ask: Any = {"model": MODEL, "messages": SAID}
+    answer = await ai.chat.completions.parse(**ask, response_format=Plan)
+    assert answer.choices[0].message.parsed == Plan.model_validate(EXAMPLE)
     assert answer.choices[0].finish_reason == "stop"
-    any_json = await ai.chat.completions.create(
-        model=MODEL, messages=SAID, response_format={"type": "json_object"}
+    cut = await ai.chat.completions.create(
+        **ask, max_tokens=2, extra_body={"ignore_eos": True}, response_format=schema_of(Plan)
     )
+    text = cut.choices[0].message.content or ""
+    assert json.dumps(EXAMPLE, separators=(",", ":")).startswith(text)
+    assert (cut.choices[0].finish_reason, len(text)) == ("length", 8)
+    any_json = await ai.chat.completions.create(**ask, response_format={"type": "json_object"})
     assert json.loads(any_json.choices[0].message.content or "") == {}
-
-
-async def test_structured_answers_can_be_cut(ai: openai.AsyncOpenAI) -> None:
-    tool: Any = {"model": MODEL, "messages": SAID, "tools": [WEATHER], "max_tokens": 2}
-    answer = await ai.chat.completions.create(**tool, extra_body={"ignore_eos": True})
-    [choice] = answer.choices
-    [call] = choice.message.tool_calls or []
-    assert json.dumps(MINIMAL).startswith(call.function.arguments)
-    assert (choice.finish_reason, len(call.function.arguments)) == ("length", 8)
 
 
 async def test_embeddings(ai: openai.AsyncOpenAI, client: Client, aggregated: Rank) -> None:
@@ -235,14 +156,12 @@ async def test_embeddings(ai: openai.AsyncOpenAI, client: Client, aggregated: Ra
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"tools": []}, "`tools` must not be an empty array"),
-    ({"tool_choice": "auto"}, "`tools` must be set"),
-    ({"tools": [WEATHER], "tool_choice": "sometimes"}, "Invalid value for `tool_choice`"),
-    ({"tools": [WEATHER], "tool_choice": NAMED}, "does not match any of the specified `tools`"),
-    ({"tools": [WEATHER], "tool_choice": {"type": "function"}}, "Invalid value for `function`"),
+    ({"tools": [TOOL], "tool_choice": "required"}, "calls no tools"),
+    ({"echo": True}, "does not support echo"),
     ({"top_logprobs": 2}, "`logprobs` must be set to true"),
     ({"max_completion_tokens": 9000}, "max_completion_tokens=9000 cannot be greater"),
-    ({"response_format": {"type": "grammar"}}, "no format grammar"),
+    ({"response_format": schema_of(Empty)}, "needs `examples`"),
+    ({"response_format": {"type": "grammar"}}, "cannot satisfy grammar"),
 ]
 
 

@@ -50,7 +50,7 @@ def test_a_start_can_be_slow_or_fail(start: Callable[..., Rank]) -> None:
     assert time.monotonic() - began > 0.7
     failed = run("--fail-start")
     assert failed.returncode == 1
-    assert "EngineError: failing on purpose" in failed.stderr
+    assert "EngineError: failure injected by --fail-start" in failed.stderr
 
 
 async def test_it_can_die_or_fail_under_requests(

@@ -6,7 +6,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from hpc_dynamo.engines.metrics import parse
+from hpc_dynamo.engines.metrics import parse_metrics
 from hpc_dynamo.engines.vllm import VLLM_METRICS
 from tests.integration.simulator.conftest import MODEL, Body, Client, Rank
 
@@ -130,8 +130,12 @@ BAD: list[tuple[Body, int, str]] = [
     ({"prompt": "x", "logprobs": 21}, 400, "Requested sample logprobs of 21, which is greater"),
     ({"prompt": "x", "logprobs": -2}, 400, "must be a positive value or -1"),
     ({"prompt": "x", "temperature": 3}, 400, "$.temperature"),
-    ({"prompt": "x", "structured_outputs": {"regex": "a*"}}, 400, "response_format only"),
-    ({"prompt": "x", "response_format": {"type": "json_schema"}}, 400, "must be provided"),
+    (
+        {"prompt": "x", "structured_outputs": {"regex": "a*"}},
+        400,
+        "support structured_outputs",
+    ),
+    ({"prompt": "x", "response_format": {"type": "json_schema"}}, 400, "needs `examples`"),
     ({"prompt": "x", "stop": [""]}, 400, "empty string"),
     ({"prompt": "x", "stream_options": {}}, 400, "stream=True"),
 ]
@@ -203,7 +207,7 @@ async def test_metrics_are_read_as_those_of_vllm(client: Client, start: Any) -> 
     rank = start()
     await client.complete(rank, "one two three", max_tokens=5, ignore_eos=True)
     async with client.session.get(f"{rank.url}/metrics") as answer:
-        metrics = parse(await answer.text(), VLLM_METRICS)
+        metrics = parse_metrics(await answer.text(), VLLM_METRICS)
     assert (metrics.generation_tokens, metrics.ttft.count, metrics.itl.count) == (5, 1, 4)
     assert (metrics.prompt_tokens, metrics.running, metrics.kv_bytes) == (4, 0, 0)
     async with client.session.get(f"{rank.url}/v1/models") as answer:

@@ -86,7 +86,10 @@ async def test_a_room_that_one_side_alone_comes_to_is_an_error(
     fields = {"model": "demo", "prompt": FABLE, **await met(client, ranks[0], 5)}
     status, answer = await client.post(ranks[alone], PATH, fields)
     assert status == 500
-    said = ("no decode rank came for", "no prompt was computed for it within 0.3 s")[alone]
+    said = (
+        "no decode rank pulled the prompt's KV blocks",
+        "no prompt was computed for it within 0.3 s",
+    )[alone]
     assert said in answer["error"]["message"]
     await client.until_zero(ranks[alone], "kv_cache_usage_perc")
 

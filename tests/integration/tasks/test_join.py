@@ -21,15 +21,15 @@ from hpc_dynamo.config import (
     Config,
     Device,
     Engine,
-    Grow,
     Hardware,
-    Kind,
     Model,
     Planner,
-    PlannerKind,
+    PlannerMode,
     Pool,
     Role,
+    ScaleOut,
     Topology,
+    TopologyKind,
 )
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.head.membership.agents import Membership
@@ -50,9 +50,9 @@ from hpc_dynamo.messages import (
 from hpc_dynamo.planner.signals import Decision, Demand, Lack, Signals, Wanted
 from hpc_dynamo.router import Ask, Router
 from hpc_dynamo.router.scheduling.lease import Wish
-from hpc_dynamo.run import Attempt, Grown, Run, write_json
+from hpc_dynamo.run import Attempt, ExtraJobFolder, Run, write_json
 from hpc_dynamo.tasks.node import CODEC
-from hpc_dynamo.topology import Plan, fill, plan
+from hpc_dynamo.topology import Plan, plan, plan_extra_job
 from hpc_dynamo.wire import ControlServer
 from tests.support.runs import until
 
@@ -64,7 +64,7 @@ CONFIG = Config(
     engine=Engine(name="simulator", device=Device.cpu, args={"timing": "instant"}),
     model=Model(name="m"),
     topology=Topology(aggregated=Pool(workers=2)),
-    cluster=Cluster(silence_s=3.0),
+    cluster=Cluster(heartbeat_timeout_s=3.0),
 )
 AGENT = "import sys; from hpc_dynamo.tasks.join import main; sys.exit(main(sys.argv[1]))"
 
@@ -75,10 +75,10 @@ class Head:
     members: Membership
     router: Router
 
-    def further(self) -> Grown:
+    def further(self) -> ExtraJobFolder:
         """A job of one node that begins with rank 2 and node 1."""
-        layout = fill(CONFIG, self.attempt.plan(), Role.aggregated, 1).after(2, 1)
-        return self.attempt.new_grown(layout)
+        layout = plan_extra_job(CONFIG, self.attempt.plan(), Role.aggregated, 1).shifted(2, 1)
+        return self.attempt.new_extra_job(layout)
 
     async def ready(self, count: int) -> None:
         with self.members.subscribe() as reports:
@@ -124,7 +124,7 @@ async def heading(
 
 
 @asynccontextmanager
-async def agent(job: Grown, index: int = 0) -> AsyncIterator[asyncio.subprocess.Process]:
+async def agent(job: ExtraJobFolder, index: int = 0) -> AsyncIterator[asyncio.subprocess.Process]:
     """One task of a further job. It must have ended by itself."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", AGENT, str(job.path)),
@@ -163,7 +163,7 @@ SPREAD = replace(
     CONFIG,
     engine=replace(CONFIG.engine, device=Device.cuda),
     topology=Topology(
-        kind=Kind.disaggregated,
+        kind=TopologyKind.disaggregated,
         prefill=Pool(workers=1, tensor_parallel=2),
         decode=Pool(workers=1, tensor_parallel=2),
     ),
@@ -175,7 +175,9 @@ async def test_a_worker_over_two_nodes_joins_changes_its_role_and_leaves(attempt
     """Nodes 4 and 5 are those of its parts; the agent of the second comes late."""
     layout = plan(SPREAD)
     async with heading(attempt, SPREAD) as head:
-        job = attempt.new_grown(fill(SPREAD, layout, Role.decode, 2).after(2, layout.nodes))
+        job = attempt.new_extra_job(
+            plan_extra_job(SPREAD, layout, Role.decode, 2).shifted(2, layout.nodes)
+        )
         head.members.expect(job.plan())
         async with agent(job), AsyncExitStack() as second:
             with head.members.subscribe() as reports:
@@ -236,7 +238,9 @@ async def test_it_ends_when_the_head_never_answers(attempt: Attempt) -> None:
         node=0, host="here", address=HERE, pid=1, log="", control_endpoint=f"tcp://{HERE}:9"
     )
     write_json(attempt.roster_file, Roster(nodes=(gone,), method="tcp", seconds=0.0))
-    job = attempt.new_grown(fill(CONFIG, plan(CONFIG), Role.aggregated, 1).after(2, 1))
+    job = attempt.new_extra_job(
+        plan_extra_job(CONFIG, plan(CONFIG), Role.aggregated, 1).shifted(2, 1)
+    )
     async with agent(job):
         pass
     assert "head lost" in job.agent_log(1).read_text()
@@ -276,7 +280,7 @@ async def test_it_waits_for_no_head_that_has_ended(head: Head) -> None:
 
 
 KINDS = Topology(
-    kind=Kind.disaggregated,
+    kind=TopologyKind.disaggregated,
     prefill=Pool(workers=1, hardware="fast"),
     decode=Pool(workers=2, hardware="wide"),
 )
@@ -287,7 +291,7 @@ async def test_jobs_of_other_kinds_are_as_much_of_the_run(attempt: Attempt) -> N
     anew. Here they are processes of this machine."""
     cluster = replace(CONFIG.cluster, hardware={"fast": Hardware(), "wide": Hardware()})
     config = replace(CONFIG, topology=KINDS, cluster=cluster)
-    layout, why = replace(plan(config), apart=True), list[EngineError]()
+    layout, why = replace(plan(config), separate_jobs=True), list[EngineError]()
     write_json(attempt.job_file, JobRecord(launcher="local", job_id="1"))
     async with heading(attempt, config, layout, why.append) as head:
         warned, lost = asyncio.Event(), asyncio.Queue[EngineError]()
@@ -296,8 +300,8 @@ async def test_jobs_of_other_kinds_are_as_much_of_the_run(attempt: Attempt) -> N
         )
         async with accompanied(ask()):
             await head.ready(2)
-            (job,) = attempt.grown()
-            assert job.plan() == layout.parts[1]
+            (job,) = attempt.extra_jobs()
+            assert job.plan() == layout.group_plans[1]
             (node,) = job.nodes()
             os.kill(node.pid, signal.SIGUSR2)
             async with asyncio.timeout(SOON_S):
@@ -308,7 +312,7 @@ async def test_jobs_of_other_kinds_are_as_much_of_the_run(attempt: Attempt) -> N
             assert "no decode worker is left" in why[0].message
         async with accompanied(ask()) as companions:
             await head.ready(2)
-            former, job = attempt.grown()
+            former, job = attempt.extra_jobs()
             assert (known := former.state())
             assert known.state is ExtraJobState.ended
             await companions.end("over")
@@ -325,7 +329,7 @@ async def test_a_job_of_another_kind_that_is_not_fit_ends_the_run(
     cluster = replace(CONFIG.cluster, hardware={"fast": Hardware(), "wide": Hardware()})
     config = replace(config, cluster=cluster)
     write_json(attempt.job_file, JobRecord(launcher="local", job_id="1"))
-    async with heading(attempt, config, replace(plan(config), apart=True)) as head:
+    async with heading(attempt, config, replace(plan(config), separate_jobs=True)) as head:
         lost = asyncio.Queue[EngineError]()
         companions = HeterogeneousJobs(attempt, head.router, head.members, list, lost.put_nowait)
         async with accompanied(companions), asyncio.timeout(SOON_S):
@@ -352,8 +356,8 @@ def grower(
     head: Head, node_hours: float | None = None, config: Config = CONFIG
 ) -> ScaleOutController:
     """Asks at once, for processes on this machine."""
-    grow = Grow(nodes=1, node_hours=node_hours)
-    rules = Planner(by=PlannerKind.load, patience=1, grow=grow)
+    grow = ScaleOut(max_nodes=1, max_node_hours=node_hours)
+    rules = Planner(mode=PlannerMode.load, stabilization_intervals=1, scale_out=grow)
     write_json(head.attempt.config_file, replace(config, planner=rules))
     write_json(head.attempt.job_file, JobRecord(launcher="local", job_id="1"))
     return ScaleOutController(head.attempt, head.router, head.members, None, moving=tuple)
@@ -382,7 +386,10 @@ async def test_hours_of_former_attempts_count(
 ) -> None:
     caplog.set_level("INFO")
     later = run.new_attempt(CONFIG, plan(CONFIG))
-    job, now = later.new_grown(fill(CONFIG, plan(CONFIG), Role.aggregated, 1)), time.time()
+    job, now = (
+        later.new_extra_job(plan_extra_job(CONFIG, plan(CONFIG), Role.aggregated, 1)),
+        time.time(),
+    )
     used = ExtraJobStatus(
         number=1, role=Role.aggregated, nodes=2, ranks=(2, 3), requested_at=now - 7200.0,
         running_since=now - 7200.0, running_until=now - 3600.0, state=ExtraJobState.ended,
@@ -391,14 +398,14 @@ async def test_hours_of_former_attempts_count(
     grows = grower(head, node_hours=2.01)
     async with running(grows):
         grows.on_decision(decision(more=2))
-        why = "planner.grow.node_hours leave no more"
+        why = "planner.scale_out.max_node_hours leave no more"
         await asyncio.to_thread(until, "a word", lambda: why in caplog.text, SOON_S)
         assert grows.node_hours == 2.0
-    assert head.attempt.grown() == []
+    assert head.attempt.extra_jobs() == []
 
 
 def states(attempt: Attempt) -> list[ExtraJobStatus]:
-    return [state for job in attempt.grown() if (state := job.state())]
+    return [state for job in attempt.extra_jobs() if (state := job.state())]
 
 
 async def test_a_job_that_is_just_asked_for_ends_with_the_run(head: Head) -> None:
@@ -406,8 +413,8 @@ async def test_a_job_that_is_just_asked_for_ends_with_the_run(head: Head) -> Non
     async with running(grows):
         grows.on_decision(decision(more=2))
         await asyncio.to_thread(until, "a job", lambda: states(head.attempt), SOON_S)
-    (job,) = head.attempt.grown()
-    state, found = job.state(), launch.find(job)
+    (job,) = head.attempt.extra_jobs()
+    state, found = job.state(), launch.find_job(job)
     assert state
     assert (state.state, state.detail) == (ExtraJobState.ended, "all done")
     assert found
@@ -424,10 +431,10 @@ async def test_a_further_job_whose_node_is_not_fit(head: Head, tmp_path: Path) -
         grows.on_decision(decision(more=2))
         await asyncio.to_thread(until, "its end", lambda: ended(head.attempt), SOON_S)
         grows.on_decision(decision(more=2))
-        file = head.attempt.growth_file
+        file = head.attempt.scale_out_file
         await asyncio.to_thread(until, "a word", lambda: len(lines(file)) == 2, SOON_S)
         status = grows.extend_status(Status(at=0.0, phase="serving", workers=()))
-    (job,) = head.attempt.grown()
+    (job,) = head.attempt.extra_jobs()
     what = f"model.path={tmp_path}/nothing is not there"
     assert what in lines(file)[1]
     assert what in serving.extra_job_line(status.extra_jobs[0])
@@ -442,12 +449,12 @@ async def test_a_further_job_ends_where_one_of_its_nodes_is_not_fit(head: Head) 
     async with running(grows):
         grows.on_decision(decision(more=2))
         await head.ready(2)
-        (job,) = head.attempt.grown()
+        (job,) = head.attempt.extra_jobs()
         (node,) = job.nodes()
         other = msgspec.structs.replace(node, node=2, faults=("n3: no GPU is visible",))
         write_json(job.node_file(2), other)  # as its agent leaves it, which then ends
         await asyncio.to_thread(until, "its end", lambda: ended(head.attempt), SOON_S)
-        found = launch.find(job)
+        found = launch.find_job(job)
         assert found
         await asyncio.to_thread(until, "its processes' end", lambda: is_over(found), SOON_S)
     (state,) = states(head.attempt)
@@ -458,7 +465,7 @@ def ended(attempt: Attempt) -> bool:
     return any(job.state is ExtraJobState.ended for job in states(attempt))
 
 
-def is_over(job: launch.Job) -> bool:
+def is_over(job: launch.LaunchedJob) -> bool:
     return job.state()[0] is launch.JobState.ended
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_dynamo.batch.ledger import Ledger, failure, success
+from hpc_dynamo.batch.ledger import Ledger, failure_line, success_line
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.run import Run
 
@@ -31,16 +31,16 @@ async def writing(run: Run, attempt: int) -> AsyncIterator[Ledger]:
 
 
 def good(custom_id: str, text: str = "x") -> bytes:
-    return success(custom_id, json.dumps({"text": text}).encode())
+    return success_line(custom_id, json.dumps({"text": text}).encode())
 
 
 def bad(custom_id: str, status: int = 500, body: bytes = b"oops") -> bytes:
-    return failure(custom_id, RequestFailed("it broke", status=status, body=body))
+    return failure_line(custom_id, RequestFailed("it broke", status=status, body=body))
 
 
 def put(run: Run, part: int, *lines: bytes) -> None:
     """What an earlier attempt left."""
-    with run.part(part).open("ab") as file:
+    with run.attempt_results(part).open("ab") as file:
         file.writelines(lines)
 
 
@@ -50,15 +50,17 @@ def rows(file: Path) -> list[dict[str, Any]]:
 
 def states(run: Run) -> dict[str, str]:
     """good, open (to be tried again) or refused, by id."""
-    spots = Ledger(run, 99).spots()
-    return {i: "good" if s.good else "refused" if s.finished else "open" for i, s in spots.items()}
+    spots = Ledger(run, 99).results()
+    return {
+        i: "good" if s.answered else "refused" if s.finished else "open" for i, s in spots.items()
+    }
 
 
 async def test_a_record_is_on_disk_when_it_returns(run: Run) -> None:
     async with writing(run, 1) as ledger:
         for i in range(20):
             await ledger.record(good(str(i)))
-            assert rows(run.part(1))[-1]["custom_id"] == str(i)
+            assert rows(run.attempt_results(1))[-1]["custom_id"] == str(i)
 
 
 async def test_records_of_many_at_once_are_all_there(run: Run) -> None:
@@ -69,7 +71,7 @@ async def test_records_of_many_at_once_are_all_there(run: Run) -> None:
 
 
 def test_lines_are_of_openais_batch_output() -> None:
-    row = json.loads(success("my id", b'{"choices": [1.0, "\\u00fc"]}'))
+    row = json.loads(success_line("my id", b'{"choices": [1.0, "\\u00fc"]}'))
     assert row["custom_id"] == "my id"
     assert row["error"] is None
     assert row["response"]["status_code"] == 200
@@ -80,7 +82,7 @@ def test_lines_are_of_openais_batch_output() -> None:
 
 def test_the_engines_body_is_kept_byte_for_byte() -> None:
     body = b'{"a":1.50,  "b":"\\u00fc","c":12345678901234567890123}'
-    assert body in success("a", body)
+    assert body in success_line("a", body)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_a_failure_is_one_line_whatever_the_engine_said(body: bytes) -> None:
 
 
 def test_a_success_is_one_line_however_the_engine_formats() -> None:
-    line = success("a", b'{\n  "text": "x"\n}\n')
+    line = success_line("a", b'{\n  "text": "x"\n}\n')
     assert line.count(b"\n") == 1
     assert json.loads(line)["response"]["body"] == {"text": "x"}
 
@@ -140,7 +142,7 @@ async def test_a_torn_tail_is_not_read_and_its_attempt_goes_on(
 ) -> None:
     """A requeued job has the number of its former life and appends to its part."""
     run = Run(tmp_path_factory.mktemp("torn"))
-    run.parts.mkdir()
+    run.results.mkdir()
     whole = [good("a"), bad("b"), good("ü")]
     data = b"".join(whole)[:cut]
     put(run, parts, data)
@@ -148,7 +150,10 @@ async def test_a_torn_tail_is_not_read_and_its_attempt_goes_on(
     assert len(states(run)) == survived
     async with writing(run, parts) as ledger:
         await ledger.record(good("c"))
-    assert [r["custom_id"] for r in rows(run.part(parts))] == [*["a", "b", "ü"][:survived], "c"]
+    assert [r["custom_id"] for r in rows(run.attempt_results(parts))] == [
+        *["a", "b", "ü"][:survived],
+        "c",
+    ]
 
 
 async def test_another_attempts_torn_tail_is_left_alone(run: Run) -> None:
@@ -156,7 +161,7 @@ async def test_another_attempts_torn_tail_is_left_alone(run: Run) -> None:
     put(run, 1, torn)
     async with writing(run, 2) as ledger:
         await ledger.record(good("b"))
-    assert run.part(1).read_bytes() == torn
+    assert run.attempt_results(1).read_bytes() == torn
     assert states(run) == {"a": "good", "b": "good"}
 
 
@@ -194,7 +199,7 @@ def test_merge_gives_every_id_once(
     tmp_path_factory: pytest.TempPathFactory, written: list[tuple[str, int, int]]
 ) -> None:
     run = Run(tmp_path_factory.mktemp("merge"))
-    run.parts.mkdir()
+    run.results.mkdir()
     for custom_id, status, part in written:
         put(run, part, good(custom_id) if status == 200 else bad(custom_id, status))
     ids = list(dict.fromkeys(i for i, _, _ in written))
@@ -214,13 +219,13 @@ def test_merge_gives_every_id_once(
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from hpc_dynamo.batch.ledger import Ledger, success
+from hpc_dynamo.batch.ledger import Ledger, success_line
 from hpc_dynamo.run import Run
 
 async def one(ledger, worker):
     for i in range(10**9):
         custom_id = f"{worker}-{i}"
-        await ledger.record(success(custom_id, b'{"text": "' + b"x" * (i % 700) + b'"}'))
+        await ledger.record(success_line(custom_id, b'{"text": "' + b"x" * (i % 700) + b'"}'))
         print(custom_id, flush=True)
 
 async def main():
@@ -251,7 +256,7 @@ def test_kill_9_of_a_writer_loses_nothing_that_was_acknowledged(run: Run, enough
 FULL_DISK = """
 import asyncio, resource, sys
 from pathlib import Path
-from hpc_dynamo.batch.ledger import Ledger, success
+from hpc_dynamo.batch.ledger import Ledger, success_line
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.run import Run
 
@@ -261,7 +266,7 @@ async def main():
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         group.create_task(ledger.write())
         for i in range(100):
-            await ledger.record(success(str(i), b'{"text": "' + b"x" * 90 + b'"}'))
+            await ledger.record(success_line(str(i), b'{"text": "' + b"x" * 90 + b'"}'))
             print(i, flush=True)
 
 try:
@@ -275,6 +280,6 @@ def test_a_full_disk_is_told_and_what_was_acknowledged_is_there(run: Run) -> Non
     argv = [sys.executable, "-c", FULL_DISK, str(run.path)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=20)
     *acknowledged, last = done.stdout.splitlines()
-    assert last == f"told {run.part(1)}: the file is larger than its limit", done.stderr
+    assert last == f"told {run.attempt_results(1)}: the file is larger than its limit", done.stderr
     assert acknowledged
     assert set(acknowledged) == states(run).keys()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_dynamo.batch.requests import SHOWN, Requests, scan
+from hpc_dynamo.batch.input_file import MAX_PROBLEMS_SHOWN, BatchInput, read_input
 from hpc_dynamo.errors import InputError
 
 CHAT = "/v1/chat/completions"
@@ -30,7 +30,7 @@ def lines(*rows: dict[str, Any]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def found(requests: Requests) -> list[tuple[str, str, dict[str, Any]]]:
+def found(requests: BatchInput) -> list[tuple[str, str, dict[str, Any]]]:
     with requests.open() as reader:
         return [(e.custom_id, *_decoded(*reader.read(e))) for e in requests.entries]
 
@@ -50,7 +50,7 @@ def test_openai_lines_and_plain_lines_may_be_mixed(file: Path) -> None:
             openai("three", "/v1/embeddings", input="x"),
         )
     )
-    assert found(scan(file)) == [
+    assert found(read_input(file)) == [
         ("one", TEXT, {"prompt": "a", "max_tokens": 3}),
         ("two", CHAT, {"messages": messages}),
         ("line-3", TEXT, {"prompt": "plain", "temperature": 0}),
@@ -62,14 +62,14 @@ def test_openai_lines_and_plain_lines_may_be_mixed(file: Path) -> None:
 def test_ids_keep_spaces_quotes_and_any_script(file: Path) -> None:
     ids = ["a b", "it's", 'say "x"', "ünï", "世界", "🙂", "tab\there", "new\nline", "a/b\\c", " "]
     file.write_text(lines(*(openai(i, prompt="x") for i in ids)))
-    assert [e.custom_id for e in scan(file).entries] == ids
+    assert [e.custom_id for e in read_input(file).entries] == ids
 
 
 def test_windows_files(file: Path) -> None:
     """A byte order mark, carriage returns, blank lines, no newline at the end."""
     rows = b'{"prompt": "a"}\r\n\r\n  \t\r\n{"prompt": "b"}\r\n{"prompt": "c"}'
     file.write_bytes(b"\xef\xbb\xbf" + rows)
-    assert found(scan(file)) == [
+    assert found(read_input(file)) == [
         ("line-1", TEXT, {"prompt": "a"}),
         ("line-4", TEXT, {"prompt": "b"}),
         ("line-5", TEXT, {"prompt": "c"}),
@@ -86,7 +86,7 @@ def test_values_reach_the_engine_as_they_are_in_the_file(file: Path) -> None:
     ]
     url = b'{"url": "/v1/rerank", "body": '
     file.write_bytes(b"\n".join([*bodies, *(url + body + b"}" for body in bodies)]))
-    requests = scan(file)
+    requests = read_input(file)
     with requests.open() as reader:
         read = [reader.read(entry) for entry in requests.entries]
     assert [path for path, _ in read] == [TEXT] * 4 + ["/v1/rerank"] * 4
@@ -100,13 +100,13 @@ def test_values_reach_the_engine_as_they_are_in_the_file(file: Path) -> None:
 
 def test_the_fingerprint_is_of_the_files_bytes(file: Path) -> None:
     file.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n\r\n{"prompt": "b"}')
-    assert scan(file).fingerprint == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert read_input(file).fingerprint == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def complaint(file: Path, content: str | bytes) -> str:
     file.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(InputError) as refused:
-        scan(file)
+        read_input(file)
     assert refused.value.exit_code == 3
     return refused.value.message
 
@@ -156,11 +156,11 @@ def test_a_plain_lines_own_id_may_be_taken(file: Path) -> None:
 
 
 def test_all_wrong_lines_are_told_at_once_up_to_a_limit(file: Path) -> None:
-    message = complaint(file, "nonsense\n" * (SHOWN + 5))
-    assert message.startswith(f"{SHOWN + 5} lines of the input cannot be used:")
+    message = complaint(file, "nonsense\n" * (MAX_PROBLEMS_SHOWN + 5))
+    assert message.startswith(f"{MAX_PROBLEMS_SHOWN + 5} lines of the input cannot be used:")
     assert f"{file}:1: " in message
-    assert f"{file}:{SHOWN}: " in message
-    assert f"{file}:{SHOWN + 1}: " not in message
+    assert f"{file}:{MAX_PROBLEMS_SHOWN}: " in message
+    assert f"{file}:{MAX_PROBLEMS_SHOWN + 1}: " not in message
     assert "and 5 more" in message
 
 
@@ -171,9 +171,9 @@ def test_nothing_to_do_is_an_error(file: Path, content: bytes) -> None:
 
 def test_a_file_that_is_not_there(file: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
-        scan(file)
+        read_input(file)
     with pytest.raises(InputError, match="not a file"):
-        scan(file.parent)
+        read_input(file.parent)
 
 
 json_values = st.recursive(
@@ -200,4 +200,4 @@ def test_read_gives_every_body_back(
     file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     texts = [json.dumps(openai(i) | {"body": b}, ensure_ascii=ascii_only) for i, b in rows]
     file.write_bytes(b"\xef\xbb\xbf" * bom + newline.join(texts).encode())
-    assert found(scan(file)) == [(i, TEXT, b) for i, b in rows]
+    assert found(read_input(file)) == [(i, TEXT, b) for i, b in rows]

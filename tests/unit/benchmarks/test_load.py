@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from benchmarks import streams
-from benchmarks.load import Load, measure, warm
-from benchmarks.peers import Backend
-from benchmarks.processes import Ended, Group
-from benchmarks.systems import Behind
-from benchmarks.tables import Found, tables
-from benchmarks.workload import CONVERSATIONS, KINDS, Workload, corpus, workload
+from benchmarks.common.processes import Ended, Group
+from benchmarks.common.workload import CONVERSATIONS, KINDS, Workload, corpus, workload
+from benchmarks.frontend import streams
+from benchmarks.frontend.load import Load, measure, warm
+from benchmarks.frontend.peers import Backend
+from benchmarks.frontend.results import Found, tables
+from benchmarks.frontend.targets import Behind
 from hpc_dynamo.errors import ConfigError
 
 needs_wrk = pytest.mark.skipif(not shutil.which("wrk"), reason="apt-get install wrk")

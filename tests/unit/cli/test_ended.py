@@ -44,7 +44,7 @@ def test_a_job_whose_program_never_started_is_not_to_be_resumed(
     said = ended(attempt, "some line", line, "and a last one")
     assert f"42_0_log.err: {line}" in said
     assert AGAIN not in said
-    assert "our program never started" in said
+    assert "hpc-dynamo never started" in said
     assert f"without reporting a result: {FAILED}" in said
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.config import Kind, Role, before
+from hpc_dynamo.config import Role, TopologyKind, with_route_topology
 from hpc_dynamo.topology import plan
 from tests.support.terminal import Call, caller, printed, refused
 
@@ -23,23 +23,23 @@ def call(
 
 
 def test_workers_do_all_of_a_request() -> None:
-    config = before(compose([f'route.workers=["{A}","{B}/v1/","{C}"]']))
+    config = with_route_topology(compose([f'route.workers=["{A}","{B}/v1/","{C}"]']))
     assert config.route.engines == tuple((Role.aggregated, url) for url in (A, B, C))
-    assert config.topology.kind is Kind.aggregated
+    assert config.topology.kind is TopologyKind.aggregated
     assert [w.role for w in plan(config).workers] == [Role.aggregated] * 3
 
 
 def test_prefill_and_decode_make_a_disaggregated_topology() -> None:
-    config = before(compose([f"route.prefill=[{A}]", f'route.decode=[{B},"{C}"]']))
-    assert config.topology.kind is Kind.disaggregated
+    config = with_route_topology(compose([f"route.prefill=[{A}]", f'route.decode=[{B},"{C}"]']))
+    assert config.topology.kind is TopologyKind.disaggregated
     assert [w.role for w in plan(config).workers] == [role for role, _ in config.route.engines]
     assert [role for role, _ in config.route.engines] == [Role.prefill, Role.decode, Role.decode]
 
 
 def test_the_model_is_called_what_the_engines_call_it() -> None:
     words = [f"route.workers=[{A}]", "model.path=/models/llama"]
-    assert before(compose(words)).served_name == ""
-    assert before(compose([*words, "model.name=my"])).served_name == "my"
+    assert with_route_topology(compose(words)).served_name == ""
+    assert with_route_topology(compose([*words, "model.name=my"])).served_name == "my"
     assert compose(words[1:]).served_name == "llama"
 
 
@@ -61,11 +61,14 @@ def test_the_model_is_called_what_the_engines_call_it() -> None:
         ([A], ["neither an option nor FIELD=VALUE", f"--workers {A}"]),
         ([f"route.worker={A}"], ["route.worker is not a field", "workers"]),
         (["--workers", A, "--peers", "b"], ["route.peers: 'b' is not a URL"]),
-        (["--workers", A, "--peers", B], ["route.peers need", "serve.key_file"]),
+        (["--workers", A, "--peers", B], ["route.peers need", "serve.api_key_file"]),
         (["--workers", f"{A},{B}", "--events", LIVE], ["names 1 engines, there are 2"]),
         (["--workers", A, "--events", "tcp://a:1"], ["is not live|replay", "tcp://"]),
         (["--workers", A, "--events", f"{A}|{A}"], ["is not live|replay"]),
-        (["--workers", A, "route.key_file=nowhere"], ["route.key_file=nowhere: no such file"]),
+        (
+            ["--workers", A, "route.api_key_file=nowhere"],
+            ["route.api_key_file=nowhere: no such file"],
+        ),
         (["--workers", A, "engine.name=llama"], ["engine.name", "vllm"]),
         (["--workers", A, "serve.port=99999"], ["serve.port=99999"]),
     ],
@@ -77,7 +80,9 @@ def test_what_cannot_work_is_refused(call: Call, words: Sequence[str], parts: li
 
 def test_an_empty_key_is_refused(call: Call) -> None:
     Path("empty").touch()
-    refused(call("route", "--workers", A, "route.key_file=empty"), "route.key_file=", "is empty")
+    refused(
+        call("route", "--workers", A, "route.api_key_file=empty"), "route.api_key_file=", "is empty"
+    )
 
 
 def test_engines_of_others_are_not_for_verbs_that_start_their_own(call: Call) -> None:
@@ -97,6 +102,6 @@ def test_help_teaches(call: Call) -> None:
         "--workers http://gpu1:8000,http://gpu2:8000",
         "--prefill",
         "Ctrl-C",
-        "live|replay",
+        "LIVE|REPLAY",
     ):
         assert part in text

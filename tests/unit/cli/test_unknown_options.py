@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.engines.option_names import FLAGS, SEVERAL, VALUES
+from hpc_dynamo.engines.option_names import FLAGS, MULTI_VALUE, VALUES
 from tests.support.terminal import Call, printed, refused
 
 AGGREGATED = "topology=aggregated"
@@ -17,17 +17,17 @@ AGGREGATED = "topology=aggregated"
 @pytest.mark.parametrize(
     ("verb", "words", "suggested"),
     [
-        ("batch", ["--max-tokens", "5"], "batch.defaults.max_tokens=5"),
-        ("batch", ["--temperature=0.5"], "batch.defaults.temperature=0.5"),
+        ("batch", ["--max-tokens", "5"], "batch.body_defaults.max_tokens=5"),
+        ("batch", ["--temperature=0.5"], "batch.body_defaults.temperature=0.5"),
         ("serve", ["--port", "80"], "serve.port=80"),
-        ("batch", ["--retries", "2"], "batch.retries=2"),
+        ("batch", ["--retries", "2"], "batch.max_retries=2"),
         ("serve", ["--max-model-len", "8192"], "engine.args.max-model-len=8192"),
         ("serve", ["--max_model_len", "8192"], "engine.args.max-model-len=8192"),
         ("serve", ["--max-model-len"], "engine.args.max-model-len=VALUE"),
         ("serve", ["--enforce-eager"], "engine.args.enforce-eager=true"),
         ("serve", ["--no-enable-prefix-caching"], "engine.args.enable-prefix-caching=false"),
         ("serve", ["--mem-fraction-static", "0.8"], "engine.args.mem-fraction-static=0.8"),
-        ("serve", ["--api-key", "x"], "serve.key_file=FILE, a file that holds the key"),
+        ("serve", ["--api-key", "x"], "serve.api_key_file=FILE, a file that holds the key"),
         *(
             (
                 "serve",
@@ -156,6 +156,6 @@ def test_names_of_engine_options_are_those_of_their_parsers() -> None:
         for engine in ("sglang", "vllm")
         for option, facts in json.loads((folder / f"{engine}.json").read_text())["options"].items()
     }
-    assert {name for name in VALUES | FLAGS | SEVERAL if name not in known} == set()
+    assert {name for name in VALUES | FLAGS | MULTI_VALUE if name not in known} == set()
     assert {name for name in FLAGS if not known[name]} <= VALUES | FLAGS
     assert not VALUES & FLAGS

@@ -7,7 +7,7 @@ import pytest
 
 from hpc_dynamo.cli.compose import compose, show
 from hpc_dynamo.cli.conf_folders import conf_dir
-from hpc_dynamo.config import Device, Kind, Launcher, PlannerKind, Policy, Task
+from hpc_dynamo.config import Device, Launcher, PlannerMode, Policy, Task, TopologyKind
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import plan
 
@@ -17,7 +17,7 @@ GROUPS = sorted(f"{file.parent.name}={file.stem}" for file in conf_dir().glob("*
 def test_without_overrides_it_is_vllm_with_one_worker_a_role() -> None:
     config = compose([])
     assert (config.engine.name, config.engine.device) == ("vllm", Device.cuda)
-    assert config.topology.kind is Kind.disaggregated
+    assert config.topology.kind is TopologyKind.disaggregated
     assert (config.topology.prefill.workers, config.topology.decode.workers) == (1, 1)
 
 
@@ -28,8 +28,8 @@ def test_every_file_of_conf_composes(choice: str) -> None:
 
 
 def test_the_planner_is_off_unless_asked_for() -> None:
-    assert compose([]).planner.by is PlannerKind.off
-    assert compose(["planner=load"]).planner.by is PlannerKind.load
+    assert compose([]).planner.mode is PlannerMode.off
+    assert compose(["planner=load"]).planner.mode is PlannerMode.load
     assert compose(["planner=sla", "planner.profile=p.json"]).planner.profile == "p.json"
 
 
@@ -48,7 +48,7 @@ def test_overrides_reach_every_depth() -> None:
             "cluster.slurm.partition=gpu",
             "cluster.slurm.srun_args=[--label,'--cpu-bind=none']",
             "cluster.slurm.exclusive=true",
-            "batch.retries=7",
+            "batch.max_retries=7",
         ]
     )
     assert config.topology.decode.tensor_parallel == 4
@@ -56,7 +56,7 @@ def test_overrides_reach_every_depth() -> None:
     assert config.cluster.slurm.partition == "gpu"
     assert config.cluster.slurm.srun_args == ("--label", "--cpu-bind=none")
     assert config.cluster.slurm.exclusive is True
-    assert config.batch.retries == 7
+    assert config.batch.max_retries == 7
 
 
 def test_free_fields_take_any_key_without_a_plus() -> None:
@@ -65,14 +65,14 @@ def test_free_fields_take_any_key_without_a_plus() -> None:
             "engine.args.max-model-len=8192",
             'engine.args.compilation-config={"level": 3}',
             "engine.env.NCCL_DEBUG=INFO",
-            "batch.defaults.max_tokens=256",
+            "batch.body_defaults.max_tokens=256",
             "cluster.slurm.extra.mail-type=END",
         ]
     )
     args = {"max-model-len": 8192, "compilation-config": '{"level": 3}'}
     assert config.engine.args == args
     assert config.engine.env == {"NCCL_DEBUG": "INFO"}
-    assert config.batch.defaults == {"max_tokens": 256}
+    assert config.batch.body_defaults == {"max_tokens": 256}
     assert config.cluster.slurm.extra == {"mail-type": "END"}
 
 
@@ -120,7 +120,9 @@ def test_a_wrong_override_is_explained(override: str, what: str, remedy: str) ->
 
 
 def test_a_free_field_takes_a_whole_mapping() -> None:
-    assert compose(["batch.defaults={temperature: 0}"]).batch.defaults == {"temperature": 0}
+    assert compose(["batch.body_defaults={temperature: 0}"]).batch.body_defaults == {
+        "temperature": 0
+    }
 
 
 def test_a_folder_of_ones_own_adds_files_and_replaces_ours(tmp_path: Path) -> None:
@@ -167,13 +169,13 @@ def test_a_model_is_composed_as_a_run_of_it_alone() -> None:
     config = compose(SEVERAL)
     assert list(config.models) == ["llama-3.1-8b", "org/large"]
     assert config.task is Task.serve
-    small, large = config.each.values()
+    small, large = config.by_model.values()
     assert (small.model.path, small.served_name) == ("/shared/8b", "llama-3.1-8b")
-    assert (small.topology.kind, small.topology.aggregated.workers) == (Kind.aggregated, 2)
+    assert (small.topology.kind, small.topology.aggregated.workers) == (TopologyKind.aggregated, 2)
     assert small.topology.decode.workers == 0, "its own file of the group begins it anew"
     assert small.topology.nodes == large.topology.nodes == 3
     assert small.engine.args == {"block-size": 32}
-    assert (large.topology.kind, large.topology.decode.workers) == (Kind.disaggregated, 5)
+    assert (large.topology.kind, large.topology.decode.workers) == (TopologyKind.disaggregated, 5)
     assert large.engine.args == {"block-size": 32, "timing": "a100-8b"}
     assert (small.router.policy, large.router.policy) == (Policy.kv, Policy.session)
     assert small.models == large.models == {}
@@ -183,11 +185,11 @@ def test_a_model_may_be_a_recipe() -> None:
     words = ["engine=sglang", "engine.python=/env", "cluster.gpus_per_node=8"]
     recipe = ["models.small.recipe=llama-8b-vllm", "models.small.topology.aggregated.workers=4"]
     config = compose([*words, *recipe, "models.other.path=/b"])
-    small, other = config.each.values()
+    small, other = config.by_model.values()
     assert small.model.path.endswith("Llama-3.1-8B-Instruct")
     assert (small.engine.name, small.engine.python) == ("vllm", "/env")
     assert small.engine.args["max-model-len"] == 32768
-    assert (small.topology.kind, small.topology.aggregated.workers) == (Kind.aggregated, 4)
+    assert (small.topology.kind, small.topology.aggregated.workers) == (TopologyKind.aggregated, 4)
     assert small.topology.nodes is None, "the nodes are all models'"
     assert (other.engine.name, other.engine.args) == ("sglang", {})
     assert plan(config).nodes == 1
@@ -195,7 +197,7 @@ def test_a_model_may_be_a_recipe() -> None:
 
 def test_without_models_there_is_one_under_no_name() -> None:
     config = compose(["engine=simulator"])
-    assert config.each == {"": config}
+    assert config.by_model == {"": config}
     assert config.task is Task.batch
 
 
@@ -214,8 +216,8 @@ models:
 """
     (tmp_path / "batch" / "ours.yaml").write_text(text)
     words = ["models.large.topology.decode.workers=2", "models.llama-3.1-8b.engine.max_num_seqs=8"]
-    small, large = compose(["batch=ours", *words], tmp_path).each.values()
-    assert (small.topology.kind, small.topology.aggregated.workers) == (Kind.aggregated, 3)
+    small, large = compose(["batch=ours", *words], tmp_path).by_model.values()
+    assert (small.topology.kind, small.topology.aggregated.workers) == (TopologyKind.aggregated, 3)
     assert (small.engine.args, small.engine.max_num_seqs) == ({"max-model-len": 4096}, 8)
     assert (large.engine.name, large.topology.decode.workers) == ("sglang", 2)
     assert (small.model.path, large.model.path) == ("/shared/8b", "/shared/70b")

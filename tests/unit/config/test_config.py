@@ -15,24 +15,24 @@ from hpc_dynamo.config import (
     Config,
     Device,
     Engine,
-    Kind,
     Model,
     Planner,
-    PlannerKind,
+    PlannerMode,
     Pool,
     Role,
     Route,
-    Served,
+    ServedModel,
     Slurm,
     Task,
     Topology,
-    check,
-    minutes,
+    TopologyKind,
+    validate,
+    walltime_minutes,
 )
 from hpc_dynamo.errors import ConfigError
 
 GOOD = Topology(aggregated=Pool(workers=1))
-PAIR = Topology(kind=Kind.disaggregated, prefill=Pool(workers=1), decode=Pool(workers=1))
+PAIR = Topology(kind=TopologyKind.disaggregated, prefill=Pool(workers=1), decode=Pool(workers=1))
 
 
 def slurm(**fields: Any) -> Config:
@@ -40,27 +40,35 @@ def slurm(**fields: Any) -> Config:
 
 
 def planned(topology: Topology = PAIR, **fields: Any) -> Config:
-    return Config(topology=topology, planner=Planner(**({"by": PlannerKind.load} | fields)))
+    return Config(topology=topology, planner=Planner(**({"mode": PlannerMode.load} | fields)))
 
 
-def several(task: Task = Task.serve, **models: Served) -> Config:
+def several(task: Task = Task.serve, **models: ServedModel) -> Config:
     """Beside a model `a` that is well."""
-    return Config(task=task, models={"a": Served(path="/a", topology=GOOD), **models})
+    return Config(task=task, models={"a": ServedModel(path="/a", topology=GOOD), **models})
 
 
 REFUSED = [
-    (planned(GOOD), "planner.by=load has no roles to change", "topology=disaggregated"),
+    (planned(GOOD), "planner.mode=load has no roles to change", "topology=disaggregated"),
     (
         planned(replace(PAIR, decode=Pool(workers=1, tensor_parallel=2))),
         "workers of different shapes",
         "the same parallel sizes",
     ),
-    (planned(least_decode=0), "planner.least_decode=0", "planner.least_decode=1"),
-    (planned(least_decode=2), "is more than the 2 workers", "planner.least_decode=1"),
+    (planned(min_decode_workers=0), "planner.min_decode_workers=0", "planner.min_decode_workers=1"),
+    (planned(min_decode_workers=2), "is more than the 2 workers", "planner.min_decode_workers=1"),
     (planned(interval_s=0.0), "planner.interval_s=0.0 must be above 0", "planner.interval_s=5"),
-    (planned(patience=0), "planner.patience=0", "planner.patience=2"),
-    (planned(margin=-0.1), "planner.margin=-0.1", "planner.margin=0.1"),
-    (planned(kv_low=0.9), "planner.kv_low=0.9, planner.kv_high=0.8", "kv_low < kv_high"),
+    (
+        planned(stabilization_intervals=0),
+        "planner.stabilization_intervals=0",
+        "planner.stabilization_intervals=2",
+    ),
+    (planned(hysteresis=-0.1), "planner.hysteresis=-0.1", "planner.hysteresis=0.1"),
+    (
+        planned(kv_usage_low=0.9),
+        "planner.kv_usage_low=0.9, planner.kv_usage_high=0.8",
+        "kv_usage_low < kv_usage_high",
+    ),
     (Config(), "topology.aggregated.workers=0", "topology.aggregated.workers=1"),
     (
         Config(topology=replace(PAIR, decode=Pool())),
@@ -109,14 +117,14 @@ REFUSED = [
         "batch.concurrency=1",
     ),
     (
-        Config(topology=GOOD, cluster=Cluster(silence_s=1)),
-        "cluster.silence_s=1 is below",
-        "cluster.silence_s=30",
+        Config(topology=GOOD, cluster=Cluster(heartbeat_timeout_s=1)),
+        "cluster.heartbeat_timeout_s=1 is below",
+        "cluster.heartbeat_timeout_s=30",
     ),
     (several(Task.batch), "a batch is of one model, and models.* names a", "once for each"),
     (
-        replace(several(), planner=Planner(by=PlannerKind.load)),
-        "planner.by=load is of one model",
+        replace(several(), planner=Planner(mode=PlannerMode.load)),
+        "planner.mode=load is of one model",
         "hpc-dynamo serve",
     ),
     (
@@ -125,17 +133,17 @@ REFUSED = [
         "a route for each",
     ),
     (
-        several(b=Served(topology=replace(GOOD, nodes=3))),
+        several(b=ServedModel(topology=replace(GOOD, nodes=3))),
         "models.b.topology.nodes=3",
         "topology.nodes=3, for the whole job",
     ),
     (
-        several(b=Served(topology=GOOD, engine=Engine(device=Device.cpu))),
+        several(b=ServedModel(topology=GOOD, engine=Engine(device=Device.cpu))),
         "models.b computes on cpu",
         "one kind of device",
     ),
     (
-        several(b=Served(topology=replace(PAIR, decode=Pool()))),
+        several(b=ServedModel(topology=replace(PAIR, decode=Pool()))),
         "models.b: topology.decode.workers=0 must be at least 1",
         "topology.decode.workers=1",
     ),
@@ -162,7 +170,7 @@ REFUSED = [
 @pytest.mark.parametrize(("config", "what", "remedy"), REFUSED, ids=[row[1] for row in REFUSED])
 def test_refusals_name_field_value_and_remedy(config: Config, what: str, remedy: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        check(config)
+        validate(config)
     assert what in refused.value.message
     assert remedy in refused.value.hint
     assert refused.value.exit_code == 3
@@ -170,9 +178,9 @@ def test_refusals_name_field_value_and_remedy(config: Config, what: str, remedy:
 
 # Each of these is accepted today and makes a run that fails later, or does nothing for ever.
 NONSENSE = [
-    ("batch.retries", Config(topology=GOOD, batch=Batch(retries=-1))),
+    ("batch.max_retries", Config(topology=GOOD, batch=Batch(max_retries=-1))),
     ("batch.request_timeout_s", Config(topology=GOOD, batch=Batch(request_timeout_s=0))),
-    ("engine.restarts", Config(topology=GOOD, engine=Engine(restarts=-1))),
+    ("engine.max_restarts", Config(topology=GOOD, engine=Engine(max_restarts=-1))),
     ("engine.cpus", Config(topology=GOOD, engine=Engine(cpus=-5))),
     ("engine.memory_gb", Config(topology=GOOD, engine=Engine(memory_gb=-5))),
     ("engine.ready_timeout_s", Config(topology=GOOD, engine=Engine(ready_timeout_s=0))),
@@ -188,12 +196,12 @@ NONSENSE = [
 @pytest.mark.parametrize(("field", "config"), NONSENSE, ids=[row[0] for row in NONSENSE])
 def test_values_that_cannot_work_are_refused(field: str, config: Config) -> None:
     with pytest.raises(ConfigError, match=field):
-        check(config)
+        validate(config)
 
 
 def test_good_ones_pass() -> None:
-    check(Config(topology=GOOD))
-    check(Config(topology=PAIR))
+    validate(Config(topology=GOOD))
+    validate(Config(topology=PAIR))
 
 
 def test_a_topology_runs_the_pools_of_its_kind() -> None:
@@ -221,7 +229,7 @@ def test_a_worker_takes_the_product_of_its_sizes() -> None:
     ],
 )
 def test_slurm_times(text: str, expected: int) -> None:
-    assert minutes(text) == expected
+    assert walltime_minutes(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -229,7 +237,7 @@ def test_slurm_times(text: str, expected: int) -> None:
 )
 def test_what_is_no_slurm_time(text: str) -> None:
     with pytest.raises(ConfigError, match=r"cluster\.slurm\.time="):
-        minutes(text)
+        walltime_minutes(text)
 
 
 @given(st.integers(1, 10**7))
@@ -237,7 +245,7 @@ def test_times_in_all_spellings_agree(seconds: int) -> None:
     rest, s = divmod(seconds, 60)
     hours, m = divmod(rest, 60)
     days, h = divmod(hours, 24)
-    spellings = {minutes(f"{days}-{h}:{m}:{s}"), minutes(f"{hours}:{m}:{s}")}
+    spellings = {walltime_minutes(f"{days}-{h}:{m}:{s}"), walltime_minutes(f"{hours}:{m}:{s}")}
     assert spellings == {-(-seconds // 60)}
 
 

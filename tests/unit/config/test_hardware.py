@@ -10,16 +10,16 @@ import pytest
 
 from hpc_dynamo import launch
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.config import Config, Launcher, on
+from hpc_dynamo.config import Config, Launcher, with_hardware
 from hpc_dynamo.errors import ConfigError, LaunchError
 from hpc_dynamo.launch import extra_jobs
 from hpc_dynamo.launch.allocation import start_step
-from hpc_dynamo.launch.node import component, whoami
-from hpc_dynamo.launch.resources import components, resources
-from hpc_dynamo.launch.script import submission
+from hpc_dynamo.launch.node import het_component, node_index_and_hosts
+from hpc_dynamo.launch.resources import group_configs, required_resources
+from hpc_dynamo.launch.script import submission_script
 from hpc_dynamo.run import Attempt, Run
 from hpc_dynamo.tasks import node
-from hpc_dynamo.topology import Group, Plan, plan
+from hpc_dynamo.topology import NodeGroup, Plan, plan
 from tests.support.runs import until
 from tests.support.terminal import Call, printed, refused
 from tests.unit.test_topology import drawn
@@ -81,7 +81,7 @@ def test_a_kind_that_nobody_described() -> None:
 def test_what_a_kind_does_not_say_is_as_on_the_cluster() -> None:
     words = ("cluster.slurm.account=g42", "cluster.slurm.partition=gpu", "cluster.slurm.extra.a=b")
     config = compose([*KINDS, *words, "cluster.hardware.h100.extra.c=d"])
-    there, own = on(config, "h100").cluster, on(config, "").cluster
+    there, own = with_hardware(config, "h100").cluster, with_hardware(config, "").cluster
     assert (there.slurm.account, there.slurm.partition) == ("g42", "fast")
     assert there.slurm.extra == {"a": "b", "c": "d"}
     assert own == config.cluster
@@ -99,9 +99,9 @@ def test_each_kind_is_laid_out_on_nodes_of_its_own() -> None:
     assert drawn(layout) == (
         "P0 0:01 | P1 0:23 | D2 1:01234567 | D3 2:01234567 | D4 3:01234567"
     )  # fmt: skip
-    assert layout.groups == (Group("h100", 1, 4), Group("l40s", 3, 8))
+    assert layout.node_groups == (NodeGroup("h100", 1, 4), NodeGroup("l40s", 3, 8))
     assert [layout.gpus_on(n) for n in range(4)] == [4, 8, 8, 8]
-    prefill, decode = layout.parts
+    prefill, decode = layout.group_plans
     assert (prefill.first_node, decode.first_node) == (0, 1)
     assert [w.rank for w in decode.workers] == [2, 3, 4]
     assert prefill.workers + decode.workers == layout.workers
@@ -121,12 +121,12 @@ def test_tp4dp4_beside_tp16() -> None:
 def test_one_pool_may_stay_on_the_clusters_own_nodes() -> None:
     words = ("topology.prefill.hardware=", "topology.nodes=2", "cluster.gpus_per_node=1")
     layout = plan(compose([*KINDS, *words]))
-    assert layout.groups == (Group("", 2, 1), Group("l40s", 1, 8))
+    assert layout.node_groups == (NodeGroup("", 2, 1), NodeGroup("l40s", 1, 8))
 
 
 def test_a_node_of_each_kind_gives_what_its_own_workers_need() -> None:
     config = compose([*KINDS, *UNEVEN, "engine.cpus=2", "cluster.hardware.h100.cpus_per_node=64"])
-    prefill, decode = (resources(*each) for each in components(config, plan(config)))
+    prefill, decode = (required_resources(*each) for each in group_configs(config, plan(config)))
     assert (prefill.nodes, prefill.gpus, prefill.cpus) == (1, 4, 64)
     assert (decode.nodes, decode.gpus, decode.cpus) == (3, 8, 8 * 2 + 1)
 
@@ -167,9 +167,9 @@ def config_of(*words: str) -> Config:
 
 
 def submitted(run: Run, config: Config) -> tuple[Attempt, Plan]:
-    layout = launch.settled(Launcher.slurm, config, plan(config))
+    layout = launch.with_submission_mode(Launcher.slurm, config, plan(config))
     attempt = run.new_attempt(config, layout)
-    launch.start(Launcher.slurm, attempt, config, layout, node.main)
+    launch.start_attempt(Launcher.slurm, attempt, config, layout, node.main)
     return attempt, layout
 
 
@@ -187,7 +187,7 @@ def by_component(lines: Sequence[str]) -> list[dict[str, str]]:
 def test_one_heterogeneous_job_with_one_step(run: Run, slurm: Path) -> None:
     setup = "cluster.slurm.setup=['module load x']"
     attempt, layout = submitted(run, config_of(setup, "topology.decode.workers=4"))
-    assert not layout.apart
+    assert not layout.separate_jobs
     job = attempt.job()
     assert job
     assert (job.launcher, job.job_id, job.hetero_job_ids) == ("slurm", "42", ())
@@ -211,40 +211,40 @@ def test_one_heterogeneous_job_with_one_step(run: Run, slurm: Path) -> None:
 def test_jobs_where_the_scheduler_starts_no_heterogeneous_ones(run: Run, slurm: Path) -> None:
     (slurm / "scheduler").write_text("sched/builtin")
     attempt, layout = submitted(run, config_of())
-    assert layout.apart
+    assert layout.separate_jobs
     job = attempt.job()
     assert job
     # The other job is submitted first, so that the head finds it.
     assert (job.job_id, job.hetero_job_ids) == ("8", ("7",))
     (own,) = attempt.submitit.glob("8_submission.sh")
-    (further,) = attempt.grown()
-    assert further.plan() == layout.parts[1]
+    (further,) = attempt.extra_jobs()
+    assert further.plan() == layout.group_plans[1]
     (script,) = further.submitit.glob("7_submission.sh")
     (fast,), (wide,) = (by_component(f.read_text().splitlines()) for f in (own, script))
     assert (fast["partition"], fast["nodes"]) == ("fast", "1")
     assert (wide["partition"], wide["nodes"], wide["job-name"]) == ("wide", "2", "hpc-dynamo-mix+1")
     assert (slurm / "further").read_text().split() == ["1"], "the head's own may be requeued"
-    launch.find(attempt).stop()  # type: ignore[union-attr]  # there is one
+    launch.find_job(attempt).stop()  # type: ignore[union-attr]  # there is one
     assert (slurm / "cancelled").read_text().splitlines() == ["8", "--state=PENDING 7"]
 
 
 def test_all_jobs_or_none(run: Run, slurm: Path) -> None:
-    config = config_of("cluster.slurm.mixed=jobs")
-    layout = launch.settled(Launcher.slurm, config, plan(config))
+    config = config_of("cluster.slurm.heterogeneous=jobs")
+    layout = launch.with_submission_mode(Launcher.slurm, config, plan(config))
     attempt = run.new_attempt(config, layout)
     program = slurm / "sbatch"
     program.write_text(program.read_text().replace("refuse ]", "count ]"))  # the second
     with pytest.raises(LaunchError, match="invalid partition"):
-        launch.start(Launcher.slurm, attempt, config, layout, node.main)
+        launch.start_attempt(Launcher.slurm, attempt, config, layout, node.main)
     assert (slurm / "cancelled").read_text().splitlines() == ["7"]
 
 
 def test_one_that_no_head_ever_saw_is_cancelled_with_the_run(run: Run, slurm: Path) -> None:
-    attempt, _ = submitted(run, config_of("cluster.slurm.mixed=jobs"))
+    attempt, _ = submitted(run, config_of("cluster.slurm.heterogeneous=jobs"))
     program = slurm / "squeue"
     program.write_text("#!/bin/sh\necho 'PENDING|Priority|N/A|'\n")
     program.chmod(0o755)
-    extra_jobs.clear(attempt.grown(), silence_s=30.0)
+    extra_jobs.stop_leftover_jobs(attempt.extra_jobs(), silence_s=30.0)
     assert (slurm / "cancelled").read_text().split() == ["7"]
 
 
@@ -258,16 +258,22 @@ def test_job_of_the_second_kind_counts_its_nodes_from_the_first_kinds(run: Run) 
         ]
     )
     layout = plan(config)
-    _, second = layout.parts
+    _, second = layout.group_plans
     attempt = run.new_attempt(config, layout)
-    text = submission(attempt.new_grown(second), on(config, second.kind), second, "none")
+    text = submission_script(
+        attempt.new_extra_job(second), with_hardware(config, second.hardware), second, "none"
+    )
     assert "#SBATCH --partition=east\n" in text
     assert "#SBATCH --nodes=1\n" in text
 
 
 def test_a_script_asks_for_one_job(call: Call) -> None:
     asked = ("plan", "--sbatch", *ON_CPUS)
-    refused(call(*asked, "cluster.slurm.mixed=jobs"), "one job", "cluster.slurm.mixed=hetjob")
+    refused(
+        call(*asked, "cluster.slurm.heterogeneous=jobs"),
+        "one job",
+        "cluster.slurm.heterogeneous=hetjob",
+    )
     assert "#SBATCH hetjob" in printed(call(*asked))
     submitted = printed(call("plan", "--dry-run", "--verb", "serve", *ON_CPUS))
     assert "#SBATCH hetjob" in submitted
@@ -288,7 +294,7 @@ def allocated(monkeypatch: pytest.MonkeyPatch, run: Run, **variables: str) -> No
     for name, value in variables.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     config = config_of()
-    layout = launch.settled(Launcher.allocation, config, plan(config))
+    layout = launch.with_submission_mode(Launcher.allocation, config, plan(config))
     attempt = run.new_attempt(config, layout)
     step = start_step(attempt, config, layout, "hpc_dynamo.tasks.node")
     until("the end of the step", lambda: step.state()[0] is launch.JobState.ended)
@@ -326,16 +332,16 @@ def test_nodes_are_in_the_order_of_components(slurm: Path, monkeypatch: pytest.M
     monkeypatch.setenv("SLURM_NODEID", "2")
     monkeypatch.setenv("SLURM_STEP_NODELIST", "a,b,c")
     monkeypatch.setenv("SLURMD_NODENAME", "a")
-    assert (whoami(3), component()) == ((2, ["a", "b", "c"]), None)
+    assert (node_index_and_hosts(3), het_component()) == ((2, ["a", "b", "c"]), None)
     monkeypatch.setenv("SLURM_HET_SIZE", "2")
     monkeypatch.setenv("SLURM_JOB_NODELIST_HET_GROUP_0", "b,c,d")  # of which the step has two
     monkeypatch.setenv("SLURM_JOB_NODELIST_HET_GROUP_1", "a")
-    assert (whoami(3), component()) == ((2, ["b", "c", "a"]), 1)
+    assert (node_index_and_hosts(3), het_component()) == ((2, ["b", "c", "a"]), 1)
 
 
 def test_here_kinds_are_but_names() -> None:
-    config = config_of("cluster.slurm.mixed=jobs")
-    assert not launch.settled(Launcher.local, config, plan(config)).apart
+    config = config_of("cluster.slurm.heterogeneous=jobs")
+    assert not launch.with_submission_mode(Launcher.local, config, plan(config)).separate_jobs
     on_gpus = compose(KINDS)
     with pytest.raises(ConfigError, match="all groups here would have the same GPUs"):
-        launch.settled(Launcher.local, on_gpus, plan(on_gpus))
+        launch.with_submission_mode(Launcher.local, on_gpus, plan(on_gpus))

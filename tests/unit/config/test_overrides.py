@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hpc_dynamo.cli.compose import compose, show
 from hpc_dynamo.cli.overrides import values
-from hpc_dynamo.config import Config, check_folder, minutes
+from hpc_dynamo.config import Config, check_folder, walltime_minutes
 from hpc_dynamo.config.paths import PATHS, is_path
 from hpc_dynamo.errors import ConfigError
 
@@ -158,10 +158,10 @@ def test_a_value_in_a_batchs_body_or_inside_an_option_is_json_or_text() -> None:
         "1e999": "1e999",
         '"\\ud83d"': '"\\ud83d"',
     }
-    defaults = [f"batch.defaults.{at}={text}" for at, text in enumerate(typed)]
+    defaults = [f"batch.body_defaults.{at}={text}" for at, text in enumerate(typed)]
     inside = [f"engine.args.extra.y.{at}={text}" for at, text in enumerate(typed)]
     config = compose([*defaults, *inside])
-    assert list(config.batch.defaults.values()) == list(typed.values())
+    assert list(config.batch.body_defaults.values()) == list(typed.values())
     assert list(config.engine.args["extra"]["y"].values()) == list(typed.values())
 
 
@@ -208,7 +208,7 @@ def site(folder: Path, text: str) -> Config:
 
 @pytest.mark.parametrize(("text", "min"), [("12:00:00", 720), ("2:30:00", 150), ("90", 90)])
 def test_a_time_of_a_file_is_slurms(tmp_path: Path, text: str, min: int) -> None:
-    assert minutes(site(tmp_path, f"slurm: {{time: {text}}}").cluster.slurm.time) == min
+    assert walltime_minutes(site(tmp_path, f"slurm: {{time: {text}}}").cluster.slurm.time) == min
 
 
 PLAIN = [
@@ -369,8 +369,8 @@ def test_the_home_folder_is_expanded_in_lists_and_files(
 
 
 def test_the_home_of_nobody_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"runs=~nobody-x/y: there is no user 'nobody-x'"):
-        compose(["runs=~nobody-x/y"])
+    with pytest.raises(ConfigError, match=r"runs_dir=~nobody-x/y: there is no user 'nobody-x'"):
+        compose(["runs_dir=~nobody-x/y"])
 
 
 def test_text_that_is_not_utf_8_is_refused() -> None:
@@ -390,13 +390,16 @@ def test_an_option_of_a_file_may_be_left_out(tmp_path: Path) -> None:
     assert "dtype" in compose(["engine=vllm-cpu"]).engine.args
     args = compose(["engine=vllm-cpu", "~engine.args.dtype", "++engine.args.x=1"]).engine.args
     assert args == {"enforce-eager": True, "max-model-len": 2048, "x": 1}
-    assert compose(["batch.retries=9", "~batch.retries"]).batch.retries == Config().batch.retries
+    assert (
+        compose(["batch.max_retries=9", "~batch.max_retries"]).batch.max_retries
+        == Config().batch.max_retries
+    )
 
 
 @pytest.mark.parametrize(
     ("runs", "name", "said"),
     [
-        ("/r/%j", "x", "runs=/r/%j: Slurm replaces %j"),
+        ("/r/%j", "x", "runs_dir=/r/%j: Slurm replaces %j"),
         ("/r", "a%4t", "name=a%4t: Slurm replaces %4t"),
         ("/r", "100%%", "name=100%%: Slurm replaces %%"),
     ],

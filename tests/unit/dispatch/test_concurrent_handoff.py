@@ -8,8 +8,8 @@ import pytest
 from aiohttp import web
 
 from hpc_dynamo.config import Role
-from hpc_dynamo.dispatch import Whole
-from hpc_dynamo.engines.sglang_pd_protocol import SglangDialect
+from hpc_dynamo.dispatch import BufferedResponse
+from hpc_dynamo.engines.sglang_pd_protocol import SglangPdProtocol
 from hpc_dynamo.errors import RequestFailed
 from tests.unit.dispatch.test_dispatch import (
     AS_IT_CAME,
@@ -27,16 +27,16 @@ from tests.unit.dispatch.test_dispatch import (
 MET = ("bootstrap_host", "bootstrap_port", "bootstrap_room")
 
 
-class Begun(Whole):
+class Begun(BufferedResponse):
     """As a stream whose first event has gone out."""
 
-    begun = True
+    started = True
 
 
 @pytest.fixture
 async def rooms() -> AsyncIterator[House]:
     async with AsyncExitStack() as stack:
-        yield House(stack, SglangDialect())
+        yield House(stack, SglangPdProtocol())
 
 
 def once(event: asyncio.Event, reply: Reply) -> Reply:

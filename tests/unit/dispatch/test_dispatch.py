@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.config import Router as RouterConfig
-from hpc_dynamo.dispatch import Broken, Dispatcher, Whole, Work
-from hpc_dynamo.engines import Dialect
-from hpc_dynamo.engines.vllm_pd_protocol import NOBODY, NixlDialect
+from hpc_dynamo.dispatch import BufferedResponse, Dispatcher, EngineRequest, WorkerFailed
+from hpc_dynamo.engines import PdProtocol
+from hpc_dynamo.engines.vllm_pd_protocol import UNKNOWN_MODEL, VllmPdProtocol
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.router import Ask, Router
 
 SOON_S = 10.0
@@ -99,28 +99,28 @@ class Sender(Router):
     """A router, and a dispatcher that asks it."""
 
     def __init__(
-        self, kind: Kind, client: Client, tasks: asyncio.TaskGroup, dialect: Dialect
+        self, kind: TopologyKind, client: HttpClient, tasks: asyncio.TaskGroup, dialect: PdProtocol
     ) -> None:
         super().__init__(kind, RouterConfig())
         self.dispatcher = Dispatcher(self, dialect, client, tasks)
 
     async def send(
-        self, path: str, body: Body, timeout_s: float, answer: Whole | None = None
-    ) -> Whole:
-        answer, content = answer or Whole(), json.dumps(body).encode()
+        self, path: str, body: Body, timeout_s: float, answer: BufferedResponse | None = None
+    ) -> BufferedResponse:
+        answer, content = answer or BufferedResponse(), json.dumps(body).encode()
         async with asyncio.timeout(timeout_s):
-            await self.dispatcher.run(Work(path, content, body, Ask()), answer)
+            await self.dispatcher.run(EngineRequest(path, content, body, Ask()), answer)
         return answer
 
 
 class House:
     """A dispatcher and its engines."""
 
-    def __init__(self, stack: AsyncExitStack, dialect: Dialect | None = None) -> None:
-        self._stack, self._dialect = stack, dialect or NixlDialect()
+    def __init__(self, stack: AsyncExitStack, dialect: PdProtocol | None = None) -> None:
+        self._stack, self._dialect = stack, dialect or VllmPdProtocol()
 
-    async def dispatcher(self, kind: Kind) -> Sender:
-        self.client = await self._stack.enter_async_context(Client.bearer(TOKEN))
+    async def dispatcher(self, kind: TopologyKind) -> Sender:
+        self.client = await self._stack.enter_async_context(HttpClient.bearer(TOKEN))
         self.tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
         return Sender(kind, self.client, self.tasks, self._dialect)
 
@@ -140,7 +140,7 @@ class House:
 
     async def split(self, prefill: Reply, decode: Reply) -> tuple[Sender, Engine, Engine]:
         """One prefill worker, rank 0, and one decode worker, rank 1."""
-        dispatcher = await self.dispatcher(Kind.disaggregated)
+        dispatcher = await self.dispatcher(TopologyKind.disaggregated)
         engines = await self.engine(prefill), await self.engine(decode)
         await dispatcher.join(0, Role.prefill, engines[0].url)
         await dispatcher.join(1, Role.decode, engines[1].url)
@@ -148,7 +148,7 @@ class House:
 
     async def whole(self, *replies: Reply) -> tuple[Sender, list[Engine]]:
         """Aggregated workers, ranks from 0."""
-        dispatcher = await self.dispatcher(Kind.aggregated)
+        dispatcher = await self.dispatcher(TopologyKind.aggregated)
         engines = [await self.engine(reply) for reply in replies]
         for rank, engine in enumerate(engines):
             await dispatcher.join(rank, Role.aggregated, engine.url)
@@ -180,7 +180,7 @@ async def test_prefill_hands_over_to_decode(house: House) -> None:
     body = {"prompt": "p", "max_tokens": 50, "temperature": 0}
     answer = await dispatcher.send(PATH, body, SOON_S)
     assert (answer.content, answer.rank) == (AS_IT_CAME, 1)
-    assert prefill.bodies == [NixlDialect().prefill(body)]
+    assert prefill.bodies == [VllmPdProtocol().prefill(body)]
     assert decode.bodies == [body | {"kv_transfer_params": HANDOVER}]
     for engine in (prefill, decode):
         assert engine.headers[0]["Authorization"] == f"Bearer {TOKEN}"
@@ -232,7 +232,7 @@ async def test_a_prefill_answer_that_makes_no_sense_may_be_tried_again(
 
 
 async def test_an_engine_that_is_not_there_is_told_and_left_in_peace(house: House) -> None:
-    dispatcher = await house.dispatcher(Kind.aggregated)
+    dispatcher = await house.dispatcher(TopologyKind.aggregated)
     await dispatcher.join(4, Role.aggregated, "http://127.0.0.1:1")
     await dispatcher.join(5, Role.aggregated, (await house.engine(text)).url)
     for _ in range(4):
@@ -248,7 +248,7 @@ async def test_an_engine_that_dies_in_the_middle(house: House) -> None:
 
     async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        dispatcher = await house.dispatcher(Kind.aggregated)
+        dispatcher = await house.dispatcher(TopologyKind.aggregated)
         await dispatcher.join(0, Role.aggregated, f"http://127.0.0.1:{port}")
         error = await failed(dispatcher)
     assert (error.status, error.final) == (503, False)
@@ -256,14 +256,14 @@ async def test_an_engine_that_dies_in_the_middle(house: House) -> None:
 
 async def test_silence_ends_with_the_deadline(house: House) -> None:
     dispatcher, _ = await house.whole(silent)
-    for silent_one in (dispatcher, await house.dispatcher(Kind.aggregated)):
+    for silent_one in (dispatcher, await house.dispatcher(TopologyKind.aggregated)):
         with pytest.raises(TimeoutError):
             await silent_one.send(PATH, {"prompt": "x"}, 0.2)
     assert [m.active for m in dispatcher.members] == [0]
 
 
 async def test_a_request_waits_for_a_worker_to_come(house: House) -> None:
-    dispatcher = await house.dispatcher(Kind.disaggregated)
+    dispatcher = await house.dispatcher(TopologyKind.disaggregated)
     prefill, decode = await house.engine(handover), await house.engine(text)
     waiting = asyncio.create_task(dispatcher.send(PATH, {"prompt": "x"}, SOON_S))
     await dispatcher.join(0, Role.prefill, prefill.url)
@@ -298,7 +298,7 @@ async def test_a_rank_that_comes_again_is_another_worker(house: House) -> None:
 
 
 async def test_ready_waits_for_all_roles(house: House) -> None:
-    dispatcher = await house.dispatcher(Kind.disaggregated)
+    dispatcher = await house.dispatcher(TopologyKind.disaggregated)
     ready = asyncio.create_task(dispatcher.ready([Role.prefill, Role.decode]))
     await dispatcher.join(0, Role.prefill, "http://127.0.0.1:1")
     await dispatcher.join(1, Role.prefill, "http://127.0.0.1:1")
@@ -358,14 +358,14 @@ async def test_blocks_are_given_up_where_the_decode_worker_refuses(
     dispatcher, _, decode = await house.split(handover, refusing(status))
     assert (await failed(dispatcher)).status == status
     await decode.has(2)
-    assert decode.bodies[1] == decode.bodies[0] | {"model": NOBODY}
+    assert decode.bodies[1] == decode.bodies[0] | {"model": UNKNOWN_MODEL}
 
 
 async def test_a_worker_that_never_got_the_request_does_not_count_as_a_try(house: House) -> None:
     """A batch lets a request break one worker only."""
     dispatcher, _ = await house.whole()
     dispatcher.dispatcher = Dispatcher(
-        dispatcher, NixlDialect(), house.client, house.tasks, tries=1
+        dispatcher, VllmPdProtocol(), house.client, house.tasks, max_attempts=1
     )
     engine = await house.engine(text)
     await dispatcher.join(0, Role.aggregated, "http://127.0.0.1:1")
@@ -377,13 +377,13 @@ async def test_a_worker_that_never_got_the_request_does_not_count_as_a_try(house
 async def test_with_one_try_a_request_breaks_one_worker_only(house: House) -> None:
     dispatcher, engines = await house.whole(refusing(500), refusing(500))
     dispatcher.dispatcher = Dispatcher(
-        dispatcher, NixlDialect(), house.client, house.tasks, tries=1
+        dispatcher, VllmPdProtocol(), house.client, house.tasks, max_attempts=1
     )
     assert (await broken(dispatcher)).reached
     assert sum(len(engine.bodies) for engine in engines) == 1
 
 
-async def broken(dispatcher: Sender) -> Broken:
+async def broken(dispatcher: Sender) -> WorkerFailed:
     error = await failed(dispatcher)
-    assert isinstance(error, Broken)
+    assert isinstance(error, WorkerFailed)
     return error

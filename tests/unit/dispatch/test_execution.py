@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from hpc_dynamo.dispatch.execution import DISAGGREGATED, WHOLE, Execution, execution
-from hpc_dynamo.engines import CHAT, COMPLETIONS, DIALECTS, MESSAGES, RESPONSES, Body
+from hpc_dynamo.dispatch.execution import AGGREGATED, DISAGGREGATED, Execution, choose_execution
+from hpc_dynamo.engines import CHAT, COMPLETIONS, MESSAGES, PD_PROTOCOLS, RESPONSES, Body
 
 TEXT = {"prompt": "a", "max_tokens": 5}
 TALK = {"messages": [{"role": "user", "content": "a"}]}
@@ -85,7 +85,7 @@ TABLE: list[tuple[str, Body, str]] = [
 
 
 def expected(word: str) -> Execution:
-    named = {"d": DISAGGREGATED, "w": WHOLE}
+    named = {"d": DISAGGREGATED, "w": AGGREGATED}
     return named[word] if word in named else Execution(disaggregated=True, samples=int(word))
 
 
@@ -102,19 +102,19 @@ def test_execution_depends_on_path_and_body_only(
     path, body, words = row
     protocols = zip(("vllm", "sglang", "trtllm"), words.split(), strict=True)
     for name, word in protocols:
-        assert execution(path, read(body), DIALECTS[name]) == expected(word), name
+        assert choose_execution(path, read(body), PD_PROTOCOLS[name]) == expected(word), name
 
 
 @pytest.mark.parametrize("prompt", [b"[1, 2]", b" [\n 1,2]", b"[[1,2]]", b'["a"]', b'"a, b"'])
 def test_one_prompt_in_any_notation(prompt: bytes) -> None:
     body = {"prompt": msgspec.Raw(prompt)}
-    assert execution(COMPLETIONS, body, DIALECTS["vllm"]) == DISAGGREGATED
+    assert choose_execution(COMPLETIONS, body, PD_PROTOCOLS["vllm"]) == DISAGGREGATED
 
 
 @pytest.mark.parametrize("prompt", [b'[\n"a", "b"]', b" [ [1], [2]]", b"[", b"", b"nul", b"[[[["])
 def test_several_prompts_and_none_in_any_notation(prompt: bytes) -> None:
     body = {"prompt": msgspec.Raw(prompt)}
-    assert execution(COMPLETIONS, body, DIALECTS["vllm"]) == WHOLE
+    assert choose_execution(COMPLETIONS, body, PD_PROTOCOLS["vllm"]) == AGGREGATED
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_left_to_the_decode_worker(
 ) -> None:
     body, context = {"prompt": "a", "max_tokens": limit}, {"tokens": tokens, "context_tokens": 100}
     for name in ("vllm", "trtllm"):
-        found = execution(COMPLETIONS, body, DIALECTS[name], **context)
-        assert found == (DISAGGREGATED if fits else WHOLE)
+        found = choose_execution(COMPLETIONS, body, PD_PROTOCOLS[name], **context)
+        assert found == (DISAGGREGATED if fits else AGGREGATED)
     # SGLang's workers serve nothing alone: both refuse it.
-    assert execution(COMPLETIONS, body, DIALECTS["sglang"], **context) == DISAGGREGATED
+    assert choose_execution(COMPLETIONS, body, PD_PROTOCOLS["sglang"], **context) == DISAGGREGATED

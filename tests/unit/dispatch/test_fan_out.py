@@ -10,10 +10,10 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from hpc_dynamo.dispatch import Incoming, Work
-from hpc_dynamo.dispatch.fan_out import fan_out, single
+from hpc_dynamo.dispatch import EngineRequest, IncomingResponse
+from hpc_dynamo.dispatch.fan_out import fan_out, request_for_sample
 from hpc_dynamo.dispatch.merge import EventMerger, merge
-from hpc_dynamo.engines.sglang_pd_protocol import SglangDialect
+from hpc_dynamo.engines.sglang_pd_protocol import SglangPdProtocol
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.router import Ask, Lease
 from tests.unit.dispatch.test_dispatch import SOON_S, Body, House, Reply, Sender, refusing, text
@@ -72,8 +72,8 @@ def test_an_answer_without_counts_is_merged(usage: Body | None) -> None:
 @pytest.mark.parametrize("raw", [True, False])
 def test_each_sample_has_a_seed_of_its_own(seed: Any, seeds: list[Any], raw: bool) -> None:
     body: Body = {"prompt": "p", "n": 3, "best_of": 3, "seed": seed, "rid": "r"}
-    work = Work("/", b"", read(body) if raw else body, Ask(), (), 3)
-    bodies = [json.loads(single(work, sample).content) for sample in range(3)]
+    work = EngineRequest("/", b"", read(body) if raw else body, Ask(), (), 3)
+    bodies = [json.loads(request_for_sample(work, sample).content) for sample in range(3)]
     assert [b["seed"] for b in bodies] == seeds
     assert [b.get("rid") for b in bodies] == ["r", None, None]
     assert not any("n" in b or "best_of" in b for b in bodies)
@@ -130,7 +130,7 @@ def test_a_stream_without_usage_ends_without_it() -> None:
 @pytest.fixture
 async def rooms() -> AsyncIterator[House]:
     async with AsyncExitStack() as stack:
-        yield House(stack, SglangDialect())
+        yield House(stack, SglangPdProtocol())
 
 
 class Client:
@@ -142,7 +142,7 @@ class Client:
         self.congested = False
 
     @property
-    def begun(self) -> bool:
+    def started(self) -> bool:
         return bool(self.content)
 
     def write(self, data: bytes) -> None:
@@ -151,7 +151,7 @@ class Client:
     async def drain(self) -> None:
         pass
 
-    async def take(self, answer: Incoming, lease: Lease) -> None:
+    async def receive(self, answer: IncomingResponse, lease: Lease) -> None:
         self.type = answer.headers["content-type"]
         lease.first_token()
         if self.type.startswith("text/event-stream"):
@@ -164,7 +164,7 @@ class Client:
 async def ask(dispatcher: Sender, body: Body, samples: int) -> Client:
     """`body` is sent as the endpoint has it: read one level deep."""
     client, content = Client(), json.dumps(body).encode()
-    work = Work("/v1/completions", content, read(body), Ask(), (), samples)
+    work = EngineRequest("/v1/completions", content, read(body), Ask(), (), samples)
     async with asyncio.timeout(SOON_S):
         await dispatcher.dispatcher.run(work, client)
     return client
@@ -267,10 +267,10 @@ async def test_what_cannot_be_merged_is_a_bad_gateway(rooms: House, body: Body) 
 
 
 async def test_too_many_answers_are_refused() -> None:
-    async def nobody(work: Work, taker: object) -> None:
+    async def nobody(work: EngineRequest, taker: object) -> None:
         raise AssertionError("sent")
 
-    work = Work("/v1/completions", b"", {"n": 129}, Ask(), (), 129)
+    work = EngineRequest("/v1/completions", b"", {"n": 129}, Ask(), (), 129)
     with pytest.raises(RequestFailed, match="n=129: at most 128") as failed:
         await fan_out(nobody, work, Client())
     assert failed.value.status == 400

@@ -8,8 +8,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.config import (
@@ -17,30 +15,32 @@ from hpc_dynamo.config import (
     Config,
     Device,
     Engine,
-    Kind,
-    LoadFailure,
+    KvLoadFailurePolicy,
     Model,
     Policy,
     Pool,
     Role,
     Router,
     Topology,
+    TopologyKind,
 )
-from hpc_dynamo.engines import ENGINES, Command, EventEndpoints, Place, engine
-from hpc_dynamo.engines.contract import flags
-from hpc_dynamo.engines.metrics import Histogram, Metrics, parse, total
+from hpc_dynamo.engines import ENGINES, Command, EventEndpoints, Placement, engine
+from hpc_dynamo.engines.contract import command_line
+from hpc_dynamo.engines.metrics import EngineMetrics, parse_metrics
 from hpc_dynamo.engines.vllm import GUARD, VLLM_METRICS
-from hpc_dynamo.engines.vllm_pd_protocol import NixlDialect
+from hpc_dynamo.engines.vllm_pd_protocol import VllmPdProtocol
 from hpc_dynamo.errors import ConfigError, RequestFailed
-from hpc_dynamo.messages import Quantiles
+from hpc_dynamo.histogram import Histogram
 from hpc_dynamo.topology import Shard, Worker, plan
 
 SPLIT = Topology(
-    kind=Kind.disaggregated,
+    kind=TopologyKind.disaggregated,
     prefill=Pool(workers=1, tensor_parallel=2),
     decode=Pool(workers=1, tensor_parallel=1, pipeline_parallel=2),
 )
-ONE_EACH = Topology(kind=Kind.disaggregated, prefill=Pool(workers=1), decode=Pool(workers=1))
+ONE_EACH = Topology(
+    kind=TopologyKind.disaggregated, prefill=Pool(workers=1), decode=Pool(workers=1)
+)
 CONFIG = Config(
     engine=Engine(name="vllm", args={"max_model_len": 2048}, env={"A": "1"}),
     model=Model(path="/shared/it's a model/llama"),
@@ -73,7 +73,7 @@ CONFIG = Config(
     ],
 )
 def test_flags(args: dict[str, Any], expected: list[str]) -> None:
-    assert flags(args) == expected
+    assert command_line(args) == expected
 
 
 @pytest.mark.parametrize("name", ["vllm", "sglang"])
@@ -94,9 +94,9 @@ def test_json_of_the_command_line_adds_to_the_kv_transfer_config() -> None:
     assert sent == {**LEASE, "kv_role": "kv_consumer", "kv_port": 7}
 
 
-def place(role: Role, *gpus: str) -> Place:
+def place(role: Role, *gpus: str) -> Placement:
     worker = Worker(3, role, (Shard(0, tuple(range(len(gpus)))),))
-    return Place(worker, "10.0.0.7", (5000, 5001), gpus, "secret-token")
+    return Placement(worker, "10.0.0.7", (5000, 5001), gpus, "secret-token")
 
 
 def options(command: Command) -> dict[str, str]:
@@ -173,10 +173,10 @@ def test_vllm_aggregated_moves_no_kv() -> None:
     assert "--kv-transfer-config" not in words
 
 
-@pytest.mark.parametrize("wanted", list(LoadFailure))
-def test_what_becomes_of_a_request_whose_blocks_are_lost(wanted: LoadFailure) -> None:
+@pytest.mark.parametrize("wanted", list(KvLoadFailurePolicy))
+def test_what_becomes_of_a_request_whose_blocks_are_lost(wanted: KvLoadFailurePolicy) -> None:
     for name, flag in (("vllm", "--kv-transfer-config"), ("simulator", "--kv-load-failure-policy")):
-        config = replace(CONFIG, engine=Engine(name=name, kv_load_failure=wanted))
+        config = replace(CONFIG, engine=Engine(name=name, kv_load_failure_policy=wanted))
         found = options(engine(name).command(config, place(Role.decode, "0")))[flag]
         assert found == wanted or json.loads(found)["kv_load_failure_policy"] == wanted
     spoken = Engine(name="simulator", args={"dialect": "sglang"})
@@ -186,29 +186,32 @@ def test_what_becomes_of_a_request_whose_blocks_are_lost(wanted: LoadFailure) ->
 
 @pytest.mark.parametrize("name", ["sglang", "trtllm"])
 def test_other_engines_fail_it_and_are_not_asked_for_more(name: str) -> None:
-    own, router = Engine(name=name, kv_load_failure=LoadFailure.recompute), Router(kv_events=False)
+    own, router = (
+        Engine(name=name, kv_load_failure_policy=KvLoadFailurePolicy.recompute),
+        Router(kv_events=False),
+    )
     config = replace(CONFIG, engine=own, router=router, topology=ONE_EACH)
-    with pytest.raises(ConfigError, match="kv_load_failure=recompute"):
+    with pytest.raises(ConfigError, match="kv_load_failure_policy=recompute"):
         engine(name).check(config, plan(config))
-    config = replace(config, engine=replace(own, kv_load_failure=LoadFailure.fail))
+    config = replace(config, engine=replace(own, kv_load_failure_policy=KvLoadFailurePolicy.fail))
     engine(name).check(config, plan(config))
 
 
 def test_workers_that_may_sleep() -> None:
-    config = replace(CONFIG, engine=Engine(sleep=True), topology=ONE_EACH)
+    config = replace(CONFIG, engine=Engine(sleep_mode=True), topology=ONE_EACH)
     command = engine("vllm").command(config, place(Role.decode, "0"))
     assert "--enable-sleep-mode" in options(command)
     assert command.env["VLLM_SERVER_DEV_MODE"] == "1"
     assert "VLLM_SERVER_DEV_MODE" not in engine("vllm").command(CONFIG, place(Role.decode)).env
-    cpu = replace(config, engine=Engine(sleep=True, device=Device.cpu))
+    cpu = replace(config, engine=Engine(sleep_mode=True, device=Device.cpu))
     for name, unfit in (("vllm", cpu), ("trtllm", replace(config, router=Router(kv_events=False)))):
-        with pytest.raises(ConfigError, match=r"engine\.sleep=true"):
+        with pytest.raises(ConfigError, match=r"engine\.sleep_mode=true"):
             engine(name).check(unfit, plan(config))
     command = engine("sglang").command(config, place(Role.decode, "0"))
     assert {"--enable-memory-saver", "--enable-weights-cpu-backup"} <= options(command).keys()
-    asleep = [engine(name).naps(config) for name in sorted(ENGINES)]
+    asleep = [engine(name).sleep_endpoints(config) for name in sorted(ENGINES)]
     assert [naps is None for naps in asleep] == [False, False, True, False]
-    assert engine("vllm").naps(CONFIG) is None
+    assert engine("vllm").sleep_endpoints(CONFIG) is None
 
 
 @pytest.mark.parametrize("spelling", ["kv-transfer-config", "kv_transfer_config"])
@@ -265,10 +268,12 @@ KV_EVENTS = {
 
 @pytest.mark.parametrize("name", TELLING)
 def test_kv_events_are_told_in_the_private_folder(name: str) -> None:
-    adapter, where = engine(name), replace(place(Role.prefill, "0"), events="/tmp/x")
+    adapter, where = engine(name), replace(place(Role.prefill, "0"), events_folder="/tmp/x")
     told = options(adapter.command(CONFIG, where))["--kv-events-config"]
     assert json.loads(told) == KV_EVENTS
-    assert adapter.events(CONFIG, where) == EventEndpoints("ipc:///tmp/x/3", "ipc:///tmp/x/3r")
+    assert adapter.event_endpoints(CONFIG, where) == EventEndpoints(
+        "ipc:///tmp/x/3", "ipc:///tmp/x/3r"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(ENGINES))
@@ -281,11 +286,11 @@ def test_kv_events_are_told_in_the_private_folder(name: str) -> None:
     ],
 )
 def test_no_kv_events_where_nobody_would_use_them(name: str, router: Router) -> None:
-    adapter, where = engine(name), replace(place(Role.prefill, "0"), events="/tmp/x")
+    adapter, where = engine(name), replace(place(Role.prefill, "0"), events_folder="/tmp/x")
     config = replace(CONFIG, router=router)
-    assert adapter.events(config, where) is None
+    assert adapter.event_endpoints(config, where) is None
     assert "--kv-events-config" not in adapter.command(config, where).argv
-    assert adapter.events(CONFIG, replace(where, events="")) is None
+    assert adapter.event_endpoints(CONFIG, replace(where, events_folder="")) is None
 
 
 @pytest.mark.parametrize("name", TELLING)
@@ -293,16 +298,17 @@ def test_no_kv_events_where_nobody_would_use_them(name: str, router: Router) -> 
 def test_kv_events_of_the_users_own_are_not_ours(name: str, spelling: str) -> None:
     mine = {"enable_kv_cache_events": True, "endpoint": "tcp://*:5557"}
     config = replace(CONFIG, engine=replace(CONFIG.engine, args={spelling: mine}))
-    where = replace(place(Role.prefill, "0"), events="/tmp/x")
-    assert engine(name).events(config, where) is None
+    where = replace(place(Role.prefill, "0"), events_folder="/tmp/x")
+    assert engine(name).event_endpoints(config, where) is None
     assert json.loads(options(engine(name).command(config, where))["--kv-events-config"]) == mine
 
 
 def test_vllm_with_data_parallelism_tells_no_kv_events() -> None:
     """Its ranks beyond the first take tcp endpoints alone, and those have no lock."""
     wide = replace(SPLIT, prefill=Pool(workers=1, data_parallel=2))
-    config, where = replace(CONFIG, topology=wide), replace(place(Role.prefill), events="/tmp/x")
-    assert engine("vllm").events(config, where) is None
+    config = replace(CONFIG, topology=wide)
+    where = replace(place(Role.prefill), events_folder="/tmp/x")
+    assert engine("vllm").event_endpoints(config, where) is None
     assert "--kv-events-config" not in engine("vllm").command(config, where).argv
 
 
@@ -379,7 +385,7 @@ def test_a_kv_transfer_config_is_a_mapping() -> None:
 
 def staged(name: str, prefill: int, decode: int, **args: Any) -> Config:
     pools = (Pool(1, pipeline_parallel=stages) for stages in (prefill, decode))
-    split = Topology(Kind.disaggregated, None, Pool(), *pools)
+    split = Topology(TopologyKind.disaggregated, None, Pool(), *pools)
     return replace(CONFIG, engine=Engine(name=name, args=args), topology=split)
 
 
@@ -456,8 +462,8 @@ EACH = [(said, advice) for advice, each in SAID.items() for said in each]
 def test_every_engine_has_advice_on_what_a_user_meets_first(
     name: str, said: str, advice: str
 ) -> None:
-    assert advice in engine(name).advice(f"...\n{said}\n...")
-    assert engine(name).advice("something never seen") == ""
+    assert advice in engine(name).diagnose(f"...\n{said}\n...")
+    assert engine(name).diagnose("something never seen") == ""
 
 
 OWN = [
@@ -479,7 +485,7 @@ OWN = [
 
 @pytest.mark.parametrize(("name", "said", "advice"), OWN)
 def test_and_on_words_of_its_own(name: str, said: str, advice: str) -> None:
-    assert advice in engine(name).advice(said)
+    assert advice in engine(name).diagnose(said)
 
 
 # Prefill and decode over NIXL
@@ -488,7 +494,7 @@ BODY = {"model": "m", "prompt": "p", "max_tokens": 50, "temperature": 0, "seed":
 
 
 def test_the_prefill_worker_is_asked_for_one_token_and_a_hand_over() -> None:
-    body = NixlDialect().prefill(BODY)
+    body = VllmPdProtocol().prefill(BODY)
     assert body == {
         **BODY,
         "max_tokens": 1,
@@ -508,27 +514,27 @@ def test_the_prefill_worker_is_asked_for_one_token_and_a_hand_over() -> None:
 def test_what_would_contradict_the_one_token_is_dropped() -> None:
     more = {"max_completion_tokens": 9, "min_tokens": 5}
     stream = {"stream": True, "stream_options": {"include_usage": True}}
-    body = NixlDialect().prefill({"prompt": "p", **more, **stream})
+    body = VllmPdProtocol().prefill({"prompt": "p", **more, **stream})
     body.pop("kv_transfer_params")
     assert body == {"prompt": "p", "max_completion_tokens": 1, "stream": False}
 
 
 def test_the_decode_worker_gets_the_hand_over_as_it_came() -> None:
     handed = {"remote_engine_id": "e", "remote_block_ids": [1, 2], "new": {"x": None}}
-    body = NixlDialect().decode(BODY, {"choices": [], "kv_transfer_params": handed})
+    body = VllmPdProtocol().decode(BODY, {"choices": [], "kv_transfer_params": handed})
     assert body == {**BODY, "kv_transfer_params": handed}
 
 
 def test_a_request_that_is_not_handed_over_is_decoded_as_it_is() -> None:
     """vLLM answers so to a beam search."""
     for none in (None, msgspec.Raw(b"null")):
-        assert NixlDialect().decode(BODY, {"kv_transfer_params": none}) == BODY
+        assert VllmPdProtocol().decode(BODY, {"kv_transfer_params": none}) == BODY
 
 
 @pytest.mark.parametrize("prefilled", [{}, {"choices": []}])
 def test_an_answer_without_a_hand_over_is_told(prefilled: dict[str, Any]) -> None:
     with pytest.raises(RequestFailed, match="carries no kv_transfer_params") as failed:
-        NixlDialect().decode(BODY, prefilled)
+        VllmPdProtocol().decode(BODY, prefilled)
     assert failed.value.status == 502
     assert not failed.value.final
 
@@ -561,7 +567,7 @@ vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="4096"} 1.0
 
 
 def test_a_reading_in_our_words() -> None:
-    assert parse(READING, VLLM_METRICS) == Metrics(
+    assert parse_metrics(READING, VLLM_METRICS) == EngineMetrics(
         running=5,
         waiting=1,
         kv_usage=0.25,
@@ -569,47 +575,10 @@ def test_a_reading_in_our_words() -> None:
         generation_tokens=340,
         kv_bytes=8.4e6,
         kv_tokens=65536,
-        ttft=Histogram({0.1: 3, 0.5: 5, math.inf: 6}),
+        ttft=Histogram.from_cumulative({0.1: 3, 0.5: 5, math.inf: 6}),
     )
 
 
 def test_what_an_engine_does_not_export_is_zero_and_bytes_may_be_a_counter() -> None:
     text = "# TYPE vllm:nixl_bytes_transferred counter\nvllm:nixl_bytes_transferred_total 7\n"
-    assert parse(text, VLLM_METRICS) == Metrics(kv_bytes=7)
-
-
-SEEN = Histogram({0.1: 50, 0.2: 90, 0.4: 100, math.inf: 100})
-
-
-@pytest.mark.parametrize(
-    ("q", "expected"), [(0.25, 0.05), (0.5, 0.1), (0.7, 0.15), (0.9, 0.2), (0.95, 0.3), (1, 0.4)]
-)
-def test_quantiles_are_interpolated_inside_a_bucket(q: float, expected: float) -> None:
-    assert SEEN.quantile(q) == pytest.approx(expected)
-    assert Histogram({0.1: 1, math.inf: 10**6}).quantile(q) == 0.1, "beyond the last bound"
-
-
-def test_of_nothing_all_is_zero() -> None:
-    """JSON has neither NaN nor infinity."""
-    assert Histogram().quantiles() == Quantiles()
-    assert Histogram({0.1: 0, math.inf: 0}).quantiles() == Quantiles()
-
-
-def test_histograms_add_up_and_what_grew_is_a_difference() -> None:
-    more = Histogram({0.1: 60, 0.2: 100, 0.4: 120, math.inf: 130})
-    assert more - SEEN == Histogram({0.1: 10, 0.2: 10, 0.4: 20, math.inf: 30})
-    assert total([SEEN, more - SEEN]) == more
-    assert total([]) == Histogram()
-    assert SEEN + Histogram() == SEEN
-
-
-bounds = [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, math.inf]
-
-
-@given(st.lists(st.floats(0, 4.9), min_size=1), st.floats(0.01, 1))
-def test_a_quantile_lies_in_the_bucket_of_the_true_one(seen: list[float], q: float) -> None:
-    histogram = Histogram({b: sum(x <= b for x in seen) for b in bounds})
-    true = sorted(seen)[math.ceil(q * len(seen)) - 1]
-    upper = next(b for b in bounds if true <= b)
-    lower = max((b for b in bounds if b < upper), default=0.0)
-    assert lower - 1e-9 <= histogram.quantile(q) <= upper + 1e-9
+    assert parse_metrics(text, VLLM_METRICS) == EngineMetrics(kv_bytes=7)

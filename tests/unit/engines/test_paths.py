@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpc_dynamo.engines.paths import is_inference, offered, parameters
+from hpc_dynamo.engines.paths import forwardable, is_inference, path_parameters
 
 FORWARDED = """
 POST /v1/rerank
@@ -155,12 +155,12 @@ def test_offered_paths_are_sorted_and_filtered() -> None:
         ("get", "/version"),
         ("head", "/score"),
     ]
-    assert offered(operations) == ("GET /version", "POST /v1/score")
+    assert forwardable(operations) == ("GET /version", "POST /v1/score")
 
 
 def test_templates_match_one_segment() -> None:
-    assert parameters("/v1/responses/{response_id}", "/v1/responses/resp_1") == ("resp_1",)
-    assert parameters("/v1/responses/{id}/cancel", "/v1/responses/a.b/cancel") == ("a.b",)
-    assert not parameters("/v1/responses/{id}", "/v1/responses/a/cancel")
-    assert not parameters("/v1/responses/{id}", "/v1/responses/")
-    assert not parameters("/v1.{x}", "/v1/score")
+    assert path_parameters("/v1/responses/{response_id}", "/v1/responses/resp_1") == ("resp_1",)
+    assert path_parameters("/v1/responses/{id}/cancel", "/v1/responses/a.b/cancel") == ("a.b",)
+    assert not path_parameters("/v1/responses/{id}", "/v1/responses/a/cancel")
+    assert not path_parameters("/v1/responses/{id}", "/v1/responses/")
+    assert not path_parameters("/v1.{x}", "/v1/score")

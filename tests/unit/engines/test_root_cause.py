@@ -7,7 +7,7 @@ import pytest
 
 from hpc_dynamo.agent.engine_process import EngineProcess
 from hpc_dynamo.config import Config, Engine, Model, Role
-from hpc_dynamo.engines import Place
+from hpc_dynamo.engines import Placement
 from hpc_dynamo.engines.root_cause import killed_itself, last_line, root_cause
 from hpc_dynamo.run import Run, Secrets
 from hpc_dynamo.topology import Plan, Shard, Worker
@@ -136,7 +136,7 @@ def part(tmp_path: Path, engine: str, log: str) -> EngineProcess:
     attempt = run.new_attempt(config, layout)
     shard = Shard(node=0, gpus=())
     worker = Worker(rank=0, role=Role.aggregated, shards=(shard,))
-    place = Place(worker, "127.0.0.1", (1, 2), (), token="t")
+    place = Placement(worker, "127.0.0.1", (1, 2), (), token="t")
     made = EngineProcess(attempt, config, place, "n1")
     attempt.worker_log(0).write_text(log)
     return made

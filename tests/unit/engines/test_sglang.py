@@ -15,26 +15,34 @@ from hpc_dynamo.config import (
     Config,
     Device,
     Engine,
-    Kind,
     Model,
     Pool,
     Role,
     Task,
     Topology,
+    TopologyKind,
 )
-from hpc_dynamo.engines import DIALECTS, Concurrent, Place, dialect, engine, probing, suited
-from hpc_dynamo.engines.metrics import parse
+from hpc_dynamo.engines import (
+    PD_PROTOCOLS,
+    ConcurrentProtocol,
+    Placement,
+    engine,
+    pd_protocol_of,
+    probe_fields,
+    with_engine_limits,
+)
+from hpc_dynamo.engines.metrics import parse_metrics
 from hpc_dynamo.engines.pd_protocol import Body
-from hpc_dynamo.engines.sglang import METRICS
-from hpc_dynamo.engines.sglang_pd_protocol import SglangDialect
+from hpc_dynamo.engines.sglang import SGLANG_METRICS
+from hpc_dynamo.engines.sglang_pd_protocol import SglangPdProtocol
 from hpc_dynamo.engines.vllm import GUARD
 from hpc_dynamo.errors import ConfigError, RequestFailed
 from hpc_dynamo.topology import Shard, Worker, plan
 from tests.unit.engines.test_engines import options
 
 POOL = Pool(workers=1, tensor_parallel=2)
-SPLIT = Topology(kind=Kind.disaggregated, prefill=POOL, decode=POOL)
-WHOLE = Topology(kind=Kind.aggregated, aggregated=POOL)
+SPLIT = Topology(kind=TopologyKind.disaggregated, prefill=POOL, decode=POOL)
+WHOLE = Topology(kind=TopologyKind.aggregated, aggregated=POOL)
 CONFIG = Config(
     engine=Engine(name="sglang", args={"mem_fraction_static": 0.8}, env={"A": "1"}),
     model=Model(path="/shared/llama"),
@@ -44,9 +52,9 @@ CONFIG = Config(
 SIMULATED = replace(CONFIG, engine=Engine(name="simulator", args={"dialect": "sglang"}))
 
 
-def place(role: Role) -> Place:
+def place(role: Role) -> Placement:
     worker = Worker(3, role, (Shard(0, (0, 1)),))
-    return Place(worker, "10.0.0.7", (5000, 5001), ("2", "3"), "secret-token")
+    return Placement(worker, "10.0.0.7", (5000, 5001), ("2", "3"), "secret-token")
 
 
 ROLES = {
@@ -166,12 +174,12 @@ def test_what_cannot_work_is_refused_before_submission(change: dict[str, Any], w
 def test_with_data_parallelism_no_kv_events_are_told() -> None:
     """SGLang's further ranks refuse ipc endpoints."""
     wide = replace(SPLIT, prefill=Pool(workers=1, data_parallel=2))
-    where = replace(place(Role.prefill), events="/tmp/x")
-    assert engine("sglang").events(CONFIG, where) is not None
-    assert engine("sglang").events(replace(CONFIG, topology=wide), where) is None
+    where = replace(place(Role.prefill), events_folder="/tmp/x")
+    assert engine("sglang").event_endpoints(CONFIG, where) is not None
+    assert engine("sglang").event_endpoints(replace(CONFIG, topology=wide), where) is None
     for name in ("attn-dp-size", "attention_data_parallel_size"):
         of_attention = replace(CONFIG, engine=Engine(name="sglang", args={name: 2}))
-        assert engine("sglang").events(of_attention, where) is None
+        assert engine("sglang").event_endpoints(of_attention, where) is None
 
 
 PAGE = """\
@@ -192,7 +200,7 @@ sglang:generation_tokens_total{model_name="m"} 7.0
 
 
 def test_metrics() -> None:
-    found = parse(PAGE, METRICS)
+    found = parse_metrics(PAGE, SGLANG_METRICS)
     assert (found.running, found.waiting, found.kv_usage) == (3, 2, 0.25)
     assert (found.prefix_queries, found.prefix_hits) == (100, 40)
     assert (found.prompt_tokens, found.generation_tokens) == (100, 7)
@@ -210,7 +218,7 @@ BODY: Body = {"prompt": "p", "max_tokens": 5, "stream": True, "stream_options": 
 )
 def test_both_bodies_name_the_room(url: str, host: str) -> None:
     told = {"disaggregation_bootstrap_port": msgspec.Raw(b"8998"), "version": msgspec.Raw(b'"x"')}
-    prefill, decode = SglangDialect().both(BODY, url, told, 2**63 - 1)
+    prefill, decode = SglangPdProtocol().worker_bodies(BODY, url, told, 2**63 - 1)
     met = {"bootstrap_host": host, "bootstrap_port": 8998, "bootstrap_room": 2**63 - 1}
     assert decode == BODY | met
     assert prefill == {"prompt": "p", "max_tokens": 5} | met
@@ -218,22 +226,24 @@ def test_both_bodies_name_the_room(url: str, host: str) -> None:
 
 def test_a_worker_without_a_bootstrap_server() -> None:
     with pytest.raises(RequestFailed, match="tells no disaggregation_bootstrap_port"):
-        SglangDialect().both(BODY, "http://10.0.0.7:5000", {}, 1)
+        SglangPdProtocol().worker_bodies(BODY, "http://10.0.0.7:5000", {}, 1)
 
 
 def test_a_worker_is_probed_with_a_room_of_nobody() -> None:
     met = {"bootstrap_host": "2.2.2.2", "bootstrap_room": 0}
-    assert probing(dialect(CONFIG), Role.prefill) == met
-    assert probing(dialect(CONFIG), Role.aggregated) == {}
-    assert probing(DIALECTS["vllm"], Role.decode) == {}
+    assert probe_fields(pd_protocol_of(CONFIG), Role.prefill) == met
+    assert probe_fields(pd_protocol_of(CONFIG), Role.aggregated) == {}
+    assert probe_fields(PD_PROTOCOLS["vllm"], Role.decode) == {}
 
 
 def test_what_the_simulator_speaks() -> None:
-    assert isinstance(dialect(SIMULATED), Concurrent)
-    assert not isinstance(dialect(replace(CONFIG, engine=Engine(name="simulator"))), Concurrent)
+    assert isinstance(pd_protocol_of(SIMULATED), ConcurrentProtocol)
+    assert not isinstance(
+        pd_protocol_of(replace(CONFIG, engine=Engine(name="simulator"))), ConcurrentProtocol
+    )
     odd = replace(CONFIG, engine=Engine(name="simulator", args={"dialect": "sglan"}))
     with pytest.raises(ConfigError, match=r"engine\.args\.dialect") as refused:
-        dialect(odd)
+        pd_protocol_of(odd)
     assert "did you mean 'sglang'?" in refused.value.hint
     adapter = engine("simulator")
     found = options(adapter.command(SIMULATED, place(Role.prefill)))
@@ -243,7 +253,9 @@ def test_what_the_simulator_speaks() -> None:
 
 
 def test_no_worker_computes_a_prompt_alone_where_engines_share_all() -> None:
-    assert not suited(CONFIG).router.local_prefill
-    assert not suited(SIMULATED).router.local_prefill
-    assert suited(replace(CONFIG, topology=WHOLE)).router.local_prefill
-    assert suited(replace(CONFIG, engine=Engine(name="vllm"))).router.local_prefill
+    assert not with_engine_limits(CONFIG).router.conditional_disaggregation
+    assert not with_engine_limits(SIMULATED).router.conditional_disaggregation
+    assert with_engine_limits(replace(CONFIG, topology=WHOLE)).router.conditional_disaggregation
+    assert with_engine_limits(
+        replace(CONFIG, engine=Engine(name="vllm"))
+    ).router.conditional_disaggregation

@@ -9,17 +9,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from hpc_dynamo.config import Config, Engine, Kind, Model, Pool, Topology
-from hpc_dynamo.dispatch import Circumstances, WorkBuilder
-from hpc_dynamo.dispatch.workers import OBJECT
+from hpc_dynamo.config import Config, Engine, Model, Pool, Topology, TopologyKind
+from hpc_dynamo.dispatch import RequestBuilder, RequestContext
+from hpc_dynamo.dispatch.worker_client import OBJECT_DECODER
 from hpc_dynamo.engines import CHAT, COMPLETIONS
 from hpc_dynamo.engines.sglang_prompts import vocabulary_size
 from hpc_dynamo.errors import RequestFailed
 
 EMBEDDINGS = "/v1/embeddings"
 EMPTY, UNKNOWN = "an element of the list is empty", "is out of the vocabulary"
-DISAGGREGATED = Topology(kind=Kind.disaggregated, prefill=Pool(), decode=Pool())
-AGGREGATED = Topology(kind=Kind.aggregated, aggregated=Pool())
+DISAGGREGATED = Topology(kind=TopologyKind.disaggregated, prefill=Pool(), decode=Pool())
+AGGREGATED = Topology(kind=TopologyKind.aggregated, aggregated=Pool())
 
 
 @pytest.fixture
@@ -33,9 +33,9 @@ def config(tmp_path: Path) -> Config:
 def build(config: Config, path: str, body: dict[str, Any], *, raw: bool) -> str:
     """The error of a request, empty if it may be sent. `raw`: as the endpoint reads bodies."""
     content = msgspec.json.encode(body)
-    read = OBJECT.decode(content) if raw else body
+    read = OBJECT_DECODER.decode(content) if raw else body
     try:
-        asyncio.run(WorkBuilder(config).work(path, content, read, Circumstances()))
+        asyncio.run(RequestBuilder(config).build(path, content, read, RequestContext()))
     except RequestFailed as e:
         return f"{e.status} {e.message}"
     return ""

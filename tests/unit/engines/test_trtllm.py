@@ -13,21 +13,22 @@ from hpc_dynamo.config import (
     Config,
     Device,
     Engine,
-    Kind,
     Model,
     Pool,
     Role,
     Router,
     Topology,
+    TopologyKind,
 )
-from hpc_dynamo.engines import Body, Command, Place, engine
-from hpc_dynamo.engines.metrics import Histogram, Metrics, parse
-from hpc_dynamo.engines.trtllm_pd_protocol import END_ID, LEAST_ID, TrtllmDialect
+from hpc_dynamo.engines import Body, Command, Placement, engine
+from hpc_dynamo.engines.metrics import EngineMetrics, parse_metrics
+from hpc_dynamo.engines.trtllm_pd_protocol import END_REQUEST_ID, FIRST_REQUEST_ID, TrtllmPdProtocol
 from hpc_dynamo.errors import ConfigError, RequestFailed
+from hpc_dynamo.histogram import Histogram
 from hpc_dynamo.topology import Shard, Worker, plan
 
 SPLIT = Topology(
-    kind=Kind.disaggregated,
+    kind=TopologyKind.disaggregated,
     prefill=Pool(workers=1, tensor_parallel=2),
     decode=Pool(workers=1, data_parallel=4),
 )
@@ -50,7 +51,7 @@ def with_args(**args: Any) -> Config:
 
 def command(config: Config, role: Role) -> Command:
     worker = Worker(3, role, (Shard(0, (0, 1)),))
-    place = Place(worker, "10.0.0.7", (5000,), ("2", "3"), "token", folder=LOGS)
+    place = Placement(worker, "10.0.0.7", (5000,), ("2", "3"), "token", log_folder=LOGS)
     return TRTLLM.command(config, place)
 
 
@@ -164,8 +165,8 @@ def test_tokens_of_a_kv_block() -> None:
 
 
 def test_advice() -> None:
-    assert "engine.args.extra" in TRTLLM.advice("... Extra inputs are not permitted [type=...")
-    assert TRTLLM.advice("something never seen") == ""
+    assert "engine.args.extra" in TRTLLM.diagnose("... Extra inputs are not permitted [type=...")
+    assert TRTLLM.diagnose("something never seen") == ""
 
 
 READING = """\
@@ -185,25 +186,25 @@ trtllm_time_to_first_token_seconds_bucket{model_name="m",le="+Inf"} 5.0
 
 def test_a_reading_in_our_words() -> None:
     assert TRTLLM.metrics.path == "/prometheus/metrics"
-    assert parse(READING, TRTLLM.metrics) == Metrics(
+    assert parse_metrics(READING, TRTLLM.metrics) == EngineMetrics(
         running=3,
         kv_usage=0.25,
         prefix_queries=1200,
         prefix_hits=300,
         prompt_tokens=1200,
-        ttft=Histogram({0.1: 2, float("inf"): 5}),
+        ttft=Histogram.from_cumulative({0.1: 2, float("inf"): 5}),
     )
 
 
 # The dialect
 
-DIALECT = TrtllmDialect()
+DIALECT = TrtllmPdProtocol()
 BODY: Body = {"model": "m", "prompt": "p", "max_tokens": 50, "temperature": 0, "logprobs": 1}
 CHAT: Body = {"model": "m", "messages": [{"role": "user", "content": "p"}]}
 PARAMS = {
     "request_type": "context_only",
     "first_gen_tokens": [7],
-    "ctx_request_id": LEAST_ID + 5,
+    "ctx_request_id": FIRST_REQUEST_ID + 5,
     "encoded_opaque_state": "c3RhdGU=",
     "draft_tokens": None,
     "of a later version": {"x": None},
@@ -231,7 +232,7 @@ def test_the_prefill_worker_is_asked_for_one_token_and_its_context() -> None:
     assert {one["request_type"] for one in asked} == {"context_only"}
     ids = {one["disagg_request_id"] for one in asked}
     assert len(ids) == 9
-    assert all(LEAST_ID <= number < END_ID for number in ids)
+    assert all(FIRST_REQUEST_ID <= number < END_REQUEST_ID for number in ids)
     made = DIALECT.prefill(BODY | more)
     del made["disaggregated_params"]
     assert made == {**BODY, "max_tokens": 1, "stream": False}

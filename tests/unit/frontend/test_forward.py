@@ -7,9 +7,16 @@ from contextlib import asynccontextmanager
 import pytest
 
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.frontend.forward import BY, Forwarder
-from hpc_dynamo.frontend.stats import Stats
-from hpc_dynamo.http import Answer, Client, Handler, Reply, Request, Server
+from hpc_dynamo.frontend.forward import ATTEMPT_HEADER, SuccessorForwarder
+from hpc_dynamo.frontend.stats import FrontendStats
+from hpc_dynamo.http import (
+    Handler,
+    HttpClient,
+    HttpRequest,
+    HttpResponse,
+    HttpServer,
+    ResponseWriter,
+)
 
 JSON = (b"content-type", b"application/json")
 EVENTS = (b"content-type", b"text/event-stream")
@@ -18,19 +25,19 @@ KEY = {"authorization": "Bearer secret", "x-session-id": "a b"}
 
 @asynccontextmanager
 async def listening(handler: Handler) -> AsyncIterator[str]:
-    async with Server(handler) as server:
+    async with HttpServer(handler) as server:
         yield f"http://127.0.0.1:{await server.listen('127.0.0.1', 0)}/v1"
 
 
 class Front:
     """The job that hands over: what is not passed on it answers itself, with 299."""
 
-    def __init__(self, client: Client, url: str, number: int = 1) -> None:
-        self.stats, self.url = Stats(), url
-        self.forwarder = Forwarder(client, number, self.stats)
+    def __init__(self, client: HttpClient, url: str, number: int = 1) -> None:
+        self.stats, self.url = FrontendStats(), url
+        self.forwarder = SuccessorForwarder(client, number, self.stats)
         self.broken = list[str]()
 
-    async def __call__(self, request: Request, reply: Reply) -> None:
+    async def __call__(self, request: HttpRequest, reply: ResponseWriter) -> None:
         try:
             if not await self.forwarder.forward(self.url, request, reply, "id"):
                 reply.send(299, b"own")
@@ -41,11 +48,11 @@ class Front:
 @asynccontextmanager
 async def asked(
     handler: Handler, headers: dict[str, str] = KEY, number: int = 1
-) -> AsyncIterator[tuple[Answer, Front]]:
+) -> AsyncIterator[tuple[HttpResponse, Front]]:
     """An answer by way of a job that hands over to one with this handler."""
-    async with Client() as client, listening(handler) as url:
+    async with HttpClient() as client, listening(handler) as url:
         front = Front(client, url, number)
-        async with listening(front) as own, Client() as asker:
+        async with listening(front) as own, HttpClient() as asker:
             given = [(name.encode(), value.encode()) for name, value in headers.items()]
             sent = asker.send("POST", own, "/v1/completions?a=b", b'{"x": 1}', given)
             async with asyncio.timeout(10), sent as answer:
@@ -53,9 +60,9 @@ async def asked(
 
 
 async def test_a_request_goes_as_it_came_and_its_answer_comes_back() -> None:
-    seen = list[Request]()
+    seen = list[HttpRequest]()
 
-    async def after(request: Request, reply: Reply) -> None:
+    async def after(request: HttpRequest, reply: ResponseWriter) -> None:
         seen.append(request)
         reply.send(429, b'{"error": {}}', [JSON, (b"retry-after", b"7")])
 
@@ -65,13 +72,13 @@ async def test_a_request_goes_as_it_came_and_its_answer_comes_back() -> None:
         assert (front.stats.forwarded, front.stats.forwarding) == (1, 0)
     (request,) = seen
     assert (request.path, request.query, request.body) == ("/v1/completions", "a=b", b'{"x": 1}')
-    assert request.headers.items() >= {**KEY, "x-request-id": "id", BY: "1"}.items()
+    assert request.headers.items() >= {**KEY, "x-request-id": "id", ATTEMPT_HEADER: "1"}.items()
 
 
 async def test_a_stream_passes_piece_by_piece() -> None:
     more = asyncio.Event()
 
-    async def after(request: Request, reply: Reply) -> None:
+    async def after(request: HttpRequest, reply: ResponseWriter) -> None:
         reply.begin(200, [EVENTS])
         reply.write(b"data: 1\n\n")
         await more.wait()  # set when the first piece has come through
@@ -98,7 +105,7 @@ async def test_a_stream_passes_piece_by_piece() -> None:
 async def test_a_client_that_leaves_ends_it_there_too() -> None:
     left = asyncio.Event()
 
-    async def after(request: Request, reply: Reply) -> None:
+    async def after(request: HttpRequest, reply: ResponseWriter) -> None:
         reply.begin(200, [EVENTS])
         reply.write(b"data: 1\n\n")
         try:
@@ -113,7 +120,7 @@ async def test_a_client_that_leaves_ends_it_there_too() -> None:
 
 
 async def test_who_cannot_serve_just_now_is_no_answer() -> None:
-    async def after(request: Request, reply: Reply) -> None:
+    async def after(request: HttpRequest, reply: ResponseWriter) -> None:
         reply.send(503, b"draining")
 
     async with asked(after) as (answer, _):
@@ -124,27 +131,27 @@ async def test_who_cannot_serve_just_now_is_no_answer() -> None:
 async def test_nothing_goes_round_in_a_ring(by: str, status: int) -> None:
     """Through a chain of three jobs, but not back to one that it came by."""
 
-    async def after(request: Request, reply: Reply) -> None:
+    async def after(request: HttpRequest, reply: ResponseWriter) -> None:
         reply.send(200, b"")
 
-    async with asked(after, {BY: by}) as (answer, _):
+    async with asked(after, {ATTEMPT_HEADER: by}) as (answer, _):
         assert answer.status == status
 
 
 async def test_nobody_is_there() -> None:
-    async def gone(request: Request, reply: Reply) -> None: ...
+    async def gone(request: HttpRequest, reply: ResponseWriter) -> None: ...
 
     async with listening(gone) as url:
         pass
-    async with Client() as client:
+    async with HttpClient() as client:
         front = Front(client, url)
-        async with listening(front) as own, Client() as asker:
+        async with listening(front) as own, HttpClient() as asker:
             async with asker.send("POST", own, "/v1/completions") as answer:
                 assert (answer.status, await answer.read()) == (299, b"own")
 
 
 async def test_a_stream_that_breaks_off_says_so() -> None:
-    async def after(request: Request, reply: Reply) -> None:
+    async def after(request: HttpRequest, reply: ResponseWriter) -> None:
         reply.begin(200, [EVENTS])
         reply.write(b"data: 1\n\n")  # and no end: the server cuts it
 
@@ -157,18 +164,18 @@ async def test_a_stream_that_breaks_off_says_so() -> None:
 async def test_what_never_answers_is_given_up_when_its_job_is() -> None:
     arrived = asyncio.Event()
 
-    async def after(request: Request, reply: Reply) -> None:
+    async def after(request: HttpRequest, reply: ResponseWriter) -> None:
         arrived.set()
         await asyncio.Event().wait()
 
-    async with Client() as client, listening(after) as url:
+    async with HttpClient() as client, listening(after) as url:
         front = Front(client, url)
-        async with listening(front) as own, Client() as asker, asyncio.TaskGroup() as group:
+        async with listening(front) as own, HttpClient() as asker, asyncio.TaskGroup() as group:
 
             async def give_up() -> None:
                 await arrived.wait()
-                front.forwarder.heed(url)  # still there
-                front.forwarder.heed("")
+                front.forwarder.set_successor(url)  # still there
+                front.forwarder.set_successor("")
 
             group.create_task(give_up())
             async with asyncio.timeout(10), asker.send("POST", own, "/v1/x") as answer:

@@ -17,11 +17,16 @@ from hpc_dynamo.config import Config, Launcher, Role, Task
 from hpc_dynamo.errors import ConfigError, LaunchError
 from hpc_dynamo.launch import extra_jobs
 from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, JobRecord
-from hpc_dynamo.run import Attempt, Grown, Run, write_json
-from hpc_dynamo.topology import Plan, fill, plan
+from hpc_dynamo.run import Attempt, ExtraJobFolder, Run, write_json
+from hpc_dynamo.topology import Plan, plan, plan_extra_job
 
 WORDS = (
-    *("engine=simulator", "planner=load", "planner.grow.nodes=4", "planner.grow.nodes_each=2"),
+    *(
+        "engine=simulator",
+        "planner=load",
+        "planner.scale_out.max_nodes=4",
+        "planner.scale_out.nodes_per_job=2",
+    ),
     *("topology.prefill.workers=1", "topology.decode.workers=1", "name=day"),
     *("cluster.slurm.partition=gpu", "cluster.slurm.time=12:00:00"),
 )
@@ -56,9 +61,9 @@ def attempt(run: Run) -> Attempt:
     return run.new_attempt(config, plan(config))
 
 
-def job_of(attempt: Attempt) -> Grown:
-    layout = fill(attempt.config(), attempt.plan(), Role.decode, 2).after(2, 1)
-    return attempt.new_grown(layout)
+def job_of(attempt: Attempt) -> ExtraJobFolder:
+    layout = plan_extra_job(attempt.config(), attempt.plan(), Role.decode, 2).shifted(2, 1)
+    return attempt.new_extra_job(layout)
 
 
 async def test_it_asks_for_its_own_nodes_and_time(attempt: Attempt, told: Path) -> None:
@@ -80,7 +85,7 @@ async def test_a_refusal_says_why(attempt: Attempt, told: Path) -> None:
         await extra_jobs.submit(job_of(attempt), time_s=1000.0)
 
 
-def known(job: Grown, **more: Any) -> ExtraJobStatus:
+def known(job: ExtraJobFolder, **more: Any) -> ExtraJobStatus:
     ranks, now = tuple(w.rank for w in job.plan().workers), time.time()
     return ExtraJobStatus(
         number=job.number, role=Role.decode, nodes=2, ranks=ranks, job_id="42", requested_at=now,
@@ -91,16 +96,18 @@ def known(job: Grown, **more: Any) -> ExtraJobStatus:
 def test_one_that_was_left_behind_is_cancelled_and_counted(attempt: Attempt, told: Path) -> None:
     job, now = job_of(attempt), time.time()
     write_json(job.job_file, JobRecord(launcher="slurm", job_id="42"))
-    state = known(job, state=ExtraJobState.running, began_at=now - 3600.0, seen_at=now - 1800.0)
+    state = known(
+        job, state=ExtraJobState.running, running_since=now - 3600.0, running_until=now - 1800.0
+    )
     write_json(job.state_file, state)
-    extra_jobs.clear(attempt.grown(), silence_s=900.0)
+    extra_jobs.stop_leftover_jobs(attempt.extra_jobs(), silence_s=900.0)
     assert told.read_text().split() == ["42"]
     after = job.state()
     assert after
     assert (after.state, after.detail) == (ExtraJobState.ended, "left behind by a head that died")
     assert after.node_hours == pytest.approx(2 * 0.75), "its agents ended when they missed it"
     told.unlink()
-    extra_jobs.clear(attempt.grown(), silence_s=900.0)
+    extra_jobs.stop_leftover_jobs(attempt.extra_jobs(), silence_s=900.0)
     assert not told.exists(), "what has ended is left alone"
 
 
@@ -113,12 +120,12 @@ def test_the_status_names_job_ranks_and_reason(attempt: Attempt) -> None:
 
 def test_this_machine_has_no_further_gpus(attempt: Attempt) -> None:
     config, layout = attempt.config(), attempt.plan()
-    extra_jobs.check(config, layout, Launcher.local)
+    extra_jobs.check_scale_out(config, layout, Launcher.local)
     on_gpus = Plan(1, 4, layout.workers)
-    extra_jobs.check(config, on_gpus, Launcher.slurm)
-    with pytest.raises(ConfigError, match=r"planner\.grow needs Slurm"):
-        extra_jobs.check(config, on_gpus, Launcher.local)
-    extra_jobs.check(Config(), on_gpus, Launcher.local)
+    extra_jobs.check_scale_out(config, on_gpus, Launcher.slurm)
+    with pytest.raises(ConfigError, match=r"planner\.scale_out needs Slurm"):
+        extra_jobs.check_scale_out(config, on_gpus, Launcher.local)
+    extra_jobs.check_scale_out(Config(), on_gpus, Launcher.local)
 
 
 def test_other_nodes_can_reach_the_head(monkeypatch: pytest.MonkeyPatch) -> None:

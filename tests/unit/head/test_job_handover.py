@@ -30,22 +30,22 @@ def test_who_hands_over_takes_requests_for_longer(
     now: float, left_s: float, likely_s: float, last_s: float
 ) -> None:
     walltime = Walltime(now + left_s, SIGNAL_S)
-    assert walltime.last_s(likely_s) == pytest.approx(last_s)
-    assert walltime.last_s(likely_s) >= walltime.spare_s(likely_s)
+    assert walltime.handover_left_s(likely_s) == pytest.approx(last_s)
+    assert walltime.handover_left_s(likely_s) >= walltime.dispatch_left_s(likely_s)
 
 
 @pytest.mark.parametrize("ends_at", [None, 1000 + 3600.0])
 def test_a_preempted_job_asks_at_once_and_still_takes_requests(
     now: float, ends_at: float | None
 ) -> None:
-    warned = Walltime(ends_at, SIGNAL_S).warned()
+    warned = Walltime(ends_at, SIGNAL_S).after_signal()
     assert warned.ends_at == now + SIGNAL_S
-    assert warned.spare_s(1) <= 0
-    assert warned.last_s(1) == pytest.approx(50)
+    assert warned.dispatch_left_s(1) <= 0
+    assert warned.handover_left_s(1) == pytest.approx(50)
 
 
 def test_a_warning_gives_no_time_that_is_not_there(now: float) -> None:
-    assert Walltime(now + 40, SIGNAL_S).warned().ends_at == pytest.approx(now + 40)
+    assert Walltime(now + 40, SIGNAL_S).after_signal().ends_at == pytest.approx(now + 40)
 
 
 @pytest.mark.parametrize(("number", "goes_on"), [(0, 0), (2, 2)])
@@ -54,7 +54,7 @@ def test_the_outcome_names_who_goes_on_and_clients_look_there(
 ) -> None:
     """Also where the successor did not answer when it was last asked."""
     url = "http://new:1/v1" if number else ""
-    attempt.run.answers_at("http://old:1/v1")
+    attempt.run.publish_url("http://old:1/v1")
     handover = JobHandover(attempt, lambda: None)
     handover.successor = Successor(attempt=number, job_id="5", detail="slow", url=url)
     outcome = handover.final_outcome(Outcome(exit_code=0, message="drained"))

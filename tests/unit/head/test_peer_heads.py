@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from hpc_dynamo.head.membership.peer_heads import PeerHeads
-from hpc_dynamo.http import Client
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.router import Load, Router
 from hpc_dynamo.router.scheduling.peer_loads import Published
 from tests.unit.router.requests import whole
@@ -53,7 +53,7 @@ async def listening(router: Router) -> AsyncIterator[Head]:
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    async with Client.bearer("key") as client, asyncio.TaskGroup() as group:
+    async with HttpClient.bearer("key") as client, asyncio.TaskGroup() as group:
         following = group.create_task(PeerHeads(router, [site.name], client).run())
         yield head
         following.cancel()

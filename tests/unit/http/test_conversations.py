@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import pytest
 
-from hpc_dynamo.http import Reply, Request
+from hpc_dynamo.http import HttpRequest, ResponseWriter
 from tests.unit.http.test_http import raw, serving
 
 PIECES = (b"data: one\n\n", b"data: two\n\n")
 
 
-async def answer(request: Request, reply: Reply) -> None:
+async def answer(request: HttpRequest, reply: ResponseWriter) -> None:
     """A stream at /stream, else what came in."""
     if request.path == "/stream":
         reply.begin(200, [(b"content-type", b"text/event-stream")])

@@ -10,22 +10,22 @@ import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_dynamo.http import Client, Handler, Limits, Reply, Request, Server
+from hpc_dynamo.http import Handler, HttpClient, HttpLimits, HttpRequest, HttpServer, ResponseWriter
 
 HOST = "127.0.0.1"
 SOON_S = 10.0
 MB = 1 << 20
 
 
-async def echo(request: Request, reply: Reply) -> None:
+async def echo(request: HttpRequest, reply: ResponseWriter) -> None:
     reply.send(200, request.body, [(b"x-path", request.path.encode())])
 
 
 @asynccontextmanager
 async def serving(
-    handler: Handler, limits: Limits | None = None
-) -> AsyncIterator[tuple[Server, int]]:
-    async with asyncio.timeout(SOON_S), Server(handler, limits=limits) as server:
+    handler: Handler, limits: HttpLimits | None = None
+) -> AsyncIterator[tuple[HttpServer, int]]:
+    async with asyncio.timeout(SOON_S), HttpServer(handler, limits=limits) as server:
         yield server, await server.listen(HOST, 0)
 
 
@@ -46,14 +46,14 @@ def post(body: bytes, *headers: bytes) -> bytes:
 
 
 async def test_request_and_answer_pass_through() -> None:
-    async with serving(echo) as (_, port), Client() as client:
+    async with serving(echo) as (_, port), HttpClient() as client:
         async with client.send("POST", f"http://{HOST}:{port}", "/a?b=1", b"body") as answer:
             assert (answer.status, await answer.read()) == (200, b"body")
             assert answer.headers["x-path"] == "/a"
 
 
 async def test_a_connection_is_used_again() -> None:
-    async with serving(echo) as (server, port), Client() as client:
+    async with serving(echo) as (server, port), HttpClient() as client:
         for _ in range(3):
             async with client.send("POST", f"http://{HOST}:{port}", "/") as answer:
                 await answer.read()
@@ -61,11 +61,11 @@ async def test_a_connection_is_used_again() -> None:
 
 
 async def test_a_kept_connection_that_the_server_closed_is_replaced() -> None:
-    async with Client() as client:
+    async with HttpClient() as client:
         async with serving(echo) as (_, port):
             async with client.send("POST", f"http://{HOST}:{port}", "/") as answer:
                 await answer.read()
-        async with Server(echo) as again:
+        async with HttpServer(echo) as again:
             await again.listen(HOST, port)
             async with client.send("POST", f"http://{HOST}:{port}", "/", b"2") as answer:
                 assert await answer.read() == b"2"
@@ -97,14 +97,14 @@ def test_garbage_is_answered_or_waited_for_and_costs_nobody_else(garbage: bytes)
             writer.write_eof()
             await reader.read()
             writer.close()
-            async with Client() as client:
+            async with HttpClient() as client:
                 async with client.send("POST", f"http://{HOST}:{port}", "/", b"ok") as answer:
                     assert await answer.read() == b"ok"
 
     asyncio.run(go())
 
 
-SMALL = Limits(header_bytes=1000, body_bytes=1000, receive_s=0.05, idle_s=0.05)
+SMALL = HttpLimits(header_bytes=1000, body_bytes=1000, receive_s=0.05, idle_s=0.05)
 
 
 @pytest.mark.parametrize(
@@ -128,12 +128,12 @@ async def test_refusals(sent: bytes, status: int) -> None:
 async def test_bodies_are_bounded_over_all_connections() -> None:
     came, waits = asyncio.Event(), asyncio.Event()
 
-    async def hold(request: Request, reply: Reply) -> None:
+    async def hold(request: HttpRequest, reply: ResponseWriter) -> None:
         came.set()
         await waits.wait()
         reply.send(200, b"")
 
-    async with serving(hold, Limits(buffered_bytes=1000)) as (_, port), Client() as client:
+    async with serving(hold, HttpLimits(buffered_bytes=1000)) as (_, port), HttpClient() as client:
         url = f"http://{HOST}:{port}"
         async with asyncio.TaskGroup() as group:
             first = group.create_task(status(client, url, b"a" * 900))
@@ -144,7 +144,7 @@ async def test_bodies_are_bounded_over_all_connections() -> None:
         assert await status(client, url, b"c" * 900) == 200
 
 
-async def status(client: Client, url: str, body: bytes) -> int:
+async def status(client: HttpClient, url: str, body: bytes) -> int:
     async with client.send("POST", url, "/", body) as answer:
         await answer.read()
         return answer.status
@@ -153,7 +153,7 @@ async def status(client: Client, url: str, body: bytes) -> int:
 async def test_a_client_that_leaves_cancels_its_handler() -> None:
     came, left = asyncio.Event(), asyncio.Event()
 
-    async def hold(request: Request, reply: Reply) -> None:
+    async def hold(request: HttpRequest, reply: ResponseWriter) -> None:
         came.set()
         try:
             await asyncio.Event().wait()
@@ -169,7 +169,7 @@ async def test_a_client_that_leaves_cancels_its_handler() -> None:
 
 
 async def test_a_handler_that_fails_costs_its_request_alone() -> None:
-    async def broken(request: Request, reply: Reply) -> None:
+    async def broken(request: HttpRequest, reply: ResponseWriter) -> None:
         if request.body == b"late":
             reply.begin(200)
             reply.write(b"some")
@@ -199,7 +199,7 @@ class Kept:
 async def test_a_stream_is_relayed_as_it_comes() -> None:
     sent, more = asyncio.Event(), asyncio.Event()
 
-    async def stream(request: Request, reply: Reply) -> None:
+    async def stream(request: HttpRequest, reply: ResponseWriter) -> None:
         reply.begin(200)
         reply.write(b"first")
         sent.set()
@@ -213,7 +213,7 @@ async def test_a_stream_is_relayed_as_it_comes() -> None:
             more.set()  # only what was handed on at once lets the rest come
 
     sink = Sink()
-    async with serving(stream) as (_, port), Client() as client:
+    async with serving(stream) as (_, port), HttpClient() as client:
         async with client.send("GET", f"http://{HOST}:{port}", "/") as answer:
             await answer.relay(sink)
     assert sink.parts == [b"first", b"second"]
@@ -222,7 +222,7 @@ async def test_a_stream_is_relayed_as_it_comes() -> None:
 async def test_a_slow_reader_stops_its_own_writer_only() -> None:
     written = 0
 
-    async def pour(request: Request, reply: Reply) -> None:
+    async def pour(request: HttpRequest, reply: ResponseWriter) -> None:
         nonlocal written
         if request.body:
             return reply.send(200, b"quick")
@@ -232,7 +232,7 @@ async def test_a_slow_reader_stops_its_own_writer_only() -> None:
             written += 65536
             await (reply.drain() if reply.congested else asyncio.sleep(0))
 
-    async with serving(pour) as (_, port), Client() as client:
+    async with serving(pour) as (_, port), HttpClient() as client:
         _, writer = await asyncio.open_connection(HOST, port, limit=1024)
         writer.write(post(b""))
         before = -1
@@ -245,11 +245,11 @@ async def test_a_slow_reader_stops_its_own_writer_only() -> None:
 
 
 async def test_a_broken_answer_is_an_error() -> None:
-    async def cut(request: Request, reply: Reply) -> None:
+    async def cut(request: HttpRequest, reply: ResponseWriter) -> None:
         reply.begin(200)
         reply.write(b"half")
 
-    async with serving(cut) as (_, port), Client() as client:
+    async with serving(cut) as (_, port), HttpClient() as client:
         async with client.send("GET", f"http://{HOST}:{port}", "/") as answer:
             with pytest.raises(ConnectionError):
                 await answer.read()
@@ -258,12 +258,16 @@ async def test_a_broken_answer_is_an_error() -> None:
 async def test_drain_lets_answers_end() -> None:
     came, more = asyncio.Event(), asyncio.Event()
 
-    async def slow(request: Request, reply: Reply) -> None:
+    async def slow(request: HttpRequest, reply: ResponseWriter) -> None:
         came.set()
         await more.wait()
         reply.send(200, b"whole")
 
-    async with serving(slow) as (server, port), Client() as client, asyncio.TaskGroup() as group:
+    async with (
+        serving(slow) as (server, port),
+        HttpClient() as client,
+        asyncio.TaskGroup() as group,
+    ):
         asked = group.create_task(status(client, f"http://{HOST}:{port}", b""))
         await came.wait()
         drained = group.create_task(server.drain())
@@ -284,7 +288,11 @@ async def test_tls() -> None:
     authority.issue_cert("localhost").configure_cert(context)
     trusted = ssl.create_default_context()
     authority.configure_trust(trusted)
-    async with asyncio.timeout(SOON_S), Server(echo) as server, Client(tls=trusted) as client:
+    async with (
+        asyncio.timeout(SOON_S),
+        HttpServer(echo) as server,
+        HttpClient(tls=trusted) as client,
+    ):
         port = await server.listen("localhost", 0, tls=context)
         async with client.send("POST", f"https://localhost:{port}", "/", b"secret") as answer:
             assert await answer.read() == b"secret"
@@ -301,7 +309,7 @@ async def test_offers_of_http2_are_not_taken() -> None:
 
 
 async def test_old_clients_get_streams_without_chunks() -> None:
-    async def stream(request: Request, reply: Reply) -> None:
+    async def stream(request: HttpRequest, reply: ResponseWriter) -> None:
         reply.begin(200)
         reply.write(b"plain")
         reply.end()
@@ -314,7 +322,7 @@ async def test_old_clients_get_streams_without_chunks() -> None:
 
 async def test_a_server_that_ends_with_a_request_is_told_from_one_that_is_not_there() -> None:
     """Although the request is sent again on a new connection, which is refused."""
-    client = Client()
+    client = HttpClient()
 
     async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

@@ -8,13 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpc_dynamo.errors import WireError
-from hpc_dynamo.kv.events import Batch, Cleared, Event, Removed, Stored, decode, encode
+from hpc_dynamo.kv.events import (
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    KvEvent,
+    KvEventBatch,
+    decode_events,
+    encode_events,
+)
 
 hashes = st.integers(-(2**63), 2**64 - 1) | st.binary(max_size=32)
 some = st.none() | st.text(max_size=5)
 numbers = st.integers(0, 2**32 - 1)
 stored = st.builds(
-    Stored,
+    BlockStored,
     st.lists(hashes, max_size=4),
     st.none() | hashes,
     st.lists(numbers, max_size=20),
@@ -25,28 +33,28 @@ stored = st.builds(
     st.none() | st.lists(st.none() | st.lists(st.text(max_size=3), max_size=2), max_size=3),
     st.none() | numbers,
 )
-removed = st.builds(Removed, st.lists(hashes, max_size=4), some, st.none() | numbers)
-events = stored | removed | st.just(Cleared())
+removed = st.builds(BlockRemoved, st.lists(hashes, max_size=4), some, st.none() | numbers)
+events = stored | removed | st.just(AllBlocksCleared())
 times = st.floats(0, 2e9)
-batches = st.builds(Batch, times, st.lists(events, max_size=5), st.none() | numbers)
+batches = st.builds(KvEventBatch, times, st.lists(events, max_size=5), st.none() | numbers)
 
 
 @given(batches)
-def test_a_batch_survives(batch: Batch) -> None:
-    assert decode(encode(batch)) == batch
+def test_a_batch_survives(batch: KvEventBatch) -> None:
+    assert decode_events(encode_events(batch)) == batch
 
 
-def as_map(event: Event) -> dict[str, Any]:
+def as_map(event: KvEvent) -> dict[str, Any]:
     return {"type": type(event).__struct_config__.tag, **msgspec.structs.asdict(event)}
 
 
-def as_array(event: Event) -> list[Any]:
+def as_array(event: KvEvent) -> list[Any]:
     return list(as_map(event).values())
 
 
 @given(batches, st.booleans(), st.booleans(), st.booleans())
 def test_any_mixture_of_arrays_and_maps_with_fields_of_later_versions(
-    batch: Batch, batch_is_map: bool, events_are_maps: bool, more: bool
+    batch: KvEventBatch, batch_is_map: bool, events_are_maps: bool, more: bool
 ) -> None:
     packed = list[Any]()
     for event in batch.events:
@@ -58,7 +66,7 @@ def test_any_mixture_of_arrays_and_maps_with_fields_of_later_versions(
     if more:
         fields["news"] = {"a": 1}
     form: Any = fields if batch_is_map else list(fields.values())
-    got = decode(msgspec.msgpack.encode(form))
+    got = decode_events(msgspec.msgpack.encode(form))
     assert got.ts == batch.ts
     assert got.data_parallel_rank == batch.data_parallel_rank
     assert [as_array(event) for event in got.events] == [as_array(event) for event in batch.events]
@@ -71,20 +79,28 @@ def test_what_vllm_and_sglang_really_send() -> None:
     vllm = [1.5, [{"type": "BlockStored", "block_hashes": [7], "parent_block_hash": None}], 0]
     vllm[1][0] |= {"token_ids": [1, 2], "block_size": 2, "lora_id": None}  # type: ignore[index]
     vllm[1][0] |= {"medium": "GPU", "lora_name": None, "group_idx": 0}  # type: ignore[index]
-    assert decode(msgspec.msgpack.encode(vllm)) == Batch(
-        1.5, [Stored([7], None, [1, 2], 2, medium="GPU", group_idx=0)], 0
+    assert decode_events(msgspec.msgpack.encode(vllm)) == KvEventBatch(
+        1.5, [BlockStored([7], None, [1, 2], 2, medium="GPU", group_idx=0)], 0
     )
     sglang = [1.5, [["BlockStored", [7], 6, [1, 2], 2, None], ["BlockRemoved", [7]]]]
-    one, two = decode(msgspec.msgpack.encode(sglang)).events
-    assert isinstance(one, Stored)
-    assert isinstance(two, Removed)
+    one, two = decode_events(msgspec.msgpack.encode(sglang)).events
+    assert isinstance(one, BlockStored)
+    assert isinstance(two, BlockRemoved)
     assert (one.block_hashes, one.parent_block_hash, one.token_ids) == ([7], 6, [1, 2])
     assert two.block_hashes == [7]
 
 
 def test_what_is_written_is_vllms_form() -> None:
-    batch = Batch(1.0, [Stored([1], None, [2], 1, medium="GPU"), Removed([1], "GPU"), Cleared()], 0)
-    ts, (first, second, third), rank = msgspec.msgpack.decode(encode(batch))
+    batch = KvEventBatch(
+        1.0,
+        [
+            BlockStored([1], None, [2], 1, medium="GPU"),
+            BlockRemoved([1], "GPU"),
+            AllBlocksCleared(),
+        ],
+        0,
+    )
+    ts, (first, second, third), rank = msgspec.msgpack.decode(encode_events(batch))
     assert (ts, rank) == (1.0, 0)
     needed = {"type", "block_hashes", "parent_block_hash", "token_ids", "block_size"}
     assert needed | {"lora_id", "medium", "lora_name"} <= first.keys()
@@ -112,21 +128,21 @@ def test_what_is_written_is_vllms_form() -> None:
 )
 def test_anything_else_is_refused(wrong: object) -> None:
     with pytest.raises(WireError, match="unreadable KV events") as refused:
-        decode(msgspec.msgpack.encode(wrong))
+        decode_events(msgspec.msgpack.encode(wrong))
     assert "vLLM" in refused.value.hint
 
 
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_batch_or_refused(data: bytes) -> None:
     try:
-        batch = decode(data)
+        batch = decode_events(data)
     except WireError:
         return
-    assert isinstance(batch, Batch)
+    assert isinstance(batch, KvEventBatch)
 
 
 @given(batches, st.data())
-def test_a_torn_batch_is_refused(batch: Batch, data: st.DataObject) -> None:
-    whole = encode(batch)
+def test_a_torn_batch_is_refused(batch: KvEventBatch, data: st.DataObject) -> None:
+    whole = encode_events(batch)
     with pytest.raises(WireError):
-        decode(whole[: data.draw(st.integers(0, len(whole) - 1))])
+        decode_events(whole[: data.draw(st.integers(0, len(whole) - 1))])

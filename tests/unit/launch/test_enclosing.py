@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.launch.enclosing import Allocation, current, parsed, required
+from hpc_dynamo.launch.enclosing import (
+    Allocation,
+    current_allocation,
+    parse_allocation,
+    require_allocation,
+)
 
 SHOWN = """\
 JobId=7 JobName=interactive
@@ -23,14 +28,14 @@ JobId=7 JobName=interactive
 
 
 def test_smallest_node_counts() -> None:
-    assert parsed(SHOWN) == Allocation(cpus=1, memory_gb=32.0, gpus=2)
+    assert parse_allocation(SHOWN) == Allocation(cpus=1, memory_gb=32.0, gpus=2)
     without = SHOWN.replace("     Nodes=n3", "   Not=n3").replace("GRES=gpu:a100:4", "GRES=gpu:4")
-    assert parsed(without) == Allocation(cpus=17, memory_gb=64.0, gpus=4)
+    assert parse_allocation(without) == Allocation(cpus=17, memory_gb=64.0, gpus=4)
 
 
 def test_nothing_is_known_of_other_answers() -> None:
-    assert parsed("") == Allocation()
-    assert parsed(SHOWN + SHOWN) == Allocation(), "a heterogeneous job"
+    assert parse_allocation("") == Allocation()
+    assert parse_allocation(SHOWN + SHOWN) == Allocation(), "a heterogeneous job"
 
 
 def scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
@@ -44,9 +49,9 @@ def scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
 
 def test_job_that_is_over_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scontrol(tmp_path, monkeypatch, "echo 'error: Invalid job id specified' >&2; exit 1")
-    assert current() is None
+    assert current_allocation() is None
     with pytest.raises(ConfigError, match="SLURM_JOB_ID=7 names no running job") as error:
-        required()
+        require_allocation()
     assert "`unset SLURM_JOB_ID`" in error.value.hint
     assert "cluster.launcher=slurm" in error.value.hint
 
@@ -55,12 +60,12 @@ def test_controller_that_does_not_answer_refuses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scontrol(tmp_path, monkeypatch, "echo 'Unable to contact slurm controller' >&2; exit 1")
-    assert current() is None
-    assert required() == Allocation()
+    assert current_allocation() is None
+    assert require_allocation() == Allocation()
 
 
 def test_without_a_job_there_is_no_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert current() is None
+    assert current_allocation() is None
     with pytest.raises(ConfigError, match="SLURM_JOB_ID is not set"):
-        required()
+        require_allocation()

@@ -9,7 +9,7 @@ import pytest
 
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.launch import environment, script, slurm
-from hpc_dynamo.process.child import LOGIN, clean_environment
+from hpc_dynamo.process.child import LOGIN_HOST, clean_environment
 from hpc_dynamo.run import Run
 from hpc_dynamo.tasks import node
 from hpc_dynamo.topology import plan
@@ -71,7 +71,7 @@ def test_submission_has_nothing_of_the_job_around_it() -> None:
     env = environment.for_submission(())
     assert left(env, OF_A_JOB) == {}
     assert left(env, OF_THE_USER) == OF_THE_USER
-    assert env[LOGIN] == "login1"
+    assert env[LOGIN_HOST] == "login1"
 
 
 def test_users_default_for_sbatch_yields_to_the_configuration(
@@ -115,8 +115,8 @@ def test_a_job_that_inherits_nothing_does_not_import_from_its_folder_either(
     config = compose(["engine=simulator", f"cluster.slurm.extra.export={export}"])
     attempt, layout = run.new_attempt(config, plan(config)), plan(config)
     for text in (
-        script.submission(attempt, config, layout, "none"),
-        script.hetjob(attempt, config, layout, "hpc_dynamo.tasks.node", "none"),
+        script.submission_script(attempt, config, layout, "none"),
+        script.hetjob_script(attempt, config, layout, "hpc_dynamo.tasks.node", "none"),
     ):
         lines = text.splitlines()
         (srun,) = (n for n, line in enumerate(lines) if line.startswith("srun "))
@@ -161,4 +161,4 @@ def test_sbatch_itself_gets_it(tmp_path: Path, run: Run, monkeypatch: pytest.Mon
     names = {line.partition("=")[0] for line in seen.splitlines()}
     assert names & OF_A_JOB.keys() == set()
     assert "SBATCH_ACCOUNT" not in names, "the configuration names an account"
-    assert {"SLURM_CONF", "SLURM_JWT", "HF_HOME", LOGIN} <= names
+    assert {"SLURM_CONF", "SLURM_JWT", "HF_HOME", LOGIN_HOST} <= names

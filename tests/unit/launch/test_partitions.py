@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.config import Cluster, Config, Engine, Kind, Pool, Slurm, Topology
-from hpc_dynamo.launch.layout_check import faults, fitted, warnings
-from hpc_dynamo.launch.partitions import Nodes, parsed
+from hpc_dynamo.config import Cluster, Config, Engine, Pool, Slurm, Topology, TopologyKind
+from hpc_dynamo.launch.layout_check import fit_to_nodes, layout_errors, layout_warnings
+from hpc_dynamo.launch.partitions import PartitionNodes, parse_sinfo
 from hpc_dynamo.launch.resources import sbatch_options
 from hpc_dynamo.topology import plan
 
@@ -18,11 +18,11 @@ gpu*|128|1000000+|gpu:h100:8(S:0-3),nvme:1|2|2-00:00:00|ib,h100|UNLIMITED|1-4
 cpu|96|384K|(null)|1K|infinite|(null)|64|1-infinite
 mig|32|250000|gpu:1g.10gb:7,gpu:a100:2|3|30:00|(null)|UNLIMITED|1-infinite
 """
-NODES = tuple(parsed(LISTED))
+NODES = tuple(parse_sinfo(LISTED))
 
 
 def test_sinfo_is_read() -> None:
-    a100 = Nodes(
+    a100 = PartitionNodes(
         partition="gpu",
         count=10,
         cpus=18,
@@ -30,12 +30,14 @@ def test_sinfo_is_read() -> None:
         gpus=(("a100", 4),),
         features=("ib", "a100"),
         time_min=2880,
-        most_nodes=4,
-        default=True,
+        max_nodes_per_job=4,
+        is_default=True,
     )
     assert NODES[0] == a100
     assert NODES[1].gpus == (("h100", 8),)
-    assert NODES[2] == Nodes("cpu", 1024, 64, 384 * 1024)  # the partition gives 64 CPUs of 96
+    assert NODES[2] == PartitionNodes(
+        "cpu", 1024, 64, 384 * 1024
+    )  # the partition gives 64 CPUs of 96
     assert NODES[3].gpus == (("1g.10gb", 7), ("a100", 2))
     assert NODES[3].time_min == 30
     assert NODES[3].gpus_of(None) == 9
@@ -43,23 +45,27 @@ def test_sinfo_is_read() -> None:
 
 
 def test_gpus_without_a_type_and_rubbish() -> None:
-    (nodes,) = parsed("g*|8|16000|gpu:2(S:0-1)|3|infinite|(null)|UNLIMITED|1-infinite\n\nsinfo: x")
+    (nodes,) = parse_sinfo(
+        "g*|8|16000|gpu:2(S:0-1)|3|infinite|(null)|UNLIMITED|1-infinite\n\nsinfo: x"
+    )
     assert nodes.gpus == (("", 2),)
-    assert list(parsed("slurm_load_partitions: Unable to contact slurm controller")) == []
+    assert list(parse_sinfo("slurm_load_partitions: Unable to contact slurm controller")) == []
 
 
 def config_of(workers: int = 4, nodes: int | None = None, **cluster: Any) -> Config:
     slurm = Slurm(**cluster.pop("slurm", {}))
     return Config(
         engine=Engine(cpus=8, memory_gb=64),
-        topology=Topology(kind=Kind.aggregated, nodes=nodes, aggregated=Pool(workers=workers)),
+        topology=Topology(
+            kind=TopologyKind.aggregated, nodes=nodes, aggregated=Pool(workers=workers)
+        ),
         cluster=Cluster(**{"gpus_per_node": 4, "slurm": slurm, **cluster}),
     )
 
 
-def asked(config: Config, nodes: tuple[Nodes, ...] = NODES) -> dict[str, Any]:
+def asked(config: Config, nodes: tuple[PartitionNodes, ...] = NODES) -> dict[str, Any]:
     layout = plan(config)
-    return dict(sbatch_options(fitted(config, layout, nodes), layout))
+    return dict(sbatch_options(fit_to_nodes(config, layout, nodes), layout))
 
 
 def test_never_more_is_asked_for_than_a_node_has() -> None:
@@ -77,12 +83,12 @@ def test_where_some_node_fits_all_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("nodes", [(), NODES[2:3]])
-def test_without_facts_nothing_changes(nodes: tuple[Nodes, ...]) -> None:
+def test_without_facts_nothing_changes(nodes: tuple[PartitionNodes, ...]) -> None:
     assert asked(config_of(), nodes)["cpus-per-task"] == 34
 
 
 def impossible(config: Config) -> list[str]:
-    return [f"{what} try: {hint}" for what, hint in faults(config, plan(config), NODES)]
+    return [f"{what} try: {hint}" for what, hint in layout_errors(config, plan(config), NODES)]
 
 
 @pytest.mark.parametrize(
@@ -132,12 +138,12 @@ def test_what_may_run_is_left_to_slurm(config: Config) -> None:
 
 def test_gpus_that_nobody_uses_are_pointed_out() -> None:
     config = config_of(workers=2)
-    assert list(warnings(config, plan(config), ())) == [
+    assert list(layout_warnings(config, plan(config), ())) == [
         "2 of 4 GPUs are idle: the job pays for GPUs that no worker uses"
     ]
-    assert list(warnings(config_of(), plan(config_of()), NODES)) == []
+    assert list(layout_warnings(config_of(), plan(config_of()), NODES)) == []
     elsewhere = config_of(slurm={"partition": "nosuch"})
-    (said,) = warnings(elsewhere, plan(elsewhere), NODES)
+    (said,) = layout_warnings(elsewhere, plan(elsewhere), NODES)
     assert "nosuch; known: gpu, cpu, mig" in said
 
 
@@ -157,6 +163,6 @@ def test_each_kind_of_nodes_is_fitted_by_itself() -> None:
         ]
     )
     layout = plan(config)
-    kinds = fitted(config, layout, NODES).cluster.hardware
+    kinds = fit_to_nodes(config, layout, NODES).cluster.hardware
     assert (kinds["a"].cpus_per_node, kinds["a"].memory_gb_per_node) == (18, 0)
     assert kinds["b"].cpus_per_node == 32

@@ -4,7 +4,13 @@ import datetime
 
 import pytest
 
-from hpc_dynamo.launch.reasons import NEVER_RAN, Chance, how_it_ended, pending, reason_of
+from hpc_dynamo.launch.reasons import (
+    NEVER_RAN,
+    StartChance,
+    explain_end,
+    explain_pending,
+    find_reason,
+)
 
 NOW = datetime.datetime(2026, 3, 1, 12, 0).timestamp()
 
@@ -91,18 +97,20 @@ WAITS = [
 
 @pytest.mark.parametrize(
     ("names", "chance"),
-    [(NEVER, Chance.never), (LIMITED, Chance.limited), (WAITS, Chance.waits)],
+    [(NEVER, StartChance.never), (LIMITED, StartChance.limited), (WAITS, StartChance.waits)],
     ids=["never", "limited", "waits"],
 )
-def test_whether_a_job_can_start(names: list[str], chance: Chance) -> None:
-    found = {name: reason_of(name) for name in names}
-    wrong = [name for name, reason in found.items() if reason is None or reason.chance != chance]
+def test_whether_a_job_can_start(names: list[str], chance: StartChance) -> None:
+    found = {name: find_reason(name) for name in names}
+    wrong = [
+        name for name, reason in found.items() if reason is None or reason.start_chance != chance
+    ]
     assert wrong == []
 
 
 @pytest.mark.parametrize("name", [*NEVER, *LIMITED, *WAITS, "SomethingNew"])
 def test_a_line_names_the_reason_once_and_never_twice_pending(name: str) -> None:
-    said = pending("PENDING", name, "42")
+    said = explain_pending("PENDING", name, "42")
     assert said.count(name) == (name != "None")
     assert "pending" not in said
     assert "None" not in said
@@ -110,11 +118,11 @@ def test_a_line_names_the_reason_once_and_never_twice_pending(name: str) -> None
 
 
 def test_a_job_that_cannot_start_comes_with_a_remedy() -> None:
-    said = pending("PENDING", "PartitionNodeLimit", "42", "2026-03-02T12:00:00", NOW)
+    said = explain_pending("PENDING", "PartitionNodeLimit", "42", "2026-03-02T12:00:00", NOW)
     assert said.startswith("cannot start: the partition does not allow so many nodes")
     assert "(PartitionNodeLimit); try: fewer topology.nodes" in said
     assert "expects" not in said, "Slurm estimates a start for some that never start"
-    assert "`scontrol release 42`" in pending("PENDING", "JobHeldUser", "42")
+    assert "`scontrol release 42`" in explain_pending("PENDING", "JobHeldUser", "42")
 
 
 @pytest.mark.parametrize(
@@ -130,19 +138,19 @@ def test_a_job_that_cannot_start_comes_with_a_remedy() -> None:
 )
 def test_the_expected_start(start: str, said: str) -> None:
     expected = f"it is next; nodes have to become free (Resources){said}"
-    assert pending("PENDING", "Resources", "42", start, NOW) == expected
+    assert explain_pending("PENDING", "Resources", "42", start, NOW) == expected
 
 
 def test_nodes_that_are_away() -> None:
     for name in ("ReqNodeNotAvail,_UnavailableNodes:n[1-3]", "ReqNodeNotAvail, Reserved"):
-        assert "down, drained or reserved" in pending("PENDING", name, "42")
+        assert "down, drained or reserved" in explain_pending("PENDING", name, "42")
     words = "Nodes_required_for_job_are_DOWN,_DRAINED_or_reserved"
-    assert "`sinfo -R`" in pending("PENDING", words, "42")
+    assert "`sinfo -R`" in explain_pending("PENDING", words, "42")
 
 
 def test_states_beside_pending() -> None:
-    assert pending("CONFIGURING", "None", "42") == "its nodes are being booted or prepared"
-    assert "scontrol resume 42" in pending("SUSPENDED", "None", "42")
+    assert explain_pending("CONFIGURING", "None", "42") == "its nodes are being booted or prepared"
+    assert "scontrol resume 42" in explain_pending("SUSPENDED", "None", "42")
 
 
 @pytest.mark.parametrize(
@@ -162,4 +170,4 @@ def test_states_beside_pending() -> None:
 )
 def test_how_a_job_ended(fields: str, said: str) -> None:
     pairs = dict(field.split("=", 1) for field in fields.split())
-    assert how_it_ended(pairs).startswith(said)
+    assert explain_end(pairs).startswith(said)

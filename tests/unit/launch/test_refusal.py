@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpc_dynamo.launch.refusal import refused, step_refused
+from hpc_dynamo.launch.refusal import step_error, submission_error
 
 GENERAL = "sbatch: error: Batch job submission failed: "
 NODE = f"{GENERAL}Requested node configuration is not available"
@@ -84,7 +84,7 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("said", "first", "field"), REFUSALS, ids=[row[1] for row in REFUSALS])
 def test_sbatch_refusal_shows_first_sentence_and_field(said: str, first: str, field: str) -> None:
-    error = refused(said)
+    error = submission_error(said)
     assert error.message.startswith(f"sbatch refused the job: {first}")
     assert "\n" not in error.message
     assert "Try" not in error.message
@@ -123,7 +123,7 @@ STEPS = [
 
 @pytest.mark.parametrize(("log", "why"), STEPS, ids=[row[1] for row in STEPS])
 def test_step_that_srun_refuses_is_no_crash_to_resume(log: str, why: str) -> None:
-    error = step_refused(f"from the setup\n{log}\n")
+    error = step_error(f"from the setup\n{log}\n")
     assert error is not None
     assert why in error.message
 
@@ -138,4 +138,4 @@ def test_step_that_srun_refuses_is_no_crash_to_resume(log: str, why: str) -> Non
     ],
 )
 def test_end_of_a_step_that_ran_is_no_refusal(log: str) -> None:
-    assert step_refused(log) is None
+    assert step_error(log) is None

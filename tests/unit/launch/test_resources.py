@@ -11,12 +11,12 @@ from hpc_dynamo.config import (
     Device,
     Engine,
     Hardware,
-    Kind,
     Pool,
-    Served,
+    ServedModel,
     Slurm,
     Task,
     Topology,
+    TopologyKind,
 )
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch.resources import (
@@ -24,9 +24,9 @@ from hpc_dynamo.launch.resources import (
     AGENT_MEMORY_GB,
     HEAD_CPUS,
     HEAD_MEMORY_GB,
-    Resources,
-    components,
-    resources,
+    NodeResources,
+    group_configs,
+    required_resources,
     sbatch_options,
     srun_options,
 )
@@ -35,7 +35,7 @@ from hpc_dynamo.topology import plan
 BASE = Config(
     engine=Engine(cpus=8, memory_gb=64),
     topology=Topology(
-        kind=Kind.disaggregated,
+        kind=TopologyKind.disaggregated,
         prefill=Pool(workers=2),
         decode=Pool(workers=1, tensor_parallel=4),
     ),
@@ -45,8 +45,8 @@ EXTRA_CPUS = AGENT_CPUS + HEAD_CPUS
 EXTRA_GB = int(AGENT_MEMORY_GB + HEAD_MEMORY_GB)
 
 
-def need(config: Config) -> Resources:
-    return resources(config, plan(config))
+def need(config: Config) -> NodeResources:
+    return required_resources(config, plan(config))
 
 
 def options(config: Config) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def options(config: Config) -> dict[str, Any]:
 
 
 def options_of_all(config: Config) -> list[dict[str, Any]]:
-    return [sbatch_options(its, part) for its, part in components(config, plan(config))]
+    return [sbatch_options(its, part) for its, part in group_configs(config, plan(config))]
 
 
 def with_cluster(**fields: Any) -> Config:
@@ -67,7 +67,7 @@ def with_slurm(**fields: Any) -> Config:
 
 def test_the_fullest_node_says_what_each_gets() -> None:
     """Four GPUs are in use there, two on the other."""
-    assert need(BASE) == Resources(
+    assert need(BASE) == NodeResources(
         nodes=2, cpus=4 * 8 + EXTRA_CPUS, memory_gb=4 * 64 + EXTRA_GB, gpus=4, time_min=60
     )
 
@@ -76,15 +76,15 @@ def test_workers_without_gpus_count_as_a_whole() -> None:
     engine = Engine(device=Device.cpu, cpus=2, memory_gb=4)
     topology = replace(BASE.topology, nodes=2, decode=Pool(workers=3))
     config = replace(BASE, engine=engine, topology=topology)
-    assert need(config) == Resources(
+    assert need(config) == NodeResources(
         nodes=2, cpus=3 * 2 + EXTRA_CPUS, memory_gb=3 * 4 + EXTRA_GB, gpus=0, time_min=60
     )
 
 
 def test_each_model_counts_as_its_own_engine_asks() -> None:
     models = {
-        "large": Served(engine=Engine(cpus=8, memory_gb=64), topology=BASE.topology),
-        "small": Served(
+        "large": ServedModel(engine=Engine(cpus=8, memory_gb=64), topology=BASE.topology),
+        "small": ServedModel(
             engine=Engine(cpus=3, memory_gb=10), topology=Topology(aggregated=Pool(workers=2))
         ),
     }
@@ -217,7 +217,7 @@ def test_as_many_or_unknown_numbers_of_gpus_pass(extra: dict[str, str]) -> None:
 
 def test_fewer_gpus_of_a_kind_name_its_field() -> None:
     kind = Hardware(gpus_per_node=4, extra={"gpus-per-node": "2"})
-    pools = Topology(kind=Kind.aggregated, aggregated=Pool(workers=1, hardware="big"))
+    pools = Topology(kind=TopologyKind.aggregated, aggregated=Pool(workers=1, hardware="big"))
     config = replace(BASE, topology=pools, cluster=Cluster(hardware={"big": kind}))
     with pytest.raises(ConfigError) as refused:
         options_of_all(config)

@@ -13,7 +13,7 @@ from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.config import Config, Task
 from hpc_dynamo.errors import LaunchError
 from hpc_dynamo.launch import slurm
-from hpc_dynamo.launch.script import render, submission
+from hpc_dynamo.launch.script import render_script, submission_script
 from hpc_dynamo.run import Attempt, Run
 from hpc_dynamo.tasks import node
 from hpc_dynamo.topology import plan
@@ -168,7 +168,7 @@ ALL = CASES | MIXED
 def rendered(name: str) -> str:
     verb, overrides = ALL[name]
     config = replace(compose(overrides), task=Task(verb))
-    return render(config, plan(config), verb, overrides)
+    return render_script(config, plan(config), verb, overrides)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -224,7 +224,7 @@ def test_overrides_survive_the_shell_and_setup_comes_before(tmp_path: Path) -> N
     setup = "cluster.slurm.setup=['echo from the setup']"
     overrides = ["engine=simulator", setup, *ODD[:1]]
     config = compose(["engine=simulator", setup])
-    words = called(render(config, plan(config), "batch", overrides), tmp_path)
+    words = called(render_script(config, plan(config), "batch", overrides), tmp_path)
     assert words == ["from the setup", "batch", *overrides, "cluster.launcher=allocation"]
 
 
@@ -262,7 +262,7 @@ def submitted(config: Config, run: Run) -> str:
     assert slurm.submit(attempt, config, plan(config), node.main).job_id == "42"
     (script,) = attempt.submitit.glob("42_submission.sh")
     text = script.read_text()
-    assert text == submission(attempt, config, plan(config), slurm.mpi_type(config))
+    assert text == submission_script(attempt, config, plan(config), slurm.agent_mpi(config))
     return text
 
 
@@ -285,7 +285,7 @@ SITES: list[list[str]] = [
 def test_a_script_asks_for_what_is_submitted(name: str, site: list[str], run: Run) -> None:
     verb, overrides = CASES[name][0], [*CASES[name][1], *site]
     config = replace(compose(overrides), task=Task(verb), name="my-run")
-    own = directives(render(config, plan(config), verb, overrides))
+    own = directives(render_script(config, plan(config), verb, overrides))
     submitits = directives(submitted(config, run))
     for option in OURS_TO_CHOOSE:
         own.pop(option, None)
@@ -327,6 +327,6 @@ def test_a_refusal_of_sbatch_is_passed_on_once(
 )
 def test_which_mpi_srun_is_asked_for(slurm_programs: Path, listed: str, chosen: str) -> None:
     (slurm_programs / "srun").write_text(f"#!/bin/sh\necho '{listed}'\n")
-    assert slurm.mpi_type(compose(["cluster.bootstrap.method=mpi"])) == chosen
-    assert slurm.mpi_type(compose([])) == "none"
-    assert slurm.mpi_type(compose(["cluster.slurm.mpi=pmi2"])) == "pmi2"
+    assert slurm.agent_mpi(compose(["cluster.bootstrap.method=mpi"])) == chosen
+    assert slurm.agent_mpi(compose([])) == "none"
+    assert slurm.agent_mpi(compose(["cluster.slurm.mpi=pmi2"])) == "pmi2"

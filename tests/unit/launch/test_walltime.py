@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from hpc_dynamo.launch.walltime import Durations, Walltime
+from hpc_dynamo.launch.walltime import RequestDurations, Walltime
 
 SIGNAL_S = 90.0  # the last third of it, 30 s, is kept for the end of the agents
 
@@ -18,9 +18,9 @@ def now(monkeypatch: pytest.MonkeyPatch) -> float:
 
 def test_a_job_without_an_end_has_time_for_ever() -> None:
     walltime = Walltime(None, SIGNAL_S)
-    assert walltime.spare_s(1e9) == walltime.left_s == math.inf
-    assert not walltime.early(0)
-    assert walltime.warned_s() == 60
+    assert walltime.dispatch_left_s(1e9) == walltime.time_left_s == math.inf
+    assert not walltime.signal_was_early(0)
+    assert walltime.left_after_signal_s() == 60
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_a_job_without_an_end_has_time_for_ever() -> None:
 def test_nothing_begins_that_would_not_end(
     now: float, left_s: float, likely_s: float, spare_s: float
 ) -> None:
-    assert Walltime(now + left_s, SIGNAL_S).spare_s(likely_s) == pytest.approx(spare_s)
+    assert Walltime(now + left_s, SIGNAL_S).dispatch_left_s(likely_s) == pytest.approx(spare_s)
 
 
 @pytest.mark.parametrize(
@@ -39,20 +39,20 @@ def test_nothing_begins_that_would_not_end(
 def test_a_signal_just_before_its_time_is_left_to_the_clock(
     now: float, left_s: float, early: bool
 ) -> None:
-    assert Walltime(now + left_s, SIGNAL_S).early(0) is early
+    assert Walltime(now + left_s, SIGNAL_S).signal_was_early(0) is early
 
 
 def test_a_preempted_job_has_what_the_signal_leaves(now: float) -> None:
-    assert Walltime(now + 3600, SIGNAL_S).warned_s() == 60
-    assert Walltime(now + 45, SIGNAL_S).warned_s() == 15
+    assert Walltime(now + 3600, SIGNAL_S).left_after_signal_s() == 60
+    assert Walltime(now + 45, SIGNAL_S).left_after_signal_s() == 15
 
 
 def test_durations_tell_what_is_hardly_exceeded() -> None:
-    durations = Durations()
-    assert durations.likely_s == 0
+    durations = RequestDurations()
+    assert durations.p95_s == 0
     for seconds in range(100):
         durations.add(seconds)
-    assert durations.likely_s == 95
+    assert durations.p95_s == 95
     for _ in range(1000):
         durations.add(1)
-    assert durations.likely_s == 1, "what is long ago counts"
+    assert durations.p95_s == 1, "what is long ago counts"

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_dynamo.config import Planner as Rules
-from hpc_dynamo.config import PlannerKind, Protect, Role
+from hpc_dynamo.config import PlannerMode, PriorityTarget, Role
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.planner.planner import Planner
 from hpc_dynamo.planner.signals import Decision, Demand
 from tests.unit.planner.signals import Linear, saw, served
 
 Load = dict[str, Any]
-SLA = Rules(by=PlannerKind.sla)
+SLA = Rules(mode=PlannerMode.sla)
 PROMPTS: Load = {"requests": 750, "prompt_tokens": 6000.0, "answer_tokens": 50.0}
 ANSWERS: Load = {"requests": 3600, "prompt_tokens": 500.0, "answer_tokens": 900.0, "running": 60.0}
 
@@ -43,14 +43,14 @@ def test_a_load_that_turns_moves_workers_there_and_back() -> None:
 @settings(max_examples=40, deadline=None)
 @given(
     *(st.floats(1.0, 40.0), st.floats(300, 8000), st.floats(20, 900), st.integers(1, 15)),
-    *(st.sampled_from(Protect), st.integers(0, 10**6)),
+    *(st.sampled_from(PriorityTarget), st.integers(0, 10**6)),
 )
 def test_a_load_that_wavers_moves_nobody_there_and_back(
-    rate: float, prompt: float, answer: float, prefill: int, protect: Protect, seed: int
+    rate: float, prompt: float, answer: float, prefill: int, protect: PriorityTarget, seed: int
 ) -> None:
     """Each figure of a load by up to 3 per cent. Only what there was after 30 intervals counts:
     a split that did not fit has been mended then, and the workers are known."""
-    planner = Planner(Rules(by=PlannerKind.sla, protect=protect), Linear())
+    planner = Planner(Rules(mode=PlannerMode.sla, priority_target=protect), Linear())
     directions, dice = set[Role | None](), random.Random(seed)
     for number in range(60):
         load = Demand(
@@ -67,7 +67,9 @@ def test_a_load_that_wavers_moves_nobody_there_and_back(
 
 
 def test_patience_and_the_least_that_was_wanted() -> None:
-    one, two, three = course(Rules(by=PlannerKind.sla, patience=3), [PROMPTS] * 3, [4, 12])
+    one, two, three = course(
+        Rules(mode=PlannerMode.sla, stabilization_intervals=3), [PROMPTS] * 3, [4, 12]
+    )
     assert one.move is two.move is None
     assert two.why == "wanted 2 of 3 times"
     assert three.move
@@ -75,7 +77,7 @@ def test_patience_and_the_least_that_was_wanted() -> None:
 
 
 def test_while_workers_move_nothing_else_is_decided() -> None:
-    planner = Planner(Rules(by=PlannerKind.sla, patience=1), Linear())
+    planner = Planner(Rules(mode=PlannerMode.sla, stabilization_intervals=1), Linear())
     assert planner.decide(saw(0, 4, 12, **PROMPTS)).move
     moving = planner.decide(saw(1, 4, 10, moving=2, **PROMPTS))
     assert (moving.move, moving.why) == (None, "a move is under way")
@@ -83,7 +85,7 @@ def test_while_workers_move_nothing_else_is_decided() -> None:
 
 
 def test_both_kinds_decide() -> None:
-    by_load = Planner(Rules(by=PlannerKind.load, patience=1))
+    by_load = Planner(Rules(mode=PlannerMode.load, stabilization_intervals=1))
     move = by_load.decide(saw(0, 2, 2, **PROMPTS, ahead=9.0, ahead_tokens=90_000.0)).move
     assert move
     assert move.new is Role.prefill
@@ -93,18 +95,18 @@ def test_both_kinds_decide() -> None:
 
 def test_a_role_that_has_lost_its_workers_is_not_waited_for() -> None:
     """Whatever patience says; a worker that comes back is one more then."""
-    decision = Planner(Rules(by=PlannerKind.load, patience=5)).decide(saw(0, 0, 3))
+    decision = Planner(Rules(mode=PlannerMode.load, stabilization_intervals=5)).decide(saw(0, 0, 3))
     assert decision.move
     assert (decision.move.new, decision.why) == (Role.prefill, "a role has too few")
 
 
 def test_what_is_lacking_and_what_could_go() -> None:
-    planner = Planner(Rules(by=PlannerKind.sla), Linear())
+    planner = Planner(Rules(mode=PlannerMode.sla), Linear())
     lacking = planner.decide(saw(0, 2, 2, **(PROMPTS | {"requests": 3000}))).lack
     assert lacking
     assert (lacking.more > 40, lacking.spare, lacking.role) == (True, 0, Role.prefill)
     idle = (
-        Planner(Rules(by=PlannerKind.sla), Linear())
+        Planner(Rules(mode=PlannerMode.sla), Linear())
         .decide(saw(0, 2, 14, requests=1, running=0.0))
         .lack
     )

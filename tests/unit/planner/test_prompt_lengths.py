@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.messages import Quantiles, WorkerLoad
 from hpc_dynamo.planner.collect import collect_signals
@@ -48,7 +48,9 @@ def test_workers_that_restart_come_and_go(after: list[WorkerLoad], found: Comput
 
 async def router_of_two(ask: Ask) -> Router:
     """A prefill and a decode worker, with one request under way."""
-    router = Router(Kind.disaggregated, RouterConfig(local_prefill=False), Limits())
+    router = Router(
+        TopologyKind.disaggregated, RouterConfig(conditional_disaggregation=False), Limits()
+    )
     await router.join(0, Role.prefill, "http://p")
     await router.join(1, Role.decode, "http://d")
     await router.route(ask)

@@ -11,28 +11,28 @@ from hpc_dynamo.config import (
     Config,
     Device,
     Engine,
-    Grow,
-    Kind,
     Planner,
-    PlannerKind,
+    PlannerMode,
     Pool,
     Role,
+    ScaleOut,
     Task,
     Topology,
-    check,
+    TopologyKind,
+    validate,
 )
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.planner.scale_out import RETRY_INTERVALS, Growth, Job, Room, Step
 from hpc_dynamo.planner.signals import Lack
 from hpc_dynamo.planner.split import Need, Ready, lack
-from hpc_dynamo.topology import Plan, fill, plan
+from hpc_dynamo.topology import Plan, plan, plan_extra_job
 
 INTERVAL_S, IDLE_S, PATIENCE = 10.0, 60.0, 2
 RULES = Planner(
-    by=PlannerKind.load,
+    mode=PlannerMode.load,
     interval_s=INTERVAL_S,
-    patience=PATIENCE,
-    grow=Grow(nodes=4, nodes_each=1, idle_s=IDLE_S),
+    stabilization_intervals=PATIENCE,
+    scale_out=ScaleOut(max_nodes=4, nodes_per_job=1, scale_in_delay_s=IDLE_S),
 )
 WIDE = Room(nodes=4, node_hours=math.inf, seconds=math.inf)
 TWO_GPUS = Pool(workers=1, tensor_parallel=2)
@@ -67,8 +67,8 @@ def test_a_want_that_passes_is_no_want() -> None:
 @pytest.mark.parametrize(
     ("room", "why"),
     [
-        (Room(0, math.inf, math.inf), "planner.grow.nodes"),
-        (Room(4, 0.01, math.inf), "planner.grow.node_hours"),
+        (Room(0, math.inf, math.inf), "planner.scale_out.max_nodes"),
+        (Room(4, 0.01, math.inf), "planner.scale_out.max_node_hours"),
         (Room(4, math.inf, 60), "too little walltime"),
     ],
 )
@@ -134,8 +134,11 @@ rooms = st.builds(
 def test_whatever_comes_the_limits_hold(
     story: list[tuple[Lack, list[Job], Room]], nodes_each: int, patience: int
 ) -> None:
-    grow = Grow(nodes=9, nodes_each=nodes_each, idle_s=IDLE_S)
-    rule, lean = Growth(replace(RULES, grow=grow, patience=patience), EACH), list[bool]()
+    grow = ScaleOut(max_nodes=9, nodes_per_job=nodes_each, scale_in_delay_s=IDLE_S)
+    rule, lean = (
+        Growth(replace(RULES, scale_out=grow, stabilization_intervals=patience), EACH),
+        list[bool](),
+    )
     for number, (lacking, here, room) in enumerate(story):
         step = rule.decide(number * INTERVAL_S, lacking, here, room)
         known = {job.number: job for job in here}
@@ -174,34 +177,34 @@ def config(**grow: object) -> Config:
         task=Task.serve,
         engine=Engine(name="simulator", device=Device.cpu),
         topology=Topology(
-            Kind.disaggregated, prefill=TWO_GPUS, decode=replace(TWO_GPUS, workers=2)
+            TopologyKind.disaggregated, prefill=TWO_GPUS, decode=replace(TWO_GPUS, workers=2)
         ),
-        planner=replace(RULES, grow=Grow(**{"nodes": 2, **grow})),  # type: ignore[arg-type]
+        planner=replace(RULES, scale_out=ScaleOut(**{"max_nodes": 2, **grow})),  # type: ignore[arg-type]
     )
 
 
 def test_a_further_job_is_as_full_as_the_fullest_node_or_its_gpus() -> None:
     layout = plan(config())
-    more = fill(config(), layout, Role.decode, 2).after(3, 1)
+    more = plan_extra_job(config(), layout, Role.decode, 2).shifted(3, 1)
     assert [(w.rank, w.role, w.node) for w in more.workers] == [
         (rank, Role.decode, node) for rank, node in enumerate([1, 2] * 3, start=3)
     ]
     assert more.first_node == 1
     on_gpus = Plan(1, 5, layout.workers)
-    assert len(fill(config(), on_gpus, Role.decode, 1).workers) == 2, "of two GPUs each"
+    assert len(plan_extra_job(config(), on_gpus, Role.decode, 1).workers) == 2, "of two GPUs each"
     with pytest.raises(ConfigError, match="too few for a decode worker of 2 GPUs"):
-        fill(config(), Plan(1, 1, layout.workers), Role.decode, 1)
+        plan_extra_job(config(), Plan(1, 1, layout.workers), Role.decode, 1)
 
 
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        (config(nodes_each=3), "planner.grow.nodes_each=3"),
-        (config(nodes=-1), "planner.grow.nodes=-1"),
-        (config(node_hours=0.0), "planner.grow.node_hours=0.0"),
-        (replace(config(), task=Task.batch), "planner.grow adds workers to an endpoint"),
+        (config(nodes_per_job=3), "planner.scale_out.nodes_per_job=3"),
+        (config(max_nodes=-1), "planner.scale_out.max_nodes=-1"),
+        (config(max_node_hours=0.0), "planner.scale_out.max_node_hours=0.0"),
+        (replace(config(), task=Task.batch), "planner.scale_out adds workers to an endpoint"),
         (
-            replace(config(), planner=replace(RULES, by=PlannerKind.off)),
+            replace(config(), planner=replace(RULES, mode=PlannerMode.off)),
             "nothing decides when to grow",
         ),
         (
@@ -212,4 +215,4 @@ def test_a_further_job_is_as_full_as_the_fullest_node_or_its_gpus() -> None:
 )
 def test_what_cannot_work_is_refused(wrong: Config, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        check(wrong)
+        validate(wrong)

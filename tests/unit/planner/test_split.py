@@ -6,18 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_dynamo.config import Planner, Protect
+from hpc_dynamo.config import Planner, PriorityTarget
 from hpc_dynamo.planner.split import Need, Ready, split
 
-MARGIN = Planner().margin
-protects, needs = st.sampled_from(Protect), st.floats(0, 40)
+MARGIN = Planner().hysteresis
+protects, needs = st.sampled_from(PriorityTarget), st.floats(0, 40)
 
 
 @given(needs, needs, st.integers(0, 32), st.integers(0, 32), protects)
 def test_nobody_is_made_up_and_nobody_goes_empty(
-    prefill: float, decode: float, p: int, d: int, protect: Protect
+    prefill: float, decode: float, p: int, d: int, protect: PriorityTarget
 ) -> None:
-    wanted = split(Need(prefill, decode), Ready(p, d), Planner(protect=protect))
+    wanted = split(Need(prefill, decode), Ready(p, d), Planner(priority_target=protect))
     assert wanted.prefill + wanted.decode == p + d
     if p + d >= 2:
         assert min(wanted.prefill, wanted.decode) >= min(p, d, 1)
@@ -32,12 +32,12 @@ def test_needs_that_waver_within_the_margin_do_not_flap(
     prefill: float,
     decode: float,
     total: int,
-    protect: Protect,
+    protect: PriorityTarget,
     noise: list[tuple[float, float]],
     start: float,
 ) -> None:
     """Proportions then waver by less than 1 + margin: no worker goes there and back."""
-    config, most = Planner(protect=protect), sqrt(1 + MARGIN) - 1e-6
+    config, most = Planner(priority_target=protect), sqrt(1 + MARGIN) - 1e-6
     have, directions = max(1, min(total - 1, round(start * total))), set[bool]()
     for a, b in noise:
         need = Need(prefill * most**a, decode * most**b)
@@ -70,21 +70,25 @@ def test_a_move_that_eases_little_is_not_made() -> None:
     """Prefill lacks 3 per cent of its load; with 3 more workers its pressure is 0.99, not 1.02."""
     needs = Need(40.9, 7.2)
     assert split(needs, Ready(40, 9), Planner()).prefill == 40
-    assert split(needs, Ready(40, 9), Planner(margin=0.01)).prefill == 41
+    assert split(needs, Ready(40, 9), Planner(hysteresis=0.01)).prefill == 41
 
 
-@pytest.mark.parametrize(("protect", "prefill"), [(Protect.ttft, 12), (Protect.itl, 8)])
+@pytest.mark.parametrize(
+    ("protect", "prefill"), [(PriorityTarget.ttft, 12), (PriorityTarget.itl, 8)]
+)
 def test_where_not_all_can_be_had_one_target_is_kept_and_the_other_named(
-    protect: Protect, prefill: int
+    protect: PriorityTarget, prefill: int
 ) -> None:
-    wanted = split(Need(12.0, 12.0), Ready(8, 8), Planner(protect=protect))
+    wanted = split(Need(12.0, 12.0), Ready(8, 8), Planner(priority_target=protect))
     assert wanted.prefill == prefill
-    given_up = "ITL: decode" if protect is Protect.ttft else "TTFT: prefill"
+    given_up = "ITL: decode" if protect is PriorityTarget.ttft else "TTFT: prefill"
     assert f"{given_up} needs 12.0 workers and gets" in wanted.short
 
 
 def test_the_least_of_each_role_stays() -> None:
-    config = Planner(protect=Protect.ttft, least_prefill=2, least_decode=3)
+    config = Planner(
+        priority_target=PriorityTarget.ttft, min_prefill_workers=2, min_decode_workers=3
+    )
     assert split(Need(40.0, 0.0), Ready(2, 6), config).decode == 3
     assert split(Need(0.0, 40.0), Ready(6, 2), config).prefill == 2
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models
 
-from hpc_dynamo.preprocess import Preprocessor, PromptRejected, Unpredictable
+from hpc_dynamo.preprocess import Preprocessor, PromptRejected, UnknownTokens
 from tests.unit.preprocess import cases
 from tests.unit.preprocess.conftest import model_folder
 from tests.unit.preprocess.templates import TEMPLATES
@@ -40,7 +40,7 @@ def outcome(preprocess: Preprocessor, body: dict[str, Any]) -> str | None:
         text = preprocess.render(body)
     except PromptRejected:
         return None
-    return None if isinstance(text, Unpredictable) else text
+    return None if isinstance(text, UnknownTokens) else text
 
 
 @pytest.mark.parametrize("case", cases.BODIES)
@@ -84,7 +84,7 @@ FOREIGN: dict[str, dict[str, Any]] = {
 def test_what_the_engine_alone_can_judge(
     body: dict[str, Any], by_template: dict[str, Preprocessor]
 ) -> None:
-    assert isinstance(by_template["thinking"].render(body), Unpredictable)
+    assert isinstance(by_template["thinking"].render(body), UnknownTokens)
 
 
 @pytest.mark.parametrize(
@@ -150,10 +150,10 @@ def test_the_engines_own_settings(tmp_path: Path) -> None:
 def test_models_that_engines_render_in_code(architecture: str, tmp_path: Path) -> None:
     folder = bare(tmp_path / "m", "x")
     (folder / "config.json").write_text(json.dumps({"architectures": [architecture]}))
-    assert isinstance(Preprocessor.load(folder).render({"messages": USER}), Unpredictable)
+    assert isinstance(Preprocessor.load(folder).render({"messages": USER}), UnknownTokens)
 
 
 def test_a_model_without_a_template(tmp_path: Path) -> None:
     folder = bare(tmp_path / "m", "")
     (folder / "chat_template.jinja").unlink()
-    assert isinstance(Preprocessor.load(folder).render({"messages": USER}), Unpredictable)
+    assert isinstance(Preprocessor.load(folder).render({"messages": USER}), UnknownTokens)

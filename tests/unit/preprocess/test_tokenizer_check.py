@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.dispatch import Dispatcher
-from hpc_dynamo.engines.vllm_pd_protocol import NixlDialect
-from hpc_dynamo.frontend.tokenizer_check import agrees
-from hpc_dynamo.http import Client
+from hpc_dynamo.engines.vllm_pd_protocol import VllmPdProtocol
+from hpc_dynamo.frontend.tokenizer_check import tokenizer_matches_engine
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.preprocess import Preprocessor
 from hpc_dynamo.router import Ask, Lease, NoWorker, Router
 from hpc_dynamo.router.scheduling.limits import Limits
@@ -23,7 +23,7 @@ class Slow:
     """A router whose only worker comes after the first request has given up."""
 
     def __init__(self, url: str) -> None:
-        self._router = Router(Kind.aggregated, RouterConfig(), Limits(queue_timeout_s=0.05))
+        self._router = Router(TopologyKind.aggregated, RouterConfig(), Limits(queue_timeout_s=0.05))
         self._url = url
         self.refused = 0
 
@@ -53,9 +53,16 @@ async def test_a_slow_engine_is_asked_again(folders: dict[str, Path], same: bool
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     slow = Slow(f"http://127.0.0.1:{runner.addresses[0][1]}")
     try:
-        async with asyncio.timeout(SOON_S), Client.bearer("k") as client, asyncio.TaskGroup() as t:
-            to = Dispatcher(slow, NixlDialect(), client, t)
-            assert await agrees(prompts, to, "m", Ask(split=False), again_s=0) is same
+        async with (
+            asyncio.timeout(SOON_S),
+            HttpClient.bearer("k") as client,
+            asyncio.TaskGroup() as t,
+        ):
+            to = Dispatcher(slow, VllmPdProtocol(), client, t)
+            assert (
+                await tokenizer_matches_engine(prompts, to, "m", Ask(split=False), again_s=0)
+                is same
+            )
     finally:
         await runner.cleanup()
     assert (slow.refused, len(asked)) == (1, len(ids) if same else 1)

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from hpc_dynamo.preprocess import Preprocessor, PromptRejected, Tokens, Unpredictable
-from hpc_dynamo.preprocess.encoder import Fast, Remembering
-from hpc_dynamo.preprocess.folder import ModelFolder
+from hpc_dynamo.preprocess import Preprocessor, PromptRejected, Tokens, UnknownTokens
+from hpc_dynamo.preprocess.encoder import CachingEncoder, FastokensEncoder
+from hpc_dynamo.preprocess.model_folder import ModelFolder
 from tests.unit.preprocess.conftest import FAMILIES, FAST, model_folder
 
 ATOMS = [
@@ -71,7 +71,7 @@ class Model:
         self.ours = {
             name: Preprocessor.load(folder, cache_bytes=room) for name, room in KEPT.items()
         }
-        self.slow = {name: Remembering(self.exact, room) for name, room in KEPT.items()}
+        self.slow = {name: CachingEncoder(self.exact, room) for name, room in KEPT.items()}
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +114,13 @@ def test_a_chat_that_grows(name: str, family: dict[str, Model]) -> None:
 
 
 def test_families_that_the_fast_engine_takes(family: dict[str, Model]) -> None:
-    fast = {name for name, model in family.items() if model.ours["large"].engine == "fastokens"}
+    fast = {
+        name for name, model in family.items() if model.ours["large"].encoder_name == "fastokens"
+    }
     assert fast >= set(FAST)
     assert all(
-        (not model.ours["large"].slow_because) == (name in fast) for name, model in family.items()
+        (not model.ours["large"].fallback_reason) == (name in fast)
+        for name, model in family.items()
     )
 
 
@@ -139,7 +142,7 @@ class Counting:
 def test_nothing_is_tokenised_twice(family: dict[str, Model], turns: list[str]) -> None:
     """The tokenizer is given what follows the last special token that was seen before, at most."""
     counting: Any = Counting(family["metaspace"].exact)
-    encoder, seen = Remembering(counting, 1 << 20), ""
+    encoder, seen = CachingEncoder(counting, 1 << 20), ""
     for turn in turns:
         text = f"{seen}<|im_start|>{turn}"
         for unseen in (len(text) - len(seen), 0):
@@ -176,16 +179,16 @@ def test_the_fast_engine_begins_anew_before_its_memory_of_words_is_large(
     folders: dict[str, Path],
 ) -> None:
     tokenizer, serialized = ModelFolder.read(folders["llama3"]).tokenizer()
-    fast = Fast(serialized, tokenizer, cache_bytes=1 << 20, renew_chars=400)
+    fast = FastokensEncoder(serialized, tokenizer, cache_bytes=1 << 20, renew_chars=400)
     text = "<|im_start|>" + "words of a chat " * 4
     first = fast.encode(text, special=False)
-    assert not fast.renew()
+    assert not fast.limit_memory()
     for _ in range(9):  # remembered whole: no word of it is new
         assert fast.encode(text, special=False) == first
-    assert not fast.renew()
+    assert not fast.limit_memory()
     fast.encode("other words, " * 32, special=False)
-    assert fast.renew()
-    assert not fast.renew()
+    assert fast.limit_memory()
+    assert not fast.limit_memory()
     assert fast.encode(text, special=False) == first
 
 
@@ -254,7 +257,7 @@ NOT_PROMPTS: list[dict[str, Any]] = [
 async def test_prompts_that_only_the_engine_judges(
     body: dict[str, Any], folders: dict[str, Path]
 ) -> None:
-    assert isinstance(await Preprocessor.load(folders["gpt2"]).completion(body), Unpredictable)
+    assert isinstance(await Preprocessor.load(folders["gpt2"]).completion(body), UnknownTokens)
 
 
 async def test_half_a_surrogate_pair(folders: dict[str, Path]) -> None:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import pytest
 
-from hpc_dynamo.config import Kind, Policy, Role
+from hpc_dynamo.config import Policy, Role, TopologyKind
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.router import Ask, Lease, Limits, RemoteRouter, Router
@@ -30,7 +30,7 @@ def ask(tokens: int = 0, *blocks: int, exclude: tuple[int, ...] = (), split: boo
 
 
 def new_router(
-    kind: Kind = Kind.aggregated,
+    kind: TopologyKind = TopologyKind.aggregated,
     limits: Limits | None = None,
     policy: Policy = Policy.kv,
     handover_tokens: int | None = None,
@@ -38,16 +38,16 @@ def new_router(
     config = RouterConfig(
         policy=policy,
         block_tokens=BLOCK,
-        cached_blocks=64,
+        index_capacity_blocks=64,
         decode_weight=1.0,
-        handover_tokens=handover_tokens,
+        transfer_cost_tokens=handover_tokens,
     )
     return Router(kind, config, limits)
 
 
 async def whole(count: int, limits: Limits | None = None, policy: Policy = Policy.kv) -> Router:
     """Aggregated workers, ranks from 0."""
-    router = new_router(Kind.aggregated, limits, policy)
+    router = new_router(TopologyKind.aggregated, limits, policy)
     for rank in range(count):
         await router.join(rank, Role.aggregated, f"http://n{rank}:1")
     return router
@@ -55,7 +55,7 @@ async def whole(count: int, limits: Limits | None = None, policy: Policy = Polic
 
 async def split(limits: Limits | None = None) -> Router:
     """One prefill worker, rank 0, and one decode worker, rank 1."""
-    router = new_router(Kind.disaggregated, limits)
+    router = new_router(TopologyKind.disaggregated, limits)
     await router.join(0, Role.prefill, "http://p:1")
     await router.join(1, Role.decode, "http://d:1")
     return router

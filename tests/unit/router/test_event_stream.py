@@ -5,7 +5,7 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_dynamo.kv.events import END
+from hpc_dynamo.kv.events import REPLAY_END
 from hpc_dynamo.router.index.event_stream import MOST_EARLY, Feed
 
 
@@ -17,13 +17,13 @@ class Listener:
         self.feed = Feed(lambda payload: self.applied.append(int(payload)), self.applied.clear)
 
     def take(self, *seqs: int) -> list[int | None]:
-        return [self.feed.take(seq, b"" if seq == END else b"%d" % seq) for seq in seqs]
+        return [self.feed.take(seq, b"" if seq == REPLAY_END else b"%d" % seq) for seq in seqs]
 
 
 def heard(*seqs: int) -> Listener:
     """That has had its first replay."""
     listener = Listener()
-    assert listener.take(*seqs, END)[-1] is None
+    assert listener.take(*seqs, REPLAY_END)[-1] is None
     return listener
 
 
@@ -36,13 +36,13 @@ def test_in_order_from_the_first_replay_on() -> None:
 
 def test_live_batches_wait_for_the_replay_and_count_once() -> None:
     listener = Listener()
-    assert listener.take(3, 0, 1, 2, 3, 4, END, 4) == [None] * 8
+    assert listener.take(3, 0, 1, 2, 3, 4, REPLAY_END, 4) == [None] * 8
     assert listener.applied == [0, 1, 2, 3, 4]
 
 
 def test_who_comes_late_begins_where_the_engine_begins() -> None:
     listener = Listener()
-    listener.take(7, 8, END)
+    listener.take(7, 8, REPLAY_END)
     assert listener.applied == [7, 8]
     assert listener.feed.resyncs == 0
 
@@ -51,7 +51,7 @@ def test_a_gap_is_asked_for_once_and_filled() -> None:
     listener = heard(0)
     assert listener.take(3, 4) == [1, None]
     assert listener.applied == [0]
-    assert listener.take(1, 2, 3, 4, END) == [None] * 5
+    assert listener.take(1, 2, 3, 4, REPLAY_END) == [None] * 5
     assert listener.applied == [0, 1, 2, 3, 4]
     assert (listener.feed.gaps, listener.feed.resyncs) == (1, 0)
 
@@ -59,7 +59,7 @@ def test_a_gap_is_asked_for_once_and_filled() -> None:
 def test_what_is_gone_for_good_makes_all_before_it_forgotten() -> None:
     listener = heard(0, 1)
     listener.take(5, 6)
-    listener.take(6, END)
+    listener.take(6, REPLAY_END)
     assert listener.applied == [5, 6]
     assert (listener.feed.gaps, listener.feed.resyncs) == (1, 1)
 
@@ -67,9 +67,9 @@ def test_what_is_gone_for_good_makes_all_before_it_forgotten() -> None:
 def test_a_gap_in_the_replay_is_asked_for_again() -> None:
     listener = heard(0)
     assert listener.take(2, 5, 3) == [1, None, None]
-    assert listener.take(END) == [4]  # resynced at 2 and 3, and 4 is still missing
+    assert listener.take(REPLAY_END) == [4]  # resynced at 2 and 3, and 4 is still missing
     assert listener.applied == [2, 3]
-    listener.take(4, END)
+    listener.take(4, REPLAY_END)
     assert listener.applied == [2, 3, 4, 5]
 
 
@@ -100,7 +100,7 @@ def test_whatever_is_lost_what_is_applied_is_the_stream_from_some_point_on(
             for seq in [seq for seq in buffer if seq >= start]:
                 if not (fates and fates.popleft()):
                     listener.take(seq)
-            (start,) = listener.take(END)
+            (start,) = listener.take(REPLAY_END)
 
     replay(0)
     for seq, gone in enumerate(lost):

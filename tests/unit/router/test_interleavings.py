@@ -13,7 +13,7 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.router import Ask, Lease, Limits, Member, Router, Wish
 from tests.unit.router.links import cut, quiet, served
@@ -21,8 +21,8 @@ from tests.unit.router.requests import SOON_S, Routes, ask, new_router, settle
 
 LIMITS = Limits(worker_requests=2, queue=4, queue_timeout_s=SOON_S * 3, avoid_s=0.001)
 ROLES = {
-    Kind.aggregated: [Role.aggregated],
-    Kind.disaggregated: [Role.prefill, Role.decode],
+    TopologyKind.aggregated: [Role.aggregated],
+    TopologyKind.disaggregated: [Role.prefill, Role.decode],
 }
 WAYS = [
     "route", "route", "take", "cancel", "prefilled", "first_token", "progress", "broken",
@@ -30,14 +30,14 @@ WAYS = [
 ]  # fmt: skip
 STEPS = st.lists(st.tuples(st.sampled_from(WAYS), st.integers(0, 7)), min_size=25, max_size=80)
 Steps = Sequence[tuple[str, int]]
-Way = Callable[[Kind, Steps], Coroutine[None, None, None]]
+Way = Callable[[TopologyKind, Steps], Coroutine[None, None, None]]
 
 
 class Play:
     """Steps on a router; `ends` are where asks come from. A step's number chooses among what
     is there."""
 
-    def __init__(self, kind: Kind, router: Router, ends: Sequence[Routes]) -> None:
+    def __init__(self, kind: TopologyKind, router: Router, ends: Sequence[Routes]) -> None:
         self.roles, self.router, self.ends = ROLES[kind], router, ends
         self.victim: socket.socket | None = None  # connection of the first end
         self.tasks, self.leases = list[asyncio.Task[Lease]](), list[Lease]()
@@ -136,12 +136,12 @@ class Play:
         assert (traffic.active, traffic.queued) == (0, 0)
 
 
-async def in_process(kind: Kind, steps: Steps) -> None:
+async def in_process(kind: TopologyKind, steps: Steps) -> None:
     router = new_router(kind, LIMITS)
     await Play(kind, router, [router]).run(steps)
 
 
-async def through_sockets(kind: Kind, steps: Steps) -> None:
+async def through_sockets(kind: TopologyKind, steps: Steps) -> None:
     router = new_router(kind, LIMITS)
     async with served(router) as head:
         dies, sock = await head.mortal()
@@ -152,9 +152,9 @@ async def through_sockets(kind: Kind, steps: Steps) -> None:
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 @pytest.mark.parametrize("way", [in_process, through_sockets])
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", TopologyKind)
 def test_no_load_is_left(
-    kind: Kind, way: Way, loop: Callable[[], asyncio.AbstractEventLoop]
+    kind: TopologyKind, way: Way, loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
     problems = list[object]()
 

@@ -3,7 +3,15 @@
 import time
 
 from hpc_dynamo.config import Router as RouterConfig
-from hpc_dynamo.kv.events import END, Batch, Cleared, Event, Removed, Stored, encode
+from hpc_dynamo.kv.events import (
+    REPLAY_END,
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    KvEvent,
+    KvEventBatch,
+    encode_events,
+)
 from hpc_dynamo.router import Ask, Caches, block_hashes, root
 from tests.unit.router.requests import BLOCK, whole
 
@@ -18,11 +26,11 @@ def ids(tokens: list[int], adapter: str | None = None) -> bytes:
     return block_hashes(b"".join(t.to_bytes(4, "little") for t in tokens), BLOCK, root(adapter))
 
 
-def stored(first: int, count: int, parent: int | None = None, **more: object) -> Stored:
+def stored(first: int, count: int, parent: int | None = None, **more: object) -> BlockStored:
     """Blocks `first` to `first + count` of the prompt, each with its number for a key."""
     keys = list(range(first, first + count))
     tokens = PROMPT[first * BLOCK : (first + count) * BLOCK]
-    return Stored(keys, parent, tokens, BLOCK, **more)  # type: ignore[arg-type]
+    return BlockStored(keys, parent, tokens, BLOCK, **more)  # type: ignore[arg-type]
 
 
 class Engine:
@@ -33,8 +41,8 @@ class Engine:
         caches.join(rank)
         assert self.replay(0) is None
 
-    def say(self, *events: Event, lost: bool = False) -> int | None:
-        payload = encode(Batch(time.time(), list(events)))
+    def say(self, *events: KvEvent, lost: bool = False) -> int | None:
+        payload = encode_events(KvEventBatch(time.time(), list(events)))
         self.said.append(payload)
         seq = len(self.said) - 1
         return None if lost else self.caches.learn(self.rank, seq, payload)
@@ -42,7 +50,7 @@ class Engine:
     def replay(self, start: int) -> int | None:
         for seq, payload in list(enumerate(self.said))[start:]:
             self.caches.learn(self.rank, seq, payload)
-        return self.caches.learn(self.rank, END, b"")
+        return self.caches.learn(self.rank, REPLAY_END, b"")
 
 
 def caches(**config: float) -> Caches:
@@ -55,9 +63,9 @@ def test_engines_tell_what_they_store_and_evict() -> None:
     one.say(stored(0, 2), stored(2, 2, parent=1))
     two.say(stored(0, 1))
     assert known.overlaps(hashes()) == {1: 4, 2: 1}
-    one.say(Removed([2]))
+    one.say(BlockRemoved([2]))
     assert known.overlaps(hashes()) == {1: 2, 2: 1}
-    one.say(Cleared())
+    one.say(AllBlocksCleared())
     assert known.overlaps(hashes()) == {2: 1}
     assert (known.batches, known.gaps, known.lag_s < 60) == (4, 0, True)
 
@@ -66,9 +74,9 @@ def test_media_are_told_apart() -> None:
     known = caches()
     engine = Engine(known, 0)
     engine.say(stored(0, 2, medium="GPU"), stored(0, 2, medium="CPU"))
-    engine.say(Removed([0, 1], medium="GPU"))
+    engine.say(BlockRemoved([0, 1], medium="GPU"))
     assert known.overlaps(hashes()) == {0: 2}
-    engine.say(Removed([0, 1], medium="CPU"))
+    engine.say(BlockRemoved([0, 1], medium="CPU"))
     assert known.overlaps(hashes()) == {}
 
 
@@ -87,7 +95,7 @@ def test_only_what_tokens_alone_make_is_looked_at() -> None:
     engine = Engine(known, 0)
     engine.say(stored(0, 2, extra_keys=[None, ("salt",)]), stored(0, 2, group_idx=1))
     assert known.overlaps(hashes()) == {}
-    engine.say(stored(0, 2, extra_keys=[None, None], group_idx=0), Removed([0], group_idx=1))
+    engine.say(stored(0, 2, extra_keys=[None, None], group_idx=0), BlockRemoved([0], group_idx=1))
     assert known.overlaps(hashes()) == {0: 2}
 
 
@@ -107,7 +115,7 @@ def test_what_is_lost_for_good_makes_the_worker_a_stranger() -> None:
     known = caches()
     engine = Engine(known, 0)
     engine.say(stored(0, 2))
-    engine.say(Removed([0]), lost=True)
+    engine.say(BlockRemoved([0]), lost=True)
     assert engine.say(stored(2, 1, parent=1)) == 1
     assert engine.replay(2) is None  # all that it still has
     assert known.overlaps(hashes()) == {}
@@ -142,8 +150,8 @@ def test_who_is_not_here_tells_nothing() -> None:
 
 async def test_the_router_follows_the_events() -> None:
     router = await whole(2)
-    assert router.caches.learn(1, END, b"") is None
-    router.caches.learn(1, 0, encode(Batch(time.time(), [stored(0, 4)])))
+    assert router.caches.learn(1, REPLAY_END, b"") is None
+    router.caches.learn(1, 0, encode_events(KvEventBatch(time.time(), [stored(0, 4)])))
     asked = Ask(tokens=len(PROMPT), hashes=ids(PROMPT))
     for _ in range(3):
         lease = await router.route(asked)
@@ -174,10 +182,10 @@ def test_a_prompt_sent_before_the_first_event_is_not_claimed_after_a_reset() -> 
     known.expect(0, hashes())
     engine.say(stored(0, 4))
     assert known.overlaps(hashes()) == {0: 4}
-    engine.say(Cleared())
+    engine.say(AllBlocksCleared())
     assert known.overlaps(hashes()) == {}
     other = list(range(900, 900 + 2 * BLOCK))
-    engine.say(Stored([90, 91], None, other, BLOCK))
+    engine.say(BlockStored([90, 91], None, other, BLOCK))
     assert known.overlaps(hashes()) == {}
     assert known.overlaps(hashes(other)) == {0: 2}
 
@@ -204,9 +212,9 @@ def test_an_evicted_block_is_not_expected_any_more() -> None:
     engine.say(stored(0, 1))
     known.expect(0, hashes())
     engine.say(stored(1, 3, parent=0))
-    engine.say(Removed([3, 2]))
+    engine.say(BlockRemoved([3, 2]))
     assert known.overlaps(hashes()) == {0: 2}
-    engine.say(Removed([1, 0]))
+    engine.say(BlockRemoved([1, 0]))
     assert known.overlaps(hashes()) == {}
 
 
@@ -215,9 +223,9 @@ def test_a_block_that_is_left_on_another_medium_is_still_expected() -> None:
     engine = Engine(known, 0)
     engine.say(stored(0, 4, medium="GPU"), stored(0, 4, medium="CPU"))
     known.expect(0, hashes())
-    engine.say(Removed([3], medium="GPU"))
+    engine.say(BlockRemoved([3], medium="GPU"))
     assert known.overlaps(hashes()) == {0: 4}
-    engine.say(Removed([3], medium="CPU"))
+    engine.say(BlockRemoved([3], medium="CPU"))
     assert known.overlaps(hashes()) == {0: 3}
 
 
@@ -228,7 +236,7 @@ def test_an_eviction_of_one_worker_leaves_the_expectations_of_others() -> None:
     two.say(stored(0, 4))
     for rank in (1, 2):
         known.expect(rank, hashes())
-    one.say(Removed([3]), Cleared())
+    one.say(BlockRemoved([3]), AllBlocksCleared())
     assert known.overlaps(hashes()) == {2: 4}
 
 
@@ -248,8 +256,8 @@ def test_a_gap_that_no_replay_fills_ends_expectations() -> None:
     engine = Engine(known, 0)
     engine.say(stored(0, 2))
     known.expect(0, hashes())
-    engine.say(Cleared(), lost=True)
-    assert engine.say(Stored([90], None, PROMPT[:BLOCK], BLOCK)) == 1
+    engine.say(AllBlocksCleared(), lost=True)
+    assert engine.say(BlockStored([90], None, PROMPT[:BLOCK], BLOCK)) == 1
     assert known.overlaps(hashes()) == {0: 4}  # until the replay is over, this is the best guess
     engine.replay(2)
     assert known.overlaps(hashes()) == {0: 1}
@@ -260,7 +268,7 @@ def test_a_gap_that_a_replay_fills_is_read_in_order() -> None:
     engine = Engine(known, 0)
     engine.say(stored(0, 4))
     known.expect(0, hashes())
-    engine.say(Cleared(), lost=True)
+    engine.say(AllBlocksCleared(), lost=True)
     engine.say(stored(0, 1))
     engine.replay(1)
     assert known.overlaps(hashes()) == {0: 1}
@@ -269,10 +277,10 @@ def test_a_gap_that_a_replay_fills_is_read_in_order() -> None:
 def test_a_prompt_that_was_cancelled_before_it_was_computed_is_forgotten() -> None:
     known, clock = timed()
     engine = Engine(known, 0)
-    engine.say(Stored([90], None, list(range(BLOCK)), BLOCK))
+    engine.say(BlockStored([90], None, list(range(BLOCK)), BLOCK))
     known.expect(0, hashes())
     clock.now += 5.1
-    engine.say(Stored([91], 90, list(range(BLOCK)), BLOCK))
+    engine.say(BlockStored([91], 90, list(range(BLOCK)), BLOCK))
     assert known.overlaps(hashes()) == {}
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.router import Ask, Exhausted, Limits, NoWorker, Overloaded, Target
 from tests.unit.router.requests import (
     ONE,
@@ -110,13 +110,15 @@ async def test_the_shorter_time_counts() -> None:
 @pytest.mark.parametrize(
     ("kind", "here", "missing"),
     [
-        (Kind.aggregated, None, "no aggregated worker"),
-        (Kind.disaggregated, None, "no decode and no prefill worker"),
-        (Kind.disaggregated, Role.prefill, "no decode worker"),
-        (Kind.disaggregated, Role.decode, "no prefill worker"),
+        (TopologyKind.aggregated, None, "no aggregated worker"),
+        (TopologyKind.disaggregated, None, "no decode and no prefill worker"),
+        (TopologyKind.disaggregated, Role.prefill, "no decode worker"),
+        (TopologyKind.disaggregated, Role.decode, "no prefill worker"),
     ],
 )
-async def test_a_role_that_nobody_has_is_named(kind: Kind, here: Role | None, missing: str) -> None:
+async def test_a_role_that_nobody_has_is_named(
+    kind: TopologyKind, here: Role | None, missing: str
+) -> None:
     router = new_router(kind, SHORT)
     if here:
         await router.join(0, here, "")
@@ -126,7 +128,7 @@ async def test_a_role_that_nobody_has_is_named(kind: Kind, here: Role | None, mi
 
 
 async def test_who_comes_serves_the_line() -> None:
-    router = new_router(Kind.disaggregated)
+    router = new_router(TopologyKind.disaggregated)
     (task,) = await waiting(router, Ask())
     await router.join(0, Role.prefill, "http://p")
     await settle()

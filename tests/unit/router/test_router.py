@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from hpc_dynamo.config import Kind, Policy, Role
+from hpc_dynamo.config import Policy, Role, TopologyKind
 from hpc_dynamo.router import Ask, Lease, Limits, NoWorker, StartShare
 from tests.unit.router.requests import (
     BLOCK,
@@ -72,7 +72,7 @@ async def test_a_new_life_is_not_avoided() -> None:
 
 
 async def test_ready_when_every_role_is_there() -> None:
-    router = new_router(Kind.disaggregated)
+    router = new_router(TopologyKind.disaggregated)
     ready = asyncio.create_task(router.ready(role for role in (Role.prefill, Role.decode)))
     for rank in range(3):
         await router.join(rank, Role.prefill, "")

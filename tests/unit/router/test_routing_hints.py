@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpc_dynamo.config import Kind, Policy, Role
+from hpc_dynamo.config import Policy, Role, TopologyKind
 from hpc_dynamo.router import Ask, Lease, Limits, NoSuchWorker, Overloaded, Wish
 from tests.unit.router.links import Head
 from tests.unit.router.requests import (
@@ -148,7 +148,7 @@ async def test_wishes_and_reasons_pass_the_link(head: Head) -> None:
 
 @pytest.mark.parametrize(("handover_tokens", "why"), [(0, "split"), (2, "short")])
 async def test_a_prompt_that_is_there_is_not_handed_over(handover_tokens: int, why: str) -> None:
-    router = new_router(Kind.disaggregated, handover_tokens=handover_tokens)
+    router = new_router(TopologyKind.disaggregated, handover_tokens=handover_tokens)
     await router.join(0, *PREFILL)
     await router.join(1, *DECODE)
     first = await router.route(ask(16, 1, 2, 3, 4))
@@ -168,7 +168,7 @@ async def test_the_decode_worker_prefills_what_a_hand_over_would_delay(
     handover_tokens: int, queued: int, why: str
 ) -> None:
     """A prompt of 8 tokens counts twice there (local_penalty), so 8 more tokens are the bound."""
-    router = new_router(Kind.disaggregated, handover_tokens=handover_tokens)
+    router = new_router(TopologyKind.disaggregated, handover_tokens=handover_tokens)
     await router.join(0, *PREFILL)
     await router.join(1, *DECODE)
     busy = await router.route(Ask(tokens=queued, wish=Wish(overlap_weight=1.0))) if queued else None

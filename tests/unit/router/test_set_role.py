@@ -4,12 +4,12 @@ import asyncio
 
 import pytest
 
-from hpc_dynamo.config import Kind, Role
+from hpc_dynamo.config import Role, TopologyKind
 from tests.unit.router.requests import BLOCK, SOON_S, ask, new_router, settle
 
 
 async def test_a_drained_worker_gets_nothing_until_it_turns() -> None:
-    router = new_router(Kind.disaggregated)
+    router = new_router(TopologyKind.disaggregated)
     for rank, role in enumerate((Role.prefill, Role.decode, Role.decode)):
         await router.join(rank, role, f"http://n{rank}:1")
     lease = await router.route(ask(8, 1, 2, split=False))
@@ -27,7 +27,7 @@ async def test_a_drained_worker_gets_nothing_until_it_turns() -> None:
 
 
 async def test_blocks_that_are_not_pulled_yet_hold_a_drain_up() -> None:
-    router = new_router(Kind.disaggregated)
+    router = new_router(TopologyKind.disaggregated)
     await router.join(0, Role.prefill, "http://p:1")
     await router.join(1, Role.decode, "http://d:1")
     lease = await router.route(ask(8, 1, 2))

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from hpc_dynamo.router import block_hashes
 from hpc_dynamo.simulation import clock
 from hpc_dynamo.simulation.worker import Answer, Limits, Worker
-from hpc_dynamo.simulator.batch import Limits as StepLimits
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
-from hpc_dynamo.simulator.metrics import Metrics
-from hpc_dynamo.simulator.model import Model
+from hpc_dynamo.simulator.metrics import SimulatorMetrics
+from hpc_dynamo.simulator.model import SimulatedModel
 from hpc_dynamo.simulator.scheduler import Scheduler
-from hpc_dynamo.simulator.sequence import Job, Sampling
+from hpc_dynamo.simulator.sequence import SamplingParams, SequenceGroup
+from hpc_dynamo.simulator.step import SchedulerLimits
 from hpc_dynamo.timing_model import Timing
 
 BLOCK = 16
@@ -54,22 +54,22 @@ async def _jumped(asked: list[Asked], limits: Limits, timing: Timing) -> Times:
 
 async def _stepped(asked: list[Asked], limits: Limits, timing: Timing) -> Times:
     loop, blocks = asyncio.get_running_loop(), limits.cache_tokens // BLOCK
-    model = Model("m", BLOCK, BlockPool(blocks), KvMemory(blocks, 512))
-    steps = StepLimits(limits.sequences, limits.step_tokens)
-    scheduler = Scheduler(steps, timing, model, Metrics(blocks, BLOCK))
+    model = SimulatedModel("m", BLOCK, BlockPool(blocks), KvMemory(blocks, 512))
+    steps = SchedulerLimits(limits.sequences, limits.step_tokens)
+    scheduler = Scheduler(steps, timing, model, SimulatorMetrics(blocks, BLOCK))
     running = asyncio.create_task(scheduler.run())
 
     async def one(number: int, each: Asked) -> tuple[float, float]:
         await asyncio.sleep(each.at)
         told, heard = asyncio.Event(), list[float]()
-        sampling = Sampling(each.answer, ignore_eos=True)
-        job = Job(str(number), list(each.prompt), sampling, streaming=True)
+        sampling = SamplingParams(each.answer, ignore_eos=True)
+        job = SequenceGroup(str(number), list(each.prompt), sampling, streaming=True)
 
         def news() -> None:
             heard.append(loop.time())
             told.set()
 
-        job.on_news = news
+        job.on_update = news
         scheduler.submit(job)
         while not job.done:
             told.clear()

@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from hpc_dynamo.simulator.blocks import BlockPool, KvMemory, chain, chains
+from hpc_dynamo.simulator.blocks import BlockPool, KvMemory, hash_block, hash_blocks
 
 ROOT = bytes(32)
 SIZE = 12
@@ -19,19 +19,19 @@ class Histories(RuleBasedStateMachine):
 
     @rule(story=st.integers(0, 3), length=st.integers(1, 5), publish=st.booleans())
     def take(self, story: int, length: int, publish: bool) -> None:
-        hashes = [chain(ROOT, [story, i]) for i in range(length)]
-        cached = self.pool.match(hashes)
-        before = self.pool.free
-        blocks = self.pool.take(cached, length - len(cached))
+        hashes = [hash_block(ROOT, [story, i]) for i in range(length)]
+        cached = self.pool.find_cached(hashes)
+        before = self.pool.num_free
+        blocks = self.pool.allocate(cached, length - len(cached))
         if blocks is None:
             assert before < length
-            assert self.pool.free == before
+            assert self.pool.num_free == before
             return
         assert blocks[: len(cached)] == cached
         self.held.append(blocks)
         if publish:
             self.pool.publish(blocks, hashes)
-            assert len(self.pool.match(hashes)) == length
+            assert len(self.pool.find_cached(hashes)) == length
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -42,12 +42,12 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def held_and_free_are_all(self) -> None:
         in_use = {block for blocks in self.held for block in blocks}
-        assert self.pool.free == SIZE - len(in_use)
+        assert self.pool.num_free == SIZE - len(in_use)
         assert abs(self.pool.usage - len(in_use) / SIZE) < 1e-9
 
     @invariant()
     def fresh_blocks_belong_to_one(self) -> None:
-        blocks = self.pool.take([], self.pool.free)
+        blocks = self.pool.allocate([], self.pool.num_free)
         assert blocks is not None
         assert not {*blocks} & {block for held in self.held for block in held}
         self.pool.release(blocks)
@@ -55,7 +55,7 @@ class Histories(RuleBasedStateMachine):
     def teardown(self) -> None:
         for blocks in self.held:
             self.pool.release(blocks)
-        assert self.pool.free == SIZE
+        assert self.pool.num_free == SIZE
 
 
 class CheckedOften(Histories):
@@ -70,48 +70,48 @@ TestCheckedOften = CheckedOften.TestCase
 
 
 def test_the_longest_free_goes_first_and_the_end_before_the_beginning() -> None:
-    pool, hashes = BlockPool(4), [chain(ROOT, [i]) for i in range(4)]
-    blocks = pool.take([], 4)
+    pool, hashes = BlockPool(4), [hash_block(ROOT, [i]) for i in range(4)]
+    blocks = pool.allocate([], 4)
     assert blocks
     pool.publish(blocks, hashes)
     pool.release(blocks)
-    taken = pool.take([], 1)
+    taken = pool.allocate([], 1)
     assert taken == [blocks[3]]
-    assert pool.match(hashes) == blocks[:3]
+    assert pool.find_cached(hashes) == blocks[:3]
 
 
 def test_a_hash_tells_of_all_tokens_before() -> None:
-    assert chain(chain(ROOT, [1]), [2]) != chain(chain(ROOT, [3]), [2])
-    assert chain(ROOT, [1, 2]) != chain(ROOT, [2, 1])
+    assert hash_block(hash_block(ROOT, [1]), [2]) != hash_block(hash_block(ROOT, [3]), [2])
+    assert hash_block(ROOT, [1, 2]) != hash_block(ROOT, [2, 1])
 
 
 def test_any_wrong_byte_changes_the_signature() -> None:
-    memory, digest = KvMemory(2, 256), chain(ROOT, [1])
-    memory.write([0, 1], [digest, digest])
-    memory.settle([0, 1])
-    memory.received([0, 1])
+    memory, digest = KvMemory(2, 256), hash_block(ROOT, [1])
+    memory.record_computed([0, 1], [digest, digest])
+    memory.flush([0, 1])
+    memory.invalidate([0, 1])
     assert memory.signatures([0, 1]) == [digest, digest]
     for at in range(256):
-        memory.write([0], [digest])
-        memory.settle([0])
+        memory.record_computed([0], [digest])
+        memory.flush([0])
         memory.buffer[at] ^= 1
-        memory.received([0])
+        memory.invalidate([0])
         assert memory.signatures([0]) != [digest]
-    memory.damage(1)
-    memory.received([1])
+    memory.corrupt(1)
+    memory.invalidate([1])
     assert memory.signatures([1]) != [digest]
 
 
 def test_what_was_received_is_not_overwritten_by_what_was_computed_before() -> None:
-    memory, mine, theirs = KvMemory(1, 256), chain(ROOT, [1]), chain(ROOT, [2])
-    memory.write([0], [mine])
+    memory, mine, theirs = KvMemory(1, 256), hash_block(ROOT, [1]), hash_block(ROOT, [2])
+    memory.record_computed([0], [mine])
     memory.buffer[0:256] = theirs * 8
-    memory.received([0])
-    memory.settle([0])
+    memory.invalidate([0])
+    memory.flush([0])
     assert memory.signatures([0]) == [theirs]
 
 
 def test_the_hashes_of_a_prompt_are_those_of_its_blocks() -> None:
-    one = chain(ROOT, range(16))
-    assert chains(ROOT, range(40), 16) == [one, chain(one, range(16, 32))]
-    assert chains(ROOT, range(15), 16) == []
+    one = hash_block(ROOT, range(16))
+    assert hash_blocks(ROOT, range(40), 16) == [one, hash_block(one, range(16, 32))]
+    assert hash_blocks(ROOT, range(15), 16) == []

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hpc_dynamo.errors import ConfigError, InputError
 from hpc_dynamo.simulator import tokenizer
-from hpc_dynamo.simulator.token_generator import WORDS, Speaker
+from hpc_dynamo.simulator.token_generator import WORDS, WordGenerator
 from hpc_dynamo.timing_model import PROFILES, Timing, load
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
@@ -43,7 +43,7 @@ def test_a_chat_that_goes_on_keeps_its_tokens() -> None:
 
 def test_an_answer_has_the_same_tokens_as_a_prompt() -> None:
     for last in (tokenizer.ROLE["assistant"], tokenizer.encode("x")[0]):
-        speaker = Speaker(b"seed", last, 100)
+        speaker = WordGenerator(b"seed", last, 100)
         said = [speaker.token(i) for i in range(200)]
         assert tokenizer.encode(tokenizer.decode(said)) == said
         assert set(tokenizer.decode(said).split()) <= set(WORDS)
@@ -51,7 +51,7 @@ def test_an_answer_has_the_same_tokens_as_a_prompt() -> None:
 
 def test_the_seed_alone_decides() -> None:
     def say(seed: bytes) -> list[int]:
-        speaker = Speaker(seed, 5, 100)
+        speaker = WordGenerator(seed, 5, 100)
         return [speaker.token(i) for i in (70, 3, 0, 71)]
 
     assert say(b"a") == say(b"a") != say(b"b")
@@ -59,7 +59,7 @@ def test_the_seed_alone_decides() -> None:
 
 def test_answers_have_the_mean_length() -> None:
     def length(seed: int) -> int:
-        speaker = Speaker(seed.to_bytes(4, "big"), 5, 50)
+        speaker = WordGenerator(seed.to_bytes(4, "big"), 5, 50)
         return next(i + 1 for i in range(10_000) if speaker.ends(i))
 
     lengths = [length(seed) for seed in range(400)]

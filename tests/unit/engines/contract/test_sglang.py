@@ -8,15 +8,25 @@ from zipfile import ZipFile
 
 import pytest
 
-from hpc_dynamo.config import Cluster, Config, Device, Engine, Kind, Model, Pool, Role, Topology
-from hpc_dynamo.engines import Meeting, Place, engine
+from hpc_dynamo.config import (
+    Cluster,
+    Config,
+    Device,
+    Engine,
+    Model,
+    Pool,
+    Role,
+    Topology,
+    TopologyKind,
+)
+from hpc_dynamo.engines import Placement, ShardRendezvous, engine
 from hpc_dynamo.topology import Shard, Worker
 from tests.unit.engines.contract.read_sglang import FILE, read
 
 OPTIONS: dict[str, dict[str, Any]] = json.loads(FILE.read_text())["options"]
 POOL = Pool(workers=1, tensor_parallel=2, pipeline_parallel=2)
-SPLIT = Topology(kind=Kind.disaggregated, prefill=POOL, decode=POOL)
-WHOLE = Topology(kind=Kind.aggregated, aggregated=POOL)
+SPLIT = Topology(kind=TopologyKind.disaggregated, prefill=POOL, decode=POOL)
+WHOLE = Topology(kind=TopologyKind.aggregated, aggregated=POOL)
 
 
 def words(role: Role, **args: Any) -> list[str]:
@@ -30,11 +40,11 @@ def words(role: Role, **args: Any) -> list[str]:
     if role is Role.aggregated:
         config = replace(config, engine=replace(config.engine, device=Device.cpu))
     worker = Worker(3, role, (Shard(0, (0, 1, 2, 3)),))
-    place = Place(worker, "10.0.0.7", (5000, 5001), ("0",), "secret-token", "/tmp/x")
+    place = Placement(worker, "10.0.0.7", (5000, 5001), ("0",), "secret-token", "/tmp/x")
     return told(config, place)
 
 
-def told(config: Config, place: Place) -> list[str]:
+def told(config: Config, place: Placement) -> list[str]:
     return [*engine("sglang").command(config, place).argv[3:], "--api-key", "secret-token"]
 
 
@@ -67,17 +77,19 @@ def test_every_flag_is_known_with_an_allowed_value(role: Role) -> None:
 def test_every_flag_of_a_part_is_known(role: Role, part: int) -> None:
     config = Config(engine=Engine(name="sglang"), model=Model(path="/llama"), topology=SPLIT)
     worker = Worker(3, role, (Shard(0, (0, 1)), Shard(1, (0, 1))))
-    met = Meeting("10.0.0.6", (6000, 6001))
-    place = Place(worker, "10.0.0.7", (5000, 5001), ("0", "1"), "t", part=part, meeting=met)
+    met = ShardRendezvous("10.0.0.6", (6000, 6001))
+    place = Placement(
+        worker, "10.0.0.7", (5000, 5001), ("0", "1"), "t", shard_index=part, rendezvous=met
+    )
     assert wrong(told(config, place)) == []
     assert "--nnodes" in told(config, place)
 
 
 def test_options_of_adapters_and_sleep_are_known() -> None:
-    own, adapters = Engine(name="sglang", sleep=True), {"a": "/a", "b": "/b"}
+    own, adapters = Engine(name="sglang", sleep_mode=True), {"a": "/a", "b": "/b"}
     config = Config(engine=own, model=Model(path="/llama", lora=adapters), topology=SPLIT)
     worker = Worker(3, Role.decode, (Shard(0, (0, 1, 2, 3)),))
-    found = told(config, Place(worker, "10.0.0.7", (5000, 5001), ("0",), "t"))
+    found = told(config, Placement(worker, "10.0.0.7", (5000, 5001), ("0",), "t"))
     assert wrong(found) == []
     assert {"--lora-paths", "--enable-memory-saver", "--enable-weights-cpu-backup"} <= {*found}
 

@@ -9,10 +9,20 @@ from typing import Any
 
 import pytest
 
-from hpc_dynamo.config import Cluster, Config, Engine, Kind, Model, Pool, Role, Router, Topology
-from hpc_dynamo.engines import Body, Command, Place, engine
+from hpc_dynamo.config import (
+    Cluster,
+    Config,
+    Engine,
+    Model,
+    Pool,
+    Role,
+    Router,
+    Topology,
+    TopologyKind,
+)
+from hpc_dynamo.engines import Body, Command, Placement, engine
 from hpc_dynamo.engines.trtllm import TRTLLM_METRICS
-from hpc_dynamo.engines.trtllm_pd_protocol import TrtllmDialect
+from hpc_dynamo.engines.trtllm_pd_protocol import TrtllmPdProtocol
 from hpc_dynamo.topology import Shard, Worker
 from tests.unit.engines.contract import record_trtllm
 
@@ -39,7 +49,7 @@ ARGS = {
 
 
 def command(role: Role, pool: Pool, args: dict[str, Any]) -> Command:
-    split = Topology(kind=Kind.disaggregated, prefill=pool, decode=pool)
+    split = Topology(kind=TopologyKind.disaggregated, prefill=pool, decode=pool)
     config = Config(
         engine=Engine(name="trtllm", args=args),
         model=Model(path="/model"),
@@ -48,7 +58,7 @@ def command(role: Role, pool: Pool, args: dict[str, Any]) -> Command:
         cluster=Cluster(gpus_per_node=8),
     )
     worker = Worker(0, role, (Shard(0, (0,)),))
-    place = Place(worker, "10.0.0.7", (5000,), ("0",), "token", folder="/logs")
+    place = Placement(worker, "10.0.0.7", (5000,), ("0",), "token", log_folder="/logs")
     return engine("trtllm").command(config, place)
 
 
@@ -89,7 +99,7 @@ def test_every_option_of_a_world_over_nodes_exists() -> None:
     )
     gpus = tuple(range(8))
     worker = Worker(0, Role.aggregated, (Shard(0, gpus), Shard(1, gpus)))
-    place = Place(worker, "10.0.0.7", (5000,), ("0",), "token", folder="/logs")
+    place = Placement(worker, "10.0.0.7", (5000,), ("0",), "token", log_folder="/logs")
     made = engine("trtllm").command(config, place)
     assert unknown(made) == []
     assert "--gpus_per_node" in made.argv
@@ -114,7 +124,7 @@ def test_every_field_of_a_split_request_exists(model: str, body: Body) -> None:
     """Its models refuse fields that they do not know."""
     params = {"request_type": "context_only", "ctx_request_id": 1}
     answer = {"choices": [{"disaggregated_params": params}], "prompt_token_ids": [1]}
-    dialect = TrtllmDialect()
+    dialect = TrtllmPdProtocol()
     prefill, decode = dialect.prefill(body), dialect.decode(body, answer)
     # `max_tokens` is another name of this field of chats.
     known = {*FIELDS[model], "max_tokens"}

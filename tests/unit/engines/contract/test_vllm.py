@@ -11,7 +11,7 @@ import pytest
 
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.config import Config
-from hpc_dynamo.engines import Place, engine
+from hpc_dynamo.engines import Placement, engine
 from hpc_dynamo.topology import plan
 from tests.unit.engines.contract import record_vllm
 from tests.vllm.test_batch import provisioned
@@ -32,7 +32,7 @@ MODEL_OF = {
 def words(config: Config) -> Iterator[list[str]]:
     """The options of each worker."""
     for worker in plan(config).workers:
-        place = Place(worker, "10.0.0.7", (5000, 5001), ("0",), "secret-token", "/tmp/x")
+        place = Placement(worker, "10.0.0.7", (5000, 5001), ("0",), "secret-token", "/tmp/x")
         yield list(engine("vllm").command(config, place).argv[3:])
 
 
@@ -78,7 +78,7 @@ def test_every_option_is_known_with_an_allowed_value(topology: str, shape: str) 
 
 def test_options_of_adapters_and_sleep_are_known(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"r": 24}')
-    own = [f"model.lora.a={tmp_path}", "model.lora.b=org/b", "engine.sleep=true"]
+    own = [f"model.lora.a={tmp_path}", "model.lora.b=org/b", "engine.sleep_mode=true"]
     topology = ["topology=disaggregated", "cluster.gpus_per_node=8", "model.path=/m"]
     found = list(words(compose([*topology, *own])))
     assert [wrong(each) for each in found] == [[], []]

@@ -1,0 +1,1 @@
+"""Benchmark of batch inference; see `__main__`."""

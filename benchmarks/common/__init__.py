@@ -1,0 +1,1 @@
+"""Shared by benchmarks: processes under test, environments of peers, serving jobs, prompts."""

@@ -1,0 +1,1 @@
+"""Benchmark of the HTTP frontend: targets, load generators and results; see `__main__`."""

@@ -1,0 +1,181 @@
+"""This frontend, NVIDIA Dynamo's and two Rust routers, in turn on the same two cores.
+
+    python -m benchmarks.frontend                     an hour or so: all sizes, three repeats
+    python -m benchmarks.frontend --quick             a few minutes: 1,200 tokens, one repeat
+    python -m benchmarks.frontend --systems dynamo vllm-router --workload unique
+
+Every system starts anew for every table and repeat, is warmed by each load for a second, and
+shares its cores with the load generator and the backend; CPU seconds are told apart. Needs wrk
+and nginx; the peers are installed once into hpc-dynamo's cache.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.common.provision import Environments, environments
+from benchmarks.common.workload import KINDS
+from benchmarks.frontend import peers
+from benchmarks.frontend.hpc_dynamo_target import Ours
+from benchmarks.frontend.load import Load, measure, warm
+from benchmarks.frontend.peers import Backend, Dynamo
+from benchmarks.frontend.results import Found, tables
+from benchmarks.frontend.targets import Behind, System
+from hpc_dynamo.demo.provision import provision
+from hpc_dynamo.errors import HpcDynamoError, unknown_name
+
+CORES = 2
+ANSWER_TOKENS, STREAMS, STREAM_PROMPT = 200, 64, 1200
+
+Candidate = Callable[[Path, Behind], System]
+"""Makes a system that is not started, with its logs in a folder of its own and with the backend
+that the load wants behind it. Adding a system is one line in `candidates`."""
+
+
+def candidates(envs: Environments, model: Path) -> dict[str, Candidate]:
+    """Everything that can be measured, by the name that --systems takes."""
+
+    def dynamo(tokenizer: str, folder: Path, behind: Behind) -> System:
+        return Dynamo(folder, envs, model, tokenizer, behind.step_s)
+
+    def router(
+        make: Callable[[Path, Environments, Backend], System], folder: Path, behind: Behind
+    ) -> System:
+        return make(folder, envs, Backend(folder / "backend", behind))
+
+    def ours(frontends: int, folder: Path, behind: Behind) -> System:
+        return Ours(folder, model, frontends, Backend(folder / "backend", behind))
+
+    return {
+        "hpc-dynamo": partial(ours, 1),
+        "hpc-dynamo-2": partial(ours, 2),
+        "dynamo": partial(dynamo, "default"),
+        "dynamo-fastokens": partial(dynamo, "fastokens"),
+        "vllm-router": partial(router, peers.vllm_router),
+        "sglang-router": partial(router, peers.sglang_router),
+        "backend": Backend,
+    }
+
+
+def loads(args: argparse.Namespace) -> list[Load]:
+    """What every system is put through."""
+    kind, seconds = args.workload, args.seconds
+    answers = [
+        Load(kind, tokens, connections, 1, Behind.ANSWERS, seconds)
+        for tokens in args.tokens
+        for connections in args.connections
+    ]
+    streams = [
+        Load(kind, STREAM_PROMPT, args.streams, ANSWER_TOKENS, behind, seconds)
+        for behind in (Behind.FAST, Behind.PACED)
+    ]
+    return answers + (streams if args.streams else [])
+
+
+async def run(chosen: dict[str, Candidate], args: argparse.Namespace, found: Found) -> None:
+    """Put every load on every candidate, `repeats` times over; the figures go to `found`."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, _current().cancel)
+    for repeat in range(args.repeats):
+        for name, candidate in chosen.items():
+            for behind in Behind:
+                folder = args.folder / f"{repeat}-{name}-{behind.name.lower()}"
+                asked = [load for load in loads(args) if load.behind is behind]
+                if asked:
+                    await _one(candidate(folder, behind), asked, args, folder, found)
+
+
+async def _one(
+    system: System, asked: Sequence[Load], args: argparse.Namespace, folder: Path, found: Found
+) -> None:
+    tokenizer = args.model / "tokenizer.json"
+    try:
+        url = await system.start()
+        for load in asked:
+            await warm(system, url, load, tokenizer, folder)
+            figure = await measure(system, url, load, tokenizer, folder)
+            found.add(system, load, figure)
+            _say(f"{system.name}: {load}: {figure}")
+    finally:
+        await asyncio.shield(system.stop())
+
+
+def _current() -> "asyncio.Task[None]":
+    task = asyncio.current_task()
+    assert task
+    return task
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--systems", nargs="+", metavar="NAME", help="default: all")
+    parser.add_argument("--workload", choices=KINDS, default="shared")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[100, 1200, 8000])
+    parser.add_argument("--connections", type=int, nargs="+", default=[1, 32, 256])
+    parser.add_argument("--streams", type=int, default=STREAMS, help="at once; 0: none")
+    parser.add_argument("--seconds", type=int, default=5, help="of each load")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="1,200 tokens, 3 s, one repeat")
+    parser.add_argument("--model", type=Path, help="folder with tokenizer.json; default: SmolLM2")
+    parser.add_argument("--json", type=Path, help="write every single figure here")
+    return parser
+
+
+def main() -> int:
+    args = _parser().parse_args()
+    if args.quick:
+        args.tokens, args.seconds, args.repeats = [STREAM_PROMPT], 3, 1
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])  # children inherit it
+    args.folder, found = Path(tempfile.mkdtemp(prefix="hpc-dynamo-frontend-")), Found()
+    code = 1
+    try:
+        args.model = args.model or provision().model
+        asyncio.run(run(_chosen(args), args, found))
+        shutil.rmtree(args.folder)
+        code = 0
+    except HpcDynamoError as e:
+        _say(f"error: {e}")
+        code = e.exit_code
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        _say("interrupted")
+        code = 130
+    finally:
+        if code:
+            _say(f"logs of all systems: {args.folder}")
+        _show(found, args)
+    return code
+
+
+def _chosen(args: argparse.Namespace) -> dict[str, Candidate]:
+    known = candidates(environments(), args.model)
+    for name in args.systems or ():
+        if name not in known:
+            raise unknown_name("systems", name, known)
+    return {name: known[name] for name in args.systems or known}
+
+
+def _show(found: Found, args: argparse.Namespace) -> None:
+    for table in tables(found):
+        Console(width=160).print(table)
+    if args.json:
+        args.json.write_text(json.dumps([asdict(row) for row in found.rows], default=str))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""This frontend as a serving job runs it, before workers that are not ours to start.
+
+    python -m benchmarks.frontend.hpc_dynamo_target FOLDER FRONTENDS POLICY MODEL_PATH WORKER_URL…
+
+What `hpc-dynamo route` starts, in this process: router, frontend processes, view.
+"""
+
+import asyncio
+import signal
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import uvloop
+
+from benchmarks.common.workload import MODEL
+from benchmarks.frontend.peers import Backend, Started
+from benchmarks.frontend.targets import Pids
+from hpc_dynamo.config import Config, Model, Policy, Route, Serve, Task, with_route_topology
+from hpc_dynamo.config import Engine as EngineConfig
+from hpc_dynamo.config import Router as RouterConfig
+from hpc_dynamo.head import Standalone
+from hpc_dynamo.run import Attempt, Run, Secrets
+from hpc_dynamo.topology import plan
+
+HOST = "127.0.0.1"
+SEQUENCES = 4096  # a worker takes all that comes: what is measured is the way to it
+
+
+class Ours(Started):
+    """Head and frontend processes before a Backend, routing by the hashes of token ids."""
+
+    def __init__(self, folder: Path, model: Path, frontends: int, backend: Backend) -> None:
+        super().__init__(f"hpc-dynamo x{frontends}", version("hpc-dynamo"), folder)
+        self._model, self._frontends, self._backend = model, frontends, backend
+
+    async def launch(self) -> str:
+        await self._backend.start()
+        urls = [f"http://{HOST}:{port}" for port in self._backend.ports]
+        words = [str(self.group.folder), str(self._frontends), "kv", str(self._model), *urls]
+        pid = await self.group.start("head", [sys.executable, "-m", __name__, *words])
+        self._pids = Pids((pid,), self._backend.pids().frontend)
+        run = Run(self.group.folder / "runs" / "bench")
+        while not (found := [a.endpoint() for a in run.attempts() if a.endpoint()]):
+            self.group.check()
+            await asyncio.sleep(0.1)  # a file is looked for
+        self.key = run.api_key()
+        endpoint = found[-1]
+        assert endpoint
+        return endpoint.url.removesuffix("/v1")
+
+    async def stop(self) -> None:
+        await self.group.stop()
+        await self._backend.stop()
+
+
+async def head(attempt: Attempt) -> None:
+    """Until SIGTERM."""
+    standalone = Standalone(attempt, HOST)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, standalone.interrupt)
+    await standalone.run()
+
+
+def main() -> None:
+    folder, frontends, policy, model, *urls = sys.argv[1:]
+    wanted = Config(
+        task=Task.serve,
+        name="bench",
+        engine=EngineConfig(max_num_seqs=SEQUENCES),
+        model=Model(path=model, name=MODEL),
+        router=RouterConfig(policy=Policy(policy)),
+        serve=Serve(host=HOST, frontend_processes=int(frontends)),
+        route=Route(workers=tuple(urls)),
+    )
+    config = with_route_topology(wanted)
+    run = Run(Path(folder) / "runs" / "bench")
+    run.create(Secrets(token="engines", public="", private=""))
+    uvloop.run(head(run.new_attempt(config, plan(config))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""The field: NVIDIA Dynamo with its mocker, two Rust routers, and bare backends as the floor.
+
+Workers behind each: Dynamo has its own mock engine, which speaks no HTTP. The routers stand
+before two ports of one nginx with a fixed answer, or of sse_server.py where tokens stream.
+"""
+
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from benchmarks.common.processes import Ended, Group, free_port
+from benchmarks.common.provision import DYNAMO, SGLANG_ROUTER, VLLM_ROUTER, Environments
+from benchmarks.common.workload import MODEL
+from benchmarks.frontend import sse_server
+from benchmarks.frontend.targets import Behind, Pids, until_served
+
+TRIES = 3  # a free port may be taken by somebody else before our process binds it
+WORKERS = 2
+PLANES = ("--discovery-backend", "file", "--request-plane", "tcp", "--event-plane", "zmq")
+SPEEDUP = 100_000.0  # the mocker's prefill vanishes
+MOCKER_STEP_S = 0.00685  # of its decode at a speedup of 1, measured with 64 streams
+NGINX = """\
+daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log stderr warn;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off; client_max_body_size 64m; client_body_buffer_size 1m;
+  keepalive_requests 1000000000; default_type application/json;
+  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+  server {{ {listen} location / {{ return 200 '{answer}'; }}
+           location = /v1/chat/completions/render {{ return 200 '{rendered}'; }}
+           location /v1/models {{ return 200 '{models}'; }} }}
+}}
+"""
+
+
+class Started:
+    """What all systems share: a group of processes, and a second try with other ports."""
+
+    key = ""
+    on_floor = True
+
+    def __init__(self, name: str, version: str, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.name, self.version = name, version
+        self.group, self._pids = Group(folder), Pids((), ())
+
+    async def start(self) -> str:
+        for _ in range(TRIES - 1):
+            with suppress(Ended):
+                return await self._once()
+        return await self._once()
+
+    async def _once(self) -> str:
+        try:
+            url = await self.launch()
+            await until_served(url, self.key, self.group)
+        except Ended:
+            await self.stop()
+            raise
+        return url
+
+    async def launch(self) -> str:
+        """Start the processes, which `pids` returns from then on; the URL where they listen."""
+        raise NotImplementedError
+
+    async def stop(self) -> None:
+        await self.group.stop()
+
+    def pids(self) -> Pids:
+        return self._pids
+
+
+class Dynamo(Started):
+    """Dynamo's HTTP frontend with the KV router, before its mock engine.
+
+    The mocker takes no time for a prompt, and `step_s` for a token.
+    """
+
+    on_floor = False
+
+    def __init__(
+        self, folder: Path, envs: Environments, model: Path, tokenizer: str, step_s: float
+    ) -> None:
+        name = "Dynamo" if tokenizer == "default" else f"Dynamo {tokenizer}"
+        super().__init__(name, DYNAMO, folder)
+        self._python, self._model = str(envs.dynamo / "bin/python"), str(model)
+        self._tokenizer, self._step_s = tokenizer, step_s
+
+    async def launch(self) -> str:
+        port, store = free_port(), self.group.folder / f"kv-{free_port()}"
+        store.mkdir()  # an empty one for every start: it is how the two find each other
+        env = {"DYN_FILE_KV": str(store), "DYN_LOG": "warn", "HF_HUB_OFFLINE": "1"}
+        backend = await self.group.start("mocker", [*self._mocker(), *PLANES], env)
+        frontend = await self.group.start("frontend", [*self._frontend(port), *PLANES], env)
+        self._pids = Pids((frontend,), (backend,))
+        return f"http://127.0.0.1:{port}"
+
+    def _mocker(self) -> list[str]:
+        words = [self._python, "-m", "dynamo.mocker", "--model-path", self._model]
+        words += ["--model-name", MODEL, "--num-workers", "4", "--speedup-ratio", str(SPEEDUP)]
+        slow = MOCKER_STEP_S / self._step_s / SPEEDUP if self._step_s else 1.0
+        return [*words, "--decode-speedup-ratio", f"{slow:.9f}"]
+
+    def _frontend(self, port: int) -> list[str]:
+        words = [self._python, "-m", "dynamo.frontend", "--http-host", "127.0.0.1"]
+        words += ["--http-port", str(port), "--router-mode", "kv"]
+        return [*words, "--tokenizer", self._tokenizer]
+
+
+class Backend(Started):
+    """Fixed answers over HTTP, with nothing before them."""
+
+    def __init__(self, folder: Path, behind: Behind) -> None:
+        name = "nginx" if behind is Behind.ANSWERS else "sse_server"
+        super().__init__("backend alone", name, folder)
+        self.behind = behind
+        self.ports: list[int] = []
+
+    async def launch(self) -> str:
+        self.ports = [free_port() for _ in range(WORKERS)]
+        argv = self._nginx() if self.behind is Behind.ANSWERS else self._sse_server()
+        pid = await self.group.start("backend", argv)
+        self._pids = Pids((pid,), ())
+        return f"http://127.0.0.1:{self.ports[0]}"
+
+    def _sse_server(self) -> list[str]:
+        argv = [sys.executable, "-m", sse_server.__name__, *map(str, self.ports)]
+        return [*argv, "--step-s", str(self.behind.step_s)]
+
+    def _nginx(self) -> list[str]:
+        listen = " ".join(f"listen 127.0.0.1:{port} backlog=1024;" for port in self.ports)
+        answers = sse_server.fixed_answer(), sse_server.MODELS, sse_server.RENDERED
+        answer, models, rendered = (sse_server.compact(a).decode() for a in answers)
+        text = NGINX.format(
+            folder=self.group.folder, listen=listen, answer=answer, models=models, rendered=rendered
+        )
+        file = self.group.folder / "nginx.conf"
+        file.write_text(text)
+        return ["nginx", "-c", str(file), "-e", "stderr"]
+
+
+class Router(Started):
+    """A Rust router that does not tokenise, with its cache-aware policy, before a Backend."""
+
+    def __init__(self, folder: Path, version: str, argv: Sequence[str], backend: Backend) -> None:
+        super().__init__(Path(argv[0]).name, version, folder)
+        self._argv, self._backend = argv, backend
+
+    async def launch(self) -> str:
+        await self._backend.start()
+        port, metrics = free_port(), free_port()
+        words = [*self._argv, "--port", str(port), "--prometheus-port", str(metrics)]
+        words += ["--policy", "cache_aware", "--worker-startup-check-interval", "1"]
+        words += ["--worker-urls", *(f"http://127.0.0.1:{port}" for port in self._backend.ports)]
+        pid = await self.group.start("router", words)
+        self._pids = Pids((pid,), self._backend.pids().frontend)
+        return f"http://127.0.0.1:{port}"
+
+    async def stop(self) -> None:
+        await self.group.stop()
+        await self._backend.stop()
+
+
+def vllm_router(folder: Path, envs: Environments, backend: Backend) -> Router:
+    argv = (str(envs.routers / "bin/vllm-router"), "--log-level", "warning")
+    return Router(folder, VLLM_ROUTER, argv, backend)
+
+
+def sglang_router(folder: Path, envs: Environments, backend: Backend) -> Router:
+    argv = (str(envs.routers / "bin/sglang-router"), "launch", "--log-level", "warn")
+    return Router(folder, SGLANG_ROUTER, argv, backend)

@@ -1,0 +1,1 @@
+"""Benchmark of KV transfers; see `__main__`."""

@@ -1,0 +1,147 @@
+"""The input of a batch: checked as a whole before anything starts, read again a line at a time.
+
+Lines are of OpenAI's batch request format (`custom_id`, `method`, `url`, `body`;
+platform.openai.com/docs/guides/batch) or a plain body with `prompt` or `messages`.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from hpc_dynamo.engines.paths import is_inference
+from hpc_dynamo.errors import InputError
+from hpc_dynamo.json_reader import JsonError, is_text, read_fields, read_value
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+EXAMPLE_PATHS = f"{CHAT}, {COMPLETIONS}, /v1/embeddings, /v1/score or /v1/rerank"
+MAX_PROBLEMS_SHOWN = 20  # complaints printed at most
+BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEntry:
+    """One request of the file: its id and where its line lies."""
+
+    custom_id: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class BatchInput:
+    """A checked input file. `fingerprint` is the SHA-256 of its bytes."""
+
+    file: Path
+    entries: tuple[RequestEntry, ...]
+    fingerprint: str
+
+    def open(self) -> "RequestReader":
+        return RequestReader(self.file)
+
+
+class RequestReader:
+    """Reads requests of a checked file again. One descriptor a run: opening costs on NFS."""
+
+    def __init__(self, file: Path) -> None:
+        self._handle = os.open(file, os.O_RDONLY)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self._handle)
+
+    def read(self, entry: RequestEntry) -> tuple[str, dict[str, Any]]:
+        """Return the URL path and the body of a request, its values as they are in the file."""
+        fields = read_fields(os.pread(self._handle, entry.size, entry.offset))
+        if "body" in fields:
+            return read_value(bytes(fields["url"])), {**read_fields(bytes(fields["body"]))}
+        body = {name: value for name, value in fields.items() if name != "custom_id"}
+        return CHAT if "messages" in body else COMPLETIONS, body
+
+
+def read_input(file: Path) -> BatchInput:
+    """Check every line. Raises InputError with `file:line: reason` for all that are wrong."""
+    if not file.is_file():
+        what = f"input={file}: no such file" if not file.exists() else f"input={file}: not a file"
+        raise InputError(what, hint="input=prompts.jsonl, a line a request")
+    digest, entries, seen = hashlib.sha256(), list[RequestEntry](), dict[str, int]()
+    wrong = list[str]()
+    for number, offset, raw in _lines(file):
+        digest.update(raw)
+        line = raw.removeprefix(BOM) if number == 1 else raw
+        if not line.strip():
+            continue
+        try:
+            custom_id, _, _ = _parse(line, number)
+            if custom_id in seen:
+                raise InputError(f"custom_id {custom_id!r} is also on line {seen[custom_id]}")
+        except InputError as e:
+            wrong.append(f"{file}:{number}: {e.message}")
+            continue
+        seen[custom_id] = number
+        entries.append(RequestEntry(custom_id, offset + len(raw) - len(line), len(line)))
+    if wrong:
+        raise InputError(_complaint(wrong), hint="nothing was started; mend these lines")
+    if not entries:
+        raise InputError(f"input={file} holds no request", hint="a JSON object on each line")
+    return BatchInput(file, tuple(entries), digest.hexdigest())
+
+
+def _lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Line number from 1, offset, bytes with the newline."""
+    offset = 0
+    with file.open("rb") as stream:
+        for number, raw in enumerate(stream, 1):
+            yield number, offset, raw
+            offset += len(raw)
+
+
+def _complaint(wrong: list[str]) -> str:
+    more = len(wrong) - MAX_PROBLEMS_SHOWN
+    tail = [f"… and {more} more"] if more > 0 else []
+    return "\n".join(
+        [f"{len(wrong)} lines of the input cannot be used:", *wrong[:MAX_PROBLEMS_SHOWN], *tail]
+    )
+
+
+def _parse(line: bytes, number: int) -> tuple[str, str, dict[str, Any]]:
+    """Id, URL path and body of one line. Raises InputError with the reason alone."""
+    try:
+        value = read_value(line)
+    except JsonError as e:
+        raise InputError(f"not JSON: {e}") from e
+    if not isinstance(value, dict):
+        raise InputError(f"a JSON object is needed, not {type(value).__name__}")
+    custom_id = value.get("custom_id", f"line-{number}")
+    if not isinstance(custom_id, str) or not custom_id:
+        raise InputError("custom_id must be a string that is not empty")
+    path, body = _batch_line(value) if "body" in value or "url" in value else _plain_line(value)
+    if body.get("stream"):
+        raise InputError("stream=true has no meaning in a batch")
+    if not is_text(custom_id):
+        raise InputError("custom_id holds half a surrogate pair")
+    return custom_id, path, body
+
+
+def _batch_line(value: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    path, body = value.get("url"), value.get("body")
+    if value.get("method", "POST") != "POST":
+        raise InputError(f"method must be POST, not {value['method']!r}")
+    if not isinstance(path, str) or not is_inference(path):
+        raise InputError(f"url must be a path for inference such as {EXAMPLE_PATHS}, not {path!r}")
+    if not isinstance(body, dict):
+        raise InputError("body must be a JSON object")
+    return path, body
+
+
+def _plain_line(value: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    body = {k: v for k, v in value.items() if k != "custom_id"}
+    if "messages" in body:
+        return CHAT, body
+    if "prompt" in body:
+        return COMPLETIONS, body
+    raise InputError('needs "prompt", "messages", or "url" and "body"')

@@ -1,0 +1,184 @@
+"""OpenAI messages and tools in the form that chat templates expect.
+
+Follows what vLLM 0.32 does with a body of /v1/chat/completions before it renders it: parts
+become text, arguments of calls become objects, unknown fields of a message are dropped.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_TEXT_OF = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+    "thinking": "thinking",
+}
+_MEDIA = frozenset(
+    f"{kind}_{form}" for kind in ("audio", "image", "video") for form in ("embeds", "pil", "url")
+)
+_PART_FIELDS = _MEDIA | {
+    *("type", "text", "thinking", "refusal", "name", "data", "uuid", "closed"),
+    *("file", "input_audio", "prompt_cache_breakpoint"),
+}
+# A line that changes with every request of one client; vLLM drops it, to keep prefixes equal.
+_BILLING = "x-anthropic-billing-header"
+
+
+class UnsupportedPrompt(Exception):
+    """Something that only the engine can turn into tokens, or into its own error."""
+
+
+def chat_messages(messages: object, *, parts: bool) -> list[dict[str, Any]]:
+    """Messages for a template; with `parts` their content stays a list of typed parts.
+
+    Raises Foreign for images and other media, and for what is no list of messages.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise UnsupportedPrompt("messages are no list of objects")
+    return [_message(message, parts) for message in messages]
+
+
+def merge_developer_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Developer messages as system messages, of which there is one, at the beginning."""
+    if all(message["role"] != "developer" for message in messages):
+        return messages
+    messages = [_as_system(message) for message in messages]
+    system = [message for message in messages if message["role"] == "system"]
+    if len(system) == 1 and messages[0] is system[0]:
+        return messages
+    texts = filter(None, map(_plain, system))
+    others = [message for message in messages if message["role"] != "system"]
+    return [{"role": "system", "content": "\n\n".join(texts)}, *others]
+
+
+def normalized_tools(tools: object) -> list[dict[str, Any]] | None:
+    """Tools with the fields that engines know, in their order."""
+    if tools is None:
+        return None
+    if not isinstance(tools, list) or not tools:
+        raise UnsupportedPrompt("tools are no list of objects")
+    return [_tool(tool) for tool in tools]
+
+
+def _message(message: object, parts: bool) -> dict[str, Any]:
+    if not isinstance(message, dict) or not isinstance(role := message.get("role"), str):
+        raise UnsupportedPrompt("messages are no list of objects with a role")
+    content = message.get("content")
+    if parts or not isinstance(content, str) or role == "system":
+        content = _content(role, content, parts)
+    result: dict[str, Any] = {"role": role, "content": content}
+    if role == "assistant":
+        _add_assistant(result, message)
+    elif role == "tool" and "tool_call_id" in message:
+        result["tool_call_id"] = message["tool_call_id"]
+    for name in ("name", "task"):
+        if isinstance(message.get(name), str):
+            result[name] = message[name]
+    if role == "developer":
+        result["tools"] = message.get("tools")
+    return result
+
+
+def _content(role: str, content: object, parts: bool) -> str | list[dict[str, Any]]:
+    if content is None:
+        content = []
+    elif isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, list):
+        raise UnsupportedPrompt("content is neither text nor a list of parts")
+    found = [part for part in map(_part, content) if part is not None]
+    if role == "system":
+        found = [part for part in map(_without_billing, found) if part is not None]
+    if parts and role != "tool":
+        return found
+    texts = (part["text"] for part in found)
+    return "\n".join(texts if parts else filter(None, texts))
+
+
+def _part(part: object) -> dict[str, Any] | None:
+    """A part as text with the fields that are not OpenAI's; None when it is empty."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(part, dict) or kind not in _TEXT_OF or part.get("uuid") is not None:
+        raise UnsupportedPrompt(f"a content part of type {kind!r}")
+    text = part.get(_TEXT_OF[kind])
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise UnsupportedPrompt("a content part without text")
+    extra = {name: value for name, value in part.items() if name not in _PART_FIELDS}
+    return {"type": "text", "text": text, **extra}
+
+
+def _without_billing(part: dict[str, Any]) -> dict[str, Any] | None:
+    if not part["text"].startswith(_BILLING):
+        return part
+    rest = part["text"].partition("\n")[2]
+    return {**part, "text": rest} if rest else None
+
+
+def _add_assistant(result: dict[str, Any], message: Mapping[str, Any]) -> None:
+    if calls := message.get("tool_calls"):
+        if not isinstance(calls, list):
+            raise UnsupportedPrompt("tool_calls are no list")
+        result["tool_calls"] = list(map(_call, calls))
+    reasoning = message.get("reasoning")
+    if reasoning is None:
+        reasoning = message.get("reasoning_content")
+    if reasoning is not None:
+        result["reasoning"] = result["reasoning_content"] = reasoning
+
+
+def _call(call: object) -> dict[str, Any]:
+    """A tool call in the order of fields that templates see when they write it as JSON."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(call, dict) or not isinstance(function, dict):
+        raise UnsupportedPrompt("a tool call without a function")
+    if call.get("type") != "function":
+        raise UnsupportedPrompt("a tool call that is not of type 'function'")
+    function = _ordered(function, ("arguments", "name"))
+    function["arguments"] = _arguments(function.get("arguments"))
+    return _ordered({**call, "function": function}, ("id", "function", "type"))
+
+
+def _ordered(record: Mapping[str, Any], first: Iterable[str]) -> dict[str, Any]:
+    return {name: record[name] for name in first if name in record} | dict(record)
+
+
+def _arguments(text: object) -> dict[str, Any]:
+    if isinstance(text, str):
+        try:
+            text = json.loads(text) if text else None
+        except ValueError:
+            return {}
+    return text if isinstance(text, dict) else {}
+
+
+def _tool(tool: object) -> dict[str, Any]:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    if not isinstance(tool, dict) or not isinstance(function, dict) or "name" not in function:
+        raise UnsupportedPrompt("a tool without a named function")
+    known = {name: function.get(name) for name in ("name", "description", "parameters")}
+    defer = (
+        {"defer_loading": tool["defer_loading"]} if tool.get("defer_loading") is not None else {}
+    )
+    own = {name: function[name] for name in _OPTIONAL if function.get(name) is not None}
+    return {"type": "function", "function": known | defer | own, **defer}
+
+
+_OPTIONAL = ("strict", "defer_loading")
+
+
+def _as_system(message: dict[str, Any]) -> dict[str, Any]:
+    if message["role"] != "developer":
+        return message
+    rest = {name: value for name, value in message.items() if name != "tools"}
+    return {**rest, "role": "system"}
+
+
+def _plain(message: Mapping[str, Any]) -> str:
+    content = message["content"]
+    if isinstance(content, list):
+        return "\n".join(part["text"] for part in content)
+    return str(content)

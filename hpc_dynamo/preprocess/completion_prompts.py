@@ -1,0 +1,71 @@
+"""Prompts of /v1/completions: texts or token ids, one or several. Ids need no tokenizer."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from hpc_dynamo.preprocess.chat_messages import UnsupportedPrompt
+from hpc_dynamo.preprocess.tokens import Tokens, UnknownTokens
+
+Encode = Callable[[str, bool], Awaitable[Tokens]]
+"""(text, whether special tokens are put around it) → its tokens."""
+
+
+async def completion_token_ids(
+    body: Mapping[str, Any], encode: Encode
+) -> list[Tokens] | UnknownTokens:
+    """Token ids of each prompt of a body."""
+    prompt, special = body.get("prompt"), bool(body.get("add_special_tokens", True))
+    given = [body.get(name) for name in ("prompt_embeds", "suffix", "truncate_prompt_tokens")]
+    if any(value is not None for value in given):
+        return UnknownTokens("prompt_embeds, suffix or truncate_prompt_tokens")
+    one = isinstance(prompt, str) or (isinstance(prompt, list) and _are_ids(prompt))
+    several = [prompt] if one else prompt
+    if not isinstance(several, list) or not several:
+        return UnknownTokens("prompt is neither text nor a list")
+    try:
+        return [await _tokens(each, special, encode) for each in several]
+    except UnsupportedPrompt as foreign:
+        return UnknownTokens(str(foreign))
+    except (TypeError, OverflowError):
+        return UnknownTokens("prompt is neither text nor token ids")
+
+
+async def _tokens(prompt: object, special: bool, encode: Encode) -> Tokens:
+    if isinstance(prompt, str):
+        return await encode(prompt, special)
+    if not isinstance(prompt, list):
+        raise TypeError
+    return Tokens.of(prompt)
+
+
+def _are_ids(prompt: list[Any]) -> bool:
+    return bool(prompt) and isinstance(prompt[0], int)
+
+
+_NO_TOKENIZER = "there is no tokenizer for text"
+
+
+class TokenIdsOnly:
+    """Replacement for a Preprocessor if there is no tokenizer, or one that is not reliable.
+
+    `reason` is one sentence with cause and effect; `hint` is what to try.
+    """
+
+    def __init__(self, reason: str = _NO_TOKENIZER, hint: str = "") -> None:
+        self.reason, self.hint = reason, hint
+
+    def __str__(self) -> str:
+        return f"{self.reason} (try: {self.hint})" if self.hint else self.reason
+
+    async def chat(self, body: Mapping[str, Any]) -> UnknownTokens:
+        return UnknownTokens(_NO_TOKENIZER)
+
+    async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | UnknownTokens:
+        return await completion_token_ids(body, _refuse)
+
+    def limit_memory(self) -> bool:
+        return False
+
+
+async def _refuse(text: str, special: bool) -> Tokens:
+    raise UnsupportedPrompt(_NO_TOKENIZER)

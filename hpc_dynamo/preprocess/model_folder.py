@@ -1,0 +1,149 @@
+"""A model folder as Hugging Face lays it out: tokenizer, special tokens, templates, context."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from hpc_dynamo.preprocess.tokens import NoTokenizer
+
+_NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_LENGTH_KEYS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "max_sequence_length",
+    "max_seq_length",
+    "seq_length",
+    "model_max_length",
+)
+# Architectures whose chats vLLM does not render with the folder's template.
+_OWN_RENDERER = (
+    "Cohere2Moe",
+    "DeepseekV32",
+    "DeepseekV4",
+    "GptOss",
+    "Inkling",
+    "KimiK3",
+    "MoonshotKimia",
+)
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """The small files of a model, read once."""
+
+    path: Path
+    config: Mapping[str, Any]  # config.json
+    tokenizer_config: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> "ModelFolder":
+        """Raises NoTokenizer when there is no tokenizer.json or a file is no JSON."""
+        if not (path / "tokenizer.json").is_file():
+            raise NoTokenizer(
+                f"model: {path} has no tokenizer.json",
+                hint="save the tokenizer with transformers' save_pretrained into that folder",
+            )
+        return cls(path, _json(path / "config.json"), _json(path / "tokenizer_config.json"))
+
+    def special_tokens(self) -> dict[str, str]:
+        """Names that templates know (`bos_token`, ...) and their texts."""
+        kept = {**_json(self.path / "special_tokens_map.json"), **self.tokenizer_config}
+        tokens = {f"{name}_token": _content(kept.get(f"{name}_token")) for name in _NAMED}
+        return {name: text for name, text in tokens.items() if text}
+
+    def templates(self) -> dict[str, str]:
+        """Chat templates by name; `default` is the usual one. Files win over the configuration."""
+        kept = self.tokenizer_config.get("chat_template") or {}
+        if isinstance(kept, str):
+            kept = {"default": kept}
+        elif isinstance(kept, list):
+            kept = {one["name"]: one["template"] for one in kept}
+        extra = sorted((self.path / "additional_chat_templates").glob("*.jinja"))
+        files = {file.stem: file for file in extra}
+        files["default"] = self.path / "chat_template.jinja"
+        found = {name: file.read_text("utf-8") for name, file in files.items() if file.is_file()}
+        return found or self._processor_template() or kept
+
+    def _processor_template(self) -> dict[str, str]:
+        text = _json(self.path / "chat_template.json").get("chat_template")
+        return {"default": text} if isinstance(text, str) else {}
+
+    def context_length(self) -> int | None:
+        """Most tokens of prompt and answer; None where config.json does not say.
+
+        An engine may be started with less, and tells so in /v1/models (`max_model_len`).
+        """
+        text = self.config.get("text_config") or self.config
+        lengths = [n for key in _LENGTH_KEYS if isinstance(n := text.get(key), int)]
+        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+        kind = rope.get("rope_type", rope.get("type"))
+        original = text.get("original_max_position_embeddings")
+        if kind == "longrope" and isinstance(original, int):
+            lengths = [original]
+        factor = rope.get("factor") or 1 if kind in ("linear", "dynamic") else 1
+        return int(min(lengths) * factor) if lengths else None
+
+    def unsupported_renderer(self) -> str:
+        """Why the folder's template is not what the engine renders; empty when it is."""
+        for architecture in self.config.get("architectures") or ():
+            if architecture.startswith(_OWN_RENDERER):
+                return f"engines render {architecture} in code, not with its template"
+        mistral = [*self.path.glob("tekken.json"), *self.path.glob("tokenizer.model.v*")]
+        if mistral and [*self.path.glob("consolidated*.safetensors")]:
+            return f"engines use {mistral[0].name} by mistral-common"
+        return ""
+
+    def tokenizer(self) -> tuple[Tokenizer, str]:
+        """The tokenizer with the tokens that the configuration adds, and its serialization.
+
+        What transformers 5 makes of it, `add_bos_token` (which it ignores beside tokenizer.json)
+        included; some of its classes ignore parts of tokenizer.json: see `Preprocessor.probes`.
+
+        Raises NoTokenizer when tokenizer.json cannot be read.
+        """
+        serialized = (self.path / "tokenizer.json").read_text("utf-8")
+        try:
+            tokenizer = Tokenizer.from_str(serialized)
+        except Exception as error:  # the library raises nothing narrower
+            raise NoTokenizer(f"model: {self.path}/tokenizer.json: {error}") from error
+        changed = self._add_tokens(tokenizer)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer, tokenizer.to_str() if changed else serialized
+
+    def _add_tokens(self, tokenizer: Tokenizer) -> bool:
+        kept = self.tokenizer_config.get("added_tokens_decoder") or {}
+        there = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
+        tokens = [_added(kept[number]) for number in sorted(kept, key=int)]
+        missing = [token for token in tokens if repr(token) not in there]
+        tokenizer.add_tokens(missing)
+        known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+        named = [text for text in self.special_tokens().values() if text not in known]
+        tokenizer.add_tokens([AddedToken(text, special=True) for text in dict.fromkeys(named)])
+        return bool(missing or named)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise NoTokenizer(f"model: {file} is no JSON: {error}") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _content(token: object) -> str:
+    """Special tokens are kept as text or as a record with its `content`."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else ""
+
+
+def _added(kept: Mapping[str, Any]) -> AddedToken:
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    return AddedToken(kept["content"], **{name: kept[name] for name in flags if name in kept})

@@ -1,0 +1,96 @@
+"""Layout of all workers of a job: which worker runs on which nodes and GPUs. Pure."""
+
+from dataclasses import replace
+
+from hpc_dynamo.config import Config, Device, Pool, Role, validate, with_hardware
+from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.topology.packing import (
+    Demand,
+    check_shape,
+    field_name,
+    pack,
+    place_workers,
+    round_robin,
+)
+from hpc_dynamo.topology.records import NodeGroup, Plan, Worker
+
+
+def plan_extra_job(config: Config, layout: Plan, role: Role, nodes: int) -> Plan:
+    """Further nodes with nothing but workers of a role, as many as fit.
+
+    Where workers use no GPUs: as many a node as the fullest one of `layout` has, the plan of
+    `config`. Raises ConfigError where not one fits.
+    """
+    demand, gpus = (role, dict(config.topology.pools)[role]), layout.gpus_per_node
+    groups = tuple(NodeGroup(g.hardware, nodes, gpus) for g in layout.node_groups)
+    if not gpus:
+        most = max(len(layout.on_node(node)) for node in range(layout.nodes))
+        return Plan(nodes, 0, round_robin([demand] * (most * nodes), nodes), groups)
+    for count in range(nodes * gpus // demand[1].gpus, 0, -1):
+        if workers := place_workers([demand] * count, nodes, gpus):
+            return Plan(nodes, gpus, workers, groups)
+    field, needed = "planner.scale_out.nodes_per_job", demand[1].gpus
+    what = f"{field}={nodes} is too few for a {role} worker of {needed} GPUs"
+    raise ConfigError(what, hint=f"{field}={-(-needed // gpus)}")
+
+
+def plan(config: Config) -> Plan:
+    """Lay out the workers. Raises ConfigError where the topology cannot be placed."""
+    validate(config)
+    demands = _demands(config)
+    layout = _plan_groups(config, [(role, pool) for _, role, pool in demands])
+    placed = zip(layout.workers, demands, strict=True)
+    return replace(layout, workers=tuple(replace(w, model=model) for w, (model, _, _) in placed))
+
+
+def _demands(config: Config) -> list[tuple[str, Role, Pool]]:
+    """Model, role and shape of each worker, by rank."""
+    pools = [
+        (model, *pool) for model, own in config.by_model.items() for pool in own.topology.pools
+    ]
+    return [(model, role, pool) for model, role, pool in pools for _ in range(pool.workers)]
+
+
+def _plan_groups(config: Config, demands: list[Demand]) -> Plan:
+    used = dict.fromkeys(pool.hardware for _, pool in demands)
+    if any(used):
+        return _plan_by_hardware(config, demands, tuple(used))
+    return _plan_group(config, demands)
+
+
+def _plan_by_hardware(config: Config, demands: list[Demand], used: tuple[str, ...]) -> Plan:
+    """Group after group, each with the configuration that holds on its nodes."""
+    workers, groups, nodes = dict[int, Worker](), list[NodeGroup](), 0
+    for kind in used:
+        ranks = [rank for rank, (_, pool) in enumerate(demands) if pool.hardware == kind]
+        part = _plan_group(with_hardware(config, kind), [demands[rank] for rank in ranks])
+        moved = part.shifted(0, nodes).workers
+        workers |= {ranks[w.rank]: replace(w, rank=ranks[w.rank]) for w in moved}
+        groups.append(NodeGroup(kind, part.nodes, part.gpus_per_node))
+        nodes += part.nodes
+    most = max(group.gpus_per_node for group in groups)
+    return Plan(nodes, most, tuple(workers[rank] for rank in sorted(workers)), tuple(groups))
+
+
+def _plan_group(config: Config, demands: list[Demand]) -> Plan:
+    """In the order of the demands, on nodes that are all alike. All models compute on the same
+    kind of device."""
+    devices, kind = {own.engine.device for own in config.by_model.values()}, demands[0][1].hardware
+    gpus = 0 if Device.cpu in devices else _gpus_per_node(config, kind)
+    if not gpus:
+        nodes = config.topology.nodes or 1
+        return Plan(nodes, 0, round_robin(demands, nodes))
+    for role, pool in dict.fromkeys(demands):
+        check_shape(role, pool, gpus)
+    return pack(config.topology.nodes, demands, gpus)
+
+
+def _gpus_per_node(config: Config, kind: str) -> int:
+    gpus, field = config.cluster.gpus_per_node, field_name("cluster.gpus_per_node", kind)
+    if gpus is None:
+        hint = f"{field}=4 (`sinfo -o '%P %G'` shows what your nodes have)"
+        raise ConfigError(f"{field} is not set and engine.device=cuda", hint=hint)
+    if gpus < 1:
+        hint = f"{field}=N (GPUs of a node), or engine=vllm-cpu (engine=simulator to try it out)"
+        raise ConfigError(f"no GPUs are known for {kind or 'this machine'}: {field}=0", hint=hint)
+    return gpus

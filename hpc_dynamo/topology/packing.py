@@ -1,0 +1,107 @@
+"""Placement of workers on identical nodes. Pure.
+
+A tensor-parallel group exchanges data in every step, so it stays inside a node or takes whole
+nodes. The same holds for a replica of a data-parallel worker that fits on a node. A worker that
+fits on a node is never split. A larger worker takes the smallest number of consecutive nodes, with
+the same number of GPUs on each if that number divides. Other workers may use the remaining GPUs of
+its nodes.
+"""
+
+from hpc_dynamo.config import Pool, Role
+from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.topology.records import Plan, Shard, Worker
+
+Demand = tuple[Role, Pool]  # role and sizes of one worker
+FreeGpus = list[list[int]]  # indexes of unused GPUs, by node
+
+
+def field_name(name: str, kind: str) -> str:
+    """Where `cluster.gpus_per_node` or `topology.nodes` stands for nodes of a kind."""
+    return f"cluster.hardware.{kind}.{name.rpartition('.')[2]}" if kind else name
+
+
+def check_shape(role: Role, pool: Pool, gpus: int) -> None:
+    tensor = pool.tensor_parallel
+    if tensor > gpus and tensor % gpus:
+        raise ConfigError(
+            f"topology.{role}.tensor_parallel={tensor} does not divide into whole nodes of "
+            f"{field_name('cluster.gpus_per_node', pool.hardware)}={gpus}",
+            hint=f"topology.{role}.tensor_parallel={tensor // gpus * gpus}, or add pipeline stages",
+        )
+
+
+def round_robin(demands: list[Demand], nodes: int) -> tuple[Worker, ...]:
+    return tuple(Worker(i, role, (Shard(i % nodes),)) for i, (role, _) in enumerate(demands))
+
+
+def pack(given: int | None, demands: list[Demand], gpus: int) -> Plan:
+    if given is not None:
+        workers = place_workers(demands, given, gpus)
+        if workers is None:
+            raise _does_not_fit(demands, given, gpus)
+        return Plan(given, gpus, workers)
+    nodes = -(-sum(pool.gpus for _, pool in demands) // gpus)
+    while (workers := place_workers(demands, nodes, gpus)) is None:
+        nodes += 1
+    return Plan(nodes, gpus, workers)
+
+
+def _does_not_fit(demands: list[Demand], nodes: int, gpus: int) -> ConfigError:
+    needed, had = sum(pool.gpus for _, pool in demands), nodes * gpus
+    enough = nodes
+    while place_workers(demands, enough, gpus) is None:
+        enough += 1
+    shape = ", ".join(
+        f"topology.{role}.workers={pool.workers} of {pool.gpus} GPUs"
+        for role, pool in dict.fromkeys(demands)
+    )
+    why = f"need {needed} GPUs" if needed > had else "cannot be placed without splitting a group"
+    kind = demands[0][1].hardware
+    count, each = field_name("topology.nodes", kind), field_name("cluster.gpus_per_node", kind)
+    return ConfigError(
+        f"{count}={nodes} with {each}={gpus} gives {had} GPUs, but {shape} {why}",
+        hint=f"{count}={enough}, or fewer or smaller workers",
+    )
+
+
+def place_workers(demands: list[Demand], nodes: int, gpus: int) -> tuple[Worker, ...] | None:
+    """Largest first, each on the first nodes that hold it; None where one finds no place."""
+    free = [list(range(gpus)) for _ in range(nodes)]
+    placed: dict[int, tuple[Shard, ...]] = {}
+    for rank in sorted(range(len(demands)), key=lambda r: -demands[r][1].gpus):
+        shards = _first_fit(demands[rank][1], free, gpus)
+        if shards is None:
+            return None
+        for shard in shards:
+            free[shard.node] = [g for g in free[shard.node] if g not in shard.gpus]
+        placed[rank] = shards
+    return tuple(Worker(r, role, placed[r]) for r, (role, _) in enumerate(demands))
+
+
+def _first_fit(pool: Pool, free: FreeGpus, gpus: int) -> tuple[Shard, ...] | None:
+    fits = (_shards_from(start, pool, free, gpus) for start in range(len(free)))
+    return next((shards for shards in fits if shards), None)
+
+
+def _shards_from(start: int, pool: Pool, free: FreeGpus, gpus: int) -> tuple[Shard, ...] | None:
+    """The shards of a worker whose first node is `start`, or None."""
+    takes = list(enumerate(_gpus_by_node(pool, gpus), start))
+    if any(node >= len(free) or len(free[node]) < take for node, take in takes):
+        return None
+    return tuple(Shard(node, tuple(free[node][:take])) for node, take in takes)
+
+
+def _gpus_by_node(pool: Pool, gpus: int) -> list[int]:
+    """GPUs that a worker takes of each of its nodes: the fewest nodes, and as evenly as units
+    allow, for engines count the ranks of a node as the world by the nodes."""
+    unit = _unsplit_gpus(pool, gpus)
+    units = pool.gpus // unit
+    nodes = -(-units // (gpus // unit))
+    return [(units // nodes + (node < units % nodes)) * unit for node in range(nodes)]
+
+
+def _unsplit_gpus(pool: Pool, gpus: int) -> int:
+    """GPUs that are not parted: of a replica; of a tensor-parallel group where that is larger than
+    a node; of a node where a group is whole nodes, as was checked before."""
+    replica = pool.tensor_parallel * pool.pipeline_parallel
+    return next(size for size in (replica, pool.tensor_parallel, gpus) if size <= gpus)
