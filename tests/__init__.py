@@ -1,12 +1,12 @@
-"""Undoes, before anything is imported, what a test's children would inherit from its starter."""
+"""Reset inherited state before any import, so that child processes of tests do not get it."""
 
 import os
 import signal
 
-# readline in the first of several pytest processes sets these: every terminal had 80 columns.
+# The readline of a parent pytest process sets these; terminals would all have 80 columns.
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
 
-# A shell's background job ignores it, and so would all that is to end by Ctrl-C.
+# Background jobs of a shell ignore SIGINT, and children that must end by Ctrl-C inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""What many tests need: a run folder, and no trace of a job that the tests may run inside."""
+"""Shared fixtures: a run folder, and an environment without traces of an enclosing job."""
 
 import os
 from pathlib import Path
@@ -13,16 +13,16 @@ from hpc_dynamo.topology import Plan
 from hpc_dynamo.wire import new_keys
 from tests.support.terminal import Call, caller
 
-# On a busy machine an example may take any time; pytest has a timeout of its own.
+# Examples have no deadline, since the machine may be busy; pytest has its own timeout.
 settings.register_profile(
-    "ours", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+    "hpc_dynamo", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
 )
-settings.load_profile("ours")
+settings.load_profile("hpc_dynamo")
 
 
 @pytest.fixture(autouse=True)
 def _outside_of_any_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests may be started inside an allocation or under mpirun; the code must not know."""
+    """Hide an enclosing allocation or mpirun from the code under test."""
     for name in os.environ:
         if name.startswith(JOB_VARIABLES):
             monkeypatch.delenv(name)
@@ -30,7 +30,7 @@ def _outside_of_any_job(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A new run, its folder's name with what shells stumble over."""
+    """Return a new run whose folder name has characters that need quoting in shells."""
     public, private = new_keys()
     run = Run(tmp_path / 'it\'s a "run" ü')
     run.create(Secrets(token=new_token(), public=public, private=private))
@@ -39,7 +39,7 @@ def run(tmp_path: Path) -> Run:
 
 @pytest.fixture
 def attempt(run: Run) -> Attempt:
-    """The run's first attempt, of nothing in particular."""
+    """Return the first attempt of the run, with a default configuration."""
     return run.new_attempt(Config(), Plan(1, 0, ()))
 
 
@@ -47,5 +47,5 @@ def attempt(run: Run) -> Attempt:
 def call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Call:
-    """The command line, in this process and in a folder of its own."""
+    """Return a function that calls the command line in this process, in a new folder."""
     return caller(tmp_path, monkeypatch, capsys)

@@ -9,7 +9,7 @@ from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.config import Config, Planner, PlannerMode, Serve, Task, check_folder
 from hpc_dynamo.engines import with_engine_limits
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.planner.interpolation import load_profile
+from hpc_dynamo.planner.interpolation import load_performance
 
 
 def composed(args: Namespace) -> Config:
@@ -59,7 +59,7 @@ def _profile(planner: Planner) -> str:
     if not planner.profile:
         hint = "planner.profile=FILE, which `hpc-dynamo profile` writes; or planner=load"
         raise ConfigError("planner.mode=sla needs a profile of the engine", hint=hint)
-    load_profile(planner.profile)
+    load_performance(planner.profile)
     return str(Path(planner.profile).absolute())
 
 

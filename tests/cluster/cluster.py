@@ -1,8 +1,8 @@
-"""A real Slurm cluster on one machine, every node a host of its own.
+"""A real Slurm cluster on one machine, every node with its own namespaces.
 
-This machine is the login node and runs munged and slurmctld; a node has its own network,
-host name, /tmp, /dev/shm and process ids, and runs slurmd. All that a cluster writes is in one
-folder (`Spec.state`); its subfolder `shared` is what a parallel file system is elsewhere.
+This machine is the login node: it runs munged and slurmctld. Each node runs slurmd and has its
+own network, host name, /tmp, /dev/shm and process ids. A cluster writes only to `Spec.state`.
+The subfolder `shared` plays the part of a parallel file system.
 """
 
 import os
@@ -21,11 +21,11 @@ from tests.cluster.install import unavailable
 from tests.cluster.namespaces import ClusterError, run, wait_until
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
-_NULL_DEVICE = os.makedev(1, 3)  # a pretended GPU: Slurm only looks that it is a device
+_NULL_DEVICE = os.makedev(1, 3)  # a fake GPU: Slurm only checks that it is a device
 
 
 class SlurmCluster:
-    """Brings one cluster up and down. As a context manager it does both."""
+    """Start and stop one cluster. As a context manager it does both."""
 
     def __init__(self, spec: Spec | None = None) -> None:
         self.spec = spec or Spec()
@@ -49,23 +49,23 @@ class SlurmCluster:
 
     @property
     def env(self) -> dict[str, str]:
-        """What sbatch, srun, squeue, scontrol and scancel need beside the usual environment."""
+        """Return the environment variables that Slurm commands need to reach this cluster."""
         return {"SLURM_CONF": f"{self.spec.state}/slurm.conf"}
 
     @property
     def shared(self) -> Path:
-        """A folder that the login node and all nodes see. /tmp is another one on every node."""
+        """Return the folder that the login node and all nodes share; each has its own /tmp."""
         return self.spec.state / "shared"
 
     def address(self, node: str) -> str:
-        """IPv4 address of a node, or of this machine on the cluster's bridge."""
+        """Return the IPv4 address of a node, or of this machine on the cluster's bridge."""
         return self.addresses[node]
 
     def up(self, timeout_s: float = 60, *, owner: int | None = None) -> None:
-        """Returns when every node is idle. Raises ClusterError with the ends of the logs.
+        """Start the cluster and wait until every node is idle.
 
-        A cluster of the same name is taken down first. With an owner, `sweep` takes this one
-        down once that process is dead.
+        A cluster with the same name is stopped first. If `owner` is a process id, `sweep` stops
+        the cluster after that process has ended. Raises ClusterError with the ends of the logs.
         """
         if reason := unavailable():
             raise ClusterError(reason)
@@ -99,7 +99,7 @@ class SlurmCluster:
         wait_until(lambda: self.states() == {"idle"}, timeout_s, "all nodes idle")
 
     def down(self) -> None:
-        """Leaves nothing behind, from whatever state, also that of another process."""
+        """Remove all traces of the cluster, in any state, also one started by another process."""
         namespaces.kill_all(self.spec)
         namespaces.remove_links(self.spec)
         namespaces.remove_names(self.spec)
@@ -123,7 +123,7 @@ class SlurmCluster:
         (state / "cgroup.conf").write_text(conf.cgroup_conf())
         (state / "gres.conf").write_text(conf.gres_conf(spec))
         names = conf.hosts(self.addresses)
-        # Nodes know the login node by the name it calls itself, too: SLURM_SUBMIT_HOST.
+        # Nodes also resolve the login node's own host name, which is SLURM_SUBMIT_HOST.
         own = conf.hosts({"localhost": "127.0.0.1", socket.gethostname(): login})
         (state / "hosts").write_text(own + names)
         (state / "init.sh").write_text(conf.init_sh(spec, _outside_tmp()))
@@ -141,44 +141,44 @@ class SlurmCluster:
         run("munged", *(f"--{option}={state}/munge.{name}" for option, name in files.items()))
 
     def states(self) -> set[str]:
-        """States that the nodes are in, as sinfo names them."""
+        """Return the states of the nodes, as named by sinfo."""
         return set(self.slurm("sinfo", "--noheader", "--Node", "--format=%T").split())
 
     def slurm(self, *argv: str | Path, timeout_s: float = 60) -> str:
-        """Output of a Slurm command on the login node. Raises ClusterError if it fails."""
+        """Return the output of a Slurm command on the login node. Raises ClusterError."""
         variables = (f"{key}={value}" for key, value in self.env.items())
         return run("env", *variables, *argv, timeout_s=timeout_s)
 
     def on(self, node: str, *argv: str | Path) -> list[str]:
-        """The command line that runs `argv` on a node, as if logged in there."""
+        """Return the command line that runs `argv` on a node, like a login shell there."""
         pid = namespaces.node_pid(self.spec, node)
         if pid is None:
             raise ClusterError(f"node {node} is not running; nodes: {', '.join(self.nodes)}")
         return namespaces.inside(pid, *argv)
 
     def cut(self, node: str) -> None:
-        """Pulls a node's cable: nothing reaches it, nothing is refused either."""
+        """Disconnect a node from the network: packets to it are dropped silently."""
         run("ip", "link", "set", self.spec.link(node), "down")
 
     def restore(self, node: str) -> None:
         run("ip", "link", "set", self.spec.link(node), "up")
 
     def kill(self, node: str) -> None:
-        """Kills a node's slurmd alone; its job steps go on, as they do on real sites."""
+        """Kill only the slurmd of a node. Its job steps keep running, as on a real cluster."""
         run(*self.on(node, "pkill", "-KILL", "-x", "slurmd"))
 
     def revive(self, node: str) -> None:
-        """Starts a node's slurmd."""
+        """Start the slurmd of a node."""
         run(*self.on(node, "slurmd", "-N", node, "-f", self.spec.state / "slurm.conf"))
 
     def crash(self, node: str) -> None:
-        """Power failure: all that runs on the node is dead at once. `boot` starts it anew."""
+        """Kill every process of a node at once, like a power failure. `boot` restarts the node."""
         pid = namespaces.node_pid(self.spec, node)
         if pid is not None:
             namespaces.kill(pid)
 
     def boot(self, node: str, timeout_s: float = 30) -> None:
-        """Starts a node that is not running, and its slurmd."""
+        """Start a node that is not running, and its slurmd."""
         ready = self.spec.state / node / "ready"
         ready.unlink(missing_ok=True)
         namespaces.start_node(self.spec, node)
@@ -187,7 +187,7 @@ class SlurmCluster:
         self.revive(node)
 
     def log_tails(self, lines: int = 15) -> str:
-        """The last lines of every log, for an error message."""
+        """Return the last lines of every log, for an error message."""
         logs = sorted(self.spec.state.glob("*.log")) + sorted(self.spec.state.glob("*/*.log"))
         tails = (f"--- {p}\n" + "\n".join(p.read_text().splitlines()[-lines:]) for p in logs)
         return "\n".join(tails)
@@ -199,20 +199,20 @@ def _free_port(address: str) -> int:
 
 
 def _outside_tmp() -> list[Path]:
-    """Folders under /tmp that nodes must see all the same: the checkout and the interpreter."""
+    """Return folders under /tmp that nodes must see: the checkout and the interpreter."""
     wanted = {_CHECKOUT, Path(sys.prefix)}
     return sorted(path for path in wanted if path.is_relative_to("/tmp"))
 
 
 def all_names() -> list[str]:
-    """Names of the clusters that there is anything of on this machine."""
+    """Return the names of all clusters that left traces on this machine."""
     prefix = Path(conf.STATE_PREFIX)
     found = prefix.parent.glob(f"{prefix.name}*")
     return sorted(path.name.removeprefix(prefix.name) for path in found)
 
 
 def sweep() -> None:
-    """Takes down the clusters whose owner is dead, say a test runner by `kill -9`."""
+    """Stop the clusters whose owner has ended, such as a test runner that was killed."""
     for name in all_names():
         cluster = SlurmCluster(Spec(name))
         owner = cluster.spec.state / "owner"

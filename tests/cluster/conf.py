@@ -1,4 +1,4 @@
-"""What the test cluster is, and the files its daemons read. Nothing here touches the machine."""
+"""Layout of the test cluster and the text of its configuration files. Pure functions."""
 
 import re
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ _NAME = re.compile(r"[a-z]([a-z0-9]{0,8}[a-z])?")
 
 @dataclass(frozen=True)
 class Spec:
-    """One cluster. Every name it uses on the machine follows from `name`.
+    """Size of one cluster. Every name it uses on the machine follows from `name`.
 
-    That is what lets `down` clean up after a crash without having been told anything else.
-    Nodes are called `<name>1`, `<name>2`, …, so two clusters never share a host name.
+    `down` can therefore clean up after a crash by name. Nodes are called `<name>1`, `<name>2`, …,
+    so that two clusters never share a host name.
     """
 
     name: str = "node"
     nodes: int = 3
-    gpus: int = 0  # a node
-    cpus: int = 8  # a node; may exceed the host's
-    memory_mb: int = 16_000  # a node; may exceed the host's
+    gpus: int = 0  # per node
+    cpus: int = 8  # per node; may exceed the host's
+    memory_mb: int = 16_000  # per node; may exceed the host's
     kill_wait_s: int = 15  # from SIGTERM to SIGKILL
     slurmd_timeout_s: int = 60  # silence after which a node is DOWN and its jobs fail
 
@@ -34,7 +34,7 @@ class Spec:
 
     @property
     def state(self) -> Path:
-        """Holds everything the cluster writes. Not in /run, which is often mounted noexec."""
+        """Return the folder of all files of the cluster. /run is often mounted noexec."""
         return Path(f"{STATE_PREFIX}{self.name}")
 
     @property
@@ -43,7 +43,7 @@ class Spec:
 
     @property
     def login(self) -> str:
-        """Name of this machine in the cluster, and the host name that slurmctld knows."""
+        """Return the name of this machine in the cluster, the host name of slurmctld."""
         return f"{self.name}0"
 
     @property
@@ -51,12 +51,12 @@ class Spec:
         return f"hd-{self.name}"
 
     def link(self, node: str) -> str:
-        """Login side of a node's cable; Linux allows 15 characters."""
+        """Return the name of a node's network link on the login node (at most 15 characters)."""
         return f"hv-{node}"
 
 
 def slurm_conf(spec: Spec, addresses: dict[str, str], port: int) -> str:
-    """`slurm.conf` of Slurm 22.05 or later.
+    """Return the text of `slurm.conf` for Slurm 22.05 or later.
 
     Args:
         addresses: host name to IPv4 address, of the login node and of every node.
@@ -73,11 +73,11 @@ def slurm_conf(spec: Spec, addresses: dict[str, str], port: int) -> str:
 ClusterName={spec.name}
 SlurmctldHost={spec.login}({addresses[spec.login]})
 SlurmctldPort={port}
-# Listen on the bridge alone, which nobody outside this machine reaches.
+# Listen only on the bridge, which cannot be reached from other machines.
 CommunicationParameters=NoCtldInAddrAny
 SlurmUser=root
 AuthType=auth/munge
-# Slurm holds a requeued job back for as long as credentials live, two minutes by default.
+# Slurm delays a requeued job until its credentials expire, after two minutes by default.
 AuthInfo=socket={state}/munge.socket,cred_expire=20
 StateSaveLocation={state}/slurmctld
 SlurmdSpoolDir={state}/%n/spool
@@ -87,9 +87,9 @@ SlurmctldLogFile={state}/slurmctld.log
 SlurmdLogFile={state}/%n/slurmd.log
 
 MpiDefault=none
-# Whatever a task leaves behind dies with its step, as on real sites.
+# Processes that a task leaves behind are killed with its step, as on real clusters.
 ProctrackType=proctrack/cgroup
-# Nothing is bound: nodes claim more CPUs than there are.
+# Tasks are not bound to CPUs: the nodes claim more CPUs than the machine has.
 TaskPlugin=task/none
 SlurmdParameters=config_overrides
 SelectType=select/cons_tres
@@ -114,14 +114,14 @@ PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def _kinds(spec: Spec) -> str:
-    """Partitions as of two kinds of nodes: `east` has the first, `west` the others."""
+    """Return two partitions: `east` with the first node, and `west` with the others."""
     east, *west = spec.node_names
     named = {"east": [east], "west": west} if west else {}
     return "".join(f"PartitionName={p} Nodes={','.join(n)} State=UP\n" for p, n in named.items())
 
 
 def cgroup_conf() -> str:
-    """The v1 plugin with the freezer alone, which a node mounts for itself (see `init_sh`).
+    """Return `cgroup.conf`: the v1 plugin with only the freezer, mounted by `init_sh`.
 
     It tracks processes the same way on hosts that run cgroup v1 and v2, without systemd.
     """
@@ -129,7 +129,7 @@ def cgroup_conf() -> str:
 
 
 def gres_conf(spec: Spec) -> str:
-    """`gres.conf`; Slurm wants one character device a GPU."""
+    """Return the text of `gres.conf`. Slurm needs one character device per GPU."""
     devices = "".join(f"Name=gpu File={path}\n" for path in gpu_devices(spec))
     return f"AutoDetect=off\n{devices}"
 
@@ -139,18 +139,18 @@ def gpu_devices(spec: Spec) -> list[Path]:
 
 
 def hosts(addresses: dict[str, str]) -> str:
-    """Lines of /etc/hosts."""
+    """Return lines of /etc/hosts."""
     return "".join(f"{address} {host}\n" for host, address in addresses.items())
 
 
 def init_sh(spec: Spec, shared: list[Path]) -> str:
-    """First process of a node, run in namespaces of its own with the node's name as $1.
+    """Return the script of a node's first process. It gets the node's name as $1.
 
-    It stays, to reap orphans; when it is killed the kernel takes the node's processes,
-    mounts and interface away. `ready` appears when the mounts are done.
+    It runs in its own namespaces and reaps orphans. When it is killed, the kernel removes the
+    node's processes, mounts and interface. The file `ready` is created after the mounts.
 
     Args:
-        shared: folders under /tmp that nodes shall see although their /tmp is private.
+        shared: folders under /tmp that nodes can see although their /tmp is private.
     """
     keep = "\n".join(
         f"mkdir -p '$own{path}'; mount --rbind '{path}' '$own{path}'".replace("'", '"')
@@ -164,7 +164,7 @@ mount --bind {spec.state}/hosts /etc/hosts
 {keep}
 mount --rbind $own/tmp /tmp
 mount -t tmpfs shm /dev/shm
-# A sysfs mounted here lists this node's interfaces; UCX reads /sys/class/net.
+# UCX reads /sys/class/net: a new sysfs lists only the interfaces of this node.
 mount -t sysfs sysfs /sys
 mount -t tmpfs cgroup /sys/fs/cgroup
 mkdir /sys/fs/cgroup/freezer

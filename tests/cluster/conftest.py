@@ -1,4 +1,4 @@
-"""One Slurm cluster for the whole test session, up when the first test asks for it."""
+"""Slurm cluster of a test session, started by the first test that needs it."""
 
 import os
 import tempfile
@@ -12,9 +12,9 @@ from tests.cluster.slurm import SlurmCluster, Spec, sweep, unavailable
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[SlurmCluster]:
-    """Three nodes with two pretended GPUs each. Skips, saying why, where it cannot run.
+    """Three nodes with two fake GPUs each. Tests are skipped, with a reason, if it cannot run.
 
-    With `cluster` among the words of HPC_DYNAMO_REQUIRE it fails instead.
+    With `cluster` among the words of HPC_DYNAMO_REQUIRE the tests fail instead.
     """
     if reason := unavailable():
         refuse = pytest.fail if "cluster" in _required() else pytest.skip
@@ -30,5 +30,5 @@ def _required() -> list[str]:
 
 @pytest.fixture
 def shared_dir(cluster: SlurmCluster) -> Path:
-    """A new folder that all nodes see; `tmp_path` is on this machine alone."""
+    """Return a new folder that all nodes share; `tmp_path` exists only on this machine."""
     return Path(tempfile.mkdtemp(dir=cluster.shared))

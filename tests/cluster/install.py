@@ -1,4 +1,4 @@
-"""Whether this machine can run the test cluster, and the Debian packages that make it able to."""
+"""Requirements of the test cluster: Debian packages, programs and namespaces."""
 
 import os
 import shutil
@@ -16,36 +16,36 @@ def missing_programs() -> list[str]:
 
 
 def unavailable() -> str:
-    """Why the cluster cannot be brought up here; empty if it can."""
+    """Return the reason why the cluster cannot run here, or an empty text."""
     if reason := not_installable():
         return reason
     if missing := missing_programs():
         hint = "as root: python -m tests.cluster.slurm install"
-        return f"the Slurm test cluster lacks {', '.join(missing)}; {hint}"
+        return f"the Slurm test cluster needs {', '.join(missing)}; {hint}"
     freezer = "mount -t cgroup -o freezer none /mnt"
     probe = subprocess.run(
         ("unshare", *_SPACES, "sh", "-c", freezer), capture_output=True, text=True, check=False
     )
     if probe.returncode:
-        return f"the Slurm test cluster may not make namespaces here: {probe.stderr.strip()}"
+        return f"the Slurm test cluster cannot create namespaces here: {probe.stderr.strip()}"
     return ""
 
 
 def not_installable() -> str:
-    """Why the packages cannot be installed here; empty if they can."""
+    """Return the reason why the packages cannot be installed here, or an empty text."""
     if not Path("/etc/debian_version").exists():
-        return "the Slurm test cluster runs on Debian; this is another system"
+        return "the Slurm test cluster needs Debian"
     if os.geteuid() != 0:
-        return "the Slurm test cluster makes network namespaces and must run as root"
+        return "the Slurm test cluster creates network namespaces and must run as root"
     return ""
 
 
 def install() -> str:
-    """Installs what is missing with apt-get and says what it did."""
+    """Install missing packages with apt-get and return a report."""
     if reason := not_installable():
         raise SystemExit(reason)
     if not missing_programs():
-        return "everything is installed already"
+        return "Slurm and Open MPI are already installed"
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for action in (("update",), ("install", "--yes", *PACKAGES)):
         print("apt-get", *action, flush=True)

@@ -1,4 +1,4 @@
-"""Processes, links, names and cgroups of the test cluster, found again by their names alone."""
+"""Processes, links, host names and cgroups of the test cluster, found by their names."""
 
 import fcntl
 import json
@@ -15,15 +15,15 @@ from tests.cluster.conf import Spec
 
 _HOSTS = Path("/etc/hosts")
 _ENV = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin:/bin"}
-_DAEMONS = {"munged", "slurmctld", "unshare", "sh"}  # all that runs outside the nodes
+_DAEMONS = {"munged", "slurmctld", "unshare", "sh"}  # processes outside the nodes
 
 
 class ClusterError(Exception):
-    """The test cluster could not do what was asked; the text ends with what its logs say."""
+    """An operation of the test cluster failed. The text ends with the ends of its logs."""
 
 
 def run(*argv: str | Path, timeout_s: float = 60) -> str:
-    """Standard output of a command. Raises ClusterError with its output if it fails."""
+    """Return the standard output of a command. Raises ClusterError with its output if it fails."""
     command = " ".join(map(str, argv))
     try:
         done = subprocess.run(
@@ -36,14 +36,14 @@ def run(*argv: str | Path, timeout_s: float = 60) -> str:
             env=_ENV,
         )
     except subprocess.TimeoutExpired as error:
-        raise ClusterError(f"`{command}`: not done within {timeout_s:g} s") from error
+        raise ClusterError(f"`{command}` did not end within {timeout_s:g} s") from error
     if done.returncode:
         raise ClusterError(f"`{command}` failed ({done.returncode}): {done.stdout}{done.stderr}")
     return done.stdout
 
 
 def wait_until(true: Callable[[], bool], timeout_s: float, what: str) -> None:
-    """Polls; for state that other programs keep and that sends no event."""
+    """Poll a state of other programs that send no events."""
     deadline = time.monotonic() + timeout_s
     while not true():
         if time.monotonic() > deadline:
@@ -53,7 +53,7 @@ def wait_until(true: Callable[[], bool], timeout_s: float, what: str) -> None:
 
 @contextmanager
 def machine_lock() -> Iterator[None]:
-    """One cluster at a time picks a subnet or edits /etc/hosts. Locks /run: leaves no file."""
+    """Lock for choosing a subnet and editing /etc/hosts. Locks /run and leaves no file."""
     fd = os.open("/run", os.O_RDONLY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -66,50 +66,50 @@ def _argv(pid: str) -> list[str]:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
     except (FileNotFoundError, ProcessLookupError):
-        return []  # gone meanwhile
+        return []  # the process has ended
 
 
 def processes() -> dict[int, list[str]]:
-    """Command line by process id; zombies and kernel threads have none and are left out."""
+    """Return command lines by process id, without zombies and kernel threads."""
     pids = (p.name for p in Path("/proc").iterdir() if p.name.isdigit())
     return {int(pid): argv for pid in pids if (argv := _argv(pid))}
 
 
 def find(match: Callable[[list[str]], bool]) -> list[int]:
-    """Ids of the processes whose command line matches."""
+    """Return the ids of the processes whose command line matches."""
     return [pid for pid, argv in processes().items() if match(argv)]
 
 
 def daemons(spec: Spec) -> list[int]:
-    """The cluster's processes in this machine's own process namespace, and each node's first."""
+    """Return the ids of the daemons on the login node and of the first process of each node."""
     ours = f"{spec.state}/"
     return find(lambda argv: Path(argv[0]).name in _DAEMONS and any(ours in a for a in argv[1:]))
 
 
 def node_pid(spec: Spec, node: str) -> int | None:
-    """Id of a node's first process, or None."""
+    """Return the id of a node's first process, or None."""
     pids = find(lambda argv: argv == ["sh", f"{spec.state}/init.sh", node])
     return pids[0] if pids else None
 
 
 def kill_all(spec: Spec, timeout_s: float = 30) -> None:
-    """Kills the cluster's processes; the kernel kills what else runs on a node."""
+    """Kill the cluster's processes. The kernel then kills all other processes of the nodes."""
     while pids := daemons(spec):
         for pid in pids:
             kill(pid, timeout_s)
 
 
 def kill(pid: int, timeout_s: float = 30) -> None:
-    """Kills a process and waits. A node's first process ends after all others of its node."""
+    """Kill a process and wait for its end. A node's first process ends after all its others."""
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
-        return  # gone meanwhile
+        return  # the process has ended
     wait_until(lambda: _stat(pid)[0] in "ZX", timeout_s, f"end of process {pid}")
 
 
 def _stat(pid: int) -> list[str]:
-    """Fields of /proc/<pid>/stat from the third on: state first. Just `X`, dead, if gone."""
+    """Return the fields of /proc/<pid>/stat from the state on, or `X` if the process has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -117,13 +117,13 @@ def _stat(pid: int) -> list[str]:
 
 
 def identity(pid: int) -> str:
-    """Tells a process from a later one with the same id: by its start time. Empty if dead."""
+    """Return process id and start time, which distinguish reused ids. Empty if it has ended."""
     stat = _stat(pid)
     return "" if stat[0] in "ZX" else f"{pid} {stat[19]}"
 
 
 def free_subnet() -> IPv4Network:
-    """A /24 that no route of this machine, however narrow, touches."""
+    """Return a /24 network that overlaps no route of this machine."""
     routes = json.loads(run("ip", "-json", "-4", "route", "show", "table", "all"))
     taken = [IPv4Network(r["dst"], strict=False) for r in routes if r["dst"] != "default"]
     for third in range(256):
@@ -140,7 +140,7 @@ def add_bridge(spec: Spec, address: str) -> None:
 
 
 def start_node(spec: Spec, node: str) -> None:
-    """A host of its own: network, mounts, host name, shared memory and process ids."""
+    """Start a node in its own namespaces: network, mounts, host name, shared memory, processes."""
     spaces = ("--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc")
     init = ("sh", f"{spec.state}/init.sh", node)
     with (spec.state / node / "init.log").open("ab") as log:
@@ -151,14 +151,14 @@ def start_node(spec: Spec, node: str) -> None:
 
 
 def start_controller(spec: Spec) -> None:
-    """slurmctld as host `<name>0`; it listens on the address that its host name resolves to."""
+    """Start slurmctld as host `<name>0`. It listens on the address of its host name."""
     names = f"hostname {spec.login} && mount --bind {spec.state}/hosts /etc/hosts"
     daemon = f"exec slurmctld -c -f {spec.state}/slurm.conf"
     run("unshare", "--mount", "--uts", "sh", "-c", f"{names} && {daemon}")
 
 
 def plug_in(spec: Spec, node: str, address: str) -> None:
-    """Lays the cable from the bridge to a running node."""
+    """Connect a running node to the bridge."""
     link, pid = spec.link(node), node_pid(spec, node)
     peer = ("peer", "name", "eth0", "netns", str(pid))
     run("ip", "link", "add", link, "master", spec.bridge, "type", "veth", *peer)
@@ -169,13 +169,13 @@ def plug_in(spec: Spec, node: str, address: str) -> None:
 
 
 def inside(pid: int, *argv: str | Path) -> list[str]:
-    """The command line that runs `argv` in all the namespaces of a node's first process."""
+    """Return the command line that runs `argv` in the namespaces of a node's first process."""
     spaces = ("--mount", "--uts", "--ipc", "--net", "--pid")
     return [str(a) for a in ("nsenter", f"--target={pid}", *spaces, "--", *argv)]
 
 
 def remove_links(spec: Spec) -> None:
-    """Node links first; a bridge goes last. Links may vanish meanwhile with their namespace."""
+    """Remove the links of the nodes, then the bridge. Links may vanish with their namespace."""
     names = [link["ifname"] for link in json.loads(run("ip", "-json", "link"))]
     ours = [n for n in names if n.rstrip("0123456789") == spec.link(spec.name)]
     for name in [*ours, *({spec.bridge} & set(names))]:
@@ -183,14 +183,14 @@ def remove_links(spec: Spec) -> None:
 
 
 def add_names(spec: Spec, lines: str) -> None:
-    """So that programs on the login node find the nodes by name."""
+    """Add the nodes to /etc/hosts of the login node."""
     tag = _tag(spec)
     with machine_lock(), _HOSTS.open("a") as file:
         file.write("".join(f"{line} {tag}\n" for line in lines.splitlines()))
 
 
 def remove_names(spec: Spec) -> None:
-    """Written in place: in containers /etc/hosts is a mount and cannot be renamed over."""
+    """Remove the nodes from /etc/hosts, in place: in containers the file is a mount."""
     with machine_lock():
         lines = _HOSTS.read_text().splitlines(keepends=True)
         rest = [line for line in lines if not line.rstrip().endswith(_tag(spec))]
@@ -203,7 +203,7 @@ def _tag(spec: Spec) -> str:
 
 
 def remove_cgroups(spec: Spec) -> None:
-    """slurmd makes `slurm_<node>` in the freezer, which may not be mounted here: mount it."""
+    """Remove the freezer cgroups `slurm_<node>` of slurmd, after mounting the freezer."""
     mount = "mount -t cgroup -o freezer none /mnt && cd /mnt"
     ours = f"slurm_{spec.name}[0-9] slurm_{spec.name}[0-9][0-9]"
     sweep = (

@@ -1,4 +1,4 @@
-"""A serving job on the test cluster, and its end."""
+"""Serving jobs on the test cluster."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,6 +25,8 @@ START_S = 300.0
 
 @dataclass(frozen=True)
 class Serving:
+    """A running serving job: its attempt, endpoint URL and model name."""
+
     attempt: Attempt
     url: str
     model: str
@@ -37,7 +39,7 @@ class Serving:
 async def serving(
     cluster: SlurmCluster, folder: Path, *words: str, workers: int, model: str = "simulated"
 ) -> AsyncIterator[Serving]:
-    """From the time when so many workers are ready."""
+    """Start `hpc-dynamo serve`, wait for `workers` ready workers, and stop it at the end."""
     done = hpc_dynamo(*SERVE, *words, cwd=folder, env=cluster.env, timeout_s=100)
     assert done.returncode == 0, done.stdout + done.stderr
     attempt = latest(folder / "runs" / "s")

@@ -1,10 +1,10 @@
-"""A real Slurm cluster on one machine, every node a host of its own.
+"""A real Slurm cluster on one machine, every node with its own namespaces.
 
 examples, from the top of the checkout, as root on Debian:
-  python -m tests.cluster.slurm install      Debian packages, once
-  python -m tests.cluster.slurm shell        a cluster and a shell that talks to it
-  python -m tests.cluster.slurm up --gpus 2  leaves it running, prints the environment
-  python -m tests.cluster.slurm down         whatever state it is in; --all: every cluster
+  python -m tests.cluster.slurm install      install the Debian packages, once
+  python -m tests.cluster.slurm shell        start a cluster and a shell that uses it
+  python -m tests.cluster.slurm up --gpus 2  start a cluster and print its environment
+  python -m tests.cluster.slurm down         stop it in any state; --all: every cluster
 """
 
 import argparse
@@ -32,7 +32,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("command", choices=("install", "up", "down", "shell"))
     parser.add_argument("--name", default=Spec.name, help="nodes are called <name>1, <name>2, …")
     parser.add_argument("--nodes", type=int, default=Spec.nodes)
-    parser.add_argument("--gpus", type=int, default=Spec.gpus, help="pretended, a node")
+    parser.add_argument("--gpus", type=int, default=Spec.gpus, help="fake GPUs per node")
     parser.add_argument("--keep", action="store_true", help="shell: leave the cluster running")
     parser.add_argument("--all", action="store_true", help="down: every cluster on this machine")
     return parser.parse_args()
@@ -51,11 +51,11 @@ def _up(cluster: SlurmCluster) -> str:
 def _down(names: list[str]) -> str:
     for name in names:
         SlurmCluster(Spec(name)).down()
-    return f"down: {', '.join(names) or 'there was none'}"
+    return f"stopped: {', '.join(names) or 'no cluster was running'}"
 
 
 def _shell(cluster: SlurmCluster, keep: bool) -> str:
-    """The cluster goes when the shell ends, also by a signal to this process."""
+    """Run a shell; stop the cluster when the shell ends or this process gets a signal."""
     if keep:
         cluster.up()
         _run_shell(cluster)
@@ -75,12 +75,12 @@ def _run_shell(cluster: SlurmCluster) -> None:
     print(
         f"Slurm cluster {spec.name}: {', '.join(cluster.nodes)}, with {spec.cpus} CPUs, "
         f"{spec.memory_mb} MB and {spec.gpus} GPUs each.\n"
-        f"All nodes share the files of this machine but /tmp and /dev/shm.\n"
+        f"The nodes share all files of this machine except /tmp and /dev/shm.\n"
         f"Try:  sinfo   |   srun -N{spec.nodes} hostname   |   squeue\n"
         f"Logs: {spec.state}/*.log, {spec.state}/{spec.name}*/*.log.  Leave with: exit",
         flush=True,
     )
-    # ctrl-C is for the shell; a handler, unlike SIG_IGN, does not pass to the child.
+    # Ctrl-C is for the shell. Unlike SIG_IGN, a handler is not inherited by the child.
     before = signal.signal(signal.SIGINT, lambda _number, _frame: None)
     try:
         shell = os.environ.get("SHELL", "/bin/sh")
@@ -90,7 +90,7 @@ def _run_shell(cluster: SlurmCluster) -> None:
 
 
 def _leave_on_signals() -> None:
-    """Makes SIGTERM and SIGHUP unwind the stack, so that the cluster goes down."""
+    """Let SIGTERM and SIGHUP unwind the stack, so that the cluster is stopped."""
 
     def leave(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

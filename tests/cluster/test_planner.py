@@ -9,7 +9,7 @@ from tests.cluster.serving import PLANNER, serving
 from tests.cluster.slurm import SlurmCluster
 from tests.support.load import flips
 from tests.support.runs import hpc_dynamo
-from tests.vllm.test_batch import provisioned
+from tests.support.vllm import provisioned
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(580)]
 

@@ -1,4 +1,4 @@
-"""Who may import whom: the table of docs/development/architecture.md, held against every import."""
+"""Check every import against the layers in the table of docs/development/architecture.md."""
 
 import ast
 import re
@@ -31,7 +31,7 @@ def layers(page: str) -> dict[str, int]:
 
 LEVEL = layers(PAGE.read_text())
 
-# Libraries that have one home each.
+# Each of these libraries is imported in one place only.
 HOMES = {
     "hydra": ("cli/overrides/files.py",),
     "omegaconf": ("cli/overrides/files.py",),
@@ -54,7 +54,7 @@ HOMES = {
 
 @dataclass(frozen=True)
 class Import:
-    """One imported module, and where it is imported."""
+    """One import of a module."""
 
     file: str  # relative to the package
     line: int
@@ -65,13 +65,13 @@ class Import:
 
     @property
     def room(self) -> str:
-        """The room of our own package that the import reaches into; empty for others."""
+        """Return the imported top-level folder or module of hpc_dynamo, or an empty text."""
         top, _, rest = self.module.partition(".")
         return rest.split(".")[0] if top == "hpc_dynamo" else ""
 
 
 def imports(package: Path) -> list[Import]:
-    """All imports of all files: at the top, inside functions and under TYPE_CHECKING."""
+    """Return all imports of all files, also in functions and under TYPE_CHECKING."""
     return [
         Import(str(file.relative_to(package)), line, module)
         for file in sorted(package.rglob("*.py"))
@@ -98,7 +98,7 @@ def _parent(file: Path, package: Path, level: int) -> str:
 
 
 def _module(base: str, name: str, package: Path) -> str:
-    """`from package import name` imports package.name where that is a module."""
+    """Return package.name for `from package import name` if that is a module, else package."""
     spot = package.parent.joinpath(*base.split("."), name)
     return f"{base}.{name}" if spot.is_dir() or spot.with_suffix(".py").exists() else base
 
@@ -134,14 +134,14 @@ def wrong_homes(found: list[Import]) -> list[str]:
 
 
 def cycle(found: list[Import]) -> list[str]:
-    """Modules that import each other in a ring; importing a.b.c runs a and a.b too."""
+    """Return one cycle of modules, or nothing. Importing a.b.c also imports a and a.b."""
     graph: dict[str, set[str]] = {}
     for i in found:
         own = "hpc_dynamo." + i.file.removesuffix(".py").replace("/", ".")
         own = own.removesuffix(".__init__")
         parts = i.module.split(".")
         reached = {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
-        # A module's own packages are under way when it is imported: that is no ring of its own.
+        # The parent packages of a module are being imported at that time: this is no cycle.
         within = {m for m in reached if m != i.module and f"{own}.".startswith(f"{m}.")}
         graph.setdefault(own, set()).update(reached - within)
     try:
@@ -156,20 +156,20 @@ FOUND = imports(PACKAGE)
 
 
 def test_files_import_only_from_lower_layers() -> None:
-    assert len(FOUND) > 200, "the imports were not found"
+    assert len(FOUND) > 200, "too few imports found"
     assert not (wrong := wrong_layers(FOUND)), "\n".join(wrong)
 
 
-def test_libraries_stay_in_their_homes() -> None:
+def test_library_is_imported_only_in_its_home() -> None:
     assert not (wrong := wrong_homes(FOUND)), "\n".join(wrong)
 
 
-def test_no_module_imports_itself_through_others() -> None:
+def test_imports_form_no_cycle() -> None:
     assert not (ring := cycle(FOUND)), " imports ".join(reversed(ring))
 
 
 def test_supervisor_imports_only_the_standard_library() -> None:
-    """It runs as `python -I -S`, without site-packages."""
+    """The supervisor runs as `python -I -S`, without site-packages."""
     foreign = [
         str(i)
         for i in FOUND
@@ -179,15 +179,15 @@ def test_supervisor_imports_only_the_standard_library() -> None:
     assert not foreign, f"{foreign}: process/supervisor.py may import the standard library only"
 
 
-def test_files_stay_small() -> None:
+def test_no_file_exceeds_the_line_limit() -> None:
     sizes = {f: len(f.read_text().splitlines()) for f in sorted(PACKAGE.rglob("*.py"))}
     long = [f"{f.relative_to(PACKAGE)} has {n} lines" for f, n in sizes.items() if n > LONGEST]
-    assert not long, f"{'; '.join(long)}: at most {LONGEST}, look for the missing idea"
+    assert not long, f"{'; '.join(long)}: at most {LONGEST}: split the file or simplify it"
 
 
 @pytest.fixture
 def bad(tmp_path: Path) -> Path:
-    """A package that breaks every rule."""
+    """Return a package that violates every rule."""
     package = tmp_path / "hpc_dynamo"
     (package / "cli").mkdir(parents=True)
     for name in ("__init__.py", "errors.py", "cli/__init__.py", "cli/main.py", "attic.py"):
@@ -202,7 +202,7 @@ def bad(tmp_path: Path) -> Path:
     return package
 
 
-def test_these_checks_can_fail(bad: Path) -> None:
+def test_checks_report_each_violation(bad: Path) -> None:
     found = imports(bad)
     layers, homes = "\n".join(wrong_layers(found)), "\n".join(wrong_homes(found))
     assert "config.py:3 imports hpc_dynamo.topology: config may import only itself and" in layers

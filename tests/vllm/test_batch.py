@@ -1,15 +1,15 @@
 """Real vLLM on the CPU: prefill and decode workers say what a single worker says."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.demo.provision import Places, Provisioned, cache_dir, provision
+from hpc_dynamo.demo.provision import DemoEngine
 from tests.support.comparable import batch_answers
 from tests.support.runs import answers, hpc_dynamo, latest
 from tests.support.unusual_bodies import ANSWERS, LISTS
+from tests.support.vllm import provisioned
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -27,19 +27,8 @@ QUESTIONS = (
 UNSHARED = (LISTS[0], LISTS[2], LISTS[3], LISTS[7], ANSWERS[0])
 
 
-def provisioned() -> Provisioned:
-    """The engine that `make demo` and `make test` install; skips where it is not there.
-
-    With `vllm` among the words of HPC_DYNAMO_REQUIRE it fails instead.
-    """
-    if not Places(cache_dir()).complete:
-        required = "vllm" in os.environ.get("HPC_DYNAMO_REQUIRE", "").split()
-        (pytest.fail if required else pytest.skip)("vLLM is not installed: make demo installs it")
-    return provision()
-
-
 @pytest.fixture(scope="module")
-def vllm() -> Provisioned:
+def vllm() -> DemoEngine:
     return provisioned()
 
 
@@ -58,7 +47,7 @@ def _write(file: Path) -> None:
 
 
 def test_greedy_text_through_prefill_and_decode_equals_that_of_one_worker(
-    vllm: Provisioned, tmp_path: Path
+    vllm: DemoEngine, tmp_path: Path
 ) -> None:
     _write(tmp_path / "questions.jsonl")
     words = (

@@ -27,7 +27,7 @@ from tests.integration.serving.routed import routing, rows
 from tests.support.comparable import Answer, batch_answers, comparable
 from tests.support.runs import until
 from tests.support.unusual_bodies import CASES, CONTEXT, MODEL, Case, completion
-from tests.vllm.test_batch import provisioned
+from tests.support.vllm import provisioned
 from tests.vllm.test_serve import Served, serving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]

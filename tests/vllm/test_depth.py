@@ -14,7 +14,7 @@ import pytest
 
 from hpc_dynamo.engines.vllm_pd_protocol import REMOTE_DECODE
 from tests.support import tiny_models
-from tests.vllm.test_batch import provisioned
+from tests.support.vllm import provisioned
 from tests.vllm.test_kv import BLOCK, TOLD_S, prompt, until
 from tests.vllm.test_serve import Served, serving
 

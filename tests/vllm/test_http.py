@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from hpc_dynamo.engines.paths import is_inference
-from tests.vllm.test_batch import provisioned
+from tests.support.vllm import provisioned
 from tests.vllm.test_serve import MODEL, Served, serving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]

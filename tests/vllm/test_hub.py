@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.hub import REPOSITORY, cached
 from tests.support.runs import until
-from tests.vllm.test_batch import provisioned
+from tests.support.vllm import provisioned
 from tests.vllm.test_serve import MODEL, Served, serving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.runs import answers, hpc_dynamo, latest
-from tests.vllm.test_batch import provisioned
+from tests.support.vllm import provisioned
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 

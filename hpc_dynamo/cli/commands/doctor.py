@@ -18,7 +18,7 @@ from hpc_dynamo.cli.task_config import with_run
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.doctor import task
 from hpc_dynamo.doctor.coordinator import report_file
-from hpc_dynamo.doctor.records import Report
+from hpc_dynamo.doctor.records import DoctorReport
 from hpc_dynamo.errors import ExitCode, LaunchError, UsageError
 from hpc_dynamo.launch import JobState, LaunchedJob
 from hpc_dynamo.run import Attempt, read_json, write_json
@@ -87,10 +87,10 @@ def _layout(config: Config, launcher: Launcher) -> Plan:
     return replace(layout, nodes=max(layout.nodes, given))
 
 
-def _await_report(attempt: Attempt, job: LaunchedJob) -> Report:
+def _await_report(attempt: Attempt, job: LaunchedJob) -> DoctorReport:
     """Wait for the report. The job has deadlines of its own. Raises LaunchError if it ends."""
     ended_at, shown = 0.0, ""
-    while (report := read_json(report_file(attempt), Report)) is None:
+    while (report := read_json(report_file(attempt), DoctorReport)) is None:
         state, detail = job.state()
         if state is JobState.pending and detail != shown:
             print_line(shown := detail)

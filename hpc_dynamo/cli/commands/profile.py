@@ -9,7 +9,7 @@ from hpc_dynamo.cli.render.console import OUT, print_line
 from hpc_dynamo.cli.render.profile import profile_table
 from hpc_dynamo.cli.run_folder import profile_run
 from hpc_dynamo.cli.task_config import composed, profile_config
-from hpc_dynamo.planner.profile import load
+from hpc_dynamo.planner.profile import load_profile
 
 EXAMPLES = """\
   hpc-dynamo profile engine=simulator topology=aggregated
@@ -37,5 +37,5 @@ def run(args: Namespace) -> int:
     elif code := launch_run(run, checked, detach=args.detach):
         return code
     if run.profile.exists():  # it does not after --detach
-        OUT.print(profile_table(load(run.profile)))
+        OUT.print(profile_table(load_profile(run.profile)))
     return 0

@@ -18,10 +18,16 @@ from hpc_dynamo.cli.render.simulation import (
 )
 from hpc_dynamo.config import Config, require_single_model, validate
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.plotting import draw, need_matplotlib
-from hpc_dynamo.simulation import Job, Outcome, Request, read, setup
-from hpc_dynamo.simulation.picture import panels
-from hpc_dynamo.simulation.split import search
+from hpc_dynamo.plotting import draw, import_matplotlib
+from hpc_dynamo.simulation import (
+    SimulatedJob,
+    SimulationResult,
+    TraceRequest,
+    from_config,
+    read_trace,
+)
+from hpc_dynamo.simulation.result_plot import panels
+from hpc_dynamo.simulation.split_search import search_splits
 
 SHOWN = 8  # splits in the table of a search
 PLOT_FORMATS = (".png", ".svg", ".pdf")
@@ -51,7 +57,7 @@ def check(args: Namespace) -> None:
     config = compose(list(_overrides(args)), args.config_dir)
     require_single_model(config, "a simulation")
     validate(config)
-    setup.job(config)
+    from_config.simulated_job(config)
 
 
 def run(args: Namespace) -> int:
@@ -59,16 +65,16 @@ def run(args: Namespace) -> int:
     require_single_model(config, "a simulation")
     validate(config)
     requests = _requests(config)
-    job = setup.job(config)
-    setup.fits(job, requests)
+    job = from_config.simulated_job(config)
+    from_config.check_requests_fit(job, requests)
     if config.simulate.search_split:
         return _search(config, job, requests)
-    planner = setup.planner(config, job)
+    planner = from_config.simulated_planner(config, job)
     with progress_bar(len(requests)) as bar:
         outcome = simulation.simulate(job, requests, planner, lambda seen: bar.advance())
     OUT.print(result_table(outcome, len(requests)))
-    if outcome.lost:
-        print_line(f"lost: {next(s.lost for s in outcome.seen if s.lost)}")
+    if outcome.failed_requests:
+        print_line(f"lost: {next(s.error for s in outcome.results if s.error)}")
     _draw(config, job, outcome)
     return 0
 
@@ -82,7 +88,7 @@ def _overrides(args: Namespace) -> Iterator[str]:
             yield f"simulate.{name}={given}"
 
 
-def _requests(config: Config) -> list[Request]:
+def _requests(config: Config) -> list[TraceRequest]:
     settings, picture = config.simulate, Path(config.simulate.plot)
     if not settings.trace:
         hint = "--trace FILE, JSON lines of timestamp (ms), input_length, output_length, hash_ids"
@@ -91,20 +97,20 @@ def _requests(config: Config) -> list[Request]:
         hint = f"a name that ends in one of {' '.join(PLOT_FORMATS)}"
         raise ConfigError(f"simulate.plot={picture} is not a known format", hint=hint)
     if settings.plot:
-        need_matplotlib()
+        import_matplotlib()
         if not picture.absolute().parent.is_dir():
             what = f"simulate.plot={picture}: no folder {picture.absolute().parent}"
             raise ConfigError(what, hint=f"mkdir -p {shlex.quote(str(picture.absolute().parent))}")
-    return read(Path(settings.trace), settings.max_requests, settings.speed)
+    return read_trace(Path(settings.trace), settings.max_requests, settings.speed)
 
 
-def _search(config: Config, job: Job, requests: Sequence[Request]) -> int:
+def _search(config: Config, job: SimulatedJob, requests: Sequence[TraceRequest]) -> int:
     workers = len(job.ranks)
     if workers < 2:
         hint = "topology.prefill.workers=8 topology.decode.workers=8: their sum is what counts"
         raise ConfigError(f"{workers} worker cannot be split", hint=hint)
     with progress_bar(len(requests)) as bar:
-        tried = search(
+        tried = search_splits(
             job, workers, requests, lambda s: bar.restart(split_text(s)), lambda seen: bar.advance()
         )
     OUT.print(comparison_table(tried[:SHOWN], len(requests)))
@@ -113,7 +119,7 @@ def _search(config: Config, job: Job, requests: Sequence[Request]) -> int:
     return 0
 
 
-def _plot_title(config: Config, outcome: Outcome) -> str:
+def _plot_title(config: Config, outcome: SimulationResult) -> str:
     """Return trace, modelled engine, workers and policies."""
     first = [counts for at, *counts in outcome.roles if at == outcome.roles[0][0]]
     prefill, decode = first[-1] if first else (0, 0)
@@ -124,7 +130,7 @@ def _plot_title(config: Config, outcome: Outcome) -> str:
     )
 
 
-def _draw(config: Config, job: Job, outcome: Outcome) -> None:
+def _draw(config: Config, job: SimulatedJob, outcome: SimulationResult) -> None:
     file = config.simulate.plot
     if file:
         draw(Path(file), _plot_title(config, outcome), list(panels(outcome, job.kind)))

@@ -7,26 +7,26 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 
 from hpc_dynamo.cli.render.table import HOST_WIDTH, TEXT_WIDTH, Column, ResponsiveTable
-from hpc_dynamo.doctor.analysis import usual_gb_s
-from hpc_dynamo.doctor.records import Examined, Finding, Level, Report
+from hpc_dynamo.doctor.analysis import typical_gb_s
+from hpc_dynamo.doctor.records import DoctorReport, Finding, FindingLevel, NodeReady
 
 MATRIX_NODES = 16  # largest number of nodes whose matrix of links fits on a terminal
 
 
-def report_view(report: Report) -> RenderableType:
+def report_view(report: DoctorReport) -> RenderableType:
     """Return tables of nodes and links, the findings and their number."""
     parts: list[RenderableType] = [_nodes(report)]
     if report.links:
         parts.append(_matrix(report) if len(report.hosts) <= MATRIX_NODES else _slowest(report))
     parts += _findings(report)
-    faults = sum(f.level is Level.fault for f in report.findings)
+    faults = sum(f.level is FindingLevel.fault for f in report.findings)
     warnings = len(report.findings) - faults
     result = f"{faults} fault(s)" if faults else "[green]healthy[/]"
     parts.append(f"{result}, {warnings} warning(s); {report.seconds:.1f} s")
     return Group(*parts)
 
 
-def _nodes(report: Report) -> ResponsiveTable:
+def _nodes(report: DoctorReport) -> ResponsiveTable:
     figures = ("GPUs", "model GB/s", "/dev/shm GiB", "open files", "MPI", "NIXL")
     table = ResponsiveTable(Column("node", fold=HOST_WIDTH), "address", *figures, title="nodes")
     for node in report.nodes:
@@ -34,7 +34,7 @@ def _nodes(report: Report) -> ResponsiveTable:
     return table
 
 
-def _cells(node: Examined) -> tuple[str, ...]:
+def _cells(node: NodeReady) -> tuple[str, ...]:
     facts = node.facts
     read = "-" if facts.model_gb_s is None else f"{facts.model_gb_s:.2f}"
     files = "unlimited" if facts.nofile < 0 else str(facts.nofile)
@@ -46,10 +46,10 @@ def _cells(node: Examined) -> tuple[str, ...]:
     )
 
 
-def _matrix(report: Report) -> ResponsiveTable:
+def _matrix(report: DoctorReport) -> ResponsiveTable:
     """Return the speed of every link: the node of the row pulls from that of the column."""
-    usual = usual_gb_s(report.links)
-    title = f"NIXL: row pulls from column, GB/s / µs; usual {usual:.2f} GB/s; over "
+    typical = typical_gb_s(report.links)
+    title = f"NIXL: row pulls from column, GB/s / µs; typical {typical:.2f} GB/s; over "
     title += _transports(report) + _repeats(report)
     table = ResponsiveTable("", *(Column(host, right=True) for host in report.hosts), title=title)
     found = {(each.node, each.peer): each for each in report.links}
@@ -63,9 +63,11 @@ def _matrix(report: Report) -> ResponsiveTable:
     return table
 
 
-def _slowest(report: Report) -> ResponsiveTable:
+def _slowest(report: DoctorReport) -> ResponsiveTable:
     """Return the ten slowest links of many nodes. `--json` writes all."""
-    title = f"NIXL: the slowest of {len(report.links)} links, usual {usual_gb_s(report.links):.2f}"
+    title = (
+        f"NIXL: the slowest of {len(report.links)} links, usual {typical_gb_s(report.links):.2f}"
+    )
     title += _repeats(report)
     names = (Column("to", fold=HOST_WIDTH), Column("from", fold=HOST_WIDTH), "GB/s", "µs")
     table = ResponsiveTable(*names, Column("over", fold=TEXT_WIDTH), title=title)
@@ -76,24 +78,24 @@ def _slowest(report: Report) -> ResponsiveTable:
     return table
 
 
-def _repeats(report: Report) -> str:
+def _repeats(report: DoctorReport) -> str:
     count = sum(link.times > 1 for link in report.links)
     return f"; {count} measured more than once" if count else ""
 
 
-def _transports(report: Report) -> str:
+def _transports(report: DoctorReport) -> str:
     """Return the transports and interfaces that UCX selected."""
     names = {each.transport for each in report.links if each.transport}
     return escape(", ".join(sorted(names)) or "?")
 
 
-def _findings(report: Report) -> Iterator[str]:
+def _findings(report: DoctorReport) -> Iterator[str]:
     """Yield lines for each kind of finding, with all its nodes and one remedy to copy."""
     hosts = dict[Finding, list[str]]()
     for found in sorted(report.findings, key=lambda f: f.level):
         hosts.setdefault(msgspec.structs.replace(found, host=""), []).append(found.host)
     for found, names in hosts.items():
-        colour = "red" if found.level is Level.fault else "yellow"
+        colour = "red" if found.level is FindingLevel.fault else "yellow"
         nodes = ", ".join(dict.fromkeys(filter(None, names)))
         on = f" on {escape(nodes)}" if nodes else ""
         yield f"[{colour}]{found.level}[/]{on}: {escape(found.what)}; {escape(found.why)}"

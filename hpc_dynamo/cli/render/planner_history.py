@@ -10,7 +10,7 @@ from hpc_dynamo.cli.render.progress import duration
 from hpc_dynamo.cli.render.table import TEXT_WIDTH, Column, ResponsiveTable
 from hpc_dynamo.config import Planner, PlannerMode
 from hpc_dynamo.planner.records import PlannerRecord, RoleChange
-from hpc_dynamo.planner.signals import Decision
+from hpc_dynamo.planner.signals import PlannerDecision
 from hpc_dynamo.plotting import Curve, Panel, Style
 from hpc_dynamo.run import Run
 
@@ -23,7 +23,7 @@ class PlannerHistory:
     settings: Planner  # those of the last attempt
 
     @property
-    def decisions(self) -> list[Decision]:
+    def decisions(self) -> list[PlannerDecision]:
         return [r.decision for r in self.records if r.decision]
 
     @property
@@ -33,7 +33,7 @@ class PlannerHistory:
     @property
     def began(self) -> float:
         """Return the start of the first interval, in seconds since the epoch."""
-        first = self.decisions[0].seen
+        first = self.decisions[0].signals
         return first.at - first.seconds
 
 
@@ -42,9 +42,9 @@ def decision_table(history: PlannerHistory) -> ResponsiveTable:
     figures = [Column(name) for name in ("at", "ready", "wanted", "load", "TTFT, ITL")]
     table = ResponsiveTable(*figures, Column("decision and reason", fold=TEXT_WIDTH), plain=True)
     for record in history.records:
-        if record.decision and (record.decision.move or record.left_out):
+        if record.decision and (record.decision.move or record.skipped):
             table.add_row(
-                *map(escape, _decision_cells(record.decision, record.left_out, history.began))
+                *map(escape, _decision_cells(record.decision, record.skipped, history.began))
             )
         elif record.role_change:
             blank = [""] * (len(figures) - 1)
@@ -60,16 +60,16 @@ def _at(at: float, began: float) -> str:
     return duration(max(0.0, at - began))
 
 
-def _decision_cells(d: Decision, left_out: str, began: float) -> tuple[str, ...]:
-    seen, move = d.seen, d.move
-    what = f"{move.count} {move.old} to {move.new}: {d.wanted.why}" if move else d.wanted.why
+def _decision_cells(d: PlannerDecision, skipped: str, began: float) -> tuple[str, ...]:
+    seen, move = d.signals, d.move
+    what = f"{move.count} {move.old} to {move.new}: {d.target.reason}" if move else d.target.reason
     return (
         _at(seen.at, began),
         f"{seen.prefill}P+{seen.decode}D",
-        f"{d.wanted.prefill}P+{d.wanted.decode}D",
+        f"{d.target.prefill}P+{d.target.decode}D",
         f"{seen.rate_hz:.1f}/s x {seen.prompt_tokens:.0f}+{seen.answer_tokens:.0f}",
         f"{seen.ttft_s:.2f} s, {1000 * seen.itl_s:.0f} ms",
-        "; ".join(filter(None, (what, d.wanted.short, left_out and f"not done: {left_out}"))),
+        "; ".join(filter(None, (what, d.target.shortfall, skipped and f"not done: {skipped}"))),
     )
 
 
@@ -91,9 +91,9 @@ def summary_lines(history: PlannerHistory) -> Iterator[str]:
         drain, switch = fmean(f.drain_s for f in done), fmean(f.switch_s for f in done)
         yield f"mean of a role change: drained in {drain:.2f} s, switched in {switch:.2f} s"
     if history.settings.mode is PlannerMode.sla:
-        yield _attainment("TTFT", history.settings.ttft_s, [d.seen.ttft_s for d in decisions])
-        yield _attainment("ITL", history.settings.itl_s, [d.seen.itl_s for d in decisions])
-    short = sum(bool(d.wanted.short) for d in decisions)
+        yield _attainment("TTFT", history.settings.ttft_s, [d.signals.ttft_s for d in decisions])
+        yield _attainment("ITL", history.settings.itl_s, [d.signals.itl_s for d in decisions])
+    short = sum(bool(d.target.shortfall) for d in decisions)
     if short:
         yield f"in {short} intervals the planner needed more workers than it could get"
 
@@ -118,8 +118,8 @@ def title(run: Run, history: PlannerHistory) -> str:
 def panels(history: PlannerHistory) -> list[Panel]:
     """Return the panels that have a value above zero, over minutes since the first interval."""
     decisions, settings = history.decisions, history.settings
-    at = [(d.seen.at - history.began) / 60 for d in decisions]
-    seen, expected = [d.seen for d in decisions], [d.expected for d in decisions]
+    at = [(d.signals.at - history.began) / 60 for d in decisions]
+    seen, expected = [d.signals for d in decisions], [d.expected for d in decisions]
     sla = settings.mode is PlannerMode.sla
 
     def panel(what: str, target: float | None, style: Style, **curves: list[float]) -> Panel:
@@ -130,7 +130,10 @@ def panels(history: PlannerHistory) -> list[Panel]:
     prompt, answer = [s.prompt_tokens for s in seen], [s.answer_tokens for s in seen]
     prefill, decode = [float(s.prefill) for s in seen], [float(s.decode) for s in seen]
     came, next_ = [s.rate_hz for s in seen], [e.rate_hz for e in expected]
-    queued, active = [float(s.queued) for s in seen], [float(s.active) for s in seen]
+    queued, active = (
+        [float(s.queued_requests) for s in seen],
+        [float(s.active_requests) for s in seen],
+    )
     drawn = [
         panel("workers", None, Style.steps, prefill=prefill, decode=decode),
         panel("requests/s", None, Style.line, came=came, expected_of_the_next_interval=next_),

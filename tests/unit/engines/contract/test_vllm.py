@@ -13,8 +13,8 @@ from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.config import Config
 from hpc_dynamo.engines import Placement, engine
 from hpc_dynamo.topology import plan
+from tests.support.vllm import provisioned
 from tests.unit.engines.contract import record_vllm
-from tests.vllm.test_batch import provisioned
 
 FILE = Path(__file__).parent / "vllm.json"
 RECORDED: dict[str, Any] = json.loads(FILE.read_text())

@@ -1,0 +1,123 @@
+"""Run the whole test suite: `python -m tests.suite`, the recipe of `make test`.
+
+    prepare    install Slurm and Open MPI with apt-get (root on Debian only)
+    lint       ruff, mypy                               } at the same time
+    local      unit and integration tests               }
+    vllm-env   install the CPU build of vLLM            }
+    cluster    tests on a real Slurm cluster            } then these two: cluster tests mostly
+    vllm       tests with real vLLM engines             } wait, vLLM tests mostly compute
+
+A part that fails does not stop the others. The exit code is 1 if any part failed. Output lines
+start with the name of their part.
+"""
+
+import asyncio
+import contextlib
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hpc_dynamo.demo import provision
+from tests.cluster.install import PACKAGES, missing_programs, not_installable
+
+PYTEST = (sys.executable, "-m", "pytest", "-q", "--durations=15")
+# Tests that share only the machine. They wait as much as they compute: three workers on two
+# cores. A worker that has run all its tests takes over tests of another one.
+LOCAL = ("-n", "3", "--dist", "worksteal", "-m", "not cluster and not vllm")
+# Each worker brings up a Slurm cluster of its own.
+CLUSTER = ("-n", "2", "--dist", "worksteal", "-m", "cluster")
+# Tests of a file share engines.
+VLLM = ("-n", "2", "--dist", "loadfile", "-m", "vllm")
+CHECKS = ("ruff check .", "ruff format --check .", "mypy")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Outcome of one part: its exit code and its duration in seconds."""
+
+    part: str
+    code: int
+    took_s: float
+
+    def __str__(self) -> str:
+        verdict = "passed" if self.code == 0 else f"FAILED (exit code {self.code})"
+        return f"{self.part:<10} {self.took_s:>6.0f} s  {verdict}"
+
+
+def announcement() -> str:
+    """Return what the suite is going to install on this machine."""
+    lines = []
+    if reason := not_installable():
+        lines.append(f"Slurm and Open MPI: not installed ({reason}); cluster tests are skipped")
+    elif missing_programs():
+        lines.append(f"Slurm and Open MPI: apt-get install {' '.join(PACKAGES)}")
+    places = provision.InstallPaths(provision.cache_dir())
+    if not places.complete:
+        size = f"about {provision.DISK_GB + provision.MODEL_GB:.0f} GB"
+        lines.append(f"vLLM {provision.VLLM} and a small model: {size} in {places.cache}")
+    return "\n".join(f"will install  {line}" for line in lines) or "nothing to install"
+
+
+async def run(part: str, *commands: Sequence[str]) -> Result:
+    """Run commands one after another, prefix their output with `part`, stop at a failure."""
+    began = time.monotonic()
+    code = 0
+    for command in commands:
+        print(f"{part:<8} | $ {shlex.join(command)}", flush=True)
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        assert process.stdout
+        try:
+            async for line in process.stdout:
+                print(f"{part:<8} | {line.decode(errors='replace').rstrip()}", flush=True)
+            code = await process.wait()
+        finally:
+            # Ctrl-C reaches the whole process group: give the child time to clean up.
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
+                await process.wait()
+        if code:
+            break
+    return Result(part, code, time.monotonic() - began)
+
+
+async def at_once(*parts: tuple[str, list[Sequence[str]]]) -> list[Result]:
+    """Run parts at the same time and return their results in order."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(run(name, *commands)) for name, commands in parts]
+    return [task.result() for task in tasks]
+
+
+async def suite() -> list[Result]:
+    """Run all parts. A part that cannot run here is skipped by its tests, with the reason."""
+    results = []
+    if not not_installable():
+        results.append(
+            await run("prepare", (sys.executable, "-m", "tests.cluster.slurm", "install"))
+        )
+    tools = [(sys.executable, "-m", *check.split()) for check in CHECKS]
+    results += await at_once(
+        ("lint", list(tools)),
+        ("local", [(*PYTEST, *LOCAL)]),
+        ("vllm-env", [(sys.executable, "-m", "hpc_dynamo.demo.provision")]),
+    )
+    results += await at_once(("cluster", [(*PYTEST, *CLUSTER)]), ("vllm", [(*PYTEST, *VLLM)]))
+    return results
+
+
+def main() -> int:
+    print(announcement(), flush=True)
+    results = asyncio.run(suite())
+    print("\n".join(map(str, results)))
+    # Without root or network the engines cannot be installed; their tests are skipped then.
+    required = "vllm" in os.environ.get("HPC_DYNAMO_REQUIRE", "")
+    return int(any(r.code and (required or r.part != "vllm-env") for r in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
