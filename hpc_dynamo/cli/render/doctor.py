@@ -66,7 +66,7 @@ def _matrix(report: DoctorReport) -> ResponsiveTable:
 def _slowest(report: DoctorReport) -> ResponsiveTable:
     """Return the ten slowest links of many nodes. `--json` writes all."""
     title = (
-        f"NIXL: the slowest of {len(report.links)} links, usual {typical_gb_s(report.links):.2f}"
+        f"NIXL: the slowest of {len(report.links)} links, typical {typical_gb_s(report.links):.2f}"
     )
     title += _repeats(report)
     names = (Column("to", fold=HOST_WIDTH), Column("from", fold=HOST_WIDTH), "GB/s", "µs")

@@ -114,7 +114,7 @@ def test_one_that_was_left_behind_is_cancelled_and_counted(attempt: Attempt, tol
 def test_the_status_names_job_ranks_and_reason(attempt: Attempt) -> None:
     line = extra_job_line(known(job_of(attempt), detail="Slurm says pending, reason: Priority"))
     assert line == (
-        "further job 42 pending, 2 node(s), decode 2, 3, 4, 5: Slurm says pending, reason: Priority"
+        "extra job 42 pending, 2 node(s), decode 2, 3, 4, 5: Slurm says pending, reason: Priority"
     )
 
 
