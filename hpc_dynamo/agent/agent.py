@@ -15,7 +15,14 @@ from hpc_dynamo.agent.shard_followers import ShardFollowers
 from hpc_dynamo.agent.shard_leader import ShardLeader, wait_for_exit
 from hpc_dynamo.bootstrap.address import interface_with_address
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.engines import Engine, Placement, ShardRendezvous, engine, for_worker, is_mpi_step
+from hpc_dynamo.engines import (
+    EngineAdapter,
+    Placement,
+    ShardRendezvous,
+    engine,
+    for_worker,
+    is_mpi_step,
+)
 from hpc_dynamo.errors import EngineError, WireError
 from hpc_dynamo.messages import (
     AgentStopped,
@@ -193,7 +200,7 @@ class Agent:
     def _seen(self, worker: Worker) -> Config:
         return for_worker(self._config, worker)
 
-    def _engine(self, worker: Worker) -> Engine:
+    def _engine(self, worker: Worker) -> EngineAdapter:
         return engine(self._seen(worker).engine.name)
 
     def _first_place(self, worker: Worker) -> Placement:

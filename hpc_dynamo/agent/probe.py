@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from hpc_dynamo.engines import Body
-from hpc_dynamo.engines.paths import forwardable
+from hpc_dynamo.engines.http_paths import forwardable
 from hpc_dynamo.http import HttpClient
 
 
@@ -17,7 +17,9 @@ class EngineModels:
     models: tuple[str, ...] = ()
     adapters: Mapping[str, str] = field(default_factory=dict)  # of them, and whose they are
     context_tokens: int = 0  # longest prompt and answer together; 0: it does not say
-    operations: tuple[str, ...] = ()  # which clients may use, see engines.paths; empty: not known
+    operations: tuple[
+        str, ...
+    ] = ()  # which clients may use, see engines.http_paths; empty: not known
 
 
 NO_MODELS = EngineModels()

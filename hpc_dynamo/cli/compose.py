@@ -9,7 +9,7 @@ import msgspec
 
 from hpc_dynamo.cli import model_overrides as models
 from hpc_dynamo.cli.conf_folders import conf_folders
-from hpc_dynamo.cli.overrides import files, tree, words, yaml_text
+from hpc_dynamo.cli.overrides import arguments, files, tree, yaml_text
 from hpc_dynamo.config import Config, Role, ServedModel, Task, errors_of_model
 
 
@@ -33,7 +33,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
 def roles(overrides: Sequence[str], config_dir: Path | None = None) -> tuple[Role, ...]:
     """Return the roles of the pools that these overrides run. Raises ConfigError for a folder that
     does not exist."""
-    return words.roles(overrides, files.Folders(conf_folders(config_dir)))
+    return arguments.roles(overrides, files.Folders(conf_folders(config_dir)))
 
 
 def _model(
@@ -58,7 +58,7 @@ def _composed(
 ) -> tuple[Config, dict[str, Any]]:
     """Return a run of one model, and the files' section `models`. `values` override files."""
     found = files.Folders(folders)
-    built = tree.build(found, words.read(overrides, found), values)
+    built = tree.build(found, arguments.read(overrides, found), values)
     several = built.pop("models")
     return msgspec.convert(built, Config), several
 

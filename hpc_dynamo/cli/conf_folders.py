@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hpc_dynamo.config.paths import at_home
+from hpc_dynamo.config.paths import expand_home
 from hpc_dynamo.errors import ConfigError
 
 
@@ -20,7 +20,7 @@ def conf_folders(config_dir: Path | None) -> tuple[Path, ...]:
     """
     if config_dir is None:
         return (conf_dir(),)
-    own = Path(at_home(str(config_dir), "--config-dir")).absolute()
+    own = Path(expand_home(str(config_dir), "--config-dir")).absolute()
     if not own.is_dir():
         hint = "a folder such as DIR with files DIR/cluster/mysite.yaml, then cluster=mysite"
         raise ConfigError(f"--config-dir {config_dir}: no such folder", hint=hint)

@@ -49,7 +49,7 @@ def test_a_further_part_that_is_killed_has_its_worker_started_again(
 
 
 # Two ranks a node, as TensorRT-LLM's: one step of Slurm's over both nodes.
-WORLD = (*TWO_NODES, "engine.args.start=mpi", "engine.args.dialect=trtllm")
+WORLD = (*TWO_NODES, "engine.args.start=mpi", "engine.args.pd-protocol=trtllm")
 
 
 def _ranks(cluster: SlurmCluster, node: str) -> list[str]:

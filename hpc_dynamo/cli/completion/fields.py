@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from hpc_dynamo.cli.completion.files import files
 from hpc_dynamo.cli.conf_folders import conf_folders
-from hpc_dynamo.cli.overrides.schema import fields_of
+from hpc_dynamo.cli.overrides.field_lookup import fields_of
 from hpc_dynamo.config import Config
 
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from hpc_dynamo.agent import HEARTBEAT_S
 from hpc_dynamo.config import Role
-from hpc_dynamo.engines.contract import roles_can_change
+from hpc_dynamo.engines.adapter import roles_can_change
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.head.membership.shards import MultiNodeCoordinator
 from hpc_dynamo.messages import (
