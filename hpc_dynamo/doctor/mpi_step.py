@@ -7,7 +7,7 @@ have a Slurm step of their own, because a crash in MPI_Init ends the whole step.
 import asyncio
 
 from hpc_dynamo.engines import Command, Placement, for_worker, in_container, is_mpi_step
-from hpc_dynamo.engines.contract import python_executable
+from hpc_dynamo.engines.environment import python_executable
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.launch import mpi_step
 from hpc_dynamo.process.child import clean_environment

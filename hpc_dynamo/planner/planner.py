@@ -6,11 +6,11 @@ from hpc_dynamo.config import Planner as Rules
 from hpc_dynamo.config import PlannerMode, Role
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.planner.forecast import LoadForecaster
-from hpc_dynamo.planner.load import ThresholdRule
 from hpc_dynamo.planner.performance import WorkerPerformance
 from hpc_dynamo.planner.signals import ExpectedLoad, PlannerDecision, RoleMove, Signals
-from hpc_dynamo.planner.sla import SlaRule
-from hpc_dynamo.planner.split import ReadyWorkers, WorkerNeed, capacity_gap, target_split
+from hpc_dynamo.planner.sla_rule import SlaRule
+from hpc_dynamo.planner.target_split import ReadyWorkers, WorkerNeed, capacity_gap, target_split
+from hpc_dynamo.planner.threshold_rule import ThresholdRule
 
 
 class CapacityRule(Protocol):

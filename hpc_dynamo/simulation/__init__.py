@@ -15,8 +15,8 @@ picture      an outcome's curves
 """
 
 from hpc_dynamo.simulation.load import LoadPhase, TraceRequest, read_trace, synthetic_load
-from hpc_dynamo.simulation.outcome import LatencyTargets, SimulationResult
 from hpc_dynamo.simulation.performance import TimingPerformance
+from hpc_dynamo.simulation.result import LatencyTargets, SimulationResult
 from hpc_dynamo.simulation.run import DecidesRoles, EngineModel, SimulatedJob, simulate
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.router import Lease, Router, RoutingRequest
 from hpc_dynamo.simulation.load import TraceRequest
-from hpc_dynamo.simulation.outcome import RequestResult
+from hpc_dynamo.simulation.result import RequestResult
 from hpc_dynamo.simulation.worker import ModelledSequence, SimulatedWorker
 
 

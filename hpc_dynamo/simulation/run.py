@@ -16,9 +16,9 @@ from hpc_dynamo.router import Router
 from hpc_dynamo.simulation import clock
 from hpc_dynamo.simulation.kv_event_source import KvEventSource
 from hpc_dynamo.simulation.load import TraceRequest
-from hpc_dynamo.simulation.outcome import LatencyTargets, RequestResult, SimulationResult
 from hpc_dynamo.simulation.pool import RoleChangeModel, WorkerPool
 from hpc_dynamo.simulation.request_flow import RequestFlow
+from hpc_dynamo.simulation.result import LatencyTargets, RequestResult, SimulationResult
 from hpc_dynamo.simulation.worker import EngineSizes, SimulatedWorker
 from hpc_dynamo.timing_model import TimingModel
 

@@ -19,7 +19,6 @@ from hpc_dynamo.errors import EngineError, MissingDependency, RequestFailed
 from hpc_dynamo.head.workloads.workload import HeadContext
 from hpc_dynamo.messages import Outcome, Progress, Status, WorkerReport
 from hpc_dynamo.planner.interpolation import ProfilePerformance
-from hpc_dynamo.planner.picture import plot_profile
 from hpc_dynamo.planner.profile import (
     EngineProfile,
     Measurement,
@@ -27,6 +26,7 @@ from hpc_dynamo.planner.profile import (
     OperatingPoint,
     read_measurements,
 )
+from hpc_dynamo.planner.profile_plot import plot_profile
 from hpc_dynamo.profiler.bench import ProfileBench
 from hpc_dynamo.profiler.grid import ProfileLimits, operating_points
 from hpc_dynamo.run import write_json

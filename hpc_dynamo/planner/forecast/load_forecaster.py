@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from hpc_dynamo.config import Forecast
-from hpc_dynamo.planner.forecast.contract import Predictor
+from hpc_dynamo.planner.forecast.predictor import Predictor
 from hpc_dynamo.planner.forecast.smoothing import LastValue, MovingAverage, holt
 from hpc_dynamo.planner.signals import ExpectedLoad, Signals
 

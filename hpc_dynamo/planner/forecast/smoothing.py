@@ -4,7 +4,7 @@ from collections import deque
 from itertools import product
 from statistics import fmean
 
-from hpc_dynamo.planner.forecast.contract import Predictor
+from hpc_dynamo.planner.forecast.predictor import Predictor
 
 LEVEL = (0.1, 0.2, 0.35, 0.5, 0.8)  # of a level's error, what is learned
 TREND = (0.0, 0.1, 0.3, 0.6)  # of what the level learned, what its trend does

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from benchmarks.replay.engine import Engine, write_mocker, write_simulator
-from benchmarks.replay.figures import Found, Label, Noise, Prefix, Run, Targets, summary
+from benchmarks.replay.hpc_dynamo_target import policies
 from benchmarks.replay.load import Ear, Seen, replay
 from benchmarks.replay.oracle import Oracle, oracle, placed, pooled
-from benchmarks.replay.ours import policies
-from benchmarks.replay.picture import draw
+from benchmarks.replay.plot import draw
+from benchmarks.replay.results import Found, Label, Noise, Prefix, Run, Targets, summary
 from benchmarks.replay.sweep import grid
 from benchmarks.replay.tables import tables
 from benchmarks.replay.trace import ENGINE_BLOCK, LEAST, MOST, Request, Scale, read

@@ -180,7 +180,7 @@ def test_missing_model_fails_batch_before_engines_start(tmp_path: Path, check: s
 def test_doctor_with_faults_exits_with_1(tmp_path: Path) -> None:
     """MPI is used twice: by the nodes, and by the ranks of a worker on both."""
     shape = ("topology=aggregated", "topology.aggregated.tensor_parallel=2")
-    world = ("engine.args.start=mpi", "engine.args.dialect=trtllm", "engine.device=cuda")
+    world = ("engine.args.start=mpi", "engine.args.pd-protocol=trtllm", "engine.device=cuda")
     mpi = ("cluster.bootstrap.method=mpi", "cluster.gpus_per_node=1")
     code, found, shown = run_doctor(
         tmp_path, *shape, *world, *mpi, f"model.path={tmp_path}/nothing"

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.planner_dynamo import Exact, result, traffic
-from benchmarks.planner_load import TARGETS, Load, job, turning
-from benchmarks.planner_rivals import Scheduled, best_splits, moved
-from benchmarks.planner_tables import Figures
+from benchmarks.planner.baselines import Scheduled, best_splits, moved
+from benchmarks.planner.dynamo_process import Exact, result, traffic
+from benchmarks.planner.loads import TARGETS, Load, job, turning
+from benchmarks.planner.results import Figures
 from hpc_dynamo.config import Role
 from hpc_dynamo.planner.signals import Signals
 from hpc_dynamo.simulation import LoadPhase, simulate, synthetic_load

@@ -7,7 +7,6 @@ import pytest
 
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.planner.interpolation import load_performance
-from hpc_dynamo.planner.picture import plot_profile
 from hpc_dynamo.planner.profile import (
     InterpolationError,
     Measurement,
@@ -16,6 +15,7 @@ from hpc_dynamo.planner.profile import (
     load_profile,
     read_measurements,
 )
+from hpc_dynamo.planner.profile_plot import plot_profile
 from hpc_dynamo.run import write_json
 from hpc_dynamo.timing_model import PROFILES
 from tests.unit.planner import modelled

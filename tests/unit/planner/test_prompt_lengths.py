@@ -6,8 +6,8 @@ from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.messages import Quantiles, WorkerLoad
 from hpc_dynamo.planner.collect import collect_signals
-from hpc_dynamo.planner.load import prefill_wait_s
 from hpc_dynamo.planner.prompt_lengths import ComputedPrompts, PromptLengths
+from hpc_dynamo.planner.threshold_rule import prefill_wait_s
 from hpc_dynamo.router import Router, RoutingRequest
 from hpc_dynamo.router.scheduling.limits import AdmissionLimits
 

@@ -17,9 +17,9 @@ from hpc_dynamo.simulation import (
     simulate,
     synthetic_load,
 )
-from hpc_dynamo.simulation.outcome import SimulationResult
 from hpc_dynamo.simulation.pool import RoleChangeModel
-from hpc_dynamo.simulation.split import search_splits
+from hpc_dynamo.simulation.result import SimulationResult
+from hpc_dynamo.simulation.split_search import search_splits
 from hpc_dynamo.simulation.worker import EngineSizes
 from hpc_dynamo.timing_model import PROFILES
 
