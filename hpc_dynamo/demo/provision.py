@@ -98,9 +98,7 @@ def provision(progress: InstallProgress | None = None) -> DemoEngine:
     with exclusive_lock(paths.state, progress):
         if not paths.complete:
             _prepare(paths)
-            progress.line(
-                f"installing vLLM {VLLM} into {paths.env} (once, a few minutes)"
-            )
+            progress.line(f"installing vLLM {VLLM} into {paths.env} (once, a few minutes)")
         run_steps(install_steps(paths), paths.state, progress)
     return DemoEngine(paths.python, paths.model)
 
