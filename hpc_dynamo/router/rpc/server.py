@@ -115,8 +115,6 @@ class RouterServer:
         routers = tuple(self.routers.values())
         workers = [worker for router in routers for worker in router.workers]
         return encode_loads(routers[0].head_name, workers)
-            routers[0].head_name, [worker for router in routers for worker in router.workers]
-        )
 
 
 class _Client(FramedConnection):
