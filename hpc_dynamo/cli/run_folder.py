@@ -17,7 +17,7 @@ from hpc_dynamo import launch
 from hpc_dynamo.batch.input_file import BatchInput
 from hpc_dynamo.batch.ledger import Ledger, ResultLocation
 from hpc_dynamo.config import Config, Task
-from hpc_dynamo.engines.settings import (
+from hpc_dynamo.engines.answer_settings import (
     SettingChange,
     Settings,
     answer_settings,

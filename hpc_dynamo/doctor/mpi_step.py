@@ -7,7 +7,7 @@ MPI_Init ends the step that it happens in.
 import asyncio
 
 from hpc_dynamo.engines import Command, Placement, for_worker, in_container, is_mpi_step
-from hpc_dynamo.engines.contract import python_executable
+from hpc_dynamo.engines.environment import python_executable
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.launch import mpi_step
 from hpc_dynamo.process.child import clean_environment

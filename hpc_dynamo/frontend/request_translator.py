@@ -45,11 +45,11 @@ class RequestTranslator:
 
     @property
     def tokenizer(self) -> PromptTokenizer:
-        return self._builder.prompts
+        return self._builder.tokenizer
 
     @tokenizer.setter
     def tokenizer(self, prompts: PromptTokenizer) -> None:
-        self._builder.prompts = prompts
+        self._builder.tokenizer = prompts
 
     @property
     def notice(self) -> str:

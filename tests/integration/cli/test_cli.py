@@ -226,7 +226,7 @@ LOCAL = ("engine=simulator", "cluster.launcher=local")
                 *("engine=vllm", LOCAL[1], "input=good.jsonl", "model.path=m"),
                 *("cluster.gpus_per_node=2", "topology.decode.pipeline_parallel=3"),
             ],
-            ["topology.decode: 3 GPUs a worker are [2, 1] on 2 nodes"],
+            ["topology.decode: 3 GPUs per worker are [2, 1] on 2 nodes"],
         ),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",

@@ -178,7 +178,7 @@ def test_a_missing_model_fails_a_batch_before_its_engines(tmp_path: Path, check:
 def test_the_doctor_s_faults_make_exit_code_1(tmp_path: Path) -> None:
     """Of MPI two: nodes are to meet by it, and a worker over both is to be a world of it."""
     shape = ("topology=aggregated", "topology.aggregated.tensor_parallel=2")
-    world = ("engine.args.start=mpi", "engine.args.dialect=trtllm", "engine.device=cuda")
+    world = ("engine.args.start=mpi", "engine.args.pd-protocol=trtllm", "engine.device=cuda")
     mpi = ("cluster.bootstrap.method=mpi", "cluster.gpus_per_node=1")
     code, found, shown = report(tmp_path, *shape, *world, *mpi, f"model.path={tmp_path}/nothing")
     assert code == 1

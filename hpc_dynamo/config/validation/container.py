@@ -1,0 +1,56 @@
+"""Checks of `engine.container`."""
+
+import re
+from pathlib import Path
+
+from hpc_dynamo.config.schema import Container, ContainerKind
+from hpc_dynamo.errors import ConfigError, quoted_override
+
+# Characters that cannot be quoted in a mount: all runtimes split it at colons, Apptainer and Pyxis
+# also at commas, Enroot at spaces.
+_UNQUOTED = re.compile(r"[:,\s]")
+_MOUNT = re.compile(r"/[^:,\s]*(:/[^:,\s]*(:r[ow])?)?")
+_SUFFIX = {
+    ContainerKind.apptainer: "sif",
+    ContainerKind.enroot: "sqsh",
+    ContainerKind.pyxis: "sqsh",
+}
+
+
+def check_container(container: Container, paths: dict[str, str]) -> None:
+    """Check the image and all mounts. `paths` are mounted too, by the name of their field."""
+    kind, image = container.kind, container.image
+    if kind is ContainerKind.none:
+        if image:
+            what = f"engine.container.image={image} needs a container runtime"
+            raise ConfigError(what, hint="engine.container.kind=apptainer; or enroot, pyxis")
+        return
+    if not image:
+        what = f"engine.container.image is not set, and kind={kind} needs one"
+        raise ConfigError(what, hint=f"engine.container.image=/shared/vllm.{_SUFFIX[kind]}")
+    if kind is ContainerKind.enroot and re.search(r"://|#", image):
+        what = f"engine.container.image={image}: Enroot starts files, it does not download"
+        uri = image if "://" in image else f"docker://{image}"
+        hint = f"enroot import -o /shared/engine.sqsh {uri}, then that file"
+        raise ConfigError(what, hint=hint)
+    if kind is ContainerKind.pyxis and image.endswith(".sqsh") and not image.startswith("/"):
+        what = f"engine.container.image={image}: Pyxis would look for that in a registry"
+        raise ConfigError(
+            what, hint=quoted_override("engine.container.image", Path(image).absolute())
+        )
+    _check_paths(container.mounts, paths)
+
+
+def _check_paths(mounts: tuple[str, ...], paths: dict[str, str]) -> None:
+    for mount in mounts:
+        if not _MOUNT.fullmatch(mount):
+            what = f"engine.container.mounts: {mount} is not SRC, SRC:DST or SRC:DST:ro"
+            raise ConfigError(what, hint="engine.container.mounts=/scratch:/scratch")
+    for field, path in paths.items():
+        if _UNQUOTED.search(path):
+            what = f"{field}={path} cannot be mounted into a container"
+            raise ConfigError(what, hint="a path without spaces, colons and commas")
+        is_local = path and not path.startswith("/") and Path(path).is_dir()  # else a hub id
+        if is_local:
+            what = f"{field}={path} is relative to a folder that does not exist in the container"
+            raise ConfigError(what, hint=quoted_override(field, Path(path).absolute()))
