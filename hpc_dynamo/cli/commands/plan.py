@@ -9,10 +9,10 @@ from pathlib import Path
 from hpc_dynamo import launch
 from hpc_dynamo.cli.arguments import add_overrides
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.cli.overrides.commented import commented
 from hpc_dynamo.cli.launch_checks import check_statically
 from hpc_dynamo.cli.model_checks import model_warnings, refuse_models
 from hpc_dynamo.cli.node_resources import planned_launcher, with_node_resources
+from hpc_dynamo.cli.overrides.commented import commented
 from hpc_dynamo.cli.render.console import OUT, print_line
 from hpc_dynamo.cli.render.engine_commands import engine_commands
 from hpc_dynamo.cli.render.layout import layout_table
