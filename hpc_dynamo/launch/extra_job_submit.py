@@ -6,10 +6,9 @@ new job that it is the old one.
 
 import importlib
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-from hpc_dynamo.config import Config, with_hardware
+from hpc_dynamo.config import with_extra_job, with_hardware
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.launch import local, slurm
 from hpc_dynamo.run import ExtraJobFolder, write_json
@@ -22,17 +21,10 @@ def main(path: str, minutes: str) -> None:
     plan, owner = job.plan(), job.attempt.job()
     start = local.submit if owner and owner.launcher == "local" else slurm.submit
     entry = importlib.import_module(ENTRY).main
-    config = _config(with_hardware(job.config(), plan.hardware), job.number, minutes)
+    config = with_extra_job(with_hardware(job.config(), plan.hardware), job.number, minutes)
     record = start(job, config, plan, entry)
     write_json(job.job_file, record)
     print(record.job_id)
-
-
-def _config(config: Config, number: int, minutes: str) -> Config:
-    """Of the run, as the further job is to be asked for; its agents need no MPI."""
-    wanted = replace(config.cluster.slurm, time=minutes, mpi="none")
-    cluster = replace(config.cluster, slurm=wanted)
-    return replace(config, name=f"{config.name}+{number}", cluster=cluster)
 
 
 if __name__ == "__main__":
