@@ -5,7 +5,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hpc_dynamo.cli.compose import compose, conf_dir, show
+from hpc_dynamo.cli.compose import compose, show
+from hpc_dynamo.cli.conf_folders import conf_dir
 from hpc_dynamo.config import Device, Launcher, PlannerMode, Policy, Task, TopologyKind
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import plan
