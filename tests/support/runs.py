@@ -15,7 +15,7 @@ SIMULATOR = ("engine=simulator", "cluster.launcher=local")
 
 
 def hpc_dynamo(
-    *words: str, cwd: Path, env: Mapping[str, str] | None = None, timeout_s: float = 90
+    *words: str, cwd: Path, env: Mapping[str, str] | None = None, timeout_s: float = 240
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     argv = [sys.executable, "-m", "hpc_dynamo", *words]
@@ -76,7 +76,7 @@ def latest(run: Path) -> Attempt:
     return Run(run).attempts()[-1]
 
 
-def until(what: str, condition: Callable[[], Any], timeout_s: float = 60) -> Any:
+def until(what: str, condition: Callable[[], Any], timeout_s: float = 180) -> Any:
     """Poll until a condition holds. Files have no events across nodes."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):

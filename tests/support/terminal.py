@@ -90,7 +90,7 @@ def on_a_terminal(
         argv,
         cwd=str(cwd),
         env=own,
-        timeout=30,
+        timeout=120,
         dimensions=(50, columns),
         encoding="utf-8",
     )
