@@ -12,6 +12,7 @@ from typing import Any
 from hpc_dynamo.run import Attempt, Run
 
 SIMULATOR = ("engine=simulator", "cluster.launcher=local")
+BUSY_FACTOR = 3.0
 
 
 def hpc_dynamo(
@@ -76,9 +77,12 @@ def latest(run: Path) -> Attempt:
     return Run(run).attempts()[-1]
 
 
-def until(what: str, condition: Callable[[], Any], timeout_s: float = 180) -> Any:
-    """Poll until a condition holds. Files have no events across nodes."""
-    deadline = time.monotonic() + timeout_s
+def until(what: str, condition: Callable[[], Any], timeout_s: float = 60) -> Any:
+    """Poll until a condition holds. Files have no events across nodes.
+
+    `timeout_s` is for a quiet machine; a busy one gets three times as long.
+    """
+    deadline = time.monotonic() + BUSY_FACTOR * timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
         time.sleep(0.02)
