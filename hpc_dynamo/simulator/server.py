@@ -192,13 +192,10 @@ class HttpApi:
         return body.respond(_request_id(request), engine.model, engine.max_model_len)
 
     def _openapi(self, _: HttpRequest) -> dict[str, Any]:
+        routes = self._routes.items()
+        paths: dict[str, Any] = {path: {method.lower(): {}} for path, (method, _) in routes}
         info = {"title": "simulator", **VERSION}
-        methods = ((path, method.lower()) for path, (method, _) in self._routes.items())
-        return {
-            "openapi": "3.1.0",
-            "info": info,
-            "paths": {path: dict.fromkeys([method], {}) for path, method in methods},
-        }
+        return {"openapi": "3.1.0", "info": info, "paths": paths}
 
     def _models(self, _: HttpRequest) -> dict[str, Any]:
         name, length = self._engine.model, self._engine.max_model_len
