@@ -16,6 +16,7 @@ import pytest
 
 KEY = "secret-of-the-tests"
 MODEL = "demo"
+TIMEOUT_S = 30.0  # only for hangs
 REPORT_CACHED = "--enable-prompt-tokens-details"
 Body = dict[str, Any]
 
@@ -110,7 +111,7 @@ class Client:
 
     async def until(self, rank: Rank, name: str, value: float | None) -> None:
         """Poll a metric until it has a value. None: any value except zero."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT_S):
             while True:
                 now = await self.metric(rank, name)
                 if now == value or (value is None and now):

@@ -93,7 +93,7 @@ async def test_dead_prefill_rank_fails_decode_request(
     prompt = f"orphan {met} {FABLE}"
     params = await client.prefilled(rank, prompt)
     rank.process.kill()
-    rank.process.wait(5)
+    rank.process.wait(30)
     body = {"prompt": prompt, "kv_transfer_params": params}
     status, answer = await client.post(decode, "/v1/completions", body)
     assert status == 500
@@ -109,7 +109,7 @@ async def test_lost_blocks_are_recomputed_with_policy_recompute(
     decode = start("--role", "decode", *fallback)
     params = await client.prefilled(rank, FABLE)
     rank.process.kill()
-    rank.process.wait(5)
+    rank.process.wait(30)
     fields = {"max_tokens": 20, "n": 2}
     again = await client.complete(decode, FABLE, kv_transfer_params=params, **fields)
     assert again["choices"] == (await client.complete(aggregated, FABLE, **fields))["choices"]

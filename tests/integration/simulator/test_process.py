@@ -31,7 +31,7 @@ async def test_signal_stops_busy_rank_within_two_seconds(
         rank.process.send_signal(number)
         with pytest.raises(aiohttp.ClientError):
             await answer.read()
-    assert rank.process.wait(5) == 0
+    assert rank.process.wait(30) == 0
     assert time.monotonic() - began < 2
 
 
@@ -41,7 +41,7 @@ def test_signal_stops_rank_before_it_serves() -> None:
         assert process.stderr
         assert b"waiting 60 s" in process.stderr.readline()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(5) == 0
+        assert process.wait(30) == 0
 
 
 def test_injected_start_delay_and_failure(start: Callable[..., Rank]) -> None:
@@ -59,7 +59,7 @@ async def test_injected_failures_of_requests(client: Client, start: Callable[...
         await client.complete(rank, "still here")
     with pytest.raises(aiohttp.ClientError):
         await client.complete(rank, "too much")
-    assert rank.process.wait(5) == -signal.SIGKILL
+    assert rank.process.wait(30) == -signal.SIGKILL
     rank = start("--fail-request-rate", "0.5")
     answers = [await client.post(rank, "/v1/completions", {"prompt": "x"}) for _ in range(40)]
     assert {status for status, _ in answers} == {200, 500}
@@ -81,7 +81,7 @@ async def test_injected_exit_during_output(
     with pytest.raises(aiohttp.ClientError):
         await read(client, rank, body, got)
     assert b"".join(got).count(b"data: ") == (3 if stream else 0)
-    assert rank.process.wait(5) == 1
+    assert rank.process.wait(30) == 1
 
 
 async def test_injected_stall_during_output(client: Client, start: Callable[..., Rank]) -> None:

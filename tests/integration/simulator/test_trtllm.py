@@ -135,7 +135,7 @@ async def test_dead_context_worker_fails_request(
     rank = start("--role", "prefill", *TRTLLM)
     ready = await handed(client, rank, "/v1/completions", {"prompt": FABLE, "max_tokens": 9})
     rank.process.kill()
-    rank.process.wait(5)
+    rank.process.wait(30)
     status, _ = await client.post(generation, "/v1/completions", ready)
     assert status == 500
     assert await client.metric(generation, "kv_cache_usage_perc") == 0

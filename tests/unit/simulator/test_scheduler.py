@@ -1,12 +1,13 @@
-"""Continuous batching without sockets: limits change durations, never outputs."""
+"""Continuous batching in virtual time: limits change durations, never outputs."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import wraps
 
 import pytest
 
+from hpc_dynamo.simulation import clock
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
 from hpc_dynamo.simulator.metrics import SimulatorMetrics
 from hpc_dynamo.simulator.model import SimulatedModel
@@ -15,7 +16,22 @@ from hpc_dynamo.simulator.sequence import SamplingParams, SequenceGroup
 from hpc_dynamo.simulator.step import SchedulerLimits
 from hpc_dynamo.timing_model import TimingModel
 
+Test = Callable[..., Coroutine[None, None, None]]
 WAIT_S = 20.0
+
+
+def virtual_time(test: Test) -> Callable[..., None]:
+    """Run a test in virtual time."""
+
+    @wraps(test)
+    def run(**arguments: object) -> None:
+        clock.run(test(**arguments))
+
+    return run
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 @asynccontextmanager
@@ -53,6 +69,7 @@ def work() -> list[SequenceGroup]:
     return [group(i, prompt_tokens=1 + 17 * i % 160) for i in range(30)]
 
 
+@virtual_time
 async def test_limits_do_not_change_outputs() -> None:
     seen = list[list[list[int]]]()
     for limits, blocks in [
@@ -68,31 +85,30 @@ async def test_limits_do_not_change_outputs() -> None:
     assert len({tuple(answer) for answer in seen[0]}) == 30
 
 
+@virtual_time
 async def test_cached_prefix_is_not_computed_again() -> None:
     timing = TimingModel(prefill_s_per_token=0.001)
     async with scheduler(SchedulerLimits(), timing=timing) as (made, _, metrics):
         took = list[float]()
         for _ in range(2):
-            began = time.monotonic()
+            began = now()
             await finish(made, group(1, prompt_tokens=161, tokens=1))
-            took.append(time.monotonic() - began)
-        assert took[0] > 0.155
-        assert took[1] < 0.1
+            took.append(now() - began)
+        assert took == pytest.approx([0.161, 0.001])
         assert (metrics.prefix_queries, metrics.prefix_hits) == (322, 160)
 
 
+@virtual_time
 async def test_partial_block_is_not_cached() -> None:
-    async with scheduler(SchedulerLimits(max_num_seqs=4, max_num_batched_tokens=5)) as (
-        made,
-        _,
-        metrics,
-    ):
+    limits = SchedulerLimits(max_num_seqs=4, max_num_batched_tokens=5)
+    async with scheduler(limits) as (made, _, metrics):
         one, two = await finish(made, group(1, 100), group(1, 100))
         assert one == two
         assert metrics.prefix_hits % 16 == 0
 
 
 @pytest.mark.parametrize("budget", [512, 4096])
+@virtual_time
 async def test_prompts_of_one_step_share_prefix_of_first(
     budget: int,
 ) -> None:
@@ -111,34 +127,31 @@ async def test_prompts_of_one_step_share_prefix_of_first(
         assert metrics.prefix_hits == 7 * 1200
 
 
+@virtual_time
 async def test_steps_take_modelled_time_for_all_sequences() -> None:
-    async with scheduler(SchedulerLimits(), timing=TimingModel(decode_s=0.01)) as (
-        made,
-        _,
-        metrics,
-    ):
-        began = time.monotonic()
+    timing = TimingModel(decode_s=0.01)
+    async with scheduler(SchedulerLimits(), timing=timing) as (made, _, metrics):
+        began = now()
         await finish(made, *(group(i, 5, tokens=31) for i in range(8)))
-        assert 0.3 <= time.monotonic() - began < 1.5  # 2.4 sequentially
+        assert now() - began == pytest.approx(0.3)
         assert metrics.itl.count == 8 * 30
-        assert 0.008 < metrics.itl.sum / metrics.itl.count < 0.05
+        assert metrics.itl.sum / metrics.itl.count == pytest.approx(0.01)
 
 
+@virtual_time
 async def test_time_scale_multiplies_durations() -> None:
     limits = SchedulerLimits(time_scale=0.1)
     async with scheduler(limits, timing=TimingModel(decode_s=0.1)) as (made, _, _metrics):
-        began = time.monotonic()
+        began = now()
         await finish(made, group(1, 5, tokens=11))
-        assert 0.1 <= time.monotonic() - began < 0.5
+        assert now() - began == pytest.approx(0.1)
 
 
+@virtual_time
 async def test_abort_in_any_state_releases_blocks() -> None:
     limits = SchedulerLimits(max_num_seqs=2, max_num_batched_tokens=8)
-    async with scheduler(limits, blocks=20, timing=TimingModel(decode_s=0.002)) as (
-        made,
-        pool,
-        metrics,
-    ):
+    timing = TimingModel(decode_s=0.002)
+    async with scheduler(limits, blocks=20, timing=timing) as (made, pool, metrics):
         groups = [group(i, 100, tokens=20) for i in range(6)]
         for each in groups:
             made.submit(each, n=1)
