@@ -145,7 +145,8 @@ LIMITS = (
     (r"(Assoc|QOS)?Max|(Assoc|QOS)Grp|Association|QOS(Job|Resource)", PendingReason(
         StartChance.limited,
         "its user, account or QOS uses all that it may at once",
-        f"wait for other jobs to end; it cannot start if this job exceeds the limit by itself: {ACCOUNT}",
+        "wait for other jobs to end; it cannot start if this job exceeds the limit by itself: "
+        + ACCOUNT,
     )),
     (r"Nodes required for job are", KNOWN["ReqNodeNotAvail"]),
     (r"held", _never("it is held after a failure", "`scontrol release JOB`")),

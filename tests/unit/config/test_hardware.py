@@ -343,5 +343,5 @@ def test_here_kinds_are_but_names() -> None:
     config = config_of("cluster.slurm.heterogeneous=jobs")
     assert not launch.with_submission_mode(Launcher.local, config, plan(config)).separate_jobs
     on_gpus = compose(KINDS)
-    with pytest.raises(ConfigError, match="all groups here would have the same GPUs"):
+    with pytest.raises(ConfigError, match="on this machine all would have the same GPUs"):
         launch.with_submission_mode(Launcher.local, on_gpus, plan(on_gpus))
