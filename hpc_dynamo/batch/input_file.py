@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from hpc_dynamo.engines.paths import is_inference
+from hpc_dynamo.engines.http_paths import is_inference
 from hpc_dynamo.errors import InputError
 from hpc_dynamo.json_reader import JsonError, is_text, read_fields, read_value
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable
 
 from hpc_dynamo.config import Role
-from hpc_dynamo.engines.contract import MetricNames
+from hpc_dynamo.engines.adapter import MetricNames
 from hpc_dynamo.engines.metrics import EngineMetrics, parse_metrics
 from hpc_dynamo.histogram import Histogram, merge
 from hpc_dynamo.http import HttpClient

@@ -14,19 +14,21 @@ from hpc_dynamo.topology import Plan
 N = TypeVar("N", int, float)
 
 
-def counted(config: Config, launcher: Launcher) -> Config:
-    """Fill in resources of nodes that are not set and are known: this machine's GPUs, or those of
-    the enclosing allocation."""
+def with_node_resources(config: Config, launcher: Launcher) -> Config:
+    """Return the configuration with known resources of nodes where the user set none.
+
+    They are the GPUs of this machine, or the resources of the enclosing allocation.
+    """
     if launcher is Launcher.allocation:
-        return _of_allocation(config)
+        return _with_allocation(config)
     if launcher is not Launcher.local or config.cluster.gpus_per_node is not None:
         return config
     gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
     return replace(config, cluster=replace(config.cluster, gpus_per_node=gpus))
 
 
-def _of_allocation(config: Config) -> Config:
-    """Use the smallest node of the allocation. Nodes of several kinds are set by the user."""
+def _with_allocation(config: Config) -> Config:
+    """Use the smallest node of the allocation. The user sets the resources of mixed nodes."""
     cluster, given = config.cluster, enclosing.require_allocation()
     if cluster.hardware:
         return config
@@ -39,12 +41,12 @@ def _of_allocation(config: Config) -> Config:
     return replace(config, cluster=cluster)
 
 
-def _first(said: N | None, known: N) -> N | None:
+def _first(requested: N | None, known: N) -> N | None:
     """Return the user's value, else the known one, if any."""
-    return said if said is not None else known or None
+    return requested if requested is not None else known or None
 
 
-def asked_of_slurm(config: Config, layout: Plan, launcher: Launcher) -> Config:
+def with_partition_limits(config: Config, layout: Plan, launcher: Launcher) -> Config:
     """Return the configuration with no more CPUs and memory than the partition's nodes have.
 
     Raises ConfigError if the layout can never run there, unless `--no-preflight` was given.
@@ -57,7 +59,7 @@ def asked_of_slurm(config: Config, layout: Plan, launcher: Launcher) -> Config:
     return fit_to_nodes(config, layout, nodes)
 
 
-def planned_for(config: Config) -> Launcher:
+def planned_launcher(config: Config) -> Launcher:
     """Return the launcher that would start this run. A plan needs no allocation."""
     launcher = config.cluster.launcher
     if launcher is Launcher.allocation and "SLURM_JOB_ID" not in os.environ:

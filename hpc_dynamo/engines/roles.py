@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.engines.contract import parse_json
+from hpc_dynamo.engines.options import parse_json
 from hpc_dynamo.topology import Worker
 
 

@@ -1,7 +1,7 @@
 """Requests for paths that only the engines implement.
 
-The engines' `/openapi.json` lists their paths; `engines.paths` decides which of them clients may
-use. A POST to a path without parameters is routed like any generation. The other paths refer to
+The engines' `/openapi.json` lists their paths; `engines.http_paths` decides which of them clients
+may use. A POST to a path without parameters is routed like any generation. The other paths refer to
 state in one worker's memory (`GET /v1/responses/{id}`) or are equal on all workers (`/version`).
 """
 
@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterable
 
 from hpc_dynamo.config import Role
-from hpc_dynamo.engines.paths import VERSION, is_inference, path_parameters
+from hpc_dynamo.engines.http_paths import VERSION, is_inference, path_parameters
 from hpc_dynamo.frontend import errors
 from hpc_dynamo.frontend.errors import ApiError
 from hpc_dynamo.http import Header, HttpClient, HttpRequest, HttpResponse, ResponseWriter

@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add("--kv-transfer-timeout-s", type=float, default=30.0, help="limit of a pull (%(default)s)")
     protocol = "engine whose prefill and decode protocol is used (%(default)s)"
     choices = ("vllm", "sglang", "trtllm")
-    add("--pd-protocol", "--dialect", choices=choices, default="vllm", help=protocol)
+    add("--pd-protocol", choices=choices, default="vllm", help=protocol)
     bootstrap = "sglang: port of a prefill rank's bootstrap server; 0: any free port"
     add("--disaggregation-bootstrap-port", type=int, default=0, help=bootstrap)
     add("--enable-prompt-tokens-details", action="store_true", help="prefix hits in `usage`")

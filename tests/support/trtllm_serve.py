@@ -35,7 +35,7 @@ def main() -> None:
         "host": args.host,
         "port": args.port,
         "role": role(fields),
-        "dialect": "trtllm",
+        "pd-protocol": "trtllm",
         "max-num-seqs": str(args.max_batch_size),
     }
     words = [word for name, value in options.items() for word in (f"--{name}", value)]

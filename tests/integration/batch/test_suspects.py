@@ -80,7 +80,7 @@ async def test_a_worker_that_dies_of_something_else_costs_no_request(count: int)
 def test_tries_alone_leave_restarts_for_others(retries: int, restarts: int, tries: int) -> None:
     config = Config()
     batch, engine = (
-        replace(config.batch, max_reattempts=retries),
+        replace(config.batch, max_retries=retries),
         replace(config.engine, max_restarts=restarts),
     )
     assert max_solo_attempts(replace(config, batch=batch, engine=engine)) == tries

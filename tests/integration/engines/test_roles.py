@@ -52,7 +52,7 @@ WIDE = ("engine=trtllm", "cluster.gpus_per_node=6", "topology.decode.data_parall
 
 def test_what_is_not_of_a_roles_options_does_not_blame_them() -> None:
     made = config(*WIDE, "engine.prefill.args.max_num_tokens=512")
-    with pytest.raises(ConfigError, match=r"topology\.decode: 32 GPUs a worker") as wrong:
+    with pytest.raises(ConfigError, match=r"topology\.decode: 32 GPUs per worker") as wrong:
         check(made, plan(made))
     assert "(with engine." not in wrong.value.message
 
@@ -90,7 +90,7 @@ def test_a_whole_mapping_and_a_mistyped_role() -> None:
     [
         (["engine.decode.args.block-size=24"], "router.block_tokens=16 does not divide"),
         (["engine=trtllm", "engine.decode.args.config=x.yaml"], "args.config would replace"),
-        (["engine=sglang", "engine.prefill.args.tokenizer-worker-num=2"], "asks for no key"),
+        (["engine=sglang", "engine.prefill.args.tokenizer-worker-num=2"], "checks no key"),
     ],
 )
 def test_each_roles_options_are_checked(words: list[str], what: str) -> None:

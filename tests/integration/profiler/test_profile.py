@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.engines.simulator import BLOCK_TOKENS
+from hpc_dynamo.engines.simulator.adapter import BLOCK_TOKENS
 from hpc_dynamo.head.workloads.profile import ROUNDS
 from hpc_dynamo.planner.profile import (
     EngineProfile,

@@ -108,7 +108,7 @@ def test_while_nothing_is_answered_a_retry_may_change_everything(
     config: Config, start: Start
 ) -> None:
     attempt(start(config), config, *map(bad, range(4)))
-    other = with_fields(config, batch__defaults={"max_tokens": 5})
+    other = with_fields(config, batch__body_defaults={"max_tokens": 5})
     error = refused(start, other)
     assert "holds 4 failed requests made with other settings" in error.message
     assert error.hint.startswith("batch.retry_failed=true runs only its 4 failed requests again")

@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 
 from hpc_dynamo.engines.metrics import parse_metrics
-from hpc_dynamo.engines.vllm import VLLM_METRICS
+from hpc_dynamo.engines.vllm.adapter import VLLM_METRICS
 from tests.integration.simulator.conftest import MODEL, Body, Client, Rank
 
 SAID = [{"role": "user", "content": "What is the capital of France?"}]

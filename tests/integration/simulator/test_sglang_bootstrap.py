@@ -16,7 +16,7 @@ PATH = "/v1/completions"
 @pytest.fixture(scope="module")
 def pair() -> Iterator[tuple[Rank, Rank]]:
     with ExitStack() as stack:
-        options = ("--dialect", "sglang", "--role")
+        options = ("--pd-protocol", "sglang", "--role")
         prefill, decode = simulator(*options, "prefill"), simulator(*options, "decode")
         yield stack.enter_context(prefill), stack.enter_context(decode)
 
@@ -81,7 +81,7 @@ async def test_a_room_that_one_side_alone_comes_to_is_an_error(
     client: Client, start: Callable[..., Rank], alone: int
 ) -> None:
     roles = ("prefill", "decode")
-    options = ("--dialect", "sglang", "--kv-lease-s", "0.3", "--role")
+    options = ("--pd-protocol", "sglang", "--kv-lease-s", "0.3", "--role")
     ranks = [start(*options, role) for role in roles]
     fields = {"model": "demo", "prompt": FABLE, **await met(client, ranks[0], 5)}
     status, answer = await client.post(ranks[alone], PATH, fields)
@@ -96,7 +96,7 @@ async def test_a_room_that_one_side_alone_comes_to_is_an_error(
 
 async def test_who_gives_up_frees_both(client: Client, start: Callable[..., Rank]) -> None:
     """Without waiting for the end of any lease: the default is two minutes."""
-    options = ("--dialect", "sglang", "--role")
+    options = ("--pd-protocol", "sglang", "--role")
     prefill, decode = start(*options, "prefill"), start(*options, "decode")
     for rank in (prefill, decode):
         fields = {"model": "demo", "prompt": FABLE, **await met(client, prefill, 6)}
@@ -109,7 +109,7 @@ async def test_who_gives_up_frees_both(client: Client, start: Callable[..., Rank
 async def test_a_dead_prefill_rank_fails_who_waits_for_it(
     client: Client, pair: tuple[Rank, Rank], start: Callable[..., Rank]
 ) -> None:
-    prefill = start("--dialect", "sglang", "--role", "prefill")
+    prefill = start("--pd-protocol", "sglang", "--role", "prefill")
     fields = {"model": "demo", "prompt": FABLE, **await met(client, prefill, 7)}
     asking = asyncio.create_task(client.post(pair[1], PATH, fields))
     await client.until_some(pair[1], "kv_cache_usage_perc")

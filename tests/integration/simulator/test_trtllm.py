@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from hpc_dynamo.engines.trtllm_pd_protocol import TrtllmPdProtocol
+from hpc_dynamo.engines.trtllm.pd_protocol import TrtllmPdProtocol
 from tests.integration.simulator.conftest import MODEL, Body, Client, Rank, simulator
 
-TRTLLM = ("--dialect", "trtllm")
+TRTLLM = ("--pd-protocol", "trtllm")
 FABLE = "A fox saw a crow in an old elm with a piece of cheese, and said to her: " * 20
 CHAT = [{"role": "user", "content": FABLE}]
 DIALECT = TrtllmPdProtocol()

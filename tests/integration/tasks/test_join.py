@@ -443,7 +443,7 @@ async def test_a_further_job_whose_node_is_not_fit(head: Head, tmp_path: Path) -
     (job,) = head.attempt.extra_jobs()
     what = f"model.path={tmp_path}/nothing is not there"
     assert what in lines(file)[1]
-    assert what in serving.grown_line(status.extra_jobs[0])
+    assert what in serving.extra_job_line(status.extra_jobs[0])
     assert "try: a path on a shared disk" in status.extra_jobs[0].detail
     assert not list(head.attempt.logs.glob("worker-*"))
     assert (outcome := job.outcome())

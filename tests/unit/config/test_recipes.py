@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.cli.compose import compose, conf_dir
+from hpc_dynamo.cli.compose import compose
+from hpc_dynamo.cli.conf_folders import conf_dir
 from hpc_dynamo.config import Config, Role
 from hpc_dynamo.engines import check, for_role
 from hpc_dynamo.errors import ConfigError

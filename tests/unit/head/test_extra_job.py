@@ -12,7 +12,7 @@ import pytest
 
 from hpc_dynamo.bootstrap.address import LOOPBACK, address_for_extra_jobs
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.cli.render.serving import grown_line
+from hpc_dynamo.cli.render.serving import extra_job_line
 from hpc_dynamo.config import Config, Launcher, Role, Task
 from hpc_dynamo.errors import ConfigError, LaunchError
 from hpc_dynamo.launch import extra_jobs
@@ -112,9 +112,9 @@ def test_one_that_was_left_behind_is_cancelled_and_counted(attempt: Attempt, tol
 
 
 def test_the_status_names_job_ranks_and_reason(attempt: Attempt) -> None:
-    line = grown_line(known(job_of(attempt), detail="Slurm says pending, reason: Priority"))
+    line = extra_job_line(known(job_of(attempt), detail="Slurm says pending, reason: Priority"))
     assert line == (
-        "further job 42 pending, 2 node(s), decode 2, 3, 4, 5: Slurm says pending, reason: Priority"
+        "extra job 42 pending, 2 node(s), decode 2, 3, 4, 5: Slurm says pending, reason: Priority"
     )
 
 
