@@ -162,7 +162,7 @@ LOCAL = ("engine=simulator", "cluster.launcher=local")
     [
         ([*LOCAL], ["input is not set", "input=prompts.jsonl"]),
         ([*LOCAL, "input=none.jsonl"], ["none.jsonl: no such file"]),
-        ([*LOCAL, "input=empty.jsonl"], ["holds no request"]),
+        ([*LOCAL, "input=empty.jsonl"], ["contains no request"]),
         (
             [*LOCAL, "input=bad.jsonl"],
             ["bad.jsonl:2: custom_id 'a' is also on line 1", ":3: not JSO"],
