@@ -188,7 +188,7 @@ def with_derived_figures(profile: EngineProfile) -> EngineProfile:
     if not moved:
         return profile
     longest = max(moved, key=lambda p: p.size_bytes)
-    tokens = longest.spot.prompt_tokens
+    tokens = longest.point.prompt_tokens
     return msgspec.structs.replace(
         profile,
         kv_bytes_per_token=longest.size_bytes / tokens,
@@ -201,9 +201,9 @@ def _best(
 ) -> float:
     """Tokens a second; cached ones do not count."""
     rates = (
-        tokens(p.spot) / p.seconds
+        tokens(p.point) / p.seconds
         for p in points
-        if p.spot.metric is what and p.seconds and not p.spot.cached_tokens
+        if p.point.metric is what and p.seconds and not p.point.cached_tokens
     )
     return max(rates, default=0.0)
 

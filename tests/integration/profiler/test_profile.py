@@ -48,11 +48,11 @@ def spots(*, transfers: bool) -> list[OperatingPoint]:
 def complete(run: Path, *, transfers: bool) -> EngineProfile:
     """Every point once, with a time, and cached what was to be cached by the engine's word."""
     profile = load_profile(run / "profile.json")
-    assert [p.spot for p in profile.points] == spots(transfers=transfers)
+    assert [p.point for p in profile.points] == spots(transfers=transfers)
     assert all(p.seconds for p in profile.points), "sequences did not fit at once"
     for point in profile.points:
-        assert point.cached_tokens == point.spot.cached_tokens
-    assert set(profile.errors) == {p.spot.metric for p in profile.points}
+        assert point.cached_tokens == point.point.cached_tokens
+    assert set(profile.errors) == {p.point.metric for p in profile.points}
     return profile
 
 
@@ -73,8 +73,8 @@ def test_two_workers_are_measured_with_their_transfers(tmp_path: Path) -> None:
     assert profile.startup_s > 0
     assert profile.prompt_tokens_per_s > 0
     assert profile.answer_tokens_per_s > 0
-    for point in (p for p in profile.points if p.spot.metric is Metric.transfer):
-        blocks = -(-point.spot.prompt_tokens // BLOCK_TOKENS)
+    for point in (p for p in profile.points if p.point.metric is Metric.transfer):
+        blocks = -(-point.point.prompt_tokens // BLOCK_TOKENS)
         assert point.size_bytes == blocks * BLOCK_TOKENS * KV_BYTES
     assert (tmp_path / "runs/small/profile.png").read_bytes().startswith(b"\x89PNG")
     for said in ("TTFT, interpolated", "ITL, interpolated", "KV transfer", "profile.json"):
@@ -130,7 +130,7 @@ def test_after_kill_9_the_same_command_goes_on(tmp_path: Path) -> None:
     everything = ROUNDS * len(spots(transfers=True))
     assert 3 <= count < everything, "it had ended before it was killed"
     with part.open("ab") as file:
-        file.write(b'{"spot": {"metric": "ttft", "prom')  # as a power cut leaves it
+        file.write(b'{"point": {"metric": "ttft", "prom')  # as a power cut leaves it
     again = hpc_dynamo(*WORDS, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     complete(run, transfers=True)
