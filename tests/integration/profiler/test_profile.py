@@ -8,7 +8,13 @@ import pytest
 
 from hpc_dynamo.engines.simulator.adapter import BLOCK_TOKENS
 from hpc_dynamo.head.workloads.profile import ROUNDS
-from hpc_dynamo.planner.profile import EngineProfile, Metric, OperatingPoint, load_profile, read_measurements
+from hpc_dynamo.planner.profile import (
+    EngineProfile,
+    Metric,
+    OperatingPoint,
+    load_profile,
+    read_measurements,
+)
 from hpc_dynamo.profiler.client import TimedStream
 from hpc_dynamo.profiler.grid import ProfileLimits, operating_points
 from tests.support.runs import SIMULATOR, hpc_dynamo, latest, results_on_disk, until
@@ -17,14 +23,25 @@ from tests.support.terminal import ends, on_a_terminal
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 # The smallest worker that has something of everything.
-SMALL = ("engine.args.max-model-len=192", "engine.args.num-blocks=24", "engine.args.timing=instant", "engine.max_num_seqs=2")
+SMALL = (
+    "engine.args.max-model-len=192",
+    "engine.args.num-blocks=24",
+    "engine.args.timing=instant",
+    "engine.max_num_seqs=2",
+)
 WORDS = ("profile", *SIMULATOR, *SMALL, "name=small", "runs_dir=runs")
 KV_TOKENS = 24 * BLOCK_TOKENS
 KV_BYTES = 1024  # a token, the simulator's default
 
 
 def spots(*, transfers: bool, context_tokens: int = 192) -> list[OperatingPoint]:
-    limits = ProfileLimits(context_tokens=context_tokens, max_sequences=2, block_tokens=BLOCK_TOKENS, kv_tokens=KV_TOKENS, transfers=transfers)
+    limits = ProfileLimits(
+        context_tokens=context_tokens,
+        max_sequences=2,
+        block_tokens=BLOCK_TOKENS,
+        kv_tokens=KV_TOKENS,
+        transfers=transfers,
+    )
     return operating_points(limits)
 
 
