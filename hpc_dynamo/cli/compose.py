@@ -9,7 +9,7 @@ import msgspec
 
 from hpc_dynamo.cli import model_overrides as models
 from hpc_dynamo.cli.conf_folders import conf_folders
-from hpc_dynamo.cli.overrides import arguments, files, tree, yaml_text
+from hpc_dynamo.cli.overrides import arguments, files, tree
 from hpc_dynamo.config import Config, Role, ServedModel, Task, errors_of_model
 
 
@@ -61,8 +61,3 @@ def _composed(
     built = tree.build(found, arguments.read(overrides, found), values)
     several = built.pop("models")
     return msgspec.convert(built, Config), several
-
-
-def show(config: Config) -> str:
-    """Return the configuration as YAML."""
-    return yaml_text.dump(msgspec.to_builtins(config))

@@ -1,4 +1,4 @@
-"""Configuration of a run: its schema, the validation of its values, and its transformations.
+"""Configuration of a run: schema, validation and transformations.
 
 schema/             fields with help, unit and bounds
 validation/         checks before anything starts

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from hpc_dynamo import launch
 from hpc_dynamo.cli.arguments import add_overrides
-from hpc_dynamo.cli.compose import compose, show
+from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.launch_checks import check_statically
 from hpc_dynamo.cli.model_checks import model_warnings, refuse_models
 from hpc_dynamo.cli.node_resources import planned_launcher, with_node_resources
+from hpc_dynamo.cli.overrides.commented import commented
 from hpc_dynamo.cli.render.console import OUT, print_line
 from hpc_dynamo.cli.render.engine_commands import engine_commands
 from hpc_dynamo.cli.render.layout import layout_table
@@ -82,7 +83,7 @@ def run(args: Namespace) -> int:
     elif args.commands:
         print("\n\n".join(engine_commands(config, layout)))
     elif args.show:
-        print(show(config), end="")
+        print(commented(config), end="")
     else:
         OUT.print(layout_table(config, layout))
         for line in (*_unused(args.overrides, config), *_warnings(planned)):
