@@ -366,7 +366,7 @@ def grower(
     rules = Planner(mode=PlannerMode.load, stabilization_intervals=1, scale_out=grow)
     write_json(head.attempt.config_file, replace(config, planner=rules))
     write_json(head.attempt.job_file, JobRecord(launcher="local", job_id="1"))
-    return ScaleOutController(head.attempt, head.router, head.members, None, moving=tuple)
+    return ScaleOutController(head.attempt, head.router, head.members, None, changing_role=tuple)
 
 
 def decision(more: int) -> PlannerDecision:
