@@ -1,4 +1,4 @@
-"""The command line, in this process or on a terminal, and run folders as a head writes them."""
+"""The command line in this process or on a pseudo terminal, and made-up run folders."""
 
 import os
 import re
@@ -42,7 +42,7 @@ PLAN = Plan(
 def caller(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Call:
-    """Return a function that calls `main` in this process, in `folder`."""
+    """Run `main` in this process, in the folder `folder`."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -64,7 +64,7 @@ def printed(done: Done) -> str:
 
 
 def refused(done: Done, *parts: str, code: int = 3) -> None:
-    """Check the exit code, and that the error has all parts and no traceback."""
+    """Assert exit code and texts of an error, without a traceback."""
     assert done.returncode == code, done.stdout + done.stderr
     assert done.stderr.startswith("error: "), done.stderr
     assert "Traceback" not in done.stderr
@@ -80,7 +80,7 @@ def on_a_terminal(
     columns: int = 160,
     start: Sequence[str] = ("-m", "hpc_dynamo"),
 ) -> Iterator[Process]:
-    """Yield `hpc-dynamo` on a pseudo terminal of 50 lines."""
+    """Run `hpc-dynamo` on a pseudo terminal of 50 lines."""
     own = {**os.environ, "TERM": "xterm", **(env or {})}
     own.pop("COLUMNS", None)
     own.pop("NO_COLOR", None)
@@ -90,7 +90,7 @@ def on_a_terminal(
         argv,
         cwd=str(cwd),
         env=own,
-        timeout=30,
+        timeout=120,
         dimensions=(50, columns),
         encoding="utf-8",
     )
@@ -101,7 +101,7 @@ def on_a_terminal(
 
 
 def ends(process: Process) -> int:
-    """Wait for the end of the process and return its exit code."""
+    """Wait for the end and return the exit code."""
     process.expect(pexpect.EOF)
     process.close()
     assert process.exitstatus is not None, f"killed by signal {process.signalstatus}"
@@ -109,7 +109,7 @@ def ends(process: Process) -> int:
 
 
 def rest_of(process: Process) -> str:
-    """Return the output until the end of the process, as a reader sees it."""
+    """Return the output until the end, as a user sees it."""
     process.expect(pexpect.EOF)
     return seen(str(process.before))
 
@@ -120,7 +120,7 @@ def seen(printed: str) -> str:
 
 
 def new_run(path: Path, config: Config | None = None) -> Attempt:
-    """Create a serving run over two nodes and return its first attempt."""
+    """Create the first attempt of a serving run on two nodes."""
     run = Run(path)
     run.create(Secrets(token="t", public="p", private="p"))
     return run.new_attempt(config or replace(Config(), task=Task.serve), PLAN)
@@ -128,7 +128,7 @@ def new_run(path: Path, config: Config | None = None) -> Attempt:
 
 @contextmanager
 def going_on(attempt: Attempt) -> Iterator[None]:
-    """Keep the job of an attempt running inside `with`: it is a process that sleeps."""
+    """Let the attempt's job run, as a sleeping process, until the block ends."""
     argv = [sys.executable, "-c", "import time; time.sleep(100)", str(attempt.submitit)]
     with subprocess.Popen(argv) as process:
         host = os.uname().nodename
@@ -141,7 +141,7 @@ def going_on(attempt: Attempt) -> Iterator[None]:
 
 
 def announce(attempt: Attempt, url: str, *, cert: str = "", host: str = "n7") -> Endpoint:
-    """Write the endpoint of an attempt into its folder."""
+    """Write the endpoint file, as if the endpoint accepted requests."""
     if cert:
         serve = Serve(tls_cert=cert, tls_key=cert)
         write_json(attempt.config_file, replace(attempt.config(), serve=serve))
@@ -159,7 +159,7 @@ def announce(attempt: Attempt, url: str, *, cert: str = "", host: str = "n7") ->
 
 
 def report(attempt: Attempt, *, requests: int = 120, phase: str = "serving") -> None:
-    """Write the status of a serving run, as a head does every second."""
+    """Write a status file, as the head does every second."""
     ranks = ((0, Role.prefill, "n7", WorkerState.ready), (1, Role.decode, "n8", WorkerState.failed))
     load = WorkerLoad(
         rank=0,
