@@ -8,7 +8,7 @@ from hpc_dynamo.cli.launch_run import launch_run
 from hpc_dynamo.cli.render.console import OUT, print_line
 from hpc_dynamo.cli.render.profile import profile_table
 from hpc_dynamo.cli.run_folder import profile_run
-from hpc_dynamo.cli.task_config import composed, profile_config
+from hpc_dynamo.cli.task_config import composed, resolve_profile
 from hpc_dynamo.planner.profile import load_profile
 
 EXAMPLES = """\
@@ -27,11 +27,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def check(args: Namespace) -> None:
-    check_statically(profile_config(composed(args)))
+    check_statically(resolve_profile(composed(args)))
 
 
 def run(args: Namespace) -> int:
-    checked = check_here(profile_config(composed(args)))
+    checked = check_here(resolve_profile(composed(args)))
     run = profile_run(checked.config, print_line)
     if run.profile.exists():
         print_line(f"nothing to do: {run.profile} exists; overwrite=true measures again")

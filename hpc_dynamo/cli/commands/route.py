@@ -12,7 +12,7 @@ from hpc_dynamo.cli.launch_checks import Checked
 from hpc_dynamo.cli.launch_run import launch_run
 from hpc_dynamo.cli.render.console import print_line
 from hpc_dynamo.cli.run_folder import serve_run
-from hpc_dynamo.cli.task_config import key_file, with_absolute_files, with_run
+from hpc_dynamo.cli.task_config import key_file, resolve_run, with_absolute_files
 from hpc_dynamo.config import Config, Launcher, Task, resolve_route
 from hpc_dynamo.engines import engine
 from hpc_dynamo.errors import ConfigError
@@ -54,7 +54,7 @@ def check(args: Namespace) -> None:
 
 def run(args: Namespace) -> int:
     config = replace(compose(list(_overrides(args)), args.config_dir), task=Task.serve)
-    config = with_run(_with_absolute_files(resolve_route(config)), "route")
+    config = resolve_run(_with_absolute_files(resolve_route(config)), "route")
     engine(config.engine.name)  # raises for a name that is not an engine
     checked = Checked(config, lay_out(config), Launcher.local)
     return launch_run(serve_run(config, print_line), checked, detach=args.detach)
