@@ -31,10 +31,11 @@ REPORT_WAIT_S = 5.0  # a shared disk may show the report after the scheduler rep
 EXAMPLES = """\
   hpc-dynamo doctor
   hpc-dynamo doctor topology.nodes=8 cluster.gpus_per_node=4 cluster.slurm.partition=gpu
-  hpc-dynamo doctor --json found.json engine=simulator topology.nodes=2
-  Inside salloc it checks all nodes of the allocation, else it submits a job. It takes a minute and
-  needs no model. Pass the overrides of your serve or batch command to check the model, the engine
-  and the GPUs as well. The exit code is 1 if there is a fault."""
+  hpc-dynamo doctor --json found.json engine=simulator topology.nodes=2"""
+NOTES = """\
+Inside salloc it checks all nodes of the allocation, else it submits a job. It takes a minute and
+needs no model. Pass the overrides of your serve or batch command to check the model, the engine
+and the GPUs as well. The exit code is 1 if there is a fault."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:

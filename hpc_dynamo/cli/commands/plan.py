@@ -40,6 +40,7 @@ EXAMPLES = """\
   hpc-dynamo plan --dry-run --verb serve cluster.gpus_per_node=8 > serve.sbatch
   hpc-dynamo plan --sbatch cluster.gpus_per_node=8 cluster.slurm.partition=gpu > job.sbatch
   hpc-dynamo plan --commands recipe=llama-70b-2p2d-sglang cluster.gpus_per_node=8"""
+NOTES = ""
 
 
 @dataclass(frozen=True)
