@@ -49,11 +49,11 @@ def complete(run: Path, *, transfers: bool, context_tokens: int = 192) -> Engine
     """Every point once, with a time, and cached what was to be cached by the engine's word."""
     profile = load_profile(run / "profile.json")
     expected = spots(transfers=transfers, context_tokens=context_tokens)
-    assert [p.spot for p in profile.points] == expected
+    assert [p.point for p in profile.points] == expected
     assert all(p.seconds for p in profile.points), "sequences did not fit at once"
     for point in profile.points:
-        assert point.cached_tokens == point.spot.cached_tokens
-    assert set(profile.errors) == {p.spot.metric for p in profile.points}
+        assert point.cached_tokens == point.point.cached_tokens
+    assert set(profile.errors) == {p.point.metric for p in profile.points}
     return profile
 
 
@@ -64,18 +64,14 @@ def test_two_workers_are_measured_with_their_transfers(tmp_path: Path) -> None:
     profile = complete(tmp_path / "runs/small", transfers=True)
     shape = (profile.model, profile.engine, profile.kind, profile.tensor_parallel)
     assert shape == ("simulated", "simulator", "disaggregated", 1)
-    assert (profile.context_tokens, profile.kv_tokens, profile.max_sequences) == (
-        192,
-        KV_TOKENS,
-        2,
-    )
+    assert (profile.context_tokens, profile.kv_tokens, profile.max_sequences) == (192, KV_TOKENS, 2)
     assert profile.kv_bytes_per_token == KV_BYTES
     assert profile.hardware.startswith(f"{os.cpu_count()} x ")
     assert profile.startup_s > 0
     assert profile.prompt_tokens_per_s > 0
     assert profile.answer_tokens_per_s > 0
-    for point in (p for p in profile.points if p.spot.metric is Metric.transfer):
-        blocks = -(-point.spot.prompt_tokens // BLOCK_TOKENS)
+    for point in (p for p in profile.points if p.point.metric is Metric.transfer):
+        blocks = -(-point.point.prompt_tokens // BLOCK_TOKENS)
         assert point.size_bytes == blocks * BLOCK_TOKENS * KV_BYTES
     assert (tmp_path / "runs/small/profile.png").read_bytes().startswith(b"\x89PNG")
     for said in ("TTFT, interpolated", "ITL, interpolated", "KV transfer", "profile.json"):
@@ -132,7 +128,7 @@ def test_after_kill_9_the_same_command_goes_on(tmp_path: Path) -> None:
     everything = ROUNDS * len(spots(transfers=True))
     assert 3 <= count < everything, "it had ended before it was killed"
     with part.open("ab") as file:
-        file.write(b'{"spot": {"metric": "ttft", "prom')  # as a power cut leaves it
+        file.write(b'{"point": {"metric": "ttft", "prom')  # as a power cut leaves it
     again = hpc_dynamo(*WORDS, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     complete(run, transfers=True)
