@@ -1,8 +1,6 @@
-"""The configuration as one worker's engine sees it: its model's, with what its role gets on top of
-all roles'.
+"""Configuration of one worker: that of its model, with the options of its role merged.
 
-Adapters know `engine.args` and `engine.env` alone. Whoever asks one for a worker's command, events
-or blocks passes it this view.
+Adapters read only `engine.args` and `engine.env`. Callers of an adapter pass this configuration.
 """
 
 from collections.abc import Mapping
@@ -15,40 +13,42 @@ from hpc_dynamo.topology import Worker
 
 
 def for_worker(config: Config, worker: Worker) -> Config:
-    """Of its model, with the options of its role merged into `engine.args` and `engine.env`."""
+    """Return its model's configuration with the role's options in `engine.args` and
+    `engine.env`."""
     return for_role(config.for_model(worker.model), worker.role)
 
 
 def for_role(config: Config, role: Role) -> Config:
-    """For any worker of a role in a run of one model. A view of a view is the same view."""
+    """Return the configuration of a role's workers in a run of one model. Idempotent."""
     engine, own = config.engine, config.engine.role_options(role)
     args = merged(engine.args, _spelled_like(engine.args, own.args))
     return replace(config, engine=replace(engine, args=args, env={**engine.env, **own.env}))
 
 
 def differ(config: Config) -> bool:
-    """Whether prefill and decode workers are started with different options."""
+    """Return True if prefill and decode workers are started with different options."""
     prefill, decode = (for_role(config, role).engine for role in (Role.prefill, Role.decode))
     return prefill.env != decode.env or _named(prefill.args) != _named(decode.args)
 
 
-def merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """`theirs` win, key by key also inside of mappings, and of texts that are objects in JSON."""
+def merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two mappings, also nested ones and JSON objects; values of `override` win."""
     pairs = {
-        key: (parse_json(ours[key]), parse_json(theirs[key])) for key in ours.keys() & theirs.keys()
+        key: (parse_json(base[key]), parse_json(override[key]))
+        for key in base.keys() & override.keys()
     }
     both = {
         key: merged(mine, other)
         for key, (mine, other) in pairs.items()
         if isinstance(mine, Mapping) and isinstance(other, Mapping)
     }
-    return {**ours, **theirs, **both}
+    return {**base, **override, **both}
 
 
-def _spelled_like(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """An option may be written with dashes or underscores: `theirs` by the names in `ours`."""
-    names = {_plain(name): name for name in ours}
-    return {names.get(_plain(name), name): value for name, value in theirs.items()}
+def _spelled_like(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `override` with the spelling (dashes or underscores) of the same names in `base`."""
+    names = {_plain(name): name for name in base}
+    return {names.get(_plain(name), name): value for name, value in override.items()}
 
 
 def _named(args: Mapping[str, Any]) -> dict[str, Any]:
