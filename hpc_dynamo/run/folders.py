@@ -57,7 +57,7 @@ def _read_required(path: Path, type_: type[T]) -> T:
     if value is None:
         raise HpcDynamoError(
             f"{path} is missing",
-            hint="put the run folder on a disk that all nodes share (runs_dir=…)",
+            hint="runs_dir=FOLDER on a shared disk that all nodes see",
         )
     return value
 
