@@ -56,7 +56,7 @@ def _check(config: Config, launcher: Launcher, *, on_node: bool) -> Checked:
     config = with_node_resources(config, launcher)
     layout = lay_out(config)
     check(config, layout)
-    extra_jobs.check_scale_out(config, layout, launcher)
+    extra_jobs.check_extra_jobs(config, layout, launcher)
     worlds = any(is_mpi_step(config, worker) for worker in layout.workers)
     mpi_step.check_launcher(launcher, config, worlds=worlds)
     refuse_models(config, on_node=on_node)

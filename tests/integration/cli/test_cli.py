@@ -62,7 +62,7 @@ def test_plan_refuses_fewer_gpus_of_extra(call: Call) -> None:
     words = ("cluster.gpus_per_node=4", "cluster.slurm.extra.gpus-per-node=2")
     for how in ((), ("--sbatch",)):
         said = call("plan", *how, *words)
-        refused(said, "extra.gpus-per-node=2 asks for 2 GPUs", "cluster.gpus_per_node=2")
+        refused(said, "extra.gpus-per-node=2 requests 2 GPUs", "cluster.gpus_per_node=2")
 
 
 def test_plan_without_gpus(call: Call) -> None:
@@ -162,7 +162,7 @@ LOCAL = ("engine=simulator", "cluster.launcher=local")
     [
         ([*LOCAL], ["input is not set", "input=prompts.jsonl"]),
         ([*LOCAL, "input=none.jsonl"], ["none.jsonl: no such file"]),
-        ([*LOCAL, "input=empty.jsonl"], ["holds no request"]),
+        ([*LOCAL, "input=empty.jsonl"], ["contains no request"]),
         (
             [*LOCAL, "input=bad.jsonl"],
             ["bad.jsonl:2: custom_id 'a' is also on line 1", ":3: not JSO"],

@@ -63,7 +63,7 @@ async def test_a_slow_engine_is_asked_again(folders: dict[str, Path], same: bool
             to = Dispatcher(slow, VllmPdProtocol(), client, t)
             assert (
                 await tokenizer_matches_engine(
-                    prompts, to, "m", RoutingRequest(may_disaggregate=False), again_s=0
+                    prompts, to, "m", RoutingRequest(may_disaggregate=False), retry_s=0
                 )
                 is same
             )
