@@ -5,10 +5,9 @@ It runs in a process without the environment of the current job, which the new j
 
 import importlib
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-from hpc_dynamo.config import Config, with_hardware
+from hpc_dynamo.config import with_extra_job, with_hardware
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.launch import local, slurm
 from hpc_dynamo.run import ExtraJobFolder, write_json
@@ -22,17 +21,10 @@ def main(path: str, minutes: str) -> None:
     plan, head_job = folder.plan(), folder.attempt.job()
     submit = local.submit if head_job and head_job.launcher == "local" else slurm.submit
     entry = importlib.import_module(ENTRY).main
-    config = _config(with_hardware(folder.config(), plan.hardware), folder.number, minutes)
+    config = with_extra_job(with_hardware(folder.config(), plan.hardware), folder.number, minutes)
     record = submit(folder, config, plan, entry)
     write_json(folder.job_file, record)
     print(record.job_id)
-
-
-def _config(config: Config, number: int, minutes: str) -> Config:
-    """Return the run's configuration with the extra job's name and walltime, and without MPI."""
-    slurm_config = replace(config.cluster.slurm, time=minutes, mpi="none")
-    cluster = replace(config.cluster, slurm=slurm_config)
-    return replace(config, name=f"{config.name}+{number}", cluster=cluster)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 
 from hpc_dynamo import jsonl
-from hpc_dynamo.config import Device, Role
-from hpc_dynamo.engines import engine, for_role, pd_protocol_of
+from hpc_dynamo.config import Device, Role, with_role_options
+from hpc_dynamo.engines import engine, pd_protocol_of
 from hpc_dynamo.errors import EngineError, MissingDependency, RequestFailed
 from hpc_dynamo.head.workloads.workload import HeadContext
 from hpc_dynamo.messages import Outcome, Progress, Status, WorkerReport
@@ -95,7 +95,7 @@ class ProfileWorkload:
         return ProfileLimits(
             context_tokens=min(prefill.context_tokens, decode.context_tokens) or DEFAULT_CONTEXT,
             max_sequences=self._config.engine.max_num_seqs,
-            block_tokens=self._engine.block_tokens(for_role(self._config, decode.role)),
+            block_tokens=self._engine.block_tokens(with_role_options(self._config, decode.role)),
             kv_tokens=await bench.kv_tokens(),
             transfers=prefill is not decode,
         )
@@ -193,7 +193,7 @@ def with_derived_figures(profile: EngineProfile) -> EngineProfile:
     if not moved:
         return profile
     longest = max(moved, key=lambda p: p.size_bytes)
-    tokens = longest.spot.prompt_tokens
+    tokens = longest.point.prompt_tokens
     return msgspec.structs.replace(
         profile,
         kv_bytes_per_token=longest.size_bytes / tokens,
@@ -206,9 +206,9 @@ def _best(
 ) -> float:
     """Return the highest rate in tokens per second, without cached tokens."""
     rates = (
-        tokens(p.spot) / p.seconds
+        tokens(p.point) / p.seconds
         for p in points
-        if p.spot.metric is what and p.seconds and not p.spot.cached_tokens
+        if p.point.metric is what and p.seconds and not p.point.cached_tokens
     )
     return max(rates, default=0.0)
 

@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
-from hpc_dynamo.config import Config, Role, Task
+from hpc_dynamo.config import Config, Role, with_throughput_routing
 from hpc_dynamo.engines import engine
 from hpc_dynamo.head.scaling.job_handover import JobHandover
 from hpc_dynamo.head.telemetry.scrape import MetricsScraper
@@ -13,8 +13,6 @@ from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import Outcome, PlannerStatus, Status, WorkerLoad, WorkerReport
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt
-
-BATCH_RECOMPUTE_WEIGHT = 2.0  # uncached tokens delay this request and all later ones
 
 
 class WorkerDirectory(Protocol):
@@ -47,23 +45,10 @@ def model_routes(config: Config, client: HttpClient) -> dict[str, ModelRoute]:
     """Return a route for each model, by its name (see topology.Worker)."""
     changed, routes = asyncio.Event(), dict[str, ModelRoute]()
     for model, own in config.by_model.items():
-        router = Router.from_config(_for_throughput(own), changed)
+        router = Router.from_config(with_throughput_routing(own), changed)
         scraper = MetricsScraper(router, client, engine(own.engine.name).metrics)
         routes[model] = ModelRoute(own, router, scraper)
     return routes
-
-
-def _for_throughput(config: Config) -> Config:
-    """Return the configuration; for a batch, with routing for throughput instead of latency.
-
-    Decode workers then compute no prompts, and a prefix is computed a second time only if that
-    saves more than it costs.
-    """
-    if config.task is not Task.batch:
-        return config
-    weight = max(config.router.recompute_weight, BATCH_RECOMPUTE_WEIGHT)
-    router = replace(config.router, conditional_disaggregation=False, recompute_weight=weight)
-    return replace(config, router=router)
 
 
 @dataclass(frozen=True)

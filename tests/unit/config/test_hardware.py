@@ -283,7 +283,7 @@ def test_a_script_asks_for_one_job(call: Call) -> None:
 def test_the_plan_shows_kinds(call: Call) -> None:
     out = printed(call("plan", *ON_CPUS))
     assert "1 l40s" in out
-    assert "a node of l40s: 2 CPUs" in out
+    assert "each node of l40s: 2 CPUs" in out
 
 
 # Where there is an allocation, or no Slurm.
