@@ -186,14 +186,14 @@ CASES = [
 
 
 @pytest.mark.parametrize(("scenario", "block_bytes", "transports"), CASES)
-def test_kv(scenario: str, block_bytes: int, transports: str) -> None:
+def test_kv_agent_scenario(scenario: str, block_bytes: int, transports: str) -> None:
     argv = [sys.executable, __file__, scenario, str(block_bytes)]
     env = os.environ | {"UCX_TLS": transports}
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_without_nixl_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_nixl_names_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     for wheel in ("nixl_cu12", "nixl_cu13", "nixl"):
         monkeypatch.setitem(sys.modules, wheel, None)
     with pytest.raises(MissingDependency, match="pip install --no-deps nixl-cu12"):

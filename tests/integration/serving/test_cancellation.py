@@ -35,7 +35,7 @@ def sent(served: Served, body: dict[str, Any]) -> HTTPConnection:
     return connection
 
 
-def test_a_stream(served: Served) -> None:
+def test_cancelled_stream_stops_engine(served: Served) -> None:
     before = count(served)
     stream = served.client.completions.create(**ENDLESS, stream=True, extra_body=WITHOUT_END)
     for _, _ in zip(range(3), stream, strict=False):
@@ -45,7 +45,7 @@ def test_a_stream(served: Served) -> None:
     freed(served, before + 1)
 
 
-def test_a_whole_answer(served: Served) -> None:
+def test_cancelled_response_stops_engine(served: Served) -> None:
     before = count(served)
     connection = sent(served, ENDLESS | WITHOUT_END)
     started(served)
@@ -53,7 +53,7 @@ def test_a_whole_answer(served: Served) -> None:
     freed(served, before + 1)
 
 
-async def test_a_task(served: Served) -> None:
+async def test_cancelled_client_task_stops_engine(served: Served) -> None:
     async with served.asynchronous() as client:
         task = asyncio.create_task(client.completions.create(**ENDLESS, extra_body=WITHOUT_END))
         await asyncio.to_thread(started, served)
@@ -62,7 +62,7 @@ async def test_a_task(served: Served) -> None:
     await asyncio.to_thread(freed, served, 0)
 
 
-def test_many_at_any_stage(served: Served) -> None:
+def test_many_cancellations_at_any_stage(served: Served) -> None:
     """In the queue, while the prompt is computed or handed over, and later."""
     before = served.engines()
     connections = [

@@ -87,7 +87,7 @@ def encoded(body: Any) -> bytes:
 
 @settings(max_examples=60)
 @given(path=st.sampled_from(PASSED), body=(BODIES | LIKELY).map(encoded))
-def test_any_json(served: Served, path: str, body: bytes) -> None:
+def test_any_json_body_gets_valid_response(served: Served, path: str, body: bytes) -> None:
     answered(served.ask("POST", path, body), path)
 
 
@@ -105,7 +105,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=60)
 @given(path=st.sampled_from(PASSED), body=damaged() | st.binary(max_size=40))
-def test_any_bytes(aggregated: Served, path: str, body: bytes) -> None:
+def test_any_bytes_get_valid_response(aggregated: Served, path: str, body: bytes) -> None:
     answered(aggregated.ask("POST", path, body), path)
 
 
@@ -138,5 +138,5 @@ WRONG = {
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 @pytest.mark.parametrize("case", sorted(WRONG))
-def test_wrong_bodies(served: Served, path: str, case: str) -> None:
+def test_invalid_bodies_are_rejected(served: Served, path: str, case: str) -> None:
     explained(served.ask("POST", path, WRONG[case]))

@@ -17,7 +17,7 @@ CHECKS = (
 )
 
 
-def test_what_it_describes_is_what_is_answered(aggregated: Served) -> None:
+def test_openapi_document_matches_responses(aggregated: Served) -> None:
     """To what the document allows, and to what it does not."""
     document = aggregated.ask("GET", "/openapi.json", headers={}).json
     schema = schemathesis.openapi.from_dict(document)

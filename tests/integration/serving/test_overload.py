@@ -48,7 +48,7 @@ def outcome(served: Served, **ask: Any) -> openai.APIStatusError | None:
     return None
 
 
-def test_beyond_the_queue_and_too_long_in_it(small: Served) -> None:
+def test_full_queue_is_429_and_long_wait_is_503(small: Served) -> None:
     with stream(small, **LONG), ThreadPoolExecutor(3) as pool:
         waiting = [pool.submit(outcome, small, **ASK) for _ in range(3)]
         failed = sorted((w.result() for w in waiting), key=lambda e: e.status_code if e else 0)
@@ -64,7 +64,7 @@ def test_beyond_the_queue_and_too_long_in_it(small: Served) -> None:
     assert outcome(small, **ASK) is None
 
 
-def test_who_leaves_the_queue_makes_room(small: Served) -> None:
+def test_client_leaving_queue_frees_its_place(small: Served) -> None:
     with stream(small, **LONG) as first, ThreadPoolExecutor(1) as pool:
         second = pool.submit(outcome, small, **ASK)
         next(first)
@@ -73,7 +73,7 @@ def test_who_leaves_the_queue_makes_room(small: Served) -> None:
     assert second.result() is None
 
 
-def test_the_only_worker_dies_and_comes_back(small: Served) -> None:
+def test_only_worker_dies_and_returns(small: Served) -> None:
     (worker,) = small.workers()["aggregated"]
     with ThreadPoolExecutor(1) as pool:
         under_way = pool.submit(outcome, small, **LONG)
@@ -89,7 +89,7 @@ def test_the_only_worker_dies_and_comes_back(small: Served) -> None:
     assert outcome(small, **ASK) is None
 
 
-def test_a_drain_lets_streams_end(small: Served) -> None:
+def test_drain_lets_streams_end(small: Served) -> None:
     """The last test of this run: afterwards it has ended."""
     ask = LONG | {"max_tokens": 400}
     with stream(small, **ask) as rows:
@@ -109,7 +109,7 @@ def test_a_drain_lets_streams_end(small: Served) -> None:
     until("all processes are gone", lambda: not small.processes(), 10)
 
 
-def test_a_slow_reader_slows_itself_alone(aggregated: Served) -> None:
+def test_slow_reader_slows_only_its_own_stream(aggregated: Served) -> None:
     """It has megabytes to take, more than all sockets on the way hold."""
     message = {"role": "user", "content": "hello"}
     sizes = {"n": 16, "logprobs": True, "top_logprobs": 20, "max_tokens": 300}

@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_command_its_file_and_the_answers(folder: Path) -> None:
+def test_trtllm_command_file_and_responses(folder: Path) -> None:
     ids = write_prompts(folder / "prompts.jsonl", 10)
     words = (
         *("engine=trtllm", f"model.path={folder}/llama", "cluster.gpus_per_node=2", *SMALL),

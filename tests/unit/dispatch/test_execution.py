@@ -110,13 +110,13 @@ def test_execution_depends_on_path_and_body_only(
 
 
 @pytest.mark.parametrize("prompt", [b"[1, 2]", b" [\n 1,2]", b"[[1,2]]", b'["a"]', b'"a, b"'])
-def test_one_prompt_in_any_notation(prompt: bytes) -> None:
+def test_one_prompt_is_disaggregated_in_any_notation(prompt: bytes) -> None:
     body = {"prompt": msgspec.Raw(prompt)}
     assert choose_execution(COMPLETIONS, body, PD_PROTOCOLS["vllm"]) == DISAGGREGATED
 
 
 @pytest.mark.parametrize("prompt", [b'[\n"a", "b"]', b" [ [1], [2]]", b"[", b"", b"nul", b"[[[["])
-def test_several_prompts_and_none_in_any_notation(prompt: bytes) -> None:
+def test_zero_or_several_prompts_are_aggregated(prompt: bytes) -> None:
     body = {"prompt": msgspec.Raw(prompt)}
     assert choose_execution(COMPLETIONS, body, PD_PROTOCOLS["vllm"]) == AGGREGATED
 
@@ -124,9 +124,7 @@ def test_several_prompts_and_none_in_any_notation(prompt: bytes) -> None:
 @pytest.mark.parametrize(
     ("tokens", "limit", "fits"), [(99, 100, True), (100, 1, False), (1, 101, False), (0, 100, True)]
 )
-def test_what_does_not_fit_is_left_to_the_decode_worker(
-    tokens: int, limit: int, fits: bool
-) -> None:
+def test_prompt_beyond_context_is_aggregated(tokens: int, limit: int, fits: bool) -> None:
     body, context = {"prompt": "a", "max_tokens": limit}, {"tokens": tokens, "context_tokens": 100}
     for name in ("vllm", "trtllm"):
         found = choose_execution(COMPLETIONS, body, PD_PROTOCOLS[name], **context)

@@ -1,4 +1,4 @@
-"""What is passed on to the job that takes over, over real sockets."""
+"""What is passed on to the next job of this run, over real sockets."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -59,7 +59,7 @@ async def asked(
                 yield answer, front
 
 
-async def test_a_request_goes_as_it_came_and_its_answer_comes_back() -> None:
+async def test_forwarded_request_and_response_are_unchanged() -> None:
     seen = list[HttpRequest]()
 
     async def after(request: HttpRequest, reply: ResponseWriter) -> None:
@@ -75,7 +75,7 @@ async def test_a_request_goes_as_it_came_and_its_answer_comes_back() -> None:
     assert request.headers.items() >= {**KEY, "x-request-id": "id", ATTEMPT_HEADER: "1"}.items()
 
 
-async def test_a_stream_passes_piece_by_piece() -> None:
+async def test_forwarded_stream_arrives_piece_by_piece() -> None:
     more = asyncio.Event()
 
     async def after(request: HttpRequest, reply: ResponseWriter) -> None:
@@ -102,7 +102,7 @@ async def test_a_stream_passes_piece_by_piece() -> None:
     assert pieces == [b"data: 1\n\n", b"data: 2\n\n"]
 
 
-async def test_a_client_that_leaves_ends_it_there_too() -> None:
+async def test_client_disconnect_cancels_forwarded_request() -> None:
     left = asyncio.Event()
 
     async def after(request: HttpRequest, reply: ResponseWriter) -> None:
@@ -119,7 +119,7 @@ async def test_a_client_that_leaves_ends_it_there_too() -> None:
         await left.wait()
 
 
-async def test_who_cannot_serve_just_now_is_no_answer() -> None:
+async def test_unavailable_successor_is_not_forwarded() -> None:
     async def after(request: HttpRequest, reply: ResponseWriter) -> None:
         reply.send(503, b"draining")
 
@@ -128,7 +128,7 @@ async def test_who_cannot_serve_just_now_is_no_answer() -> None:
 
 
 @pytest.mark.parametrize(("by", "status"), [("0", 200), ("1", 299), ("2", 299), ("x", 200)])
-async def test_nothing_goes_round_in_a_ring(by: str, status: int) -> None:
+async def test_returning_request_is_not_forwarded_again(by: str, status: int) -> None:
     """Through a chain of three jobs, but not back to one that it came by."""
 
     async def after(request: HttpRequest, reply: ResponseWriter) -> None:
@@ -138,7 +138,7 @@ async def test_nothing_goes_round_in_a_ring(by: str, status: int) -> None:
         assert answer.status == status
 
 
-async def test_nobody_is_there() -> None:
+async def test_unreachable_successor_is_not_forwarded() -> None:
     async def gone(request: HttpRequest, reply: ResponseWriter) -> None: ...
 
     async with listening(gone) as url:
@@ -150,7 +150,7 @@ async def test_nobody_is_there() -> None:
                 assert (answer.status, await answer.read()) == (299, b"own")
 
 
-async def test_a_stream_that_breaks_off_says_so() -> None:
+async def test_interrupted_forwarded_stream_raises() -> None:
     async def after(request: HttpRequest, reply: ResponseWriter) -> None:
         reply.begin(200, [EVENTS])
         reply.write(b"data: 1\n\n")  # and no end: the server cuts it
@@ -158,10 +158,10 @@ async def test_a_stream_that_breaks_off_says_so() -> None:
     async with asked(after) as (answer, front):
         with pytest.raises(ConnectionError):
             await answer.read()
-        assert "the job that takes over" in front.broken[0]
+        assert "the next job of this run" in front.broken[0]
 
 
-async def test_what_never_answers_is_given_up_when_its_job_is() -> None:
+async def test_replaced_successor_aborts_forwarded_requests() -> None:
     arrived = asyncio.Event()
 
     async def after(request: HttpRequest, reply: ResponseWriter) -> None:

@@ -143,7 +143,7 @@ DATE = rb"date: (Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-async def test_conversation(name: str) -> None:
+async def test_server_answers_conversation(name: str) -> None:
     said = CONVERSATIONS[name]
     async with serving(answer) as (_, port):
         got = await raw(port, said.sent)  # returns only because the server closes

@@ -39,7 +39,9 @@ class Slow:
 
 
 @pytest.mark.parametrize("same", [True, False])
-async def test_a_slow_engine_is_asked_again(folders: dict[str, Path], same: bool) -> None:
+async def test_tokenizer_check_retries_until_engine_is_ready(
+    folders: dict[str, Path], same: bool
+) -> None:
     prompts = Preprocessor.load(folders["llama3"])
     ids = [list(expected.ids) for _, expected in prompts.probes()]
     asked = list[object]()

@@ -87,7 +87,7 @@ def expected(tokenizer: Tokenizer, text: str, special: bool) -> list[int]:
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("room", KEPT)
 @given(shared=TEXTS, tails=st.lists(TEXTS, min_size=1, max_size=4), special=st.booleans())
-def test_ids_are_those_of_the_whole_text(
+def test_cached_pieces_give_ids_of_whole_text(
     name: str, room: str, family: dict[str, Model], shared: str, tails: list[str], special: bool
 ) -> None:
     """Texts that share a beginning, one after the other, over a cache that all examples share."""
@@ -100,7 +100,7 @@ def test_ids_are_those_of_the_whole_text(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_chat_that_grows(name: str, family: dict[str, Model]) -> None:
+def test_growing_chat_gives_ids_of_whole_text(name: str, family: dict[str, Model]) -> None:
     model, messages = family[name], list[dict[str, str]]()
     for turn in range(12):
         messages.append({"role": ("user", "assistant")[turn % 2], "content": f"{turn} é\n" * turn})
@@ -113,7 +113,7 @@ def test_a_chat_that_grows(name: str, family: dict[str, Model]) -> None:
         )
 
 
-def test_families_that_the_fast_engine_takes(family: dict[str, Model]) -> None:
+def test_fastokens_is_used_for_known_families(family: dict[str, Model]) -> None:
     fast = {
         name for name, model in family.items() if model.ours["large"].encoder_name == "fastokens"
     }
@@ -139,7 +139,7 @@ class Counting:
 
 
 @given(turns=st.lists(TEXTS, min_size=2, max_size=8))
-def test_nothing_is_tokenised_twice(family: dict[str, Model], turns: list[str]) -> None:
+def test_known_text_is_not_tokenized_again(family: dict[str, Model], turns: list[str]) -> None:
     """The tokenizer is given what follows the last special token that was seen before, at most."""
     counting: Any = Counting(family["metaspace"].exact)
     encoder, seen = CachingEncoder(counting, 1 << 20), ""
@@ -152,7 +152,7 @@ def test_nothing_is_tokenised_twice(family: dict[str, Model], turns: list[str]) 
         seen = text
 
 
-def test_the_fast_engine_remembers_segments_too(folders: dict[str, Path]) -> None:
+def test_fastokens_caches_segments(folders: dict[str, Path]) -> None:
     preprocess: Any = Preprocessor.load(folders["llama3"])
     history = "".join(f"<|im_start|>turn {i} {'word ' * i}<|im_end|>" for i in range(40))
     preprocess.encode(history)
@@ -161,7 +161,7 @@ def test_the_fast_engine_remembers_segments_too(folders: dict[str, Path]) -> Non
     assert preprocess._encoder._fast.segment_cache_stats()["miss_bytes"] - missed <= len("new")
 
 
-def test_the_cache_is_bounded(folders: dict[str, Path]) -> None:
+def test_encoder_caches_are_bounded(folders: dict[str, Path]) -> None:
     for name in ("llama3", "unigram"):
         encoder: Any = Preprocessor.load(folders[name], cache_bytes=50_000)._encoder
         for turn in range(2000):
@@ -175,7 +175,7 @@ def test_the_cache_is_bounded(folders: dict[str, Path]) -> None:
             assert 10_000 < kept <= 50_000
 
 
-def test_the_fast_engine_begins_anew_before_its_memory_of_words_is_large(
+def test_fastokens_is_replaced_before_word_cache_is_large(
     folders: dict[str, Path],
 ) -> None:
     tokenizer, serialized = ModelFolder.read(folders["llama3"]).tokenizer()
@@ -193,7 +193,7 @@ def test_the_fast_engine_begins_anew_before_its_memory_of_words_is_large(
 
 
 @pytest.mark.parametrize("name", ["llama3", "metaspace"])
-def test_many_threads(name: str, family: dict[str, Model]) -> None:
+def test_encoder_is_thread_safe(name: str, family: dict[str, Model]) -> None:
     ours = family[name].ours["small"]
     texts = [f"<s>{i % 7} shared words<|im_end|>{i} own words {'x' * i}" for i in range(200)]
     with ThreadPoolExecutor(8) as pool:
@@ -202,7 +202,7 @@ def test_many_threads(name: str, family: dict[str, Model]) -> None:
     assert [list(tokens.ids) for tokens in found] == wanted
 
 
-def test_a_vocabulary_that_lacks_bytes(tmp_path: Path) -> None:
+def test_vocabulary_without_some_bytes_falls_back(tmp_path: Path) -> None:
     """fastokens refuses such a text; tokenizers drops the character."""
     folder = model_folder(tmp_path / "m", "")
     exact = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
@@ -212,7 +212,9 @@ def test_a_vocabulary_that_lacks_bytes(tmp_path: Path) -> None:
     assert list(Preprocessor.load(folder).encode("ab\x04aé").ids) == [2, 0]
 
 
-async def test_chat_and_completion(folders: dict[str, Path], family: dict[str, Model]) -> None:
+async def test_preprocessor_tokenizes_chat_and_completion(
+    folders: dict[str, Path], family: dict[str, Model]
+) -> None:
     preprocess = Preprocessor.load(folders["llama3"])
     exact = family["llama3"].exact
     body: dict[str, Any] = {"messages": [{"role": "user", "content": "word " * 20_000}]}
@@ -234,7 +236,7 @@ async def test_chat_and_completion(folders: dict[str, Path], family: dict[str, M
     ]
 
 
-async def test_the_loop_runs_on_while_a_long_text_is_tokenised(folders: dict[str, Path]) -> None:
+async def test_long_text_does_not_block_event_loop(folders: dict[str, Path]) -> None:
     for name in ("llama3", "unigram"):
         preprocess, beats = Preprocessor.load(folders[name]), 0
         work = asyncio.ensure_future(preprocess.completion({"prompt": "long words " * 200_000}))
@@ -254,19 +256,19 @@ NOT_PROMPTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("body", NOT_PROMPTS, ids=str)
-async def test_prompts_that_only_the_engine_judges(
+async def test_unsupported_completion_prompt_is_unknown(
     body: dict[str, Any], folders: dict[str, Path]
 ) -> None:
     assert isinstance(await Preprocessor.load(folders["gpt2"]).completion(body), UnknownTokens)
 
 
-async def test_half_a_surrogate_pair(folders: dict[str, Path]) -> None:
+async def test_half_a_surrogate_pair_is_rejected(folders: dict[str, Path]) -> None:
     for name in ("gpt2", "unigram"):
         with pytest.raises(PromptRejected, match="Unicode"):
             await Preprocessor.load(folders[name]).completion({"prompt": "\ud800"})
 
 
-async def test_probes_are_what_requests_get(folders: dict[str, Path]) -> None:
+async def test_probes_equal_ids_of_requests(folders: dict[str, Path]) -> None:
     preprocess = Preprocessor.load(folders["llama3"])
     (*texts, (chat, ids)) = preprocess.probes()
     assert [await preprocess.completion(body) for body, _ in texts] == [[ids] for _, ids in texts]
