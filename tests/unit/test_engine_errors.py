@@ -1,4 +1,4 @@
-"""The text of an engine's error is found in every form that engines and proxies use."""
+"""Error bodies of engines and proxies in every known form."""
 
 import json
 from typing import Any

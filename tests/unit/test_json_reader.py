@@ -1,4 +1,4 @@
-"""JSON is read as Python's `json` reads it, which engines use, and never crashes the reader."""
+"""The JSON reader accepts what Python's `json` accepts, and raises only JsonError."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""LoRA adapters on the way to engines: words, options, and what a batch asks for."""
+"""LoRA adapters: overrides, engine options, and the model names in batch requests."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A batch on this machine: real agents, real engines, real NIXL, over submitit's local executor."""
+"""Batches on this machine with agents, simulators and NIXL, by submitit's local executor."""
 
 import json
 import os
@@ -41,11 +41,11 @@ SHADOWS = ("select", "queue", "http", "json", "socket", "typing", "msgspec", "nu
 
 
 def test_modules_in_current_folder_are_not_imported(tmp_path: Path) -> None:
-    """Neither by agents, nor by engines and frontends. PYTHONPATH of the user is kept."""
+    """Agents, engines and frontends do not import them. The user's PYTHONPATH is kept."""
     ids = write_prompts(tmp_path / "prompts.jsonl", 3)
     for name in SHADOWS:
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('the user has a {name}.py')\n")
-    command = str(Path(sys.executable).parent / "hpc-dynamo")  # `python -m` is the user's own
+    command = str(Path(sys.executable).parent / "hpc-dynamo")  # `python -m` imports them by design
     words = (*SIMULATOR, *TWO_NODES, "input=prompts.jsonl")
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "elsewhere")}
     argv = [command, "batch", *words]
@@ -178,7 +178,7 @@ def _processes_of(run: Path) -> str:
 @pytest.mark.slow
 def test_dead_worker_is_restarted(tmp_path: Path) -> None:
     ids = write_prompts(tmp_path / "prompts.jsonl", 40)
-    # Both workers die every few requests: one may meet more of these ends than the default allows.
+    # Both workers die every few requests, maybe more often than the default allows.
     often = ("engine.args.fail-after-requests=15", "engine.max_restarts=20", "batch.max_retries=12")
     words = (*often, "batch.concurrency=4")
     done = hpc_dynamo("batch", *SIMULATOR, *words, "input=prompts.jsonl", cwd=tmp_path)
@@ -200,7 +200,7 @@ def test_stop_ends_run_and_second_run_is_rejected_meanwhile(tmp_path: Path) -> N
     assert "running" in shown.stdout
     stopped = hpc_dynamo("stop", "name=prompts", cwd=tmp_path)
     assert stopped.returncode == 0, stopped.stderr
-    until("no process left", lambda: not _processes_of(run), 10)  # the head speaks before its end
+    until("no process left", lambda: not _processes_of(run), 10)  # the head reports before it ends
 
 
 @pytest.mark.slow
@@ -232,9 +232,9 @@ def test_ctrl_c_ends_the_job(tmp_path: Path) -> None:
     )
     run = tmp_path / "runs/prompts"
     until("some results", lambda: results_on_disk(run) >= 1)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the whole foreground group
+    os.killpg(process.pid, signal.SIGINT)  # a terminal signals the whole foreground group
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "stopping the job" in said
     assert "goes on from here" in said
-    until("no process left", lambda: not _processes_of(run), 10)  # the head speaks before its end
+    until("no process left", lambda: not _processes_of(run), 10)  # the head reports before it ends

@@ -1,4 +1,4 @@
-"""A batch on engines that get each request at once and meet in a room (SGLang's way)."""
+"""Batches with the concurrent handoff of SGLang."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_sglang_batch_equals_sequential_batch(tmp_path: Path) -> None:
 
 
 def test_repeated_worker_crashes_lose_no_request(tmp_path: Path) -> None:
-    """Of both roles, each with requests under way."""
+    """Wait for a worker of each role that executes requests."""
     ids = write_prompts(tmp_path / "prompts.jsonl", 60)
     dying = ("engine.args.fail-after-requests=20", "engine.max_restarts=20", "batch.max_retries=12")
     two = ("topology.prefill.workers=2", "topology.decode.workers=2")

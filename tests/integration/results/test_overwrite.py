@@ -1,4 +1,4 @@
-"""`overwrite=true` deletes no result, and takes effect once a job."""
+"""`overwrite=true` deletes no result, and takes effect once per job."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_overwrite_deletes_a_run_without_results(
 def test_overwrite_keeps_folder_that_is_not_a_run(
     config: Config, requests: BatchInput, said: list[str], tmp_path: Path
 ) -> None:
-    """`runs=.` beside a folder of data with the input's name."""
+    """`runs_dir=.` contains a data folder with the name of the input."""
     (tmp_path / "runs/r").mkdir(parents=True)
     (tmp_path / "runs/r/data.csv").write_text("1,2\n")
     batch_run(replace(config, overwrite=True), requests, said.append)
@@ -79,8 +79,8 @@ def test_overwrite_has_no_effect_after_requeue(
 def test_overwrite_takes_effect_after_restart_before_overwriting(
     config: Config, requests: BatchInput, said: list[str], in_job: InJob
 ) -> None:
-    """Preempted before our command ran; also in another job, as when the script is submitted
-    again, or in the next task of an array."""
+    """The first execution was preempted before the command ran. Also applies to another job or
+    array task of the same script."""
     attempt(batch_run(config, requests, said.append), config, good(0), job="5")
     in_job("77", 1)
     run = batch_run(replace(config, overwrite=True), requests, said.append)

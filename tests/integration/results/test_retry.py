@@ -1,4 +1,4 @@
-"""`batch.retry_failed=true` runs failed requests again, once a round."""
+"""`batch.retry_failed=true` runs failed requests again, once per round."""
 
 import json
 import re
@@ -25,7 +25,7 @@ from tests.support.runs import SIMULATOR, answers, hpc_dynamo, results_on_disk, 
 
 
 def states(run: Run, requests: BatchInput) -> tuple[list[str], list[str]]:
-    """Ids that have an answer, and ids that are still to run."""
+    """Return the ids with an answer, and those that will still run."""
     ledger = Ledger(run, 0)
     answered = [i for i, spot in ledger.results().items() if spot.answered]
     return sorted(answered), [entry.custom_id for entry in ledger.unfinished(requests)]
@@ -50,8 +50,8 @@ def test_interrupted_retry_is_resumed(
     start: Start,
     in_job: InJob,
 ) -> None:
-    """Neither a requeue nor the same command again repeats failures of the round; a command
-    after its end begins the next."""
+    """A requeue or the same command does not repeat failures of the round. After its end the
+    command starts the next round."""
     retry = with_fields(config, batch__retry_failed=True)
     attempt(start(config), config, *map(bad, range(4)))
     in_job("77", 0)
@@ -135,7 +135,7 @@ def test_retry_with_longer_context_answers_long_prompt(tmp_path: Path) -> None:
 
 
 def test_engine_message_is_in_summary_and_errors(tmp_path: Path) -> None:
-    """Also when no line could be answered."""
+    """This also applies if no request was answered."""
     (tmp_path / "in.jsonl").write_text('{"prompt": "word word", "max_tokens": 99999}\n')
     done = hpc_dynamo("batch", *SIMULATOR, "input=in.jsonl", cwd=tmp_path)
     assert done.returncode == 3, done.stdout

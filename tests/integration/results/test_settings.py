@@ -1,4 +1,4 @@
-"""A run name is not used again with settings that change answers."""
+"""A run is not resumed with settings that change answers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -133,7 +133,7 @@ def test_model_folder_is_compared_by_resolved_path(
 
 
 def test_settings_may_change_without_results(start: Start, config: Config) -> None:
-    """The first attempt's engine did not start: its option is mended."""
+    """The engine of the first attempt did not start, so its option may be corrected."""
     attempt(start(config), config)
     run = start(with_fields(config, engine__args={"dtype": "float16"}))
     attempt(run, config, good(0))
@@ -183,7 +183,7 @@ def test_profile_reports_changed_settings(config: Config, requests: BatchInput) 
     batch = replace(config, task=Task.batch)
     with pytest.raises(ConfigError, match="holds other results, those of a profile"):
         batch_run(batch, requests, print)
-    run.settings_file.unlink()  # of the previous version
+    run.settings_file.unlink()  # written by the previous version
     with pytest.raises(ConfigError, match=r"engine\.max_num_seqs"):
         profile_run(other, print)
 

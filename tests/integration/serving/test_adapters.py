@@ -1,4 +1,4 @@
-"""LoRA adapters of one model, beside a model that gives vectors alone."""
+"""LoRA adapters of one model, next to a model that only returns embeddings."""
 
 import json
 import urllib.request
@@ -38,7 +38,7 @@ def said(served: Served, model: str, prompt: str = STORY) -> Any:
 
 
 def blocks(served: Served, model: str, prompt: str) -> dict[str, int]:
-    """Of a prompt that each role has, were it asked of this model."""
+    """Return the cached blocks of a prompt per role for this model."""
     why = served.post("/v1/route", {"model": model, "prompt": prompt}).json
     return {worker["role"]: worker["overlap_blocks"] for worker in why["workers"]}
 
@@ -52,7 +52,7 @@ def test_adapters_are_listed_with_parent(served: Served) -> None:
 
 
 def test_adapter_output_is_equal_with_and_without_disaggregation(served: Served) -> None:
-    """Had the prefill worker computed the prompt for another, the blocks would say other words."""
+    """Blocks that were computed for another adapter would give other text."""
     row = next(w for w in served.ask("GET", "/v1/workers").json["data"] if w["role"] == "decode")
     token, texts = served.attempt.run.secrets().token, set[str]()
     for model in NAMES:
@@ -68,7 +68,7 @@ def test_adapter_output_is_equal_with_and_without_disaggregation(served: Served)
 
 
 def test_sglang_adapter_request_names_model_and_adapter(served: Served) -> None:
-    """It would take the adapter's alone for the model's."""
+    """SGLang would read only the adapter's name as the model."""
     alone, own = said(served, "sing"), said(served, "tenor")
     assert (alone.model, own.model) == ("sing", "sing:tenor")
     assert alone.choices[0].text != own.choices[0].text

@@ -1,4 +1,4 @@
-"""A client that goes away frees its work on every engine that had a part in it."""
+"""A client that disconnects frees its request on every engine involved."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ from tests.integration.serving.served import MODEL, Served
 from tests.support.runs import until
 
 ENDLESS: dict[str, Any] = {"model": MODEL, "max_tokens": 8000, "prompt": "Tell me a long story. "}
-WITHOUT_END = {"ignore_eos": True}  # a minute of work, much longer than any test waits
+WITHOUT_END = {"ignore_eos": True}  # a minute of work, longer than any test waits
 
 
 def started(served: Served) -> None:
@@ -17,7 +17,7 @@ def started(served: Served) -> None:
 
 
 def freed(served: Served, cancelled: float) -> None:
-    """Engines and router are idle again, and the cancellations were counted."""
+    """Wait until engines and router are idle and the cancellations are counted."""
     until("the engines are idle", lambda: served.busy() == 0, 10)
     until("the router is idle", lambda: served.metrics()["hpc_dynamo_requests_running"] == 0, 10)
     until("counted", lambda: count(served) >= cancelled, 10)
@@ -28,7 +28,7 @@ def count(served: Served) -> float:
 
 
 def sent(served: Served, body: dict[str, Any]) -> HTTPConnection:
-    """A request whose answer nobody reads."""
+    """Send a request without reading the response."""
     connection = served.connect()
     headers = {"Authorization": f"Bearer {served.key}"}
     connection.request("POST", "/v1/completions", json.dumps(body), headers)
@@ -63,7 +63,7 @@ async def test_cancelled_client_task_stops_engine(served: Served) -> None:
 
 
 def test_many_cancellations_at_any_stage(served: Served) -> None:
-    """In the queue, while the prompt is computed or handed over, and later."""
+    """Cancellation in the queue, during prefill or KV transfer, and later."""
     before = served.engines()
     connections = [
         sent(served, ENDLESS | WITHOUT_END | {"prompt": f"{i} " + "word " * 1500})

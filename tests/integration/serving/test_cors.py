@@ -1,4 +1,4 @@
-"""Cross-origin requests by browsers: off by default, and a setting."""
+"""Cross-origin requests of browsers, off by default."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,7 +15,7 @@ STREAM = {"model": MODEL, "prompt": "x", "stream": True}
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Served]]:
-    """One run for each value of the setting."""
+    """Return a run for each value of the setting."""
     values = {"none": "[]", "exact": f"['{ALLOWED}','https://b.org:8443']", "any": "['*']"}
     with ExitStack() as stack:
         url = stack.enter_context(started("one"))
@@ -28,7 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Served]
 
 
 def preflight(served: Served, origin: str, path: str = "/v1/chat/completions") -> Reply:
-    """What a browser sends before a page's POST: it has no key."""
+    """Send a preflight without a key, as browsers do before a page's POST."""
     asked = {
         "Origin": origin,
         "Access-Control-Request-Method": "POST",

@@ -1,4 +1,4 @@
-"""Paths that only the engines know: forwarded for inference, never for administration."""
+"""Engine paths are forwarded for inference, never for administration."""
 
 import json
 import urllib.request
@@ -87,7 +87,7 @@ def test_forwarded_paths_need_the_key(served: Served) -> None:
 def test_nested_reserved_fields_are_rejected(
     served: Served, path: str, body: dict[str, Any]
 ) -> None:
-    """Else a client could end an engine: it pulls KV blocks from where it is told."""
+    """A client could otherwise crash an engine with a wrong address of KV blocks."""
     for text in (json.dumps(body), json.dumps(body).replace("params", r"par\u0061ms")):
         reply = served.ask("POST", path, text.encode())
         assert reply.status == 400, text
@@ -152,7 +152,7 @@ def test_stored_response_is_found_on_its_worker(served: Served) -> None:
     for name in made * 2:
         assert served.client.responses.retrieve(name).id == name
         assert served.post(f"/v1/responses/{name}/cancel", {}).json["of"] == "POST"
-        for _ in range(2):  # round robin would send one of them to the other worker
+        for _ in range(2):  # round robin would send one to the other worker
             asked: Any = {"model": MODEL, "input": "y", "previous_response_id": name}
             assert (
                 served.post("/v1/responses", asked).json["id"].split("_")[1] == name.split("_")[1]

@@ -1,4 +1,4 @@
-"""The surface around the API: access, unknown paths, sizes, pages without a key, headers."""
+"""HTTP details of the endpoint: access, unknown paths, sizes, public paths, headers."""
 
 import json
 from typing import Any
@@ -55,7 +55,7 @@ def test_messages_errors_have_anthropic_format(aggregated: Served) -> None:
     other = aggregated.post("/v1/messages", ask | {"model": "o"}, {"x-api-key": aggregated.key})
     assert (other.status, other.json["type"]) == (404, "error")
     assert other.json["error"]["type"] == "not_found_error"
-    # The simulator has no such endpoint; it knows OpenAI's form alone.
+    # The simulator has no such endpoint, and only OpenAI's error format.
     passed = aggregated.post("/v1/messages", ask, {"x-api-key": aggregated.key})
     assert (passed.status, passed.json["type"]) == (404, "error")
     assert passed.json["error"]["type"] == "not_found_error"
@@ -68,7 +68,7 @@ def test_path_missing_in_engine_is_404(aggregated: Served) -> None:
     assert reply.json["error"]["message"].endswith("no endpoint /v1/responses")
 
 
-# What engines say where they have no path, and where they have it: vLLM, FastAPI by itself, others.
+# Responses of engines to an unknown path and to an error: vLLM, FastAPI, others.
 VLLM = b'{"error":{"message":"Not Found","type":"Not Found","param":null,"code":404}}'
 NO_MODEL = (
     b'{"error":{"message":"The model `x` does not exist.","type":"NotFoundError","code":404}}'
@@ -172,7 +172,7 @@ def test_wrong_method_is_405_with_allow(aggregated: Served, path: str, method: s
     ["/v1/models/", "/v1//models", "//v1/models", "http://any.host/v1/models", "/v1/models//"],
 )
 def test_path_with_extra_slashes_is_accepted(aggregated: Served, path: str) -> None:
-    """Clients join a base URL and a path in many ways; those of a proxy send the whole URL."""
+    """Clients join base URL and path in many ways; clients of a proxy send the whole URL."""
     reply = aggregated.ask("GET", path)
     assert (reply.status, [card["id"] for card in reply.json["data"]]) == (200, [MODEL])
     assert aggregated.post("/v1/completions/", ASK).status == 200

@@ -1,4 +1,4 @@
-"""The official client against both topologies: what engines know passes through untouched."""
+"""The official client with both topologies: engine features pass through unchanged."""
 
 import base64
 import struct
@@ -65,7 +65,7 @@ def test_token_of_prefill_is_returned_once(
 ) -> None:
     said = set()
     for served in (aggregated, disaggregated):
-        for _ in range(2):  # the second time from the prefix cache
+        for _ in range(2):  # the second request hits the prefix cache
             answer = served.client.completions.create(
                 model=MODEL, prompt=STORY, max_tokens=length, extra_body={"ignore_eos": True}
             )
@@ -165,7 +165,7 @@ def test_tokenize_and_detokenize(served: Served) -> None:
 
 
 def test_unknown_fields_reach_engine(served: Served) -> None:
-    """The engine's own options, and those that nobody knows."""
+    """Fields of the engine and unknown fields are forwarded."""
     answer = served.client.completions.create(
         model=MODEL, prompt="hello", max_tokens=40,
         extra_body={"ignore_eos": True, "of_tomorrow": {"deep": [1, None]}},

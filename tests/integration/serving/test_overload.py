@@ -1,4 +1,4 @@
-"""A run with room for one request and two that wait; its only worker; the drain at its end."""
+"""Overload of a run with one slot and two queue places, and its drain."""
 
 import json
 import os
@@ -33,14 +33,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @contextmanager
 def stream(served: Served, **ask: Any) -> Iterator[openai.Stream[Completion]]:
-    """One that has begun."""
+    """Start a request and return it once it runs."""
     with served.client.completions.create(**ask, stream=True) as chunks:
         next(chunks)
         yield chunks
 
 
 def outcome(served: Served, **ask: Any) -> openai.APIStatusError | None:
-    """How a request failed."""
+    """Return the error of a request."""
     try:
         served.client.completions.create(**ask)
     except openai.APIStatusError as e:
@@ -90,10 +90,10 @@ def test_only_worker_dies_and_returns(small: Served) -> None:
 
 
 def test_drain_lets_streams_end(small: Served) -> None:
-    """The last test of this run: afterwards it has ended."""
+    """The run ends with this test."""
     ask = LONG | {"max_tokens": 400}
     with stream(small, **ask) as rows:
-        os.kill(small.head, signal.SIGUSR2)  # as Slurm announces the walltime's end
+        os.kill(small.head, signal.SIGUSR2)  # Slurm's signal before the end of the walltime
         until("it drains", lambda: small.ask("GET", "/ready").status == 503, 5)
         assert small.ask("GET", "/health").json == {"status": "draining"}
         refused = outcome(small, **ASK)
@@ -110,7 +110,7 @@ def test_drain_lets_streams_end(small: Served) -> None:
 
 
 def test_slow_reader_slows_only_its_own_stream(aggregated: Served) -> None:
-    """It has megabytes to take, more than all sockets on the way hold."""
+    """The response has megabytes, more than all socket buffers hold."""
     message = {"role": "user", "content": "hello"}
     sizes = {"n": 16, "logprobs": True, "top_logprobs": 20, "max_tokens": 300}
     ask = {"messages": [message], "stream": True, "ignore_eos": True, **sizes}

@@ -1,4 +1,4 @@
-"""Two endpoints of one user ask for the same port: the second is refused, whatever it is."""
+"""A second endpoint on the same port of one user is rejected."""
 
 from pathlib import Path
 

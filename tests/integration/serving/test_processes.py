@@ -1,4 +1,4 @@
-"""Two workers and two frontend processes behind TLS: what dies, what goes on, and the end."""
+"""Two workers and two frontend processes behind TLS: crashes, restarts and shutdown."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +31,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def running(served: Served) -> list[str]:
-    """URLs of workers that have something to do."""
+    """Return the URLs of busy workers."""
     return [url for url, load in served.loads().items() if load]
 
 
@@ -77,7 +77,7 @@ def test_unstarted_requests_are_retried_on_other_worker(pair: Served) -> None:
 
 
 def test_returned_worker_is_used_within_a_second(pair: Served) -> None:
-    """Nobody else is there to answer, so it is the next one ready that does."""
+    """No other worker is ready, so the returned one answers."""
     both_are_there(pair)
     log = pair.attempt.agent_log(0)
     size = log.stat().st_size
@@ -97,7 +97,7 @@ def test_returned_worker_is_used_within_a_second(pair: Served) -> None:
 
 
 def reached(served: Served, marks: Iterator[str], indexes: set[int]) -> int:
-    """Asks until each of these frontends has answered; how many requests that took."""
+    """Send requests until each of these frontends has answered; return their number."""
     sizes = {i: served.attempt.frontend_log(i).stat().st_size for i in indexes}
 
     def said(index: int) -> bytes:
@@ -143,8 +143,8 @@ def test_dead_frontend_is_restarted(pair: Served) -> None:
 
 
 def goes_on(stream: openai.Stream[Any]) -> bool:
-    """Beyond what was under way when a frontend died. How a cut connection looks is up to the
-    HTTP library below the client."""
+    """Send requests while a frontend dies; those in progress may fail. The HTTP library of the
+    client determines the error of a closed connection."""
     try:
         return len([next(stream) for _ in range(200)]) == 200
     except Exception:  # noqa: BLE001  # below openai's client there are several HTTP libraries
@@ -152,7 +152,7 @@ def goes_on(stream: openai.Stream[Any]) -> bool:
 
 
 def test_stop_ends_streams_and_all_processes(pair: Served, tmp_path: Path) -> None:
-    """The last test of this run."""
+    """The run ends with this test."""
     both_are_there(pair)
     stream = pair.client.completions.create(**ASK, max_tokens=8000, stream=True)
     assert next(stream).choices[0].text
@@ -161,7 +161,7 @@ def test_stop_ends_streams_and_all_processes(pair: Served, tmp_path: Path) -> No
     with pytest.raises(openai.APIError) as error:
         list(stream)
     assert type(error.value) is openai.APIError, "the connection was cut"
-    # The head says how it ended before it ends.
+    # The head reports the outcome before it ends.
     until("no process is left", lambda: pair.processes() == [], 10)
     ended = pair.attempt.outcome()
     assert ended

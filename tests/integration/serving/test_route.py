@@ -1,4 +1,4 @@
-"""`hpc-dynamo route` before simulators that this test starts: real processes, real sockets."""
+"""`hpc-dynamo route` in front of simulators, with processes and sockets."""
 
 import json
 import subprocess
@@ -91,7 +91,7 @@ def test_route_waits_for_engine_that_is_down(tmp_path: Path, ranks: list[Rank]) 
 
 
 def _telling() -> tuple[str, str]:
-    """Options of a simulator that publishes its KV events, and where."""
+    """Return options of a simulator that publishes KV events, and their address."""
     live, replay = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
     settings = {
         "enable_kv_cache_events": True,
@@ -103,14 +103,14 @@ def _telling() -> tuple[str, str]:
 
 
 def compute(rank: Rank, prompt: list[int]) -> None:
-    """Behind the router's back."""
+    """Send a request directly to an engine."""
     with openai.OpenAI(base_url=f"{rank.url}/v1", api_key=KEY, max_retries=0, timeout=30) as client:
         client.completions.create(model=MODEL, prompt=prompt, max_tokens=1)
 
 
 @pytest.mark.slow
 def test_route_uses_kv_events_of_engines(tmp_path: Path) -> None:
-    """What was computed before the route was there, and what somebody else has computed since."""
+    """The events include blocks from before the start and from requests of other clients."""
     (first, at_first), (second, at_second) = _telling(), _telling()
     option = "--kv-events-config"
     with simulator(option, first) as one, simulator(option, second) as two:
@@ -128,7 +128,7 @@ def test_route_uses_kv_events_of_engines(tmp_path: Path) -> None:
 
 
 def overlaps(served: Served, prompt: list[int]) -> list[int]:
-    """Blocks that the router believes to be cached, by rank."""
+    """Return the blocks that the router considers cached, by rank."""
     why = served.post("/v1/route", {"model": MODEL, "prompt": prompt}).json
     return [worker["overlap_blocks"] for worker in why["workers"]]
 

@@ -1,4 +1,4 @@
-"""What clients may say of the routing, and what they are told of it."""
+"""Routing hints of clients, and explanations of routing decisions."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def asked(served: Served, path: str, content: dict[str, Any], headers: dict[str,
 
 
 def decisions(served: Served) -> dict[str, float]:
-    """Requests by rank and policy, without the role."""
+    """Return the requests by rank and policy, without the role."""
     found = {k: v for k, v in served.metrics_now().items() if "router_decisions_total" in k}
     return {key: value for key, value in found.items() if value}
 

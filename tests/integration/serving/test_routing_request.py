@@ -1,4 +1,4 @@
-"""What the router is asked for a request: the frontend's own part, without a server."""
+"""Routing requests that the frontend creates, without a server."""
 
 import json
 from array import array
@@ -27,7 +27,7 @@ def config(policy: Policy = Policy.kv, kind: TopologyKind = TopologyKind.disaggr
 
 
 async def asked(config: Config, prompt: object, **fields: object) -> RoutingRequest:
-    """For a completion of a model whose tokenizer nobody has."""
+    """Return the routing request of a completion without a tokenizer."""
     generation = RequestTranslator(config, TokenIdsOnly(), FrontendStats())
     body = json.dumps({"prompt": prompt, **fields}).encode()
     request = HttpRequest("POST", "/v1/completions", "", {}, body, "")
@@ -62,6 +62,6 @@ async def test_unneeded_ids_are_not_computed(policy: Policy) -> None:
 
 @pytest.mark.parametrize("policy", Policy)
 async def test_prompt_beyond_context_is_not_disaggregated(policy: Policy) -> None:
-    """Under every policy: a prefill worker would compute it for nothing."""
+    """This applies to every policy: the prefill would be wasted."""
     assert (await asked(config(policy), IDS * 10)).may_disaggregate is False
     assert (await asked(config(policy), IDS)).may_disaggregate is True

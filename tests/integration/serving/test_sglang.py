@@ -1,4 +1,4 @@
-"""The endpoint before engines that get each request at once and meet in a room (SGLang's way)."""
+"""The endpoint with the concurrent handoff of SGLang."""
 
 import json
 from collections.abc import Iterator
@@ -50,14 +50,14 @@ def test_sglang_responses_equal_sequential_handoff(rooms: Served, disaggregated:
 def test_sglang_executes_every_request_on_two_workers(
     rooms: Served, disaggregated: Served, fields: dict[str, Any]
 ) -> None:
-    """Also those that other engines leave to the decode worker, and the shortest."""
+    """This includes requests that other engines leave to the decode worker, and short ones."""
     before = rooms.engines()["decode"][MOVED]
     assert texts(rooms, **fields) == texts(disaggregated, **fields)
     assert rooms.engines()["decode"][MOVED] > before
 
 
 def test_sglang_samples_are_separate_requests(rooms: Served) -> None:
-    """Which SGLang would never answer as one; the simulator does not either."""
+    """SGLang and the simulator would never answer them as one request."""
     (alone,) = texts(rooms)
     assert texts(rooms, n=3) == [alone] * 3
     both = ASKED | {"prompt": ["one", "two"]}
@@ -113,7 +113,7 @@ def test_client_disconnect_frees_both_workers(rooms: Served) -> None:
 
 
 def test_prefill_worker_dies_during_prefill(tmp_path: Path, model_folder: Path) -> None:
-    """Its requests are computed by the other."""
+    """The other worker answers its requests."""
     slow = ("engine.args.time-scale=30", "engine.max_restarts=0")
     more = ("topology.prefill.workers=2", f"model.path={model_folder}", "model.name=simulated")
     with serving(tmp_path, *DIALECT, *slow, *more) as served, ThreadPoolExecutor(4) as pool:

@@ -1,4 +1,4 @@
-"""Where the endpoint takes its tokenizer from, and that users learn if there is none."""
+"""Source of the endpoint's tokenizer, and notices if there is none."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_missing_tokenizer_is_shown_in_status(untokenized: Served) -> None:
 
 
 def test_downloaded_tokenizer_is_used(tmp_path: Path, model_folder: Path) -> None:
-    """As an engine does that downloads its model: the cache is filled before it is ready."""
+    """Fill the cache before the engine is ready, as an engine that downloads its model."""
     words = (f"model.path={REPOSITORY}", f"engine.env.HF_HOME={tmp_path}/hf", *SHAPE, "name=s")
     slow = "engine.args.start-delay-s=15"
     assert hpc_dynamo("serve", *SIMULATOR, *words, slow, "--detach", cwd=tmp_path).returncode == 0

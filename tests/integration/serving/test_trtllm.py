@@ -1,4 +1,4 @@
-"""Jobs whose engines speak TensorRT-LLM's dialect: real agents, engines and NIXL."""
+"""Jobs with the prefill/decode protocol of TensorRT-LLM, with agents, simulators and NIXL."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from tests.support.runs import SIMULATOR, answers, hpc_dynamo, latest, until, wr
 pytestmark = pytest.mark.slow
 
 TRTLLM = "engine.args.pd-protocol=trtllm"
-HANDED = "router.transfer_cost_tokens=0"  # also what would not pay
+HANDED = "router.transfer_cost_tokens=0"  # also short prompts
 FABLE = "A fox saw a crow in an old elm with a piece of cheese, and said to her: " * 20
 MORE: dict[str, Any] = {"model": MODEL, "extra_body": {"ignore_eos": True}}
 
@@ -27,7 +27,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def moved(served: Served) -> float:
-    """Bytes that all decode workers have pulled."""
+    """Return the bytes that all decode workers have pulled."""
     name = "vllm:nixl_bytes_transferred_sum"
     return sum(served.engine(row["url"])[name] for row in served.workers()["decode"])
 
@@ -76,12 +76,12 @@ def said(served: Served, prompt: str, tokens: int) -> str:
 
 
 def busy(served: Served) -> set[str]:
-    """URLs of engines that have something to do."""
+    """Return the URLs of busy engines."""
     return {url for url, load in served.loads().items() if load}
 
 
 def test_trtllm_prefill_without_transfer_is_named(tmp_path: Path) -> None:
-    """Its engine has no transceiver, as where the user's own options took it away."""
+    """The engine has no transceiver, as if the user's options had removed it."""
     with serving(tmp_path, TRTLLM, HANDED, "engine.args.role=aggregated") as job:
         with pytest.raises(openai.APIStatusError) as failed:
             job.client.completions.create(prompt=FABLE, max_tokens=9, **MORE)

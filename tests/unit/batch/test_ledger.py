@@ -1,4 +1,4 @@
-"""Results on disk: what a crash leaves is read right, and what was acknowledged is there."""
+"""Results on disk: acknowledged lines survive crashes, and incomplete lines are ignored."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ def bad(custom_id: str, status: int = 500, body: bytes = b"oops") -> bytes:
 
 
 def put(run: Run, part: int, *lines: bytes) -> None:
-    """What an earlier attempt left."""
+    """Write the part of an earlier attempt."""
     with run.attempt_results(part).open("ab") as file:
         file.writelines(lines)
 
@@ -49,7 +49,7 @@ def rows(file: Path) -> list[dict[str, Any]]:
 
 
 def states(run: Run) -> dict[str, str]:
-    """good, open (to be tried again) or refused, by id."""
+    """Return good, open (will run again) or refused, by id."""
     spots = Ledger(run, 99).results()
     return {
         i: "good" if s.answered else "refused" if s.finished else "open" for i, s in spots.items()
@@ -119,7 +119,7 @@ def test_success_with_indented_body_is_one_line() -> None:
 def test_results_of_several_attempts_select_the_best(
     run: Run, lines: list[bytes], state: str, parts: int
 ) -> None:
-    """The same in one attempt and over several."""
+    """The best result is the same in one attempt and over several."""
     for number, line in enumerate(lines):
         put(run, 1 + number * (parts - 1), line)
     assert states(run) == {"a": state}
@@ -142,7 +142,7 @@ def test_attempts_are_ordered_by_number(run: Run) -> None:
 async def test_incomplete_line_is_ignored_and_truncated(
     tmp_path_factory: pytest.TempPathFactory, cut: int, parts: int
 ) -> None:
-    """A requeued job has the number of its former life and appends to its part."""
+    """A requeued job keeps its attempt number and appends to its part."""
     run = Run(tmp_path_factory.mktemp("torn"))
     run.results.mkdir()
     whole = [good("a"), bad("b"), good("ü")]
@@ -212,7 +212,7 @@ def test_merge_writes_every_id_once(
     for result in (output, errors):
         places = [ids.index(r["custom_id"]) for r in result]
         assert places == sorted(places), "not in the input's order"
-    # 500 may be tried again, so whatever comes later beats it; the first final one stays.
+    # A later result replaces a 500, which may be retried; the first final one stays.
     by_part = sorted(written, key=lambda w: w[2])
     final = {i: s for i, s, _ in reversed(by_part) if s != 500}
     assert {r["custom_id"] for r in output} == {i for i, s in final.items() if s == 200}

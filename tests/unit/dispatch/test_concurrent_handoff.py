@@ -1,4 +1,4 @@
-"""Requests that two workers get at the same time, over real HTTP."""
+"""Requests that two workers receive at the same time, over HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ MET = ("bootstrap_host", "bootstrap_port", "bootstrap_room")
 
 
 class Begun(BufferedResponse):
-    """As a stream whose first event has gone out."""
+    """Sink of a response that has started."""
 
     started = True
 
@@ -48,7 +48,7 @@ def once(event: asyncio.Event, reply: Reply) -> Reply:
 
 
 def telling(event: asyncio.Event) -> Reply:
-    """Never answers; `event` tells that the client has left."""
+    """Engine that never answers; `event` is set when the client disconnects."""
 
     async def reply(body: Body) -> web.Response:
         try:
@@ -117,8 +117,7 @@ async def test_failure_of_one_worker_cancels_the_other(
 
 
 async def test_connection_failure_is_raised_before_error_response(rooms: House) -> None:
-    """The other could not go on without it; another prefill worker is tried, not another decode
-    worker."""
+    """Only the prefill worker has failed, so only it is replaced in the next attempt."""
     both, gone = asyncio.Event(), asyncio.Event()
     hits = 0
 
@@ -132,7 +131,7 @@ async def test_connection_failure_is_raised_before_error_response(rooms: House) 
         return await refusing(500)(body)
 
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if gone.is_set():  # whether its end came before the request is asked once more
+        if gone.is_set():  # depends on the order of its end and the next attempt
             await closed(writer)
             return
         await reader.readuntil(b"\r\n\r\n")

@@ -1,4 +1,4 @@
-"""The one request path, over real HTTP: engines here are small servers on loopback."""
+"""Request execution over HTTP; engines are small servers on loopback."""
 
 import asyncio
 import json
@@ -61,20 +61,20 @@ def after(free: asyncio.Event) -> Reply:
 
 
 class Engine:
-    """What came in, and how it is answered."""
+    """Fake engine: records requests and answers them."""
 
     def __init__(self, reply: Reply) -> None:
         self.reply = reply
         self.bodies: list[Body] = []
         self.headers: list[dict[str, str]] = []
-        self.now = self.most = 0  # requests under way
+        self.now = self.most = 0  # requests in progress
         self.url = ""
         self.told: Body = {"disaggregation_bootstrap_port": 8998}
         self.introduced = 0
         self._came = asyncio.Condition()
 
     async def has(self, count: int) -> None:
-        """Until so many requests have come in."""
+        """Wait for a number of requests."""
         async with asyncio.timeout(SOON_S), self._came:
             await self._came.wait_for(lambda: len(self.bodies) >= count)
 
@@ -96,7 +96,7 @@ class Engine:
 
 
 class Sender(Router):
-    """A router, and a dispatcher that asks it."""
+    """Router with a dispatcher."""
 
     def __init__(
         self, kind: TopologyKind, client: HttpClient, tasks: asyncio.TaskGroup, dialect: PdProtocol
@@ -114,7 +114,7 @@ class Sender(Router):
 
 
 class House:
-    """A dispatcher and its engines."""
+    """Dispatcher with its engines."""
 
     def __init__(self, stack: AsyncExitStack, dialect: PdProtocol | None = None) -> None:
         self._stack, self._dialect = stack, dialect or VllmPdProtocol()
@@ -139,7 +139,7 @@ class House:
         return engine
 
     async def split(self, prefill: Reply, decode: Reply) -> tuple[Sender, Engine, Engine]:
-        """One prefill worker, rank 0, and one decode worker, rank 1."""
+        """Return a dispatcher for a prefill worker, rank 0, and a decode worker, rank 1."""
         dispatcher = await self.dispatcher(TopologyKind.disaggregated)
         engines = await self.engine(prefill), await self.engine(decode)
         await dispatcher.add_worker(0, Role.prefill, engines[0].url)
@@ -147,7 +147,7 @@ class House:
         return dispatcher, *engines
 
     async def whole(self, *replies: Reply) -> tuple[Sender, list[Engine]]:
-        """Aggregated workers, ranks from 0."""
+        """Return a dispatcher for aggregated workers, with ranks from 0."""
         dispatcher = await self.dispatcher(TopologyKind.aggregated)
         engines = [await self.engine(reply) for reply in replies]
         for rank, engine in enumerate(engines):
@@ -281,7 +281,7 @@ async def test_idle_workers_alternate_and_removed_worker_gets_none(house: House)
 
 
 async def test_returned_rank_is_a_new_worker(house: House) -> None:
-    """Of whose life before only the busy time is kept, else the rank would seem to have idled."""
+    """Only the busy time of the rank is kept, otherwise the rank would seem to have been idle."""
     dispatcher, _ = await house.whole(refusing(500))
     await failed(dispatcher)
     (before,) = (m.busy_s for m in dispatcher.workers)
@@ -316,7 +316,7 @@ async def test_cancelled_request_releases_lease(house: House) -> None:
 
 
 async def test_hundreds_of_concurrent_requests_are_answered(house: House) -> None:
-    """No pool of connections stands in the way."""
+    """No connection pool limits concurrency."""
     free = asyncio.Event()
     dispatcher, (engine,) = await house.whole(after(free))
     async with asyncio.TaskGroup() as group:
@@ -328,7 +328,7 @@ async def test_hundreds_of_concurrent_requests_are_answered(house: House) -> Non
 
 
 async def test_cancelled_request_releases_kv_blocks(house: House) -> None:
-    """By a decode request that is refused for its model: vLLM then frees what was prefilled."""
+    """A decode request with an unknown model makes vLLM free the blocks."""
     come, go = asyncio.Event(), asyncio.Event()
 
     async def last_moment(body: Body) -> web.Response:
@@ -356,7 +356,7 @@ async def test_rejected_decode_releases_kv_blocks(house: House, status: int) -> 
 
 
 async def test_unreached_worker_does_not_count_as_attempt(house: House) -> None:
-    """A batch lets a request break one worker only."""
+    """A batch lets a request crash only one worker."""
     dispatcher, _ = await house.whole()
     dispatcher.dispatcher = Dispatcher(
         dispatcher, VllmPdProtocol(), house.client, house.tasks, max_attempts=1

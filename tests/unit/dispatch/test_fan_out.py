@@ -1,4 +1,4 @@
-"""Requests for several answers that SGLang's workers get as several requests, over real HTTP."""
+"""Requests for several samples, which SGLang's workers receive as several requests."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ USAGE = {
 
 
 def read(answer: Body) -> dict[str, msgspec.Raw]:
-    """As the dispatcher reads it."""
+    """Parse a body as the dispatcher does."""
     return {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in answer.items()}
 
 
@@ -124,7 +124,7 @@ def test_event_merger_without_usage_adds_none() -> None:
     assert merger.closing() == b"data: [DONE]\n\n"
 
 
-# Over HTTP: one prefill and one decode worker.
+# HTTP tests with one prefill and one decode worker.
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ async def rooms() -> AsyncIterator[House]:
 
 
 class Client:
-    """A taker as the endpoint's: what came, and whether anything did."""
+    """Response sink that records the response."""
 
     def __init__(self) -> None:
         self.content = b""
@@ -162,7 +162,7 @@ class Client:
 
 
 async def ask(dispatcher: Sender, body: Body, samples: int) -> Client:
-    """`body` is sent as the endpoint has it: read one level deep."""
+    """Send `body` as the endpoint does, parsed one level deep."""
     client, content = Client(), json.dumps(body).encode()
     work = EngineRequest("/v1/completions", content, read(body), RoutingRequest(), (), samples)
     async with asyncio.timeout(SOON_S):

@@ -1,4 +1,4 @@
-"""What is passed on to the next job of this run, over real sockets."""
+"""Forwarding to the next job of this run, over sockets."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -30,7 +30,7 @@ async def listening(handler: Handler) -> AsyncIterator[str]:
 
 
 class Front:
-    """The job that hands over: what is not passed on it answers itself, with 299."""
+    """Server of the old job: answers 299 to requests that it does not forward."""
 
     def __init__(self, client: HttpClient, url: str, number: int = 1) -> None:
         self.stats, self.url = FrontendStats(), url
@@ -49,7 +49,7 @@ class Front:
 async def asked(
     handler: Handler, headers: dict[str, str] = KEY, number: int = 1
 ) -> AsyncIterator[tuple[HttpResponse, Front]]:
-    """An answer by way of a job that hands over to one with this handler."""
+    """Return the response through a job that forwards to one with this handler."""
     async with HttpClient() as client, listening(handler) as url:
         front = Front(client, url, number)
         async with listening(front) as own, HttpClient() as asker:
@@ -81,7 +81,7 @@ async def test_forwarded_stream_arrives_piece_by_piece() -> None:
     async def after(request: HttpRequest, reply: ResponseWriter) -> None:
         reply.begin(200, [EVENTS])
         reply.write(b"data: 1\n\n")
-        await more.wait()  # set when the first piece has come through
+        await more.wait()  # set when the first piece has arrived
         reply.write(b"data: 2\n\n")
         reply.end()
 
@@ -129,7 +129,7 @@ async def test_unavailable_successor_is_not_forwarded() -> None:
 
 @pytest.mark.parametrize(("by", "status"), [("0", 200), ("1", 299), ("2", 299), ("x", 200)])
 async def test_returning_request_is_not_forwarded_again(by: str, status: int) -> None:
-    """Through a chain of three jobs, but not back to one that it came by."""
+    """A request passes a chain of three jobs, but returns to none of them."""
 
     async def after(request: HttpRequest, reply: ResponseWriter) -> None:
         reply.send(200, b"")
@@ -153,7 +153,7 @@ async def test_unreachable_successor_is_not_forwarded() -> None:
 async def test_interrupted_forwarded_stream_raises() -> None:
     async def after(request: HttpRequest, reply: ResponseWriter) -> None:
         reply.begin(200, [EVENTS])
-        reply.write(b"data: 1\n\n")  # and no end: the server cuts it
+        reply.write(b"data: 1\n\n")  # the server closes the connection without an end
 
     async with asked(after) as (answer, front):
         with pytest.raises(ConnectionError):

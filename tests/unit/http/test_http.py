@@ -1,4 +1,4 @@
-"""The HTTP room over real sockets: what is right, what is refused, who waits for whom."""
+"""HTTP server and client over sockets: limits, errors, back pressure, shutdown."""
 
 import asyncio
 import ssl
@@ -30,7 +30,7 @@ async def serving(
 
 
 async def raw(port: int, *parts: bytes) -> bytes:
-    """What comes back for these bytes until the server closes."""
+    """Return the response to these bytes until the server closes."""
     reader, writer = await asyncio.open_connection(HOST, port)
     for part in parts:
         writer.write(part)
@@ -184,7 +184,7 @@ async def test_failing_handler_affects_only_its_request() -> None:
 
 
 class Kept:
-    """A sink that takes all."""
+    """Byte sink that keeps everything."""
 
     def __init__(self) -> None:
         self.parts = list[bytes]()
@@ -210,7 +210,7 @@ async def test_relay_forwards_stream_as_it_arrives() -> None:
     class Sink(Kept):
         def write(self, data: bytes) -> None:
             super().write(data)
-            more.set()  # only what was handed on at once lets the rest come
+            more.set()  # the rest arrives only after this piece was relayed
 
     sink = Sink()
     async with serving(stream) as (_, port), HttpClient() as client:
@@ -236,11 +236,11 @@ async def test_slow_reader_blocks_only_its_own_writer() -> None:
         _, writer = await asyncio.open_connection(HOST, port, limit=1024)
         writer.write(post(b""))
         before = -1
-        while before != written or not written:  # until it writes no more
+        while before != written or not written:  # wait until it stops writing
             before = written
             for _ in range(50):
                 assert await status(client, f"http://{HOST}:{port}", b"?") == 200
-        assert written < 64 * MB  # what the kernel and we buffer, and no more
+        assert written < 64 * MB  # limited by the buffers of the kernel and the server
         writer.close()
 
 
@@ -271,7 +271,7 @@ async def test_drain_waits_for_responses() -> None:
         asked = group.create_task(status(client, f"http://{HOST}:{port}", b""))
         await came.wait()
         drained = group.create_task(server.drain())
-        while True:  # until it listens no more
+        while True:  # wait until it stops listening
             try:
                 _, writer = await asyncio.open_connection(HOST, port)
                 writer.close()
@@ -299,7 +299,7 @@ async def test_client_and_server_over_tls() -> None:
 
 
 async def test_server_declines_http2_upgrade() -> None:
-    """As Java's client makes them."""
+    """Offers have the form of Java's client."""
     offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMA"
     async with serving(echo) as (_, port):
         answer = await raw(port, post(b"body", offer) + post(b"next", b"Connection: close"))
@@ -321,7 +321,7 @@ async def test_http10_client_gets_stream_without_chunks() -> None:
 
 
 async def test_client_distinguishes_crashed_from_absent_server() -> None:
-    """Although the request is sent again on a new connection, which is refused."""
+    """The request is sent again on a new connection, which is refused."""
     client = HttpClient()
 
     async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""KV events in every form that engines write them in, and refusals of anything else."""
+"""KV events in every form that engines write, and errors for anything else."""
 
 from typing import Any
 
@@ -75,7 +75,7 @@ def test_decode_accepts_arrays_maps_and_additional_fields(
 
 
 def test_decode_accepts_recorded_batches() -> None:
-    """Written by hand after their sources: vLLM 0.32.0 (defaults left out), SGLang 0.5."""
+    """Batches written after the sources of vLLM 0.32.0 (without defaults) and SGLang 0.5."""
     vllm = [1.5, [{"type": "BlockStored", "block_hashes": [7], "parent_block_hash": None}], 0]
     vllm[1][0] |= {"token_ids": [1, 2], "block_size": 2, "lora_id": None}  # type: ignore[index]
     vllm[1][0] |= {"medium": "GPU", "lora_name": None, "group_idx": 0}  # type: ignore[index]

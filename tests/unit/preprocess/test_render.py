@@ -1,4 +1,4 @@
-"""Chat templates: our rendering against vLLM's, kept in golden.json (make_golden.py)."""
+"""Rendering of chat templates, compared with vLLM's in golden.json (make_golden.py)."""
 
 import copy
 import json
@@ -48,7 +48,7 @@ def outcome(preprocess: Preprocessor, body: dict[str, Any]) -> str | None:
 def test_render_equals_vllm(template: str, case: str, by_template: dict[str, Preprocessor]) -> None:
     body = copy.deepcopy(cases.BODIES[case])
     assert outcome(by_template[template], body) == GOLDEN[f"{template}/{case}"]
-    assert body == cases.BODIES[case]  # it is forwarded afterwards
+    assert body == cases.BODIES[case]  # the body is forwarded afterwards
 
 
 def test_golden_file_is_complete() -> None:
@@ -114,7 +114,7 @@ def test_rejection_carries_reason_of_template(by_template: dict[str, Preprocesso
 
 
 def test_template_reads_fields_named_like_dict_methods(tmp_path: Path) -> None:
-    """A field never hides a method: `message.items()` stays a call."""
+    """A field does not hide a method: `message.items()` stays a call."""
     preprocess = preprocessor(tmp_path / "m", "{{ tools[0].function.parameters.items() | list }}")
     function = {"name": "f", "parameters": {"items": 1}}
     tools = [{"type": "function", "function": function}]

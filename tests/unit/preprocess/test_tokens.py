@@ -1,4 +1,4 @@
-"""Token ids: always those of the model's own tokenizer, whatever is cached, in whatever order."""
+"""Token ids equal those of the model's tokenizer for any cache content and order."""
 
 import asyncio
 import sys
@@ -60,11 +60,11 @@ ATOMS = [
     ),
 ]
 TEXTS = st.lists(st.sampled_from(ATOMS) | st.text(max_size=6), max_size=30).map("".join)
-KEPT = {"small": 2_000, "large": 1 << 20}  # bytes of cache: one forgets all the time, one never
+KEPT = {"small": 2_000, "large": 1 << 20}  # bytes of cache: one evicts all the time, one never
 
 
 class Model:
-    """A family's tokenizer as the engine has it, and two of ours."""
+    """Tokenizer of a family as in the engine, and two preprocessors."""
 
     def __init__(self, folder: Path) -> None:
         self.exact = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -90,7 +90,7 @@ def expected(tokenizer: Tokenizer, text: str, special: bool) -> list[int]:
 def test_cached_pieces_give_ids_of_whole_text(
     name: str, room: str, family: dict[str, Model], shared: str, tails: list[str], special: bool
 ) -> None:
-    """Texts that share a beginning, one after the other, over a cache that all examples share."""
+    """Texts share a beginning, and all examples share the cache."""
     model = family[name]
     for text in (shared, *(shared + tail for tail in tails)):
         wanted = expected(model.exact, text, special)
@@ -125,7 +125,7 @@ def test_fastokens_is_used_for_known_families(family: dict[str, Model]) -> None:
 
 
 class Counting:
-    """A tokenizer that notes how much text it is given."""
+    """Tokenizer that counts the text that it receives."""
 
     def __init__(self, exact: Tokenizer) -> None:
         self._exact, self.chars = exact, 0
@@ -140,7 +140,7 @@ class Counting:
 
 @given(turns=st.lists(TEXTS, min_size=2, max_size=8))
 def test_known_text_is_not_tokenized_again(family: dict[str, Model], turns: list[str]) -> None:
-    """The tokenizer is given what follows the last special token that was seen before, at most."""
+    """The tokenizer receives at most the text after the last known special token."""
     counting: Any = Counting(family["metaspace"].exact)
     encoder, seen = CachingEncoder(counting, 1 << 20), ""
     for turn in turns:
@@ -183,7 +183,7 @@ def test_fastokens_is_replaced_before_word_cache_is_large(
     text = "<|im_start|>" + "words of a chat " * 4
     first = fast.encode(text, special=False)
     assert not fast.limit_memory()
-    for _ in range(9):  # remembered whole: no word of it is new
+    for _ in range(9):  # cached as a whole: it has no new word
         assert fast.encode(text, special=False) == first
     assert not fast.limit_memory()
     fast.encode("other words, " * 32, special=False)
@@ -203,7 +203,7 @@ def test_encoder_is_thread_safe(name: str, family: dict[str, Model]) -> None:
 
 
 def test_vocabulary_without_some_bytes_falls_back(tmp_path: Path) -> None:
-    """fastokens refuses such a text; tokenizers drops the character."""
+    """fastokens rejects such a text; tokenizers drops the character."""
     folder = model_folder(tmp_path / "m", "")
     exact = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
     family = FAMILIES["gpt2"]()[0]
@@ -218,7 +218,7 @@ async def test_preprocessor_tokenizes_chat_and_completion(
     preprocess = Preprocessor.load(folders["llama3"])
     exact = family["llama3"].exact
     body: dict[str, Any] = {"messages": [{"role": "user", "content": "word " * 20_000}]}
-    for message in ("Hi", "word " * 20_000):  # at once, and in a thread
+    for message in ("Hi", "word " * 20_000):  # inline, and in a thread
         body["messages"][0]["content"] = message
         tokens = await preprocess.chat(body)
         assert isinstance(tokens, Tokens)
@@ -244,7 +244,7 @@ async def test_long_text_does_not_block_event_loop(folders: dict[str, Path]) -> 
             await asyncio.sleep(0)
             beats += 1
         assert isinstance(await work, list)
-        assert beats > 10  # one or two, were it done between them
+        assert beats > 10  # one or two if the loop were blocked
 
 
 PROMPTS: list[Any] = [None, [], 3, {}, [None], [[1], "x", None], [-1], [1 << 40]]

@@ -1,4 +1,4 @@
-"""Model folders: what is read from their small files, and what is missing."""
+"""Configuration files of model folders, complete and incomplete."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.unit.preprocess.conftest import model_folder
 
 
 def test_tokenizer_includes_tokens_of_configuration(tmp_path: Path) -> None:
-    """As transformers 5: `add_bos_token` counts for nothing where there is a tokenizer.json."""
+    """`add_bos_token` is ignored if there is a tokenizer.json, as in transformers 5."""
     decoder = {"5": {"content": "<tool>", "special": False, "normalized": False}}
     config: dict[str, Any] = {"add_bos_token": True, "added_tokens_decoder": decoder}
     folder = model_folder(tmp_path / "m", "", **config)

@@ -1,4 +1,4 @@
-"""The order of a batch: shared prefixes meet the worker that has them cached."""
+"""Order of a batch: requests with shared prefixes go to the worker that has them cached."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ def ids(count: int, seed: int) -> list[int]:
 
 
 def grouped(*sizes: int, prefix: int = 4000, own: int = 60) -> list[Body]:
-    """Prompts of token ids in groups with one prefix each, in random order."""
+    """Return prompts of token ids in groups with one prefix each, in random order."""
     groups = [n for n, size in enumerate(sizes) for _ in range(size)]
     random.Random(7).shuffle(groups)
     prompts = [ids(prefix, seed=n) + ids(own, seed=1000 + i) for i, n in enumerate(groups)]
@@ -86,7 +86,7 @@ async def computed(bodies: Sequence[Body], order: Sequence[int], workers: int = 
     ids=str,
 )
 async def test_each_prefix_is_computed_about_once(tmp_path: Path, sizes: tuple[int, ...]) -> None:
-    """No prefix is computed on more workers than it takes to give each worker its share."""
+    """No prefix is computed on more workers than an even distribution requires."""
     bodies = grouped(*sizes)
     order = await taken(requests_of(tmp_path, bodies))
     assert sorted(order) == list(range(80))
@@ -95,7 +95,7 @@ async def test_each_prefix_is_computed_about_once(tmp_path: Path, sizes: tuple[i
 
 
 async def test_nested_prefixes_are_neighbours(tmp_path: Path) -> None:
-    """A system prompt, a document after it, a question: every document is computed once."""
+    """Prompts have a system prompt, a document and a question; each document is computed once."""
     system, docs = ids(800, seed=1), [ids(1600, seed=10 + n) for n in range(8)]
     bodies: list[Body] = [
         {"prompt": system + docs[i % 8] + ids(40, seed=100 + i)} for i in range(64)
@@ -161,7 +161,7 @@ def test_prefix_groups_are_at_most_as_many_as_prompts() -> None:
 
 
 def chats(systems: int = 4, requests: int = 80) -> list[Body]:
-    """Chats in turn about long system prompts."""
+    """Return chats with alternating long system prompts."""
     texts = [" ".join(map(str, ids(400, seed=n))) for n in range(systems)]
     return [
         {

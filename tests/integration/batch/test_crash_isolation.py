@@ -1,4 +1,4 @@
-"""Requests that were under way on a worker that died: only the one that ends workers fails."""
+"""Requests that were running on a worker when it died: only the one that crashes it fails."""
 
 import json
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def entries(count: int) -> list[RequestEntry]:
 
 
 class Worker:
-    """Dies of some requests, and of the first ones that it gets if `dies_anyway`."""
+    """Worker that crashes on some requests, and on its first ones if `dies_anyway`."""
 
     def __init__(self, poison: Sequence[int], dies_anyway: int = 0) -> None:
         self.poison, self.dies_anyway = {f"{i}" for i in poison}, dies_anyway
@@ -117,7 +117,7 @@ def test_requests_next_to_crashing_request_are_answered(tmp_path: Path, topology
 
 
 def test_exit_code_depends_on_answered_requests(tmp_path: Path) -> None:
-    """0 all, 4 some, 3 none; and the same when there is nothing left to do."""
+    """The exit code is 0 for all, 4 for some, 3 for none, also when nothing is left to do."""
     refused = {"custom_id": "refused", "prompt": "x", "temperature": -1}
     (tmp_path / "none.jsonl").write_text(json.dumps(refused))
     write_prompts(tmp_path / "some.jsonl", 1)

@@ -1,4 +1,4 @@
-"""The input file: every kind of line, every complaint with its line number."""
+"""Input file of a batch: formats of lines, and errors with line numbers."""
 
 import hashlib
 import json
@@ -66,7 +66,7 @@ def test_custom_id_keeps_any_characters(file: Path) -> None:
 
 
 def test_input_accepts_bom_and_crlf(file: Path) -> None:
-    """A byte order mark, carriage returns, blank lines, no newline at the end."""
+    """The file has a byte order mark, carriage returns, blank lines and no final newline."""
     rows = b'{"prompt": "a"}\r\n\r\n  \t\r\n{"prompt": "b"}\r\n{"prompt": "c"}'
     file.write_bytes(b"\xef\xbb\xbf" + rows)
     assert found(read_input(file)) == [
@@ -77,7 +77,7 @@ def test_input_accepts_bom_and_crlf(file: Path) -> None:
 
 
 def test_reader_keeps_values_unchanged(file: Path) -> None:
-    """What only Python's parser reads is read: the engines use that parser."""
+    """JSON that only Python's parser accepts is valid, because the engines use that parser."""
     bodies = [
         rb'{"prompt": "a", "temperature": NaN}',
         rb'{"prompt": "a", "top_p": 1e400}',
@@ -124,7 +124,7 @@ def complaint(file: Path, content: str | bytes) -> str:
         (b"{}", 'needs "prompt", "messages", or "url" and "body"'),
         (b'{"custom_id": 7, "prompt": "a"}', "custom_id must be a non-empty string"),
         (b'{"custom_id": "", "prompt": "a"}', "custom_id must be a non-empty string"),
-        (b'{"custom_id": null, "prompt": "a"}', "custom_id must be a string"),
+        (b'{"custom_id": null, "prompt": "a"}', "custom_id must be a non-empty string"),
         (b'{"body": {}, "url": "/v1/files"}', "url must be a path for inference such as /v1/"),
         (b'{"body": {}, "url": "/sleep"}', "url must be a path for inference such as /v1/"),
         (b'{"body": {}, "url": "/v1/models"}', "url must be a path for inference such as /v1/"),
