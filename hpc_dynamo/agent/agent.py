@@ -13,8 +13,8 @@ from hpc_dynamo.agent.placement import NodePlacer
 from hpc_dynamo.agent.probe import NO_MODELS, EngineModels
 from hpc_dynamo.agent.shard_followers import ShardFollowers
 from hpc_dynamo.agent.shard_leader import ShardLeader, wait_for_exit
-from hpc_dynamo.config import Config, Role
-from hpc_dynamo.engines import Placement, ShardRendezvous, engine, for_worker, is_mpi_step
+from hpc_dynamo.config import Config, Role, with_worker_options
+from hpc_dynamo.engines import Placement, ShardRendezvous, engine, is_mpi_step
 from hpc_dynamo.errors import EngineError, WireError
 from hpc_dynamo.messages import (
     AgentStopped,
@@ -192,7 +192,7 @@ class Agent:
                 exited.cancel()
 
     def _config_of(self, worker: Worker) -> Config:
-        return for_worker(self._config, worker)
+        return with_worker_options(self._config, worker.model, worker.role)
 
     def _process(self, placement: Placement) -> EngineProcess:
         config = self._config_of(placement.worker)

@@ -5,8 +5,8 @@ import socket
 from dataclasses import dataclass
 
 from hpc_dynamo.bootstrap.address import interface_with_address
-from hpc_dynamo.config import Config
-from hpc_dynamo.engines import EngineAdapter, Placement, ShardRendezvous, engine, for_worker
+from hpc_dynamo.config import Config, with_worker_options
+from hpc_dynamo.engines import EngineAdapter, Placement, ShardRendezvous, engine
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.topology import Worker
 
@@ -37,7 +37,7 @@ class NodePlacer:
         return self._place(worker, ports, index, rendezvous)
 
     def _engine(self, worker: Worker) -> EngineAdapter:
-        return engine(for_worker(self.config, worker).engine.name)
+        return engine(with_worker_options(self.config, worker.model, worker.role).engine.name)
 
     def _place(
         self,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hpc_dynamo import launch
 from hpc_dynamo.cli.model_checks import refuse_models
-from hpc_dynamo.cli.node_resources import with_node_resources, with_partition_limits
+from hpc_dynamo.cli.node_resources import resolve_node_resources, resolve_slurm_request
 from hpc_dynamo.config import Config, Launcher, Task
 from hpc_dynamo.engines import check, is_mpi_step
 from hpc_dynamo.errors import ConfigError
@@ -40,7 +40,7 @@ def check_here(config: Config) -> Checked:
     launcher = launch.resolve_launcher(config.cluster.launcher)
     checked = _check(config, launcher, on_node=launcher is Launcher.local)
     layout = launch.with_submission_mode(launcher, checked.config, checked.layout)
-    return Checked(with_partition_limits(checked.config, layout, launcher), layout, launcher)
+    return Checked(resolve_slurm_request(checked.config, layout, launcher), layout, launcher)
 
 
 def _check(config: Config, launcher: Launcher, *, on_node: bool) -> Checked:
@@ -53,10 +53,10 @@ def _check(config: Config, launcher: Launcher, *, on_node: bool) -> Checked:
         raise ConfigError(
             what, hint="the same command on a login node, or planner.job_handover=false"
         )
-    config = with_node_resources(config, launcher)
+    config = resolve_node_resources(config, launcher)
     layout = lay_out(config)
     check(config, layout)
-    extra_jobs.check_scale_out(config, layout, launcher)
+    extra_jobs.check_extra_jobs(config, layout, launcher)
     worlds = any(is_mpi_step(config, worker) for worker in layout.workers)
     mpi_step.check_launcher(launcher, config, worlds=worlds)
     refuse_models(config, on_node=on_node)

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.config import Config, Planner, PlannerMode, Serve, Task, check_folder
-from hpc_dynamo.engines import with_engine_limits
+from hpc_dynamo.config import Config, Planner, PlannerMode, Serve, Task
+from hpc_dynamo.config.resolve import with_engine_limits, with_run
+from hpc_dynamo.engines import is_concurrent
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.planner.interpolation import load_performance
 
@@ -20,36 +21,34 @@ def composed(args: Namespace) -> Config:
     return replace(config, cluster=replace(config.cluster, preflight=False))
 
 
-def batch_config(config: Config) -> Config:
+def resolve_batch(config: Config) -> Config:
     """Return the configuration that `batch` runs with. Raises ConfigError."""
     if not config.input:
         raise ConfigError("input is not set", hint="input=prompts.jsonl, a line a request")
     source = Path(config.input).absolute()
-    return with_run(replace(config, task=Task.batch, input=str(source)), source.stem)
+    return resolve_run(replace(config, task=Task.batch, input=str(source)), source.stem)
 
 
-def serve_config(config: Config) -> Config:
+def resolve_serve(config: Config) -> Config:
     """Return the configuration that `serve` runs with. Raises ConfigError."""
     config = replace(config, task=Task.serve, serve=with_absolute_files(config.serve))
-    return with_run(config, f"serve-{_model_names(config)}")
+    return resolve_run(config, f"serve-{_model_names(config)}")
 
 
-def profile_config(config: Config) -> Config:
+def resolve_profile(config: Config) -> Config:
     """Return the configuration that `profile` runs with. Raises ConfigError."""
     name = f"profile-{config.engine.name}-{_model_names(config)}"
-    return with_run(replace(config, task=Task.profile), name)
+    return resolve_run(replace(config, task=Task.profile), name)
 
 
-def with_run(config: Config, default_name: str) -> Config:
+def resolve_run(config: Config, default_name: str) -> Config:
     """Return the configuration with a run name, absolute paths and what the engine requires.
 
     Raises ConfigError for a name that cannot be a folder, and for an unusable profile.
     """
-    name = config.name or default_name
-    planner = replace(config.planner, profile=_profile(config.planner))
-    runs = str(Path(config.runs_dir).absolute())
-    check_folder(runs, name)
-    return with_engine_limits(replace(config, name=name, runs_dir=runs, planner=planner))
+    runs_dir = str(Path(config.runs_dir).absolute())
+    config = with_run(config, config.name or default_name, runs_dir, _profile(config.planner))
+    return with_engine_limits(config, is_concurrent)
 
 
 def _profile(planner: Planner) -> str:

@@ -6,7 +6,8 @@ have a Slurm step of their own, because a crash in MPI_Init ends the whole step.
 
 import asyncio
 
-from hpc_dynamo.engines import Command, Placement, for_worker, in_container, is_mpi_step
+from hpc_dynamo.config import with_worker_options
+from hpc_dynamo.engines import Command, Placement, in_container, is_mpi_step
 from hpc_dynamo.engines.environment import python_executable
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.launch import mpi_step
@@ -39,7 +40,8 @@ async def mpi_step_error(attempt: Attempt) -> str:
 
 
 async def _try(attempt: Attempt, worker: Worker) -> str:
-    own, ranks = for_worker(attempt.config(), worker), sum(len(s.gpus) for s in worker.shards)
+    own = with_worker_options(attempt.config(), worker.model, worker.role)
+    ranks = sum(len(s.gpus) for s in worker.shards)
     bare = Command((python_executable(own), "-c", PROGRAM), own.engine.env)
     logs = str(attempt.logs)
     placement = Placement(worker, address="", ports=(), gpus=(), token="", log_folder=logs)

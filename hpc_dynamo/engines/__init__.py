@@ -20,9 +20,15 @@ Nothing else names engines: other packages call the functions below with a confi
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
-from hpc_dynamo.config import Config, Role, Router, TopologyKind, errors_of_model
+from hpc_dynamo.config import (
+    Config,
+    Role,
+    errors_of_model,
+    with_role_options,
+    with_worker_options,
+)
+from hpc_dynamo.config.resolve import role_options_differ
 from hpc_dynamo.engines import container_args
 from hpc_dynamo.engines.adapter import (
     Command,
@@ -47,7 +53,6 @@ from hpc_dynamo.engines.pd_protocol import (
     field_value,
     probe_fields,
 )
-from hpc_dynamo.engines.roles import differ, for_role, for_worker
 from hpc_dynamo.engines.sglang.adapter import SglangAdapter
 from hpc_dynamo.engines.simulator.adapter import SimulatorAdapter
 from hpc_dynamo.engines.trtllm.adapter import TrtllmAdapter
@@ -84,7 +89,7 @@ def check(config: Config, plan: Plan) -> None:
 
 def _check_model(config: Config, plan: Plan) -> None:
     adapter = adapter_of(config)
-    if adapter.serves_both_roles(config) and differ(config):
+    if adapter.serves_both_roles(config) and role_options_differ(config):
         what = "engine.prefill and engine.decode differ, but workers change their role while they "
         what += "run and so cannot have options of one role"
         hint = "planner.restart_on_role_change=true restarts the engine in its new role; "
@@ -92,7 +97,7 @@ def _check_model(config: Config, plan: Plan) -> None:
         raise ConfigError(what, hint=hint)
     for worker in {worker.role: worker for worker in plan.workers}.values():
         with _naming_role(worker.role, adapter, config, plan):
-            adapter.check(for_role(config, worker.role), plan)
+            adapter.check(with_role_options(config, worker.role), plan)
 
 
 @contextmanager
@@ -116,7 +121,7 @@ def _check_error(adapter: EngineAdapter, config: Config, plan: Plan) -> str:
 
 def is_mpi_step(config: Config, worker: Worker) -> bool:
     """Return True if the worker's ranks are one MPI world over several nodes."""
-    view = for_worker(config, worker)
+    view = with_worker_options(config, worker.model, worker.role)
     return adapter_of(view).is_mpi_step(view, worker)
 
 
@@ -140,22 +145,9 @@ def diagnose(config: Config, log_tail: str) -> str:
     return container_args.diagnose(config, log_tail) or adapter_of(config).diagnose(log_tail)
 
 
-def with_engine_limits(config: Config) -> Config:
-    """Return the configuration with routers that ask only for what the engines can do: engines of
-    a concurrent protocol cannot prefill on the decode worker only."""
-    models = {
-        model: replace(served, router=_router_for(config.for_model(model)))
-        for model, served in config.models.items()
-    }
-    own = config.router if models else _router_for(config)
-    return replace(config, router=own, models=models)
-
-
-def _router_for(config: Config) -> Router:
-    concurrent = isinstance(pd_protocol_of(config), ConcurrentProtocol)
-    if not (concurrent and config.topology.kind is TopologyKind.disaggregated):
-        return config.router
-    return replace(config.router, conditional_disaggregation=False)
+def is_concurrent(config: Config) -> bool:
+    """Return True if the engines of one model start prefill and decode of a request together."""
+    return isinstance(pd_protocol_of(config), ConcurrentProtocol)
 
 
 __all__ = [
@@ -180,13 +172,11 @@ __all__ = [
     "diagnose",
     "engine",
     "field_value",
-    "for_role",
-    "for_worker",
     "in_container",
+    "is_concurrent",
     "is_mpi_step",
     "pd_protocol_of",
     "probe_fields",
     "prompt_check_of",
     "roles_can_change",
-    "with_engine_limits",
 ]

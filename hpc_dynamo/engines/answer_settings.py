@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from hpc_dynamo.config import Config, Role
+from hpc_dynamo.config.merge import parse_json
 from hpc_dynamo.engines import ENGINES
-from hpc_dynamo.engines.options import parse_json
 
 Settings = dict[str, Any]  # values of JSON, by the dotted name of the field
 ARGS = ("engine.args.", *(f"engine.{role}.args." for role in Role))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpc_dynamo.config import Config
+from hpc_dynamo.config.merge import parse_json
 from hpc_dynamo.engines.option_names import MULTI_VALUE
 from hpc_dynamo.errors import ConfigError, quoted_override
 
@@ -50,16 +51,6 @@ def json_list(value: Any) -> Any:
     except ValueError:
         return value
     return [each if isinstance(each, str) else json.dumps(each) for each in found]
-
-
-def parse_json(value: Any) -> Any:
-    """Return the content of a text that is a JSON object or list; any other value unchanged."""
-    if not (isinstance(value, str) and value[:1] in ("{", "[")):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
 
 
 def positive_int(name: str, value: Any, default: int) -> int:

@@ -14,7 +14,7 @@ EPILOG = f"""\
 examples:
   python -m hpc_dynamo.simulator --model demo --port 8000
   python -m hpc_dynamo.simulator --model demo --port 8001 --role prefill
-  python -m hpc_dynamo.simulator --model demo --port 8002 --role decode --time-scale 0.1
+  python -m hpc_dynamo.simulator --model demo --port 8002 --role decode
 
 Outputs are random words, selected by the bytes of the KV cache. The same prompt gives the same
 output on every rank of a model (same --model and --seed), also through prefill and decode.

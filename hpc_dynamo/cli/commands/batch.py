@@ -11,13 +11,14 @@ from hpc_dynamo.cli.launch_checks import check_here, check_statically
 from hpc_dynamo.cli.launch_run import launch_run
 from hpc_dynamo.cli.render.console import print_line
 from hpc_dynamo.cli.run_folder import batch_run
-from hpc_dynamo.cli.task_config import batch_config, composed
+from hpc_dynamo.cli.task_config import composed, resolve_batch
 
 EXAMPLES = """\
   hpc-dynamo batch engine=simulator input=prompts.jsonl
   hpc-dynamo batch input=prompts.jsonl model.path=/shared/llama cluster.gpus_per_node=4 \\
-      topology.prefill.workers=2 topology.decode.workers=2 cluster.slurm.time=08:00:00
-  Run the same command again to resume the batch, however it ended."""
+      topology.prefill.workers=2 topology.decode.workers=2 cluster.slurm.time=08:00:00"""
+NOTES = """\
+Run the same command again to resume the batch, however it ended."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -25,11 +26,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def check(args: Namespace) -> None:
-    check_statically(batch_config(composed(args)))
+    check_statically(resolve_batch(composed(args)))
 
 
 def run(args: Namespace) -> int:
-    checked = check_here(batch_config(composed(args)))
+    checked = check_here(resolve_batch(composed(args)))
     config = checked.config
     requests = read_input(Path(config.input))
     run = batch_run(config, requests, print_line)

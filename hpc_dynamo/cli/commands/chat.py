@@ -18,6 +18,7 @@ EXAMPLES = """\
   hpc-dynamo chat name=afternoon "Why is the sky blue?"
   echo "Why is the sky blue?" | hpc-dynamo chat runs/afternoon --max-tokens 100 > answer.txt
   hpc-dynamo chat --url http://localhost:8000/v1 --key-file key --system 'Be brief.'"""
+NOTES = ""
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -9,12 +9,12 @@ from dataclasses import replace
 from hpc_dynamo import launch
 from hpc_dynamo.cli.arguments import add_overrides, path
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.cli.node_resources import with_node_resources, with_partition_limits
+from hpc_dynamo.cli.node_resources import resolve_node_resources, resolve_slurm_request
 from hpc_dynamo.cli.render.console import OUT, print_line
 from hpc_dynamo.cli.render.doctor import report_view
 from hpc_dynamo.cli.run_folder import serve_run
 from hpc_dynamo.cli.run_lookup import is_run, is_run_name
-from hpc_dynamo.cli.task_config import with_run
+from hpc_dynamo.cli.task_config import resolve_run
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.doctor import task
 from hpc_dynamo.doctor.coordinator import report_file
@@ -31,10 +31,11 @@ REPORT_WAIT_S = 5.0  # a shared disk may show the report after the scheduler rep
 EXAMPLES = """\
   hpc-dynamo doctor
   hpc-dynamo doctor topology.nodes=8 cluster.gpus_per_node=4 cluster.slurm.partition=gpu
-  hpc-dynamo doctor --json found.json engine=simulator topology.nodes=2
-  Inside salloc it checks all nodes of the allocation, else it submits a job. It takes a minute and
-  needs no model. Pass the overrides of your serve or batch command to check the model, the engine
-  and the GPUs as well. The exit code is 1 if there is a fault."""
+  hpc-dynamo doctor --json found.json engine=simulator topology.nodes=2"""
+NOTES = """\
+Inside salloc it checks all nodes of the allocation, else it submits a job. It takes a minute and
+needs no model. Pass the overrides of your serve or batch command to check the model, the engine
+and the GPUs as well. The exit code is 1 if there is a fault."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -43,18 +44,18 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def check(args: Namespace) -> None:
-    config = with_run(compose(args.overrides, args.config_dir), "doctor")
+    config = resolve_run(compose(args.overrides, args.config_dir), "doctor")
     if config.cluster.gpus_per_node is not None:  # else the allocation has the number
         lay_out(config)
 
 
 def run(args: Namespace) -> int:
     _refuse_runs(args.overrides)
-    config = with_run(compose(args.overrides, args.config_dir), "doctor")
+    config = resolve_run(compose(args.overrides, args.config_dir), "doctor")
     launcher = launch.resolve_launcher(config.cluster.launcher)
-    config = with_node_resources(config, launcher)
+    config = resolve_node_resources(config, launcher)
     layout = _layout(config, launcher)
-    config = with_partition_limits(config, layout, launcher)
+    config = resolve_slurm_request(config, layout, launcher)
     attempt = serve_run(config, print_line).new_attempt(config, layout)
     job = launch.start_attempt(launcher, attempt, config, layout, task.main)
     print_line(f"checking {layout.nodes} node(s), logs in {attempt.logs}")

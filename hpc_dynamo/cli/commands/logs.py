@@ -28,6 +28,7 @@ EXAMPLES = """\
   hpc-dynamo logs 3 -n 50  # the last 50 lines of rank 3
   hpc-dynamo logs name=afternoon head -f
   hpc-dynamo logs -f  # all logs, until the run ends"""
+NOTES = ""
 
 
 def add_arguments(parser: ArgumentParser) -> None:

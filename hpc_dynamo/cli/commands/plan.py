@@ -11,12 +11,12 @@ from hpc_dynamo.cli.arguments import add_overrides
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.launch_checks import check_statically
 from hpc_dynamo.cli.model_checks import model_warnings, refuse_models
-from hpc_dynamo.cli.node_resources import planned_launcher, with_node_resources
+from hpc_dynamo.cli.node_resources import planned_launcher, resolve_node_resources
 from hpc_dynamo.cli.overrides.commented import commented
 from hpc_dynamo.cli.render.console import OUT, print_line
 from hpc_dynamo.cli.render.engine_commands import engine_commands
 from hpc_dynamo.cli.render.layout import layout_table
-from hpc_dynamo.cli.task_config import batch_config, profile_config, serve_config
+from hpc_dynamo.cli.task_config import resolve_batch, resolve_profile, resolve_serve
 from hpc_dynamo.config import Config, Heterogeneous, Launcher, Role, Task, with_hardware
 from hpc_dynamo.engines import check as check_engines
 from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency
@@ -29,9 +29,9 @@ from hpc_dynamo.topology import plan as lay_out
 
 ENTRY = "hpc_dynamo.tasks.node"
 CONFIGS: dict[Task, Callable[[Config], Config]] = {
-    Task.batch: batch_config,
-    Task.serve: serve_config,
-    Task.profile: profile_config,
+    Task.batch: resolve_batch,
+    Task.serve: resolve_serve,
+    Task.profile: resolve_profile,
 }
 
 EXAMPLES = """\
@@ -40,6 +40,7 @@ EXAMPLES = """\
   hpc-dynamo plan --dry-run --verb serve cluster.gpus_per_node=8 > serve.sbatch
   hpc-dynamo plan --sbatch cluster.gpus_per_node=8 cluster.slurm.partition=gpu > job.sbatch
   hpc-dynamo plan --commands recipe=llama-70b-2p2d-sglang cluster.gpus_per_node=8"""
+NOTES = ""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _planned(args: Namespace) -> Planned:
     config = replace(config, task=Task(args.verb) if args.verb else config.task)
     config = CONFIGS[config.task](config) if args.dry_run else config
     launcher = planned_launcher(config)
-    config = with_node_resources(config, launcher) if launcher is Launcher.allocation else config
+    config = resolve_node_resources(config, launcher) if launcher is Launcher.allocation else config
     layout = lay_out(config)
     if not args.show and (config.models or config.model.path):
         check_engines(config, layout)

@@ -12,7 +12,7 @@ from hpc_dynamo.cli.launch_checks import Checked
 from hpc_dynamo.cli.launch_run import launch_run
 from hpc_dynamo.cli.render.console import print_line
 from hpc_dynamo.cli.run_folder import serve_run
-from hpc_dynamo.cli.task_config import key_file, with_absolute_files, with_run
+from hpc_dynamo.cli.task_config import key_file, resolve_run, with_absolute_files
 from hpc_dynamo.config import Config, Launcher, Task, resolve_route
 from hpc_dynamo.engines import engine
 from hpc_dynamo.errors import ConfigError
@@ -23,10 +23,11 @@ EXAMPLES = """\
   hpc-dynamo route --workers http://gpu1:8000,http://gpu2:8000 route.api_key_file=engines.key \\
       serve.host=0.0.0.0 serve.port=8080 model.path=/shared/llama model.name=llama
   hpc-dynamo route --prefill http://gpu1:8000 --decode http://gpu2:8000,http://gpu3:8000
-  hpc-dynamo route --workers http://gpu1:8000 --events 'tcp://gpu1:5557|tcp://gpu1:5558'
-  It starts with the engines that are ready and adds the others later. Ctrl-C ends the endpoint
-  only. model.path enables KV-aware routing: its tokenizer is needed. engine.name selects the
-  protocol between prefill and decode engines (vllm)."""
+  hpc-dynamo route --workers http://gpu1:8000 --events 'tcp://gpu1:5557|tcp://gpu1:5558'"""
+NOTES = """\
+It starts with the engines that are ready and adds the others later. Ctrl-C ends the endpoint
+only. `model.path` enables KV-aware routing (its tokenizer is needed); without it, requests are
+routed by load. `engine.name` selects the protocol between prefill and decode engines."""
 
 LISTS = {
     "workers": "aggregated engines",
@@ -53,7 +54,7 @@ def check(args: Namespace) -> None:
 
 def run(args: Namespace) -> int:
     config = replace(compose(list(_overrides(args)), args.config_dir), task=Task.serve)
-    config = with_run(_with_absolute_files(resolve_route(config)), "route")
+    config = resolve_run(_with_absolute_files(resolve_route(config)), "route")
     engine(config.engine.name)  # raises for a name that is not an engine
     checked = Checked(config, lay_out(config), Launcher.local)
     return launch_run(serve_run(config, print_line), checked, detach=args.detach)

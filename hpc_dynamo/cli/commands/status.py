@@ -16,6 +16,7 @@ EXAMPLES = """\
   hpc-dynamo status  # the newest run in runs/
   hpc-dynamo status prompts  # a run by its name
   hpc-dynamo status --once  # print it and return"""
+NOTES = ""
 
 
 def add_arguments(parser: ArgumentParser) -> None:

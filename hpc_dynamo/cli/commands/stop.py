@@ -12,6 +12,7 @@ from hpc_dynamo.launch.extra_jobs import stop_leftover_jobs
 EXAMPLES = """\
   hpc-dynamo stop  # the newest active run
   hpc-dynamo stop prompts  # the batch command resumes it later"""
+NOTES = ""
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -8,14 +8,13 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import Config, with_worker_options
 from hpc_dynamo.engines import (
     Command,
     Placement,
     ShardRendezvous,
     check,
     engine,
-    for_worker,
     in_container,
     is_mpi_step,
 )
@@ -49,7 +48,7 @@ def started_shards(config: Config, worker: Worker) -> range:
 
 def shard_command(config: Config, worker: Worker, part: int) -> Command:
     """What the agent would start on one of a worker's nodes, by our placeholders."""
-    view = for_worker(config, worker)
+    view = with_worker_options(config, worker.model, worker.role)
     adapter = engine(view.engine.name)
     shard, own = worker.shards[part], adapter.port_count
     ports = tuple(map(Port, range(own + adapter.rendezvous_port_count)))

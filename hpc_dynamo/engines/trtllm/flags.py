@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpc_dynamo.config import Config, Pool, Role
+from hpc_dynamo.config.merge import merge_options, parse_json
 from hpc_dynamo.engines.adapter import Command, Placement
 from hpc_dynamo.engines.environment import device_environment, python_executable
-from hpc_dynamo.engines.options import parse_json
-from hpc_dynamo.engines.roles import merged
 from hpc_dynamo.engines.shards import pool_of
 
 # A prefill worker frees blocks that were not pulled within this time; by default never.
@@ -25,7 +24,8 @@ LAUNCHER = "trtllm-llmapi-launch"
 def server_command(config: Config, placement: Placement) -> Command:
     """Return the command of one worker; of a multi-node worker that of each MPI rank.
 
-    Options of the user override ours; `engine.args.extra` is merged into the options file.
+    Options of the user override the generated ones; `engine.args.extra` is merged into the options
+    file.
     """
     worker = placement.worker
     pool, args = pool_of(config, worker.role), click_options(config)
@@ -49,7 +49,7 @@ def server_command(config: Config, placement: Placement) -> Command:
     # Started as a module: in containers the script trtllm-serve is not next to the interpreter.
     serve = ("-m", "tensorrt_llm.commands.serve", "serve", config.model.path)
     env = {"TRTLLM_NO_USAGE_STATS": "1", **device_environment(config, placement)}
-    text = json.dumps(merged(_llm_args(worker.role, pool), extra), indent=1)  # JSON is YAML
+    text = json.dumps(merge_options(_llm_args(worker.role, pool), extra), indent=1)  # JSON is YAML
     argv = (*launcher, python_executable(config), *serve, *_click_flags(options | args))
     return Command(argv, env | config.engine.env, {name: text + "\n"})
 

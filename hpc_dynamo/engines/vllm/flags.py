@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpc_dynamo.config import Config, Device, KvLoadFailurePolicy, Role
+from hpc_dynamo.config.merge import parse_json
 from hpc_dynamo.engines.adapter import EventEndpoints, Placement
 from hpc_dynamo.engines.environment import device_environment, network_environment, python_path
 from hpc_dynamo.engines.event_options import kv_events_config
-from hpc_dynamo.engines.options import command_line, parse_json, user_options
+from hpc_dynamo.engines.options import command_line, user_options
 from hpc_dynamo.engines.shards import pool_of
 from hpc_dynamo.engines.vllm.lora import vllm_options
 from hpc_dynamo.engines.vllm.shards import shard_options

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpc_dynamo.config import Config, Pool, Role
+from hpc_dynamo.config.merge import parse_json
 from hpc_dynamo.engines.adapter import Placement
-from hpc_dynamo.engines.options import parse_json, user_options
+from hpc_dynamo.engines.options import user_options
 from hpc_dynamo.engines.shards import (
     multi_node_workers,
     node_options,

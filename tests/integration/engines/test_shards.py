@@ -212,7 +212,7 @@ def test_a_world_needs_slurm(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert refused.returncode == 3
-    assert "cluster.launcher=local starts no MPI ranks over nodes" in refused.stderr
+    assert "cluster.launcher=local cannot start MPI ranks over nodes" in refused.stderr
 
 
 def test_srun_gets_no_gpus_of_one_node_and_of_the_job_its_id_alone(

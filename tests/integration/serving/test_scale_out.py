@@ -114,6 +114,7 @@ async def test_a_job_comes_with_the_load_and_goes_without(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_further_jobs_end_when_the_head_dies_or_is_stopped(
     tmp_path: Path, model_folder: Path
 ) -> None:

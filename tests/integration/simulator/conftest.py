@@ -1,130 +1,38 @@
-"""Simulator ranks as real child processes, and a client for them."""
+"""Simulator ranks that several tests share, and clients for them."""
 
-import asyncio
-import os
-import re
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from contextlib import ExitStack
 
 import aiohttp
 import openai
 import pytest
 
-KEY = "secret-of-the-tests"
-MODEL = "demo"
-TOLD = "--enable-prompt-tokens-details"
-Body = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Rank:
-    """One running simulator."""
-
-    process: "subprocess.Popen[str]"
-    url: str
-
-
-@contextmanager
-def simulator(*options: str, key: str = KEY) -> Iterator[Rank]:
-    """A rank that answers. Fails with its log where it ends before that."""
-    argv = [sys.executable, "-m", "hpc_dynamo.simulator", "--model", MODEL, *options]
-    if "--timing" not in options:
-        argv += ["--timing", "instant"]
-    env = os.environ | {"HPC_DYNAMO_ENGINE_KEY": key}
-    out, err = subprocess.DEVNULL, subprocess.PIPE
-    with subprocess.Popen(argv, env=env, text=True, stdout=out, stderr=err) as process:
-        try:
-            assert process.stderr
-            said = list[str]()
-            for line in process.stderr:
-                said.append(line)
-                found = re.search(r"listening on (http://\S+)", line)
-                if found:
-                    yield Rank(process, found[1])
-                    return
-            pytest.fail(f"{argv} ended early: {''.join(said)}")
-        finally:
-            process.kill()
+from tests.support.simulator import KEY, REPORT_CACHED, Client, Rank, simulator
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Rank]]:
-    """Starts ranks that end with the test."""
+    """Return a function that starts ranks, which end with the test."""
     with ExitStack() as stack:
         yield lambda *options: stack.enter_context(simulator(*options))
 
 
 @pytest.fixture(scope="session")
 def aggregated() -> Iterator[Rank]:
-    with simulator("--num-blocks", "1024", TOLD) as rank:
+    with simulator("--num-blocks", "1024", REPORT_CACHED) as rank:
         yield rank
 
 
 @pytest.fixture(scope="session")
 def prefill() -> Iterator[Rank]:
-    with simulator("--role", "prefill", TOLD) as rank:
+    with simulator("--role", "prefill", REPORT_CACHED) as rank:
         yield rank
 
 
 @pytest.fixture(scope="session")
 def decode() -> Iterator[Rank]:
-    with simulator("--role", "decode", TOLD) as rank:
+    with simulator("--role", "decode", REPORT_CACHED) as rank:
         yield rank
-
-
-class Client:
-    """Requests with the key; answers as (status, body)."""
-
-    def __init__(self, session: aiohttp.ClientSession) -> None:
-        self.session = session
-
-    async def post(self, rank: Rank, path: str, body: Body) -> tuple[int, Body]:
-        async with self.session.post(rank.url + path, json=body) as answer:
-            return answer.status, await answer.json()
-
-    async def complete(self, rank: Rank, prompt: Any, **fields: Any) -> Body:
-        body = {"model": MODEL, "prompt": prompt, **fields}
-        status, answer = await self.post(rank, "/v1/completions", body)
-        assert status == 200, answer
-        return answer
-
-    async def text(self, rank: Rank, prompt: Any, **fields: Any) -> str:
-        return str((await self.complete(rank, prompt, **fields))["choices"][0]["text"])
-
-    async def prefilled(self, rank: Rank, prompt: Any) -> Body:
-        """The kv_transfer_params of a prompt prefilled on `rank`."""
-        ask = {"do_remote_decode": True, "do_remote_prefill": False, "remote_engine_id": None}
-        answer = await self.complete(rank, prompt, max_tokens=1, kv_transfer_params=ask)
-        return dict(answer["kv_transfer_params"])
-
-    async def metric(self, rank: Rank, name: str) -> float:
-        async with self.session.get(f"{rank.url}/metrics") as answer:
-            text = await answer.text()
-        found = re.findall(rf"^vllm:{name}\{{.*\}} (\S+)$", text, re.MULTILINE)
-        assert found, f"no {name} in {text}"
-        return sum(map(float, found))
-
-    async def until(self, rank: Rank, name: str, value: float | None) -> None:
-        """Ranks tell nobody when they take or let go of something, so this asks.
-
-        None: any value but zero.
-        """
-        async with asyncio.timeout(5):
-            while True:
-                now = await self.metric(rank, name)
-                if now == value or (value is None and now):
-                    return
-                await asyncio.sleep(0.01)
-
-    async def until_some(self, rank: Rank, name: str) -> None:
-        await self.until(rank, name, None)
-
-    async def until_zero(self, rank: Rank, name: str) -> None:
-        await self.until(rank, name, 0)
 
 
 @pytest.fixture
@@ -135,7 +43,7 @@ async def client() -> AsyncIterator[Client]:
 
 @pytest.fixture
 async def ai(aggregated: Rank) -> AsyncIterator[openai.AsyncOpenAI]:
-    """The official client, of a rank of its own kind."""
+    """Return the official client, connected to the aggregated rank."""
     url = f"{aggregated.url}/v1"
     async with openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=20) as made:
         yield made

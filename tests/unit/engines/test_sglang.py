@@ -22,13 +22,14 @@ from hpc_dynamo.config import (
     Topology,
     TopologyKind,
 )
+from hpc_dynamo.config.resolve import with_engine_limits
 from hpc_dynamo.engines import (
     ConcurrentProtocol,
     Placement,
     engine,
+    is_concurrent,
     pd_protocol_of,
     probe_fields,
-    with_engine_limits,
 )
 from hpc_dynamo.engines.environment import INJECTED
 from hpc_dynamo.engines.metrics import parse_metrics
@@ -49,6 +50,10 @@ CONFIG = Config(
     cluster=Cluster(gpus_per_node=4),
 )
 SIMULATED = replace(CONFIG, engine=Engine(name="simulator", args={"pd-protocol": "sglang"}))
+
+
+def limited(config: Config) -> Config:
+    return with_engine_limits(config, is_concurrent)
 
 
 def place(role: Role) -> Placement:
@@ -159,7 +164,7 @@ def test_the_key_reaches_sglang_inside_the_process(tmp_path: Path) -> None:
     [
         ({"model": Model()}, "model.path is not set"),
         ({"engine": Engine(name="sglang", args={"tokenizer_worker_num": 2})}, "checks no key"),
-        ({"task": Task.profile}, "each worker alone"),
+        ({"task": Task.profile}, "each worker by itself"),
         ({"engine": Engine(name="sglang", args={"page-size": 1})}, "does not divide"),
     ],
 )
@@ -254,9 +259,7 @@ def test_what_the_simulator_speaks() -> None:
 
 
 def test_no_worker_computes_a_prompt_alone_where_engines_share_all() -> None:
-    assert not with_engine_limits(CONFIG).router.conditional_disaggregation
-    assert not with_engine_limits(SIMULATED).router.conditional_disaggregation
-    assert with_engine_limits(replace(CONFIG, topology=WHOLE)).router.conditional_disaggregation
-    assert with_engine_limits(
-        replace(CONFIG, engine=Engine(name="vllm"))
-    ).router.conditional_disaggregation
+    assert not limited(CONFIG).router.conditional_disaggregation
+    assert not limited(SIMULATED).router.conditional_disaggregation
+    assert limited(replace(CONFIG, topology=WHOLE)).router.conditional_disaggregation
+    assert limited(replace(CONFIG, engine=Engine(name="vllm"))).router.conditional_disaggregation
