@@ -236,5 +236,5 @@ def test_ctrl_c_ends_the_job(tmp_path: Path) -> None:
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "stopping the job" in said
-    assert "goes on from here" in said
+    assert "run the same command again to resume" in said
     until("no process left", lambda: not _processes_of(run), 10)  # the head speaks before its end

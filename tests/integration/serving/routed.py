@@ -7,8 +7,8 @@ from typing import Any
 
 from hpc_dynamo.run import Run
 from tests.integration.serving.served import Served
-from tests.integration.simulator.conftest import KEY
 from tests.support.runs import hpc_dynamo
+from tests.support.simulator import KEY
 
 Row = dict[str, Any]
 

@@ -14,8 +14,8 @@ from hpc_dynamo import launch
 from hpc_dynamo.run import Run
 from tests.integration.serving.routed import routing, rows
 from tests.integration.serving.served import Served
-from tests.integration.simulator.conftest import KEY, MODEL, Rank, simulator
 from tests.support.runs import hpc_dynamo, until
+from tests.support.simulator import KEY, MODEL, Rank, simulator
 from tests.support.terminal import ends, on_a_terminal
 
 pytestmark = pytest.mark.slow

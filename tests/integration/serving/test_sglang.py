@@ -10,8 +10,8 @@ import pytest
 
 from tests.integration.serving.routed import routing, rows
 from tests.integration.serving.served import MODEL, Served, kill, serving
-from tests.integration.simulator.conftest import simulator
 from tests.support.runs import until
+from tests.support.simulator import simulator
 
 pytestmark = pytest.mark.slow
 
