@@ -167,10 +167,10 @@ def profile(file: Path, case: Case) -> None:
 def _point(spot: OperatingPoint, performance: TimingPerformance) -> Measurement:
     if spot.metric is Metric.ttft:
         seconds = performance.prefill_s(spot.prompt_tokens, spot.cached_tokens)
-        return Measurement(spot=spot, seconds=seconds, cached_tokens=spot.cached_tokens)
+        return Measurement(point=spot, seconds=seconds, cached_tokens=spot.cached_tokens)
     context = spot.prompt_tokens + grid.RESPONSE_TOKENS / 2
     seconds = performance.itl_s(spot.sequences, context)
-    return Measurement(spot=spot, seconds=seconds, context_tokens=context)
+    return Measurement(point=spot, seconds=seconds, context_tokens=context)
 
 
 def real(case: Case, folder: Path) -> SimulationResult:

@@ -84,6 +84,7 @@ class SglangAdapter(EngineAdapter):
         return SglangPdProtocol()
 
     def check(self, config: Config, plan: Plan) -> None:
+        """Raise ConfigError for settings that SGLang 0.5.23 cannot run."""
         require_model(config)
         if positive_option(config, "tokenizer-worker-num", 1) > 1:
             what = "engine.args.tokenizer-worker-num: SGLang checks no key if it is above 1"

@@ -8,7 +8,8 @@ from hpc_dynamo.engines.environment import device_environment, network_environme
 from hpc_dynamo.engines.event_options import kv_events_config
 from hpc_dynamo.engines.options import command_line, user_options
 
-BLOCK_TOKENS = 16  # page size; with SGLang's default of 1 each token is a transfer of its own
+# Page size. With SGLang's default of 1 each token is a transfer of its own.
+BLOCK_TOKENS = 16
 
 SLEEP_OPTIONS = {"enable-memory-saver": True, "enable-weights-cpu-backup": True}
 

@@ -75,6 +75,8 @@ class SimulatorAdapter(EngineAdapter):
             refuse_disaggregated_profile("SGLang", config)
 
     def command(self, config: Config, placement: Placement) -> Command:
+        """Return the command of one worker or shard. Options of the user override the generated
+        ones."""
         options: dict[str, Any] = {
             "host": placement.address,
             "port": placement.ports[0],

@@ -24,7 +24,8 @@ LAUNCHER = "trtllm-llmapi-launch"
 def server_command(config: Config, placement: Placement) -> Command:
     """Return the command of one worker; of a multi-node worker that of each MPI rank.
 
-    Options of the user override ours; `engine.args.extra` is merged into the options file.
+    Options of the user override the generated ones; `engine.args.extra` is merged into the options
+    file.
     """
     worker = placement.worker
     sizes, args = worker.parallel, click_options(config)

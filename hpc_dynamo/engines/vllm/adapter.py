@@ -81,12 +81,13 @@ class VllmAdapter(EngineAdapter):
     tokenizes = True
     port_count = 2  # HTTP, NIXL side channel
     rendezvous_port_count = RENDEZVOUS_PORT_COUNT
-    hang_messages = ("Address already in use (addr=",)  # of the side channel; the server hangs
+    hang_messages = ("Address already in use (addr=",)  # NIXL side channel; the server hangs
 
     def pd_protocol(self, config: Config) -> VllmPdProtocol:
         return VllmPdProtocol()
 
     def check(self, config: Config, plan: Plan) -> None:
+        """Raise ConfigError for settings that vLLM 0.32 cannot run."""
         require_model(config)
         check_shards(config, plan)
         check_stages(config)

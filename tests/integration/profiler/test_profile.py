@@ -49,11 +49,11 @@ def complete(run: Path, *, transfers: bool, context_tokens: int = 192) -> Engine
     """Every point once, with a time, and cached what was to be cached by the engine's word."""
     profile = load_profile(run / "profile.json")
     expected = spots(transfers=transfers, context_tokens=context_tokens)
-    assert [p.spot for p in profile.points] == expected
+    assert [p.point for p in profile.points] == expected
     assert all(p.seconds for p in profile.points), "sequences did not fit at once"
     for point in profile.points:
-        assert point.cached_tokens == point.spot.cached_tokens
-    assert set(profile.errors) == {p.spot.metric for p in profile.points}
+        assert point.cached_tokens == point.point.cached_tokens
+    assert set(profile.errors) == {p.point.metric for p in profile.points}
     return profile
 
 
@@ -64,18 +64,14 @@ def test_two_workers_are_measured_with_their_transfers(tmp_path: Path) -> None:
     profile = complete(tmp_path / "runs/small", transfers=True)
     shape = (profile.model, profile.engine, profile.kind, profile.tensor_parallel)
     assert shape == ("simulated", "simulator", "disaggregated", 1)
-    assert (profile.context_tokens, profile.kv_tokens, profile.max_sequences) == (
-        192,
-        KV_TOKENS,
-        2,
-    )
+    assert (profile.context_tokens, profile.kv_tokens, profile.max_sequences) == (192, KV_TOKENS, 2)
     assert profile.kv_bytes_per_token == KV_BYTES
     assert profile.hardware.startswith(f"{os.cpu_count()} x ")
     assert profile.startup_s > 0
     assert profile.prompt_tokens_per_s > 0
     assert profile.answer_tokens_per_s > 0
-    for point in (p for p in profile.points if p.spot.metric is Metric.transfer):
-        blocks = -(-point.spot.prompt_tokens // BLOCK_TOKENS)
+    for point in (p for p in profile.points if p.point.metric is Metric.transfer):
+        blocks = -(-point.point.prompt_tokens // BLOCK_TOKENS)
         assert point.size_bytes == blocks * BLOCK_TOKENS * KV_BYTES
     assert (tmp_path / "runs/small/profile.png").read_bytes().startswith(b"\x89PNG")
     for said in ("TTFT, interpolated", "ITL, interpolated", "KV transfer", "profile.json"):
@@ -98,7 +94,7 @@ def test_on_a_terminal_one_worker_shows_a_bar_and_needs_no_matplotlib(tmp_path: 
     words = (*WORDS, "engine.args.max-model-len=96", "topology=aggregated")
     with on_a_terminal(words, tmp_path, environment) as process:
         process.expect("points/s", timeout=240)
-        said = r"no picture: pictures need matplotlib, pip install 'hpc-dynamo\[draw\]'"
+        said = r"no plot: pictures need matplotlib, pip install 'hpc-dynamo\[draw\]'"
         process.expect(said, timeout=240)
         process.expect("ITL, interpolated")
         assert ends(process) == 0
@@ -132,7 +128,7 @@ def test_after_kill_9_the_same_command_goes_on(tmp_path: Path) -> None:
     everything = ROUNDS * len(spots(transfers=True))
     assert 3 <= count < everything, "it had ended before it was killed"
     with part.open("ab") as file:
-        file.write(b'{"spot": {"metric": "ttft", "prom')  # as a power cut leaves it
+        file.write(b'{"point": {"metric": "ttft", "prom')  # as a power cut leaves it
     again = hpc_dynamo(*WORDS, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     complete(run, transfers=True)
@@ -152,7 +148,7 @@ def test_the_end_of_the_walltime_ends_it_after_a_point(tmp_path: Path) -> None:
     os.kill(next(iter(attempt.nodes())).pid, signal.SIGUSR2)  # as Slurm announces it
     outcome = until("the outcome", attempt.outcome)
     assert outcome.exit_code == 1
-    assert "the same command goes on" in outcome.message
+    assert "run the same command again to resume" in outcome.message
     assert not (run / "profile.json").exists()
 
 
@@ -160,8 +156,8 @@ def test_an_engine_that_dies_ends_it_with_a_log(tmp_path: Path) -> None:
     words = (*WORDS, "engine.args.fail-after-requests=9", "topology=aggregated")
     done = hpc_dynamo(*words, cwd=tmp_path)
     assert done.returncode == 1, done.stdout
-    assert "a worker broke while it was measured" in done.stderr
-    assert "goes on from here" in done.stderr
+    assert "a worker failed during the measurement" in done.stderr
+    assert "run the same command again to resume" in done.stderr
     assert "attempts/1/logs" in done.stderr
 
 

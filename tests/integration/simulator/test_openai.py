@@ -12,7 +12,7 @@ import pytest
 from openai.types.chat import ChatCompletionChunk
 from pydantic import BaseModel, ConfigDict
 
-from tests.integration.simulator.conftest import MODEL, Client, Rank
+from tests.support.simulator import MODEL, Client, Rank
 
 SAID: Any = [{"role": "user", "content": "What is the capital of France?"}]
 TOOL: Any = {"type": "function", "function": {"name": "weather", "parameters": {}}}

@@ -8,7 +8,7 @@ import pytest
 
 from hpc_dynamo.engines.metrics import parse_metrics
 from hpc_dynamo.engines.vllm.adapter import VLLM_METRICS
-from tests.integration.simulator.conftest import MODEL, Body, Client, Rank
+from tests.support.simulator import MODEL, Body, Client, Rank
 
 SAID = [{"role": "user", "content": "What is the capital of France?"}]
 

@@ -166,7 +166,7 @@ def test_the_key_reaches_sglang_inside_the_process(tmp_path: Path) -> None:
     [
         ({"model": Model()}, "model.path is not set"),
         ({"engine": Engine(name="sglang", args={"tokenizer_worker_num": 2})}, "checks no key"),
-        ({"task": Task.profile}, "each worker alone"),
+        ({"task": Task.profile}, "each worker by itself"),
         ({"engine": Engine(name="sglang", args={"page-size": 1})}, "does not divide"),
     ],
 )

@@ -42,7 +42,7 @@ def measured(timing: TimingModel, byte_s: float, limits: ProfileLimits = LIMITS)
 def _point(spot: OperatingPoint, timing: TimingModel, byte_s: float) -> Measurement:
     context, measure = spot.prompt_tokens + RESPONSE_TOKENS / 2, _MEASURES[spot.metric]
     return Measurement(
-        spot=spot,
+        point=spot,
         seconds=measure(spot, timing, byte_s),
         cached_tokens=spot.cached_tokens,
         context_tokens=context if spot.metric is Metric.itl else 0.0,

@@ -130,9 +130,9 @@ def test_every_measured_point_is_given_back() -> None:
     profile = modelled.measured(PROFILES["h100-8b"], 1e-9)
     worker = ProfilePerformance(profile)
     for p in profile.of(Metric.ttft):
-        assert worker.prefill_s(p.spot.prompt_tokens, p.cached_tokens) == pytest.approx(p.seconds)
+        assert worker.prefill_s(p.point.prompt_tokens, p.cached_tokens) == pytest.approx(p.seconds)
     for p in profile.of(Metric.itl):
-        assert worker.itl_s(p.spot.sequences, p.context_tokens) == pytest.approx(p.seconds)
+        assert worker.itl_s(p.point.sequences, p.context_tokens) == pytest.approx(p.seconds)
     assert worker.startup_s == 30.0
     assert worker.max_sequences == 64
 
@@ -140,8 +140,8 @@ def test_every_measured_point_is_given_back() -> None:
 def _transfers(times: dict[int, float]) -> ProfilePerformance:
     itl = OperatingPoint(metric=Metric.itl, prompt_tokens=1)
     spots = {n: OperatingPoint(metric=Metric.transfer, prompt_tokens=n) for n in times}
-    points = [Measurement(spot=itl, seconds=0.5, context_tokens=1)]
-    points += [Measurement(spot=spots[n], seconds=seconds) for n, seconds in times.items()]
+    points = [Measurement(point=itl, seconds=0.5, context_tokens=1)]
+    points += [Measurement(point=spots[n], seconds=seconds) for n, seconds in times.items()]
     return ProfilePerformance(modelled.profile(tuple(points)))
 
 

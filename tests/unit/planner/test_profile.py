@@ -70,12 +70,12 @@ def test_a_profile_that_is_not_there_is_refused(path: str, said: str) -> None:
 
 def test_points_are_read_from_all_attempts_but_not_from_a_torn_line(tmp_path: Path) -> None:
     spots = [OperatingPoint(metric=Metric.itl, prompt_tokens=9, sequences=n) for n in (1, 2, 3)]
-    points = [Measurement(spot=spot, seconds=0.5, context_tokens=41.0) for spot in spots]
+    points = [Measurement(point=spot, seconds=0.5, context_tokens=41.0) for spot in spots]
     lines = [msgspec.json.encode(point) for point in points]
     first, second = tmp_path / "1.jsonl", tmp_path / "2.jsonl"
     first.write_bytes(lines[0] + b"\n" + lines[2][:30] + b"\n" + lines[1] + b"\n")
     second.write_bytes(b"\n" + lines[2][:-3])
-    assert read_measurements([first, second]) == {p.spot: [p] for p in points[:2]}
+    assert read_measurements([first, second]) == {p.point: [p] for p in points[:2]}
     second.write_bytes(b"\n" + lines[2] + b"\n" + lines[0] + b"\n")
     assert list(read_measurements([first, second]).values()) == [
         2 * points[:1],
