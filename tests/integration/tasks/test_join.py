@@ -83,7 +83,9 @@ class Head:
 
     def further(self) -> ExtraJobFolder:
         """A job of one node that begins with rank 2 and node 1."""
-        layout = plan_extra_job(CONFIG, self.attempt.plan(), Role.aggregated, 1).shifted(2, 1)
+        layout = plan_extra_job(CONFIG.topology, self.attempt.plan(), Role.aggregated, 1).shifted(
+            2, 1
+        )
         return self.attempt.new_extra_job(layout)
 
     async def ready(self, count: int) -> None:
@@ -182,7 +184,7 @@ async def test_a_worker_over_two_nodes_joins_changes_its_role_and_leaves(attempt
     layout = plan(SPREAD)
     async with heading(attempt, SPREAD) as head:
         job = attempt.new_extra_job(
-            plan_extra_job(SPREAD, layout, Role.decode, 2).shifted(2, layout.nodes)
+            plan_extra_job(SPREAD.topology, layout, Role.decode, 2).shifted(2, layout.nodes)
         )
         head.members.expect(job.plan())
         async with agent(job), AsyncExitStack() as second:
@@ -245,7 +247,7 @@ async def test_it_ends_when_the_head_never_answers(attempt: Attempt) -> None:
     )
     write_json(attempt.roster_file, Roster(nodes=(gone,), method="tcp", seconds=0.0))
     job = attempt.new_extra_job(
-        plan_extra_job(CONFIG, plan(CONFIG), Role.aggregated, 1).shifted(2, 1)
+        plan_extra_job(CONFIG.topology, plan(CONFIG), Role.aggregated, 1).shifted(2, 1)
     )
     async with agent(job):
         pass
@@ -393,7 +395,7 @@ async def test_hours_of_former_attempts_count(
     caplog.set_level("INFO")
     later = run.new_attempt(CONFIG, plan(CONFIG))
     job, now = (
-        later.new_extra_job(plan_extra_job(CONFIG, plan(CONFIG), Role.aggregated, 1)),
+        later.new_extra_job(plan_extra_job(CONFIG.topology, plan(CONFIG), Role.aggregated, 1)),
         time.time(),
     )
     used = ExtraJobStatus(
