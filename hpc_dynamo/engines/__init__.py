@@ -11,7 +11,6 @@ Nothing else names engines: other packages call the functions below with a confi
     shards.py container_args.py        workers over several nodes; commands inside containers
     compat_checks.py                   what engines refuse before submission
     diagnostics.py root_cause.py       what a log says about a failed engine, and what to try
-    roles.py                           the configuration of one worker
     answer_settings.py                 settings that the answers of a batch depend on
     http_paths.py                      paths of an engine that clients may use
     metrics.py                         the engines' /metrics in one vocabulary

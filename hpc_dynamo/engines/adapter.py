@@ -1,5 +1,4 @@
-"""What the rest of the toolkit knows about an engine: a command, a prefill/decode protocol,
-metrics.
+"""Interface of the engine adapters: commands, prefill/decode protocols and metrics.
 
 Engines are processes that serve OpenAI's HTTP API. An adapter is pure: it builds commands and
 rewrites request bodies. It starts and imports nothing, and reads at most the files of a model.
@@ -29,14 +28,14 @@ class Placement:
     """Node, ports and GPUs of one engine process: a worker, or one shard of it."""
 
     worker: Worker
-    address: str  # of the node, on the job's network
+    address: str  # address of the node on the job's network
     ports: tuple[int, ...]  # recently free; the first is for HTTP
     gpus: tuple[str, ...]  # entries of CUDA_VISIBLE_DEVICES
     token: str  # bearer token of the run; goes into the environment, never into a command line
     events_folder: str = ""  # private folder for the sockets of KV events; empty: no events
     log_folder: str = ""  # logs of the run; `Command.files` are written there
     shard_index: int = 0  # index in `worker.shards`; the first shard serves HTTP
-    rendezvous: ShardRendezvous | None = None  # of a worker over several nodes
+    rendezvous: ShardRendezvous | None = None  # only for a worker over several nodes
     interface: str = ""  # network interface of `address`, if known
 
 

@@ -68,13 +68,15 @@ class SimulatorAdapter(EngineAdapter):
 
     def check(self, config: Config, plan: Plan) -> None:
         for worker in multi_node_workers(plan):
-            require_equal_shards("simulator", config, worker)
+            require_equal_shards("simulator", worker)
         shard_start(config)
         check_block_size(config, self.block_tokens(config))
         if self._is_concurrent(config):
             refuse_disaggregated_profile("SGLang", config)
 
     def command(self, config: Config, placement: Placement) -> Command:
+        """Return the command of one worker or shard. Options of the user override the generated
+        ones."""
         options: dict[str, Any] = {
             "host": placement.address,
             "port": placement.ports[0],

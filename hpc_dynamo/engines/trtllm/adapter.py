@@ -40,7 +40,7 @@ TRTLLM_METRICS = MetricNames(
 
 SHELL_SPECIAL = " \t\n*?["
 
-# Fields of the options file that we write or read, with an example value.
+# Fields of the options file that the toolkit writes or reads, with an example value.
 MAPPING_FIELDS = {
     "cache_transceiver_config": "max_tokens_in_buffer=8192",
     "kv_cache_config": "free_gpu_memory_fraction=0.8",
@@ -84,6 +84,7 @@ class TrtllmAdapter(EngineAdapter):
         return TrtllmPdProtocol()
 
     def check(self, config: Config, plan: Plan) -> None:
+        """Raise ConfigError for settings that TensorRT-LLM 1.3 cannot run."""
         require_model(config)
         if config.engine.device is not Device.cuda:
             what = f"engine.device={config.engine.device}: TensorRT-LLM runs only on GPUs"
@@ -97,7 +98,7 @@ class TrtllmAdapter(EngineAdapter):
         refuse_recompute("trtllm", config)
         _check_pools(config)
         for worker in multi_node_workers(plan):
-            require_equal_shards("trtllm", config, worker)
+            require_equal_shards("trtllm", worker)
             _check_mpi_step(config, worker)
         if uses_kv_events(config):
             what = "router.kv_events=true: TensorRT-LLM's server publishes no KV events"
