@@ -68,7 +68,7 @@ class SimulatorAdapter(EngineAdapter):
 
     def check(self, config: Config, plan: Plan) -> None:
         for worker in multi_node_workers(plan):
-            require_equal_shards("simulator", config, worker)
+            require_equal_shards("simulator", worker)
         shard_start(config)
         check_block_size(config, self.block_tokens(config))
         if self._is_concurrent(config):

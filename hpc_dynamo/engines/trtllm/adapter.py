@@ -98,7 +98,7 @@ class TrtllmAdapter(EngineAdapter):
         refuse_recompute("trtllm", config)
         _check_pools(config)
         for worker in multi_node_workers(plan):
-            require_equal_shards("trtllm", config, worker)
+            require_equal_shards("trtllm", worker)
             _check_mpi_step(config, worker)
         if uses_kv_events(config):
             what = "router.kv_events=true: TensorRT-LLM's server publishes no KV events"

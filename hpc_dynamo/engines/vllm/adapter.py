@@ -20,7 +20,6 @@ from hpc_dynamo.engines.environment import python_executable
 from hpc_dynamo.engines.event_options import ipc_event_endpoints
 from hpc_dynamo.engines.option_names import tuning_options
 from hpc_dynamo.engines.options import positive_option, require_json, user_options
-from hpc_dynamo.engines.shards import pool_of
 from hpc_dynamo.engines.vllm.flags import server_environment, server_flags
 from hpc_dynamo.engines.vllm.pd_protocol import VllmPdProtocol
 from hpc_dynamo.engines.vllm.shards import (
@@ -108,7 +107,7 @@ class VllmAdapter(EngineAdapter):
         """Return None also with a kv-events-config of the user, and with data parallelism: vLLM
         0.32 refuses ipc endpoints for all but the first rank, and tcp endpoints have no access
         control."""
-        data_parallel = pool_of(config, placement.worker.role).data_parallel
+        data_parallel = placement.worker.parallel.data
         if "kv-events-config" in user_options(config) or data_parallel > 1:
             return None
         return ipc_event_endpoints(config, placement)

@@ -50,7 +50,8 @@ def with_args(**args: Any) -> Config:
 
 
 def command(config: Config, role: Role) -> Command:
-    worker = Worker(3, role, (Shard(0, (0, 1)),))
+    sizes = dict(config.topology.pools)[role].parallel
+    worker = Worker(3, role, (Shard(0, (0, 1)),), parallel=sizes)
     place = Placement(worker, "10.0.0.7", (5000,), ("2", "3"), "token", log_folder=LOGS)
     return TRTLLM.command(config, place)
 

@@ -57,7 +57,7 @@ def command(role: Role, pool: Pool, args: dict[str, Any]) -> Command:
         router=Router(kv_events=False),
         cluster=Cluster(gpus_per_node=8),
     )
-    worker = Worker(0, role, (Shard(0, (0,)),))
+    worker = Worker(0, role, (Shard(0, (0,)),), parallel=pool.parallel)
     place = Placement(worker, "10.0.0.7", (5000,), ("0",), "token", log_folder="/logs")
     return engine("trtllm").command(config, place)
 
@@ -98,7 +98,8 @@ def test_every_option_of_a_world_over_nodes_exists() -> None:
         engine=Engine(name="trtllm"), model=Model(path="/model"), topology=Topology(aggregated=pool)
     )
     gpus = tuple(range(8))
-    worker = Worker(0, Role.aggregated, (Shard(0, gpus), Shard(1, gpus)))
+    shards = Shard(0, gpus), Shard(1, gpus)
+    worker = Worker(0, Role.aggregated, shards, parallel=pool.parallel)
     place = Placement(worker, "10.0.0.7", (5000,), ("0",), "token", log_folder="/logs")
     made = engine("trtllm").command(config, place)
     assert unknown(made) == []
