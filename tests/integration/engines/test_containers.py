@@ -194,7 +194,11 @@ REFUSED = [
     (replace(ENROOT, image=""), "engine.container.image is not set", "/shared/vllm.sqsh"),
     (replace(PYXIS, image=""), "engine.container.image is not set", "/shared/vllm.sqsh"),
     (replace(PYXIS, image="vllm.sqsh"), "look for that in a registry", "/vllm.sqsh"),
-    (Container(image="/x.sif"), "engine.container.image=/x.sif needs a kind", "kind=apptainer"),
+    (
+        Container(image="/x.sif"),
+        "engine.container.image=/x.sif needs a container runtime",
+        "kind=apptainer",
+    ),
     (
         replace(ENROOT, image="nvcr.io#nvidia/vllm:1"),
         "Enroot starts files",
