@@ -1,4 +1,4 @@
-"""benchmarks.router on a trace of a few requests, without its peer."""
+"""benchmarks.router on a short trace, without Dynamo's index."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ def ran(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_it_prints_a_table_of_the_trace_and_one_of_a_full_index(trace: Path) -> None:
+def test_benchmark_prints_trace_and_fill_tables(trace: Path) -> None:
     done = ran("--quick", "--trace", str(trace), "--sides", "hpc-dynamo")
     assert done.returncode == 0, done.stderr
     found = [line for line in done.stdout.splitlines() if "share of the blocks found" in line]
@@ -42,13 +42,13 @@ def test_it_prints_a_table_of_the_trace_and_one_of_a_full_index(trace: Path) -> 
         (["--sides", "hpc-dynamo", "--trace", "/nowhere"], "--trace FILE"),
     ],
 )
-def test_what_is_wrong_is_said(words: list[str], said: str) -> None:
+def test_invalid_arguments_are_reported(words: list[str], said: str) -> None:
     done = ran(*words)
     assert done.returncode
     assert said in done.stderr
 
 
-def test_engines_publish_what_they_did_not_have(trace: Path) -> None:
+def test_modelled_engines_publish_only_new_blocks(trace: Path) -> None:
     engines, requests = Engines(read(trace, 0), 1), read(trace, 0)
     batches = [*engines.prompts()]
     assert [b.blocks // OF_A_KIND for b in batches] == [2, 1, 1, 20]

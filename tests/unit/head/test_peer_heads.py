@@ -12,7 +12,7 @@ from hpc_dynamo.head.membership.peer_heads import PeerHeads
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.router import Router, WorkerDemand
 from hpc_dynamo.router.scheduling.peer_loads import PublishedLoads
-from tests.unit.router.requests import whole
+from tests.unit.router.requests import aggregated_router
 
 SOON_S = 20.0
 AT = "http://n0:1"
@@ -65,7 +65,7 @@ def others(router: Router) -> WorkerDemand:
 
 
 async def test_the_last_word_is_believed() -> None:
-    router = await whole(1)
+    router = await aggregated_router(1)
     async with listening(router) as head:
         head.says("other", n0=BUSY, n9=BUSY)
         await head.heard()
@@ -76,7 +76,7 @@ async def test_the_last_word_is_believed() -> None:
 
 
 async def test_a_head_that_hears_itself_does_not_count_it() -> None:
-    router = await whole(1)
+    router = await aggregated_router(1)
     async with listening(router) as head:
         head.says(router.head_name, n0=BUSY)
         await head.heard()
@@ -87,7 +87,7 @@ async def test_a_head_that_hears_itself_does_not_count_it() -> None:
     ("status", "content"), [(401, b"{}"), (200, b"{}"), (200, b"\xff"), (500, b"")]
 )
 async def test_what_is_no_answer_is_silence(status: int, content: bytes) -> None:
-    router = await whole(1)
+    router = await aggregated_router(1)
     async with listening(router) as head:
         head.says("other", n0=BUSY)
         await head.heard()
