@@ -164,24 +164,24 @@ def test_both_engines_get_the_same_timing(kind: TopologyKind, tmp_path: Path) ->
     timing = Engine().timing(SCALE, kind)
     write_simulator(timing, tmp_path / "t.json")
     write_mocker(timing, tmp_path / "t.npz")
-    ours, table = load_timing(str(tmp_path / "t.json")), np.load(tmp_path / "t.npz")
+    simulator, table = load_timing(str(tmp_path / "t.json")), np.load(tmp_path / "t.npz")
     prefill = np.interp(200, table["prefill_isl"], table["prefill_ttft_ms"])
     decode = np.interp(9000, table["decode_active_kv_tokens"], table["decode_itl"][:, 1])
-    assert ours.step_s(200, 1.0, 0, 0) * 1e3 == pytest.approx(prefill)
-    assert ours.step_s(0, 0.0, 5, 9000) * 1e3 == pytest.approx(decode)
-    if kind is TopologyKind.aggregated:  # elsewhere nobody does both in one step
-        assert ours.step_s(200, 1.0, 5, 9000) * 1e3 == pytest.approx(prefill + decode)
+    assert simulator.step_s(200, 1.0, 0, 0) * 1e3 == pytest.approx(prefill)
+    assert simulator.step_s(0, 0.0, 5, 9000) * 1e3 == pytest.approx(decode)
+    if kind is TopologyKind.aggregated:  # other workers never do both in one step
+        assert simulator.step_s(200, 1.0, 5, 9000) * 1e3 == pytest.approx(prefill + decode)
 
 
 def test_scaled_token_takes_the_time_of_several() -> None:
-    """A prompt of 8,192 tokens at 4 streams of 10,000, with the trace's own tokens and ours."""
+    """A prompt of 8,192 tokens with 4 streams of 10,000, in tokens of the trace and scaled."""
     small, whole = (Engine().timing(Scale(1, k), TopologyKind.aggregated) for k in (8, 1))
     assert small.step_s(1024, 0, 0, 0) == pytest.approx(whole.step_s(8192, 0, 0, 0))
     assert small.step_s(0, 0, 4, 5000) == pytest.approx(8 * whole.step_s(0, 0, 4, 40000))
 
 
 def test_request_larger_than_a_cache_is_rejected() -> None:
-    with pytest.raises(UsageError, match="the longest request alone needs more"):
+    with pytest.raises(UsageError, match="the longest request needs more"):
         Engine(cache_tokens=4096).longest(asked((1,), tail=600), SCALE)
 
 

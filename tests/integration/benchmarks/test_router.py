@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.router.workload import BLOCK, OF_A_KIND, Engines, long_prompts, read
+from benchmarks.router.workload import BLOCK, BLOCKS_PER_ID, Engines, long_prompts, read
 from hpc_dynamo.kv.events import BlockRemoved, BlockStored, decode_events
 
 
@@ -51,16 +51,16 @@ def test_invalid_arguments_are_reported(words: list[str], said: str) -> None:
 def test_modelled_engines_publish_only_new_blocks(trace: Path) -> None:
     engines, requests = Engines(read(trace, 0), 1), read(trace, 0)
     batches = [*engines.prompts()]
-    assert [b.blocks // OF_A_KIND for b in batches] == [2, 1, 1, 20]
+    assert [b.blocks // BLOCKS_PER_ID for b in batches] == [2, 1, 1, 20]
     stored = [event for b in batches for event in decode_events(b.payload).events]
     assert [type(event) for event in stored] == [BlockStored] * 4
     first, second, third, _ = (e for e in stored if isinstance(e, BlockStored))
     assert first.parent_block_hash is None
-    assert second.parent_block_hash == first.block_hashes[OF_A_KIND - 1]
+    assert second.parent_block_hash == first.block_hashes[BLOCKS_PER_ID - 1]
     assert third.parent_block_hash == first.block_hashes[-1]
     assert len(first.token_ids) == len(first.block_hashes) * BLOCK
     assert len([*engines.answers()]) == 4 * (40 // BLOCK)
     gone = [e for b in engines.evictions() for e in decode_events(b.payload).events]
     keys = {key for event in gone if isinstance(event, BlockRemoved) for key in event.block_hashes}
-    assert len(keys) == len(gone) == 24 * OF_A_KIND
+    assert len(keys) == len(gone) == 24 * BLOCKS_PER_ID
     assert len(long_prompts(requests)) == 1

@@ -101,11 +101,13 @@ async def test_retry_time_grows_with_the_queue() -> None:
     assert (await assert_rejected(router, RoutingRequest(), Overloaded)).retry_after_s == 40
 
 
-@pytest.mark.parametrize(("limits", "request"), [(SHORT, RoutingRequest()), (ONE, AT_ONCE)])
-async def test_queued_request_times_out(limits: AdmissionLimits, request: RoutingRequest) -> None:
+@pytest.mark.parametrize(("limits", "late_request"), [(SHORT, RoutingRequest()), (ONE, AT_ONCE)])
+async def test_queued_request_times_out(
+    limits: AdmissionLimits, late_request: RoutingRequest
+) -> None:
     router = await aggregated_router(1, limits)
     lease = await router.route(RoutingRequest())
-    error = await assert_rejected(router, request, Overloaded)
+    error = await assert_rejected(router, late_request, Overloaded)
     assert error.status == 503
     assert error.retry_after_s >= 1
     assert "no worker had room" in error.message
