@@ -18,7 +18,7 @@ PATH = "/v1/completions"
 
 
 class Seen(msgspec.Struct):
-    """Result of one request. Seconds are real time since it was due; `error` is empty on success."""
+    """Result of one request. Seconds are real time since it was due; `error` is "" on success."""
 
     prompt: int
     answer: int

@@ -37,7 +37,7 @@ class Oracle(msgspec.Struct, frozen=True):
 
 
 def oracle(requests: Sequence[Request], workers: int, blocks: int, *, answers: bool) -> Oracle:
-    """Return the hit rates of `workers` with `blocks` each; `answers`: they also cache responses."""
+    """Return the hit rates of `workers` with `blocks` each; `answers`: cache responses too."""
     return Oracle(
         pooled=pooled(requests, workers * blocks, answers=answers),
         placed=max(

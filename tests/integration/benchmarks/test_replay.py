@@ -249,8 +249,8 @@ USAGE = b'data: {"usage":{"completion_tokens":%d,"prompt_tokens_details":{"cache
     ("status", "body", "error"),
     [
         (200, event("a") + USAGE % 2 + b"data: [DONE]\n\n", ""),
-        (200, event("a") + USAGE % 1 + b"data: [DONE]\n\n", "not whole"),
-        (200, event("a") + USAGE % 2, "not whole"),
+        (200, event("a") + USAGE % 1 + b"data: [DONE]\n\n", "incomplete"),
+        (200, event("a") + USAGE % 2, "incomplete"),
         (503, b"no worker\n\n", "status 503"),
     ],
 )

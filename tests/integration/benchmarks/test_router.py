@@ -32,7 +32,7 @@ def test_benchmark_prints_trace_and_fill_tables(trace: Path) -> None:
     found = [line for line in done.stdout.splitlines() if "share of the blocks found" in line]
     assert [line.split()[-2] for line in found] == ["1.00", "1.00"]
     assert "events of prompts, batches/s" in done.stdout
-    assert "bytes a block (resident)" in done.stdout
+    assert "bytes per block (resident)" in done.stdout
 
 
 @pytest.mark.parametrize(

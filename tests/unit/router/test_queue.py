@@ -84,7 +84,7 @@ async def test_router_with_full_queue_rejects_request_with_retry_time(queue: int
     error = await assert_rejected(router, RoutingRequest(), Overloaded)
     assert (error.status, error.final) == (429, False)
     assert 1 <= error.retry_after_s <= 60
-    assert f"{queue} requests are queue_requests" in error.message
+    assert f"{queue} requests are waiting" in error.message
     lease.release()
     for task in tasks:
         (await task).release()
