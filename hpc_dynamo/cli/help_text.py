@@ -26,6 +26,7 @@ examples:
 
 exit codes: {exit_codes}"""
 
+# prose: ignore (a table)
 OVERRIDES = """\
 Overrides set fields of the configuration: FIELD=VALUE. Quote values for the shell only.
 GROUP=FILE selects a file of conf/GROUP/, such as engine=vllm. Later arguments win.

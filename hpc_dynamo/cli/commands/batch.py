@@ -30,6 +30,7 @@ def check(args: Namespace) -> None:
 
 
 def run(args: Namespace) -> int:
+    """Start or resume the batch, follow it, and return its exit code."""
     checked = check_here(resolve_batch(composed(args)))
     config = checked.config
     requests = read_input(Path(config.input))

@@ -23,6 +23,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
+    """Print the help of a verb, a field or a topic."""
     if args.topic is None:
         print(top_level(VERBS), end="")
     elif args.topic in VERBS:

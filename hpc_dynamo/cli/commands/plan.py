@@ -53,6 +53,7 @@ class Planned:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options of the verb."""
     add_overrides(parser)
     one = parser.add_mutually_exclusive_group()
     about = "print the script that the verb submits with these overrides"
@@ -75,6 +76,7 @@ def check(args: Namespace) -> None:
 
 
 def run(args: Namespace) -> int:
+    """Print the layout, a script, the engines' commands or the configuration."""
     planned = _planned(args)
     config, layout = planned.config, planned.layout
     if args.dry_run:

@@ -31,6 +31,7 @@ def check(args: Namespace) -> None:
 
 
 def run(args: Namespace) -> int:
+    """Start or resume the profile, follow it, and print its result."""
     checked = check_here(resolve_profile(composed(args)))
     run = profile_run(checked.config, print_line)
     if run.profile.exists():

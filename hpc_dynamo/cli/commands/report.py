@@ -34,6 +34,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
+    """Print the planner's decisions and write the plot."""
     run = find_run(args, _has_planner, "run with a planner")
     history = planner_history(run)
     OUT.print(decision_table(history))

@@ -46,6 +46,7 @@ Times are in ms. Each id stands for 512 tokens of the prompt; equal ids are equa
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options of the verb."""
     add_overrides(parser)
     about = "load to replay (simulate.trace=FILE)"
     parser.add_argument("--trace", metavar="FILE", help=about)
@@ -63,6 +64,7 @@ def check(args: Namespace) -> None:
 
 
 def run(args: Namespace) -> int:
+    """Simulate the trace, or search for the best split."""
     config = compose(list(_overrides(args)), args.config_dir)
     require_single_model(config, "a simulation")
     validate(config)

@@ -25,6 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
+    """Print the status, or show it live until the run ends."""
     attempt = serving_attempt(find_run(args))
     job = launch.find_job(attempt)
     state = job.state() if job else None

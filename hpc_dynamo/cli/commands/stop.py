@@ -20,6 +20,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
+    """Stop all active attempts and wait for their end."""
     run = find_run(args, prefer=lambda run: any(launch.live_attempts(run)))
     message = f"{run.path} is not running"
     # A job that was just asked for its successor names it at its end, hence the loop.

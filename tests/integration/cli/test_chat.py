@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from hpc_dynamo.config import Config
-from tests.integration.simulator.conftest import KEY, MODEL, Rank, simulator
 from tests.support.runs import hpc_dynamo, until
+from tests.support.simulator import KEY, MODEL, Rank, simulator
 from tests.support.terminal import (
     Call,
     Process,

@@ -13,8 +13,8 @@ import pytest
 from hpc_dynamo.cli.render.endpoint import instructions, ssh_tunnel
 from hpc_dynamo.messages import Endpoint, Progress, Status
 from hpc_dynamo.run import Attempt, write_json
-from tests.integration.simulator.conftest import MODEL, simulator
 from tests.support.runs import hpc_dynamo
+from tests.support.simulator import MODEL, simulator
 from tests.support.terminal import (
     Call,
     announce,

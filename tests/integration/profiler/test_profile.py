@@ -94,7 +94,7 @@ def test_profile_on_a_terminal_shows_a_bar_and_needs_no_matplotlib(tmp_path: Pat
     words = (*WORDS, "engine.args.max-model-len=96", "topology=aggregated")
     with on_a_terminal(words, tmp_path, environment) as process:
         process.expect("points/s", timeout=240)
-        said = r"no picture: pictures need matplotlib, pip install 'hpc-dynamo\[draw\]'"
+        said = r"no plot: pictures need matplotlib, pip install 'hpc-dynamo\[draw\]'"
         process.expect(said, timeout=240)
         process.expect("ITL, interpolated")
         assert ends(process) == 0
@@ -148,7 +148,7 @@ def test_walltime_ends_a_profile_after_a_point(tmp_path: Path) -> None:
     os.kill(next(iter(attempt.nodes())).pid, signal.SIGUSR2)  # as Slurm signals it
     outcome = until("the outcome", attempt.outcome)
     assert outcome.exit_code == 1
-    assert "the same command goes on" in outcome.message
+    assert "run the same command again to resume" in outcome.message
     assert not (run / "profile.json").exists()
 
 
@@ -156,8 +156,8 @@ def test_dead_engine_ends_a_profile_with_its_log(tmp_path: Path) -> None:
     words = (*WORDS, "engine.args.fail-after-requests=9", "topology=aggregated")
     done = hpc_dynamo(*words, cwd=tmp_path)
     assert done.returncode == 1, done.stdout
-    assert "a worker broke while it was measured" in done.stderr
-    assert "goes on from here" in done.stderr
+    assert "a worker failed during the measurement" in done.stderr
+    assert "run the same command again to resume" in done.stderr
     assert "attempts/1/logs" in done.stderr
 
 

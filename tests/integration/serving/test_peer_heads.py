@@ -13,8 +13,8 @@ import pytest
 from benchmarks.common.processes import free_port
 from tests.integration.serving.routed import routing
 from tests.integration.serving.served import Served
-from tests.integration.simulator.conftest import MODEL, simulator
 from tests.support.runs import until
+from tests.support.simulator import MODEL, simulator
 
 pytestmark = pytest.mark.slow
 

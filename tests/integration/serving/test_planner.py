@@ -82,7 +82,7 @@ def load(served: Served, prompt_words: int, max_tokens: int) -> Load:
 
 
 @pytest.mark.slow
-async def test_roles_follow_the_load_both_ways(reshaped: Served) -> None:
+async def test_roles_follow_the_load_in_both_directions(reshaped: Served) -> None:
     prompts = load(reshaped, prompt_words=1200, max_tokens=1)
     await prompts.run_until(lambda: flips(reshaped.attempt, Role.prefill), clients=6)
     answers = load(reshaped, prompt_words=3, max_tokens=300)
@@ -129,7 +129,7 @@ exec {python} "$@"
 
 
 @pytest.mark.slow
-async def test_a_flip_that_fails_is_undone_and_not_retried_at_once(
+async def test_failed_role_change_is_reverted_and_not_retried_at_once(
     tmp_path: Path, model_folder: Path
 ) -> None:
     """First since answers take longer than a drain may, then since the engine does not start."""
@@ -148,7 +148,7 @@ async def test_a_flip_that_fails_is_undone_and_not_retried_at_once(
         mark.touch()
         prompts, answers = load(served, 1200, 1), load(served, 3, 100)
         async with asyncio.TaskGroup() as group:
-            group.create_task(answers.run_until(lambda: failed(served, "still under way"), 4))
+            group.create_task(answers.run_until(lambda: failed(served, "still running"), 4))
             group.create_task(prompts.run_until(lambda: failed(served, "refused"), 6))
         assert set(answers.pieces) == {100}
         assert any("failed a while ago" in record.skipped for record in records(served))
@@ -168,7 +168,7 @@ def ready_roles(served: Served) -> list[str]:
     return sorted(role for role, rows in served.workers().items() for _ in rows)
 
 
-def test_a_role_without_workers_is_given_one(tmp_path: Path) -> None:
+def test_role_without_workers_receives_one(tmp_path: Path) -> None:
     words = ("topology.prefill.workers=1", "topology.decode.workers=2", "engine.max_restarts=0")
     with serving(tmp_path, *words, *PLANNER) as served:
         (prefill,) = served.workers()["prefill"]
