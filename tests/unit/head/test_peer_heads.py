@@ -83,7 +83,9 @@ async def test_head_does_not_count_itself() -> None:
         assert others(router) == WorkerDemand()
 
 
-@pytest.mark.parametrize(("status", "content"), [(401, b"{}"), (200, b"{}"), (200, b"\xff"), (500, b"")])
+@pytest.mark.parametrize(
+    ("status", "content"), [(401, b"{}"), (200, b"{}"), (200, b"\xff"), (500, b"")]
+)
 async def test_invalid_answer_counts_as_silence(status: int, content: bytes) -> None:
     router = await aggregated_router(1)
     async with listening(router) as head:
