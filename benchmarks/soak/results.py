@@ -93,13 +93,14 @@ def checks(found: SoakResults) -> Iterator[tuple[str, str, bool]]:
 
 def sample_line(sample: SoakSample, errors: int) -> str:
     """Return a sample as one line."""
+    gauges = sample.gauges
     rss = ", ".join(f"{name} {p.rss_mib:.0f}" for name, p in sample.processes.items())
     return (
         f"{sample.at_s / 60:5.1f} min  {sample.rate_hz:.0f}/s  {errors} errors"
         f"  {sample.disconnected} disconnected"
         f"  whole {_ms(sample.whole_ms)}  stream {_ms(sample.stream_ms)}"
-        f"  TTFT {_ms(sample.ttft_ms)} ms  {sample.gauges['requests_running']:.0f} running"
-        f"  {sample.gauges['requests_waiting']:.0f} waiting  {sample.other_programs_cores:.1f} other cores"
+        f"  TTFT {_ms(sample.ttft_ms)} ms  {gauges['requests_running']:.0f} running"
+        f"  {gauges['requests_waiting']:.0f} waiting  {sample.other_programs_cores:.1f} cores lost"
         f"  MiB: {rss}"
     )
 

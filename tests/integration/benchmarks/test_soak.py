@@ -60,8 +60,9 @@ def test_seconds_of_it(model: Path, tmp_path: Path) -> None:
     names = {"head", "frontend 0", "frontend 1", "prefill", "decode"}
     assert set(found.end) == set(found.samples[0].processes) == names
     assert all(p.rss_mib > p.pss_mib > 5 and p.fds > 3 for p in found.end.values())
-    assert found.gauges["connections"] == found.gauges["decode worker_running"] == 0
-    assert found.gauges["cancelled_total"] > 0
+    assert found.gauges["open_connections"] == 0
+    assert found.gauges["decode worker_requests_running"] == 0
+    assert found.gauges["requests_cancelled_total"] > 0
     assert "FAILED" not in out
 
 
