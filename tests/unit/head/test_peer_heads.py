@@ -12,7 +12,7 @@ from hpc_dynamo.head.membership.peer_heads import PeerHeads
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.router import Router, WorkerDemand
 from hpc_dynamo.router.scheduling.peer_loads import PublishedLoads
-from tests.unit.router.requests import whole
+from tests.unit.router.requests import aggregated_router
 
 SOON_S = 20.0
 AT = "http://n0:1"
@@ -65,7 +65,7 @@ def others(router: Router) -> WorkerDemand:
 
 
 async def test_last_loads_of_a_peer_count() -> None:
-    router = await whole(1)
+    router = await aggregated_router(1)
     async with listening(router) as head:
         head.served_by("other", n0=BUSY, n9=BUSY)
         await head.wait_until_read()
@@ -76,7 +76,7 @@ async def test_last_loads_of_a_peer_count() -> None:
 
 
 async def test_head_does_not_count_itself() -> None:
-    router = await whole(1)
+    router = await aggregated_router(1)
     async with listening(router) as head:
         head.served_by(router.head_name, n0=BUSY)
         await head.wait_until_read()
@@ -87,7 +87,7 @@ async def test_head_does_not_count_itself() -> None:
     ("status", "content"), [(401, b"{}"), (200, b"{}"), (200, b"\xff"), (500, b"")]
 )
 async def test_invalid_answer_counts_as_silence(status: int, content: bytes) -> None:
-    router = await whole(1)
+    router = await aggregated_router(1)
     async with listening(router) as head:
         head.served_by("other", n0=BUSY)
         await head.wait_until_read()
