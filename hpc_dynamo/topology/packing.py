@@ -32,7 +32,10 @@ def check_shape(role: Role, pool: Pool, gpus: int) -> None:
 
 
 def round_robin(demands: list[Demand], nodes: int) -> tuple[Worker, ...]:
-    return tuple(Worker(i, role, (Shard(i % nodes),)) for i, (role, _) in enumerate(demands))
+    return tuple(
+        Worker(rank, role, (Shard(rank % nodes),), parallel=pool.parallel)
+        for rank, (role, pool) in enumerate(demands)
+    )
 
 
 def pack(nodes: int | None, demands: list[Demand], gpus: int) -> Plan:
@@ -82,7 +85,10 @@ def place_workers(demands: list[Demand], nodes: int, gpus: int) -> tuple[Worker,
         for shard in shards:
             free[shard.node] = [g for g in free[shard.node] if g not in shard.gpus]
         placed[rank] = shards
-    return tuple(Worker(r, role, placed[r]) for r, (role, _) in enumerate(demands))
+    return tuple(
+        Worker(rank, role, placed[rank], parallel=pool.parallel)
+        for rank, (role, pool) in enumerate(demands)
+    )
 
 
 def _first_fit(pool: Pool, free: FreeGpus, gpus: int) -> tuple[Shard, ...] | None:
@@ -110,5 +116,5 @@ def _gpus_by_node(pool: Pool, gpus: int) -> list[int]:
 def _unsplit_gpus(pool: Pool, gpus: int) -> int:
     """Return the size of the unit that stays on one node: a replica, or else a tensor-parallel
     group, or else a whole node (see check_shape)."""
-    replica = pool.tensor_parallel * pool.pipeline_parallel
-    return next(size for size in (replica, pool.tensor_parallel, gpus) if size <= gpus)
+    sizes = pool.parallel
+    return next(size for size in (sizes.replica, sizes.tensor, gpus) if size <= gpus)

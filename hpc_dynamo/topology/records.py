@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from hpc_dynamo.config import Role
+from hpc_dynamo.config import ParallelSizes, Role
+from hpc_dynamo.config.schema.topology import ONE_GPU
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Worker:
     role: Role
     shards: tuple[Shard, ...]
     model: str = ""
+    parallel: ParallelSizes = ONE_GPU
 
     @property
     def node(self) -> int:

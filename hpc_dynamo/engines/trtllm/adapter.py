@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpc_dynamo.config import Config, ContainerKind, Device
-from hpc_dynamo.engines.adapter import Command, EngineAdapter, MetricNames, Placement
+from hpc_dynamo.engines.adapter import EngineAdapter, EngineCommand, MetricNames, Placement
 from hpc_dynamo.engines.compat_checks import refuse_recompute, require_model
 from hpc_dynamo.engines.diagnostics import COMMON, PORT_TAKEN
 from hpc_dynamo.engines.event_options import uses_kv_events
@@ -77,6 +77,7 @@ class TrtllmAdapter(EngineAdapter):
     """
 
     metrics = TRTLLM_METRICS
+    python_modules = ("tensorrt_llm",)
     known_failures = KNOWN_FAILURES
     tuning_options = tuning_options(__file__)
 
@@ -98,14 +99,14 @@ class TrtllmAdapter(EngineAdapter):
         refuse_recompute("trtllm", config)
         _check_pools(config)
         for worker in multi_node_workers(plan):
-            require_equal_shards("trtllm", config, worker)
+            require_equal_shards("trtllm", worker)
             _check_mpi_step(config, worker)
         if uses_kv_events(config):
             what = "router.kv_events=true: TensorRT-LLM's server publishes no KV events"
             hint = "router.kv_events=false: the router then estimates what is cached"
             raise ConfigError(what, hint=hint)
 
-    def command(self, config: Config, placement: Placement) -> Command:
+    def command(self, config: Config, placement: Placement) -> EngineCommand:
         return server_command(config, placement)
 
     def is_mpi_step(self, config: Config, worker: Worker) -> bool:

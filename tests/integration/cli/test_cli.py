@@ -195,7 +195,7 @@ def test_refused_batch_writes_nothing(
     [
         (["engine=vllm-cpu", LOCAL[1]], ["model.path is not set"]),
         ([*LOCAL, "name=../x"], ["name='../x' must be a plain folder name"]),
-        ([*LOCAL, "serve.port=70000"], ["serve.port=70000 is not a port"]),
+        ([*LOCAL, "serve.port=70000"], ["serve.port=70000 must be from 0 to 65535"]),
         ([*LOCAL, "serve.tls_cert=good.pem"], ["serve.tls_cert and serve.tls_key need each other"]),
         ([*LOCAL, "serve.tls_cert=no", "serve.tls_key=good.pem"], ["serve.tls_cert=no: no such"]),
         ([*LOCAL, "serve.api_key_file=no"], ["serve.api_key_file=no: no such file"]),
