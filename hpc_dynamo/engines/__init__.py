@@ -1,7 +1,7 @@
 """Inference engines: commands, prefill/decode protocols, checks and metrics. Pure.
 
 A new engine is a folder here with an adapter, a row in ENGINES, and a file `conf/engine/NAME.yaml`.
-Nothing else names engines: other packages call the functions below with a configuration.
+Other packages call the functions below with a configuration, and do not name engines.
 
     vllm/ sglang/ trtllm/ simulator/   one engine each: adapter.py, flags.py, pd_protocol.py, …
     adapter.py                         EngineAdapter, the base class; Placement, Command
@@ -31,8 +31,8 @@ from hpc_dynamo.config import (
 from hpc_dynamo.config.resolve import role_options_differ
 from hpc_dynamo.engines import container_args
 from hpc_dynamo.engines.adapter import (
-    Command,
     EngineAdapter,
+    EngineCommand,
     EventEndpoints,
     Placement,
     PromptCheck,
@@ -157,9 +157,9 @@ __all__ = [
     "MESSAGES",
     "RESPONSES",
     "Body",
-    "Command",
     "ConcurrentProtocol",
     "EngineAdapter",
+    "EngineCommand",
     "EventEndpoints",
     "PdProtocol",
     "Placement",

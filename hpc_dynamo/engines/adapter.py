@@ -57,7 +57,7 @@ class SleepEndpoints:
 
 
 @dataclass(frozen=True)
-class Command:
+class EngineCommand:
     """Command of one engine process."""
 
     argv: tuple[str, ...]
@@ -101,6 +101,8 @@ class EngineAdapter(ABC):
     """
 
     metrics: MetricNames
+    # Modules that the engine's interpreter must find; the doctor checks them.
+    python_modules: tuple[str, ...] = ()
     # Substrings of the log, and what to try. Checked in order.
     known_failures: Mapping[str, str] = {}
     # Options that change speed, memory or logs, but not the answers of a batch.
@@ -121,7 +123,7 @@ class EngineAdapter(ABC):
         """Raise ConfigError for what this engine cannot run. Called before submission."""
 
     @abstractmethod
-    def command(self, config: Config, placement: Placement) -> Command:
+    def command(self, config: Config, placement: Placement) -> EngineCommand:
         """Return the command that serves `placement.worker` on `placement.ports[0]`, or runs
         another shard of it."""
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from hpc_dynamo.config import Config, with_worker_options
 from hpc_dynamo.engines import (
-    Command,
+    EngineCommand,
     Placement,
     ShardRendezvous,
     check,
@@ -46,7 +46,7 @@ def started_shards(config: Config, worker: Worker) -> range:
     return range(1 if is_mpi_step(config, worker) else len(worker.shards))
 
 
-def shard_command(config: Config, worker: Worker, index: int) -> Command:
+def shard_command(config: Config, worker: Worker, index: int) -> EngineCommand:
     """Return the command that the agent starts for one shard, with placeholders."""
     view = with_worker_options(config, worker.model, worker.role)
     adapter = engine(view.engine.name)
@@ -69,7 +69,7 @@ def shard_command(config: Config, worker: Worker, index: int) -> Command:
     return _with_srun(view, placement, command) if command.container_args else command
 
 
-def _with_srun(config: Config, placement: Placement, command: Command) -> Command:
+def _with_srun(config: Config, placement: Placement, command: EngineCommand) -> EngineCommand:
     """Return the srun command of an engine under Pyxis. The node selects `<mpi>`."""
     worker, mpi_step = placement.worker, is_mpi_step(config, placement.worker)
     shard = None if mpi_step else placement.shard_index
@@ -90,7 +90,7 @@ def _title(config: Config, worker: Worker, index: int) -> str:
     return f"{name}, on {nodes[index]}{split}"
 
 
-def _text(command: Command) -> str:
+def _text(command: EngineCommand) -> str:
     env = [f"{name}={value}" for name, value in command.env.items()]
     lines = ["env", *map(_quoted, env), *map(_joined, _options(command.argv))]
     files = (f"# {name} in <logs>\n{text.rstrip()}" for name, text in command.files.items())

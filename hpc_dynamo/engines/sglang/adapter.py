@@ -8,8 +8,8 @@ key at all with several tokenizer workers.
 
 from hpc_dynamo.config import Config, Role, Topology
 from hpc_dynamo.engines.adapter import (
-    Command,
     EngineAdapter,
+    EngineCommand,
     EventEndpoints,
     MetricNames,
     Placement,
@@ -74,6 +74,7 @@ class SglangAdapter(EngineAdapter):
     role restarts the engine."""
 
     metrics = SGLANG_METRICS
+    python_modules = ("sglang",)
     known_failures = KNOWN_FAILURES
     tuning_options = tuning_options(__file__)
     tokenizes = True
@@ -97,10 +98,10 @@ class SglangAdapter(EngineAdapter):
         check_block_size(config.router, self.block_tokens(config))
         refuse_disaggregated_profile("SGLang", config)
 
-    def command(self, config: Config, placement: Placement) -> Command:
+    def command(self, config: Config, placement: Placement) -> EngineCommand:
         flags = server_flags(config, placement, self.event_endpoints(config, placement))
         argv = (python_executable(config.engine), "-m", "hpc_dynamo_sglang", *flags)
-        return Command(argv, server_environment(config, placement))
+        return EngineCommand(argv, server_environment(config, placement))
 
     def event_endpoints(self, config: Config, placement: Placement) -> EventEndpoints | None:
         """Return None also with a kv-events-config of the user, and with data parallelism of the

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpc_dynamo.config import Config, ContainerKind, Device, Model
-from hpc_dynamo.engines.adapter import Command, EngineAdapter, MetricNames, Placement
+from hpc_dynamo.engines.adapter import EngineAdapter, EngineCommand, MetricNames, Placement
 from hpc_dynamo.engines.compat_checks import refuse_recompute, require_model
 from hpc_dynamo.engines.diagnostics import COMMON, PORT_TAKEN
 from hpc_dynamo.engines.event_options import uses_kv_events
@@ -77,6 +77,7 @@ class TrtllmAdapter(EngineAdapter):
     """
 
     metrics = TRTLLM_METRICS
+    python_modules = ("tensorrt_llm",)
     known_failures = KNOWN_FAILURES
     tuning_options = tuning_options(__file__)
 
@@ -105,7 +106,7 @@ class TrtllmAdapter(EngineAdapter):
             hint = "router.kv_events=false: the router then estimates what is cached"
             raise ConfigError(what, hint=hint)
 
-    def command(self, config: Config, placement: Placement) -> Command:
+    def command(self, config: Config, placement: Placement) -> EngineCommand:
         return server_command(config, placement)
 
     def is_mpi_step(self, config: Config, worker: Worker) -> bool:

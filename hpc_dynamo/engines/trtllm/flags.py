@@ -10,7 +10,7 @@ from typing import Any
 
 from hpc_dynamo.config import Config, Engine, Role
 from hpc_dynamo.config.merge import merge_options, parse_json
-from hpc_dynamo.engines.adapter import Command, Placement
+from hpc_dynamo.engines.adapter import EngineCommand, Placement
 from hpc_dynamo.engines.environment import device_environment, python_executable
 from hpc_dynamo.topology import Worker
 
@@ -21,7 +21,7 @@ KV_TRANSFER_TIMEOUT_MS = 300_000
 LAUNCHER = "trtllm-llmapi-launch"
 
 
-def server_command(config: Config, placement: Placement) -> Command:
+def server_command(config: Config, placement: Placement) -> EngineCommand:
     """Return the command of one worker; of a multi-node worker that of each MPI rank.
 
     Options of the user override the generated ones; `engine.args.extra` is merged into the options
@@ -51,7 +51,7 @@ def server_command(config: Config, placement: Placement) -> Command:
     env = {"TRTLLM_NO_USAGE_STATS": "1", **device_environment(config.engine, placement)}
     text = json.dumps(merge_options(_llm_args(worker), extra), indent=1)  # JSON is YAML
     argv = (*launcher, python_executable(config.engine), *serve, *_click_flags(options | args))
-    return Command(argv, env | config.engine.env, {name: text + "\n"})
+    return EngineCommand(argv, env | config.engine.env, {name: text + "\n"})
 
 
 def click_options(engine: Engine) -> dict[str, Any]:

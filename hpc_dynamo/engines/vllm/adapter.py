@@ -6,8 +6,8 @@ a module, since the `vllm` script of the CPU build looks for metadata that it do
 
 from hpc_dynamo.config import Config, Device
 from hpc_dynamo.engines.adapter import (
-    Command,
     EngineAdapter,
+    EngineCommand,
     EventEndpoints,
     MetricNames,
     Placement,
@@ -76,6 +76,7 @@ class VllmAdapter(EngineAdapter):
     """Adapter of vLLM."""
 
     metrics = VLLM_METRICS
+    python_modules = ("vllm",)
     known_failures = KNOWN_FAILURES
     tuning_options = tuning_options(__file__)
     tokenizes = True
@@ -97,11 +98,11 @@ class VllmAdapter(EngineAdapter):
             raise ConfigError(what, hint="engine.sleep_mode=false")
         check_block_size(config.router, self.block_tokens(config))
 
-    def command(self, config: Config, placement: Placement) -> Command:
+    def command(self, config: Config, placement: Placement) -> EngineCommand:
         both, events = self.serves_both_roles(config), self.event_endpoints(config, placement)
         flags = server_flags(config, placement, both_roles=both, events=events)
         argv = (python_executable(config.engine), "-m", server_module(placement), *flags)
-        return Command(argv, server_environment(config, placement))
+        return EngineCommand(argv, server_environment(config, placement))
 
     def event_endpoints(self, config: Config, placement: Placement) -> EventEndpoints | None:
         """Return None also with a kv-events-config of the user, and with data parallelism: vLLM

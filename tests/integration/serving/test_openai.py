@@ -122,10 +122,6 @@ def test_logprobs_are_returned(served: Served) -> None:
     rows = chat.choices[0].logprobs.content or []
     assert "".join(row.token for row in rows) == chat.choices[0].message.content
     assert all(len(row.top_logprobs) == 2 and row.logprob < 0 for row in rows)
-    text = served.client.completions.create(model=MODEL, prompt="a", logprobs=1, max_tokens=3)
-    assert text.choices[0].logprobs
-    assert text.choices[0].logprobs.tokens
-    assert "".join(text.choices[0].logprobs.tokens) == text.choices[0].text
 
 
 def test_structured_output_is_valid(served: Served) -> None:

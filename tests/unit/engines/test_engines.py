@@ -24,7 +24,7 @@ from hpc_dynamo.config import (
     Topology,
     TopologyKind,
 )
-from hpc_dynamo.engines import ENGINES, Command, EventEndpoints, Placement, engine
+from hpc_dynamo.engines import ENGINES, EngineCommand, EventEndpoints, Placement, engine
 from hpc_dynamo.engines.environment import INJECTED
 from hpc_dynamo.engines.metrics import EngineMetrics, parse_metrics
 from hpc_dynamo.engines.options import command_line
@@ -101,7 +101,7 @@ def place(role: Role, *gpus: str) -> Placement:
     return Placement(worker, "10.0.0.7", (5000, 5001), gpus, "secret-token")
 
 
-def options(command: Command) -> dict[str, str]:
+def options(command: EngineCommand) -> dict[str, str]:
     """The long options of a command; a bare flag has an empty value."""
     words = list(command.argv[3:])
     found: dict[str, str] = {}
