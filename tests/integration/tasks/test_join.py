@@ -83,7 +83,9 @@ class Head:
 
     def extra_job(self) -> ExtraJobFolder:
         """Add a job of one node, with rank 2 and node 1."""
-        layout = plan_extra_job(CONFIG.topology, self.attempt.plan(), Role.aggregated, 1).shifted(2, 1)
+        layout = plan_extra_job(CONFIG.topology, self.attempt.plan(), Role.aggregated, 1).shifted(
+            2, 1
+        )
         return self.attempt.new_extra_job(layout)
 
     async def ready(self, count: int) -> None:
