@@ -1,6 +1,6 @@
 """Builds the simulated job from a configuration."""
 
-from hpc_dynamo.config import Config, PlannerMode, Role, Task
+from hpc_dynamo.config import Config, PlannerMode, Role, Task, Topology
 from hpc_dynamo.errors import ConfigError, InputError
 from hpc_dynamo.planner.planner import Planner
 from hpc_dynamo.router import AdmissionLimits
@@ -38,7 +38,7 @@ def simulated_job(config: Config) -> SimulatedJob:
             min_decode_workers=planner.min_decode_workers,
         ),
         interval_s=planner.interval_s,
-        worker_gpus=_gpus(config),
+        worker_gpus=_gpus(config.topology),
     )
 
 
@@ -69,9 +69,9 @@ def _as_endpoint(config: Config) -> Config:
     return Config(task=Task.serve, engine=config.engine, serve=config.serve, router=config.router)
 
 
-def _gpus(config: Config) -> int:
+def _gpus(topology: Topology) -> int:
     """Return the GPUs of a worker. Raises ConfigError if they differ between roles."""
-    sizes = {role: pool.gpus for role, pool in config.topology.pools}
+    sizes = {role: pool.gpus for role, pool in topology.pools}
     if len(set(sizes.values())) > 1:
         shown = " and ".join(f"{role} workers of {gpus}" for role, gpus in sizes.items())
         hint = "use the same parallel sizes for both roles: there is one timing model"

@@ -211,9 +211,9 @@ def test_workers_that_may_sleep() -> None:
             engine(name).check(unfit, plan(config))
     command = engine("sglang").command(config, place(Role.decode, "0"))
     assert {"--enable-memory-saver", "--enable-weights-cpu-backup"} <= options(command).keys()
-    asleep = [engine(name).sleep_endpoints(config) for name in sorted(ENGINES)]
+    asleep = [engine(name).sleep_endpoints(config.engine) for name in sorted(ENGINES)]
     assert [naps is None for naps in asleep] == [False, False, True, False]
-    assert engine("vllm").sleep_endpoints(CONFIG) is None
+    assert engine("vllm").sleep_endpoints(CONFIG.engine) is None
 
 
 @pytest.mark.parametrize("spelling", ["kv-transfer-config", "kv_transfer_config"])
