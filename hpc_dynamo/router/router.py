@@ -10,7 +10,7 @@ from typing import Self
 from uuid import uuid4
 
 from hpc_dynamo import config as c
-from hpc_dynamo.config import Role, TopologyKind
+from hpc_dynamo.config import Role, Task, TopologyKind
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.messages import Traffic
 from hpc_dynamo.router.active_lease import ActiveLease
@@ -29,7 +29,7 @@ from hpc_dynamo.router.throughput import Throughput
 log = logging.getLogger(__name__)
 
 
-class Router:
+class LocalRouter:
     """Grants leases on ready workers. Requests without a free worker wait in a queue.
 
     `changed` is set when workers or roles change and when the router fails; its reader clears it.
@@ -60,7 +60,9 @@ class Router:
 
     @classmethod
     def from_config(cls, config: c.Config, changed: asyncio.Event | None = None) -> Self:
-        limits = AdmissionLimits.from_config(config)
+        """Return the router of a run. A batch limits its requests itself."""
+        batch, seqs = config.task is Task.batch, config.engine.max_num_seqs
+        limits = None if batch else AdmissionLimits.for_endpoint(config.serve, config.router, seqs)
         return cls(config.topology.kind, config.router, limits, changed=changed)
 
     @property

@@ -12,7 +12,7 @@ from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.planner.collect import collect_signals
 from hpc_dynamo.planner.signals import PlannerDecision, Signals
 from hpc_dynamo.router import AdmissionLimits as Bounds
-from hpc_dynamo.router import Router
+from hpc_dynamo.router import LocalRouter
 from hpc_dynamo.simulation import clock
 from hpc_dynamo.simulation.kv_event_source import KvEventSource
 from hpc_dynamo.simulation.load import TraceRequest
@@ -33,7 +33,7 @@ class DecidesRoles(Protocol):
 class EngineModel:
     """Model of every worker; roles may have their own timing."""
 
-    limits: EngineSizes
+    sizes: EngineSizes
     timing: TimingModel
     timings: dict[Role, TimingModel] = field(default_factory=dict)
 
@@ -93,10 +93,10 @@ class _Run:
         loop = asyncio.get_running_loop()
         self._job, self._callback = job, on_result
         router = c.Router(**{**vars(job.router), "block_tokens": job.block_tokens})
-        self._router = Router(job.kind, router, job.limits, loop.time)
+        self._router = LocalRouter(job.kind, router, job.limits, loop.time)
         self._tokens = dict[int, bytes]()  # hash of a block -> its token ids
         self._workers = {
-            rank: SimulatedWorker(job.engine.limits, job.engine.of(role), job.block_tokens)
+            rank: SimulatedWorker(job.engine.sizes, job.engine.of(role), job.block_tokens)
             for rank, role in enumerate(job.ranks)
         }
         event_sources = self._event_sources() if job.router.kv_events else {}
@@ -156,7 +156,7 @@ class _Run:
         loop, pool = asyncio.get_running_loop(), self._pool
         while True:
             await asyncio.sleep(self._job.interval_s)
-            max_sequences = self._job.engine.limits.max_sequences
+            max_sequences = self._job.engine.sizes.max_sequences
             result = collect_signals(
                 self._router, pool.loads(), len(pool.changing_role), max_sequences
             )

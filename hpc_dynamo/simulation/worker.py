@@ -58,7 +58,7 @@ class SimulatedWorker:
     """One engine, in the virtual time of the event loop."""
 
     def __init__(self, limits: EngineSizes, timing: TimingModel, block: int) -> None:
-        self._limits, self.timing = limits, timing
+        self._sizes, self.timing = limits, timing
         self.cache = SimulatedCache(limits.cache_tokens, block)
         self.on_store: Callable[[Sequence[int], Sequence[int]], None] = lambda hashes, new: None
         self._waiting, self._pulled = deque[ModelledSequence](), deque[ModelledSequence]()
@@ -93,7 +93,7 @@ class SimulatedWorker:
         """Admit waiting sequences now if idle, else at the end of the current step."""
         if self._step_run is None:
             self._loop.call_soon(self._start)  # after all other events of this moment
-        elif self._step_run.steps > 1 and self.running < self._limits.max_sequences:
+        elif self._step_run.steps > 1 and self.running < self._sizes.max_sequences:
             run = self._step_run
             steps = run.current_step(self._loop.time())
             if steps < run.steps:
@@ -120,7 +120,7 @@ class SimulatedWorker:
         """Return the steps until the next event, None without work."""
         n = len(self._decoding)
         most = self._decoding[0][0] - self._steps if n else 0
-        budget = self._limits.step_tokens - n
+        budget = self._sizes.step_tokens - n
         if not self._prefilling or budget <= 0:
             more_s = self.timing.decode_s_per_context_token * n
             return StepRun(now, most, self._step_s((), 0), more_s) if n else None
@@ -193,10 +193,10 @@ class SimulatedWorker:
 
     def _admit(self) -> None:
         """Admit waiting prompts while the step has budget, like simulator.scheduler.Scheduler."""
-        most = self._limits.max_sequences
+        most = self._sizes.max_sequences
         while self._pulled and self.running < most:
             self._prefilling.append(self._pulled.popleft())
-        budget = self._limits.step_tokens - len(self._decoding)
+        budget = self._sizes.step_tokens - len(self._decoding)
         for sequence in self._prefilling:
             budget -= self._publish_next_step(sequence, budget)
         while self._waiting and budget > 0 and self.running < most:
@@ -217,14 +217,14 @@ class SimulatedWorker:
 
     def _pull(self, sequence: ModelledSequence) -> None:
         self._pulling += 1
-        seconds = self._limits.transfer_s_per_token * (
+        seconds = self._sizes.transfer_s_per_token * (
             sequence.prompt_tokens - sequence.cached_tokens
         )
         self._loop.call_later(seconds, self._on_pulled, sequence)
 
     def _allocate(self, sequence: ModelledSequence) -> bool:
         """Allocate KV blocks; the last prompt token is always computed. False without room."""
-        block, page = self.cache.block, self._limits.page_tokens
+        block, page = self.cache.block, self._sizes.page_tokens
         useful = sequence.hashes[: (sequence.prompt_tokens - 1) // block]
         hits = self.cache.match(useful)
         tokens = (
@@ -258,6 +258,6 @@ class SimulatedWorker:
 
     def _release(self, sequence: ModelledSequence, tokens: int) -> None:
         """Release a sequence with `tokens` in the cache; those in whole pages stay cached."""
-        page = self._limits.page_tokens
+        page = self._sizes.page_tokens
         own = tokens // page * page - len(sequence.hashes) * self.cache.block
         self.cache.release(sequence.hold, own)

@@ -61,7 +61,7 @@ class RemoteRouter(FramedConnection):
         return link
 
     async def route(self, request: RoutingRequest) -> Lease:
-        """Return a lease, see Router.route."""
+        """Return a lease, see LocalRouter.route."""
         id_, granted = next(self._ids), asyncio.get_running_loop().create_future()
         if self.closed.done():
             raise _closed_error()
@@ -77,7 +77,7 @@ class RemoteRouter(FramedConnection):
         return lease
 
     async def explain(self, request: RoutingRequest) -> bytes:
-        """Return the JSON of RoutingExplanation. Raises like Router.explain."""
+        """Return the JSON of RoutingExplanation. Raises like LocalRouter.explain."""
         return await self._call(lambda id_: ExplainCall(id_, request))
 
     async def loads(self) -> bytes:
