@@ -7,6 +7,7 @@ import random
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -84,8 +85,8 @@ class HttpApi:
         self._engine: EngineContext
         self._received, self._asleep = 0, False
         self._routes: dict[str, tuple[str, Handler]] = {
-            "/v1/completions": ("POST", self._completions),
-            "/v1/chat/completions": ("POST", self._chat),
+            "/v1/completions": ("POST", partial(self._generate, CompletionRequest)),
+            "/v1/chat/completions": ("POST", partial(self._generate, ChatRequest)),
             "/v1/embeddings": ("POST", _json(self._embeddings)),
             "/v1/models": ("GET", _json(self._models)),
             "/tokenize": ("POST", _json(self._tokenize)),
@@ -135,15 +136,10 @@ class HttpApi:
             raise RequestRejected("Method Not Allowed", status=405)
         return handler
 
-    async def _completions(self, request: HttpRequest, reply: ResponseWriter) -> None:
-        await self._generate(request, reply, _read(request, CompletionRequest))
-
-    async def _chat(self, request: HttpRequest, reply: ResponseWriter) -> None:
-        await self._generate(request, reply, _read(request, ChatRequest))
-
     async def _generate(
-        self, request: HttpRequest, reply: ResponseWriter, body: AnyRequest
+        self, kind: type[AnyRequest], request: HttpRequest, reply: ResponseWriter
     ) -> None:
+        body = _read(request, kind)
         self._inject_failure(request)
         engine = self._engine
         if self._asleep:  # vLLM would let the request wait

@@ -10,7 +10,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from hpc_dynamo import jsonl
 from hpc_dynamo.backoff import Backoff
@@ -18,6 +17,7 @@ from hpc_dynamo.config import Config, Role
 from hpc_dynamo.head.scaling.role_change import RoleChanger
 from hpc_dynamo.messages import PlannerStatus, WorkerLoad
 from hpc_dynamo.planner.collect import collect_signals
+from hpc_dynamo.planner.planner import Planner
 from hpc_dynamo.planner.prompt_lengths import PromptLengths
 from hpc_dynamo.planner.records import PlannerRecord, RoleChange
 from hpc_dynamo.planner.signals import PlannerDecision, RoleMove, Signals
@@ -31,12 +31,6 @@ Direction = tuple[Role, Role]
 log = logging.getLogger(__name__)
 
 
-class DecisionPolicy(Protocol):
-    """Anything that decides from signals, see planner.Planner."""
-
-    def decide(self, signals: Signals, /) -> PlannerDecision: ...
-
-
 class PlannerLoop:
     """Runs the planner once per interval. `on_decision` receives every decision.
 
@@ -44,16 +38,7 @@ class PlannerLoop:
     role, and "done" or "failed".
     """
 
-    def __init__(
-        self,
-        config: Config,
-        router: LocalRouter,
-        planner: DecisionPolicy,
-        role_changer: RoleChanger,
-        loads: Callable[[], Sequence[WorkerLoad]],
-        file: Path,
-        on_decision: Callable[[PlannerDecision], None] = lambda decision: None,
-    ) -> None:
+    def __init__(self, config: Config, router: LocalRouter, planner: Planner, role_changer: RoleChanger, loads: Callable[[], Sequence[WorkerLoad]], file: Path, on_decision: Callable[[PlannerDecision], None] = lambda decision: None) -> None:
         self._roles = [role for role, _ in config.topology.pools]
         self._interval_s = config.planner.interval_s
         self._max_sequences = config.engine.max_num_seqs
@@ -100,17 +85,7 @@ class PlannerLoop:
         target, results = self.last.target, Counter[str]()
         for (_, _, result), count in self.role_changes.items():
             results[result] += count
-        return PlannerStatus(
-            at=self.last.signals.at,
-            rate_hz=self.last.expected.rate_hz,
-            prefill=target.prefill,
-            decode=target.decode,
-            reason=target.reason,
-            shortfall=target.shortfall,
-            changing=tuple(sorted(self.changing)),
-            role_changes=results["done"],
-            failed_role_changes=results["failed"],
-        )
+        return PlannerStatus(at=self.last.signals.at, rate_hz=self.last.expected.rate_hz, prefill=target.prefill, decode=target.decode, reason=target.reason, shortfall=target.shortfall, changing=tuple(sorted(self.changing)), role_changes=results["done"], failed_role_changes=results["failed"])
 
     def _select(self, move: RoleMove | None) -> tuple[list[int], str]:
         """Return the ranks to move, and the reason if they are fewer than the move wants."""
