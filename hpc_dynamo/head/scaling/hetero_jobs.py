@@ -29,7 +29,14 @@ class HeterogeneousJobs:
     `on_preemption` is called when Slurm ends one of them soon, `on_lost` when one has ended.
     """
 
-    def __init__(self, attempt: Attempt, router: LocalRouter, members: Membership, on_preemption: Callable[[], object], on_lost: Callable[[EngineError], object]) -> None:
+    def __init__(
+        self,
+        attempt: Attempt,
+        router: LocalRouter,
+        members: Membership,
+        on_preemption: Callable[[], object],
+        on_lost: Callable[[EngineError], object],
+    ) -> None:
         self._attempt, self._router, self._members = attempt, router, members
         self._config: Config = attempt.config()
         self._on_preemption, self._on_lost = on_preemption, on_lost

@@ -38,7 +38,16 @@ class PlannerLoop:
     role, and "done" or "failed".
     """
 
-    def __init__(self, config: Config, router: LocalRouter, planner: Planner, role_changer: RoleChanger, loads: Callable[[], Sequence[WorkerLoad]], file: Path, on_decision: Callable[[PlannerDecision], None] = lambda decision: None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        router: LocalRouter,
+        planner: Planner,
+        role_changer: RoleChanger,
+        loads: Callable[[], Sequence[WorkerLoad]],
+        file: Path,
+        on_decision: Callable[[PlannerDecision], None] = lambda decision: None,
+    ) -> None:
         self._roles = [role for role, _ in config.topology.pools]
         self._interval_s = config.planner.interval_s
         self._max_sequences = config.engine.max_num_seqs
@@ -85,7 +94,17 @@ class PlannerLoop:
         target, results = self.last.target, Counter[str]()
         for (_, _, result), count in self.role_changes.items():
             results[result] += count
-        return PlannerStatus(at=self.last.signals.at, rate_hz=self.last.expected.rate_hz, prefill=target.prefill, decode=target.decode, reason=target.reason, shortfall=target.shortfall, changing=tuple(sorted(self.changing)), role_changes=results["done"], failed_role_changes=results["failed"])
+        return PlannerStatus(
+            at=self.last.signals.at,
+            rate_hz=self.last.expected.rate_hz,
+            prefill=target.prefill,
+            decode=target.decode,
+            reason=target.reason,
+            shortfall=target.shortfall,
+            changing=tuple(sorted(self.changing)),
+            role_changes=results["done"],
+            failed_role_changes=results["failed"],
+        )
 
     def _select(self, move: RoleMove | None) -> tuple[list[int], str]:
         """Return the ranks to move, and the reason if they are fewer than the move wants."""
