@@ -17,7 +17,7 @@ from hpc_dynamo.config import Config, Role
 from hpc_dynamo.head.scaling.role_change import RoleChanger
 from hpc_dynamo.messages import PlannerStatus, WorkerLoad
 from hpc_dynamo.planner.collect import collect_signals
-from hpc_dynamo.planner.planner import Planner
+from hpc_dynamo.planner.planner import RolePlanner
 from hpc_dynamo.planner.prompt_lengths import PromptLengths
 from hpc_dynamo.planner.records import PlannerRecord, RoleChange
 from hpc_dynamo.planner.signals import PlannerDecision, RoleMove, Signals
@@ -42,7 +42,7 @@ class PlannerLoop:
         self,
         config: Config,
         router: LocalRouter,
-        planner: Planner,
+        planner: RolePlanner,
         role_changer: RoleChanger,
         loads: Callable[[], Sequence[WorkerLoad]],
         file: Path,
