@@ -2,15 +2,20 @@
 PYTHON ?= python3
 ENGINE ?= vllm
 VENV   := .venv
-# Installed without dependencies: the wheel requires torch, but its API does not need it.
-NIXL   := 'nixl-cu12>=1.5,<2'
 BIN    := $(VENV)/bin
+# Versions and hashes of every package: requirements/README.md.
+LOCKED := $(BIN)/pip install --quiet --require-hashes -r
+NIXL   := $(BIN)/pip install --quiet --require-hashes --no-deps -r requirements/nixl.lock
+HPC_DYNAMO := $(BIN)/pip install --quiet --no-deps --editable .
 # Tests wait as much as they compute: three workers on two cores. An idle worker takes over
 # tests of a busy one.
 SIDE_BY_SIDE := -n 3 --dist worksteal
 
+COMPILE := uv pip compile --quiet --upgrade --universal --generate-hashes --no-annotate \
+	--no-header --no-emit-index-url --python-version 3.11
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint cluster cluster-down golden clean
+.PHONY: help demo test test-fast coverage lint docs lock cluster cluster-down golden clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -24,10 +29,23 @@ test: $(VENV)/dev.stamp ## all tests: local, Slurm cluster (root on Debian) and 
 test-fast: $(VENV)/dev.stamp ## some three minutes on two cores: no cluster, no vLLM, few whole jobs
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not cluster and not vllm and not slow"
 
+coverage: $(VENV)/dev.stamp ## the fast suite with its coverage; fails below the floor in pyproject.toml
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not cluster and not vllm and not slow" \
+		--cov --cov-report=term --cov-report=xml:dist/coverage.xml
+
 lint: $(VENV)/dev.stamp ## ruff and strict mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/dev.stamp ## generate the reference pages and build the site into dist/site
+	$(BIN)/python -m tools.reference
+	$(BIN)/mkdocs build --quiet --strict
+
+lock: ## update requirements/*.lock from pyproject.toml (needs uv)
+	$(COMPILE) --extra dev --extra mpi --extra docs pyproject.toml -o requirements/dev.lock
+	$(COMPILE) pyproject.toml requirements/run.in -o requirements/run.lock
+	$(COMPILE) --no-deps requirements/nixl.in -o requirements/nixl.lock
 
 golden: $(VENV)/dev.stamp ## write the rendered scripts to sbatch/
 	HPC_DYNAMO_ACCEPT=1 $(BIN)/python -m pytest -q tests/unit/launch/test_sbatch.py
@@ -46,14 +64,16 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hpc-dynamo needs Python 3.11 or newer: make PYTHON=python3.11")'
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/demo.stamp: pyproject.toml | $(VENV)/bin/python
+$(VENV)/demo.stamp: pyproject.toml requirements/run.lock | $(VENV)/bin/python
 	@echo "installing hpc-dynamo with NIXL into $(VENV)"
-	@$(BIN)/pip install --quiet --editable . numpy
-	@$(BIN)/pip install --quiet --no-deps $(NIXL)
+	@$(LOCKED) requirements/run.lock
+	@$(NIXL)
+	@$(HPC_DYNAMO)
 	@touch $@
 
-$(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
+$(VENV)/dev.stamp: pyproject.toml requirements/dev.lock | $(VENV)/bin/python
 	@echo "installing hpc-dynamo with NIXL, MPI and the test tools into $(VENV)"
-	@$(BIN)/pip install --quiet --editable '.[mpi,dev]' numpy
-	@$(BIN)/pip install --quiet --no-deps $(NIXL)
+	@$(LOCKED) requirements/dev.lock
+	@$(NIXL)
+	@$(HPC_DYNAMO)
 	@touch $@

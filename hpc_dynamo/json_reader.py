@@ -1,9 +1,9 @@
-"""JSON from clients, read as tolerantly as the engines read it.
+"""Read JSON from clients with the same tolerance as the engines.
 
 vLLM, SGLang and TensorRT-LLM parse request bodies with Python's `json`, which accepts more than
 RFC 8259: a byte order mark, UTF-16 and UTF-32, `NaN`, `Infinity`, `1e400` and half a surrogate
 pair. A body that an engine accepts must not fail here. msgspec is tried first because it is much
-faster; Python's `json` reads what msgspec refuses.
+faster; Python's `json` reads what msgspec rejects.
 """
 
 import json

@@ -14,7 +14,7 @@ T = TypeVar("T")
 def append(path: Path, record: msgspec.Struct) -> None:
     """Append a record as one line; it is on disk when this returns. Raises OSError.
 
-    If a crash tore the last line, the new record starts on a line of its own.
+    If a crash tore the last line, the new record starts on a new line.
     """
     with path.open("ab+") as file:
         if file.tell():

@@ -37,7 +37,7 @@ class Panel:
     target: float | None = None
 
 
-def need_matplotlib() -> Any:
+def import_matplotlib() -> Any:
     """Return matplotlib's class of figures, imported only when a picture is wanted.
 
     Raises MissingDependency.
@@ -63,7 +63,7 @@ def figure_of(title: str, panels: Sequence[Panel]) -> Any:
 
     Raises MissingDependency without matplotlib.
     """
-    figure = need_matplotlib()(figsize=(WIDTH, HEIGHT * len(panels)), layout="constrained")
+    figure = import_matplotlib()(figsize=(WIDTH, HEIGHT * len(panels)), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(len(panels), squeeze=False)[:, 0]
     for ax, panel in zip(axes, panels, strict=True):

@@ -19,7 +19,7 @@ from hpc_dynamo.errors import InputError, unknown_name
 
 
 @dataclass(frozen=True)
-class Timing:
+class TimingModel:
     """The six coefficients, in seconds."""
 
     prefill_s: float = 0.0
@@ -48,7 +48,7 @@ class Timing:
 
 def roofline(
     parameters: float, flops: float, bandwidth: float, kv_bytes: float, width: float
-) -> Timing:
+) -> TimingModel:
     """A first-order estimate of a dense model in 16 bits, not a measurement.
 
     Prefill computes 2 FLOP a parameter and token, and 4 * width FLOP a token and token of
@@ -58,7 +58,7 @@ def roofline(
     """
     compute, read = 0.5 * flops, 0.8 * bandwidth
     weights_s = 2 * parameters / read + 0.0005
-    return Timing(
+    return TimingModel(
         prefill_s=weights_s,
         prefill_s_per_token=2 * parameters / compute,
         prefill_s_per_token_context=4 * width / compute,
@@ -72,17 +72,17 @@ def roofline(
 _LLAMA_8B = {"parameters": 8.0e9, "kv_bytes": 131072.0, "width": 32 * 4096.0}
 
 PROFILES = {
-    "instant": Timing(),
+    "instant": TimingModel(),
     # Illustrative: peak figures of the vendor's data sheets through `roofline`.
     "h100-8b": roofline(flops=989e12, bandwidth=3.35e12, **_LLAMA_8B),
     "a100-8b": roofline(flops=312e12, bandwidth=2.04e12, **_LLAMA_8B),
     # Measured: SmolLM2-135M in vLLM on two AVX2 cores, float32; 365 tokens prefilled in 1.0 s,
     # 0.1 s a decode step. What depends on context and batch was too small to tell.
-    "cpu-135m": Timing(prefill_s_per_token=1.0 / 365, decode_s=0.1),
+    "cpu-135m": TimingModel(prefill_s_per_token=1.0 / 365, decode_s=0.1),
 }
 
 
-def load(name: str) -> Timing:
+def load_timing(name: str) -> TimingModel:
     """A profile by name, or from a JSON file with the fields of Timing.
 
     Raises ConfigError for an unknown name, InputError for a file that does not fit.
@@ -93,9 +93,9 @@ def load(name: str) -> Timing:
     if path.suffix != ".json":
         raise unknown_name("simulate.timing_model", name, [*PROFILES, "FILE.json"])
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Timing)
+        return msgspec.json.decode(path.read_bytes(), type=TimingModel)
     except OSError as e:
         raise InputError(f"{path}: cannot be read: {e.strerror}") from e
     except msgspec.DecodeError as e:
-        known = ", ".join(field.name for field in fields(Timing))
+        known = ", ".join(field.name for field in fields(TimingModel))
         raise InputError(f"{path}: {e}", hint=f"the fields are: {known}") from e

@@ -54,7 +54,7 @@ def announcement() -> str:
         lines.append(f"Slurm and Open MPI: not installed ({reason}); cluster tests are skipped")
     elif missing_programs():
         lines.append(f"Slurm and Open MPI: apt-get install {' '.join(PACKAGES)}")
-    places = provision.Places(provision.cache_dir())
+    places = provision.InstallPaths(provision.cache_dir())
     if not places.complete:
         size = f"about {provision.DISK_GB + provision.MODEL_GB:.0f} GB"
         lines.append(f"vLLM {provision.VLLM} and a small model: {size} in {places.cache}")

@@ -23,7 +23,7 @@ class Chunk:
 
     line: int  # first line in the file, from 1
     end: int  # last line
-    kind: str  # paragraph, heading, cell, docstring, comment, trailing or string
+    kind: str  # paragraph, heading, cell, docstring, comment, trailing, help or string
     text: str
 
 
@@ -171,7 +171,7 @@ def hash_comments(source: str) -> Iterator[Chunk]:
     """Yield comments of YAML, TOML, shell files and Makefiles, and the help of make targets."""
     block: list[tuple[int, str]] = []
     for number, line in enumerate([*source.splitlines(), ""], 1):
-        found = re.match(r"(?P<code>.*?)(?:^|(?<=\s))##? (?P<text>\S.*)", line)
+        found = re.match(r"(?P<code>.*?)(?:^|(?<=\s))(?P<mark>##?) (?P<text>\S.*)", line)
         whole = found is not None and not found["code"].strip()
         if block and not whole:
             yield _comment(block)
@@ -180,7 +180,8 @@ def hash_comments(source: str) -> Iterator[Chunk]:
             if whole:
                 block.append((number, found["text"]))
             else:
-                yield Chunk(number, number, "trailing", without_code(found["text"]))
+                kind = "help" if found["mark"] == "##" else "trailing"
+                yield Chunk(number, number, kind, without_code(found["text"]))
 
 
 def _comment(block: list[tuple[int, str]]) -> Chunk:

@@ -24,12 +24,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from hpc_dynamo.demo.provision import VLLM, Provisioned, provision
+from hpc_dynamo.demo.provision import VLLM, DemoEngine, provision
 from hpc_dynamo.run import Run
 
 
 @dataclass(frozen=True)
-class Figure:
+class BatchTiming:
     """One run. Seconds and generated tokens."""
 
     whole_s: float
@@ -37,7 +37,7 @@ class Figure:
     tokens: int
 
 
-def ours(engine: Provisioned, prompts: Path, *words: str) -> Figure:
+def run_hpc_dynamo(engine: DemoEngine, prompts: Path, *words: str) -> BatchTiming:
     """A run of `hpc-dynamo batch` in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         argv = ["batch", "engine=vllm-cpu", "cluster=local", "name=run", f"input={prompts}"]
@@ -50,10 +50,12 @@ def ours(engine: Provisioned, prompts: Path, *words: str) -> Figure:
         outcome = Run(Path(folder) / "runs/run").attempts()[-1].outcome()
         assert outcome is not None
         assert outcome.summary is not None
-        return Figure(whole_s, outcome.summary.seconds, outcome.summary.progress.completion_tokens)
+        return BatchTiming(
+            whole_s, outcome.summary.seconds, outcome.summary.progress.completion_tokens
+        )
 
 
-def peer(engine: Provisioned, prompts: Path) -> Figure:
+def run_vllm(engine: DemoEngine, prompts: Path) -> BatchTiming:
     """vLLM's offline batch runner, one instance with both cores."""
     with tempfile.TemporaryDirectory() as folder:
         source, output = Path(folder) / "in.jsonl", Path(folder) / "out.jsonl"
@@ -81,7 +83,7 @@ def peer(engine: Provisioned, prompts: Path) -> Figure:
             raise SystemExit(f"vLLM's runner failed:\n{log.read_text()[-2000:]}")
         answers = [json.loads(line) for line in output.read_text().splitlines()]
         tokens = sum(a["response"]["body"]["usage"]["completion_tokens"] for a in answers)
-        return Figure(whole_s, began + whole_s - (ready or began), tokens)
+        return BatchTiming(whole_s, began + whole_s - (ready or began), tokens)
 
 
 def main() -> None:
@@ -94,21 +96,21 @@ def main() -> None:
     args = parser.parse_args()
     engine = provision()
     prompts = args.prompts.resolve()
-    variants: dict[str, Callable[[], Figure]] = {
-        "hpc-dynamo, 1 prefill + 1 decode": lambda: ours(engine, prompts),
-        "hpc-dynamo, 2 aggregated": lambda: ours(
+    variants: dict[str, Callable[[], BatchTiming]] = {
+        "hpc-dynamo, 1 prefill + 1 decode": lambda: run_hpc_dynamo(engine, prompts),
+        "hpc-dynamo, 2 aggregated": lambda: run_hpc_dynamo(
             engine, prompts, "topology=aggregated", "topology.aggregated.workers=2"
         ),
-        "vLLM run_batch, 1 instance": lambda: peer(engine, prompts),
+        "vLLM run_batch, 1 instance": lambda: run_vllm(engine, prompts),
     }
-    found: dict[str, list[Figure]] = {name: [] for name in variants}
+    found: dict[str, list[BatchTiming]] = {name: [] for name in variants}
     for _ in range(args.repeats):
         for name, run in variants.items():
             found[name].append(run())
     show(found, prompts, args.repeats)
 
 
-def show(found: dict[str, list[Figure]], prompts: Path, repeats: int) -> None:
+def show(found: dict[str, list[BatchTiming]], prompts: Path, repeats: int) -> None:
     count = len(prompts.read_text().splitlines())
     title = (
         f"{count} prompts, SmolLM2-135M float32, vLLM {VLLM}; "

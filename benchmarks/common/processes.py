@@ -22,11 +22,11 @@ def free_port() -> int:
         return port
 
 
-class Ended(EngineError):
+class ProcessExited(EngineError):
     """A process of a system ended by itself; perhaps somebody else took its port."""
 
 
-class Group:
+class ProcessGroup:
     """Commands in sessions of their own, with a log each in `folder`."""
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +56,7 @@ class Group:
             if process.returncode is not None:
                 tail = self.log(name).read_text(errors="replace").strip()[-800:]
                 what = f"{name} ended with exit code {process.returncode}: {tail}"
-                raise Ended(what, log=self.log(name))
+                raise ProcessExited(what, log=self.log(name))
 
     async def stop(self) -> None:
         """End every command and its children, the last one first."""
@@ -75,7 +75,7 @@ def _signal(leader: int, number: int) -> None:
         os.killpg(leader, number)
 
 
-def family(pids: Sequence[int]) -> set[int]:
+def with_descendants(pids: Sequence[int]) -> set[int]:
     """`pids` and everything they started (proc(5), stat field 4)."""
     children: dict[int, list[int]] = {}
     for pid, fields in _stats():
@@ -97,7 +97,7 @@ def _stats() -> Iterator[tuple[int, list[str]]]:
 
 def cpu_s(pids: Sequence[int]) -> float:
     """CPU seconds of these processes and their descendants, ended ones that were reaped too."""
-    members = family(pids)
+    members = with_descendants(pids)
     ticks = (sum(map(int, fields[11:15])) for pid, fields in _stats() if pid in members)
     return sum(ticks) / TICKS
 
@@ -112,7 +112,7 @@ def cores_busy_s() -> float:
 
 def memory_mib(pids: Sequence[int]) -> float:
     """Memory of these processes and their descendants; shared pages count in parts (PSS)."""
-    return sum(map(_pss_kib, family(pids))) / 1024
+    return sum(map(_pss_kib, with_descendants(pids))) / 1024
 
 
 def _pss_kib(pid: int) -> int:

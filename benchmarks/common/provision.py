@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_dynamo.demo.provision import cache_dir
-from hpc_dynamo.demo.steps import Progress, Step, exclusive, need_disk, run
+from hpc_dynamo.demo.steps import (
+    InstallProgress,
+    InstallStep,
+    exclusive_lock,
+    require_free_disk,
+    run_steps,
+)
 from hpc_dynamo.errors import MissingDependency
 
 DYNAMO = "1.6.1"
@@ -42,21 +48,25 @@ def environments() -> Environments:
     """
     need_programs()
     envs = Environments(dynamo(), cache_dir() / f"routers-{_version()}")
-    install(envs.routers, _routers(envs.routers), Progress())
+    install(envs.routers, _routers(envs.routers), InstallProgress())
     return envs
 
 
 def dynamo() -> Path:
     """Dynamo's environment alone, which needs no other program. Raises like `environments`."""
     env = cache_dir() / f"dynamo-{DYNAMO}-{_version()}"
-    install(env, _dynamo(env), Progress())
+    install(env, _dynamo(env), InstallProgress())
     return env
 
 
 def dynamo_planner() -> Path:
     """The same with what its planner needs. Raises like `environments`."""
     env = cache_dir() / f"dynamo-{DYNAMO}-{_version()}"
-    install(env, [*_dynamo(env), Step("planner", (_pip(env, *PLANNER_NEEDS),))], Progress())
+    install(
+        env,
+        [*_dynamo(env), InstallStep("planner", (_pip(env, *PLANNER_NEEDS),))],
+        InstallProgress(),
+    )
     return env
 
 
@@ -72,33 +82,33 @@ def need_programs() -> None:
         raise MissingDependency(what, hint=f"apt-get install --yes {' '.join(missing)}")
 
 
-def install(env: Path, steps: list[Step], progress: Progress) -> None:
+def install(env: Path, steps: list[InstallStep], progress: InstallProgress) -> None:
     """Run the steps that are not done; under a second when all are."""
     state = env.with_name(f"{env.name}.install")
     state.mkdir(parents=True, exist_ok=True)
-    with exclusive(state, progress):
+    with exclusive_lock(state, progress):
         if not (env / "bin/python").exists():
-            need_disk(state, DISK_GB)
+            require_free_disk(state, DISK_GB)
             for stamp in state.glob("*.done"):
                 stamp.unlink()
-        run(steps, state, progress)
+        run_steps(steps, state, progress)
 
 
-def _dynamo(env: Path) -> list[Step]:
+def _dynamo(env: Path) -> list[InstallStep]:
     wheels = (f"ai-dynamo=={DYNAMO}", f"ai-dynamo-runtime=={DYNAMO}")
     return [
         _environment(env),
-        Step("dynamo", (_pip(env, "--no-deps", *wheels), _pip(env, *DYNAMO_NEEDS))),
+        InstallStep("dynamo", (_pip(env, "--no-deps", *wheels), _pip(env, *DYNAMO_NEEDS))),
     ]
 
 
-def _routers(env: Path) -> list[Step]:
+def _routers(env: Path) -> list[InstallStep]:
     packages = (f"vllm-router=={VLLM_ROUTER}", f"sglang-router=={SGLANG_ROUTER}")
-    return [_environment(env), Step("routers", (_pip(env, *packages),))]
+    return [_environment(env), InstallStep("routers", (_pip(env, *packages),))]
 
 
-def _environment(env: Path) -> Step:
-    return Step("environment", ((sys.executable, "-m", "venv", str(env)),))
+def _environment(env: Path) -> InstallStep:
+    return InstallStep("environment", ((sys.executable, "-m", "venv", str(env)),))
 
 
 def _pip(env: Path, *words: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.common.processes import Ended, family
+from benchmarks.common.processes import ProcessExited, with_descendants
 from hpc_dynamo.messages import Endpoint
 from hpc_dynamo.run import Run
 
@@ -18,7 +18,7 @@ READY_S, END_S = 120.0, 40.0
 
 
 @dataclass(frozen=True)
-class Served:
+class ServingJob:
     """A job that is there. `url` is without /v1; all its processes descend from `pid`."""
 
     pid: int
@@ -28,14 +28,14 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    folder: Path, name: str, model: Path, words: Sequence[str]
-) -> AsyncIterator[Served]:
+    folder: Path, name: str, model: Path, overrides: Sequence[str]
+) -> AsyncIterator[ServingJob]:
     """The job from its endpoint's announcement to Ctrl-C; its command's output in `folder`.
 
     Raises Ended where it does not come up.
     """
     paths = (f"name={name}", f"model.path={model}", f"runs_dir={folder}")
-    argv = (sys.executable, "-m", "hpc_dynamo", "serve", "cluster=local", *words, *paths)
+    argv = (sys.executable, "-m", "hpc_dynamo", "serve", "cluster=local", *overrides, *paths)
     folder.mkdir(parents=True, exist_ok=True)
     log, run = folder / "serve.log", Run(folder / name)
     with log.open("wb") as out:
@@ -45,7 +45,7 @@ async def serving(
         )
     try:
         url = (await _announced(process, run, log)).url.removesuffix("/v1")
-        yield Served(process.pid, url, run)
+        yield ServingJob(process.pid, url, run)
     finally:
         await _end(process, run)
 
@@ -57,13 +57,13 @@ async def _announced(process: asyncio.subprocess.Process, run: Run, log: Path) -
             if endpoint := attempt.endpoint():
                 return endpoint
         await asyncio.sleep(0.2)  # a file is looked for
-    raise Ended(f"no endpoint: {log.read_text().strip()[-800:]}", log=log)
+    raise ProcessExited(f"no endpoint: {log.read_text().strip()[-800:]}", log=log)
 
 
 async def _end(process: asyncio.subprocess.Process, run: Run) -> None:
     """Ctrl-C, and what is still there after END_S is killed."""
     agents = [node.pid for attempt in run.attempts() for node in attempt.nodes()]
-    members = family([process.pid, *agents])
+    members = with_descendants([process.pid, *agents])
     if process.returncode is None:
         process.send_signal(signal.SIGINT)
         with suppress(TimeoutError):

@@ -38,7 +38,7 @@ _numbers = count(random.SystemRandom().randrange(10**8))
 
 
 @dataclass(frozen=True)
-class Fresh:
+class RandomSentences:
     """A part that is new in every request: a number and this many random sentences."""
 
     sentences: int
@@ -50,7 +50,7 @@ class Workload:
 
     kind: str
     tokens: int
-    parts: tuple[tuple[str, ...] | Fresh, ...]
+    parts: tuple[tuple[str, ...] | RandomSentences, ...]
 
     def body(self, draw: random.Random) -> bytes:
         """A request's body, as wrk.lua makes them."""
@@ -95,7 +95,7 @@ def _opening(messages: list[dict[str, str]]) -> dict[str, object]:
     return {"model": MODEL, "max_tokens": 1, "messages": messages + question}
 
 
-def _messages(kind: str, sizes: list[tuple[str, int]]) -> list[tuple[str, ...] | Fresh]:
+def _messages(kind: str, sizes: list[tuple[str, int]]) -> list[tuple[str, ...] | RandomSentences]:
     draw = random.Random(1)  # the conversations are the same in every run
     if kind == "same":
         return [(_talk(sizes, draw),)]
@@ -111,16 +111,20 @@ def _talk(sizes: Sequence[tuple[str, int]], draw: random.Random) -> str:
     return ", ".join(json.dumps({"role": role, "content": text}) for role, text in texts)
 
 
-def _fresh(sizes: Sequence[tuple[str, int]]) -> list[tuple[str, ...] | Fresh]:
-    parts: list[tuple[str, ...] | Fresh] = []
+def _fresh(sizes: Sequence[tuple[str, int]]) -> list[tuple[str, ...] | RandomSentences]:
+    parts: list[tuple[str, ...] | RandomSentences] = []
     for role, sentences in sizes:
         before = ", " if parts else ""
-        parts += [(f'{before}{{"role": "{role}", "content": "',), Fresh(sentences), ('"}',)]
+        parts += [
+            (f'{before}{{"role": "{role}", "content": "',),
+            RandomSentences(sentences),
+            ('"}',),
+        ]
     return parts
 
 
-def _filled(part: tuple[str, ...] | Fresh, draw: random.Random) -> str:
-    if isinstance(part, Fresh):
+def _filled(part: tuple[str, ...] | RandomSentences, draw: random.Random) -> str:
+    if isinstance(part, RandomSentences):
         return f"Case {next(_numbers)}. {_sentences(part.sentences, draw)}"
     return part[0] if len(part) == 1 else draw.choice(part)
 
@@ -129,8 +133,8 @@ def _sentences(count: int, draw: random.Random) -> str:
     return " ".join(draw.choices(corpus(), k=count))
 
 
-def _lua(part: tuple[str, ...] | Fresh) -> str:
-    if isinstance(part, Fresh):
+def _lua(part: tuple[str, ...] | RandomSentences) -> str:
+    if isinstance(part, RandomSentences):
         return str(part.sentences)
     return "{" + ", ".join(map(_quoted, part)) + "}"
 

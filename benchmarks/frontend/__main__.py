@@ -27,35 +27,37 @@ from rich.console import Console
 from benchmarks.common.provision import Environments, environments
 from benchmarks.common.workload import KINDS
 from benchmarks.frontend import peers
-from benchmarks.frontend.hpc_dynamo_target import Ours
-from benchmarks.frontend.load import Load, measure, warm
-from benchmarks.frontend.peers import Backend, Dynamo
-from benchmarks.frontend.results import Found, tables
-from benchmarks.frontend.targets import Behind, System
+from benchmarks.frontend.hpc_dynamo_target import HpcDynamoTarget
+from benchmarks.frontend.load import Load, measure, warm_up
+from benchmarks.frontend.peers import DynamoTarget, FixedBackend
+from benchmarks.frontend.results import Results, tables
+from benchmarks.frontend.targets import BackendKind, Target
 from hpc_dynamo.demo.provision import provision
 from hpc_dynamo.errors import HpcDynamoError, unknown_name
 
 CORES = 2
 ANSWER_TOKENS, STREAMS, STREAM_PROMPT = 200, 64, 1200
 
-Candidate = Callable[[Path, Behind], System]
+TargetFactory = Callable[[Path, BackendKind], Target]
 """Makes a system that is not started, with its logs in a folder of its own and with the backend
 that the load wants behind it. Adding a system is one line in `candidates`."""
 
 
-def candidates(envs: Environments, model: Path) -> dict[str, Candidate]:
+def target_factories(envs: Environments, model: Path) -> dict[str, TargetFactory]:
     """Everything that can be measured, by the name that --systems takes."""
 
-    def dynamo(tokenizer: str, folder: Path, behind: Behind) -> System:
-        return Dynamo(folder, envs, model, tokenizer, behind.step_s)
+    def dynamo(tokenizer: str, folder: Path, behind: BackendKind) -> Target:
+        return DynamoTarget(folder, envs, model, tokenizer, behind.step_s)
 
     def router(
-        make: Callable[[Path, Environments, Backend], System], folder: Path, behind: Behind
-    ) -> System:
-        return make(folder, envs, Backend(folder / "backend", behind))
+        make: Callable[[Path, Environments, FixedBackend], Target],
+        folder: Path,
+        behind: BackendKind,
+    ) -> Target:
+        return make(folder, envs, FixedBackend(folder / "backend", behind))
 
-    def ours(frontends: int, folder: Path, behind: Behind) -> System:
-        return Ours(folder, model, frontends, Backend(folder / "backend", behind))
+    def ours(frontends: int, folder: Path, behind: BackendKind) -> Target:
+        return HpcDynamoTarget(folder, model, frontends, FixedBackend(folder / "backend", behind))
 
     return {
         "hpc-dynamo": partial(ours, 1),
@@ -64,7 +66,7 @@ def candidates(envs: Environments, model: Path) -> dict[str, Candidate]:
         "dynamo-fastokens": partial(dynamo, "fastokens"),
         "vllm-router": partial(router, peers.vllm_router),
         "sglang-router": partial(router, peers.sglang_router),
-        "backend": Backend,
+        "backend": FixedBackend,
     }
 
 
@@ -72,37 +74,37 @@ def loads(args: argparse.Namespace) -> list[Load]:
     """What every system is put through."""
     kind, seconds = args.workload, args.seconds
     answers = [
-        Load(kind, tokens, connections, 1, Behind.ANSWERS, seconds)
+        Load(kind, tokens, connections, 1, BackendKind.ANSWERS, seconds)
         for tokens in args.tokens
         for connections in args.connections
     ]
     streams = [
         Load(kind, STREAM_PROMPT, args.streams, ANSWER_TOKENS, behind, seconds)
-        for behind in (Behind.FAST, Behind.PACED)
+        for behind in (BackendKind.FAST, BackendKind.PACED)
     ]
     return answers + (streams if args.streams else [])
 
 
-async def run(chosen: dict[str, Candidate], args: argparse.Namespace, found: Found) -> None:
+async def run(chosen: dict[str, TargetFactory], args: argparse.Namespace, found: Results) -> None:
     """Put every load on every candidate, `repeats` times over; the figures go to `found`."""
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, _current().cancel)
     for repeat in range(args.repeats):
         for name, candidate in chosen.items():
-            for behind in Behind:
+            for behind in BackendKind:
                 folder = args.folder / f"{repeat}-{name}-{behind.name.lower()}"
-                asked = [load for load in loads(args) if load.behind is behind]
+                asked = [load for load in loads(args) if load.backend_kind is behind]
                 if asked:
                     await _one(candidate(folder, behind), asked, args, folder, found)
 
 
 async def _one(
-    system: System, asked: Sequence[Load], args: argparse.Namespace, folder: Path, found: Found
+    system: Target, asked: Sequence[Load], args: argparse.Namespace, folder: Path, found: Results
 ) -> None:
     tokenizer = args.model / "tokenizer.json"
     try:
         url = await system.start()
         for load in asked:
-            await warm(system, url, load, tokenizer, folder)
+            await warm_up(system, url, load, tokenizer, folder)
             figure = await measure(system, url, load, tokenizer, folder)
             found.add(system, load, figure)
             _say(f"{system.name}: {load}: {figure}")
@@ -142,7 +144,7 @@ def main() -> int:
     if args.quick:
         args.tokens, args.seconds, args.repeats = [STREAM_PROMPT], 3, 1
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])  # children inherit it
-    args.folder, found = Path(tempfile.mkdtemp(prefix="hpc-dynamo-frontend-")), Found()
+    args.folder, found = Path(tempfile.mkdtemp(prefix="hpc-dynamo-frontend-")), Results()
     code = 1
     try:
         args.model = args.model or provision().model
@@ -162,15 +164,15 @@ def main() -> int:
     return code
 
 
-def _chosen(args: argparse.Namespace) -> dict[str, Candidate]:
-    known = candidates(environments(), args.model)
+def _chosen(args: argparse.Namespace) -> dict[str, TargetFactory]:
+    known = target_factories(environments(), args.model)
     for name in args.systems or ():
         if name not in known:
             raise unknown_name("systems", name, known)
     return {name: known[name] for name in args.systems or known}
 
 
-def _show(found: Found, args: argparse.Namespace) -> None:
+def _show(found: Results, args: argparse.Namespace) -> None:
     for table in tables(found):
         Console(width=160).print(table)
     if args.json:

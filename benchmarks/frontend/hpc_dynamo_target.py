@@ -14,8 +14,8 @@ from pathlib import Path
 import uvloop
 
 from benchmarks.common.workload import MODEL
-from benchmarks.frontend.peers import Backend, Started
-from benchmarks.frontend.targets import Pids
+from benchmarks.frontend.peers import FixedBackend, ProcessTarget
+from benchmarks.frontend.targets import TargetPids
 from hpc_dynamo.config import Config, Model, Policy, Route, Serve, Task, with_route_topology
 from hpc_dynamo.config import Engine as EngineConfig
 from hpc_dynamo.config import Router as RouterConfig
@@ -27,10 +27,10 @@ HOST = "127.0.0.1"
 SEQUENCES = 4096  # a worker takes all that comes: what is measured is the way to it
 
 
-class Ours(Started):
+class HpcDynamoTarget(ProcessTarget):
     """Head and frontend processes before a Backend, routing by the hashes of token ids."""
 
-    def __init__(self, folder: Path, model: Path, frontends: int, backend: Backend) -> None:
+    def __init__(self, folder: Path, model: Path, frontends: int, backend: FixedBackend) -> None:
         super().__init__(f"hpc-dynamo x{frontends}", version("hpc-dynamo"), folder)
         self._model, self._frontends, self._backend = model, frontends, backend
 
@@ -39,7 +39,7 @@ class Ours(Started):
         urls = [f"http://{HOST}:{port}" for port in self._backend.ports]
         words = [str(self.group.folder), str(self._frontends), "kv", str(self._model), *urls]
         pid = await self.group.start("head", [sys.executable, "-m", __name__, *words])
-        self._pids = Pids((pid,), self._backend.pids().frontend)
+        self._pids = TargetPids((pid,), self._backend.pids().frontend)
         run = Run(self.group.folder / "runs" / "bench")
         while not (found := [a.endpoint() for a in run.attempts() if a.endpoint()]):
             self.group.check()
@@ -54,7 +54,7 @@ class Ours(Started):
         await self._backend.stop()
 
 
-async def head(attempt: Attempt) -> None:
+async def run_head(attempt: Attempt) -> None:
     """Until SIGTERM."""
     standalone = Standalone(attempt, HOST)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, standalone.interrupt)
@@ -75,7 +75,7 @@ def main() -> None:
     config = with_route_topology(wanted)
     run = Run(Path(folder) / "runs" / "bench")
     run.create(Secrets(token="engines", public="", private=""))
-    uvloop.run(head(run.new_attempt(config, plan(config))))
+    uvloop.run(run_head(run.new_attempt(config, plan(config))))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import aiohttp
 from benchmarks.common.processes import cores_busy_s, cpu_s, memory_mib
 from benchmarks.common.workload import Workload, workload
 from benchmarks.frontend import streams
-from benchmarks.frontend.targets import Behind, Pids, System
+from benchmarks.frontend.targets import BackendKind, Target, TargetPids
 from hpc_dynamo.errors import HpcDynamoError
 
 SAMPLE_S = 0.5  # between two looks at the memory
@@ -32,12 +32,12 @@ class Load:
     prompt_tokens: int
     connections: int
     answer_tokens: int
-    behind: Behind
+    backend_kind: BackendKind
     seconds: float
 
     @property
     def stream(self) -> bool:
-        return self.behind is not Behind.ANSWERS
+        return self.backend_kind is not BackendKind.ANSWERS
 
     def __str__(self) -> str:
         return f"{self.kind}, {self.prompt_tokens:,} tokens, {self.connections} connections"
@@ -49,37 +49,39 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Cost:
+class CpuCost:
     """What a load cost, by who paid. CPU in seconds, memory of the frontend alone."""
 
     frontend_s: float = 0.0
     backend_s: float = 0.0
     generator_s: float = 0.0
-    others_cores: float = 0.0  # that other programs kept busy meanwhile: noise
+    other_programs_cores: float = 0.0  # that other programs kept busy meanwhile: noise
     peak_mib: float = 0.0
 
 
 @dataclass(frozen=True)
-class Figure:
+class Measurement:
     """One load. `tokens` counts answers; latencies are to the last byte, or of a stream's parts."""
 
     requests: int
     errors: int
     tokens: int
     seconds: float
-    cost: Cost
+    cost: CpuCost
     p50_ms: float = 0.0
     p99_ms: float = 0.0
-    streamed: streams.Streamed | None = None
+    streamed: streams.StreamStats | None = None
 
     def __str__(self) -> str:
         rate = f"{self.requests / self.seconds:,.0f} requests/s"
         return f"{rate}, {self.tokens / self.seconds:,.0f} tokens/s, {self.errors} errors, " + (
-            f"{self.cost.others_cores:.2f} cores used by others"
+            f"{self.cost.other_programs_cores:.2f} cores used by others"
         )
 
 
-async def measure(system: System, url: str, load: Load, tokenizer: Path, folder: Path) -> Figure:
+async def measure(
+    system: Target, url: str, load: Load, tokenizer: Path, folder: Path
+) -> Measurement:
     """Put `load` on `system`, which answers at `url`.
 
     Raises HpcDynamoError where the generator fails; errors of the system are counted.
@@ -94,10 +96,10 @@ async def measure(system: System, url: str, load: Load, tokenizer: Path, folder:
         sampler.cancel()
     frontend, backend, ours, busy = (b - a for a, b in zip(before, _cpu(pids), strict=True))
     others = max(0.0, busy - frontend - backend - ours) / (time.monotonic() - began)
-    return replace(found, cost=Cost(frontend, backend, found.cost.generator_s, others, peak[0]))
+    return replace(found, cost=CpuCost(frontend, backend, found.cost.generator_s, others, peak[0]))
 
 
-async def warm(system: System, url: str, load: Load, tokenizer: Path, folder: Path) -> None:
+async def warm_up(system: Target, url: str, load: Load, tokenizer: Path, folder: Path) -> None:
     """Ask what the load takes for granted, then the load itself for a second."""
     headers = {"Authorization": f"Bearer {system.key}", "Content-Type": "application/json"}
     async with aiohttp.ClientSession(headers=headers, raise_for_status=True) as session:
@@ -106,7 +108,7 @@ async def warm(system: System, url: str, load: Load, tokenizer: Path, folder: Pa
     await measure(system, url, replace(load, seconds=WARM_S), tokenizer, folder)
 
 
-def _cpu(pids: Pids) -> tuple[float, float, float, float]:
+def _cpu(pids: TargetPids) -> tuple[float, float, float, float]:
     """CPU seconds of frontend, backend, this program with its generators, and of everybody."""
     generators = resource.getrusage(resource.RUSAGE_CHILDREN)
     ours = time.process_time() + generators.ru_utime + generators.ru_stime
@@ -119,7 +121,7 @@ async def _peak(pids: Sequence[int], into: list[float]) -> None:
         await asyncio.sleep(SAMPLE_S)
 
 
-async def _wrk(url: str, key: str, load: Load, tokenizer: Path, folder: Path) -> Figure:
+async def _wrk(url: str, key: str, load: Load, tokenizer: Path, folder: Path) -> Measurement:
     data = folder / f"{load.kind}-{load.prompt_tokens}-{load.answer_tokens}.lua"
     if not data.exists():
         data.write_text(load.workload(tokenizer).to_lua())
@@ -129,25 +131,25 @@ async def _wrk(url: str, key: str, load: Load, tokenizer: Path, folder: Path) ->
     said = await _json([*argv, "--", str(data), key, seed], load.seconds)
     requests, errors = int(said["requests"]), int(said["errors"])
     p50_us, p99_us = (said[q] if requests else math.nan for q in ("p50_us", "p99_us"))
-    return Figure(
+    return Measurement(
         requests,
         errors,
         (requests - errors) * load.answer_tokens,
         said["seconds"],
-        Cost(generator_s=said["cpu_s"]),
+        CpuCost(generator_s=said["cpu_s"]),
         p50_us / 1e3,
         p99_us / 1e3,
     )
 
 
-async def _streams(url: str, key: str, load: Load, tokenizer: Path, folder: Path) -> Figure:
+async def _streams(url: str, key: str, load: Load, tokenizer: Path, folder: Path) -> Measurement:
     argv = [sys.executable, "-m", streams.__name__, url, "--key", key, "--kind", load.kind]
     argv += ["--prompt-tokens", str(load.prompt_tokens), "--answer", str(load.answer_tokens)]
     argv += ["--streams", str(load.connections), "--seconds", str(load.seconds)]
     argv += ["--tokenizer", str(tokenizer)]
-    said = streams.Streamed(**await _json(argv, load.seconds))
-    cost = Cost(generator_s=said.cpu_s)
-    return Figure(said.streams, said.errors, said.tokens, said.seconds, cost, streamed=said)
+    said = streams.StreamStats(**await _json(argv, load.seconds))
+    cost = CpuCost(generator_s=said.cpu_s)
+    return Measurement(said.streams, said.errors, said.tokens, said.seconds, cost, streamed=said)
 
 
 async def _json(argv: list[str], seconds: float) -> dict[str, Any]:

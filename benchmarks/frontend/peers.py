@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from benchmarks.common.processes import Ended, Group, free_port
+from benchmarks.common.processes import ProcessExited, ProcessGroup, free_port
 from benchmarks.common.provision import DYNAMO, SGLANG_ROUTER, VLLM_ROUTER, Environments
 from benchmarks.common.workload import MODEL
 from benchmarks.frontend import sse_server
-from benchmarks.frontend.targets import Behind, Pids, until_served
+from benchmarks.frontend.targets import BackendKind, TargetPids, wait_until_served
 
-TRIES = 3  # a free port may be taken by somebody else before our process binds it
+START_ATTEMPTS = 3  # a free port may be taken by somebody else before our process binds it
 WORKERS = 2
 PLANES = ("--discovery-backend", "file", "--request-plane", "tcp", "--event-plane", "zmq")
 SPEEDUP = 100_000.0  # the mocker's prefill vanishes
@@ -35,28 +35,28 @@ http {{
 """
 
 
-class Started:
+class ProcessTarget:
     """What all systems share: a group of processes, and a second try with other ports."""
 
     key = ""
-    on_floor = True
+    uses_floor_backend = True
 
     def __init__(self, name: str, version: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.name, self.version = name, version
-        self.group, self._pids = Group(folder), Pids((), ())
+        self.group, self._pids = ProcessGroup(folder), TargetPids((), ())
 
     async def start(self) -> str:
-        for _ in range(TRIES - 1):
-            with suppress(Ended):
+        for _ in range(START_ATTEMPTS - 1):
+            with suppress(ProcessExited):
                 return await self._once()
         return await self._once()
 
     async def _once(self) -> str:
         try:
             url = await self.launch()
-            await until_served(url, self.key, self.group)
-        except Ended:
+            await wait_until_served(url, self.key, self.group)
+        except ProcessExited:
             await self.stop()
             raise
         return url
@@ -68,11 +68,11 @@ class Started:
     async def stop(self) -> None:
         await self.group.stop()
 
-    def pids(self) -> Pids:
+    def pids(self) -> TargetPids:
         return self._pids
 
 
-class Dynamo(Started):
+class DynamoTarget(ProcessTarget):
     """Dynamo's HTTP frontend with the KV router, before its mock engine.
 
     The mocker takes no time for a prompt, and `step_s` for a token.
@@ -94,7 +94,7 @@ class Dynamo(Started):
         env = {"DYN_FILE_KV": str(store), "DYN_LOG": "warn", "HF_HUB_OFFLINE": "1"}
         backend = await self.group.start("mocker", [*self._mocker(), *PLANES], env)
         frontend = await self.group.start("frontend", [*self._frontend(port), *PLANES], env)
-        self._pids = Pids((frontend,), (backend,))
+        self._pids = TargetPids((frontend,), (backend,))
         return f"http://127.0.0.1:{port}"
 
     def _mocker(self) -> list[str]:
@@ -109,25 +109,25 @@ class Dynamo(Started):
         return [*words, "--tokenizer", self._tokenizer]
 
 
-class Backend(Started):
+class FixedBackend(ProcessTarget):
     """Fixed answers over HTTP, with nothing before them."""
 
-    def __init__(self, folder: Path, behind: Behind) -> None:
-        name = "nginx" if behind is Behind.ANSWERS else "sse_server"
+    def __init__(self, folder: Path, behind: BackendKind) -> None:
+        name = "nginx" if behind is BackendKind.ANSWERS else "sse_server"
         super().__init__("backend alone", name, folder)
-        self.behind = behind
+        self.kind = behind
         self.ports: list[int] = []
 
     async def launch(self) -> str:
         self.ports = [free_port() for _ in range(WORKERS)]
-        argv = self._nginx() if self.behind is Behind.ANSWERS else self._sse_server()
+        argv = self._nginx() if self.kind is BackendKind.ANSWERS else self._sse_server()
         pid = await self.group.start("backend", argv)
-        self._pids = Pids((pid,), ())
+        self._pids = TargetPids((pid,), ())
         return f"http://127.0.0.1:{self.ports[0]}"
 
     def _sse_server(self) -> list[str]:
         argv = [sys.executable, "-m", sse_server.__name__, *map(str, self.ports)]
-        return [*argv, "--step-s", str(self.behind.step_s)]
+        return [*argv, "--step-s", str(self.kind.step_s)]
 
     def _nginx(self) -> list[str]:
         listen = " ".join(f"listen 127.0.0.1:{port} backlog=1024;" for port in self.ports)
@@ -141,10 +141,12 @@ class Backend(Started):
         return ["nginx", "-c", str(file), "-e", "stderr"]
 
 
-class Router(Started):
+class RustRouterTarget(ProcessTarget):
     """A Rust router that does not tokenise, with its cache-aware policy, before a Backend."""
 
-    def __init__(self, folder: Path, version: str, argv: Sequence[str], backend: Backend) -> None:
+    def __init__(
+        self, folder: Path, version: str, argv: Sequence[str], backend: FixedBackend
+    ) -> None:
         super().__init__(Path(argv[0]).name, version, folder)
         self._argv, self._backend = argv, backend
 
@@ -155,7 +157,7 @@ class Router(Started):
         words += ["--policy", "cache_aware", "--worker-startup-check-interval", "1"]
         words += ["--worker-urls", *(f"http://127.0.0.1:{port}" for port in self._backend.ports)]
         pid = await self.group.start("router", words)
-        self._pids = Pids((pid,), self._backend.pids().frontend)
+        self._pids = TargetPids((pid,), self._backend.pids().frontend)
         return f"http://127.0.0.1:{port}"
 
     async def stop(self) -> None:
@@ -163,11 +165,11 @@ class Router(Started):
         await self._backend.stop()
 
 
-def vllm_router(folder: Path, envs: Environments, backend: Backend) -> Router:
+def vllm_router(folder: Path, envs: Environments, backend: FixedBackend) -> RustRouterTarget:
     argv = (str(envs.routers / "bin/vllm-router"), "--log-level", "warning")
-    return Router(folder, VLLM_ROUTER, argv, backend)
+    return RustRouterTarget(folder, VLLM_ROUTER, argv, backend)
 
 
-def sglang_router(folder: Path, envs: Environments, backend: Backend) -> Router:
+def sglang_router(folder: Path, envs: Environments, backend: FixedBackend) -> RustRouterTarget:
     argv = (str(envs.routers / "bin/sglang-router"), "launch", "--log-level", "warn")
-    return Router(folder, SGLANG_ROUTER, argv, backend)
+    return RustRouterTarget(folder, SGLANG_ROUTER, argv, backend)

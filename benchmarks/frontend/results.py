@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from benchmarks.common.machine import cpu_model
-from benchmarks.frontend.load import Figure, Load
-from benchmarks.frontend.targets import Behind, System
+from benchmarks.frontend.load import Load, Measurement
+from benchmarks.frontend.targets import BackendKind, Target
 
 MICRO = 1e6
 CPU = (
@@ -24,30 +24,32 @@ ADDED = (
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One load on one system."""
 
     system: str
     version: str
-    on_floor: bool
+    uses_floor_backend: bool
     load: Load
-    figure: Figure
+    figure: Measurement
 
 
-class Found:
+class Results:
     """All figures so far."""
 
     def __init__(self) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[ResultRow] = []
 
-    def add(self, system: System, load: Load, figure: Figure) -> None:
-        self.rows.append(Row(system.name, system.version, system.on_floor, load, figure))
+    def add(self, system: Target, load: Load, figure: Measurement) -> None:
+        self.rows.append(
+            ResultRow(system.name, system.version, system.uses_floor_backend, load, figure)
+        )
 
-    def of(self, system: str, load: Load) -> list[Figure]:
+    def measurements(self, system: str, load: Load) -> list[Measurement]:
         """The repeats of one load on one system."""
         return [r.figure for r in self.rows if r.system == system and r.load == load]
 
-    def floor(self, load: Load, value: Callable[[Figure], float]) -> float:
+    def floor(self, load: Load, value: Callable[[Measurement], float]) -> float:
         """What the backend alone shows, nan where it was not measured."""
         figures = [r.figure for r in self.rows if r.system == FLOOR and r.load == load]
         return median(figures, value) if figures else float("nan")
@@ -57,10 +59,10 @@ FLOOR = "backend alone"
 COSTS = ("frontend CPU", "backend", "load", "noise", "MiB", "errors")
 
 
-def tables(found: Found) -> Iterator[Table]:
+def tables(found: Results) -> Iterator[Table]:
     """A table for each prompt length, and one for each way to stream."""
     loads = dict.fromkeys(row.load for row in found.rows)
-    whole = [load for load in loads if load.behind is Behind.ANSWERS]
+    whole = [load for load in loads if load.backend_kind is BackendKind.ANSWERS]
     for tokens in dict.fromkeys(load.prompt_tokens for load in whole):
         yield _answers(found, [load for load in whole if load.prompt_tokens == tokens])
     for load in loads:
@@ -68,15 +70,15 @@ def tables(found: Found) -> Iterator[Table]:
             yield _streams(found, load)
 
 
-def _answers(found: Found, loads: list[Load]) -> Table:
+def _answers(found: Results, loads: list[Load]) -> Table:
     table = _table(found, loads[0], "one-token answers", f"{ADDED}\n{CPU.format('request')}")
     names = ("system", "conns", "requests/s", "p50 ms", "p99 ms", "added p50", "added p99")
     _columns(table, (*names, *COSTS))
     for load in loads:
         for row in _systems(found, load):
-            figures = found.of(row.system, load)
+            figures = found.measurements(row.system, load)
             p50, p99 = median(figures, _p50), median(figures, _p99)
-            floors = (found.floor(load, q) if row.on_floor else 0.0 for q in (_p50, _p99))
+            floors = (found.floor(load, q) if row.uses_floor_backend else 0.0 for q in (_p50, _p99))
             added = (f"{v - f:.2f}" for v, f in zip((p50, p99), floors, strict=True))
             rate = spread(figures, lambda f: f.requests / f.seconds)
             cost = _cost(figures, lambda f: f.requests)
@@ -86,13 +88,13 @@ def _answers(found: Found, loads: list[Load]) -> Table:
     return table
 
 
-def _streams(found: Found, load: Load) -> Table:
-    what = f"{load.connections} {load.behind.value}, {load.answer_tokens} each"
+def _streams(found: Results, load: Load) -> Table:
+    what = f"{load.connections} {load.backend_kind.value}, {load.answer_tokens} each"
     table = _table(found, load, what, CPU.format("token, its part of the request included"))
     names = ("system", "tokens/s", "TTFT p50 ms", "p99", "ITL p50 ms", "p99", "tokens a read")
     _columns(table, (*names, *COSTS))
     for row in _systems(found, load):
-        figures = found.of(row.system, load)
+        figures = found.measurements(row.system, load)
         rate = spread(figures, lambda f: f.tokens / f.seconds)
         times = ("ttft_p50_ms", "ttft_p99_ms", "itl_p50_ms", "itl_p99_ms")
         shown = (f"{median(figures, _streamed(name)):.2f}" for name in times)
@@ -102,8 +104,8 @@ def _streams(found: Found, load: Load) -> Table:
     return table
 
 
-def _table(found: Found, load: Load, what: str, caption: str) -> Table:
-    repeats = max(len(found.of(row.system, load)) for row in _systems(found, load))
+def _table(found: Results, load: Load, what: str, caption: str) -> Table:
+    repeats = max(len(found.measurements(row.system, load)) for row in _systems(found, load))
     where = f"{cpu_model()}, {len(os.sched_getaffinity(0))} cores for everything"
     title = f"{what}; {load.kind} prompts of about {load.prompt_tokens:,} tokens\n{where}, "
     title += f"Python {platform.python_version()}; {load.seconds:.0f} s each, "
@@ -115,42 +117,42 @@ def _columns(table: Table, names: tuple[str, ...]) -> None:
         table.add_column(name, justify="left" if name == "system" else "right")
 
 
-def _cost(figures: list[Figure], count: Callable[[Figure], int]) -> tuple[str, ...]:
+def _cost(figures: list[Measurement], count: Callable[[Measurement], int]) -> tuple[str, ...]:
     """CPU by who paid, the frontend's largest memory, and the sum of all errors."""
     parts = ("frontend_s", "backend_s", "generator_s")
     cpu = (median(figures, _each(part, count)) for part in parts)
-    noise = max(f.cost.others_cores for f in figures)
+    noise = max(f.cost.other_programs_cores for f in figures)
     peak = max(f.cost.peak_mib for f in figures)
     errors = sum(f.errors for f in figures)
     return (*(f"{v:,.1f}" for v in cpu), f"{noise:.2f}", f"{peak:.0f}", str(errors))
 
 
-def _each(part: str, count: Callable[[Figure], int]) -> Callable[[Figure], float]:
+def _each(part: str, count: Callable[[Measurement], int]) -> Callable[[Measurement], float]:
     return lambda figure: float(getattr(figure.cost, part)) * MICRO / max(1, count(figure))
 
 
-def _systems(found: Found, load: Load) -> list[Row]:
+def _systems(found: Results, load: Load) -> list[ResultRow]:
     """One row for each system that was put under `load`, in the order they came."""
     return list({row.system: row for row in found.rows if row.load == load}.values())
 
 
-def _p50(figure: Figure) -> float:
+def _p50(figure: Measurement) -> float:
     return figure.p50_ms
 
 
-def _p99(figure: Figure) -> float:
+def _p99(figure: Measurement) -> float:
     return figure.p99_ms
 
 
-def _streamed(name: str) -> Callable[[Figure], float]:
+def _streamed(name: str) -> Callable[[Measurement], float]:
     return lambda figure: float(getattr(figure.streamed, name))
 
 
-def median(figures: list[Figure], value: Callable[[Figure], float]) -> float:
+def median(figures: list[Measurement], value: Callable[[Measurement], float]) -> float:
     return statistics.median(map(value, figures))
 
 
-def spread(figures: list[Figure], value: Callable[[Figure], float]) -> str:
+def spread(figures: list[Measurement], value: Callable[[Measurement], float]) -> str:
     values = list(map(value, figures))
     least, most = min(values), max(values)
     middle = f"{statistics.median(values):,.0f}"

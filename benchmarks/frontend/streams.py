@@ -32,7 +32,7 @@ SILENCE_S = 30.0  # of a stream, after which it counts as an error
 
 
 @dataclass(frozen=True)
-class Streamed:
+class StreamStats:
     """What one run saw."""
 
     streams: int
@@ -48,7 +48,7 @@ class Streamed:
     cpu_s: float
 
 
-class Log:
+class StreamLog:
     """What all clients write to."""
 
     def __init__(self) -> None:
@@ -56,10 +56,10 @@ class Log:
         self.streams = self.errors = self.tokens = self.usage_tokens = self.reads = 0
 
 
-class Client(asyncio.Protocol):
+class StreamClient(asyncio.Protocol):
     """One connection, one stream at a time."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: StreamLog) -> None:
         self._log = log
         self._over: asyncio.Future[None] | None = None
 
@@ -109,13 +109,15 @@ class Client(asyncio.Protocol):
         self._tokens, self._last = self._tokens + tokens, now
 
 
-async def client(host: str, port: int, request: Callable[[], bytes], log: Log, end: float) -> None:
+async def client(
+    host: str, port: int, request: Callable[[], bytes], log: StreamLog, end: float
+) -> None:
     """Streams over one connection until `end`, over a new one after an error."""
     while time.perf_counter() < end:
         transport = None
         try:
             transport, protocol = await asyncio.get_running_loop().create_connection(
-                lambda: Client(log), host, port
+                lambda: StreamClient(log), host, port
             )
             while time.perf_counter() < end:
                 async with asyncio.timeout(SILENCE_S):
@@ -127,9 +129,9 @@ async def client(host: str, port: int, request: Callable[[], bytes], log: Log, e
                 transport.abort()
 
 
-async def run(url: str, streams: int, seconds: float, request: Callable[[], bytes]) -> Streamed:
+async def run(url: str, streams: int, seconds: float, request: Callable[[], bytes]) -> StreamStats:
     """`streams` clients for `seconds`; streams under way are read to their end."""
-    where, log = urlsplit(url), Log()
+    where, log = urlsplit(url), StreamLog()
     assert where.hostname
     assert where.port
     began, cpu_s = time.perf_counter(), time.process_time()
@@ -138,7 +140,7 @@ async def run(url: str, streams: int, seconds: float, request: Callable[[], byte
             group.create_task(client(where.hostname, where.port, request, log, began + seconds))
     took, cpu_s = time.perf_counter() - began, time.process_time() - cpu_s
     ttft, gaps = sorted(log.ttft_s), sorted(log.gaps_s)
-    return Streamed(
+    return StreamStats(
         streams=log.streams,
         errors=log.errors,
         tokens=log.tokens,

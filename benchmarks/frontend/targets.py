@@ -10,15 +10,15 @@ from typing import Protocol
 
 import aiohttp
 
-from benchmarks.common.processes import Group
+from benchmarks.common.processes import ProcessGroup
 from benchmarks.common.workload import MODEL
 from hpc_dynamo.errors import EngineError
 
 READY_S = 180.0
-ASK_AGAIN_S = 0.1
+POLL_INTERVAL_S = 0.1
 
 
-class Behind(Enum):
+class BackendKind(Enum):
     """What answers behind a frontend: whole answers at once, or streams of tokens."""
 
     ANSWERS = "one-token answers"
@@ -28,24 +28,24 @@ class Behind(Enum):
     @property
     def step_s(self) -> float:
         """The time between two tokens of a stream."""
-        return 0.02 if self is Behind.PACED else 0.0
+        return 0.02 if self is BackendKind.PACED else 0.0
 
 
 @dataclass(frozen=True)
-class Pids:
+class TargetPids:
     """The processes of a system, by whose work they do. Their children count with them."""
 
     frontend: Sequence[int]  # HTTP, pre-processing, routing: what is compared
     backend: Sequence[int]  # engines, or what stands for them
 
 
-class System(Protocol):
+class Target(Protocol):
     """One system under test. `stop` is called however `start` ended, and may come twice."""
 
     name: str
     version: str
     key: str  # bearer token, "" where none is wanted
-    on_floor: bool  # answers come from the same backend as those of `Backend` alone
+    uses_floor_backend: bool  # answers come from the same backend as those of `Backend` alone
 
     async def start(self) -> str:
         """Start everything and wait until a request was served; the base URL without /v1."""
@@ -53,10 +53,10 @@ class System(Protocol):
     async def stop(self) -> None:
         """End every process."""
 
-    def pids(self) -> Pids: ...
+    def pids(self) -> TargetPids: ...
 
 
-async def until_served(url: str, key: str, group: Group) -> None:
+async def wait_until_served(url: str, key: str, group: ProcessGroup) -> None:
     """Return when a chat completion came back with a token.
 
     Raises Ended when a process of the group does, EngineError after READY_S.
@@ -68,7 +68,7 @@ async def until_served(url: str, key: str, group: Group) -> None:
             seen = await _ask(session, url, key)
             if not seen:
                 return
-            await asyncio.sleep(ASK_AGAIN_S)  # foreign programs announce nothing
+            await asyncio.sleep(POLL_INTERVAL_S)  # foreign programs announce nothing
     what = f"{url} served no request within {READY_S:.0f} s, last answer: {seen}"
     raise EngineError(what, log=group.folder)
 

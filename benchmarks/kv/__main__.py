@@ -40,12 +40,12 @@ from hpc_dynamo.kv.agent import KvAgent
 from hpc_dynamo.kv.memory import allocate_gpu_pool
 from hpc_dynamo.kv.nixl import WHEELS
 
-BLOCK_TOKENS, MOVED = 16, 64 << 20  # bytes a pull, at the most
-PATIENCE_S = 20.0
+BLOCK_TOKENS, TRANSFER_BYTES = 16, 64 << 20  # bytes a pull, at the most
+TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
-class Blocks:
+class ModelBlocks:
     """Of one model. Bytes a token: 2 x layers x KV heads x head size x 2 (bfloat16)."""
 
     name: str
@@ -64,9 +64,9 @@ class Blocks:
 
 # Layers and KV heads by their config.json; of 70B also what one of 8 tensor-parallel ranks has.
 MODELS = (
-    Blocks("Llama-3.1-8B", 32, 8),
-    Blocks("Llama-3.1-70B", 80, 8),
-    Blocks("Llama-3.1-70B, TP 8", 80, 1),
+    ModelBlocks("Llama-3.1-8B", 32, 8),
+    ModelBlocks("Llama-3.1-70B", 80, 8),
+    ModelBlocks("Llama-3.1-70B, TP 8", 80, 1),
 )
 
 
@@ -81,7 +81,7 @@ class Case:
 
     @property
     def count(self) -> int:
-        return max(4, MOVED // self.block_bytes)
+        return max(4, TRANSFER_BYTES // self.block_bytes)
 
     @property
     def size_bytes(self) -> int:
@@ -137,7 +137,7 @@ async def _measure(case: Case, repeats: int, gpu: bool) -> None:
 
 async def _metadata(other: "asyncio.subprocess.Process") -> bytes:
     assert other.stdout
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         async for line in other.stdout:
             if line.startswith(b"metadata "):
                 return bytes.fromhex(line.decode().split()[1])
@@ -151,7 +151,7 @@ async def _turns(case: Case, repeats: int, agent: KvAgent, peer: str, pool: Any)
     copy = _device_copy(pool, case.size_bytes) if hasattr(pool, "data_ptr") else _memcpy(case)
     for turn in range(repeats + 1):  # the first one connects and is not counted
         for name, blocks in (("contiguous", order), ("scattered", scattered)):
-            done = await agent.pull(peer, blocks, blocks, notification=b".", timeout_s=PATIENCE_S)
+            done = await agent.pull(peer, blocks, blocks, notification=b".", timeout_s=TIMEOUT_S)
             _note(case, name, done.seconds, turn)
         for name, move in (("memcpy", copy), ("tcp", lambda: _tcp(case.size_bytes))):
             _note(case, name, await asyncio.to_thread(move), turn)
@@ -205,8 +205,8 @@ def _tcp(size: int) -> float:
         out = socket.create_connection(server.getsockname())
         into, _ = server.accept()
     with out, into:
-        out.settimeout(PATIENCE_S)
-        into.settimeout(PATIENCE_S)
+        out.settimeout(TIMEOUT_S)
+        into.settimeout(TIMEOUT_S)
         sender = threading.Thread(target=out.sendall, args=(source,))
         began, got = time.perf_counter(), 0
         sender.start()

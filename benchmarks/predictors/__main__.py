@@ -12,9 +12,9 @@ from rich.console import Console
 
 from benchmarks import predictors
 from benchmarks.common import provision
+from benchmarks.predictors.backtest import Guesses, walk
+from benchmarks.predictors.results import Figure, tables
 from benchmarks.predictors.series import Series, series, swing, trace
-from benchmarks.predictors.tables import Figure, tables
-from benchmarks.predictors.walk import Guesses, walk
 from hpc_dynamo.config import Forecast
 from hpc_dynamo.errors import EngineError, HpcDynamoError, unknown_name
 from hpc_dynamo.planner.forecast import PREDICTORS
@@ -73,7 +73,7 @@ def _theirs(on: list[Series], names: list[str]) -> Iterator[Figure]:
 
 def _asked(python: Path, name: str, values: list[list[float]]) -> list[Guesses]:
     """Raises EngineError with the last words of a side that failed."""
-    command = [str(python), "-m", "benchmarks.predictors.dynamo"]
+    command = [str(python), "-m", "benchmarks.predictors.dynamo_process"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "DYN_LOG": "error"}
     asked = json.dumps({"name": name, "series": values})
     try:

@@ -20,17 +20,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks import replay
 from benchmarks.common import provision
 from benchmarks.common.machine import cpu_model
-from benchmarks.replay import picture, timing_check
+from benchmarks.replay import plot, timing_check
+from benchmarks.replay.dynamo_target import MODES, OPTION, dynamo
 from benchmarks.replay.engine import Engine
-from benchmarks.replay.figures import Found, Label, Targets
+from benchmarks.replay.hpc_dynamo_target import ours, policies
 from benchmarks.replay.load import Seen
 from benchmarks.replay.measure import Load, measure
-from benchmarks.replay.mockers import MODES, OPTION, dynamo
 from benchmarks.replay.oracle import oracle
-from benchmarks.replay.ours import ours, policies
-from benchmarks.replay.setting import Setting, Start
+from benchmarks.replay.results import Found, Label, Targets
 from benchmarks.replay.sweep import grid
 from benchmarks.replay.tables import tables
+from benchmarks.replay.targets import Setting, Start
 from benchmarks.replay.trace import Scale, read
 from hpc_dynamo.config import TopologyKind
 from hpc_dynamo.demo.provision import provision as provision_model
@@ -150,7 +150,7 @@ def _prepare(args: argparse.Namespace) -> tuple[Load, Found]:
     if args.workers < 2:
         raise UsageError(f"--workers {args.workers}: two at least, one to prefill for the other")
     if args.out:
-        picture.need()
+        plot.need()
         args.out.mkdir(parents=True, exist_ok=True)
     scale, engine = Scale(args.compress, args.shrink), Engine(cache_tokens=args.cache_tokens)
     requests = read(args.trace, args.requests, scale, args.skip)
@@ -187,7 +187,7 @@ def _oracles(args: argparse.Namespace, load: Load, found: Found) -> None:
 
 def _write(found: Found, folder: Path) -> None:
     (folder / "replay.json").write_bytes(msgspec.json.format(msgspec.json.encode(found)))
-    picture.draw(found, folder / "replay.png")
+    plot.draw(found, folder / "replay.png")
 
 
 def main() -> int:

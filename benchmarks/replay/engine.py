@@ -18,7 +18,7 @@ import msgspec
 from benchmarks.replay.trace import ENGINE_BLOCK, Request, Scale
 from hpc_dynamo.config import TopologyKind
 from hpc_dynamo.errors import MissingDependency, UsageError
-from hpc_dynamo.timing_model import Timing
+from hpc_dynamo.timing_model import TimingModel
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Engine:
         """Of the cache as it is run."""
         return self.cache_tokens // scale.shrink // ENGINE_BLOCK
 
-    def timing(self, scale: Scale, kind: TopologyKind) -> Timing:
+    def timing(self, scale: Scale, kind: TopologyKind) -> TimingModel:
         """In the trace's seconds. A token of ours stands for several, and so a step, which gives
         one to each sequence, for as many steps: its budget of tokens stays as it is.
         """
         k = scale.shrink
-        return Timing(
+        return TimingModel(
             prefill_s=self.decode_s * k if kind is TopologyKind.disaggregated else 0.0,
             prefill_s_per_token=self.prefill_s_per_token * k,
             decode_s=self.decode_s * k,
@@ -58,12 +58,12 @@ class Engine:
         return need
 
 
-def write_simulator(timing: Timing, file: Path) -> None:
+def write_simulator(timing: TimingModel, file: Path) -> None:
     """For our simulator's --timing."""
     file.write_bytes(msgspec.json.encode(timing))
 
 
-def write_mocker(timing: Timing, file: Path) -> None:
+def write_mocker(timing: TimingModel, file: Path) -> None:
     """For the mocker's --planner-profile-data: milliseconds by new tokens of prompts, and by
     (tokens of context of all sequences, of one). Linear, so that two points of each are all.
 

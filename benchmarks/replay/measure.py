@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.common.processes import cores_busy_s, cpu_s
-from benchmarks.replay.figures import Label, Noise, Run, Targets, summary
 from benchmarks.replay.load import Seen, replay
-from benchmarks.replay.setting import Start
+from benchmarks.replay.results import Label, Noise, Run, Targets, summary
+from benchmarks.replay.targets import Start
 from benchmarks.replay.trace import Request, Scale
 from hpc_dynamo.config import TopologyKind
 from hpc_dynamo.http import HttpClient

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rich.table import Table
 
-from benchmarks.replay.figures import Found, Run, spread
+from benchmarks.replay.results import Found, Run, spread
 
 Column = tuple[str, Callable[[Run], float], str]
 COLUMNS: tuple[Column, ...] = (

@@ -11,10 +11,10 @@ from pathlib import Path
 from rich.table import Table
 
 from benchmarks.common import provision
+from benchmarks.replay.dynamo_target import dynamo
+from benchmarks.replay.hpc_dynamo_target import ours, policies
 from benchmarks.replay.load import Seen, replay
-from benchmarks.replay.mockers import dynamo
-from benchmarks.replay.ours import ours, policies
-from benchmarks.replay.setting import Running, Setting, Start
+from benchmarks.replay.targets import Running, Setting, Start
 from benchmarks.replay.trace import BLOCK, Request
 from hpc_dynamo.config import TopologyKind
 from hpc_dynamo.http import HttpClient

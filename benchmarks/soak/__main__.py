@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks import soak
-from benchmarks.soak.clients import Bodies, Clients, bodies
-from benchmarks.soak.job import Job, start
-from benchmarks.soak.results import Found, Sample, checks, line, p50_p99_ms, tables
+from benchmarks.soak.clients import Bodies, LoadClients, bodies
+from benchmarks.soak.job import SoakJob, start
+from benchmarks.soak.results import SoakResults, SoakSample, checks, p50_p99_ms, sample_line, tables
 from hpc_dynamo.demo.provision import provision
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.http import HttpClient
@@ -31,7 +31,7 @@ SETTLE_S = 80.0  # servers close what was idle for 75 s; a short run does withou
 SETTLED_MIN = 5.0
 
 
-class Show:
+class ProgressDisplay:
     """A bar on a terminal, a line a minute elsewhere."""
 
     def __init__(self, bar: Progress | None, minutes: float) -> None:
@@ -44,26 +44,28 @@ class Show:
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def sample(self, sample: Sample, errors: int) -> None:
+    def sample(self, sample: SoakSample, errors: int) -> None:
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=sample.at_s)
         if self._bar or sample.at_s - self._said_at > SAY_S - SAMPLE_S / 2:
-            self.text(line(sample, errors))
+            self.text(sample_line(sample, errors))
             self._said_at = sample.at_s
 
 
 @contextmanager
-def showing(minutes: float) -> Iterator[Show]:
+def progress_display(minutes: float) -> Iterator[ProgressDisplay]:
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield Show(None, minutes)
+        yield ProgressDisplay(None, minutes)
         return
     columns = (BarColumn(20), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, refresh_per_second=1) as bar:
-        yield Show(bar, minutes)
+        yield ProgressDisplay(bar, minutes)
 
 
-async def run(args: argparse.Namespace, folder: Path, found: Found, show: Show) -> None:
+async def run(
+    args: argparse.Namespace, folder: Path, found: SoakResults, show: ProgressDisplay
+) -> None:
     """Fills `found`. Cancelled by SIGTERM as by Ctrl-C; the job ends in any case."""
     me = asyncio.current_task()
     assert me
@@ -78,16 +80,16 @@ async def run(args: argparse.Namespace, folder: Path, found: Found, show: Show) 
         found.rate_hz = args.share * found.capacity_hz
         show.text(f"capacity {found.capacity_hz:.0f}/s; waiting until all is idle")
         await asyncio.sleep(SETTLE_S if found.minutes >= SETTLED_MIN else 0)
-        _, found.start = await job.idle({})
+        _, found.start = await job.wait_until_idle({})
         async with HttpClient.bearer(job.key) as http:
-            await _load(job, Clients(http, job.url, make, args.leave), found, show)
+            await _load(job, LoadClients(http, job.url, make, args.leave), found, show)
         show.text("waiting until all is given back")
-        found.gauges, found.end = await job.idle(found.start)
+        found.gauges, found.end = await job.wait_until_idle(found.start)
 
 
-async def _capacity(job: Job, make: Bodies, known: float | None) -> float:
+async def _capacity(job: SoakJob, make: Bodies, known: float | None) -> float:
     async with HttpClient.bearer(job.key) as http:
-        clients = Clients(http, job.url, make, leave=0.0)
+        clients = LoadClients(http, job.url, make, leave=0.0)
         await clients.closed_loop(WARM_S)
         found = known or await clients.closed_loop(CAPACITY_S)
     if not clients.answered:
@@ -95,18 +97,22 @@ async def _capacity(job: Job, make: Bodies, known: float | None) -> float:
     return found
 
 
-async def _load(job: Job, clients: Clients, found: Found, show: Show) -> None:
+async def _load(
+    job: SoakJob, clients: LoadClients, found: SoakResults, show: ProgressDisplay
+) -> None:
     """The load, looked at every SAMPLE_S and once more as it ends."""
     seconds, began = 60 * found.minutes, time.perf_counter()
     load = asyncio.create_task(clients.open_loop(found.rate_hz, seconds))
     try:
         while not load.done():
-            mark = Mark(time.perf_counter(), clients.answered, clients.left, job.others_s())
+            mark = CounterSnapshot(
+                time.perf_counter(), clients.answered, clients.disconnected, job.other_programs_s()
+            )
             left_s = max(1.0, began + seconds - mark.at)
             await asyncio.wait([load], timeout=min(SAMPLE_S, left_s))
             sample = await _sample(job, clients, began, mark)
             found.samples.append(sample)
-            found.asked, found.left = clients.asked, clients.left
+            found.sent, found.disconnected = clients.sent, clients.disconnected
             found.errors, found.first_error = clients.errors, clients.first_error
             show.sample(sample, clients.errors.total())
         await load
@@ -115,7 +121,7 @@ async def _load(job: Job, clients: Clients, found: Found, show: Show) -> None:
         await asyncio.wait([load])
 
 
-class Mark(NamedTuple):
+class CounterSnapshot(NamedTuple):
     """Where the counts stood when the last sample was taken."""
 
     at: float
@@ -124,13 +130,15 @@ class Mark(NamedTuple):
     others_s: float
 
 
-async def _sample(job: Job, clients: Clients, began: float, mark: Mark) -> Sample:
+async def _sample(
+    job: SoakJob, clients: LoadClients, began: float, mark: CounterSnapshot
+) -> SoakSample:
     now = time.perf_counter()
-    sample = Sample(
+    sample = SoakSample(
         at_s=now - began,
         rate_hz=(clients.answered - mark.answered) / (now - mark.at),
-        others_cores=(job.others_s() - mark.others_s) / (now - mark.at),
-        left=clients.left - mark.left,
+        other_programs_cores=(job.other_programs_s() - mark.others_s) / (now - mark.at),
+        disconnected=clients.disconnected - mark.left,
         errors=dict(clients.errors),
         whole_ms=p50_p99_ms(clients.whole_s),
         stream_ms=p50_p99_ms(clients.stream_s),
@@ -138,7 +146,7 @@ async def _sample(job: Job, clients: Clients, began: float, mark: Mark) -> Sampl
         gauges=await job.gauges(),
         processes=job.processes(),
     )
-    clients.fresh()
+    clients.reset_samples()
     return sample
 
 
@@ -160,11 +168,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     args = _parser().parse_args()
-    found, code = Found(args.minutes), 1
+    found, code = SoakResults(args.minutes), 1
     folder = Path(tempfile.mkdtemp(prefix="hpc-dynamo-soak-"))
     try:
         args.model = (args.model or provision().model).absolute()
-        with showing(args.minutes) as show:
+        with progress_display(args.minutes) as show:
             uvloop.run(run(args, folder, found, show))
         code = 0 if all(good for *_, good in checks(found)) else 1
     except HpcDynamoError as e:
@@ -182,7 +190,7 @@ def main() -> int:
     return code
 
 
-def _report(found: Found, file: Path | None) -> None:
+def _report(found: SoakResults, file: Path | None) -> None:
     for table in tables(found):
         Console(width=140).print(table)
     if found.first_error:

@@ -14,13 +14,13 @@ from hpc_dynamo.http import HttpClient
 PROMPT, STREAMED, WHOLE = 300, 50, 16  # tokens: of prompts, of a stream's answer, of another's
 CLIENTS = 64  # of the closed loop
 ANSWER_S = 60.0
-MOST = 4096  # requests under way, past which the job has lost the race
+MAX_IN_FLIGHT = 4096  # requests under way, past which the job has lost the race
 
 Bodies = Callable[[bool], bytes]
 """Makes the body of a request, of a stream or not."""
 
 
-class Ear:
+class StreamReader:
     """Listens to one answer; see http.Sink. `first` is called when its first bytes come."""
 
     congested = False
@@ -37,23 +37,23 @@ class Ear:
         """Never congested."""
 
 
-class Clients:
+class LoadClients:
     """All that ask. What they saw since the last sample is in `whole_s`, `stream_s`, `ttft_s`."""
 
     def __init__(self, http: HttpClient, url: str, bodies: Bodies, leave: float) -> None:
         self._http, self._url, self._bodies, self._leave = http, url, bodies, leave
-        self.asked = self.answered = self.left = self.busy = 0
+        self.sent = self.answered = self.disconnected = self.in_flight = 0
         self.errors, self.first_error = Counter[str](), ""
         self._usual_s = {False: 0.01, True: 0.01}  # of an answer, by whether it is a stream
-        self.fresh()
+        self.reset_samples()
 
-    def fresh(self) -> None:
+    def reset_samples(self) -> None:
         """Forget what belongs to the last sample."""
         self.whole_s, self.stream_s, self.ttft_s = list[float](), list[float](), list[float]()
 
-    async def one(self) -> None:
+    async def send_one(self) -> None:
         """Ask once."""
-        self.asked, self.busy = self.asked + 1, self.busy + 1
+        self.sent, self.in_flight = self.sent + 1, self.in_flight + 1
         stream, leaves = random.random() < 0.5, self._shall_leave()
         limit_s = random.uniform(0, self._usual_s[stream]) if leaves else ANSWER_S
         patience = asyncio.timeout(limit_s)
@@ -62,19 +62,19 @@ class Clients:
                 await self._ask(stream)
         except OSError as e:  # TimeoutError is one
             if leaves and patience.expired():
-                self.left += 1
+                self.disconnected += 1
             else:
                 self._fail(type(e).__name__, str(e))
         finally:
-            self.busy -= 1
+            self.in_flight -= 1
 
     def _shall_leave(self) -> bool:
         """Some have their answer before they would have left, so more are told to leave."""
-        return self.left < self._leave * self.asked and random.random() < 3 * self._leave
+        return self.disconnected < self._leave * self.sent and random.random() < 3 * self._leave
 
     async def _ask(self, stream: bool) -> None:
         began, seen = time.perf_counter(), list[float]()
-        ear = Ear(lambda: seen.append(time.perf_counter() - began))
+        ear = StreamReader(lambda: seen.append(time.perf_counter() - began))
         body = self._bodies(stream)
         async with self._http.send("POST", self._url, "/v1/chat/completions", body) as answer:
             await answer.relay(ear)
@@ -99,7 +99,7 @@ class Clients:
 
         async def ask() -> None:
             while time.perf_counter() < began + seconds:
-                await self.one()
+                await self.send_one()
 
         began, before = time.perf_counter(), self.answered
         async with asyncio.TaskGroup() as group:
@@ -113,10 +113,10 @@ class Clients:
         async with asyncio.TaskGroup() as group:
             while (due := due + random.expovariate(rate_hz)) < began + seconds:
                 await asyncio.sleep(max(0.0, due - time.perf_counter()))
-                if self.busy < MOST:
-                    group.create_task(self.one())
+                if self.in_flight < MAX_IN_FLIGHT:
+                    group.create_task(self.send_one())
                 else:
-                    self._fail("not sent", f"{MOST} requests are under way")
+                    self._fail("not sent", f"{MAX_IN_FLIGHT} requests are under way")
 
 
 def bodies(tokenizer: Path) -> Bodies:

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from benchmarks.common.processes import Ended, cores_busy_s, cpu_s, family
+from benchmarks.common.processes import ProcessExited, cores_busy_s, cpu_s, with_descendants
 from benchmarks.common.serving import serving
 from benchmarks.common.workload import MODEL
-from benchmarks.soak.results import Process, held
+from benchmarks.soak.results import ProcessUsage, nonzero_gauges
 from hpc_dynamo.http import HttpClient
 
 LOOK_S = 10.0
@@ -28,7 +28,7 @@ TRAFFIC = ("active", "queued", "connections", "cancelled_total", "retried_total"
 WORKER = ("worker_active", "worker_running", "worker_waiting", "worker_kv_usage")
 
 
-class Job:
+class SoakJob:
     """The serving job, seen from outside."""
 
     def __init__(self, pid: int, url: str, key: str, looking: HttpClient) -> None:
@@ -44,31 +44,33 @@ class Job:
                 async with self._looking.send("GET", self.url, "/metrics") as answer:
                     rows = NUMBER.findall((await answer.read()).decode())
         except OSError as e:  # TimeoutError is one
-            raise Ended(f"the job's metrics: {e or type(e).__name__}") from e
+            raise ProcessExited(f"the job's metrics: {e or type(e).__name__}") from e
         found = {f"{role} {name}".strip(): float(value) for name, role, value in rows}
         own = {name: v for name, v in found.items() if name.split()[-1] in TRAFFIC + WORKER}
         return own | {"connections": max(0.0, own.get("connections", 0.0) - 1)}
 
-    def processes(self) -> dict[str, Process]:
+    def processes(self) -> dict[str, ProcessUsage]:
         """By what they do; one that just ends is left out."""
         found = {}
-        for pid in sorted(family([self._pid])):
+        for pid in sorted(with_descendants([self._pid])):
             with suppress(OSError, KeyError):  # a zombie has no memory to tell of
                 if name := _name(pid):
                     found[name] = _process(pid)
         return found
 
-    def others_s(self) -> float:
+    def other_programs_s(self) -> float:
         """CPU seconds of our cores that went neither to the job nor to us, since boot."""
         return cores_busy_s() - cpu_s([self._pid]) - time.process_time()
 
-    async def idle(self, start: dict[str, Process]) -> tuple[dict[str, float], dict[str, Process]]:
+    async def wait_until_idle(
+        self, start: dict[str, ProcessUsage]
+    ) -> tuple[dict[str, float], dict[str, ProcessUsage]]:
         """The job when all is given back, or what it still holds after IDLE_S."""
         deadline = time.monotonic() + IDLE_S
         await asyncio.sleep(LAG_S)
         while True:
             gauges, now = await self.gauges(), self.processes()
-            over = not held(gauges) and all(
+            over = not nonzero_gauges(gauges) and all(
                 n in now and now[n].fds <= p.fds for n, p in start.items()
             )
             if over or time.monotonic() > deadline:
@@ -88,18 +90,18 @@ def _name(pid: int) -> str:
     return ""
 
 
-def _process(pid: int) -> Process:
+def _process(pid: int) -> ProcessUsage:
     proc = Path(f"/proc/{pid}")
     rows = (proc / "status").read_text() + (proc / "smaps_rollup").read_text()
     value = {k: int(n) for k, n in re.findall(r"^(VmRSS|Pss|Threads):\s+(\d+)", rows, re.M)}
     fds = len(list((proc / "fd").iterdir()))
-    return Process(pid, value["VmRSS"] / 1024, value["Pss"] / 1024, fds, value["Threads"])
+    return ProcessUsage(pid, value["VmRSS"] / 1024, value["Pss"] / 1024, fds, value["Threads"])
 
 
 @asynccontextmanager
-async def start(folder: Path, model: Path, words: Sequence[str]) -> AsyncIterator[Job]:
+async def start(folder: Path, model: Path, words: Sequence[str]) -> AsyncIterator[SoakJob]:
     """The job from its endpoint's announcement to Ctrl-C; see benchmarks.common.serving."""
     async with serving(folder, NAME, model, (*WORDS, *words)) as served:
         key = served.run.api_key()
         async with HttpClient.bearer(key) as looking:
-            yield Job(served.pid, served.url, key, looking)
+            yield SoakJob(served.pid, served.url, key, looking)

@@ -12,7 +12,7 @@ from benchmarks.frontend.streams import quantile
 LONG_MIN, GROWTH = 10.0, 20.0  # runs that are judged by their growth; MiB an hour
 
 
-class Process(msgspec.Struct, frozen=True):
+class ProcessUsage(msgspec.Struct, frozen=True):
     """One process of the job, from proc(5)."""
 
     pid: int
@@ -22,43 +22,45 @@ class Process(msgspec.Struct, frozen=True):
     threads: int
 
 
-class Sample(msgspec.Struct, frozen=True):
+class SoakSample(msgspec.Struct, frozen=True):
     """What happened since the last one; `at_s` from the start of the load."""
 
     at_s: float
     rate_hz: float  # of whole answers
-    others_cores: float  # that other programs kept busy: above 0.2 the rate is too high here
-    left: int
+    other_programs_cores: (
+        float  # that other programs kept busy: above 0.2 the rate is too high here
+    )
+    disconnected: int
     errors: dict[str, int]
     whole_ms: tuple[float, float]  # p50 and p99, as all below
     stream_ms: tuple[float, float]
     ttft_ms: tuple[float, float]
     gauges: dict[str, float]
-    processes: dict[str, Process]
+    processes: dict[str, ProcessUsage]
 
 
-class Found(msgspec.Struct):
+class SoakResults(msgspec.Struct):
     """All of a run; what is still missing is empty."""
 
     minutes: float
     capacity_hz: float = 0.0
     rate_hz: float = 0.0
-    asked: int = 0
-    left: int = 0
+    sent: int = 0
+    disconnected: int = 0
     errors: dict[str, int] = msgspec.field(default_factory=Counter)
     first_error: str = ""
-    start: dict[str, Process] = msgspec.field(default_factory=dict)
-    samples: list[Sample] = msgspec.field(default_factory=list)
-    end: dict[str, Process] = msgspec.field(default_factory=dict)
+    start: dict[str, ProcessUsage] = msgspec.field(default_factory=dict)
+    samples: list[SoakSample] = msgspec.field(default_factory=list)
+    end: dict[str, ProcessUsage] = msgspec.field(default_factory=dict)
     gauges: dict[str, float] = msgspec.field(default_factory=dict)  # when all is over
 
 
-def held(gauges: dict[str, float]) -> dict[str, float]:
+def nonzero_gauges(gauges: dict[str, float]) -> dict[str, float]:
     """What is not zero though it should be once nobody asks any more."""
     return {name: value for name, value in gauges.items() if value and "_total" not in name}
 
 
-def slope(samples: Sequence[Sample], name: str) -> float:
+def memory_growth(samples: Sequence[SoakSample], name: str) -> float:
     """MiB an hour by which a process grew over the last two thirds, least squares of RSS; nan of
     fewer than three samples."""
     late = [s for s in samples[len(samples) // 3 :] if name in s.processes]
@@ -69,34 +71,35 @@ def slope(samples: Sequence[Sample], name: str) -> float:
     return statistics.linear_regression(hours, rss).slope
 
 
-def checks(found: Found) -> Iterator[tuple[str, str, bool]]:
+def checks(found: SoakResults) -> Iterator[tuple[str, str, bool]]:
     """What was checked, what was seen, and whether that is right."""
     yield "the run is whole", f"{len(found.samples)} samples", bool(found.end)
     yield "no errors", str(dict(found.errors) or 0), not found.errors
     if not found.end:
         return
-    left = held(found.gauges)
+    left = nonzero_gauges(found.gauges)
     yield "nothing is held", str(left or 0), not left
     pids = [{name: p.pid for name, p in side.items()} for side in (found.start, found.end)]
     yield "the same processes", ", ".join(pids[1]), pids[0] == pids[1]
     fds = {n: p.fds - found.start[n].fds for n, p in found.end.items() if n in found.start}
     more = {name: count for name, count in fds.items() if count > 0}
     yield "no more file descriptors", str(more or 0), not more
-    grown = {name: slope(found.samples, name) for name in found.start}
+    grown = {name: memory_growth(found.samples, name) for name in found.start}
     judged = found.minutes >= LONG_MIN
     most = max(grown.values())
     said = f"at most {most:+.1f} MiB/h" if judged else "too short to tell"
     yield "flat memory", said, not judged or most < GROWTH
 
 
-def line(sample: Sample, errors: int) -> str:
+def sample_line(sample: SoakSample, errors: int) -> str:
     """A sample in one line."""
     rss = ", ".join(f"{name} {p.rss_mib:.0f}" for name, p in sample.processes.items())
     return (
-        f"{sample.at_s / 60:5.1f} min  {sample.rate_hz:.0f}/s  {errors} errors  {sample.left} left"
+        f"{sample.at_s / 60:5.1f} min  {sample.rate_hz:.0f}/s  {errors} errors"
+        f"  {sample.disconnected} disconnected"
         f"  whole {_ms(sample.whole_ms)}  stream {_ms(sample.stream_ms)}"
         f"  TTFT {_ms(sample.ttft_ms)} ms  {sample.gauges['active']:.0f} active"
-        f"  {sample.gauges['queued']:.0f} queued  {sample.others_cores:.1f} cores to others"
+        f"  {sample.gauges['queued']:.0f} queued  {sample.other_programs_cores:.1f} cores to others"
         f"  MiB: {rss}"
     )
 
@@ -111,7 +114,7 @@ def p50_p99_ms(seconds: Sequence[float]) -> tuple[float, float]:
     return quantile(ordered, 0.50) * 1e3, quantile(ordered, 0.99) * 1e3
 
 
-def tables(found: Found) -> Iterator[Table]:
+def tables(found: SoakResults) -> Iterator[Table]:
     """Of the traffic, the job's gauges, its processes and the checks."""
     if found.samples:
         yield _traffic(found)
@@ -123,12 +126,13 @@ def tables(found: Found) -> Iterator[Table]:
     yield verdict
 
 
-def _traffic(found: Found) -> Table:
+def _traffic(found: SoakResults) -> Table:
     title = (
         f"{found.samples[-1].at_s / 60:.1f} minutes at {found.rate_hz:.0f} requests/s, the capacity"
-        f" is {found.capacity_hz:.0f}/s: {found.asked:,} requests, {found.left:,} clients left"
+        f" is {found.capacity_hz:.0f}/s: {found.sent:,} requests,"
+        f" {found.disconnected:,} clients disconnected"
     )
-    noise = statistics.median(s.others_cores for s in found.samples)
+    noise = statistics.median(s.other_programs_cores for s in found.samples)
     caption = f"other programs kept {noise:.2f} cores busy; so much less was ours"
     table = Table(
         "ms", "p50: median", "p50: worst", "p99: median", "p99: worst", title=title, caption=caption
@@ -141,7 +145,7 @@ def _traffic(found: Found) -> Table:
     return table
 
 
-def _gauges(found: Found) -> Table:
+def _gauges(found: SoakResults) -> Table:
     table = Table("metric", "median", "most", "at the end", title="The job's own figures")
     for name in found.samples[-1].gauges:
         seen = [s.gauges.get(name, 0.0) for s in found.samples]
@@ -150,13 +154,13 @@ def _gauges(found: Found) -> Table:
     return table
 
 
-def _processes(found: Found) -> Table:
+def _processes(found: SoakResults) -> Table:
     head = ("RSS first", "last", "MiB/h", "PSS first", "last", "fds start", "most", "end")
     table = Table("MiB", *head, "threads", title="Processes; first and last under load")
     for name, start in found.start.items():
         seen = [s.processes[name] for s in found.samples if name in s.processes] or [start]
         first, last, end = seen[0], seen[-1], found.end.get(name)
-        memory = (first.rss_mib, last.rss_mib, slope(found.samples, name))
+        memory = (first.rss_mib, last.rss_mib, memory_growth(found.samples, name))
         shared = (first.pss_mib, last.pss_mib)
         fds = (start.fds, max(p.fds for p in seen), end.fds if end else "-")
         cells = [f"{v:.1f}" for v in (*memory, *shared)] + [str(n) for n in fds]

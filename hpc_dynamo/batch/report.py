@@ -9,7 +9,7 @@ from hpc_dynamo.engines.metrics import EngineMetrics, parse_metrics
 from hpc_dynamo.histogram import Histogram, merge
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import BatchSummary, Progress
-from hpc_dynamo.router import Member
+from hpc_dynamo.router import RoutedWorker
 
 READ_S = 10.0
 
@@ -17,11 +17,11 @@ MetricsByRank = dict[int, EngineMetrics]  # by rank
 
 
 async def read_metrics(
-    client: HttpClient, members: Iterable[Member], names: MetricNames
+    client: HttpClient, members: Iterable[RoutedWorker], names: MetricNames
 ) -> MetricsByRank:
     """One reading of every ready worker; those that do not answer are left out."""
 
-    async def one(member: Member) -> EngineMetrics | None:
+    async def one(member: RoutedWorker) -> EngineMetrics | None:
         try:
             got = client.send("GET", member.url, names.path)
             async with asyncio.timeout(READ_S), got as answer:
@@ -35,7 +35,7 @@ async def read_metrics(
 
 
 def summarize(
-    members: Iterable[Member], before: MetricsByRank, after: MetricsByRank, progress: Progress
+    members: Iterable[RoutedWorker], before: MetricsByRank, after: MetricsByRank, progress: Progress
 ) -> BatchSummary:
     """What grew between two readings. A worker that started again counts from its new start."""
     present, seconds = list(members), max(progress.elapsed_s, 1e-9)

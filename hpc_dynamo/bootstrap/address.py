@@ -1,4 +1,4 @@
-"""Which of a node's addresses the rest of the job should use."""
+"""Addresses of this node, for other nodes of the job and for clients."""
 
 import fcntl
 import os
@@ -15,9 +15,9 @@ LOOPBACK = "127.0.0.1"
 
 
 def job_address(interface: str | None, peers: Sequence[str]) -> str:
-    """The IPv4 address on `interface`, or the one that packets to another node leave from.
+    """Return the IPv4 address of `interface`, or else the source address of packets to `peers`.
 
-    A job of one node stays on loopback. Raises ConfigError for an unknown interface.
+    A job of one node uses loopback. Raises ConfigError for an unknown interface.
     """
     if interface:
         return _address_of(interface)
@@ -26,31 +26,35 @@ def job_address(interface: str | None, peers: Sequence[str]) -> str:
 
 
 def address_for_clients(address: str) -> str:
-    """Where clients outside of a node find it: a job of one node is on loopback, from which only
-    what runs there can reach it. Without Slurm that is what is wanted."""
+    """Return an address that other nodes can reach, for an endpoint of a Slurm job.
+
+    It differs from `address` only if that is loopback. Without Slurm loopback is returned.
+    """
     login = os.environ.get(LOGIN_HOST) or os.environ.get("SLURM_SUBMIT_HOST", "")
     if address != LOOPBACK or login in ("", socket.gethostname()):
         return address
     try:
         return _source_towards(login)
-    except OSError:  # the name means nothing on this node
+    except OSError:  # this node cannot resolve the name
         return _source_towards(socket.gethostname())
 
 
 def address_for_extra_jobs(address: str) -> str:
-    """The head's own, for agents of further jobs on other nodes. Raises ConfigError where a job of
-    Slurm knows none but loopback's."""
+    """Return the head's address for agents of extra jobs on other nodes.
+
+    Raises ConfigError if this node of a Slurm job has only a loopback address.
+    """
     found = address_for_clients(address)
     if found.startswith("127.") and "SLURM_JOB_ID" in os.environ:
-        what = "further jobs need an address of this node that other nodes can reach"
-        raise ConfigError(what, hint="cluster.interface=ib0, or as the interface is called")
+        what = "extra jobs need an address of this node that other nodes can reach"
+        raise ConfigError(what, hint="cluster.interface=ib0, or the name of another interface")
     return found
 
 
 def interface_with_address(address: str) -> str:
-    """The name of the network interface that has this IPv4 address; empty where none has."""
+    """Return the network interface that has this IPv4 address; empty if none has."""
     for _, name in socket.if_nameindex():
-        with suppress(ConfigError):  # it has none
+        with suppress(ConfigError):  # it has no address
             if _address_of(name) == address:
                 return name
     return ""
@@ -71,7 +75,10 @@ def _address_of(interface: str) -> str:
 
 
 def _source_towards(host: str) -> str:
-    """Connecting a datagram socket sends nothing, but makes the kernel choose the route."""
+    """Return the source address of packets to `host`.
+
+    Connecting a datagram socket sends nothing, but makes the kernel choose a route.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         s.connect((host, 9))
         return str(s.getsockname()[0])

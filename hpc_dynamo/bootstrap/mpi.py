@@ -1,7 +1,7 @@
-"""One allgather in a short-lived child: no long-lived process ever holds MPI.
+"""Exchange by one MPI allgather in a short-lived child process, so that no other process uses MPI.
 
-The child runs `main`: a record as JSON on standard input,
-everybody's as a JSON array on standard output, in the order of MPI ranks.
+The child runs `main`. It reads a record as JSON from standard input and writes the records of
+all ranks to standard output, as a JSON array.
 """
 
 import asyncio
@@ -14,21 +14,23 @@ import msgspec
 from hpc_dynamo.errors import BootstrapError
 from hpc_dynamo.messages import NodeRecord
 
-# Set by `srun --mpi=pmix` and `--mpi=pmi2` (or cray_shasta), and by mpirun.
-WORLD = ("PMIX_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
+# Set by `srun --mpi=pmix`, by `--mpi=pmi2` or cray_shasta, and by mpirun.
+RANK_VARIABLES = ("PMIX_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
+ERROR_CHARS = 800
 
 
 def available() -> bool:
-    """True in a task that was started as an MPI rank, with mpi4py at hand."""
-    started = any(name in os.environ for name in WORLD)
+    """Return True if this task was started as an MPI rank and mpi4py is installed."""
+    started = any(name in os.environ for name in RANK_VARIABLES)
     return started and importlib.util.find_spec("mpi4py") is not None
 
 
 async def allgather(me: NodeRecord, count: int, timeout_s: float) -> tuple[NodeRecord, ...]:
-    """The records of all `count` agents.
+    """Return the records of all `count` agents, by node.
 
-    Raises BootstrapError with what MPI printed, after `timeout_s`, or where this MPI found
-    another world: a library that does not speak srun's PMI makes one of each rank alone.
+    Raises BootstrapError with the output of MPI if it fails or takes longer than `timeout_s`, or
+    if its world has another size. A library that does not support srun's PMI makes a world of
+    each rank.
     """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", f"from {__name__} import main; main()"),
@@ -46,8 +48,9 @@ async def allgather(me: NodeRecord, count: int, timeout_s: float) -> tuple[NodeR
             process.kill()
             await process.wait()
     if process.returncode:
-        raise BootstrapError(f"MPI: {err.decode(errors='replace').strip()[-800:]}")
-    # MPI libraries may print to standard output too; ours is the last line.
+        error = err.decode(errors="replace").strip()[-ERROR_CHARS:]
+        raise BootstrapError(f"MPI: {error}")
+    # MPI libraries may also print to standard output, before the records.
     records = msgspec.json.decode(out.strip().splitlines()[-1], type=list[NodeRecord])
     if len(records) != count:
         raise BootstrapError(f"MPI: a world of {len(records)} ranks where {count} were started")
@@ -55,7 +58,8 @@ async def allgather(me: NodeRecord, count: int, timeout_s: float) -> tuple[NodeR
 
 
 def main() -> None:
-    from mpi4py import MPI  # here alone: importing it initialises MPI
+    # Importing this initialises MPI, so it must not happen in another process.
+    from mpi4py import MPI
 
-    everyone = MPI.COMM_WORLD.allgather(sys.stdin.buffer.read())
-    sys.stdout.write("[" + ",".join(record.decode() for record in everyone) + "]\n")
+    records = MPI.COMM_WORLD.allgather(sys.stdin.buffer.read())
+    sys.stdout.write("[" + ",".join(record.decode() for record in records) + "]\n")

@@ -1,7 +1,6 @@
-"""The same exchange without MPI: the head listens, a file in the run folder says where.
+"""Exchange over TCP: the head listens, and a file in the run folder holds its address.
 
-The file is the one thing that needs the shared disk; records travel over the control
-plane's kind of socket, so only holders of the run's key can join.
+Records travel over the sockets of the control plane, so only holders of the run's key can join.
 """
 
 import asyncio
@@ -16,35 +15,36 @@ from hpc_dynamo.messages import Hello, NodeRecord, Roster
 from hpc_dynamo.run import read_json, write_json
 from hpc_dynamo.wire import ControlClient, ControlServer, MessageCodec
 
-POLL_S = 0.1  # a shared disk has no event for a file that appears on another node
+# A shared disk has no event for a new file of another node.
+POLL_S = 0.1
 
 JoinMessage = Hello | Roster
 CODEC: MessageCodec[JoinMessage] = MessageCodec(JoinMessage)  # type: ignore[arg-type]  # a union is no type[T]
 
 
 class HeadAddress(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the head waits for the others."""
+    """Address at which the head waits for the other agents. Written to the run folder."""
 
     endpoint: str
-    restart_count: str  # a requeued job must not meet what its former life left behind
+    restart_count: str  # a requeued job must not use the file of its earlier execution
 
 
-def _life() -> str:
+def _restart_count() -> str:
     return os.environ.get("SLURM_RESTART_COUNT", "0")
 
 
 async def collect_records(
     me: NodeRecord, count: int, file: Path, keys: tuple[str, str], timeout_s: float
 ) -> tuple[NodeRecord, ...]:
-    """Collect `count` records, ours included, and tell everybody all of them.
+    """Receive the records of all agents, send the roster to each, and return the records by node.
 
-    Returns fewer than `count` when the others did not come within `timeout_s`.
+    They include `me`, the head's own. Returns fewer than `count` records after `timeout_s`.
     """
     began = time.monotonic()
     known, peers = {me.node: me}, list[bytes]()
     server = ControlServer(me.address, keys, CODEC)
     try:
-        write_json(file, HeadAddress(endpoint=server.endpoint, restart_count=_life()))
+        write_json(file, HeadAddress(endpoint=server.endpoint, restart_count=_restart_count()))
         async with asyncio.timeout(timeout_s):
             while len(known) < count:
                 peer, message = await server.receive()
@@ -65,7 +65,7 @@ async def collect_records(
 async def send_record(
     me: NodeRecord, file: Path, keys: tuple[str, str], timeout_s: float
 ) -> tuple[NodeRecord, ...]:
-    """Present ourselves to the head and wait for the roster. Raises BootstrapError."""
+    """Send this agent's record to the head and return the records of all. Raises BootstrapError."""
     deadline = time.monotonic() + timeout_s
     client = ControlClient(await _endpoint(file, timeout_s), keys, CODEC)
     try:
@@ -74,7 +74,7 @@ async def send_record(
     finally:
         client.close()
     if not isinstance(answer, Roster):
-        raise BootstrapError(f"the head answered {type(answer).__name__} where a roster was due")
+        raise BootstrapError(f"the head sent {type(answer).__name__} instead of a roster")
     return answer.nodes
 
 
@@ -83,10 +83,10 @@ async def _endpoint(file: Path, timeout_s: float) -> str:
         async with asyncio.timeout(timeout_s):
             while True:
                 found = read_json(file, HeadAddress)
-                if found and found.restart_count == _life():
+                if found and found.restart_count == _restart_count():
                     return found.endpoint
                 await asyncio.sleep(POLL_S)
     except TimeoutError as e:
-        hint = "the log of agent 0; is the run folder on a disk that all nodes share?"
-        what = f"node 0 did not open its rendezvous within {timeout_s:.0f} s ({file})"
+        what = f"node 0 did not write its address within {timeout_s:.0f} s ({file})"
+        hint = "read the log of agent 0; check that all nodes share the disk of the run folder"
         raise BootstrapError(what, hint=hint) from e

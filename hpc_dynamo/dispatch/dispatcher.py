@@ -19,7 +19,7 @@ from hpc_dynamo.dispatch.worker_client import (
 from hpc_dynamo.engines import ConcurrentProtocol, PdProtocol
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import HttpClient
-from hpc_dynamo.router import Ask, Exhausted, Lease
+from hpc_dynamo.router import AllWorkersTried, Lease, RoutingRequest
 
 MAX_ATTEMPTS = 3  # a request that breaks workers must not meet them all
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 class RequestRouter(Protocol):
     """What is needed of a router, here or remote."""
 
-    async def route(self, ask: Ask) -> Lease: ...
+    async def route(self, ask: RoutingRequest) -> Lease: ...
 
 
 class Dispatcher:
@@ -66,7 +66,7 @@ class Dispatcher:
         while failed < self._tries:
             try:
                 lease = await self._router.route(ask)
-            except Exhausted:
+            except AllWorkersTried:
                 break
             try:
                 return await self._attempt(lease, work, taker)
@@ -91,15 +91,15 @@ class Dispatcher:
         there = asyncio.timeout(None)
         try:
             async with there:
-                lease.lost.add_done_callback(leave)
+                lease.worker_lost.add_done_callback(leave)
                 try:
                     await self._serve(lease, work, taker)
                 finally:
-                    lease.lost.remove_done_callback(leave)
+                    lease.worker_lost.remove_done_callback(leave)
         except TimeoutError as e:
             if not there.expired():
                 raise
-            rank = lease.lost.result()
+            rank = lease.worker_lost.result()
             raise WorkerFailed(rank, f"worker {rank} left with this request on it", 503) from e
 
     async def _serve(self, lease: Lease, work: EngineRequest, taker: ResponseSink) -> None:

@@ -10,7 +10,7 @@ from hpc_dynamo.dispatch.worker_client import BufferedResponse, IncomingResponse
 from hpc_dynamo.engine_errors import parse_engine_error
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import ByteSink
-from hpc_dynamo.router import Lease, Note, Target
+from hpc_dynamo.router import Lease, LeaseEvent, Target
 
 EVENTS = "text/event-stream"
 CHUNKS_PER_REPORT = 64  # a note to the router costs as much as forwarding a few pieces
@@ -28,7 +28,7 @@ class BufferedSample(BufferedResponse):
         await super().receive(answer, lease)
         usage = msgspec.json.decode(self.body.get("usage", b"null"), type=_Usage | None)
         if usage and usage.completion_tokens:
-            lease.progress(usage.completion_tokens)
+            lease.report_progress(usage.completion_tokens)
 
 
 class MergedResponse:
@@ -101,7 +101,7 @@ class SampleStream:
         await answer.relay(self)
         if self._error:
             raise self._error
-        lease.progress(self._pieces)
+        lease.report_progress(self._pieces)
         self._stream.sample_complete()
 
     def write(self, data: bytes) -> None:
@@ -110,7 +110,7 @@ class SampleStream:
             return
         if not self.started:
             self.started = True
-            self._lease.first_token()
+            self._lease.report_first_token()
         try:
             events, error = self._stream.merger.feed(self._sample, data)
         except FOREIGN as e:
@@ -125,7 +125,7 @@ class SampleStream:
     def _count(self) -> None:
         self._pieces += 1
         if self._pieces == CHUNKS_PER_REPORT:
-            self._lease.progress(self._pieces)
+            self._lease.report_progress(self._pieces)
             self._pieces = 0
 
     @property
@@ -154,9 +154,9 @@ class _Kept:
 
 
 class _Silent:
-    """See router.lease.Notes: not used, since each part has its own lease."""
+    """See router.scheduling.lease.LeaseListener: not used, since each part has its own lease."""
 
-    def note(self, lease: int, note: Note, value: int) -> None:
+    def on_lease_event(self, lease: int, event: LeaseEvent, value: int) -> None:
         pass
 
 

@@ -18,7 +18,7 @@ from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import Header
 from hpc_dynamo.json_reader import JsonError, read_value
 from hpc_dynamo.preprocess import PromptRejected, TokenIdsOnly, Tokens, UnknownTokens
-from hpc_dynamo.router import Ask, Wish, block_hashes, root
+from hpc_dynamo.router import RoutingHints, RoutingRequest, adapter_root, block_hashes
 
 RENEW_S = 2.0  # between two checks of the tokenizer's memory
 
@@ -34,7 +34,7 @@ class RequestContext:
     time in the queue, 0 for the router's own limit.
     """
 
-    hints: Wish = field(default_factory=Wish)
+    hints: RoutingHints = field(default_factory=RoutingHints)
     adapter: str | None = None
     context_tokens: int = 0
     timeout_s: float = 0.0
@@ -92,22 +92,22 @@ class RequestBuilder:
 
     async def routing_request(
         self, path: str, content: bytes, body: Body, given: RequestContext
-    ) -> Ask:
+    ) -> RoutingRequest:
         """Return the routing request for a request with this path and body."""
         return (await self._decide(path, content, body, given))[0]
 
     async def _decide(
         self, path: str, content: bytes, body: Body, given: RequestContext
-    ) -> tuple[Ask, Execution]:
+    ) -> tuple[RoutingRequest, Execution]:
         tokenizer = await self._prompts(path, content, body, given)
         longest, tokens = max(tokenizer, key=len, default=Tokens(b"")), sum(map(len, tokenizer))
         how = self._execution(path, body, given, len(longest))
-        ask = Ask(
-            tokens=tokens,
-            hashes=self._hashes(longest, given),
-            split=how.disaggregated,
+        ask = RoutingRequest(
+            prompt_tokens=tokens,
+            block_hashes=self._hashes(longest, given),
+            may_disaggregate=how.disaggregated,
             timeout_s=given.timeout_s,
-            wish=given.hints,
+            hints=given.hints,
             model=self._model,
         )
         return ask, how
@@ -126,7 +126,7 @@ class RequestBuilder:
     def _hashes(self, prompt: Tokens, given: RequestContext) -> bytes:
         if not self._by_cache(given):
             return b""
-        return block_hashes(prompt.data, self._block, root(given.adapter))
+        return block_hashes(prompt.data, self._block, adapter_root(given.adapter))
 
     async def _prompts(
         self, path: str, content: bytes, body: Body, given: RequestContext

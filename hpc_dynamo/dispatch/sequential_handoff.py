@@ -91,7 +91,7 @@ class SequentialHandoff:
         try:
             async with self._workers.post(lease, target, work, content) as answer:
                 body = await answer.read()
-            lease.prefilled()
+            lease.report_prefilled()
             return self._dialect.decode(work.body, read_object(body, target))
         except RequestFailed as e:
             return e

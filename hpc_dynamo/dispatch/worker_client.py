@@ -11,7 +11,7 @@ from hpc_dynamo.engine_errors import append_engine_error
 from hpc_dynamo.engines import Body
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import ByteSink, HttpClient, HttpResponse
-from hpc_dynamo.router import Ask, Lease, Target
+from hpc_dynamo.router import Lease, RoutingRequest, Target
 
 GRACE_S = 0.1  # what ends so soon after the other worker, or its client, is let to its end
 OBJECT_DECODER = msgspec.json.Decoder(
@@ -27,7 +27,7 @@ class EngineRequest:
     path: str
     content: bytes
     body: Body
-    routing: Ask
+    routing: RoutingRequest
     headers: Sequence[tuple[bytes, bytes]] = ()
     samples: int = 1
 
@@ -104,7 +104,7 @@ async def _good(
                 raise _refused(target, what, answer.status, await answer.read())
             yield answer
     except OSError as e:
-        lease.broken(target.rank)
+        lease.report_connection_lost(target.rank)
         what = f"worker {target.rank} at {target.url}: {e or type(e).__name__}"
         reached = not isinstance(e, ConnectionRefusedError)
         raise WorkerFailed(target.rank, what, 503, reached=reached) from e

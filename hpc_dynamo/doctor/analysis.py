@@ -6,8 +6,8 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from hpc_dynamo.doctor.checks import clock_off, fault
-from hpc_dynamo.doctor.records import Examined, Finding, Link, Met
+from hpc_dynamo.doctor.checks import check_clock, fault
+from hpc_dynamo.doctor.records import Finding, LinkResult, NodeReady, PeersConnected
 
 SLOW = 0.3  # of the usual link; noise stays above it
 TIMES_SLOW, TIMES_DEAD = 3, 2  # that a link is measured before it is held to be so
@@ -16,7 +16,7 @@ WORLD = "srun --mpi=list, cluster.slurm.mpi; mpi4py and an MPI with PMIx beside 
 LINKS = "UCX_NET_DEVICES and UCX_TLS in engine.env (`ucx_info -d` lists them), cables, ibstat"
 
 
-def absent(hosts: Sequence[str], nodes: Sequence[Examined], logs: Path) -> list[Finding]:
+def missing_nodes(hosts: Sequence[str], nodes: Sequence[NodeReady], logs: Path) -> list[Finding]:
     """Nodes that were never heard of."""
     came = {node.node for node in nodes}
     fix = f"{logs}, sinfo; do they see the run folder, and may they reach {hosts[0]}?"
@@ -25,7 +25,9 @@ def absent(hosts: Sequence[str], nodes: Sequence[Examined], logs: Path) -> list[
     return [replace(found, host=h) for i, h in enumerate(hosts) if i not in came]
 
 
-def apart(hosts: Sequence[str], nodes: Sequence[Examined], token: str) -> list[Finding]:
+def separate_run_folders(
+    hosts: Sequence[str], nodes: Sequence[NodeReady], token: str
+) -> list[Finding]:
     """Nodes whose run folder is another than the head's."""
     what = "its run folder is not the head node's"
     why = "what it writes there nobody else finds"
@@ -33,7 +35,7 @@ def apart(hosts: Sequence[str], nodes: Sequence[Examined], token: str) -> list[F
     return [replace(found, host=hosts[n.node]) for n in nodes if n.facts.run_token != token]
 
 
-def meetings(hosts: Sequence[str], met: Iterable[Met]) -> list[Finding]:
+def connection_findings(hosts: Sequence[str], met: Iterable[PeersConnected]) -> list[Finding]:
     """Ports that cannot be reached, clocks that differ from the head node's."""
     found = []
     for each in met:
@@ -42,44 +44,44 @@ def meetings(hosts: Sequence[str], met: Iterable[Met]) -> list[Finding]:
             what = f"a port of {hosts[peer]} cannot be reached: {error}"
             why = "requests and KV cache between them fail (a firewall?)"
             found.append(replace(fault("ports", what, why, REACH), host=host))
-        if clock := clock_off(each.ahead_s):
+        if clock := check_clock(each.ahead_s):
             found.append(replace(clock, host=host))
     return found
 
 
-def worlds(host: str, error: str) -> list[Finding]:
+def mpi_findings(host: str, error: str) -> list[Finding]:
     """Workers whose ranks are one MPI world, of which one was tried from `host`."""
     why = "no worker whose ranks are one MPI world starts"
     found = fault("MPI", error, why, WORLD)
     return [replace(found, host=host)] if error else []
 
 
-def links(hosts: Sequence[str], measured: Sequence[Link]) -> list[Finding]:
+def link_findings(hosts: Sequence[str], measured: Sequence[LinkResult]) -> list[Finding]:
     """Dead links, and those far below what most nodes reach."""
-    usual = usual_gb_s(measured)
+    usual = typical_gb_s(measured)
     return [f for each in measured if (f := _link(hosts, each, usual)) is not None]
 
 
-def doubtful(measured: Collection[Link]) -> list[Link]:
+def links_to_remeasure(measured: Collection[LinkResult]) -> list[LinkResult]:
     """Links to be measured again, those first that least was tried for, then the worst."""
-    least = usual_gb_s(measured) * SLOW
+    least = typical_gb_s(measured) * SLOW
     found = [link for link in measured if link.times < _times(link, least)]
     return sorted(found, key=lambda link: (link.times, link.gb_s))
 
 
-def _times(link: Link, least: float) -> int:
+def _times(link: LinkResult, least: float) -> int:
     if link.error:
         return TIMES_DEAD
     return TIMES_SLOW if link.gb_s < least else 1
 
 
-def better(before: Link, now: Link) -> Link:
+def combine_measurements(before: LinkResult, now: LinkResult) -> LinkResult:
     """Of two measurements of a link: what holds one up says nothing of it."""
     best = max(now, before, key=lambda link: (not link.error, link.gb_s))
     return replace(best, times=before.times + 1)
 
 
-def usual_gb_s(measured: Iterable[Link]) -> float:
+def typical_gb_s(measured: Iterable[LinkResult]) -> float:
     """The median over nodes of each one's best link: one bad node spoils more than its own."""
     best = dict[int, float]()
     for each in measured:
@@ -88,7 +90,7 @@ def usual_gb_s(measured: Iterable[Link]) -> float:
     return statistics.median(best.values()) if best else 0.0
 
 
-def _link(hosts: Sequence[str], each: Link, usual: float) -> Finding | None:
+def _link(hosts: Sequence[str], each: LinkResult, usual: float) -> Finding | None:
     by = f" over {each.transport}" if each.transport else ""
     if each.error:
         how, why = f" is dead: {each.error}", "KV cache from that node cannot be had"

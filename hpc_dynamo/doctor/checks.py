@@ -4,34 +4,34 @@ from collections.abc import Callable, Iterable
 
 from msgspec.structs import replace
 
-from hpc_dynamo.doctor.records import Facts, Finding, Level
+from hpc_dynamo.doctor.records import Finding, FindingLevel, NodeFacts
 from hpc_dynamo.model_files import Severity
 
 GIB, MIB = 1 << 30, 1 << 20
 SHM_BYTES, TMP_BYTES = 64 * MIB, 64 * MIB  # below, engines do not start; below a GiB they may not
 NOFILE, NOFILE_GOOD = 1024, 8192  # a stream through the endpoint takes two
-CLOCK_S = 5.0
+MAX_CLOCK_ERROR_S = 5.0
 SLOW_READ_GB_S = 0.1  # 70 GB take twelve minutes
 NIXL = "pip install --no-deps nixl-cu12 numpy in the engine's environment (or nixl-cu13)"
 
-Check = Callable[[Facts], Finding | None]
+Check = Callable[[NodeFacts], Finding | None]
 
 
-def examine(facts: Facts, checks: Iterable[Check]) -> tuple[Finding, ...]:
+def run_checks(facts: NodeFacts, checks: Iterable[Check]) -> tuple[Finding, ...]:
     """What these checks find on the node."""
     found = (check(facts) for check in checks)
     return tuple(replace(finding, host=facts.host) for finding in found if finding)
 
 
 def fault(check: str, what: str, why: str, fix: str) -> Finding:
-    return Finding(check=check, level=Level.fault, what=what, why=why, fix=fix)
+    return Finding(check=check, level=FindingLevel.fault, what=what, why=why, fix=fix)
 
 
 def warning(check: str, what: str, why: str, fix: str) -> Finding:
-    return Finding(check=check, level=Level.warning, what=what, why=why, fix=fix)
+    return Finding(check=check, level=FindingLevel.warning, what=what, why=why, fix=fix)
 
 
-def model(facts: Facts) -> Finding | None:
+def check_model(facts: NodeFacts) -> Finding | None:
     problems = facts.model_problems
     faults = [p for p in problems if p.severity is Severity.error]
     found = faults or [p for p in problems if p.severity is Severity.warning]
@@ -42,11 +42,11 @@ def model(facts: Facts) -> Finding | None:
     return make("model", what, "no engine on this node can load it", fix)
 
 
-def shm(facts: Facts) -> Finding | None:
+def check_shm(facts: NodeFacts) -> Finding | None:
     return _space("/dev/shm", facts.shm_free, SHM_BYTES, "NCCL, UCX and engines share memory in it")
 
 
-def tmp(facts: Facts) -> Finding | None:
+def check_tmp(facts: NodeFacts) -> Finding | None:
     return _space("/tmp", facts.tmp_free, TMP_BYTES, "engines and MPI keep sockets there")
 
 
@@ -59,7 +59,7 @@ def _space(folder: str, free: int, least: int, why: str) -> Finding | None:
     return make(folder, what, why, fix)
 
 
-def nofile(facts: Facts) -> Finding | None:
+def check_open_files(facts: NodeFacts) -> Finding | None:
     if facts.nofile < 0 or facts.nofile >= NOFILE_GOOD:
         return None
     make = fault if facts.nofile < NOFILE else warning
@@ -69,7 +69,7 @@ def nofile(facts: Facts) -> Finding | None:
     return make("ulimits", f"at most {facts.nofile} open files (ulimit -n)", why, fix)
 
 
-def memlock(facts: Facts) -> Finding | None:
+def check_locked_memory(facts: NodeFacts) -> Finding | None:
     if not facts.rdma_devices or facts.memlock < 0 or facts.memlock >= GIB:
         return None
     what = f"at most {facts.memlock / MIB:.0f} MiB of locked memory (ulimit -l)"
@@ -78,7 +78,7 @@ def memlock(facts: Facts) -> Finding | None:
     return fault("ulimits", what, why, fix)
 
 
-def ports(facts: Facts) -> Finding | None:
+def check_ports(facts: NodeFacts) -> Finding | None:
     if not facts.port_error:
         return None
     why = "engines, endpoint and control plane listen there"
@@ -86,8 +86,8 @@ def ports(facts: Facts) -> Finding | None:
     return fault("ports", f"no port can be opened: {facts.port_error}", why, fix)
 
 
-def clock_off(ahead_s: float) -> Finding | None:
-    if abs(ahead_s) < CLOCK_S:
+def check_clock(ahead_s: float) -> Finding | None:
+    if abs(ahead_s) < MAX_CLOCK_ERROR_S:
         return None
     way = "ahead" if ahead_s > 0 else "behind"
     what = f"its clock is {abs(ahead_s):.1f} s {way}"
@@ -95,7 +95,7 @@ def clock_off(ahead_s: float) -> Finding | None:
     return fault("clock", what, why, "chronyc tracking, timedatectl; your admins")
 
 
-def gpus(facts: Facts) -> Finding | None:
+def check_gpu_count(facts: NodeFacts) -> Finding | None:
     have = len(facts.gpus_visible)
     if have >= facts.gpus_wanted:
         return None
@@ -108,7 +108,7 @@ def gpus(facts: Facts) -> Finding | None:
     return fault("GPUs", f"{what} of {facts.gpus_wanted}", why, fix)
 
 
-def binding(facts: Facts) -> Finding | None:
+def check_gpu_binding(facts: NodeFacts) -> Finding | None:
     """CUDA_VISIBLE_DEVICES against what the driver lists."""
     if facts.gpus_listed is None:
         return None
@@ -121,7 +121,7 @@ def binding(facts: Facts) -> Finding | None:
     return fault("GPUs", what, "engines bound to it find no GPU", fix)
 
 
-def read_speed(facts: Facts) -> Finding | None:
+def check_read_speed(facts: NodeFacts) -> Finding | None:
     if facts.model_gb_s is None or facts.model_gb_s >= SLOW_READ_GB_S:
         return None
     what = f"model.path is read at {facts.model_gb_s * 1000:.0f} MB/s"
@@ -129,14 +129,14 @@ def read_speed(facts: Facts) -> Finding | None:
     return warning("model", what, "loading takes minutes a worker", fix)
 
 
-def run_folder(facts: Facts) -> Finding | None:
+def check_run_folder(facts: NodeFacts) -> Finding | None:
     if not facts.run_error:
         return None
     why = "results, logs and addresses are written there by every node"
     return fault("run folder", facts.run_error, why, "runs_dir=… on a disk that all nodes share")
 
 
-def engine(facts: Facts) -> Finding | None:
+def check_engine(facts: NodeFacts) -> Finding | None:
     if not facts.engine_error:
         return None
     fix = "engine.python=… of the environment that has the engine, on a shared disk; "
@@ -145,7 +145,7 @@ def engine(facts: Facts) -> Finding | None:
     return fault("engine", facts.engine_error, "no worker can start on this node", fix)
 
 
-def nixl(facts: Facts) -> Finding | None:
+def check_nixl(facts: NodeFacts) -> Finding | None:
     if not facts.nixl_error:
         return None
     if facts.contained:
@@ -154,7 +154,7 @@ def nixl(facts: Facts) -> Finding | None:
     return fault("NIXL", facts.nixl_error, "no KV cache can move to or from this node", NIXL)
 
 
-def mpi(facts: Facts) -> Finding | None:
+def check_mpi(facts: NodeFacts) -> Finding | None:
     if not facts.mpi_error:
         return None
     why = "with cluster.bootstrap.method=mpi no job starts"
@@ -162,7 +162,15 @@ def mpi(facts: Facts) -> Finding | None:
     return fault("MPI", facts.mpi_error, why, hint)
 
 
-QUICK: tuple[Check, ...] = (model, ports, shm, nofile, gpus)
-FULL: tuple[Check, ...] = (
-    *QUICK, tmp, memlock, binding, read_speed, run_folder, engine, nixl, mpi,
-)  # fmt: skip
+PREFLIGHT_CHECKS: tuple[Check, ...] = (
+    check_model,
+    check_ports,
+    check_shm,
+    check_open_files,
+    check_gpu_count,
+)
+ALL_CHECKS: tuple[Check, ...] = (
+    *PREFLIGHT_CHECKS,
+    *(check_tmp, check_locked_memory, check_gpu_binding, check_read_speed),
+    *(check_run_folder, check_engine, check_nixl, check_mpi),
+)

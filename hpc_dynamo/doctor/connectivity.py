@@ -6,15 +6,15 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from hpc_dynamo.doctor.records import Examined, Met
+from hpc_dynamo.doctor.records import NodeReady, PeersConnected
 
-REACH_S = 5.0
-ASKED = 5  # times; the quickest answer tells the time best
+CONNECT_TIMEOUT_S = 5.0
+CLOCK_SAMPLES = 5  # times; the quickest answer tells the time best
 CLOCK = struct.Struct("!d")
 
 
 @asynccontextmanager
-async def listen(address: str) -> AsyncIterator[int]:
+async def clock_server(address: str) -> AsyncIterator[int]:
     """A port that tells the time to whoever sends a byte, until left."""
     server = await asyncio.start_server(_tell, address, 0)
     async with server:
@@ -32,13 +32,13 @@ async def _tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.close()
 
 
-async def meet(node: int, peers: Sequence[Examined]) -> Met:
+async def connect_to_peers(node: int, peers: Sequence[NodeReady]) -> PeersConnected:
     """Tries all the others at once."""
     others = [peer for peer in peers if peer.node != node]
     answers = await asyncio.gather(*(_reach(peer.address, peer.port) for peer in others))
     said = dict(zip((peer.node for peer in others), answers, strict=True))
     ahead = said.get(0, 0.0)
-    return Met(
+    return PeersConnected(
         node=node,
         ahead_s=ahead if isinstance(ahead, float) else 0.0,
         unreachable={peer: answer for peer, answer in said.items() if isinstance(answer, str)},
@@ -48,14 +48,14 @@ async def meet(node: int, peers: Sequence[Examined]) -> Met:
 async def _reach(address: str, port: int) -> float | str:
     """How far our clock is ahead of the one there, or why it cannot be asked."""
     try:
-        async with asyncio.timeout(REACH_S):
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(address, port)
             try:
-                return min([await _ask(reader, writer) for _ in range(ASKED)])[1]
+                return min([await _ask(reader, writer) for _ in range(CLOCK_SAMPLES)])[1]
             finally:
                 writer.close()
     except TimeoutError:
-        return f"no answer from {address}:{port} in {REACH_S:.0f} s"
+        return f"no answer from {address}:{port} in {CONNECT_TIMEOUT_S:.0f} s"
     except (OSError, asyncio.IncompleteReadError) as e:
         return f"{address}:{port}: {e}"
 

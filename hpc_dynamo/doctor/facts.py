@@ -15,24 +15,31 @@ from pathlib import Path
 
 from hpc_dynamo.bootstrap import mpi
 from hpc_dynamo.config import BootstrapMethod, Config, Container, ContainerKind, Engine
-from hpc_dynamo.doctor.records import Facts
+from hpc_dynamo.doctor.records import NodeFacts
 from hpc_dynamo.launch.mpi_step import step_environment
 from hpc_dynamo.model_files import check_models, model_source
 from hpc_dynamo.process.child import clean_environment
 from hpc_dynamo.topology import Plan
 
-ANSWER_S = 60.0  # of a program that a slow shared disk starts
+PROGRAM_TIMEOUT_S = 60.0  # of a program that a slow shared disk starts
 READ_S, READ_BYTES, CHUNK_BYTES = 3.0, 1 << 30, 16 << 20
-MODULES = {"vllm": ("vllm",), "sglang": ("sglang",), "trtllm": ("tensorrt_llm",)}  # by engine
-LOCAL = "SUBMITIT_LOCAL_GLOBALID"  # set for the tasks of cluster.launcher=local
-OURS = ("hpc_dynamo", "msgspec")  # the second: PYTHONPATH shows the first to any interpreter
+ENGINE_MODULES = {
+    "vllm": ("vllm",),
+    "sglang": ("sglang",),
+    "trtllm": ("tensorrt_llm",),
+}  # by engine
+LOCAL_TASK_VARIABLE = "SUBMITIT_LOCAL_GLOBALID"  # set for the tasks of cluster.launcher=local
+SIMULATOR_MODULES = (
+    "hpc_dynamo",
+    "msgspec",
+)  # the second: PYTHONPATH shows the first to any interpreter
 
 
-def quick(config: Config, gpus: int, address: str, host: str) -> Facts:
+def preflight_facts(config: Config, gpus: int, address: str, host: str) -> NodeFacts:
     """What takes no time. `gpus`: that the plan wants of this node."""
-    return Facts(
+    return NodeFacts(
         host=host,
-        local=LOCAL in os.environ,
+        local=LOCAL_TASK_VARIABLE in os.environ,
         shm_free=_free("/dev/shm"),
         tmp_free=_free("/tmp"),
         nofile=_limit(resource.RLIMIT_NOFILE),
@@ -40,16 +47,16 @@ def quick(config: Config, gpus: int, address: str, host: str) -> Facts:
         port_error=port_error(address),
         model_problems=check_models(config, os.environ, on_node=True),
         gpus_wanted=gpus,
-        gpus_visible=visible(),
+        gpus_visible=visible_gpus(),
     )
 
 
-def gpus_used(plan: Plan, node: int) -> int:
+def planned_gpus(plan: Plan, node: int) -> int:
     """Return the number of GPUs of a node that the layout puts workers on."""
     return sum(len(s.gpus) for w in plan.workers for s in w.shards if s.node == node)
 
 
-def model_here(config: Config) -> Path | None:
+def local_model(config: Config) -> Path | None:
     """Return the first model that this node can read: a folder, or in the Hugging Face cache."""
     sources = (model_source(own, os.environ) for own in config.by_model.values() if own.model.path)
     return next((source.path for source in sources if source.path), None)
@@ -79,9 +86,9 @@ def port_error(address: str) -> str:
     return ""
 
 
-def visible() -> tuple[str, ...]:
+def visible_gpus() -> tuple[str, ...]:
     """Names of the GPUs that an engine started here would see."""
-    if LOCAL in os.environ:  # hpc-dynamo set the variables: no evidence
+    if LOCAL_TASK_VARIABLE in os.environ:  # hpc-dynamo set the variables: no evidence
         named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         return tuple(name for name in named.split(",") if name)[: _present()]
     for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
@@ -95,7 +102,7 @@ def _present() -> int:
     """Return the number of NVIDIA or AMD GPUs of this machine."""
     nvidia = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
     amd = Path("/sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id")
-    return nvidia or sum(_text(file) not in ("", "0") for file in amd) or len(listed() or ())
+    return nvidia or sum(_text(file) not in ("", "0") for file in amd) or len(driver_gpus() or ())
 
 
 def _text(file: Path) -> str:
@@ -104,7 +111,7 @@ def _text(file: Path) -> str:
     return ""
 
 
-def listed() -> tuple[str, ...] | None:
+def driver_gpus() -> tuple[str, ...] | None:
     """GPUs by nvidia-smi; None where there is none."""
     try:
         done = _run(["nvidia-smi", "-L"])
@@ -117,7 +124,7 @@ def rdma_devices() -> tuple[str, ...]:
     return tuple(sorted(p.name for p in Path("/sys/class/infiniband").glob("*")))
 
 
-def read_gb_s(root: Path | None) -> float | None:
+def model_read_gb_s(root: Path | None) -> float | None:
     """Of the model's largest file, not from memory where the kernel heeds that; None: no file."""
     if root is None:
         return None
@@ -138,7 +145,7 @@ def read_gb_s(root: Path | None) -> float | None:
     return size / (time.monotonic() - began) / 1e9
 
 
-def run_error(folder: Path) -> str:
+def run_folder_error(folder: Path) -> str:
     """Why this node cannot write there; empty where it can."""
     file = folder / f".doctor-{secrets.token_hex(6)}"
     try:
@@ -152,13 +159,13 @@ def run_error(folder: Path) -> str:
 def engine_error(engine: Engine) -> str:
     """Why it does not start with its interpreter and environment; empty where it should. Into an
     image nobody looks."""
-    if contained(engine):
+    if in_container(engine):
         return _container_error(engine.container)
-    modules = MODULES.get(engine.name, OURS)
+    modules = ENGINE_MODULES.get(engine.name, SIMULATOR_MODULES)
     return _python(engine.python or sys.executable, modules, engine.env)
 
 
-def contained(engine: Engine) -> bool:
+def in_container(engine: Engine) -> bool:
     return engine.container.kind is not ContainerKind.none
 
 
@@ -189,7 +196,7 @@ def _python(python: str, modules: Sequence[str], env: Mapping[str, str]) -> str:
     try:
         done = _run([python, "-c", code], env)
     except subprocess.TimeoutExpired:
-        return f"{python} did not answer in {ANSWER_S:.0f} s"
+        return f"{python} did not answer in {PROGRAM_TIMEOUT_S:.0f} s"
     except OSError as e:
         return f"{python} cannot be run: {e.strerror or e}"
     if done.returncode == 7:
@@ -221,5 +228,5 @@ def _run(
 ) -> "subprocess.CompletedProcess[str]":
     env = clean_environment(env or {})
     return subprocess.run(
-        argv, env=env, capture_output=True, text=True, timeout=ANSWER_S, check=False
+        argv, env=env, capture_output=True, text=True, timeout=PROGRAM_TIMEOUT_S, check=False
     )

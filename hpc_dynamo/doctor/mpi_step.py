@@ -18,7 +18,7 @@ MARK = "hpc-dynamo-world"
 PROGRAM = f"from mpi4py import MPI; print('{MARK}', MPI.COMM_WORLD.size, flush=True)"
 
 
-async def world_error(attempt: Attempt) -> str:
+async def mpi_step_error(attempt: Attempt) -> str:
     """Of the first such worker of our part of the job; empty where there is none, or it is well at
     the second try: one that crashes once is started again in a run, too."""
     config, plan = attempt.config(), attempt.plan()

@@ -13,8 +13,8 @@ from typing import Any
 import hpc_dynamo
 from hpc_dynamo.config import Config, Device
 from hpc_dynamo.doctor import link
-from hpc_dynamo.doctor.facts import contained
-from hpc_dynamo.doctor.records import Link, Pull
+from hpc_dynamo.doctor.facts import in_container
+from hpc_dynamo.doctor.records import LinkResult, MeasureLink
 from hpc_dynamo.errors import KvTransferError
 from hpc_dynamo.process.child import clean_environment
 
@@ -23,7 +23,7 @@ START_S, ANSWER_S = 60.0, 35.0
 CHOICE = re.compile(r"(?:inter|intra)-node cfg#\d+ .*?rma\w*\(([^)]*)\)")
 
 
-class End:
+class NixlEndpoint:
     """One node's end of all its links."""
 
     def __init__(self, process: asyncio.subprocess.Process, hello: dict[str, Any]) -> None:
@@ -35,7 +35,7 @@ class End:
     def pid(self) -> int:
         return self._process.pid
 
-    async def measure(self, node: int, pull: Pull) -> Link:
+    async def measure(self, node: int, pull: MeasureLink) -> LinkResult:
         """The link from a peer; one that cannot be measured says why."""
         self._asked += 1
         line = json.dumps([self._asked, [data.hex() for data in pull.metadata]])
@@ -46,10 +46,10 @@ class End:
                 await self._process.stdin.drain()
                 said = await self._answer()
         except TimeoutError:
-            return Link(node=node, peer=pull.peer, error=f"no answer in {ANSWER_S:.0f} s")
+            return LinkResult(node=node, peer=pull.peer, error=f"no answer in {ANSWER_S:.0f} s")
         except (KvTransferError, ConnectionError) as e:
-            return Link(node=node, peer=pull.peer, error=f"NIXL's process here ended: {e}")
-        return Link(node=node, peer=pull.peer, transport=self._choice, **said)
+            return LinkResult(node=node, peer=pull.peer, error=f"NIXL's process here ended: {e}")
+        return LinkResult(node=node, peer=pull.peer, transport=self._choice, **said)
 
     async def _answer(self) -> dict[str, Any]:
         """To what was asked last: one that came too late may be before it."""
@@ -61,9 +61,9 @@ class End:
 
 
 @asynccontextmanager
-async def end(name: str, config: Config, address: str) -> AsyncIterator[End]:
+async def nixl_endpoint(name: str, config: Config, address: str) -> AsyncIterator[NixlEndpoint]:
     """Until left. Raises KvTransferError where NIXL does not start."""
-    inside = contained(config.engine)  # of an image, where its interpreter is
+    inside = in_container(config.engine)  # of an image, where its interpreter is
     python = "" if inside else config.engine.python
     gpu = ["--gpu"] if config.engine.device is Device.cuda else []
     process = await asyncio.create_subprocess_exec(
@@ -79,7 +79,7 @@ async def end(name: str, config: Config, address: str) -> AsyncIterator[End]:
             hello, _ = await _said(process)
         if "error" in hello:
             raise KvTransferError(str(hello["error"]))
-        yield End(process, hello)
+        yield NixlEndpoint(process, hello)
     except TimeoutError as e:
         raise KvTransferError(f"NIXL did not start within {START_S:.0f} s") from e
     finally:

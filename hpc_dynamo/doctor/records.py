@@ -7,7 +7,7 @@ import msgspec
 from hpc_dynamo.model_files import Problem
 
 
-class Level(StrEnum):
+class FindingLevel(StrEnum):
     """A fault breaks a run or slows it badly; a warning may do so."""
 
     fault = "fault"
@@ -18,7 +18,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """What is wrong, where, why it matters and what mends it."""
 
     check: str
-    level: Level
+    level: FindingLevel
     what: str
     why: str
     fix: str
@@ -28,7 +28,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.host}: {self.what}; {self.why}\n  try: {self.fix}"
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
+class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What there is on one node. Sizes in bytes, limits of -1 are none, rates in 1e9 bytes/s."""
 
     host: str
@@ -54,24 +54,24 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     mpi_error: str = ""
 
 
-class Examined(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class NodeReady(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A node has looked at itself and can be met."""
 
     node: int
     address: str
     port: int
-    facts: Facts
+    facts: NodeFacts
     metadata: tuple[bytes, ...] = ()  # of its NIXL agents; empty where there are none
     memory: str = ""  # what they move: host or GPU
 
 
-class Meet(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class ConnectPeers(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Try to reach these."""
 
-    nodes: tuple[Examined, ...]
+    nodes: tuple[NodeReady, ...]
 
 
-class Met(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class PeersConnected(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """What came of it. `unreachable`: by node, why."""
 
     node: int
@@ -79,14 +79,14 @@ class Met(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     unreachable: dict[int, str]
 
 
-class Pull(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class MeasureLink(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Measure the link from a peer."""
 
     peer: int
     metadata: tuple[bytes, ...]
 
 
-class Link(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class LinkResult(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """KV blocks of `peer` pulled by `node`: the best of a few pulls, and of some times."""
 
     node: int
@@ -98,22 +98,22 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     times: int = 1  # that it was measured
 
 
-class Over(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class DoctorDone(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Nothing more is asked."""
 
 
-Message = Examined | Meet | Met | Pull | Link | Over
+DoctorMessage = NodeReady | ConnectPeers | PeersConnected | MeasureLink | LinkResult | DoctorDone
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class DoctorReport(msgspec.Struct, frozen=True, kw_only=True):
     """All of it."""
 
     hosts: tuple[str, ...]
-    nodes: tuple[Examined, ...]  # those that came
-    links: tuple[Link, ...]
+    nodes: tuple[NodeReady, ...]  # those that came
+    links: tuple[LinkResult, ...]
     findings: tuple[Finding, ...]
     seconds: float
 
     @property
     def healthy(self) -> bool:
-        return all(finding.level is not Level.fault for finding in self.findings)
+        return all(finding.level is not FindingLevel.fault for finding in self.findings)

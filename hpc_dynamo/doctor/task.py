@@ -19,10 +19,23 @@ from hpc_dynamo.bootstrap import mpi
 from hpc_dynamo.bootstrap.address import job_address
 from hpc_dynamo.config import BootstrapMethod, Config
 from hpc_dynamo.doctor import facts as look
-from hpc_dynamo.doctor.connectivity import listen, meet
-from hpc_dynamo.doctor.coordinator import CODEC, Lead, Meeting, control, token
-from hpc_dynamo.doctor.nixl_endpoint import End, end
-from hpc_dynamo.doctor.records import Examined, Facts, Meet, Message, Over, Pull
+from hpc_dynamo.doctor.connectivity import clock_server, connect_to_peers
+from hpc_dynamo.doctor.coordinator import (
+    CODEC,
+    DoctorCoordinator,
+    DoctorRendezvous,
+    read_token,
+    rendezvous_file,
+)
+from hpc_dynamo.doctor.nixl_endpoint import NixlEndpoint, nixl_endpoint
+from hpc_dynamo.doctor.records import (
+    ConnectPeers,
+    DoctorDone,
+    DoctorMessage,
+    MeasureLink,
+    NodeFacts,
+    NodeReady,
+)
 from hpc_dynamo.errors import BootstrapError, KvTransferError
 from hpc_dynamo.launch.node import node_index_and_hosts
 from hpc_dynamo.messages import NodeRecord
@@ -52,8 +65,8 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> None:
     async with asyncio.TaskGroup() as group:
         if index == 0:
             server = ControlServer(address, attempt.run.secrets().keys, CODEC)
-            write_json(control(attempt), Meeting(endpoint=server.endpoint))
-            group.create_task(Lead(attempt, hosts, server).run())
+            write_json(rendezvous_file(attempt), DoctorRendezvous(endpoint=server.endpoint))
+            group.create_task(DoctorCoordinator(attempt, hosts, server).run())
         group.create_task(_Node(attempt, index, hosts, address).run())
 
 
@@ -67,10 +80,10 @@ class _Node:
     async def run(self) -> None:
         endpoint = await self._head()
         async with AsyncExitStack() as stack:
-            port = await stack.enter_async_context(listen(self._address))
+            port = await stack.enter_async_context(clock_server(self._address))
             nixl, error = await self._nixl(stack)
             facts = await self._facts(error)
-            me = Examined(
+            me = NodeReady(
                 node=self._index,
                 address=self._address,
                 port=port,
@@ -78,19 +91,19 @@ class _Node:
                 metadata=nixl.metadata if nixl else (),
                 memory=nixl.memory if nixl else "",
             )
-            client = ControlClient[Message](endpoint, self._attempt.run.secrets().keys, CODEC)
+            client = ControlClient[DoctorMessage](endpoint, self._attempt.run.secrets().keys, CODEC)
             stack.callback(client.close)
             await client.send(me)
             await self._obey(client, nixl)
 
-    async def _obey(self, client: ControlClient[Message], nixl: End | None) -> None:
+    async def _obey(self, client: ControlClient[DoctorMessage], nixl: NixlEndpoint | None) -> None:
         while True:
             match await client.receive(SILENCE_S):
-                case Meet(nodes=nodes):
-                    await client.send(await meet(self._index, nodes))
-                case Pull() as pull if nixl:
+                case ConnectPeers(nodes=nodes):
+                    await client.send(await connect_to_peers(self._index, nodes))
+                case MeasureLink() as pull if nixl:
                     await client.send(await nixl.measure(self._index, pull))
-                case Over():
+                case DoctorDone():
                     return
 
     async def _head(self) -> str:
@@ -99,23 +112,23 @@ class _Node:
         deadline = time.monotonic() + wait_s
         while time.monotonic() < deadline:
             try:
-                data = control(self._attempt).read_bytes()
-                return msgspec.json.decode(data, type=Meeting).endpoint
+                data = rendezvous_file(self._attempt).read_bytes()
+                return msgspec.json.decode(data, type=DoctorRendezvous).endpoint
             except FileNotFoundError:
                 await asyncio.sleep(0.1)  # a shared disk has no events
         raise BootstrapError(f"node 0 did not open the meeting within {wait_s:.0f} s")
 
-    async def _nixl(self, stack: AsyncExitStack) -> tuple[End | None, str]:
+    async def _nixl(self, stack: AsyncExitStack) -> tuple[NixlEndpoint | None, str]:
         name = f"doctor-{self._index}-{os.getpid()}"
         first = next(iter(self._config.by_model.values()))
         try:
-            return await stack.enter_async_context(end(name, first, self._address)), ""
+            return await stack.enter_async_context(nixl_endpoint(name, first, self._address)), ""
         except KvTransferError as e:
             return None, e.message
         except OSError as e:
             return None, f"{first.engine.python} cannot be run: {e.strerror or e}"
 
-    async def _facts(self, nixl_error: str) -> Facts:
+    async def _facts(self, nixl_error: str) -> NodeFacts:
         """MPI is tried by all nodes at once, the rest is looked at meanwhile."""
         async with asyncio.TaskGroup() as group:
             trying = group.create_task(self._mpi_error())
@@ -123,21 +136,21 @@ class _Node:
         found = looking.result()
         return msgspec.structs.replace(found, nixl_error=nixl_error, mpi_error=trying.result())
 
-    def _look(self) -> Facts:
+    def _look(self) -> NodeFacts:
         config, folder = self._config, self._attempt.path
         plan, host = self._attempt.plan(), self._hosts[self._index]
         engines = dict.fromkeys(look.engine_error(own.engine) for own in config.by_model.values())
-        gpus = look.gpus_used(plan, self._index) or plan.gpus_on(self._index)  # idle: as asked for
-        quick = look.quick(config, gpus, self._address, host)
+        gpus = look.planned_gpus(plan, self._index) or plan.gpus_on(self._index)
+        quick = look.preflight_facts(config, gpus, self._address, host)
         return msgspec.structs.replace(
             quick,
-            gpus_listed=look.listed(),
+            gpus_listed=look.driver_gpus(),
             rdma_devices=look.rdma_devices(),
-            model_gb_s=look.read_gb_s(look.model_here(config)),
-            run_error=look.run_error(folder),
-            run_token=token(self._attempt),
+            model_gb_s=look.model_read_gb_s(look.local_model(config)),
+            run_error=look.run_folder_error(folder),
+            run_token=read_token(self._attempt),
             engine_error="; ".join(filter(None, engines)),
-            contained=any(look.contained(own.engine) for own in config.by_model.values()),
+            contained=any(look.in_container(own.engine) for own in config.by_model.values()),
             mpi=look.mpi_version(sys.executable),
         )
 

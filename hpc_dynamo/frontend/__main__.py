@@ -33,7 +33,7 @@ from hpc_dynamo.frontend.stats import FrontendReport, FrontendStats
 from hpc_dynamo.frontend.tokenizer_check import tokenizer_matches_engine
 from hpc_dynamo.http import Header, HttpClient, HttpLimits, HttpServer, pinned_tls_context
 from hpc_dynamo.preprocess import Preprocessor, TokenIdsOnly, load_tokenizer, mismatched_tokenizer
-from hpc_dynamo.router import Ask, RemoteRouter
+from hpc_dynamo.router import RemoteRouter, RoutingRequest
 from hpc_dynamo.run import Attempt
 
 REPORT_INTERVAL_S = 1.0
@@ -115,13 +115,16 @@ async def _ready(router: RemoteRouter, model: str) -> None:
     """Return once requests of a model are served."""
     while True:
         await asyncio.sleep(REPORT_INTERVAL_S)
-        if router.view.of(model).ready:
+        if router.view.model(model).ready:
             return
 
 
 async def _verify(config: Config, lane: ModelEndpoint) -> None:
     """Compare the computed token ids with those of the engine, if it offers them."""
-    prompts, ask = lane.translator.tokenizer, Ask(split=False, model=lane.model)
+    prompts, ask = (
+        lane.translator.tokenizer,
+        RoutingRequest(may_disaggregate=False, model=lane.model),
+    )
     if not isinstance(prompts, Preprocessor) or not engine(config.engine.name).tokenizes:
         return
     log.info("tokenizer: %s %s", prompts.encoder_name, prompts.fallback_reason)
@@ -150,7 +153,7 @@ async def _tell(
         stats.connections = server.connections
         for lane in lanes:
             lane.stats.retried = lane.dispatcher.retries
-        router.tell(counted)
+        router.report_to_head(counted)
         await asyncio.wait([router.closed], timeout=REPORT_INTERVAL_S)
 
 

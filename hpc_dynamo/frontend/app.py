@@ -34,7 +34,7 @@ from hpc_dynamo.frontend.request_translator import read_body
 from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.http import HttpRequest, ResponseWriter
 from hpc_dynamo.json_reader import is_null, read_value
-from hpc_dynamo.router import Overloaded, RemoteRouter, View
+from hpc_dynamo.router import Overloaded, RemoteRouter, RunView
 
 JSON = (b"content-type", b"application/json")
 
@@ -111,7 +111,7 @@ class App:
             reply.send(200, await self._router.loads(), [JSON])
         elif nap := SLEEP_PATH.fullmatch(path):
             self._allow(request, "POST")
-            said = await self._router.put(int(nap["rank"]), nap["how"] == "sleep")
+            said = await self._router.set_sleep(int(nap["rank"]), nap["how"] == "sleep")
             reply.send(200, said, [JSON])
         elif path in GENERATION_PATHS:
             self._allow(request, "POST")
@@ -191,14 +191,16 @@ class App:
             work = await self._with_owner(work, body, view)
         return lane, work
 
-    async def _with_owner(self, work: EngineRequest, body: Body, view: View) -> EngineRequest:
+    async def _with_owner(self, work: EngineRequest, body: Body, view: RunView) -> EngineRequest:
         """Pin a request that continues a response to the worker that keeps that response."""
         name = read_value(bytes(body[PREVIOUS]))
         rank = await self._calls.response_owner(name, view) if isinstance(name, str) else None
         if rank is None:
             return work
-        wish = replace(work.routing.wish, workers=(rank,))
-        return dataclasses.replace(work, routing=replace(work.routing, wish=wish, split=False))
+        wish = replace(work.routing.hints, workers=(rank,))
+        return dataclasses.replace(
+            work, routing=replace(work.routing, hints=wish, may_disaggregate=False)
+        )
 
     async def _passed_on(self, request: HttpRequest, reply: ResponseWriter, own_id: str) -> bool:
         """Whether the job that takes over has answered."""

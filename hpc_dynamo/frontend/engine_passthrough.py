@@ -14,7 +14,7 @@ from hpc_dynamo.frontend import errors
 from hpc_dynamo.frontend.errors import ApiError
 from hpc_dynamo.http import Header, HttpClient, HttpRequest, HttpResponse, ResponseWriter
 from hpc_dynamo.messages import WorkerReport, WorkerState
-from hpc_dynamo.router import View
+from hpc_dynamo.router import RunView
 
 RESPONSES = "/v1/responses"
 MAX_OWNERS = 10_000  # ids whose worker is known
@@ -29,7 +29,7 @@ DEFAULT_OPERATIONS = (
 log = logging.getLogger(__name__)
 
 
-def engine_path(view: View, method: str, path: str) -> str:
+def engine_path(view: RunView, method: str, path: str) -> str:
     """Return the path, or the template of a path, that the engines offer for a request; else an
     empty text."""
     method = "GET" if method == "HEAD" else method
@@ -42,13 +42,13 @@ def engine_path(view: View, method: str, path: str) -> str:
     return ""
 
 
-def engine_methods(view: View, path: str) -> tuple[str, ...]:
+def engine_methods(view: RunView, path: str) -> tuple[str, ...]:
     """Return the methods that the engines offer for a path."""
     known = (operation.split(" ", 1) for operation in _known(view))
     return tuple(verb for verb, t in known if t == path or path_parameters(t, path))
 
 
-def _known(view: View) -> tuple[str, ...]:
+def _known(view: RunView) -> tuple[str, ...]:
     return view.operations or DEFAULT_OPERATIONS
 
 
@@ -64,7 +64,7 @@ class EnginePassthrough:
         self._owners = dict[str, int]()  # rank by id, oldest first
 
     async def forward(
-        self, template: str, request: HttpRequest, reply: ResponseWriter, own_id: str, view: View
+        self, template: str, request: HttpRequest, reply: ResponseWriter, own_id: str, view: RunView
     ) -> None:
         """Forward the first answer other than 404. Raises Refused if there is none."""
         key = "/".join(path_parameters(template, request.path))
@@ -88,7 +88,7 @@ class EnginePassthrough:
                 log.warning("worker %d at %s: %s", worker.rank, worker.url, e or type(e).__name__)
         raise _nobody(unknown, request.path)
 
-    async def response_owner(self, response_id: str, view: View) -> int | None:
+    async def response_owner(self, response_id: str, view: RunView) -> int | None:
         """Return the rank that keeps a response of /v1/responses; None if it is not found."""
         for worker in self._in_order(view, response_id):
             path = f"{RESPONSES}/{response_id}"
@@ -102,7 +102,7 @@ class EnginePassthrough:
                 log.warning("worker %d at %s: %s", worker.rank, worker.url, e or type(e).__name__)
         return None
 
-    def _in_order(self, view: View, key: str) -> Iterable[WorkerReport]:
+    def _in_order(self, view: RunView, key: str) -> Iterable[WorkerReport]:
         """Yield ready workers that answer clients, the known owner of `key` first."""
         owner = self._owners.get(key)
         ready = [w for w in view.workers if w.state is WorkerState.ready and not w.asleep]

@@ -34,13 +34,13 @@ class ResponseRelay:
             if not self.started:
                 self._begin()
             if self._pieces:
-                lease.progress(self._pieces)
+                lease.report_progress(self._pieces)
             self._reply.end()
         else:
             content = await answer.read()
             self._stats.ttft.observe(time.monotonic() - self._began)
             if tokens := _generated(content):
-                lease.progress(tokens)
+                lease.report_progress(tokens)
             self._reply.send(200, content, [(b"content-type", self._type)])
 
     def write(self, data: bytes) -> None:
@@ -50,11 +50,11 @@ class ResponseRelay:
             self._stats.itl.observe(now - self._last)
             self._pieces += 1  # a token each, as long as the reader keeps up
             if self._pieces == CHUNKS_PER_REPORT:
-                self._lease.progress(self._pieces)
+                self._lease.report_progress(self._pieces)
                 self._pieces = 0
         else:
             self._begin()
-            self._lease.first_token()
+            self._lease.report_first_token()
             self._stats.ttft.observe(now - self._began)
         self._last = now
         self._reply.write(data)

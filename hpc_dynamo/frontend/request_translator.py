@@ -23,7 +23,7 @@ from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.http import HttpRequest
 from hpc_dynamo.json_reader import JsonError, read_fields, read_value
 from hpc_dynamo.preprocess import TokenIdsOnly
-from hpc_dynamo.router import Ask, View
+from hpc_dynamo.router import RoutingRequest, RunView
 
 ENDPOINT_FIELDS = RESERVED_FIELDS | {HINTS_FIELD}
 VLLM_XARGS = "vllm_xargs"  # whose entries vLLM puts next to its own fields
@@ -58,7 +58,7 @@ class RequestTranslator:
         return str(self.tokenizer) if by_cache and isinstance(self.tokenizer, TokenIdsOnly) else ""
 
     async def engine_request(
-        self, request: HttpRequest, body: Body, own_id: str, view: View
+        self, request: HttpRequest, body: Body, own_id: str, view: RunView
     ) -> EngineRequest:
         """`body` is the request's. Raises Refused for what no engine would take."""
         content, given = request.body, self._circumstances(request, body, view)
@@ -74,10 +74,12 @@ class RequestTranslator:
         path = _target(request)
         headers = [(b"x-request-id", own_id.encode())]
         work = await self._builder.build(path, content, body, given, headers)
-        self._stats.prompt_tokens += work.routing.tokens
+        self._stats.prompt_tokens += work.routing.prompt_tokens
         return work
 
-    async def routing_request(self, request: HttpRequest, body: Body, view: View) -> Ask:
+    async def routing_request(
+        self, request: HttpRequest, body: Body, view: RunView
+    ) -> RoutingRequest:
         """Return the routing request for a chat or completion with this body."""
         path = CHAT if "messages" in body else COMPLETIONS
         given = self._circumstances(request, body, view)
@@ -90,18 +92,22 @@ class RequestTranslator:
             raise ApiError(400, f"the form has fields that only the endpoint may set: {forbidden}")
         _check_hidden({VLLM_XARGS: fields[VLLM_XARGS].encode() if VLLM_XARGS in fields else None})
         kind = (b"content-type", request.headers["content-type"].encode("latin-1"))
-        ask = Ask(split=False, wish=parse_routing_hints(request.headers, {}), model=self._model)
+        ask = RoutingRequest(
+            may_disaggregate=False,
+            hints=parse_routing_hints(request.headers, {}),
+            model=self._model,
+        )
         headers = [(b"x-request-id", own_id.encode()), kind]
         return EngineRequest(_target(request), request.body, {}, ask, headers)
 
-    def _renamed(self, body: Body, view: View) -> Body:
+    def _renamed(self, body: Body, view: RunView) -> Body:
         """Replace the full hub id, which the engine does not know, by the served name."""
-        aliases = view.of(self._model).aliases
+        aliases = view.model(self._model).aliases
         name = aliases.get(requested_model(body) or "") if aliases else None
         return {"model": name} if name else {}
 
-    def _circumstances(self, request: HttpRequest, body: Body, view: View) -> RequestContext:
-        offer = view.of(self._model)
+    def _circumstances(self, request: HttpRequest, body: Body, view: RunView) -> RequestContext:
+        offer = view.model(self._model)
         name = requested_model(body) if offer.adapters else None
         return RequestContext(
             hints=parse_routing_hints(request.headers, body),

@@ -18,7 +18,7 @@ import msgspec
 from hpc_dynamo.engines import Body
 from hpc_dynamo.frontend.errors import ApiError
 from hpc_dynamo.json_reader import JsonError, is_null, read_fields
-from hpc_dynamo.router import Wish
+from hpc_dynamo.router import RoutingHints
 
 HINTS_FIELD = "hpc_dynamo"
 HEADERS = {
@@ -30,10 +30,10 @@ HEADERS = {
     "x-router-decode-weight": "decode_weight",
     "x-router-temperature": "temperature",
 }
-NOTHING = Wish()
+NOTHING = RoutingHints()
 
 
-def parse_routing_hints(headers: Mapping[str, str], body: Body) -> Wish:
+def parse_routing_hints(headers: Mapping[str, str], body: Body) -> RoutingHints:
     """Raises Refused for what cannot be meant."""
     wish = NOTHING if is_null(body, HINTS_FIELD) else _of_body(body[HINTS_FIELD])
     if HEADERS.keys().isdisjoint(headers):
@@ -42,25 +42,25 @@ def parse_routing_hints(headers: Mapping[str, str], body: Body) -> Wish:
     return _of_headers(wish, given)
 
 
-def _of_body(said: msgspec.Raw) -> Wish:
+def _of_body(said: msgspec.Raw) -> RoutingHints:
     """Return the hints in a body. Fields that are null are unset."""
     try:
         given = {k: v for k, v in read_fields(bytes(said)).items() if bytes(v) != b"null"}
-        return msgspec.json.decode(msgspec.json.encode(given), type=Wish)
+        return msgspec.json.decode(msgspec.json.encode(given), type=RoutingHints)
     except (msgspec.DecodeError, UnicodeDecodeError, JsonError) as e:
         raise _refusal(HINTS_FIELD, e) from e
 
 
-def _of_headers(wish: Wish, given: Mapping[str, str]) -> Wish:
+def _of_headers(wish: RoutingHints, given: Mapping[str, str]) -> RoutingHints:
     fields: dict[str, object] = msgspec.to_builtins(wish) | dict(given)
     if "workers" in given:
         fields["workers"] = given["workers"].split(",")
     try:
-        return msgspec.convert(fields, Wish, strict=False)  # text to numbers
+        return msgspec.convert(fields, RoutingHints, strict=False)  # text to numbers
     except msgspec.ValidationError as e:
         raise _refusal("a header of routing", e) from e
 
 
 def _refusal(where: str, error: Exception) -> ApiError:
-    known = ", ".join(Wish.__struct_fields__)
+    known = ", ".join(RoutingHints.__struct_fields__)
     return ApiError(400, f"{where}: {error}; known fields: {known}", param=HINTS_FIELD)

@@ -8,14 +8,14 @@ import msgspec
 from hpc_dynamo.frontend.errors import ApiError
 from hpc_dynamo.frontend.openapi import openapi_document
 from hpc_dynamo.http import HttpRequest
-from hpc_dynamo.router import NOTHING_YET, Offer, View
+from hpc_dynamo.router import NOT_AVAILABLE, ModelAvailability, RunView
 
 JSON = b"application/json"
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 MODELS = "/v1/models"
 
 StatusResponse = tuple[int, bytes, bytes]  # status, content type, content
-StatusEndpoint = Callable[[View, HttpRequest], StatusResponse]
+StatusEndpoint = Callable[[RunView, HttpRequest], StatusResponse]
 
 
 def status_endpoint(path: str) -> StatusEndpoint | None:
@@ -29,26 +29,26 @@ def _json(value: object, status: int = 200) -> StatusResponse:
     return status, JSON, msgspec.json.encode(value)
 
 
-def _live(view: View, request: HttpRequest) -> StatusResponse:
+def _live(view: RunView, request: HttpRequest) -> StatusResponse:
     return _json({"status": "live"})
 
 
-def _ready(view: View, request: HttpRequest) -> StatusResponse:
+def _ready(view: RunView, request: HttpRequest) -> StatusResponse:
     """Whether a request sent now would be served: 200 or 503; of several models also of each."""
     ready = view.ready or (view.successor is not None and view.successor.ready)
     status = "draining" if view.draining else "ready" if ready else "starting"
-    several = {m: _state(view, offer) for m, offer in view.offers.items() if m}
+    several = {m: _state(view, offer) for m, offer in view.models.items() if m}
     said = {"status": status, **({"models": several} if several else {})}
     return _json(said, 200 if status == "ready" else 503)
 
 
-def _state(view: View, offer: Offer) -> str:
-    if offer.lost:
+def _state(view: RunView, offer: ModelAvailability) -> str:
+    if offer.failure:
         return "lost"
     return "draining" if view.draining else "ready" if offer.ready else "starting"
 
 
-def _card(name: str, view: View, offer: Offer = NOTHING_YET) -> dict[str, object]:
+def _card(name: str, view: RunView, offer: ModelAvailability = NOT_AVAILABLE) -> dict[str, object]:
     """Return the entry of /v1/models for one name. `root` is the full hub id, if any."""
     parent, length = offer.adapters.get(name, ""), offer.context_tokens
     root = next((alias for alias, of in offer.aliases.items() if of == name), "")
@@ -59,18 +59,18 @@ def _card(name: str, view: View, offer: Offer = NOTHING_YET) -> dict[str, object
     return card | ({"max_model_len": length} if length else {})
 
 
-def _models(view: View, request: HttpRequest) -> StatusResponse:
+def _models(view: RunView, request: HttpRequest) -> StatusResponse:
     return _json({"object": "list", "data": list(_cards(view).values())})
 
 
-def _cards(view: View) -> dict[str, dict[str, object]]:
+def _cards(view: RunView) -> dict[str, dict[str, object]]:
     """Of all models that are served now, by name."""
     return {
-        name: _card(name, view, offer) for offer in view.offers.values() for name in offer.names
+        name: _card(name, view, offer) for offer in view.models.values() for name in offer.names
     }
 
 
-def _model(view: View, request: HttpRequest) -> StatusResponse:
+def _model(view: RunView, request: HttpRequest) -> StatusResponse:
     asked = unquote(request.path.removeprefix(f"{MODELS}/"))
     name = view.aliases.get(asked, asked)
     check_model(view.names, name, view.aliases)
@@ -89,7 +89,7 @@ def unknown_model(name: str, known: Iterable[str]) -> ApiError:
     return ApiError(404, what, code="model_not_found", param="model")
 
 
-def _workers(view: View, request: HttpRequest) -> StatusResponse:
+def _workers(view: RunView, request: HttpRequest) -> StatusResponse:
     loads = {load.rank: msgspec.to_builtins(load) for load in view.loads}
     rows = [msgspec.to_builtins(w) | {"load": loads.get(w.rank)} for w in view.workers]
     for row in rows:
@@ -105,11 +105,11 @@ def with_notice(decision: bytes, notice: str) -> bytes:
     return msgspec.json.encode({**fields, "notice": notice})
 
 
-def _metrics(view: View, request: HttpRequest) -> StatusResponse:
+def _metrics(view: RunView, request: HttpRequest) -> StatusResponse:
     return 200, TEXT, view.metrics.encode()
 
 
-def _openapi(view: View, request: HttpRequest) -> StatusResponse:
+def _openapi(view: RunView, request: HttpRequest) -> StatusResponse:
     return _json(openapi_document())
 
 

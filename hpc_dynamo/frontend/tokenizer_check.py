@@ -9,7 +9,7 @@ from hpc_dynamo.dispatch import BufferedResponse, Dispatcher, EngineRequest
 from hpc_dynamo.engines import Body
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.preprocess import Preprocessor
-from hpc_dynamo.router import Ask, NoWorker, Overloaded
+from hpc_dynamo.router import NoWorker, Overloaded, RoutingRequest
 
 RETRY_S = 5.0  # an engine may start for longer than a request may wait for it
 
@@ -20,7 +20,11 @@ log = logging.getLogger(__name__)
 
 
 async def tokenizer_matches_engine(
-    prompts: Preprocessor, dispatcher: Dispatcher, name: str, ask: Ask, again_s: float = RETRY_S
+    prompts: Preprocessor,
+    dispatcher: Dispatcher,
+    name: str,
+    ask: RoutingRequest,
+    again_s: float = RETRY_S,
 ) -> bool:
     """False where an engine's ids differ from ours; an engine that cannot be asked agrees. While
     there is none, or none has room, it is asked again."""

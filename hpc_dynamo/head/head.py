@@ -23,8 +23,8 @@ from hpc_dynamo.http import HttpClient
 from hpc_dynamo.launch.node import allocation_end
 from hpc_dynamo.launch.walltime import Walltime
 from hpc_dynamo.messages import ControlMessage, Outcome, PlannerStatus, Roster, Status
-from hpc_dynamo.planner.interpolation import load_profile
-from hpc_dynamo.planner.performance import Performance
+from hpc_dynamo.planner.interpolation import load_performance
+from hpc_dynamo.planner.performance import WorkerPerformance
 from hpc_dynamo.planner.planner import Planner
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.wire import ControlServer
@@ -138,11 +138,11 @@ class Head(JobLifecycle):
             for others in self._further:
                 group.create_task(others.end(reason))
 
-    async def _performance(self) -> Performance | None:
+    async def _performance(self) -> WorkerPerformance | None:
         """By the profile that the planner is to go by, if it is."""
         if self._config.planner.mode is not PlannerMode.sla:
             return None
-        return await asyncio.to_thread(load_profile, self._config.planner.profile)
+        return await asyncio.to_thread(load_performance, self._config.planner.profile)
 
     def _status(self, members: WorkerDirectory, ends_at: float | None, detail: str = "") -> Status:
         status = super()._status(members, ends_at, detail)
@@ -164,7 +164,9 @@ class Head(JobLifecycle):
             routers = {model: lane.router for model, lane in found.items()}
             members = Membership(self._attempt, self._roster, self._server, routers, self.fail)
             if self._config.planner.job_handover and self._config.task is Task.serve:
-                self._handover = JobHandover(self._attempt, next(iter(routers.values())).news.set)
+                self._handover = JobHandover(
+                    self._attempt, next(iter(routers.values())).changed.set
+                )
             job = HeadContext(
                 self._attempt, self._config, found, members, http, self._planning, self._handover
             )

@@ -215,7 +215,7 @@ class HttpClient:
     ) -> AsyncIterator[HttpResponse]:
         """Send one request to `url` + `path`; yield when the head of its response has arrived.
 
-        Leaving the block early closes the connection, which tells an engine to stop generating.
+        Leaving the block early closes the connection, so that an engine stops generating.
         Raises OSError.
         """
         address = server_address(url)

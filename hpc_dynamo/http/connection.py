@@ -72,6 +72,7 @@ class HttpConnection(asyncio.Protocol):
         self._context.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
+        """Parse what the client sent."""
         if self._ignoring_input:
             return
         try:
@@ -93,6 +94,7 @@ class HttpConnection(asyncio.Protocol):
         self.data_received(start + lines + b"\r\n" + rest)
 
     def connection_lost(self, error: Exception | None) -> None:
+        """Release the buffers and cancel the handler."""
         self._ignoring_input = True
         self._context.connections.discard(self)
         self._buffer(-self._buffered_bytes)
@@ -143,6 +145,7 @@ class HttpConnection(asyncio.Protocol):
         self._body.append(part)
 
     def on_message_complete(self) -> None:
+        """Queue the request for the handler."""
         if self._ignoring_input or self._parser.should_upgrade():
             return
         self._reading, self._state_since = False, time.monotonic()

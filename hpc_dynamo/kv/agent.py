@@ -38,7 +38,7 @@ class KvMetadata(msgspec.Struct, frozen=True):
     """Data that a peer needs to pull from a pool; sent as MessagePack by `KvAgent.metadata`."""
 
     name: str
-    address: int  # of the pool, in the owner's address space
+    address: int  # address of the pool in its own process
     num_blocks: int
     block_bytes: int
     agent: bytes  # NIXL's own metadata, opaque
@@ -52,8 +52,8 @@ class KvTransfer:
 
     size_bytes: int
     blocks: int
-    post_s: float  # until NIXL had accepted the request
-    seconds: float  # until the bytes had arrived
+    post_s: float  # time until NIXL had accepted the request
+    seconds: float  # time until the bytes had arrived
 
 
 @dataclass

@@ -101,6 +101,8 @@ class _ClearedArray(AllBlocksCleared, frozen=True, tag="AllBlocksCleared", array
 
 
 class _RawBatch(msgspec.Struct):
+    """A KvEventBatch whose events are not decoded yet."""
+
     ts: float
     events: list[msgspec.Raw]
     data_parallel_rank: int | None = None

@@ -1,4 +1,20 @@
-"""Records that cross process borders: control plane, run folder, command line."""
+"""Records that cross process borders.
+
+`control`: MessagePack between agents and head. `run_folder`: JSON files of a run.
+
+    head                         agent of a node
+     │ ◀── Hello ──────────────── │   started, or joined by an extra job
+     │ ◀── Heartbeat ──────────── │   every second; the head answers each
+     │ ◀── WorkerReport ───────── │   at each change of a worker's state
+     │ ◀── KvEvents ───────────── │   as engines publish them
+     │ ─── KvReplayRequest ─────▶ │   if batches of KV events are missing
+     │ ─── SetRole ─────────────▶ │   role change
+     │ ◀─▶ StartShard, StopShard, │   multi-node workers: see agent/shard_leader
+     │     ShardExited            │
+     │ ◀── Preempted ──────────── │   Slurm ends this extra job soon
+     │ ─── StopAgent ───────────▶ │
+     │ ◀── AgentStopped ───────── │   all engines of the node have exited
+"""
 
 from hpc_dynamo.messages.control import (
     AgentStopped,
@@ -18,7 +34,7 @@ from hpc_dynamo.messages.control import (
     WorkerReport,
     WorkerState,
 )
-from hpc_dynamo.messages.folder import (
+from hpc_dynamo.messages.run_folder import (
     SOME_FAILED,
     BatchSummary,
     Endpoint,

@@ -1,6 +1,7 @@
-"""Between the agents and the head: tagged MessagePack, a frame each (see wire/control).
+"""Messages between agents and head: tagged MessagePack, one ZMQ frame each (see wire/control).
 
-Times are seconds since the epoch (`_at`) or durations (`_s`).
+Fields that end in `_at` are seconds since the epoch, those in `_s` durations in seconds. `rank`
+is the rank of a worker, `node` the index of a node in the plan.
 """
 
 from enum import StrEnum
@@ -11,25 +12,25 @@ from hpc_dynamo.config import Role
 
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One agent: what the others need to find it, and a person to read its log."""
+    """An agent and its node. Written to the run folder and sent to the head at the start."""
 
-    node: int  # index in the plan
+    node: int
     host: str
-    address: str  # on the job's network
+    address: str  # IPv4 address on the job's network
     pid: int
     log: str
-    control_endpoint: str = ""  # endpoint of the control plane; only the head node's is set
+    control_endpoint: str = ""  # ZMQ endpoint of the control plane; head node only
     started_at: float = 0.0
-    slurm_step_id: str = ""  # Slurm's step id
-    faults: tuple[str, ...] = ()  # of its node, found before anything was started
+    slurm_step_id: str = ""
+    faults: tuple[str, ...] = ()  # found by the preflight checks
 
 
 class Roster(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Everyone, after the bootstrap. `method` and `seconds` tell how it was gathered."""
+    """All agents of the head's job. Sent by the head to each agent that joins the bootstrap."""
 
-    nodes: tuple[NodeRecord, ...]
-    method: str
-    seconds: float
+    nodes: tuple[NodeRecord, ...]  # by index
+    method: str  # "tcp" or "mpi"
+    seconds: float  # duration of the exchange
 
     @property
     def control_endpoint(self) -> str:
@@ -37,129 +38,129 @@ class Roster(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class WorkerState(StrEnum):
-    """Life of a worker; only a ready one is sent requests."""
+    """State of a worker. Only a ready one receives requests."""
 
     starting = "starting"
     ready = "ready"
-    failed = "failed"  # died, and will be started again
-    lost = "lost"  # died for good
+    failed = "failed"  # exited and will be restarted
+    lost = "lost"  # exited and will not be restarted
     stopped = "stopped"
 
 
 class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """An agent tells the head how one of its workers is."""
+    """State of a worker. Sent by its agent to the head at every change."""
 
     rank: int
     role: Role
-    node: int
+    node: int  # node of its first shard
     host: str
     state: WorkerState
-    url: str = ""
+    url: str = ""  # base URL of its HTTP API, once ready
     log: str = ""
-    detail: str = ""
-    start_s: float = 0.0  # from launch to the first served token
-    model: str = ""  # whose worker it is, see topology.Worker
-    models: tuple[str, ...] = ()  # that it serves, by their names
-    adapters: dict[str, str] = {}  # which of them are LoRA adapters, and of what
-    context_tokens: int = 0  # of its longest sequence; 0: not known
-    operations: tuple[str, ...] = ()  # of its HTTP API, usable by clients: `POST /v1/rerank`
-    asleep: bool = False  # put to sleep by a client: it is given nothing until it is woken
+    detail: str = ""  # error of a worker that exited
+    start_s: float = 0.0  # from launch to the first generated token
+    model: str = ""  # see topology.Worker
+    models: tuple[str, ...] = ()  # names of the models it serves
+    adapters: dict[str, str] = {}  # base model of each LoRA adapter among them
+    context_tokens: int = 0  # longest sequence; 0 if unknown
+    operations: tuple[str, ...] = ()  # HTTP operations for clients: `POST /v1/rerank`
+    asleep: bool = False  # put to sleep by a client; receives no requests
 
     @property
     def without_operations(self) -> "WorkerReport":
-        """Return a copy without `operations`, which are long and mostly equal for all workers."""
+        """Copy without `operations`, which are long and mostly equal for all workers."""
         return msgspec.structs.replace(self, operations=()) if self.operations else self
 
     @property
     def title(self) -> str:
-        """For people: its role, and its model where there are several."""
+        """Role for display, with the model in a job of several models."""
         return f"{self.model} {self.role}".lstrip()
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """An agent presents itself."""
+    """First message of an agent to the head."""
 
     node: NodeRecord
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Sent by both sides; silence beyond the deadline means that the other is gone."""
+    """Sent every second by an agent, and answered by the head.
 
-    node: int
+    A side that receives none for `cluster.heartbeat_timeout_s` treats the other as dead.
+    """
+
+    node: int  # sender
 
 
 class StopAgent(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The head ends the job."""
+    """Sent by the head: stop all engines of the node, then exit."""
 
     reason: str
 
 
-class SetRole(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The head gives a worker another role; with `restart` its engine is started anew in it."""
+class AgentStopped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Last message of an agent to the head: all its engines have exited."""
 
-    rank: int
-    role: Role
-    restart: bool
+    node: int
 
 
 class Preempted(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """An agent of a further job: Slurm ends it soon, so give it nothing new."""
+    """Sent by an agent of an extra job: Slurm ends its job soon, so drain its workers."""
 
     node: int
 
 
-class AgentStopped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """An agent has ended all its workers."""
+class SetRole(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Sent by the head to a worker's agent: the worker has a new role from now on."""
 
-    node: int
+    rank: int
+    role: Role
+    restart: bool  # restart the engine in the new role
 
 
 class StartShard(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The first part of a worker over several nodes is about to start; the others are to meet it.
+    """A multi-node worker starts: the other nodes start their shards.
 
-    From its agent to the head, and from there to the agents of the others. `life` counts the
-    starts of that worker.
+    Sent by the agent of the first shard to the head, which passes it on to the other agents.
     """
 
     rank: int
     role: Role
-    incarnation: int
-    address: str  # where the parts meet
+    incarnation: int  # number of this start of the worker, from 1
+    address: str  # rendezvous of the shards
     ports: tuple[int, ...]
 
 
 class StopShard(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The head to the agents of a worker's further parts: they are not needed any more."""
+    """Sent by the head to the agents of a worker's other shards: stop the shard."""
 
     rank: int
 
 
 class ShardExited(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A further part of a worker has ended; from its agent to the head, from there to the agent
-    of the first, which ends that life of the worker."""
+    """A shard of a multi-node worker other than the first has exited.
 
-    rank: int
-    incarnation: int
-    detail: str  # which part, where, how, and its log
-
-
-class KvEvents(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A batch of KV events as a worker's engine published it (see kv_events), by its number.
-
-    Numbers begin with 0 in each life of a worker; what is missing may be asked for. A number of
-    -1 with nothing in it ends a replay.
+    Sent by its agent to the head, which passes it on to the agent of the first shard.
     """
 
     rank: int
-    seq: int
-    payload: bytes
+    incarnation: int  # start of the worker that the shard belonged to
+    detail: str  # names shard, node, exit status and log
+
+
+class KvEvents(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A batch of KV events as a worker's engine published it, sent by its agent to the head."""
+
+    rank: int
+    seq: int  # from 0 after each start of the engine; -1 with no payload ends a replay
+    payload: bytes  # see kv.events
 
 
 class KvReplayRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The head missed batches of a worker: send what its engine still has from `start` on."""
+    """Sent by the head to a worker's agent: send buffered batches of KV events again."""
 
     rank: int
-    start: int
+    start: int  # first `seq` to send
 
 
 ControlMessage = (

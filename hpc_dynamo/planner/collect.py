@@ -15,7 +15,7 @@ def collect_signals(
     router: Router,
     loads: Sequence[WorkerLoad],
     moving: int,
-    most: int,
+    max_sequences: int,
     lengths: PromptLengths | None = None,
 ) -> Signals:
     """Return the signals of the interval that ends now; start the next one.
@@ -23,9 +23,9 @@ def collect_signals(
     `moving` workers change their role; a worker decodes `most` sequences at a time. `lengths`
     reports the prefill engines' counts, used if no prompt was tokenized here.
     """
-    seen, traffic = router.meter.take(), router.traffic()
+    seen, traffic = router.interval_stats.take(), router.traffic()
     prefill, decode = (
-        [m for m in router.members if m.role is role and not m.aside]
+        [m for m in router.workers if m.role is role and not m.draining]
         for role in (Role.prefill, Role.decode)
     )
     ranks, computing = {m.rank for m in decode}, {m.rank for m in prefill}
@@ -42,16 +42,16 @@ def collect_signals(
         hit_rate=seen.hit_rate if tokenized else counted.hit_rate,
         ttft_s=seen.ttft_s.value,
         itl_s=seen.itl_s.value,
-        queued=traffic.queued,
-        active=traffic.active,
+        queued_requests=traffic.queued,
+        active_requests=traffic.active,
         prefill=len(prefill),
         decode=len(decode),
-        moving=moving,
-        ahead=ahead,
-        ahead_tokens=waiting_tokens if tokenized else ahead * counted.computed,
+        changing_role=moving,
+        prefill_requests=ahead,
+        prefill_tokens=waiting_tokens if tokenized else ahead * counted.computed,
         running=_mean([load.running for load in said]),
         waiting=_mean([load.waiting for load in said]),
-        slots=_mean([(load.running + load.waiting) / most for load in said]),
+        slot_usage=_mean([(load.running + load.waiting) / max_sequences for load in said]),
         kv_usage=_mean([load.kv_usage for load in said]),
     )
 

@@ -13,13 +13,20 @@ from pathlib import Path
 from statistics import fmean, linear_regression
 
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.planner.performance import Performance
-from hpc_dynamo.planner.profile import HINT, Error, Point, Profile, What, load
+from hpc_dynamo.planner.performance import WorkerPerformance
+from hpc_dynamo.planner.profile import (
+    HINT,
+    EngineProfile,
+    InterpolationError,
+    Measurement,
+    Metric,
+    load_profile,
+)
 
 Place = tuple[float, float, float]
 
 
-class Line:
+class PiecewiseLine:
     """Through points (x, y). Several of one x count as their mean; a single one is a constant."""
 
     def __init__(self, points: Iterable[tuple[float, float]]) -> None:
@@ -36,7 +43,7 @@ class Line:
         return _between(self._xs, self._ys.__getitem__, x)
 
 
-class Surface:
+class PiecewiseSurface:
     """Through points (x, y, z) that lie in rows of one x each, of any places in y: a line along
     each row, and a line across the two rows that are next."""
 
@@ -48,13 +55,13 @@ class Surface:
         if not by_x:
             raise ValueError("a surface needs a point")
         self._xs = sorted(by_x)
-        self._rows = [Line(by_x[x]) for x in self._xs]
+        self._rows = [PiecewiseLine(by_x[x]) for x in self._xs]
 
     def at(self, x: float, y: float) -> float:
         return _between(self._xs, lambda i: self._rows[i].at(y), x)
 
 
-def undisturbed(points: Iterable[Place]) -> list[Place]:
+def remove_outliers(points: Iterable[Place]) -> list[Place]:
     """More is never done in less time: a point (x, y, seconds) that is slower than one of at least
     as much of both was disturbed, and is taken down to it."""
     all_points = list(points)
@@ -76,19 +83,19 @@ def _between(xs: Sequence[float], value: Callable[[int], float], x: float) -> fl
     return (1 - share) * left + share * right
 
 
-class Interpolated:
+class ProfilePerformance:
     """See performance.Performance."""
 
-    def __init__(self, profile: Profile) -> None:
+    def __init__(self, profile: EngineProfile) -> None:
         self.profile = profile
 
     @property
-    def start_s(self) -> float:
-        return self.profile.start_s
+    def startup_s(self) -> float:
+        return self.profile.startup_s
 
     @property
-    def most_sequences(self) -> int:
-        return self.profile.most_sequences
+    def max_sequences(self) -> int:
+        return self.profile.max_sequences
 
     def prefill_s(self, prompt_tokens: float, cached_tokens: float = 0.0) -> float:
         return self._prefill.at(prompt_tokens - cached_tokens, cached_tokens)
@@ -102,42 +109,42 @@ class Interpolated:
         slope, start = self._moved
         return max(start + slope * tokens, 0.0)
 
-    def error(self, what: What) -> Error | None:
+    def error(self, what: Metric) -> InterpolationError | None:
         """At the points held out; None where there are none."""
         held_out = self.profile.of(what, held_out=True)
         shares = [abs(self._guess(p) / p.seconds - 1) for p in held_out if p.seconds]
-        return Error(fmean(shares), max(shares), len(shares)) if shares else None
+        return InterpolationError(fmean(shares), max(shares), len(shares)) if shares else None
 
-    def _guess(self, point: Point) -> float:
+    def _guess(self, point: Measurement) -> float:
         spot = point.spot
-        match spot.what:
-            case What.ttft:
+        match spot.metric:
+            case Metric.ttft:
                 return self.prefill_s(spot.prompt_tokens, point.cached_tokens)
-            case What.itl:
+            case Metric.itl:
                 return self.itl_s(spot.sequences, point.context_tokens)
-            case What.transfer:
+            case Metric.transfer:
                 return self.transfer_s(spot.prompt_tokens) + self.itl_s(1, spot.prompt_tokens)
 
     @cached_property
-    def _prefill(self) -> Surface:
+    def _prefill(self) -> PiecewiseSurface:
         """Over the tokens that are computed, and those cached before them: along both, time is
         nearly straight."""
         places = (
             (p.spot.prompt_tokens - p.cached_tokens, p.cached_tokens, p.seconds)
-            for p in self.profile.of(What.ttft)
+            for p in self.profile.of(Metric.ttft)
             if p.seconds
         )
-        return Surface(undisturbed(places))
+        return PiecewiseSurface(remove_outliers(places))
 
     @cached_property
-    def _itl(self) -> Surface:
+    def _itl(self) -> PiecewiseSurface:
         """Over the sequences and their length."""
         places = (
             (p.spot.sequences, p.context_tokens, p.seconds)
-            for p in self.profile.of(What.itl)
+            for p in self.profile.of(Metric.itl)
             if p.seconds
         )
-        return Surface(undisturbed(places))
+        return PiecewiseSurface(remove_outliers(places))
 
     @cached_property
     def _moved(self) -> tuple[float, float]:
@@ -145,7 +152,7 @@ class Interpolated:
         and is taken out."""
         times = {
             float(p.spot.prompt_tokens): p.seconds - self.itl_s(1, p.spot.prompt_tokens)
-            for p in self.profile.of(What.transfer)
+            for p in self.profile.of(Metric.transfer)
             if p.seconds
         }
         if len(times) < 2:
@@ -154,11 +161,11 @@ class Interpolated:
         return (slope, start) if slope > 0 else (0.0, fmean(times.values()))
 
 
-def load_profile(path: str | Path) -> Performance:
+def load_performance(path: str | Path) -> WorkerPerformance:
     """What `planner.profile` names. Raises ConfigError where it cannot be used."""
     if not str(path):
         raise ConfigError("planner.profile is not set", hint=HINT)
     try:
-        return Interpolated(load(Path(path)))
+        return ProfilePerformance(load_profile(Path(path)))
     except ConfigError as e:
         raise ConfigError(f"planner.profile={e.message}", hint=e.hint) from e

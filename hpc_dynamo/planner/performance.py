@@ -3,15 +3,15 @@
 from typing import Protocol
 
 
-class Performance(Protocol):
+class WorkerPerformance(Protocol):
     """Of one worker. Token counts may be means, so they are floats."""
 
     @property
-    def start_s(self) -> float:
+    def startup_s(self) -> float:
         """From the start of the engine to its first served token."""
 
     @property
-    def most_sequences(self) -> int:
+    def max_sequences(self) -> int:
         """That it decodes at a time."""
 
     def prefill_s(self, prompt_tokens: float, cached_tokens: float = 0.0) -> float:

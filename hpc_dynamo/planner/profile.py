@@ -13,7 +13,7 @@ from hpc_dynamo.errors import ConfigError
 HINT = "hpc-dynamo profile … writes one, profile.json in its run folder"
 
 
-class What(StrEnum):
+class Metric(StrEnum):
     """Which time a point is of."""
 
     ttft = "ttft"  # of a prompt on a worker that does nothing else
@@ -21,27 +21,27 @@ class What(StrEnum):
     transfer = "transfer"  # first token of a decode worker, after the prefill worker has answered
 
 
-class Spot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A place in the grid. A held-out one is never interpolated from: it tells the error."""
 
-    what: What
+    metric: Metric
     prompt_tokens: int
     cached_tokens: int = 0  # its beginning, which was asked before
     sequences: int = 1
     held_out: bool = False
 
 
-class Point(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What was measured there. `seconds` is None where the sequences did not fit at once."""
 
-    spot: Spot
+    spot: OperatingPoint
     seconds: float | None
     cached_tokens: int = 0  # by the engine's word, where it has one
     context_tokens: float = 0.0  # itl: mean length of a sequence meanwhile
     size_bytes: int = 0  # transfer: of the KV cache that moved
 
 
-class Error(msgspec.Struct, frozen=True):
+class InterpolationError(msgspec.Struct, frozen=True):
     """Of interpolated against measured times, as shares of the measured."""
 
     mean: float
@@ -49,7 +49,7 @@ class Error(msgspec.Struct, frozen=True):
     count: int
 
 
-class Profile(msgspec.Struct, frozen=True, kw_only=True):
+class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     """One engine and worker shape on one kind of hardware."""
 
     model: str
@@ -63,14 +63,14 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     date: str  # ISO 8601, UTC
     context_tokens: int  # of the longest sequence
     kv_tokens: int  # that the KV cache of the worker that decodes holds; 0: it did not say
-    most_sequences: int  # decoded at a time
-    start_s: float  # from launch to the first served token, the slowest worker
+    max_sequences: int  # decoded at a time
+    startup_s: float  # from launch to the first served token, the slowest worker
     prompt_tokens_per_s: float  # best seen
     answer_tokens_per_s: float
-    points: tuple[Point, ...]
+    points: tuple[Measurement, ...]
     kv_bytes_per_token: float = 0.0  # 0, as the next: nothing was transferred
     transfer_s_per_byte: float = 0.0
-    errors: Mapping[What, Error] = {}  # at the points held out
+    errors: Mapping[Metric, InterpolationError] = {}  # at the points held out
 
     @property
     def title(self) -> str:
@@ -80,30 +80,30 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         version = f" {self.version}" if self.version != self.engine else ""
         return f"{self.model}, {self.engine}{version}, {self.kind}, {sizes}"
 
-    def of(self, what: What, *, held_out: bool = False) -> list[Point]:
+    def of(self, what: Metric, *, held_out: bool = False) -> list[Measurement]:
         """The points there of which a time is known."""
         wanted = (what, held_out)
-        return [p for p in self.points if (p.spot.what, p.spot.held_out) == wanted and p.seconds]
+        return [p for p in self.points if (p.spot.metric, p.spot.held_out) == wanted and p.seconds]
 
 
-def load(file: Path) -> Profile:
+def load_profile(file: Path) -> EngineProfile:
     """Raises ConfigError for a file that is not there, or not a profile that can be used."""
     try:
-        profile = msgspec.json.decode(file.read_bytes(), type=Profile)
+        profile = msgspec.json.decode(file.read_bytes(), type=EngineProfile)
     except OSError as e:
         raise ConfigError(f"{file}: cannot be read: {e.strerror}", hint=HINT) from e
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
         raise ConfigError(f"{file}: is not a profile: {e}", hint=HINT) from e
-    for what in (What.ttft, What.itl):
+    for what in (Metric.ttft, Metric.itl):
         if not profile.of(what):
             raise ConfigError(f"{file}: has no point of {what}", hint=HINT)
     return profile
 
 
-def measured(files: Iterable[Path]) -> defaultdict[Spot, list[Point]]:
+def read_measurements(files: Iterable[Path]) -> defaultdict[OperatingPoint, list[Measurement]]:
     """What all attempts so far have measured; a line that a crash tore is not read."""
-    found = defaultdict[Spot, list[Point]](list)
+    found = defaultdict[OperatingPoint, list[Measurement]](list)
     for file in files:
-        for point in jsonl.read(file, Point):
+        for point in jsonl.read(file, Measurement):
             found[point.spot].append(point)
     return found

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from math import inf, sqrt
 
-FULL = 0.85  # of a worker's time, at most: a forecast errs, and nothing is left to catch up with
+MAX_UTILIZATION = (
+    0.85  # of a worker's time, at most: a forecast errs, and nothing is left to catch up with
+)
 HALVINGS = 40
 
 
@@ -26,12 +28,12 @@ def workers_for(rate_hz: float, service_s: float, most_wait_s: float) -> float:
     load = rate_hz * service_s
     if not load:
         return 0.0
-    return load / largest(
-        lambda busy: wait_s(rate_hz, service_s, load / busy) <= most_wait_s, 1e-6, FULL
+    return load / largest_fitting(
+        lambda busy: wait_s(rate_hz, service_s, load / busy) <= most_wait_s, 1e-6, MAX_UTILIZATION
     )
 
 
-def largest(fits: Callable[[float], bool], low: float, high: float) -> float:
+def largest_fitting(fits: Callable[[float], bool], low: float, high: float) -> float:
     """The largest number up to `high` that fits, where all that are less fit; `low` if none."""
     if fits(high):
         return high

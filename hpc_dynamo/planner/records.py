@@ -3,7 +3,7 @@
 import msgspec
 
 from hpc_dynamo.config import Role
-from hpc_dynamo.planner.signals import Decision
+from hpc_dynamo.planner.signals import PlannerDecision
 
 
 class RoleChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,6 +21,6 @@ class RoleChange(msgspec.Struct, frozen=True, kw_only=True):
 class PlannerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A line of the file: one of these. `left_out`: why a move was not made, or not wholly."""
 
-    decision: Decision | None = None
+    decision: PlannerDecision | None = None
     role_change: RoleChange | None = None
-    left_out: str = ""
+    skipped: str = ""

@@ -14,14 +14,14 @@ import msgspec
 
 from hpc_dynamo.backoff import Backoff
 from hpc_dynamo.config import Planner, Role
-from hpc_dynamo.planner.signals import Lack, Move
+from hpc_dynamo.planner.signals import CapacityGap, RoleMove
 
-SHORTEST_S = 180.0  # a job of less time is not worth its start
+MIN_JOB_S = 180.0  # a job of less time is not worth its start
 RETRY_INTERVALS = 10  # after a job that failed; twice as many after each further one
-MOST_INTERVALS = 160
+MAX_RETRY_INTERVALS = 160
 
 
-class Job(NamedTuple):
+class JobCapacity(NamedTuple):
     """A further job that is not given back yet."""
 
     number: int
@@ -34,7 +34,7 @@ class Job(NamedTuple):
         return self.ready + self.coming
 
 
-class Room(NamedTuple):
+class Budget(NamedTuple):
     """What the limits leave: nodes not asked for, node-hours not used, walltime of the head."""
 
     nodes: int
@@ -42,46 +42,52 @@ class Room(NamedTuple):
     seconds: float
 
 
-class Step(NamedTuple):
+class ScaleOutStep(NamedTuple):
     """What is to be done now. `why` something was done, or not done."""
 
-    ask: int = 0  # jobs
+    submit: int = 0  # jobs
     cancel: tuple[int, ...] = ()  # pending ones
     release: tuple[int, ...] = ()  # running ones
-    why: str = ""
+    reason: str = ""
 
 
-class Growing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ScaleOutRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A line of scale_out.jsonl: workers that were asked for or given back (see Move), by job."""
 
     at: float  # since the epoch
-    move: Move
+    move: RoleMove
     jobs: tuple[int, ...]
-    why: str
+    reason: str
     node_hours: float = 0.0  # used until then
 
 
-class Growth:
+class ScaleOutPolicy:
     """Counts and clocks of the rule. `each` is how many workers a job of a role brings."""
 
     def __init__(self, config: Planner, each: Mapping[Role, int]) -> None:
-        self._config, self._each = config, each
-        self._asked = list[int]()  # workers, in the last intervals
-        self._free = dict[int, tuple[float, int]]()  # by job: since when, for how many intervals
+        self._config, self._workers_per_job = config, each
+        self._missing_history = list[int]()  # workers, in the last intervals
+        self._unneeded = dict[
+            int, tuple[float, int]
+        ]()  # by job: since when, for how many intervals
         interval_s = config.interval_s
-        self._retries = Backoff(RETRY_INTERVALS * interval_s, MOST_INTERVALS * interval_s)
+        self._retries = Backoff(RETRY_INTERVALS * interval_s, MAX_RETRY_INTERVALS * interval_s)
 
-    def decide(self, at: float, lack: Lack, jobs: Sequence[Job], room: Room) -> Step:
+    def decide(
+        self, at: float, lack: CapacityGap, jobs: Sequence[JobCapacity], room: Budget
+    ) -> ScaleOutStep:
         """`at` is any clock's time in seconds; no two calls are at the same."""
         if room.node_hours <= 0:
-            self._asked.clear()
+            self._missing_history.clear()
             return _all(jobs, "planner.scale_out.max_node_hours are used up")
         coming = sum(job.coming for job in jobs)
-        self._note_free(at, lack.spare - lack.more + coming, jobs)
+        self._update_unneeded(at, lack.spare - lack.missing + coming, jobs)
         cancel = tuple(j.number for j in jobs if j.pending and self._unused(j, at))
         release = tuple(j.number for j in jobs if not j.pending and self._unused(j, at))
-        ask, why = self._ask(at, lack, coming, room)
-        return Step(ask, cancel, release, why or ("not needed" if cancel or release else ""))
+        ask, why = self._jobs_to_submit(at, lack, coming, room)
+        return ScaleOutStep(
+            ask, cancel, release, why or ("not needed" if cancel or release else "")
+        )
 
     def failed(self, at: float) -> None:
         """A job was refused, or never brought what it was asked for."""
@@ -90,58 +96,59 @@ class Growth:
     def succeeded(self) -> None:
         self._retries.succeeded()
 
-    def _ask(self, at: float, lack: Lack, coming: int, room: Room) -> tuple[int, str]:
-        lacking = lack.more - coming
+    def _jobs_to_submit(
+        self, at: float, lack: CapacityGap, coming: int, room: Budget
+    ) -> tuple[int, str]:
+        lacking = lack.missing - coming
         if lacking <= 0:
-            self._asked.clear()
+            self._missing_history.clear()
             return 0, ""
-        self._asked.append(lacking)
-        if len(self._asked) < self._config.stabilization_intervals:
-            return (
-                0,
-                f"more wanted {len(self._asked)} of {self._config.stabilization_intervals} times",
-            )
+        self._missing_history.append(lacking)
+        count, required = len(self._missing_history), self._config.stabilization_intervals
+        if count < required:
+            return 0, f"more wanted {count} of {required} times"
         wanted = ceil(
-            min(self._asked[-self._config.stabilization_intervals :]) / self._each[lack.role]
+            min(self._missing_history[-self._config.stabilization_intervals :])
+            / self._workers_per_job[lack.role]
         )
-        most, limit = self._most(at, room)
+        most, limit = self._max_jobs(at, room)
         if most:
-            self._asked.clear()
+            self._missing_history.clear()
         why = f"{lacking} {lack.role} workers more"
         return min(wanted, most), why if most >= wanted else f"{why}, but {limit}"
 
-    def _most(self, at: float, room: Room) -> tuple[int, str]:
+    def _max_jobs(self, at: float, room: Budget) -> tuple[int, str]:
         """Jobs that the limits allow now, and the limit."""
         if not self._retries.allows(at):
             return 0, "a further job failed a while ago"
-        if room.seconds < SHORTEST_S:
+        if room.seconds < MIN_JOB_S:
             return 0, "too little walltime is left"
         each = self._config.scale_out.nodes_per_job
         by_nodes = max(room.nodes, 0) // each
-        by_hours = int(min(room.node_hours * 3600 / (each * SHORTEST_S), by_nodes))
+        by_hours = int(min(room.node_hours * 3600 / (each * MIN_JOB_S), by_nodes))
         if by_hours < by_nodes:
             return by_hours, "planner.scale_out.max_node_hours leave no more"
         return by_nodes, "planner.scale_out.max_nodes allow no more"
 
-    def _note_free(self, at: float, surplus: int, jobs: Sequence[Job]) -> None:
+    def _update_unneeded(self, at: float, surplus: int, jobs: Sequence[JobCapacity]) -> None:
         """Who could go now: those that nobody waits for first, the newest first."""
-        before, self._free = self._free, {}
+        before, self._unneeded = self._unneeded, {}
         for job in sorted(jobs, key=lambda j: (j.pending, j.number), reverse=True):
             if surplus >= job.workers:
                 surplus -= job.workers
                 since, count = before.get(job.number, (at, 0))
-                self._free[job.number] = since, count + 1
+                self._unneeded[job.number] = since, count + 1
 
-    def _unused(self, job: Job, at: float) -> bool:
-        if job.number not in self._free:
+    def _unused(self, job: JobCapacity, at: float) -> bool:
+        if job.number not in self._unneeded:
             return False
-        since, count = self._free[job.number]
+        since, count = self._unneeded[job.number]
         if job.pending:
             return count >= self._config.stabilization_intervals
         return at - since >= self._config.scale_out.scale_in_delay_s
 
 
-def _all(jobs: Sequence[Job], why: str) -> Step:
+def _all(jobs: Sequence[JobCapacity], why: str) -> ScaleOutStep:
     pending = tuple(job.number for job in jobs if job.pending)
     running = tuple(job.number for job in jobs if not job.pending)
-    return Step(cancel=pending, release=running, why=why if jobs else "")
+    return ScaleOutStep(cancel=pending, release=running, reason=why if jobs else "")

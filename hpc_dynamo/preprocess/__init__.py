@@ -1,10 +1,16 @@
-"""From an OpenAI body to the token ids that an engine will compute, without transformers.
+"""Token ids that an engine will compute for an OpenAI request body, without transformers.
 
-    body ── conversation ── template ──> text ── encoder ──> Tokens
+    body -> chat_messages -> template -> text -> encoder -> Tokens
 
-The ids serve routing by prefix and the refusal of prompts that are too long, so they must equal
-the engine's; where that cannot be promised the answer is `Unpredictable`, never a guess.
-vLLM 0.32 is what chats and completions are held against.
+The ids are used for routing by prefix and for rejecting prompts that are too long, so they must
+equal the engine's. If that cannot be guaranteed, the result is `UnknownTokens`, never an estimate.
+Chats and completions are checked against vLLM 0.32.
+
+- `preprocessor`: the class that frontends use; `tokens`: its results and errors
+- `loading`: finds the tokenizer of a configured model; `model_folder` reads its files
+- `chat_messages`, `content_format`, `template`: messages, tools and Jinja templates
+- `completion_prompts`: prompts that are texts or token ids
+- `encoder`: text to token ids
 """
 
 from hpc_dynamo.preprocess.completion_prompts import TokenIdsOnly, completion_token_ids

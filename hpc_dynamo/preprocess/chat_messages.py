@@ -1,7 +1,7 @@
 """OpenAI messages and tools in the form that chat templates expect.
 
-Follows what vLLM 0.32 does with a body of /v1/chat/completions before it renders it: parts
-become text, arguments of calls become objects, unknown fields of a message are dropped.
+Does what vLLM 0.32 does with a body of /v1/chat/completions before it renders it: parts become
+text, arguments of calls become objects, unknown fields of a message are dropped.
 """
 
 import json
@@ -22,55 +22,56 @@ _PART_FIELDS = _MEDIA | {
     *("type", "text", "thinking", "refusal", "name", "data", "uuid", "closed"),
     *("file", "input_audio", "prompt_cache_breakpoint"),
 }
-# A line that changes with every request of one client; vLLM drops it, to keep prefixes equal.
+# One client sends a line that changes with every request. vLLM drops it to keep prefixes equal.
 _BILLING = "x-anthropic-billing-header"
+_OPTIONAL_TOOL_FIELDS = ("strict", "defer_loading")
 
 
 class UnsupportedPrompt(Exception):
-    """Something that only the engine can turn into tokens, or into its own error."""
+    """The prompt has parts that only the engine can tokenize or reject."""
 
 
 def chat_messages(messages: object, *, parts: bool) -> list[dict[str, Any]]:
-    """Messages for a template; with `parts` their content stays a list of typed parts.
+    """Return messages for a template; with `parts` their content stays a list of typed parts.
 
-    Raises Foreign for images and other media, and for what is no list of messages.
+    Raises UnsupportedPrompt for images and other media, and for values that are not messages.
     """
     if not isinstance(messages, list) or not messages:
-        raise UnsupportedPrompt("messages are no list of objects")
+        raise UnsupportedPrompt("messages is not a list of objects")
     return [_message(message, parts) for message in messages]
 
 
 def merge_developer_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Developer messages as system messages, of which there is one, at the beginning."""
+    """Return the messages with developer and system messages merged into one at the start."""
     if all(message["role"] != "developer" for message in messages):
         return messages
     messages = [_as_system(message) for message in messages]
     system = [message for message in messages if message["role"] == "system"]
     if len(system) == 1 and messages[0] is system[0]:
         return messages
-    texts = filter(None, map(_plain, system))
+    texts = filter(None, map(_content_text, system))
     others = [message for message in messages if message["role"] != "system"]
     return [{"role": "system", "content": "\n\n".join(texts)}, *others]
 
 
 def normalized_tools(tools: object) -> list[dict[str, Any]] | None:
-    """Tools with the fields that engines know, in their order."""
+    """Return tools with the fields that engines know, in the engines' order."""
     if tools is None:
         return None
     if not isinstance(tools, list) or not tools:
-        raise UnsupportedPrompt("tools are no list of objects")
+        raise UnsupportedPrompt("tools is not a list of objects")
     return [_tool(tool) for tool in tools]
 
 
 def _message(message: object, parts: bool) -> dict[str, Any]:
     if not isinstance(message, dict) or not isinstance(role := message.get("role"), str):
-        raise UnsupportedPrompt("messages are no list of objects with a role")
+        raise UnsupportedPrompt("messages is not a list of objects with a role")
     content = message.get("content")
     if parts or not isinstance(content, str) or role == "system":
         content = _content(role, content, parts)
     result: dict[str, Any] = {"role": role, "content": content}
     if role == "assistant":
-        _add_assistant(result, message)
+        _add_assistant_fields(result, message)
     elif role == "tool" and "tool_call_id" in message:
         result["tool_call_id"] = message["tool_call_id"]
     for name in ("name", "task"):
@@ -88,17 +89,17 @@ def _content(role: str, content: object, parts: bool) -> str | list[dict[str, An
         content = [{"type": "text", "text": content}]
     if not isinstance(content, list):
         raise UnsupportedPrompt("content is neither text nor a list of parts")
-    found = [part for part in map(_part, content) if part is not None]
+    texts = [part for part in map(_part, content) if part is not None]
     if role == "system":
-        found = [part for part in map(_without_billing, found) if part is not None]
+        texts = [part for part in map(_without_billing, texts) if part is not None]
     if parts and role != "tool":
-        return found
-    texts = (part["text"] for part in found)
-    return "\n".join(texts if parts else filter(None, texts))
+        return texts
+    lines = (part["text"] for part in texts)
+    return "\n".join(lines if parts else filter(None, lines))
 
 
 def _part(part: object) -> dict[str, Any] | None:
-    """A part as text with the fields that are not OpenAI's; None when it is empty."""
+    """Return a part as text, with the fields that are not OpenAI's; None if it is empty."""
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(part, dict) or kind not in _TEXT_OF or part.get("uuid") is not None:
         raise UnsupportedPrompt(f"a content part of type {kind!r}")
@@ -118,10 +119,10 @@ def _without_billing(part: dict[str, Any]) -> dict[str, Any] | None:
     return {**part, "text": rest} if rest else None
 
 
-def _add_assistant(result: dict[str, Any], message: Mapping[str, Any]) -> None:
+def _add_assistant_fields(result: dict[str, Any], message: Mapping[str, Any]) -> None:
     if calls := message.get("tool_calls"):
         if not isinstance(calls, list):
-            raise UnsupportedPrompt("tool_calls are no list")
+            raise UnsupportedPrompt("tool_calls is not a list")
         result["tool_calls"] = list(map(_call, calls))
     reasoning = message.get("reasoning")
     if reasoning is None:
@@ -131,7 +132,7 @@ def _add_assistant(result: dict[str, Any], message: Mapping[str, Any]) -> None:
 
 
 def _call(call: object) -> dict[str, Any]:
-    """A tool call in the order of fields that templates see when they write it as JSON."""
+    """Return a tool call with its fields in the order of the engine, as JSON in prompts shows."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(call, dict) or not isinstance(function, dict):
         raise UnsupportedPrompt("a tool call without a function")
@@ -163,11 +164,8 @@ def _tool(tool: object) -> dict[str, Any]:
     defer = (
         {"defer_loading": tool["defer_loading"]} if tool.get("defer_loading") is not None else {}
     )
-    own = {name: function[name] for name in _OPTIONAL if function.get(name) is not None}
+    own = {k: function[k] for k in _OPTIONAL_TOOL_FIELDS if function.get(k) is not None}
     return {"type": "function", "function": known | defer | own, **defer}
-
-
-_OPTIONAL = ("strict", "defer_loading")
 
 
 def _as_system(message: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +175,7 @@ def _as_system(message: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "role": "system"}
 
 
-def _plain(message: Mapping[str, Any]) -> str:
+def _content_text(message: Mapping[str, Any]) -> str:
     content = message["content"]
     if isinstance(content, list):
         return "\n".join(part["text"] for part in content)

@@ -7,25 +7,26 @@ from hpc_dynamo.preprocess.chat_messages import UnsupportedPrompt
 from hpc_dynamo.preprocess.tokens import Tokens, UnknownTokens
 
 Encode = Callable[[str, bool], Awaitable[Tokens]]
-"""(text, whether special tokens are put around it) → its tokens."""
+"""(text, whether to add special tokens around it) -> its tokens."""
+
+ENGINE_ONLY_FIELDS = ("prompt_embeds", "suffix", "truncate_prompt_tokens")
 
 
 async def completion_token_ids(
     body: Mapping[str, Any], encode: Encode
 ) -> list[Tokens] | UnknownTokens:
-    """Token ids of each prompt of a body."""
+    """Return the token ids of each prompt of a body."""
     prompt, special = body.get("prompt"), bool(body.get("add_special_tokens", True))
-    given = [body.get(name) for name in ("prompt_embeds", "suffix", "truncate_prompt_tokens")]
-    if any(value is not None for value in given):
+    if any(body.get(name) is not None for name in ENGINE_ONLY_FIELDS):
         return UnknownTokens("prompt_embeds, suffix or truncate_prompt_tokens")
-    one = isinstance(prompt, str) or (isinstance(prompt, list) and _are_ids(prompt))
-    several = [prompt] if one else prompt
-    if not isinstance(several, list) or not several:
+    single = isinstance(prompt, str) or (isinstance(prompt, list) and _are_ids(prompt))
+    prompts = [prompt] if single else prompt
+    if not isinstance(prompts, list) or not prompts:
         return UnknownTokens("prompt is neither text nor a list")
     try:
-        return [await _tokens(each, special, encode) for each in several]
-    except UnsupportedPrompt as foreign:
-        return UnknownTokens(str(foreign))
+        return [await _tokens(each, special, encode) for each in prompts]
+    except UnsupportedPrompt as e:
+        return UnknownTokens(str(e))
     except (TypeError, OverflowError):
         return UnknownTokens("prompt is neither text nor token ids")
 
@@ -46,7 +47,7 @@ _NO_TOKENIZER = "there is no tokenizer for text"
 
 
 class TokenIdsOnly:
-    """Replacement for a Preprocessor if there is no tokenizer, or one that is not reliable.
+    """Replaces a Preprocessor if there is no tokenizer, or one that differs from the engine's.
 
     `reason` is one sentence with cause and effect; `hint` is what to try.
     """
@@ -61,11 +62,11 @@ class TokenIdsOnly:
         return UnknownTokens(_NO_TOKENIZER)
 
     async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | UnknownTokens:
-        return await completion_token_ids(body, _refuse)
+        return await completion_token_ids(body, _reject_text)
 
     def limit_memory(self) -> bool:
         return False
 
 
-async def _refuse(text: str, special: bool) -> Tokens:
+async def _reject_text(text: str, special: bool) -> Tokens:
     raise UnsupportedPrompt(_NO_TOKENIZER)

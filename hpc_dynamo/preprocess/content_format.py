@@ -1,7 +1,7 @@
-"""Does a template take the content of a message as text, or as a list of parts?
+"""Decides if a chat template takes the content of a message as text or as a list of parts.
 
-A template that loops over a message's content wants parts. Found in the syntax tree, by the
-same rules as vLLM's `--chat-template-content-format auto`.
+A template that loops over a message's content expects parts. Loops are found in the syntax tree, by
+the rules of vLLM's `--chat-template-content-format auto`.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from jinja2 import nodes
 
 
 def expects_content_parts(tree: nodes.Template) -> bool:
-    """True when a loop of the template goes over a message's content."""
+    """Return True if a loop of the template iterates over a message's content."""
     messages = set(_loop_targets(tree, set(_aliases(tree, "messages"))))
     macros = {id(loop): macro for macro in tree.find_all(nodes.Macro) for loop in _loops(macro)}
     return any(
@@ -24,7 +24,7 @@ def _loops(node: nodes.Node) -> Iterator[nodes.For]:
 
 
 def _aliases(tree: nodes.Node, name: str) -> Iterator[str]:
-    """The name, and those that templates assign it to, whole, sliced or filtered."""
+    """Yield the name, and the names that it is assigned to, whole, sliced or filtered."""
     seen, waiting = {name}, [name]
     while waiting:
         name = waiting.pop()
@@ -34,7 +34,7 @@ def _aliases(tree: nodes.Node, name: str) -> Iterator[str]:
             if (
                 isinstance(target, nodes.Name)
                 and target.name not in seen
-                and _is_name(_bare(assign.node), {name})
+                and _is_name(_unwrapped(assign.node), {name})
             ):
                 seen.add(target.name)
                 waiting.append(target.name)
@@ -42,12 +42,12 @@ def _aliases(tree: nodes.Node, name: str) -> Iterator[str]:
 
 def _loop_targets(tree: nodes.Node, names: set[str]) -> Iterator[str]:
     for loop in _loops(tree):
-        if _is_name(_bare(loop.iter), names) and isinstance(loop.target, nodes.Name):
+        if _is_name(_unwrapped(loop.iter), names) and isinstance(loop.target, nodes.Name):
             yield loop.target.name
 
 
-def _bare(node: nodes.Node | None) -> nodes.Node | None:
-    """The expression without filters, tests and slices around it."""
+def _unwrapped(node: nodes.Node | None) -> nodes.Node | None:
+    """Return the expression without filters, tests and slices around it."""
     while True:
         if isinstance(node, nodes.Filter | nodes.Test) or (
             isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)
@@ -62,7 +62,7 @@ def _is_name(node: nodes.Node | None, names: set[str]) -> bool:
 
 
 def _is_content(node: nodes.Node | None, messages: set[str]) -> bool:
-    node = _bare(node)
+    node = _unwrapped(node)
     if isinstance(node, nodes.Getitem):
         field = node.arg.value if isinstance(node.arg, nodes.Const) else None
         return field == "content" and _is_name(node.node, messages)
@@ -74,7 +74,7 @@ def _is_content(node: nodes.Node | None, messages: set[str]) -> bool:
 def _is_content_name(
     loop: nodes.For, macros: dict[int, nodes.Macro], messages: set[str], tree: nodes.Template
 ) -> bool:
-    """A loop over `content`, or over the parameter of a macro that is given the content."""
+    """Return True for a loop over `content`, or over a macro parameter that receives it."""
     if not isinstance(loop.iter, nodes.Name):
         return False
     macro = macros.get(id(loop))
@@ -89,6 +89,6 @@ def _content_parameters(
     names = [argument.name for argument in macro.args]
     for call in tree.find_all(nodes.Call):
         if _is_name(call.node, {macro.name}):
-            given = list(zip(names, call.args, strict=False))
-            given += [(keyword.key, keyword.value) for keyword in call.kwargs]
-            yield from (name for name, value in given if _is_content(value, messages))
+            arguments = list(zip(names, call.args, strict=False))
+            arguments += [(keyword.key, keyword.value) for keyword in call.kwargs]
+            yield from (name for name, value in arguments if _is_content(value, messages))

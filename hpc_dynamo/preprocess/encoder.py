@@ -1,17 +1,8 @@
-"""Text to token ids: the fastest engine that is exact for the model's tokenizer.
+"""Text to token ids, with the fastest library that is exact for the model's tokenizer.
 
-Microseconds of CPU for prompts of about 1,130 tokens (4,400 characters of English, Qwen2's
-vocabulary), one core, new text first, then the same again:
-
-    fastokens 0.3.5        29      10    chosen: exact in 700,000 random texts of six families
-    gigatoken 0.10.0       48      10    exact too, but brings awkward, numpy and typer
-    tokie 0.1.4           146     111    differs in 1 random text of 35 (numerals, form feeds)
-    kitoken 0.11.1        388     333
-    tokenizers 0.23.3    1582    1493    `encode_batch_fast`; `encode` takes 1,800, holds the GIL
-
-fastokens does BPE, byte-level or after sentencepiece (Llama, Qwen, DeepSeek, Gemma, GPT-OSS).
-What it cannot do (Metaspace, NFKC, Unigram, WordPiece) goes to `tokenizers`. In both, text between
-two special tokens that was seen before is looked up, not tokenised again.
+fastokens handles BPE, byte-level or after sentencepiece (Llama, Qwen, DeepSeek, Gemma, GPT-OSS).
+`tokenizers` handles the rest (Metaspace, NFKC, Unigram, WordPiece). With both, text between two
+special tokens that was seen before is looked up. See benchmarks/results/libraries.md.
 """
 
 import re
@@ -25,15 +16,17 @@ from typing import Any, Protocol
 import fastokens  # type: ignore[import-untyped]  # ships stubs, but no py.typed
 from tokenizers import Tokenizer
 
-RENEW_CHARS = 32 << 20  # at the most 200 MB of words, of English a tenth
+# Characters of text whose words take at most 200 MB, or 20 MB for English.
+RENEW_CHARS = 32 << 20
 
-# Each character of the Basic Latin block, each byte that UTF-8 can have, and what tokenizers
-# are known to differ in. A vocabulary that lacks one of these bytes makes fastokens raise.
+# Probe texts: all bytes that UTF-8 can contain, and texts that libraries are known to encode
+# differently. fastokens raises for a byte that a vocabulary lacks.
 _BYTES = "".join(map(chr, range(0x800))) + "".join(chr(0x1000 * i) for i in (*range(1, 13), 14, 15))
 _PLANES = "".join(map(chr, (0x10000, 0x40000, 0x80000, 0xC0000, 0x100000)))
 _WORDS = (
     "",
     " ",
+    # prose: ignore (probe text)
     "The quick brown fox, isn't it?  I'LL say 'twas 12345678 \u00bd \u2167 \u0661\u0662!\n\n\n  x",
     "\t\tdef f(x):\r\n\r\n    return x   \n \n",
     "caf\u00e9 cafe\u0301 \ufb01 \u1e9e \u017f \u0130 \u00a0\u3000\u200b\u2028\u0085\x0b\x0c",
@@ -44,29 +37,28 @@ _WORDS = (
 
 
 class Encoder(Protocol):
-    """Encodes text; safe in threads, and releases the GIL while it works."""
+    """Encodes text. Thread-safe; releases the GIL while it works."""
 
     name: str
-    inline_chars: int  # a text of this length takes about half a millisecond, unseen
+    inline_chars: int  # length of a new text that takes about half a millisecond
 
     def encode(self, text: str, *, special: bool) -> bytes:
-        """Ids as uint32; `special` adds what the tokenizer puts around a text (BOS, EOS).
+        """Return ids as uint32; `special` adds the tokens around a text (BOS, EOS).
 
         Raises UnicodeEncodeError for half a surrogate pair.
         """
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens included."""
+        """Return the text of ids, including special tokens."""
 
     def limit_memory(self) -> bool:
-        """To be called now and then, in a thread, since it may take a second: keeps memory
-        bounded. Whether it had to do anything."""
+        """Bound the memory for words; return True if it did anything. Takes up to a second."""
 
 
 def choose_encoder(exact: Tokenizer, serialized: str, *, cache_bytes: int) -> tuple[Encoder, str]:
-    """The fast encoder where it gives the ids of `exact`, and why not otherwise.
+    """Return the fastest encoder that gives the ids of `exact`, and why it is not fastokens.
 
-    `serialized` is `exact` as tokenizer.json; `cache_bytes` bounds the texts that are kept.
+    `serialized` is `exact` as tokenizer.json; `cache_bytes` limits the cached texts.
     """
     try:
         fast = FastokensEncoder(serialized, exact, cache_bytes)
@@ -97,16 +89,16 @@ def _encode(tokenizer: Tokenizer, text: str, special: bool) -> bytes:
     try:
         batch = tokenizer.encode_batch_fast([text], add_special_tokens=special)
     except TypeError:
-        text.encode()  # says what is wrong with it
+        text.encode()  # raises UnicodeEncodeError with the position
         raise
     return array("I", batch[0].ids).tobytes()
 
 
 class FastokensEncoder:
-    """fastokens. `rescue` takes the texts with a byte that the vocabulary lacks.
+    """fastokens. `_fallback` encodes texts with a byte that the vocabulary lacks.
 
-    It remembers every word that it ever met (0.3.5: some 60 bytes each, without a bound), so
-    after `renew_chars` of text that the segment cache did not have a new one takes its place.
+    fastokens 0.3.5 caches every word without a bound, about 60 bytes each. It is therefore replaced
+    after `renew_chars` of text that were not in the segment cache.
     """
 
     name = "fastokens"
@@ -117,12 +109,12 @@ class FastokensEncoder:
     ) -> None:
         self._serialized, self._cache_bytes = serialized, cache_bytes
         self._renew_chars, self._chars = renew_chars, 0
-        self._fast = self._new()
-        self._rescue: Tokenizer | None = exact
-        if self._complete():
-            self._rescue = None  # 30 to 150 MB
+        self._fast = self._create()
+        self._fallback: Tokenizer | None = exact
+        if self._covers_all_bytes():
+            self._fallback = None  # frees 30 to 150 MB
 
-    def _new(self) -> Any:
+    def _create(self) -> Any:
         fast = fastokens.Tokenizer.from_json_str(self._serialized)  # releases the GIL
         fast.no_truncation()
         fast.no_padding()
@@ -132,10 +124,10 @@ class FastokensEncoder:
     def limit_memory(self) -> bool:
         if self._chars - self._fast.segment_cache_stats()["hit_bytes"] < self._renew_chars:
             return False
-        self._fast, self._chars = self._new(), 0
+        self._fast, self._chars = self._create(), 0
         return True
 
-    def _complete(self) -> bool:
+    def _covers_all_bytes(self) -> bool:
         try:
             self._fast.encode_batch_flat([_BYTES, _PLANES])
         except ValueError:
@@ -143,15 +135,16 @@ class FastokensEncoder:
         return True
 
     def encode(self, text: str, *, special: bool) -> bytes:
+        """See Encoder.encode."""
         self._chars += len(text)
         try:
             ids: bytes = self._fast.encode_batch_flat([text], add_special_tokens=special)[0]
         except UnicodeEncodeError:
             raise
         except ValueError:
-            if self._rescue is None:
+            if self._fallback is None:
                 raise
-            return _encode(self._rescue, text, special)
+            return _encode(self._fallback, text, special)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -160,20 +153,20 @@ class FastokensEncoder:
 
 
 class CachingEncoder:
-    """`tokenizers`, with what follows each special token kept as long as there is room.
+    """`tokenizers` with an LRU cache of the text after each special token.
 
-    A piece begins at a special token and ends before the next one. Tokenizers cut there before
-    they do anything else, so the ids of the pieces, joined, are those of the whole text.
+    A piece begins at a special token and ends before the next one. Tokenizers split there first, so
+    the joined ids of the pieces are those of the whole text.
     """
 
     name = "tokenizers"
     inline_chars = 2_000
 
     def __init__(self, exact: Tokenizer, cache_bytes: int) -> None:
-        self._exact, self._room, self._lock = exact, cache_bytes, Lock()
-        self._known = OrderedDict[str, bytes]()
-        # A token that looks at its neighbours or at normalised text begins no piece of its own,
-        # but it is searched for: it may hide another one.
+        self._exact, self._free_bytes, self._lock = exact, cache_bytes, Lock()
+        self._cached = OrderedDict[str, bytes]()
+        # A token that depends on its neighbours starts no piece, but is searched for, because it
+        # may contain another token.
         tokens = [t for t in exact.get_added_tokens_decoder().values() if not t.normalized]
         longest = sorted((t.content for t in tokens), key=len, reverse=True)
         self._token = re.compile("|".join(map(re.escape, longest))) if longest else None
@@ -188,7 +181,7 @@ class CachingEncoder:
         return self._exact.decode(list(ids), skip_special_tokens=False)
 
     def limit_memory(self) -> bool:
-        return False  # what is kept is bounded as it is
+        return False  # cache_bytes bounds the cache
 
     def _pieces(self, text: str) -> Iterator[str]:
         begin = 0
@@ -201,21 +194,21 @@ class CachingEncoder:
 
     def _piece(self, text: str) -> bytes:
         with self._lock:
-            if (known := self._known.get(text)) is not None:
-                self._known.move_to_end(text)
-                return known
+            if (ids := self._cached.get(text)) is not None:
+                self._cached.move_to_end(text)
+                return ids
         ids = _encode(self._exact, text, special=False)
         with self._lock:
             self._keep(text, ids)
         return ids
 
     def _keep(self, text: str, ids: bytes) -> None:
-        if self._known.get(text) is None:
-            self._known[text] = ids
-            self._room -= _size(text, ids)
-        while self._room < 0:
-            self._room += _size(*self._known.popitem(last=False))
+        if self._cached.get(text) is None:
+            self._cached[text] = ids
+            self._free_bytes -= _size(text, ids)
+        while self._free_bytes < 0:
+            self._free_bytes += _size(*self._cached.popitem(last=False))
 
 
 def _size(text: str, ids: bytes) -> int:
-    return getsizeof(text) + getsizeof(ids) + 200  # an entry of an ordered dict
+    return getsizeof(text) + getsizeof(ids) + 200  # 200: entry of an OrderedDict

@@ -15,8 +15,8 @@ EFFECT = "KV-aware routing of texts is off, and they are routed by load"
 def load_tokenizer(config: Config, environ: Mapping[str, str]) -> Preprocessor | TokenIdsOnly:
     """Load the tokenizer of a run of one model from its folder or from the Hugging Face cache.
 
-    Takes up to 2 s: call it in a thread. Without a tokenizer the result only passes on token ids
-    that requests give, and `reason` is set.
+    Takes up to 2 s: call it in a thread. Without a tokenizer the result accepts only prompts that
+    are token ids, and `reason` is set.
     """
     source = tokenizer_source(config, environ)
     try:
@@ -28,7 +28,7 @@ def load_tokenizer(config: Config, environ: Mapping[str, str]) -> Preprocessor |
 
 
 def tokenizer_problem(config: Config, environ: Mapping[str, str]) -> NoTokenizer | None:
-    """Return why `load_prompts` would find no tokenizer here, without loading it."""
+    """Return why `load_tokenizer` would find no tokenizer here, without loading it."""
     try:
         _folder(tokenizer_source(config, environ), _option(config))
     except NoTokenizer as e:
@@ -49,7 +49,7 @@ def _option(config: Config) -> str:
 
 
 def _folder(source: Source, option: str) -> Path:
-    """Return the folder. Raises NoTokenizer. `option` is the engine's, for another tokenizer."""
+    """Return the folder of a tokenizer. Raises NoTokenizer, whose hint may name `option`."""
     if not source.name:
         what, hint = "model.path is not set", "model.path=FOLDER or model.path=ORG/NAME"
     elif source.path is None and source.origin is Origin.hub:

@@ -1,4 +1,4 @@
-"""A model folder as Hugging Face lays it out: tokenizer, special tokens, templates, context."""
+"""Hugging Face model folder: tokenizer, special tokens, chat templates, context length."""
 
 import json
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ _LENGTH_KEYS = (
     "seq_length",
     "model_max_length",
 )
-# Architectures whose chats vLLM does not render with the folder's template.
-_OWN_RENDERER = (
+# Architectures whose chats vLLM renders in code.
+_RENDERED_IN_CODE = (
     "Cohere2Moe",
     "DeepseekV32",
     "DeepseekV4",
@@ -34,7 +34,7 @@ _OWN_RENDERER = (
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """The small files of a model, read once."""
+    """Configuration files of a model, read once."""
 
     path: Path
     config: Mapping[str, Any]  # config.json
@@ -42,7 +42,7 @@ class ModelFolder:
 
     @classmethod
     def read(cls, path: Path) -> "ModelFolder":
-        """Raises NoTokenizer when there is no tokenizer.json or a file is no JSON."""
+        """Raises NoTokenizer if tokenizer.json is missing or a file is not JSON."""
         if not (path / "tokenizer.json").is_file():
             raise NoTokenizer(
                 f"model: {path} has no tokenizer.json",
@@ -51,13 +51,13 @@ class ModelFolder:
         return cls(path, _json(path / "config.json"), _json(path / "tokenizer_config.json"))
 
     def special_tokens(self) -> dict[str, str]:
-        """Names that templates know (`bos_token`, ...) and their texts."""
+        """Return the text of each special token that templates know, such as `bos_token`."""
         kept = {**_json(self.path / "special_tokens_map.json"), **self.tokenizer_config}
         tokens = {f"{name}_token": _content(kept.get(f"{name}_token")) for name in _NAMED}
         return {name: text for name, text in tokens.items() if text}
 
     def templates(self) -> dict[str, str]:
-        """Chat templates by name; `default` is the usual one. Files win over the configuration."""
+        """Return chat templates by name, `default` among them. Files override the configuration."""
         kept = self.tokenizer_config.get("chat_template") or {}
         if isinstance(kept, str):
             kept = {"default": kept}
@@ -66,17 +66,17 @@ class ModelFolder:
         extra = sorted((self.path / "additional_chat_templates").glob("*.jinja"))
         files = {file.stem: file for file in extra}
         files["default"] = self.path / "chat_template.jinja"
-        found = {name: file.read_text("utf-8") for name, file in files.items() if file.is_file()}
-        return found or self._processor_template() or kept
+        from_files = {k: file.read_text("utf-8") for k, file in files.items() if file.is_file()}
+        return from_files or self._processor_template() or kept
 
     def _processor_template(self) -> dict[str, str]:
         text = _json(self.path / "chat_template.json").get("chat_template")
         return {"default": text} if isinstance(text, str) else {}
 
     def context_length(self) -> int | None:
-        """Most tokens of prompt and answer; None where config.json does not say.
+        """Return the maximum tokens of prompt and answer; None if config.json has no limit.
 
-        An engine may be started with less, and tells so in /v1/models (`max_model_len`).
+        An engine may have a lower limit, which it publishes in /v1/models (`max_model_len`).
         """
         text = self.config.get("text_config") or self.config
         lengths = [n for key in _LENGTH_KEYS if isinstance(n := text.get(key), int)]
@@ -89,27 +89,26 @@ class ModelFolder:
         return int(min(lengths) * factor) if lengths else None
 
     def unsupported_renderer(self) -> str:
-        """Why the folder's template is not what the engine renders; empty when it is."""
+        """Return why engines do not use the folder's template; empty if they use it."""
         for architecture in self.config.get("architectures") or ():
-            if architecture.startswith(_OWN_RENDERER):
+            if architecture.startswith(_RENDERED_IN_CODE):
                 return f"engines render {architecture} in code, not with its template"
         mistral = [*self.path.glob("tekken.json"), *self.path.glob("tokenizer.model.v*")]
         if mistral and [*self.path.glob("consolidated*.safetensors")]:
-            return f"engines use {mistral[0].name} by mistral-common"
+            return f"engines use {mistral[0].name} with mistral-common"
         return ""
 
     def tokenizer(self) -> tuple[Tokenizer, str]:
-        """The tokenizer with the tokens that the configuration adds, and its serialization.
+        """Return the tokenizer with the tokens that the configuration adds, and its JSON.
 
-        What transformers 5 makes of it, `add_bos_token` (which it ignores beside tokenizer.json)
-        included; some of its classes ignore parts of tokenizer.json: see `Preprocessor.probes`.
-
-        Raises NoTokenizer when tokenizer.json cannot be read.
+        It equals that of transformers 5, which ignores `add_bos_token` if there is a
+        tokenizer.json. Some classes of transformers ignore parts of tokenizer.json; see
+        `Preprocessor.probes`. Raises NoTokenizer if tokenizer.json cannot be read.
         """
         serialized = (self.path / "tokenizer.json").read_text("utf-8")
         try:
             tokenizer = Tokenizer.from_str(serialized)
-        except Exception as error:  # the library raises nothing narrower
+        except Exception as error:  # the library raises no narrower class
             raise NoTokenizer(f"model: {self.path}/tokenizer.json: {error}") from error
         changed = self._add_tokens(tokenizer)
         tokenizer.no_truncation()
@@ -134,12 +133,12 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text("utf-8"))
     except ValueError as error:
-        raise NoTokenizer(f"model: {file} is no JSON: {error}") from error
+        raise NoTokenizer(f"model: {file} is not JSON: {error}") from error
     return value if isinstance(value, dict) else {}
 
 
 def _content(token: object) -> str:
-    """Special tokens are kept as text or as a record with its `content`."""
+    """Return the text of a special token, stored as text or as an object with `content`."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else ""
 

@@ -1,4 +1,4 @@
-"""The one class that frontends use: bodies of requests in, token ids out."""
+"""Computes the token ids of request bodies with a model's templates and tokenizer."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,16 @@ from hpc_dynamo.preprocess.template import ChatTemplate, compile_template
 from hpc_dynamo.preprocess.tokens import PromptRejected, Tokens, UnknownTokens
 
 CACHE_BYTES = 64 << 20
+# Text that tokenizers are known to encode differently.
 _PROBE = "It's  12345 na\u00efve\n\n tests</s> of<|im_end|>\n \u4e2d\u6587 \U0001f642 <s>[INST] x"
 
 
 class Preprocessor:
-    """Templates and tokenizer of one model. Nothing changes after `load`; safe in threads.
+    """Templates and tokenizer of one model. Immutable after `load`, and thread-safe.
 
-    `chat_template` and `template_kwargs` are the engine's own `--chat-template` (Jinja text or
-    the name of one of the model's templates) and `--default-chat-template-kwargs`;
-    `trust_templates` its `--trust-request-chat-template`.
+    `chat_template`, `template_kwargs` and `trust_templates` are the engine's `--chat-template`
+    (Jinja text or the name of a template of the model), `--default-chat-template-kwargs` and
+    `--trust-request-chat-template`.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Preprocessor:
         self.context_length = folder.context_length()
         self._encoder, self.fallback_reason = _encoder(folder, cache_bytes)
         self._templates, self._special = folder.templates(), folder.special_tokens()
-        self._own_renderer = folder.unsupported_renderer()
+        self._unsupported_renderer = folder.unsupported_renderer()
         self._chat_template, self._trust_templates = chat_template, trust_templates
         self._template_kwargs = dict(template_kwargs or {})
 
@@ -56,9 +57,9 @@ class Preprocessor:
         trust_templates: bool = False,
         cache_bytes: int = CACHE_BYTES,
     ) -> Self:
-        """Reads a model folder: 0.5 s for 50,000 tokens, 2 s for 150,000; do it in a thread.
+        """Read a model folder. Takes 0.5 s for a vocabulary of 50,000 tokens, 2 s for 150,000.
 
-        Raises NoTokenizer when the folder has no tokenizer.json: then serve without token ids.
+        Raises NoTokenizer if the folder has no tokenizer.json.
         """
         return cls(
             ModelFolder.read(path),
@@ -70,14 +71,14 @@ class Preprocessor:
 
     @property
     def encoder_name(self) -> str:
-        """Which library tokenises: `fastokens`, or `tokenizers` for the reason in slow_because."""
+        """Return the library in use: fastokens, or tokenizers because of `fallback_reason`."""
         return self._encoder.name
 
     async def chat(self, body: Mapping[str, Any]) -> Tokens | UnknownTokens:
-        """Token ids of a body of /v1/chat/completions.
+        """Return the token ids of a body of /v1/chat/completions.
 
-        Texts that may take longer than half a millisecond are tokenised in a thread.
-        Raises PromptRejected when the template refuses the messages.
+        Texts that may take longer than half a millisecond are tokenized in a thread.
+        Raises PromptRejected if the template rejects the messages.
         """
         text = self.render(body)
         if isinstance(text, UnknownTokens):
@@ -85,38 +86,38 @@ class Preprocessor:
         return await self._tokens(text, bool(body.get("add_special_tokens", False)))
 
     async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | UnknownTokens:
-        """Token ids of each prompt of a body of /v1/completions: texts, or lists of ids."""
+        """Return the token ids of each prompt of a body of /v1/completions."""
         return await completion_token_ids(body, self._tokens)
 
     def render(self, body: Mapping[str, Any]) -> str | UnknownTokens:
-        """The text that the engine tokenises for a body of /v1/chat/completions."""
+        """Return the text that the engine tokenizes for a body of /v1/chat/completions."""
         try:
             return self._render(body)
-        except UnsupportedPrompt as foreign:
-            return UnknownTokens(str(foreign))
+        except UnsupportedPrompt as e:
+            return UnknownTokens(str(e))
 
     def encode(self, text: str, *, special: bool = False) -> Tokens:
-        """Ids of a text, at once; `special` adds BOS and the like where the tokenizer has them."""
+        """Return the ids of a text; `special` adds the tokenizer's BOS, EOS and similar tokens."""
         try:
             return Tokens(self._encoder.encode(text, special=special))
         except UnicodeEncodeError as error:
-            raise PromptRejected(f"the prompt is no valid Unicode: {error.reason}") from error
+            raise PromptRejected(f"the prompt is not valid Unicode: {error.reason}") from error
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens included."""
+        """Return the text of token ids, including special tokens."""
         return self._encoder.decode(ids)
 
     def limit_memory(self) -> bool:
-        """See Encoder.renew."""
+        """See Encoder.limit_memory."""
         return self._encoder.limit_memory()
 
     def probes(self) -> list[tuple[dict[str, Any], Tokens]]:
-        """Bodies for an engine's /tokenize, and the ids that `tokens` of its answer should be.
+        """Return bodies for an engine's /tokenize with the ids that it should return.
 
-        Engines may build a tokenizer of their own from the folder (transformers 5 does for
-        Llama 2), or be started with another one. One that differs is to be served without ids.
+        An engine may build its own tokenizer from the folder (transformers 5 does for Llama 2) or
+        be started with another one. If its ids differ, route without token ids.
         """
-        found: list[tuple[dict[str, Any], Tokens]] = [
+        probes: list[tuple[dict[str, Any], Tokens]] = [
             (
                 {"prompt": _PROBE, "add_special_tokens": special},
                 self.encode(_PROBE, special=special),
@@ -126,8 +127,8 @@ class Preprocessor:
         chat = {"messages": [{"role": "user", "content": _PROBE}]}
         with suppress(PromptRejected):
             if isinstance(text := self.render(chat), str):
-                found.append((chat, self.encode(text)))
-        return found
+                probes.append((chat, self.encode(text)))
+        return probes
 
     async def _tokens(self, text: str, special: bool) -> Tokens:
         if len(text) <= self._encoder.inline_chars:
@@ -149,33 +150,33 @@ class Preprocessor:
         return template.render_continued(messages, variables)
 
     def _template(self, body: Mapping[str, Any], tools: object) -> ChatTemplate:
-        if self._own_renderer:
-            raise UnsupportedPrompt(self._own_renderer)
-        given = body.get("chat_template")
-        if given is not None and not self._trust_templates:
-            raise UnsupportedPrompt("a chat template of the request's own")
-        usual = "tool_use" if tools is not None and "tool_use" in self._templates else "default"
-        name = given or self._chat_template or usual
-        source = self._templates.get(name, given or self._chat_template)
+        if self._unsupported_renderer:
+            raise UnsupportedPrompt(self._unsupported_renderer)
+        requested = body.get("chat_template")
+        if requested is not None and not self._trust_templates:
+            raise UnsupportedPrompt("a chat template in the request")
+        default = "tool_use" if tools is not None and "tool_use" in self._templates else "default"
+        name = requested or self._chat_template or default
+        source = self._templates.get(name, requested or self._chat_template)
         if source is None:
             raise UnsupportedPrompt("the model has no chat template")
         return compile_template(source)
 
     def _variables(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """What a template sees besides the messages."""
-        own = body.get("chat_template_kwargs") or {}
-        if not isinstance(own, dict) or {"chat_template", "tokenize"} & own.keys():
-            raise UnsupportedPrompt("chat_template_kwargs that engines refuse")
+        """Return the variables that a template sees in addition to the messages."""
+        kwargs = body.get("chat_template_kwargs") or {}
+        if not isinstance(kwargs, dict) or {"chat_template", "tokenize"} & kwargs.keys():
+            raise UnsupportedPrompt("chat_template_kwargs that engines reject")
         effort = body.get("reasoning_effort")
         thinking = {} if effort is None else {"enable_thinking": effort != "none"}
-        asked = {
+        requested = {
             **thinking,
-            **own,
+            **kwargs,
             **{name: body[name] for name in ("documents", "reasoning_effort") if body.get(name)},
             "add_generation_prompt": _flag(body, "add_generation_prompt", True),
             "continue_final_message": _flag(body, "continue_final_message", False),
         }
-        kept = {name: value for name, value in asked.items() if not _unset(value)}
+        kept = {name: value for name, value in requested.items() if not _unset(value)}
         server = {
             "documents": None,
             **self._template_kwargs,
@@ -191,7 +192,7 @@ def _unset(value: object) -> bool:
 def _flag(body: Mapping[str, Any], name: str, default: bool) -> bool:
     value = body.get(name, default)
     if not isinstance(value, bool):
-        raise UnsupportedPrompt(f"{name} is no boolean")
+        raise UnsupportedPrompt(f"{name} is not a boolean")
     return value
 
 

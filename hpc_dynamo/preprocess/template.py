@@ -24,7 +24,7 @@ _TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks the assistant's words for training; here it is only a scope."""
+    """`{% generation %}` marks the assistant's text for training; here it is only a scope."""
 
     tags = {"generation"}  # noqa: RUF012 - the name and the type are Jinja's
 
@@ -35,10 +35,10 @@ class _Generation(Extension):
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, with the answers that templates ask for most known beforehand.
+    """Jinja's sandbox with a fast path for the most frequent lookups.
 
-    A field of a message and the state of a loop are what it would give; it takes 2 microseconds
-    to find them safe, which is half of a long chat's rendering.
+    The fast path returns fields of messages and states of loops as Jinja would. Jinja needs 2
+    microseconds to verify that such a lookup is safe, half of the time of rendering a long chat.
     """
 
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -64,7 +64,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Unlike Jinja's own filter it does not escape for HTML."""
+    """Return JSON that is not escaped for HTML, in contrast to Jinja's filter."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -89,7 +89,7 @@ def _environment() -> _Sandbox:
 
 
 class ChatTemplate:
-    """One compiled template. Raises PromptRejected when it is no Jinja."""
+    """One compiled template. Raises PromptRejected for invalid Jinja."""
 
     def __init__(self, source: str) -> None:
         try:
@@ -97,29 +97,30 @@ class ChatTemplate:
             tree = _environment().parse(source)
         except jinja2.TemplateError as error:
             raise PromptRejected(f"chat template: {error}") from error
-        # Jinja's chain of two mappings is copied for every rendering, at five times the cost.
+        # Jinja copies the globals for every rendering. A dict is copied five times as fast as its
+        # chain of two mappings.
         self._template.globals = dict(self._template.globals)
         self.expects_content_parts = expects_content_parts(tree)
         self.knows_developer = '"developer"' in source or "'developer'" in source
         self._knows_content = "content" in source
 
     def render(self, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> str:
-        """The prompt's text.
+        """Return the text of the prompt.
 
-        Raises PromptRejected with the template's own reason when it refuses the messages.
+        Raises PromptRejected with the template's own reason if it rejects the messages.
         """
         try:
             return self._template.render(variables, messages=messages)
-        except Exception as error:  # a template is foreign code and may fail in any way
+        except Exception as error:  # templates can raise any exception
             raise PromptRejected(str(error)) from error
 
     def render_continued(self, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> str:
-        """As `render`, but the last message stays open: nothing follows its words."""
+        """Return the text of the prompt with the last message left open for continuation."""
         last = messages[-1]["content"]
         if not self._knows_content:
             raise PromptRejected("continue_final_message: the chat template has no 'content'")
-        text, marked = _marked(last)
-        rendered = self.render([*messages[:-1], {**messages[-1], "content": marked}], variables)
+        text, tagged = _tagged(last)
+        rendered = self.render([*messages[:-1], {**messages[-1], "content": tagged}], variables)
         if text.strip() not in rendered or _TAG.strip() not in rendered:
             raise PromptRejected(
                 "continue_final_message is set but the final message does not appear in the chat "
@@ -130,8 +131,8 @@ class ChatTemplate:
         return rendered[:end] if spaced else rendered[:end].rstrip()
 
 
-def _marked(content: str | list[dict[str, Any]]) -> tuple[str, str | list[dict[str, Any]]]:
-    """The final text, and the content with a mark behind it."""
+def _tagged(content: str | list[dict[str, Any]]) -> tuple[str, str | list[dict[str, Any]]]:
+    """Return the final text, and the content with a tag appended to it."""
     if isinstance(content, str):
         return content, content + _TAG
     if not content:

@@ -18,9 +18,9 @@ from hpc_dynamo.dispatch import OBJECT_DECODER
 from hpc_dynamo.engines import ConcurrentProtocol, Engine, PdProtocol
 from hpc_dynamo.engines.metrics import EngineMetrics, parse_metrics
 from hpc_dynamo.http import HttpClient
-from hpc_dynamo.planner.profile import Point, Spot, What
-from hpc_dynamo.profiler.client import Heard, body, stream, whole
-from hpc_dynamo.profiler.grid import ROOM, WINDOW
+from hpc_dynamo.planner.profile import Measurement, Metric, OperatingPoint
+from hpc_dynamo.profiler.client import TimedStream, complete, completion_body, stream_completion
+from hpc_dynamo.profiler.grid import RESPONSE_TOKENS, TIMED_TOKENS
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ LOOK_TIMEOUT_S = 30.0
 
 
 @dataclass
-class Bench:
+class ProfileBench:
     """The workers: `prefill` and `decode` are one where the topology is aggregated."""
 
     client: HttpClient
@@ -45,40 +45,48 @@ class Bench:
     def __post_init__(self) -> None:
         self._known = defaultdict[int, list[int]](list)  # prompts that are, or will be, cached
 
-    async def measure(self, spot: Spot) -> Point:
+    async def measure(self, spot: OperatingPoint) -> Measurement:
         """Raises RequestFailed, OSError."""
-        match spot.what:
-            case What.ttft:
+        match spot.metric:
+            case Metric.ttft:
                 return await self._ttft(spot)
-            case What.itl:
+            case Metric.itl:
                 return await self._itl(spot)
-            case What.transfer:
+            case Metric.transfer:
                 return await self._transfer(spot)
 
-    async def _ttft(self, spot: Spot) -> Point:
+    async def _ttft(self, spot: OperatingPoint) -> Measurement:
         """Of prompts that share what is cached, and of which nothing else is."""
         cached = self._prompt(0, spot.cached_tokens)
         if cached:
-            await whole(self.client, self.prefill, body(self.model, [*cached, *_tokens(1)], 1))
+            await complete(
+                self.client, self.prefill, completion_body(self.model, [*cached, *_tokens(1)], 1)
+            )
         new = spot.prompt_tokens - spot.cached_tokens
         heard = await _often(lambda: self._stream(self.prefill, [*cached, *_tokens(new)]))
         told = heard[-1].cached_tokens
-        return Point(
+        return Measurement(
             spot=spot,
             seconds=min(h.ttft_s for h in heard),
             cached_tokens=spot.cached_tokens if told is None else told,
         )
 
-    async def _stream(self, url: str, prompt: Sequence[int], tokens: int = 1) -> Heard:
-        return await stream(self.client, url, body(self.model, prompt, tokens))
+    async def _stream(self, url: str, prompt: Sequence[int], tokens: int = 1) -> TimedStream:
+        return await stream_completion(
+            self.client, url, completion_body(self.model, prompt, tokens)
+        )
 
-    async def _itl(self, spot: Spot) -> Point:
+    async def _itl(self, spot: OperatingPoint) -> Measurement:
         """Once every prompt is cached, all answers begin together: then their gaps are timed."""
         prompts = [self._prompt(i, spot.prompt_tokens) for i in range(spot.sequences)]
-        await _all(whole(self.client, self.decode, body(self.model, p, 1)) for p in prompts)
+        await _all(
+            complete(self.client, self.decode, completion_body(self.model, p, 1)) for p in prompts
+        )
         gaps = await _often(lambda: self._gap(prompts))
         seconds = min((gap for gap in gaps if gap), default=None)
-        return Point(spot=spot, seconds=seconds, context_tokens=spot.prompt_tokens + ROOM / 2)
+        return Measurement(
+            spot=spot, seconds=seconds, context_tokens=spot.prompt_tokens + RESPONSE_TOKENS / 2
+        )
 
     def _prompt(self, index: int, count: int) -> Sequence[int]:
         """The beginning of the prompt of that index, always the same."""
@@ -88,28 +96,28 @@ class Bench:
 
     async def _gap(self, prompts: Sequence[Sequence[int]]) -> float | None:
         """The mean time between two tokens of answers made at once; None if they were not."""
-        heard = await _all(self._stream(self.decode, prompt, ROOM) for prompt in prompts)
+        heard = await _all(self._stream(self.decode, prompt, RESPONSE_TOKENS) for prompt in prompts)
         begun = max(h.token_at[0] for h in heard)
         ended = min(h.token_at[-1] for h in heard)
         inside = [[at for at in h.token_at if begun <= at <= ended] for h in heard]
-        if min(map(len, inside)) < WINDOW:
+        if min(map(len, inside)) < TIMED_TOKENS:
             return None
         return fmean((ats[-1] - ats[0]) / (len(ats) - 1) for ats in inside)
 
-    async def _transfer(self, spot: Spot) -> Point:
+    async def _transfer(self, spot: OperatingPoint) -> Measurement:
         before = (await self._metrics()).kv_bytes
         heard = await _often(lambda: self._handed_over(spot.prompt_tokens))
         moved = await self._counted(before) - before
         seconds = min(h.ttft_s for h in heard)
-        return Point(spot=spot, seconds=seconds, size_bytes=int(moved / len(heard)))
+        return Measurement(spot=spot, seconds=seconds, size_bytes=int(moved / len(heard)))
 
-    async def _handed_over(self, tokens: int) -> Heard:
+    async def _handed_over(self, tokens: int) -> TimedStream:
         """By the decode worker, once the prefill worker has answered."""
-        asked, dialect = body(self.model, _tokens(tokens), 1), self.dialect
+        asked, dialect = completion_body(self.model, _tokens(tokens), 1), self.dialect
         assert not isinstance(dialect, ConcurrentProtocol), "refused by Engine.check"
-        prefilled = await whole(self.client, self.prefill, dialect.prefill(asked))
+        prefilled = await complete(self.client, self.prefill, dialect.prefill(asked))
         handed = dialect.decode(asked, OBJECT_DECODER.decode(prefilled))
-        return await stream(self.client, self.decode, handed)
+        return await stream_completion(self.client, self.decode, handed)
 
     async def _counted(self, before: float) -> float:
         """Bytes moved so far, once an engine that counts now and then has counted all."""

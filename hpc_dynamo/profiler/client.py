@@ -31,7 +31,7 @@ class _Event(msgspec.Struct):
 
 
 @dataclass
-class Heard:
+class TimedStream:
     """A sink that remembers when each piece came in (`perf_counter` seconds)."""
 
     sent_at: float = field(default_factory=perf_counter)
@@ -74,7 +74,7 @@ class Heard:
         return self.token_at[0] - self.sent_at
 
 
-def body(model: str, prompt: Sequence[int], tokens: int) -> Body:
+def completion_body(model: str, prompt: Sequence[int], tokens: int) -> Body:
     """A request for exactly so many tokens."""
     return {
         "model": model,
@@ -85,12 +85,12 @@ def body(model: str, prompt: Sequence[int], tokens: int) -> Body:
     }
 
 
-async def stream(client: HttpClient, url: str, asked: Body) -> Heard:
+async def stream_completion(client: HttpClient, url: str, asked: Body) -> TimedStream:
     """Hear an answer to its end. Raises RequestFailed, OSError (a TimeoutError is one)."""
     counted = {"include_usage": True, "continuous_usage_stats": True}
     streamed = asked | {"stream": True, "stream_options": counted}
     content = msgspec.json.encode(streamed)
-    heard = Heard()
+    heard = TimedStream()
     async with asyncio.timeout(LONGEST_S), client.send("POST", url, PATH, content) as answer:
         if answer.status != 200:
             raise _refused(url, answer.status, await answer.read())
@@ -101,7 +101,7 @@ async def stream(client: HttpClient, url: str, asked: Body) -> Heard:
     return heard
 
 
-async def whole(client: HttpClient, url: str, asked: Body) -> bytes:
+async def complete(client: HttpClient, url: str, asked: Body) -> bytes:
     """An answer in one piece. Raises as `stream` does."""
     async with (
         asyncio.timeout(LONGEST_S),

@@ -7,32 +7,32 @@ from itertools import pairwise
 import msgspec
 
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.planner.profile import Spot, What
+from hpc_dynamo.planner.profile import Metric, OperatingPoint
 
-SHORTEST = 32  # tokens of a prompt that are computed
+MIN_PROMPT_TOKENS = 32  # tokens of a prompt that are computed
 CACHED = (0.0, 0.5, 1.0)  # before them, as shares of what the context has room for
 CACHED_HELD_OUT = (0.0, 0.75)
 CONTEXTS = (1 / 16, 1 / 2)  # of the longest that so many sequences may have, where answers are made
 CONTEXT_HELD_OUT = sum(CONTEXTS) / 2
 TRANSFERS = 4  # prompts, the longest ones
 TRANSFERS_HELD_OUT = 2
-WINDOW = 32  # tokens of each answer that are timed
-SLACK = 16  # before and after them: not all begin in the same step
-ROOM = 2 * SLACK + WINDOW  # of a sequence, for the answer
+TIMED_TOKENS = 32  # tokens of each answer that are timed
+MARGIN_TOKENS = 16  # before and after them: not all begin in the same step
+RESPONSE_TOKENS = 2 * MARGIN_TOKENS + TIMED_TOKENS  # of a sequence, for the answer
 
 
 @dataclass(frozen=True)
-class Limits:
+class ProfileLimits:
     """Of the workers that are measured."""
 
     context_tokens: int  # of a sequence
-    sequences: int  # decoded at a time
+    max_sequences: int  # decoded at a time
     block_tokens: int  # that an engine caches as a whole
     kv_tokens: int  # that its KV cache holds; 0: not known
     transfers: bool  # one worker prefills for another
 
 
-def grid(limits: Limits) -> list[Spot]:
+def operating_points(limits: ProfileLimits) -> list[OperatingPoint]:
     """All that is to be measured, short prompts first, those held out last.
 
     What is computed of a prompt doubles from the shortest to the longest, sequences from one to
@@ -40,18 +40,22 @@ def grid(limits: Limits) -> list[Spot]:
     Sequences are as long as the KV cache has room for so many. Raises ConfigError where no prompt
     fits.
     """
-    lengths = sorted(_halved(limits.context_tokens - ROOM))
+    lengths = sorted(_halved(limits.context_tokens - RESPONSE_TOKENS))
     if not lengths:
         what = f"sequences of {limits.context_tokens} tokens are too short to be profiled"
-        raise ConfigError(what, hint=f"engine.args.max-model-len={SHORTEST + ROOM}, or more")
-    doubled = sorted({limits.sequences, *_doubled(limits.sequences)})
+        raise ConfigError(
+            what, hint=f"engine.args.max-model-len={MIN_PROMPT_TOKENS + RESPONSE_TOKENS}, or more"
+        )
+    doubled = sorted({limits.max_sequences, *_doubled(limits.max_sequences)})
     counts = [n for n in doubled if any(_itl(n, CONTEXTS[-1], limits))]
     spots = dict.fromkeys(_measured(lengths, counts, limits))
     others = dict.fromkeys(s for s in _between(lengths, counts, limits) if s not in spots)
     return [*spots, *(msgspec.structs.replace(spot, held_out=True) for spot in others)]
 
 
-def _measured(lengths: list[int], counts: list[int], limits: Limits) -> Iterator[Spot]:
+def _measured(
+    lengths: list[int], counts: list[int], limits: ProfileLimits
+) -> Iterator[OperatingPoint]:
     for length in lengths:
         yield from _ttft(length, CACHED, limits)
     for count in counts:
@@ -61,7 +65,9 @@ def _measured(lengths: list[int], counts: list[int], limits: Limits) -> Iterator
         yield from map(_transfer, lengths[-TRANSFERS:])
 
 
-def _between(lengths: list[int], counts: list[int], limits: Limits) -> Iterator[Spot]:
+def _between(
+    lengths: list[int], counts: list[int], limits: ProfileLimits
+) -> Iterator[OperatingPoint]:
     middles = [(a + b) // 2 for a, b in pairwise(lengths)]
     for length in middles:
         yield from _ttft(length, CACHED_HELD_OUT, limits)
@@ -72,7 +78,7 @@ def _between(lengths: list[int], counts: list[int], limits: Limits) -> Iterator[
 
 
 def _halved(longest: int) -> Iterator[int]:
-    while longest >= SHORTEST:
+    while longest >= MIN_PROMPT_TOKENS:
         yield longest
         longest //= 2
 
@@ -81,22 +87,26 @@ def _doubled(most: int) -> Iterator[int]:
     return (1 << i for i in range(most.bit_length()))
 
 
-def _ttft(length: int, shares: Iterable[float], limits: Limits) -> Iterator[Spot]:
+def _ttft(length: int, shares: Iterable[float], limits: ProfileLimits) -> Iterator[OperatingPoint]:
     """Only whole blocks are ever cached."""
     for share in shares:
-        room = limits.context_tokens - ROOM - length
+        room = limits.context_tokens - RESPONSE_TOKENS - length
         cached = int(share * room) // limits.block_tokens * limits.block_tokens
-        yield Spot(what=What.ttft, prompt_tokens=length + cached, cached_tokens=cached)
+        yield OperatingPoint(
+            metric=Metric.ttft, prompt_tokens=length + cached, cached_tokens=cached
+        )
 
 
-def _itl(count: int, share: float, limits: Limits) -> Iterator[Spot]:
+def _itl(count: int, share: float, limits: ProfileLimits) -> Iterator[OperatingPoint]:
     """One token beyond whole blocks is left to compute once the rest is cached."""
     room = limits.kv_tokens // count if limits.kv_tokens else limits.context_tokens
-    context = int(share * (min(room, limits.context_tokens) - ROOM))
+    context = int(share * (min(room, limits.context_tokens) - RESPONSE_TOKENS))
     whole = context // limits.block_tokens * limits.block_tokens
     if context > 0:
-        yield Spot(what=What.itl, prompt_tokens=(whole or context) + 1, sequences=count)
+        yield OperatingPoint(
+            metric=Metric.itl, prompt_tokens=(whole or context) + 1, sequences=count
+        )
 
 
-def _transfer(length: int) -> Spot:
-    return Spot(what=What.transfer, prompt_tokens=length)
+def _transfer(length: int) -> OperatingPoint:
+    return OperatingPoint(metric=Metric.transfer, prompt_tokens=length)

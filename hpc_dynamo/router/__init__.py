@@ -4,52 +4,51 @@ It lives in the head. Frontend processes use it through a unix socket (`server`,
 batch runner in the same process; both see `route()` and get a `Lease`.
 """
 
-from hpc_dynamo.router.decisions import BOUNDS_S, Decisions
-from hpc_dynamo.router.index.hashes import block_hashes, root
-from hpc_dynamo.router.index.kv_state import Caches
+from hpc_dynamo.router.decisions import DecisionStats
+from hpc_dynamo.router.index.hashes import adapter_root, block_hashes
+from hpc_dynamo.router.index.kv_state import KvState
 from hpc_dynamo.router.router import Router
 from hpc_dynamo.router.rpc.client import RemoteRouter
 from hpc_dynamo.router.rpc.server import RouterServer
-from hpc_dynamo.router.rpc.view import NOTHING_YET, Offer, View
+from hpc_dynamo.router.rpc.view import NOT_AVAILABLE, ModelAvailability, RunView
 from hpc_dynamo.router.scheduling.lease import (
-    Ask,
-    Exhausted,
+    AllWorkersTried,
     Lease,
+    LeaseEvent,
     NoSuchWorker,
-    Note,
     NoWorker,
     Overloaded,
+    RoutingHints,
+    RoutingRequest,
     Target,
-    Wish,
 )
-from hpc_dynamo.router.scheduling.limits import Limits, StartShare
-from hpc_dynamo.router.scheduling.peer_loads import heard
-from hpc_dynamo.router.scheduling.worker import Load, Member
+from hpc_dynamo.router.scheduling.limits import AdmissionLimits, StartShare
+from hpc_dynamo.router.scheduling.peer_loads import decode_loads
+from hpc_dynamo.router.scheduling.worker import RoutedWorker, WorkerDemand
 
 __all__ = [
-    "BOUNDS_S",
-    "NOTHING_YET",
-    "Ask",
-    "Caches",
-    "Decisions",
-    "Exhausted",
+    "NOT_AVAILABLE",
+    "AdmissionLimits",
+    "AllWorkersTried",
+    "DecisionStats",
+    "KvState",
     "Lease",
-    "Limits",
-    "Load",
-    "Member",
+    "LeaseEvent",
+    "ModelAvailability",
     "NoSuchWorker",
     "NoWorker",
-    "Note",
-    "Offer",
     "Overloaded",
     "RemoteRouter",
+    "RoutedWorker",
     "Router",
     "RouterServer",
+    "RoutingHints",
+    "RoutingRequest",
+    "RunView",
     "StartShare",
     "Target",
-    "View",
-    "Wish",
+    "WorkerDemand",
+    "adapter_root",
     "block_hashes",
-    "heard",
-    "root",
+    "decode_loads",
 ]

@@ -1,117 +1,116 @@
-"""Leases that are out: what each weighs on its workers, until it weighs nothing."""
+"""An active lease and the load that it puts on its workers."""
 
 from dataclasses import dataclass, field
 
-from hpc_dynamo.router.interval_stats import Meter
+from hpc_dynamo.router.interval_stats import IntervalStats
 from hpc_dynamo.router.scheduling.lease import Lease
-from hpc_dynamo.router.scheduling.selector import Choice
-from hpc_dynamo.router.scheduling.transfer_cost import Handover
-from hpc_dynamo.router.scheduling.worker import Member
+from hpc_dynamo.router.scheduling.selector import Selection
+from hpc_dynamo.router.scheduling.transfer_cost import TransferCost
+from hpc_dynamo.router.scheduling.worker import RoutedWorker
 
 
 @dataclass(eq=False)
-class Held:
-    """One lease, counted on its workers from the start. Every step may come twice or never."""
+class ActiveLease:
+    """Accounting of one lease on its workers from grant to release.
+
+    Each event may arrive twice or not at all; the workers' counts return to 0 with `release`.
+    """
 
     lease: Lease
-    decode: Member
-    prefill: Member | None  # until its part is done
-    computes: Member  # the prompt
-    promised: int  # tokens of it that are still to be computed
-    blocks: int
-    handover: Handover  # learns from what we see
-    spare: int = 0  # tokens of the answer beyond whole blocks
-    ahead: int = 0  # tokens that its prefill worker had to compute until this prompt was done
-    since: float = field(init=False)  # of its present part
-    lender: Member | None = None  # has the prompt's blocks until the decode worker has them
-    arrived: float = 0.0  # the request, at the router
-    first_at: float = 0.0  # token, once it is there
-    last_at: float = 0.0
-    grown: int = 0  # tokens that we were told of, beyond the first
+    decode: RoutedWorker
+    prefill: RoutedWorker | None  # until the prefill has finished
+    prompt_worker: RoutedWorker  # computes the prompt
+    pending_tokens: int  # of the prompt, still to compute
+    blocks: int  # KV blocks held on the decode worker
+    transfer_cost: TransferCost  # updated with the observed times
+    arrived_at: float  # of the request at the router
+    kv_source: RoutedWorker | None  # keeps the prompt's blocks until the decode worker has them
+    phase_started_at: float = field(init=False)
+    queued_tokens: int = 0  # computed by the prompt worker until this prompt is done
+    partial_block_tokens: int = 0  # of the response, beyond whole blocks
+    first_token_at: float = 0.0
+    last_token_at: float = 0.0
+    decoded_tokens: int = 0  # reported after the first token
 
     def __post_init__(self) -> None:
-        self.since = self.decode.clock()
+        self.phase_started_at = self.decode.clock()
 
     @classmethod
-    def begin(
-        cls,
-        lease: Lease,
-        choice: Choice,
-        tokens: int,
-        block: int,
-        handover: Handover,
-        arrived: float,
-    ) -> "Held":
-        decode, prefill, computes = choice.decode, choice.prefill, choice.computes
-        held = cls(lease, decode, prefill, computes, choice.left, -(-tokens // block), handover)
-        held.arrived, held.lender = arrived, prefill
+    def start(
+        cls, lease: Lease, chosen: Selection, blocks: int, cost: TransferCost, arrived_at: float
+    ) -> "ActiveLease":
+        """Return the lease, counted on its workers."""
+        decode, prefill, worker = chosen.decode, chosen.prefill, chosen.prompt_worker
+        tokens = chosen.uncached_tokens
+        active = cls(lease, decode, prefill, worker, tokens, blocks, cost, arrived_at, prefill)
         if prefill:
-            prefill.lent += 1
-        computes.prefill_tokens += held.promised
-        held.ahead = computes.prefill_tokens
-        decode.blocks += held.blocks
-        computes.begin()
-        for member in choice.workers:
-            member.active += 1
-            member.turn = lease.id
-        return held
+            prefill.pending_pulls += 1
+        worker.prefill_tokens += tokens
+        active.queued_tokens = worker.prefill_tokens
+        decode.blocks += blocks
+        worker.start_request()
+        for each in chosen.workers:
+            each.active += 1
+            each.last_lease_id = lease.id
+        return active
 
-    def prefilled(self) -> bool:
-        """The prefill worker has done its part; False if it had before, or there is none."""
+    def on_prefilled(self) -> bool:
+        """Count the end of the prefill. Return False if there is none or it has ended."""
         if self.prefill is None:
             return False
         now = self.decode.clock()
-        self.handover.prefilled(self.ahead, now - self.since)
-        self.since = now
-        self._leave_prefill()
+        self.transfer_cost.observe_prefill(self.queued_tokens, now - self.phase_started_at)
+        self.phase_started_at = now
+        self._finish_prefill()
         return True
 
-    def first_token(self, meter: Meter) -> None:
-        """The prompt is computed."""
-        self.first_at = self.last_at = self.decode.clock()
-        meter.now.ttft_s.add(self.first_at - self.arrived)
-        if self.computes is not self.decode and self.prefill is None:
-            self.handover.arrived(self.first_at - self.since)
-        self._computed()
-        self._take_back()
+    def on_first_token(self, stats: IntervalStats) -> None:
+        """Count the first token: the prompt is computed and its KV blocks have arrived."""
+        self.first_token_at = self.last_token_at = self.decode.clock()
+        stats.current.ttft_s.add(self.first_token_at - self.arrived_at)
+        if self.prompt_worker is not self.decode and self.prefill is None:
+            self.transfer_cost.observe_transfer(self.first_token_at - self.phase_started_at)
+        self._clear_pending_tokens()
+        self._release_kv_source()
 
-    def grow(self, tokens: int, block: int) -> None:
-        more, self.spare = divmod(self.spare + tokens, block)
+    def on_progress(self, tokens: int, block_tokens: int) -> None:
+        """Count more response tokens and the KV blocks that they fill."""
+        more, self.partial_block_tokens = divmod(self.partial_block_tokens + tokens, block_tokens)
         self.blocks += more
         self.decode.blocks += more
-        self.last_at = self.decode.clock()
-        self.grown += tokens
+        self.last_token_at = self.decode.clock()
+        self.decoded_tokens += tokens
 
-    def end(self, meter: Meter) -> None:
-        """Nothing of it is on its workers any more. Once only."""
-        itl_s = (self.last_at - self.first_at) / self.grown if self.grown else 0.0
-        meter.ended(self.grown + bool(self.first_at), itl_s if self.first_at else 0.0)
-        self._leave_prefill()
-        self._computed()
+    def release(self, stats: IntervalStats) -> None:
+        """Remove all remaining load from the workers. Must be called exactly once."""
+        decoded, first_at = self.decoded_tokens, self.first_token_at
+        itl_s = (self.last_token_at - first_at) / decoded if decoded and first_at else 0.0
+        stats.add_response(decoded + bool(first_at), itl_s)
+        self._finish_prefill()
+        self._clear_pending_tokens()
         self.decode.blocks -= self.blocks
-        self.decode.end()
+        self.decode.finish_request()
         self.decode.active -= 1
         self.decode.served += 1
-        self._take_back()
-        self.decode.settle()
+        self._release_kv_source()
+        self.decode.update_idle()
 
-    def _leave_prefill(self) -> None:
+    def _finish_prefill(self) -> None:
         if self.prefill:
-            self._computed()
-            self.prefill.end()
+            self._clear_pending_tokens()
+            self.prefill.finish_request()
             self.prefill.active -= 1
             self.prefill.served += 1
-            self.prefill.settle()
+            self.prefill.update_idle()
             self.prefill = None
-            self.decode.begin()
+            self.decode.start_request()
 
-    def _take_back(self) -> None:
-        """Nobody pulls the prompt's blocks any more."""
-        if self.lender:
-            self.lender.lent -= 1
-            self.lender.settle()
-            self.lender = None
+    def _release_kv_source(self) -> None:
+        if self.kv_source:
+            self.kv_source.pending_pulls -= 1
+            self.kv_source.update_idle()
+            self.kv_source = None
 
-    def _computed(self) -> None:
-        self.computes.prefill_tokens -= self.promised
-        self.promised = 0
+    def _clear_pending_tokens(self) -> None:
+        self.prompt_worker.prefill_tokens -= self.pending_tokens
+        self.pending_tokens = 0

@@ -1,4 +1,4 @@
-"""Who is there, who is busy, who waits: one event loop, no locks."""
+"""The request router: ready workers, active leases and queued requests. Runs in one event loop."""
 
 import asyncio
 import logging
@@ -13,288 +13,286 @@ from hpc_dynamo import config as c
 from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.messages import Traffic
-from hpc_dynamo.router.active_lease import Held
-from hpc_dynamo.router.decisions import Decisions
-from hpc_dynamo.router.index.kv_state import Caches
-from hpc_dynamo.router.interval_stats import Meter
-from hpc_dynamo.router.scheduling.explain import Why, explain
-from hpc_dynamo.router.scheduling.lease import Ask, Lease, Note
-from hpc_dynamo.router.scheduling.limits import Limits
-from hpc_dynamo.router.scheduling.peer_loads import Loads, Others
-from hpc_dynamo.router.scheduling.queue import Line, Waiting
-from hpc_dynamo.router.scheduling.selector import Choice, Chooser
-from hpc_dynamo.router.scheduling.worker import Member
-from hpc_dynamo.router.throughput import Pace
+from hpc_dynamo.router.active_lease import ActiveLease
+from hpc_dynamo.router.decisions import DecisionStats
+from hpc_dynamo.router.index.kv_state import KvState
+from hpc_dynamo.router.interval_stats import IntervalStats
+from hpc_dynamo.router.scheduling.explain import RoutingExplanation, explain
+from hpc_dynamo.router.scheduling.lease import Lease, LeaseEvent, RoutingRequest
+from hpc_dynamo.router.scheduling.limits import AdmissionLimits
+from hpc_dynamo.router.scheduling.peer_loads import LoadByUrl, PeerLoads
+from hpc_dynamo.router.scheduling.queue import QueuedRequest, RequestQueue
+from hpc_dynamo.router.scheduling.selector import Selection, WorkerSelector
+from hpc_dynamo.router.scheduling.worker import RoutedWorker
+from hpc_dynamo.router.throughput import Throughput
 
 log = logging.getLogger(__name__)
 
 
 class Router:
-    """Grants leases on ready workers, the next in line first."""
+    """Grants leases on ready workers. Requests without a free worker wait in a queue.
+
+    `changed` is set when workers or roles change and when the router fails; its reader clears it.
+    """
 
     def __init__(
         self,
         kind: TopologyKind,
         config: c.Router,
-        limits: Limits | None = None,
+        limits: AdmissionLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
-        news: asyncio.Event | None = None,
+        changed: asyncio.Event | None = None,
     ) -> None:
-        self._block, self._limits, self._clock = config.block_tokens, limits or Limits(), clock
-        self.caches, self.decisions = Caches(config, clock), Decisions()
-        self._chooser = Chooser(kind, config, self._limits, self.caches)
-        self._all_needs = 2 if kind is TopologyKind.disaggregated else 1
-        self._members, self._former = dict[int, Member](), dict[int, Member]()
-        self._held, self._ids = dict[int, Held](), count(1)
-        self._queue, self._others = Line(clock), Others()
-        self._came, self._nothing = asyncio.Event(), asyncio.Event()
-        self._pace, self.meter = Pace(clock), Meter(clock)
-        self.name = uuid4().hex  # among heads
-        self.news = news or asyncio.Event()  # who came or went; whoever shows it clears it
+        self._block_tokens, self._clock = config.block_tokens, clock
+        self._limits = limits or AdmissionLimits()
+        self.kv_state, self.decisions = KvState(config, clock), DecisionStats()
+        self._selector = WorkerSelector(kind, config, self._limits, self.kv_state)
+        self._role_sets = (
+            2 if kind is TopologyKind.disaggregated else 1
+        )  # that requests can require
+        self._workers, self._departed = dict[int, RoutedWorker](), dict[int, RoutedWorker]()
+        self._leases, self._lease_ids = dict[int, ActiveLease](), count(1)
+        self._queue, self._peer_loads = RequestQueue(clock), PeerLoads()
+        self._worker_added, self._idle = asyncio.Event(), asyncio.Event()
+        self._throughput, self.interval_stats = Throughput(clock), IntervalStats(clock)
+        self.head_name = uuid4().hex  # distinguishes this head among peer heads
+        self.changed = changed or asyncio.Event()
 
     @classmethod
-    def of(cls, config: c.Config, news: asyncio.Event | None = None) -> Self:
-        """As a run's configuration wants it; routers of several models share their `news`."""
-        return cls(config.topology.kind, config.router, Limits.of(config), news=news)
+    def from_config(cls, config: c.Config, changed: asyncio.Event | None = None) -> Self:
+        limits = AdmissionLimits.from_config(config)
+        return cls(config.topology.kind, config.router, limits, changed=changed)
 
     @property
-    def members(self) -> Iterable[Member]:
-        return self._members.values()
+    def workers(self) -> Iterable[RoutedWorker]:
+        return self._workers.values()
 
-    # Who is there.
+    async def add_worker(self, rank: int, role: Role, url: str) -> None:
+        """Add a ready worker. A rank that is added again loses its earlier requests."""
+        self.remove_worker(rank)
+        earlier = self._departed.pop(rank, None)
+        busy_s = earlier.busy_s if earlier else 0.0
+        worker = RoutedWorker(rank, role, url, busy_s=busy_s, clock=self._clock)
+        worker.peer_load = self._peer_loads.total(url)
+        self._workers[rank] = worker
+        self.kv_state.add_worker(rank)
+        self.changed.set()
+        self._serve_queue()
+        self._worker_added.set()
 
-    async def join(self, rank: int, role: Role, url: str) -> None:
-        """A worker is ready. A rank that joins again has lost its former life's requests."""
-        self.leave(rank)
-        former = self._former.pop(rank, None)
-        member = Member(rank, role, url, busy_s=former.busy_s if former else 0.0, clock=self._clock)
-        member.others = self._others.on(url)
-        self._members[rank] = member
-        self.caches.join(rank)
-        self.news.set()
-        self._pump()
-        self._came.set()
-
-    def leave(self, rank: int) -> None:
-        """A worker is gone, and what was on it."""
-        if member := self._members.pop(rank, None):
-            self.caches.leave(rank)
-            self.news.set()
-            self._former[rank] = member
-            member.rest.set()
-            for held in list(self._held.values()):
-                if member in (held.decode, held.prefill):
-                    held.lease.lose(rank)
-            self._pump()
+    def remove_worker(self, rank: int) -> None:
+        """Remove a worker and mark its leases as lost."""
+        if worker := self._workers.pop(rank, None):
+            self.kv_state.remove_worker(rank)
+            self.changed.set()
+            self._departed[rank] = worker
+            worker.idle.set()
+            for active in list(self._leases.values()):
+                if worker in (active.decode, active.prefill):
+                    active.lease.set_worker_lost(rank)
+            self._serve_queue()
 
     async def drain(self, rank: int) -> None:
-        """Gives a worker nothing new; until no request needs it any more, or it is gone."""
-        member = self._members[rank]
-        member.aside = True
-        member.rest.clear()
-        while member.busy and self._members.get(rank) is member:
-            await member.rest.wait()
+        """Stop new requests to a worker, and wait until no lease needs it or it is removed."""
+        worker = self._workers[rank]
+        worker.draining = True
+        worker.idle.clear()
+        while worker.busy and self._workers.get(rank) is worker:
+            await worker.idle.wait()
 
-    def turn(self, rank: int, role: Role) -> None:
-        """A worker that was drained takes requests again, in this role. What it has cached stays
-        known. Nothing happens where it is gone."""
-        if member := self._members.get(rank):
-            member.role, member.aside = role, False
-            self.news.set()
-            self._pump()
+    def set_role(self, rank: int, role: Role) -> None:
+        """Return a drained worker to service in this role. Its known KV blocks stay valid."""
+        if worker := self._workers.get(rank):
+            worker.role, worker.draining = role, False
+            self.changed.set()
+            self._serve_queue()
 
-    def heed(self, head: str, loads: Loads) -> None:
-        """What another head has on the same workers now, by URL; nothing where it is gone."""
-        self._others.heed(head, loads)
-        for member in self.members:
-            member.others = self._others.on(member.url)
+    def set_peer_load(self, head: str, loads: LoadByUrl) -> None:
+        """Replace the load that another head has placed on these workers; {} if it is gone."""
+        self._peer_loads.set(head, loads)
+        for worker in self.workers:
+            worker.peer_load = self._peer_loads.total(worker.url)
 
-    def limit(self, limits: Limits) -> None:
+    def set_limits(self, limits: AdmissionLimits) -> None:
         """Replace the admission limits. Queued requests are dispatched if there is room now."""
-        self._limits = self._chooser.limits = limits
-        self._pump()
+        self._limits = self._selector.limits = limits
+        self._serve_queue()
 
-    async def ready(self, roles: Iterable[Role]) -> None:
-        """Until each role has a worker, or never will."""
-        wanted = set(roles)
-        while not (self.lost or self.complete(wanted)):
-            self._came.clear()
-            await self._came.wait()
+    async def wait_for_roles(self, roles: Iterable[Role]) -> None:
+        """Wait until each role has a worker, or the router has failed."""
+        required = set(roles)
+        while not (self.failure or self.has_roles(required)):
+            self._worker_added.clear()
+            await self._worker_added.wait()
 
-    def give_up(self, why: str) -> None:
-        """No request can end any more: refuses those in line, and all that are to come."""
-        self._chooser.lost = why
-        self._pump()
-        self.news.set()
-        self._came.set()
+    def has_roles(self, roles: Iterable[Role]) -> bool:
+        return set(roles) <= {w.role for w in self.workers}
+
+    def fail(self, reason: str) -> None:
+        """Reject all queued and all later requests with this reason."""
+        self._selector.failure = reason
+        self._serve_queue()
+        self.changed.set()
+        self._worker_added.set()
 
     @property
-    def lost(self) -> str:
-        """Why it was given up."""
-        return self._chooser.lost
+    def failure(self) -> str:
+        """Return the reason given to `fail`; empty while requests are served."""
+        return self._selector.failure
 
-    async def idle(self) -> None:
-        """Until no lease is out and nobody waits."""
-        while self._held or self._queue:
-            self._nothing.clear()
-            await self._nothing.wait()
+    async def wait_idle(self) -> None:
+        """Wait until there is neither a lease nor a queued request."""
+        while self._leases or self._queue:
+            self._idle.clear()
+            await self._idle.wait()
 
-    def complete(self, roles: Iterable[Role]) -> bool:
-        return set(roles) <= {m.role for m in self.members}
+    async def route(self, request: RoutingRequest) -> Lease:
+        """Return a lease on workers for the request; wait in the queue if all are busy.
 
-    # Who gets what.
-
-    async def route(self, ask: Ask) -> Lease:
-        """Workers for a request; waits in line where none has room.
-
-        Raises Overloaded, NoWorker, or Exhausted where all were tried.
+        Raises Overloaded, NoWorker, NoSuchWorker, or AllWorkersTried.
         """
-        if lease := self.route_now(ask):
+        if lease := self.try_route(request):
             return lease
-        waiting = self.enqueue(ask)
+        queued = self.enqueue(request)
         try:
-            return await waiting.granted
+            return await queued.lease
         except asyncio.CancelledError:
-            self.forget(waiting)
+            self.cancel(queued)
             raise
 
-    def route_now(self, ask: Ask) -> Lease | None:
-        """The lease if nobody has to wait for it. Raises like `route`."""
-        if not ask.exclude:
-            self._pace.requests += 1
-            self.meter.came(ask.tokens)
-        lease = None if self._queue else self._place(ask, self._clock())
-        if lease is None and len(self._queue) >= self._limits.queue:
-            self._make_room(ask)
+    def try_route(self, request: RoutingRequest) -> Lease | None:
+        """Return a lease if a worker is free now. Raises like `route`."""
+        if not request.exclude:
+            self._throughput.requests += 1
+            self.interval_stats.add_request(request.prompt_tokens)
+        lease = None if self._queue else self._try_grant(request, self._clock())
+        if lease is None and len(self._queue) >= self._limits.max_queued_requests:
+            self._reject_one(request)
         return lease
 
-    def _make_room(self, ask: Ask) -> None:
-        """In a full line: refuses the last, if it counts for less, else the newcomer."""
-        full = self._pace.full(len(self._queue))
-        last = self._queue.yields_to(ask)
+    def _reject_one(self, request: RoutingRequest) -> None:
+        """Reject the last queued request if its priority is lower; else the new request."""
+        error = self._throughput.queue_full(len(self._queue))
+        last = self._queue.last_with_lower_priority(request)
         if last is None:
-            raise full
-        self._step_out(last)
-        last.refuse(full)
+            raise error
+        self._dequeue(last)
+        last.reject(error)
 
-    def explain(self, ask: Ask) -> Why:
-        """What `route` would do now, and why; nothing is granted. Raises like `route`, but for
-        one that would have to wait."""
-        return explain(self._chooser, ask, tuple(self.members))
+    def explain(self, request: RoutingRequest) -> RoutingExplanation:
+        """Return what `route` would do now and why. Raises like `route`, except for queueing."""
+        return explain(self._selector, request, tuple(self.workers))
 
-    def enqueue(self, ask: Ask) -> Waiting:
-        """A place in line, for one that `route_now` gave nothing: `granted` becomes the lease,
-        or raises like `route`. Who does not want it any more must `forget` it."""
-        waiting = self._queue.join(ask)
-        limit_s = min(ask.timeout_s or math.inf, self._limits.queue_timeout_s)
+    def enqueue(self, request: RoutingRequest) -> QueuedRequest:
+        """Queue a request for which `try_route` returned None; to give up, call `cancel`."""
+        queued = self._queue.push(request)
+        limit_s = min(request.timeout_s or math.inf, self._limits.queue_timeout_s)
         if limit_s < math.inf:
             later = asyncio.get_running_loop().call_later
-            waiting.timer = later(limit_s, self._expire, waiting, limit_s)
-        self._pump()
-        return waiting
+            queued.timer = later(limit_s, self._expire, queued, limit_s)
+        self._serve_queue()
+        return queued
 
-    def forget(self, waiting: Waiting) -> None:
-        """Nobody waits there any more; what was granted in the same turn goes back."""
-        if waiting in self._queue:
-            waiting.granted.cancel()
-            self._step_out(waiting)
-            self._pump()
-        elif not waiting.granted.cancelled() and not waiting.granted.exception():
-            waiting.granted.result().release()
+    def cancel(self, queued: QueuedRequest) -> None:
+        """Drop a queued request; release its lease if one was granted in the meantime."""
+        if queued in self._queue:
+            queued.lease.cancel()
+            self._dequeue(queued)
+            self._serve_queue()
+        elif not queued.lease.cancelled() and not queued.lease.exception():
+            queued.lease.result().release()
 
-    def _expire(self, waiting: Waiting, limit_s: float) -> None:
-        self._step_out(waiting)
-        here = {m.role for m in self.members}
-        missing = [role for role in self._chooser.roles(waiting.ask) if role not in here]
-        waiting.refuse(self._pace.late(len(self._queue), limit_s, missing))
-        self._pump()
+    def _expire(self, queued: QueuedRequest, limit_s: float) -> None:
+        self._dequeue(queued)
+        roles = self._selector.required_roles(queued.request)
+        missing = [role for role in roles if not self.has_roles([role])]
+        queued.reject(self._throughput.queue_timeout(len(self._queue), limit_s, missing))
+        self._serve_queue()
 
-    def _step_out(self, waiting: Waiting) -> None:
-        self._queue.leave(waiting)
-        self._settle()
+    def _dequeue(self, queued: QueuedRequest) -> None:
+        self._queue.remove(queued)
+        self._update_idle()
 
-    def _settle(self) -> None:
-        if not self._held and not self._queue:
-            self._nothing.set()
+    def _update_idle(self) -> None:
+        if not self._leases and not self._queue:
+            self._idle.set()
 
-    def _pump(self) -> None:
-        """Grant to those in line, in its order among those who need the same roles. One that
-        wants certain workers, or has tried some, holds up nobody."""
-        stuck = set[tuple[Role, ...]]()
-        for waiting in self._queue:
-            ask, needs = waiting.ask, self._chooser.roles(waiting.ask)
-            # Cancelled: its task has not run yet; nothing must be placed.
-            if needs in stuck or waiting.granted.cancelled():
+    def _serve_queue(self) -> None:
+        """Grant leases to queued requests, in order among those that require the same roles.
+
+        A request for certain workers, or one that tried some, does not block those behind it.
+        """
+        blocked = set[tuple[Role, ...]]()
+        for queued in self._queue:
+            request, roles = queued.request, self._selector.required_roles(queued.request)
+            # A cancelled request may still be queued: its task has not run yet.
+            if roles in blocked or queued.lease.cancelled():
                 continue
             try:
-                lease = self._place(ask, waiting.since)
+                lease = self._try_grant(request, queued.enqueued_at)
             except RequestFailed as e:
-                self._step_out(waiting)
-                waiting.refuse(e)
+                self._dequeue(queued)
+                queued.reject(e)
                 continue
             if lease:
-                self._step_out(waiting)
-                waiting.granted.set_result(lease)
-            elif not (ask.exclude or ask.wish.workers):
-                stuck.add(needs)
-                if len(stuck) == self._all_needs:
+                self._dequeue(queued)
+                queued.lease.set_result(lease)
+            elif not (request.exclude or request.hints.workers):
+                blocked.add(roles)
+                if len(blocked) == self._role_sets:
                     return
 
-    def _place(self, ask: Ask, arrived: float) -> Lease | None:
-        """The best workers that have room now. Raises like `route`."""
+    def _try_grant(self, request: RoutingRequest, arrived_at: float) -> Lease | None:
+        """Return a lease on the best workers with room now. Raises like `route`."""
         began = time.perf_counter()
-        choice = self._chooser.choose(ask, self.members)
-        if choice is None:
+        selection = self._selector.select(request, self.workers)
+        if selection is None:
             return None
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("%s", self.explain(ask))
-        lease = self._hold(ask, choice, arrived)
-        self.meter.placed(ask.tokens, choice.overlap * self._block)
-        self.decisions.count(choice, -(-ask.tokens // self._block), time.perf_counter() - began)
+            log.debug("%s", self.explain(request))
+        tokens, block_tokens = request.prompt_tokens, self._block_tokens
+        blocks = -(-tokens // block_tokens)
+        lease = self._grant(selection, blocks, arrived_at)
+        self.interval_stats.add_placement(tokens, selection.overlap_blocks * block_tokens)
+        self.decisions.record(selection, blocks, time.perf_counter() - began)
         return lease
 
-    def _hold(self, ask: Ask, choice: Choice, arrived: float) -> Lease:
-        lease = Lease(next(self._ids), choice.prefill_target, choice.decode_target, self)
-        held = Held.begin(lease, choice, ask.tokens, self._block, self._chooser.handover, arrived)
-        self._held[lease.id] = held
-        for member in choice.workers:
-            self.caches.expect(member.rank, choice.hashes)
+    def _grant(self, selection: Selection, blocks: int, arrived_at: float) -> Lease:
+        id_, cost = next(self._lease_ids), self._selector.transfer_cost
+        lease = Lease(id_, selection.prefill_target, selection.decode_target, self)
+        self._leases[id_] = ActiveLease.start(lease, selection, blocks, cost, arrived_at)
+        for worker in selection.workers:
+            self.kv_state.expect(worker.rank, selection.hashes)
         return lease
 
-    # What holders tell.
-
-    def note(self, lease: int, note: Note, value: int) -> None:
-        """See lease.Notes. Notes of a lease that is over mean nothing."""
-        held = self._held.get(lease)
-        if held is None:
+    def on_lease_event(self, lease: int, event: LeaseEvent, value: int) -> None:
+        """Handle an event of a lease, see LeaseListener. It is ignored after the release."""
+        active = self._leases.get(lease)
+        if active is None:
             return
-        match note:
-            case Note.prefilled:
-                if held.prefilled():
-                    self._pump()
-            case Note.first_token:
-                held.first_token(self.meter)
-                self._pump()
-            case Note.progress:
-                held.grow(value, self._block)
-            case Note.broken:
-                self._avoid(value)
-            case Note.released:
-                del self._held[lease]
-                held.end(self.meter)
-                self._pace.done += 1
-                self._settle()
-                self._pump()
-
-    def _avoid(self, rank: int) -> None:
-        if member := self._members.get(rank):
-            member.avoid(self._limits.avoid_s, self._pump)
+        match event:
+            case LeaseEvent.prefilled:
+                if active.on_prefilled():
+                    self._serve_queue()
+            case LeaseEvent.first_token:
+                active.on_first_token(self.interval_stats)
+                self._serve_queue()
+            case LeaseEvent.progress:
+                active.on_progress(value, self._block_tokens)
+            case LeaseEvent.connection_lost:
+                if worker := self._workers.get(value):
+                    worker.avoid(self._limits.avoid_s, self._serve_queue)
+            case LeaseEvent.released:
+                del self._leases[lease]
+                active.release(self.interval_stats)
+                self._throughput.finished += 1
+                self._update_idle()
+                self._serve_queue()
 
     @property
-    def handover_tokens(self) -> float:
-        """See handover.Handover."""
-        return self._chooser.handover.tokens
+    def transfer_cost_tokens(self) -> float:
+        return self._selector.transfer_cost.tokens
 
     def traffic(self) -> Traffic:
-        """See Pace.traffic."""
-        return self._pace.traffic(active=len(self._held), queued=len(self._queue))
+        """Return request counts and the recent rate, see Throughput.traffic."""
+        return self._throughput.traffic(active=len(self._leases), queued=len(self._queue))

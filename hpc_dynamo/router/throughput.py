@@ -6,24 +6,24 @@ from collections.abc import Callable, Sequence
 from hpc_dynamo.messages import Traffic
 from hpc_dynamo.router.scheduling.lease import NoWorker, Overloaded
 
-LONGEST_RETRY_S = 60.0
+MAX_RETRY_AFTER_S = 60.0
 
 
-class Pace:
+class Throughput:
     """Counts since the start; who counts writes them."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self.requests = self.refused = self.done = 0
+        self.requests = self.refused = self.finished = 0
         self._rate_hz, self._counted, self._counted_at = 0.0, 0, clock()
 
     def traffic(self, *, active: int, queued: int) -> Traffic:
         """The rate is of the time since the last call, smoothed."""
         now = self._clock()
         if now > self._counted_at:
-            rate_hz = (self.done - self._counted) / (now - self._counted_at)
+            rate_hz = (self.finished - self._counted) / (now - self._counted_at)
             self._rate_hz = (self._rate_hz + rate_hz) / 2
-            self._counted, self._counted_at = self.done, now
+            self._counted, self._counted_at = self.finished, now
         return Traffic(
             requests=self.requests,
             refused=self.refused,
@@ -32,13 +32,15 @@ class Pace:
             rate_hz=self._rate_hz,
         )
 
-    def full(self, queued: int) -> Overloaded:
+    def queue_full(self, queued: int) -> Overloaded:
         """One is refused: the line has all that it may have."""
         self.refused += 1
         what = f"{queued} requests are waiting, which is all that may (serve.max_queued_requests)"
         return Overloaded(what, status=429, retry_after_s=self._retry_after_s(queued))
 
-    def late(self, queued: int, limit_s: float, missing: Sequence[str]) -> NoWorker | Overloaded:
+    def queue_timeout(
+        self, queued: int, limit_s: float, missing: Sequence[str]
+    ) -> NoWorker | Overloaded:
         """One is refused that waited too long, perhaps for roles that are not there."""
         self.refused += 1
         if missing:
@@ -49,4 +51,4 @@ class Pace:
 
     def _retry_after_s(self, queued: int) -> float:
         """When a line of so many will have been served, as fast as lately."""
-        return min(max(queued / max(self._rate_hz, 0.1), 1.0), LONGEST_RETRY_S)
+        return min(max(queued / max(self._rate_hz, 0.1), 1.0), MAX_RETRY_AFTER_S)

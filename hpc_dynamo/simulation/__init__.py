@@ -14,21 +14,21 @@ setup        all this from a run's configuration
 picture      an outcome's curves
 """
 
-from hpc_dynamo.simulation.load import Phase, Request, read, synthetic
-from hpc_dynamo.simulation.outcome import Outcome, Targets
-from hpc_dynamo.simulation.performance import Modelled
-from hpc_dynamo.simulation.run import Decide, Engine, Job, simulate
+from hpc_dynamo.simulation.load import LoadPhase, TraceRequest, read_trace, synthetic_load
+from hpc_dynamo.simulation.performance import TimingPerformance
+from hpc_dynamo.simulation.result import LatencyTargets, SimulationResult
+from hpc_dynamo.simulation.run import DecidesRoles, EngineModel, SimulatedJob, simulate
 
 __all__ = [
-    "Decide",
-    "Engine",
-    "Job",
-    "Modelled",
-    "Outcome",
-    "Phase",
-    "Request",
-    "Targets",
-    "read",
+    "DecidesRoles",
+    "EngineModel",
+    "LatencyTargets",
+    "LoadPhase",
+    "SimulatedJob",
+    "SimulationResult",
+    "TimingPerformance",
+    "TraceRequest",
+    "read_trace",
     "simulate",
-    "synthetic",
+    "synthetic_load",
 ]

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Stuck(RuntimeError):
+class NoPendingTimer(RuntimeError):
     """Everybody waits and no timer is left: in virtual time nothing can ever happen."""
 
 
@@ -21,7 +21,7 @@ class _Jumping(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
-            raise Stuck("everybody waits and no timer is left")
+            raise NoPendingTimer("everybody waits and no timer is left")
         self.now += max(timeout, 0.0)
         return super().select(0)
 

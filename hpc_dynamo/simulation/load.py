@@ -17,23 +17,23 @@ TOKEN_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class TraceRequest:
     """`at` seconds from the start. The prompt begins with the blocks of these ids, of
     `block_tokens` each; equal ids are equal tokens. What follows them is its own."""
 
     at: float
-    prompt: int  # tokens
-    answer: int
+    prompt_tokens: int  # tokens
+    response_tokens: int
     blocks: tuple[int, ...] = ()
     block_tokens: int = TRACE_BLOCK
 
     @property
     def hashes(self) -> bytes:
         """As frontends send them to the router."""
-        return block_hashes(b"".join(self.tokens), self.block_tokens)
+        return block_hashes(b"".join(self.block_token_ids), self.block_tokens)
 
     @property
-    def tokens(self) -> list[bytes]:
+    def block_token_ids(self) -> list[bytes]:
         """The ids of each block's tokens, as the router hashes them."""
         return [_tokens(block, self.block_tokens) for block in self.blocks]
 
@@ -43,7 +43,7 @@ def _tokens(block: int, count: int) -> bytes:
     return (block & 0xFFFFFFFF).to_bytes(TOKEN_BYTES, "little") * count
 
 
-class Line(msgspec.Struct, frozen=True):
+class TraceLine(msgspec.Struct, frozen=True):
     """One request as Mooncake's traces (FAST '25) have it: milliseconds, tokens, ids of blocks."""
 
     timestamp: float
@@ -52,7 +52,7 @@ class Line(msgspec.Struct, frozen=True):
     hash_ids: tuple[int, ...] = ()
 
 
-def read(path: Path, count: int = 0, speed: float = 1.0) -> list[Request]:
+def read_trace(path: Path, count: int = 0, speed: float = 1.0) -> list[TraceRequest]:
     """The first `count` requests of a trace (0: all), `speed` times as fast. Raises InputError."""
     try:
         with path.open("rb") as rows:
@@ -67,41 +67,43 @@ def read(path: Path, count: int = 0, speed: float = 1.0) -> list[Request]:
     return [_request(line, (line.timestamp - start) / 1e3 / speed) for line in lines]
 
 
-def _line(row: bytes, where: str) -> Line:
+def _line(row: bytes, where: str) -> TraceLine:
     try:
-        return msgspec.json.decode(row, type=Line)
+        return msgspec.json.decode(row, type=TraceLine)
     except msgspec.DecodeError as e:
         hint = "a line: timestamp (ms), input_length, output_length, hash_ids of 512 tokens each"
         raise InputError(f"the trace {where}: {e}", hint=hint) from e
 
 
-def _request(line: Line, at: float) -> Request:
+def _request(line: TraceLine, at: float) -> TraceRequest:
     prompt, answer = max(1, line.input_length), max(1, line.output_length)
-    return Request(at, prompt, answer, line.hash_ids[: prompt // TRACE_BLOCK])
+    return TraceRequest(at, prompt, answer, line.hash_ids[: prompt // TRACE_BLOCK])
 
 
 @dataclass(frozen=True)
-class Phase:
+class LoadPhase:
     """Load of one kind: requests come by chance (Poisson), lengths are within half of a mean."""
 
     seconds: float
     rate_hz: float
-    prompt: int
-    answer: int
+    prompt_tokens: int
+    response_tokens: int
 
 
-def synthetic(phases: Sequence[Phase], seed: int = 0) -> list[Request]:
+def synthetic_load(phases: Sequence[LoadPhase], seed: int = 0) -> list[TraceRequest]:
     """The phases one after the other; no two prompts share anything."""
     return list(_drawn(phases, random.Random(seed)))
 
 
-def _drawn(phases: Iterable[Phase], chance: random.Random) -> Iterator[Request]:
+def _drawn(phases: Iterable[LoadPhase], chance: random.Random) -> Iterator[TraceRequest]:
     begin = 0.0
     for phase in phases:
         at = chance.expovariate(phase.rate_hz)
         while at < phase.seconds:
-            prompt, answer = (_around(mean, chance) for mean in (phase.prompt, phase.answer))
-            yield Request(begin + at, prompt, answer)
+            prompt, answer = (
+                _around(mean, chance) for mean in (phase.prompt_tokens, phase.response_tokens)
+            )
+            yield TraceRequest(begin + at, prompt, answer)
             at += chance.expovariate(phase.rate_hz)
         begin += phase.seconds
 
@@ -110,7 +112,7 @@ def _around(mean: int, chance: random.Random) -> int:
     return max(1, round(chance.uniform(0.5, 1.5) * mean))
 
 
-def part(requests: Sequence[Request], first: int, end: int) -> list[Request]:
+def slice_load(requests: Sequence[TraceRequest], first: int, end: int) -> list[TraceRequest]:
     """Those from the number `first` up to `end`, from time 0 on."""
     start = requests[first].at
     return [replace(request, at=request.at - start) for request in requests[first:end]]

@@ -2,22 +2,22 @@
 
 from dataclasses import dataclass
 
-from hpc_dynamo.simulation.worker import Limits
-from hpc_dynamo.timing_model import Timing
+from hpc_dynamo.simulation.worker import EngineSizes
+from hpc_dynamo.timing_model import TimingModel
 
 
 @dataclass(frozen=True)
-class Modelled:
+class TimingPerformance:
     """One worker that does one thing at a time: prefill, or decode."""
 
-    prefill: Timing
-    decode: Timing
-    limits: Limits
-    start_s: float = 0.0
+    prefill: TimingModel
+    decode: TimingModel
+    limits: EngineSizes
+    startup_s: float = 0.0
 
     @property
-    def most_sequences(self) -> int:
-        return self.limits.sequences
+    def max_sequences(self) -> int:
+        return self.limits.max_sequences
 
     def prefill_s(self, prompt_tokens: float, cached_tokens: float = 0.0) -> float:
         left, size = max(1.0, prompt_tokens - cached_tokens), self.limits.step_tokens

@@ -5,33 +5,33 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Jump:
+class StepRun:
     """`steps` of an engine from `begin` on: the first takes `first_s`, each `more_s` longer than
     the one before. In each the prompt first in line is computed by `chunk` tokens, or where
     `chunks` are given these many of each prompt (a single step)."""
 
-    begin: float
+    started_at: float
     steps: int
     first_s: float
-    more_s: float
+    increment_s: float
     chunk: int = 0
     chunks: tuple[int, ...] = ()
 
-    def after(self, steps: int) -> float:
+    def end_of(self, steps: int) -> float:
         """When so many are over."""
-        return self.begin + steps * self.first_s + self.more_s * steps * (steps - 1) / 2
+        return self.started_at + steps * self.first_s + self.increment_s * steps * (steps - 1) / 2
 
-    def under_way(self, now: float) -> int:
+    def current_step(self, now: float) -> int:
         """The number of the step that runs now, from 1."""
-        elapsed, half = now - self.begin, self.more_s / 2
+        elapsed, half = now - self.started_at, self.increment_s / 2
         if half:  # half * n^2 + (first - half) * n = elapsed
             b = self.first_s - half
             done = (math.sqrt(b * b + 4 * half * elapsed) - b) / (2 * half)
         else:
             done = elapsed / self.first_s if self.first_s else 0.0
         step = min(max(int(done), 0), self.steps - 1)
-        while step and self.after(step) > now:
+        while step and self.end_of(step) > now:
             step -= 1
-        while step + 1 < self.steps and self.after(step + 1) <= now:
+        while step + 1 < self.steps and self.end_of(step + 1) <= now:
             step += 1
         return step + 1

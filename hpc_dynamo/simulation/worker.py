@@ -12,19 +12,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from hpc_dynamo.simulation.cache import Cache, Hold
-from hpc_dynamo.simulation.step_run import Jump
-from hpc_dynamo.timing_model import Timing
+from hpc_dynamo.simulation.cache import CacheHold, SimulatedCache
+from hpc_dynamo.simulation.step_run import StepRun
+from hpc_dynamo.timing_model import TimingModel
 
 
 @dataclass(frozen=True)
-class Limits:
+class EngineSizes:
     """Sizes of a modelled engine; see simulator.batch.Limits."""
 
-    sequences: int = 64
+    max_sequences: int = 64
     step_tokens: int = 2048
     cache_tokens: int = 65_536
-    page: int = 16  # tokens, that memory is counted in
+    page_tokens: int = 16  # tokens, that memory is counted in
     transfer_s_per_token: float = 0.0  # of KV cache, between two workers
 
 
@@ -33,37 +33,37 @@ def _nothing() -> None:
 
 
 @dataclass(eq=False)
-class Answer:
+class ModelledSequence:
     """One answer being made. `begun` and `done` are called at its first and its last token;
     `pulled`, for one whose prompt another worker computed, when that one may forget it."""
 
-    prompt: int
-    answer: int
+    prompt_tokens: int
+    response_tokens: int
     hashes: Sequence[int] = ()
-    pulls: bool = False
-    keeps: bool = False  # the prompt stays, for another worker to pull, until `let_go`
-    begun: Callable[[], None] = _nothing
-    done: Callable[[], None] = _nothing
-    pulled: Callable[[], None] = _nothing
-    cached: int = 0
-    computed: int = 0
-    shown: int = 0  # blocks that others can find
-    hold: Hold = field(default_factory=Hold)
+    pulls_kv: bool = False
+    keeps_kv: bool = False  # the prompt stays, for another worker to pull, until `let_go`
+    on_first_token: Callable[[], None] = _nothing
+    on_done: Callable[[], None] = _nothing
+    on_pulled: Callable[[], None] = _nothing
+    cached_tokens: int = 0
+    computed_tokens: int = 0
+    published_blocks: int = 0  # blocks that others can find
+    hold: CacheHold = field(default_factory=CacheHold)
 
 
-class Worker:
+class SimulatedWorker:
     """One engine, in the time of the running event loop."""
 
-    def __init__(self, limits: Limits, timing: Timing, block: int) -> None:
+    def __init__(self, limits: EngineSizes, timing: TimingModel, block: int) -> None:
         self._limits, self.timing = limits, timing
-        self.cache = Cache(limits.cache_tokens, block)
+        self.cache = SimulatedCache(limits.cache_tokens, block)
         self.on_store: Callable[[Sequence[int], Sequence[int]], None] = lambda hashes, new: None
-        self._waiting, self._pulled = deque[Answer](), deque[Answer]()
-        self._prefilling = list[Answer]()
-        self._decoding = list[tuple[int, int, Answer]]()  # by the step that ends them
+        self._waiting, self._pulled = deque[ModelledSequence](), deque[ModelledSequence]()
+        self._prefilling = list[ModelledSequence]()
+        self._decoding = list[tuple[int, int, ModelledSequence]]()  # by the step that ends them
         self._pulling = 0
         self._steps = self._context = self._count = 0
-        self._jump: Jump | None = None
+        self._step_run: StepRun | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -75,64 +75,66 @@ class Worker:
     def waiting(self) -> int:
         return len(self._waiting) + len(self._pulled) + self._pulling
 
-    def submit(self, sequence: Answer) -> None:
+    def submit(self, sequence: ModelledSequence) -> None:
         self._waiting.append(sequence)
         self._wake()
 
-    def let_go(self, sequence: Answer) -> None:
+    def release_kv(self, sequence: ModelledSequence) -> None:
         """Of a prompt that was kept."""
-        self._release(sequence, sequence.prompt)
+        self._release(sequence, sequence.prompt_tokens)
         self._wake()
 
     # Steps.
 
     def _wake(self) -> None:
         """Something may be admitted: now if idle, else when the step under way is over."""
-        if self._jump is None:
+        if self._step_run is None:
             self._loop.call_soon(self._start)  # together with what else comes at this moment
-        elif self._jump.steps > 1 and self.running < self._limits.sequences:
-            jump = self._jump
-            steps = jump.under_way(self._loop.time())
+        elif self._step_run.steps > 1 and self.running < self._limits.max_sequences:
+            jump = self._step_run
+            steps = jump.current_step(self._loop.time())
             if steps < jump.steps:
-                cut = Jump(jump.begin, steps, jump.first_s, jump.more_s, jump.chunk, jump.chunks)
+                cut = StepRun(
+                    jump.started_at, steps, jump.first_s, jump.increment_s, jump.chunk, jump.chunks
+                )
                 self._run(cut)
 
-    def _run(self, jump: Jump) -> None:
+    def _run(self, jump: StepRun) -> None:
         if self._timer:
             self._timer.cancel()
-        self._jump = jump
-        self._timer = self._loop.call_at(jump.after(jump.steps), self._over)
+        self._step_run = jump
+        self._timer = self._loop.call_at(jump.end_of(jump.steps), self._on_run_end)
 
     def _start(self) -> None:
-        if self._jump:
+        if self._step_run:
             return
         self._admit()
         jump = self._plan(self._loop.time())
         if jump:
             self._run(jump)
 
-    def _plan(self, now: float) -> Jump | None:
+    def _plan(self, now: float) -> StepRun | None:
         """The steps until something changes; None where there is nothing to do."""
         n = len(self._decoding)
         most = self._decoding[0][0] - self._steps if n else 0
         budget = self._limits.step_tokens - n
         if not self._prefilling or budget <= 0:
             more_s = self.timing.decode_s_per_context_token * n
-            return Jump(now, most, self._step_s((), 0), more_s) if n else None
-        left = self._prefilling[0].prompt - self._prefilling[0].computed
+            return StepRun(now, most, self._step_s((), 0), more_s) if n else None
+        left = self._prefilling[0].prompt_tokens - self._prefilling[0].computed_tokens
         if left > budget:
             steps = (left - 1) // budget  # no other prompt is admitted: the budget is used up
             more_s = self.timing.prefill_s_per_token_context * budget * budget
             more_s += self.timing.decode_s_per_context_token * n
             first_s = self._step_s((budget,), budget)
-            return Jump(now, min(steps, most or steps), first_s, more_s, chunk=budget)
+            return StepRun(now, min(steps, most or steps), first_s, more_s, chunk=budget)
         chunks = self._chunks(budget)
-        return Jump(now, 1, self._step_s(chunks, sum(chunks)), 0.0, chunks=chunks)
+        return StepRun(now, 1, self._step_s(chunks, sum(chunks)), 0.0, chunks=chunks)
 
     def _chunks(self, budget: int) -> tuple[int, ...]:
         sizes = list[int]()
         for sequence in self._prefilling:
-            size = min(budget, sequence.prompt - sequence.computed)
+            size = min(budget, sequence.prompt_tokens - sequence.computed_tokens)
             if size <= 0:
                 break
             sizes.append(size)
@@ -141,115 +143,119 @@ class Worker:
 
     def _step_s(self, chunks: Sequence[int], tokens: int) -> float:
         pairs = zip(chunks, self._prefilling, strict=False)
-        attended = sum(size * (sequence.computed + size / 2) for size, sequence in pairs)
+        attended = sum(size * (sequence.computed_tokens + size / 2) for size, sequence in pairs)
         return self.timing.step_s(tokens, attended, len(self._decoding), self._context)
 
-    def _over(self) -> None:
+    def _on_run_end(self) -> None:
         """The jump has ended: what it computed counts now."""
-        jump, self._jump, self._timer = self._jump, None, None
+        jump, self._step_run, self._timer = self._step_run, None, None
         assert jump, "only a jump sets the timer"
         self._steps += jump.steps
         self._context += jump.steps * len(self._decoding)
         sizes = (jump.chunk * jump.steps,) if jump.chunk else jump.chunks
         for size, sequence in zip(sizes, self._prefilling, strict=False):
-            sequence.computed += size
-            self._show(sequence, sequence.computed)
-        self._end_due()
-        self._begin_due()
+            sequence.computed_tokens += size
+            self._publish(sequence, sequence.computed_tokens)
+        self._finish_decoded()
+        self._start_decoding()
         self._start()
 
-    def _end_due(self) -> None:
+    def _finish_decoded(self) -> None:
         while self._decoding and self._decoding[0][0] == self._steps:
             sequence = heapq.heappop(self._decoding)[2]
-            self._context -= sequence.prompt + sequence.answer
-            self._end(sequence)
+            self._context -= sequence.prompt_tokens + sequence.response_tokens
+            self._finish(sequence)
 
-    def _begin_due(self) -> None:
-        begun = [s for s in self._prefilling if s.computed == s.prompt]
+    def _start_decoding(self) -> None:
+        begun = [s for s in self._prefilling if s.computed_tokens == s.prompt_tokens]
         if not begun:
             return
-        self._prefilling = [s for s in self._prefilling if s.computed < s.prompt]
+        self._prefilling = [s for s in self._prefilling if s.computed_tokens < s.prompt_tokens]
         for sequence in begun:
-            sequence.begun()
-            if sequence.answer == 1:
-                self._end(sequence)
+            sequence.on_first_token()
+            if sequence.response_tokens == 1:
+                self._finish(sequence)
                 continue
             self._count += 1  # equals in the heap go by their order
-            end = self._steps + sequence.answer - 1
+            end = self._steps + sequence.response_tokens - 1
             heapq.heappush(self._decoding, (end, self._count, sequence))
-            self._context += sequence.prompt + 1
+            self._context += sequence.prompt_tokens + 1
 
-    def _end(self, sequence: Answer) -> None:
-        if not sequence.keeps:
+    def _finish(self, sequence: ModelledSequence) -> None:
+        if not sequence.keeps_kv:
             # The KV of the last token is never computed.
-            self._release(sequence, sequence.prompt + sequence.answer - 1)
-        sequence.done()
+            self._release(sequence, sequence.prompt_tokens + sequence.response_tokens - 1)
+        sequence.on_done()
 
     # The cache.
 
     def _admit(self) -> None:
         """Admit waiting prompts while the step has budget, like simulator.scheduler.Scheduler."""
-        most = self._limits.sequences
+        most = self._limits.max_sequences
         while self._pulled and self.running < most:
             self._prefilling.append(self._pulled.popleft())
         budget = self._limits.step_tokens - len(self._decoding)
         for sequence in self._prefilling:
-            budget -= self._fill(sequence, budget)
+            budget -= self._publish_next_step(sequence, budget)
         while self._waiting and budget > 0 and self.running < most:
-            if not self._place(self._waiting[0]):
+            if not self._allocate(self._waiting[0]):
                 break
             sequence = self._waiting.popleft()
-            if sequence.pulls:
+            if sequence.pulls_kv:
                 self._pull(sequence)
             else:
                 self._prefilling.append(sequence)
-                budget -= self._fill(sequence, budget)
+                budget -= self._publish_next_step(sequence, budget)
 
-    def _fill(self, sequence: Answer, budget: int) -> int:
+    def _publish_next_step(self, sequence: ModelledSequence, budget: int) -> int:
         """Publish the blocks that the next step completes; return the tokens that it computes."""
-        size = max(0, min(budget, sequence.prompt - sequence.computed))
-        self._show(sequence, sequence.computed + size)
+        size = max(0, min(budget, sequence.prompt_tokens - sequence.computed_tokens))
+        self._publish(sequence, sequence.computed_tokens + size)
         return size
 
-    def _pull(self, sequence: Answer) -> None:
+    def _pull(self, sequence: ModelledSequence) -> None:
         self._pulling += 1
-        seconds = self._limits.transfer_s_per_token * (sequence.prompt - sequence.cached)
-        self._loop.call_later(seconds, self._received, sequence)
+        seconds = self._limits.transfer_s_per_token * (
+            sequence.prompt_tokens - sequence.cached_tokens
+        )
+        self._loop.call_later(seconds, self._on_pulled, sequence)
 
-    def _place(self, sequence: Answer) -> bool:
+    def _allocate(self, sequence: ModelledSequence) -> bool:
         """As simulator.model.Model.place: the prompt's last token is left to compute."""
-        block, page = self.cache.block, self._limits.page
-        useful = sequence.hashes[: (sequence.prompt - 1) // block]
+        block, page = self.cache.block, self._limits.page_tokens
+        useful = sequence.hashes[: (sequence.prompt_tokens - 1) // block]
         hits = self.cache.match(useful)
-        tokens = -(-(sequence.prompt + sequence.answer) // page) * page - hits * block
-        hold = self.cache.take(useful[:hits], tokens)
+        tokens = (
+            -(-(sequence.prompt_tokens + sequence.response_tokens) // page) * page - hits * block
+        )
+        hold = self.cache.acquire(useful[:hits], tokens)
         if hold is None:
             return False
-        sequence.hold, sequence.shown = hold, hits
-        sequence.cached = sequence.computed = hits * block
+        sequence.hold, sequence.published_blocks = hold, hits
+        sequence.cached_tokens = sequence.computed_tokens = hits * block
         return True
 
-    def _received(self, sequence: Answer) -> None:
+    def _on_pulled(self, sequence: ModelledSequence) -> None:
         self._pulling -= 1
-        sequence.computed = sequence.prompt
-        self._show(sequence, sequence.computed)
-        sequence.computed -= 1
+        sequence.computed_tokens = sequence.prompt_tokens
+        self._publish(sequence, sequence.computed_tokens)
+        sequence.computed_tokens -= 1
         self._pulled.append(sequence)
-        sequence.pulled()
+        sequence.on_pulled()
         self._wake()
 
-    def _show(self, sequence: Answer, tokens: int) -> None:
+    def _publish(self, sequence: ModelledSequence, tokens: int) -> None:
         """Publish the blocks that `tokens` of the prompt fill, so that others find them."""
         full = min(tokens // self.cache.block, len(sequence.hashes))
-        if full <= sequence.shown:
+        if full <= sequence.published_blocks:
             return
-        first, sequence.shown = sequence.shown, full
+        first, sequence.published_blocks = sequence.published_blocks, full
         new = self.cache.publish(sequence.hold, sequence.hashes[first:full])
         if new:
             self.on_store(sequence.hashes, [first + i for i in new])
 
-    def _release(self, sequence: Answer, tokens: int) -> None:
+    def _release(self, sequence: ModelledSequence, tokens: int) -> None:
         """`tokens` of it are in the cache; those in whole pages stay, behind its blocks."""
-        page = self._limits.page
+        page = self._limits.page_tokens
         own = tokens // page * page - len(sequence.hashes) * self.cache.block
         self.cache.release(sequence.hold, own)

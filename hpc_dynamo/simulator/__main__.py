@@ -34,7 +34,7 @@ from hpc_dynamo.simulator.sglang_bootstrap import (
     bootstrap_server,
 )
 from hpc_dynamo.simulator.step import SchedulerLimits
-from hpc_dynamo.timing_model import load
+from hpc_dynamo.timing_model import load_timing
 from hpc_dynamo.wire import KvEventPublisher
 
 log = logging.getLogger("hpc_dynamo.simulator")
@@ -62,7 +62,7 @@ def engine_context(args: argparse.Namespace) -> EngineContext:
     return EngineContext(
         model=args.model,
         max_model_len=args.max_model_len,
-        scheduler=Scheduler(limits, load(args.timing), model, metrics),
+        scheduler=Scheduler(limits, load_timing(args.timing), model, metrics),
         metrics=metrics,
         failures=failures,
         trtllm=args.pd_protocol == "trtllm",

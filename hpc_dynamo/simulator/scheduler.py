@@ -21,7 +21,7 @@ from hpc_dynamo.simulator.metrics import SimulatorMetrics
 from hpc_dynamo.simulator.model import SimulatedModel
 from hpc_dynamo.simulator.sequence import OutputSequence, RemoteBlocks, SequenceGroup
 from hpc_dynamo.simulator.step import SchedulerLimits, StepPlan
-from hpc_dynamo.timing_model import Timing
+from hpc_dynamo.timing_model import TimingModel
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Scheduler:
     def __init__(
         self,
         limits: SchedulerLimits,
-        timing: Timing,
+        timing: TimingModel,
         model: SimulatedModel,
         metrics: SimulatorMetrics,
     ) -> None:

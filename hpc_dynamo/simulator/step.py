@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from hpc_dynamo.simulator.sequence import OutputSequence
-from hpc_dynamo.timing_model import Timing
+from hpc_dynamo.timing_model import TimingModel
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class StepPlan:
     def __bool__(self) -> bool:
         return bool(self.decodes or self.chunks)
 
-    def seconds(self, timing: Timing) -> float:
+    def seconds(self, timing: TimingModel) -> float:
         """Return the modelled duration of the step."""
         tokens = sum(size for _, size in self.chunks)
         attended = sum(size * (each.computed_tokens + size / 2) for each, size in self.chunks)

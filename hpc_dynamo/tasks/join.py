@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from hpc_dynamo import launch
 from hpc_dynamo.agent import Agent
 from hpc_dynamo.bootstrap.address import job_address
-from hpc_dynamo.doctor.preflight import preflight, refuse
+from hpc_dynamo.doctor.preflight import preflight, raise_for_faults
 from hpc_dynamo.errors import BootstrapError
 from hpc_dynamo.launch import JobState
 from hpc_dynamo.launch.node import node_index_and_hosts
@@ -61,7 +61,7 @@ async def _join(job: ExtraJobFolder, node: int, host: str) -> Outcome:
     me = _record(job, node, host, roster)
     me = replace(me, faults=preflight(job.config(), job.plan(), node, me.address, host))
     write_json(job.node_file(node), me)
-    refuse(replace(roster, nodes=(me,)), 0.0, time.time())  # the head sees it in our file
+    raise_for_faults(replace(roster, nodes=(me,)), 0.0, time.time())  # the head sees it in our file
     client = ControlClient(roster.control_endpoint, secrets.keys, CODEC)
     try:
         agent = Agent(job, me, client, secrets.token)

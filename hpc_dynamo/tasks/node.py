@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from hpc_dynamo.agent import Agent
 from hpc_dynamo.bootstrap import exchange_addresses
 from hpc_dynamo.bootstrap.address import address_for_extra_jobs, job_address
-from hpc_dynamo.doctor.preflight import preflight, refuse
+from hpc_dynamo.doctor.preflight import preflight, raise_for_faults
 from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error_in
 from hpc_dynamo.head import Head, Standalone
 from hpc_dynamo.launch import detached_submit
@@ -118,7 +118,7 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
         roster = await exchange_addresses(me, hosts, attempt, config.cluster.bootstrap)
         if config.cluster.preflight:
             job = attempt.job()
-            refuse(roster, job.submitted_at if job else 0.0, time.time())
+            raise_for_faults(roster, job.submitted_at if job else 0.0, time.time())
         client = ControlClient(roster.control_endpoint, secrets.keys, CODEC)
         try:
             agent = Agent(attempt, me, client, secrets.token)

@@ -1,4 +1,4 @@
-"""All ZMQ sockets: the control plane of a run, and what engines tell of their KV caches."""
+"""ZMQ sockets. `control`: between agents and head. `events`: KV events of engines."""
 
 from hpc_dynamo.wire.control import ControlClient, ControlServer, MessageCodec, new_keys
 from hpc_dynamo.wire.events import KvEventPublisher, KvEventSubscriber

@@ -1,8 +1,8 @@
-"""The control plane's sockets: ZMQ with CURVE, records by a codec passed in.
+"""Sockets between agents and head: ZMQ with CURVE, one frame per message.
 
-One `Server` (ROUTER) on the head node, one `Client` (DEALER) an agent. All processes of a
-run hold the same key pair from the run folder; the server admits that key alone. Every wait
-has a deadline. Protocol: ZMTP 3.1 with CURVE (rfc.zeromq.org/spec/26), one frame a record.
+A `ControlServer` (ROUTER) on the head node, and a `ControlClient` (DEALER) in each agent. All
+processes of a run have the same key pair, from the run folder; the server accepts only that key.
+Protocol: ZMTP 3.1 with CURVE (rfc.zeromq.org/spec/26).
 """
 
 import asyncio
@@ -17,18 +17,18 @@ from hpc_dynamo.errors import WireError
 
 T = TypeVar("T")
 
-DOMAIN = "hpc_dynamo"  # of ZAP (rfc.zeromq.org/spec/27); one for all
-LINGER_MS = 1000  # what was sent last may still leave when a socket is closed
+ZAP_DOMAIN = "hpc_dynamo"  # rfc.zeromq.org/spec/27
+LINGER_MS = 1000  # time to deliver the last messages when a socket is closed
 
 
 def new_keys() -> tuple[str, str]:
-    """A fresh CURVE pair, public and private, in Z85."""
+    """Return a new CURVE key pair, public and private, in Z85."""
     public, private = zmq.curve_keypair()
     return public.decode(), private.decode()
 
 
 class MessageCodec(Generic[T]):
-    """MessagePack of one tagged union of records."""
+    """MessagePack encoder and decoder of one tagged union of records."""
 
     def __init__(self, type_: type[T]) -> None:
         self._encoder = msgspec.msgpack.Encoder()
@@ -38,47 +38,47 @@ class MessageCodec(Generic[T]):
         return self._encoder.encode(message)
 
     def decode(self, data: bytes) -> T:
-        """Raises WireError for bytes that are no record of the union."""
+        """Raise WireError for bytes that are not a record of the union."""
         try:
             return self._decoder.decode(data)
         except msgspec.DecodeError as e:
-            hint = "all nodes need the same version of hpc-dynamo"
-            raise WireError(f"a peer sent something unreadable: {e}", hint=hint) from e
+            hint = "install the same version of hpc-dynamo on all nodes"
+            raise WireError(f"a peer sent a message that cannot be decoded: {e}", hint=hint) from e
 
 
-class _OnlyOurKey:
-    """Credentials provider of ZAP: the run's own key and no other."""
+class _RunKeyOnly:
+    """ZAP credentials provider that accepts the run's key only."""
 
     def __init__(self, public: str) -> None:
         self._public = public
 
     def callback(self, domain: str, key: bytes) -> bool:
-        del domain  # one domain only
+        del domain
         return key.decode() == self._public
 
 
 class ControlServer(Generic[T]):
-    """Bound to a free port of `address`; hears from all clients, answers each by its id."""
+    """Server bound to a free port of `address`. Clients are identified by their ZMQ routing id."""
 
     def __init__(self, address: str, keys: tuple[str, str], codec: MessageCodec[T]) -> None:
         self._codec, self._context = codec, zmq.asyncio.Context()
         self._auth = AsyncioAuthenticator(self._context)
         self._auth.start()
-        self._auth.configure_curve_callback(DOMAIN, _OnlyOurKey(keys[0]))
+        self._auth.configure_curve_callback(ZAP_DOMAIN, _RunKeyOnly(keys[0]))
         self._socket = _socket(self._context, zmq.ROUTER, keys)
         self._socket.curve_server = True
-        self._socket.zap_domain = DOMAIN.encode()
+        self._socket.zap_domain = ZAP_DOMAIN.encode()
         self._socket.router_mandatory = True
         port = self._socket.bind_to_random_port(f"tcp://{address}")
         self.endpoint = f"tcp://{address}:{port}"
 
     async def receive(self) -> tuple[bytes, T]:
-        """The next message of any client, with the id to answer to."""
+        """Return the next message of any client, with the id of the client."""
         peer, data = await self._socket.recv_multipart()
         return peer, self._codec.decode(data)
 
     async def send(self, peer: bytes, message: T) -> bool:
-        """False where that client is gone; nobody waits for an answer that cannot come."""
+        """Send a message to a client; return False if it is disconnected."""
         try:
             await self._socket.send_multipart([peer, self._codec.encode(message)])
         except zmq.ZMQError as e:
@@ -94,7 +94,7 @@ class ControlServer(Generic[T]):
 
 
 class ControlClient(Generic[T]):
-    """Connected to the server at `endpoint`; reconnects by itself."""
+    """Client of the server at `endpoint`. Reconnects by itself."""
 
     def __init__(self, endpoint: str, keys: tuple[str, str], codec: MessageCodec[T]) -> None:
         self._codec, self._context = codec, zmq.asyncio.Context()
@@ -107,13 +107,13 @@ class ControlClient(Generic[T]):
         await self._socket.send(self._codec.encode(message))
 
     async def receive(self, timeout_s: float) -> T:
-        """The next message. Raises WireError after `timeout_s` of silence."""
+        """Return the next message. Raises WireError if there is none within `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
                 return self._codec.decode(await self._socket.recv())
         except TimeoutError as e:
-            what = f"{self.endpoint} was silent for {timeout_s:.0f} s"
-            hint = "is that node up, and may the nodes of a job reach each other's ports?"
+            what = f"no message from {self.endpoint} for {timeout_s:.0f} s"
+            hint = "check that the node is up and that nodes of a job can reach each other's ports"
             raise WireError(what, hint=hint) from e
 
     def close(self) -> None:

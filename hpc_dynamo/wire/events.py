@@ -1,10 +1,15 @@
-"""KV events from an engine to those who follow it: a PUB socket and a second one for replays.
+"""Sockets for KV events of an engine: PUB for new batches, ROUTER for replays.
 
-Protocol: vLLM's (vllm/distributed/kv_events.py). Published are the frames topic, sequence number
-(8 bytes, big-endian, from 0) and payload. Who missed some sends an empty frame and a number to
-the ROUTER socket and gets what the engine still has from there on, then the number -1; each
-answer is an empty frame and the frames above (some versions leave out the topic).
-No authentication: for ipc endpoints in a private folder.
+Protocol: vLLM's (vllm/distributed/kv_events.py).
+
+    engine (KvEventPublisher)             subscriber (KvEventSubscriber)
+      PUB    ── topic, number, payload ──▶ SUB      numbers count from 0
+      ROUTER ◀─ empty, first number ────── DEALER   if numbers are missing
+      ROUTER ── empty, topic, number, payload ──▶   what the engine still has
+      ROUTER ── …, number -1, empty payload ────▶   end of the replay
+
+Numbers have 8 bytes, big-endian. Some versions leave out the topic of a replay. There is no
+authentication, so endpoints are ipc sockets in a private folder.
 """
 
 import asyncio
@@ -18,25 +23,27 @@ from hpc_dynamo.errors import WireError
 from hpc_dynamo.kv.events import REPLAY_END
 
 NUMBER_BYTES = 8
-CONNECT_EVERY_MS = 20  # what is published between bind and connect is lost
-Numbered = tuple[int, bytes]
+RECONNECT_MS = 20  # batches published before the connection are lost
+
+NumberedBatch = tuple[int, bytes]
 
 
 class KvEventPublisher:
-    """An engine's end. Keeps the last `buffer_steps` payloads; `serve_replays` is a task.
+    """Publisher of an engine's KV events. Keeps the last `buffer_steps` payloads for replays.
 
-    Raises WireError where an endpoint cannot be had.
+    Run `serve_replays` as a task. Raises WireError if an endpoint cannot be bound.
     """
 
     def __init__(
         self, endpoint: str, replay_endpoint: str | None, *, topic: str, buffer_steps: int
     ) -> None:
         self._context, self._topic = zmq.asyncio.Context(), topic.encode()
-        self._buffer = deque[Numbered](maxlen=buffer_steps)
+        self._buffer = deque[NumberedBatch](maxlen=buffer_steps)
         self._next = 0
         self._live = self._context.socket(zmq.PUB)
         self._replays = self._context.socket(zmq.ROUTER)
-        self._replays.set(zmq.SNDHWM, 0)  # the buffer is the bound; beyond it ROUTER would drop
+        # The buffer is the limit. With a high-water mark ROUTER would drop messages.
+        self._replays.set(zmq.SNDHWM, 0)
         try:
             self._live.bind(endpoint)
             if replay_endpoint:
@@ -44,68 +51,70 @@ class KvEventPublisher:
         except zmq.ZMQError as e:
             self.close()
             what = f"KV events cannot be published at {endpoint} and {replay_endpoint}: {e}"
-            hint = f"a folder that is there, and at most {zmq.IPC_PATH_MAX_LEN} bytes for ipc://"
+            hint = f"an existing folder; ipc:// paths have at most {zmq.IPC_PATH_MAX_LEN} bytes"
             raise WireError(what, hint=hint) from e
 
     async def publish(self, payload: bytes, *, drop: bool = False) -> None:
-        """Give it the next number. Waits for nobody: followers that are slow miss it.
+        """Publish a payload under the next number. Slow subscribers miss it.
 
-        `lost`: nobody gets it but by a replay, as if all had missed it.
+        With `drop` it is only kept for replays, as if all subscribers had missed it.
         """
         number, self._next = self._next, self._next + 1
         self._buffer.append((number, payload))
         if not drop:
-            await self._live.send_multipart([self._topic, _packed(number), payload])
+            await self._live.send_multipart([self._topic, _encode(number), payload])
 
     async def serve_replays(self) -> None:
-        """Answer those who missed something, until cancelled."""
+        """Answer replay requests until cancelled."""
         while True:
             peer, *_, start = await self._replays.recv_multipart()
             first = int.from_bytes(start, "big")
             for number, payload in [kept for kept in self._buffer if kept[0] >= first]:
-                frames = [peer, b"", self._topic, _packed(number), payload]
+                frames = [peer, b"", self._topic, _encode(number), payload]
                 await self._replays.send_multipart(frames)
-                await asyncio.sleep(0)  # the engine goes on; sending alone gives nobody a turn
-            await self._replays.send_multipart([peer, b"", b"", _packed(REPLAY_END), b""])
+                # Sending does not suspend this task, so let the engine's tasks run.
+                await asyncio.sleep(0)
+            await self._replays.send_multipart([peer, b"", b"", _encode(REPLAY_END), b""])
 
     def close(self) -> None:
         self._context.destroy(linger=0)
 
 
 class KvEventSubscriber:
-    """A follower. May be there before the engine is: the sockets connect when that has bound."""
+    """Subscriber of one engine. It may be created before the engine has bound its endpoints."""
 
     def __init__(self, endpoint: str, replay_endpoint: str, topic: str = "") -> None:
         self._context, self._replay_endpoint = zmq.asyncio.Context(), replay_endpoint
         self._live = self._context.socket(zmq.SUB)
         self._live.subscribe(topic)
-        self._live.set(zmq.RECONNECT_IVL, CONNECT_EVERY_MS)
+        self._live.set(zmq.RECONNECT_IVL, RECONNECT_MS)
         self._live.connect(endpoint)
 
-    async def receive(self) -> Numbered:
-        """The next (number, payload), whenever that comes; a gap before it was lost.
+    async def receive(self) -> NumberedBatch:
+        """Return the next number and payload. Numbers that were skipped are lost.
 
-        Raises WireError for frames of another protocol.
+        Waits without a deadline. Raises WireError for frames of another protocol.
         """
-        return _unpacked(await self._live.recv_multipart())
+        return _decode(await self._live.recv_multipart())
 
-    async def replay(self, start: int, timeout_s: float) -> AsyncGenerator[Numbered, None]:
-        """What the engine still has from number `start` on. Ends, at the latest, at the deadline.
+    async def replay(self, start: int, timeout_s: float) -> AsyncGenerator[NumberedBatch, None]:
+        """Yield the batches from number `start` on that the engine still has.
 
-        Its beginning may be gone there, and a long one may lose some on its way (ROUTER drops
-        what a slow reader has no room for): look at the numbers.
+        Ends after `timeout_s` at the latest. Numbers may be missing at the start, and in a long
+        replay also later, since ROUTER drops messages for a slow reader.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        with self._context.socket(zmq.DEALER) as socket:  # no late answer comes into the next
+        # A socket of its own, so that late answers do not reach the next replay.
+        with self._context.socket(zmq.DEALER) as socket:
             socket.set(zmq.RCVHWM, 0)
             socket.set(zmq.LINGER, 0)
             socket.connect(self._replay_endpoint)
-            await socket.send_multipart([b"", _packed(start)])
+            await socket.send_multipart([b"", _encode(start)])
             while loop.time() < deadline:
                 try:
                     async with asyncio.timeout_at(deadline):
-                        number, payload = _unpacked(await socket.recv_multipart())
+                        number, payload = _decode(await socket.recv_multipart())
                 except TimeoutError:
                     return
                 if number == REPLAY_END:
@@ -116,13 +125,13 @@ class KvEventSubscriber:
         self._context.destroy(linger=0)
 
 
-def _packed(number: int) -> bytes:
+def _encode(number: int) -> bytes:
     return number.to_bytes(NUMBER_BYTES, "big", signed=True)
 
 
-def _unpacked(frames: Sequence[bytes]) -> Numbered:
+def _decode(frames: Sequence[bytes]) -> NumberedBatch:
     if len(frames) < 2 or len(frames[-2]) != NUMBER_BYTES:
         sizes = ", ".join(str(len(frame)) for frame in frames)
-        what = f"an engine's KV events came in frames of {sizes} bytes"
-        raise WireError(what, hint="topic, number (8 bytes) and payload are what vLLM sends")
+        what = f"received KV events in frames of {sizes} bytes"
+        raise WireError(what, hint="vLLM's protocol: topic, number (8 bytes) and payload")
     return int.from_bytes(frames[-2], "big", signed=True), frames[-1]

@@ -114,7 +114,7 @@ PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def _kinds(spec: Spec) -> str:
-    """Return two partitions, as for two kinds of nodes: `east` has the first, `west` the rest."""
+    """Return two partitions: `east` with the first node, and `west` with the others."""
     east, *west = spec.node_names
     named = {"east": [east], "west": west} if west else {}
     return "".join(f"PartitionName={p} Nodes={','.join(n)} State=UP\n" for p, n in named.items())

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hpc_dynamo.doctor.records import Finding, Level, Report
+from hpc_dynamo.doctor.records import DoctorReport, Finding, FindingLevel
 from tests.cluster.namespaces import run
 from tests.cluster.slurm import SlurmCluster
 from tests.support.runs import hpc_dynamo, write_prompts
@@ -23,16 +23,16 @@ RATE = "200mbit"  # of the planted slow link, 25 MB/s
 MAKE_MODEL = ("sh", "-c", "mkdir /tmp/model && touch /tmp/model/tokenizer_config.json")
 
 
-def looked(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[int, Report, str]:
+def looked(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[int, DoctorReport, str]:
     file = folder / "found.json"
     argv = ("doctor", *THREE, *words, "--json", str(file))
     done = hpc_dynamo(*argv, cwd=folder, env=cluster.env, timeout_s=200)
     assert file.exists(), done.stdout + done.stderr
-    return done.returncode, msgspec.json.decode(file.read_bytes(), type=Report), done.stdout
+    return done.returncode, msgspec.json.decode(file.read_bytes(), type=DoctorReport), done.stdout
 
 
-def faults(report: Report) -> list[Finding]:
-    return [f for f in report.findings if f.level is Level.fault]
+def faults(report: DoctorReport) -> list[Finding]:
+    return [f for f in report.findings if f.level is FindingLevel.fault]
 
 
 def test_a_healthy_cluster(cluster: SlurmCluster, shared_dir: Path) -> None:

@@ -4,15 +4,15 @@ import os
 
 import pytest
 
-from hpc_dynamo.demo.provision import Places, Provisioned, cache_dir, provision
+from hpc_dynamo.demo.provision import DemoEngine, InstallPaths, cache_dir, provision
 
 
-def provisioned() -> Provisioned:
+def provisioned() -> DemoEngine:
     """Return the installed vLLM and model; skip the test if they are not installed.
 
     With `vllm` among the words of HPC_DYNAMO_REQUIRE the test fails instead.
     """
-    if not Places(cache_dir()).complete:
+    if not InstallPaths(cache_dir()).complete:
         required = "vllm" in os.environ.get("HPC_DYNAMO_REQUIRE", "").split()
         (pytest.fail if required else pytest.skip)("vLLM is not installed: make demo installs it")
     return provision()

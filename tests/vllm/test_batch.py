@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.demo.provision import Provisioned
+from hpc_dynamo.demo.provision import DemoEngine
 from tests.support.comparable import batch_answers
 from tests.support.runs import answers, hpc_dynamo, latest
 from tests.support.unusual_bodies import ANSWERS, LISTS
@@ -28,7 +28,7 @@ UNSHARED = (LISTS[0], LISTS[2], LISTS[3], LISTS[7], ANSWERS[0])
 
 
 @pytest.fixture(scope="module")
-def vllm() -> Provisioned:
+def vllm() -> DemoEngine:
     return provisioned()
 
 
@@ -47,7 +47,7 @@ def _write(file: Path) -> None:
 
 
 def test_greedy_text_through_prefill_and_decode_equals_that_of_one_worker(
-    vllm: Provisioned, tmp_path: Path
+    vllm: DemoEngine, tmp_path: Path
 ) -> None:
     _write(tmp_path / "questions.jsonl")
     words = (

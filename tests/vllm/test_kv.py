@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 import openai
 import pytest
 
-from hpc_dynamo.demo.provision import Provisioned
+from hpc_dynamo.demo.provision import DemoEngine
 from tests.support.vllm import provisioned
 from tests.vllm.test_serve import MODEL, Served, serving
 
@@ -31,7 +31,7 @@ def prompt(name: str) -> str:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Two aggregated workers with little room for prefixes."""
-    vllm: Provisioned = provisioned()
+    vllm: DemoEngine = provisioned()
     words = [
         "topology=aggregated",
         "topology.aggregated.workers=2",

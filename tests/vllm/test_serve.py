@@ -20,7 +20,7 @@ import openai
 import pytest
 
 from hpc_dynamo.config import Config, Device, Engine
-from hpc_dynamo.demo.provision import Provisioned
+from hpc_dynamo.demo.provision import DemoEngine
 from hpc_dynamo.engines.vllm import VllmAdapter
 from hpc_dynamo.kv.events import BlockHash, BlockStored, KvEvent, decode_events
 from hpc_dynamo.run import Run
@@ -74,12 +74,12 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def vllm() -> Provisioned:
+def vllm() -> DemoEngine:
     return provisioned()
 
 
 @pytest.fixture(scope="module")
-def served(vllm: Provisioned, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(vllm: DemoEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     words = ("engine.args.enable-auto-tool-choice=true", "engine.args.tool-call-parser=hermes")
     split = ("topology=disaggregated", "router.conditional_disaggregation=false")
     with serving(vllm, tmp_path_factory.mktemp("serve"), *split, *words) as found:
@@ -87,7 +87,7 @@ def served(vllm: Provisioned, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @contextmanager
-def serving(vllm: Provisioned, folder: Path, *words: str) -> Iterator[Served]:
+def serving(vllm: DemoEngine, folder: Path, *words: str) -> Iterator[Served]:
     """`hpc-dynamo serve` of the small model on this machine."""
     own = [f"engine.python={vllm.python}", f"model.path={vllm.model}", f"model.name={MODEL}"]
     argv = [sys.executable, "-m", "hpc_dynamo", "serve", "engine=vllm-cpu", "name=v"]

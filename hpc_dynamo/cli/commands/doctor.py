@@ -21,9 +21,9 @@ from hpc_dynamo.cli.run_lookup import is_named, is_run
 from hpc_dynamo.cli.unknown_options import path
 from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.doctor import task
-from hpc_dynamo.doctor.analysis import usual_gb_s
+from hpc_dynamo.doctor.analysis import typical_gb_s
 from hpc_dynamo.doctor.coordinator import report_file
-from hpc_dynamo.doctor.records import Examined, Finding, Level, Report
+from hpc_dynamo.doctor.records import DoctorReport, Finding, FindingLevel, NodeReady
 from hpc_dynamo.errors import LaunchError, UsageError
 from hpc_dynamo.launch import JobState, LaunchedJob
 from hpc_dynamo.run import Attempt, read_json, write_json
@@ -79,10 +79,10 @@ def _layout(config: Config, launcher: Launcher) -> Plan:
     return replace(layout, nodes=max(layout.nodes, given))
 
 
-def _await(attempt: Attempt, job: LaunchedJob) -> Report:
+def _await(attempt: Attempt, job: LaunchedJob) -> DoctorReport:
     """As long as the job lives, which has deadlines of its own. Raises LaunchError."""
     ended_at, said = 0.0, ""
-    while (report := read_json(report_file(attempt), Report)) is None:
+    while (report := read_json(report_file(attempt), DoctorReport)) is None:
         state, detail = job.state()
         if state is JobState.pending and detail != said:
             OUT.print(said := detail, markup=False)
@@ -96,20 +96,20 @@ def _await(attempt: Attempt, job: LaunchedJob) -> Report:
     return report
 
 
-def shown(report: Report) -> RenderableType:
+def shown(report: DoctorReport) -> RenderableType:
     """Nodes, links, findings and the sum of it."""
     parts: list[RenderableType] = [_nodes(report)]
     if report.links:
         parts.append(_matrix(report) if len(report.hosts) <= SHOWN else _worst(report))
     parts += _findings(report)
-    faults = sum(f.level is Level.fault for f in report.findings)
+    faults = sum(f.level is FindingLevel.fault for f in report.findings)
     warnings = len(report.findings) - faults
     said = f"{faults} fault(s)" if faults else "[green]healthy[/]"
     parts.append(f"{said}, {warnings} warning(s); {report.seconds:.1f} s")
     return Group(*parts)
 
 
-def _nodes(report: Report) -> Grid:
+def _nodes(report: DoctorReport) -> Grid:
     figures = ("GPUs", "model GB/s", "/dev/shm GiB", "open files", "MPI", "NIXL")
     table = Grid(Column("node", fold=HOST), "address", *figures, title="nodes")
     for node in report.nodes:
@@ -117,7 +117,7 @@ def _nodes(report: Report) -> Grid:
     return table
 
 
-def _cells(node: Examined) -> tuple[str, ...]:
+def _cells(node: NodeReady) -> tuple[str, ...]:
     facts = node.facts
     read = "-" if facts.model_gb_s is None else f"{facts.model_gb_s:.2f}"
     files = "unlimited" if facts.nofile < 0 else str(facts.nofile)
@@ -129,9 +129,9 @@ def _cells(node: Examined) -> tuple[str, ...]:
     )
 
 
-def _matrix(report: Report) -> Grid:
+def _matrix(report: DoctorReport) -> Grid:
     """Rows pull from columns."""
-    usual = usual_gb_s(report.links)
+    usual = typical_gb_s(report.links)
     title = f"NIXL: row pulls from column, GB/s / µs; usual {usual:.2f} GB/s; over {_by(report)}"
     title += _again(report)
     table = Grid("", *(Column(host, right=True) for host in report.hosts), title=title)
@@ -146,9 +146,11 @@ def _matrix(report: Report) -> Grid:
     return table
 
 
-def _worst(report: Report) -> Grid:
+def _worst(report: DoctorReport) -> Grid:
     """Of many nodes the ten slowest links; --json has all."""
-    title = f"NIXL: the slowest of {len(report.links)} links, usual {usual_gb_s(report.links):.2f}"
+    title = (
+        f"NIXL: the slowest of {len(report.links)} links, usual {typical_gb_s(report.links):.2f}"
+    )
     title += _again(report)
     names = (Column("to", fold=HOST), Column("from", fold=HOST), "GB/s", "µs")
     table = Grid(*names, Column("over", fold=PROSE), title=title)
@@ -159,24 +161,24 @@ def _worst(report: Report) -> Grid:
     return table
 
 
-def _again(report: Report) -> str:
+def _again(report: DoctorReport) -> str:
     count = sum(link.times > 1 for link in report.links)
     return f"; {count} measured more than once" if count else ""
 
 
-def _by(report: Report) -> str:
+def _by(report: DoctorReport) -> str:
     """Transports and interfaces that UCX chose."""
     names = {each.transport for each in report.links if each.transport}
     return escape(", ".join(sorted(names)) or "?")
 
 
-def _findings(report: Report) -> Iterator[str]:
+def _findings(report: DoctorReport) -> Iterator[str]:
     """Yield lines for each kind of finding, with all its nodes: a fix is there to be copied."""
     hosts = dict[Finding, list[str]]()
     for found in sorted(report.findings, key=lambda f: f.level):
         hosts.setdefault(msgspec.structs.replace(found, host=""), []).append(found.host)
     for found, where in hosts.items():
-        colour = "red" if found.level is Level.fault else "yellow"
+        colour = "red" if found.level is FindingLevel.fault else "yellow"
         nodes = ", ".join(dict.fromkeys(filter(None, where)))
         on = f" on {escape(nodes)}" if nodes else ""
         yield f"[{colour}]{found.level}[/]{on}: {escape(found.what)}; {escape(found.why)}"

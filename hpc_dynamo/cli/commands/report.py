@@ -16,7 +16,7 @@ from hpc_dynamo.cli.unknown_options import path
 from hpc_dynamo.config import Planner, PlannerMode
 from hpc_dynamo.errors import ConfigError, MissingDependency
 from hpc_dynamo.planner.records import PlannerRecord, RoleChange
-from hpc_dynamo.planner.signals import Decision
+from hpc_dynamo.planner.signals import PlannerDecision
 from hpc_dynamo.plotting import Curve, Panel, Style, draw
 from hpc_dynamo.run import Run
 
@@ -31,7 +31,7 @@ class History:
     rules: Planner  # of the last attempt
 
     @property
-    def decisions(self) -> list[Decision]:
+    def decisions(self) -> list[PlannerDecision]:
         return [r.decision for r in self.records if r.decision]
 
     @property
@@ -40,7 +40,7 @@ class History:
 
     @property
     def began(self) -> float:
-        first = self.decisions[0].seen
+        first = self.decisions[0].signals
         return first.at - first.seconds
 
 
@@ -88,8 +88,8 @@ def _table(history: History) -> Grid:
     figures = [Column(name) for name in ("at", "ready", "wanted", "load", "TTFT, ITL")]
     table = Grid(*figures, Column("what and why", fold=PROSE), plain=True)
     for record in history.records:
-        if record.decision and (record.decision.move or record.left_out):
-            table.add(*map(escape, _decided(record.decision, record.left_out, history.began)))
+        if record.decision and (record.decision.move or record.skipped):
+            table.add(*map(escape, _decided(record.decision, record.skipped, history.began)))
         elif record.role_change:
             blank = [""] * (len(figures) - 1)
             table.add(
@@ -104,16 +104,16 @@ def _at(at: float, began: float) -> str:
     return duration(max(0.0, at - began))
 
 
-def _decided(d: Decision, left_out: str, began: float) -> tuple[str, ...]:
-    seen, move = d.seen, d.move
-    what = f"{move.count} {move.old} to {move.new}: {d.wanted.why}" if move else d.wanted.why
+def _decided(d: PlannerDecision, left_out: str, began: float) -> tuple[str, ...]:
+    seen, move = d.signals, d.move
+    what = f"{move.count} {move.old} to {move.new}: {d.target.reason}" if move else d.target.reason
     return (
         _at(seen.at, began),
         f"{seen.prefill}P+{seen.decode}D",
-        f"{d.wanted.prefill}P+{d.wanted.decode}D",
+        f"{d.target.prefill}P+{d.target.decode}D",
         f"{seen.rate_hz:.1f}/s x {seen.prompt_tokens:.0f}+{seen.answer_tokens:.0f}",
         f"{seen.ttft_s:.2f} s, {1000 * seen.itl_s:.0f} ms",
-        "; ".join(filter(None, (what, d.wanted.short, left_out and f"not done: {left_out}"))),
+        "; ".join(filter(None, (what, d.target.shortfall, left_out and f"not done: {left_out}"))),
     )
 
 
@@ -128,16 +128,16 @@ def summary(history: History) -> Iterator[str]:
     decisions, flips = history.decisions, history.flips
     done = [f for f in flips if not f.reason]
     yield (
-        f"{len(decisions)} intervals of {history.rules.interval_s:g} s, {len(done)} changes of "
-        f"role, {len(flips) - len(done)} failed"
+        f"{len(decisions)} intervals of {history.rules.interval_s:g} s, "
+        f"{len(done)} changes of role, {len(flips) - len(done)} failed"
     )
     if done:
         drain, turn = fmean(f.drain_s for f in done), fmean(f.switch_s for f in done)
         yield f"mean of a change: drained in {drain:.2f} s, turned in {turn:.2f} s"
     if history.rules.mode is PlannerMode.sla:
-        yield _kept("TTFT", history.rules.ttft_s, [d.seen.ttft_s for d in decisions])
-        yield _kept("ITL", history.rules.itl_s, [d.seen.itl_s for d in decisions])
-    short = sum(bool(d.wanted.short) for d in decisions)
+        yield _kept("TTFT", history.rules.ttft_s, [d.signals.ttft_s for d in decisions])
+        yield _kept("ITL", history.rules.itl_s, [d.signals.itl_s for d in decisions])
+    short = sum(bool(d.target.shortfall) for d in decisions)
     if short:
         yield f"in {short} intervals not all that was needed could be had"
 
@@ -163,8 +163,8 @@ def title(run: Run, history: History) -> str:
 def panels(history: History) -> list[Panel]:
     """Over minutes since the first interval; those with something to see."""
     decisions, rules = history.decisions, history.rules
-    at = [(d.seen.at - history.began) / 60 for d in decisions]
-    seen, expected = [d.seen for d in decisions], [d.expected for d in decisions]
+    at = [(d.signals.at - history.began) / 60 for d in decisions]
+    seen, expected = [d.signals for d in decisions], [d.expected for d in decisions]
     sla = rules.mode is PlannerMode.sla
 
     def panel(what: str, target: float | None, style: Style, **curves: list[float]) -> Panel:
@@ -175,7 +175,10 @@ def panels(history: History) -> list[Panel]:
     prompt, answer = [s.prompt_tokens for s in seen], [s.answer_tokens for s in seen]
     prefill, decode = [float(s.prefill) for s in seen], [float(s.decode) for s in seen]
     came, next_ = [s.rate_hz for s in seen], [e.rate_hz for e in expected]
-    queued, active = [float(s.queued) for s in seen], [float(s.active) for s in seen]
+    queued, active = (
+        [float(s.queued_requests) for s in seen],
+        [float(s.active_requests) for s in seen],
+    )
     drawn = [
         panel("workers", None, Style.steps, prefill=prefill, decode=decode),
         panel("requests/s", None, Style.line, came=came, expected_of_the_next_interval=next_),

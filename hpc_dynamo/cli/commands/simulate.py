@@ -17,11 +17,17 @@ from hpc_dynamo.cli.render.progress import duration
 from hpc_dynamo.cli.render.table import Column, Grid
 from hpc_dynamo.config import Config, Role, require_single_model, validate
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.plotting import draw, need_matplotlib
-from hpc_dynamo.simulation import Job, Outcome, Request, read, setup
-from hpc_dynamo.simulation.outcome import mean, quantile
-from hpc_dynamo.simulation.picture import panels
-from hpc_dynamo.simulation.split import Tried, search
+from hpc_dynamo.plotting import draw, import_matplotlib
+from hpc_dynamo.simulation import (
+    SimulatedJob,
+    SimulationResult,
+    TraceRequest,
+    from_config,
+    read_trace,
+)
+from hpc_dynamo.simulation.result import mean, quantile
+from hpc_dynamo.simulation.result_plot import panels
+from hpc_dynamo.simulation.split_search import SplitResult, search_splits
 
 SHOWN = 8  # of the splits that were tried
 PICTURES = (".png", ".svg", ".pdf")
@@ -42,16 +48,16 @@ def simulate(args: Namespace) -> int:
     require_single_model(config, "a simulation")
     validate(config)
     requests = _requests(config)
-    job = setup.job(config)
-    setup.fits(job, requests)
+    job = from_config.simulated_job(config)
+    from_config.check_requests_fit(job, requests)
     if config.simulate.search_split:
         return _search(config, job, requests)
-    planner = setup.planner(config, job)
+    planner = from_config.simulated_planner(config, job)
     with _bar(len(requests)) as bar:
         outcome = simulation.simulate(job, requests, planner, lambda seen: bar.advance())
     OUT.print(_figures(outcome, len(requests)))
-    if outcome.lost:
-        OUT.print(f"lost: {next(s.lost for s in outcome.seen if s.lost)}", markup=False)
+    if outcome.failed_requests:
+        OUT.print(f"lost: {next(s.error for s in outcome.results if s.error)}", markup=False)
     _draw(config, job, outcome)
     return 0
 
@@ -65,7 +71,7 @@ def _words(args: Namespace) -> Iterator[str]:
             yield f"simulate.{name}={given}"
 
 
-def _requests(config: Config) -> list[Request]:
+def _requests(config: Config) -> list[TraceRequest]:
     wanted, picture = config.simulate, Path(config.simulate.plot)
     if not wanted.trace:
         hint = "--trace FILE, JSON lines of timestamp (ms), input_length, output_length, hash_ids"
@@ -74,11 +80,11 @@ def _requests(config: Config) -> list[Request]:
         hint = f"a name that ends in one of {' '.join(PICTURES)}"
         raise ConfigError(f"simulate.plot={picture} is no form of picture", hint=hint)
     if wanted.plot:
-        need_matplotlib()
+        import_matplotlib()
         if not picture.absolute().parent.is_dir():
             what = f"simulate.plot={picture}: no folder {picture.absolute().parent}"
             raise ConfigError(what, hint=f"mkdir -p {shlex.quote(str(picture.absolute().parent))}")
-    return read(Path(wanted.trace), wanted.max_requests, wanted.speed)
+    return read_trace(Path(wanted.trace), wanted.max_requests, wanted.speed)
 
 
 class _Bar:
@@ -110,13 +116,13 @@ def _bar(total: int) -> Iterator[_Bar]:
         yield _Bar(bar, total)
 
 
-def _search(config: Config, job: Job, requests: Sequence[Request]) -> int:
+def _search(config: Config, job: SimulatedJob, requests: Sequence[TraceRequest]) -> int:
     workers = len(job.ranks)
     if workers < 2:
         hint = "topology.prefill.workers=8 topology.decode.workers=8: their sum is what counts"
         raise ConfigError(f"{workers} worker cannot be split", hint=hint)
     with _bar(len(requests)) as bar:
-        tried = search(
+        tried = search_splits(
             job, workers, requests, lambda s: bar.begin(_name(s)), lambda seen: bar.advance()
         )
     OUT.print(_compared(tried[:SHOWN], len(requests)))
@@ -129,26 +135,26 @@ def _name(workers: dict[Role, int]) -> str:
     return " + ".join(f"{count} {role}" for role, count in workers.items())
 
 
-def _overrides(best: Tried) -> str:
+def _overrides(best: SplitResult) -> str:
     kind = "aggregated" if Role.aggregated in best.workers else "disaggregated"
     counts = (f"topology.{role}.workers={count}" for role, count in best.workers.items())
     return " ".join((f"topology={kind}", *counts))
 
 
-def _title(first: Outcome, requests: int) -> str:
+def _title(first: SimulationResult, requests: int) -> str:
     o = first.targets
     targets = f"TTFT {o.ttft_s:g} s, ITL {1000 * o.itl_s:g} ms"
     return f"{requests} requests in {duration(first.seconds)} of virtual time; targets {targets}"
 
 
-def _figures(outcome: Outcome, requests: int) -> Table:
+def _figures(outcome: SimulationResult, requests: int) -> Table:
     """Of one run, a row a figure."""
     title = _title(outcome, requests)
     table = Table(title=title, title_justify="left", show_header=False)
     for _ in range(2):
         table.add_column(overflow="fold")
     ttft, itl = outcome.ttft_s(), [1000 * s for s in outcome.itl_s()]
-    failed = f", {outcome.failed} failed" if outcome.failed else ""
+    failed = f", {outcome.failed_role_changes} failed" if outcome.failed_role_changes else ""
     rows = {
         "goodput": f"{outcome.goodput_hz:.3f} requests/s within both targets",
         "SLA attainment": f"{100 * outcome.attainment:.1f} % of all requests",
@@ -156,15 +162,15 @@ def _figures(outcome: Outcome, requests: int) -> Table:
         "TTFT mean, p50, p99": _spread(ttft, 2) + " s",
         "ITL mean, p50, p99": _spread(itl, 1) + " ms",
         "prompt tokens from caches": f"{100 * outcome.hit_rate:.1f} %",
-        "changes of role": f"{outcome.flips}{failed}",
-        "refused or lost": f"{outcome.lost} requests",
+        "changes of role": f"{outcome.role_changes}{failed}",
+        "refused or lost": f"{outcome.failed_requests} requests",
     }
     for row in rows.items():
         table.add_row(*row)
     return table
 
 
-def _compared(tried: Sequence[Tried], requests: int) -> Grid:
+def _compared(tried: Sequence[SplitResult], requests: int) -> Grid:
     """A row a split."""
     names = ("goodput/s", "attained", "TTFT s", "p99 s", "ITL ms", "p99 ms", "refused")
     title = _title(tried[0].outcome, requests)
@@ -176,7 +182,7 @@ def _compared(tried: Sequence[Tried], requests: int) -> Grid:
             _name(each.workers),
             *(f"{o.goodput_hz:.3f}", f"{100 * o.attainment:.1f} %"),
             *(f"{mean(ttft):.2f}", f"{quantile(ttft, 0.99):.2f}"),
-            *(f"{mean(itl):.1f}", f"{quantile(itl, 0.99):.1f}", str(o.lost)),
+            *(f"{mean(itl):.1f}", f"{quantile(itl, 0.99):.1f}", str(o.failed_requests)),
         )
     return table
 
@@ -186,7 +192,7 @@ def _spread(ordered: Sequence[float], digits: int) -> str:
     return ", ".join(f"{value:.{digits}f}" for value in shown)
 
 
-def _picture_title(config: Config, outcome: Outcome) -> str:
+def _picture_title(config: Config, outcome: SimulationResult) -> str:
     """Return trace, modelled engine, workers and policies."""
     begin = [counts for at, *counts in outcome.roles if at == outcome.roles[0][0]]
     prefill, decode = begin[-1] if begin else (0, 0)
@@ -197,7 +203,7 @@ def _picture_title(config: Config, outcome: Outcome) -> str:
     )
 
 
-def _draw(config: Config, job: Job, outcome: Outcome) -> None:
+def _draw(config: Config, job: SimulatedJob, outcome: SimulationResult) -> None:
     file = config.simulate.plot
     if file:
         draw(Path(file), _picture_title(config, outcome), list(panels(outcome, job.kind)))

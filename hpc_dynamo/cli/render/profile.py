@@ -4,19 +4,19 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from hpc_dynamo.planner.profile import Point, Profile, What
+from hpc_dynamo.planner.profile import EngineProfile, Measurement, Metric
 
-NAMES = {What.ttft: "TTFT", What.itl: "ITL", What.transfer: "transfer and one step"}
+NAMES = {Metric.ttft: "TTFT", Metric.itl: "ITL", Metric.transfer: "transfer and one step"}
 
 
-def summary(profile: Profile) -> Table:
+def summary(profile: EngineProfile) -> Table:
     """Its ends, and how far its interpolation is off at the points held out."""
     table = Table(title="profile", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
     table.add_row("worker", profile.title)
     table.add_row("measured", f"{profile.date} on {profile.hardware}")
-    table.add_row("start", f"{profile.start_s:.1f} s")
+    table.add_row("start", f"{profile.startup_s:.1f} s")
     table.add_row("TTFT alone, nothing cached", _ends(_uncached(profile), "prompt tokens"))
     table.add_row("ITL", _ends(_crowds(profile), "sequences"))
     table.add_row("prompt tokens/s, best", f"{profile.prompt_tokens_per_s:,.0f}")
@@ -29,22 +29,22 @@ def summary(profile: Profile) -> Table:
     return table
 
 
-def _uncached(profile: Profile) -> list[tuple[int, Point]]:
-    points = (p for p in profile.of(What.ttft) if not p.spot.cached_tokens)
+def _uncached(profile: EngineProfile) -> list[tuple[int, Measurement]]:
+    points = (p for p in profile.of(Metric.ttft) if not p.spot.cached_tokens)
     return [(p.spot.prompt_tokens, p) for p in points]
 
 
-def _crowds(profile: Profile) -> list[tuple[int, Point]]:
-    return [(p.spot.sequences, p) for p in profile.of(What.itl)]
+def _crowds(profile: EngineProfile) -> list[tuple[int, Measurement]]:
+    return [(p.spot.sequences, p) for p in profile.of(Metric.itl)]
 
 
-def _ends(points: Sequence[tuple[int, Point]], of: str) -> str:
+def _ends(points: Sequence[tuple[int, Measurement]], of: str) -> str:
     """At the least and at the greatest place."""
     ends = min(points, key=lambda p: p[0]), max(points, key=lambda p: p[0])
     return " to ".join(f"{1000 * (p.seconds or 0):.1f} ms ({n:,})" for n, p in ends) + f", {of}"
 
 
-def _transfer(profile: Profile) -> str:
+def _transfer(profile: EngineProfile) -> str:
     token_s = profile.transfer_s_per_byte * profile.kv_bytes_per_token
     each = f"{1e6 * token_s:.1f} µs a token of {profile.kv_bytes_per_token:,.0f} bytes"
     return f"{each}, {1e9 * profile.transfer_s_per_byte:.2f} s a GB"

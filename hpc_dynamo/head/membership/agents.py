@@ -152,8 +152,8 @@ class Membership:
         """Of a further job that is over something may still come."""
         rank = events.rank
         if rank in self._placed:
-            caches = self._router(rank).caches
-            missed = caches.learn(rank, events.seq, events.payload)
+            caches = self._router(rank).kv_state
+            missed = caches.receive_events(rank, events.seq, events.payload)
             if missed is not None:
                 await self._ask_replay(rank, missed)
 
@@ -209,10 +209,10 @@ class Membership:
         what = f"worker {worker.rank} ({worker.title}) on {worker.host}: {worker.state}"
         log.info("%s %s", what, worker.detail)
         if worker.state is WorkerState.ready:
-            await router.join(worker.rank, worker.role, worker.url)
+            await router.add_worker(worker.rank, worker.role, worker.url)
             await self._ask_replay(worker.rank, 0)  # who begins to listen comes late
         else:
-            router.leave(worker.rank)
+            router.remove_worker(worker.rank)
         if worker.state in OVER:
             await self._parts.stop_worker(worker.rank)
         for reports in self._followers:
@@ -276,8 +276,8 @@ class Membership:
     def _give_up(self, model: str, why: str) -> None:
         """The model; with the last of them the job."""
         router = self._routers[model]
-        if all(other.lost for other in self._routers.values() if other is not router):
+        if all(other.failure for other in self._routers.values() if other is not router):
             self._hopeless(EngineError(why))
-        elif not router.lost:
+        elif not router.failure:
             log.error("%s", why)
-            router.give_up(why)
+            router.fail(why)

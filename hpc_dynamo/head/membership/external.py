@@ -94,13 +94,13 @@ class ExternalWorkers:
         """The router knows it, and what it tells of its cache."""
         served = await self._served(url)
         self._tell(rank, WorkerState.ready, start_s=start_s, served=served)
-        await self._router.join(rank, role, url)
+        await self._router.add_worker(rank, role, url)
         try:
             async with self._relay.follow(rank, self._events.get(rank)):
                 self._relay.replay(rank, 0)  # who begins to listen comes late
                 yield
         finally:
-            self._router.leave(rank)
+            self._router.remove_worker(rank)
 
     def _tell(
         self,
@@ -127,7 +127,7 @@ class ExternalWorkers:
             log.info("worker %d (%s) at %s: %s %s", rank, before.role, before.url, state, detail)
 
     async def _learn(self, told: KvEvents) -> None:
-        missed = self._router.caches.learn(told.rank, told.seq, told.payload)
+        missed = self._router.kv_state.receive_events(told.rank, told.seq, told.payload)
         if missed is not None:
             self._relay.replay(told.rank, missed)
 

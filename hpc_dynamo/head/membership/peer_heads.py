@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import msgspec
 
 from hpc_dynamo.http import HttpClient
-from hpc_dynamo.router import Router, heard
+from hpc_dynamo.router import Router, decode_loads
 
 PATH = "/v1/loads"
 ASK_S = 0.02  # a prefill is over in less than 0.1: what is told later misleads
@@ -40,7 +40,7 @@ class PeerHeads:
             at = at if why else clock()
             if why and there and clock() - at > SILENT_S:
                 log.warning("head at %s is not counted any more: %s", url, why)
-                self._router.heed(url, {})
+                self._router.set_peer_load(url, {})
                 there = False
             elif not why and not there:
                 log.info("head at %s is here", url)
@@ -54,9 +54,11 @@ class PeerHeads:
                 content = await answer.read()
             if answer.status != 200:
                 return f"it answers {answer.status}"
-            said = heard(content)
-            if said.head != self._router.name:  # who is given the same list as all finds itself
-                self._router.heed(url, said.workers)
+            said = decode_loads(content)
+            if (
+                said.head != self._router.head_name
+            ):  # who is given the same list as all finds itself
+                self._router.set_peer_load(url, said.workers)
         except TimeoutError:
             return f"no answer within {ANSWER_S} s"
         except (OSError, msgspec.DecodeError) as e:

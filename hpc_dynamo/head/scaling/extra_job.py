@@ -13,7 +13,7 @@ from hpc_dynamo.errors import HpcDynamoError, LaunchError
 from hpc_dynamo.head.membership.agents import Membership
 from hpc_dynamo.launch import extra_jobs
 from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, WorkerState
-from hpc_dynamo.planner.scale_out import Job
+from hpc_dynamo.planner.scale_out import JobCapacity
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import ExtraJobFolder, write_json
 
@@ -104,7 +104,7 @@ class ExtraJob:
     def _leaving(self) -> bool:
         return self.state is ExtraJobState.draining
 
-    def planner_view(self) -> Job:
+    def planner_view(self) -> JobCapacity:
         """As the rule sees it."""
         ready, coming, ranks = 0, 0, self.status.ranks
         reports = [self._members.workers.get(rank) for rank in ranks]
@@ -113,7 +113,7 @@ class ExtraJob:
             ready += report is not None and report.state is WorkerState.ready
             coming += not self._joined if report is None else report.state not in DEAD
         pending = self.state is ExtraJobState.pending and not self._joined
-        return Job(self.status.number, ready, coming - ready, pending)
+        return JobCapacity(self.status.number, ready, coming - ready, pending)
 
     @property
     def failed(self) -> bool:
@@ -138,7 +138,7 @@ class ExtraJob:
             await self.cancel(why)
 
     async def _drain(self, rank: int) -> None:
-        if any(member.rank == rank for member in self._router.members):
+        if any(member.rank == rank for member in self._router.workers):
             await self._router.drain(rank)
 
     async def cancel(self, why: str) -> None:

@@ -20,7 +20,7 @@ from hpc_dynamo.messages import PlannerStatus, WorkerLoad
 from hpc_dynamo.planner.collect import collect_signals
 from hpc_dynamo.planner.prompt_lengths import PromptLengths
 from hpc_dynamo.planner.records import PlannerRecord, RoleChange
-from hpc_dynamo.planner.signals import Decision, Move, Signals
+from hpc_dynamo.planner.signals import PlannerDecision, RoleMove, Signals
 from hpc_dynamo.router import Router
 
 RETRY_INTERVALS = 10
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 class DecisionPolicy(Protocol):
     """See planner.Planner."""
 
-    def decide(self, seen: Signals) -> Decision: ...
+    def decide(self, seen: Signals) -> PlannerDecision: ...
 
 
 class PlannerLoop:
@@ -51,7 +51,7 @@ class PlannerLoop:
         flipper: RoleChanger,
         loads: Callable[[], Sequence[WorkerLoad]],
         file: Path,
-        heed: Callable[[Decision], None] = lambda decision: None,
+        heed: Callable[[PlannerDecision], None] = lambda decision: None,
     ) -> None:
         self._roles = [role for role, _ in config.topology.pools]
         self._interval_s = config.planner.interval_s
@@ -62,11 +62,11 @@ class PlannerLoop:
         self.moving = set[int]()  # ranks
         self._retries = defaultdict[Direction, Backoff](self._backoff)
         self.role_changes = Counter[tuple[Role, Role, str]]()
-        self.last: Decision | None = None
+        self.last: PlannerDecision | None = None
 
     async def run(self) -> None:
-        await self._router.ready(self._roles)
-        self._router.meter.take()  # what came before is no interval
+        await self._router.wait_for_roles(self._roles)
+        self._router.interval_stats.take()  # what came before is no interval
         self._lengths.take(self._loads())
         async with asyncio.TaskGroup() as group:
             while True:
@@ -76,7 +76,7 @@ class PlannerLoop:
                 self.last = await asyncio.to_thread(self._planner.decide, seen)
                 self._heed(self.last)
                 ranks, left_out = self._who(self.last.move)
-                await self._keep(PlannerRecord(decision=self.last, left_out=left_out))
+                await self._keep(PlannerRecord(decision=self.last, skipped=left_out))
                 for rank in ranks:
                     assert self.last.move
                     self.moving.add(rank)
@@ -93,22 +93,22 @@ class PlannerLoop:
         """None before the first decision."""
         if self.last is None:
             return None
-        wanted, done = self.last.wanted, Counter[str]()
+        wanted, done = self.last.target, Counter[str]()
         for (_, _, how), count in self.role_changes.items():
             done[how] += count
         return PlannerStatus(
-            at=self.last.seen.at,
+            at=self.last.signals.at,
             rate_hz=self.last.expected.rate_hz,
             prefill=wanted.prefill,
             decode=wanted.decode,
-            reason=wanted.why,
-            shortfall=wanted.short,
+            reason=wanted.reason,
+            shortfall=wanted.shortfall,
             changing=tuple(sorted(self.moving)),
             role_changes=done["done"],
             failed_role_changes=done["failed"],
         )
 
-    def _who(self, move: Move | None) -> tuple[list[int], str]:
+    def _who(self, move: RoleMove | None) -> tuple[list[int], str]:
         """Ranks that may make a move, and why they are fewer than it wants."""
         if move is None or move.old is None or move.new is None:
             return [], ""
@@ -119,7 +119,7 @@ class PlannerLoop:
         ranks = ready[: min(move.count, spare)]
         return ranks, "" if len(ranks) == move.count else f"too few ready {move.old} workers"
 
-    async def _flip(self, rank: int, move: Move) -> None:
+    async def _flip(self, rank: int, move: RoleMove) -> None:
         assert move.old
         assert move.new
         try:

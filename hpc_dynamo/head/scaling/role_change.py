@@ -35,7 +35,7 @@ class RoleChanger:
 
     def ready_ranks(self, role: Role) -> list[int]:
         """Ranks that take requests in this role; who has least to do comes first."""
-        here = [m for m in self._router.members if m.role is role and not m.aside]
+        here = [m for m in self._router.workers if m.role is role and not m.draining]
         return [m.rank for m in sorted(here, key=lambda m: (m.active, m.rank))]
 
     async def change_role(self, rank: int, old: Role, new: Role) -> RoleChange:
@@ -75,7 +75,7 @@ class RoleChanger:
                 for task in (drain, few):
                     task.cancel()
                 await asyncio.gather(drain, few, return_exceptions=True)
-        self._router.turn(rank, old)
+        self._router.set_role(rank, old)
         return why
 
     async def _too_few(self, rank: int, role: Role, reports: "asyncio.Queue[WorkerReport]") -> str:
@@ -93,11 +93,11 @@ class RoleChanger:
 
     async def _turn(self, rank: int, new: Role) -> str:
         await self._members.set_role(rank, new, restart=False)
-        self._router.turn(rank, new)
+        self._router.set_role(rank, new)
         return ""
 
     async def _anew(self, rank: int, new: Role) -> str:
-        self._router.leave(rank)
+        self._router.remove_worker(rank)
         with self._members.subscribe() as reports:
             await self._members.set_role(rank, new, restart=True)
             try:

@@ -19,8 +19,8 @@ from hpc_dynamo.head.scaling.role_change import min_workers
 from hpc_dynamo.launch import JobState
 from hpc_dynamo.launch.extra_jobs import stop_leftover_jobs
 from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, Status
-from hpc_dynamo.planner.scale_out import Growing, Growth, Room, Step
-from hpc_dynamo.planner.signals import Decision, Move
+from hpc_dynamo.planner.scale_out import Budget, ScaleOutPolicy, ScaleOutRecord, ScaleOutStep
+from hpc_dynamo.planner.signals import PlannerDecision, RoleMove
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt, ExtraJobFolder
 from hpc_dynamo.topology import plan_extra_job
@@ -52,16 +52,16 @@ class ScaleOutController:
             r: plan_extra_job(self._config, layout, r, self._grow.nodes_per_job) for r in roles
         }
         each = {role: len(plan.workers) for role, plan in self._plans.items()}
-        self._rule = Growth(self._config.planner, each)
+        self._rule = ScaleOutPolicy(self._config.planner, each)
         self._next_rank = 1 + max(worker.rank for worker in layout.workers)
         self._next_node = layout.nodes
         self._jobs = dict[int, ExtraJob]()
         self._former_hours = 0.0  # of jobs that are not ours to look after
-        self._decisions = asyncio.Queue[Decision]()
+        self._decisions = asyncio.Queue[PlannerDecision]()
         self._failed, self._going = set[ExtraJob](), set[ExtraJob]()  # told to end
         self._said, self._ending = "", False
 
-    def on_decision(self, decision: Decision) -> None:
+    def on_decision(self, decision: PlannerDecision) -> None:
         """What the planner made of the last interval."""
         self._decisions.put_nowait(decision)
 
@@ -121,20 +121,20 @@ class ScaleOutController:
 
     # One interval.
 
-    async def _act(self, decision: Decision, group: asyncio.TaskGroup) -> None:
-        lack, now = decision.lack, time.time()
+    async def _act(self, decision: PlannerDecision, group: asyncio.TaskGroup) -> None:
+        lack, now = decision.gap, time.time()
         if lack is None:
             return
         await self._learn(now, group)
         here = [job for job in self._live if job not in self._going]
         step = self._rule.decide(now, lack, [job.planner_view() for job in here], self._room())
-        if step.why and step.why != self._said:
-            log.info("growth: %s", step.why)
-        self._said = step.why
+        if step.reason and step.reason != self._said:
+            log.info("growth: %s", step.reason)
+        self._said = step.reason
         for number in (*step.cancel, *step.release):
             if self._may_go(self._jobs[number]):
-                await self._give_back(self._jobs[number], step.why, group)
-        if step.ask:
+                await self._give_back(self._jobs[number], step.reason, group)
+        if step.submit:
             await self._ask(lack.role, step, group)
 
     async def _learn(self, now: float, group: asyncio.TaskGroup) -> None:
@@ -150,22 +150,22 @@ class ScaleOutController:
                 self._rule.failed(now)
                 await self._note_end(job, job.status.detail)
 
-    def _room(self) -> Room:
+    def _room(self) -> Budget:
         nodes = self._grow.max_nodes - sum(job.status.nodes for job in self._live)
         limit = self._grow.max_node_hours
         hours = math.inf if limit is None else limit - self.node_hours
-        return Room(nodes, hours, self._left_s())
+        return Budget(nodes, hours, self._left_s())
 
     def _left_s(self) -> float:
         if self._ends_at is None:
             return 60.0 * walltime_minutes(self._config.cluster.slurm.time)
         return self._ends_at - time.time()
 
-    async def _ask(self, role: Role, step: Step, group: asyncio.TaskGroup) -> None:
-        room, nodes = self._room(), self._grow.nodes_per_job * step.ask
+    async def _ask(self, role: Role, step: ScaleOutStep, group: asyncio.TaskGroup) -> None:
+        room, nodes = self._room(), self._grow.nodes_per_job * step.submit
         time_s = min(room.seconds, room.node_hours * 3600 / nodes)
         try:
-            jobs = [await self._new(role) for _ in range(step.ask)]
+            jobs = [await self._new(role) for _ in range(step.submit)]
         except OSError as e:  # a full disk must not end an endpoint
             log.warning("no further job: %s", e)
             return
@@ -175,7 +175,7 @@ class ScaleOutController:
             self._jobs[job.status.number] = job
             group.create_task(job.run(time_s), name=f"grown-{job.status.number}")
         count = sum(len(job.status.ranks) for job in jobs)
-        await self._keep(Move(count=count, old=None, new=role), jobs, step.why)
+        await self._keep(RoleMove(count=count, old=None, new=role), jobs, step.reason)
 
     async def _new(self, role: Role) -> ExtraJob:
         plan = self._plans[role].shifted(self._next_rank, self._next_node)
@@ -209,8 +209,10 @@ class ScaleOutController:
         ranks = set(job.status.ranks)
         if not ranks.isdisjoint(self._moving()):
             return False
-        stay = Counter(m.role for m in self._router.members if m.rank not in ranks and not m.aside)
-        roles = {m.role for m in self._router.members if m.rank in ranks}
+        stay = Counter(
+            m.role for m in self._router.workers if m.rank not in ranks and not m.draining
+        )
+        roles = {m.role for m in self._router.workers if m.rank in ranks}
         return all(stay[role] >= min_workers(self._config.planner, role) for role in roles)
 
     async def _mind_warnings(self, group: asyncio.TaskGroup) -> None:
@@ -222,15 +224,15 @@ class ScaleOutController:
                 await self._give_back(job, "Slurm ends it soon", group)
 
     async def _note_end(self, job: ExtraJob, why: str) -> None:
-        move = Move(count=len(job.status.ranks), old=job.status.role, new=None)
+        move = RoleMove(count=len(job.status.ranks), old=job.status.role, new=None)
         await self._keep(move, [job], why)
 
-    async def _keep(self, move: Move, jobs: Iterable[ExtraJob], why: str) -> None:
-        record = Growing(
+    async def _keep(self, move: RoleMove, jobs: Iterable[ExtraJob], why: str) -> None:
+        record = ScaleOutRecord(
             at=time.time(),
             move=move,
             jobs=tuple(job.status.number for job in jobs),
-            why=why,
+            reason=why,
             node_hours=self.node_hours,
         )
         try:

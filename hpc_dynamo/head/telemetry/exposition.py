@@ -18,7 +18,7 @@ from hpc_dynamo.router import Router
 
 @dataclass(frozen=True)
 class ModelMetrics:
-    """What the metrics of one model are read from."""
+    """Sources of the metrics of one model."""
 
     stats: FrontendStats
     traffic: Traffic

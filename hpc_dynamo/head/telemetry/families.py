@@ -46,7 +46,7 @@ class Family:
         """Return the metric with a sample for each row of label values and value."""
         metric = Metric(self.name, self.help, self.kind)
         for labels, value in rows:
-            # Workers of one of several models have its name as a further label.
+            # Workers also have the label `model` if there are several models.
             names = (*self.labels, "model")[: len(labels)]
             metric.add_sample(self.sample_name, dict(zip(names, labels, strict=True)), value)
         return metric

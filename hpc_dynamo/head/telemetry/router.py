@@ -5,22 +5,22 @@ from collections.abc import Iterable
 from prometheus_client.core import Metric
 
 from hpc_dynamo.head.telemetry import families
-from hpc_dynamo.router import Caches, Decisions, Router
+from hpc_dynamo.router import DecisionStats, KvState, Router
 
 
 def router_metrics(router: Router) -> Iterable[Metric]:
     """Yield the decisions of a router and the state of its index of cached blocks."""
     yield from _decisions(router.decisions)
-    yield from _kv_state(router.caches)
-    yield families.ROUTER_TRANSFER_COST.value(router.handover_tokens)
+    yield from _kv_state(router.kv_state)
+    yield families.ROUTER_TRANSFER_COST.value(router.transfer_cost_tokens)
 
 
-def _decisions(decisions: Decisions) -> Iterable[Metric]:
-    by_worker = sorted(decisions.by.items())
+def _decisions(decisions: DecisionStats) -> Iterable[Metric]:
+    by_worker = sorted(decisions.by_worker.items())
     yield families.ROUTER_DECISIONS.values(
         ((str(rank), role, policy), count) for (rank, role, policy), count in by_worker
     )
-    reasons = sorted(decisions.why.items())
+    reasons = sorted(decisions.by_reason.items())
     yield families.ROUTER_PREFILLS.values(((reason,), count) for reason, count in reasons)
     blocks, cached = decisions.prompt_blocks, decisions.overlap_blocks
     yield families.ROUTER_PROMPT_BLOCKS.value(blocks)
@@ -29,16 +29,16 @@ def _decisions(decisions: Decisions) -> Iterable[Metric]:
     yield families.ROUTER_DECISION_TIME.histogram(decisions.seconds)
 
 
-def _kv_state(state: Caches) -> Iterable[Metric]:
-    predicted = len(state.soon) + len(state.guessed)
-    sources = [(("events",), len(state.told)), (("decisions",), predicted)]
+def _kv_state(state: KvState) -> Iterable[Metric]:
+    predicted = len(state.pending) + len(state.approximate)
+    sources = [(("events",), len(state.confirmed)), (("decisions",), predicted)]
     yield families.ROUTER_INDEX_BLOCKS.values(sources)
     yield families.ROUTER_EVENT_LAG.value(state.lag_s)
     ignored = ("orphans", "unfit", "full")
     yield families.ROUTER_IGNORED_BLOCKS.values(
-        ((reason,), getattr(state.told, reason)) for reason in ignored
+        ((reason,), getattr(state.confirmed, reason)) for reason in ignored
     )
     yield families.ROUTER_EVENT_BATCHES.value(state.batches)
     yield families.ROUTER_EVENT_GAPS.value(state.gaps)
     yield families.ROUTER_RESYNCS.value(state.resyncs)
-    yield families.ROUTER_BAD_EVENTS.value(state.unreadable)
+    yield families.ROUTER_BAD_EVENTS.value(state.unreadable_batches)

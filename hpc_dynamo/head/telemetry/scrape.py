@@ -8,7 +8,7 @@ from hpc_dynamo.engines.contract import MetricNames
 from hpc_dynamo.engines.metrics import EngineMetrics
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import WorkerLoad
-from hpc_dynamo.router import Member, Router
+from hpc_dynamo.router import RoutedWorker, Router
 
 SCRAPE_S = 3.0  # reading a worker's metrics costs it, and us, some milliseconds
 
@@ -23,14 +23,14 @@ class MetricsScraper:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            members = self._router.members
+            members = self._router.workers
             self._readings = await report.read_metrics(self._client, members, self._names)
             await asyncio.sleep(SCRAPE_S)
 
     def loads(self) -> tuple[WorkerLoad, ...]:
-        return tuple(self._load(member) for member in _sorted(self._router.members))
+        return tuple(self._load(member) for member in _sorted(self._router.workers))
 
-    def _load(self, member: Member) -> WorkerLoad:
+    def _load(self, member: RoutedWorker) -> WorkerLoad:
         said = self._readings.get(member.rank, EngineMetrics())
         return WorkerLoad(
             rank=member.rank,
@@ -48,5 +48,5 @@ class MetricsScraper:
         )
 
 
-def _sorted(members: Iterable[Member]) -> list[Member]:
+def _sorted(members: Iterable[RoutedWorker]) -> list[RoutedWorker]:
     return sorted(members, key=lambda m: m.rank)

@@ -16,17 +16,19 @@ from hpc_dynamo.engines import engine, pd_protocol_of
 from hpc_dynamo.head.workloads import batch_prompts
 from hpc_dynamo.head.workloads.workload import HeadContext
 from hpc_dynamo.messages import Outcome, Progress, Status
-from hpc_dynamo.router import Limits, StartShare
+from hpc_dynamo.router import AdmissionLimits, StartShare
 
 
-def start_limits(config: Config, requests: int) -> Limits:
+def start_limits(config: Config, requests: int) -> AdmissionLimits:
     """Return limits for a batch with `requests` in flight, see StartShare.
 
     A run of prompts that share a prefix, which goes to one worker, may be up to two equal shares.
     """
     most = 2 * requests if config.router.policy is Policy.kv else requests
     pools = config.topology.pools
-    return Limits(shares={role: StartShare(p.workers, -(-most // p.workers)) for role, p in pools})
+    return AdmissionLimits(
+        start_shares={role: StartShare(p.workers, -(-most // p.workers)) for role, p in pools}
+    )
 
 
 class BatchWorkload:
@@ -44,8 +46,8 @@ class BatchWorkload:
         requests = await asyncio.to_thread(read_input, Path(config.input))
         ledger = Ledger(self._attempt.run, self._attempt.number)
         prompts = await batch_prompts.load_batch_tokenizer(config)
-        await self._router.ready(role for role, _ in config.topology.pools)
-        before = await report.read_metrics(self._client, self._router.members, names.metrics)
+        await self._router.wait_for_roles(role for role, _ in config.topology.pools)
+        before = await report.read_metrics(self._client, self._router.workers, names.metrics)
         async with asyncio.TaskGroup() as tasks:
             # A request that ends its worker must not end another one with all requests on it.
             dispatcher = Dispatcher(
@@ -56,28 +58,28 @@ class BatchWorkload:
             runner = self._runner = BatchRunner(
                 config, requests, ledger, dispatcher, self._alive, prompts, self._prefill_ready
             )
-            self._router.limit(start_limits(config, runner.in_flight))
+            self._router.set_limits(start_limits(config, runner.in_flight))
             if self.phase == "draining":
                 runner.stop()
             else:
                 self.phase = "running"
             complete = await runner.run()
-        after = await report.read_metrics(self._client, self._router.members, names.metrics)
+        after = await report.read_metrics(self._client, self._router.workers, names.metrics)
         if not complete:
             return self._unfinished(runner.progress())
         ids = [entry.custom_id for entry in requests.entries]
         answered, failed = await asyncio.to_thread(ledger.merge, ids)
-        figures = report.summarize(self._router.members, before, after, runner.progress())
+        figures = report.summarize(self._router.workers, before, after, runner.progress())
         run, retried = self._attempt.run, config.batch.retry_failed
         code, why = await asyncio.to_thread(exit_status, run, answered, failed, retried=retried)
         return Outcome(exit_code=code, message=why, summary=figures)
 
     def _alive(self, rank: int) -> object | None:
         """Return the present life of a worker, None if it has none."""
-        return next((m for m in self._router.members if m.rank == rank), None)
+        return next((m for m in self._router.workers if m.rank == rank), None)
 
     def _prefill_ready(self) -> int:
-        return sum(m.role is not Role.decode for m in self._router.members)
+        return sum(m.role is not Role.decode for m in self._router.workers)
 
     def _unfinished(self, progress: Progress) -> Outcome:
         """Another walltime goes on, unless this one has brought nothing."""

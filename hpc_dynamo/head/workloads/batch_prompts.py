@@ -21,7 +21,7 @@ from hpc_dynamo.preprocess import (
     load_tokenizer,
     mismatched_tokenizer,
 )
-from hpc_dynamo.router import Ask
+from hpc_dynamo.router import RoutingRequest
 from hpc_dynamo.simulator import tokenizer
 from hpc_dynamo.simulator.api_error import RequestRejected
 from hpc_dynamo.simulator.chat_request import TokenizeRequest
@@ -71,7 +71,9 @@ async def verify_tokenizer(
     """Return the tokenizer if the engine computes the same token ids, else one without ids."""
     if not isinstance(prompts, Preprocessor) or not engine(config.engine.name).tokenizes:
         return prompts
-    if await tokenizer_matches_engine(prompts, dispatcher, config.served_name, Ask(split=False)):
+    if await tokenizer_matches_engine(
+        prompts, dispatcher, config.served_name, RoutingRequest(may_disaggregate=False)
+    ):
         return prompts
     return mismatched_tokenizer(config)
 

@@ -18,11 +18,17 @@ from hpc_dynamo.engines import engine, for_role, pd_protocol_of
 from hpc_dynamo.errors import EngineError, MissingDependency, RequestFailed
 from hpc_dynamo.head.workloads.workload import HeadContext
 from hpc_dynamo.messages import Outcome, Progress, Status, WorkerReport
-from hpc_dynamo.planner.interpolation import Interpolated
-from hpc_dynamo.planner.picture import picture
-from hpc_dynamo.planner.profile import Point, Profile, Spot, What, measured
-from hpc_dynamo.profiler.bench import Bench
-from hpc_dynamo.profiler.grid import Limits, grid
+from hpc_dynamo.planner.interpolation import ProfilePerformance
+from hpc_dynamo.planner.profile import (
+    EngineProfile,
+    Measurement,
+    Metric,
+    OperatingPoint,
+    read_measurements,
+)
+from hpc_dynamo.planner.profile_plot import plot_profile
+from hpc_dynamo.profiler.bench import ProfileBench
+from hpc_dynamo.profiler.grid import ProfileLimits, operating_points
 from hpc_dynamo.run import write_json
 
 ROUNDS = 3  # over all spots: what disturbs one round may be gone in the next
@@ -43,14 +49,14 @@ class ProfileWorkload:
         self.phase, self.likely_s = "loading", 0.0
 
     async def run(self) -> Outcome:
-        await self._job.route.router.ready(role for role, _ in self._config.topology.pools)
+        await self._job.route.router.wait_for_roles(role for role, _ in self._config.topology.pools)
         prefill, decode = self._workers()
         name = self._config.served_name
         spoken = pd_protocol_of(self._config)
-        bench = Bench(self._job.client, self._engine, name, prefill.url, decode.url, spoken)
+        bench = ProfileBench(self._job.client, self._engine, name, prefill.url, decode.url, spoken)
         try:
             version, limits = await bench.version(), await self._limits(bench, prefill, decode)
-            points = await self._points(bench, grid(limits))
+            points = await self._points(bench, operating_points(limits))
         except* (RequestFailed, OSError) as e:
             raise self._broken(e) from e
         if points is None:
@@ -58,9 +64,11 @@ class ProfileWorkload:
         profile = self._profile(version, limits, decode, points)
         return await asyncio.to_thread(self._write, profile)
 
-    async def _points(self, bench: Bench, spots: list[Spot]) -> tuple[Point, ...] | None:
+    async def _points(
+        self, bench: ProfileBench, spots: list[OperatingPoint]
+    ) -> tuple[Measurement, ...] | None:
         """Of all spots, less what earlier attempts measured; None where the job ends first."""
-        known = measured(self._parts())
+        known = read_measurements(self._parts())
         self._resumed = sum(min(len(known[spot]), ROUNDS) for spot in spots)
         self._total, self._began = ROUNDS * len(spots), time.monotonic()
         if not self._draining:
@@ -78,16 +86,18 @@ class ProfileWorkload:
         both = by_role.get(Role.aggregated)
         return both or by_role[Role.prefill], both or by_role[Role.decode]
 
-    async def _limits(self, bench: Bench, prefill: WorkerReport, decode: WorkerReport) -> Limits:
-        return Limits(
+    async def _limits(
+        self, bench: ProfileBench, prefill: WorkerReport, decode: WorkerReport
+    ) -> ProfileLimits:
+        return ProfileLimits(
             context_tokens=min(prefill.context_tokens, decode.context_tokens) or UNTOLD_CONTEXT,
-            sequences=self._config.engine.max_num_seqs,
+            max_sequences=self._config.engine.max_num_seqs,
             block_tokens=self._engine.block_tokens(for_role(self._config, decode.role)),
             kv_tokens=await bench.kv_tokens(),
             transfers=prefill is not decode,
         )
 
-    async def _measure(self, bench: Bench, spot: Spot) -> Point:
+    async def _measure(self, bench: ProfileBench, spot: OperatingPoint) -> Measurement:
         self._running, began = 1, time.monotonic()
         point = await bench.measure(spot)
         await asyncio.to_thread(jsonl.append, self._part, point)
@@ -107,11 +117,15 @@ class ProfileWorkload:
         return EngineError(what, hint=hint, log=self._job.attempt.logs)
 
     def _profile(
-        self, version: str, limits: Limits, decode: WorkerReport, points: tuple[Point, ...]
-    ) -> Profile:
+        self,
+        version: str,
+        limits: ProfileLimits,
+        decode: WorkerReport,
+        points: tuple[Measurement, ...],
+    ) -> EngineProfile:
         config = self._config
         pool = dict(config.topology.pools)[decode.role]
-        profile = Profile(
+        profile = EngineProfile(
             model=config.served_name,
             engine=config.engine.name,
             version=version,
@@ -123,19 +137,19 @@ class ProfileWorkload:
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             context_tokens=limits.context_tokens,
             kv_tokens=limits.kv_tokens,
-            most_sequences=limits.sequences,
-            start_s=max(w.start_s for w in self._job.members.in_order()),
-            prompt_tokens_per_s=_best(points, What.ttft, lambda s: s.prompt_tokens),
-            answer_tokens_per_s=_best(points, What.itl, lambda s: s.sequences),
+            max_sequences=limits.max_sequences,
+            startup_s=max(w.start_s for w in self._job.members.in_order()),
+            prompt_tokens_per_s=_best(points, Metric.ttft, lambda s: s.prompt_tokens),
+            answer_tokens_per_s=_best(points, Metric.itl, lambda s: s.sequences),
             points=points,
         )
         return with_derived_figures(profile)
 
-    def _write(self, profile: Profile) -> Outcome:
+    def _write(self, profile: EngineProfile) -> Outcome:
         """The picture first: once there is a profile the run is complete."""
         drawn = str(self._run.picture)
         try:
-            picture(self._run.picture, profile)
+            plot_profile(self._run.picture, profile)
         except MissingDependency as e:
             drawn = f"no picture: {e.message}, {e.hint}"
         write_json(self._run.profile, profile)
@@ -165,12 +179,12 @@ class ProfileWorkload:
         return msgspec.structs.replace(status, progress=progress)
 
 
-def with_derived_figures(profile: Profile) -> Profile:
+def with_derived_figures(profile: EngineProfile) -> EngineProfile:
     """With what follows from its points: the errors, and what a byte takes to move."""
-    worker = Interpolated(profile)
-    errors = {what: error for what in What if (error := worker.error(what))}
+    worker = ProfilePerformance(profile)
+    errors = {what: error for what in Metric if (error := worker.error(what))}
     profile = msgspec.structs.replace(profile, errors=errors)
-    moved = [p for p in profile.of(What.transfer) if p.size_bytes]
+    moved = [p for p in profile.of(Metric.transfer) if p.size_bytes]
     if not moved:
         return profile
     longest = max(moved, key=lambda p: p.size_bytes)
@@ -182,12 +196,14 @@ def with_derived_figures(profile: Profile) -> Profile:
     )
 
 
-def _best(points: Iterable[Point], what: What, tokens: Callable[[Spot], int]) -> float:
+def _best(
+    points: Iterable[Measurement], what: Metric, tokens: Callable[[OperatingPoint], int]
+) -> float:
     """Tokens a second; cached ones do not count."""
     rates = (
         tokens(p.spot) / p.seconds
         for p in points
-        if p.spot.what is what and p.seconds and not p.spot.cached_tokens
+        if p.spot.metric is what and p.seconds and not p.spot.cached_tokens
     )
     return max(rates, default=0.0)
 

@@ -35,7 +35,7 @@ from hpc_dynamo.messages import (
     WorkerState,
 )
 from hpc_dynamo.process.child import Child, clean_environment
-from hpc_dynamo.router import Offer, RouterServer, View
+from hpc_dynamo.router import ModelAvailability, RouterServer, RunView
 from hpc_dynamo.run import write_json
 
 STOP_S = 5.0  # for a frontend process to end its streams in order
@@ -87,18 +87,18 @@ class ServeWorkload:
                 ]
                 try:
                     for lane in lanes:
-                        await lane.router.ready(lane.roles)
+                        await lane.router.wait_for_roles(lane.roles)
                     await heard.wait_for_first_report()
-                    server.show()  # that it is ready, before anybody else is told
+                    server.push_view()  # that it is ready, before anybody else is told
                     self._announce(host, listener.port)
                     await self._draining.wait()
-                    server.show()
+                    server.push_view()
                     for lane in lanes:
-                        await lane.router.idle()
+                        await lane.router.wait_idle()
                     await heard.wait_for_forwarded()
                 finally:
                     listener.close()
-                    server.hang_up()  # what is still under way gets its last words
+                    server.close_clients()  # what is still under way gets its last words
                     for task in frontends:
                         task.cancel()
 
@@ -147,15 +147,15 @@ class ServeWorkload:
 
     # What frontends are shown.
 
-    def _view(self) -> View:
+    def _view(self) -> RunView:
         loads = self._job.loads
         workers = tuple(
             self._sleepers.with_sleep_state(w.without_operations)
             for w in self._job.members.in_order()
         )
         self._traffic = {m: lane.router.traffic() for m, lane in self._job.routes.items()}
-        return View(
-            offers={model: self._offer(model, lane) for model, lane in self._job.routes.items()},
+        return RunView(
+            models={model: self._offer(model, lane) for model, lane in self._job.routes.items()},
             draining=self._draining.is_set(),
             successor=self._successor,
             workers=workers,
@@ -164,13 +164,13 @@ class ServeWorkload:
             metrics=self._exposition(loads, workers),
         )
 
-    def _offer(self, model: str, lane: ModelRoute) -> Offer:
+    def _offer(self, model: str, lane: ModelRoute) -> ModelAvailability:
         here = [w for w in self._job.members.workers.values() if w.model == model]
         ready = [w for w in here if w.state is WorkerState.ready]
         contexts = [w.context_tokens for w in ready if w.context_tokens]
-        return Offer(
-            ready=lane.router.complete(lane.roles),
-            lost=lane.router.lost,
+        return ModelAvailability(
+            ready=lane.router.has_roles(lane.roles),
+            failure=lane.router.failure,
             names=tuple(dict.fromkeys(name for w in ready for name in w.models)),
             adapters={name: base for w in ready for name, base in w.adapters.items()},
             context_tokens=min(contexts, default=0),
@@ -230,7 +230,7 @@ class ServeWorkload:
             loads=self._job.loads,
             traffic=total,
             by_model={
-                m: ModelStatus(traffic=t, lost=self._job.routes[m].router.lost)
+                m: ModelStatus(traffic=t, lost=self._job.routes[m].router.failure)
                 for m, t in traffic.items()
                 if m
             },

@@ -43,7 +43,7 @@ class SleepController:
         return msgspec.json.encode({"rank": rank, "asleep": asleep})
 
     def _ready(self, rank: int) -> WorkerReport:
-        routed = {m.rank for lane in self._job.routes.values() for m in lane.router.members}
+        routed = {m.rank for lane in self._job.routes.values() for m in lane.router.workers}
         here = {r: w for r, w in self._workers.items() if r in routed}
         ready = {r: w for r, w in here.items() if w.state is WorkerState.ready}
         if rank not in ready:
@@ -75,12 +75,12 @@ class SleepController:
             raise RequestFailed(what, status=409) from e
         finally:
             if not done:
-                lane.router.turn(worker.rank, worker.role)
+                lane.router.set_role(worker.rank, worker.role)
 
     async def _wake(self, worker: WorkerReport, paths: SleepEndpoints) -> None:
         await self._tell(worker, paths.wake)
         del self._asleep[worker.rank]
-        self._job.routes[worker.model].router.turn(worker.rank, worker.role)
+        self._job.routes[worker.model].router.set_role(worker.rank, worker.role)
 
     async def _tell(self, worker: WorkerReport, path: str) -> None:
         what = f"worker {worker.rank} at {worker.url}{path}"

@@ -46,7 +46,7 @@ def model_routes(config: Config, client: HttpClient) -> dict[str, ModelRoute]:
     """By model, see topology.Worker."""
     news, found = asyncio.Event(), dict[str, ModelRoute]()
     for model, own in config.by_model.items():
-        router = Router.of(_for_throughput(own), news)
+        router = Router.from_config(_for_throughput(own), news)
         scraper = MetricsScraper(router, client, engine(own.engine.name).metrics)
         found[model] = ModelRoute(own, router, scraper)
     return found

@@ -4,7 +4,7 @@ from collections import deque
 from itertools import product
 from statistics import fmean
 
-from hpc_dynamo.planner.forecast.contract import Predictor
+from hpc_dynamo.planner.forecast.predictor import Predictor
 
 LEVEL = (0.1, 0.2, 0.35, 0.5, 0.8)  # of a level's error, what is learned
 TREND = (0.0, 0.1, 0.3, 0.6)  # of what the level learned, what its trend does
@@ -12,7 +12,7 @@ DAMPING = 0.95  # of a trend, what is left an interval later: no trend of a load
 MEMORY = 0.95  # of an error's weight, what is left an interval later
 
 
-class Last:
+class LastValue:
     """What was, will be."""
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Last:
         return self._value
 
 
-class Mean:
+class MovingAverage:
     """The moving average of `window` intervals."""
 
     def __init__(self, window: int = 8) -> None:
@@ -63,7 +63,7 @@ class Holt:
         return max(0.0, (self._level or 0.0) + DAMPING * self._trend)
 
 
-class Best:
+class BestOf:
     """Of some predictors, always that which erred least lately (mean square)."""
 
     def __init__(self, predictors: list[Predictor]) -> None:
@@ -85,4 +85,4 @@ class Best:
 
 
 def holt() -> Predictor:
-    return Best([Holt(level, trend) for level, trend in product(LEVEL, TREND)])
+    return BestOf([Holt(level, trend) for level, trend in product(LEVEL, TREND)])

@@ -9,11 +9,11 @@ from itertools import compress
 
 _FEW = 16  # set bits, up to which it is quicker to look for each
 _FLAGS = bytes.maketrans(b"01", b"\0\1")
-Left = list[tuple[int, int]]
+PrefixDepths = list[tuple[int, int]]
 """Workers, as bits, and how many blocks they hold from the start of a prompt."""
 
 
-class Holders:
+class BlockOwners:
     """A mask for each block that anybody holds.
 
     In so many dictionaries, a power of two: one that grows stalls everything, by its size.
@@ -31,16 +31,16 @@ class Holders:
 
     def add(self, blocks: Iterable[int], bit: int) -> list[int]:
         """Returns the blocks that had the bit before."""
-        parts, low, known = self.parts, self._part, list[int]()
+        partitions, low, known = self.parts, self._part, list[int]()
         for block in blocks:
-            part = parts[block & low]
+            part = partitions[block & low]
             if block in part:
                 known.append(block)
             else:
                 part[block] = bit
-        return self._join(known, bit) if known else known
+        return self._add_to_existing(known, bit) if known else known
 
-    def _join(self, blocks: list[int], bit: int) -> list[int]:
+    def _add_to_existing(self, blocks: list[int], bit: int) -> list[int]:
         """`add` to blocks that others hold already, or the same worker."""
         parts, low, had, before, after = self.parts, self._part, list[int](), 0, bit
         for block in blocks:
@@ -65,7 +65,9 @@ class Holders:
             elif mask:
                 del part[block]
 
-    def walk(self, blocks: Sequence[int], alive: int, whole: int, left: Left, start: int) -> int:
+    def match_prefix(
+        self, blocks: Sequence[int], alive: int, whole: int, left: PrefixDepths, start: int
+    ) -> int:
         """Of the workers `alive`, those that hold all the blocks, as those of `whole` are known
         to. The others are put into `left`, with the number of blocks that they hold, counted
         from `start`."""
@@ -83,37 +85,37 @@ class Holders:
         return alive
 
 
-class Bits:
+class WorkerBits:
     """A bit for each worker; one that was given back is used again."""
 
     def __init__(self) -> None:
         self._ranks, self._free = list[int](), list[int]()
         self.live = 0
 
-    def take(self, rank: int) -> int:
+    def allocate(self, rank: int) -> int:
         place = self._free.pop() if self._free else len(self._ranks)
         self._ranks[place : place + 1] = [rank]
         bit = 1 << place
         self.live |= bit
         return bit
 
-    def end(self, bit: int) -> None:
+    def retire(self, bit: int) -> None:
         """The worker is gone; its bit may still be in masks."""
         self.live &= ~bit
 
-    def give_back(self, bit: int) -> None:
+    def free(self, bit: int) -> None:
         """It is in no mask any more."""
         self._free.append(bit.bit_length() - 1)
 
-    def depths(self, left: Left) -> dict[int, int]:
+    def depths(self, left: PrefixDepths) -> dict[int, int]:
         """By rank; those with none are left out."""
         found = dict[int, int]()
         for bits, depth in left:
             if depth:
-                found.update(dict.fromkeys(self._of(bits), depth))
+                found.update(dict.fromkeys(self._ranks_of(bits), depth))
         return found
 
-    def _of(self, bits: int) -> Iterable[int]:
+    def _ranks_of(self, bits: int) -> Iterable[int]:
         if bits.bit_count() > _FEW:
             return compress(self._ranks, bin(bits)[:1:-1].encode().translate(_FLAGS))
         ranks = list[int]()

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from hpc_dynamo.kv.events import REPLAY_END
 
-MOST_EARLY = 10_000  # batches that may wait for a missing one
+MAX_OUT_OF_ORDER = 10_000  # batches that may wait for a missing one
 
 
-class Feed:
+class EventStream:
     """`apply` gets each batch once and in order; `forget` is called where some are lost.
 
     `take` returns the number from which batches must be asked for again, where that is due.
@@ -21,52 +21,52 @@ class Feed:
 
     def __init__(self, apply: Callable[[bytes], None], forget: Callable[[], None]) -> None:
         self._apply, self._forget = apply, forget
-        self._next, self._early, self._asked = 0, dict[int, bytes](), True
+        self._next, self._out_of_order, self._replay_requested = 0, dict[int, bytes](), True
         self.gaps = self.resyncs = 0
 
     @property
-    def speaks(self) -> bool:
+    def started(self) -> bool:
         """Whether anything has come yet."""
         return self._next > 0
 
-    def take(self, seq: int, payload: bytes) -> int | None:
+    def receive(self, seq: int, payload: bytes) -> int | None:
         if seq == REPLAY_END:
-            return self._replayed()
-        if seq == 0 and self._next and not self._asked:
+            return self._on_replay_end()
+        if seq == 0 and self._next and not self._replay_requested:
             self._restart()  # of the engine, which nobody told us of
         if seq >= self._next:
-            self._early[seq] = payload
+            self._out_of_order[seq] = payload
             self._drain()
-        return self._complain()
+        return self._request_replay()
 
     def _drain(self) -> None:
-        while (payload := self._early.pop(self._next, None)) is not None:
+        while (payload := self._out_of_order.pop(self._next, None)) is not None:
             self._next += 1
             self._apply(payload)
 
-    def _complain(self) -> int | None:
-        if len(self._early) > MOST_EARLY:
+    def _request_replay(self) -> int | None:
+        if len(self._out_of_order) > MAX_OUT_OF_ORDER:
             self._resync()  # the replay that was asked for never ended
-        if not self._early or self._asked:
+        if not self._out_of_order or self._replay_requested:
             return None
-        self.gaps, self._asked = self.gaps + 1, True
+        self.gaps, self._replay_requested = self.gaps + 1, True
         return self._next
 
-    def _replayed(self) -> int | None:
+    def _on_replay_end(self) -> int | None:
         """The engine has sent what it still had."""
-        self._asked = False
-        if self._early:
+        self._replay_requested = False
+        if self._out_of_order:
             self._resync()
-        return self._complain()
+        return self._request_replay()
 
     def _resync(self) -> None:
         if self._next:  # what came before we listened was never known
             self.resyncs += 1
             self._forget()
-        self._next = min(self._early)
+        self._next = min(self._out_of_order)
         self._drain()
 
     def _restart(self) -> None:
         self._forget()
         self._next = 0
-        self._early.clear()
+        self._out_of_order.clear()

@@ -20,10 +20,10 @@ HASH_BITS = (1 << 60) - 1
 
 def block_hashes(tokens: bytes, block_tokens: int, before: int = 0) -> bytes:
     """Of `tokens` (uint32 ids, concatenated): an uint64 for each whole block. See `chain`."""
-    return array("Q", chain(tokens, block_tokens, before)).tobytes()
+    return array("Q", chained_hashes(tokens, block_tokens, before)).tobytes()
 
 
-def chain(tokens: bytes, block_tokens: int, before: int = 0) -> list[int]:
+def chained_hashes(tokens: bytes, block_tokens: int, before: int = 0) -> list[int]:
     """The hashes as numbers. `before` is the hash of the block before the first, or a `root`."""
     size = block_tokens * TOKEN_BYTES
     if len(tokens) == size:  # an answer's next block
@@ -36,12 +36,12 @@ def chain(tokens: bytes, block_tokens: int, before: int = 0) -> list[int]:
     ]
 
 
-def root(adapter: str | None) -> int:
+def adapter_root(adapter: str | None) -> int:
     """What the first block of a prompt follows: the same tokens under a LoRA adapter are others."""
     return xxh3_64_intdigest(adapter.encode()) & HASH_BITS if adapter else 0
 
 
-def rendezvous(session: str, rank: int) -> int:
+def rendezvous_weight(session: str, rank: int) -> int:
     """Return the weight of a worker for a session, 128 bits; the lowest weight is chosen.
 
     A worker that joins or leaves changes no other worker's weight, so that only sessions of that

@@ -17,16 +17,16 @@ from hpc_dynamo.kv.events import (
     decode_events,
 )
 from hpc_dynamo.router.index.approximate import ApproximateIndex
-from hpc_dynamo.router.index.event_stream import Feed
+from hpc_dynamo.router.index.event_stream import EventStream
 from hpc_dynamo.router.index.exact import PrefixIndex
-from hpc_dynamo.router.index.hashes import root
+from hpc_dynamo.router.index.hashes import adapter_root
 
-SOON_S = 5.0  # from a decision to the event that confirms it, at the most
+PENDING_S = 5.0  # from a decision to the event that confirms it, at the most
 
 log = logging.getLogger(__name__)
 
 
-class Caches:
+class KvState:
     """Blocks that each worker has in its KV cache, or is expected to have.
 
     `told` holds blocks confirmed by events. A prompt just sent to a worker is expected to be
@@ -39,73 +39,73 @@ class Caches:
     def __init__(self, config: c.Router, clock: Callable[[], float] = time.monotonic) -> None:
         block, capacity = config.block_tokens, config.index_capacity_blocks
         self._clock = clock
-        self.told = PrefixIndex(capacity, block)
-        self.soon = ApproximateIndex(capacity, SOON_S, clock)
-        self.guessed = ApproximateIndex(capacity, config.approximate_ttl_s, clock)
-        self._feeds = dict[int, Feed]()  # by rank
+        self.confirmed = PrefixIndex(capacity, block)
+        self.pending = ApproximateIndex(capacity, PENDING_S, clock)
+        self.approximate = ApproximateIndex(capacity, config.approximate_ttl_s, clock)
+        self._streams = dict[int, EventStream]()  # by rank
         # Prompts and times, for workers that have published nothing yet.
-        self._sent = dict[int, deque[tuple[float, Sequence[int]]]]()
+        self._recent_prompts = dict[int, deque[tuple[float, Sequence[int]]]]()
         self._former_gaps = self._former_resyncs = 0  # of workers that are gone
-        self.batches = self.unreadable = 0
+        self.batches = self.unreadable_batches = 0
         self.lag_s = 0.0  # from an engine to here, of the last batch
 
-    def join(self, rank: int) -> None:
+    def add_worker(self, rank: int) -> None:
         """A worker whose cache is empty, as far as we know."""
-        self.leave(rank)
+        self.remove_worker(rank)
         self._forget(rank)
-        self._feeds[rank] = Feed(partial(self._apply, rank), partial(self._forget, rank))
-        self._sent[rank] = deque()
+        self._streams[rank] = EventStream(partial(self._apply, rank), partial(self._forget, rank))
+        self._recent_prompts[rank] = deque()
 
-    def leave(self, rank: int) -> None:
-        for index in (self.told, self.soon, self.guessed):
-            index.leave(rank)
-        self._sent.pop(rank, None)
-        feed = self._feeds.pop(rank, None)
+    def remove_worker(self, rank: int) -> None:
+        for index in (self.confirmed, self.pending, self.approximate):
+            index.remove_worker(rank)
+        self._recent_prompts.pop(rank, None)
+        feed = self._streams.pop(rank, None)
         if feed:
             self._former_gaps += feed.gaps
             self._former_resyncs += feed.resyncs
 
     def _forget(self, rank: int) -> None:
         """Remove all known and expected blocks of a worker."""
-        for index in (self.told, self.soon, self.guessed):
-            index.join(rank)
+        for index in (self.confirmed, self.pending, self.approximate):
+            index.add_worker(rank)
 
-    def learn(self, rank: int, seq: int, payload: bytes) -> int | None:
+    def receive_events(self, rank: int, seq: int, payload: bytes) -> int | None:
         """A batch of a worker's events. Returns from where they must be asked for again."""
-        feed = self._feeds.get(rank)
+        feed = self._streams.get(rank)
         if feed is None:
             return None
-        if not feed.speaks and seq != REPLAY_END:
+        if not feed.started and seq != REPLAY_END:
             self._first_event(rank)
-        return feed.take(seq, payload)
+        return feed.receive(seq, payload)
 
     def _first_event(self, rank: int) -> None:
         """Handle a worker's first event: only prompts that it may not have computed yet are still
         expected."""
-        self.guessed.join(rank)
-        sent, since = self._sent.get(rank, deque()), self._clock() - SOON_S
+        self.approximate.add_worker(rank)
+        sent, since = self._recent_prompts.get(rank, deque()), self._clock() - PENDING_S
         for at, hashes in sent:
             if at > since:
-                self.soon.add(rank, hashes)
+                self.pending.add(rank, hashes)
         sent.clear()
 
     def expect(self, rank: int, hashes: Sequence[int]) -> None:
         """The worker was sent a prompt of these blocks."""
-        feed = self._feeds.get(rank)
-        if feed and feed.speaks:
-            self.soon.add(rank, hashes)
+        feed = self._streams.get(rank)
+        if feed and feed.started:
+            self.pending.add(rank, hashes)
             return
-        self.guessed.add(rank, hashes)
-        if (sent := self._sent.get(rank)) is not None:
+        self.approximate.add(rank, hashes)
+        if (sent := self._recent_prompts.get(rank)) is not None:
             now = self._clock()
             sent.append((now, hashes))
-            while sent[0][0] < now - SOON_S:
+            while sent[0][0] < now - PENDING_S:
                 sent.popleft()
 
     def overlaps(self, hashes: Sequence[int]) -> dict[int, int]:
         """For each worker that has any: how many blocks from the start it has, or will have."""
-        found = self.told.overlaps(hashes)
-        for index in (self.soon, self.guessed):
+        found = self.confirmed.overlaps(hashes)
+        for index in (self.pending, self.approximate):
             for rank, blocks in index.overlaps(hashes).items():
                 if blocks > found.get(rank, 0):
                     found[rank] = blocks
@@ -113,43 +113,43 @@ class Caches:
 
     @property
     def gaps(self) -> int:
-        return self._former_gaps + sum(feed.gaps for feed in self._feeds.values())
+        return self._former_gaps + sum(feed.gaps for feed in self._streams.values())
 
     @property
     def resyncs(self) -> int:
-        return self._former_resyncs + sum(feed.resyncs for feed in self._feeds.values())
+        return self._former_resyncs + sum(feed.resyncs for feed in self._streams.values())
 
     def _apply(self, rank: int, payload: bytes) -> None:
         try:
             batch = decode_events(payload)
         except WireError as e:
-            self.unreadable += 1
+            self.unreadable_batches += 1
             log.warning("worker %d: %s", rank, e)
             return
         self.batches += 1
         self.lag_s = max(0.0, time.time() - batch.ts)
         for event in batch.events:
             match event:
-                case BlockStored() if _of_tokens(event):
+                case BlockStored() if _depends_on_tokens_only(event):
                     self._store(rank, event)
                 case BlockRemoved(group_idx=None | 0, block_hashes=keys, medium=medium):
-                    self.soon.discard(rank, self.told.remove(rank, keys, medium or ""))
+                    self.pending.discard(rank, self.confirmed.remove(rank, keys, medium or ""))
                 case AllBlocksCleared():
                     self._forget(rank)
 
     def _store(self, rank: int, event: BlockStored) -> None:
-        self.told.store(
+        self.confirmed.store(
             rank,
             event.block_hashes,
             event.parent_block_hash,
             array("I", event.token_ids).tobytes(),
             event.block_size,
             event.medium or "",
-            root(event.lora_name),
+            adapter_root(event.lora_name),
         )
 
 
-def _of_tokens(event: BlockStored) -> bool:
+def _depends_on_tokens_only(event: BlockStored) -> bool:
     """Salts, images and the like make a block another one, of which our hashes know nothing but
     the adapter's name. Of a model whose layers have several caches the first speaks for all."""
     known = [event.lora_name]

@@ -11,46 +11,46 @@ import msgspec
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.router.rpc.protocol import (
     ENCODER,
-    Asked,
-    Denied,
-    Down,
-    Explain,
-    Explained,
-    Granted,
-    LoadsAsked,
-    Lost,
-    Noted,
-    Put,
-    Seen,
-    Told,
-    Wire,
-    Withdrawn,
+    CallFailed,
+    CallResult,
+    CancelCall,
+    ExplainCall,
+    FramedConnection,
+    LeasedWorkerLost,
+    LeaseGranted,
+    LeaseUpdate,
+    LoadsCall,
+    ReportToHead,
+    RouteCall,
+    SleepCall,
+    ToClient,
+    ViewUpdate,
 )
-from hpc_dynamo.router.rpc.view import View
+from hpc_dynamo.router.rpc.view import RunView
 from hpc_dynamo.router.scheduling.lease import (
-    Ask,
-    Exhausted,
+    AllWorkersTried,
     Lease,
+    LeaseEvent,
     NoSuchWorker,
-    Note,
     NoWorker,
     Overloaded,
+    RoutingRequest,
     Target,
 )
 
 
-class RemoteRouter(Wire):
+class RemoteRouter(FramedConnection):
     """A frontend's end. `view` is the last that the head showed; `closed` ends with the link."""
 
-    decoder = msgspec.msgpack.Decoder(Down)
+    decoder = msgspec.msgpack.Decoder(ToClient)
 
     def __init__(self) -> None:
         super().__init__()
         self._ids = count(1)
-        self._asked = dict[int, asyncio.Future[Lease]]()
-        self._explaining = dict[int, asyncio.Future[bytes]]()
+        self._pending_routes = dict[int, asyncio.Future[Lease]]()
+        self._pending_calls = dict[int, asyncio.Future[bytes]]()
         self._leases = dict[int, Lease]()
-        self.view = View()
+        self.view = RunView()
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @classmethod
@@ -60,69 +60,72 @@ class RemoteRouter(Wire):
         _, link = await loop.create_unix_connection(cls, str(path))
         return link
 
-    async def route(self, ask: Ask) -> Lease:
+    async def route(self, ask: RoutingRequest) -> Lease:
         """See Router.route."""
         id_, granted = next(self._ids), asyncio.get_running_loop().create_future()
         if self.closed.done():
             raise _ended()
-        self._asked[id_] = granted
-        self.send(Asked(id_, ask))
+        self._pending_routes[id_] = granted
+        self.send(RouteCall(id_, ask))
         try:
             lease: Lease = await granted
         except asyncio.CancelledError:
-            self._asked.pop(id_, None)
+            self._pending_routes.pop(id_, None)
             self._leases.pop(id_, None)
-            self.send(Withdrawn(id_))
+            self.send(CancelCall(id_))
             raise
         return lease
 
-    async def explain(self, ask: Ask) -> bytes:
+    async def explain(self, ask: RoutingRequest) -> bytes:
         """JSON of router.why.Why: what `route` would do now. Raises like Router.explain."""
-        return await self._question(lambda id_: Explain(id_, ask))
+        return await self._call(lambda id_: ExplainCall(id_, ask))
 
     async def loads(self) -> bytes:
         """JSON of router.loads.Published."""
-        return await self._question(LoadsAsked)
+        return await self._call(LoadsCall)
 
-    async def put(self, rank: int, asleep: bool) -> bytes:
+    async def set_sleep(self, rank: int, asleep: bool) -> bytes:
         """A worker to sleep, or awake: JSON of how it is then. Raises RequestFailed."""
-        return await self._question(lambda id_: Put(id_, rank, asleep))
+        return await self._call(lambda id_: SleepCall(id_, rank, asleep))
 
-    async def _question(self, asked: Callable[[int], msgspec.Struct]) -> bytes:
+    async def _call(self, asked: Callable[[int], msgspec.Struct]) -> bytes:
         if self.closed.done():
             raise _ended()
         id_, explained = next(self._ids), asyncio.get_running_loop().create_future()
-        self._explaining[id_] = explained
+        self._pending_calls[id_] = explained
         self.send(asked(id_))
         try:
             return bytes(await explained)
         finally:
-            del self._explaining[id_]
+            del self._pending_calls[id_]
 
-    def note(self, lease: int, note: Note, value: int) -> None:
+    def on_lease_event(self, lease: int, note: LeaseEvent, value: int) -> None:
         """See lease.Notes."""
-        if note is Note.released:
+        if note is LeaseEvent.released:
             self._leases.pop(lease, None)
-        self.send(Noted(lease, note, value))
+        self.send(LeaseUpdate(lease, note, value))
 
-    def tell(self, record: msgspec.Struct) -> None:
+    def report_to_head(self, record: msgspec.Struct) -> None:
         """Something for the head that the router does not look at."""
-        self.send(Told(ENCODER.encode(record)))
+        self.send(ReportToHead(ENCODER.encode(record)))
 
-    def frame(self, content: bytes | bytearray) -> None:
+    def on_message(self, content: bytes | bytearray) -> None:
         match self.decoder.decode(content):
-            case Granted(id=id_, prefill=prefill, decode=decode):
+            case LeaseGranted(id=id_, prefill=prefill, decode=decode):
                 self._granted(id_, prefill, decode)
-            case Denied(id=id_) as denied:
-                self._deny(self._asked.pop(id_, None) or self._explaining.get(id_), _error(denied))
-            case Explained(id=id_, content=content):
-                explained = self._explaining.get(id_)
+            case CallFailed(id=id_) as denied:
+                self._deny(
+                    self._pending_routes.pop(id_, None) or self._pending_calls.get(id_),
+                    _error(denied),
+                )
+            case CallResult(id=id_, content=content):
+                explained = self._pending_calls.get(id_)
                 if explained and not explained.done():
                     explained.set_result(content)
-            case Lost(id=id_, rank=rank):
+            case LeasedWorkerLost(id=id_, rank=rank):
                 if id_ in self._leases:
-                    self._leases[id_].lose(rank)
-            case Seen(view=view):
+                    self._leases[id_].set_worker_lost(rank)
+            case ViewUpdate(view=view):
                 self.view = view
 
     def _deny(self, asked: asyncio.Future[Any] | None, error: RequestFailed) -> None:
@@ -130,7 +133,7 @@ class RemoteRouter(Wire):
             asked.set_exception(error)
 
     def _granted(self, id_: int, prefill: Target | None, decode: Target) -> None:
-        asked = self._asked.pop(id_, None)
+        asked = self._pending_routes.pop(id_, None)
         if asked and not asked.done():
             lease = self._leases[id_] = Lease(id_, prefill, decode, self)
             asked.set_result(lease)
@@ -138,19 +141,19 @@ class RemoteRouter(Wire):
     def connection_lost(self, error: Exception | None) -> None:
         if not self.closed.done():
             self.closed.set_result(None)
-        for asked in self._asked.values():
+        for asked in self._pending_routes.values():
             self._deny(asked, _ended())
-        for explained in self._explaining.values():
+        for explained in self._pending_calls.values():
             self._deny(explained, _ended())
-        self._asked.clear()
+        self._pending_routes.clear()
         for lease in list(self._leases.values()):
-            lease.lose(lease.decode.rank)
+            lease.set_worker_lost(lease.decode.rank)
 
 
-def _error(denied: Denied) -> RequestFailed:
+def _error(denied: CallFailed) -> RequestFailed:
     match denied.kind:
-        case "Exhausted":
-            return Exhausted(denied.message)
+        case "AllWorkersTried":
+            return AllWorkersTried(denied.message)
         case "NoSuchWorker":
             return NoSuchWorker(denied.message)
         case "NoWorker":

@@ -11,44 +11,44 @@ from typing import cast
 
 import msgspec
 
-from hpc_dynamo.router.rpc.view import View
-from hpc_dynamo.router.scheduling.lease import Ask, Count, Note, Target
+from hpc_dynamo.router.rpc.view import RunView
+from hpc_dynamo.router.scheduling.lease import LeaseEvent, NonNegativeInt, RoutingRequest, Target
 
-BEHIND_BYTES = 1 << 20
-LARGEST_FRAME_BYTES = 64 << 20
+BACKLOG_BYTES = 1 << 20
+MAX_FRAME_BYTES = 64 << 20
 
 
-class Asked(msgspec.Struct, frozen=True, array_like=True, tag=0):
+class RouteCall(msgspec.Struct, frozen=True, array_like=True, tag=0):
     id: int
-    ask: Ask
+    ask: RoutingRequest
 
 
-class Withdrawn(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class CancelCall(msgspec.Struct, frozen=True, array_like=True, tag=1):
     id: int
 
 
-class Noted(msgspec.Struct, frozen=True, array_like=True, tag=2):
+class LeaseUpdate(msgspec.Struct, frozen=True, array_like=True, tag=2):
     id: int
-    note: Note
-    value: Count
+    event: LeaseEvent
+    value: NonNegativeInt
 
 
-class Told(msgspec.Struct, frozen=True, array_like=True, tag=3):
+class ReportToHead(msgspec.Struct, frozen=True, array_like=True, tag=3):
     content: bytes
 
 
-class Explain(msgspec.Struct, frozen=True, array_like=True, tag=8):
+class ExplainCall(msgspec.Struct, frozen=True, array_like=True, tag=8):
     id: int
-    ask: Ask
+    ask: RoutingRequest
 
 
-class LoadsAsked(msgspec.Struct, frozen=True, array_like=True, tag=10):
+class LoadsCall(msgspec.Struct, frozen=True, array_like=True, tag=10):
     """By another head, see loads.Published; Explained answers."""
 
     id: int
 
 
-class Put(msgspec.Struct, frozen=True, array_like=True, tag=11):
+class SleepCall(msgspec.Struct, frozen=True, array_like=True, tag=11):
     """A worker to sleep, or awake; Explained answers."""
 
     id: int
@@ -56,13 +56,13 @@ class Put(msgspec.Struct, frozen=True, array_like=True, tag=11):
     asleep: bool
 
 
-class Granted(msgspec.Struct, frozen=True, array_like=True, tag=4):
+class LeaseGranted(msgspec.Struct, frozen=True, array_like=True, tag=4):
     id: int
     prefill: Target | None
     decode: Target
 
 
-class Denied(msgspec.Struct, frozen=True, array_like=True, tag=5):
+class CallFailed(msgspec.Struct, frozen=True, array_like=True, tag=5):
     id: int
     kind: str
     message: str
@@ -70,28 +70,28 @@ class Denied(msgspec.Struct, frozen=True, array_like=True, tag=5):
     retry_after_s: float = 0.0
 
 
-class Lost(msgspec.Struct, frozen=True, array_like=True, tag=6):
+class LeasedWorkerLost(msgspec.Struct, frozen=True, array_like=True, tag=6):
     id: int
     rank: int
 
 
-class Explained(msgspec.Struct, frozen=True, array_like=True, tag=9):
+class CallResult(msgspec.Struct, frozen=True, array_like=True, tag=9):
     id: int
     content: bytes  # JSON of router.why.Why, of router.loads.Published, or of how a worker is
 
 
-class Seen(msgspec.Struct, frozen=True, array_like=True, tag=7):
-    view: View
+class ViewUpdate(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    view: RunView
 
 
-Up = Asked | Withdrawn | Noted | Told | Explain | LoadsAsked | Put
-Down = Granted | Denied | Lost | Seen | Explained
+ToServer = RouteCall | CancelCall | LeaseUpdate | ReportToHead | ExplainCall | LoadsCall | SleepCall
+ToClient = LeaseGranted | CallFailed | LeasedWorkerLost | ViewUpdate | CallResult
 ENCODER = msgspec.msgpack.Encoder()
 
 log = logging.getLogger(__name__)
 
 
-class Wire(asyncio.Protocol):
+class FramedConnection(asyncio.Protocol):
     """Frames in both directions."""
 
     def __init__(self) -> None:
@@ -104,30 +104,30 @@ class Wire(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._in += data
         try:
-            self._frames()
+            self._split_frames()
         except msgspec.DecodeError as e:
-            self._refuse(str(e))
+            self._abort(str(e))
 
-    def _frames(self) -> None:
+    def _split_frames(self) -> None:
         start = 0
         while len(self._in) - start >= 4:
             size = int.from_bytes(self._in[start : start + 4], "little")
-            if size > LARGEST_FRAME_BYTES:
-                self._refuse(f"a frame of {size} bytes")
+            if size > MAX_FRAME_BYTES:
+                self._abort(f"a frame of {size} bytes")
                 return
             end = start + 4 + size
             if len(self._in) < end:
                 break
-            self.frame(self._in[start + 4 : end])
+            self.on_message(self._in[start + 4 : end])
             start = end
         del self._in[:start]
 
-    def _refuse(self, what: str) -> None:
+    def _abort(self, what: str) -> None:
         """Who sends this speaks another language."""
         log.error("the link between router and frontend is cut: %s", what)
         self._transport.abort()
 
-    def frame(self, content: bytes | bytearray) -> None:
+    def on_message(self, content: bytes | bytearray) -> None:
         """One record has come. Raises msgspec.DecodeError."""
         raise NotImplementedError
 
@@ -145,9 +145,9 @@ class Wire(asyncio.Protocol):
         self._out.clear()
 
     @property
-    def behind(self) -> bool:
+    def backlogged(self) -> bool:
         """The other side reads more slowly than we write; what can wait should."""
-        return self._transport.get_write_buffer_size() > BEHIND_BYTES
+        return self._transport.get_write_buffer_size() > BACKLOG_BYTES
 
     def close(self) -> None:
         """After what was said."""

@@ -3,13 +3,13 @@
 import msgspec
 
 from hpc_dynamo.config import Policy, Role
-from hpc_dynamo.router.scheduling.lease import Ask
-from hpc_dynamo.router.scheduling.policy import POLICIES, Need
-from hpc_dynamo.router.scheduling.selector import Choice, Chooser
-from hpc_dynamo.router.scheduling.worker import Load, Member
+from hpc_dynamo.router.scheduling.lease import RoutingRequest
+from hpc_dynamo.router.scheduling.policy import POLICIES, CostInputs
+from hpc_dynamo.router.scheduling.selector import Selection, WorkerSelector
+from hpc_dynamo.router.scheduling.worker import RoutedWorker, WorkerDemand
 
 
-class Considered(msgspec.Struct, frozen=True, kw_only=True):
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """One worker, as the choice saw it. The least `cost` wins; equals take turns."""
 
     rank: int
@@ -22,15 +22,15 @@ class Considered(msgspec.Struct, frozen=True, kw_only=True):
     prefill_tokens: int  # promised to it and not computed yet
     blocks: int  # that our requests hold there
     active: int  # requests of ours
-    others: Load  # what other heads have there
+    others: WorkerDemand  # what other heads have there
 
 
-class Why(msgspec.Struct, frozen=True, kw_only=True):
+class RoutingExplanation(msgspec.Struct, frozen=True, kw_only=True):
     """A decision. `why`: split, whole, or why the decode worker prefills: short, swamped;
     `waits` where nobody has room."""
 
     policy: Policy
-    why: str
+    reason: str
     tokens: int
     block_tokens: int
     overlap_weight: float
@@ -39,47 +39,51 @@ class Why(msgspec.Struct, frozen=True, kw_only=True):
     handover_tokens: float  # see router.handover
     prefill: int | None
     decode: int | None
-    workers: tuple[Considered, ...]
+    workers: tuple[Candidate, ...]
     model: str = ""  # of several
 
 
-def explain(chooser: Chooser, ask: Ask, members: tuple[Member, ...]) -> Why:
+def explain(
+    chooser: WorkerSelector, ask: RoutingRequest, members: tuple[RoutedWorker, ...]
+) -> RoutingExplanation:
     """Raises like Chooser.choose."""
-    choice, need = chooser.choose(ask, members), chooser.need(ask, chooser.hashes(ask))
-    usable = {m.rank for role in chooser.roles(ask) for m in chooser.usable(role, ask, members)}
+    choice, need = chooser.select(ask, members), chooser.cost_inputs(ask, chooser.hashes(ask))
+    usable = {
+        m.rank for role in chooser.required_roles(ask) for m in chooser.usable(role, ask, members)
+    }
     cost = POLICIES[chooser.policy(ask)].cost
-    return Why(
+    return RoutingExplanation(
         model=ask.model,
         policy=chooser.policy(ask),
-        why=choice.why if choice else "waits",
-        tokens=need.tokens,
-        block_tokens=need.block,
+        reason=choice.reason if choice else "queued",
+        tokens=need.prompt_tokens,
+        block_tokens=need.block_tokens,
         overlap_weight=need.overlap_weight,
         recompute_weight=need.recompute_weight,
         decode_weight=need.decode_weight,
-        handover_tokens=chooser.handover.tokens,
+        handover_tokens=chooser.transfer_cost.tokens,
         prefill=choice.prefill.rank if choice and choice.prefill else None,
         decode=choice.decode.rank if choice else None,
         workers=tuple(
-            _considered(m, need, cost(m, need), m.rank in usable, choice)
+            _candidate(m, need, cost(m, need), m.rank in usable, choice)
             for m in sorted(members, key=lambda m: m.rank)
         ),
     )
 
 
-def _considered(
-    m: Member, need: Need, cost: float, usable: bool, choice: Choice | None
-) -> Considered:
-    return Considered(
+def _candidate(
+    m: RoutedWorker, need: CostInputs, cost: float, usable: bool, choice: Selection | None
+) -> Candidate:
+    return Candidate(
         rank=m.rank,
         role=m.role,
         usable=usable,
         chosen=choice is not None and m in choice.workers,
         cost=round(cost, 3),
         overlap_blocks=need.overlaps.get(m.rank, 0),
-        left_tokens=need.left(m),
+        left_tokens=need.uncached_tokens(m),
         prefill_tokens=m.prefill_tokens,
         blocks=m.blocks,
         active=m.active,
-        others=m.others,
+        others=m.peer_load,
     )

@@ -1,52 +1,52 @@
-"""What several heads before the same workers have on them, by the workers' URLs.
+"""Loads that several heads place on the same workers, by the workers' URLs.
 
-Each publishes what it has itself, and nothing that it heard; so nothing is counted twice.
+Each head publishes only the load that it placed itself, so that nothing is counted twice.
 """
 
 from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from hpc_dynamo.router.scheduling.worker import Load, Member
+from hpc_dynamo.router.scheduling.worker import RoutedWorker, WorkerDemand
 
-Loads = Mapping[str, Load]  # by URL
-
-
-class Published(msgspec.Struct, frozen=True):
-    """What one head has on each worker."""
-
-    head: str  # its name; a head that hears itself knows it by that
-    workers: dict[str, Load]  # by URL
+LoadByUrl = Mapping[str, WorkerDemand]
 
 
-DECODER = msgspec.json.Decoder(Published)
+class PublishedLoads(msgspec.Struct, frozen=True):
+    """The load that one head has placed on each worker; JSON between heads."""
+
+    head: str  # its Router.head_name, so that a head recognizes itself
+    workers: dict[str, WorkerDemand]  # by URL
 
 
-def publish(head: str, members: Iterable[Member]) -> bytes:
-    """JSON of Published."""
-    own = {m.url: Load(m.prefill_tokens, m.blocks, m.active) for m in members}
-    return msgspec.json.encode(Published(head, own))
+_DECODER = msgspec.json.Decoder(PublishedLoads)
 
 
-def heard(content: bytes) -> Published:
+def encode_loads(head: str, workers: Iterable[RoutedWorker]) -> bytes:
+    """Return the JSON of PublishedLoads."""
+    own = {w.url: WorkerDemand(w.prefill_tokens, w.blocks, w.active) for w in workers}
+    return msgspec.json.encode(PublishedLoads(head, own))
+
+
+def decode_loads(content: bytes) -> PublishedLoads:
     """Raises msgspec.DecodeError."""
-    return DECODER.decode(content)
+    return _DECODER.decode(content)
 
 
-class Others:
-    """The last word of each other head."""
+class PeerLoads:
+    """The last loads that each peer head published."""
 
     def __init__(self) -> None:
-        self._said = dict[str, Loads]()
+        self._by_head = dict[str, LoadByUrl]()
 
-    def heed(self, head: str, loads: Loads) -> None:
-        """Instead of what it said before; nothing, where it is not there any more."""
-        self._said[head] = loads
+    def set(self, head: str, loads: LoadByUrl) -> None:
+        """Replace the loads of one head; {} if it is gone."""
+        self._by_head[head] = loads
 
-    def on(self, url: str) -> Load:
-        """All together."""
-        parts = [loads[url] for loads in self._said.values() if url in loads]
-        return Load(
+    def total(self, url: str) -> WorkerDemand:
+        """Return the load of all peers on one worker."""
+        parts = [loads[url] for loads in self._by_head.values() if url in loads]
+        return WorkerDemand(
             sum(part.prefill_tokens for part in parts),
             sum(part.blocks for part in parts),
             sum(part.active for part in parts),

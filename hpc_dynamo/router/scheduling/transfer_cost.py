@@ -4,10 +4,10 @@ Counted in prompt tokens that a worker computes in the same time: so it can be c
 prompts, whatever model and network there are.
 """
 
-SHARE = 0.1  # of the newest observation, in both running means
+SMOOTHING = 0.1  # of the newest observation, in both running means
 
 
-class Handover:
+class TransferCost:
     """Two running means; nothing is known before both have been seen."""
 
     def __init__(self, tokens: int | None) -> None:
@@ -22,15 +22,15 @@ class Handover:
             return self._given
         return self._handover_s / self._token_s if self._token_s else 0.0
 
-    def prefilled(self, tokens: int, seconds: float) -> None:
+    def observe_prefill(self, tokens: int, seconds: float) -> None:
         """A prefill worker computed so many tokens, those before this prompt included."""
         if tokens:
             self._token_s = _mean(self._token_s, seconds / tokens)
 
-    def arrived(self, seconds: float) -> None:
+    def observe_transfer(self, seconds: float) -> None:
         """From the end of a prefill to the first token on the decode worker."""
         self._handover_s = _mean(self._handover_s, seconds)
 
 
 def _mean(mean: float, value: float) -> float:
-    return mean + SHARE * (value - mean) if mean else value
+    return mean + SMOOTHING * (value - mean) if mean else value

@@ -10,7 +10,7 @@ import msgspec
 from hpc_dynamo.config import Role
 
 
-class Load(msgspec.Struct, frozen=True):
+class WorkerDemand(msgspec.Struct, frozen=True):
     """What requests weigh on a worker; see Member."""
 
     prefill_tokens: int = 0
@@ -18,11 +18,11 @@ class Load(msgspec.Struct, frozen=True):
     active: int = 0
 
 
-NONE = Load()
+NO_LOAD = WorkerDemand()
 
 
 @dataclass(eq=False)
-class Member:
+class RoutedWorker:
     """One life of a worker. Its load is what we gave it, not what it says."""
 
     rank: int
@@ -33,46 +33,48 @@ class Member:
     prefill_tokens: int = 0  # promised and not computed yet
     blocks: int = 0  # of KV cache that our requests on it hold
     busy_s: float = 0.0  # time with work of ours, over all lives of the rank
-    avoided: int = 0  # broken connections that are not forgiven yet
-    turn: int = 0  # number of the last lease on it
-    others: Load = field(default=NONE, init=False)  # of other heads; no limit counts it
-    working: int = 0  # of the leases, those that it works on now
-    since: float = field(default=0.0, repr=False)
+    avoid_count: int = 0  # broken connections that are not forgiven yet
+    last_lease_id: int = 0  # number of the last lease on it
+    peer_load: WorkerDemand = field(
+        default=NO_LOAD, init=False
+    )  # of other heads; no limit counts it
+    running: int = 0  # of the leases, those that it works on now
+    running_since: float = field(default=0.0, repr=False)
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
-    aside: bool = field(default=False, init=False)  # it is given nothing new
-    lent: int = 0  # leases whose decode worker may still pull blocks from it
-    rest: asyncio.Event = field(default_factory=asyncio.Event, init=False, repr=False)  # see `busy`
+    draining: bool = field(default=False, init=False)  # it is given nothing new
+    pending_pulls: int = 0  # leases whose decode worker may still pull blocks from it
+    idle: asyncio.Event = field(default_factory=asyncio.Event, init=False, repr=False)  # see `busy`
 
     @property
     def busy(self) -> bool:
         """Whether a lease still needs it. `rest` is set when none does any more."""
-        return self.active + self.lent > 0
+        return self.active + self.pending_pulls > 0
 
-    def settle(self) -> None:
+    def update_idle(self) -> None:
         if not self.busy:
-            self.rest.set()
+            self.idle.set()
 
     def avoid(self, seconds: float, then: Callable[[], None]) -> None:
         """Counted, not timed: a loop's timers and the clock differ by a little."""
 
         def trust() -> None:
-            self.avoided -= 1
+            self.avoid_count -= 1
             then()
 
-        self.avoided += 1
+        self.avoid_count += 1
         asyncio.get_running_loop().call_later(seconds, trust)
 
     @property
-    def ahead_tokens(self) -> int:
+    def queued_prefill_tokens(self) -> int:
         """Of prompts, whoever sent them, that are computed before a next one."""
-        return self.prefill_tokens + self.others.prefill_tokens
+        return self.prefill_tokens + self.peer_load.prefill_tokens
 
-    def begin(self) -> None:
-        if not self.working:
-            self.since = self.clock()
-        self.working += 1
+    def start_request(self) -> None:
+        if not self.running:
+            self.running_since = self.clock()
+        self.running += 1
 
-    def end(self) -> None:
-        self.working -= 1
-        if not self.working:
-            self.busy_s += self.clock() - self.since
+    def finish_request(self) -> None:
+        self.running -= 1
+        if not self.running:
+            self.busy_s += self.clock() - self.running_since

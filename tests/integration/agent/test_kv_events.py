@@ -285,7 +285,7 @@ async def test_the_head_learns_from_events_and_asks_for_what_it_missed(run: Run)
     server = ControlServer(HERE, secrets.keys, CODEC)
     agent = ControlClient(server.endpoint, secrets.keys, CODEC)
     roster = Roster(nodes=(record(attempt),), method="", seconds=0)
-    router = RealRouter.of(CONFIG)
+    router = RealRouter.from_config(CONFIG)
     members = Membership(attempt, roster, server, {"": router}, hopeless)
     listening = asyncio.create_task(members.listen())
     try:
@@ -296,11 +296,15 @@ async def test_the_head_learns_from_events_and_asks_for_what_it_missed(run: Run)
         for seq in (0, REPLAY_END, 2):
             await agent.send(KvEvents(rank=0, seq=seq, payload=batch(seq)))
         assert await agent.receive(SOON_S) == KvReplayRequest(rank=0, start=1)
-        assert (router.caches.batches, len(router.caches.told), router.caches.gaps) == (1, 1, 1)
+        assert (router.kv_state.batches, len(router.kv_state.confirmed), router.kv_state.gaps) == (
+            1,
+            1,
+            1,
+        )
         for seq in (1, 2, REPLAY_END, 4):
             await agent.send(KvEvents(rank=0, seq=seq, payload=batch(seq)))
         assert await agent.receive(SOON_S) == KvReplayRequest(rank=0, start=3)
-        assert (router.caches.batches, len(router.caches.told)) == (3, 3)
+        assert (router.kv_state.batches, len(router.kv_state.confirmed)) == (3, 3)
     finally:
         listening.cancel()
         await asyncio.wait([listening])

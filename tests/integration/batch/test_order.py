@@ -16,7 +16,7 @@ from hpc_dynamo.batch.prefix_order import PrefixOrder, prefix_groups, prefix_key
 from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.json_reader import read_fields
-from hpc_dynamo.router import Ask, Router, block_hashes
+from hpc_dynamo.router import Router, RoutingRequest, block_hashes
 from tests.support.runs import SIMULATOR, hpc_dynamo, latest, write_lines
 from tests.support.tiny_models import byte_tokenizer
 
@@ -58,14 +58,14 @@ async def computed(bodies: Sequence[Body], order: Sequence[int], workers: int = 
     """Return the prompt tokens that workers compute if all requests are in flight at once."""
     router = Router(TopologyKind.aggregated, RouterConfig(recompute_weight=2.0))
     for rank in range(workers):
-        await router.join(rank, Role.aggregated, f"http://worker-{rank}")
+        await router.add_worker(rank, Role.aggregated, f"http://worker-{rank}")
     total = 0
     for line in order:
         tokens = array("I", bodies[line]["prompt"])
         hashes = block_hashes(tokens.tobytes(), 16)
-        ask = Ask(tokens=len(tokens), hashes=hashes)
+        ask = RoutingRequest(prompt_tokens=len(tokens), block_hashes=hashes)
         left = {worker.rank: worker.left_tokens for worker in router.explain(ask).workers}
-        lease = router.route_now(ask)
+        lease = router.try_route(ask)
         assert lease
         total += left[lease.decode.rank]
     return total

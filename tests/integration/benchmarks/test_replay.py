@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from benchmarks.replay.engine import Engine, write_mocker, write_simulator
-from benchmarks.replay.figures import Found, Label, Noise, Prefix, Run, Targets, summary
+from benchmarks.replay.hpc_dynamo_target import policies
 from benchmarks.replay.load import Ear, Seen, replay
 from benchmarks.replay.oracle import Oracle, oracle, placed, pooled
-from benchmarks.replay.ours import policies
-from benchmarks.replay.picture import draw
+from benchmarks.replay.plot import draw
+from benchmarks.replay.results import Found, Label, Noise, Prefix, Run, Targets, summary
 from benchmarks.replay.sweep import grid
 from benchmarks.replay.tables import tables
 from benchmarks.replay.trace import ENGINE_BLOCK, LEAST, MOST, Request, Scale, read
@@ -26,7 +26,7 @@ from hpc_dynamo.config import TopologyKind
 from hpc_dynamo.errors import InputError, UsageError
 from hpc_dynamo.http import HttpClient, HttpServer, ResponseWriter
 from hpc_dynamo.http import HttpRequest as Asked
-from hpc_dynamo.timing_model import load
+from hpc_dynamo.timing_model import load_timing
 from tests.support.runs import until
 from tests.support.tiny_models import byte_tokenizer
 
@@ -164,7 +164,7 @@ def test_both_engines_are_told_the_same_times(kind: TopologyKind, tmp_path: Path
     timing = Engine().timing(SCALE, kind)
     write_simulator(timing, tmp_path / "t.json")
     write_mocker(timing, tmp_path / "t.npz")
-    ours, table = load(str(tmp_path / "t.json")), np.load(tmp_path / "t.npz")
+    ours, table = load_timing(str(tmp_path / "t.json")), np.load(tmp_path / "t.npz")
     prefill = np.interp(200, table["prefill_isl"], table["prefill_ttft_ms"])
     decode = np.interp(9000, table["decode_active_kv_tokens"], table["decode_itl"][:, 1])
     assert ours.step_s(200, 1.0, 0, 0) * 1e3 == pytest.approx(prefill)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.router_workload import BLOCK, OF_A_KIND, Engines, long_prompts, read
+from benchmarks.router.workload import BLOCK, OF_A_KIND, Engines, long_prompts, read
 from hpc_dynamo.kv.events import BlockRemoved, BlockStored, decode_events
 
 

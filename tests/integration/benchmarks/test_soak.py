@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from benchmarks.soak.clients import STREAMED, Clients
-from benchmarks.soak.results import Found, Process, Sample, checks, slope
+from benchmarks.soak.clients import STREAMED, LoadClients
+from benchmarks.soak.results import ProcessUsage, SoakResults, SoakSample, checks, memory_growth
 from hpc_dynamo.http import HttpClient, HttpRequest, HttpServer, ResponseWriter
 from tests.support.runs import until
 
@@ -53,9 +53,9 @@ def test_seconds_of_it(model: Path, tmp_path: Path) -> None:
     with soak(model, *words) as running:
         out, err = running.communicate(timeout=120)
     assert running.returncode == 0, out + err
-    found = msgspec.json.decode(file.read_bytes(), type=Found)
-    assert found.asked > 50
-    assert found.left > 5
+    found = msgspec.json.decode(file.read_bytes(), type=SoakResults)
+    assert found.sent > 50
+    assert found.disconnected > 5
     assert any(sample.rate_hz > 0 for sample in found.samples)
     names = {"head", "frontend 0", "frontend 1", "prefill", "decode"}
     assert set(found.end) == set(found.samples[0].processes) == names
@@ -77,7 +77,9 @@ def test_ctrl_c_ends_the_job_and_prints_what_there_is(model: Path, tmp_path: Pat
     assert list(tmp_path.glob("*/soak/attempts/1/outcome.json"))
 
 
-async def asked_of(status: int, body: bytes, leave: float = 0.0, wait_s: float = 0.0) -> Clients:
+async def asked_of(
+    status: int, body: bytes, leave: float = 0.0, wait_s: float = 0.0
+) -> LoadClients:
     """Clients that asked a server which always answers the same."""
 
     async def answer(request: HttpRequest, reply: ResponseWriter) -> None:
@@ -87,7 +89,7 @@ async def asked_of(status: int, body: bytes, leave: float = 0.0, wait_s: float =
     async with HttpServer(answer) as server:
         url = f"http://127.0.0.1:{await server.listen('127.0.0.1', 0)}"
         async with HttpClient() as http:
-            clients = Clients(http, url, lambda stream: b"{}", leave)
+            clients = LoadClients(http, url, lambda stream: b"{}", leave)
             await clients.closed_loop(0.3)
     return clients
 
@@ -103,36 +105,38 @@ async def asked_of(status: int, body: bytes, leave: float = 0.0, wait_s: float =
 async def test_what_counts_as_an_error(status: int, body: bytes, kind: str) -> None:
     clients = await asked_of(status, body)
     assert set(clients.errors) == {kind}
-    assert clients.errors[kind] == clients.asked > 0
+    assert clients.errors[kind] == clients.sent > 0
     assert clients.first_error.startswith(kind)
     assert clients.answered == 0
 
 
 async def test_a_refused_connection_is_an_error() -> None:
     async with HttpClient() as http:
-        clients = Clients(http, "http://127.0.0.1:1", lambda stream: b"{}", 0.0)
+        clients = LoadClients(http, "http://127.0.0.1:1", lambda stream: b"{}", 0.0)
         await clients.open_loop(100, 0.2)
-    assert clients.errors["ConnectionRefusedError"] == clients.asked > 0
+    assert clients.errors["ConnectionRefusedError"] == clients.sent > 0
 
 
 async def test_the_wanted_share_goes_away() -> None:
     clients = await asked_of(200, b"never seen", leave=1.0, wait_s=5)
-    assert clients.left == clients.asked > 0  # how many depends on the machine
+    assert clients.disconnected == clients.sent > 0  # how many depends on the machine
     assert not clients.errors
 
 
-def found(grows_mib_h: float, minutes: float = 30, **end: float) -> Found:
-    process = Process(1, 100.0, 90.0, 20, 5)
+def found(grows_mib_h: float, minutes: float = 30, **end: float) -> SoakResults:
+    process = ProcessUsage(1, 100.0, 90.0, 20, 5)
     samples = [
-        Sample(t, 9.0, 0.1, 0, {}, (1, 2), (1, 2), (1, 2), {"active": 1.0}, {"head": now})
+        SoakSample(t, 9.0, 0.1, 0, {}, (1, 2), (1, 2), (1, 2), {"active": 1.0}, {"head": now})
         for t in range(10, int(minutes * 60), 10)
-        for now in [Process(1, 100.0 + grows_mib_h * t / 3600, 90.0, 20, 5)]
+        for now in [ProcessUsage(1, 100.0 + grows_mib_h * t / 3600, 90.0, 20, 5)]
     ]
     here = {"head": process}
-    return Found(minutes, samples=samples, start=here, end=here, gauges={"active": 0.0, **end})
+    return SoakResults(
+        minutes, samples=samples, start=here, end=here, gauges={"active": 0.0, **end}
+    )
 
 
-def failed(found: Found) -> list[str]:
+def failed(found: SoakResults) -> list[str]:
     return [name for name, _, good in checks(found) if not good]
 
 
@@ -141,12 +145,12 @@ def test_the_verdict() -> None:
     assert failed(found(100.0)) == ["flat memory"]
     assert failed(found(100.0, minutes=1)) == []
     assert failed(found(0.0, active=1.0, refused_total=3.0)) == ["nothing is held"]
-    assert failed(Found(30)) == ["the run is whole"]
+    assert failed(SoakResults(30)) == ["the run is whole"]
     other = found(0.0)
-    other.end = {"head": Process(2, 100.0, 90.0, 21, 5)}
+    other.end = {"head": ProcessUsage(2, 100.0, 90.0, 21, 5)}
     other.errors = {"status 500": 1}
     assert failed(other) == ["no errors", "the same processes", "no more file descriptors"]
 
 
 def test_the_slope_is_of_the_last_two_thirds() -> None:
-    assert slope(found(7.0).samples, "head") == pytest.approx(7.0)
+    assert memory_growth(found(7.0).samples, "head") == pytest.approx(7.0)

@@ -1,4 +1,4 @@
-"""Agents find each other: real processes, by TCP and under a real mpirun."""
+"""Exchange of addresses between real processes, over TCP and under a real mpirun."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.run import Attempt, write_json
 from hpc_dynamo.wire import new_keys
 
-# One agent: says its roster, or the error, as JSON. Under mpirun its node is its MPI rank.
+# An agent that prints its roster, or the error, as JSON. Under mpirun its node is its MPI rank.
 AGENT = """
 import asyncio, json, logging, os, sys
 from pathlib import Path
@@ -50,12 +50,12 @@ except HpcDynamoError as e:
 else:
     nodes = [[n.node, n.host, n.pid] for n in roster.nodes]
     print(json.dumps({
-        "method": roster.method, "seconds": roster.seconds, "control": roster.control,
+        "method": roster.method, "control": roster.control_endpoint,
         "nodes": nodes, "pid": os.getpid(),
     }))
 """
 
-Said = dict[str, Any]
+Result = dict[str, Any]
 
 
 def agent(
@@ -78,12 +78,12 @@ def agent(
     )
 
 
-def said(process: "subprocess.Popen[str]") -> tuple[list[Said], str]:
-    """What the agents of a process printed, and what they logged."""
+def results(process: "subprocess.Popen[str]") -> tuple[list[Result], str]:
+    """Return what the agents of a process printed, and their log."""
     with process:
         out, err = process.communicate(timeout=40)
-    found, rest = list[Said](), out[out.find("{") :].strip() if "{" in out else ""
-    while rest:  # mpirun may bring two ranks' lines out as one
+    found, rest = list[Result](), out[out.find("{") :].strip() if "{" in out else ""
+    while rest:  # mpirun may join the lines of two ranks
         record, end = json.JSONDecoder().raw_decode(rest)
         found.append(record)
         rest = rest[end:].strip()
@@ -91,14 +91,16 @@ def said(process: "subprocess.Popen[str]") -> tuple[list[Said], str]:
     return found, err
 
 
-def one(process: "subprocess.Popen[str]") -> Said:
-    (answer,), _ = said(process)
+def one(process: "subprocess.Popen[str]") -> Result:
+    (answer,), _ = results(process)
     return answer
 
 
-def test_all_learn_of_all_by_tcp(attempt: Attempt) -> None:
+def test_tcp_exchange_gives_every_agent_the_roster(attempt: Attempt) -> None:
     count = 5
-    agents = [agent(attempt, node, count) for node in reversed(range(count))]  # the head comes last
+    agents = [
+        agent(attempt, node, count) for node in reversed(range(count))
+    ]  # the head starts last
     rosters = [one(a) for a in agents]
     assert {r["method"] for r in rosters} == {"tcp"}
     assert all(r["nodes"] == rosters[0]["nodes"] for r in rosters)
@@ -110,13 +112,12 @@ def test_all_learn_of_all_by_tcp(attempt: Attempt) -> None:
     assert [n.host for n in written.nodes] == [f"host-{n}" for n in range(count)]
 
 
-def test_the_way_taken_and_its_time_are_logged(attempt: Attempt) -> None:
-    _, log = said(agent(attempt, 0, 1))
+def test_exchange_logs_method_and_duration(attempt: Attempt) -> None:
+    _, log = results(agent(attempt, 0, 1))
     assert "bootstrap: 1 agents by tcp in 0." in log
 
 
-def test_an_agent_that_never_started_is_named(attempt: Attempt) -> None:
-    """By the head, and by those that came."""
+def test_error_names_agent_that_never_started(attempt: Attempt) -> None:
     head, other = agent(attempt, 0, 3, timeout_s=1.5), agent(attempt, 1, 3, timeout_s=1.5)
     error, others = one(head), one(other)
     missing = f"agent 2 on host-2 never started (log: {attempt.agent_log(2)})"
@@ -128,14 +129,14 @@ def test_an_agent_that_never_started_is_named(attempt: Attempt) -> None:
     assert attempt.roster() is None
 
 
-def test_an_agent_without_a_head_says_where_to_look(attempt: Attempt) -> None:
+def test_error_without_head_names_its_log(attempt: Attempt) -> None:
     error = one(agent(attempt, 1, 2, timeout_s=0.5))
-    assert "node 0 did not open its rendezvous within " in error["error"]
+    assert "node 0 did not write its address within " in error["error"]
     assert f"agent 0 on host-0 never started (log: {attempt.agent_log(0)})" in error["error"]
 
 
-def test_an_agent_with_another_key_is_not_admitted(attempt: Attempt, tmp_path: Path) -> None:
-    """Its run folder looks the same, but the secrets are not."""
+def test_agent_with_another_key_is_rejected(attempt: Attempt, tmp_path: Path) -> None:
+    """Its run folder is a copy with other secrets."""
     other = tmp_path / "another run"
     shutil.copytree(attempt.run.path, other)
     secrets = json.loads((other / "secrets.json").read_bytes())
@@ -149,26 +150,26 @@ def test_an_agent_with_another_key_is_not_admitted(attempt: Attempt, tmp_path: P
         time.sleep(0.01)
     shutil.copy(attempt.rendezvous_file, stranger_attempt.rendezvous_file)
     stranger = one(agent(stranger_attempt, 1, 2, timeout_s=0.5))
-    assert "was silent" in stranger["error"]
+    assert "no message from" in stranger["error"]
     assert "1 of 2 agents came" in one(head)["error"]
 
 
-def test_an_agent_that_cannot_reach_the_head_is_told_apart(attempt: Attempt) -> None:
-    """It left its file, so it had started."""
+def test_error_distinguishes_agent_that_cannot_reach_head(attempt: Attempt) -> None:
+    """Its node file shows that it has started."""
     pipe = agent(attempt, 1, 2, timeout_s=0.2)  # gives up before there is a head
     one(pipe)
     error = one(agent(attempt, 0, 2, timeout_s=0.5))
     assert "agent 1 on host-1 started but cannot reach the head" in error["error"]
 
 
-def test_a_requeued_job_does_not_meet_its_former_life(attempt: Attempt) -> None:
-    with socket.create_server((LOOPBACK, 0)) as dead:  # of the former life
+def test_requeued_job_ignores_address_of_earlier_execution(attempt: Attempt) -> None:
+    with socket.create_server((LOOPBACK, 0)) as dead:  # of the earlier execution
         endpoint = f"tcp://{LOOPBACK}:{dead.getsockname()[1]}"
         write_json(attempt.rendezvous_file, HeadAddress(endpoint=endpoint, restart_count="0"))
         again = {"SLURM_RESTART_COUNT": "1"}
         early = agent(attempt, 1, 2, env=again)
         dead.settimeout(0.5)
-        with pytest.raises(TimeoutError):  # it reads the file, and does not come here
+        with pytest.raises(TimeoutError):  # it reads the file but does not connect
             dead.accept()
         head = agent(attempt, 0, 2, env=again)
         assert [len(one(a)["nodes"]) for a in (early, head)] == [2, 2]
@@ -188,24 +189,24 @@ def mpirun(count: int) -> list[str]:
 
 
 @needs_mpirun
-def test_all_learn_of_all_by_mpi(attempt: Attempt) -> None:
-    rosters, log = said(agent(attempt, "rank", 3, "mpi", 30, under=mpirun(3)))
+def test_mpi_exchange_gives_every_agent_the_roster(attempt: Attempt) -> None:
+    rosters, log = results(agent(attempt, "rank", 3, "mpi", 30, under=mpirun(3)))
     assert len(rosters) == 3
     assert {r["method"] for r in rosters} == {"mpi"}, log
     assert all(r["nodes"] == rosters[0]["nodes"] for r in rosters)
     assert [n[0] for n in rosters[0]["nodes"]] == [0, 1, 2]
     assert {n[2] for n in rosters[0]["nodes"]} == {r["pid"] for r in rosters}
     assert "bootstrap: 3 agents by mpi in " in log
-    assert not attempt.rendezvous_file.exists(), "no file was needed"
+    assert not attempt.rendezvous_file.exists(), "MPI needs no file"
 
 
 @needs_mpirun
-def test_nobody_has_to_use_mpi_under_mpi(attempt: Attempt) -> None:
-    rosters, _ = said(agent(attempt, "rank", 2, "tcp", 30, under=mpirun(2)))
+def test_tcp_exchange_works_under_mpirun(attempt: Attempt) -> None:
+    rosters, _ = results(agent(attempt, "rank", 2, "tcp", 30, under=mpirun(2)))
     assert [r["method"] for r in rosters] == ["tcp", "tcp"]
 
 
-# A rank's environment with what makes a real MPI fail in it, and what that says.
+# Environments that make a real MPI fail, and its error.
 BROKEN = {
     "library": (
         {"OMPI_COMM_WORLD_RANK": "0", "MPI4PY_LIBMPI": "/no/such/libmpi.so"},
@@ -213,29 +214,29 @@ BROKEN = {
     ),
     "init": (
         {"OMPI_COMM_WORLD_RANK": "0", "OMPI_MCA_pml": "no-such-component"},
-        "MPI: ",  # and what it could say before it aborted, never the same
+        "MPI: ",  # its output before it aborts varies
     ),
 }
 
 
 @needs_mpi4py
 @pytest.mark.parametrize("how", BROKEN)
-def test_mpi_that_fails_is_an_error(attempt: Attempt, how: str) -> None:
-    env, said_by_mpi = BROKEN[how]
+def test_mpi_failure_is_reported(attempt: Attempt, how: str) -> None:
+    env, mpi_error = BROKEN[how]
     error = one(agent(attempt, 0, 2, "mpi", env=env))
     assert error["type"] == "BootstrapError"
     assert error["error"].startswith("MPI: ")
-    assert said_by_mpi in error["error"], "what MPI said is not told"
+    assert mpi_error in error["error"], "the output of MPI is missing"
     assert "cluster.bootstrap.method=tcp" in error["hint"]
     assert f"agent 1 on host-1 never started (log: {attempt.agent_log(1)})" in error["error"]
 
 
 @needs_mpirun
-def test_a_rank_that_does_not_come_to_mpi_is_named(attempt: Attempt) -> None:
+def test_error_names_rank_missing_in_mpi_exchange(attempt: Attempt) -> None:
     """Two agents in a world of three."""
     idle = [":", "-n", "1", sys.executable, "-c", "import time; time.sleep(30)"]
     process = agent(attempt, "rank", 3, "mpi", 1.0, under=mpirun(2), also=idle)
-    errors, log = said(process)
+    errors, log = results(process)
     missing = f"agent 2 on host-2 never started (log: {attempt.agent_log(2)})"
     assert errors
     assert all("MPI: no allgather within 1 s" in e["error"] for e in errors), log
@@ -243,26 +244,26 @@ def test_a_rank_that_does_not_come_to_mpi_is_named(attempt: Attempt) -> None:
 
 
 @needs_mpi4py
-def test_an_mpi_that_does_not_know_this_srun(attempt: Attempt) -> None:
-    """With `srun --mpi=pmi2` and an MPI built without it every rank is alone in its world."""
+def test_mpi_without_support_for_srun_is_reported(attempt: Attempt) -> None:
+    """With `srun --mpi=pmi2` and an MPI built without it every rank has a world of its own."""
     agents = [agent(attempt, n, 2, "mpi", 5, env={"PMI_RANK": str(n)}) for n in range(2)]
     assert all("a world of 1 ranks where 2 were" in one(a)["error"] for a in agents)
 
 
-def test_one_node_stays_on_loopback() -> None:
+def test_job_of_one_node_uses_loopback() -> None:
     assert job_address(None, [socket.gethostname()]) == LOOPBACK
     assert job_address(None, [socket.gethostname()] * 3) == LOOPBACK
 
 
-def test_the_address_towards_another_node() -> None:
+def test_address_is_the_source_of_packets_to_another_node() -> None:
     assert job_address(None, [socket.gethostname(), "127.0.0.2"]) == LOOPBACK
 
 
-def test_an_interface_by_name() -> None:
+def test_address_of_named_interface() -> None:
     assert job_address("lo", ["elsewhere"]) == LOOPBACK
 
 
-def test_an_unknown_interface_lists_the_known_ones() -> None:
+def test_unknown_interface_error_lists_known_interfaces() -> None:
     with pytest.raises(ConfigError, match=r"cluster\.interface='ib7' is not known") as refused:
         job_address("ib7", [])
     assert "lo" in refused.value.hint

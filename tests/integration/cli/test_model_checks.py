@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.doctor.records import Report
+from hpc_dynamo.doctor.records import DoctorReport
 from hpc_dynamo.run import read_json
 from tests.support.hub import adapter_folder, cached, model_folder
 from tests.support.runs import hpc_dynamo, write_prompts
@@ -103,7 +103,7 @@ def test_the_doctor_reports_it_for_each_node(tmp_path: Path) -> None:
     more = (f"model.path={folder}", "--json", str(file))
     done = hpc_dynamo("doctor", *words, *more, cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
-    report = read_json(file, Report)
+    report = read_json(file, DoctorReport)
     assert report
     said = [f.what for f in report.findings if f.check == "model"]
     assert said == [f"model.path={folder} cannot be loaded: config.json: an empty JSON object"] * 2

@@ -18,7 +18,14 @@ from hpc_dynamo.cli.render.console import Screen, Wrapped
 from hpc_dynamo.cli.render.progress import Bar
 from hpc_dynamo.cli.render.table import Column, Grid
 from hpc_dynamo.config import Role
-from hpc_dynamo.doctor.records import Examined, Facts, Finding, Level, Link, Report
+from hpc_dynamo.doctor.records import (
+    DoctorReport,
+    Finding,
+    FindingLevel,
+    LinkResult,
+    NodeFacts,
+    NodeReady,
+)
 from hpc_dynamo.launch import JobState
 from hpc_dynamo.messages import (
     BatchSummary,
@@ -134,20 +141,20 @@ def test_a_long_phase_takes_the_place_of_the_bar() -> None:
 
 @pytest.mark.parametrize("columns", WIDTHS)
 def test_the_doctor_shows_whole_addresses_and_fixes(columns: int) -> None:
-    facts = Facts(host=HOST, shm_free=8 << 30, tmp_free=8 << 30, nofile=1048576, memlock=-1)
+    facts = NodeFacts(host=HOST, shm_free=8 << 30, tmp_free=8 << 30, nofile=1048576, memlock=-1)
     addresses = [f"10.183.200.{n}" for n in range(101, 105)]
     nodes = tuple(
-        Examined(node=i, facts=facts, address=a, port=1, memory="host")
+        NodeReady(node=i, facts=facts, address=a, port=1, memory="host")
         for i, a in enumerate(addresses)
     )
     links = tuple(
-        Link(node=a, peer=b, gb_s=12.34, latency_us=56.0, transport="rc_mlx5")
+        LinkResult(node=a, peer=b, gb_s=12.34, latency_us=56.0, transport="rc_mlx5")
         for a in range(4) for b in range(4) if a != b
     )  # fmt: skip
     fix = "ulimit -n 65536, or LimitNOFILE= of slurmd; " * 3
-    finding = Finding(check="x", level=Level.fault, what="few files", why="w", fix=fix)
+    finding = Finding(check="x", level=FindingLevel.fault, what="few files", why="w", fix=fix)
     hosts = tuple(f"n{i}" for i in range(4))
-    report = Report(hosts=hosts, nodes=nodes, links=links, findings=(finding,), seconds=1.0)
+    report = DoctorReport(hosts=hosts, nodes=nodes, links=links, findings=(finding,), seconds=1.0)
     shown = words(drawn(doctor.shown(report), columns))
     for address in addresses:
         assert address in shown

@@ -14,9 +14,15 @@ from hpc_dynamo.batch.input_file import read_input
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.config import Launcher, TopologyKind
 from hpc_dynamo.demo import reduce_busy_wait
-from hpc_dynamo.demo.__main__ import PROMPTS, answers, batch_argv
-from hpc_dynamo.demo.provision import Provisioned
-from hpc_dynamo.demo.steps import Progress, Step, exclusive, need_disk, run
+from hpc_dynamo.demo.__main__ import PROMPTS, answers, batch_arguments
+from hpc_dynamo.demo.provision import DemoEngine
+from hpc_dynamo.demo.steps import (
+    InstallProgress,
+    InstallStep,
+    exclusive_lock,
+    require_free_disk,
+    run_steps,
+)
 from hpc_dynamo.errors import HpcDynamoError
 
 
@@ -24,10 +30,10 @@ def python(code: str, *args: str) -> tuple[str, ...]:
     return (sys.executable, "-c", code, *args)
 
 
-def note(file: Path, word: str) -> Step:
+def note(file: Path, word: str) -> InstallStep:
     """A step that appends a word to a file, so that a test sees what ran and how often."""
     code = "import sys; print(sys.argv[2], file=open(sys.argv[1], 'a'))"
-    return Step(word, (python(code, str(file), word),))
+    return InstallStep(word, (python(code, str(file), word),))
 
 
 def words(file: Path) -> list[str]:
@@ -54,8 +60,8 @@ def test_the_batch_verb_takes_the_prompts() -> None:
 
 @pytest.mark.parametrize("folder", ["plain", "with space", "o'clock", "a=b, c"])
 def test_the_batch_command_composes(folder: str) -> None:
-    engine = Provisioned(Path("/cache") / folder / "python", Path("/cache") / folder / "model")
-    verb, *overrides = batch_argv(engine, ["topology.prefill.workers=2"])
+    engine = DemoEngine(Path("/cache") / folder / "python", Path("/cache") / folder / "model")
+    verb, *overrides = batch_arguments(engine, ["topology.prefill.workers=2"])
     config = compose(overrides)
     assert verb == "batch"
     assert config.engine.python == str(engine.python)
@@ -77,30 +83,32 @@ def test_answers_are_shown_with_their_questions(tmp_path: Path) -> None:
 def test_finished_steps_do_not_run_again(tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     plan = [note(seen, "one"), note(seen, "two")]
-    run(plan, tmp_path, Progress())
-    run(plan, tmp_path, Progress())
+    run_steps(plan, tmp_path, InstallProgress())
+    run_steps(plan, tmp_path, InstallProgress())
     assert words(seen) == ["one", "two"]
 
 
 def test_a_failed_step_is_where_the_next_run_goes_on(tmp_path: Path) -> None:
     seen, switch = tmp_path / "seen", tmp_path / "switch"
-    needs = Step("needs", (python("import sys; open(sys.argv[1])", str(switch)),))
+    needs = InstallStep("needs", (python("import sys; open(sys.argv[1])", str(switch)),))
     plan = [note(seen, "one"), needs, note(seen, "three")]
     with pytest.raises(HpcDynamoError, match=r"needs ended with exit code 1: .*switch") as e:
-        run(plan, tmp_path, Progress())
+        run_steps(plan, tmp_path, InstallProgress())
     assert e.value.log == tmp_path / "needs.log"
     assert "goes on at this step" in e.value.hint
     assert words(seen) == ["one"]
     switch.touch()
-    run(plan, tmp_path, Progress())
+    run_steps(plan, tmp_path, InstallProgress())
     assert words(seen) == ["one", "three"]
 
 
 def test_a_changed_step_runs_again_with_all_that_follow(tmp_path: Path) -> None:
     seen = tmp_path / "seen"
-    run([note(seen, "one"), note(seen, "two"), note(seen, "three")], tmp_path, Progress())
-    changed = Step("two", (*note(seen, "two").commands, python("pass")))
-    run([note(seen, "one"), changed, note(seen, "three")], tmp_path, Progress())
+    run_steps(
+        [note(seen, "one"), note(seen, "two"), note(seen, "three")], tmp_path, InstallProgress()
+    )
+    changed = InstallStep("two", (*note(seen, "two").commands, python("pass")))
+    run_steps([note(seen, "one"), changed, note(seen, "three")], tmp_path, InstallProgress())
     assert words(seen) == ["one", "two", "three", "two", "three"]
 
 
@@ -109,9 +117,9 @@ def test_the_interpreter_that_installs_does_not_count(
 ) -> None:
     seen, other = tmp_path / "seen", os.path.realpath(sys.executable)
     assert other != sys.executable, "this test needs an interpreter that is reached by a link"
-    run([note(seen, "one")], tmp_path, Progress())
+    run_steps([note(seen, "one")], tmp_path, InstallProgress())
     monkeypatch.setattr(sys, "executable", other)
-    run([note(seen, "one")], tmp_path, Progress())
+    run_steps([note(seen, "one")], tmp_path, InstallProgress())
     assert words(seen) == ["one"]
 
 
@@ -125,9 +133,9 @@ def test_the_interpreter_that_installs_does_not_count(
     ],
 )
 def test_a_failure_says_what_to_try(tmp_path: Path, said: str, hint: str) -> None:
-    step = Step("pip", (python("import sys; sys.exit(sys.argv[1])", said),))
+    step = InstallStep("pip", (python("import sys; sys.exit(sys.argv[1])", said),))
     with pytest.raises(HpcDynamoError) as e:
-        run([step], tmp_path, Progress())
+        run_steps([step], tmp_path, InstallProgress())
     assert said in e.value.message
     assert hint in e.value.hint
 
@@ -135,16 +143,16 @@ def test_a_failure_says_what_to_try(tmp_path: Path, said: str, hint: str) -> Non
 def test_a_step_that_hangs_is_ended(tmp_path: Path) -> None:
     sleeper = tmp_path / "pid"
     code = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
-    step = Step("hang", (python(code, str(sleeper)),), limit_s=0.5)
+    step = InstallStep("hang", (python(code, str(sleeper)),), limit_s=0.5)
     with pytest.raises(HpcDynamoError, match="hang did not end in time"):
-        run([step], tmp_path, Progress())
+        run_steps([step], tmp_path, InstallProgress())
     with pytest.raises(ProcessLookupError):
         os.kill(int(sleeper.read_text()), 0)
 
 
 def test_a_log_gets_a_line_now_and_then(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code = "import time; print('50%\\rhalf done', flush=True); time.sleep(0.9)"
-    run([Step("slow", (python(code),))], tmp_path, Progress(period_s=0.2))
+    run_steps([InstallStep("slow", (python(code),))], tmp_path, InstallProgress(period_s=0.2))
     lines = capfd.readouterr().err.splitlines()
     assert lines[0].endswith("1/1 slow")
     assert any(line.endswith("1/1 slow: half done") for line in lines[1:-1])
@@ -152,21 +160,21 @@ def test_a_log_gets_a_line_now_and_then(tmp_path: Path, capfd: pytest.CaptureFix
 
 
 def test_a_full_disk_is_told_before_anything_is_fetched(tmp_path: Path) -> None:
-    need_disk(tmp_path / "not" / "there" / "yet", 0.0)
+    require_free_disk(tmp_path / "not" / "there" / "yet", 0.0)
     with pytest.raises(HpcDynamoError, match=r"GB free, the engine needs 1000000\.0 GB") as e:
-        need_disk(tmp_path, 1e6)
+        require_free_disk(tmp_path, 1e6)
     assert "HPC_DYNAMO_CACHE" in e.value.hint
 
 
 HOLD = """
 import subprocess, sys
 from pathlib import Path
-from hpc_dynamo.demo.steps import Progress, Step, exclusive, run
+from hpc_dynamo.demo.steps import InstallProgress, InstallStep, exclusive_lock, run_steps
 folder = Path(sys.argv[1])
 child = "import sys, time; open(sys.argv[1], 'w').close(); time.sleep(float(sys.argv[2]))"
-with exclusive(folder, Progress()):
-    step = Step("hold", ((sys.executable, "-c", child, str(folder / "held"), sys.argv[2]),))
-    run([step], folder, Progress())
+with exclusive_lock(folder, InstallProgress()):
+    step = InstallStep("hold", ((sys.executable, "-c", child, str(folder / "held"), sys.argv[2]),))
+    run_steps([step], folder, InstallProgress())
 """
 
 
@@ -184,15 +192,18 @@ def test_the_lock_outlives_a_killed_installer_until_its_command_ends(tmp_path: P
     other = holder(tmp_path, 1.0)
     other.kill()
     other.wait()
-    with pytest.raises(HpcDynamoError, match="was not free"), exclusive(tmp_path, Progress(), 0.1):
+    with (
+        pytest.raises(HpcDynamoError, match="was not free"),
+        exclusive_lock(tmp_path, InstallProgress(), 0.1),
+    ):
         pass
-    with exclusive(tmp_path, Progress(), 20):
+    with exclusive_lock(tmp_path, InstallProgress(), 20):
         pass
 
 
 def test_two_installers_take_turns(tmp_path: Path) -> None:
     other = holder(tmp_path, 0.5)
-    with exclusive(tmp_path, Progress(), 20):
+    with exclusive_lock(tmp_path, InstallProgress(), 20):
         assert (tmp_path / "hold.done").exists(), "the other one was not finished"
     assert other.wait(timeout=10) == 0
 
@@ -205,8 +216,8 @@ def installed(site: Path, texts: Sequence[str]) -> None:
 
 def test_busy_loops_are_edited_once(tmp_path: Path) -> None:
     installed(tmp_path, [f"before\n{old}after\n" for _, old, _ in reduce_busy_wait.EDITS])
-    reduce_busy_wait.tame(tmp_path)
-    reduce_busy_wait.tame(tmp_path)
+    reduce_busy_wait.reduce_busy_wait(tmp_path)
+    reduce_busy_wait.reduce_busy_wait(tmp_path)
     for name, _, new in reduce_busy_wait.EDITS:
         assert (tmp_path / name).read_text() == f"before\n{new}after\n"
 
@@ -214,4 +225,4 @@ def test_busy_loops_are_edited_once(tmp_path: Path) -> None:
 def test_an_unknown_version_is_not_edited_blindly(tmp_path: Path) -> None:
     installed(tmp_path, ["something else\n"] * len(reduce_busy_wait.EDITS))
     with pytest.raises(SystemExit, match="does not have this line once"):
-        reduce_busy_wait.tame(tmp_path)
+        reduce_busy_wait.reduce_busy_wait(tmp_path)

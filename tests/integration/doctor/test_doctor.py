@@ -18,20 +18,33 @@ import pytest
 from hpc_dynamo.config import Config, Container, ContainerKind, Device, Engine
 from hpc_dynamo.doctor import analysis, connectivity
 from hpc_dynamo.doctor import facts as look
-from hpc_dynamo.doctor.checks import CLOCK_S, FULL, QUICK, clock_off, examine
-from hpc_dynamo.doctor.coordinator import CODEC, Lead, Meeting, control, report_file, token
-from hpc_dynamo.doctor.nixl_endpoint import end
-from hpc_dynamo.doctor.preflight import refuse
+from hpc_dynamo.doctor.checks import (
+    ALL_CHECKS,
+    MAX_CLOCK_ERROR_S,
+    PREFLIGHT_CHECKS,
+    check_clock,
+    run_checks,
+)
+from hpc_dynamo.doctor.coordinator import (
+    CODEC,
+    DoctorCoordinator,
+    DoctorRendezvous,
+    read_token,
+    rendezvous_file,
+    report_file,
+)
+from hpc_dynamo.doctor.nixl_endpoint import nixl_endpoint
+from hpc_dynamo.doctor.preflight import raise_for_faults
 from hpc_dynamo.doctor.records import (
-    Examined,
-    Facts,
+    DoctorDone,
+    DoctorReport,
     Finding,
-    Level,
-    Link,
-    Met,
-    Over,
-    Pull,
-    Report,
+    FindingLevel,
+    LinkResult,
+    MeasureLink,
+    NodeFacts,
+    NodeReady,
+    PeersConnected,
 )
 from hpc_dynamo.errors import KvTransferError, LaunchError
 from hpc_dynamo.messages import NodeRecord, Roster
@@ -41,18 +54,19 @@ from tests.support.runs import hpc_dynamo, latest, write_prompts
 
 LOCAL = ("engine=simulator", "cluster.launcher=local")
 HERE = "127.0.0.1"
-HEALTHY = Facts(host="n1", shm_free=8 << 30, tmp_free=8 << 30, nofile=65536, memlock=-1)
+HEALTHY = NodeFacts(host="n1", shm_free=8 << 30, tmp_free=8 << 30, nofile=65536, memlock=-1)
 # In a process of its own, whose limits, mounts and variables are the planted fault.
 PREPARE = """
 import msgspec, subprocess, sys
 from hpc_dynamo.config import Config
-from hpc_dynamo.doctor.checks import FULL, examine
-from hpc_dynamo.doctor.facts import listed, quick
+from hpc_dynamo.doctor.checks import ALL_CHECKS, run_checks
+from hpc_dynamo.doctor.facts import driver_gpus, preflight_facts
 """
 LOOK = f"""
 {PREPARE}
-facts = msgspec.structs.replace(quick(Config(), 2, "127.0.0.1", "n1"), gpus_listed=listed())
-sys.stdout.write(msgspec.json.encode(examine(facts, FULL)).decode())
+facts = preflight_facts(Config(), 2, "127.0.0.1", "n1")
+facts = msgspec.structs.replace(facts, gpus_listed=driver_gpus())
+sys.stdout.write(msgspec.json.encode(run_checks(facts, ALL_CHECKS)).decode())
 """
 
 
@@ -66,14 +80,14 @@ def looked(before: str = "true", **env: str) -> list[Finding]:
 
 
 def faults(found: list[Finding]) -> dict[str, str]:
-    return {f.check: f.what for f in found if f.level is Level.fault}
+    return {f.check: f.what for f in found if f.level is FindingLevel.fault}
 
 
-def report(folder: Path, *words: str) -> tuple[int, Report, str]:
+def report(folder: Path, *words: str) -> tuple[int, DoctorReport, str]:
     file = folder / "found.json"
     done = hpc_dynamo("doctor", *LOCAL, *words, "--json", str(file), cwd=folder)
     assert file.exists(), done.stdout + done.stderr
-    return done.returncode, msgspec.json.decode(file.read_bytes(), type=Report), done.stdout
+    return done.returncode, msgspec.json.decode(file.read_bytes(), type=DoctorReport), done.stdout
 
 
 def test_a_healthy_machine_has_no_fault(tmp_path: Path) -> None:
@@ -124,8 +138,8 @@ def test_a_local_run_is_told_the_number_of_the_plan_and_no_field_of_slurm(tmp_pa
 
 def test_local_advice_names_no_field_of_slurm() -> None:
     broken = msgspec.structs.replace(HEALTHY, gpus_wanted=2, nofile=9, engine_error="no vllm")
-    slurm = [f.fix for f in examine(broken, FULL)]
-    local = [f.fix for f in examine(msgspec.structs.replace(broken, local=True), FULL)]
+    slurm = [f.fix for f in run_checks(broken, ALL_CHECKS)]
+    local = [f.fix for f in run_checks(msgspec.structs.replace(broken, local=True), ALL_CHECKS)]
     assert [("slurm" in a, "slurm" in b) for a, b in zip(slurm, local, strict=True)] == [
         (True, False)
     ] * 3
@@ -142,7 +156,7 @@ def test_gpus_that_the_driver_has_not_got(tmp_path: Path) -> None:
 
 
 def test_an_address_that_is_not_this_node_s() -> None:
-    found = examine(look.quick(Config(), 0, "192.0.2.1", "n1"), QUICK)
+    found = run_checks(look.preflight_facts(Config(), 0, "192.0.2.1", "n1"), PREFLIGHT_CHECKS)
     assert "192.0.2.1" in faults(list(found))["ports"]
 
 
@@ -168,7 +182,7 @@ def test_the_doctor_s_faults_make_exit_code_1(tmp_path: Path) -> None:
     mpi = ("cluster.bootstrap.method=mpi", "cluster.gpus_per_node=1")
     code, found, shown = report(tmp_path, *shape, *world, *mpi, f"model.path={tmp_path}/nothing")
     assert code == 1
-    seen = [(f.check, f.what) for f in found.findings if f.level is Level.fault]
+    seen = [(f.check, f.what) for f in found.findings if f.level is FindingLevel.fault]
     assert f"{len(seen)} fault(s)" in shown
     seen = [each for each in seen if each[0] != "GPUs"]  # which this machine may have
     assert [check for check, _ in seen] == ["model", "MPI"] * 2 + ["MPI"]
@@ -214,16 +228,16 @@ def test_an_engine_in_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     srun.write_text("#!/bin/sh\necho '--container-image=[USER@][REGISTRY#]IMAGE[:TAG]|PATH'\n")
     assert look.engine_error(engine) == ""
     without = msgspec.structs.replace(HEALTHY, nixl_error="no NIXL", contained=True)
-    assert [f.level for f in examine(without, FULL)] == [Level.warning]
+    assert [f.level for f in run_checks(without, ALL_CHECKS)] == [FindingLevel.warning]
 
 
 def test_a_run_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    assert look.run_error(tmp_path) == ""
+    assert look.run_folder_error(tmp_path) == ""
     assert list(tmp_path.iterdir()) == []
-    error = look.run_error(Path("/proc/self"))  # not even by root
+    error = look.run_folder_error(Path("/proc/self"))  # not even by root
     assert "/proc/self cannot be written" in error
     broken = msgspec.structs.replace(HEALTHY, run_error=error)
-    assert faults(list(examine(broken, FULL))) == {"run folder": error}
+    assert faults(list(run_checks(broken, ALL_CHECKS))) == {"run folder": error}
 
 
 async def test_a_closed_port_and_a_wrong_clock() -> None:
@@ -235,13 +249,18 @@ async def test_a_closed_port_and_a_wrong_clock() -> None:
     closed = socket.create_server((HERE, 0))
     port = closed.getsockname()[1]
     closed.close()
-    async with await asyncio.start_server(tell, HERE, 0) as head, connectivity.listen(HERE) as good:
+    async with (
+        await asyncio.start_server(tell, HERE, 0) as head,
+        connectivity.clock_server(HERE) as good,
+    ):
         ports = (head.sockets[0].getsockname()[1], port, good)
-        peers = [Examined(node=n, address=HERE, port=p, facts=HEALTHY) for n, p in enumerate(ports)]
-        met = await connectivity.meet(
-            2, [*peers, Examined(node=3, address=HERE, port=good, facts=HEALTHY)]
+        peers = [
+            NodeReady(node=n, address=HERE, port=p, facts=HEALTHY) for n, p in enumerate(ports)
+        ]
+        met = await connectivity.connect_to_peers(
+            2, [*peers, NodeReady(node=3, address=HERE, port=good, facts=HEALTHY)]
         )
-    found = analysis.meetings(["head", "shut", "me", "other"], [met])
+    found = analysis.connection_findings(["head", "shut", "me", "other"], [met])
     assert met.unreachable.keys() == {1}
     assert {f.check for f in found} == {"ports", "clock"}
     assert all(f.host == "me" for f in found)
@@ -251,18 +270,18 @@ async def test_a_closed_port_and_a_wrong_clock() -> None:
 
 async def test_a_nixl_peer_that_dies() -> None:
     config = Config(engine=Engine(device=Device.cpu))
-    async with end("one", config, HERE) as one, end("two", config, HERE) as two:
-        pull = Pull(peer=1, metadata=two.metadata)
+    async with nixl_endpoint("one", config, HERE) as one, nixl_endpoint("two", config, HERE) as two:
+        pull = MeasureLink(peer=1, metadata=two.metadata)
         good = await one.measure(0, pull)
         assert good.error == ""
         assert good.gb_s > 0
         assert "lo" in good.transport
         os.kill(two.pid, 9)
         dead = await one.measure(0, pull)
-        gone = await two.measure(1, Pull(peer=0, metadata=one.metadata))
+        gone = await two.measure(1, MeasureLink(peer=0, metadata=one.metadata))
     assert "failed" in dead.error or "could not be added" in dead.error
     assert "NIXL's process here ended" in gone.error
-    found = analysis.links(["a", "b"], [dead, gone])
+    found = analysis.link_findings(["a", "b"], [dead, gone])
     assert [f.host for f in found] == ["a", "b"]
     assert "the link from b is dead" in found[0].what
 
@@ -270,8 +289,8 @@ async def test_a_nixl_peer_that_dies() -> None:
 async def test_a_pull_that_is_held_up_is_not_how_quick_a_link_is() -> None:
     """As on a busy machine, whose other end does not get to run for a while."""
     config = Config(engine=Engine(device=Device.cpu))
-    async with end("one", config, HERE) as one, end("two", config, HERE) as two:
-        pull = Pull(peer=1, metadata=two.metadata)
+    async with nixl_endpoint("one", config, HERE) as one, nixl_endpoint("two", config, HERE) as two:
+        pull = MeasureLink(peer=1, metadata=two.metadata)
         good = await one.measure(0, pull)
         os.kill(two.pid, signal.SIGSTOP)
         again = asyncio.create_task(one.measure(0, pull))
@@ -281,34 +300,36 @@ async def test_a_pull_that_is_held_up_is_not_how_quick_a_link_is() -> None:
     assert held_up.gb_s > good.gb_s / 20  # of that pull it was a thousandth
 
 
-async def answered(attempt: Attempt, scripts: dict[tuple[int, int], list[Link]]) -> Report:
+async def answered(
+    attempt: Attempt, scripts: dict[tuple[int, int], list[LinkResult]]
+) -> DoctorReport:
     """What a lead makes of three nodes, each of whose links is measured as its script has it."""
     keys = attempt.run.secrets().keys
     server = ControlServer(HERE, keys, CODEC)
-    write_json(control(attempt), Meeting(endpoint=server.endpoint))
-    healthy = msgspec.structs.replace(HEALTHY, run_token=token(attempt))
+    write_json(rendezvous_file(attempt), DoctorRendezvous(endpoint=server.endpoint))
+    healthy = msgspec.structs.replace(HEALTHY, run_token=read_token(attempt))
 
     async def node(number: int) -> None:
         client = ControlClient(server.endpoint, keys, CODEC)
-        me = Examined(node=number, address=HERE, port=1, facts=healthy, metadata=(b"x",))
+        me = NodeReady(node=number, address=HERE, port=1, facts=healthy, metadata=(b"x",))
         await client.send(me)
-        while not isinstance(message := await client.receive(60), Over):
-            if isinstance(message, Pull):
+        while not isinstance(message := await client.receive(60), DoctorDone):
+            if isinstance(message, MeasureLink):
                 await client.send(scripts[number, message.peer].pop(0))
             else:
-                await client.send(Met(node=number, ahead_s=0.0, unreachable={}))
+                await client.send(PeersConnected(node=number, ahead_s=0.0, unreachable={}))
         client.close()
 
     async with asyncio.TaskGroup() as group:
         for number in range(3):
             group.create_task(node(number))
-        await Lead(attempt, HOSTS, server).run()
-    return msgspec.json.decode(report_file(attempt).read_bytes(), type=Report)
+        await DoctorCoordinator(attempt, HOSTS, server).run()
+    return msgspec.json.decode(report_file(attempt).read_bytes(), type=DoctorReport)
 
 
-def measured(node: int, peer: int, *rates: float) -> list[Link]:
+def measured(node: int, peer: int, *rates: float) -> list[LinkResult]:
     """A rate of 0 is a dead link."""
-    return [Link(node=node, peer=peer, gb_s=r, error="" if r else "no answer") for r in rates]
+    return [LinkResult(node=node, peer=peer, gb_s=r, error="" if r else "no answer") for r in rates]
 
 
 async def test_links_in_doubt_are_measured_again(attempt: Attempt) -> None:
@@ -335,16 +356,16 @@ async def test_links_in_doubt_are_measured_again(attempt: Attempt) -> None:
 async def test_nixl_that_does_not_start(tmp_path: Path) -> None:
     config = Config(engine=Engine(device=Device.cpu, env={"UCX_TLS": "nonsense"}))
     with pytest.raises(KvTransferError, match="did not start"):
-        async with end("one", config, HERE):
+        async with nixl_endpoint("one", config, HERE):
             pass
 
 
-def links(*rates: tuple[int, int, float]) -> list[Link]:
-    return [Link(node=n, peer=p, gb_s=r, transport="rc_mlx5/mlx5_0:1") for n, p, r in rates]
+def links(*rates: tuple[int, int, float]) -> list[LinkResult]:
+    return [LinkResult(node=n, peer=p, gb_s=r, transport="rc_mlx5/mlx5_0:1") for n, p, r in rates]
 
 
 HOSTS = ["a", "b", "c"]
-Planted = tuple[list[Link], set[tuple[str, str]]]
+Planted = tuple[list[LinkResult], set[tuple[str, str]]]
 SLOW: dict[str, Planted] = {
     "even": (links((0, 1, 9), (1, 0, 10), (0, 2, 8), (2, 0, 9), (1, 2, 9), (2, 1, 10)), set()),
     "one link": (links((0, 1, 1), (1, 0, 10), (0, 2, 8), (2, 0, 9), (1, 2, 9)), {("a", "b")}),
@@ -358,15 +379,15 @@ SLOW: dict[str, Planted] = {
 @pytest.mark.parametrize("case", SLOW)
 def test_slow_links_are_named_with_what_ucx_chose(case: str) -> None:
     measured, slow = SLOW[case]
-    found = analysis.links(HOSTS, measured)
+    found = analysis.link_findings(HOSTS, measured)
     assert {(f.host, f.what.split()[3]) for f in found} == slow
     assert all("over rc_mlx5/mlx5_0:1 is slow: 1.000 GB/s" in f.what for f in found)
 
 
 CLOCKS: dict[str, tuple[float, float, float, bool]] = {
     "in order": (100.0, 90.0, 110.0, False),
-    "from the future": (100.0, 90.0, 100.0 - 2 * CLOCK_S, True),
-    "started before it was submitted": (100.0, 100.0 + 2 * CLOCK_S, 200.0, True),
+    "from the future": (100.0, 90.0, 100.0 - 2 * MAX_CLOCK_ERROR_S, True),
+    "started before it was submitted": (100.0, 100.0 + 2 * MAX_CLOCK_ERROR_S, 200.0, True),
     "not known when submitted": (100.0, 0.0, 110.0, False),
 }
 
@@ -378,38 +399,38 @@ def test_preflight_judges_clocks_by_order(case: str) -> None:
     roster = Roster(nodes=(record,), method="tcp", seconds=0.1)
     expected = pytest.raises(LaunchError, match="n1: its clock is 10") if wrong else nullcontext()
     with expected:
-        refuse(roster, submitted_at, now)
+        raise_for_faults(roster, submitted_at, now)
 
 
 def test_small_differences_of_clocks_are_fine() -> None:
-    assert clock_off(CLOCK_S / 2) is None
+    assert check_clock(MAX_CLOCK_ERROR_S / 2) is None
 
 
 def test_nodes_that_never_came_are_named(tmp_path: Path) -> None:
-    came = [Examined(node=0, address=HERE, port=1, facts=HEALTHY)]
-    found = analysis.absent(["a", "b"], came, tmp_path)
+    came = [NodeReady(node=0, address=HERE, port=1, facts=HEALTHY)]
+    found = analysis.missing_nodes(["a", "b"], came, tmp_path)
     assert [(f.host, f.what) for f in found] == [("b", "it did not report")]
 
 
 def test_another_disk_under_the_same_name() -> None:
     seen = [msgspec.structs.replace(HEALTHY, run_token=word) for word in ("x", "y")]
-    nodes = [Examined(node=i, address=HERE, port=1, facts=f) for i, f in enumerate(seen)]
-    assert [f.host for f in analysis.apart(["a", "b"], nodes, "x")] == ["b"]
+    nodes = [NodeReady(node=i, address=HERE, port=1, facts=f) for i, f in enumerate(seen)]
+    assert [f.host for f in analysis.separate_run_folders(["a", "b"], nodes, "x")] == ["b"]
 
 
-PLANTED: dict[str, tuple[Facts, str, Level]] = {
+PLANTED: dict[str, tuple[NodeFacts, str, FindingLevel]] = {
     "rdma without locked memory": (
         msgspec.structs.replace(HEALTHY, memlock=8 << 20, rdma_devices=("mlx5_0",)),
-        "at most 8 MiB of locked memory", Level.fault,
+        "at most 8 MiB of locked memory", FindingLevel.fault,
     ),
     "a slow disk": (
-        msgspec.structs.replace(HEALTHY, model_gb_s=0.05), "read at 50 MB/s", Level.warning,
+        msgspec.structs.replace(HEALTHY, model_gb_s=0.05), "read at 50 MB/s", FindingLevel.warning,
     ),
     "tight shared memory": (
-        msgspec.structs.replace(HEALTHY, shm_free=512 << 20), "512 MiB free", Level.warning,
+        msgspec.structs.replace(HEALTHY, shm_free=512 << 20), "512 MiB free", FindingLevel.warning,
     ),
     "no MPI": (
-        msgspec.structs.replace(HEALTHY, mpi_error="no PMIx"), "no PMIx", Level.fault,
+        msgspec.structs.replace(HEALTHY, mpi_error="no PMIx"), "no PMIx", FindingLevel.fault,
     ),
 }  # fmt: skip
 
@@ -417,7 +438,7 @@ PLANTED: dict[str, tuple[Facts, str, Level]] = {
 @pytest.mark.parametrize("case", PLANTED)
 def test_what_cannot_be_planted_here(case: str) -> None:
     facts, what, level = PLANTED[case]
-    (found,) = examine(facts, FULL)
+    (found,) = run_checks(facts, ALL_CHECKS)
     assert what in found.what
     assert (found.level, found.host) == (level, "n1")
     assert found.why

@@ -156,7 +156,7 @@ async def misused(block_bytes: int) -> None:
     )
     await fails(agent.add_peer(b"nonsense"), "unreadable metadata")
     async with peer(2 * block_bytes) as other:
-        await fails(agent.add_peer(other.metadata), f"blocks of {2 * block_bytes} bytes")
+        await fails(agent.add_peer(other.metadata), f"has {2 * block_bytes}-byte blocks")
     async with peer(block_bytes) as other:
         name = await agent.add_peer(other.metadata)
         await fails(agent.pull(name, [BLOCKS], [0], notification=b"", timeout_s=1), "outside 0..63")

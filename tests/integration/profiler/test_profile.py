@@ -8,9 +8,15 @@ import pytest
 
 from hpc_dynamo.engines.simulator import BLOCK_TOKENS
 from hpc_dynamo.head.workloads.profile import ROUNDS
-from hpc_dynamo.planner.profile import Profile, Spot, What, load, measured
-from hpc_dynamo.profiler.client import Heard
-from hpc_dynamo.profiler.grid import Limits, grid
+from hpc_dynamo.planner.profile import (
+    EngineProfile,
+    Metric,
+    OperatingPoint,
+    load_profile,
+    read_measurements,
+)
+from hpc_dynamo.profiler.client import TimedStream
+from hpc_dynamo.profiler.grid import ProfileLimits, operating_points
 from tests.support.runs import SIMULATOR, hpc_dynamo, latest, results_on_disk, until
 from tests.support.terminal import ends, on_a_terminal
 
@@ -28,25 +34,25 @@ KV_TOKENS = 24 * BLOCK_TOKENS
 KV_BYTES = 1024  # a token, the simulator's default
 
 
-def spots(*, transfers: bool) -> list[Spot]:
-    limits = Limits(
+def spots(*, transfers: bool) -> list[OperatingPoint]:
+    limits = ProfileLimits(
         context_tokens=192,
-        sequences=2,
+        max_sequences=2,
         block_tokens=BLOCK_TOKENS,
         kv_tokens=KV_TOKENS,
         transfers=transfers,
     )
-    return grid(limits)
+    return operating_points(limits)
 
 
-def complete(run: Path, *, transfers: bool) -> Profile:
+def complete(run: Path, *, transfers: bool) -> EngineProfile:
     """Every point once, with a time, and cached what was to be cached by the engine's word."""
-    profile = load(run / "profile.json")
+    profile = load_profile(run / "profile.json")
     assert [p.spot for p in profile.points] == spots(transfers=transfers)
     assert all(p.seconds for p in profile.points), "sequences did not fit at once"
     for point in profile.points:
         assert point.cached_tokens == point.spot.cached_tokens
-    assert set(profile.errors) == {p.spot.what for p in profile.points}
+    assert set(profile.errors) == {p.spot.metric for p in profile.points}
     return profile
 
 
@@ -57,17 +63,17 @@ def test_two_workers_are_measured_with_their_transfers(tmp_path: Path) -> None:
     profile = complete(tmp_path / "runs/small", transfers=True)
     shape = (profile.model, profile.engine, profile.kind, profile.tensor_parallel)
     assert shape == ("simulated", "simulator", "disaggregated", 1)
-    assert (profile.context_tokens, profile.kv_tokens, profile.most_sequences) == (
+    assert (profile.context_tokens, profile.kv_tokens, profile.max_sequences) == (
         192,
         KV_TOKENS,
         2,
     )
     assert profile.kv_bytes_per_token == KV_BYTES
     assert profile.hardware.startswith(f"{os.cpu_count()} x ")
-    assert profile.start_s > 0
+    assert profile.startup_s > 0
     assert profile.prompt_tokens_per_s > 0
     assert profile.answer_tokens_per_s > 0
-    for point in (p for p in profile.points if p.spot.what is What.transfer):
+    for point in (p for p in profile.points if p.spot.metric is Metric.transfer):
         blocks = -(-point.spot.prompt_tokens // BLOCK_TOKENS)
         assert point.size_bytes == blocks * BLOCK_TOKENS * KV_BYTES
     assert (tmp_path / "runs/small/profile.png").read_bytes().startswith(b"\x89PNG")
@@ -119,16 +125,16 @@ def test_after_kill_9_the_same_command_goes_on(tmp_path: Path) -> None:
         os.kill(pid, signal.SIGKILL)
     until("the agents gone", lambda: all(map(_gone, pids)))
     part = run / "parts/1.jsonl"
-    saved = measured([part])
+    saved = read_measurements([part])
     count = sum(map(len, saved.values()))
     everything = ROUNDS * len(spots(transfers=True))
     assert 3 <= count < everything, "it had ended before it was killed"
     with part.open("ab") as file:
-        file.write(b'{"spot": {"what": "ttft", "prom')  # as a power cut leaves it
+        file.write(b'{"spot": {"metric": "ttft", "prom')  # as a power cut leaves it
     again = hpc_dynamo(*WORDS, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     complete(run, transfers=True)
-    new = measured([run / "parts/2.jsonl"])
+    new = read_measurements([run / "parts/2.jsonl"])
     assert count + sum(map(len, new.values())) == everything, "measured again"
     assert all(len(saved[spot]) + len(new[spot]) == ROUNDS for spot in spots(transfers=True))
     status = latest(run).status()
@@ -166,7 +172,7 @@ def test_a_context_too_short_is_refused_for_good(tmp_path: Path) -> None:
 
 
 def test_tokens_that_come_together_are_each_heard() -> None:
-    heard = Heard(sent_at=0.0)
+    heard = TimedStream(sent_at=0.0)
     events = [b'{"choices":[{}],"usage":{"completion_tokens":%d}}' % n for n in (1, 3)]
     last = b'{"choices":[],"usage":{"prompt_tokens_details":{"cached_tokens":16}}}'
     for event in (*events, last, b"[DONE]"):
@@ -179,7 +185,7 @@ def test_tokens_that_come_together_are_each_heard() -> None:
 
 
 def test_engines_that_count_nothing_give_a_token_an_event() -> None:
-    heard = Heard(sent_at=0.0)
+    heard = TimedStream(sent_at=0.0)
     heard.write(b': ping\n\ndata: {"choices":[{}]}\n\ndata: {"choices":[{}]}\n\ndata: [DONE]\n\n')
     heard.read()
     assert len(heard.token_at) == 2

@@ -86,9 +86,9 @@ def test_each_has_its_own_tokenizer_and_router(both: Served) -> None:
         both.post("/v1/route", {"model": model, "prompt": STORY}).json
         for model in ("small", "large")
     )
-    assert (small["model"], small["tokens"], small["why"]) == ("small", len(STORY), "whole")
+    assert (small["model"], small["tokens"], small["reason"]) == ("small", len(STORY), "aggregated")
     assert [w["rank"] for w in small["workers"]] == [0, 1]
-    assert (large["model"], large["tokens"], large["why"]) == ("large", 0, "split")
+    assert (large["model"], large["tokens"], large["reason"]) == ("large", 0, "disaggregated")
     assert [w["rank"] for w in large["workers"]] == [2, 3]
 
 
@@ -109,7 +109,7 @@ def test_figures_have_the_model_as_a_label(both: Served) -> None:
     page = both.metrics_now()
     counted = 'hpc_dynamo_requests_total{model="large",path="/v1/completions",status="200"}'
     assert page[counted] >= 1
-    assert page['hpc_dynamo_router_prefills_total{model="large",reason="split"}'] >= 1
+    assert page['hpc_dynamo_router_prefills_total{model="large",reason="disaggregated"}'] >= 1
     assert 'hpc_dynamo_requests_waiting{model="small"}' in page
 
 

@@ -31,7 +31,7 @@ def test_a_dry_run_tells_where_and_why(served: Served, request: pytest.FixtureRe
     ranks = {worker["rank"] for worker in said["workers"] if worker["chosen"]}
     assert ranks == {said["decode"], said["prefill"]} - {None}
     split = "disaggregated" in request.node.name
-    assert said["why"] in ({"split", "short"} if split else {"whole"})
+    assert said["reason"] in ({"disaggregated", "local_short_prompt"} if split else {"aggregated"})
 
 
 def test_a_dry_run_sends_nothing(aggregated: Served) -> None:

@@ -11,10 +11,10 @@ from hpc_dynamo.frontend.request_translator import RequestTranslator, read_body
 from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.http import HttpRequest
 from hpc_dynamo.preprocess import TokenIdsOnly
-from hpc_dynamo.router import Ask, Offer, View, block_hashes
+from hpc_dynamo.router import ModelAvailability, RoutingRequest, RunView, block_hashes
 
 IDS = list(range(100))
-VIEW = View(offers={"": Offer(context_tokens=1000)})
+VIEW = RunView(models={"": ModelAvailability(context_tokens=1000)})
 
 
 def config(policy: Policy = Policy.kv, kind: TopologyKind = TopologyKind.disaggregated) -> Config:
@@ -26,7 +26,7 @@ def config(policy: Policy = Policy.kv, kind: TopologyKind = TopologyKind.disaggr
     )
 
 
-async def asked(config: Config, prompt: object, **fields: object) -> Ask:
+async def asked(config: Config, prompt: object, **fields: object) -> RoutingRequest:
     """For a completion of a model whose tokenizer nobody has."""
     generation = RequestTranslator(config, TokenIdsOnly(), FrontendStats())
     body = json.dumps({"prompt": prompt, **fields}).encode()
@@ -37,27 +37,31 @@ async def asked(config: Config, prompt: object, **fields: object) -> Ask:
 @pytest.mark.parametrize("prompt", [IDS, [IDS]])
 async def test_token_ids_are_routed_by_cache_without_a_tokenizer(prompt: object) -> None:
     blocks = block_hashes(array("I", IDS).tobytes(), Config().router.block_tokens)
-    assert await asked(config(), prompt) == Ask(tokens=100, hashes=blocks, split=True)
+    assert await asked(config(), prompt) == RoutingRequest(
+        prompt_tokens=100, block_hashes=blocks, may_disaggregate=True
+    )
 
 
 @pytest.mark.parametrize("prompt", ["text", ["text"], [-1]])
 async def test_what_has_no_ids_is_routed_by_load(prompt: object) -> None:
-    assert await asked(config(), prompt) == Ask(split=True)
+    assert await asked(config(), prompt) == RoutingRequest(may_disaggregate=True)
 
 
 @pytest.mark.parametrize("prompt", [["text", "more"], [], [[1], "text"], None])
 async def test_several_prompts_are_not_split_without_their_ids(prompt: object) -> None:
-    assert await asked(config(), prompt) == Ask(split=False)
+    assert await asked(config(), prompt) == RoutingRequest(may_disaggregate=False)
 
 
 @pytest.mark.parametrize("policy", [Policy.least_loaded, Policy.round_robin])
 async def test_ids_that_nobody_asks_for_are_not_computed(policy: Policy) -> None:
-    assert await asked(config(policy, TopologyKind.aggregated), IDS) == Ask(split=False)
-    assert await asked(config(policy), IDS, n=2) == Ask(split=False)
+    assert await asked(config(policy, TopologyKind.aggregated), IDS) == RoutingRequest(
+        may_disaggregate=False
+    )
+    assert await asked(config(policy), IDS, n=2) == RoutingRequest(may_disaggregate=False)
 
 
 @pytest.mark.parametrize("policy", Policy)
 async def test_a_prompt_that_does_not_fit_is_not_split(policy: Policy) -> None:
     """Under every policy: a prefill worker would compute it for nothing."""
-    assert (await asked(config(policy), IDS * 10)).split is False
-    assert (await asked(config(policy), IDS)).split is True
+    assert (await asked(config(policy), IDS * 10)).may_disaggregate is False
+    assert (await asked(config(policy), IDS)).may_disaggregate is True

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, Status
-from hpc_dynamo.planner.scale_out import Growing
+from hpc_dynamo.planner.scale_out import ScaleOutRecord
 from hpc_dynamo.run import Attempt
 from tests.integration.serving.served import MODEL, Served, kill, serving
 from tests.support.runs import hpc_dynamo, until
@@ -69,9 +69,9 @@ def jobs(attempt: Attempt) -> list[ExtraJobStatus]:
     return [state for job in attempt.extra_jobs() if (state := job.state())]
 
 
-def records(attempt: Attempt) -> list[Growing]:
+def records(attempt: Attempt) -> list[ScaleOutRecord]:
     lines = attempt.scale_out_file.read_bytes().splitlines()
-    return [msgspec.json.decode(line, type=Growing) for line in lines]
+    return [msgspec.json.decode(line, type=ScaleOutRecord) for line in lines]
 
 
 def served_by_new_ranks(served: Served) -> bool:
@@ -108,7 +108,7 @@ async def test_a_job_comes_with_the_load_and_goes_without(
         asked, back = records(served.attempt)
         assert (asked.move.old, back.move.new) == (None, None)
         assert asked.jobs == back.jobs == (1,)
-        assert back.why == "not needed"
+        assert back.reason == "not needed"
         assert jobs(served.attempt)[0].node_hours > 0
         assert status.node_hours == jobs(served.attempt)[0].node_hours
 

@@ -47,9 +47,15 @@ from hpc_dynamo.messages import (
     WorkerReport,
     WorkerState,
 )
-from hpc_dynamo.planner.signals import Decision, Demand, Lack, Signals, Wanted
-from hpc_dynamo.router import Ask, Router
-from hpc_dynamo.router.scheduling.lease import Wish
+from hpc_dynamo.planner.signals import (
+    CapacityGap,
+    ExpectedLoad,
+    PlannerDecision,
+    Signals,
+    TargetSplit,
+)
+from hpc_dynamo.router import Router, RoutingRequest
+from hpc_dynamo.router.scheduling.lease import RoutingHints
 from hpc_dynamo.run import Attempt, ExtraJobFolder, Run, write_json
 from hpc_dynamo.tasks.node import CODEC
 from hpc_dynamo.topology import Plan, plan, plan_extra_job
@@ -83,7 +89,7 @@ class Head:
     async def ready(self, count: int) -> None:
         with self.members.subscribe() as reports:
             async with asyncio.timeout(SOON_S):
-                while sum(1 for _ in self.router.members) < count:
+                while sum(1 for _ in self.router.workers) < count:
                     await reports.get()
 
 
@@ -114,7 +120,7 @@ async def heading(
     )
     roster = Roster(nodes=(record,), method="tcp", seconds=0.0)
     write_json(attempt.roster_file, roster)
-    router = Router.of(config)
+    router = Router.from_config(config)
     members = Membership(attempt, roster, server, {"": router}, hopeless)
     listening = asyncio.create_task(members.listen())
     yield Head(attempt, members, router)
@@ -155,7 +161,7 @@ async def test_it_joins_warns_and_leaves(head: Head) -> None:
             assert await head.members.preempted_nodes.get() == 1
         await head.members.stop(frozenset({1}), "not needed", SOON_S)
         assert head.members.workers == {}
-        assert list(head.router.members) == []
+        assert list(head.router.workers) == []
     assert job.outcome() == Outcome(exit_code=0)
 
 
@@ -207,7 +213,7 @@ async def test_a_worker_that_leaves_while_it_changes_its_role_fails_to(head: Hea
     head.members.expect(job.plan())
     async with agent(job):
         await head.ready(2)
-        lease = await head.router.route(Ask(wish=Wish(workers=(2,))))
+        lease = await head.router.route(RoutingRequest(hints=RoutingHints(workers=(2,))))
         flipper = RoleChanger(CONFIG, head.router, head.members)
         role = Role.aggregated  # the way there is the same, whatever the roles
         flip = asyncio.create_task(flipper.change_role(2, role, role))
@@ -363,12 +369,12 @@ def grower(
     return ScaleOutController(head.attempt, head.router, head.members, None, moving=tuple)
 
 
-def decision(more: int) -> Decision:
-    return Decision(
-        seen=Signals(at=time.time(), seconds=1.0),
-        expected=Demand(),
-        wanted=Wanted(prefill=0, decode=0),
-        lack=Lack(more=more, spare=0, role=Role.aggregated),
+def decision(more: int) -> PlannerDecision:
+    return PlannerDecision(
+        signals=Signals(at=time.time(), seconds=1.0),
+        expected=ExpectedLoad(),
+        target=TargetSplit(prefill=0, decode=0),
+        gap=CapacityGap(missing=more, spare=0, role=Role.aggregated),
     )
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from benchmarks.common.processes import Ended, Group
+from benchmarks.common.processes import ProcessExited, ProcessGroup
 from benchmarks.common.workload import CONVERSATIONS, KINDS, Workload, corpus, workload
 from benchmarks.frontend import streams
-from benchmarks.frontend.load import Load, measure, warm
-from benchmarks.frontend.peers import Backend
-from benchmarks.frontend.results import Found, tables
-from benchmarks.frontend.targets import Behind
+from benchmarks.frontend.load import Load, measure, warm_up
+from benchmarks.frontend.peers import FixedBackend
+from benchmarks.frontend.results import Results, tables
+from benchmarks.frontend.targets import BackendKind
 from hpc_dynamo.errors import ConfigError
 
 needs_wrk = pytest.mark.skipif(not shutil.which("wrk"), reason="apt-get install wrk")
@@ -33,9 +33,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture(params=[Behind.FAST, Behind.PACED])
-async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
-    backend = Backend(tmp_path / "backend", request.param)
+@pytest.fixture(params=[BackendKind.FAST, BackendKind.PACED])
+async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[FixedBackend]:
+    backend = FixedBackend(tmp_path / "backend", request.param)
     yield backend
     await backend.stop()
 
@@ -79,16 +79,18 @@ def test_unknown_workload_lists_the_known(tokenizer: Path) -> None:
         workload("mixed", 100, tokenizer, answer=1, stream=False)
 
 
-async def test_streams_count_every_token(backend: Backend, tokenizer: Path, tmp_path: Path) -> None:
+async def test_streams_count_every_token(
+    backend: FixedBackend, tokenizer: Path, tmp_path: Path
+) -> None:
     url = await backend.start()
-    load = Load("shared", 100, 3, 7, backend.behind, 1)
+    load = Load("shared", 100, 3, 7, backend.kind, 1)
     figure = await measure(backend, url, load, tokenizer, tmp_path)
     assert figure.streamed
     assert figure.errors == 0
     assert figure.requests >= 3
     assert figure.tokens == figure.streamed.usage_tokens == 7 * figure.requests
     assert figure.cost.peak_mib > 1
-    found = Found()
+    found = Results()
     found.add(backend, load, figure)
     assert [table.row_count for table in tables(found)] == [1]
 
@@ -103,11 +105,11 @@ async def test_wrk_sends_what_the_workload_says(tokenizer: Path, tmp_path: Path)
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
         writer.close()
 
-    backend = Backend(tmp_path / "none", Behind.FAST)
-    load = Load("shared", 1200, 2, 1, Behind.ANSWERS, 1)
+    backend = FixedBackend(tmp_path / "none", BackendKind.FAST)
+    load = Load("shared", 1200, 2, 1, BackendKind.ANSWERS, 1)
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        await warm(backend, url, load, tokenizer, tmp_path)
+        await warm_up(backend, url, load, tokenizer, tmp_path)
         figure = await measure(backend, url, load, tokenizer, tmp_path)
     assert 0 < figure.requests <= len(seen)
     assert figure.errors == 0
@@ -153,14 +155,14 @@ def _request(url: str) -> Callable[[], bytes]:
 
 
 async def test_a_program_that_ends_is_told_with_its_last_words(tmp_path: Path) -> None:
-    group = Group(tmp_path)
+    group = ProcessGroup(tmp_path)
     await group.start("short", ["sh", "-c", "echo no such port; exit 7"])
-    with pytest.raises(Ended, match=r"exit code 7.*no such port"):
+    with pytest.raises(ProcessExited, match=r"exit code 7.*no such port"):
         await _checked_for_ever(group)
     await group.stop()
 
 
-async def _checked_for_ever(group: Group) -> None:
+async def _checked_for_ever(group: ProcessGroup) -> None:
     async with asyncio.timeout(10):
         while True:
             group.check()

@@ -4,17 +4,23 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.planner_dynamo import Exact, result, traffic
-from benchmarks.planner_load import TARGETS, Load, job, turning
-from benchmarks.planner_rivals import Scheduled, best_splits, moved
-from benchmarks.planner_tables import Figures
+from benchmarks.planner.baselines import Scheduled, best_splits, moved
+from benchmarks.planner.dynamo_process import Exact, result, traffic
+from benchmarks.planner.loads import TARGETS, Load, job, turning
+from benchmarks.planner.results import Figures
 from hpc_dynamo.config import Role
 from hpc_dynamo.planner.signals import Signals
-from hpc_dynamo.simulation import Phase, simulate, synthetic
-from hpc_dynamo.timing_model import Timing
+from hpc_dynamo.simulation import LoadPhase, simulate, synthetic_load
+from hpc_dynamo.timing_model import TimingModel
 
 SEEN = Signals(
-    at=5.0, seconds=5.0, requests=10, prompt_tokens=1000.0, prefill=2, decode=3, ahead_tokens=2500.0
+    at=5.0,
+    seconds=5.0,
+    requests=10,
+    prompt_tokens=1000.0,
+    prefill=2,
+    decode=3,
+    prefill_tokens=2500.0,
 )
 
 
@@ -22,14 +28,16 @@ def test_the_turning_load_turns_there_and_back() -> None:
     requests = turning(seed=3, stretch=0.1).requests
     third = len(requests) // 3
     parts = (requests[:third], requests[third : 2 * third], requests[2 * third :])
-    ratios = [sum(r.prompt for r in part) / sum(r.answer for r in part) for part in parts]
+    ratios = [
+        sum(r.prompt_tokens for r in part) / sum(r.response_tokens for r in part) for part in parts
+    ]
     assert ratios[0] > 3 * ratios[1] < ratios[2]
 
 
 def test_the_oracle_finds_and_follows_the_best_splits() -> None:
     """A minute of long prompts, then one of long answers, on four ranks."""
-    phases = [Phase(60.0, 4.0, 8000, 60), Phase(60.0, 6.0, 50, 700)]
-    load, four = Load("two", synthetic(phases, seed=1)), job(2, ranks=4)
+    phases = [LoadPhase(60.0, 4.0, 8000, 60), LoadPhase(60.0, 6.0, 50, 700)]
+    load, four = Load("two", synthetic_load(phases, seed=1)), job(2, ranks=4)
     splits = best_splits(four, load)
     assert splits[0] > splits[3] == 1
     outcome = simulate(
@@ -37,7 +45,7 @@ def test_the_oracle_finds_and_follows_the_best_splits() -> None:
         load.requests,
         Scheduled(splits, 30.0),
     )
-    assert outcome.flips
+    assert outcome.role_changes
     assert Figures.of(load, "oracle", outcome).lost == 0
     assert outcome.targets == TARGETS
 
@@ -58,7 +66,7 @@ def test_dynamo_is_told_what_ours_sees() -> None:
 
 
 def test_its_performance_model_is_the_engines_own_timing() -> None:
-    timing = Timing(0.01, 1e-4, 1e-9, 0.02, 1e-3, 1e-6)
+    timing = TimingModel(0.01, 1e-4, 1e-9, 0.02, 1e-3, 1e-6)
     Exact.timing = vars(timing)
     step = {
         "sum_prefill_tokens": 100,

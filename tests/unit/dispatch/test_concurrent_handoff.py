@@ -83,7 +83,7 @@ async def test_both_get_the_request_at_once_and_decode_answers(rooms: House) -> 
     assert 0 <= room["bootstrap_room"] < 2**63
     assert handed == body | room
     assert asked == {"prompt": "p", "max_tokens": 50} | room
-    assert [m.active for m in dispatcher.members] == [0, 0]
+    assert [m.active for m in dispatcher.workers] == [0, 0]
 
 
 async def test_every_request_has_a_room_and_a_worker_is_asked_its_port_once(rooms: House) -> None:
@@ -111,7 +111,7 @@ async def test_who_fails_ends_the_other(rooms: House, refuser: int, status: int)
     assert f"worker {refuser} answered {status}" in error.message
     async with asyncio.timeout(SOON_S):
         await left.wait()
-    assert [m.active for m in dispatcher.members] == [0, 0]
+    assert [m.active for m in dispatcher.workers] == [0, 0]
 
 
 async def test_of_two_that_fail_the_one_without_an_answer_is_told(rooms: House) -> None:
@@ -144,12 +144,12 @@ async def test_of_two_that_fail_the_one_without_an_answer_is_told(rooms: House) 
     async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         dispatcher, _, engine = await rooms.split(text, decode)
-        dispatcher.leave(0)
-        await dispatcher.join(7, Role.prefill, f"http://127.0.0.1:{port}")
+        dispatcher.remove_worker(0)
+        await dispatcher.add_worker(7, Role.prefill, f"http://127.0.0.1:{port}")
         sending = asyncio.create_task(dispatcher.send(PATH, {"prompt": "x"}, SOON_S))
         await both.wait()
         other = await rooms.engine(text)
-        await dispatcher.join(8, Role.prefill, other.url)
+        await dispatcher.add_worker(8, Role.prefill, other.url)
         assert (await sending).rank == 1
     assert len(engine.bodies) == 2
     assert len(other.bodies) == 1
@@ -174,7 +174,7 @@ async def test_a_cancelled_request_ends_on_both(rooms: House) -> None:
     async with asyncio.timeout(SOON_S):
         for event in left:
             await event.wait()
-    assert [m.active for m in dispatcher.members] == [0, 0]
+    assert [m.active for m in dispatcher.workers] == [0, 0]
 
 
 async def test_a_prefill_worker_that_tells_no_place_to_meet(rooms: House) -> None:

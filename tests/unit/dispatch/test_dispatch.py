@@ -16,7 +16,7 @@ from hpc_dynamo.engines import PdProtocol
 from hpc_dynamo.engines.vllm_pd_protocol import UNKNOWN_MODEL, VllmPdProtocol
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import HttpClient
-from hpc_dynamo.router import Ask, Router
+from hpc_dynamo.router import Router, RoutingRequest
 
 SOON_S = 10.0
 PATH = "/v1/completions"
@@ -109,7 +109,7 @@ class Sender(Router):
     ) -> BufferedResponse:
         answer, content = answer or BufferedResponse(), json.dumps(body).encode()
         async with asyncio.timeout(timeout_s):
-            await self.dispatcher.run(EngineRequest(path, content, body, Ask()), answer)
+            await self.dispatcher.run(EngineRequest(path, content, body, RoutingRequest()), answer)
         return answer
 
 
@@ -142,8 +142,8 @@ class House:
         """One prefill worker, rank 0, and one decode worker, rank 1."""
         dispatcher = await self.dispatcher(TopologyKind.disaggregated)
         engines = await self.engine(prefill), await self.engine(decode)
-        await dispatcher.join(0, Role.prefill, engines[0].url)
-        await dispatcher.join(1, Role.decode, engines[1].url)
+        await dispatcher.add_worker(0, Role.prefill, engines[0].url)
+        await dispatcher.add_worker(1, Role.decode, engines[1].url)
         return dispatcher, *engines
 
     async def whole(self, *replies: Reply) -> tuple[Sender, list[Engine]]:
@@ -151,7 +151,7 @@ class House:
         dispatcher = await self.dispatcher(TopologyKind.aggregated)
         engines = [await self.engine(reply) for reply in replies]
         for rank, engine in enumerate(engines):
-            await dispatcher.join(rank, Role.aggregated, engine.url)
+            await dispatcher.add_worker(rank, Role.aggregated, engine.url)
         return dispatcher, engines
 
 
@@ -197,8 +197,8 @@ async def test_the_least_loaded_worker_gets_the_next(house: House) -> None:
             await engine.has(3)
         assert [e.now for e in engines] == [3, 3, 3]
         free.set()
-    assert sorted(m.served for m in dispatcher.members) == [3, 3, 3]
-    assert all(m.active == 0 and m.busy_s > 0 for m in dispatcher.members)
+    assert sorted(m.served for m in dispatcher.workers) == [3, 3, 3]
+    assert all(m.active == 0 and m.busy_s > 0 for m in dispatcher.workers)
 
 
 @pytest.mark.parametrize(
@@ -233,8 +233,8 @@ async def test_a_prefill_answer_that_makes_no_sense_may_be_tried_again(
 
 async def test_an_engine_that_is_not_there_is_told_and_left_in_peace(house: House) -> None:
     dispatcher = await house.dispatcher(TopologyKind.aggregated)
-    await dispatcher.join(4, Role.aggregated, "http://127.0.0.1:1")
-    await dispatcher.join(5, Role.aggregated, (await house.engine(text)).url)
+    await dispatcher.add_worker(4, Role.aggregated, "http://127.0.0.1:1")
+    await dispatcher.add_worker(5, Role.aggregated, (await house.engine(text)).url)
     for _ in range(4):
         assert (await dispatcher.send(PATH, {"prompt": "x"}, SOON_S)).rank == 5
 
@@ -249,7 +249,7 @@ async def test_an_engine_that_dies_in_the_middle(house: House) -> None:
     async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         dispatcher = await house.dispatcher(TopologyKind.aggregated)
-        await dispatcher.join(0, Role.aggregated, f"http://127.0.0.1:{port}")
+        await dispatcher.add_worker(0, Role.aggregated, f"http://127.0.0.1:{port}")
         error = await failed(dispatcher)
     assert (error.status, error.final) == (503, False)
 
@@ -259,17 +259,17 @@ async def test_silence_ends_with_the_deadline(house: House) -> None:
     for silent_one in (dispatcher, await house.dispatcher(TopologyKind.aggregated)):
         with pytest.raises(TimeoutError):
             await silent_one.send(PATH, {"prompt": "x"}, 0.2)
-    assert [m.active for m in dispatcher.members] == [0]
+    assert [m.active for m in dispatcher.workers] == [0]
 
 
 async def test_a_request_waits_for_a_worker_to_come(house: House) -> None:
     dispatcher = await house.dispatcher(TopologyKind.disaggregated)
     prefill, decode = await house.engine(handover), await house.engine(text)
     waiting = asyncio.create_task(dispatcher.send(PATH, {"prompt": "x"}, SOON_S))
-    await dispatcher.join(0, Role.prefill, prefill.url)
+    await dispatcher.add_worker(0, Role.prefill, prefill.url)
     assert not waiting.done()
     assert not prefill.bodies, "prefilled before there was a worker to take the blocks"
-    await dispatcher.join(1, Role.decode, decode.url)
+    await dispatcher.add_worker(1, Role.decode, decode.url)
     assert (await waiting).rank == 1
 
 
@@ -278,8 +278,8 @@ async def test_idle_workers_take_turns_and_who_left_gets_no_more(house: House) -
     for _ in range(6):
         await dispatcher.send(PATH, {"prompt": "x"}, SOON_S)
     assert [len(e.bodies) for e in engines] == [3, 3]
-    dispatcher.leave(0)
-    dispatcher.leave(0)
+    dispatcher.remove_worker(0)
+    dispatcher.remove_worker(0)
     for _ in range(4):
         assert (await dispatcher.send(PATH, {"prompt": "x"}, SOON_S)).rank == 1
 
@@ -288,23 +288,23 @@ async def test_a_rank_that_comes_again_is_another_worker(house: House) -> None:
     """Of whose life before only the busy time is kept, else the rank would seem to have idled."""
     dispatcher, _ = await house.whole(refusing(500))
     await failed(dispatcher)
-    (before,) = (m.busy_s for m in dispatcher.members)
-    dispatcher.leave(0)
+    (before,) = (m.busy_s for m in dispatcher.workers)
+    dispatcher.remove_worker(0)
     engine = await house.engine(text)
-    await dispatcher.join(0, Role.aggregated, engine.url)
-    (member,) = dispatcher.members
+    await dispatcher.add_worker(0, Role.aggregated, engine.url)
+    (member,) = dispatcher.workers
     assert (member.served, member.busy_s) == (0, before)
     assert (await dispatcher.send(PATH, {"prompt": "x"}, SOON_S)).content == AS_IT_CAME
 
 
 async def test_ready_waits_for_all_roles(house: House) -> None:
     dispatcher = await house.dispatcher(TopologyKind.disaggregated)
-    ready = asyncio.create_task(dispatcher.ready([Role.prefill, Role.decode]))
-    await dispatcher.join(0, Role.prefill, "http://127.0.0.1:1")
-    await dispatcher.join(1, Role.prefill, "http://127.0.0.1:1")
+    ready = asyncio.create_task(dispatcher.wait_for_roles([Role.prefill, Role.decode]))
+    await dispatcher.add_worker(0, Role.prefill, "http://127.0.0.1:1")
+    await dispatcher.add_worker(1, Role.prefill, "http://127.0.0.1:1")
     await asyncio.sleep(0)
     assert not ready.done()
-    await dispatcher.join(2, Role.decode, "http://127.0.0.1:1")
+    await dispatcher.add_worker(2, Role.decode, "http://127.0.0.1:1")
     async with asyncio.timeout(SOON_S):
         await ready
 
@@ -316,7 +316,7 @@ async def test_a_cancelled_request_is_counted_out(house: House) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert [m.active for m in dispatcher.members] == [0]
+    assert [m.active for m in dispatcher.workers] == [0]
 
 
 async def test_hundreds_at_a_time(house: House) -> None:
@@ -368,9 +368,9 @@ async def test_a_worker_that_never_got_the_request_does_not_count_as_a_try(house
         dispatcher, VllmPdProtocol(), house.client, house.tasks, max_attempts=1
     )
     engine = await house.engine(text)
-    await dispatcher.join(0, Role.aggregated, "http://127.0.0.1:1")
+    await dispatcher.add_worker(0, Role.aggregated, "http://127.0.0.1:1")
     assert not (await broken(dispatcher)).reached
-    await dispatcher.join(1, Role.aggregated, engine.url)
+    await dispatcher.add_worker(1, Role.aggregated, engine.url)
     assert (await dispatcher.send(PATH, {"prompt": "x"}, SOON_S)).rank == 1
 
 

@@ -15,7 +15,7 @@ from hpc_dynamo.dispatch.fan_out import fan_out, request_for_sample
 from hpc_dynamo.dispatch.merge import EventMerger, merge
 from hpc_dynamo.engines.sglang_pd_protocol import SglangPdProtocol
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.router import Ask, Lease
+from hpc_dynamo.router import Lease, RoutingRequest
 from tests.unit.dispatch.test_dispatch import SOON_S, Body, House, Reply, Sender, refusing, text
 
 USAGE = {
@@ -72,7 +72,7 @@ def test_an_answer_without_counts_is_merged(usage: Body | None) -> None:
 @pytest.mark.parametrize("raw", [True, False])
 def test_each_sample_has_a_seed_of_its_own(seed: Any, seeds: list[Any], raw: bool) -> None:
     body: Body = {"prompt": "p", "n": 3, "best_of": 3, "seed": seed, "rid": "r"}
-    work = EngineRequest("/", b"", read(body) if raw else body, Ask(), (), 3)
+    work = EngineRequest("/", b"", read(body) if raw else body, RoutingRequest(), (), 3)
     bodies = [json.loads(request_for_sample(work, sample).content) for sample in range(3)]
     assert [b["seed"] for b in bodies] == seeds
     assert [b.get("rid") for b in bodies] == ["r", None, None]
@@ -153,18 +153,18 @@ class Client:
 
     async def receive(self, answer: IncomingResponse, lease: Lease) -> None:
         self.type = answer.headers["content-type"]
-        lease.first_token()
+        lease.report_first_token()
         if self.type.startswith("text/event-stream"):
             await answer.relay(self)
         else:
             self.content = await answer.read()
-        lease.progress(1)
+        lease.report_progress(1)
 
 
 async def ask(dispatcher: Sender, body: Body, samples: int) -> Client:
     """`body` is sent as the endpoint has it: read one level deep."""
     client, content = Client(), json.dumps(body).encode()
-    work = EngineRequest("/v1/completions", content, read(body), Ask(), (), samples)
+    work = EngineRequest("/v1/completions", content, read(body), RoutingRequest(), (), samples)
     async with asyncio.timeout(SOON_S):
         await dispatcher.dispatcher.run(work, client)
     return client
@@ -184,7 +184,7 @@ async def test_every_request_has_one_answer_and_a_room_of_its_own(rooms: House) 
     assert found["usage"]["completion_tokens"] == 9
     assert len({b["bootstrap_room"] for b in decode.bodies}) == 3
     assert not any("n" in b for b in (*prefill.bodies, *decode.bodies))
-    assert [m.active for m in dispatcher.members] == [0, 0]
+    assert [m.active for m in dispatcher.workers] == [0, 0]
 
 
 def streaming(*pieces: bytes, then: asyncio.Event | None = None) -> Reply:
@@ -234,7 +234,7 @@ async def test_an_error_of_one_cancels_the_others(rooms: House) -> None:
     assert (failed.value.status, failed.value.body) == (400, b'{"error": "so it is"}')
     async with asyncio.timeout(SOON_S):
         await cancelled.wait()
-    assert [m.active for m in dispatcher.members] == [0, 0]
+    assert [m.active for m in dispatcher.workers] == [0, 0]
 
 
 async def test_a_client_that_leaves_cancels_all(rooms: House) -> None:
@@ -255,7 +255,7 @@ async def test_a_client_that_leaves_cancels_all(rooms: House) -> None:
     async with asyncio.timeout(SOON_S):
         await left.acquire()
         await left.acquire()
-    assert [m.active for m in dispatcher.members] == [0, 0]
+    assert [m.active for m in dispatcher.workers] == [0, 0]
 
 
 @pytest.mark.parametrize("body", [{"prompt": "p"}, STREAM])
@@ -270,7 +270,7 @@ async def test_too_many_answers_are_refused() -> None:
     async def nobody(work: EngineRequest, taker: object) -> None:
         raise AssertionError("sent")
 
-    work = EngineRequest("/v1/completions", b"", {"n": 129}, Ask(), (), 129)
+    work = EngineRequest("/v1/completions", b"", {"n": 129}, RoutingRequest(), (), 129)
     with pytest.raises(RequestFailed, match="n=129: at most 128") as failed:
         await fan_out(nobody, work, Client())
     assert failed.value.status == 400

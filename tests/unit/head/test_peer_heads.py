@@ -10,13 +10,13 @@ from aiohttp import web
 
 from hpc_dynamo.head.membership.peer_heads import PeerHeads
 from hpc_dynamo.http import HttpClient
-from hpc_dynamo.router import Load, Router
-from hpc_dynamo.router.scheduling.peer_loads import Published
+from hpc_dynamo.router import Router, WorkerDemand
+from hpc_dynamo.router.scheduling.peer_loads import PublishedLoads
 from tests.unit.router.requests import whole
 
 SOON_S = 20.0
 AT = "http://n0:1"
-BUSY = Load(40, 10, 3)
+BUSY = WorkerDemand(40, 10, 3)
 
 
 class Head:
@@ -26,9 +26,9 @@ class Head:
         self.status, self.content, self.url = 200, b"", ""
         self._asked, self._more = 0, asyncio.Condition()
 
-    def says(self, name: str, **on: Load) -> None:
+    def says(self, name: str, **on: WorkerDemand) -> None:
         workers = {f"http://{host}:1": load for host, load in on.items()}
-        self.content = msgspec.json.encode(Published(name, workers))
+        self.content = msgspec.json.encode(PublishedLoads(name, workers))
 
     async def answer(self, request: web.Request) -> web.Response:
         assert (request.path, request.headers["Authorization"]) == ("/v1/loads", "Bearer key")
@@ -60,8 +60,8 @@ async def listening(router: Router) -> AsyncIterator[Head]:
     await runner.cleanup()
 
 
-def others(router: Router) -> Load:
-    return next(iter(router.members)).others
+def others(router: Router) -> WorkerDemand:
+    return next(iter(router.workers)).peer_load
 
 
 async def test_the_last_word_is_believed() -> None:
@@ -72,15 +72,15 @@ async def test_the_last_word_is_believed() -> None:
         assert others(router) == BUSY
         head.says("other")
         await head.heard()
-        assert others(router) == Load()
+        assert others(router) == WorkerDemand()
 
 
 async def test_a_head_that_hears_itself_does_not_count_it() -> None:
     router = await whole(1)
     async with listening(router) as head:
-        head.says(router.name, n0=BUSY)
+        head.says(router.head_name, n0=BUSY)
         await head.heard()
-        assert others(router) == Load()
+        assert others(router) == WorkerDemand()
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ async def test_what_is_no_answer_is_silence(status: int, content: bytes) -> None
         await head.heard()
         head.status, head.content = status, content
         async with asyncio.timeout(SOON_S):
-            while others(router) != Load():
+            while others(router) != WorkerDemand():
                 await head.heard()
         head.status = 200
         head.says("other", n0=BUSY)

@@ -2,17 +2,19 @@
 
 from collections.abc import Callable
 
-from hpc_dynamo.planner.profile import Point, Profile, Spot, What
-from hpc_dynamo.profiler.grid import ROOM, Limits, grid
-from hpc_dynamo.timing_model import Timing
+from hpc_dynamo.planner.profile import EngineProfile, Measurement, Metric, OperatingPoint
+from hpc_dynamo.profiler.grid import RESPONSE_TOKENS, ProfileLimits, operating_points
+from hpc_dynamo.timing_model import TimingModel
 
-LIMITS = Limits(context_tokens=8192, sequences=64, block_tokens=16, kv_tokens=65536, transfers=True)
+LIMITS = ProfileLimits(
+    context_tokens=8192, max_sequences=64, block_tokens=16, kv_tokens=65536, transfers=True
+)
 KV_BYTES = 1024  # a token
 STEP_TOKENS = 2048  # of prompts, that one step computes
 
 
-def profile(points: tuple[Point, ...] = (), limits: Limits = LIMITS) -> Profile:
-    return Profile(
+def profile(points: tuple[Measurement, ...] = (), limits: ProfileLimits = LIMITS) -> EngineProfile:
+    return EngineProfile(
         model="m",
         engine="formula",
         version="1",
@@ -24,31 +26,31 @@ def profile(points: tuple[Point, ...] = (), limits: Limits = LIMITS) -> Profile:
         date="2026-01-01T00:00:00+00:00",
         context_tokens=limits.context_tokens,
         kv_tokens=limits.kv_tokens,
-        most_sequences=limits.sequences,
-        start_s=30.0,
+        max_sequences=limits.max_sequences,
+        startup_s=30.0,
         prompt_tokens_per_s=1.0,
         answer_tokens_per_s=1.0,
         points=points,
     )
 
 
-def measured(timing: Timing, byte_s: float, limits: Limits = LIMITS) -> Profile:
+def measured(timing: TimingModel, byte_s: float, limits: ProfileLimits = LIMITS) -> EngineProfile:
     """As an engine of this timing is measured without any noise."""
-    return profile(tuple(_point(spot, timing, byte_s) for spot in grid(limits)), limits)
+    return profile(tuple(_point(spot, timing, byte_s) for spot in operating_points(limits)), limits)
 
 
-def _point(spot: Spot, timing: Timing, byte_s: float) -> Point:
-    context, measure = spot.prompt_tokens + ROOM / 2, _MEASURES[spot.what]
-    return Point(
+def _point(spot: OperatingPoint, timing: TimingModel, byte_s: float) -> Measurement:
+    context, measure = spot.prompt_tokens + RESPONSE_TOKENS / 2, _MEASURES[spot.metric]
+    return Measurement(
         spot=spot,
         seconds=measure(spot, timing, byte_s),
         cached_tokens=spot.cached_tokens,
-        context_tokens=context if spot.what is What.itl else 0.0,
-        size_bytes=spot.prompt_tokens * KV_BYTES if spot.what is What.transfer else 0,
+        context_tokens=context if spot.metric is Metric.itl else 0.0,
+        size_bytes=spot.prompt_tokens * KV_BYTES if spot.metric is Metric.transfer else 0,
     )
 
 
-def prefill_s(timing: Timing, prompt: int, cached: int = 0) -> float:
+def prefill_s(timing: TimingModel, prompt: int, cached: int = 0) -> float:
     """Step after step, as the simulator's scheduler."""
     seconds, done = 0.0, cached
     while done < prompt:
@@ -58,18 +60,18 @@ def prefill_s(timing: Timing, prompt: int, cached: int = 0) -> float:
     return seconds
 
 
-def _itl(spot: Spot, timing: Timing, byte_s: float) -> float:
-    context = spot.sequences * (spot.prompt_tokens + ROOM // 2)
+def _itl(spot: OperatingPoint, timing: TimingModel, byte_s: float) -> float:
+    context = spot.sequences * (spot.prompt_tokens + RESPONSE_TOKENS // 2)
     return timing.step_s(0, 0, spot.sequences, context)
 
 
-def _transfer(spot: Spot, timing: Timing, byte_s: float) -> float:
+def _transfer(spot: OperatingPoint, timing: TimingModel, byte_s: float) -> float:
     tokens = spot.prompt_tokens
     return KV_BYTES * tokens * byte_s + timing.step_s(0, 0, 1, tokens)
 
 
-_MEASURES: dict[What, Callable[[Spot, Timing, float], float]] = {
-    What.ttft: lambda spot, timing, _: prefill_s(timing, spot.prompt_tokens, spot.cached_tokens),
-    What.itl: _itl,
-    What.transfer: _transfer,
+_MEASURES: dict[Metric, Callable[[OperatingPoint, TimingModel, float], float]] = {
+    Metric.ttft: lambda spot, timing, _: prefill_s(timing, spot.prompt_tokens, spot.cached_tokens),
+    Metric.itl: _itl,
+    Metric.transfer: _transfer,
 }

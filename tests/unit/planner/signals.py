@@ -3,7 +3,7 @@
 from typing import Any
 
 from hpc_dynamo.planner.queueing import wait_s
-from hpc_dynamo.planner.signals import Demand, Signals
+from hpc_dynamo.planner.signals import ExpectedLoad, Signals
 
 INTERVAL_S = 30.0
 
@@ -11,7 +11,7 @@ INTERVAL_S = 30.0
 class Linear:
     """A worker whose times are straight lines: no engine in particular."""
 
-    start_s, most_sequences = 10.0, 256
+    startup_s, max_sequences = 10.0, 256
 
     def __init__(self, slower: float = 1.0) -> None:
         self._slower = slower
@@ -33,7 +33,7 @@ def saw(number: int, prefill: int, decode: int, **more: Any) -> Signals:
     return Signals(prefill=prefill, decode=decode, **(fields | more))
 
 
-def served(load: Demand, worker: Linear, split: tuple[int, int], **more: Any) -> Signals:
+def served(load: ExpectedLoad, worker: Linear, split: tuple[int, int], **more: Any) -> Signals:
     """What such workers show of a load that they keep up with; the TTFT of a minute is the worst.
 
     `hit_rate` of the prompts may be given.

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_dynamo.config import Forecast
-from hpc_dynamo.planner.forecast import PREDICTORS, Outlook, Predictor
-from hpc_dynamo.planner.signals import Demand, Signals
+from hpc_dynamo.planner.forecast import PREDICTORS, LoadForecaster, Predictor
+from hpc_dynamo.planner.signals import ExpectedLoad, Signals
 
 ALL = pytest.mark.parametrize("kind", list(Forecast))
 WITH_TREND = (Forecast.holt,)
@@ -85,8 +85,10 @@ def _square_error(kind: Forecast, values: list[float]) -> float:
 
 
 def test_an_interval_without_requests_says_nothing_of_their_length() -> None:
-    outlook = Outlook(Forecast.last)
+    outlook = LoadForecaster(Forecast.last)
     busy = Signals(at=30.0, seconds=30.0, requests=60, prompt_tokens=900.0, answer_tokens=50.0)
-    assert outlook.observe(busy) == Demand(rate_hz=2.0, prompt_tokens=900.0, answer_tokens=50.0)
+    assert outlook.observe(busy) == ExpectedLoad(
+        rate_hz=2.0, prompt_tokens=900.0, answer_tokens=50.0
+    )
     idle = outlook.observe(Signals(at=60.0, seconds=30.0))
-    assert idle == Demand(rate_hz=0.0, prompt_tokens=900.0, answer_tokens=50.0)
+    assert idle == ExpectedLoad(rate_hz=0.0, prompt_tokens=900.0, answer_tokens=50.0)

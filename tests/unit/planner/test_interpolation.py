@@ -4,8 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_dynamo.planner.interpolation import Interpolated, Line, Surface, undisturbed
-from hpc_dynamo.planner.profile import Point, Spot, What
+from hpc_dynamo.planner.interpolation import (
+    PiecewiseLine,
+    PiecewiseSurface,
+    ProfilePerformance,
+    remove_outliers,
+)
+from hpc_dynamo.planner.profile import Measurement, Metric, OperatingPoint
 from hpc_dynamo.timing_model import PROFILES
 from tests.unit.planner import modelled
 
@@ -29,7 +34,7 @@ def grids(draw: st.DrawFn) -> list[tuple[int, int, float]]:
 
 @given(lines())
 def test_a_line_is_exact_where_it_was_measured(points: dict[int, float]) -> None:
-    line = Line(points.items())
+    line = PiecewiseLine(points.items())
     assert [line.at(x) for x in points] == list(points.values())
 
 
@@ -42,14 +47,14 @@ def test_between_two_points_a_line_stays_between_them(
     below = max(p for p in points if p <= x)
     above = min((p for p in points if p >= x), default=below)
     ends = sorted((points[below], points[above]))
-    assert ends[0] - 1e-6 <= Line(points.items()).at(x) <= ends[1] + 1e-6
+    assert ends[0] - 1e-6 <= PiecewiseLine(points.items()).at(x) <= ends[1] + 1e-6
 
 
 @given(lines(), NUMBERS, NUMBERS)
 def test_a_line_rises_everywhere_where_its_points_do(
     points: dict[int, float], a: float, b: float
 ) -> None:
-    rising = Line(zip(points, sorted(points.values()), strict=True))
+    rising = PiecewiseLine(zip(points, sorted(points.values()), strict=True))
     low, high = sorted((2 * a, 2 * b))
     assert rising.at(low) <= rising.at(high) + 1e-6
 
@@ -58,24 +63,24 @@ def test_a_line_rises_everywhere_where_its_points_do(
 def test_beyond_its_ends_a_line_is_never_below_them(
     points: dict[int, float], beyond: float
 ) -> None:
-    line, xs = Line(points.items()), list(points)
+    line, xs = PiecewiseLine(points.items()), list(points)
     assert line.at(xs[0] - beyond) == points[xs[0]]
     assert line.at(xs[-1] + beyond) >= points[xs[-1]] - 1e-6
 
 
 def test_beyond_the_greatest_place_the_last_line_goes_on_where_it_rises() -> None:
-    assert Line([(0, 5), (1, 1), (3, 2)]).at(7) == 4
-    assert Line([(0, 1), (1, 5), (3, 2)]).at(7) == 2
-    assert Line([(3, 2)]).at(7) == 2
+    assert PiecewiseLine([(0, 5), (1, 1), (3, 2)]).at(7) == 4
+    assert PiecewiseLine([(0, 1), (1, 5), (3, 2)]).at(7) == 2
+    assert PiecewiseLine([(3, 2)]).at(7) == 2
 
 
 def test_what_was_measured_twice_counts_as_its_mean() -> None:
-    assert Line([(1, 2), (1, 4)]).at(1) == 3
+    assert PiecewiseLine([(1, 2), (1, 4)]).at(1) == 3
 
 
 @given(grids())
 def test_a_surface_is_exact_where_it_was_measured(points: list[tuple[int, int, float]]) -> None:
-    surface = Surface(points)
+    surface = PiecewiseSurface(points)
     assert [surface.at(x, y) for x, y, _ in points] == [z for *_, z in points]
 
 
@@ -83,7 +88,7 @@ def test_a_surface_is_exact_where_it_was_measured(points: list[tuple[int, int, f
 def test_a_surface_rises_where_its_points_do(
     points: list[tuple[int, int, float]], a: float, b: float, y: float
 ) -> None:
-    rising = Surface((x, y, x + 2 * y) for x, y, _ in points)
+    rising = PiecewiseSurface((x, y, x + 2 * y) for x, y, _ in points)
     low, high = sorted((a, b))
     assert rising.at(low, y) <= rising.at(high, y) + 1e-6
     assert rising.at(y, low) <= rising.at(y, high) + 1e-6
@@ -91,7 +96,7 @@ def test_a_surface_rises_where_its_points_do(
 
 @given(grids())
 def test_what_was_slower_than_more_work_was_disturbed(points: list[tuple[int, int, float]]) -> None:
-    calm = undisturbed(points)
+    calm = remove_outliers(points)
     assert all(after <= before for (*_, before), (*_, after) in zip(points, calm, strict=True))
     for x, y, seconds in calm:
         assert all(z >= seconds for more_x, more_y, z in calm if more_x >= x and more_y >= y)
@@ -99,22 +104,22 @@ def test_what_was_slower_than_more_work_was_disturbed(points: list[tuple[int, in
 
 def test_what_rises_is_left_as_it_is() -> None:
     rising = [(1.0, 1.0, 1.0), (1.0, 2.0, 2.0), (2.0, 1.0, 3.0), (2.0, 2.0, 3.0)]
-    assert undisturbed(rising) == rising
-    assert undisturbed([(1, 1, 5), (1, 2, 2)]) == [(1, 1, 2), (1, 2, 2)]
+    assert remove_outliers(rising) == rising
+    assert remove_outliers([(1, 1, 5), (1, 2, 2)]) == [(1, 1, 2), (1, 2, 2)]
 
 
 def test_without_points_there_is_no_line() -> None:
     with pytest.raises(ValueError, match="needs a point"):
-        Line([])
+        PiecewiseLine([])
     with pytest.raises(ValueError, match="needs a point"):
-        Surface([])
+        PiecewiseSurface([])
 
 
 @pytest.mark.parametrize(("timing", "off"), [("h100-8b", 0.03), ("cpu-135m", 0.001)])
 def test_held_out_points_are_met_where_nothing_is_noisy(timing: str, off: float) -> None:
     """What is left is the curve that a straight line does not follow."""
-    worker = Interpolated(modelled.measured(PROFILES[timing], 1e-9))
-    for what in What:
+    worker = ProfilePerformance(modelled.measured(PROFILES[timing], 1e-9))
+    for what in Metric:
         error = worker.error(what)
         assert error is not None
         assert error.worst < off
@@ -123,21 +128,21 @@ def test_held_out_points_are_met_where_nothing_is_noisy(timing: str, off: float)
 
 def test_every_measured_point_is_given_back() -> None:
     profile = modelled.measured(PROFILES["h100-8b"], 1e-9)
-    worker = Interpolated(profile)
-    for p in profile.of(What.ttft):
+    worker = ProfilePerformance(profile)
+    for p in profile.of(Metric.ttft):
         assert worker.prefill_s(p.spot.prompt_tokens, p.cached_tokens) == pytest.approx(p.seconds)
-    for p in profile.of(What.itl):
+    for p in profile.of(Metric.itl):
         assert worker.itl_s(p.spot.sequences, p.context_tokens) == pytest.approx(p.seconds)
-    assert worker.start_s == 30.0
-    assert worker.most_sequences == 64
+    assert worker.startup_s == 30.0
+    assert worker.max_sequences == 64
 
 
-def _transfers(times: dict[int, float]) -> Interpolated:
-    itl = Spot(what=What.itl, prompt_tokens=1)
-    spots = {n: Spot(what=What.transfer, prompt_tokens=n) for n in times}
-    points = [Point(spot=itl, seconds=0.5, context_tokens=1)]
-    points += [Point(spot=spots[n], seconds=seconds) for n, seconds in times.items()]
-    return Interpolated(modelled.profile(tuple(points)))
+def _transfers(times: dict[int, float]) -> ProfilePerformance:
+    itl = OperatingPoint(metric=Metric.itl, prompt_tokens=1)
+    spots = {n: OperatingPoint(metric=Metric.transfer, prompt_tokens=n) for n in times}
+    points = [Measurement(spot=itl, seconds=0.5, context_tokens=1)]
+    points += [Measurement(spot=spots[n], seconds=seconds) for n, seconds in times.items()]
+    return ProfilePerformance(modelled.profile(tuple(points)))
 
 
 def test_a_transfer_is_what_a_decode_worker_takes_beyond_a_step() -> None:
@@ -153,4 +158,4 @@ def test_transfers_that_noise_lets_fall_take_their_mean() -> None:
 
 def test_workers_that_hand_nothing_over_take_no_time_for_it() -> None:
     assert _transfers({}).transfer_s(5000) == 0
-    assert _transfers({}).error(What.transfer) is None
+    assert _transfers({}).error(Metric.transfer) is None

@@ -11,7 +11,7 @@ from hpc_dynamo.config import Planner as Rules
 from hpc_dynamo.config import PlannerMode, PriorityTarget, Role
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.planner.planner import Planner
-from hpc_dynamo.planner.signals import Decision, Demand
+from hpc_dynamo.planner.signals import ExpectedLoad, PlannerDecision
 from tests.unit.planner.signals import Linear, saw, served
 
 Load = dict[str, Any]
@@ -20,9 +20,9 @@ PROMPTS: Load = {"requests": 750, "prompt_tokens": 6000.0, "answer_tokens": 50.0
 ANSWERS: Load = {"requests": 3600, "prompt_tokens": 500.0, "answer_tokens": 900.0, "running": 60.0}
 
 
-def course(rules: Rules, loads: list[Load], have: list[int]) -> list[Decision]:
+def course(rules: Rules, loads: list[Load], have: list[int]) -> list[PlannerDecision]:
     """One decision for each load; moves are over by the next. `have` becomes the last split."""
-    planner, decisions = Planner(rules, Linear()), list[Decision]()
+    planner, decisions = Planner(rules, Linear()), list[PlannerDecision]()
     for number, load in enumerate(loads):
         decision = planner.decide(saw(number, *have, **load))
         if decision.move:
@@ -53,7 +53,7 @@ def test_a_load_that_wavers_moves_nobody_there_and_back(
     planner = Planner(Rules(mode=PlannerMode.sla, priority_target=protect), Linear())
     directions, dice = set[Role | None](), random.Random(seed)
     for number in range(60):
-        load = Demand(
+        load = ExpectedLoad(
             rate_hz=rate * dice.uniform(0.97, 1.03),
             prompt_tokens=prompt * dice.uniform(0.97, 1.03),
             answer_tokens=answer * dice.uniform(0.97, 1.03),
@@ -71,22 +71,24 @@ def test_patience_and_the_least_that_was_wanted() -> None:
         Rules(mode=PlannerMode.sla, stabilization_intervals=3), [PROMPTS] * 3, [4, 12]
     )
     assert one.move is two.move is None
-    assert two.why == "wanted 2 of 3 times"
+    assert two.reason == "wanted 2 of 3 times"
     assert three.move
-    assert three.move.count <= min(d.wanted.prefill - 4 for d in (one, two, three))
+    assert three.move.count <= min(d.target.prefill - 4 for d in (one, two, three))
 
 
 def test_while_workers_move_nothing_else_is_decided() -> None:
     planner = Planner(Rules(mode=PlannerMode.sla, stabilization_intervals=1), Linear())
     assert planner.decide(saw(0, 4, 12, **PROMPTS)).move
-    moving = planner.decide(saw(1, 4, 10, moving=2, **PROMPTS))
-    assert (moving.move, moving.why) == (None, "a move is under way")
+    moving = planner.decide(saw(1, 4, 10, changing_role=2, **PROMPTS))
+    assert (moving.move, moving.reason) == (None, "a move is under way")
     assert planner.decide(saw(2, 4, 12, **PROMPTS)).move, "a move that failed is wanted again"
 
 
 def test_both_kinds_decide() -> None:
     by_load = Planner(Rules(mode=PlannerMode.load, stabilization_intervals=1))
-    move = by_load.decide(saw(0, 2, 2, **PROMPTS, ahead=9.0, ahead_tokens=90_000.0)).move
+    move = by_load.decide(
+        saw(0, 2, 2, **PROMPTS, prefill_requests=9.0, prefill_tokens=90_000.0)
+    ).move
     assert move
     assert move.new is Role.prefill
     with pytest.raises(ConfigError, match=r"planner.profile=FILE"):
@@ -97,18 +99,18 @@ def test_a_role_that_has_lost_its_workers_is_not_waited_for() -> None:
     """Whatever patience says; a worker that comes back is one more then."""
     decision = Planner(Rules(mode=PlannerMode.load, stabilization_intervals=5)).decide(saw(0, 0, 3))
     assert decision.move
-    assert (decision.move.new, decision.why) == (Role.prefill, "a role has too few")
+    assert (decision.move.new, decision.reason) == (Role.prefill, "a role has too few")
 
 
 def test_what_is_lacking_and_what_could_go() -> None:
     planner = Planner(Rules(mode=PlannerMode.sla), Linear())
-    lacking = planner.decide(saw(0, 2, 2, **(PROMPTS | {"requests": 3000}))).lack
+    lacking = planner.decide(saw(0, 2, 2, **(PROMPTS | {"requests": 3000}))).gap
     assert lacking
-    assert (lacking.more > 40, lacking.spare, lacking.role) == (True, 0, Role.prefill)
+    assert (lacking.missing > 40, lacking.spare, lacking.role) == (True, 0, Role.prefill)
     idle = (
         Planner(Rules(mode=PlannerMode.sla), Linear())
         .decide(saw(0, 2, 14, requests=1, running=0.0))
-        .lack
+        .gap
     )
     assert idle
-    assert (idle.more, idle.spare) == (0, 14)
+    assert (idle.missing, idle.spare) == (0, 14)

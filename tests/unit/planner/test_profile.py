@@ -6,24 +6,32 @@ import msgspec
 import pytest
 
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.planner.interpolation import load_profile
-from hpc_dynamo.planner.picture import picture
-from hpc_dynamo.planner.profile import Error, Point, Spot, What, load, measured
+from hpc_dynamo.planner.interpolation import load_performance
+from hpc_dynamo.planner.profile import (
+    InterpolationError,
+    Measurement,
+    Metric,
+    OperatingPoint,
+    load_profile,
+    read_measurements,
+)
+from hpc_dynamo.planner.profile_plot import plot_profile
 from hpc_dynamo.run import write_json
 from hpc_dynamo.timing_model import PROFILES
 from tests.unit.planner import modelled
 
 PROFILE = msgspec.structs.replace(
-    modelled.measured(PROFILES["h100-8b"], 1e-9), errors={What.ttft: Error(0.01, 0.02, 3)}
+    modelled.measured(PROFILES["h100-8b"], 1e-9),
+    errors={Metric.ttft: InterpolationError(0.01, 0.02, 3)},
 )
 
 
 def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
     file = tmp_path / "profile.json"
     write_json(file, PROFILE)
-    assert load(file) == PROFILE
-    worker = load_profile(file)
-    assert worker.start_s == PROFILE.start_s
+    assert load_profile(file) == PROFILE
+    worker = load_performance(file)
+    assert worker.startup_s == PROFILE.startup_s
     assert worker.itl_s(64, 512) > worker.itl_s(1, 512) > 0
     assert worker.transfer_s(8000) > worker.transfer_s(1000) > 0
 
@@ -47,7 +55,7 @@ def _written(tmp_path: Path, content: bytes) -> Path:
 def test_what_is_no_profile_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
     file = _written(tmp_path, content)
     with pytest.raises(ConfigError) as e:
-        load_profile(file)
+        load_performance(file)
     assert str(e.value).startswith(f"planner.profile={file}: ")
     assert said in e.value.message
     assert "hpc-dynamo profile" in e.value.hint
@@ -56,26 +64,30 @@ def test_what_is_no_profile_is_refused(tmp_path: Path, content: bytes, said: str
 @pytest.mark.parametrize(("path", "said"), [("", "is not set"), ("nowhere.json", "No such file")])
 def test_a_profile_that_is_not_there_is_refused(path: str, said: str) -> None:
     with pytest.raises(ConfigError, match=rf"^planner\.profile.*{said}") as e:
-        load_profile(path)
+        load_performance(path)
     assert "hpc-dynamo profile" in e.value.hint
 
 
 def test_points_are_read_from_all_attempts_but_not_from_a_torn_line(tmp_path: Path) -> None:
-    spots = [Spot(what=What.itl, prompt_tokens=9, sequences=n) for n in (1, 2, 3)]
-    points = [Point(spot=spot, seconds=0.5, context_tokens=41.0) for spot in spots]
+    spots = [OperatingPoint(metric=Metric.itl, prompt_tokens=9, sequences=n) for n in (1, 2, 3)]
+    points = [Measurement(spot=spot, seconds=0.5, context_tokens=41.0) for spot in spots]
     lines = [msgspec.json.encode(point) for point in points]
     first, second = tmp_path / "1.jsonl", tmp_path / "2.jsonl"
     first.write_bytes(lines[0] + b"\n" + lines[2][:30] + b"\n" + lines[1] + b"\n")
     second.write_bytes(b"\n" + lines[2][:-3])
-    assert measured([first, second]) == {p.spot: [p] for p in points[:2]}
+    assert read_measurements([first, second]) == {p.spot: [p] for p in points[:2]}
     second.write_bytes(b"\n" + lines[2] + b"\n" + lines[0] + b"\n")
-    assert list(measured([first, second]).values()) == [2 * points[:1], points[1:2], points[2:]]
+    assert list(read_measurements([first, second]).values()) == [
+        2 * points[:1],
+        points[1:2],
+        points[2:],
+    ]
 
 
 @pytest.mark.parametrize("form", ["png", "svg"])
 def test_a_profile_is_drawn(tmp_path: Path, form: str) -> None:
     file = tmp_path / f"profile.{form}"
-    picture(file, PROFILE)
+    plot_profile(file, PROFILE)
     assert file.read_bytes().startswith((b"\x89PNG", b"<?xml"))
     if form == "svg":
         for word in ("TTFT", "ITL", "transfer", "held out"):

@@ -6,10 +6,10 @@ from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.messages import Quantiles, WorkerLoad
 from hpc_dynamo.planner.collect import collect_signals
-from hpc_dynamo.planner.load import queue_s
 from hpc_dynamo.planner.prompt_lengths import ComputedPrompts, PromptLengths
-from hpc_dynamo.router import Ask, Router
-from hpc_dynamo.router.scheduling.limits import Limits
+from hpc_dynamo.planner.threshold_rule import prefill_wait_s
+from hpc_dynamo.router import Router, RoutingRequest
+from hpc_dynamo.router.scheduling.limits import AdmissionLimits
 
 
 def load(rank: int, prompts: int, tokens: int, asked: int = 0, hits: int = 0) -> WorkerLoad:
@@ -46,29 +46,31 @@ def test_workers_that_restart_come_and_go(after: list[WorkerLoad], found: Comput
     assert lengths.take(after) == found
 
 
-async def router_of_two(ask: Ask) -> Router:
+async def router_of_two(ask: RoutingRequest) -> Router:
     """A prefill and a decode worker, with one request under way."""
     router = Router(
-        TopologyKind.disaggregated, RouterConfig(conditional_disaggregation=False), Limits()
+        TopologyKind.disaggregated,
+        RouterConfig(conditional_disaggregation=False),
+        AdmissionLimits(),
     )
-    await router.join(0, Role.prefill, "http://p")
-    await router.join(1, Role.decode, "http://d")
+    await router.add_worker(0, Role.prefill, "http://p")
+    await router.add_worker(1, Role.decode, "http://d")
     await router.route(ask)
     return router
 
 
 async def test_the_planner_is_not_blind_without_a_tokenizer() -> None:
-    router, lengths = await router_of_two(Ask()), PromptLengths()
+    router, lengths = await router_of_two(RoutingRequest()), PromptLengths()
     lengths.take([load(0, 0, 0), load(1, 0, 0)])
     decode = load(1, 10, 99, 50, 50)  # counts the prompts that it pulled, too
     seen = collect_signals(router, [load(0, 10, 30_000, 30_000, 15_000), decode], 0, 4, lengths)
     assert (seen.prompt_tokens, seen.hit_rate) == (3000, 0.5)
-    assert (seen.ahead, seen.ahead_tokens) == (1, 1500)
-    assert queue_s(seen) == 0  # the only prompt is being computed
+    assert (seen.prefill_requests, seen.prefill_tokens) == (1, 1500)
+    assert prefill_wait_s(seen) == 0  # the only prompt is being computed
 
 
 async def test_our_own_token_counts_come_first() -> None:
-    router, lengths = await router_of_two(Ask(tokens=640)), PromptLengths()
+    router, lengths = await router_of_two(RoutingRequest(prompt_tokens=640)), PromptLengths()
     lengths.take([load(0, 0, 0)])
     seen = collect_signals(router, [load(0, 10, 30_000)], 0, 4, lengths)
-    assert (seen.prompt_tokens, seen.ahead_tokens) == (640, 640)
+    assert (seen.prompt_tokens, seen.prefill_tokens) == (640, 640)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_dynamo.planner.queueing import FULL, wait_s, workers_for
+from hpc_dynamo.planner.queueing import MAX_UTILIZATION, wait_s, workers_for
 
 
 def erlang_c_wait_s(rate_hz: float, service_s: float, workers: int) -> float:
@@ -36,4 +36,4 @@ def test_so_many_workers_are_enough_and_fewer_are_not(
     workers = workers_for(rate, service, most)
     assert wait_s(rate, service, workers) <= most * (1 + 1e-6)
     fewer = 0.95 * workers
-    assert wait_s(rate, service, fewer) > most or rate * service / fewer > FULL
+    assert wait_s(rate, service, fewer) > most or rate * service / fewer > MAX_UTILIZATION

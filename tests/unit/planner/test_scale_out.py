@@ -22,9 +22,15 @@ from hpc_dynamo.config import (
     validate,
 )
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.planner.scale_out import RETRY_INTERVALS, Growth, Job, Room, Step
-from hpc_dynamo.planner.signals import Lack
-from hpc_dynamo.planner.split import Need, Ready, lack
+from hpc_dynamo.planner.scale_out import (
+    RETRY_INTERVALS,
+    Budget,
+    JobCapacity,
+    ScaleOutPolicy,
+    ScaleOutStep,
+)
+from hpc_dynamo.planner.signals import CapacityGap
+from hpc_dynamo.planner.target_split import ReadyWorkers, WorkerNeed, capacity_gap
 from hpc_dynamo.topology import Plan, plan, plan_extra_job
 
 INTERVAL_S, IDLE_S, PATIENCE = 10.0, 60.0, 2
@@ -34,7 +40,7 @@ RULES = Planner(
     stabilization_intervals=PATIENCE,
     scale_out=ScaleOut(max_nodes=4, nodes_per_job=1, scale_in_delay_s=IDLE_S),
 )
-WIDE = Room(nodes=4, node_hours=math.inf, seconds=math.inf)
+WIDE = Budget(nodes=4, node_hours=math.inf, seconds=math.inf)
 TWO_GPUS = Pool(workers=1, tensor_parallel=2)
 EACH = {Role.prefill: 2, Role.decode: 2}
 
@@ -43,52 +49,56 @@ class Clock:
     """Intervals that follow each other."""
 
     def __init__(self, rules: Planner = RULES) -> None:
-        self.rule, self.at = Growth(rules, EACH), 0.0
+        self.rule, self.at = ScaleOutPolicy(rules, EACH), 0.0
 
-    def step(self, more: int = 0, spare: int = 0, *jobs: Job, room: Room = WIDE) -> Step:
+    def step(
+        self, more: int = 0, spare: int = 0, *jobs: JobCapacity, room: Budget = WIDE
+    ) -> ScaleOutStep:
         self.at += INTERVAL_S
-        lacks = Lack(more=more, spare=spare, role=Role.decode)
+        lacks = CapacityGap(missing=more, spare=spare, role=Role.decode)
         return self.rule.decide(self.at, lacks, jobs, room)
 
 
 def test_the_fewest_workers_that_were_wanted_patiently_are_asked_for() -> None:
     clock = Clock()
-    assert clock.step(5).ask == 0
-    assert clock.step(3).ask == 2
-    assert clock.step(3, 0, Job(1, 0, 2, True), Job(2, 0, 2)).ask == 0, "those come already"
-    assert clock.step(9).ask == 0, "patience begins anew"
+    assert clock.step(5).submit == 0
+    assert clock.step(3).submit == 2
+    assert clock.step(3, 0, JobCapacity(1, 0, 2, True), JobCapacity(2, 0, 2)).submit == 0, (
+        "those come already"
+    )
+    assert clock.step(9).submit == 0, "patience begins anew"
 
 
 def test_a_want_that_passes_is_no_want() -> None:
     clock = Clock()
-    assert [clock.step(more).ask for more in (4, 0, 4, 0, 4)] == [0] * 5
+    assert [clock.step(more).submit for more in (4, 0, 4, 0, 4)] == [0] * 5
 
 
 @pytest.mark.parametrize(
     ("room", "why"),
     [
-        (Room(0, math.inf, math.inf), "planner.scale_out.max_nodes"),
-        (Room(4, 0.01, math.inf), "planner.scale_out.max_node_hours"),
-        (Room(4, math.inf, 60), "too little walltime"),
+        (Budget(0, math.inf, math.inf), "planner.scale_out.max_nodes"),
+        (Budget(4, 0.01, math.inf), "planner.scale_out.max_node_hours"),
+        (Budget(4, math.inf, 60), "too little walltime"),
     ],
 )
-def test_a_limit_is_named(room: Room, why: str) -> None:
+def test_a_limit_is_named(room: Budget, why: str) -> None:
     clock = Clock()
     clock.step(2, room=room)
     step = clock.step(2, room=room)
-    assert step.ask == 0
-    assert why in step.why
+    assert step.submit == 0
+    assert why in step.reason
 
 
 def test_what_still_waits_is_cancelled_when_it_is_not_needed() -> None:
-    clock, waits, runs = Clock(), Job(2, 0, 2, True), Job(1, 2, 0)
+    clock, waits, runs = Clock(), JobCapacity(2, 0, 2, True), JobCapacity(1, 2, 0)
     assert clock.step(2, 0, waits, runs).cancel == ()
     assert clock.step(0, 0, waits, runs).cancel == ()
-    assert clock.step(0, 0, waits, runs) == Step(cancel=(2,), why="not needed")
+    assert clock.step(0, 0, waits, runs) == ScaleOutStep(cancel=(2,), reason="not needed")
 
 
 def test_what_runs_is_given_back_when_it_was_not_needed_for_long() -> None:
-    clock, old, new = Clock(), Job(1, 2, 0), Job(2, 2, 0)
+    clock, old, new = Clock(), JobCapacity(1, 2, 0), JobCapacity(2, 2, 0)
     assert all(clock.step(0, 3, old, new).release == () for _ in range(6))
     assert clock.step(0, 3, old, new).release == (2,), "one could go, the newest"
     assert clock.step(0, 2, old).release == (), "the clock of the older one begins"
@@ -98,30 +108,32 @@ def test_what_runs_is_given_back_when_it_was_not_needed_for_long() -> None:
 
 
 def test_all_go_when_the_node_hours_are_used_up() -> None:
-    step = Clock().step(9, 0, Job(1, 2, 0), Job(2, 0, 2, True), room=Room(2, 0.0, math.inf))
-    assert (step.ask, step.cancel, step.release) == (0, (2,), (1,))
+    step = Clock().step(
+        9, 0, JobCapacity(1, 2, 0), JobCapacity(2, 0, 2, True), room=Budget(2, 0.0, math.inf)
+    )
+    assert (step.submit, step.cancel, step.release) == (0, (2,), (1,))
 
 
 def test_after_a_failure_it_is_not_tried_again_at_once() -> None:
     clock = Clock()
     clock.rule.failed(clock.at)
     steps = [clock.step(2) for _ in range(RETRY_INTERVALS)]
-    assert [step.ask for step in steps] == [0] * (RETRY_INTERVALS - 1) + [1]
-    assert steps[PATIENCE].why == "2 decode workers more, but a further job failed a while ago"
+    assert [step.submit for step in steps] == [0] * (RETRY_INTERVALS - 1) + [1]
+    assert steps[PATIENCE].reason == "2 decode workers more, but a further job failed a while ago"
     clock.rule.failed(clock.at)
-    assert not any(clock.step(2).ask for _ in range(2 * RETRY_INTERVALS - 1))
-    assert clock.step(2).ask
+    assert not any(clock.step(2).submit for _ in range(2 * RETRY_INTERVALS - 1))
+    assert clock.step(2).submit
 
 
 jobs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()), max_size=4).map(
-    lambda rows: [Job(n, 0 if p else r, c, p) for n, (r, c, p) in enumerate(rows)]
+    lambda rows: [JobCapacity(n, 0 if p else r, c, p) for n, (r, c, p) in enumerate(rows)]
 )
 lacks = st.one_of(
-    st.integers(0, 20).map(lambda n: Lack(more=n, spare=0, role=Role.decode)),
-    st.integers(0, 20).map(lambda n: Lack(more=0, spare=n, role=Role.prefill)),
+    st.integers(0, 20).map(lambda n: CapacityGap(missing=n, spare=0, role=Role.decode)),
+    st.integers(0, 20).map(lambda n: CapacityGap(missing=0, spare=n, role=Role.prefill)),
 )
 rooms = st.builds(
-    Room, st.integers(-1, 9), st.floats(-1, 9), st.floats(-100, 4000, allow_nan=False)
+    Budget, st.integers(-1, 9), st.floats(-1, 9), st.floats(-100, 4000, allow_nan=False)
 )
 
 
@@ -132,22 +144,22 @@ rooms = st.builds(
     st.integers(1, 3),
 )
 def test_whatever_comes_the_limits_hold(
-    story: list[tuple[Lack, list[Job], Room]], nodes_each: int, patience: int
+    story: list[tuple[CapacityGap, list[JobCapacity], Budget]], nodes_each: int, patience: int
 ) -> None:
     grow = ScaleOut(max_nodes=9, nodes_per_job=nodes_each, scale_in_delay_s=IDLE_S)
     rule, lean = (
-        Growth(replace(RULES, scale_out=grow, stabilization_intervals=patience), EACH),
+        ScaleOutPolicy(replace(RULES, scale_out=grow, stabilization_intervals=patience), EACH),
         list[bool](),
     )
     for number, (lacking, here, room) in enumerate(story):
         step = rule.decide(number * INTERVAL_S, lacking, here, room)
         known = {job.number: job for job in here}
-        assert step.ask * nodes_each <= max(room.nodes, 0)
-        assert not step.ask or not (step.cancel or step.release), "asked for and given back"
+        assert step.submit * nodes_each <= max(room.nodes, 0)
+        assert not step.submit or not (step.cancel or step.release), "asked for and given back"
         assert all(known[n].pending for n in step.cancel)
         assert not any(known[n].pending for n in step.release)
-        lean.append(lacking.more > sum(job.coming for job in here))
-        if step.ask:
+        lean.append(lacking.missing > sum(job.coming for job in here))
+        if step.submit:
             assert room.node_hours > 0
             assert room.seconds > 0
             assert len(lean) >= patience
@@ -155,7 +167,7 @@ def test_whatever_comes_the_limits_hold(
         if room.node_hours > 0:
             going = [known[n].workers for n in (*step.cancel, *step.release)]
             coming = sum(job.coming for job in here)
-            assert sum(going) <= max(lacking.spare + coming - lacking.more, 0)
+            assert sum(going) <= max(lacking.spare + coming - lacking.missing, 0)
             assert not step.release or number * INTERVAL_S >= IDLE_S
 
 
@@ -165,10 +177,10 @@ def test_whatever_comes_the_limits_hold(
 def test_what_lacks_is_never_to_spare(
     prefill: float, decode: float, here: int, also: int, moving: int
 ) -> None:
-    found = lack(Need(prefill, decode), Ready(here, also), moving, RULES)
-    assert not (found.more and found.spare)
+    found = capacity_gap(WorkerNeed(prefill, decode), ReadyWorkers(here, also), moving, RULES)
+    assert not (found.missing and found.spare)
     total = here + also + moving
-    assert total + found.more >= math.ceil(prefill) + math.ceil(decode) - 1e-9
+    assert total + found.missing >= math.ceil(prefill) + math.ceil(decode) - 1e-9
     assert total - found.spare >= min(total, 2)
 
 
@@ -207,10 +219,7 @@ def test_a_further_job_is_as_full_as_the_fullest_node_or_its_gpus() -> None:
             replace(config(), planner=replace(RULES, mode=PlannerMode.off)),
             "nothing decides when to grow",
         ),
-        (
-            replace(config(), topology=Topology(aggregated=Pool(1))),
-            "has no roles to change here",
-        ),
+        (replace(config(), topology=Topology(aggregated=Pool(1))), "has no roles to change here"),
     ],
 )
 def test_what_cannot_work_is_refused(wrong: Config, named: str) -> None:

@@ -59,5 +59,5 @@ def test_models_without_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(NoTokenizer, match=r"tokenizer\.json"):
         Preprocessor.load(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(NoTokenizer, match=r"config\.json is no JSON"):
+    with pytest.raises(NoTokenizer, match=r"config\.json is not JSON"):
         Preprocessor.load(tmp_path)

@@ -13,8 +13,8 @@ from hpc_dynamo.engines.vllm_pd_protocol import VllmPdProtocol
 from hpc_dynamo.frontend.tokenizer_check import tokenizer_matches_engine
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.preprocess import Preprocessor
-from hpc_dynamo.router import Ask, Lease, NoWorker, Router
-from hpc_dynamo.router.scheduling.limits import Limits
+from hpc_dynamo.router import Lease, NoWorker, Router, RoutingRequest
+from hpc_dynamo.router.scheduling.limits import AdmissionLimits
 
 SOON_S = 20.0
 
@@ -23,16 +23,18 @@ class Slow:
     """A router whose only worker comes after the first request has given up."""
 
     def __init__(self, url: str) -> None:
-        self._router = Router(TopologyKind.aggregated, RouterConfig(), Limits(queue_timeout_s=0.05))
+        self._router = Router(
+            TopologyKind.aggregated, RouterConfig(), AdmissionLimits(queue_timeout_s=0.05)
+        )
         self._url = url
         self.refused = 0
 
-    async def route(self, ask: Ask) -> Lease:
+    async def route(self, ask: RoutingRequest) -> Lease:
         try:
             return await self._router.route(ask)
         except NoWorker:
             self.refused += 1
-            await self._router.join(0, Role.aggregated, self._url)
+            await self._router.add_worker(0, Role.aggregated, self._url)
             raise
 
 
@@ -60,7 +62,9 @@ async def test_a_slow_engine_is_asked_again(folders: dict[str, Path], same: bool
         ):
             to = Dispatcher(slow, VllmPdProtocol(), client, t)
             assert (
-                await tokenizer_matches_engine(prompts, to, "m", Ask(split=False), again_s=0)
+                await tokenizer_matches_engine(
+                    prompts, to, "m", RoutingRequest(may_disaggregate=False), again_s=0
+                )
                 is same
             )
     finally:

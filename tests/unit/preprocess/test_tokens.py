@@ -170,7 +170,7 @@ def test_the_cache_is_bounded(folders: dict[str, Path]) -> None:
             assert encoder._fast.segment_cache_stats()["bytes"] <= 50_000
         else:
             kept = sum(
-                sys.getsizeof(text) + sys.getsizeof(ids) for text, ids in encoder._known.items()
+                sys.getsizeof(text) + sys.getsizeof(ids) for text, ids in encoder._cached.items()
             )
             assert 10_000 < kept <= 50_000
 

@@ -7,17 +7,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.planner.profile import What
-from hpc_dynamo.profiler.grid import ROOM, SHORTEST, Limits, grid
+from hpc_dynamo.planner.profile import Metric
+from hpc_dynamo.profiler.grid import (
+    MIN_PROMPT_TOKENS,
+    RESPONSE_TOKENS,
+    ProfileLimits,
+    operating_points,
+)
 from tests.unit.planner.modelled import LIMITS
 
 
 @st.composite
-def limits_of_some_worker(draw: st.DrawFn) -> Limits:
-    context = draw(st.integers(SHORTEST + ROOM, 200_000))
-    return Limits(
+def limits_of_some_worker(draw: st.DrawFn) -> ProfileLimits:
+    context = draw(st.integers(MIN_PROMPT_TOKENS + RESPONSE_TOKENS, 200_000))
+    return ProfileLimits(
         context_tokens=context,
-        sequences=draw(st.integers(1, 1024)),
+        max_sequences=draw(st.integers(1, 1024)),
         block_tokens=draw(st.sampled_from([1, 16, 128])),
         kv_tokens=draw(st.just(0) | st.integers(context, 10 * context)),
         transfers=draw(st.booleans()),
@@ -28,59 +33,72 @@ SOME = limits_of_some_worker()
 
 
 @given(SOME)
-def test_nothing_is_measured_twice_and_everything_fits(limits: Limits) -> None:
-    spots = grid(limits)
-    places = [(s.what, s.prompt_tokens, s.cached_tokens, s.sequences) for s in spots]
+def test_nothing_is_measured_twice_and_everything_fits(limits: ProfileLimits) -> None:
+    spots = operating_points(limits)
+    places = [(s.metric, s.prompt_tokens, s.cached_tokens, s.sequences) for s in spots]
     assert max(Counter(places).values()) == 1, "a point held out is also interpolated from"
     for spot in spots:
-        assert spot.prompt_tokens + ROOM <= limits.context_tokens
+        assert spot.prompt_tokens + RESPONSE_TOKENS <= limits.context_tokens
         assert spot.cached_tokens < spot.prompt_tokens
         assert spot.cached_tokens % limits.block_tokens == 0
-        if spot.what is What.itl and limits.kv_tokens:
-            assert spot.sequences * (spot.prompt_tokens + ROOM) <= limits.kv_tokens
+        if spot.metric is Metric.itl and limits.kv_tokens:
+            assert spot.sequences * (spot.prompt_tokens + RESPONSE_TOKENS) <= limits.kv_tokens
 
 
 @given(SOME)
-def test_what_is_held_out_lies_inside(limits: Limits) -> None:
-    spots = grid(limits)
-    for what in (What.ttft, What.transfer):
-        here = [s for s in spots if s.what is what]
+def test_what_is_held_out_lies_inside(limits: ProfileLimits) -> None:
+    spots = operating_points(limits)
+    for what in (Metric.ttft, Metric.transfer):
+        here = [s for s in spots if s.metric is what]
         inside = [s.prompt_tokens - s.cached_tokens for s in here if not s.held_out]
         outside = [s.prompt_tokens - s.cached_tokens for s in here if s.held_out]
         assert all(min(inside) < n < max(inside) for n in outside)
-    counts = [s.sequences for s in spots if s.what is What.itl and not s.held_out]
-    held_out = [s.sequences for s in spots if s.what is What.itl and s.held_out]
+    counts = [s.sequences for s in spots if s.metric is Metric.itl and not s.held_out]
+    held_out = [s.sequences for s in spots if s.metric is Metric.itl and s.held_out]
     assert all(min(counts) <= n <= max(counts) for n in held_out)
 
 
 def test_prompts_and_sequences_double() -> None:
-    spots = [s for s in grid(LIMITS) if not s.held_out]
-    computed = (s.prompt_tokens - s.cached_tokens for s in spots if s.what is What.ttft)
+    spots = [s for s in operating_points(LIMITS) if not s.held_out]
+    computed = (s.prompt_tokens - s.cached_tokens for s in spots if s.metric is Metric.ttft)
     assert list(dict.fromkeys(computed)) == [63, 127, 254, 508, 1016, 2032, 4064, 8128]
-    counts = dict.fromkeys(s.sequences for s in spots if s.what is What.itl)
+    counts = dict.fromkeys(s.sequences for s in spots if s.metric is Metric.itl)
     assert list(counts) == [1, 2, 4, 8, 16, 32, 64]
-    assert [s.prompt_tokens for s in spots if s.what is What.transfer] == [1016, 2032, 4064, 8128]
+    assert [s.prompt_tokens for s in spots if s.metric is Metric.transfer] == [
+        1016,
+        2032,
+        4064,
+        8128,
+    ]
 
 
 def test_the_most_sequences_are_measured_though_they_are_no_power_of_two() -> None:
-    limits = Limits(context_tokens=2048, sequences=6, block_tokens=16, kv_tokens=0, transfers=False)
-    counts = {s.sequences for s in grid(limits) if s.what is What.itl and not s.held_out}
+    limits = ProfileLimits(
+        context_tokens=2048, max_sequences=6, block_tokens=16, kv_tokens=0, transfers=False
+    )
+    counts = {
+        s.sequences for s in operating_points(limits) if s.metric is Metric.itl and not s.held_out
+    }
     assert counts == {1, 2, 4, 6}
 
 
 def test_before_what_is_computed_as_much_is_cached_as_there_is_room_for() -> None:
-    spots = [s for s in grid(LIMITS) if s.what is What.ttft and not s.held_out]
+    spots = [s for s in operating_points(LIMITS) if s.metric is Metric.ttft and not s.held_out]
     of_1016 = [s.cached_tokens for s in spots if s.prompt_tokens - s.cached_tokens == 1016]
     assert of_1016 == [0, 3552, 7104]
 
 
 def test_workers_that_hand_over_nothing_have_no_transfers() -> None:
-    limits = Limits(context_tokens=2048, sequences=4, block_tokens=16, kv_tokens=0, transfers=False)
-    assert {s.what for s in grid(limits)} == {What.ttft, What.itl}
+    limits = ProfileLimits(
+        context_tokens=2048, max_sequences=4, block_tokens=16, kv_tokens=0, transfers=False
+    )
+    assert {s.metric for s in operating_points(limits)} == {Metric.ttft, Metric.itl}
 
 
 def test_a_context_that_leaves_no_room_is_refused() -> None:
-    limits = Limits(context_tokens=95, sequences=4, block_tokens=16, kv_tokens=0, transfers=True)
+    limits = ProfileLimits(
+        context_tokens=95, max_sequences=4, block_tokens=16, kv_tokens=0, transfers=True
+    )
     with pytest.raises(ConfigError, match="95 tokens are too short") as e:
-        grid(limits)
+        operating_points(limits)
     assert "max-model-len=96" in e.value.hint

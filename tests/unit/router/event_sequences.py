@@ -7,11 +7,11 @@ from hashlib import sha256
 from hypothesis import strategies as st
 
 from hpc_dynamo.router.index.exact import PrefixIndex
-from hpc_dynamo.router.index.hashes import chain, root
+from hpc_dynamo.router.index.hashes import adapter_root, chained_hashes
 
 LENGTH = 80  # blocks of a prompt: two and a half pages
 BLOCK = 2  # tokens
-ADAPTER = root("french")
+ADAPTER = adapter_root("french")
 Prefix = tuple[int, tuple[int, ...]]  # what it follows, and its blocks: one number stands for one
 
 
@@ -20,7 +20,7 @@ def tokens(blocks: tuple[int, ...]) -> bytes:
 
 
 def hashes(prefix: Prefix) -> list[int]:
-    return chain(tokens(prefix[1]), BLOCK, prefix[0])
+    return chained_hashes(tokens(prefix[1]), BLOCK, prefix[0])
 
 
 @dataclass
@@ -150,23 +150,23 @@ def apply(index: PrefixIndex, naive: Naive, step: str, rank: int, medium: str, r
             index.remove(rank, keys, medium)
             naive.remove(rank, medium, keys)
         case "join":
-            index.join(rank)
+            index.add_worker(rank)
             naive.join(rank)
         case "leave":
-            index.leave(rank)
+            index.remove_worker(rank)
             naive.workers.pop(rank, None)
         case "clear" | "reset":
             (index.clear if step == "clear" else index.reset)(rank)
             if rank in naive.workers:
                 naive.join(rank)
         case "tidy":
-            index.tidy(run.count)
+            index.sweep(run.count)
 
 
 def replayed(steps: list[Step], capacity: int) -> tuple[PrefixIndex, Naive]:
     index, naive = PrefixIndex(capacity, BLOCK), Naive(capacity)
     for rank in (0, 1, 2):
-        index.join(rank)
+        index.add_worker(rank)
         naive.join(rank)
     for step in steps:
         apply(index, naive, *step)

@@ -8,7 +8,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.router import Exhausted, Offer, RemoteRouter, Router, RouterServer, View
+from hpc_dynamo.router import (
+    AllWorkersTried,
+    ModelAvailability,
+    RemoteRouter,
+    Router,
+    RouterServer,
+    RunView,
+)
 from tests.unit.router.requests import SOON_S, ask, refused, settle
 
 
@@ -19,7 +26,7 @@ class Head:
         """`router` is the first of them."""
         router = next(iter(routers.values()))
         self.router, self.path = router, path
-        self.view = View(offers={"": Offer(names=("demo",))})
+        self.view = RunView(models={"": ModelAvailability(names=("demo",))})
         self.remotes = list[RemoteRouter]()
         self.told = asyncio.Queue[tuple[int, bytes]]()
         self.left = asyncio.Queue[int]()
@@ -37,7 +44,7 @@ class Head:
     async def _known(self, remote: RemoteRouter) -> RemoteRouter:
         """When the server has it: asyncio loses a connection that it accepts while it closes."""
         self.remotes.append(remote)
-        remote.tell(View())
+        remote.report_to_head(RunView())
         await asyncio.wait_for(self.told.get(), SOON_S)
         return remote
 
@@ -74,21 +81,21 @@ async def served(router: Router, **others: Router) -> AsyncIterator[Head]:
 
 async def quiet(router: Router) -> None:
     async with asyncio.timeout(SOON_S):
-        await router.idle()
+        await router.wait_idle()
 
 
 async def heard(head: Head, remote: RemoteRouter) -> tuple[int, int]:
     """How many leases are out and how many wait, when all that was said before has come."""
     await settle()
-    remote.tell(View())
+    remote.report_to_head(RunView())
     await asyncio.wait_for(head.told.get(), SOON_S)
     traffic = head.router.traffic()
     return traffic.active, traffic.queued
 
 
-async def shown(remote: RemoteRouter) -> View:
+async def shown(remote: RemoteRouter) -> RunView:
     """The view, when all that the head said before has come."""
-    await refused(remote, ask(exclude=(0, 1)), Exhausted)
+    await refused(remote, ask(exclude=(0, 1)), AllWorkersTried)
     return remote.view
 
 

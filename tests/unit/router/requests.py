@@ -10,28 +10,32 @@ import pytest
 from hpc_dynamo.config import Policy, Role, TopologyKind
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.router import Ask, Lease, Limits, RemoteRouter, Router
+from hpc_dynamo.router import AdmissionLimits, Lease, RemoteRouter, Router, RoutingRequest
 
 Failure = TypeVar("Failure", bound=RequestFailed)
 Routes = Router | RemoteRouter
 BLOCK = 4  # tokens
 SOON_S = 10.0
 
-ONE = Limits(worker_requests=1)
-SHORT = Limits(worker_requests=1, queue_timeout_s=0.02)
+ONE = AdmissionLimits(max_requests_per_worker=1)
+SHORT = AdmissionLimits(max_requests_per_worker=1, queue_timeout_s=0.02)
 
 
 def hashes(blocks: Iterable[int]) -> bytes:
     return array("Q", blocks).tobytes()
 
 
-def ask(tokens: int = 0, *blocks: int, exclude: tuple[int, ...] = (), split: bool = True) -> Ask:
-    return Ask(tokens=tokens, hashes=hashes(blocks), exclude=exclude, split=split)
+def ask(
+    tokens: int = 0, *blocks: int, exclude: tuple[int, ...] = (), split: bool = True
+) -> RoutingRequest:
+    return RoutingRequest(
+        prompt_tokens=tokens, block_hashes=hashes(blocks), exclude=exclude, may_disaggregate=split
+    )
 
 
 def new_router(
     kind: TopologyKind = TopologyKind.aggregated,
-    limits: Limits | None = None,
+    limits: AdmissionLimits | None = None,
     policy: Policy = Policy.kv,
     handover_tokens: int | None = None,
 ) -> Router:
@@ -45,19 +49,21 @@ def new_router(
     return Router(kind, config, limits)
 
 
-async def whole(count: int, limits: Limits | None = None, policy: Policy = Policy.kv) -> Router:
+async def whole(
+    count: int, limits: AdmissionLimits | None = None, policy: Policy = Policy.kv
+) -> Router:
     """Aggregated workers, ranks from 0."""
     router = new_router(TopologyKind.aggregated, limits, policy)
     for rank in range(count):
-        await router.join(rank, Role.aggregated, f"http://n{rank}:1")
+        await router.add_worker(rank, Role.aggregated, f"http://n{rank}:1")
     return router
 
 
-async def split(limits: Limits | None = None) -> Router:
+async def split(limits: AdmissionLimits | None = None) -> Router:
     """One prefill worker, rank 0, and one decode worker, rank 1."""
     router = new_router(TopologyKind.disaggregated, limits)
-    await router.join(0, Role.prefill, "http://p:1")
-    await router.join(1, Role.decode, "http://d:1")
+    await router.add_worker(0, Role.prefill, "http://p:1")
+    await router.add_worker(1, Role.decode, "http://d:1")
     return router
 
 
@@ -67,7 +73,9 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def waiting(router: Routes, asked: Ask, count: int = 1) -> list[asyncio.Task[Lease]]:
+async def waiting(
+    router: Routes, asked: RoutingRequest, count: int = 1
+) -> list[asyncio.Task[Lease]]:
     """That many more in line."""
     tasks = [asyncio.create_task(router.route(asked)) for _ in range(count)]
     await settle()
@@ -75,7 +83,7 @@ async def waiting(router: Routes, asked: Ask, count: int = 1) -> list[asyncio.Ta
     return tasks
 
 
-async def refused(router: Routes, asked: Ask, kind: type[Failure]) -> Failure:
+async def refused(router: Routes, asked: RoutingRequest, kind: type[Failure]) -> Failure:
     async with asyncio.timeout(SOON_S):
         with pytest.raises(kind) as error:
             await router.route(asked)
@@ -84,7 +92,7 @@ async def refused(router: Routes, asked: Ask, kind: type[Failure]) -> Failure:
 
 def loads(router: Router) -> dict[int, tuple[int, int, int, int]]:
     """By rank: active, prompt tokens ahead, blocks, working."""
-    return {m.rank: (m.active, m.prefill_tokens, m.blocks, m.working) for m in router.members}
+    return {m.rank: (m.active, m.prefill_tokens, m.blocks, m.running) for m in router.workers}
 
 
 def assert_nothing_left(router: Router) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpc_dynamo.kv.events import REPLAY_END
-from hpc_dynamo.router.index.event_stream import MOST_EARLY, Feed
+from hpc_dynamo.router.index.event_stream import MAX_OUT_OF_ORDER, EventStream
 
 
 class Listener:
@@ -14,10 +14,12 @@ class Listener:
 
     def __init__(self) -> None:
         self.applied = list[int]()
-        self.feed = Feed(lambda payload: self.applied.append(int(payload)), self.applied.clear)
+        self.feed = EventStream(
+            lambda payload: self.applied.append(int(payload)), self.applied.clear
+        )
 
     def take(self, *seqs: int) -> list[int | None]:
-        return [self.feed.take(seq, b"" if seq == REPLAY_END else b"%d" % seq) for seq in seqs]
+        return [self.feed.receive(seq, b"" if seq == REPLAY_END else b"%d" % seq) for seq in seqs]
 
 
 def heard(*seqs: int) -> Listener:
@@ -81,8 +83,8 @@ def test_an_engine_that_begins_anew_is_believed() -> None:
 
 def test_a_replay_that_never_ends_holds_back_only_so_much() -> None:
     listener = heard(0)
-    listener.take(*range(2, MOST_EARLY + 3))
-    assert listener.applied == list(range(2, MOST_EARLY + 3))
+    listener.take(*range(2, MAX_OUT_OF_ORDER + 3))
+    assert listener.applied == list(range(2, MAX_OUT_OF_ORDER + 3))
 
 
 LOSSES = st.lists(st.booleans(), min_size=1, max_size=40)

@@ -11,12 +11,12 @@ from tests.unit.router.event_sequences import BLOCK, Prefix, Step, hashes, repla
 @given(stories(), st.sampled_from([10**9, 10**9, 100, 40]))
 def test_overlaps_are_those_of_plain_sets(steps: list[Step], capacity: int) -> None:
     index, naive = replayed(steps, capacity)
-    while index.tidy(100):
+    while index.sweep(100):
         pass
     assert len(index) == len(set().union(*map(naive.held, naive.workers)))
     for rank in list(naive.workers):
-        index.leave(rank)
-    while index.tidy(1):
+        index.remove_worker(rank)
+    while index.sweep(1):
         pass
     assert len(index) == 0
 
@@ -39,7 +39,7 @@ def test_keys_may_mean_anything(
 ) -> None:
     """An engine that gives one key to several blocks, or a block to follow itself."""
     index, held = PrefixIndex(10**9, BLOCK), dict[int, Prefix]()
-    index.join(0)
+    index.add_worker(0)
     for stored, keys, parent, content in events:
         if not stored:
             index.remove(0, keys)

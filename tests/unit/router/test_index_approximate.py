@@ -26,7 +26,7 @@ class Clock:
 def index_of(*ranks: int, capacity: int = 100, clock: Clock | None = None) -> ApproximateIndex:
     index = ApproximateIndex(capacity, TTL_S, clock or Clock())
     for rank in ranks:
-        index.join(rank)
+        index.add_worker(rank)
     return index
 
 
@@ -47,14 +47,14 @@ def test_who_leaves_holds_nothing_and_comes_back_with_nothing() -> None:
     index, prompt = index_of(0, 1), hashes((1, 2))
     index.add(0, prompt)
     index.add(1, prompt[:1])
-    index.leave(0)
-    index.leave(0)
+    index.remove_worker(0)
+    index.remove_worker(0)
     assert index.overlaps(prompt) == {1: 1}
-    index.join(0)
+    index.add_worker(0)
     assert index.overlaps(prompt) == {1: 1}
     index.add(0, prompt)
     assert index.overlaps(prompt) == {0: 2, 1: 1}
-    index.join(0)  # a rank that was not seen to leave
+    index.add_worker(0)  # a rank that was not seen to leave
     assert index.overlaps(prompt) == {1: 1}
 
 
@@ -92,7 +92,7 @@ def test_a_thousand_lives_are_not_mixed_up() -> None:
     clock = Clock()
     index, prompt = index_of(0, clock=clock, capacity=1000), hashes((1, 2))
     for _ in range(1000):
-        index.join(0)
+        index.add_worker(0)
         index.add(0, prompt)
         assert index.overlaps(prompt) == {0: 2}
         clock.now += TTL_S / 3
@@ -178,10 +178,10 @@ def test_overlaps_are_those_of_plain_sets(
     for step, rank, prompt in steps:
         match step:
             case "join":
-                index.join(rank)
+                index.add_worker(rank)
                 naive.join(rank)
             case "leave":
-                index.leave(rank)
+                index.remove_worker(rank)
                 naive.leave(rank)
             case "add":
                 index.add(rank, hashes(prompt))
@@ -198,8 +198,8 @@ def test_a_bit_is_not_used_again_while_it_is_in_a_generation() -> None:
     index, prompt = index_of(0, 1, clock=clock), hashes((1, 2))
     index.add(0, prompt)
     index.add(1, prompt)
-    index.leave(0)
+    index.remove_worker(0)
     clock.now = TTL_S / 2
     assert index.overlaps(prompt) == {1: 2}
-    index.join(2)
+    index.add_worker(2)
     assert index.overlaps(prompt) == {1: 2}

@@ -9,7 +9,7 @@ from tests.unit.router.event_sequences import BLOCK, LENGTH, Run, hashes, tokens
 def index_of(*ranks: int, capacity: int = 1000) -> PrefixIndex:
     index = PrefixIndex(capacity, BLOCK)
     for rank in ranks:
-        index.join(rank)
+        index.add_worker(rank)
     return index
 
 
@@ -44,7 +44,7 @@ def test_beyond_the_capacity_new_blocks_are_left_out() -> None:
     assert index.overlaps(prompt) == {0: 10}
     index.store(0, ZEROS.keys(), None, ZEROS.tokens(), BLOCK)  # told again: nothing is new
     assert index.full == 10
-    index.leave(0)  # makes room, though nobody has swept
+    index.remove_worker(0)  # makes room, though nobody has swept
     index.store(1, ZEROS.keys(), None, ZEROS.tokens(), BLOCK)
     assert index.overlaps(prompt) == {1: 10}
 
@@ -75,10 +75,10 @@ def test_many_workers(workers: int) -> None:
 def test_a_thousand_lives_leave_nothing() -> None:
     index = index_of(0)
     for _ in range(1000):
-        index.join(0)
+        index.add_worker(0)
         index.store(0, ZEROS.keys(), None, ZEROS.tokens(), BLOCK)
     assert index.overlaps(hashes(ZEROS.upto(LENGTH))) == {0: 10}
-    while index.tidy(1000):
+    while index.sweep(1000):
         pass
     assert len(index) == 10
 
@@ -88,10 +88,10 @@ def test_a_bit_that_is_used_again_says_nothing_of_before() -> None:
     index = index_of(0, 1)
     for rank in (0, 1):
         index.store(rank, whole.keys(), None, whole.tokens(), BLOCK)
-    index.leave(0)
-    while index.tidy(1000):
+    index.remove_worker(0)
+    while index.sweep(1000):
         pass
-    index.join(2)
+    index.add_worker(2)
     index.store(2, few.keys(), None, few.tokens(), BLOCK)
     assert index.overlaps(hashes(whole.upto(LENGTH))) == {1: LENGTH, 2: 5}
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpc_dynamo.router import block_hashes
-from hpc_dynamo.router.index.hashes import chain, root
+from hpc_dynamo.router.index.hashes import adapter_root, chained_hashes
 from tests.unit.router.requests import BLOCK
 
 
@@ -50,15 +50,15 @@ def test_hashes_agree_as_far_as_the_prompts_do(
 def test_golden_values() -> None:
     """Processes of one job may be of different versions; they must agree."""
     assert chained(ids(*range(32)), 16) == [703132860376739405, 398857545873467624]
-    assert chain(ids(*range(16)), 16, root("french")) == [662195345756061489]
-    assert root(None) == root("") == 0
-    assert root("french") == 671494222333973578
+    assert chained_hashes(ids(*range(16)), 16, adapter_root("french")) == [662195345756061489]
+    assert adapter_root(None) == adapter_root("") == 0
+    assert adapter_root("french") == 671494222333973578
 
 
 @given(TOKENS)
 def test_hashes_go_on_from_the_block_before(prompt: list[int]) -> None:
-    whole = chain(ids(*prompt), BLOCK)
+    whole = chained_hashes(ids(*prompt), BLOCK)
     for cut in range(len(whole)):
         before = whole[cut - 1] if cut else 0
-        assert chain(ids(*prompt[cut * BLOCK :]), BLOCK, before) == whole[cut:]
+        assert chained_hashes(ids(*prompt[cut * BLOCK :]), BLOCK, before) == whole[cut:]
     assert all(0 <= h < 1 << 60 for h in whole)

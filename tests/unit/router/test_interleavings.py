@@ -15,11 +15,20 @@ from hypothesis import strategies as st
 
 from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.router import Ask, Lease, Limits, Member, Router, Wish
+from hpc_dynamo.router import (
+    AdmissionLimits,
+    Lease,
+    RoutedWorker,
+    Router,
+    RoutingHints,
+    RoutingRequest,
+)
 from tests.unit.router.links import cut, quiet, served
 from tests.unit.router.requests import SOON_S, Routes, ask, new_router, settle
 
-LIMITS = Limits(worker_requests=2, queue=4, queue_timeout_s=SOON_S * 3, avoid_s=0.001)
+LIMITS = AdmissionLimits(
+    max_requests_per_worker=2, max_queued_requests=4, queue_timeout_s=SOON_S * 3, avoid_s=0.001
+)
 ROLES = {
     TopologyKind.aggregated: [Role.aggregated],
     TopologyKind.disaggregated: [Role.prefill, Role.decode],
@@ -41,7 +50,7 @@ class Play:
         self.roles, self.router, self.ends = ROLES[kind], router, ends
         self.victim: socket.socket | None = None  # connection of the first end
         self.tasks, self.leases = list[asyncio.Task[Lease]](), list[Lease]()
-        self.over, self.lives = list[Lease](), set[Member]()
+        self.over, self.lives = list[Lease](), set[RoutedWorker]()
 
     async def run(self, steps: Steps) -> None:
         for step, number in steps:
@@ -50,10 +59,10 @@ class Play:
         await self.end()
 
     def check(self) -> None:
-        self.lives |= set(self.router.members)
+        self.lives |= set(self.router.workers)
         for m in self.lives:
-            assert min(m.active, m.prefill_tokens, m.blocks, m.working, m.avoided) >= 0, m
-            assert m.working <= m.active <= 2, m
+            assert min(m.active, m.prefill_tokens, m.blocks, m.running, m.avoid_count) >= 0, m
+            assert m.running <= m.active <= 2, m
 
     async def step(self, step: str, number: int) -> None:
         match step:
@@ -78,36 +87,36 @@ class Play:
         match step:
             case "join":
                 role = self.roles[number % len(self.roles)]
-                await self.router.join(number % 4, role, "")
+                await self.router.add_worker(number % 4, role, "")
             case "leave":
-                self.router.leave(number % 4)
+                self.router.remove_worker(number % 4)
             case "turn":
                 await asyncio.sleep(0)
             case "cut" if self.victim:
                 cut(self.victim)
                 self.victim = None
 
-    def ask(self, number: int) -> Ask:
+    def ask(self, number: int) -> RoutingRequest:
         exclude = (number - 5,) if number > 5 else ()
         asked = ask(3 * number, *range(number // 2), exclude=exclude, split=number != 3)
-        wish = Wish(priority=number % 3, workers=(number % 4,) if number in (1, 4) else ())
-        return msgspec.structs.replace(asked, wish=wish)
+        wish = RoutingHints(priority=number % 3, workers=(number % 4,) if number in (1, 4) else ())
+        return msgspec.structs.replace(asked, hints=wish)
 
     def say(self, step: str, number: int) -> None:
         lease = self.leases[number % len(self.leases)]
         match step:
             case "progress":
-                lease.progress(number)
+                lease.report_progress(number)
             case "broken":
-                lease.broken(number % 4)
+                lease.report_connection_lost(number % 4)
             case "release":
                 self.leases.remove(lease)
                 self.over.append(lease)
                 lease.release()
             case "prefilled":
-                lease.prefilled()
+                lease.report_prefilled()
             case "first_token":
-                lease.first_token()
+                lease.report_first_token()
 
     def take(self) -> None:
         """Leases that have come."""
@@ -120,7 +129,7 @@ class Play:
     async def end(self) -> None:
         """With workers for everyone, nobody is left waiting."""
         for rank, role in enumerate(self.roles, start=10):
-            await self.router.join(rank, role, "")
+            await self.router.add_worker(rank, role, "")
         async with asyncio.timeout(SOON_S):
             while self.tasks or self.leases:
                 while self.leases:
@@ -131,7 +140,7 @@ class Play:
         await quiet(self.router)
         self.check()
         for m in self.lives:
-            assert (m.active, m.prefill_tokens, m.blocks, m.working) == (0, 0, 0, 0), m
+            assert (m.active, m.prefill_tokens, m.blocks, m.running) == (0, 0, 0, 0), m
         traffic = self.router.traffic()
         assert (traffic.active, traffic.queued) == (0, 0)
 

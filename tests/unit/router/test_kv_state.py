@@ -12,18 +12,20 @@ from hpc_dynamo.kv.events import (
     KvEventBatch,
     encode_events,
 )
-from hpc_dynamo.router import Ask, Caches, block_hashes, root
+from hpc_dynamo.router import KvState, RoutingRequest, adapter_root, block_hashes
 from tests.unit.router.requests import BLOCK, whole
 
 PROMPT = list(range(100, 100 + 4 * BLOCK))
 
 
 def hashes(tokens: list[int] = PROMPT, adapter: str | None = None) -> list[int]:
-    return Ask(hashes=ids(tokens, adapter)).blocks
+    return RoutingRequest(block_hashes=ids(tokens, adapter)).hash_list
 
 
 def ids(tokens: list[int], adapter: str | None = None) -> bytes:
-    return block_hashes(b"".join(t.to_bytes(4, "little") for t in tokens), BLOCK, root(adapter))
+    return block_hashes(
+        b"".join(t.to_bytes(4, "little") for t in tokens), BLOCK, adapter_root(adapter)
+    )
 
 
 def stored(first: int, count: int, parent: int | None = None, **more: object) -> BlockStored:
@@ -36,25 +38,25 @@ def stored(first: int, count: int, parent: int | None = None, **more: object) ->
 class Engine:
     """What one worker says, batch after batch."""
 
-    def __init__(self, caches: Caches, rank: int) -> None:
+    def __init__(self, caches: KvState, rank: int) -> None:
         self.caches, self.rank, self.said = caches, rank, list[bytes]()
-        caches.join(rank)
+        caches.add_worker(rank)
         assert self.replay(0) is None
 
     def say(self, *events: KvEvent, lost: bool = False) -> int | None:
         payload = encode_events(KvEventBatch(time.time(), list(events)))
         self.said.append(payload)
         seq = len(self.said) - 1
-        return None if lost else self.caches.learn(self.rank, seq, payload)
+        return None if lost else self.caches.receive_events(self.rank, seq, payload)
 
     def replay(self, start: int) -> int | None:
         for seq, payload in list(enumerate(self.said))[start:]:
-            self.caches.learn(self.rank, seq, payload)
-        return self.caches.learn(self.rank, REPLAY_END, b"")
+            self.caches.receive_events(self.rank, seq, payload)
+        return self.caches.receive_events(self.rank, REPLAY_END, b"")
 
 
-def caches(**config: float) -> Caches:
-    return Caches(RouterConfig(block_tokens=BLOCK, **config))  # type: ignore[arg-type]
+def caches(**config: float) -> KvState:
+    return KvState(RouterConfig(block_tokens=BLOCK, **config))  # type: ignore[arg-type]
 
 
 def test_engines_tell_what_they_store_and_evict() -> None:
@@ -120,39 +122,39 @@ def test_what_is_lost_for_good_makes_the_worker_a_stranger() -> None:
     assert engine.replay(2) is None  # all that it still has
     assert known.overlaps(hashes()) == {}
     assert (known.gaps, known.resyncs) == (1, 1)
-    known.leave(0)
+    known.remove_worker(0)
     assert (known.gaps, known.resyncs) == (1, 1)  # counters stay
 
 
 def test_a_decision_is_believed_until_the_events_come() -> None:
     known = caches()
-    known.join(0)
+    known.add_worker(0)
     known.expect(0, hashes())
     assert known.overlaps(hashes()) == {0: 4}
-    known.join(0)
+    known.add_worker(0)
     assert known.overlaps(hashes()) == {}
 
 
 def test_events_that_cannot_be_read_are_counted() -> None:
     known = caches()
     engine = Engine(known, 0)
-    known.learn(0, 0, b"\x93nonsense")
+    known.receive_events(0, 0, b"\x93nonsense")
     engine.said.append(b"")
     engine.say(stored(0, 1))
-    assert (known.unreadable, known.overlaps(hashes())) == (1, {0: 1})
+    assert (known.unreadable_batches, known.overlaps(hashes())) == (1, {0: 1})
 
 
 def test_who_is_not_here_tells_nothing() -> None:
     known = caches()
-    assert known.learn(5, 3, b"") is None
-    known.leave(5)
+    assert known.receive_events(5, 3, b"") is None
+    known.remove_worker(5)
 
 
 async def test_the_router_follows_the_events() -> None:
     router = await whole(2)
-    assert router.caches.learn(1, REPLAY_END, b"") is None
-    router.caches.learn(1, 0, encode_events(KvEventBatch(time.time(), [stored(0, 4)])))
-    asked = Ask(tokens=len(PROMPT), hashes=ids(PROMPT))
+    assert router.kv_state.receive_events(1, REPLAY_END, b"") is None
+    router.kv_state.receive_events(1, 0, encode_events(KvEventBatch(time.time(), [stored(0, 4)])))
+    asked = RoutingRequest(prompt_tokens=len(PROMPT), block_hashes=ids(PROMPT))
     for _ in range(3):
         lease = await router.route(asked)
         assert lease.decode.rank == 1
@@ -170,9 +172,9 @@ class Clock:
         return self.now
 
 
-def timed() -> tuple[Caches, Clock]:
+def timed() -> tuple[KvState, Clock]:
     clock = Clock()
-    return Caches(RouterConfig(block_tokens=BLOCK), clock), clock
+    return KvState(RouterConfig(block_tokens=BLOCK), clock), clock
 
 
 def test_a_prompt_sent_before_the_first_event_is_not_claimed_after_a_reset() -> None:

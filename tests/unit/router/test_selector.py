@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpc_dynamo.config import Policy, Role
-from hpc_dynamo.router import Member
-from hpc_dynamo.router.scheduling.policy import POLICIES, Need, choose
+from hpc_dynamo.router import RoutedWorker
+from hpc_dynamo.router.scheduling.policy import POLICIES, CostInputs, select_worker
 from tests.unit.router.requests import BLOCK
 
 Loads = list[dict[str, Any]]
 
 
-def member(rank: int, load: dict[str, Any]) -> Member:
-    return Member(rank, Role.aggregated, "", **load)
+def member(rank: int, load: dict[str, Any]) -> RoutedWorker:
+    return RoutedWorker(rank, Role.aggregated, "", **load)
 
 
 @pytest.mark.parametrize(
@@ -36,38 +36,40 @@ def member(rank: int, load: dict[str, Any]) -> Member:
         # More overlap than prompt is worth no more than the prompt.
         (Policy.kv, [{}, {"blocks": 1}], {0: 5, 1: 9}, 0),
         # Equal costs: the fewest requests, then whose turn is the longest ago.
-        (Policy.kv, [{"active": 1, "turn": 1}, {"turn": 9}], {}, 1),
-        (Policy.kv, [{"turn": 2}, {"turn": 1}, {"turn": 3}], {}, 1),
+        (Policy.kv, [{"active": 1, "last_lease_id": 1}, {"last_lease_id": 9}], {}, 1),
+        (Policy.kv, [{"last_lease_id": 2}, {"last_lease_id": 1}, {"last_lease_id": 3}], {}, 1),
         (Policy.least_loaded, [{"active": 2}, {"active": 1, "blocks": 9}], {0: 5}, 1),
-        (Policy.least_loaded, [{"turn": 2}, {"turn": 1}], {}, 1),
-        (Policy.round_robin, [{"turn": 5}, {"turn": 4, "active": 7}], {0: 5}, 1),
-        (Policy.round_robin, [{"turn": 5, "served": 1}, {"turn": 6}], {}, 0),
+        (Policy.least_loaded, [{"last_lease_id": 2}, {"last_lease_id": 1}], {}, 1),
+        (Policy.round_robin, [{"last_lease_id": 5}, {"last_lease_id": 4, "active": 7}], {0: 5}, 1),
+        (Policy.round_robin, [{"last_lease_id": 5, "served": 1}, {"last_lease_id": 6}], {}, 0),
     ],
 )
 def test_choice(policy: Policy, loads: Loads, overlaps: dict[int, int], chosen: int) -> None:
     members = [member(rank, load) for rank, load in enumerate(loads)]
-    need = Need(5 * BLOCK, overlaps, BLOCK)
-    assert choose(POLICIES[policy], members, need).rank == chosen
-    assert choose(POLICIES[policy], members[::-1], need).rank == chosen
+    need = CostInputs(5 * BLOCK, overlaps, BLOCK)
+    assert select_worker(POLICIES[policy], members, need).rank == chosen
+    assert select_worker(POLICIES[policy], members[::-1], need).rank == chosen
 
 
 def test_weights_say_what_counts() -> None:
     members = [member(0, {"blocks": 4}), member(1, {"prefill_tokens": 3 * BLOCK})]
     for overlap, decode, chosen in ((1.0, 1.0, 1), (2.0, 1.0, 0), (1.0, 0.5, 0), (0.0, 0.0, 0)):
-        need = Need(0, {}, BLOCK, overlap_weight=overlap, decode_weight=decode)
-        assert choose(POLICIES[Policy.kv], members, need).rank == chosen
+        need = CostInputs(0, {}, BLOCK, overlap_weight=overlap, decode_weight=decode)
+        assert select_worker(POLICIES[Policy.kv], members, need).rank == chosen
 
 
 def test_a_session_keeps_its_worker_while_others_come_and_go() -> None:
     members = [member(rank, {"active": rank}) for rank in range(8)]
     rule = POLICIES[Policy.session]
-    needs = [Need(0, {}, BLOCK, session=f"s{i}") for i in range(200)]
-    before = [choose(rule, members, need).rank for need in needs]
+    needs = [CostInputs(0, {}, BLOCK, session=f"s{i}") for i in range(200)]
+    before = [select_worker(rule, members, need).rank for need in needs]
     assert set(before) == set(range(8))
-    without = [choose(rule, members[:7], need).rank for need in needs]
+    without = [select_worker(rule, members[:7], need).rank for need in needs]
     moved = [i for i, (a, b) in enumerate(zip(before, without, strict=True)) if a != b]
     assert moved == [i for i, rank in enumerate(before) if rank == 7]
-    assert choose(rule, members[::-1], Need(0, {}, BLOCK)).rank == 0  # no session: by load
+    assert (
+        select_worker(rule, members[::-1], CostInputs(0, {}, BLOCK)).rank == 0
+    )  # no session: by load
 
 
 IDS = 1200
@@ -87,7 +89,9 @@ SESSIONS = {
 def placed(sessions: list[str], ranks: list[int]) -> list[int]:
     members = [member(rank, {}) for rank in ranks]
     rule = POLICIES[Policy.session]
-    return [choose(rule, members, Need(0, {}, BLOCK, session=s)).rank for s in sessions]
+    return [
+        select_worker(rule, members, CostInputs(0, {}, BLOCK, session=s)).rank for s in sessions
+    ]
 
 
 @pytest.mark.parametrize("workers", [2, 3, 4, 5, 9, 24])
@@ -129,10 +133,12 @@ def test_a_session_may_be_any_text() -> None:
 
 def test_chance_reaches_all_and_two_draws_avoid_the_busiest() -> None:
     members = [member(rank, {"active": rank}) for rank in range(4)]
-    need = Need(0, {}, BLOCK)
-    drawn = Counter(choose(POLICIES[Policy.random], members, need).rank for _ in range(400))
+    need = CostInputs(0, {}, BLOCK)
+    drawn = Counter(select_worker(POLICIES[Policy.random], members, need).rank for _ in range(400))
     assert set(drawn) == {0, 1, 2, 3}
-    drawn = Counter(choose(POLICIES[Policy.power_of_two], members, need).rank for _ in range(400))
+    drawn = Counter(
+        select_worker(POLICIES[Policy.power_of_two], members, need).rank for _ in range(400)
+    )
     assert set(drawn) == {0, 1, 2}
     assert drawn[0] > drawn[2]
 
@@ -140,12 +146,15 @@ def test_chance_reaches_all_and_two_draws_avoid_the_busiest() -> None:
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=6), st.floats(0.01, 10))
 def test_temperature_never_leaves_the_usable(blocks: list[int], temperature: float) -> None:
     members = [member(rank, {"blocks": n}) for rank, n in enumerate(blocks)]
-    assert choose(POLICIES[Policy.kv], members, Need(0, {}, BLOCK), temperature) in members
+    assert (
+        select_worker(POLICIES[Policy.kv], members, CostInputs(0, {}, BLOCK), temperature)
+        in members
+    )
 
 
 def test_temperature_spreads_and_prefers_the_cheap() -> None:
     members = [member(rank, {"blocks": 10 * rank}) for rank in range(3)]
-    need, rule = Need(0, {}, BLOCK), POLICIES[Policy.kv]
-    warm = Counter(choose(rule, members, need, 0.5).rank for _ in range(1000))
+    need, rule = CostInputs(0, {}, BLOCK), POLICIES[Policy.kv]
+    warm = Counter(select_worker(rule, members, need, 0.5).rank for _ in range(1000))
     assert warm[0] > warm[1] > warm[2] > 0
-    assert {choose(rule, members, need, 0.001).rank for _ in range(100)} == {0}
+    assert {select_worker(rule, members, need, 0.001).rank for _ in range(100)} == {0}

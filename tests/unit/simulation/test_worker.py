@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 
 from hpc_dynamo.router import block_hashes
 from hpc_dynamo.simulation import clock
-from hpc_dynamo.simulation.worker import Answer, Limits, Worker
+from hpc_dynamo.simulation.worker import EngineSizes, ModelledSequence, SimulatedWorker
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
 from hpc_dynamo.simulator.metrics import SimulatorMetrics
 from hpc_dynamo.simulator.model import SimulatedModel
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.sequence import SamplingParams, SequenceGroup
 from hpc_dynamo.simulator.step import SchedulerLimits
-from hpc_dynamo.timing_model import Timing
+from hpc_dynamo.timing_model import TimingModel
 
 BLOCK = 16
-TIMING = Timing(0.003, 0.0011, 1.3e-6, 0.0171, 0.0007, 2.3e-5)
+TIMING = TimingModel(0.003, 0.0011, 1.3e-6, 0.0171, 0.0007, 2.3e-5)
 
 
 @dataclass(frozen=True)
@@ -33,29 +33,29 @@ Times = list[tuple[float, float]]
 """Of each request's first and last token."""
 
 
-async def _jumped(asked: list[Asked], limits: Limits, timing: Timing) -> Times:
-    loop, worker = asyncio.get_running_loop(), Worker(limits, timing, BLOCK)
+async def _jumped(asked: list[Asked], limits: EngineSizes, timing: TimingModel) -> Times:
+    loop, worker = asyncio.get_running_loop(), SimulatedWorker(limits, timing, BLOCK)
 
     async def one(each: Asked) -> tuple[float, float]:
         await asyncio.sleep(each.at)
         begun, done = loop.create_future(), loop.create_future()
         tokens = b"".join(token.to_bytes(4, "little") for token in each.prompt)
         hashes = memoryview(block_hashes(tokens, BLOCK)).cast("Q").tolist()
-        answer = Answer(len(each.prompt), each.answer, hashes)
-        answer.begun = lambda: begun.set_result(loop.time())
-        answer.done = lambda: done.set_result(loop.time())
+        answer = ModelledSequence(len(each.prompt), each.answer, hashes)
+        answer.on_first_token = lambda: begun.set_result(loop.time())
+        answer.on_done = lambda: done.set_result(loop.time())
         worker.submit(answer)
         return await begun, await done
 
     times = await asyncio.gather(*map(one, asked))
-    assert (worker.running, worker.waiting, worker.cache.held) == (0, 0, 0)
+    assert (worker.running, worker.waiting, worker.cache.held_tokens) == (0, 0, 0)
     return list(times)
 
 
-async def _stepped(asked: list[Asked], limits: Limits, timing: Timing) -> Times:
+async def _stepped(asked: list[Asked], limits: EngineSizes, timing: TimingModel) -> Times:
     loop, blocks = asyncio.get_running_loop(), limits.cache_tokens // BLOCK
     model = SimulatedModel("m", BLOCK, BlockPool(blocks), KvMemory(blocks, 512))
-    steps = SchedulerLimits(limits.sequences, limits.step_tokens)
+    steps = SchedulerLimits(limits.max_sequences, limits.step_tokens)
     scheduler = Scheduler(steps, timing, model, SimulatorMetrics(blocks, BLOCK))
     running = asyncio.create_task(scheduler.run())
 
@@ -101,7 +101,7 @@ def _asked(draw: st.DrawFn) -> Asked:
 def test_jumps_end_where_steps_end(
     asked: list[Asked], sequences: int, step_tokens: int, blocks: int
 ) -> None:
-    limits = Limits(sequences, step_tokens, blocks * BLOCK, page=BLOCK)
+    limits = EngineSizes(sequences, step_tokens, blocks * BLOCK, page_tokens=BLOCK)
     jumped = clock.run(_jumped(asked, limits, TIMING))
     stepped = clock.run(_stepped(asked, limits, TIMING))
     for here, there in zip(jumped, stepped, strict=True):
@@ -110,16 +110,16 @@ def test_jumps_end_where_steps_end(
 
 def test_one_request_by_hand() -> None:
     """250 tokens in steps of 100: 100, 100, 50; then 4 more tokens, a context of 251 to 254."""
-    timing = Timing(prefill_s_per_token=0.01, decode_s=1.0, decode_s_per_context_token=0.001)
+    timing = TimingModel(prefill_s_per_token=0.01, decode_s=1.0, decode_s_per_context_token=0.001)
     asked = [Asked(5.0, tuple(range(250)), 5)]
-    times = clock.run(_jumped(asked, Limits(4, 100, 1024), timing))
+    times = clock.run(_jumped(asked, EngineSizes(4, 100, 1024), timing))
     assert times[0] == pytest.approx((7.5, 7.5 + 4 + 0.251 + 0.252 + 0.253 + 0.254))
 
 
 def test_a_prompt_that_comes_meanwhile_waits_for_the_step_under_way() -> None:
-    timing = Timing(prefill_s_per_token=0.01, decode_s=1.0)
+    timing = TimingModel(prefill_s_per_token=0.01, decode_s=1.0)
     asked = [Asked(0.0, (1,) * 100, 11), Asked(3.5, (2,) * 50, 1)]
-    times = clock.run(_jumped(asked, Limits(4, 200, 1024), timing))
+    times = clock.run(_jumped(asked, EngineSizes(4, 200, 1024), timing))
     # The first token at 1, others at 2, 3, 4; then a step of both, 1.5 s; five of 1 s remain.
     assert times == [pytest.approx((1.0, 11.5)), pytest.approx((5.5, 5.5))]
 
@@ -134,5 +134,5 @@ def test_time_jumps_and_nothing_can_wait_for_ever() -> None:
     async def stuck() -> None:
         await asyncio.Event().wait()
 
-    with pytest.raises(clock.Stuck):
+    with pytest.raises(clock.NoPendingTimer):
         clock.run(stuck())

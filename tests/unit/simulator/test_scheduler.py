@@ -13,18 +13,18 @@ from hpc_dynamo.simulator.model import SimulatedModel
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.sequence import SamplingParams, SequenceGroup
 from hpc_dynamo.simulator.step import SchedulerLimits
-from hpc_dynamo.timing_model import Timing
+from hpc_dynamo.timing_model import TimingModel
 
 WAIT_S = 20.0
 
 
 @asynccontextmanager
 async def scheduler(
-    limits: SchedulerLimits, *, blocks: int = 64, timing: Timing | None = None
+    limits: SchedulerLimits, *, blocks: int = 64, timing: TimingModel | None = None
 ) -> AsyncIterator[tuple[Scheduler, BlockPool, SimulatorMetrics]]:
     pool, metrics = BlockPool(blocks), SimulatorMetrics(blocks, 16)
     model = SimulatedModel("m", 16, pool, KvMemory(blocks, 512))
-    made = Scheduler(limits, timing or Timing(), model, metrics)
+    made = Scheduler(limits, timing or TimingModel(), model, metrics)
     task = asyncio.create_task(made.run())
     yield made, pool, metrics
     task.cancel()
@@ -69,7 +69,7 @@ async def test_neither_batching_nor_chunks_nor_scarcity_change_an_answer() -> No
 
 
 async def test_what_a_cached_prefix_saves_is_not_computed_twice() -> None:
-    timing = Timing(prefill_s_per_token=0.001)
+    timing = TimingModel(prefill_s_per_token=0.001)
     async with scheduler(SchedulerLimits(), timing=timing) as (made, _, metrics):
         took = list[float]()
         for _ in range(2):
@@ -110,7 +110,11 @@ async def test_prompts_that_arrive_together_share_the_prefix_that_the_first_comp
 
 
 async def test_steps_take_their_modelled_time_and_are_shared() -> None:
-    async with scheduler(SchedulerLimits(), timing=Timing(decode_s=0.01)) as (made, _, metrics):
+    async with scheduler(SchedulerLimits(), timing=TimingModel(decode_s=0.01)) as (
+        made,
+        _,
+        metrics,
+    ):
         began = time.monotonic()
         await finish(made, *(job(i, 5, tokens=31) for i in range(8)))
         assert 0.3 <= time.monotonic() - began < 1.5  # 2.4 one after the other
@@ -120,7 +124,7 @@ async def test_steps_take_their_modelled_time_and_are_shared() -> None:
 
 async def test_time_can_be_scaled() -> None:
     limits = SchedulerLimits(time_scale=0.1)
-    async with scheduler(limits, timing=Timing(decode_s=0.1)) as (made, _, _metrics):
+    async with scheduler(limits, timing=TimingModel(decode_s=0.1)) as (made, _, _metrics):
         began = time.monotonic()
         await finish(made, job(1, 5, tokens=11))
         assert 0.1 <= time.monotonic() - began < 0.5
@@ -128,7 +132,11 @@ async def test_time_can_be_scaled() -> None:
 
 async def test_an_aborted_job_gives_everything_back_at_any_time() -> None:
     limits = SchedulerLimits(max_num_seqs=2, max_num_batched_tokens=8)
-    async with scheduler(limits, blocks=20, timing=Timing(decode_s=0.002)) as (made, pool, metrics):
+    async with scheduler(limits, blocks=20, timing=TimingModel(decode_s=0.002)) as (
+        made,
+        pool,
+        metrics,
+    ):
         jobs = [job(i, 100, tokens=20) for i in range(6)]
         for each in jobs:
             made.submit(each, n=1)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hpc_dynamo.errors import ConfigError, InputError
 from hpc_dynamo.simulator import tokenizer
 from hpc_dynamo.simulator.token_generator import WORDS, WordGenerator
-from hpc_dynamo.timing_model import PROFILES, Timing, load
+from hpc_dynamo.timing_model import PROFILES, TimingModel, load_timing
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -72,7 +72,7 @@ def test_words_are_one_token_each() -> None:
 
 
 def test_a_step_costs_what_is_in_it() -> None:
-    timing = Timing(0.1, 0.001, 1e-6, 0.2, 0.003, 1e-5)
+    timing = TimingModel(0.1, 0.001, 1e-6, 0.2, 0.003, 1e-5)
     assert timing.step_s(0, 0, 0, 0) == 0
     assert timing.step_s(100, 5000, 0, 0) == pytest.approx(0.1 + 0.1 + 0.005)
     assert timing.step_s(0, 0, 4, 1000) == pytest.approx(0.2 + 0.012 + 0.01)
@@ -80,15 +80,15 @@ def test_a_step_costs_what_is_in_it() -> None:
 
 
 def test_profiles_by_name_or_file(tmp_path: Path) -> None:
-    assert load("h100-8b") is PROFILES["h100-8b"]
+    assert load_timing("h100-8b") is PROFILES["h100-8b"]
     file = tmp_path / "mine.json"
     file.write_text('{"decode_s": 0.5}')
-    assert load(str(file)) == Timing(decode_s=0.5)
+    assert load_timing(str(file)) == TimingModel(decode_s=0.5)
     file.write_text('{"decode_s": "slow"}')
     with pytest.raises(InputError, match=r"mine\.json.*decode_s"):
-        load(str(file))
+        load_timing(str(file))
     with pytest.raises(ConfigError, match="cpu-135m"):
-        load("cpu-135")
+        load_timing("cpu-135")
 
 
 def test_a_bigger_gpu_is_faster() -> None:

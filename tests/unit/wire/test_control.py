@@ -54,28 +54,32 @@ async def connect(closing: ExitStack, server: ControlServer[Ping | Pong]) -> Con
     return make
 
 
-async def heard(server: ControlServer[Ping | Pong], timeout_s: float) -> tuple[bytes, Ping | Pong]:
+async def received(
+    server: ControlServer[Ping | Pong], timeout_s: float
+) -> tuple[bytes, Ping | Pong]:
     async with asyncio.timeout(timeout_s):
         return await server.receive()
 
 
-async def test_both_ways(server: ControlServer[Ping | Pong], connect: Connect) -> None:
+async def test_messages_pass_both_ways(
+    server: ControlServer[Ping | Pong], connect: Connect
+) -> None:
     client = connect()
     await client.send(Ping("hällo"))
-    peer, message = await heard(server, SOON_S)
+    peer, message = await received(server, SOON_S)
     assert message == Ping("hällo")
     assert await server.send(peer, Pong(7))
     assert await client.receive(SOON_S) == Pong(7)
 
 
-async def test_answers_reach_the_one_who_asked(
+async def test_server_answers_the_client_that_sent_the_message(
     server: ControlServer[Ping | Pong], connect: Connect
 ) -> None:
     clients = [connect() for _ in range(5)]
     for n, client in enumerate(clients):
         await client.send(Ping(str(n)))
     for _ in clients:
-        peer, message = await heard(server, SOON_S)
+        peer, message = await received(server, SOON_S)
         assert isinstance(message, Ping)
         await server.send(peer, Pong(int(message.text)))
     assert [await c.receive(SOON_S) for c in clients] == [Pong(n) for n in range(5)]
@@ -87,11 +91,13 @@ async def test_messages_of_one_client_keep_their_order(
     client = connect()
     for n in range(200):
         await client.send(Pong(n))
-    assert [(await heard(server, SOON_S))[1] for _ in range(200)] == [Pong(n) for n in range(200)]
+    assert [(await received(server, SOON_S))[1] for _ in range(200)] == [
+        Pong(n) for n in range(200)
+    ]
 
 
-async def test_what_was_sent_before_the_server_was_there_arrives(closing: ExitStack) -> None:
-    """A client connects again by itself, also to a server that comes later."""
+async def test_message_sent_before_the_server_exists_arrives(closing: ExitStack) -> None:
+    """A client reconnects by itself, also to a server that starts later."""
     first = ControlServer(HERE, KEYS, CODEC)
     endpoint = first.endpoint
     first.close()
@@ -110,7 +116,7 @@ async def test_what_was_sent_before_the_server_was_there_arrives(closing: ExitSt
     assert CODEC.decode(data) == Ping("early")
 
 
-async def test_another_key_is_not_let_in(
+async def test_client_with_another_key_is_rejected(
     server: ControlServer[Ping | Pong], connect: Connect
 ) -> None:
     """Knowing the server's public key is not enough: the client's own must be the run's."""
@@ -126,71 +132,73 @@ async def test_another_key_is_not_let_in(
         stranger.connect(server.endpoint)
         await stranger.send(CODEC.encode(Ping("let me in")))
         with pytest.raises(TimeoutError):
-            await heard(server, NEVER_S)
+            await received(server, NEVER_S)
     finally:
         stranger.close(linger=0)
         context.term()
     await connect().send(Ping("friend"))
-    assert (await heard(server, SOON_S))[1] == Ping("friend")
+    assert (await received(server, SOON_S))[1] == Ping("friend")
 
 
-async def test_no_key_is_not_let_in(server: ControlServer[Ping | Pong], connect: Connect) -> None:
+async def test_client_without_key_is_rejected(
+    server: ControlServer[Ping | Pong], connect: Connect
+) -> None:
     context = zmq.asyncio.Context()
     stranger = context.socket(zmq.DEALER)
     try:
         stranger.connect(server.endpoint)
         await stranger.send(CODEC.encode(Ping("let me in")))
         with pytest.raises(TimeoutError):
-            await heard(server, NEVER_S)
+            await received(server, NEVER_S)
     finally:
         stranger.close(linger=0)
         context.term()
     await connect().send(Ping("friend"))
-    assert (await heard(server, SOON_S))[1] == Ping("friend")
+    assert (await received(server, SOON_S))[1] == Ping("friend")
 
 
-async def test_silence_ends_with_a_deadline(
+async def test_receive_raises_after_its_timeout(
     server: ControlServer[Ping | Pong], connect: Connect
 ) -> None:
     client = connect()
     with pytest.raises(WireError) as silent:
         await client.receive(NEVER_S)
-    assert f"{server.endpoint} was silent" in silent.value.message
-    assert "is that node up" in silent.value.hint
+    assert f"no message from {server.endpoint} for " in silent.value.message
+    assert "check that the node is up" in silent.value.hint
 
 
-async def test_an_answer_to_one_who_left_is_no_error(
+async def test_send_to_disconnected_client_returns_false(
     server: ControlServer[Ping | Pong], connect: Connect
 ) -> None:
     client = connect()
     await client.send(Ping("bye"))
-    peer, _ = await heard(server, SOON_S)
+    peer, _ = await received(server, SOON_S)
     client.close()
     async with asyncio.timeout(SOON_S):
-        while await server.send(peer, Pong(1)):  # noqa: ASYNC110  # ZMQ tells no event for this
+        while await server.send(peer, Pong(1)):  # noqa: ASYNC110  # ZMQ has no event for this
             await asyncio.sleep(0.01)
 
 
-async def test_nobody_else_was_ever_known(server: ControlServer[Ping | Pong]) -> None:
+async def test_send_to_unknown_client_returns_false(server: ControlServer[Ping | Pong]) -> None:
     assert await server.send(b"nobody", Pong(1)) is False
 
 
-def test_a_record_of_another_version_is_an_error_of_ours() -> None:
+def test_message_of_another_version_raises_wire_error() -> None:
     class Quux(msgspec.Struct, tag=True):
         x: int
 
     for data in (msgspec.msgpack.encode(Quux(1)), b"", b"\xff", b"\x00" * 9):
-        with pytest.raises(WireError, match="unreadable") as wrong:
+        with pytest.raises(WireError, match="cannot be decoded") as wrong:
             CODEC.decode(data)
         assert "same version" in wrong.value.hint
 
 
-async def test_ports_are_never_the_same(closing: ExitStack) -> None:
+async def test_servers_use_different_ports(closing: ExitStack) -> None:
     servers = [ControlServer(HERE, KEYS, CODEC) for _ in range(5)]
     for server in servers:
         closing.callback(server.close)
     assert len({server.endpoint for server in servers}) == 5
 
 
-def test_keys_are_new_each_time() -> None:
+def test_new_keys_differ_each_time() -> None:
     assert len({key for _ in range(5) for key in new_keys()}) == 10

@@ -203,7 +203,7 @@ async def test_another_protocol_is_an_error_of_ours(folder: Path, frames: list[b
 
         async with asyncio.TaskGroup() as group:
             saying = group.create_task(say())
-            with pytest.raises(WireError, match="came in frames of") as wrong:
+            with pytest.raises(WireError, match="in frames of") as wrong:
                 await heard(follower)
             saying.cancel()
         assert "8 bytes" in wrong.value.hint
