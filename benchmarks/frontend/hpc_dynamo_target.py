@@ -16,7 +16,7 @@ import uvloop
 from benchmarks.common.workload import MODEL
 from benchmarks.frontend.peers import FixedBackend, ProcessTarget
 from benchmarks.frontend.targets import TargetPids
-from hpc_dynamo.config import Config, Model, Policy, Route, Serve, Task, with_route_topology
+from hpc_dynamo.config import Config, Model, Policy, Route, Serve, Task, resolve_route
 from hpc_dynamo.config import Engine as EngineConfig
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.head import Standalone
@@ -72,7 +72,7 @@ def main() -> None:
         serve=Serve(host=HOST, frontend_processes=int(frontends)),
         route=Route(workers=tuple(urls)),
     )
-    config = with_route_topology(wanted)
+    config = resolve_route(wanted)
     run = Run(Path(folder) / "runs" / "bench")
     run.create(Secrets(token="engines", public="", private=""))
     uvloop.run(run_head(run.new_attempt(config, plan(config))))

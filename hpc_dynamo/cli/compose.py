@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from hpc_dynamo.cli import model_overrides as models
-from hpc_dynamo.cli.overrides import files, tree, words, yaml_text
+from hpc_dynamo.cli.overrides import arguments, files, tree, yaml_text
 from hpc_dynamo.config import Config, Role, ServedModel, Task, errors_of_model
-from hpc_dynamo.config.paths import at_home
+from hpc_dynamo.config.paths import expand_home
 from hpc_dynamo.errors import ConfigError
 
 
@@ -35,7 +35,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
 def roles(overrides: Sequence[str], config_dir: Path | None = None) -> tuple[Role, ...]:
     """Return the roles of the pools that these overrides run. Raises ConfigError for a folder that
     does not exist."""
-    return words.roles(overrides, files.Folders(_folders(config_dir)))
+    return arguments.roles(overrides, files.Folders(_folders(config_dir)))
 
 
 def _model(
@@ -60,7 +60,7 @@ def _composed(
 ) -> tuple[Config, dict[str, Any]]:
     """Return a run of one model, and the files' section `models`. `values` override files."""
     found = files.Folders(folders)
-    built = tree.build(found, words.read(overrides, found), values)
+    built = tree.build(found, arguments.read(overrides, found), values)
     several = built.pop("models")
     return msgspec.convert(built, Config), several
 
@@ -69,7 +69,7 @@ def _folders(config_dir: Path | None) -> tuple[Path, ...]:
     """Return the folders of configuration files, the user's own first. Raises ConfigError."""
     if config_dir is None:
         return (conf_dir(),)
-    own = Path(at_home(str(config_dir), "--config-dir")).absolute()
+    own = Path(expand_home(str(config_dir), "--config-dir")).absolute()
     if not own.is_dir():
         hint = "a folder such as DIR with files DIR/cluster/mysite.yaml, then cluster=mysite"
         raise ConfigError(f"--config-dir {config_dir}: no such folder", hint=hint)

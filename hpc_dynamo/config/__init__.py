@@ -1,50 +1,58 @@
-"""The configuration of one run: its schema, and the checks of its values."""
+"""Configuration of a run: its schema, the validation of its values, and its transformations.
 
-from hpc_dynamo.config.checks import MIN_HEARTBEAT_TIMEOUT_S, validate, walltime_minutes
-from hpc_dynamo.config.cluster import (
+schema/             fields with help, unit and bounds
+validation/         checks before anything starts
+resolve.py          transformations, in the order in which a run applies them
+paths.py            `~` in fields that hold paths
+sbatch_options.py   names of sbatch options
+"""
+
+from hpc_dynamo.config.resolve import resolve_route, with_hardware
+from hpc_dynamo.config.schema import (
+    REMOVED_FORECASTS,
+    Batch,
     Bootstrap,
     BootstrapMethod,
     Cluster,
-    Heterogeneous,
-    Launcher,
-    Slurm,
-)
-from hpc_dynamo.config.container import Container, ContainerKind
-from hpc_dynamo.config.hardware import Hardware
-from hpc_dynamo.config.kinds import with_hardware
-from hpc_dynamo.config.lines import check_folder
-from hpc_dynamo.config.planner import (
-    REMOVED_FORECASTS,
-    Forecast,
-    Planner,
-    PlannerMode,
-    PriorityTarget,
-    ScaleOut,
-)
-from hpc_dynamo.config.route import with_route_topology
-from hpc_dynamo.config.router import Policy, Router
-from hpc_dynamo.config.schema import (
-    Batch,
     Config,
+    Container,
+    ContainerKind,
     Device,
     Engine,
+    Forecast,
+    Hardware,
+    Heterogeneous,
     KvLoadFailurePolicy,
+    Launcher,
     Model,
+    Planner,
+    PlannerMode,
+    Policy,
     Pool,
+    PriorityTarget,
     Role,
     RoleOptions,
     Route,
+    Router,
+    ScaleOut,
     Serve,
     ServedModel,
+    Simulate,
+    Slurm,
     Task,
     Topology,
     TopologyKind,
+    schema_fields,
 )
-from hpc_dynamo.config.several import errors_of_model, require_single_model
-from hpc_dynamo.config.simulate import Simulate
+from hpc_dynamo.config.validation import (
+    check_folder,
+    errors_of_model,
+    require_single_model,
+    validate,
+    walltime_minutes,
+)
 
 __all__ = [
-    "MIN_HEARTBEAT_TIMEOUT_S",
     "REMOVED_FORECASTS",
     "Batch",
     "Bootstrap",
@@ -81,8 +89,9 @@ __all__ = [
     "check_folder",
     "errors_of_model",
     "require_single_model",
+    "resolve_route",
+    "schema_fields",
     "validate",
     "walltime_minutes",
     "with_hardware",
-    "with_route_topology",
 ]

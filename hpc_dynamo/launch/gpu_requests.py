@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from hpc_dynamo.config import Slurm
-from hpc_dynamo.config.sbatch import extra_options
+from hpc_dynamo.config.sbatch_options import extra_options
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan
 

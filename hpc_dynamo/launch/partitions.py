@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hpc_dynamo.config import Config, walltime_minutes
-from hpc_dynamo.config.sbatch import extra_options
+from hpc_dynamo.config.sbatch_options import extra_options
 from hpc_dynamo.errors import LaunchError, MissingDependency
 from hpc_dynamo.launch.environment import DEFAULTS, for_commands
 from hpc_dynamo.launch.slurm import run_command

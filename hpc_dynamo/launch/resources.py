@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from hpc_dynamo.config import Config, Engine, Slurm, walltime_minutes, with_hardware
-from hpc_dynamo.config.sbatch import Options, asks_for_gpus, asks_for_memory, extra_options
+from hpc_dynamo.config.sbatch_options import Options, asks_for_gpus, asks_for_memory, extra_options
 from hpc_dynamo.launch.gpu_requests import check_gpu_requests
 from hpc_dynamo.topology import Plan
 

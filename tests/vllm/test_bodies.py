@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from hpc_dynamo.config import Batch, Config, Engine, Model, Route, Router, with_route_topology
+from hpc_dynamo.config import Batch, Config, Engine, Model, Route, Router, resolve_route
 from hpc_dynamo.engines.paths import is_inference
 from hpc_dynamo.head.membership.external import ExternalWorkers
 from hpc_dynamo.head.workloads.batch import BatchWorkload
@@ -101,7 +101,7 @@ def batch(
     path = str(provisioned().model) if request.param == "with tokenizer" else ""
     lines = (case.batch_line for case in BATCHED)
     (folder / "cases.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    config = with_route_topology(
+    config = resolve_route(
         Config(
             name="bodies",
             input=str(folder / "cases.jsonl"),

@@ -9,7 +9,7 @@ import msgspec
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.launch_run import files, go, key_file, placed, say
 from hpc_dynamo.cli.run_folder import serve_run
-from hpc_dynamo.config import Config, Launcher, Task, with_route_topology
+from hpc_dynamo.config import Config, Launcher, Task, resolve_route
 from hpc_dynamo.engines import engine
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import plan as lay_out
@@ -34,7 +34,7 @@ def options(verb: ArgumentParser) -> None:
 def route(args: Namespace) -> int:
     """Give an OpenAI endpoint before engines that run already, until it is ended."""
     config = replace(compose(list(_words(args)), args.config_dir), task=Task.serve)
-    config = _with_files(with_route_topology(config))
+    config = _with_files(resolve_route(config))
     config = placed(config, "route")
     engine(config.engine.name)  # its dialect is spoken
     layout = lay_out(config)

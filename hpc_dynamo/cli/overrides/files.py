@@ -24,6 +24,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hpc_dynamo.cli.overrides.renamed import with_current_names
 from hpc_dynamo.cli.overrides.yaml_text import Document, Keys, read
 from hpc_dynamo.errors import ConfigError, unknown_name
 
@@ -82,10 +83,12 @@ class TextSource(ConfigSource):
         path = folders.file(config_path)
         if path is None:
             raise ConfigLoadError(f"no file {config_path}")
-        document = read(path)
+        header = _header(path)
+        group = tuple(config_path.split("/")[:-1])
+        document = with_current_names(read(path), _package(header["package"], group))
         folders.read.append(document)
         content = OmegaConf.create(document.content)
-        return ConfigResult(self.provider, self.full_path(), content, _header(path))
+        return ConfigResult(self.provider, self.full_path(), content, header)
 
     def available(self) -> bool:
         return True
@@ -121,6 +124,13 @@ def _header(path: Path) -> dict[str, str | None]:
         lines = file.read(HEADER_CHARS).splitlines()
     matches = filter(None, map(HEADER.fullmatch, lines))
     return {"package": None} | {match["key"]: match["value"] for match in matches}
+
+
+def _package(header: str | None, group: Keys) -> Keys:
+    """Return the keys of the section that the content of a file belongs to."""
+    if header is None or header == "_group_":
+        return group
+    return () if header == "_global_" else tuple(header.split("."))
 
 
 def composed(folders: Folders, choices: Sequence[str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Used for unknown options (`--model X`) and for names that are not fields (`parti
 
 from collections.abc import Iterable, Sequence
 
-from hpc_dynamo.cli.overrides.schema import leaves
+from hpc_dynamo.cli.overrides.field_lookup import leaves
 from hpc_dynamo.config import Role
 from hpc_dynamo.engines.option_names import FLAGS, VALUES
 from hpc_dynamo.errors import quoted_override
@@ -24,7 +24,6 @@ FIELDS = {
     "gpus": "cluster.gpus_per_node",
     "cpus_per_task": "cluster.cpus_per_node",
     "input_file": "input",
-    "retries": "batch.max_retries",
     "job_name": "name",
     "N": "topology.nodes",
     "nnodes": "topology.nodes",
@@ -93,13 +92,14 @@ def _fields(plain: str, verb: str, roles: Iterable[Role]) -> Sequence[str]:
         return [f"batch.body_defaults.{plain}"] if verb == "batch" else []
     if plain in POOL:
         return [f"topology.{role}.{POOL[plain]}" for role in roles]
-    known = sorted(leaves(), key=lambda field: (field.count("."), field))
+    old_names, known = leaves(), sorted(leaves(), key=lambda field: (field.count("."), field))
     if plain in known:
         return [plain]
     if plain in FIELDS:
         return [FIELDS[plain]]
-    usable = (field for field in known if verb in SECTIONS.get(field.partition(".")[0], (verb,)))
-    return [field for field in usable if field.rpartition(".")[2] == plain][:1]
+    usable = [field for field in known if verb in SECTIONS.get(field.partition(".")[0], (verb,))]
+    current = [field for field in usable if field.rpartition(".")[2] == plain]
+    return (current or [field for field in usable if old_names[field] == plain])[:1]
 
 
 def _engine_option(name: str, value: str) -> str:

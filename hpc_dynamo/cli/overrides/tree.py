@@ -7,11 +7,11 @@ from typing import Any, get_args, get_origin
 
 import msgspec
 
-from hpc_dynamo.cli.overrides import files, schema, values
-from hpc_dynamo.cli.overrides.schema import EngineOption, Field, JsonValue
-from hpc_dynamo.cli.overrides.words import Assignment, Removal, Words
+from hpc_dynamo.cli.overrides import field_lookup, files, values
+from hpc_dynamo.cli.overrides.arguments import Arguments, Assignment, Removal
+from hpc_dynamo.cli.overrides.field_lookup import EngineOption, Field, JsonValue
 from hpc_dynamo.config import Config
-from hpc_dynamo.config.paths import at_home, is_path
+from hpc_dynamo.config.paths import expand_home, is_path
 from hpc_dynamo.errors import ConfigError
 
 Keys = tuple[str, ...]
@@ -21,7 +21,7 @@ MODELS = "models"  # each model is composed separately: its content stays as it 
 QUOTED = re.compile(r"(?P<quote>['\"])(?P<inner>(?:(?!(?P=quote))[^\\]|\\.)*)(?P=quote)", re.DOTALL)
 
 
-def build(folders: files.Folders, words: Words, beneath: Mapping[str, Any]) -> dict[str, Any]:
+def build(folders: files.Folders, words: Arguments, beneath: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tree of a configuration, typed and resolved. `beneath` overrides files; `words`
     override both. Raises ConfigError naming the field, and the file and line that set it."""
     tree, hidden = _defaults(), _Hidden()
@@ -110,12 +110,12 @@ def _remove(tree: dict[str, Any], change: Removal) -> None:
 def typed(content: Mapping[str, Any], of: Any, keys: Keys, line: Line) -> dict[str, Any]:
     """Return a section's content with each value converted to its field's type. `bytes` are
     converted; strings with an interpolation stay until they are resolved. Raises ConfigError."""
-    known = schema.fields_of(of)
+    known = field_lookup.fields_of(of)
     for name in content:
         if name not in known:
             place = line((*keys, name))
             text = _scalar(content[name]) if place else None
-            raise _located(schema.unknown_field(keys, name, known, text), place)
+            raise _located(field_lookup.unknown_field(keys, name, known, text), place)
     return {name: _typed(each, known[name], (*keys, name), line) for name, each in content.items()}
 
 
@@ -140,7 +140,7 @@ def _typed(value: Any, of: Any, keys: Keys, line: Line) -> Any:
 
 
 def _entries(value: Mapping[str, Any], of: Any, keys: Keys, line: Line) -> dict[str, Any]:
-    of = schema.entry_type(keys[-1]) if of is Any else of
+    of = field_lookup.entry_type(keys[-1]) if of is Any else of
     return {name: _typed(each, of, (*keys, name), line) for name, each in value.items()}
 
 
@@ -184,7 +184,7 @@ def _located(error: ConfigError, line: str) -> ConfigError:
 def _with_homes(value: Any, name: str) -> Any:
     """Return the value with `~` expanded in fields that are paths."""
     if isinstance(value, str):
-        return at_home(value, name) if is_path(name) else value
+        return expand_home(value, name) if is_path(name) else value
     if isinstance(value, list):
         return [_with_homes(each, f"{name}.{at}") for at, each in enumerate(value)]
     if isinstance(value, dict) and name != MODELS:

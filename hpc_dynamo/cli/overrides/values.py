@@ -16,10 +16,10 @@ from typing import Any, get_args, get_origin
 
 import msgspec
 
-from hpc_dynamo.cli.overrides.schema import EngineOption, JsonValue, fields_of
+from hpc_dynamo.cli.overrides.field_lookup import EngineOption, JsonValue, fields_of
 from hpc_dynamo.cli.overrides.yaml_text import parse
 from hpc_dynamo.config import REMOVED_FORECASTS, Config
-from hpc_dynamo.config.sbatch import gpu_request
+from hpc_dynamo.config.sbatch_options import gpu_request
 from hpc_dynamo.errors import ConfigError, quoted_override
 
 NULLS = ("null", "none", "None")  # unset a field that is not a text; for a text only `null` does

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.config import Role, TopologyKind, with_route_topology
+from hpc_dynamo.config import Role, TopologyKind, resolve_route
 from hpc_dynamo.topology import plan
 from tests.support.terminal import Call, caller, printed, refused
 
@@ -23,14 +23,14 @@ def call(
 
 
 def test_workers_do_all_of_a_request() -> None:
-    config = with_route_topology(compose([f'route.workers=["{A}","{B}/v1/","{C}"]']))
+    config = resolve_route(compose([f'route.workers=["{A}","{B}/v1/","{C}"]']))
     assert config.route.engines == tuple((Role.aggregated, url) for url in (A, B, C))
     assert config.topology.kind is TopologyKind.aggregated
     assert [w.role for w in plan(config).workers] == [Role.aggregated] * 3
 
 
 def test_prefill_and_decode_make_a_disaggregated_topology() -> None:
-    config = with_route_topology(compose([f"route.prefill=[{A}]", f'route.decode=[{B},"{C}"]']))
+    config = resolve_route(compose([f"route.prefill=[{A}]", f'route.decode=[{B},"{C}"]']))
     assert config.topology.kind is TopologyKind.disaggregated
     assert [w.role for w in plan(config).workers] == [role for role, _ in config.route.engines]
     assert [role for role, _ in config.route.engines] == [Role.prefill, Role.decode, Role.decode]
@@ -38,8 +38,8 @@ def test_prefill_and_decode_make_a_disaggregated_topology() -> None:
 
 def test_the_model_is_called_what_the_engines_call_it() -> None:
     words = [f"route.workers=[{A}]", "model.path=/models/llama"]
-    assert with_route_topology(compose(words)).served_name == ""
-    assert with_route_topology(compose([*words, "model.name=my"])).served_name == "my"
+    assert resolve_route(compose(words)).served_name == ""
+    assert resolve_route(compose([*words, "model.name=my"])).served_name == "my"
     assert compose(words[1:]).served_name == "llama"
 
 
@@ -52,10 +52,10 @@ def test_the_model_is_called_what_the_engines_call_it() -> None:
         (["--workers", "http://a:0"], ["is not a URL"]),
         (["--workers", "ftp://a:1"], ["is not a URL"]),
         (["--workers", "http://[::1"], ["is not a URL"]),
-        (["--workers", f"{A}/v2"], [f"'{A}/v2' is not a base URL", f"{A}, host"]),
+        (["--workers", f"{A}/v2"], [f"'{A}/v2' is not a base URL", f"{A}, only host"]),
         (["--workers", "http://u:p@a:1"], ["is not a base URL"]),
         (["--workers", f"{A},{A}/v1"], [f"{A} is named twice"]),
-        (["--workers", A, "--decode", B], ["not both"]),
+        (["--workers", A, "--decode", B], ["cannot be combined"]),
         (["--prefill", A], ["route.prefill without route.decode"]),
         (["route.decode=" + A], ["route.decode without route.prefill"]),
         ([A], ["neither an option nor FIELD=VALUE", f"--workers {A}"]),

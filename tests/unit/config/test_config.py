@@ -109,7 +109,7 @@ REFUSED = [
     (
         Config(topology=GOOD, engine=Engine(max_num_seqs=0)),
         "engine.max_num_seqs=0",
-        "engine.max_num_seqs=1",
+        "engine.max_num_seqs=256",
     ),
     (
         Config(topology=GOOD, batch=Batch(concurrency=0)),
@@ -118,7 +118,7 @@ REFUSED = [
     ),
     (
         Config(topology=GOOD, cluster=Cluster(heartbeat_timeout_s=1)),
-        "cluster.heartbeat_timeout_s=1 is below",
+        "cluster.heartbeat_timeout_s=1 must be at least 3",
         "cluster.heartbeat_timeout_s=30",
     ),
     (several(Task.batch), "a batch is of one model, and models.* names a", "once for each"),

@@ -217,7 +217,7 @@ def test_a_further_job_is_as_full_as_the_fullest_node_or_its_gpus() -> None:
         (replace(config(), task=Task.batch), "planner.scale_out adds workers to an endpoint"),
         (
             replace(config(), planner=replace(RULES, mode=PlannerMode.off)),
-            "nothing decides when to grow",
+            "the planner is off",
         ),
         (replace(config(), topology=Topology(aggregated=Pool(1))), "has no roles to change here"),
     ],

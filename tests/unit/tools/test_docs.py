@@ -39,3 +39,11 @@ def test_relative_links_lead_to_files_and_headings(page: str) -> None:
         assert linked.exists(), f"{page}: {target}"
         if anchor:
             assert anchor in anchors(linked.read_text()), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/development/")])
+def test_files_named_on_development_pages_exist(page: str) -> None:
+    named = re.findall(r"`((?:[a-z_]+/)+[a-z_]*(?:\.py)?)`", (ROOT / page).read_text())
+    for path in named:
+        found = [ROOT / path, ROOT / "hpc_dynamo" / path, ROOT / "hpc_dynamo" / f"{path}.py"]
+        assert any(each.exists() for each in found), f"{page}: {path}"

@@ -1,12 +1,14 @@
 """Find a field of the configuration, and its type, by its dotted name."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
+from hpc_dynamo.cli.overrides.renamed import current_name
 from hpc_dynamo.config import Config
-from hpc_dynamo.config.sbatch import elsewhere, elsewhere_in_file
+from hpc_dynamo.config.sbatch_options import elsewhere, elsewhere_in_file
+from hpc_dynamo.config.schema import schema_fields
 from hpc_dynamo.errors import ConfigError, unknown_field_error
 
 
@@ -47,6 +49,7 @@ def field(name: str) -> Field:
     included; in a mapping of anything each dot opens a mapping.
     """
     section: Any = Config
+    name = current_name(name)
     parts = name.split(".")
     for depth, part in enumerate(parts):
         known, before, rest = fields_of(section), tuple(parts[:depth]), parts[depth + 1 :]
@@ -105,11 +108,12 @@ def section_names() -> frozenset[str]:
     return frozenset(name for name, of in fields_of(Config).items() if is_dataclass(of))
 
 
-def leaves(section: type = Config, above: str = "") -> Iterator[str]:
-    """Yield the dotted names of all fields that are not sections."""
-    for name, of in fields_of(section).items():
-        full = f"{above}{name}"
-        if isinstance(of, type) and is_dataclass(of):
-            yield from leaves(of, f"{full}.")
-        else:
-            yield full
+@cache
+def leaves() -> Mapping[str, str]:
+    """Return the dotted names of all fields that are not sections, each with the last part of its
+    old name, if it was renamed."""
+    return {
+        field.name: field.info.was
+        for field in schema_fields(Config)
+        if not is_dataclass(field.type) and "*" not in field.name
+    }

@@ -1,12 +1,10 @@
-"""Validation of texts that become one line of a script, or a part of a file's name."""
+"""Checks of texts that become one line of a script, or a part of a path."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import fields
 
-from hpc_dynamo.config.cluster import Slurm
-from hpc_dynamo.config.hardware import Hardware
-from hpc_dynamo.config.schema import Config
+from hpc_dynamo.config.schema import Config, Hardware, Slurm
 from hpc_dynamo.errors import ConfigError, quoted_override
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\x85]")
@@ -15,8 +13,8 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\x85]")
 REPLACED = re.compile(r"%\d*[A-Za-z%]")
 
 
-def check_lines(config: Config) -> None:
-    """Refuse texts with a line break or another control character. Raises ConfigError."""
+def check_single_lines(config: Config) -> None:
+    """Refuse texts with a line break or another control character."""
     for name, text in _texts(config):
         if CONTROL.search(text):
             what = f"{name}={text!r} has a control character, such as a line break"
@@ -36,13 +34,13 @@ def _texts(config: Config) -> Iterator[tuple[str, str]]:
             yield f"{section}.extra.{option}", f"{option}={value}"
 
 
-def check_folder(runs: str, name: str) -> None:
-    """Refuse a run's name that is no plain folder name, and a run folder whose name Slurm would
-    change in log paths. Raises ConfigError."""
+def check_folder(runs_dir: str, name: str) -> None:
+    """Refuse a run name that is no plain folder name, and a run folder whose name Slurm would
+    change in log paths."""
     if "/" in name or name.startswith("."):
         raise ConfigError(f"name={name!r} must be a plain folder name", hint="name=my-run")
     for field, value, hint in (
-        ("runs_dir", runs, "runs_dir=DIR, a folder without percent signs in its path"),
+        ("runs_dir", runs_dir, "runs_dir=DIR, a folder without percent signs in its path"),
         ("name", name, quoted_override("name", name.replace("%", "") or "my-run")),
     ):
         if found := REPLACED.search(value):

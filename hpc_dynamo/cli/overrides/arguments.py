@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from hpc_dynamo.cli.overrides import schema
+from hpc_dynamo.cli.overrides import field_lookup
+from hpc_dynamo.cli.overrides.field_lookup import Field
 from hpc_dynamo.cli.overrides.files import Folders, composed, refuse_unknown_choice
-from hpc_dynamo.cli.overrides.schema import Field
 from hpc_dynamo.cli.overrides.suggest import suggestion
 from hpc_dynamo.config import Config, Role, Topology, TopologyKind
 from hpc_dynamo.errors import ConfigError, quoted_override
@@ -34,14 +34,14 @@ class Removal:
 
 
 @dataclass(frozen=True)
-class Words:
+class Arguments:
     """Parsed command line: choices for Hydra, and changes to its result, in order."""
 
     choices: tuple[str, ...]
     changes: tuple[Assignment | Removal, ...]
 
 
-def read(words: Sequence[str], folders: Folders) -> Words:
+def read(words: Sequence[str], folders: Folders) -> Arguments:
     """Parse the arguments. Raises ConfigError naming the argument and what to write instead."""
     choices, changes = list[str](), list[Assignment | Removal]()
     for word in words:
@@ -49,10 +49,10 @@ def read(words: Sequence[str], folders: Folders) -> Words:
         if _is_choice(word, folders):
             choices.append(_choice(word, folders))
         elif word.startswith("~"):
-            changes.append(Removal(tuple(_removed(word).split(".")), word))
+            changes.append(Removal(_removed(word), word))
         else:
             changes.append(_assignment(word, words, folders))
-    return Words(tuple(choices), tuple(changes))
+    return Arguments(tuple(choices), tuple(changes))
 
 
 def _refuse_no_text(word: str) -> None:
@@ -67,13 +67,15 @@ def _refuse_no_text(word: str) -> None:
 def _is_choice(word: str, folders: Folders) -> bool:
     key = word.lstrip("+~").partition("=")[0]
     group = key.partition("@")[0]
-    return key.startswith(HYDRAS) or folders.has_group(group) or group in schema.section_names()
+    return (
+        key.startswith(HYDRAS) or folders.has_group(group) or group in field_lookup.section_names()
+    )
 
 
 def _choice(word: str, folders: Folders) -> str:
     key, is_, value = word.partition("=")
     group = key.lstrip("+~").partition("@")[0]
-    unset = value == "null" and group not in schema.section_names()
+    unset = value == "null" and group not in field_lookup.section_names()
     if group.startswith(HYDRAS) or key.startswith("~") or unset or value.startswith("["):
         return word
     if not is_:
@@ -88,12 +90,11 @@ def _choice(word: str, folders: Folders) -> str:
     return word
 
 
-def _removed(word: str) -> str:
+def _removed(word: str) -> tuple[str, ...]:
     name, is_, _ = word[1:].partition("=")
     if is_:
         raise ConfigError(f"{word}: ~NAME takes no value", hint=shlex.quote(f"~{name}"))
-    schema.field(name)
-    return name
+    return field_lookup.field(name).keys
 
 
 def _assignment(word: str, words: Sequence[str], folders: Folders) -> Assignment:
@@ -101,7 +102,7 @@ def _assignment(word: str, words: Sequence[str], folders: Folders) -> Assignment
     if not is_:
         raise no_assignment(word)
     try:
-        return Assignment(schema.field(name.lstrip("+")), text)
+        return Assignment(field_lookup.field(name.lstrip("+")), text)
     except ConfigError as e:
         meant = "" if "." in name else suggestion(name, text, "", roles(words, folders))
         raise (ConfigError(e.message, hint=meant) if meant else e) from None
@@ -127,7 +128,7 @@ def no_assignment(word: str) -> ConfigError:
         return ConfigError(what, hint=quoted_override("input", word))
     if "/" in word or Path(word).is_dir():
         return ConfigError(what, hint=quoted_override("model.path", word))
-    known = sorted({*schema.section_names(), *schema.fields_of(Config)})
+    known = sorted({*field_lookup.section_names(), *field_lookup.fields_of(Config)})
     near = get_close_matches(word.partition(".")[0], known, n=1)
     example = f"did you mean {near[0]}? " if near else ""
     return ConfigError(what, hint=f"{example}such as input=prompts.jsonl model.path=/shared/llama")

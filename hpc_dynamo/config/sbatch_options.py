@@ -1,19 +1,13 @@
-"""`cluster.slurm.extra`: any other option of sbatch, NAME: VALUE.
+"""Options of sbatch: long names, the fields that set them, and `cluster.slurm.extra`.
 
-Options that the layout of the run depends on are refused; the error names the field to set. Any
-other option replaces the generated one, so that a script never sets one thing twice.
+An option in `cluster.slurm.extra` replaces the generated one, so a script never sets one twice.
 """
 
-from collections.abc import Mapping
-
-from hpc_dynamo.config.cluster import Slurm
-from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.config.schema import Slurm
 
 Options = dict[str, str | int | bool]
 
-GPU_OPTIONS = ("gpus-per-node", "gres", "gpus", "gpus-per-task", "none")
 REQUESTS = ("gpus-per-node", "gpus", "gpus-per-task", "gpus-per-socket")  # these only request GPUs
-MEMORY_OPTIONS = ("mem", "mem-per-cpu", "none")
 ON, OFF = ("", "true"), ("false", "null")  # yes and no are values of --kill-on-invalid-dep
 
 LETTERS = {  # sbatch(1); in a #SBATCH line they would need one dash
@@ -124,7 +118,7 @@ def gpu_request(text: str) -> str:
 
 def extra_options(slurm: Slurm) -> Options:
     """Return the options of `extra` by their long names; True is a flag, False removes a line."""
-    return {option_name(name): _value(value) for name, value in slurm.extra.items()}
+    return {option_name(name): option_value(value) for name, value in slurm.extra.items()}
 
 
 def option_name(name: str) -> str:
@@ -133,7 +127,7 @@ def option_name(name: str) -> str:
     return LETTERS.get(bare, bare)
 
 
-def _value(text: str) -> str | bool:
+def option_value(text: str) -> str | bool:
     word = text.strip().lower()
     if word in ON:
         return True
@@ -150,32 +144,3 @@ def asks_for_gpus(options: Options) -> bool:
 def asks_for_memory(options: Options) -> bool:
     """Return True if `options` set the amount of memory, or leave such an option out."""
     return any(name in options for name in ("mem", "mem-per-cpu", "mem-per-gpu"))
-
-
-def check_sbatch(slurm: Slurm, extra: Mapping[str, str], where: str) -> None:
-    """Refuse values that do not mean what they seem to. Raises ConfigError naming the field."""
-    _known("gpu_option", slurm.gpu_option, GPU_OPTIONS)
-    _known("memory_option", slurm.memory_option, MEMORY_OPTIONS)
-    for name, value in extra.items():
-        field = FIELDS.get(option_name(name))
-        if field is not None:
-            raise ConfigError(f"{where}.{name}={value}: hpc-dynamo sets this option", hint=field)
-        if option_name(name) in WITH_VALUE and _value(value) is True:
-            what = f"{where}.{name}={value}: --{option_name(name)} needs a value"
-            raise ConfigError(what, hint=f"{where}.{name}=VALUE; false leaves the option out")
-
-
-def check_gpu_type(gpu_type: str | None, where: str) -> None:
-    """Raise ConfigError for `gpu:a100:4`, which is a whole request."""
-    parts = (gpu_type or "").split(":")
-    if len(parts) < 2:
-        return
-    names = [part for part in parts if part != "gpu" and not part.isdigit()]
-    hint = f"{where}={(names or ['a100'])[0]}, and cluster.gpus_per_node=4 for their number"
-    raise ConfigError(f"{where}={gpu_type} is more than a type", hint=hint)
-
-
-def _known(field: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        what = f"cluster.slurm.{field}={value} is not known"
-        raise ConfigError(what, hint=f"one of {', '.join(known)}")

@@ -1,16 +1,15 @@
-"""Values of `models` that cannot work, and which model an error is about."""
+"""Checks of `model` and `models`, and the context of an error about one of several models."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hpc_dynamo.config.planner import PlannerMode
-from hpc_dynamo.config.schema import Config, Task
-from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.config.schema import Config, PlannerMode, Task
+from hpc_dynamo.errors import ConfigError, quoted_override
 
 
 @contextmanager
 def errors_of_model(model: str) -> Iterator[None]:
-    """What is raised as a ConfigError is about one of several models; empty: about the one."""
+    """Prefix the message of a ConfigError with one of several models. Empty: no prefix."""
     try:
         yield
     except ConfigError as e:
@@ -20,7 +19,7 @@ def errors_of_model(model: str) -> Iterator[None]:
 
 
 def require_single_model(config: Config, what: str) -> None:
-    """Raises ConfigError where `what` is of one model, and there are several."""
+    """Raise ConfigError if the configuration has several models, which `what` does not support."""
     if config.models:
         named = ", ".join(config.models)
         hint = "model.path=… once for each of them; several are served together by hpc-dynamo serve"
@@ -28,7 +27,7 @@ def require_single_model(config: Config, what: str) -> None:
 
 
 def check_models(config: Config) -> None:
-    """Raises ConfigError, naming field, value and remedy."""
+    """Check the settings that several models of one job share."""
     if not config.models:
         return
     if config.task is not Task.serve:
@@ -43,11 +42,32 @@ def check_models(config: Config) -> None:
 
 
 def _check_shared(name: str, config: Config) -> None:
-    """What all models have in common, since they share the nodes."""
     own, first = config.models[name], next(iter(config.models))
     if own.topology.nodes != config.topology.nodes:
-        what = f"models.{name}.topology.nodes={own.topology.nodes}: the nodes are all models'"
+        what = f"models.{name}.topology.nodes={own.topology.nodes}: all models share the nodes"
         raise ConfigError(what, hint=f"topology.nodes={own.topology.nodes}, for the whole job")
     if own.engine.device is not config.models[first].engine.device:
         what = f"models.{name} computes on {own.engine.device}, models.{first} does not"
         raise ConfigError(what, hint="one kind of device a job, or a job for each")
+
+
+def check_adapters(config: Config) -> None:
+    """Check the LoRA adapters of one model."""
+    for name, path in config.model.lora.items():
+        if not path:
+            hint = quoted_override(f"model.lora.{name}", f"/shared/adapters/{name}")
+            raise ConfigError(f"model.lora.{name} has no folder", hint=hint)
+        if name == config.served_name:
+            what = f"model.lora.{name} has the name of the model itself"
+            raise ConfigError(what, hint="another name for it, or model.name=…")
+
+
+def check_adapter_names(config: Config) -> None:
+    """Check that models and LoRA adapters of one job have different names."""
+    owners = {name: name for name in config.models}
+    for model, own in config.models.items():
+        for name in own.lora:
+            if name in owners:
+                what = f"models.{model}.lora.{name}: models.{owners[name]} answers to that name"
+                raise ConfigError(what, hint="a name of its own for each model and adapter")
+            owners[name] = model
