@@ -28,13 +28,33 @@ import pwd
 import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
+from enum import IntEnum
 from pathlib import Path
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every command of this toolkit. `meaning` is shown by `--help`."""
+
+    done = 0, "done; also after `hpc-dynamo stop`"
+    failed = 1, "failed; the same command may succeed later (doctor: there is a fault)"
+    usage = 2, "an unknown verb or option"
+    refused = 3, "refused; change something first (batch: no request was answered)"
+    some_failed = 4, "the batch is finished, but some of its requests failed"
+    interrupted = 130, "ended by Ctrl-C"
+
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str) -> "ExitCode":
+        """Return the member for this code, with its meaning as an attribute."""
+        member = int.__new__(cls, code)
+        member._value_, member.meaning = code, meaning
+        return member
 
 
 class HpcDynamoError(Exception):
     """Base of the tree. `str()` gives the message, the log and the hint, a line each."""
 
-    exit_code = 1
+    exit_code: int = ExitCode.failed
 
     def __init__(self, message: str, *, hint: str = "", log: Path | str | None = None) -> None:
         super().__init__(message)
@@ -49,7 +69,7 @@ class HpcDynamoError(Exception):
 class UsageError(HpcDynamoError):
     """The request itself is wrong; the same call will fail again."""
 
-    exit_code = 3
+    exit_code = ExitCode.refused
 
 
 class ConfigError(UsageError):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from hpc_dynamo.demo.steps import KNOWN_FAILURES as DEMO
-from hpc_dynamo.engines import container_args, sglang, trtllm, vllm
+from hpc_dynamo.engines import ENGINES, container_args
 from hpc_dynamo.engines.diagnostics import COMMON
 from hpc_dynamo.launch.reasons import KNOWN as REASONS
 from hpc_dynamo.launch.reasons import StartChance
@@ -17,19 +17,16 @@ INTRODUCTION = """
 hpc_dynamo recognizes these signs in logs and in Slurm's messages, and prints the remedy with the
 error. [Troubleshooting](../operations/troubleshooting.md) shows where to look first.
 """
-ENGINES = {
-    "vLLM": vllm.KNOWN_FAILURES,
-    "SGLang": sglang.KNOWN_FAILURES,
-    "TensorRT-LLM": trtllm.KNOWN_FAILURES,
-}
+TITLES = {"vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM"}
 
 
 def page() -> str:
     """Return the page as Markdown."""
     parts = [INTRODUCTION, "## All engines\n", _table(_signs(COMMON))]
-    for name, failures in ENGINES.items():
-        own = {sign: hint for sign, hint in failures.items() if COMMON.get(sign) != hint}
-        parts += [f"\n## {name}\n", _table(_signs(own))]
+    for name, title in TITLES.items():
+        known = ENGINES[name].known_failures
+        own = {sign: hint for sign, hint in known.items() if COMMON.get(sign) != hint}
+        parts += [f"\n## {title}\n", _table(_signs(own))]
     parts += ["\n## Containers\n", _table(_signs(container_args.KNOWN_FAILURES))]
     parts += ["\n## Installation of the demo\n", _table(_signs(DEMO))]
     parts += ["\n## Jobs that sbatch refuses\n", "The first sign that matches counts.\n"]

@@ -1,4 +1,4 @@
-"""One a node: starts this node's engines, watches them, tells the head, ends them in order."""
+"""The agent of a node: starts, restarts and stops its workers, and reports their state."""
 
 import asyncio
 import logging
@@ -9,13 +9,12 @@ from dataclasses import replace
 from hpc_dynamo.agent.engine_process import EngineProcess
 from hpc_dynamo.agent.engine_start import wait_until_ready
 from hpc_dynamo.agent.events import KvEventRelay, private_socket_dir
-from hpc_dynamo.agent.placement import free_ports, visible_gpus
+from hpc_dynamo.agent.placement import NodePlacer
 from hpc_dynamo.agent.probe import NO_MODELS, EngineModels
 from hpc_dynamo.agent.shard_followers import ShardFollowers
 from hpc_dynamo.agent.shard_leader import ShardLeader, wait_for_exit
-from hpc_dynamo.bootstrap.address import interface_with_address
-from hpc_dynamo.config import Config, Role
-from hpc_dynamo.engines import Engine, Placement, ShardRendezvous, engine, for_worker, is_mpi_step
+from hpc_dynamo.config import Config, Role, with_worker_options
+from hpc_dynamo.engines import Placement, ShardRendezvous, engine, is_mpi_step
 from hpc_dynamo.errors import EngineError, WireError
 from hpc_dynamo.messages import (
     AgentStopped,
@@ -34,16 +33,16 @@ from hpc_dynamo.messages import (
 )
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan, Worker
-from hpc_dynamo.wire import ControlClient as ControlClient
+from hpc_dynamo.wire import ControlClient
 
 HEARTBEAT_S = 1.0
-BYE_S = 1.0
+LAST_MESSAGE_S = 1.0  # time to send the last message to the head
 
 log = logging.getLogger(__name__)
 
 
 class Agent:
-    """Runs the workers of one node until the head says stop, or is gone."""
+    """Runs the workers of one node until the head stops it or falls silent."""
 
     def __init__(
         self, attempt: Attempt, me: NodeRecord, client: ControlClient[ControlMessage], token: str
@@ -52,54 +51,56 @@ class Agent:
         self._config: Config = attempt.config()
         self._plan: Plan = attempt.plan()
         self._stopped = asyncio.Event()
-        self._workers = {w.rank: w for w in self._plan.on_node(me.node)}  # as their roles are now
-        self._served_as = dict[int, Role]()  # by rank: the last role in which it was ready
-        self._keepers = dict[int, asyncio.Task[None]]()
-        self._gathering = ShardLeader(client.send)
+        self._workers = {w.rank: w for w in self._plan.on_node(me.node)}  # in their present roles
+        self._ready_role = dict[int, Role]()  # last role in which a worker was ready
+        self._worker_tasks = dict[int, asyncio.Task[None]]()
+        self._shard_leader = ShardLeader(client.send)
 
     def stop(self) -> None:
-        """End this node's part, as if the head had said so."""
+        """Stop this node's workers and end `run`. Other nodes continue."""
         self._stopped.set()
 
     async def run(self) -> None:
-        """Returns when every engine process on this node has ended."""
+        """Run the node's workers. Returns once every engine process has exited."""
         await self._client.send(Hello(node=self._me))
         with private_socket_dir() as folder:
             await self._run(folder)
-        with suppress(TimeoutError):  # a head that is gone takes nothing
-            async with asyncio.timeout(BYE_S):
+        with suppress(TimeoutError):  # the head may be dead
+            async with asyncio.timeout(LAST_MESSAGE_S):
                 await self._client.send(AgentStopped(node=self._me.node))
 
     async def _run(self, folder: str) -> None:
+        me, logs = self._me, str(self._attempt.logs)
+        self._placer = NodePlacer(self._config, me.address, self._token, folder, logs)
         async with asyncio.TaskGroup() as group:
             self._relay, self._group = KvEventRelay(folder, self._client.send, group), group
-            self._followers = ShardFollowers(
-                self._me.node, self._plan.workers, self._further, self._client.send, group
+            self._shard_followers = ShardFollowers(
+                me.node, self._plan.workers, self._follower_process, self._client.send, group
             )
             for rank in self._workers:
-                self._employ(rank)
-            beat = group.create_task(self._beat(), name="heartbeat")
-            listen = group.create_task(self._listen(), name="listen")
+                self._start_worker(rank)
+            heartbeat = group.create_task(self._send_heartbeats(), name="heartbeat")
+            listener = group.create_task(self._listen(), name="listen")
             await self._stopped.wait()
-            listen.cancel()
-            for keeper in self._keepers.values():
-                keeper.cancel()
-            followers = group.create_task(self._followers.stop_all(), name="followers")
-            await asyncio.wait([followers, *self._keepers.values()])
-            beat.cancel()
+            listener.cancel()
+            for worker in self._worker_tasks.values():
+                worker.cancel()
+            followers = group.create_task(self._shard_followers.stop_all(), name="shards")
+            await asyncio.wait([followers, *self._worker_tasks.values()])
+            heartbeat.cancel()
 
-    async def _beat(self) -> None:
+    async def _send_heartbeats(self) -> None:
         while True:
             await self._client.send(Heartbeat(node=self._me.node))
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _listen(self) -> None:
-        """Until the head ends the job or falls silent."""
+        """Handle messages of the head until it stops the agent or falls silent."""
         while True:
             try:
                 message = await self._client.receive(self._config.cluster.heartbeat_timeout_s)
             except WireError as e:
-                log.error("head lost, ending this node's workers: %s", e)
+                log.error("head lost, stopping this node's workers: %s", e)
                 return self.stop()
             match message:
                 case StopAgent(reason=reason):
@@ -108,129 +109,99 @@ class Agent:
                 case KvReplayRequest(rank=rank, start=start):
                     self._relay.replay(rank, start)
                 case StartShard():
-                    self._followers.start(message)
+                    self._shard_followers.start(message)
                 case StopShard(rank=rank):
-                    self._followers.stop(rank)
+                    self._shard_followers.stop(rank)
                 case ShardExited():
-                    self._gathering.shard_exited(message)
-                case SetRole(rank=rank) as turn if rank in self._workers:
-                    self._turn(turn)
+                    self._shard_leader.shard_exited(message)
+                case SetRole(rank=rank) if rank in self._workers:
+                    self._set_role(message)
 
-    def _turn(self, turn: SetRole) -> None:
-        """From now on a worker has another role; its engine too, where it cannot have both."""
-        self._workers[turn.rank] = replace(self._workers[turn.rank], role=turn.role)
-        if turn.restart:
-            self._employ(turn.rank, self._keepers[turn.rank])
+    def _set_role(self, message: SetRole) -> None:
+        """Give a worker a new role; restart its engine if that serves one role only."""
+        rank, role = message.rank, message.role
+        self._workers[rank] = replace(self._workers[rank], role=role)
+        if message.restart:
+            self._start_worker(rank, self._worker_tasks[rank])
         else:
-            self._served_as[turn.rank] = turn.role
+            self._ready_role[rank] = role
 
-    def _employ(self, rank: int, former: "asyncio.Task[None] | None" = None) -> None:
-        if former:
-            former.cancel()
-        keeper = self._keep(rank, former)
-        self._keepers[rank] = self._group.create_task(keeper, name=f"worker-{rank}")
+    def _start_worker(self, rank: int, previous: "asyncio.Task[None] | None" = None) -> None:
+        if previous:
+            previous.cancel()
+        task = self._group.create_task(self._keep_running(rank, previous), name=f"worker-{rank}")
+        self._worker_tasks[rank] = task
 
-    async def _keep(self, rank: int, former: "asyncio.Task[None] | None") -> None:
-        """Start the worker, again when it dies, at most `engine.max_restarts` times; `former` kept
-        its engine until now."""
-        if former:
-            await asyncio.wait([former])
-        left = self._seen(self._workers[rank]).engine.max_restarts
-        while left >= 0:
+    async def _keep_running(self, rank: int, previous: "asyncio.Task[None] | None") -> None:
+        """Run a worker after `previous` has ended; restart it `engine.max_restarts` times."""
+        if previous:
+            await asyncio.wait([previous])
+        restarts_left = self._config_of(self._workers[rank]).engine.max_restarts
+        while restarts_left >= 0:
             try:
-                await self._live(rank)
+                await self._run_worker(rank)
             except EngineError as e:
                 worker = self._workers[rank]
-                if self._served_as.get(rank, worker.role) is not worker.role:
-                    await self._turn_back(worker, e)
+                if self._ready_role.get(rank, worker.role) is not worker.role:
+                    await self._revert_role(worker, e)
                     continue
-                state = WorkerState.failed if left else WorkerState.lost
-                log.error("%s; %d restarts left", e, left)
+                state = WorkerState.failed if restarts_left else WorkerState.lost
+                log.error("%s; %d restarts left", e, restarts_left)
                 await self._report(worker, state, detail=str(e))
-                left -= 1
+                restarts_left -= 1
 
-    async def _turn_back(self, worker: Worker, error: EngineError) -> None:
-        """It never served in its new role, so it takes the old one again."""
-        old = self._served_as[worker.rank]
-        log.error("%s; it becomes a %s worker again", error, old)
+    async def _revert_role(self, worker: Worker, error: EngineError) -> None:
+        """Return to the role in which the worker was ready, after it failed in a new one."""
+        role = self._ready_role[worker.rank]
+        log.error("%s; it becomes a %s worker again", error, role)
         await self._report(worker, WorkerState.failed, detail=str(error))
-        self._workers[worker.rank] = replace(worker, role=old)
+        self._workers[worker.rank] = replace(worker, role=role)
 
-    async def _live(self, rank: int) -> None:
-        """One life of a worker. Ends by EngineError or cancellation."""
+    async def _run_worker(self, rank: int) -> None:
+        """Start a worker once and wait for its end: raises EngineError, or is cancelled."""
         worker = self._workers[rank]
-        place = self._first_place(worker)
+        config, placement = self._config_of(worker), self._placer.leader(worker)
         await self._report(worker, WorkerState.starting)
-        events = self._engine(worker).event_endpoints(self._seen(worker), place)
+        events = engine(config.engine.name).event_endpoints(config, placement)
+        # The ranks of an MPI step are started by Slurm, not by other agents.
+        has_followers = len(worker.shards) > 1 and not is_mpi_step(self._config, worker)
         async with (
             self._relay.follow(rank, events),
-            self._gathering.start_shards(place, self._is_gathered(worker)) as lost,
+            self._shard_leader.start_shards(placement, has_followers) as follower_exit,
         ):
-            await self._serve(place, lost)
+            await self._serve(placement, follower_exit, has_followers)
 
-    async def _serve(self, place: Placement, lost: "asyncio.Future[str]") -> None:
-        began, worker = time.monotonic(), place.worker
-        part, gathered = self._part(place), self._is_gathered(worker)
-        async with part.running() as child:
-            over = asyncio.create_task(wait_for_exit(part, child, lost, gathered))
+    async def _serve(
+        self, placement: Placement, follower_exit: "asyncio.Future[str]", has_followers: bool
+    ) -> None:
+        began, worker = time.monotonic(), placement.worker
+        config, process = self._config_of(worker), self._process(placement)
+        async with process.running() as child:
+            exited = asyncio.create_task(
+                wait_for_exit(process, child, follower_exit, has_followers)
+            )
             try:
-                role, token = worker.role, self._token
-                served = await wait_until_ready(self._seen(worker), part, role, token, over)
+                models = await wait_until_ready(config, process, worker.role, self._token, exited)
                 start_s = time.monotonic() - began
-                log.info("%s is ready after %.1f s", part.name, start_s)
-                self._served_as[worker.rank] = worker.role
+                log.info("%s is ready after %.1f s", process.name, start_s)
+                self._ready_role[worker.rank] = worker.role
                 ready = WorkerState.ready
-                await self._report(worker, ready, url=part.url, start_s=start_s, served=served)
-                raise await over
+                await self._report(worker, ready, url=process.url, start_s=start_s, models=models)
+                raise await exited
             finally:
-                over.cancel()
+                exited.cancel()
 
-    def _is_gathered(self, worker: Worker) -> bool:
-        """Whether it has further parts, on other nodes, which their agents start."""
-        spread = len(worker.shards) > 1
-        return spread and not is_mpi_step(self._config, worker)
+    def _config_of(self, worker: Worker) -> Config:
+        return with_worker_options(self._config, worker.model, worker.role)
 
-    def _seen(self, worker: Worker) -> Config:
-        return for_worker(self._config, worker)
+    def _process(self, placement: Placement) -> EngineProcess:
+        config = self._config_of(placement.worker)
+        return EngineProcess(self._attempt, config, placement, self._me.host)
 
-    def _engine(self, worker: Worker) -> Engine:
-        return engine(self._seen(worker).engine.name)
-
-    def _first_place(self, worker: Worker) -> Placement:
-        """Of a worker, or of its first part; then also where all its parts meet."""
-        adapter = self._engine(worker)
-        own = adapter.port_count
-        if len(worker.shards) == 1:
-            return self._place(worker, free_ports(self._me.address, own))
-        ports = free_ports(self._me.address, own + adapter.rendezvous_port_count)
-        return self._place(worker, ports[:own], 0, ShardRendezvous(self._me.address, ports[own:]))
-
-    def _further(self, worker: Worker, part: int, meeting: ShardRendezvous) -> EngineProcess:
-        ports = free_ports(self._me.address, self._engine(worker).port_count)
-        return self._part(self._place(worker, ports, part, meeting))
-
-    def _place(
-        self,
-        worker: Worker,
-        ports: tuple[int, ...],
-        part: int = 0,
-        meeting: ShardRendezvous | None = None,
-    ) -> Placement:
-        return Placement(
-            worker,
-            self._me.address,
-            ports,
-            visible_gpus(worker.shards[part].gpus),
-            self._token,
-            self._relay.folder,
-            str(self._attempt.logs),
-            part,
-            meeting,
-            interface_with_address(self._me.address),
-        )
-
-    def _part(self, place: Placement) -> EngineProcess:
-        return EngineProcess(self._attempt, self._seen(place.worker), place, self._me.host)
+    def _follower_process(
+        self, worker: Worker, index: int, rendezvous: ShardRendezvous
+    ) -> EngineProcess:
+        return self._process(self._placer.follower(worker, index, rendezvous))
 
     async def _report(
         self,
@@ -240,7 +211,7 @@ class Agent:
         url: str = "",
         detail: str = "",
         start_s: float = 0.0,
-        served: EngineModels = NO_MODELS,
+        models: EngineModels = NO_MODELS,
     ) -> None:
         report = WorkerReport(
             rank=worker.rank,
@@ -253,9 +224,9 @@ class Agent:
             log=str(self._attempt.worker_log(worker.rank)),
             detail=detail,
             start_s=start_s,
-            models=served.models,
-            adapters=dict(served.adapters),
-            context_tokens=served.context_tokens,
-            operations=served.operations,
+            models=models.models,
+            adapters=dict(models.adapters),
+            context_tokens=models.context_tokens,
+            operations=models.operations,
         )
         await self._client.send(report)

@@ -1,5 +1,4 @@
-"""One process of a worker on this node, from its start to its end: all of the worker, or the part
-of it that is on this node."""
+"""One engine process on this node: a whole worker, or one shard of a multi-node worker."""
 
 import asyncio
 import logging
@@ -18,26 +17,29 @@ from hpc_dynamo.process.child import Child, clean_environment
 from hpc_dynamo.run import Attempt, write_atomic
 
 TAIL_BYTES = 4000
-CAUSE_BYTES = 64_000  # tracebacks of several processes
-OUT_OF_MEMORY = "if it ran out of host memory: a larger engine.memory_gb, or fewer workers a node"
+CAUSE_BYTES = 64_000  # enough for tracebacks of several processes
+KILLED = 128 + signal.SIGKILL
+OUT_OF_MEMORY = (
+    "if it ran out of host memory, increase engine.memory_gb or run fewer workers per node"
+)
 
 log = logging.getLogger(__name__)
 
 
 class EngineProcess:
-    """One life of it. The errors that it makes name worker, part, node and log."""
+    """One execution of the process. Its errors name worker, shard, node, cause and log."""
 
     def __init__(self, attempt: Attempt, config: Config, place: Placement, host: str) -> None:
         self._attempt, self._config, self._place = attempt, config, place
         self._log = attempt.worker_log(place.worker.rank, place.shard_index)
-        self._began_at = self._log.stat().st_size if self._log.exists() else 0  # in its log
-        worker, parts = place.worker, len(place.worker.shards)
-        self._world = engine(config.engine.name).is_mpi_step(config, worker)
-        self._step: mpi_step.WorkerStep | None = None  # that it is of Slurm's, if it is one
-        which = (
-            f", part {place.shard_index + 1} of {parts}," if parts > 1 and not self._world else ""
-        )
-        self.name = f"worker {worker.rank} ({worker.label}){which} on {host}"
+        # Earlier executions have written to the same log.
+        self._log_start = self._log.stat().st_size if self._log.exists() else 0
+        worker, shards = place.worker, len(place.worker.shards)
+        self._is_mpi_step = engine(config.engine.name).is_mpi_step(config, worker)
+        self._step: mpi_step.WorkerStep | None = None  # Slurm step that runs it, if any
+        several = shards > 1 and not self._is_mpi_step
+        shard = f", shard {place.shard_index + 1} of {shards}," if several else ""
+        self.name = f"worker {worker.rank} ({worker.label}){shard} on {host}"
 
     @property
     def url(self) -> str:
@@ -45,7 +47,7 @@ class EngineProcess:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Child]:
-        """While the process may run; at the end it has ended."""
+        """Run the process while the context is open. At its end the process has exited."""
         command = await self._command()
         log.info("%s starts: %s", self.name, " ".join(command.argv))
         for name, text in command.files.items():
@@ -62,56 +64,60 @@ class EngineProcess:
     async def _command(self) -> Command:
         config, place, adapter = self._config, self._place, engine(self._config.engine.name)
         command = in_container(config, place, adapter.command(config, place))
-        if not (self._world or command.container_args):
+        if not (self._is_mpi_step or command.container_args):
             return command
         step = self._step = mpi_step.WorkerStep(
-            place.worker, None if self._world else place.shard_index, command.container_args
+            place.worker, None if self._is_mpi_step else place.shard_index, command.container_args
         )
         try:
             plan = self._attempt.plan()
             argv = await asyncio.to_thread(step.command, config, plan, command.argv)
         except (HpcDynamoError, SubprocessError) as e:
-            raise EngineError(f"{self.name}: its step could not be started: {e}") from e
+            raise EngineError(f"{self.name}: its Slurm step could not be started: {e}") from e
         return replace(command, argv=argv, env=mpi_step.step_environment(command.env))
 
     async def _end(self, child: Child, step: mpi_step.WorkerStep) -> None:
-        """srun kills at SIGTERM: an engine that is a step gets its time to end from Slurm itself.
-        A srun that was killed may have left the step."""
-        alone, grace_s = step.shard_index is not None, self._config.engine.stop_timeout_s
+        """End a Slurm step. srun kills at SIGTERM, so Slurm signals the engine first.
+
+        If srun itself was killed, its step may still run.
+        """
+        single, grace_s = step.shard_index is not None, self._config.engine.stop_timeout_s
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(grace_s):
-                    if alone and child.running:
-                        # Slurm 22.05 delivers it, and says that it knows no such job.
+                    if single and child.running:
+                        # Slurm 22.05 delivers the signal, but reports an unknown job.
                         with suppress(HpcDynamoError):
                             await asyncio.to_thread(step.signal, "TERM")
                         await child.wait()
-            if await child.stop() == 128 + signal.SIGKILL:
+            if await child.stop() == KILLED:
                 await asyncio.to_thread(step.signal, "KILL")
         except HpcDynamoError as e:
-            log.error("%s: its step may be left: %s", self.name, e)
+            log.error("%s: its Slurm step may still run: %s", self.name, e)
 
     def exit_error(self, code: int) -> EngineError:
+        """Return the error for an exit code; above 128 a signal has killed the process."""
         if code <= 128:
             return self.error(f"exited with code {code}")
-        if code == 128 + signal.SIGKILL and killed_itself(self.log_tail(CAUSE_BYTES)):
-            return self.error("ended itself because one of its processes failed")
-        killed = OUT_OF_MEMORY if code == 128 + signal.SIGKILL else ""
-        return self.error(f"was killed by signal {code - 128}", killed)
+        if code == KILLED and killed_itself(self.log_tail(CAUSE_BYTES)):
+            return self.error("exited because one of its processes failed")
+        hint = OUT_OF_MEMORY if code == KILLED else ""
+        return self.error(f"was killed by signal {code - 128}", hint)
 
-    def error(self, how: str, hint: str = "") -> EngineError:
+    def error(self, what: str, hint: str = "") -> EngineError:
+        """Return an error with the cause from the log. `hint` is used if no better one is known."""
         tail = self.log_tail()
-        said = mpi_step.killed_rank(tail) if self._step else ""
-        # A process killed from outside logs no cause: the last line shows how far it came.
-        said = said or (last_line(tail) if hint == OUT_OF_MEMORY else self._cause())
-        found = diagnose(self._config, said) or diagnose(self._config, tail)
-        return EngineError(f"{self.name} {how}: {said}", hint=found or hint, log=self._log)
+        cause = mpi_step.killed_rank(tail) if self._step else ""
+        # A process killed from outside logs no cause; its last line shows what it was doing.
+        cause = cause or (last_line(tail) if hint == OUT_OF_MEMORY else self._cause())
+        found = diagnose(self._config, cause) or diagnose(self._config, tail)
+        return EngineError(f"{self.name} {what}: {cause}", hint=found or hint, log=self._log)
 
     def _cause(self) -> str:
         return root_cause(self.log_tail(CAUSE_BYTES))
 
-    def log_tail(self, most: int = TAIL_BYTES) -> str:
-        """Return the end of its log, of this life only."""
+    def log_tail(self, size_bytes: int = TAIL_BYTES) -> str:
+        """Return the end of the log of this execution."""
         with self._log.open("rb") as file:
-            file.seek(max(self._began_at, self._log.stat().st_size - most))
+            file.seek(max(self._log_start, self._log.stat().st_size - size_bytes))
             return file.read().decode(errors="replace")

@@ -1,5 +1,8 @@
-"""The start of a worker, until it serves. Engines announce nothing, and answer /health long
-before: one counts as ready when it has served a token."""
+"""Start of an engine, until it serves requests.
+
+Engines answer /health long before they can serve, so an engine counts as ready once it has
+generated a token.
+"""
 
 import asyncio
 
@@ -10,35 +13,42 @@ from hpc_dynamo.engines import engine, pd_protocol_of, probe_fields
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.http import HttpClient
 
-PROBE_S = 0.25  # between two tries to get a first token
+PROBE_INTERVAL_S = 0.25
 
 
 async def wait_until_ready(
-    config: Config, part: EngineProcess, role: Role, token: str, over: "asyncio.Task[EngineError]"
+    config: Config,
+    process: EngineProcess,
+    role: Role,
+    token: str,
+    exit_task: "asyncio.Task[EngineError]",
 ) -> EngineModels:
-    """Returns once the engine has served a token. Raises EngineError, also when it is `over`."""
+    """Wait until the engine has generated a token; return the models that it serves.
+
+    Raises EngineError after `engine.ready_timeout_s`, if the engine logs that it hangs, or if
+    `exit_task` is done first.
+    """
     timeout_s = config.engine.ready_timeout_s
-    served = asyncio.create_task(_probe(config, part, role, token))
+    probe = asyncio.create_task(_probe(config, process, role, token))
     try:
-        await asyncio.wait({over, served}, timeout=timeout_s, return_when="FIRST_COMPLETED")
-        if over.done():
-            raise over.result()
-        if not served.done():
-            hint = "engine.ready_timeout_s, if the model is large or the disk slow"
-            raise part.error(f"served no token within {timeout_s:.0f} s", hint)
-        return served.result()
+        await asyncio.wait({exit_task, probe}, timeout=timeout_s, return_when="FIRST_COMPLETED")
+        if exit_task.done():
+            raise exit_task.result()
+        if not probe.done():
+            hint = "increase engine.ready_timeout_s if the model is large or the disk slow"
+            raise process.error(f"served no token within {timeout_s:.0f} s", hint)
+        return probe.result()
     finally:
-        served.cancel()
-        await asyncio.gather(served, return_exceptions=True)
+        probe.cancel()
+        await asyncio.gather(probe, return_exceptions=True)
 
 
-async def _probe(config: Config, part: EngineProcess, role: Role, token: str) -> EngineModels:
-    """What is served, once a token was. Raises EngineError where the log says never."""
-    never_ready = engine(config.engine.name).hang_messages
+async def _probe(config: Config, process: EngineProcess, role: Role, token: str) -> EngineModels:
+    hang_messages = engine(config.engine.name).hang_messages
     async with HttpClient.bearer(token) as http:
         fields = probe_fields(pd_protocol_of(config), role)
-        while not await serves_token(http, part.url, config.model.served_name, fields):
-            if any(sign in part.log_tail() for sign in never_ready):
-                raise part.error("will never be ready")
-            await asyncio.sleep(PROBE_S)
-        return await query_models(http, part.url)
+        while not await serves_token(http, process.url, config.model.served_name, fields):
+            if any(message in process.log_tail() for message in hang_messages):
+                raise process.error("will never be ready")
+            await asyncio.sleep(PROBE_INTERVAL_S)
+        return await query_models(http, process.url)

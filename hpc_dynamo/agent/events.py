@@ -1,4 +1,4 @@
-"""What this node's engines tell of their KV caches, passed on to the head as it comes."""
+"""KV events of this node's engines, relayed to the head as they are published."""
 
 import asyncio
 import logging
@@ -14,89 +14,89 @@ from hpc_dynamo.messages import KvEvents
 from hpc_dynamo.wire import KvEventSubscriber
 
 PREFIX = "hpc-dynamo-"
-LONGEST_BASE = 60  # bytes; ipc paths may have 107, and some come after the base
-REPLAY_S = 10.0  # an engine looks for questions between two steps
+MAX_BASE_BYTES = 60  # ipc paths may have 107 bytes in all
+REPLAY_S = 10.0  # an engine answers replay requests between two steps
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def private_socket_dir() -> Iterator[str]:
-    """For sockets that nobody else may reach (mode 0700), with a short path; gone at the end."""
+    """Create a folder for sockets that only this user can reach; it is removed at the end."""
     base = tempfile.gettempdir()
-    if len(os.fsencode(base)) > LONGEST_BASE:
-        base = "/tmp"  # the folder in it is ours alone
+    if len(os.fsencode(base)) > MAX_BASE_BYTES:
+        base = "/tmp"  # the folder in it has mode 0700
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=base, ignore_cleanup_errors=True) as path:
         yield path
 
 
 class KvEventRelay:
-    """Follows the engines of one node; `folder` is where their sockets are.
+    """Relays the KV events of a node's engines. `folder` holds their sockets.
 
-    A flood holds nothing else up: each worker has one record at a time on its way into the
-    control plane's socket, where a heartbeat's turn is the next. Where the head is slow that
-    socket fills up, this waits, and what the engine publishes meanwhile is lost beyond some
-    thousand batches: the head finds the gap and asks.
+    Each worker has at most one message waiting for the control plane's socket, so that many
+    events do not delay heartbeats. If the head is slow, the socket fills up and the relay waits.
+    Batches that the engine then drops are missing; the head detects that and requests a replay.
     """
 
     def __init__(
         self, folder: str, send: Callable[[KvEvents], Awaitable[None]], group: asyncio.TaskGroup
     ) -> None:
         self.folder, self._send, self._group = folder, send, group
-        self._asked = dict[int, asyncio.Queue[int]]()  # of workers that live, by rank
+        self._requests = dict[int, asyncio.Queue[int]]()  # replay requests, by rank
 
     @asynccontextmanager
     async def follow(self, rank: int, endpoints: EventEndpoints | None) -> AsyncIterator[None]:
-        """One life of a worker: to be entered before its engine starts; nothing is sent after."""
-        asked = self._asked[rank] = asyncio.Queue()
-        follower = KvEventSubscriber(endpoints.live, endpoints.replay) if endpoints else None
-        loops = [self._answer(rank, asked, follower)]
-        if follower:
-            loops.append(self._pass_all(rank, follower))
+        """Relay events of a worker while the context is open. Enter it before the engine starts."""
+        requests = self._requests[rank] = asyncio.Queue()
+        subscriber = KvEventSubscriber(endpoints.live, endpoints.replay) if endpoints else None
+        loops = [self._answer(rank, requests, subscriber)]
+        if subscriber:
+            loops.append(self._relay_all(rank, subscriber))
         tasks = [self._group.create_task(loop, name=f"events-{rank}") for loop in loops]
         try:
             yield
         finally:
-            del self._asked[rank]
+            del self._requests[rank]
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-            if follower:
-                follower.close()
+            if subscriber:
+                subscriber.close()
 
     def replay(self, rank: int, start: int) -> None:
-        """Send what the engine still has from number `start` on, then END.
+        """Send what the engine still has from number `start` on, then REPLAY_END.
 
-        Of a worker that is dead nothing comes; its report tells.
+        Does nothing if the worker does not run.
         """
-        if rank in self._asked:
-            self._asked[rank].put_nowait(start)
+        if rank in self._requests:
+            self._requests[rank].put_nowait(start)
 
-    async def _pass_all(self, rank: int, follower: KvEventSubscriber) -> None:
+    async def _relay_all(self, rank: int, subscriber: KvEventSubscriber) -> None:
         try:
             while True:
-                await self._pass(rank, *await follower.receive())
+                await self._relay(rank, *await subscriber.receive())
         except WireError as e:
-            log.error("worker %d: its KV events are not looked at any more: %s", rank, e)
+            log.error("worker %d: its KV events are no longer relayed: %s", rank, e)
 
     async def _answer(
-        self, rank: int, asked: "asyncio.Queue[int]", follower: KvEventSubscriber | None
+        self, rank: int, requests: "asyncio.Queue[int]", subscriber: KvEventSubscriber | None
     ) -> None:
         while True:
-            start = await asked.get()
-            if follower:
-                await self._replay(rank, start, follower)
-            await self._pass(rank, REPLAY_END, b"")
+            start = await requests.get()
+            if subscriber:
+                await self._replay(rank, start, subscriber)
+            await self._relay(rank, REPLAY_END, b"")
 
-    async def _replay(self, rank: int, start: int, follower: KvEventSubscriber) -> None:
-        log.info("worker %d: the head missed KV events from number %d on", rank, start)
+    async def _replay(self, rank: int, start: int, subscriber: KvEventSubscriber) -> None:
+        log.info("worker %d: replaying KV events from number %d on", rank, start)
         try:
-            async with aclosing(follower.replay(start, REPLAY_S)) as missed:
+            async with aclosing(subscriber.replay(start, REPLAY_S)) as missed:
                 async for number, payload in missed:
-                    await self._pass(rank, number, payload)
+                    await self._relay(rank, number, payload)
         except WireError as e:
-            log.error("worker %d: no replay of its KV events: %s", rank, e)
+            log.error("worker %d: its KV events cannot be replayed: %s", rank, e)
 
-    async def _pass(self, rank: int, number: int, payload: bytes) -> None:
+    async def _relay(self, rank: int, number: int, payload: bytes) -> None:
         await self._send(KvEvents(rank=rank, seq=number, payload=payload))
-        await asyncio.sleep(0)  # where sockets are always ready, nothing above gives others a turn
+        # With sockets that are always ready, nothing above suspends this task.
+        await asyncio.sleep(0)

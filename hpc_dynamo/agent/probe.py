@@ -1,4 +1,4 @@
-"""Asks a young engine whether it serves, and what."""
+"""HTTP queries to an engine: does it serve requests, and which models and paths."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -6,35 +6,34 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from hpc_dynamo.engines import Body
-from hpc_dynamo.engines.paths import forwardable
+from hpc_dynamo.engines.http_paths import forwardable
 from hpc_dynamo.http import HttpClient
 
 
 @dataclass(frozen=True)
 class EngineModels:
-    """What an engine says of its models, at /v1/models."""
+    """Models of an engine, as it reports them at /v1/models. Empty fields are unknown."""
 
     models: tuple[str, ...] = ()
-    adapters: Mapping[str, str] = field(default_factory=dict)  # of them, and whose they are
-    context_tokens: int = 0  # longest prompt and answer together; 0: it does not say
-    operations: tuple[str, ...] = ()  # which clients may use, see engines.paths; empty: not known
+    adapters: Mapping[str, str] = field(default_factory=dict)  # base model of each adapter
+    context_tokens: int = 0  # longest prompt and answer together
+    operations: tuple[str, ...] = ()  # for clients, see engines.http_paths
 
 
 NO_MODELS = EngineModels()
 
 
 async def serves_token(http: HttpClient, url: str, model: str, fields: Body) -> bool:
-    """Whether the engine has served a token now, or a vector where it makes no texts; it may not
-    even listen yet.
+    """Return True if the engine generates a token, or an embedding if it generates no text.
 
-    `fields` go into the request, see engines.probing.
+    `fields` are added to the request, see engines.probe_fields.
     """
     text = {"model": model, "prompt": "Hello", "max_tokens": 1, **fields}
     try:
-        status, _ = await _ask(http, "POST", url, "/v1/completions", text)
+        status, _ = await _request(http, "POST", url, "/v1/completions", text)
         if 400 <= status < 500:
             vector = {"model": model, "input": "Hello"}
-            status, _ = await _ask(http, "POST", url, "/v1/embeddings", vector)
+            status, _ = await _request(http, "POST", url, "/v1/embeddings", vector)
     except OSError:
         return False
     return status == 200
@@ -43,18 +42,18 @@ async def serves_token(http: HttpClient, url: str, model: str, fields: Body) -> 
 async def query_models(http: HttpClient, url: str) -> EngineModels:
     """Return what the engine reports about its models and paths, which may be nothing."""
     try:
-        status, content = await _ask(http, "GET", url, "/v1/models")
-        found = _served(content) if status == 200 else NO_MODELS
-        status, content = await _ask(http, "GET", url, "/openapi.json")
-    except OSError:  # it died a moment later, which its keeper tells
+        status, content = await _request(http, "GET", url, "/v1/models")
+        found = _models(content) if status == 200 else NO_MODELS
+        status, content = await _request(http, "GET", url, "/openapi.json")
+    except OSError:  # the exit of an engine is handled elsewhere
         return NO_MODELS
     return replace(found, operations=_operations(content)) if status == 200 else found
 
 
 async def not_serving_reason(http: HttpClient, url: str, model: str, fields: Body) -> str:
-    """What keeps an engine, which we have not started, from serving; empty: it serves.
+    """Return why an external engine does not serve `model`; empty if it does.
 
-    Where no name of its model is known, it is enough that it tells which it has.
+    Without a model name it only has to list its models.
     """
     try:
         async with http.send("GET", url, "/v1/models") as answer:
@@ -62,7 +61,7 @@ async def not_serving_reason(http: HttpClient, url: str, model: str, fields: Bod
     except OSError as e:
         return f"cannot be reached: {e.strerror or e}"
     if answer.status in (401, 403):
-        return f"refuses our key with {answer.status} (route.api_key_file)"
+        return f"refuses the API key with {answer.status} (route.api_key_file)"
     if answer.status != 200:
         return f"answers /v1/models with {answer.status}"
     if model and not await serves_token(http, url, model, fields):
@@ -71,7 +70,7 @@ async def not_serving_reason(http: HttpClient, url: str, model: str, fields: Bod
 
 
 async def is_alive(http: HttpClient, url: str) -> bool:
-    """Whether the engine is there and does not call itself broken; some have no /health."""
+    """Return True if the engine answers /health without an error; some engines have no /health."""
     try:
         async with http.send("GET", url, "/health") as answer:
             await answer.read()
@@ -80,26 +79,30 @@ async def is_alive(http: HttpClient, url: str) -> bool:
     return answer.status < 500
 
 
-async def _ask(
+async def _request(
     http: HttpClient, method: str, url: str, path: str, body: object = None
 ) -> tuple[int, bytes]:
-    """Status and content of an answer. Raises OSError."""
+    """Return status and body of the answer. Raises OSError."""
     async with http.send(method, url, path, msgspec.json.encode(body)) as answer:
         return answer.status, await answer.read()
 
 
 class _Model(msgspec.Struct):
+    """An entry of /v1/models."""
+
     id: str
-    parent: str | None = None  # a LoRA adapter has one
+    parent: str | None = None  # base model of a LoRA adapter
     max_model_len: int | None = None
 
 
 class _Models(msgspec.Struct):
+    """Body of /v1/models."""
+
     data: list[_Model] = []
 
 
 class _Document(msgspec.Struct):
-    """An OpenAPI document, as far as it is read: methods by path."""
+    """OpenAPI document: its methods by path."""
 
     paths: dict[str, dict[str, msgspec.Raw]] = {}
 
@@ -112,8 +115,8 @@ def _operations(content: bytes) -> tuple[str, ...]:
     return forwardable((method, path) for path, methods in paths.items() for method in methods)
 
 
-def _served(content: bytes) -> EngineModels:
-    """From an answer of /v1/models; engines that have none are taken as they are."""
+def _models(content: bytes) -> EngineModels:
+    """Read an answer of /v1/models; empty if the engine has another format."""
     try:
         models = msgspec.json.decode(content, type=_Models).data
     except msgspec.DecodeError:

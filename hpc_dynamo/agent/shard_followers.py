@@ -1,7 +1,7 @@
-"""Further parts, on this node, of workers whose first part is on another.
+"""Shards on this node of multi-node workers whose first shard is on another node.
 
-They start when the head says where the worker's parts meet, and are never started again by
-themselves: what ends one ends that life of the worker.
+A shard starts when its leader requests it. It is not restarted by itself: its exit ends this
+start of the worker.
 """
 
 import asyncio
@@ -18,66 +18,65 @@ from hpc_dynamo.topology import Worker
 
 log = logging.getLogger(__name__)
 
-# A worker in its role, which of its parts, where they meet.
-Make = Callable[[Worker, int, ShardRendezvous], EngineProcess]
+# Arguments: the worker in its present role, the index of the shard, the rendezvous.
+MakeProcess = Callable[[Worker, int, ShardRendezvous], EngineProcess]
 
 
 class ShardFollowers:
-    """Of one node. `workers` have a further part here; `make` may raise EngineError."""
+    """Shards of `workers` on a node, except first shards. `make_process` may raise EngineError."""
 
     def __init__(
         self,
         node: int,
         workers: tuple[Worker, ...],
-        make: Make,
-        tell: Callable[[ShardExited], Awaitable[None]],
+        make_process: MakeProcess,
+        send: Callable[[ShardExited], Awaitable[None]],
         group: asyncio.TaskGroup,
     ) -> None:
-        self._parts = {
-            worker.rank: (worker, part)
+        self._shards = {
+            worker.rank: (worker, index)
             for worker in workers
-            for part, shard in enumerate(worker.shards)
-            if part and shard.node == node
+            for index, shard in enumerate(worker.shards)
+            if index and shard.node == node
         }
-        self._make, self._tell, self._group = make, tell, group
+        self._make_process, self._send, self._group = make_process, send, group
         self._tasks = dict[int, asyncio.Task[None]]()
-        self._lives = defaultdict[int, asyncio.Lock](asyncio.Lock)  # one at a time of each
+        # A shard starts only after its earlier process has ended, so that its GPUs are free.
+        self._locks = defaultdict[int, asyncio.Lock](asyncio.Lock)
 
-    def start(self, gather: StartShard) -> None:
-        """Begin a new life of a part, once the one before has ended."""
-        if gather.rank not in self._parts:
-            log.warning("worker %d has no further part here", gather.rank)
+    def start(self, message: StartShard) -> None:
+        """Start a shard, once its earlier process has ended."""
+        if message.rank not in self._shards:
+            log.warning("worker %d has no shard on this node", message.rank)
             return
-        self.stop(gather.rank)
-        life = self._live(gather)
-        self._tasks[gather.rank] = self._group.create_task(life, name=f"part-{gather.rank}")
+        self.stop(message.rank)
+        task = self._group.create_task(self._run(message), name=f"shard-{message.rank}")
+        self._tasks[message.rank] = task
 
     def stop(self, rank: int) -> None:
-        """Its worker needs it no more."""
+        """Stop the shard of a worker, if it runs. Does not wait for its end."""
         if rank in self._tasks:
             self._tasks[rank].cancel()
 
     async def stop_all(self) -> None:
-        """Returns when all have ended."""
+        """Stop all shards and wait until they have ended."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _live(self, gather: StartShard) -> None:
-        async with self._lives[gather.rank]:
-            await self._run(gather)
-
-    async def _run(self, gather: StartShard) -> None:
-        worker, number = self._parts[gather.rank]
-        meeting = ShardRendezvous(gather.address, gather.ports)
-        try:
-            part = self._make(replace(worker, role=gather.role), number, meeting)
-            async with part.running() as child:
-                raise part.exit_error(await child.wait())
-        except EngineError as e:
-            log.error("%s", e)
-            await self._tell(
-                ShardExited(rank=gather.rank, incarnation=gather.incarnation, detail=str(e))
-            )
+    async def _run(self, message: StartShard) -> None:
+        worker, index = self._shards[message.rank]
+        rendezvous = ShardRendezvous(message.address, message.ports)
+        async with self._locks[message.rank]:
+            try:
+                process = self._make_process(replace(worker, role=message.role), index, rendezvous)
+                async with process.running() as child:
+                    raise process.exit_error(await child.wait())
+            except EngineError as e:
+                log.error("%s", e)
+                incarnation = message.incarnation
+                await self._send(
+                    ShardExited(rank=message.rank, incarnation=incarnation, detail=str(e))
+                )

@@ -1,4 +1,4 @@
-"""Lives of workers whose first part is on this node, and what became of their further parts."""
+"""First shard of multi-node workers: starts the other shards and learns of their exit."""
 
 import asyncio
 from collections import Counter
@@ -12,62 +12,73 @@ from hpc_dynamo.errors import EngineError
 from hpc_dynamo.messages import ShardExited, StartShard
 from hpc_dynamo.process.child import Child
 
-TELL_S = 1.0  # for the agent of another part to tell of its death, once the first has died
+REPORT_S = 1.0  # time for the report of another shard's exit, after the first's
 
 
 class ShardLeader:
-    """Of one node. `send` is to the head, who passes it on."""
+    """First shards on this node. `send` sends a message to the head, which passes it on."""
 
     def __init__(self, send: Callable[[StartShard], Awaitable[None]]) -> None:
         self._send = send
-        self._lives = Counter[int]()  # by rank: how many there were
-        self._lost = dict[int, asyncio.Future[str]]()  # of those now: how a further part died
+        self._incarnations = Counter[int]()  # starts of each worker, by rank
+        self._exits = dict[int, asyncio.Future[str]]()  # exit of another shard, by rank
 
     @asynccontextmanager
     async def start_shards(
-        self, place: Placement, gathered: bool
+        self, placement: Placement, has_followers: bool
     ) -> AsyncIterator["asyncio.Future[str]"]:
-        """Further parts start, if there are any; done when one of them has died."""
-        rank, lost = place.worker.rank, asyncio.get_running_loop().create_future()
-        self._lives[rank] += 1
-        self._lost[rank] = lost
-        if gathered:
-            await self._send(_gather(place, self._lives[rank]))
+        """Start the other shards of a worker, if it has some, for one start of the worker.
+
+        The future is set to an error text when one of them exits.
+        """
+        rank, exited = placement.worker.rank, asyncio.get_running_loop().create_future()
+        self._incarnations[rank] += 1
+        self._exits[rank] = exited
+        if has_followers:
+            await self._send(_start_message(placement, self._incarnations[rank]))
         try:
-            yield lost
+            yield exited
         finally:
-            del self._lost[rank]
-            lost.cancel()
+            del self._exits[rank]
+            exited.cancel()
 
     def shard_exited(self, message: ShardExited) -> None:
-        """Of a life that is over nobody needs to know."""
-        lost = self._lost.get(message.rank)
-        if lost and not lost.done() and message.incarnation == self._lives[message.rank]:
-            lost.set_result(message.detail)
+        """Handle the exit of another shard. Messages of earlier starts are ignored."""
+        exited = self._exits.get(message.rank)
+        current = message.incarnation == self._incarnations[message.rank]
+        if exited and not exited.done() and current:
+            exited.set_result(message.detail)
 
 
-def _gather(place: Placement, life: int) -> StartShard:
-    assert place.rendezvous
-    worker, met = place.worker, place.rendezvous
+def _start_message(placement: Placement, incarnation: int) -> StartShard:
+    assert placement.rendezvous
+    worker, rendezvous = placement.worker, placement.rendezvous
     return StartShard(
-        rank=worker.rank, role=worker.role, incarnation=life, address=met.address, ports=met.ports
+        rank=worker.rank,
+        role=worker.role,
+        incarnation=incarnation,
+        address=rendezvous.address,
+        ports=rendezvous.ports,
     )
 
 
 async def wait_for_exit(
-    part: EngineProcess, child: Child, lost: "asyncio.Future[str]", gathered: bool
+    process: EngineProcess, child: Child, follower_exit: "asyncio.Future[str]", has_followers: bool
 ) -> EngineError:
-    """Waits until a part of a worker has died, and says how. The parts of one end each other: who
-    was first is not known, so that all are named of which it is heard."""
-    died = asyncio.create_task(child.wait())
-    either: set[asyncio.Future[Any]] = {died, lost}
+    """Wait until any shard of a worker has exited and return the error.
+
+    The exit of one shard makes the others exit, and which was first is unknown. So the error
+    names every shard whose exit is known within a second.
+    """
+    exited = asyncio.create_task(child.wait())
+    either: set[asyncio.Future[Any]] = {exited, follower_exit}
     try:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not died.done():
-            return EngineError(lost.result())
-        own = part.exit_error(died.result())
-        if gathered:
-            await asyncio.wait({lost}, timeout=TELL_S)
-        return EngineError(f"{own}\nand {lost.result()}") if lost.done() else own
+        if not exited.done():
+            return EngineError(follower_exit.result())
+        own = process.exit_error(exited.result())
+        if has_followers:
+            await asyncio.wait({follower_exit}, timeout=REPORT_S)
+        return EngineError(f"{own}\nand {follower_exit.result()}") if follower_exit.done() else own
     finally:
-        died.cancel()
+        exited.cancel()

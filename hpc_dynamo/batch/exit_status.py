@@ -6,31 +6,31 @@ from hpc_dynamo.batch.ledger import read_failures
 from hpc_dynamo.messages import SOME_FAILED
 from hpc_dynamo.run import Run
 
-RETRY_HINT = "the same command with batch.retry_failed=true"
+RETRY_HINT = "run the same command with batch.retry_failed=true"
 FINAL_ERRORS_HINT = (
-    "these errors are final, so a retry alone does not help: change the engine option that the "
-    "error names and run the same command again, or correct these requests in another input=… "
-    "with another name=…"
+    "these errors are final: change the engine option that the error names and run the same "
+    "command again, or correct these requests in another input=… with another name=…"
 )
 
 
 def exit_status(run: Run, answered: int, failed: int, *, retried: bool) -> tuple[int, str]:
-    """Return exit code 0 if no request failed, 3 if none was answered, else SOME_FAILED.
+    """Return exit code and message of a finished batch. Reads errors.jsonl.
 
-    `retried`: the command had batch.retry_failed=true. Reads errors.jsonl.
+    The code is 0 if no request failed, 3 if none was answered, else SOME_FAILED. `retried`: the
+    command had batch.retry_failed=true.
     """
     if not failed:
         return 0, ""
-    first, final = _described(run.errors)
+    first, final = _first_failure(run.errors)
     if not answered:
-        return 3, f"no request was answered; the first of them: {first}"
+        return 3, f"no request was answered; the first error: {first}"
     requests = "1 request" if failed == 1 else f"{failed} requests"
     what = f"finished, but {requests} of {answered + failed} failed: see {run.errors}"
     hint = FINAL_ERRORS_HINT if retried and final else RETRY_HINT
-    return SOME_FAILED, f"{what}\n  the first of them: {first}\n  try: {hint}"
+    return SOME_FAILED, f"{what}\n  the first error: {first}\n  try: {hint}"
 
 
-def _described(errors: Path) -> tuple[str, bool]:
+def _first_failure(errors: Path) -> tuple[str, bool]:
     """Return id and error of the first failure, and whether all failures are final."""
     first, final = "", True
     for line in read_failures(errors):

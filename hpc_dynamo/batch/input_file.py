@@ -1,6 +1,6 @@
-"""The input of a batch: checked as a whole before anything starts, read again a line at a time.
+"""Input file of a batch: checked as a whole before anything starts, then read line by line.
 
-Lines are of OpenAI's batch request format (`custom_id`, `method`, `url`, `body`;
+Lines have OpenAI's batch request format (`custom_id`, `method`, `url`, `body`;
 platform.openai.com/docs/guides/batch) or a plain body with `prompt` or `messages`.
 """
 
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from hpc_dynamo.engines.paths import is_inference
+from hpc_dynamo.engines.http_paths import is_inference
 from hpc_dynamo.errors import InputError
 from hpc_dynamo.json_reader import JsonError, is_text, read_fields, read_value
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 EXAMPLE_PATHS = f"{CHAT}, {COMPLETIONS}, /v1/embeddings, /v1/score or /v1/rerank"
-MAX_PROBLEMS_SHOWN = 20  # complaints printed at most
+MAX_PROBLEMS_SHOWN = 20  # per error message
 BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
 class RequestEntry:
-    """One request of the file: its id and where its line lies."""
+    """One request of the file: its id, and the position of its line in bytes."""
 
     custom_id: str
     offset: int
@@ -43,7 +43,7 @@ class BatchInput:
 
 
 class RequestReader:
-    """Reads requests of a checked file again. One descriptor a run: opening costs on NFS."""
+    """Reads requests of a checked file. Keeps it open, because opening is slow on NFS."""
 
     def __init__(self, file: Path) -> None:
         self._handle = os.open(file, os.O_RDONLY)
@@ -55,7 +55,7 @@ class RequestReader:
         os.close(self._handle)
 
     def read(self, entry: RequestEntry) -> tuple[str, dict[str, Any]]:
-        """Return the URL path and the body of a request, its values as they are in the file."""
+        """Return the URL path and the body of a request, with values as in the file."""
         fields = read_fields(os.pread(self._handle, entry.size, entry.offset))
         if "body" in fields:
             return read_value(bytes(fields["url"])), {**read_fields(bytes(fields["body"]))}
@@ -64,12 +64,12 @@ class RequestReader:
 
 
 def read_input(file: Path) -> BatchInput:
-    """Check every line. Raises InputError with `file:line: reason` for all that are wrong."""
+    """Check every line. Raises InputError with `file:line: reason` for each invalid one."""
     if not file.is_file():
         what = f"input={file}: no such file" if not file.exists() else f"input={file}: not a file"
-        raise InputError(what, hint="input=prompts.jsonl, a line a request")
+        raise InputError(what, hint="input=prompts.jsonl, with one request per line")
     digest, entries, seen = hashlib.sha256(), list[RequestEntry](), dict[str, int]()
-    wrong = list[str]()
+    problems = list[str]()
     for number, offset, raw in _lines(file):
         digest.update(raw)
         line = raw.removeprefix(BOM) if number == 1 else raw
@@ -80,19 +80,19 @@ def read_input(file: Path) -> BatchInput:
             if custom_id in seen:
                 raise InputError(f"custom_id {custom_id!r} is also on line {seen[custom_id]}")
         except InputError as e:
-            wrong.append(f"{file}:{number}: {e.message}")
+            problems.append(f"{file}:{number}: {e.message}")
             continue
         seen[custom_id] = number
         entries.append(RequestEntry(custom_id, offset + len(raw) - len(line), len(line)))
-    if wrong:
-        raise InputError(_complaint(wrong), hint="nothing was started; mend these lines")
+    if problems:
+        raise InputError(_summary(problems), hint="correct these lines; nothing was started")
     if not entries:
-        raise InputError(f"input={file} holds no request", hint="a JSON object on each line")
+        raise InputError(f"input={file} contains no request", hint="a JSON object on each line")
     return BatchInput(file, tuple(entries), digest.hexdigest())
 
 
 def _lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Line number from 1, offset, bytes with the newline."""
+    """Yield the number of each line, from 1, its offset, and its bytes with the newline."""
     offset = 0
     with file.open("rb") as stream:
         for number, raw in enumerate(stream, 1):
@@ -100,16 +100,15 @@ def _lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
             offset += len(raw)
 
 
-def _complaint(wrong: list[str]) -> str:
-    more = len(wrong) - MAX_PROBLEMS_SHOWN
+def _summary(problems: list[str]) -> str:
+    more = len(problems) - MAX_PROBLEMS_SHOWN
     tail = [f"… and {more} more"] if more > 0 else []
-    return "\n".join(
-        [f"{len(wrong)} lines of the input cannot be used:", *wrong[:MAX_PROBLEMS_SHOWN], *tail]
-    )
+    head = f"{len(problems)} lines of the input cannot be used:"
+    return "\n".join([head, *problems[:MAX_PROBLEMS_SHOWN], *tail])
 
 
 def _parse(line: bytes, number: int) -> tuple[str, str, dict[str, Any]]:
-    """Id, URL path and body of one line. Raises InputError with the reason alone."""
+    """Return id, URL path and body of a line. Raises InputError with the reason."""
     try:
         value = read_value(line)
     except JsonError as e:
@@ -118,12 +117,12 @@ def _parse(line: bytes, number: int) -> tuple[str, str, dict[str, Any]]:
         raise InputError(f"a JSON object is needed, not {type(value).__name__}")
     custom_id = value.get("custom_id", f"line-{number}")
     if not isinstance(custom_id, str) or not custom_id:
-        raise InputError("custom_id must be a string that is not empty")
+        raise InputError("custom_id must be a non-empty string")
     path, body = _batch_line(value) if "body" in value or "url" in value else _plain_line(value)
     if body.get("stream"):
-        raise InputError("stream=true has no meaning in a batch")
+        raise InputError("stream=true is not supported in a batch")
     if not is_text(custom_id):
-        raise InputError("custom_id holds half a surrogate pair")
+        raise InputError("custom_id contains half a surrogate pair")
     return custom_id, path, body
 
 

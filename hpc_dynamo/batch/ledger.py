@@ -1,12 +1,12 @@
-"""Results on disk: a result counts when its line and newline have been flushed.
+"""Results on disk. A result counts once its line, including the newline, has been flushed.
 
-Every attempt appends to a part of its own, so that no two writers ever share a file. A line
-that a crash tore has no newline and is not read. The last good line of an id wins. When all
-is done the parts become one file in the input's order. `retry_failed` declares the failures so
-far void: their requests run again, answers are kept.
+Each attempt appends to its own part, so that two writers never share a file. A line that a crash
+truncated has no newline and is ignored. The last successful line of an id wins. At the end the
+parts are merged into one file in the order of the input. `retry_failed` declares the failures so
+far void: their requests run again, and responses are kept.
 
-Lines are of OpenAI's batch output format: `custom_id`, `response` (`status_code`,
-`request_id`, `body`), `error`.
+Lines have OpenAI's batch output format: `custom_id`, `response` (`status_code`, `request_id`,
+`body`), `error`.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from hpc_dynamo.run import Run, read_json, write_json
 
 
 class BatchResponse(msgspec.Struct, frozen=True):
-    """The engine's answer, byte for byte."""
+    """Response of the engine; the body is unchanged."""
 
     status_code: int
     request_id: str
@@ -35,7 +35,7 @@ class BatchResponse(msgspec.Struct, frozen=True):
 
 
 class BatchError(msgspec.Struct, frozen=True):
-    """Why there is no good answer. `final`: trying again cannot help."""
+    """Reason why a request failed. `final`: a retry cannot help."""
 
     code: str
     message: str
@@ -43,7 +43,7 @@ class BatchError(msgspec.Struct, frozen=True):
 
 
 class OutputLine(msgspec.Struct, frozen=True):
-    """One line of the output."""
+    """One line of output.jsonl, errors.jsonl or a part."""
 
     id: str
     custom_id: str
@@ -57,8 +57,11 @@ class OutputLine(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class ResultLocation:
-    """Position of a result. `finished`: it will not run again. `void`: a failure from before
-    the latest `batch.retry_failed=true`."""
+    """Position of a result in a part.
+
+    `finished`: the request will not run again. `void`: it failed before the latest
+    `batch.retry_failed=true`.
+    """
 
     file: Path
     offset: int
@@ -69,18 +72,18 @@ class ResultLocation:
 
 
 def success_line(custom_id: str, body: bytes) -> bytes:
-    """The output line of an answered request."""
-    if b"\n" in body:  # an engine that prints prettily; a result is one line
+    """Return the output line of a successful request."""
+    if b"\n" in body:  # some engines indent their JSON; a result is one line
         body = _as_json(body)
     response = BatchResponse(200, _id("req"), msgspec.Raw(body))
     return msgspec.json.encode(OutputLine(_id("batch_req"), custom_id, response)) + b"\n"
 
 
 def failure_line(custom_id: str, error: RequestFailed) -> bytes:
-    """The output line of a request that was given up."""
-    why = BatchError(str(error.status), error.message, error.final)
+    """Return the output line of a failed request."""
+    reason = BatchError(str(error.status), error.message, error.final)
     response = BatchResponse(error.status, _id("req"), msgspec.Raw(_as_json(error.body)))
-    return msgspec.json.encode(OutputLine(_id("batch_req"), custom_id, response, why)) + b"\n"
+    return msgspec.json.encode(OutputLine(_id("batch_req"), custom_id, response, reason)) + b"\n"
 
 
 def _id(kind: str) -> str:
@@ -88,7 +91,7 @@ def _id(kind: str) -> str:
 
 
 def _as_json(body: bytes) -> bytes:
-    """One line of JSON, whatever an engine answered."""
+    """Return a body as one line of JSON; text that is not JSON becomes a string."""
     try:
         return msgspec.json.encode(msgspec.json.decode(body))
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -96,7 +99,10 @@ def _as_json(body: bytes) -> bytes:
 
 
 class Ledger:
-    """The results of a run over all its attempts; appends to the part of this one."""
+    """Results of all attempts of a run; appends to the part of one attempt.
+
+    `record` queues lines, `write` flushes them. Both run in one event loop.
+    """
 
     def __init__(self, run: Run, attempt: int) -> None:
         self._run = run
@@ -105,50 +111,50 @@ class Ledger:
         self._wake = asyncio.Event()
 
     def results(self) -> dict[str, ResultLocation]:
-        """The best result of each id so far: later beats earlier, unless it is worse."""
+        """Return the best result of each id: a later one replaces an earlier unfinished one."""
         best: dict[str, ResultLocation] = {}
-        void = self._void()
+        void = self._last_void_attempt()
         for file in sorted(self._run.results.glob("*.jsonl"), key=lambda p: int(p.stem)):
-            for custom_id, spot in _read(file, void=int(file.stem) <= void):
+            for custom_id, result in _read(file, void=int(file.stem) <= void):
                 old = best.get(custom_id)
                 if old is None or not old.finished:
-                    best[custom_id] = spot
+                    best[custom_id] = result
         return best
 
-    def _void(self) -> int:
+    def _last_void_attempt(self) -> int:
         """Return the last attempt whose failures are void; 0 if there is none."""
-        retry = read_json(self._run.retry_file, RetryRound)
-        return retry.last_attempt if retry else 0
+        round_ = read_json(self._run.retry_file, RetryRound)
+        return round_.last_attempt if round_ else 0
 
     def retry_failed(self, requests: BatchInput) -> int:
-        """Declare the failures so far void; return how many requests run again because of it.
+        """Declare the failures so far void; return the number of requests that run again.
 
-        A round that has not ended is resumed instead: its own failures are kept.
+        A retry round that has not ended is resumed instead, and its own failures are kept.
         """
-        spots = self.results()
-        failed = {custom_id for custom_id, spot in spots.items() if not spot.answered}
-        to_come = (e for e in requests.entries if (s := spots.get(e.custom_id)) is None or s.void)
-        if not failed or (self._void() and any(to_come)):
+        results = self.results()
+        failed = {custom_id for custom_id, r in results.items() if not r.answered}
+        to_come = (e for e in requests.entries if (r := results.get(e.custom_id)) is None or r.void)
+        if not failed or (self._last_void_attempt() and any(to_come)):
             return 0
         last = max(int(file.stem) for file in self._run.results.glob("*.jsonl"))
         write_json(self._run.retry_file, RetryRound(last_attempt=last, requested_at=time.time()))
         return sum(entry.custom_id in failed for entry in requests.entries)
 
     async def record(self, line: bytes) -> None:
-        """Returns when the line is on disk. `line` ends with its only newline."""
+        """Return once the line is on disk. `line` ends with its only newline."""
         future = asyncio.get_running_loop().create_future()
         self._waiting.append((line, future))
         self._wake.set()
         await future
 
     async def write(self) -> None:
-        """The writer: one flush for all lines that came during the last. Runs until cancelled.
+        """Write recorded lines until cancelled, with one flush for all that are waiting.
 
-        Raises HpcDynamoError where the disk does not take them.
+        Raises HpcDynamoError if the lines cannot be written.
         """
         try:
             with self._part.open("ab") as file:
-                _cut_torn_tail(self._part)
+                _truncate_incomplete_line(self._part)
                 while True:
                     await self._wake.wait()
                     self._wake.clear()
@@ -164,7 +170,7 @@ class Ledger:
             raise known from e
 
     async def _flush(self, handle: int, lines: list[bytes]) -> None:
-        """Write in a thread; when cancelled, wait for it, since the file is closed after us."""
+        """Write in a thread. On cancellation wait for it, because the file is closed afterwards."""
         writing = asyncio.ensure_future(asyncio.to_thread(jsonl.write_all, handle, b"".join(lines)))
         try:
             await asyncio.shield(writing)
@@ -172,46 +178,47 @@ class Ledger:
             await asyncio.wait({writing})
 
     def unfinished(
-        self, requests: BatchInput, spots: Mapping[str, ResultLocation] | None = None
+        self, requests: BatchInput, results: Mapping[str, ResultLocation] | None = None
     ) -> list[RequestEntry]:
-        """The requests without a result, or with one that another try may better."""
-        known = self.results() if spots is None else spots
-        done = {custom_id for custom_id, spot in known.items() if spot.finished}
+        """Return the requests without a result, or with a failure that a retry may fix."""
+        known = self.results() if results is None else results
+        done = {custom_id for custom_id, result in known.items() if result.finished}
         return [entry for entry in requests.entries if entry.custom_id not in done]
 
     def merge(self, ids: Iterable[str]) -> tuple[int, int]:
-        """Write output.jsonl and errors.jsonl in the order of `ids`; how many went to each."""
-        spots, good, bad = self.results(), 0, 0
-        output, errors = (_Replacement(f) for f in (self._run.output, self._run.errors))
+        """Write output.jsonl and errors.jsonl in the order of `ids`; return the lines of each."""
+        results, answered, failed = self.results(), 0, 0
+        output, errors = (_AtomicFile(f) for f in (self._run.output, self._run.errors))
         try:
             with output, errors:
                 for custom_id in ids:
-                    spot = spots[custom_id]
-                    (output if spot.answered else errors).copy(spot)
-                    good, bad = good + spot.answered, bad + (not spot.answered)
+                    result = results[custom_id]
+                    (output if result.answered else errors).copy(result)
+                    answered, failed = answered + result.answered, failed + (not result.answered)
         except OSError as e:  # the error of a full disk has no file name
             e.filename = e.filename or str(self._run.output)
             raise
-        return good, bad
+        return answered, failed
 
 
-def _cut_torn_tail(part: Path) -> None:
-    """A requeued job appends to the part of its former life, which may have died in a line."""
-    whole = max((spot.offset + spot.size for _, spot in _read(part)), default=0)
-    os.truncate(part, whole)
+def _truncate_incomplete_line(part: Path) -> None:
+    """Remove an incomplete last line: a requeued job appends to the part of its earlier run."""
+    end = max((result.offset + result.size for _, result in _read(part)), default=0)
+    os.truncate(part, end)
 
 
 def _read(file: Path, *, void: bool = False) -> Iterator[tuple[str, ResultLocation]]:
-    """Yield the complete lines of a part; its failures may be `void`."""
+    """Yield id and position of the complete lines of a part; its failures may be `void`."""
     offset = 0
     with file.open("rb") as stream:
         for raw in stream:
-            if raw.endswith(b"\n"):  # else a crash tore it
+            if raw.endswith(b"\n"):  # else truncated by a crash
                 line = msgspec.json.decode(raw, type=OutputLine)
-                good = line.error is None
-                finished = good or (line.finished and not void)
-                spot = ResultLocation(file, offset, len(raw), good, finished, void and not good)
-                yield line.custom_id, spot
+                answered = line.error is None
+                finished = answered or (line.finished and not void)
+                is_void = void and not answered
+                result = ResultLocation(file, offset, len(raw), answered, finished, is_void)
+                yield line.custom_id, result
             offset += len(raw)
 
 
@@ -222,21 +229,21 @@ def read_failures(errors: Path) -> Iterator[OutputLine]:
             yield msgspec.json.decode(raw, type=OutputLine)
 
 
-class _Replacement:
-    """A file that takes its name only once it is whole."""
+class _AtomicFile:
+    """File that gets its name only once it is complete."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}")
         self._sources: dict[Path, int] = {}
 
-    def __enter__(self) -> "_Replacement":
+    def __enter__(self) -> "_AtomicFile":
         self._file = self._temporary.open("wb")
         return self
 
-    def copy(self, spot: ResultLocation) -> None:
-        if spot.file not in self._sources:
-            self._sources[spot.file] = os.open(spot.file, os.O_RDONLY)
-        self._file.write(os.pread(self._sources[spot.file], spot.size, spot.offset))
+    def copy(self, result: ResultLocation) -> None:
+        if result.file not in self._sources:
+            self._sources[result.file] = os.open(result.file, os.O_RDONLY)
+        self._file.write(os.pread(self._sources[result.file], result.size, result.offset))
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         for handle in self._sources.values():

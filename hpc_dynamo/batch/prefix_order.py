@@ -1,9 +1,9 @@
-"""Order in which a batch is sent, so that requests with a shared prefix reach one cache.
+"""Order of the requests of a batch, so that requests with a shared prefix reach one KV cache.
 
-The prompts of a window are sorted: each is next to the one it shares most with. The sorted list is
-cut into one run of neighbours for each worker that computes prompts. Requests are taken from the
-runs in turn. The router sends a request to the worker that has most of its prefix, so each worker
-processes one run and computes a shared prefix once. While few workers are ready, few runs are open.
+The prompts of a window of the file are sorted, so that each is next to those that it shares most
+with. The sorted list is cut into one group of neighbours for each worker that computes prompts, and
+requests are taken from the groups in turn. The router sends a request to the worker that has most
+of its prefix. So each worker processes one group and computes a shared prefix once.
 """
 
 import asyncio
@@ -16,109 +16,110 @@ from itertools import islice, pairwise
 from hpc_dynamo.batch.input_file import RequestEntry, RequestReader
 from hpc_dynamo.json_reader import Fields
 
-WINDOW_REQUESTS, WINDOW_BYTES = 8192, 64 << 20  # sorted at a time, at most
-POLL_INTERVAL_S = 0.1  # interval between checks for workers that have become ready
-STEP_BYTES = 64  # shared prefixes that differ by less are alike: a few KV blocks of English
+WINDOW_REQUESTS, WINDOW_BYTES = 8192, 64 << 20  # maximum size of a window
+POLL_INTERVAL_S = 0.1  # between two checks for workers that have become ready
+# Lengths of shared prefixes are compared in steps of a few KV blocks of English text.
+PREFIX_STEP_BYTES = 64
 
 
 @dataclass(eq=False)
 class PrefixGroup:
     """Neighbours in the sorted order of a window."""
 
-    left: deque[RequestEntry]
+    waiting: deque[RequestEntry]
     running: int = 0  # requests that were taken and have no result yet
 
 
 @dataclass(frozen=True, slots=True)
 class DispatchedEntry:
-    """One request to send. `PrefixOrder.done` must be called when it has a result."""
+    """A request to send. `PrefixOrder.done` must be called when it has a result."""
 
     entry: RequestEntry
     group: PrefixGroup
 
 
 class PrefixOrder:
-    """Hands out the entries of a batch, each once, a window of the file at a time.
+    """Returns each entry of a batch once, one window of the file at a time.
 
-    While workers are missing, at the start or after a failure, no more runs are open than workers
-    are ready, so that workers that become ready later get runs of their own.
+    While workers are missing, only as many groups are open as workers are ready. So workers that
+    become ready later get groups of their own.
 
     Args:
-        entries: in the order of the input.
-        workers: workers that compute prompts; 0 keeps the order of the input.
-        ready: returns how many of these workers are ready now.
+        entries: requests in the order of the input.
+        reader: reads their prompts.
+        workers: number of workers that compute prompts; 0 keeps the order of the input.
+        ready: returns the number of these workers that are ready now.
     """
 
     def __init__(
-        self,
-        entries: Sequence[RequestEntry],
-        reader: RequestReader,
-        workers: int,
+        self, entries: Sequence[RequestEntry], reader: RequestReader, workers: int,
         ready: Callable[[], int],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._entries, self._reader = entries, reader
         self._workers, self._ready = workers, ready
-        self._seen = 0  # entries that were in a window
-        self._waiting = deque[PrefixGroup]()  # of the window, not begun
-        self._begun = deque[PrefixGroup]()  # requests are taken from them in turn
-        self._ending = 0  # runs with all requests taken and some results missing
-        self._lock, self._news = asyncio.Lock(), asyncio.Event()
+        self._next_entry = 0  # first entry after the current window
+        self._waiting = deque[PrefixGroup]()  # groups of the window that are not open yet
+        self._open = deque[PrefixGroup]()  # requests are taken from them in turn
+        self._finishing = 0  # groups with all requests taken and some results missing
+        self._lock, self._group_finished = asyncio.Lock(), asyncio.Event()
 
     async def take(self) -> DispatchedEntry | None:
-        """Return the next request, None after the last. Waits while each ready worker has a run."""
+        """Return the next request, None after the last. Waits if each ready worker has a group."""
         async with self._lock:
             while True:
-                self._begin_runs()
-                if self._begun:
+                self._open_groups()
+                if self._open:
                     return self._pop()
                 if not self._waiting and not await self._read_window():
                     return None
                 if self._full:
-                    await self._look_again()
+                    await self._wait()
 
     def done(self, taken: DispatchedEntry) -> None:
-        """Record that the request has a result."""
+        """Record that a request has a result."""
         taken.group.running -= 1
-        if not taken.group.running and not taken.group.left:
-            self._ending -= 1
-            self._news.set()
+        if not taken.group.running and not taken.group.waiting:
+            self._finishing -= 1
+            self._group_finished.set()
 
     @property
     def _full(self) -> bool:
-        """Return True if workers are missing and each ready one has a run."""
+        """Return True if workers are missing and each ready one has a group."""
         ready = self._ready()
-        return ready < self._workers and len(self._begun) + self._ending >= max(ready, 1)
+        return ready < self._workers and len(self._open) + self._finishing >= max(ready, 1)
 
-    def _begin_runs(self) -> None:
+    def _open_groups(self) -> None:
         while self._waiting and not self._full:
-            self._begun.append(self._waiting.popleft())
+            self._open.append(self._waiting.popleft())
 
-    async def _look_again(self) -> None:
-        """Wait until a run has ended, or LOOK_S, since a worker may have become ready."""
-        self._news.clear()
+    async def _wait(self) -> None:
+        """Wait for the end of a group or for the next check for ready workers."""
+        self._group_finished.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(POLL_INTERVAL_S):
-                await self._news.wait()
+                await self._group_finished.wait()
 
     def _pop(self) -> DispatchedEntry:
-        run = self._begun.popleft()
-        run.running += 1
-        entry = run.left.popleft()
-        if run.left:
-            self._begun.append(run)
+        group = self._open.popleft()
+        group.running += 1
+        entry = group.waiting.popleft()
+        if group.waiting:
+            self._open.append(group)
         else:
-            self._ending += 1
-        return DispatchedEntry(entry, run)
+            self._finishing += 1
+        return DispatchedEntry(entry, group)
 
     async def _read_window(self) -> bool:
-        """Sort the next window into runs, in a thread. Return False after the last window."""
-        window = list(_window(self._entries, self._seen))
-        self._seen += len(window)
-        positions: Sequence[Sequence[int]] = [range(len(window))]
+        """Sort the next window into groups, in a thread. Return False after the last window."""
+        window = list(_window(self._entries, self._next_entry))
+        self._next_entry += len(window)
+        groups: Sequence[Sequence[int]] = [range(len(window))]
         if self._workers:
             keys = await asyncio.to_thread(self._keys, window)
-            positions = prefix_groups(keys, self._workers)
-        self._waiting.extend(PrefixGroup(deque(window[i] for i in run)) for run in positions if run)
+            groups = prefix_groups(keys, self._workers)
+        self._waiting.extend(
+            PrefixGroup(deque(window[i] for i in group)) for group in groups if group
+        )
         return bool(window)
 
     def _keys(self, window: Sequence[RequestEntry]) -> list[bytes]:
@@ -135,46 +136,45 @@ def _window(entries: Sequence[RequestEntry], first: int) -> Iterator[RequestEntr
 
 
 def prefix_key(body: Fields) -> bytes:
-    """Return bytes that begin alike for prompts that begin alike, tokenized or not.
+    """Return bytes that share a prefix if the prompts do.
 
-    They are the JSON of the fields that the prompt is made of. The tools come first, as in chat
+    They are the JSON of the fields that make up the prompt. The tools come first, as in chat
     templates. A list of prompts counts as its first prompt.
     """
     prompt = bytes(body.get("prompt", b"")).lstrip(b" [")
-    return (
-        b"\0".join(bytes(body.get(name, b"")) for name in ("model", "tools", "messages")) + prompt
-    )
+    fields = (bytes(body.get(name, b"")) for name in ("model", "tools", "messages"))
+    return b"\0".join(fields) + prompt
 
 
 def prefix_groups(keys: Sequence[bytes], count: int) -> list[list[int]]:
-    """Return the positions of `keys` in at most `count` runs of neighbours in their sorted order.
+    """Return the positions of `keys` in at most `count` groups of neighbours in sorted order.
 
-    The borders of the runs are near those of equal shares, and between prompts that share little.
+    Groups have nearly equal sizes, and are separated between prompts that share little.
     """
     order = sorted(range(len(keys)), key=keys.__getitem__)
     borders = _borders([keys[i] for i in order], count)
     return [order[begin:end] for begin, end in pairwise(borders) if begin < end]
 
 
-def _borders(keys: Sequence[bytes], runs: int) -> list[int]:
-    """Return where each of `runs` runs of sorted `keys` begins, and the end of the last."""
-    share = len(keys) / runs
-    inner = [_border(keys, share * i, share / 2) for i in range(1, runs)]
+def _borders(keys: Sequence[bytes], groups: int) -> list[int]:
+    """Return where each group of sorted `keys` begins, and the end of the last."""
+    share = len(keys) / groups
+    inner = [_border(keys, share * i, share / 2) for i in range(1, groups)]
     return [0, *inner, len(keys)]
 
 
-def _border(keys: Sequence[bytes], ideal: float, most: float) -> int:
-    """Return the position within `most` of `ideal` whose two neighbours share least."""
-    near = range(max(1, round(ideal - most)), min(len(keys), round(ideal + most) + 1))
+def _border(keys: Sequence[bytes], ideal: float, tolerance: float) -> int:
+    """Return the position within `tolerance` of `ideal` whose two neighbours share least."""
+    first, last = max(1, round(ideal - tolerance)), min(len(keys), round(ideal + tolerance) + 1)
     return min(
-        near,
-        key=lambda i: (_shared(keys[i - 1], keys[i]) // STEP_BYTES, abs(i - ideal)),
+        range(first, last),
+        key=lambda i: (_shared(keys[i - 1], keys[i]) // PREFIX_STEP_BYTES, abs(i - ideal)),
         default=round(ideal),
     )
 
 
 def _shared(one: bytes, other: bytes) -> int:
-    """Return how many bytes both begin with."""
+    """Return the length of the common prefix."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,4 +1,4 @@
-"""Keeps the decode workers full until every request of the input has a result on disk."""
+"""Runs a batch: keeps the decode workers full until every request has a result on disk."""
 
 import asyncio
 import logging
@@ -30,20 +30,21 @@ from hpc_dynamo.json_reader import is_null
 from hpc_dynamo.launch.walltime import RequestDurations
 from hpc_dynamo.messages import Progress
 
-FIRST_RETRY_S, MAX_RETRY_S = 0.5, 10.0  # delay before a request is tried again
-PREFILL_AHEAD = 4  # requests a prefill worker may have beyond what fills the decode workers
+FIRST_RETRY_S, MAX_RETRY_S = 0.5, 10.0  # delay before a retry, doubled for each
+# Requests per prefill worker in addition to those that fill the decode workers.
+PREFILL_AHEAD = 4
 
 log = logging.getLogger(__name__)
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
-    """Part of the prompt tokens, as the engine counts them."""
+    """Engine's count of cached prompt tokens."""
 
     cached_tokens: int | None = 0
 
 
 class TokenUsage(msgspec.Struct, frozen=True):
-    """OpenAI's token counts."""
+    """Token counts of a response, in OpenAI's format."""
 
     prompt_tokens: int = 0
     completion_tokens: int | None = 0
@@ -51,8 +52,11 @@ class TokenUsage(msgspec.Struct, frozen=True):
 
 
 def max_in_flight(config: Config) -> int:
-    """Requests under way at a time: every sequence slot of the decode workers, and some more
-    in prefill, so that a slot that falls free is taken at once."""
+    """Return the maximum number of concurrent requests.
+
+    They fill every sequence slot of the decode workers, and a few more are in prefill, so that a
+    free slot is used at once.
+    """
     if config.batch.concurrency is not None:
         return config.batch.concurrency
     pools = dict(config.topology.pools)
@@ -65,10 +69,10 @@ def max_in_flight(config: Config) -> int:
 
 
 class _WorkerDied(RequestFailed):
-    """A worker died while it had a request."""
+    """A worker died while it executed a request."""
 
     def __init__(self, error: RequestFailed) -> None:
-        what = f"a worker died while it had this request: {error.message}"
+        what = f"a worker died during this request: {error.message}"
         super().__init__(what, status=error.status, body=error.body, hint=error.hint)
 
 
@@ -81,7 +85,8 @@ def prefill_workers(config: Config) -> int:
 class BatchRunner:
     """One attempt at a batch.
 
-    `prefill_ready` returns how many of the workers that compute prompts are ready.
+    `process_of` returns an object that identifies the running process of a rank, None if there is
+    none. `prefill_ready` returns the number of ready workers that compute prompts.
     """
 
     def __init__(
@@ -91,95 +96,98 @@ class BatchRunner:
         results: Ledger,
         dispatcher: Dispatcher,
         process_of: Callable[[int], object | None],
-        prompts: PromptTokenizer | None = None,
+        tokenizer: PromptTokenizer | None = None,
         prefill_ready: Callable[[], int] = lambda: sys.maxsize,
     ) -> None:
-        """`alive` returns the present life of a worker by its rank, None if it has none."""
-        self._alive = process_of
+        self._process_of = process_of
         self._config, self._requests = config, requests
         self._ledger, self._dispatcher = results, dispatcher
-        self._builder = RequestBuilder(config, prompts)
+        self._builder = RequestBuilder(config, tokenizer)
         by_cache = config.router.policy is Policy.kv
         self._prefill = prefill_workers(config) if by_cache else 0, prefill_ready
-        left = results.unfinished(requests)
-        self._left, self._resumed = left, len(requests.entries) - len(left)
-        self.in_flight = min(max_in_flight(config), len(left))  # at most
+        self._remaining = results.unfinished(requests)
+        self._resumed = len(requests.entries) - len(self._remaining)
+        self.in_flight = min(max_in_flight(config), len(self._remaining))
         self._stopping = False
         self.durations = RequestDurations()
-        self._began = time.monotonic()
+        self._started_at = time.monotonic()
         self._done = self._failed = self._running = 0
         self._prompt_tokens = self._completion_tokens = self._cached_tokens = 0
 
     def stop(self) -> None:
-        """Begin no further request; those under way may end."""
+        """Start no more requests; those in progress may end."""
         self._stopping = True
 
     async def run(self) -> bool:
-        """True when every request has a result."""
-        self._began = time.monotonic()
+        """Run the batch; return True if every request has a result."""
+        self._started_at = time.monotonic()
         total = len(self._requests.entries)
         with self._requests.open() as reader:
             async with asyncio.TaskGroup() as group:
                 writer = group.create_task(self._ledger.write(), name="ledger")
-                order = PrefixOrder(self._left, reader, *self._prefill)
-                bounded = group.create_task(
+                order = PrefixOrder(self._remaining, reader, *self._prefill)
+                limiter = group.create_task(
                     self._builder.limit_tokenizer_memory(), name="tokenizer"
                 )
-                suspects = await self._run_all(reader, order, self.in_flight, fails=False)
-                await self._retry_apart(reader, suspects)
+                suspects = await self._run_all(reader, order, self.in_flight, final=False)
+                await self._retry_isolated(reader, suspects)
                 writer.cancel()
-                bounded.cancel()
+                limiter.cancel()
         return self._resumed + self._done + self._failed == total
 
-    async def _retry_apart(self, reader: RequestReader, suspects: list[RequestEntry]) -> None:
+    async def _retry_isolated(self, reader: RequestReader, suspects: list[RequestEntry]) -> None:
         if suspects:
-            what = "%d requests were under way when a worker died; they are tried again apart"
-            log.warning(what, len(suspects))
+            log.warning("retrying %d requests that were running when a worker died", len(suspects))
 
-        async def run(group: Sequence[RequestEntry], fails: bool) -> list[RequestEntry]:
-            at_once = min(len(group), max_in_flight(self._config))
+        async def run(group: Sequence[RequestEntry], final: bool) -> list[RequestEntry]:
+            concurrency = min(len(group), max_in_flight(self._config))
             order = PrefixOrder(group, reader, 0, lambda: 0)
-            return await self._run_all(reader, order, at_once, fails=fails)
+            return await self._run_all(reader, order, concurrency, final=final)
 
         await retry_isolated(suspects, run, max_solo_attempts(self._config))
 
     async def _run_all(
-        self, reader: RequestReader, order: PrefixOrder, at_once: int, *, fails: bool
+        self, reader: RequestReader, order: PrefixOrder, concurrency: int, *, final: bool
     ) -> list[RequestEntry]:
-        """Run these requests until they have results. Return those that were running when a worker
-        died; they have no result unless `fails`."""
+        """Run requests until they have results; return those that were running when a worker died.
+
+        If `final`, these have failed and are not returned.
+        """
         suspects = list[RequestEntry]()
 
-        async def work() -> None:
+        async def run_requests() -> None:
             while taken := await order.take():
                 if self._stopping:
                     return
-                if not await self._finish(reader, taken.entry, fails=fails):
+                if not await self._finish(reader, taken.entry, final=final):
                     suspects.append(taken.entry)
                 order.done(taken)
 
-        async with asyncio.TaskGroup() as workers:
-            for _ in range(at_once):
-                workers.create_task(work())
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(concurrency):
+                tasks.create_task(run_requests())
         return suspects
 
-    async def _finish(self, reader: RequestReader, entry: RequestEntry, *, fails: bool) -> bool:
-        """Run a request until it has a result. Return False if a worker died, unless `fails`."""
+    async def _finish(self, reader: RequestReader, entry: RequestEntry, *, final: bool) -> bool:
+        """Run a request until it has a result.
+
+        Return False if a worker died, except if `final`: then the request has failed.
+        """
         self._running += 1
-        began = time.monotonic()
+        started_at = time.monotonic()
         try:
-            answer = await self._persist(entry, await self._prepare(*reader.read(entry)))
-            await self._ledger.record(ledger.success_line(entry.custom_id, answer.content))
+            response = await self._execute(entry, await self._prepare(*reader.read(entry)))
+            await self._ledger.record(ledger.success_line(entry.custom_id, response.content))
             self._done += 1
-            self._count(answer.body)
+            self._count(response.body)
         except RequestFailed as e:
-            if isinstance(e, _WorkerDied) and not fails:
+            if isinstance(e, _WorkerDied) and not final:
                 log.warning("%s: %s", entry.custom_id, e)
                 return False
             await self._fail(entry, e)
         finally:
             self._running -= 1
-        self.durations.add(time.monotonic() - began)
+        self.durations.add(time.monotonic() - started_at)
         return True
 
     async def _fail(self, entry: RequestEntry, error: RequestFailed) -> None:
@@ -187,52 +195,52 @@ class BatchRunner:
         self._failed += 1
         log.warning("%s failed: %s", entry.custom_id, error)
 
-    async def _prepare(self, path: str, given: Body) -> EngineRequest:
-        """Return the request with the batch's defaults, for the run's model or an adapter."""
-        unset = {k: v for k, v in self._config.batch.body_defaults.items() if is_null(given, k)}
-        body = {k: v for k, v in given.items() if k not in RESERVED_FIELDS} | unset
-        model, asked = self._config.model, field_value(body.get("model"))
-        adapter = asked if isinstance(asked, str) and asked in model.lora else None
+    async def _prepare(self, path: str, body: Body) -> EngineRequest:
+        """Return the request with batch.body_defaults, for the run's model or an adapter."""
+        defaults = {k: v for k, v in self._config.batch.body_defaults.items() if is_null(body, k)}
+        body = {k: v for k, v in body.items() if k not in RESERVED_FIELDS} | defaults
+        model, requested = self._config.model, field_value(body.get("model"))
+        adapter = requested if isinstance(requested, str) and requested in model.lora else None
         body["model"] = adapter or model.served_name
         body |= adapter_fields(self._config, adapter) if adapter else {}
-        about = RequestContext(adapter=adapter, timeout_s=self._config.batch.request_timeout_s)
-        return await self._builder.build(path, msgspec.json.encode(body), body, about)
+        context = RequestContext(adapter=adapter, timeout_s=self._config.batch.request_timeout_s)
+        return await self._builder.build(path, msgspec.json.encode(body), body, context)
 
-    async def _persist(self, entry: RequestEntry, work: EngineRequest) -> BufferedResponse:
-        """Try, and retry if that can help. Raises _WorkerDied without a retry."""
+    async def _execute(self, entry: RequestEntry, request: EngineRequest) -> BufferedResponse:
+        """Execute a request, with retries if they can help. Raises _WorkerDied without a retry."""
         backoff = Backoff(FIRST_RETRY_S, MAX_RETRY_S)
-        for left in reversed(range(self._config.batch.max_retries + 1)):
+        for retries in reversed(range(self._config.batch.max_retries + 1)):
             try:
-                return await self._try(work)
+                return await self._attempt(request)
             except RequestFailed as e:
-                if await worker_died(e, self._alive):
+                if await worker_died(e, self._process_of):
                     raise _WorkerDied(e) from e
-                if e.final or not left:
+                if e.final or not retries:
                     raise
-                log.warning("%s is tried again: %s", entry.custom_id, e)
+                log.warning("%s is retried: %s", entry.custom_id, e)
                 await asyncio.sleep(backoff.failed())
-        raise AssertionError("the last try returns or raises")
+        raise AssertionError("the last attempt returns or raises")
 
-    async def _try(self, work: EngineRequest) -> BufferedResponse:
-        timeout_s, answer = self._config.batch.request_timeout_s, BufferedResponse()
+    async def _attempt(self, request: EngineRequest) -> BufferedResponse:
+        timeout_s, response = self._config.batch.request_timeout_s, BufferedResponse()
         try:
             async with asyncio.timeout(timeout_s):
-                await self._dispatcher.run(work, answer)
+                await self._dispatcher.run(request, response)
         except TimeoutError as e:
-            what = f"no answer within {timeout_s:.0f} s (batch.request_timeout_s)"
+            what = f"no response within {timeout_s:.0f} s (batch.request_timeout_s)"
             raise RequestFailed(what, status=504) from e
-        return answer
+        return response
 
-    def _count(self, answer: Body) -> None:
-        usage = (
-            msgspec.json.decode(answer.get("usage", b"{}"), type=TokenUsage | None) or TokenUsage()
-        )
+    def _count(self, response: Body) -> None:
+        usage = msgspec.json.decode(response.get("usage", b"null"), type=TokenUsage | None)
+        usage = usage or TokenUsage()
         self._prompt_tokens += usage.prompt_tokens
         self._completion_tokens += usage.completion_tokens or 0
         if usage.prompt_tokens_details:
             self._cached_tokens += usage.prompt_tokens_details.cached_tokens or 0
 
     def progress(self) -> Progress:
+        """Return the counts so far."""
         return Progress(
             total=len(self._requests.entries),
             done=self._done + self._resumed,
@@ -242,5 +250,5 @@ class BatchRunner:
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
             completion_tokens=self._completion_tokens,
-            elapsed_s=time.monotonic() - self._began,
+            elapsed_s=time.monotonic() - self._started_at,
         )

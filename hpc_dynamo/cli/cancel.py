@@ -9,11 +9,11 @@ from rich.console import Console
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Cancel:
+class Cancellation:
     """Stops the job at the first signal; the second one raises KeyboardInterrupt.
 
-    Inside `with`, signals raise nothing until `stops` has been called: a job that is being
-    submitted must not be lost before its number is on disk.
+    Inside `with`, signals raise nothing before `set_stop` has been called: a job that is being
+    submitted must not be lost before its id is on disk.
     """
 
     def __init__(self, console: Console) -> None:
@@ -21,7 +21,7 @@ class Cancel:
         self._stop: Callable[[], None] | None = None
         self.signal: signal.Signals | None = None
 
-    def __enter__(self) -> "Cancel":
+    def __enter__(self) -> "Cancellation":
         self._before = [signal.signal(n, self._handle) for n in SIGNALS]
         return self
 
@@ -30,17 +30,17 @@ class Cancel:
             signal.signal(number, handler)
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         return self.signal is not None
 
     @property
     def by_ctrl_c(self) -> bool:
         return self.signal is signal.SIGINT
 
-    def stops(self, stop: Callable[[], None]) -> None:
-        """Set what stops the current job. `stop` is called at once if a signal came before."""
+    def set_stop(self, stop: Callable[[], None]) -> None:
+        """Set the function that stops the current job. It is called at once after a signal."""
         self._stop = stop
-        if self.asked:
+        if self.requested:
             self._stop_now()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

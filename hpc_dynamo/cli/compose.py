@@ -1,5 +1,4 @@
-"""Compose `conf/`, a folder of the user's own and command-line arguments into one frozen
-configuration."""
+"""Compose `conf/`, a folder of the user and overrides into one frozen configuration."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,10 +8,9 @@ from typing import Any
 import msgspec
 
 from hpc_dynamo.cli import model_overrides as models
-from hpc_dynamo.cli.overrides import arguments, files, tree, yaml_text
+from hpc_dynamo.cli.conf_folders import conf_folders
+from hpc_dynamo.cli.overrides import arguments, files, tree
 from hpc_dynamo.config import Config, Role, ServedModel, Task, errors_of_model
-from hpc_dynamo.config.paths import expand_home
-from hpc_dynamo.errors import ConfigError
 
 
 def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
@@ -21,8 +19,8 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     `config_dir` adds files to the groups, or replaces built-in files of the same name. Raises
     ConfigError naming the field, the value and the known values.
     """
-    folders = _folders(config_dir)
-    own, of_models = models.apart(overrides)
+    folders = conf_folders(config_dir)
+    own, of_models = models.split_overrides(overrides)
     config, in_files = _composed(own, folders, {})
     served = {
         name: _model(name, in_files.get(name, {}), of_models.get(name, []), own, folders, config)
@@ -35,7 +33,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
 def roles(overrides: Sequence[str], config_dir: Path | None = None) -> tuple[Role, ...]:
     """Return the roles of the pools that these overrides run. Raises ConfigError for a folder that
     does not exist."""
-    return arguments.roles(overrides, files.Folders(_folders(config_dir)))
+    return arguments.roles(overrides, files.Folders(conf_folders(config_dir)))
 
 
 def _model(
@@ -49,8 +47,8 @@ def _model(
     """Return one of several models, as a run of only that model. `run` is composed from `own`, the
     run's own arguments."""
     with errors_of_model(name):
-        groups, values = models.of_file(name, in_files)
-        its = models.with_its_own(own, groups + its_words, run.topology.nodes)
+        groups, values = models.from_file(name, in_files)
+        its = models.merged_overrides(own, groups + its_words, run.topology.nodes)
         one, _ = _composed(its, folders, values)
     return ServedModel(one.model.path, one.engine, one.topology, one.router, one.model.lora)
 
@@ -63,26 +61,3 @@ def _composed(
     built = tree.build(found, arguments.read(overrides, found), values)
     several = built.pop("models")
     return msgspec.convert(built, Config), several
-
-
-def _folders(config_dir: Path | None) -> tuple[Path, ...]:
-    """Return the folders of configuration files, the user's own first. Raises ConfigError."""
-    if config_dir is None:
-        return (conf_dir(),)
-    own = Path(expand_home(str(config_dir), "--config-dir")).absolute()
-    if not own.is_dir():
-        hint = "a folder such as DIR with files DIR/cluster/mysite.yaml, then cluster=mysite"
-        raise ConfigError(f"--config-dir {config_dir}: no such folder", hint=hint)
-    return own, conf_dir()
-
-
-def show(config: Config) -> str:
-    """The configuration as YAML."""
-    return yaml_text.dump(msgspec.to_builtins(config))
-
-
-def conf_dir() -> Path:
-    """Return the folder `conf/`: inside an installed package, next to it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"

@@ -1,4 +1,4 @@
-"""Follow a run until it ends."""
+"""Follow an attempt until it ends."""
 
 import time
 from collections.abc import Iterator
@@ -6,32 +6,33 @@ from collections.abc import Iterator
 from rich.console import Console
 
 from hpc_dynamo import launch
-from hpc_dynamo.cli.cancel import Cancel
+from hpc_dynamo.cli.cancel import Cancellation
 from hpc_dynamo.cli.render import serving
+from hpc_dynamo.cli.render.endpoint import instructions
 from hpc_dynamo.cli.render.live import display
-from hpc_dynamo.cli.run_watcher import LOOK_S, Watch
+from hpc_dynamo.cli.run_watcher import POLL_S, RunWatcher
 from hpc_dynamo.launch import LaunchedJob
 from hpc_dynamo.messages import Outcome, WorkerReport, WorkerState
 from hpc_dynamo.run import Attempt
 
 
 def follow(
-    attempt: Attempt, job: LaunchedJob, console: Console, cancel: Cancel | None = None
+    attempt: Attempt, job: LaunchedJob, console: Console, cancellation: Cancellation | None = None
 ) -> Outcome:
-    """Return the outcome of the attempt. Also returns when its job is gone without one.
+    """Show an attempt until it ends and return its outcome, also if its job left none.
 
-    `cancel` stops the job and the job that it hands over to; None: both were already stopped.
+    `cancellation` stops the job and the job that takes over; None: both were already stopped.
     """
-    news, watch = _News(attempt), Watch(attempt, job)
-    if cancel:
-        cancel.stops(lambda: _stop(attempt, job))
-    with display(watch, console) as screen:
-        while (outcome := watch.outcome()) is None:
-            if cancel is None or cancel.asked:
-                watch.cancel()
-            screen.show(news.lines(), watch.waiting)
-            time.sleep(LOOK_S)
-        screen.show(news.lines(), "")
+    changes, watcher = _StatusChanges(attempt), RunWatcher(attempt, job)
+    if cancellation:
+        cancellation.set_stop(lambda: _stop(attempt, job))
+    with display(watcher, console) as screen:
+        while (outcome := watcher.outcome()) is None:
+            if cancellation is None or cancellation.requested:
+                watcher.cancel()
+            screen.show(changes.lines(), watcher.waiting)
+            time.sleep(POLL_S)
+        screen.show(changes.lines(), "")
     return outcome
 
 
@@ -42,17 +43,17 @@ def _stop(attempt: Attempt, job: LaunchedJob) -> None:
             extra.stop()
 
 
-class _News:
-    """What changed since the last look: phases, further jobs, workers, the endpoint."""
+class _StatusChanges:
+    """Changes since the last call: phases, extra jobs, workers, notices and the endpoint."""
 
     def __init__(self, attempt: Attempt) -> None:
-        # What was there before is no news.
+        # The status at the start is not a change.
         self._attempt, self._endpoint, before = attempt, attempt.endpoint(), attempt.status()
         self._phase = before.phase if before else ""
         self._successor = before.successor if before else None
         self._workers = {w.rank: w for w in before.workers} if before else {}
         self._notices = set(before.notices) if before else set[str]()
-        self._grown = {job.number: job.state for job in before.extra_jobs} if before else {}
+        self._extra_jobs = {job.number: job.state for job in before.extra_jobs} if before else {}
 
     def lines(self) -> Iterator[str]:
         status = self._attempt.status()
@@ -65,18 +66,18 @@ class _News:
                 yield serving.successor_line(status.successor)
             self._successor = status.successor
             for job in status.extra_jobs:
-                if self._grown.get(job.number) != job.state:
-                    self._grown[job.number] = job.state
-                    yield serving.grown_line(job)
+                if self._extra_jobs.get(job.number) != job.state:
+                    self._extra_jobs[job.number] = job.state
+                    yield serving.extra_job_line(job)
             for worker in status.workers:
-                yield from self._about(worker)
+                yield from self._worker_lines(worker)
             yield from (f"notice: {n}" for n in status.notices if n not in self._notices)
             self._notices.update(status.notices)
         if self._endpoint is None and (endpoint := self._attempt.endpoint()):
             self._endpoint = endpoint
-            yield serving.how_to(self._attempt, endpoint)
+            yield instructions(self._attempt, endpoint)
 
-    def _about(self, worker: WorkerReport) -> Iterator[str]:
+    def _worker_lines(self, worker: WorkerReport) -> Iterator[str]:
         old = self._workers.get(worker.rank)
         self._workers[worker.rank] = worker
         if old is None or (old.state, old.detail) != (worker.state, worker.detail):

@@ -1,4 +1,4 @@
-"""Report on a job that left no outcome: its state, its logs and what to try."""
+"""Outcome of a job that left none: its state, its logs and what to try."""
 
 import os
 import re
@@ -11,26 +11,26 @@ from hpc_dynamo.launch.refusal import step_error
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.run import Attempt
 
-TAIL_BYTES = 1 << 16  # of a log, searched for the cause
+TAIL_BYTES = 1 << 16  # end of each log that is searched for the cause
 FULL_BYTES = 1 << 16  # a file system with less free space is full
 NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
 CAUSE = re.compile(
     r"fatal|error|oom.?kill|CANCELLED AT|DUE TO|command not found|No such file|Permission denied",
     re.IGNORECASE,
 )
-AGAIN = {
+RESUME = {
     Task.batch: "run the same command again to resume the batch",
     Task.profile: "run the same command again to resume the profile",
     Task.serve: "run the same command again",
 }
 
 
-def vanished(attempt: Attempt, detail: str, *, cancelled: bool = False) -> Outcome:
+def missing_outcome(attempt: Attempt, detail: str, *, cancelled: bool = False) -> Outcome:
     """Return the outcome of a job that ended without one. `cancelled`: its user stopped it."""
     if detail == NEVER_RAN:
         return Outcome(exit_code=1, message=f"the job was {NEVER_RAN}")
     if cancelled:
-        return Outcome(exit_code=1, message=f"stopped; {_again(attempt)}")
+        return Outcome(exit_code=1, message=f"stopped; {_resume(attempt)}")
     logs = _logs(attempt)
     rows = [f"the job ended without reporting a result: {detail}"]
     rows += [f"  {file}: {line}" for file, lines in logs.items() if (line := _cause(lines))]
@@ -41,20 +41,20 @@ def vanished(attempt: Attempt, detail: str, *, cancelled: bool = False) -> Outco
 
 def _remedy(attempt: Attempt, detail: str, logs: dict[Path, list[str]]) -> str:
     """Return what to try. Resuming is advised only if a job ran and the cause may be gone."""
-    again, lines = _again(attempt), [line for lines in logs.values() for line in lines]
+    resume, lines = _resume(attempt), [line for lines in logs.values() for line in lines]
     if _full(attempt.path) or any(map(NO_SPACE.search, lines)):
-        return f"the disk of {attempt.run.path} is full: free some space, then {again}"
+        return f"the disk of {attempt.run.path} is full: free some space, then {resume}"
     if "OUT_OF_MEMORY" in detail or any("oom" in line.lower() for line in lines):
-        return f"more cluster.memory_gb_per_node, then {again}"
+        return f"more cluster.memory_gb_per_node, then {resume}"
     if not any(attempt.nodes()):
         if refusal := step_error("\n".join(lines)):
-            return f"{refusal.hint} (our program never started)"
-        return "the cause is in the lines above, or in these logs: our program never started"
-    return again
+            return f"{refusal.hint} (hpc-dynamo never started)"
+        return "the cause is in the lines above, or in these logs: hpc-dynamo never started"
+    return resume
 
 
-def _again(attempt: Attempt) -> str:
-    return AGAIN[attempt.config().task]
+def _resume(attempt: Attempt) -> str:
+    return RESUME[attempt.config().task]
 
 
 def _full(path: Path) -> bool:

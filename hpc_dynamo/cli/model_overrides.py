@@ -21,7 +21,7 @@ FIELDS = (*(f.name for f in fields(ServedModel)), RECIPE)
 WORD = re.compile(rf"\+*models\.(?P<name>.+?)\.(?P<word>(?:{'|'.join(FIELDS)})[.=].*)", re.DOTALL)
 
 
-def apart(overrides: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
+def split_overrides(overrides: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
     """The run's own words, and those of each model. Raises ConfigError for a field that no model
     has."""
     own, of = list[str](), dict[str, list[str]]()
@@ -35,7 +35,7 @@ def apart(overrides: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
     return own, of
 
 
-def of_file(name: str, entry: object) -> tuple[list[str], dict[str, Any]]:
+def from_file(name: str, entry: object) -> tuple[list[str], dict[str, Any]]:
     """What a configuration file says of a model: files of groups that it names, as words, and
     values. Raises ConfigError."""
     if isinstance(entry, bytes):  # a scalar of a file, see overrides.yaml_text
@@ -54,7 +54,7 @@ def of_file(name: str, entry: object) -> tuple[list[str], dict[str, Any]]:
     return groups, values | ({"model": own} if own else {})
 
 
-def with_its_own(own: Iterable[str], words: list[str], nodes: int | None) -> list[str]:
+def merged_overrides(own: Iterable[str], words: list[str], nodes: int | None) -> list[str]:
     """All words of a run of one model; `words` are the model's. The `nodes` are all models', also
     where its recipe says how many it would take alone."""
     anew = {"models", *(key for key in map(_key, words) if "." not in key)}

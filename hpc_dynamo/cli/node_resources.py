@@ -1,50 +1,35 @@
 """Resources of the nodes of a run: this machine, the enclosing allocation, or the partition."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from hpc_dynamo import launch
 from hpc_dynamo.config import Config, Launcher
+from hpc_dynamo.config.resolve import with_node_resources
 from hpc_dynamo.launch import enclosing, partitions
 from hpc_dynamo.launch.layout_check import check_layout, fit_to_nodes
 from hpc_dynamo.topology import Plan
 
-N = TypeVar("N", int, float)
 
+def resolve_node_resources(config: Config, launcher: Launcher) -> Config:
+    """Return the configuration with the known resources of nodes, if the user set none.
 
-def counted(config: Config, launcher: Launcher) -> Config:
-    """Fill in resources of nodes that are not set and are known: this machine's GPUs, or those of
-    the enclosing allocation."""
-    if launcher is Launcher.allocation:
-        return _of_allocation(config)
-    if launcher is not Launcher.local or config.cluster.gpus_per_node is not None:
+    They are the GPUs of this machine, or those of the smallest node of the enclosing allocation.
+    The user sets the resources of nodes of several kinds.
+    """
+    if launcher is Launcher.local:
+        gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+        return with_node_resources(config, gpus)
+    if launcher is not Launcher.allocation:
         return config
-    gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    return replace(config, cluster=replace(config.cluster, gpus_per_node=gpus))
-
-
-def _of_allocation(config: Config) -> Config:
-    """Use the smallest node of the allocation. Nodes of several kinds are set by the user."""
-    cluster, given = config.cluster, enclosing.require_allocation()
-    if cluster.hardware:
+    found = enclosing.require_allocation()
+    if config.cluster.hardware:
         return config
-    cluster = replace(
-        cluster,
-        gpus_per_node=_first(cluster.gpus_per_node, given.gpus),
-        cpus_per_node=_first(cluster.cpus_per_node, given.cpus),
-        memory_gb_per_node=_first(cluster.memory_gb_per_node, given.memory_gb),
-    )
-    return replace(config, cluster=cluster)
+    known = found.gpus or None, found.cpus or None, found.memory_gb or None
+    return with_node_resources(config, *known)
 
 
-def _first(said: N | None, known: N) -> N | None:
-    """Return the user's value, else the known one, if any."""
-    return said if said is not None else known or None
-
-
-def asked_of_slurm(config: Config, layout: Plan, launcher: Launcher) -> Config:
+def resolve_slurm_request(config: Config, layout: Plan, launcher: Launcher) -> Config:
     """Return the configuration with no more CPUs and memory than the partition's nodes have.
 
     Raises ConfigError if the layout can never run there, unless `--no-preflight` was given.
@@ -57,7 +42,7 @@ def asked_of_slurm(config: Config, layout: Plan, launcher: Launcher) -> Config:
     return fit_to_nodes(config, layout, nodes)
 
 
-def planned_for(config: Config) -> Launcher:
+def planned_launcher(config: Config) -> Launcher:
     """Return the launcher that would start this run. A plan needs no allocation."""
     launcher = config.cluster.launcher
     if launcher is Launcher.allocation and "SLURM_JOB_ID" not in os.environ:

@@ -17,7 +17,7 @@ from hpc_dynamo import launch
 from hpc_dynamo.batch.input_file import BatchInput
 from hpc_dynamo.batch.ledger import Ledger, ResultLocation
 from hpc_dynamo.config import Config, Task
-from hpc_dynamo.engines.settings import (
+from hpc_dynamo.engines.answer_settings import (
     SettingChange,
     Settings,
     answer_settings,
@@ -37,10 +37,10 @@ SETTINGS: Mapping[Task, Callable[[Config], Settings]] = {
 }
 
 
-def batch_run(config: Config, requests: BatchInput, say: Say) -> Run:
+def batch_run(config: Config, requests: BatchInput, notify: Say) -> Run:
     """Return the run of a batch, created if needed. Raises ConfigError if it has results of
     another input, or results made with other settings."""
-    run = _free(config, say)
+    run = _free(config, notify)
     known, recorded = run.identity(), _recorded(run)
     if recorded and _has_results(run):
         _refuse_other_task(config, run, recorded)
@@ -50,20 +50,20 @@ def batch_run(config: Config, requests: BatchInput, say: Say) -> Run:
         what = f"name={config.name}: {run.path} holds results of another input ({known.input})"
         raise ConfigError(what, hint=_remedy(config, run))
     if recorded and spots:
-        _compare(config, run, recorded, spots, say)
+        _compare(config, run, recorded, spots, notify)
     _create(run)
     _record(config, run)
     if known is None or known.fingerprint != requests.fingerprint:
         run.write_identity(requests.file, requests.fingerprint)
     if config.batch.retry_failed and not launch.is_restarted_job(run):
-        _retry(results, requests, say)
+        _retry(results, requests, notify)
     return run
 
 
-def profile_run(config: Config, say: Say) -> Run:
+def profile_run(config: Config, notify: Say) -> Run:
     """Return the run of a profile, created if needed. Raises ConfigError if its points are of
     another engine, model or worker shape."""
-    run = _free(config, say)
+    run = _free(config, notify)
     if (recorded := _recorded(run)) and _has_results(run):
         _refuse_other_task(config, run, recorded)
         usual = profile_settings(Config())
@@ -75,10 +75,10 @@ def profile_run(config: Config, say: Say) -> Run:
     return run
 
 
-def serve_run(config: Config, say: Say) -> Run:
+def serve_run(config: Config, notify: Say) -> Run:
     """Return the run of an endpoint, created if needed. Raises ConfigError for the folder of a
     batch or a profile."""
-    run = _free(config, say)
+    run = _free(config, notify)
     known = run.identity()
     if known is not None:
         what = f"name={config.name}: {run.path} holds results ({known.input})"

@@ -1,4 +1,4 @@
-"""The run, and its newest attempt, that the words of a command line mean."""
+"""Find the run, and its attempt, that a command line refers to."""
 
 import os
 import shlex
@@ -16,16 +16,16 @@ from hpc_dynamo.run import Attempt, Run
 RUNS_DIR = ("runs_dir=", "runs=")  # the second is the name of the previous version
 
 
-def find(
+def find_run(
     args: Namespace,
-    wanted: Callable[[Run], bool] = lambda run: True,
-    what: str = "run",
+    is_wanted: Callable[[Run], bool] = lambda run: True,
+    description: str = "run",
     *,
     prefer: Callable[[Run], bool] = lambda run: True,
 ) -> Run:
-    """Return the run that a folder, a name, `name=`, or no argument refers to.
+    """Return the run given by folder, name or `name=`. Raises ConfigError if there is none.
 
-    Without an argument: the newest run that is wanted and preferred, else the newest wanted one.
+    Without an argument this is the newest run that `is_wanted`, if possible one to `prefer`.
     """
     words = list(args.overrides)
     first = words.pop(0) if words and "=" not in words[0] else ""
@@ -36,10 +36,10 @@ def find(
     if first or config.name:
         return _existing(Run(runs / (first or config.name)))
     newest = sorted(runs.glob("*/attempts"), key=lambda p: p.stat().st_mtime, reverse=True)
-    found = [run for run in (Run(folder.parent) for folder in newest) if wanted(run)]
+    found = [run for run in (Run(folder.parent) for folder in newest) if is_wanted(run)]
     if not found:
-        hint = f"a name, the run's folder, or runs_dir=FOLDER for those elsewhere than {runs}"
-        raise ConfigError(f"{runs} holds no {what}", hint=hint)
+        hint = "a run's name or folder; runs_dir=FOLDER selects another folder of runs"
+        raise ConfigError(f"{runs} holds no {description}", hint=hint)
     return next(filter(prefer, found), found[0])
 
 
@@ -48,8 +48,11 @@ def _is_folder(word: str) -> bool:
     return "/" in word or word in (".", "..") or is_run(word)
 
 
-def latest(run: Run) -> Attempt:
-    """The newest attempt; the one before it while that serves and hands over to it."""
+def serving_attempt(run: Run) -> Attempt:
+    """Return the newest attempt; during a job handover, the one that still serves.
+
+    Raises RunBusy if there is no attempt yet.
+    """
     attempts = run.attempts()
     if not attempts:
         raise RunBusy(f"{run.path} has no attempt yet", hint="hpc-dynamo batch …")
@@ -68,25 +71,28 @@ def _hands_over(attempt: Attempt, to: Attempt) -> bool:
     return bool(status and status.successor and status.successor.attempt == to.number)
 
 
-def reachable(args: Namespace) -> tuple[Attempt, Endpoint]:
-    """The attempt of a serving run that answers, and where. Raises HpcDynamoError if none does."""
-    attempt = latest(find(args, _serves, "serving run"))
+def find_endpoint(args: Namespace) -> tuple[Attempt, Endpoint]:
+    """Return the attempt and the endpoint of a serving run.
+
+    Raises HpcDynamoError if the run has no endpoint now.
+    """
+    attempt = serving_attempt(find_run(args, _serves, "serving run"))
     endpoint = attempt.endpoint()
     if endpoint is None or attempt.outcome():
-        raise _silent(attempt)
+        raise _no_endpoint(attempt)
     return attempt, endpoint
 
 
 def _serves(run: Run) -> bool:
-    with suppress(HpcDynamoError):  # half made, or by another version: not what is looked for
+    with suppress(HpcDynamoError):  # incomplete, or written by another version
         return any(attempt.config().task is Task.serve for attempt in run.attempts()[-1:])
     return False
 
 
-def _silent(attempt: Attempt) -> HpcDynamoError:
+def _no_endpoint(attempt: Attempt) -> HpcDynamoError:
     outcome, status, path = attempt.outcome(), attempt.status(), attempt.run.path
     if attempt.config().task is not Task.serve:
-        return ConfigError(f"{path} is a batch, with nobody to talk to", hint="hpc-dynamo serve …")
+        return ConfigError(f"{path} is not a serving run", hint="hpc-dynamo serve …")
     if outcome:
         what = f"{path} has ended: {outcome.message or 'all done'}"
         hint = "" if "try: " in what else "hpc-dynamo serve …, or chat --url URL"
@@ -96,24 +102,25 @@ def _silent(attempt: Attempt) -> HpcDynamoError:
     return HpcDynamoError(f"{path} has no endpoint yet: {phase}", hint=hint)
 
 
-def split(words: Sequence[str], is_ours: Callable[[str], bool]) -> tuple[list[str], list[str]]:
-    """Where a verb takes words of its own: those that point to a run, and the others.
+def split_words(words: Sequence[str], is_own: Callable[[str], bool]) -> tuple[list[str], list[str]]:
+    """Return the words that refer to a run, and the others, which the verb reads itself.
 
-    `is_ours` tells a word of the verb's own from a run's folder, which comes first or not at all.
+    A run's name or folder comes first, if given. `is_own(word)` is False for it.
     """
     run = [word for word in words if word.startswith(("name=", *RUNS_DIR))]
     own = [word for word in words if word not in run]
     named = any(word.startswith("name=") for word in run)
-    if own and not named and not is_ours(own[0]):
+    if own and not named and not is_own(own[0]):
         run.insert(0, own.pop(0))
     return run, own
 
 
 def is_run(word: str) -> bool:
+    """Return True for the folder of a run."""
     return bool(Run(Path(word)).attempts())
 
 
-def is_named(word: str, words: Sequence[str]) -> bool:
+def is_run_name(word: str, words: Sequence[str]) -> bool:
     """Return True for the bare name of a run below `runs_dir=`, which may be one of `words`."""
     given = [w.partition("=")[2] for w in words if w.startswith(RUNS_DIR)]
     return "/" not in word and is_run(str(Path(given[-1] if given else Config().runs_dir) / word))

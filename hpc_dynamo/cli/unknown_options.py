@@ -1,9 +1,8 @@
-"""Command-line options: paths, and the error for an option that no verb has."""
+"""Error for an option that a verb does not have, with the override that it probably means."""
 
 import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
 from hpc_dynamo.cli.compose import roles
 from hpc_dynamo.cli.overrides.suggest import suggestion
@@ -13,40 +12,36 @@ SWEEP = ("-m", "--multirun")  # Hydra's options
 NAMED = ("batch", "serve", "profile")  # each run of these needs a folder of its own
 
 
-def path(text: str) -> Path:
-    """Type of an option that names a file: a shell does not expand `~` in `--option=~/file`."""
-    return Path(text).expanduser() if text.startswith("~/") else Path(text)
-
-
-def unknown_options(argv: Sequence[str], args: Namespace, unknown: Sequence[str]) -> str:
+def unknown_options(
+    argv: Sequence[str], args: Namespace, parser: ArgumentParser, unknown: Sequence[str]
+) -> str:
     """Return the error for options that the verb does not have: what to write instead."""
-    verb, own = args.own, _options(args.own)
-    name = verb.prog.rpartition(" ")[2]
+    verb = argv[0]
     if sweep := [option for option in unknown if option in SWEEP]:
-        return f"unknown option {sweep[0]}: sweeps are not supported\n  try: {_loop(argv, name)}"
-    meant = [_instead(argv, option, name, args) for option in unknown]
+        return f"unknown option {sweep[0]}: sweeps are not supported\n  try: {_loop(argv, verb)}"
+    meant = [_instead(argv, option, verb, args) for option in unknown]
     if all(meant):
         return f"unknown options: {' '.join(unknown)}\n  try: {' '.join(meant)}"
-    strange = " ".join(option for option, words in zip(unknown, meant, strict=True) if not words)
+    names = " ".join(option for option, words in zip(unknown, meant, strict=True) if not words)
     rest = " ".join(filter(None, meant))
     instead = f"\n  the others are overrides here: {rest}" if rest else ""
-    what = f"unknown options: {strange}; options of {name}: {own}{instead}"
-    return f"{what}\n  try: hpc-dynamo {name} --help"
+    what = f"unknown options: {names}; options of {verb}: {_option_names(parser)}{instead}"
+    return f"{what}\n  try: hpc-dynamo {verb} --help"
 
 
-def _options(verb: ArgumentParser) -> str:
-    return ", ".join("/".join(a.option_strings) for a in verb._actions if a.option_strings)
+def _option_names(parser: ArgumentParser) -> str:
+    return ", ".join("/".join(a.option_strings) for a in parser._actions if a.option_strings)
 
 
 def _instead(argv: Sequence[str], option: str, verb: str, args: Namespace) -> str:
-    """Return the override that an unknown option probably meant; empty if there is none."""
+    """Return the override that an unknown option probably means; empty if there is none."""
     name, is_, value = option.partition("=")
     plain = name.lstrip("-")
     if verb in RUN_VERBS and plain not in ("name", "runs", "runs_dir"):
         return ""
     words = [word for word in args.overrides if "=" in word]
     value = value if is_ else _next(argv, option)
-    return suggestion(plain, value, verb, roles(words, args.config_dir))
+    return suggestion(plain, value, verb, roles(words, getattr(args, "config_dir", None)))
 
 
 def _next(argv: Sequence[str], option: str) -> str:

@@ -1,4 +1,4 @@
-"""Configuration of a run: its schema, the validation of its values, and its transformations.
+"""Configuration of a run: schema, validation and transformations.
 
 schema/             fields with help, unit and bounds
 validation/         checks before anything starts
@@ -7,7 +7,14 @@ paths.py            `~` in fields that hold paths
 sbatch_options.py   names of sbatch options
 """
 
-from hpc_dynamo.config.resolve import resolve_route, with_hardware
+from hpc_dynamo.config.resolve import (
+    resolve_route,
+    with_extra_job,
+    with_hardware,
+    with_role_options,
+    with_throughput_routing,
+    with_worker_options,
+)
 from hpc_dynamo.config.schema import (
     REMOVED_FORECASTS,
     Batch,
@@ -93,5 +100,9 @@ __all__ = [
     "schema_fields",
     "validate",
     "walltime_minutes",
+    "with_extra_job",
     "with_hardware",
+    "with_role_options",
+    "with_throughput_routing",
+    "with_worker_options",
 ]

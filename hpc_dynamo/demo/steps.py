@@ -1,9 +1,8 @@
-"""A list of commands that is run once: resumes where it was interrupted, one process at a time.
+"""Installation steps that run once, in one process at a time, and can be resumed.
 
-Every finished step leaves a stamp that holds its own commands and those of all steps before
-it: a changed step runs again, and so does everything that builds on it. The lock is a
-`flock` on a file that the commands inherit: it is free when the last of them has ended,
-however that was, and it needs no clean-up.
+Each finished step leaves a stamp with a hash of its commands and those of all earlier steps. A
+changed step therefore runs again, with all later steps. The lock is a `flock` on a file that the
+commands inherit. It is released when the last of them ends, even after a crash.
 """
 
 import fcntl
@@ -21,18 +20,18 @@ from pathlib import Path
 
 from hpc_dynamo.errors import HpcDynamoError
 
-LINE_S = 15.0  # between two lines in a log
-LOOK_S = 0.2  # at a command and its log; a terminal is drawn as often
-LINE_WIDTH = 120  # of such a line; pip names a hundred packages in one
+LINE_INTERVAL_S = 15.0  # between two lines in a log
+POLL_S = 0.2  # between two updates of a terminal
+LINE_WIDTH = 120  # pip names a hundred packages in one line
 GB = 1e9
 
-INDEX = "the package index of your site: PIP_INDEX_URL=…"
-KNOWN_FAILURES = {  # the first that is in a log
+INDEX = "the package index of your site (PIP_INDEX_URL=…)"
+KNOWN_FAILURES = {  # hints by text in the log; the first match counts
     "No space left on device": "free some disk space, or HPC_DYNAMO_CACHE=/another/disk",
     "ensurepip is not available": "apt-get install python3-venv",
     "Failed to establish a new connection": f"a network, a proxy (HTTPS_PROXY=…), or {INDEX}",
-    "Read timed out": "the same command again: it goes on where it stopped",
-    "do not match the hashes": "the same command again with PIP_NO_CACHE_DIR=1",
+    "Read timed out": "run the same command again to resume",
+    "do not match the hashes": "run the same command again with PIP_NO_CACHE_DIR=1",
     "No matching distribution found for torch": "HPC_DYNAMO_TORCH_ARGS='--index-url …' with an "
     "index that has PyTorch's builds for the CPU",
     "No matching distribution found": f"another Python, such as 3.11, or {INDEX}",
@@ -41,7 +40,7 @@ KNOWN_FAILURES = {  # the first that is in a log
 
 @dataclass(frozen=True)
 class InstallStep:
-    """Commands that belong together. Those that were interrupted must bear a second run."""
+    """Commands of one step. It must be possible to repeat them after an interruption."""
 
     name: str
     commands: tuple[tuple[str, ...], ...]
@@ -49,24 +48,24 @@ class InstallStep:
 
 
 class InstallProgress:
-    """What the user sees: one live line on a terminal, a plain line now and then in a log."""
+    """Progress for the user: a live line on a terminal, a line at intervals in a log."""
 
-    def __init__(self, period_s: float = LINE_S) -> None:
+    def __init__(self, period_s: float = LINE_INTERVAL_S) -> None:
         self._live = sys.stderr.isatty()
         self._period_s = period_s
-        self._began = self._spoke = time.monotonic()
+        self._began = self._printed_at = time.monotonic()
 
     def line(self, text: str) -> None:
-        """A line that stays."""
-        self._spoke = time.monotonic()
+        """Print a permanent line."""
+        self._printed_at = time.monotonic()
         print(f"{self._clear()}{self._stamped(text)}", file=sys.stderr, flush=True)
 
-    def now(self, text: str) -> None:
-        """What is going on; may be called at any rate."""
+    def update(self, text: str) -> None:
+        """Show the current state. May be called at any rate."""
         if self._live:
             shown = self._stamped(text)[: shutil.get_terminal_size().columns - 1]
             print(self._clear() + shown, end="", file=sys.stderr, flush=True)
-        elif time.monotonic() - self._spoke >= self._period_s:
+        elif time.monotonic() - self._printed_at >= self._period_s:
             self.line(text[:LINE_WIDTH])
 
     def _stamped(self, text: str) -> str:
@@ -77,9 +76,9 @@ class InstallProgress:
 
 
 def run_steps(steps: Sequence[InstallStep], folder: Path, progress: InstallProgress) -> None:
-    """Run the steps that are not done; stamps and logs go to `folder`, which the caller locked.
+    """Run the steps that are not done. Stamps and logs go to `folder`, which must be locked.
 
-    Raises HpcDynamoError naming the step, its log and what to try.
+    Raises HpcDynamoError with the step, its log and a hint.
     """
     history = hashlib.sha256()
     for number, step in enumerate(steps, 1):
@@ -94,8 +93,10 @@ def run_steps(steps: Sequence[InstallStep], folder: Path, progress: InstallProgr
 
 
 def _text(step: InstallStep) -> str:
-    """The commands, free of where this checkout and its Python lie: several may share a cache.
-    Scripts of ours count with their source."""
+    """Return the commands without the paths of this checkout, so that checkouts share a cache.
+
+    Scripts of this package are replaced by their source.
+    """
     return "\n".join(shlex.join(map(_content, command)) for command in step.commands)
 
 
@@ -120,13 +121,13 @@ def _run(step: InstallStep, folder: Path, title: str, progress: InstallProgress)
 def _watch(
     command: Sequence[str], log: Path, title: str, progress: InstallProgress, deadline: float
 ) -> int:
-    """The exit code of a command; shows the last line of its output until then."""
+    """Run a command and show the last line of its output. Return its exit code."""
     with log.open("a") as out, _child(command, out.fileno(), _environment(log.parent)) as child:
         while True:
             try:
-                return child.wait(timeout=LOOK_S)
+                return child.wait(timeout=POLL_S)
             except subprocess.TimeoutExpired:
-                progress.now(f"{title}: {_last_line(log)}".removesuffix(": "))
+                progress.update(f"{title}: {_last_line(log)}".removesuffix(": "))
             if time.monotonic() > deadline:
                 raise HpcDynamoError(f"{title} did not end in time", log=log, hint=_advice(log))
 
@@ -135,7 +136,7 @@ def _watch(
 def _child(
     command: Sequence[str], out: int, env: dict[str, str]
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process that does not outlive this block. It inherits the lock."""
+    """Run a process that inherits the lock and ends with the block."""
     child = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, close_fds=False
     )
@@ -148,18 +149,18 @@ def _child(
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Ours, without what would lead pip or Python out of the environment that is made."""
-    # PYTHONDONTWRITEBYTECODE would make every later start compile 10,000 files again.
+    """Return the environment without variables that redirect pip or Python."""
+    # With PYTHONDONTWRITEBYTECODE each later start would compile 10,000 files.
     unwanted = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV", "PIP_TARGET")
     kept = {name: value for name, value in os.environ.items() if name not in unwanted}
     scratch = folder / "tmp"  # /tmp is often too small for the wheels
-    shutil.rmtree(scratch, ignore_errors=True)  # of a command that was killed
+    shutil.rmtree(scratch, ignore_errors=True)  # left by a killed command
     scratch.mkdir()
     return kept | {"TMPDIR": str(scratch), "PIP_USER": "0", "PIP_NO_INPUT": "1"}
 
 
 def _last_line(log: Path) -> str:
-    """Of what is there, without the frames that progress bars draw over each other."""
+    """Return the last line of the log, without overwritten frames of progress bars."""
     size = log.stat().st_size
     with log.open("rb") as file:
         file.seek(max(0, size - 2000))
@@ -172,17 +173,17 @@ def _failed(step: InstallStep, log: Path, what: str) -> HpcDynamoError:
 
 
 def _advice(log: Path) -> str:
-    said = log.read_text(errors="replace")
-    found = (hint for sign, hint in KNOWN_FAILURES.items() if sign in said)
-    return next(found, "the log, then the same command again: it goes on at this step")
+    text = log.read_text(errors="replace")
+    found = (hint for sign, hint in KNOWN_FAILURES.items() if sign in text)
+    return next(found, "read the log, then run the same command again: it resumes at this step")
 
 
 def require_free_disk(folder: Path, needed_gb: float) -> None:
-    """Raises HpcDynamoError where the disk of `folder` has less than that free."""
-    there = next(p for p in (folder, *folder.parents) if p.exists())
-    free_gb = shutil.disk_usage(there).free / GB
+    """Raise HpcDynamoError if the disk of `folder` has less free space."""
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    free_gb = shutil.disk_usage(existing).free / GB
     if free_gb < needed_gb:
-        what = f"{there} has {free_gb:.1f} GB free, the engine needs {needed_gb:.1f} GB"
+        what = f"{existing} has {free_gb:.1f} GB free, the engine needs {needed_gb:.1f} GB"
         raise HpcDynamoError(what, hint="free some space, or HPC_DYNAMO_CACHE=/another/disk")
 
 
@@ -190,13 +191,13 @@ def require_free_disk(folder: Path, needed_gb: float) -> None:
 def exclusive_lock(
     folder: Path, progress: InstallProgress, timeout_s: float = 3600.0
 ) -> Iterator[None]:
-    """The only process that works in `folder`, its commands included, until the block ends.
+    """Lock `folder` against other processes and their commands until the block ends.
 
-    Raises HpcDynamoError where another one does for longer than `timeout_s`.
+    Raises HpcDynamoError if another process holds the lock for more than `timeout_s`.
     """
     file = folder / "lock"
     handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-    os.set_inheritable(handle, True)  # a command that outlives us keeps the lock
+    os.set_inheritable(handle, True)  # a command that runs longer keeps the lock
     try:
         _lock(handle, file, progress, time.monotonic() + timeout_s)
         yield
@@ -209,7 +210,7 @@ def _lock(handle: int, file: Path, progress: InstallProgress, deadline: float) -
         try:
             return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress.now("waiting for another process that installs the engine")
+            progress.update("waiting for another process that installs the engine")
         if time.monotonic() > deadline:
             raise HpcDynamoError(f"{file} was not free in time", hint=f"fuser {file}")
-        time.sleep(LOOK_S)  # nobody announces the end of a flock
+        time.sleep(POLL_S)  # flock has no notification

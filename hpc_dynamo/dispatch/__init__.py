@@ -1,9 +1,27 @@
-"""Execution of requests: choose a worker, prefill, hand over, decode.
+"""Request execution: choose workers, prefill, transfer the KV cache, decode.
 
-`builder` creates the routing request and decides how a request is executed (`execution`). `serve`,
-`route` and `batch` each run it in their own process. The router, in this process or behind a
-socket, knows the workers and their load. The engine defines how two workers share a request: one
-after the other (`in_turn`), or both at once (`at_once`).
+The life of a request:
+
+    HTTP request (frontend)   or   batch line (batch)
+                      |
+       request_builder: token ids, block hashes, RoutingRequest
+                        execution: aggregated, disaggregated, or several samples
+                      |
+                 dispatcher  --- RoutingRequest --->  router (this process or a socket)
+                      |      <-- Lease: workers -----   queues until workers are free
+                      |
+        +-------------+------------------+----------------------------+
+     aggregated   sequential_handoff   concurrent_handoff   fan_out: one request per sample,
+     decode worker  prefill, then        prefill and decode    merge, merged_response: one response
+     only           decode (vLLM,        at the same time
+                    TensorRT-LLM)        (SGLang)
+                      |
+              worker_client: HTTP, errors that name the worker
+                      |
+       ResponseSink: relayed to the client, or buffered for a batch result
+
+If a worker fails before the response has started, the dispatcher repeats the request on another
+worker. `serve`, `route` and `batch` run this code in their own process.
 """
 
 from hpc_dynamo.dispatch.dispatcher import Dispatcher, RequestRouter

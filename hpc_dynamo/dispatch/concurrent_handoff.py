@@ -1,4 +1,4 @@
-"""A prefill and a decode worker that get a request at the same time and find each other."""
+"""Prefill and decode workers that receive a request at the same time and connect to each other."""
 
 import asyncio
 import logging
@@ -20,82 +20,87 @@ from hpc_dynamo.engines import Body, ConcurrentProtocol
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.router import Lease, Target
 
-ROOMS = 1 << 63  # SGLang's rooms are signed 64-bit numbers
+BOOTSTRAP_ROOMS = 1 << 63  # SGLang's room numbers are signed 64-bit integers
 
 log = logging.getLogger(__name__)
 
 
 class ConcurrentHandoff:
-    """See workers.Sharing."""
+    """See worker_client.Handoff."""
 
-    def __init__(self, workers: WorkerClient, dialect: ConcurrentProtocol) -> None:
-        self._workers, self._dialect = workers, dialect
-        self._introduced = dict[Target, Body]()  # what prefill workers told of where to meet them
+    def __init__(self, workers: WorkerClient, protocol: ConcurrentProtocol) -> None:
+        self._workers, self._protocol = workers, protocol
+        self._bootstrap_info = dict[Target, Body]()  # by prefill worker
 
     async def run(
-        self, lease: Lease, prefill: Target, work: EngineRequest, taker: ResponseSink
+        self, lease: Lease, prefill: Target, request: EngineRequest, sink: ResponseSink
     ) -> None:
-        """The answer is the decode worker's; who fails first ends the other."""
+        """Execute a request; the decode worker's response goes to `sink`.
+
+        The failure of one worker cancels the request on the other.
+        """
         try:
-            told = await self._introduction(lease, prefill)
-            bodies = self._dialect.worker_bodies(
-                work.body, prefill.url, told, random.randrange(ROOMS)
-            )
-            await self._both(lease, prefill, work, taker, *map(msgspec.json.encode, bodies))
+            info = await self._get_bootstrap_info(lease, prefill)
+            room = random.randrange(BOOTSTRAP_ROOMS)
+            bodies = self._protocol.worker_bodies(request.body, prefill.url, info, room)
+            prefill_body, decode_body = map(msgspec.json.encode, bodies)
+            await self._send_both(lease, prefill, request, sink, prefill_body, decode_body)
         except RequestFailed:
-            self._introduced.pop(prefill, None)  # the next life of a worker may say another
+            # A restarted worker may have another bootstrap address.
+            self._bootstrap_info.pop(prefill, None)
             raise
 
-    async def _introduction(self, lease: Lease, prefill: Target) -> Body:
-        """Asked once in the life of a prefill worker."""
-        if prefill not in self._introduced:
-            async with self._workers.get(lease, prefill, self._dialect.bootstrap_path) as answer:
-                self._introduced[prefill] = read_object(await answer.read(), prefill)
-        return self._introduced[prefill]
+    async def _get_bootstrap_info(self, lease: Lease, prefill: Target) -> Body:
+        if prefill not in self._bootstrap_info:
+            path = self._protocol.bootstrap_path
+            async with self._workers.get(lease, prefill, path) as response:
+                self._bootstrap_info[prefill] = read_object(await response.read(), prefill)
+        return self._bootstrap_info[prefill]
 
-    async def _both(
-        self,
-        lease: Lease,
-        target: Target,
-        work: EngineRequest,
-        taker: ResponseSink,
-        asked: bytes,
-        handed: bytes,
-    ) -> None:
+    async def _send_both(
+        self, lease: Lease, target: Target, request: EngineRequest, sink: ResponseSink,
+        prefill_body: bytes, decode_body: bytes,
+    ) -> None:  # fmt: skip
         try:
-            async with asyncio.TaskGroup() as sides:
-                prefill = sides.create_task(self._prefill(lease, target, work, taker, asked))
+            async with asyncio.TaskGroup() as tasks:
+                prefill = tasks.create_task(
+                    self._prefill(lease, target, request, sink, prefill_body)
+                )
                 async with (
-                    _after_the_other(),
-                    self._workers.post(lease, lease.decode, work, handed) as answer,
+                    _delayed_worker_errors(),
+                    self._workers.post(lease, lease.decode, request, decode_body) as response,
                 ):
-                    await taker.receive(answer, lease)
+                    await sink.receive(response, lease)
                 await asyncio.wait([prefill], timeout=GRACE_S)
                 prefill.cancel()
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
 
     async def _prefill(
-        self, lease: Lease, target: Target, work: EngineRequest, taker: ResponseSink, content: bytes
-    ) -> None:
-        """An answer that has begun needs the prefill worker no more."""
+        self, lease: Lease, target: Target, request: EngineRequest, sink: ResponseSink,
+        body: bytes,
+    ) -> None:  # fmt: skip
+        """Run the prefill. Its failure is ignored once the response has started."""
         try:
             async with (
-                _after_the_other(),
-                self._workers.post(lease, target, work, content) as answer,
+                _delayed_worker_errors(),
+                self._workers.post(lease, target, request, body) as response,
             ):
-                await answer.read()
+                await response.read()
             lease.report_prefilled()
         except RequestFailed as e:
-            if not taker.started:
+            if not sink.started:
                 raise
-            log.warning("after its part was done: %s", e)
+            log.warning("the prefill worker failed after the KV transfer: %s", e)
 
 
 @asynccontextmanager
-async def _after_the_other() -> AsyncIterator[None]:
-    """A worker that answers with an error may do so for the end of the other, which then is told
-    in its place."""
+async def _delayed_worker_errors() -> AsyncIterator[None]:
+    """Delay an error response by GRACE_S.
+
+    A worker may answer with an error because the other worker ended. The delay lets the other
+    worker's error, the cause, be raised first.
+    """
     try:
         yield
     except WorkerFailed as e:

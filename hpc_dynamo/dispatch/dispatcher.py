@@ -1,4 +1,4 @@
-"""Sends requests to workers that the router grants."""
+"""Sends requests to the workers that the router grants."""
 
 import asyncio
 import logging
@@ -21,96 +21,102 @@ from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.router import AllWorkersTried, Lease, RoutingRequest
 
-MAX_ATTEMPTS = 3  # a request that breaks workers must not meet them all
+MAX_ATTEMPTS = 3  # limits the workers that a harmful request can crash
 
 log = logging.getLogger(__name__)
 
 
 class RequestRouter(Protocol):
-    """What is needed of a router, here or remote."""
+    """Grants workers: a Router in this process, or a RemoteRouter."""
 
-    async def route(self, ask: RoutingRequest) -> Lease: ...
+    async def route(self, request: RoutingRequest) -> Lease: ...
 
 
 class Dispatcher:
-    """Sends requests to the workers that the router grants."""
+    """Executes requests on the workers that the router grants.
+
+    `tasks` owns the cleanup of cancelled requests. A request fails after `max_attempts` workers
+    have failed with it. `retries` counts attempts after the first.
+    """
 
     def __init__(
         self,
         router: RequestRouter,
-        dialect: PdProtocol,
+        protocol: PdProtocol,
         client: HttpClient,
         tasks: asyncio.TaskGroup,
         max_attempts: int = MAX_ATTEMPTS,
     ) -> None:
-        """`tasks` owns the cleanup of cancelled requests. `tries` is the number of workers that may
-        fail with a request before the request fails."""
-        self._tries = max_attempts
+        self._max_attempts = max_attempts
         self._router, self._workers = router, WorkerClient(client)
-        self._sharing = _sharing(dialect, self._workers, tasks)
-        self.retries = 0  # tries on another worker
+        self._handoff = _handoff(protocol, self._workers, tasks)
+        self.retries = 0
 
-    async def run(self, work: EngineRequest, taker: ResponseSink) -> None:
-        """One request to its end; another worker is tried while nothing has gone out.
+    async def run(self, request: EngineRequest, sink: ResponseSink) -> None:
+        """Execute a request. Until the response has started, a failed worker is replaced.
 
-        Raises RequestFailed with the engine's status and body, 503 where a worker broke, or
-        what the router says when there is nobody to ask.
+        Raises RequestFailed with the engine's status and body, with 503 if a worker failed, or the
+        router's error if it grants no worker.
         """
-        if work.samples > 1:
-            await fan_out(self._run, work, taker)
+        if request.samples > 1:
+            await fan_out(self._run, request, sink)
         else:
-            await self._run(work, taker)
+            await self._run(request, sink)
 
-    async def _run(self, work: EngineRequest, taker: ResponseSink) -> None:
-        ask, last, failed = work.routing, None, 0
-        while failed < self._tries:
+    async def _run(self, request: EngineRequest, sink: ResponseSink) -> None:
+        routing, error, failures = request.routing, None, 0
+        while failures < self._max_attempts:
             try:
-                lease = await self._router.route(ask)
+                lease = await self._router.route(routing)
             except AllWorkersTried:
                 break
             try:
-                return await self._attempt(lease, work, taker)
+                return await self._attempt(lease, request, sink)
             except WorkerFailed as e:
-                if taker.started:
+                if sink.started:
                     raise
                 log.warning("%s", e)
                 self.retries += 1
-                failed += e.reached
-                ask, last = msgspec.structs.replace(ask, exclude=(*ask.exclude, e.rank)), e
+                failures += e.reached
+                exclude = (*routing.exclude, e.rank)
+                routing, error = msgspec.structs.replace(routing, exclude=exclude), e
             finally:
                 lease.release()
-        raise last or RequestFailed("no worker is left to try", status=503)
+        raise error or RequestFailed("no worker is left to try", status=503)
 
-    async def _attempt(self, lease: Lease, work: EngineRequest, taker: ResponseSink) -> None:
-        """On one pair of workers, for as long as they are there: an engine that ends, or a
-        node that lost power, may never close its connections."""
+    async def _attempt(self, lease: Lease, request: EngineRequest, sink: ResponseSink) -> None:
+        """Execute a request on leased workers until one of them leaves the job.
 
-        def leave(future: asyncio.Future[int]) -> None:
-            there.reschedule(asyncio.get_running_loop().time())
+        A node that loses power never closes its connections.
+        """
 
-        there = asyncio.timeout(None)
+        def expire(future: asyncio.Future[int]) -> None:
+            timeout.reschedule(asyncio.get_running_loop().time())
+
+        timeout = asyncio.timeout(None)
         try:
-            async with there:
-                lease.worker_lost.add_done_callback(leave)
+            async with timeout:
+                lease.worker_lost.add_done_callback(expire)
                 try:
-                    await self._serve(lease, work, taker)
+                    await self._execute(lease, request, sink)
                 finally:
-                    lease.worker_lost.remove_done_callback(leave)
+                    lease.worker_lost.remove_done_callback(expire)
         except TimeoutError as e:
-            if not there.expired():
+            if not timeout.expired():
                 raise
             rank = lease.worker_lost.result()
-            raise WorkerFailed(rank, f"worker {rank} left with this request on it", 503) from e
+            raise WorkerFailed(rank, f"worker {rank} left during this request", 503) from e
 
-    async def _serve(self, lease: Lease, work: EngineRequest, taker: ResponseSink) -> None:
+    async def _execute(self, lease: Lease, request: EngineRequest, sink: ResponseSink) -> None:
         if lease.prefill is not None:
-            await self._sharing.run(lease, lease.prefill, work, taker)
+            await self._handoff.run(lease, lease.prefill, request, sink)
         else:
-            async with self._workers.post(lease, lease.decode, work, work.content) as answer:
-                await taker.receive(answer, lease)
+            sent = self._workers.post(lease, lease.decode, request, request.content)
+            async with sent as response:
+                await sink.receive(response, lease)
 
 
-def _sharing(dialect: PdProtocol, workers: WorkerClient, tasks: asyncio.TaskGroup) -> Handoff:
-    if isinstance(dialect, ConcurrentProtocol):
-        return ConcurrentHandoff(workers, dialect)
-    return SequentialHandoff(workers, dialect, tasks)
+def _handoff(protocol: PdProtocol, workers: WorkerClient, tasks: asyncio.TaskGroup) -> Handoff:
+    if isinstance(protocol, ConcurrentProtocol):
+        return ConcurrentHandoff(workers, protocol)
+    return SequentialHandoff(workers, protocol, tasks)

@@ -1,19 +1,17 @@
 """Decide from path and body how a request is executed on the workers.
 
-There are three ways:
+- disaggregated: a prefill worker computes the prompt's KV cache, which a decode worker pulls
+- aggregated: the decode worker does everything (vLLM, TensorRT-LLM), or rejects it (SGLang)
+- fan-out: several disaggregated requests with one sample each, whose responses are merged
 
-- disaggregated: a prefill worker computes the prompt's KV cache, a decode worker takes it over;
-- whole: the decode worker does everything (vLLM, TensorRT-LLM), or refuses (SGLang);
-- fanned out: sent as several disaggregated requests with one answer each, which are merged.
-
-A KV transfer belongs to one sequence. In vLLM 0.32 every prompt of a list after the first reads the
-blocks of the first, which gives wrong text with status 200, or ends the engine. More samples of one
-prompt find the blocks freed. SGLang 0.5.23 never answers `n` > 1, since all samples share one
+A KV transfer belongs to one sequence. In vLLM 0.32 all prompts of a list read the blocks of the
+first, which returns wrong text with status 200 or crashes the engine. More samples of one
+prompt find the blocks freed. SGLang 0.5.23 never answers `n` > 1, because all samples share one
 bootstrap room (sgl-project/sglang#30723), but accepts lists of prompts. Only the body decides, so
-that a request is executed in the same way if its token ids are not known.
+a request is executed in the same way if its token ids are unknown.
 
 Values are read as the engines' pydantic models read them: `"2"`, `2.0` and `true` are integers.
-A value that cannot be read is left to one engine, which refuses it with its own message.
+An invalid value is left to one engine, which rejects it with its own message.
 """
 
 import re
@@ -31,21 +29,21 @@ from hpc_dynamo.engines import (
     field_value,
 )
 
-# Tools that the client runs. With other tools an engine generates several times for one request,
-# and would read the same KV cache each time.
+# Types of tools that the client runs. With other tools an engine generates several times for one
+# request, and would read the same KV cache each time.
 CLIENT_TOOLS = frozenset({"custom", "function"})
 
-# Fields for the maximum length of the answer; the first that is set counts.
+# Fields for the maximum length of the response; the first that is set counts.
 LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
-MALFORMED: Final = -1  # for counts that are not integers
+MALFORMED: Final = -1  # replaces counts that are not integers
 TOKEN_IDS = re.compile(rb"[ \t\r\n]*\[[ \t\r\n]*[0-9]")  # the start of a list of them in JSON
 OFF = ("false", "f", "0", "off", "no", "n")  # values that pydantic reads as false
 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """Execution of a request: with `samples` > 1, as that many requests with one answer each."""
+    """Execution of a request; with `samples` > 1, as that many requests with one sample each."""
 
     disaggregated: bool
     samples: int = 1
@@ -61,7 +59,7 @@ def choose_execution(
     """Return how workers in prefill and decode roles execute this request.
 
     `path` has no query string. `tokens` is the length of the prompt and `context_tokens` that of
-    the model's context, 0 if not known.
+    the model's context, 0 if unknown.
     """
     if path not in dialect.paths or not _generates_once(path, body):
         return AGGREGATED
@@ -73,7 +71,7 @@ def choose_execution(
 
 
 def count(body: Body, field: str, default: int = 1) -> int:
-    """Return the integer in a field; `default` if it is not set or null, MALFORMED if invalid."""
+    """Return the integer in a field; `default` if it is unset or null, MALFORMED if invalid."""
     value = field_value(body.get(field))
     if value is None:
         return default
@@ -87,7 +85,7 @@ def count(body: Body, field: str, default: int = 1) -> int:
 
 
 def is_off(body: Body, field: str) -> bool:
-    """Return True if a switch is off or not set, as pydantic reads it."""
+    """Return True if a boolean field is false or unset, as pydantic reads it."""
     value = field_value(body.get(field))
     return value.lower() in OFF if isinstance(value, str) else value in (None, False)
 
@@ -105,7 +103,7 @@ def _generates_once(path: str, body: Body) -> bool:
 
 
 def _is_one_sequence(path: str, body: Body) -> bool:
-    """Return True for one prompt with one answer, if the answer does not describe the prompt."""
+    """Return True for one prompt with one sample, if the response does not describe the prompt."""
     if count(body, "n") != 1 or count(body, "best_of") != 1:
         return False
     if not (is_off(body, "use_beam_search") and is_off(body, "echo")):
@@ -114,11 +112,11 @@ def _is_one_sequence(path: str, body: Body) -> bool:
         field_value(body.get(field)) is not None for field in ("prompt_logprobs", "prompt_embeds")
     ):
         return False
-    return path != COMPLETIONS or _prompts(body.get("prompt")) == 1
+    return path != COMPLETIONS or _prompt_count(body.get("prompt")) == 1
 
 
 def _fits(body: Body, tokens: int, context_tokens: int) -> bool:
-    """Return False if the engine would refuse these lengths: then no prefill is wasted."""
+    """Return False if the engine would reject these lengths, so that no prefill is wasted."""
     limit = next(
         (count(body, name) for name in LIMITS if field_value(body.get(name)) is not None), 1
     )
@@ -127,9 +125,11 @@ def _fits(body: Body, tokens: int, context_tokens: int) -> bool:
     return not context_tokens or (tokens < context_tokens and limit <= context_tokens)
 
 
-def _prompts(prompt: Any) -> int:
-    """Return the number of prompts in a completion's `prompt`, 0 if it is none. A long list of
-    token ids in JSON is not decoded."""
+def _prompt_count(prompt: Any) -> int:
+    """Return the number of prompts in a completion's `prompt`, 0 if it is invalid.
+
+    A list of token ids in JSON, which may be long, is not decoded.
+    """
     if isinstance(prompt, msgspec.Raw) and TOKEN_IDS.match(memoryview(prompt)):
         return 1
     prompt = field_value(prompt)

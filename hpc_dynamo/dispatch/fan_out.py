@@ -1,6 +1,6 @@
-"""Send one request as several with one answer each, and merge the answers.
+"""Send one request as several with one sample each, and merge the responses.
 
-Two SGLang workers that share a request cannot give several answers to it; see `execution`.
+Disaggregated SGLang workers cannot return several samples; see `execution`.
 """
 
 import asyncio
@@ -20,48 +20,48 @@ MAX_SAMPLES = 128  # OpenAI's limit for `n`
 Run = Callable[[EngineRequest, ResponseSink], Awaitable[None]]
 
 
-async def fan_out(run: Run, work: EngineRequest, taker: ResponseSink) -> None:
-    """Execute each sample of `work` with `run` and give `taker` the merged answer.
+async def fan_out(run: Run, request: EngineRequest, sink: ResponseSink) -> None:
+    """Execute each sample of a request with `run`; send the merged response to `sink`.
 
     The error of one sample is raised for the whole request, and the others are cancelled.
     """
-    if work.samples > MAX_SAMPLES:
-        what = f"n={work.samples}: at most {MAX_SAMPLES} answers to one request"
+    if request.samples > MAX_SAMPLES:
+        what = f"n={request.samples}: at most {MAX_SAMPLES} samples per request"
         raise RequestFailed(f"{what} when prefill and decode are disaggregated", status=400)
-    singles = [request_for_sample(work, sample) for sample in range(work.samples)]
-    if not is_off(work.body, "stream"):
-        stream = MergedStream(work.samples)
-        await _together(stream.deliver(taker), *map(run, singles, stream.sample_streams))
+    singles = [request_for_sample(request, sample) for sample in range(request.samples)]
+    if not is_off(request.body, "stream"):
+        stream = MergedStream(request.samples)
+        await _gather(stream.deliver(sink), *map(run, singles, stream.sample_streams))
     else:
         parts = [BufferedSample() for _ in singles]
-        await _together(*map(run, singles, parts))
-        await MergedResponse(parts).deliver(taker)
+        await _gather(*map(run, singles, parts))
+        await MergedResponse(parts).deliver(sink)
 
 
-def request_for_sample(work: EngineRequest, sample: int) -> EngineRequest:
-    """Return the request for one of the samples.
+def request_for_sample(request: EngineRequest, sample: int) -> EngineRequest:
+    """Return the request for one sample.
 
-    With a `seed` sample j gets seed + j, as in vLLM (v1/engine/parallel_sampling.py), so that the
-    samples differ and a repeated request gives the same samples.
+    With a `seed`, sample j gets seed + j, as in vLLM (v1/engine/parallel_sampling.py). So the
+    samples differ, and a repeated request returns the same samples.
     """
-    body = {name: value for name, value in work.body.items() if name not in ("n", "best_of")}
+    body = {name: value for name, value in request.body.items() if name not in ("n", "best_of")}
     seed = field_value(body.get("seed"))
     if isinstance(seed, int):
         body["seed"] = seed + sample
     if sample:
-        body.pop("rid", None)  # SGLang's name for a request, which must be unique
-    return replace(work, body=body, content=msgspec.json.encode(body), samples=1)
+        body.pop("rid", None)  # SGLang requires a unique id per request
+    return replace(request, body=body, content=msgspec.json.encode(body), samples=1)
 
 
-async def _together(*work: Awaitable[None]) -> None:
-    """Await all; raise the first exception that one of them raises."""
+async def _gather(*awaitables: Awaitable[None]) -> None:
+    """Await all concurrently; raise the first exception and cancel the rest."""
     try:
         async with asyncio.TaskGroup() as group:
-            for each in work:
-                group.create_task(_awaited(each))
+            for awaitable in awaitables:
+                group.create_task(_await(awaitable))
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
 
 
-async def _awaited(work: Awaitable[None]) -> None:
-    await work
+async def _await(awaitable: Awaitable[None]) -> None:
+    await awaitable

@@ -1,4 +1,4 @@
-"""Answers to the single requests of a fan-out, and the merged answer."""
+"""Responses to the single requests of a fan-out, and the merged response."""
 
 import asyncio
 from collections.abc import Sequence
@@ -13,38 +13,42 @@ from hpc_dynamo.http import ByteSink
 from hpc_dynamo.router import Lease, LeaseEvent, Target
 
 EVENTS = "text/event-stream"
-CHUNKS_PER_REPORT = 64  # a note to the router costs as much as forwarding a few pieces
-FOREIGN = (msgspec.DecodeError, KeyError)  # for data of another kind than a completion or chat
+# A report to the router costs as much as forwarding a few chunks.
+CHUNKS_PER_REPORT = 64
+# Raised by `merge` for data that is not a completion or chat.
+MERGE_ERRORS = (msgspec.DecodeError, KeyError)
 
 
 class _Usage(msgspec.Struct):
+    """Field of a response that is read here."""
+
     completion_tokens: int | None = 0
 
 
 class BufferedSample(BufferedResponse):
-    """Keeps a whole answer and reports its length to the router."""
+    """Buffers the response to one sample and reports its length to the router."""
 
-    async def receive(self, answer: IncomingResponse, lease: Lease) -> None:
-        await super().receive(answer, lease)
+    async def receive(self, response: IncomingResponse, lease: Lease) -> None:
+        await super().receive(response, lease)
         usage = msgspec.json.decode(self.body.get("usage", b"null"), type=_Usage | None)
         if usage and usage.completion_tokens:
             lease.report_progress(usage.completion_tokens)
 
 
 class MergedResponse:
-    """Merged answer of requests that were not streamed."""
+    """Merged response to requests that are not streamed. See worker_client.IncomingResponse."""
 
-    def __init__(self, parts: Sequence[BufferedResponse]) -> None:
-        """Raises RequestFailed if a part is not an answer to a completion or chat."""
+    def __init__(self, samples: Sequence[BufferedResponse]) -> None:
+        """Raises RequestFailed if a sample is not a response to a completion or chat."""
         self.headers = {"content-type": "application/json"}
-        self._rank = parts[0].rank
+        self._rank = samples[0].rank
         try:
-            self._content = merge([part.body for part in parts])
-        except FOREIGN as e:
-            raise _foreign(e) from e
+            self._content = merge([sample.body for sample in samples])
+        except MERGE_ERRORS as e:
+            raise _merge_error(e) from e
 
-    async def deliver(self, taker: ResponseSink) -> None:
-        await taker.receive(self, _lease_of_nothing(self._rank))
+    async def deliver(self, sink: ResponseSink) -> None:
+        await sink.receive(self, _placeholder_lease(self._rank))
 
     async def read(self) -> bytes:
         return self._content
@@ -54,58 +58,60 @@ class MergedResponse:
 
 
 class MergedStream:
-    """Merged stream; events of its `parts` are sent as they arrive."""
+    """Merged stream; sends events of `sample_streams` as they arrive."""
 
     def __init__(self, samples: int) -> None:
         self.headers = {"content-type": f"{EVENTS}; charset=utf-8"}
         self.sample_streams = [SampleStream(self, sample) for sample in range(samples)]
         self.merger = EventMerger(samples)
-        self._open = samples
+        self._incomplete = samples
         self._complete = asyncio.Event()
         self.sink: ByteSink
 
-    async def deliver(self, taker: ResponseSink) -> None:
-        """Send the stream; return when all parts are complete. Start it before data arrives."""
-        await taker.receive(self, _lease_of_nothing())
+    async def deliver(self, sink: ResponseSink) -> None:
+        """Send the stream; return when all samples are complete. Call it before data arrives."""
+        await sink.receive(self, _placeholder_lease())
 
     async def relay(self, sink: ByteSink) -> None:
         self.sink = sink
         await self._complete.wait()
 
     async def read(self) -> bytes:
-        kept = _Kept()
-        await self.relay(kept)
-        return bytes(kept.content)
+        buffer = _BufferSink()
+        await self.relay(buffer)
+        return bytes(buffer.content)
 
     def sample_complete(self) -> None:
-        self._open -= 1
-        if not self._open:
+        self._incomplete -= 1
+        if not self._incomplete:
             self.sink.write(self.merger.closing())
             self._complete.set()
 
 
 class SampleStream:
-    """Receives the stream of one sample. See Taker and http.Sink."""
+    """Receives the stream of one sample. See ResponseSink and ByteSink."""
 
     def __init__(self, stream: MergedStream, sample: int) -> None:
         self._stream, self._sample = stream, sample
         self._error: RequestFailed | None = None
-        self._pieces = 0  # not yet reported to the router
+        self._chunks = 0  # not yet reported to the router
         self._lease: Lease
         self.started = False
 
-    async def receive(self, answer: IncomingResponse, lease: Lease) -> None:
-        if not answer.headers.get("content-type", "").startswith(EVENTS):
-            raise RequestFailed("the engine answered a streamed request with no stream", status=502)
+    async def receive(self, response: IncomingResponse, lease: Lease) -> None:
+        """Forward the stream. Raises RequestFailed if it has an error or is not a stream."""
+        if not response.headers.get("content-type", "").startswith(EVENTS):
+            what = "the engine answered a streaming request without a stream"
+            raise RequestFailed(what, status=502)
         self._lease = lease
-        await answer.relay(self)
+        await response.relay(self)
         if self._error:
             raise self._error
-        lease.report_progress(self._pieces)
+        lease.report_progress(self._chunks)
         self._stream.sample_complete()
 
     def write(self, data: bytes) -> None:
-        """Merge a piece of the stream. Never raises: errors are raised by `drain` and `take`."""
+        """Merge a piece of the stream. Errors are raised later, by `drain` and `receive`."""
         if self._error:
             return
         if not self.started:
@@ -113,20 +119,22 @@ class SampleStream:
             self._lease.report_first_token()
         try:
             events, error = self._stream.merger.feed(self._sample, data)
-        except FOREIGN as e:
-            self._error = _foreign(e)
+        except MERGE_ERRORS as e:
+            self._error = _merge_error(e)
             return
         if events:
             self._stream.sink.write(events)
         if error:
-            self._error = RequestFailed(_message(error), status=500, body=error)
+            message = parse_engine_error(error).message
+            message = message or "the engine ended the stream with an error"
+            self._error = RequestFailed(message, status=500, body=error)
         self._count()
 
     def _count(self) -> None:
-        self._pieces += 1
-        if self._pieces == CHUNKS_PER_REPORT:
-            self._lease.report_progress(self._pieces)
-            self._pieces = 0
+        self._chunks += 1
+        if self._chunks == CHUNKS_PER_REPORT:
+            self._lease.report_progress(self._chunks)
+            self._chunks = 0
 
     @property
     def congested(self) -> bool:
@@ -138,8 +146,8 @@ class SampleStream:
         await self._stream.sink.drain()
 
 
-class _Kept:
-    """Sink that keeps everything."""
+class _BufferSink:
+    """ByteSink that keeps all data."""
 
     congested = False
 
@@ -153,22 +161,17 @@ class _Kept:
         pass
 
 
-class _Silent:
-    """See router.scheduling.lease.LeaseListener: not used, since each part has its own lease."""
+class _IgnoringListener:
+    """LeaseListener without effect, since each sample has its own lease."""
 
     def on_lease_event(self, lease: int, event: LeaseEvent, value: int) -> None:
         pass
 
 
-def _lease_of_nothing(rank: int = -1) -> Lease:
-    """Return a placeholder lease for the taker of a merged answer."""
-    return Lease(0, None, Target(rank, ""), _Silent())
+def _placeholder_lease(rank: int = -1) -> Lease:
+    """Return a lease without effect for the sink of a merged response."""
+    return Lease(0, None, Target(rank, ""), _IgnoringListener())
 
 
-def _foreign(error: Exception) -> RequestFailed:
-    return RequestFailed(f"an answer that cannot be merged with others: {error!r}", status=502)
-
-
-def _message(error: bytes) -> str:
-    """Return the message of an engine's error event, in OpenAI's nested form or flat."""
-    return parse_engine_error(error).message or "the engine ended the stream with an error"
+def _merge_error(error: Exception) -> RequestFailed:
+    return RequestFailed(f"the engine's response cannot be merged: {error!r}", status=502)

@@ -1,6 +1,6 @@
-"""Fields of requests that only the dispatcher may set.
+"""Request fields that only the dispatcher may set.
 
-A worker that pulls KV blocks from a wrong address ends, so clients must not set the address.
+A worker that pulls KV blocks from a wrong address crashes, so clients must not set the address.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A prefill worker, then a decode worker that is told where the KV cache lies."""
+"""Prefill worker first, then the decode worker, which gets the address of the KV cache."""
 
 import asyncio
 import logging
@@ -16,82 +16,85 @@ from hpc_dynamo.engines import Body, SequentialProtocol
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.router import Lease, Target
 
-RELEASE_S = 10.0
+RELEASE_TIMEOUT_S = 10.0
 
 log = logging.getLogger(__name__)
 
 
 class SequentialHandoff:
-    """See workers.Sharing. `tasks` owns what is still to be done for requests that were
-    cancelled."""
+    """See worker_client.Handoff. `tasks` owns the cleanup of cancelled requests."""
 
     def __init__(
-        self, workers: WorkerClient, dialect: SequentialProtocol, tasks: asyncio.TaskGroup
+        self, workers: WorkerClient, protocol: SequentialProtocol, tasks: asyncio.TaskGroup
     ) -> None:
-        self._workers, self._dialect, self._tasks = workers, dialect, tasks
+        self._workers, self._protocol, self._tasks = workers, protocol, tasks
 
     async def run(
-        self, lease: Lease, prefill: Target, work: EngineRequest, taker: ResponseSink
+        self, lease: Lease, prefill: Target, request: EngineRequest, sink: ResponseSink
     ) -> None:
-        """The decode worker is asked once the prefill worker has answered."""
-        handed = await self._hand_over(lease, prefill, work)
+        """Execute a request; the decode worker's response goes to `sink`."""
+        decode_body = await self._decode_body(lease, prefill, request)
         accepted = False
         try:
-            content = msgspec.json.encode(handed)
-            async with self._workers.post(lease, lease.decode, work, content) as answer:
+            content = msgspec.json.encode(decode_body)
+            async with self._workers.post(lease, lease.decode, request, content) as response:
                 accepted = True
-                await taker.receive(answer, lease)
+                await sink.receive(response, lease)
         finally:
-            # Refused or not: vLLM 0.32 frees what its handlers refuse, but not what they never saw
-            # (a field of the wrong type), and both are a 400. Giving up blocks that are free
-            # already costs a line in the prefill worker's log.
+            # vLLM 0.32 frees the blocks of requests that its handlers reject, but not of those
+            # rejected earlier (a field of the wrong type). Both are a 400. Releasing blocks that
+            # are already free only costs a line in the prefill worker's log.
             if not accepted:
-                self._tasks.create_task(self._release(lease.decode, work.path, handed))
+                self._tasks.create_task(self._release(lease.decode, request.path, decode_body))
 
-    async def _hand_over(self, lease: Lease, target: Target, work: EngineRequest) -> Body:
-        """The body for the decode worker. Who cancels this may come just after the prefill
-        worker has done its part; its blocks would be kept for the whole lease."""
-        prefill = self._tasks.create_task(self._prefill(lease, target, work))
+    async def _decode_body(self, lease: Lease, target: Target, request: EngineRequest) -> Body:
+        """Run the prefill; return the body for the decode worker.
+
+        On cancellation the prefill worker may just have finished, and would keep the blocks until
+        their lease ends. So the prefill is cancelled or its blocks are released in the background.
+        """
+        prefill = self._tasks.create_task(self._prefill(lease, target, request))
         try:
-            handed = await asyncio.shield(prefill)
+            result = await asyncio.shield(prefill)
         except asyncio.CancelledError:
-            self._tasks.create_task(self._abandon(prefill, lease.decode, work.path))
+            self._tasks.create_task(self._abandon(prefill, lease.decode, request.path))
             raise
-        if isinstance(handed, RequestFailed):
-            raise handed
-        return handed
+        if isinstance(result, RequestFailed):
+            raise result
+        return result
 
     async def _abandon(
         self, prefill: asyncio.Task[Body | RequestFailed], decode: Target, path: str
     ) -> None:
-        """End a prefill that nobody waits for; blocks that it has made are given up."""
+        """Cancel a prefill, or release the blocks that it has computed."""
         await asyncio.wait([prefill], timeout=GRACE_S)
         if not prefill.done():
             prefill.cancel()
-        elif not isinstance(handed := prefill.result(), RequestFailed):
-            await self._release(decode, path, handed)
+        elif not isinstance(decode_body := prefill.result(), RequestFailed):
+            await self._release(decode, path, decode_body)
 
-    async def _release(self, decode: Target, path: str, handed: Body) -> None:
-        body = self._dialect.release(handed)
+    async def _release(self, decode: Target, path: str, decode_body: Body) -> None:
+        body = self._protocol.release(decode_body)
         if body is None:
             return
         try:
-            async with asyncio.timeout(RELEASE_S):
+            async with asyncio.timeout(RELEASE_TIMEOUT_S):
                 content = msgspec.json.encode(body)
-                async with self._workers.client.send("POST", decode.url, path, content) as answer:
-                    await answer.read()
-        except OSError as e:  # the lease of the blocks ends by itself
-            log.warning("blocks stay until the end of their lease: %s", e or type(e).__name__)
+                async with self._workers.client.send("POST", decode.url, path, content) as response:
+                    await response.read()
+        except OSError as e:
+            log.warning("KV blocks stay until their lease ends: %s", e or type(e).__name__)
 
     async def _prefill(
-        self, lease: Lease, target: Target, work: EngineRequest
+        self, lease: Lease, target: Target, request: EngineRequest
     ) -> Body | RequestFailed:
-        """A failure is an answer here: the task's owner must not end for it."""
-        content = msgspec.json.encode(self._dialect.prefill(work.body))
+        """Return the body for the decode worker. Returns errors, since raising them would cancel
+        the task group."""
+        content = msgspec.json.encode(self._protocol.prefill(request.body))
         try:
-            async with self._workers.post(lease, target, work, content) as answer:
-                body = await answer.read()
+            async with self._workers.post(lease, target, request, content) as response:
+                body = await response.read()
             lease.report_prefilled()
-            return self._dialect.decode(work.body, read_object(body, target))
+            return self._protocol.decode(request.body, read_object(body, target))
         except RequestFailed as e:
             return e

@@ -1,4 +1,4 @@
-"""One worker is asked, and its failures get its name."""
+"""Requests to single workers. Errors name the worker."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -13,27 +13,28 @@ from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import ByteSink, HttpClient, HttpResponse
 from hpc_dynamo.router import Lease, RoutingRequest, Target
 
-GRACE_S = 0.1  # what ends so soon after the other worker, or its client, is let to its end
-OBJECT_DECODER = msgspec.json.Decoder(
-    dict[str, msgspec.Raw]
-)  # values stay as the bytes that they were
+# Time for one worker to finish after the other worker or the client has ended.
+GRACE_S = 0.1
+OBJECT_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])  # values stay unparsed
 
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """One request. `body` is `content` read at least one level deep; `content` is sent if nothing
-    in it has to change. With `samples` > 1 it is sent as that many requests; see `execution`."""
+    """One request to an engine. `content` is sent if no field has to change.
+
+    With `samples` > 1 it is sent as that many requests; see `execution`.
+    """
 
     path: str
     content: bytes
-    body: Body
+    body: Body  # `content`, parsed at least one level deep
     routing: RoutingRequest
     headers: Sequence[tuple[bytes, bytes]] = ()
     samples: int = 1
 
 
 class IncomingResponse(Protocol):
-    """Answer that is being received: http.Answer, or one merged from several."""
+    """Response that is being received: an HttpResponse, or one merged from several."""
 
     @property
     def headers(self) -> Mapping[str, str]: ...
@@ -44,22 +45,24 @@ class IncomingResponse(Protocol):
 
 
 class ResponseSink(Protocol):
-    """Takes in the answer of the worker that decodes; a status other than 200 never comes
-    here. Once `begun`, no other worker can answer in its place."""
+    """Receives the response with status 200 of the worker that decodes.
+
+    Once `started` is True, the request cannot be repeated on another worker.
+    """
 
     @property
     def started(self) -> bool: ...
 
-    async def receive(self, answer: IncomingResponse, lease: Lease) -> None: ...
+    async def receive(self, response: IncomingResponse, lease: Lease) -> None: ...
 
 
 class Handoff(Protocol):
-    """How two workers do one request together."""
+    """Executes a request on a prefill and a decode worker."""
 
     async def run(
-        self, lease: Lease, prefill: Target, work: EngineRequest, taker: ResponseSink
+        self, lease: Lease, prefill: Target, request: EngineRequest, sink: ResponseSink
     ) -> None:
-        """Raises RequestFailed, Broken where another worker may do better."""
+        """Raises RequestFailed, or WorkerFailed if another worker may succeed."""
 
 
 class WorkerFailed(RequestFailed):
@@ -73,36 +76,38 @@ class WorkerFailed(RequestFailed):
 
 
 class WorkerClient:
-    """Those that leases name, by HTTP."""
+    """HTTP client for the workers of a lease."""
 
     def __init__(self, client: HttpClient) -> None:
         self.client = client
 
     def post(
-        self, lease: Lease, target: Target, work: EngineRequest, content: bytes
+        self, lease: Lease, target: Target, request: EngineRequest, content: bytes
     ) -> AbstractAsyncContextManager[HttpResponse]:
-        """A worker's answer with status 200. Its failures, also those on the way through the
-        answer, become errors that name it."""
-        sent = self.client.send("POST", target.url, work.path, content, work.headers)
-        return _good(lease, target, sent)
+        """Yield a worker's response with status 200.
+
+        Raises RequestFailed that names the worker for another status, and WorkerFailed for a
+        connection that fails, also while the response is read.
+        """
+        sent = self.client.send("POST", target.url, request.path, content, request.headers)
+        return _checked(lease, target, sent)
 
     def get(
         self, lease: Lease, target: Target, path: str
     ) -> AbstractAsyncContextManager[HttpResponse]:
-        """As `post`."""
-        return _good(lease, target, self.client.send("GET", target.url, path))
+        """Yield a worker's response with status 200. Raises the errors of `post`."""
+        return _checked(lease, target, self.client.send("GET", target.url, path))
 
 
 @asynccontextmanager
-async def _good(
+async def _checked(
     lease: Lease, target: Target, sent: AbstractAsyncContextManager[HttpResponse]
 ) -> AsyncIterator[HttpResponse]:
     try:
-        async with sent as answer:
-            if answer.status != 200:
-                what = f"worker {target.rank} answered {answer.status}"
-                raise _refused(target, what, answer.status, await answer.read())
-            yield answer
+        async with sent as response:
+            if response.status != 200:
+                raise _error(target, response.status, await response.read())
+            yield response
     except OSError as e:
         lease.report_connection_lost(target.rank)
         what = f"worker {target.rank} at {target.url}: {e or type(e).__name__}"
@@ -110,30 +115,30 @@ async def _good(
         raise WorkerFailed(target.rank, what, 503, reached=reached) from e
 
 
-def _refused(target: Target, what: str, status: int, body: bytes) -> RequestFailed:
-    what = append_engine_error(what, body)
+def _error(target: Target, status: int, body: bytes) -> RequestFailed:
+    what = append_engine_error(f"worker {target.rank} answered {status}", body)
     if status >= 500:
         return WorkerFailed(target.rank, what, status, body)
     return RequestFailed(what, status=status, body=body)
 
 
 def read_object(content: bytes, target: Target) -> Body:
-    """What an engine calls a success must be a JSON object. Raises RequestFailed."""
+    """Parse a worker's successful response. Raises WorkerFailed if it is not a JSON object."""
     try:
         return OBJECT_DECODER.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        what = f"worker {target.rank} answered 200 with no JSON object: {e}"
+        what = f"worker {target.rank} answered 200 without a JSON object: {e}"
         raise WorkerFailed(target.rank, what, 502, content) from e
 
 
 class BufferedResponse:
-    """Taker that keeps the whole answer, for requests that are not streamed."""
+    """ResponseSink that keeps the whole response, for requests that are not streamed."""
 
     started = False
 
     def __init__(self) -> None:
         self.content, self.body, self.rank = b"", Body(), -1
 
-    async def receive(self, answer: IncomingResponse, lease: Lease) -> None:
-        self.content = await answer.read()
+    async def receive(self, response: IncomingResponse, lease: Lease) -> None:
+        self.content = await response.read()
         self.body, self.rank = read_object(self.content, lease.decode), lease.decode.rank

@@ -1,4 +1,4 @@
-"""What all nodes together show: who did not come, who cannot be reached, which links are slow."""
+"""Findings that need the results of all nodes: missing nodes, connections and links."""
 
 import statistics
 from collections.abc import Collection, Iterable, Sequence
@@ -9,96 +9,97 @@ from msgspec.structs import replace
 from hpc_dynamo.doctor.checks import check_clock, fault
 from hpc_dynamo.doctor.records import Finding, LinkResult, NodeReady, PeersConnected
 
-SLOW = 0.3  # of the usual link; noise stays above it
-TIMES_SLOW, TIMES_DEAD = 3, 2  # that a link is measured before it is held to be so
+SLOW = 0.3  # share of the typical bandwidth; noise stays above it
+TIMES_SLOW, TIMES_DEAD = 5, 2  # measurements before a link counts as slow or dead
 REACH = "open all TCP ports between the job's nodes, or cluster.interface=… of their own network"
-WORLD = "srun --mpi=list, cluster.slurm.mpi; mpi4py and an MPI with PMIx beside the engine"
+MPI = "srun --mpi=list, cluster.slurm.mpi; mpi4py and an MPI with PMIx in the engine's environment"
 LINKS = "UCX_NET_DEVICES and UCX_TLS in engine.env (`ucx_info -d` lists them), cables, ibstat"
 
 
 def missing_nodes(hosts: Sequence[str], nodes: Sequence[NodeReady], logs: Path) -> list[Finding]:
-    """Nodes that were never heard of."""
-    came = {node.node for node in nodes}
-    fix = f"{logs}, sinfo; do they see the run folder, and may they reach {hosts[0]}?"
-    what, why = "it did not report", "no agent can run there"
-    found = fault("node", what, why, fix)
-    return [replace(found, host=h) for i, h in enumerate(hosts) if i not in came]
+    """Return a finding for each node that did not report."""
+    reported = {node.node for node in nodes}
+    fix = f"{logs}, sinfo; check that it sees the run folder and can connect to {hosts[0]}"
+    found = fault("node", "it did not report", "no agent can run there", fix)
+    return [replace(found, host=h) for i, h in enumerate(hosts) if i not in reported]
 
 
 def separate_run_folders(
     hosts: Sequence[str], nodes: Sequence[NodeReady], token: str
 ) -> list[Finding]:
-    """Nodes whose run folder is another than the head's."""
+    """Return a finding for each node whose run folder is not the head node's."""
     what = "its run folder is not the head node's"
-    why = "what it writes there nobody else finds"
+    why = "no other node sees the files that it writes there"
     found = fault("run folder", what, why, "runs_dir=… on a disk that all nodes share")
     return [replace(found, host=hosts[n.node]) for n in nodes if n.facts.run_token != token]
 
 
-def connection_findings(hosts: Sequence[str], met: Iterable[PeersConnected]) -> list[Finding]:
-    """Ports that cannot be reached, clocks that differ from the head node's."""
+def connection_findings(hosts: Sequence[str], results: Iterable[PeersConnected]) -> list[Finding]:
+    """Return findings for ports that are unreachable and clocks that differ from node 0's."""
     found = []
-    for each in met:
-        host = hosts[each.node]
-        for peer, error in each.unreachable.items():
+    for result in results:
+        host = hosts[result.node]
+        for peer, error in result.unreachable.items():
             what = f"a port of {hosts[peer]} cannot be reached: {error}"
             why = "requests and KV cache between them fail (a firewall?)"
             found.append(replace(fault("ports", what, why, REACH), host=host))
-        if clock := check_clock(each.ahead_s):
+        if clock := check_clock(result.ahead_s):
             found.append(replace(clock, host=host))
     return found
 
 
 def mpi_findings(host: str, error: str) -> list[Finding]:
-    """Workers whose ranks are one MPI world, of which one was tried from `host`."""
-    why = "no worker whose ranks are one MPI world starts"
-    found = fault("MPI", error, why, WORLD)
-    return [replace(found, host=host)] if error else []
+    """Return a finding for an MPI step that was tried from `host` and failed with `error`."""
+    why = "no worker that runs as MPI ranks can start"
+    return [replace(fault("MPI", error, why, MPI), host=host)] if error else []
 
 
 def link_findings(hosts: Sequence[str], measured: Sequence[LinkResult]) -> list[Finding]:
-    """Dead links, and those far below what most nodes reach."""
-    usual = typical_gb_s(measured)
-    return [f for each in measured if (f := _link(hosts, each, usual)) is not None]
+    """Return findings for dead links and for links far below the typical bandwidth."""
+    typical = typical_gb_s(measured)
+    return [f for link in measured if (f := _link_finding(hosts, link, typical)) is not None]
 
 
 def links_to_remeasure(measured: Collection[LinkResult]) -> list[LinkResult]:
-    """Links to be measured again, those first that least was tried for, then the worst."""
-    least = typical_gb_s(measured) * SLOW
-    found = [link for link in measured if link.times < _times(link, least)]
+    """Return the doubtful links: those with the fewest measurements first, then the slowest."""
+    limit = typical_gb_s(measured) * SLOW
+    found = [link for link in measured if link.times < _required_times(link, limit)]
     return sorted(found, key=lambda link: (link.times, link.gb_s))
 
 
-def _times(link: LinkResult, least: float) -> int:
+def _required_times(link: LinkResult, limit: float) -> int:
     if link.error:
         return TIMES_DEAD
-    return TIMES_SLOW if link.gb_s < least else 1
+    return TIMES_SLOW if link.gb_s < limit else 1
 
 
 def combine_measurements(before: LinkResult, now: LinkResult) -> LinkResult:
-    """Of two measurements of a link: what holds one up says nothing of it."""
+    """Return the better of two measurements. A delay of one is no property of the link."""
     best = max(now, before, key=lambda link: (not link.error, link.gb_s))
     return replace(best, times=before.times + 1)
 
 
 def typical_gb_s(measured: Iterable[LinkResult]) -> float:
-    """The median over nodes of each one's best link: one bad node spoils more than its own."""
+    """Return the median over nodes of each node's best link, 0 without links.
+
+    A bad node slows down the links of other nodes, but not their best ones.
+    """
     best = dict[int, float]()
-    for each in measured:
-        for node in (each.node, each.peer):
-            best[node] = max(best.get(node, 0.0), each.gb_s)
+    for link in measured:
+        for node in (link.node, link.peer):
+            best[node] = max(best.get(node, 0.0), link.gb_s)
     return statistics.median(best.values()) if best else 0.0
 
 
-def _link(hosts: Sequence[str], each: LinkResult, usual: float) -> Finding | None:
-    by = f" over {each.transport}" if each.transport else ""
-    if each.error:
-        how, why = f" is dead: {each.error}", "KV cache from that node cannot be had"
-    elif each.gb_s < usual * SLOW:
-        how = f"{by} is slow: {each.gb_s:.3f} GB/s where {usual:.3f} is usual"
-        why = "hand-overs through it hold up answers"
+def _link_finding(hosts: Sequence[str], link: LinkResult, typical: float) -> Finding | None:
+    if link.error:
+        how, why = f" is dead: {link.error}", "no KV cache can be pulled from that node"
+    elif link.gb_s < typical * SLOW:
+        over = f" over {link.transport}" if link.transport else ""
+        how = f"{over} is slow: {link.gb_s:.3f} GB/s, typical are {typical:.3f}"
+        why = "hand-offs over it delay outputs"
     else:
         return None
-    tried = f" (measured {each.times} times)" if each.times > 1 else ""
-    what = f"the link from {hosts[each.peer]}{how}{tried}"
-    return replace(fault("NIXL", what, why, LINKS), host=hosts[each.node])
+    tried = f" (measured {link.times} times)" if link.times > 1 else ""
+    what = f"the link from {hosts[link.peer]}{how}{tried}"
+    return replace(fault("NIXL", what, why, LINKS), host=hosts[link.node])

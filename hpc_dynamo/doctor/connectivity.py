@@ -1,4 +1,4 @@
-"""Can the nodes reach each other's ports, and how far are their clocks apart."""
+"""Connections between all nodes, and the differences of their clocks."""
 
 import asyncio
 import struct
@@ -9,49 +9,49 @@ from contextlib import asynccontextmanager
 from hpc_dynamo.doctor.records import NodeReady, PeersConnected
 
 CONNECT_TIMEOUT_S = 5.0
-CLOCK_SAMPLES = 5  # times; the quickest answer tells the time best
+CLOCK_SAMPLES = 5  # the one with the shortest round trip counts
 CLOCK = struct.Struct("!d")
 
 
 @asynccontextmanager
 async def clock_server(address: str) -> AsyncIterator[int]:
-    """A port that tells the time to whoever sends a byte, until left."""
-    server = await asyncio.start_server(_tell, address, 0)
+    """Yield a port that answers each received byte with the time."""
+    server = await asyncio.start_server(_send_time, address, 0)
     async with server:
         yield int(server.sockets[0].getsockname()[1])
 
 
-async def _tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _send_time(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         while await reader.read(1):
             writer.write(CLOCK.pack(time.time()))
             await writer.drain()
     except ConnectionError:
-        pass  # who asked is gone
+        pass  # the client is gone
     finally:
         writer.close()
 
 
 async def connect_to_peers(node: int, peers: Sequence[NodeReady]) -> PeersConnected:
-    """Tries all the others at once."""
+    """Connect to all other nodes at once."""
     others = [peer for peer in peers if peer.node != node]
-    answers = await asyncio.gather(*(_reach(peer.address, peer.port) for peer in others))
-    said = dict(zip((peer.node for peer in others), answers, strict=True))
-    ahead = said.get(0, 0.0)
+    results = await asyncio.gather(*(_clock_difference(p.address, p.port) for p in others))
+    found = dict(zip((peer.node for peer in others), results, strict=True))
+    ahead_s = found.get(0, 0.0)
     return PeersConnected(
         node=node,
-        ahead_s=ahead if isinstance(ahead, float) else 0.0,
-        unreachable={peer: answer for peer, answer in said.items() if isinstance(answer, str)},
+        ahead_s=ahead_s if isinstance(ahead_s, float) else 0.0,
+        unreachable={peer: error for peer, error in found.items() if isinstance(error, str)},
     )
 
 
-async def _reach(address: str, port: int) -> float | str:
-    """How far our clock is ahead of the one there, or why it cannot be asked."""
+async def _clock_difference(address: str, port: int) -> float | str:
+    """Return the seconds that this clock is ahead of the peer's, or the connection's error."""
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(address, port)
             try:
-                return min([await _ask(reader, writer) for _ in range(CLOCK_SAMPLES)])[1]
+                return min([await _sample(reader, writer) for _ in range(CLOCK_SAMPLES)])[1]
             finally:
                 writer.close()
     except TimeoutError:
@@ -60,8 +60,10 @@ async def _reach(address: str, port: int) -> float | str:
         return f"{address}:{port}: {e}"
 
 
-async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[float, float]:
-    """Seconds for the way there and back, and how far we are ahead."""
+async def _sample(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> tuple[float, float]:
+    """Return the round trip and the seconds that this clock is ahead."""
     before = time.time()
     writer.write(b"?")
     (theirs,) = CLOCK.unpack(await reader.readexactly(CLOCK.size))

@@ -1,4 +1,4 @@
-"""Node 0's second part: hear all nodes, have them meet and measure, write the report."""
+"""Coordination of the nodes by node 0: collect facts, measure links, write the report."""
 
 import asyncio
 import secrets
@@ -17,6 +17,7 @@ from hpc_dynamo.doctor.records import (
     DoctorDone,
     DoctorMessage,
     DoctorReport,
+    Finding,
     LinkResult,
     MeasureLink,
     NodeReady,
@@ -25,16 +26,17 @@ from hpc_dynamo.doctor.records import (
 from hpc_dynamo.run import Attempt, write_json
 from hpc_dynamo.wire import ControlServer, MessageCodec
 
-CODEC: MessageCodec[DoctorMessage] = MessageCodec(DoctorMessage)  # type: ignore[arg-type]  # a union is no type[T]
+CODEC: MessageCodec[DoctorMessage] = MessageCodec(DoctorMessage)  # type: ignore[arg-type]  # a union
 CONNECT_TIMEOUT_S, ROUND_TIMEOUT_S = 30.0, 45.0
-REMEASURE_BUDGET_S = (
-    120.0  # after which nothing more is measured again: of a dead switch there is no end
-)
+REMEASURE_BUDGET_S = 120.0  # a dead switch leaves hundreds of doubtful links
 T = TypeVar("T", NodeReady, PeersConnected, LinkResult)
 
 
 class DoctorRendezvous(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the nodes meet, and a word by which they know the same folder."""
+    """File in the run folder: the coordinator's endpoint, and a random token.
+
+    A node that reads another token does not see the same folder.
+    """
 
     endpoint: str
     token: str = msgspec.field(default_factory=lambda: secrets.token_hex(8))
@@ -49,102 +51,116 @@ def report_file(attempt: Attempt) -> Path:
 
 
 def read_token(attempt: Attempt) -> str:
-    """The word in the run folder as this node sees it."""
+    """Return the token in the run folder as this node sees it."""
     return msgspec.json.decode(rendezvous_file(attempt).read_bytes(), type=DoctorRendezvous).token
 
 
 class DoctorCoordinator:
-    """Every wait here has a deadline: who is late or dead is a finding."""
+    """Directs all nodes. Every wait has a deadline: a node that misses it is a finding."""
 
     def __init__(
         self, attempt: Attempt, hosts: Sequence[str], server: ControlServer[DoctorMessage]
     ) -> None:
         self._attempt, self._hosts, self._server = attempt, tuple(hosts), server
-        self._peers = dict[int, bytes]()  # who to answer to, by node
+        self._peers = dict[int, bytes]()  # addresses of the control plane by node
         self._silent = set[int]()
 
     async def run(self) -> None:
-        began, everyone = time.monotonic(), range(len(self._hosts))
-        cluster = self._attempt.config().cluster
-        # Nodes start late, then try MPI as long as it may take.
-        wait_s = cluster.bootstrap.timeout_s + cluster.bootstrap.mpi_timeout_s
+        """Run all checks and write the report. The nodes exit in any case."""
+        began, bootstrap = time.monotonic(), self._attempt.config().cluster.bootstrap
+        # Nodes may start late and then try MPI.
+        timeout_s = bootstrap.timeout_s + bootstrap.mpi_timeout_s
         try:
-            came = await self._hear(NodeReady, everyone, wait_s)
-            nodes = [came[node] for node in sorted(came)]
-            await self._tell(came, ConnectPeers(nodes=tuple(nodes)))
-            met = await self._hear(PeersConnected, came, CONNECT_TIMEOUT_S)
-            world = await mpi_step_error(self._attempt)
-            links = await self._again(nodes, await self._links(nodes))
+            ready = await self._receive(NodeReady, range(len(self._hosts)), timeout_s)
+            nodes = [ready[node] for node in sorted(ready)]
+            await self._send(ready, ConnectPeers(nodes=tuple(nodes)))
+            connected = await self._receive(PeersConnected, ready, CONNECT_TIMEOUT_S)
+            mpi_error = await mpi_step_error(self._attempt)
+            links = await self._remeasure(nodes, await self._measure_links(nodes))
         finally:
-            await self._tell(self._peers, DoctorDone())
+            await self._send(self._peers, DoctorDone())
             self._server.close()
-        findings = analysis.missing_nodes(self._hosts, nodes, self._attempt.logs)
-        findings += [f for node in nodes for f in run_checks(node.facts, ALL_CHECKS)]
-        findings += analysis.separate_run_folders(self._hosts, nodes, read_token(self._attempt))
-        findings += analysis.connection_findings(self._hosts, met.values())
-        findings += analysis.mpi_findings(self._hosts[0], world)
-        findings += analysis.link_findings(self._hosts, links)
+        findings = self._findings(nodes, connected.values(), mpi_error, links)
         report = DoctorReport(
             hosts=self._hosts,
-            nodes=tuple(msgspec.structs.replace(n, metadata=()) for n in nodes),
+            nodes=tuple(msgspec.structs.replace(node, metadata=()) for node in nodes),
             links=tuple(links),
             findings=tuple(findings),
             seconds=time.monotonic() - began,
         )
         write_json(report_file(self._attempt), report)
 
-    async def _links(self, nodes: Sequence[NodeReady]) -> list[LinkResult]:
-        """All pairs, in rounds."""
+    def _findings(
+        self,
+        nodes: Sequence[NodeReady],
+        connected: Iterable[PeersConnected],
+        mpi_error: str,
+        links: Sequence[LinkResult],
+    ) -> list[Finding]:
+        hosts = self._hosts
+        return [
+            *analysis.missing_nodes(hosts, nodes, self._attempt.logs),
+            *(f for node in nodes for f in run_checks(node.facts, ALL_CHECKS)),
+            *analysis.separate_run_folders(hosts, nodes, read_token(self._attempt)),
+            *analysis.connection_findings(hosts, connected),
+            *analysis.mpi_findings(hosts[0], mpi_error),
+            *analysis.link_findings(hosts, links),
+        ]
+
+    async def _measure_links(self, nodes: Sequence[NodeReady]) -> list[LinkResult]:
+        """Measure all pairs in rounds. In each round a node pulls once and is pulled from once."""
         able, links = [node for node in nodes if node.metadata], list[LinkResult]()
         for shift in range(1, len(able)):
             pairs = {n.node: able[(i + shift) % len(able)] for i, n in enumerate(able)}
-            links += await self._round(pairs)
+            links += await self._measure(pairs)
         return links
 
-    async def _again(
+    async def _remeasure(
         self, nodes: Sequence[NodeReady], links: Sequence[LinkResult]
     ) -> list[LinkResult]:
-        """Those in doubt more than once, each alone: what shares cores or a switch is slow
-        together. What is usual changes with them, and so may who is in doubt."""
-        known = {(each.node, each.peer): each for each in links}
+        """Measure doubtful links again, one at a time: links may share cores or a switch.
+
+        The results change the typical bandwidth, and with it the doubtful links.
+        """
+        known = {(link.node, link.peer): link for link in links}
         by_node, until = {node.node: node for node in nodes}, time.monotonic() + REMEASURE_BUDGET_S
-        while (before := self._doubt(known.values())) and time.monotonic() < until:
-            (now,) = await self._round({before.node: by_node[before.peer]})
+        while (before := self._next_doubtful(known.values())) and time.monotonic() < until:
+            (now,) = await self._measure({before.node: by_node[before.peer]})
             known[before.node, before.peer] = analysis.combine_measurements(before, now)
         return list(known.values())
 
-    def _doubt(self, links: Collection[LinkResult]) -> LinkResult | None:
-        """The next link to be measured again, of nodes that answer."""
-        doubts = analysis.links_to_remeasure(links)
-        return next((d for d in doubts if not {d.node, d.peer} & self._silent), None)
+    def _next_doubtful(self, links: Collection[LinkResult]) -> LinkResult | None:
+        """Return the next link to measure again, if both its nodes still respond."""
+        doubtful = analysis.links_to_remeasure(links)
+        return next((d for d in doubtful if not {d.node, d.peer} & self._silent), None)
 
-    async def _round(self, pairs: dict[int, NodeReady]) -> list[LinkResult]:
-        """Each node pulls from its peer. Who once was silent is asked no more."""
+    async def _measure(self, pairs: dict[int, NodeReady]) -> list[LinkResult]:
+        """Let each node pull from its peer. A node that does not respond is not used again."""
         pairs = {n: peer for n, peer in pairs.items() if not {n, peer.node} & self._silent}
         for node, peer in pairs.items():
-            await self._tell([node], MeasureLink(peer=peer.node, metadata=peer.metadata))
-        said = await self._hear(LinkResult, pairs, ROUND_TIMEOUT_S)
-        missing = pairs.keys() - said.keys()
+            await self._send([node], MeasureLink(peer=peer.node, metadata=peer.metadata))
+        results = await self._receive(LinkResult, pairs, ROUND_TIMEOUT_S)
+        missing = pairs.keys() - results.keys()
         self._silent |= missing
         error = f"no answer in {ROUND_TIMEOUT_S:.0f} s"
         lost = [LinkResult(node=n, peer=pairs[n].node, error=error) for n in missing]
-        return [*said.values(), *lost]
+        return [*results.values(), *lost]
 
-    async def _tell(self, nodes: Iterable[int], message: DoctorMessage) -> None:
+    async def _send(self, nodes: Iterable[int], message: DoctorMessage) -> None:
         for node in nodes:
             await self._server.send(self._peers[node], message)
 
-    async def _hear(self, kind: type[T], nodes: Iterable[int], timeout_s: float) -> dict[int, T]:
-        """What came of these in time, by node."""
-        heard, wanted = dict[int, T](), set(nodes)
+    async def _receive(self, kind: type[T], nodes: Iterable[int], timeout_s: float) -> dict[int, T]:
+        """Return the messages of these nodes that arrive in time, by node."""
+        received, expected = dict[int, T](), set(nodes)
         try:
             async with asyncio.timeout(timeout_s):
-                while wanted - heard.keys():
+                while expected - received.keys():
                     peer, message = await self._server.receive()
                     if isinstance(message, NodeReady):
                         self._peers[message.node] = peer
                     if isinstance(message, kind):
-                        heard[message.node] = message
+                        received[message.node] = message
         except TimeoutError:
-            pass  # who is missing is a finding
-        return {node: heard[node] for node in heard if node in wanted}
+            pass  # missing nodes become findings
+        return {node: received[node] for node in received if node in expected}

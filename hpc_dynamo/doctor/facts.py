@@ -1,4 +1,4 @@
-"""Looking at the node that we are on. Nothing here judges; every look has a deadline."""
+"""Collection of facts about this node. Every program that is run has a deadline."""
 
 import importlib.util
 import os
@@ -21,22 +21,16 @@ from hpc_dynamo.model_files import check_models, model_source
 from hpc_dynamo.process.child import clean_environment
 from hpc_dynamo.topology import Plan
 
-PROGRAM_TIMEOUT_S = 60.0  # of a program that a slow shared disk starts
+PROGRAM_TIMEOUT_S = 60.0  # a program may start from a slow shared disk
 READ_S, READ_BYTES, CHUNK_BYTES = 3.0, 1 << 30, 16 << 20
-ENGINE_MODULES = {
-    "vllm": ("vllm",),
-    "sglang": ("sglang",),
-    "trtllm": ("tensorrt_llm",),
-}  # by engine
-LOCAL_TASK_VARIABLE = "SUBMITIT_LOCAL_GLOBALID"  # set for the tasks of cluster.launcher=local
-SIMULATOR_MODULES = (
-    "hpc_dynamo",
-    "msgspec",
-)  # the second: PYTHONPATH shows the first to any interpreter
+ENGINE_MODULES = {"vllm": ("vllm",), "sglang": ("sglang",), "trtllm": ("tensorrt_llm",)}
+LOCAL_TASK_VARIABLE = "SUBMITIT_LOCAL_GLOBALID"  # set in tasks of cluster.launcher=local
+# PYTHONPATH makes the first visible to any interpreter, but not its dependencies.
+SIMULATOR_MODULES = ("hpc_dynamo", "msgspec")
 
 
 def preflight_facts(config: Config, gpus: int, address: str, host: str) -> NodeFacts:
-    """What takes no time. `gpus`: that the plan wants of this node."""
+    """Return the facts that are collected in milliseconds. The plan needs `gpus` of this node."""
     return NodeFacts(
         host=host,
         local=LOCAL_TASK_VARIABLE in os.environ,
@@ -57,12 +51,12 @@ def planned_gpus(plan: Plan, node: int) -> int:
 
 
 def local_model(config: Config) -> Path | None:
-    """Return the first model that this node can read: a folder, or in the Hugging Face cache."""
+    """Return the first model that is readable here: a folder, or in the Hugging Face cache."""
     sources = (model_source(own, os.environ) for own in config.by_model.values() if own.model.path)
     return next((source.path for source in sources if source.path), None)
 
 
-def _there(path: str) -> bool:
+def _exists(path: str) -> bool:
     return Path(path).expanduser().exists()
 
 
@@ -78,7 +72,7 @@ def _limit(which: int) -> int:
 
 
 def port_error(address: str) -> str:
-    """Why no port of `address` can be bound; empty where one can."""
+    """Return why no port of `address` can be bound, or an empty text."""
     try:
         socket.create_server((address, 0)).close()
     except OSError as e:
@@ -87,8 +81,8 @@ def port_error(address: str) -> str:
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """Names of the GPUs that an engine started here would see."""
-    if LOCAL_TASK_VARIABLE in os.environ:  # hpc-dynamo set the variables: no evidence
+    """Return the names of the GPUs that an engine started here would see."""
+    if LOCAL_TASK_VARIABLE in os.environ:  # set by hpc-dynamo itself
         named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         return tuple(name for name in named.split(",") if name)[: _present()]
     for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
@@ -112,7 +106,7 @@ def _text(file: Path) -> str:
 
 
 def driver_gpus() -> tuple[str, ...] | None:
-    """GPUs by nvidia-smi; None where there is none."""
+    """Return the GPUs that nvidia-smi lists, None without nvidia-smi."""
     try:
         done = _run(["nvidia-smi", "-L"])
     except (OSError, subprocess.SubprocessError):
@@ -125,7 +119,10 @@ def rdma_devices() -> tuple[str, ...]:
 
 
 def model_read_gb_s(root: Path | None) -> float | None:
-    """Of the model's largest file, not from memory where the kernel heeds that; None: no file."""
+    """Return the read speed of the largest file, None without a large file.
+
+    The kernel is advised to drop cached pages first.
+    """
     if root is None:
         return None
     files = [root] if root.is_file() else [p for p in root.glob("*") if p.is_file()]
@@ -146,7 +143,7 @@ def model_read_gb_s(root: Path | None) -> float | None:
 
 
 def run_folder_error(folder: Path) -> str:
-    """Why this node cannot write there; empty where it can."""
+    """Return why this node cannot write there, or an empty text."""
     file = folder / f".doctor-{secrets.token_hex(6)}"
     try:
         file.write_bytes(b"x")
@@ -157,12 +154,14 @@ def run_folder_error(folder: Path) -> str:
 
 
 def engine_error(engine: Engine) -> str:
-    """Why it does not start with its interpreter and environment; empty where it should. Into an
-    image nobody looks."""
+    """Return why the engine cannot start with its interpreter, or an empty text.
+
+    The inside of a container is not checked.
+    """
     if in_container(engine):
         return _container_error(engine.container)
     modules = ENGINE_MODULES.get(engine.name, SIMULATOR_MODULES)
-    return _python(engine.python or sys.executable, modules, engine.env)
+    return _python_error(engine.python or sys.executable, modules, engine.env)
 
 
 def in_container(engine: Engine) -> bool:
@@ -170,29 +169,29 @@ def in_container(engine: Engine) -> bool:
 
 
 def _container_error(container: Container) -> str:
-    """An image may also be a name that the program knows."""
+    """Return an error of the program or of an image file. Other image names are not checked."""
     if container.kind is ContainerKind.pyxis:
         if error := _pyxis_error():
             return error
     elif not shutil.which(container.kind):
         return f"{container.kind} is not on PATH"
-    lost = container.image.startswith("/") and not _there(container.image)
-    return f"engine.container.image={container.image} is not there" if lost else ""
+    missing = container.image.startswith("/") and not _exists(container.image)
+    return f"engine.container.image={container.image} is not there" if missing else ""
 
 
 def _pyxis_error() -> str:
-    """It is a plugin of srun's, whose help names its options."""
+    """Return an error if the help of srun does not list the options of the Pyxis plugin."""
     try:
-        there = "--container-image" in _run(["srun", "--help"], step_environment({})).stdout
+        found = "--container-image" in _run(["srun", "--help"], step_environment({})).stdout
     except (OSError, subprocess.SubprocessError) as e:
         return f"srun cannot be run: {e}"
-    return "" if there else "srun has no --container-image: Pyxis is not in this node's Slurm"
+    return "" if found else "srun has no --container-image: Pyxis is not in this node's Slurm"
 
 
-def _python(python: str, modules: Sequence[str], env: Mapping[str, str]) -> str:
-    """Why an interpreter has not got all of these."""
-    there = f"all(map(importlib.util.find_spec, {modules!r}))"
-    code = f"import importlib.util, sys; sys.exit(0 if {there} else 7)"
+def _python_error(python: str, modules: Sequence[str], env: Mapping[str, str]) -> str:
+    """Return why an interpreter lacks one of these modules, or an empty text."""
+    found = f"all(map(importlib.util.find_spec, {modules!r}))"
+    code = f"import importlib.util, sys; sys.exit(0 if {found} else 7)"
     try:
         done = _run([python, "-c", code], env)
     except subprocess.TimeoutExpired:
@@ -206,7 +205,7 @@ def _python(python: str, modules: Sequence[str], env: Mapping[str, str]) -> str:
 
 
 def mpi_version(python: str) -> str:
-    """Of the library that mpi4py finds, without starting it; empty where it finds none."""
+    """Return the version of the library that mpi4py finds, without MPI_Init; empty without one."""
     code = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; "
     code += "print(MPI.Get_library_version().split(',')[0].splitlines()[0])"
     with suppress(OSError, subprocess.SubprocessError):
@@ -215,11 +214,11 @@ def mpi_version(python: str) -> str:
 
 
 def mpi_error(config: Config) -> str:
-    """Why MPI cannot even be tried here; empty where it can, or is not asked for."""
+    """Return why MPI cannot be tried here; empty if it can, or is not configured."""
     if config.cluster.bootstrap.method is BootstrapMethod.tcp or mpi.available():
         return ""
     if importlib.util.find_spec("mpi4py") is None:
-        return "mpi4py is not installed beside hpc-dynamo"
+        return "mpi4py is not installed in the environment of hpc-dynamo"
     return "this task was not started as an MPI rank (no PMIx)"
 
 

@@ -1,10 +1,10 @@
-"""NIXL's end on one node: `python -m hpc_dynamo.doctor.link NAME [--gpu]`, a process of its own.
+"""Measurement of NIXL links: `python -m hpc_dynamo.doctor.link NAME [--gpu]`.
 
-It may hang or crash in a driver, and it may need the engine's interpreter. On standard output,
-among what NIXL and UCX print: lines that begin with MARK, JSON behind it. First what peers must
-know, then an answer to each line of standard input: a number, which the answer has again, and a
-list of a peer's metadata.
-Two agents: large blocks for bandwidth, small ones for latency.
+This is a process of its own, because it may hang or crash in a driver and may need the engine's
+interpreter. Its standard output has lines that begin with MARK, followed by JSON, among the output
+of NIXL and UCX. The first record has the metadata for peers. Each line of standard input is a
+number and a peer's metadata; its answer repeats the number. One agent with large blocks measures
+bandwidth, one with small blocks measures latency.
 """
 
 import asyncio
@@ -22,47 +22,51 @@ from hpc_dynamo.kv.memory import allocate_gpu_pool
 
 MARK = "hpc-dynamo-link "
 BLOCK_BYTES, BLOCKS = (256 << 10, 4 << 10), (128, 4)
-REPEATS, LEAST, BUDGET_S, PULL_S = (8, 40), 3, 2.0, 5.0
-GROWTH = 8  # blocks of a pull after a quick one, times those before
-AWAKE_S, DOZE_S = 0.05, 0.001  # notices are asked for all the time while a peer measures
+REPEATS, MIN_PULLS, BUDGET_S, PULL_TIMEOUT_S = (8, 40), 3, 2.0, 5.0
+GROWTH = 8  # factor between the blocks of two pulls
+# Without pause while a peer measures, else at this interval.
+BUSY_POLL_S, IDLE_POLL_S = 0.05, 0.001
 
 
 async def main(name: str, gpu: bool) -> None:
+    """Serve peers and measure links until standard input ends."""
     sizes = [block * count for block, count in zip(BLOCK_BYTES, BLOCKS, strict=True)]
     pools: list[Any] = [allocate_gpu_pool(size) for size in sizes] if gpu else [None, None]
     memory = "host" if pools[0] is None else "GPU"
-    filled = [pool if pool is not None else _host(n) for pool, n in zip(pools, sizes, strict=True)]
+    filled = [
+        pool if pool is not None else _host_pool(n) for pool, n in zip(pools, sizes, strict=True)
+    ]
     agents = [
         KvAgent(f"{name}-{block}", pool, block, first_wait_s=0)
         for pool, block in zip(filled, BLOCK_BYTES, strict=True)
     ]
-    _say(memory=memory, metadata=[agent.metadata().hex() for agent in agents])
+    _write_record(memory=memory, metadata=[agent.metadata().hex() for agent in agents])
     async with asyncio.TaskGroup() as group:
-        serving = [group.create_task(_serve(agent)) for agent in agents]
+        serving = [group.create_task(_poll_notifications(agent)) for agent in agents]
         while line := await asyncio.to_thread(sys.stdin.readline):
             number, metadata = json.loads(line)
-            said = await _measured(agents, [bytes.fromhex(text) for text in metadata])
-            _say(number=number, **said)
+            result = await _measure(agents, [bytes.fromhex(text) for text in metadata])
+            _write_record(number=number, **result)
         for task in serving:
             task.cancel()
 
 
-def _host(size: int) -> mmap.mmap:
+def _host_pool(size: int) -> mmap.mmap:
     pool = mmap.mmap(-1, size)
-    for at in range(0, size, mmap.PAGESIZE):  # pages that are there already
+    for at in range(0, size, mmap.PAGESIZE):  # allocate all pages
         pool[at] = 1
     return pool
 
 
-async def _serve(agent: KvAgent) -> None:
-    heard_at = 0.0
+async def _poll_notifications(agent: KvAgent) -> None:
+    notified_at = 0.0
     while True:
         if await agent.get_notifications():
-            heard_at = time.monotonic()
-        await asyncio.sleep(0 if time.monotonic() - heard_at < AWAKE_S else DOZE_S)
+            notified_at = time.monotonic()
+        await asyncio.sleep(0 if time.monotonic() - notified_at < BUSY_POLL_S else IDLE_POLL_S)
 
 
-async def _measured(agents: list[KvAgent], metadata: list[bytes]) -> dict[str, Any]:
+async def _measure(agents: list[KvAgent], metadata: list[bytes]) -> dict[str, Any]:
     ends = zip(agents, metadata, (BLOCKS[0], 1), REPEATS, strict=True)
     try:
         large, small = [await _best(*end) for end in ends]
@@ -72,20 +76,20 @@ async def _measured(agents: list[KvAgent], metadata: list[bytes]) -> dict[str, A
 
 
 async def _best(agent: KvAgent, metadata: bytes, count: int, repeats: int) -> KvTransfer:
-    """The quickest pull, of `repeats` or of as many as there is time for.
+    """Return the fastest of `repeats` pulls, or of as many as BUDGET_S allows.
 
-    They grow as the link allows: a slow one is to be measured, not to be taken for dead. One that
-    was held up, by a busy machine or since it connects, is none to judge by: a few come after it.
+    Pulls grow up to `count` blocks, so that a slow link does not time out. At least MIN_PULLS are
+    made, because one pull may be delayed by a busy machine or by the connection's set-up.
     """
-    peer, blocks, pulls = await agent.add_peer(metadata), list(range(count)), list[KvTransfer]()
-    began, tried, full = time.monotonic(), 1, 0
-    while full < repeats and (len(pulls) < LEAST or time.monotonic() - began < BUDGET_S):
-        some = blocks[:tried]
-        done = await agent.pull(peer, some, some, notification=b".", timeout_s=PULL_S)
+    peer, pulls = await agent.add_peer(metadata), list[KvTransfer]()
+    began, size, full = time.monotonic(), 1, 0
+    while full < repeats and (len(pulls) < MIN_PULLS or time.monotonic() - began < BUDGET_S):
+        blocks = range(size)
+        done = await agent.pull(peer, blocks, blocks, notification=b".", timeout_s=PULL_TIMEOUT_S)
         pulls.append(done)
-        full += tried == count
+        full += size == count
         if done.seconds * GROWTH < BUDGET_S:
-            tried = min(tried * GROWTH, count)
+            size = min(size * GROWTH, count)
     return max(pulls, key=_rate)
 
 
@@ -93,16 +97,16 @@ def _rate(done: KvTransfer) -> float:
     return done.size_bytes / done.seconds
 
 
-def _say(**record: object) -> None:
+def _write_record(**record: object) -> None:
     sys.stdout.write(f"\n{MARK}{json.dumps(record)}\n")
     sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    atexit.register(os._exit, 1)  # UCX may crash in its exit handlers; runs after a traceback
+    atexit.register(os._exit, 1)  # avoid crashes in the exit handlers of UCX
     try:
         asyncio.run(main(sys.argv[1], "--gpu" in sys.argv))
     except HpcDynamoError as error:
-        _say(error=str(error))
+        _write_record(error=str(error))
         os._exit(1)
     os._exit(0)

@@ -1,13 +1,14 @@
-"""Can the ranks of a worker that is one MPI world meet: tried as its agent would start them.
+"""A trial of MPI ranks, for workers that run as MPI ranks over several nodes.
 
-Without the engine, by its interpreter, in its image if it has one, in a step of its own: a crash in
-MPI_Init ends the step that it happens in.
+The ranks are started like those of the engine, with its interpreter and in its container. They
+have a Slurm step of their own, because a crash in MPI_Init ends the whole step.
 """
 
 import asyncio
 
-from hpc_dynamo.engines import Command, Placement, for_worker, in_container, is_mpi_step
-from hpc_dynamo.engines.contract import python_executable
+from hpc_dynamo.config import with_worker_options
+from hpc_dynamo.engines import Command, Placement, in_container, is_mpi_step
+from hpc_dynamo.engines.environment import python_executable
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.launch import mpi_step
 from hpc_dynamo.process.child import clean_environment
@@ -19,28 +20,32 @@ PROGRAM = f"from mpi4py import MPI; print('{MARK}', MPI.COMM_WORLD.size, flush=T
 
 
 async def mpi_step_error(attempt: Attempt) -> str:
-    """Of the first such worker of our part of the job; empty where there is none, or it is well at
-    the second try: one that crashes once is started again in a run, too."""
+    """Try the first worker that runs as MPI ranks. Return an error, or an empty text.
+
+    A failure is tried once more, because a run also restarts an engine that crashes once.
+    """
     config, plan = attempt.config(), attempt.plan()
-    worlds = (w for w in plan.group_plans[0].workers if is_mpi_step(config, w))
-    worker = next(worlds, None)
+    workers = (w for w in plan.group_plans[0].workers if is_mpi_step(config, w))
+    worker = next(workers, None)
     if worker is None:
         return ""
     limit_s = config.cluster.bootstrap.mpi_timeout_s
     try:
         async with asyncio.timeout(limit_s):
-            return await _tried(attempt, worker) and await _tried(attempt, worker)
+            return await _try(attempt, worker) and await _try(attempt, worker)
     except TimeoutError:
         return f"the ranks of worker {worker.rank} did not meet within {limit_s:.0f} s"
     except (HpcDynamoError, OSError) as e:
         return f"the ranks of worker {worker.rank} cannot be started: {e}"
 
 
-async def _tried(attempt: Attempt, worker: Worker) -> str:
-    own, ranks = for_worker(attempt.config(), worker), sum(len(s.gpus) for s in worker.shards)
+async def _try(attempt: Attempt, worker: Worker) -> str:
+    own = with_worker_options(attempt.config(), worker.model, worker.role)
+    ranks = sum(len(s.gpus) for s in worker.shards)
     bare = Command((python_executable(own), "-c", PROGRAM), own.engine.env)
-    place = Placement(worker, address="", ports=(), gpus=(), token="", log_folder=str(attempt.logs))
-    command = in_container(own, place, bare)
+    logs = str(attempt.logs)
+    placement = Placement(worker, address="", ports=(), gpus=(), token="", log_folder=logs)
+    command = in_container(own, placement, bare)
     step = mpi_step.WorkerStep(worker, container_args=command.container_args)
     argv = await asyncio.to_thread(step.command, own, attempt.plan(), command.argv)
     process = await asyncio.create_subprocess_exec(
@@ -51,12 +56,13 @@ async def _tried(attempt: Attempt, worker: Worker) -> str:
         stderr=asyncio.subprocess.STDOUT,
     )
     try:
-        said = (await process.communicate())[0].decode(errors="replace")
+        output = (await process.communicate())[0].decode(errors="replace")
     finally:
         if process.returncode is None:
-            process.kill()  # srun's end is that of the step
+            process.kill()  # only srun; the step follows
             await process.wait()
             await asyncio.to_thread(step.signal, "KILL")
-    if said.count(f"{MARK} {ranks}\n") == ranks:
+    if output.count(f"{MARK} {ranks}\n") == ranks:
         return ""
-    return f"the {ranks} ranks of worker {worker.rank} did not meet: {mpi_step.last_message(said)}"
+    last = mpi_step.last_message(output)
+    return f"the {ranks} ranks of worker {worker.rank} did not meet: {last}"

@@ -1,4 +1,4 @@
-"""The checks that take no time, run by every job before a model is loaded."""
+"""The fast checks that every job runs before it loads a model."""
 
 from msgspec.structs import replace
 
@@ -12,19 +12,18 @@ from hpc_dynamo.topology import Plan
 
 
 def preflight(config: Config, plan: Plan, node: int, address: str, host: str) -> tuple[str, ...]:
-    """Faults of this node, as texts; none where `cluster.preflight` is off."""
+    """Return the faults of this node as texts; none if `cluster.preflight` is off."""
     if not config.cluster.preflight:
         return ()
     facts = preflight_facts(config, planned_gpus(plan, node), address, host)
-    return tuple(
-        str(f) for f in run_checks(facts, PREFLIGHT_CHECKS) if f.level is FindingLevel.fault
-    )
+    found = run_checks(facts, PREFLIGHT_CHECKS)
+    return tuple(str(finding) for finding in found if finding.level is FindingLevel.fault)
 
 
 def raise_for_faults(roster: Roster, submitted_at: float, now: float) -> None:
-    """Raises LaunchError where a node has a fault.
+    """Raise LaunchError if a node has a fault. Times are seconds since the epoch.
 
-    Clocks are judged by order alone: who started before the submission, or after `now`, is off.
+    Clocks are only compared by order: a node's start must lie between the submission and `now`.
     """
     faults = [fault for node in roster.nodes for fault in node.faults]
     for node in roster.nodes:
@@ -32,10 +31,10 @@ def raise_for_faults(roster: Roster, submitted_at: float, now: float) -> None:
         if finding := check_clock(ahead_s):
             faults.append(str(replace(finding, host=node.host)))
     if faults:
-        hint = "`hpc-dynamo doctor` with the same words tells more; --no-preflight goes on anyway"
+        hint = "`hpc-dynamo doctor` with the same overrides; --no-preflight skips these checks"
         raise LaunchError("the nodes are not fit for this run:\n" + "\n".join(faults), hint=hint)
 
 
-def clock_error_s(told_at: float, submitted_at: float, now: float) -> float:
-    """How far a clock must be off that said `told_at` between two times of others; 0 if neither."""
-    return max(told_at - now, 0.0) or min(told_at - submitted_at, 0.0)
+def clock_error_s(started_at: float, submitted_at: float, now: float) -> float:
+    """Return the least error of the clock that showed `started_at`. Positive: it is ahead."""
+    return max(started_at - now, 0.0) or min(started_at - submitted_at, 0.0)

@@ -1,4 +1,4 @@
-"""What the doctor sees and says, between its tasks and in its report."""
+"""Wire records of the doctor's tasks, and its report."""
 
 from enum import StrEnum
 
@@ -8,14 +8,14 @@ from hpc_dynamo.model_files import Problem
 
 
 class FindingLevel(StrEnum):
-    """A fault breaks a run or slows it badly; a warning may do so."""
+    """A fault breaks a run or makes it very slow. A warning may do so."""
 
     fault = "fault"
     warning = "warning"
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """What is wrong, where, why it matters and what mends it."""
+    """A problem on one host: what is wrong, why it matters and how to fix it."""
 
     check: str
     level: FindingLevel
@@ -29,87 +29,87 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What there is on one node. Sizes in bytes, limits of -1 are none, rates in 1e9 bytes/s."""
+    """Facts of one node. Sizes are in bytes, rates in 1e9 bytes/s. A limit of -1 is no limit."""
 
     host: str
     shm_free: int
     tmp_free: int
     nofile: int
     memlock: int
-    port_error: str = ""  # why no port of the job's address can be had
+    port_error: str = ""  # why no port of the job's address can be bound
     model_problems: tuple[Problem, ...] = ()
     gpus_wanted: int = 0
-    local: bool = False  # started by cluster.launcher=local, not by Slurm
+    local: bool = False  # started by cluster.launcher=local
     gpus_visible: tuple[str, ...] = ()
-    # From here on only `hpc-dynamo doctor` looks.
-    gpus_listed: tuple[str, ...] | None = None  # by nvidia-smi; None: it is not there
+    # Only `hpc-dynamo doctor` collects the following.
+    gpus_listed: tuple[str, ...] | None = None  # by nvidia-smi; None: not installed
     rdma_devices: tuple[str, ...] = ()
     model_gb_s: float | None = None
-    run_error: str = ""  # why the run folder cannot be written
-    run_token: str = ""  # what the head wrote there, as seen here
+    run_error: str = ""  # why the run folder is not writable
+    run_token: str = ""  # content of the coordinator's file, as seen here
     engine_error: str = ""
     nixl_error: str = ""
-    contained: bool = False  # the engine is in an image, so NIXL was tried with our interpreter
-    mpi: str = ""  # the library's version
+    contained: bool = False  # engine in a container; NIXL was tried outside of it
+    mpi: str = ""  # version of the library
     mpi_error: str = ""
 
 
 class NodeReady(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A node has looked at itself and can be met."""
+    """Node to coordinator, first: the facts are collected, and peers can connect."""
 
     node: int
     address: str
     port: int
     facts: NodeFacts
-    metadata: tuple[bytes, ...] = ()  # of its NIXL agents; empty where there are none
-    memory: str = ""  # what they move: host or GPU
+    metadata: tuple[bytes, ...] = ()  # NIXL agents; empty: no NIXL
+    memory: str = ""  # memory of the NIXL agents: host or GPU
 
 
 class ConnectPeers(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Try to reach these."""
+    """Coordinator to each node: connect to the ports of the other nodes."""
 
     nodes: tuple[NodeReady, ...]
 
 
 class PeersConnected(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What came of it. `unreachable`: by node, why."""
+    """Node to coordinator: result of ConnectPeers."""
 
     node: int
-    ahead_s: float
-    unreachable: dict[int, str]
+    ahead_s: float  # this clock minus node 0's
+    unreachable: dict[int, str]  # errors by node
 
 
 class MeasureLink(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Measure the link from a peer."""
+    """Coordinator to a node: measure the link from a peer."""
 
     peer: int
     metadata: tuple[bytes, ...]
 
 
 class LinkResult(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """KV blocks of `peer` pulled by `node`: the best of a few pulls, and of some times."""
+    """Node to coordinator: `node` pulled KV blocks from `peer`. The best pull counts."""
 
     node: int
     peer: int
     gb_s: float = 0.0
     latency_us: float = 0.0
-    transport: str = ""  # and interface, such as rc_mlx5/mlx5_0:1
+    transport: str = ""  # with the interface, such as rc_mlx5/mlx5_0:1
     error: str = ""
-    times: int = 1  # that it was measured
+    times: int = 1  # number of measurements
 
 
 class DoctorDone(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Nothing more is asked."""
+    """Coordinator to each node, last: exit."""
 
 
 DoctorMessage = NodeReady | ConnectPeers | PeersConnected | MeasureLink | LinkResult | DoctorDone
 
 
 class DoctorReport(msgspec.Struct, frozen=True, kw_only=True):
-    """All of it."""
+    """All results, as written by `--json FILE`."""
 
     hosts: tuple[str, ...]
-    nodes: tuple[NodeReady, ...]  # those that came
+    nodes: tuple[NodeReady, ...]  # the nodes that reported
     links: tuple[LinkResult, ...]
     findings: tuple[Finding, ...]
     seconds: float

@@ -1,8 +1,7 @@
-"""One task a node: look at it, meet the others, measure the links when told to.
+"""The doctor's task on each node: collect facts, connect to the others, measure links.
 
-Started by submitit (`main`) or as `python -m hpc_dynamo.doctor.task ATTEMPT`. Node 0 also leads
-(lead.py). Links are measured in rounds in which each node pulls from one and is pulled from by
-one, so that they do not share a network port.
+Started by submitit (`main`) or as `python -m hpc_dynamo.doctor.task ATTEMPT`. Node 0 is also the
+coordinator.
 """
 
 import asyncio
@@ -18,7 +17,7 @@ import msgspec
 from hpc_dynamo.bootstrap import mpi
 from hpc_dynamo.bootstrap.address import job_address
 from hpc_dynamo.config import BootstrapMethod, Config
-from hpc_dynamo.doctor import facts as look
+from hpc_dynamo.doctor import facts
 from hpc_dynamo.doctor.connectivity import clock_server, connect_to_peers
 from hpc_dynamo.doctor.coordinator import (
     CODEC,
@@ -42,13 +41,13 @@ from hpc_dynamo.messages import NodeRecord
 from hpc_dynamo.run import Attempt, write_json
 from hpc_dynamo.wire import ControlClient, ControlServer
 
-SILENCE_S = 300.0  # of the head, that waits for the slowest node between two words
+SILENCE_TIMEOUT_S = 300.0  # the coordinator waits for the slowest node between two messages
 
 log = logging.getLogger(__name__)
 
 
 def main(path: str) -> int:
-    """This node's part; 0 where it could be done, whatever was found."""
+    """Run this node's part. Return 0 unless it failed; findings are no failure."""
     attempt = Attempt(Path(path))
     index, hosts = node_index_and_hosts(attempt.plan().nodes)
     logging.basicConfig(filename=attempt.agent_log(index), level=logging.INFO)
@@ -67,47 +66,49 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> None:
             server = ControlServer(address, attempt.run.secrets().keys, CODEC)
             write_json(rendezvous_file(attempt), DoctorRendezvous(endpoint=server.endpoint))
             group.create_task(DoctorCoordinator(attempt, hosts, server).run())
-        group.create_task(_Node(attempt, index, hosts, address).run())
+        group.create_task(_DoctorNode(attempt, index, hosts, address).run())
 
 
-class _Node:
-    """What one node does."""
+class _DoctorNode:
+    """One node of the job."""
 
     def __init__(self, attempt: Attempt, index: int, hosts: list[str], address: str) -> None:
         self._attempt, self._index, self._hosts, self._address = attempt, index, hosts, address
         self._config: Config = attempt.config()
 
     async def run(self) -> None:
-        endpoint = await self._head()
+        endpoint = await self._find_coordinator()
         async with AsyncExitStack() as stack:
             port = await stack.enter_async_context(clock_server(self._address))
-            nixl, error = await self._nixl(stack)
-            facts = await self._facts(error)
+            nixl, error = await self._start_nixl(stack)
+            found = await self._collect_facts(error)
             me = NodeReady(
                 node=self._index,
                 address=self._address,
                 port=port,
-                facts=facts,
+                facts=found,
                 metadata=nixl.metadata if nixl else (),
                 memory=nixl.memory if nixl else "",
             )
             client = ControlClient[DoctorMessage](endpoint, self._attempt.run.secrets().keys, CODEC)
             stack.callback(client.close)
             await client.send(me)
-            await self._obey(client, nixl)
+            await self._handle_messages(client, nixl)
 
-    async def _obey(self, client: ControlClient[DoctorMessage], nixl: NixlEndpoint | None) -> None:
+    async def _handle_messages(
+        self, client: ControlClient[DoctorMessage], nixl: NixlEndpoint | None
+    ) -> None:
         while True:
-            match await client.receive(SILENCE_S):
+            match await client.receive(SILENCE_TIMEOUT_S):
                 case ConnectPeers(nodes=nodes):
                     await client.send(await connect_to_peers(self._index, nodes))
-                case MeasureLink() as pull if nixl:
-                    await client.send(await nixl.measure(self._index, pull))
+                case MeasureLink() as request if nixl:
+                    await client.send(await nixl.measure(self._index, request))
                 case DoctorDone():
                     return
 
-    async def _head(self) -> str:
-        """Where the head waits. Raises BootstrapError."""
+    async def _find_coordinator(self) -> str:
+        """Return the coordinator's endpoint. Raises BootstrapError."""
         wait_s = self._config.cluster.bootstrap.timeout_s
         deadline = time.monotonic() + wait_s
         while time.monotonic() < deadline:
@@ -116,9 +117,9 @@ class _Node:
                 return msgspec.json.decode(data, type=DoctorRendezvous).endpoint
             except FileNotFoundError:
                 await asyncio.sleep(0.1)  # a shared disk has no events
-        raise BootstrapError(f"node 0 did not open the meeting within {wait_s:.0f} s")
+        raise BootstrapError(f"node 0 did not start the coordinator within {wait_s:.0f} s")
 
-    async def _nixl(self, stack: AsyncExitStack) -> tuple[NixlEndpoint | None, str]:
+    async def _start_nixl(self, stack: AsyncExitStack) -> tuple[NixlEndpoint | None, str]:
         name = f"doctor-{self._index}-{os.getpid()}"
         first = next(iter(self._config.by_model.values()))
         try:
@@ -128,36 +129,36 @@ class _Node:
         except OSError as e:
             return None, f"{first.engine.python} cannot be run: {e.strerror or e}"
 
-    async def _facts(self, nixl_error: str) -> NodeFacts:
-        """MPI is tried by all nodes at once, the rest is looked at meanwhile."""
+    async def _collect_facts(self, nixl_error: str) -> NodeFacts:
+        """Collect facts in a thread while all nodes try MPI together."""
         async with asyncio.TaskGroup() as group:
-            trying = group.create_task(self._mpi_error())
-            looking = group.create_task(asyncio.to_thread(self._look))
-        found = looking.result()
-        return msgspec.structs.replace(found, nixl_error=nixl_error, mpi_error=trying.result())
+            mpi_error = group.create_task(self._mpi_error())
+            found = group.create_task(asyncio.to_thread(self._local_facts))
+        errors = {"nixl_error": nixl_error, "mpi_error": mpi_error.result()}
+        return msgspec.structs.replace(found.result(), **errors)
 
-    def _look(self) -> NodeFacts:
+    def _local_facts(self) -> NodeFacts:
         config, folder = self._config, self._attempt.path
         plan, host = self._attempt.plan(), self._hosts[self._index]
-        engines = dict.fromkeys(look.engine_error(own.engine) for own in config.by_model.values())
-        gpus = look.planned_gpus(plan, self._index) or plan.gpus_on(self._index)
-        quick = look.preflight_facts(config, gpus, self._address, host)
+        engines = dict.fromkeys(facts.engine_error(own.engine) for own in config.by_model.values())
+        gpus = facts.planned_gpus(plan, self._index) or plan.gpus_on(self._index)
+        quick = facts.preflight_facts(config, gpus, self._address, host)
         return msgspec.structs.replace(
             quick,
-            gpus_listed=look.driver_gpus(),
-            rdma_devices=look.rdma_devices(),
-            model_gb_s=look.model_read_gb_s(look.local_model(config)),
-            run_error=look.run_folder_error(folder),
+            gpus_listed=facts.driver_gpus(),
+            rdma_devices=facts.rdma_devices(),
+            model_gb_s=facts.model_read_gb_s(facts.local_model(config)),
+            run_error=facts.run_folder_error(folder),
             run_token=read_token(self._attempt),
             engine_error="; ".join(filter(None, engines)),
-            contained=any(look.in_container(own.engine) for own in config.by_model.values()),
-            mpi=look.mpi_version(sys.executable),
+            contained=any(facts.in_container(own.engine) for own in config.by_model.values()),
+            mpi=facts.mpi_version(sys.executable),
         )
 
     async def _mpi_error(self) -> str:
         settings = self._config.cluster.bootstrap
         if settings.method is BootstrapMethod.tcp or not mpi.available():
-            return look.mpi_error(self._config)
+            return facts.mpi_error(self._config)
         me = NodeRecord(
             node=self._index, host=self._hosts[self._index], address=self._address,
             pid=os.getpid(), log=str(self._attempt.agent_log(self._index)),

@@ -1,20 +1,46 @@
-"""The engines by name. A new one is a file here and a row in the table."""
+"""Inference engines: commands, prefill/decode protocols, checks and metrics. Pure.
+
+A new engine is a folder here with an adapter, a row in ENGINES, and a file `conf/engine/NAME.yaml`.
+Nothing else names engines: other packages call the functions below with a configuration.
+
+    vllm/ sglang/ trtllm/ simulator/   one engine each: adapter.py, flags.py, pd_protocol.py, …
+    adapter.py                         EngineAdapter, the base class; Placement, Command
+    pd_protocol.py                     how a prefill and a decode worker share a request
+    options.py option_names.py         `engine.args`, and the names of all options
+    environment.py event_options.py    variables of an engine process; KV event options
+    shards.py container_args.py        workers over several nodes; commands inside containers
+    compat_checks.py                   what engines refuse before submission
+    diagnostics.py root_cause.py       what a log says about a failed engine, and what to try
+    roles.py                           the configuration of one worker
+    answer_settings.py                 settings that the answers of a batch depend on
+    http_paths.py                      paths of an engine that clients may use
+    metrics.py                         the engines' /metrics in one vocabulary
+    injected/                          modules that run inside the engine's process
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
-from hpc_dynamo.config import Config, Role, Router, TopologyKind, errors_of_model
+from hpc_dynamo.config import (
+    Config,
+    Role,
+    errors_of_model,
+    with_role_options,
+    with_worker_options,
+)
+from hpc_dynamo.config.resolve import role_options_differ
 from hpc_dynamo.engines import container_args
-from hpc_dynamo.engines.container_args import in_container
-from hpc_dynamo.engines.contract import (
+from hpc_dynamo.engines.adapter import (
     Command,
-    Engine,
+    EngineAdapter,
     EventEndpoints,
     Placement,
+    PromptCheck,
     ShardRendezvous,
     SleepEndpoints,
+    roles_can_change,
 )
+from hpc_dynamo.engines.container_args import in_container
 from hpc_dynamo.engines.pd_protocol import (
     CHAT,
     COMPLETIONS,
@@ -27,17 +53,14 @@ from hpc_dynamo.engines.pd_protocol import (
     field_value,
     probe_fields,
 )
-from hpc_dynamo.engines.roles import differ, for_role, for_worker
-from hpc_dynamo.engines.sglang import SglangAdapter
-from hpc_dynamo.engines.sglang_pd_protocol import SglangPdProtocol
-from hpc_dynamo.engines.sglang_prompts import PromptCheck, prompt_check
-from hpc_dynamo.engines.simulator import PD_PROTOCOLS, SimulatorAdapter, simulated_protocol
-from hpc_dynamo.engines.trtllm import TrtllmAdapter
-from hpc_dynamo.engines.vllm import VllmAdapter
+from hpc_dynamo.engines.sglang.adapter import SglangAdapter
+from hpc_dynamo.engines.simulator.adapter import SimulatorAdapter
+from hpc_dynamo.engines.trtllm.adapter import TrtllmAdapter
+from hpc_dynamo.engines.vllm.adapter import VllmAdapter
 from hpc_dynamo.errors import ConfigError, unknown_name
 from hpc_dynamo.topology import Plan, Worker
 
-ENGINES: dict[str, type[Engine]] = {
+ENGINES: dict[str, type[EngineAdapter]] = {
     "sglang": SglangAdapter,
     "simulator": SimulatorAdapter,
     "trtllm": TrtllmAdapter,
@@ -45,39 +68,41 @@ ENGINES: dict[str, type[Engine]] = {
 }
 
 
-def engine(name: str) -> Engine:
-    """The adapter called `name`. Raises ConfigError listing the known ones."""
+def engine(name: str) -> EngineAdapter:
+    """Return the adapter called `name`. Raises ConfigError that lists the known ones."""
     if name not in ENGINES:
         raise unknown_name("engine.name", name, ENGINES)
     return ENGINES[name]()
 
 
-def check(config: Config, plan: Plan) -> None:
-    """Refuse what the engines of the models cannot run, as each role's workers are started.
+def adapter_of(config: Config) -> EngineAdapter:
+    """Return the adapter of a run of one model."""
+    return engine(config.engine.name)
 
-    Raises ConfigError.
-    """
+
+def check(config: Config, plan: Plan) -> None:
+    """Raise ConfigError for what the engines of any model cannot run, with each role's options."""
     for model, own in config.by_model.items():
         with errors_of_model(model):
-            _check(own, plan.for_model(model))
+            _check_model(own, plan.for_model(model))
 
 
-def _check(config: Config, plan: Plan) -> None:
-    adapter = engine(config.engine.name)
-    if adapter.serves_both_roles(config) and differ(config):
-        what = "a worker whose role changes while it runs has no options of one role: "
-        what += "engine.prefill and engine.decode differ"
-        hint = "planner.restart_on_role_change=true restarts its engine in its new role; "
+def _check_model(config: Config, plan: Plan) -> None:
+    adapter = adapter_of(config)
+    if adapter.serves_both_roles(config) and role_options_differ(config):
+        what = "engine.prefill and engine.decode differ, but workers change their role while they "
+        what += "run and so cannot have options of one role"
+        hint = "planner.restart_on_role_change=true restarts the engine in its new role; "
         hint += "or planner=off"
         raise ConfigError(what, hint=hint)
     for worker in {worker.role: worker for worker in plan.workers}.values():
-        with _about_role(worker.role, adapter, config, plan):
-            adapter.check(for_role(config, worker.role), plan)
+        with _naming_role(worker.role, adapter, config, plan):
+            adapter.check(with_role_options(config, worker.role), plan)
 
 
 @contextmanager
-def _about_role(role: Role, adapter: Engine, config: Config, plan: Plan) -> Iterator[None]:
-    """What is raised as a ConfigError names the role, where its own options are the cause."""
+def _naming_role(role: Role, adapter: EngineAdapter, config: Config, plan: Plan) -> Iterator[None]:
+    """Add the role to a ConfigError that only the options of this role cause."""
     try:
         yield
     except ConfigError as e:
@@ -86,7 +111,7 @@ def _about_role(role: Role, adapter: Engine, config: Config, plan: Plan) -> Iter
         raise ConfigError(f"{e.message} (with engine.{role})", hint=e.hint) from e
 
 
-def _check_error(adapter: Engine, config: Config, plan: Plan) -> str:
+def _check_error(adapter: EngineAdapter, config: Config, plan: Plan) -> str:
     try:
         adapter.check(config, plan)
     except ConfigError as e:
@@ -95,53 +120,34 @@ def _check_error(adapter: Engine, config: Config, plan: Plan) -> str:
 
 
 def is_mpi_step(config: Config, worker: Worker) -> bool:
-    """Whether its ranks are one MPI world, over all of its nodes."""
-    view = for_worker(config, worker)
-    return engine(view.engine.name).is_mpi_step(view, worker)
+    """Return True if the worker's ranks are one MPI world over several nodes."""
+    view = with_worker_options(config, worker.model, worker.role)
+    return adapter_of(view).is_mpi_step(view, worker)
 
 
 def pd_protocol_of(config: Config) -> PdProtocol:
-    """What the engines of this configuration speak: the simulator may speak any."""
-    if config.engine.name == "simulator":
-        return simulated_protocol(config)
-    return engine(config.engine.name).pd_protocol
+    """Return the prefill/decode protocol of the engines of a run of one model."""
+    return adapter_of(config).pd_protocol(config)
 
 
 def adapter_fields(config: Config, adapter: str) -> Body:
-    """What a request for a LoRA adapter says in place of its own `model`; empty: the same."""
-    if not isinstance(pd_protocol_of(config), SglangPdProtocol):
-        return {}
-    return {"model": f"{config.served_name}:{adapter}"}
+    """Return the fields of a request for a LoRA adapter that replace those of the client."""
+    return adapter_of(config).adapter_fields(config, adapter)
 
 
 def prompt_check_of(config: Config) -> PromptCheck | None:
     """Return the check for prompts that would end an engine; None if engines refuse them."""
-    return prompt_check(config) if isinstance(pd_protocol_of(config), SglangPdProtocol) else None
+    return adapter_of(config).prompt_check(config)
 
 
 def diagnose(config: Config, log_tail: str) -> str:
-    """What to try, from the last lines of a dead engine's log; empty where unknown."""
-    return container_args.diagnose(config, log_tail) or engine(config.engine.name).diagnose(
-        log_tail
-    )
+    """Return what to try, from the last lines of a failed engine's log; empty if unknown."""
+    return container_args.diagnose(config, log_tail) or adapter_of(config).diagnose(log_tail)
 
 
-def with_engine_limits(config: Config) -> Config:
-    """With routers that ask of the engines what they can: of those that always share a request
-    none computes a prompt alone."""
-    models = {
-        model: replace(served, router=_router_for(config.for_model(model)))
-        for model, served in config.models.items()
-    }
-    own = config.router if models else _router_for(config)
-    return replace(config, router=own, models=models)
-
-
-def _router_for(config: Config) -> Router:
-    shared = isinstance(pd_protocol_of(config), ConcurrentProtocol)
-    if not (shared and config.topology.kind is TopologyKind.disaggregated):
-        return config.router
-    return replace(config.router, conditional_disaggregation=False)
+def is_concurrent(config: Config) -> bool:
+    """Return True if the engines of one model start prefill and decode of a request together."""
+    return isinstance(pd_protocol_of(config), ConcurrentProtocol)
 
 
 __all__ = [
@@ -149,15 +155,15 @@ __all__ = [
     "COMPLETIONS",
     "ENGINES",
     "MESSAGES",
-    "PD_PROTOCOLS",
     "RESPONSES",
     "Body",
     "Command",
     "ConcurrentProtocol",
-    "Engine",
+    "EngineAdapter",
     "EventEndpoints",
     "PdProtocol",
     "Placement",
+    "PromptCheck",
     "SequentialProtocol",
     "ShardRendezvous",
     "SleepEndpoints",
@@ -166,12 +172,11 @@ __all__ = [
     "diagnose",
     "engine",
     "field_value",
-    "for_role",
-    "for_worker",
     "in_container",
+    "is_concurrent",
     "is_mpi_step",
     "pd_protocol_of",
     "probe_fields",
     "prompt_check_of",
-    "with_engine_limits",
+    "roles_can_change",
 ]

@@ -1,28 +1,36 @@
-"""What several engines refuse, before anything is submitted."""
+"""Checks that several engines share. They run before anything is submitted."""
 
-from hpc_dynamo.config import Config, KvLoadFailurePolicy
-from hpc_dynamo.engines.contract import uses_kv_events
+from hpc_dynamo.config import Config, KvLoadFailurePolicy, Task, TopologyKind
+from hpc_dynamo.engines.event_options import uses_kv_events
 from hpc_dynamo.errors import ConfigError
 
 
 def require_model(config: Config) -> None:
-    """Raises ConfigError."""
+    """Raise ConfigError if `model.path` is not set."""
     if not config.model.path:
         hint = "model.path=/path/to/model (a folder on a shared disk, or a hub id)"
         raise ConfigError("model.path is not set", hint=hint)
 
 
 def refuse_recompute(name: str, config: Config) -> None:
-    """Raises ConfigError where an engine is to do what only vLLM's decode workers can."""
+    """Raise ConfigError if an engine is asked to recompute lost KV blocks; only vLLM can do
+    this."""
     if config.engine.kv_load_failure_policy is KvLoadFailurePolicy.recompute:
-        what = (
-            f"engine.kv_load_failure_policy=recompute: {name} fails a request whose blocks are lost"
-        )
-        raise ConfigError(what, hint="engine.kv_load_failure_policy=fail; other workers are tried")
+        what = "engine.kv_load_failure_policy=recompute: "
+        what += f"{name} fails a request whose KV blocks are lost"
+        hint = "engine.kv_load_failure_policy=fail; the request is retried on other workers"
+        raise ConfigError(what, hint=hint)
+
+
+def refuse_disaggregated_profile(name: str, config: Config) -> None:
+    """Raise ConfigError for a profile of workers that cannot serve a request without a partner."""
+    if config.task is Task.profile and config.topology.kind is TopologyKind.disaggregated:
+        what = f"profile measures each worker alone, which {name}'s prefill/decode protocol "
+        raise ConfigError(f"{what}does not allow", hint="topology=aggregated")
 
 
 def check_block_size(config: Config, engine_tokens: int) -> None:
-    """Whether the router can take in events on blocks of so many tokens. Raises ConfigError."""
+    """Raise ConfigError if the router cannot read events for blocks of `engine_tokens` tokens."""
     own = config.router.block_tokens
     if uses_kv_events(config) and engine_tokens % own:
         what = f"router.block_tokens={own} does not divide the engine's blocks of {engine_tokens}"

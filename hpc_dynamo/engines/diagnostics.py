@@ -1,8 +1,8 @@
-"""What a dead engine's last words mean: signs in its log, and what to try.
+"""Known failures of engines: signs in the log, and what to try.
 
 Source of the signs: PyTorch (TCPStore.cpp, ProcessGroupNCCL.cpp), huggingface_hub
-(utils/_validators.py, file_download.py), transformers (utils/hub.py), and each engine's own source,
-where its adapter has them.
+(utils/_validators.py, file_download.py), transformers (utils/hub.py). Signs of one engine are in
+its adapter.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,13 @@ GATED = "accept the model's terms on its page at huggingface.co, then `hf auth l
 GATED += "`hf download ORG/NAME` on the login node"
 REVISION = "engine.args.revision must be a branch, a tag or a commit of the model's repository"
 DAMAGED = "a file of the weights is damaged or a Git LFS pointer: `hf download` or `git lfs pull`"
-LINK = "engine.env.NCCL_DEBUG=INFO tells which link, engine.env.NCCL_SOCKET_IFNAME chooses it"
-OLD_GPU = "another engine.args.dtype or quantization of the model: this GPU cannot compute in it"
+LINK = "engine.env.NCCL_DEBUG=INFO shows the failed link; engine.env.NCCL_SOCKET_IFNAME selects one"
+OLD_GPU = (
+    "another engine.args.dtype, or another quantization of the model: this GPU cannot compute "
+)
+OLD_GPU += "in it"
 
-# Of all engines that stand on PyTorch and Hugging Face. An engine's own come first.
+# Of all engines that use PyTorch and Hugging Face. Those of an engine come first.
 COMMON = {
     "address already in use": PORT_TAKEN,
     "EADDRINUSE": PORT_TAKEN,
@@ -40,13 +43,13 @@ COMMON = {
     "Unable to load weights from pytorch checkpoint": DAMAGED,
     "Watchdog caught collective operation timeout": LINK,
     "NCCL error": LINK,
-    "waiting for clients": "a further part of the worker did not come: its log says why",
+    "waiting for clients": "another shard of the worker did not connect: see its log",
     "no kernel image is available": "a build of the engine for this GPU's architecture",
 }
 
 
 def find_hint(failures: Mapping[str, str], log_tail: str) -> str:
-    """The hint of the first failure whose sign stands in the log, in capitals or not; empty where
-    there is none."""
-    said = log_tail.casefold()
-    return next((hint for sign, hint in failures.items() if sign.casefold() in said), "")
+    """Return the hint of the first failure whose sign is in the log, ignoring case; empty if none
+    is."""
+    text = log_tail.casefold()
+    return next((hint for sign, hint in failures.items() if sign.casefold() in text), "")

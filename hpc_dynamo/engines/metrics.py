@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from hpc_dynamo.engines.contract import MetricNames
+from hpc_dynamo.engines.adapter import MetricNames
 from hpc_dynamo.histogram import Histogram
 
 
 @dataclass(frozen=True)
 class EngineMetrics:
-    """One reading of one worker. Gauges are of the moment, the rest counts since its start."""
+    """Metrics of one worker at one time: gauges, and counts since its start."""
 
     running: float = 0
     waiting: float = 0
@@ -21,13 +21,13 @@ class EngineMetrics:
     prompt_tokens: float = 0
     generation_tokens: float = 0
     kv_bytes: float = 0
-    kv_tokens: int = 0  # that its KV cache holds; 0: it does not say
+    kv_tokens: int = 0  # capacity of its KV cache; 0 if not reported
     ttft: Histogram = field(default_factory=Histogram)
     itl: Histogram = field(default_factory=Histogram)
 
 
 def parse_metrics(text: str, names: MetricNames) -> EngineMetrics:
-    """Read /metrics; what an engine does not export stays at zero."""
+    """Parse the text of /metrics. Metrics that the engine does not export are zero."""
     numbers: dict[str, float] = {}
     histograms: dict[str, dict[float, float]] = {}
     kv_tokens = 0
@@ -61,6 +61,6 @@ def parse_metrics(text: str, names: MetricNames) -> EngineMetrics:
 
 
 def _tokens(cache: Mapping[str, str]) -> int:
-    """0 where an engine does not say how many blocks it has."""
+    """Return the capacity by the labels of the cache gauge; 0 if they are not numbers."""
     counts = [cache.get(name, "") for name in ("num_gpu_blocks", "block_size")]
     return int(counts[0]) * int(counts[1]) if all(map(str.isdigit, counts)) else 0

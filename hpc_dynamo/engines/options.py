@@ -1,15 +1,60 @@
-"""Options of an engine's own that we read as well: what they must be, to be read."""
+"""Engine options that the user set (`engine.args`): reading, checking and command lines."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from hpc_dynamo.config import Config
-from hpc_dynamo.engines.contract import parse_json, user_options
+from hpc_dynamo.config.merge import parse_json
+from hpc_dynamo.engines.option_names import MULTI_VALUE
 from hpc_dynamo.errors import ConfigError, quoted_override
 
 
+def user_options(config: Config) -> dict[str, Any]:
+    """Return `engine.args` by the names of the command line, with dashes."""
+    return {name.replace("_", "-"): value for name, value in config.engine.args.items()}
+
+
+def command_line(args: Mapping[str, Any]) -> list[str]:
+    """Return the arguments for a mapping: `{max-model-len: 2048}` → `--max-model-len 2048`.
+
+    True gives the flag, False its `--no-` form, None omits it. A mapping becomes JSON, a list
+    several arguments. A text is one argument, except a JSON list for an option of MULTI_VALUE.
+    """
+    out = list[str]()
+    for name, written in args.items():
+        option = name.replace("_", "-")
+        value = json_list(written) if option in MULTI_VALUE else written
+        match value:
+            case None:
+                continue
+            case True:
+                out.append(f"--{option}")
+            case False:
+                out.append(f"--no-{option}")
+            case Mapping():
+                out += [f"--{option}", json.dumps(value)]
+            case list() | tuple():
+                out += [f"--{option}", *map(str, value)]
+            case _:
+                out += [f"--{option}", str(value)]
+    return out
+
+
+def json_list(value: Any) -> Any:
+    """Return the elements of a text that is a JSON list, with numbers as they were written. Any
+    other value is returned unchanged."""
+    if not (isinstance(value, str) and value.startswith("[")):
+        return value
+    try:
+        found = json.loads(value, parse_int=str, parse_float=str)
+    except ValueError:
+        return value
+    return [each if isinstance(each, str) else json.dumps(each) for each in found]
+
+
 def positive_int(name: str, value: Any, default: int) -> int:
-    """A whole number above zero, `default` where there is none. Raises ConfigError."""
+    """Return `value` as a positive integer, `default` if it is None. Raises ConfigError."""
     if value is None:
         return default
     if isinstance(value, bool) or not str(value).isdecimal() or not int(value):
@@ -19,12 +64,12 @@ def positive_int(name: str, value: Any, default: int) -> int:
 
 
 def positive_option(config: Config, name: str, default: int) -> int:
-    """Of engine.args. Raises ConfigError."""
+    """Return the option `name` of `engine.args` as a positive integer. Raises ConfigError."""
     return positive_int(f"engine.args.{name}", user_options(config).get(name), default)
 
 
 def require_json(config: Config, name: str, example: str) -> None:
-    """Refuse a text for an option whose keys are completed one by one. Raises ConfigError."""
+    """Raise ConfigError if an option whose keys are merged with defaults is not a mapping."""
     value = user_options(config).get(name)
     if not isinstance(parse_json(value), Mapping | None):
         field = f"engine.args.{name}"

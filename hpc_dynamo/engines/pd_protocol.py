@@ -1,4 +1,11 @@
-"""Prefill/decode protocols: how two workers of an engine share a request.
+"""Prefill/decode protocols: how a prefill and a decode worker of an engine share a request.
+
+    SequentialProtocol (vLLM, TensorRT-LLM)        ConcurrentProtocol (SGLang)
+
+    head ── prefill() body ──▶ prefill worker      head ─┬─ body + room ──▶ prefill worker
+    head ◀─ answer: where the KV blocks are              └─ body + room ──▶ decode worker
+    head ── decode() body ───▶ decode worker       the workers connect by the room's number,
+            the decode worker pulls the blocks     and the KV cache is written to the decode worker
 
 Implementations are pure: they rewrite request bodies and send nothing.
 """
@@ -32,8 +39,8 @@ def field_value(value: Any) -> Any:
 
 
 class SequentialProtocol(Protocol):
-    """One request over two workers, one after the other: the prefill worker's answer gives the
-    decode worker the address of the KV cache."""
+    """One request on two workers, one after the other. The prefill worker's answer gives the decode
+    worker the address of the KV cache."""
 
     @property
     def paths(self) -> frozenset[str]:
@@ -45,18 +52,18 @@ class SequentialProtocol(Protocol):
     def decode(self, body: Body, prefilled: Body) -> Body:
         """Return the body for the decode worker, given the prefill worker's answer.
 
-        Raises RequestFailed if that answer carries no hand-over.
+        Raises RequestFailed if that answer has no transfer parameters.
         """
 
     def release(self, decode_body: Body) -> Body | None:
-        """Return a body that makes the decode worker refuse `handed`, the result of `decode`, and
-        let the prefill worker free its blocks; None if no blocks are kept."""
+        """Return a body that makes the decode worker refuse `decode_body`, the result of `decode`,
+        so that the prefill worker frees its blocks. None if no blocks are kept."""
 
 
 @runtime_checkable
 class ConcurrentProtocol(Protocol):
-    """One request over two workers at the same time: both get it with the same `room` and connect
-    there by themselves. The decode worker's answer is the client's."""
+    """One request on two workers at the same time. Both get it with the same `room`, by which they
+    connect themselves. The decode worker's answer is the client's."""
 
     @property
     def paths(self) -> frozenset[str]:
@@ -64,27 +71,27 @@ class ConcurrentProtocol(Protocol):
 
     @property
     def bootstrap_path(self) -> str:
-        """Return the prefill worker's path (GET, JSON) that gives its bootstrap address."""
+        """Return the prefill worker's path (GET, JSON) that reports its bootstrap port."""
 
     def worker_bodies(
         self, body: Body, url: str, bootstrap_info: Body, room: int
     ) -> tuple[Body, Body]:
-        """Return the bodies for the prefill worker at `url`, whose introduction is `told`, and for
-        the decode worker. `room` has 63 bits and is unique to the request.
+        """Return the bodies for the prefill worker at `url` and for the decode worker.
 
-        Raises RequestFailed if `told` contains no bootstrap address.
+        `bootstrap_info` is the answer of `bootstrap_path`. `room` has 63 bits and is unique to the
+        request. Raises RequestFailed if `bootstrap_info` has no port.
         """
 
     @property
     def single_worker_fields(self) -> Body:
-        """Return fields with which one worker serves a request without the other, as a probe."""
+        """Return fields with which one worker serves a request by itself, as a probe."""
 
 
 PdProtocol = SequentialProtocol | ConcurrentProtocol
 
 
 def probe_fields(protocol: PdProtocol, role: Role) -> Body:
-    """Return the fields of a request that is served by one worker of that role only."""
+    """Return the fields of a request that only one worker of that role serves."""
     if role is Role.aggregated or not isinstance(protocol, ConcurrentProtocol):
         return {}
     return protocol.single_worker_fields

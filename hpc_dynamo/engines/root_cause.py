@@ -1,4 +1,4 @@
-"""The line of a dead engine's log that gives the cause.
+"""Root cause of a failed engine: the line of its log that gives the cause.
 
 Engines end with follow-up messages: a parent process reports that its child failed, SGLang kills
 its own process tree, libraries report leaks. The cause is the last exception before them.
@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 
 LONGEST = 400  # characters that are quoted
 DETAILS = 3  # lines that may follow an exception's first
-# SGLang then ends itself by SIGKILL, during its start and later.
+# After these messages SGLang ends itself by SIGKILL, during its start and later.
 SELF_KILLED = ("Received sigquit from a child process", "SIGQUIT received. signum=")
 CHILD_KILLED = re.compile(r"exit ?code:? -9\b")  # SGLang: a child was killed, not failed
 
-# Before a message: srun's label, the process, level and time, [time] or [rank0]:
+# Prefix of a message: srun's label, the process, level and time, [time] or [rank0]:
 PREFIX = re.compile(
     r"""(?: \d+:\ (?=[(\[A-Z])
       | \([\w.]+(?:\ [\w.]+)*\ pid=\d+\)\ ?
@@ -54,7 +54,7 @@ FOLLOW_UP = (
     "eoferror",
     "broken process pool",
 )
-# Lines that are no exception and give no cause.
+# Lines that are not exceptions and give no cause.
 NOISE = (
     "nanobind: ",
     "- leaked ",

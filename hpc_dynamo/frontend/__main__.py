@@ -1,7 +1,8 @@
 """One frontend process: `python -m hpc_dynamo.frontend ATTEMPT INDEX SOCKET FD`.
 
-FD is the number of an inherited socket to listen on (head/listening.py). The process lives as long
-as its link to the head. When that ends, streams under way get an error event.
+ATTEMPT is the folder of the attempt, SOCKET the head's unix socket. FD is an inherited socket to
+listen on (head/workloads/endpoint_socket.py). The process ends with its connection to the head;
+open streams then get an error event.
 """
 
 import asyncio
@@ -32,86 +33,88 @@ from hpc_dynamo.frontend.request_translator import RequestTranslator
 from hpc_dynamo.frontend.stats import FrontendReport, FrontendStats
 from hpc_dynamo.frontend.tokenizer_check import tokenizer_matches_engine
 from hpc_dynamo.http import Header, HttpClient, HttpLimits, HttpServer, pinned_tls_context
-from hpc_dynamo.preprocess import Preprocessor, TokenIdsOnly, load_tokenizer, mismatched_tokenizer
+from hpc_dynamo.preprocess import (
+    Preprocessor,
+    TokenIdsOnly,
+    load_tokenizer,
+    mismatched_tokenizer,
+)
 from hpc_dynamo.router import RemoteRouter, RoutingRequest
 from hpc_dynamo.run import Attempt
 
 REPORT_INTERVAL_S = 1.0
-DRAIN_TIMEOUT_S = 3.0  # for the last words of streams
+DRAIN_TIMEOUT_S = 3.0  # time for the last events of streams
 MB = 1 << 20
-LIMITS = {413: "serve.max_body_mb", 429: "serve.max_buffered_mb"}  # settings, by the status
+LIMIT_SETTINGS = {413: "serve.max_body_mb", 429: "serve.max_buffered_mb"}  # by status
 
 log = logging.getLogger("hpc_dynamo.frontend")
 
 
-async def serve(attempt: Attempt, index: int, link: Path, opened: socket.socket) -> None:
-    """Until the head is gone or says so by SIGTERM."""
+async def serve(attempt: Attempt, index: int, link: Path, listening: socket.socket) -> None:
+    """Serve until the head ends, or sends SIGTERM."""
     config, stats = attempt.config(), FrontendStats()
-    models = config.by_model
-    loading = (asyncio.to_thread(load_tokenizer, own, os.environ) for own in models.values())
-    prompts = await asyncio.gather(*loading)
+    configs = config.by_model
+    loading = (asyncio.to_thread(load_tokenizer, own, os.environ) for own in configs.values())
+    tokenizers = await asyncio.gather(*loading)
     router = await RemoteRouter.connect(link)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, router.close)
-    engines, jobs = HttpClient.bearer(attempt.engine_key()), _among_jobs(config)
-    async with engines as client, jobs, asyncio.TaskGroup() as tasks:
-        lanes = ModelEndpoints(
-            _lane(model, own, known, stats, Dispatcher(router, pd_protocol_of(own), client, tasks))
-            for (model, own), known in zip(models.items(), prompts, strict=True)
+    engine_client, successor_client = HttpClient.bearer(attempt.engine_key()), _client(config)
+    async with engine_client as client, successor_client, asyncio.TaskGroup() as tasks:
+        models = ModelEndpoints(
+            _model_endpoint(
+                model, own, tokenizer, stats, Dispatcher(router, pd_protocol_of(own), client, tasks)
+            )
+            for (model, own), tokenizer in zip(configs.items(), tokenizers, strict=True)
         )
         notices = dict[str, str]()
-        gate, forwarder = (
-            ApiKeyAuth(_key(attempt, config)),
-            SuccessorForwarder(jobs, attempt.number, stats),
-        )
-        app = App(config, gate, router, lanes, forwarder, EnginePassthrough(client), stats)
-        refuse = partial(_refuse, Cors(config.serve.allowed_origins))
-        async with HttpServer(app, limits=_limits(config), format_error=refuse) as server:
-            port = await server.listen_on(opened, tls=_tls(config))
+        forwarder = SuccessorForwarder(successor_client, attempt.number, stats)
+        auth, passthrough = ApiKeyAuth(_api_key(attempt, config)), EnginePassthrough(client)
+        app = App(config, auth, router, models, forwarder, passthrough, stats)
+        format_error = partial(_format_error, Cors(config.serve.allowed_origins))
+        async with HttpServer(app, limits=_limits(config), format_error=format_error) as server:
+            port = await server.listen_on(listening, tls=_tls(config))
             log.info("frontend %d (pid %d) listens on port %d", index, os.getpid(), port)
-            background = [
-                tasks.create_task(_heed(router, forwarder)),
-                *(
-                    tasks.create_task(_settle(models[lane.model], lane, router, notices))
-                    for lane in lanes
-                ),
-                *(tasks.create_task(lane.translator.limit_tokenizer_memory()) for lane in lanes),
-            ]
-            await _tell(router, stats, server, lanes, notices)
+            background = [tasks.create_task(_follow_successor(router, forwarder))]
+            for model in models:
+                selecting = _select_tokenizer(configs[model.model], model, router, notices)
+                background.append(tasks.create_task(selecting))
+                limiting = model.translator.limit_tokenizer_memory()
+                background.append(tasks.create_task(limiting))
+            await _report(router, stats, server, models, notices)
             for task in background:
                 task.cancel()
             async with asyncio.timeout(DRAIN_TIMEOUT_S):
                 await server.drain()
 
 
-def _lane(
-    model: str,
-    config: Config,
-    prompts: Preprocessor | TokenIdsOnly,
-    stats: FrontendStats,
-    to: Dispatcher,
-) -> ModelEndpoint:
-    """`stats` of the process are those of its only model."""
+def _model_endpoint(
+    model: str, config: Config, tokenizer: Preprocessor | TokenIdsOnly, stats: FrontendStats,
+    dispatcher: Dispatcher,
+) -> ModelEndpoint:  # fmt: skip
+    """The only model of a run shares the `stats` of the process."""
     own = FrontendStats() if model else stats
-    return ModelEndpoint(model, RequestTranslator(config, prompts, own, model), to, own)
+    translator = RequestTranslator(config, tokenizer, own, model)
+    return ModelEndpoint(model, translator, dispatcher, own)
 
 
-async def _settle(
-    config: Config, lane: ModelEndpoint, router: RemoteRouter, notices: dict[str, str]
+async def _select_tokenizer(
+    config: Config, model: ModelEndpoint, router: RemoteRouter, notices: dict[str, str]
 ) -> None:
-    """Find the tokenizer that will be used; put a notice into `notices` if there is none."""
-    generation = lane.translator
-    if isinstance(generation.tokenizer, TokenIdsOnly):
-        await _ready(router, lane.model)
-        # The engine may have downloaded the model meanwhile.
-        generation.tokenizer = await asyncio.to_thread(load_tokenizer, config, os.environ)
-    await _verify(config, lane)
-    if lane.notice:
-        notices[lane.model] = lane.notice
-    prompts = generation.tokenizer
-    log.info("%s", prompts if isinstance(prompts, TokenIdsOnly) else "the tokenizer is in use")
+    """Load and check the tokenizer; put a notice into `notices` if there is none."""
+    translator = model.translator
+    if isinstance(translator.tokenizer, TokenIdsOnly):
+        await _wait_until_ready(router, model.model)
+        # The engine may have downloaded the model by now.
+        translator.tokenizer = await asyncio.to_thread(load_tokenizer, config, os.environ)
+    await _check_tokenizer(config, model)
+    if model.notice:
+        notices[model.model] = model.notice
+    tokenizer = translator.tokenizer
+    without = isinstance(tokenizer, TokenIdsOnly)
+    log.info("%s", tokenizer if without else "the tokenizer is in use")
 
 
-async def _ready(router: RemoteRouter, model: str) -> None:
+async def _wait_until_ready(router: RemoteRouter, model: str) -> None:
     """Return once requests of a model are served."""
     while True:
         await asyncio.sleep(REPORT_INTERVAL_S)
@@ -119,59 +122,55 @@ async def _ready(router: RemoteRouter, model: str) -> None:
             return
 
 
-async def _verify(config: Config, lane: ModelEndpoint) -> None:
-    """Compare the computed token ids with those of the engine, if it offers them."""
-    prompts, ask = (
-        lane.translator.tokenizer,
-        RoutingRequest(may_disaggregate=False, model=lane.model),
-    )
-    if not isinstance(prompts, Preprocessor) or not engine(config.engine.name).tokenizes:
+async def _check_tokenizer(config: Config, model: ModelEndpoint) -> None:
+    """Replace the tokenizer if its token ids differ from those of the engine."""
+    tokenizer = model.translator.tokenizer
+    if not isinstance(tokenizer, Preprocessor) or not engine(config.engine.name).tokenizes:
         return
-    log.info("tokenizer: %s %s", prompts.encoder_name, prompts.fallback_reason)
-    if not await tokenizer_matches_engine(prompts, lane.dispatcher, config.served_name, ask):
-        lane.translator.tokenizer = mismatched_tokenizer(config)
+    log.info("tokenizer: %s %s", tokenizer.encoder_name, tokenizer.fallback_reason)
+    routing = RoutingRequest(may_disaggregate=False, model=model.model)
+    name = config.served_name
+    if not await tokenizer_matches_engine(tokenizer, model.dispatcher, name, routing):
+        model.translator.tokenizer = mismatched_tokenizer(config)
 
 
-async def _heed(router: RemoteRouter, forwarder: SuccessorForwarder) -> None:
-    """Look whether the job that takes over is still there. Until cancelled."""
+async def _follow_successor(router: RemoteRouter, forwarder: SuccessorForwarder) -> None:
+    """Keep the forwarder informed of the next job's URL. Runs until cancelled."""
     while True:
         await asyncio.sleep(REPORT_INTERVAL_S)
         successor = router.view.successor
         forwarder.set_successor(successor.url if successor else "")
 
 
-async def _tell(
-    router: RemoteRouter,
-    stats: FrontendStats,
-    server: HttpServer,
-    lanes: ModelEndpoints,
+async def _report(
+    router: RemoteRouter, stats: FrontendStats, server: HttpServer, models: ModelEndpoints,
     notices: dict[str, str],
-) -> None:
-    """Report to the head every second, the first time at once: that is how it knows of us."""
-    counted = FrontendReport({"": stats} | {lane.model: lane.stats for lane in lanes}, notices)
+) -> None:  # fmt: skip
+    """Report to the head, at once and then every second. The first report announces the process."""
+    by_model = {"": stats} | {model.model: model.stats for model in models}
+    report = FrontendReport(by_model, notices)
     while not router.closed.done():
         stats.connections = server.connections
-        for lane in lanes:
-            lane.stats.retried = lane.dispatcher.retries
-        router.report_to_head(counted)
+        for model in models:
+            model.stats.retried = model.dispatcher.retries
+        router.report_to_head(report)
         await asyncio.wait([router.closed], timeout=REPORT_INTERVAL_S)
 
 
-def _key(attempt: Attempt, config: Config) -> str:
-    given = config.serve.api_key_file
-    return Path(given).read_text().strip() if given else attempt.run.api_key()
+def _api_key(attempt: Attempt, config: Config) -> str:
+    file = config.serve.api_key_file
+    return Path(file).read_text().strip() if file else attempt.run.api_key()
 
 
-def _among_jobs(config: Config) -> HttpClient:
-    """For the endpoint of the job that takes over, which has our certificate."""
-    return HttpClient(
-        tls=pinned_tls_context(config.serve.tls_cert) if config.serve.tls_cert else None
-    )
+def _client(config: Config) -> HttpClient:
+    """Return a client for the endpoint of the next job, which has the same certificate."""
+    certificate = config.serve.tls_cert
+    return HttpClient(tls=pinned_tls_context(certificate) if certificate else None)
 
 
 def _limits(config: Config) -> HttpLimits:
-    body, held = config.serve.max_body_mb * MB, config.serve.max_buffered_mb * MB
-    return HttpLimits(body_bytes=int(body), buffered_bytes=int(held))
+    body, buffered = config.serve.max_body_mb * MB, config.serve.max_buffered_mb * MB
+    return HttpLimits(body_bytes=int(body), buffered_bytes=int(buffered))
 
 
 def _tls(config: Config) -> ssl.SSLContext | None:
@@ -182,22 +181,24 @@ def _tls(config: Config) -> ssl.SSLContext | None:
     return context
 
 
-def _refuse(
-    cors: Cors, status: int, message: str, got: Mapping[str, str]
+def _format_error(
+    cors: Cors, status: int, message: str, headers: Mapping[str, str]
 ) -> tuple[bytes, list[Header]]:
-    """Return the answer to a malformed request, with an id and the setting of its limit."""
-    own_id = (b"x-request-id", assign_request_id(got).encode())
-    kind = (b"content-type", b"application/json")
-    limit = f" ({LIMITS[status]})" if status in LIMITS else ""
-    return errors.error_body(ApiError(status, message + limit)), [own_id, kind, *cors.headers(got)]
+    """Return the response to a malformed request, with an id and the setting of its limit."""
+    request_id = (b"x-request-id", assign_request_id(headers).encode())
+    content_type = (b"content-type", b"application/json")
+    limit = f" ({LIMIT_SETTINGS[status]})" if status in LIMIT_SETTINGS else ""
+    body = errors.error_body(ApiError(status, message + limit))
+    return body, [request_id, content_type, *cors.headers(headers)]
 
 
 def main() -> int:
+    """Run the process with the arguments of the command line."""
     path, index, link, fd = sys.argv[1:]
     handler = logging.StreamHandler()
     handler.addFilter(RequestIdFilter())
-    form = "%(asctime)s %(levelname)s %(request_id)s %(name)s: %(message)s"
-    logging.basicConfig(level=logging.INFO, handlers=[handler], format=form)
+    log_format = "%(asctime)s %(levelname)s %(request_id)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, handlers=[handler], format=log_format)
     uvloop.run(serve(Attempt(Path(path)), int(index), Path(link), socket.socket(fileno=int(fd))))
     return 0
 

@@ -1,4 +1,4 @@
-"""From a path to an answer: the table of endpoints, access, and errors in the API's form."""
+"""Request handler of a frontend process: paths, access, and errors in the client's API format."""
 
 import asyncio
 import dataclasses
@@ -15,7 +15,7 @@ from hpc_dynamo.config import Config
 from hpc_dynamo.dispatch import EngineRequest
 from hpc_dynamo.engines import Body
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.frontend import errors, status_endpoints
+from hpc_dynamo.frontend import errors
 from hpc_dynamo.frontend.auth import ApiKeyAuth, assign_request_id
 from hpc_dynamo.frontend.cors import Cors, is_preflight
 from hpc_dynamo.frontend.engine_passthrough import (
@@ -32,228 +32,228 @@ from hpc_dynamo.frontend.openapi import LOADS, POST_OPERATIONS, ROUTE, SLEEP_PAT
 from hpc_dynamo.frontend.relay import ResponseRelay
 from hpc_dynamo.frontend.request_translator import read_body
 from hpc_dynamo.frontend.stats import FrontendStats
+from hpc_dynamo.frontend.status_endpoints import STATUS_ENDPOINTS, status_endpoint, with_notice
 from hpc_dynamo.http import HttpRequest, ResponseWriter
 from hpc_dynamo.json_reader import is_null, read_value
 from hpc_dynamo.router import Overloaded, RemoteRouter, RunView
 
 JSON = (b"content-type", b"application/json")
+PREVIOUS = "previous_response_id"
+PUBLIC_PATHS = frozenset({"/health", "/live", "/ready", "/openapi.json"})  # need no API key
+GENERATION_PATHS = frozenset(POST_OPERATIONS) - {ROUTE}
+KNOWN_PATHS = GENERATION_PATHS | {ROUTE, LOADS, *SLEEP_PATHS} | frozenset(STATUS_ENDPOINTS)
+SLEEP_PATH = re.compile(r"/v1/workers/(?P<rank>[0-9]{1,9})/(?P<action>sleep|wake)")
+DRAINING_RETRY_S = 30.0
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class RequestAccounting:
-    """Counters that a request belongs to, and its path, as far as they are known."""
+class Exchange:
+    """A request, its response, and how it is counted."""
 
-    stats: FrontendStats
-    path: str
+    request: HttpRequest
+    response: ResponseWriter
+    request_id: str
+    stats: FrontendStats  # counters of the process until the model is known
+    path: str  # metric label
+
+    def allow(self, *methods: str) -> None:
+        """Raises ApiError for other methods."""
+        if self.request.method not in methods:
+            raise _wrong_method(self.request, methods)
 
 
 class App:
-    """The handler of one frontend process."""
+    """Request handler of one frontend process. `stats` counts requests without a model."""
 
     def __init__(
-        self, config: Config, gate: ApiKeyAuth, router: RemoteRouter, lanes: ModelEndpoints,
-        forwarder: SuccessorForwarder, calls: EnginePassthrough, stats: FrontendStats,
+        self, config: Config, auth: ApiKeyAuth, router: RemoteRouter, models: ModelEndpoints,
+        forwarder: SuccessorForwarder, passthrough: EnginePassthrough, stats: FrontendStats,
     ) -> None:  # fmt: skip
-        """`stats` are of what is of no model."""
-        self._config, self._gate, self._router, self._lanes = config, gate, router, lanes
-        self._forwarder, self._calls, self._stats = forwarder, calls, stats
+        self._auth, self._router, self._models = auth, router, models
+        self._forwarder, self._passthrough, self._stats = forwarder, passthrough, stats
         self._timeout_s = config.serve.request_timeout_s
         self._cors = Cors(config.serve.allowed_origins)
 
-    async def __call__(self, given: HttpRequest, reply: ResponseWriter) -> None:
-        """Answers every request, one way or the other."""
-        request = _normal(given)
-        own_id = assign_request_id(request.headers)
-        reply.headers.append((b"x-request-id", own_id.encode()))
-        reply.headers += self._cors.headers(request.headers)
-        began, self._stats.active = time.monotonic(), self._stats.active + 1
-        how, bill = (
-            "",
-            RequestAccounting(
-                self._stats, request.path if request.path in KNOWN_PATHS else "other"
-            ),
-        )
+    async def __call__(self, request: HttpRequest, response: ResponseWriter) -> None:
+        """Answer a request, also if it is invalid."""
+        request = _normalized(request)
+        request_id = assign_request_id(request.headers)
+        response.headers.append((b"x-request-id", request_id.encode()))
+        response.headers += self._cors.headers(request.headers)
+        path = request.path if request.path in KNOWN_PATHS else "other"
+        exchange = Exchange(request, response, request_id, self._stats, path)
+        started, self._stats.active = time.monotonic(), self._stats.active + 1
+        outcome = ""
         try:
-            await self._answer(request, reply, own_id, bill)
+            await self._answer(exchange)
         except ApiError as e:
-            how = self._refuse(request, reply, e)
+            outcome = _send_error(request, response, e)
         except RequestFailed as e:
-            how = self._fail(request, reply, e)
+            outcome = _send_failure(request, response, e)
         except asyncio.CancelledError:
-            how = "cancelled"
+            outcome = "cancelled"
             self._stats.cancelled += 1
-            log.info("%s: the client went away", request.path)
+            log.info("%s: the client disconnected", request.path)
             raise
         finally:
             self._stats.active -= 1
-            bill.stats.seconds.observe(time.monotonic() - began)
-            key = f"{bill.path} {how or reply.status}"
-            bill.stats.responses[key] = bill.stats.responses.get(key, 0) + 1
+            exchange.stats.seconds.observe(time.monotonic() - started)
+            key = f"{exchange.path} {outcome or response.status}"
+            exchange.stats.responses[key] = exchange.stats.responses.get(key, 0) + 1
 
-    async def _answer(
-        self, request: HttpRequest, reply: ResponseWriter, own_id: str, bill: RequestAccounting
-    ) -> None:
-        path = request.path
+    async def _answer(self, exchange: Exchange) -> None:
+        request, response = exchange.request, exchange.response
         if self._cors.enabled and is_preflight(request):
-            self._preflight(request, reply)
+            self._answer_preflight(request, response)
             return
-        if path not in PUBLIC_PATHS:
-            self._gate.check(request.headers)
-        page = status_endpoints.status_endpoint(path)
-        if page:
-            self._allow(request, "GET", "HEAD")
-            status, kind, content = page(self._router.view, request)
-            reply.send(status, content, [(b"content-type", kind)])
-        elif path == LOADS:
-            self._allow(request, "GET", "HEAD")
-            reply.send(200, await self._router.loads(), [JSON])
-        elif nap := SLEEP_PATH.fullmatch(path):
-            self._allow(request, "POST")
-            said = await self._router.set_sleep(int(nap["rank"]), nap["how"] == "sleep")
-            reply.send(200, said, [JSON])
-        elif path in GENERATION_PATHS:
-            self._allow(request, "POST")
-            await self._pass(request, reply, own_id, bill)
-        elif path == ROUTE:
-            self._allow(request, "POST")
-            if not await self._passed_on(request, reply, own_id):
-                body, view = read_body(request.body), self._router.view
-                lane = self._lanes.for_body(body, view)
-                decision = await self._router.explain(
-                    await lane.translator.routing_request(request, body, view)
-                )
-                reply.send(200, status_endpoints.with_notice(decision, lane.notice), [JSON])
+        if request.path not in PUBLIC_PATHS:
+            self._auth.check(request.headers)
+        if endpoint := status_endpoint(request.path):
+            exchange.allow("GET", "HEAD")
+            status, content_type, content = endpoint(self._router.view, request)
+            response.send(status, content, [(b"content-type", content_type)])
+        elif request.path == LOADS:
+            exchange.allow("GET", "HEAD")
+            response.send(200, await self._router.loads(), [JSON])
+        elif match := SLEEP_PATH.fullmatch(request.path):
+            exchange.allow("POST")
+            rank, asleep = int(match["rank"]), match["action"] == "sleep"
+            response.send(200, await self._router.set_sleep(rank, asleep), [JSON])
+        elif request.path in GENERATION_PATHS:
+            exchange.allow("POST")
+            await self._generate(exchange)
+        elif request.path == ROUTE:
+            exchange.allow("POST")
+            await self._explain_route(exchange)
         else:
-            await self._engines_own(request, reply, own_id, bill)
+            await self._forward_to_engine(exchange)
 
-    async def _engines_own(
-        self, request: HttpRequest, reply: ResponseWriter, own_id: str, bill: RequestAccounting
-    ) -> None:
-        """Serve a path that only the engines have. Raises Refused if they do not have it."""
-        view, path = self._router.view, request.path
-        template = engine_path(view, request.method, path)
-        if not template:
-            raise self._unknown(request)
-        bill.path = template if view.operations else bill.path
-        if request.method == "POST" and template == path:
-            await self._pass(request, reply, own_id, bill)
-        else:
-            async with asyncio.timeout(self._timeout_s):
-                await self._calls.forward(template, request, reply, own_id, view)
-
-    def _unknown(self, request: HttpRequest) -> ApiError:
-        view, path = self._router.view, request.path
-        if allowed := engine_methods(view, path):
-            return _wrong_method(request, allowed)
-        paths = sorted(KNOWN_PATHS.union(o.split(" ", 1)[1] for o in view.operations))
-        near = get_close_matches(path, paths, n=3)
-        meant = f"did you mean {' or '.join(near)}? " if near else ""
-        return ApiError(404, f"{path[:200]} is not served here; {meant}known: {', '.join(paths)}")
-
-    def _preflight(self, request: HttpRequest, reply: ResponseWriter) -> None:
+    def _answer_preflight(self, request: HttpRequest, response: ResponseWriter) -> None:
         """Answer a preflight without a key: browsers send none."""
         if not self._cors.allows(request.headers):
             origin = request.headers["origin"][:200]
             raise ApiError(403, f"the origin {origin} is not one of serve.allowed_origins")
-        reply.send(204, b"", self._cors.preflight(request.headers))
+        response.send(204, b"", self._cors.preflight(request.headers))
 
-    def _allow(self, request: HttpRequest, *allowed: str) -> None:
-        if request.method not in allowed:
-            raise _wrong_method(request, allowed)
+    async def _explain_route(self, exchange: Exchange) -> None:
+        request, view = exchange.request, self._router.view
+        if await self._forwarded(exchange):
+            return
+        body = read_body(request.body)
+        model = self._models.for_body(body, view)
+        routing = await model.translator.routing_request(request, body, view)
+        decision = await self._router.explain(routing)
+        exchange.response.send(200, with_notice(decision, model.notice), [JSON])
 
-    async def _pass(
-        self, request: HttpRequest, reply: ResponseWriter, own_id: str, bill: RequestAccounting
-    ) -> None:
+    async def _forward_to_engine(self, exchange: Exchange) -> None:
+        """Serve a path that only engines implement. Raises ApiError if they do not."""
+        request, view = exchange.request, self._router.view
+        template = engine_path(view, request.method, request.path)
+        if not template:
+            raise _unknown_path(request, view)
+        exchange.path = template if view.operations else exchange.path
+        if request.method == "POST" and template == request.path:
+            await self._generate(exchange)
+        else:
+            async with asyncio.timeout(self._timeout_s):
+                await self._passthrough.forward(
+                    template, request, exchange.response, exchange.request_id, view
+                )
+
+    async def _generate(self, exchange: Exchange) -> None:
+        """Execute a request on the workers."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                if await self._passed_on(request, reply, own_id):
+                if await self._forwarded(exchange):
                     return
-                self._admit()
-                lane, work = await self._work(request, own_id)
-                bill.stats = lane.stats
-                await lane.dispatcher.run(work, ResponseRelay(reply, lane.stats))
+                self._check_draining()
+                model, request = await self._engine_request(exchange)
+                exchange.stats = model.stats
+                relay = ResponseRelay(exchange.response, model.stats)
+                await model.dispatcher.run(request, relay)
         except TimeoutError as e:
-            what = f"no whole answer within {self._timeout_s:.0f} s (serve.request_timeout_s)"
-            raise ApiError(504, what) from e
+            what = f"no complete response within {self._timeout_s:.0f} s"
+            raise ApiError(504, f"{what} (serve.request_timeout_s)") from e
 
-    async def _work(self, request: HttpRequest, own_id: str) -> tuple[ModelEndpoint, EngineRequest]:
-        """Return the model that a request is for, and its work. Raises Refused."""
-        view = self._router.view
+    async def _engine_request(self, exchange: Exchange) -> tuple[ModelEndpoint, EngineRequest]:
+        """Return the model that a request is for, and the request to its engine."""
+        request, view = exchange.request, self._router.view
         if request.path not in GENERATION_PATHS and is_multipart(request):
-            lane = self._lanes.for_name(form_fields(request.body).get("model"), view)
-            return lane, lane.translator.multipart_request(request, own_id)
+            model = self._models.for_name(form_fields(request.body).get("model"), view)
+            return model, model.translator.multipart_request(request, exchange.request_id)
         body = read_body(request.body)
-        lane = self._lanes.for_body(body, view)
-        work = await lane.translator.engine_request(request, body, own_id, view)
+        model = self._models.for_body(body, view)
+        translated = await model.translator.engine_request(request, body, exchange.request_id, view)
         if request.path == RESPONSES and not is_null(body, PREVIOUS):
-            work = await self._with_owner(work, body, view)
-        return lane, work
+            translated = await self._pin_to_owner(translated, body, view)
+        return model, translated
 
-    async def _with_owner(self, work: EngineRequest, body: Body, view: RunView) -> EngineRequest:
+    async def _pin_to_owner(
+        self, request: EngineRequest, body: Body, view: RunView
+    ) -> EngineRequest:
         """Pin a request that continues a response to the worker that keeps that response."""
-        name = read_value(bytes(body[PREVIOUS]))
-        rank = await self._calls.response_owner(name, view) if isinstance(name, str) else None
+        response_id = read_value(bytes(body[PREVIOUS]))
+        if not isinstance(response_id, str):
+            return request
+        rank = await self._passthrough.response_owner(response_id, view)
         if rank is None:
-            return work
-        wish = replace(work.routing.hints, workers=(rank,))
-        return dataclasses.replace(
-            work, routing=replace(work.routing, hints=wish, may_disaggregate=False)
-        )
+            return request
+        hints = replace(request.routing.hints, workers=(rank,))
+        routing = replace(request.routing, hints=hints, may_disaggregate=False)
+        return dataclasses.replace(request, routing=routing)
 
-    async def _passed_on(self, request: HttpRequest, reply: ResponseWriter, own_id: str) -> bool:
-        """Whether the job that takes over has answered."""
+    async def _forwarded(self, exchange: Exchange) -> bool:
+        """Forward a request to the next job of the run; return True if it has answered."""
         view = self._router.view
         if view.draining or not (view.successor and view.successor.ready):
             return False
-        return await self._forwarder.forward(view.successor.url, request, reply, own_id)
+        return await self._forwarder.forward(
+            view.successor.url, exchange.request, exchange.response, exchange.request_id
+        )
 
-    def _admit(self) -> None:
-        """Raises Refused at the end of the job, which says where the run goes on."""
+    def _check_draining(self) -> None:
+        """Raises ApiError near the walltime limit, with the URL of the next job if it is known."""
         view = self._router.view
         if view.draining:
-            after = f"; it goes on at {view.successor.url}" if view.successor else ""
-            raise ApiError(
-                503, f"the job is draining: its walltime ends{after}", retry_after_s=30.0
-            )
+            after = f"; the run continues at {view.successor.url}" if view.successor else ""
+            what = f"the job is draining: its walltime ends{after}"
+            raise ApiError(503, what, retry_after_s=DRAINING_RETRY_S)
 
-    def _refuse(self, request: HttpRequest, reply: ResponseWriter, error: ApiError) -> str:
-        """How it ended, if its status does not say."""
-        log.info("%s: %d %s", request.path[:200], error.status, error.message)
-        if reply.status:
-            return self._break_off(request, reply, error)
-        retry = [(b"retry-after", b"%d" % max(1, round(error.retry_after_s)))]
-        headers = [JSON, *(retry if error.status in (429, 503) else [])]
-        headers += (
-            [(b"allow", ", ".join(error.allowed_methods).encode())] if error.allowed_methods else []
-        )
-        reply.send(error.status, errors.error_body(error, request.path), headers)
-        return ""
 
-    def _fail(self, request: HttpRequest, reply: ResponseWriter, error: RequestFailed) -> str:
-        """The dispatcher's failures: an engine's own words go out as they came."""
-        after_s = error.retry_after_s if isinstance(error, Overloaded) else 0.0
-        if reply.status or not error.body:
-            refused = errors.engine_error(error.status, error.body, error.message, request.path)
-            refused.retry_after_s = after_s
-            return self._refuse(request, reply, refused)
-        log.info("%s: %s", request.path, error.message)
-        body = errors.engine_error_body(error.status, error.body, error.message, request.path)
-        reply.send(error.status, body, [JSON])
-        return ""
-
-    def _break_off(self, request: HttpRequest, reply: ResponseWriter, error: ApiError) -> str:
-        """A stream cannot change its status any more; it says what happened, and ends."""
-        reply.write(errors.error_event(error, request.path))
-        reply.end()
+def _send_error(request: HttpRequest, response: ResponseWriter, error: ApiError) -> str:
+    """Send an error; return the outcome for the metrics if the status does not show it."""
+    log.info("%s: %d %s", request.path[:200], error.status, error.message)
+    if response.status:
+        # The status of a stream cannot change any more: the error is its last event.
+        response.write(errors.error_event(error, request.path))
+        response.end()
         return "broken"
+    headers = [JSON]
+    if error.status in (429, 503):
+        headers.append((b"retry-after", b"%d" % max(1, round(error.retry_after_s))))
+    if error.allowed_methods:
+        headers.append((b"allow", ", ".join(error.allowed_methods).encode()))
+    response.send(error.status, errors.error_body(error, request.path), headers)
+    return ""
 
 
-def _normal(request: HttpRequest) -> HttpRequest:
+def _send_failure(request: HttpRequest, response: ResponseWriter, failure: RequestFailed) -> str:
+    """Send an error of the dispatcher, with the engine's own body if there is one."""
+    status, body, message = failure.status, failure.body, failure.message
+    if response.status or not body:
+        error = errors.engine_error(status, body, message, request.path)
+        error.retry_after_s = failure.retry_after_s if isinstance(failure, Overloaded) else 0.0
+        return _send_error(request, response, error)
+    log.info("%s: %s", request.path, message)
+    response.send(status, errors.engine_error_body(status, body, message, request.path), [JSON])
+    return ""
+
+
+def _normalized(request: HttpRequest) -> HttpRequest:
     """Read `/v1/models/` and `/v1//models`, as some clients join URLs, as `/v1/models`."""
-    path = SLASHES.sub("/", request.path)
-    path = path.rstrip("/") or "/"
+    path = re.sub("/{2,}", "/", request.path).rstrip("/") or "/"
     return request if path == request.path else replace(request, path=path)
 
 
@@ -262,11 +262,11 @@ def _wrong_method(request: HttpRequest, allowed: Sequence[str]) -> ApiError:
     return ApiError(405, what, allowed_methods=allowed)
 
 
-SLASHES = re.compile("/{2,}")
-PREVIOUS = "previous_response_id"
-PUBLIC_PATHS = frozenset({"/health", "/live", "/ready", "/openapi.json"})
-GENERATION_PATHS = frozenset(POST_OPERATIONS) - {ROUTE}
-KNOWN_PATHS = (
-    GENERATION_PATHS | {ROUTE, LOADS, *SLEEP_PATHS} | frozenset(status_endpoints.STATUS_ENDPOINTS)
-)
-SLEEP_PATH = re.compile(r"/v1/workers/(?P<rank>[0-9]{1,9})/(?P<how>sleep|wake)")
+def _unknown_path(request: HttpRequest, view: RunView) -> ApiError:
+    path = request.path
+    if allowed := engine_methods(view, path):
+        return _wrong_method(request, allowed)
+    paths = sorted(KNOWN_PATHS.union(o.split(" ", 1)[1] for o in view.operations))
+    near = get_close_matches(path, paths, n=3)
+    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    return ApiError(404, f"{path[:200]} is not served here; {meant}known: {', '.join(paths)}")

@@ -1,4 +1,4 @@
-"""Who may ask, and under which id an answer is logged."""
+"""API key authentication and request ids."""
 
 import hmac
 import logging
@@ -10,21 +10,20 @@ from contextvars import ContextVar
 from hpc_dynamo.frontend.errors import ApiError
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="-")
-PLAIN = re.compile(r"[!-~]{1,128}\Z")  # fit for a header and a line of a log
+VALID_ID = re.compile(r"[!-~]{1,128}\Z")  # safe in a header and a log line
 
 HINT = "the key is in the run folder's file api_key: Authorization: Bearer …"
 
 
 class ApiKeyAuth:
-    """Compares keys in constant time."""
+    """Checks the API key of requests, in constant time."""
 
     def __init__(self, key: str) -> None:
         self._key = key.encode()
 
     def check(self, headers: dict[str, str]) -> None:
-        """Raises Refused. Clients of /v1/messages send their key as x-api-key."""
-        given = headers.get("authorization", "")
-        scheme, _, token = given.partition(" ")
+        """Raises ApiError. Clients of /v1/messages send their key as x-api-key."""
+        scheme, _, token = headers.get("authorization", "").partition(" ")
         key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         if not key:
             raise ApiError(401, f"no API key was given; {HINT}", code="missing_api_key")
@@ -33,15 +32,15 @@ class ApiKeyAuth:
 
 
 def assign_request_id(headers: Mapping[str, str]) -> str:
-    """The client's X-Request-Id, or a new one; it goes into every line that is logged."""
-    given = headers.get("x-request-id", "")
-    own = given if PLAIN.match(given) else os.urandom(16).hex()
-    REQUEST_ID.set(own)
-    return own
+    """Return the client's X-Request-Id, or a new one, and set it for the log lines of this task."""
+    from_client = headers.get("x-request-id", "")
+    request_id = from_client if VALID_ID.match(from_client) else os.urandom(16).hex()
+    REQUEST_ID.set(request_id)
+    return request_id
 
 
 class RequestIdFilter(logging.Filter):
-    """Gives log records the id of the request that they are about, as `request_id`."""
+    """Adds the id of the current request to log records, as `request_id`."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.request_id = REQUEST_ID.get()

@@ -1,6 +1,6 @@
-"""Errors as the clients of the two APIs expect them.
+"""Errors in the formats of the two client APIs.
 
-OpenAI: https://platform.openai.com/docs/guides/error-codes, the shape that engines use, too.
+OpenAI (also used by engines): https://platform.openai.com/docs/guides/error-codes.
 Anthropic (/v1/messages): https://docs.anthropic.com/en/api/errors.
 """
 
@@ -26,21 +26,19 @@ ERROR_TYPES = {
     504: "timeout_error",
 }
 MESSAGES = "/v1/messages"
-UNKNOWN_PATH_MESSAGE = (
-    "Not Found"  # all that engines say where they have no such path (Starlette's phrase)
-)
+UNKNOWN_PATH_MESSAGE = "Not Found"  # Starlette's message for an unknown path
 
 
 class ApiError(Exception):
-    """A request that is answered with an error of our own."""
+    """Error response of the endpoint to a request."""
 
     def __init__(
         self, status: int, message: str, *, code: str | int | None = None,
         param: str | None = None, retry_after_s: float = 0.0, error_type: str | None = None,
         allowed_methods: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        """`kind` is the error's `type`; None derives it from the status. `allow` lists the methods
-        that the path accepts."""
+        """`error_type` is the `type` field; None derives it from the status. `allowed_methods` are
+        those that the path accepts. `retry_after_s` is sent with status 429 and 503."""
         super().__init__(message)
         self.status, self.message, self.retry_after_s = status, message, retry_after_s
         self.code, self.param, self.error_type, self.allowed_methods = (
@@ -52,14 +50,14 @@ class ApiError(Exception):
 
 
 def error_body(error: ApiError, path: str = "") -> bytes:
-    """The body of an error."""
+    """Return the body of an error response."""
     return msgspec.json.encode(_object(error, path))
 
 
 def error_event(error: ApiError, path: str) -> bytes:
-    """The error as the last event of a stream that had begun, and the stream's end.
+    """Return the error as the last event of a stream, and the end of the stream.
 
-    The empty line first ends an event that was cut.
+    The empty line at the start ends an incomplete event.
     """
     data = msgspec.json.encode(_object(error, path))
     if path.startswith(MESSAGES):
@@ -68,41 +66,48 @@ def error_event(error: ApiError, path: str) -> bytes:
 
 
 def engine_error(status: int, body: bytes, message: str, path: str) -> ApiError:
-    """Return an engine's error with the engine's own text; `message` if the engine gave none."""
-    said = parse_engine_error(body)
-    if status == 404 and said.message == UNKNOWN_PATH_MESSAGE:
+    """Return an engine's error with the engine's own message, or with `message` if it has none."""
+    parsed = parse_engine_error(body)
+    if status == 404 and parsed.message == UNKNOWN_PATH_MESSAGE:
         missing = f"the engine of this job has no endpoint {path}"
         return ApiError(404, missing, code="unknown_endpoint")
     return ApiError(
-        status, said.message or message, code=said.code, param=said.param, error_type=said.type
+        status,
+        parsed.message or message,
+        code=parsed.code,
+        param=parsed.param,
+        error_type=parsed.type,
     )
 
 
 def engine_error_body(status: int, body: bytes, message: str, path: str) -> bytes:
-    """Return the body for a failed request: the engine's own if it has the form that clients of
-    `path` understand, else the engine's text in that form."""
+    """Return the error body for clients of `path`.
+
+    It is the engine's own body if that has the format of the API, else the engine's message in that
+    format.
+    """
     error = engine_error(status, body, message, path)
-    understood = error.message == parse_engine_error(body).message and _has_form(body, path)
-    return body if understood else error_body(error, path)
+    unchanged = error.message == parse_engine_error(body).message and _has_format(body, path)
+    return body if unchanged else error_body(error, path)
 
 
-def _has_form(body: bytes, path: str) -> bool:
+def _has_format(body: bytes, path: str) -> bool:
     try:
-        known = read_value(body)
+        value = read_value(body)
     except JsonError:
         return False
-    if not isinstance(known, dict) or not isinstance(known.get("error"), dict):
+    if not isinstance(value, dict) or not isinstance(value.get("error"), dict):
         return False
-    return known.get("type") == "error" or not path.startswith(MESSAGES)
+    return value.get("type") == "error" or not path.startswith(MESSAGES)
 
 
 def _object(error: ApiError, path: str) -> dict[str, Any]:
-    usual = ERROR_TYPES.get(
+    default = ERROR_TYPES.get(
         error.status, "server_error" if error.status >= 500 else ERROR_TYPES[400]
     )
     if path.startswith(MESSAGES):
-        kind = usual.replace("server_error", "api_error")
+        kind = default.replace("server_error", "api_error")
         return {"type": "error", "error": {"type": kind, "message": error.message}}
-    kind = error.error_type or usual
+    kind = error.error_type or default
     fields = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
     return {"error": fields}

@@ -1,4 +1,4 @@
-"""The models of a job: each has its own tokenizer, its own workers and its own figures."""
+"""Models of a run: each has its own tokenizer, dispatcher and counters."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,51 +14,48 @@ from hpc_dynamo.router import RunView
 
 @dataclass(frozen=True)
 class ModelEndpoint:
-    """What a request of one model passes through."""
+    """Translator, dispatcher and counters of one model in a frontend process."""
 
-    model: str  # see topology.Worker
+    model: str  # key in config.models, empty for a run of one model
     translator: RequestTranslator
     dispatcher: Dispatcher
     stats: FrontendStats
 
     @property
     def notice(self) -> str:
-        """Return why texts are not routed by KV cache, and what to try.
-
-        Empty if they are, or if the policy of the router does not need the tokenizer.
-        """
+        """See RequestTranslator.notice."""
         return self.translator.notice
 
 
 class ModelEndpoints:
-    """Chooses by the name that a request gives."""
+    """Selects a model by the name in a request."""
 
-    def __init__(self, lanes: Iterable[ModelEndpoint]) -> None:
-        self._lanes = {lane.model: lane for lane in lanes}
-        self._only = self._lanes.get("")
+    def __init__(self, endpoints: Iterable[ModelEndpoint]) -> None:
+        self._endpoints = {endpoint.model: endpoint for endpoint in endpoints}
+        self._only = self._endpoints.get("")
 
     def __iter__(self) -> Iterator[ModelEndpoint]:
-        return iter(self._lanes.values())
+        return iter(self._endpoints.values())
 
     def for_body(self, body: Body, view: RunView) -> ModelEndpoint:
-        """Raises Refused where nobody serves what is asked for."""
+        """Return the model that a body names. Raises ApiError."""
         return self.for_name(requested_model(body), view)
 
     def for_name(self, name: str | None, view: RunView) -> ModelEndpoint:
-        """Return the lane of a model, by any name that requests may use. Raises Refused."""
+        """Return a model by any name that requests may use. Raises ApiError."""
         if name is not None:
             name = view.aliases.get(name, name)
         if self._only:
             check_model(view.model("").names, name, view.aliases)
             return self._only
         if name is None:
-            what = f"the body names no model; known: {', '.join(self._lanes)}"
+            what = f"the body names no model; known: {', '.join(self._endpoints)}"
             raise ApiError(400, what, code="model_not_found", param="model")
-        return self._lanes.get(name) or self._answering(name, view)
+        return self._endpoints.get(name) or self._by_engine_name(name, view)
 
-    def _answering(self, name: str, view: RunView) -> ModelEndpoint:
-        """Engines may have further names for what they serve."""
-        for model, lane in self._lanes.items():
+    def _by_engine_name(self, name: str, view: RunView) -> ModelEndpoint:
+        """Return a model by an additional name that its engines serve."""
+        for model, endpoint in self._endpoints.items():
             if name in view.model(model).names:
-                return lane
-        raise unknown_model(name, dict.fromkeys((*self._lanes, *view.names, *view.aliases)))
+                return endpoint
+        raise unknown_model(name, dict.fromkeys((*self._endpoints, *view.names, *view.aliases)))

@@ -1,14 +1,14 @@
-"""Forms (`multipart/form-data`), used by clients to send audio. They are forwarded unchanged."""
+"""Multipart forms (`multipart/form-data`), such as audio. They are forwarded unchanged."""
 
 import re
 
 from hpc_dynamo.http import HttpRequest
 
-LONGEST_VALUE = 1000  # bytes; longer ones are files
+MAX_FIELD_BYTES = 1000  # longer values are files
 
 _PART = re.compile(
     rb'\r\ncontent-disposition:[^\r\n]*?\bname="?([^";\r\n]+)"?[^\r\n]*\r\n'
-    rb"(?:[^\r\n]+\r\n)*\r\n([^\r\n]{0,%d})" % LONGEST_VALUE,
+    rb"(?:[^\r\n]+\r\n)*\r\n([^\r\n]{0,%d})" % MAX_FIELD_BYTES,
     re.IGNORECASE,
 )
 
@@ -16,17 +16,16 @@ _PART = re.compile(
 def is_multipart(request: HttpRequest) -> bool:
     """Return True if the body is a form, which is forwarded with its own content type.
 
-    Other bodies are read as JSON, whatever their type: `curl -d` declares JSON a form. The
-    delimiter is searched for, so that JSON declared as a form is still read.
+    Other bodies are read as JSON regardless of their declared type: `curl -d` declares JSON as a
+    form. Hence the check for the delimiter.
     """
-    kind = request.headers.get("content-type", "").lower()
-    return kind.startswith("multipart/form-data") and request.body.startswith(b"--")
+    content_type = request.headers.get("content-type", "").lower()
+    return content_type.startswith("multipart/form-data") and request.body.startswith(b"--")
 
 
 def form_fields(content: bytes) -> dict[str, str]:
     """Return the first line of each field of a multipart form, by name."""
-    found = _PART.findall(content)
     return {
         name.replace(b"\\", b"").decode(errors="replace"): value.decode(errors="replace")
-        for name, value in found
+        for name, value in _PART.findall(content)
     }

@@ -1,4 +1,4 @@
-"""Takes an engine's answer to the client: streams piece by piece, the rest whole."""
+"""Relays a worker's response to the client: streams piece by piece, other responses whole."""
 
 import time
 
@@ -9,83 +9,90 @@ from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.http import ResponseWriter
 from hpc_dynamo.router import Lease
 
-CHUNKS_PER_REPORT = 64  # a note to the router costs as much as passing on some pieces
+# A report to the router costs as much as relaying a few chunks.
+CHUNKS_PER_REPORT = 64
 
 
 class ResponseRelay:
-    """See dispatch.Taker. Bytes pass as they came."""
+    """Relays bytes unchanged and counts tokens. See dispatch.ResponseSink and http.ByteSink."""
 
-    def __init__(self, reply: ResponseWriter, stats: FrontendStats) -> None:
-        self._reply, self._stats = reply, stats
-        self._began = self._last = time.monotonic()
-        self._type = b"application/json"
-        self._pieces = 0  # that the router has not been told of
+    def __init__(self, response: ResponseWriter, stats: FrontendStats) -> None:
+        self._response, self._stats = response, stats
+        self._started_at = self._last_chunk_at = time.monotonic()
+        self._content_type = b"application/json"
+        self._chunks = 0  # not yet reported to the router
         self._lease: Lease
 
     @property
     def started(self) -> bool:
-        return self._reply.status != 0
+        return self._response.status != 0
 
-    async def receive(self, answer: IncomingResponse, lease: Lease) -> None:
+    async def receive(self, response: IncomingResponse, lease: Lease) -> None:
+        """Relay the response; return when it is complete."""
         self._lease = lease
-        self._type = answer.headers.get("content-type", "application/json").encode()
-        if self._type.startswith(b"text/event-stream"):
-            await answer.relay(self)
+        self._content_type = response.headers.get("content-type", "application/json").encode()
+        if self._content_type.startswith(b"text/event-stream"):
+            await response.relay(self)
             if not self.started:
                 self._begin()
-            if self._pieces:
-                lease.report_progress(self._pieces)
-            self._reply.end()
+            if self._chunks:
+                lease.report_progress(self._chunks)
+            self._response.end()
         else:
-            content = await answer.read()
-            self._stats.ttft.observe(time.monotonic() - self._began)
-            if tokens := _generated(content):
+            content = await response.read()
+            self._stats.ttft.observe(time.monotonic() - self._started_at)
+            if tokens := _generated_tokens(content):
                 lease.report_progress(tokens)
-            self._reply.send(200, content, [(b"content-type", self._type)])
+            self._response.send(200, content, [(b"content-type", self._content_type)])
 
     def write(self, data: bytes) -> None:
-        """A piece of the stream, as the engine's socket gave it."""
+        """Relay a piece of a stream. Each counts as one token, while the client keeps up."""
         now = time.monotonic()
-        if self._reply.status:
-            self._stats.itl.observe(now - self._last)
-            self._pieces += 1  # a token each, as long as the reader keeps up
-            if self._pieces == CHUNKS_PER_REPORT:
-                self._lease.report_progress(self._pieces)
-                self._pieces = 0
+        if self._response.status:
+            self._stats.itl.observe(now - self._last_chunk_at)
+            self._chunks += 1
+            if self._chunks == CHUNKS_PER_REPORT:
+                self._lease.report_progress(self._chunks)
+                self._chunks = 0
         else:
             self._begin()
             self._lease.report_first_token()
-            self._stats.ttft.observe(now - self._began)
-        self._last = now
-        self._reply.write(data)
+            self._stats.ttft.observe(now - self._started_at)
+        self._last_chunk_at = now
+        self._response.write(data)
 
     @property
     def congested(self) -> bool:
-        return self._reply.congested
+        return self._response.congested
 
     async def drain(self) -> None:
-        await self._reply.drain()
+        await self._response.drain()
 
     def _begin(self) -> None:
-        self._reply.begin(200, [(b"content-type", self._type), (b"cache-control", b"no-cache")])
+        headers = [(b"content-type", self._content_type), (b"cache-control", b"no-cache")]
+        self._response.begin(200, headers)
 
 
 class _Usage(msgspec.Struct):
+    """Token counts of a response."""
+
     completion_tokens: int = 0
-    output_tokens: int = 0  # as /v1/responses and /v1/messages call them
+    output_tokens: int = 0  # name in /v1/responses and /v1/messages
 
 
-class _Answer(msgspec.Struct):
+class _Response(msgspec.Struct):
+    """Fields of a response that are read here."""
+
     usage: _Usage | None = None
 
 
-_ANSWER = msgspec.json.Decoder(_Answer)
+_RESPONSE = msgspec.json.Decoder(_Response)
 
 
-def _generated(content: bytes) -> int:
-    """Tokens of a whole answer; 0 where it does not tell."""
+def _generated_tokens(content: bytes) -> int:
+    """Return the generated tokens of a whole response; 0 if it has no usage."""
     try:
-        usage = _ANSWER.decode(content).usage
+        usage = _RESPONSE.decode(content).usage
     except (msgspec.DecodeError, RecursionError):
         return 0
     return usage.completion_tokens or usage.output_tokens if usage else 0

@@ -1,6 +1,6 @@
-"""Conversion of HTTP requests to work for the dispatcher.
+"""Converts HTTP requests to requests for engines.
 
-The body is read one level deep: fields that are not read go to the engine unchanged.
+The body is parsed one level deep; fields that are not read go to the engine unchanged.
 """
 
 import msgspec
@@ -26,12 +26,12 @@ from hpc_dynamo.preprocess import TokenIdsOnly
 from hpc_dynamo.router import RoutingRequest, RunView
 
 ENDPOINT_FIELDS = RESERVED_FIELDS | {HINTS_FIELD}
-VLLM_XARGS = "vllm_xargs"  # whose entries vLLM puts next to its own fields
+VLLM_XARGS = "vllm_xargs"  # vLLM merges the entries of this field into its own fields
 NAME = msgspec.json.Decoder(str | None)
 
 
 class RequestTranslator:
-    """Prepares requests of one model. `prompts` computes the token ids of their prompts."""
+    """Translates the requests of one model. `tokenizer` may be replaced at any time."""
 
     def __init__(
         self, config: Config, tokenizer: PromptTokenizer, stats: FrontendStats, model: str = ""
@@ -40,94 +40,95 @@ class RequestTranslator:
         self._builder = RequestBuilder(config, tokenizer, model)
 
     async def limit_tokenizer_memory(self) -> None:
-        """See WorkBuilder.keep_bounded."""
+        """See RequestBuilder.limit_tokenizer_memory."""
         await self._builder.limit_tokenizer_memory()
 
     @property
     def tokenizer(self) -> PromptTokenizer:
-        return self._builder.prompts
+        return self._builder.tokenizer
 
     @tokenizer.setter
-    def tokenizer(self, prompts: PromptTokenizer) -> None:
-        self._builder.prompts = prompts
+    def tokenizer(self, tokenizer: PromptTokenizer) -> None:
+        self._builder.tokenizer = tokenizer
 
     @property
     def notice(self) -> str:
-        """Return why texts are not routed by KV cache, see Lane.notice."""
+        """Return why texts are not routed by KV cache, and what to try.
+
+        Empty if they are, or if the policy of the router does not need the tokenizer.
+        """
         by_cache = self._config.router.policy is Policy.kv
         return str(self.tokenizer) if by_cache and isinstance(self.tokenizer, TokenIdsOnly) else ""
 
     async def engine_request(
-        self, request: HttpRequest, body: Body, own_id: str, view: RunView
+        self, request: HttpRequest, body: Body, request_id: str, view: RunView
     ) -> EngineRequest:
-        """`body` is the request's. Raises Refused for what no engine would take."""
-        content, given = request.body, self._circumstances(request, body, view)
-        extensions = body.keys() & ENDPOINT_FIELDS
-        _check_hidden(
-            body if request.path not in POST_OPERATIONS else {VLLM_XARGS: body.get(VLLM_XARGS)}
-        )
-        own = adapter_fields(self._config, given.adapter) if given.adapter else {}
-        renamed = own or self._renamed(body, view)
-        if extensions or renamed:
-            body = {k: v for k, v in body.items() if k not in extensions} | renamed
+        """Return the request for an engine; `body` is the parsed body. Raises ApiError."""
+        content, context = request.body, self._context(request, body, view)
+        removed = body.keys() & ENDPOINT_FIELDS
+        known_path = request.path in POST_OPERATIONS
+        _check_nested_fields({VLLM_XARGS: body.get(VLLM_XARGS)} if known_path else body)
+        adapter = adapter_fields(self._config, context.adapter) if context.adapter else {}
+        replaced = adapter or self._served_name(body, view)
+        if removed or replaced:
+            body = {k: v for k, v in body.items() if k not in removed} | replaced
             content = msgspec.json.encode(body)
-        path = _target(request)
-        headers = [(b"x-request-id", own_id.encode())]
-        work = await self._builder.build(path, content, body, given, headers)
-        self._stats.prompt_tokens += work.routing.prompt_tokens
-        return work
+        headers = [(b"x-request-id", request_id.encode())]
+        result = await self._builder.build(_target(request), content, body, context, headers)
+        self._stats.prompt_tokens += result.routing.prompt_tokens
+        return result
 
     async def routing_request(
         self, request: HttpRequest, body: Body, view: RunView
     ) -> RoutingRequest:
         """Return the routing request for a chat or completion with this body."""
         path = CHAT if "messages" in body else COMPLETIONS
-        given = self._circumstances(request, body, view)
-        return await self._builder.routing_request(path, request.body, body, given)
+        context = self._context(request, body, view)
+        return await self._builder.routing_request(path, request.body, body, context)
 
-    def multipart_request(self, request: HttpRequest, own_id: str) -> EngineRequest:
-        """Return the work for a form, such as audio, forwarded unchanged. Raises Refused."""
+    def multipart_request(self, request: HttpRequest, request_id: str) -> EngineRequest:
+        """Return the request for a form, forwarded unchanged. Raises ApiError."""
         fields = form_fields(request.body)
         if forbidden := sorted(fields.keys() & ENDPOINT_FIELDS):
             raise ApiError(400, f"the form has fields that only the endpoint may set: {forbidden}")
-        _check_hidden({VLLM_XARGS: fields[VLLM_XARGS].encode() if VLLM_XARGS in fields else None})
-        kind = (b"content-type", request.headers["content-type"].encode("latin-1"))
-        ask = RoutingRequest(
-            may_disaggregate=False,
-            hints=parse_routing_hints(request.headers, {}),
-            model=self._model,
-        )
-        headers = [(b"x-request-id", own_id.encode()), kind]
-        return EngineRequest(_target(request), request.body, {}, ask, headers)
+        xargs = fields[VLLM_XARGS].encode() if VLLM_XARGS in fields else None
+        _check_nested_fields({VLLM_XARGS: xargs})
+        hints = parse_routing_hints(request.headers, {})
+        routing = RoutingRequest(may_disaggregate=False, hints=hints, model=self._model)
+        content_type = request.headers["content-type"].encode("latin-1")
+        headers = [(b"x-request-id", request_id.encode()), (b"content-type", content_type)]
+        return EngineRequest(_target(request), request.body, {}, routing, headers)
 
-    def _renamed(self, body: Body, view: RunView) -> Body:
-        """Replace the full hub id, which the engine does not know, by the served name."""
+    def _served_name(self, body: Body, view: RunView) -> Body:
+        """Return the served name in place of the full hub id, which engines do not know."""
         aliases = view.model(self._model).aliases
         name = aliases.get(requested_model(body) or "") if aliases else None
         return {"model": name} if name else {}
 
-    def _circumstances(self, request: HttpRequest, body: Body, view: RunView) -> RequestContext:
-        offer = view.model(self._model)
-        name = requested_model(body) if offer.adapters else None
+    def _context(self, request: HttpRequest, body: Body, view: RunView) -> RequestContext:
+        available = view.model(self._model)
+        name = requested_model(body) if available.adapters else None
         return RequestContext(
             hints=parse_routing_hints(request.headers, body),
-            adapter=name if name in offer.adapters else None,
-            context_tokens=offer.context_tokens,
+            adapter=name if name in available.adapters else None,
+            context_tokens=available.context_tokens,
         )
 
 
-def _check_hidden(body: Body) -> None:
-    """Refuse reserved fields inside of other fields: some engine paths read them there. Raises
-    Refused."""
+def _check_nested_fields(body: Body) -> None:
+    """Reject reserved fields inside other fields, where some engine paths read them.
+
+    Raises ApiError.
+    """
     for name, value in body.items():
         if value is None:
             continue
         try:
-            found = nested_reserved_fields(read_value(bytes(value)))
+            reserved = nested_reserved_fields(read_value(bytes(value)))
         except JsonError as e:
             raise ApiError(400, f"{name} is not JSON: {e}", param=name) from e
-        if found:
-            what = f"{name} holds {', '.join(sorted(found))}, which only the endpoint may set"
+        if reserved:
+            what = f"{name} holds {', '.join(sorted(reserved))}, which only the endpoint may set"
             raise ApiError(400, what, param=name)
 
 
@@ -136,7 +137,7 @@ def _target(request: HttpRequest) -> str:
 
 
 def requested_model(body: Body) -> str | None:
-    """What a body names. Raises Refused for what cannot be a name."""
+    """Return the model that a body names. Raises ApiError if it is not a string."""
     try:
         name: str | None = NAME.decode(body.get("model", b"null"))
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
@@ -145,7 +146,7 @@ def requested_model(body: Body) -> str | None:
 
 
 def read_body(content: bytes) -> Body:
-    """Return the fields of a request's body. Raises Refused."""
+    """Return the fields of a request body. Raises ApiError."""
     try:
         return {**read_fields(content)}
     except JsonError as e:

@@ -1,4 +1,4 @@
-"""What a frontend process counts. Cheap enough for every token; merged by the head."""
+"""Counters of a frontend process, updated for every token. The head adds those of all processes."""
 
 from collections import Counter
 
@@ -10,9 +10,7 @@ BOUNDS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
     120.0, 300.0,
 )  # fmt: skip
-
-
-COUNTS = (
+COUNTERS = (
     "active", "connections", "cancelled", "retried", "forwarded", "forwarding", "prompt_tokens",
 )  # fmt: skip
 
@@ -22,25 +20,25 @@ def _latencies() -> Histogram:
 
 
 class FrontendStats(msgspec.Struct, kw_only=True):
-    """Since the start of the process."""
+    """Counts since the start of the process. Histograms are in seconds."""
 
     responses: dict[str, int] = msgspec.field(default_factory=Counter)  # by "path status"
-    active: int = 0
-    connections: int = 0
-    cancelled: int = 0  # by clients that went away
-    retried: int = 0  # tries on another worker
-    forwarded: int = 0  # to the job that takes over
-    forwarding: int = 0  # of them, those under way
-    prompt_tokens: int = 0  # counted here, before routing
-    ttft: Histogram = msgspec.field(default_factory=_latencies)
-    itl: Histogram = msgspec.field(default_factory=_latencies)  # between pieces of streams
-    seconds: Histogram = msgspec.field(default_factory=_latencies)  # whole requests
+    active: int = 0  # requests in progress
+    connections: int = 0  # open connections
+    cancelled: int = 0  # requests whose client disconnected
+    retried: int = 0  # attempts on another worker
+    forwarded: int = 0  # requests to the next job of the run
+    forwarding: int = 0  # requests to the next job that are in progress
+    prompt_tokens: int = 0  # computed before routing
+    ttft: Histogram = msgspec.field(default_factory=_latencies)  # time to first token
+    itl: Histogram = msgspec.field(default_factory=_latencies)  # time between chunks of streams
+    seconds: Histogram = msgspec.field(default_factory=_latencies)  # duration of requests
 
     def add(self, other: "FrontendStats") -> None:
-        """Merge another process's figures into these."""
+        """Add the counts of another process."""
         for key, count in other.responses.items():
             self.responses[key] = self.responses.get(key, 0) + count
-        for name in COUNTS:
+        for name in COUNTERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.ttft += other.ttft
         self.itl += other.itl
@@ -48,11 +46,14 @@ class FrontendStats(msgspec.Struct, kw_only=True):
 
 
 class FrontendReport(msgspec.Struct):
-    """Of one process or more: by model, and under the empty name what is of none of several, such
-    as connections, and all where there is one."""
+    """Sent by each frontend process to the head every second, as MessagePack.
+
+    `by_model` has an entry per model. The entry with the empty name counts what belongs to no
+    model, such as connections, and everything in a run of one model.
+    """
 
     by_model: dict[str, FrontendStats] = {}
-    notices: dict[str, str] = {}  # by model, why texts are not routed by KV cache
+    notices: dict[str, str] = {}  # by model: reason why texts are not routed by KV cache
 
     @property
     def forwarding(self) -> int:
@@ -64,7 +65,7 @@ class FrontendReport(msgspec.Struct):
         self.notices |= other.notices
 
     def after_exit(self) -> "FrontendReport":
-        """As it is once the process is gone, and all that it had under way."""
+        """Reset what ends with the process, and return self."""
         for stats in self.by_model.values():
             stats.active = stats.connections = stats.forwarding = 0
         self.notices.clear()

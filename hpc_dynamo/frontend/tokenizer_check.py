@@ -1,4 +1,4 @@
-"""Whether an engine tokenizes as we do; it may build its tokenizer differently."""
+"""Compares computed token ids with an engine's, which may build its tokenizer differently."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.preprocess import Preprocessor
 from hpc_dynamo.router import NoWorker, Overloaded, RoutingRequest
 
-RETRY_S = 5.0  # an engine may start for longer than a request may wait for it
+RETRY_S = 5.0  # delay after a request for which no worker was available
 
 PATH = "/tokenize"
 IDS = msgspec.json.Decoder(list[int])
@@ -20,22 +20,21 @@ log = logging.getLogger(__name__)
 
 
 async def tokenizer_matches_engine(
-    prompts: Preprocessor,
-    dispatcher: Dispatcher,
-    name: str,
-    ask: RoutingRequest,
-    again_s: float = RETRY_S,
-) -> bool:
-    """False where an engine's ids differ from ours; an engine that cannot be asked agrees. While
-    there is none, or none has room, it is asked again."""
-    for probe, expected in prompts.probes():
-        body: Body = {"model": name, **probe}
-        work = EngineRequest(PATH, msgspec.json.encode(body), body, ask)
+    tokenizer: Preprocessor, dispatcher: Dispatcher, model: str, routing: RoutingRequest,
+    retry_s: float = RETRY_S,
+) -> bool:  # fmt: skip
+    """Return False if an engine's token ids differ; True if they agree or cannot be queried.
+
+    Waits for a worker, since an engine may start for longer than a request may wait for it.
+    """
+    for probe, expected in tokenizer.probes():
+        body: Body = {"model": model, **probe}
+        request = EngineRequest(PATH, msgspec.json.encode(body), body, routing)
         try:
-            answer = await _answer(dispatcher, work, again_s)
-            ids = IDS.decode(answer.body.get("tokens", b"null"))
+            response = await _send(dispatcher, request, retry_s)
+            ids = IDS.decode(response.body.get("tokens", b"null"))
         except (RequestFailed, msgspec.DecodeError) as e:
-            log.info("the engine's tokenizer could not be asked: %s", e)
+            log.info("the engine's tokenizer cannot be queried: %s", e)
             return True
         if ids != list(expected.ids):
             log.warning("the engine tokenizes %r differently", probe)
@@ -43,13 +42,13 @@ async def tokenizer_matches_engine(
     return True
 
 
-async def _answer(dispatcher: Dispatcher, work: EngineRequest, again_s: float) -> BufferedResponse:
-    """Raises RequestFailed where an engine does."""
+async def _send(dispatcher: Dispatcher, request: EngineRequest, retry_s: float) -> BufferedResponse:
+    """Raises RequestFailed if the engine rejects the request."""
     while True:
-        answer = BufferedResponse()
+        response = BufferedResponse()
         try:
-            await dispatcher.run(work, answer)
-            return answer
+            await dispatcher.run(request, response)
+            return response
         except (NoWorker, Overloaded) as e:
-            log.debug("the engine's tokenizer cannot be asked yet: %s", e)
-            await asyncio.sleep(again_s)
+            log.debug("the engine's tokenizer cannot be queried yet: %s", e)
+            await asyncio.sleep(retry_s)

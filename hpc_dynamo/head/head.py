@@ -127,7 +127,7 @@ class Head(JobLifecycle):
         return [others for others in (self._grower, self._companions) if others]
 
     def _moving(self) -> Collection[int]:
-        return self._reshaper.moving if self._reshaper else ()
+        return self._reshaper.changing if self._reshaper else ()
 
     async def _stop(self, members: Membership, reason: str) -> None:
         """Further jobs and all agents, at the same time."""

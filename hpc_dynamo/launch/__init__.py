@@ -1,4 +1,20 @@
-"""Starting a run where its configuration says, and finding it again later."""
+"""Launchers of jobs: Slurm, a step in an allocation, or this machine. The only user of submitit.
+
+`start_attempt` starts an attempt of a run, and `find_job` returns its job from the record in the
+run folder, in any later process.
+
+    job.py                     LaunchedJob, the interface of all jobs
+    slurm.py hetjob.py         submitted jobs; nodes of several kinds as one heterogeneous job
+    allocation.py local.py     a step in an existing allocation; processes on this machine
+    script.py srun.py          texts of sbatch scripts and of srun's command
+    resources.py               nodes, CPUs, memory and GPUs to request
+    partitions.py layout_check.py gpu_requests.py   sinfo, and whether a layout can run there
+    enclosing.py environment.py node.py             allocation and environment of this process
+    refusal.py reasons.py      explanations of sbatch's errors, pending reasons and final states
+    walltime.py                time left before the end of the allocation
+    mpi_step.py mpi_rank.py    workers that are Slurm steps: MPI worlds, engines under Pyxis
+    extra_jobs.py extra_job_submit.py detached_submit.py   more jobs of a run, and the next attempt
+"""
 
 import os
 import shlex
@@ -21,9 +37,9 @@ from hpc_dynamo.topology import Plan
 
 
 def resolve_launcher(launcher: Launcher) -> Launcher:
-    """Return what `auto` means here: the enclosing allocation, Slurm, or this machine.
+    """Return the launcher for `auto`: the enclosing allocation, Slurm, or this machine.
 
-    Raises ConfigError if steps shall be started in an allocation that has ended.
+    Raises ConfigError if steps would be started in an allocation that has ended.
     """
     if launcher is Launcher.auto and "SLURM_JOB_ID" in os.environ:
         launcher = Launcher.allocation
@@ -35,13 +51,14 @@ def resolve_launcher(launcher: Launcher) -> Launcher:
 
 
 def with_submission_mode(launcher: Launcher, config: Config, plan: Plan) -> Plan:
-    """The plan with how its kinds of nodes are asked for: in one job, or each in its own. Raises
-    ConfigError where there can be only one kind."""
+    """Return the plan with `separate_jobs` set: whether node groups are components of one job, or
+    jobs of their own. Raises ConfigError if this launcher can have only one group.
+    """
     if len(plan.group_plans) == 1 or launcher is Launcher.allocation:
         return plan
     if launcher is Launcher.local:
         if plan.gpus_per_node:
-            what = "nodes of several kinds need Slurm: all groups here would have the same GPUs"
+            what = "node groups need Slurm: on this machine all would have the same GPUs"
             raise ConfigError(what, hint="cluster.launcher=slurm, or no topology.*.hardware")
         return plan
     mixed = config.cluster.slurm.heterogeneous
@@ -55,21 +72,21 @@ def with_submission_mode(launcher: Launcher, config: Config, plan: Plan) -> Plan
 def start_attempt(
     launcher: Launcher, attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], int]
 ) -> LaunchedJob:
-    """Start an attempt and leave a record of it in its folder. Raises LaunchError."""
+    """Start an attempt and write a record of its job to its folder. Raises LaunchError."""
     if launcher is Launcher.allocation:
         step = start_step(attempt, config, plan, entry.__module__)
         write_json(attempt.job_file, step.record)
         return step
     inside = os.environ.get("SLURM_JOB_ID", "")
-    # First the jobs of other kinds of nodes: the head submits those that it does not find.
-    beside = extra_jobs.submit_group_jobs(attempt, config, plan) if plan.separate_jobs else ()
+    # Submitted first, since the head submits those that it does not find.
+    others = extra_jobs.submit_group_jobs(attempt, config, plan) if plan.separate_jobs else ()
     try:
         record = _submit(launcher, attempt, config, plan.head_plan, entry)
     except BaseException:
-        if beside:
-            slurm.slurm_command("scancel", *beside)
+        if others:
+            slurm.slurm_command("scancel", *others)
         raise
-    record = structs.replace(record, enclosing_job_id=inside, hetero_job_ids=beside)
+    record = structs.replace(record, enclosing_job_id=inside, hetero_job_ids=others)
     write_json(attempt.job_file, record)
     return _job(record, attempt)
 
@@ -95,7 +112,7 @@ def is_restarted_job(run: Run) -> bool:
 
 
 def find_job(attempt: Attempt) -> LaunchedJob | None:
-    """The job of an attempt; None before it was submitted."""
+    """Return the job of an attempt; None if it was not submitted yet."""
     record = attempt.job()
     return _job(record, attempt) if record else None
 
@@ -111,17 +128,18 @@ def _job(record: JobRecord, attempt: Attempt) -> LaunchedJob:
 
 
 def refuse_if_busy(run: Run) -> None:
-    """Two jobs must not work on one run. Raises RunBusy."""
+    """Raise RunBusy if an attempt of the run is pending or running."""
     for attempt, _, state, detail in live_attempts(run):
         if state is not JobState.unknown:
             what = f"{run.path} is in use: attempt {attempt.number} is {state} ({detail})"
             path = shlex.quote(str(run.path))
-            hint = f"name=OTHER for a second one; `hpc-dynamo stop {path}` ends it"
+            hint = f"name=OTHER starts another run; `hpc-dynamo stop {path}` stops this one"
             raise RunBusy(what, hint=hint)
 
 
 def live_attempts(run: Run) -> Iterator[tuple[Attempt, LaunchedJob, JobState, str]]:
-    """Attempts whose jobs have not ended, newest first: two, while one hands over to the next."""
+    """Yield attempts whose jobs have not ended, newest first. There are two during a job
+    handover."""
     for attempt in reversed(run.attempts()):
         job = find_job(attempt)
         if job is None or attempt.outcome() is not None:

@@ -1,4 +1,4 @@
-"""Steps in an allocation that somebody else asked for, of one kind of nodes or heterogeneous."""
+"""Agents as a step in an existing allocation, of one kind of nodes or heterogeneous."""
 
 import logging
 import os
@@ -6,35 +6,32 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.errors import LaunchError
-from hpc_dynamo.launch import srun as step
 from hpc_dynamo.launch.environment import for_step
 from hpc_dynamo.launch.job import JobState
 from hpc_dynamo.launch.resources import group_configs, required_resources, sbatch_options
 from hpc_dynamo.launch.slurm import SlurmJob, agent_mpi, slurm_command
+from hpc_dynamo.launch.srun import GroupPlans, srun_command
 from hpc_dynamo.messages import JobRecord
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
 
 log = logging.getLogger(__name__)
 
-GroupPlans = Sequence[tuple[Config, Plan]]
-
 
 def start_step(attempt: Attempt, config: Config, plan: Plan, entry: str) -> "StepJob":
-    """Start the agents as a step of the allocation that we are in.
+    """Start the agents as a step of the enclosing allocation.
 
-    `entry` is a module that takes the attempt's path. The step may share the nodes with the
-    shell that we were started from, hence --overlap. Slurm announces the end of the walltime
-    to us; it is passed on. Raises LaunchError where the allocation is too small.
+    `entry` is a module that takes the attempt's path. The step may share nodes with the user's
+    shell (--overlap). Slurm's signal before the end of the walltime reaches this process and is
+    forwarded. Raises LaunchError if the allocation is too small.
     """
-    parts = _checked_groups(group_configs(config, plan))
+    groups = _limited_groups(group_configs(config, plan))
     python = (sys.executable, "-u", "-m", entry, str(attempt.path))
-    argv = step.srun_command(parts, python, agent_mpi(config), "--overlap")
+    argv = srun_command(groups, python, agent_mpi(config), "--overlap")
     env = for_step()
     process = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
     signal.signal(signal.SIGUSR2, lambda number, _: process.send_signal(number))
@@ -43,30 +40,27 @@ def start_step(attempt: Attempt, config: Config, plan: Plan, entry: str) -> "Ste
     return StepJob(record, attempt, process)
 
 
-def _checked_groups(parts: GroupPlans) -> GroupPlans:
-    """Asking for no more than each component of the allocation has. Raises LaunchError."""
-    if len(parts) == 1:
-        return [_limited_to_allocation(*parts[0], "")]
-    if int(os.environ.get("SLURM_HET_SIZE", "1")) < len(parts):
-        what = f"the topology has nodes of {len(parts)} kinds, this allocation has not"
-        raise LaunchError(
-            what, hint=f"salloc {_salloc_options(parts)}, or the same on a login node"
-        )
-    return [
-        _limited_to_allocation(*each, f"_HET_GROUP_{index}") for index, each in enumerate(parts)
-    ]
+def _limited_groups(groups: GroupPlans) -> GroupPlans:
+    """Limit the requests to what each component of the allocation has. Raises LaunchError."""
+    if len(groups) == 1:
+        return [_limited_to_allocation(*groups[0], "")]
+    if int(os.environ.get("SLURM_HET_SIZE", "1")) < len(groups):
+        what = f"the topology has {len(groups)} node groups, but this allocation has fewer"
+        options = _salloc_options(groups)
+        raise LaunchError(what, hint=f"salloc {options}, or the same command on a login node")
+    return [_limited_to_allocation(*g, f"_HET_GROUP_{i}") for i, g in enumerate(groups)]
 
 
-def _salloc_options(parts: GroupPlans) -> str:
-    """Options of salloc for a heterogeneous allocation."""
+def _salloc_options(groups: GroupPlans) -> str:
+    """Return salloc's options for a heterogeneous allocation."""
     wanted = ("nodes", "partition", "constraint")
-    options = (sbatch_options(config, plan) for config, plan in parts)
+    options = (sbatch_options(config, plan) for config, plan in groups)
     return " : ".join(" ".join(f"--{n}={o[n]}" for n in wanted if n in o) for o in options)
 
 
 def _limited_to_allocation(config: Config, plan: Plan, component: str) -> tuple[Config, Plan]:
-    """Asking for no more CPUs than its smallest node has: an interactive allocation often has
-    fewer than the workers would like, and they may share. Raises LaunchError."""
+    """Limit the request to the CPUs of the smallest node. An interactive allocation often has fewer
+    CPUs than the workers request; they then share them. Raises LaunchError."""
     nodes = int(os.environ.get(f"SLURM_JOB_NUM_NODES{component}", "1"))
     kind = f" of kind {plan.hardware or 'own'}" if component else ""
     if nodes < plan.nodes:
@@ -79,12 +73,12 @@ def _limited_to_allocation(config: Config, plan: Plan, component: str) -> tuple[
     wanted = required_resources(config, plan).cpus
     if not counts or min(counts) >= wanted:
         return config, plan
-    log.warning("a node%s has %d CPUs here, its workers would like %d", kind, min(counts), wanted)
+    log.warning("a node%s has %d CPUs, but its workers request %d", kind, min(counts), wanted)
     return replace(config, cluster=replace(config.cluster, cpus_per_node=min(counts))), plan
 
 
 class StepJob:
-    """Our agents inside somebody's allocation, which must outlive them. See launch.job.Job."""
+    """Agents as a step of an allocation, which continues after them. Implements LaunchedJob."""
 
     def __init__(
         self, record: JobRecord, attempt: Attempt, process: "subprocess.Popen[bytes] | None" = None
@@ -96,6 +90,7 @@ class StepJob:
         return f"{self.record.job_id}.{step}" if step else None
 
     def state(self) -> tuple[JobState, str]:
+        """Return the state from srun if this process started it, else from squeue."""
         if self._process is not None:
             code = self._process.poll()
             if code is None:

@@ -1,7 +1,7 @@
-"""A job goes on after its walltime: requeued, or as a further job of the same run.
+"""Continuation of a run after the walltime: requeue of its job, or submission of the next attempt.
 
-`python -m hpc_dynamo.launch.detached_submit ATTEMPT` submits the next attempt, in a process without
-our job's environment, which would tell the new job that it is the old one.
+`python -m hpc_dynamo.launch.detached_submit ATTEMPT` submits the next attempt. It runs in a process
+without the environment of the current job, which the new job would otherwise inherit.
 """
 
 import importlib
@@ -18,30 +18,32 @@ from hpc_dynamo.launch import slurm
 from hpc_dynamo.launch.environment import for_submission
 from hpc_dynamo.run import Attempt
 
-ENTRY = "hpc_dynamo.tasks.node"  # by name: it is of a higher layer
+ENTRY = "hpc_dynamo.tasks.node"  # by name, since it is in a higher layer
 SUBMIT_S = 120.0
 
 log = logging.getLogger(__name__)
 
 
 def submit_next_attempt(attempt: Attempt) -> Attempt:
-    """A further job with the same configuration, the run's next attempt. Raises LaunchError."""
+    """Submit a job with the same configuration as the run's next attempt. Raises LaunchError."""
     argv = (sys.executable, "-m", __name__, str(attempt.path))
     env = for_submission(())
     try:
         done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=SUBMIT_S)
     except subprocess.TimeoutExpired as e:
-        raise LaunchError(f"no successor was submitted within {SUBMIT_S:.0f} s") from e
+        what = f"the next job was not submitted within {SUBMIT_S:.0f} s"
+        raise LaunchError(what, hint="`scontrol ping` shows if the controller responds") from e
     if done.returncode:
         lines = reversed(done.stderr.splitlines())
-        said = next((line for line in lines if "Error" in line), "it does not say why")
-        hint = "whether nodes may submit jobs here; the same command goes on by hand"
-        raise LaunchError(f"no successor could be submitted: {said}", hint=hint)
+        reason = next((line for line in lines if "Error" in line), "no reason was reported")
+        hint = "check that compute nodes may submit jobs; the same command resumes the run by hand"
+        raise LaunchError(f"the next job could not be submitted: {reason}", hint=hint)
     return Attempt(Path(done.stdout.strip().splitlines()[-1]))
 
 
 def requeue() -> bool:
-    """Whether Slurm starts this job again in its place. It ends us at once if so."""
+    """Requeue this job. Returns False if Slurm refuses; otherwise Slurm ends this process at
+    once."""
     try:
         slurm.slurm_command("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
     except (LaunchError, MissingDependency) as e:
@@ -51,6 +53,7 @@ def requeue() -> bool:
 
 
 def main(path: str) -> None:
+    """Submit the attempt after the one in the folder `path`; print the new folder."""
     former = Attempt(Path(path))
     config, plan = former.config(), former.plan()
     attempt = former.run.new_attempt(config, plan)

@@ -1,8 +1,8 @@
 """Environments of commands, jobs and steps: the user's own, without that of the enclosing job.
 
-sbatch and srun read most of their options also from the environment, and Slurm sets the same names
-in jobs and steps. A command started inside a job therefore takes the limits of that job as its own
-options, and a job inherits the environment of its submission.
+sbatch and srun also read most of their options from the environment, and Slurm sets the same names
+in jobs and steps. Without cleaning, a command inside a job would take the limits of that job as its
+own options. A job inherits the environment of its submission.
 
 Sources: "INPUT ENVIRONMENT VARIABLES" of sbatch(1), srun(1) and salloc(1), Slurm 22.05 to 25.05.
 """
@@ -64,10 +64,10 @@ def for_step(*, allocation: bool = True) -> dict[str, str]:
     return clean_environment(_site_variables() | known | _login_host())
 
 
-def with_job_id(told: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables with which srun finds this job, added to those of its tasks (`told`)."""
+def with_job_id(env: Mapping[str, str]) -> dict[str, str]:
+    """Return `env` with the variables by which srun finds this job."""
     job = {n: os.environ[n] for n in ("SLURM_JOB_ID",) if n in os.environ}
-    return dict(told) | _site_variables() | job
+    return dict(env) | _site_variables() | job
 
 
 @contextmanager

@@ -1,38 +1,30 @@
-"""`python -m hpc_dynamo.launch.extra_job_submit JOB MINUTES` submits a further job of an attempt.
+"""`python -m hpc_dynamo.launch.extra_job_submit FOLDER MINUTES` submits an extra job of an attempt.
 
-In a process of its own, without the environment of the job that asks for it: that would tell the
-new job that it is the old one.
+It runs in a process without the environment of the current job, which the new job would inherit.
 """
 
 import importlib
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-from hpc_dynamo.config import Config, with_hardware
+from hpc_dynamo.config import with_extra_job, with_hardware
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.launch import local, slurm
 from hpc_dynamo.run import ExtraJobFolder, write_json
 
-ENTRY = "hpc_dynamo.tasks.join"  # by name: it is of a higher layer
+ENTRY = "hpc_dynamo.tasks.join"  # by name, since it is in a higher layer
 
 
 def main(path: str, minutes: str) -> None:
-    job = ExtraJobFolder(Path(path))
-    plan, owner = job.plan(), job.attempt.job()
-    start = local.submit if owner and owner.launcher == "local" else slurm.submit
+    """Submit the extra job in the folder `path` with a walltime of `minutes`; print its id."""
+    folder = ExtraJobFolder(Path(path))
+    plan, head_job = folder.plan(), folder.attempt.job()
+    submit = local.submit if head_job and head_job.launcher == "local" else slurm.submit
     entry = importlib.import_module(ENTRY).main
-    config = _config(with_hardware(job.config(), plan.hardware), job.number, minutes)
-    record = start(job, config, plan, entry)
-    write_json(job.job_file, record)
+    config = with_extra_job(with_hardware(folder.config(), plan.hardware), folder.number, minutes)
+    record = submit(folder, config, plan, entry)
+    write_json(folder.job_file, record)
     print(record.job_id)
-
-
-def _config(config: Config, number: int, minutes: str) -> Config:
-    """Of the run, as the further job is to be asked for; its agents need no MPI."""
-    wanted = replace(config.cluster.slurm, time=minutes, mpi="none")
-    cluster = replace(config.cluster, slurm=wanted)
-    return replace(config, name=f"{config.name}+{number}", cluster=cluster)
 
 
 if __name__ == "__main__":

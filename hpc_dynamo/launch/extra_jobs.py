@@ -1,5 +1,14 @@
-"""Further jobs of an attempt: those that its head asks for under load, and those that were asked
-for with its own, of other kinds of nodes."""
+"""Extra jobs of an attempt: for scale-out, or of other node groups (`heterogeneous=jobs`).
+
+    head or CLI                        Slurm                    extra job (tasks/join)
+      new_extra_job(): folder
+      submit() ── extra_job_submit ──▶ sbatch
+               ◀─ job.json, id
+                                       starts ────────────────▶ agents connect to the head
+      stop_leftover_jobs() ──────────▶ scancel                  (of a head that died)
+
+`head/scaling/extra_job.py` follows a job from its submission to its end.
+"""
 
 import asyncio
 import logging
@@ -21,26 +30,29 @@ from hpc_dynamo.topology import Plan, plan_extra_job
 
 SUBMITTER = "hpc_dynamo.launch.extra_job_submit"
 SUBMIT_S = 120.0
-# One that Slurm started again would be nobody's: the head has asked for another by then.
+# The head submits another job for a lost one, so Slurm must not restart it.
 ENVIRONMENT = {"SBATCH_NO_REQUEUE": "1"}
 
 log = logging.getLogger(__name__)
 
 
-def check_scale_out(config: Config, layout: Plan, launcher: Launcher) -> None:
-    """Refuse, before anything starts, further jobs that could not. Raises ConfigError."""
+def check_extra_jobs(config: Config, layout: Plan, launcher: Launcher) -> None:
+    """Raise ConfigError if scale-out is enabled and its jobs could not start."""
     if not config.planner.scale_out.max_nodes:
         return
     for role, _ in config.topology.pools:
         plan_extra_job(config, layout, role, config.planner.scale_out.nodes_per_job)
     if launcher is Launcher.local and layout.gpus_per_node:
-        what = "planner.scale_out needs Slurm: further processes on this machine had the same GPUs"
+        what = (
+            "planner.scale_out needs Slurm: more processes on this machine would have the same GPUs"
+        )
         raise ConfigError(what, hint="planner.scale_out.max_nodes=0, or cluster.launcher=slurm")
 
 
-async def submit(job: ExtraJobFolder, time_s: float) -> str:
-    """Its id; a record of it is in its folder then. Raises LaunchError."""
-    argv = (sys.executable, "-m", SUBMITTER, str(job.path), str(int(time_s // 60)))
+async def submit(folder: ExtraJobFolder, time_s: float) -> str:
+    """Submit an extra job and write its record to its folder. Returns its id. Raises
+    LaunchError."""
+    argv = (sys.executable, "-m", SUBMITTER, str(folder.path), str(int(time_s // 60)))
     process = await asyncio.create_subprocess_exec(
         *argv,
         env=for_submission(()) | ENVIRONMENT,
@@ -54,45 +66,54 @@ async def submit(job: ExtraJobFolder, time_s: float) -> str:
     except TimeoutError as e:
         process.kill()
         await process.wait()
-        raise LaunchError(f"no further job was submitted within {SUBMIT_S:.0f} s") from e
+        what = f"the extra job was not submitted within {SUBMIT_S:.0f} s"
+        raise LaunchError(what, hint="`scontrol ping` shows if the controller responds") from e
     if process.returncode:
-        said = err.decode(errors="replace").strip().rpartition("\n")[2]
-        hint = "whether this node may submit jobs, and as the run's own are"
-        raise LaunchError(f"no further job could be submitted: {said}", hint=hint)
+        reason = err.decode(errors="replace").strip().rpartition("\n")[2]
+        hint = "check that compute nodes may submit jobs like that of the run"
+        raise LaunchError(f"the extra job could not be submitted: {reason}", hint=hint)
     return out.decode().split()[-1]
 
 
 def submit_group_jobs(attempt: Attempt, config: Config, plan: Plan) -> tuple[str, ...]:
-    """A job for each kind of nodes but the first, which is the head's; their ids. Raises
-    LaunchError, with none of them left in the queue."""
-    asked, time_s = list[str](), 60.0 * walltime_minutes(config.cluster.slurm.time)
+    """Submit a job for each node group but the first, which is the head's. Returns their ids.
+
+    Raises LaunchError after cancelling those already submitted.
+    """
+    submitted, time_s = list[str](), 60.0 * walltime_minutes(config.cluster.slurm.time)
     try:
-        for part in plan.group_plans[1:]:
-            asked.append(asyncio.run(submit(attempt.new_extra_job(part), time_s)))
+        for group in plan.group_plans[1:]:
+            submitted.append(asyncio.run(submit(attempt.new_extra_job(group), time_s)))
     except LaunchError:
-        if asked:
-            slurm_command("scancel", *asked)
+        if submitted:
+            slurm_command("scancel", *submitted)
         raise
-    return tuple(asked)
+    return tuple(submitted)
 
 
-def stop_leftover_jobs(left: Iterable[ExtraJobFolder], silence_s: float) -> None:
-    """End what a head left behind that could not do it itself, and write that down. Agents that
-    nobody ends do so `silence_s` after their head."""
-    for folder in left:
+def stop_leftover_jobs(folders: Iterable[ExtraJobFolder], heartbeat_timeout_s: float) -> None:
+    """Stop extra jobs of a head that died, and write their end to their state files.
+
+    Their agents end themselves `heartbeat_timeout_s` after their head.
+    """
+    for folder in folders:
         state = folder.state()
         if state and state.state is ExtraJobState.ended:
             continue
         try:
             _stop(folder)
         except (LaunchError, MissingDependency) as e:
-            log.warning("further job %s of %s: %s", folder.number, folder.path, e)
+            log.warning("extra job %s in %s: %s", folder.number, folder.path, e)
             continue
-        if state is None:  # no head ever saw it
+        if state is None:  # no head ever followed it
             continue
-        seen_at = min(state.running_until + silence_s, time.time()) if state.running_since else 0.0
-        why = "left behind by a head that died"
-        ended = structs.replace(state, state=ExtraJobState.ended, detail=why, running_until=seen_at)
+        until = (
+            min(state.running_until + heartbeat_timeout_s, time.time())
+            if state.running_since
+            else 0.0
+        )
+        why = "stopped after its head died"
+        ended = structs.replace(state, state=ExtraJobState.ended, detail=why, running_until=until)
         write_json(folder.state_file, ended)
 
 

@@ -1,4 +1,4 @@
-"""Requests for GPUs in `cluster.slurm.extra`, compared with the layout. Pure.
+"""GPU requests in `cluster.slurm.extra`, compared with the layout. Pure.
 
 Source: sbatch(1), --gpus-per-node, --gpus, --gpus-per-task, --gres, --tres-per-task.
 """
@@ -16,19 +16,20 @@ LISTS = ("gres", "tres-per-task")  # gpu[:TYPE][:N] among other resources
 
 
 def check_gpu_requests(slurm: Slurm, plan: Plan) -> None:
-    """Raise ConfigError if `extra` asks for fewer GPUs than the layout has on each of these nodes,
-    which are all alike. More are the user's choice."""
+    """Raise ConfigError if `extra` requests fewer GPUs than the layout uses on each of these
+    identical nodes. A request for more is accepted."""
     for option, text, count in _requests(slurm):
-        nodes = plan.nodes if option == "gpus" else 1  # the others are of a node, or of its task
+        # The other options count GPUs of a node, or of its only task.
+        nodes = plan.nodes if option == "gpus" else 1
         if count >= plan.gpus_per_node * nodes:
             continue
         of = f"all {nodes} nodes" if option == "gpus" else "a node"
         field = f"cluster.hardware.{plan.hardware}" if plan.hardware else "cluster"
         has = f"{field}.gpus_per_node={plan.gpus_per_node}"
-        what = f"cluster.slurm.extra.{option}={text} asks for {count} GPUs on {of}, "
+        what = f"cluster.slurm.extra.{option}={text} requests {count} GPUs on {of}, "
         fewer = count // nodes or 1
-        hint = f"{field}.gpus_per_node={fewer} for a layout with so few, or leave the option out"
-        raise ConfigError(f"{what}the layout has {has}", hint=hint)
+        hint = f"{field}.gpus_per_node={fewer} for a smaller layout, or leave the option out"
+        raise ConfigError(f"{what}but the layout has {has}", hint=hint)
 
 
 def _requests(slurm: Slurm) -> Iterator[tuple[str, str, int]]:
@@ -39,13 +40,13 @@ def _requests(slurm: Slurm) -> Iterator[tuple[str, str, int]]:
             counts = [_trailing_count(item) for item in str(text).split(",")]
         elif option in LISTS:
             items = (item.strip().removeprefix("gres/") for item in str(text).split(","))
-            counts = [_trailing_count(i, alone=1) for i in items if re.match(r"gpu(?![^:=])", i)]
+            counts = [_trailing_count(i, default=1) for i in items if re.match(r"gpu(?![^:=])", i)]
         known = [count for count in counts if count is not None]
         if counts and len(known) == len(counts):
             yield option, str(text), sum(known)
 
 
-def _trailing_count(item: str, alone: int | None = None) -> int | None:
-    """Return the number that ends `a100:4`, `gpu=4` or `4`; `alone` where there is none."""
+def _trailing_count(item: str, default: int | None = None) -> int | None:
+    """Return the number that ends `a100:4`, `gpu=4` or `4`; `default` without a number."""
     number = re.split("[:=]", item.strip())[-1]
-    return int(number) if number.isdecimal() else alone
+    return int(number) if number.isdecimal() else default

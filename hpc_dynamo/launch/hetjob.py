@@ -1,7 +1,7 @@
-"""One heterogeneous job: a component for each kind of nodes, all started together.
+"""Heterogeneous job: one component for each node group, all started together.
 
-submitit does not support such jobs, and its tasks would look for their pickles under the ids of the
-components. So its step starts the agents as in an enclosing allocation.
+submitit does not support such jobs: its tasks would look for their pickles under the components'
+job ids. The agents are started by a step, as in an existing allocation.
 """
 
 import time
@@ -19,16 +19,19 @@ from hpc_dynamo.topology import Plan
 
 
 def submit(attempt: Attempt, config: Config, plan: Plan, entry: str) -> JobRecord:
-    """`entry` is a module that takes the attempt's path. Raises LaunchError."""
+    """Submit one job for all node groups. Raises LaunchError.
+
+    `entry` is a module that takes the path of the attempt.
+    """
     file = attempt.submitit / "hetjob.sbatch"
     file.write_text(hetjob_script(attempt, config, plan, entry, agent_mpi(config)))
     env = for_submission(sbatch_options(*group_configs(config, plan)[0]))
     try:
-        said = run_command(("sbatch", "--parsable", str(file)), env)
+        output = run_command(("sbatch", "--parsable", str(file)), env)
     except LaunchError as e:
-        said = e.message.partition(f"{file}: ")[2]
-        if not said:
+        errors = e.message.partition(f"{file}: ")[2]
+        if not errors:
             raise
-        raise submission_error(said) from e
-    job_id = said.strip().partition(";")[0]  # a name of the cluster may follow
+        raise submission_error(errors) from e
+    job_id = output.strip().partition(";")[0]  # the name of the cluster may follow
     return JobRecord(launcher="slurm", job_id=job_id, submitted_at=time.time())

@@ -1,23 +1,23 @@
-"""What every launcher gives: a job that can be asked how it is, and ended."""
+"""Interface of launched jobs."""
 
 from enum import StrEnum
 from typing import Protocol
 
 
 class JobState(StrEnum):
-    """As far as the launcher can tell."""
+    """State of a job as its launcher knows it."""
 
     pending = "pending"
     running = "running"
     ended = "ended"
-    unknown = "unknown"  # the scheduler did not answer just now
+    unknown = "unknown"  # the scheduler did not respond
 
 
 class LaunchedJob(Protocol):
-    """A launched attempt."""
+    """Job of an attempt."""
 
     def state(self) -> tuple[JobState, str]:
-        """The state, and what the launcher adds: reason of waiting, nodes, how it ended."""
+        """Return the state and a detail: the reason for pending, the nodes, or how it ended."""
 
     def stop(self) -> None:
-        """Ask all its processes to end; returns at once."""
+        """Request all processes of the job to end; returns at once."""

@@ -1,4 +1,4 @@
-"""The same job on this machine, through submitit's local executor: a task for each node."""
+"""Job on this machine, through submitit's local executor: one task for each node."""
 
 import os
 import signal
@@ -19,11 +19,11 @@ from hpc_dynamo.messages import JobRecord
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
 
-NO_WALLTIME_MIN = 365 * 24 * 60  # the local executor insists on one
+NO_WALLTIME_MIN = 365 * 24 * 60  # the local executor requires a limit
 
 
 def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], int]) -> JobRecord:
-    """Start `plan.nodes` agents here; they live on when this process ends."""
+    """Start `plan.nodes` agents on this machine; they continue when this process ends."""
     env = for_step(allocation=enclosing.current_allocation() is not None)
     executor = submitit.AutoExecutor(folder=attempt.submitit, cluster="local")
     executor.update_parameters(
@@ -45,11 +45,11 @@ def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], 
 
 @contextmanager
 def _detached(log: Path) -> Iterator[None]:
-    """What is started here lives on without our terminal.
+    """Start child processes that do not depend on this terminal. Mutates this process meanwhile.
 
-    Children inherit ignored signals: Ctrl-C and a closed terminal reach the command, which ends
-    the job in order, and do not kill submitit's controller under it. They do not inherit our
-    output, or a shell that captures it would wait for them.
+    Children inherit ignored signals. Ctrl-C and a closed terminal then reach only the command,
+    which stops the job in order, and not submitit's controller. Children do not inherit stdout and
+    stderr, or a shell that captures them would wait for the children.
     """
     signals = (signal.SIGINT, signal.SIGHUP)
     before = [signal.signal(s, signal.SIG_IGN) for s in signals]
@@ -68,7 +68,7 @@ def _detached(log: Path) -> Iterator[None]:
 
 
 class LocalJob:
-    """See launch.job.Job. Alive as long as the controller or one of the agents is."""
+    """Local job, running while its controller or one of its agents runs. Implements LaunchedJob."""
 
     def __init__(self, record: JobRecord, attempt: Attempt) -> None:
         self.record, self.attempt = record, attempt
@@ -79,19 +79,20 @@ class LocalJob:
 
     def state(self) -> tuple[JobState, str]:
         if self.record.host != socket.gethostname():
-            return JobState.unknown, f"it was started on {self.record.host}"
+            return JobState.unknown, f"it runs on {self.record.host}"
         return (JobState.running, self.record.host) if self._pids() else (JobState.ended, "ended")
 
     def stop(self) -> None:
         if self.record.host != socket.gethostname():
-            hint = f"hpc-dynamo stop on {self.record.host}"
+            hint = f"run `hpc-dynamo stop` on {self.record.host}"
             raise LaunchError(f"this job runs on {self.record.host}", hint=hint)
         for pid in self._pids():
             os.kill(pid, signal.SIGTERM)
 
 
 def _is_process_of(pid: int, attempt: Attempt) -> bool:
-    """Whether the process still is what it was: numbers are used again. Zombies are gone."""
+    """Return True if the process belongs to the attempt: process ids are reused. False for
+    zombies."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             return os.fsencode(attempt.submitit) in file.read()

@@ -1,11 +1,12 @@
-"""Workers that are steps of Slurm's: an MPI world over the worker's nodes, or, where Pyxis starts
-the containers, each engine process on its own node.
+"""Workers that run as Slurm steps: an MPI world over the worker's nodes, or with Pyxis each engine
+process on its node.
 
-The agent of the first node starts a world, and ends it by ending srun; the agents of the others
-have no part in it. A step shares CPUs, memory and GPUs with that of the agents. srun passes SIGTERM
-on as SIGKILL, and gets it from the keeper, or the kernel, whenever the agent or that dies.
+The agent of the first node starts an MPI world and ends it by ending srun. The agents of the other
+nodes are not involved. A step shares CPUs, memory and GPUs with the step of the agents. srun turns
+SIGTERM into SIGKILL for its tasks. It gets SIGTERM from the supervisor, or from the kernel if the
+agent or the supervisor dies.
 
-Source: srun(1); Slurm's own start of TensorRT-LLM (its examples/disaggregated/slurm).
+Source: srun(1); TensorRT-LLM's examples/disaggregated/slurm.
 """
 
 import os
@@ -16,33 +17,36 @@ from dataclasses import dataclass
 
 from hpc_dynamo.config import Config, ContainerKind, Launcher
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.launch import mpi_rank as rank
+from hpc_dynamo.launch import mpi_rank
 from hpc_dynamo.launch.environment import with_job_id
 from hpc_dynamo.launch.node import het_component, node_index_and_hosts
 from hpc_dynamo.launch.slurm import rank_mpi, slurm_command
 from hpc_dynamo.topology import Plan, Shard, Worker
 
 TASK = re.compile(r"srun: error: \S+: tasks? [\d,-]+: ")
-KILL_WAIT_S = 10  # for the other ranks, once one has ended
+KILL_WAIT_S = 10  # limit for the other ranks after one has ended
 
 
 def check_launcher(launcher: Launcher, config: Config, *, worlds: bool) -> None:
-    """Raises ConfigError where no step can be started, and one is needed."""
+    """Raise ConfigError if workers must run as Slurm steps and the launcher has no Slurm.
+
+    `worlds`: some worker is an MPI world over several nodes.
+    """
     if launcher is not Launcher.local:
         return
     if any(own.engine.container.kind is ContainerKind.pyxis for own in config.by_model.values()):
-        what = "cluster.launcher=local has no srun, which Pyxis starts containers by"
+        what = "cluster.launcher=local has no srun, which Pyxis needs to start containers"
         hint = "cluster.launcher=slurm, or engine.container.kind=apptainer or enroot"
         raise ConfigError(what, hint=hint)
     if worlds:
-        what = "cluster.launcher=local starts no MPI ranks over nodes"
+        what = "cluster.launcher=local cannot start MPI ranks over nodes"
         hint = "cluster.launcher=slurm, or workers that fit on this machine"
         raise ConfigError(what, hint=hint)
 
 
 @dataclass(frozen=True)
 class WorkerStep:
-    """Of a worker: its world, or, where `part` is given, one of its processes alone."""
+    """Step of a worker: its MPI world, or with `shard_index` only the process of that shard."""
 
     worker: Worker
     shard_index: int | None = None
@@ -59,13 +63,15 @@ class WorkerStep:
         return shards if self.shard_index is None else (shards[self.shard_index],)
 
     def command(self, config: Config, plan: Plan, argv: Sequence[str]) -> tuple[str, ...]:
-        """What starts it; each of its tasks is to run `argv`.
+        """Return srun's command for a step whose tasks each run `argv`.
 
-        To be run inside the job, with `environment`. Asks Slurm: not for an event loop.
+        It runs inside the job, with `step_environment`. Calls Slurm and blocks: not for an event
+        loop.
         """
         hosts = node_index_and_hosts(plan.nodes)[1]
         nodes = [hosts[shard.node - plan.first_node] for shard in self.shards]
-        group = het_component()  # srun looks for nodes in the first one where it is not told
+        # Without the option srun looks for nodes only in the first component.
+        group = het_component()
         where = () if group is None else (f"--het-group={group}",)
         mpi = rank_mpi(config) if self.shard_index is None else "none"
         return self.srun_argv(config, argv, nodes, *where, f"--mpi={mpi}")
@@ -73,7 +79,7 @@ class WorkerStep:
     def srun_argv(
         self, config: Config, argv: Sequence[str], nodes: Sequence[str], *given: str
     ) -> tuple[str, ...]:
-        """`command` with these nodes, and options that only the job knows."""
+        """Return srun's command for these nodes. `given` are options known only inside the job."""
         each = len(self.shards[0].gpus) if self.shard_index is None else 1
         gpus = "/".join(",".join(map(str, shard.gpus)) for shard in self.shards)
         python = config.engine.python or "python3" if self.container_args else sys.executable
@@ -90,11 +96,12 @@ class WorkerStep:
             f"--wait={KILL_WAIT_S}",
             *(("--label",) if self.shard_index is None else ()),
         )
-        task = (python, "-I", "-S", rank.__file__, gpus, *argv)
+        task = (python, "-I", "-S", mpi_rank.__file__, gpus, *argv)
         return ("srun", *given, *options, *self.container_args, *task)
 
     def signal(self, name: str) -> None:
-        """For all of its processes, if it is there, with or without srun. Raises LaunchError."""
+        """Send a signal to all processes of the step, even if its srun is gone. Raises
+        LaunchError."""
         shown = slurm_command(
             "squeue", "--noheader", "--steps", "--jobs", _slurm_job_id(), "--format", "%i %j"
         )
@@ -105,17 +112,17 @@ class WorkerStep:
 
 
 def _slurm_job_id() -> str:
-    """That the worker's steps are of: each component of a heterogeneous job has its own."""
+    """Return the job id of this node; components of a heterogeneous job have ids of their own."""
     group = het_component()
     return os.environ["SLURM_JOB_ID" if group is None else f"SLURM_JOB_ID_HET_GROUP_{group}"]
 
 
 def last_message(log_tail: str) -> str:
-    """The line that tells the most of how a step ended: which rank was killed, else what the last
-    of them said."""
+    """Return the line of a log that best explains how a step ended: the rank that was killed, or
+    else the last line of a rank."""
     lines = [line for line in log_tail.splitlines() if line.strip()]
-    said = [line for line in lines if not line.startswith("srun: ")]
-    return killed_rank(log_tail) or next(iter((said or lines)[-1:]), "")
+    of_ranks = [line for line in lines if not line.startswith("srun: ")]
+    return killed_rank(log_tail) or next(iter((of_ranks or lines)[-1:]), "")
 
 
 def killed_rank(log_tail: str) -> str:
@@ -126,9 +133,9 @@ def killed_rank(log_tail: str) -> str:
 
 
 def step_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """For a step: what its tasks are told, and what srun needs to know of our job.
+    """Return the environment for srun: variables of the tasks, and those by which srun finds the
+    job.
 
-    The GPUs that a task sees are its own node's business, see rank.py.
+    Each task selects its GPUs on its own node, see mpi_rank.py.
     """
-    told = {name: value for name, value in env.items() if name != "CUDA_VISIBLE_DEVICES"}
-    return with_job_id(told)
+    return with_job_id({n: value for n, value in env.items() if n != "CUDA_VISIBLE_DEVICES"})

@@ -1,4 +1,4 @@
-"""Which node of its job a process is, as Slurm or submitit's local executor tell it."""
+"""Node, component and end of the job of this process, from Slurm or submitit's local executor."""
 
 import os
 import socket
@@ -9,13 +9,13 @@ from hpc_dynamo.launch.slurm import slurm_command
 
 
 def node_index_and_hosts(count: int) -> tuple[int, list[str]]:
-    """Our index, and the host names of all `count` nodes in order."""
+    """Return the index of this node, and the host names of all `count` nodes in order."""
     if "SUBMITIT_LOCAL_GLOBALID" in os.environ:
         return int(os.environ["SUBMITIT_LOCAL_GLOBALID"]), [socket.gethostname()] * count
     if "SLURM_NODEID" in os.environ:
         nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"]
         return int(os.environ["SLURM_NODEID"]), _index_order(_expand(nodes))
-    raise LaunchError("an agent was started outside a job", hint="hpc-dynamo batch …")
+    raise LaunchError("an agent was started outside a job", hint="start it by `hpc-dynamo batch …`")
 
 
 def _expand(nodes: str) -> list[str]:
@@ -23,8 +23,8 @@ def _expand(nodes: str) -> list[str]:
 
 
 def _index_order(hosts: list[str]) -> list[str]:
-    """As their indexes count: component by component in a heterogeneous job, whose steps' lists
-    are sorted by name."""
+    """Return hosts in the order of their indexes. In a heterogeneous job they are counted component
+    by component, while the node list of a step is sorted by name."""
     components = int(os.environ.get("SLURM_HET_SIZE", "0"))
     lists = (os.environ.get(f"SLURM_JOB_NODELIST_HET_GROUP_{i}") for i in range(components))
     known = _expand(",".join(filter(None, lists))) if components else []
@@ -32,7 +32,7 @@ def _index_order(hosts: list[str]) -> list[str]:
 
 
 def het_component() -> int | None:
-    """Which of a heterogeneous job's our node is in."""
+    """Return the index of this node's component in a heterogeneous job; None in any other job."""
     count = int(os.environ.get("SLURM_HET_SIZE", "0"))
     name = os.environ.get("SLURMD_NODENAME", "")
     lists = (os.environ.get(f"SLURM_JOB_NODELIST_HET_GROUP_{index}", "") for index in range(count))
@@ -45,9 +45,10 @@ def is_requeued() -> bool:
 
 
 def allocation_end() -> float | None:
-    """When Slurm will end this job, seconds since the epoch; None where nobody knows.
+    """Return the time at which Slurm will end this job, in seconds since the epoch; None if
+    unknown.
 
-    Slurm before 23.02 does not set SLURM_JOB_END_TIME, scontrol knows it in all versions, of each
+    Slurm before 23.02 does not set SLURM_JOB_END_TIME. scontrol shows it in all versions, for each
     component of a heterogeneous job.
     """
     if "SLURM_JOB_END_TIME" in os.environ:

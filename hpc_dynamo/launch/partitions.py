@@ -12,8 +12,8 @@ from hpc_dynamo.launch.environment import DEFAULTS, for_commands
 from hpc_dynamo.launch.slurm import run_command
 
 DEADLINE_S = 10.0
-# Partition, CPUs and MB of a node, GRES, number of nodes, time limit, features, maximum CPUs of a
-# node in the partition, nodes of a job (minimum-maximum).
+# Partition; CPUs and MB of a node; GRES; number of nodes; time limit; features; maximum CPUs of a
+# node in the partition; minimum and maximum nodes of a job.
 FORMAT = "%P|%c|%m|%G|%D|%l|%f|%B|%s"
 GPU = re.compile(r"\bgpu(?::(?P<type>[^:,()]+))??:(?P<count>\d+)(?=[(,]|$)")
 NUMBER = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)\+?$")
@@ -22,7 +22,8 @@ UNLIMITED = ("infinite", "UNLIMITED", "n/a", "(null)", "")
 
 @dataclass(frozen=True)
 class PartitionNodes:
-    """Identical nodes of one partition. `time_min` and `most_nodes`: None is no limit."""
+    """Identical nodes of one partition. In `time_min` and `max_nodes_per_job` None means no
+    limit."""
 
     partition: str
     count: int

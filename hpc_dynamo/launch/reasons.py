@@ -18,7 +18,8 @@ class StartChance(StrEnum):
     """Chance of a pending job to start as it was submitted."""
 
     waits = "waits"
-    limited = "held back"  # it starts when others end, unless this job exceeds the limit by itself
+    # It starts when other jobs end, unless it exceeds the limit by itself.
+    limited = "held back"
     never = "cannot start"
 
 
@@ -144,7 +145,8 @@ LIMITS = (
     (r"(Assoc|QOS)?Max|(Assoc|QOS)Grp|Association|QOS(Job|Resource)", PendingReason(
         StartChance.limited,
         "its user, account or QOS uses all that it may at once",
-        f"wait for other jobs to end; it cannot start if it alone is above the limit: {ACCOUNT}",
+        "wait for other jobs to end; it cannot start if this job exceeds the limit by itself: "
+        + ACCOUNT,
     )),
     (r"Nodes required for job are", KNOWN["ReqNodeNotAvail"]),
     (r"held", _never("it is held after a failure", "`scontrol release JOB`")),

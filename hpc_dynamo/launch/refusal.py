@@ -39,7 +39,7 @@ FIELDS = (
     (
         r"[Nn]ode count|node configuration|[Mm]ore processors|[Nn]odes? .*not available",
         "topology.nodes, cluster.gpus_per_node, cluster.slurm.gpu_type, cluster.cpus_per_node or "
-        "cluster.memory_gb_per_node; `sinfo -o '%P %D %c %m %G'` shows what there is",
+        "cluster.memory_gb_per_node; `sinfo -o '%P %D %c %m %G'` shows the nodes",
     ),
     (r"node name", "cluster.slurm.extra.nodelist=NODES; `sinfo -N` lists them"),
     (r"wckey|WCKey", "cluster.slurm.extra.wckey=KEY"),
@@ -60,7 +60,7 @@ OTHERWISE = "cluster.slurm.partition, .account, .qos or .time; `sinfo` lists par
 
 def submission_error(output: str) -> LaunchError:
     """Return the error for an sbatch that printed `said` and submitted nothing."""
-    errors = error_lines(output) or ["it did not say why"]
+    errors = error_lines(output) or ["sbatch gave no reason"]
     matches = (hint for error in errors for sign, hint in FIELDS if re.search(sign, error))
     return LaunchError(f"sbatch refused the job: {errors[0]}", hint=next(matches, OTHERWISE))
 

@@ -1,4 +1,4 @@
-"""What a plan asks of Slurm: pure, shared by submission and by the rendered scripts."""
+"""Resources that a plan requests from Slurm. Pure; used for submission and for rendered scripts."""
 
 import math
 from dataclasses import dataclass
@@ -9,14 +9,15 @@ from hpc_dynamo.launch.gpu_requests import check_gpu_requests
 from hpc_dynamo.topology import Plan
 
 AGENT_CPUS, AGENT_MEMORY_GB = 1, 1.0  # each node's agent
-# On top, on the head node: counted on all that are like it. Memory for each model: what its router
-# knows of caches, and its tokenizer in each frontend.
+# Added for the head, on all nodes of its group. The memory is for each model: the index of its
+# router, and its tokenizer in each frontend.
 HEAD_CPUS, HEAD_MEMORY_GB = 1, 3.0
 
 
 @dataclass(frozen=True)
 class NodeResources:
-    """Resources of one node, times `nodes`. `memory_gb` is in GiB; 0 is all memory of a node."""
+    """Resources of each of `nodes` nodes. `memory_gb` is in GiB; 0 requests all memory of a
+    node."""
 
     nodes: int
     cpus: int
@@ -26,13 +27,13 @@ class NodeResources:
 
 
 def group_configs(config: Config, plan: Plan) -> tuple[tuple[Config, Plan], ...]:
-    """Each kind of nodes of a job: the configuration as it is there, and what is laid out there."""
+    """Return the configuration and the plan of each node group of a job."""
     return tuple((with_hardware(config, part.hardware), part) for part in plan.group_plans)
 
 
 def required_resources(config: Config, plan: Plan) -> NodeResources:
-    """Of nodes that are all alike: enough for the fullest, unless `cluster` says how much a node
-    gives."""
+    """Return the resources of identical nodes: enough for the fullest one, unless `cluster` sets
+    them."""
     nodes = range(plan.first_node, plan.first_node + plan.nodes)
     loads, cluster = [_engines(config, plan, node) for node in nodes], config.cluster
     given = cluster.memory_gb_per_node
@@ -51,7 +52,7 @@ def required_resources(config: Config, plan: Plan) -> NodeResources:
 
 
 def _engines(config: Config, plan: Plan, node: int) -> list[Engine]:
-    """For each GPU in use on a node its worker's engine; once a worker where they use none."""
+    """Return the engine of each used GPU of a node; of each worker if workers use no GPUs."""
     of = {model: own.engine for model, own in config.by_model.items()}
     shards = [(of[w.model], s) for w in plan.workers for s in w.shards if s.node == node]
     return [engine for engine, shard in shards for _ in shard.gpus or (None,)]
@@ -109,10 +110,10 @@ def _gpus(slurm: Slurm, need: NodeResources) -> dict[str, str]:
 
 
 def srun_options(config: Config, plan: Plan, mpi: str) -> list[str]:
-    """For the step of the agents on nodes that are all alike.
+    """Return srun's options for the agents on identical nodes.
 
-    cpus-per-task is repeated since srun stopped taking it from the job in Slurm 22.05; a lost
-    agent must end neither the step nor the other agents.
+    srun does not take cpus-per-task from the job since Slurm 22.05. A lost agent must end neither
+    the step nor the other agents.
     """
     cpus = [] if config.cluster.slurm.exclusive else [required_resources(config, plan).cpus]
     return [

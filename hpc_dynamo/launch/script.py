@@ -1,8 +1,8 @@
-"""sbatch scripts: those submitted for a run, and those that the user submits.
+"""Texts of sbatch scripts: those submitted for a run, and those for the user.
 
-Both have the same directives. In the first a step starts the agents of a run folder that exists. In
-the second the same verb runs inside the allocation and starts its agents there. Such a script can
-be kept, edited and submitted with more overrides.
+Both have the same directives. The first kind starts the agents of an existing run folder as a step.
+The second kind runs the same verb inside the allocation, which starts its agents there. It can be
+kept, edited and submitted with more overrides.
 """
 
 import re
@@ -11,23 +11,24 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 from hpc_dynamo.config import Config
-from hpc_dynamo.launch import srun as step
 from hpc_dynamo.launch.resources import group_configs, sbatch_options
+from hpc_dynamo.launch.srun import GroupPlans, srun_command
 from hpc_dynamo.process.child import SAFE_PATH
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
 
 Options = Mapping[str, str | int | bool]
-GroupPlans = Sequence[tuple[Config, Plan]]  # of identical nodes, see resources.components
 
-HEADER = "# For a script of your own, which makes its run folder itself: hpc-dynamo plan --sbatch …"
+HEADER = (
+    "# `hpc-dynamo plan --sbatch …` prints a script of your own that creates its run folder itself."
+)
 
 
 def render_script(config: Config, plan: Plan, verb: str, overrides: Sequence[str]) -> str:
     """Return a script for the user. Arguments of `sbatch script …` become more overrides."""
     lines = ["#!/bin/bash", *directives(group_configs(config, plan), _logs_and_signal(config)), ""]
-    lines += ["# The end of the job is announced to this shell, which must be the program itself:"]
-    lines += ["# so `exec`. Further overrides may follow the script's name on sbatch's line."]
+    lines += ["# Slurm signals this shell before the end of the job, hence `exec` of the program."]
+    lines += ["# More overrides may follow the script's name on the command line of sbatch."]
     lines += [*config.cluster.slurm.setup]
     words = ["hpc-dynamo", verb, *overrides, "cluster.launcher=allocation"]
     command = " \\\n  ".join(map(shlex.quote, words))
@@ -41,25 +42,25 @@ def submission_script(attempt: Attempt, config: Config, plan: Plan, mpi: str) ->
     folder, logs = attempt.submitit, _logs(attempt)
     task = (sys.executable, "-u", "-m", "submitit.core._submit", str(folder))
     options = [f"--{name}={value}" for name, value in _logs(attempt, "%t").items()]
-    parts = ((config, plan),)
-    srun = step.srun_command(parts, task, mpi, "--unbuffered", *options)
-    return _attempt_script(parts, logs, ["export SUBMITIT_EXECUTOR=slurm", shlex.join(srun)])
+    groups = ((config, plan),)
+    srun = srun_command(groups, task, mpi, "--unbuffered", *options)
+    return _attempt_script(groups, logs, ["export SUBMITIT_EXECUTOR=slurm", shlex.join(srun)])
 
 
 def hetjob_script(attempt: Attempt, config: Config, plan: Plan, entry: str, mpi: str) -> str:
-    """Return the script for an attempt on nodes of several kinds: one heterogeneous job."""
+    """Return the script for an attempt on several node groups: one heterogeneous job."""
     task = (sys.executable, "-u", "-m", entry, str(attempt.path))
-    parts = group_configs(config, plan)
-    srun = step.srun_command(parts, task, mpi)
+    groups = group_configs(config, plan)
+    srun = srun_command(groups, task, mpi)
     logs = {"output": f"{_escaped(attempt)}/%j.log"}
-    return _attempt_script(parts, logs, [shlex.join(srun)])
+    return _attempt_script(groups, logs, [shlex.join(srun)])
 
 
-def _attempt_script(parts: GroupPlans, logs: Mapping[str, str], commands: list[str]) -> str:
-    slurm = parts[0][0].cluster.slurm
+def _attempt_script(groups: GroupPlans, logs: Mapping[str, str], commands: list[str]) -> str:
+    slurm = groups[0][0].cluster.slurm
     signal = {"signal": f"USR2@{slurm.signal_before_end_s}"}  # to all tasks
     first = dict(logs) | {"open-mode": "append"} | signal
-    lines = ["#!/bin/bash", *directives(parts, first, signal), "", HEADER]
+    lines = ["#!/bin/bash", *directives(groups, first, signal), "", HEADER]
     # Repeated here: a job submitted with --export=NONE inherits nothing.
     lines += [f"export {name}={value}" for name, value in SAFE_PATH.items()]
     return "\n".join([*lines, *slurm.setup, *commands, ""])
@@ -76,16 +77,17 @@ def _escaped(attempt: Attempt) -> str:
     return str(attempt.submitit).replace("%", "%%")
 
 
-def directives(parts: GroupPlans, first: Options, others: Options | None = None) -> Iterator[str]:
-    """Yield the #SBATCH lines; nodes of several kinds are components of a heterogeneous job.
+def directives(groups: GroupPlans, first: Options, others: Options | None = None) -> Iterator[str]:
+    """Yield the #SBATCH lines; several node groups are components of a heterogeneous job.
 
     `first` are more options of the first component, in which the script runs, `others` of the rest.
-    Options from the configuration come before them."""
-    for index, (its, part) in enumerate(parts):
+    Options from the configuration override them.
+    """
+    for index, (config, plan) in enumerate(groups):
         if index:
             yield "#SBATCH hetjob"
-        asked = sbatch_options(its, part)
-        options = asked | dict((others or {}) if index else first) | asked
+        configured = sbatch_options(config, plan)
+        options = configured | dict((others or {}) if index else first) | configured
         yield from (_directive(name, value) for name, value in options.items())
 
 

@@ -1,7 +1,7 @@
-"""Jobs of Slurm: submission through submitit, state through squeue.
+"""Slurm jobs: submission through submitit, state through squeue.
 
-sacct is never asked: sites without an accounting database exist, and submitit would warn at
-every poll. squeue and scontrol know all that a live run needs.
+sacct is not used: some sites have no accounting database, and submitit would warn at every poll.
+squeue and scontrol report all that a live run needs.
 """
 
 import io
@@ -27,7 +27,7 @@ from hpc_dynamo.messages import JobRecord
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
 
-ANSWER_S = 30.0  # a loaded slurmctld takes its time
+ANSWER_S = 30.0  # limit of a Slurm command; a loaded slurmctld is slow
 FORMAT = "%T|%r|%S|%N"  # state, reason, (expected) start, nodes
 
 
@@ -37,7 +37,7 @@ def slurm_command(*argv: str) -> str:
 
 
 def run_command(argv: Sequence[str], env: Mapping[str, str], deadline_s: float = ANSWER_S) -> str:
-    """Run `ask` in a given environment."""
+    """Return the output of a Slurm command that runs in `env`. Raises LaunchError."""
     try:
         done = subprocess.run(
             argv, env=env, capture_output=True, text=True, timeout=deadline_s, check=True
@@ -46,7 +46,7 @@ def run_command(argv: Sequence[str], env: Mapping[str, str], deadline_s: float =
         hint = "run this on a login node, or cluster=local"
         raise MissingDependency(f"{argv[0]} is not on PATH", hint=hint) from e
     except subprocess.TimeoutExpired as e:
-        hint = "`scontrol ping` shows whether the controller lives"
+        hint = "`scontrol ping` shows if the controller responds"
         raise LaunchError(f"{argv[0]} did not answer in {deadline_s:.0f} s", hint=hint) from e
     except subprocess.CalledProcessError as e:
         raise LaunchError(f"{' '.join(argv)}: {e.stderr.strip()}") from e
@@ -54,7 +54,7 @@ def run_command(argv: Sequence[str], env: Mapping[str, str], deadline_s: float =
 
 
 def available() -> bool:
-    """True where jobs can be submitted now."""
+    """Return True if jobs can be submitted now."""
     if not (shutil.which("sbatch") and shutil.which("srun")):
         return False
     try:
@@ -64,13 +64,13 @@ def available() -> bool:
 
 
 def agent_mpi(config: Config) -> str:
-    """What srun's --mpi gets for agents: none, unless they are to meet by MPI."""
+    """Return srun's --mpi for agents: none, unless they exchange addresses by MPI."""
     wanted = config.cluster.bootstrap.method is BootstrapMethod.mpi
     return rank_mpi(config) if wanted else config.cluster.slurm.mpi.replace("auto", "none")
 
 
 def rank_mpi(config: Config) -> str:
-    """What it gets where MPI is used: pmix where this srun has it, none elsewhere."""
+    """Return srun's --mpi for MPI ranks: pmix if this srun has it, else none."""
     if config.cluster.slurm.mpi != "auto":
         return config.cluster.slurm.mpi
     listed = subprocess.run(
@@ -86,7 +86,7 @@ def rank_mpi(config: Config) -> str:
 
 
 def starts_hetjobs() -> bool:
-    """Whether this Slurm ever starts heterogeneous jobs: its backfill scheduler alone does."""
+    """Return True if this Slurm starts heterogeneous jobs: only the backfill scheduler does."""
     return "sched/backfill" in slurm_command("scontrol", "show", "config")
 
 
@@ -119,32 +119,36 @@ class ScriptExecutor(submitit.SlurmExecutor):
 
 
 class SlurmJob:
-    """See launch.job.Job."""
+    """Job submitted to Slurm, with the jobs of its other node groups. Implements LaunchedJob."""
 
     def __init__(self, record: JobRecord) -> None:
-        self.id, self._beside = record.job_id, record.hetero_job_ids
+        self.id, self._other_ids = record.job_id, record.hetero_job_ids
 
     def state(self) -> tuple[JobState, str]:
+        """Return the state from squeue. For a job that left the queue, scontrol may know the
+        end."""
         try:
             out = slurm_command(
                 "squeue", "--noheader", "--sort=i", "--jobs", self.id, "--format", FORMAT
             )
         except LaunchError as e:
             if "Invalid job id" in e.message:
-                return JobState.ended, "Slurm has forgotten it"
+                return JobState.ended, "Slurm no longer knows it"
             return JobState.unknown, e.message
         if not out.strip():
             return JobState.ended, self._explain_end()
-        parts = [line.split("|") for line in out.splitlines()]  # components, the head's first
-        state, reason, start, _ = parts[0]
+        # Components of a heterogeneous job, the head's first.
+        components = [line.split("|") for line in out.splitlines()]
+        state, reason, start, _ = components[0]
         if state in ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED"):
             return JobState.pending, explain_pending(state, reason, self.id, start)
         if state in ("RUNNING", "COMPLETING", "STOPPED", "SIGNALING", "RESIZING"):
-            return JobState.running, ",".join(nodes for *_, nodes in parts if nodes)
+            return JobState.running, ",".join(nodes for *_, nodes in components if nodes)
         return JobState.ended, state.lower()
 
     def _explain_end(self) -> str:
-        """scontrol remembers a job for some minutes (MinJobAge) after it has left the queue."""
+        """Describe the end: scontrol shows a job for some minutes (MinJobAge) after it left the
+        queue."""
         try:
             shown = slurm_command("scontrol", "show", "job", self.id)
         except LaunchError:
@@ -153,8 +157,8 @@ class SlurmJob:
         return explain_end({name: value for name, _, value in reversed([*pairs])})
 
     def stop(self) -> None:
-        """Those beside it that run already are ended in order by their head."""
+        """Cancel the job. Running jobs of other node groups are stopped by their head."""
         slurm_command("scancel", self.id)
-        if self._beside:
-            with suppress(LaunchError):  # Slurm has forgotten them
-                slurm_command("scancel", "--state=PENDING", *self._beside)
+        if self._other_ids:
+            with suppress(LaunchError):  # Slurm no longer knows them
+                slurm_command("scancel", "--state=PENDING", *self._other_ids)

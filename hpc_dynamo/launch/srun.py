@@ -1,4 +1,5 @@
-"""The step of a job that runs its agents, over nodes that are alike or of several kinds."""
+"""srun's command for the step that runs a job's agents, on identical nodes or several node
+groups."""
 
 from collections.abc import Sequence
 
@@ -6,20 +7,20 @@ from hpc_dynamo.config import Config
 from hpc_dynamo.launch.resources import srun_options
 from hpc_dynamo.topology import Plan
 
+# Configuration and plan of each node group, see resources.group_configs.
+GroupPlans = Sequence[tuple[Config, Plan]]
 
-def srun_command(
-    groups: Sequence[tuple[Config, Plan]], task: Sequence[str], mpi: str, *extra: str
-) -> list[str]:
-    """Return srun's arguments for `words` on every node, one task each; `extra` are more options.
 
-    --export=ALL: in a job submitted with --export=NONE, steps would get no environment.
+def srun_command(groups: GroupPlans, task: Sequence[str], mpi: str, *extra: str) -> list[str]:
+    """Return srun's command that runs `task` once on every node; `extra` are more options.
 
-    Several kinds of nodes (see resources.components) are components of a heterogeneous job.
+    Several groups are components of a heterogeneous job. A job submitted with --export=NONE would
+    give its steps no environment, hence --export=ALL.
     """
     argv = ["srun"]
-    for index, (its, part) in enumerate(groups):
+    for index, (config, plan) in enumerate(groups):
         argv += [":"] if index else []
         argv += [f"--het-group={index}"] if len(groups) > 1 else []
-        argv += [f"--nodes={part.nodes}", f"--ntasks={part.nodes}", "--ntasks-per-node=1"]
-        argv += ["--export=ALL", *extra, *srun_options(its, part, mpi), *task]
+        argv += [f"--nodes={plan.nodes}", f"--ntasks={plan.nodes}", "--ntasks-per-node=1"]
+        argv += ["--export=ALL", *extra, *srun_options(config, plan, mpi), *task]
     return argv

@@ -1,4 +1,4 @@
-"""What a planner sees: the router's own view of an interval, and what the workers say."""
+"""Collects the planner's signals from the router and from the engines' metrics."""
 
 import time
 from collections.abc import Sequence
@@ -14,45 +14,45 @@ from hpc_dynamo.router import Router
 def collect_signals(
     router: Router,
     loads: Sequence[WorkerLoad],
-    moving: int,
+    changing_role: int,
     max_sequences: int,
     lengths: PromptLengths | None = None,
 ) -> Signals:
-    """Return the signals of the interval that ends now; start the next one.
+    """Return the signals of the interval that ends now, and start the next one.
 
-    `moving` workers change their role; a worker decodes `most` sequences at a time. `lengths`
-    reports the prefill engines' counts, used if no prompt was tokenized here.
+    `changing_role` workers change their role; a worker decodes up to `max_sequences`. If no prompt
+    was tokenized here, `lengths` provides the counts of the prefill engines.
     """
-    seen, traffic = router.interval_stats.take(), router.traffic()
+    totals, traffic = router.interval_stats.take(), router.traffic()
     prefill, decode = (
-        [m for m in router.workers if m.role is role and not m.draining]
+        [w for w in router.workers if w.role is role and not w.draining]
         for role in (Role.prefill, Role.decode)
     )
-    ranks, computing = {m.rank for m in decode}, {m.rank for m in prefill}
-    counted = (lengths or PromptLengths()).take(load for load in loads if load.rank in computing)
-    tokenized, ahead = bool(seen.prompt_tokens.count), _mean([m.active for m in prefill])
-    waiting_tokens = _mean([m.prefill_tokens for m in prefill])
-    said = [load for load in loads if load.rank in ranks]
+    prefill_ranks, decode_ranks = {w.rank for w in prefill}, {w.rank for w in decode}
+    counted = (lengths or PromptLengths()).take(x for x in loads if x.rank in prefill_ranks)
+    tokenized, requests = bool(totals.prompt_tokens.count), _mean([w.active for w in prefill])
+    tokens = _mean([w.prefill_tokens for w in prefill])
+    decode_loads = [load for load in loads if load.rank in decode_ranks]
     return Signals(
         at=time.time(),
-        seconds=seen.seconds,
-        requests=seen.requests,
-        prompt_tokens=seen.prompt_tokens.value if tokenized else counted.tokens,
-        answer_tokens=seen.answer_tokens.value,
-        hit_rate=seen.hit_rate if tokenized else counted.hit_rate,
-        ttft_s=seen.ttft_s.value,
-        itl_s=seen.itl_s.value,
+        seconds=totals.seconds,
+        requests=totals.requests,
+        prompt_tokens=totals.prompt_tokens.value if tokenized else counted.tokens,
+        answer_tokens=totals.answer_tokens.value,
+        hit_rate=totals.hit_rate if tokenized else counted.hit_rate,
+        ttft_s=totals.ttft_s.value,
+        itl_s=totals.itl_s.value,
         queued_requests=traffic.queued,
         active_requests=traffic.active,
         prefill=len(prefill),
         decode=len(decode),
-        changing_role=moving,
-        prefill_requests=ahead,
-        prefill_tokens=waiting_tokens if tokenized else ahead * counted.computed,
-        running=_mean([load.running for load in said]),
-        waiting=_mean([load.waiting for load in said]),
-        slot_usage=_mean([(load.running + load.waiting) / max_sequences for load in said]),
-        kv_usage=_mean([load.kv_usage for load in said]),
+        changing_role=changing_role,
+        prefill_requests=requests,
+        prefill_tokens=tokens if tokenized else requests * counted.computed,
+        running=_mean([load.running for load in decode_loads]),
+        waiting=_mean([load.waiting for load in decode_loads]),
+        slot_usage=_mean([(load.running + load.waiting) / max_sequences for load in decode_loads]),
+        kv_usage=_mean([load.kv_usage for load in decode_loads]),
     )
 
 

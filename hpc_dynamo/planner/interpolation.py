@@ -1,8 +1,8 @@
-"""A profile between its points, and beyond them.
+"""Interpolates and extrapolates the measurements of a profile.
 
-Between two neighbours a straight line. Below the least place that was measured the time there
-holds: no step is quicker than its fixed part. Above the greatest the last line goes on where it
-rises, else its end holds. So a time is never guessed lower than what was seen next to it.
+Between two points the time is linear. Below the first point its time is used, since no step is
+faster than its fixed part. Above the last point the last line continues if it rises; otherwise its
+end is used. An estimate is therefore never below the nearest measurement.
 """
 
 from bisect import bisect_right
@@ -23,14 +23,14 @@ from hpc_dynamo.planner.profile import (
     load_profile,
 )
 
-Place = tuple[float, float, float]
+Point3 = tuple[float, float, float]
 
 
 class PiecewiseLine:
-    """Through points (x, y). Several of one x count as their mean; a single one is a constant."""
+    """Piecewise linear function through points (x, y); points of equal x are averaged."""
 
     def __init__(self, points: Iterable[tuple[float, float]]) -> None:
-        """Raises ValueError without points."""
+        """`points` must not be empty; otherwise ValueError is raised."""
         by_x = defaultdict[float, list[float]](list)
         for x, y in points:
             by_x[x].append(y)
@@ -44,11 +44,13 @@ class PiecewiseLine:
 
 
 class PiecewiseSurface:
-    """Through points (x, y, z) that lie in rows of one x each, of any places in y: a line along
-    each row, and a line across the two rows that are next."""
+    """Function through points (x, y, z), grouped in rows of equal x.
 
-    def __init__(self, points: Iterable[Place]) -> None:
-        """Raises ValueError without points."""
+    It is linear along each row, and between the two nearest rows.
+    """
+
+    def __init__(self, points: Iterable[Point3]) -> None:
+        """`points` must not be empty; otherwise ValueError is raised."""
         by_x = defaultdict[float, list[tuple[float, float]]](list)
         for x, y, z in points:
             by_x[x].append((y, z))
@@ -61,9 +63,11 @@ class PiecewiseSurface:
         return _between(self._xs, lambda i: self._rows[i].at(y), x)
 
 
-def remove_outliers(points: Iterable[Place]) -> list[Place]:
-    """More is never done in less time: a point (x, y, seconds) that is slower than one of at least
-    as much of both was disturbed, and is taken down to it."""
+def remove_outliers(points: Iterable[Point3]) -> list[Point3]:
+    """Lower each time (x, y, seconds) to that of any point with at least the same x and y.
+
+    More work never takes less time, so the higher one was disturbed by other load.
+    """
     all_points = list(points)
     return [
         (x, y, min(other for more_x, more_y, other in all_points if more_x >= x and more_y >= y))
@@ -72,7 +76,7 @@ def remove_outliers(points: Iterable[Place]) -> list[Place]:
 
 
 def _between(xs: Sequence[float], value: Callable[[int], float], x: float) -> float:
-    """At `x`, from the values at `xs`, which ascend."""
+    """Return the value at `x` from the values at the ascending `xs`."""
     if x <= xs[0] or len(xs) == 1:
         return value(0)
     i = min(bisect_right(xs, x), len(xs) - 1)
@@ -84,7 +88,7 @@ def _between(xs: Sequence[float], value: Callable[[int], float], x: float) -> fl
 
 
 class ProfilePerformance:
-    """See performance.Performance."""
+    """The WorkerPerformance of a profile."""
 
     def __init__(self, profile: EngineProfile) -> None:
         self.profile = profile
@@ -104,18 +108,20 @@ class ProfilePerformance:
         return self._itl.at(sequences, context_tokens)
 
     def transfer_s(self, tokens: float) -> float:
-        """0 where the profile is of workers that hand nothing over. Transfers are short beside
-        what disturbs them, so this is one line that is nearest to all of them."""
-        slope, start = self._moved
+        """Return the time of the least-squares line through all transfers; 0 without transfers.
+
+        A single line is used because transfers are short compared with disturbances.
+        """
+        slope, start = self._transfer_line
         return max(start + slope * tokens, 0.0)
 
     def error(self, what: Metric) -> InterpolationError | None:
-        """At the points held out; None where there are none."""
+        """Return the error at the held-out points, None without such points."""
         held_out = self.profile.of(what, held_out=True)
-        shares = [abs(self._guess(p) / p.seconds - 1) for p in held_out if p.seconds]
-        return InterpolationError(fmean(shares), max(shares), len(shares)) if shares else None
+        errors = [abs(self._estimate(p) / p.seconds - 1) for p in held_out if p.seconds]
+        return InterpolationError(fmean(errors), max(errors), len(errors)) if errors else None
 
-    def _guess(self, point: Measurement) -> float:
+    def _estimate(self, point: Measurement) -> float:
         spot = point.spot
         match spot.metric:
             case Metric.ttft:
@@ -127,8 +133,7 @@ class ProfilePerformance:
 
     @cached_property
     def _prefill(self) -> PiecewiseSurface:
-        """Over the tokens that are computed, and those cached before them: along both, time is
-        nearly straight."""
+        """Return the surface over computed and cached tokens; both are nearly linear."""
         places = (
             (p.spot.prompt_tokens - p.cached_tokens, p.cached_tokens, p.seconds)
             for p in self.profile.of(Metric.ttft)
@@ -138,7 +143,7 @@ class ProfilePerformance:
 
     @cached_property
     def _itl(self) -> PiecewiseSurface:
-        """Over the sequences and their length."""
+        """Return the surface over sequences and context tokens."""
         places = (
             (p.spot.sequences, p.context_tokens, p.seconds)
             for p in self.profile.of(Metric.itl)
@@ -147,9 +152,8 @@ class ProfilePerformance:
         return PiecewiseSurface(remove_outliers(places))
 
     @cached_property
-    def _moved(self) -> tuple[float, float]:
-        """Seconds a token, and for none. The decode worker's first step is in what was measured
-        and is taken out."""
+    def _transfer_line(self) -> tuple[float, float]:
+        """Return (seconds per token, fixed seconds), without the decode worker's first step."""
         times = {
             float(p.spot.prompt_tokens): p.seconds - self.itl_s(1, p.spot.prompt_tokens)
             for p in self.profile.of(Metric.transfer)
@@ -162,7 +166,7 @@ class ProfilePerformance:
 
 
 def load_performance(path: str | Path) -> WorkerPerformance:
-    """What `planner.profile` names. Raises ConfigError where it cannot be used."""
+    """Load the profile at `planner.profile`. Raises ConfigError if it cannot be used."""
     if not str(path):
         raise ConfigError("planner.profile is not set", hint=HINT)
     try:

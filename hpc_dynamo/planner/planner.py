@@ -1,4 +1,4 @@
-"""One decision an interval: what was seen, what is expected, what that needs, what is to move."""
+"""One decision per interval: observe, predict, compute the need, choose a split, move workers."""
 
 from typing import Protocol
 
@@ -14,67 +14,68 @@ from hpc_dynamo.planner.threshold_rule import ThresholdRule
 
 
 class CapacityRule(Protocol):
-    """What a load needs: load.Load, or sla.Sla."""
+    """Computes the workers that a load needs."""
 
-    def need(self, seen: Signals, expected: ExpectedLoad) -> WorkerNeed:
-        """After each interval, once."""
+    def need(self, signals: Signals, expected: ExpectedLoad) -> WorkerNeed:
+        """Return the need after an interval. Called once per interval."""
 
 
 class Planner:
-    """Decides from signals alone: no clock, no I/O.
+    """Decides from signals only, without clock and I/O.
 
-    Workers move when `patience` intervals in a row wanted the same direction (`split` says what
-    is wanted), and then as few as any of these wanted; at once where a role has fewer than its
-    least. While some still move, no others do: what is seen is of neither the old split nor the
-    new one. A move that failed is wanted again like any other; who acts need not try at once.
+    Workers move after `stabilization_intervals` intervals that wanted the same direction, as few as
+    the smallest of these requests. They move at once if a role has fewer workers than its minimum.
+    While workers change their role nothing else moves, because the signals fit neither split. The
+    caller may delay a repeated move that failed.
     """
 
     def __init__(self, config: Rules, performance: WorkerPerformance | None = None) -> None:
-        """For a planner that is not off. Raises ConfigError where it needs a profile."""
+        """`planner.mode` must not be off. Raises ConfigError if it needs a profile."""
         self._config = config
         self._forecaster = LoadForecaster(config.forecast)
         self._rule = _rule(config, performance)
-        self._requested_moves: list[int] = []  # prefill workers more, of the last intervals
+        self._requested_moves = list[int]()  # change of prefill workers, last intervals
 
-    def decide(self, seen: Signals) -> PlannerDecision:
-        """What to do after the interval `seen`."""
-        expected, ready = self._forecaster.observe(seen), ReadyWorkers(seen.prefill, seen.decode)
-        need = self._rule.need(seen, expected)
-        wanted = target_split(need, ready, self._config)
-        move, why = self._moved(wanted.prefill - ready.prefill, seen)
+    def decide(self, signals: Signals) -> PlannerDecision:
+        """Return the decision after an interval. Called once per interval."""
+        expected = self._forecaster.observe(signals)
+        ready = ReadyWorkers(signals.prefill, signals.decode)
+        need = self._rule.need(signals, expected)
+        target = target_split(need, ready, self._config)
+        move, reason = self._move(target.prefill - ready.prefill, signals)
         return PlannerDecision(
-            signals=seen,
+            signals=signals,
             expected=expected,
-            target=wanted,
-            gap=capacity_gap(need, ready, seen.changing_role, self._config),
+            target=target,
+            gap=capacity_gap(need, ready, signals.changing_role, self._config),
             move=move,
-            reason=why,
+            reason=reason,
         )
 
-    def _moved(self, more: int, seen: Signals) -> tuple[RoleMove | None, str]:
-        """What is to move where so many prefill workers more are wanted (fewer: below 0)."""
-        if not more or seen.changing_role:
+    def _move(self, change: int, signals: Signals) -> tuple[RoleMove | None, str]:
+        """Return the move for a wanted change of the prefill workers, and the reason."""
+        if not change or signals.changing_role:
             self._requested_moves.clear()
-            return None, "a move is under way" if seen.changing_role else ""
-        if self._requested_moves and (self._requested_moves[-1] > 0) != (more > 0):
+            return None, "a role change is in progress" if signals.changing_role else ""
+        if self._requested_moves and (self._requested_moves[-1] > 0) != (change > 0):
             self._requested_moves.clear()
-        self._requested_moves.append(more)
-        if self._below_minimum(seen):
-            return self._move(), "a role has too few"
+        self._requested_moves.append(change)
+        if self._below_minimum(signals):
+            return self._smallest_move(), "a role has fewer workers than its minimum"
         count, required = len(self._requested_moves), self._config.stabilization_intervals
         if count < required:
-            return None, f"wanted {count} of {required} times"
-        return self._move(), "wanted often enough"
+            return None, f"wanted in {count} of {required} intervals"
+        return self._smallest_move(), f"wanted in {required} intervals"
 
-    def _below_minimum(self, seen: Signals) -> bool:
-        config = self._config
-        return seen.prefill < config.min_prefill_workers or seen.decode < config.min_decode_workers
+    def _below_minimum(self, signals: Signals) -> bool:
+        prefill, decode = self._config.min_prefill_workers, self._config.min_decode_workers
+        return signals.prefill < prefill or signals.decode < decode
 
-    def _move(self) -> RoleMove:
-        more = min(self._requested_moves, key=abs)
+    def _smallest_move(self) -> RoleMove:
+        change = min(self._requested_moves, key=abs)
         self._requested_moves.clear()
-        old, new = (Role.decode, Role.prefill) if more > 0 else (Role.prefill, Role.decode)
-        return RoleMove(count=abs(more), old=old, new=new)
+        old, new = (Role.decode, Role.prefill) if change > 0 else (Role.prefill, Role.decode)
+        return RoleMove(count=abs(change), old=old, new=new)
 
 
 def _rule(config: Rules, performance: WorkerPerformance | None) -> CapacityRule:

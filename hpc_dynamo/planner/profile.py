@@ -1,4 +1,4 @@
-"""What `hpc-dynamo profile` measures of one worker: one JSON file, and its points on the way."""
+"""The profile of an engine that `hpc-dynamo profile` writes, and its measurements."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -10,39 +10,39 @@ import msgspec
 from hpc_dynamo import jsonl
 from hpc_dynamo.errors import ConfigError
 
-HINT = "hpc-dynamo profile … writes one, profile.json in its run folder"
+HINT = "`hpc-dynamo profile …` writes profile.json into its run folder"
 
 
 class Metric(StrEnum):
-    """Which time a point is of."""
+    """The time that is measured."""
 
-    ttft = "ttft"  # of a prompt on a worker that does nothing else
-    itl = "itl"  # where `sequences` answers are made at once
-    transfer = "transfer"  # first token of a decode worker, after the prefill worker has answered
+    ttft = "ttft"  # time to first token of a prompt on an idle worker
+    itl = "itl"  # time between tokens of `sequences` concurrent responses
+    transfer = "transfer"  # from the prefill worker's response to the first token
 
 
 class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A place in the grid. A held-out one is never interpolated from: it tells the error."""
+    """A point of the grid. Held-out points measure the error of the interpolation."""
 
     metric: Metric
     prompt_tokens: int
-    cached_tokens: int = 0  # its beginning, which was asked before
+    cached_tokens: int = 0  # tokens of its start in the prefix cache
     sequences: int = 1
     held_out: bool = False
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What was measured there. `seconds` is None where the sequences did not fit at once."""
+    """The result at a point. `seconds` is None if the sequences did not run concurrently."""
 
     spot: OperatingPoint
     seconds: float | None
-    cached_tokens: int = 0  # by the engine's word, where it has one
-    context_tokens: float = 0.0  # itl: mean length of a sequence meanwhile
-    size_bytes: int = 0  # transfer: of the KV cache that moved
+    cached_tokens: int = 0  # as the engine reports, if it does
+    context_tokens: float = 0.0  # itl: mean sequence length during the measurement
+    size_bytes: int = 0  # transfer: size of the KV cache
 
 
 class InterpolationError(msgspec.Struct, frozen=True):
-    """Of interpolated against measured times, as shares of the measured."""
+    """Relative error of interpolated times, compared with measured ones."""
 
     mean: float
     worst: float
@@ -50,44 +50,45 @@ class InterpolationError(msgspec.Struct, frozen=True):
 
 
 class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """One engine and worker shape on one kind of hardware."""
+    """Measurements of one engine and worker shape on one kind of hardware."""
 
     model: str
     engine: str
     version: str
     hardware: str
-    kind: str  # of the topology: aggregated, or disaggregated (each point of the role it is for)
-    tensor_parallel: int  # of the worker that decodes, as the next two
+    kind: str  # topology; if disaggregated, each point is of the worker of its role
+    # Parallel sizes of the decode worker.
+    tensor_parallel: int
     pipeline_parallel: int
     data_parallel: int
     date: str  # ISO 8601, UTC
-    context_tokens: int  # of the longest sequence
-    kv_tokens: int  # that the KV cache of the worker that decodes holds; 0: it did not say
-    max_sequences: int  # decoded at a time
-    startup_s: float  # from launch to the first served token, the slowest worker
-    prompt_tokens_per_s: float  # best seen
+    context_tokens: int  # maximum sequence length
+    kv_tokens: int  # KV cache of the decode worker; 0: unknown
+    max_sequences: int  # maximum decoded at once
+    startup_s: float  # from launch to the first served token, slowest worker
+    prompt_tokens_per_s: float  # maximum measured
     answer_tokens_per_s: float
     points: tuple[Measurement, ...]
-    kv_bytes_per_token: float = 0.0  # 0, as the next: nothing was transferred
+    kv_bytes_per_token: float = 0.0  # 0: no transfer was measured
     transfer_s_per_byte: float = 0.0
-    errors: Mapping[Metric, InterpolationError] = {}  # at the points held out
+    errors: Mapping[Metric, InterpolationError] = {}  # at the held-out points
 
     @property
     def title(self) -> str:
-        """Of what it is."""
+        """Return a title for plots and tables."""
         shape = (self.tensor_parallel, self.pipeline_parallel, self.data_parallel)
         sizes = " ".join(f"{name}{n}" for name, n in zip(("TP", "PP", "DP"), shape, strict=True))
         version = f" {self.version}" if self.version != self.engine else ""
         return f"{self.model}, {self.engine}{version}, {self.kind}, {sizes}"
 
     def of(self, what: Metric, *, held_out: bool = False) -> list[Measurement]:
-        """The points there of which a time is known."""
+        """Return the points of a metric that have a time."""
         wanted = (what, held_out)
         return [p for p in self.points if (p.spot.metric, p.spot.held_out) == wanted and p.seconds]
 
 
 def load_profile(file: Path) -> EngineProfile:
-    """Raises ConfigError for a file that is not there, or not a profile that can be used."""
+    """Read a profile. Raises ConfigError for a missing or unusable file."""
     try:
         profile = msgspec.json.decode(file.read_bytes(), type=EngineProfile)
     except OSError as e:
@@ -101,7 +102,7 @@ def load_profile(file: Path) -> EngineProfile:
 
 
 def read_measurements(files: Iterable[Path]) -> defaultdict[OperatingPoint, list[Measurement]]:
-    """What all attempts so far have measured; a line that a crash tore is not read."""
+    """Return the measurements of all attempts by point; incomplete lines are skipped."""
     found = defaultdict[OperatingPoint, list[Measurement]](list)
     for file in files:
         for point in jsonl.read(file, Measurement):

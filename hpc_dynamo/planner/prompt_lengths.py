@@ -20,24 +20,26 @@ class ComputedPrompts:
 
 
 class PromptLengths:
-    """Remembers the last counters of each worker."""
+    """Differences of each worker's counters between two calls."""
 
     def __init__(self) -> None:
         self._before = dict[int, WorkerLoad]()
 
     def take(self, loads: Iterable[WorkerLoad]) -> ComputedPrompts:
-        """Return the counts since the last call. A worker seen for the first time, or whose
-        counters were reset, counts from the next call on."""
+        """Return the counts since the last call.
+
+        A new worker, or one whose counters were reset, counts from the next call on.
+        """
         now = {load.rank: load for load in loads}
         pairs = [(new, old) for rank, new in now.items() if (old := self._before.get(rank))]
         self._before = now
-        same = [(new, old) for new, old in pairs if new.ttft.count >= old.ttft.count]
-        count = sum(new.ttft.count - old.ttft.count for new, old in same)
-        tokens = sum(new.prompt_tokens - old.prompt_tokens for new, old in same)
-        asked = sum(new.prefix_queries - old.prefix_queries for new, old in same)
-        hits = sum(new.prefix_hits - old.prefix_hits for new, old in same)
+        comparable = [(new, old) for new, old in pairs if new.ttft.count >= old.ttft.count]
+        count = sum(new.ttft.count - old.ttft.count for new, old in comparable)
+        tokens = sum(new.prompt_tokens - old.prompt_tokens for new, old in comparable)
+        queries = sum(new.prefix_queries - old.prefix_queries for new, old in comparable)
+        hits = sum(new.prefix_hits - old.prefix_hits for new, old in comparable)
         if count <= 0 or tokens <= 0:
             return ComputedPrompts()
         return ComputedPrompts(
-            tokens / count, min(max(hits / asked, 0.0), 1.0) if asked > 0 else 0.0
+            tokens / count, min(max(hits / queries, 0.0), 1.0) if queries > 0 else 0.0
         )

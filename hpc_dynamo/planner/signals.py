@@ -1,4 +1,4 @@
-"""What a planner sees of an interval, and what it makes of that. Records of the run folder."""
+"""Inputs and results of the planner; both are written to planner.jsonl."""
 
 import msgspec
 
@@ -6,29 +6,27 @@ from hpc_dynamo.config import Role
 
 
 class Signals(msgspec.Struct, frozen=True, kw_only=True):
-    """One interval of `seconds` that ended at `at`, from the router's own view."""
+    """Observations of one interval of `seconds` that ended at `at`. Means of 0 are unknown."""
 
-    at: float  # since the epoch, or the simulation's begin
+    at: float  # seconds since the epoch, or since the start of a simulation
     seconds: float
-    requests: int = 0  # that came
-    prompt_tokens: float = 0.0  # mean of those that came
-    answer_tokens: float = 0.0  # mean of those that ended
-    hit_rate: float = 0.0  # share of prompt tokens that were cached where they were sent
-    ttft_s: float = 0.0  # mean of first tokens in it, from arrival; 0: there were none
-    itl_s: float = 0.0  # mean between tokens of answers that ended
-    queued_requests: int = 0  # in the router's line at the end
+    requests: int = 0  # arrived
+    prompt_tokens: float = 0.0  # mean of the arrived requests
+    answer_tokens: float = 0.0  # mean of the finished responses
+    hit_rate: float = 0.0  # share of prompt tokens cached on the selected worker
+    ttft_s: float = 0.0  # mean since arrival
+    itl_s: float = 0.0  # mean of the finished responses
+    queued_requests: int = 0  # in the router's queue at the end
     active_requests: int = 0  # leases at the end
-    prefill: int = 0  # workers ready at the end, by role
-    decode: int = 0
-    changing_role: int = 0  # workers that change their role, and are of none
-    prefill_requests: float = 0.0  # requests that a prefill worker has, mean
-    prefill_tokens: float = 0.0  # of prompts given to a prefill worker and not computed, mean
-    running: float = 0.0  # requests of a decode worker, mean over the workers
-    waiting: float = 0.0  # as above, by the engines' own word
-    slot_usage: float = (
-        0.0  # what runs and waits there, over the sequences that it decodes at a time
-    )
-    kv_usage: float = 0.0  # share of a decode worker's KV cache in use, mean
+    prefill: int = 0  # prefill workers ready at the end
+    decode: int = 0  # decode workers ready at the end
+    changing_role: int = 0  # workers in neither role
+    prefill_requests: float = 0.0  # mean requests per prefill worker
+    prefill_tokens: float = 0.0  # mean prompt tokens per prefill worker, not yet computed
+    running: float = 0.0  # mean running requests per decode worker
+    waiting: float = 0.0  # mean waiting requests per decode worker, in the engine
+    slot_usage: float = 0.0  # running and waiting requests per sequence slot of a decode worker
+    kv_usage: float = 0.0  # mean share of the decode workers' KV caches in use
 
     @property
     def rate_hz(self) -> float:
@@ -36,7 +34,7 @@ class Signals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExpectedLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """The load that is expected of the next interval."""
+    """Predicted load of the next interval."""
 
     rate_hz: float = 0.0
     prompt_tokens: float = 0.0
@@ -44,7 +42,7 @@ class ExpectedLoad(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TargetSplit(msgspec.Struct, frozen=True, kw_only=True):
-    """How many workers of each role; `short` names what is given up where not all can be had."""
+    """Wanted number of workers per role. `shortfall` names the targets that cannot be met."""
 
     prefill: int
     decode: int
@@ -53,16 +51,15 @@ class TargetSplit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CapacityGap(msgspec.Struct, frozen=True, kw_only=True):
-    """What the load makes of all workers that are ready or moving, whatever their roles."""
+    """Difference between needed and present workers, in any role."""
 
-    missing: int  # would meet it
-    spare: int  # could go, with a margin
-    role: Role  # that is the shortest
+    missing: int  # more workers needed for the load
+    spare: int  # workers that could be released, with a margin
+    role: Role  # role with the largest shortage
 
 
 class RoleMove(msgspec.Struct, frozen=True, kw_only=True):
-    """`count` workers change their role. To `None`: the allocation gives them up; from `None`:
-    it is to grow by them."""
+    """`count` workers change their role. A role of None is outside the allocation: extra jobs."""
 
     count: int
     old: Role | None
@@ -70,7 +67,7 @@ class RoleMove(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlannerDecision(msgspec.Struct, frozen=True, kw_only=True):
-    """One interval of a planner: what was seen, expected, wanted, and is to be done."""
+    """Result of one interval. `move` is None if the roles stay, for the given reason."""
 
     signals: Signals
     expected: ExpectedLoad

@@ -1,16 +1,15 @@
-"""What a load needs so that the mean request meets both targets, by a profile of one worker.
+"""Workers that a load needs to meet both latency targets for the mean request (planner.mode=sla).
 
-Prefill: `rate` prompts a second, less what is cached, each taking `prefill_s`. They wait in line
-as `queueing` says; TTFT is that wait, the prefill, the transfer of the KV cache and one step of
-the decode worker. Prompts that decode workers compute themselves are counted here all the same:
-they do so where prefill workers are late, and its price is seen in ITL.
+Prefill: TTFT is the wait in a queue (`queueing`), the prefill of the uncached tokens, the KV
+transfer and one decode step. The need is the fewest workers that meet the target. Prompts that
+decode workers compute count as well: they do so only if prefill workers are overloaded.
 
-Decode: `n` sequences of the mean length are decoded `itl_s(n)` a token, `n` being the most that
-meet the target. One worker then makes n / itl_s(n) tokens a second, of `rate` * answer that are
-to be made; or of those that are made now, where they are more: of a load that turns to longer
-answers the sequences that run tell first, long before the first of them ends.
+Decode: `n` is the most sequences whose ITL meets the target, so that a worker generates n /
+itl_s(n) tokens per second. The need is the expected token rate divided by it, or the current token
+rate if that is higher. The running sequences show longer responses before the first of them
+finishes.
 
-The profile is corrected by what is observed (`learned`), as NVIDIA Dynamo's planner does.
+The profile is corrected online, as NVIDIA Dynamo's planner does.
 """
 
 from hpc_dynamo.config import Planner
@@ -20,67 +19,78 @@ from hpc_dynamo.planner.queueing import MAX_UTILIZATION, largest_fitting, worker
 from hpc_dynamo.planner.signals import ExpectedLoad, Signals
 from hpc_dynamo.planner.target_split import WorkerNeed
 
-MIN_WAIT_SHARE = 0.1  # of the TTFT target: less cannot be asked for by adding workers
-ITL_SLACK = 1.1  # over the least ITL there is, where the target is below it
-HEADROOM = 0.7  # of the ITL target is planned for: it is for each request, a plan for the mean
+MIN_WAIT_SHARE = 0.1  # lower bound of the wait, as a share of the TTFT target
+ITL_SLACK = 1.1  # factor over the minimum ITL, for a target below it
+# Share of the ITL target to plan for: a target is per request, a plan is for the mean request.
+HEADROOM = 0.7
 
 
 class SlaRule:
-    """Workers of each role for a demand. Remembers what is learned of them."""
+    """Computes the need by the corrected profile of a worker."""
 
     def __init__(self, config: Planner, performance: WorkerPerformance) -> None:
         self._config = config
-        self._most_sequences = MAX_UTILIZATION * performance.max_sequences
+        self._max_sequences = MAX_UTILIZATION * performance.max_sequences
         self.correction = OnlineCorrection(performance)
 
-    def need(self, seen: Signals, expected: ExpectedLoad) -> WorkerNeed:
-        """After the interval `seen`, for what is expected and what was left waiting."""
-        late = _backlog(seen, expected, self._config.ttft_s)
-        self.correction.observe(seen, late)
-        rate = expected.rate_hz + late / seen.seconds if seen.seconds else expected.rate_hz
-        prefill, no_ttft = self._prefill(rate, expected.prompt_tokens)
-        decode, no_itl = self._decode(rate, expected, seen)
-        return WorkerNeed(prefill, decode, "; ".join(filter(None, (no_ttft, no_itl))))
+    def need(self, signals: Signals, expected: ExpectedLoad) -> WorkerNeed:
+        """Return the need for the expected load and the backlog of the last interval."""
+        backlog = _backlog(signals, expected, self._config.ttft_s)
+        self.correction.observe(signals, backlog)
+        rate_hz = expected.rate_hz + (backlog / signals.seconds if signals.seconds else 0.0)
+        prefill, ttft_error = self._prefill(rate_hz, expected.prompt_tokens)
+        decode, itl_error = self._decode(rate_hz, expected, signals)
+        return WorkerNeed(prefill, decode, "; ".join(filter(None, (ttft_error, itl_error))))
 
-    def _prefill(self, rate: float, prompt: float) -> tuple[float, str]:
-        if not rate or not prompt:
+    def _prefill(self, rate_hz: float, prompt_tokens: float) -> tuple[float, str]:
+        """Return the workers, and why no number of them meets the target."""
+        if not rate_hz or not prompt_tokens:
             return 0.0, ""
-        target, service = self._config.ttft_s, self.correction.prefill_s(prompt)
-        left = target - service - self.correction.first_token_s(prompt)
-        lost = f"TTFT: a prompt alone takes {target - left:.2f} s" if left <= 0 else ""
-        return workers_for(rate, service, max(left, MIN_WAIT_SHARE * target)), lost
+        target_s, service_s = self._config.ttft_s, self.correction.prefill_s(prompt_tokens)
+        max_wait_s = target_s - service_s - self.correction.first_token_s(prompt_tokens)
+        error = ""
+        if max_wait_s <= 0:
+            error = f"TTFT: a single prompt takes {target_s - max_wait_s:.2f} s"
+        return workers_for(rate_hz, service_s, max(max_wait_s, MIN_WAIT_SHARE * target_s)), error
 
-    def _decode(self, rate: float, expected: ExpectedLoad, seen: Signals) -> tuple[float, str]:
-        length = mean_context_tokens(expected)
-        tokens_hz = max(rate * expected.answer_tokens, self._made_hz(seen, length))
+    def _decode(
+        self, rate_hz: float, expected: ExpectedLoad, signals: Signals
+    ) -> tuple[float, str]:
+        """Return the workers, and why no number of them meets the target."""
+        context = mean_context_tokens(expected)
+        tokens_hz = max(rate_hz * expected.answer_tokens, self._token_rate_hz(signals, context))
         if not tokens_hz:
             return 0.0, ""
-        least = self.correction.itl_s(1.0, length)
-        lost = f"ITL: one sequence alone takes {least:.3f} s" if least > self._config.itl_s else ""
-        most = self._sequences(max(HEADROOM * self._config.itl_s, ITL_SLACK * least), length, seen)
-        return tokens_hz * self.correction.itl_s(most, length) / most, lost
+        target_s, min_itl_s = self._config.itl_s, self.correction.itl_s(1.0, context)
+        error = f"ITL: a single sequence takes {min_itl_s:.3f} s" if min_itl_s > target_s else ""
+        goal_s = max(HEADROOM * target_s, ITL_SLACK * min_itl_s)
+        sequences = self._sequences(goal_s, context, signals)
+        return tokens_hz * self.correction.itl_s(sequences, context) / sequences, error
 
-    def _made_hz(self, seen: Signals, length: float) -> float:
-        """Tokens a second that decode workers make of what runs at this moment."""
-        return seen.running * seen.decode / self.correction.itl_s(max(1.0, seen.running), length)
+    def _token_rate_hz(self, signals: Signals, context: float) -> float:
+        """Return the tokens per second of the running sequences."""
+        running = signals.running
+        return running * signals.decode / self.correction.itl_s(max(1.0, running), context)
 
-    def _sequences(self, itl_s: float, length: float, seen: Signals) -> float:
-        """The most of a worker that keep to an ITL and fit into its cache."""
-        most = min(self._most_sequences, _room(seen, self._config))
-        return largest_fitting(
-            lambda n: self.correction.itl_s(n, length) <= itl_s, 1.0, max(1.0, most)
-        )
+    def _sequences(self, itl_s: float, context: float, signals: Signals) -> float:
+        """Return the most sequences of a worker that meet an ITL and fit into its KV cache."""
+        limit = min(self._max_sequences, _cache_limit(signals, self._config))
 
+        def fits(sequences: float) -> bool:
+            return self.correction.itl_s(sequences, context) <= itl_s
 
-def _backlog(seen: Signals, expected: ExpectedLoad, ttft_s: float) -> float:
-    """Requests that wait though they should have their first token, to be worked off next."""
-    prompt = seen.prompt_tokens or expected.prompt_tokens
-    ahead = seen.prefill_tokens * seen.prefill / prompt if prompt else 0.0
-    return seen.queued_requests + max(0.0, ahead - seen.rate_hz * ttft_s)
+        return largest_fitting(fits, 1.0, max(1.0, limit))
 
 
-def _room(seen: Signals, config: Planner) -> float:
-    """Sequences that fit into a worker's KV cache, by those that run and the share they take."""
-    if not seen.running or not seen.kv_usage:
+def _backlog(signals: Signals, expected: ExpectedLoad, ttft_s: float) -> float:
+    """Return the waiting requests that exceed what the TTFT target allows."""
+    prompt = signals.prompt_tokens or expected.prompt_tokens
+    waiting = signals.prefill_tokens * signals.prefill / prompt if prompt else 0.0
+    return signals.queued_requests + max(0.0, waiting - signals.rate_hz * ttft_s)
+
+
+def _cache_limit(signals: Signals, config: Planner) -> float:
+    """Return the sequences that fit into a worker's KV cache, by its current usage."""
+    if not signals.running or not signals.kv_usage:
         return float("inf")
-    return config.kv_usage_high * seen.running / seen.kv_usage
+    return config.kv_usage_high * signals.running / signals.kv_usage

@@ -1,4 +1,4 @@
-"""Who gets the workers: from what each role needs to how many of each there are to be."""
+"""Splits the ready workers between the roles, from the workers that each role needs."""
 
 from math import ceil, floor, inf
 from typing import NamedTuple
@@ -8,8 +8,7 @@ from hpc_dynamo.planner.signals import CapacityGap, TargetSplit
 
 
 class WorkerNeed(NamedTuple):
-    """Workers of each role that a load needs, with fractions. `lost` names a target that no
-    number of workers would meet."""
+    """Workers that a load needs, as fractions. `unreachable` names targets that none can meet."""
 
     prefill: float
     decode: float
@@ -21,7 +20,7 @@ class WorkerNeed(NamedTuple):
 
 
 class ReadyWorkers(NamedTuple):
-    """Workers that there are."""
+    """Number of ready workers per role."""
 
     prefill: int
     decode: int
@@ -32,118 +31,122 @@ class ReadyWorkers(NamedTuple):
 
 
 def target_split(need: WorkerNeed, ready: ReadyWorkers, config: Planner) -> TargetSplit:
-    """The wanted split of the workers that are ready. Their sum stays.
+    """Return the wanted split of the ready workers; their sum stays the same.
 
-    A role's pressure is what it needs over what it has; the even split is the one in which the
-    greater of the two is the least.
+    The pressure of a role is its need divided by its workers. The even split minimizes the larger
+    of the two pressures.
 
     1. While no role needs more workers than it has, nothing changes.
-    2. Where the even split gives both what they need, the role that is short gets half of the
-       workers that this split gives it more, rounded up, but no less than it needs; none at all
-       where even that split would ease it by no more than a factor of 1 + margin. The protected
-       role gives up only what it could do without under `margin` more load.
-    3. Where none gives both what they need, `protect` decides. `ttft`: prefill gets its need,
-       decode the rest. `itl`: decode gets its part of the workers in proportion to the needs,
-       rounded up, which is enough for all that prefill then lets through; the rest waits in
-       line. The protected role gives up a worker where it could serve `margin` more load
-       without it.
+    2. If the even split meets both needs, the short role gets half of the workers that it lacks
+       compared with that split, rounded up. It gets at least its need. Nothing moves if the even
+       split reduces the pressure by a factor of at most 1 + hysteresis. The role of the priority
+       target keeps its need plus that margin.
+    3. If no split meets both needs, `priority_target` decides. `ttft`: prefill gets its need,
+       decode the rest. `itl`: decode gets its share in proportion to the needs, rounded up. That
+       is enough for the load that prefill lets through; the other requests are queued. The role of
+       the priority target gives up workers only beyond its need plus the margin.
 
-    So two moves in opposite directions mean that the proportion of the needs changed by a factor
-    of more than 1 + margin in between.
+    Two moves in opposite directions thus require that the ratio of the needs changes by a factor of
+    more than 1 + hysteresis.
     """
     if ready.total < config.min_prefill_workers + config.min_decode_workers:
-        return _wanted(need, ready, ready.prefill, "too few are ready to share")
-    load, need = need, _at_least(need, config)
-    now, even = _pressure(need, ready), _even(need, ready, config)
+        return _target(need, ready, ready.prefill, "too few workers are ready to split")
+    load, need = need, _at_least_minimum(need, config)
+    now, even = _pressure(need, ready), _even_split(need, ready, config)
     if now <= 1:
-        return _wanted(need, ready, ready.prefill, "nobody is short")
-    if (then := _pressure(need, even)) > 1:
-        prefill = _protected(load, ready, config)
-        return _wanted(need, ready, prefill, f"{config.priority_target} is protected")
-    if now <= then * (1 + config.hysteresis):
-        return _wanted(need, ready, ready.prefill, "a move would ease too little")
+        return _target(need, ready, ready.prefill, "no role is short")
+    if (after := _pressure(need, even)) > 1:
+        prefill = _priority_split(load, ready, config)
+        return _target(need, ready, prefill, f"{config.priority_target} has priority")
+    if now <= after * (1 + config.hysteresis):
+        return _target(need, ready, ready.prefill, "a move would help too little")
     if need.prefill > ready.prefill:
-        prefill, who = _eased(need.prefill, ready.prefill, even.prefill), "prefill"
+        short, prefill = "prefill", _halfway(need.prefill, ready.prefill, even.prefill)
     else:
-        prefill = ready.total - _eased(need.decode, ready.decode, even.decode)
-        who = "decode"
-    return _wanted(need, ready, _guarded(prefill, load, ready, config), f"{who} is short")
+        decode = _halfway(need.decode, ready.decode, even.decode)
+        short, prefill = "decode", ready.total - decode
+    prefill = _keep_priority(prefill, load, ready, config)
+    return _target(need, ready, prefill, f"{short} is short")
 
 
 def capacity_gap(
-    need: WorkerNeed, ready: ReadyWorkers, moving: int, config: Planner
+    need: WorkerNeed, ready: ReadyWorkers, changing_role: int, config: Planner
 ) -> CapacityGap:
-    """See signals.Lack."""
-    load, need, here = need, _at_least(need, config), ready.total + moving
-    more = ceil(need.prefill) + ceil(need.decode) - here
-    keeps = _with_margin(load.prefill, config.min_prefill_workers, config)
-    keeps += _with_margin(load.decode, config.min_decode_workers, config)
-    role = (
-        Role.prefill if need.prefill - ready.prefill > need.decode - ready.decode else Role.decode
-    )
-    return CapacityGap(missing=max(more, 0), spare=max(here - keeps, 0), role=role)
+    """Return the missing and spare workers, compared with those ready or changing their role."""
+    load, need, present = need, _at_least_minimum(need, config), ready.total + changing_role
+    missing = ceil(need.prefill) + ceil(need.decode) - present
+    keep = _with_margin(load.prefill, config.min_prefill_workers, config)
+    keep += _with_margin(load.decode, config.min_decode_workers, config)
+    prefill_short = need.prefill - ready.prefill > need.decode - ready.decode
+    role = Role.prefill if prefill_short else Role.decode
+    return CapacityGap(missing=max(missing, 0), spare=max(present - keep, 0), role=role)
 
 
-def _at_least(need: WorkerNeed, config: Planner) -> WorkerNeed:
+def _at_least_minimum(need: WorkerNeed, config: Planner) -> WorkerNeed:
     prefill = max(need.prefill, config.min_prefill_workers)
-    return WorkerNeed(prefill, max(need.decode, config.min_decode_workers), need.unreachable)
+    decode = max(need.decode, config.min_decode_workers)
+    return WorkerNeed(prefill, decode, need.unreachable)
 
 
 def _pressure(need: WorkerNeed, ready: ReadyWorkers) -> float:
-    """Of the role that has the greater one."""
+    """Return the larger pressure of the two roles."""
     if not (ready.prefill and ready.decode):
         return inf
     return max(need.prefill / ready.prefill, need.decode / ready.decode)
 
 
-def _even(need: WorkerNeed, ready: ReadyWorkers, config: Planner) -> ReadyWorkers:
-    """The even split that keeps the least of each role."""
+def _even_split(need: WorkerNeed, ready: ReadyWorkers, config: Planner) -> ReadyWorkers:
+    """Return the even split within the minimum of each role."""
     total, fair = ready.total, floor(ready.total * need.prefill / need.total)
-    most = total - config.min_decode_workers
-    counts = (max(config.min_prefill_workers, min(count, most)) for count in (fair, fair + 1))
+    highest = total - config.min_decode_workers
+    counts = (max(config.min_prefill_workers, min(n, highest)) for n in (fair, fair + 1))
     splits = (ReadyWorkers(prefill, total - prefill) for prefill in counts)
-    return min(splits, key=lambda each: _pressure(need, each))
+    return min(splits, key=lambda split: _pressure(need, split))
 
 
-def _eased(need: float, has: int, even: int) -> int:
-    return max(ceil(need), has + ceil((even - has) / 2))
+def _halfway(need: float, ready: int, even: int) -> int:
+    return max(ceil(need), ready + ceil((even - ready) / 2))
 
 
-def _guarded(prefill: int, load: WorkerNeed, ready: ReadyWorkers, config: Planner) -> int:
-    """So many prefill workers, but that the protected role keeps a margin of what it has."""
+def _keep_priority(prefill: int, load: WorkerNeed, ready: ReadyWorkers, config: Planner) -> int:
+    """Return the prefill workers such that the priority role keeps its need plus the margin."""
     if config.priority_target is PriorityTarget.ttft:
-        keeps = _with_margin(load.prefill, config.min_prefill_workers, config)
-        return max(prefill, min(ready.prefill, keeps))
-    keeps = _with_margin(load.decode, config.min_decode_workers, config)
-    return min(prefill, ready.total - min(ready.decode, keeps))
+        keep = _with_margin(load.prefill, config.min_prefill_workers, config)
+        return max(prefill, min(ready.prefill, keep))
+    keep = _with_margin(load.decode, config.min_decode_workers, config)
+    return min(prefill, ready.total - min(ready.decode, keep))
 
 
-def _protected(load: WorkerNeed, ready: ReadyWorkers, config: Planner) -> int:
-    """Prefill workers where not both can have what they need."""
+def _priority_split(load: WorkerNeed, ready: ReadyWorkers, config: Planner) -> int:
+    """Return the prefill workers if no split meets both needs."""
     if config.priority_target is PriorityTarget.ttft:
-        prefill = _kept(load.prefill, ready.prefill, config.min_prefill_workers, config)
+        prefill = _priority_workers(load.prefill, ready.prefill, config.min_prefill_workers, config)
     else:
-        part = min(load.decode, ready.total * load.decode / max(load.total, 1.0))
-        prefill = ready.total - _kept(part, ready.decode, config.min_decode_workers, config)
-    return max(config.min_prefill_workers, min(prefill, ready.total - config.min_decode_workers))
+        share = min(load.decode, ready.total * load.decode / max(load.total, 1.0))
+        decode = _priority_workers(share, ready.decode, config.min_decode_workers, config)
+        prefill = ready.total - decode
+    highest = ready.total - config.min_decode_workers
+    return max(config.min_prefill_workers, min(prefill, highest))
 
 
-def _kept(need: float, ready: int, least: int, config: Planner) -> int:
-    return ceil(need) if need > ready else min(ready, _with_margin(need, least, config))
+def _priority_workers(need: float, ready: int, minimum: int, config: Planner) -> int:
+    return ceil(need) if need > ready else min(ready, _with_margin(need, minimum, config))
 
 
-def _with_margin(need: float, least: int, config: Planner) -> int:
-    return max(least, ceil(need * (1 + config.hysteresis)))
+def _with_margin(need: float, minimum: int, config: Planner) -> int:
+    return max(minimum, ceil(need * (1 + config.hysteresis)))
 
 
-def _wanted(need: WorkerNeed, ready: ReadyWorkers, prefill: int, why: str) -> TargetSplit:
+def _target(need: WorkerNeed, ready: ReadyWorkers, prefill: int, reason: str) -> TargetSplit:
     decode = ready.total - prefill
-    given_up = [need.unreachable] if need.unreachable else []
+    shortfall = [need.unreachable] if need.unreachable else []
     for target, role, needs, gets in (
         ("TTFT", "prefill", need.prefill, prefill),
         ("ITL", "decode", need.decode, decode),
     ):
         if needs > gets:
-            given_up.append(f"{target}: {role} needs {needs:.1f} workers and gets {gets}")
-    why = f"{why}: prefill needs {need.prefill:.2f}, decode {need.decode:.2f}"
-    return TargetSplit(prefill=prefill, decode=decode, reason=why, shortfall="; ".join(given_up))
+            shortfall.append(f"{target}: {role} needs {needs:.1f} workers and gets {gets}")
+    reason = f"{reason}: prefill needs {need.prefill:.2f}, decode {need.decode:.2f}"
+    return TargetSplit(
+        prefill=prefill, decode=decode, reason=reason, shortfall="; ".join(shortfall)
+    )

@@ -1,10 +1,12 @@
-"""What a load needs by thresholds alone, without a profile.
+"""Workers that a load needs, by thresholds, without a profile (planner.mode=load).
 
-Prefill: the time that a prompt waits is what waits over what comes (Little's law), so no speed
-need be known. Above `queue_high_s` a worker more is needed, and one more for each doubling; below
-a quarter of it one can be spared. Decode: between `kv_low` and `kv_high` of the caches nothing is
-asked for; outside, as many as would bring the caches to `kv_high`, as cache use goes with load.
-Slots for sequences count like caches: where all are taken, more room for tokens is of no use.
+Prefill: by Little's law, the wait of a prompt is the waiting work divided by the arrival rate, so
+that no speed needs to be known. Above `prefill_wait_threshold_s` one more worker is needed, and one
+more for each doubling. Below a quarter of it, one worker can be released.
+
+Decode: nothing changes while the KV usage is between `kv_usage_low` and `kv_usage_high`. Otherwise
+the need brings the usage to `kv_usage_high`, because usage is proportional to load. Sequence slots
+count like the KV cache: if all are in use, more memory does not help.
 """
 
 from math import log2
@@ -13,51 +15,50 @@ from hpc_dynamo.config import Planner
 from hpc_dynamo.planner.signals import ExpectedLoad, Signals
 from hpc_dynamo.planner.target_split import WorkerNeed
 
-LOW_WAIT_SHARE = 0.25  # of queue_high_s
+LOW_WAIT_SHARE = 0.25  # share of prefill_wait_threshold_s below which a worker is released
 MAX_DOUBLINGS = 8.0
 
 
 class ThresholdRule:
-    """Workers of each role by thresholds. Remembers nothing."""
+    """Stateless rule, see the module."""
 
     def __init__(self, config: Planner) -> None:
         self._config = config
 
-    def need(self, seen: Signals, _expected: ExpectedLoad) -> WorkerNeed:
-        """After the interval `seen`; a forecast says nothing here."""
-        return WorkerNeed(_prefill(self._config, seen), _decode(self._config, seen))
+    def need(self, signals: Signals, _expected: ExpectedLoad) -> WorkerNeed:
+        """Return the need after an interval; the prediction is not used."""
+        return WorkerNeed(_prefill(self._config, signals), _decode(self._config, signals))
 
 
-def prefill_wait_s(seen: Signals) -> float:
-    """Time that a prompt waits for prefill, from the interval's end. The one that a worker
-    computes does not wait: long prompts alone are no reason for more workers."""
-    comes = max(seen.rate_hz, 1 / seen.seconds)
-    line = (
-        seen.queued_requests if seen.slot_usage < 1 else 0
-    )  # else it is decode workers that are waited for
-    waiting = (
-        max(0.0, 1 - 1 / seen.prefill_requests) if seen.prefill_requests else 0.0
-    )  # of a worker's, as a share
-    if not seen.prompt_tokens:  # nobody tokenizes here: prompts count alike
-        return (waiting * seen.prefill_requests * seen.prefill + line) / comes
-    computed = max(seen.prompt_tokens * (1 - seen.hit_rate), 1.0)
-    return (waiting * seen.prefill_tokens * seen.prefill / computed + line) / comes
+def prefill_wait_s(signals: Signals) -> float:
+    """Return the wait of a new prompt in seconds.
+
+    The prompt that a worker is computing does not wait. Long prompts as such need no more workers.
+    """
+    rate_hz, requests = max(signals.rate_hz, 1 / signals.seconds), signals.prefill_requests
+    # With all decode slots in use, the queue waits for decode workers.
+    queued = signals.queued_requests if signals.slot_usage < 1 else 0
+    waiting_share = max(0.0, 1 - 1 / requests) if requests else 0.0
+    # Without a tokenizer, all prompts count the same.
+    if not signals.prompt_tokens:
+        return (waiting_share * requests * signals.prefill + queued) / rate_hz
+    computed = max(signals.prompt_tokens * (1 - signals.hit_rate), 1.0)
+    prompts = waiting_share * signals.prefill_tokens * signals.prefill / computed
+    return (prompts + queued) / rate_hz
 
 
-def _prefill(config: Planner, seen: Signals) -> float:
-    high = prefill_wait_s(seen) / config.prefill_wait_threshold_s
-    if high > 1:
-        return seen.prefill + 1 + min(log2(high), MAX_DOUBLINGS)
-    return (
-        (seen.prefill - 1) / (1 + config.hysteresis)
-        if high < LOW_WAIT_SHARE
-        else float(seen.prefill)
-    )
+def _prefill(config: Planner, signals: Signals) -> float:
+    wait = prefill_wait_s(signals) / config.prefill_wait_threshold_s
+    if wait > 1:
+        return signals.prefill + 1 + min(log2(wait), MAX_DOUBLINGS)
+    if wait < LOW_WAIT_SHARE:
+        return (signals.prefill - 1) / (1 + config.hysteresis)
+    return float(signals.prefill)
 
 
-def _decode(config: Planner, seen: Signals) -> float:
-    waiting = seen.waiting / seen.running if seen.running else 0.0
-    usage = max(seen.kv_usage * (1 + waiting), seen.slot_usage)
+def _decode(config: Planner, signals: Signals) -> float:
+    waiting = signals.waiting / signals.running if signals.running else 0.0
+    usage = max(signals.kv_usage * (1 + waiting), signals.slot_usage)
     if config.kv_usage_low <= usage <= config.kv_usage_high:
-        return float(seen.decode)
-    return seen.decode * usage / config.kv_usage_high
+        return float(signals.decode)
+    return signals.decode * usage / config.kv_usage_high

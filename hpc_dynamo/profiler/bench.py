@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from hpc_dynamo.dispatch import OBJECT_DECODER
-from hpc_dynamo.engines import ConcurrentProtocol, Engine, PdProtocol
+from hpc_dynamo.engines import ConcurrentProtocol, EngineAdapter, PdProtocol
 from hpc_dynamo.engines.metrics import EngineMetrics, parse_metrics
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.planner.profile import Measurement, Metric, OperatingPoint
@@ -36,7 +36,7 @@ class ProfileBench:
     """The workers: `prefill` and `decode` are one where the topology is aggregated."""
 
     client: HttpClient
-    engine: Engine
+    engine: EngineAdapter
     model: str
     prefill: str  # base URLs
     decode: str
@@ -114,7 +114,7 @@ class ProfileBench:
     async def _handed_over(self, tokens: int) -> TimedStream:
         """By the decode worker, once the prefill worker has answered."""
         asked, dialect = completion_body(self.model, _tokens(tokens), 1), self.dialect
-        assert not isinstance(dialect, ConcurrentProtocol), "refused by Engine.check"
+        assert not isinstance(dialect, ConcurrentProtocol), "refused by EngineAdapter.check"
         prefilled = await complete(self.client, self.prefill, dialect.prefill(asked))
         handed = dialect.decode(asked, OBJECT_DECODER.decode(prefilled))
         return await stream_completion(self.client, self.decode, handed)

@@ -1,7 +1,12 @@
-"""The one view of a job's workers and their load, and the choice among them.
+"""Request router of the head: selects the workers of each request and limits admission.
 
-It lives in the head. Frontend processes use it through a unix socket (`server`, `remote`), the
-batch runner in the same process; both see `route()` and get a `Lease`.
+- router: Router, which grants leases on ready workers and queues requests.
+- scheduling/: policies, admission limits, the queue, workers and leases.
+- index/: KV blocks cached on each worker.
+- rpc/: the connection to the frontend processes, with a protocol diagram.
+- active_lease, decisions, interval_stats, throughput: accounting.
+
+The batch runner calls Router.route directly, frontends through RemoteRouter.route.
 """
 
 from hpc_dynamo.router.decisions import DecisionStats

@@ -18,16 +18,16 @@ class ActiveLease:
 
     lease: Lease
     decode: RoutedWorker
-    prefill: RoutedWorker | None  # until the prefill has finished
+    prefill: RoutedWorker | None  # None after the prefill has finished
     prompt_worker: RoutedWorker  # computes the prompt
-    pending_tokens: int  # of the prompt, still to compute
+    pending_tokens: int  # prompt tokens still to compute
     blocks: int  # KV blocks held on the decode worker
     transfer_cost: TransferCost  # updated with the observed times
-    arrived_at: float  # of the request at the router
+    arrived_at: float  # time of the request at the router
     kv_source: RoutedWorker | None  # keeps the prompt's blocks until the decode worker has them
     phase_started_at: float = field(init=False)
     queued_tokens: int = 0  # computed by the prompt worker until this prompt is done
-    partial_block_tokens: int = 0  # of the response, beyond whole blocks
+    partial_block_tokens: int = 0  # response tokens beyond whole blocks
     first_token_at: float = 0.0
     last_token_at: float = 0.0
     decoded_tokens: int = 0  # reported after the first token

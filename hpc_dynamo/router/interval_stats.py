@@ -1,4 +1,4 @@
-"""What went through the router since somebody last looked: for whoever plans by it."""
+"""Traffic of the current planner interval."""
 
 import time
 from collections.abc import Callable
@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 @dataclass
 class MeanAccumulator:
+    """A running mean; 0 without values."""
+
     total: float = 0.0
     count: int = 0
 
@@ -16,29 +18,26 @@ class MeanAccumulator:
 
     @property
     def value(self) -> float:
-        """0 where nothing was added."""
         return self.total / self.count if self.count else 0.0
 
 
 @dataclass
 class IntervalTotals:
-    """Of so many `seconds`. A request that is sent to another worker came once.
+    """Totals of one interval. A request that is retried on another worker counts once.
 
-    Lengths of prompts and answers are those that are known: of prompts that were tokenized, and
-    of answers that were streamed or say what they used. TTFT and ITL are of streams.
+    Prompt lengths are of tokenized prompts. Response lengths are of streams and of responses with
+    usage. TTFT and ITL are of streams.
     """
 
     started_at: float
     seconds: float = 0.0
-    requests: int = 0  # that came
-    prompt_tokens: MeanAccumulator = field(default_factory=MeanAccumulator)  # of those that came
-    answer_tokens: MeanAccumulator = field(default_factory=MeanAccumulator)  # of those that ended
-    ttft_s: MeanAccumulator = field(
-        default_factory=MeanAccumulator
-    )  # from arrival, the wait in line included
+    requests: int = 0  # arrived
+    prompt_tokens: MeanAccumulator = field(default_factory=MeanAccumulator)  # arrived
+    answer_tokens: MeanAccumulator = field(default_factory=MeanAccumulator)  # finished
+    ttft_s: MeanAccumulator = field(default_factory=MeanAccumulator)  # since arrival
     itl_s: MeanAccumulator = field(default_factory=MeanAccumulator)
-    placed_tokens: int = 0  # of prompts that were given to a worker
-    cached_tokens: int = 0  # of them, those that it had
+    placed_tokens: int = 0  # tokens of the prompts sent to a worker
+    cached_tokens: int = 0  # those cached on that worker
 
     @property
     def hit_rate(self) -> float:
@@ -46,7 +45,7 @@ class IntervalTotals:
 
 
 class IntervalStats:
-    """Counts one interval after the other; who counts writes `now`."""
+    """Collects the totals of consecutive intervals in `current`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -62,14 +61,14 @@ class IntervalStats:
         self.current.cached_tokens += min(cached, tokens)
 
     def add_response(self, tokens: int, itl_s: float) -> None:
-        """An answer of so many tokens; 0: not known."""
+        """Add a finished response; values of 0 are unknown."""
         if tokens:
             self.current.answer_tokens.add(tokens)
         if itl_s:
             self.current.itl_s.add(itl_s)
 
     def take(self) -> IntervalTotals:
-        """What there was since the last call, or the start."""
+        """Return the totals since the last call and start the next interval."""
         taken, at = self.current, self._clock()
         taken.seconds = at - taken.started_at
         self.current = IntervalTotals(at)

@@ -1,4 +1,4 @@
-"""How many requests came and went, and how fast lately."""
+"""Counts of requests, the recent rate, and the errors of rejected requests."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ MAX_RETRY_AFTER_S = 60.0
 
 
 class Throughput:
-    """Counts since the start; who counts writes them."""
+    """Counts since the start of the router, which increments them."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -18,7 +18,7 @@ class Throughput:
         self._rate_hz, self._counted, self._counted_at = 0.0, 0, clock()
 
     def traffic(self, *, active: int, queued: int) -> Traffic:
-        """The rate is of the time since the last call, smoothed."""
+        """Return the counts. Each call updates the rate, a mean over the last calls."""
         now = self._clock()
         if now > self._counted_at:
             rate_hz = (self.finished - self._counted) / (now - self._counted_at)
@@ -33,15 +33,15 @@ class Throughput:
         )
 
     def queue_full(self, queued: int) -> Overloaded:
-        """One is refused: the line has all that it may have."""
+        """Count a rejected request and return its error."""
         self.refused += 1
-        what = f"{queued} requests are waiting, which is all that may (serve.max_queued_requests)"
+        what = f"the queue is full: {queued} requests are waiting (serve.max_queued_requests)"
         return Overloaded(what, status=429, retry_after_s=self._retry_after_s(queued))
 
     def queue_timeout(
         self, queued: int, limit_s: float, missing: Sequence[str]
     ) -> NoWorker | Overloaded:
-        """One is refused that waited too long, perhaps for roles that are not there."""
+        """Count a request that waited too long and return its error; `missing` lists roles."""
         self.refused += 1
         if missing:
             what = f"no {' and no '.join(missing)} worker became ready within {limit_s:.0f} s"
@@ -50,5 +50,5 @@ class Throughput:
         return Overloaded(what, status=503, retry_after_s=self._retry_after_s(queued))
 
     def _retry_after_s(self, queued: int) -> float:
-        """When a line of so many will have been served, as fast as lately."""
+        """Return the time to serve this queue at the recent rate."""
         return min(max(queued / max(self._rate_hz, 0.1), 1.0), MAX_RETRY_AFTER_S)

@@ -39,7 +39,7 @@ from hpc_dynamo.wire import KvEventPublisher
 
 log = logging.getLogger("hpc_dynamo.simulator")
 
-DRAIN_S = 0.5  # for requests that are nearly complete when the process is asked to end
+DRAIN_S = 0.5  # for nearly complete requests after a signal
 
 
 def engine_context(args: argparse.Namespace) -> EngineContext:

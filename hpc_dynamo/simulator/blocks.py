@@ -129,7 +129,7 @@ class KvMemory:
         self.num_blocks, self.block_bytes = num_blocks, block_bytes
         self.buffer = mmap.mmap(-1, num_blocks * block_bytes)
         self._repeats = block_bytes // DIGEST_BYTES
-        self._signatures = dict[int, bytes]()  # of blocks that were read or computed
+        self._signatures = dict[int, bytes]()  # for blocks that were read or computed
         self._unwritten = set[int]()  # computed blocks whose bytes are not in the buffer yet
 
     def record_computed(self, blocks: Sequence[int], digests: Sequence[bytes]) -> None:

@@ -1,6 +1,6 @@
 """Execution of one request, from its prompts to the bytes that its client receives.
 
-The request's task only waits for the end. The scheduler calls `on_update` after each step, which
+The request's task only waits for the end. The scheduler calls `on_update` after each step. It
 writes the new output of all choices in one piece, so no task wakes up for a token. A client that
 reads slowly receives the accumulated output when it has caught up.
 """

@@ -14,7 +14,7 @@ EPILOG = f"""\
 examples:
   python -m hpc_dynamo.simulator --model demo --port 8000
   python -m hpc_dynamo.simulator --model demo --port 8001 --role prefill
-  python -m hpc_dynamo.simulator --model demo --port 8002 --role decode --time-scale 0.1
+  python -m hpc_dynamo.simulator --model demo --port 8002 --role decode
 
 Outputs are random words, selected by the bytes of the KV cache. The same prompt gives the same
 output on every rank of a model (same --model and --seed), also through prefill and decode.
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add("--kv-transfer-timeout-s", type=float, default=30.0, help="limit of a pull (%(default)s)")
     protocol = "engine whose prefill and decode protocol is used (%(default)s)"
     choices = ("vllm", "sglang", "trtllm")
-    add("--pd-protocol", "--dialect", choices=choices, default="vllm", help=protocol)
+    add("--pd-protocol", choices=choices, default="vllm", help=protocol)
     bootstrap = "sglang: port of a prefill rank's bootstrap server; 0: any free port"
     add("--disaggregation-bootstrap-port", type=int, default=0, help=bootstrap)
     add("--enable-prompt-tokens-details", action="store_true", help="prefix hits in `usage`")

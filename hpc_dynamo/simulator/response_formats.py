@@ -5,7 +5,7 @@ The shapes are those of vLLM 0.32 (`entrypoints/openai/*/serving.py`).
 
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -24,29 +24,11 @@ _SLOT, _SLOT_IN_JSON = "\0", rb"\u0000"  # cannot occur in a header line
 _UNFINISHED: Json = {"logprobs": None, "finish_reason": None, "stop_reason": None}
 
 
-class ChoiceFormat(Protocol):
-    """JSON of one kind of choice."""
-
-    id_prefix: str
-    kind: str
-    chunk_kind: str
-    opening: Sequence[Json]  # deltas before any text
-
-    def complete(self, text: str) -> Json: ...
-    def delta(self, text: str) -> Json: ...
-
-    def logprobs(self, tokens: Sequence[int], start: int, count: int, offset: int) -> Json:
-        """Return the log-probabilities of `tokens`, with `count` alternatives per token.
-
-        `start` and `offset` are the position of the first token and of its first character.
-        """
-
-
 class CompletionFormat:
-    """Choices of /v1/completions."""
+    """JSON of the choices of /v1/completions."""
 
     id_prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
-    opening: Sequence[Json] = ()
+    opening: Sequence[Json] = ()  # deltas before any text
 
     def complete(self, text: str) -> Json:
         return {"text": text}
@@ -54,6 +36,10 @@ class CompletionFormat:
     delta = complete
 
     def logprobs(self, tokens: Sequence[int], start: int, count: int, offset: int) -> Json:
+        """Return the log-probabilities of `tokens`, with `count` alternatives per token.
+
+        `start` and `offset` are the position of the first token and of its first character.
+        """
         tables = [token_logprobs(t, start + i, max(1, count)) for i, t in enumerate(tokens)]
         texts = [decode([token]) for token in tokens]
         return {
@@ -65,7 +51,7 @@ class CompletionFormat:
 
 
 class ChatFormat:
-    """Choices of /v1/chat/completions."""
+    """JSON of the choices of /v1/chat/completions."""
 
     id_prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
     opening: Sequence[Json] = ({"delta": {"role": "assistant", "content": ""}},)
@@ -77,6 +63,7 @@ class ChatFormat:
         return {"delta": {"content": text}}
 
     def logprobs(self, tokens: Sequence[int], start: int, count: int, offset: int) -> Json:
+        """See CompletionFormat. `offset` is not used."""
         rows = list[Json]()
         for i, token in enumerate(tokens):
             best, *others = map(_row, token_logprobs(token, start + i, max(1, count)))
@@ -106,7 +93,7 @@ class ResponseBuilder:
         trtllm: bool = False,
     ) -> None:
         chat = isinstance(request, ChatRequest)
-        self._format: ChoiceFormat = ChatFormat() if chat else CompletionFormat()
+        self._format = ChatFormat() if chat else CompletionFormat()
         self._num_logprobs = request.num_logprobs()
         self._usage_at_end, self._usage_in_chunks = request.usage_in_stream
         self._request, self._report_cached, self._trtllm = request, report_cached, trtllm

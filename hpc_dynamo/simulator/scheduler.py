@@ -25,7 +25,7 @@ from hpc_dynamo.timing_model import TimingModel
 
 log = logging.getLogger(__name__)
 
-CATCH_UP_S = 0.002  # the next step makes up for a timer that fired up to this much late
+CATCH_UP_S = 0.002  # timer lateness that the next step makes up for
 
 
 class Scheduler:

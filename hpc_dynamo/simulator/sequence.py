@@ -7,7 +7,7 @@ from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.simulator.token_generator import TokenGenerator
 from hpc_dynamo.simulator.tokenizer import decode
 
-MAX_MEANS = 4  # an output that may end by itself has at most this many mean lengths
+MAX_MEANS = 4  # longest output, in mean lengths, unless ignore_eos is set
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class OutputSequence:
 
     group: SequenceGroup
     index: int
-    tokens: list[int]  # of the prompt, then of the output
-    block_hashes: list[bytes]  # of the full blocks so far
+    tokens: list[int]  # prompt, then output
+    block_hashes: list[bytes]  # one per full block
     arrived_at: float  # event loop time, seconds
     block_size: int
     mean_tokens: int
@@ -115,7 +115,7 @@ class OutputSequence:
         return len(self.tokens) - self.prompt_tokens
 
     def take_blocks(self) -> list[int]:
-        """Transfer ownership of the blocks to the caller, who must release them."""
+        """Transfer ownership of the blocks to the caller, which must release them."""
         blocks, self.blocks = self.blocks, []
         return blocks
 

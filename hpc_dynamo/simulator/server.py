@@ -33,6 +33,7 @@ from hpc_dynamo.simulator.sglang_bootstrap import SglangRank
 
 T = TypeVar("T")
 Handler = Callable[[HttpRequest, ResponseWriter], Awaitable[None]]
+JsonHandler = Callable[[HttpRequest], dict[str, Any]]
 
 OPEN_PATHS = ("/health", "/ready", "/version", "/openapi.json")  # all others need the key
 VERSION = {"version": "simulator"}
@@ -57,10 +58,10 @@ class EngineContext:
     scheduler: Scheduler
     metrics: SimulatorMetrics
     failures: InjectedFailures
-    agent: KvAgent | None = None  # of a prefill or decode rank
+    agent: KvAgent | None = None  # prefill and decode ranks have one
     sglang: SglangRank | None = None  # set with SGLang's protocol
     trtllm: bool = False  # hand-offs in TensorRT-LLM's form
-    adapters: Mapping[str, str] = field(default_factory=dict)  # paths by name
+    adapters: Mapping[str, str] = field(default_factory=dict)  # name to path
     prefixed_adapters: bool = False  # requests name MODEL:ADAPTER, as in SGLang
     report_cached: bool = False  # prefix hits in `usage.prompt_tokens_details`
     report_request_id: bool = False  # X-Request-Id in the response's headers
@@ -82,24 +83,24 @@ class HttpApi:
         self._opened = asyncio.Event()
         self._engine: EngineContext
         self._received, self._asleep = 0, False
-        self._routes: dict[str, dict[str, Handler]] = {
-            "/v1/completions": {"POST": self._completions},
-            "/v1/chat/completions": {"POST": self._chat},
-            "/v1/embeddings": {"POST": self._embeddings},
-            "/v1/models": {"GET": self._models},
-            "/tokenize": {"POST": self._tokenize},
-            "/detokenize": {"POST": self._detokenize},
-            "/reset_prefix_cache": {"POST": self._reset_prefix_cache},
-            "/sleep": {"POST": self._sleep},
-            "/wake_up": {"POST": self._wake_up},
-            "/is_sleeping": {"GET": self._is_sleeping},
-            "/metrics": {"GET": self._metrics},
-            METADATA_PATH: {"GET": self._nixl_metadata},
-            "/version": {"GET": self._version},
-            "/openapi.json": {"GET": self._openapi},
-            "/server_info": {"GET": self._server_info},
-            "/health": {"GET": self._health},
-            "/ready": {"GET": self._health},
+        self._routes: dict[str, tuple[str, Handler]] = {
+            "/v1/completions": ("POST", self._completions),
+            "/v1/chat/completions": ("POST", self._chat),
+            "/v1/embeddings": ("POST", _json(self._embeddings)),
+            "/v1/models": ("GET", _json(self._models)),
+            "/tokenize": ("POST", _json(self._tokenize)),
+            "/detokenize": ("POST", _json(self._detokenize)),
+            "/reset_prefix_cache": ("POST", _json(self._reset_prefix_cache)),
+            "/sleep": ("POST", _json(self._sleep)),
+            "/wake_up": ("POST", _json(self._wake_up)),
+            "/is_sleeping": ("GET", _json(lambda _: {"is_sleeping": self._asleep})),
+            "/version": ("GET", _json(lambda _: VERSION)),
+            "/openapi.json": ("GET", _json(self._openapi)),
+            "/server_info": ("GET", _json(self._server_info)),
+            "/metrics": ("GET", self._metrics),
+            METADATA_PATH: ("GET", self._nixl_metadata),
+            "/health": ("GET", self._health),
+            "/ready": ("GET", self._health),
         }
 
     def open(self, engine: EngineContext) -> None:
@@ -127,13 +128,12 @@ class HttpApi:
             raise RequestRejected("Invalid or missing API key.", status=401)
 
     def _route(self, request: HttpRequest) -> Handler:
-        methods = self._routes.get(request.path)
-        if methods is None:
+        method, handler = self._routes.get(request.path, ("", None))
+        if handler is None:
             raise RequestRejected("Not Found", status=404)
-        found = methods.get("GET" if request.method == "HEAD" else request.method)
-        if found is None:
+        if request.method != method and (request.method, method) != ("HEAD", "GET"):
             raise RequestRejected("Method Not Allowed", status=405)
-        return found
+        return handler
 
     async def _completions(self, request: HttpRequest, reply: ResponseWriter) -> None:
         await self._generate(request, reply, _read(request, CompletionRequest))
@@ -146,7 +146,7 @@ class HttpApi:
     ) -> None:
         self._inject_failure(request)
         engine = self._engine
-        if self._asleep:  # vLLM would let the request wait for ever
+        if self._asleep:  # vLLM would let the request wait
             raise RequestRejected("this rank is asleep", status=500)
         if engine.pooling:
             raise RequestRejected("Not Found", status=404)
@@ -185,53 +185,56 @@ class HttpApi:
         if failures.request_rate and self._random.random() < failures.request_rate:
             raise RequestRejected("injected by --fail-request-rate", status=500)
 
-    async def _embeddings(self, request: HttpRequest, reply: ResponseWriter) -> None:
+    def _embeddings(self, request: HttpRequest) -> dict[str, Any]:
         self._inject_failure(request)
         body, engine = _read(request, EmbeddingRequest), self._engine
         check_model(body.model, engine.model)
-        _send(reply, body.respond(_request_id(request), engine.model, engine.max_model_len))
+        return body.respond(_request_id(request), engine.model, engine.max_model_len)
 
-    async def _openapi(self, request: HttpRequest, reply: ResponseWriter) -> None:
-        paths: dict[str, dict[str, Any]] = {
-            path: {method.lower(): {} for method in row} for path, row in self._routes.items()
-        }
+    def _openapi(self, _: HttpRequest) -> dict[str, Any]:
+        routes = self._routes.items()
+        paths: dict[str, Any] = {path: {method.lower(): {}} for path, (method, _) in routes}
         info = {"title": "simulator", **VERSION}
-        _send(reply, {"openapi": "3.1.0", "info": info, "paths": paths})
+        return {"openapi": "3.1.0", "info": info, "paths": paths}
 
-    async def _models(self, request: HttpRequest, reply: ResponseWriter) -> None:
+    def _models(self, _: HttpRequest) -> dict[str, Any]:
         name, length = self._engine.model, self._engine.max_model_len
         card = {"object": "model", "created": 0, "owned_by": "hpc-dynamo"}
         cards = [{"id": name, **card, "parent": None, "max_model_len": length}]
         for adapter, path in self._engine.adapters.items():
             cards.append({"id": adapter, **card, "root": path, "parent": name})
-        _send(reply, {"object": "list", "data": cards})
+        return {"object": "list", "data": cards}
 
-    async def _tokenize(self, request: HttpRequest, reply: ResponseWriter) -> None:
+    def _tokenize(self, request: HttpRequest) -> dict[str, Any]:
         tokens, length = _read(request, TokenizeRequest).tokens(), self._engine.max_model_len
-        _send(reply, {"count": len(tokens), "max_model_len": length, "tokens": tokens})
+        return {"count": len(tokens), "max_model_len": length, "tokens": tokens}
 
-    async def _detokenize(self, request: HttpRequest, reply: ResponseWriter) -> None:
-        tokens = _read(request, DetokenizeRequest).tokens
-        _send(reply, {"prompt": tokenizer.decode(tokens)})
+    def _detokenize(self, request: HttpRequest) -> dict[str, Any]:
+        return {"prompt": tokenizer.decode(_read(request, DetokenizeRequest).tokens)}
 
-    async def _reset_prefix_cache(self, request: HttpRequest, reply: ResponseWriter) -> None:
-        _send(reply, {"success": self._engine.scheduler.reset_cache()})
+    def _reset_prefix_cache(self, _: HttpRequest) -> dict[str, Any]:
+        return {"success": self._engine.scheduler.reset_cache()}
 
-    async def _sleep(self, request: HttpRequest, reply: ResponseWriter) -> None:
+    def _sleep(self, _: HttpRequest) -> dict[str, Any]:
         """Drop the prefix cache and reject requests. A busy rank refuses; vLLM would not."""
         if not self._engine.sleep_mode:
             raise RequestRejected("Not Found", status=404)
         if not self._engine.scheduler.reset_cache():
             raise RequestRejected("this rank is busy", status=500)
         self._asleep = True
-        _send(reply, {"status": "sleeping", "level": 1})
+        return {"status": "sleeping", "level": 1}
 
-    async def _wake_up(self, request: HttpRequest, reply: ResponseWriter) -> None:
+    def _wake_up(self, _: HttpRequest) -> dict[str, Any]:
         self._asleep = False
-        _send(reply, {"status": "awake", "tags": None})
+        return {"status": "awake", "tags": None}
 
-    async def _is_sleeping(self, request: HttpRequest, reply: ResponseWriter) -> None:
-        _send(reply, {"is_sleeping": self._asleep})
+    def _server_info(self, _: HttpRequest) -> dict[str, Any]:
+        """Return SGLang's description of a rank, with the port of its bootstrap server."""
+        sglang = self._engine.sglang
+        if sglang is None:
+            raise RequestRejected("Not Found", status=404)
+        info = {"disaggregation_mode": sglang.role, **VERSION}
+        return info | {"disaggregation_bootstrap_port": sglang.port}
 
     async def _metrics(self, request: HttpRequest, reply: ResponseWriter) -> None:
         self._engine.scheduler.update_gauges()
@@ -244,17 +247,6 @@ class HttpApi:
             raise RequestRejected("this rank is aggregated and has no NIXL agent", status=404)
         reply.send(200, self._engine.agent.metadata())
 
-    async def _version(self, request: HttpRequest, reply: ResponseWriter) -> None:
-        _send(reply, VERSION)
-
-    async def _server_info(self, request: HttpRequest, reply: ResponseWriter) -> None:
-        """Send SGLang's description of a rank, with the port of its bootstrap server."""
-        sglang = self._engine.sglang
-        if sglang is None:
-            raise RequestRejected("Not Found", status=404)
-        info = {"disaggregation_mode": sglang.role, **VERSION}
-        _send(reply, info | {"disaggregation_bootstrap_port": sglang.port})
-
     async def _health(self, request: HttpRequest, reply: ResponseWriter) -> None:
         reply.send(200, b"")
 
@@ -264,6 +256,13 @@ def malformed_request(
 ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
     """Return body and headers of the response to a request that is not valid HTTP."""
     return msgspec.json.encode(error_body(message, status)), [JSON]
+
+
+def _json(handler: JsonHandler) -> Handler:
+    async def handle(request: HttpRequest, reply: ResponseWriter) -> None:
+        _send(reply, handler(request))
+
+    return handle
 
 
 def _request_id(request: HttpRequest) -> str:

@@ -22,13 +22,14 @@ import asyncio
 import hmac
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from hpc_dynamo.errors import HpcDynamoError, KvTransferError
 from hpc_dynamo.http import HttpRequest, HttpServer, ResponseWriter
 from hpc_dynamo.simulator.api_error import RequestRejected, error_body
+from hpc_dynamo.simulator.generation_request import GenerationRequest
 from hpc_dynamo.simulator.kv_handoff import NixlHandoff
 from hpc_dynamo.simulator.sequence import RemoteBlocks, SamplingParams, SequenceGroup
 
@@ -37,32 +38,21 @@ PATH = "/room/"
 JSON = (b"content-type", b"application/json")
 
 
-class BootstrapFields(Protocol):
-    """The fields of a request that name its bootstrap room."""
-
-    bootstrap_host: str | None
-    bootstrap_port: int | None
-    bootstrap_room: int | None
-
-    @property
-    def choices(self) -> int: ...
-
-
 class SglangRank:
     """Role of a rank with SGLang's protocol. `port` is that of its own bootstrap server."""
 
     def __init__(self, role: str, port: int) -> None:
         self.role, self.port = role, port
 
-    def hangs(self, request: BootstrapFields) -> bool:
+    def hangs(self, request: GenerationRequest) -> bool:
         """Return True if this rank never responds to the request."""
         fake = request.bootstrap_room is None or request.bootstrap_host == FAKE_BOOTSTRAP_HOST
         return self.role == "decode" and not fake and request.choices > 1
 
-    def assign_room(self, group: SequenceGroup, request: BootstrapFields, index: int) -> None:
+    def assign_room(self, group: SequenceGroup, request: GenerationRequest, index: int) -> None:
         """Set up prompt `index` of a request for its room. Raises RequestRejected.
 
-        The prompts of one request have consecutive rooms.
+        The prompts of one request have consecutive bootstrap rooms.
         """
         host, first = request.bootstrap_host, request.bootstrap_room
         if first is None:
@@ -84,7 +74,7 @@ class SglangRank:
 
 
 class BootstrapRooms:
-    """Rooms of a prefill rank, in which decode ranks wait for blocks up to `timeout_s`."""
+    """Bootstrap rooms of a prefill rank. Decode ranks wait in them up to `timeout_s`."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s

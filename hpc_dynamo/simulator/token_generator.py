@@ -13,19 +13,7 @@ from typing import Protocol
 
 from hpc_dynamo.simulator.tokenizer import encode, is_special
 
-_LEXICON = (
-    "add age air all and ant any ape arc arm art ash ask axe bay bed bee big bit boa bow box "
-    "bud bus buy cab cap cat cow cup cut day den dew dig dot dry due ear eat ebb egg elm end "
-    "eye fan far few fig fin fir fit fly fog for fox fun fur gap gem get gin go gum had has "
-    "hat hay hen her hid him hip his hop hot how hub hue hut ice ink inn ion it ivy jam jar "
-    "jet jog joy jug key kin kit lab lad lap law lay leg let lid lip log lot low map may men "
-    "met mix mud nap net new nod not now nut oak oar oat odd of oil old on one or ore our out "
-    "owl own pan paw pea peg pen pet pie pin pit pod pot pup put ram ran raw ray red rib rim "
-    "rod row rug run rye sad sap saw say sea see set she sit sky sly six son sow sun tan tap "
-    "tar tea ten the tin tip to toe top toy try tub two up urn use van vat vet via war was wax "
-    "way web wet who why wig win wit yak yam yes yet you zip"
-)
-WORDS = _LEXICON.split()
+WORDS = [a + b + c for a in "blmnprstv" for b in "aeiou" for c in "lmnr"]
 _WITH_SPACE = [encode(f" {word}")[0] for word in WORDS]
 _WITHOUT_SPACE = [encode(word)[0] for word in WORDS]
 _BATCH = 16  # tokens per digest: two bytes select the word, two decide whether the output ends
@@ -44,8 +32,8 @@ class TokenGenerator(Protocol):
 class WordGenerator:
     """Random words as the output of one prompt.
 
-    `seed` comes from the KV cache, `last` is the prompt's last token (after a special token the
-    first word has no leading space), `mean_tokens` is the mean output length.
+    `seed` comes from the KV cache, and `mean_tokens` is the mean output length. If the prompt's
+    `last` token is special, the first word has no leading space.
     """
 
     def __init__(self, seed: bytes, last: int, mean_tokens: int) -> None:

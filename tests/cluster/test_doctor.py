@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 THREE = ("engine=simulator", "cluster.launcher=slurm", "topology.nodes=3")
 WORLD = (
     *("topology=aggregated", "topology.aggregated.tensor_parallel=6", "cluster.gpus_per_node=2"),
-    *("engine.args.start=mpi", "engine.args.dialect=trtllm", "engine.device=cuda"),
+    *("engine.args.start=mpi", "engine.args.pd-protocol=trtllm", "engine.device=cuda"),
 )
 RATE = "200mbit"  # of the planted slow link, 25 MB/s
 MAKE_MODEL = ("sh", "-c", "mkdir /tmp/model && touch /tmp/model/tokenizer_config.json")

@@ -86,7 +86,7 @@ async def test_a_node_comes_and_goes(cluster: SlurmCluster, shared_dir: Path) ->
                 return None
             assert sorted(queue(cluster)) == sorted([own.job_id, first.job_id])
             shown = hpc_dynamo("status", "name=s", cwd=shared_dir, env=cluster.env)
-            assert f"further job {first.job_id} running" in shown.stdout
+            assert f"extra job {first.job_id} running" in shown.stdout
             status = attempt.status()
             assert status
             assert {w.host for w in status.workers} == {*cluster.nodes[:2]}

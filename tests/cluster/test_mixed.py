@@ -108,7 +108,7 @@ def test_two_jobs_that_meet_and_end_together(cluster: SlurmCluster, shared_dir: 
     assert job
     (second,) = job.hetero_job_ids
     shown = hpc_dynamo("status", "name=prompts", cwd=shared_dir, env=cluster.env)
-    assert f"further job {second} running, 1 node(s), decode 2: {cluster.nodes[0]}" in shown.stdout
+    assert f"extra job {second} running, 1 node(s), decode 2: {cluster.nodes[0]}" in shown.stdout
     cluster.slurm("scancel", second)
     outcome = ended(cluster, attempt)
     assert outcome.exit_code == 1

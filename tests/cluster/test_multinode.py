@@ -40,7 +40,7 @@ def test_a_further_part_that_is_killed_has_its_worker_started_again(
     assert outcome.exit_code == 0, outcome
     each_once(run, ids)
     said = attempt.agent_log(0).read_text()
-    assert f"worker 0 (aggregated), part 2 of 2, on {second} was killed by signal 9" in said
+    assert f"worker 0 (aggregated), shard 2 of 2, on {second} was killed by signal 9" in said
     met = [attempt.agent_log(n).read_text().count(" starts: ") for n in (0, 1)]
     assert met == [2, 2], "both parts were to be started twice"
     first = attempt.agent_log(0).read_text()
@@ -49,7 +49,7 @@ def test_a_further_part_that_is_killed_has_its_worker_started_again(
 
 
 # Two ranks a node, as TensorRT-LLM's: one step of Slurm's over both nodes.
-WORLD = (*TWO_NODES, "engine.args.start=mpi", "engine.args.dialect=trtllm")
+WORLD = (*TWO_NODES, "engine.args.start=mpi", "engine.args.pd-protocol=trtllm")
 
 
 def _ranks(cluster: SlurmCluster, node: str) -> list[str]:

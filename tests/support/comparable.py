@@ -1,4 +1,4 @@
-"""What two answers of an engine to the same request must have in common."""
+"""Comparison of two responses of an engine to the same request."""
 
 import json
 from collections.abc import Iterator
@@ -10,24 +10,24 @@ Answer = tuple[int, Any]
 
 # Fields that differ between two runs of one request, or between one worker and two.
 NAMES = {"id", "item_id", "call_id", "request_id", "kv_transfer_params"}
-CONFIGURATION = {"system_fingerprint"}  # of vLLM: a hash that covers the KV connector
+CONFIGURATION = {"system_fingerprint"}  # vLLM: a hash that covers the KV connector
 TIMES = {"created", "created_at", "completed_at"}
 CACHED = {
     "input_tokens_details", "prompt_tokens_details",
     "cache_read_input_tokens", "cache_creation_input_tokens",
 }  # fmt: skip
 LAST_DIGITS = {"logprob", "token_logprobs"}
-OF_EVENTS = {"sequence_number", "object", "obfuscation"}  # one for each event of a stream
+OF_EVENTS = {"sequence_number", "object", "obfuscation"}  # differ between events of a stream
 IGNORED = NAMES | CONFIGURATION | TIMES | CACHED | LAST_DIGITS | OF_EVENTS
 
-# Texts of which each event of a stream carries a part.
+# Texts that are split over the events of a stream.
 PARTS = {
     "arguments", "bytes", "content", "delta", "partial_json", "reasoning", "text", "token",
 }  # fmt: skip
 
 
 def batch_answers(run: Path) -> dict[str, Answer]:
-    """Status and meaning of each answer of a finished batch, by its id."""
+    """Return status and comparable content of each response of a finished batch, by id."""
     lines = chain.from_iterable(
         (run / name).read_text().splitlines() for name in ("output.jsonl", "errors.jsonl")
     )
@@ -40,7 +40,7 @@ def _answer(response: Any) -> Answer:
 
 
 def comparable(status: int, content: bytes) -> Answer:
-    """Status and meaning of an answer: how a stream is cut into events does not count."""
+    """Return status and comparable content. Event boundaries of a stream are ignored."""
     text = content.decode()
     if text.startswith(("data:", "event:")):
         return status, _joined(_events(text))
@@ -48,7 +48,7 @@ def comparable(status: int, content: bytes) -> Answer:
 
 
 def _kept(value: Any) -> Any:
-    """The value without ignored fields. Numbers that are not whole are log-probabilities."""
+    """Return the value without ignored fields and without log-probabilities (floats)."""
     if isinstance(value, dict):
         return {name: _kept(inner) for name, inner in value.items() if name not in IGNORED}
     if isinstance(value, list):
@@ -64,7 +64,7 @@ def _events(text: str) -> Iterator[Any]:
 
 
 def _joined(events: Iterator[Any]) -> dict[str, Any]:
-    """By the path of each field: texts joined, and the last value of all else."""
+    """Return fields of a stream by path: joined texts, and the last value of others."""
     joined = dict[str, Any]()
     for event in events:
         for path, value in _leaves(_kept(event), str(event.get("type", ""))):
@@ -77,7 +77,7 @@ def _is_part(path: str, value: Any) -> bool:
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Scalars by their path; elements of a list by their `index`, where they have one."""
+    """Yield scalars by path. List elements with an `index` are named by it."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _leaves(inner, f"{path}.{name}")

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Stands in for `apptainer` and `enroot`: reads their command lines as they do, shares the host's
-files, and gives the command only what would come into a container.
+"""Fakes of `apptainer` and `enroot`, which run the command on the host.
 
-Like Apptainer it stays beside the command, passes SIGTERM on and exits with its code. It tells
-what it was asked in `$BOXES/NUMBER.json`, and refuses words that it does not know.
+The fake parses the command line like the program, and passes only the variables that would reach
+the container. Like Apptainer it waits for the command, forwards SIGTERM and exits with its code. It
+writes its arguments to `$BOXES/NUMBER.json` and rejects unknown options.
 """
 
 import argparse

@@ -9,7 +9,7 @@ REPOSITORY = "demo/tiny"
 
 
 def safetensors(values: int = 4) -> bytes:
-    """A whole file with one tensor."""
+    """Write a complete safetensors file with one tensor."""
     header = {
         "__metadata__": {"format": "pt"},
         "w": {"dtype": "F32", "shape": [values], "data_offsets": [0, 4 * values]},
@@ -19,7 +19,7 @@ def safetensors(values: int = 4) -> bytes:
 
 
 def model_folder(folder: Path, shards: int = 2) -> Path:
-    """A folder that passes every check: configuration, tokenizer and sharded weights."""
+    """Create a folder that passes every check: configuration, tokenizer and sharded weights."""
     folder.mkdir(parents=True)
     names = [f"model-{n:05d}-of-{shards:05d}.safetensors" for n in range(1, shards + 1)]
     (folder / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 64}')
@@ -32,7 +32,7 @@ def model_folder(folder: Path, shards: int = 2) -> Path:
 
 
 def adapter_folder(folder: Path) -> Path:
-    """A LoRA adapter as PEFT saves it."""
+    """Create a LoRA adapter as PEFT saves it."""
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}')
     (folder / "adapter_model.safetensors").write_bytes(safetensors())
@@ -47,7 +47,7 @@ def cached(
     *,
     link: bool = False,
 ) -> Path:
-    """Put a folder into a cache as a download would. Returns the snapshot.
+    """Put a folder into a cache like a download. Return the snapshot.
 
     `link`: the files of a large model are not copied.
     """

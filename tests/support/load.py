@@ -1,4 +1,4 @@
-"""Clients that ask one after the other, and count what they got."""
+"""Clients that send requests one after another and count their output."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,20 +18,19 @@ SOON_S = 100.0
 
 @dataclass
 class Load:
-    """Streams of `max_tokens` each, for prompts of some `prompt_words` that are all different. Any
-    failure ends it."""
+    """Streams of `max_tokens` with unique prompts of `prompt_words`. A failure ends the load."""
 
     url: str
     key: str
     model: str
     prompt_words: int
     max_tokens: int
-    pieces: list[int] = field(default_factory=list)  # of each answer
+    pieces: list[int] = field(default_factory=list)  # one per response
 
     async def run_until(
         self, done: Callable[[], object], clients: int, timeout_s: float = SOON_S
     ) -> None:
-        """Answers that are under way then come to their ends."""
+        """Send requests until `done` returns true, then finish the open ones."""
         stop = asyncio.Event()
         client = openai.AsyncOpenAI(
             base_url=self.url, api_key=self.key, max_retries=0, timeout=timeout_s
@@ -59,7 +58,7 @@ class Load:
 
 
 def flips(attempt: Attempt, new: Role) -> list[RoleChange]:
-    """Those into a role that are done."""
+    """Return the completed role changes into a role."""
     records = jsonl.read(attempt.planner_file, PlannerRecord)
     found = [r.role_change for r in records if r.role_change]
     return [flip for flip in found if flip.new is new and not flip.reason]

@@ -2,8 +2,8 @@
 
 `python -m tests.support.paths_engine NAME` prints its URL; `started` does this in a test.
 
-Completions are one word. Responses are kept in memory, as vLLM keeps them. Administrative paths
-answer, and GET /called lists their calls.
+Completions are one word. Responses are stored in memory, as in vLLM. Administrative paths respond,
+and GET /called lists their calls.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ ADMINISTRATION = ("/sleep", "/wake_up", "/collective_rpc", "/update_weights", "/
 
 
 class Engine:
-    """What was called, and the responses that are kept."""
+    """Recorded administrative calls and stored responses."""
 
     def __init__(self, name: str) -> None:
         self.name, self.called = name, list[str]()
@@ -81,7 +81,7 @@ class Engine:
         return web.json_response({"choices": [{"text": "word"}], "usage": {"completion_tokens": 1}})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        """Call the tool `report` with what the request says of tools.
+        """Call the tool `report` with the fields of the request about tools.
 
         As a prefill worker, hand off to a decode worker, which expects the hand-off.
         """
@@ -147,7 +147,7 @@ class Engine:
 
 @contextmanager
 def started(name: str) -> Iterator[str]:
-    """The URL of an engine in a process of its own."""
+    """Start an engine in a new process and yield its URL."""
     argv = [sys.executable, "-m", "tests.support.paths_engine", name]
     with subprocess.Popen(argv, text=True, stdout=subprocess.PIPE) as process:
         try:

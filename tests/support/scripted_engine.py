@@ -48,7 +48,7 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(piece)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nobody reads it."""
+        """Log nothing."""
 
 
 def main(folder: str, *tls: str) -> None:

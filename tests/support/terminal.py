@@ -1,5 +1,4 @@
-"""The command line as people meet it: called in this process, or on a terminal of its own; and
-run folders as a head would write them."""
+"""The command line in this process or on a pseudo terminal, and made-up run folders."""
 
 import os
 import re
@@ -43,7 +42,7 @@ PLAN = Plan(
 def caller(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Call:
-    """`main` in this process, working in `folder`."""
+    """Run `main` in this process, in the folder `folder`."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -65,7 +64,7 @@ def printed(done: Done) -> str:
 
 
 def refused(done: Done, *parts: str, code: int = 3) -> None:
-    """The exit code, all parts in the message, and no trace of Python."""
+    """Assert exit code and texts of an error, without a traceback."""
     assert done.returncode == code, done.stdout + done.stderr
     assert done.stderr.startswith("error: "), done.stderr
     assert "Traceback" not in done.stderr
@@ -81,7 +80,7 @@ def on_a_terminal(
     columns: int = 160,
     start: Sequence[str] = ("-m", "hpc_dynamo"),
 ) -> Iterator[Process]:
-    """`hpc-dynamo` on a pseudo terminal of 50 lines."""
+    """Run `hpc-dynamo` on a pseudo terminal of 50 lines."""
     own = {**os.environ, "TERM": "xterm", **(env or {})}
     own.pop("COLUMNS", None)
     own.pop("NO_COLOR", None)
@@ -91,7 +90,7 @@ def on_a_terminal(
         argv,
         cwd=str(cwd),
         env=own,
-        timeout=30,
+        timeout=120,
         dimensions=(50, columns),
         encoding="utf-8",
     )
@@ -102,7 +101,7 @@ def on_a_terminal(
 
 
 def ends(process: Process) -> int:
-    """Its exit code."""
+    """Wait for the end and return the exit code."""
     process.expect(pexpect.EOF)
     process.close()
     assert process.exitstatus is not None, f"killed by signal {process.signalstatus}"
@@ -110,18 +109,18 @@ def ends(process: Process) -> int:
 
 
 def rest_of(process: Process) -> str:
-    """What it prints until its end, as a reader sees it."""
+    """Return the output until the end, as a user sees it."""
     process.expect(pexpect.EOF)
     return seen(str(process.before))
 
 
 def seen(printed: str) -> str:
-    """Text without colours and cursor movements, with plain ends of lines."""
+    """Return text without colours and cursor movements, with plain line ends."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", printed).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def new_run(path: Path, config: Config | None = None) -> Attempt:
-    """The first attempt of a serving run over two nodes."""
+    """Create the first attempt of a serving run on two nodes."""
     run = Run(path)
     run.create(Secrets(token="t", public="p", private="p"))
     return run.new_attempt(config or replace(Config(), task=Task.serve), PLAN)
@@ -129,7 +128,7 @@ def new_run(path: Path, config: Config | None = None) -> Attempt:
 
 @contextmanager
 def going_on(attempt: Attempt) -> Iterator[None]:
-    """As long as this lasts, the attempt's job runs: it is a process that sleeps."""
+    """Let the attempt's job run, as a sleeping process, until the block ends."""
     argv = [sys.executable, "-c", "import time; time.sleep(100)", str(attempt.submitit)]
     with subprocess.Popen(argv) as process:
         host = os.uname().nodename
@@ -142,7 +141,7 @@ def going_on(attempt: Attempt) -> Iterator[None]:
 
 
 def announce(attempt: Attempt, url: str, *, cert: str = "", host: str = "n7") -> Endpoint:
-    """The endpoint accepts requests."""
+    """Write the endpoint file, as if the endpoint accepted requests."""
     if cert:
         serve = Serve(tls_cert=cert, tls_key=cert)
         write_json(attempt.config_file, replace(attempt.config(), serve=serve))
@@ -160,7 +159,7 @@ def announce(attempt: Attempt, url: str, *, cert: str = "", host: str = "n7") ->
 
 
 def report(attempt: Attempt, *, requests: int = 120, phase: str = "serving") -> None:
-    """What a head writes every second."""
+    """Write a status file, as the head does every second."""
     ranks = ((0, Role.prefill, "n7", WorkerState.ready), (1, Role.decode, "n8", WorkerState.failed))
     load = WorkerLoad(
         rank=0,

@@ -1,7 +1,8 @@
-"""Models too small to say anything, for what real engines do with models: made here, of noise.
+"""Small models with random weights, for tests with real engines.
 
-A Llama whose heads can be shared by two, and LoRA adapters for any Llama, with the vocabulary of
-another model. Formats: safetensors (huggingface.co/docs/safetensors), PEFT's adapter_config.json.
+A Llama whose heads can be split over two GPUs, and LoRA adapters for any Llama, with the vocabulary
+of another model. Formats: safetensors (huggingface.co/docs/safetensors) and PEFT's
+adapter_config.json.
 """
 
 import json
@@ -22,7 +23,7 @@ TEMPLATE = (
 
 
 def byte_tokenizer(folder: Path) -> Path:
-    """A model folder without weights, whose tokens are bytes, for tests of routing."""
+    """Create a model folder without weights, whose tokens are bytes, for tests of routing."""
     folder.mkdir()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
@@ -35,13 +36,13 @@ def byte_tokenizer(folder: Path) -> Path:
 
 
 def llama(folder: Path, like: Path) -> Path:
-    """A Llama of two layers and four heads, with the tokenizer of the model in `like`."""
+    """Create a Llama of two layers and four heads, with the tokenizer of the model in `like`."""
     folder.mkdir()
     known = json.loads((like / "config.json").read_text())
     shape = {
         "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS, "num_key_value_heads": HEADS, "head_dim": HEAD,
-        "tie_word_embeddings": False,  # else it would say the last word again and again
+        "tie_word_embeddings": False,  # otherwise it repeats the last word
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(known | shape))
     for name in TOKENIZER:
@@ -65,13 +66,13 @@ def llama(folder: Path, like: Path) -> Path:
 
 
 def lora(folder: Path, base: Path, rank: int, seed: int) -> Path:
-    """An adapter of the model in `base` that changes what every layer attends to, and much."""
+    """Create an adapter of the model in `base` with large changes to attention."""
     folder.mkdir()
     shape = json.loads((base / "config.json").read_text())
     hidden, dice = shape["hidden_size"], np.random.default_rng(seed)
     wide = shape["num_attention_heads"] * shape["head_dim"]
-    told = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": ["o_proj"]}
-    (folder / "adapter_config.json").write_text(json.dumps(told | {"bias": "none"}))
+    adapter = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": ["o_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter | {"bias": "none"}))
     weights = dict[str, np.ndarray]()
     for layer in range(shape["num_hidden_layers"]):
         at = f"base_model.model.model.layers.{layer}.self_attn.o_proj"
@@ -86,12 +87,12 @@ def _noise(dice: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def _save(file: Path, weights: dict[str, np.ndarray]) -> None:
-    """Length of the header, the header, the values one after the other."""
+    """Write a safetensors file: header length, header, values."""
     header, at = dict[str, object](), 0
     for name, values in weights.items():
         span = [at, at := at + values.nbytes]
         header[name] = {"dtype": "F32", "shape": values.shape, "data_offsets": span}
-    told = json.dumps(header).encode()
-    told += b" " * (-len(told) % 8)  # values begin where eight divides
-    parts = (len(told).to_bytes(8, "little"), told, *(v.tobytes() for v in weights.values()))
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)  # values are aligned to eight bytes
+    parts = (len(head).to_bytes(8, "little"), head, *(v.tobytes() for v in weights.values()))
     file.write_bytes(b"".join(parts))

@@ -1,5 +1,6 @@
-"""Stands in for tensorrt_llm/commands/serve.py on machines without a GPU: reads the command line
-and the file as TensorRT-LLM does and becomes a simulator that speaks its dialect.
+"""Fake of tensorrt_llm/commands/serve.py for machines without a GPU.
+
+It reads the command line and the file like TensorRT-LLM and becomes a simulator with its protocol.
 
 A test copies this file to where `python -m tensorrt_llm.commands.serve` finds it.
 """
@@ -13,7 +14,7 @@ from typing import Any
 
 
 def role(fields: dict[str, Any]) -> str:
-    """TensorRT-LLM's workers have none: either side of a hand-over could be asked for both."""
+    """Return the role of the simulator. TensorRT-LLM's workers have no role of their own."""
     if "cache_transceiver_config" not in fields:
         return "aggregated"
     return "prefill" if fields.get("disable_overlap_scheduler") else "decode"
@@ -35,7 +36,7 @@ def main() -> None:
         "host": args.host,
         "port": args.port,
         "role": role(fields),
-        "dialect": "trtllm",
+        "pd-protocol": "trtllm",
         "max-num-seqs": str(args.max_batch_size),
     }
     words = [word for name, value in options.items() for word in (f"--{name}", value)]

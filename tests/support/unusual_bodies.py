@@ -18,7 +18,7 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One request. `status_only` compares nothing but the status: the error texts differ."""
+    """One request. With `status_only` the bodies of the errors may differ."""
 
     name: str
     path: str
@@ -35,7 +35,7 @@ class Case:
 
     @property
     def direct(self) -> "Case":
-        """The request for an engine itself, which would follow a client's `kv_transfer_params`."""
+        """Return the request without `kv_transfer_params`, which an engine would obey."""
         body = {name: value for name, value in self.body.items() if name != "kv_transfer_params"}
         return replace(self, body=body)
 
@@ -97,7 +97,7 @@ def messages(name: str, *, status_only: bool = False, **fields: Any) -> Case:
 
 
 def said(*contents: str) -> list[Fields]:
-    """A conversation whose turns alternate, the user's first."""
+    """Return a conversation with alternating roles, the user first."""
     roles = ("user", "assistant")
     return [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
 

@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from hpc_dynamo.config import Batch, Config, Engine, Model, Route, Router, resolve_route
-from hpc_dynamo.engines.paths import is_inference
+from hpc_dynamo.engines.http_paths import is_inference
 from hpc_dynamo.head.membership.external import ExternalWorkers
 from hpc_dynamo.head.workloads.batch import BatchWorkload
 from hpc_dynamo.head.workloads.workload import HeadContext, model_routes

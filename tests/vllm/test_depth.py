@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from hpc_dynamo.engines.vllm_pd_protocol import REMOTE_DECODE
+from hpc_dynamo.engines.vllm.pd_protocol import REMOTE_DECODE
 from tests.support import tiny_models
 from tests.support.vllm import provisioned
 from tests.vllm.test_kv import BLOCK, TOLD_S, prompt, until

@@ -9,7 +9,7 @@ from urllib.request import Request, urlopen
 import openai
 import pytest
 
-from hpc_dynamo.engines.paths import is_inference
+from hpc_dynamo.engines.http_paths import is_inference
 from tests.support.vllm import provisioned
 from tests.vllm.test_serve import MODEL, Served, serving
 

@@ -21,7 +21,7 @@ import pytest
 
 from hpc_dynamo.config import Config, Device, Engine
 from hpc_dynamo.demo.provision import DemoEngine
-from hpc_dynamo.engines.vllm import VllmAdapter
+from hpc_dynamo.engines.vllm.adapter import VllmAdapter
 from hpc_dynamo.kv.events import BlockHash, BlockStored, KvEvent, decode_events
 from hpc_dynamo.run import Run
 from hpc_dynamo.wire import KvEventSubscriber

@@ -1,4 +1,4 @@
-"""A conversation with a model: its history, and each answer on its way to the screen."""
+"""Conversation with a model: its history, and the streamed answers on the screen."""
 
 import sys
 import time
@@ -8,19 +8,19 @@ from typing import Any
 
 from rich.console import Console
 
-from hpc_dynamo.cli.chat.client import Api
+from hpc_dynamo.cli.chat.client import ChatClient
 
 OUT = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
-# What an answer may not do to a terminal: move the cursor, retitle the window and worse.
-HARMLESS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
+# Control characters removed from answers: they could move the cursor or retitle the window.
+REMOVED_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
 
 
 @dataclass
 class Conversation:
-    """What was said so far, and how to ask for more."""
+    """Messages so far, and the settings of the next request."""
 
-    api: Api
+    client: ChatClient
     model: str
     options: dict[str, Any]
     system: str = ""
@@ -36,22 +36,21 @@ class Conversation:
             **self.options,
         }
 
-    def say(self, message: str) -> None:
-        """Ask, and print the answer as it comes.
+    def send(self, message: str) -> None:
+        """Send a message and print the answer while it arrives.
 
-        However it ends, what was heard stays in the history; a question without any answer does
-        not.
+        A partial answer stays in the history. A message without any answer is removed.
         """
         self.turns.append({"role": "user", "content": message})
-        answer = _Answer()
+        answer = StreamedAnswer()
         try:
-            with closing(self.api.stream(self.body())) as chunks:
+            with closing(self.client.stream(self.body())) as chunks:
                 for chunk in chunks:
-                    answer.take(chunk)
+                    answer.add_chunk(chunk)
         finally:
             answer.end()
             self._remember(answer.text)
-        answer.tell_speed()
+        answer.print_speed()
 
     def _remember(self, text: str) -> None:
         if text:
@@ -60,51 +59,51 @@ class Conversation:
             self.turns.pop()
 
 
-class _Answer:
-    """One answer on its way to the screen."""
+class StreamedAnswer:
+    """Prints one answer while it arrives."""
 
     def __init__(self) -> None:
         self.text = ""
-        self._asked_at = self._first_at = self._last_at = time.monotonic()
-        self._tokens, self._said, self._thinking = 0, False, False
+        self._sent_at = self._first_at = self._last_at = time.monotonic()
+        self._tokens, self._started, self._thinking = 0, False, False
 
-    def take(self, chunk: dict[str, Any]) -> None:
+    def add_chunk(self, chunk: dict[str, Any]) -> None:
         usage = chunk.get("usage") or {}
         self._tokens = max(usage.get("completion_tokens", 0), self._tokens)
         for choice in chunk.get("choices", ()):
             delta = choice.get("delta", {})
             thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
-            self._hear(thought, delta.get("content") or "")
+            self._receive(thought, delta.get("content") or "")
 
-    def _hear(self, thought: str, said: str) -> None:
-        if not (thought or said):
+    def _receive(self, thought: str, text: str) -> None:
+        if not (thought or text):
             return
         self._last_at = time.monotonic()
-        if not self._said:
-            self._first_at, self._said = self._last_at, True
-        self.text += said
+        if not self._started:
+            self._first_at, self._started = self._last_at, True
+        self.text += text
         if sys.stdout.isatty():
-            self._show(thought.translate(HARMLESS), said.translate(HARMLESS))
+            self._show(thought.translate(REMOVED_CONTROLS), text.translate(REMOVED_CONTROLS))
         else:
-            print(said, end="", flush=True)
+            print(text, end="", flush=True)
 
-    def _show(self, thought: str, said: str) -> None:
-        """Thoughts are dim and apart from the answer."""
+    def _show(self, thought: str, text: str) -> None:
+        """Print thoughts dimmed and separate from the answer."""
         OUT.print(thought, style="dim", end="")
-        if said and self._thinking:
+        if text and self._thinking:
             OUT.print("\n")
-        self._thinking = bool(thought) or (self._thinking and not said)
-        print(said, end="", flush=True)
+        self._thinking = bool(thought) or (self._thinking and not text)
+        print(text, end="", flush=True)
 
     def end(self) -> None:
-        if self._said:
+        if self._started:
             print()
 
-    def tell_speed(self) -> None:
-        """Time to the first token, and tokens a second after it; for people only."""
-        if not (sys.stdout.isatty() and self._said):
+    def print_speed(self) -> None:
+        """Print time to first token and tokens/s, on a terminal only."""
+        if not (sys.stdout.isatty() and self._started):
             return
         seconds = self._last_at - self._first_at
         rate = f", {(self._tokens - 1) / seconds:.1f} tokens/s" if seconds > 0 else ""
-        first_ms = 1000 * (self._first_at - self._asked_at)
+        first_ms = 1000 * (self._first_at - self._sent_at)
         OUT.print(f"TTFT {first_ms:.0f} ms, {self._tokens} tokens{rate}", style="dim")

@@ -2,41 +2,57 @@
 
 import os
 import sys
-from argparse import Namespace
-from contextlib import suppress
+from argparse import ArgumentParser, Namespace
+from os.path import expanduser
 from pathlib import Path
 
-from rich.console import Console
-
-from hpc_dynamo.cli.chat.client import Api
-from hpc_dynamo.cli.chat.conversation import OUT, Conversation
-from hpc_dynamo.cli.run_lookup import is_run, reachable, split
+from hpc_dynamo.cli.arguments import add_run
+from hpc_dynamo.cli.chat.client import ChatClient
+from hpc_dynamo.cli.chat.conversation import Conversation
+from hpc_dynamo.cli.chat.prompt import run_prompt
+from hpc_dynamo.cli.run_lookup import find_endpoint, is_run, split_words
 from hpc_dynamo.errors import ConfigError, HpcDynamoError, UsageError
 
-ERR = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+EXAMPLES = """\
+  hpc-dynamo chat  # a conversation with the newest serving run
+  hpc-dynamo chat name=afternoon "Why is the sky blue?"
+  echo "Why is the sky blue?" | hpc-dynamo chat runs/afternoon --max-tokens 100 > answer.txt
+  hpc-dynamo chat --url http://localhost:8000/v1 --key-file key --system 'Be brief.'"""
 
-COMMANDS = "/clear forgets the conversation, /system TEXT sets the stage, /exit leaves (or Ctrl-D)"
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add_run(parser, "RUN|MESSAGE", "; all other words are the message")
+    parser.add_argument("--url", metavar="URL", help="base URL of another OpenAI endpoint")
+    about = "file with the key (the run's key; with --url: $OPENAI_API_KEY)"
+    parser.add_argument("--key-file", type=expanduser, metavar="FILE", help=about)
+    about = "certificate (PEM) to trust under any host name"
+    parser.add_argument("--cert", type=expanduser, metavar="FILE", help=about)
+    parser.add_argument("--model", metavar="NAME", help="model, if the endpoint has several")
+    parser.add_argument("--system", metavar="TEXT", help="system prompt")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="limit of each answer")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 selects greedy decoding")
 
 
-def chat(args: Namespace) -> int:
-    """Talk to the endpoint of a run, or to any other."""
-    words, message = split(args.overrides, lambda word: bool(args.url) or not _means_run(word))
-    api, model = _endpoint(args, words)
+def run(args: Namespace) -> int:
+    words, message = split_words(
+        args.overrides, lambda word: bool(args.url) or not _refers_to_run(word)
+    )
+    client, model = _client(args, words)
     options = {"max_tokens": args.max_tokens, "temperature": args.temperature}
     options = {name: value for name, value in options.items() if value is not None}
-    model = args.model or model or _first(api.models())
-    conversation = Conversation(api, model, options, args.system or "")
+    model = args.model or model or _first(client.models())
+    conversation = Conversation(client, model, options, args.system or "")
     if message:
-        conversation.say(" ".join(message))
+        conversation.send(" ".join(message))
     elif not sys.stdin.isatty():
-        conversation.say(_from_stdin())
+        conversation.send(_from_stdin())
     else:
-        _repl(conversation)
+        run_prompt(conversation)
     return 0
 
 
-def _means_run(word: str) -> bool:
-    """A path, or a run's folder. Anything else is the message."""
+def _refers_to_run(word: str) -> bool:
+    """Return True for a path or the folder of a run. Any other word belongs to the message."""
     return is_run(word) or ("/" in word and not any(c.isspace() for c in word))
 
 
@@ -47,18 +63,17 @@ def _from_stdin() -> str:
     return message
 
 
-def _endpoint(args: Namespace, words: list[str]) -> tuple[Api, str]:
-    """Where to ask, and for which model if that is known."""
+def _client(args: Namespace, words: list[str]) -> tuple[ChatClient, str]:
+    """Return the client of the endpoint, and the model if it is known."""
     if args.url:
-        return Api(args.url, _key(args), args.cert or ""), ""
-    where = Namespace(overrides=words, config_dir=args.config_dir)
-    attempt, endpoint = reachable(where)
+        return ChatClient(args.url, _key(args), args.cert or ""), ""
+    attempt, endpoint = find_endpoint(Namespace(overrides=words, config_dir=args.config_dir))
     key = _read(args.key_file or endpoint.key_file)
     cert = args.cert or (attempt.config().serve.tls_cert if endpoint.tls else "")
     if len(endpoint.models) > 1 and not args.model:
         what = f"this run serves several models: {', '.join(endpoint.models)}"
         raise UsageError(what, hint=f"--model {endpoint.model}")
-    return Api(endpoint.url, key, cert), endpoint.model
+    return ChatClient(endpoint.url, key, cert), endpoint.model
 
 
 def _key(args: Namespace) -> str:
@@ -76,52 +91,5 @@ def _read(file: str) -> str:
 
 def _first(models: list[str]) -> str:
     if not models:
-        raise HpcDynamoError("no model is served there", hint="--model NAME")
+        raise HpcDynamoError("the endpoint serves no model", hint="--model NAME")
     return models[0]
-
-
-def _repl(conversation: Conversation) -> None:
-    """Ctrl-C stops an answer or empties the line; Ctrl-D leaves."""
-    with suppress(ImportError):  # some Pythons are built without it; importing it is all it needs
-        import readline  # noqa: F401
-    OUT.print(f"{conversation.model} at {conversation.api.url}\n{COMMANDS}", style="dim")
-    while True:
-        try:
-            line = input("> ").strip()
-        except EOFError:
-            OUT.print()
-            return
-        except KeyboardInterrupt:
-            OUT.print()
-            continue
-        if line.startswith("/"):
-            if not _command(conversation, line):
-                return
-        elif line:
-            _turn(conversation, line)
-
-
-def _turn(conversation: Conversation, line: str) -> None:
-    try:
-        conversation.say(line)
-    except KeyboardInterrupt:
-        OUT.print("stopped", style="dim")
-    except HpcDynamoError as e:
-        ERR.print(f"error: {e}")
-
-
-def _command(conversation: Conversation, line: str) -> bool:
-    """False to leave."""
-    name, _, rest = line.partition(" ")
-    match name:
-        case "/exit" | "/quit":
-            return False
-        case "/clear":
-            conversation.turns.clear()
-            OUT.print("a new conversation", style="dim")
-        case "/system":
-            conversation.system = rest.strip()
-            OUT.print(f"system: {conversation.system or 'none'}", style="dim")
-        case _:
-            OUT.print(COMMANDS, style="dim")
-    return True

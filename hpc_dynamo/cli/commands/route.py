@@ -1,4 +1,4 @@
-"""`hpc-dynamo route`: the endpoint of `serve` before engines that somebody else started."""
+"""`hpc-dynamo route`: the endpoint of `serve` in front of engines that run already."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
@@ -6,61 +6,79 @@ from dataclasses import replace
 
 import msgspec
 
+from hpc_dynamo.cli.arguments import add_detach, add_overrides
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.cli.launch_run import files, go, key_file, placed, say
+from hpc_dynamo.cli.launch_checks import Checked
+from hpc_dynamo.cli.launch_run import launch_run
+from hpc_dynamo.cli.render.console import print_line
 from hpc_dynamo.cli.run_folder import serve_run
+from hpc_dynamo.cli.task_config import key_file, resolve_run, with_absolute_files
 from hpc_dynamo.config import Config, Launcher, Task, resolve_route
 from hpc_dynamo.engines import engine
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import plan as lay_out
 
+EXAMPLES = """\
+  hpc-dynamo route --workers http://gpu1:8000,http://gpu2:8000
+  hpc-dynamo route --workers http://gpu1:8000,http://gpu2:8000 route.api_key_file=engines.key \\
+      serve.host=0.0.0.0 serve.port=8080 model.path=/shared/llama model.name=llama
+  hpc-dynamo route --prefill http://gpu1:8000 --decode http://gpu2:8000,http://gpu3:8000
+  hpc-dynamo route --workers http://gpu1:8000 --events 'tcp://gpu1:5557|tcp://gpu1:5558'
+  It starts with the engines that are ready and adds the others later. Ctrl-C ends the endpoint
+  only. model.path enables KV-aware routing: its tokenizer is needed. engine.name selects the
+  protocol between prefill and decode engines (vllm)."""
+
 LISTS = {
-    "workers": "of engines that do all of a request",
-    "prefill": "of engines that compute prompts",
-    "decode": "of engines that pull their KV cache and answer",
-    "events": "of each engine: live|replay, the ZMQ endpoints of its KV events",
-    "peers": "of other heads before the same engines",
+    "workers": "aggregated engines",
+    "prefill": "prefill engines",
+    "decode": "decode engines; they pull the KV cache",
+    "events": "ZMQ endpoints of KV events of each engine, LIVE|REPLAY",
+    "peers": "other routers in front of the same engines",
 }
 FIELDS = tuple(f"route.{name}" for name in LISTS)
 
 
-def options(verb: ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
+    add_overrides(parser)
     for name, about in LISTS.items():
-        what = "LIVE|REPLAY,…" if name == "events" else "URL,…"
-        verb.add_argument(f"--{name}", metavar=what, help=f"{about}; the same as route.{name}=[…]")
-    verb.add_argument("--detach", action="store_true", help="start it and return at once")
+        value = "LIVE|REPLAY,…" if name == "events" else "URL,…"
+        parser.add_argument(f"--{name}", metavar=value, help=f"{about} (route.{name}=[…])")
+    add_detach(parser)
 
 
-def route(args: Namespace) -> int:
-    """Give an OpenAI endpoint before engines that run already, until it is ended."""
-    config = replace(compose(list(_words(args)), args.config_dir), task=Task.serve)
-    config = _with_files(resolve_route(config))
-    config = placed(config, "route")
-    engine(config.engine.name)  # its dialect is spoken
-    layout = lay_out(config)
-    return go(serve_run(config, say), config, layout, Launcher.local, detach=args.detach)
+def check(args: Namespace) -> None:
+    config = replace(compose(list(_overrides(args)), args.config_dir), task=Task.serve)
+    lay_out(resolve_route(config))
 
 
-def _words(args: Namespace) -> Iterator[str]:
-    """Yield the overrides; a list of URLs needs no brackets here."""
+def run(args: Namespace) -> int:
+    config = replace(compose(list(_overrides(args)), args.config_dir), task=Task.serve)
+    config = resolve_run(_with_absolute_files(resolve_route(config)), "route")
+    engine(config.engine.name)  # raises for a name that is not an engine
+    checked = Checked(config, lay_out(config), Launcher.local)
+    return launch_run(serve_run(config, print_line), checked, detach=args.detach)
+
+
+def _overrides(args: Namespace) -> Iterator[str]:
+    """Yield the overrides. A list of URLs needs no brackets here."""
     for word in args.overrides:
         name, is_, value = word.partition("=")
         if "://" in name:
             hint = f"--workers {word}; several with commas and no spaces between them"
             raise ConfigError(f"{word} is neither an option nor FIELD=VALUE", hint=hint)
         bare = name in FIELDS and is_ and not value.startswith("[")
-        yield _listed(name, value) if bare else word
+        yield _as_list(name, value) if bare else word
     for name in LISTS:
         if (given := getattr(args, name)) is not None:
-            yield _listed(f"route.{name}", given)
+            yield _as_list(f"route.{name}", given)
 
 
-def _listed(name: str, value: str) -> str:
+def _as_list(field: str, value: str) -> str:
     parts = [part for each in value.split(",") if (part := each.strip())]
-    return f"{name}={msgspec.json.encode(parts).decode()}"
+    return f"{field}={msgspec.json.encode(parts).decode()}"
 
 
-def _with_files(config: Config) -> Config:
-    """With paths that mean the same from any folder."""
+def _with_absolute_files(config: Config) -> Config:
     key = key_file("route.api_key_file", config.route.api_key_file)
-    return replace(config, serve=files(config.serve), route=replace(config.route, api_key_file=key))
+    serve, route = with_absolute_files(config.serve), replace(config.route, api_key_file=key)
+    return replace(config, serve=serve, route=route)

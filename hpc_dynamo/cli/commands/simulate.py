@@ -1,21 +1,22 @@
-"""`hpc-dynamo simulate`: a job in virtual time, before it is submitted."""
+"""`hpc-dynamo simulate`: replay a trace against a simulated deployment. Submits nothing."""
 
 import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-
 from hpc_dynamo import simulation
+from hpc_dynamo.cli.arguments import add_overrides
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.cli.render.console import OUT, can_redraw
-from hpc_dynamo.cli.render.progress import duration
-from hpc_dynamo.cli.render.table import Column, Grid
-from hpc_dynamo.config import Config, Role, require_single_model, validate
+from hpc_dynamo.cli.render.console import OUT, print_line
+from hpc_dynamo.cli.render.simulation import (
+    comparison_table,
+    progress_bar,
+    result_table,
+    split_overrides,
+    split_text,
+)
+from hpc_dynamo.config import Config, require_single_model, validate
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.plotting import draw, import_matplotlib
 from hpc_dynamo.simulation import (
@@ -25,26 +26,42 @@ from hpc_dynamo.simulation import (
     from_config,
     read_trace,
 )
-from hpc_dynamo.simulation.result import mean, quantile
 from hpc_dynamo.simulation.result_plot import panels
-from hpc_dynamo.simulation.split_search import SplitResult, search_splits
+from hpc_dynamo.simulation.split_search import search_splits
 
-SHOWN = 8  # of the splits that were tried
-PICTURES = (".png", ".svg", ".pdf")
+SHOWN = 8  # splits in the table of a search
+PLOT_FORMATS = (".png", ".svg", ".pdf")
+
+EXAMPLES = """\
+  hpc-dynamo simulate --trace trace.jsonl topology.prefill.workers=4 topology.decode.workers=4
+  hpc-dynamo simulate --trace trace.jsonl topology.prefill.workers=8 topology.decode.workers=8 \\
+      planner.mode=sla planner.ttft_s=2 planner.itl_s=0.04 --plot roles.png
+  hpc-dynamo simulate --trace trace.jsonl --search topology.prefill.workers=8 \\
+      topology.decode.workers=8 simulate.timing_model=a100-8b simulate.speed=2
+  Router and planner are the real ones; the engines are modelled. An hour of load takes seconds.
+  A line of the trace: {"timestamp": 0, "input_length": 6758, "output_length": 500, "hash_ids": [0]}
+  Times are in ms. Each id stands for 512 tokens of the prompt; equal ids are equal tokens."""
 
 
-def options(verb: ArgumentParser) -> None:
-    about = "the load; the same as simulate.trace=FILE"
-    verb.add_argument("--trace", metavar="FILE", help=about)
-    about = "search for the best split of the workers; the same as simulate.search_split=true"
-    verb.add_argument("--search", action="store_true", help=about)
-    about = "PNG, SVG or PDF of roles and latencies over time; or simulate.plot=FILE"
-    verb.add_argument("--picture", metavar="FILE", help=about)
+def add_arguments(parser: ArgumentParser) -> None:
+    add_overrides(parser)
+    about = "load to replay (simulate.trace=FILE)"
+    parser.add_argument("--trace", metavar="FILE", help=about)
+    about = "find the best split into prefill and decode (simulate.search_split=true)"
+    parser.add_argument("--search", action="store_true", help=about)
+    about = "plot roles and latencies over time: .png, .svg or .pdf (simulate.plot=FILE)"
+    parser.add_argument("--plot", "--picture", metavar="FILE", help=about)
 
 
-def simulate(args: Namespace) -> int:
-    """Put a trace on a modelled job with the real router and planner; starts nothing."""
-    config = compose(list(_words(args)), args.config_dir)
+def check(args: Namespace) -> None:
+    config = compose(list(_overrides(args)), args.config_dir)
+    require_single_model(config, "a simulation")
+    validate(config)
+    from_config.simulated_job(config)
+
+
+def run(args: Namespace) -> int:
+    config = compose(list(_overrides(args)), args.config_dir)
     require_single_model(config, "a simulation")
     validate(config)
     requests = _requests(config)
@@ -53,16 +70,16 @@ def simulate(args: Namespace) -> int:
     if config.simulate.search_split:
         return _search(config, job, requests)
     planner = from_config.simulated_planner(config, job)
-    with _bar(len(requests)) as bar:
+    with progress_bar(len(requests)) as bar:
         outcome = simulation.simulate(job, requests, planner, lambda seen: bar.advance())
-    OUT.print(_figures(outcome, len(requests)))
+    OUT.print(result_table(outcome, len(requests)))
     if outcome.failed_requests:
-        OUT.print(f"lost: {next(s.error for s in outcome.results if s.error)}", markup=False)
+        print_line(f"lost: {next(s.error for s in outcome.results if s.error)}")
     _draw(config, job, outcome)
     return 0
 
 
-def _words(args: Namespace) -> Iterator[str]:
+def _overrides(args: Namespace) -> Iterator[str]:
     yield from args.overrides
     if args.search:
         yield "simulate.search_split=true"
@@ -72,48 +89,19 @@ def _words(args: Namespace) -> Iterator[str]:
 
 
 def _requests(config: Config) -> list[TraceRequest]:
-    wanted, picture = config.simulate, Path(config.simulate.plot)
-    if not wanted.trace:
+    settings, picture = config.simulate, Path(config.simulate.plot)
+    if not settings.trace:
         hint = "--trace FILE, JSON lines of timestamp (ms), input_length, output_length, hash_ids"
         raise ConfigError("simulate.trace is not set", hint=hint)
-    if wanted.plot and picture.suffix not in PICTURES:
-        hint = f"a name that ends in one of {' '.join(PICTURES)}"
-        raise ConfigError(f"simulate.plot={picture} is no form of picture", hint=hint)
-    if wanted.plot:
+    if settings.plot and picture.suffix not in PLOT_FORMATS:
+        hint = f"a name that ends in one of {' '.join(PLOT_FORMATS)}"
+        raise ConfigError(f"simulate.plot={picture} is not a known format", hint=hint)
+    if settings.plot:
         import_matplotlib()
         if not picture.absolute().parent.is_dir():
             what = f"simulate.plot={picture}: no folder {picture.absolute().parent}"
             raise ConfigError(what, hint=f"mkdir -p {shlex.quote(str(picture.absolute().parent))}")
-    return read_trace(Path(wanted.trace), wanted.max_requests, wanted.speed)
-
-
-class _Bar:
-    """On a terminal; elsewhere nothing."""
-
-    def __init__(self, bar: Progress | None, total: int) -> None:
-        self._bar, self._total = bar, total
-        self._task = bar.add_task("", total=total) if bar else None
-
-    def begin(self, text: str) -> None:
-        """A part begins."""
-        if self._bar and self._task is not None:
-            self._bar.reset(self._task, description=text, total=self._total)
-
-    def advance(self) -> None:
-        if self._bar and self._task is not None:
-            self._bar.advance(self._task)
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[_Bar]:
-    console = Console(stderr=True)
-    if not can_redraw(console.file):
-        yield _Bar(None, total)
-        return
-    text = TextColumn("{task.description}")
-    columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), text)
-    with Progress(*columns, console=console, transient=True, refresh_per_second=4) as bar:
-        yield _Bar(bar, total)
+    return read_trace(Path(settings.trace), settings.max_requests, settings.speed)
 
 
 def _search(config: Config, job: SimulatedJob, requests: Sequence[TraceRequest]) -> int:
@@ -121,81 +109,20 @@ def _search(config: Config, job: SimulatedJob, requests: Sequence[TraceRequest])
     if workers < 2:
         hint = "topology.prefill.workers=8 topology.decode.workers=8: their sum is what counts"
         raise ConfigError(f"{workers} worker cannot be split", hint=hint)
-    with _bar(len(requests)) as bar:
+    with progress_bar(len(requests)) as bar:
         tried = search_splits(
-            job, workers, requests, lambda s: bar.begin(_name(s)), lambda seen: bar.advance()
+            job, workers, requests, lambda s: bar.restart(split_text(s)), lambda seen: bar.advance()
         )
-    OUT.print(_compared(tried[:SHOWN], len(requests)))
-    OUT.print(f"the best of {len(tried)}: {_overrides(tried[0])}", markup=False)
+    OUT.print(comparison_table(tried[:SHOWN], len(requests)))
+    print_line(f"the best of {len(tried)}: {split_overrides(tried[0])}")
     _draw(config, job, tried[0].outcome)
     return 0
 
 
-def _name(workers: dict[Role, int]) -> str:
-    return " + ".join(f"{count} {role}" for role, count in workers.items())
-
-
-def _overrides(best: SplitResult) -> str:
-    kind = "aggregated" if Role.aggregated in best.workers else "disaggregated"
-    counts = (f"topology.{role}.workers={count}" for role, count in best.workers.items())
-    return " ".join((f"topology={kind}", *counts))
-
-
-def _title(first: SimulationResult, requests: int) -> str:
-    o = first.targets
-    targets = f"TTFT {o.ttft_s:g} s, ITL {1000 * o.itl_s:g} ms"
-    return f"{requests} requests in {duration(first.seconds)} of virtual time; targets {targets}"
-
-
-def _figures(outcome: SimulationResult, requests: int) -> Table:
-    """Of one run, a row a figure."""
-    title = _title(outcome, requests)
-    table = Table(title=title, title_justify="left", show_header=False)
-    for _ in range(2):
-        table.add_column(overflow="fold")
-    ttft, itl = outcome.ttft_s(), [1000 * s for s in outcome.itl_s()]
-    failed = f", {outcome.failed_role_changes} failed" if outcome.failed_role_changes else ""
-    rows = {
-        "goodput": f"{outcome.goodput_hz:.3f} requests/s within both targets",
-        "SLA attainment": f"{100 * outcome.attainment:.1f} % of all requests",
-        "GPU-hours": f"{outcome.gpu_hours:.2f}",
-        "TTFT mean, p50, p99": _spread(ttft, 2) + " s",
-        "ITL mean, p50, p99": _spread(itl, 1) + " ms",
-        "prompt tokens from caches": f"{100 * outcome.hit_rate:.1f} %",
-        "changes of role": f"{outcome.role_changes}{failed}",
-        "refused or lost": f"{outcome.failed_requests} requests",
-    }
-    for row in rows.items():
-        table.add_row(*row)
-    return table
-
-
-def _compared(tried: Sequence[SplitResult], requests: int) -> Grid:
-    """A row a split."""
-    names = ("goodput/s", "attained", "TTFT s", "p99 s", "ITL ms", "p99 ms", "refused")
-    title = _title(tried[0].outcome, requests)
-    table = Grid("workers", *(Column(name, right=True) for name in names), title=title)
-    for each in tried:
-        o = each.outcome
-        ttft, itl = o.ttft_s(), [1000 * s for s in o.itl_s()]
-        table.add(
-            _name(each.workers),
-            *(f"{o.goodput_hz:.3f}", f"{100 * o.attainment:.1f} %"),
-            *(f"{mean(ttft):.2f}", f"{quantile(ttft, 0.99):.2f}"),
-            *(f"{mean(itl):.1f}", f"{quantile(itl, 0.99):.1f}", str(o.failed_requests)),
-        )
-    return table
-
-
-def _spread(ordered: Sequence[float], digits: int) -> str:
-    shown = (mean(ordered), quantile(ordered, 0.5), quantile(ordered, 0.99))
-    return ", ".join(f"{value:.{digits}f}" for value in shown)
-
-
-def _picture_title(config: Config, outcome: SimulationResult) -> str:
+def _plot_title(config: Config, outcome: SimulationResult) -> str:
     """Return trace, modelled engine, workers and policies."""
-    begin = [counts for at, *counts in outcome.roles if at == outcome.roles[0][0]]
-    prefill, decode = begin[-1] if begin else (0, 0)
+    first = [counts for at, *counts in outcome.roles if at == outcome.roles[0][0]]
+    prefill, decode = first[-1] if first else (0, 0)
     split = f"{prefill} prefill + {decode} decode" if prefill + decode else "aggregated"
     policies = f"router {config.router.policy}, planner {config.planner.mode}"
     return (
@@ -206,5 +133,5 @@ def _picture_title(config: Config, outcome: SimulationResult) -> str:
 def _draw(config: Config, job: SimulatedJob, outcome: SimulationResult) -> None:
     file = config.simulate.plot
     if file:
-        draw(Path(file), _picture_title(config, outcome), list(panels(outcome, job.kind)))
-        OUT.print(f"drawn: {file}", markup=False, highlight=False)
+        draw(Path(file), _plot_title(config, outcome), list(panels(outcome, job.kind)))
+        print_line(f"plot: {file}")

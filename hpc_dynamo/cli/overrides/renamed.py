@@ -23,7 +23,7 @@ INTERPOLATION = re.compile(r"(?<=\$\{)\w+(?:\.\w+)+(?=\})")
 @cache
 def old_names(section: type) -> Mapping[str, str]:
     """Return the current name of each renamed field of a section, by its old name."""
-    return {info.was: field.name for field, _, info in own_fields(section) if info.was}
+    return {field.info.was: field.name for field in own_fields(section) if field.info.was}
 
 
 def current_keys(keys: Keys) -> Keys:
@@ -35,7 +35,7 @@ def current_keys(keys: Keys) -> Keys:
             section = get_args(section)[1]
         elif is_dataclass(section) and isinstance(section, type):
             key = old_names(section).get(key, key)
-            section = {field.name: of for field, of, _ in own_fields(section)}.get(key)
+            section = {field.name: field.type for field in own_fields(section)}.get(key)
         found.append(key)
     return tuple(found)
 

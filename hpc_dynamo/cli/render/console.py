@@ -16,7 +16,7 @@ from rich.console import (
 NO_LIMIT = 1_000_000  # columns
 
 
-class Screen(Console):
+class UnlimitedConsole(Console):
     """Console that cuts and wraps nothing if its output is not a terminal."""
 
     @property
@@ -29,7 +29,7 @@ class Screen(Console):
         self._width, self._height = new
 
 
-class Wrapped:
+class FoldedLines:
     """Wraps text that is redrawn in place: its lines would otherwise be cropped at the edge."""
 
     def __init__(self, content: RenderableType) -> None:
@@ -39,9 +39,9 @@ class Wrapped:
         yield from console.render(self._content, options.update(no_wrap=False, overflow="fold"))
 
 
-def screen(*, stderr: bool = False) -> Screen:
+def plain_console(*, stderr: bool = False) -> UnlimitedConsole:
     """Return a console for plain text: paths and texts of users are not markup."""
-    return Screen(stderr=stderr, soft_wrap=True, highlight=False, emoji=False)
+    return UnlimitedConsole(stderr=stderr, soft_wrap=True, highlight=False, emoji=False)
 
 
 def can_redraw(file: IO[str]) -> bool:
@@ -62,7 +62,7 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
     return "".join(ASCII.get(sign, "?") for sign in signs), error.end
 
 
-def encodable(*files: object) -> None:
+def replace_unencodable(*files: object) -> None:
     """Make files replace characters that their encoding lacks, such as `…` in Latin-1."""
     codecs.register_error("hpc_dynamo_ascii", _in_ascii)
     for file in files:
@@ -70,4 +70,9 @@ def encodable(*files: object) -> None:
             file.reconfigure(errors="hpc_dynamo_ascii")
 
 
-OUT, ERR = screen(), screen(stderr=True)
+OUT, ERR = plain_console(), plain_console(stderr=True)
+
+
+def print_line(text: str) -> None:
+    """Print a line on stdout as it is: paths and texts of users are not markup."""
+    OUT.print(text, markup=False)

@@ -8,14 +8,13 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import Config, with_worker_options
 from hpc_dynamo.engines import (
     Command,
     Placement,
     ShardRendezvous,
     check,
     engine,
-    for_worker,
     in_container,
     is_mpi_step,
 )
@@ -30,26 +29,26 @@ class Port(int):
         return f"<port-{int(self)}>"
 
 
-def commands(config: Config, layout: Plan) -> Iterator[str]:
+def engine_commands(config: Config, layout: Plan) -> Iterator[str]:
     """Command, environment and files of every worker on each of its nodes, as a shell has them.
 
     Raises ConfigError where the engine would not be started.
     """
     check(config, layout)
     for worker in layout.workers:
-        for part in parts(config, worker):
+        for part in started_shards(config, worker):
             title = _title(config, worker, part)
-            yield f"# {title}\n{_text(started(config, worker, part))}"
+            yield f"# {title}\n{_text(shard_command(config, worker, part))}"
 
 
-def parts(config: Config, worker: Worker) -> range:
+def started_shards(config: Config, worker: Worker) -> range:
     """Of a worker, those that agents start: of an MPI world the first alone."""
     return range(1 if is_mpi_step(config, worker) else len(worker.shards))
 
 
-def started(config: Config, worker: Worker, part: int) -> Command:
+def shard_command(config: Config, worker: Worker, part: int) -> Command:
     """What the agent would start on one of a worker's nodes, by our placeholders."""
-    view = for_worker(config, worker)
+    view = with_worker_options(config, worker.model, worker.role)
     adapter = engine(view.engine.name)
     shard, own = worker.shards[part], adapter.port_count
     ports = tuple(map(Port, range(own + adapter.rendezvous_port_count)))

@@ -1,4 +1,4 @@
-"""How a run is shown while it goes on: a live picture on a terminal, plain lines in a log."""
+"""Displays of an active run: redrawn in place on a terminal, plain lines in a log."""
 
 import time
 from collections.abc import Iterator
@@ -9,105 +9,108 @@ from rich.console import Console
 from rich.live import Live
 
 from hpc_dynamo.cli.render import serving
-from hpc_dynamo.cli.render import status as views
-from hpc_dynamo.cli.render.console import Wrapped, can_redraw
-from hpc_dynamo.cli.render.progress import Bar, progress_line
-from hpc_dynamo.cli.run_watcher import LOOK_S, Watch
+from hpc_dynamo.cli.render.console import FoldedLines, can_redraw
+from hpc_dynamo.cli.render.progress import ProgressView, progress_line
+from hpc_dynamo.cli.render.status import status
+from hpc_dynamo.cli.run_watcher import POLL_S, RunWatcher
 from hpc_dynamo.config import Task
 from hpc_dynamo.messages import Progress, Status
 
-LINE_S = 15.0  # between two lines in a log
+LINE_S = 15.0  # between two lines of progress in a log
 
 
 class Display(Protocol):
     """Shows one attempt."""
 
-    def show(self, news: Iterator[str], waiting: str) -> None:
-        """Print the news and update the rest. `waiting`: why there is no job yet."""
+    def show(self, changes: Iterator[str], waiting: str) -> None:
+        """Print the changes and update the rest. `waiting`: the reason why there is no job yet."""
 
 
 @contextmanager
-def display(watch: Watch, console: Console) -> Iterator[Display]:
-    """Yield the display for this console and the task of the attempt. Redrawn text is removed at
-    the end: the caller prints the outcome."""
+def display(watcher: RunWatcher, console: Console) -> Iterator[Display]:
+    """Yield the display for this console and the task of the attempt.
+
+    Redrawn text is removed at the end: the caller prints the outcome.
+    """
     if not can_redraw(console.file):
-        yield _Lines(watch, console)
+        yield _LogDisplay(watcher, console)
         return
-    serves = watch.attempt.config().task is Task.serve
+    serves = watcher.attempt.config().task is Task.serve
     with _live(console) as live:
-        yield _Table(watch, live) if serves else _Progress(watch, live)
+        yield _TableDisplay(watcher, live) if serves else _ProgressDisplay(watcher, live)
 
 
-def until_end(watch: Watch, console: Console) -> None:
-    """The live table, on a terminal, until the run ends or Ctrl-C; it only looks."""
+def show_until_end(watcher: RunWatcher, console: Console) -> None:
+    """Show the live table until the run ends or the user presses Ctrl-C."""
     with suppress(KeyboardInterrupt), _live(console) as live:
-        table = _Table(watch, live)
-        while watch.outcome() is None:
-            table.show(iter(()), watch.waiting)
-            time.sleep(LOOK_S)
+        table = _TableDisplay(watcher, live)
+        while watcher.outcome() is None:
+            table.show(iter(()), watcher.waiting)
+            time.sleep(POLL_S)
 
 
 def _live(console: Console) -> Live:
-    """Redrawn when something new is shown, not by a clock of its own."""
+    """Return a display that is redrawn for each update, without a timer of its own."""
     return Live(console=console, auto_refresh=False, transient=True)
 
 
-class _Lines:
-    """For a log: news at once, progress now and then."""
+class _LogDisplay:
+    """Prints changes at once, and progress at intervals of `LINE_S`."""
 
-    def __init__(self, watch: Watch, console: Console) -> None:
-        self._watch, self._console = watch, console
-        self._at, self._said, self._progress = 0.0, "", ""
+    def __init__(self, watcher: RunWatcher, console: Console) -> None:
+        self._watcher, self._console = watcher, console
+        self._progress_at, self._waiting, self._progress = 0.0, "", ""
 
-    def show(self, news: Iterator[str], waiting: str) -> None:
-        for line in news:
-            self._say(line)
-        if waiting and waiting != self._said:
-            self._said = waiting
-            self._say(waiting)
-        status = self._watch.attempt.status()
-        if status and time.monotonic() - self._at > LINE_S:
-            self._at = time.monotonic()
-            self._say_progress(status)
+    def show(self, changes: Iterator[str], waiting: str) -> None:
+        for line in changes:
+            self._print(line)
+        if waiting and waiting != self._waiting:
+            self._waiting = waiting
+            self._print(waiting)
+        current = self._watcher.attempt.status()
+        if current and time.monotonic() - self._progress_at > LINE_S:
+            self._progress_at = time.monotonic()
+            self._print_progress(current)
 
-    def _say_progress(self, status: Status) -> None:
-        """Nothing where nothing has changed: an idle endpoint must not fill a log."""
+    def _print_progress(self, current: Status) -> None:
+        """Print the progress if it has changed: an idle endpoint must not fill a log."""
         line = ""
-        if status.traffic and status.traffic.requests:
-            line = serving.traffic_line(status.traffic)
-        elif status.progress.total:
-            line = progress_line(status.progress)
+        if current.traffic and current.traffic.requests:
+            line = serving.traffic_line(current.traffic)
+        elif current.progress.total:
+            line = progress_line(current.progress)
         if line and line != self._progress:
             self._progress = line
-            self._say(line)
+            self._print(line)
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self._console.print(line, markup=False)
 
 
-class _Progress:
-    """A batch or a profile on a terminal: news scroll by above a bar with rate and time left."""
+class _ProgressDisplay:
+    """Shows a batch or a profile on a terminal: changes scroll above the progress bar."""
 
-    def __init__(self, watch: Watch, live: Live) -> None:
-        self._watch, self._live, self._began = watch, live, time.monotonic()
+    def __init__(self, watcher: RunWatcher, live: Live) -> None:
+        self._watcher, self._live, self._started = watcher, live, time.monotonic()
 
-    def show(self, news: Iterator[str], waiting: str) -> None:
-        for line in news:
+    def show(self, changes: Iterator[str], waiting: str) -> None:
+        for line in changes:
             self._live.console.print(line, markup=False)
-        status = self._watch.attempt.status()
-        phase = status.phase if status else waiting or "waiting for its nodes"
-        progress = status.progress if status else Progress()
-        self._live.update(Wrapped(Bar(progress, phase, self._began)), refresh=True)
+        current = self._watcher.attempt.status()
+        phase = current.phase if current else waiting or "waiting for its nodes"
+        progress = current.progress if current else Progress()
+        view = ProgressView(progress, phase, self._started)
+        self._live.update(FoldedLines(view), refresh=True)
 
 
-class _Table:
-    """A serving run on a terminal: news scroll by above the table of ranks."""
+class _TableDisplay:
+    """Shows a serving run on a terminal: changes scroll above the table of workers."""
 
-    def __init__(self, watch: Watch, live: Live) -> None:
-        self._watch, self._live = watch, live
+    def __init__(self, watcher: RunWatcher, live: Live) -> None:
+        self._watcher, self._live = watcher, live
 
-    def show(self, news: Iterator[str], waiting: str) -> None:
-        for line in news:
+    def show(self, changes: Iterator[str], waiting: str) -> None:
+        for line in changes:
             self._live.console.print(line, markup=False)
-        job = self._watch.state, self._watch.detail
-        self._live.update(Wrapped(views.status(self._watch.attempt, job)), refresh=True)
+        job = self._watcher.state, self._watcher.detail
+        self._live.update(FoldedLines(status(self._watcher.attempt, job)), refresh=True)

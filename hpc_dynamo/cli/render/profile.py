@@ -1,4 +1,4 @@
-"""What people see of a finished profile."""
+"""Table of a finished profile."""
 
 from collections.abc import Sequence
 
@@ -9,23 +9,23 @@ from hpc_dynamo.planner.profile import EngineProfile, Measurement, Metric
 NAMES = {Metric.ttft: "TTFT", Metric.itl: "ITL", Metric.transfer: "transfer and one step"}
 
 
-def summary(profile: EngineProfile) -> Table:
-    """Its ends, and how far its interpolation is off at the points held out."""
+def profile_table(profile: EngineProfile) -> Table:
+    """Return the measured extremes, and the interpolation error at the points held out."""
     table = Table(title="profile", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
     table.add_row("worker", profile.title)
     table.add_row("measured", f"{profile.date} on {profile.hardware}")
     table.add_row("start", f"{profile.startup_s:.1f} s")
-    table.add_row("TTFT alone, nothing cached", _ends(_uncached(profile), "prompt tokens"))
-    table.add_row("ITL", _ends(_crowds(profile), "sequences"))
+    table.add_row("TTFT without load or cache", _range(_uncached(profile), "prompt tokens"))
+    table.add_row("ITL", _range(_by_sequences(profile), "sequences"))
     table.add_row("prompt tokens/s, best", f"{profile.prompt_tokens_per_s:,.0f}")
     table.add_row("answer tokens/s, best", f"{profile.answer_tokens_per_s:,.0f}")
     if profile.kv_bytes_per_token:
         table.add_row("KV transfer", _transfer(profile))
     for what, error in profile.errors.items():
-        off = f"{error.mean:.1%} off in the mean, {error.worst:.1%} at worst, {error.count} points"
-        table.add_row(f"{NAMES[what]}, interpolated", off)
+        text = f"error {error.mean:.1%} on average, at most {error.worst:.1%}, {error.count} points"
+        table.add_row(f"{NAMES[what]}, interpolated", text)
     return table
 
 
@@ -34,17 +34,17 @@ def _uncached(profile: EngineProfile) -> list[tuple[int, Measurement]]:
     return [(p.spot.prompt_tokens, p) for p in points]
 
 
-def _crowds(profile: EngineProfile) -> list[tuple[int, Measurement]]:
+def _by_sequences(profile: EngineProfile) -> list[tuple[int, Measurement]]:
     return [(p.spot.sequences, p) for p in profile.of(Metric.itl)]
 
 
-def _ends(points: Sequence[tuple[int, Measurement]], of: str) -> str:
-    """At the least and at the greatest place."""
+def _range(points: Sequence[tuple[int, Measurement]], unit: str) -> str:
+    """Return the latency at the smallest and at the largest size."""
     ends = min(points, key=lambda p: p[0]), max(points, key=lambda p: p[0])
-    return " to ".join(f"{1000 * (p.seconds or 0):.1f} ms ({n:,})" for n, p in ends) + f", {of}"
+    return " to ".join(f"{1000 * (p.seconds or 0):.1f} ms ({n:,})" for n, p in ends) + f", {unit}"
 
 
 def _transfer(profile: EngineProfile) -> str:
     token_s = profile.transfer_s_per_byte * profile.kv_bytes_per_token
-    each = f"{1e6 * token_s:.1f} µs a token of {profile.kv_bytes_per_token:,.0f} bytes"
-    return f"{each}, {1e9 * profile.transfer_s_per_byte:.2f} s a GB"
+    each = f"{1e6 * token_s:.1f} µs for a token of {profile.kv_bytes_per_token:,.0f} bytes"
+    return f"{each}, {1e9 * profile.transfer_s_per_byte:.2f} s/GB"

@@ -8,13 +8,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpc_dynamo.cli.render.table import flowed
+from hpc_dynamo.cli.render.table import wrapped_lines
 from hpc_dynamo.messages import Progress
 
 LEAST_BAR, MOST_BAR = 8, 40  # columns
 
 
-class Bar:
+class ProgressView:
     """`done/total phase ━━━━ elapsed`, and the figures of `progress` in lines below it."""
 
     def __init__(self, progress: Progress, phase: str, began: float) -> None:
@@ -22,15 +22,17 @@ class Bar:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         p, width = self._progress, options.max_width
-        head = f"{count(p)} {self._phase}" if p.total else self._phase
-        passed = clock(time.monotonic() - self._began)
+        head = f"{finished_of_total(p)} {self._phase}" if p.total else self._phase
+        passed = stopwatch(time.monotonic() - self._began)
         room = width - len(head) - len(passed) - 2
         if p.total and room >= LEAST_BAR:
             yield self._row(head, passed, min(room, MOST_BAR))
         else:
-            yield from flowed([head, passed], width)
+            yield from wrapped_lines([head, passed], width)
         if p.total:
-            yield from (Text(f"  {line}") for line in flowed(figures(p), width - 2, indent=""))
+            yield from (
+                Text(f"  {line}") for line in wrapped_lines(figures(p), width - 2, indent="")
+            )
 
     def _row(self, head: str, passed: str, room: int) -> Table:
         p = self._progress
@@ -40,7 +42,7 @@ class Bar:
         return row
 
 
-def count(p: Progress) -> str:
+def finished_of_total(p: Progress) -> str:
     return f"{p.done + p.failed}/{p.total}"
 
 
@@ -70,7 +72,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {s:02d} s" if minutes else f"{seconds:.1f} s"
 
 
-def clock(seconds: float) -> str:
+def stopwatch(seconds: float) -> str:
     """Format seconds as a stopwatch does."""
     minutes, s = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{s:02d}"

@@ -1,6 +1,5 @@
-"""What people see: tables and lines from plans, states and figures."""
+"""Status of an attempt: its job, its workers, its figures and its result."""
 
-import itertools
 import time
 from collections.abc import Iterator
 
@@ -11,82 +10,35 @@ from rich.text import Text
 
 from hpc_dynamo.cli.render import serving
 from hpc_dynamo.cli.render.progress import duration, progress_line
-from hpc_dynamo.cli.render.table import HOST, Column, Grid
-from hpc_dynamo.config import Config, Launcher
+from hpc_dynamo.cli.render.table import HOST_WIDTH, Column, ResponsiveTable
+from hpc_dynamo.config import Launcher
 from hpc_dynamo.launch import JobState
-from hpc_dynamo.launch.resources import group_configs, required_resources
 from hpc_dynamo.messages import BatchSummary, Outcome, Quantiles, Status
 from hpc_dynamo.run import Attempt
-from hpc_dynamo.topology import Plan
 
-STALE_S = 15.0  # a status file older than this is not of a living head
-
-
-def layout(config: Config, plan: Plan) -> RenderableType:
-    """Which worker is where."""
-    if config.route.engines:
-        return _engines(config)
-    engines = dict.fromkeys(f"{o.engine.name}, {o.topology.kind}" for o in config.by_model.values())
-    models = ["model"] if config.models else []
-    title = f"{'; '.join(engines)}: {plan.nodes} node(s)"
-    table = Grid("node", "rank", *models, "role", "GPUs", title=title)
-    parts = group_configs(config, plan)
-    for _, part in parts:
-        for node in range(part.first_node, part.first_node + part.nodes):
-            here = _on_node(part, node, named=bool(models))
-            for row in here or [("-", *("-" for _ in models), "idle", "-")]:
-                where = " ".join(filter(None, (str(node), part.hardware)))
-                table.add(*map(escape, (where, *row)))
-    return Group(table, *itertools.starmap(_node, parts))
+STALE_S = 15.0  # the head has probably died if its status is older
 
 
-def _on_node(plan: Plan, node: int, *, named: bool) -> list[tuple[str, ...]]:
-    """Rank, model if they are `named`, role and GPUs of every worker there."""
-    rows = list[tuple[str, ...]]()
-    for worker, shard in [(w, s) for w in plan.workers for s in w.shards if s.node == node]:
-        part = worker.shards.index(shard) + 1
-        split = f" (part {part} of {len(worker.shards)})" if len(worker.shards) > 1 else ""
-        gpus = ",".join(map(str, shard.gpus)) or "-"
-        model = (worker.model,) if named else ()
-        rows.append((f"{worker.rank}{split}", *model, str(worker.role), gpus))
-    return rows
-
-
-def _node(config: Config, plan: Plan) -> str:
-    """What a node must give, of those that are alike."""
-    need = required_resources(config, plan)
-    gpus = f", {need.gpus} GPUs" if need.gpus else ""
-    of = f" of {plan.hardware}" if plan.hardware else ""
-    memory = f"{need.memory_gb} GB" if need.memory_gb else "all memory"
-    return f"a node{of}: {need.cpus} CPUs, {memory}{gpus}; time {need.time_min} min"
-
-
-def _engines(config: Config) -> Grid:
-    """Those that somebody else started."""
-    table = Grid("rank", "role", "URL", title=f"{config.topology.kind}, engines that run already")
-    for rank, (role, url) in enumerate(config.route.engines):
-        table.add(*map(escape, (str(rank), str(role), url)))
-    return table
-
-
-def started(attempt: Attempt, launcher: Launcher) -> str:
+def started_line(attempt: Attempt, launcher: Launcher) -> str:
     job = attempt.job()
     what = f"{launcher} job {job.job_id}" if job else str(launcher)
     return f"attempt {attempt.number} is {what}; run folder {attempt.run.path}"
 
 
-def workers(status: Status) -> Grid:
-    table = Grid("rank", "role", Column("node", fold=HOST), "state", Column("start", right=True))
+def worker_table(status: Status) -> ResponsiveTable:
+    table = ResponsiveTable(
+        "rank", "role", Column("node", fold=HOST_WIDTH), "state", Column("start", right=True)
+    )
     for w in status.workers:
         start = f"{w.start_s:.1f} s" if w.start_s else "-"
-        table.add(*map(escape, (str(w.rank), str(w.role), w.host, str(w.state), start)))
+        table.add_row(*map(escape, (str(w.rank), str(w.role), w.host, str(w.state), start)))
     return table
 
 
 def status(attempt: Attempt, job: tuple[JobState, str] | None) -> RenderableType:
     """Return the status of an attempt. Totals come before the tables, which may be long."""
     known, outcome = attempt.status(), attempt.outcome()
-    rows: list[RenderableType] = [_head(attempt, job, outcome), *_where(attempt, outcome)]
+    rows: list[RenderableType] = [_head(attempt, job, outcome), *_addresses(attempt, outcome)]
     if known:
         rows += [] if outcome else [_phase(known)]
         rows += [Text(f"notice: {notice}") for notice in known.notices]
@@ -98,28 +50,30 @@ def status(attempt: Attempt, job: tuple[JobState, str] | None) -> RenderableType
 
 def _head(attempt: Attempt, job: tuple[JobState, str] | None, outcome: Outcome | None) -> Text:
     state, detail = job or (JobState.unknown, "never submitted")
-    said = ended(attempt, outcome) if outcome else f"attempt {attempt.number}: {state} ({detail})"
-    return Text(f"{said}\nrun folder: {attempt.run.path}")
+    line = (
+        ended_line(attempt, outcome) if outcome else f"attempt {attempt.number}: {state} ({detail})"
+    )
+    return Text(f"{line}\nrun folder: {attempt.run.path}")
 
 
-def ended(attempt: Attempt, outcome: Outcome) -> str:
-    """Describe in one line how an attempt ended."""
+def ended_line(attempt: Attempt, outcome: Outcome) -> str:
+    """Return the result of an ended attempt in one line."""
     return f"attempt {attempt.number} ended: {outcome.message or 'all done'}"
 
 
-def _where(attempt: Attempt, outcome: Outcome | None) -> Iterator[Text]:
-    """Yield its nodes and its endpoint."""
+def _addresses(attempt: Attempt, outcome: Outcome | None) -> Iterator[Text]:
+    """Yield the nodes of the attempt and its endpoint."""
     if roster := attempt.roster():
         hosts = ", ".join(f"{n.host} {n.address}" for n in roster.nodes)
         yield Text(f"roster by {roster.method} in {roster.seconds:.3f} s: {hosts}")
     endpoint = attempt.endpoint()
     if endpoint and not outcome:
-        yield Text(f"endpoint {endpoint.url}, {serving.served(endpoint)}")
+        yield Text(f"endpoint {endpoint.url}, {serving.models_text(endpoint)}")
 
 
 def _phase(known: Status) -> Text:
     age = time.time() - known.at
-    stale = f" (last heard {age:.0f} s ago)" if age > STALE_S else ""
+    stale = f" (last update {age:.0f} s ago)" if age > STALE_S else ""
     left = ""
     if known.ends_at:
         left = f", {duration(max(known.ends_at - time.time(), 0))} of walltime left"
@@ -127,20 +81,20 @@ def _phase(known: Status) -> Text:
 
 
 def _figures(attempt: Attempt, known: Status, *, ended: bool) -> Iterator[RenderableType]:
-    """Of a serving run the load, of a batch the progress."""
+    """Yield the load of a serving run, or the progress of a batch."""
     if known.traffic:
         yield Text(serving.traffic_line(known.traffic))
     elif known.progress.total and not ended:
         yield Text(progress_line(known.progress))
     if known.planner:
         yield Text(serving.planner_line(known.planner))
-    yield from (Text(serving.grown_line(job)) for job in known.extra_jobs)
+    yield from (Text(serving.extra_job_line(job)) for job in known.extra_jobs)
     if known.node_hours:
-        yield Text(f"further jobs have used {known.node_hours:.2f} node-hours")
+        yield Text(f"extra jobs have used {known.node_hours:.2f} node-hours")
     if known.successor:
         yield Text(serving.successor_line(known.successor))
     if known.traffic is None:
-        yield workers(known)
+        yield worker_table(known)
     else:
         yield from _loads(known)
     yield from (Text(f"worker {w.rank}: {w.detail}") for w in known.workers if w.detail)
@@ -151,7 +105,7 @@ def _loads(known: Status) -> Iterator[RenderableType]:
     for model in dict.fromkeys(w.model for w in known.workers) or ("",):
         if model:
             yield Text(serving.model_line(model, known.by_model.get(model)))
-        yield serving.loads(known, model)
+        yield serving.load_table(known, model)
 
 
 def summary(attempt: Attempt, s: BatchSummary) -> RenderableType:
@@ -173,10 +127,10 @@ def _summary(attempt: Attempt, s: BatchSummary) -> Table:
     cached = f" ({p.cached_tokens / p.prompt_tokens:.1%} cached)" if p.cached_tokens else ""
     table.add_row("tokens", f"{p.prompt_tokens} in{cached}, {p.completion_tokens} out, {rate}")
     if s.ttft_prefill.count:
-        table.add_row("TTFT on prefill workers", quantiles(s.ttft_prefill))
+        table.add_row("TTFT on prefill workers", quantiles_text(s.ttft_prefill))
     name = "TTFT on decode workers, KV transfer included" if s.ttft_prefill.count else "TTFT"
-    table.add_row(name, quantiles(s.ttft_decode))
-    table.add_row("ITL", quantiles(s.itl))
+    table.add_row(name, quantiles_text(s.ttft_decode))
+    table.add_row("ITL", quantiles_text(s.itl))
     table.add_row("KV bytes moved by NIXL", f"{s.kv_bytes:,}")
     table.add_row("decode workers busy", f"{100 * s.decode_busy:.0f} % of the time")
     roster = attempt.roster()
@@ -186,5 +140,5 @@ def _summary(attempt: Attempt, s: BatchSummary) -> Table:
     return table
 
 
-def quantiles(q: Quantiles) -> str:
+def quantiles_text(q: Quantiles) -> str:
     return f"p50 {1000 * q.p50:.1f} ms, p99 {1000 * q.p99:.1f} ms" if q.count else "not seen"

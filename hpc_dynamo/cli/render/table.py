@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-HOST, PROSE = 8, 30  # minimum widths of foldable columns
+HOST_WIDTH, TEXT_WIDTH = 8, 30  # minimum widths of foldable columns
 INDENT = "  "
 NOTHING = ("", "-")  # cells that a block leaves out
 
@@ -23,7 +23,7 @@ class Column:
     fold: int = 0
 
 
-class Grid:
+class ResponsiveTable:
     """A table if it fits, else a block of `name value` pairs for each row.
 
     Cells are rich markup; escape texts that may contain brackets.
@@ -33,7 +33,7 @@ class Grid:
         self._columns = [Column(c) if isinstance(c, str) else c for c in columns]
         self._title, self._plain, self._rows = title, plain, list[tuple[str, ...]]()
 
-    def add(self, *cells: str) -> None:
+    def add_row(self, *cells: str) -> None:
         self._rows.append(cells)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -75,14 +75,14 @@ class Grid:
                 for column, cell in zip(self._columns, row, strict=True)
                 if cell not in NOTHING
             ]
-            yield from flowed(pairs, width)
+            yield from wrapped_lines(pairs, width)
 
 
 def _width(cell: str) -> int:
     return Text.from_markup(cell).cell_len
 
 
-def flowed(parts: Sequence[Text | str], width: int, indent: str = INDENT) -> Iterator[Text]:
+def wrapped_lines(parts: Sequence[Text | str], width: int, indent: str = INDENT) -> Iterator[Text]:
     """Yield lines of comma-separated parts; a part that fits into a line is not broken."""
     line = Text(overflow="fold")
     for index, part in enumerate(parts):

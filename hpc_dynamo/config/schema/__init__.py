@@ -9,6 +9,7 @@
     planner.py    role changes, scale-out, job handover
     simulate.py   `hpc-dynamo simulate`
     setting.py    metadata of a field
+    describe.py   texts about a field
 
 Defaults here are the defaults of the product; files in `conf/` only choose among them. `None` means
 that the value is derived.
@@ -24,6 +25,7 @@ from hpc_dynamo.config.schema.cluster import (
     Slurm,
 )
 from hpc_dynamo.config.schema.config import Config, Model, ServedModel
+from hpc_dynamo.config.schema.describe import default_text, limits, type_name
 from hpc_dynamo.config.schema.engine import (
     Container,
     ContainerKind,
@@ -82,6 +84,9 @@ __all__ = [
     "Task",
     "Topology",
     "TopologyKind",
+    "default_text",
+    "limits",
     "own_fields",
     "schema_fields",
+    "type_name",
 ]

@@ -27,7 +27,7 @@ class ContainerKind(StrEnum):
 
     none = "none"
     apptainer = "apptainer"
-    enroot = "enroot"  # also works on clusters with Pyxis, which is a front end of Enroot
+    enroot = "enroot"  # also for clusters with Pyxis
     pyxis = "pyxis"  # `srun --container-image`: each engine is a Slurm step
 
 

@@ -22,9 +22,10 @@ class Policy(StrEnum):
 class Router:
     """Choice of a worker for a request. Prompt tokens are counted in blocks.
 
-    The cost of a worker, in blocks, is overlap_weight x (recompute_weight x uncached blocks of this
-    prompt + blocks of the prompts queued before it) + decode_weight x blocks that it holds for
-    running requests. A batch uses a recompute_weight of at least 2, since its goal is throughput.
+    The cost of a worker, in blocks, is `overlap_weight x (recompute_weight x uncached + queued) +
+    decode_weight x running`. `uncached` counts blocks of this prompt, `queued` blocks of prompts
+    ahead of it, and `running` blocks of the worker's running requests. A batch uses a
+    recompute_weight of at least 2, since its goal is throughput.
     """
 
     policy: Policy = setting(Policy.kv, "Routing policy.")
@@ -33,7 +34,7 @@ class Router:
     )
     index_capacity_blocks: int = setting(
         4_000_000,
-        "Capacity of the index over all workers; about 200 bytes a block.",
+        "Capacity of the index over all workers; about 200 bytes per block.",
         unit="blocks",
         ge=1,
         was="cached_blocks",

@@ -1,11 +1,11 @@
 """Fields of the configuration that carry their own documentation and bounds.
 
-The metadata of a field drives the check of its bounds (`config.validation.bounds`), the comments
-of `plan --show`, the reference page of the documentation, and the aliases of renamed fields.
+The metadata drives the check of bounds (`config.validation.bounds`), the comments of `plan --show`,
+the reference page of the documentation, and the old names of renamed fields.
 """
 
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -67,23 +67,21 @@ class SchemaField:
     info: FieldInfo
 
 
-def schema_fields(of: type, above: str = "") -> Iterator[SchemaField]:
-    """Yield each section and field below the section `of`, in the order of declaration."""
-    for each, type_, info in own_fields(of):
-        name, default = f"{above}{each.name}", _default(each)
-        yield SchemaField(name, type_, default, info)
-        if is_dataclass(type_):
-            yield from schema_fields(cast(type, type_), f"{name}.")
-        elif get_origin(type_) is dict and is_dataclass(get_args(type_)[1]):
-            yield from schema_fields(get_args(type_)[1], f"{name}.*.")
+def own_fields(section: type) -> Iterator[SchemaField]:
+    """Yield the fields of a section, sections below it included, by their own names."""
+    types = get_type_hints(section)
+    for each in fields(section):
+        factory = each.default_factory
+        default = each.default if factory is MISSING else factory()
+        yield SchemaField(each.name, types[each.name], default, each.metadata[KEY])
 
 
-def own_fields(of: type) -> Iterator[tuple[Field[Any], Any, FieldInfo]]:
-    """Yield each field of a section with its type and metadata."""
-    types = get_type_hints(of)
-    for each in fields(of):
-        yield each, types[each.name], each.metadata[KEY]
-
-
-def _default(each: Field[Any]) -> Any:
-    return each.default if each.default_factory is MISSING else each.default_factory()
+def schema_fields(section: type, above: str = "") -> Iterator[SchemaField]:
+    """Yield all fields below a section by their dotted names, in the order of declaration."""
+    for own in own_fields(section):
+        name = f"{above}{own.name}"
+        yield replace(own, name=name)
+        if is_dataclass(own.type):
+            yield from schema_fields(cast(type, own.type), f"{name}.")
+        elif get_origin(own.type) is dict and is_dataclass(get_args(own.type)[1]):
+            yield from schema_fields(get_args(own.type)[1], f"{name}.*.")

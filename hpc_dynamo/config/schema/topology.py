@@ -17,7 +17,7 @@ class Role(StrEnum):
 
 
 class TopologyKind(StrEnum):
-    """Division of the work: every worker computes both phases, or prefill and decode are apart."""
+    """Kind of topology: workers compute both phases of a request, or only one of them."""
 
     aggregated = "aggregated"
     disaggregated = "disaggregated"

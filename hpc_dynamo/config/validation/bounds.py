@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
-from hpc_dynamo.config.schema.setting import FieldInfo, own_fields
+from hpc_dynamo.config.schema.setting import SchemaField, own_fields
 from hpc_dynamo.errors import ConfigError
 
 
 def check_bounds(section: Any, above: str = "") -> None:
     """Check all fields of a section and of the sections below. Raises ConfigError."""
-    for field, _, info in own_fields(type(section)):
+    for field in own_fields(type(section)):
         name, value = f"{above}{field.name}", getattr(section, field.name)
         if is_dataclass(value):
             check_bounds(value, f"{name}.")
@@ -19,13 +19,14 @@ def check_bounds(section: Any, above: str = "") -> None:
                 if is_dataclass(entry):
                     check_bounds(entry, f"{name}.{key}.")
         else:
-            _check(name, value, field.default, info)
+            _check(name, value, field)
 
 
-def _check(name: str, value: Any, default: Any, info: FieldInfo) -> None:
+def _check(name: str, value: Any, field: SchemaField) -> None:
+    info = field.info
     if info.choices and value not in info.choices:
         hint = f"one of {', '.join(info.choices)}"
         raise ConfigError(f"{name}={value} is not known", hint=hint)
     if isinstance(value, int | float) and not info.contains(value):
-        example = default if default is not None else f"{info.ge or 1:g}"
+        example = field.default if field.default is not None else f"{info.ge or 1:g}"
         raise ConfigError(f"{name}={value} must be {info.bounds}", hint=f"{name}={example}")

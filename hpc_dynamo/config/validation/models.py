@@ -33,7 +33,7 @@ def check_models(config: Config) -> None:
     if config.task is not Task.serve:
         require_single_model(config, f"a {config.task}")
     if config.route.engines:
-        what = "models.* are served by workers that we start, and route.* names other engines"
+        what = "models.* cannot be combined with route.*, which names engines that already run"
         raise ConfigError(what, hint="hpc-dynamo serve …, or a route for each model")
     if config.planner.mode is not PlannerMode.off:
         require_single_model(config, f"planner.mode={config.planner.mode}")

@@ -8,7 +8,7 @@ def check_planner(config: Config) -> None:
     """Check that the planner can change the roles of the workers, if it is on."""
     planner = config.planner
     if planner.job_handover and config.route.engines:
-        what = "planner.job_handover=true needs a job of ours, and `route` submits none"
+        what = "planner.job_handover=true needs a Slurm job, and `route` submits none"
         raise ConfigError(what, hint="planner.job_handover=false")
     if planner.mode is PlannerMode.off:
         return
@@ -23,7 +23,7 @@ def _check_pools(config: Config) -> None:
     topology, planner = config.topology, config.planner
     if topology.kind is not TopologyKind.disaggregated or config.route.engines:
         what = f"planner.mode={planner.mode} has no roles to change here"
-        hint = "topology=disaggregated with workers that we start, or planner=off"
+        hint = "topology=disaggregated and hpc-dynamo serve, or planner=off"
         raise ConfigError(what, hint=hint)
     if _shape(topology.prefill) != _shape(topology.decode):
         what = "workers of different shapes cannot change their role"

@@ -7,7 +7,7 @@ from hpc_dynamo.config.schema import Role, Route
 from hpc_dynamo.errors import ConfigError
 
 EXAMPLE = "http://localhost:8000"
-BASE_PATHS = ("", "/v1")  # of a base URL; clients of OpenAI are given the second
+BASE_PATHS = ("", "/v1")  # paths of a base URL; OpenAI clients use the second
 TRANSPORTS = ("tcp", "ipc")
 EVENTS = "tcp://localhost:5557|tcp://localhost:5558, where one publishes and where it replays"
 

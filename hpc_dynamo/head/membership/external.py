@@ -1,8 +1,8 @@
-"""Engines that somebody else started: here while they answer.
+"""External workers: engines that hpc_dynamo did not start, for `hpc-dynamo route`.
 
-A worker joins the router when it has served a token, or where no name of its model is known
-(model.name) when it has said which models it has; it leaves when it fails to answer twice in a
-row, and joins again as it joined. Nobody else tells of it, so it is asked, for ever.
+An engine is ready once it has generated a token, or listed its models if `model.name` is not
+set. It is checked every second. After two failures in a row it is removed, until it is ready
+again.
 """
 
 import asyncio
@@ -28,16 +28,16 @@ from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import KvEvents, WorkerReport, WorkerState
 from hpc_dynamo.router import Router
 
-ASK_S = 1.0
-ANSWER_S = 10.0  # a busy engine may be slow to say that it lives
-FAILURES = 2  # in a row: it is gone
+CHECK_INTERVAL_S = 1.0
+TIMEOUT_S = 10.0  # a busy engine may answer /health late
+MAX_FAILURES = 2  # in a row
 LOOPBACK = "127.0.0.1"
 
 log = logging.getLogger(__name__)
 
 
 class ExternalWorkers:
-    """See head.work.Members. `group` holds the tasks that follow the engines' KV events."""
+    """Workers of `route.engines`, see WorkerDirectory. `group` runs the relays of KV events."""
 
     def __init__(
         self,
@@ -48,14 +48,14 @@ class ExternalWorkers:
         address: str = LOOPBACK,
     ) -> None:
         self.address = address
-        self._name, self._engines = config.model.name, config.route.engines
-        self._dialect = pd_protocol_of(config)
+        self._model, self._engines = config.model.name, config.route.engines
+        self._pd_protocol = pd_protocol_of(config)
         pairs = [pair.split("|") for pair in config.route.events]
         self._events = dict(enumerate(EventEndpoints(*pair) for pair in pairs))
         if not config.router.kv_events:
             self._events.clear()
         self._router, self._http = router, http
-        self._relay = KvEventRelay("", self._learn, group)
+        self._relay = KvEventRelay("", self._receive_kv_events, group)
         self.workers = {
             rank: WorkerReport(
                 rank=rank,
@@ -72,88 +72,89 @@ class ExternalWorkers:
         return tuple(self.workers[rank] for rank in sorted(self.workers))
 
     async def watch(self) -> None:
-        """Until cancelled."""
+        """Check all engines until cancelled."""
         async with asyncio.TaskGroup() as group:
             for rank, (role, url) in enumerate(self._engines):
-                group.create_task(self._keep(rank, role, url), name=f"worker-{rank}")
+                group.create_task(self._watch_engine(rank, role, url), name=f"worker-{rank}")
 
-    async def _keep(self, rank: int, role: Role, url: str) -> None:
+    async def _watch_engine(self, rank: int, role: Role, url: str) -> None:
         state = WorkerState.starting
         while True:
             began = time.monotonic()
-            while why := await self._why_not(role, url):
-                self._tell(rank, state, f"{url} {why}")
-                await asyncio.sleep(ASK_S)
-            async with self._life(rank, role, url, time.monotonic() - began):
-                await self._while_it_lives(url)
+            while reason := await self._not_serving_reason(role, url):
+                self._update(rank, state, f"{url} {reason}")
+                await asyncio.sleep(CHECK_INTERVAL_S)
+            async with self._routed(rank, role, url, time.monotonic() - began):
+                await self._wait_for_failure(url)
             state = WorkerState.failed
-            self._tell(rank, state, f"{url} does not answer any more")
+            self._update(rank, state, f"{url} no longer answers")
 
     @asynccontextmanager
-    async def _life(self, rank: int, role: Role, url: str, start_s: float) -> AsyncIterator[None]:
-        """The router knows it, and what it tells of its cache."""
-        served = await self._served(url)
-        self._tell(rank, WorkerState.ready, start_s=start_s, served=served)
+    async def _routed(self, rank: int, role: Role, url: str, start_s: float) -> AsyncIterator[None]:
+        """Keep a worker in the router, with its KV events, while the context is open."""
+        models = await self._query_models(url)
+        self._update(rank, WorkerState.ready, start_s=start_s, models=models)
         await self._router.add_worker(rank, role, url)
         try:
             async with self._relay.follow(rank, self._events.get(rank)):
-                self._relay.replay(rank, 0)  # who begins to listen comes late
+                self._relay.replay(rank, 0)  # earlier events were not received
                 yield
         finally:
             self._router.remove_worker(rank)
 
-    def _tell(
+    def _update(
         self,
         rank: int,
         state: WorkerState,
         detail: str = "",
         *,
-        served: EngineModels = NO_MODELS,
+        models: EngineModels = NO_MODELS,
         start_s: float = 0.0,
     ) -> None:
-        """The status, and the log where that is news."""
+        """Update a worker's report and log it if state or detail changed."""
         before = self.workers[rank]
         self.workers[rank] = replace(
             before,
             state=state,
             detail=detail,
-            models=served.models,
-            adapters=dict(served.adapters),
-            context_tokens=served.context_tokens,
-            operations=served.operations,
+            models=models.models,
+            adapters=dict(models.adapters),
+            context_tokens=models.context_tokens,
+            operations=models.operations,
             start_s=start_s,
         )
         if (before.state, before.detail) != (state, detail):
             log.info("worker %d (%s) at %s: %s %s", rank, before.role, before.url, state, detail)
 
-    async def _learn(self, told: KvEvents) -> None:
-        missed = self._router.kv_state.receive_events(told.rank, told.seq, told.payload)
-        if missed is not None:
-            self._relay.replay(told.rank, missed)
+    async def _receive_kv_events(self, events: KvEvents) -> None:
+        state = self._router.kv_state
+        first_missing = state.receive_events(events.rank, events.seq, events.payload)
+        if first_missing is not None:
+            self._relay.replay(events.rank, first_missing)
 
-    # What an engine is asked, with a deadline.
+    # Queries to an engine, with a deadline.
 
-    async def _why_not(self, role: Role, url: str) -> str:
+    async def _not_serving_reason(self, role: Role, url: str) -> str:
         with suppress(TimeoutError):
-            async with asyncio.timeout(ANSWER_S):
-                fields = probe_fields(self._dialect, role)
-                return await not_serving_reason(self._http, url, self._name, fields)
-        return f"says nothing for {ANSWER_S:.0f} s"
+            async with asyncio.timeout(TIMEOUT_S):
+                fields = probe_fields(self._pd_protocol, role)
+                return await not_serving_reason(self._http, url, self._model, fields)
+        return f"does not answer within {TIMEOUT_S:.0f} s"
 
-    async def _served(self, url: str) -> EngineModels:
+    async def _query_models(self, url: str) -> EngineModels:
         with suppress(TimeoutError):
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 return await query_models(self._http, url)
         return NO_MODELS
 
-    async def _while_it_lives(self, url: str) -> None:
+    async def _wait_for_failure(self, url: str) -> None:
         failures = 0
-        while failures < FAILURES:
-            await asyncio.sleep(ASK_S)
-            failures = 0 if await self._lives(url) else failures + 1
+        while failures < MAX_FAILURES:
+            await asyncio.sleep(CHECK_INTERVAL_S)
+            failures = 0 if await self._is_alive(url) else failures + 1
 
-    async def _lives(self, url: str) -> bool:
+    async def _is_alive(self, url: str) -> bool:
         with suppress(TimeoutError):
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 return await is_alive(self._http, url)
         return False

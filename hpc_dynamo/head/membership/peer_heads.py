@@ -1,6 +1,7 @@
-"""Other heads before the same engines: what they have on these, read several times a second.
+"""Peer heads: other `hpc-dynamo route` heads in front of the same engines.
 
-A choice counts it as if it were ours, a little late; a head that is silent is not counted.
+Each head reads the loads of its peers fifty times a second and counts them when it selects a
+worker. A peer that is silent for 1.5 s is no longer counted.
 """
 
 import asyncio
@@ -13,54 +14,53 @@ from hpc_dynamo.http import HttpClient
 from hpc_dynamo.router import Router, decode_loads
 
 PATH = "/v1/loads"
-ASK_S = 0.02  # a prefill is over in less than 0.1: what is told later misleads
-ANSWER_S = 0.5
-SILENT_S = 1.5  # since its last word
+INTERVAL_S = 0.02  # a prefill takes less than 0.1 s, so older loads mislead
+TIMEOUT_S = 0.5
+SILENT_S = 1.5  # since the last answer
 
 log = logging.getLogger(__name__)
 
 
 class PeerHeads:
-    """`client` presents the API key that the heads share, and keeps a connection to each."""
+    """Reads the loads of peers into `router`. `client` presents the API key that heads share."""
 
     def __init__(self, router: Router, urls: Sequence[str], client: HttpClient) -> None:
         self._router, self._urls, self._client = router, urls, client
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Poll all peers until cancelled."""
         async with asyncio.TaskGroup() as group:
             for url in self._urls:
-                group.create_task(self._follow(url), name=f"peer {url}")
+                group.create_task(self._poll(url), name=f"peer {url}")
 
-    async def _follow(self, url: str) -> None:
+    async def _poll(self, url: str) -> None:
         clock = asyncio.get_running_loop().time
-        at, there = 0.0, False
+        last_answer, counted = 0.0, False
         while True:
-            why = await self._listen(url)
-            at = at if why else clock()
-            if why and there and clock() - at > SILENT_S:
-                log.warning("head at %s is not counted any more: %s", url, why)
+            error = await self._read_loads(url)
+            last_answer = last_answer if error else clock()
+            if error and counted and clock() - last_answer > SILENT_S:
+                log.warning("head at %s is no longer counted: %s", url, error)
                 self._router.set_peer_load(url, {})
-                there = False
-            elif not why and not there:
-                log.info("head at %s is here", url)
-                there = True
-            await asyncio.sleep(ASK_S)
+                counted = False
+            elif not error and not counted:
+                log.info("head at %s is counted", url)
+                counted = True
+            await asyncio.sleep(INTERVAL_S)
 
-    async def _listen(self, url: str) -> str:
-        """Take in what it has; why not, if it could not be had."""
+    async def _read_loads(self, url: str) -> str:
+        """Read the loads of a peer; return the error, or an empty string."""
         try:
-            async with asyncio.timeout(ANSWER_S), self._client.send("GET", url, PATH) as answer:
+            async with asyncio.timeout(TIMEOUT_S), self._client.send("GET", url, PATH) as answer:
                 content = await answer.read()
             if answer.status != 200:
                 return f"it answers {answer.status}"
-            said = decode_loads(content)
-            if (
-                said.head != self._router.head_name
-            ):  # who is given the same list as all finds itself
-                self._router.set_peer_load(url, said.workers)
+            loads = decode_loads(content)
+            # All heads may have the same list of peers, which then contains this head.
+            if loads.head != self._router.head_name:
+                self._router.set_peer_load(url, loads.workers)
         except TimeoutError:
-            return f"no answer within {ANSWER_S} s"
+            return f"no answer within {TIMEOUT_S} s"
         except (OSError, msgspec.DecodeError) as e:
             return str(e)
         return ""

@@ -1,8 +1,8 @@
-"""The jobs of the other kinds of nodes: as much of the run as the head's own job, and over with it.
+"""Extra jobs of other hardware, which are as essential to a run as the head's own job.
 
-They were asked for together with the head's, and their agents wait for its roster. A head that
-was started again in its place asks for them itself, since the former ones ended with its former
-life. One that ends before the run does takes a whole role away: so the run ends as well.
+They were submitted together with the head's job, and their agents wait for its roster. If the
+head's job is requeued, its new head submits them again, since the earlier ones have ended. If one
+of them ends before the run does, a whole role is lost, so the run ends.
 """
 
 import asyncio
@@ -25,74 +25,77 @@ log = logging.getLogger(__name__)
 
 
 class HeterogeneousJobs:
-    """Of one attempt. `warned` is called when Slurm is about to end one, `lost` when it did."""
+    """Extra jobs of an attempt's other hardware.
+
+    `on_preemption` is called when Slurm ends one of them soon, `on_lost` when one has ended.
+    """
 
     def __init__(
         self,
         attempt: Attempt,
         router: Router,
         members: Membership,
-        warned: Callable[[], object],
-        lost: Callable[[EngineError], object],
+        on_preemption: Callable[[], object],
+        on_lost: Callable[[EngineError], object],
     ) -> None:
         self._attempt, self._router, self._members = attempt, router, members
         self._config: Config = attempt.config()
-        self._warned, self._lost = warned, lost
+        self._on_preemption, self._on_lost = on_preemption, on_lost
         self._jobs = list[ExtraJob]()
         self._ending = False
 
     def extend_status(self, status: Status) -> Status:
+        """Add the jobs that have not ended."""
         live = (job.status for job in self._jobs if job.state is not ExtraJobState.ended)
         return replace(status, extra_jobs=(*status.extra_jobs, *live))
 
     async def run(self) -> None:
-        """Until cancelled; `end` comes before that."""
+        """Follow the jobs until cancelled. Call `end` before."""
         folders = await asyncio.to_thread(self._folders)
-        self._jobs = [self._further(folder) for folder in folders]
+        self._jobs = [self._extra_job(folder) for folder in folders]
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._mind_warnings(), name="companion-warnings")
+            group.create_task(self._watch_preemptions(), name="hetero-job-preemptions")
             for job in self._jobs:
-                group.create_task(self._mind(job), name=f"companion-{job.status.number}")
+                group.create_task(self._follow(job), name=f"hetero-job-{job.status.number}")
 
-    async def end(self, why: str) -> None:
-        """They end now."""
+    async def end(self, reason: str) -> None:
+        """End all jobs."""
         self._ending = True
         async with asyncio.TaskGroup() as group:
             for job in self._jobs:
-                group.create_task(job.end_with_run(why))
+                group.create_task(job.end_with_run(reason))
 
     def _folders(self) -> list[ExtraJobFolder]:
-        """Of jobs that wait for their first head, or new ones in place of a former head's."""
-        there = self._attempt.extra_jobs()
-        waiting = [folder for folder in there if folder.state() is None]
-        stop_leftover_jobs(
-            (f for f in there if f not in waiting), self._config.cluster.heartbeat_timeout_s
-        )
+        """Return the jobs that wait for their first head, or new ones after a requeue."""
+        folders = self._attempt.extra_jobs()
+        waiting = [folder for folder in folders if folder.state() is None]
+        earlier = [folder for folder in folders if folder not in waiting]
+        stop_leftover_jobs(earlier, self._config.cluster.heartbeat_timeout_s)
         if waiting:
             return waiting
-        return [self._attempt.new_extra_job(part) for part in self._attempt.plan().group_plans[1:]]
+        return [self._attempt.new_extra_job(plan) for plan in self._attempt.plan().group_plans[1:]]
 
-    def _further(self, folder: ExtraJobFolder) -> ExtraJob:
+    def _extra_job(self, folder: ExtraJobFolder) -> ExtraJob:
         plan, job = folder.plan(), folder.job()
-        known = ExtraJobStatus(
+        status = ExtraJobStatus(
             number=folder.number,
             role=plan.workers[0].role,
             nodes=plan.nodes,
             ranks=tuple(worker.rank for worker in plan.workers),
             requested_at=job.submitted_at if job else time.time(),
         )
-        return ExtraJob(folder, known, self._config, self._router, self._members)
+        return ExtraJob(folder, status, self._config, self._router, self._members)
 
-    async def _mind(self, job: ExtraJob) -> None:
+    async def _follow(self, job: ExtraJob) -> None:
         await job.run(60.0 * walltime_minutes(self._config.cluster.slurm.time))
         if not self._ending:
-            known = job.status
-            what = f"the job {known.job_id} of the {known.role} workers has ended: {known.detail}"
-            self._lost(EngineError(what, log=self._attempt.logs))
+            status = job.status
+            what = f"job {status.job_id} of the {status.role} workers has ended: {status.detail}"
+            self._on_lost(EngineError(what, log=self._attempt.logs))
 
-    async def _mind_warnings(self) -> None:
-        """A companion's walltime is over, or it is preempted: the run goes on in another job."""
+    async def _watch_preemptions(self) -> None:
+        """Report the end of a job's walltime, or its preemption: another job continues the run."""
         while True:
             node = await self._members.preempted_nodes.get()
             log.warning("Slurm ends the job of node %d soon", node)
-            self._warned()
+            self._on_preemption()

@@ -1,6 +1,11 @@
-"""A serving job hands over to the next: it asks for one in time and watches it until its own end.
+"""Hand-over of a serving job to the next one, which it submits in time and then monitors.
 
-New requests go there while it is ready, and stay here while it is not.
+job (JobHandover)                           next job
+  submits it, lead time before the end
+  polls the scheduler, status.json            queued, starts its engines
+  polls GET /ready of its endpoint            writes endpoint.json
+  forwards new requests while /ready is 200   serves
+  drains and ends
 """
 
 import asyncio
@@ -18,152 +23,168 @@ from hpc_dynamo.launch.node import is_requeued
 from hpc_dynamo.messages import Outcome, Successor
 from hpc_dynamo.run import Attempt
 
-MARGIN = 2.0  # queues have grown since, disks are slower
-LOOK_S = 1.0
-ANSWER_S = 2.0
-SILENT_S = 10.0  # since its last answer: what it has not answered by then is given up
-QUEUE_S = 10.0  # between two questions to the scheduler, which many ask
-RETRY_S = 30.0  # until a job is asked for again that could not be submitted
+LEAD_FACTOR = 2.0  # the next job may wait longer in the queue
+POLL_S = 1.0
+READY_TIMEOUT_S = 2.0
+SILENT_S = 10.0  # without an answer, until requests forwarded to it are given up
+QUEUE_POLL_S = 10.0  # the scheduler serves many users
+RETRY_S = 30.0  # after a failed submission
 
 log = logging.getLogger(__name__)
 
 
-def lead_time_s(took_s: float, least_s: float) -> float:
-    """How long before it must serve a successor is asked for, when the job before took `took_s`
-    from its own submission: in the queue, and to start its engines."""
-    return max(least_s, MARGIN * took_s)
+def lead_time_s(start_s: float, min_lead_s: float) -> float:
+    """Return how long before it must serve the next job is submitted.
+
+    `start_s` is the time that this job took from its submission to its endpoint.
+    """
+    return max(min_lead_s, LEAD_FACTOR * start_s)
 
 
 class JobHandover:
-    """Of one attempt. `changed` is called when `successor` is another."""
+    """Hand-over of an attempt. `changed` is called when `successor` has changed."""
 
     def __init__(self, attempt: Attempt, changed: Callable[[], object]) -> None:
         self._attempt, self._changed = attempt, changed
         self._config = attempt.config()
-        self._heard_at = self._queue_at = 0.0
-        self._ended = False  # the successor has, before us
+        self._last_answer = self._last_queue_poll = 0.0
+        self._successor_ended = False
         self.successor: Successor | None = None
 
     async def run(self, serving: Callable[[], bool], spare_s: Callable[[], float]) -> None:
-        """Until cancelled. `spare_s`: until another job must serve."""
-        await self._due(serving, spare_s)
-        after = await self._ask()
+        """Submit the next job in time, then monitor it until cancelled.
+
+        `serving` returns True once this job serves, `spare_s` the time until the next job must
+        serve.
+        """
+        await self._wait_until_due(serving, spare_s)
+        attempt = await self._submit_until_accepted()
         cert = self._config.serve.tls_cert
         async with HttpClient(tls=pinned_tls_context(cert) if cert else None) as client:
             while True:
-                self._show(await self._look(after, client))
-                await asyncio.sleep(LOOK_S)
+                self._set_successor(await self._poll(attempt, client))
+                await asyncio.sleep(POLL_S)
 
     def final_outcome(self, outcome: Outcome) -> Outcome:
-        """Our outcome, with the attempt that goes on if there is one; clients look there now, also
-        where it did not answer just then."""
-        if self.successor is None or not self.successor.attempt or self._ended:
+        """Return the outcome with the attempt that continues, and publish that attempt's URL.
+
+        The URL is published even if the next job does not answer at the moment.
+        """
+        if self.successor is None or not self.successor.attempt or self._successor_ended:
             return outcome
         if self.successor.url:
             self._attempt.run.publish_url(self.successor.url)
         number = self.successor.attempt
-        message = f"{outcome.message}; attempt {number} goes on"
+        message = f"{outcome.message}; attempt {number} continues"
         return replace(outcome, message=message, next_attempt=number)
 
-    async def _due(self, serving: Callable[[], bool], spare_s: Callable[[], float]) -> None:
-        """A job that never served waits for ever: it would be followed by others like it."""
-        lead: float | None = None
-        while lead is None or spare_s() > lead:
-            await asyncio.sleep(LOOK_S)
-            if lead is None and serving():
-                lead = lead_time_s(self._took_s(), self._config.planner.job_handover_lead_s)
-                log.info("a successor is asked for %.0f s before it must serve", lead)
+    async def _wait_until_due(
+        self, serving: Callable[[], bool], spare_s: Callable[[], float]
+    ) -> None:
+        """Wait for the time of submission.
 
-    def _took_s(self) -> float:
-        """From our submission until now; of a job that was requeued, from its present start."""
+        A job that never serves waits without a limit: jobs after it would fail in the same way.
+        """
+        lead_s: float | None = None
+        while lead_s is None or spare_s() > lead_s:
+            await asyncio.sleep(POLL_S)
+            if lead_s is None and serving():
+                lead_s = lead_time_s(self._start_s(), self._config.planner.job_handover_lead_s)
+                log.info("the next job is submitted %.0f s before it must serve", lead_s)
+
+    def _start_s(self) -> float:
+        """Return the time since the submission of this job, or since its restart if requeued."""
         job = self._attempt.job()
-        asked_at = [node.started_at for node in self._attempt.nodes()]
+        starts = [node.started_at for node in self._attempt.nodes()]
         if job and not is_requeued():
-            asked_at = [job.submitted_at]
-        return max(time.time() - min(asked_at), 0.0)
+            starts = [job.submitted_at]
+        return max(time.time() - min(starts), 0.0)
 
-    async def _ask(self) -> Attempt:
-        """The attempt of a submitted job."""
+    async def _submit_until_accepted(self) -> Attempt:
         while True:
             try:
                 return await self._submit()
             except HpcDynamoError as e:
-                log.error("no successor: %s", e)
-                self._show(Successor(attempt=0, job_id="", detail=str(e)))
+                log.error("the next job was not submitted: %s", e)
+                self._set_successor(Successor(attempt=0, job_id="", detail=str(e)))
             await asyncio.sleep(RETRY_S)
 
     async def _submit(self) -> Attempt:
-        """Not left half done: the outcome must name a job that was asked for."""
-        asking = asyncio.create_task(
+        """Submit the next job. A cancellation waits for it, since the outcome must name the job."""
+        submission = asyncio.create_task(
             asyncio.to_thread(detached_submit.submit_next_attempt, self._attempt)
         )
         try:
-            after = await asyncio.shield(asking)
+            attempt = await asyncio.shield(submission)
         except asyncio.CancelledError:
-            self._submitted(await asking)
+            self._set_submitted(await submission)
             raise
-        self._submitted(after)
-        return after
+        self._set_submitted(attempt)
+        return attempt
 
-    def _submitted(self, after: Attempt) -> None:
-        job = after.job()
-        log.info("attempt %d is to take over: job %s", after.number, job.job_id if job else "?")
+    def _set_submitted(self, attempt: Attempt) -> None:
+        job = attempt.job()
+        log.info("attempt %d will take over: job %s", attempt.number, job.job_id if job else "?")
         job_id = job.job_id if job else ""
-        self._show(Successor(attempt=after.number, job_id=job_id, detail="submitted"))
+        self._set_successor(Successor(attempt=attempt.number, job_id=job_id, detail="submitted"))
 
-    async def _look(self, after: Attempt, client: HttpClient) -> Successor:
-        """How the successor is now."""
+    async def _poll(self, attempt: Attempt, client: HttpClient) -> Successor:
+        """Return the present state of the next job."""
         known = self.successor
         assert known
         try:
-            outcome = await asyncio.to_thread(after.outcome)
-            endpoint = await asyncio.to_thread(after.endpoint)
+            outcome = await asyncio.to_thread(attempt.outcome)
+            endpoint = await asyncio.to_thread(attempt.endpoint)
             if outcome:
-                self._ended = True
+                self._successor_ended = True
                 ended = f"it has ended: {outcome.message}"
                 return replace(known, url="", ready=False, detail=ended)
             if endpoint is None:
-                return replace(known, url="", ready=False, detail=await self._waits(after))
+                detail = await self._startup_detail(attempt)
+                return replace(known, url="", ready=False, detail=detail)
         except (OSError, HpcDynamoError) as e:
             return replace(known, ready=False, detail=str(e))
         return await self._probe(replace(known, url=endpoint.url), client)
 
-    async def _waits(self, after: Attempt) -> str:
-        """What it is waiting for."""
-        status = await asyncio.to_thread(after.status)
+    async def _startup_detail(self, attempt: Attempt) -> str:
+        """Return the phase of a job that starts, or the scheduler's reason of one that waits."""
+        status = await asyncio.to_thread(attempt.status)
         if status:
             return status.phase
         assert self.successor
-        if time.monotonic() - self._queue_at < QUEUE_S:
+        if time.monotonic() - self._last_queue_poll < QUEUE_POLL_S:
             return self.successor.detail
-        self._queue_at = time.monotonic()
-        job = launch.find_job(after)
+        self._last_queue_poll = time.monotonic()
+        job = launch.find_job(attempt)
         state, detail = await asyncio.to_thread(job.state) if job else ("", "")
         return f"{state}, {detail}"
 
-    async def _probe(self, seen: Successor, client: HttpClient) -> Successor:
+    async def _probe(self, known: Successor, client: HttpClient) -> Successor:
+        """Return the state of a next job that has an endpoint."""
+        request = client.send("GET", known.url, "/ready")
         try:
-            async with asyncio.timeout(ANSWER_S), client.send("GET", seen.url, "/ready") as answer:
+            async with asyncio.timeout(READY_TIMEOUT_S), request as answer:
                 await answer.read()
-            self._heard_at = time.monotonic()
+            self._last_answer = time.monotonic()
             if answer.status == 200:
-                return replace(seen, ready=True, detail="it takes new requests")
-            return replace(seen, ready=False, detail="it cannot serve just now")
+                return replace(known, ready=True, detail="it takes new requests")
+            return replace(known, ready=False, detail="it is not ready")
         except OSError as e:
-            detail = f"{seen.url} does not answer: {e or type(e).__name__}"
-        silent = time.monotonic() - self._heard_at > SILENT_S
-        return replace(seen, url="" if silent else seen.url, ready=False, detail=detail)
+            detail = f"{known.url} does not answer: {e or type(e).__name__}"
+        silent = time.monotonic() - self._last_answer > SILENT_S
+        return replace(known, url="" if silent else known.url, ready=False, detail=detail)
 
-    def _show(self, now: Successor) -> None:
+    def _set_successor(self, now: Successor) -> None:
         before, self.successor = self.successor, now
         if now == before:
             return
         log.info("attempt %d: %s", now.attempt, now.detail)
         if now.ready != (before is not None and before.ready):
-            self._tell_clients(now)
+            self._publish_url(now)
         self._changed()
 
-    def _tell_clients(self, now: Successor) -> None:
+    def _publish_url(self, now: Successor) -> None:
+        """Publish the URL of the job that takes new requests."""
         own = self._attempt.endpoint()
         if now.ready or own:
             self._attempt.run.publish_url(now.url if now.ready or not own else own.url)

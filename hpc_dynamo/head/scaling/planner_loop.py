@@ -1,7 +1,7 @@
-"""The planner's loop: look, decide, change roles, and keep a record of all that.
+"""The planner's loop: collect signals, decide, change roles, and record all of it.
 
-A direction (from one role to the other) in which a flip failed is not tried again for
-RETRY_INTERVALS, twice as many after each further failure; a flip that succeeds ends that.
+A direction (from one role to the other) in which a role change failed is not tried again for
+RETRY_INTERVALS, twice as many after each failure in a row.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from hpc_dynamo.planner.signals import PlannerDecision, RoleMove, Signals
 from hpc_dynamo.router import Router
 
 RETRY_INTERVALS = 10
-MOST_INTERVALS = 160
+MAX_RETRY_INTERVALS = 160
 
 Direction = tuple[Role, Role]
 
@@ -32,15 +32,16 @@ log = logging.getLogger(__name__)
 
 
 class DecisionPolicy(Protocol):
-    """See planner.Planner."""
+    """Anything that decides from signals, see planner.Planner."""
 
-    def decide(self, seen: Signals) -> PlannerDecision: ...
+    def decide(self, signals: Signals, /) -> PlannerDecision: ...
 
 
 class PlannerLoop:
-    """Runs until cancelled; `heed` is told of every decision.
+    """Runs the planner once per interval. `on_decision` receives every decision.
 
-    `flips` counts by old role, new role, and done or failed.
+    `changing` are the ranks that change their role now. `role_changes` counts by old role, new
+    role, and "done" or "failed".
     """
 
     def __init__(
@@ -48,98 +49,102 @@ class PlannerLoop:
         config: Config,
         router: Router,
         planner: DecisionPolicy,
-        flipper: RoleChanger,
+        role_changer: RoleChanger,
         loads: Callable[[], Sequence[WorkerLoad]],
         file: Path,
-        heed: Callable[[PlannerDecision], None] = lambda decision: None,
+        on_decision: Callable[[PlannerDecision], None] = lambda decision: None,
     ) -> None:
         self._roles = [role for role, _ in config.topology.pools]
         self._interval_s = config.planner.interval_s
-        self._most = config.engine.max_num_seqs
-        self._router, self._planner, self._flipper = router, planner, flipper
-        self._loads, self._file, self._heed = loads, file, heed
+        self._max_sequences = config.engine.max_num_seqs
+        self._router, self._planner, self._role_changer = router, planner, role_changer
+        self._loads, self._file, self._on_decision = loads, file, on_decision
         self._lengths = PromptLengths()
-        self.moving = set[int]()  # ranks
-        self._retries = defaultdict[Direction, Backoff](self._backoff)
+        self.changing = set[int]()
+        self._retries = defaultdict[Direction, Backoff](self._new_backoff)
         self.role_changes = Counter[tuple[Role, Role, str]]()
         self.last: PlannerDecision | None = None
 
+    def _new_backoff(self) -> Backoff:
+        interval_s = self._interval_s
+        return Backoff(RETRY_INTERVALS * interval_s, MAX_RETRY_INTERVALS * interval_s)
+
     async def run(self) -> None:
+        """Decide once per interval until cancelled, from the moment that all roles are ready."""
         await self._router.wait_for_roles(self._roles)
-        self._router.interval_stats.take()  # what came before is no interval
+        self._router.interval_stats.take()  # the time before is not an interval
         self._lengths.take(self._loads())
         async with asyncio.TaskGroup() as group:
             while True:
                 await asyncio.sleep(self._interval_s)
-                seen = self._see()
-                # A forecast may have to fit a model: streams must not wait for that.
-                self.last = await asyncio.to_thread(self._planner.decide, seen)
-                self._heed(self.last)
-                ranks, left_out = self._who(self.last.move)
-                await self._keep(PlannerRecord(decision=self.last, skipped=left_out))
+                signals = self._collect()
+                # A forecast may fit a model; that must not block streams.
+                self.last = await asyncio.to_thread(self._planner.decide, signals)
+                self._on_decision(self.last)
+                ranks, skipped = self._select(self.last.move)
+                await self._record(PlannerRecord(decision=self.last, skipped=skipped))
                 for rank in ranks:
                     assert self.last.move
-                    self.moving.add(rank)
-                    group.create_task(self._flip(rank, self.last.move), name=f"flip-{rank}")
+                    self.changing.add(rank)
+                    change = self._change_role(rank, self.last.move)
+                    group.create_task(change, name=f"role-change-{rank}")
 
-    def _see(self) -> Signals:
-        changing = len(self.moving)
-        return collect_signals(self._router, self._loads(), changing, self._most, self._lengths)
-
-    def _backoff(self) -> Backoff:
-        return Backoff(RETRY_INTERVALS * self._interval_s, MOST_INTERVALS * self._interval_s)
+    def _collect(self) -> Signals:
+        loads, changing = self._loads(), len(self.changing)
+        return collect_signals(self._router, loads, changing, self._max_sequences, self._lengths)
 
     def status(self) -> PlannerStatus | None:
-        """None before the first decision."""
+        """Return the last decision for status and metrics; None before the first."""
         if self.last is None:
             return None
-        wanted, done = self.last.target, Counter[str]()
-        for (_, _, how), count in self.role_changes.items():
-            done[how] += count
+        target, results = self.last.target, Counter[str]()
+        for (_, _, result), count in self.role_changes.items():
+            results[result] += count
         return PlannerStatus(
             at=self.last.signals.at,
             rate_hz=self.last.expected.rate_hz,
-            prefill=wanted.prefill,
-            decode=wanted.decode,
-            reason=wanted.reason,
-            shortfall=wanted.shortfall,
-            changing=tuple(sorted(self.moving)),
-            role_changes=done["done"],
-            failed_role_changes=done["failed"],
+            prefill=target.prefill,
+            decode=target.decode,
+            reason=target.reason,
+            shortfall=target.shortfall,
+            changing=tuple(sorted(self.changing)),
+            role_changes=results["done"],
+            failed_role_changes=results["failed"],
         )
 
-    def _who(self, move: RoleMove | None) -> tuple[list[int], str]:
-        """Ranks that may make a move, and why they are fewer than it wants."""
+    def _select(self, move: RoleMove | None) -> tuple[list[int], str]:
+        """Return the ranks to move, and the reason if they are fewer than the move wants."""
         if move is None or move.old is None or move.new is None:
             return [], ""
         if not self._retries[move.old, move.new].allows(time.monotonic()):
             return [], f"{move.old} to {move.new} failed a while ago"
-        ready = self._flipper.ready_ranks(move.old)
-        spare = max(0, len(ready) - self._flipper.min_workers(move.old))
+        ready = self._role_changer.ready_ranks(move.old)
+        spare = max(0, len(ready) - self._role_changer.min_workers(move.old))
         ranks = ready[: min(move.count, spare)]
         return ranks, "" if len(ranks) == move.count else f"too few ready {move.old} workers"
 
-    async def _flip(self, rank: int, move: RoleMove) -> None:
+    async def _change_role(self, rank: int, move: RoleMove) -> None:
         assert move.old
         assert move.new
         try:
-            flip = await self._flipper.change_role(rank, move.old, move.new)
+            change = await self._role_changer.change_role(rank, move.old, move.new)
         finally:
-            self.moving.discard(rank)
-        self._learn(flip)
-        await self._keep(PlannerRecord(role_change=flip))
+            self.changing.discard(rank)
+        self._count(change)
+        await self._record(PlannerRecord(role_change=change))
 
-    def _learn(self, flip: RoleChange) -> None:
-        how, direction = "failed" if flip.reason else "done", (flip.old, flip.new)
-        log.info("worker %d: %s to %s %s %s", flip.rank, flip.old, flip.new, how, flip.reason)
-        self.role_changes[flip.old, flip.new, how] += 1
-        if not flip.reason:
-            self._retries[direction].succeeded()
-            return
-        self._retries[direction].failed(time.monotonic())
+    def _count(self, change: RoleChange) -> None:
+        result, retry = "failed" if change.reason else "done", self._retries[change.old, change.new]
+        message = "worker %d: %s to %s %s %s"
+        log.info(message, change.rank, change.old, change.new, result, change.reason)
+        self.role_changes[change.old, change.new, result] += 1
+        if change.reason:
+            retry.failed(time.monotonic())
+        else:
+            retry.succeeded()
 
-    async def _keep(self, record: PlannerRecord) -> None:
+    async def _record(self, record: PlannerRecord) -> None:
         try:
             await asyncio.to_thread(jsonl.append, self._file, record)
         except OSError as e:  # a full disk must not end an endpoint
-            log.warning("no record of the planner's: %s", e)
+            log.warning("planner record not written: %s", e)

@@ -1,85 +1,87 @@
-"""One worker's change of role, from the drain to its first request in the new one."""
+"""Role change of one worker: drain, switch, first request in the new role."""
 
 import asyncio
 import time
 
 from hpc_dynamo.config import Config, Planner, Role
 from hpc_dynamo.engines import engine
-from hpc_dynamo.head.membership.agents import Membership
-from hpc_dynamo.messages import WorkerReport, WorkerState
+from hpc_dynamo.head.membership.agents import Membership, Reports
+from hpc_dynamo.messages import WorkerState
 from hpc_dynamo.planner.records import RoleChange
 from hpc_dynamo.router import Router
 
-SPARE_S = 10.0  # for an agent to tell, beyond what its engine may take to end and to start
+REPORT_MARGIN_S = 10.0  # time for an agent's report, in addition to stop and start
 
 
 def min_workers(planner: Planner, role: Role) -> int:
-    """Workers that a role must keep."""
-    return max(
-        1, planner.min_prefill_workers if role is Role.prefill else planner.min_decode_workers
-    )
+    """Return the number of workers that a role must keep."""
+    least = planner.min_prefill_workers if role is Role.prefill else planner.min_decode_workers
+    return max(1, least)
 
 
 class RoleChanger:
-    """Changes roles. Where that fails the worker has its old role again, if it lives."""
+    """Changes roles of workers. A worker whose change fails keeps its old role, if it runs.
+
+    Its engine is restarted if it serves one role only.
+    """
 
     def __init__(self, config: Config, router: Router, members: Membership) -> None:
         self._router, self._members = router, members
         self._planner = config.planner
         self._restart = not engine(config.engine.name).serves_both_roles(config)
-        times = config.engine
-        self._patience_s = times.stop_timeout_s + times.ready_timeout_s + SPARE_S
+        timeouts = config.engine
+        self._restart_timeout_s = (
+            timeouts.stop_timeout_s + timeouts.ready_timeout_s + REPORT_MARGIN_S
+        )
 
     def min_workers(self, role: Role) -> int:
         return min_workers(self._planner, role)
 
     def ready_ranks(self, role: Role) -> list[int]:
-        """Ranks that take requests in this role; who has least to do comes first."""
-        here = [m for m in self._router.workers if m.role is role and not m.draining]
-        return [m.rank for m in sorted(here, key=lambda m: (m.active, m.rank))]
+        """Return the ranks that receive requests in this role, the least loaded first."""
+        workers = [w for w in self._router.workers if w.role is role and not w.draining]
+        return [w.rank for w in sorted(workers, key=lambda w: (w.active, w.rank))]
 
     async def change_role(self, rank: int, old: Role, new: Role) -> RoleChange:
+        """Change the role of a worker; the result has the reason if that failed."""
         began = time.monotonic()
-        why = await self._drain(rank, old)
+        error = await self._drain(rank, old)
         drained = time.monotonic()
-        if not why:
-            why = await (self._anew(rank, new) if self._restart else self._turn(rank, new))
+        if not error:
+            error = await (self._restart_in if self._restart else self._switch_to)(rank, new)
         return RoleChange(
             at=time.time(),
             rank=rank,
             old=old,
             new=new,
-            reason=why,
+            reason=error,
             drain_s=drained - began,
             switch_s=time.monotonic() - drained,
         )
 
     async def _drain(self, rank: int, old: Role) -> str:
-        """Why it failed; then the worker takes requests again."""
+        """Drain a worker. If that fails, return the reason; the worker receives requests again."""
+        timeout_s = self._planner.drain_timeout_s
         with self._members.subscribe() as reports:
             drain = asyncio.create_task(self._router.drain(rank))
-            few = asyncio.create_task(self._too_few(rank, old, reports))
+            lost = asyncio.create_task(self._wait_for_loss(rank, old, reports))
             try:
-                await asyncio.wait(
-                    {drain, few},
-                    timeout=self._planner.drain_timeout_s,
-                    return_when="FIRST_COMPLETED",
-                )
-                if few.done():
-                    why = few.result()
+                await asyncio.wait({drain, lost}, timeout=timeout_s, return_when="FIRST_COMPLETED")
+                if lost.done():
+                    error = lost.result()
                 elif not drain.done():
-                    why = f"requests still under way after {self._planner.drain_timeout_s:g} s"
+                    error = f"requests still running after {timeout_s:g} s"
                 else:
                     return "" if self._is_ready(rank) else f"worker {rank} died"
             finally:
-                for task in (drain, few):
+                for task in (drain, lost):
                     task.cancel()
-                await asyncio.gather(drain, few, return_exceptions=True)
+                await asyncio.gather(drain, lost, return_exceptions=True)
         self._router.set_role(rank, old)
-        return why
+        return error
 
-    async def _too_few(self, rank: int, role: Role, reports: "asyncio.Queue[WorkerReport]") -> str:
-        """Returns when the worker, or one that its role cannot do without, has died."""
+    async def _wait_for_loss(self, rank: int, role: Role, reports: Reports) -> str:
+        """Return once the worker is lost, or another one that its role cannot spare."""
         while True:
             if not self._is_ready(rank):
                 return f"worker {rank} died"
@@ -88,27 +90,27 @@ class RoleChanger:
             await reports.get()
 
     def _is_ready(self, rank: int) -> bool:
-        worker = self._members.workers.get(rank)  # those of a further job that is over are gone
+        # Workers of an extra job that has ended are unknown.
+        worker = self._members.workers.get(rank)
         return worker is not None and worker.state is WorkerState.ready
 
-    async def _turn(self, rank: int, new: Role) -> str:
+    async def _switch_to(self, rank: int, new: Role) -> str:
         await self._members.set_role(rank, new, restart=False)
         self._router.set_role(rank, new)
         return ""
 
-    async def _anew(self, rank: int, new: Role) -> str:
+    async def _restart_in(self, rank: int, new: Role) -> str:
         self._router.remove_worker(rank)
         with self._members.subscribe() as reports:
             await self._members.set_role(rank, new, restart=True)
             try:
-                async with asyncio.timeout(self._patience_s):
-                    return await self._in_new_role(rank, new, reports)
+                async with asyncio.timeout(self._restart_timeout_s):
+                    return await self._wait_for_role(rank, new, reports)
             except TimeoutError:
-                return f"nothing heard of worker {rank} within {self._patience_s:.0f} s"
+                return f"no report of worker {rank} within {self._restart_timeout_s:.0f} s"
 
-    async def _in_new_role(
-        self, rank: int, new: Role, reports: "asyncio.Queue[WorkerReport]"
-    ) -> str:
+    async def _wait_for_role(self, rank: int, new: Role, reports: Reports) -> str:
+        """Return once the worker is ready in its new role, or with the reason why it is not."""
         while True:
             report = await reports.get()
             if report.rank != rank:
@@ -119,4 +121,4 @@ class RoleChanger:
                 case WorkerState.failed if report.role is new:
                     return report.detail
                 case WorkerState.lost | WorkerState.stopped:
-                    return report.detail or "its agent has ended"
+                    return report.detail or "its agent has exited"

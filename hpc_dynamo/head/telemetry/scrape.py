@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable
 
 from hpc_dynamo.batch import report
-from hpc_dynamo.engines.contract import MetricNames
+from hpc_dynamo.engines.adapter import MetricNames
 from hpc_dynamo.engines.metrics import EngineMetrics
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import WorkerLoad

@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 
 from hpc_dynamo import jsonl
-from hpc_dynamo.config import Device, Role
-from hpc_dynamo.engines import engine, for_role, pd_protocol_of
+from hpc_dynamo.config import Device, Role, with_role_options
+from hpc_dynamo.engines import engine, pd_protocol_of
 from hpc_dynamo.errors import EngineError, MissingDependency, RequestFailed
 from hpc_dynamo.head.workloads.workload import HeadContext
 from hpc_dynamo.messages import Outcome, Progress, Status, WorkerReport
@@ -92,7 +92,7 @@ class ProfileWorkload:
         return ProfileLimits(
             context_tokens=min(prefill.context_tokens, decode.context_tokens) or UNTOLD_CONTEXT,
             max_sequences=self._config.engine.max_num_seqs,
-            block_tokens=self._engine.block_tokens(for_role(self._config, decode.role)),
+            block_tokens=self._engine.block_tokens(with_role_options(self._config, decode.role)),
             kv_tokens=await bench.kv_tokens(),
             transfers=prefill is not decode,
         )

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from msgspec.structs import replace
 
 from hpc_dynamo.bootstrap.address import address_for_clients
-from hpc_dynamo.engines.paths import is_inference
+from hpc_dynamo.engines.http_paths import is_inference
 from hpc_dynamo.engines.root_cause import root_cause
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.frontend.stats import FrontendStats

@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
-from hpc_dynamo.config import Config, Role, Task
+from hpc_dynamo.config import Config, Role, with_throughput_routing
 from hpc_dynamo.engines import engine
 from hpc_dynamo.head.scaling.job_handover import JobHandover
 from hpc_dynamo.head.telemetry.scrape import MetricsScraper
@@ -13,8 +13,6 @@ from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import Outcome, PlannerStatus, Status, WorkerLoad, WorkerReport
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt
-
-BATCH_RECOMPUTE_WEIGHT = 2.0  # uncached tokens delay this request and all later ones
 
 
 class WorkerDirectory(Protocol):
@@ -46,23 +44,10 @@ def model_routes(config: Config, client: HttpClient) -> dict[str, ModelRoute]:
     """By model, see topology.Worker."""
     news, found = asyncio.Event(), dict[str, ModelRoute]()
     for model, own in config.by_model.items():
-        router = Router.from_config(_for_throughput(own), news)
+        router = Router.from_config(with_throughput_routing(own), news)
         scraper = MetricsScraper(router, client, engine(own.engine.name).metrics)
         found[model] = ModelRoute(own, router, scraper)
     return found
-
-
-def _for_throughput(config: Config) -> Config:
-    """Return the configuration of a batch with a router for throughput, not for single answers.
-
-    Decode workers compute no prompts that prefill workers can compute, and a prefix is computed a
-    second time only where that saves more than it costs.
-    """
-    if config.task is not Task.batch:
-        return config
-    weight = max(config.router.recompute_weight, BATCH_RECOMPUTE_WEIGHT)
-    router = replace(config.router, conditional_disaggregation=False, recompute_weight=weight)
-    return replace(config, router=router)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,4 @@
-"""The load of the next interval, guessed from those before.
-
-`contract` is what every predictor keeps; `outlook` has the table of them, by `planner.forecast`.
-"""
+"""Prediction of the next interval's load. LoadForecaster has the table of predictors."""
 
 from hpc_dynamo.planner.forecast.load_forecaster import PREDICTORS, LoadForecaster
 from hpc_dynamo.planner.forecast.predictor import Predictor

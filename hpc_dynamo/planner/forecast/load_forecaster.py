@@ -1,4 +1,4 @@
-"""What is expected of the next interval: rate and lengths, each by a predictor of its own."""
+"""Predicts request rate and mean lengths, each by its own predictor."""
 
 from collections.abc import Callable
 
@@ -15,19 +15,20 @@ PREDICTORS: dict[Forecast, Callable[[], Predictor]] = {
 
 
 class LoadForecaster:
-    """The demand of the next interval."""
+    """Predicts the load of the next interval."""
 
     def __init__(self, kind: Forecast) -> None:
         make = PREDICTORS[kind]
         self._rate, self._prompt, self._answer = make(), make(), make()
 
-    def observe(self, seen: Signals) -> ExpectedLoad:
-        """Take in an interval, return what the next is expected to be."""
-        self._rate.observe(seen.rate_hz)
-        if seen.prompt_tokens:  # an interval without requests says nothing of their length
-            self._prompt.observe(seen.prompt_tokens)
-        if seen.answer_tokens:
-            self._answer.observe(seen.answer_tokens)
+    def observe(self, signals: Signals) -> ExpectedLoad:
+        """Add an interval; return the expected load of the next one."""
+        self._rate.observe(signals.rate_hz)
+        # Without requests, the lengths of an interval are unknown.
+        if signals.prompt_tokens:
+            self._prompt.observe(signals.prompt_tokens)
+        if signals.answer_tokens:
+            self._answer.observe(signals.answer_tokens)
         return ExpectedLoad(
             rate_hz=self._rate.predict(),
             prompt_tokens=self._prompt.predict(),

@@ -1,13 +1,13 @@
-"""What every predictor keeps."""
+"""Interface of the predictors."""
 
 from typing import Protocol
 
 
 class Predictor(Protocol):
-    """Of one series, one value an interval: finite, 0 or more. So is what it predicts."""
+    """Predicts a series with one value per interval; values are finite and at least 0."""
 
     def observe(self, value: float) -> None:
-        """The interval that ended."""
+        """Add the value of the last interval."""
 
     def predict(self) -> float:
-        """The next one, as often as it is asked; 0 before any was observed."""
+        """Return the next value, 0 before the first observation. Does not change the state."""

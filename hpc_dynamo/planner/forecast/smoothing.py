@@ -1,4 +1,4 @@
-"""Predictors that keep a few numbers of the past: no library, a few microseconds each."""
+"""Predictors with constant memory, of a few microseconds per value."""
 
 from collections import deque
 from itertools import product
@@ -6,14 +6,14 @@ from statistics import fmean
 
 from hpc_dynamo.planner.forecast.predictor import Predictor
 
-LEVEL = (0.1, 0.2, 0.35, 0.5, 0.8)  # of a level's error, what is learned
-TREND = (0.0, 0.1, 0.3, 0.6)  # of what the level learned, what its trend does
-DAMPING = 0.95  # of a trend, what is left an interval later: no trend of a load lasts
-MEMORY = 0.95  # of an error's weight, what is left an interval later
+LEVEL = (0.1, 0.2, 0.35, 0.5, 0.8)  # candidate smoothing constants of the level
+TREND = (0.0, 0.1, 0.3, 0.6)  # candidate smoothing constants of the trend
+DAMPING = 0.95  # factor of the trend per interval: trends of a load do not last
+MEMORY = 0.95  # weight of past errors per interval
 
 
 class LastValue:
-    """What was, will be."""
+    """Predicts the last value."""
 
     def __init__(self) -> None:
         self._value = 0.0
@@ -26,7 +26,7 @@ class LastValue:
 
 
 class MovingAverage:
-    """The moving average of `window` intervals."""
+    """Predicts the mean of the last `window` values."""
 
     def __init__(self, window: int = 8) -> None:
         self._values = deque[float](maxlen=window)
@@ -39,10 +39,10 @@ class MovingAverage:
 
 
 class Holt:
-    """Exponential smoothing of level and damped trend (Gardner and McKenzie 1985).
+    """Exponential smoothing of a level and a damped trend (Gardner and McKenzie 1985).
 
-    `level` and `trend` are the shares, 0 to 1, of an error that each of them takes in.
-    Without Winters' seasons: at half a minute, a season of a day has thousands of values.
+    `level` and `trend` are the shares of an error, 0 to 1, that each of them absorbs. There are no
+    seasons (Winters): at intervals of half a minute, the season of a day has thousands of values.
     """
 
     def __init__(self, level: float, trend: float) -> None:
@@ -51,6 +51,7 @@ class Holt:
         self._trend = 0.0
 
     def observe(self, value: float) -> None:
+        """Update level and trend."""
         if self._level is None:
             self._level = value
             return
@@ -64,7 +65,7 @@ class Holt:
 
 
 class BestOf:
-    """Of some predictors, always that which erred least lately (mean square)."""
+    """Predicts with the predictor that has the smallest recent mean square error."""
 
     def __init__(self, predictors: list[Predictor]) -> None:
         self._predictors = predictors
@@ -73,10 +74,10 @@ class BestOf:
         self._begun = False
 
     def observe(self, value: float) -> None:
-        for i, each in enumerate(self._predictors):
+        for i, predictor in enumerate(self._predictors):
             if self._begun:
-                self._errors[i] = MEMORY * self._errors[i] + (value - each.predict()) ** 2
-            each.observe(value)
+                self._errors[i] = MEMORY * self._errors[i] + (value - predictor.predict()) ** 2
+            predictor.observe(value)
         self._begun = True
         self._best = self._predictors[self._errors.index(min(self._errors))]
 
@@ -85,4 +86,5 @@ class BestOf:
 
 
 def holt() -> Predictor:
+    """Return Holt smoothing with the best of 20 pairs of constants."""
     return BestOf([Holt(level, trend) for level, trend in product(LEVEL, TREND)])

@@ -1,116 +1,121 @@
-"""Who holds a block: workers as bits of one integer, by the block's hash.
+"""The workers that have a block, as bits of one integer, by the block's hash.
 
-A walk along a prompt costs a look-up and an `and` a block, whatever the number of workers. Integers
-are shared where they can be: a block that one worker holds has that worker's own bit object.
+Matching a prompt costs one look-up and one `and` per block, for any number of workers. Equal
+integers are shared: all blocks with one owner refer to that worker's own bit object.
 """
 
 from collections.abc import Iterable, Sequence
 from itertools import compress
 
-_FEW = 16  # set bits, up to which it is quicker to look for each
+_FEW = 16  # up to this many set bits, finding each of them is faster
 _FLAGS = bytes.maketrans(b"01", b"\0\1")
 PrefixDepths = list[tuple[int, int]]
-"""Workers, as bits, and how many blocks they hold from the start of a prompt."""
+"""(workers as bits, number of blocks that they have from the start of a prompt)"""
 
 
 class BlockOwners:
-    """A mask for each block that anybody holds.
+    """Owners of each block, as an integer of worker bits.
 
-    In so many dictionaries, a power of two: one that grows stalls everything, by its size.
+    `partitions` is the number of dictionaries, a power of two. A dictionary that grows blocks the
+    event loop in proportion to its size.
     """
 
-    def __init__(self, parts: int) -> None:
-        self.parts: tuple[dict[int, int], ...] = tuple({} for _ in range(parts))
-        self._part = parts - 1
+    def __init__(self, partitions: int) -> None:
+        self.partitions: tuple[dict[int, int], ...] = tuple({} for _ in range(partitions))
+        self._index_mask = partitions - 1
 
     def __len__(self) -> int:
-        return sum(map(len, self.parts))
+        return sum(map(len, self.partitions))
 
     def get(self, block: int) -> int:
-        return self.parts[block & self._part].get(block, 0)
+        return self.partitions[block & self._index_mask].get(block, 0)
 
     def add(self, blocks: Iterable[int], bit: int) -> list[int]:
-        """Returns the blocks that had the bit before."""
-        partitions, low, known = self.parts, self._part, list[int]()
+        """Add a worker to the owners of the blocks; return the blocks that it already had."""
+        partitions, low, known = self.partitions, self._index_mask, list[int]()
         for block in blocks:
-            part = partitions[block & low]
-            if block in part:
+            partition = partitions[block & low]
+            if block in partition:
                 known.append(block)
             else:
-                part[block] = bit
+                partition[block] = bit
         return self._add_to_existing(known, bit) if known else known
 
     def _add_to_existing(self, blocks: list[int], bit: int) -> list[int]:
-        """`add` to blocks that others hold already, or the same worker."""
-        parts, low, had, before, after = self.parts, self._part, list[int](), 0, bit
+        """`add` for blocks that already have owners."""
+        partitions, low, had, before, after = self.partitions, self._index_mask, list[int](), 0, bit
         for block in blocks:
-            part = parts[block & low]
-            mask = part[block]
-            if mask is not before:  # neighbours have the same holders most often
-                before, after = mask, mask | bit
-            if after == mask:
+            partition = partitions[block & low]
+            owners = partition[block]
+            # Consecutive blocks usually have the same owners.
+            if owners is not before:
+                before, after = owners, owners | bit
+            if after == owners:
                 had.append(block)
             else:
-                part[block] = after
+                partition[block] = after
         return had
 
     def discard(self, blocks: Iterable[int], bit: int) -> None:
-        parts, low = self.parts, self._part
+        """Remove a worker from the owners of the blocks; blocks without owners are deleted."""
+        partitions, low = self.partitions, self._index_mask
         for block in blocks:
-            part = parts[block & low]
-            mask = part.get(block, 0)
-            left = mask & ~bit
-            if left:
-                part[block] = left
-            elif mask:
-                del part[block]
+            partition = partitions[block & low]
+            owners = partition.get(block, 0)
+            others = owners & ~bit
+            if others:
+                partition[block] = others
+            elif owners:
+                del partition[block]
 
     def match_prefix(
-        self, blocks: Sequence[int], alive: int, whole: int, left: PrefixDepths, start: int
+        self, blocks: Sequence[int], workers: int, whole: int, depths: PrefixDepths, start: int
     ) -> int:
-        """Of the workers `alive`, those that hold all the blocks, as those of `whole` are known
-        to. The others are put into `left`, with the number of blocks that they hold, counted
-        from `start`."""
-        parts, low, same = self.parts, self._part, -1
+        """Return the workers that have all the blocks; those in `whole` are known to.
+
+        The others are appended to `depths` with the number of their blocks, counted from `start`.
+        """
+        partitions, low, same = self.partitions, self._index_mask, -1
         for depth, block in enumerate(blocks, start):
-            mask = parts[block & low].get(block, 0)
-            if mask is same:  # the very object: nothing changes from one block to the next
+            owners = partitions[block & low].get(block, 0)
+            # The same object as for the block before: nothing changes.
+            if owners is same:
                 continue
-            same, still = mask, alive & mask
-            if still != alive:
-                left.append((alive & ~still, depth))
-                alive = still
-                if not alive & ~whole:
+            same, remaining = owners, workers & owners
+            if remaining != workers:
+                depths.append((workers & ~remaining, depth))
+                workers = remaining
+                if not workers & ~whole:
                     break
-        return alive
+        return workers
 
 
 class WorkerBits:
-    """A bit for each worker; one that was given back is used again."""
+    """Assigns a bit to each worker; freed bits are reused."""
 
     def __init__(self) -> None:
         self._ranks, self._free = list[int](), list[int]()
         self.live = 0
 
     def allocate(self, rank: int) -> int:
-        place = self._free.pop() if self._free else len(self._ranks)
-        self._ranks[place : place + 1] = [rank]
-        bit = 1 << place
+        index = self._free.pop() if self._free else len(self._ranks)
+        self._ranks[index : index + 1] = [rank]
+        bit = 1 << index
         self.live |= bit
         return bit
 
     def retire(self, bit: int) -> None:
-        """The worker is gone; its bit may still be in masks."""
+        """End the use of a bit that owners may still contain."""
         self.live &= ~bit
 
     def free(self, bit: int) -> None:
-        """It is in no mask any more."""
+        """Allow the reuse of a bit that no owners contain."""
         self._free.append(bit.bit_length() - 1)
 
-    def depths(self, left: PrefixDepths) -> dict[int, int]:
-        """By rank; those with none are left out."""
+    def depths(self, prefixes: PrefixDepths) -> dict[int, int]:
+        """Return rank -> depth for depths above 0."""
         found = dict[int, int]()
-        for bits, depth in left:
+        for bits, depth in prefixes:
             if depth:
                 found.update(dict.fromkeys(self._ranks_of(bits), depth))
         return found
@@ -120,7 +125,7 @@ class WorkerBits:
             return compress(self._ranks, bin(bits)[:1:-1].encode().translate(_FLAGS))
         ranks = list[int]()
         while bits:
-            place = bits.bit_length() - 1
-            ranks.append(self._ranks[place])
-            bits ^= 1 << place
+            index = bits.bit_length() - 1
+            ranks.append(self._ranks[index])
+            bits ^= 1 << index
         return ranks

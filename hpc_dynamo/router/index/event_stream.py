@@ -1,22 +1,22 @@
-"""One worker's stream of KV events, in order and without holes.
+"""Orders the KV events of one worker and detects gaps.
 
-Engines number their batches from 0 and keep the last of them for a replay (vLLM,
-vllm/distributed/kv_events.py). What is missing is asked for again; what is gone for good makes
-everything known of the worker doubtful, so it is forgotten and learned anew from there on.
+Engines number their batches from 0 and keep the last ones for a replay (vLLM,
+vllm/distributed/kv_events.py). Missing batches are requested again. If they are lost for good, all
+that is known of the worker is dropped, and indexing starts again from the next batch.
 """
 
 from collections.abc import Callable
 
 from hpc_dynamo.kv.events import REPLAY_END
 
-MAX_OUT_OF_ORDER = 10_000  # batches that may wait for a missing one
+MAX_OUT_OF_ORDER = 10_000  # batches that wait for a missing one
 
 
 class EventStream:
-    """`apply` gets each batch once and in order; `forget` is called where some are lost.
+    """Calls `apply` with each batch once and in order, and `forget` if batches are lost.
 
-    `take` returns the number from which batches must be asked for again, where that is due.
-    Whoever made the feed asks for a first replay from 0: who subscribes comes late.
+    `receive` returns the number of the batch from which a replay must be requested, else None. The
+    creator requests the first replay, from 0, because a subscription may start late.
     """
 
     def __init__(self, apply: Callable[[bytes], None], forget: Callable[[], None]) -> None:
@@ -26,14 +26,15 @@ class EventStream:
 
     @property
     def started(self) -> bool:
-        """Whether anything has come yet."""
+        """Return True after the first event."""
         return self._next > 0
 
     def receive(self, seq: int, payload: bytes) -> int | None:
+        """Process a batch, or the end of a replay. Return the number to replay from, or None."""
         if seq == REPLAY_END:
             return self._on_replay_end()
         if seq == 0 and self._next and not self._replay_requested:
-            self._restart()  # of the engine, which nobody told us of
+            self._restart()  # the engine restarted without a report
         if seq >= self._next:
             self._out_of_order[seq] = payload
             self._drain()
@@ -46,21 +47,21 @@ class EventStream:
 
     def _request_replay(self) -> int | None:
         if len(self._out_of_order) > MAX_OUT_OF_ORDER:
-            self._resync()  # the replay that was asked for never ended
+            self._resync()  # the requested replay never ended
         if not self._out_of_order or self._replay_requested:
             return None
         self.gaps, self._replay_requested = self.gaps + 1, True
         return self._next
 
     def _on_replay_end(self) -> int | None:
-        """The engine has sent what it still had."""
+        """Handle the end of a replay: the engine has sent all batches that it kept."""
         self._replay_requested = False
         if self._out_of_order:
             self._resync()
         return self._request_replay()
 
     def _resync(self) -> None:
-        if self._next:  # what came before we listened was never known
+        if self._next:  # batches before the first one were never indexed
             self.resyncs += 1
             self._forget()
         self._next = min(self._out_of_order)

@@ -1,4 +1,4 @@
-"""Which worker has which blocks of KV cache, as the engines' events tell."""
+"""Index of the KV blocks that the workers' KV events confirm."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -19,62 +19,57 @@ from hpc_dynamo.router.index.worker_blocks import (
 
 
 class PrefixIndex:
-    """Exact: what the events say, holes in it as well.
+    """Exact index of cached blocks, including gaps in a prefix.
 
-    A block is in a dictionary by its hash, with the workers that hold it as the bits of one
-    integer. PAGE blocks of a prompt that one worker stored in a row are in a second one by the
-    hash of the last of them, so that a long prompt takes a look-up a page, and one a block only
-    where workers part. docs/router.md has what this was measured against.
+    A dictionary maps the hash of a block to its owners, the bits of one integer. A second one maps
+    the last hash of PAGE consecutive blocks to the workers that stored them together. A long prompt
+    therefore takes one look-up per page. Single blocks are looked up only if workers differ.
 
-    Bounded: `capacity` counts copies (a block that two workers hold counts twice, and those of a
-    worker that is gone until they are swept). Beyond it new blocks are left out: the index then
-    knows less than there is, never more, and the starts of prompts, which came first, stay.
-    155 to 175 bytes a block that one worker holds, 97 for each further copy (benchmarks.router).
+    `capacity` limits the number of copies: a block of two workers counts twice, and blocks of
+    removed workers count until they are swept. Blocks beyond it are not indexed. The index may miss
+    blocks, but it never reports blocks that a worker does not have. A block of one worker takes 155
+    to 175 bytes, each other copy 97 (benchmarks/results/router.md).
 
-    Equal hashes of different prefixes (60 bits: among 50 million blocks one chance in 900 that
-    there are any) make the router expect more than a worker has. That costs the time to compute
-    it and no correctness, since engines compare for themselves, and it ends when the
-    engine removes that block: blocks are removed by the engine's keys, not by hashes.
+    Two prefixes may share a hash (60 bits; among 50 million blocks, one chance in 900). The router
+    then expects too much of a worker until the engine evicts that block. It costs time but not
+    correctness, because engines compare the prompts themselves.
     """
 
     def __init__(self, capacity: int, block_tokens: int) -> None:
         self._capacity, self._block = capacity, block_tokens
         self._owners, self._page_owners = BlockOwners(1024), BlockOwners(8)
         self._bits, self._workers = WorkerBits(), dict[int, WorkerBlocks]()  # by rank
-        self._ended = deque[WorkerBlocks]()  # with blocks that are not swept yet
+        self._ended = deque[WorkerBlocks]()  # with blocks to sweep
         self._copies = 0
-        # Engine blocks that were left out, and why.
-        self.orphans = 0  # nothing is known of the block before
-        self.unfit = 0  # not of a multiple of our size, or with too few tokens, or twice the same
-        self.full = 0
+        # Engine blocks that were not indexed, by reason.
+        self.orphans = 0  # unknown parent block
+        self.unfit = 0  # size not a multiple of block_tokens, token count wrong, or duplicate keys
+        self.full = 0  # beyond the capacity
 
     def __len__(self) -> int:
-        """Distinct blocks, those of ended lives until they are swept."""
+        """Return the number of distinct blocks, unswept ones of removed workers included."""
         return len(self._owners)
 
-    # Workers.
-
     def add_worker(self, rank: int) -> None:
-        """A worker with an empty cache: nothing of a former life is believed of the new one."""
+        """Add a worker with an empty cache; blocks indexed earlier for this rank are dropped."""
         self.remove_worker(rank)
         self._workers[rank] = WorkerBlocks(self._bits.allocate(rank))
 
     def remove_worker(self, rank: int) -> None:
-        """At once, whatever it held; its memory is freed bit by bit, see `tidy`."""
-        life = self._workers.pop(rank, None)
-        if life:
-            life.end()
-            self._bits.retire(life.bit)
-            self._ended.append(life)
+        """Remove a worker in constant time. Its memory is freed step by step, see `sweep`."""
+        worker = self._workers.pop(rank, None)
+        if worker:
+            worker.end()
+            self._bits.retire(worker.bit)
+            self._ended.append(worker)
 
     def clear(self, rank: int) -> None:
-        """Its cache is empty."""
+        """Drop all blocks of a worker that cleared its cache."""
         if rank in self._workers:
             self.add_worker(rank)
 
-    reset = clear  # what is known of it is doubtful: events were lost
-
-    # What engines tell.
+    # After lost events, the indexed blocks are unreliable.
+    reset = clear
 
     def store(
         self,
@@ -86,147 +81,149 @@ class PrefixIndex:
         medium: str = "GPU",
         root: int = 0,
     ) -> None:
-        """Blocks of `block_tokens` each that follow the block `parent`, or start a prompt.
+        """Add blocks of `block_tokens` each that follow `parent`, or start a prompt if it is None.
 
-        `tokens` are their uint32 ids, concatenated; `root` is what a prompt's start follows, see
-        hashes.root. What is known already, under the same key and on this medium, is not counted
-        twice.
+        `tokens` are their ids as concatenated uint32; `root` seeds the first hash of a prompt, see
+        hashes.adapter_root. Keys that are known on this medium are not counted twice.
         """
-        life = self._workers.get(rank)
-        if life is None:
+        worker = self._workers.get(rank)
+        if worker is None:
             return
-        if block_tokens == self._block and self._append_block(life, keys, parent, tokens, medium):
+        if block_tokens == self._block and self._append_block(worker, keys, parent, tokens, medium):
             return
-        names = short_keys(keys)
+        short = short_keys(keys)
         ratio, odd = divmod(block_tokens, self._block)
-        fits = len(tokens) == len(names) * block_tokens * TOKEN_BYTES
-        if odd or ratio < 1 or not fits or len(set(names)) < len(names):
-            self.unfit += len(names)
+        fits = len(tokens) == len(short) * block_tokens * TOKEN_BYTES
+        if odd or ratio < 1 or not fits or len(set(short)) < len(short):
+            self.unfit += len(short)
             return
-        table = life.table(medium)
-        spot = (
+        table = worker.table(medium)
+        end = (
             ChainEnd(parent_hash=root)
             if parent is None
-            else life.chain_end(short_key(parent), table)
+            else worker.chain_end(short_key(parent), table)
         )
-        if spot is None:
-            self.orphans += len(names)
+        if end is None:
+            self.orphans += len(short)
             return
-        known = table.known(names)
-        if len(known) == len(names):
+        known = table.known(short)
+        if len(known) == len(short):
             return
-        if not self._make_room(ratio * (len(names) - len(known))):
-            self.full += len(names)
+        if not self._make_room(ratio * (len(short) - len(known))):
+            self.full += len(short)
             return
-        self._forget(life, table, known)
+        self._forget(worker, table, known)
         self._extend(
-            life, table, spot, names, chained_hashes(tokens, self._block, spot.parent_hash)
+            worker, table, end, short, chained_hashes(tokens, self._block, end.parent_hash)
         )
 
     def _append_block(
         self,
-        life: WorkerBlocks,
+        worker: WorkerBlocks,
         keys: Sequence[BlockKey],
         parent: BlockKey | None,
         tokens: bytes,
         medium: str,
     ) -> bool:
-        """The short way of what comes the most often, one more block of an answer. False, and
-        nothing done, for anything else."""
+        """Append one block of a response, the most frequent event, without the general steps.
+
+        Return False, without changes, for any other event.
+        """
         if len(keys) != 1 or parent is None or len(tokens) != self._block * TOKEN_BYTES:
             return False
-        table, name, above = life.table(medium), short_key(keys[0]), short_key(parent)
-        page = table.find(above)
-        if page is None or not page.accepts_after(above) or table.find(name):
+        table, name, before = worker.table(medium), short_key(keys[0]), short_key(parent)
+        page = table.find(before)
+        if page is None or not page.accepts_after(before) or table.find(name):
             return False
         if self._ended or self._copies >= self._capacity:
             return False
         blocks = chained_hashes(tokens, self._block, page.last)
-        self._append(life, table, page, [name], blocks)
-        life.add_copies(self._owners.add(blocks, life.bit))
+        self._append(worker, table, page, [name], blocks)
+        worker.add_copies(self._owners.add(blocks, worker.bit))
         self._copies += 1
         return True
 
     def _append(
         self,
-        life: WorkerBlocks,
+        worker: WorkerBlocks,
         table: KeyTable,
         page: Page,
-        names: list[int],
+        short: list[int],
         hashes: Sequence[int],
     ) -> None:
-        page.extend(pack_uint64(names), pack_uint64(hashes))
-        table.put(names, page)
+        page.extend(pack_uint64(short), pack_uint64(hashes))
+        table.put(short, page)
         if page.complete:
-            self._page_owners.add((page.last,), life.bit)
+            self._page_owners.add((page.last,), worker.bit)
 
     def _make_room(self, copies: int) -> bool:
-        """Whether so many more may be entered."""
-        # Memory of the dead goes as fast as that of the living comes, and sooner where it must.
+        """Sweep blocks of removed workers; return True if `copies` more may be added."""
         while self._ended and self.sweep(2 * copies) and self._copies + copies > self._capacity:
             pass
         return self._copies + copies <= self._capacity
 
     def _extend(
         self,
-        life: WorkerBlocks,
+        worker: WorkerBlocks,
         table: KeyTable,
-        spot: ChainEnd,
-        names: list[int],
+        end: ChainEnd,
+        short: list[int],
         hashes: list[int],
     ) -> None:
-        """Enter new blocks, in pages."""
-        ratio = len(hashes) // len(names)
-        page, depth, done = spot.page, spot.depth, 0
+        """Add new blocks to pages."""
+        ratio = len(hashes) // len(short)
+        page, depth, done = end.page, end.depth, 0
         if page and (page.blocks_per_key != ratio or not depth % PAGE):
             page = None
-        while done < len(names):
-            upto = min(done + max(1, (PAGE - depth % PAGE) // ratio), len(names))
+        while done < len(short):
+            upto = min(done + max(1, (PAGE - depth % PAGE) // ratio), len(short))
             page = page or Page(depth, ratio)
-            some = hashes[done * ratio : upto * ratio]
-            self._append(life, table, page, names[done:upto], some)
-            page, depth, done = None, depth + len(some), upto
-        life.add_copies(self._owners.add(hashes, life.bit))
+            part = hashes[done * ratio : upto * ratio]
+            self._append(worker, table, page, short[done:upto], part)
+            page, depth, done = None, depth + len(part), upto
+        worker.add_copies(self._owners.add(hashes, worker.bit))
         self._copies += len(hashes)
 
     def remove(self, rank: int, keys: Sequence[BlockKey], medium: str = "GPU") -> list[int]:
         """Remove blocks from this medium; unknown blocks are ignored.
 
-        Returns the hashes of those that the worker has on no other medium either.
+        Return the hashes of blocks that the worker has on no other medium.
         """
-        life = self._workers.get(rank)
-        return self._forget(life, life.table(medium), short_keys(keys)) if life else []
+        worker = self._workers.get(rank)
+        return self._forget(worker, worker.table(medium), short_keys(keys)) if worker else []
 
-    def _forget(self, life: WorkerBlocks, table: KeyTable, names: list[int]) -> list[int]:
-        gone = list[int]()
-        for name in names:
+    def _forget(self, worker: WorkerBlocks, table: KeyTable, short: list[int]) -> list[int]:
+        removed = list[int]()
+        for name in short:
             page = table.pop(name)
             if page is None:
                 continue
             if page.complete:
-                self._page_owners.discard((page.last,), life.bit)
+                self._page_owners.discard((page.last,), worker.bit)
             blocks = page.remove_key(name)
             self._copies -= len(blocks)
-            last = life.remove_copies(blocks)
-            self._owners.discard(last, life.bit)
-            gone += last
-        return gone
+            last = worker.remove_copies(blocks)
+            self._owners.discard(last, worker.bit)
+            removed += last
+        return removed
 
     def sweep(self, blocks: int) -> bool:
-        """Sweep up to about this many blocks of ended lives; whether there are more. Stores do
-        it as they go."""
+        """Free about this many blocks of removed workers; return True if more remain.
+
+        `store` calls it for a few blocks at a time, so that it never blocks the event loop.
+        """
         while self._ended and blocks > 0:
-            life = self._ended[0]
-            page = life.pop_page()
+            worker = self._ended[0]
+            page = worker.pop_page()
             if page is None:
-                self._bits.free(life.bit)
+                self._bits.free(worker.bit)
                 self._ended.popleft()
                 continue
-            blocks -= self._sweep_page(page, life.bit)
+            blocks -= self._sweep_page(page, worker.bit)
         return bool(self._ended)
 
     def _sweep_page(self, page: Page, bit: int) -> int:
-        """For one of the page's keys; how much work it was."""
+        """Free a page when its first key is swept; return the number of blocks processed."""
         self._copies -= page.blocks_per_key
         if page.swept:
             return 1
@@ -235,18 +232,16 @@ class PrefixIndex:
         self._page_owners.discard((page.last,), bit)
         return len(page.blocks)
 
-    # What the router asks.
-
     def overlaps(self, hashes: Sequence[int]) -> dict[int, int]:
-        """For each worker that has any: how many blocks from the start it has without a gap."""
+        """Return rank -> number of blocks cached from the start without a gap, if above 0."""
         count, left = len(hashes), PrefixDepths()
-        alive = self._bits.live & self._owners.get(hashes[0]) if count else 0
+        owners = self._bits.live & self._owners.get(hashes[0]) if count else 0
         for start in range(0, count, PAGE):
-            if not alive:
+            if not owners:
                 break
             end = start + PAGE
             whole = self._page_owners.get(hashes[end - 1]) if end <= count else 0
-            if alive & ~whole:
-                alive = self._owners.match_prefix(hashes[start:end], alive, whole, left, start)
-        left.append((alive, count))
+            if owners & ~whole:
+                owners = self._owners.match_prefix(hashes[start:end], owners, whole, left, start)
+        left.append((owners, count))
         return self._bits.depths(left)

@@ -1,12 +1,12 @@
-"""Token ids to chained hashes of whole blocks.
+"""Chained hashes of whole blocks of token ids.
 
-The hash of a block covers all blocks before it, so that equal hashes mean equal prefixes, as
-in vLLM's prefix cache. XXH3 (xxhash.com), seeded with the previous block's hash, cut to 60 bits: an
-int of that size takes 32 bytes in CPython, one of 64 bits takes 48. Frontends, router and engine
-events must agree on these values; tests/unit/router/test_index_hashes.py pins them.
+The hash of a block covers all blocks before it, as in vLLM's prefix cache. Equal hashes thus mean
+equal prefixes. It is XXH3 (xxhash.com), seeded with the hash of the previous block and cut to 60
+bits: such an integer takes 32 bytes in CPython, one of 64 bits takes 48. Frontends, router and
+engine events must agree on these values, which tests/unit/router/test_index_hashes.py fixes.
 
-`rendezvous` ranks workers for a session. It needs a hash whose bits all depend on all input bits:
-a CRC is linear, so that ids of equal length order the workers alike.
+`rendezvous_weight` needs a hash whose bits all depend on all input bits. A CRC is linear, so that
+ids of equal length would order the workers alike.
 """
 
 from array import array
@@ -18,18 +18,21 @@ TOKEN_BYTES = 4  # ids are little-endian uint32
 HASH_BITS = (1 << 60) - 1
 
 
-def block_hashes(tokens: bytes, block_tokens: int, before: int = 0) -> bytes:
-    """Of `tokens` (uint32 ids, concatenated): an uint64 for each whole block. See `chain`."""
-    return array("Q", chained_hashes(tokens, block_tokens, before)).tobytes()
+def block_hashes(tokens: bytes, block_tokens: int, parent: int = 0) -> bytes:
+    """Return `chained_hashes` as uint64 in native byte order."""
+    return array("Q", chained_hashes(tokens, block_tokens, parent)).tobytes()
 
 
-def chained_hashes(tokens: bytes, block_tokens: int, before: int = 0) -> list[int]:
-    """The hashes as numbers. `before` is the hash of the block before the first, or a `root`."""
+def chained_hashes(tokens: bytes, block_tokens: int, parent: int = 0) -> list[int]:
+    """Return the hash of each whole block of `tokens` (concatenated uint32 ids).
+
+    `parent` is the hash of the preceding block, or an `adapter_root`.
+    """
     size = block_tokens * TOKEN_BYTES
-    if len(tokens) == size:  # an answer's next block
-        return [xxh3_64_intdigest(tokens, before) & HASH_BITS]
+    if len(tokens) == size:  # the next block of a response
+        return [xxh3_64_intdigest(tokens, parent) & HASH_BITS]
     whole = tokens[: len(tokens) - len(tokens) % size]
-    seed = before
+    seed = parent
     return [
         seed := xxh3_64_intdigest(block, seed) & HASH_BITS
         for (block,) in iter_unpack(f"{size}s", whole)
@@ -37,7 +40,7 @@ def chained_hashes(tokens: bytes, block_tokens: int, before: int = 0) -> list[in
 
 
 def adapter_root(adapter: str | None) -> int:
-    """What the first block of a prompt follows: the same tokens under a LoRA adapter are others."""
+    """Return the seed of a prompt's first block; it distinguishes LoRA adapters."""
     return xxh3_64_intdigest(adapter.encode()) & HASH_BITS if adapter else 0
 
 

@@ -1,4 +1,4 @@
-"""What is cached where: as engines tell it, and as our own decisions let expect it."""
+"""KV blocks cached on each worker: confirmed by events, or expected from routing decisions."""
 
 import logging
 import time
@@ -21,19 +21,20 @@ from hpc_dynamo.router.index.event_stream import EventStream
 from hpc_dynamo.router.index.exact import PrefixIndex
 from hpc_dynamo.router.index.hashes import adapter_root
 
-PENDING_S = 5.0  # from a decision to the event that confirms it, at the most
+PENDING_S = 5.0  # maximum time from a decision to the event that confirms it
 
 log = logging.getLogger(__name__)
 
 
 class KvState:
-    """Blocks that each worker has in its KV cache, or is expected to have.
+    """Blocks that each worker has, or is expected to have, in its KV cache.
 
-    `told` holds blocks confirmed by events. A prompt just sent to a worker is expected to be
-    cached there before its events arrive: for SOON_S (`soon`) if the worker publishes events, for
-    `router.approximate_ttl_s` (`guessed`) if it never has. Events override such guesses: the first
-    event of a worker ends its long-lived ones, an eviction ends those of the evicted blocks, and a
-    cleared cache, a restarted engine or a lost event ends all of that worker.
+    `confirmed` holds the blocks of KV events. A prompt that was just sent to a worker is expected
+    there before its events arrive. It stays in `pending` for PENDING_S if the worker publishes
+    events, else in `approximate` for `router.approximate_ttl_s`. Events override expectations:
+    - The first event of a worker ends its approximate blocks.
+    - An eviction ends the expectation of the evicted blocks.
+    - A cleared cache, an engine restart or lost events end all expectations of the worker.
     """
 
     def __init__(self, config: c.Router, clock: Callable[[], float] = time.monotonic) -> None:
@@ -43,45 +44,45 @@ class KvState:
         self.pending = ApproximateIndex(capacity, PENDING_S, clock)
         self.approximate = ApproximateIndex(capacity, config.approximate_ttl_s, clock)
         self._streams = dict[int, EventStream]()  # by rank
-        # Prompts and times, for workers that have published nothing yet.
+        # (time, prompt) by rank, for workers that have not published an event.
         self._recent_prompts = dict[int, deque[tuple[float, Sequence[int]]]]()
-        self._former_gaps = self._former_resyncs = 0  # of workers that are gone
+        self._former_gaps = self._former_resyncs = 0  # counts of removed workers
         self.batches = self.unreadable_batches = 0
-        self.lag_s = 0.0  # from an engine to here, of the last batch
+        self.lag_s = 0.0  # delay of the last batch of events
 
     def add_worker(self, rank: int) -> None:
-        """A worker whose cache is empty, as far as we know."""
+        """Add a worker whose cache is assumed to be empty."""
         self.remove_worker(rank)
         self._forget(rank)
         self._streams[rank] = EventStream(partial(self._apply, rank), partial(self._forget, rank))
         self._recent_prompts[rank] = deque()
 
     def remove_worker(self, rank: int) -> None:
+        """Drop a worker and its blocks; its counts stay."""
         for index in (self.confirmed, self.pending, self.approximate):
             index.remove_worker(rank)
         self._recent_prompts.pop(rank, None)
-        feed = self._streams.pop(rank, None)
-        if feed:
-            self._former_gaps += feed.gaps
-            self._former_resyncs += feed.resyncs
+        stream = self._streams.pop(rank, None)
+        if stream:
+            self._former_gaps += stream.gaps
+            self._former_resyncs += stream.resyncs
 
     def _forget(self, rank: int) -> None:
-        """Remove all known and expected blocks of a worker."""
+        """Drop all confirmed and expected blocks of a worker."""
         for index in (self.confirmed, self.pending, self.approximate):
             index.add_worker(rank)
 
     def receive_events(self, rank: int, seq: int, payload: bytes) -> int | None:
-        """A batch of a worker's events. Returns from where they must be asked for again."""
-        feed = self._streams.get(rank)
-        if feed is None:
+        """Process a batch of events. Return the number to replay from, or None."""
+        stream = self._streams.get(rank)
+        if stream is None:
             return None
-        if not feed.started and seq != REPLAY_END:
+        if not stream.started and seq != REPLAY_END:
             self._first_event(rank)
-        return feed.receive(seq, payload)
+        return stream.receive(seq, payload)
 
     def _first_event(self, rank: int) -> None:
-        """Handle a worker's first event: only prompts that it may not have computed yet are still
-        expected."""
+        """Keep only the prompts that the worker may not have computed yet as expected."""
         self.approximate.add_worker(rank)
         sent, since = self._recent_prompts.get(rank, deque()), self._clock() - PENDING_S
         for at, hashes in sent:
@@ -90,9 +91,9 @@ class KvState:
         sent.clear()
 
     def expect(self, rank: int, hashes: Sequence[int]) -> None:
-        """The worker was sent a prompt of these blocks."""
-        feed = self._streams.get(rank)
-        if feed and feed.started:
+        """Expect the blocks of a prompt that was sent to the worker."""
+        stream = self._streams.get(rank)
+        if stream and stream.started:
             self.pending.add(rank, hashes)
             return
         self.approximate.add(rank, hashes)
@@ -103,21 +104,21 @@ class KvState:
                 sent.popleft()
 
     def overlaps(self, hashes: Sequence[int]) -> dict[int, int]:
-        """For each worker that has any: how many blocks from the start it has, or will have."""
-        found = self.confirmed.overlaps(hashes)
+        """Return rank -> number of blocks from the start, confirmed or expected, if above 0."""
+        cached = self.confirmed.overlaps(hashes)
         for index in (self.pending, self.approximate):
             for rank, blocks in index.overlaps(hashes).items():
-                if blocks > found.get(rank, 0):
-                    found[rank] = blocks
-        return found
+                if blocks > cached.get(rank, 0):
+                    cached[rank] = blocks
+        return cached
 
     @property
     def gaps(self) -> int:
-        return self._former_gaps + sum(feed.gaps for feed in self._streams.values())
+        return self._former_gaps + sum(stream.gaps for stream in self._streams.values())
 
     @property
     def resyncs(self) -> int:
-        return self._former_resyncs + sum(feed.resyncs for feed in self._streams.values())
+        return self._former_resyncs + sum(stream.resyncs for stream in self._streams.values())
 
     def _apply(self, rank: int, payload: bytes) -> None:
         try:
@@ -150,8 +151,11 @@ class KvState:
 
 
 def _depends_on_tokens_only(event: BlockStored) -> bool:
-    """Salts, images and the like make a block another one, of which our hashes know nothing but
-    the adapter's name. Of a model whose layers have several caches the first speaks for all."""
+    """Return True if the block's hash is known from its tokens and adapter.
+
+    Salts and images change a block, but not the hashes used here. If the layers of a model use
+    several caches, only group 0 is indexed.
+    """
     known = [event.lora_name]
     others = (keys for keys in event.extra_keys or () if keys and keys != known)
     return event.group_idx in (None, 0) and not any(others)

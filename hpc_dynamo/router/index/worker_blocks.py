@@ -1,36 +1,38 @@
-"""One worker's cache in the words of its engine: keys, and which of our blocks they stand for."""
+"""The cached blocks of one worker, by the keys that its engine gives them."""
 
 from array import array
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
-BlockKey = int | bytes  # an engine's own name of a block and all before it
-PAGE = 32  # blocks, that are also looked up as one
-_PARTS = 16  # dictionaries of a table; a power of two
-_PART = _PARTS - 1
+BlockKey = int | bytes  # identifies a block and its prefix within one engine
+PAGE = 32  # blocks that one look-up covers
+_PARTITIONS = 16  # dictionaries per table; a power of two
+_MASK = _PARTITIONS - 1
 _WORD_BYTES = 8
 KEY_BITS = (1 << 56) - 1
 
 
 class Page(msgspec.Struct, gc=False):
-    """Blocks that follow each other, stored in this order: at most those up to the next multiple
-    of PAGE from the start of the prompt; a worker's first block of a branch starts a new one.
+    """Consecutive blocks of a prompt, stored in this order.
 
-    Plain memory that the garbage collector need not look at: there are millions of these.
+    A page ends at a multiple of PAGE blocks from the start of the prompt, or earlier. The first
+    block of a branch starts a new page.
+
+    There are millions of pages, so the garbage collector does not track them (gc=False).
     """
 
-    start: int  # blocks before it in the prompt
-    blocks_per_key: int  # blocks for each key
+    start: int  # blocks of the prompt before this page
+    blocks_per_key: int
     keys: bytes = b""  # uint64 each
-    hashes: bytes = b""  # likewise
-    complete: bool = False  # PAGE blocks from a multiple of PAGE on, all there
-    damaged: bool = False  # not all of it is there any more
+    hashes: bytes = b""  # uint64 each
+    complete: bool = False  # it has all PAGE blocks and starts at a multiple of PAGE
+    damaged: bool = False  # a block was removed
     swept: bool = False
 
     @property
     def last(self) -> int:
-        """The hash of the last block."""
+        """Return the hash of the last block."""
         return int.from_bytes(self.hashes[-_WORD_BYTES:], "little")
 
     @property
@@ -44,71 +46,74 @@ class Page(msgspec.Struct, gc=False):
         self.complete = full and not self.damaged
 
     def accepts_after(self, key: int) -> bool:
-        """Whether a block, one for its key, that follows this key's belongs into this page."""
+        """Return True if a block that follows this key belongs in this page."""
         at_end = self.keys[-_WORD_BYTES:] == key.to_bytes(_WORD_BYTES, "little")
         size = len(self.hashes) // _WORD_BYTES
         return at_end and self.blocks_per_key == 1 and (self.start + size) % PAGE > 0
 
     def blocks_through(self, key: int) -> int:
-        """How many blocks of the page there are up to this key and with its own."""
-        word = key.to_bytes(_WORD_BYTES, "little")
-        place = self.keys.rfind(word)
-        while place % _WORD_BYTES:  # parts of two keys look like it
-            place = self.keys.rfind(word, 0, place + _WORD_BYTES - 1)
-        return (place // _WORD_BYTES + 1) * self.blocks_per_key
+        """Return the number of blocks up to and including those of this key."""
+        packed = key.to_bytes(_WORD_BYTES, "little")
+        offset = self.keys.rfind(packed)
+        # The bytes of two neighbouring keys may look like this key.
+        while offset % _WORD_BYTES:
+            offset = self.keys.rfind(packed, 0, offset + _WORD_BYTES - 1)
+        return (offset // _WORD_BYTES + 1) * self.blocks_per_key
 
     def remove_key(self, key: int) -> Sequence[int]:
-        """The blocks of one key, which is gone."""
+        """Mark one key as removed and return its blocks."""
         self.complete, self.damaged = False, True
         end = self.blocks_through(key)
         return self.blocks[end - self.blocks_per_key : end]
 
 
 class ChainEnd(msgspec.Struct, gc=False):
-    """Where a chain goes on."""
+    """The end of a stored prefix, where the next block is appended."""
 
-    depth: int = 0  # blocks before it
-    parent_hash: int = 0  # hash of the last of them
-    page: Page | None = None  # that ends there
+    depth: int = 0  # blocks of the prefix
+    parent_hash: int = 0  # hash of its last block
+    page: Page | None = None  # the page that ends there
 
 
 class KeyTable:
-    """The keys on one medium, with their pages."""
+    """Pages by key, for one medium (GPU or CPU)."""
 
     def __init__(self) -> None:
-        self.parts: tuple[dict[int, Page], ...] = tuple({} for _ in range(_PARTS))
+        self.partitions: tuple[dict[int, Page], ...] = tuple({} for _ in range(_PARTITIONS))
 
     def find(self, key: int) -> Page | None:
-        return self.parts[key & _PART].get(key)
+        return self.partitions[key & _MASK].get(key)
 
     def known(self, keys: Sequence[int]) -> list[int]:
-        partitions = self.parts
-        return [key for key in keys if key in partitions[key & _PART]]
+        partitions = self.partitions
+        return [key for key in keys if key in partitions[key & _MASK]]
 
     def put(self, keys: Iterable[int], page: Page) -> None:
-        parts = self.parts
+        partitions = self.partitions
         for key in keys:
-            parts[key & _PART][key] = page
+            partitions[key & _MASK][key] = page
 
     def pop(self, key: int) -> Page | None:
-        return self.parts[key & _PART].pop(key, None)
+        return self.partitions[key & _MASK].pop(key, None)
 
 
 class WorkerBlocks:
-    """A worker from its start, or from when its cache was last emptied, to its end."""
+    """Blocks of one worker, from an empty cache until it is removed or clears its cache."""
 
     def __init__(self, bit: int) -> None:
         self.bit = bit
         self._tables = dict[str, KeyTable]()  # by medium
-        self._extra_copies = dict[int, int]()  # copies of a block beyond the first, where there are
+        self._extra_copies = dict[int, int]()  # number of more copies by block
         self._ended_partitions = list[dict[int, Page]]()
 
     def table(self, medium: str) -> KeyTable:
         return self._tables.get(medium) or self._tables.setdefault(medium, KeyTable())
 
     def chain_end(self, key: int, table: KeyTable) -> ChainEnd | None:
-        """Where the block of this key ends, looked for in its `table` first: a block in one
-        medium may follow one in another."""
+        """Return the end of the prefix with this key, None if it is unknown.
+
+        It is looked up in `table` first; a block may follow a block on another medium.
+        """
         page = table.find(key)
         if page is None:
             others = (other.find(key) for other in self._tables.values())
@@ -120,12 +125,12 @@ class WorkerBlocks:
         return ChainEnd(page.start + end, before, page if end == size else None)
 
     def add_copies(self, blocks: Iterable[int]) -> None:
-        """Further copies of blocks that are held."""
+        """Count one more copy of blocks that the worker already has."""
         for block in blocks:
             self._extra_copies[block] = self._extra_copies.get(block, 0) + 1
 
     def remove_copies(self, blocks: Iterable[int]) -> Iterable[int]:
-        """A copy of each goes; of which it was the last."""
+        """Remove one copy of each block; return the blocks without a copy left."""
         return [b for b in blocks if self._only(b)] if self._extra_copies else blocks
 
     def _only(self, block: int) -> bool:
@@ -137,24 +142,26 @@ class WorkerBlocks:
         return not more
 
     def end(self) -> None:
-        """Nothing is stored from now on; `pop` gives what there was."""
-        self._ended_partitions = [part for table in self._tables.values() for part in table.parts]
+        """End the storing of blocks. `pop_page` then returns the pages."""
+        self._ended_partitions = [
+            part for table in self._tables.values() for part in table.partitions
+        ]
         self._tables.clear()
 
     def pop_page(self) -> Page | None:
-        """The page of one key more, of an ended life; None after the last."""
+        """Return the page of one more key after `end`, or None."""
         while self._ended_partitions and not self._ended_partitions[-1]:
             self._ended_partitions.pop()
         return self._ended_partitions[-1].popitem()[1] if self._ended_partitions else None
 
 
 def short_keys(keys: Sequence[BlockKey]) -> list[int]:
-    """See `short`. Digests of one engine are of one size: all are cut in one go."""
+    """Return `short_key` of each key. Digests of equal size are shortened in one step."""
     if len(keys) == 1:
         return [short_key(keys[0])]
     try:
         size, digests = len(keys[0]), bytearray().join(keys)  # type: ignore[arg-type]
-    except (TypeError, IndexError):  # numbers, or none
+    except (TypeError, IndexError):  # integers, or no keys
         return [short_key(key) for key in keys]
     if size % _WORD_BYTES or len(digests) != len(keys) * size:
         return [short_key(key) for key in keys]
@@ -163,14 +170,17 @@ def short_keys(keys: Sequence[BlockKey]) -> list[int]:
 
 
 def short_key(key: BlockKey) -> int:
-    """To 56 bits: of a digest those before its last byte, which are as good as any. Ints of up to
-    60 bits take less memory; 56 are enough to tell the blocks of one worker apart."""
+    """Return 56 bits of a key; of a digest, those before its last byte.
+
+    CPython stores integers of up to 60 bits in less memory. 56 bits distinguish the blocks of one
+    worker.
+    """
     number = key if isinstance(key, int) else int.from_bytes(key[-_WORD_BYTES:], "little")
     return number & KEY_BITS
 
 
 def pack_uint64(numbers: Sequence[int]) -> bytes:
-    """uint64 each."""
+    """Return the numbers as uint64 each."""
     if len(numbers) == 1:
         return numbers[0].to_bytes(_WORD_BYTES, "little")
     return array("Q", numbers).tobytes()

@@ -1,8 +1,7 @@
-"""What passes over the unix socket between router and frontends.
+"""Messages on the unix socket between router and frontends.
 
-Frames are a length (uint32, little-endian) and a MessagePack record. Asks are answered in any
-order; notes are not answered. When a connection ends, its leases are released and its asks
-forgotten. The socket lies in a private folder, so both ends are of the same user.
+A frame is a length (uint32, little-endian) and a MessagePack record. See the package for the
+sequence. The socket is in a private folder, so both ends belong to the same user.
 """
 
 import asyncio
@@ -19,37 +18,47 @@ MAX_FRAME_BYTES = 64 << 20
 
 
 class RouteCall(msgspec.Struct, frozen=True, array_like=True, tag=0):
-    id: int
-    ask: RoutingRequest
+    """Frontend: a lease for this request; the reply is LeaseGranted or CallFailed."""
+
+    id: int  # number of the call and then of its lease; unique per connection
+    request: RoutingRequest
 
 
 class CancelCall(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """Frontend: drop a RouteCall and release its lease. There is no reply."""
+
     id: int
 
 
 class LeaseUpdate(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """Frontend: an event of a lease. There is no reply."""
+
     id: int
     event: LeaseEvent
     value: NonNegativeInt
 
 
 class ReportToHead(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """Frontend: a MessagePack record for the head, which the router passes on unread."""
+
     content: bytes
 
 
 class ExplainCall(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """Frontend: explain the routing of a request; the result is a RoutingExplanation."""
+
     id: int
-    ask: RoutingRequest
+    request: RoutingRequest
 
 
 class LoadsCall(msgspec.Struct, frozen=True, array_like=True, tag=10):
-    """By another head, see loads.Published; Explained answers."""
+    """Frontend, for a peer head: the result is PublishedLoads."""
 
     id: int
 
 
 class SleepCall(msgspec.Struct, frozen=True, array_like=True, tag=11):
-    """A worker to sleep, or awake; Explained answers."""
+    """Frontend: put a worker to sleep or wake it; the result is its new state."""
 
     id: int
     rank: int
@@ -57,12 +66,16 @@ class SleepCall(msgspec.Struct, frozen=True, array_like=True, tag=11):
 
 
 class LeaseGranted(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """Router: the workers of a RouteCall."""
+
     id: int
     prefill: Target | None
     decode: Target
 
 
 class CallFailed(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """Router: the error of a call. `kind` is the name of its exception class."""
+
     id: int
     kind: str
     message: str
@@ -71,16 +84,22 @@ class CallFailed(msgspec.Struct, frozen=True, array_like=True, tag=5):
 
 
 class LeasedWorkerLost(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """Router: a worker of this lease was removed."""
+
     id: int
     rank: int
 
 
 class CallResult(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """Router: the result of ExplainCall, LoadsCall or SleepCall, as JSON."""
+
     id: int
-    content: bytes  # JSON of router.why.Why, of router.loads.Published, or of how a worker is
+    content: bytes
 
 
 class ViewUpdate(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """Router: the current state of the run."""
+
     view: RunView
 
 
@@ -92,14 +111,15 @@ log = logging.getLogger(__name__)
 
 
 class FramedConnection(asyncio.Protocol):
-    """Frames in both directions."""
+    """Base of both ends: sends and receives frames."""
 
     def __init__(self) -> None:
         self._in, self._out = bytearray(), list[bytes]()
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        # The transport of uvloop has all methods but is not a subclass.
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._in += data
@@ -123,33 +143,36 @@ class FramedConnection(asyncio.Protocol):
         del self._in[:start]
 
     def _abort(self, what: str) -> None:
-        """Who sends this speaks another language."""
-        log.error("the link between router and frontend is cut: %s", what)
+        """Close the connection after a protocol error."""
+        log.error("closed a connection between router and frontend: protocol error: %s", what)
         self._transport.abort()
 
     def on_message(self, content: bytes | bytearray) -> None:
-        """One record has come. Raises msgspec.DecodeError."""
+        """Handle one record. Raises msgspec.DecodeError."""
         raise NotImplementedError
 
     def send(self, record: msgspec.Struct) -> None:
-        """Goes out at the end of this turn of the event loop, with all that is said in it: one
-        system call where requests are many."""
+        """Queue a record.
+
+        All records of one iteration of the event loop are sent with a single system call.
+        """
         content = ENCODER.encode(record)
         if not self._out:
             asyncio.get_running_loop().call_soon(self._flush)
         self._out += (len(content).to_bytes(4, "little"), content)
 
     def _flush(self) -> None:
-        if not self._transport.is_closing():  # else nobody will read it, and uvloop would raise
+        # After the close, a write is useless, and uvloop raises.
+        if not self._transport.is_closing():
             self._transport.write(b"".join(self._out))
         self._out.clear()
 
     @property
     def backlogged(self) -> bool:
-        """The other side reads more slowly than we write; what can wait should."""
+        """Return True if the peer reads too slowly; updates that can wait should be skipped."""
         return self._transport.get_write_buffer_size() > BACKLOG_BYTES
 
     def close(self) -> None:
-        """After what was said."""
+        """Send the queued records, then close."""
         self._flush()
         self._transport.close()

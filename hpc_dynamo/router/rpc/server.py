@@ -1,8 +1,4 @@
-"""The router's end of the unix socket: one client a frontend process.
-
-When a connection ends, its leases are released and its asks forgotten. The socket lies in a
-private folder, so both ends are of the same user.
-"""
+"""The router's end of the unix socket, with one client per frontend process."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -40,11 +36,11 @@ VIEW_INTERVAL_S = 1.0
 
 
 class RouterServer:
-    """Serves routers, by model, to frontends, and shows them `view()` on every change and every
-    second.
+    """Serves the routers of all models to the frontends, and pushes `view()` to them.
 
-    `told(frontend, content)` gets what frontends tell, `left(frontend)` is called when one is
-    gone; a frontend is a number that is not used again. `put(rank, asleep)` does so for a client.
+    The view is pushed on every change and every VIEW_INTERVAL_S. `on_report(frontend, content)`
+    receives the reports of a frontend, `on_disconnect(frontend)` is called when it disconnects.
+    Frontends have numbers that are not reused. `set_sleep(rank, asleep)` executes a SleepCall.
     """
 
     def __init__(
@@ -52,13 +48,14 @@ class RouterServer:
         routers: Mapping[str, Router],
         path: Path,
         view: Callable[[], RunView],
-        told: Callable[[int, bytes], None],
-        left: Callable[[int], None],
-        put: Callable[[int, bool], Awaitable[bytes]],
+        on_report: Callable[[int, bytes], None],
+        on_disconnect: Callable[[int], None],
+        set_sleep: Callable[[int, bool], Awaitable[bytes]],
     ) -> None:
         self.routers, self._path, self._view = routers, path, view
         self._changed = next(iter(routers.values())).changed
-        self.on_report, self.on_disconnect, self.set_sleep, self.numbers = told, left, put, count(1)
+        self.on_report, self.on_disconnect, self.set_sleep = on_report, on_disconnect, set_sleep
+        self.numbers = count(1)
         self.clients = set[_Client]()
         self.tasks, self._ended = asyncio.TaskGroup(), False
 
@@ -77,14 +74,14 @@ class RouterServer:
         await self.tasks.__aexit__(None, None, None)
 
     def push_view(self) -> None:
-        """Push the view now."""
+        """Push the view to all clients now."""
         view = ViewUpdate(self._view())
         for client in self.clients:
             if not client.backlogged:
                 client.send(view)
 
     def close_clients(self) -> None:
-        """End all connections, also those to come; who listens knows that the job ends."""
+        """Close all connections, also later ones: the frontends then know that the job ends."""
         self._ended = True
         for client in list(self.clients):
             client.close()
@@ -104,31 +101,32 @@ class RouterServer:
                 async with asyncio.timeout(VIEW_INTERVAL_S):
                     await self._changed.wait()
 
-    def router(self, ask: RoutingRequest) -> Router:
-        """Raises RequestFailed where the model has none."""
-        if ask.model not in self.routers:
-            raise RequestFailed(f"no workers of a model {ask.model!r} are here", status=404)
-        return self.routers[ask.model]
+    def router(self, request: RoutingRequest) -> Router:
+        """Return the router of the request's model. Raises RequestFailed without one."""
+        if request.model not in self.routers:
+            raise RequestFailed(f"model {request.model!r} is not served here", status=404)
+        return self.routers[request.model]
 
-    def cancel(self, waiting: QueuedRequest) -> None:
-        self.router(waiting.request).cancel(waiting)
+    def cancel(self, queued: QueuedRequest) -> None:
+        self.router(queued.request).cancel(queued)
 
     def encoded_loads(self) -> bytes:
-        """What we have on each worker, see loads.Published."""
+        """Return the JSON of PublishedLoads."""
         routers = tuple(self.routers.values())
-        return encode_loads(routers[0].head_name, [m for router in routers for m in router.workers])
+        workers = [worker for router in routers for worker in router.workers]
+        return encode_loads(routers[0].head_name, workers)
 
 
 class _Client(FramedConnection):
-    """One frontend, at the server's end."""
+    """The server's end of one connection."""
 
     decoder = msgspec.msgpack.Decoder(ToServer)
 
     def __init__(self, server: RouterServer) -> None:
         super().__init__()
         self._server, self._number = server, next(server.numbers)
-        self._leases = dict[int, Lease]()  # by the frontend's own ids
-        self._waiting = dict[int, QueuedRequest]()
+        self._leases = dict[int, Lease]()  # by call id
+        self._queued = dict[int, QueuedRequest]()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -136,8 +134,8 @@ class _Client(FramedConnection):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._server.clients.discard(self)
-        while self._waiting:
-            self._server.cancel(self._waiting.popitem()[1])
+        while self._queued:
+            self._server.cancel(self._queued.popitem()[1])
         for lease in self._leases.values():
             lease.release()
         self._leases.clear()
@@ -145,87 +143,87 @@ class _Client(FramedConnection):
 
     def on_message(self, content: bytes | bytearray) -> None:
         match self.decoder.decode(content):
-            case RouteCall(id=id_) if id_ in self._leases or id_ in self._waiting:
+            case RouteCall(id=id_) if id_ in self._leases or id_ in self._queued:
                 raise msgspec.ValidationError(f"number {id_} is in use")
-            case RouteCall(id=id_, ask=ask):
-                self._ask(id_, ask)
-            case LeaseUpdate(id=id_, event=note, value=value):
-                self._note(id_, note, value)
+            case RouteCall(id=id_, request=request):
+                self._route(id_, request)
+            case LeaseUpdate(id=id_, event=event, value=value):
+                self._update(id_, event, value)
             case CancelCall(id=id_):
-                self._withdraw(id_)
-            case ExplainCall(id=id_, ask=ask):
-                self._explain(id_, ask)
+                self._cancel(id_)
+            case ExplainCall(id=id_, request=request):
+                self._explain(id_, request)
             case LoadsCall(id=id_):
                 self.send(CallResult(id_, self._server.encoded_loads()))
             case SleepCall(id=id_, rank=rank, asleep=asleep):
-                self._server.tasks.create_task(self._put(id_, rank, asleep))
-            case ReportToHead(content=told):
-                self._server.on_report(self._number, told)
+                self._server.tasks.create_task(self._set_sleep(id_, rank, asleep))
+            case ReportToHead(content=content):
+                self._server.on_report(self._number, content)
 
-    def _ask(self, id_: int, ask: RoutingRequest) -> None:
+    def _route(self, id_: int, request: RoutingRequest) -> None:
         try:
-            router = self._server.router(ask)
-            lease = router.try_route(ask)
+            router = self._server.router(request)
+            lease = router.try_route(request)
         except RequestFailed as e:
-            self.send(_denial(id_, e))
+            self.send(_failure(id_, e))
             return
         if lease:
             self._grant(id_, lease)
         else:
-            waiting = self._waiting[id_] = router.enqueue(ask)
-            waiting.lease.add_done_callback(lambda granted: self._waited(id_, granted))
+            queued = self._queued[id_] = router.enqueue(request)
+            queued.lease.add_done_callback(lambda granted: self._on_granted(id_, granted))
 
-    def _explain(self, id_: int, ask: RoutingRequest) -> None:
+    def _explain(self, id_: int, request: RoutingRequest) -> None:
         try:
-            why = self._server.router(ask).explain(ask)
+            explanation = self._server.router(request).explain(request)
         except RequestFailed as e:
-            self.send(_denial(id_, e))
+            self.send(_failure(id_, e))
         else:
-            self.send(CallResult(id_, msgspec.json.encode(why)))
+            self.send(CallResult(id_, msgspec.json.encode(explanation)))
 
-    async def _put(self, id_: int, rank: int, asleep: bool) -> None:
+    async def _set_sleep(self, id_: int, rank: int, asleep: bool) -> None:
         try:
-            said = await self._server.set_sleep(rank, asleep)
+            result = await self._server.set_sleep(rank, asleep)
         except RequestFailed as e:
-            self.send(_denial(id_, e))
+            self.send(_failure(id_, e))
         else:
-            self.send(CallResult(id_, said))
+            self.send(CallResult(id_, result))
 
-    def _waited(self, id_: int, granted: asyncio.Future[Lease]) -> None:
-        if self._waiting.pop(id_, None) is None:
-            return  # withdrawn
+    def _on_granted(self, id_: int, granted: asyncio.Future[Lease]) -> None:
+        if self._queued.pop(id_, None) is None:
+            return  # cancelled
         try:
             self._grant(id_, granted.result())
         except RequestFailed as e:
-            self.send(_denial(id_, e))
+            self.send(_failure(id_, e))
 
     def _grant(self, id_: int, lease: Lease) -> None:
         self._leases[id_] = lease
-        lease.worker_lost.add_done_callback(lambda lost: self._lose(id_, lost))
+        lease.worker_lost.add_done_callback(lambda lost: self._on_worker_lost(id_, lost))
         self.send(LeaseGranted(id_, lease.prefill, lease.decode))
 
-    def _lose(self, id_: int, lost: asyncio.Future[int]) -> None:
+    def _on_worker_lost(self, id_: int, lost: asyncio.Future[int]) -> None:
         if id_ in self._leases and not lost.cancelled():
             self.send(LeasedWorkerLost(id_, lost.result()))
 
-    def _note(self, id_: int, note: LeaseEvent, value: int) -> None:
+    def _update(self, id_: int, event: LeaseEvent, value: int) -> None:
         lease = self._leases.get(id_)
         if lease is None:
             return
-        if note is LeaseEvent.released:
+        if event is LeaseEvent.released:
             del self._leases[id_]
             lease.release()
         else:
-            lease.report(note, value)
+            lease.report(event, value)
 
-    def _withdraw(self, id_: int) -> None:
-        waiting = self._waiting.pop(id_, None)
-        if waiting:
-            self._server.cancel(waiting)
+    def _cancel(self, id_: int) -> None:
+        queued = self._queued.pop(id_, None)
+        if queued:
+            self._server.cancel(queued)
         else:
-            self._note(id_, LeaseEvent.released, 0)
+            self._update(id_, LeaseEvent.released, 0)
 
 
-def _denial(id_: int, error: RequestFailed) -> CallFailed:
+def _failure(id_: int, error: RequestFailed) -> CallFailed:
     after_s = error.retry_after_s if isinstance(error, Overloaded) else 0.0
     return CallFailed(id_, type(error).__name__, error.message, error.status, after_s)

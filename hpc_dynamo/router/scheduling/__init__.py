@@ -1,1 +1,1 @@
-"""TODO."""
+"""Selection of workers for a request: policy, admission limits and the request queue."""

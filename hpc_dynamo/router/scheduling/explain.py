@@ -1,4 +1,4 @@
-"""Why a request would go where it would go, for people."""
+"""Explains a routing decision (`/v1/route`)."""
 
 import msgspec
 
@@ -10,24 +10,23 @@ from hpc_dynamo.router.scheduling.worker import RoutedWorker, WorkerDemand
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker, as the choice saw it. The least `cost` wins; equals take turns."""
+    """One worker in a decision. The lowest `cost` is selected; ties go to the least recent."""
 
     rank: int
     role: Role
-    usable: bool  # it has room, is not avoided, and was not excluded
+    usable: bool  # it has room, is not avoided, and is not excluded
     chosen: bool
     cost: float
-    overlap_blocks: int  # of the prompt's start that it has
-    left_tokens: int  # of the prompt that it has not
-    prefill_tokens: int  # promised to it and not computed yet
-    blocks: int  # that our requests hold there
-    active: int  # requests of ours
-    others: WorkerDemand  # what other heads have there
+    overlap_blocks: int  # prompt blocks that are cached there
+    left_tokens: int  # prompt tokens that are not cached there
+    prefill_tokens: int  # placed there and not yet computed
+    blocks: int  # KV blocks of this head's requests
+    active: int  # requests of this head
+    others: WorkerDemand  # load placed by other heads
 
 
 class RoutingExplanation(msgspec.Struct, frozen=True, kw_only=True):
-    """A decision. `why`: split, whole, or why the decode worker prefills: short, swamped;
-    `waits` where nobody has room."""
+    """A decision and its inputs. `reason` is that of Selection, or "queued" without a worker."""
 
     policy: Policy
     reason: str
@@ -36,54 +35,59 @@ class RoutingExplanation(msgspec.Struct, frozen=True, kw_only=True):
     overlap_weight: float
     recompute_weight: float
     decode_weight: float
-    handover_tokens: float  # see router.handover
+    handover_tokens: float  # see TransferCost
     prefill: int | None
     decode: int | None
     workers: tuple[Candidate, ...]
-    model: str = ""  # of several
+    model: str = ""  # if there are several
 
 
 def explain(
-    chooser: WorkerSelector, ask: RoutingRequest, members: tuple[RoutedWorker, ...]
+    selector: WorkerSelector, request: RoutingRequest, workers: tuple[RoutedWorker, ...]
 ) -> RoutingExplanation:
-    """Raises like Chooser.choose."""
-    choice, need = chooser.select(ask, members), chooser.cost_inputs(ask, chooser.hashes(ask))
-    usable = {
-        m.rank for role in chooser.required_roles(ask) for m in chooser.usable(role, ask, members)
-    }
-    cost = POLICIES[chooser.policy(ask)].cost
+    """Return the decision that would be made now. Raises like WorkerSelector.select."""
+    selection = selector.select(request, workers)
+    inputs = selector.cost_inputs(request, selector.hashes(request))
+    roles = selector.required_roles(request)
+    usable = {w.rank for role in roles for w in selector.usable(role, request, workers)}
+    policy = selector.policy(request)
+    cost = POLICIES[policy].cost
     return RoutingExplanation(
-        model=ask.model,
-        policy=chooser.policy(ask),
-        reason=choice.reason if choice else "queued",
-        tokens=need.prompt_tokens,
-        block_tokens=need.block_tokens,
-        overlap_weight=need.overlap_weight,
-        recompute_weight=need.recompute_weight,
-        decode_weight=need.decode_weight,
-        handover_tokens=chooser.transfer_cost.tokens,
-        prefill=choice.prefill.rank if choice and choice.prefill else None,
-        decode=choice.decode.rank if choice else None,
+        model=request.model,
+        policy=policy,
+        reason=selection.reason if selection else "queued",
+        tokens=inputs.prompt_tokens,
+        block_tokens=inputs.block_tokens,
+        overlap_weight=inputs.overlap_weight,
+        recompute_weight=inputs.recompute_weight,
+        decode_weight=inputs.decode_weight,
+        handover_tokens=selector.transfer_cost.tokens,
+        prefill=selection.prefill.rank if selection and selection.prefill else None,
+        decode=selection.decode.rank if selection else None,
         workers=tuple(
-            _candidate(m, need, cost(m, need), m.rank in usable, choice)
-            for m in sorted(members, key=lambda m: m.rank)
+            _candidate(w, inputs, cost(w, inputs), w.rank in usable, selection)
+            for w in sorted(workers, key=lambda w: w.rank)
         ),
     )
 
 
 def _candidate(
-    m: RoutedWorker, need: CostInputs, cost: float, usable: bool, choice: Selection | None
+    worker: RoutedWorker,
+    inputs: CostInputs,
+    cost: float,
+    usable: bool,
+    selection: Selection | None,
 ) -> Candidate:
     return Candidate(
-        rank=m.rank,
-        role=m.role,
+        rank=worker.rank,
+        role=worker.role,
         usable=usable,
-        chosen=choice is not None and m in choice.workers,
+        chosen=selection is not None and worker in selection.workers,
         cost=round(cost, 3),
-        overlap_blocks=need.overlaps.get(m.rank, 0),
-        left_tokens=need.uncached_tokens(m),
-        prefill_tokens=m.prefill_tokens,
-        blocks=m.blocks,
-        active=m.active,
-        others=m.peer_load,
+        overlap_blocks=inputs.overlaps.get(worker.rank, 0),
+        left_tokens=inputs.uncached_tokens(worker),
+        prefill_tokens=worker.prefill_tokens,
+        blocks=worker.blocks,
+        active=worker.active,
+        others=worker.peer_load,
     )

@@ -1,4 +1,4 @@
-"""What is asked of the router, and what it grants."""
+"""Routing requests, leases and their events."""
 
 import asyncio
 from enum import IntEnum
@@ -15,27 +15,27 @@ NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class RoutingHints(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What a request says of its own routing; where it says nothing, the configuration holds."""
+    """Routing settings of one request, which override the configuration."""
 
     policy: Policy | None = None
     overlap_weight: NonNegativeFloat | None = None
     decode_weight: NonNegativeFloat | None = None
     temperature: NonNegativeFloat | None = None
-    priority: int = 0  # in the line: the higher first
+    priority: int = 0  # higher priorities leave the queue first
     session: str = ""
-    workers: tuple[int, ...] = ()  # ranks: no other worker of their role
+    workers: tuple[int, ...] = ()  # ranks; other workers of their roles are not used
 
 
 class RoutingRequest(msgspec.Struct, frozen=True, array_like=True):
-    """One request, as far as the choice of workers depends on it."""
+    """The properties of a request that its routing depends on."""
 
-    prompt_tokens: NonNegativeInt = 0  # of the prompt; 0: not known
-    block_hashes: bytes = b""  # of its whole blocks, see hashes.block_hashes
-    may_disaggregate: bool = True  # prefill and decode may be on two workers
-    exclude: tuple[int, ...] = ()  # ranks that were tried
-    timeout_s: float = 0.0  # for a worker to be free; 0: the router's own limit
+    prompt_tokens: NonNegativeInt = 0  # 0: unknown
+    block_hashes: bytes = b""  # see hashes.block_hashes
+    may_disaggregate: bool = True  # prefill and decode may run on two workers
+    exclude: tuple[int, ...] = ()  # ranks already tried
+    timeout_s: float = 0.0  # limit of the wait for a worker; 0: serve.queue_timeout_s
     hints: RoutingHints = RoutingHints()
-    model: str = ""  # whose workers; see topology.Worker
+    model: str = ""  # see topology.Worker
 
     def __post_init__(self) -> None:
         if len(self.block_hashes) % HASH_BYTES:
@@ -43,82 +43,78 @@ class RoutingRequest(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def hash_list(self) -> list[int]:
-        """The hashes, one by one."""
         return memoryview(self.block_hashes).cast("Q").tolist()
 
 
 class Target(msgspec.Struct, frozen=True, array_like=True):
-    """A worker to send to."""
+    """A worker and the URL of its engine."""
 
     rank: int
     url: str
 
 
 class LeaseEvent(IntEnum):
-    """What the holder of a lease tells the router; the value is in brackets."""
+    """Events that the holder of a lease reports, with the meaning of their value."""
 
     prefilled = 0
     first_token = 1
-    progress = 2  # (tokens generated since the last)
-    connection_lost = 3  # (rank)
+    progress = 2  # tokens generated since the last report
+    connection_lost = 3  # rank
     released = 4
 
 
 class LeaseListener(Protocol):
-    """Where notes go: the router itself, or the socket to it."""
+    """Receiver of lease events: the router, or the connection to it."""
 
-    def on_lease_event(self, lease: int, note: LeaseEvent, value: int) -> None: ...
+    def on_lease_event(self, lease: int, event: LeaseEvent, value: int) -> None: ...
 
 
 class Lease:
-    """Workers that are ours for one request, until `release`, which must come.
+    """Workers reserved for one request until `release`, which must be called.
 
-    `lost` becomes the rank of a worker that left while we had it.
+    `worker_lost` resolves to the rank of a worker that is removed before the release.
     """
 
     __slots__ = ("_listener", "_open", "decode", "id", "prefill", "worker_lost")
 
     def __init__(
-        self, id_: int, prefill: Target | None, decode: Target, notes: LeaseListener
+        self, id_: int, prefill: Target | None, decode: Target, listener: LeaseListener
     ) -> None:
         self.id, self.prefill, self.decode = id_, prefill, decode
         self.worker_lost: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._listener, self._open = notes, True
+        self._listener, self._open = listener, True
 
     def report_prefilled(self) -> None:
-        """The prefill worker has done its part."""
-        self._listener.on_lease_event(self.id, LeaseEvent.prefilled, 0)
+        self.report(LeaseEvent.prefilled, 0)
 
     def report_first_token(self) -> None:
-        """The prompt is computed; from now on the answer grows."""
-        self._listener.on_lease_event(self.id, LeaseEvent.first_token, 0)
+        self.report(LeaseEvent.first_token, 0)
 
     def report_progress(self, tokens: int) -> None:
-        """The answer has grown by so many tokens."""
-        self._listener.on_lease_event(self.id, LeaseEvent.progress, tokens)
+        """Report response tokens generated since the last report."""
+        self.report(LeaseEvent.progress, tokens)
 
     def report_connection_lost(self, rank: int) -> None:
-        """A connection to this worker broke; it is left alone for a while."""
-        self._listener.on_lease_event(self.id, LeaseEvent.connection_lost, rank)
+        """Report a broken connection to a worker, which then gets no requests for some time."""
+        self.report(LeaseEvent.connection_lost, rank)
 
-    def report(self, note: LeaseEvent, value: int) -> None:
-        """Any of these, as it came from a holder far away."""
-        self._listener.on_lease_event(self.id, note, value)
+    def report(self, event: LeaseEvent, value: int) -> None:
+        self._listener.on_lease_event(self.id, event, value)
 
     def release(self) -> None:
-        """Nothing of this request is on its workers any more. May be called again."""
+        """Give the workers back. Later calls have no effect."""
         if self._open:
             self._open = False
-            self._listener.on_lease_event(self.id, LeaseEvent.released, 0)
+            self.report(LeaseEvent.released, 0)
 
     def set_worker_lost(self, rank: int) -> None:
-        """For the router: a worker of this lease has left."""
+        """Resolve `worker_lost`; called by the router."""
         if not self.worker_lost.done():
             self.worker_lost.set_result(rank)
 
 
 class Overloaded(RequestFailed):
-    """The queue is full (429), or a place in it was kept too long (503)."""
+    """The queue is full (429), or the request was queued for too long (503)."""
 
     def __init__(self, message: str, *, status: int, retry_after_s: float) -> None:
         super().__init__(message, status=status)
@@ -126,21 +122,21 @@ class Overloaded(RequestFailed):
 
 
 class NoWorker(RequestFailed):
-    """A role has no ready worker, and none came in time."""
+    """No worker of a role became ready in time, or none ever will."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, status=503)
 
 
 class NoSuchWorker(RequestFailed):
-    """A request names workers that are not there, or none where it must."""
+    """The routing hints name unknown workers, or none although the policy requires it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, status=400)
 
 
 class AllWorkersTried(RequestFailed):
-    """Every worker of a role has been tried."""
+    """The request failed on every worker of a role."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, status=503)

@@ -8,14 +8,14 @@ from typing import Self
 from hpc_dynamo.config import Config, Role, Task
 from hpc_dynamo.router.scheduling.worker import RoutedWorker
 
-# A worker whose connection broke is left alone until its agent reports it anew, or this long:
-# with the usual three tries a request outlasts the time after which a silent agent is given up.
+# After a broken connection a worker gets no requests for this time, or until its agent reports it
+# again. With the default of three attempts, a request outlasts the heartbeat timeout of an agent.
 AVOID_S = 15.0
 
 
 @dataclass(frozen=True)
 class StartShare:
-    """Requests that each worker of a role may hold until `workers` of that role are ready.
+    """Limits each worker of a role to `requests` until `ready_workers` of that role are ready.
 
     Without it, the first ready worker would get all requests of a batch.
     """
@@ -26,28 +26,28 @@ class StartShare:
 
 @dataclass(frozen=True)
 class AdmissionLimits:
-    """Admission limits. By default none: requests wait only for the first worker."""
+    """Limits of workers and queue. The default has none: requests wait only for a first worker."""
 
-    max_requests_per_worker: float = math.inf  # leases on one worker at a time
-    max_prefill_tokens_per_worker: float = math.inf  # prompt tokens that wait on it
-    max_queued_requests: float = math.inf  # asks that wait
+    max_requests_per_worker: float = math.inf
+    max_prefill_tokens_per_worker: float = math.inf  # prompt tokens not yet computed
+    max_queued_requests: float = math.inf
     queue_timeout_s: float = math.inf
     avoid_s: float = AVOID_S
     start_shares: Mapping[Role, StartShare] = field(default_factory=dict)
 
-    def has_room(self, member: RoutedWorker, ready: int) -> bool:
+    def has_room(self, worker: RoutedWorker, ready: int) -> bool:
         """Return True if a worker may get one more request; `ready` workers have its role."""
-        share = self.start_shares.get(member.role)
+        share = self.start_shares.get(worker.role)
         return (
-            not member.avoid_count
-            and member.active < self.max_requests_per_worker
-            and (share is None or ready >= share.ready_workers or member.active < share.requests)
-            and member.prefill_tokens <= self.max_prefill_tokens_per_worker
+            not worker.avoid_count
+            and worker.active < self.max_requests_per_worker
+            and (share is None or ready >= share.ready_workers or worker.active < share.requests)
+            and worker.prefill_tokens <= self.max_prefill_tokens_per_worker
         )
 
     @classmethod
     def from_config(cls, config: Config) -> Self:
-        """As a run's configuration wants them; a batch bounds itself."""
+        """Return the limits of an endpoint; a batch limits itself."""
         if config.task is Task.batch:
             return cls()
         serve, engine = config.serve, config.engine

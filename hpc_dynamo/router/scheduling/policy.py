@@ -1,7 +1,7 @@
-"""Pure choice among usable workers.
+"""Routing policies: pure functions that select one of the usable workers.
 
-A policy is a row of POLICIES: how many workers it draws by chance before it looks, and what a
-worker costs it. The cheapest gets the request; equals take turns.
+A policy is a row of POLICIES: a cost function, and the number of workers that are drawn at random
+first. The worker with the lowest cost is selected; ties go to the least recently used one.
 """
 
 import math
@@ -16,54 +16,63 @@ from hpc_dynamo.router.scheduling.worker import RoutedWorker
 
 @dataclass(frozen=True, slots=True)
 class CostInputs:
-    """What a choice depends on, besides the workers."""
+    """Properties of a request that its cost on a worker depends on."""
 
-    prompt_tokens: int  # of the prompt
-    overlaps: Mapping[int, int]  # blocks of the prompt's start, by rank
-    block_tokens: int  # tokens
+    prompt_tokens: int
+    overlaps: Mapping[int, int]  # rank -> cached blocks from the prompt's start
+    block_tokens: int
     overlap_weight: float = 1.0
     recompute_weight: float = 1.0
     decode_weight: float = 1.0
     session: str = ""
 
-    def uncached_tokens(self, m: RoutedWorker) -> int:
-        """Tokens of the prompt that are not there yet: to compute, or to pull."""
-        return max(self.prompt_tokens - self.overlaps.get(m.rank, 0) * self.block_tokens, 0)
+    def uncached_tokens(self, worker: RoutedWorker) -> int:
+        """Return the prompt tokens that the worker must compute or pull."""
+        cached = self.overlaps.get(worker.rank, 0) * self.block_tokens
+        return max(self.prompt_tokens - cached, 0)
 
 
 Cost = Callable[[RoutedWorker, CostInputs], float]
 
 
-def kv_cost(m: RoutedWorker, need: CostInputs) -> float:
-    """The work ahead, in blocks: prompt tokens to compute (or to pull), here and promised, and
-    blocks held for answers (the terms of NVIDIA Dynamo's router cost, docs/router)."""
-    others = m.peer_load
-    own = need.recompute_weight * need.uncached_tokens(m)
-    ahead = (own + m.prefill_tokens + others.prefill_tokens) / need.block_tokens
-    return need.overlap_weight * ahead + need.decode_weight * (m.blocks + others.blocks)
+def kv_cost(worker: RoutedWorker, inputs: CostInputs) -> float:
+    """Return the pending work in blocks: prompt tokens to compute, and KV blocks in use.
+
+    The terms are those of the cost function of NVIDIA Dynamo's router.
+    """
+    peer = worker.peer_load
+    own = inputs.recompute_weight * inputs.uncached_tokens(worker)
+    pending = (own + worker.prefill_tokens + peer.prefill_tokens) / inputs.block_tokens
+    blocks = worker.blocks + peer.blocks
+    return inputs.overlap_weight * pending + inputs.decode_weight * blocks
 
 
-def active_requests(m: RoutedWorker, need: CostInputs) -> float:
-    """Requests on it, ours and those of other heads."""
-    return m.active + m.peer_load.active
+def active_requests(worker: RoutedWorker, inputs: CostInputs) -> float:
+    """Return the active requests of this head and of its peers."""
+    return worker.active + worker.peer_load.active
 
 
-def last_lease(m: RoutedWorker, need: CostInputs) -> float:
-    """How lately it had its last turn; counting turns instead would send a worker that joins
-    late everything until it has caught up."""
-    return m.last_lease_id
+def last_lease(worker: RoutedWorker, inputs: CostInputs) -> float:
+    """Return the number of the worker's last lease.
+
+    A count of its leases instead would send all requests to a new worker until it has caught up.
+    """
+    return worker.last_lease_id
 
 
-def session_weight(m: RoutedWorker, need: CostInputs) -> float:
-    """Return the weight of a worker for the request's session, see `hashes.rendezvous`. A request
-    without a session is routed by load."""
-    return rendezvous_weight(need.session, m.rank) if need.session else active_requests(m, need)
+def session_weight(worker: RoutedWorker, inputs: CostInputs) -> float:
+    """Return the worker's rendezvous weight for the session; without a session, its load."""
+    if inputs.session:
+        return rendezvous_weight(inputs.session, worker.rank)
+    return active_requests(worker, inputs)
 
 
 @dataclass(frozen=True)
 class PolicyRule:
+    """Selects `sample_size` random workers (0: all), then the one with the lowest cost."""
+
     cost: Cost
-    sample_size: int = 0  # workers drawn by chance beforehand; 0: all of them
+    sample_size: int = 0
 
 
 POLICIES: dict[Policy, PolicyRule] = {
@@ -73,27 +82,32 @@ POLICIES: dict[Policy, PolicyRule] = {
     Policy.random: PolicyRule(last_lease, sample_size=1),
     Policy.power_of_two: PolicyRule(active_requests, sample_size=2),
     Policy.session: PolicyRule(session_weight),
-    Policy.direct: PolicyRule(active_requests),  # among those that the request names
+    Policy.direct: PolicyRule(active_requests),  # among the workers that the request names
 }
 
 
 def select_worker(
-    rule: PolicyRule, members: Sequence[RoutedWorker], need: CostInputs, temperature: float = 0.0
+    rule: PolicyRule,
+    workers: Sequence[RoutedWorker],
+    inputs: CostInputs,
+    temperature: float = 0.0,
 ) -> RoutedWorker:
-    """The member for a request, of at least one."""
-    if 0 < rule.sample_size < len(members):
-        members = random.sample(members, rule.sample_size)
+    """Return one of the workers, of which there must be at least one."""
+    if 0 < rule.sample_size < len(workers):
+        workers = random.sample(workers, rule.sample_size)
     cost = rule.cost
     if temperature > 0:
-        return _by_chance([cost(m, need) for m in members], members, temperature)
-    return min(members, key=lambda m: (cost(m, need), active_requests(m, need), m.last_lease_id))
+        return _sample([cost(w, inputs) for w in workers], workers, temperature)
+    return min(
+        workers, key=lambda w: (cost(w, inputs), active_requests(w, inputs), w.last_lease_id)
+    )
 
 
-def _by_chance(
-    costs: list[float], members: Sequence[RoutedWorker], temperature: float
+def _sample(
+    costs: list[float], workers: Sequence[RoutedWorker], temperature: float
 ) -> RoutedWorker:
-    """Softmax of the costs, scaled to 0 for the least and 1 for the most."""
-    least = min(costs)
-    spread = max(costs) - least or 1.0
-    weights = [math.exp((least - cost) / spread / temperature) for cost in costs]
-    return random.choices(members, weights)[0]
+    """Sample by the softmax of the costs, scaled to 0 for the lowest and 1 for the highest."""
+    lowest = min(costs)
+    spread = max(costs) - lowest or 1.0
+    weights = [math.exp((lowest - cost) / spread / temperature) for cost in costs]
+    return random.choices(workers, weights)[0]

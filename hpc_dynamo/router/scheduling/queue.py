@@ -1,4 +1,4 @@
-"""Asks that wait: by priority, then as they came."""
+"""Queue of requests that wait for a worker, ordered by priority and then by arrival."""
 
 import asyncio
 from bisect import bisect_left, insort
@@ -11,7 +11,7 @@ from hpc_dynamo.router.scheduling.lease import Lease, RoutingRequest
 
 @dataclass(eq=False)
 class QueuedRequest:
-    """A place in line; `granted` becomes the lease, or raises."""
+    """A request in the queue. `lease` resolves when workers are granted, or raises."""
 
     request: RoutingRequest
     order: tuple[int, int]
@@ -22,17 +22,17 @@ class QueuedRequest:
     timer: asyncio.TimerHandle | None = None
 
     def reject(self, error: Exception) -> None:
-        """Who waited may have given up in the same turn."""
+        # The caller may have cancelled it in the same iteration of the event loop.
         if not self.lease.cancelled():
             self.lease.set_exception(error)
 
 
-def _order(waiting: QueuedRequest) -> tuple[int, int]:
-    return waiting.order
+def _order(queued: QueuedRequest) -> tuple[int, int]:
+    return queued.order
 
 
 class RequestQueue:
-    """Sorted; a place is left by whoever gets a lease, gives up or is refused."""
+    """Sorted list of requests, the next one first."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -42,24 +42,25 @@ class RequestQueue:
         return len(self._entries)
 
     def __iter__(self) -> Iterator[QueuedRequest]:
-        """Those that wait now, also while some of them leave."""
+        """Iterate over a snapshot, so that entries may be removed meanwhile."""
         return iter(tuple(self._entries))
 
-    def __contains__(self, waiting: QueuedRequest) -> bool:
-        at = bisect_left(self._entries, waiting.order, key=_order)
-        return at < len(self._entries) and self._entries[at] is waiting
+    def __contains__(self, queued: QueuedRequest) -> bool:
+        at = bisect_left(self._entries, queued.order, key=_order)
+        return at < len(self._entries) and self._entries[at] is queued
 
-    def push(self, ask: RoutingRequest) -> QueuedRequest:
-        waiting = QueuedRequest(ask, (-ask.hints.priority, next(self._arrivals)), self._clock())
-        insort(self._entries, waiting, key=_order)
-        return waiting
+    def push(self, request: RoutingRequest) -> QueuedRequest:
+        order = (-request.hints.priority, next(self._arrivals))
+        queued = QueuedRequest(request, order, self._clock())
+        insort(self._entries, queued, key=_order)
+        return queued
 
-    def remove(self, waiting: QueuedRequest) -> None:
-        del self._entries[bisect_left(self._entries, waiting.order, key=_order)]
-        if waiting.timer:
-            waiting.timer.cancel()
+    def remove(self, queued: QueuedRequest) -> None:
+        del self._entries[bisect_left(self._entries, queued.order, key=_order)]
+        if queued.timer:
+            queued.timer.cancel()
 
-    def last_with_lower_priority(self, ask: RoutingRequest) -> QueuedRequest | None:
-        """The last in line, if it counts for less than `ask`."""
+    def last_with_lower_priority(self, request: RoutingRequest) -> QueuedRequest | None:
+        """Return the last entry if its priority is lower than that of `request`."""
         last = self._entries[-1] if self._entries else None
-        return last if last and last.request.hints.priority < ask.hints.priority else None
+        return last if last and last.request.hints.priority < request.hints.priority else None

@@ -1,4 +1,4 @@
-"""Which workers a request gets: the usable ones, the policy, and whether a split pays."""
+"""Selects the workers of a request, and decides if prefill and decode run on separate workers."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,16 +18,20 @@ from hpc_dynamo.router.scheduling.policy import POLICIES, CostInputs, select_wor
 from hpc_dynamo.router.scheduling.transfer_cost import TransferCost
 from hpc_dynamo.router.scheduling.worker import RoutedWorker
 
+AGGREGATED, DISAGGREGATED = "aggregated", "disaggregated"
+# Reasons for computing the prompt on the decode worker of a disaggregated topology.
+LOCAL_SHORT_PROMPT, LOCAL_PREFILL_BUSY = "local_short_prompt", "local_prefill_busy"
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The workers of one request. `why` they are two or one: split, whole, short, swamped."""
+    """The workers of one request. `reason` is one of the four constants above."""
 
     decode: RoutedWorker
-    prefill: RoutedWorker | None
-    uncached_tokens: int  # tokens of the prompt to compute
-    overlap_blocks: int  # blocks of it that are there
-    hashes: list[int]  # of its blocks, where the policy looks at them
+    prefill: RoutedWorker | None  # None: the decode worker computes the prompt
+    uncached_tokens: int  # prompt tokens to compute
+    overlap_blocks: int  # prompt blocks cached on the worker that computes the prompt
+    hashes: list[int]  # prompt blocks; empty unless the policy is kv
     policy: Policy
     reason: str
 
@@ -49,127 +53,129 @@ class Selection:
 
 
 class WorkerSelector:
-    """Chooses, and changes nothing."""
+    """Selects workers without changing any state."""
 
     def __init__(
-        self, kind: TopologyKind, config: c.Router, limits: AdmissionLimits, caches: KvState
+        self, kind: TopologyKind, config: c.Router, limits: AdmissionLimits, kv_state: KvState
     ) -> None:
         self._disaggregated, self._config = kind is TopologyKind.disaggregated, config
-        self.limits, self._kv_state = limits, caches
+        self.limits, self._kv_state = limits, kv_state
         self.transfer_cost = TransferCost(config.transfer_cost_tokens)
-        self.failure = ""  # why no worker will ever come again
+        self.failure = ""  # why no request can be served any more
 
-    def required_roles(self, ask: RoutingRequest) -> tuple[Role, ...]:
-        """Of the workers that a request takes, the one that answers first."""
+    def required_roles(self, request: RoutingRequest) -> tuple[Role, ...]:
+        """Return the roles that a request needs; the one that generates the response is first."""
         if not self._disaggregated:
             return (Role.aggregated,)
-        return (Role.decode, Role.prefill) if ask.may_disaggregate else (Role.decode,)
+        return (Role.decode, Role.prefill) if request.may_disaggregate else (Role.decode,)
 
-    def policy(self, ask: RoutingRequest) -> Policy:
-        return ask.hints.policy or self._config.policy
+    def policy(self, request: RoutingRequest) -> Policy:
+        return request.hints.policy or self._config.policy
 
-    def hashes(self, ask: RoutingRequest) -> list[int]:
-        return ask.hash_list if self.policy(ask) is Policy.kv else []
+    def hashes(self, request: RoutingRequest) -> list[int]:
+        return request.hash_list if self.policy(request) is Policy.kv else []
 
-    def cost_inputs(self, ask: RoutingRequest, hashes: list[int]) -> CostInputs:
-        wish, config = ask.hints, self._config
+    def cost_inputs(self, request: RoutingRequest, hashes: list[int]) -> CostInputs:
+        """Return the inputs of the cost functions; routing hints override the configuration."""
+        hints, config = request.hints, self._config
         return CostInputs(
-            prompt_tokens=ask.prompt_tokens,
+            prompt_tokens=request.prompt_tokens,
             overlaps=self._kv_state.overlaps(hashes) if hashes else {},
             block_tokens=config.block_tokens,
-            overlap_weight=_value_or(wish.overlap_weight, config.overlap_weight),
+            overlap_weight=_value_or(hints.overlap_weight, config.overlap_weight),
             recompute_weight=config.recompute_weight,
-            decode_weight=_value_or(wish.decode_weight, config.decode_weight),
-            session=wish.session,
+            decode_weight=_value_or(hints.decode_weight, config.decode_weight),
+            session=hints.session,
         )
 
-    def select(self, ask: RoutingRequest, members: Iterable[RoutedWorker]) -> Selection | None:
-        """None where nobody has room now.
+    def select(self, request: RoutingRequest, workers: Iterable[RoutedWorker]) -> Selection | None:
+        """Return the best workers with room now, or None if the request must wait.
 
-        Raises Exhausted where all were tried, NoSuchWorker where those named are not there,
-        NoWorker where none will ever come.
+        Raises AllWorkersTried, NoSuchWorker for hints that name unknown workers, and NoWorker
+        after a permanent failure.
         """
         if self.failure:
             raise NoWorker(self.failure)
-        policy, here = self.policy(ask), tuple(members)
-        if policy is Policy.direct and not ask.hints.workers:
+        policy, present = self.policy(request), tuple(workers)
+        if policy is Policy.direct and not request.hints.workers:
             raise NoSuchWorker("router.policy=direct: X-Worker-Rank must name a worker")
-        hashes = self.hashes(ask)
-        need = self.cost_inputs(ask, hashes)
-        picked = [self._select_for_role(role, ask, here, need) for role in self.required_roles(ask)]
-        decode = picked[0]
+        hashes = self.hashes(request)
+        inputs = self.cost_inputs(request, hashes)
+        roles = self.required_roles(request)
+        selected = [self._select_for_role(role, request, present, inputs) for role in roles]
+        decode, prefill = selected[0], selected[-1]
         if decode is None:
             return None
-        why = self._reason(ask, here, need, decode, picked[-1]) if len(picked) > 1 else "aggregated"
-        if not why:
+        reason = AGGREGATED
+        if len(roles) > 1:
+            reason = self._reason(request, present, inputs, decode, prefill)
+        if not reason:
             return None
-        prefill = picked[-1] if why == "disaggregated" else None
-        computes = prefill or decode
-        overlap = need.overlaps.get(computes.rank, 0)
-        return Selection(
-            decode, prefill, need.uncached_tokens(computes), overlap, hashes, policy, why
-        )
+        prefill = prefill if reason == DISAGGREGATED else None
+        worker = prefill or decode
+        uncached, overlap = inputs.uncached_tokens(worker), inputs.overlaps.get(worker.rank, 0)
+        return Selection(decode, prefill, uncached, overlap, hashes, policy, reason)
 
     def _select_for_role(
-        self, role: Role, ask: RoutingRequest, here: Sequence[RoutedWorker], need: CostInputs
+        self,
+        role: Role,
+        request: RoutingRequest,
+        workers: Sequence[RoutedWorker],
+        inputs: CostInputs,
     ) -> RoutedWorker | None:
-        usable = self.usable(role, ask, here)
+        usable = self.usable(role, request, workers)
         if not usable:
             return None
-        temperature = _value_or(ask.hints.temperature, self._config.temperature)
-        return select_worker(POLICIES[self.policy(ask)], usable, need, temperature)
+        temperature = _value_or(request.hints.temperature, self._config.temperature)
+        return select_worker(POLICIES[self.policy(request)], usable, inputs, temperature)
 
     def usable(
-        self, role: Role, ask: RoutingRequest, here: Sequence[RoutedWorker]
+        self, role: Role, request: RoutingRequest, workers: Sequence[RoutedWorker]
     ) -> list[RoutedWorker]:
-        """The workers of a role with room. Raises like `choose`."""
-        of_role = [m for m in _named(ask.hints.workers, role, here) if not m.draining]
-        untried = [m for m in of_role if m.rank not in ask.exclude]
-        if of_role and not untried:
+        """Return the workers of a role that have room. Raises like `select`."""
+        in_role = [w for w in _named(request.hints.workers, role, workers) if not w.draining]
+        untried = [w for w in in_role if w.rank not in request.exclude]
+        if in_role and not untried:
             raise AllWorkersTried(f"every {role} worker was tried")
-        return [m for m in untried if self.limits.has_room(m, len(of_role))]
+        return [w for w in untried if self.limits.has_room(w, len(in_role))]
 
     def _reason(
         self,
-        ask: RoutingRequest,
-        here: Sequence[RoutedWorker],
-        need: CostInputs,
+        request: RoutingRequest,
+        workers: Sequence[RoutedWorker],
+        inputs: CostInputs,
         decode: RoutedWorker,
         prefill: RoutedWorker | None,
     ) -> str:
-        """`split`, or why the decode worker computes the prompt as well; empty: it must wait.
+        """Return why the prompt is computed on the prefill or the decode worker; "" to wait.
 
-        A hand-over takes as long as computing so many tokens (Handover), a prompt computed
-        beside streams holds these up (router.decode_prefill_penalty).
+        Compares two times, both in prompt tokens. On the decode worker the prompt delays other
+        responses (router.decode_prefill_penalty). The prefill worker adds a KV transfer.
         """
-        if not (self._config.conditional_disaggregation and ask.prompt_tokens):
-            return "disaggregated" if prefill else ""
+        if not (self._config.conditional_disaggregation and request.prompt_tokens):
+            return DISAGGREGATED if prefill else ""
         if prefill is None:
-            return "local_prefill_busy" if any(m.role is Role.prefill for m in here) else ""
-        local = self._config.decode_prefill_penalty * (
-            need.uncached_tokens(decode) + decode.queued_prefill_tokens
-        )
-        alone = need.uncached_tokens(prefill) + self.transfer_cost.tokens
-        if local < alone:
-            return "local_short_prompt"
-        return (
-            "local_prefill_busy"
-            if local < alone + prefill.queued_prefill_tokens
-            else "disaggregated"
-        )
+            return LOCAL_PREFILL_BUSY if any(w.role is Role.prefill for w in workers) else ""
+        tokens = inputs.uncached_tokens(decode) + decode.queued_prefill_tokens
+        local = self._config.decode_prefill_penalty * tokens
+        remote = inputs.uncached_tokens(prefill) + self.transfer_cost.tokens
+        if local < remote:
+            return LOCAL_SHORT_PROMPT
+        busy = local < remote + prefill.queued_prefill_tokens
+        return LOCAL_PREFILL_BUSY if busy else DISAGGREGATED
 
 
-def _named(ranks: Sequence[int], role: Role, here: Sequence[RoutedWorker]) -> list[RoutedWorker]:
-    """Of a role, those that a request wants; all, where it wants none of this role."""
-    of_role = [m for m in here if m.role is role]
+def _named(ranks: Sequence[int], role: Role, workers: Sequence[RoutedWorker]) -> list[RoutedWorker]:
+    """Return the workers of a role that the hints name, or all of it if they name none."""
+    in_role = [w for w in workers if w.role is role]
     if not ranks:
-        return of_role
-    missing = set(ranks) - {m.rank for m in here}
+        return in_role
+    missing = set(ranks) - {w.rank for w in workers}
     if missing:
-        known = ", ".join(str(m.rank) for m in here) or "none"
+        known = ", ".join(str(w.rank) for w in workers) or "none"
         raise NoSuchWorker(f"no worker {min(missing)} is ready; ready ones: {known}")
-    return [m for m in of_role if m.rank in ranks] or of_role
+    return [w for w in in_role if w.rank in ranks] or in_role
 
 
-def _value_or(wished: float | None, usual: float) -> float:
-    return usual if wished is None else wished
+def _value_or(hint: float | None, default: float) -> float:
+    return default if hint is None else hint

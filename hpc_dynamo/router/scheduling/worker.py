@@ -11,7 +11,7 @@ from hpc_dynamo.config import Role
 
 
 class WorkerDemand(msgspec.Struct, frozen=True):
-    """What requests weigh on a worker; see Member."""
+    """Load that one or several heads have placed on a worker; see RoutedWorker."""
 
     prefill_tokens: int = 0
     blocks: int = 0
@@ -23,51 +23,51 @@ NO_LOAD = WorkerDemand()
 
 @dataclass(eq=False)
 class RoutedWorker:
-    """One life of a worker. Its load is what we gave it, not what it says."""
+    """One worker from ready to gone. Its load is what this router placed on it."""
 
     rank: int
     role: Role
     url: str
-    active: int = 0  # leases on it, also those whose prefill is under way elsewhere
+    active: int = 0  # leases on it, also those whose prefill runs elsewhere
     served: int = 0
-    prefill_tokens: int = 0  # promised and not computed yet
-    blocks: int = 0  # of KV cache that our requests on it hold
-    busy_s: float = 0.0  # time with work of ours, over all lives of the rank
-    avoid_count: int = 0  # broken connections that are not forgiven yet
-    last_lease_id: int = 0  # number of the last lease on it
-    peer_load: WorkerDemand = field(
-        default=NO_LOAD, init=False
-    )  # of other heads; no limit counts it
-    running: int = 0  # of the leases, those that it works on now
+    prefill_tokens: int = 0  # prompt tokens not yet computed
+    blocks: int = 0  # KV blocks of its leases
+    busy_s: float = 0.0  # time with requests, over all restarts of the rank
+    avoid_count: int = 0  # broken connections that have not expired
+    last_lease_id: int = 0
+    peer_load: WorkerDemand = field(default=NO_LOAD, init=False)  # not limited by admission
+    running: int = 0  # leases that it works on now
     running_since: float = field(default=0.0, repr=False)
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
-    draining: bool = field(default=False, init=False)  # it is given nothing new
-    pending_pulls: int = 0  # leases whose decode worker may still pull blocks from it
-    idle: asyncio.Event = field(default_factory=asyncio.Event, init=False, repr=False)  # see `busy`
+    draining: bool = field(default=False, init=False)  # it gets no new requests
+    pending_pulls: int = 0  # leases whose decode worker may still pull KV blocks from it
+    # Set when `busy` becomes False.
+    idle: asyncio.Event = field(default_factory=asyncio.Event, init=False, repr=False)
 
     @property
     def busy(self) -> bool:
-        """Whether a lease still needs it. `rest` is set when none does any more."""
+        """Return True while a lease needs the worker."""
         return self.active + self.pending_pulls > 0
+
+    @property
+    def queued_prefill_tokens(self) -> int:
+        """Return the prompt tokens, of all heads, computed before a new prompt."""
+        return self.prefill_tokens + self.peer_load.prefill_tokens
 
     def update_idle(self) -> None:
         if not self.busy:
             self.idle.set()
 
-    def avoid(self, seconds: float, then: Callable[[], None]) -> None:
-        """Counted, not timed: a loop's timers and the clock differ by a little."""
+    def avoid(self, seconds: float, on_expired: Callable[[], None]) -> None:
+        """Give the worker no requests for this time, then call `on_expired`."""
 
-        def trust() -> None:
+        # A count, not a time stamp: the timers of an event loop and the clock differ slightly.
+        def expire() -> None:
             self.avoid_count -= 1
-            then()
+            on_expired()
 
         self.avoid_count += 1
-        asyncio.get_running_loop().call_later(seconds, trust)
-
-    @property
-    def queued_prefill_tokens(self) -> int:
-        """Of prompts, whoever sent them, that are computed before a next one."""
-        return self.prefill_tokens + self.peer_load.prefill_tokens
+        asyncio.get_running_loop().call_later(seconds, expire)
 
     def start_request(self) -> None:
         if not self.running:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tests.support.runs import SIMULATOR, answers, each_once, hpc_dynamo, latest, write_prompts
 
-DIALECT = (*SIMULATOR, "engine.args.dialect=sglang", "input=prompts.jsonl")
+DIALECT = (*SIMULATOR, "engine.args.pd-protocol=sglang", "input=prompts.jsonl")
 SPLIT = ("topology=disaggregated", "topology.nodes=2")
 
 

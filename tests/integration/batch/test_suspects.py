@@ -52,7 +52,7 @@ class Worker:
 async def test_only_what_ends_workers_fails(count: int, poison: list[int]) -> None:
     poison = [i % count for i in poison]
     worker = Worker(poison)
-    await retry_isolated(entries(count), worker.run, tries=1)
+    await retry_isolated(entries(count), worker.run, attempts=1)
     assert worker.failed == [f"{i}" for i in poison]
     assert sorted(map(int, worker.answered)) == [i for i in range(count) if i not in poison]
     assert worker.deaths <= len(poison) * (1 if count <= 64 else 2)
@@ -61,7 +61,7 @@ async def test_only_what_ends_workers_fails(count: int, poison: list[int]) -> No
 
 async def test_several_that_end_workers() -> None:
     worker = Worker([3, 4, 99])
-    await retry_isolated(entries(100), worker.run, tries=2)
+    await retry_isolated(entries(100), worker.run, attempts=2)
     assert worker.failed == ["3", "4", "99"]
     assert len(worker.answered) == 97
 
@@ -69,7 +69,7 @@ async def test_several_that_end_workers() -> None:
 @pytest.mark.parametrize("count", [3, 100])
 async def test_a_worker_that_dies_of_something_else_costs_no_request(count: int) -> None:
     worker = Worker([], dies_anyway=1)
-    await retry_isolated(entries(count), worker.run, tries=2)
+    await retry_isolated(entries(count), worker.run, attempts=2)
     assert worker.failed == []
     assert len(worker.answered) == count
 
@@ -110,7 +110,7 @@ def test_neighbours_of_a_request_that_ends_its_worker_are_answered(
     assert results_on_disk(run) == 7
     (row,) = map(json.loads, (run / "errors.jsonl").read_text().splitlines())
     assert (row["custom_id"], row["error"]["final"]) == ("poison", False)
-    assert "a worker died while it had this request" in row["error"]["message"]
+    assert "a worker died during this request" in row["error"]["message"]
     status = latest(run).status()
     assert status
     assert status.phase == "done"

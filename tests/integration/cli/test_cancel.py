@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.cli.cancel import Cancel
+from hpc_dynamo.cli.cancel import Cancellation
 from hpc_dynamo.cli.render.console import OUT
 from tests.support.runs import SIMULATOR, hpc_dynamo, latest, until, write_prompts
 from tests.support.terminal import (
@@ -81,11 +81,11 @@ def test_stop_prefers_what_runs(tmp_path: Path, call: Call) -> None:
 
 def test_a_signal_while_a_job_is_submitted_stops_it_afterwards() -> None:
     stopped = list[str]()
-    with Cancel(OUT) as cancel:
+    with Cancellation(OUT) as cancel:
         signal.raise_signal(signal.SIGINT)  # sbatch runs
         assert cancel.by_ctrl_c
         assert stopped == []
-        cancel.stops(lambda: stopped.append("job 1"))
+        cancel.set_stop(lambda: stopped.append("job 1"))
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert stopped == ["job 1"]
@@ -93,10 +93,10 @@ def test_a_signal_while_a_job_is_submitted_stops_it_afterwards() -> None:
 
 
 def test_sigterm_is_no_ctrl_c() -> None:
-    with Cancel(OUT) as cancel:
-        cancel.stops(lambda: None)
+    with Cancellation(OUT) as cancel:
+        cancel.set_stop(lambda: None)
         signal.raise_signal(signal.SIGTERM)
-        assert cancel.asked
+        assert cancel.requested
         assert not cancel.by_ctrl_c
 
 

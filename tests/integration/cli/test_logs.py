@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_dynamo.cli.commands.logs import Tail
+from hpc_dynamo.cli.log_tail import LogTail
 from hpc_dynamo.run import Attempt
 from tests.support.terminal import (
     Call,
@@ -36,7 +36,7 @@ def test_lines_come_whole_whenever_one_looks(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "log"
         file.write_bytes(data[:first])
-        tail = Tail(file)
+        tail = LogTail(file)
         shown = tail.last(count)
         for edge in [*edges, len(data)]:
             file.write_bytes(data[:edge])
@@ -49,13 +49,13 @@ def test_lines_come_whole_whenever_one_looks(
 def test_a_long_log_is_read_from_its_end(tmp_path: Path) -> None:
     file = tmp_path / "log"
     file.write_text("".join(f"line {i}\n" for i in range(100_000)))
-    assert Tail(file).last(3) == ["line 99997", "line 99998", "line 99999"]
-    assert Tail(file).last(20_000)[0] == "line 80000"
+    assert LogTail(file).last(3) == ["line 99997", "line 99998", "line 99999"]
+    assert LogTail(file).last(20_000)[0] == "line 80000"
 
 
 def test_a_log_that_is_not_there_yet_and_one_begun_anew(tmp_path: Path) -> None:
     file = tmp_path / "log"
-    tail = Tail(file)
+    tail = LogTail(file)
     assert [*tail.last(5), *tail.read()] == []
     file.write_text("one\ntwo\n")
     assert tail.read() == ["one", "two"]

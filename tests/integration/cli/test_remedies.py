@@ -70,7 +70,7 @@ WRONG = [
     *(["serve.tls_cert=x"], ["router.policy=best"], ["batch=5"], ["cluster.slurm=gpu"]),
     ["engine=vllm", "engine.decode.args.kv-transfer-config=[1]"],
     *(["cluster.slurm.srun_args.x=1"], ["name.first=x"], ["batch.body_defaults=3"]),
-    *(["engine.args.dialect=x"], ["engine.args.start=x"], ["cluster.bootstrap.method=smoke"]),
+    *(["engine.args.pd-protocol=x"], ["engine.args.start=x"], ["cluster.bootstrap.method=smoke"]),
 ]
 BASE = ("engine=simulator", "cluster.gpus_per_node=4", "model.path=org/model")
 PLACEHOLDER = re.compile(r"…|\b[A-Z]{2,}\b")

@@ -11,12 +11,11 @@ import pexpect  # type: ignore[import-untyped]  # it has no type information
 import pytest
 from rich.console import Console, RenderableType
 
-from hpc_dynamo.cli.commands import doctor
-from hpc_dynamo.cli.help_text import EXIT_CODES
-from hpc_dynamo.cli.render import status as views
-from hpc_dynamo.cli.render.console import Screen, Wrapped
-from hpc_dynamo.cli.render.progress import Bar
-from hpc_dynamo.cli.render.table import Column, Grid
+from hpc_dynamo.cli.render.console import FoldedLines, UnlimitedConsole
+from hpc_dynamo.cli.render.doctor import report_view
+from hpc_dynamo.cli.render.progress import ProgressView
+from hpc_dynamo.cli.render.status import status as status_view
+from hpc_dynamo.cli.render.table import Column, ResponsiveTable
 from hpc_dynamo.config import Role
 from hpc_dynamo.doctor.records import (
     DoctorReport,
@@ -26,6 +25,7 @@ from hpc_dynamo.doctor.records import (
     NodeFacts,
     NodeReady,
 )
+from hpc_dynamo.errors import ExitCode
 from hpc_dynamo.launch import JobState
 from hpc_dynamo.messages import (
     BatchSummary,
@@ -50,7 +50,9 @@ FIGURES = ["12", "3", "4", "42%", "88%", "1234/45678", "123/4567", "123456"]
 def drawn(what: RenderableType, columns: int) -> str:
     """As a terminal of so many columns shows it while it is redrawn."""
     out = io.StringIO()
-    Console(file=out, width=columns, force_terminal=True, color_system=None).print(Wrapped(what))
+    Console(file=out, width=columns, force_terminal=True, color_system=None).print(
+        FoldedLines(what)
+    )
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= columns, "a line is wider than the terminal"
     assert "…" not in out.getvalue()
@@ -86,7 +88,7 @@ def write_busy_status(attempt: Attempt, host: str = HOST) -> None:
 def test_status_shows_each_role_state_and_number(columns: int, host: str, tmp_path: Path) -> None:
     attempt = new_run(tmp_path / "r")
     write_busy_status(attempt, host)
-    shown = words(drawn(views.status(attempt, (JobState.running, "n7")), columns))
+    shown = words(drawn(status_view(attempt, (JobState.running, "n7")), columns))
     for word in (*Role, "starting", "stopped", "ready", "failed", *FIGURES):
         assert word in shown.replace(",", "").split(), word
     assert "1234567 requests" in shown
@@ -122,7 +124,9 @@ def test_how_many_are_done_comes_first(columns: int, done: int, total: int) -> N
     progress = Progress(
         total=total, done=done, running=128, elapsed_s=9000.0, completion_tokens=12345678
     )
-    first, *rest = drawn(Bar(progress, "running", time.monotonic() - 9000), columns).splitlines()
+    first, *rest = drawn(
+        ProgressView(progress, "running", time.monotonic() - 9000), columns
+    ).splitlines()
     assert first.split()[:2] == [f"{done}/{total}", "running"]
     assert "━" in first, "there is room for a bar"
     assert "2:30:00" in first
@@ -134,7 +138,7 @@ def test_how_many_are_done_comes_first(columns: int, done: int, total: int) -> N
 
 def test_a_long_phase_takes_the_place_of_the_bar() -> None:
     reason = "pending: cannot start: " + "the partition does not allow so many nodes " * 2
-    shown = drawn(Bar(Progress(), reason, time.monotonic()), 60)
+    shown = drawn(ProgressView(Progress(), reason, time.monotonic()), 60)
     assert " ".join(shown.split()).startswith(reason.strip())
     assert "0:00:00" in shown
 
@@ -155,7 +159,7 @@ def test_the_doctor_shows_whole_addresses_and_fixes(columns: int) -> None:
     finding = Finding(check="x", level=FindingLevel.fault, what="few files", why="w", fix=fix)
     hosts = tuple(f"n{i}" for i in range(4))
     report = DoctorReport(hosts=hosts, nodes=nodes, links=links, findings=(finding,), seconds=1.0)
-    shown = words(drawn(doctor.shown(report), columns))
+    shown = words(drawn(report_view(report), columns))
     for address in addresses:
         assert address in shown
     assert shown.count("12.34 / 56") == 12
@@ -218,26 +222,26 @@ class Pipe(io.StringIO):
 
 
 @pytest.fixture
-def grid() -> Grid:
-    grid = Grid(Column("name", fold=8), Column("count", right=True), title="a title")
-    grid.add("x" * 30, "1")
-    grid.add("", "22")
+def grid() -> ResponsiveTable:
+    grid = ResponsiveTable(Column("name", fold=8), Column("count", right=True), title="a title")
+    grid.add_row("x" * 30, "1")
+    grid.add_row("", "22")
     return grid
 
 
-def lines_of(grid: Grid, columns: int) -> Iterator[str]:
+def lines_of(grid: ResponsiveTable, columns: int) -> Iterator[str]:
     return map(str.strip, drawn(grid, columns).splitlines())
 
 
-def test_a_grid_folds_first_and_then_becomes_lines(grid: Grid) -> None:
+def test_a_grid_folds_first_and_then_becomes_lines(grid: ResponsiveTable) -> None:
     assert any("│ 1 " in line or " 1 │" in line for line in lines_of(grid, 60))
     assert sum("xxxxxxxx" in line for line in lines_of(grid, 24)) > 1, "folded"
     assert "count 22" in list(lines_of(grid, 15))
 
 
-def test_a_grid_in_a_pipe_is_whole(grid: Grid) -> None:
+def test_a_grid_in_a_pipe_is_whole(grid: ResponsiveTable) -> None:
     out = Pipe()
-    Screen(file=out, soft_wrap=True).print(grid)
+    UnlimitedConsole(file=out, soft_wrap=True).print(grid)
     assert "x" * 30 in out.getvalue()
 
 
@@ -255,8 +259,11 @@ def test_encodings_without_our_signs(argv: list[str], encoding: str, tmp_path: P
 def test_help_documents_the_exit_codes(tmp_path: Path) -> None:
     for argv in (["--help"], ["batch", "--help"]):
         text = hpc_dynamo(*argv, cwd=tmp_path).stdout
-        assert "exit codes:" in text
-        assert "130  ended by Ctrl-C" in text
-    page = (Path(__file__).parents[3] / "docs/guides/command-line.md").read_text()
-    for code in re.findall(r"^  (\d+) ", EXIT_CODES, re.MULTILINE):
+        assert "exit codes: 0 done, " in text
+        assert ", 130 interrupted (`help exit-codes`)" in text
+    table = hpc_dynamo("help", "exit-codes", cwd=tmp_path).stdout
+    assert "  130  ended by Ctrl-C" in table
+    page = (Path(__file__).parents[3] / "docs" / "guides" / "command-line.md").read_text()
+    for code in ExitCode:
+        assert f"  {code:<5}{code.meaning}\n" in table
         assert f"\n| {code} | " in page, "docs/guides/command-line.md has all codes"

@@ -59,7 +59,7 @@ def test_a_detached_job_with_all_paths_absolute(tmp_path: Path, env: dict[str, s
     done = hpc_dynamo(*WORDS, "--detach", *files, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     run = tmp_path / SIMULATED
-    assert f"where it answers: hpc-dynamo status {run}" in done.stdout
+    assert f"to see the endpoint: hpc-dynamo status {run}" in done.stdout
     config = latest(run).config()
     assert (config.task, config.name, config.input) == (Task.serve, run.name, "")
     assert config.runs_dir == str(tmp_path / "runs")

@@ -32,7 +32,7 @@ def test_prints_the_figures_and_draws(call: Call, trace: Path, tmp_path: Path) -
 @pytest.mark.parametrize("by", ["load", "sla"])
 def test_the_planner_decides_in_it(call: Call, trace: Path, by: str) -> None:
     words = (f"planner.mode={by}", "planner.interval_s=2")
-    assert "changes of role" in printed(call("simulate", f"--trace={trace}", *SPLIT, *words))
+    assert "role changes" in printed(call("simulate", f"--trace={trace}", *SPLIT, *words))
 
 
 def test_search_says_what_to_write(call: Call, trace: Path) -> None:

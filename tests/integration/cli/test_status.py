@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.cli.render.serving import how_to, tunnel
+from hpc_dynamo.cli.render.endpoint import instructions, ssh_tunnel
 from hpc_dynamo.messages import Endpoint, Progress, Status
 from hpc_dynamo.run import Attempt, write_json
 from tests.integration.simulator.conftest import MODEL, simulator
@@ -89,7 +89,7 @@ def test_an_ended_run_gives_one_remedy(attempt: Attempt, call: Call) -> None:
 
 def test_a_silent_head_is_noticed(attempt: Attempt, call: Call) -> None:
     write_json(attempt.status_file, Status(phase="serving", at=time.time() - 100))
-    assert re.search(r"serving \(last heard 10\d s ago\)", printed(call("status")))
+    assert re.search(r"serving \(last update 10\d s ago\)", printed(call("status")))
 
 
 def test_the_table_fits_eighty_columns(attempt: Attempt, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_what_is_printed_works_as_pasted(attempt: Attempt, tmp_path: Path) -> No
     key = attempt.run.api_key()
     with simulator(key=key) as rank:
         endpoint = announce(attempt, f"{rank.url}/v1")
-        lines = how_to(attempt, endpoint).splitlines()
+        lines = instructions(attempt, endpoint).splitlines()
         line = next(line for line in lines if "curl" in line).replace("scripted", MODEL)
         answer = json.loads(shell(line, tmp_path))
     assert answer["choices"][0]["message"]["content"]
@@ -165,7 +165,7 @@ def shell(line: str, cwd: Path) -> str:
 
 def test_tls_names_the_certificate(attempt: Attempt) -> None:
     endpoint = announce(attempt, "https://10.0.0.7:8001/v1", cert="/a b/cert.pem")
-    text = how_to(attempt, endpoint)
+    text = instructions(attempt, endpoint)
     assert "curl --cacert '/a b/cert.pem' https://10.0.0.7:8001/v1/chat/completions" in text
     assert "-k in place of --cacert" in text
     assert "base URL is https://localhost:8000/v1" in text
@@ -176,11 +176,11 @@ def test_a_proxy_must_not_stand_between(attempt: Attempt, monkeypatch: pytest.Mo
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    assert "no_proxy" not in how_to(attempt, endpoint)
-    assert "--noproxy" not in how_to(attempt, endpoint)
+    assert "no_proxy" not in instructions(attempt, endpoint)
+    assert "--noproxy" not in instructions(attempt, endpoint)
     monkeypatch.setenv("https_proxy", "http://proxy:3128")
-    assert 'export no_proxy="10.0.0.7,$no_proxy"' in how_to(attempt, endpoint)
-    assert "curl --noproxy '*' http://10.0.0.7:8001/v1/" in how_to(attempt, endpoint)
+    assert 'export no_proxy="10.0.0.7,$no_proxy"' in instructions(attempt, endpoint)
+    assert "curl --noproxy '*' http://10.0.0.7:8001/v1/" in instructions(attempt, endpoint)
 
 
 @pytest.mark.parametrize(
@@ -202,4 +202,4 @@ def test_the_way_from_a_laptop(
     monkeypatch.setenv("LOGNAME", "ann")
     monkeypatch.setenv("SLURM_SUBMIT_HOST", submitted_from)
     endpoint = Endpoint(url=url, host=host or HERE, address="", port=1, model="m", key_file="k")
-    assert tunnel(endpoint) == f"ssh {line}"
+    assert ssh_tunnel(endpoint) == f"ssh {line}"

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.overrides.yaml_text import dump
-from hpc_dynamo.config import Config, Role, validate
-from hpc_dynamo.engines import Placement, engine, for_worker
+from hpc_dynamo.config import Config, Role, validate, with_worker_options
+from hpc_dynamo.engines import Placement, engine
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch.script import quoted, render_script
 from hpc_dynamo.topology import plan
@@ -50,7 +50,7 @@ def printer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def started(config: Config) -> tuple[list[str], dict[str, str]]:
     """What the engine of the decode worker gets."""
     worker = next(w for w in plan(config).workers if w.role is Role.decode)
-    view = for_worker(config, worker)
+    view = with_worker_options(config, worker.model, worker.role)
     place = Placement(worker, "127.0.0.1", (5000, 5001), ("0",), "key")
     command = engine(view.engine.name).command(view, place)
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The demo: its prompts, and the installer's resuming, locking and errors (nothing is fetched)."""
+"""The demo: its prompts, and resuming, locking and errors of the installer. Nothing is fetched."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def python(code: str, *args: str) -> tuple[str, ...]:
 
 
 def note(file: Path, word: str) -> InstallStep:
-    """A step that appends a word to a file, so that a test sees what ran and how often."""
+    """Return a step that appends a word to a file, as a record of its runs."""
     code = "import sys; print(sys.argv[2], file=open(sys.argv[1], 'a'))"
     return InstallStep(word, (python(code, str(file), word),))
 
@@ -40,7 +40,7 @@ def words(file: Path) -> list[str]:
     return file.read_text().split()
 
 
-def test_prompts_are_a_batch_of_real_questions() -> None:
+def test_prompts_form_batch_with_shared_prefix() -> None:
     requests = [json.loads(line) for line in PROMPTS.read_text().splitlines()]
     assert len(requests) >= 24
     for request in requests:
@@ -50,16 +50,16 @@ def test_prompts_are_a_batch_of_real_questions() -> None:
         assert "model" not in request["body"]
     shared = [r["body"]["messages"][0]["content"] for r in requests if "school" in r["custom_id"]]
     assert len(shared) >= 5
-    assert len(set(shared)) == 1, "a system prompt that is not shared reuses no prefix"
+    assert len(set(shared)) == 1, "without a shared system prompt there is no prefix hit"
     assert len(shared[0].split()) > 128, "shorter than a block of vLLM's cache"
 
 
-def test_the_batch_verb_takes_the_prompts() -> None:
+def test_batch_accepts_prompts() -> None:
     assert len(read_input(PROMPTS).entries) == len(PROMPTS.read_text().splitlines())
 
 
 @pytest.mark.parametrize("folder", ["plain", "with space", "o'clock", "a=b, c"])
-def test_the_batch_command_composes(folder: str) -> None:
+def test_batch_arguments_compose(folder: str) -> None:
     engine = DemoEngine(Path("/cache") / folder / "python", Path("/cache") / folder / "model")
     verb, *overrides = batch_arguments(engine, ["topology.prefill.workers=2"])
     config = compose(overrides)
@@ -72,7 +72,7 @@ def test_the_batch_command_composes(folder: str) -> None:
     assert config.input == str(PROMPTS)
 
 
-def test_answers_are_shown_with_their_questions(tmp_path: Path) -> None:
+def test_answers_are_paired_with_questions(tmp_path: Path) -> None:
     output = tmp_path / "output.jsonl"
     body = {"choices": [{"message": {"content": "Paris."}}]}
     line = {"custom_id": "plain-01", "response": {"status_code": 200, "body": body}}
@@ -88,21 +88,21 @@ def test_finished_steps_do_not_run_again(tmp_path: Path) -> None:
     assert words(seen) == ["one", "two"]
 
 
-def test_a_failed_step_is_where_the_next_run_goes_on(tmp_path: Path) -> None:
+def test_installation_resumes_at_failed_step(tmp_path: Path) -> None:
     seen, switch = tmp_path / "seen", tmp_path / "switch"
     needs = InstallStep("needs", (python("import sys; open(sys.argv[1])", str(switch)),))
     plan = [note(seen, "one"), needs, note(seen, "three")]
     with pytest.raises(HpcDynamoError, match=r"needs ended with exit code 1: .*switch") as e:
         run_steps(plan, tmp_path, InstallProgress())
     assert e.value.log == tmp_path / "needs.log"
-    assert "goes on at this step" in e.value.hint
+    assert "resumes at this step" in e.value.hint
     assert words(seen) == ["one"]
     switch.touch()
     run_steps(plan, tmp_path, InstallProgress())
     assert words(seen) == ["one", "three"]
 
 
-def test_a_changed_step_runs_again_with_all_that_follow(tmp_path: Path) -> None:
+def test_changed_step_and_later_steps_run_again(tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     run_steps(
         [note(seen, "one"), note(seen, "two"), note(seen, "three")], tmp_path, InstallProgress()
@@ -112,11 +112,11 @@ def test_a_changed_step_runs_again_with_all_that_follow(tmp_path: Path) -> None:
     assert words(seen) == ["one", "two", "three", "two", "three"]
 
 
-def test_the_interpreter_that_installs_does_not_count(
+def test_another_interpreter_does_not_repeat_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, other = tmp_path / "seen", os.path.realpath(sys.executable)
-    assert other != sys.executable, "this test needs an interpreter that is reached by a link"
+    assert other != sys.executable, "this test needs an interpreter behind a symbolic link"
     run_steps([note(seen, "one")], tmp_path, InstallProgress())
     monkeypatch.setattr(sys, "executable", other)
     run_steps([note(seen, "one")], tmp_path, InstallProgress())
@@ -132,7 +132,7 @@ def test_the_interpreter_that_installs_does_not_count(
         ("ensurepip is not available", "python3-venv"),
     ],
 )
-def test_a_failure_says_what_to_try(tmp_path: Path, said: str, hint: str) -> None:
+def test_known_failure_has_hint(tmp_path: Path, said: str, hint: str) -> None:
     step = InstallStep("pip", (python("import sys; sys.exit(sys.argv[1])", said),))
     with pytest.raises(HpcDynamoError) as e:
         run_steps([step], tmp_path, InstallProgress())
@@ -140,7 +140,7 @@ def test_a_failure_says_what_to_try(tmp_path: Path, said: str, hint: str) -> Non
     assert hint in e.value.hint
 
 
-def test_a_step_that_hangs_is_ended(tmp_path: Path) -> None:
+def test_hanging_step_is_killed(tmp_path: Path) -> None:
     sleeper = tmp_path / "pid"
     code = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
     step = InstallStep("hang", (python(code, str(sleeper)),), limit_s=0.5)
@@ -150,7 +150,7 @@ def test_a_step_that_hangs_is_ended(tmp_path: Path) -> None:
         os.kill(int(sleeper.read_text()), 0)
 
 
-def test_a_log_gets_a_line_now_and_then(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_writes_lines_to_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code = "import time; print('50%\\rhalf done', flush=True); time.sleep(0.9)"
     run_steps([InstallStep("slow", (python(code),))], tmp_path, InstallProgress(period_s=0.2))
     lines = capfd.readouterr().err.splitlines()
@@ -159,7 +159,7 @@ def test_a_log_gets_a_line_now_and_then(tmp_path: Path, capfd: pytest.CaptureFix
     assert "1/1 slow: done in 1 s" in lines[-1]
 
 
-def test_a_full_disk_is_told_before_anything_is_fetched(tmp_path: Path) -> None:
+def test_full_disk_is_reported_before_download(tmp_path: Path) -> None:
     require_free_disk(tmp_path / "not" / "there" / "yet", 0.0)
     with pytest.raises(HpcDynamoError, match=r"GB free, the engine needs 1000000\.0 GB") as e:
         require_free_disk(tmp_path, 1e6)
@@ -179,7 +179,7 @@ with exclusive_lock(folder, InstallProgress()):
 
 
 def holder(folder: Path, seconds: float) -> "subprocess.Popen[bytes]":
-    """Another process that installs; returns once its command runs."""
+    """Start another installer and return when its command runs."""
     process = subprocess.Popen(python(HOLD, str(folder), str(seconds)), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 20
     while not (folder / "held").exists():
@@ -188,7 +188,7 @@ def holder(folder: Path, seconds: float) -> "subprocess.Popen[bytes]":
     return process
 
 
-def test_the_lock_outlives_a_killed_installer_until_its_command_ends(tmp_path: Path) -> None:
+def test_lock_of_killed_installer_lasts_until_its_command_ends(tmp_path: Path) -> None:
     other = holder(tmp_path, 1.0)
     other.kill()
     other.wait()
@@ -201,7 +201,7 @@ def test_the_lock_outlives_a_killed_installer_until_its_command_ends(tmp_path: P
         pass
 
 
-def test_two_installers_take_turns(tmp_path: Path) -> None:
+def test_second_installer_waits_for_first(tmp_path: Path) -> None:
     other = holder(tmp_path, 0.5)
     with exclusive_lock(tmp_path, InstallProgress(), 20):
         assert (tmp_path / "hold.done").exists(), "the other one was not finished"
@@ -222,7 +222,7 @@ def test_busy_loops_are_edited_once(tmp_path: Path) -> None:
         assert (tmp_path / name).read_text() == f"before\n{new}after\n"
 
 
-def test_an_unknown_version_is_not_edited_blindly(tmp_path: Path) -> None:
+def test_unknown_version_is_not_edited(tmp_path: Path) -> None:
     installed(tmp_path, ["something else\n"] * len(reduce_busy_wait.EDITS))
     with pytest.raises(SystemExit, match="does not have this line once"):
         reduce_busy_wait.reduce_busy_wait(tmp_path)

@@ -1,4 +1,4 @@
-"""The doctor finds what is really wrong: faults planted in processes, files and sockets."""
+"""The doctor on this machine: injected faults in processes, files and sockets are found."""
 
 import asyncio
 import os
@@ -55,7 +55,7 @@ from tests.support.runs import hpc_dynamo, latest, write_prompts
 LOCAL = ("engine=simulator", "cluster.launcher=local")
 HERE = "127.0.0.1"
 HEALTHY = NodeFacts(host="n1", shm_free=8 << 30, tmp_free=8 << 30, nofile=65536, memlock=-1)
-# In a process of its own, whose limits, mounts and variables are the planted fault.
+# Code of a process whose limits, mounts and variables are the injected fault.
 PREPARE = """
 import msgspec, subprocess, sys
 from hpc_dynamo.config import Config
@@ -70,8 +70,8 @@ sys.stdout.write(msgspec.json.encode(run_checks(facts, ALL_CHECKS)).decode())
 """
 
 
-def looked(before: str = "true", **env: str) -> list[Finding]:
-    """What is found by a process that a shell started after `before`."""
+def findings_after(before: str = "true", **env: str) -> list[Finding]:
+    """Return the findings of a process that a shell starts after `before`."""
     argv = ["sh", "-c", f'{before} && exec "$0" -c "$1"', sys.executable, LOOK]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "0,1", **env}
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60)
@@ -83,15 +83,15 @@ def faults(found: list[Finding]) -> dict[str, str]:
     return {f.check: f.what for f in found if f.level is FindingLevel.fault}
 
 
-def report(folder: Path, *words: str) -> tuple[int, DoctorReport, str]:
+def run_doctor(folder: Path, *words: str) -> tuple[int, DoctorReport, str]:
     file = folder / "found.json"
     done = hpc_dynamo("doctor", *LOCAL, *words, "--json", str(file), cwd=folder)
     assert file.exists(), done.stdout + done.stderr
     return done.returncode, msgspec.json.decode(file.read_bytes(), type=DoctorReport), done.stdout
 
 
-def test_a_healthy_machine_has_no_fault(tmp_path: Path) -> None:
-    code, found, shown = report(tmp_path, "topology.nodes=3")
+def test_doctor_on_healthy_machine_finds_no_fault(tmp_path: Path) -> None:
+    code, found, shown = run_doctor(tmp_path, "topology.nodes=3")
     assert code == 0, shown
     assert "healthy" in shown
     assert len(found.links) == 6
@@ -99,19 +99,19 @@ def test_a_healthy_machine_has_no_fault(tmp_path: Path) -> None:
     assert not faults(list(found.findings))
 
 
-def test_a_healthy_process_has_no_fault() -> None:
-    assert faults(looked()) == {}
+def test_checks_of_healthy_process_find_no_fault() -> None:
+    assert faults(findings_after()) == {}
 
 
-def test_few_open_files() -> None:
-    assert "at most 512 open files" in faults(looked("ulimit -n 512"))["ulimits"]
+def test_low_open_file_limit_is_a_fault() -> None:
+    assert "at most 512 open files" in faults(findings_after("ulimit -n 512"))["ulimits"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 @pytest.mark.parametrize("folder", ["/dev/shm", "/tmp"])
-def test_a_small_memory_file_system(folder: str) -> None:
+def test_full_memory_file_system_is_a_fault(folder: str) -> None:
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "small", folder]
-    # Before that it has read all it needs: the interpreter may lie there.
+    # The imports come first, because the interpreter may be in that folder.
     code = f"{PREPARE}\nsubprocess.run({mount}, check=True)\n{LOOK}"
     argv = ["unshare", "-m", sys.executable, "-c", code]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "0,1"}
@@ -120,23 +120,25 @@ def test_a_small_memory_file_system(folder: str) -> None:
     assert found == {folder: f"{folder} has 1 MiB free"}, done.stderr
 
 
-def test_fewer_gpus_than_the_plan_needs() -> None:
-    found = faults(looked(CUDA_VISIBLE_DEVICES="0"))
+def test_fewer_visible_gpus_than_planned_is_a_fault() -> None:
+    found = faults(findings_after(CUDA_VISIBLE_DEVICES="0"))
     assert found == {"GPUs": "1 GPUs are visible (0) of 2"}
 
 
-def test_a_local_run_is_told_the_number_of_the_plan_and_no_field_of_slurm(tmp_path: Path) -> None:
+def test_local_run_with_too_few_gpus_names_no_slurm_field(
+    tmp_path: Path,
+) -> None:
     words = ("topology=aggregated", "topology.aggregated.workers=2", "cluster.gpus_per_node=4")
     done = hpc_dynamo("plan", *LOCAL, "engine.device=cuda", *words, cwd=tmp_path)
     assert "0,1" not in done.stdout  # two workers of one GPU each
-    _, found, _ = report(tmp_path, "engine.device=cuda", *words)
+    _, found, _ = run_doctor(tmp_path, "engine.device=cuda", *words)
     (fault,) = (f for f in found.findings if f.check == "GPUs")
     assert "of 2" in fault.what
     assert fault.why == "the layout needs 2 GPUs on this node"
     assert "slurm" not in fault.fix
 
 
-def test_local_advice_names_no_field_of_slurm() -> None:
+def test_advice_for_local_run_names_no_slurm_field() -> None:
     broken = msgspec.structs.replace(HEALTHY, gpus_wanted=2, nofile=9, engine_error="no vllm")
     slurm = [f.fix for f in run_checks(broken, ALL_CHECKS)]
     local = [f.fix for f in run_checks(msgspec.structs.replace(broken, local=True), ALL_CHECKS)]
@@ -145,23 +147,23 @@ def test_local_advice_names_no_field_of_slurm() -> None:
     ] * 3
 
 
-def test_gpus_that_the_driver_has_not_got(tmp_path: Path) -> None:
+def test_visible_gpu_unknown_to_driver_is_a_fault(tmp_path: Path) -> None:
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 'GPU 0: one'\necho 'GPU 1: two'\n")
     tool.chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
-    assert faults(looked(PATH=path)) == {}
-    found = faults(looked(PATH=path, CUDA_VISIBLE_DEVICES="0,3"))
+    assert faults(findings_after(PATH=path)) == {}
+    found = faults(findings_after(PATH=path, CUDA_VISIBLE_DEVICES="0,3"))
     assert found == {"GPUs": "CUDA_VISIBLE_DEVICES names GPU 3, nvidia-smi lists 2"}
 
 
-def test_an_address_that_is_not_this_node_s() -> None:
+def test_address_of_another_node_is_a_fault() -> None:
     found = run_checks(look.preflight_facts(Config(), 0, "192.0.2.1", "n1"), PREFLIGHT_CHECKS)
     assert "192.0.2.1" in faults(list(found))["ports"]
 
 
 @pytest.mark.parametrize("check", ["true", "false"])
-def test_a_missing_model_fails_a_batch_before_its_engines(tmp_path: Path, check: str) -> None:
+def test_missing_model_fails_batch_before_engines_start(tmp_path: Path, check: str) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 2, max_tokens=2)
     words = ("input=prompts.jsonl", f"model.path={tmp_path}/nothing")
     more = () if check == "true" else ("--no-preflight",)
@@ -175,22 +177,24 @@ def test_a_missing_model_fails_a_batch_before_its_engines(tmp_path: Path, check:
     assert "try: a path on a shared disk" in done.stderr
 
 
-def test_the_doctor_s_faults_make_exit_code_1(tmp_path: Path) -> None:
-    """Of MPI two: nodes are to meet by it, and a worker over both is to be a world of it."""
+def test_doctor_with_faults_exits_with_1(tmp_path: Path) -> None:
+    """MPI is used twice: by the nodes, and by the ranks of a worker on both."""
     shape = ("topology=aggregated", "topology.aggregated.tensor_parallel=2")
-    world = ("engine.args.start=mpi", "engine.args.dialect=trtllm", "engine.device=cuda")
+    world = ("engine.args.start=mpi", "engine.args.pd-protocol=trtllm", "engine.device=cuda")
     mpi = ("cluster.bootstrap.method=mpi", "cluster.gpus_per_node=1")
-    code, found, shown = report(tmp_path, *shape, *world, *mpi, f"model.path={tmp_path}/nothing")
+    code, found, shown = run_doctor(
+        tmp_path, *shape, *world, *mpi, f"model.path={tmp_path}/nothing"
+    )
     assert code == 1
     seen = [(f.check, f.what) for f in found.findings if f.level is FindingLevel.fault]
     assert f"{len(seen)} fault(s)" in shown
-    seen = [each for each in seen if each[0] != "GPUs"]  # which this machine may have
+    seen = [each for each in seen if each[0] != "GPUs"]  # this machine may have some
     assert [check for check, _ in seen] == ["model", "MPI"] * 2 + ["MPI"]
     assert "not started as an MPI rank" in seen[1][1]
     assert "ranks of worker 0" in seen[-1][1]
 
 
-def test_an_interpreter_without_nixl_or_engine(tmp_path: Path) -> None:
+def test_interpreter_without_nixl_or_engine_is_a_fault(tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
     python = str(bare / "bin/python")
@@ -202,14 +206,16 @@ def test_an_interpreter_without_nixl_or_engine(tmp_path: Path) -> None:
     assert look.engine_error(replace(vllm, env={"PYTHONPATH": str(tmp_path)})) == ""
     here = {"PYTHONPATH": str(Path(look.__file__).parents[2])}
     ours = look.engine_error(Engine(name="simulator", python=python, env=here))
-    assert "no module hpc_dynamo with msgspec" in ours, "it is not enough that it sees the package"
-    code, found, _ = report(tmp_path, f"engine.python={python}")
+    assert "no module hpc_dynamo with msgspec" in ours, (
+        "the package without its dependencies is not enough"
+    )
+    code, found, _ = run_doctor(tmp_path, f"engine.python={python}")
     assert code == 1
     assert {"engine", "NIXL"} <= faults(list(found.findings)).keys()
 
 
-def test_an_engine_in_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its interpreter is not there outside, and need not be."""
+def test_checks_of_engine_in_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its interpreter does not exist outside the container."""
     image = tmp_path / "vllm.sif"
     box = Container(kind=ContainerKind.apptainer, image=str(image))
     engine = Engine(name="vllm", python="/in/the/image", container=box)
@@ -231,16 +237,16 @@ def test_an_engine_in_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [f.level for f in run_checks(without, ALL_CHECKS)] == [FindingLevel.warning]
 
 
-def test_a_run_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_read_only_run_folder_is_a_fault(tmp_path: Path) -> None:
     assert look.run_folder_error(tmp_path) == ""
     assert list(tmp_path.iterdir()) == []
-    error = look.run_folder_error(Path("/proc/self"))  # not even by root
+    error = look.run_folder_error(Path("/proc/self"))  # not writable, even for root
     assert "/proc/self cannot be written" in error
     broken = msgspec.structs.replace(HEALTHY, run_error=error)
     assert faults(list(run_checks(broken, ALL_CHECKS))) == {"run folder": error}
 
 
-async def test_a_closed_port_and_a_wrong_clock() -> None:
+async def test_closed_port_and_wrong_clock_are_faults() -> None:
     async def tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(1):
             writer.write(connectivity.CLOCK.pack(time.time() + 100))
@@ -268,7 +274,7 @@ async def test_a_closed_port_and_a_wrong_clock() -> None:
     assert "its clock is 100.0 s behind" in str(found[1])
 
 
-async def test_a_nixl_peer_that_dies() -> None:
+async def test_link_from_dead_nixl_peer_is_dead() -> None:
     config = Config(engine=Engine(device=Device.cpu))
     async with nixl_endpoint("one", config, HERE) as one, nixl_endpoint("two", config, HERE) as two:
         pull = MeasureLink(peer=1, metadata=two.metadata)
@@ -280,30 +286,30 @@ async def test_a_nixl_peer_that_dies() -> None:
         dead = await one.measure(0, pull)
         gone = await two.measure(1, MeasureLink(peer=0, metadata=one.metadata))
     assert "failed" in dead.error or "could not be added" in dead.error
-    assert "NIXL's process here ended" in gone.error
+    assert "the NIXL process of this node ended" in gone.error
     found = analysis.link_findings(["a", "b"], [dead, gone])
     assert [f.host for f in found] == ["a", "b"]
     assert "the link from b is dead" in found[0].what
 
 
-async def test_a_pull_that_is_held_up_is_not_how_quick_a_link_is() -> None:
-    """As on a busy machine, whose other end does not get to run for a while."""
+async def test_delayed_pull_does_not_lower_measured_bandwidth() -> None:
+    """The peer is stopped for a while, as on a busy machine."""
     config = Config(engine=Engine(device=Device.cpu))
     async with nixl_endpoint("one", config, HERE) as one, nixl_endpoint("two", config, HERE) as two:
         pull = MeasureLink(peer=1, metadata=two.metadata)
         good = await one.measure(0, pull)
         os.kill(two.pid, signal.SIGSTOP)
         again = asyncio.create_task(one.measure(0, pull))
-        await asyncio.sleep(0.5)  # that is the fault: the first pull takes so long
+        await asyncio.sleep(0.5)  # the injected delay of the first pull
         os.kill(two.pid, signal.SIGCONT)
-        held_up = await again
-    assert held_up.gb_s > good.gb_s / 20  # of that pull it was a thousandth
+        delayed = await again
+    assert delayed.gb_s > good.gb_s / 20  # that pull had a thousandth of it
 
 
-async def answered(
+async def coordinated(
     attempt: Attempt, scripts: dict[tuple[int, int], list[LinkResult]]
 ) -> DoctorReport:
-    """What a lead makes of three nodes, each of whose links is measured as its script has it."""
+    """Return the coordinator's report on three nodes with scripted link results."""
     keys = attempt.run.secrets().keys
     server = ControlServer(HERE, keys, CODEC)
     write_json(rendezvous_file(attempt), DoctorRendezvous(endpoint=server.endpoint))
@@ -328,32 +334,32 @@ async def answered(
 
 
 def measured(node: int, peer: int, *rates: float) -> list[LinkResult]:
-    """A rate of 0 is a dead link."""
+    """Return results with these rates. A rate of 0 is a dead link."""
     return [LinkResult(node=node, peer=peer, gb_s=r, error="" if r else "no answer") for r in rates]
 
 
-async def test_links_in_doubt_are_measured_again(attempt: Attempt) -> None:
-    """Alone, so what is usual rises with them, and what once was usual may be in doubt."""
+async def test_doubtful_links_are_measured_again(attempt: Attempt) -> None:
+    """New results raise the typical bandwidth, so that more links become doubtful."""
     scripts = {
         (0, 1): measured(0, 1, 0.01, 0.9),
         (0, 2): measured(0, 2, 0.0, 0.9),
         (1, 0): measured(1, 0, 0.2, 0.9),
         (1, 2): measured(1, 2, 0.2, 0.0, 0.8),
         (2, 0): measured(2, 0, 0.0, 0.0),
-        (2, 1): measured(2, 1, 0.05, 0.04, 0.06),
+        (2, 1): measured(2, 1, 0.05, 0.04, 0.06, 0.05, 0.04),
     }
-    found = await answered(attempt, scripts)
+    found = await coordinated(attempt, scripts)
     assert [f.what for f in found.findings] == [
         "the link from a is dead: no answer (measured 2 times)",
-        "the link from b is slow: 0.060 GB/s where 0.900 is usual (measured 3 times)",
+        "the link from b is slow: 0.060 GB/s, typical are 0.900 (measured 5 times)",
     ]
-    assert not any(scripts.values()), "all that was planted was seen"
+    assert not any(scripts.values()), "a scripted result was not requested"
     assert [
         (link.times, link.gb_s) for link in found.links if (link.node, link.peer) == (1, 2)
     ] == [(3, 0.8)]
 
 
-async def test_nixl_that_does_not_start(tmp_path: Path) -> None:
+async def test_nixl_with_invalid_transport_does_not_start(tmp_path: Path) -> None:
     config = Config(engine=Engine(device=Device.cpu, env={"UCX_TLS": "nonsense"}))
     with pytest.raises(KvTransferError, match="did not start"):
         async with nixl_endpoint("one", config, HERE):
@@ -365,8 +371,8 @@ def links(*rates: tuple[int, int, float]) -> list[LinkResult]:
 
 
 HOSTS = ["a", "b", "c"]
-Planted = tuple[list[LinkResult], set[tuple[str, str]]]
-SLOW: dict[str, Planted] = {
+SlowLinks = tuple[list[LinkResult], set[tuple[str, str]]]
+SLOW: dict[str, SlowLinks] = {
     "even": (links((0, 1, 9), (1, 0, 10), (0, 2, 8), (2, 0, 9), (1, 2, 9), (2, 1, 10)), set()),
     "one link": (links((0, 1, 1), (1, 0, 10), (0, 2, 8), (2, 0, 9), (1, 2, 9)), {("a", "b")}),
     "one node": (
@@ -377,7 +383,7 @@ SLOW: dict[str, Planted] = {
 
 
 @pytest.mark.parametrize("case", SLOW)
-def test_slow_links_are_named_with_what_ucx_chose(case: str) -> None:
+def test_slow_link_is_named_with_its_transport(case: str) -> None:
     measured, slow = SLOW[case]
     found = analysis.link_findings(HOSTS, measured)
     assert {(f.host, f.what.split()[3]) for f in found} == slow
@@ -386,14 +392,14 @@ def test_slow_links_are_named_with_what_ucx_chose(case: str) -> None:
 
 CLOCKS: dict[str, tuple[float, float, float, bool]] = {
     "in order": (100.0, 90.0, 110.0, False),
-    "from the future": (100.0, 90.0, 100.0 - 2 * MAX_CLOCK_ERROR_S, True),
-    "started before it was submitted": (100.0, 100.0 + 2 * MAX_CLOCK_ERROR_S, 200.0, True),
-    "not known when submitted": (100.0, 0.0, 110.0, False),
+    "starts in the future": (100.0, 90.0, 100.0 - 2 * MAX_CLOCK_ERROR_S, True),
+    "starts before the submission": (100.0, 100.0 + 2 * MAX_CLOCK_ERROR_S, 200.0, True),
+    "unknown submission time": (100.0, 0.0, 110.0, False),
 }
 
 
 @pytest.mark.parametrize("case", CLOCKS)
-def test_preflight_judges_clocks_by_order(case: str) -> None:
+def test_preflight_checks_order_of_clocks(case: str) -> None:
     started_at, submitted_at, now, wrong = CLOCKS[case]
     record = NodeRecord(node=0, host="n1", address=HERE, pid=1, log="", started_at=started_at)
     roster = Roster(nodes=(record,), method="tcp", seconds=0.1)
@@ -402,23 +408,23 @@ def test_preflight_judges_clocks_by_order(case: str) -> None:
         raise_for_faults(roster, submitted_at, now)
 
 
-def test_small_differences_of_clocks_are_fine() -> None:
+def test_small_clock_difference_is_no_finding() -> None:
     assert check_clock(MAX_CLOCK_ERROR_S / 2) is None
 
 
-def test_nodes_that_never_came_are_named(tmp_path: Path) -> None:
+def test_node_without_report_is_a_fault(tmp_path: Path) -> None:
     came = [NodeReady(node=0, address=HERE, port=1, facts=HEALTHY)]
     found = analysis.missing_nodes(["a", "b"], came, tmp_path)
     assert [(f.host, f.what) for f in found] == [("b", "it did not report")]
 
 
-def test_another_disk_under_the_same_name() -> None:
+def test_run_folder_with_another_token_is_a_fault() -> None:
     seen = [msgspec.structs.replace(HEALTHY, run_token=word) for word in ("x", "y")]
     nodes = [NodeReady(node=i, address=HERE, port=1, facts=f) for i, f in enumerate(seen)]
     assert [f.host for f in analysis.separate_run_folders(["a", "b"], nodes, "x")] == ["b"]
 
 
-PLANTED: dict[str, tuple[NodeFacts, str, FindingLevel]] = {
+INJECTED: dict[str, tuple[NodeFacts, str, FindingLevel]] = {
     "rdma without locked memory": (
         msgspec.structs.replace(HEALTHY, memlock=8 << 20, rdma_devices=("mlx5_0",)),
         "at most 8 MiB of locked memory", FindingLevel.fault,
@@ -435,9 +441,9 @@ PLANTED: dict[str, tuple[NodeFacts, str, FindingLevel]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", PLANTED)
-def test_what_cannot_be_planted_here(case: str) -> None:
-    facts, what, level = PLANTED[case]
+@pytest.mark.parametrize("case", INJECTED)
+def test_facts_that_cannot_occur_here(case: str) -> None:
+    facts, what, level = INJECTED[case]
     (found,) = run_checks(facts, ALL_CHECKS)
     assert what in found.what
     assert (found.level, found.host) == (level, "n1")
@@ -446,10 +452,10 @@ def test_what_cannot_be_planted_here(case: str) -> None:
 
 
 @pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="this machine may have these GPUs")
-def test_gpus_that_only_we_have_named_are_not_visible(tmp_path: Path) -> None:
-    """The local launcher sets CUDA_VISIBLE_DEVICES by cluster.gpus_per_node itself."""
+def test_gpus_named_only_by_local_launcher_are_not_visible(tmp_path: Path) -> None:
+    """The local launcher sets CUDA_VISIBLE_DEVICES from cluster.gpus_per_node."""
     words = ("engine.device=cuda", "topology=aggregated", "cluster.gpus_per_node=4")
-    code, found, shown = report(tmp_path, *words)
+    code, found, shown = run_doctor(tmp_path, *words)
     assert code == 1
     assert [node.facts.gpus_visible for node in found.nodes] == [()]
     assert "4 of 4" not in shown

@@ -22,7 +22,7 @@ from hpc_dynamo.config import (
     validate,
 )
 from hpc_dynamo.engines import ENGINES, Command, Placement, diagnose, engine, in_container
-from hpc_dynamo.engines.vllm import GUARD
+from hpc_dynamo.engines.environment import INJECTED
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch import mpi_rank
 from hpc_dynamo.launch.mpi_step import WorkerStep
@@ -79,7 +79,7 @@ def test_apptainer(name: str) -> None:
     bare, whole = commands(config(APPTAINER, name))
     assert whole.argv == (
         *("apptainer", "exec", "--cleanenv", "--no-eval", "--nv"),
-        f"--bind={GUARD}",
+        f"--bind={INJECTED}",
         "--bind=/runs/x/logs",
         "--bind=/tmp/private",
         "--bind=/shared/llama",
@@ -99,7 +99,7 @@ def test_enroot(name: str) -> None:
     names = ("NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", *bare.env)
     assert whole.argv == (
         *("enroot", "start", "--rw", "--rc=/runs/x/logs/enroot-rc.sh"),
-        f"--mount={GUARD}",
+        f"--mount={INJECTED}",
         "--mount=/runs/x/logs",
         "--mount=/tmp/private",
         "--mount=/shared/llama",
@@ -124,7 +124,7 @@ def test_pyxis(name: str) -> None:
     names = ",".join(n for n in (*env, *bare.env) if n != "CUDA_VISIBLE_DEVICES")
     ours = (
         mpi_rank.__file__,
-        str(GUARD),
+        str(INJECTED),
         "/runs/x/logs",
         "/tmp/private",
         "/shared/llama",

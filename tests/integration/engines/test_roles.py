@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.config import Config, Role
-from hpc_dynamo.engines import check, for_role, for_worker
+from hpc_dynamo.config import Config, Role, with_role_options, with_worker_options
+from hpc_dynamo.engines import check
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.topology import Shard, Worker, plan
+from hpc_dynamo.topology import plan
 from tests.support.runs import SIMULATOR, answers, hpc_dynamo, latest, write_prompts
 from tests.support.terminal import Call, printed, refused
 
@@ -23,7 +23,7 @@ def config(*words: str) -> Config:
 
 
 def args(role: Role, *words: str) -> dict[str, Any]:
-    return for_role(config(*words), role).engine.args
+    return with_role_options(config(*words), role).engine.args
 
 
 def test_a_roles_own_are_added_and_win() -> None:
@@ -52,7 +52,7 @@ WIDE = ("engine=trtllm", "cluster.gpus_per_node=6", "topology.decode.data_parall
 
 def test_what_is_not_of_a_roles_options_does_not_blame_them() -> None:
     made = config(*WIDE, "engine.prefill.args.max_num_tokens=512")
-    with pytest.raises(ConfigError, match=r"topology\.decode: 32 GPUs a worker") as wrong:
+    with pytest.raises(ConfigError, match=r"topology\.decode: 32 GPUs per worker") as wrong:
         check(made, plan(made))
     assert "(with engine." not in wrong.value.message
 
@@ -67,14 +67,14 @@ def test_dashes_and_underscores_are_the_same_name(spelled: str) -> None:
 
 def test_the_environment_too() -> None:
     words = ("engine.env.A=1", "engine.env.B=1", "engine.aggregated.env.B=2")
-    assert for_role(config(*words), Role.aggregated).engine.env == {"A": "1", "B": "2"}
-    assert for_role(config(*words), Role.decode).engine.env == {"A": "1", "B": "1"}
+    assert with_role_options(config(*words), Role.aggregated).engine.env == {"A": "1", "B": "2"}
+    assert with_role_options(config(*words), Role.decode).engine.env == {"A": "1", "B": "1"}
 
 
 def test_a_worker_has_its_roles_view_and_a_view_of_a_view_is_the_same() -> None:
     made = config("engine.args.a={b: 1}", "engine.decode.args.a={c: 2}")
-    view = for_worker(made, Worker(1, Role.decode, (Shard(0, (0,)),)))
-    assert view == for_role(made, Role.decode) == for_role(view, Role.decode)
+    view = with_worker_options(made, "", Role.decode)
+    assert view == with_role_options(made, Role.decode) == with_role_options(view, Role.decode)
     assert replace(view, engine=made.engine) == made
 
 
@@ -90,7 +90,7 @@ def test_a_whole_mapping_and_a_mistyped_role() -> None:
     [
         (["engine.decode.args.block-size=24"], "router.block_tokens=16 does not divide"),
         (["engine=trtllm", "engine.decode.args.config=x.yaml"], "args.config would replace"),
-        (["engine=sglang", "engine.prefill.args.tokenizer-worker-num=2"], "asks for no key"),
+        (["engine=sglang", "engine.prefill.args.tokenizer-worker-num=2"], "checks no key"),
     ],
 )
 def test_each_roles_options_are_checked(words: list[str], what: str) -> None:

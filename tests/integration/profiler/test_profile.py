@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.engines.simulator import BLOCK_TOKENS
+from hpc_dynamo.engines.simulator.adapter import BLOCK_TOKENS
 from hpc_dynamo.head.workloads.profile import ROUNDS
 from hpc_dynamo.planner.profile import (
     EngineProfile,
@@ -20,7 +20,7 @@ from hpc_dynamo.profiler.grid import ProfileLimits, operating_points
 from tests.support.runs import SIMULATOR, hpc_dynamo, latest, results_on_disk, until
 from tests.support.terminal import ends, on_a_terminal
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 # The smallest worker that has something of everything.
 SMALL = (
@@ -34,9 +34,9 @@ KV_TOKENS = 24 * BLOCK_TOKENS
 KV_BYTES = 1024  # a token, the simulator's default
 
 
-def spots(*, transfers: bool) -> list[OperatingPoint]:
+def spots(*, transfers: bool, context_tokens: int = 192) -> list[OperatingPoint]:
     limits = ProfileLimits(
-        context_tokens=192,
+        context_tokens=context_tokens,
         max_sequences=2,
         block_tokens=BLOCK_TOKENS,
         kv_tokens=KV_TOKENS,
@@ -45,10 +45,11 @@ def spots(*, transfers: bool) -> list[OperatingPoint]:
     return operating_points(limits)
 
 
-def complete(run: Path, *, transfers: bool) -> EngineProfile:
+def complete(run: Path, *, transfers: bool, context_tokens: int = 192) -> EngineProfile:
     """Every point once, with a time, and cached what was to be cached by the engine's word."""
     profile = load_profile(run / "profile.json")
-    assert [p.spot for p in profile.points] == spots(transfers=transfers)
+    expected = spots(transfers=transfers, context_tokens=context_tokens)
+    assert [p.spot for p in profile.points] == expected
     assert all(p.seconds for p in profile.points), "sequences did not fit at once"
     for point in profile.points:
         assert point.cached_tokens == point.spot.cached_tokens
@@ -94,13 +95,14 @@ def test_on_a_terminal_one_worker_shows_a_bar_and_needs_no_matplotlib(tmp_path: 
     (tmp_path / "without").mkdir()
     (tmp_path / "without/matplotlib.py").write_text("raise ImportError('not there')\n")
     environment = {"PYTHONPATH": str(tmp_path / "without")}
-    with on_a_terminal((*WORDS, "topology=aggregated"), tmp_path, environment) as process:
-        process.expect("points/s", timeout=120)
+    words = (*WORDS, "engine.args.max-model-len=96", "topology=aggregated")
+    with on_a_terminal(words, tmp_path, environment) as process:
+        process.expect("points/s", timeout=240)
         said = r"no picture: pictures need matplotlib, pip install 'hpc-dynamo\[draw\]'"
-        process.expect(said, timeout=120)
+        process.expect(said, timeout=240)
         process.expect("ITL, interpolated")
         assert ends(process) == 0
-    profile = complete(tmp_path / "runs/small", transfers=False)
+    profile = complete(tmp_path / "runs/small", transfers=False, context_tokens=96)
     assert profile.kv_bytes_per_token == 0
     assert not (tmp_path / "runs/small/profile.png").exists()
 

@@ -108,7 +108,7 @@ def test_while_nothing_is_answered_a_retry_may_change_everything(
     config: Config, start: Start
 ) -> None:
     attempt(start(config), config, *map(bad, range(4)))
-    other = with_fields(config, batch__defaults={"max_tokens": 5})
+    other = with_fields(config, batch__body_defaults={"max_tokens": 5})
     error = refused(start, other)
     assert "holds 4 failed requests made with other settings" in error.message
     assert error.hint.startswith("batch.retry_failed=true runs only its 4 failed requests again")
@@ -159,14 +159,14 @@ def test_a_batch_with_failures_names_the_first_one_and_what_helps(tmp_path: Path
     words = ("batch", *SIMULATOR, "input=in.jsonl")
     done = hpc_dynamo(*words, cwd=tmp_path)
     assert "finished, but 2 requests of 3 failed: see " in done.stderr
-    assert re.search(r"the first of them: long: .*99999", done.stderr)
-    assert "try: the same command with batch.retry_failed=true" in done.stderr
+    assert re.search(r"the first error: long: .*99999", done.stderr)
+    assert "try: run the same command with batch.retry_failed=true" in done.stderr
     again = hpc_dynamo(*words, cwd=tmp_path)
-    assert re.search(r"the first of them: long: .*99999", again.stdout), "also with nothing to do"
+    assert re.search(r"the first error: long: .*99999", again.stdout), "also with nothing to do"
     retried = hpc_dynamo(*words, "batch.retry_failed=true", cwd=tmp_path)
     assert retried.returncode == done.returncode
     assert "the same command with batch.retry_failed" not in retried.stderr
-    assert "these errors are final, so a retry alone does not help: change the" in retried.stderr
+    assert "these errors are final: change the" in retried.stderr
 
 
 def test_a_retry_is_advised_again_while_a_failure_is_not_final(tmp_path: Path) -> None:
@@ -174,8 +174,8 @@ def test_a_retry_is_advised_again_while_a_failure_is_not_final(tmp_path: Path) -
     run.errors.write_bytes(bad(1) + bad(2, 500))
     code, said = exit_status(run, 1, 2, retried=True)
     assert code == SOME_FAILED
-    assert "the first of them: request 1: too long" in said
-    assert said.endswith("try: the same command with batch.retry_failed=true")
+    assert "the first error: request 1: too long" in said
+    assert said.endswith("try: run the same command with batch.retry_failed=true")
     run.errors.write_bytes(bad(1) + bad(2))
     assert "errors are final" in exit_status(run, 1, 2, retried=True)[1]
     assert "errors are final" not in exit_status(run, 1, 2, retried=False)[1]

@@ -9,8 +9,7 @@ import pytest
 from hpc_dynamo.batch.input_file import BatchInput
 from hpc_dynamo.cli.run_folder import batch_run, profile_run, serve_run
 from hpc_dynamo.config import Config, Engine, Task
-from hpc_dynamo.engines.settings import answer_settings, differences
-from hpc_dynamo.engines.tuning import changes_answers
+from hpc_dynamo.engines.answer_settings import answer_settings, changes_answers, differences
 from hpc_dynamo.errors import ConfigError
 from tests.integration.results.kept import Start, attempt, good, refused, with_fields
 from tests.support.runs import SIMULATOR, hpc_dynamo, write_prompts
@@ -29,10 +28,13 @@ OTHER = [
     ({"model__name": "mine"}, "model.name: model → mine"),
     ({"engine__name": "sglang"}, "engine.name: vllm → sglang"),
     ({"model__lora": {"sql": "/a/sql"}}, "model.lora.sql: not set → /a/sql"),
-    ({"batch__defaults": {"max_tokens": 3}}, "batch.body_defaults.max_tokens: not set → 3"),
-    ({"batch__defaults": {"stop": ["a", "b"]}}, 'batch.body_defaults.stop: not set → ["a","b"]'),
+    ({"batch__body_defaults": {"max_tokens": 3}}, "batch.body_defaults.max_tokens: not set → 3"),
     (
-        {"batch__defaults": {"extra": {"seed": 1}}},
+        {"batch__body_defaults": {"stop": ["a", "b"]}},
+        'batch.body_defaults.stop: not set → ["a","b"]',
+    ),
+    (
+        {"batch__body_defaults": {"extra": {"seed": 1}}},
         "batch.body_defaults.extra.seed: not set → 1",
     ),
     ({"engine__args": {"dtype": "bfloat16"}}, "engine.args.dtype: float32 → bfloat16"),
@@ -79,7 +81,7 @@ SAME = [
     {"cluster__slurm__partition": "gpu"},
     {"router__temperature": 0.5},
     {"batch__retries": 0},
-    {"batch__defaults": {"temperature": None}},
+    {"batch__body_defaults": {"temperature": None}},
 ]
 
 
@@ -149,7 +151,7 @@ def test_a_run_of_the_previous_version_is_known_by_its_last_attempt(
 
 def test_several_differences_are_named_a_line_each(start: Start, config: Config) -> None:
     attempt(start(config), config, good(0))
-    other = with_fields(config, model__path="org/b", batch__defaults={"n": 2, "seed": 1})
+    other = with_fields(config, model__path="org/b", batch__body_defaults={"n": 2, "seed": 1})
     lines = refused(start, other).message.splitlines()[1:]
     names = [line.split(":")[0].strip() for line in lines]
     assert names == [

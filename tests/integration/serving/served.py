@@ -61,21 +61,21 @@ class Served:
         verify = self.tls or True
         http_client = openai.DefaultHttpxClient(verify=verify)
         return openai.OpenAI(
-            base_url=self.url, api_key=self.key, max_retries=0, timeout=30, http_client=http_client
+            base_url=self.url, api_key=self.key, max_retries=0, timeout=90, http_client=http_client
         )
 
     def asynchronous(self) -> openai.AsyncOpenAI:
         """A client that belongs to the caller's event loop; an `async with` closes it."""
         http_client = openai.DefaultAsyncHttpxClient(verify=self.tls or True)
         return openai.AsyncOpenAI(
-            base_url=self.url, api_key=self.key, max_retries=0, timeout=30, http_client=http_client
+            base_url=self.url, api_key=self.key, max_retries=0, timeout=90, http_client=http_client
         )
 
     def connect(self) -> http.client.HTTPConnection:
         host, port = urlsplit(self.url).hostname or "", urlsplit(self.url).port
         if self.tls:
-            return http.client.HTTPSConnection(host, port, timeout=30, context=self.tls)
-        return http.client.HTTPConnection(host, port, timeout=30)
+            return http.client.HTTPSConnection(host, port, timeout=90, context=self.tls)
+        return http.client.HTTPConnection(host, port, timeout=90)
 
     def ask(
         self,
@@ -138,7 +138,7 @@ class Served:
         return {role: self.engine(rows[0]["url"]) for role, rows in self.workers().items()}
 
     def engine(self, url: str) -> dict[str, float]:
-        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=90)
         try:
             token = self.attempt.run.secrets().token
             connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {token}"})

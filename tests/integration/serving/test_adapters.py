@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 WORDS = (
     *("models.talk.topology=disaggregated", "models.talk.router.conditional_disaggregation=false"),
     *("models.talk.lora.pirate=/adapters/pirate", "models.talk.lora.poet-v1.5=/adapters/poet"),
-    *("models.sing.topology=disaggregated", "models.sing.engine.args.dialect=sglang"),
+    *("models.sing.topology=disaggregated", "models.sing.engine.args.pd-protocol=sglang"),
     *("models.sing.path=''", "models.sing.lora.tenor=/adapters/tenor"),
     *("models.vectors.topology=aggregated", "models.vectors.engine.args.runner=pooling"),
     "models.vectors.path=''",

@@ -140,7 +140,7 @@ def test_it_forwards_until_its_own_end_and_no_request_fails(tmp_path: Path, ende
         outcome = old.attempt.outcome()
         assert outcome
         assert (outcome.exit_code, outcome.next_attempt) == (0, 2)
-        assert "attempt 2 goes on" in outcome.message
+        assert "attempt 2 continues" in outcome.message
 
 
 def test_stop_ends_both(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 WORDS = (
     *("models.small.topology=aggregated", "models.small.topology.aggregated.workers=2"),
-    *("models.large.topology=disaggregated", "models.large.engine.args.dialect=sglang"),
+    *("models.large.topology=disaggregated", "models.large.engine.args.pd-protocol=sglang"),
     "serve.frontend_processes=2",
 )
 PAIR = (

@@ -106,7 +106,7 @@ def test_a_silent_head_is_not_counted(heads: list[Served]) -> None:
         with frozen(one):
             until("it is dropped", lambda: others(two) == [0, 0])
         until("it is back", lambda: sum(others(two)) == 2)
-    assert "is not counted any more" in two.attempt.agent_log(0).read_text()
+    assert "is no longer counted" in two.attempt.agent_log(0).read_text()
 
 
 def test_loads_are_for_who_has_the_key(heads: list[Served]) -> None:

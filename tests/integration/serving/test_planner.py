@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from hpc_dynamo import jsonl
-from hpc_dynamo.cli.commands.report import PICTURE
+from hpc_dynamo.cli.commands.report import PLOT
 from hpc_dynamo.config import Role
 from hpc_dynamo.planner.records import PlannerRecord, RoleChange
 from hpc_dynamo.timing_model import PROFILES, TimingModel
@@ -115,7 +115,7 @@ def status_and_report_tell_of_it(reshaped: Served) -> None:
     assert told.returncode == 0, told.stderr
     assert "prefill to decode done; drained in" in told.stdout
     assert "decode to prefill done; drained in" in told.stdout
-    assert (folder / PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert (folder / PLOT).read_bytes().startswith(b"\x89PNG")
     page = reshaped.metrics_now()
     assert page["hpc_dynamo_planner_role_changes_total"] >= 2
     assert page['hpc_dynamo_planner_target_workers{role="decode"}'] >= 1

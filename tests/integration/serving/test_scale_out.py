@@ -101,7 +101,7 @@ async def test_a_job_comes_with_the_load_and_goes_without(
         assert set(load.pieces) == {200}
         folder = served.attempt.run.path
         shown = hpc_dynamo("status", "--once", str(folder), cwd=folder)
-        assert "further job" in shown.stdout, shown.stdout
+        assert "extra job" in shown.stdout, shown.stdout
         until("its end", lambda: jobs(served.attempt)[0].state is ExtraJobState.ended)
         status = until("a status without it", lambda: without(served))
         assert sorted(worker.rank for worker in status.workers) == [0, 1]
@@ -114,6 +114,7 @@ async def test_a_job_comes_with_the_load_and_goes_without(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_further_jobs_end_when_the_head_dies_or_is_stopped(
     tmp_path: Path, model_folder: Path
 ) -> None:

@@ -15,7 +15,7 @@ from tests.support.runs import until
 
 pytestmark = pytest.mark.slow
 
-DIALECT = ("topology=disaggregated", "engine.args.dialect=sglang")
+DIALECT = ("topology=disaggregated", "engine.args.pd-protocol=sglang")
 FABLE = "A fox saw a crow in an old elm with a piece of cheese, and said to her: " * 20
 ASKED: dict[str, Any] = {"model": MODEL, "prompt": FABLE, "max_tokens": 20}
 MOVED = "vllm:nixl_bytes_transferred_sum"
@@ -131,10 +131,10 @@ def test_a_prefill_worker_that_dies_while_it_computes(tmp_path: Path, model_fold
 
 
 def test_route_before_engines_that_are_told_nothing_of_rooms(tmp_path: Path) -> None:
-    options = ("--dialect", "sglang", "--role")
+    options = ("--pd-protocol", "sglang", "--role")
     with simulator(*options, "prefill") as prefill, simulator(*options, "decode") as decode:
         urls = ("--prefill", prefill.url, "--decode", decode.url)
-        speaking = ("engine=simulator", "engine.args.dialect=sglang", "model.name=demo")
+        speaking = ("engine=simulator", "engine.args.pd-protocol=sglang", "model.name=demo")
         with routing(tmp_path, *urls, *speaking) as served:
             assert [row["state"] for row in rows(served)] == ["ready", "ready"]
             reply = served.post("/v1/completions", ASKED | {"model": "demo"})

@@ -13,7 +13,7 @@ from tests.support.runs import SIMULATOR, answers, hpc_dynamo, latest, until, wr
 
 pytestmark = pytest.mark.slow
 
-TRTLLM = "engine.args.dialect=trtllm"
+TRTLLM = "engine.args.pd-protocol=trtllm"
 HANDED = "router.transfer_cost_tokens=0"  # also what would not pay
 FABLE = "A fox saw a crow in an old elm with a piece of cheese, and said to her: " * 20
 MORE: dict[str, Any] = {"model": MODEL, "extra_body": {"ignore_eos": True}}
@@ -86,13 +86,13 @@ def test_a_prefill_worker_that_hands_nothing_over_is_named(tmp_path: Path) -> No
         with pytest.raises(openai.APIStatusError) as failed:
             job.client.completions.create(prompt=FABLE, max_tokens=9, **MORE)
         assert failed.value.status_code == 502
-        assert "carries no disaggregated_params" in failed.value.message
+        assert "has no disaggregated_params" in failed.value.message
 
 
 def test_a_batch(tmp_path: Path) -> None:
     ids = write_prompts(tmp_path / "prompts.jsonl", 30)
     for dialect in ("trtllm", "vllm"):
-        words = (f"engine.args.dialect={dialect}", f"name={dialect}", "input=prompts.jsonl")
+        words = (f"engine.args.pd-protocol={dialect}", f"name={dialect}", "input=prompts.jsonl")
         done = hpc_dynamo("batch", *SIMULATOR, HANDED, *words, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         outcome = latest(tmp_path / "runs" / dialect).outcome()
@@ -106,7 +106,7 @@ def test_a_batch(tmp_path: Path) -> None:
 
 def test_an_unknown_dialect_is_refused_before_submission(tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 1)
-    words = ("engine.args.dialect=trtlm", "input=prompts.jsonl")
+    words = ("engine.args.pd-protocol=trtlm", "input=prompts.jsonl")
     done = hpc_dynamo("batch", *SIMULATOR, *words, cwd=tmp_path)
     assert done.returncode == 3
     assert "did you mean 'trtllm'?" in done.stderr

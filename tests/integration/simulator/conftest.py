@@ -16,7 +16,8 @@ import pytest
 
 KEY = "secret-of-the-tests"
 MODEL = "demo"
-TOLD = "--enable-prompt-tokens-details"
+TIMEOUT_S = 30.0  # only for hangs
+REPORT_CACHED = "--enable-prompt-tokens-details"
 Body = dict[str, Any]
 
 
@@ -30,7 +31,7 @@ class Rank:
 
 @contextmanager
 def simulator(*options: str, key: str = KEY) -> Iterator[Rank]:
-    """A rank that answers. Fails with its log where it ends before that."""
+    """Start a rank and wait until it listens. Fails with its log if it exits before."""
     argv = [sys.executable, "-m", "hpc_dynamo.simulator", "--model", MODEL, *options]
     if "--timing" not in options:
         argv += ["--timing", "instant"]
@@ -39,45 +40,45 @@ def simulator(*options: str, key: str = KEY) -> Iterator[Rank]:
     with subprocess.Popen(argv, env=env, text=True, stdout=out, stderr=err) as process:
         try:
             assert process.stderr
-            said = list[str]()
+            lines = list[str]()
             for line in process.stderr:
-                said.append(line)
+                lines.append(line)
                 found = re.search(r"listening on (http://\S+)", line)
                 if found:
                     yield Rank(process, found[1])
                     return
-            pytest.fail(f"{argv} ended early: {''.join(said)}")
+            pytest.fail(f"{argv} ended early: {''.join(lines)}")
         finally:
             process.kill()
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Rank]]:
-    """Starts ranks that end with the test."""
+    """Return a function that starts ranks, which end with the test."""
     with ExitStack() as stack:
         yield lambda *options: stack.enter_context(simulator(*options))
 
 
 @pytest.fixture(scope="session")
 def aggregated() -> Iterator[Rank]:
-    with simulator("--num-blocks", "1024", TOLD) as rank:
+    with simulator("--num-blocks", "1024", REPORT_CACHED) as rank:
         yield rank
 
 
 @pytest.fixture(scope="session")
 def prefill() -> Iterator[Rank]:
-    with simulator("--role", "prefill", TOLD) as rank:
+    with simulator("--role", "prefill", REPORT_CACHED) as rank:
         yield rank
 
 
 @pytest.fixture(scope="session")
 def decode() -> Iterator[Rank]:
-    with simulator("--role", "decode", TOLD) as rank:
+    with simulator("--role", "decode", REPORT_CACHED) as rank:
         yield rank
 
 
 class Client:
-    """Requests with the key; answers as (status, body)."""
+    """Sends requests with the key and returns (status, body)."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self.session = session
@@ -96,7 +97,7 @@ class Client:
         return str((await self.complete(rank, prompt, **fields))["choices"][0]["text"])
 
     async def prefilled(self, rank: Rank, prompt: Any) -> Body:
-        """The kv_transfer_params of a prompt prefilled on `rank`."""
+        """Prefill a prompt on `rank` and return its kv_transfer_params."""
         ask = {"do_remote_decode": True, "do_remote_prefill": False, "remote_engine_id": None}
         answer = await self.complete(rank, prompt, max_tokens=1, kv_transfer_params=ask)
         return dict(answer["kv_transfer_params"])
@@ -109,11 +110,8 @@ class Client:
         return sum(map(float, found))
 
     async def until(self, rank: Rank, name: str, value: float | None) -> None:
-        """Ranks tell nobody when they take or let go of something, so this asks.
-
-        None: any value but zero.
-        """
-        async with asyncio.timeout(5):
+        """Poll a metric until it has a value. None: any value except zero."""
+        async with asyncio.timeout(TIMEOUT_S):
             while True:
                 now = await self.metric(rank, name)
                 if now == value or (value is None and now):
@@ -135,7 +133,7 @@ async def client() -> AsyncIterator[Client]:
 
 @pytest.fixture
 async def ai(aggregated: Rank) -> AsyncIterator[openai.AsyncOpenAI]:
-    """The official client, of a rank of its own kind."""
+    """Return the official client, connected to the aggregated rank."""
     url = f"{aggregated.url}/v1"
     async with openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=20) as made:
         yield made

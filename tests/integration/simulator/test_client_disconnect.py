@@ -1,4 +1,4 @@
-"""Clients that go away: their work ends at once, wherever it is, streamed or not."""
+"""Disconnected clients: their work ends at once in every state, streamed or not."""
 
 import asyncio
 import signal
@@ -12,14 +12,14 @@ import pytest
 from tests.integration.simulator.conftest import KEY, Body, Client, Rank
 
 FABLE = "A fox saw a crow in an old elm with a piece of cheese, and said to her: " * 20
-SLOW = ("--timing", "cpu-135m")  # 0.1 s a token, 0.7 s for FABLE
+SLOW = ("--timing", "cpu-135m")  # 0.1 s per token, 0.7 s for FABLE
 LONG: Body = {"max_tokens": 1000, "ignore_eos": True}
 streamed = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 
 
 @asynccontextmanager
 async def asking(rank: Rank, body: Body) -> AsyncIterator[asyncio.StreamReader]:
-    """A request on a connection of its own, which is closed at the end, come what may."""
+    """Send a request on a new connection, which is closed at the end."""
     host, _, port = rank.url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     data = msgspec.json.encode(body)
@@ -32,13 +32,13 @@ async def asking(rank: Rank, body: Body) -> AsyncIterator[asyncio.StreamReader]:
         await writer.wait_closed()
 
 
-async def all_is_free(client: Client, rank: Rank) -> None:
+async def assert_idle(client: Client, rank: Rank) -> None:
     for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
         await client.until_zero(rank, name)
 
 
 @streamed
-async def test_while_it_is_answered(
+async def test_disconnect_during_output_frees_rank(
     client: Client, start: Callable[..., Rank], stream: bool
 ) -> None:
     rank = start(*SLOW)
@@ -47,12 +47,14 @@ async def test_while_it_is_answered(
         if stream:
             assert await reader.readuntil(b"\n\n")
         assert await client.metric(rank, "kv_cache_usage_perc") > 0
-    await all_is_free(client, rank)
+    await assert_idle(client, rank)
     assert await client.metric(rank, "generation_tokens_total") < 20
 
 
 @streamed
-async def test_while_it_waits(client: Client, start: Callable[..., Rank], stream: bool) -> None:
+async def test_disconnect_of_waiting_request_leaves_running_one(
+    client: Client, start: Callable[..., Rank], stream: bool
+) -> None:
     rank = start("--timing", "instant", "--max-num-seqs", "1", "--stall-after-tokens", "1")
     async with asking(rank, {"prompt": "first", **LONG}):
         await client.until(rank, "num_requests_running", 1)
@@ -60,28 +62,32 @@ async def test_while_it_waits(client: Client, start: Callable[..., Rank], stream
             await client.until(rank, "num_requests_waiting", 1)
         await client.until_zero(rank, "num_requests_waiting")
         assert await client.metric(rank, "num_requests_running") == 1
-    await all_is_free(client, rank)
+    await assert_idle(client, rank)
 
 
-async def test_of_several_choices_and_prompts(client: Client, start: Callable[..., Rank]) -> None:
+async def test_disconnect_ends_all_choices_and_prompts(
+    client: Client, start: Callable[..., Rank]
+) -> None:
     rank = start("--timing", "instant", "--stall-after-tokens", "3")
     async with asking(rank, {"prompt": ["a", "b"], "n": 3, "stream": True, **LONG}):
         await client.until(rank, "num_requests_running", 6)
-    await all_is_free(client, rank)
+    await assert_idle(client, rank)
 
 
-async def test_on_a_prefill_rank(client: Client, start: Callable[..., Rank]) -> None:
+async def test_disconnect_during_prefill_frees_prefill_rank(
+    client: Client, start: Callable[..., Rank]
+) -> None:
     rank = start("--role", "prefill", *SLOW)
     ask = {"prompt": FABLE, "max_tokens": 1, "kv_transfer_params": {"do_remote_decode": True}}
     async with asking(rank, ask):
         await client.until(rank, "num_requests_running", 1)
-    await all_is_free(client, rank)
+    await assert_idle(client, rank)
     assert await client.metric(rank, "nixl_num_kv_expired_reqs_total") == 0
     assert await client.metric(rank, "prompt_tokens_total") == 0
 
 
 @streamed
-async def test_on_a_decode_rank(
+async def test_disconnect_during_decode_frees_both_ranks(
     client: Client, prefill: Rank, start: Callable[..., Rank], stream: bool
 ) -> None:
     decode = start("--role", "decode", *SLOW)
@@ -89,11 +95,11 @@ async def test_on_a_decode_rank(
     body = {"prompt": FABLE, "stream": stream, "kv_transfer_params": params, **LONG}
     async with asking(decode, body):
         await client.until(decode, "num_requests_running", 1)
-    await all_is_free(client, decode)
-    await all_is_free(client, prefill)
+    await assert_idle(client, decode)
+    await assert_idle(client, prefill)
 
 
-async def test_a_decode_rank_tells_that_it_will_not_come(
+async def test_disconnect_before_pull_releases_prefilled_blocks(
     client: Client, prefill: Rank, start: Callable[..., Rank]
 ) -> None:
     decode = start("--role", "decode", "--max-num-seqs", "1", "--stall-after-tokens", "1")
@@ -104,10 +110,10 @@ async def test_a_decode_rank_tells_that_it_will_not_come(
             await client.until(decode, "num_requests_waiting", 1)
             assert await client.metric(prefill, "kv_cache_usage_perc") > 0
         await client.until_zero(decode, "num_requests_waiting")
-        await all_is_free(client, prefill)
+        await assert_idle(client, prefill)
 
 
-async def test_a_refused_decode_request_frees_the_prefilled_blocks(
+async def test_rejected_decode_request_releases_prefilled_blocks(
     client: Client, prefill: Rank, decode: Rank
 ) -> None:
     body: Any = {"prompt": FABLE, "max_tokens": 0}
@@ -115,10 +121,10 @@ async def test_a_refused_decode_request_frees_the_prefilled_blocks(
     assert await client.metric(prefill, "kv_cache_usage_perc") > 0
     status, _ = await client.post(decode, "/v1/completions", body)
     assert status == 400
-    await all_is_free(client, prefill)
+    await assert_idle(client, prefill)
 
 
-async def test_while_its_blocks_come_from_a_rank_that_hangs(
+async def test_disconnect_during_pull_from_hanging_rank_frees_both_ranks(
     client: Client, start: Callable[..., Rank], decode: Rank
 ) -> None:
     prefill = start("--role", "prefill")
@@ -129,11 +135,11 @@ async def test_while_its_blocks_come_from_a_rank_that_hangs(
         await client.until(decode, "num_requests_waiting", 1)
     await client.until_zero(decode, "num_requests_waiting")
     prefill.process.send_signal(signal.SIGCONT)
-    await all_is_free(client, decode)
-    await all_is_free(client, prefill)
+    await assert_idle(client, decode)
+    await assert_idle(client, prefill)
 
 
-async def test_a_reader_that_stops_slows_nobody_and_misses_nothing(
+async def test_slow_reader_does_not_block_rank_and_gets_all_tokens(
     client: Client, start: Callable[..., Rank]
 ) -> None:
     rank = start("--max-model-len", "40000")
@@ -144,6 +150,6 @@ async def test_a_reader_that_stops_slows_nobody_and_misses_nothing(
         while not content.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"):
             content += await asyncio.wait_for(reader.read(1 << 16), 20)
     events = [line for line in content.split(b"\n\n") if b"data: {" in line]
-    assert len(events) < 30_000  # what had gathered came in one piece
-    said = [msgspec.json.decode(event.partition(b"data: ")[2]) for event in events]
-    assert len("".join(record["choices"][0]["text"] for record in said).split()) == 30_000
+    assert len(events) < 30_000  # accumulated tokens arrive in one event
+    records = [msgspec.json.decode(event.partition(b"data: ")[2]) for event in events]
+    assert len("".join(record["choices"][0]["text"] for record in records).split()) == 30_000

@@ -1,4 +1,4 @@
-"""KV events of the simulator: who follows them knows exactly what is in the cache."""
+"""KV events of the simulator: a subscriber knows the exact content of the prefix cache."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -17,21 +17,21 @@ from hpc_dynamo.simulator.events import KvEventJournal
 from hpc_dynamo.simulator.model import SimulatedModel
 from hpc_dynamo.simulator.sequence import OutputSequence, SamplingParams, SequenceGroup
 from hpc_dynamo.wire import KvEventSubscriber
-from tests.integration.simulator.conftest import TOLD, Client, Rank
+from tests.integration.simulator.conftest import REPORT_CACHED, Client, Rank
 from tests.integration.simulator.test_process import run
 
-SOON_S = 10.0  # for what must happen
-NEVER_S = 0.3  # for what must not
+TIMEOUT_S = 10.0
+QUIET_S = 0.3  # without any event
 BLOCK = 4
 Tokens = tuple[int, ...]
 
 
 class Mirror:
-    """What a follower makes of events: the prefixes that are cached, by the engine's hashes."""
+    """Cached prefixes by the engine's hashes, rebuilt from events."""
 
     def __init__(self) -> None:
         self.prefixes = dict[int | bytes, Tokens]()
-        self.ever = dict[int | bytes, Tokens]()  # a parent may be gone before its child comes
+        self.ever = dict[int | bytes, Tokens]()  # a parent may be evicted before its child arrives
         self.cleared = 0
 
     def take(self, events: Iterable[KvEvent]) -> None:
@@ -64,7 +64,7 @@ def name(digest: bytes) -> int:
 
 
 class Histories(RuleBasedStateMachine):
-    """Prompts are placed, computed, received, decoded, let go and forgotten in any order."""
+    """Prompts are allocated, computed, pulled, decoded and released in any order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def follow(self) -> None:
-        """A batch may end anywhere: after each of these, or after many."""
+        """Apply all events so far. A batch may end after any rule."""
         self.mirror.take(self.journal.drain())
         assert self.mirror.prefixes.keys() == {name(digest) for digest in self.pool.cached_hashes}
         for known, prefix in self.mirror.prefixes.items():
@@ -129,24 +129,24 @@ TestHistories = Histories.TestCase
 
 
 class Followed:
-    """A rank that publishes, and what it said up to now: live, and again by replays."""
+    """A rank that publishes events, and the mirror of its cache from replays."""
 
     def __init__(self, rank: Rank, follower: KvEventSubscriber) -> None:
         self.rank, self.follower = rank, follower
         self.mirror, self.next = Mirror(), 0
 
     async def catch_up(self) -> None:
-        """By a replay: what an answer's events are is kept before the answer is sent."""
-        async with aclosing(self.follower.replay(self.next, SOON_S)) as missed:
+        """Apply missed events by a replay. A response is sent after its events are stored."""
+        async with aclosing(self.follower.replay(self.next, TIMEOUT_S)) as missed:
             async for number, payload in missed:
                 assert number == self.next
                 self.mirror.take(decode_events(payload).events)
                 self.next += 1
 
     async def live_from(self, first: int) -> list[int]:
-        """Numbers that come live, up to `first` or a later one."""
+        """Return the numbers of live batches, up to `first` or a later one."""
         numbers = list[int]()
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while not numbers or numbers[-1] < first:
                 numbers.append((await self.follower.receive())[0])
         return numbers
@@ -166,7 +166,12 @@ async def follow(start: Callable[..., Rank]) -> AsyncIterator[Follow]:
             on = {"enable_kv_cache_events": True, "publisher": "zmq", "topic": ""}
             config = {**on, "endpoint": live, "replay_endpoint": replay, **config}
             return Followed(
-                start("--kv-events-config", msgspec.json.encode(config).decode(), *options, TOLD),
+                start(
+                    "--kv-events-config",
+                    msgspec.json.encode(config).decode(),
+                    *options,
+                    REPORT_CACHED,
+                ),
                 follower,
             )
 
@@ -174,39 +179,35 @@ async def follow(start: Callable[..., Rank]) -> AsyncIterator[Follow]:
 
 
 async def ask(client: Client, followed: Followed, prompt: list[int]) -> tuple[int, int]:
-    """Cached tokens of a prompt: as foretold from the events, and as the engine then says."""
+    """Return the cached tokens of a prompt as predicted from events, and as reported."""
     await followed.catch_up()
     known = set(followed.mirror.prefixes.values())
     useful = range(16, len(prompt), 16)  # the last token is always computed
-    foretold = 0
+    predicted = 0
     for end in useful:
         if tuple(prompt[:end]) not in known:
             break
-        foretold = end
+        predicted = end
     answer = await client.complete(followed.rank, prompt, max_tokens=1)
-    return foretold, answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+    return predicted, answer["usage"]["prompt_tokens_details"]["cached_tokens"]
 
 
 def prompt(story: int, tokens: int) -> list[int]:
     return [100 + story * 7 + i % 50 for i in range(tokens)]
 
 
-async def test_hits_are_foretold_from_the_events_while_blocks_come_and_go(
-    client: Client, follow: Follow
-) -> None:
+async def test_prefix_hits_are_predicted_from_events(client: Client, follow: Follow) -> None:
     followed = follow("--num-blocks", "24", "--max-model-len", "384")
     seen = list[tuple[int, int]]()
     for story, tokens in [(0, 200), (1, 100), (0, 210), (2, 150), (1, 130), (0, 100), (3, 40)] * 3:
         seen.append(await ask(client, followed, prompt(story, tokens)))
-    assert [foretold for foretold, _ in seen] == [cached for _, cached in seen]
+    assert [predicted for predicted, _ in seen] == [cached for _, cached in seen]
     assert sum(cached for _, cached in seen) > 0, "nothing was ever found"
     await followed.catch_up()
     assert len(followed.mirror.ever) > 24 > len(followed.mirror.prefixes), "nothing was evicted"
 
 
-async def test_a_reset_clears_the_cache_unless_a_block_is_held(
-    client: Client, follow: Follow
-) -> None:
+async def test_cache_reset_fails_while_block_is_in_use(client: Client, follow: Follow) -> None:
     followed = follow("--stall-after-tokens", "3")
     rank, asked = followed.rank, prompt(0, 100)
     assert await ask(client, followed, asked) == (0, 0)
@@ -224,31 +225,31 @@ async def test_a_reset_clears_the_cache_unless_a_block_is_held(
     assert followed.mirror.cleared == 1
 
 
-async def test_what_is_lost_shows_as_gaps_and_comes_again(client: Client, follow: Follow) -> None:
+async def test_lost_batches_leave_gaps_and_are_replayed(client: Client, follow: Follow) -> None:
     followed = follow("--lose-kv-events", "0.5")
     for story in range(30):
         await client.complete(followed.rank, prompt(story, 40), max_tokens=1)
     await followed.catch_up()
     assert followed.next == 30, "a batch for each prompt"
     assert len(followed.mirror.prefixes) == 60
-    hearing = asyncio.create_task(followed.live_from(30))
+    receiving = asyncio.create_task(followed.live_from(30))
     more = count(30)
-    while not hearing.done():
+    while not receiving.done():
         await client.complete(followed.rank, prompt(next(more), 40), max_tokens=1)
-    numbers = await hearing
+    numbers = await receiving
     assert numbers == sorted(set(numbers))
     assert len(numbers) < numbers[-1] + 1, "nothing was lost"
 
 
-async def test_a_rank_keeps_so_many_steps_for_replays(client: Client, follow: Follow) -> None:
+async def test_replay_buffer_keeps_buffer_steps(client: Client, follow: Follow) -> None:
     followed = follow(buffer_steps=5)
     for story in range(12):
         await client.complete(followed.rank, prompt(story, 40), max_tokens=1)
-    async with aclosing(followed.follower.replay(0, SOON_S)) as kept:
+    async with aclosing(followed.follower.replay(0, TIMEOUT_S)) as kept:
         assert [number async for number, _ in kept] == [7, 8, 9, 10, 11]
 
 
-async def test_pulled_blocks_are_stored_where_they_come_to(
+async def test_pulled_blocks_are_stored_on_decode_rank(
     client: Client, prefill: Rank, follow: Follow
 ) -> None:
     decode_rank, asked = follow("--role", "decode"), prompt(0, 100)
@@ -259,9 +260,7 @@ async def test_pulled_blocks_are_stored_where_they_come_to(
     assert await ask(client, decode_rank, asked) == (96, 96)
 
 
-async def test_blocks_that_an_answer_fills_follow_on_its_prompt(
-    client: Client, follow: Follow
-) -> None:
+async def test_blocks_of_output_follow_prompt(client: Client, follow: Follow) -> None:
     followed, asked = follow(), prompt(0, 20)
     await client.complete(followed.rank, asked, max_tokens=50, ignore_eos=True)
     await followed.catch_up()
@@ -269,10 +268,10 @@ async def test_blocks_that_an_answer_fills_follow_on_its_prompt(
     assert all(prefix[:16] == tuple(asked[:16]) for prefix in followed.mirror.prefixes.values())
 
 
-async def test_off_means_that_nothing_is_published(client: Client, follow: Follow) -> None:
+async def test_disabled_events_are_not_published(client: Client, follow: Follow) -> None:
     followed = follow(enable_kv_cache_events=False)
     await client.complete(followed.rank, prompt(0, 40), max_tokens=1)
-    async with aclosing(followed.follower.replay(0, NEVER_S)) as kept:
+    async with aclosing(followed.follower.replay(0, QUIET_S)) as kept:
         assert [number async for number, _ in kept] == []
 
 
@@ -284,7 +283,7 @@ async def test_off_means_that_nothing_is_published(client: Client, follow: Follo
         ('{"enable_kv_cache_events": true, "endpoint": "ipc:///nowhere/x"}', "cannot be published"),
     ],
 )
-def test_a_config_that_cannot_work_is_refused(config: str, message: str) -> None:
+def test_invalid_events_config_is_rejected(config: str, message: str) -> None:
     refused = run("--kv-events-config", config)
     assert refused.returncode != 0
     assert message in refused.stderr

@@ -1,4 +1,4 @@
-"""A rank over several nodes: real processes, of which node 0 serves once all are there."""
+"""A rank that spans nodes: real processes, of which node 0 serves once all are connected."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ Join = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def nodes() -> Nodes:
-    """Options of node k of three, which meet on a port that is free now."""
+    """Return a function for the options of node k of three, with a free port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     return lambda k: ("--nnodes", "3", "--node-rank", str(k), "--master-port", str(port))
@@ -44,12 +44,12 @@ def join(nodes: Nodes) -> Iterator[Join]:
 
 @pytest.fixture
 def whole(nodes: Nodes, join: Join) -> Iterator[tuple[Rank, list["subprocess.Popen[str]"]]]:
-    others = [join(1), join(2)]  # who comes early waits
+    others = [join(1), join(2)]  # they wait for node 0
     with simulator(*nodes(0)) as rank:
         yield rank, others
 
 
-async def test_it_answers_as_a_rank_on_one_node_does(
+async def test_multi_node_rank_gives_output_of_single_node(
     whole: tuple[Rank, object], aggregated: Rank, client: Client
 ) -> None:
     rank, _ = whole
@@ -57,7 +57,7 @@ async def test_it_answers_as_a_rank_on_one_node_does(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_when_one_is_gone_all_end(
+def test_all_nodes_exit_when_one_is_lost(
     whole: tuple[Rank, list["subprocess.Popen[str]"]], number: int
 ) -> None:
     rank, (one, other) = whole
@@ -68,7 +68,7 @@ def test_when_one_is_gone_all_end(
     assert "node 0 is gone" in other.stderr.read()
 
 
-def test_when_node_0_is_told_to_end_all_end(
+def test_all_nodes_exit_when_node_0_is_stopped(
     whole: tuple[Rank, list["subprocess.Popen[str]"]],
 ) -> None:
     rank, others = whole
@@ -77,8 +77,8 @@ def test_when_node_0_is_told_to_end_all_end(
     assert [node.wait(END_S) for node in others] == [1, 1]
 
 
-def test_nobody_serves_before_all_have_come(nodes: Nodes, join: Join) -> None:
-    """One is a stranger: it has another key."""
+def test_node_0_does_not_serve_before_all_nodes_connect(nodes: Nodes, join: Join) -> None:
+    """One of the other nodes has another key."""
     join(1)
     join(2, key="another")
     with started(*nodes(0)) as first:
@@ -92,7 +92,7 @@ def test_nobody_serves_before_all_have_come(nodes: Nodes, join: Join) -> None:
         assert "stopping on a signal" in first.stderr.read()
 
 
-def test_an_unknown_node_is_refused() -> None:
+def test_invalid_node_rank_is_rejected() -> None:
     argv = [*SIMULATOR, "--nnodes", "2", "--node-rank", "2"]
     refused = subprocess.run(argv, capture_output=True, text=True)
     assert refused.returncode == 3

@@ -1,4 +1,4 @@
-"""What the official client sees: answers whole and streamed, structured, embedded."""
+"""Responses as seen by the official client: complete, streamed, structured, embeddings."""
 
 import base64
 import json
@@ -35,14 +35,14 @@ def schema_of(model: type[BaseModel]) -> Any:
 
 
 async def joined(stream: AsyncIterable[ChatCompletionChunk]) -> tuple[str, str, list[Any]]:
-    """Text, finish reason, and all chunks of a stream of one choice."""
+    """Return text, finish reason and all chunks of a stream of one choice."""
     chunks = [chunk async for chunk in stream]
     choices = [chunk.choices[0] for chunk in chunks if chunk.choices]
     text = "".join(choice.delta.content or "" for choice in choices)
     return text, choices[-1].finish_reason or "", chunks
 
 
-async def test_a_stream_says_what_the_whole_says(ai: openai.AsyncOpenAI) -> None:
+async def test_stream_equals_complete_response(ai: openai.AsyncOpenAI) -> None:
     fields: Any = {"model": MODEL, "messages": SAID, "max_completion_tokens": 30, "seed": 3}
     extra = {"ignore_eos": True, "no_such_field": [1]}
     whole = await ai.chat.completions.create(**fields, user="me", extra_body=extra)
@@ -59,7 +59,7 @@ async def test_a_stream_says_what_the_whole_says(ai: openai.AsyncOpenAI) -> None
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
-async def test_usage_can_come_with_each_chunk(ai: openai.AsyncOpenAI) -> None:
+async def test_usage_in_each_chunk(ai: openai.AsyncOpenAI) -> None:
     options: Any = {"include_usage": True, "continuous_usage_stats": True}
     stream = await ai.chat.completions.create(
         model=MODEL, messages=SAID, max_tokens=4, stream=True, stream_options=options,
@@ -111,7 +111,7 @@ async def test_completion_logprobs(ai: openai.AsyncOpenAI, stop: str | None) -> 
     assert [t for part in parts if part for t in part.text_offset or []] == table.text_offset
 
 
-async def test_tools_are_prompt_tokens_and_are_not_called(ai: openai.AsyncOpenAI) -> None:
+async def test_tools_are_part_of_prompt_and_not_called(ai: openai.AsyncOpenAI) -> None:
     ask: Any = {"model": MODEL, "messages": SAID, "max_tokens": 5}
     plain = await ai.chat.completions.create(**ask)
     offered = await ai.chat.completions.create(**ask, tools=[TOOL], tool_choice="auto")
@@ -120,7 +120,7 @@ async def test_tools_are_prompt_tokens_and_are_not_called(ai: openai.AsyncOpenAI
     assert offered.usage.prompt_tokens > plain.usage.prompt_tokens
 
 
-async def test_structured_output_is_the_example_of_the_schema(ai: openai.AsyncOpenAI) -> None:
+async def test_structured_output_is_first_example_of_schema(ai: openai.AsyncOpenAI) -> None:
     ask: Any = {"model": MODEL, "messages": SAID}
     answer = await ai.chat.completions.parse(**ask, response_format=Plan)
     assert answer.choices[0].message.parsed == Plan.model_validate(EXAMPLE)
@@ -166,14 +166,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "message"), REFUSED)
-async def test_the_client_raises_what_is_refused(
+async def test_unsupported_fields_raise_bad_request(
     ai: openai.AsyncOpenAI, fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(openai.BadRequestError, match=message):
         await ai.chat.completions.create(model=MODEL, messages=SAID, extra_body=fields)
 
 
-async def test_unknown_models_and_dimensions(ai: openai.AsyncOpenAI) -> None:
+async def test_unknown_model_and_dimensions_are_rejected(ai: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="does not exist"):
         await ai.embeddings.create(model="other", input="x")
     with pytest.raises(openai.BadRequestError, match="dimensions must be between"):

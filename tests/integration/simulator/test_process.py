@@ -1,4 +1,4 @@
-"""The life of the process: start, end, and the ways to fail on purpose."""
+"""The process: start, exit and injected failures."""
 
 import asyncio
 import signal
@@ -20,7 +20,7 @@ def run(*options: str, model: str = "demo") -> "subprocess.CompletedProcess[str]
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("role", ["aggregated", "prefill"])
-async def test_a_signal_ends_it_soon_even_with_work(
+async def test_signal_stops_busy_rank_within_two_seconds(
     client: Client, start: Callable[..., Rank], role: str, number: signal.Signals
 ) -> None:
     rank = start("--role", role, "--timing", "cpu-135m")
@@ -31,20 +31,20 @@ async def test_a_signal_ends_it_soon_even_with_work(
         rank.process.send_signal(number)
         with pytest.raises(aiohttp.ClientError):
             await answer.read()
-    assert rank.process.wait(5) == 0
+    assert rank.process.wait(30) == 0
     assert time.monotonic() - began < 2
 
 
-def test_a_signal_ends_it_before_it_serves() -> None:
+def test_signal_stops_rank_before_it_serves() -> None:
     argv = [sys.executable, "-m", "hpc_dynamo.simulator", "--model", "demo"]
     with subprocess.Popen([*argv, "--start-delay-s", "60"], stderr=subprocess.PIPE) as process:
         assert process.stderr
         assert b"waiting 60 s" in process.stderr.readline()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(5) == 0
+        assert process.wait(30) == 0
 
 
-def test_a_start_can_be_slow_or_fail(start: Callable[..., Rank]) -> None:
+def test_injected_start_delay_and_failure(start: Callable[..., Rank]) -> None:
     began = time.monotonic()
     start("--start-delay-s", "0.7")
     assert time.monotonic() - began > 0.7
@@ -53,15 +53,13 @@ def test_a_start_can_be_slow_or_fail(start: Callable[..., Rank]) -> None:
     assert "EngineError: failure injected by --fail-start" in failed.stderr
 
 
-async def test_it_can_die_or_fail_under_requests(
-    client: Client, start: Callable[..., Rank]
-) -> None:
+async def test_injected_failures_of_requests(client: Client, start: Callable[..., Rank]) -> None:
     rank = start("--fail-after-requests", "2")
     for _ in range(2):
         await client.complete(rank, "still here")
     with pytest.raises(aiohttp.ClientError):
         await client.complete(rank, "too much")
-    assert rank.process.wait(5) == -signal.SIGKILL
+    assert rank.process.wait(30) == -signal.SIGKILL
     rank = start("--fail-request-rate", "0.5")
     answers = [await client.post(rank, "/v1/completions", {"prompt": "x"}) for _ in range(40)]
     assert {status for status, _ in answers} == {200, 500}
@@ -74,7 +72,7 @@ async def read(client: Client, rank: Rank, body: Body, got: list[bytes]) -> None
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_it_can_die_in_the_middle_of_an_answer(
+async def test_injected_exit_during_output(
     client: Client, start: Callable[..., Rank], stream: bool
 ) -> None:
     rank, got = start("--die-after-tokens", "3"), list[bytes]()
@@ -83,12 +81,10 @@ async def test_it_can_die_in_the_middle_of_an_answer(
     with pytest.raises(aiohttp.ClientError):
         await read(client, rank, body, got)
     assert b"".join(got).count(b"data: ") == (3 if stream else 0)
-    assert rank.process.wait(5) == 1
+    assert rank.process.wait(30) == 1
 
 
-async def test_it_can_stall_in_the_middle_of_an_answer(
-    client: Client, start: Callable[..., Rank]
-) -> None:
+async def test_injected_stall_during_output(client: Client, start: Callable[..., Rank]) -> None:
     rank, got = start("--stall-after-tokens", "3"), list[bytes]()
     await client.complete(rank, "short enough", max_tokens=3, ignore_eos=True)
     body = {"prompt": "long", "max_tokens": 9, "ignore_eos": True, "stream": True}
@@ -112,19 +108,19 @@ async def test_it_can_stall_in_the_middle_of_an_answer(
         (["--kv-bytes-per-token", "1"], "no multiple of 32"),
     ],
 )
-def test_sizes_that_cannot_work_are_refused(options: list[str], message: str) -> None:
+def test_contradictory_options_are_rejected(options: list[str], message: str) -> None:
     refused = run(*options)
     assert refused.returncode == 3
     assert message in refused.stderr
 
 
-def test_a_taken_port_is_told(aggregated: Rank) -> None:
+def test_used_port_is_reported(aggregated: Rank) -> None:
     failed = run("--port", aggregated.url.rpartition(":")[2])
     assert failed.returncode == 1
     assert "in use" in failed.stderr
 
 
-def test_help_teaches() -> None:
-    told = run("--help").stdout
-    assert "--role decode" in told
-    assert "HPC_DYNAMO_ENGINE_KEY" in told
+def test_help_shows_roles_and_key_variable() -> None:
+    text = run("--help").stdout
+    assert "--role decode" in text
+    assert "HPC_DYNAMO_ENGINE_KEY" in text

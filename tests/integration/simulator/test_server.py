@@ -1,4 +1,4 @@
-"""The OpenAI surface of one rank, over real sockets."""
+"""The HTTP endpoints of one rank, over real sockets."""
 
 import json
 from typing import Any
@@ -7,14 +7,14 @@ import aiohttp
 import pytest
 
 from hpc_dynamo.engines.metrics import parse_metrics
-from hpc_dynamo.engines.vllm import VLLM_METRICS
+from hpc_dynamo.engines.vllm.adapter import VLLM_METRICS
 from tests.integration.simulator.conftest import MODEL, Body, Client, Rank
 
 SAID = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 async def events(client: Client, rank: Rank, path: str, body: Body) -> list[Any]:
-    """The records of a stream; checks that it ends as it should."""
+    """Return the records of a stream. Checks its end."""
     body = {**body, "stream": True}
     async with client.session.post(rank.url + path, json=body) as answer:
         assert answer.headers["Content-Type"].startswith("text/event-stream")
@@ -23,7 +23,7 @@ async def events(client: Client, rank: Rank, path: str, body: Body) -> list[Any]
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
 
 
-async def test_completion(client: Client, aggregated: Rank) -> None:
+async def test_completion_response(client: Client, aggregated: Rank) -> None:
     answer = await client.complete(aggregated, "Once upon a time", max_tokens=12, ignore_eos=True)
     assert answer["object"] == "text_completion"
     [choice] = answer["choices"]
@@ -34,7 +34,7 @@ async def test_completion(client: Client, aggregated: Rank) -> None:
     assert usage["total_tokens"] == usage["prompt_tokens"] + 12
 
 
-async def test_token_ids_and_text_are_the_same_prompt(client: Client, aggregated: Rank) -> None:
+async def test_token_ids_and_text_give_same_output(client: Client, aggregated: Rank) -> None:
     _, tokens = await client.post(aggregated, "/tokenize", {"prompt": "the same"})
     texts = {await client.text(aggregated, p) for p in ("the same", tokens["tokens"])}
     assert len(texts) == 1
@@ -43,7 +43,7 @@ async def test_token_ids_and_text_are_the_same_prompt(client: Client, aggregated
     assert [choice["index"] for choice in answer["choices"]] == [0, 1]
 
 
-async def test_chat_and_its_stream_say_the_same(client: Client, aggregated: Rank) -> None:
+async def test_chat_stream_equals_complete_response(client: Client, aggregated: Rank) -> None:
     path, body = "/v1/chat/completions", {"messages": SAID, "max_tokens": 30, "n": 2}
     status, whole = await client.post(aggregated, path, body)
     assert status == 200
@@ -61,7 +61,7 @@ async def test_chat_and_its_stream_say_the_same(client: Client, aggregated: Rank
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_stop_strings_cut_the_text(client: Client, aggregated: Rank, streamed: bool) -> None:
+async def test_stop_string_cuts_text(client: Client, aggregated: Rank, streamed: bool) -> None:
     text = await client.text(aggregated, "stop", max_tokens=40, ignore_eos=True)
     words = text.split()
     stop = f"{words[9]} {words[10]}"
@@ -76,7 +76,9 @@ async def test_stop_strings_cut_the_text(client: Client, aggregated: Rank, strea
     assert (choices[-1]["finish_reason"], choices[-1]["stop_reason"]) == ("stop", stop)
 
 
-async def test_answers_end_by_themselves(client: Client, aggregated: Rank) -> None:
+async def test_output_ends_by_itself_unless_eos_is_ignored(
+    client: Client, aggregated: Rank
+) -> None:
     async def length(**fields: Any) -> int:
         answer = await client.complete(aggregated, "by itself", max_tokens=2000, **fields)
         return int(answer["usage"]["completion_tokens"])
@@ -99,9 +101,7 @@ async def test_prefix_hits_are_counted(client: Client, aggregated: Rank) -> None
     assert await client.metric(aggregated, "prefix_cache_hits_total") - hits == cached
 
 
-async def test_a_conversation_finds_its_own_answer_in_the_cache(
-    client: Client, aggregated: Rank
-) -> None:
+async def test_conversation_hits_cache_of_its_own_output(client: Client, aggregated: Rank) -> None:
     path, body = "/v1/chat/completions", {"messages": SAID, "max_tokens": 200, "ignore_eos": True}
     _, first = await client.post(aggregated, path, body)
     talk = [*SAID, first["choices"][0]["message"], {"role": "user", "content": "Are you sure?"}]
@@ -142,7 +142,7 @@ BAD: list[tuple[Body, int, str]] = [
 
 
 @pytest.mark.parametrize(("body", "status", "message"), BAD)
-async def test_bad_requests_are_refused_in_openai_form(
+async def test_invalid_request_is_rejected_in_openai_form(
     client: Client, aggregated: Rank, body: Body, status: int, message: str
 ) -> None:
     got, answer = await client.post(aggregated, "/v1/completions", body)
@@ -150,7 +150,7 @@ async def test_bad_requests_are_refused_in_openai_form(
     assert message in answer["error"]["message"]
 
 
-async def test_what_is_no_json_or_no_endpoint(client: Client, aggregated: Rank) -> None:
+async def test_malformed_json_and_unknown_path_are_errors(client: Client, aggregated: Rank) -> None:
     url = f"{aggregated.url}/v1/chat/completions"
     async with client.session.post(url, data=b'{"messages": [') as answer:
         assert (answer.status, "error" in await answer.json()) == (400, True)
@@ -164,7 +164,7 @@ async def test_what_is_no_json_or_no_endpoint(client: Client, aggregated: Rank) 
 @pytest.mark.parametrize(
     "header", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "\xe9"}]
 )
-async def test_the_key_is_needed(aggregated: Rank, header: dict[str, str]) -> None:
+async def test_requests_without_key_are_rejected(aggregated: Rank, header: dict[str, str]) -> None:
     async with aiohttp.ClientSession(headers=header) as session:
         for path in ("/v1/models", "/metrics", "/nixl/agent", "/v1/nothing"):
             async with session.get(aggregated.url + path) as answer:
@@ -173,37 +173,33 @@ async def test_the_key_is_needed(aggregated: Rank, header: dict[str, str]) -> No
             assert answer.status == 200
 
 
-async def test_what_is_longer_than_the_context_is_cut_to_it(
-    client: Client, aggregated: Rank
-) -> None:
+async def test_output_is_limited_by_context_length(client: Client, aggregated: Rank) -> None:
     fields = {"max_tokens": 8192, "ignore_eos": True}
     answer = await client.complete(aggregated, [7] * 8180, **fields)
     assert answer["usage"]["completion_tokens"] == 12
 
 
-async def test_prefix_hits_and_request_ids_are_told_where_asked_for(
-    client: Client, start: Any
-) -> None:
+async def test_prefix_hits_and_request_ids_are_optional(client: Client, start: Any) -> None:
     answer = await client.complete(start(), "x")
     assert answer["usage"]["prompt_tokens_details"] is None
     rank = start("--enable-request-id-headers")
     for path, status in (("/v1/models", 200), ("/v1/nothing", 404)):
         headers = {"X-Request-Id": "mine"}
-        async with client.session.get(rank.url + path, headers=headers) as told:
-            assert (told.status, told.headers["X-Request-Id"]) == (status, "mine")
+        async with client.session.get(rank.url + path, headers=headers) as response:
+            assert (response.status, response.headers["X-Request-Id"]) == (status, "mine")
     body = {"prompt": "x"}
-    async with client.session.post(f"{rank.url}/v1/completions", json=body) as told:
-        assert (await told.json())["id"] == f"cmpl-{told.headers['X-Request-Id']}"
+    async with client.session.post(f"{rank.url}/v1/completions", json=body) as response:
+        assert (await response.json())["id"] == f"cmpl-{response.headers['X-Request-Id']}"
 
 
-async def test_tokens_come_back_as_text(client: Client, aggregated: Rank) -> None:
+async def test_detokenize_returns_tokenized_text(client: Client, aggregated: Rank) -> None:
     _, tokens = await client.post(aggregated, "/tokenize", {"prompt": "Straße nach Zürich"})
     assert tokens["count"] == len(tokens["tokens"])
     _, text = await client.post(aggregated, "/detokenize", {"tokens": tokens["tokens"]})
     assert text == {"prompt": "Straße nach Zürich"}
 
 
-async def test_metrics_are_read_as_those_of_vllm(client: Client, start: Any) -> None:
+async def test_metrics_parse_as_vllm_metrics(client: Client, start: Any) -> None:
     rank = start()
     await client.complete(rank, "one two three", max_tokens=5, ignore_eos=True)
     async with client.session.get(f"{rank.url}/metrics") as answer:

@@ -1,4 +1,4 @@
-"""The dialect of TensorRT-LLM between ranks: the same answers, by real NIXL transfers."""
+"""TensorRT-LLM's protocol between ranks: the outputs of one rank, by real NIXL transfers."""
 
 import base64
 import json
@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from hpc_dynamo.engines.trtllm_pd_protocol import TrtllmPdProtocol
+from hpc_dynamo.engines.trtllm.pd_protocol import TrtllmPdProtocol
 from tests.integration.simulator.conftest import MODEL, Body, Client, Rank, simulator
 
-TRTLLM = ("--dialect", "trtllm")
+TRTLLM = ("--pd-protocol", "trtllm")
 FABLE = "A fox saw a crow in an old elm with a piece of cheese, and said to her: " * 20
 CHAT = [{"role": "user", "content": FABLE}]
 DIALECT = TrtllmPdProtocol()
@@ -29,7 +29,7 @@ def generation() -> Iterator[Rank]:
 
 
 async def handed(client: Client, rank: Rank, path: str, body: Body) -> Body:
-    """The body for the decode worker, once `rank` has prefilled."""
+    """Prefill on `rank` and return the body for the decode worker."""
     status, answer = await client.post(rank, path, DIALECT.prefill(body))
     assert status == 200, answer
     return DIALECT.decode(body, answer)
@@ -44,7 +44,7 @@ async def handed(client: Client, rank: Rank, path: str, body: Body) -> Body:
     ],
     ids=["text", "ids", "chat"],
 )
-async def test_the_answers_are_those_of_one_rank(
+async def test_outputs_equal_those_of_aggregated_rank(
     client: Client, aggregated: Rank, context: Rank, generation: Rank, path: str, asked: Body
 ) -> None:
     body = {"model": MODEL, "max_tokens": 40, "ignore_eos": True, **asked}
@@ -60,7 +60,7 @@ async def test_the_answers_are_those_of_one_rank(
     await client.until_zero(context, "kv_cache_usage_perc")
 
 
-async def test_a_context_only_answer(
+async def test_context_only_response(
     client: Client, aggregated: Rank, start: Callable[..., Rank]
 ) -> None:
     context = start("--role", "prefill", *TRTLLM)
@@ -79,9 +79,7 @@ async def test_a_context_only_answer(
     assert answer["prompt_token_ids"] == ids["tokens"]
 
 
-async def test_an_answer_that_ends_with_its_first_token_keeps_nothing(
-    client: Client, context: Rank
-) -> None:
+async def test_output_of_one_token_keeps_no_blocks(client: Client, context: Rank) -> None:
     """A JSON object may be one token long."""
     body: Body = {"prompt": f"{FABLE} as JSON:", "response_format": {"type": "json_object"}}
     ready = await handed(client, context, "/v1/completions", body)
@@ -89,7 +87,7 @@ async def test_an_answer_that_ends_with_its_first_token_keeps_nothing(
     await client.until_zero(context, "kv_cache_usage_perc")
 
 
-async def test_a_stream_begins_with_the_first_token(
+async def test_stream_begins_with_first_token(
     client: Client, aggregated: Rank, context: Rank, generation: Rank
 ) -> None:
     body = {"prompt": f"streamed {FABLE}", "max_tokens": 20, "ignore_eos": True, "stream": True}
@@ -116,7 +114,7 @@ GOOD = {"request_type": "generation_only", "ctx_request_id": 1, "first_gen_token
         ({"kv_transfer_params": {}}, "Extra inputs are not permitted"),
     ],
 )
-async def test_what_cannot_be_taken_over_is_refused(
+async def test_invalid_disaggregated_params_are_rejected(
     client: Client, generation: Rank, fields: dict[str, Any], said: str
 ) -> None:
     status, answer = await client.post(generation, "/v1/completions", {"prompt": "x", **fields})
@@ -124,22 +122,20 @@ async def test_what_cannot_be_taken_over_is_refused(
     assert said in answer["error"]["message"]
 
 
-async def test_blocks_of_a_decode_worker_that_never_came_are_freed_in_time(
-    client: Client, start: Callable[..., Rank]
-) -> None:
+async def test_unused_lease_expires(client: Client, start: Callable[..., Rank]) -> None:
     rank = start("--role", "prefill", *TRTLLM, "--kv-lease-s", "0.2")
     await handed(client, rank, "/v1/completions", {"prompt": FABLE, "max_tokens": 9})
     assert await client.metric(rank, "kv_cache_usage_perc") > 0
     await client.until_zero(rank, "kv_cache_usage_perc")
 
 
-async def test_a_dead_context_worker_fails_the_request(
+async def test_dead_context_worker_fails_request(
     client: Client, generation: Rank, start: Callable[..., Rank]
 ) -> None:
     rank = start("--role", "prefill", *TRTLLM)
     ready = await handed(client, rank, "/v1/completions", {"prompt": FABLE, "max_tokens": 9})
     rank.process.kill()
-    rank.process.wait(5)
+    rank.process.wait(30)
     status, _ = await client.post(generation, "/v1/completions", ready)
     assert status == 500
     assert await client.metric(generation, "kv_cache_usage_perc") == 0

@@ -366,7 +366,7 @@ def grower(
     rules = Planner(mode=PlannerMode.load, stabilization_intervals=1, scale_out=grow)
     write_json(head.attempt.config_file, replace(config, planner=rules))
     write_json(head.attempt.job_file, JobRecord(launcher="local", job_id="1"))
-    return ScaleOutController(head.attempt, head.router, head.members, None, moving=tuple)
+    return ScaleOutController(head.attempt, head.router, head.members, None, changing_role=tuple)
 
 
 def decision(more: int) -> PlannerDecision:
@@ -443,7 +443,7 @@ async def test_a_further_job_whose_node_is_not_fit(head: Head, tmp_path: Path) -
     (job,) = head.attempt.extra_jobs()
     what = f"model.path={tmp_path}/nothing is not there"
     assert what in lines(file)[1]
-    assert what in serving.grown_line(status.extra_jobs[0])
+    assert what in serving.extra_job_line(status.extra_jobs[0])
     assert "try: a path on a shared disk" in status.extra_jobs[0].detail
     assert not list(head.attempt.logs.glob("worker-*"))
     assert (outcome := job.outcome())

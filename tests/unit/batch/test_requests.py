@@ -122,8 +122,8 @@ def complaint(file: Path, content: str | bytes) -> str:
         (b'["prompt"]', "a JSON object is needed, not list"),
         (b"null", "a JSON object is needed, not NoneType"),
         (b"{}", 'needs "prompt", "messages", or "url" and "body"'),
-        (b'{"custom_id": 7, "prompt": "a"}', "custom_id must be a string that is not empty"),
-        (b'{"custom_id": "", "prompt": "a"}', "custom_id must be a string that is not empty"),
+        (b'{"custom_id": 7, "prompt": "a"}', "custom_id must be a non-empty string"),
+        (b'{"custom_id": "", "prompt": "a"}', "custom_id must be a non-empty string"),
         (b'{"custom_id": null, "prompt": "a"}', "custom_id must be a string"),
         (b'{"body": {}, "url": "/v1/files"}', "url must be a path for inference such as /v1/"),
         (b'{"body": {}, "url": "/sleep"}', "url must be a path for inference such as /v1/"),
@@ -132,11 +132,11 @@ def complaint(file: Path, content: str | bytes) -> str:
         (b'{"body": {}, "url": ["/v1/score"]}', "url must be a path for inference"),
         (b'{"body": {}}', "url must be a path for inference such as /v1/chat/completions, "),
         (b'{"prompt": ' + b"[" * 3000 + b"]" * 3000 + b"}", "not JSON: arrays and objects are nes"),
-        (rb'{"prompt": "a", "custom_id": "\ud83d"}', "custom_id holds half a surrogate pair"),
+        (rb'{"prompt": "a", "custom_id": "\ud83d"}', "custom_id contains half a surrogate pair"),
         (b'{"url": "/v1/completions"}', "body must be a JSON object"),
         (b'{"url": "/v1/completions", "body": "x"}', "body must be a JSON object"),
         (b'{"url": "/v1/completions", "body": {}, "method": "GET"}', "method must be POST, not"),
-        (b'{"prompt": "a", "stream": true}', "stream=true has no meaning in a batch"),
+        (b'{"prompt": "a", "stream": true}', "stream=true is not supported in a batch"),
     ],
 )
 def test_a_wrong_line_is_named_with_its_reason(file: Path, line: bytes, reason: str) -> None:
@@ -166,7 +166,7 @@ def test_all_wrong_lines_are_told_at_once_up_to_a_limit(file: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\n\n \r\n", b"\xef\xbb\xbf"])
 def test_nothing_to_do_is_an_error(file: Path, content: bytes) -> None:
-    assert complaint(file, content) == f"input={file} holds no request"
+    assert complaint(file, content) == f"input={file} contains no request"
 
 
 def test_a_file_that_is_not_there(file: Path) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from hpc_dynamo.cli.missing_outcome import vanished
+from hpc_dynamo.cli.missing_outcome import missing_outcome
 from hpc_dynamo.config import Config, Task
 from hpc_dynamo.launch.reasons import NEVER_RAN
 from hpc_dynamo.messages import NodeRecord
@@ -22,7 +22,7 @@ def ended(
     if ran:
         node = NodeRecord(node=0, host="n7", address="10.0.0.7", pid=1, log="")
         write_json(attempt.node_file(0), node)
-    outcome = vanished(attempt, detail, cancelled=cancelled)
+    outcome = missing_outcome(attempt, detail, cancelled=cancelled)
     assert outcome.exit_code == 1
     return outcome.message
 
@@ -44,7 +44,7 @@ def test_a_job_whose_program_never_started_is_not_to_be_resumed(
     said = ended(attempt, "some line", line, "and a last one")
     assert f"42_0_log.err: {line}" in said
     assert AGAIN not in said
-    assert "our program never started" in said
+    assert "hpc-dynamo never started" in said
     assert f"without reporting a result: {FAILED}" in said
 
 

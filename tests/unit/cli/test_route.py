@@ -102,6 +102,6 @@ def test_help_teaches(call: Call) -> None:
         "--workers http://gpu1:8000,http://gpu2:8000",
         "--prefill",
         "Ctrl-C",
-        "live|replay",
+        "LIVE|REPLAY",
     ):
         assert part in text

@@ -5,7 +5,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hpc_dynamo.cli.compose import compose, conf_dir, show
+from hpc_dynamo.cli.compose import compose
+from hpc_dynamo.cli.conf_folders import conf_dir
+from hpc_dynamo.cli.overrides.commented import commented
 from hpc_dynamo.config import Device, Launcher, PlannerMode, Policy, Task, TopologyKind
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import plan
@@ -150,7 +152,7 @@ def test_calls_do_not_leak_into_each_other() -> None:
 def test_show_is_yaml_that_composes_to_the_same(tmp_path: Path) -> None:
     config = compose(["engine=simulator", "topology.decode.workers=3"])
     (tmp_path / "batch").mkdir()  # the last group, so that it wins
-    body = "# @package _global_\n" + show(config)
+    body = "# @package _global_\n" + commented(config)
     (tmp_path / "batch" / "saved.yaml").write_text(body)
     assert compose(["batch=saved"], tmp_path) == config
 
@@ -225,7 +227,7 @@ models:
 def test_several_models_shown_are_yaml_that_composes_to_the_same(tmp_path: Path) -> None:
     config = compose(SEVERAL)
     (tmp_path / "batch").mkdir()
-    body = "# @package _global_\n" + show(config)
+    body = "# @package _global_\n" + commented(config)
     (tmp_path / "batch" / "saved.yaml").write_text(body)
     assert compose(["batch=saved"], tmp_path) == config
 

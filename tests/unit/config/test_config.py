@@ -129,7 +129,7 @@ REFUSED = [
     ),
     (
         replace(several(), route=Route(workers=("http://gpu1:8000",))),
-        "models.* are served by workers that we start",
+        "models.* cannot be combined with route.*",
         "a route for each",
     ),
     (

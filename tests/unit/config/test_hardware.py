@@ -244,7 +244,7 @@ def test_one_that_no_head_ever_saw_is_cancelled_with_the_run(run: Run, slurm: Pa
     program = slurm / "squeue"
     program.write_text("#!/bin/sh\necho 'PENDING|Priority|N/A|'\n")
     program.chmod(0o755)
-    extra_jobs.stop_leftover_jobs(attempt.extra_jobs(), silence_s=30.0)
+    extra_jobs.stop_leftover_jobs(attempt.extra_jobs(), heartbeat_timeout_s=30.0)
     assert (slurm / "cancelled").read_text().split() == ["7"]
 
 
@@ -283,7 +283,7 @@ def test_a_script_asks_for_one_job(call: Call) -> None:
 def test_the_plan_shows_kinds(call: Call) -> None:
     out = printed(call("plan", *ON_CPUS))
     assert "1 l40s" in out
-    assert "a node of l40s: 2 CPUs" in out
+    assert "each node of l40s: 2 CPUs" in out
 
 
 # Where there is an allocation, or no Slurm.
@@ -314,7 +314,7 @@ def test_a_heterogeneous_allocation_is_used(
 
 @pytest.mark.usefixtures("slurm")
 def test_an_allocation_of_one_kind_is_not(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LaunchError, match="nodes of 2 kinds, this allocation has not") as error:
+    with pytest.raises(LaunchError, match="2 node groups, but this allocation has fewer") as error:
         allocated(monkeypatch, run, JOB_NUM_NODES="3")
     assert "salloc --nodes=1 --partition=fast : --nodes=2 --partition=wide" in error.value.hint
 
@@ -343,5 +343,5 @@ def test_here_kinds_are_but_names() -> None:
     config = config_of("cluster.slurm.heterogeneous=jobs")
     assert not launch.with_submission_mode(Launcher.local, config, plan(config)).separate_jobs
     on_gpus = compose(KINDS)
-    with pytest.raises(ConfigError, match="all groups here would have the same GPUs"):
+    with pytest.raises(ConfigError, match="on this machine all would have the same GPUs"):
         launch.with_submission_mode(Launcher.local, on_gpus, plan(on_gpus))

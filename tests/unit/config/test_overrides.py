@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_dynamo.cli.compose import compose, show
+from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.overrides import values
+from hpc_dynamo.cli.overrides.commented import commented
 from hpc_dynamo.config import Config, check_folder, walltime_minutes
 from hpc_dynamo.config.paths import PATHS, is_path
 from hpc_dynamo.errors import ConfigError
@@ -278,7 +279,7 @@ def test_a_shown_configuration_is_read_back_unchanged(
     config = compose([f"engine.env.A={text}", f"model.name={other}", f"engine.args.x={text}"])
     folder = tmp_path_factory.mktemp("conf")
     (folder / "batch").mkdir()
-    body = "# @package _global_\n" + show(config)
+    body = "# @package _global_\n" + commented(config)
     (folder / "batch" / "saved.yaml").write_text(body, encoding="utf-8")
     assert compose(["batch=saved"], folder) == config
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.cli.compose import compose, conf_dir
-from hpc_dynamo.config import Config, Role
-from hpc_dynamo.engines import check, for_role
+from hpc_dynamo.cli.compose import compose
+from hpc_dynamo.cli.conf_folders import conf_dir
+from hpc_dynamo.config import Config, Role, with_role_options
+from hpc_dynamo.engines import check
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import plan
 from tests.support.terminal import Call, printed
@@ -112,10 +113,10 @@ def test_the_words_of_a_person_win() -> None:
         "engine.env.NCCL_SOCKET_IFNAME=ib0",
     )
     made = config("deepseek-r1-sglang", *words)
-    decode = for_role(made, Role.decode).engine
+    decode = with_role_options(made, Role.decode).engine
     assert (made.model.path, made.topology.decode.workers) == ("/shared/r1", 3)
     assert (decode.args["page-size"], decode.args["mem-fraction-static"]) == (32, 0.7)
-    assert for_role(made, Role.prefill).engine.args["mem-fraction-static"] == 0.85
+    assert with_role_options(made, Role.prefill).engine.args["mem-fraction-static"] == 0.85
     assert (made.router.policy, decode.env) == ("kv", {"NCCL_SOCKET_IFNAME": "ib0"})
 
 

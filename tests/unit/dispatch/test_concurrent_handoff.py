@@ -9,7 +9,7 @@ from aiohttp import web
 
 from hpc_dynamo.config import Role
 from hpc_dynamo.dispatch import BufferedResponse
-from hpc_dynamo.engines.sglang_pd_protocol import SglangPdProtocol
+from hpc_dynamo.engines.sglang.pd_protocol import SglangPdProtocol
 from hpc_dynamo.errors import RequestFailed
 from tests.unit.dispatch.test_dispatch import (
     AS_IT_CAME,
@@ -182,6 +182,6 @@ async def test_a_prefill_worker_that_tells_no_place_to_meet(rooms: House) -> Non
     prefill.told = {"disaggregation_bootstrap_port": None}
     error: RequestFailed = await failed(dispatcher)
     assert error.status == 502
-    assert "tells no disaggregation_bootstrap_port" in error.message
+    assert "reports no disaggregation_bootstrap_port" in error.message
     assert "--disaggregation-mode prefill" in error.hint
     assert prefill.bodies == decode.bodies == []

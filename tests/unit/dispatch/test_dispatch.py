@@ -13,7 +13,7 @@ from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.dispatch import BufferedResponse, Dispatcher, EngineRequest, WorkerFailed
 from hpc_dynamo.engines import PdProtocol
-from hpc_dynamo.engines.vllm_pd_protocol import UNKNOWN_MODEL, VllmPdProtocol
+from hpc_dynamo.engines.vllm.pd_protocol import UNKNOWN_MODEL, VllmPdProtocol
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.router import Router, RoutingRequest

@@ -13,7 +13,7 @@ from aiohttp import web
 from hpc_dynamo.dispatch import EngineRequest, IncomingResponse
 from hpc_dynamo.dispatch.fan_out import fan_out, request_for_sample
 from hpc_dynamo.dispatch.merge import EventMerger, merge
-from hpc_dynamo.engines.sglang_pd_protocol import SglangPdProtocol
+from hpc_dynamo.engines.sglang.pd_protocol import SglangPdProtocol
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.router import Lease, RoutingRequest
 from tests.unit.dispatch.test_dispatch import SOON_S, Body, House, Reply, Sender, refusing, text

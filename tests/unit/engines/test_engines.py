@@ -25,10 +25,11 @@ from hpc_dynamo.config import (
     TopologyKind,
 )
 from hpc_dynamo.engines import ENGINES, Command, EventEndpoints, Placement, engine
-from hpc_dynamo.engines.contract import command_line
+from hpc_dynamo.engines.environment import INJECTED
 from hpc_dynamo.engines.metrics import EngineMetrics, parse_metrics
-from hpc_dynamo.engines.vllm import GUARD, VLLM_METRICS
-from hpc_dynamo.engines.vllm_pd_protocol import VllmPdProtocol
+from hpc_dynamo.engines.options import command_line
+from hpc_dynamo.engines.vllm.adapter import VLLM_METRICS
+from hpc_dynamo.engines.vllm.pd_protocol import VllmPdProtocol
 from hpc_dynamo.errors import ConfigError, RequestFailed
 from hpc_dynamo.histogram import Histogram
 from hpc_dynamo.topology import Shard, Worker, plan
@@ -144,7 +145,7 @@ def test_vllm_of_a_split_topology(
         "--pipeline-parallel-size": pipeline,
         "--data-parallel-size": "1",
         "--max-num-seqs": "256",
-        "--middleware": "hpc_dynamo_guard.Guard",
+        "--middleware": "hpc_dynamo_auth.BearerTokenAuth",
         "--enable-prompt-tokens-details": "",
         "--enable-request-id-headers": "",
         "--max-model-len": "2048",
@@ -152,7 +153,7 @@ def test_vllm_of_a_split_topology(
     assert dict(command.env) == {
         "A": "1",
         "CUDA_VISIBLE_DEVICES": "2,3",
-        "PYTHONPATH": str(GUARD),
+        "PYTHONPATH": str(INJECTED),
         "VLLM_API_KEY": "secret-token",
         "VLLM_NIXL_SIDE_CHANNEL_HOST": "10.0.0.7",
         "VLLM_NIXL_SIDE_CHANNEL_PORT": "5001",
@@ -179,7 +180,7 @@ def test_what_becomes_of_a_request_whose_blocks_are_lost(wanted: KvLoadFailurePo
         config = replace(CONFIG, engine=Engine(name=name, kv_load_failure_policy=wanted))
         found = options(engine(name).command(config, place(Role.decode, "0")))[flag]
         assert found == wanted or json.loads(found)["kv_load_failure_policy"] == wanted
-    spoken = Engine(name="simulator", args={"dialect": "sglang"})
+    spoken = Engine(name="simulator", args={"pd-protocol": "sglang"})
     command = engine("simulator").command(replace(CONFIG, engine=spoken), place(Role.decode))
     assert options(command)["--kv-load-failure-policy"] == "fail"
 
@@ -417,7 +418,7 @@ def test_other_pipelines_are_not(config: Config) -> None:
 
 # What each engine, or what it stands on, says of the five failures that a user meets first.
 SAID = {
-    "GPUs a worker": ["torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"],
+    "GPUs per worker": ["torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"],
     "a restart picks a new one": [
         "[Errno 98] error while attempting to bind on address: address already in use",
         "OSError: [Errno 98] Address already in use",
@@ -533,7 +534,7 @@ def test_a_request_that_is_not_handed_over_is_decoded_as_it_is() -> None:
 
 @pytest.mark.parametrize("prefilled", [{}, {"choices": []}])
 def test_an_answer_without_a_hand_over_is_told(prefilled: dict[str, Any]) -> None:
-    with pytest.raises(RequestFailed, match="carries no kv_transfer_params") as failed:
+    with pytest.raises(RequestFailed, match="has no kv_transfer_params") as failed:
         VllmPdProtocol().decode(BODY, prefilled)
     assert failed.value.status == 502
     assert not failed.value.final

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpc_dynamo.engines.paths import forwardable, is_inference, path_parameters
+from hpc_dynamo.engines.http_paths import forwardable, is_inference, path_parameters
 
 FORWARDED = """
 POST /v1/rerank

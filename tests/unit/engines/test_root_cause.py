@@ -144,7 +144,7 @@ def part(tmp_path: Path, engine: str, log: str) -> EngineProcess:
 
 def test_sglangs_own_sigkill_is_no_lack_of_memory(tmp_path: Path) -> None:
     error = part(tmp_path, "sglang", SGLANG).exit_error(128 + 9)
-    assert "ended itself because one of its processes failed: ModuleNotFoundError" in error.message
+    assert "exited because one of its processes failed: ModuleNotFoundError" in error.message
     assert "memory" not in str(error)
 
 

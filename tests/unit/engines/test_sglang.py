@@ -22,20 +22,20 @@ from hpc_dynamo.config import (
     Topology,
     TopologyKind,
 )
+from hpc_dynamo.config.resolve import with_engine_limits
 from hpc_dynamo.engines import (
-    PD_PROTOCOLS,
     ConcurrentProtocol,
     Placement,
     engine,
+    is_concurrent,
     pd_protocol_of,
     probe_fields,
-    with_engine_limits,
 )
+from hpc_dynamo.engines.environment import INJECTED
 from hpc_dynamo.engines.metrics import parse_metrics
 from hpc_dynamo.engines.pd_protocol import Body
-from hpc_dynamo.engines.sglang import SGLANG_METRICS
-from hpc_dynamo.engines.sglang_pd_protocol import SglangPdProtocol
-from hpc_dynamo.engines.vllm import GUARD
+from hpc_dynamo.engines.sglang.adapter import SGLANG_METRICS
+from hpc_dynamo.engines.sglang.pd_protocol import SglangPdProtocol
 from hpc_dynamo.errors import ConfigError, RequestFailed
 from hpc_dynamo.topology import Shard, Worker, plan
 from tests.unit.engines.test_engines import options
@@ -49,7 +49,11 @@ CONFIG = Config(
     topology=SPLIT,
     cluster=Cluster(gpus_per_node=4),
 )
-SIMULATED = replace(CONFIG, engine=Engine(name="simulator", args={"dialect": "sglang"}))
+SIMULATED = replace(CONFIG, engine=Engine(name="simulator", args={"pd-protocol": "sglang"}))
+
+
+def limited(config: Config) -> Config:
+    return with_engine_limits(config, is_concurrent)
 
 
 def place(role: Role) -> Placement:
@@ -95,7 +99,7 @@ def test_the_command(role: Role) -> None:
         "A": "1",
         "CUDA_VISIBLE_DEVICES": "2,3",
         "HPC_DYNAMO_ENGINE_KEY": "secret-token",
-        "PYTHONPATH": str(GUARD),
+        "PYTHONPATH": str(INJECTED),
     }
 
 
@@ -159,7 +163,7 @@ def test_the_key_reaches_sglang_inside_the_process(tmp_path: Path) -> None:
     ("change", "what"),
     [
         ({"model": Model()}, "model.path is not set"),
-        ({"engine": Engine(name="sglang", args={"tokenizer_worker_num": 2})}, "asks for no key"),
+        ({"engine": Engine(name="sglang", args={"tokenizer_worker_num": 2})}, "checks no key"),
         ({"task": Task.profile}, "each worker alone"),
         ({"engine": Engine(name="sglang", args={"page-size": 1})}, "does not divide"),
     ],
@@ -225,7 +229,7 @@ def test_both_bodies_name_the_room(url: str, host: str) -> None:
 
 
 def test_a_worker_without_a_bootstrap_server() -> None:
-    with pytest.raises(RequestFailed, match="tells no disaggregation_bootstrap_port"):
+    with pytest.raises(RequestFailed, match="reports no disaggregation_bootstrap_port"):
         SglangPdProtocol().worker_bodies(BODY, "http://10.0.0.7:5000", {}, 1)
 
 
@@ -233,7 +237,9 @@ def test_a_worker_is_probed_with_a_room_of_nobody() -> None:
     met = {"bootstrap_host": "2.2.2.2", "bootstrap_room": 0}
     assert probe_fields(pd_protocol_of(CONFIG), Role.prefill) == met
     assert probe_fields(pd_protocol_of(CONFIG), Role.aggregated) == {}
-    assert probe_fields(PD_PROTOCOLS["vllm"], Role.decode) == {}
+    assert (
+        probe_fields(pd_protocol_of(replace(CONFIG, engine=Engine(name="vllm"))), Role.decode) == {}
+    )
 
 
 def test_what_the_simulator_speaks() -> None:
@@ -241,21 +247,19 @@ def test_what_the_simulator_speaks() -> None:
     assert not isinstance(
         pd_protocol_of(replace(CONFIG, engine=Engine(name="simulator"))), ConcurrentProtocol
     )
-    odd = replace(CONFIG, engine=Engine(name="simulator", args={"dialect": "sglan"}))
-    with pytest.raises(ConfigError, match=r"engine\.args\.dialect") as refused:
+    odd = replace(CONFIG, engine=Engine(name="simulator", args={"pd-protocol": "sglan"}))
+    with pytest.raises(ConfigError, match=r"engine\.args\.pd-protocol") as refused:
         pd_protocol_of(odd)
     assert "did you mean 'sglang'?" in refused.value.hint
     adapter = engine("simulator")
     found = options(adapter.command(SIMULATED, place(Role.prefill)))
-    assert (found["--dialect"], found["--disaggregation-bootstrap-port"]) == ("sglang", "5001")
+    assert (found["--pd-protocol"], found["--disaggregation-bootstrap-port"]) == ("sglang", "5001")
     given = options(adapter.command(SIMULATED, place(Role.decode)))
     assert "--disaggregation-bootstrap-port" not in given
 
 
 def test_no_worker_computes_a_prompt_alone_where_engines_share_all() -> None:
-    assert not with_engine_limits(CONFIG).router.conditional_disaggregation
-    assert not with_engine_limits(SIMULATED).router.conditional_disaggregation
-    assert with_engine_limits(replace(CONFIG, topology=WHOLE)).router.conditional_disaggregation
-    assert with_engine_limits(
-        replace(CONFIG, engine=Engine(name="vllm"))
-    ).router.conditional_disaggregation
+    assert not limited(CONFIG).router.conditional_disaggregation
+    assert not limited(SIMULATED).router.conditional_disaggregation
+    assert limited(replace(CONFIG, topology=WHOLE)).router.conditional_disaggregation
+    assert limited(replace(CONFIG, engine=Engine(name="vllm"))).router.conditional_disaggregation

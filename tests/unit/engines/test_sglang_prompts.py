@@ -13,7 +13,7 @@ from hpc_dynamo.config import Config, Engine, Model, Pool, Topology, TopologyKin
 from hpc_dynamo.dispatch import RequestBuilder, RequestContext
 from hpc_dynamo.dispatch.worker_client import OBJECT_DECODER
 from hpc_dynamo.engines import CHAT, COMPLETIONS
-from hpc_dynamo.engines.sglang_prompts import vocabulary_size
+from hpc_dynamo.engines.sglang.prompt_check import vocabulary_size
 from hpc_dynamo.errors import RequestFailed
 
 EMBEDDINGS = "/v1/embeddings"

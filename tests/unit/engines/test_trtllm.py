@@ -22,7 +22,7 @@ from hpc_dynamo.config import (
 )
 from hpc_dynamo.engines import Body, Command, Placement, engine
 from hpc_dynamo.engines.metrics import EngineMetrics, parse_metrics
-from hpc_dynamo.engines.trtllm_pd_protocol import END_REQUEST_ID, FIRST_REQUEST_ID, TrtllmPdProtocol
+from hpc_dynamo.engines.trtllm.pd_protocol import END_REQUEST_ID, FIRST_REQUEST_ID, TrtllmPdProtocol
 from hpc_dynamo.errors import ConfigError, RequestFailed
 from hpc_dynamo.histogram import Histogram
 from hpc_dynamo.topology import Shard, Worker, plan
@@ -136,9 +136,9 @@ def test_the_users_own_options_win_as_click_reads_them() -> None:
     ("config", "what"),
     [
         (replace(CONFIG, model=Model()), "model.path is not set"),
-        (replace(CONFIG, engine=Engine(name="trtllm", device=Device.cpu)), "on GPUs alone"),
-        (with_args(config="mine.yaml"), "would replace our own file"),
-        (with_args(**{"extra-llm-api-options": "mine.yaml"}), "would replace our own file"),
+        (replace(CONFIG, engine=Engine(name="trtllm", device=Device.cpu)), "runs only on GPUs"),
+        (with_args(config="mine.yaml"), "would replace the options file"),
+        (with_args(**{"extra-llm-api-options": "mine.yaml"}), "would replace the options file"),
         (with_args(extra="mine.yaml"), "must be a mapping"),
         (with_args(extra={"kv_cache_config": 0.8}), "extra.kv_cache_config=0.8 must be a mapping"),
         (with_args(extra={"cache_transceiver_config": "NIXL"}), "must be a mapping"),
@@ -256,7 +256,7 @@ def test_an_answer_that_ended_with_its_first_token_was_not_kept() -> None:
     "prefilled", [{}, {"choices": []}, answer(None), answer({"request_type": "context_only"})]
 )
 def test_an_answer_without_a_hand_over_is_told(prefilled: Body) -> None:
-    with pytest.raises(RequestFailed, match="carries no disaggregated_params") as failed:
+    with pytest.raises(RequestFailed, match="has no disaggregated_params") as failed:
         DIALECT.decode(BODY, prefilled)
     assert failed.value.status == 502
     assert not failed.value.final

@@ -12,7 +12,7 @@ import pytest
 
 from hpc_dynamo.bootstrap.address import LOOPBACK, address_for_extra_jobs
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.cli.render.serving import grown_line
+from hpc_dynamo.cli.render.serving import extra_job_line
 from hpc_dynamo.config import Config, Launcher, Role, Task
 from hpc_dynamo.errors import ConfigError, LaunchError
 from hpc_dynamo.launch import extra_jobs
@@ -100,32 +100,32 @@ def test_one_that_was_left_behind_is_cancelled_and_counted(attempt: Attempt, tol
         job, state=ExtraJobState.running, running_since=now - 3600.0, running_until=now - 1800.0
     )
     write_json(job.state_file, state)
-    extra_jobs.stop_leftover_jobs(attempt.extra_jobs(), silence_s=900.0)
+    extra_jobs.stop_leftover_jobs(attempt.extra_jobs(), heartbeat_timeout_s=900.0)
     assert told.read_text().split() == ["42"]
     after = job.state()
     assert after
-    assert (after.state, after.detail) == (ExtraJobState.ended, "left behind by a head that died")
+    assert (after.state, after.detail) == (ExtraJobState.ended, "stopped after its head died")
     assert after.node_hours == pytest.approx(2 * 0.75), "its agents ended when they missed it"
     told.unlink()
-    extra_jobs.stop_leftover_jobs(attempt.extra_jobs(), silence_s=900.0)
+    extra_jobs.stop_leftover_jobs(attempt.extra_jobs(), heartbeat_timeout_s=900.0)
     assert not told.exists(), "what has ended is left alone"
 
 
 def test_the_status_names_job_ranks_and_reason(attempt: Attempt) -> None:
-    line = grown_line(known(job_of(attempt), detail="Slurm says pending, reason: Priority"))
+    line = extra_job_line(known(job_of(attempt), detail="Slurm says pending, reason: Priority"))
     assert line == (
-        "further job 42 pending, 2 node(s), decode 2, 3, 4, 5: Slurm says pending, reason: Priority"
+        "extra job 42 pending, 2 node(s), decode 2, 3, 4, 5: Slurm says pending, reason: Priority"
     )
 
 
 def test_this_machine_has_no_further_gpus(attempt: Attempt) -> None:
     config, layout = attempt.config(), attempt.plan()
-    extra_jobs.check_scale_out(config, layout, Launcher.local)
+    extra_jobs.check_extra_jobs(config, layout, Launcher.local)
     on_gpus = Plan(1, 4, layout.workers)
-    extra_jobs.check_scale_out(config, on_gpus, Launcher.slurm)
+    extra_jobs.check_extra_jobs(config, on_gpus, Launcher.slurm)
     with pytest.raises(ConfigError, match=r"planner\.scale_out needs Slurm"):
-        extra_jobs.check_scale_out(config, on_gpus, Launcher.local)
-    extra_jobs.check_scale_out(Config(), on_gpus, Launcher.local)
+        extra_jobs.check_extra_jobs(config, on_gpus, Launcher.local)
+    extra_jobs.check_extra_jobs(Config(), on_gpus, Launcher.local)
 
 
 def test_other_nodes_can_reach_the_head(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,5 +59,5 @@ def test_the_outcome_names_who_goes_on_and_clients_look_there(
     handover.successor = Successor(attempt=number, job_id="5", detail="slow", url=url)
     outcome = handover.final_outcome(Outcome(exit_code=0, message="drained"))
     assert outcome.next_attempt == goes_on
-    assert ("attempt 2 goes on" in outcome.message) is bool(number)
+    assert ("attempt 2 continues" in outcome.message) is bool(number)
     assert attempt.run.url_file.read_text().strip() == (url or "http://old:1/v1")

@@ -78,7 +78,7 @@ REFUSALS = [
         "cluster.slurm.account",
     ),
     (f"{GENERAL}Unable to contact slurm controller", "Unable to contact", "scontrol ping"),
-    ("", "it did not say why", "cluster.slurm.partition"),
+    ("", "sbatch gave no reason", "cluster.slurm.partition"),
 ]
 
 

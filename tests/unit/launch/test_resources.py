@@ -192,7 +192,7 @@ FEWER = {
 def test_fewer_gpus_than_the_layout_has_are_refused(option: str, text: str) -> None:
     with pytest.raises(ConfigError) as refused:
         options(with_slurm(extra={option: text}))
-    assert f"={text} asks for" in refused.value.message
+    assert f"={text} requests" in refused.value.message
     assert "cluster.gpus_per_node=4" in refused.value.message
     assert "cluster.gpus_per_node=" in refused.value.hint
 

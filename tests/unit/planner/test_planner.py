@@ -71,7 +71,7 @@ def test_patience_and_the_least_that_was_wanted() -> None:
         Rules(mode=PlannerMode.sla, stabilization_intervals=3), [PROMPTS] * 3, [4, 12]
     )
     assert one.move is two.move is None
-    assert two.reason == "wanted 2 of 3 times"
+    assert two.reason == "wanted in 2 of 3 intervals"
     assert three.move
     assert three.move.count <= min(d.target.prefill - 4 for d in (one, two, three))
 
@@ -80,7 +80,7 @@ def test_while_workers_move_nothing_else_is_decided() -> None:
     planner = Planner(Rules(mode=PlannerMode.sla, stabilization_intervals=1), Linear())
     assert planner.decide(saw(0, 4, 12, **PROMPTS)).move
     moving = planner.decide(saw(1, 4, 10, changing_role=2, **PROMPTS))
-    assert (moving.move, moving.reason) == (None, "a move is under way")
+    assert (moving.move, moving.reason) == (None, "a role change is in progress")
     assert planner.decide(saw(2, 4, 12, **PROMPTS)).move, "a move that failed is wanted again"
 
 
@@ -99,7 +99,10 @@ def test_a_role_that_has_lost_its_workers_is_not_waited_for() -> None:
     """Whatever patience says; a worker that comes back is one more then."""
     decision = Planner(Rules(mode=PlannerMode.load, stabilization_intervals=5)).decide(saw(0, 0, 3))
     assert decision.move
-    assert (decision.move.new, decision.reason) == (Role.prefill, "a role has too few")
+    assert (decision.move.new, decision.reason) == (
+        Role.prefill,
+        "a role has fewer workers than its minimum",
+    )
 
 
 def test_what_is_lacking_and_what_could_go() -> None:

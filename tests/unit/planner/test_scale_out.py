@@ -119,7 +119,7 @@ def test_after_a_failure_it_is_not_tried_again_at_once() -> None:
     clock.rule.failed(clock.at)
     steps = [clock.step(2) for _ in range(RETRY_INTERVALS)]
     assert [step.submit for step in steps] == [0] * (RETRY_INTERVALS - 1) + [1]
-    assert steps[PATIENCE].reason == "2 decode workers more, but a further job failed a while ago"
+    assert steps[PATIENCE].reason == "2 decode workers more, but an extra job failed a while ago"
     clock.rule.failed(clock.at)
     assert not any(clock.step(2).submit for _ in range(2 * RETRY_INTERVALS - 1))
     assert clock.step(2).submit

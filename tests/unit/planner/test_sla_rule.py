@@ -65,8 +65,8 @@ def test_workers_slower_than_their_profile_are_found_out() -> None:
 def test_targets_that_nobody_could_meet_are_named() -> None:
     worker = Linear()
     need = after(SlaRule(Planner(ttft_s=0.1, itl_s=0.005), worker), seen_of(worker, 6, 6))
-    assert "TTFT: a prompt alone takes 0.3" in need.unreachable
-    assert "ITL: one sequence alone takes 0.007" in need.unreachable
+    assert "TTFT: a single prompt takes 0.3" in need.unreachable
+    assert "ITL: a single sequence takes 0.007" in need.unreachable
 
 
 def test_what_was_left_waiting_is_worked_off() -> None:

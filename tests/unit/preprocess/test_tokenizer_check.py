@@ -9,7 +9,7 @@ from aiohttp import web
 from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.dispatch import Dispatcher
-from hpc_dynamo.engines.vllm_pd_protocol import VllmPdProtocol
+from hpc_dynamo.engines.vllm.pd_protocol import VllmPdProtocol
 from hpc_dynamo.frontend.tokenizer_check import tokenizer_matches_engine
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.preprocess import Preprocessor
@@ -63,7 +63,7 @@ async def test_a_slow_engine_is_asked_again(folders: dict[str, Path], same: bool
             to = Dispatcher(slow, VllmPdProtocol(), client, t)
             assert (
                 await tokenizer_matches_engine(
-                    prompts, to, "m", RoutingRequest(may_disaggregate=False), again_s=0
+                    prompts, to, "m", RoutingRequest(may_disaggregate=False), retry_s=0
                 )
                 is same
             )

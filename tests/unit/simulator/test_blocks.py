@@ -1,4 +1,4 @@
-"""Bookkeeping of blocks under any history, and bytes that tell whether they are right."""
+"""The block pool under random operations, and detection of wrong bytes."""
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -10,7 +10,7 @@ SIZE = 12
 
 
 class Histories(RuleBasedStateMachine):
-    """Holders take cached and fresh blocks, publish them, let go, in any order."""
+    """Blocks are allocated, published and released in any order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Histories(RuleBasedStateMachine):
 
 
 class CheckedOften(Histories):
-    """The same without the invariant that empties the cache, so that hits survive."""
+    """Without the invariant that evicts all blocks, so that prefix hits occur."""
 
     def fresh_blocks_belong_to_one(self) -> None:
         pass
@@ -69,7 +69,7 @@ TestHistories = Histories.TestCase
 TestCheckedOften = CheckedOften.TestCase
 
 
-def test_the_longest_free_goes_first_and_the_end_before_the_beginning() -> None:
+def test_eviction_starts_with_longest_free_and_last_block() -> None:
     pool, hashes = BlockPool(4), [hash_block(ROOT, [i]) for i in range(4)]
     blocks = pool.allocate([], 4)
     assert blocks
@@ -80,12 +80,12 @@ def test_the_longest_free_goes_first_and_the_end_before_the_beginning() -> None:
     assert pool.find_cached(hashes) == blocks[:3]
 
 
-def test_a_hash_tells_of_all_tokens_before() -> None:
+def test_block_hash_depends_on_all_earlier_tokens() -> None:
     assert hash_block(hash_block(ROOT, [1]), [2]) != hash_block(hash_block(ROOT, [3]), [2])
     assert hash_block(ROOT, [1, 2]) != hash_block(ROOT, [2, 1])
 
 
-def test_any_wrong_byte_changes_the_signature() -> None:
+def test_wrong_byte_changes_signature() -> None:
     memory, digest = KvMemory(2, 256), hash_block(ROOT, [1])
     memory.record_computed([0, 1], [digest, digest])
     memory.flush([0, 1])
@@ -102,7 +102,7 @@ def test_any_wrong_byte_changes_the_signature() -> None:
     assert memory.signatures([1]) != [digest]
 
 
-def test_what_was_received_is_not_overwritten_by_what_was_computed_before() -> None:
+def test_flush_does_not_overwrite_received_block() -> None:
     memory, mine, theirs = KvMemory(1, 256), hash_block(ROOT, [1]), hash_block(ROOT, [2])
     memory.record_computed([0], [mine])
     memory.buffer[0:256] = theirs * 8
@@ -111,7 +111,7 @@ def test_what_was_received_is_not_overwritten_by_what_was_computed_before() -> N
     assert memory.signatures([0]) == [theirs]
 
 
-def test_the_hashes_of_a_prompt_are_those_of_its_blocks() -> None:
+def test_hash_blocks_equals_chained_hash_block() -> None:
     one = hash_block(ROOT, range(16))
     assert hash_blocks(ROOT, range(40), 16) == [one, hash_block(one, range(16, 32))]
     assert hash_blocks(ROOT, range(15), 16) == []

@@ -1,12 +1,13 @@
-"""Continuous batching without sockets: sizes change times, never answers."""
+"""Continuous batching in virtual time: limits change durations, never outputs."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import wraps
 
 import pytest
 
+from hpc_dynamo.simulation import clock
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
 from hpc_dynamo.simulator.metrics import SimulatorMetrics
 from hpc_dynamo.simulator.model import SimulatedModel
@@ -15,7 +16,22 @@ from hpc_dynamo.simulator.sequence import SamplingParams, SequenceGroup
 from hpc_dynamo.simulator.step import SchedulerLimits
 from hpc_dynamo.timing_model import TimingModel
 
+Test = Callable[..., Coroutine[None, None, None]]
 WAIT_S = 20.0
+
+
+def virtual_time(test: Test) -> Callable[..., None]:
+    """Run a test in virtual time."""
+
+    @wraps(test)
+    def run(**arguments: object) -> None:
+        clock.run(test(**arguments))
+
+    return run
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 @asynccontextmanager
@@ -32,28 +48,29 @@ async def scheduler(
         await task
 
 
-def job(number: int, prompt_tokens: int, tokens: int = 30) -> SequenceGroup:
+def group(number: int, prompt_tokens: int, tokens: int = 30) -> SequenceGroup:
     prompt = [number * 1000 + i for i in range(prompt_tokens)]
     return SequenceGroup(str(number), prompt, SamplingParams(tokens, ignore_eos=True))
 
 
-async def finish(made: Scheduler, *jobs: SequenceGroup) -> list[list[int]]:
+async def finish(made: Scheduler, *groups: SequenceGroup) -> list[list[int]]:
     news = asyncio.Event()
-    for each in jobs:
+    for each in groups:
         each.on_update = news.set
         made.submit(each)
     async with asyncio.timeout(WAIT_S):
-        while not all(each.done for each in jobs):
+        while not all(each.done for each in groups):
             news.clear()
             await news.wait()
-    return [each.choices[0].output_tokens for each in jobs]
+    return [each.choices[0].output_tokens for each in groups]
 
 
 def work() -> list[SequenceGroup]:
-    return [job(i, prompt_tokens=1 + 17 * i % 160) for i in range(30)]
+    return [group(i, prompt_tokens=1 + 17 * i % 160) for i in range(30)]
 
 
-async def test_neither_batching_nor_chunks_nor_scarcity_change_an_answer() -> None:
+@virtual_time
+async def test_limits_do_not_change_outputs() -> None:
     seen = list[list[list[int]]]()
     for limits, blocks in [
         (SchedulerLimits(), 1000),
@@ -68,85 +85,83 @@ async def test_neither_batching_nor_chunks_nor_scarcity_change_an_answer() -> No
     assert len({tuple(answer) for answer in seen[0]}) == 30
 
 
-async def test_what_a_cached_prefix_saves_is_not_computed_twice() -> None:
+@virtual_time
+async def test_cached_prefix_is_not_computed_again() -> None:
     timing = TimingModel(prefill_s_per_token=0.001)
     async with scheduler(SchedulerLimits(), timing=timing) as (made, _, metrics):
         took = list[float]()
         for _ in range(2):
-            began = time.monotonic()
-            await finish(made, job(1, prompt_tokens=161, tokens=1))
-            took.append(time.monotonic() - began)
-        assert took[0] > 0.155
-        assert took[1] < 0.1
+            began = now()
+            await finish(made, group(1, prompt_tokens=161, tokens=1))
+            took.append(now() - began)
+        assert took == pytest.approx([0.161, 0.001])
         assert (metrics.prefix_queries, metrics.prefix_hits) == (322, 160)
 
 
-async def test_an_unfinished_chunk_is_not_found_in_the_cache() -> None:
-    async with scheduler(SchedulerLimits(max_num_seqs=4, max_num_batched_tokens=5)) as (
-        made,
-        _,
-        metrics,
-    ):
-        one, two = await finish(made, job(1, 100), job(1, 100))
+@virtual_time
+async def test_partial_block_is_not_cached() -> None:
+    limits = SchedulerLimits(max_num_seqs=4, max_num_batched_tokens=5)
+    async with scheduler(limits) as (made, _, metrics):
+        one, two = await finish(made, group(1, 100), group(1, 100))
         assert one == two
         assert metrics.prefix_hits % 16 == 0
 
 
 @pytest.mark.parametrize("budget", [512, 4096])
-async def test_prompts_that_arrive_together_share_the_prefix_that_the_first_computes(
+@virtual_time
+async def test_prompts_of_one_step_share_prefix_of_first(
     budget: int,
 ) -> None:
-    """Recorded with vLLM 0.32.0: of eight prompts of 1,200 shared and 30 own tokens, sent at
-    once, seven report the whole blocks of the shared part as cached, with either step budget."""
+    """Recorded with vLLM 0.32.0: eight prompts of 1,200 shared and 30 own tokens, sent at once.
+
+    Seven report all full blocks of the shared part as cached, with either step budget.
+    """
     prompts = [[*range(1200), *range(2000 + 30 * i, 2030 + 30 * i)] for i in range(8)]
-    jobs = [
+    groups = [
         SequenceGroup(str(i), p, SamplingParams(4, ignore_eos=True)) for i, p in enumerate(prompts)
     ]
     limits = SchedulerLimits(max_num_batched_tokens=budget)
     async with scheduler(limits, blocks=200) as (made, _, metrics):
-        await finish(made, *jobs)
-        assert [each.choices[0].cached_tokens for each in jobs] == [0, *[1200] * 7]
+        await finish(made, *groups)
+        assert [each.choices[0].cached_tokens for each in groups] == [0, *[1200] * 7]
         assert metrics.prefix_hits == 7 * 1200
 
 
-async def test_steps_take_their_modelled_time_and_are_shared() -> None:
-    async with scheduler(SchedulerLimits(), timing=TimingModel(decode_s=0.01)) as (
-        made,
-        _,
-        metrics,
-    ):
-        began = time.monotonic()
-        await finish(made, *(job(i, 5, tokens=31) for i in range(8)))
-        assert 0.3 <= time.monotonic() - began < 1.5  # 2.4 one after the other
+@virtual_time
+async def test_steps_take_modelled_time_for_all_sequences() -> None:
+    timing = TimingModel(decode_s=0.01)
+    async with scheduler(SchedulerLimits(), timing=timing) as (made, _, metrics):
+        began = now()
+        await finish(made, *(group(i, 5, tokens=31) for i in range(8)))
+        assert now() - began == pytest.approx(0.3)
         assert metrics.itl.count == 8 * 30
-        assert 0.008 < metrics.itl.sum / metrics.itl.count < 0.05
+        assert metrics.itl.sum / metrics.itl.count == pytest.approx(0.01)
 
 
-async def test_time_can_be_scaled() -> None:
+@virtual_time
+async def test_time_scale_multiplies_durations() -> None:
     limits = SchedulerLimits(time_scale=0.1)
     async with scheduler(limits, timing=TimingModel(decode_s=0.1)) as (made, _, _metrics):
-        began = time.monotonic()
-        await finish(made, job(1, 5, tokens=11))
-        assert 0.1 <= time.monotonic() - began < 0.5
+        began = now()
+        await finish(made, group(1, 5, tokens=11))
+        assert now() - began == pytest.approx(0.1)
 
 
-async def test_an_aborted_job_gives_everything_back_at_any_time() -> None:
+@virtual_time
+async def test_abort_in_any_state_releases_blocks() -> None:
     limits = SchedulerLimits(max_num_seqs=2, max_num_batched_tokens=8)
-    async with scheduler(limits, blocks=20, timing=TimingModel(decode_s=0.002)) as (
-        made,
-        pool,
-        metrics,
-    ):
-        jobs = [job(i, 100, tokens=20) for i in range(6)]
-        for each in jobs:
+    timing = TimingModel(decode_s=0.002)
+    async with scheduler(limits, blocks=20, timing=timing) as (made, pool, metrics):
+        groups = [group(i, 100, tokens=20) for i in range(6)]
+        for each in groups:
             made.submit(each, n=1)
-        for each in jobs[:5]:
+        for each in groups[:5]:
             await asyncio.sleep(0.01)
             made.abort(each)
             made.abort(each)
-        rest = await finish(made, job(9, 30))
+        rest = await finish(made, group(9, 30))
         assert len(rest[0]) == 30
-        made.abort(jobs[5])
+        made.abort(groups[5])
         made.update_gauges()
         assert pool.num_free == 20
         assert (metrics.running, metrics.waiting) == (0, 0)

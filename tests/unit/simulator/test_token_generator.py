@@ -1,4 +1,4 @@
-"""Tokens, words and times: pure functions."""
+"""Tokenizer, word generator and timing profiles."""
 
 from pathlib import Path
 
@@ -15,52 +15,52 @@ texts = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 @given(texts)
-def test_every_text_comes_back(text: str) -> None:
+def test_decode_inverts_encode(text: str) -> None:
     tokens = tokenizer.encode(text)
     assert tokenizer.decode(tokens) == text
     assert all(0 <= token < tokenizer.VOCABULARY for token in tokens)
 
 
 @given(st.lists(st.integers(0, tokenizer.VOCABULARY - 1)))
-def test_every_token_id_has_a_text(tokens: list[int]) -> None:
+def test_every_token_id_decodes(tokens: list[int]) -> None:
     assert isinstance(tokenizer.decode(tokens), str)
 
 
 @given(texts, texts)
-def test_equal_beginnings_have_equal_tokens(one: str, other: str) -> None:
+def test_equal_prefixes_have_equal_tokens(one: str, other: str) -> None:
     start = "You are a helpful assistant. Answer briefly.\n"
     shared = tokenizer.encode(start)
     assert tokenizer.encode(start + one)[: len(shared)] == shared
     assert tokenizer.encode(f"{start}{other} and")[: len(shared)] == shared
 
 
-def test_a_chat_that_goes_on_keeps_its_tokens() -> None:
+def test_continued_chat_keeps_its_tokens() -> None:
     first = [("system", "Be brief."), ("user", "Hi")]
     more = [*first, ("assistant", "fox sun"), ("user", "Why?")]
     begun = tokenizer.render(first)
     assert tokenizer.render(more)[: len(begun)] == begun
 
 
-def test_an_answer_has_the_same_tokens_as_a_prompt() -> None:
+def test_output_keeps_its_tokens_as_prompt() -> None:
     for last in (tokenizer.ROLE["assistant"], tokenizer.encode("x")[0]):
-        speaker = WordGenerator(b"seed", last, 100)
-        said = [speaker.token(i) for i in range(200)]
-        assert tokenizer.encode(tokenizer.decode(said)) == said
-        assert set(tokenizer.decode(said).split()) <= set(WORDS)
+        generator = WordGenerator(b"seed", last, 100)
+        tokens = [generator.token(i) for i in range(200)]
+        assert tokenizer.encode(tokenizer.decode(tokens)) == tokens
+        assert set(tokenizer.decode(tokens).split()) <= set(WORDS)
 
 
-def test_the_seed_alone_decides() -> None:
-    def say(seed: bytes) -> list[int]:
-        speaker = WordGenerator(seed, 5, 100)
-        return [speaker.token(i) for i in (70, 3, 0, 71)]
+def test_output_depends_only_on_seed() -> None:
+    def output(seed: bytes) -> list[int]:
+        generator = WordGenerator(seed, 5, 100)
+        return [generator.token(i) for i in (70, 3, 0, 71)]
 
-    assert say(b"a") == say(b"a") != say(b"b")
+    assert output(b"a") == output(b"a") != output(b"b")
 
 
-def test_answers_have_the_mean_length() -> None:
+def test_outputs_have_mean_length() -> None:
     def length(seed: int) -> int:
-        speaker = WordGenerator(seed.to_bytes(4, "big"), 5, 50)
-        return next(i + 1 for i in range(10_000) if speaker.ends(i))
+        generator = WordGenerator(seed.to_bytes(4, "big"), 5, 50)
+        return next(i + 1 for i in range(10_000) if generator.ends(i))
 
     lengths = [length(seed) for seed in range(400)]
     assert 40 < sum(lengths) / len(lengths) < 60
@@ -71,7 +71,7 @@ def test_words_are_one_token_each() -> None:
     assert all(len(tokenizer.encode(f" {word}")) == 1 for word in WORDS)
 
 
-def test_a_step_costs_what_is_in_it() -> None:
+def test_step_duration_by_content() -> None:
     timing = TimingModel(0.1, 0.001, 1e-6, 0.2, 0.003, 1e-5)
     assert timing.step_s(0, 0, 0, 0) == 0
     assert timing.step_s(100, 5000, 0, 0) == pytest.approx(0.1 + 0.1 + 0.005)
@@ -79,7 +79,7 @@ def test_a_step_costs_what_is_in_it() -> None:
     assert timing.step_s(100, 5000, 4, 1000) == pytest.approx(0.2 + 0.105 + 0.022)
 
 
-def test_profiles_by_name_or_file(tmp_path: Path) -> None:
+def test_timing_profile_by_name_or_file(tmp_path: Path) -> None:
     assert load_timing("h100-8b") is PROFILES["h100-8b"]
     file = tmp_path / "mine.json"
     file.write_text('{"decode_s": 0.5}')
@@ -91,7 +91,7 @@ def test_profiles_by_name_or_file(tmp_path: Path) -> None:
         load_timing("cpu-135")
 
 
-def test_a_bigger_gpu_is_faster() -> None:
+def test_h100_profile_is_faster_than_a100() -> None:
     h100, a100 = (
         PROFILES[name].step_s(2048, 2048 * 1024, 32, 32_000) for name in ("h100-8b", "a100-8b")
     )

@@ -1,4 +1,4 @@
-"""The control plane over real sockets: who is let in, who is heard, how silence ends."""
+"""The control plane over real sockets: keys, delivery, timeouts."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -12,8 +12,8 @@ import zmq.asyncio
 from hpc_dynamo.errors import WireError
 from hpc_dynamo.wire import ControlClient, ControlServer, MessageCodec, new_keys
 
-SOON_S = 5.0  # for what must happen
-NEVER_S = 0.3  # for what must not
+SOON_S = 5.0  # timeout of what must happen
+NEVER_S = 0.3  # time in which something must not happen
 HERE = "127.0.0.1"
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.engines import sglang, trtllm, vllm
+from hpc_dynamo.engines.sglang import adapter as sglang
+from hpc_dynamo.engines.trtllm import adapter as trtllm
+from hpc_dynamo.engines.vllm import adapter as vllm
 
 TABLES: dict[str, Mapping[str, str]] = {
     "sglang": sglang.KNOWN_FAILURES,

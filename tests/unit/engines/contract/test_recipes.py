@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.cli.render.engine_commands import parts, started
+from hpc_dynamo.cli.render.engine_commands import shard_command, started_shards
 from hpc_dynamo.engines import Command
 from hpc_dynamo.topology import plan
 from tests.unit.config.test_recipes import RECIPES
@@ -24,8 +24,8 @@ REFUSES: dict[str, Callable[[Command], list[str]]] = {
 def test_its_engine_knows_every_option(recipe: str) -> None:
     config = compose([f"recipe={recipe}", "cluster.gpus_per_node=8"])
     for worker in plan(config).workers:
-        for part in parts(config, worker):
-            made = started(config, worker, part)
+        for part in started_shards(config, worker):
+            made = shard_command(config, worker, part)
             assert REFUSES[config.engine.name](made) == [], (worker, part)
 
 
@@ -34,7 +34,7 @@ def test_vllms_steps_hold_all_requests_of_a_rank() -> None:
     it refuses fewer tokens than requests (config/scheduler.py)."""
     config = compose(["recipe=deepseek-r1-vllm", "cluster.gpus_per_node=8"])
     for worker in plan(config).workers:
-        told = options(started(config, worker, 0))
+        told = options(shard_command(config, worker, 0))
         usual = "256" if told["--all2all-backend"] == "deepep_low_latency" else "8192"
         steps = told.get("--max-num-batched-tokens", usual)
         assert int(steps) >= int(told["--max-num-seqs"]), worker
@@ -43,5 +43,5 @@ def test_vllms_steps_hold_all_requests_of_a_rank() -> None:
 def test_sglangs_attention_ranks_share_the_tokens_of_a_step() -> None:
     """0.5.23 divides --chunked-prefill-size by --attn-dp-size (arg_groups/parallel_hook.py)."""
     config = compose(["recipe=deepseek-r1-sglang", "cluster.gpus_per_node=8"])
-    told = options(started(config, plan(config).workers[0], 0))
+    told = options(shard_command(config, plan(config).workers[0], 0))
     assert int(told["--chunked-prefill-size"]) // int(told["--attn-dp-size"]) == 16384

@@ -21,8 +21,8 @@ from hpc_dynamo.config import (
     TopologyKind,
 )
 from hpc_dynamo.engines import Body, Command, Placement, engine
-from hpc_dynamo.engines.trtllm import TRTLLM_METRICS
-from hpc_dynamo.engines.trtllm_pd_protocol import TrtllmPdProtocol
+from hpc_dynamo.engines.trtllm.adapter import TRTLLM_METRICS
+from hpc_dynamo.engines.trtllm.pd_protocol import TrtllmPdProtocol
 from hpc_dynamo.topology import Shard, Worker
 from tests.unit.engines.contract import record_trtllm
 

@@ -1,0 +1,59 @@
+"""Read the end of a log, and the lines that are appended later."""
+
+import os
+from pathlib import Path
+
+BLOCK_BYTES = 1 << 16
+
+
+class LogTail:
+    """Lines of a file that other processes append to. The file need not exist yet.
+
+    A file that has become shorter was rewritten, and is read from its start.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._offset, self._part = 0, b""
+
+    def last(self, count: int) -> list[str]:
+        """Return the last whole lines. `read` continues after them."""
+        try:
+            with self.file.open("rb") as file:
+                end = start = file.seek(0, os.SEEK_END)
+                data = b""
+                while start and data.count(b"\n") <= count:
+                    size = min(start, BLOCK_BYTES)
+                    start = file.seek(start - size)
+                    data = file.read(size) + data
+        except FileNotFoundError:
+            return []
+        self._offset = end
+        lines = self._whole(data)
+        return lines[max(0, len(lines) - count) :]
+
+    def read(self) -> list[str]:
+        """Return the whole lines that are new since the last call."""
+        try:
+            with self.file.open("rb") as file:
+                if file.seek(0, os.SEEK_END) < self._offset:
+                    self._offset, self._part = 0, b""
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        self._offset += len(data)
+        return self._whole(self._part + data)
+
+    def rest(self) -> list[str]:
+        """Return the text after the last newline, once nothing more is appended."""
+        part, self._part = self._part, b""
+        return [_text(part)] if part else []
+
+    def _whole(self, data: bytes) -> list[str]:
+        *lines, self._part = data.split(b"\n")
+        return [_text(line) for line in lines]
+
+
+def _text(line: bytes) -> str:
+    return line.decode(errors="replace").rstrip("\r")

@@ -1,0 +1,166 @@
+"""What the rest of the toolkit knows about an engine: a command, a prefill/decode protocol,
+metrics.
+
+Engines are processes that serve OpenAI's HTTP API. An adapter is pure: it builds commands and
+rewrites request bodies. It starts and imports nothing, and reads at most the files of a model.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from hpc_dynamo.config import Config, PlannerMode, TopologyKind
+from hpc_dynamo.engines.diagnostics import find_hint
+from hpc_dynamo.engines.pd_protocol import Body, PdProtocol
+from hpc_dynamo.topology import Plan, Worker
+
+
+@dataclass(frozen=True)
+class ShardRendezvous:
+    """Address at which the shards of one worker connect, on the node of the first shard."""
+
+    address: str
+    ports: tuple[int, ...]  # recently free, EngineAdapter.rendezvous_port_count of them
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Node, ports and GPUs of one engine process: a worker, or one shard of it."""
+
+    worker: Worker
+    address: str  # of the node, on the job's network
+    ports: tuple[int, ...]  # recently free; the first is for HTTP
+    gpus: tuple[str, ...]  # entries of CUDA_VISIBLE_DEVICES
+    token: str  # bearer token of the run; goes into the environment, never into a command line
+    events_folder: str = ""  # private folder for the sockets of KV events; empty: no events
+    log_folder: str = ""  # logs of the run; `Command.files` are written there
+    shard_index: int = 0  # index in `worker.shards`; the first shard serves HTTP
+    rendezvous: ShardRendezvous | None = None  # of a worker over several nodes
+    interface: str = ""  # network interface of `address`, if known
+
+
+@dataclass(frozen=True)
+class EventEndpoints:
+    """ZMQ endpoints of one worker's KV events."""
+
+    live: str  # published as they happen
+    replay: str  # requested after a gap
+
+
+@dataclass(frozen=True)
+class SleepEndpoints:
+    """HTTP paths (POST) of an idle worker that release its device memory and claim it again. The
+    weights are kept elsewhere meanwhile."""
+
+    sleep: str
+    wake: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """Command of one engine process."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]  # added to the cleaned environment of the agent
+    # Written before the start, by name, into `Placement.log_folder`.
+    files: Mapping[str, str] = field(default_factory=dict)
+    # Options of srun for a container: the process then runs as a Slurm step of its own.
+    container_args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MetricNames:
+    """Names of an engine's metrics; empty if it has none. Counters without `_total`."""
+
+    running: str
+    waiting: str
+    kv_usage: str
+    prefix_queries: str  # tokens looked up in the prefix cache
+    prefix_hits: str
+    prompt_tokens: str
+    generation_tokens: str
+    ttft: str
+    itl: str
+    kv_bytes: str  # histogram or counter of bytes that NIXL moved to this worker
+    cache_info: str  # gauge with the labels num_gpu_blocks and block_size
+    path: str = "/metrics"
+
+
+class PromptCheck(Protocol):
+    """Check for prompts that would end the engine."""
+
+    def refusal(self, path: str, body: Body) -> str:
+        """Return why this request must not reach the engine; empty if it may."""
+
+
+class EngineAdapter(ABC):
+    """Base class of the adapters in `engines.ENGINES`. Defaults are those of a minimal engine.
+
+    Methods get the configuration of one worker (`engines.for_worker`): one model, with the options
+    of the worker's role.
+    """
+
+    metrics: MetricNames
+    # Substrings of the log, and what to try. Checked in order.
+    known_failures: Mapping[str, str] = {}
+    # Options that change speed, memory or logs, but not the answers of a batch.
+    tuning_options: frozenset[str] = frozenset()
+    # True if /tokenize gives the token ids of the model's own tokenizer.
+    tokenizes = False
+    port_count = 1  # ports of a worker; the first is for HTTP
+    rendezvous_port_count = 0  # more ports, on the first node of a multi-node worker
+    # Log messages of an engine that will neither serve nor exit.
+    hang_messages: tuple[str, ...] = ()
+
+    @abstractmethod
+    def pd_protocol(self, config: Config) -> PdProtocol:
+        """Return the protocol by which a prefill and a decode worker share a request."""
+
+    @abstractmethod
+    def check(self, config: Config, plan: Plan) -> None:
+        """Raise ConfigError for what this engine cannot run. Called before submission."""
+
+    @abstractmethod
+    def command(self, config: Config, placement: Placement) -> Command:
+        """Return the command that serves `placement.worker` on `placement.ports[0]`, or runs
+        another shard of it."""
+
+    @abstractmethod
+    def block_tokens(self, config: Config) -> int:
+        """Return the tokens in a KV block. KV events may report another size later."""
+
+    def is_mpi_step(self, config: Config, worker: Worker) -> bool:
+        """Return True if the worker is one MPI world over several nodes: every rank runs the
+        command of the first shard, and there are no other shards."""
+        return False
+
+    def event_endpoints(self, config: Config, placement: Placement) -> EventEndpoints | None:
+        """Return where `command` makes the engine publish KV events; None if it does not."""
+        return None
+
+    def serves_both_roles(self, config: Config) -> bool:
+        """Return True if a worker can change its role without a restart of the engine."""
+        return False
+
+    def sleep_endpoints(self, config: Config) -> SleepEndpoints | None:
+        """Return the paths for sleep and wake; None if workers cannot sleep."""
+        return None
+
+    def adapter_fields(self, config: Config, adapter: str) -> Body:
+        """Return the fields of a request for a LoRA adapter that replace those of the client."""
+        return {}
+
+    def prompt_check(self, config: Config) -> PromptCheck | None:
+        """Return the check for prompts that would end an engine; None if engines refuse them."""
+        return None
+
+    def diagnose(self, log_tail: str) -> str:
+        """Return what to try, from the last lines of a failed engine's log; empty if unknown."""
+        return find_hint(self.known_failures, log_tail)
+
+
+def roles_can_change(config: Config) -> bool:
+    """Return True if the planner may change the role of workers."""
+    planned = config.planner.mode is not PlannerMode.off
+    return planned and config.topology.kind is TopologyKind.disaggregated

@@ -1,0 +1,35 @@
+"""KV event options of engines that publish in vLLM's format, over sockets in a private folder."""
+
+from typing import Any
+
+from hpc_dynamo.config import Config, Policy
+from hpc_dynamo.engines.adapter import EventEndpoints, Placement
+
+# Steps that an engine keeps for replays. vLLM's replay socket silently drops what exceeds ZMQ's
+# queue of 1,000 messages: with the default of 10,000 steps a busy machine lost up to a third.
+EVENT_BUFFER_STEPS = 900
+
+
+def uses_kv_events(config: Config) -> bool:
+    """Return True if the router reads KV events."""
+    return config.router.kv_events and config.router.policy is Policy.kv
+
+
+def ipc_event_endpoints(config: Config, placement: Placement) -> EventEndpoints | None:
+    """Return endpoints in the worker's private folder; None if the router reads no KV events. Only
+    the first shard publishes them."""
+    if not (uses_kv_events(config) and placement.events_folder) or placement.shard_index:
+        return None
+    base = f"ipc://{placement.events_folder}/{placement.worker.rank}"
+    return EventEndpoints(base, f"{base}r")
+
+
+def kv_events_config(endpoints: EventEndpoints) -> dict[str, Any]:
+    """Return the value of vLLM's option --kv-events-config."""
+    return {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": endpoints.live,
+        "replay_endpoint": endpoints.replay,
+        "buffer_steps": EVENT_BUFFER_STEPS,
+    }

@@ -1,0 +1,152 @@
+"""SGLang's OpenAI server, with NIXL between prefill and decode.
+
+Source: SGLang 0.5.23, srt/server_args.py and srt/arg_groups/fields/ (options),
+srt/observability/metrics_collector.py (metrics), srt/disaggregation/ (prefill and decode),
+srt/utils/auth.py. The last leaves /health, /ready and /metrics open to the network, and checks no
+key at all with several tokenizer workers.
+"""
+
+from hpc_dynamo.config import Config, Role
+from hpc_dynamo.engines.adapter import (
+    Command,
+    EngineAdapter,
+    EventEndpoints,
+    MetricNames,
+    Placement,
+    PromptCheck,
+    SleepEndpoints,
+)
+from hpc_dynamo.engines.compat_checks import (
+    check_block_size,
+    refuse_disaggregated_profile,
+    refuse_recompute,
+    require_model,
+)
+from hpc_dynamo.engines.diagnostics import COMMON, PORT_TAKEN
+from hpc_dynamo.engines.environment import python_executable
+from hpc_dynamo.engines.event_options import ipc_event_endpoints
+from hpc_dynamo.engines.option_names import tuning_options
+from hpc_dynamo.engines.options import positive_option, user_options
+from hpc_dynamo.engines.pd_protocol import Body
+from hpc_dynamo.engines.sglang.flags import BLOCK_TOKENS, server_environment, server_flags
+from hpc_dynamo.engines.sglang.pd_protocol import SglangPdProtocol
+from hpc_dynamo.engines.sglang.prompt_check import sglang_prompt_check
+from hpc_dynamo.engines.shards import multi_node_workers, pool_of, require_equal_shards
+from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.topology import Plan
+
+ATTENTION_RANKS = ("attn-dp-size", "attention-data-parallel-size")  # two names of one option
+
+SGLANG_METRICS = MetricNames(
+    running="sglang:num_running_reqs",
+    waiting="sglang:num_queue_reqs",
+    kv_usage="sglang:token_usage",
+    prefix_queries="sglang:prompt_tokens",
+    prefix_hits="sglang:cached_tokens",
+    prompt_tokens="sglang:prompt_tokens",
+    generation_tokens="sglang:generation_tokens",
+    ttft="sglang:time_to_first_token_seconds",
+    itl="sglang:inter_token_latency_seconds",
+    kv_bytes="",  # SGLang has a histogram in MB, only on the prefill side; shown as 0
+    cache_info="",  # SGLang has two gauges instead, page_size and num_pages
+)
+
+SLEEP_ENDPOINTS = SleepEndpoints("/release_memory_occupation", "/resume_memory_occupation")
+
+KNOWN_FAILURES = {
+    "Port is already in use": PORT_TAKEN,
+    "No module named 'sglang'": "pip install sglang, or engine.python=/env/bin/python",
+    "CUDA out of memory": "engine.args.mem-fraction-static=0.8, or more GPUs per worker",
+    "Not enough memory": "a larger engine.args.mem-fraction-static, or more GPUs per worker",
+    "Some GPUs may be occupied": (
+        "`nvidia-smi` on that node: another process uses one of the worker's GPUs"
+    ),
+    "Capture cuda graph failed": (
+        "a smaller engine.args.mem-fraction-static or engine.args.cuda-graph-max-bs-decode"
+    ),
+    "SGLang only supports sm75": "a newer GPU: cluster.slurm.constraint, or engine=vllm",
+    **COMMON,
+}
+
+
+class SglangAdapter(EngineAdapter):
+    """Adapter of SGLang. Its own switch of roles (--enable-pd-role-switch) is not used: a change of
+    role restarts the engine."""
+
+    metrics = SGLANG_METRICS
+    known_failures = KNOWN_FAILURES
+    tuning_options = tuning_options(__file__)
+    tokenizes = True
+    port_count = 2  # HTTP, bootstrap server; SGLang selects the ports between its processes
+    rendezvous_port_count = 2  # torch.distributed, bootstrap server
+
+    def pd_protocol(self, config: Config) -> SglangPdProtocol:
+        return SglangPdProtocol()
+
+    def check(self, config: Config, plan: Plan) -> None:
+        require_model(config)
+        if positive_option(config, "tokenizer-worker-num", 1) > 1:
+            what = "engine.args.tokenizer-worker-num: SGLang checks no key if it is above 1"
+            raise ConfigError(what, hint="engine.args.tokenizer-worker-num=1")
+        for name in ATTENTION_RANKS:
+            positive_option(config, name, 1)
+        _check_shards(config, plan)
+        _check_stages(config)
+        refuse_recompute("sglang", config)
+        check_block_size(config, self.block_tokens(config))
+        refuse_disaggregated_profile("SGLang", config)
+
+    def command(self, config: Config, placement: Placement) -> Command:
+        flags = server_flags(config, placement, self.event_endpoints(config, placement))
+        argv = (python_executable(config), "-m", "hpc_dynamo_sglang", *flags)
+        return Command(argv, server_environment(config, placement))
+
+    def event_endpoints(self, config: Config, placement: Placement) -> EventEndpoints | None:
+        """Return None also with a kv-events-config of the user, and with data parallelism of the
+        worker or of attention, for which SGLang refuses ipc endpoints.
+
+        A decode worker caches nothing unless disaggregation-decode-enable-radix-cache is set.
+        """
+        pool = pool_of(config, placement.worker.role)
+        ranks = max(positive_option(config, name, 1) for name in ATTENTION_RANKS)
+        if "kv-events-config" in user_options(config) or pool.data_parallel > 1 or ranks > 1:
+            return None
+        return ipc_event_endpoints(config, placement)
+
+    def sleep_endpoints(self, config: Config) -> SleepEndpoints | None:
+        return SLEEP_ENDPOINTS if config.engine.sleep_mode else None
+
+    def adapter_fields(self, config: Config, adapter: str) -> Body:
+        """Source: entrypoints/openai/serving_base.py (_parse_model_parameter)."""
+        return {"model": f"{config.served_name}:{adapter}"}
+
+    def prompt_check(self, config: Config) -> PromptCheck | None:
+        return sglang_prompt_check(config)
+
+    def block_tokens(self, config: Config) -> int:
+        """Return the page size. Some attention backends use another one."""
+        return positive_option(config, "page-size", BLOCK_TOKENS)
+
+
+def _check_shards(config: Config, plan: Plan) -> None:
+    """Raise ConfigError for workers that SGLang cannot run over several nodes."""
+    for worker in multi_node_workers(plan):
+        require_equal_shards("sglang", config, worker)
+        pool, role = pool_of(config, worker.role), worker.role
+        if pool.data_parallel > 1:
+            what = f"topology.{role}.data_parallel={pool.data_parallel} over several nodes"
+            own = f"topology.{role}.workers={pool.data_parallel * pool.workers}"
+            inside = f"tensor_parallel={pool.tensor_parallel * pool.data_parallel}"
+            hint = f"{own} with data_parallel=1, or {inside} with engine.args.attn-dp-size"
+            raise ConfigError(f"{what}: SGLang keeps its replicas on one node", hint=hint)
+
+
+def _check_stages(config: Config) -> None:
+    """Raise ConfigError for pipeline stages that differ between the roles. A decode worker fetches
+    each stage's layers into the same stage of its own, or all into one (assert in
+    disaggregation/common/conn.py)."""
+    stages = {role: pool.pipeline_parallel for role, pool in config.topology.pools}
+    if Role.decode in stages and stages[Role.decode] not in (1, stages[Role.prefill]):
+        what = f"topology.decode.pipeline_parallel={stages[Role.decode]}: SGLang's decode workers "
+        what += f"have one pipeline stage or as many as prefill workers ({stages[Role.prefill]})"
+        raise ConfigError(what, hint="topology.decode.pipeline_parallel=1")

@@ -1,0 +1,92 @@
+"""Command line and environment of an SGLang worker, from the topology and its placement."""
+
+from typing import Any
+
+from hpc_dynamo.config import Config, Device, Role
+from hpc_dynamo.engines.adapter import EventEndpoints, Placement
+from hpc_dynamo.engines.environment import device_environment, network_environment, python_path
+from hpc_dynamo.engines.event_options import kv_events_config
+from hpc_dynamo.engines.options import command_line, user_options
+from hpc_dynamo.engines.shards import pool_of
+
+BLOCK_TOKENS = 16  # page size; with SGLang's default of 1 each token is a transfer of its own
+
+SLEEP_OPTIONS = {"enable-memory-saver": True, "enable-weights-cpu-backup": True}
+
+
+def server_flags(config: Config, placement: Placement, events: EventEndpoints | None) -> list[str]:
+    """Return SGLang's options for one worker or shard. Options of the user override them."""
+    role, pool = placement.worker.role, pool_of(config, placement.worker.role)
+    adapters = [f"{name}={path}" for name, path in config.model.lora.items()]
+    options: dict[str, Any] = {
+        "model-path": config.model.path,
+        "served-model-name": config.model.served_name,
+        "host": placement.address,
+        "port": placement.ports[0],
+        "tp-size": pool.tensor_parallel,
+        "pp-size": pool.pipeline_parallel,
+        "dp-size": pool.data_parallel,
+        "max-running-requests": config.engine.max_num_seqs,
+        "page-size": BLOCK_TOKENS,
+        "enable-metrics": True,
+        "enable-cache-report": True,
+        **({"lora-paths": adapters} if adapters else {}),
+        **(SLEEP_OPTIONS if config.engine.sleep_mode else {}),
+    }
+    if role is not Role.aggregated:
+        options["disaggregation-mode"] = str(role)
+        options["disaggregation-transfer-backend"] = "nixl"
+    if role is Role.prefill:
+        # All shards name the bootstrap server of the first.
+        ports = placement.rendezvous.ports if placement.rendezvous else placement.ports
+        options["disaggregation-bootstrap-port"] = ports[1]
+    options |= _cpu_options(config, role) | _shard_options(placement)
+    if events:
+        options["kv-events-config"] = kv_events_config(events)
+    return sglang_command_line(options | user_options(config))
+
+
+def sglang_command_line(args: dict[str, Any]) -> list[str]:
+    """Return the arguments for a mapping. SGLang has no `--no-` forms: False omits a flag."""
+    return command_line({name: value for name, value in args.items() if value is not False})
+
+
+def _cpu_options(config: Config, role: Role) -> dict[str, Any]:
+    """Return the options of a worker without a GPU. SGLang selects the attention backend itself:
+    torch_native on processors without AMX."""
+    if config.engine.device is not Device.cpu:
+        return {}
+    # Without sleep-on-idle an idle scheduler polls without pause and uses half a core. The overlap
+    # schedule of a prefill worker needs CUDA events.
+    options = {"device": "cpu", "sleep-on-idle": True, "disable-overlap-schedule": True}
+    if role is Role.decode:
+        # The default backup is a host pool that is pinned by CUDA.
+        options["disaggregation-decode-retraction-backup"] = "cpu_tensor"
+    return options
+
+
+def _shard_options(placement: Placement) -> dict[str, Any]:
+    if placement.rendezvous is None:
+        return {}
+    address = f"{placement.rendezvous.address}:{placement.rendezvous.ports[0]}"
+    return {
+        "nnodes": len(placement.worker.shards),
+        "node-rank": placement.shard_index,
+        "dist-init-addr": address,
+    }
+
+
+def server_environment(config: Config, placement: Placement) -> dict[str, str]:
+    """Return SGLang's environment for one worker or shard."""
+    host = {"SGLANG_HOST_IP": placement.address} if placement.rendezvous else {}
+    # Required for any computation on the CPU (srt/utils/common.py, is_cpu).
+    cpu = {"SGLANG_USE_CPU_ENGINE": "1"} if config.engine.device is Device.cpu else {}
+    return {
+        **host,
+        **cpu,
+        **network_environment(placement),
+        **device_environment(config, placement),
+        **config.engine.env,
+        "PYTHONPATH": python_path(config),
+        "HPC_DYNAMO_ENGINE_KEY": placement.token,
+    }

@@ -1,0 +1,46 @@
+"""Prefill/decode protocol of SGLang: both workers get a request at the same time.
+
+Each request has `bootstrap_host`, `bootstrap_port` and `bootstrap_room`. The decode worker asks the
+bootstrap server of the prefill worker for its address, and the KV cache is written to the decode
+worker. A worker of either role refuses a request without a room. The host is that of the prefill
+worker's URL; its /server_info reports the port.
+
+Source: SGLang 0.5.23, srt/disaggregation/common/conn.py, srt/managers/scheduler.py, the load
+balancer of its router (mini_lb.py), and PDRoutingFields of entrypoints/openai/protocol.py.
+"""
+
+import msgspec
+
+from hpc_dynamo.engines.pd_protocol import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Body
+from hpc_dynamo.errors import RequestFailed
+
+PORT = msgspec.json.Decoder(int)
+FAKE_BOOTSTRAP_HOST = "2.2.2.2"  # no KV cache is moved; made for health checks
+
+# Removed from prefill requests: the prefill worker's answer, one token, is discarded.
+DROPPED = frozenset({"stream", "stream_options"})
+
+
+class SglangPdProtocol:
+    """Implements engines.pd_protocol.ConcurrentProtocol."""
+
+    bootstrap_path = "/server_info"
+    paths = frozenset({CHAT, COMPLETIONS, MESSAGES, RESPONSES})
+
+    def worker_bodies(
+        self, body: Body, url: str, bootstrap_info: Body, room: int
+    ) -> tuple[Body, Body]:
+        try:
+            port = PORT.decode(bootstrap_info.get("disaggregation_bootstrap_port", b"null"))
+        except msgspec.DecodeError as e:
+            what = f"the prefill worker at {url} reports no disaggregation_bootstrap_port"
+            hint = "check that it runs with --disaggregation-mode prefill"
+            raise RequestFailed(what, status=502, hint=hint) from e
+        host = url.partition("://")[2].rpartition(":")[0].strip("[]")
+        met = {"bootstrap_host": host, "bootstrap_port": port, "bootstrap_room": room}
+        prefill = {name: value for name, value in body.items() if name not in DROPPED}
+        return prefill | met, body | met
+
+    @property
+    def single_worker_fields(self) -> Body:
+        return {"bootstrap_host": FAKE_BOOTSTRAP_HOST, "bootstrap_room": 0}

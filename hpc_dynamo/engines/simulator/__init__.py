@@ -1,0 +1,1 @@
+"""The simulator (`hpc_dynamo.simulator`) as an engine: its `adapter`."""

@@ -1,0 +1,145 @@
+"""The simulator as an engine. It needs no accelerator and simulates one of the other engines."""
+
+from typing import Any
+
+from hpc_dynamo.config import Config, KvLoadFailurePolicy, Role
+from hpc_dynamo.engines.adapter import (
+    Command,
+    EngineAdapter,
+    EventEndpoints,
+    Placement,
+    PromptCheck,
+    SleepEndpoints,
+    roles_can_change,
+)
+from hpc_dynamo.engines.compat_checks import check_block_size, refuse_disaggregated_profile
+from hpc_dynamo.engines.environment import device_environment, python_executable
+from hpc_dynamo.engines.event_options import ipc_event_endpoints, kv_events_config
+from hpc_dynamo.engines.option_names import tuning_options
+from hpc_dynamo.engines.options import command_line, positive_option, user_options
+from hpc_dynamo.engines.pd_protocol import Body, ConcurrentProtocol, PdProtocol
+from hpc_dynamo.engines.sglang.adapter import SglangAdapter
+from hpc_dynamo.engines.shards import multi_node_workers, node_options, require_equal_shards
+from hpc_dynamo.engines.trtllm.adapter import TrtllmAdapter
+from hpc_dynamo.engines.vllm.adapter import SLEEP_ENDPOINTS, VLLM_METRICS, VllmAdapter
+from hpc_dynamo.engines.vllm.lora import vllm_options
+from hpc_dynamo.errors import unknown_name
+from hpc_dynamo.topology import Plan, Worker
+
+# Start of a multi-node worker: one process on each node, or MPI ranks as TensorRT-LLM's.
+SHARD_STARTS = ("shards", "mpi")
+
+BLOCK_TOKENS = 16  # default of --block-size
+
+# Values of --pd-protocol.
+SIMULATED: dict[str, EngineAdapter] = {
+    "vllm": VllmAdapter(),
+    "sglang": SglangAdapter(),
+    "trtllm": TrtllmAdapter(),
+}
+
+
+def simulated_engine(config: Config) -> EngineAdapter:
+    """Return the adapter that `engine.args.pd-protocol` names. Raises ConfigError."""
+    name = str(user_options(config).get("pd-protocol") or "vllm")
+    if name not in SIMULATED:
+        raise unknown_name("engine.args.pd-protocol", name, SIMULATED)
+    return SIMULATED[name]
+
+
+def shard_start(config: Config) -> str:
+    """Return how the shards of a multi-node worker are started. Raises ConfigError."""
+    name = str(user_options(config).get("start") or "shards")
+    if name not in SHARD_STARTS:
+        raise unknown_name("engine.args.start", name, SHARD_STARTS)
+    return name
+
+
+class SimulatorAdapter(EngineAdapter):
+    """Adapter of the simulator. Its tokenizer is its own, so `tokenizes` is False."""
+
+    metrics = VLLM_METRICS
+    tuning_options = tuning_options(__file__)
+    port_count = 2  # HTTP, bootstrap server
+    rendezvous_port_count = 1
+
+    def pd_protocol(self, config: Config) -> PdProtocol:
+        return simulated_engine(config).pd_protocol(config)
+
+    def check(self, config: Config, plan: Plan) -> None:
+        for worker in multi_node_workers(plan):
+            require_equal_shards("simulator", config, worker)
+        shard_start(config)
+        check_block_size(config, self.block_tokens(config))
+        if self._is_concurrent(config):
+            refuse_disaggregated_profile("SGLang", config)
+
+    def command(self, config: Config, placement: Placement) -> Command:
+        options: dict[str, Any] = {
+            "host": placement.address,
+            "port": placement.ports[0],
+            "model": config.model.served_name,
+            "role": "both" if self.serves_both_roles(config) else str(placement.worker.role),
+            "max-num-seqs": config.engine.max_num_seqs,
+            "enable-prompt-tokens-details": True,
+            "kv-load-failure-policy": str(self._load_failure_policy(config)),
+            **vllm_options(config),
+            **({"enable-sleep-mode": True} if config.engine.sleep_mode else {}),
+            **self._shard_options(config, placement),
+        }
+        if self._is_concurrent(config) and placement.worker.role is Role.prefill:
+            options["disaggregation-bootstrap-port"] = placement.ports[1]
+        own = {name: value for name, value in user_options(config).items() if name != "start"}
+        events = self.event_endpoints(config, placement)
+        if events:
+            options["kv-events-config"] = kv_events_config(events)
+        argv = (python_executable(config), "-m", "hpc_dynamo.simulator")
+        env = device_environment(config, placement) | config.engine.env
+        env |= {"HPC_DYNAMO_ENGINE_KEY": placement.token}
+        return Command((*argv, *command_line(options | own)), env)
+
+    def _is_concurrent(self, config: Config) -> bool:
+        return isinstance(self.pd_protocol(config), ConcurrentProtocol)
+
+    def _load_failure_policy(self, config: Config) -> KvLoadFailurePolicy:
+        """Return the policy of the simulated engine: only vLLM can recompute."""
+        recomputes = isinstance(simulated_engine(config), VllmAdapter)
+        default = KvLoadFailurePolicy.recompute if recomputes else KvLoadFailurePolicy.fail
+        return config.engine.kv_load_failure_policy or default
+
+    def _shard_options(self, config: Config, placement: Placement) -> dict[str, Any]:
+        options = node_options(placement)
+        if not self.is_mpi_step(config, placement.worker):
+            return options
+        return {"mpi": True, **{name: options[name] for name in ("master-addr", "master-port")}}
+
+    def is_mpi_step(self, config: Config, worker: Worker) -> bool:
+        """Return True as for TensorRT-LLM with `engine.args.start=mpi`."""
+        return len(worker.shards) > 1 and shard_start(config) == "mpi"
+
+    def event_endpoints(self, config: Config, placement: Placement) -> EventEndpoints | None:
+        """Return None also with a kv-events-config of the user."""
+        if "kv-events-config" in user_options(config):
+            return None
+        return ipc_event_endpoints(config, placement)
+
+    def serves_both_roles(self, config: Config) -> bool:
+        restart = config.planner.restart_on_role_change or self._is_concurrent(config)
+        return roles_can_change(config) and not restart
+
+    def sleep_endpoints(self, config: Config) -> SleepEndpoints | None:
+        return SLEEP_ENDPOINTS if config.engine.sleep_mode else None
+
+    def adapter_fields(self, config: Config, adapter: str) -> Body:
+        return simulated_engine(config).adapter_fields(config, adapter)
+
+    def prompt_check(self, config: Config) -> PromptCheck | None:
+        return simulated_engine(config).prompt_check(config)
+
+    def block_tokens(self, config: Config) -> int:
+        return positive_option(config, "block-size", BLOCK_TOKENS)
+
+    def diagnose(self, log_tail: str) -> str:
+        if "MissingDependency" in log_tail or "nixl" in log_tail:
+            return "pip install --no-deps nixl-cu12 numpy, in the engine's environment"
+        return ""

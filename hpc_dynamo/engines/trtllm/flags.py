@@ -1,0 +1,91 @@
+"""Command line and options file of a TensorRT-LLM worker, from the topology and its placement.
+
+Source: TensorRT-LLM 1.3, tensorrt_llm/commands/serve.py (the command), llmapi/llm_args.py (the
+options file) and llmapi/trtllm-llmapi-launch (ranks over nodes).
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from hpc_dynamo.config import Config, Pool, Role
+from hpc_dynamo.config.merge import merge_options, parse_json
+from hpc_dynamo.engines.adapter import Command, Placement
+from hpc_dynamo.engines.environment import device_environment, python_executable
+from hpc_dynamo.engines.shards import pool_of
+
+# A prefill worker frees blocks that were not pulled within this time; by default never.
+KV_TRANSFER_TIMEOUT_MS = 300_000
+
+# Starts the ranks of a world over several nodes. Rank 0 also runs the server.
+LAUNCHER = "trtllm-llmapi-launch"
+
+
+def server_command(config: Config, placement: Placement) -> Command:
+    """Return the command of one worker; of a multi-node worker that of each MPI rank.
+
+    Options of the user override ours; `engine.args.extra` is merged into the options file.
+    """
+    worker = placement.worker
+    pool, args = pool_of(config, worker.role), click_options(config)
+    extra = args.pop("extra", None) or {}
+    name = f"worker-{worker.rank}.yaml"
+    options: dict[str, Any] = {
+        "host": placement.address,
+        "port": placement.ports[0],
+        "backend": "pytorch",
+        "tp_size": pool.tensor_parallel * pool.data_parallel,
+        "pp_size": pool.pipeline_parallel,
+        "max_batch_size": config.engine.max_num_seqs,
+        "extra_llm_api_options": f"{placement.log_folder}/{name}",
+    }
+    launcher: tuple[str, ...] = ()
+    if len(worker.shards) > 1:
+        options["gpus_per_node"] = len(worker.shards[0].gpus)
+        # The launcher is next to the interpreter, or on PATH if that has no folder.
+        folder, slash, _ = python_executable(config).rpartition("/")
+        launcher = (f"{folder}{slash}{LAUNCHER}",)
+    # Started as a module: in containers the script trtllm-serve is not next to the interpreter.
+    serve = ("-m", "tensorrt_llm.commands.serve", "serve", config.model.path)
+    env = {"TRTLLM_NO_USAGE_STATS": "1", **device_environment(config, placement)}
+    text = json.dumps(merge_options(_llm_args(worker.role, pool), extra), indent=1)  # JSON is YAML
+    argv = (*launcher, python_executable(config), *serve, *_click_flags(options | args))
+    return Command(argv, env | config.engine.env, {name: text + "\n"})
+
+
+def click_options(config: Config) -> dict[str, Any]:
+    """Return `engine.args` by the names of trtllm-serve's command line, with underscores."""
+    args = {name.replace("-", "_"): value for name, value in config.engine.args.items()}
+    return args | ({"extra": parse_json(args["extra"])} if "extra" in args else {})
+
+
+def _llm_args(role: Role, pool: Pool) -> dict[str, Any]:
+    """Return fields of llm_args.TorchLlmArgs that have no option on the command line."""
+    fields: dict[str, Any] = {"return_perf_metrics": True, "enable_iter_perf_stats": True}
+    if pool.data_parallel > 1:
+        fields["enable_attention_dp"] = True
+    if role is not Role.aggregated:
+        timeout = {"kv_transfer_timeout_ms": KV_TRANSFER_TIMEOUT_MS}
+        fields["cache_transceiver_config"] = {"backend": "NIXL", **timeout}
+    if role is Role.prefill:
+        fields["disable_overlap_scheduler"] = True  # as documented for context servers
+    return fields
+
+
+def _click_flags(args: Mapping[str, Any]) -> list[str]:
+    """Return arguments as click reads them: underscores stay, False omits a flag, a list repeats
+    its option."""
+    out = list[str]()
+    for name, value in args.items():
+        match value:
+            case None | False:
+                continue
+            case True:
+                out.append(f"--{name}")
+            case list() | tuple():
+                out += [word for each in value for word in (f"--{name}", str(each))]
+            case Mapping():
+                out += [f"--{name}", json.dumps(value)]
+            case _:
+                out += [f"--{name}", str(value)]
+    return out

@@ -1,0 +1,123 @@
+"""vLLM's OpenAI server, on GPUs or on the CPU, with NIXL between prefill and decode.
+
+Source: vLLM's `vllm.entrypoints.openai.api_server` and its NixlConnector. The server is started as
+a module, since the `vllm` script of the CPU build looks for metadata that it does not have.
+"""
+
+from hpc_dynamo.config import Config, Device
+from hpc_dynamo.engines.adapter import (
+    Command,
+    EngineAdapter,
+    EventEndpoints,
+    MetricNames,
+    Placement,
+    SleepEndpoints,
+    roles_can_change,
+)
+from hpc_dynamo.engines.compat_checks import check_block_size, require_model
+from hpc_dynamo.engines.diagnostics import COMMON, NO_MODEL, OLD_GPU
+from hpc_dynamo.engines.environment import python_executable
+from hpc_dynamo.engines.event_options import ipc_event_endpoints
+from hpc_dynamo.engines.option_names import tuning_options
+from hpc_dynamo.engines.options import positive_option, require_json, user_options
+from hpc_dynamo.engines.shards import pool_of
+from hpc_dynamo.engines.vllm.flags import server_environment, server_flags
+from hpc_dynamo.engines.vllm.pd_protocol import VllmPdProtocol
+from hpc_dynamo.engines.vllm.shards import (
+    RENDEZVOUS_PORT_COUNT,
+    check_shards,
+    check_stages,
+    server_module,
+)
+from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.topology import Plan
+
+BLOCK_TOKENS = {Device.cuda: 16, Device.cpu: 128}
+
+VLLM_METRICS = MetricNames(
+    running="vllm:num_requests_running",
+    waiting="vllm:num_requests_waiting",
+    kv_usage="vllm:kv_cache_usage_perc",
+    prefix_queries="vllm:prefix_cache_queries",
+    prefix_hits="vllm:prefix_cache_hits",
+    prompt_tokens="vllm:prompt_tokens",
+    generation_tokens="vllm:generation_tokens",
+    ttft="vllm:time_to_first_token_seconds",
+    itl="vllm:inter_token_latency_seconds",
+    kv_bytes="vllm:nixl_bytes_transferred",
+    cache_info="vllm:cache_config_info",
+)
+
+# Source: vLLM, entrypoints/serve/dev/sleep/api_router.py.
+SLEEP_ENDPOINTS = SleepEndpoints("/sleep?level=1", "/wake_up")
+
+KNOWN_FAILURES = {
+    "No module named 'vllm'": "pip install 'hpc-dynamo[vllm]', or engine.python=/env/bin/python",
+    "CUDA out of memory": "engine.args.gpu-memory-utilization=0.8, or more GPUs per worker",
+    "less than desired GPU memory utilization": (
+        "engine.args.gpu-memory-utilization=0.8; `nvidia-smi` on that node shows other processes"
+    ),
+    "No available memory for the cache blocks": (
+        "a larger engine.args.gpu-memory-utilization, or more GPUs per worker"
+    ),
+    "larger than the available KV cache": "a shorter engine.args.max-model-len",
+    "greater than the derived max_model_len": "a smaller engine.args.max-model-len",
+    "Invalid repository ID or local directory": NO_MODEL,
+    "Cannot find any model weights": NO_MODEL,
+    "not supported for the current GPU": OLD_GPU,
+    "compute capability of at least": OLD_GPU,
+    "is greater than max_lora_rank": "engine.args.max-lora-rank=64, or the rank of the adapter",
+    "failed: No adapter found for": "model.lora.NAME must be a PEFT folder that every node sees",
+    "Sleep mode is not supported": "engine.args.enable-sleep-mode=false: this device cannot sleep",
+    **COMMON,
+}
+
+
+class VllmAdapter(EngineAdapter):
+    """Adapter of vLLM."""
+
+    metrics = VLLM_METRICS
+    known_failures = KNOWN_FAILURES
+    tuning_options = tuning_options(__file__)
+    tokenizes = True
+    port_count = 2  # HTTP, NIXL side channel
+    rendezvous_port_count = RENDEZVOUS_PORT_COUNT
+    hang_messages = ("Address already in use (addr=",)  # of the side channel; the server hangs
+
+    def pd_protocol(self, config: Config) -> VllmPdProtocol:
+        return VllmPdProtocol()
+
+    def check(self, config: Config, plan: Plan) -> None:
+        require_model(config)
+        check_shards(config, plan)
+        check_stages(config)
+        require_json(config, "kv-transfer-config", '{"kv_port": 14579}')
+        if config.engine.sleep_mode and config.engine.device is Device.cpu:
+            what = "engine.sleep_mode=true: vLLM's workers can sleep only on GPUs"
+            raise ConfigError(what, hint="engine.sleep_mode=false")
+        check_block_size(config, self.block_tokens(config))
+
+    def command(self, config: Config, placement: Placement) -> Command:
+        both, events = self.serves_both_roles(config), self.event_endpoints(config, placement)
+        flags = server_flags(config, placement, both_roles=both, events=events)
+        argv = (python_executable(config), "-m", server_module(placement), *flags)
+        return Command(argv, server_environment(config, placement))
+
+    def event_endpoints(self, config: Config, placement: Placement) -> EventEndpoints | None:
+        """Return None also with a kv-events-config of the user, and with data parallelism: vLLM
+        0.32 refuses ipc endpoints for all but the first rank, and tcp endpoints have no access
+        control."""
+        data_parallel = pool_of(config, placement.worker.role).data_parallel
+        if "kv-events-config" in user_options(config) or data_parallel > 1:
+            return None
+        return ipc_event_endpoints(config, placement)
+
+    def serves_both_roles(self, config: Config) -> bool:
+        return roles_can_change(config) and not config.planner.restart_on_role_change
+
+    def sleep_endpoints(self, config: Config) -> SleepEndpoints | None:
+        return SLEEP_ENDPOINTS if config.engine.sleep_mode else None
+
+    def block_tokens(self, config: Config) -> int:
+        """Return vLLM 0.32's default, or `block-size`. Some attention backends use another size."""
+        return positive_option(config, "block-size", BLOCK_TOKENS[config.engine.device])

@@ -1,0 +1,83 @@
+"""Command line and environment of a vLLM worker, from the topology and its placement."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hpc_dynamo.config import Config, Device, KvLoadFailurePolicy, Role
+from hpc_dynamo.config.merge import parse_json
+from hpc_dynamo.engines.adapter import EventEndpoints, Placement
+from hpc_dynamo.engines.environment import device_environment, network_environment, python_path
+from hpc_dynamo.engines.event_options import kv_events_config
+from hpc_dynamo.engines.options import command_line, user_options
+from hpc_dynamo.engines.shards import pool_of
+from hpc_dynamo.engines.vllm.lora import vllm_options
+from hpc_dynamo.engines.vllm.shards import shard_options
+
+KV_ROLE = {Role.prefill: "kv_producer", Role.decode: "kv_consumer"}
+
+# Prefilled blocks are freed after this time, read or not. A late reader gets the blocks of other
+# requests without an error, and vLLM's default of 30 s is short for a full decode worker.
+KV_LEASE_S = 300
+
+
+def server_flags(
+    config: Config, placement: Placement, *, both_roles: bool, events: EventEndpoints | None
+) -> list[str]:
+    """Return vLLM's options for one worker or shard. Options of the user override them.
+
+    `both_roles`: the role may change while the engine runs.
+    """
+    role, pool = placement.worker.role, pool_of(config, placement.worker.role)
+    options: dict[str, Any] = {
+        "model": config.model.path,
+        "served-model-name": config.model.served_name,
+        "host": placement.address,
+        "port": placement.ports[0],
+        "tensor-parallel-size": pool.tensor_parallel,
+        "pipeline-parallel-size": pool.pipeline_parallel,
+        "data-parallel-size": pool.data_parallel,
+        "max-num-seqs": config.engine.max_num_seqs,
+        "middleware": "hpc_dynamo_auth.BearerTokenAuth",
+        "enable-prompt-tokens-details": True,
+        "enable-request-id-headers": True,
+        **vllm_options(config),
+        **({"enable-sleep-mode": True} if config.engine.sleep_mode else {}),
+        **shard_options(config, placement),
+    }
+    args = user_options(config)
+    if role in KV_ROLE:
+        transfer: Mapping[str, Any] = parse_json(args.pop("kv-transfer-config", None)) or {}
+        kv_role = "kv_both" if both_roles else KV_ROLE[role]
+        options["kv-transfer-config"] = {**_kv_transfer_config(config, kv_role), **transfer}
+    if events:
+        options["kv-events-config"] = kv_events_config(events)
+    return command_line(options | args)
+
+
+def _kv_transfer_config(config: Config, kv_role: str) -> dict[str, Any]:
+    policy = config.engine.kv_load_failure_policy or KvLoadFailurePolicy.recompute
+    buffer = {"kv_buffer_device": "cpu"} if config.engine.device is Device.cpu else {}
+    return {
+        "kv_connector": "NixlConnector",
+        "kv_role": kv_role,
+        "kv_load_failure_policy": str(policy),
+        "kv_connector_extra_config": {"kv_lease_duration": KV_LEASE_S},
+        **buffer,
+    }
+
+
+def server_environment(config: Config, placement: Placement) -> dict[str, str]:
+    """Return vLLM's environment for one worker or shard."""
+    return {
+        "VLLM_NO_USAGE_STATS": "1",
+        # Enables the paths for sleep and wake. They require the run's token like all paths.
+        **({"VLLM_SERVER_DEV_MODE": "1"} if config.engine.sleep_mode else {}),
+        **({"VLLM_HOST_IP": placement.address} if placement.rendezvous else {}),
+        **network_environment(placement),
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": placement.address,
+        "VLLM_NIXL_SIDE_CHANNEL_PORT": str(placement.ports[1]),
+        **device_environment(config, placement),
+        **config.engine.env,
+        "PYTHONPATH": python_path(config),
+        "VLLM_API_KEY": placement.token,
+    }
