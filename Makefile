@@ -33,10 +33,12 @@ coverage: $(VENV)/dev.stamp ## the fast suite with its coverage; fails below the
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not cluster and not vllm and not slow" \
 		--cov --cov-report=term --cov-report=xml:dist/coverage.xml
 
-lint: $(VENV)/dev.stamp ## ruff and strict mypy
+lint: $(VENV)/dev.stamp ## ruff, strict mypy, and the docs: generated pages, navigation and links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tools.reference --check
+	$(BIN)/mkdocs build --quiet --strict
 
 docs: $(VENV)/dev.stamp ## generate the reference pages and build the site into dist/site
 	$(BIN)/python -m tools.reference

@@ -1,17 +1,17 @@
-"""Exceptions that this toolkit raises on purpose, in one tree.
+"""Exceptions of this toolkit, in one tree.
 
-    HpcDynamoError            exit code 1: trying again may help
-    ├── UsageError            exit code 3: trying again cannot help
+    HpcDynamoError            exit code 1: a retry may help
+    ├── UsageError            exit code 3: a retry cannot help
     │   ├── ConfigError       a key, value or layout that cannot work, with the field's name
     │   │   └── NoTokenizer   (preprocess) a model whose prompts cannot be tokenized here
     │   ├── InputError        a batch input that cannot be used, with line numbers
-    │   ├── MissingDependency an optional package or a program is not there
+    │   ├── MissingDependency an optional package or a program is missing
     │   └── FileRefused       a file that cannot be read or written: permission, name, missing
-    ├── FileError             the file system refused: no space, quota, a limit
-    ├── LaunchError           Slurm or the local executor did not take or lost the job
-    ├── RunBusy               another attempt is writing to this run folder
-    ├── BootstrapError        ranks that did not come, each with node and log
-    ├── WireError             a peer was silent past the deadline, or sent what cannot be read
+    ├── FileError             the file system failed: no space, quota, a limit
+    ├── LaunchError           Slurm or the local executor refused or lost the job
+    ├── RunBusy               another attempt writes to this run folder
+    ├── BootstrapError        ranks that did not connect, each with node and log
+    ├── WireError             a peer did not answer in time, or sent an invalid message
     ├── EngineError           an engine did not start or died, with rank, node and log
     ├── RequestFailed         an engine answered with an error, or not at all
     │   ├── PromptRejected    (preprocess) the chat template refuses the messages
@@ -19,7 +19,8 @@
     │   └── Overloaded, NoWorker, Exhausted   (router) no worker has room, is ready, or is left
     └── KvTransferError       NIXL could not register, connect or move a buffer
 
-A message describes what happened; `hint` is what to try; `log` is where to read more.
+The message describes what happened, to which rank and node. `hint` is what to try, and `log` is the
+file with more details.
 """
 
 import errno
@@ -77,7 +78,7 @@ class ConfigError(UsageError):
 
 
 class InputError(UsageError):
-    """A batch input that cannot be used. The message holds `file:line: reason` rows."""
+    """A batch input that cannot be used. The message has lines `file:line: reason`."""
 
 
 class MissingDependency(UsageError):
@@ -85,19 +86,19 @@ class MissingDependency(UsageError):
 
 
 class LaunchError(HpcDynamoError):
-    """Slurm or the local executor did not take the job, or lost it."""
+    """Slurm or the local executor refused the job, or lost it."""
 
 
 class RunBusy(HpcDynamoError):
-    """Another attempt of the same run is still alive."""
+    """Another attempt of the same run has not ended."""
 
 
 class BootstrapError(HpcDynamoError):
-    """Some ranks did not come in time."""
+    """Some ranks did not connect in time."""
 
 
 class WireError(HpcDynamoError):
-    """A peer did not answer before the deadline, or not in a form that we know."""
+    """A peer did not answer before the deadline, or sent an invalid message."""
 
 
 class EngineError(HpcDynamoError):
@@ -111,8 +112,8 @@ class KvTransferError(HpcDynamoError):
 class RequestFailed(HpcDynamoError):
     """One request did not succeed.
 
-    `status` is the engine's HTTP status, or 503 when no engine could be reached;
-    `body` is the engine's answer as it came, or an error in OpenAI's form.
+    `status` is the engine's HTTP status, or 503 if no engine could be reached. `body` is the
+    engine's answer unchanged, or an error in OpenAI's format.
     """
 
     def __init__(self, message: str, *, status: int, body: bytes = b"", hint: str = "") -> None:
@@ -121,7 +122,7 @@ class RequestFailed(HpcDynamoError):
 
     @property
     def final(self) -> bool:
-        """True when the engine refused the request itself, so that no retry can help."""
+        """Return True if the engine refused the request itself, so that no retry can help."""
         return 400 <= self.status < 500 and self.status not in (408, 425, 429)
 
 
@@ -131,7 +132,7 @@ def quoted_override(field: str, value: object) -> str:
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
-    """The error for a name that is not in a table: lists the table, guesses what was meant."""
+    """Return the error for an unknown name. It lists the known ones and suggests the closest."""
     names = sorted(known)
     guess = get_close_matches(name, names, n=1)
     meant = f"did you mean {guess[0]!r}? " if guess else ""
@@ -139,7 +140,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
 
 
 def unknown_field_error(path: str, name: str, known: Iterable[str]) -> ConfigError:
-    """The error for a field that the one at `path` has not; empty: the whole has not."""
+    """Return the error for a field that does not exist below `path` (empty: at the top)."""
     full = f"{path}.{name}".lstrip(".")
     guess = get_close_matches(name, names := sorted(known), n=1)
     meant = f"did you mean {guess[0]}? " if guess else ""
@@ -222,7 +223,7 @@ def _access(there: Path, owner: str) -> str:
     """Return what gives the right to read a file or folder; `owner` is another user, if any."""
     path = shlex.quote(str(there))
     if owner:
-        return f"ask {owner} for read access; `ls -ld {path}` shows who has it"
+        return f"ask {owner} for read access; `ls -ld {path}` shows its permissions"
     return f"`chmod u+rX {path}`; `ls -ld {path}` shows its permissions"
 
 

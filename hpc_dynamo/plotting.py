@@ -1,4 +1,4 @@
-"""Pictures of curves, by matplotlib, which is an extra: nothing else of a run needs it."""
+"""Plots curves with matplotlib, an optional dependency."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,19 +8,21 @@ from typing import Any
 
 from hpc_dynamo.errors import MissingDependency
 
-WIDTH, HEIGHT = 10.0, 2.6  # inches, of one panel
+WIDTH, HEIGHT = 10.0, 2.6  # inches per panel
 
 
 class Style(StrEnum):
-    """How the points of a curve are joined."""
+    """Style of a curve."""
 
     line = "line"
-    steps = "steps"  # a value holds until the next
+    steps = "steps"  # each value holds until the next point
     points = "points"
 
 
 @dataclass(frozen=True)
 class Curve:
+    """Named points of equal length `xs` and `ys`."""
+
     name: str
     xs: Sequence[float]
     ys: Sequence[float]
@@ -29,7 +31,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes. `target` is a value to keep below, drawn across."""
+    """One pair of axes. `target` is a limit, drawn as a horizontal line."""
 
     y_label: str
     curves: Sequence[Curve]
@@ -38,7 +40,7 @@ class Panel:
 
 
 def import_matplotlib() -> Any:
-    """Return matplotlib's class of figures, imported only when a picture is wanted.
+    """Return matplotlib's Figure class; it is imported only for a plot.
 
     Raises MissingDependency.
     """
@@ -51,7 +53,7 @@ def import_matplotlib() -> Any:
 
 
 def draw(file: Path, title: str, panels: Sequence[Panel]) -> None:
-    """Draw panels below each other into a PNG, SVG or PDF, chosen by the file's name.
+    """Draw panels below each other into a PNG, SVG or PDF, by the suffix of the file.
 
     Raises MissingDependency without matplotlib.
     """
@@ -59,7 +61,7 @@ def draw(file: Path, title: str, panels: Sequence[Panel]) -> None:
 
 
 def figure_of(title: str, panels: Sequence[Panel]) -> Any:
-    """Return a matplotlib figure. Its vertical axes start at 0; counts have whole numbers.
+    """Return a matplotlib figure. Vertical axes start at 0; counts have integer ticks.
 
     Raises MissingDependency without matplotlib.
     """
@@ -89,7 +91,7 @@ def _scale(ax: Any, panel: Panel) -> None:
 
 
 def _add(ax: Any, curve: Curve, above: int) -> None:  # matplotlib's Axes, not imported here
-    """Add a curve with `above` curves over it: it is wider, to stay visible if they are equal."""
+    """Add a curve below `above` others; it is drawn wider to stay visible."""
     match curve.style:
         case Style.steps:
             width, alpha = 2.0 + 3.0 * above, 0.5 if above else 1.0

@@ -1,7 +1,7 @@
-"""How long a step of a modelled engine takes: a pure function of what is in the batch.
+"""Duration of a modelled engine step, as a pure function of its batch.
 
-A step computes `tokens` of prefill at a mean context, and one token for each decoding
-sequence. Its duration in seconds is
+A step computes `tokens` of prefill at a mean context, and one token for each decoding sequence. Its
+duration in seconds is
 
     max(prefill_s if any prefill, decode_s if any decode)        weights are read once
       + prefill_s_per_token * tokens
@@ -20,7 +20,7 @@ from hpc_dynamo.errors import InputError, unknown_name
 
 @dataclass(frozen=True)
 class TimingModel:
-    """The six coefficients, in seconds."""
+    """Coefficients of the formula, in seconds."""
 
     prefill_s: float = 0.0
     prefill_s_per_token: float = 0.0
@@ -32,10 +32,10 @@ class TimingModel:
     def step_s(
         self, tokens: int, tokens_context: float, sequences: int, context_tokens: int
     ) -> float:
-        """Seconds of one step.
+        """Return the duration of one step in seconds.
 
-        `tokens` of prefill and `tokens_context`, the sum over them of what each attends to;
-        decoding `sequences` and `context_tokens`, the sum of their lengths.
+        `tokens_context` is the sum of the context of each prefill token, `context_tokens` the sum
+        of the lengths of the decoding sequences.
         """
         fixed = max(self.prefill_s if tokens else 0.0, self.decode_s if sequences else 0.0)
         prefill = self.prefill_s_per_token * tokens
@@ -49,12 +49,12 @@ class TimingModel:
 def roofline(
     parameters: float, flops: float, bandwidth: float, kv_bytes: float, width: float
 ) -> TimingModel:
-    """A first-order estimate of a dense model in 16 bits, not a measurement.
+    """Return a first-order estimate, not a measurement, for a dense model in 16 bits.
 
-    Prefill computes 2 FLOP a parameter and token, and 4 * width FLOP a token and token of
-    context (`width`: layers times hidden size), at half of the peak `flops` a second. Decode
-    reads the weights and `kv_bytes` a token of context at 80 % of `bandwidth` bytes a second.
-    Half a millisecond a step is taken for launching it.
+    Prefill computes 2 FLOP per parameter and token, and 4 * width FLOP per token and token of
+    context (`width`: layers times hidden size), at half of the peak `flops` per second. Decode
+    reads the weights and `kv_bytes` per token of context at 80 % of `bandwidth` bytes per second.
+    Launching a step takes 0.5 ms.
     """
     compute, read = 0.5 * flops, 0.8 * bandwidth
     weights_s = 2 * parameters / read + 0.0005
@@ -68,24 +68,24 @@ def roofline(
     )
 
 
-# 8 billion parameters as Llama 3 has them: 32 layers of 4096; 8 KV heads of 128, 128 KiB a token.
+# Llama 3 8B: 32 layers of 4096; 8 KV heads of 128, which take 128 KiB per token.
 _LLAMA_8B = {"parameters": 8.0e9, "kv_bytes": 131072.0, "width": 32 * 4096.0}
 
 PROFILES = {
     "instant": TimingModel(),
-    # Illustrative: peak figures of the vendor's data sheets through `roofline`.
+    # Estimates from the peak figures of the vendor's data sheets.
     "h100-8b": roofline(flops=989e12, bandwidth=3.35e12, **_LLAMA_8B),
     "a100-8b": roofline(flops=312e12, bandwidth=2.04e12, **_LLAMA_8B),
-    # Measured: SmolLM2-135M in vLLM on two AVX2 cores, float32; 365 tokens prefilled in 1.0 s,
-    # 0.1 s a decode step. What depends on context and batch was too small to tell.
+    # Measured with SmolLM2-135M in vLLM on two AVX2 cores in float32: 365 tokens are prefilled in
+    # 1.0 s, a decode step takes 0.1 s. The effects of context and batch size were too small.
     "cpu-135m": TimingModel(prefill_s_per_token=1.0 / 365, decode_s=0.1),
 }
 
 
 def load_timing(name: str) -> TimingModel:
-    """A profile by name, or from a JSON file with the fields of Timing.
+    """Return a model by name, or from a JSON file with the fields of TimingModel.
 
-    Raises ConfigError for an unknown name, InputError for a file that does not fit.
+    Raises ConfigError for an unknown name, InputError for an invalid file.
     """
     if name in PROFILES:
         return PROFILES[name]
@@ -98,4 +98,4 @@ def load_timing(name: str) -> TimingModel:
         raise InputError(f"{path}: cannot be read: {e.strerror}") from e
     except msgspec.DecodeError as e:
         known = ", ".join(field.name for field in fields(TimingModel))
-        raise InputError(f"{path}: {e}", hint=f"the fields are: {known}") from e
+        raise InputError(f"{path}: {e}", hint=f"valid fields: {known}") from e

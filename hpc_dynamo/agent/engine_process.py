@@ -9,7 +9,7 @@ from dataclasses import replace
 from subprocess import SubprocessError
 
 from hpc_dynamo.config import Config
-from hpc_dynamo.engines import Command, Placement, diagnose, engine, in_container
+from hpc_dynamo.engines import EngineCommand, Placement, diagnose, engine, in_container
 from hpc_dynamo.engines.root_cause import killed_itself, last_line, root_cause
 from hpc_dynamo.errors import EngineError, HpcDynamoError
 from hpc_dynamo.launch import mpi_step
@@ -61,7 +61,7 @@ class EngineProcess:
                 await self._end(child, self._step)
             await child.stop()
 
-    async def _command(self) -> Command:
+    async def _command(self) -> EngineCommand:
         config, place, adapter = self._config, self._place, engine(self._config.engine.name)
         command = in_container(config, place, adapter.command(config, place))
         if not (self._is_mpi_step or command.container_args):

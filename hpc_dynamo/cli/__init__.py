@@ -1,7 +1,7 @@
 """The command line: verbs over a composed configuration.
 
     command_line     parses the arguments, runs the verb, turns errors into exit codes
-    parser, help_text, arguments, unknown_options    what argparse is told, and `--help`
+    parser, help_text, arguments, unknown_options    options of the verbs, and `--help`
     commands/        one file for each verb, and the table of verbs
     compose, model_overrides, overrides/    from overrides and `conf/` to the configuration
     task_config, launch_checks, node_resources, model_checks    checks before a job starts
@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from hpc_dynamo.cli.completion.candidates import print_candidates
 
         return print_candidates(words[1:])
-    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored
+    # SIGINT may be ignored, as for a command that a script starts with `&`. Keep that.
+    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if default:
         signal.signal(signal.SIGINT, exit_at_once)
     from hpc_dynamo.cli.command_line import main as run

@@ -17,7 +17,7 @@ def add_overrides(parser: ArgumentParser) -> None:
 
 
 def add_run(parser: ArgumentParser, metavar: str = "RUN", more: str = "") -> None:
-    """Add the reference to a run. `more` describes other words that the verb takes."""
+    """Add the reference to a run. `more` describes the verb's other arguments."""
     _add_words(parser, metavar, f"{RUN_HELP}{more}")
 
 

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check_command_line(argv: Sequence[str]) -> None:
     """Make the checks that this command line passes before it starts a job. Starts nothing.
 
-    The checks are those of a Slurm login node, unless `cluster.launcher` is set, and need neither
+    They are the checks of a Slurm login node, unless `cluster.launcher` is set. They need neither
     Slurm nor the files of the input and the model. Raises HpcDynamoError, or SystemExit for an
     unknown verb or option.
     """

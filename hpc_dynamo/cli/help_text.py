@@ -26,6 +26,7 @@ examples:
 
 exit codes: {exit_codes}"""
 
+# prose: ignore (a table)
 OVERRIDES = """\
 Overrides set fields of the configuration: FIELD=VALUE. Quote values for the shell only.
 GROUP=FILE selects a file of conf/GROUP/, such as engine=vllm. Later arguments win.
@@ -62,9 +63,10 @@ def top_level(verbs: Mapping[str, str]) -> str:
     return TOP_LEVEL.format(verbs="\n".join(rows), exit_codes=exit_codes_line()) + "\n"
 
 
-def verb_epilog(examples: str) -> str:
+def verb_epilog(examples: str, notes: str) -> str:
     """Return the end of a verb's `--help`."""
-    return f"examples:\n{examples}\n\nexit codes: {exit_codes_line()}"
+    parts = (f"examples:\n{examples}", notes, f"exit codes: {exit_codes_line()}")
+    return "\n\n".join(filter(None, parts))
 
 
 def exit_codes_line() -> str:
@@ -76,3 +78,6 @@ def exit_codes_line() -> str:
 def exit_codes_table() -> str:
     """Return the text of `hpc-dynamo help exit-codes`."""
     return "exit codes:\n" + "\n".join(f"  {code:<5}{code.meaning}" for code in ExitCode)
+
+
+TOPICS = {"overrides": lambda: OVERRIDES, "exit-codes": exit_codes_table}

@@ -41,7 +41,8 @@ def _untokenized(config: Config) -> Iterator[Problem]:
     for model, own in config.by_model.items():
         simulated = own.engine.name == SIMULATOR
         if own.router.policy is not Policy.kv or (config.task is Task.batch and simulated):
-            continue  # a batch computes the token ids of the simulator without a model folder
+            # A batch computes the token ids of the simulator without a model folder.
+            continue
         if missing := tokenizer_problem(own, os.environ):
             what = f"models.{model}: {missing.message}" if model else missing.message
             yield Problem(Severity.note if simulated else Severity.warning, what, missing.hint)

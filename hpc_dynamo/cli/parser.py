@@ -33,7 +33,7 @@ def verb_parser(verb: str) -> ArgumentParser:
     parser = ArgumentParser(
         prog=f"{PROGRAM} {verb}",
         description=f"{VERBS[verb][0].upper()}{VERBS[verb][1:]}.",
-        epilog=verb_epilog(command.EXAMPLES),
+        epilog=verb_epilog(command.EXAMPLES, command.NOTES),
         formatter_class=RawDescriptionHelpFormatter,
     )
     command.add_arguments(parser)

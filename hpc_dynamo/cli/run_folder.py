@@ -1,9 +1,9 @@
-"""Run folder that a command works on.
+"""Create the folder of a run, or resume an existing one.
 
-Results of different settings are never mixed, and no result is deleted: `overwrite=true` renames a
-run's folder to NAME.old-1, NAME.old-2 and so on. A job that Slurm restarts executes its command
-again. Then `overwrite` and `batch.retry_failed` are ignored, since the first execution applied
-them, and the run is resumed.
+Results of different settings are never mixed, and no result is deleted: `overwrite=true` renames
+the folder of a run to NAME.old-1, NAME.old-2 and so on. A job that Slurm restarts executes its
+command again. Then `overwrite` and `batch.retry_failed` are ignored, since the first execution
+applied them, and the run is resumed.
 """
 
 import shlex
@@ -29,7 +29,7 @@ from hpc_dynamo.messages import RunSettings
 from hpc_dynamo.run import Run, Secrets, new_token, read_json, write_json
 from hpc_dynamo.wire import new_keys
 
-Say = Callable[[str], object]
+Notify = Callable[[str], object]  # prints a line for the user
 
 SETTINGS: Mapping[Task, Callable[[Config], Settings]] = {
     Task.batch: answer_settings,
@@ -37,20 +37,22 @@ SETTINGS: Mapping[Task, Callable[[Config], Settings]] = {
 }
 
 
-def batch_run(config: Config, requests: BatchInput, notify: Say) -> Run:
-    """Return the run of a batch, created if needed. Raises ConfigError if it has results of
-    another input, or results made with other settings."""
-    run = _free(config, notify)
+def batch_run(config: Config, requests: BatchInput, notify: Notify) -> Run:
+    """Return the run of a batch, created if needed.
+
+    Raises ConfigError if it has results of another input or of other settings.
+    """
+    run = _unused_folder(config, notify)
     known, recorded = run.identity(), _recorded(run)
     if recorded and _has_results(run):
-        _refuse_other_task(config, run, recorded)
+        _check_task(config, run, recorded)
     results = Ledger(run, 0)
-    spots = results.results()
-    if known and spots and known.fingerprint != requests.fingerprint:
+    locations = results.results()
+    if known and locations and known.fingerprint != requests.fingerprint:
         what = f"name={config.name}: {run.path} holds results of another input ({known.input})"
-        raise ConfigError(what, hint=_remedy(config, run))
-    if recorded and spots:
-        _compare(config, run, recorded, spots, notify)
+        raise ConfigError(what, hint=_new_name_hint(config, run))
+    if recorded and locations:
+        _check_settings(config, run, recorded, locations, notify)
     _create(run)
     _record(config, run)
     if known is None or known.fingerprint != requests.fingerprint:
@@ -60,14 +62,16 @@ def batch_run(config: Config, requests: BatchInput, notify: Say) -> Run:
     return run
 
 
-def profile_run(config: Config, notify: Say) -> Run:
-    """Return the run of a profile, created if needed. Raises ConfigError if its points are of
-    another engine, model or worker shape."""
-    run = _free(config, notify)
+def profile_run(config: Config, notify: Notify) -> Run:
+    """Return the run of a profile, created if needed.
+
+    Raises ConfigError if it has points of another engine, model or worker shape.
+    """
+    run = _unused_folder(config, notify)
     if (recorded := _recorded(run)) and _has_results(run):
-        _refuse_other_task(config, run, recorded)
-        usual = profile_settings(Config())
-        if changed := differences(recorded.settings, profile_settings(config), usual):
+        _check_task(config, run, recorded)
+        defaults = profile_settings(Config())
+        if changed := differences(recorded.settings, profile_settings(config), defaults):
             raise _other_settings(config, run, "points", changed)
     _create(run)
     _record(config, run)
@@ -75,43 +79,47 @@ def profile_run(config: Config, notify: Say) -> Run:
     return run
 
 
-def serve_run(config: Config, notify: Say) -> Run:
-    """Return the run of an endpoint, created if needed. Raises ConfigError for the folder of a
-    batch or a profile."""
-    run = _free(config, notify)
+def serve_run(config: Config, notify: Notify) -> Run:
+    """Return the run of an endpoint, created if needed.
+
+    Raises ConfigError for the folder of a batch or a profile.
+    """
+    run = _unused_folder(config, notify)
     known = run.identity()
     if known is not None:
         what = f"name={config.name}: {run.path} holds results ({known.input})"
-        raise ConfigError(what, hint=_remedy(config, run))
+        raise ConfigError(what, hint=_new_name_hint(config, run))
     _create(run)
     return run
 
 
-def _free(config: Config, say: Say) -> Run:
-    """Return the run's folder, which no other job uses; renamed first if `overwrite=true`. Raises
-    RunBusy."""
+def _unused_folder(config: Config, notify: Notify) -> Run:
+    """Return the run, after a rename of its folder if `overwrite=true`.
+
+    Raises RunBusy if a job uses it.
+    """
     run = Run(Path(config.runs_dir) / config.name)
     launch.refuse_if_busy(run)
     if config.overwrite and run.attempts():
         if launch.is_restarted_job(run):
-            say(f"overwrite=true took effect when this job first ran: {run.path} is resumed")
+            notify(f"overwrite=true took effect when this job first ran: {run.path} is resumed")
         else:
-            _set_aside(run, say)
+            _rename_old(run, notify)
     return run
 
 
-def _set_aside(run: Run, say: Say) -> None:
+def _rename_old(run: Run, notify: Notify) -> None:
     """Rename a folder with results; delete one without."""
-    written = _results(run)
+    written = _count_results(run)
     if not written:
         shutil.rmtree(run.path)
         return
-    old = _old(run)
+    old = _free_old_path(run)
     run.path.rename(old)
-    say(f"overwrite=true: {written} earlier results of {run.path} are now in {old}")
+    notify(f"overwrite=true: {written} earlier results of {run.path} are now in {old}")
 
 
-def _results(run: Run) -> int:
+def _count_results(run: Run) -> int:
     """Count the results of the run's attempts: answers, failures, or points of a profile."""
     total = 0
     for part in run.results.glob("*.jsonl"):
@@ -124,7 +132,7 @@ def _has_results(run: Run) -> bool:
     return any(part.stat().st_size for part in run.results.glob("*.jsonl"))
 
 
-def _old(run: Run) -> Path:
+def _free_old_path(run: Run) -> Path:
     names = (run.path.with_name(f"{run.path.name}.old-{n}") for n in count(1))
     return next(path for path in names if not path.exists())
 
@@ -143,14 +151,18 @@ def _recorded(run: Run) -> RunSettings | None:
     return RunSettings(task=config.task, settings=settings, written_at=0.0)
 
 
-def _refuse_other_task(config: Config, run: Run, recorded: RunSettings) -> None:
+def _check_task(config: Config, run: Run, recorded: RunSettings) -> None:
     if recorded.task is not config.task:
         what = f"name={config.name}: {run.path} holds other results, those of a {recorded.task}"
-        raise ConfigError(what, hint=_remedy(config, run))
+        raise ConfigError(what, hint=_new_name_hint(config, run))
 
 
-def _compare(
-    config: Config, run: Run, recorded: RunSettings, spots: Mapping[str, ResultLocation], say: Say
+def _check_settings(
+    config: Config,
+    run: Run,
+    recorded: RunSettings,
+    locations: Mapping[str, ResultLocation],
+    notify: Notify,
 ) -> None:
     """Raise ConfigError if answers made with other settings would be mixed with existing ones.
 
@@ -160,12 +172,12 @@ def _compare(
     changed = differences(recorded.settings, answer_settings(config))
     if not changed:
         return
-    good = sum(spot.answered for spot in spots.values())
-    failed = len(spots) - good
+    good = sum(location.answered for location in locations.values())
+    failed = len(locations) - good
     kept = f"{good} answers" if good else f"{failed} failed requests"
     curable = failed and (not good or all(d.in_options for d in changed))
     if curable and config.batch.retry_failed:
-        say(f"{run.path} holds {kept} made with other settings:{_listed(changed)}")
+        notify(f"{run.path} holds {kept} made with other settings:{_as_list(changed)}")
         return
     again = f"batch.retry_failed=true runs only its {failed} failed requests again, "
     raise _other_settings(config, run, kept, changed, again if curable else "")
@@ -175,25 +187,26 @@ def _other_settings(
     config: Config, run: Run, kept: str, changed: Sequence[SettingChange], first: str = ""
 ) -> ConfigError:
     what = f"name={config.name}: {run.path} holds {kept} made with other settings:"
-    return ConfigError(what + _listed(changed), hint=first + _remedy(config, run))
+    return ConfigError(what + _as_list(changed), hint=first + _new_name_hint(config, run))
 
 
-def _listed(changed: Sequence[SettingChange]) -> str:
+def _as_list(changed: Sequence[SettingChange]) -> str:
     return "".join(f"\n    {difference}" for difference in changed)
 
 
-def _remedy(config: Config, run: Run) -> str:
+def _new_name_hint(config: Config, run: Run) -> str:
     """Return overrides that help, quoted for a shell."""
     names = (f"{config.name}-{n}" for n in count(2))
     free = next(name for name in names if not run.path.with_name(name).exists())
     name = shlex.quote(f"name={free}")
-    return f"{name} for a run of its own, or overwrite=true, which moves the old one to {_old(run)}"
+    old = _free_old_path(run)
+    return f"{name} for a run of its own, or overwrite=true, which moves the old one to {old}"
 
 
-def _retry(results: Ledger, requests: BatchInput, say: Say) -> None:
+def _retry(results: Ledger, requests: BatchInput, notify: Notify) -> None:
     again = results.retry_failed(requests)
     if again:
-        say(f"batch.retry_failed=true: {again} failed requests run again")
+        notify(f"batch.retry_failed=true: {again} failed requests run again")
 
 
 def _create(run: Run) -> None:

@@ -24,7 +24,7 @@ def composed(args: Namespace) -> Config:
 def resolve_batch(config: Config) -> Config:
     """Return the configuration that `batch` runs with. Raises ConfigError."""
     if not config.input:
-        raise ConfigError("input is not set", hint="input=prompts.jsonl, a line a request")
+        raise ConfigError("input is not set", hint="input=prompts.jsonl, one request per line")
     source = Path(config.input).absolute()
     return resolve_run(replace(config, task=Task.batch, input=str(source)), source.stem)
 

@@ -18,8 +18,9 @@ from rich.panel import Panel
 
 from hpc_dynamo.cli.command_line import main as hpc_dynamo
 from hpc_dynamo.cli.compose import compose
+from hpc_dynamo.demo.next_steps import next_steps
 from hpc_dynamo.demo.provision import DemoEngine, provision
-from hpc_dynamo.errors import HpcDynamoError
+from hpc_dynamo.errors import ExitCode, HpcDynamoError
 
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
 SHOWN_ANSWERS = 3
@@ -37,11 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return e.exit_code
     except KeyboardInterrupt:
         console.print("\ninterrupted; run the same command again to resume")
-        return 130
+        return ExitCode.interrupted
     arguments = batch_arguments(engine, args.overrides)
     code = hpc_dynamo(arguments)
     if code == 0:
         _show(_run_folder(arguments) / "output.jsonl", console)
+        text = "\n".join(["", *next_steps(engine_overrides(engine))])
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     return code
 
 
@@ -55,13 +58,15 @@ def _parser() -> argparse.ArgumentParser:
 def batch_arguments(engine: DemoEngine | None, overrides: Sequence[str]) -> list[str]:
     """Return the arguments of the batch. `overrides` come last and take precedence."""
     arguments = ["batch", "topology=disaggregated", "cluster=local", "name=demo", "overwrite=true"]
-    arguments.append(f"input={PROMPTS}")
+    return [*arguments, f"input={PROMPTS}", *engine_overrides(engine), *overrides]
+
+
+def engine_overrides(engine: DemoEngine | None) -> list[str]:
+    """Return the overrides that select the engine of the demo; None is the simulator."""
     if engine is None:
-        arguments.append("engine=simulator")
-    else:
-        arguments += ["engine=vllm-cpu", f"engine.python={engine.python}"]
-        arguments.append(f"model.path={engine.model}")
-    return [*arguments, *overrides]
+        return ["engine=simulator"]
+    python, model = f"engine.python={engine.python}", f"model.path={engine.model}"
+    return ["engine=vllm-cpu", python, model]
 
 
 def _run_folder(arguments: Sequence[str]) -> Path:

@@ -16,6 +16,7 @@ from pathlib import Path
 from hpc_dynamo.bootstrap import mpi
 from hpc_dynamo.config import BootstrapMethod, Config, Container, ContainerKind, Engine
 from hpc_dynamo.doctor.records import NodeFacts
+from hpc_dynamo.engines import ENGINES
 from hpc_dynamo.launch.mpi_step import step_environment
 from hpc_dynamo.model_files import check_models, model_source
 from hpc_dynamo.process.child import clean_environment
@@ -23,10 +24,7 @@ from hpc_dynamo.topology import Plan
 
 PROGRAM_TIMEOUT_S = 60.0  # a program may start from a slow shared disk
 READ_S, READ_BYTES, CHUNK_BYTES = 3.0, 1 << 30, 16 << 20
-ENGINE_MODULES = {"vllm": ("vllm",), "sglang": ("sglang",), "trtllm": ("tensorrt_llm",)}
 LOCAL_TASK_VARIABLE = "SUBMITIT_LOCAL_GLOBALID"  # set in tasks of cluster.launcher=local
-# PYTHONPATH makes the first visible to any interpreter, but not its dependencies.
-SIMULATOR_MODULES = ("hpc_dynamo", "msgspec")
 
 
 def preflight_facts(config: Config, gpus: int, address: str, host: str) -> NodeFacts:
@@ -160,7 +158,7 @@ def engine_error(engine: Engine) -> str:
     """
     if in_container(engine):
         return _container_error(engine.container)
-    modules = ENGINE_MODULES.get(engine.name, SIMULATOR_MODULES)
+    modules = ENGINES[engine.name].python_modules
     return _python_error(engine.python or sys.executable, modules, engine.env)
 
 

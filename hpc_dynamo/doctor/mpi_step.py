@@ -7,7 +7,7 @@ have a Slurm step of their own, because a crash in MPI_Init ends the whole step.
 import asyncio
 
 from hpc_dynamo.config import with_worker_options
-from hpc_dynamo.engines import Command, Placement, in_container, is_mpi_step
+from hpc_dynamo.engines import EngineCommand, Placement, in_container, is_mpi_step
 from hpc_dynamo.engines.environment import python_executable
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.launch import mpi_step
@@ -42,7 +42,7 @@ async def mpi_step_error(attempt: Attempt) -> str:
 async def _try(attempt: Attempt, worker: Worker) -> str:
     own = with_worker_options(attempt.config(), worker.model, worker.role)
     ranks = sum(len(s.gpus) for s in worker.shards)
-    bare = Command((python_executable(own), "-c", PROGRAM), own.engine.env)
+    bare = EngineCommand((python_executable(own), "-c", PROGRAM), own.engine.env)
     logs = str(attempt.logs)
     placement = Placement(worker, address="", ports=(), gpus=(), token="", log_folder=logs)
     command = in_container(own, placement, bare)

@@ -1,7 +1,7 @@
 """Inference engines: commands, prefill/decode protocols, checks and metrics. Pure.
 
 A new engine is a folder here with an adapter, a row in ENGINES, and a file `conf/engine/NAME.yaml`.
-Nothing else names engines: other packages call the functions below with a configuration.
+Other packages call the functions below with a configuration, and do not name engines.
 
     vllm/ sglang/ trtllm/ simulator/   one engine each: adapter.py, flags.py, pd_protocol.py, …
     adapter.py                         EngineAdapter, the base class; Placement, Command
@@ -11,7 +11,6 @@ Nothing else names engines: other packages call the functions below with a confi
     shards.py container_args.py        workers over several nodes; commands inside containers
     compat_checks.py                   what engines refuse before submission
     diagnostics.py root_cause.py       what a log says about a failed engine, and what to try
-    roles.py                           the configuration of one worker
     answer_settings.py                 settings that the answers of a batch depend on
     http_paths.py                      paths of an engine that clients may use
     metrics.py                         the engines' /metrics in one vocabulary
@@ -31,8 +30,8 @@ from hpc_dynamo.config import (
 from hpc_dynamo.config.resolve import role_options_differ
 from hpc_dynamo.engines import container_args
 from hpc_dynamo.engines.adapter import (
-    Command,
     EngineAdapter,
+    EngineCommand,
     EventEndpoints,
     Placement,
     PromptCheck,
@@ -157,9 +156,9 @@ __all__ = [
     "MESSAGES",
     "RESPONSES",
     "Body",
-    "Command",
     "ConcurrentProtocol",
     "EngineAdapter",
+    "EngineCommand",
     "EventEndpoints",
     "PdProtocol",
     "Placement",

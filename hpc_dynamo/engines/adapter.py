@@ -1,5 +1,4 @@
-"""What the rest of the toolkit knows about an engine: a command, a prefill/decode protocol,
-metrics.
+"""Interface of the engine adapters: commands, prefill/decode protocols and metrics.
 
 Engines are processes that serve OpenAI's HTTP API. An adapter is pure: it builds commands and
 rewrites request bodies. It starts and imports nothing, and reads at most the files of a model.
@@ -29,14 +28,14 @@ class Placement:
     """Node, ports and GPUs of one engine process: a worker, or one shard of it."""
 
     worker: Worker
-    address: str  # of the node, on the job's network
+    address: str  # address of the node on the job's network
     ports: tuple[int, ...]  # recently free; the first is for HTTP
     gpus: tuple[str, ...]  # entries of CUDA_VISIBLE_DEVICES
     token: str  # bearer token of the run; goes into the environment, never into a command line
     events_folder: str = ""  # private folder for the sockets of KV events; empty: no events
     log_folder: str = ""  # logs of the run; `Command.files` are written there
     shard_index: int = 0  # index in `worker.shards`; the first shard serves HTTP
-    rendezvous: ShardRendezvous | None = None  # of a worker over several nodes
+    rendezvous: ShardRendezvous | None = None  # only for a worker over several nodes
     interface: str = ""  # network interface of `address`, if known
 
 
@@ -58,7 +57,7 @@ class SleepEndpoints:
 
 
 @dataclass(frozen=True)
-class Command:
+class EngineCommand:
     """Command of one engine process."""
 
     argv: tuple[str, ...]
@@ -102,6 +101,8 @@ class EngineAdapter(ABC):
     """
 
     metrics: MetricNames
+    # Modules that the engine's interpreter must find; the doctor checks them.
+    python_modules: tuple[str, ...] = ()
     # Substrings of the log, and what to try. Checked in order.
     known_failures: Mapping[str, str] = {}
     # Options that change speed, memory or logs, but not the answers of a batch.
@@ -122,7 +123,7 @@ class EngineAdapter(ABC):
         """Raise ConfigError for what this engine cannot run. Called before submission."""
 
     @abstractmethod
-    def command(self, config: Config, placement: Placement) -> Command:
+    def command(self, config: Config, placement: Placement) -> EngineCommand:
         """Return the command that serves `placement.worker` on `placement.ports[0]`, or runs
         another shard of it."""
 

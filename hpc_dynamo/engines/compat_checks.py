@@ -25,7 +25,7 @@ def refuse_recompute(name: str, config: Config) -> None:
 def refuse_disaggregated_profile(name: str, config: Config) -> None:
     """Raise ConfigError for a profile of workers that cannot serve a request without a partner."""
     if config.task is Task.profile and config.topology.kind is TopologyKind.disaggregated:
-        what = f"profile measures each worker alone, which {name}'s prefill/decode protocol "
+        what = f"profile measures each worker by itself, which {name}'s prefill/decode protocol "
         raise ConfigError(f"{what}does not allow", hint="topology=aggregated")
 
 

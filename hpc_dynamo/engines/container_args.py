@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpc_dynamo.config import Config, ContainerKind, Device
-from hpc_dynamo.engines.adapter import Command, Placement
+from hpc_dynamo.engines.adapter import EngineCommand, Placement
 from hpc_dynamo.engines.diagnostics import find_hint
 from hpc_dynamo.engines.environment import INJECTED
 from hpc_dynamo.process.child import SAFE_PATH
@@ -54,7 +54,7 @@ KNOWN_FAILURES = {
 }
 
 
-def in_container(config: Config, placement: Placement, command: Command) -> Command:
+def in_container(config: Config, placement: Placement, command: EngineCommand) -> EngineCommand:
     """Return the command inside the configured container; unchanged without one."""
     if config.engine.container.kind is not ContainerKind.none:
         # The host's own variable stays outside.
@@ -76,7 +76,7 @@ def diagnose(config: Config, log_tail: str) -> str:
     return find_hint(KNOWN_FAILURES, log_tail)
 
 
-def _apptainer(config: Config, placement: Placement, command: Command) -> Command:
+def _apptainer(config: Config, placement: Placement, command: EngineCommand) -> EngineCommand:
     container = config.engine.container
     gpus = ["--nv"] if config.engine.device is Device.cuda else []
     mounts = (*_required_mounts(config, placement), *container.mounts)
@@ -87,7 +87,7 @@ def _apptainer(config: Config, placement: Placement, command: Command) -> Comman
     return replace(command, argv=(*start, container.image, *command.argv), env=env)
 
 
-def _enroot(config: Config, placement: Placement, command: Command) -> Command:
+def _enroot(config: Config, placement: Placement, command: EngineCommand) -> EngineCommand:
     container = config.engine.container
     env = {**_nvidia(config), **command.env}
     mounts = [f"--mount={mount}" for mount in _required_mounts(config, placement)]
@@ -96,10 +96,10 @@ def _enroot(config: Config, placement: Placement, command: Command) -> Command:
     start = ["enroot", "start", "--rw", f"--rc={placement.log_folder}/{RC_NAME}", *mounts, *names]
     argv = (*start, *container.options, container.image, *command.argv)
     # A login shell would read the image's profile, which may change PATH.
-    return Command(argv, env | {"ENROOT_LOGIN_SHELL": "no"}, {**command.files, RC_NAME: RC})
+    return EngineCommand(argv, env | {"ENROOT_LOGIN_SHELL": "no"}, {**command.files, RC_NAME: RC})
 
 
-def _pyxis(config: Config, placement: Placement, command: Command) -> Command:
+def _pyxis(config: Config, placement: Placement, command: EngineCommand) -> EngineCommand:
     """Return a command with srun's options for Pyxis.
 
     Pyxis passes exported variables of the host that the image does not set. Only those of the

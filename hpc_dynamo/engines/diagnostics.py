@@ -37,7 +37,7 @@ COMMON = {
     "Repo id must be": NO_MODEL,
     "is not a valid model identifier": NO_MODEL,
     "does not appear to have a file named": NO_MODEL,
-    "We couldn't connect to": NO_HUB,
+    "couldn't connect to": NO_HUB,
     "cannot find the requested files": NO_HUB,
     "Error while deserializing header": DAMAGED,
     "Unable to load weights from pytorch checkpoint": DAMAGED,

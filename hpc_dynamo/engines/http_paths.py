@@ -13,12 +13,14 @@ from functools import lru_cache
 METHODS = ("GET", "POST", "DELETE")
 VERSION = "/version"
 
+# prose: ignore (word list)
 _INFERENCE = """
 chat classify completion completions conversations detokenize edits embed embedding embeddings
 encode generate generations generative images messages moderations pooling rerank render responses
 score scores scoring speech tokenize transcriptions translations videos voices
 """
 # Words in vLLM 0.32, SGLang 0.5.23 and TensorRT-LLM 1.3, and likely ones in later versions.
+# prose: ignore (word list)
 _ADMINISTRATION = """
 abort adapter adapters add admin awake cache checkpoint clear close collective config configure
 continue debug delete destroy disable docs dump elastic enable ep events expert experts flush

@@ -59,7 +59,7 @@ NOISE = (
     "nanobind: ",
     "- leaked ",
     "see https://",
-    "for further information visit",
+    "further information visit",  # prose: ignore (text of Pydantic)
     "kill_process_tree called",
     *(sign.casefold() for sign in SELF_KILLED),
     "resource_tracker",

@@ -7,7 +7,6 @@ connect at `Placement.rendezvous`.
 from collections.abc import Iterator
 from typing import Any
 
-from hpc_dynamo.config import Config, Pool, Role
 from hpc_dynamo.engines.adapter import Placement
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker
@@ -19,25 +18,19 @@ def multi_node_workers(plan: Plan) -> Iterator[Worker]:
     yield from wide.values()
 
 
-def pool_of(config: Config, role: Role) -> Pool:
-    """Return the sizes of a role's workers."""
-    return dict(config.topology.pools)[role]
-
-
-def replicas_per_shard(pool: Pool, worker: Worker) -> tuple[int, ...]:
+def replicas_per_shard(worker: Worker) -> tuple[int, ...]:
     """Return the number of whole replicas on each shard; empty if a replica spans nodes."""
-    replica = pool.tensor_parallel * pool.pipeline_parallel
-    sizes = [divmod(len(shard.gpus), replica) for shard in worker.shards]
+    sizes = [divmod(len(shard.gpus), worker.parallel.replica) for shard in worker.shards]
     return () if any(rest for _, rest in sizes) else tuple(count for count, _ in sizes)
 
 
-def require_equal_shards(name: str, config: Config, worker: Worker) -> None:
+def require_equal_shards(name: str, worker: Worker) -> None:
     """Raise ConfigError if the shards of a worker differ in size; engine `name` needs equal
     ones."""
     sizes = [len(shard.gpus) for shard in worker.shards]
     if min(sizes) != max(sizes):
-        pool, nodes = pool_of(config, worker.role), len(sizes)
-        what = f"topology.{worker.role}: {pool.gpus} GPUs per worker are {sizes} on {nodes} nodes"
+        gpus, nodes = worker.parallel.gpus, len(sizes)
+        what = f"topology.{worker.role}: {gpus} GPUs per worker are {sizes} on {nodes} nodes"
         hint = "tensor_parallel, pipeline_parallel and data_parallel whose product is a multiple "
         hint += f"of {nodes}"
         raise ConfigError(f"{what}; engine={name} needs the same number on each", hint=hint)

@@ -1,4 +1,15 @@
-"""The head of a job: membership of agents and workers, the work, one ordered shutdown."""
+"""The head of a job: the task that controls one attempt.
+
+    head        Head: starts all parts below, runs the workload, shuts down in order
+    standalone  the same without agents, for `hpc-dynamo route`
+    lifecycle   what both share: outcome, status file, signals
+    workloads/  what the job runs: a batch, an endpoint or a profile
+    membership/ agents and workers, as they join, report and leave
+    scaling/    role changes, extra jobs, job handover
+    telemetry/  metrics: one table of families, one module per subject
+
+The docstring of each folder maps its files.
+"""
 
 from hpc_dynamo.head.head import Head
 from hpc_dynamo.head.standalone import Standalone

@@ -1,4 +1,4 @@
-"""An endpoint before engines that somebody else started: no agents, and nothing of Slurm."""
+"""Head of `hpc-dynamo route`: an endpoint in front of external engines, without agents or Slurm."""
 
 import asyncio
 from pathlib import Path
@@ -14,35 +14,36 @@ from hpc_dynamo.run import Attempt
 
 
 class Standalone(JobLifecycle):
-    """One attempt before the engines of `config.route`."""
+    """Head in front of the engines of `config.route`."""
 
     def __init__(self, attempt: Attempt, address: str = LOOPBACK) -> None:
         super().__init__(attempt)
         self._address = address
 
     async def run(self) -> Outcome:
-        """Returns when the endpoint has ended; the engines go on."""
+        """Serve until the endpoint ends. The engines keep running."""
         key = self._attempt.engine_key()
-        async with HttpClient.bearer(key) as http, self._among_heads() as heads:
+        async with HttpClient.bearer(key) as http, self._peer_client() as peer_client:
             async with asyncio.TaskGroup() as group:
-                found = model_routes(self._config, http)
-                (lane,) = found.values()
-                members = ExternalWorkers(self._config, lane.router, http, group, self._address)
-                job = HeadContext(self._attempt, self._config, found, members, http)
-                made = self._work = ServeWorkload(job)
-                peers = PeerHeads(lane.router, self._config.route.peers, heads)
-                tasks = [
+                routes = model_routes(self._config, http)
+                (route,) = routes.values()
+                members = ExternalWorkers(self._config, route.router, http, group, self._address)
+                context = HeadContext(self._attempt, self._config, routes, members, http)
+                workload = self._workload = ServeWorkload(context)
+                peers = PeerHeads(route.router, self._config.route.peers, peer_client)
+                background = [
                     group.create_task(members.watch(), name="watch"),
-                    group.create_task(self._show(members, None), name="status"),
+                    group.create_task(self._write_status(members, None), name="status"),
                     group.create_task(peers.run(), name="peers"),
-                    group.create_task(lane.scraper.run(), name="scrape"),
+                    group.create_task(route.scraper.run(), name="scrape"),
                 ]
-                outcome = await self._over(group.create_task(self._finish(made), name="work"))
-                for background in tasks:
-                    background.cancel()
+                task = group.create_task(self._run_workload(workload), name="workload")
+                outcome = await self._wait_for_outcome(task)
+                for each in background:
+                    each.cancel()
         return self._conclude(members, None, outcome)
 
-    def _among_heads(self) -> HttpClient:
-        """Presents the API key that all of them have."""
+    def _peer_client(self) -> HttpClient:
+        """Return a client with the API key, which all heads share."""
         file = self._config.serve.api_key_file
         return HttpClient.bearer(Path(file).read_text().strip() if file else "")

@@ -5,8 +5,8 @@ import time
 from collections import deque
 
 EARLY_SIGNAL_S = 60.0  # Slurm may signal the end of the walltime this much too early
-SHUTDOWN_SHARE = 1 / 3  # share of the time after the signal that is reserved for the shutdown
-MIN_LEFT_S = 10.0  # no request is started later than this before the shutdown
+SHUTDOWN_SHARE = 1 / 3  # part of the time after the signal, for the shutdown
+MIN_LEFT_S = 10.0  # no request starts later than this before the shutdown
 KEPT_DURATIONS = 512
 DURATION_QUANTILE = 0.95
 

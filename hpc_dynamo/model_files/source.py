@@ -29,7 +29,7 @@ class Source:
     origin: Origin
     path: Path | None = None  # its folder or file here; None: it is not here
     revision: str = ""
-    cache: Path = Path()  # of the hub, if the name is a hub id
+    cache: Path = Path()  # hub cache, if the name is a hub id
     prefix: str = ""  # environment that a download command needs to fill this cache
 
     def __str__(self) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 POINTER = b"version https://git-lfs.github.com/spec/"
-MOST_HEADER_BYTES = 100_000_000  # of a safetensors file, as in the safetensors library
+MAX_HEADER_BYTES = 100_000_000  # limit of the safetensors library
 _MAGIC = b"GGUF"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<kind>\w+)")
 _INDEXES = (
@@ -27,11 +27,15 @@ _SHOWN = 3  # names of files in a message
 
 
 class _Index(msgspec.Struct):
+    """Index of sharded weights: the file of each tensor."""
+
     weight_map: dict[str, str]
 
 
 class _Tensor(msgspec.Struct):
-    data_offsets: tuple[int, int] = (0, 0)  # the entry __metadata__ has none
+    """Entry of a safetensors header; `__metadata__` has no offsets."""
+
+    data_offsets: tuple[int, int] = (0, 0)
 
 
 def weight_defects(folder: Path) -> list[str]:
@@ -123,7 +127,7 @@ def _json_defect(file: Path) -> str:
 
 def _safetensors_defect(start: bytes, read: Callable[[int], bytes], size: int) -> str:
     length = int.from_bytes(start, "little")
-    if len(start) < 8 or not 0 < length <= min(MOST_HEADER_BYTES, size - 8):
+    if len(start) < 8 or not 0 < length <= min(MAX_HEADER_BYTES, size - 8):
         return "truncated or not a safetensors file"
     try:
         header = msgspec.json.decode(read(length), type=dict[str, _Tensor])

@@ -122,7 +122,7 @@ class ProfilePerformance:
         return InterpolationError(fmean(errors), max(errors), len(errors)) if errors else None
 
     def _estimate(self, point: Measurement) -> float:
-        spot = point.spot
+        spot = point.point
         match spot.metric:
             case Metric.ttft:
                 return self.prefill_s(spot.prompt_tokens, point.cached_tokens)
@@ -135,7 +135,7 @@ class ProfilePerformance:
     def _prefill(self) -> PiecewiseSurface:
         """Return the surface over computed and cached tokens; both are nearly linear."""
         places = (
-            (p.spot.prompt_tokens - p.cached_tokens, p.cached_tokens, p.seconds)
+            (p.point.prompt_tokens - p.cached_tokens, p.cached_tokens, p.seconds)
             for p in self.profile.of(Metric.ttft)
             if p.seconds
         )
@@ -145,7 +145,7 @@ class ProfilePerformance:
     def _itl(self) -> PiecewiseSurface:
         """Return the surface over sequences and context tokens."""
         places = (
-            (p.spot.sequences, p.context_tokens, p.seconds)
+            (p.point.sequences, p.context_tokens, p.seconds)
             for p in self.profile.of(Metric.itl)
             if p.seconds
         )
@@ -155,7 +155,7 @@ class ProfilePerformance:
     def _transfer_line(self) -> tuple[float, float]:
         """Return (seconds per token, fixed seconds), without the decode worker's first step."""
         times = {
-            float(p.spot.prompt_tokens): p.seconds - self.itl_s(1, p.spot.prompt_tokens)
+            float(p.point.prompt_tokens): p.seconds - self.itl_s(1, p.point.prompt_tokens)
             for p in self.profile.of(Metric.transfer)
             if p.seconds
         }

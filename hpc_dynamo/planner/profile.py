@@ -34,7 +34,7 @@ class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The result at a point. `seconds` is None if the sequences did not run concurrently."""
 
-    spot: OperatingPoint
+    point: OperatingPoint
     seconds: float | None
     cached_tokens: int = 0  # as the engine reports, if it does
     context_tokens: float = 0.0  # itl: mean sequence length during the measurement
@@ -84,7 +84,9 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     def of(self, what: Metric, *, held_out: bool = False) -> list[Measurement]:
         """Return the points of a metric that have a time."""
         wanted = (what, held_out)
-        return [p for p in self.points if (p.spot.metric, p.spot.held_out) == wanted and p.seconds]
+        return [
+            p for p in self.points if (p.point.metric, p.point.held_out) == wanted and p.seconds
+        ]
 
 
 def load_profile(file: Path) -> EngineProfile:
@@ -106,5 +108,5 @@ def read_measurements(files: Iterable[Path]) -> defaultdict[OperatingPoint, list
     found = defaultdict[OperatingPoint, list[Measurement]](list)
     for file in files:
         for point in jsonl.read(file, Measurement):
-            found[point.spot].append(point)
+            found[point.point].append(point)
     return found

@@ -25,13 +25,13 @@ def plot_profile(file: Path, profile: EngineProfile) -> None:
 
 
 def _ttft(profile: EngineProfile, worker: ProfilePerformance) -> Iterator[Curve]:
-    longest = max(p.spot.prompt_tokens for p in profile.of(Metric.ttft))
+    longest = max(p.point.prompt_tokens for p in profile.of(Metric.ttft))
     for share in SHARES:
         cached = int(share * longest)
         lengths = _steps([1, longest - cached])
         times = [worker.prefill_s(cached + n, cached) for n in lengths]
         yield Curve(f"{cached} cached", lengths, times)
-    yield from _measured(profile, Metric.ttft, lambda p: p.spot.prompt_tokens - p.cached_tokens)
+    yield from _measured(profile, Metric.ttft, lambda p: p.point.prompt_tokens - p.cached_tokens)
 
 
 def _itl(profile: EngineProfile, worker: ProfilePerformance) -> Iterator[Curve]:
@@ -42,14 +42,14 @@ def _itl(profile: EngineProfile, worker: ProfilePerformance) -> Iterator[Curve]:
         counts = _steps([1, max(1, min(profile.max_sequences, room))])
         times = [worker.itl_s(n, context) for n in counts]
         yield Curve(f"{context:.0f} tokens", counts, times)
-    yield from _measured(profile, Metric.itl, lambda p: p.spot.sequences)
+    yield from _measured(profile, Metric.itl, lambda p: p.point.sequences)
 
 
 def _transfer(profile: EngineProfile, worker: ProfilePerformance) -> Iterator[Curve]:
-    lengths = _steps([p.spot.prompt_tokens for p in profile.of(Metric.transfer)])
+    lengths = _steps([p.point.prompt_tokens for p in profile.of(Metric.transfer)])
     times = [worker.transfer_s(n) + worker.itl_s(1, n) for n in lengths]
     yield Curve("nearest line", lengths, times)
-    yield from _measured(profile, Metric.transfer, lambda p: p.spot.prompt_tokens)
+    yield from _measured(profile, Metric.transfer, lambda p: p.point.prompt_tokens)
 
 
 def _measured(

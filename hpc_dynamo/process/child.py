@@ -1,4 +1,5 @@
-"""A child process that cannot outlive us: started under keeper.py, ended by closing a pipe."""
+"""Child process that cannot outlive this process: it runs under supervisor.py, and closing a pipe
+ends it."""
 
 import asyncio
 import os
@@ -10,9 +11,9 @@ from pathlib import Path
 
 from hpc_dynamo.process import supervisor
 
-# Variables by which Slurm, MPI and submitit describe the job, step or rank of this process. A child
-# that inherits them would join an MPI world that is not its own, and each srun or sbatch would take
-# the limits of this job as its own options. SBATCH_* and similar variables are a user's defaults;
+# Variables by which Slurm, MPI and submitit describe the job, step or rank of this process. With
+# them a child would join an MPI world that is not its own. Each srun or sbatch would take the
+# limits of this job as its own options. SBATCH_* and similar variables are defaults of the user;
 # launch/environment.py lists those that are kept.
 JOB_VARIABLES = (
     *("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SALLOC_"),
@@ -26,8 +27,8 @@ MPIRUN_VARIABLES = tuple(
     f"{OPEN_MPI_SETTINGS}{name}" for name in ("orte_", "ess", "pmix", "plm", "initial_wdir")
 )
 
-# Where the run's first job was submitted from: Slurm takes the node of a job that asks for its
-# successor for it.
+# Variable with the host that the run's first job was submitted from. For a job that is submitted
+# inside a job, Slurm names a compute node instead.
 LOGIN_HOST = "HPC_DYNAMO_LOGIN"
 
 # Keeps Python (3.11 and later; others ignore it) from importing modules of the current folder: a
@@ -51,7 +52,7 @@ def _is_of_this_job(name: str) -> bool:
 
 
 class Child:
-    """One running command. `stop()` returns when the whole process group is gone."""
+    """Running command. `stop()` returns when its whole process group has ended."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -65,8 +66,10 @@ class Child:
         grace_s: float,
         pass_fds: Sequence[int] = (),
     ) -> "Child":
-        """Run `argv` with exactly `env`; append stdout and stderr to `log`. The child inherits the
-        file descriptors `handed` under their numbers."""
+        """Run `argv` with exactly `env`; append stdout and stderr to `log`.
+
+        After `stop()` it has `grace_s` seconds to end. It inherits the file descriptors `pass_fds`.
+        """
         with log.open("ab") as out:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-S", supervisor.__file__, str(grace_s), *argv),
@@ -84,21 +87,22 @@ class Child:
         return self._process.returncode is None
 
     async def wait(self) -> int:
-        """The exit code, 128 + n for a death by signal n."""
+        """Wait for the end. Returns the exit code, or 128 + n after signal n."""
         code = await self._process.wait()
-        if code < 0:  # the keeper itself was killed
+        if code < 0:  # the supervisor itself was killed
             kill_session(self._process.pid)
         return _as_shell(code)
 
     async def stop(self) -> int:
-        """SIGTERM, SIGKILL after the grace time, exit code. Also right on a dead child."""
+        """Send SIGTERM, and SIGKILL after `grace_s`. Returns the exit code, also of an ended
+        child."""
         if self._process.stdin:
             self._process.stdin.close()
         return await self.wait()
 
 
 def kill_session(leader: int) -> None:
-    """SIGKILL for every process of the session that `leader` began (proc(5), stat field 6)."""
+    """Send SIGKILL to every process of the session of `leader` (proc(5), stat field 6)."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             fields = stat.read_text().rpartition(")")[2].split()

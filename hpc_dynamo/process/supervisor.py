@@ -1,11 +1,11 @@
 """Run one command so that it cannot outlive the process that started it.
 
-    python -I -S keeper.py GRACE_S COMMAND [ARG …]      (started by child.py)
+    python -I -S supervisor.py GRACE_S COMMAND [ARG …]      (started by child.py)
 
-The command gets its own process group. When this process's standard input ends, because the
-parent closed it or died, the group gets SIGTERM and after GRACE_S seconds SIGKILL. A command that
-ends by itself leaves no helpers behind either. It inherits the file descriptors of this process.
-Standard library only and small: one such process runs for every engine.
+The command gets its own process group. The group gets SIGTERM when the standard input of this
+process ends, because the parent closed it or died, and SIGKILL after GRACE_S seconds. When the
+command ends by itself, its helpers are killed. The command inherits the file descriptors of this
+process. Standard library only and small: one such process runs for every engine.
 """
 
 import contextlib
@@ -16,17 +16,18 @@ import subprocess
 import sys
 import threading
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h: a signal at the parent's death
-PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h: orphaned grandchildren become ours to reap
+PR_SET_PDEATHSIG = 1  # linux/prctl.h: signal when the parent dies
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h: orphaned descendants become children
 
 
 def main() -> int:
+    """Run the command and return its exit code, or 128 + n after signal n."""
     for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-        # A handler, not SIG_IGN: the command must not inherit that it is ignored.
+        # A handler, not SIG_IGN, since the command would inherit SIG_IGN.
         signal.signal(sig, lambda *_: None)
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     grace_s, argv = float(sys.argv[1]), sys.argv[2:]
-    handed = [int(fd) for fd in os.listdir("/proc/self/fd") if int(fd) > 2]
+    inherited = [int(fd) for fd in os.listdir("/proc/self/fd") if int(fd) > 2]
     try:
         child = subprocess.Popen(
             argv,
@@ -38,7 +39,7 @@ def main() -> int:
     except OSError as e:
         print(f"{argv[0]} cannot be run: {e.strerror}", file=sys.stderr)
         return 127
-    for fd in handed:  # the command's own: only the command may keep them open
+    for fd in inherited:  # only the command may keep them open
         with contextlib.suppress(OSError):
             os.close(fd)
     threading.Thread(target=end_with_parent, args=(child, grace_s), daemon=True).start()
@@ -49,12 +50,13 @@ def main() -> int:
 
 
 def die_with_supervisor() -> None:
-    """In the new process, before the command: even a `kill -9` of the keeper reaches it, as a
-    request to end, since it alone can still end its own helpers."""
+    """Request SIGTERM for the death of the supervisor, even by `kill -9`. Runs in the new process
+    before the command; only the command can then still stop its own helpers."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def end_with_parent(child: "subprocess.Popen[bytes]", grace_s: float) -> None:
+    """Wait for the end of standard input, then stop the command and its group."""
     while os.read(0, 4096):
         pass
     signal_group(child.pid, signal.SIGTERM)
@@ -65,7 +67,7 @@ def end_with_parent(child: "subprocess.Popen[bytes]", grace_s: float) -> None:
 
 
 def kill_descendants() -> None:
-    """Helpers that left the group have become our children; end and await them all."""
+    """Kill and await helpers that left the process group; they are now children of this process."""
     while True:
         for pid in children():
             with contextlib.suppress(ProcessLookupError):
@@ -77,10 +79,10 @@ def kill_descendants() -> None:
 
 
 def children() -> list[int]:
-    """Processes whose parent we are."""
+    """Return the process ids of this process's children."""
     found = list[int]()
     for thread in os.listdir("/proc/self/task"):
-        # Our other thread may end while we look.
+        # The other thread may end meanwhile.
         with contextlib.suppress(OSError), open(f"/proc/self/task/{thread}/children") as file:
             found += map(int, file.read().split())
     return found

@@ -1,6 +1,6 @@
-"""Measures one spot of a profile's grid on workers that have nothing else to do.
+"""Measures one point of a profile on otherwise idle workers.
 
-The quickest of several times counts, as with Python's timeit: what disturbs a machine only adds.
+The fastest of several repeats counts, as in Python's timeit: other load only adds time.
 """
 
 import asyncio
@@ -24,51 +24,52 @@ from hpc_dynamo.profiler.grid import RESPONSE_TOKENS, TIMED_TOKENS
 
 T = TypeVar("T")
 
-ENOUGH_S, MOST = 0.5, 5  # what takes less is measured again, so many times at most
-LEAST_ID, MOST_ID = 100, 1099  # plain tokens of any vocabulary
-COUNTED_S = 15.0  # until an engine's metrics tell of a transfer
-LOOK_S = 0.1
-LOOK_TIMEOUT_S = 30.0
+# Measurements are repeated until one of these limits is reached.
+MIN_TOTAL_S, MAX_REPEATS = 0.5, 5
+MIN_TOKEN_ID, MAX_TOKEN_ID = 100, 1099  # ordinary tokens of any vocabulary
+COUNTER_TIMEOUT_S = 15.0  # limit of the wait for updated engine metrics
+POLL_S = 0.1
+REQUEST_TIMEOUT_S = 30.0
 
 
 @dataclass
 class ProfileBench:
-    """The workers: `prefill` and `decode` are one where the topology is aggregated."""
+    """Measures with a prefill and a decode worker, the same one if aggregated."""
 
     client: HttpClient
     engine: EngineAdapter
     model: str
     prefill: str  # base URLs
     decode: str
-    dialect: PdProtocol
+    pd_protocol: PdProtocol
 
     def __post_init__(self) -> None:
-        self._known = defaultdict[int, list[int]](list)  # prompts that are, or will be, cached
+        self._prompts = defaultdict[int, list[int]](list)  # cached prompts by index
 
-    async def measure(self, spot: OperatingPoint) -> Measurement:
-        """Raises RequestFailed, OSError."""
-        match spot.metric:
+    async def measure(self, point: OperatingPoint) -> Measurement:
+        """Measure a point. Raises RequestFailed, OSError."""
+        match point.metric:
             case Metric.ttft:
-                return await self._ttft(spot)
+                return await self._ttft(point)
             case Metric.itl:
-                return await self._itl(spot)
+                return await self._itl(point)
             case Metric.transfer:
-                return await self._transfer(spot)
+                return await self._transfer(point)
 
-    async def _ttft(self, spot: OperatingPoint) -> Measurement:
-        """Of prompts that share what is cached, and of which nothing else is."""
-        cached = self._prompt(0, spot.cached_tokens)
+    async def _ttft(self, point: OperatingPoint) -> Measurement:
+        """Measure prompts that share only the cached start."""
+        cached = self._prompt(0, point.cached_tokens)
         if cached:
             await complete(
                 self.client, self.prefill, completion_body(self.model, [*cached, *_tokens(1)], 1)
             )
-        new = spot.prompt_tokens - spot.cached_tokens
-        heard = await _often(lambda: self._stream(self.prefill, [*cached, *_tokens(new)]))
-        told = heard[-1].cached_tokens
+        new = point.prompt_tokens - point.cached_tokens
+        streams = await _repeat(lambda: self._stream(self.prefill, [*cached, *_tokens(new)]))
+        reported = streams[-1].cached_tokens
         return Measurement(
-            spot=spot,
-            seconds=min(h.ttft_s for h in heard),
-            cached_tokens=spot.cached_tokens if told is None else told,
+            point=point,
+            seconds=min(h.ttft_s for h in streams),
+            cached_tokens=point.cached_tokens if reported is None else reported,
         )
 
     async def _stream(self, url: str, prompt: Sequence[int], tokens: int = 1) -> TimedStream:
@@ -76,63 +77,65 @@ class ProfileBench:
             self.client, url, completion_body(self.model, prompt, tokens)
         )
 
-    async def _itl(self, spot: OperatingPoint) -> Measurement:
-        """Once every prompt is cached, all answers begin together: then their gaps are timed."""
-        prompts = [self._prompt(i, spot.prompt_tokens) for i in range(spot.sequences)]
-        await _all(
+    async def _itl(self, point: OperatingPoint) -> Measurement:
+        """Cache all prompts, then time the gaps of concurrent responses."""
+        prompts = [self._prompt(i, point.prompt_tokens) for i in range(point.sequences)]
+        await _gather(
             complete(self.client, self.decode, completion_body(self.model, p, 1)) for p in prompts
         )
-        gaps = await _often(lambda: self._gap(prompts))
+        gaps = await _repeat(lambda: self._mean_gap(prompts))
         seconds = min((gap for gap in gaps if gap), default=None)
         return Measurement(
-            spot=spot, seconds=seconds, context_tokens=spot.prompt_tokens + RESPONSE_TOKENS / 2
+            point=point, seconds=seconds, context_tokens=point.prompt_tokens + RESPONSE_TOKENS / 2
         )
 
     def _prompt(self, index: int, count: int) -> Sequence[int]:
-        """The beginning of the prompt of that index, always the same."""
-        known = self._known[index]
+        """Return the first tokens of the prompt with this index, always the same."""
+        known = self._prompts[index]
         known += _tokens(count - len(known))
         return known[:count]
 
-    async def _gap(self, prompts: Sequence[Sequence[int]]) -> float | None:
-        """The mean time between two tokens of answers made at once; None if they were not."""
-        heard = await _all(self._stream(self.decode, prompt, RESPONSE_TOKENS) for prompt in prompts)
-        begun = max(h.token_at[0] for h in heard)
-        ended = min(h.token_at[-1] for h in heard)
-        inside = [[at for at in h.token_at if begun <= at <= ended] for h in heard]
+    async def _mean_gap(self, prompts: Sequence[Sequence[int]]) -> float | None:
+        """Return the mean ITL of concurrent responses, None if they did not overlap."""
+        streams = await _gather(
+            self._stream(self.decode, prompt, RESPONSE_TOKENS) for prompt in prompts
+        )
+        started = max(h.token_at[0] for h in streams)
+        ended = min(h.token_at[-1] for h in streams)
+        inside = [[at for at in h.token_at if started <= at <= ended] for h in streams]
         if min(map(len, inside)) < TIMED_TOKENS:
             return None
         return fmean((ats[-1] - ats[0]) / (len(ats) - 1) for ats in inside)
 
-    async def _transfer(self, spot: OperatingPoint) -> Measurement:
+    async def _transfer(self, point: OperatingPoint) -> Measurement:
         before = (await self._metrics()).kv_bytes
-        heard = await _often(lambda: self._handed_over(spot.prompt_tokens))
-        moved = await self._counted(before) - before
-        seconds = min(h.ttft_s for h in heard)
-        return Measurement(spot=spot, seconds=seconds, size_bytes=int(moved / len(heard)))
+        streams = await _repeat(lambda: self._transferred(point.prompt_tokens))
+        moved = await self._final_kv_bytes(before) - before
+        seconds = min(h.ttft_s for h in streams)
+        return Measurement(point=point, seconds=seconds, size_bytes=int(moved / len(streams)))
 
-    async def _handed_over(self, tokens: int) -> TimedStream:
-        """By the decode worker, once the prefill worker has answered."""
-        asked, dialect = completion_body(self.model, _tokens(tokens), 1), self.dialect
-        assert not isinstance(dialect, ConcurrentProtocol), "refused by EngineAdapter.check"
-        prefilled = await complete(self.client, self.prefill, dialect.prefill(asked))
-        handed = dialect.decode(asked, OBJECT_DECODER.decode(prefilled))
-        return await stream_completion(self.client, self.decode, handed)
+    async def _transferred(self, tokens: int) -> TimedStream:
+        """Prefill a new prompt, then return the stream of the decode worker."""
+        body, pd_protocol = completion_body(self.model, _tokens(tokens), 1), self.pd_protocol
+        assert not isinstance(pd_protocol, ConcurrentProtocol), "refused by EngineAdapter.check"
+        prefilled = await complete(self.client, self.prefill, pd_protocol.prefill(body))
+        decode_body = pd_protocol.decode(body, OBJECT_DECODER.decode(prefilled))
+        return await stream_completion(self.client, self.decode, decode_body)
 
-    async def _counted(self, before: float) -> float:
-        """Bytes moved so far, once an engine that counts now and then has counted all."""
+    async def _final_kv_bytes(self, before: float) -> float:
+        """Return the KV bytes transferred, once the engine has updated its counter."""
         try:
-            async with asyncio.timeout(COUNTED_S):
+            async with asyncio.timeout(COUNTER_TIMEOUT_S):
                 last = before
                 while (now := (await self._metrics()).kv_bytes) == before or now != last:
                     last = now
-                    await asyncio.sleep(LOOK_S)
+                    await asyncio.sleep(POLL_S)
                 return now
         except TimeoutError:
             return (await self._metrics()).kv_bytes
 
     async def kv_tokens(self) -> int:
-        """That the decode worker's cache holds; 0 where it does not say."""
+        """Return the KV cache capacity of the decode worker, 0 if unknown."""
         return (await self._metrics()).kv_tokens
 
     async def _metrics(self) -> EngineMetrics:
@@ -140,40 +143,42 @@ class ProfileBench:
         return parse_metrics((await self._get(names.path)).decode(), names)
 
     async def version(self) -> str:
-        """As the engine says; empty where it does not."""
+        """Return the version of the engine, empty if unknown."""
         content = await self._get("/version")
         return msgspec.json.decode(content, type=_Version).version if content else ""
 
     async def _get(self, path: str) -> bytes:
-        """Of the decode worker; empty for all but a good answer."""
+        """Return a page of the decode worker, empty unless the status is 200."""
         async with (
-            asyncio.timeout(LOOK_TIMEOUT_S),
+            asyncio.timeout(REQUEST_TIMEOUT_S),
             self.client.send("GET", self.decode, path) as answer,
         ):
             content = await answer.read()
             return content if answer.status == 200 else b""
 
 
-async def _often(measure: Callable[[], Awaitable[T]]) -> list[T]:
-    """One after the other."""
-    until = perf_counter() + ENOUGH_S
+async def _repeat(measure: Callable[[], Awaitable[T]]) -> list[T]:
+    """Measure repeatedly, one after the other."""
+    until = perf_counter() + MIN_TOTAL_S
     found = [await measure()]
-    while len(found) < MOST and perf_counter() < until:
+    while len(found) < MAX_REPEATS and perf_counter() < until:
         found.append(await measure())
     return found
 
 
-async def _all(asked: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All at once; the first failure ends the others."""
+async def _gather(body: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run all concurrently; the first failure cancels the others."""
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(each) for each in asked]
+        tasks = [group.create_task(each) for each in body]
     return [task.result() for task in tasks]
 
 
 class _Version(msgspec.Struct):
+    """Response of `GET /version`."""
+
     version: str = ""
 
 
 def _tokens(count: int) -> list[int]:
-    """That nobody has asked before."""
-    return [random.randint(LEAST_ID, MOST_ID) for _ in range(count)]
+    """Return random token ids, which no earlier prompt contains."""
+    return [random.randint(MIN_TOKEN_ID, MAX_TOKEN_ID) for _ in range(count)]

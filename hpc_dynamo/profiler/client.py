@@ -1,4 +1,4 @@
-"""What a client hears of one worker's streams: when which token came."""
+"""HTTP client that records when each token of a stream arrives."""
 
 import asyncio
 from collections.abc import Sequence
@@ -13,30 +13,36 @@ from hpc_dynamo.http import HttpClient
 from hpc_dynamo.http.sse import DONE, EventParser
 
 PATH = "/v1/completions"
-LONGEST_S = 1800.0  # of one request
+REQUEST_TIMEOUT_S = 1800.0
 
 
 class _Details(msgspec.Struct):
+    """Cached prompt tokens, if the engine reports them."""
+
     cached_tokens: int | None = None
 
 
 class _Usage(msgspec.Struct):
+    """Token counts of a stream so far."""
+
     completion_tokens: int = 0
     prompt_tokens_details: _Details | None = None
 
 
 class _Event(msgspec.Struct):
+    """An event of an OpenAI completion stream."""
+
     choices: list[msgspec.Raw] = []
     usage: _Usage | None = None
 
 
 @dataclass
 class TimedStream:
-    """A sink that remembers when each piece came in (`perf_counter` seconds)."""
+    """A response sink that records arrival times (`perf_counter` seconds)."""
 
     sent_at: float = field(default_factory=perf_counter)
-    cached_tokens: int | None = None  # as the engine says, once all is read
-    token_at: Sequence[float] = ()  # of each token; some may come together
+    cached_tokens: int | None = None  # as reported by the engine
+    token_at: Sequence[float] = ()  # arrival of each token; several may arrive together
     congested = False
 
     def __post_init__(self) -> None:
@@ -49,19 +55,19 @@ class TimedStream:
         """Never congested."""
 
     def read(self) -> None:
-        """Understand what came: events with the count of tokens so far, or a token each."""
-        parser, found = EventParser(), list[float]()
+        """Parse the stream: events with the token count so far, or one token per event."""
+        parser, times = EventParser(), list[float]()
         for at, piece in self._pieces:
             for data, _ in parser.feed(piece):
                 if data and data != DONE:
                     event = msgspec.json.decode(data, type=_Event)
-                    self._count(event, at, found)
-        self.token_at = found
+                    self._count(event, at, times)
+        self.token_at = times
 
-    def _count(self, event: _Event, at: float, found: list[float]) -> None:
+    def _count(self, event: _Event, at: float, times: list[float]) -> None:
         if event.choices:
-            so_far = event.usage.completion_tokens if event.usage else len(found) + 1
-            found += [at] * (so_far - len(found))
+            count = event.usage.completion_tokens if event.usage else len(times) + 1
+            times += [at] * (count - len(times))
         if event.usage and event.usage.prompt_tokens_details:
             self.cached_tokens = event.usage.prompt_tokens_details.cached_tokens
 
@@ -75,7 +81,7 @@ class TimedStream:
 
 
 def completion_body(model: str, prompt: Sequence[int], tokens: int) -> Body:
-    """A request for exactly so many tokens."""
+    """Return a request for exactly this many tokens."""
     return {
         "model": model,
         "prompt": prompt,
@@ -85,27 +91,30 @@ def completion_body(model: str, prompt: Sequence[int], tokens: int) -> Body:
     }
 
 
-async def stream_completion(client: HttpClient, url: str, asked: Body) -> TimedStream:
-    """Hear an answer to its end. Raises RequestFailed, OSError (a TimeoutError is one)."""
-    counted = {"include_usage": True, "continuous_usage_stats": True}
-    streamed = asked | {"stream": True, "stream_options": counted}
+async def stream_completion(client: HttpClient, url: str, body: Body) -> TimedStream:
+    """Return a stream after its end. Raises RequestFailed, OSError (includes TimeoutError)."""
+    usage = {"include_usage": True, "continuous_usage_stats": True}
+    streamed = body | {"stream": True, "stream_options": usage}
     content = msgspec.json.encode(streamed)
-    heard = TimedStream()
-    async with asyncio.timeout(LONGEST_S), client.send("POST", url, PATH, content) as answer:
+    timed = TimedStream()
+    async with (
+        asyncio.timeout(REQUEST_TIMEOUT_S),
+        client.send("POST", url, PATH, content) as answer,
+    ):
         if answer.status != 200:
             raise _refused(url, answer.status, await answer.read())
-        await answer.relay(heard)
-    heard.read()
-    if not heard.token_at:
-        raise RequestFailed(f"{url} streamed no token: {heard.start!r}", status=502)
-    return heard
+        await answer.relay(timed)
+    timed.read()
+    if not timed.token_at:
+        raise RequestFailed(f"{url} streamed no token: {timed.start!r}", status=502)
+    return timed
 
 
-async def complete(client: HttpClient, url: str, asked: Body) -> bytes:
-    """An answer in one piece. Raises as `stream` does."""
+async def complete(client: HttpClient, url: str, body: Body) -> bytes:
+    """Return a response that is not streamed. Raises like `stream_completion`."""
     async with (
-        asyncio.timeout(LONGEST_S),
-        client.send("POST", url, PATH, msgspec.json.encode(asked)) as answer,
+        asyncio.timeout(REQUEST_TIMEOUT_S),
+        client.send("POST", url, PATH, msgspec.json.encode(body)) as answer,
     ):
         content = await answer.read()
         if answer.status != 200:

@@ -1,4 +1,4 @@
-"""Where a profile is measured: sizes that follow from a worker's context and its sequences."""
+"""Points at which a profile is measured, derived from the limits of a worker."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,36 +9,36 @@ import msgspec
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.planner.profile import Metric, OperatingPoint
 
-MIN_PROMPT_TOKENS = 32  # tokens of a prompt that are computed
-CACHED = (0.0, 0.5, 1.0)  # before them, as shares of what the context has room for
+MIN_PROMPT_TOKENS = 32  # minimum tokens to compute
+# Tokens cached before these, as shares of the remaining context.
+CACHED = (0.0, 0.5, 1.0)
 CACHED_HELD_OUT = (0.0, 0.75)
-CONTEXTS = (1 / 16, 1 / 2)  # of the longest that so many sequences may have, where answers are made
+# Context lengths of the ITL, as shares of the longest that fit into the KV cache.
+CONTEXTS = (1 / 16, 1 / 2)
 CONTEXT_HELD_OUT = sum(CONTEXTS) / 2
-TRANSFERS = 4  # prompts, the longest ones
+TRANSFERS = 4  # number of prompts, the longest ones
 TRANSFERS_HELD_OUT = 2
-TIMED_TOKENS = 32  # tokens of each answer that are timed
-MARGIN_TOKENS = 16  # before and after them: not all begin in the same step
-RESPONSE_TOKENS = 2 * MARGIN_TOKENS + TIMED_TOKENS  # of a sequence, for the answer
+TIMED_TOKENS = 32  # tokens of each response that are timed
+MARGIN_TOKENS = 16  # untimed before and after: responses do not start in the same step
+RESPONSE_TOKENS = 2 * MARGIN_TOKENS + TIMED_TOKENS
 
 
 @dataclass(frozen=True)
 class ProfileLimits:
-    """Of the workers that are measured."""
+    """Limits of the measured workers."""
 
-    context_tokens: int  # of a sequence
-    max_sequences: int  # decoded at a time
-    block_tokens: int  # that an engine caches as a whole
-    kv_tokens: int  # that its KV cache holds; 0: not known
-    transfers: bool  # one worker prefills for another
+    context_tokens: int  # maximum length of a sequence
+    max_sequences: int
+    block_tokens: int  # size of a cached KV block
+    kv_tokens: int  # capacity of the KV cache; 0: unknown
+    transfers: bool  # the topology is disaggregated
 
 
 def operating_points(limits: ProfileLimits) -> list[OperatingPoint]:
-    """All that is to be measured, short prompts first, those held out last.
+    """Return the points, short prompts first and held-out points last.
 
-    What is computed of a prompt doubles from the shortest to the longest, sequences from one to
-    the most; what is held out lies in the middle between two, where a straight line errs most.
-    Sequences are as long as the KV cache has room for so many. Raises ConfigError where no prompt
-    fits.
+    Computed tokens and sequences double from point to point. Held-out points lie in the middle
+    between two, where a linear interpolation errs most. Raises ConfigError if no prompt fits.
     """
     lengths = sorted(_halved(limits.context_tokens - RESPONSE_TOKENS))
     if not lengths:
@@ -48,9 +48,9 @@ def operating_points(limits: ProfileLimits) -> list[OperatingPoint]:
         )
     doubled = sorted({limits.max_sequences, *_doubled(limits.max_sequences)})
     counts = [n for n in doubled if any(_itl(n, CONTEXTS[-1], limits))]
-    spots = dict.fromkeys(_measured(lengths, counts, limits))
-    others = dict.fromkeys(s for s in _between(lengths, counts, limits) if s not in spots)
-    return [*spots, *(msgspec.structs.replace(spot, held_out=True) for spot in others)]
+    points = dict.fromkeys(_measured(lengths, counts, limits))
+    others = dict.fromkeys(s for s in _between(lengths, counts, limits) if s not in points)
+    return [*points, *(msgspec.structs.replace(point, held_out=True) for point in others)]
 
 
 def _measured(
@@ -88,7 +88,7 @@ def _doubled(most: int) -> Iterator[int]:
 
 
 def _ttft(length: int, shares: Iterable[float], limits: ProfileLimits) -> Iterator[OperatingPoint]:
-    """Only whole blocks are ever cached."""
+    """Yield prompts with full blocks cached."""
     for share in shares:
         room = limits.context_tokens - RESPONSE_TOKENS - length
         cached = int(share * room) // limits.block_tokens * limits.block_tokens
@@ -98,13 +98,13 @@ def _ttft(length: int, shares: Iterable[float], limits: ProfileLimits) -> Iterat
 
 
 def _itl(count: int, share: float, limits: ProfileLimits) -> Iterator[OperatingPoint]:
-    """One token beyond whole blocks is left to compute once the rest is cached."""
+    """Yield a prompt of full blocks and one token, which is all that is computed."""
     room = limits.kv_tokens // count if limits.kv_tokens else limits.context_tokens
     context = int(share * (min(room, limits.context_tokens) - RESPONSE_TOKENS))
-    whole = context // limits.block_tokens * limits.block_tokens
+    full_blocks = context // limits.block_tokens * limits.block_tokens
     if context > 0:
         yield OperatingPoint(
-            metric=Metric.itl, prompt_tokens=(whole or context) + 1, sequences=count
+            metric=Metric.itl, prompt_tokens=(full_blocks or context) + 1, sequences=count
         )
 
 

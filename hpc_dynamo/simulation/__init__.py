@@ -1,17 +1,15 @@
-"""A job in virtual time: the unchanged router and planner before modelled workers.
+"""Simulates a job in virtual time: the real router and planner with modelled engines.
 
-clock        the event loop that jumps
-load         requests: a trace's, or of phases
-jump, cache, worker   one engine, computed from event to event
-told         what a worker's cache tells the router's index
-pool         the workers, their roles, flips with drain
-life         one request, as dispatch leads it
-job          all of it together: `simulate`
-outcome      figures
-performance  a timing model as a planner asks it
-split        which split of prefill and decode a load wants
-setup        all this from a run's configuration
-picture      an outcome's curves
+- run: `simulate` and its SimulatedJob; from_config builds it from a configuration.
+- load: requests of a trace, or of synthetic phases.
+- request_flow: one request through router and workers.
+- pool: the workers and their role changes.
+- worker, step_run, cache: one engine, computed from event to event.
+- kv_event_source: KV events of a worker's cache.
+- performance: a timing model for the planner.
+- result, result_plot: the results.
+- split_search: the best split of prefill and decode workers.
+- clock: the event loop with virtual time.
 """
 
 from hpc_dynamo.simulation.load import LoadPhase, TraceRequest, read_trace, synthetic_load

@@ -1,4 +1,4 @@
-"""An event loop whose time is virtual: where asyncio would wait, the clock jumps."""
+"""Event loop with virtual time: instead of waiting, the clock advances to the next timer."""
 
 import asyncio
 import selectors
@@ -9,11 +9,11 @@ T = TypeVar("T")
 
 
 class NoPendingTimer(RuntimeError):
-    """Everybody waits and no timer is left: in virtual time nothing can ever happen."""
+    """All tasks wait and no timer is left, so that virtual time cannot advance."""
 
 
-class _Jumping(selectors.SelectSelector):
-    """Sleeps by moving the clock. Sockets of the loop itself are still looked at."""
+class _VirtualSelector(selectors.SelectSelector):
+    """Advances the clock instead of sleeping. Sockets of the loop are still polled."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,24 +21,26 @@ class _Jumping(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
-            raise NoPendingTimer("everybody waits and no timer is left")
+            raise NoPendingTimer("all tasks wait and no timer is left")
         self.now += max(timeout, 0.0)
         return super().select(0)
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """`time()` begins at 0 and is the same after any amount of computing. It is good for some
-    months: then a double no longer tells apart what asyncio does."""
+    """`time()` starts at 0 and does not advance while tasks compute.
+
+    It is precise enough for some months of virtual time.
+    """
 
     def __init__(self) -> None:
-        self._jumping = _Jumping()
-        super().__init__(self._jumping)
+        self._selector = _VirtualSelector()
+        super().__init__(self._selector)
 
     def time(self) -> float:
-        return self._jumping.now
+        return self._selector.now
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Like asyncio.run, in virtual time. Raises Stuck."""
+    """Run a coroutine in virtual time, like asyncio.run. Raises NoPendingTimer."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(main)

@@ -1,9 +1,9 @@
-"""From a run's configuration to the job that is simulated."""
+"""Builds the simulated job from a configuration."""
 
 from hpc_dynamo.config import Config, PlannerMode, Role, Task
 from hpc_dynamo.errors import ConfigError, InputError
 from hpc_dynamo.planner.planner import Planner
-from hpc_dynamo.router import AdmissionLimits as Bounds
+from hpc_dynamo.router import AdmissionLimits
 from hpc_dynamo.simulation.load import TraceRequest
 from hpc_dynamo.simulation.performance import TimingPerformance
 from hpc_dynamo.simulation.pool import RoleChangeModel
@@ -16,7 +16,7 @@ MICRO = 1e-6
 
 
 def simulated_job(config: Config) -> SimulatedJob:
-    """Raises ConfigError, or InputError for a file of timing that does not fit."""
+    """Return the job. Raises ConfigError, or InputError for an invalid timing file."""
     sizes, planner = config.simulate, config.planner
     limits = EngineSizes(
         max_sequences=config.engine.max_num_seqs,
@@ -29,7 +29,7 @@ def simulated_job(config: Config) -> SimulatedJob:
         workers={role: pool.workers for role, pool in config.topology.pools},
         targets=LatencyTargets(planner.ttft_s, planner.itl_s),
         router=config.router,
-        limits=Bounds.from_config(_served(config)),
+        limits=AdmissionLimits.from_config(_as_endpoint(config)),
         role_change=RoleChangeModel(
             role_change_s=sizes.role_change_s,
             drain_s=planner.drain_timeout_s,
@@ -43,8 +43,10 @@ def simulated_job(config: Config) -> SimulatedJob:
 
 
 def simulated_planner(config: Config, job: SimulatedJob) -> Planner | None:
-    """The job's own planner; its profile is the engine's model. None where it is off. Raises
-    ConfigError."""
+    """Return the planner with the timing model as its profile, None if it is off.
+
+    Raises ConfigError.
+    """
     if config.planner.mode is PlannerMode.off:
         return None
     engine = job.engine
@@ -54,7 +56,7 @@ def simulated_planner(config: Config, job: SimulatedJob) -> Planner | None:
 
 
 def check_requests_fit(job: SimulatedJob, requests: list[TraceRequest]) -> None:
-    """Raises InputError for a request that no worker's cache holds: it would wait for ever."""
+    """Raise InputError for a request larger than a KV cache, which is never admitted."""
     longest = max(requests, key=lambda r: r.prompt_tokens + r.response_tokens)
     need, page = longest.prompt_tokens + longest.response_tokens, job.engine.limits.page_tokens
     if need + page > job.engine.limits.cache_tokens:
@@ -62,16 +64,16 @@ def check_requests_fit(job: SimulatedJob, requests: list[TraceRequest]) -> None:
         raise InputError(what, hint=f"simulate.kv_cache_tokens={2 * need}")
 
 
-def _served(config: Config) -> Config:
-    """Bounds are those of an endpoint."""
+def _as_endpoint(config: Config) -> Config:
+    """Return a configuration with the admission limits of an endpoint."""
     return Config(task=Task.serve, engine=config.engine, serve=config.serve, router=config.router)
 
 
 def _gpus(config: Config) -> int:
-    """Of one worker. Raises ConfigError where roles differ: a worker has both in turn."""
+    """Return the GPUs of a worker. Raises ConfigError if they differ between roles."""
     sizes = {role: pool.gpus for role, pool in config.topology.pools}
     if len(set(sizes.values())) > 1:
-        said = " and ".join(f"{role} workers of {gpus}" for role, gpus in sizes.items())
-        hint = "the same parallel sizes for both: one timing is modelled"
-        raise ConfigError(f"topology has {said} GPUs", hint=hint)
+        shown = " and ".join(f"{role} workers of {gpus}" for role, gpus in sizes.items())
+        hint = "use the same parallel sizes for both roles: there is one timing model"
+        raise ConfigError(f"topology has {shown} GPUs", hint=hint)
     return next(iter(sizes.values()))

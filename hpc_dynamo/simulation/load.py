@@ -1,4 +1,4 @@
-"""Requests to simulate: a trace's, or of phases that change."""
+"""Requests to simulate: of a trace, or of synthetic phases."""
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,14 +12,17 @@ import msgspec
 from hpc_dynamo.errors import InputError
 from hpc_dynamo.router import block_hashes
 
-TRACE_BLOCK = 512  # tokens of Mooncake's traces for each hash id
+TRACE_BLOCK = 512  # tokens per hash id in Mooncake's traces
 TOKEN_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class TraceRequest:
-    """`at` seconds from the start. The prompt begins with the blocks of these ids, of
-    `block_tokens` each; equal ids are equal tokens. What follows them is its own."""
+    """A request at `at` seconds from the start.
+
+    The prompt starts with blocks of `block_tokens` tokens; equal block ids are equal tokens. The
+    rest of the prompt is unique.
+    """
 
     at: float
     prompt_tokens: int  # tokens
@@ -29,12 +32,12 @@ class TraceRequest:
 
     @property
     def hashes(self) -> bytes:
-        """As frontends send them to the router."""
+        """Return the block hashes that a frontend sends to the router."""
         return block_hashes(b"".join(self.block_token_ids), self.block_tokens)
 
     @property
     def block_token_ids(self) -> list[bytes]:
-        """The ids of each block's tokens, as the router hashes them."""
+        """Return the token ids of each block, as concatenated uint32."""
         return [_tokens(block, self.block_tokens) for block in self.blocks]
 
 
@@ -44,7 +47,7 @@ def _tokens(block: int, count: int) -> bytes:
 
 
 class TraceLine(msgspec.Struct, frozen=True):
-    """One request as Mooncake's traces (FAST '25) have it: milliseconds, tokens, ids of blocks."""
+    """A request in the format of Mooncake's traces (FAST '25): milliseconds, tokens, block ids."""
 
     timestamp: float
     input_length: int
@@ -53,7 +56,7 @@ class TraceLine(msgspec.Struct, frozen=True):
 
 
 def read_trace(path: Path, count: int = 0, speed: float = 1.0) -> list[TraceRequest]:
-    """The first `count` requests of a trace (0: all), `speed` times as fast. Raises InputError."""
+    """Read `count` requests of a trace (0: all), `speed` times as fast. Raises InputError."""
     try:
         with path.open("rb") as rows:
             some = islice(rows, count) if count else rows
@@ -82,7 +85,7 @@ def _request(line: TraceLine, at: float) -> TraceRequest:
 
 @dataclass(frozen=True)
 class LoadPhase:
-    """Load of one kind: requests come by chance (Poisson), lengths are within half of a mean."""
+    """Poisson arrivals with uniform lengths from 0.5 to 1.5 times the mean."""
 
     seconds: float
     rate_hz: float
@@ -91,7 +94,7 @@ class LoadPhase:
 
 
 def synthetic_load(phases: Sequence[LoadPhase], seed: int = 0) -> list[TraceRequest]:
-    """The phases one after the other; no two prompts share anything."""
+    """Return the requests of consecutive phases; prompts have no common prefix."""
     return list(_drawn(phases, random.Random(seed)))
 
 
@@ -113,6 +116,6 @@ def _around(mean: int, chance: random.Random) -> int:
 
 
 def slice_load(requests: Sequence[TraceRequest], first: int, end: int) -> list[TraceRequest]:
-    """Those from the number `first` up to `end`, from time 0 on."""
+    """Return requests[first:end], shifted to start at time 0."""
     start = requests[first].at
     return [replace(request, at=request.at - start) for request in requests[first:end]]

@@ -1,4 +1,4 @@
-"""A timing model as a planner asks it; see planner.performance.Performance."""
+"""WorkerPerformance of a timing model."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from hpc_dynamo.timing_model import TimingModel
 
 @dataclass(frozen=True)
 class TimingPerformance:
-    """One worker that does one thing at a time: prefill, or decode."""
+    """A worker that either prefills or decodes."""
 
     prefill: TimingModel
     decode: TimingModel

@@ -1,4 +1,4 @@
-"""The workers of a simulated job and their roles, changed as head.reshape and head.flip do."""
+"""The workers of a simulated job and their role changes, as head/scaling executes them."""
 
 import asyncio
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ from hpc_dynamo.timing_model import TimingModel
 
 @dataclass(frozen=True)
 class RoleChangeModel:
-    """How a change of role goes."""
+    """Timing and limits of role changes."""
 
-    role_change_s: float = 0.5  # from the drain's end to ready in the new role
-    drain_s: float = 300.0  # after which the worker has its old role again
-    restart_engine: bool = False  # the engine starts anew: its cache is lost
-    min_prefill_workers: int = 1  # workers that take requests
+    role_change_s: float = 0.5  # from the end of the drain to ready
+    drain_s: float = 300.0  # limit of the drain; then the worker keeps its role
+    restart_engine: bool = False  # the cache is lost
+    min_prefill_workers: int = 1
     min_decode_workers: int = 1
 
     def min_workers(self, role: Role) -> int:
@@ -28,38 +28,40 @@ class RoleChangeModel:
 
 
 class WorkerPool:
-    """Joins workers to the router and changes their roles; a flip loses no request."""
+    """Adds workers to the router and changes their roles without losing requests."""
 
     def __init__(
         self,
         router: Router,
         workers: Mapping[int, SimulatedWorker],
-        told: Mapping[int, KvEventSource],
+        event_sources: Mapping[int, KvEventSource],
         timings: Mapping[Role, TimingModel],
-        flipping: RoleChangeModel,
+        role_change: RoleChangeModel,
     ) -> None:
-        self._router, self._workers, self._told = router, workers, told
-        self._timings, self._flipping = timings, flipping
+        self._router, self._workers, self._event_sources = router, workers, event_sources
+        self._timings, self._role_change = timings, role_change
         self._loop = asyncio.get_running_loop()
         self.role_changes = self.failed_role_changes = 0
         self.changing_role = set[int]()  # ranks
         self.history = list[tuple[float, int, int]]()
 
     async def add_worker(self, rank: int, role: Role) -> None:
-        """A worker is ready, with what is in its cache."""
+        """Add a ready worker with the content of its cache."""
         self._workers[rank].timing = self._timings[role]
         await self._router.add_worker(rank, role, f"worker {rank}")
-        if rank in self._told:
-            self._told[rank].republish()
+        if rank in self._event_sources:
+            self._event_sources[rank].republish()
         self._record_roles()
 
     def ready(self, role: Role) -> list[RoutedWorker]:
-        """Those that take requests in this role; who has least to do comes first."""
-        here = [m for m in self._router.workers if m.role is role and not m.draining]
-        return sorted(here, key=lambda m: (m.active, m.rank))
+        """Return the workers of a role that are not draining, the least loaded first."""
+        ready = [
+            worker for worker in self._router.workers if worker.role is role and not worker.draining
+        ]
+        return sorted(ready, key=lambda worker: (worker.active, worker.rank))
 
     def loads(self) -> list[WorkerLoad]:
-        """What the engines say."""
+        """Return the engines' metrics."""
         return [
             WorkerLoad(
                 rank=rank,
@@ -71,21 +73,21 @@ class WorkerPool:
         ]
 
     def ranks_to_move(self, move: RoleMove | None) -> list[int]:
-        """Ranks that make a move; growing and giving up are no moves of a pool."""
+        """Return the ranks that change their role; moves to or from extra jobs are ignored."""
         if move is None or move.old is None or move.new is None:
             return []
         ready = self.ready(move.old)
-        spare = max(0, len(ready) - self._flipping.min_workers(move.old))
-        return [m.rank for m in ready[: min(move.count, spare)]]
+        spare = max(0, len(ready) - self._role_change.min_workers(move.old))
+        return [worker.rank for worker in ready[: min(move.count, spare)]]
 
     async def change_role(self, rank: int, old: Role, new: Role) -> None:
-        """No new request, the end of those under way, the new role; the old where that fails."""
+        """Drain a worker and set its new role, or the old one if the drain times out."""
         self.changing_role.add(rank)
         try:
             drained = asyncio.create_task(self._router.drain(rank))
-            await asyncio.sleep(0)  # it has begun: the worker is aside
+            await asyncio.sleep(0)  # start the drain
             self._record_roles()
-            await asyncio.wait_for(drained, self._flipping.drain_s)
+            await asyncio.wait_for(drained, self._role_change.drain_s)
             await self._set_role(rank, new)
             self.role_changes += 1
         except TimeoutError:
@@ -96,14 +98,14 @@ class WorkerPool:
             self._record_roles()
 
     async def _set_role(self, rank: int, new: Role) -> None:
-        flipping = self._flipping
-        if flipping.restart_engine:
+        role_change = self._role_change
+        if role_change.restart_engine:
             self._router.remove_worker(rank)
             self._workers[rank].cache.clear()
-            await asyncio.sleep(flipping.role_change_s)
+            await asyncio.sleep(role_change.role_change_s)
             await self.add_worker(rank, new)
         else:
-            await asyncio.sleep(flipping.role_change_s)
+            await asyncio.sleep(role_change.role_change_s)
             self._workers[rank].timing = self._timings[new]
             self._router.set_role(rank, new)
 

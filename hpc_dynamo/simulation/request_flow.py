@@ -1,4 +1,4 @@
-"""One request's course through router and workers, as dispatch leads it."""
+"""Leads one request through router and workers, as dispatch does."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -11,52 +11,51 @@ from hpc_dynamo.simulation.worker import ModelledSequence, SimulatedWorker
 
 
 class RequestFlow:
-    """Leads requests to their ends; `ended` is called with each."""
+    """Serves requests; `on_result` is called with each result."""
 
     def __init__(
         self,
         router: Router,
         workers: Mapping[int, SimulatedWorker],
-        ended: Callable[[RequestResult], None],
+        on_result: Callable[[RequestResult], None],
     ) -> None:
-        self._router, self._workers, self._ended = router, workers, ended
+        self._router, self._workers, self._on_result = router, workers, on_result
         self._loop = asyncio.get_running_loop()
 
     async def serve(self, request: TraceRequest, hashes: bytes) -> None:
-        """One that the router refuses is lost."""
-        ask = RoutingRequest(prompt_tokens=request.prompt_tokens, block_hashes=hashes)
+        """Serve one request; a request that the router rejects has an error as its result."""
+        routing_request = RoutingRequest(prompt_tokens=request.prompt_tokens, block_hashes=hashes)
         try:
-            lease = await self._router.route(ask)
+            lease = await self._router.route(routing_request)
         except RequestFailed as e:
-            self._ended(
-                RequestResult(
-                    request.at, request.prompt_tokens, request.response_tokens, error=e.message
-                )
-            )
+            sizes = request.prompt_tokens, request.response_tokens
+            self._on_result(RequestResult(request.at, *sizes, error=e.message))
             return
         try:
-            seen = await self._served(request, ask.hash_list, lease)
+            result = await self._served(request, routing_request.hash_list, lease)
         finally:
             lease.release()
-        self._ended(seen)
+        self._on_result(result)
 
     async def _served(
         self, request: TraceRequest, blocks: list[int], lease: Lease
     ) -> RequestResult:
         decode = self._workers[lease.decode.rank]
-        answer = ModelledSequence(request.prompt_tokens, request.response_tokens, blocks)
-        computed = answer
+        sequence = ModelledSequence(request.prompt_tokens, request.response_tokens, blocks)
+        prompt_sequence = sequence
         if lease.prefill:
-            computed = await self._prefilled(request, blocks, lease, lease.prefill.rank, answer)
+            prompt_sequence = await self._prefilled(
+                request, blocks, lease, lease.prefill.rank, sequence
+            )
         begun, done = self._loop.create_future(), self._loop.create_future()
-        answer.on_first_token, answer.on_done = _setting(begun), _setting(done)
-        decode.submit(answer)
+        sequence.on_first_token, sequence.on_done = _resolver(begun), _resolver(done)
+        decode.submit(sequence)
         await begun
         first = self._loop.time()
         lease.report_first_token()
         await done
         lease.report_progress(request.response_tokens - 1)
-        end, cached = self._loop.time(), computed.cached_tokens
+        end, cached = self._loop.time(), prompt_sequence.cached_tokens
         return RequestResult(
             request.at, request.prompt_tokens, request.response_tokens, cached, first, end
         )
@@ -67,19 +66,19 @@ class RequestFlow:
         blocks: list[int],
         lease: Lease,
         rank: int,
-        answer: ModelledSequence,
+        sequence: ModelledSequence,
     ) -> ModelledSequence:
-        """The prompt, computed by the worker `rank`, where `answer` will pull it from."""
+        """The prompt, prompt_sequence by the worker `rank`, where `sequence` will pull it from."""
         worker, done = self._workers[rank], self._loop.create_future()
         prompt = ModelledSequence(
-            request.prompt_tokens, 1, blocks, keeps_kv=True, on_done=_setting(done)
+            request.prompt_tokens, 1, blocks, keeps_kv=True, on_done=_resolver(done)
         )
         worker.submit(prompt)
         await done
         lease.report_prefilled()
-        answer.pulls_kv, answer.on_pulled = True, lambda: worker.release_kv(prompt)
+        sequence.pulls_kv, sequence.on_pulled = True, lambda: worker.release_kv(prompt)
         return prompt
 
 
-def _setting(future: asyncio.Future[None]) -> Callable[[], None]:
+def _resolver(future: asyncio.Future[None]) -> Callable[[], None]:
     return lambda: future.set_result(None)

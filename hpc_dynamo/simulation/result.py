@@ -1,4 +1,4 @@
-"""What a simulated run showed, in figures."""
+"""Results of a simulated job."""
 
 import statistics
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class LatencyTargets:
-    """Both are of one request: its TTFT, and the mean time between its tokens."""
+    """Targets of one request: its TTFT and its mean ITL."""
 
     ttft_s: float
     itl_s: float
@@ -19,7 +19,7 @@ class LatencyTargets:
 
 @dataclass(frozen=True, slots=True)
 class RequestResult:
-    """One request's course, in seconds of virtual time. `lost` says why it has no answer."""
+    """Result of one request, in seconds of virtual time; `error` if it has no response."""
 
     at: float
     prompt_tokens: int
@@ -44,14 +44,14 @@ class RequestResult:
 
 @dataclass(frozen=True)
 class SimulationResult:
-    """`roles` are (time, prefill, decode) whenever they changed; `decisions` the planner's."""
+    """Results of a job. `roles` has (time, prefill, decode) at each change."""
 
     results: Sequence[RequestResult]
     targets: LatencyTargets
     gpus: int
-    seconds: float  # to the last answer
+    seconds: float  # duration, to the last response
     role_changes: int
-    failed_role_changes: int  # changes of role that did not come about
+    failed_role_changes: int  # timed out
     roles: Sequence[tuple[float, int, int]]
     decisions: Sequence[PlannerDecision]
 
@@ -73,12 +73,12 @@ class SimulationResult:
 
     @property
     def attainment(self) -> float:
-        """Share of all requests that kept both targets."""
+        """Return the share of all requests within both targets."""
         return self.within_targets / len(self.results) if self.results else NAN
 
     @property
     def hit_rate(self) -> float:
-        """Share of prompt tokens that no worker computed."""
+        """Return the share of prompt tokens that were cached."""
         whole = self.completed
         return sum(s.cached_tokens for s in whole) / max(1, sum(s.prompt_tokens for s in whole))
 

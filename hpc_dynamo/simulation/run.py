@@ -1,4 +1,4 @@
-"""A whole job in virtual time: load, router, workers, planner."""
+"""Simulates a job in virtual time: load, router, workers and planner."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -24,14 +24,14 @@ from hpc_dynamo.timing_model import TimingModel
 
 
 class DecidesRoles(Protocol):
-    """The planner, as far as a job needs it."""
+    """Planner interface of a simulated job."""
 
-    def decide(self, seen: Signals) -> PlannerDecision: ...
+    def decide(self, result: Signals) -> PlannerDecision: ...
 
 
 @dataclass(frozen=True)
 class EngineModel:
-    """What is modelled of every worker; roles may differ in their timing."""
+    """Model of every worker; roles may have their own timing."""
 
     limits: EngineSizes
     timing: TimingModel
@@ -43,16 +43,16 @@ class EngineModel:
 
 @dataclass(frozen=True)
 class SimulatedJob:
-    """What is simulated. `workers` by role; those of an aggregated job have that role."""
+    """Job to simulate. `workers` has the number of workers by role."""
 
     engine: EngineModel
     workers: dict[Role, int]
     targets: LatencyTargets
     router: c.Router = field(default_factory=c.Router)
     limits: Bounds = field(default_factory=Bounds)
-    block_tokens: int = 512  # of the load; caches and router count in these
+    block_tokens: int = 512  # block size of load, caches and router
     role_change: RoleChangeModel = field(default_factory=RoleChangeModel)
-    interval_s: float = 30.0  # of the planner
+    interval_s: float = 30.0  # planner interval
     worker_gpus: int = 1
 
     @property
@@ -68,7 +68,7 @@ class SimulatedJob:
         return [role for role, count in self.workers.items() for _ in range(count)]
 
 
-def _nothing(seen: RequestResult) -> None:
+def _ignore(result: RequestResult) -> None:
     pass
 
 
@@ -76,40 +76,43 @@ def simulate(
     job: SimulatedJob,
     requests: Sequence[TraceRequest],
     planner: DecidesRoles | None = None,
-    ended: Callable[[RequestResult], None] = _nothing,
+    on_result: Callable[[RequestResult], None] = _ignore,
 ) -> SimulationResult:
-    """Run the load in virtual time; `ended` is called with each request that is over.
+    """Run the load in virtual time and return the result.
 
-    The same in every run, but for router policies that draw by chance.
+    `on_result` is called with the result of each request. Results are reproducible, except for
+    policies that draw at random.
     """
-    return clock.run(_Running.run(job, requests, planner, ended))
+    return clock.run(_Run.run(job, requests, planner, on_result))
 
 
-class _Running:
-    """One job, inside its event loop."""
+class _Run:
+    """State of a job inside its event loop."""
 
-    def __init__(self, job: SimulatedJob, ended: Callable[[RequestResult], None]) -> None:
+    def __init__(self, job: SimulatedJob, on_result: Callable[[RequestResult], None]) -> None:
         loop = asyncio.get_running_loop()
-        self._job, self._ended = job, ended
+        self._job, self._callback = job, on_result
         router = c.Router(**{**vars(job.router), "block_tokens": job.block_tokens})
         self._router = Router(job.kind, router, job.limits, loop.time)
-        self._tokens = dict[int, bytes]()  # of blocks, by hash
+        self._tokens = dict[int, bytes]()  # hash of a block -> its token ids
         self._workers = {
             rank: SimulatedWorker(job.engine.limits, job.engine.of(role), job.block_tokens)
             for rank, role in enumerate(job.ranks)
         }
-        told = self._listen() if job.router.kv_events else {}
+        event_sources = self._event_sources() if job.router.kv_events else {}
         timings = {role: job.engine.of(role) for role in Role}
-        self._pool = WorkerPool(self._router, self._workers, told, timings, job.role_change)
-        self._lives = RequestFlow(self._router, self._workers, self._over)
-        self._seen, self._decisions = list[RequestResult](), list[PlannerDecision]()
+        self._pool = WorkerPool(
+            self._router, self._workers, event_sources, timings, job.role_change
+        )
+        self._request_flow = RequestFlow(self._router, self._workers, self._on_result)
+        self._results, self._decisions = list[RequestResult](), list[PlannerDecision]()
 
-    def _listen(self) -> dict[int, KvEventSource]:
-        told = dict[int, KvEventSource]()
+    def _event_sources(self) -> dict[int, KvEventSource]:
+        sources = dict[int, KvEventSource]()
         for rank, worker in self._workers.items():
-            told[rank] = KvEventSource(self._router.kv_state, rank, worker.cache, self._tokens)
-            worker.on_store = told[rank].on_store
-        return told
+            source = KvEventSource(self._router.kv_state, rank, worker.cache, self._tokens)
+            worker.on_store, sources[rank] = source.on_store, source
+        return sources
 
     @classmethod
     async def run(
@@ -117,9 +120,9 @@ class _Running:
         job: SimulatedJob,
         requests: Sequence[TraceRequest],
         planner: DecidesRoles | None,
-        ended: Callable[[RequestResult], None],
+        on_result: Callable[[RequestResult], None],
     ) -> SimulationResult:
-        self = cls(job, ended)
+        self = cls(job, on_result)
         for rank, role in enumerate(job.ranks):
             await self._pool.add_worker(rank, role)
         async with asyncio.TaskGroup() as tasks:
@@ -127,36 +130,38 @@ class _Running:
             await self._load(requests)
             if planning:
                 planning.cancel()
-        return self._outcome()
+        return self._result()
 
     async def _load(self, requests: Sequence[TraceRequest]) -> None:
-        """An open loop: each at its own time, however many are under way."""
+        """Start each request at its time, for any number of active requests (open loop)."""
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as tasks:
             for request in requests:
                 if request.at > loop.time():
                     await asyncio.sleep(request.at - loop.time())
-                tasks.create_task(self._lives.serve(request, self._hashes(request)))
+                tasks.create_task(self._request_flow.serve(request, self._hashes(request)))
 
     def _hashes(self, request: TraceRequest) -> bytes:
         hashes, tokens = request.hashes, request.block_token_ids
-        for each, block in zip(memoryview(hashes).cast("Q"), tokens, strict=True):
-            self._tokens[each] = block
+        for block_hash, block in zip(memoryview(hashes).cast("Q"), tokens, strict=True):
+            self._tokens[block_hash] = block
         return hashes
 
-    def _over(self, seen: RequestResult) -> None:
-        self._seen.append(seen)
-        self._ended(seen)
+    def _on_result(self, result: RequestResult) -> None:
+        self._results.append(result)
+        self._callback(result)
 
     async def _plan(self, planner: DecidesRoles, tasks: asyncio.TaskGroup) -> None:
-        """As head.reshape does: look, decide, act; changes of role go on meanwhile."""
+        """Collect, decide and act each interval, as the head's PlannerLoop does."""
         loop, pool = asyncio.get_running_loop(), self._pool
         while True:
             await asyncio.sleep(self._job.interval_s)
-            most = self._job.engine.limits.max_sequences
-            seen = collect_signals(self._router, pool.loads(), len(pool.changing_role), most)
-            seen = msgspec.structs.replace(seen, at=loop.time())
-            decision = planner.decide(seen)
+            max_sequences = self._job.engine.limits.max_sequences
+            result = collect_signals(
+                self._router, pool.loads(), len(pool.changing_role), max_sequences
+            )
+            result = msgspec.structs.replace(result, at=loop.time())
+            decision = planner.decide(result)
             self._decisions.append(decision)
             move = decision.move
             for rank in pool.ranks_to_move(move):
@@ -165,13 +170,13 @@ class _Running:
                 assert move.new
                 tasks.create_task(pool.change_role(rank, move.old, move.new))
 
-    def _outcome(self) -> SimulationResult:
+    def _result(self) -> SimulationResult:
         job = self._job
         return SimulationResult(
-            results=self._seen,
+            results=self._results,
             targets=job.targets,
             gpus=len(job.ranks) * job.worker_gpus,
-            seconds=max((s.ended_at for s in self._seen), default=0.0),
+            seconds=max((s.ended_at for s in self._results), default=0.0),
             role_changes=self._pool.role_changes,
             failed_role_changes=self._pool.failed_role_changes,
             roles=self._pool.history,

@@ -1,4 +1,4 @@
-"""Which split of prefill and decode workers a load wants: each is tried in virtual time."""
+"""Searches the best split of prefill and decode workers by simulating each."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,12 +10,12 @@ from hpc_dynamo.simulation.run import SimulatedJob, simulate
 
 Workers = dict[Role, int]
 
-FIRST = 16  # splits that are tried before it is looked closer around the best
+COARSE_SPLITS = 16  # simulated before the search refines around the best
 
 
 @dataclass(frozen=True)
 class SplitResult:
-    """A topology and what became of the load on it."""
+    """A split and its result."""
 
     workers: Workers
     outcome: SimulationResult
@@ -25,43 +25,46 @@ def search_splits(
     job: SimulatedJob,
     workers: int,
     requests: Sequence[TraceRequest],
-    begun: Callable[[Workers], None],
-    ended: Callable[[RequestResult], None],
+    on_start: Callable[[Workers], None],
+    on_result: Callable[[RequestResult], None],
 ) -> list[SplitResult]:
-    """The best first: by goodput, then by TTFT. All splits of few workers; of many some, then
-    finer around the best."""
-    tried = dict[int, SplitResult]()  # by prefill workers; 0: one role for all
+    """Return the results, best goodput first, then lowest TTFT.
 
-    def attempt(prefill: int) -> None:
-        if prefill in tried:
+    Includes the aggregated topology. With many workers, some splits are tried first, then more
+    around the best.
+    """
+    results = dict[int, SplitResult]()  # by prefill workers; 0: aggregated
+
+    def run_split(prefill: int) -> None:
+        if prefill in results:
             return
         split = {Role.prefill: prefill, Role.decode: workers - prefill}
         split = split if prefill else {Role.aggregated: workers}
-        begun(split)
-        tried[prefill] = SplitResult(
-            split, simulate(replace(job, workers=split), requests, ended=ended)
+        on_start(split)
+        results[prefill] = SplitResult(
+            split, simulate(replace(job, workers=split), requests, on_result=on_result)
         )
 
-    attempt(0)
-    for prefill in _finer(workers, lambda: _best(tried)):
-        attempt(prefill)
-    return sorted(tried.values(), key=_rank)
+    run_split(0)
+    for prefill in _refine(workers, lambda: _best(results)):
+        run_split(prefill)
+    return sorted(results.values(), key=_rank)
 
 
-def _finer(workers: int, best: Callable[[], int]) -> Iterator[int]:
+def _refine(workers: int, best: Callable[[], int]) -> Iterator[int]:
     low, high = 1, workers - 1
     while low <= high:
-        step = max(1, (high - low) // FIRST)
+        step = max(1, (high - low) // COARSE_SPLITS)
         yield from (*range(low, high, step), high)
         if step == 1:
             return
         low, high = max(1, best() - step), min(workers - 1, best() + step)
 
 
-def _best(tried: Mapping[int, SplitResult]) -> int:
-    return min((prefill for prefill in tried if prefill), key=lambda p: _rank(tried[p]))
+def _best(results: Mapping[int, SplitResult]) -> int:
+    return min((prefill for prefill in results if prefill), key=lambda p: _rank(results[p]))
 
 
-def _rank(tried: SplitResult) -> tuple[float, float]:
-    outcome = tried.outcome
+def _rank(results: SplitResult) -> tuple[float, float]:
+    outcome = results.outcome
     return -outcome.goodput_hz, sum(outcome.ttft_s())

@@ -1,4 +1,4 @@
-"""Steps of an engine between two events: their durations are an arithmetic progression."""
+"""Consecutive engine steps between two events, with linearly growing durations."""
 
 import math
 from dataclasses import dataclass
@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class StepRun:
-    """`steps` of an engine from `begin` on: the first takes `first_s`, each `more_s` longer than
-    the one before. In each the prompt first in line is computed by `chunk` tokens, or where
-    `chunks` are given these many of each prompt (a single step)."""
+    """`steps` steps from `started_at`; each takes `increment_s` longer than the one before.
+
+    Each step computes `chunk` tokens of the first prompt. A single step may instead compute
+    `chunks` of several prompts.
+    """
 
     started_at: float
     steps: int
@@ -18,11 +20,11 @@ class StepRun:
     chunks: tuple[int, ...] = ()
 
     def end_of(self, steps: int) -> float:
-        """When so many are over."""
+        """Return the time at which this many steps have ended."""
         return self.started_at + steps * self.first_s + self.increment_s * steps * (steps - 1) / 2
 
     def current_step(self, now: float) -> int:
-        """The number of the step that runs now, from 1."""
+        """Return the number of the current step, from 1."""
         elapsed, half = now - self.started_at, self.increment_s / 2
         if half:  # half * n^2 + (first - half) * n = elapsed
             b = self.first_s - half

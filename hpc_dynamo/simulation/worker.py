@@ -1,9 +1,9 @@
-"""A modelled engine that computes when things end instead of stepping through tokens.
+"""A modelled engine that computes when events happen, instead of single tokens.
 
-It keeps the rules of simulator.scheduler: one token a step for each answer, the rest of a step's
-budget for prompts in their order, admission between steps, blocks for the whole answer taken at
-its beginning. Between events (a new request, a prompt's end, an answer's end) steps are an
-arithmetic progression, so one timer stands for all of them.
+It follows the rules of simulator.scheduler. Each step generates one token per response, and uses
+the rest of its budget for prompts in order. Sequences are admitted between steps, with KV blocks
+for the whole response. Between two events (a new request, the end of a prompt or response), step
+durations grow linearly, so that one timer covers all of them.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ from hpc_dynamo.timing_model import TimingModel
 
 @dataclass(frozen=True)
 class EngineSizes:
-    """Sizes of a modelled engine; see simulator.batch.Limits."""
+    """Sizes of a modelled engine, see simulator.step.SchedulerLimits."""
 
     max_sequences: int = 64
     step_tokens: int = 2048
     cache_tokens: int = 65_536
-    page_tokens: int = 16  # tokens, that memory is counted in
-    transfer_s_per_token: float = 0.0  # of KV cache, between two workers
+    page_tokens: int = 16  # granularity of the KV cache
+    transfer_s_per_token: float = 0.0  # KV transfer between two workers
 
 
 def _nothing() -> None:
@@ -34,25 +34,28 @@ def _nothing() -> None:
 
 @dataclass(eq=False)
 class ModelledSequence:
-    """One answer being made. `begun` and `done` are called at its first and its last token;
-    `pulled`, for one whose prompt another worker computed, when that one may forget it."""
+    """A sequence in a modelled engine.
+
+    `on_first_token` and `on_done` are called at its first and last token. `on_pulled` is called
+    when the prefill worker may release the prompt.
+    """
 
     prompt_tokens: int
     response_tokens: int
     hashes: Sequence[int] = ()
     pulls_kv: bool = False
-    keeps_kv: bool = False  # the prompt stays, for another worker to pull, until `let_go`
+    keeps_kv: bool = False  # the prompt stays until `release_kv`, for another worker
     on_first_token: Callable[[], None] = _nothing
     on_done: Callable[[], None] = _nothing
     on_pulled: Callable[[], None] = _nothing
     cached_tokens: int = 0
     computed_tokens: int = 0
-    published_blocks: int = 0  # blocks that others can find
+    published_blocks: int = 0  # blocks in the cache
     hold: CacheHold = field(default_factory=CacheHold)
 
 
 class SimulatedWorker:
-    """One engine, in the time of the running event loop."""
+    """One engine, in the virtual time of the event loop."""
 
     def __init__(self, limits: EngineSizes, timing: TimingModel, block: int) -> None:
         self._limits, self.timing = limits, timing
@@ -60,7 +63,9 @@ class SimulatedWorker:
         self.on_store: Callable[[Sequence[int], Sequence[int]], None] = lambda hashes, new: None
         self._waiting, self._pulled = deque[ModelledSequence](), deque[ModelledSequence]()
         self._prefilling = list[ModelledSequence]()
-        self._decoding = list[tuple[int, int, ModelledSequence]]()  # by the step that ends them
+        self._decoding = list[
+            tuple[int, int, ModelledSequence]
+        ]()  # (last step, order, sequence), a heap
         self._pulling = 0
         self._steps = self._context = self._count = 0
         self._step_run: StepRun | None = None
@@ -80,41 +85,39 @@ class SimulatedWorker:
         self._wake()
 
     def release_kv(self, sequence: ModelledSequence) -> None:
-        """Of a prompt that was kept."""
+        """Release the prompt of a sequence with `keeps_kv`."""
         self._release(sequence, sequence.prompt_tokens)
         self._wake()
 
-    # Steps.
-
     def _wake(self) -> None:
-        """Something may be admitted: now if idle, else when the step under way is over."""
+        """Admit waiting sequences now if idle, else at the end of the current step."""
         if self._step_run is None:
-            self._loop.call_soon(self._start)  # together with what else comes at this moment
+            self._loop.call_soon(self._start)  # after all other events of this moment
         elif self._step_run.steps > 1 and self.running < self._limits.max_sequences:
-            jump = self._step_run
-            steps = jump.current_step(self._loop.time())
-            if steps < jump.steps:
+            run = self._step_run
+            steps = run.current_step(self._loop.time())
+            if steps < run.steps:
                 cut = StepRun(
-                    jump.started_at, steps, jump.first_s, jump.increment_s, jump.chunk, jump.chunks
+                    run.started_at, steps, run.first_s, run.increment_s, run.chunk, run.chunks
                 )
                 self._run(cut)
 
-    def _run(self, jump: StepRun) -> None:
+    def _run(self, run: StepRun) -> None:
         if self._timer:
             self._timer.cancel()
-        self._step_run = jump
-        self._timer = self._loop.call_at(jump.end_of(jump.steps), self._on_run_end)
+        self._step_run = run
+        self._timer = self._loop.call_at(run.end_of(run.steps), self._on_run_end)
 
     def _start(self) -> None:
         if self._step_run:
             return
         self._admit()
-        jump = self._plan(self._loop.time())
-        if jump:
-            self._run(jump)
+        run = self._plan(self._loop.time())
+        if run:
+            self._run(run)
 
     def _plan(self, now: float) -> StepRun | None:
-        """The steps until something changes; None where there is nothing to do."""
+        """Return the steps until the next event, None without work."""
         n = len(self._decoding)
         most = self._decoding[0][0] - self._steps if n else 0
         budget = self._limits.step_tokens - n
@@ -123,7 +126,8 @@ class SimulatedWorker:
             return StepRun(now, most, self._step_s((), 0), more_s) if n else None
         left = self._prefilling[0].prompt_tokens - self._prefilling[0].computed_tokens
         if left > budget:
-            steps = (left - 1) // budget  # no other prompt is admitted: the budget is used up
+            # The prompt uses the whole budget, so that no other prompt is admitted.
+            steps = (left - 1) // budget
             more_s = self.timing.prefill_s_per_token_context * budget * budget
             more_s += self.timing.decode_s_per_context_token * n
             first_s = self._step_s((budget,), budget)
@@ -147,12 +151,12 @@ class SimulatedWorker:
         return self.timing.step_s(tokens, attended, len(self._decoding), self._context)
 
     def _on_run_end(self) -> None:
-        """The jump has ended: what it computed counts now."""
-        jump, self._step_run, self._timer = self._step_run, None, None
-        assert jump, "only a jump sets the timer"
-        self._steps += jump.steps
-        self._context += jump.steps * len(self._decoding)
-        sizes = (jump.chunk * jump.steps,) if jump.chunk else jump.chunks
+        """Count the work of the steps that have ended, and start the next ones."""
+        run, self._step_run, self._timer = self._step_run, None, None
+        assert run, "only a run sets the timer"
+        self._steps += run.steps
+        self._context += run.steps * len(self._decoding)
+        sizes = (run.chunk * run.steps,) if run.chunk else run.chunks
         for size, sequence in zip(sizes, self._prefilling, strict=False):
             sequence.computed_tokens += size
             self._publish(sequence, sequence.computed_tokens)
@@ -176,7 +180,7 @@ class SimulatedWorker:
             if sequence.response_tokens == 1:
                 self._finish(sequence)
                 continue
-            self._count += 1  # equals in the heap go by their order
+            self._count += 1  # ties in the heap are ordered by it
             end = self._steps + sequence.response_tokens - 1
             heapq.heappush(self._decoding, (end, self._count, sequence))
             self._context += sequence.prompt_tokens + 1
@@ -186,8 +190,6 @@ class SimulatedWorker:
             # The KV of the last token is never computed.
             self._release(sequence, sequence.prompt_tokens + sequence.response_tokens - 1)
         sequence.on_done()
-
-    # The cache.
 
     def _admit(self) -> None:
         """Admit waiting prompts while the step has budget, like simulator.scheduler.Scheduler."""
@@ -221,7 +223,7 @@ class SimulatedWorker:
         self._loop.call_later(seconds, self._on_pulled, sequence)
 
     def _allocate(self, sequence: ModelledSequence) -> bool:
-        """As simulator.model.Model.place: the prompt's last token is left to compute."""
+        """Allocate KV blocks; the last prompt token is always computed. False without room."""
         block, page = self.cache.block, self._limits.page_tokens
         useful = sequence.hashes[: (sequence.prompt_tokens - 1) // block]
         hits = self.cache.match(useful)
@@ -255,7 +257,7 @@ class SimulatedWorker:
             self.on_store(sequence.hashes, [first + i for i in new])
 
     def _release(self, sequence: ModelledSequence, tokens: int) -> None:
-        """`tokens` of it are in the cache; those in whole pages stay, behind its blocks."""
+        """Release a sequence with `tokens` in the cache; those in whole pages stay cached."""
         page = self._limits.page_tokens
         own = tokens // page * page - len(sequence.hashes) * self.cache.block
         self.cache.release(sequence.hold, own)

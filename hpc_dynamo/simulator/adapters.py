@@ -1,25 +1,24 @@
 """LoRA adapters. They change only names: of the model in responses, and of KV blocks."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
 from hpc_dynamo.errors import ConfigError
 
 
+class LoraModule(msgspec.Struct):
+    """A value of vLLM's --lora-modules. Other fields are ignored."""
+
+    name: str
+    path: str
+
+
 def parse_lora_modules(values: Sequence[str]) -> dict[str, str]:
-    """Return paths by adapter name, from vLLM's --lora-modules. Raises ConfigError."""
-    return dict(map(_parse, values))
-
-
-def _parse(value: str) -> tuple[str, str]:
-    if not value.startswith("{"):
-        name, _, path = value.partition("=")
-        return name, path
+    """Return paths by adapter name. Raises ConfigError."""
     try:
-        fields = msgspec.json.decode(value, type=dict[str, Any])
-        return fields["name"], fields["path"]
-    except (msgspec.DecodeError, KeyError) as e:
-        hint = """--lora-modules NAME=PATH, or '{"name": "…", "path": "…"}'"""
-        raise ConfigError(f"lora-modules: {value} is not an adapter: {e}", hint=hint) from e
+        modules = [msgspec.json.decode(value, type=LoraModule) for value in values]
+    except msgspec.DecodeError as e:
+        hint = """--lora-modules '{"name": "…", "path": "…"}'"""
+        raise ConfigError(f"lora-modules: {e}", hint=hint) from e
+    return {module.name: module.path for module in modules}

@@ -6,7 +6,7 @@ from typing import Any
 class RequestRejected(Exception):
     """A request that cannot be served. `status` and `body` are the HTTP response."""
 
-    def __init__(self, message: str, *, status: int = 400, param: str | None = None) -> None:
+    def __init__(self, message: str, param: str | None = None, *, status: int = 400) -> None:
         super().__init__(message)
         self.status, self.body = status, error_body(message, status, param)
 

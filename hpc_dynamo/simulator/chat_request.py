@@ -7,7 +7,7 @@ import msgspec
 
 from hpc_dynamo.simulator import prompts, tokenizer
 from hpc_dynamo.simulator.api_error import RequestRejected
-from hpc_dynamo.simulator.generation_request import GenerationRequest, checked_logprobs
+from hpc_dynamo.simulator.generation_request import GenerationRequest
 
 Tools = list[dict[str, Any]]
 
@@ -28,13 +28,11 @@ class ChatMessage(msgspec.Struct):
 
     def text(self) -> str:
         """Return what the model reads. Raises RequestRejected for content that is not text."""
-        parts = self.content or []
-        if isinstance(parts, str):
-            parts = [ContentPart("text", parts)]
-        other = next((part.type for part in parts if part.type != "text"), None)
-        if other:
-            what = f"the simulator reads only text, not {other}"
-            raise RequestRejected(what, param="messages")
+        content = self.content or ""
+        parts = [ContentPart("text", content)] if isinstance(content, str) else content
+        for part in parts:
+            if part.type != "text":
+                raise RequestRejected(f"the simulator reads only text, not {part.type}", "messages")
         calls = msgspec.json.encode(self.tool_calls).decode() if self.tool_calls else ""
         return "".join(part.text for part in parts) + calls
 
@@ -47,7 +45,6 @@ class ChatRequest(GenerationRequest, kw_only=True):
     logprobs: bool | None = False
     top_logprobs: int | None = 0
     tools: Tools | None = None
-    tool_choice: str | dict[str, Any] | None = None
 
     @property
     def limit(self) -> tuple[str, int | None]:
@@ -55,25 +52,16 @@ class ChatRequest(GenerationRequest, kw_only=True):
             return "max_completion_tokens", self.max_completion_tokens
         return super().limit
 
-    def check(self, *models: str) -> None:
-        super().check(*models)
-        if self.tool_choice not in (None, "none", "auto"):
-            raise RequestRejected("the simulator calls no tools", param="tool_choice")
-
+    @property
     def num_logprobs(self) -> int | None:
-        """See CompletionRequest."""
-        if self.top_logprobs and not self.logprobs:
-            what = "when using `top_logprobs`, `logprobs` must be set to true."
-            raise RequestRejected(what, param="top_logprobs")
-        return checked_logprobs(self.top_logprobs or 0) if self.logprobs else None
+        return self.top_logprobs or 0 if self.logprobs else None
 
     def prompts(self, max_model_len: int) -> list[list[int]]:
         """Return the token ids of the chat. Raises RequestRejected.
 
         Ids in `kv_transfer_params` take precedence over the messages.
         """
-        given = self.kv_transfer_params and self.kv_transfer_params.prompt_token_ids
-        if given:
+        if given := self.kv_transfer_params and self.kv_transfer_params.prompt_token_ids:
             name = "kv_transfer_params.prompt_token_ids"
             return [prompts.from_ids(given, max_model_len, name)]
         return [prompts.from_chat(rendered(self.messages, self.tools), max_model_len)]

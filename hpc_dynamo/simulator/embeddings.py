@@ -28,7 +28,7 @@ class EmbeddingRequest(msgspec.Struct):
         size = DIMENSIONS if self.dimensions is None else self.dimensions
         if not 1 <= size <= DIMENSIONS:
             what = f"dimensions must be between 1 and {DIMENSIONS}, got {size}"
-            raise RequestRejected(what, param="dimensions")
+            raise RequestRejected(what, "dimensions")
         inputs = from_field(self.input, max_model_len, "input")
         encode = list if self.encoding_format == "float" else _base64
         data = [

@@ -34,7 +34,7 @@ def sequence_groups(
     """Return a group for each prompt of a request. Raises RequestRejected."""
     prompts, transfer = request.prompts(max_model_len), request.kv_transfer_params
     if transfer and len(prompts) > 1:
-        raise RequestRejected("kv_transfer_params allow only one prompt", param="prompt")
+        raise RequestRejected("kv_transfer_params allow only one prompt", "prompt")
     groups = [
         SequenceGroup(
             id=f"{request_id}-{next(_numbers)}",  # clients may repeat their ids

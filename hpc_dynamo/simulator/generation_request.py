@@ -1,8 +1,7 @@
 """OpenAI's generation requests, with vLLM's additions.
 
-Only fields that the simulator needs are typed. Unknown fields are ignored, as in vLLM. Known
-features that the simulator lacks are rejected, not ignored. Defaults, limits and error texts
-follow vLLM 0.32 (`entrypoints/openai/*/protocol.py`, `sampling_params.py`).
+Unknown fields are ignored, as in vLLM, and so are features that the simulator lacks: an input for
+a real engine also runs here. Limits and error texts follow vLLM 0.32 (`sampling_params.py`).
 """
 
 from typing import Annotated, Any
@@ -17,9 +16,6 @@ from hpc_dynamo.simulator.trtllm_protocol import DisaggregatedParams
 
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 
-COMPLETION_MAX_TOKENS = 16  # OpenAI's default, as in vLLM; chat has no limit but the context
-MAX_LOGPROBS = 20
-
 
 class StreamOptions(msgspec.Struct):
     """Token counts in a stream: at its end, or with every chunk."""
@@ -29,7 +25,7 @@ class StreamOptions(msgspec.Struct):
 
 
 class JsonSchema(msgspec.Struct):
-    """The `json_schema` of a response format. `schema` may have `examples`."""
+    """The `json_schema` of a response format."""
 
     schema: dict[str, Any] = {}
 
@@ -41,20 +37,11 @@ class ResponseFormat(msgspec.Struct):
     json_schema: JsonSchema | None = None
 
     def fixed_output(self) -> str:
-        """Return the output for this format, empty if any text is allowed.
-
-        It is `{}` for a JSON object and the first of the `examples` of a JSON schema. Raises
-        RequestRejected for formats that the simulator cannot satisfy.
-        """
+        """Return the first of a JSON schema's `examples`, `{}` without one, empty for text."""
         if self.type == "text":
             return ""
-        if self.type == "json_object":
-            return "{}"
-        examples = self.json_schema and self.json_schema.schema.get("examples")
-        if self.type != "json_schema" or not examples:
-            what = f"the simulator cannot satisfy {self.type}; it needs `examples` in a JSON schema"
-            raise RequestRejected(what, param="response_format")
-        return msgspec.json.encode(examples[0]).decode()
+        schema = self.json_schema.schema if self.json_schema else {}
+        return msgspec.json.encode((schema.get("examples") or [{}])[0]).decode()
 
 
 class GenerationRequest(msgspec.Struct, kw_only=True):
@@ -64,7 +51,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     max_tokens: int | None = None
     min_tokens: Natural = 0
     n: Annotated[int, msgspec.Meta(ge=1, le=128)] | None = 1
-    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None  # checked, not used
     stop: str | list[str] | None = None
     ignore_eos: bool = False
     stream: bool | None = False
@@ -76,13 +63,16 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     bootstrap_port: int | None = None
     bootstrap_room: Natural | None = None  # SGLang: number of the request there
     response_format: ResponseFormat | None = None
-    echo: bool | None = False
-    structured_outputs: Any = None
 
     @property
     def choices(self) -> int:
         """Return the number of outputs per prompt."""
         return self.n or 1
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Return the number of alternatives per token, None without log-probabilities."""
+        return None
 
     @property
     def limit(self) -> tuple[str, int | None]:
@@ -96,19 +86,6 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
         at_end = bool(options.include_usage)
         return at_end, at_end and bool(options.continuous_usage_stats)
 
-    def check(self, *models: str) -> None:
-        """Raise RequestRejected for an unknown model and for contradictory or missing features."""
-        check_model(self.model, *models)
-        if self.stream_options is not None and not self.stream:
-            what = "Stream options can only be defined when `stream=True`."
-            raise RequestRejected(what, param="stream_options")
-        if self.choices > 1 and self.temperature == 0:
-            what = f"n must be 1 when using greedy sampling, got {self.n}."
-            raise RequestRejected(what, param="n")
-        for name in ("structured_outputs", "echo"):
-            if getattr(self, name):
-                raise RequestRejected(f"the simulator does not support {name}", param=name)
-
     def read_trtllm_params(self) -> None:
         """Set `kv_transfer_params` from TensorRT-LLM's fields. Raises RequestRejected."""
         if self.kv_transfer_params is not None:
@@ -121,33 +98,27 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
         name, wanted = self.limit
         if wanted is not None and wanted > max_model_len:
             what = f"{name}={wanted} cannot be greater than max_model_len={max_model_len}."
-            raise RequestRejected(f"{what} Please request fewer output tokens.", param=name)
+            raise RequestRejected(f"{what} Please request fewer output tokens.", name)
         room = max_model_len - prompt_tokens
         most = room if wanted is None else min(wanted, room)
         if most < 1:
-            what = f"max_tokens must be at least 1, got {most}."
-            raise RequestRejected(what, param="max_tokens")
+            raise RequestRejected(f"max_tokens must be at least 1, got {most}.", "max_tokens")
         if self.min_tokens > most:
             what = f"min_tokens must be less than or equal to max_tokens={most}"
-            raise RequestRejected(f"{what}, got {self.min_tokens}.", param="min_tokens")
+            raise RequestRejected(f"{what}, got {self.min_tokens}.", "min_tokens")
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if "" in stop:
-            raise RequestRejected("stop cannot contain an empty string.", param="stop")
+            raise RequestRejected("stop cannot contain an empty string.", "stop")
         text = self.response_format.fixed_output() if self.response_format else ""
         fixed = tuple(tokenizer.encode(text)) if text else ()
         return SamplingParams(most, self.min_tokens, self.ignore_eos, tuple(stop), fixed)
 
 
 class CompletionRequest(GenerationRequest, kw_only=True):
-    """Body of /v1/completions."""
+    """Body of /v1/completions. The default of `max_tokens` is OpenAI's."""
 
     prompt: prompts.PromptField
-    max_tokens: int | None = COMPLETION_MAX_TOKENS
-    logprobs: int | None = None
-
-    def num_logprobs(self) -> int | None:
-        """Return the number of alternatives per token, None without log-probabilities."""
-        return None if self.logprobs is None else checked_logprobs(self.logprobs)
+    max_tokens: int | None = 16
 
     def prompts(self, max_model_len: int) -> list[list[int]]:
         """Return the token ids of each prompt. Raises RequestRejected."""
@@ -164,15 +135,4 @@ def check_model(requested: str | None, *models: str) -> None:
     """Raise RequestRejected with status 404 for an unknown model."""
     if requested not in (None, "", *models):
         what = f"The model `{requested}` does not exist. Valid aliases: {', '.join(models)}."
-        raise RequestRejected(what, status=404, param="model")
-
-
-def checked_logprobs(wanted: int) -> int:
-    """Return a number of log-probabilities that is allowed. Raises RequestRejected."""
-    if wanted < 0 and wanted != -1:
-        raise RequestRejected("`logprobs` must be a positive value or -1.", param="logprobs")
-    if not 0 <= wanted <= MAX_LOGPROBS:
-        what = f"Requested sample logprobs of {wanted if wanted > 0 else tokenizer.VOCABULARY}, "
-        what += f"which is greater than max allowed: {MAX_LOGPROBS}"
-        raise RequestRejected(what, param="logprobs")
-    return wanted
+        raise RequestRejected(what, "model", status=404)

@@ -19,10 +19,10 @@ def from_text(text: str, limit: int) -> list[int]:
 def from_ids(tokens: list[int], limit: int, param: str) -> list[int]:
     """Check and return token ids. Raises RequestRejected."""
     if not tokens:
-        raise RequestRejected("The decoder prompt cannot be empty", param=param)
+        raise RequestRejected("The decoder prompt cannot be empty", param)
     for token in (min(tokens), max(tokens)):
         if not 0 <= token < tokenizer.VOCABULARY:
-            raise RequestRejected(f"Token id {token} is out of vocabulary", param=param)
+            raise RequestRejected(f"Token id {token} is out of vocabulary", param)
     _check_length(len(tokens), limit)
     return tokens
 
@@ -46,10 +46,10 @@ def from_field(value: PromptField, limit: int, param: str) -> list[list[int]]:
     ids = [item for item in items if isinstance(item, int)]
     if len(items) not in (len(texts), len(ids), len(lists)):
         what = f"{param} is a text, a list of token ids, or a list of one of these"
-        raise RequestRejected(what, param=param)
+        raise RequestRejected(what, param)
     if "" in texts:
         what = f"Either {param} or prompt_embeds must be provided and non-empty."
-        raise RequestRejected(what, param=param)
+        raise RequestRejected(what, param)
     if texts:
         return [from_text(text, limit) for text in texts]
     return [from_ids(each, limit, param) for each in lists or [ids]]

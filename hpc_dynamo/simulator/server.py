@@ -154,7 +154,7 @@ class HttpApi:
         try:
             if engine.trtllm:
                 body.read_trtllm_params()
-            body.check(engine.model, *map(str, engine.adapter_names))
+            check_model(body.model, engine.model, *map(str, engine.adapter_names))
             adapter = engine.adapter_names.get(body.model, "")
             model = str(body.model) if adapter else engine.model
             options = {"report_cached": engine.report_cached, "trtllm": engine.trtllm}

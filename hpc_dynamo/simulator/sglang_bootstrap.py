@@ -57,7 +57,7 @@ class SglangRank:
         host, first = request.bootstrap_host, request.bootstrap_room
         if first is None:
             what = "Invalid request: Disaggregated request received without bootstrap room id."
-            raise RequestRejected(what, param="bootstrap_room")
+            raise RequestRejected(what, "bootstrap_room")
         room = first + index
         if host == FAKE_BOOTSTRAP_HOST:
             return
@@ -67,7 +67,7 @@ class SglangRank:
             group.sampling = SamplingParams(1, ignore_eos=True)  # the decode rank does the rest
         elif host is None or request.bootstrap_port is None:
             what = "bootstrap_host and bootstrap_port are missing"
-            raise RequestRejected(what, param="bootstrap_host")
+            raise RequestRejected(what, "bootstrap_host")
         else:
             port = request.bootstrap_port
             group.remote_blocks = RemoteBlocks("", f"room {room}", host, port, (), room)

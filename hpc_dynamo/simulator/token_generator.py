@@ -5,7 +5,6 @@ on i. Each word is one token, so an output that is sent back in the next prompt 
 A request for structured output gets fixed tokens instead.
 """
 
-import math
 from collections.abc import Sequence
 from hashlib import blake2b
 from struct import Struct
@@ -69,16 +68,3 @@ class FixedGenerator:
 
     def ends(self, i: int) -> bool:
         return i == len(self._tokens) - 1
-
-
-def token_logprobs(token: int, position: int, count: int) -> list[tuple[int, float]]:
-    """Return made-up log-probabilities: of `token`, then of `count` - 1 less likely tokens.
-
-    The probabilities decrease and their sum is less than 1.
-    """
-    draw = (token * 2654435761 + position * 40503) % 65536
-    first = 0.5 + draw / 131073
-    words = (_WITH_SPACE[(draw + j) % len(WORDS)] for j in range(count))
-    others = [word for word in words if word != token]
-    rest = [(word, math.log((1 - first) / 2 ** (j + 1))) for j, word in enumerate(others)]
-    return [(token, math.log(first)), *rest[: count - 1]]

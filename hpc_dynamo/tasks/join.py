@@ -1,8 +1,8 @@
-"""One task of a further job, one a node: an agent that joins a head which runs already.
+"""Task of an extra job, one per node: runs an agent that joins the head of another job.
 
-Started by submitit (`main`). Where to find the head is in its attempt's roster; the run's keys
-are in the run folder. An agent ends itself when the head falls silent, or never answers; where the
-head's job has not begun yet, it waits for that.
+Started by submitit (`main`). The head's address is in the roster of the attempt, the keys are in
+the run folder. If the head's job has not started yet, the agent waits for it. An agent stops if
+the head falls silent or never answers. See head/scaling for the protocol.
 """
 
 import asyncio
@@ -32,14 +32,14 @@ from hpc_dynamo.tasks.node import (
 )
 from hpc_dynamo.wire import ControlClient
 
-POLL_S = 0.5  # a shared disk has no event for a file that appears on another node
-QUEUE_S = 10.0  # between two questions to the scheduler, which many ask
+POLL_S = 0.5  # a shared disk has no event for new files
+QUEUE_POLL_S = 10.0  # the scheduler serves many users
 
 log = logging.getLogger(__name__)
 
 
 def main(path: str) -> int:
-    """Run this node's part of the further job in `path`; the exit code of the whole."""
+    """Run the task of this node for the extra job in `path`; return its exit code."""
     job = ExtraJobFolder(Path(path))
     plan = job.plan()
     index, hosts = node_index_and_hosts(plan.nodes)
@@ -52,7 +52,7 @@ def main(path: str) -> int:
 
 
 async def _join(job: ExtraJobFolder, node: int, host: str) -> Outcome:
-    on_stop_signal(asyncio.current_task().cancel)  # type: ignore[union-attr]  # we are in one
+    on_stop_signal(asyncio.current_task().cancel)  # type: ignore[union-attr]  # runs in a task
     on_preemption_signal(lambda: log.info("the walltime ends soon"))
     roster = await _roster(job, node)
     if roster is None or job.attempt.outcome() is not None:
@@ -61,13 +61,13 @@ async def _join(job: ExtraJobFolder, node: int, host: str) -> Outcome:
     me = _record(job, node, host, roster)
     me = replace(me, faults=preflight(job.config(), job.plan(), node, me.address, host))
     write_json(job.node_file(node), me)
-    raise_for_faults(replace(roster, nodes=(me,)), 0.0, time.time())  # the head sees it in our file
+    raise_for_faults(replace(roster, nodes=(me,)), 0.0, time.time())
     client = ControlClient(roster.control_endpoint, secrets.keys, CODEC)
     try:
         agent = Agent(job, me, client, secrets.token)
         on_stop_signal(agent.stop)
         async with asyncio.TaskGroup() as group:
-            on_preemption_signal(partial(_warn, node, client, group))
+            on_preemption_signal(partial(_report_preemption, node, client, group))
             await agent.run()
     finally:
         client.close()
@@ -75,31 +75,35 @@ async def _join(job: ExtraJobFolder, node: int, host: str) -> Outcome:
 
 
 async def _roster(job: ExtraJobFolder, node: int) -> Roster | None:
-    """Where the head is, when it is there; None where its job has ended before that. One of the
-    agents asks Slurm, the others see what it leaves."""
+    """Wait for the roster of the head; return None if its job ended before it wrote one.
+
+    One agent polls Slurm. The others find the outcome that it writes.
+    """
     began = time.monotonic()
     while (roster := job.roster()) is None and not (job.attempt.outcome() or job.outcome()):
         await asyncio.sleep(POLL_S)
-        if node == job.plan().first_node and time.monotonic() - began > QUEUE_S:
+        if node == job.plan().first_node and time.monotonic() - began > QUEUE_POLL_S:
             began, head = time.monotonic(), launch.find_job(job.attempt)
             if head and (await asyncio.to_thread(head.state))[0] is JobState.ended:
                 return None
     return roster
 
 
-def _warn(node: int, client: ControlClient[ControlMessage], group: asyncio.TaskGroup) -> None:
+def _report_preemption(
+    node: int, client: ControlClient[ControlMessage], group: asyncio.TaskGroup
+) -> None:
     log.info("Slurm ends this job soon")
     group.create_task(client.send(Preempted(node=node)))
 
 
 def _record(job: ExtraJobFolder, node: int, host: str, roster: Roster) -> NodeRecord:
-    """Our address is the one that packets to the head leave from."""
+    """Return the record of this node. Its address is the source of packets to the head."""
     interface, head = job.config().cluster.interface, roster.nodes[0]
     try:
         address = job_address(interface, [head.address])
     except OSError as e:
-        hint = "cluster.interface=ib0, a network that both nodes are on"
-        raise BootstrapError(f"no way from {host} to the head at {head.address}", hint=hint) from e
+        hint = "cluster.interface=ib0, or another network that both nodes share"
+        raise BootstrapError(f"{host} has no route to the head at {head.address}", hint=hint) from e
     return NodeRecord(
         node=node,
         host=host,

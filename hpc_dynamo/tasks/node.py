@@ -1,4 +1,4 @@
-"""One task of the job, one a node: find the others, then be an agent, or head and agent.
+"""Task of a job, one per node: exchanges addresses, then runs the agent; on node 0 also the head.
 
 Started by submitit (`main`) or as `python -m hpc_dynamo.tasks.node ATTEMPT` inside an allocation.
 """
@@ -31,13 +31,13 @@ from hpc_dynamo.wire import ControlClient, ControlServer, MessageCodec
 
 CODEC: MessageCodec[ControlMessage] = MessageCodec(ControlMessage)  # type: ignore[arg-type]  # a union is no type[T]
 
-RESERVED, RESERVED_BYTES = ".reserved", 1 << 16
+RESERVED_FILE, RESERVED_BYTES = ".reserved", 1 << 16
 
 log = logging.getLogger(__name__)
 
 
 def main(path: str) -> int:
-    """Run this node's part of the attempt in `path`; the exit code of the whole."""
+    """Run the task of this node for the attempt in `path`; return its exit code."""
     attempt = Attempt(Path(path))
     index, hosts = node_index_and_hosts(attempt.plan().head_plan.nodes)
     log_to_file(attempt.agent_log(index))
@@ -46,7 +46,7 @@ def main(path: str) -> int:
     if index == 0:
         reserve_outcome_space(attempt)
     outcome = run_to_outcome(_node(attempt, index, hosts), attempt.agent_log(index))
-    if index == 0 and (last := _go_on(attempt, outcome)):
+    if index == 0 and (last := _continue_in_next_job(attempt, outcome)):
         write_outcome(attempt, last)
     return outcome.exit_code
 
@@ -54,18 +54,18 @@ def main(path: str) -> int:
 def reserve_outcome_space(attempt: Attempt) -> None:
     """Reserve the disk space that the outcome needs."""
     with suppress(OSError):
-        (attempt.path / RESERVED).write_bytes(os.urandom(RESERVED_BYTES))
+        (attempt.path / RESERVED_FILE).write_bytes(os.urandom(RESERVED_BYTES))
 
 
 def write_outcome(attempt: Attempt, outcome: Outcome) -> None:
-    """Write the outcome, also to a disk that has become full since `reserve`."""
+    """Write the outcome, into the reserved space if the disk is full."""
     with suppress(OSError):
-        (attempt.path / RESERVED).unlink(missing_ok=True)
+        (attempt.path / RESERVED_FILE).unlink(missing_ok=True)
     write_json(attempt.outcome_file, outcome)
 
 
 def run_to_outcome(task: Coroutine[Any, Any, Outcome], file: Path) -> Outcome:
-    """Return the outcome of a whole task of the job, however it ends; `file` is its log."""
+    """Run a task and return its outcome, also if it fails. `file` is its log."""
     try:
         return uvloop.run(task)
     except asyncio.CancelledError:
@@ -73,44 +73,48 @@ def run_to_outcome(task: Coroutine[Any, Any, Outcome], file: Path) -> Outcome:
     except HpcDynamoError as e:
         log.error("%s", e)
         return Outcome(exit_code=e.exit_code, message=str(e))
-    except Exception as e:  # last chance to report: the process ends here
-        if refused := file_error_in(e, near=file):
-            log.error("%s", refused)
-            return Outcome(exit_code=refused.exit_code, message=f"{refused}\n  log: {file}")
+    except Exception as e:
+        if error := file_error_in(e, near=file):
+            log.error("%s", error)
+            return Outcome(exit_code=error.exit_code, message=f"{error}\n  log: {file}")
         log.exception("this is a defect of hpc-dynamo")
         message = f"{type(e).__name__}: {e}\n  log: {file}"
         return Outcome(exit_code=1, message=message)
 
 
-def _go_on(attempt: Attempt, outcome: Outcome) -> Outcome | None:
-    """See that what is left to do is done by another job. None: by this one, after a requeue."""
+def _continue_in_next_job(attempt: Attempt, outcome: Outcome) -> Outcome | None:
+    """Requeue this job or submit the next one, if work is left; return the outcome to write.
+
+    Returns None if this attempt continues after a requeue.
+    """
     job = attempt.job()
     if not outcome.requeue or job is None or job.launcher == "local":
         return outcome
     if detached_submit.requeue():
-        log.info("requeued")  # what its script starts then is another attempt, unless it is ours
+        log.info("requeued")
+        # The requeued script of a user starts another attempt.
         return None if job.launcher == "slurm" else outcome
-    if job.launcher == "allocation":  # its owner's, who has other plans with it
+    if job.launcher == "allocation":  # the allocation belongs to the user
         return outcome
     try:
         number = detached_submit.submit_next_attempt(attempt).number
     except LaunchError as e:
         return replace(outcome, message=f"{outcome.message}; {e}")
-    message = f"the walltime ended; attempt {number} goes on"
+    message = f"the walltime ended; attempt {number} continues"
     return replace(outcome, message=message, next_attempt=number)
 
 
 async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
-    # Until there is a head or an agent to end in order, a signal ends this task.
-    on_stop_signal(asyncio.current_task().cancel)  # type: ignore[union-attr]  # we are in one
-    warned = asyncio.Event()
-    on_preemption_signal(warned.set)
+    # Until there is a head or an agent, a signal cancels this task.
+    on_stop_signal(asyncio.current_task().cancel)  # type: ignore[union-attr]  # runs in a task
+    preempted = asyncio.Event()
+    on_preemption_signal(preempted.set)
     config, secrets = attempt.config(), attempt.run.secrets()
     address = job_address(config.cluster.interface, hosts)
     if config.planner.scale_out.max_nodes or attempt.plan().separate_jobs:
         address = address_for_extra_jobs(address)
     if config.route.engines:
-        return await _alone(attempt, _record(attempt, index, hosts, address))
+        return await _run_standalone(attempt, _record(attempt, index, hosts, address))
     server = ControlServer(address, secrets.keys, CODEC) if index == 0 else None
     me = _record(attempt, index, hosts, address, server.endpoint if server else "")
     me = replace(me, faults=preflight(config, attempt.plan(), index, address, hosts[index]))
@@ -123,8 +127,8 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
         try:
             agent = Agent(attempt, me, client, secrets.token)
             if server:
-                return await _lead(Head(attempt, roster, server), agent, warned.is_set())
-            return await _follow(agent)
+                return await _run_head(Head(attempt, roster, server), agent, preempted.is_set())
+            return await _run_agent(agent)
         finally:
             client.close()
     finally:
@@ -147,49 +151,49 @@ def _record(
     )
 
 
-async def _alone(attempt: Attempt, me: NodeRecord) -> Outcome:
-    """Before engines that somebody else started."""
+async def _run_standalone(attempt: Attempt, me: NodeRecord) -> Outcome:
+    """Serve in front of engines that hpc_dynamo did not start."""
     write_json(attempt.node_file(me.node), me)
     head = Standalone(attempt, me.address)
     on_stop_signal(head.interrupt)
     return await head.run()
 
 
-async def _lead(head: Head, agent: Agent, warned: bool) -> Outcome:
+async def _run_head(head: Head, agent: Agent, preempted: bool) -> Outcome:
     on_stop_signal(head.interrupt)
-    on_preemption_signal(head.warn)
-    if warned:
-        head.warn()
+    on_preemption_signal(head.on_preemption_signal)
+    if preempted:
+        head.on_preemption_signal()
     return await head.run(agent)
 
 
-async def _follow(agent: Agent) -> Outcome:
-    """Signals end this node alone; the end of the walltime is the head's business."""
+async def _run_agent(agent: Agent) -> Outcome:
+    """Run the agent. A stop signal ends this node only; the head watches the walltime."""
     on_stop_signal(agent.stop)
     await agent.run()
     return Outcome(exit_code=0)
 
 
 def on_stop_signal(action: Callable[[], object]) -> None:
-    """What SIGTERM and SIGINT do from now on; submitit would have them ignored."""
+    """Call `action` at SIGTERM and SIGINT from now on; submitit ignores these signals."""
     for sig in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sig, action)
 
 
 def on_preemption_signal(action: Callable[[], object]) -> None:
-    """What the signal before the end of the walltime does; submitit would end the job for it."""
+    """Call `action` at Slurm's signal before the end of the job; submitit would end the job."""
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, action)
 
 
 def log_to_file(file: Path) -> None:
-    """This node's own log; warnings also where Slurm collects them."""
-    form = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    """Log to a file, and warnings also to Slurm's output."""
+    formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     to_file, to_slurm = logging.FileHandler(file), logging.StreamHandler()
     to_slurm.setLevel(logging.WARNING)
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     for handler in (to_file, to_slurm):
-        handler.setFormatter(form)
+        handler.setFormatter(formatter)
         root.addHandler(handler)
 
 

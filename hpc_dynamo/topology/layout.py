@@ -16,10 +16,10 @@ from hpc_dynamo.topology.records import NodeGroup, Plan, Worker
 
 
 def plan_extra_job(config: Config, layout: Plan, role: Role, nodes: int) -> Plan:
-    """Further nodes with nothing but workers of a role, as many as fit.
+    """Return the plan of an extra job: `nodes` more nodes with as many workers of a role as fit.
 
-    Where workers use no GPUs: as many a node as the fullest one of `layout` has, the plan of
-    `config`. Raises ConfigError where not one fits.
+    Without GPUs, each node gets as many workers as the fullest node of `layout`. Raises ConfigError
+    if no worker fits.
     """
     demand, gpus = (role, dict(config.topology.pools)[role]), layout.gpus_per_node
     groups = tuple(NodeGroup(g.hardware, nodes, gpus) for g in layout.node_groups)
@@ -35,7 +35,7 @@ def plan_extra_job(config: Config, layout: Plan, role: Role, nodes: int) -> Plan
 
 
 def plan(config: Config) -> Plan:
-    """Lay out the workers. Raises ConfigError where the topology cannot be placed."""
+    """Return the layout of all workers. Raises ConfigError if the topology cannot be placed."""
     validate(config)
     demands = _demands(config)
     layout = _plan_groups(config, [(role, pool) for _, role, pool in demands])
@@ -44,7 +44,7 @@ def plan(config: Config) -> Plan:
 
 
 def _demands(config: Config) -> list[tuple[str, Role, Pool]]:
-    """Model, role and shape of each worker, by rank."""
+    """Return model, role and sizes of each worker, by rank."""
     pools = [
         (model, *pool) for model, own in config.by_model.items() for pool in own.topology.pools
     ]
@@ -59,7 +59,7 @@ def _plan_groups(config: Config, demands: list[Demand]) -> Plan:
 
 
 def _plan_by_hardware(config: Config, demands: list[Demand], used: tuple[str, ...]) -> Plan:
-    """Group after group, each with the configuration that holds on its nodes."""
+    """Lay out one group of identical nodes after another, each with its own configuration."""
     workers, groups, nodes = dict[int, Worker](), list[NodeGroup](), 0
     for kind in used:
         ranks = [rank for rank, (_, pool) in enumerate(demands) if pool.hardware == kind]
@@ -73,8 +73,8 @@ def _plan_by_hardware(config: Config, demands: list[Demand], used: tuple[str, ..
 
 
 def _plan_group(config: Config, demands: list[Demand]) -> Plan:
-    """In the order of the demands, on nodes that are all alike. All models compute on the same
-    kind of device."""
+    """Lay out workers on identical nodes, in the order of `demands`. All models use the same kind
+    of device."""
     devices, kind = {own.engine.device for own in config.by_model.values()}, demands[0][1].hardware
     gpus = 0 if Device.cpu in devices else _gpus_per_node(config, kind)
     if not gpus:

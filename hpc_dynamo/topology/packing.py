@@ -16,11 +16,12 @@ FreeGpus = list[list[int]]  # indexes of unused GPUs, by node
 
 
 def field_name(name: str, kind: str) -> str:
-    """Where `cluster.gpus_per_node` or `topology.nodes` stands for nodes of a kind."""
+    """Return the name of `cluster.gpus_per_node` or `topology.nodes` for nodes of this hardware."""
     return f"cluster.hardware.{kind}.{name.rpartition('.')[2]}" if kind else name
 
 
 def check_shape(role: Role, pool: Pool, gpus: int) -> None:
+    """Raise ConfigError if a tensor-parallel group is larger than a node but not whole nodes."""
     tensor = pool.tensor_parallel
     if tensor > gpus and tensor % gpus:
         raise ConfigError(
@@ -31,15 +32,20 @@ def check_shape(role: Role, pool: Pool, gpus: int) -> None:
 
 
 def round_robin(demands: list[Demand], nodes: int) -> tuple[Worker, ...]:
-    return tuple(Worker(i, role, (Shard(i % nodes),)) for i, (role, _) in enumerate(demands))
+    return tuple(
+        Worker(rank, role, (Shard(rank % nodes),), parallel=pool.parallel)
+        for rank, (role, pool) in enumerate(demands)
+    )
 
 
-def pack(given: int | None, demands: list[Demand], gpus: int) -> Plan:
-    if given is not None:
-        workers = place_workers(demands, given, gpus)
+def pack(nodes: int | None, demands: list[Demand], gpus: int) -> Plan:
+    """Place the workers on `nodes` nodes of `gpus` GPUs, or on as few as they need. Raises
+    ConfigError."""
+    if nodes is not None:
+        workers = place_workers(demands, nodes, gpus)
         if workers is None:
-            raise _does_not_fit(demands, given, gpus)
-        return Plan(given, gpus, workers)
+            raise _does_not_fit(demands, nodes, gpus)
+        return Plan(nodes, gpus, workers)
     nodes = -(-sum(pool.gpus for _, pool in demands) // gpus)
     while (workers := place_workers(demands, nodes, gpus)) is None:
         nodes += 1
@@ -47,7 +53,7 @@ def pack(given: int | None, demands: list[Demand], gpus: int) -> Plan:
 
 
 def _does_not_fit(demands: list[Demand], nodes: int, gpus: int) -> ConfigError:
-    needed, had = sum(pool.gpus for _, pool in demands), nodes * gpus
+    needed, available = sum(pool.gpus for _, pool in demands), nodes * gpus
     enough = nodes
     while place_workers(demands, enough, gpus) is None:
         enough += 1
@@ -55,17 +61,21 @@ def _does_not_fit(demands: list[Demand], nodes: int, gpus: int) -> ConfigError:
         f"topology.{role}.workers={pool.workers} of {pool.gpus} GPUs"
         for role, pool in dict.fromkeys(demands)
     )
-    why = f"need {needed} GPUs" if needed > had else "cannot be placed without splitting a group"
+    why = (
+        f"need {needed} GPUs"
+        if needed > available
+        else "cannot be placed without splitting a group"
+    )
     kind = demands[0][1].hardware
     count, each = field_name("topology.nodes", kind), field_name("cluster.gpus_per_node", kind)
     return ConfigError(
-        f"{count}={nodes} with {each}={gpus} gives {had} GPUs, but {shape} {why}",
+        f"{count}={nodes} with {each}={gpus} gives {available} GPUs, but {shape} {why}",
         hint=f"{count}={enough}, or fewer or smaller workers",
     )
 
 
 def place_workers(demands: list[Demand], nodes: int, gpus: int) -> tuple[Worker, ...] | None:
-    """Largest first, each on the first nodes that hold it; None where one finds no place."""
+    """Place workers largest first, each on the first nodes with room; None if one does not fit."""
     free = [list(range(gpus)) for _ in range(nodes)]
     placed: dict[int, tuple[Shard, ...]] = {}
     for rank in sorted(range(len(demands)), key=lambda r: -demands[r][1].gpus):
@@ -75,7 +85,10 @@ def place_workers(demands: list[Demand], nodes: int, gpus: int) -> tuple[Worker,
         for shard in shards:
             free[shard.node] = [g for g in free[shard.node] if g not in shard.gpus]
         placed[rank] = shards
-    return tuple(Worker(r, role, placed[r]) for r, (role, _) in enumerate(demands))
+    return tuple(
+        Worker(rank, role, placed[rank], parallel=pool.parallel)
+        for rank, (role, pool) in enumerate(demands)
+    )
 
 
 def _first_fit(pool: Pool, free: FreeGpus, gpus: int) -> tuple[Shard, ...] | None:
@@ -84,7 +97,7 @@ def _first_fit(pool: Pool, free: FreeGpus, gpus: int) -> tuple[Shard, ...] | Non
 
 
 def _shards_from(start: int, pool: Pool, free: FreeGpus, gpus: int) -> tuple[Shard, ...] | None:
-    """The shards of a worker whose first node is `start`, or None."""
+    """Return the shards of a worker whose first node is `start`; None if it has no room there."""
     takes = list(enumerate(_gpus_by_node(pool, gpus), start))
     if any(node >= len(free) or len(free[node]) < take for node, take in takes):
         return None
@@ -92,8 +105,8 @@ def _shards_from(start: int, pool: Pool, free: FreeGpus, gpus: int) -> tuple[Sha
 
 
 def _gpus_by_node(pool: Pool, gpus: int) -> list[int]:
-    """GPUs that a worker takes of each of its nodes: the fewest nodes, and as evenly as units
-    allow, for engines count the ranks of a node as the world by the nodes."""
+    """Return the GPUs of a worker on each of its nodes: on as few nodes as possible, and evenly,
+    since engines divide the number of ranks by the number of nodes."""
     unit = _unsplit_gpus(pool, gpus)
     units = pool.gpus // unit
     nodes = -(-units // (gpus // unit))
@@ -101,7 +114,7 @@ def _gpus_by_node(pool: Pool, gpus: int) -> list[int]:
 
 
 def _unsplit_gpus(pool: Pool, gpus: int) -> int:
-    """GPUs that are not parted: of a replica; of a tensor-parallel group where that is larger than
-    a node; of a node where a group is whole nodes, as was checked before."""
-    replica = pool.tensor_parallel * pool.pipeline_parallel
-    return next(size for size in (replica, pool.tensor_parallel, gpus) if size <= gpus)
+    """Return the size of the unit that stays on one node: a replica, or else a tensor-parallel
+    group, or else a whole node (see check_shape)."""
+    sizes = pool.parallel
+    return next(size for size in (sizes.replica, sizes.tensor, gpus) if size <= gpus)

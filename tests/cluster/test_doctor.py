@@ -1,4 +1,4 @@
-"""The doctor on three hosts of a real Slurm cluster: nothing found where nothing is wrong."""
+"""The doctor on three hosts of a real Slurm cluster, healthy and with injected faults."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +19,11 @@ WORLD = (
     *("topology=aggregated", "topology.aggregated.tensor_parallel=6", "cluster.gpus_per_node=2"),
     *("engine.args.start=mpi", "engine.args.pd-protocol=trtllm", "engine.device=cuda"),
 )
-RATE = "200mbit"  # of the planted slow link, 25 MB/s
+RATE = "200mbit"  # 25 MB/s, the injected slow link
 MAKE_MODEL = ("sh", "-c", "mkdir /tmp/model && touch /tmp/model/tokenizer_config.json")
 
 
-def looked(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[int, DoctorReport, str]:
+def run_doctor(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[int, DoctorReport, str]:
     file = folder / "found.json"
     argv = ("doctor", *THREE, *words, "--json", str(file))
     done = hpc_dynamo(*argv, cwd=folder, env=cluster.env, timeout_s=200)
@@ -35,9 +35,9 @@ def faults(report: DoctorReport) -> list[Finding]:
     return [f for f in report.findings if f.level is FindingLevel.fault]
 
 
-def test_a_healthy_cluster(cluster: SlurmCluster, shared_dir: Path) -> None:
-    """Nor with a worker whose six ranks on all nodes are one MPI world."""
-    code, found, shown = looked(cluster, shared_dir, *WORLD)
+def test_healthy_cluster_has_no_fault(cluster: SlurmCluster, shared_dir: Path) -> None:
+    """One worker runs as six MPI ranks on all nodes."""
+    code, found, shown = run_doctor(cluster, shared_dir, *WORLD)
     assert (code, faults(found)) == (0, []), shown
     assert found.hosts == cluster.nodes
     assert {(each.node, each.peer) for each in found.links} == {
@@ -49,15 +49,15 @@ def test_a_healthy_cluster(cluster: SlurmCluster, shared_dir: Path) -> None:
     assert "healthy" in shown
 
 
-def test_ranks_that_are_no_world(cluster: SlurmCluster, shared_dir: Path) -> None:
-    code, found, shown = looked(cluster, shared_dir, *WORLD, "cluster.slurm.mpi=none")
+def test_mpi_ranks_that_do_not_connect_are_a_fault(cluster: SlurmCluster, shared_dir: Path) -> None:
+    code, found, shown = run_doctor(cluster, shared_dir, *WORLD, "cluster.slurm.mpi=none")
     assert (code, [f.check for f in faults(found)]) == (1, ["MPI"]), shown
     assert "the 6 ranks of worker 0 did not meet" in faults(found)[0].what
 
 
 @contextmanager
 def slow(cluster: SlurmCluster, node: str) -> Iterator[None]:
-    """All that comes to a node comes slowly."""
+    """Limit the rate of all packets to a node."""
     device = cluster.spec.link(node)
     queue = ("tc", "qdisc", "add", "dev", device, "root")
     run(*queue, "tbf", "rate", RATE, "burst", "64kb", "latency", "200ms")
@@ -69,7 +69,7 @@ def slow(cluster: SlurmCluster, node: str) -> Iterator[None]:
 
 @contextmanager
 def closed(cluster: SlurmCluster, node: str, other: str) -> Iterator[None]:
-    """No packet of `other` finds its way to a node and back."""
+    """Drop all packets between `node` and `other`."""
     route = ("ip", "route")
     address = cluster.address(other)
     run(*cluster.on(node, *route, "add", "unreachable", f"{address}/32"))
@@ -79,17 +79,17 @@ def closed(cluster: SlurmCluster, node: str, other: str) -> Iterator[None]:
         run(*cluster.on(node, *route, "del", "unreachable", f"{address}/32"))
 
 
-def test_a_slow_node_a_full_memory_and_a_model_that_one_node_lacks(
+def test_slow_link_full_memory_and_missing_model_are_faults(
     cluster: SlurmCluster, shared_dir: Path
 ) -> None:
     second, third = cluster.nodes[1], cluster.nodes[2]
     for node in cluster.nodes[:2]:
-        run(*cluster.on(node, *MAKE_MODEL))  # which is another folder on each
+        run(*cluster.on(node, *MAKE_MODEL))  # a different folder on each node
     mount = ("mount", "-t", "tmpfs", "-o", "size=1m", "small", "/dev/shm")
     run(*cluster.on(second, *mount))
     try:
         with slow(cluster, third):
-            code, found, shown = looked(cluster, shared_dir, "model.path=/tmp/model")
+            code, found, shown = run_doctor(cluster, shared_dir, "model.path=/tmp/model")
     finally:
         run(*cluster.on(second, "umount", "/dev/shm"))
         for node in cluster.nodes[:2]:
@@ -102,17 +102,17 @@ def test_a_slow_node_a_full_memory_and_a_model_that_one_node_lacks(
     assert all("over tcp/eth0 is slow" in what for what in links)
 
 
-def test_two_nodes_that_cannot_reach_each_other(cluster: SlurmCluster, shared_dir: Path) -> None:
+def test_nodes_without_route_have_dead_links(cluster: SlurmCluster, shared_dir: Path) -> None:
     second, third = cluster.nodes[1], cluster.nodes[2]
     with closed(cluster, second, third), closed(cluster, third, second):
-        code, found, shown = looked(cluster, shared_dir)
+        code, found, shown = run_doctor(cluster, shared_dir)
     assert code == 1
     seen = {(f.check, f.host) for f in faults(found)}
     assert seen == {(check, n) for check in ("ports", "NIXL") for n in (second, third)}, shown
     assert any(f"the link from {third} is dead" in f.what for f in faults(found))
 
 
-def test_a_batch_is_refused_with_the_node_s_name(cluster: SlurmCluster, shared_dir: Path) -> None:
+def test_preflight_fault_names_node(cluster: SlurmCluster, shared_dir: Path) -> None:
     write_prompts(shared_dir / "prompts.jsonl", 2)
     first, _, third = cluster.nodes
     for node in cluster.nodes[:2]:

@@ -73,12 +73,23 @@ class Engine:
         return web.json_response({})
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
-        if (await request.json()).get("stream"):
+        body = await request.json()
+        if (body.get("kv_transfer_params") or {}).get("do_remote_decode"):
+            return self.hand_off({"text": "x"})
+        if body.get("stream"):
             stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await stream.prepare(request)
             await stream.write(b'data: {"choices":[{"text":"word"}]}\n\ndata: [DONE]\n\n')
             return stream
-        return web.json_response({"choices": [{"text": "word"}], "usage": {"completion_tokens": 1}})
+        table = {"tokens": ["word"], "token_logprobs": [-0.5]} if body.get("logprobs") else None
+        choices = [{"text": "word", "logprobs": table}]
+        return web.json_response({"choices": choices, "usage": {"completion_tokens": 1}})
+
+    def hand_off(self, choice: dict[str, Any]) -> web.Response:
+        """Respond as a prefill worker whose blocks a decode worker can pull."""
+        choice |= {"index": 0, "finish_reason": "length"}
+        remote = {"do_remote_prefill": True, "remote_engine_id": self.name}
+        return web.json_response({"choices": [choice], "kv_transfer_params": remote})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """Call the tool `report` with the fields of the request about tools.
@@ -87,11 +98,9 @@ class Engine:
         """
         body = await request.json()
         params = body.get("kv_transfer_params") or {}
-        record: dict[str, Any] = {"id": "chatcmpl-1", "created": 1, "model": MODEL}
         if params.get("do_remote_decode"):
-            choice = {"index": 0, "message": {"content": "x"}, "finish_reason": "length"}
-            remote = {"do_remote_prefill": True, "remote_engine_id": self.name}
-            return web.json_response(record | {"choices": [choice], "kv_transfer_params": remote})
+            return self.hand_off({"message": {"content": "x"}})
+        record: dict[str, Any] = {"id": "chatcmpl-1", "created": 1, "model": MODEL}
         given = {name: body.get(name) for name in ("tools", "tool_choice")}
         given["last"] = body["messages"][-1]["role"]
         report = given | {"prefilled_by": params.get("remote_engine_id")}

@@ -1,4 +1,4 @@
-"""The text of an engine's error is found in every form that engines and proxies use."""
+"""Error bodies of engines and proxies in every known form."""
 
 import json
 from typing import Any
@@ -63,7 +63,7 @@ MISSING = {"type": "missing", "loc": ["body", "messages", 0, "role"], "msg": "Fi
         (17, EngineErrorText()),
     ],
 )
-def test_json_forms(value: Any, expected: EngineErrorText) -> None:
+def test_parse_engine_error_reads_json_forms(value: Any, expected: EngineErrorText) -> None:
     assert parse_engine_error(json.dumps(value).encode()) == expected
 
 
@@ -84,11 +84,11 @@ def test_json_forms(value: Any, expected: EngineErrorText) -> None:
         (b"[" * 100_000, "[" * MAX_MESSAGE_CHARS + "…"),
     ],
 )
-def test_other_forms(body: bytes, message: str) -> None:
+def test_parse_engine_error_reads_text_and_html(body: bytes, message: str) -> None:
     assert parse_engine_error(body).message == message
 
 
-def test_text_is_added_only_if_there_is_some() -> None:
+def test_append_engine_error_without_text_returns_message() -> None:
     assert (
         append_engine_error("worker 0 answered 400", b'{"detail":"no"}')
         == "worker 0 answered 400: no"

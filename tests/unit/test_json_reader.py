@@ -1,4 +1,4 @@
-"""JSON is read as Python's `json` reads it, which engines use, and never crashes the reader."""
+"""The JSON reader accepts what Python's `json` accepts, and raises only JsonError."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def nested(levels: int) -> bytes:
         (nested(MAX_DEPTH), json.loads(nested(MAX_DEPTH))),
     ],
 )
-def test_accepts_what_the_engines_accept(content: bytes, expected: Any) -> None:
+def test_reader_accepts_what_engines_accept(content: bytes, expected: Any) -> None:
     assert read_value(content) == expected
     if isinstance(expected, dict):
         fields = read_fields(content)
@@ -51,7 +51,7 @@ def test_accepts_what_the_engines_accept(content: bytes, expected: Any) -> None:
         assert json.loads(msgspec.json.encode(fields)) == expected
 
 
-def test_accepts_nan() -> None:
+def test_reader_accepts_nan() -> None:
     assert math.isnan(read_value(b'{"a": NaN}')["a"])
     assert msgspec.json.encode(read_fields(b'{"a": NaN, "b": "x"}')) == b'{"a":NaN,"b":"x"}'
 
@@ -74,7 +74,7 @@ def test_accepts_nan() -> None:
         (nested(300).replace(b"1", b"NaN"), f"nested more than {MAX_DEPTH} deep"),
     ],
 )
-def test_refuses_with_a_reason(content: bytes, reason: str) -> None:
+def test_reader_rejects_with_reason(content: bytes, reason: str) -> None:
     for read in (read_value, read_fields):
         with pytest.raises(JsonError, match=reason.replace("{", r"\{")):
             read(content)
@@ -83,23 +83,23 @@ def test_refuses_with_a_reason(content: bytes, reason: str) -> None:
 @pytest.mark.parametrize(
     ("content", "kind"), [(b"[1]", "array"), (b"3", "number"), (b'"x"', "str")]
 )
-def test_fields_need_an_object(content: bytes, kind: str) -> None:
+def test_read_fields_requires_object(content: bytes, kind: str) -> None:
     with pytest.raises(JsonError, match=kind):
         read_fields(content)
 
 
-def test_brackets_in_strings_are_no_nesting() -> None:
+def test_brackets_in_strings_do_not_count_as_nesting() -> None:
     code = '{"a": "' + "[" * 5000 + r"\"[[{{" + '"}'
     assert nesting_depth(code.encode()) == 1
     assert read_value(code.encode()) == json.loads(code)
     assert read_value(code.encode("utf-16")) == json.loads(code)
 
 
-def test_many_siblings_are_no_nesting() -> None:
+def test_many_siblings_do_not_count_as_nesting() -> None:
     assert len(read_value(b"[" + b"[]," * 5000 + b"[]]")) == 5001
 
 
-def test_null_means_unset() -> None:
+def test_null_field_counts_as_unset() -> None:
     fields = read_fields(b'{"a": null, "b":  null , "c": 0, "d": "null"}')
     assert [is_null(fields, name) for name in ("a", "b", "c", "d", "e")] == [
         *(True, True, False, False, True)
@@ -113,12 +113,12 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
-def test_what_is_written_is_read_again(value: Any) -> None:
+def test_written_value_reads_back(value: Any) -> None:
     assert read_value(write_value(value)) == value
 
 
 @given(st.binary())
-def test_any_bytes_are_read_or_refused(content: bytes) -> None:
+def test_any_bytes_are_read_or_raise_json_error(content: bytes) -> None:
     for read in (read_value, read_fields):
         with suppress(JsonError):
             read(content)

@@ -27,6 +27,7 @@ class Conversation:
     turns: list[dict[str, str]] = field(default_factory=list)
 
     def body(self) -> dict[str, Any]:
+        """Return the body of the next request."""
         opening = [{"role": "system", "content": self.system}] if self.system else []
         return {
             "model": self.model,

@@ -1,6 +1,6 @@
 """The verbs of the command line. The module `commands/NAME.py` implements the verb NAME:
 
-    EXAMPLES               shown by `--help`; a test passes each one to `check_command_line`
+    EXAMPLES, NOTES        shown by `--help`; a test passes examples to `check_command_line`
     add_arguments(parser)  declares its options
     run(args)              executes it and returns its exit code
     check(args)            only if it composes a configuration: makes every check before the start
@@ -35,6 +35,7 @@ class Command(Protocol):
     """Module that implements a verb."""
 
     EXAMPLES: str
+    NOTES: str
 
     def add_arguments(self, parser: ArgumentParser) -> None: ...
 

@@ -16,8 +16,9 @@ from hpc_dynamo.cli.task_config import composed, resolve_batch
 EXAMPLES = """\
   hpc-dynamo batch engine=simulator input=prompts.jsonl
   hpc-dynamo batch input=prompts.jsonl model.path=/shared/llama cluster.gpus_per_node=4 \\
-      topology.prefill.workers=2 topology.decode.workers=2 cluster.slurm.time=08:00:00
-  Run the same command again to resume the batch, however it ended."""
+      topology.prefill.workers=2 topology.decode.workers=2 cluster.slurm.time=08:00:00"""
+NOTES = """\
+Run the same command again to resume the batch, however it ended."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -29,6 +30,7 @@ def check(args: Namespace) -> None:
 
 
 def run(args: Namespace) -> int:
+    """Start or resume the batch, follow it, and return its exit code."""
     checked = check_here(resolve_batch(composed(args)))
     config = checked.config
     requests = read_input(Path(config.input))

@@ -13,15 +13,18 @@ from hpc_dynamo.cli.chat.prompt import run_prompt
 from hpc_dynamo.cli.run_lookup import find_endpoint, is_run, split_words
 from hpc_dynamo.errors import ConfigError, HpcDynamoError, UsageError
 
+# prose: ignore (commands)
 EXAMPLES = """\
   hpc-dynamo chat  # a conversation with the newest serving run
   hpc-dynamo chat name=afternoon "Why is the sky blue?"
   echo "Why is the sky blue?" | hpc-dynamo chat runs/afternoon --max-tokens 100 > answer.txt
   hpc-dynamo chat --url http://localhost:8000/v1 --key-file key --system 'Be brief.'"""
+NOTES = ""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    add_run(parser, "RUN|MESSAGE", "; all other words are the message")
+    """Declare the options of the verb."""
+    add_run(parser, "RUN|MESSAGE", "; the other arguments are the message")
     parser.add_argument("--url", metavar="URL", help="base URL of another OpenAI endpoint")
     about = "file with the key (the run's key; with --url: $OPENAI_API_KEY)"
     parser.add_argument("--key-file", type=expanduser, metavar="FILE", help=about)
@@ -34,6 +37,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
+    """Send one message, or start a conversation on a terminal."""
     words, message = split_words(
         args.overrides, lambda word: bool(args.url) or not _refers_to_run(word)
     )

@@ -7,9 +7,10 @@ from hpc_dynamo.cli.completion.scripts import SCRIPTS
 EXAMPLES = """\
   hpc-dynamo completion bash > ~/.local/share/bash-completion/completions/hpc-dynamo
   hpc-dynamo completion zsh > ~/.zfunc/_hpc-dynamo
-  hpc-dynamo completion fish > ~/.config/fish/completions/hpc-dynamo.fish
-  For the current shell: eval "$(hpc-dynamo completion bash)"
-  zsh needs `fpath+=(~/.zfunc)` before `compinit` in ~/.zshrc."""
+  hpc-dynamo completion fish > ~/.config/fish/completions/hpc-dynamo.fish"""
+NOTES = """\
+For the current shell only: `eval "$(hpc-dynamo completion bash)"`.
+zsh needs `fpath+=(~/.zfunc)` before `compinit` in `~/.zshrc`."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:

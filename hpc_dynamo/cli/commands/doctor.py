@@ -26,15 +26,17 @@ from hpc_dynamo.topology import Plan
 from hpc_dynamo.topology import plan as lay_out
 
 POLL_S = 0.2
-REPORT_WAIT_S = 5.0  # a shared disk may show the report after the scheduler reports the job's end
+# A shared disk may show the report later than the scheduler shows the end of the job.
+REPORT_WAIT_S = 5.0
 
 EXAMPLES = """\
   hpc-dynamo doctor
   hpc-dynamo doctor topology.nodes=8 cluster.gpus_per_node=4 cluster.slurm.partition=gpu
-  hpc-dynamo doctor --json found.json engine=simulator topology.nodes=2
-  Inside salloc it checks all nodes of the allocation, else it submits a job. It takes a minute and
-  needs no model. Pass the overrides of your serve or batch command to check the model, the engine
-  and the GPUs as well. The exit code is 1 if there is a fault."""
+  hpc-dynamo doctor --json found.json engine=simulator topology.nodes=2"""
+NOTES = """\
+Inside salloc it checks all nodes of the allocation, else it submits a job. It takes a minute and
+needs no model. Pass the overrides of your serve or batch command to check the model, the engine
+and the GPUs as well. The exit code is 1 if there is a fault."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -49,6 +51,7 @@ def check(args: Namespace) -> None:
 
 
 def run(args: Namespace) -> int:
+    """Measure all nodes. The exit code is 1 if there is a fault."""
     _refuse_runs(args.overrides)
     config = resolve_run(compose(args.overrides, args.config_dir), "doctor")
     launcher = launch.resolve_launcher(config.cluster.launcher)

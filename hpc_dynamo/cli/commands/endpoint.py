@@ -6,9 +6,10 @@ from hpc_dynamo.cli.arguments import add_run
 from hpc_dynamo.cli.run_lookup import find_endpoint
 
 EXAMPLES = """\
-  export OPENAI_BASE_URL=$(hpc-dynamo endpoint name=afternoon)
-  The key is in runs/NAME/api_key, the URL also in runs/NAME/url. During a job handover this is
-  the URL of the job that serves now."""
+  export OPENAI_BASE_URL=$(hpc-dynamo endpoint name=afternoon)"""
+NOTES = """\
+The key is in runs/NAME/api_key, the URL also in runs/NAME/url. During a job handover this is
+the URL of the job that serves now."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -23,11 +23,13 @@ from hpc_dynamo.run import Attempt
 
 LOG_NAME = re.compile(r"\d+|head|(?:worker|agent|frontend)-\d+")
 
+# prose: ignore (commands)
 EXAMPLES = """\
   hpc-dynamo logs  # the logs of the newest run
   hpc-dynamo logs 3 -n 50  # the last 50 lines of rank 3
   hpc-dynamo logs name=afternoon head -f
   hpc-dynamo logs -f  # all logs, until the run ends"""
+NOTES = ""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -39,6 +41,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
+    """Print the list of logs, or the end of the selected ones."""
     words, names = split_words(args.overrides, lambda word: _is_log_name(word, args.overrides))
     attempt = serving_attempt(find_run(Namespace(overrides=words, config_dir=args.config_dir)))
     if len(names) > 1:
@@ -88,7 +91,7 @@ def _log_table(known: dict[str, Path]) -> Table:
     table = Table(expand=sys.stdout.isatty())
     table.add_column("log", no_wrap=True)
     table.add_column("bytes", justify="right", no_wrap=True)
-    table.add_column("last line", no_wrap=True, overflow="ellipsis", ratio=1)  # what is left
+    table.add_column("last line", no_wrap=True, overflow="ellipsis", ratio=1)
     for name, file in known.items():
         last = LogTail(file)
         lines = [*last.last(1), *last.rest()]

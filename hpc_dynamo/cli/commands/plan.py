@@ -40,6 +40,7 @@ EXAMPLES = """\
   hpc-dynamo plan --dry-run --verb serve cluster.gpus_per_node=8 > serve.sbatch
   hpc-dynamo plan --sbatch cluster.gpus_per_node=8 cluster.slurm.partition=gpu > job.sbatch
   hpc-dynamo plan --commands recipe=llama-70b-2p2d-sglang cluster.gpus_per_node=8"""
+NOTES = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Planned:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options of the verb."""
     add_overrides(parser)
     one = parser.add_mutually_exclusive_group()
     about = "print the script that the verb submits with these overrides"
@@ -74,6 +76,7 @@ def check(args: Namespace) -> None:
 
 
 def run(args: Namespace) -> int:
+    """Print the layout, a script, the engines' commands or the configuration."""
     planned = _planned(args)
     config, layout = planned.config, planned.layout
     if args.dry_run:

@@ -14,11 +14,12 @@ from hpc_dynamo.planner.profile import load_profile
 EXAMPLES = """\
   hpc-dynamo profile engine=simulator topology=aggregated
   hpc-dynamo profile model.path=/shared/llama cluster.gpus_per_node=4 name=llama-tp4 \\
-      topology.prefill.tensor_parallel=4 topology.decode.tensor_parallel=4
-  It measures TTFT, ITL, throughput, start time and KV transfer of one worker of each role, and
-  the error of interpolation between its points. Results: profile.json and profile.png in the run
-  folder. For the planner: planner.profile=runs/llama-tp4/profile.json planner.mode=sla
-  Run the same command again to resume the profile, however it ended."""
+      topology.prefill.tensor_parallel=4 topology.decode.tensor_parallel=4"""
+NOTES = """\
+It measures TTFT, ITL, throughput, start time and KV transfer of one worker of each role, and
+the error of interpolation between its points. It writes profile.json and profile.png into the
+run folder. The planner uses it with `planner.profile=runs/llama-tp4/profile.json planner.mode=sla`.
+Run the same command again to resume the profile, however it ended."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -30,6 +31,7 @@ def check(args: Namespace) -> None:
 
 
 def run(args: Namespace) -> int:
+    """Start or resume the profile, follow it, and print its result."""
     checked = check_here(resolve_profile(composed(args)))
     run = profile_run(checked.config, print_line)
     if run.profile.exists():

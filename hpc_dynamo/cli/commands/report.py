@@ -22,8 +22,9 @@ PLOT = "planner.png"  # in the run's folder
 
 EXAMPLES = """\
   hpc-dynamo report  # the newest run with a planner; also while it runs
-  hpc-dynamo report name=afternoon --out roles.svg
-  The table has the intervals with a decision to change something. The plot has all intervals."""
+  hpc-dynamo report name=afternoon --out roles.svg"""
+NOTES = """\
+The table has the intervals with a decision to change something. The plot has all intervals."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -33,6 +34,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
+    """Print the planner's decisions and write the plot."""
     run = find_run(args, _has_planner, "run with a planner")
     history = planner_history(run)
     OUT.print(decision_table(history))

@@ -23,10 +23,11 @@ EXAMPLES = """\
   hpc-dynamo route --workers http://gpu1:8000,http://gpu2:8000 route.api_key_file=engines.key \\
       serve.host=0.0.0.0 serve.port=8080 model.path=/shared/llama model.name=llama
   hpc-dynamo route --prefill http://gpu1:8000 --decode http://gpu2:8000,http://gpu3:8000
-  hpc-dynamo route --workers http://gpu1:8000 --events 'tcp://gpu1:5557|tcp://gpu1:5558'
-  It starts with the engines that are ready and adds the others later. Ctrl-C ends the endpoint
-  only. model.path enables KV-aware routing: its tokenizer is needed. engine.name selects the
-  protocol between prefill and decode engines (vllm)."""
+  hpc-dynamo route --workers http://gpu1:8000 --events 'tcp://gpu1:5557|tcp://gpu1:5558'"""
+NOTES = """\
+It starts with the engines that are ready and adds the others later. Ctrl-C ends the endpoint
+only. `model.path` enables KV-aware routing (its tokenizer is needed); without it, requests are
+routed by load. `engine.name` selects the protocol between prefill and decode engines."""
 
 LISTS = {
     "workers": "aggregated engines",

@@ -17,9 +17,10 @@ EXAMPLES = """\
   hpc-dynamo serve models.small.path=/shared/llama-8b models.small.topology=aggregated \\
       models.large.path=/shared/llama-70b models.large.topology.prefill.workers=2 \\
       cluster.gpus_per_node=4
-  hpc-dynamo serve --detach engine=simulator
-  The command prints base URL, key and the ssh command for your laptop. Ctrl-C ends the job.
-  With planner.job_handover=true the next job takes over before the walltime ends."""
+  hpc-dynamo serve --detach engine=simulator"""
+NOTES = """\
+The command prints base URL, key and the ssh command for your laptop. Ctrl-C ends the job.
+With `planner.job_handover=true` the next job takes over before the walltime ends."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:

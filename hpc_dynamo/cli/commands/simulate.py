@@ -37,13 +37,16 @@ EXAMPLES = """\
   hpc-dynamo simulate --trace trace.jsonl topology.prefill.workers=8 topology.decode.workers=8 \\
       planner.mode=sla planner.ttft_s=2 planner.itl_s=0.04 --plot roles.png
   hpc-dynamo simulate --trace trace.jsonl --search topology.prefill.workers=8 \\
-      topology.decode.workers=8 simulate.timing_model=a100-8b simulate.speed=2
-  Router and planner are the real ones; the engines are modelled. An hour of load takes seconds.
-  A line of the trace: {"timestamp": 0, "input_length": 6758, "output_length": 500, "hash_ids": [0]}
-  Times are in ms. Each id stands for 512 tokens of the prompt; equal ids are equal tokens."""
+      topology.decode.workers=8 simulate.timing_model=a100-8b simulate.speed=2"""
+NOTES = """\
+The router and the planner are the real ones. The engines are modelled: an hour of load takes
+seconds.
+A line of a trace: `{"timestamp": 0, "input_length": 6758, "output_length": 9, "hash_ids": [0]}`.
+Times are in ms. Each id stands for 512 tokens of the prompt; equal ids are equal tokens."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options of the verb."""
     add_overrides(parser)
     about = "load to replay (simulate.trace=FILE)"
     parser.add_argument("--trace", metavar="FILE", help=about)
@@ -61,6 +64,7 @@ def check(args: Namespace) -> None:
 
 
 def run(args: Namespace) -> int:
+    """Simulate the trace, or search for the best split."""
     config = compose(list(_overrides(args)), args.config_dir)
     require_single_model(config, "a simulation")
     validate(config)

@@ -16,6 +16,7 @@ EXAMPLES = """\
   hpc-dynamo status  # the newest run in runs/
   hpc-dynamo status prompts  # a run by its name
   hpc-dynamo status --once  # print it and return"""
+NOTES = ""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -24,6 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
+    """Print the status, or show it live until the run ends."""
     attempt = serving_attempt(find_run(args))
     job = launch.find_job(attempt)
     state = job.state() if job else None

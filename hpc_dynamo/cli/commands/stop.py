@@ -12,6 +12,7 @@ from hpc_dynamo.launch.extra_jobs import stop_leftover_jobs
 EXAMPLES = """\
   hpc-dynamo stop  # the newest active run
   hpc-dynamo stop prompts  # the batch command resumes it later"""
+NOTES = ""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -19,6 +20,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
+    """Stop all active attempts and wait for their end."""
     run = find_run(args, prefer=lambda run: any(launch.live_attempts(run)))
     message = f"{run.path} is not running"
     # A job that was just asked for its successor names it at its end, hence the loop.

@@ -7,9 +7,9 @@ from contextlib import suppress
 
 from hpc_dynamo.cli.commands import VERBS
 from hpc_dynamo.cli.completion import fields, options, runs
+from hpc_dynamo.cli.help_text import TOPICS
 
 RUN_VERBS = ("chat", "endpoint", "status", "report", "logs", "stop")
-WITHOUT_WORDS = ("completion", "help")  # verbs with one argument, which the parser lists
 
 Candidates = Iterable[tuple[str, str]]  # text, description
 
@@ -37,7 +37,9 @@ def _all(words: Sequence[str]) -> Candidates:
         return [*VERBS.items(), *(options.TOP_LEVEL if current.startswith("-") else ())]
     if verb not in VERBS:
         return ()
-    if verb in WITHOUT_WORDS or current.startswith("-") or options.takes_value(verb, before):
+    if verb == "help":
+        return [*VERBS.items(), *((topic, "") for topic in TOPICS)]
+    if verb == "completion" or current.startswith("-") or options.takes_value(verb, before):
         return options.candidates(verb, before, current)
     if verb in RUN_VERBS:
         return runs.candidates(verb, before, current)

@@ -4,12 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from hpc_dynamo.cli.completion.files import files
 from hpc_dynamo.cli.conf_folders import conf_folders
-from hpc_dynamo.cli.overrides.field_lookup import fields_of
 from hpc_dynamo.config import Config
+from hpc_dynamo.config.schema import SchemaField, own_fields
+
+ROOT_GROUPS = ("recipe",)  # groups of files that are no section
 
 
 def candidates(before: Sequence[str], current: str) -> Iterator[tuple[str, str]]:
@@ -18,47 +20,44 @@ def candidates(before: Sequence[str], current: str) -> Iterator[tuple[str, str]]
     if not is_:
         yield from _fields(name, before)
         return
-    choices = [*_group(name, before), *_values(type_of(name.split(".")))]
+    field = find_field(name)
+    choices = [*_group(name, before), *(_values(field) if field else ())]
     yield from ((f"{name}={choice}", "") for choice in choices)
-    if not choices and type_of(name.split(".")) in (str, Path, Any):
+    if field and not choices and str in (field.type, *get_args(field.type)):
         yield from files(f"{name}=", value)
 
 
-def type_of(keys: Sequence[str]) -> Any:
-    """Return the type of a field or a section by its dotted name; None if there is none."""
+def find_field(name: str) -> SchemaField | None:
+    """Return the field or section with a dotted name; None if there is none."""
+    above, _, last = name.rpartition(".")
+    section = _section(above)
+    known = own_fields(section) if section else ()
+    return next((field for field in known if field.name == last), None)
+
+
+def _section(name: str) -> type | None:
+    """Return the class of a section, or of an entry of a mapping of sections."""
     found: Any = Config
-    for key in keys:
-        found = _plain(found)
+    for key in filter(None, name.split(".")):
         if get_origin(found) is dict:
             found = get_args(found)[1]
         elif is_dataclass(found) and isinstance(found, type):
-            found = fields_of(found).get(key)
-        else:
-            return None
-    return _plain(found)
-
-
-def _plain(of: Any) -> Any:
-    """Return X for `X | None`, else the type itself."""
-    known = [each for each in get_args(of) if each is not type(None)]
-    optional = type(None) in get_args(of) and len(known) == 1
-    return known[0] if optional else of
+            found = next((field.type for field in own_fields(found) if field.name == key), None)
+    return found if is_dataclass(found) and isinstance(found, type) else None
 
 
 def _fields(typed: str, before: Sequence[str]) -> Iterator[tuple[str, str]]:
     above = typed.rpartition(".")[0]
-    section = type_of(above.split(".")) if above else Config
-    if not (isinstance(section, type) and is_dataclass(section)):
-        return
-    for name, of in fields_of(section).items():
-        full, plain = f"{above}.{name}".lstrip("."), _plain(of)
-        is_section = isinstance(plain, type) and is_dataclass(plain)
-        if is_section or get_origin(plain) is dict:
-            yield f"{full}.", ""
-        if (not is_section and get_origin(plain) is not dict) or any(_group(full, before)):
-            yield f"{full}=", ""
+    section = _section(above)
+    for field in own_fields(section) if section else ():
+        name = f"{above}.{field.name}".lstrip(".")
+        has_fields = is_dataclass(field.type) or get_origin(field.type) is dict
+        if has_fields:
+            yield f"{name}.", field.info.help
+        if not has_fields or any(_group(name, before)):
+            yield f"{name}=", field.info.help
     if not above:
-        yield from ((f"{group}=", "") for group in ("recipe",))
+        yield from ((f"{group}=", "") for group in ROOT_GROUPS)
 
 
 def _group(name: str, before: Sequence[str]) -> list[str]:
@@ -68,9 +67,10 @@ def _group(name: str, before: Sequence[str]) -> list[str]:
     return sorted({f.stem for folder in folders for f in (folder / name).glob("*.yaml")})
 
 
-def _values(of: Any) -> list[str]:
-    if of is bool:
+def _values(field: SchemaField) -> Sequence[str]:
+    if field.type is bool:
         return ["true", "false"]
-    if isinstance(of, type) and issubclass(of, Enum):
-        return [str(member.value) for member in of]
-    return [str(choice) for choice in get_args(of)] if get_origin(of) is Literal else []
+    for of in (field.type, *get_args(field.type)):
+        if isinstance(of, type) and issubclass(of, Enum):
+            return [str(member.value) for member in of]
+    return field.info.choices

@@ -25,7 +25,7 @@ def candidates(verb: str, before: Sequence[str], current: str) -> Iterator[tuple
 
 
 def takes_value(verb: str, before: Sequence[str]) -> bool:
-    """Return True if the last of these words is an option whose value comes next."""
+    """Return True if `before` ends with an option whose value comes next."""
     last = before[-1:]
     if not last or not last[0].startswith("-"):
         return False

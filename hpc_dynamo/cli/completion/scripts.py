@@ -31,6 +31,7 @@ else
 fi
 """
 
+# prose: ignore (a script)
 FISH = r"""# fish completion for hpc-dynamo
 function __hpc_dynamo_candidates
     set -l words (commandline -opc)

@@ -1,7 +1,7 @@
-"""What would be started, worker by worker: for people who know their engine's own guide.
+"""Shell commands that start the engines of a layout, for readers of the engine's own guide.
 
-Addresses and ports are found when a worker starts, and its key is nobody's to see: they are shown
-as `<node-0>`, `<port-0>` and `<key>`.
+Addresses, ports and keys exist only once a worker starts. They appear as `<node-0>`, `<port-0>`
+and `<key>`.
 """
 
 import shlex
@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from hpc_dynamo.config import Config, with_worker_options
 from hpc_dynamo.engines import (
-    Command,
+    EngineCommand,
     Placement,
     ShardRendezvous,
     check,
@@ -23,39 +23,37 @@ from hpc_dynamo.topology import Plan, Worker
 
 
 class Port(int):
-    """Counts the ports of a worker; the first is for HTTP."""
+    """Number of a port of a worker, shown as a placeholder. Port 0 serves HTTP."""
 
     def __str__(self) -> str:
         return f"<port-{int(self)}>"
 
 
 def engine_commands(config: Config, layout: Plan) -> Iterator[str]:
-    """Command, environment and files of every worker on each of its nodes, as a shell has them.
+    """Yield command, environment and files of every shard of every worker, as shell text.
 
-    Raises ConfigError where the engine would not be started.
+    Raises ConfigError if the engine refuses the layout.
     """
     check(config, layout)
     for worker in layout.workers:
-        for part in started_shards(config, worker):
-            title = _title(config, worker, part)
-            yield f"# {title}\n{_text(shard_command(config, worker, part))}"
+        for shard in started_shards(config, worker):
+            title = _title(config, worker, shard)
+            yield f"# {title}\n{_text(shard_command(config, worker, shard))}"
 
 
 def started_shards(config: Config, worker: Worker) -> range:
-    """Of a worker, those that agents start: of an MPI world the first alone."""
+    """Return the shards of a worker that agents start: of an MPI step only the first."""
     return range(1 if is_mpi_step(config, worker) else len(worker.shards))
 
 
-def shard_command(config: Config, worker: Worker, part: int) -> Command:
-    """What the agent would start on one of a worker's nodes, by our placeholders."""
+def shard_command(config: Config, worker: Worker, index: int) -> EngineCommand:
+    """Return the command that the agent starts for one shard, with placeholders."""
     view = with_worker_options(config, worker.model, worker.role)
     adapter = engine(view.engine.name)
-    shard, own = worker.shards[part], adapter.port_count
+    shard, own = worker.shards[index], adapter.port_count
     ports = tuple(map(Port, range(own + adapter.rendezvous_port_count)))
-    meeting = (
-        ShardRendezvous(f"<node-{worker.node}>", ports[own:]) if len(worker.shards) > 1 else None
-    )
-    place = Placement(
+    several = len(worker.shards) > 1
+    placement = Placement(
         worker,
         f"<node-{shard.node}>",
         ports[:own],
@@ -63,38 +61,36 @@ def shard_command(config: Config, worker: Worker, part: int) -> Command:
         token="<key>",
         events_folder="<events>",
         log_folder="<logs>",
-        shard_index=part,
-        rendezvous=meeting,
+        shard_index=index,
+        rendezvous=ShardRendezvous(f"<node-{worker.node}>", ports[own:]) if several else None,
         interface="<interface>",
     )
-    return _step(view, place, in_container(view, place, adapter.command(view, place)))
+    command = in_container(view, placement, adapter.command(view, placement))
+    return _with_srun(view, placement, command) if command.container_args else command
 
 
-def _step(config: Config, place: Placement, command: Command) -> Command:
-    """Where Pyxis starts it: the line of srun. `<mpi>` is found out on the node."""
-    if not command.container_args:
-        return command
-    worker, many = place.worker, is_mpi_step(config, place.worker)
-    step = WorkerStep(worker, None if many else place.shard_index, command.container_args)
+def _with_srun(config: Config, placement: Placement, command: EngineCommand) -> EngineCommand:
+    """Return the srun command of an engine under Pyxis. The node selects `<mpi>`."""
+    worker, mpi_step = placement.worker, is_mpi_step(config, placement.worker)
+    shard = None if mpi_step else placement.shard_index
+    step = WorkerStep(worker, shard, command.container_args)
     nodes = [f"<node-{shard.node}>" for shard in step.shards]
-    mpi = "--mpi=<mpi>" if many else "--mpi=none"
+    mpi = "--mpi=<mpi>" if mpi_step else "--mpi=none"
     argv = step.srun_argv(config, command.argv, nodes, mpi)
     env = {name: value for name, value in command.env.items() if name != "CUDA_VISIBLE_DEVICES"}
     return replace(command, argv=argv, env=env)
 
 
-def _title(config: Config, worker: Worker, part: int) -> str:
-    nodes, who = (
-        [f"<node-{s.node}>" for s in worker.shards],
-        f"worker {worker.rank}, {worker.label}",
-    )
+def _title(config: Config, worker: Worker, index: int) -> str:
+    nodes = [f"<node-{shard.node}>" for shard in worker.shards]
+    name = f"worker {worker.rank}, {worker.label}"
     if is_mpi_step(config, worker):
-        return f"{who}, on {' '.join(nodes)}: each rank of a step of srun, a rank a GPU"
-    split = f", part {part + 1} of {len(nodes)}" if len(nodes) > 1 else ""
-    return f"{who}, on {nodes[part]}{split}"
+        return f"{name}, on {' '.join(nodes)}: one srun step with one rank per GPU"
+    split = f", shard {index + 1} of {len(nodes)}" if len(nodes) > 1 else ""
+    return f"{name}, on {nodes[index]}{split}"
 
 
-def _text(command: Command) -> str:
+def _text(command: EngineCommand) -> str:
     env = [f"{name}={value}" for name, value in command.env.items()]
     lines = ["env", *map(_quoted, env), *map(_joined, _options(command.argv))]
     files = (f"# {name} in <logs>\n{text.rstrip()}" for name, text in command.files.items())
@@ -102,7 +98,7 @@ def _text(command: Command) -> str:
 
 
 def _options(argv: Sequence[str]) -> Iterator[list[str]]:
-    """The program with what it runs, then each option with its values."""
+    """Yield the program with its positional arguments, then each option with its values."""
     row = list[str]()
     for word in argv:
         if word.startswith("--") and row:
@@ -117,6 +113,6 @@ def _joined(words: Sequence[str]) -> str:
 
 
 def _quoted(word: str) -> str:
-    """For a shell, but for our placeholders."""
+    """Quote a word for a shell, unless only its placeholders would need quotes."""
     bare = word.replace("<", "").replace(">", "")
     return word if shlex.quote(bare) == bare else shlex.quote(word)

@@ -30,12 +30,12 @@ def profile_table(profile: EngineProfile) -> Table:
 
 
 def _uncached(profile: EngineProfile) -> list[tuple[int, Measurement]]:
-    points = (p for p in profile.of(Metric.ttft) if not p.spot.cached_tokens)
-    return [(p.spot.prompt_tokens, p) for p in points]
+    points = (p for p in profile.of(Metric.ttft) if not p.point.cached_tokens)
+    return [(p.point.prompt_tokens, p) for p in points]
 
 
 def _by_sequences(profile: EngineProfile) -> list[tuple[int, Measurement]]:
-    return [(p.spot.sequences, p) for p in profile.of(Metric.itl)]
+    return [(p.point.sequences, p) for p in profile.of(Metric.itl)]
 
 
 def _range(points: Sequence[tuple[int, Measurement]], unit: str) -> str:

@@ -26,6 +26,7 @@ def started_line(attempt: Attempt, launcher: Launcher) -> str:
 
 
 def worker_table(status: Status) -> ResponsiveTable:
+    """Return role, node, state and start time of each worker."""
     table = ResponsiveTable(
         "rank", "role", Column("node", fold=HOST_WIDTH), "state", Column("start", right=True)
     )

@@ -1,4 +1,4 @@
-"""Tables that cut no cell: a table too wide for the console is printed as lines."""
+"""Tables that cut no cell: a table that is too wide for the console is printed as lines."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from rich.text import Text
 
 HOST_WIDTH, TEXT_WIDTH = 8, 30  # minimum widths of foldable columns
 INDENT = "  "
-NOTHING = ("", "-")  # cells that a block leaves out
+EMPTY = ("", "-")  # cells that a block omits
 
 
 @dataclass(frozen=True)
 class Column:
-    """`fold`: 0, or the minimum width to which its cells may be broken into lines."""
+    """Column of a table. `fold`: minimum width if its cells may be wrapped, else 0."""
 
     name: str
     right: bool = False
@@ -24,7 +24,7 @@ class Column:
 
 
 class ResponsiveTable:
-    """A table if it fits, else a block of `name value` pairs for each row.
+    """Table, or a block of `name value` pairs for each row if the table is too wide.
 
     Cells are rich markup; escape texts that may contain brackets.
     """
@@ -73,7 +73,7 @@ class ResponsiveTable:
             pairs = [
                 Text.from_markup(f"{escape(column.name)} {cell}".strip())
                 for column, cell in zip(self._columns, row, strict=True)
-                if cell not in NOTHING
+                if cell not in EMPTY
             ]
             yield from wrapped_lines(pairs, width)
 

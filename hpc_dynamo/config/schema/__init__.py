@@ -45,7 +45,7 @@ from hpc_dynamo.config.schema.planner import (
 from hpc_dynamo.config.schema.router import Policy, Router
 from hpc_dynamo.config.schema.setting import FieldInfo, SchemaField, own_fields, schema_fields
 from hpc_dynamo.config.schema.simulate import Simulate
-from hpc_dynamo.config.schema.topology import Pool, Role, Topology, TopologyKind
+from hpc_dynamo.config.schema.topology import ParallelSizes, Pool, Role, Topology, TopologyKind
 from hpc_dynamo.config.schema.workload import Batch, Route, Serve, Task
 
 __all__ = [
@@ -66,6 +66,7 @@ __all__ = [
     "KvLoadFailurePolicy",
     "Launcher",
     "Model",
+    "ParallelSizes",
     "Planner",
     "PlannerMode",
     "Policy",

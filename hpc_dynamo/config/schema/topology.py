@@ -24,6 +24,28 @@ class TopologyKind(StrEnum):
 
 
 @dataclass(frozen=True)
+class ParallelSizes:
+    """Parallel sizes of one worker."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+
+    @property
+    def replica(self) -> int:
+        """GPUs of one data-parallel replica."""
+        return self.tensor * self.pipeline
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of the worker, on an engine that computes on GPUs."""
+        return self.replica * self.data
+
+
+ONE_GPU = ParallelSizes()
+
+
+@dataclass(frozen=True)
 class Pool:
     """Workers of one role. A worker takes tensor x pipeline x data parallel GPUs."""
 
@@ -37,9 +59,14 @@ class Pool:
     )
 
     @property
+    def parallel(self) -> ParallelSizes:
+        """Parallel sizes of one worker."""
+        return ParallelSizes(self.tensor_parallel, self.pipeline_parallel, self.data_parallel)
+
+    @property
     def gpus(self) -> int:
         """GPUs of one worker, on an engine that computes on GPUs."""
-        return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
+        return self.parallel.gpus
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Checks of `planner`."""
 
-from hpc_dynamo.config.schema import Config, PlannerMode, Pool, Task, TopologyKind
+from hpc_dynamo.config.schema import Config, PlannerMode, Task, TopologyKind
 from hpc_dynamo.errors import ConfigError
 
 
@@ -25,7 +25,7 @@ def _check_pools(config: Config) -> None:
         what = f"planner.mode={planner.mode} has no roles to change here"
         hint = "topology=disaggregated and hpc-dynamo serve, or planner=off"
         raise ConfigError(what, hint=hint)
-    if _shape(topology.prefill) != _shape(topology.decode):
+    if topology.prefill.parallel != topology.decode.parallel:
         what = "workers of different shapes cannot change their role"
         raise ConfigError(what, hint="the same parallel sizes in both pools, or planner=off")
     workers = topology.prefill.workers + topology.decode.workers
@@ -33,10 +33,6 @@ def _check_pools(config: Config) -> None:
         what = "planner.min_prefill_workers + planner.min_decode_workers is more than the "
         what += f"{workers} workers"
         raise ConfigError(what, hint="planner.min_prefill_workers=1 planner.min_decode_workers=1")
-
-
-def _shape(pool: Pool) -> tuple[int, int, int]:
-    return pool.tensor_parallel, pool.pipeline_parallel, pool.data_parallel
 
 
 def check_scale_out(config: Config) -> None:

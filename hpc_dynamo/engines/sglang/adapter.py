@@ -8,8 +8,8 @@ key at all with several tokenizer workers.
 
 from hpc_dynamo.config import Config, Role
 from hpc_dynamo.engines.adapter import (
-    Command,
     EngineAdapter,
+    EngineCommand,
     EventEndpoints,
     MetricNames,
     Placement,
@@ -31,7 +31,7 @@ from hpc_dynamo.engines.pd_protocol import Body
 from hpc_dynamo.engines.sglang.flags import BLOCK_TOKENS, server_environment, server_flags
 from hpc_dynamo.engines.sglang.pd_protocol import SglangPdProtocol
 from hpc_dynamo.engines.sglang.prompt_check import sglang_prompt_check
-from hpc_dynamo.engines.shards import multi_node_workers, pool_of, require_equal_shards
+from hpc_dynamo.engines.shards import multi_node_workers, require_equal_shards
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan
 
@@ -74,6 +74,7 @@ class SglangAdapter(EngineAdapter):
     role restarts the engine."""
 
     metrics = SGLANG_METRICS
+    python_modules = ("sglang",)
     known_failures = KNOWN_FAILURES
     tuning_options = tuning_options(__file__)
     tokenizes = True
@@ -84,6 +85,7 @@ class SglangAdapter(EngineAdapter):
         return SglangPdProtocol()
 
     def check(self, config: Config, plan: Plan) -> None:
+        """Raise ConfigError for settings that SGLang 0.5.23 cannot run."""
         require_model(config)
         if positive_option(config, "tokenizer-worker-num", 1) > 1:
             what = "engine.args.tokenizer-worker-num: SGLang checks no key if it is above 1"
@@ -96,10 +98,10 @@ class SglangAdapter(EngineAdapter):
         check_block_size(config, self.block_tokens(config))
         refuse_disaggregated_profile("SGLang", config)
 
-    def command(self, config: Config, placement: Placement) -> Command:
+    def command(self, config: Config, placement: Placement) -> EngineCommand:
         flags = server_flags(config, placement, self.event_endpoints(config, placement))
         argv = (python_executable(config), "-m", "hpc_dynamo_sglang", *flags)
-        return Command(argv, server_environment(config, placement))
+        return EngineCommand(argv, server_environment(config, placement))
 
     def event_endpoints(self, config: Config, placement: Placement) -> EventEndpoints | None:
         """Return None also with a kv-events-config of the user, and with data parallelism of the
@@ -107,9 +109,12 @@ class SglangAdapter(EngineAdapter):
 
         A decode worker caches nothing unless disaggregation-decode-enable-radix-cache is set.
         """
-        pool = pool_of(config, placement.worker.role)
         ranks = max(positive_option(config, name, 1) for name in ATTENTION_RANKS)
-        if "kv-events-config" in user_options(config) or pool.data_parallel > 1 or ranks > 1:
+        if (
+            "kv-events-config" in user_options(config)
+            or placement.worker.parallel.data > 1
+            or ranks > 1
+        ):
             return None
         return ipc_event_endpoints(config, placement)
 
@@ -131,12 +136,13 @@ class SglangAdapter(EngineAdapter):
 def _check_shards(config: Config, plan: Plan) -> None:
     """Raise ConfigError for workers that SGLang cannot run over several nodes."""
     for worker in multi_node_workers(plan):
-        require_equal_shards("sglang", config, worker)
-        pool, role = pool_of(config, worker.role), worker.role
-        if pool.data_parallel > 1:
-            what = f"topology.{role}.data_parallel={pool.data_parallel} over several nodes"
-            own = f"topology.{role}.workers={pool.data_parallel * pool.workers}"
-            inside = f"tensor_parallel={pool.tensor_parallel * pool.data_parallel}"
+        require_equal_shards("sglang", worker)
+        sizes, role = worker.parallel, worker.role
+        if sizes.data > 1:
+            what = f"topology.{role}.data_parallel={sizes.data} over several nodes"
+            workers = sizes.data * dict(config.topology.pools)[role].workers
+            own = f"topology.{role}.workers={workers}"
+            inside = f"tensor_parallel={sizes.tensor * sizes.data}"
             hint = f"{own} with data_parallel=1, or {inside} with engine.args.attn-dp-size"
             raise ConfigError(f"{what}: SGLang keeps its replicas on one node", hint=hint)
 

@@ -7,25 +7,25 @@ from hpc_dynamo.engines.adapter import EventEndpoints, Placement
 from hpc_dynamo.engines.environment import device_environment, network_environment, python_path
 from hpc_dynamo.engines.event_options import kv_events_config
 from hpc_dynamo.engines.options import command_line, user_options
-from hpc_dynamo.engines.shards import pool_of
 
-BLOCK_TOKENS = 16  # page size; with SGLang's default of 1 each token is a transfer of its own
+# Page size. With SGLang's default of 1 each token is a transfer of its own.
+BLOCK_TOKENS = 16
 
 SLEEP_OPTIONS = {"enable-memory-saver": True, "enable-weights-cpu-backup": True}
 
 
 def server_flags(config: Config, placement: Placement, events: EventEndpoints | None) -> list[str]:
     """Return SGLang's options for one worker or shard. Options of the user override them."""
-    role, pool = placement.worker.role, pool_of(config, placement.worker.role)
+    role, sizes = placement.worker.role, placement.worker.parallel
     adapters = [f"{name}={path}" for name, path in config.model.lora.items()]
     options: dict[str, Any] = {
         "model-path": config.model.path,
         "served-model-name": config.model.served_name,
         "host": placement.address,
         "port": placement.ports[0],
-        "tp-size": pool.tensor_parallel,
-        "pp-size": pool.pipeline_parallel,
-        "dp-size": pool.data_parallel,
+        "tp-size": sizes.tensor,
+        "pp-size": sizes.pipeline,
+        "dp-size": sizes.data,
         "max-running-requests": config.engine.max_num_seqs,
         "page-size": BLOCK_TOKENS,
         "enable-metrics": True,

@@ -30,6 +30,7 @@ class SglangPdProtocol:
     def worker_bodies(
         self, body: Body, url: str, bootstrap_info: Body, room: int
     ) -> tuple[Body, Body]:
+        """See ConcurrentProtocol. The host of the bootstrap server is that of the URL."""
         try:
             port = PORT.decode(bootstrap_info.get("disaggregation_bootstrap_port", b"null"))
         except msgspec.DecodeError as e:

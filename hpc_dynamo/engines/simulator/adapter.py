@@ -4,8 +4,8 @@ from typing import Any
 
 from hpc_dynamo.config import Config, KvLoadFailurePolicy, Role
 from hpc_dynamo.engines.adapter import (
-    Command,
     EngineAdapter,
+    EngineCommand,
     EventEndpoints,
     Placement,
     PromptCheck,
@@ -59,6 +59,8 @@ class SimulatorAdapter(EngineAdapter):
     """Adapter of the simulator. Its tokenizer is its own, so `tokenizes` is False."""
 
     metrics = VLLM_METRICS
+    # PYTHONPATH makes the first visible to any interpreter, but not its dependencies.
+    python_modules = ("hpc_dynamo", "msgspec")
     tuning_options = tuning_options(__file__)
     port_count = 2  # HTTP, bootstrap server
     rendezvous_port_count = 1
@@ -68,13 +70,15 @@ class SimulatorAdapter(EngineAdapter):
 
     def check(self, config: Config, plan: Plan) -> None:
         for worker in multi_node_workers(plan):
-            require_equal_shards("simulator", config, worker)
+            require_equal_shards("simulator", worker)
         shard_start(config)
         check_block_size(config, self.block_tokens(config))
         if self._is_concurrent(config):
             refuse_disaggregated_profile("SGLang", config)
 
-    def command(self, config: Config, placement: Placement) -> Command:
+    def command(self, config: Config, placement: Placement) -> EngineCommand:
+        """Return the command of one worker or shard. Options of the user override the generated
+        ones."""
         options: dict[str, Any] = {
             "host": placement.address,
             "port": placement.ports[0],
@@ -96,7 +100,7 @@ class SimulatorAdapter(EngineAdapter):
         argv = (python_executable(config), "-m", "hpc_dynamo.simulator")
         env = device_environment(config, placement) | config.engine.env
         env |= {"HPC_DYNAMO_ENGINE_KEY": placement.token}
-        return Command((*argv, *command_line(options | own)), env)
+        return EngineCommand((*argv, *command_line(options | own)), env)
 
     def _is_concurrent(self, config: Config) -> bool:
         return isinstance(self.pd_protocol(config), ConcurrentProtocol)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpc_dynamo.config import Config, ContainerKind, Device
-from hpc_dynamo.engines.adapter import Command, EngineAdapter, MetricNames, Placement
+from hpc_dynamo.engines.adapter import EngineAdapter, EngineCommand, MetricNames, Placement
 from hpc_dynamo.engines.compat_checks import refuse_recompute, require_model
 from hpc_dynamo.engines.diagnostics import COMMON, PORT_TAKEN
 from hpc_dynamo.engines.event_options import uses_kv_events
@@ -40,7 +40,7 @@ TRTLLM_METRICS = MetricNames(
 
 SHELL_SPECIAL = " \t\n*?["
 
-# Fields of the options file that we write or read, with an example value.
+# Fields of the options file that the toolkit writes or reads, with an example value.
 MAPPING_FIELDS = {
     "cache_transceiver_config": "max_tokens_in_buffer=8192",
     "kv_cache_config": "free_gpu_memory_fraction=0.8",
@@ -77,6 +77,7 @@ class TrtllmAdapter(EngineAdapter):
     """
 
     metrics = TRTLLM_METRICS
+    python_modules = ("tensorrt_llm",)
     known_failures = KNOWN_FAILURES
     tuning_options = tuning_options(__file__)
 
@@ -84,6 +85,7 @@ class TrtllmAdapter(EngineAdapter):
         return TrtllmPdProtocol()
 
     def check(self, config: Config, plan: Plan) -> None:
+        """Raise ConfigError for settings that TensorRT-LLM 1.3 cannot run."""
         require_model(config)
         if config.engine.device is not Device.cuda:
             what = f"engine.device={config.engine.device}: TensorRT-LLM runs only on GPUs"
@@ -97,14 +99,14 @@ class TrtllmAdapter(EngineAdapter):
         refuse_recompute("trtllm", config)
         _check_pools(config)
         for worker in multi_node_workers(plan):
-            require_equal_shards("trtllm", config, worker)
+            require_equal_shards("trtllm", worker)
             _check_mpi_step(config, worker)
         if uses_kv_events(config):
             what = "router.kv_events=true: TensorRT-LLM's server publishes no KV events"
             hint = "router.kv_events=false: the router then estimates what is cached"
             raise ConfigError(what, hint=hint)
 
-    def command(self, config: Config, placement: Placement) -> Command:
+    def command(self, config: Config, placement: Placement) -> EngineCommand:
         return server_command(config, placement)
 
     def is_mpi_step(self, config: Config, worker: Worker) -> bool:

@@ -8,11 +8,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from hpc_dynamo.config import Config, Pool, Role
+from hpc_dynamo.config import Config, Role
 from hpc_dynamo.config.merge import merge_options, parse_json
-from hpc_dynamo.engines.adapter import Command, Placement
+from hpc_dynamo.engines.adapter import EngineCommand, Placement
 from hpc_dynamo.engines.environment import device_environment, python_executable
-from hpc_dynamo.engines.shards import pool_of
+from hpc_dynamo.topology import Worker
 
 # A prefill worker frees blocks that were not pulled within this time; by default never.
 KV_TRANSFER_TIMEOUT_MS = 300_000
@@ -21,21 +21,22 @@ KV_TRANSFER_TIMEOUT_MS = 300_000
 LAUNCHER = "trtllm-llmapi-launch"
 
 
-def server_command(config: Config, placement: Placement) -> Command:
+def server_command(config: Config, placement: Placement) -> EngineCommand:
     """Return the command of one worker; of a multi-node worker that of each MPI rank.
 
-    Options of the user override ours; `engine.args.extra` is merged into the options file.
+    Options of the user override the generated ones; `engine.args.extra` is merged into the options
+    file.
     """
     worker = placement.worker
-    pool, args = pool_of(config, worker.role), click_options(config)
+    sizes, args = worker.parallel, click_options(config)
     extra = args.pop("extra", None) or {}
     name = f"worker-{worker.rank}.yaml"
     options: dict[str, Any] = {
         "host": placement.address,
         "port": placement.ports[0],
         "backend": "pytorch",
-        "tp_size": pool.tensor_parallel * pool.data_parallel,
-        "pp_size": pool.pipeline_parallel,
+        "tp_size": sizes.tensor * sizes.data,
+        "pp_size": sizes.pipeline,
         "max_batch_size": config.engine.max_num_seqs,
         "extra_llm_api_options": f"{placement.log_folder}/{name}",
     }
@@ -48,9 +49,9 @@ def server_command(config: Config, placement: Placement) -> Command:
     # Started as a module: in containers the script trtllm-serve is not next to the interpreter.
     serve = ("-m", "tensorrt_llm.commands.serve", "serve", config.model.path)
     env = {"TRTLLM_NO_USAGE_STATS": "1", **device_environment(config, placement)}
-    text = json.dumps(merge_options(_llm_args(worker.role, pool), extra), indent=1)  # JSON is YAML
+    text = json.dumps(merge_options(_llm_args(worker), extra), indent=1)  # JSON is YAML
     argv = (*launcher, python_executable(config), *serve, *_click_flags(options | args))
-    return Command(argv, env | config.engine.env, {name: text + "\n"})
+    return EngineCommand(argv, env | config.engine.env, {name: text + "\n"})
 
 
 def click_options(config: Config) -> dict[str, Any]:
@@ -59,10 +60,11 @@ def click_options(config: Config) -> dict[str, Any]:
     return args | ({"extra": parse_json(args["extra"])} if "extra" in args else {})
 
 
-def _llm_args(role: Role, pool: Pool) -> dict[str, Any]:
+def _llm_args(worker: Worker) -> dict[str, Any]:
     """Return fields of llm_args.TorchLlmArgs that have no option on the command line."""
     fields: dict[str, Any] = {"return_perf_metrics": True, "enable_iter_perf_stats": True}
-    if pool.data_parallel > 1:
+    role = worker.role
+    if worker.parallel.data > 1:
         fields["enable_attention_dp"] = True
     if role is not Role.aggregated:
         timeout = {"kv_transfer_timeout_ms": KV_TRANSFER_TIMEOUT_MS}

@@ -37,6 +37,7 @@ class TrtllmPdProtocol:
         return kept | {limit: 1, "stream": False, "disaggregated_params": params}
 
     def decode(self, body: Body, prefilled: Body) -> Body:
+        """Copy transfer parameters and token ids of the prefill answer. Raises RequestFailed."""
         choices = field_value(prefilled.get("choices"))
         first = choices[0] if choices else {}
         if first.get("finish_reason", "length") not in CONTINUED:

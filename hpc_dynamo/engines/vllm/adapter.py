@@ -6,8 +6,8 @@ a module, since the `vllm` script of the CPU build looks for metadata that it do
 
 from hpc_dynamo.config import Config, Device
 from hpc_dynamo.engines.adapter import (
-    Command,
     EngineAdapter,
+    EngineCommand,
     EventEndpoints,
     MetricNames,
     Placement,
@@ -20,7 +20,6 @@ from hpc_dynamo.engines.environment import python_executable
 from hpc_dynamo.engines.event_options import ipc_event_endpoints
 from hpc_dynamo.engines.option_names import tuning_options
 from hpc_dynamo.engines.options import positive_option, require_json, user_options
-from hpc_dynamo.engines.shards import pool_of
 from hpc_dynamo.engines.vllm.flags import server_environment, server_flags
 from hpc_dynamo.engines.vllm.pd_protocol import VllmPdProtocol
 from hpc_dynamo.engines.vllm.shards import (
@@ -77,17 +76,19 @@ class VllmAdapter(EngineAdapter):
     """Adapter of vLLM."""
 
     metrics = VLLM_METRICS
+    python_modules = ("vllm",)
     known_failures = KNOWN_FAILURES
     tuning_options = tuning_options(__file__)
     tokenizes = True
     port_count = 2  # HTTP, NIXL side channel
     rendezvous_port_count = RENDEZVOUS_PORT_COUNT
-    hang_messages = ("Address already in use (addr=",)  # of the side channel; the server hangs
+    hang_messages = ("Address already in use (addr=",)  # NIXL side channel; the server hangs
 
     def pd_protocol(self, config: Config) -> VllmPdProtocol:
         return VllmPdProtocol()
 
     def check(self, config: Config, plan: Plan) -> None:
+        """Raise ConfigError for settings that vLLM 0.32 cannot run."""
         require_model(config)
         check_shards(config, plan)
         check_stages(config)
@@ -97,17 +98,17 @@ class VllmAdapter(EngineAdapter):
             raise ConfigError(what, hint="engine.sleep_mode=false")
         check_block_size(config, self.block_tokens(config))
 
-    def command(self, config: Config, placement: Placement) -> Command:
+    def command(self, config: Config, placement: Placement) -> EngineCommand:
         both, events = self.serves_both_roles(config), self.event_endpoints(config, placement)
         flags = server_flags(config, placement, both_roles=both, events=events)
         argv = (python_executable(config), "-m", server_module(placement), *flags)
-        return Command(argv, server_environment(config, placement))
+        return EngineCommand(argv, server_environment(config, placement))
 
     def event_endpoints(self, config: Config, placement: Placement) -> EventEndpoints | None:
         """Return None also with a kv-events-config of the user, and with data parallelism: vLLM
         0.32 refuses ipc endpoints for all but the first rank, and tcp endpoints have no access
         control."""
-        data_parallel = pool_of(config, placement.worker.role).data_parallel
+        data_parallel = placement.worker.parallel.data
         if "kv-events-config" in user_options(config) or data_parallel > 1:
             return None
         return ipc_event_endpoints(config, placement)

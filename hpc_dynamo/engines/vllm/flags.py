@@ -9,7 +9,6 @@ from hpc_dynamo.engines.adapter import EventEndpoints, Placement
 from hpc_dynamo.engines.environment import device_environment, network_environment, python_path
 from hpc_dynamo.engines.event_options import kv_events_config
 from hpc_dynamo.engines.options import command_line, user_options
-from hpc_dynamo.engines.shards import pool_of
 from hpc_dynamo.engines.vllm.lora import vllm_options
 from hpc_dynamo.engines.vllm.shards import shard_options
 
@@ -27,15 +26,15 @@ def server_flags(
 
     `both_roles`: the role may change while the engine runs.
     """
-    role, pool = placement.worker.role, pool_of(config, placement.worker.role)
+    role, sizes = placement.worker.role, placement.worker.parallel
     options: dict[str, Any] = {
         "model": config.model.path,
         "served-model-name": config.model.served_name,
         "host": placement.address,
         "port": placement.ports[0],
-        "tensor-parallel-size": pool.tensor_parallel,
-        "pipeline-parallel-size": pool.pipeline_parallel,
-        "data-parallel-size": pool.data_parallel,
+        "tensor-parallel-size": sizes.tensor,
+        "pipeline-parallel-size": sizes.pipeline,
+        "data-parallel-size": sizes.data,
         "max-num-seqs": config.engine.max_num_seqs,
         "middleware": "hpc_dynamo_auth.BearerTokenAuth",
         "enable-prompt-tokens-details": True,

@@ -53,5 +53,7 @@ def adapter_rank(path: str) -> int:
 
 
 class _AdapterConfig(msgspec.Struct):
+    """Ranks in PEFT's adapter_config.json."""
+
     r: int
     rank_pattern: dict[str, int] = {}  # ranks of layers that differ

@@ -28,11 +28,11 @@ REMOTE_DECODE = {
 
 NULL = msgspec.Raw(b"null")
 
-UNKNOWN_MODEL = "-"
+UNKNOWN_MODEL = "-"  # no model has this name
 
 # Removed from prefill requests, which compute one token. vLLM would refuse some of these fields
-# (min_tokens, stream_options), others cost time (logprobs), and each of n answers would keep blocks
-# of its own for the whole lease.
+# (min_tokens, stream_options), and others cost time (logprobs). Each of n answers would keep its
+# own blocks for the whole lease.
 DROPPED = frozenset(
     {
         "best_of", "echo", "logprob_token_ids", "logprobs", "max_completion_tokens", "min_tokens",
@@ -61,6 +61,7 @@ class VllmPdProtocol:
         return kept | single_token_fields(body) | {"kv_transfer_params": dict(REMOTE_DECODE)}
 
     def decode(self, body: Body, prefilled: Body) -> Body:
+        """Copy the transfer parameters of the prefill answer. Raises RequestFailed without them."""
         if "kv_transfer_params" not in prefilled:
             what = "the prefill worker's answer has no kv_transfer_params"
             hint = "check that it runs with a kv-transfer-config of NixlConnector"

@@ -12,14 +12,13 @@ stages: distributed/kv_transfer/kv_connector/v1/nixl/ (base_worker.py, pull_work
 from collections.abc import Mapping
 from typing import Any
 
-from hpc_dynamo.config import Config, Pool, Role
+from hpc_dynamo.config import Config, Role
 from hpc_dynamo.config.merge import parse_json
 from hpc_dynamo.engines.adapter import Placement
 from hpc_dynamo.engines.options import user_options
 from hpc_dynamo.engines.shards import (
     multi_node_workers,
     node_options,
-    pool_of,
     replicas_per_shard,
     require_equal_shards,
 )
@@ -35,25 +34,24 @@ NIXL = "NixlConnector"
 def check_shards(config: Config, plan: Plan) -> None:
     """Raise ConfigError for workers that vLLM cannot run over several nodes."""
     for worker in multi_node_workers(plan):
-        pool = pool_of(config, worker.role)
-        if pool.data_parallel > 1 and replicas_per_shard(pool, worker):
+        if worker.parallel.data > 1 and replicas_per_shard(worker):
             continue
-        require_equal_shards("vllm", config, worker)
-        if pool.data_parallel > 1:
-            _check_replicas(config, worker, pool)
+        require_equal_shards("vllm", worker)
+        if worker.parallel.data > 1:
+            _check_replicas(config, worker)
 
 
-def _check_replicas(config: Config, worker: Worker, pool: Pool) -> None:
+def _check_replicas(config: Config, worker: Worker) -> None:
     """Refuse multi-node replicas of a dense model: each rank would act as a server of its own with
     different ports on each node, and the nodes of a replica would never connect."""
-    nodes, role = len(worker.shards), worker.role
-    what = f"topology.{role}: {pool.data_parallel} data-parallel replicas over {nodes} nodes"
+    nodes, role, replicas = len(worker.shards), worker.role, worker.parallel.data
+    what = f"topology.{role}: {replicas} data-parallel replicas over {nodes} nodes"
     if not user_options(config).get(EXPERTS):
-        each = f"topology.{role}.workers={pool.data_parallel * pool.workers}"
+        each = f"topology.{role}.workers={replicas * dict(config.topology.pools)[role].workers}"
         hint = f"{each} topology.{role}.data_parallel=1; for a mixture of experts: engine.args."
         what += ", each over several nodes: vLLM cannot do this with a dense model"
         raise ConfigError(what, hint=f"{hint}{EXPERTS}=true")
-    if nodes % pool.data_parallel:
+    if nodes % replicas:
         hint = "tensor_parallel times pipeline_parallel that fills whole nodes"
         raise ConfigError(f"{what}: one node would hold shards of two replicas", hint=hint)
 
@@ -79,14 +77,14 @@ def shard_options(config: Config, placement: Placement) -> dict[str, Any]:
     """Return the options of one shard of a multi-node worker; empty for a worker on one node."""
     if placement.rendezvous is None:
         return {}
-    pool, shard = pool_of(config, placement.worker.role), placement.shard_index
+    shard, worker = placement.shard_index, placement.worker
     options: dict[str, Any] = {"headless": True} if shard else {}
-    if pool.data_parallel > 1:
+    if worker.parallel.data > 1:
         options |= {
             "data-parallel-address": placement.rendezvous.address,
             "data-parallel-rpc-port": placement.rendezvous.ports[1],
         }
-        if counts := replicas_per_shard(pool, placement.worker):
+        if counts := replicas_per_shard(worker):
             # With a start rank the first shard would expect a server on each node.
             start = {"data-parallel-start-rank": sum(counts[:shard])} if shard else {}
             return options | {"data-parallel-size-local": counts[shard], **start}

@@ -1,1 +1,9 @@
-"""TODO."""
+"""Workers of a job, as they join, report and leave.
+
+    agents      agents of the job and their workers, over the control plane
+    shards      messages between the shards of multi-node workers
+    external    engines that hpc_dynamo did not start
+    peer_heads  other heads in front of the same engines
+
+`agents` and `external` implement WorkerDirectory for the workloads.
+"""

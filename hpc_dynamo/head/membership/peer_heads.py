@@ -1,6 +1,6 @@
 """Peer heads: other `hpc-dynamo route` heads in front of the same engines.
 
-Each head reads the loads of its peers fifty times a second and counts them when it selects a
+Each head reads the loads of its peers fifty times per second and counts them when it selects a
 worker. A peer that is silent for 1.5 s is no longer counted.
 """
 

@@ -19,8 +19,8 @@ from hpc_dynamo.router import Router
 from hpc_dynamo.run import ExtraJobFolder, write_json
 
 POLL_S = 5.0  # the scheduler serves many users
-END_S = 20.0  # time for a job to leave the queue after its agents have exited
-STOP_MARGIN_S = 10.0  # time for an agent to stop, in addition to engine.stop_timeout_s
+END_S = 20.0  # to leave the queue after the agents have exited
+STOP_MARGIN_S = 10.0  # for an agent, in addition to engine.stop_timeout_s
 
 log = logging.getLogger(__name__)
 

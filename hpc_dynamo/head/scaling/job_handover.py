@@ -1,11 +1,13 @@
-"""Hand-over of a serving job to the next one, which it submits in time and then monitors.
+"""Job handover: a serving job submits the next one in time, monitors it and forwards requests.
 
-job (JobHandover)                           next job
-  submits it, lead time before the end
-  polls the scheduler, status.json            queued, starts its engines
-  polls GET /ready of its endpoint            writes endpoint.json
-  forwards new requests while /ready is 200   serves
-  drains and ends
+    this job (JobHandover)                   next job
+      ── submit, lead time before the end ──▶  waits in the queue
+      ◀── status.json ───────────────────────  starts its engines
+      ◀── endpoint.json ─────────────────────  is ready
+      ── GET /ready, every second ──────────▶  serves
+      ── new requests, while ready ─────────▶
+
+At its end the outcome names the next attempt, and clients find its URL in the run folder.
 """
 
 import asyncio
@@ -42,7 +44,7 @@ def lead_time_s(start_s: float, min_lead_s: float) -> float:
 
 
 class JobHandover:
-    """Hand-over of an attempt. `changed` is called when `successor` has changed."""
+    """Job handover of an attempt. `changed` is called when `successor` has changed."""
 
     def __init__(self, attempt: Attempt, changed: Callable[[], object]) -> None:
         self._attempt, self._changed = attempt, changed

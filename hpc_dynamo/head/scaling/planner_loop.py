@@ -1,7 +1,7 @@
 """The planner's loop: collect signals, decide, change roles, and record all of it.
 
-A direction (from one role to the other) in which a role change failed is not tried again for
-RETRY_INTERVALS, twice as many after each failure in a row.
+After a failed role change, its direction (from one role to the other) is not tried again for
+RETRY_INTERVALS. The delay doubles with each failure in a row.
 """
 
 import asyncio

@@ -112,7 +112,8 @@ class ScaleOutController:
     def _count_earlier_job(self, job: ExtraJobFolder, *, own: bool) -> None:
         if status := job.state():
             self._earlier_node_hours += status.node_hours
-        if own:  # of this job before it was requeued, so its ranks are in use
+        if own:
+            # This job was requeued; its earlier ranks and nodes are not used again.
             plan = job.plan()
             self._next_rank = max(self._next_rank, *(w.rank + 1 for w in plan.workers))
             self._next_node = max(self._next_node, plan.first_node + plan.nodes)

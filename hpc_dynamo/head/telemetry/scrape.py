@@ -1,4 +1,4 @@
-"""What the engines say of themselves, read now and then for the status and the metrics."""
+"""Readings of the engines' own metrics, for status, planner and metrics."""
 
 import asyncio
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import WorkerLoad
 from hpc_dynamo.router import RoutedWorker, Router
 
-SCRAPE_S = 3.0  # reading a worker's metrics costs it, and us, some milliseconds
+INTERVAL_S = 3.0  # a reading costs the engine and the head some milliseconds
 
 
 class MetricsScraper:
@@ -21,32 +21,33 @@ class MetricsScraper:
         self._readings: report.MetricsByRank = {}
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Read the metrics of all workers every few seconds until cancelled."""
         while True:
-            members = self._router.workers
-            self._readings = await report.read_metrics(self._client, members, self._names)
-            await asyncio.sleep(SCRAPE_S)
+            workers = self._router.workers
+            self._readings = await report.read_metrics(self._client, workers, self._names)
+            await asyncio.sleep(INTERVAL_S)
 
     def loads(self) -> tuple[WorkerLoad, ...]:
-        return tuple(self._load(member) for member in _sorted(self._router.workers))
+        """Return the load of every ready worker, by rank."""
+        return tuple(self._load(worker) for worker in _by_rank(self._router.workers))
 
-    def _load(self, member: RoutedWorker) -> WorkerLoad:
-        said = self._readings.get(member.rank, EngineMetrics())
+    def _load(self, worker: RoutedWorker) -> WorkerLoad:
+        metrics = self._readings.get(worker.rank, EngineMetrics())
         return WorkerLoad(
-            rank=member.rank,
-            active=member.active,
-            served=member.served,
-            running=int(said.running),
-            waiting=int(said.waiting),
-            kv_usage=said.kv_usage,
-            cache_hit_rate=said.prefix_hits / max(said.prefix_queries, 1.0),
-            prompt_tokens=int(said.prompt_tokens),
-            prefix_queries=int(said.prefix_queries),
-            prefix_hits=int(said.prefix_hits),
-            ttft=said.ttft.quantiles(),
-            itl=said.itl.quantiles(),
+            rank=worker.rank,
+            active=worker.active,
+            served=worker.served,
+            running=int(metrics.running),
+            waiting=int(metrics.waiting),
+            kv_usage=metrics.kv_usage,
+            cache_hit_rate=metrics.prefix_hits / max(metrics.prefix_queries, 1.0),
+            prompt_tokens=int(metrics.prompt_tokens),
+            prefix_queries=int(metrics.prefix_queries),
+            prefix_hits=int(metrics.prefix_hits),
+            ttft=metrics.ttft.quantiles(),
+            itl=metrics.itl.quantiles(),
         )
 
 
-def _sorted(members: Iterable[RoutedWorker]) -> list[RoutedWorker]:
-    return sorted(members, key=lambda m: m.rank)
+def _by_rank(workers: Iterable[RoutedWorker]) -> list[RoutedWorker]:
+    return sorted(workers, key=lambda worker: worker.rank)

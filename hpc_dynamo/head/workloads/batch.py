@@ -1,4 +1,4 @@
-"""A batch, from loading to its last result on disk."""
+"""Workload of a batch, from reading its input to its last result on disk."""
 
 import asyncio
 from pathlib import Path
@@ -20,9 +20,9 @@ from hpc_dynamo.router import AdmissionLimits, StartShare
 
 
 def start_limits(config: Config, requests: int) -> AdmissionLimits:
-    """Return limits for a batch with `requests` in flight, see StartShare.
+    """Return the limits for the start of a batch with `requests` in flight, see StartShare.
 
-    A run of prompts that share a prefix, which goes to one worker, may be up to two equal shares.
+    With the KV policy, prompts that share a prefix go to one worker, which may get two shares.
     """
     most = 2 * requests if config.router.policy is Policy.kv else requests
     pools = config.topology.pools
@@ -32,16 +32,17 @@ def start_limits(config: Config, requests: int) -> AdmissionLimits:
 
 
 class BatchWorkload:
-    """See head.work.Work."""
+    """A batch of requests, see Workload."""
 
-    def __init__(self, job: HeadContext) -> None:
-        self._attempt, self._config = job.attempt, job.config
-        self._router, self._client = job.route.router, job.client
+    def __init__(self, context: HeadContext) -> None:
+        self._attempt, self._config = context.attempt, context.config
+        self._router, self._client = context.route.router, context.client
         self._runner: BatchRunner | None = None
         self._notices: tuple[str, ...] = ()
         self.phase = "loading"
 
     async def run(self) -> Outcome:
+        """Run all requests without a result, then write output.jsonl and errors.jsonl."""
         config, names = self._config, engine(self._config.engine.name)
         requests = await asyncio.to_thread(read_input, Path(config.input))
         ledger = Ledger(self._attempt.run, self._attempt.number)
@@ -49,7 +50,7 @@ class BatchWorkload:
         await self._router.wait_for_roles(role for role, _ in config.topology.pools)
         before = await report.read_metrics(self._client, self._router.workers, names.metrics)
         async with asyncio.TaskGroup() as tasks:
-            # A request that ends its worker must not end another one with all requests on it.
+            # A request that kills its worker must not be retried on another one.
             dispatcher = Dispatcher(
                 self._router, pd_protocol_of(config), self._client, tasks, max_attempts=1
             )
@@ -75,22 +76,22 @@ class BatchWorkload:
         return Outcome(exit_code=code, message=why, summary=figures)
 
     def _alive(self, rank: int) -> object | None:
-        """Return the present life of a worker, None if it has none."""
+        """Return an object that identifies this execution of a worker; None if it is dead."""
         return next((m for m in self._router.workers if m.rank == rank), None)
 
     def _prefill_ready(self) -> int:
         return sum(m.role is not Role.decode for m in self._router.workers)
 
     def _unfinished(self, progress: Progress) -> Outcome:
-        """Another walltime goes on, unless this one has brought nothing."""
-        why = "the walltime ended; the same command goes on"
+        """Return the outcome at the end of the walltime; requeue if it has answered a request."""
+        message = "the walltime ended; run the same command again to resume"
         new = progress.done - progress.resumed
         if not new:
-            why = f"no request was answered in a whole walltime; {why} (cluster.slurm.time)"
-        return Outcome(exit_code=1, message=why, requeue=self._config.batch.requeue and new > 0)
+            message = f"no request was answered in a whole walltime (cluster.slurm.time); {message}"
+        return Outcome(exit_code=1, message=message, requeue=self._config.batch.requeue and new > 0)
 
     @property
-    def likely_s(self) -> float:
+    def request_p95_s(self) -> float:
         return self._runner.durations.p95_s if self._runner else 0.0
 
     @property
@@ -104,8 +105,8 @@ class BatchWorkload:
 
     @property
     def stopped_outcome(self) -> Outcome:
-        why = f"stopped while {self.phase}; the same command goes on from here"
-        return Outcome(exit_code=1, message=why)
+        message = f"stopped while {self.phase}; run the same command again to resume"
+        return Outcome(exit_code=1, message=message)
 
     def extend_status(self, status: Status) -> Status:
         progress = self._runner.progress() if self._runner else Progress()

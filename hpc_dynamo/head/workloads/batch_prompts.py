@@ -1,4 +1,4 @@
-"""Tokenizer of a batch; with it the router finds the worker that has a prefix cached."""
+"""Tokenizer of a batch, with which the router finds workers that have a prefix cached."""
 
 import asyncio
 import logging
@@ -33,9 +33,9 @@ class SimulatorPrompts:
     """Computes token ids as the simulator does, for a run without a model folder."""
 
     async def chat(self, body: Mapping[str, Any]) -> Tokens | UnknownTokens:
-        read = {name: body[name] for name in ("messages", "tools") if body.get(name)}
+        fields = {name: body[name] for name in ("messages", "tools") if body.get(name)}
         try:
-            return Tokens.of(msgspec.convert(read, TokenizeRequest).tokens())
+            return Tokens.of(msgspec.convert(fields, TokenizeRequest).tokens())
         except (msgspec.ValidationError, RequestRejected) as e:
             return UnknownTokens(str(e))
 
@@ -51,13 +51,13 @@ class SimulatorPrompts:
 
 
 def routes_by_kv_cache(config: Config) -> bool:
-    """Return True if a worker is chosen by its KV cache: there are several of a role."""
+    """Return True if the router selects workers by their KV caches."""
     several = any(pool.workers > 1 for _, pool in config.topology.pools)
     return several and config.router.policy is Policy.kv
 
 
 async def load_batch_tokenizer(config: Config) -> PromptTokenizer:
-    """Load the tokenizer in a thread, if the choice of a worker depends on token ids."""
+    """Load the tokenizer in a thread, if routing depends on token ids."""
     if not routes_by_kv_cache(config):
         return TokenIdsOnly()
     if config.engine.name == "simulator" and not config.model.path:

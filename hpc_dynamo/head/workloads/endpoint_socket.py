@@ -1,10 +1,13 @@
-"""Port of an endpoint: used by no other server, and shared only by the frontends of one run.
+"""Port of an endpoint, shared only by the frontend processes of one run.
 
-With SO_REUSEPORT the kernel spreads connections over all sockets of one user on a port, also those
-of other programs. So the port is first opened without it. A single frontend process never sets it.
-It is set for several frontends, since the kernel spreads connections more evenly than processes
-that share one socket. It is also set for a job that may be handed over: the next job of the run
-may be on the same node. A program that sets SO_REUSEPORT itself, such as vLLM, can then still join.
+With SO_REUSEPORT the kernel spreads connections over all sockets of a user on a port, including
+those of other programs. So the port is first opened without it, which fails if it is in use.
+
+- With one frontend process SO_REUSEPORT is never set.
+- With several it is set, since the kernel then spreads connections evenly.
+- With job handover it is set too: the next job of the run may be on the same node.
+
+A program that sets SO_REUSEPORT itself, such as vLLM, can then still join the port.
 
 Source: socket(7), ip(7); proc(5) for /proc/net/tcp; Linux, net/ipv4/inet_connection_sock.c.
 """
@@ -28,20 +31,23 @@ RUN = re.compile(r"(/\S.*)/attempts/\d+")
 
 
 class EndpointSocket:
-    """Holds the port from the start of a job to `close`."""
+    """The port of an endpoint, reserved until `close`."""
 
     def __init__(self, host: str, port: int, *, shared: bool, attempt: Attempt) -> None:
-        """`shared`: more than one socket will listen. Raises EngineError if a server of another
-        run uses the port; an earlier job of the same run may use it."""
+        """`shared`: more than one socket will listen.
+
+        Raises EngineError if a server of another run uses the port. An earlier job of the same
+        run may use it.
+        """
         self._host, self._shared = host, shared
         try:
             same_run = shared and port and _earlier_job_listens(attempt, port)
-            self._held = self._shareable(port) if same_run else self._taken(port)
+            self._reserved = self._shareable(port) if same_run else self._reserve(port)
         except OSError as e:
-            raise _refused(host, port, e) from e
-        self.port = int(self._held.getsockname()[1])
+            raise _port_error(host, port, e) from e
+        self.port = int(self._reserved.getsockname()[1])
 
-    def _taken(self, port: int) -> socket.socket:
+    def _reserve(self, port: int) -> socket.socket:
         first = _bound(self._host, port, shared=False)
         try:
             first.listen(BACKLOG)  # fails if another server listens
@@ -50,23 +56,24 @@ class EndpointSocket:
             raise
         if not self._shared:
             return first
-        with first:  # until `held` is bound, so that no other server takes the port
+        # It stays open until the new socket is bound, so that no other server takes the port.
+        with first:
             first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             return self._shareable(int(first.getsockname()[1]))
 
     def _shareable(self, port: int) -> socket.socket:
         """Return a socket that never listens and excludes servers without SO_REUSEPORT."""
-        held = _bound(self._host, port, shared=True)
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-        return held
+        reserved = _bound(self._host, port, shared=True)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        return reserved
 
     def open(self) -> socket.socket:
         """Return a socket for a frontend process to listen on; the caller closes it."""
-        return _bound(self._host, self.port, shared=True) if self._shared else self._held.dup()
+        return _bound(self._host, self.port, shared=True) if self._shared else self._reserved.dup()
 
     def close(self) -> None:
         """Release the port; it is free once the frontend processes have closed their sockets."""
-        self._held.close()
+        self._reserved.close()
 
     def __enter__(self) -> Self:
         return self
@@ -100,7 +107,7 @@ def _earlier_job_listens(attempt: Attempt, port: int) -> bool:
     return False
 
 
-def _refused(host: str, port: int, error: OSError) -> EngineError:
+def _port_error(host: str, port: int, error: OSError) -> EngineError:
     what = f"cannot listen on {host}:{port} of {socket.gethostname()}: {error.strerror}"
     hint = "serve.port=0 for any free port, serve.host for another address of the head node"
     if found := port_owner(port):

@@ -1,4 +1,4 @@
-"""What the frontends of a job have counted, also those that are gone."""
+"""Counts of a job's frontend processes, including those that have exited."""
 
 import asyncio
 from collections import Counter
@@ -9,50 +9,52 @@ from hpc_dynamo.frontend.stats import FrontendReport, FrontendStats
 
 
 class FrontendTotals:
-    """A frontend is a number that is not used again."""
+    """Sums of the reports of frontend processes. Their numbers are not used again."""
 
     def __init__(self) -> None:
-        self._told = dict[int, FrontendReport]()  # by those that are there
-        self._words = Counter[int]()  # of each
-        self._former = FrontendReport()  # of those that are gone
-        self._came = asyncio.Event()
+        self._reports = dict[int, FrontendReport]()  # last report of each running frontend
+        self._report_counts = Counter[int]()
+        self._exited = FrontendReport()  # sum over frontends that have exited
+        self._changed = asyncio.Event()
 
     def update(self, frontend: int, content: bytes) -> None:
-        """The figures of one since its start."""
-        self._told[frontend] = msgspec.msgpack.decode(content, type=FrontendReport)
-        self._words[frontend] += 1
-        self._came.set()
+        """Store a report: what a frontend has counted since its start, as MessagePack."""
+        self._reports[frontend] = msgspec.msgpack.decode(content, type=FrontendReport)
+        self._report_counts[frontend] += 1
+        self._changed.set()
 
     def frontend_exited(self, frontend: int) -> None:
-        """One is gone, with what it had under way."""
-        if frontend in self._told:
-            self._former.add(self._told.pop(frontend).after_exit())
-            self._came.set()
+        """Add the last report of a frontend to the sum of those that have exited."""
+        if frontend in self._reports:
+            self._exited.add(self._reports.pop(frontend).after_exit())
+            self._changed.set()
 
     async def wait_for_first_report(self) -> None:
-        """Until one has told something."""
-        await self._came.wait()
+        """Wait until a frontend has sent a report."""
+        await self._changed.wait()
 
     async def wait_for_forwarded(self) -> None:
-        """Until what was passed on has been answered. A frontend's first word since may have been
-        under way before it knew that nothing more is to be."""
-        words = self._words = Counter[int]()
-        while any(words[n] < 2 or counted.forwarding for n, counted in self._told.items()):
-            self._came.clear()
-            await self._came.wait()
+        """Wait until all requests that were forwarded to the next job have been answered.
+
+        A frontend's next report may be older than the end of forwarding, so two are needed.
+        """
+        reports = self._report_counts = Counter[int]()
+        while any(reports[n] < 2 or report.forwarding for n, report in self._reports.items()):
+            self._changed.clear()
+            await self._changed.wait()
 
     def by_model(self) -> dict[str, FrontendStats]:
-        """Of what is of no model, as connections are, under the empty name."""
+        """Return the counts by model; the empty name has those without a model."""
         total = FrontendReport()
-        for counted in (self._former, *self._told.values()):
-            total.add(counted)
+        for report in (self._exited, *self._reports.values()):
+            total.add(report)
         return total.by_model
 
     def notices(self) -> tuple[str, ...]:
         """Return the notices of the frontends for users, one sentence each."""
         total = FrontendReport()
-        for counted in self._told.values():
-            total.add(counted)
+        for report in self._reports.values():
+            total.add(report)
         texts = total.notices.items()
         return tuple(f"{model}: {text}" if model else text for model, text in texts)
 

@@ -1,4 +1,4 @@
-"""A profile, from the first ready workers to its file in the run folder."""
+"""Workload of a profile, from the first ready workers to its file in the run folder."""
 
 import asyncio
 import logging
@@ -31,58 +31,61 @@ from hpc_dynamo.profiler.bench import ProfileBench
 from hpc_dynamo.profiler.grid import ProfileLimits, operating_points
 from hpc_dynamo.run import write_json
 
-ROUNDS = 3  # over all spots: what disturbs one round may be gone in the next
-UNTOLD_CONTEXT = 2048  # tokens, of engines that do not say how long a sequence may be
+ROUNDS = 3  # over all points, since a disturbance may affect one round only
+DEFAULT_CONTEXT = 2048  # tokens, for engines that do not report their longest sequence
 
 log = logging.getLogger(__name__)
 
 
 class ProfileWorkload:
-    """See head.work.Work."""
+    """Measurements of one worker of each role, see Workload."""
 
-    def __init__(self, job: HeadContext) -> None:
-        self._job, self._config, self._run = job, job.config, job.attempt.run
-        self._engine = engine(job.config.engine.name)
-        self._part = self._run.attempt_results(job.attempt.number)
+    def __init__(self, context: HeadContext) -> None:
+        self._context, self._config = context, context.config
+        self._run = context.attempt.run
+        self._engine = engine(context.config.engine.name)
+        self._results = self._run.attempt_results(context.attempt.number)
         self._began, self._draining = time.monotonic(), False
         self._total = self._resumed = self._done = self._running = 0
-        self.phase, self.likely_s = "loading", 0.0
+        self.phase, self.request_p95_s = "loading", 0.0
 
     async def run(self) -> Outcome:
-        await self._job.route.router.wait_for_roles(role for role, _ in self._config.topology.pools)
+        """Measure all points of the grid, then write the profile and its plot."""
+        roles = [role for role, _ in self._config.topology.pools]
+        await self._context.route.router.wait_for_roles(roles)
         prefill, decode = self._workers()
-        name = self._config.served_name
-        spoken = pd_protocol_of(self._config)
-        bench = ProfileBench(self._job.client, self._engine, name, prefill.url, decode.url, spoken)
+        client, protocol = self._context.client, pd_protocol_of(self._config)
+        name, urls = self._config.served_name, (prefill.url, decode.url)
+        bench = ProfileBench(client, self._engine, name, *urls, protocol)
         try:
             version, limits = await bench.version(), await self._limits(bench, prefill, decode)
             points = await self._points(bench, operating_points(limits))
         except* (RequestFailed, OSError) as e:
-            raise self._broken(e) from e
+            raise self._error(e) from e
         if points is None:
             return self.overdue_outcome
         profile = self._profile(version, limits, decode, points)
         return await asyncio.to_thread(self._write, profile)
 
     async def _points(
-        self, bench: ProfileBench, spots: list[OperatingPoint]
+        self, bench: ProfileBench, grid: list[OperatingPoint]
     ) -> tuple[Measurement, ...] | None:
-        """Of all spots, less what earlier attempts measured; None where the job ends first."""
-        known = read_measurements(self._parts())
-        self._resumed = sum(min(len(known[spot]), ROUNDS) for spot in spots)
-        self._total, self._began = ROUNDS * len(spots), time.monotonic()
+        """Measure all points that earlier attempts have not; return None if the job ends first."""
+        known = read_measurements(self._result_files())
+        self._resumed = sum(min(len(known[point]), ROUNDS) for point in grid)
+        self._total, self._began = ROUNDS * len(grid), time.monotonic()
         if not self._draining:
             self.phase = "measuring"
-        for before, spot in product(range(ROUNDS), spots):
+        for round_number, point in product(range(ROUNDS), grid):
             if self._draining:
                 return None
-            if len(known[spot]) <= before:
-                known[spot].append(await self._measure(bench, spot))
-        return tuple(min(known[spot], key=lambda p: p.seconds or math.inf) for spot in spots)
+            if len(known[point]) <= round_number:
+                known[point].append(await self._measure(bench, point))
+        return tuple(min(known[point], key=lambda p: p.seconds or math.inf) for point in grid)
 
     def _workers(self) -> tuple[WorkerReport, WorkerReport]:
-        """The first that prefills and the first that decodes."""
-        by_role = {w.role: w for w in reversed(self._job.members.in_order()) if w.url}
+        """Return the first worker that prefills and the first that decodes."""
+        by_role = {w.role: w for w in reversed(self._context.members.in_order()) if w.url}
         both = by_role.get(Role.aggregated)
         return both or by_role[Role.prefill], both or by_role[Role.decode]
 
@@ -90,31 +93,31 @@ class ProfileWorkload:
         self, bench: ProfileBench, prefill: WorkerReport, decode: WorkerReport
     ) -> ProfileLimits:
         return ProfileLimits(
-            context_tokens=min(prefill.context_tokens, decode.context_tokens) or UNTOLD_CONTEXT,
+            context_tokens=min(prefill.context_tokens, decode.context_tokens) or DEFAULT_CONTEXT,
             max_sequences=self._config.engine.max_num_seqs,
             block_tokens=self._engine.block_tokens(with_role_options(self._config, decode.role)),
             kv_tokens=await bench.kv_tokens(),
             transfers=prefill is not decode,
         )
 
-    async def _measure(self, bench: ProfileBench, spot: OperatingPoint) -> Measurement:
+    async def _measure(self, bench: ProfileBench, point: OperatingPoint) -> Measurement:
         self._running, began = 1, time.monotonic()
-        point = await bench.measure(spot)
-        await asyncio.to_thread(jsonl.append, self._part, point)
+        result = await bench.measure(point)
+        await asyncio.to_thread(jsonl.append, self._results, result)
         self._running, self._done = 0, self._done + 1
-        self.likely_s = max(self.likely_s, time.monotonic() - began)
-        return point
+        self.request_p95_s = max(self.request_p95_s, time.monotonic() - began)
+        return result
 
-    def _parts(self) -> Iterable[Path]:
+    def _result_files(self) -> Iterable[Path]:
         return sorted(self._run.results.glob("*.jsonl"), key=lambda p: int(p.stem))
 
-    def _broken(self, group: BaseExceptionGroup[Exception]) -> EngineError:
+    def _error(self, group: BaseExceptionGroup[Exception]) -> EngineError:
         first: BaseException = group
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]
-        what = f"a worker broke while it was measured: {first or type(first).__name__}"
-        hint = "the logs named worker-RANK.log in it; the same command goes on from here"
-        return EngineError(what, hint=hint, log=self._job.attempt.logs)
+        what = f"a worker failed during the measurement: {first or type(first).__name__}"
+        hint = "read the worker-RANK.log files there; run the same command again to resume"
+        return EngineError(what, hint=hint, log=self._context.attempt.logs)
 
     def _profile(
         self,
@@ -138,7 +141,7 @@ class ProfileWorkload:
             context_tokens=limits.context_tokens,
             kv_tokens=limits.kv_tokens,
             max_sequences=limits.max_sequences,
-            startup_s=max(w.start_s for w in self._job.members.in_order()),
+            startup_s=max(w.start_s for w in self._context.members.in_order()),
             prompt_tokens_per_s=_best(points, Metric.ttft, lambda s: s.prompt_tokens),
             answer_tokens_per_s=_best(points, Metric.itl, lambda s: s.sequences),
             points=points,
@@ -146,28 +149,30 @@ class ProfileWorkload:
         return with_derived_figures(profile)
 
     def _write(self, profile: EngineProfile) -> Outcome:
-        """The picture first: once there is a profile the run is complete."""
-        drawn = str(self._run.picture)
+        """Write plot and profile. The profile is last, since its file completes the run."""
+        plot = str(self._run.picture)
         try:
             plot_profile(self._run.picture, profile)
         except MissingDependency as e:
-            drawn = f"no picture: {e.message}, {e.hint}"
+            plot = f"no plot: {e.message}, {e.hint}"
         write_json(self._run.profile, profile)
-        return Outcome(exit_code=0, message=f"{self._run.profile}\n{drawn}")
+        return Outcome(exit_code=0, message=f"{self._run.profile}\n{plot}")
 
     def drain(self) -> None:
         self.phase, self._draining = "draining", True
 
     @property
     def stopped_outcome(self) -> Outcome:
-        why = f"stopped while {self.phase}; the same command goes on from here"
-        return Outcome(exit_code=1, message=why)
+        message = f"stopped while {self.phase}; run the same command again to resume"
+        return Outcome(exit_code=1, message=message)
 
     @property
     def overdue_outcome(self) -> Outcome:
-        return Outcome(exit_code=1, message="the walltime ended; the same command goes on")
+        message = "the walltime ended; run the same command again to resume"
+        return Outcome(exit_code=1, message=message)
 
     def extend_status(self, status: Status) -> Status:
+        """Add the number of measured points."""
         progress = Progress(
             unit="points",
             total=self._total,
@@ -180,7 +185,7 @@ class ProfileWorkload:
 
 
 def with_derived_figures(profile: EngineProfile) -> EngineProfile:
-    """With what follows from its points: the errors, and what a byte takes to move."""
+    """Add the figures that follow from the points: interpolation errors and transfer speed."""
     worker = ProfilePerformance(profile)
     errors = {what: error for what in Metric if (error := worker.error(what))}
     profile = msgspec.structs.replace(profile, errors=errors)
@@ -188,7 +193,7 @@ def with_derived_figures(profile: EngineProfile) -> EngineProfile:
     if not moved:
         return profile
     longest = max(moved, key=lambda p: p.size_bytes)
-    tokens = longest.spot.prompt_tokens
+    tokens = longest.point.prompt_tokens
     return msgspec.structs.replace(
         profile,
         kv_bytes_per_token=longest.size_bytes / tokens,
@@ -199,17 +204,17 @@ def with_derived_figures(profile: EngineProfile) -> EngineProfile:
 def _best(
     points: Iterable[Measurement], what: Metric, tokens: Callable[[OperatingPoint], int]
 ) -> float:
-    """Tokens a second; cached ones do not count."""
+    """Return the highest rate in tokens per second, without cached tokens."""
     rates = (
-        tokens(p.spot) / p.seconds
+        tokens(p.point) / p.seconds
         for p in points
-        if p.spot.metric is what and p.seconds and not p.spot.cached_tokens
+        if p.point.metric is what and p.seconds and not p.point.cached_tokens
     )
     return max(rates, default=0.0)
 
 
 def hardware(device: Device) -> str:
-    """What this node computes on, by the kernel's word."""
+    """Return the name of the GPU or CPU of this node, as the kernel reports it."""
     if device is Device.cuda:
         found = [
             _value(file.read_text(), "Model")

@@ -1,4 +1,4 @@
-"""An endpoint, from the first ready workers to the drain: frontend processes and their view."""
+"""Workload of an endpoint: frontend processes, their view of the job, and the drain."""
 
 import asyncio
 import logging
@@ -38,36 +38,37 @@ from hpc_dynamo.process.child import Child, clean_environment
 from hpc_dynamo.router import ModelAvailability, RouterServer, RunView
 from hpc_dynamo.run import write_json
 
-STOP_S = 5.0  # for a frontend process to end its streams in order
-RESTARTS = 5  # of a frontend process, before the job is given up
-BACKOFF_S = 1.0
-CORES_EACH = 8  # of the node's, for each frontend process where no number is asked for
-MOST = 4
-ANY = ("0.0.0.0", "::")
-FAILED = ("broken", "500", "502", "503", "504")  # answers that count as failures of ours
+STOP_TIMEOUT_S = 5.0  # for a frontend process to end its streams
+MAX_RESTARTS = 5  # restarts of one frontend process
+RESTART_DELAY_S = 1.0
+CORES_PER_FRONTEND = 8
+MAX_DEFAULT_FRONTENDS = 4
+ANY_ADDRESS = ("0.0.0.0", "::")
+FAILED = ("broken", "500", "502", "503", "504")  # results that count as failed requests
 
 log = logging.getLogger(__name__)
 
 
 class ServeWorkload:
-    """See head.work.Work."""
+    """An OpenAI endpoint, see Workload."""
 
-    def __init__(self, job: HeadContext) -> None:
-        self._job, self._config = job, job.config
+    def __init__(self, context: HeadContext) -> None:
+        self._context, self._config = context, context.config
         self._draining, self._frontends = asyncio.Event(), FrontendTotals()
-        self._sleepers = SleepController(job)
+        self._sleep_controller = SleepController(context)
         self._traffic = dict[str, Traffic]()  # by model
         self._started_at = time.time()
         self.phase = "loading"
 
     async def run(self) -> Outcome:
+        """Serve until drained. Raises EngineError if the port is in use or a frontend fails."""
         serve = self._config.serve
-        host = serve.host or address_for_clients(self._job.members.address)
+        host = serve.host or address_for_clients(self._context.members.address)
         with TemporaryDirectory(prefix="hpc-dynamo-") as folder:
             shared = self._count > 1 or self._config.planner.job_handover
-            attempt = self._job.attempt
-            with EndpointSocket(host, serve.port, shared=shared, attempt=attempt) as listener:
-                await self._serve(Path(folder) / "router", host, listener)
+            attempt = self._context.attempt
+            with EndpointSocket(host, serve.port, shared=shared, attempt=attempt) as port:
+                await self._serve(Path(folder) / "router", host, port)
         return Outcome(exit_code=0, message="the walltime ended; the endpoint was drained first")
 
     @property
@@ -75,54 +76,58 @@ class ServeWorkload:
         """Return the number of frontend processes."""
         return self._config.serve.frontend_processes or default_frontend_count()
 
-    async def _serve(self, link: Path, host: str, listener: EndpointSocket) -> None:
-        lanes, heard = self._job.routes.values(), self._frontends
-        routers = {model: lane.router for model, lane in self._job.routes.items()}
-        ends = heard.update, heard.frontend_exited, self._sleepers.set_asleep
-        async with RouterServer(routers, link, self._view, *ends) as server:
+    async def _serve(self, router_socket: Path, host: str, port: EndpointSocket) -> None:
+        routes, frontends = self._context.routes, self._frontends
+        routers = {model: route.router for model, route in routes.items()}
+        set_asleep = self._sleep_controller.set_asleep
+        handlers = frontends.update, frontends.frontend_exited, set_asleep
+        async with RouterServer(routers, router_socket, self._view, *handlers) as server:
             async with asyncio.TaskGroup() as group:
-                frontends = [
-                    group.create_task(self._keep(index, link, listener), name=f"frontend-{index}")
+                tasks = [
+                    group.create_task(self._keep_frontend(index, router_socket, port))
                     for index in range(self._count)
                 ]
                 try:
-                    for lane in lanes:
-                        await lane.router.wait_for_roles(lane.roles)
-                    await heard.wait_for_first_report()
-                    server.push_view()  # that it is ready, before anybody else is told
-                    self._announce(host, listener.port)
+                    for route in routes.values():
+                        await route.router.wait_for_roles(route.roles)
+                    await frontends.wait_for_first_report()
+                    server.push_view()  # frontends must be ready before the URL is published
+                    self._publish(host, port.port)
                     await self._draining.wait()
                     server.push_view()
-                    for lane in lanes:
-                        await lane.router.wait_idle()
-                    await heard.wait_for_forwarded()
+                    for route in routes.values():
+                        await route.router.wait_idle()
+                    await frontends.wait_for_forwarded()
                 finally:
-                    listener.close()
-                    server.close_clients()  # what is still under way gets its last words
-                    for task in frontends:
+                    port.close()
+                    server.close_clients()  # frontends end their running requests
+                    for task in tasks:
                         task.cancel()
 
-    async def _keep(self, index: int, link: Path, listener: EndpointSocket) -> None:
-        """Start a frontend process, again when it dies."""
-        words = (str(self._job.attempt.path), str(index), str(link))
-        argv = (sys.executable, "-m", "hpc_dynamo.frontend", *words)
-        file = self._job.attempt.frontend_log(index)
-        for left in reversed(range(RESTARTS + 1)):
-            with listener.open() as opened:
-                argv_now, handed = (*argv, str(opened.fileno())), (opened.fileno(),)
-                child = await Child.start(argv_now, clean_environment({}), file, STOP_S, handed)
+    async def _keep_frontend(self, index: int, router_socket: Path, port: EndpointSocket) -> None:
+        """Run a frontend process; restart it when it exits. Raises EngineError at the limit."""
+        arguments = (str(self._context.attempt.path), str(index), str(router_socket))
+        argv = (sys.executable, "-m", "hpc_dynamo.frontend", *arguments)
+        log_file = self._context.attempt.frontend_log(index)
+        for left in reversed(range(MAX_RESTARTS + 1)):
+            with port.open() as listening:
+                handle = listening.fileno()
+                command, environment = (*argv, str(handle)), clean_environment({})
+                child = await Child.start(command, environment, log_file, STOP_TIMEOUT_S, (handle,))
             try:
                 code = await child.wait()
             finally:
                 await child.stop()
             log.error("frontend %d ended with code %d; %d restarts left", index, code, left)
-            await asyncio.sleep(BACKOFF_S)
-        why = root_cause(file.read_text(errors="replace"))
-        raise EngineError(f"frontend {index} ended {RESTARTS + 1} times: {why}", log=file)
+            await asyncio.sleep(RESTART_DELAY_S)
+        cause = root_cause(log_file.read_text(errors="replace"))
+        what = f"frontend {index} ended {MAX_RESTARTS + 1} times: {cause}"
+        raise EngineError(what, log=log_file)
 
-    def _announce(self, host: str, port: int) -> None:
+    def _publish(self, host: str, port: int) -> None:
+        """Write the endpoint's address to the run folder."""
         serve, scheme = self._config.serve, "https" if self._config.serve.tls_cert else "http"
-        own = self._job.members.address if host in ANY else host
+        own = self._context.members.address if host in ANY_ADDRESS else host
         shown = f"[{own}]" if ":" in own else own
         endpoint = Endpoint(
             url=f"{scheme}://{shown}:{port}/v1",
@@ -131,31 +136,33 @@ class ServeWorkload:
             port=port,
             model=self._name,
             models=tuple(self._config.models),
-            key_file=serve.api_key_file or str(self._job.attempt.run.key_file),
+            key_file=serve.api_key_file or str(self._context.attempt.run.key_file),
             tls=bool(serve.tls_cert),
         )
-        write_json(self._job.attempt.endpoint_file, endpoint)
-        self._job.attempt.run.publish_url(endpoint.url)
+        write_json(self._context.attempt.endpoint_file, endpoint)
+        self._context.attempt.run.publish_url(endpoint.url)
         self.phase = "serving"
         log.info("serving at %s", endpoint.url)
 
     @property
     def _name(self) -> str:
-        """Of our model, or the first of ours; engines may be all who know it."""
+        """Name of the model, or of the first one. It may be known to the engines only."""
         own = next(iter(self._config.models), self._config.served_name)
         return own or next(iter(self._view().names), "")
 
-    # What frontends are shown.
-
     def _view(self) -> RunView:
-        loads = self._job.loads
+        """Return the view of the job that frontends receive."""
+        loads = self._context.loads
         workers = tuple(
-            self._sleepers.with_sleep_state(w.without_operations)
-            for w in self._job.members.in_order()
+            self._sleep_controller.with_sleep_state(w.without_operations)
+            for w in self._context.members.in_order()
         )
-        self._traffic = {m: lane.router.traffic() for m, lane in self._job.routes.items()}
+        self._traffic = {m: route.router.traffic() for m, route in self._context.routes.items()}
         return RunView(
-            models={model: self._offer(model, lane) for model, lane in self._job.routes.items()},
+            models={
+                model: self._availability(model, route)
+                for model, route in self._context.routes.items()
+            },
             draining=self._draining.is_set(),
             successor=self._successor,
             workers=workers,
@@ -164,13 +171,13 @@ class ServeWorkload:
             metrics=self._exposition(loads, workers),
         )
 
-    def _offer(self, model: str, lane: ModelRoute) -> ModelAvailability:
-        here = [w for w in self._job.members.workers.values() if w.model == model]
-        ready = [w for w in here if w.state is WorkerState.ready]
+    def _availability(self, model: str, route: ModelRoute) -> ModelAvailability:
+        workers = [w for w in self._context.members.workers.values() if w.model == model]
+        ready = [w for w in workers if w.state is WorkerState.ready]
         contexts = [w.context_tokens for w in ready if w.context_tokens]
         return ModelAvailability(
-            ready=lane.router.has_roles(lane.roles),
-            failure=lane.router.failure,
+            ready=route.router.has_roles(route.roles),
+            failure=route.router.failure,
             names=tuple(dict.fromkeys(name for w in ready for name in w.models)),
             adapters={name: base for w in ready for name, base in w.adapters.items()},
             context_tokens=min(contexts, default=0),
@@ -186,20 +193,18 @@ class ServeWorkload:
 
     @property
     def _successor(self) -> Successor | None:
-        return self._job.handover.successor if self._job.handover else None
+        return self._context.handover.successor if self._context.handover else None
 
     def _exposition(self, loads: tuple[WorkerLoad, ...], workers: tuple[WorkerReport, ...]) -> str:
         stats = self._frontends.by_model()
-        parts = {
+        models = {
             model: ModelMetrics(
-                stats.get(model, FrontendStats()), self._traffic[model], lane.router
+                stats.get(model, FrontendStats()), self._traffic[model], route.router
             )
-            for model, lane in self._job.routes.items()
+            for model, route in self._context.routes.items()
         }
         rest = stats.get("", FrontendStats())
-        return exposition(parts, rest, loads, workers, self._job.planner_status())
-
-    # For the head.
+        return exposition(models, rest, loads, workers, self._context.planner_status())
 
     def drain(self) -> None:
         self.phase = "draining"
@@ -211,26 +216,25 @@ class ServeWorkload:
 
     @property
     def overdue_outcome(self) -> Outcome:
-        return Outcome(exit_code=0, message="the walltime ended with requests under way")
+        return Outcome(exit_code=0, message="the walltime ended before all requests had finished")
 
     @property
-    def likely_s(self) -> float:
+    def request_p95_s(self) -> float:
         return self._frontends.total().seconds.quantile(DURATION_QUANTILE)
 
     def extend_status(self, status: Status) -> Status:
+        """Add traffic, loads, models, the next job and notices."""
         stats = self._frontends.by_model()
         traffic = {
             m: replace(t, failed=failed_requests(stats.get(m))) for m, t in self._traffic.items()
         }
-        total = replace(
-            _together(traffic.values()), failed=failed_requests(self._frontends.total())
-        )
+        total = replace(_sum(traffic.values()), failed=failed_requests(self._frontends.total()))
         return replace(
             status,
-            loads=self._job.loads,
+            loads=self._context.loads,
             traffic=total,
             by_model={
-                m: ModelStatus(traffic=t, lost=self._job.routes[m].router.failure)
+                m: ModelStatus(traffic=t, lost=self._context.routes[m].router.failure)
                 for m, t in traffic.items()
                 if m
             },
@@ -239,19 +243,21 @@ class ServeWorkload:
         )
 
 
-def _together(parts: Iterable[Traffic]) -> Traffic:
-    """Of all models."""
-    several = tuple(parts)
-    sums = {name: sum(getattr(t, name) for t in several) for name in Traffic.__struct_fields__}
+def _sum(traffic: Iterable[Traffic]) -> Traffic:
+    """Return the traffic of all models."""
+    models = tuple(traffic)
+    sums = {name: sum(getattr(t, name) for t in models) for name in Traffic.__struct_fields__}
     return Traffic(**sums)
 
 
 def failed_requests(stats: FrontendStats | None) -> int:
-    """Count requests to the model that failed. A 503 of /ready is an answer, not a failure."""
+    """Return the number of failed requests to a model. A 503 of /ready is not a failure."""
     answers = stats.responses.items() if stats else ()
-    ended = ((key.rpartition(" "), count) for key, count in answers)
-    return sum(n for (path, _, how), n in ended if how in FAILED and is_inference(path))
+    results = ((key.rpartition(" "), count) for key, count in answers)
+    return sum(n for (path, _, result), n in results if result in FAILED and is_inference(path))
 
 
 def default_frontend_count() -> int:
-    return min(MOST, max(1, len(os.sched_getaffinity(0)) // CORES_EACH))
+    """Return the number of frontend processes for the cores of this node."""
+    cores = len(os.sched_getaffinity(0))
+    return min(MAX_DEFAULT_FRONTENDS, max(1, cores // CORES_PER_FRONTEND))

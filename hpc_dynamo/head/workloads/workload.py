@@ -1,4 +1,4 @@
-"""What a job is for, as the head sees it: a batch to finish, or an endpoint to keep up."""
+"""Protocol of a workload (what a job runs), and what a workload is given."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from hpc_dynamo.run import Attempt
 
 
 class WorkerDirectory(Protocol):
-    """Who is there; see membership.Membership."""
+    """Workers of a job, by rank; see Membership and ExternalWorkers."""
 
     @property
     def address(self) -> str: ...
@@ -24,12 +24,13 @@ class WorkerDirectory(Protocol):
     @property
     def workers(self) -> Mapping[int, WorkerReport]: ...
 
-    def in_order(self) -> tuple[WorkerReport, ...]: ...
+    def in_order(self) -> tuple[WorkerReport, ...]:
+        """Return the reports by rank."""
 
 
 @dataclass(frozen=True)
 class ModelRoute:
-    """One model's part of a job: who routes its requests, and what its workers say."""
+    """One model of a job: its router, and the metrics of its workers."""
 
     config: Config
     router: Router
@@ -41,18 +42,18 @@ class ModelRoute:
 
 
 def model_routes(config: Config, client: HttpClient) -> dict[str, ModelRoute]:
-    """By model, see topology.Worker."""
-    news, found = asyncio.Event(), dict[str, ModelRoute]()
+    """Return a route for each model, by its name (see topology.Worker)."""
+    changed, routes = asyncio.Event(), dict[str, ModelRoute]()
     for model, own in config.by_model.items():
-        router = Router.from_config(with_throughput_routing(own), news)
+        router = Router.from_config(with_throughput_routing(own), changed)
         scraper = MetricsScraper(router, client, engine(own.engine.name).metrics)
-        found[model] = ModelRoute(own, router, scraper)
-    return found
+        routes[model] = ModelRoute(own, router, scraper)
+    return routes
 
 
 @dataclass(frozen=True)
 class HeadContext:
-    """What any work is made of. `client` speaks to engines."""
+    """Parts of the head that a workload uses. `client` sends requests to engines."""
 
     attempt: Attempt
     config: Config
@@ -64,17 +65,17 @@ class HeadContext:
 
     @property
     def route(self) -> ModelRoute:
-        """Of a job of one model."""
-        (lane,) = self.routes.values()
-        return lane
+        """The route of a job with one model."""
+        (route,) = self.routes.values()
+        return route
 
     @property
     def loads(self) -> tuple[WorkerLoad, ...]:
-        return tuple(load for lane in self.routes.values() for load in lane.scraper.loads())
+        return tuple(load for route in self.routes.values() for load in route.scraper.loads())
 
 
 class Workload(Protocol):
-    """Runs once, until it is done, drained or cancelled."""
+    """Task of a job. It runs once, until it is done, drained or cancelled."""
 
     @property
     def phase(self) -> str:
@@ -82,20 +83,21 @@ class Workload(Protocol):
 
     @property
     def stopped_outcome(self) -> Outcome:
-        """How it ends when its user ends it."""
+        """Outcome if the user stops the run now."""
 
     @property
     def overdue_outcome(self) -> Outcome:
-        """How it ends when the walltime does not wait for what is under way."""
+        """Outcome if the walltime ends before running requests have finished."""
 
-    async def run(self) -> Outcome: ...
+    async def run(self) -> Outcome:
+        """Run to the end. Raises HpcDynamoError."""
 
     @property
-    def likely_s(self) -> float:
-        """What a request will hardly exceed, from those seen so far; 0 before any."""
+    def request_p95_s(self) -> float:
+        """Time that 95 % of recent requests did not exceed; 0 before the first."""
 
     def drain(self) -> None:
-        """Begin nothing more; what is under way may end, and then `run`."""
+        """Start no more requests; `run` returns once running ones have finished."""
 
     def extend_status(self, status: Status) -> Status:
-        """The status with what this work knows."""
+        """Return the status with the workload's own fields."""

@@ -1,4 +1,4 @@
-"""LoRA adapters on the way to engines: words, options, and what a batch asks for."""
+"""LoRA adapters: overrides, engine options, and the model names in batch requests."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def argv(config: Config, role: Role) -> list[str]:
     return list(engine(config.engine.name).command(config, place).argv)
 
 
-def test_names_may_have_dots_and_stand_in_words_or_files(tmp_path: Path) -> None:
+def test_adapter_names_with_dots_in_overrides_and_files(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/mine.yaml").write_text("path: /m\nlora: {org/a: /a, sql.v2: /b}\n")
     config = compose(["model=mine", "model.lora.sql.v1.2=/c"], tmp_path)
@@ -48,19 +48,19 @@ def test_names_may_have_dots_and_stand_in_words_or_files(tmp_path: Path) -> None
         ),
     ],
 )
-def test_a_name_is_one_thing(words: list[str], named: str) -> None:
+def test_adapter_name_must_be_unique(words: list[str], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         validate(compose([*BASE, *words]))
 
 
-def test_trtllm_has_none() -> None:
+def test_trtllm_rejects_adapters() -> None:
     config = compose([*BASE, "engine=trtllm", "router.kv_events=false", "model.lora.a=/a"])
     with pytest.raises(ConfigError, match=r"model\.lora\.a: trtllm-serve has no adapters"):
         check_engines(config, plan(config))
 
 
 @pytest.mark.parametrize("role", [Role.prefill, Role.decode])
-def test_every_vllm_worker_has_all_with_room_for_the_largest(tmp_path: Path, role: Role) -> None:
+def test_vllm_workers_load_all_adapters_with_largest_rank(tmp_path: Path, role: Role) -> None:
     small, large = adapter(tmp_path / "small", 4), adapter(tmp_path / "large", 8, q_proj=24)
     lora = [f"model.lora.small={small}", f"model.lora.large={large}"]
     words = argv(compose([*BASE, "model.name=base", *lora]), role)
@@ -75,20 +75,20 @@ def test_every_vllm_worker_has_all_with_room_for_the_largest(tmp_path: Path, rol
     assert "--max-cpu-loras" not in words
 
 
-def test_of_many_adapters_those_of_a_batch_are_on_the_device() -> None:
+def test_many_adapters_limit_those_on_the_device() -> None:
     words = argv(compose([*BASE, *(f"model.lora.a{i}=/x/{i}" for i in range(20))]), Role.decode)
     assert words[words.index("--max-loras") + 1] == "8"
     assert words[words.index("--max-cpu-loras") + 1] == "20"
 
 
 @pytest.mark.parametrize("rank", [None, "16", 0, 4096])
-def test_a_rank_that_says_nothing_is_left_to_vllm(tmp_path: Path, rank: object) -> None:
+def test_adapter_without_rank_uses_vllm_default(tmp_path: Path, rank: object) -> None:
     path = adapter(tmp_path / "odd", rank)
     config = compose([*BASE, f"model.lora.odd={path}", "model.lora.far=org/adapter"])
     assert "--max-lora-rank" not in argv(config, Role.decode)
 
 
-def test_sglang_asks_for_one_by_both_names() -> None:
+def test_sglang_request_names_model_and_adapter() -> None:
     config = compose([*BASE, "engine=sglang", "model.lora.a=/x/a", "model.lora.b=/x/b"])
     words = argv(config, Role.prefill)
     at = words.index("--lora-paths")
@@ -97,7 +97,7 @@ def test_sglang_asks_for_one_by_both_names() -> None:
     assert adapter_fields(compose([*BASE, "model.lora.a=/x/a"]), "a") == {}
 
 
-def test_a_batch_asks_for_adapters_by_name_and_else_for_the_model(tmp_path: Path) -> None:
+def test_batch_requests_name_adapter_or_model(tmp_path: Path) -> None:
     asked = {"a": "pirate", "b": "gpt-4", "c": None}
     rows = (
         {"custom_id": i, "prompt": "a fox and a hen", "max_tokens": 4} | ({"model": m} if m else {})

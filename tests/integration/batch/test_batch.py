@@ -1,4 +1,4 @@
-"""A batch on this machine: real agents, real engines, real NIXL, over submitit's local executor."""
+"""Batches on this machine with agents, simulators and NIXL, by submitit's local executor."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tests.support.runs import (
 TWO_NODES = ("topology.nodes=2", "topology.prefill.workers=1", "topology.decode.workers=1")
 
 
-def test_a_batch_answers_every_request_in_order(tmp_path: Path) -> None:
+def test_batch_answers_every_request_in_order(tmp_path: Path) -> None:
     ids = write_prompts(tmp_path / "prompts.jsonl", 30)
     done = hpc_dynamo("batch", *SIMULATOR, *TWO_NODES, "input=prompts.jsonl", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -40,12 +40,12 @@ def test_a_batch_answers_every_request_in_order(tmp_path: Path) -> None:
 SHADOWS = ("select", "queue", "http", "json", "socket", "typing", "msgspec", "numpy")
 
 
-def test_modules_of_the_current_folder_are_not_imported(tmp_path: Path) -> None:
-    """Neither by agents, nor by engines and frontends. PYTHONPATH of the user is kept."""
+def test_modules_in_current_folder_are_not_imported(tmp_path: Path) -> None:
+    """Agents, engines and frontends do not import them. The user's PYTHONPATH is kept."""
     ids = write_prompts(tmp_path / "prompts.jsonl", 3)
     for name in SHADOWS:
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('the user has a {name}.py')\n")
-    command = str(Path(sys.executable).parent / "hpc-dynamo")  # `python -m` is the user's own
+    command = str(Path(sys.executable).parent / "hpc-dynamo")  # `python -m` imports them by design
     words = (*SIMULATOR, *TWO_NODES, "input=prompts.jsonl")
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "elsewhere")}
     argv = [command, "batch", *words]
@@ -54,7 +54,7 @@ def test_modules_of_the_current_folder_are_not_imported(tmp_path: Path) -> None:
     assert list(answers(tmp_path / "runs/prompts/output.jsonl")) == ids
 
 
-def test_the_same_command_again_repeats_nothing(tmp_path: Path) -> None:
+def test_repeated_command_sends_nothing(tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 5)
     first = hpc_dynamo("batch", *SIMULATOR, "input=prompts.jsonl", cwd=tmp_path)
     before = (tmp_path / "runs/prompts/output.jsonl").read_bytes()
@@ -64,7 +64,7 @@ def test_the_same_command_again_repeats_nothing(tmp_path: Path) -> None:
     assert "nothing to do" in again.stdout
 
 
-def test_another_input_under_the_same_name_is_refused(tmp_path: Path) -> None:
+def test_other_input_with_same_name_is_rejected(tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 2)
     assert hpc_dynamo("batch", *SIMULATOR, "input=prompts.jsonl", cwd=tmp_path).returncode == 0
     write_prompts(tmp_path / "prompts.jsonl", 3)
@@ -74,7 +74,7 @@ def test_another_input_under_the_same_name_is_refused(tmp_path: Path) -> None:
     assert "overwrite=true" in refused.stderr
 
 
-def test_a_request_that_the_engine_refuses_goes_to_the_errors(tmp_path: Path) -> None:
+def test_request_rejected_by_engine_is_in_errors(tmp_path: Path) -> None:
     ids = write_prompts(tmp_path / "prompts.jsonl", 3)
     bad = {"custom_id": "too long", "prompt": "word " * 50_000, "max_tokens": 4}
     with (tmp_path / "prompts.jsonl").open("a") as file:
@@ -91,7 +91,7 @@ def test_a_request_that_the_engine_refuses_goes_to_the_errors(tmp_path: Path) ->
     assert row["response"]["body"]["error"]["message"] in row["error"]["message"]
 
 
-def test_lines_that_only_pythons_json_reads_and_fields_that_are_null(tmp_path: Path) -> None:
+def test_lenient_json_and_null_fields_are_accepted(tmp_path: Path) -> None:
     rows = [
         rb'{"prompt": "null takes the default", "max_tokens": null}',
         rb'{"prompt": "set", "max_tokens": 2}',
@@ -116,7 +116,7 @@ def test_lines_that_only_pythons_json_reads_and_fields_that_are_null(tmp_path: P
     assert failed[1]["error"]["message"].endswith("answered 404: Not Found")
 
 
-def test_an_engine_that_cannot_start_ends_the_run_with_rank_node_and_log(tmp_path: Path) -> None:
+def test_engine_start_failure_names_rank_node_and_log(tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 2)
     words = ("engine.args.fail-start=true", "engine.max_restarts=1", "input=prompts.jsonl")
     done = hpc_dynamo("batch", *SIMULATOR, *words, cwd=tmp_path)
@@ -145,7 +145,7 @@ SLOW = ("engine.args.time-scale=20", "batch.concurrency=4")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["head", "agent", "everything"])
-def test_kill_9_and_resume_gives_each_result_once(tmp_path: Path, victim: str) -> None:
+def test_resume_after_kill_gives_each_result_once(tmp_path: Path, victim: str) -> None:
     ids = write_prompts(tmp_path / "prompts.jsonl", 60, max_tokens=16)
     run = _start(tmp_path, *TWO_NODES, *SLOW, "cluster.heartbeat_timeout_s=4")
     until("some results", lambda: results_on_disk(run) >= 5)
@@ -176,9 +176,9 @@ def _processes_of(run: Path) -> str:
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:
+def test_dead_worker_is_restarted(tmp_path: Path) -> None:
     ids = write_prompts(tmp_path / "prompts.jsonl", 40)
-    # Both workers die every few requests: one may meet more of these ends than the default allows.
+    # Both workers die every few requests, maybe more often than the default allows.
     often = ("engine.args.fail-after-requests=15", "engine.max_restarts=20", "batch.max_retries=12")
     words = (*often, "batch.concurrency=4")
     done = hpc_dynamo("batch", *SIMULATOR, *words, "input=prompts.jsonl", cwd=tmp_path)
@@ -188,7 +188,7 @@ def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_stop_ends_everything_and_a_second_run_is_refused_meanwhile(tmp_path: Path) -> None:
+def test_stop_ends_run_and_second_run_is_rejected_meanwhile(tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 1000, max_tokens=4)
     run = _start(tmp_path, *SLOW)
     until("some results", lambda: results_on_disk(run) >= 1)
@@ -200,11 +200,11 @@ def test_stop_ends_everything_and_a_second_run_is_refused_meanwhile(tmp_path: Pa
     assert "running" in shown.stdout
     stopped = hpc_dynamo("stop", "name=prompts", cwd=tmp_path)
     assert stopped.returncode == 0, stopped.stderr
-    until("no process left", lambda: not _processes_of(run), 10)  # the head speaks before its end
+    until("no process left", lambda: not _processes_of(run), 10)  # the head reports before it ends
 
 
 @pytest.mark.slow
-def test_before_the_walltime_ends_what_is_under_way_is_finished(tmp_path: Path) -> None:
+def test_requests_in_progress_finish_before_walltime(tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 1000, max_tokens=16)
     run = _start(tmp_path, *SLOW)
     until("some results", lambda: results_on_disk(run) >= 1)
@@ -232,9 +232,9 @@ def test_ctrl_c_ends_the_job(tmp_path: Path) -> None:
     )
     run = tmp_path / "runs/prompts"
     until("some results", lambda: results_on_disk(run) >= 1)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the whole foreground group
+    os.killpg(process.pid, signal.SIGINT)  # a terminal signals the whole foreground group
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "stopping the job" in said
-    assert "goes on from here" in said
-    until("no process left", lambda: not _processes_of(run), 10)  # the head speaks before its end
+    assert "run the same command again to resume" in said
+    until("no process left", lambda: not _processes_of(run), 10)  # the head reports before it ends

@@ -1,4 +1,4 @@
-"""A batch on engines that get each request at once and meet in a room (SGLang's way)."""
+"""Batches with the concurrent handoff of SGLang."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ DIALECT = (*SIMULATOR, "engine.args.pd-protocol=sglang", "input=prompts.jsonl")
 SPLIT = ("topology=disaggregated", "topology.nodes=2")
 
 
-def test_a_batch_answers_as_one_that_takes_turns(tmp_path: Path) -> None:
+def test_sglang_batch_equals_sequential_batch(tmp_path: Path) -> None:
     ids = write_prompts(tmp_path / "prompts.jsonl", 30)
     for name, words in {
         "rooms": (*DIALECT, *SPLIT),
@@ -26,8 +26,8 @@ def test_a_batch_answers_as_one_that_takes_turns(tmp_path: Path) -> None:
     assert outcome.summary.kv_bytes > 0, "NIXL moved nothing"
 
 
-def test_workers_that_die_again_and_again_cost_no_request(tmp_path: Path) -> None:
-    """Of both roles, each with requests under way."""
+def test_repeated_worker_crashes_lose_no_request(tmp_path: Path) -> None:
+    """Wait for a worker of each role that executes requests."""
     ids = write_prompts(tmp_path / "prompts.jsonl", 60)
     dying = ("engine.args.fail-after-requests=20", "engine.max_restarts=20", "batch.max_retries=12")
     two = ("topology.prefill.workers=2", "topology.decode.workers=2")

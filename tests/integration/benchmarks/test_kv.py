@@ -1,4 +1,4 @@
-"""benchmarks.kv moves what it says, and shows it beside its limits."""
+"""benchmarks.kv transfers the stated bytes and prints them with the machine's limits."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def test_each_size_has_a_row_with_shares() -> None:
     assert all(row.count("%") == 3 for row in rows), done.stdout
 
 
-def test_without_a_gpu_that_is_said() -> None:
+def test_gpu_option_without_gpu_is_an_error() -> None:
     argv = [sys.executable, "-m", "benchmarks.kv", "--quick", "--gpu"]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)

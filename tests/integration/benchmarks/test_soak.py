@@ -1,4 +1,4 @@
-"""The soak: a run of seconds against a real job, what it counts as an error, what it refuses."""
+"""Soak benchmark: a short run with a job, its error counts and its checks."""
 
 import asyncio
 import os
@@ -20,12 +20,12 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
-LEASE = "engine.args.kv-lease-s=2"  # what a client that left had prefilled is free soon
+LEASE = "engine.args.kv-lease-s=2"  # blocks of disconnected clients are freed soon
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A model folder whose tokens are bytes."""
+    """Return a model folder whose tokens are bytes."""
     folder = tmp_path / "model"
     folder.mkdir()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -80,7 +80,7 @@ def test_ctrl_c_ends_the_job_and_prints_what_there_is(model: Path, tmp_path: Pat
 async def asked_of(
     status: int, body: bytes, leave: float = 0.0, wait_s: float = 0.0
 ) -> LoadClients:
-    """Clients that asked a server which always answers the same."""
+    """Return clients that sent requests to a server with a fixed response."""
 
     async def answer(request: HttpRequest, reply: ResponseWriter) -> None:
         await asyncio.sleep(wait_s)
@@ -119,7 +119,7 @@ async def test_a_refused_connection_is_an_error() -> None:
 
 async def test_the_wanted_share_goes_away() -> None:
     clients = await asked_of(200, b"never seen", leave=1.0, wait_s=5)
-    assert clients.disconnected == clients.sent > 0  # how many depends on the machine
+    assert clients.disconnected == clients.sent > 0  # the number depends on the machine
     assert not clients.errors
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and `stop`: a cancel is reported as such, at once, with exit code 130 or 0."""
+"""Ctrl-C and `stop`: the job ends at once, with exit code 130 or 0."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ SOON_S = 30.0
 
 
 @pytest.mark.parametrize("when", ["is local job", "starting", r"\d+/400 running"])
-def test_ctrl_c_in_each_phase_of_a_batch(when: str, tmp_path: Path) -> None:
+def test_ctrl_c_stops_a_batch_in_each_phase(when: str, tmp_path: Path) -> None:
     write_prompts(tmp_path / "p.jsonl", 400, max_tokens=64)
     with on_a_terminal(BATCH, tmp_path, columns=80) as batch:
         batch.expect(when, timeout=90)
@@ -43,7 +43,7 @@ def test_ctrl_c_in_each_phase_of_a_batch(when: str, tmp_path: Path) -> None:
         assert word not in said, said
 
 
-def test_a_second_ctrl_c_leaves_without_waiting(tmp_path: Path) -> None:
+def test_second_ctrl_c_exits_without_waiting(tmp_path: Path) -> None:
     write_prompts(tmp_path / "p.jsonl", 400, max_tokens=64)
     with on_a_terminal(BATCH, tmp_path, columns=80) as batch:
         batch.expect(r"\d+/400 running", timeout=90)
@@ -55,7 +55,7 @@ def test_a_second_ctrl_c_leaves_without_waiting(tmp_path: Path) -> None:
     until("the job's own end", latest(tmp_path / "runs/p").outcome)
 
 
-def test_stop_ends_with_zero_and_its_batch_with_one(tmp_path: Path) -> None:
+def test_stop_exits_with_0_and_the_stopped_batch_with_1(tmp_path: Path) -> None:
     write_prompts(tmp_path / "p.jsonl", 400, max_tokens=64)
     with on_a_terminal(BATCH, tmp_path, columns=80) as batch:
         batch.expect(r"\d+/400 running", timeout=90)
@@ -66,7 +66,7 @@ def test_stop_ends_with_zero_and_its_batch_with_one(tmp_path: Path) -> None:
         assert ends(batch) == 1
 
 
-def test_stop_prefers_what_runs(tmp_path: Path, call: Call) -> None:
+def test_stop_without_a_name_prefers_an_active_run(tmp_path: Path, call: Call) -> None:
     """The newest run is a finished batch; an older endpoint still runs."""
     serving = new_run(tmp_path / "runs" / "srv")
     finished = new_run(tmp_path / "runs" / "newer")
@@ -79,7 +79,7 @@ def test_stop_prefers_what_runs(tmp_path: Path, call: Call) -> None:
     assert f"{finished.run.path} is not running" in printed(call("stop"))
 
 
-def test_a_signal_while_a_job_is_submitted_stops_it_afterwards() -> None:
+def test_signal_during_submission_stops_the_job_afterwards() -> None:
     stopped = list[str]()
     with Cancellation(OUT) as cancel:
         signal.raise_signal(signal.SIGINT)  # sbatch runs
@@ -92,7 +92,7 @@ def test_a_signal_while_a_job_is_submitted_stops_it_afterwards() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_sigterm_is_no_ctrl_c() -> None:
+def test_sigterm_is_not_reported_as_ctrl_c() -> None:
     with Cancellation(OUT) as cancel:
         cancel.set_stop(lambda: None)
         signal.raise_signal(signal.SIGTERM)
@@ -101,7 +101,7 @@ def test_sigterm_is_no_ctrl_c() -> None:
 
 
 @pytest.mark.parametrize("words", [["status", "srv"], ["logs", "srv"], ["status", "name=srv"]])
-def test_a_run_by_its_bare_name(words: list[str], tmp_path: Path, call: Call) -> None:
+def test_run_is_found_by_its_bare_name(words: list[str], tmp_path: Path, call: Call) -> None:
     attempt = new_run(tmp_path / "elsewhere" / "srv")
     attempt.agent_log(0).write_text("a line\n")
     said = printed(call(*words, f"runs_dir={tmp_path}/elsewhere"))
@@ -110,7 +110,7 @@ def test_a_run_by_its_bare_name(words: list[str], tmp_path: Path, call: Call) ->
     assert str(with_default.run.path) in printed(call(*words))
 
 
-def test_a_name_that_is_no_run_lists_absolute_paths(tmp_path: Path, call: Call) -> None:
+def test_unknown_run_is_reported_with_its_absolute_path(tmp_path: Path, call: Call) -> None:
     new_run(tmp_path / "runs" / "srv")
     done = call("status", "svr")
     assert f"{tmp_path}/runs/svr is not a run" in done.stderr
@@ -119,7 +119,7 @@ def test_a_name_that_is_no_run_lists_absolute_paths(tmp_path: Path, call: Call) 
     assert f"{tmp_path.parent}/runs holds no run" in call("status").stderr
 
 
-def test_ignored_interrupts_stay_ignored(tmp_path: Path) -> None:
+def test_ignored_sigint_stays_ignored(tmp_path: Path) -> None:
     """As for a command that a script starts with `&`."""
     code = "trap '' INT; echo ready; \"$0\" -m hpc_dynamo plan engine=simulator & wait"
     argv = ["sh", "-c", code, sys.executable]

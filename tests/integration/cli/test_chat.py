@@ -1,4 +1,4 @@
-"""`hpc-dynamo chat` against a simulator, and against a server that plays what it is told to."""
+"""`hpc-dynamo chat` with a simulator, and with a scripted server."""
 
 import json
 import subprocess
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from hpc_dynamo.config import Config
-from tests.integration.simulator.conftest import KEY, MODEL, Rank, simulator
 from tests.support.runs import hpc_dynamo, until
+from tests.support.simulator import KEY, MODEL, Rank, simulator
 from tests.support.terminal import (
     Call,
     Process,
@@ -29,7 +29,7 @@ from tests.support.terminal import (
 
 
 class Server:
-    """A scripted server: what it answers from now on, and what it was asked."""
+    """A scripted server: sets its next answer, and reads the requests that it received."""
 
     def __init__(self, folder: Path, port: int, scheme: str) -> None:
         self.folder, self.url = folder, f"{scheme}://127.0.0.1:{port}/v1"
@@ -62,7 +62,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def said(*words: str, tokens: int = 9) -> list[str | float]:
-    """A whole answer as vLLM streams it."""
+    """Return a complete answer as vLLM streams it."""
     deltas: list[dict[str, Any]]
     deltas = [{"choices": [{"delta": {"content": word}}], "usage": None} for word in words]
     last: dict[str, Any] = {"choices": [], "usage": {"completion_tokens": tokens}}
@@ -92,14 +92,14 @@ def to(rank: Rank, folder: Path, key: str = KEY) -> list[str]:
     return ["--url", rank.url, "--key-file", "key"]
 
 
-def test_one_question_one_answer(rank: Rank, call: Call, tmp_path: Path) -> None:
+def test_chat_prints_the_answer_to_one_message(rank: Rank, call: Call, tmp_path: Path) -> None:
     words = to(rank, tmp_path)
     text = printed(call("chat", *words, "--max-tokens", "12", "--temperature", "0", "Hi there"))
     assert len(text.split()) == 12
     assert text.endswith("\n")
 
 
-def test_the_message_comes_through_a_pipe(rank: Rank, tmp_path: Path) -> None:
+def test_chat_reads_the_message_from_stdin(rank: Rank, tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "hpc_dynamo", "chat", *to(rank, tmp_path), "--max-tokens=3"]
     options: dict[str, Any] = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 60}
     done = subprocess.run(argv, input="Hi there\n", **options)
@@ -108,20 +108,22 @@ def test_the_message_comes_through_a_pipe(rank: Rank, tmp_path: Path) -> None:
     refused(nothing, "there is no message")
 
 
-def test_a_wrong_key_and_a_wrong_model(rank: Rank, call: Call, tmp_path: Path) -> None:
+def test_chat_refuses_a_wrong_key_and_an_unknown_model(
+    rank: Rank, call: Call, tmp_path: Path
+) -> None:
     refused(call("chat", *to(rank, tmp_path, "wrong"), "Hi"), "answered 401", "--key-file FILE")
     words = [*to(rank, tmp_path), "--model", "dem0"]
     refused(call("chat", *words, "Hi"), "model='dem0' is not known", f"known: {MODEL}")
 
 
-def test_where_nobody_listens(call: Call) -> None:
+def test_chat_without_an_endpoint_is_an_error(call: Call) -> None:
     done = call("chat", "--url", "http://127.0.0.1:1/v1", "--model", "m", "Hi")
     refused(done, "http://127.0.0.1:1/v1 does not answer", "refused", "hpc-dynamo status", code=1)
-    refused(call("chat", "--url", "localhost:8000", "Hi"), "is no base URL", "http://localhost")
+    refused(call("chat", "--url", "localhost:8000", "Hi"), "is not a base URL", "http://localhost")
     refused(call("chat", "--url", "http://h", "--key-file", "no", "Hi"), "no cannot be read")
 
 
-def test_what_is_sent(
+def test_chat_sends_messages_key_and_options(
     server: Server, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "from the environment")
@@ -145,7 +147,7 @@ def test_what_is_sent(
 
 
 @pytest.mark.parametrize("size", [1, 7])
-def test_pieces_may_end_anywhere(size: int, server: Server, call: Call) -> None:
+def test_answer_may_arrive_in_any_pieces(size: int, server: Server, call: Call) -> None:
     whole = "".join(map(str, said("Grüße, ", "世界")))
     raw = whole.encode().decode("latin-1").replace("\\u00fc", "Ã¼")  # also not escaped
     server.answers(*(raw[i : i + size] for i in range(0, len(raw), size)))
@@ -161,7 +163,7 @@ def test_pieces_may_end_anywhere(size: int, server: Server, call: Call) -> None:
         (["data: nonsense\n\n"], "the answer was cut off"),
     ],
 )
-def test_an_answer_that_breaks(
+def test_interrupted_answer_is_an_error(
     pieces: list[str | float], reason: str, server: Server, call: Call
 ) -> None:
     server.answers(*said("Half")[:1], *pieces)
@@ -170,7 +172,9 @@ def test_an_answer_that_breaks(
     assert done.stdout == "Half\n"
 
 
-def test_a_run_by_nothing_name_or_folder(server: Server, call: Call, tmp_path: Path) -> None:
+def test_chat_finds_a_run_by_nothing_name_or_folder(
+    server: Server, call: Call, tmp_path: Path
+) -> None:
     attempt = new_run(tmp_path / "runs" / "it's mine")
     new_run(tmp_path / "runs" / "batch", Config())  # newer, and no serving run
     refused(call("chat", "Hi"), "has no endpoint yet: waiting", "hpc-dynamo status", code=1)
@@ -185,10 +189,10 @@ def test_a_run_by_nothing_name_or_folder(server: Server, call: Call, tmp_path: P
     refused(call("chat", "Hi"), "has ended: the walltime ended", code=1)
 
 
-def test_runs_that_nobody_can_talk_to(call: Call, tmp_path: Path) -> None:
+def test_chat_refuses_runs_without_an_endpoint(call: Call, tmp_path: Path) -> None:
     refused(call("chat", "Hi"), "runs holds no serving run")
     new_run(tmp_path / "runs" / "batch", Config())
-    refused(call("chat", "runs/batch", "Hi"), "runs/batch is a batch")
+    refused(call("chat", "runs/batch", "Hi"), "runs/batch is not a serving run")
     refused(call("chat", "runs/bath", "Hi"), "runs/bath is not a run", "known: batch")
     refused(call("chat", "name=bath", "Hi"), "runs/bath is not a run")
 
@@ -196,7 +200,7 @@ def test_runs_that_nobody_can_talk_to(call: Call, tmp_path: Path) -> None:
 @pytest.fixture
 def certificate(tmp_path: Path) -> Callable[[str], Path]:
     def make(name: str) -> Path:
-        """Key and certificate in one file, as servers take it, for a host that is not ours."""
+        """Return a file with a key and a certificate for another host."""
         file = tmp_path / f"{name}.pem"
         argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
         argv += ["-subj", f"/CN={name}", "-keyout", str(tmp_path / "k"), "-out", str(file)]
@@ -207,7 +211,7 @@ def certificate(tmp_path: Path) -> Callable[[str], Path]:
     return make
 
 
-def test_tls_trusts_the_runs_own_certificate_alone(
+def test_tls_trusts_only_the_certificate_of_the_run(
     certificate: Callable[[str], Path], call: Call, tmp_path: Path
 ) -> None:
     mine, other = str(certificate("n7.cluster")), str(certificate("evil"))
@@ -218,16 +222,16 @@ def test_tls_trusts_the_runs_own_certificate_alone(
         assert printed(call("chat", "Hi")) == "safe\n"
         refused(call("chat", "--cert", other, "Hi"), "certificate verify failed", code=1)
         refused(call("chat", "--url", server.url, "Hi"), "certificate verify failed", code=1)
-        refused(call("chat", "--cert", "none", "Hi"), "none is no certificate")
+        refused(call("chat", "--cert", "none", "Hi"), "none is not a certificate")
 
 
 def type_in(chat: Process, line: str) -> None:
-    """A line at the prompt; what is typed before it may be lost where readline takes over."""
+    """Type a line after the prompt: readline may drop characters typed before it."""
     chat.expect_exact("> ")
     chat.sendline(line)
 
 
-def test_a_conversation(server: Server, tmp_path: Path) -> None:
+def test_conversation_keeps_history_and_system_prompt(server: Server, tmp_path: Path) -> None:
     with on_a_terminal(["chat", "--url", server.url], tmp_path) as chat:
         chat.expect_exact("scripted at http")
         type_in(chat, "My name is Ann")
@@ -239,9 +243,9 @@ def test_a_conversation(server: Server, tmp_path: Path) -> None:
         chat.expect_exact("Hello you")
         chat.expect("TTFT")
         type_in(chat, "/clear")
-        chat.expect_exact("a new conversation")
+        chat.expect_exact("new conversation")
         type_in(chat, "/what")
-        chat.expect_exact("/clear forgets")
+        chat.expect_exact("/clear starts")
         type_in(chat, "Again")
         chat.expect("TTFT")
         type_in(chat, "/exit")
@@ -260,7 +264,7 @@ def test_a_conversation(server: Server, tmp_path: Path) -> None:
     ]
 
 
-def test_ctrl_c_stops_the_answer_only(server: Server, tmp_path: Path) -> None:
+def test_ctrl_c_stops_only_the_answer(server: Server, tmp_path: Path) -> None:
     still_here: list[str | float] = [0.2, ": still here\n\n"]
     server.answers(*said("One", " two")[:2], *still_here * 100)
     with on_a_terminal(["chat", "--url", server.url], tmp_path) as chat:
@@ -283,7 +287,7 @@ def test_ctrl_c_stops_the_answer_only(server: Server, tmp_path: Path) -> None:
     assert [m["content"] for m in server.asked()[1]["messages"]] == ["Count", "One two", "Go on"]
 
 
-def test_an_error_does_not_end_the_conversation(server: Server, tmp_path: Path) -> None:
+def test_conversation_continues_after_an_error(server: Server, tmp_path: Path) -> None:
     server.answers(event({"error": {"message": "overloaded"}}))
     with on_a_terminal(["chat", "--url", server.url], tmp_path) as chat:
         type_in(chat, "First")
@@ -298,7 +302,9 @@ def test_an_error_does_not_end_the_conversation(server: Server, tmp_path: Path) 
     assert [m["content"] for m in server.asked()[1]["messages"]] == ["Second"]
 
 
-def test_an_answer_cannot_touch_the_terminal(server: Server, tmp_path: Path) -> None:
+def test_control_characters_of_answers_are_removed_on_a_terminal(
+    server: Server, tmp_path: Path
+) -> None:
     evil = "\x1b]0;owned\x07A\x9b2JB :smile: [bold]"
     server.answers(*said(evil))
     with on_a_terminal(["chat", "--url", server.url, "Hi"], tmp_path) as chat:
@@ -307,7 +313,7 @@ def test_an_answer_cannot_touch_the_terminal(server: Server, tmp_path: Path) -> 
     assert hpc_dynamo("chat", "--url", server.url, "Hi", cwd=tmp_path).stdout == f"{evil}\n"
 
 
-def test_thoughts_are_for_people_only(server: Server, tmp_path: Path) -> None:
+def test_reasoning_is_shown_only_on_a_terminal(server: Server, tmp_path: Path) -> None:
     think = event({"choices": [{"delta": {"reasoning_content": "hmm", "content": None}}]})
     server.answers(think, *said("Four"))
     with on_a_terminal(["chat", "--url", server.url, "2+2"], tmp_path) as chat:

@@ -1,6 +1,6 @@
-"""The command line as people meet it: what it prints and how it exits.
+"""The command line: its output and its exit codes.
 
-One of each kind is a child process; tables call `main`, for a new Python takes half a second.
+One test of each kind starts a child process; the tables call `main`, which is faster.
 """
 
 import os
@@ -19,13 +19,13 @@ from tests.support.runs import SIMULATOR, hpc_dynamo, write_prompts
 from tests.support.terminal import Call, going_on, new_run, printed, refused
 
 
-def test_plan_prints_one_thing(call: Call) -> None:
+def test_plan_refuses_two_kinds_of_output(call: Call) -> None:
     said = call("plan", "--sbatch", "--commands", "engine=simulator").stderr
     assert "not allowed with argument" in said
 
 
 def rows(table: str) -> list[list[str]]:
-    """The cells of a table that rich drew, without its head."""
+    """Return the cells of a table drawn by rich, without its header."""
     lines = [line for line in table.splitlines() if line.startswith(("│", "|"))]
     return [[cell.strip() for cell in line.strip("│|").split("│")] for line in lines]
 
@@ -50,7 +50,7 @@ def test_plan_shows_all_memory_of_a_node(call: Call) -> None:
 
 @pytest.mark.parametrize("name", ["a/b", "../up", ".hidden", "x%j"])
 @pytest.mark.parametrize("verb", ["plan", "batch"])
-def test_a_name_that_is_no_folder_is_refused(
+def test_name_that_cannot_be_a_folder_is_refused(
     call: Call, tmp_path: Path, verb: str, name: str
 ) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 1)
@@ -58,24 +58,24 @@ def test_a_name_that_is_no_folder_is_refused(
     assert not (tmp_path / "runs").exists()
 
 
-def test_plan_refuses_fewer_gpus_of_extra(call: Call) -> None:
+def test_plan_refuses_extra_options_with_too_few_gpus(call: Call) -> None:
     words = ("cluster.gpus_per_node=4", "cluster.slurm.extra.gpus-per-node=2")
     for how in ((), ("--sbatch",)):
         said = call("plan", *how, *words)
         refused(said, "extra.gpus-per-node=2 requests 2 GPUs", "cluster.gpus_per_node=2")
 
 
-def test_plan_without_gpus(call: Call) -> None:
+def test_plan_without_gpus_shows_the_nodes(call: Call) -> None:
     text = printed(call("plan", "engine=simulator", "topology.nodes=2"))
     assert rows(text) == [["0", "0", "prefill", "-"], ["1", "1", "decode", "-"]]
 
 
-def test_plan_starts_nothing_and_leaves_nothing(call: Call, tmp_path: Path) -> None:
+def test_plan_writes_nothing(call: Call, tmp_path: Path) -> None:
     printed(call("plan", "engine=simulator"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sbatch_prints_the_script_alone(tmp_path: Path) -> None:
+def test_plan_sbatch_prints_only_the_script(tmp_path: Path) -> None:
     words = ["engine=simulator", "topology.nodes=3", "input=my prompts.jsonl"]
     script = printed(hpc_dynamo("plan", "--sbatch", *words, cwd=tmp_path))
     assert script.startswith("#!/bin/bash\n#SBATCH ")
@@ -83,13 +83,13 @@ def test_sbatch_prints_the_script_alone(tmp_path: Path) -> None:
     assert "'input=my prompts.jsonl'" in script
 
 
-def test_sbatch_script_of_serve(call: Call) -> None:
+def test_plan_sbatch_with_verb_serve(call: Call) -> None:
     script = printed(call("plan", "--sbatch", "--verb", "serve", "engine=simulator"))
     assert "exec hpc-dynamo \\\n  serve \\\n  engine=simulator \\\n" in script
     assert "task: serve" in printed(call("plan", "--show", "--verb", "serve", "engine=simulator"))
 
 
-def test_dry_run_prints_what_the_verb_submits(call: Call, tmp_path: Path) -> None:
+def test_plan_dry_run_prints_the_submitted_script(call: Call, tmp_path: Path) -> None:
     words = ("engine=simulator", "name=my run", "cluster.slurm.signal_before_end_s=120")
     script = printed(call("plan", "--dry-run", "--verb", "serve", *words))
     folder = tmp_path / "runs/my run/attempts/1/submitit"
@@ -100,14 +100,14 @@ def test_dry_run_prints_what_the_verb_submits(call: Call, tmp_path: Path) -> Non
     refused(call("plan", "--dry-run", "engine=simulator"), "input is not set", "prompts.jsonl")
 
 
-def test_show_prints_every_field(call: Call) -> None:
+def test_plan_show_prints_every_field(call: Call) -> None:
     text = printed(call("plan", "--show", "engine=simulator"))
     for name in msgspec.to_builtins(Config()):
         assert f"\n{name}:" in f"\n{text}"
     assert "name: simulator" in text
 
 
-def test_a_script_finds_a_sites_own_files_again(call: Call, tmp_path: Path) -> None:
+def test_plan_sbatch_keeps_the_folder_of_site_files(call: Call, tmp_path: Path) -> None:
     (tmp_path / "site" / "cluster").mkdir(parents=True)
     (tmp_path / "site" / "cluster" / "alps.yaml").write_text("slurm:\n  account: g42\n")
     words = ["--sbatch", "--config-dir", "site", "engine=simulator", "cluster=alps"]
@@ -135,20 +135,20 @@ def test_a_script_finds_a_sites_own_files_again(call: Call, tmp_path: Path) -> N
         (["engine=simulator", "cluster.slurm.time=soon"], ["cluster.slurm.time=soon", "HH:MM:SS"]),
     ],
 )
-def test_plan_refuses_with_field_value_and_remedy(
+def test_plan_error_names_field_value_and_remedy(
     words: Sequence[str], parts: Sequence[str], call: Call
 ) -> None:
     refused(call("plan", *words), *parts)
 
 
-def test_the_doctor_takes_no_run(call: Call, tmp_path: Path) -> None:
+def test_doctor_refuses_a_run(call: Call, tmp_path: Path) -> None:
     folder = new_run(tmp_path / "runs" / "p").run.path
     for word in (str(folder), "runs/p", "p"):
         said = f"{word} is a run; doctor takes no run, only FIELD=VALUE overrides"
         refused(call("doctor", word), said, "try: hpc-dynamo doctor")
 
 
-def test_a_refusal_of_a_real_process(tmp_path: Path) -> None:
+def test_error_of_a_real_process(tmp_path: Path) -> None:
     done = hpc_dynamo("plan", "topology.decode.worker=2", cwd=tmp_path)
     refused(done, "topology.decode.worker is not a field", "\n  try: did you mean workers?")
     assert done.stdout == ""
@@ -179,7 +179,7 @@ LOCAL = ("engine=simulator", "cluster.launcher=local")
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_batch_refuses_before_anything_is_made(
+def test_refused_batch_writes_nothing(
     words: Sequence[str], parts: Sequence[str], call: Call, tmp_path: Path
 ) -> None:
     (tmp_path / "empty.jsonl").touch()
@@ -195,7 +195,7 @@ def test_batch_refuses_before_anything_is_made(
     [
         (["engine=vllm-cpu", LOCAL[1]], ["model.path is not set"]),
         ([*LOCAL, "name=../x"], ["name='../x' must be a plain folder name"]),
-        ([*LOCAL, "serve.port=70000"], ["serve.port=70000 is not a port"]),
+        ([*LOCAL, "serve.port=70000"], ["serve.port=70000 must be from 0 to 65535"]),
         ([*LOCAL, "serve.tls_cert=good.pem"], ["serve.tls_cert and serve.tls_key need each other"]),
         ([*LOCAL, "serve.tls_cert=no", "serve.tls_key=good.pem"], ["serve.tls_cert=no: no such"]),
         ([*LOCAL, "serve.api_key_file=no"], ["serve.api_key_file=no: no such file"]),
@@ -207,7 +207,7 @@ def test_batch_refuses_before_anything_is_made(
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_serve_refuses_before_anything_is_made(
+def test_refused_serve_writes_nothing(
     words: Sequence[str], parts: Sequence[str], call: Call, tmp_path: Path
 ) -> None:
     (tmp_path / "good.pem").write_text("x")
@@ -225,7 +225,7 @@ def test_serve_refuses_a_folder_of_results(call: Call, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["batch", "serve"])
-def test_a_run_in_use_is_not_touched(verb: str, call: Call, tmp_path: Path) -> None:
+def test_run_in_use_is_refused_and_unchanged(verb: str, call: Call, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"prompt": "x"}\n')
     attempt = new_run(tmp_path / "runs" / "x", replace(Config(), name="x"))
     key = attempt.run.api_key()
@@ -237,7 +237,7 @@ def test_a_run_in_use_is_not_touched(verb: str, call: Call, tmp_path: Path) -> N
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Run:
-    """A run `done` whose one attempt ended well, as its files tell."""
+    """Files of a run `done` with one successful attempt."""
     run = Run(tmp_path / "runs" / "done")
     run.create(Secrets(token="t", public="p", private="p"))
     attempt = run.new_attempt(Config(), Plan(1, 0, ()))
@@ -252,7 +252,7 @@ def finished(tmp_path: Path) -> Run:
 
 
 @pytest.mark.parametrize("words", [[], ["name=done"], ["runs/done"], ["done"]])
-def test_status_of_a_run_by_nothing_name_or_folder(
+def test_status_finds_a_run_by_nothing_name_or_folder(
     words: list[str], finished: Run, call: Call
 ) -> None:
     text = printed(call("status", *words))
@@ -262,29 +262,29 @@ def test_status_of_a_run_by_nothing_name_or_folder(
     assert "1,234,567" in text
 
 
-def test_stop_of_what_has_ended_is_no_error(finished: Run, tmp_path: Path) -> None:
+def test_stop_of_an_ended_run_succeeds(finished: Run, tmp_path: Path) -> None:
     assert "is not running" in printed(hpc_dynamo("stop", "name=done", cwd=tmp_path))
 
 
 @pytest.mark.parametrize("verb", ["status", "logs", "chat", "stop"])
-def test_an_unknown_run_lists_the_known_ones(verb: str, finished: Run, call: Call) -> None:
+def test_unknown_run_lists_the_known_runs(verb: str, finished: Run, call: Call) -> None:
     refused(call(verb, "name=don"), "runs/don is not a run", "known: done")
 
 
 @pytest.mark.parametrize("verb", ["status", "logs", "chat", "stop"])
-def test_where_there_is_no_run_at_all(verb: str, call: Call) -> None:
+def test_verbs_without_any_run_are_refused(verb: str, call: Call) -> None:
     refused(call(verb), "runs holds no serving run" if verb == "chat" else "runs holds no run")
     refused(call(verb, "name=x"), "runs/x is not a run", "known: none")
 
 
-def test_a_word_that_is_no_verb(tmp_path: Path) -> None:
+def test_unknown_verb_exits_with_2(tmp_path: Path) -> None:
     done = hpc_dynamo("serv", cwd=tmp_path)
     assert done.returncode == 2, "as argparse does it"
     assert "plan" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_commands_are_what_would_be_started_in_a_shells_words(call: Call) -> None:
+def test_plan_commands_prints_shell_commands_of_engines(call: Call) -> None:
     model = "model.path='/shared/a model'"
     own = ("engine.env.A=x y", "engine.decode.args.max-num-batched-tokens=512")
     words = (model, *own, "engine.python=/env/bin/python", "cluster.gpus_per_node=4")
@@ -305,7 +305,7 @@ def test_commands_are_what_would_be_started_in_a_shells_words(call: Call) -> Non
     assert "--max-num-batched-tokens" not in prefill
 
 
-def test_commands_show_the_container_and_the_files(call: Call) -> None:
+def test_plan_commands_shows_container_and_files(call: Call) -> None:
     container = ("engine.container.kind=apptainer", "engine.container.image=/shared/trtllm.sif")
     words = ("engine=trtllm", "model.path=/shared/llama", "cluster.gpus_per_node=4", *container)
     shown = printed(call("plan", "--commands", *words))
@@ -314,7 +314,7 @@ def test_commands_show_the_container_and_the_files(call: Call) -> None:
     assert '# worker-1.yaml in <logs>\n{\n "return_perf_metrics": true,' in shown
 
 
-def test_commands_show_the_step_that_pyxis_puts_into_an_image(call: Call) -> None:
+def test_plan_commands_shows_the_srun_step_of_pyxis(call: Call) -> None:
     container = ("engine.container.kind=pyxis", "engine.container.image=/shared/vllm.sqsh")
     words = ("model.path=/shared/llama", "cluster.gpus_per_node=4", *container)
     prefill, decode = printed(call("plan", "--commands", *words)).split("\n\n")
@@ -325,5 +325,5 @@ def test_commands_show_the_step_that_pyxis_puts_into_an_image(call: Call) -> Non
     assert "CUDA_VISIBLE_DEVICES" not in decode
 
 
-def test_commands_that_would_be_refused_are_not_shown(call: Call) -> None:
+def test_plan_commands_refuses_an_unset_model(call: Call) -> None:
     refused(call("plan", "--commands", "cluster.gpus_per_node=4"), "model.path is not set")

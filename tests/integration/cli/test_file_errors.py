@@ -46,7 +46,7 @@ def one_line(done: Done, *parts: str, code: int = 3) -> None:
         (errno.EIO, FileError, "input/output error"),
     ],
 )
-def test_each_kind_names_path_and_remedy(number: int, kind: type, said: str) -> None:
+def test_file_error_names_path_and_remedy(number: int, kind: type, said: str) -> None:
     error = file_error(OSError(number, os.strerror(number), "/tmp/no such/file"))
     assert type(error) is kind
     assert str(error).startswith(f"/tmp/no such/file: {said}")
@@ -55,13 +55,13 @@ def test_each_kind_names_path_and_remedy(number: int, kind: type, said: str) -> 
     assert error.hint
 
 
-def test_others_are_no_file_errors() -> None:
+def test_other_os_errors_are_not_file_errors() -> None:
     for other in (ConnectionRefusedError(errno.ECONNREFUSED, "x"), TimeoutError(), OSError("x")):
         assert file_error_in(other) is None
     assert file_error_in(ValueError("x")) is None
 
 
-def test_the_first_of_a_group_and_causes_count() -> None:
+def test_file_error_is_found_in_groups_and_causes() -> None:
     full = OSError(errno.ENOSPC, "No space left on device", "/d/f")
     cause = RuntimeError("y")
     cause.__cause__ = full
@@ -72,7 +72,7 @@ def test_the_first_of_a_group_and_causes_count() -> None:
         assert found.hint.startswith("`df -h /`"), "the nearest folder that is there"
 
 
-def test_a_write_that_fails_names_its_file_and_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_write_names_its_file_and_leaves_nothing(tmp_path: Path) -> None:
     code = (
         "import resource, sys; from pathlib import Path; from hpc_dynamo.run import write_atomic;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
@@ -88,7 +88,7 @@ def test_a_write_that_fails_names_its_file_and_leaves_nothing(tmp_path: Path) ->
 
 @pytest.fixture
 def as_stranger(tmp_path: Path) -> Callable[..., Done]:
-    """The command line for a user without a right to other users' files: root's are taken away."""
+    """The command line for a user without rights to files of other users: root loses its own."""
     drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", sys.executable]
     if os.geteuid() or subprocess.run([*drop, "-c", ""], capture_output=True).returncode:
         pytest.skip("needs root, to make files of another user")
@@ -105,7 +105,7 @@ def give_away(path: Path, mode: int) -> None:
     path.chmod(mode)
 
 
-def test_somebody_elses_folder(as_stranger: Callable[..., Done], tmp_path: Path) -> None:
+def test_folder_of_another_user(as_stranger: Callable[..., Done], tmp_path: Path) -> None:
     write_prompts(tmp_path / "p.jsonl", 3)
     give_away(tmp_path, 0o755)
     said = f"permission denied ({tmp_path} belongs to nobody)"
@@ -114,7 +114,7 @@ def test_somebody_elses_folder(as_stranger: Callable[..., Done], tmp_path: Path)
     one_line(as_stranger(*BATCH, "runs_dir=/proc/none"), "/proc/none")
 
 
-def test_a_colleagues_run(as_stranger: Callable[..., Done], tmp_path: Path) -> None:
+def test_run_of_another_user(as_stranger: Callable[..., Done], tmp_path: Path) -> None:
     attempt = new_run(tmp_path / "runs" / "p")
     give_away(attempt.run.path, 0o700)
     ask = f"try: ask nobody for read access; `ls -ld {attempt.run.path}`"
@@ -123,7 +123,7 @@ def test_a_colleagues_run(as_stranger: Callable[..., Done], tmp_path: Path) -> N
         one_line(said, "runs/p", "permission denied", "belongs to nobody", ask)
 
 
-def test_an_unreadable_input(as_stranger: Callable[..., Done], tmp_path: Path) -> None:
+def test_unreadable_input(as_stranger: Callable[..., Done], tmp_path: Path) -> None:
     write_prompts(tmp_path / "p.jsonl", 3)
     file = tmp_path / "p.jsonl"
     give_away(file, 0o600)
@@ -134,7 +134,7 @@ def test_an_unreadable_input(as_stranger: Callable[..., Done], tmp_path: Path) -
     one_line(as_stranger(*BATCH), said, f"try: `chmod u+rX {file}`")
 
 
-def test_somebody_elses_key(as_stranger: Callable[..., Done], tmp_path: Path) -> None:
+def test_key_file_of_another_user(as_stranger: Callable[..., Done], tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("secret")
     give_away(key, 0o600)
@@ -144,15 +144,17 @@ def test_somebody_elses_key(as_stranger: Callable[..., Done], tmp_path: Path) ->
     one_line(said, f"{key}: permission denied", "ask nobody for read access")
 
 
-def test_a_refused_write_names_no_reading(as_stranger: Callable[..., Done], tmp_path: Path) -> None:
-    """Everybody may read the folder: its owner need not be asked for that."""
+def test_refused_write_does_not_mention_read_access(
+    as_stranger: Callable[..., Done], tmp_path: Path
+) -> None:
+    """All users may read the folder, so the remedy must not ask for that."""
     write_prompts(tmp_path / "p.jsonl", 3)
     (tmp_path / "theirs").mkdir()
     give_away(tmp_path / "theirs", 0o755)
     one_line(as_stranger(*BATCH, "runs_dir=theirs"), "try: a folder that you may write to")
 
 
-def test_names_and_folders(tmp_path: Path) -> None:
+def test_long_names_and_missing_folders(tmp_path: Path) -> None:
     write_prompts(tmp_path / "p.jsonl", 3)
     one_line(hpc_dynamo(*BATCH, f"name={'x' * 300}", cwd=tmp_path), "the name is too long")
     (tmp_path / "file").touch()
@@ -174,7 +176,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 
 def filled(folder: Path, but: int = 0) -> Path:
-    """Take all its space but so many bytes."""
+    """Fill the file system except for this number of bytes."""
     ballast = folder / "ballast"
     with ballast.open("wb", buffering=0) as file:
         free = shutil.disk_usage(folder).free - but
@@ -182,14 +184,14 @@ def filled(folder: Path, but: int = 0) -> Path:
     return ballast
 
 
-def test_a_full_disk_before_the_job(small: Path, tmp_path: Path) -> None:
+def test_full_disk_before_the_job(small: Path, tmp_path: Path) -> None:
     write_prompts(tmp_path / "p.jsonl", 3)
     filled(small)
     done = hpc_dynamo(*BATCH, f"runs_dir={small}/runs", cwd=tmp_path)
     one_line(done, f"{small}/runs/p", "no space left on the device", "`df -h ", code=1)
 
 
-def test_a_full_disk_while_results_are_merged(small: Path, tmp_path: Path) -> None:
+def test_full_disk_while_results_are_merged(small: Path, tmp_path: Path) -> None:
     """Files are written through a handle, whose errors have no file name."""
     write_prompts(tmp_path / "p.jsonl", 100, max_tokens=40)
     words = (*BATCH, f"runs_dir={small}/runs")
@@ -206,7 +208,7 @@ def test_a_full_disk_while_results_are_merged(small: Path, tmp_path: Path) -> No
     assert output.exists()
 
 
-def test_a_full_disk_below_standard_output(small: Path, tmp_path: Path) -> None:
+def test_full_disk_of_standard_output(small: Path, tmp_path: Path) -> None:
     filled(small)
     argv = [sys.executable, "-m", "hpc_dynamo", "plan", *SIMULATOR]
     with (small / "plan.txt").open("w") as file:
@@ -215,8 +217,8 @@ def test_a_full_disk_below_standard_output(small: Path, tmp_path: Path) -> None:
     assert f"`df -h {small}/plan.txt`" in done.stderr
 
 
-def test_a_full_disk_that_names_no_file(tmp_path: Path) -> None:
-    """The job knows its own log: that is on the disk of the run."""
+def test_full_disk_without_a_file_name_names_the_run(tmp_path: Path) -> None:
+    """The job names its own log, which is on the disk of the run."""
 
     async def fails() -> Outcome:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -225,8 +227,8 @@ def test_a_full_disk_that_names_no_file(tmp_path: Path) -> None:
     assert f"`df -h {tmp_path}`" in outcome.message
 
 
-def test_a_disk_that_fills_up_during_a_batch(small: Path, tmp_path: Path) -> None:
-    """It is said in the outcome, and the same command goes on once there is space."""
+def test_disk_that_fills_up_during_a_batch(small: Path, tmp_path: Path) -> None:
+    """The outcome reports it, and the same command resumes once there is space."""
     ids = write_prompts(tmp_path / "p.jsonl", 400, max_tokens=40)
     words = (*BATCH, f"runs_dir={small}/runs")
     ballast = filled(small, but=400_000)
@@ -253,7 +255,9 @@ OLD_SCRIPT = ("-c", "import sys; from hpc_dynamo.cli import main; sys.exit(main(
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.1, 0.3, 0.6, 1.0, 2.0])
 @pytest.mark.parametrize("start", [MODULE, OLD_SCRIPT], ids=["module", "older console script"])
-def test_ctrl_c_in_the_first_second(start: tuple[str, ...], delay_s: float, tmp_path: Path) -> None:
+def test_ctrl_c_in_the_first_second_prints_no_traceback(
+    start: tuple[str, ...], delay_s: float, tmp_path: Path
+) -> None:
     """Also while modules are imported, and by a console script of an earlier version."""
     with on_a_terminal(["plan", "engine=simulator"], tmp_path, start=start) as process:
         maps = Path(f"/proc/{process.pid}/maps")
@@ -264,7 +268,8 @@ def test_ctrl_c_in_the_first_second(start: tuple[str, ...], delay_s: float, tmp_
         process.close()
     assert "Traceback" not in shown
     if process.signalstatus == signal.SIGINT:
-        return  # while Python ended, when all was printed; a shell reports 130 for this, too
+        # Python was ending and everything was printed. A shell reports 130 for this as well.
+        return
     assert process.exitstatus in (0, 130)
     if process.exitstatus == 130:
         assert re.search(r"interrupted\s*$", shown)

@@ -1,4 +1,4 @@
-"""`hpc-dynamo logs` over run folders that a job writes to."""
+"""`hpc-dynamo logs` for run folders that a job writes to."""
 
 import re
 import subprocess
@@ -28,7 +28,7 @@ LINES = st.lists(st.binary(max_size=12).filter(lambda b: not set(b) & set(b"\r\n
 
 
 @given(LINES, st.lists(st.integers(0, 200), min_size=1), st.integers(0, 8))
-def test_lines_come_whole_whenever_one_looks(
+def test_log_tail_returns_whole_lines_at_any_time(
     lines: list[bytes], cuts: list[int], count: int
 ) -> None:
     data = b"".join(line + b"\n" for line in lines) + b"torn"
@@ -46,14 +46,14 @@ def test_lines_come_whole_whenever_one_looks(
     assert shown == text[max(0, data[:first].count(b"\n") - count) :]
 
 
-def test_a_long_log_is_read_from_its_end(tmp_path: Path) -> None:
+def test_log_tail_reads_a_long_log_from_its_end(tmp_path: Path) -> None:
     file = tmp_path / "log"
     file.write_text("".join(f"line {i}\n" for i in range(100_000)))
     assert LogTail(file).last(3) == ["line 99997", "line 99998", "line 99999"]
     assert LogTail(file).last(20_000)[0] == "line 80000"
 
 
-def test_a_log_that_is_not_there_yet_and_one_begun_anew(tmp_path: Path) -> None:
+def test_log_tail_of_a_missing_and_of_a_rewritten_log(tmp_path: Path) -> None:
     file = tmp_path / "log"
     tail = LogTail(file)
     assert [*tail.last(5), *tail.read()] == []
@@ -72,7 +72,7 @@ def attempt(tmp_path: Path) -> Attempt:
     return attempt
 
 
-def test_which_logs_there_are(attempt: Attempt, call: Call) -> None:
+def test_logs_lists_all_logs(attempt: Attempt, call: Call) -> None:
     text = printed(call("logs"))
     rows = [[c.strip() for c in row.split("│")[1:-1]] for row in text.splitlines() if "│" in row]
     assert rows == [
@@ -86,7 +86,7 @@ def test_which_logs_there_are(attempt: Attempt, call: Call) -> None:
     assert str(attempt.logs.relative_to(attempt.run.path.parent)) in text
 
 
-def test_a_long_last_line_is_cut_and_nothing_else(
+def test_list_of_logs_cuts_only_long_last_lines(
     attempt: Attempt, call: Call, tmp_path: Path
 ) -> None:
     attempt.worker_log(0).write_text("x" * 500 + "\n")
@@ -100,20 +100,20 @@ def test_a_long_last_line_is_cut_and_nothing_else(
 @pytest.mark.parametrize(
     "words", [["1"], ["worker-1"], ["runs/a run", "1"], ["name=a run", "1"], ["a run", "1"]]
 )
-def test_the_end_of_one(words: list[str], attempt: Attempt, call: Call) -> None:
+def test_logs_prints_the_end_of_one_log(words: list[str], attempt: Attempt, call: Call) -> None:
     head, *lines = printed(call("logs", *words, "-n", "2")).splitlines()
     assert head == f"==> {attempt.worker_log(1)} <=="
     assert lines == ["worker 28", "worker 29"]
     assert len(printed(call("logs", *words)).splitlines()) == 11
 
 
-def test_the_head_and_frontends_have_names(attempt: Attempt, call: Call) -> None:
+def test_logs_of_head_and_frontends_have_names(attempt: Attempt, call: Call) -> None:
     assert printed(call("logs", "head")).endswith("head 1\nhead [2]\n")
     assert printed(call("logs", "agent-0")).endswith("head [2]\n")
     assert printed(call("logs", "frontend-2")).endswith("GET /v1/models\n")
 
 
-def test_unknown_ones_list_the_known(attempt: Attempt, call: Call) -> None:
+def test_unknown_log_lists_the_known_logs(attempt: Attempt, call: Call) -> None:
     known = "known: 0, 1, agent-1, frontend-0, frontend-2, head"
     refused(call("logs", "7"), "log='7' is not known", known)
     refused(call("logs", "hed"), "did you mean 'head'?", known)
@@ -121,7 +121,7 @@ def test_unknown_ones_list_the_known(attempt: Attempt, call: Call) -> None:
     refused(call("logs", "0", "1"), "one log at a time")
 
 
-def test_one_is_followed_to_the_end_of_the_run(attempt: Attempt, tmp_path: Path) -> None:
+def test_follow_one_log_until_the_run_ends(attempt: Attempt, tmp_path: Path) -> None:
     with going_on(attempt), on_a_terminal(["logs", "0", "-f"], tmp_path) as logs:
         logs.expect_exact("worker-0.log <==")
         attempt.worker_log(0).write_text("late\n")
@@ -136,7 +136,7 @@ def test_one_is_followed_to_the_end_of_the_run(attempt: Attempt, tmp_path: Path)
         assert ends(logs) == 0
 
 
-def test_all_are_followed_also_those_that_come_late(attempt: Attempt, tmp_path: Path) -> None:
+def test_follow_all_logs_including_new_ones(attempt: Attempt, tmp_path: Path) -> None:
     with going_on(attempt), on_a_terminal(["logs", "-f", "-n1"], tmp_path) as logs:
         logs.expect_exact("      head | head [2]\r\n")
         logs.expect_exact("         1 | worker 29\r\n")
@@ -146,7 +146,7 @@ def test_all_are_followed_also_those_that_come_late(attempt: Attempt, tmp_path: 
         assert ends(logs) == 0
 
 
-def test_what_reads_us_may_leave(attempt: Attempt, tmp_path: Path) -> None:
+def test_logs_ends_quietly_when_its_reader_ends(attempt: Attempt, tmp_path: Path) -> None:
     attempt.worker_log(0).write_text("x" * 99 + "\n" + "y\n" * 100_000)
     line = f"{sys.executable} -m hpc_dynamo logs 0 -n 200000 | head -1"
     done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, timeout=30)

@@ -1,4 +1,4 @@
-"""Models that no engine could load are refused by the verbs, before anything is submitted."""
+"""Verbs refuse models that no engine can load before they submit anything."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def empty(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm", "simulator"])
 @pytest.mark.parametrize("verb", ["plan", "batch", "serve", "profile"])
-def test_an_empty_folder_is_refused_by_every_verb(
+def test_every_verb_refuses_an_empty_model_folder(
     verb: str, engine: str, call: Call, empty: Path, tmp_path: Path
 ) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 1)
@@ -43,13 +43,13 @@ def test_an_empty_folder_is_refused_by_every_verb(
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_script_and_the_commands_are_refused_too(call: Call, empty: Path) -> None:
+def test_plan_refuses_script_and_commands_of_an_empty_folder(call: Call, empty: Path) -> None:
     for how in ("--sbatch", "--commands", "--dry-run --verb serve"):
         refused(call(*PLAN, *how.split(), f"model.path={empty}"), "the folder is empty")
     assert printed(call(*PLAN, f"model.path={empty}", "cluster.preflight=false"))
 
 
-def test_a_whole_model_is_planned_without_a_word(call: Call, tmp_path: Path) -> None:
+def test_complete_model_gives_no_warning(call: Call, tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model")
     shown = printed(call(*PLAN, f"model.path={folder}"))
     assert "try:" not in shown
@@ -57,7 +57,9 @@ def test_a_whole_model_is_planned_without_a_word(call: Call, tmp_path: Path) -> 
     assert printed(call(*PLAN, "model.path=demo/tiny")) == shown
 
 
-def test_a_hub_id_that_is_not_cached(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_id_that_is_not_cached_gives_a_warning(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown = printed(call(*PLAN, "model.path=org/name"))
     assert "warning: model.path=org/name is neither a folder here nor in" in shown
     assert "try: hf download org/name, or model.path=FOLDER" in shown
@@ -67,14 +69,14 @@ def test_a_hub_id_that_is_not_cached(call: Call, monkeypatch: pytest.MonkeyPatch
     refused(call(*PLAN, "model.path=org/name"), "hf download org/name")
 
 
-def test_a_path_of_the_nodes_is_left_to_them(call: Call, tmp_path: Path) -> None:
+def test_path_missing_on_the_login_node_is_accepted(call: Call, tmp_path: Path) -> None:
     path = tmp_path / "on-the-nodes"
     shown = printed(call(*PLAN, f"model.path={path}"))
     assert f"note: model.path={path} is not on this machine" in shown
     refused(call("serve", *LOCAL, f"model.path={path}"), f"model.path={path} is not there")
 
 
-def test_a_model_without_a_fast_tokenizer_is_routed_by_load(call: Call, tmp_path: Path) -> None:
+def test_model_without_a_fast_tokenizer_gives_a_warning(call: Call, tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model")
     (folder / "tokenizer.json").rename(folder / "tokenizer.model")
     off = "warning: KV-aware routing of texts is off"
@@ -83,7 +85,7 @@ def test_a_model_without_a_fast_tokenizer_is_routed_by_load(call: Call, tmp_path
     assert off not in printed(call(*PLAN, f"model.path={folder}", "router=round_robin"))
 
 
-def test_every_model_and_adapter_is_checked(call: Call, tmp_path: Path, empty: Path) -> None:
+def test_every_model_and_lora_adapter_is_checked(call: Call, tmp_path: Path, empty: Path) -> None:
     folder, half = model_folder(tmp_path / "model"), adapter_folder(tmp_path / "half")
     (half / "adapter_config.json").unlink()
     words = ("models.a.path=" + str(folder), f"models.b.path={empty}", f"models.a.lora.x={half}")
@@ -95,7 +97,7 @@ def test_every_model_and_adapter_is_checked(call: Call, tmp_path: Path, empty: P
     )
 
 
-def test_the_doctor_reports_it_for_each_node(tmp_path: Path) -> None:
+def test_doctor_reports_an_empty_model_folder(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model")
     (folder / "config.json").write_text(json.dumps({}))
     file = tmp_path / "found.json"

@@ -1,4 +1,4 @@
-"""Remedies in error messages: pasted into a shell, each one gets past the error."""
+"""Remedies in error messages: pasted into a shell, each one resolves its error."""
 
 import re
 import subprocess
@@ -11,7 +11,7 @@ from tests.support.terminal import Call, caller
 
 CUDA = ("engine.device=cuda",)
 
-# Words of a command line that are refused, some only next to others.
+# Overrides that are refused, some of them only in combination.
 WRONG = [
     *(["topology.prefill.workers=two"], ["topology.aggregated.workers=x", "topology=aggregated"]),
     *(
@@ -86,27 +86,27 @@ def call(
 
 
 def remedies(hint: str) -> Iterator[str]:
-    """The overrides of a hint, as a person would select them with the mouse."""
+    """Yield the overrides of a hint, as a user would select them with the mouse."""
     for found in PASTED.findall(hint):
         if not PLACEHOLDER.search(found):
             yield found
 
 
 def pasted(text: str) -> list[str]:
-    """What a program gets that bash starts with this text behind its name."""
+    """Return the arguments that bash passes to a program for this text."""
     command = f"printf '%s\\0' {text}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     return done.stdout.split("\0")[:-1]
 
 
 def without(words: Sequence[str], replaced: Sequence[str]) -> list[str]:
-    """The words that the replaced ones do not stand for."""
+    """Return the overrides whose fields are not replaced."""
     keys = {word.partition("=")[0] for word in replaced}
     return [word for word in words if "=" in word and word.partition("=")[0] not in keys]
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=" ".join)
-def test_a_remedy_that_is_pasted_gets_past_the_error(call: Call, wrong: list[str]) -> None:
+def test_pasted_remedy_resolves_the_error(call: Call, wrong: list[str]) -> None:
     refused = call("plan", *BASE, *wrong)
     message, _, hint = refused.stderr.partition("\n  try: ")
     assert refused.returncode in (2, 3), refused.stdout
@@ -121,7 +121,7 @@ def test_a_remedy_that_is_pasted_gets_past_the_error(call: Call, wrong: list[str
         assert after.returncode == 0 or "hpc-dynamo serve" in after.stderr, (remedy, after.stderr)
 
 
-def test_the_known_names_are_shown_not_our_grammar(call: Call) -> None:
+def test_none_is_refused_as_an_unset_value(call: Call) -> None:
     done = call("plan", "cluster.gpus_per_node=None")
     assert done.returncode == 3
     assert "cluster.gpus_per_node is not set" in done.stderr

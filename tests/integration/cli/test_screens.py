@@ -1,4 +1,4 @@
-"""What screens show at 60, 80 and 120 columns, and in pipes: nothing that matters is cut."""
+"""Screens at 60, 80 and 120 columns, and in pipes: no role, state or number is cut."""
 
 import io
 import json
@@ -48,7 +48,7 @@ FIGURES = ["12", "3", "4", "42%", "88%", "1234/45678", "123/4567", "123456"]
 
 
 def drawn(what: RenderableType, columns: int) -> str:
-    """As a terminal of so many columns shows it while it is redrawn."""
+    """Return the text as a redrawn terminal of this width shows it."""
     out = io.StringIO()
     Console(file=out, width=columns, force_terminal=True, color_system=None).print(
         FoldedLines(what)
@@ -60,7 +60,7 @@ def drawn(what: RenderableType, columns: int) -> str:
 
 
 def words(text: str) -> str:
-    """Without the lines of tables, whose cells may stand in any line."""
+    """Return the words without the lines of tables."""
     return " ".join(re.sub(r"[│┃─━┏┓┗┛┡┩┌┐└┘├┤┼╇┳┴┬]", " ", text).split())
 
 
@@ -85,7 +85,9 @@ def write_busy_status(attempt: Attempt, host: str = HOST) -> None:
 
 @pytest.mark.parametrize("host", ["n7", HOST])
 @pytest.mark.parametrize("columns", WIDTHS)
-def test_status_shows_each_role_state_and_number(columns: int, host: str, tmp_path: Path) -> None:
+def test_status_at_any_width_shows_roles_states_and_numbers(
+    columns: int, host: str, tmp_path: Path
+) -> None:
     attempt = new_run(tmp_path / "r")
     write_busy_status(attempt, host)
     shown = words(drawn(status_view(attempt, (JobState.running, "n7")), columns))
@@ -107,7 +109,7 @@ def test_status_on_a_real_terminal(columns: int, tmp_path: Path) -> None:
     assert "…" not in text
 
 
-def test_a_pipe_has_no_limit_and_no_control_codes(tmp_path: Path) -> None:
+def test_output_in_a_pipe_has_no_width_and_no_control_codes(tmp_path: Path) -> None:
     attempt = new_run(tmp_path / "runs" / "r")
     write_busy_status(attempt)
     for columns in ("60", "200"):
@@ -120,7 +122,7 @@ def test_a_pipe_has_no_limit_and_no_control_codes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("columns", WIDTHS)
 @pytest.mark.parametrize(("done", "total"), [(1, 3), (234, 400), (999_999, 1_000_000)])
-def test_how_many_are_done_comes_first(columns: int, done: int, total: int) -> None:
+def test_progress_starts_with_the_count_at_any_width(columns: int, done: int, total: int) -> None:
     progress = Progress(
         total=total, done=done, running=128, elapsed_s=9000.0, completion_tokens=12345678
     )
@@ -136,7 +138,7 @@ def test_how_many_are_done_comes_first(columns: int, done: int, total: int) -> N
     assert "1372 tokens/s" in words(shown)
 
 
-def test_a_long_phase_takes_the_place_of_the_bar() -> None:
+def test_progress_with_a_long_phase_has_no_bar() -> None:
     reason = "pending: cannot start: " + "the partition does not allow so many nodes " * 2
     shown = drawn(ProgressView(Progress(), reason, time.monotonic()), 60)
     assert " ".join(shown.split()).startswith(reason.strip())
@@ -144,7 +146,7 @@ def test_a_long_phase_takes_the_place_of_the_bar() -> None:
 
 
 @pytest.mark.parametrize("columns", WIDTHS)
-def test_the_doctor_shows_whole_addresses_and_fixes(columns: int) -> None:
+def test_doctor_at_any_width_shows_whole_addresses_and_fixes(columns: int) -> None:
     facts = NodeFacts(host=HOST, shm_free=8 << 30, tmp_free=8 << 30, nofile=1048576, memlock=-1)
     addresses = [f"10.183.200.{n}" for n in range(101, 105)]
     nodes = tuple(
@@ -167,7 +169,7 @@ def test_the_doctor_shows_whole_addresses_and_fixes(columns: int) -> None:
 
 
 @pytest.mark.parametrize("columns", WIDTHS)
-def test_the_search_of_a_simulation_shows_its_numbers(columns: int, tmp_path: Path) -> None:
+def test_split_search_at_any_width_shows_its_numbers(columns: int, tmp_path: Path) -> None:
     line = {"input_length": 2000, "output_length": 20, "hash_ids": [1, 2, 3]}
     rows = [json.dumps({**line, "timestamp": 500 * i}) for i in range(20)]
     (tmp_path / "trace.jsonl").write_text("\n".join(rows))
@@ -183,7 +185,7 @@ def test_the_search_of_a_simulation_shows_its_numbers(columns: int, tmp_path: Pa
     assert "3 prefill + 1 decode" in words(table)
 
 
-def test_paths_of_results_are_lines_that_can_be_copied(tmp_path: Path) -> None:
+def test_paths_of_results_are_printed_on_lines_of_their_own(tmp_path: Path) -> None:
     attempt = new_run(tmp_path / ("a-long-name-of-a-folder-" * 5) / "runs" / "r")
     summary = BatchSummary(progress=Progress(total=3, done=2, failed=1), seconds=2.0)
     write_json(attempt.outcome_file, Outcome(exit_code=0, summary=summary))
@@ -194,7 +196,7 @@ def test_paths_of_results_are_lines_that_can_be_copied(tmp_path: Path) -> None:
     assert "2 answered, 1 failed" in text
 
 
-def test_a_batch_on_a_narrow_terminal(tmp_path: Path) -> None:
+def test_batch_on_a_narrow_terminal_shows_a_bar_and_the_result(tmp_path: Path) -> None:
     write_prompts(tmp_path / "p.jsonl", 30, max_tokens=30)
     argv = ["batch", *SIMULATOR, "input=p.jsonl", "engine.args.time-scale=3"]
     with on_a_terminal(argv, tmp_path, columns=60) as batch:
@@ -205,8 +207,8 @@ def test_a_batch_on_a_narrow_terminal(tmp_path: Path) -> None:
     assert "30 answered, 0 failed" in text
 
 
-def test_a_notebook_gets_plain_lines(tmp_path: Path) -> None:
-    """It runs `!command` on a pseudo terminal and prints all that comes."""
+def test_output_in_a_notebook_is_plain_lines(tmp_path: Path) -> None:
+    """A notebook runs `!command` on a pseudo terminal and prints all of its output."""
     write_prompts(tmp_path / "p.jsonl", 3)
     argv = ["batch", *SIMULATOR, "input=p.jsonl"]
     with on_a_terminal(argv, tmp_path, {"JPY_PARENT_PID": "1"}, columns=80) as batch:
@@ -233,13 +235,13 @@ def lines_of(grid: ResponsiveTable, columns: int) -> Iterator[str]:
     return map(str.strip, drawn(grid, columns).splitlines())
 
 
-def test_a_grid_folds_first_and_then_becomes_lines(grid: ResponsiveTable) -> None:
+def test_table_folds_first_and_then_becomes_lines(grid: ResponsiveTable) -> None:
     assert any("│ 1 " in line or " 1 │" in line for line in lines_of(grid, 60))
     assert sum("xxxxxxxx" in line for line in lines_of(grid, 24)) > 1, "folded"
     assert "count 22" in list(lines_of(grid, 15))
 
 
-def test_a_grid_in_a_pipe_is_whole(grid: ResponsiveTable) -> None:
+def test_table_in_a_pipe_is_not_cut(grid: ResponsiveTable) -> None:
     out = Pipe()
     UnlimitedConsole(file=out, soft_wrap=True).print(grid)
     assert "x" * 30 in out.getvalue()
@@ -247,7 +249,7 @@ def test_a_grid_in_a_pipe_is_whole(grid: ResponsiveTable) -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 @pytest.mark.parametrize("argv", [["--help"], ["serve", "--help"], ["plan", "engine=simulator"]])
-def test_encodings_without_our_signs(argv: list[str], encoding: str, tmp_path: Path) -> None:
+def test_output_in_ascii_and_latin_1(argv: list[str], encoding: str, tmp_path: Path) -> None:
     done = hpc_dynamo(*argv, cwd=tmp_path, env={"PYTHONIOENCODING": encoding})
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr

@@ -1,7 +1,7 @@
 """`hpc-dynamo serve` from the login node's side: what it submits, follows and prints.
 
-Slurm's programs are stand-ins that read and write files, and the head is this test: it writes
-into the run folder what a head writes; the last test has a real job, on this machine.
+Slurm's programs are fakes that read and write files. The test acts as the head: it writes the
+files of a head into the run folder. The last test has a real job on this machine.
 """
 
 import json
@@ -46,13 +46,13 @@ def env(tmp_path: Path) -> dict[str, str]:
 
 @contextmanager
 def served(folder: Path, env: dict[str, str]) -> Iterator[tuple[Process, Attempt]]:
-    """The command on a terminal, and its attempt once that has been submitted."""
+    """Yield the command on a terminal, and its submitted attempt."""
     with on_a_terminal(WORDS, folder, env) as serve:
         serve.expect_exact("attempt 1 is slurm job 42")
         yield serve, latest(folder / SIMULATED)
 
 
-def test_a_detached_job_with_all_paths_absolute(tmp_path: Path, env: dict[str, str]) -> None:
+def test_detached_job_has_absolute_paths(tmp_path: Path, env: dict[str, str]) -> None:
     for name in ("cert.pem", "key.pem", "key"):
         (tmp_path / name).write_text("x")
     files = ["serve.tls_cert=cert.pem", "serve.tls_key=key.pem", "serve.api_key_file=key"]
@@ -68,7 +68,7 @@ def test_a_detached_job_with_all_paths_absolute(tmp_path: Path, env: dict[str, s
     assert config.serve == replace(Serve(), **absolute)  # type: ignore[arg-type]  # all are str
 
 
-def test_another_attempt_keeps_the_key(tmp_path: Path, env: dict[str, str]) -> None:
+def test_next_attempt_keeps_the_key(tmp_path: Path, env: dict[str, str]) -> None:
     keys = []
     for _ in range(2):
         done = hpc_dynamo(*WORDS, "--detach", cwd=tmp_path, env=env)
@@ -80,7 +80,9 @@ def test_another_attempt_keeps_the_key(tmp_path: Path, env: dict[str, str]) -> N
     assert run.key_file.stat().st_mode & 0o777 == 0o600
 
 
-def test_how_to_reach_it_and_a_live_table(tmp_path: Path, env: dict[str, str]) -> None:
+def test_serve_prints_client_instructions_and_a_live_table(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
     with served(tmp_path, env) as (serve, attempt):
         serve.expect_exact("running (n[7-8])")
         report(attempt)
@@ -99,7 +101,7 @@ def test_how_to_reach_it_and_a_live_table(tmp_path: Path, env: dict[str, str]) -
         assert "base URL" not in serve.before, "once is enough"
 
 
-def test_ctrl_c_ends_the_job(tmp_path: Path, env: dict[str, str]) -> None:
+def test_ctrl_c_stops_the_job(tmp_path: Path, env: dict[str, str]) -> None:
     with served(tmp_path, env) as (serve, attempt):
         report(attempt)
         serve.expect_exact("120 requests")
@@ -113,7 +115,9 @@ def test_ctrl_c_ends_the_job(tmp_path: Path, env: dict[str, str]) -> None:
 
 
 @pytest.mark.slow  # a shared disk is given ten seconds to show an outcome
-def test_why_it_waits_and_that_it_vanished(tmp_path: Path, env: dict[str, str]) -> None:
+def test_serve_shows_the_queue_reason_and_a_job_without_outcome(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
     (tmp_path / "queue").write_text("PENDING|Resources|N/A|\n")
     with served(tmp_path, env) as (serve, _):
         serve.expect_exact("pending (it is next; nodes have to become free (Resources))")
@@ -122,7 +126,7 @@ def test_why_it_waits_and_that_it_vanished(tmp_path: Path, env: dict[str, str]) 
         assert ends(serve) == 1
 
 
-def test_plain_lines_in_a_log(tmp_path: Path, env: dict[str, str]) -> None:
+def test_serve_prints_plain_lines_into_a_log(tmp_path: Path, env: dict[str, str]) -> None:
     """As in the output file of an sbatch script."""
     log = tmp_path / "log"
     argv = [sys.executable, "-m", "hpc_dynamo", *WORDS]
@@ -146,7 +150,7 @@ def test_plain_lines_in_a_log(tmp_path: Path, env: dict[str, str]) -> None:
     assert text.count("base URL:") == 1
 
 
-def test_a_real_endpoint_from_the_first_line_to_ctrl_c(tmp_path: Path) -> None:
+def test_real_endpoint_answers_until_ctrl_c(tmp_path: Path) -> None:
     with on_a_terminal(["serve", *SIMULATOR, "name=real"], tmp_path) as serve:
         serve.expect_exact("simulated answers on", timeout=60)
         serve.expect("curl [^\r\n]*")

@@ -1,4 +1,4 @@
-"""`hpc-dynamo simulate` as people meet it."""
+"""`hpc-dynamo simulate`: output, search and errors."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ SPLIT = ("topology.prefill.workers=2", "topology.decode.workers=2")
 
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
-    """Forty requests in twenty seconds, in a file whose name a shell stumbles over."""
+    """Forty requests in twenty seconds, in a file whose name a shell must quote."""
     line = {"input_length": 2000, "output_length": 20, "hash_ids": [1, 2, 3]}
     rows = [msgspec.json.encode({**line, "timestamp": 500 * i}) for i in range(40)]
     file = tmp_path / "it's a trace, 1.jsonl"
@@ -20,7 +20,7 @@ def trace(tmp_path: Path) -> Path:
     return file
 
 
-def test_prints_the_figures_and_draws(call: Call, trace: Path, tmp_path: Path) -> None:
+def test_simulate_prints_figures_and_writes_a_plot(call: Call, trace: Path, tmp_path: Path) -> None:
     picture = tmp_path / "out.svg"
     text = printed(call("simulate", "--trace", str(trace), *SPLIT, "--picture", str(picture)))
     assert "40 requests in 19.7 s of virtual time" in text
@@ -30,18 +30,18 @@ def test_prints_the_figures_and_draws(call: Call, trace: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("by", ["load", "sla"])
-def test_the_planner_decides_in_it(call: Call, trace: Path, by: str) -> None:
+def test_simulate_runs_the_planner(call: Call, trace: Path, by: str) -> None:
     words = (f"planner.mode={by}", "planner.interval_s=2")
     assert "role changes" in printed(call("simulate", f"--trace={trace}", *SPLIT, *words))
 
 
-def test_search_says_what_to_write(call: Call, trace: Path) -> None:
+def test_search_prints_the_overrides_of_the_best_split(call: Call, trace: Path) -> None:
     text = printed(call("simulate", "--trace", str(trace), *SPLIT, "--search"))
     assert "3 prefill + 1 decode" in text
     assert "the best of 4: topology=" in text
 
 
-def test_says_what_is_wrong_with_a_trace(call: Call, tmp_path: Path) -> None:
+def test_simulate_reports_errors_of_a_trace(call: Call, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"timestamp": 0, "input_length": 5, "output_length": 1}\n{"timestamp": "x"}\n')
     where = "bad.jsonl:2: Expected `float`, got `str` - at `$.timestamp`"
@@ -62,7 +62,7 @@ def test_says_what_is_wrong_with_a_trace(call: Call, tmp_path: Path) -> None:
         (["topology.prefill.tensor_parallel=2"], "the same parallel sizes"),
     ],
 )
-def test_refuses_what_cannot_be_simulated(
+def test_simulate_refuses_invalid_configurations(
     call: Call, trace: Path, words: list[str], said: str
 ) -> None:
     refused(call("simulate", "--trace", str(trace), *words), said)

@@ -1,5 +1,4 @@
-"""What `hpc-dynamo status` shows of run folders that a head wrote, and whether what it tells
-people to type works."""
+"""`hpc-dynamo status` for run folders as a head writes them. The commands that it prints work."""
 
 import json
 import re
@@ -14,8 +13,8 @@ import pytest
 from hpc_dynamo.cli.render.endpoint import instructions, ssh_tunnel
 from hpc_dynamo.messages import Endpoint, Progress, Status
 from hpc_dynamo.run import Attempt, write_json
-from tests.integration.simulator.conftest import MODEL, simulator
 from tests.support.runs import hpc_dynamo
+from tests.support.simulator import MODEL, simulator
 from tests.support.terminal import (
     Call,
     announce,
@@ -35,16 +34,16 @@ HERE = socket.gethostname()
 
 @pytest.fixture
 def attempt(tmp_path: Path) -> Attempt:
-    """A serving run, its folder's name with what shells stumble over."""
+    """A serving run whose folder name has characters that a shell must quote."""
     return new_run(tmp_path / "runs" / 'it\'s a "run" ü')
 
 
 def figures(text: str) -> list[list[str]]:
-    """The words of the table's rows."""
+    """Return the cells of each row of the table."""
     return [line.split() for line in text.splitlines() if line.lstrip().startswith(("0 ", "1 "))]
 
 
-def test_the_table_of_a_serving_run(attempt: Attempt, call: Call) -> None:
+def test_status_of_a_serving_run_shows_load_and_endpoint(attempt: Attempt, call: Call) -> None:
     report(attempt)
     announce(attempt, "http://10.0.0.7:8001/v1")
     with going_on(attempt):
@@ -65,18 +64,18 @@ def test_the_table_of_a_serving_run(attempt: Attempt, call: Call) -> None:
     assert "curl http://10.0.0.7:8001/v1/chat/completions" in text
 
 
-def test_an_ended_run_gives_no_advice_how_to_reach_it(attempt: Attempt, call: Call) -> None:
+def test_status_of_an_ended_run_has_no_client_instructions(attempt: Attempt, call: Call) -> None:
     report(attempt)
     announce(attempt, "http://10.0.0.7:8001/v1")
     end(attempt, "stopped while serving")
     text = printed(call("status"))
     assert "ended: stopped while serving" in text
-    assert text.count("ended: ") == 1, "once is enough"
+    assert text.count("ended: ") == 1, "it is printed once"
     assert "10.0.0.7" not in text
     assert "walltime" not in text
 
 
-def test_an_ended_run_gives_one_remedy(attempt: Attempt, call: Call) -> None:
+def test_endpoint_of_an_ended_run_gives_one_remedy(attempt: Attempt, call: Call) -> None:
     announce(attempt, "http://10.0.0.7:8001/v1")
     end(attempt, "worker 0 ended\n  log: worker-0.log\n  try: engine.args.x=1")
     for verb in ("endpoint", "chat"):
@@ -87,25 +86,25 @@ def test_an_ended_run_gives_one_remedy(attempt: Attempt, call: Call) -> None:
     refused(call("endpoint"), "has ended: stopped while serving", "try: hpc-dynamo serve", code=1)
 
 
-def test_a_silent_head_is_noticed(attempt: Attempt, call: Call) -> None:
+def test_status_reports_the_age_of_an_old_status(attempt: Attempt, call: Call) -> None:
     write_json(attempt.status_file, Status(phase="serving", at=time.time() - 100))
     assert re.search(r"serving \(last update 10\d s ago\)", printed(call("status")))
 
 
-def test_the_table_fits_eighty_columns(attempt: Attempt, tmp_path: Path) -> None:
+def test_status_table_fits_80_columns(attempt: Attempt, tmp_path: Path) -> None:
     report(attempt)
     with on_a_terminal(["status"], tmp_path, columns=80) as status:
         text = rest_of(status)
     assert figures(text)[0][-3:] == ["12/46", "4/9", "117"]
 
 
-def test_a_batch_still_shows_its_progress(attempt: Attempt, call: Call) -> None:
+def test_status_of_a_batch_shows_its_progress(attempt: Attempt, call: Call) -> None:
     progress = Progress(total=10, done=4, elapsed_s=2.0)
     write_json(attempt.status_file, Status(phase="running", at=time.time(), progress=progress))
     assert "4/10 done, 0 failed" in printed(call("status"))
 
 
-def test_a_live_table_until_the_run_ends(attempt: Attempt, tmp_path: Path) -> None:
+def test_live_status_updates_until_the_run_ends(attempt: Attempt, tmp_path: Path) -> None:
     report(attempt)
     with going_on(attempt), on_a_terminal(["status"], tmp_path) as status:
         status.expect_exact("120 requests")
@@ -116,7 +115,7 @@ def test_a_live_table_until_the_run_ends(attempt: Attempt, tmp_path: Path) -> No
         assert ends(status) == 0
 
 
-def test_ctrl_c_leaves_the_run_alone(attempt: Attempt, tmp_path: Path) -> None:
+def test_ctrl_c_in_live_status_does_not_stop_the_run(attempt: Attempt, tmp_path: Path) -> None:
     report(attempt)
     with going_on(attempt), on_a_terminal(["status"], tmp_path) as status:
         status.expect_exact("120 requests")
@@ -126,7 +125,7 @@ def test_ctrl_c_leaves_the_run_alone(attempt: Attempt, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["--once"], []])
-def test_once_where_it_is_asked_for_or_there_is_no_job(
+def test_status_returns_at_once_with_once_or_without_a_job(
     words: list[str], attempt: Attempt, tmp_path: Path
 ) -> None:
     report(attempt)
@@ -139,7 +138,7 @@ def test_once_where_it_is_asked_for_or_there_is_no_job(
             assert ends(status) == 0
 
 
-def test_what_is_printed_works_as_pasted(attempt: Attempt, tmp_path: Path) -> None:
+def test_printed_commands_work_when_pasted(attempt: Attempt, tmp_path: Path) -> None:
     key = attempt.run.api_key()
     with simulator(key=key) as rank:
         endpoint = announce(attempt, f"{rank.url}/v1")
@@ -148,8 +147,8 @@ def test_what_is_printed_works_as_pasted(attempt: Attempt, tmp_path: Path) -> No
         answer = json.loads(shell(line, tmp_path))
     assert answer["choices"][0]["message"]["content"]
     export = next(line for line in lines if "export" in line)
-    told = shell(f'{export}; echo "$OPENAI_BASE_URL" "$OPENAI_API_KEY"', tmp_path)
-    assert told.split() == [f"{rank.url}/v1", key]
+    exported = shell(f'{export}; echo "$OPENAI_BASE_URL" "$OPENAI_API_KEY"', tmp_path)
+    assert exported.split() == [f"{rank.url}/v1", key]
     shown = next(line for line in lines if "key:" in line).split(maxsplit=1)[1]
     assert shell(shown, tmp_path).strip() == key
     chat = next(line for line in lines if "hpc-dynamo chat" in line)
@@ -163,15 +162,17 @@ def shell(line: str, cwd: Path) -> str:
     return done.stdout
 
 
-def test_tls_names_the_certificate(attempt: Attempt) -> None:
+def test_instructions_with_tls_name_the_certificate(attempt: Attempt) -> None:
     endpoint = announce(attempt, "https://10.0.0.7:8001/v1", cert="/a b/cert.pem")
     text = instructions(attempt, endpoint)
     assert "curl --cacert '/a b/cert.pem' https://10.0.0.7:8001/v1/chat/completions" in text
-    assert "-k in place of --cacert" in text
+    assert "use -k instead of --cacert" in text
     assert "base URL is https://localhost:8000/v1" in text
 
 
-def test_a_proxy_must_not_stand_between(attempt: Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_instructions_bypass_a_site_proxy(
+    attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
     endpoint = announce(attempt, "http://10.0.0.7:8001/v1")
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -196,7 +197,7 @@ def test_a_proxy_must_not_stand_between(attempt: Attempt, monkeypatch: pytest.Mo
         ("http://127.0.0.1:81/v1", "", "localhost", f"-L 8000:127.0.0.1:81 ann@{HERE}"),
     ],
 )
-def test_the_way_from_a_laptop(
+def test_ssh_tunnel_from_a_laptop(
     url: str, host: str, submitted_from: str, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOGNAME", "ann")

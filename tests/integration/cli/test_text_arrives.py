@@ -1,5 +1,7 @@
-"""Random texts from the command line and from files: unchanged in the sbatch script, in the
-environment and on the command line of an engine."""
+"""Texts of overrides and files reach the sbatch script and the engine unchanged.
+
+The texts are random. An engine receives them in its environment and on its command line.
+"""
 
 import json
 import os
@@ -28,7 +30,8 @@ BASE = ("engine=vllm", "model.path=org/model", "cluster.gpus_per_node=4")
 SLOW = settings(
     deadline=None,
     max_examples=4,
-    phases=[Phase.generate],  # to shrink an example takes minutes
+    # To shrink an example takes minutes.
+    phases=[Phase.generate],
     suppress_health_check=[HealthCheck.too_slow],
 )
 
@@ -40,7 +43,7 @@ print(json.dumps([sys.argv[1:], dict(os.environ)]))
 
 @pytest.fixture(scope="module")
 def printer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A program that prints its arguments and its environment."""
+    """Return a program that prints its arguments and its environment."""
     program = tmp_path_factory.mktemp("bin") / "python"
     program.write_text(PRINTER)
     program.chmod(0o755)
@@ -48,7 +51,7 @@ def printer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def started(config: Config) -> tuple[list[str], dict[str, str]]:
-    """What the engine of the decode worker gets."""
+    """Return the command of the engine of the decode worker."""
     worker = next(w for w in plan(config).workers if w.role is Role.decode)
     view = with_worker_options(config, worker.model, worker.role)
     place = Placement(worker, "127.0.0.1", (5000, 5001), ("0",), "key")
@@ -61,7 +64,7 @@ def started(config: Config) -> tuple[list[str], dict[str, str]]:
 
 
 def options(texts: list[str]) -> list[str]:
-    """Those that reach argv as they were written: no words, JSON or mappings."""
+    """Return the texts that reach argv as written: no keywords, JSON or mappings."""
     converted = ("true", "false", "null")
     return [t for t in texts if t.lower() not in converted and t[:1] not in ("{", "[")]
 
@@ -98,7 +101,8 @@ def test_values_of_a_file_reach_argv_and_environment(
 def test_overrides_reach_the_script(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str]
 ) -> None:
-    flags = ("", "true", "false", "null")  # which add an option without a value, or leave it out
+    # These values add an option without a value, or omit it.
+    flags = ("", "true", "false", "null")
     texts = [text for text in [*texts, *ODD] if text.isprintable()]
     texts = [text for text in texts if text.strip().lower() not in flags]
     extra = [f"cluster.slurm.extra.text-{at}={text}" for at, text in enumerate(texts)]
@@ -121,8 +125,8 @@ def test_overrides_reach_the_script(
 
 
 @pytest.mark.cluster
-def test_sbatch_reads_what_was_written(tmp_path: Path) -> None:
-    """sbatch says which arguments it found in a script before it asks for the controller."""
+def test_sbatch_reads_the_written_arguments(tmp_path: Path) -> None:
+    """sbatch prints the arguments that it found in a script before it contacts the controller."""
     texts = [text for text in ODD if text.isprintable()]
     lines = "".join(f"#SBATCH --comment={quoted(text)}\n" for text in texts)
     (tmp_path / "script").write_text(f"#!/bin/bash\n{lines}true\n")
@@ -139,13 +143,13 @@ def test_sbatch_reads_what_was_written(tmp_path: Path) -> None:
     "word",
     ["name=a\nb", "cluster.slurm.account=x\n#SBATCH --x", "cluster.slurm.extra.comment=a\tb"],
 )
-def test_text_of_several_lines_is_refused_where_a_line_is_written(word: str) -> None:
+def test_text_of_several_lines_is_refused_for_fields_of_one_line(word: str) -> None:
     with pytest.raises(ConfigError, match="has a control character"):
         validate(compose([word]))
 
 
 def test_texts_reach_the_engine_of_a_job(tmp_path: Path) -> None:
-    """All the way: run folder, submission, agent and the process between agent and engine."""
+    """The texts pass the run folder, the submission, the agent and the supervisor."""
     program, texts = tmp_path / "python", options(ODD)
     program.write_text(PRINTER.replace("print(", "open(os.environ['TO'], 'w').write("))
     program.chmod(0o755)

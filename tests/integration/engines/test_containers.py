@@ -21,7 +21,7 @@ from hpc_dynamo.config import (
     Topology,
     validate,
 )
-from hpc_dynamo.engines import ENGINES, Command, Placement, diagnose, engine, in_container
+from hpc_dynamo.engines import ENGINES, EngineCommand, Placement, diagnose, engine, in_container
 from hpc_dynamo.engines.environment import INJECTED
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch import mpi_rank
@@ -57,7 +57,7 @@ def config(container: Container, name: str = "vllm", **fields: object) -> Config
     )
 
 
-def commands(c: Config) -> tuple[Command, Command]:
+def commands(c: Config) -> tuple[EngineCommand, EngineCommand]:
     """What the engine is started by, without and with its container; in one it does not import from
     the current folder, which Apptainer mounts."""
     bare = engine(c.engine.name).command(c, PLACE)
@@ -194,7 +194,11 @@ REFUSED = [
     (replace(ENROOT, image=""), "engine.container.image is not set", "/shared/vllm.sqsh"),
     (replace(PYXIS, image=""), "engine.container.image is not set", "/shared/vllm.sqsh"),
     (replace(PYXIS, image="vllm.sqsh"), "look for that in a registry", "/vllm.sqsh"),
-    (Container(image="/x.sif"), "engine.container.image=/x.sif needs a kind", "kind=apptainer"),
+    (
+        Container(image="/x.sif"),
+        "engine.container.image=/x.sif needs a container runtime",
+        "kind=apptainer",
+    ),
     (
         replace(ENROOT, image="nvcr.io#nvidia/vllm:1"),
         "Enroot starts files",

@@ -21,7 +21,7 @@ from hpc_dynamo.config import (
     Topology,
     TopologyKind,
 )
-from hpc_dynamo.engines import Command, Placement, ShardRendezvous, engine
+from hpc_dynamo.engines import EngineCommand, Placement, ShardRendezvous, engine
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch import mpi_rank, mpi_step
 from hpc_dynamo.topology import Worker, plan
@@ -42,7 +42,7 @@ def config(name: str, pool: Pool, **args: object) -> Config:
     )
 
 
-def command(given: Config, part: int) -> Command:
+def command(given: Config, part: int) -> EngineCommand:
     """Of one part of the first worker."""
     engine(given.engine.name).check(given, plan(given))
     return engine(given.engine.name).command(given, place(plan(given).workers[0], part))

@@ -1,7 +1,7 @@
-"""NIXL between real processes, in host memory.
+"""NIXL between processes, in host memory.
 
-Every side runs in a child: the UCX that comes with nixl-cu12 crashes in its exit handlers, so a
-process that has used it must leave by os._exit, and pytest's own should not.
+Each side runs in a child process. The UCX of nixl-cu12 crashes in its exit handlers, so a process
+that has used it must end with os._exit.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ def filled(block_bytes: int) -> mmap.mmap:
 
 
 async def producer(block_bytes: int) -> None:
-    """Says its metadata, then every notice that it hears; until killed."""
+    """Print the metadata, then each notification, until killed."""
     agent = KvAgent(f"producer-{os.getpid()}", filled(block_bytes), block_bytes)
     print("metadata", agent.metadata().hex(), flush=True)
     while True:
@@ -43,7 +43,7 @@ async def producer(block_bytes: int) -> None:
 
 
 class Producer:
-    """The other side, a process."""
+    """Process of the other side."""
 
     def __init__(self, process: "asyncio.subprocess.Process") -> None:
         self.process = process
@@ -52,7 +52,7 @@ class Producer:
     async def says(self, word: str) -> str:
         assert self.process.stdout
         async with asyncio.timeout(10):
-            async for line in self.process.stdout:  # NIXL writes its log there too
+            async for line in self.process.stdout:  # NIXL also logs there
                 if line.startswith(word.encode()):
                     return line.decode().split()[1]
         raise AssertionError(f"the producer ended before it said {word}")
@@ -97,7 +97,7 @@ async def pulled(block_bytes: int) -> None:
 
 
 async def silent(block_bytes: int) -> None:
-    """A stopped peer: the deadline holds, and its late bytes are waited for."""
+    """The deadline holds for a stopped peer, and its late bytes are awaited."""
     pool = mmap.mmap(-1, BLOCKS * block_bytes)
     agent = KvAgent("consumer", pool, block_bytes)
     async with peer(block_bytes) as other:
@@ -130,7 +130,7 @@ async def cancelled(block_bytes: int) -> None:
         await asyncio.wait([pull])
         assert pull.cancelled()
         settled = asyncio.create_task(agent.wait_settled([1, 2]))
-        other.process.kill()  # its death ends the transfer as well
+        other.process.kill()  # its death also ends the transfer
         await asyncio.wait_for(settled, 10)
 
 
@@ -174,7 +174,7 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 
-# Over shared memory a stopped process can still be read from, so it is not silent there.
+# Shared memory of a stopped process can still be read, so it is not silent.
 TCP, SHARED, SMALL, LARGE = "tcp", "tcp,self,sm", 4096, 256 * 1024
 CASES = [
     *(("pulled", size, by) for size in (SMALL, LARGE) for by in (TCP, SHARED)),
@@ -186,14 +186,14 @@ CASES = [
 
 
 @pytest.mark.parametrize(("scenario", "block_bytes", "transports"), CASES)
-def test_kv(scenario: str, block_bytes: int, transports: str) -> None:
+def test_kv_agent_scenario(scenario: str, block_bytes: int, transports: str) -> None:
     argv = [sys.executable, __file__, scenario, str(block_bytes)]
     env = os.environ | {"UCX_TLS": transports}
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_without_nixl_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_nixl_names_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     for wheel in ("nixl_cu12", "nixl_cu13", "nixl"):
         monkeypatch.setitem(sys.modules, wheel, None)
     with pytest.raises(MissingDependency, match="pip install --no-deps nixl-cu12"):

@@ -1,4 +1,4 @@
-"""A run folder, its attempts and their results, made by hand."""
+"""Run folder with attempts and results for tests."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ InJob = Callable[[str, int], None]
 
 
 def with_fields(config: Config, **fields: Any) -> Config:
-    """`a__b=value` sets the field a.b."""
+    """Return the configuration with `a__b=value` as the field a.b."""
     for path, value in fields.items():
         names = path.split("__")
         config = _with(config, names, value)
@@ -33,7 +33,7 @@ def _with(part: Any, names: list[str], value: Any) -> Any:
 
 
 def attempt(run: Run, config: Config, *lines: bytes, job: str = "1", inside: str = "") -> None:
-    """An attempt that ended, and the results that it wrote."""
+    """Create an attempt that has ended, and its results."""
     made = run.new_attempt(config, Plan(workers=(), nodes=1, gpus_per_node=0))
     record = JobRecord(launcher="allocation", job_id=job, enclosing_job_id=inside)
     write_json(made.job_file, record)

@@ -1,4 +1,4 @@
-"""`overwrite=true` deletes no result, and takes effect once a job."""
+"""`overwrite=true` deletes no result, and takes effect once per job."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.integration.results.kept import InJob, attempt, bad, good, with_field
 from tests.support.runs import results_on_disk, write_prompts
 
 
-def test_overwrite_moves_earlier_results_aside(
+def test_overwrite_renames_earlier_results(
     config: Config, requests: BatchInput, said: list[str], tmp_path: Path
 ) -> None:
     anew, runs = replace(config, overwrite=True), tmp_path / "runs"
@@ -27,7 +27,7 @@ def test_overwrite_moves_earlier_results_aside(
     ]
 
 
-def test_overwrite_takes_other_settings_and_another_input(
+def test_overwrite_accepts_other_settings_and_input(
     config: Config, requests: BatchInput, said: list[str], tmp_path: Path
 ) -> None:
     attempt(batch_run(config, requests, said.append), config, good(0))
@@ -45,10 +45,10 @@ def test_overwrite_deletes_a_run_without_results(
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["r"]
 
 
-def test_overwrite_leaves_a_folder_that_is_no_run_alone(
+def test_overwrite_keeps_folder_that_is_not_a_run(
     config: Config, requests: BatchInput, said: list[str], tmp_path: Path
 ) -> None:
-    """`runs=.` beside a folder of data with the input's name."""
+    """`runs_dir=.` contains a data folder with the name of the input."""
     (tmp_path / "runs/r").mkdir(parents=True)
     (tmp_path / "runs/r/data.csv").write_text("1,2\n")
     batch_run(replace(config, overwrite=True), requests, said.append)
@@ -56,7 +56,7 @@ def test_overwrite_leaves_a_folder_that_is_no_run_alone(
 
 
 @pytest.mark.parametrize("record", [{"job": "77"}, {"job": "4242", "inside": "77"}], ids=str)
-def test_overwrite_has_no_effect_in_a_jobs_later_lives(
+def test_overwrite_has_no_effect_after_requeue(
     config: Config,
     requests: BatchInput,
     said: list[str],
@@ -76,11 +76,11 @@ def test_overwrite_has_no_effect_in_a_jobs_later_lives(
     assert said[-1] == f"overwrite=true took effect when this job first ran: {run.path} is resumed"
 
 
-def test_overwrite_takes_effect_in_a_restarted_job_that_never_came_to_it(
+def test_overwrite_takes_effect_after_restart_before_overwriting(
     config: Config, requests: BatchInput, said: list[str], in_job: InJob
 ) -> None:
-    """Preempted before our command ran; also in another job, as when the script is submitted
-    again, or in the next task of an array."""
+    """The first execution was preempted before the command ran. Also applies to another job or
+    array task of the same script."""
     attempt(batch_run(config, requests, said.append), config, good(0), job="5")
     in_job("77", 1)
     run = batch_run(replace(config, overwrite=True), requests, said.append)

@@ -1,4 +1,4 @@
-"""`batch.retry_failed=true` runs failed requests again, once a round."""
+"""`batch.retry_failed=true` runs failed requests again, once per round."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from hpc_dynamo.batch.input_file import BatchInput
 from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.cli.run_folder import batch_run
 from hpc_dynamo.config import Config
-from hpc_dynamo.messages import SOME_FAILED
+from hpc_dynamo.errors import ExitCode
 from hpc_dynamo.run import Run
 from tests.integration.results.kept import (
     InJob,
@@ -25,7 +25,7 @@ from tests.support.runs import SIMULATOR, answers, hpc_dynamo, results_on_disk, 
 
 
 def states(run: Run, requests: BatchInput) -> tuple[list[str], list[str]]:
-    """Ids that have an answer, and ids that are still to run."""
+    """Return the ids with an answer, and those that will still run."""
     ledger = Ledger(run, 0)
     answered = [i for i, spot in ledger.results().items() if spot.answered]
     return sorted(answered), [entry.custom_id for entry in ledger.unfinished(requests)]
@@ -44,14 +44,14 @@ def test_retry_runs_only_failed_requests_again(
     assert failed(run.errors) == ["request 2"]
 
 
-def test_a_retry_that_was_broken_off_is_resumed_and_ends(
+def test_interrupted_retry_is_resumed(
     config: Config,
     requests: BatchInput,
     start: Start,
     in_job: InJob,
 ) -> None:
-    """Neither a requeue nor the same command again repeats failures of the round; a command
-    after its end begins the next."""
+    """A requeue or the same command does not repeat failures of the round. After its end the
+    command starts the next round."""
     retry = with_fields(config, batch__retry_failed=True)
     attempt(start(config), config, *map(bad, range(4)))
     in_job("77", 0)
@@ -70,7 +70,7 @@ def test_a_retry_that_was_broken_off_is_resumed_and_ends(
     assert states(start(retry), requests)[1] == ["request 0", "request 2", "request 3"]
 
 
-def test_a_retry_of_a_batch_that_is_not_complete_also_runs_the_rest(
+def test_retry_of_incomplete_batch_runs_remaining_requests(
     config: Config, requests: BatchInput, start: Start
 ) -> None:
     attempt(start(config), config, good(0), bad(1))
@@ -78,7 +78,7 @@ def test_a_retry_of_a_batch_that_is_not_complete_also_runs_the_rest(
     assert states(run, requests)[1] == ["request 1", "request 2", "request 3"]
 
 
-def test_a_retry_without_failures_runs_nothing(
+def test_retry_without_failures_runs_nothing(
     config: Config, requests: BatchInput, start: Start
 ) -> None:
     attempt(start(config), config, *map(good, range(4)))
@@ -87,7 +87,7 @@ def test_a_retry_without_failures_runs_nothing(
     assert not run.retry_file.exists()
 
 
-def test_a_retry_may_change_engine_options_and_says_so(
+def test_retry_may_change_engine_options_and_prints_them(
     config: Config, requests: BatchInput, start: Start, said: list[str]
 ) -> None:
     attempt(start(config), config, good(0), bad(1), good(2), good(3))
@@ -104,9 +104,7 @@ def test_a_retry_may_change_engine_options_and_says_so(
     assert "retry_failed" not in error.hint, "it would not help"
 
 
-def test_while_nothing_is_answered_a_retry_may_change_everything(
-    config: Config, start: Start
-) -> None:
+def test_retry_without_results_may_change_everything(config: Config, start: Start) -> None:
     attempt(start(config), config, *map(bad, range(4)))
     other = with_fields(config, batch__body_defaults={"max_tokens": 5})
     error = refused(start, other)
@@ -115,7 +113,7 @@ def test_while_nothing_is_answered_a_retry_may_change_everything(
     start(with_fields(other, batch__retry_failed=True))
 
 
-def test_a_longer_context_answers_what_was_too_long(tmp_path: Path) -> None:
+def test_retry_with_longer_context_answers_long_prompt(tmp_path: Path) -> None:
     ids = write_prompts(tmp_path / "in.jsonl", 3)
     long = {"custom_id": "long", "prompt": "word " * 300, "max_tokens": 4}
     with (tmp_path / "in.jsonl").open("a") as file:
@@ -136,8 +134,8 @@ def test_a_longer_context_answers_what_was_too_long(tmp_path: Path) -> None:
     assert (run / "errors.jsonl").read_text() == ""
 
 
-def test_the_engines_own_sentence_reaches_the_summary_and_the_errors(tmp_path: Path) -> None:
-    """Also when no line could be answered."""
+def test_engine_message_is_in_summary_and_errors(tmp_path: Path) -> None:
+    """This also applies if no request was answered."""
     (tmp_path / "in.jsonl").write_text('{"prompt": "word word", "max_tokens": 99999}\n')
     done = hpc_dynamo("batch", *SIMULATOR, "input=in.jsonl", cwd=tmp_path)
     assert done.returncode == 3, done.stdout
@@ -148,7 +146,7 @@ def test_the_engines_own_sentence_reaches_the_summary_and_the_errors(tmp_path: P
     assert sentence in done.stderr
 
 
-def test_a_batch_with_failures_names_the_first_one_and_what_helps(tmp_path: Path) -> None:
+def test_batch_with_failures_names_first_error_and_remedy(tmp_path: Path) -> None:
     """A retry does not change an error of the request itself, so it is not advised twice."""
     write_prompts(tmp_path / "in.jsonl", 1)
     with (tmp_path / "in.jsonl").open("a") as file:
@@ -169,11 +167,11 @@ def test_a_batch_with_failures_names_the_first_one_and_what_helps(tmp_path: Path
     assert "these errors are final: change the" in retried.stderr
 
 
-def test_a_retry_is_advised_again_while_a_failure_is_not_final(tmp_path: Path) -> None:
+def test_transient_failure_advises_retry_again(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.errors.write_bytes(bad(1) + bad(2, 500))
     code, said = exit_status(run, 1, 2, retried=True)
-    assert code == SOME_FAILED
+    assert code == ExitCode.some_failed
     assert "the first error: request 1: too long" in said
     assert said.endswith("try: run the same command with batch.retry_failed=true")
     run.errors.write_bytes(bad(1) + bad(2))

@@ -1,4 +1,4 @@
-"""A run name is not used again with settings that change answers."""
+"""A run is not resumed with settings that change answers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.integration.results.kept import Start, attempt, good, refused, with_f
 from tests.support.runs import SIMULATOR, hpc_dynamo, write_prompts
 
 
-def test_blanks_in_json_make_no_difference() -> None:
+def test_whitespace_in_json_does_not_change_settings() -> None:
     texts = ('{"a":{"b":1}}', '{"a": {"b": 1}}', {"a": {"b": 1}})
     configs = (Config(engine=Engine(args={"hf-overrides": each})) for each in texts)
     first, *others = map(answer_settings, configs)
@@ -53,7 +53,7 @@ OTHER = [
 
 @pytest.mark.parametrize(("changed", "named"), OTHER)
 @pytest.mark.parametrize("lines", [[0], [0, 1, 2, 3]], ids=["unfinished", "complete"])
-def test_other_settings_are_refused_by_name(
+def test_changed_settings_are_rejected_by_name(
     start: Start,
     config: Config,
     changed: dict[str, Any],
@@ -86,7 +86,7 @@ SAME = [
 
 
 @pytest.mark.parametrize("changed", SAME, ids=str)
-def test_a_run_is_resumed_with_other_settings_of_speed(
+def test_run_resumes_with_other_speed_settings(
     start: Start, config: Config, changed: dict[str, Any]
 ) -> None:
     attempt(start(config), config, good(0))
@@ -111,17 +111,19 @@ def test_a_run_is_resumed_with_other_settings_of_speed(
         ("another engine", "gpu-memory-utilization", True),
     ],
 )
-def test_which_engine_options_change_answers(engine: str, option: str, expected: bool) -> None:
+def test_engine_options_that_change_answers_are_compared(
+    engine: str, option: str, expected: bool
+) -> None:
     assert changes_answers(engine, option) is expected
 
 
-def test_a_number_and_the_same_number_as_text_are_the_same_option(config: Config) -> None:
+def test_number_and_text_are_the_same_option(config: Config) -> None:
     number = with_fields(config, engine__args={"max-model-len": 2048, "trust-remote-code": True})
     text = with_fields(config, engine__args={"max_model_len": "2048", "trust_remote_code": "true"})
     assert differences(answer_settings(number), answer_settings(text)) == []
 
 
-def test_a_models_folder_has_one_name(
+def test_model_folder_is_compared_by_resolved_path(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "m").mkdir()
@@ -130,17 +132,15 @@ def test_a_models_folder_has_one_name(
     assert differences(answer_settings(one), answer_settings(other)) == []
 
 
-def test_settings_may_change_while_there_is_no_result(start: Start, config: Config) -> None:
-    """The first attempt's engine did not start: its option is mended."""
+def test_settings_may_change_without_results(start: Start, config: Config) -> None:
+    """The engine of the first attempt did not start, so its option may be corrected."""
     attempt(start(config), config)
     run = start(with_fields(config, engine__args={"dtype": "float16"}))
     attempt(run, config, good(0))
     assert "dtype: float16 → float32" in refused(start, config).message
 
 
-def test_a_run_of_the_previous_version_is_known_by_its_last_attempt(
-    start: Start, config: Config
-) -> None:
+def test_run_of_previous_version_uses_last_attempt(start: Start, config: Config) -> None:
     run = start(config)
     attempt(run, config, good(0))
     run.settings_file.unlink()
@@ -149,7 +149,7 @@ def test_a_run_of_the_previous_version_is_known_by_its_last_attempt(
     assert run.settings_file.exists()
 
 
-def test_several_differences_are_named_a_line_each(start: Start, config: Config) -> None:
+def test_differences_are_listed_one_per_line(start: Start, config: Config) -> None:
     attempt(start(config), config, good(0))
     other = with_fields(config, model__path="org/b", batch__body_defaults={"n": 2, "seed": 1})
     lines = refused(start, other).message.splitlines()[1:]
@@ -162,7 +162,7 @@ def test_several_differences_are_named_a_line_each(start: Start, config: Config)
     ]
 
 
-def test_the_proposed_name_is_free_and_quoted(start: Start, config: Config, tmp_path: Path) -> None:
+def test_proposed_name_is_free_and_quoted(start: Start, config: Config, tmp_path: Path) -> None:
     config = replace(config, name="it's a run")
     attempt(start(config), config, good(0))
     (tmp_path / "runs" / "it's a run-2").mkdir()
@@ -170,7 +170,7 @@ def test_the_proposed_name_is_free_and_quoted(start: Start, config: Config, tmp_
     assert hint.startswith("""'name=it'"'"'s a run-3' for a run of its own""")
 
 
-def test_a_profile_names_what_differs(config: Config, requests: BatchInput) -> None:
+def test_profile_reports_changed_settings(config: Config, requests: BatchInput) -> None:
     config = replace(config, task=Task.profile)
     run = profile_run(config, print)
     attempt(run, config, b"{}\n")
@@ -183,18 +183,18 @@ def test_a_profile_names_what_differs(config: Config, requests: BatchInput) -> N
     batch = replace(config, task=Task.batch)
     with pytest.raises(ConfigError, match="holds other results, those of a profile"):
         batch_run(batch, requests, print)
-    run.settings_file.unlink()  # of the previous version
+    run.settings_file.unlink()  # written by the previous version
     with pytest.raises(ConfigError, match=r"engine\.max_num_seqs"):
         profile_run(other, print)
 
 
-def test_an_endpoint_does_not_take_a_batchs_folder(config: Config, start: Start) -> None:
+def test_serve_rejects_folder_of_batch(config: Config, start: Start) -> None:
     start(config)
     with pytest.raises(ConfigError, match="holds results"):
         serve_run(replace(config, task=Task.serve), print)
 
 
-def test_two_models_on_one_file(tmp_path: Path) -> None:
+def test_two_models_on_one_input_are_rejected(tmp_path: Path) -> None:
     write_prompts(tmp_path / "in.jsonl", 3)
     words = ("batch", *SIMULATOR, "input=in.jsonl")
     first = hpc_dynamo(*words, "model.name=a", cwd=tmp_path)

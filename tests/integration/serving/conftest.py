@@ -1,4 +1,4 @@
-"""Two runs that most tests share, one of each topology, with a tokenizer for routing."""
+"""Two shared runs, one per topology, with a tokenizer for routing."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ from tests.support.tiny_models import byte_tokenizer
 
 @pytest.fixture(scope="package")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder whose tokens are bytes; the simulator itself needs none."""
+    """Return a model folder whose tokens are bytes, for routing."""
     return byte_tokenizer(tmp_path_factory.mktemp("model") / "bytes")
 
 
@@ -21,9 +21,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(
     tmp_path_factory: pytest.TempPathFactory, model_folder: Path
 ) -> Iterator[dict[str, Served]]:
-    """By topology; started side by side, since most of a start is waiting."""
+    """Return the runs by topology, started in parallel, because a start mostly waits."""
     kinds = ("aggregated", "disaggregated")
-    # Else what a hand-over costs is measured: on a busy machine it would be too much.
+    # Otherwise the transfer cost is measured, which would be too high on a busy machine.
     fixed = ("serve.max_body_mb=0.25", "router.transfer_cost_tokens=0")
     options = (f"model.path={model_folder}", *fixed)
     with ExitStack() as stack, ThreadPoolExecutor(len(kinds)) as pool:
@@ -46,5 +46,5 @@ def disaggregated(runs: dict[str, Served]) -> Served:
 
 @pytest.fixture(scope="package", params=["aggregated", "disaggregated"])
 def served(request: pytest.FixtureRequest, runs: dict[str, Served]) -> Served:
-    """Each of them."""
+    """Return each run in turn."""
     return runs[str(request.param)]

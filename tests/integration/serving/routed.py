@@ -1,4 +1,4 @@
-"""A run of `hpc-dynamo route` before simulators of a test."""
+"""Run of `hpc-dynamo route` in front of simulators."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,15 +7,15 @@ from typing import Any
 
 from hpc_dynamo.run import Run
 from tests.integration.serving.served import Served
-from tests.integration.simulator.conftest import KEY
 from tests.support.runs import hpc_dynamo
+from tests.support.simulator import KEY
 
 Row = dict[str, Any]
 
 
 @contextmanager
 def routing(folder: Path, *words: str, name: str = "r", engine_key: str = KEY) -> Iterator[Served]:
-    """A detached route, from its first answer to the end of its last process."""
+    """Yield a detached route, from its first response to the end of its last process."""
     (folder / "engines.key").write_text(f"{engine_key}\n")
     key = "route.api_key_file=engines.key"
     done = hpc_dynamo("route", *words, key, f"name={name}", "--detach", cwd=folder)

@@ -1,4 +1,4 @@
-"""A run of `hpc-dynamo serve` on this machine, and its clients' ways in."""
+"""Run of `hpc-dynamo serve` on this machine, with clients."""
 
 import http.client
 import json
@@ -39,7 +39,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Served:
-    """A serving run. `tls` is for clients of one with a certificate."""
+    """Serving run. `tls` is the context for clients if it has a certificate."""
 
     attempt: Attempt
     tls: ssl.SSLContext | None = field(default=None)
@@ -65,7 +65,7 @@ class Served:
         )
 
     def asynchronous(self) -> openai.AsyncOpenAI:
-        """A client that belongs to the caller's event loop; an `async with` closes it."""
+        """Return a client of the caller's event loop; an `async with` closes it."""
         http_client = openai.DefaultAsyncHttpxClient(verify=self.tls or True)
         return openai.AsyncOpenAI(
             base_url=self.url, api_key=self.key, max_retries=0, timeout=90, http_client=http_client
@@ -84,11 +84,11 @@ class Served:
         body: bytes | None = None,
         headers: Headers | None = None,
     ) -> Reply:
-        """One request on a connection of its own, with the key unless `headers` are given."""
+        """Send a request on a new connection, with the key unless `headers` are given."""
         connection = self.connect()
         try:
             own = {"Authorization": f"Bearer {self.key}"} if headers is None else headers
-            with suppress(ConnectionError):  # refused before all was sent; the answer is there
+            with suppress(ConnectionError):  # rejected before all was sent; the response is there
                 connection.request(method, path, body, dict(own))
             answer = connection.getresponse()
             fields = {name.lower(): value for name, value in answer.getheaders()}
@@ -100,21 +100,20 @@ class Served:
         return self.ask("POST", path, json.dumps(body).encode(), headers)
 
     def metrics(self) -> dict[str, float]:
-        """The job's own: a page of /metrics by name with labels."""
+        """Return /metrics of the job by name with labels."""
         reply = self.ask("GET", "/metrics")
         assert reply.status == 200
         return _parse(reply.body)
 
     def wait(self) -> None:
-        """Until it serves."""
+        """Wait until it serves."""
         attempt = self.attempt
         until("the endpoint", lambda: attempt.outcome() or attempt.endpoint(), 60)
         assert attempt.outcome() is None, attempt.outcome()
         until("all workers", lambda: self.ask("GET", "/ready").status == 200, 60)
 
     def metrics_now(self) -> dict[str, float]:
-        """Not those of a second ago: a page that counts a request which was made after it was
-        asked for."""
+        """Return metrics that are newer than this call: they count a request made in it."""
         name = 'hpc_dynamo_requests_total{path="other",status="404"}'
         before = self.metrics().get(name, 0.0)
         assert self.ask("GET", "/marker").status == 404
@@ -123,10 +122,10 @@ class Served:
             page = until("newer figures", self.metrics, 10)
         return page
 
-    # The engines behind it.
+    # Engines.
 
     def workers(self) -> dict[str, list[dict[str, Any]]]:
-        """Ready workers by role."""
+        """Return the ready workers by role."""
         found: dict[str, list[dict[str, Any]]] = {}
         for row in self.ask("GET", "/v1/workers").json["data"]:
             if row["state"] == "ready":
@@ -134,7 +133,7 @@ class Served:
         return found
 
     def engines(self) -> dict[str, dict[str, float]]:
-        """By role, the metrics of the first worker; the engines know the run's own token alone."""
+        """Return metrics of the first worker per role. Engines accept only the run's token."""
         return {role: self.engine(rows[0]["url"]) for role, rows in self.workers().items()}
 
     def engine(self, url: str) -> dict[str, float]:
@@ -149,41 +148,41 @@ class Served:
             connection.close()
 
     def loads(self) -> dict[str, float]:
-        """Requests in each engine that answers, by URL."""
+        """Return the requests in each engine that answers, by URL."""
         names = ("vllm:num_requests_running", "vllm:num_requests_waiting")
         found = dict[str, float]()
         for row in chain.from_iterable(self.workers().values()):
-            with suppress(ConnectionError):  # the head's view may be a second old
+            with suppress(ConnectionError):  # the view of the head may be a second old
                 figures = self.engine(row["url"])
                 found[row["url"]] = sum(figures[name] for name in names)
         return found
 
     def busy(self) -> float:
-        """Requests in all engines."""
+        """Return the requests in all engines."""
         return sum(self.loads().values())
 
-    # Its processes.
+    # Processes.
 
     @property
     def head(self) -> int:
         return next(self.attempt.nodes()).pid
 
     def pid_of(self, url: str) -> int:
-        """The process that listens at a worker's URL."""
+        """Return the process that listens at a worker's URL."""
         port = f"{urlsplit(url).port}"
         return next(pid for pid, words in self._processes() if port in words)
 
     def frontends(self) -> dict[int, int]:
-        """Process ids of the frontends by index."""
+        """Return the process ids of the frontends by index."""
         rows = [(words, pid) for pid, words in self._processes() if "hpc_dynamo.frontend" in words]
         return {int(words[words.index("hpc_dynamo.frontend") + 2]): pid for words, pid in rows}
 
     def processes(self) -> list[int]:
-        """All that are left of the run."""
+        """Return the remaining processes of the run."""
         return [pid for pid, _ in self._processes()]
 
     def _processes(self) -> Iterator[tuple[int, list[str]]]:
-        """Of this run: its agents, and what they have started."""
+        """Return the agents of this run and their child processes."""
         parents, words = dict[int, int](), dict[int, list[str]]()
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
@@ -201,7 +200,7 @@ class Served:
                 yield pid, words[pid]
 
     def stop(self) -> None:
-        """Its end, also after it has ended by itself."""
+        """Stop the run; it may have ended already."""
         job = launch.find_job(self.attempt)
         assert job
         job.stop()
@@ -215,7 +214,7 @@ def _parse(page: bytes) -> dict[str, float]:
 
 @contextmanager
 def serving(folder: Path, *words: str, tls: ssl.SSLContext | None = None) -> Iterator[Served]:
-    """Ready to answer. Its processes are ended, whatever happens."""
+    """Start a run and yield it when it is ready; its processes end with the block."""
     done = hpc_dynamo("serve", *SIMULATOR, *words, "name=s", "--detach", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     served = Served(Run(folder / "runs" / "s").attempts()[-1], tls)
@@ -229,7 +228,7 @@ def serving(folder: Path, *words: str, tls: ssl.SSLContext | None = None) -> Ite
 
 
 def kill(pid: int) -> None:
-    """Returns when its sockets are closed."""
+    """Wait until its sockets are closed."""
     os.kill(pid, signal.SIGKILL)
     until("it is dead", lambda: _dead(pid), 10)
 
@@ -242,7 +241,7 @@ def _dead(pid: int) -> bool:
 
 
 def certified(folder: Path) -> ssl.SSLContext:
-    """Writes the files of TLS for this machine; clients trust them by this."""
+    """Write TLS files for this machine; return a context for clients that trust them."""
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     certificate.private_key_pem.write_to_path(folder / "key.pem")

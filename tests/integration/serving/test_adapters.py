@@ -1,4 +1,4 @@
-"""LoRA adapters of one model, beside a model that gives vectors alone."""
+"""LoRA adapters of one model, next to a model that only returns embeddings."""
 
 import json
 import urllib.request
@@ -38,12 +38,12 @@ def said(served: Served, model: str, prompt: str = STORY) -> Any:
 
 
 def blocks(served: Served, model: str, prompt: str) -> dict[str, int]:
-    """Of a prompt that each role has, were it asked of this model."""
+    """Return the cached blocks of a prompt per role for this model."""
     why = served.post("/v1/route", {"model": model, "prompt": prompt}).json
     return {worker["role"]: worker["overlap_blocks"] for worker in why["workers"]}
 
 
-def test_adapters_are_listed_with_whose_they_are(served: Served) -> None:
+def test_adapters_are_listed_with_parent(served: Served) -> None:
     rows = served.ask("GET", "/v1/models").json["data"]
     found = {row["id"]: row.get("parent") for row in rows}
     talk, sing = {"talk": None, "pirate": "talk", "poet-v1.5": "talk"}, {"sing": None}
@@ -51,8 +51,8 @@ def test_adapters_are_listed_with_whose_they_are(served: Served) -> None:
     assert served.ask("GET", "/v1/models/pirate").json["parent"] == "talk"
 
 
-def test_each_says_the_same_through_two_workers_as_through_one(served: Served) -> None:
-    """Had the prefill worker computed the prompt for another, the blocks would say other words."""
+def test_adapter_output_is_equal_with_and_without_disaggregation(served: Served) -> None:
+    """Blocks that were computed for another adapter would give other text."""
     row = next(w for w in served.ask("GET", "/v1/workers").json["data"] if w["role"] == "decode")
     token, texts = served.attempt.run.secrets().token, set[str]()
     for model in NAMES:
@@ -67,14 +67,14 @@ def test_each_says_the_same_through_two_workers_as_through_one(served: Served) -
     assert len(texts) == len(NAMES)
 
 
-def test_sglang_is_asked_for_one_by_both_names(served: Served) -> None:
-    """It would take the adapter's alone for the model's."""
+def test_sglang_adapter_request_names_model_and_adapter(served: Served) -> None:
+    """SGLang would read only the adapter's name as the model."""
     alone, own = said(served, "sing"), said(served, "tenor")
     assert (alone.model, own.model) == ("sing", "sing:tenor")
     assert alone.choices[0].text != own.choices[0].text
 
 
-def test_what_is_cached_for_one_is_not_for_another(served: Served) -> None:
+def test_adapters_do_not_share_cached_blocks(served: Served) -> None:
     new = f"{served.attempt.run.path} {STORY}"
     said(served, "pirate", new)
     whole = len(new) // 16
@@ -86,13 +86,13 @@ def test_what_is_cached_for_one_is_not_for_another(served: Served) -> None:
     assert not said(served, "talk", new).usage.prompt_tokens_details.cached_tokens
 
 
-def test_a_name_that_nobody_has_is_refused_with_those_that_are(served: Served) -> None:
+def test_unknown_adapter_name_is_rejected_with_known_names(served: Served) -> None:
     with pytest.raises(openai.NotFoundError, match=r"talk.*pirate.*poet-v1\.5") as missing:
         said(served, "parrot")
     assert missing.value.code == "model_not_found"
 
 
-def test_a_model_that_says_nothing_is_ready_by_its_vectors(served: Served) -> None:
+def test_embedding_model_becomes_ready(served: Served) -> None:
     made = served.client.embeddings.create(model="vectors", input="a fox")
     assert len(made.data[0].embedding) == 256
     with pytest.raises(openai.NotFoundError):

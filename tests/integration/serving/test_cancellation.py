@@ -1,4 +1,4 @@
-"""A client that goes away frees its work on every engine that had a part in it."""
+"""A client that disconnects frees its request on every engine involved."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ from tests.integration.serving.served import MODEL, Served
 from tests.support.runs import until
 
 ENDLESS: dict[str, Any] = {"model": MODEL, "max_tokens": 8000, "prompt": "Tell me a long story. "}
-WITHOUT_END = {"ignore_eos": True}  # a minute of work, much longer than any test waits
+WITHOUT_END = {"ignore_eos": True}  # a minute of work, longer than any test waits
 
 
 def started(served: Served) -> None:
@@ -17,7 +17,7 @@ def started(served: Served) -> None:
 
 
 def freed(served: Served, cancelled: float) -> None:
-    """Engines and router are idle again, and the cancellations were counted."""
+    """Wait until engines and router are idle and the cancellations are counted."""
     until("the engines are idle", lambda: served.busy() == 0, 10)
     until("the router is idle", lambda: served.metrics()["hpc_dynamo_requests_running"] == 0, 10)
     until("counted", lambda: count(served) >= cancelled, 10)
@@ -28,14 +28,14 @@ def count(served: Served) -> float:
 
 
 def sent(served: Served, body: dict[str, Any]) -> HTTPConnection:
-    """A request whose answer nobody reads."""
+    """Send a request without reading the response."""
     connection = served.connect()
     headers = {"Authorization": f"Bearer {served.key}"}
     connection.request("POST", "/v1/completions", json.dumps(body), headers)
     return connection
 
 
-def test_a_stream(served: Served) -> None:
+def test_cancelled_stream_stops_engine(served: Served) -> None:
     before = count(served)
     stream = served.client.completions.create(**ENDLESS, stream=True, extra_body=WITHOUT_END)
     for _, _ in zip(range(3), stream, strict=False):
@@ -45,7 +45,7 @@ def test_a_stream(served: Served) -> None:
     freed(served, before + 1)
 
 
-def test_a_whole_answer(served: Served) -> None:
+def test_cancelled_response_stops_engine(served: Served) -> None:
     before = count(served)
     connection = sent(served, ENDLESS | WITHOUT_END)
     started(served)
@@ -53,7 +53,7 @@ def test_a_whole_answer(served: Served) -> None:
     freed(served, before + 1)
 
 
-async def test_a_task(served: Served) -> None:
+async def test_cancelled_client_task_stops_engine(served: Served) -> None:
     async with served.asynchronous() as client:
         task = asyncio.create_task(client.completions.create(**ENDLESS, extra_body=WITHOUT_END))
         await asyncio.to_thread(started, served)
@@ -62,8 +62,8 @@ async def test_a_task(served: Served) -> None:
     await asyncio.to_thread(freed, served, 0)
 
 
-def test_many_at_any_stage(served: Served) -> None:
-    """In the queue, while the prompt is computed or handed over, and later."""
+def test_many_cancellations_at_any_stage(served: Served) -> None:
+    """Cancellation in the queue, during prefill or KV transfer, and later."""
     before = served.engines()
     connections = [
         sent(served, ENDLESS | WITHOUT_END | {"prompt": f"{i} " + "word " * 1500})

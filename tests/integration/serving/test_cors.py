@@ -1,4 +1,4 @@
-"""Cross-origin requests by browsers: off by default, and a setting."""
+"""Cross-origin requests of browsers, off by default."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,7 +15,7 @@ STREAM = {"model": MODEL, "prompt": "x", "stream": True}
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Served]]:
-    """One run for each value of the setting."""
+    """Return a run for each value of the setting."""
     values = {"none": "[]", "exact": f"['{ALLOWED}','https://b.org:8443']", "any": "['*']"}
     with ExitStack() as stack:
         url = stack.enter_context(started("one"))
@@ -28,7 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Served]
 
 
 def preflight(served: Served, origin: str, path: str = "/v1/chat/completions") -> Reply:
-    """What a browser sends before a page's POST: it has no key."""
+    """Send a preflight without a key, as browsers do before a page's POST."""
     asked = {
         "Origin": origin,
         "Access-Control-Request-Method": "POST",
@@ -41,7 +41,7 @@ def cors(reply: Reply) -> dict[str, str]:
     return {k: v for k, v in reply.headers.items() if k.startswith("access-control") or k == "vary"}
 
 
-def test_a_preflight_is_answered_without_a_key(runs: dict[str, Served]) -> None:
+def test_preflight_needs_no_key(runs: dict[str, Served]) -> None:
     reply = preflight(runs["exact"], ALLOWED)
     assert (reply.status, reply.body) == (204, b"")
     assert "content-length" not in reply.headers
@@ -71,7 +71,7 @@ def test_a_preflight_is_answered_without_a_key(runs: dict[str, Served]) -> None:
         ("none", ALLOWED, None),
     ],
 )
-def test_every_answer_says_who_may_read_it(
+def test_every_response_has_cors_headers(
     runs: dict[str, Served], name: str, origin: str, expected: str | None
 ) -> None:
     served = runs[name]
@@ -91,19 +91,19 @@ def test_every_answer_says_who_may_read_it(
     assert b"[DONE]" in replies[200].body
 
 
-def test_other_origins_are_refused_at_the_preflight(runs: dict[str, Served]) -> None:
+def test_preflight_of_other_origin_is_rejected(runs: dict[str, Served]) -> None:
     reply = preflight(runs["exact"], OTHER)
     assert reply.status == 403
     assert "serve.allowed_origins" in reply.json["error"]["message"]
     assert "access-control-allow-origin" not in reply.headers
 
 
-def test_without_the_setting_nothing_is_added(runs: dict[str, Served]) -> None:
+def test_cors_without_origins_adds_no_headers(runs: dict[str, Served]) -> None:
     assert preflight(runs["none"], ALLOWED).status == 401
     assert not cors(preflight(runs["none"], ALLOWED))
 
 
-def test_clients_that_are_no_browsers_are_served_as_before(runs: dict[str, Served]) -> None:
+def test_non_browser_clients_are_unaffected_by_cors(runs: dict[str, Served]) -> None:
     for served in runs.values():
         assert served.ask("GET", "/v1/models").status == 200
         own: Headers = {"Authorization": f"Bearer {served.key}"}

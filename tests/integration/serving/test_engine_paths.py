@@ -1,4 +1,4 @@
-"""Paths that only the engines know: forwarded for inference, never for administration."""
+"""Engine paths are forwarded for inference, never for administration."""
 
 import json
 import urllib.request
@@ -84,24 +84,24 @@ def test_forwarded_paths_need_the_key(served: Served) -> None:
         ("/v1/responses", {"input": "x", "vllm_xargs": {"disaggregated_params": [1]}}),
     ],
 )
-def test_reserved_fields_are_found_inside_of_others(
+def test_nested_reserved_fields_are_rejected(
     served: Served, path: str, body: dict[str, Any]
 ) -> None:
-    """Else a client could end an engine: it pulls KV blocks from where it is told."""
+    """A client could otherwise crash an engine with a wrong address of KV blocks."""
     for text in (json.dumps(body), json.dumps(body).replace("params", r"par\u0061ms")):
         reply = served.ask("POST", path, text.encode())
         assert reply.status == 400, text
         assert "only the endpoint may set" in reply.json["error"]["message"]
 
 
-def test_a_path_that_nobody_has_names_near_ones(served: Served) -> None:
+def test_unknown_path_suggests_similar_ones(served: Served) -> None:
     reply = served.post("/v1/rerankk", {})
     assert reply.status == 404
     assert "did you mean /v1/rerank" in reply.json["error"]["message"]
     assert "/classify" in reply.json["error"]["message"]
 
 
-def test_a_wrong_method_names_the_right_ones(served: Served) -> None:
+def test_wrong_method_of_engine_path_names_allowed(served: Served) -> None:
     reply = served.ask("DELETE", "/v1/rerank")
     assert (reply.status, reply.headers["allow"]) == (405, "POST")
     reply = served.ask("PUT", "/v1/responses/x")
@@ -109,7 +109,7 @@ def test_a_wrong_method_names_the_right_ones(served: Served) -> None:
     assert served.ask("PUT", "/v1/models").headers["allow"] == "GET, HEAD"
 
 
-def test_the_flat_error_of_an_engine_is_openais_for_the_client(served: Served) -> None:
+def test_flat_engine_error_becomes_openai_error(served: Served) -> None:
     assert served.post("/pooling", {}).json["error"] == {
         "message": "no pooling here",
         "type": "BadRequestError",
@@ -118,7 +118,7 @@ def test_the_flat_error_of_an_engine_is_openais_for_the_client(served: Served) -
     }
 
 
-def test_audio_is_forwarded_as_a_form(served: Served) -> None:
+def test_audio_form_is_forwarded(served: Served) -> None:
     sound = ("a.wav", bytes(range(256)) * 400)
     said = served.client.audio.transcriptions.create(model=MODEL, file=sound)
     assert said.text == f"a.wav has 102400 bytes for {MODEL}"
@@ -132,7 +132,7 @@ def test_audio_is_forwarded_as_a_form(served: Served) -> None:
 @pytest.mark.parametrize(
     "kind", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x"]
 )
-def test_json_is_read_whatever_it_is_called(served: Served, kind: str) -> None:
+def test_json_with_other_content_type_is_parsed(served: Served, kind: str) -> None:
     headers = {"Authorization": f"Bearer {served.key}", "Content-Type": kind}
     asked = {"model": ALIAS, "query": "a", "kv_transfer_params": {"x": 1}}
     assert served.post("/v1/rerank", asked, headers).json["body"] == {"model": MODEL, "query": "a"}
@@ -140,19 +140,19 @@ def test_json_is_read_whatever_it_is_called(served: Served, kind: str) -> None:
     assert served.post("/v1/rerank", hidden, headers).status == 400
 
 
-def test_binary_answers_pass_unchanged(served: Served) -> None:
+def test_binary_response_is_unchanged(served: Served) -> None:
     spoken = served.client.audio.speech.create(model=MODEL, voice="v", input="x")
     assert spoken.read() == bytes(range(256))
     assert spoken.response.headers["content-type"] == "audio/mpeg"
 
 
-def test_a_response_is_found_on_the_worker_that_keeps_it(served: Served) -> None:
+def test_stored_response_is_found_on_its_worker(served: Served) -> None:
     made = [served.post("/v1/responses", {"model": MODEL, "input": "x"}).json["id"] for _ in "1234"]
     assert {name.split("_")[1] for name in made} == {"one", "two"}
     for name in made * 2:
         assert served.client.responses.retrieve(name).id == name
         assert served.post(f"/v1/responses/{name}/cancel", {}).json["of"] == "POST"
-        for _ in range(2):  # round robin would send one of them to the other worker
+        for _ in range(2):  # round robin would send one to the other worker
             asked: Any = {"model": MODEL, "input": "y", "previous_response_id": name}
             assert (
                 served.post("/v1/responses", asked).json["id"].split("_")[1] == name.split("_")[1]

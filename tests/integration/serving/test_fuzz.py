@@ -1,4 +1,4 @@
-"""Whatever comes in, an answer in the API's form goes out, and the server lives on."""
+"""Any input gets a response in the API's format, and the server survives."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ PASSED = (*POSTS, "/v1/responses", "/v1/messages", "/v1/messages/count_tokens")
 
 
 def explained(reply: Reply, path: str = "") -> Any:
-    """The error of a refusal, which has the form that the API's clients know."""
+    """Check the format of an error response."""
     assert 400 <= reply.status < 500, reply
     assert reply.headers["content-type"] == "application/json", reply
     assert reply.headers["x-request-id"], reply
@@ -72,7 +72,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
 BODIES = st.lists(st.sampled_from(sorted(FIELDS)), unique=True, max_size=8).flatmap(
     lambda names: st.fixed_dictionaries({name: FIELDS[name] for name in names})
 )
-# Most bodies get beyond the first check only if what is required is there.
+# Most bodies pass the first check only with the required fields.
 NEEDED = ("prompt", "messages", "input", "tokens", "max_tokens")
 LIKELY = st.fixed_dictionaries(
     {name: FIELDS[name] for name in NEEDED},
@@ -81,19 +81,19 @@ LIKELY = st.fixed_dictionaries(
 
 
 def encoded(body: Any) -> bytes:
-    """As JSON; half a surrogate pair goes out as its escape, NaN as JavaScript writes it."""
+    """Encode as JSON; half a surrogate pair is escaped, NaN is written as in JavaScript."""
     return json.dumps(body).encode()
 
 
 @settings(max_examples=60)
 @given(path=st.sampled_from(PASSED), body=(BODIES | LIKELY).map(encoded))
-def test_any_json(served: Served, path: str, body: bytes) -> None:
+def test_any_json_body_gets_valid_response(served: Served, path: str, body: bytes) -> None:
     answered(served.ask("POST", path, body), path)
 
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """A fair request in which some bytes were changed, lost or came in between."""
+    """Return a valid request with some bytes changed, removed or inserted."""
     fair = {"prompt": "hello", "max_tokens": 1, "messages": [{"role": "user", "content": "hé"}]}
     body = bytearray(json.dumps(fair, ensure_ascii=False).encode())
     for _ in range(draw(st.integers(1, 3))):
@@ -105,7 +105,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=60)
 @given(path=st.sampled_from(PASSED), body=damaged() | st.binary(max_size=40))
-def test_any_bytes(aggregated: Served, path: str, body: bytes) -> None:
+def test_any_bytes_get_valid_response(aggregated: Served, path: str, body: bytes) -> None:
     answered(aggregated.ask("POST", path, body), path)
 
 
@@ -138,5 +138,5 @@ WRONG = {
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 @pytest.mark.parametrize("case", sorted(WRONG))
-def test_wrong_bodies(served: Served, path: str, case: str) -> None:
+def test_invalid_bodies_are_rejected(served: Served, path: str, case: str) -> None:
     explained(served.ask("POST", path, WRONG[case]))

@@ -1,4 +1,4 @@
-"""The surface around the API: access, unknown paths, sizes, pages without a key, headers."""
+"""HTTP details of the endpoint: access, unknown paths, sizes, public paths, headers."""
 
 import json
 from typing import Any
@@ -20,32 +20,34 @@ ASK: dict[str, Any] = {"prompt": "hello", "max_tokens": 1}
     "headers", [{}, {"Authorization": "Bearer "}, {"Authorization": "Basic x"}]
 )
 @pytest.mark.parametrize("path", [*PAGES, *POSTS, "/nothing"])
-def test_without_a_key(aggregated: Served, path: str, headers: dict[str, str]) -> None:
+def test_request_without_key_is_rejected(
+    aggregated: Served, path: str, headers: dict[str, str]
+) -> None:
     reply = aggregated.ask("GET" if path in PAGES else "POST", path, b"{}", headers)
     assert (reply.status, reply.json["error"]["code"]) == (401, "missing_api_key")
     assert reply.json["error"]["type"] == "authentication_error"
 
 
 @pytest.mark.parametrize("key", ["x", "Bearer", "ü", "x" * 10_000])
-def test_a_wrong_key(aggregated: Served, key: str) -> None:
+def test_request_with_wrong_key_is_rejected(aggregated: Served, key: str) -> None:
     headers = {"Authorization": f"Bearer {key}"}
     assert aggregated.post("/v1/completions", ASK, headers).json["error"]["code"] == (
         "invalid_api_key"
     )
 
 
-def test_the_runs_own_token_is_no_key(aggregated: Served) -> None:
+def test_engine_token_is_not_an_api_key(aggregated: Served) -> None:
     headers = {"Authorization": f"Bearer {aggregated.attempt.run.secrets().token}"}
     assert aggregated.ask("GET", "/v1/models", headers=headers).status == 401
 
 
 @pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER   "])
-def test_the_schemes_case_does_not_matter(aggregated: Served, scheme: str) -> None:
+def test_bearer_scheme_is_case_insensitive(aggregated: Served, scheme: str) -> None:
     headers = {"Authorization": f"{scheme}{aggregated.key}"}
     assert aggregated.post("/v1/completions", ASK, headers).status == 200
 
 
-def test_anthropics_form(aggregated: Served) -> None:
+def test_messages_errors_have_anthropic_format(aggregated: Served) -> None:
     ask = {"model": MODEL, "max_tokens": 1, "messages": [{"role": "user", "content": "hello"}]}
     missing = aggregated.post("/v1/messages", ask, {})
     assert (missing.status, missing.json["type"]) == (401, "error")
@@ -53,20 +55,20 @@ def test_anthropics_form(aggregated: Served) -> None:
     other = aggregated.post("/v1/messages", ask | {"model": "o"}, {"x-api-key": aggregated.key})
     assert (other.status, other.json["type"]) == (404, "error")
     assert other.json["error"]["type"] == "not_found_error"
-    # The simulator has no such endpoint; it knows OpenAI's form alone.
+    # The simulator has no such endpoint, and only OpenAI's error format.
     passed = aggregated.post("/v1/messages", ask, {"x-api-key": aggregated.key})
     assert (passed.status, passed.json["type"]) == (404, "error")
     assert passed.json["error"]["type"] == "not_found_error"
     assert "engine of this job has no endpoint /v1/messages" in passed.json["error"]["message"]
 
 
-def test_an_endpoint_that_the_engine_lacks(aggregated: Served) -> None:
+def test_path_missing_in_engine_is_404(aggregated: Served) -> None:
     reply = aggregated.post("/v1/responses", {"model": MODEL, "input": "hello"})
     assert (reply.status, reply.json["error"]["code"]) == (404, "unknown_endpoint")
     assert reply.json["error"]["message"].endswith("no endpoint /v1/responses")
 
 
-# What engines say where they have no path, and where they have it: vLLM, FastAPI by itself, others.
+# Responses of engines to an unknown path and to an error: vLLM, FastAPI, others.
 VLLM = b'{"error":{"message":"Not Found","type":"Not Found","param":null,"code":404}}'
 NO_MODEL = (
     b'{"error":{"message":"The model `x` does not exist.","type":"NotFoundError","code":404}}'
@@ -80,7 +82,7 @@ THEIR_OWN = b'{"type":"error","error":{"type":"NotFoundError","message":"Not the
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/tokenize", "/v1/messages/count_tokens"])
 @pytest.mark.parametrize("body", [VLLM, b'{"detail":"Not Found"}'])
-def test_engines_say_in_many_ways_that_a_path_is_missing(path: str, body: bytes) -> None:
+def test_missing_path_in_any_engine_format_is_404(path: str, body: bytes) -> None:
     told = json.loads(errors.engine_error_body(404, body, "worker 0 answered 404", path))
     assert told["error"]["message"] == f"the engine of this job has no endpoint {path}"
     assert told["error"]["type"] == "not_found_error"
@@ -100,7 +102,7 @@ def test_engines_say_in_many_ways_that_a_path_is_missing(path: str, body: bytes)
         (400, FLAT, "/v1/messages", "the input is too long"),
     ],
 )
-def test_an_engines_words_in_the_form_of_the_path(
+def test_engine_message_gets_format_of_path(
     status: int, body: bytes, path: str, message: str
 ) -> None:
     told = json.loads(errors.engine_error_body(status, body, "worker 0 answered", path))
@@ -108,7 +110,7 @@ def test_an_engines_words_in_the_form_of_the_path(
     assert (told.get("type") == "error") == (path == "/v1/messages")
 
 
-def test_the_flat_errors_of_sglang_and_tensorrt_llm_become_openais() -> None:
+def test_flat_engine_errors_become_openai_errors() -> None:
     told = json.loads(errors.engine_error_body(400, FLAT, "worker 0 answered", "/v1/completions"))
     assert told == {
         "error": {
@@ -123,12 +125,12 @@ def test_the_flat_errors_of_sglang_and_tensorrt_llm_become_openais() -> None:
 @pytest.mark.parametrize(
     ("body", "path"), [(NO_MODEL, "/v1/completions"), (THEIR_OWN, "/v1/messages")]
 )
-def test_an_engines_error_passes_as_it_came(body: bytes, path: str) -> None:
+def test_engine_error_body_is_unchanged(body: bytes, path: str) -> None:
     assert errors.engine_error_body(404, body, "", path) == body
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/messages"])
-def test_the_last_event_of_a_broken_stream_has_the_engines_text(path: str) -> None:
+def test_broken_stream_ends_with_engine_message(path: str) -> None:
     error = errors.engine_error(400, FLAT, "worker 0 answered 400", path)
     lines = errors.error_event(error, path).decode().splitlines()
     told = json.loads(next(line for line in lines if line.startswith("data: {"))[6:])
@@ -138,7 +140,7 @@ def test_the_last_event_of_a_broken_stream_has_the_engines_text(path: str) -> No
 
 
 @pytest.mark.parametrize("path", ["/live", "/ready", "/health", "/openapi.json"])
-def test_open_pages(served: Served, path: str) -> None:
+def test_public_paths_need_no_key(served: Served, path: str) -> None:
     reply = served.ask("GET", path, headers={})
     assert reply.status == 200
     assert served.ask("HEAD", path, headers={}).body == b""
@@ -148,7 +150,7 @@ def test_open_pages(served: Served, path: str) -> None:
 @pytest.mark.parametrize(
     "path", ["/", "/v1", "/v1/models2", "/v1/../v1/models", "*", "/sleep", "/collective_rpc"]
 )
-def test_an_unknown_path(aggregated: Served, path: str) -> None:
+def test_unknown_path_is_404(aggregated: Served, path: str) -> None:
     reply = aggregated.ask("GET", path)
     assert reply.status == 404
     assert "/v1/chat/completions" in reply.json["error"]["message"]
@@ -156,7 +158,7 @@ def test_an_unknown_path(aggregated: Served, path: str) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"])
 @pytest.mark.parametrize("path", POSTS)
-def test_a_wrong_method(aggregated: Served, path: str, method: str) -> None:
+def test_wrong_method_is_405_with_allow(aggregated: Served, path: str, method: str) -> None:
     reply = aggregated.ask(method, path, b"{}")
     assert reply.status == 405
     assert f"{path} takes POST, not {method}" in reply.json["error"]["message"]
@@ -169,20 +171,20 @@ def test_a_wrong_method(aggregated: Served, path: str, method: str) -> None:
     "path",
     ["/v1/models/", "/v1//models", "//v1/models", "http://any.host/v1/models", "/v1/models//"],
 )
-def test_other_spellings_of_a_path(aggregated: Served, path: str) -> None:
-    """Clients join a base URL and a path in many ways; those of a proxy send the whole URL."""
+def test_path_with_extra_slashes_is_accepted(aggregated: Served, path: str) -> None:
+    """Clients join base URL and path in many ways; clients of a proxy send the whole URL."""
     reply = aggregated.ask("GET", path)
     assert (reply.status, [card["id"] for card in reply.json["data"]]) == (200, [MODEL])
     assert aggregated.post("/v1/completions/", ASK).status == 200
 
 
-def test_models_have_the_time_of_their_start(aggregated: Served) -> None:
+def test_models_have_creation_time(aggregated: Served) -> None:
     (model,) = aggregated.client.models.list()
     began = aggregated.attempt.path.stat().st_ctime
     assert abs(model.created - began) < 600
 
 
-def test_polls_of_ready_are_no_failed_requests() -> None:
+def test_readiness_polls_are_not_failed_requests() -> None:
     answers = {"/ready 503": 67, "/health 503": 4, "other 500": 1, "/v1/workers 500": 1}
     assert failed_requests(FrontendStats(responses=answers)) == 0
     answers |= {"/v1/completions 503": 2, "/v1/rerank 502": 1, "/v1/messages broken": 1}
@@ -207,7 +209,7 @@ JSON_BODIES = [
 
 
 @pytest.mark.parametrize("body", JSON_BODIES)
-def test_json_that_engines_accept(served: Served, body: bytes) -> None:
+def test_lenient_json_is_accepted(served: Served, body: bytes) -> None:
     reply = served.ask("POST", "/v1/completions", body)
     assert reply.status == 200, reply.body
     assert reply.json["usage"]["completion_tokens"] == 1
@@ -226,19 +228,19 @@ def test_json_that_engines_accept(served: Served, body: bytes) -> None:
         (b'{"prompt": "a"', "delimiter"),
     ],
 )
-def test_json_that_nobody_accepts(served: Served, body: bytes, message: str) -> None:
+def test_invalid_json_is_rejected(served: Served, body: bytes, message: str) -> None:
     reply = served.ask("POST", "/v1/completions", body)
     assert (reply.status, reply.json["error"]["type"][:2]) in ((400, "in"), (400, "Ba"))
     assert message in reply.json["error"]["message"]
 
 
-def test_engine_version_is_forwarded_and_cache_reset_is_not(served: Served) -> None:
+def test_version_is_forwarded_and_cache_reset_is_not(served: Served) -> None:
     assert served.ask("GET", "/version").json == {"version": "simulator"}
     assert served.post("/reset_prefix_cache", {}).status == 404
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_an_oversized_body(aggregated: Served, chunked: bool) -> None:
+def test_oversized_body_is_rejected(aggregated: Served, chunked: bool) -> None:
     body = json.dumps(ASK | {"prompt": "x" * 400_000}).encode()
     pieces: Any = iter([body[:100_000], body[100_000:]]) if chunked else body
     reply = aggregated.ask("POST", "/v1/completions", pieces)
@@ -248,14 +250,14 @@ def test_an_oversized_body(aggregated: Served, chunked: bool) -> None:
     assert "serve.max_body_mb" in reply.json["error"]["message"]
 
 
-def test_oversized_headers(aggregated: Served) -> None:
+def test_oversized_headers_are_rejected(aggregated: Served) -> None:
     headers = {f"X-{i}": "x" * 30_000 for i in range(4)}
     reply = aggregated.ask("GET", "/v1/models", headers=headers)
     assert (reply.status, reply.headers["content-type"]) == (431, "application/json")
     assert "headers" in reply.json["error"]["message"]
 
 
-def test_what_is_no_http(aggregated: Served) -> None:
+def test_non_http_data_is_rejected(aggregated: Served) -> None:
     connection = aggregated.connect()
     connection.connect()
     with connection.sock as sock:
@@ -265,7 +267,7 @@ def test_what_is_no_http(aggregated: Served) -> None:
     assert b'{"error":{"message":"this is not HTTP/1.1' in answer
 
 
-def test_one_connection_serves_many(aggregated: Served) -> None:
+def test_connection_serves_several_requests(aggregated: Served) -> None:
     connection = aggregated.connect()
     headers = {"Authorization": f"Bearer {aggregated.key}"}
     connection.connect()
@@ -278,14 +280,14 @@ def test_one_connection_serves_many(aggregated: Served) -> None:
     connection.close()
 
 
-def test_it_was_announced_when_all_roles_were_ready(served: Served) -> None:
+def test_endpoint_is_announced_after_all_roles_are_ready(served: Served) -> None:
     log = served.attempt.agent_log(0).read_text()
     before, announced, _ = log.partition("serving at")
     assert announced
     assert before.count("is ready after") == len(served.workers())
 
 
-def test_workers_and_figures(served: Served) -> None:
+def test_workers_and_metrics_are_published(served: Served) -> None:
     roles = set(served.workers())
     split = {Role.prefill, Role.decode}
     assert roles == ({Role.aggregated} if len(roles) == 1 else split)

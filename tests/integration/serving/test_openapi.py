@@ -1,4 +1,4 @@
-"""The published OpenAPI document against the endpoint, by schemathesis."""
+"""The published OpenAPI document is compared with the endpoint by schemathesis."""
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +8,7 @@ from tests.integration.serving.served import Served
 
 schemathesis = pytest.importorskip("schemathesis")
 
-# Not whether bodies are accepted: the engine knows more about them than the document says.
+# Acceptance of bodies is not checked: the engine has more rules than the document.
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
@@ -17,8 +17,8 @@ CHECKS = (
 )
 
 
-def test_what_it_describes_is_what_is_answered(aggregated: Served) -> None:
-    """To what the document allows, and to what it does not."""
+def test_openapi_document_matches_responses(aggregated: Served) -> None:
+    """Responses to valid and invalid requests match the document."""
     document = aggregated.ask("GET", "/openapi.json", headers={}).json
     schema = schemathesis.openapi.from_dict(document)
     operations = [
@@ -37,7 +37,7 @@ def test_what_it_describes_is_what_is_answered(aggregated: Served) -> None:
         operation, mode = data.draw(st.sampled_from(operations)), data.draw(st.sampled_from(modes))
         case = data.draw(operation.as_strategy(generation_mode=mode))
         if isinstance(case.body, dict):
-            case.body.setdefault("max_tokens", 1)  # answers that end by themselves take seconds
+            case.body.setdefault("max_tokens", 1)  # responses without a limit take seconds
         reply = case.call_and_validate(
             base_url=aggregated.url.removesuffix("/v1"), headers=headers, checks=checks
         )

@@ -1,4 +1,4 @@
-"""A run with room for one request and two that wait; its only worker; the drain at its end."""
+"""Overload of a run with one slot and two queue places, and its drain."""
 
 import json
 import os
@@ -33,14 +33,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @contextmanager
 def stream(served: Served, **ask: Any) -> Iterator[openai.Stream[Completion]]:
-    """One that has begun."""
+    """Start a request and return it once it runs."""
     with served.client.completions.create(**ask, stream=True) as chunks:
         next(chunks)
         yield chunks
 
 
 def outcome(served: Served, **ask: Any) -> openai.APIStatusError | None:
-    """How a request failed."""
+    """Return the error of a request."""
     try:
         served.client.completions.create(**ask)
     except openai.APIStatusError as e:
@@ -48,7 +48,7 @@ def outcome(served: Served, **ask: Any) -> openai.APIStatusError | None:
     return None
 
 
-def test_beyond_the_queue_and_too_long_in_it(small: Served) -> None:
+def test_full_queue_is_429_and_long_wait_is_503(small: Served) -> None:
     with stream(small, **LONG), ThreadPoolExecutor(3) as pool:
         waiting = [pool.submit(outcome, small, **ASK) for _ in range(3)]
         failed = sorted((w.result() for w in waiting), key=lambda e: e.status_code if e else 0)
@@ -64,7 +64,7 @@ def test_beyond_the_queue_and_too_long_in_it(small: Served) -> None:
     assert outcome(small, **ASK) is None
 
 
-def test_who_leaves_the_queue_makes_room(small: Served) -> None:
+def test_client_leaving_queue_frees_its_place(small: Served) -> None:
     with stream(small, **LONG) as first, ThreadPoolExecutor(1) as pool:
         second = pool.submit(outcome, small, **ASK)
         next(first)
@@ -73,7 +73,7 @@ def test_who_leaves_the_queue_makes_room(small: Served) -> None:
     assert second.result() is None
 
 
-def test_the_only_worker_dies_and_comes_back(small: Served) -> None:
+def test_only_worker_dies_and_returns(small: Served) -> None:
     (worker,) = small.workers()["aggregated"]
     with ThreadPoolExecutor(1) as pool:
         under_way = pool.submit(outcome, small, **LONG)
@@ -89,11 +89,11 @@ def test_the_only_worker_dies_and_comes_back(small: Served) -> None:
     assert outcome(small, **ASK) is None
 
 
-def test_a_drain_lets_streams_end(small: Served) -> None:
-    """The last test of this run: afterwards it has ended."""
+def test_drain_lets_streams_end(small: Served) -> None:
+    """The run ends with this test."""
     ask = LONG | {"max_tokens": 400}
     with stream(small, **ask) as rows:
-        os.kill(small.head, signal.SIGUSR2)  # as Slurm announces the walltime's end
+        os.kill(small.head, signal.SIGUSR2)  # Slurm's signal before the end of the walltime
         until("it drains", lambda: small.ask("GET", "/ready").status == 503, 5)
         assert small.ask("GET", "/health").json == {"status": "draining"}
         refused = outcome(small, **ASK)
@@ -109,8 +109,8 @@ def test_a_drain_lets_streams_end(small: Served) -> None:
     until("all processes are gone", lambda: not small.processes(), 10)
 
 
-def test_a_slow_reader_slows_itself_alone(aggregated: Served) -> None:
-    """It has megabytes to take, more than all sockets on the way hold."""
+def test_slow_reader_slows_only_its_own_stream(aggregated: Served) -> None:
+    """The response has megabytes, more than all socket buffers hold."""
     message = {"role": "user", "content": "hello"}
     sizes = {"n": 16, "logprobs": True, "top_logprobs": 20, "max_tokens": 300}
     ask = {"messages": [message], "stream": True, "ignore_eos": True, **sizes}

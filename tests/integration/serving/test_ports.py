@@ -1,4 +1,4 @@
-"""Two endpoints of one user ask for the same port: the second is refused, whatever it is."""
+"""A second endpoint on the same port of one user is rejected."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.support.runs import SIMULATOR, hpc_dynamo
 pytestmark = pytest.mark.slow
 
 
-def test_the_port_of_an_endpoint_is_refused_to_serve_and_route(tmp_path: Path) -> None:
+def test_port_in_use_is_rejected(tmp_path: Path) -> None:
     with serving(tmp_path, "topology=aggregated") as served:
         endpoint = served.attempt.endpoint()
         assert endpoint

@@ -1,4 +1,4 @@
-"""Two workers and two frontend processes behind TLS: what dies, what goes on, and the end."""
+"""Two workers and two frontend processes behind TLS: crashes, restarts and shutdown."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +31,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def running(served: Served) -> list[str]:
-    """URLs of workers that have something to do."""
+    """Return the URLs of busy workers."""
     return [url for url, load in served.loads().items() if load]
 
 
@@ -39,7 +39,7 @@ def both_are_there(served: Served) -> None:
     until("two workers", lambda: len(served.loads()) == 2, 30)
 
 
-def test_tls(pair: Served) -> None:
+def test_client_and_server_over_tls(pair: Served) -> None:
     assert pair.url.startswith("https://")
     assert pair.client.completions.create(**ASK, max_tokens=2).choices
     stranger = openai.OpenAI(base_url=pair.url, api_key=pair.key, max_retries=0)
@@ -47,7 +47,7 @@ def test_tls(pair: Served) -> None:
         stranger.models.list()
 
 
-def test_a_stream_whose_worker_dies_ends_with_an_error_event(pair: Served) -> None:
+def test_stream_of_dead_worker_ends_with_error_event(pair: Served) -> None:
     stream = pair.client.completions.create(**ASK, max_tokens=8000, stream=True)
     assert next(stream).choices[0].text
     (url,) = until("it is seen", lambda: running(pair), 10)
@@ -65,7 +65,7 @@ def completion(served: Served) -> Completion:
     return answer
 
 
-def test_requests_that_have_sent_nothing_are_answered_elsewhere(pair: Served) -> None:
+def test_unstarted_requests_are_retried_on_other_worker(pair: Served) -> None:
     both_are_there(pair)
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(completion, pair) for _ in range(8)]
@@ -76,8 +76,8 @@ def test_requests_that_have_sent_nothing_are_answered_elsewhere(pair: Served) ->
     assert len({a.choices[0].text for a in answers}) == 1
 
 
-def test_a_worker_that_comes_back_is_used_within_a_second(pair: Served) -> None:
-    """Nobody else is there to answer, so it is the next one ready that does."""
+def test_returned_worker_is_used_within_a_second(pair: Served) -> None:
+    """No other worker is ready, so the returned one answers."""
     both_are_there(pair)
     log = pair.attempt.agent_log(0)
     size = log.stat().st_size
@@ -97,7 +97,7 @@ def test_a_worker_that_comes_back_is_used_within_a_second(pair: Served) -> None:
 
 
 def reached(served: Served, marks: Iterator[str], indexes: set[int]) -> int:
-    """Asks until each of these frontends has answered; how many requests that took."""
+    """Send requests until each of these frontends has answered; return their number."""
     sizes = {i: served.attempt.frontend_log(i).stat().st_size for i in indexes}
 
     def said(index: int) -> bytes:
@@ -111,14 +111,14 @@ def reached(served: Served, marks: Iterator[str], indexes: set[int]) -> int:
     raise AssertionError(f"frontends {indexes} did not all answer")
 
 
-def test_frontends_share_the_port_and_their_figures(pair: Served) -> None:
+def test_frontends_share_port_and_metrics(pair: Served) -> None:
     name = 'hpc_dynamo_requests_total{path="other",status="404"}'
     before = pair.metrics_now()[name]
     asked = reached(pair, map(str, range(200)), {0, 1})
     until("merged figures", lambda: pair.metrics()[name] == before + asked, 10)
 
 
-def test_a_frontend_that_dies_is_started_again(pair: Served) -> None:
+def test_dead_frontend_is_restarted(pair: Served) -> None:
     both_are_there(pair)
     assert pair.client.completions.create(**ASK, max_tokens=2).choices
     before = pair.metrics_now()
@@ -143,16 +143,16 @@ def test_a_frontend_that_dies_is_started_again(pair: Served) -> None:
 
 
 def goes_on(stream: openai.Stream[Any]) -> bool:
-    """Beyond what was under way when a frontend died. How a cut connection looks is up to the
-    HTTP library below the client."""
+    """Send requests while a frontend dies; those in progress may fail. The HTTP library of the
+    client determines the error of a closed connection."""
     try:
         return len([next(stream) for _ in range(200)]) == 200
     except Exception:  # noqa: BLE001  # below openai's client there are several HTTP libraries
         return False
 
 
-def test_stop_tells_streams_and_ends_all_processes(pair: Served, tmp_path: Path) -> None:
-    """The last test of this run."""
+def test_stop_ends_streams_and_all_processes(pair: Served, tmp_path: Path) -> None:
+    """The run ends with this test."""
     both_are_there(pair)
     stream = pair.client.completions.create(**ASK, max_tokens=8000, stream=True)
     assert next(stream).choices[0].text
@@ -161,7 +161,7 @@ def test_stop_tells_streams_and_ends_all_processes(pair: Served, tmp_path: Path)
     with pytest.raises(openai.APIError) as error:
         list(stream)
     assert type(error.value) is openai.APIError, "the connection was cut"
-    # The head says how it ended before it ends.
+    # The head reports the outcome before it ends.
     until("no process is left", lambda: pair.processes() == [], 10)
     ended = pair.attempt.outcome()
     assert ended

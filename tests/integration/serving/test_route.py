@@ -1,4 +1,4 @@
-"""`hpc-dynamo route` before simulators that this test starts: real processes, real sockets."""
+"""`hpc-dynamo route` in front of simulators, with processes and sockets."""
 
 import json
 import subprocess
@@ -14,8 +14,8 @@ from hpc_dynamo import launch
 from hpc_dynamo.run import Run
 from tests.integration.serving.routed import routing, rows
 from tests.integration.serving.served import Served
-from tests.integration.simulator.conftest import KEY, MODEL, Rank, simulator
 from tests.support.runs import hpc_dynamo, until
+from tests.support.simulator import KEY, MODEL, Rank, simulator
 from tests.support.terminal import ends, on_a_terminal
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ def ranks() -> Iterator[list[Rank]]:
         yield [one, two]
 
 
-def test_the_official_client_before_two_engines(tmp_path: Path, ranks: list[Rank]) -> None:
+def test_route_serves_official_client(tmp_path: Path, ranks: list[Rank]) -> None:
     urls = ",".join(rank.url for rank in ranks)
     with routing(tmp_path, "--workers", urls, "router=round_robin") as served:
         until("both", lambda: states(served) == ["ready", "ready"])
@@ -62,7 +62,7 @@ def test_the_official_client_before_two_engines(tmp_path: Path, ranks: list[Rank
 
 
 @pytest.mark.slow
-def test_prefill_and_decode_engines(tmp_path: Path) -> None:
+def test_route_with_prefill_and_decode_engines(tmp_path: Path) -> None:
     with simulator("--role", "prefill") as prefill, simulator("--role", "decode") as decode:
         words = ("--prefill", prefill.url, "--decode", decode.url, "engine.name=simulator")
         with routing(tmp_path, *words, "router.conditional_disaggregation=false") as served:
@@ -71,7 +71,7 @@ def test_prefill_and_decode_engines(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_who_is_down_is_waited_for_and_comes_back(tmp_path: Path, ranks: list[Rank]) -> None:
+def test_route_waits_for_engine_that_is_down(tmp_path: Path, ranks: list[Rank]) -> None:
     with simulator() as third:
         port = third.url.rpartition(":")[2]
     with routing(tmp_path, "--workers", f"{ranks[0].url},{third.url}") as served:
@@ -91,7 +91,7 @@ def test_who_is_down_is_waited_for_and_comes_back(tmp_path: Path, ranks: list[Ra
 
 
 def _telling() -> tuple[str, str]:
-    """Options of a simulator that publishes its KV events, and where."""
+    """Return options of a simulator that publishes KV events, and their address."""
     live, replay = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
     settings = {
         "enable_kv_cache_events": True,
@@ -103,14 +103,14 @@ def _telling() -> tuple[str, str]:
 
 
 def compute(rank: Rank, prompt: list[int]) -> None:
-    """Behind the router's back."""
+    """Send a request directly to an engine."""
     with openai.OpenAI(base_url=f"{rank.url}/v1", api_key=KEY, max_retries=0, timeout=30) as client:
         client.completions.create(model=MODEL, prompt=prompt, max_tokens=1)
 
 
 @pytest.mark.slow
-def test_the_engines_events_lead_requests(tmp_path: Path) -> None:
-    """What was computed before the route was there, and what somebody else has computed since."""
+def test_route_uses_kv_events_of_engines(tmp_path: Path) -> None:
+    """The events include blocks from before the start and from requests of other clients."""
     (first, at_first), (second, at_second) = _telling(), _telling()
     option = "--kv-events-config"
     with simulator(option, first) as one, simulator(option, second) as two:
@@ -128,12 +128,12 @@ def test_the_engines_events_lead_requests(tmp_path: Path) -> None:
 
 
 def overlaps(served: Served, prompt: list[int]) -> list[int]:
-    """Blocks that the router believes to be cached, by rank."""
+    """Return the blocks that the router considers cached, by rank."""
     why = served.post("/v1/route", {"model": MODEL, "prompt": prompt}).json
     return [worker["overlap_blocks"] for worker in why["workers"]]
 
 
-def test_why_a_worker_is_not_taken(tmp_path: Path, ranks: list[Rank]) -> None:
+def test_route_reports_why_a_worker_is_excluded(tmp_path: Path, ranks: list[Rank]) -> None:
     with simulator(key="another") as foreign:
         urls = f"{ranks[0].url},{foreign.url}"
         with routing(tmp_path, "--workers", urls, f"model.name={MODEL}") as served:
@@ -142,7 +142,7 @@ def test_why_a_worker_is_not_taken(tmp_path: Path, ranks: list[Rank]) -> None:
             assert ask(served)
 
 
-def test_ctrl_c_ends_the_endpoint_alone(tmp_path: Path) -> None:
+def test_ctrl_c_ends_endpoint_but_not_engines(tmp_path: Path) -> None:
     with simulator(key="") as rank, on_a_terminal(["route", "--workers", rank.url], tmp_path) as up:
         up.expect_exact(f"{MODEL} answers on", timeout=60)
         up.expect_exact("base URL: http")

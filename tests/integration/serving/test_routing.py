@@ -1,4 +1,4 @@
-"""What clients may say of the routing, and what they are told of it."""
+"""Routing hints of clients, and explanations of routing decisions."""
 
 from typing import Any
 
@@ -19,12 +19,14 @@ def asked(served: Served, path: str, content: dict[str, Any], headers: dict[str,
 
 
 def decisions(served: Served) -> dict[str, float]:
-    """Requests by rank and policy, without the role."""
+    """Return the requests by rank and policy, without the role."""
     found = {k: v for k, v in served.metrics_now().items() if "router_decisions_total" in k}
     return {key: value for key, value in found.items() if value}
 
 
-def test_a_dry_run_tells_where_and_why(served: Served, request: pytest.FixtureRequest) -> None:
+def test_route_explanation_names_worker_and_costs(
+    served: Served, request: pytest.FixtureRequest
+) -> None:
     said = served.post(ROUTE, body()).json
     tokens = len(PROMPT.encode())
     assert (said["policy"], said["tokens"], said["block_tokens"]) == ("kv", tokens, 16)
@@ -34,14 +36,14 @@ def test_a_dry_run_tells_where_and_why(served: Served, request: pytest.FixtureRe
     assert said["reason"] in ({"disaggregated", "local_short_prompt"} if split else {"aggregated"})
 
 
-def test_a_dry_run_sends_nothing(aggregated: Served) -> None:
+def test_route_explanation_sends_nothing(aggregated: Served) -> None:
     before = decisions(aggregated)
     for _ in range(3):
         assert aggregated.post(ROUTE, body()).status == 200
     assert decisions(aggregated) == before
 
 
-def test_a_prompt_is_found_again_where_it_went(aggregated: Served) -> None:
+def test_repeated_prompt_goes_to_same_worker(aggregated: Served) -> None:
     prompt = body(prompt=f"Found again. {PROMPT}")
     assert {w["overlap_blocks"] for w in aggregated.post(ROUTE, prompt).json["workers"]} == {0}
     assert aggregated.post(COMPLETIONS, prompt).status == 200
@@ -51,7 +53,7 @@ def test_a_prompt_is_found_again_where_it_went(aggregated: Served) -> None:
     assert there["left_tokens"] < 16
 
 
-def test_a_header_or_the_body_names_the_worker(aggregated: Served) -> None:
+def test_header_or_body_selects_worker(aggregated: Served) -> None:
     ranks = [w["rank"] for w in aggregated.post(ROUTE, body()).json["workers"]]
     for rank in ranks:
         headers = {"X-Worker-Rank": str(rank)}
@@ -75,7 +77,7 @@ def test_a_header_or_the_body_names_the_worker(aggregated: Served) -> None:
         ({}, {"hpc_dynamo": 3}, "object"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(
+def test_invalid_hints_are_rejected(
     aggregated: Served, headers: dict[str, str], field: dict[str, Any], words: str
 ) -> None:
     reply = asked(aggregated, COMPLETIONS, body(**field), headers)
@@ -85,7 +87,7 @@ def test_what_cannot_be_meant_is_refused(
     assert "overlap_weight" in message  # the known fields are named
 
 
-def test_a_policy_for_one_request(aggregated: Served) -> None:
+def test_policy_hint_applies_to_one_request(aggregated: Served) -> None:
     headers = {"X-Router-Policy": "round_robin", "X-Priority": "3", "X-Session-Id": "s"}
     assert asked(aggregated, ROUTE, body(), headers).json["policy"] == "round_robin"
     assert asked(aggregated, COMPLETIONS, body(), headers).status == 200

@@ -1,4 +1,4 @@
-"""What the router is asked for a request: the frontend's own part, without a server."""
+"""Routing requests that the frontend creates, without a server."""
 
 import json
 from array import array
@@ -27,7 +27,7 @@ def config(policy: Policy = Policy.kv, kind: TopologyKind = TopologyKind.disaggr
 
 
 async def asked(config: Config, prompt: object, **fields: object) -> RoutingRequest:
-    """For a completion of a model whose tokenizer nobody has."""
+    """Return the routing request of a completion without a tokenizer."""
     generation = RequestTranslator(config, TokenIdsOnly(), FrontendStats())
     body = json.dumps({"prompt": prompt, **fields}).encode()
     request = HttpRequest("POST", "/v1/completions", "", {}, body, "")
@@ -43,17 +43,17 @@ async def test_token_ids_are_routed_by_cache_without_a_tokenizer(prompt: object)
 
 
 @pytest.mark.parametrize("prompt", ["text", ["text"], [-1]])
-async def test_what_has_no_ids_is_routed_by_load(prompt: object) -> None:
+async def test_prompt_without_ids_is_routed_by_load(prompt: object) -> None:
     assert await asked(config(), prompt) == RoutingRequest(may_disaggregate=True)
 
 
 @pytest.mark.parametrize("prompt", [["text", "more"], [], [[1], "text"], None])
-async def test_several_prompts_are_not_split_without_their_ids(prompt: object) -> None:
+async def test_several_prompts_without_ids_are_not_disaggregated(prompt: object) -> None:
     assert await asked(config(), prompt) == RoutingRequest(may_disaggregate=False)
 
 
 @pytest.mark.parametrize("policy", [Policy.least_loaded, Policy.round_robin])
-async def test_ids_that_nobody_asks_for_are_not_computed(policy: Policy) -> None:
+async def test_unneeded_ids_are_not_computed(policy: Policy) -> None:
     assert await asked(config(policy, TopologyKind.aggregated), IDS) == RoutingRequest(
         may_disaggregate=False
     )
@@ -61,7 +61,7 @@ async def test_ids_that_nobody_asks_for_are_not_computed(policy: Policy) -> None
 
 
 @pytest.mark.parametrize("policy", Policy)
-async def test_a_prompt_that_does_not_fit_is_not_split(policy: Policy) -> None:
-    """Under every policy: a prefill worker would compute it for nothing."""
+async def test_prompt_beyond_context_is_not_disaggregated(policy: Policy) -> None:
+    """This applies to every policy: the prefill would be wasted."""
     assert (await asked(config(policy), IDS * 10)).may_disaggregate is False
     assert (await asked(config(policy), IDS)).may_disaggregate is True

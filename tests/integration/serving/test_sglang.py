@@ -1,4 +1,4 @@
-"""The endpoint before engines that get each request at once and meet in a room (SGLang's way)."""
+"""The endpoint with the concurrent handoff of SGLang."""
 
 import json
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ import pytest
 
 from tests.integration.serving.routed import routing, rows
 from tests.integration.serving.served import MODEL, Served, kill, serving
-from tests.integration.simulator.conftest import simulator
 from tests.support.runs import until
+from tests.support.simulator import simulator
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +39,7 @@ def streamed(served: Served) -> str:
     return "".join(chunk.choices[0].text for chunk in stream)
 
 
-def test_answers_are_those_of_workers_that_take_turns(rooms: Served, disaggregated: Served) -> None:
+def test_sglang_responses_equal_sequential_handoff(rooms: Served, disaggregated: Served) -> None:
     before = rooms.engines()["decode"][MOVED]
     assert texts(rooms) == texts(disaggregated) == [streamed(rooms)]
     assert rooms.engines()["decode"][MOVED] > before
@@ -47,17 +47,17 @@ def test_answers_are_those_of_workers_that_take_turns(rooms: Served, disaggregat
 
 
 @pytest.mark.parametrize("fields", [{"prompt": ["one", "two"]}, {"prompt": "Hi"}])
-def test_every_request_is_shared(
+def test_sglang_executes_every_request_on_two_workers(
     rooms: Served, disaggregated: Served, fields: dict[str, Any]
 ) -> None:
-    """Also those that other engines leave to the decode worker, and the shortest."""
+    """This includes requests that other engines leave to the decode worker, and short ones."""
     before = rooms.engines()["decode"][MOVED]
     assert texts(rooms, **fields) == texts(disaggregated, **fields)
     assert rooms.engines()["decode"][MOVED] > before
 
 
-def test_several_answers_are_several_requests(rooms: Served) -> None:
-    """Which SGLang would never answer as one; the simulator does not either."""
+def test_sglang_samples_are_separate_requests(rooms: Served) -> None:
+    """SGLang and the simulator would never answer them as one request."""
     (alone,) = texts(rooms)
     assert texts(rooms, n=3) == [alone] * 3
     both = ASKED | {"prompt": ["one", "two"]}
@@ -69,7 +69,7 @@ def test_several_answers_are_several_requests(rooms: Served) -> None:
     assert twice["usage"]["completion_tokens"] == 2 * once["usage"]["completion_tokens"]
 
 
-def test_several_answers_are_one_stream(rooms: Served) -> None:
+def test_sglang_samples_are_merged_into_one_stream(rooms: Served) -> None:
     talk: Any = [{"role": "user", "content": FABLE}]
     chat = rooms.client.chat.completions
     stream = chat.create(
@@ -91,18 +91,18 @@ def test_several_answers_are_one_stream(rooms: Served) -> None:
     assert len({chunk.id for chunk in chunks}) == 1
 
 
-def test_clients_name_no_rooms_of_their_own(rooms: Served) -> None:
+def test_client_bootstrap_fields_are_ignored(rooms: Served) -> None:
     own = {"bootstrap_host": "192.0.2.1", "bootstrap_port": 1, "bootstrap_room": 1}
     assert texts(rooms, **own) == texts(rooms)
 
 
-def test_what_is_wrong_is_told_by_the_engine(rooms: Served) -> None:
+def test_invalid_request_gets_engine_error(rooms: Served) -> None:
     reply = rooms.post("/v1/completions", ASKED | {"temperature": 9})
     assert reply.status == 400
     assert "temperature" in reply.json["error"]["message"]
 
 
-def test_a_client_that_leaves_frees_both(rooms: Served) -> None:
+def test_client_disconnect_frees_both_workers(rooms: Served) -> None:
     endless = ASKED | {"max_tokens": 4000, "stream": True}
     stream = rooms.client.completions.create(**endless, extra_body={"ignore_eos": True})
     next(iter(stream))
@@ -112,8 +112,8 @@ def test_a_client_that_leaves_frees_both(rooms: Served) -> None:
     until("no block is held", lambda: not any(e[usage] for e in rooms.engines().values()), 10)
 
 
-def test_a_prefill_worker_that_dies_while_it_computes(tmp_path: Path, model_folder: Path) -> None:
-    """Its requests are computed by the other."""
+def test_prefill_worker_dies_during_prefill(tmp_path: Path, model_folder: Path) -> None:
+    """The other worker answers its requests."""
     slow = ("engine.args.time-scale=30", "engine.max_restarts=0")
     more = ("topology.prefill.workers=2", f"model.path={model_folder}", "model.name=simulated")
     with serving(tmp_path, *DIALECT, *slow, *more) as served, ThreadPoolExecutor(4) as pool:
@@ -130,7 +130,7 @@ def test_a_prefill_worker_that_dies_while_it_computes(tmp_path: Path, model_fold
         assert json.loads(replies[0].body)["choices"][0]["finish_reason"] == "length"
 
 
-def test_route_before_engines_that_are_told_nothing_of_rooms(tmp_path: Path) -> None:
+def test_route_before_engines_without_bootstrap_settings(tmp_path: Path) -> None:
     options = ("--pd-protocol", "sglang", "--role")
     with simulator(*options, "prefill") as prefill, simulator(*options, "decode") as decode:
         urls = ("--prefill", prefill.url, "--decode", decode.url)

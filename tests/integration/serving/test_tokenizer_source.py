@@ -1,4 +1,4 @@
-"""Where the endpoint takes its tokenizer from, and that users learn if there is none."""
+"""Source of the endpoint's tokenizer, and notices if there is none."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ def notices(served: Served) -> tuple[str, ...]:
     return status.notices if status else ()
 
 
-def test_a_hub_id_in_the_cache_has_a_tokenizer(tmp_path: Path, model_folder: Path) -> None:
+def test_cached_hub_id_has_tokenizer(tmp_path: Path, model_folder: Path) -> None:
     cached(tmp_path / "hf" / "hub", model_folder)
     words = (f"model.path={REPOSITORY}", f"engine.env.HF_HOME={tmp_path}/hf")
     with serving(tmp_path, *SHAPE, *words) as served:
@@ -37,14 +37,14 @@ def untokenized(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
-def test_without_a_tokenizer_every_answer_of_the_router_says_so(untokenized: Served) -> None:
+def test_missing_tokenizer_adds_notice_to_route_response(untokenized: Served) -> None:
     said = untokenized.post("/v1/route", BODY).json
     assert said["tokens"] == 0
     assert said["notice"].startswith(f"{OFF}: model.path=org/name is neither a folder")
     assert "hf download org/name, or model.path=FOLDER" in said["notice"]
 
 
-def test_the_status_says_so(untokenized: Served) -> None:
+def test_missing_tokenizer_is_shown_in_status(untokenized: Served) -> None:
     (said,) = until("the notice", lambda: notices(untokenized), 20)
     assert said.startswith(OFF)
     folder = untokenized.attempt.run.path
@@ -52,8 +52,8 @@ def test_the_status_says_so(untokenized: Served) -> None:
     assert f"notice: {OFF}: model.path=org/name" in shown
 
 
-def test_a_tokenizer_that_the_engine_downloads_is_used(tmp_path: Path, model_folder: Path) -> None:
-    """As an engine does that downloads its model: the cache is filled before it is ready."""
+def test_downloaded_tokenizer_is_used(tmp_path: Path, model_folder: Path) -> None:
+    """Fill the cache before the engine is ready, as an engine that downloads its model."""
     words = (f"model.path={REPOSITORY}", f"engine.env.HF_HOME={tmp_path}/hf", *SHAPE, "name=s")
     slow = "engine.args.start-delay-s=15"
     assert hpc_dynamo("serve", *SIMULATOR, *words, slow, "--detach", cwd=tmp_path).returncode == 0
@@ -69,7 +69,7 @@ def test_a_tokenizer_that_the_engine_downloads_is_used(tmp_path: Path, model_fol
         served.stop()
 
 
-def test_other_policies_need_none(tmp_path: Path) -> None:
+def test_other_policies_need_no_tokenizer(tmp_path: Path) -> None:
     with serving(tmp_path, *SHAPE, "router=least_loaded") as served:
         assert "notice" not in served.post("/v1/route", BODY).json
         assert notices(served) == ()

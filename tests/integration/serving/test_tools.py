@@ -55,6 +55,14 @@ def test_tools_reach_the_engine_and_its_call_reaches_the_client(
         assert answer.finish_reason == "tool_calls"
 
 
+def test_logprobs_of_completions_reach_the_client(served: tuple[Served, str | None]) -> None:
+    run, _ = served
+    choice = run.client.completions.create(model=MODEL, prompt="x", logprobs=1).choices[0]
+    assert choice.logprobs
+    assert choice.logprobs.tokens == ["word"]
+    assert choice.logprobs.token_logprobs == [-0.5]
+
+
 def test_result_of_a_tool_goes_back_to_the_engine(served: tuple[Served, str | None]) -> None:
     run, _ = served
     first = run.client.chat.completions.create(model=MODEL, messages=MESSAGES, tools=TOOLS)

@@ -1,4 +1,4 @@
-"""Jobs whose engines speak TensorRT-LLM's dialect: real agents, engines and NIXL."""
+"""Jobs with the prefill/decode protocol of TensorRT-LLM, with agents, simulators and NIXL."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from tests.support.runs import SIMULATOR, answers, hpc_dynamo, latest, until, wr
 pytestmark = pytest.mark.slow
 
 TRTLLM = "engine.args.pd-protocol=trtllm"
-HANDED = "router.transfer_cost_tokens=0"  # also what would not pay
+HANDED = "router.transfer_cost_tokens=0"  # also short prompts
 FABLE = "A fox saw a crow in an old elm with a piece of cheese, and said to her: " * 20
 MORE: dict[str, Any] = {"model": MODEL, "extra_body": {"ignore_eos": True}}
 
@@ -27,12 +27,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def moved(served: Served) -> float:
-    """Bytes that all decode workers have pulled."""
+    """Return the bytes that all decode workers have pulled."""
     name = "vllm:nixl_bytes_transferred_sum"
     return sum(served.engine(row["url"])[name] for row in served.workers()["decode"])
 
 
-def test_completions_and_chat_streamed_and_not(served: Served) -> None:
+def test_trtllm_completions_and_chat(served: Served) -> None:
     ai, before = served.client, moved(served)
     whole = ai.completions.create(prompt=f"one {FABLE}", max_tokens=20, **MORE)
     stream = ai.completions.create(prompt=f"one {FABLE}", max_tokens=20, stream=True, **MORE)
@@ -46,18 +46,18 @@ def test_completions_and_chat_streamed_and_not(served: Served) -> None:
     assert moved(served) > before
 
 
-def test_where_blocks_come_from_is_not_for_clients_to_say(served: Served) -> None:
+def test_trtllm_client_transfer_fields_are_ignored(served: Served) -> None:
     theirs = {"disaggregated_params": {"request_type": "generation_only"}}
     body = {"model": MODEL, "prompt": "Hi", "max_tokens": 2, **theirs}
     assert served.post("/v1/completions", body).status == 200
 
 
-def test_several_answers_come_from_the_decode_worker_alone(served: Served) -> None:
+def test_trtllm_samples_come_from_decode_worker(served: Served) -> None:
     made = served.client.completions.create(prompt=f"three {FABLE}", n=3, max_tokens=9, **MORE)
     assert len({choice.text for choice in made.choices}) == 3
 
 
-def test_a_generation_worker_that_dies_is_replaced_by_the_other(served: Served) -> None:
+def test_trtllm_dead_decode_worker_is_replaced(served: Served) -> None:
     prompt, tokens = f"dying {FABLE}", 700
     decoders = until("two", lambda: (w := served.workers()["decode"])[1:] and w, 30)
     urls = {row["url"] for row in decoders}
@@ -76,12 +76,12 @@ def said(served: Served, prompt: str, tokens: int) -> str:
 
 
 def busy(served: Served) -> set[str]:
-    """URLs of engines that have something to do."""
+    """Return the URLs of busy engines."""
     return {url for url, load in served.loads().items() if load}
 
 
-def test_a_prefill_worker_that_hands_nothing_over_is_named(tmp_path: Path) -> None:
-    """Its engine has no transceiver, as where the user's own options took it away."""
+def test_trtllm_prefill_without_transfer_is_named(tmp_path: Path) -> None:
+    """The engine has no transceiver, as if the user's options had removed it."""
     with serving(tmp_path, TRTLLM, HANDED, "engine.args.role=aggregated") as job:
         with pytest.raises(openai.APIStatusError) as failed:
             job.client.completions.create(prompt=FABLE, max_tokens=9, **MORE)
@@ -89,7 +89,7 @@ def test_a_prefill_worker_that_hands_nothing_over_is_named(tmp_path: Path) -> No
         assert "has no disaggregated_params" in failed.value.message
 
 
-def test_a_batch(tmp_path: Path) -> None:
+def test_trtllm_batch(tmp_path: Path) -> None:
     ids = write_prompts(tmp_path / "prompts.jsonl", 30)
     for dialect in ("trtllm", "vllm"):
         words = (f"engine.args.pd-protocol={dialect}", f"name={dialect}", "input=prompts.jsonl")
@@ -104,7 +104,7 @@ def test_a_batch(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
-def test_an_unknown_dialect_is_refused_before_submission(tmp_path: Path) -> None:
+def test_unknown_pd_protocol_is_rejected_before_submission(tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 1)
     words = ("engine.args.pd-protocol=trtlm", "input=prompts.jsonl")
     done = hpc_dynamo("batch", *SIMULATOR, *words, cwd=tmp_path)

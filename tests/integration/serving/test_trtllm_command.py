@@ -1,4 +1,4 @@
-"""engine=trtllm from its command and its file of options to answers, with a stand-in for it."""
+"""engine=trtllm with a fake engine: command, options file and responses."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ SMALL = ("cluster.launcher=local", "engine.cpus=1", "engine.memory_gb=1", "engin
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Holds a module tensorrt_llm.commands.serve and a folder to name the model after."""
+    """Create a module tensorrt_llm.commands.serve and a model folder."""
     package = tmp_path / "tensorrt_llm" / "commands"
     package.mkdir(parents=True)
     for part in (package.parent, package):
@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_command_its_file_and_the_answers(folder: Path) -> None:
+def test_trtllm_command_file_and_responses(folder: Path) -> None:
     ids = write_prompts(folder / "prompts.jsonl", 10)
     words = (
         *("engine=trtllm", f"model.path={folder}/llama", "cluster.gpus_per_node=2", *SMALL),
@@ -33,7 +33,7 @@ def test_the_command_its_file_and_the_answers(folder: Path) -> None:
         *("engine.args.max_num_tokens=777", "router.transfer_cost_tokens=0", "input=prompts.jsonl"),
         "engine.args.extra.kv_cache_config.enable_block_reuse=false",
     )
-    # The stand-in computes on no GPU, and this machine may have none.
+    # The fake engine needs no GPU, and this machine may have none.
     done = hpc_dynamo("batch", *words, "--no-preflight", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(answers(folder / "runs" / "prompts" / "output.jsonl")) == ids

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.integration.simulator.conftest import KEY, Body, Client, Rank
+from tests.support.simulator import KEY, Body, Client, Rank
 
 FABLE = "A fox saw a crow in an old elm with a piece of cheese, and said to her: " * 20
 SLOW = ("--timing", "cpu-135m")  # 0.1 s per token, 0.7 s for FABLE

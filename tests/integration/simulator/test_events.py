@@ -17,8 +17,8 @@ from hpc_dynamo.simulator.events import KvEventJournal
 from hpc_dynamo.simulator.model import SimulatedModel
 from hpc_dynamo.simulator.sequence import OutputSequence, SamplingParams, SequenceGroup
 from hpc_dynamo.wire import KvEventSubscriber
-from tests.integration.simulator.conftest import REPORT_CACHED, Client, Rank
 from tests.integration.simulator.test_process import run
+from tests.support.simulator import REPORT_CACHED, Client, Rank
 
 TIMEOUT_S = 10.0
 QUIET_S = 0.3  # without any event

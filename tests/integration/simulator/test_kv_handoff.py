@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.integration.simulator.conftest import Body, Client, Rank
+from tests.support.simulator import Body, Client, Rank
 
 FABLE = "A fox saw a crow in an old elm with a piece of cheese, and said to her: " * 20
 PROMPTS = ["Hi", "sixteen", FABLE, FABLE + "sing for me!", list(range(16)), list(range(33))]

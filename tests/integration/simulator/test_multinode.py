@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from tests.integration.simulator.conftest import KEY, MODEL, Client, Rank, simulator
+from tests.support.simulator import KEY, MODEL, Client, Rank, simulator
 
 SIMULATOR = (sys.executable, "-m", "hpc_dynamo.simulator", "--model", MODEL)
 END_S = 20.0

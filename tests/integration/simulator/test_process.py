@@ -10,7 +10,7 @@ from collections.abc import Callable
 import aiohttp
 import pytest
 
-from tests.integration.simulator.conftest import Body, Client, Rank
+from tests.support.simulator import Body, Client, Rank
 
 
 def run(*options: str, model: str = "demo") -> "subprocess.CompletedProcess[str]":

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.integration.simulator.conftest import Body, Client, Rank, simulator
+from tests.support.simulator import Body, Client, Rank, simulator
 
 FABLE = "A fox saw a crow in an old elm with a piece of cheese, and said to her: " * 20
 PATH = "/v1/completions"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hpc_dynamo.engines.trtllm.pd_protocol import TrtllmPdProtocol
-from tests.integration.simulator.conftest import MODEL, Body, Client, Rank, simulator
+from tests.support.simulator import MODEL, Body, Client, Rank, simulator
 
 TRTLLM = ("--pd-protocol", "trtllm")
 FABLE = "A fox saw a crow in an old elm with a piece of cheese, and said to her: " * 20

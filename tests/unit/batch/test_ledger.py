@@ -1,4 +1,4 @@
-"""Results on disk: what a crash leaves is read right, and what was acknowledged is there."""
+"""Results on disk: acknowledged lines survive crashes, and incomplete lines are ignored."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ def bad(custom_id: str, status: int = 500, body: bytes = b"oops") -> bytes:
 
 
 def put(run: Run, part: int, *lines: bytes) -> None:
-    """What an earlier attempt left."""
+    """Write the part of an earlier attempt."""
     with run.attempt_results(part).open("ab") as file:
         file.writelines(lines)
 
@@ -49,28 +49,28 @@ def rows(file: Path) -> list[dict[str, Any]]:
 
 
 def states(run: Run) -> dict[str, str]:
-    """good, open (to be tried again) or refused, by id."""
+    """Return good, open (will run again) or refused, by id."""
     spots = Ledger(run, 99).results()
     return {
         i: "good" if s.answered else "refused" if s.finished else "open" for i, s in spots.items()
     }
 
 
-async def test_a_record_is_on_disk_when_it_returns(run: Run) -> None:
+async def test_record_returns_after_line_is_on_disk(run: Run) -> None:
     async with writing(run, 1) as ledger:
         for i in range(20):
             await ledger.record(good(str(i)))
             assert rows(run.attempt_results(1))[-1]["custom_id"] == str(i)
 
 
-async def test_records_of_many_at_once_are_all_there(run: Run) -> None:
+async def test_concurrent_records_are_all_written(run: Run) -> None:
     async with writing(run, 1) as ledger, asyncio.TaskGroup() as group:
         for i in range(500):
             group.create_task(ledger.record(good(str(i))))
     assert sorted(states(run), key=int) == [str(i) for i in range(500)]
 
 
-def test_lines_are_of_openais_batch_output() -> None:
+def test_output_line_has_openai_batch_format() -> None:
     row = json.loads(success_line("my id", b'{"choices": [1.0, "\\u00fc"]}'))
     assert row["custom_id"] == "my id"
     assert row["error"] is None
@@ -80,7 +80,7 @@ def test_lines_are_of_openais_batch_output() -> None:
     assert row["id"].startswith("batch_req_")
 
 
-def test_the_engines_body_is_kept_byte_for_byte() -> None:
+def test_success_line_keeps_engine_body_unchanged() -> None:
     body = b'{"a":1.50,  "b":"\\u00fc","c":12345678901234567890123}'
     assert body in success_line("a", body)
 
@@ -88,7 +88,7 @@ def test_the_engines_body_is_kept_byte_for_byte() -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"not json", b"\xff\xfe", b'{\n  "error": "x"\n}', b'"\n', b"[1]"]
 )
-def test_a_failure_is_one_line_whatever_the_engine_said(body: bytes) -> None:
+def test_failure_with_any_body_is_one_line(body: bytes) -> None:
     line = bad("a", 400, body)
     assert line.count(b"\n") == 1
     row = json.loads(line)
@@ -96,7 +96,7 @@ def test_a_failure_is_one_line_whatever_the_engine_said(body: bytes) -> None:
     assert row["error"] == {"code": "400", "message": "it broke", "final": True}
 
 
-def test_a_success_is_one_line_however_the_engine_formats() -> None:
+def test_success_with_indented_body_is_one_line() -> None:
     line = success_line("a", b'{\n  "text": "x"\n}\n')
     assert line.count(b"\n") == 1
     assert json.loads(line)["response"]["body"] == {"text": "x"}
@@ -116,20 +116,22 @@ def test_a_success_is_one_line_however_the_engine_formats() -> None:
     ],
 )
 @pytest.mark.parametrize("parts", [1, 2])
-def test_which_result_counts(run: Run, lines: list[bytes], state: str, parts: int) -> None:
-    """The same in one attempt and over several."""
+def test_results_of_several_attempts_select_the_best(
+    run: Run, lines: list[bytes], state: str, parts: int
+) -> None:
+    """The best result is the same in one attempt and over several."""
     for number, line in enumerate(lines):
         put(run, 1 + number * (parts - 1), line)
     assert states(run) == {"a": state}
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
-def test_these_failures_are_tried_again(run: Run, status: int) -> None:
+def test_transient_failure_is_unfinished(run: Run, status: int) -> None:
     put(run, 1, bad("a", status))
     assert states(run) == {"a": "open"}
 
 
-def test_a_later_attempt_counts_by_number_not_by_name(run: Run) -> None:
+def test_attempts_are_ordered_by_number(run: Run) -> None:
     put(run, 9, bad("a", body=b'"old"'))
     put(run, 10, bad("a", body=b'"new"'))
     Ledger(run, 11).merge(["a"])
@@ -137,10 +139,10 @@ def test_a_later_attempt_counts_by_number_not_by_name(run: Run) -> None:
 
 
 @given(cut=st.integers(0, 400), parts=st.integers(1, 3))
-async def test_a_torn_tail_is_not_read_and_its_attempt_goes_on(
+async def test_incomplete_line_is_ignored_and_truncated(
     tmp_path_factory: pytest.TempPathFactory, cut: int, parts: int
 ) -> None:
-    """A requeued job has the number of its former life and appends to its part."""
+    """A requeued job keeps its attempt number and appends to its part."""
     run = Run(tmp_path_factory.mktemp("torn"))
     run.results.mkdir()
     whole = [good("a"), bad("b"), good("ü")]
@@ -156,7 +158,7 @@ async def test_a_torn_tail_is_not_read_and_its_attempt_goes_on(
     ]
 
 
-async def test_another_attempts_torn_tail_is_left_alone(run: Run) -> None:
+async def test_incomplete_line_of_other_attempt_is_kept(run: Run) -> None:
     torn = good("a") + good("b")[:-5]
     put(run, 1, torn)
     async with writing(run, 2) as ledger:
@@ -165,7 +167,7 @@ async def test_another_attempts_torn_tail_is_left_alone(run: Run) -> None:
     assert states(run) == {"a": "good", "b": "good"}
 
 
-def test_merge_writes_the_inputs_order_and_parts_good_from_bad(run: Run) -> None:
+def test_merge_writes_input_order_and_separates_failures(run: Run) -> None:
     put(run, 1, good("d"), bad("b"), bad("a", 400))
     put(run, 2, good("c", "second"), good("b", "second"))
     assert Ledger(run, 3).merge(["a", "b", "c", "d"]) == (3, 1)
@@ -174,13 +176,13 @@ def test_merge_writes_the_inputs_order_and_parts_good_from_bad(run: Run) -> None
     assert [r["custom_id"] for r in rows(run.errors)] == ["a"]
 
 
-def test_merge_leaves_out_what_the_input_does_not_ask_for(run: Run) -> None:
+def test_merge_omits_ids_that_are_not_in_the_input(run: Run) -> None:
     put(run, 1, good("a"), good("old"))
     assert Ledger(run, 1).merge(["a"]) == (1, 0)
     assert [r["custom_id"] for r in rows(run.output)] == ["a"]
 
 
-def test_a_merge_that_breaks_off_leaves_the_old_files(run: Run) -> None:
+def test_interrupted_merge_keeps_old_files(run: Run) -> None:
     put(run, 1, good("a"), good("b"), bad("c", 400), bad("d", 400))
     ledger = Ledger(run, 1)
     ledger.merge(["a", "b", "c", "d"])
@@ -195,7 +197,7 @@ def test_a_merge_that_breaks_off_leaves_the_old_files(run: Run) -> None:
         st.tuples(st.text(min_size=1), st.sampled_from([200, 400, 500]), st.integers(1, 3))
     )
 )
-def test_merge_gives_every_id_once(
+def test_merge_writes_every_id_once(
     tmp_path_factory: pytest.TempPathFactory, written: list[tuple[str, int, int]]
 ) -> None:
     run = Run(tmp_path_factory.mktemp("merge"))
@@ -210,7 +212,7 @@ def test_merge_gives_every_id_once(
     for result in (output, errors):
         places = [ids.index(r["custom_id"]) for r in result]
         assert places == sorted(places), "not in the input's order"
-    # 500 may be tried again, so whatever comes later beats it; the first final one stays.
+    # A later result replaces a 500, which may be retried; the first final one stays.
     by_part = sorted(written, key=lambda w: w[2])
     final = {i: s for i, s, _ in reversed(by_part) if s != 500}
     assert {r["custom_id"] for r in output} == {i for i, s in final.items() if s == 200}
@@ -240,7 +242,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("enough", [1, 300])
-def test_kill_9_of_a_writer_loses_nothing_that_was_acknowledged(run: Run, enough: int) -> None:
+def test_killed_writer_keeps_acknowledged_lines(run: Run, enough: int) -> None:
     argv = [sys.executable, "-c", WRITER, str(run.path)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as writer:
         assert writer.stdout
@@ -276,7 +278,7 @@ except* HpcDynamoError as group:
 """
 
 
-def test_a_full_disk_is_told_and_what_was_acknowledged_is_there(run: Run) -> None:
+def test_full_disk_raises_and_keeps_acknowledged_lines(run: Run) -> None:
     argv = [sys.executable, "-c", FULL_DISK, str(run.path)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=20)
     *acknowledged, last = done.stdout.splitlines()

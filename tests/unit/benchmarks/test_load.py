@@ -1,4 +1,4 @@
-"""The load generators of benchmarks/ against a small real server: they count what was sent."""
+"""Load generators of benchmarks.frontend count the responses of a small server."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ needs_wrk = pytest.mark.skipif(not shutil.which("wrk"), reason="apt-get install 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One token a word."""
+    """Return a tokenizer with one token per word."""
     words = sorted({word for sentence in corpus() for word in sentence.split()})
     made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["?", *words])}, unk_token="?"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -96,7 +96,7 @@ async def test_streams_count_every_token(
 
 
 @needs_wrk
-async def test_wrk_sends_what_the_workload_says(tokenizer: Path, tmp_path: Path) -> None:
+async def test_wrk_sends_requests_of_workload(tokenizer: Path, tmp_path: Path) -> None:
     seen: list[bytes] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -154,7 +154,7 @@ def _request(url: str) -> Callable[[], bytes]:
     return lambda: streams.post(url, "key", b"{}")
 
 
-async def test_a_program_that_ends_is_told_with_its_last_words(tmp_path: Path) -> None:
+async def test_exited_program_is_reported_with_its_log(tmp_path: Path) -> None:
     group = ProcessGroup(tmp_path)
     await group.start("short", ["sh", "-c", "echo no such port; exit 7"])
     with pytest.raises(ProcessExited, match=r"exit code 7.*no such port"):

@@ -9,7 +9,7 @@ from hpc_dynamo.cli.command_line import check_command_line
 from hpc_dynamo.cli.commands import VERBS, load
 from hpc_dynamo.errors import ConfigError, ExitCode
 from tests.support.command_lines import shown_commands
-from tests.support.terminal import Call, printed
+from tests.support.terminal import Call, printed, refused
 
 LONGEST = 35  # lines of the first screen
 
@@ -65,7 +65,6 @@ def test_version_is_printed(option: str, call: Call) -> None:
         ([], "required: VERB"),
         (["serv"], "unknown verb 'serv'\n  try: did you mean serve? known: plan, "),
         (["--bogus"], "VERB"),
-        (["help", "serv"], "invalid choice: 'serv'"),
     ],
 )
 def test_command_line_without_a_known_verb_is_a_usage_error(
@@ -74,6 +73,13 @@ def test_command_line_without_a_known_verb_is_a_usage_error(
     done = call(*words)
     assert done.returncode == ExitCode.usage
     assert message in done.stderr
+
+
+def test_help_of_a_field_shows_type_default_and_meaning(call: Call) -> None:
+    text = printed(call("help", "planner.mode"))
+    assert text.startswith("planner.mode (choice, off, load, sla)\n  ")
+    assert text.endswith("  default: off\n")
+    refused(call("help", "serv"), "topic='serv' is not known", "did you mean 'serve'?")
 
 
 EXAMPLES = [

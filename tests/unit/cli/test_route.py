@@ -1,4 +1,4 @@
-"""What `hpc-dynamo route` takes, and what it refuses before anything starts."""
+"""Arguments of `hpc-dynamo route`, and those that it refuses before it starts anything."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ def call(
     return caller(tmp_path, monkeypatch, capsys)
 
 
-def test_workers_do_all_of_a_request() -> None:
+def test_workers_make_an_aggregated_topology() -> None:
     config = resolve_route(compose([f'route.workers=["{A}","{B}/v1/","{C}"]']))
     assert config.route.engines == tuple((Role.aggregated, url) for url in (A, B, C))
     assert config.topology.kind is TopologyKind.aggregated
@@ -36,7 +36,7 @@ def test_prefill_and_decode_make_a_disaggregated_topology() -> None:
     assert [role for role, _ in config.route.engines] == [Role.prefill, Role.decode, Role.decode]
 
 
-def test_the_model_is_called_what_the_engines_call_it() -> None:
+def test_model_name_is_that_of_the_engines() -> None:
     words = [f"route.workers=[{A}]", "model.path=/models/llama"]
     assert resolve_route(compose(words)).served_name == ""
     assert resolve_route(compose([*words, "model.name=my"])).served_name == "my"
@@ -73,30 +73,32 @@ def test_the_model_is_called_what_the_engines_call_it() -> None:
         (["--workers", A, "serve.port=99999"], ["serve.port=99999"]),
     ],
 )
-def test_what_cannot_work_is_refused(call: Call, words: Sequence[str], parts: list[str]) -> None:
+def test_route_rejects_invalid_arguments(
+    call: Call, words: Sequence[str], parts: list[str]
+) -> None:
     refused(call("route", *words), *parts)
     assert not Path("runs").exists()
 
 
-def test_an_empty_key_is_refused(call: Call) -> None:
+def test_route_rejects_an_empty_key_file(call: Call) -> None:
     Path("empty").touch()
     refused(
         call("route", "--workers", A, "route.api_key_file=empty"), "route.api_key_file=", "is empty"
     )
 
 
-def test_engines_of_others_are_not_for_verbs_that_start_their_own(call: Call) -> None:
+def test_serve_rejects_route_fields(call: Call) -> None:
     words = ("engine=simulator", "cluster.launcher=local", f"route.workers=[{A}]")
     refused(call("serve", *words), "route.*", "hpc-dynamo route")
 
 
-def test_unknown_options_are_told(call: Call) -> None:
+def test_unknown_option_lists_the_options_of_route(call: Call) -> None:
     done = call("route", "--worker-urls", A)
     assert done.returncode == 2
     assert "--worker-urls" in done.stderr
 
 
-def test_help_teaches(call: Call) -> None:
+def test_help_of_route_has_examples(call: Call) -> None:
     text = printed(call("route", "--help"))
     for part in (
         "--workers http://gpu1:8000,http://gpu2:8000",

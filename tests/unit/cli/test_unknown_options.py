@@ -1,6 +1,7 @@
-"""What the command line suggests for options and names that it does not have."""
+"""Suggestions of the command line for unknown options and names."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -52,7 +53,7 @@ AGGREGATED = "topology=aggregated"
         ("status", ["--name", "x"], "name=x"),
     ],
 )
-def test_an_unknown_option_names_its_override(
+def test_unknown_option_suggests_its_override(
     call: Call, verb: str, words: Sequence[str], suggested: str
 ) -> None:
     done = call(verb, *words)
@@ -73,7 +74,7 @@ def test_an_unknown_option_names_its_override(
         (["serve", "--max-tokens", "5"], "--no-preflight"),
     ],
 )
-def test_an_option_without_an_override_gets_the_options_of_the_verb(
+def test_unknown_option_without_override_lists_the_options_of_the_verb(
     call: Call, words: Sequence[str], own: str
 ) -> None:
     done = call(*words)
@@ -84,22 +85,23 @@ def test_an_option_without_an_override_gets_the_options_of_the_verb(
     assert done.stderr.endswith(f"\n  try: hpc-dynamo {words[0]} --help\n")
 
 
-def test_one_of_several_unknown_options_has_an_override(call: Call) -> None:
+def test_unknown_options_are_reported_together_with_known_overrides(call: Call) -> None:
     said = call("serve", "--bogus", "--port", "80").stderr
     assert "unknown options: --bogus; options of serve: " in said
     assert "\n  the others are overrides here: serve.port=80\n" in said
 
 
-def test_a_sweep_is_a_loop_that_works_when_pasted(call: Call, tmp_path: Path) -> None:
+def test_sweep_suggests_a_shell_loop_that_works(call: Call, tmp_path: Path) -> None:
     words = ("--show", "engine=simulator", "name=a b", "topology.prefill.workers=1,2")
     done = call("plan", "-m", *words)
     assert done.returncode == 2
     assert "unknown option -m: sweeps are not supported" in done.stderr
     loop = done.stderr.partition("\n  try: ")[2]
     define = f'hpc-dynamo() {{ {sys.executable} -m hpc_dynamo "$@"; }}\n'
-    shown = subprocess.run(
+    done = subprocess.run(
         ["bash", "-c", define + loop], capture_output=True, text=True, check=True, cwd=tmp_path
-    ).stdout
+    )
+    shown = re.sub(r"^ *#.*\n", "", done.stdout, flags=re.MULTILINE)
     assert shown.count("name: a b\n") == 2
     assert "  prefill:\n    workers: 1\n" in shown
     assert "  prefill:\n    workers: 2\n" in shown
@@ -121,17 +123,15 @@ def test_a_sweep_is_a_loop_that_works_when_pasted(call: Call, tmp_path: Path) ->
         ("max-model-len=5", "engine.args.max-model-len=5"),
     ],
 )
-def test_a_name_that_is_no_field_gets_the_same_override(
-    call: Call, word: str, suggested: str
-) -> None:
+def test_unknown_field_suggests_its_override(call: Call, word: str, suggested: str) -> None:
     refused(call("plan", word), f"\n  try: {suggested}")
 
 
-def test_another_unknown_name_gets_the_list_of_fields(call: Call) -> None:
+def test_unknown_field_without_suggestion_lists_the_fields(call: Call) -> None:
     refused(call("plan", "bogus=4"), "bogus is not a field", "known: batch, ")
 
 
-def test_plan_warns_of_a_pool_that_does_not_run(call: Call) -> None:
+def test_plan_warns_about_overrides_of_unused_pools(call: Call) -> None:
     words = ("plan", "engine=simulator")
     said = printed(
         call(*words, AGGREGATED, "topology.prefill.data_parallel=2", "engine.decode.args.x=1")
@@ -149,7 +149,7 @@ def test_plan_warns_of_a_pool_that_does_not_run(call: Call) -> None:
     assert "no effect" not in printed(call(*words, "topology.prefill.workers=2"))
 
 
-def test_names_of_engine_options_are_those_of_their_parsers() -> None:
+def test_names_of_engine_options_match_the_engines_parsers() -> None:
     folder = Path(__file__).parents[1] / "engines/contract"
     known = {
         option.removeprefix("--").replace("_", "-"): facts["flag"]

@@ -240,7 +240,7 @@ def test_several_models_shown_are_yaml_that_composes_to_the_same(tmp_path: Path)
         ("models.a.topology.decode.worker=2", "models.a: topology.decode.worker is", "workers?"),
         ("models.a.topology=star", "models.a: topology='star' is not known", "aggregated"),
         ("models.a.cluster.launcher=local", "models.a.cluster is not a field", "known: engine"),
-        ("models={a: 7}", "models.a=7 is no model", "path"),
+        ("models={a: 7}", "models.a=7 is not a model", "path"),
         ("models={a: {pth: /x}}", "models.a.pth is not a field", "did you mean path?"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Requests that two workers get at the same time, over real HTTP."""
+"""Requests that two workers receive at the same time, over HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ MET = ("bootstrap_host", "bootstrap_port", "bootstrap_room")
 
 
 class Begun(BufferedResponse):
-    """As a stream whose first event has gone out."""
+    """Sink of a response that has started."""
 
     started = True
 
@@ -48,7 +48,7 @@ def once(event: asyncio.Event, reply: Reply) -> Reply:
 
 
 def telling(event: asyncio.Event) -> Reply:
-    """Never answers; `event` tells that the client has left."""
+    """Engine that never answers; `event` is set when the client disconnects."""
 
     async def reply(body: Body) -> web.Response:
         try:
@@ -65,7 +65,7 @@ async def closed(writer: asyncio.StreamWriter) -> None:
     await writer.wait_closed()
 
 
-async def test_both_get_the_request_at_once_and_decode_answers(rooms: House) -> None:
+async def test_both_workers_get_request_and_decode_answers(rooms: House) -> None:
     come = asyncio.Event()
 
     async def second(body: Body) -> web.Response:
@@ -86,7 +86,7 @@ async def test_both_get_the_request_at_once_and_decode_answers(rooms: House) -> 
     assert [m.active for m in dispatcher.workers] == [0, 0]
 
 
-async def test_every_request_has_a_room_and_a_worker_is_asked_its_port_once(rooms: House) -> None:
+async def test_each_request_has_a_room_and_bootstrap_info_is_cached(rooms: House) -> None:
     dispatcher, prefill, decode = await rooms.split(text, text)
     for _ in range(5):
         await dispatcher.send(PATH, {"prompt": "x"}, SOON_S)
@@ -97,7 +97,9 @@ async def test_every_request_has_a_room_and_a_worker_is_asked_its_port_once(room
 
 @pytest.mark.parametrize("refuser", [0, 1])
 @pytest.mark.parametrize("status", [400, 500])
-async def test_who_fails_ends_the_other(rooms: House, refuser: int, status: int) -> None:
+async def test_failure_of_one_worker_cancels_the_other(
+    rooms: House, refuser: int, status: int
+) -> None:
     left, come = asyncio.Event(), asyncio.Event()
 
     async def second(body: Body) -> web.Response:
@@ -114,9 +116,8 @@ async def test_who_fails_ends_the_other(rooms: House, refuser: int, status: int)
     assert [m.active for m in dispatcher.workers] == [0, 0]
 
 
-async def test_of_two_that_fail_the_one_without_an_answer_is_told(rooms: House) -> None:
-    """The other could not go on without it; another prefill worker is tried, not another decode
-    worker."""
+async def test_connection_failure_is_raised_before_error_response(rooms: House) -> None:
+    """Only the prefill worker has failed, so only it is replaced in the next attempt."""
     both, gone = asyncio.Event(), asyncio.Event()
     hits = 0
 
@@ -130,7 +131,7 @@ async def test_of_two_that_fail_the_one_without_an_answer_is_told(rooms: House) 
         return await refusing(500)(body)
 
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if gone.is_set():  # whether its end came before the request is asked once more
+        if gone.is_set():  # depends on the order of its end and the next attempt
             await closed(writer)
             return
         await reader.readuntil(b"\r\n\r\n")
@@ -155,14 +156,14 @@ async def test_of_two_that_fail_the_one_without_an_answer_is_told(rooms: House) 
     assert len(other.bodies) == 1
 
 
-async def test_an_answer_that_has_begun_needs_the_prefill_worker_no_more(rooms: House) -> None:
+async def test_prefill_failure_after_start_of_response_is_ignored(rooms: House) -> None:
     dispatcher, prefill, _ = await rooms.split(refusing(500), text)
     answer = await dispatcher.send(PATH, {"prompt": "x"}, SOON_S, Begun())
     assert answer.content == AS_IT_CAME
     assert len(prefill.bodies) == 1
 
 
-async def test_a_cancelled_request_ends_on_both(rooms: House) -> None:
+async def test_cancelled_request_ends_on_both_workers(rooms: House) -> None:
     left = [asyncio.Event(), asyncio.Event()]
     dispatcher, *engines = await rooms.split(*map(telling, left))
     task = asyncio.create_task(dispatcher.send(PATH, {"prompt": "x"}, SOON_S))
@@ -177,7 +178,7 @@ async def test_a_cancelled_request_ends_on_both(rooms: House) -> None:
     assert [m.active for m in dispatcher.workers] == [0, 0]
 
 
-async def test_a_prefill_worker_that_tells_no_place_to_meet(rooms: House) -> None:
+async def test_prefill_worker_without_bootstrap_info_fails_request(rooms: House) -> None:
     dispatcher, prefill, decode = await rooms.split(text, text)
     prefill.told = {"disaggregation_bootstrap_port": None}
     error: RequestFailed = await failed(dispatcher)

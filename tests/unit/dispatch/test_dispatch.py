@@ -1,4 +1,4 @@
-"""The one request path, over real HTTP: engines here are small servers on loopback."""
+"""Request execution over HTTP; engines are small servers on loopback."""
 
 import asyncio
 import json
@@ -61,20 +61,20 @@ def after(free: asyncio.Event) -> Reply:
 
 
 class Engine:
-    """What came in, and how it is answered."""
+    """Fake engine: records requests and answers them."""
 
     def __init__(self, reply: Reply) -> None:
         self.reply = reply
         self.bodies: list[Body] = []
         self.headers: list[dict[str, str]] = []
-        self.now = self.most = 0  # requests under way
+        self.now = self.most = 0  # requests in progress
         self.url = ""
         self.told: Body = {"disaggregation_bootstrap_port": 8998}
         self.introduced = 0
         self._came = asyncio.Condition()
 
     async def has(self, count: int) -> None:
-        """Until so many requests have come in."""
+        """Wait for a number of requests."""
         async with asyncio.timeout(SOON_S), self._came:
             await self._came.wait_for(lambda: len(self.bodies) >= count)
 
@@ -96,7 +96,7 @@ class Engine:
 
 
 class Sender(Router):
-    """A router, and a dispatcher that asks it."""
+    """Router with a dispatcher."""
 
     def __init__(
         self, kind: TopologyKind, client: HttpClient, tasks: asyncio.TaskGroup, dialect: PdProtocol
@@ -114,7 +114,7 @@ class Sender(Router):
 
 
 class House:
-    """A dispatcher and its engines."""
+    """Dispatcher with its engines."""
 
     def __init__(self, stack: AsyncExitStack, dialect: PdProtocol | None = None) -> None:
         self._stack, self._dialect = stack, dialect or VllmPdProtocol()
@@ -139,7 +139,7 @@ class House:
         return engine
 
     async def split(self, prefill: Reply, decode: Reply) -> tuple[Sender, Engine, Engine]:
-        """One prefill worker, rank 0, and one decode worker, rank 1."""
+        """Return a dispatcher for a prefill worker, rank 0, and a decode worker, rank 1."""
         dispatcher = await self.dispatcher(TopologyKind.disaggregated)
         engines = await self.engine(prefill), await self.engine(decode)
         await dispatcher.add_worker(0, Role.prefill, engines[0].url)
@@ -147,7 +147,7 @@ class House:
         return dispatcher, *engines
 
     async def whole(self, *replies: Reply) -> tuple[Sender, list[Engine]]:
-        """Aggregated workers, ranks from 0."""
+        """Return a dispatcher for aggregated workers, with ranks from 0."""
         dispatcher = await self.dispatcher(TopologyKind.aggregated)
         engines = [await self.engine(reply) for reply in replies]
         for rank, engine in enumerate(engines):
@@ -167,7 +167,7 @@ async def failed(dispatcher: Sender, timeout_s: float = SOON_S) -> RequestFailed
     return error.value
 
 
-async def test_aggregated_passes_body_and_answer_through(house: House) -> None:
+async def test_aggregated_request_and_response_are_unchanged(house: House) -> None:
     dispatcher, (engine,) = await house.whole(text)
     body = {"prompt": "hällo", "max_tokens": 5, "unknown": {"x": [None]}}
     answer = await dispatcher.send(PATH, body, SOON_S)
@@ -175,7 +175,7 @@ async def test_aggregated_passes_body_and_answer_through(house: House) -> None:
     assert engine.bodies == [body]
 
 
-async def test_prefill_hands_over_to_decode(house: House) -> None:
+async def test_sequential_handoff_passes_kv_address_to_decode(house: House) -> None:
     dispatcher, prefill, decode = await house.split(handover, text)
     body = {"prompt": "p", "max_tokens": 50, "temperature": 0}
     answer = await dispatcher.send(PATH, body, SOON_S)
@@ -187,7 +187,7 @@ async def test_prefill_hands_over_to_decode(house: House) -> None:
         assert engine.headers[0]["Content-Type"] == "application/json"
 
 
-async def test_the_least_loaded_worker_gets_the_next(house: House) -> None:
+async def test_least_loaded_worker_gets_next_request(house: House) -> None:
     free = asyncio.Event()
     dispatcher, engines = await house.whole(*[after(free)] * 3)
     async with asyncio.TaskGroup() as group:
@@ -205,9 +205,7 @@ async def test_the_least_loaded_worker_gets_the_next(house: House) -> None:
     ("status", "final"),
     [(400, True), (404, True), (422, True), (408, False), (429, False), (500, False)],
 )
-async def test_an_engines_refusal_is_told_as_it_came(
-    house: House, status: int, final: bool
-) -> None:
+async def test_engine_error_is_raised_unchanged(house: House, status: int, final: bool) -> None:
     dispatcher, _ = await house.whole(refusing(status))
     error = await failed(dispatcher)
     assert (error.status, error.body, error.final) == (status, b'{"error": "so it is"}', final)
@@ -215,7 +213,7 @@ async def test_an_engines_refusal_is_told_as_it_came(
 
 
 @pytest.mark.parametrize(("prefill", "status"), [(refusing(400), 400), (text, 502)])
-async def test_without_a_hand_over_decode_is_not_asked(
+async def test_prefill_response_without_kv_address_skips_decode(
     house: House, prefill: Reply, status: int
 ) -> None:
     dispatcher, _, decode = await house.split(prefill, text)
@@ -224,14 +222,12 @@ async def test_without_a_hand_over_decode_is_not_asked(
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"[]", b"null"])
-async def test_a_prefill_answer_that_makes_no_sense_may_be_tried_again(
-    house: House, content: bytes
-) -> None:
+async def test_invalid_prefill_response_allows_retry(house: House, content: bytes) -> None:
     dispatcher, _, _ = await house.split(saying(content), text)
     assert not (await failed(dispatcher)).final
 
 
-async def test_an_engine_that_is_not_there_is_told_and_left_in_peace(house: House) -> None:
+async def test_unreachable_engine_is_named_and_avoided(house: House) -> None:
     dispatcher = await house.dispatcher(TopologyKind.aggregated)
     await dispatcher.add_worker(4, Role.aggregated, "http://127.0.0.1:1")
     await dispatcher.add_worker(5, Role.aggregated, (await house.engine(text)).url)
@@ -239,7 +235,7 @@ async def test_an_engine_that_is_not_there_is_told_and_left_in_peace(house: Hous
         assert (await dispatcher.send(PATH, {"prompt": "x"}, SOON_S)).rank == 5
 
 
-async def test_an_engine_that_dies_in_the_middle(house: House) -> None:
+async def test_engine_that_dies_during_response_fails_request(house: House) -> None:
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
@@ -254,7 +250,7 @@ async def test_an_engine_that_dies_in_the_middle(house: House) -> None:
     assert (error.status, error.final) == (503, False)
 
 
-async def test_silence_ends_with_the_deadline(house: House) -> None:
+async def test_silent_engine_fails_request_at_deadline(house: House) -> None:
     dispatcher, _ = await house.whole(silent)
     for silent_one in (dispatcher, await house.dispatcher(TopologyKind.aggregated)):
         with pytest.raises(TimeoutError):
@@ -262,7 +258,7 @@ async def test_silence_ends_with_the_deadline(house: House) -> None:
     assert [m.active for m in dispatcher.workers] == [0]
 
 
-async def test_a_request_waits_for_a_worker_to_come(house: House) -> None:
+async def test_request_waits_until_worker_joins(house: House) -> None:
     dispatcher = await house.dispatcher(TopologyKind.disaggregated)
     prefill, decode = await house.engine(handover), await house.engine(text)
     waiting = asyncio.create_task(dispatcher.send(PATH, {"prompt": "x"}, SOON_S))
@@ -273,7 +269,7 @@ async def test_a_request_waits_for_a_worker_to_come(house: House) -> None:
     assert (await waiting).rank == 1
 
 
-async def test_idle_workers_take_turns_and_who_left_gets_no_more(house: House) -> None:
+async def test_idle_workers_alternate_and_removed_worker_gets_none(house: House) -> None:
     dispatcher, engines = await house.whole(text, text)
     for _ in range(6):
         await dispatcher.send(PATH, {"prompt": "x"}, SOON_S)
@@ -284,8 +280,8 @@ async def test_idle_workers_take_turns_and_who_left_gets_no_more(house: House) -
         assert (await dispatcher.send(PATH, {"prompt": "x"}, SOON_S)).rank == 1
 
 
-async def test_a_rank_that_comes_again_is_another_worker(house: House) -> None:
-    """Of whose life before only the busy time is kept, else the rank would seem to have idled."""
+async def test_returned_rank_is_a_new_worker(house: House) -> None:
+    """Only the busy time of the rank is kept, otherwise the rank would seem to have been idle."""
     dispatcher, _ = await house.whole(refusing(500))
     await failed(dispatcher)
     (before,) = (m.busy_s for m in dispatcher.workers)
@@ -297,7 +293,7 @@ async def test_a_rank_that_comes_again_is_another_worker(house: House) -> None:
     assert (await dispatcher.send(PATH, {"prompt": "x"}, SOON_S)).content == AS_IT_CAME
 
 
-async def test_ready_waits_for_all_roles(house: House) -> None:
+async def test_router_ready_waits_for_all_roles(house: House) -> None:
     dispatcher = await house.dispatcher(TopologyKind.disaggregated)
     ready = asyncio.create_task(dispatcher.wait_for_roles([Role.prefill, Role.decode]))
     await dispatcher.add_worker(0, Role.prefill, "http://127.0.0.1:1")
@@ -309,7 +305,7 @@ async def test_ready_waits_for_all_roles(house: House) -> None:
         await ready
 
 
-async def test_a_cancelled_request_is_counted_out(house: House) -> None:
+async def test_cancelled_request_releases_lease(house: House) -> None:
     dispatcher, (engine,) = await house.whole(silent)
     task = asyncio.create_task(dispatcher.send(PATH, {"prompt": "x"}, SOON_S))
     await engine.has(1)
@@ -319,8 +315,8 @@ async def test_a_cancelled_request_is_counted_out(house: House) -> None:
     assert [m.active for m in dispatcher.workers] == [0]
 
 
-async def test_hundreds_at_a_time(house: House) -> None:
-    """No pool of connections stands in the way."""
+async def test_hundreds_of_concurrent_requests_are_answered(house: House) -> None:
+    """No connection pool limits concurrency."""
     free = asyncio.Event()
     dispatcher, (engine,) = await house.whole(after(free))
     async with asyncio.TaskGroup() as group:
@@ -331,8 +327,8 @@ async def test_hundreds_at_a_time(house: House) -> None:
     assert engine.most == 200
 
 
-async def test_blocks_of_a_request_that_nobody_wants_any_more_are_given_up(house: House) -> None:
-    """By a decode request that is refused for its model: vLLM then frees what was prefilled."""
+async def test_cancelled_request_releases_kv_blocks(house: House) -> None:
+    """A decode request with an unknown model makes vLLM free the blocks."""
     come, go = asyncio.Event(), asyncio.Event()
 
     async def last_moment(body: Body) -> web.Response:
@@ -352,17 +348,15 @@ async def test_blocks_of_a_request_that_nobody_wants_any_more_are_given_up(house
 
 
 @pytest.mark.parametrize("status", [400, 404])
-async def test_blocks_are_given_up_where_the_decode_worker_refuses(
-    house: House, status: int
-) -> None:
+async def test_rejected_decode_releases_kv_blocks(house: House, status: int) -> None:
     dispatcher, _, decode = await house.split(handover, refusing(status))
     assert (await failed(dispatcher)).status == status
     await decode.has(2)
     assert decode.bodies[1] == decode.bodies[0] | {"model": UNKNOWN_MODEL}
 
 
-async def test_a_worker_that_never_got_the_request_does_not_count_as_a_try(house: House) -> None:
-    """A batch lets a request break one worker only."""
+async def test_unreached_worker_does_not_count_as_attempt(house: House) -> None:
+    """A batch lets a request crash only one worker."""
     dispatcher, _ = await house.whole()
     dispatcher.dispatcher = Dispatcher(
         dispatcher, VllmPdProtocol(), house.client, house.tasks, max_attempts=1
@@ -374,7 +368,7 @@ async def test_a_worker_that_never_got_the_request_does_not_count_as_a_try(house
     assert (await dispatcher.send(PATH, {"prompt": "x"}, SOON_S)).rank == 1
 
 
-async def test_with_one_try_a_request_breaks_one_worker_only(house: House) -> None:
+async def test_single_attempt_reaches_one_worker_only(house: House) -> None:
     dispatcher, engines = await house.whole(refusing(500), refusing(500))
     dispatcher.dispatcher = Dispatcher(
         dispatcher, VllmPdProtocol(), house.client, house.tasks, max_attempts=1

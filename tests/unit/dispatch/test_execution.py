@@ -1,4 +1,4 @@
-"""How requests are executed: one table for all engines' protocols, from path and body alone."""
+"""Execution of requests by path and body, for the protocols of all engines."""
 
 import msgspec
 import pytest
@@ -13,20 +13,20 @@ PD_PROTOCOLS = {
 TEXT = {"prompt": "a", "max_tokens": 5}
 TALK = {"messages": [{"role": "user", "content": "a"}]}
 
-# Path, body, and how vLLM, SGLang and TensorRT-LLM execute it: disaggregated, whole, or as so many
-# requests.
+# Path, body, and execution by vLLM, SGLang and TensorRT-LLM: disaggregated, aggregated, or as a
+# number of requests.
 TABLE: list[tuple[str, Body, str]] = [
     (COMPLETIONS, TEXT, "d d d"),
     (COMPLETIONS, TEXT | {"prompt": ["a"]}, "d d d"),
     (COMPLETIONS, TEXT | {"prompt": [1, 2]}, "d d d"),
     (COMPLETIONS, TEXT | {"prompt": [[1, 2]]}, "d d d"),
-    # Several prompts: no KV transfer for the second and later ones.
+    # Several prompts: there is no KV transfer for the second and later ones.
     (COMPLETIONS, TEXT | {"prompt": ["a", "b"]}, "w d w"),
     (COMPLETIONS, TEXT | {"prompt": ["a", "b", "c"]}, "w d w"),
     (COMPLETIONS, TEXT | {"prompt": [[1], [2]]}, "w d w"),
     (COMPLETIONS, TEXT | {"prompt": [[1], "b"]}, "w d w"),
     (COMPLETIONS, TEXT | {"prompt": ["a", "b"], "n": 3}, "w 3 w"),
-    # Several answers.
+    # Several samples.
     (COMPLETIONS, TEXT | {"n": 2}, "w 2 w"),
     (COMPLETIONS, TEXT | {"n": 1, "best_of": 2}, "w d w"),
     (COMPLETIONS, TEXT | {"n": None, "best_of": None}, "d d d"),
@@ -36,14 +36,14 @@ TABLE: list[tuple[str, Body, str]] = [
     (CHAT, TALK | {"n": 2.0}, "w 2 w"),
     (CHAT, TALK | {"n": " 1 "}, "d d d"),
     (CHAT, TALK | {"n": True}, "d d d"),
-    # Malformed counts: one engine refuses them, and nothing hangs.
+    # Malformed counts: one engine rejects them, and nothing hangs.
     (CHAT, TALK | {"n": 0}, "w w w"),
     (CHAT, TALK | {"n": -2}, "w w w"),
     (CHAT, TALK | {"n": 1.5}, "w w w"),
     (CHAT, TALK | {"n": "two"}, "w w w"),
     (CHAT, TALK | {"n": [2]}, "w w w"),
     (CHAT, TALK | {"n": False}, "w w w"),
-    # What belongs to the prompt, or to another search.
+    # Output about the prompt, and beam search.
     (COMPLETIONS, TEXT | {"use_beam_search": True, "n": 2}, "w 2 w"),
     (COMPLETIONS, TEXT | {"use_beam_search": True}, "w d w"),
     (COMPLETIONS, TEXT | {"use_beam_search": False}, "d d d"),
@@ -67,7 +67,7 @@ TABLE: list[tuple[str, Body, str]] = [
     (COMPLETIONS, TEXT | {"max_tokens": "5"}, "d d d"),
     (COMPLETIONS, TEXT | {"max_tokens": None}, "d d d"),
     (CHAT, TALK | {"max_completion_tokens": 7}, "d d d"),
-    # Other APIs that generate.
+    # Other generation APIs.
     (MESSAGES, TALK | {"max_tokens": 5}, "d d w"),
     (RESPONSES, {"input": "a"}, "d d w"),
     (RESPONSES, {"input": "a", "tools": [{"type": "function", "name": "f"}]}, "d d w"),
@@ -76,7 +76,7 @@ TABLE: list[tuple[str, Body, str]] = [
     (RESPONSES, {"input": "a", "previous_response_id": "r"}, "w w w"),
     (RESPONSES, {"input": "a", "background": True}, "w w w"),
     (RESPONSES, {"input": "a", "background": False, "store": True}, "d d w"),
-    # What generates nothing, and what we do not know.
+    # Paths that generate nothing, and unknown paths.
     ("/v1/embeddings", {"input": ["a", "b"]}, "w w w"),
     ("/pooling", {"input": "a"}, "w w w"),
     ("/v1/score", {"text_1": "a", "text_2": "b"}, "w w w"),
@@ -94,7 +94,7 @@ def expected(word: str) -> Execution:
 
 
 def raw(body: Body) -> Body:
-    """As the endpoint reads a body: one level deep."""
+    """Parse a body one level deep, as the endpoint does."""
     return {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in body.items()}
 
 
@@ -110,13 +110,13 @@ def test_execution_depends_on_path_and_body_only(
 
 
 @pytest.mark.parametrize("prompt", [b"[1, 2]", b" [\n 1,2]", b"[[1,2]]", b'["a"]', b'"a, b"'])
-def test_one_prompt_in_any_notation(prompt: bytes) -> None:
+def test_one_prompt_is_disaggregated_in_any_notation(prompt: bytes) -> None:
     body = {"prompt": msgspec.Raw(prompt)}
     assert choose_execution(COMPLETIONS, body, PD_PROTOCOLS["vllm"]) == DISAGGREGATED
 
 
 @pytest.mark.parametrize("prompt", [b'[\n"a", "b"]', b" [ [1], [2]]", b"[", b"", b"nul", b"[[[["])
-def test_several_prompts_and_none_in_any_notation(prompt: bytes) -> None:
+def test_zero_or_several_prompts_are_aggregated(prompt: bytes) -> None:
     body = {"prompt": msgspec.Raw(prompt)}
     assert choose_execution(COMPLETIONS, body, PD_PROTOCOLS["vllm"]) == AGGREGATED
 
@@ -124,12 +124,10 @@ def test_several_prompts_and_none_in_any_notation(prompt: bytes) -> None:
 @pytest.mark.parametrize(
     ("tokens", "limit", "fits"), [(99, 100, True), (100, 1, False), (1, 101, False), (0, 100, True)]
 )
-def test_what_does_not_fit_is_left_to_the_decode_worker(
-    tokens: int, limit: int, fits: bool
-) -> None:
+def test_prompt_beyond_context_is_aggregated(tokens: int, limit: int, fits: bool) -> None:
     body, context = {"prompt": "a", "max_tokens": limit}, {"tokens": tokens, "context_tokens": 100}
     for name in ("vllm", "trtllm"):
         found = choose_execution(COMPLETIONS, body, PD_PROTOCOLS[name], **context)
         assert found == (DISAGGREGATED if fits else AGGREGATED)
-    # SGLang's workers serve nothing alone: both refuse it.
+    # SGLang's workers reject requests for one worker.
     assert choose_execution(COMPLETIONS, body, PD_PROTOCOLS["sglang"], **context) == DISAGGREGATED

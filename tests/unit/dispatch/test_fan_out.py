@@ -1,4 +1,4 @@
-"""Requests for several answers that SGLang's workers get as several requests, over real HTTP."""
+"""Requests for several samples, which SGLang's workers receive as several requests."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ USAGE = {
 
 
 def read(answer: Body) -> dict[str, msgspec.Raw]:
-    """As the dispatcher reads it."""
+    """Parse a body as the dispatcher does."""
     return {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in answer.items()}
 
 
@@ -38,7 +38,7 @@ def answer(name: str, texts: list[str], usage: Body | None = USAGE) -> Body:
     return {"id": name, "created": 1, "model": "m", "choices": choices, "usage": usage}
 
 
-def test_choices_are_numbered_prompt_by_prompt() -> None:
+def test_merge_numbers_choices_by_prompt() -> None:
     parts = [answer("a", ["p0 s0", "p1 s0"]), answer("b", ["p0 s1", "p1 s1"])]
     merged = json.loads(merge([read(part) for part in parts]))
     assert merged["id"] == "a"
@@ -47,7 +47,7 @@ def test_choices_are_numbered_prompt_by_prompt() -> None:
     assert merged["choices"][1]["finish_reason"] == "stop"
 
 
-def test_usage_counts_a_prompt_once() -> None:
+def test_merge_counts_prompt_tokens_once() -> None:
     merged = json.loads(merge([read(answer(name, ["x"])) for name in "abc"]))
     assert merged["usage"] == {
         "prompt_tokens": 7,
@@ -60,7 +60,7 @@ def test_usage_counts_a_prompt_once() -> None:
 
 
 @pytest.mark.parametrize("usage", [None, {}, {"completion_tokens": None}])
-def test_an_answer_without_counts_is_merged(usage: Body | None) -> None:
+def test_merge_accepts_responses_without_usage(usage: Body | None) -> None:
     merged = json.loads(merge([read(answer("a", ["x"], usage)), read(answer("b", ["y"], usage))]))
     assert [c["text"] for c in merged["choices"]] == ["x", "y"]
     assert merged["usage"] == usage
@@ -70,7 +70,7 @@ def test_an_answer_without_counts_is_merged(usage: Body | None) -> None:
     ("seed", "seeds"), [(5, [5, 6, 7]), (-1, [-1, 0, 1]), (None, [None] * 3), ("x", ["x"] * 3)]
 )
 @pytest.mark.parametrize("raw", [True, False])
-def test_each_sample_has_a_seed_of_its_own(seed: Any, seeds: list[Any], raw: bool) -> None:
+def test_each_sample_gets_its_own_seed(seed: Any, seeds: list[Any], raw: bool) -> None:
     body: Body = {"prompt": "p", "n": 3, "best_of": 3, "seed": seed, "rid": "r"}
     work = EngineRequest("/", b"", read(body) if raw else body, RoutingRequest(), (), 3)
     bodies = [json.loads(request_for_sample(work, sample).content) for sample in range(3)]
@@ -90,7 +90,7 @@ def events(stream: bytes) -> list[Any]:
 
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])
-def test_streams_in_pieces_of_any_size(size: int) -> None:
+def test_event_merger_accepts_pieces_of_any_size(size: int) -> None:
     own = [
         b": ping\n\n"
         + chunk(name, {"index": 0, "delta": {"role": "assistant"}})
@@ -118,13 +118,13 @@ def test_streams_in_pieces_of_any_size(size: int) -> None:
     assert texts == {0: "é a", 1: "é b"}
 
 
-def test_a_stream_without_usage_ends_without_it() -> None:
+def test_event_merger_without_usage_adds_none() -> None:
     merger = EventMerger(2)
     merger.feed(0, chunk("a", {"index": 0, "text": "x"}) + b"data: [DONE]\n\n")
     assert merger.closing() == b"data: [DONE]\n\n"
 
 
-# Over HTTP: one prefill and one decode worker.
+# HTTP tests with one prefill and one decode worker.
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ async def rooms() -> AsyncIterator[House]:
 
 
 class Client:
-    """A taker as the endpoint's: what came, and whether anything did."""
+    """Response sink that records the response."""
 
     def __init__(self) -> None:
         self.content = b""
@@ -162,7 +162,7 @@ class Client:
 
 
 async def ask(dispatcher: Sender, body: Body, samples: int) -> Client:
-    """`body` is sent as the endpoint has it: read one level deep."""
+    """Send `body` as the endpoint does, parsed one level deep."""
     client, content = Client(), json.dumps(body).encode()
     work = EngineRequest("/v1/completions", content, read(body), RoutingRequest(), (), samples)
     async with asyncio.timeout(SOON_S):
@@ -175,7 +175,7 @@ async def counted(body: Body) -> web.Response:
     return web.json_response(answer("x", [f"{p} {body.get('seed')}" for p in prompts]))
 
 
-async def test_every_request_has_one_answer_and_a_room_of_its_own(rooms: House) -> None:
+async def test_fan_out_gives_each_sample_its_own_room(rooms: House) -> None:
     dispatcher, prefill, decode = await rooms.split(text, counted)
     body = {"prompt": ["p", "q"], "n": 3, "seed": 4}
     client = await ask(dispatcher, body, 3)
@@ -197,7 +197,7 @@ def streaming(*pieces: bytes, then: asyncio.Event | None = None) -> Reply:
 STREAM = {"prompt": "p", "n": 2, "stream": True}
 
 
-async def test_streams_become_one(rooms: House) -> None:
+async def test_fan_out_merges_streams(rooms: House) -> None:
     own = (chunk("x", {"index": 0, "text": "hi"}), chunk("x", usage=USAGE), b"data: [DONE]\n\n")
     dispatcher, *_ = await rooms.split(text, streaming(*own))
     client = await ask(dispatcher, STREAM, 2)
@@ -208,14 +208,14 @@ async def test_streams_become_one(rooms: House) -> None:
 
 
 @pytest.mark.parametrize("said", [b'{"error": {"message": "broken"}}', b'{"message": "broken"}'])
-async def test_an_error_in_one_stream_is_the_error_of_the_whole(rooms: House, said: bytes) -> None:
+async def test_error_event_of_one_stream_fails_request(rooms: House, said: bytes) -> None:
     dispatcher, *_ = await rooms.split(text, streaming(b"data: " + said + b"\n\ndata: [DONE]\n\n"))
     with pytest.raises(RequestFailed, match="broken") as failed:
         await ask(dispatcher, STREAM, 2)
     assert failed.value.body == said
 
 
-async def test_an_error_of_one_cancels_the_others(rooms: House) -> None:
+async def test_error_of_one_sample_cancels_the_others(rooms: House) -> None:
     cancelled = asyncio.Event()
 
     async def second_refused(body: Body) -> web.Response:
@@ -237,7 +237,7 @@ async def test_an_error_of_one_cancels_the_others(rooms: House) -> None:
     assert [m.active for m in dispatcher.workers] == [0, 0]
 
 
-async def test_a_client_that_leaves_cancels_all(rooms: House) -> None:
+async def test_client_disconnect_cancels_all_samples(rooms: House) -> None:
     left = asyncio.Semaphore(0)
 
     async def endless(body: Body) -> web.Response:
@@ -259,14 +259,14 @@ async def test_a_client_that_leaves_cancels_all(rooms: House) -> None:
 
 
 @pytest.mark.parametrize("body", [{"prompt": "p"}, STREAM])
-async def test_what_cannot_be_merged_is_a_bad_gateway(rooms: House, body: Body) -> None:
+async def test_unmergeable_response_is_502(rooms: House, body: Body) -> None:
     dispatcher, *_ = await rooms.split(text, text)
     with pytest.raises(RequestFailed) as failed:
         await ask(dispatcher, body, 2)
     assert failed.value.status == 502
 
 
-async def test_too_many_answers_are_refused() -> None:
+async def test_too_many_samples_are_rejected() -> None:
     async def nobody(work: EngineRequest, taker: object) -> None:
         raise AssertionError("sent")
 

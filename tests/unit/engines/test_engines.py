@@ -24,7 +24,7 @@ from hpc_dynamo.config import (
     Topology,
     TopologyKind,
 )
-from hpc_dynamo.engines import ENGINES, Command, EventEndpoints, Placement, engine
+from hpc_dynamo.engines import ENGINES, EngineCommand, EventEndpoints, Placement, engine
 from hpc_dynamo.engines.environment import INJECTED
 from hpc_dynamo.engines.metrics import EngineMetrics, parse_metrics
 from hpc_dynamo.engines.options import command_line
@@ -96,11 +96,12 @@ def test_json_of_the_command_line_adds_to_the_kv_transfer_config() -> None:
 
 
 def place(role: Role, *gpus: str) -> Placement:
-    worker = Worker(3, role, (Shard(0, tuple(range(len(gpus)))),))
+    sizes = getattr(SPLIT, role).parallel
+    worker = Worker(3, role, (Shard(0, tuple(range(len(gpus)))),), parallel=sizes)
     return Placement(worker, "10.0.0.7", (5000, 5001), gpus, "secret-token")
 
 
-def options(command: Command) -> dict[str, str]:
+def options(command: EngineCommand) -> dict[str, str]:
     """The long options of a command; a bare flag has an empty value."""
     words = list(command.argv[3:])
     found: dict[str, str] = {}
@@ -309,6 +310,7 @@ def test_vllm_with_data_parallelism_tells_no_kv_events() -> None:
     wide = replace(SPLIT, prefill=Pool(workers=1, data_parallel=2))
     config = replace(CONFIG, topology=wide)
     where = replace(place(Role.prefill), events_folder="/tmp/x")
+    where = replace(where, worker=replace(where.worker, parallel=wide.prefill.parallel))
     assert engine("vllm").event_endpoints(config, where) is None
     assert "--kv-events-config" not in engine("vllm").command(config, where).argv
 

@@ -57,7 +57,9 @@ def limited(config: Config) -> Config:
 
 
 def place(role: Role) -> Placement:
-    worker = Worker(3, role, (Shard(0, (0, 1)),))
+    topology = WHOLE if role is Role.aggregated else SPLIT
+    sizes = dict(topology.pools)[role].parallel
+    worker = Worker(3, role, (Shard(0, (0, 1)),), parallel=sizes)
     return Placement(worker, "10.0.0.7", (5000, 5001), ("2", "3"), "secret-token")
 
 
@@ -164,7 +166,7 @@ def test_the_key_reaches_sglang_inside_the_process(tmp_path: Path) -> None:
     [
         ({"model": Model()}, "model.path is not set"),
         ({"engine": Engine(name="sglang", args={"tokenizer_worker_num": 2})}, "checks no key"),
-        ({"task": Task.profile}, "each worker alone"),
+        ({"task": Task.profile}, "each worker by itself"),
         ({"engine": Engine(name="sglang", args={"page-size": 1})}, "does not divide"),
     ],
 )
@@ -179,8 +181,9 @@ def test_with_data_parallelism_no_kv_events_are_told() -> None:
     """SGLang's further ranks refuse ipc endpoints."""
     wide = replace(SPLIT, prefill=Pool(workers=1, data_parallel=2))
     where = replace(place(Role.prefill), events_folder="/tmp/x")
+    of_two = replace(where, worker=replace(where.worker, parallel=wide.prefill.parallel))
     assert engine("sglang").event_endpoints(CONFIG, where) is not None
-    assert engine("sglang").event_endpoints(replace(CONFIG, topology=wide), where) is None
+    assert engine("sglang").event_endpoints(replace(CONFIG, topology=wide), of_two) is None
     for name in ("attn-dp-size", "attention_data_parallel_size"):
         of_attention = replace(CONFIG, engine=Engine(name="sglang", args={name: 2}))
         assert engine("sglang").event_endpoints(of_attention, where) is None

@@ -20,7 +20,7 @@ from hpc_dynamo.config import (
     Topology,
     TopologyKind,
 )
-from hpc_dynamo.engines import Body, Command, Placement, engine
+from hpc_dynamo.engines import Body, EngineCommand, Placement, engine
 from hpc_dynamo.engines.metrics import EngineMetrics, parse_metrics
 from hpc_dynamo.engines.trtllm.pd_protocol import END_REQUEST_ID, FIRST_REQUEST_ID, TrtllmPdProtocol
 from hpc_dynamo.errors import ConfigError, RequestFailed
@@ -49,8 +49,9 @@ def with_args(**args: Any) -> Config:
     return replace(CONFIG, engine=replace(CONFIG.engine, args=args))
 
 
-def command(config: Config, role: Role) -> Command:
-    worker = Worker(3, role, (Shard(0, (0, 1)),))
+def command(config: Config, role: Role) -> EngineCommand:
+    sizes = dict(config.topology.pools)[role].parallel
+    worker = Worker(3, role, (Shard(0, (0, 1)),), parallel=sizes)
     place = Placement(worker, "10.0.0.7", (5000,), ("2", "3"), "token", log_folder=LOGS)
     return TRTLLM.command(config, place)
 

@@ -1,4 +1,4 @@
-"""What is passed on to the job that takes over, over real sockets."""
+"""Forwarding to the next job of this run, over sockets."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -30,7 +30,7 @@ async def listening(handler: Handler) -> AsyncIterator[str]:
 
 
 class Front:
-    """The job that hands over: what is not passed on it answers itself, with 299."""
+    """Server of the old job: answers 299 to requests that it does not forward."""
 
     def __init__(self, client: HttpClient, url: str, number: int = 1) -> None:
         self.stats, self.url = FrontendStats(), url
@@ -49,7 +49,7 @@ class Front:
 async def asked(
     handler: Handler, headers: dict[str, str] = KEY, number: int = 1
 ) -> AsyncIterator[tuple[HttpResponse, Front]]:
-    """An answer by way of a job that hands over to one with this handler."""
+    """Return the response through a job that forwards to one with this handler."""
     async with HttpClient() as client, listening(handler) as url:
         front = Front(client, url, number)
         async with listening(front) as own, HttpClient() as asker:
@@ -59,7 +59,7 @@ async def asked(
                 yield answer, front
 
 
-async def test_a_request_goes_as_it_came_and_its_answer_comes_back() -> None:
+async def test_forwarded_request_and_response_are_unchanged() -> None:
     seen = list[HttpRequest]()
 
     async def after(request: HttpRequest, reply: ResponseWriter) -> None:
@@ -75,13 +75,13 @@ async def test_a_request_goes_as_it_came_and_its_answer_comes_back() -> None:
     assert request.headers.items() >= {**KEY, "x-request-id": "id", ATTEMPT_HEADER: "1"}.items()
 
 
-async def test_a_stream_passes_piece_by_piece() -> None:
+async def test_forwarded_stream_arrives_piece_by_piece() -> None:
     more = asyncio.Event()
 
     async def after(request: HttpRequest, reply: ResponseWriter) -> None:
         reply.begin(200, [EVENTS])
         reply.write(b"data: 1\n\n")
-        await more.wait()  # set when the first piece has come through
+        await more.wait()  # set when the first piece has arrived
         reply.write(b"data: 2\n\n")
         reply.end()
 
@@ -102,7 +102,7 @@ async def test_a_stream_passes_piece_by_piece() -> None:
     assert pieces == [b"data: 1\n\n", b"data: 2\n\n"]
 
 
-async def test_a_client_that_leaves_ends_it_there_too() -> None:
+async def test_client_disconnect_cancels_forwarded_request() -> None:
     left = asyncio.Event()
 
     async def after(request: HttpRequest, reply: ResponseWriter) -> None:
@@ -119,7 +119,7 @@ async def test_a_client_that_leaves_ends_it_there_too() -> None:
         await left.wait()
 
 
-async def test_who_cannot_serve_just_now_is_no_answer() -> None:
+async def test_unavailable_successor_is_not_forwarded() -> None:
     async def after(request: HttpRequest, reply: ResponseWriter) -> None:
         reply.send(503, b"draining")
 
@@ -128,8 +128,8 @@ async def test_who_cannot_serve_just_now_is_no_answer() -> None:
 
 
 @pytest.mark.parametrize(("by", "status"), [("0", 200), ("1", 299), ("2", 299), ("x", 200)])
-async def test_nothing_goes_round_in_a_ring(by: str, status: int) -> None:
-    """Through a chain of three jobs, but not back to one that it came by."""
+async def test_returning_request_is_not_forwarded_again(by: str, status: int) -> None:
+    """A request passes a chain of three jobs, but returns to none of them."""
 
     async def after(request: HttpRequest, reply: ResponseWriter) -> None:
         reply.send(200, b"")
@@ -138,7 +138,7 @@ async def test_nothing_goes_round_in_a_ring(by: str, status: int) -> None:
         assert answer.status == status
 
 
-async def test_nobody_is_there() -> None:
+async def test_unreachable_successor_is_not_forwarded() -> None:
     async def gone(request: HttpRequest, reply: ResponseWriter) -> None: ...
 
     async with listening(gone) as url:
@@ -150,18 +150,18 @@ async def test_nobody_is_there() -> None:
                 assert (answer.status, await answer.read()) == (299, b"own")
 
 
-async def test_a_stream_that_breaks_off_says_so() -> None:
+async def test_interrupted_forwarded_stream_raises() -> None:
     async def after(request: HttpRequest, reply: ResponseWriter) -> None:
         reply.begin(200, [EVENTS])
-        reply.write(b"data: 1\n\n")  # and no end: the server cuts it
+        reply.write(b"data: 1\n\n")  # the server closes the connection without an end
 
     async with asked(after) as (answer, front):
         with pytest.raises(ConnectionError):
             await answer.read()
-        assert "the job that takes over" in front.broken[0]
+        assert "the next job of this run" in front.broken[0]
 
 
-async def test_what_never_answers_is_given_up_when_its_job_is() -> None:
+async def test_replaced_successor_aborts_forwarded_requests() -> None:
     arrived = asyncio.Event()
 
     async def after(request: HttpRequest, reply: ResponseWriter) -> None:

@@ -1,4 +1,4 @@
-"""Raw HTTP conversations: what is sent, and what must come back, byte for byte where it matters."""
+"""Raw HTTP conversations: bytes that are sent, and patterns of the bytes that come back."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ PIECES = (b"data: one\n\n", b"data: two\n\n")
 
 
 async def answer(request: HttpRequest, reply: ResponseWriter) -> None:
-    """A stream at /stream, else what came in."""
+    """Answer with a stream at /stream, else echo the request."""
     if request.path == "/stream":
         reply.begin(200, [(b"content-type", b"text/event-stream")])
         for piece in PIECES:
@@ -25,7 +25,7 @@ async def answer(request: HttpRequest, reply: ResponseWriter) -> None:
 
 @dataclass(frozen=True)
 class Conversation:
-    """All bytes that a client sends, and patterns for what it gets before the server closes."""
+    """Bytes that a client sends, and patterns of the response until the server closes."""
 
     sent: bytes
     patterns: tuple[bytes, ...]
@@ -143,7 +143,7 @@ DATE = rb"date: (Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-async def test_conversation(name: str) -> None:
+async def test_server_answers_conversation(name: str) -> None:
     said = CONVERSATIONS[name]
     async with serving(answer) as (_, port):
         got = await raw(port, said.sent)  # returns only because the server closes

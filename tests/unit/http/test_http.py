@@ -1,4 +1,4 @@
-"""The HTTP room over real sockets: what is right, what is refused, who waits for whom."""
+"""HTTP server and client over sockets: limits, errors, back pressure, shutdown."""
 
 import asyncio
 import ssl
@@ -30,7 +30,7 @@ async def serving(
 
 
 async def raw(port: int, *parts: bytes) -> bytes:
-    """What comes back for these bytes until the server closes."""
+    """Return the response to these bytes until the server closes."""
     reader, writer = await asyncio.open_connection(HOST, port)
     for part in parts:
         writer.write(part)
@@ -45,14 +45,14 @@ def post(body: bytes, *headers: bytes) -> bytes:
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
-async def test_request_and_answer_pass_through() -> None:
+async def test_client_and_server_exchange_request_and_response() -> None:
     async with serving(echo) as (_, port), HttpClient() as client:
         async with client.send("POST", f"http://{HOST}:{port}", "/a?b=1", b"body") as answer:
             assert (answer.status, await answer.read()) == (200, b"body")
             assert answer.headers["x-path"] == "/a"
 
 
-async def test_a_connection_is_used_again() -> None:
+async def test_client_reuses_connection() -> None:
     async with serving(echo) as (server, port), HttpClient() as client:
         for _ in range(3):
             async with client.send("POST", f"http://{HOST}:{port}", "/") as answer:
@@ -60,7 +60,7 @@ async def test_a_connection_is_used_again() -> None:
         assert server.connections == 1
 
 
-async def test_a_kept_connection_that_the_server_closed_is_replaced() -> None:
+async def test_client_replaces_connection_closed_by_server() -> None:
     async with HttpClient() as client:
         async with serving(echo) as (_, port):
             async with client.send("POST", f"http://{HOST}:{port}", "/") as answer:
@@ -73,7 +73,7 @@ async def test_a_kept_connection_that_the_server_closed_is_replaced() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.binary(max_size=200), min_size=1, max_size=4), st.data())
-def test_requests_are_read_however_they_are_cut(bodies: list[bytes], data: st.DataObject) -> None:
+def test_server_parses_requests_split_anywhere(bodies: list[bytes], data: st.DataObject) -> None:
     stream = b"".join(map(post, bodies[:-1])) + post(bodies[-1], b"Connection: close")
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
     parts = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
@@ -89,7 +89,7 @@ def test_requests_are_read_however_they_are_cut(bodies: list[bytes], data: st.Da
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(min_size=1, max_size=300))
-def test_garbage_is_answered_or_waited_for_and_costs_nobody_else(garbage: bytes) -> None:
+def test_server_survives_garbage(garbage: bytes) -> None:
     async def go() -> None:
         async with serving(echo) as (_, port):
             reader, writer = await asyncio.open_connection(HOST, port)
@@ -120,12 +120,12 @@ SMALL = HttpLimits(header_bytes=1000, body_bytes=1000, receive_s=0.05, idle_s=0.
         (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400),
     ],
 )  # fmt: skip
-async def test_refusals(sent: bytes, status: int) -> None:
+async def test_server_rejects_malformed_or_oversized_requests(sent: bytes, status: int) -> None:
     async with serving(echo, SMALL) as (_, port):
         assert (await raw(port, sent)).startswith(b"HTTP/1.1 %d " % status)
 
 
-async def test_bodies_are_bounded_over_all_connections() -> None:
+async def test_server_limits_buffered_bodies_of_all_connections() -> None:
     came, waits = asyncio.Event(), asyncio.Event()
 
     async def hold(request: HttpRequest, reply: ResponseWriter) -> None:
@@ -150,7 +150,7 @@ async def status(client: HttpClient, url: str, body: bytes) -> int:
         return answer.status
 
 
-async def test_a_client_that_leaves_cancels_its_handler() -> None:
+async def test_client_disconnect_cancels_handler() -> None:
     came, left = asyncio.Event(), asyncio.Event()
 
     async def hold(request: HttpRequest, reply: ResponseWriter) -> None:
@@ -168,7 +168,7 @@ async def test_a_client_that_leaves_cancels_its_handler() -> None:
         await left.wait()
 
 
-async def test_a_handler_that_fails_costs_its_request_alone() -> None:
+async def test_failing_handler_affects_only_its_request() -> None:
     async def broken(request: HttpRequest, reply: ResponseWriter) -> None:
         if request.body == b"late":
             reply.begin(200)
@@ -184,7 +184,7 @@ async def test_a_handler_that_fails_costs_its_request_alone() -> None:
 
 
 class Kept:
-    """A sink that takes all."""
+    """Byte sink that keeps everything."""
 
     def __init__(self) -> None:
         self.parts = list[bytes]()
@@ -196,7 +196,7 @@ class Kept:
     async def drain(self) -> None: ...
 
 
-async def test_a_stream_is_relayed_as_it_comes() -> None:
+async def test_relay_forwards_stream_as_it_arrives() -> None:
     sent, more = asyncio.Event(), asyncio.Event()
 
     async def stream(request: HttpRequest, reply: ResponseWriter) -> None:
@@ -210,7 +210,7 @@ async def test_a_stream_is_relayed_as_it_comes() -> None:
     class Sink(Kept):
         def write(self, data: bytes) -> None:
             super().write(data)
-            more.set()  # only what was handed on at once lets the rest come
+            more.set()  # the rest arrives only after this piece was relayed
 
     sink = Sink()
     async with serving(stream) as (_, port), HttpClient() as client:
@@ -219,7 +219,7 @@ async def test_a_stream_is_relayed_as_it_comes() -> None:
     assert sink.parts == [b"first", b"second"]
 
 
-async def test_a_slow_reader_stops_its_own_writer_only() -> None:
+async def test_slow_reader_blocks_only_its_own_writer() -> None:
     written = 0
 
     async def pour(request: HttpRequest, reply: ResponseWriter) -> None:
@@ -236,15 +236,15 @@ async def test_a_slow_reader_stops_its_own_writer_only() -> None:
         _, writer = await asyncio.open_connection(HOST, port, limit=1024)
         writer.write(post(b""))
         before = -1
-        while before != written or not written:  # until it writes no more
+        while before != written or not written:  # wait until it stops writing
             before = written
             for _ in range(50):
                 assert await status(client, f"http://{HOST}:{port}", b"?") == 200
-        assert written < 64 * MB  # what the kernel and we buffer, and no more
+        assert written < 64 * MB  # limited by the buffers of the kernel and the server
         writer.close()
 
 
-async def test_a_broken_answer_is_an_error() -> None:
+async def test_client_raises_for_broken_response() -> None:
     async def cut(request: HttpRequest, reply: ResponseWriter) -> None:
         reply.begin(200)
         reply.write(b"half")
@@ -255,7 +255,7 @@ async def test_a_broken_answer_is_an_error() -> None:
                 await answer.read()
 
 
-async def test_drain_lets_answers_end() -> None:
+async def test_drain_waits_for_responses() -> None:
     came, more = asyncio.Event(), asyncio.Event()
 
     async def slow(request: HttpRequest, reply: ResponseWriter) -> None:
@@ -271,7 +271,7 @@ async def test_drain_lets_answers_end() -> None:
         asked = group.create_task(status(client, f"http://{HOST}:{port}", b""))
         await came.wait()
         drained = group.create_task(server.drain())
-        while True:  # until it listens no more
+        while True:  # wait until it stops listening
             try:
                 _, writer = await asyncio.open_connection(HOST, port)
                 writer.close()
@@ -283,7 +283,7 @@ async def test_drain_lets_answers_end() -> None:
         assert await asked == 200
 
 
-async def test_tls() -> None:
+async def test_client_and_server_over_tls() -> None:
     authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
     trusted = ssl.create_default_context()
@@ -298,8 +298,8 @@ async def test_tls() -> None:
             assert await answer.read() == b"secret"
 
 
-async def test_offers_of_http2_are_not_taken() -> None:
-    """As Java's client makes them."""
+async def test_server_declines_http2_upgrade() -> None:
+    """Offers have the form of Java's client."""
     offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMA"
     async with serving(echo) as (_, port):
         answer = await raw(port, post(b"body", offer) + post(b"next", b"Connection: close"))
@@ -308,7 +308,7 @@ async def test_offers_of_http2_are_not_taken() -> None:
     assert answer.endswith(b"next")
 
 
-async def test_old_clients_get_streams_without_chunks() -> None:
+async def test_http10_client_gets_stream_without_chunks() -> None:
     async def stream(request: HttpRequest, reply: ResponseWriter) -> None:
         reply.begin(200)
         reply.write(b"plain")
@@ -320,8 +320,8 @@ async def test_old_clients_get_streams_without_chunks() -> None:
     assert b"chunked" not in answer
 
 
-async def test_a_server_that_ends_with_a_request_is_told_from_one_that_is_not_there() -> None:
-    """Although the request is sent again on a new connection, which is refused."""
+async def test_client_distinguishes_crashed_from_absent_server() -> None:
+    """The request is sent again on a new connection, which is refused."""
     client = HttpClient()
 
     async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

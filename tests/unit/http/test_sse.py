@@ -1,4 +1,4 @@
-"""The parser of server-sent events."""
+"""Parser of server-sent events."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""KV events in every form that engines write them in, and refusals of anything else."""
+"""KV events in every form that engines write, and errors for anything else."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ batches = st.builds(KvEventBatch, times, st.lists(events, max_size=5), st.none()
 
 
 @given(batches)
-def test_a_batch_survives(batch: KvEventBatch) -> None:
+def test_event_batch_round_trip(batch: KvEventBatch) -> None:
     assert decode_events(encode_events(batch)) == batch
 
 
@@ -53,7 +53,7 @@ def as_array(event: KvEvent) -> list[Any]:
 
 
 @given(batches, st.booleans(), st.booleans(), st.booleans())
-def test_any_mixture_of_arrays_and_maps_with_fields_of_later_versions(
+def test_decode_accepts_arrays_maps_and_additional_fields(
     batch: KvEventBatch, batch_is_map: bool, events_are_maps: bool, more: bool
 ) -> None:
     packed = list[Any]()
@@ -74,8 +74,8 @@ def test_any_mixture_of_arrays_and_maps_with_fields_of_later_versions(
         assert isinstance(theirs, type(mine))
 
 
-def test_what_vllm_and_sglang_really_send() -> None:
-    """Written by hand after their sources: vLLM 0.32.0 (defaults left out), SGLang 0.5."""
+def test_decode_accepts_recorded_batches() -> None:
+    """Batches written after the sources of vLLM 0.32.0 (without defaults) and SGLang 0.5."""
     vllm = [1.5, [{"type": "BlockStored", "block_hashes": [7], "parent_block_hash": None}], 0]
     vllm[1][0] |= {"token_ids": [1, 2], "block_size": 2, "lora_id": None}  # type: ignore[index]
     vllm[1][0] |= {"medium": "GPU", "lora_name": None, "group_idx": 0}  # type: ignore[index]
@@ -90,7 +90,7 @@ def test_what_vllm_and_sglang_really_send() -> None:
     assert two.block_hashes == [7]
 
 
-def test_what_is_written_is_vllms_form() -> None:
+def test_encode_writes_vllm_format() -> None:
     batch = KvEventBatch(
         1.0,
         [
@@ -126,14 +126,14 @@ def test_what_is_written_is_vllms_form() -> None:
         {"ts": "now", "events": []},
     ],
 )
-def test_anything_else_is_refused(wrong: object) -> None:
+def test_decode_rejects_other_data(wrong: object) -> None:
     with pytest.raises(WireError, match="unreadable KV events") as refused:
         decode_events(msgspec.msgpack.encode(wrong))
     assert "vLLM" in refused.value.hint
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_are_a_batch_or_refused(data: bytes) -> None:
+def test_decode_of_any_bytes_returns_or_raises_wire_error(data: bytes) -> None:
     try:
         batch = decode_events(data)
     except WireError:
@@ -142,7 +142,7 @@ def test_any_bytes_are_a_batch_or_refused(data: bytes) -> None:
 
 
 @given(batches, st.data())
-def test_a_torn_batch_is_refused(batch: KvEventBatch, data: st.DataObject) -> None:
+def test_decode_rejects_truncated_batch(batch: KvEventBatch, data: st.DataObject) -> None:
     whole = encode_events(batch)
     with pytest.raises(WireError):
         decode_events(whole[: data.draw(st.integers(0, len(whole) - 1))])

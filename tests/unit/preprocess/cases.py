@@ -1,8 +1,8 @@
-"""Bodies of chats to render with each template, and the special tokens that templates see."""
+"""Chat bodies to render with each template, and the special tokens that templates see."""
 
 from typing import Any
 
-PAD = {"__type": "AddedToken", "content": "<pad>", "special": True}  # as configurations keep it
+PAD = {"__type": "AddedToken", "content": "<pad>", "special": True}  # as in configuration files
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": PAD}
 
 TOOL: dict[str, Any] = {

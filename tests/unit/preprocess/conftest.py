@@ -1,4 +1,4 @@
-"""Small tokenizers of every family, trained on this repository's own text, in model folders."""
+"""Model folders with small tokenizers of every family, trained on this repository's text."""
 
 import json
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from tests.unit.preprocess import cases
 from tests.unit.preprocess.templates import TEMPLATES
 
 ROOT = Path(__file__).parents[3]
-# How the families cut text into words, as their tokenizer.json files say it.
+# Pre-tokenizers of the families, from their tokenizer.json files.
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -35,7 +35,7 @@ DEEPSEEK = (
 TOKENS = [
     *("<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<|im_end|>x"),
     AddedToken("<left>", lstrip=True),
-    AddedToken("<s>left", lstrip=True),  # hides one that begins a piece
+    AddedToken("<s>left", lstrip=True),  # contains a token that begins a piece
     AddedToken("<right>", rstrip=True),
     AddedToken("<word>", single_word=True),
     AddedToken("<normal>", normalized=True, special=False),
@@ -61,7 +61,7 @@ def _byte_level(pre_tokenizer: Any, normalizer: Any = None) -> tuple[Tokenizer, 
 
 
 def _pieces(pre_tokenizer: Any, normalizer: Any = None) -> tuple[Tokenizer, Any]:
-    """sentencepiece's way of BPE: spaces become U+2581, rare characters become bytes."""
+    """BPE in the way of sentencepiece: spaces become U+2581, rare characters become bytes."""
     model = models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(model)
     spaces, joined = decoders.Replace("\u2581", " "), [decoders.ByteFallback(), decoders.Fuse()]
@@ -125,11 +125,11 @@ def _train(make: Callable[[], tuple[Tokenizer, Any]], text: list[str]) -> Tokeni
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A model folder of each family."""
+    """Return a model folder of each family."""
     files = sorted((ROOT / "hpc_dynamo").rglob("*.py"))[:40]
     words = [file.read_text("utf-8") for file in files]
     words.append("中文字、日本語テスト 한국어 café naïve 🙂 12345 ½ Zürich\n" * 20)
-    # Models that cut no words would merge whole lines; short lines keep training short.
+    # Models without words would merge whole lines; short lines keep training short.
     lines = [line[:60] for text in words for line in text.splitlines(keepends=True)]
     root, found = tmp_path_factory.mktemp("models"), {}
     for name, make in FAMILIES.items():
@@ -141,7 +141,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def model_folder(path: Path, template: str, **config: Any) -> Path:
-    """A model folder that lacks only its tokenizer.json."""
+    """Return a model folder without tokenizer.json."""
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps({"max_position_embeddings": 4096}))
     (path / "tokenizer_config.json").write_text(json.dumps({**cases.SPECIAL, **config}))

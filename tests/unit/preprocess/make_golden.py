@@ -1,9 +1,9 @@
-"""Writes golden.json: the texts that vLLM renders for cases.py, null where it refuses a body.
+"""Write golden.json: the texts that vLLM renders for cases.py, null if it rejects a body.
 
 Run by the Python of an environment with vLLM: `python tests/unit/preprocess/make_golden.py`
 """
 # mypy: ignore-errors
-# The environment that checks types has no vLLM, and the one with vLLM has not this package.
+# The environment that checks types has no vLLM, and the one with vLLM lacks this package.
 
 import copy
 import json

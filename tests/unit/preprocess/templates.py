@@ -1,7 +1,8 @@
 """Chat templates in the style of well-known model families.
 
-They are ours; they use what those families' templates use: macros, namespaces, loop controls,
-filters, dates, tool calls as JSON, generation blocks, white space control.
+They were written for these tests and use the features of those families' templates: macros,
+namespaces, loop controls, filters, dates, tool calls as JSON, generation blocks, white space
+control.
 """
 
 HEADERS = """\

@@ -1,4 +1,4 @@
-"""Chat templates: our rendering against vLLM's, kept in golden.json (make_golden.py)."""
+"""Rendering of chat templates, compared with vLLM's in golden.json (make_golden.py)."""
 
 import copy
 import json
@@ -45,13 +45,13 @@ def outcome(preprocess: Preprocessor, body: dict[str, Any]) -> str | None:
 
 @pytest.mark.parametrize("case", cases.BODIES)
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_as_vllm(template: str, case: str, by_template: dict[str, Preprocessor]) -> None:
+def test_render_equals_vllm(template: str, case: str, by_template: dict[str, Preprocessor]) -> None:
     body = copy.deepcopy(cases.BODIES[case])
     assert outcome(by_template[template], body) == GOLDEN[f"{template}/{case}"]
-    assert body == cases.BODIES[case]  # it is forwarded afterwards
+    assert body == cases.BODIES[case]  # the body is forwarded afterwards
 
 
-def test_the_golden_file_is_complete() -> None:
+def test_golden_file_is_complete() -> None:
     assert list(GOLDEN) == [f"{name}/{case}" for name in TEMPLATES for case in cases.BODIES]
 
 
@@ -81,7 +81,7 @@ FOREIGN: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("body", FOREIGN.values(), ids=FOREIGN)
-def test_what_the_engine_alone_can_judge(
+def test_render_of_unsupported_prompt_is_unknown(
     body: dict[str, Any], by_template: dict[str, Preprocessor]
 ) -> None:
     assert isinstance(by_template["thinking"].render(body), UnknownTokens)
@@ -101,34 +101,34 @@ def test_what_the_engine_alone_can_judge(
         "{% for m in messages %}{{ loop.__class__ }}{{ loop._iterable.append(1) }}{% endfor %}",
     ],
 )
-def test_a_template_that_fails_or_breaks_out(template: str, tmp_path: Path) -> None:
+def test_failing_or_unsafe_template_is_rejected(template: str, tmp_path: Path) -> None:
     preprocess = preprocessor(tmp_path / "m", template)
     with pytest.raises(PromptRejected) as caught:
         preprocess.render({"messages": [dict(USER[0])]})
     assert (caught.value.status, caught.value.final) == (400, True)
 
 
-def test_the_reason_is_the_templates_own(by_template: dict[str, Preprocessor]) -> None:
+def test_rejection_carries_reason_of_template(by_template: dict[str, Preprocessor]) -> None:
     with pytest.raises(PromptRejected, match=r"^Roles must alternate user/assistant"):
         by_template["instruct"].render(cases.BODIES["alternation"])
 
 
-def test_fields_named_as_methods_of_a_dict(tmp_path: Path) -> None:
-    """A field never hides a method: `message.items()` stays a call."""
+def test_template_reads_fields_named_like_dict_methods(tmp_path: Path) -> None:
+    """A field does not hide a method: `message.items()` stays a call."""
     preprocess = preprocessor(tmp_path / "m", "{{ tools[0].function.parameters.items() | list }}")
     function = {"name": "f", "parameters": {"items": 1}}
     tools = [{"type": "function", "function": function}]
     assert preprocess.render({"messages": USER, "tools": tools}) == "[('items', 1)]"
 
 
-def test_a_requests_own_template_where_it_is_trusted(tmp_path: Path) -> None:
+def test_template_of_request_is_used_if_trusted(tmp_path: Path) -> None:
     preprocess = preprocessor(tmp_path / "m", "usual", trust_templates=True)
     body = {"messages": USER, "chat_template": "{{ messages[0].content }}!"}
     assert preprocess.render(body) == "Hi!"
     assert preprocess.render({"messages": USER}) == "usual"
 
 
-def test_named_templates(tmp_path: Path) -> None:
+def test_named_templates_are_selected(tmp_path: Path) -> None:
     named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
     folder = bare(tmp_path / "m", "", chat_template=named)
     (folder / "chat_template.jinja").unlink()
@@ -139,7 +139,7 @@ def test_named_templates(tmp_path: Path) -> None:
     assert Preprocessor.load(folder, chat_template="tool_use").render({"messages": USER}) == "tools"
 
 
-def test_the_engines_own_settings(tmp_path: Path) -> None:
+def test_engine_template_settings_apply(tmp_path: Path) -> None:
     preprocess = preprocessor(
         tmp_path / "m", "", chat_template="{{ a }}{{ b }}", template_kwargs={"a": 1, "b": 2}
     )
@@ -147,13 +147,13 @@ def test_the_engines_own_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["GptOssForCausalLM", "DeepseekV32ForCausalLM"])
-def test_models_that_engines_render_in_code(architecture: str, tmp_path: Path) -> None:
+def test_model_rendered_in_code_is_unknown(architecture: str, tmp_path: Path) -> None:
     folder = bare(tmp_path / "m", "x")
     (folder / "config.json").write_text(json.dumps({"architectures": [architecture]}))
     assert isinstance(Preprocessor.load(folder).render({"messages": USER}), UnknownTokens)
 
 
-def test_a_model_without_a_template(tmp_path: Path) -> None:
+def test_model_without_template_is_unknown(tmp_path: Path) -> None:
     folder = bare(tmp_path / "m", "")
     (folder / "chat_template.jinja").unlink()
     assert isinstance(Preprocessor.load(folder).render({"messages": USER}), UnknownTokens)

@@ -1,4 +1,4 @@
-"""Whether an engine tokenizes as we do, also where it starts for longer than requests wait."""
+"""Comparison of token ids with an engine, which may start after the first request fails."""
 
 import asyncio
 from pathlib import Path
@@ -20,7 +20,7 @@ SOON_S = 20.0
 
 
 class Slow:
-    """A router whose only worker comes after the first request has given up."""
+    """Router whose only worker joins after the first request has failed."""
 
     def __init__(self, url: str) -> None:
         self._router = Router(
@@ -39,7 +39,9 @@ class Slow:
 
 
 @pytest.mark.parametrize("same", [True, False])
-async def test_a_slow_engine_is_asked_again(folders: dict[str, Path], same: bool) -> None:
+async def test_tokenizer_check_retries_until_engine_is_ready(
+    folders: dict[str, Path], same: bool
+) -> None:
     prompts = Preprocessor.load(folders["llama3"])
     ids = [list(expected.ids) for _, expected in prompts.probes()]
     asked = list[object]()

@@ -1,4 +1,4 @@
-"""Token ids: always those of the model's own tokenizer, whatever is cached, in whatever order."""
+"""Token ids equal those of the model's tokenizer for any cache content and order."""
 
 import asyncio
 import sys
@@ -60,11 +60,11 @@ ATOMS = [
     ),
 ]
 TEXTS = st.lists(st.sampled_from(ATOMS) | st.text(max_size=6), max_size=30).map("".join)
-KEPT = {"small": 2_000, "large": 1 << 20}  # bytes of cache: one forgets all the time, one never
+KEPT = {"small": 2_000, "large": 1 << 20}  # bytes of cache: one evicts all the time, one never
 
 
 class Model:
-    """A family's tokenizer as the engine has it, and two of ours."""
+    """Tokenizer of a family as in the engine, and two preprocessors."""
 
     def __init__(self, folder: Path) -> None:
         self.exact = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -87,10 +87,10 @@ def expected(tokenizer: Tokenizer, text: str, special: bool) -> list[int]:
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("room", KEPT)
 @given(shared=TEXTS, tails=st.lists(TEXTS, min_size=1, max_size=4), special=st.booleans())
-def test_ids_are_those_of_the_whole_text(
+def test_cached_pieces_give_ids_of_whole_text(
     name: str, room: str, family: dict[str, Model], shared: str, tails: list[str], special: bool
 ) -> None:
-    """Texts that share a beginning, one after the other, over a cache that all examples share."""
+    """Texts share a beginning, and all examples share the cache."""
     model = family[name]
     for text in (shared, *(shared + tail for tail in tails)):
         wanted = expected(model.exact, text, special)
@@ -100,7 +100,7 @@ def test_ids_are_those_of_the_whole_text(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_chat_that_grows(name: str, family: dict[str, Model]) -> None:
+def test_growing_chat_gives_ids_of_whole_text(name: str, family: dict[str, Model]) -> None:
     model, messages = family[name], list[dict[str, str]]()
     for turn in range(12):
         messages.append({"role": ("user", "assistant")[turn % 2], "content": f"{turn} é\n" * turn})
@@ -113,7 +113,7 @@ def test_a_chat_that_grows(name: str, family: dict[str, Model]) -> None:
         )
 
 
-def test_families_that_the_fast_engine_takes(family: dict[str, Model]) -> None:
+def test_fastokens_is_used_for_known_families(family: dict[str, Model]) -> None:
     fast = {
         name for name, model in family.items() if model.ours["large"].encoder_name == "fastokens"
     }
@@ -125,7 +125,7 @@ def test_families_that_the_fast_engine_takes(family: dict[str, Model]) -> None:
 
 
 class Counting:
-    """A tokenizer that notes how much text it is given."""
+    """Tokenizer that counts the text that it receives."""
 
     def __init__(self, exact: Tokenizer) -> None:
         self._exact, self.chars = exact, 0
@@ -139,8 +139,8 @@ class Counting:
 
 
 @given(turns=st.lists(TEXTS, min_size=2, max_size=8))
-def test_nothing_is_tokenised_twice(family: dict[str, Model], turns: list[str]) -> None:
-    """The tokenizer is given what follows the last special token that was seen before, at most."""
+def test_known_text_is_not_tokenized_again(family: dict[str, Model], turns: list[str]) -> None:
+    """The tokenizer receives at most the text after the last known special token."""
     counting: Any = Counting(family["metaspace"].exact)
     encoder, seen = CachingEncoder(counting, 1 << 20), ""
     for turn in turns:
@@ -152,7 +152,7 @@ def test_nothing_is_tokenised_twice(family: dict[str, Model], turns: list[str]) 
         seen = text
 
 
-def test_the_fast_engine_remembers_segments_too(folders: dict[str, Path]) -> None:
+def test_fastokens_caches_segments(folders: dict[str, Path]) -> None:
     preprocess: Any = Preprocessor.load(folders["llama3"])
     history = "".join(f"<|im_start|>turn {i} {'word ' * i}<|im_end|>" for i in range(40))
     preprocess.encode(history)
@@ -161,7 +161,7 @@ def test_the_fast_engine_remembers_segments_too(folders: dict[str, Path]) -> Non
     assert preprocess._encoder._fast.segment_cache_stats()["miss_bytes"] - missed <= len("new")
 
 
-def test_the_cache_is_bounded(folders: dict[str, Path]) -> None:
+def test_encoder_caches_are_bounded(folders: dict[str, Path]) -> None:
     for name in ("llama3", "unigram"):
         encoder: Any = Preprocessor.load(folders[name], cache_bytes=50_000)._encoder
         for turn in range(2000):
@@ -175,7 +175,7 @@ def test_the_cache_is_bounded(folders: dict[str, Path]) -> None:
             assert 10_000 < kept <= 50_000
 
 
-def test_the_fast_engine_begins_anew_before_its_memory_of_words_is_large(
+def test_fastokens_is_replaced_before_word_cache_is_large(
     folders: dict[str, Path],
 ) -> None:
     tokenizer, serialized = ModelFolder.read(folders["llama3"]).tokenizer()
@@ -183,7 +183,7 @@ def test_the_fast_engine_begins_anew_before_its_memory_of_words_is_large(
     text = "<|im_start|>" + "words of a chat " * 4
     first = fast.encode(text, special=False)
     assert not fast.limit_memory()
-    for _ in range(9):  # remembered whole: no word of it is new
+    for _ in range(9):  # cached as a whole: it has no new word
         assert fast.encode(text, special=False) == first
     assert not fast.limit_memory()
     fast.encode("other words, " * 32, special=False)
@@ -193,7 +193,7 @@ def test_the_fast_engine_begins_anew_before_its_memory_of_words_is_large(
 
 
 @pytest.mark.parametrize("name", ["llama3", "metaspace"])
-def test_many_threads(name: str, family: dict[str, Model]) -> None:
+def test_encoder_is_thread_safe(name: str, family: dict[str, Model]) -> None:
     ours = family[name].ours["small"]
     texts = [f"<s>{i % 7} shared words<|im_end|>{i} own words {'x' * i}" for i in range(200)]
     with ThreadPoolExecutor(8) as pool:
@@ -202,8 +202,8 @@ def test_many_threads(name: str, family: dict[str, Model]) -> None:
     assert [list(tokens.ids) for tokens in found] == wanted
 
 
-def test_a_vocabulary_that_lacks_bytes(tmp_path: Path) -> None:
-    """fastokens refuses such a text; tokenizers drops the character."""
+def test_vocabulary_without_some_bytes_falls_back(tmp_path: Path) -> None:
+    """fastokens rejects such a text; tokenizers drops the character."""
     folder = model_folder(tmp_path / "m", "")
     exact = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
     family = FAMILIES["gpt2"]()[0]
@@ -212,11 +212,13 @@ def test_a_vocabulary_that_lacks_bytes(tmp_path: Path) -> None:
     assert list(Preprocessor.load(folder).encode("ab\x04aé").ids) == [2, 0]
 
 
-async def test_chat_and_completion(folders: dict[str, Path], family: dict[str, Model]) -> None:
+async def test_preprocessor_tokenizes_chat_and_completion(
+    folders: dict[str, Path], family: dict[str, Model]
+) -> None:
     preprocess = Preprocessor.load(folders["llama3"])
     exact = family["llama3"].exact
     body: dict[str, Any] = {"messages": [{"role": "user", "content": "word " * 20_000}]}
-    for message in ("Hi", "word " * 20_000):  # at once, and in a thread
+    for message in ("Hi", "word " * 20_000):  # inline, and in a thread
         body["messages"][0]["content"] = message
         tokens = await preprocess.chat(body)
         assert isinstance(tokens, Tokens)
@@ -234,7 +236,7 @@ async def test_chat_and_completion(folders: dict[str, Path], family: dict[str, M
     ]
 
 
-async def test_the_loop_runs_on_while_a_long_text_is_tokenised(folders: dict[str, Path]) -> None:
+async def test_long_text_does_not_block_event_loop(folders: dict[str, Path]) -> None:
     for name in ("llama3", "unigram"):
         preprocess, beats = Preprocessor.load(folders[name]), 0
         work = asyncio.ensure_future(preprocess.completion({"prompt": "long words " * 200_000}))
@@ -242,7 +244,7 @@ async def test_the_loop_runs_on_while_a_long_text_is_tokenised(folders: dict[str
             await asyncio.sleep(0)
             beats += 1
         assert isinstance(await work, list)
-        assert beats > 10  # one or two, were it done between them
+        assert beats > 10  # one or two if the loop were blocked
 
 
 PROMPTS: list[Any] = [None, [], 3, {}, [None], [[1], "x", None], [-1], [1 << 40]]
@@ -254,19 +256,19 @@ NOT_PROMPTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("body", NOT_PROMPTS, ids=str)
-async def test_prompts_that_only_the_engine_judges(
+async def test_unsupported_completion_prompt_is_unknown(
     body: dict[str, Any], folders: dict[str, Path]
 ) -> None:
     assert isinstance(await Preprocessor.load(folders["gpt2"]).completion(body), UnknownTokens)
 
 
-async def test_half_a_surrogate_pair(folders: dict[str, Path]) -> None:
+async def test_half_a_surrogate_pair_is_rejected(folders: dict[str, Path]) -> None:
     for name in ("gpt2", "unigram"):
         with pytest.raises(PromptRejected, match="Unicode"):
             await Preprocessor.load(folders[name]).completion({"prompt": "\ud800"})
 
 
-async def test_probes_are_what_requests_get(folders: dict[str, Path]) -> None:
+async def test_probes_equal_ids_of_requests(folders: dict[str, Path]) -> None:
     preprocess = Preprocessor.load(folders["llama3"])
     (*texts, (chat, ids)) = preprocess.probes()
     assert [await preprocess.completion(body) for body, _ in texts] == [[ids] for _, ids in texts]

@@ -3,9 +3,11 @@
 import re
 import subprocess
 from pathlib import Path
+from typing import get_origin
 
 import pytest
 
+from hpc_dynamo.config import Config, schema_fields
 from tools import reference
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -47,3 +49,32 @@ def test_files_named_on_development_pages_exist(page: str) -> None:
     for path in named:
         found = [ROOT / path, ROOT / "hpc_dynamo" / path, ROOT / "hpc_dynamo" / f"{path}.py"]
         assert any(each.exists() for each in found), f"{page}: {path}"
+
+
+MAPPINGS = {field.name for field in schema_fields(Config) if get_origin(field.type) is dict}
+FIELDS = [field.name for field in schema_fields(Config)]
+SECTIONS = {name.partition(".")[0] for name in FIELDS if "." in name}
+PLACEHOLDER = r"[\w-]+"
+
+
+def is_field(name: str) -> bool:
+    """Return True for a field, a section, or a key of a mapping."""
+    for each in FIELDS:
+        pattern = re.escape(each).replace(r"\*", PLACEHOLDER)
+        if re.fullmatch(pattern, name) or re.match(rf"{re.escape(name)}\.", each):
+            return True
+        if each in MAPPINGS and re.match(rf"{pattern}\.", name):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
+def test_fields_named_on_pages_exist_under_their_current_name(page: str) -> None:
+    text = (ROOT / page).read_text()
+    text = text.partition("\n## Old names")[0]
+    for span in re.findall(r"`([^`\n]+)`", text):
+        for name in re.findall(r"(?<![\w./-])([a-z_]+(?:\.[a-z_]\w*)+)(?![\w./(-])", span):
+            if name.partition(".")[0] in SECTIONS and not re.search(
+                r"\.(md|py|json\w*|yaml)$", name
+            ):
+                assert is_field(name), f"{page}: {name} is not a field"

@@ -6,14 +6,14 @@ import pytest
 
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.render.engine_commands import shard_command, started_shards
-from hpc_dynamo.engines import Command
+from hpc_dynamo.engines import EngineCommand
 from hpc_dynamo.topology import plan
 from tests.unit.config.test_recipes import RECIPES
 from tests.unit.engines.contract import test_sglang, test_trtllm, test_vllm
 from tests.unit.engines.test_engines import options
 
 # What an engine would refuse of a command.
-REFUSES: dict[str, Callable[[Command], list[str]]] = {
+REFUSES: dict[str, Callable[[EngineCommand], list[str]]] = {
     "sglang": lambda made: test_sglang.wrong(list(made.argv[3:])),
     "trtllm": test_trtllm.unknown,
     "vllm": lambda made: test_vllm.wrong(list(made.argv[3:])),

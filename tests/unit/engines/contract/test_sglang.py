@@ -39,7 +39,8 @@ def words(role: Role, **args: Any) -> list[str]:
     )
     if role is Role.aggregated:
         config = replace(config, engine=replace(config.engine, device=Device.cpu))
-    worker = Worker(3, role, (Shard(0, (0, 1, 2, 3)),))
+    sizes = dict(config.topology.pools)[role].parallel
+    worker = Worker(3, role, (Shard(0, (0, 1, 2, 3)),), parallel=sizes)
     place = Placement(worker, "10.0.0.7", (5000, 5001), ("0",), "secret-token", "/tmp/x")
     return told(config, place)
 
@@ -76,7 +77,8 @@ def test_every_flag_is_known_with_an_allowed_value(role: Role) -> None:
 @pytest.mark.parametrize("role", [Role.prefill, Role.decode])
 def test_every_flag_of_a_part_is_known(role: Role, part: int) -> None:
     config = Config(engine=Engine(name="sglang"), model=Model(path="/llama"), topology=SPLIT)
-    worker = Worker(3, role, (Shard(0, (0, 1)), Shard(1, (0, 1))))
+    sizes = dict(config.topology.pools)[role].parallel
+    worker = Worker(3, role, (Shard(0, (0, 1)), Shard(1, (0, 1))), parallel=sizes)
     met = ShardRendezvous("10.0.0.6", (6000, 6001))
     place = Placement(
         worker, "10.0.0.7", (5000, 5001), ("0", "1"), "t", shard_index=part, rendezvous=met
@@ -88,7 +90,7 @@ def test_every_flag_of_a_part_is_known(role: Role, part: int) -> None:
 def test_options_of_adapters_and_sleep_are_known() -> None:
     own, adapters = Engine(name="sglang", sleep_mode=True), {"a": "/a", "b": "/b"}
     config = Config(engine=own, model=Model(path="/llama", lora=adapters), topology=SPLIT)
-    worker = Worker(3, Role.decode, (Shard(0, (0, 1, 2, 3)),))
+    worker = Worker(3, Role.decode, (Shard(0, (0, 1, 2, 3)),), parallel=SPLIT.decode.parallel)
     found = told(config, Placement(worker, "10.0.0.7", (5000, 5001), ("0",), "t"))
     assert wrong(found) == []
     assert {"--lora-paths", "--enable-memory-saver", "--enable-weights-cpu-backup"} <= {*found}

@@ -20,7 +20,7 @@ from hpc_dynamo.config import (
     Topology,
     TopologyKind,
 )
-from hpc_dynamo.engines import Body, Command, Placement, engine
+from hpc_dynamo.engines import Body, EngineCommand, Placement, engine
 from hpc_dynamo.engines.trtllm.adapter import TRTLLM_METRICS
 from hpc_dynamo.engines.trtllm.pd_protocol import TrtllmPdProtocol
 from hpc_dynamo.topology import Shard, Worker
@@ -48,7 +48,7 @@ ARGS = {
 }
 
 
-def command(role: Role, pool: Pool, args: dict[str, Any]) -> Command:
+def command(role: Role, pool: Pool, args: dict[str, Any]) -> EngineCommand:
     split = Topology(kind=TopologyKind.disaggregated, prefill=pool, decode=pool)
     config = Config(
         engine=Engine(name="trtllm", args=args),
@@ -57,7 +57,7 @@ def command(role: Role, pool: Pool, args: dict[str, Any]) -> Command:
         router=Router(kv_events=False),
         cluster=Cluster(gpus_per_node=8),
     )
-    worker = Worker(0, role, (Shard(0, (0,)),))
+    worker = Worker(0, role, (Shard(0, (0,)),), parallel=pool.parallel)
     place = Placement(worker, "10.0.0.7", (5000,), ("0",), "token", log_folder="/logs")
     return engine("trtllm").command(config, place)
 
@@ -70,7 +70,7 @@ def test_every_option_and_field_exists(role: Role, pool: Pool, args: dict[str, A
     assert unknown(made) == []
 
 
-def unknown(made: Command) -> list[str]:
+def unknown(made: EngineCommand) -> list[str]:
     """What TensorRT-LLM would refuse of a command."""
     words, wrong = list(made.argv[made.argv.index("serve") + 2 :]), list[str]()
     while words:
@@ -98,7 +98,8 @@ def test_every_option_of_a_world_over_nodes_exists() -> None:
         engine=Engine(name="trtllm"), model=Model(path="/model"), topology=Topology(aggregated=pool)
     )
     gpus = tuple(range(8))
-    worker = Worker(0, Role.aggregated, (Shard(0, gpus), Shard(1, gpus)))
+    shards = Shard(0, gpus), Shard(1, gpus)
+    worker = Worker(0, Role.aggregated, shards, parallel=pool.parallel)
     place = Placement(worker, "10.0.0.7", (5000,), ("0",), "token", log_folder="/logs")
     made = engine("trtllm").command(config, place)
     assert unknown(made) == []

@@ -1,4 +1,4 @@
-"""Model folders: what is read from their small files, and what is missing."""
+"""Configuration files of model folders, complete and incomplete."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ from hpc_dynamo.preprocess import NoTokenizer, Preprocessor
 from tests.unit.preprocess.conftest import model_folder
 
 
-def test_tokens_that_the_configuration_adds(tmp_path: Path) -> None:
-    """As transformers 5: `add_bos_token` counts for nothing where there is a tokenizer.json."""
+def test_tokenizer_includes_tokens_of_configuration(tmp_path: Path) -> None:
+    """`add_bos_token` is ignored if there is a tokenizer.json, as in transformers 5."""
     decoder = {"5": {"content": "<tool>", "special": False, "normalized": False}}
     config: dict[str, Any] = {"add_bos_token": True, "added_tokens_decoder": decoder}
     folder = model_folder(tmp_path / "m", "", **config)
@@ -52,7 +52,7 @@ def test_context_length(config: dict[str, Any], wanted: int | None, tmp_path: Pa
     assert Preprocessor.load(folder).context_length == wanted
 
 
-def test_models_without_a_tokenizer(tmp_path: Path) -> None:
+def test_folder_without_tokenizer_raises(tmp_path: Path) -> None:
     with pytest.raises(NoTokenizer, match=r"no tokenizer\.json"):
         Preprocessor.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")

@@ -1,33 +1,5 @@
-"""Paths of one run, and the way files there are written.
+"""Folders of a run, of its attempts and of their extra jobs: all paths, records and secrets."""
 
-    runs/<name>/                 mode 0700
-      run.json                   which input these results belong to
-      settings.json              the settings that they were made with
-      retry.json                 which failures batch.retry_failed=true has declared void
-      secrets.json               mode 0600: the engines' token, keys of the control plane
-      api_key                    mode 0600: what clients of a serving run present
-      url                        the base URL of the attempt that serves now
-      attempts/<n>/              one launch of the run, the n-th
-        config.json plan.json job.json roster.json status.json outcome.json endpoint.json
-        planner.jsonl            what the planner saw, decided and did
-        nodes/<i>.json           agent i was here
-        logs/agent-<i>.log logs/worker-<rank>.log logs/frontend-<i>.log
-        logs/worker-<rank>-shard-<k>.log  the k-th further part of a worker over several nodes
-        logs/worker-<rank>.yaml  options of an engine that reads them from a file
-        submitit/                submitit's own scripts, pickles and logs
-        scale_out.jsonl          extra jobs that were requested or given back, and why
-        extra_jobs/<k>/          an extra job: plan.json job.json state.json outcome.json nodes/
-                                 submitit/; its logs are in the attempt's logs/
-      parts/<n>.jsonl            results of attempt n, appended
-      output.jsonl errors.jsonl  all results in the input's order, once a run has ended
-      profile.json profile.png   of a profile: what all attempts measured
-
-The folder is on a shared and slow disk, so: no locks, small files are written under a
-temporary name, flushed and renamed; an attempt is claimed by making its folder; every
-attempt appends to files of its own.
-"""
-
-import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -47,23 +19,24 @@ from hpc_dynamo.messages import (
     Roster,
     Status,
 )
+from hpc_dynamo.run.files import read_json, write_atomic, write_json
 from hpc_dynamo.topology import Plan
 
 T = TypeVar("T")
 
-EXTRA_JOBS = "extra_jobs"  # folder of an attempt's further jobs
+EXTRA_JOBS = "extra_jobs"  # folder of an attempt's extra jobs
 
 
 class RunIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """What the results of a run folder belong to."""
+    """Record of the input that the results of a run belong to."""
 
     input: str
-    fingerprint: str  # of the input's bytes
+    fingerprint: str  # hash of the input's bytes
     created_at: float
 
 
 class Secrets(msgspec.Struct, frozen=True, kw_only=True):
-    """Private to the run: the engines' bearer token and the control plane's CURVE key pair."""
+    """Secrets of a run: the engines' bearer token and the CURVE key pair of the control plane."""
 
     token: str
     public: str
@@ -75,49 +48,22 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def new_token() -> str:
-    """A fresh bearer token, 256 bits."""
+    """Return a new bearer token of 256 bits."""
     return secrets.token_urlsafe(32)
-
-
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Readers see the old bytes or the new, never a part, also after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except OSError as e:  # the error of a full disk has no file name
-        temporary.unlink(missing_ok=True)
-        raise OSError(e.errno, e.strerror, str(path)) from e
-
-
-def write_json(path: Path, value: object, *, mode: int = 0o644) -> None:
-    write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=1), mode=mode)
-
-
-def read_json(path: Path, type_: type[T]) -> T | None:
-    """The record in `path`; None where there is no file yet. Raises HpcDynamoError if broken."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=type_)
-    except FileNotFoundError:
-        return None
-    except msgspec.DecodeError as e:
-        hint = "the file was changed by hand, or by another version of hpc-dynamo"
-        raise HpcDynamoError(f"{path} cannot be read: {e}", hint=hint) from e
 
 
 def _read_required(path: Path, type_: type[T]) -> T:
     value = read_json(path, type_)
     if value is None:
-        raise HpcDynamoError(f"{path} is missing", hint="is the run folder on a shared disk?")
+        raise HpcDynamoError(
+            f"{path} is missing",
+            hint="runs_dir=FOLDER on a shared disk that all nodes see",
+        )
     return value
 
 
 class Attempt:
-    """One launch of a run."""
+    """Folder of one attempt: one launch of a run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -143,7 +89,7 @@ class Attempt:
         return self.logs / f"agent-{node}.log"
 
     def worker_log(self, rank: int, shard: int = 0) -> Path:
-        """Of a worker, or of a further part of it, which is on another node."""
+        """Return the log of a worker, or of another of its shards."""
         return self.logs / (f"worker-{rank}-shard-{shard}.log" if shard else f"worker-{rank}.log")
 
     def frontend_log(self, index: int) -> Path:
@@ -159,14 +105,14 @@ class Attempt:
         return _read_required(self.plan_file, Plan)
 
     def engine_key(self) -> str:
-        """What engines ask for: the run's token, or theirs where somebody else started them."""
+        """Return the engines' token: that of the run, or with `route` that of `route.key_file`."""
         route = self.config().route
         if not route.engines:
             return self.run.secrets().token
         return Path(route.api_key_file).read_text().strip() if route.api_key_file else ""
 
     def reset_for_requeue(self) -> None:
-        """A requeued job begins anew in its attempt; nobody must take its former life's word."""
+        """Remove the records of an attempt whose job was requeued, so that no reader uses them."""
         for file in (self.outcome_file, self.endpoint_file, self.status_file):
             file.unlink(missing_ok=True)
 
@@ -186,19 +132,20 @@ class Attempt:
         return read_json(self.endpoint_file, Endpoint)
 
     def nodes(self) -> Iterator[NodeRecord]:
-        """The agents that came up so far."""
+        """Yield the records of the agents that have started."""
         for file in sorted((self.path / "nodes").glob("[0-9]*.json")):
             record = read_json(file, NodeRecord)
             if record:
                 yield record
 
     def extra_jobs(self) -> list["ExtraJobFolder"]:
-        """Its further jobs, oldest first."""
+        """Return the extra jobs, oldest first."""
         folders = (p for p in (self.path / EXTRA_JOBS).glob("*") if p.name.isdigit())
         return sorted((ExtraJobFolder(p) for p in folders), key=lambda g: g.number)
 
     def new_extra_job(self, plan: Plan) -> "ExtraJobFolder":
-        """A further job. Only the attempt's head makes them."""
+        """Create the folder of an extra job. Only the head calls this, or the CLI before it
+        starts."""
         number = max((g.number for g in self.extra_jobs()), default=0) + 1
         grown = ExtraJobFolder(self.path / EXTRA_JOBS / str(number))
         for folder in (grown.submitit, grown.path / "nodes"):
@@ -208,8 +155,8 @@ class Attempt:
 
 
 class ExtraJobFolder(Attempt):
-    """A further job of an attempt. Its ranks and nodes go on from those before it, so that their
-    logs find place among the attempt's."""
+    """Folder of an extra job of an attempt. Its ranks and nodes continue those of the attempt, so
+    its logs are in the attempt's folder."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -226,7 +173,7 @@ class ExtraJobFolder(Attempt):
 
 
 class Run:
-    """A named run: results of one input over any number of attempts."""
+    """Folder of a named run: results of one input over any number of attempts."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -243,7 +190,7 @@ class Run:
         self.picture = path / "profile.png"
 
     def create(self, secret: Secrets) -> None:
-        """Make the folder, private to its owner; keeps secrets that are there already."""
+        """Create the folder, private to its owner. Existing secrets are kept."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.path / "attempts").mkdir(exist_ok=True)
         self.results.mkdir(exist_ok=True)
@@ -259,7 +206,7 @@ class Run:
         return self.key_file.read_text().strip()
 
     def publish_url(self, url: str) -> None:
-        """Where clients are to look from now on."""
+        """Write the URL that clients use from now on."""
         write_atomic(self.url_file, f"{url}\n".encode())
 
     def identity(self) -> RunIdentity | None:
@@ -270,7 +217,7 @@ class Run:
         write_json(self.identity_file, record)
 
     def attempts(self) -> list[Attempt]:
-        """All attempts, oldest first."""
+        """Return all attempts, oldest first."""
         folders = (p for p in (self.path / "attempts").glob("*") if p.name.isdigit())
         return sorted((Attempt(p) for p in folders), key=lambda a: a.number)
 
@@ -278,11 +225,11 @@ class Run:
         return Attempt(self.path / "attempts" / str(number))
 
     def next_attempt(self) -> Attempt:
-        """Return the name of the next attempt, unless another process claims it first."""
+        """Return the next attempt, not yet created; another process may claim its number first."""
         return self.attempt(max((a.number for a in self.attempts()), default=0) + 1)
 
     def new_attempt(self, config: Config, plan: Plan) -> Attempt:
-        """Claim the next number: making the folder succeeds for one process only."""
+        """Create the next attempt. Creating its folder succeeds in only one process."""
         attempt = self.next_attempt()
         while True:
             try:

@@ -1,4 +1,4 @@
-"""The order of a batch: shared prefixes meet the worker that has them cached."""
+"""Order of a batch: requests with shared prefixes go to the worker that has them cached."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ def ids(count: int, seed: int) -> list[int]:
 
 
 def grouped(*sizes: int, prefix: int = 4000, own: int = 60) -> list[Body]:
-    """Prompts of token ids in groups with one prefix each, in random order."""
+    """Return prompts of token ids in groups with one prefix each, in random order."""
     groups = [n for n, size in enumerate(sizes) for _ in range(size)]
     random.Random(7).shuffle(groups)
     prompts = [ids(prefix, seed=n) + ids(own, seed=1000 + i) for i, n in enumerate(groups)]
@@ -86,7 +86,7 @@ async def computed(bodies: Sequence[Body], order: Sequence[int], workers: int = 
     ids=str,
 )
 async def test_each_prefix_is_computed_about_once(tmp_path: Path, sizes: tuple[int, ...]) -> None:
-    """No prefix is computed on more workers than it takes to give each worker its share."""
+    """No prefix is computed on more workers than an even distribution requires."""
     bodies = grouped(*sizes)
     order = await taken(requests_of(tmp_path, bodies))
     assert sorted(order) == list(range(80))
@@ -94,8 +94,8 @@ async def test_each_prefix_is_computed_about_once(tmp_path: Path, sizes: tuple[i
     assert copies <= max(len(sizes), WORKERS) + 0.1
 
 
-async def test_prefixes_within_prefixes_are_neighbours(tmp_path: Path) -> None:
-    """A system prompt, a document after it, a question: every document is computed once."""
+async def test_nested_prefixes_are_neighbours(tmp_path: Path) -> None:
+    """Prompts have a system prompt, a document and a question; each document is computed once."""
     system, docs = ids(800, seed=1), [ids(1600, seed=10 + n) for n in range(8)]
     bodies: list[Body] = [
         {"prompt": system + docs[i % 8] + ids(40, seed=100 + i)} for i in range(64)
@@ -105,7 +105,7 @@ async def test_prefixes_within_prefixes_are_neighbours(tmp_path: Path) -> None:
     assert await computed(bodies, order) <= best + 800
 
 
-async def test_while_one_worker_is_ready_only_one_run_is_under_way(tmp_path: Path) -> None:
+async def test_one_ready_worker_opens_one_group(tmp_path: Path) -> None:
     requests, ready = requests_of(tmp_path, grouped(20, 20, 20, 20)), 1
     prompts = [json.loads(line)["prompt"] for line in requests.file.read_text().splitlines()]
     with requests.open() as reader:
@@ -120,13 +120,13 @@ async def test_while_one_worker_is_ready_only_one_run_is_under_way(tmp_path: Pat
         assert await waiting, "a second worker gets a run of its own"
 
 
-async def test_a_lost_worker_does_not_stop_the_batch(tmp_path: Path) -> None:
+async def test_lost_worker_does_not_stop_the_batch(tmp_path: Path) -> None:
     order = await taken(requests_of(tmp_path, grouped(20, 20)), ready=lambda: 1)
     assert sorted(order) == list(range(40))
     assert await taken(requests_of(tmp_path, grouped(3)), ready=lambda: 0)
 
 
-async def test_without_cache_aware_routing_the_order_is_that_of_the_input(tmp_path: Path) -> None:
+async def test_order_without_kv_routing_is_that_of_the_input(tmp_path: Path) -> None:
     assert await taken(requests_of(tmp_path, grouped(3, 3)), workers=0) == list(range(6))
 
 
@@ -148,20 +148,20 @@ def test_windows_bound_memory_and_keep_every_request(tmp_path: Path) -> None:
         ({"prompt": "\ud83d x"}, {"prompt": "\ud83d y"}, "ud83d"),
     ],
 )
-def test_keys_share_what_prompts_share(one: Body, other: Body, shared: str) -> None:
+def test_prefix_keys_share_prefixes_of_prompts(one: Body, other: Body, shared: str) -> None:
     keys = [prefix_key(read_fields(json.dumps(body).encode())) for body in (one, other)]
     common = takewhile(lambda pair: pair[0] == pair[1], zip(*keys, strict=False))
     assert shared.encode() in bytes(pair[0] for pair in common)
 
 
-def test_runs_have_no_more_parts_than_prompts() -> None:
+def test_prefix_groups_are_at_most_as_many_as_prompts() -> None:
     assert prefix_groups([b"a"], 4) == [[0]]
     assert sorted(i for run in prefix_groups([b"b", b"a", b"c"], 4) for i in run) == [0, 1, 2]
     assert prefix_groups([], 4) == []
 
 
 def chats(systems: int = 4, requests: int = 80) -> list[Body]:
-    """Chats in turn about long system prompts."""
+    """Return chats with alternating long system prompts."""
     texts = [" ".join(map(str, ids(400, seed=n))) for n in range(systems)]
     return [
         {
@@ -185,7 +185,7 @@ def chats(systems: int = 4, requests: int = 80) -> list[Body]:
     ],
     ids=["ids", "simulator", "tokenizer"],
 )
-def test_shared_prefixes_of_a_batch_are_found_in_the_cache(
+def test_batch_finds_shared_prefixes_in_cache(
     tmp_path: Path, bodies: list[Body], model: bool
 ) -> None:
     """80 prompts with 4 prefixes on 4 workers: 94 % of the tokens need not be computed."""

@@ -1,4 +1,4 @@
-"""What is said of a job that left no outcome: the cause, and resuming only where it can help."""
+"""Report on a job that left no outcome: its cause, and the advice to resume if that can help."""
 
 from dataclasses import replace
 
@@ -38,7 +38,7 @@ def ended(
         "bash: /home/me/.bashrc: Permission denied",
     ],
 )
-def test_a_job_whose_program_never_started_is_not_to_be_resumed(
+def test_job_whose_program_never_started_gets_no_advice_to_resume(
     line: str, attempt: Attempt
 ) -> None:
     said = ended(attempt, "some line", line, "and a last one")
@@ -57,7 +57,7 @@ def test_a_job_whose_program_never_started_is_not_to_be_resumed(
         "ended",
     ],
 )
-def test_a_job_that_ran_is_resumed(detail: str, attempt: Attempt) -> None:
+def test_job_that_ran_gets_the_advice_to_resume(detail: str, attempt: Attempt) -> None:
     said = ended(
         attempt, "slurmstepd: error: *** JOB 42 CANCELLED AT 12:00", detail=detail, ran=True
     )
@@ -71,7 +71,7 @@ def test_a_job_that_ran_is_resumed(detail: str, attempt: Attempt) -> None:
         "OSError: [Errno 122] Disk quota exceeded: '/home/me/runs'",
     ],
 )
-def test_a_full_disk_is_said(line: str, attempt: Attempt) -> None:
+def test_full_disk_is_reported(line: str, attempt: Attempt) -> None:
     said = ended(attempt, "--- Logging error ---", line, "Arguments: ()", ran=True)
     assert line in said
     assert "is full: free some space, then run the same command again to resume" in said
@@ -84,17 +84,17 @@ def test_a_full_disk_is_said(line: str, attempt: Attempt) -> None:
         ("", "it used more memory than it requested (JobState=OUT_OF_MEMORY)"),
     ],
 )
-def test_too_little_memory_is_said(line: str, detail: str, attempt: Attempt) -> None:
+def test_out_of_memory_is_reported(line: str, detail: str, attempt: Attempt) -> None:
     said = ended(attempt, line, detail=detail, ran=True)
     assert "try: more cluster.memory_gb_per_node, then run the same" in said
 
 
-def test_a_cancel_is_no_crash(attempt: Attempt) -> None:
+def test_cancelled_job_is_not_reported_as_a_failure(attempt: Attempt) -> None:
     assert ended(attempt, detail=NEVER_RAN) == "the job was cancelled before it started"
     said = ended(attempt, detail="ended", ran=True, cancelled=True)
     assert said == f"stopped; {AGAIN} to resume the batch"
 
 
-def test_an_endpoint_is_not_resumed(run: Run) -> None:
+def test_advice_for_an_endpoint_does_not_mention_resuming(run: Run) -> None:
     attempt = run.new_attempt(replace(Config(), task=Task.serve), Plan(1, 0, ()))
     assert ended(attempt, ran=True).endswith(f"try: {AGAIN}")

@@ -1,4 +1,4 @@
-"""Requests that were under way on a worker that died: only the one that ends workers fails."""
+"""Requests that were running on a worker when it died: only the one that crashes it fails."""
 
 import json
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def entries(count: int) -> list[RequestEntry]:
 
 
 class Worker:
-    """Dies of some requests, and of the first ones that it gets if `dies_anyway`."""
+    """Worker that crashes on some requests, and on its first ones if `dies_anyway`."""
 
     def __init__(self, poison: Sequence[int], dies_anyway: int = 0) -> None:
         self.poison, self.dies_anyway = {f"{i}" for i in poison}, dies_anyway
@@ -49,7 +49,7 @@ class Worker:
 
 @pytest.mark.parametrize("count", [1, 2, 64, 65, 256, 1000])
 @pytest.mark.parametrize("poison", [[], [0], [-1]])
-async def test_only_what_ends_workers_fails(count: int, poison: list[int]) -> None:
+async def test_only_crashing_request_fails(count: int, poison: list[int]) -> None:
     poison = [i % count for i in poison]
     worker = Worker(poison)
     await retry_isolated(entries(count), worker.run, attempts=1)
@@ -59,7 +59,7 @@ async def test_only_what_ends_workers_fails(count: int, poison: list[int]) -> No
     assert worker.runs <= max(64, 2.2 * count**0.5 + 2)
 
 
-async def test_several_that_end_workers() -> None:
+async def test_several_crashing_requests_fail() -> None:
     worker = Worker([3, 4, 99])
     await retry_isolated(entries(100), worker.run, attempts=2)
     assert worker.failed == ["3", "4", "99"]
@@ -67,7 +67,7 @@ async def test_several_that_end_workers() -> None:
 
 
 @pytest.mark.parametrize("count", [3, 100])
-async def test_a_worker_that_dies_of_something_else_costs_no_request(count: int) -> None:
+async def test_unrelated_worker_crash_fails_no_request(count: int) -> None:
     worker = Worker([], dies_anyway=1)
     await retry_isolated(entries(count), worker.run, attempts=2)
     assert worker.failed == []
@@ -77,7 +77,9 @@ async def test_a_worker_that_dies_of_something_else_costs_no_request(count: int)
 @pytest.mark.parametrize(
     ("retries", "restarts", "tries"), [(3, 2, 1), (3, 5, 2), (3, 9, 4), (0, 9, 1), (3, 0, 1)]
 )
-def test_tries_alone_leave_restarts_for_others(retries: int, restarts: int, tries: int) -> None:
+def test_max_solo_attempts_leaves_restarts_for_others(
+    retries: int, restarts: int, tries: int
+) -> None:
     config = Config()
     batch, engine = (
         replace(config.batch, max_retries=retries),
@@ -86,16 +88,14 @@ def test_tries_alone_leave_restarts_for_others(retries: int, restarts: int, trie
     assert max_solo_attempts(replace(config, batch=batch, engine=engine)) == tries
 
 
-def test_groups_hold_every_suspect_once() -> None:
+def test_retry_groups_contain_every_request_once() -> None:
     for count in (0, 1, 64, 65, 100, 257):
         parts = retry_groups(entries(count))
         assert [entry for part in parts for entry in part] == entries(count)
 
 
 @pytest.mark.parametrize("topology", ["aggregated", "disaggregated"])
-def test_neighbours_of_a_request_that_ends_its_worker_are_answered(
-    tmp_path: Path, topology: str
-) -> None:
+def test_requests_next_to_crashing_request_are_answered(tmp_path: Path, topology: str) -> None:
     ids = write_prompts(tmp_path / "prompts.jsonl", 6)
     rows = (tmp_path / "prompts.jsonl").read_text().splitlines()
     rows.insert(2, json.dumps({"custom_id": "poison", "prompt": POISON, "max_tokens": 8}))
@@ -116,8 +116,8 @@ def test_neighbours_of_a_request_that_ends_its_worker_are_answered(
     assert status.phase == "done"
 
 
-def test_exit_codes_tell_what_was_answered(tmp_path: Path) -> None:
-    """0 all, 4 some, 3 none; and the same when there is nothing left to do."""
+def test_exit_code_depends_on_answered_requests(tmp_path: Path) -> None:
+    """The exit code is 0 for all, 4 for some, 3 for none, also when nothing is left to do."""
     refused = {"custom_id": "refused", "prompt": "x", "temperature": -1}
     (tmp_path / "none.jsonl").write_text(json.dumps(refused))
     write_prompts(tmp_path / "some.jsonl", 1)

@@ -1,4 +1,4 @@
-"""The input file: every kind of line, every complaint with its line number."""
+"""Input file of a batch: formats of lines, and errors with line numbers."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def _decoded(path: str, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return path, {name: json.loads(bytes(value)) for name, value in body.items()}
 
 
-def test_openai_lines_and_plain_lines_may_be_mixed(file: Path) -> None:
+def test_input_mixes_openai_and_plain_lines(file: Path) -> None:
     messages = [{"role": "user", "content": "hällo 世界 🙂"}]
     file.write_text(
         lines(
@@ -59,14 +59,14 @@ def test_openai_lines_and_plain_lines_may_be_mixed(file: Path) -> None:
     ]
 
 
-def test_ids_keep_spaces_quotes_and_any_script(file: Path) -> None:
+def test_custom_id_keeps_any_characters(file: Path) -> None:
     ids = ["a b", "it's", 'say "x"', "ünï", "世界", "🙂", "tab\there", "new\nline", "a/b\\c", " "]
     file.write_text(lines(*(openai(i, prompt="x") for i in ids)))
     assert [e.custom_id for e in read_input(file).entries] == ids
 
 
-def test_windows_files(file: Path) -> None:
-    """A byte order mark, carriage returns, blank lines, no newline at the end."""
+def test_input_accepts_bom_and_crlf(file: Path) -> None:
+    """The file has a byte order mark, carriage returns, blank lines and no final newline."""
     rows = b'{"prompt": "a"}\r\n\r\n  \t\r\n{"prompt": "b"}\r\n{"prompt": "c"}'
     file.write_bytes(b"\xef\xbb\xbf" + rows)
     assert found(read_input(file)) == [
@@ -76,8 +76,8 @@ def test_windows_files(file: Path) -> None:
     ]
 
 
-def test_values_reach_the_engine_as_they_are_in_the_file(file: Path) -> None:
-    """What only Python's parser reads is read: the engines use that parser."""
+def test_reader_keeps_values_unchanged(file: Path) -> None:
+    """JSON that only Python's parser accepts is valid, because the engines use that parser."""
     bodies = [
         rb'{"prompt": "a", "temperature": NaN}',
         rb'{"prompt": "a", "top_p": 1e400}',
@@ -98,7 +98,7 @@ def test_values_reach_the_engine_as_they_are_in_the_file(file: Path) -> None:
     )
 
 
-def test_the_fingerprint_is_of_the_files_bytes(file: Path) -> None:
+def test_fingerprint_is_sha256_of_file(file: Path) -> None:
     file.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n\r\n{"prompt": "b"}')
     assert read_input(file).fingerprint == hashlib.sha256(file.read_bytes()).hexdigest()
 
@@ -124,7 +124,7 @@ def complaint(file: Path, content: str | bytes) -> str:
         (b"{}", 'needs "prompt", "messages", or "url" and "body"'),
         (b'{"custom_id": 7, "prompt": "a"}', "custom_id must be a non-empty string"),
         (b'{"custom_id": "", "prompt": "a"}', "custom_id must be a non-empty string"),
-        (b'{"custom_id": null, "prompt": "a"}', "custom_id must be a string"),
+        (b'{"custom_id": null, "prompt": "a"}', "custom_id must be a non-empty string"),
         (b'{"body": {}, "url": "/v1/files"}', "url must be a path for inference such as /v1/"),
         (b'{"body": {}, "url": "/sleep"}', "url must be a path for inference such as /v1/"),
         (b'{"body": {}, "url": "/v1/models"}', "url must be a path for inference such as /v1/"),
@@ -139,23 +139,23 @@ def complaint(file: Path, content: str | bytes) -> str:
         (b'{"prompt": "a", "stream": true}', "stream=true is not supported in a batch"),
     ],
 )
-def test_a_wrong_line_is_named_with_its_reason(file: Path, line: bytes, reason: str) -> None:
+def test_invalid_line_is_reported_with_reason(file: Path, line: bytes, reason: str) -> None:
     message = complaint(file, b'{"prompt": "fine"}\n\n' + line + b"\n")
     assert message.startswith("1 lines of the input cannot be used:")
     assert f"{file}:3: {reason}" in message
 
 
-def test_a_double_id_is_told_with_both_lines(file: Path) -> None:
+def test_duplicate_id_is_reported_with_both_lines(file: Path) -> None:
     rows = [openai("a", prompt="1"), openai("b", prompt="2"), openai("a", prompt="3")]
     assert f"{file}:3: custom_id 'a' is also on line 1" in complaint(file, lines(*rows))
 
 
-def test_a_plain_lines_own_id_may_be_taken(file: Path) -> None:
+def test_generated_id_that_is_taken_is_reported(file: Path) -> None:
     rows = lines(openai("line-2", prompt="1"), {"prompt": "2"})
     assert f"{file}:2: custom_id 'line-2' is also on line 1" in complaint(file, rows)
 
 
-def test_all_wrong_lines_are_told_at_once_up_to_a_limit(file: Path) -> None:
+def test_invalid_lines_are_reported_together_up_to_limit(file: Path) -> None:
     message = complaint(file, "nonsense\n" * (MAX_PROBLEMS_SHOWN + 5))
     assert message.startswith(f"{MAX_PROBLEMS_SHOWN + 5} lines of the input cannot be used:")
     assert f"{file}:1: " in message
@@ -165,11 +165,11 @@ def test_all_wrong_lines_are_told_at_once_up_to_a_limit(file: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n \r\n", b"\xef\xbb\xbf"])
-def test_nothing_to_do_is_an_error(file: Path, content: bytes) -> None:
+def test_input_without_requests_is_rejected(file: Path, content: bytes) -> None:
     assert complaint(file, content) == f"input={file} contains no request"
 
 
-def test_a_file_that_is_not_there(file: Path) -> None:
+def test_missing_input_file_is_rejected(file: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_input(file)
     with pytest.raises(InputError, match="not a file"):
@@ -190,7 +190,7 @@ bodies = st.dictionaries(st.text(), json_values, max_size=4).filter(lambda b: no
     ascii_only=st.booleans(),
     bom=st.booleans(),
 )
-def test_read_gives_every_body_back(
+def test_reader_returns_every_body(
     tmp_path_factory: pytest.TempPathFactory,
     rows: list[tuple[str, dict[str, Any]]],
     newline: str,

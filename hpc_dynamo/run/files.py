@@ -1,0 +1,43 @@
+"""Files of the run folder, written so that readers never see a part of one."""
+
+import os
+import secrets
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from hpc_dynamo.errors import HpcDynamoError
+
+T = TypeVar("T")
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write a file so that readers see all of its old or its new content, even after a crash."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError as e:  # the error of a full disk has no file name
+        temporary.unlink(missing_ok=True)
+        raise OSError(e.errno, e.strerror, str(path)) from e
+
+
+def write_json(path: Path, value: object, *, mode: int = 0o644) -> None:
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=1), mode=mode)
+
+
+def read_json(path: Path, type_: type[T]) -> T | None:
+    """Return the record in `path`, or None without a file. Raises HpcDynamoError if it is
+    invalid."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=type_)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as e:
+        hint = "the file was changed by hand, or by another version of hpc-dynamo"
+        raise HpcDynamoError(f"{path} cannot be read: {e}", hint=hint) from e
