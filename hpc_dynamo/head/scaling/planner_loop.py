@@ -21,7 +21,7 @@ from hpc_dynamo.planner.collect import collect_signals
 from hpc_dynamo.planner.prompt_lengths import PromptLengths
 from hpc_dynamo.planner.records import PlannerRecord, RoleChange
 from hpc_dynamo.planner.signals import PlannerDecision, RoleMove, Signals
-from hpc_dynamo.router import Router
+from hpc_dynamo.router import RequestRouter
 
 RETRY_INTERVALS = 10
 MAX_RETRY_INTERVALS = 160
@@ -47,7 +47,7 @@ class PlannerLoop:
     def __init__(
         self,
         config: Config,
-        router: Router,
+        router: RequestRouter,
         planner: DecisionPolicy,
         role_changer: RoleChanger,
         loads: Callable[[], Sequence[WorkerLoad]],

@@ -54,7 +54,7 @@ from hpc_dynamo.planner.signals import (
     Signals,
     TargetSplit,
 )
-from hpc_dynamo.router import Router, RoutingRequest
+from hpc_dynamo.router import RequestRouter, RoutingRequest
 from hpc_dynamo.router.scheduling.lease import RoutingHints
 from hpc_dynamo.run import Attempt, ExtraJobFolder, Run, write_json
 from hpc_dynamo.tasks.node import CODEC
@@ -79,7 +79,7 @@ AGENT = "import sys; from hpc_dynamo.tasks.join import main; sys.exit(main(sys.a
 class Head:
     attempt: Attempt
     members: Membership
-    router: Router
+    router: RequestRouter
 
     def extra_job(self) -> ExtraJobFolder:
         """Add a job of one node, with rank 2 and node 1."""
@@ -120,7 +120,7 @@ async def running_head(
     )
     roster = Roster(nodes=(record,), method="tcp", seconds=0.0)
     write_json(attempt.roster_file, roster)
-    router = Router.from_config(config)
+    router = RequestRouter.from_config(config)
     members = Membership(attempt, roster, server, {"": router}, fail_job)
     listening = asyncio.create_task(members.listen())
     yield Head(attempt, members, router)
