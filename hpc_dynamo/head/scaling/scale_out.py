@@ -48,7 +48,9 @@ class ScaleOutController:
         self._changing_role, self._limits = changing_role, self._config.planner.scale_out
         layout, nodes = attempt.plan(), self._limits.nodes_per_job
         roles = [role for role, _ in self._config.topology.pools]
-        self._plans = {role: plan_extra_job(self._config, layout, role, nodes) for role in roles}
+        self._plans = {
+            role: plan_extra_job(self._config.topology, layout, role, nodes) for role in roles
+        }
         workers_per_job = {role: len(plan.workers) for role, plan in self._plans.items()}
         self._policy = ScaleOutPolicy(self._config.planner, workers_per_job)
         self._next_rank = 1 + max(worker.rank for worker in layout.workers)
