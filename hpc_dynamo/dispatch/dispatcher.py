@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class RequestRouter(Protocol):
-    """Grants workers: a LocalRouter in this process, or a RemoteRouter."""
+    """Grants workers: a RequestRouter in this process, or a RemoteRouter."""
 
     async def route(self, request: RoutingRequest) -> Lease: ...
 

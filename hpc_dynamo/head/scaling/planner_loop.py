@@ -21,7 +21,7 @@ from hpc_dynamo.planner.planner import RolePlanner
 from hpc_dynamo.planner.prompt_lengths import PromptLengths
 from hpc_dynamo.planner.records import PlannerRecord, RoleChange
 from hpc_dynamo.planner.signals import PlannerDecision, RoleMove, Signals
-from hpc_dynamo.router import LocalRouter
+from hpc_dynamo.router import RequestRouter
 
 RETRY_INTERVALS = 10
 MAX_RETRY_INTERVALS = 160
@@ -41,7 +41,7 @@ class PlannerLoop:
     def __init__(
         self,
         config: Config,
-        router: LocalRouter,
+        router: RequestRouter,
         planner: RolePlanner,
         role_changer: RoleChanger,
         loads: Callable[[], Sequence[WorkerLoad]],

@@ -63,7 +63,7 @@ class RemoteRouter(FramedConnection):
         return link
 
     async def route(self, request: RoutingRequest) -> Lease:
-        """Return a lease, see LocalRouter.route."""
+        """Return a lease, see RequestRouter.route."""
         id_, granted = next(self._ids), asyncio.get_running_loop().create_future()
         if self.closed.done():
             raise _closed_error()
@@ -79,7 +79,7 @@ class RemoteRouter(FramedConnection):
         return lease
 
     async def explain(self, request: RoutingRequest) -> bytes:
-        """Return the JSON of RoutingExplanation. Raises like LocalRouter.explain."""
+        """Return the JSON of RoutingExplanation. Raises like RequestRouter.explain."""
         return await self._call(lambda id_: ExplainCall(id_, request))
 
     async def loads(self) -> bytes:
