@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from hpc_dynamo.config import Config, with_hardware
+from hpc_dynamo.config import Cluster, Config, with_hardware
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch.gpu_requests import check_gpu_requests
 from hpc_dynamo.launch.partitions import PartitionNodes, eligible_nodes, requested_nodes
@@ -40,7 +40,9 @@ def _fit_group(config: Config, plan: Plan, nodes: Sequence[PartitionNodes]) -> C
     """Ask for as much as the largest node of the partition has, if no node has what the workers
     need by default."""
     need, cluster = required_resources(config, plan), config.cluster
-    able = [n for n in eligible_nodes(config, nodes) if _has_gpus(config, need.gpus, n)]
+    able = [
+        n for n in eligible_nodes(config.cluster, nodes) if _has_gpus(config.cluster, need.gpus, n)
+    ]
     wanted = need.cpus, need.memory_gb * 1024
     if not able or any(n.cpus >= wanted[0] and n.memory_mb >= wanted[1] for n in able):
         return config
@@ -56,12 +58,12 @@ def layout_errors(
     config: Config, plan: Plan, nodes: Sequence[PartitionNodes]
 ) -> Iterator[tuple[str, str]]:
     """Yield reasons why the layout can never run in its partition, each with what to change."""
-    here, need = eligible_nodes(config, nodes), required_resources(config, plan)
+    here, need = eligible_nodes(config.cluster, nodes), required_resources(config, plan)
     if not here:  # sites may hide partitions that sbatch accepts
         return
     where = f"partition {_names(here)}"
     most = max(n.gpus_of(config.cluster.slurm.gpu_type) for n in here)
-    able = [n for n in here if _has_gpus(config, need.gpus, n)]
+    able = [n for n in here if _has_gpus(config.cluster, need.gpus, n)]
     if not able:
         kind = f" of type {config.cluster.slurm.gpu_type}" if config.cluster.slurm.gpu_type else ""
         has = f"the nodes of {where} have {most} GPUs{kind} at most"
@@ -111,7 +113,7 @@ def layout_warnings(config: Config, plan: Plan, nodes: Sequence[PartitionNodes])
     if used < asked:
         yield f"{asked - used} of {asked} GPUs are idle: the job pays for GPUs that no worker uses"
     for its, _ in group_configs(config, plan):
-        if nodes and not requested_nodes(its, nodes):
+        if nodes and not requested_nodes(its.cluster, nodes):
             names = ", ".join(dict.fromkeys(n.partition for n in nodes))
             asks = its.cluster.slurm.partition or "none is the default"
             yield f"cluster.slurm.partition: sinfo shows no partition {asks}; known: {names}"
@@ -121,9 +123,9 @@ def _names(nodes: Sequence[PartitionNodes]) -> str:
     return "/".join(dict.fromkeys(n.partition for n in nodes))
 
 
-def _has_gpus(config: Config, gpus: int, nodes: PartitionNodes) -> bool:
+def _has_gpus(cluster: Cluster, gpus: int, nodes: PartitionNodes) -> bool:
     """Return True if a node has the GPUs. On sites without GRES Slurm does not know the GPUs."""
-    slurm = config.cluster.slurm
+    slurm = cluster.slurm
     return slurm.gpu_option == "none" or nodes.gpus_of(slurm.gpu_type) >= gpus
 
 

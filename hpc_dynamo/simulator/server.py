@@ -16,10 +16,10 @@ from hpc_dynamo.http import HttpRequest, ResponseWriter
 from hpc_dynamo.json_reader import JsonError, read_value
 from hpc_dynamo.kv.agent import KvAgent
 from hpc_dynamo.simulator import tokenizer
-from hpc_dynamo.simulator.api_error import RequestRejected, error_body
+from hpc_dynamo.simulator.api_error import JSON, RequestRejected, error_body, send_json
 from hpc_dynamo.simulator.chat_request import ChatRequest, TokenizeRequest
 from hpc_dynamo.simulator.embeddings import EmbeddingRequest
-from hpc_dynamo.simulator.generation import JSON, Generation, sequence_groups
+from hpc_dynamo.simulator.generation import Generation, sequence_groups
 from hpc_dynamo.simulator.generation_request import (
     CompletionRequest,
     DetokenizeRequest,
@@ -120,7 +120,7 @@ class HttpApi:
             self._authenticate(request)
             await self._route(request)(request, reply)
         except RequestRejected as e:
-            _send(reply, e.body, e.status)
+            send_json(reply, e.body, e.status)
 
     def _authenticate(self, request: HttpRequest) -> None:
         given = request.headers.get("authorization", "").encode("latin-1")
@@ -256,7 +256,7 @@ def malformed_request(
 
 def _json(handler: JsonHandler) -> Handler:
     async def handle(request: HttpRequest, reply: ResponseWriter) -> None:
-        _send(reply, handler(request))
+        send_json(reply, handler(request))
 
     return handle
 
@@ -276,7 +276,3 @@ def _read(request: HttpRequest, type_: type[T]) -> T:
         return msgspec.convert(value, type_)
     except (JsonError, UnicodeEncodeError, msgspec.ValidationError) as e:
         raise RequestRejected(str(e)) from e
-
-
-def _send(reply: ResponseWriter, body: Any, status: int = 200) -> None:
-    reply.send(status, msgspec.json.encode(body), [JSON])

@@ -262,7 +262,7 @@ def submitted(config: Config, run: Run) -> str:
     assert slurm.submit(attempt, config, plan(config), node.main).job_id == "42"
     (script,) = attempt.submitit.glob("42_submission.sh")
     text = script.read_text()
-    assert text == submission_script(attempt, config, plan(config), slurm.agent_mpi(config))
+    assert text == submission_script(attempt, config, plan(config), slurm.agent_mpi(config.cluster))
     return text
 
 
@@ -327,6 +327,6 @@ def test_a_refusal_of_sbatch_is_passed_on_once(
 )
 def test_which_mpi_srun_is_asked_for(slurm_programs: Path, listed: str, chosen: str) -> None:
     (slurm_programs / "srun").write_text(f"#!/bin/sh\necho '{listed}'\n")
-    assert slurm.agent_mpi(compose(["cluster.bootstrap.method=mpi"])) == chosen
-    assert slurm.agent_mpi(compose([])) == "none"
-    assert slurm.agent_mpi(compose(["cluster.slurm.mpi=pmi2"])) == "pmi2"
+    assert slurm.agent_mpi(compose(["cluster.bootstrap.method=mpi"]).cluster) == chosen
+    assert slurm.agent_mpi(compose([]).cluster) == "none"
+    assert slurm.agent_mpi(compose(["cluster.slurm.mpi=pmi2"]).cluster) == "pmi2"
