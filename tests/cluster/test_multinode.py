@@ -10,7 +10,7 @@ from tests.support.runs import each_once, hpc_dynamo, latest, results_on_disk, u
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
-# Two pretended GPUs a node.
+# Two fake GPUs per node.
 TWO_NODES = (
     *(
         "engine=simulator",
@@ -23,9 +23,7 @@ TWO_NODES = (
 )
 
 
-def test_a_further_part_that_is_killed_has_its_worker_started_again(
-    cluster: SlurmCluster, shared_dir: Path
-) -> None:
+def test_killed_shard_restarts_worker(cluster: SlurmCluster, shared_dir: Path) -> None:
     ids = write_prompts(shared_dir / "prompts.jsonl", 30)
     run = shared_dir / "runs/prompts"
     done = hpc_dynamo("batch", "--detach", *TWO_NODES, cwd=shared_dir, env=cluster.env)
@@ -33,7 +31,7 @@ def test_a_further_part_that_is_killed_has_its_worker_started_again(
     attempt = latest(run)
     until("some results", lambda: results_on_disk(run) >= 3, 120)
     second = cluster.nodes[1]
-    # Of two, keeper and engine, the newest is the engine.
+    # The newer process is the engine, the other its supervisor.
     words = ("pkill", "-KILL", "-n", "-f", "hpc_dynamo.simulator.*--node-rank 1")
     subprocess.run(cluster.on(second, *words), check=True)
     outcome = until("the outcome", attempt.outcome, 120)
@@ -59,9 +57,7 @@ def _ranks(cluster: SlurmCluster, node: str) -> list[str]:
     return found.stdout.split()
 
 
-def test_a_rank_of_a_world_that_is_killed_has_the_worker_started_again(
-    cluster: SlurmCluster, shared_dir: Path
-) -> None:
+def test_killed_mpi_rank_restarts_worker(cluster: SlurmCluster, shared_dir: Path) -> None:
     ids = write_prompts(shared_dir / "prompts.jsonl", 30)
     run = shared_dir / "runs/prompts"
     done = hpc_dynamo("batch", "--detach", *WORLD, cwd=shared_dir, env=cluster.env)
@@ -70,7 +66,7 @@ def test_a_rank_of_a_world_that_is_killed_has_the_worker_started_again(
     until("some results", lambda: results_on_disk(run) >= 3, 120)
     first, second, _ = cluster.nodes
     former = {node: _ranks(cluster, node) for node in (first, second)}
-    # On the first node srun and its keeper are found too.
+    # On the first node srun and its supervisor are found as well.
     assert len(former[second]) == 2, former
     subprocess.run(cluster.on(second, "kill", "-9", former[second][0]), check=True)
     outcome = until("the outcome", attempt.outcome, 120)
