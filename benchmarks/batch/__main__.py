@@ -1,9 +1,9 @@
-"""A batch through hpc-dynamo against vLLM's own batch runner, on the same machine in turn.
+"""Compare a batch through hpc-dynamo with vLLM's batch runner, in alternation on one machine.
 
     python -m benchmarks.batch [--repeats 3] [--prompts FILE]
 
-Every run starts its engines anew, as a job does. "whole" is from the command to the last result
-on disk; "answering" leaves the start of the engines out (for vLLM's runner: as it logs it).
+Each run starts its engines, as a job does. "whole" is the time from the command to the last result
+on disk; "answering" excludes the start of the engines (for vLLM's runner: according to its log).
 The prompts and the model are those of `make demo`.
 """
 
@@ -30,7 +30,7 @@ from hpc_dynamo.run import Run
 
 @dataclass(frozen=True)
 class BatchTiming:
-    """One run. Seconds and generated tokens."""
+    """Times of one run in seconds, and generated tokens."""
 
     whole_s: float
     answering_s: float
@@ -38,7 +38,7 @@ class BatchTiming:
 
 
 def run_hpc_dynamo(engine: DemoEngine, prompts: Path, *words: str) -> BatchTiming:
-    """A run of `hpc-dynamo batch` in a folder of its own."""
+    """Run `hpc-dynamo batch` in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         argv = ["batch", "engine=vllm-cpu", "cluster=local", "name=run", f"input={prompts}"]
         argv += [f"engine.python={engine.python}", f"model.path={engine.model}", *words]
@@ -56,7 +56,7 @@ def run_hpc_dynamo(engine: DemoEngine, prompts: Path, *words: str) -> BatchTimin
 
 
 def run_vllm(engine: DemoEngine, prompts: Path) -> BatchTiming:
-    """vLLM's offline batch runner, one instance with both cores."""
+    """Run vLLM's offline batch runner, one instance with both cores."""
     with tempfile.TemporaryDirectory() as folder:
         source, output = Path(folder) / "in.jsonl", Path(folder) / "out.jsonl"
         rows = [json.loads(line) for line in prompts.read_text().splitlines()]
@@ -75,7 +75,7 @@ def run_vllm(engine: DemoEngine, prompts: Path) -> BatchTiming:
         with log.open("w") as out:
             process = subprocess.Popen(argv, env=env, stdout=out, stderr=out)
             while process.poll() is None:
-                if not ready and "Running batch" in log.read_text():  # the bar of the requests
+                if not ready and "Running batch" in log.read_text():  # progress bar
                     ready = time.monotonic()
                 time.sleep(0.05)
         whole_s = time.monotonic() - began
@@ -115,7 +115,7 @@ def show(found: dict[str, list[BatchTiming]], prompts: Path, repeats: int) -> No
     title = (
         f"{count} prompts, SmolLM2-135M float32, vLLM {VLLM}; "
         f"{os.cpu_count()} cores {platform.machine()}, Python {platform.python_version()}; "
-        f"median (least to most) of {repeats}"
+        f"median (minimum to maximum) of {repeats}"
     )
     table = Table("", "tokens", "answering s", "tokens/s", "whole s", title=title)
     for name, figures in found.items():

@@ -1,4 +1,4 @@
-"""Starting, ending and accounting for the processes of one system under test."""
+"""Start, stop and measure the processes of a target."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def free_port() -> int:
-    """A port that nobody listens on now; whoever takes it must bear that it is gone."""
+    """Return a port that is free now; another program may take it before the caller."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port: int = s.getsockname()[1]
@@ -23,18 +23,18 @@ def free_port() -> int:
 
 
 class ProcessExited(EngineError):
-    """A process of a system ended by itself; perhaps somebody else took its port."""
+    """A process of a target exited, perhaps because its port was taken."""
 
 
 class ProcessGroup:
-    """Commands in sessions of their own, with a log each in `folder`."""
+    """Commands in separate sessions, each with a log in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._running: dict[str, asyncio.subprocess.Process] = {}
 
     async def start(self, name: str, argv: Sequence[str], env: Mapping[str, str] = {}) -> int:
-        """Run a command; the pid of its first process."""
+        """Run a command; return the pid of its first process."""
         with self.log(name).open("ab") as out:
             process = await asyncio.create_subprocess_exec(
                 *argv,
@@ -51,7 +51,7 @@ class ProcessGroup:
         return self.folder / f"{name}.log"
 
     def check(self) -> None:
-        """Raises Ended with the log of a command that has ended."""
+        """Raises ProcessExited with the log of a command that has exited."""
         for name, process in self._running.items():
             if process.returncode is not None:
                 tail = self.log(name).read_text(errors="replace").strip()[-800:]
@@ -66,7 +66,7 @@ class ProcessGroup:
             with suppress(TimeoutError):
                 async with asyncio.timeout(GRACE_S):
                     await process.wait()
-            _signal(process.pid, signal.SIGKILL)  # also what it left behind
+            _signal(process.pid, signal.SIGKILL)  # also its remaining children
             await process.wait()
 
 
@@ -76,7 +76,7 @@ def _signal(leader: int, number: int) -> None:
 
 
 def with_descendants(pids: Sequence[int]) -> set[int]:
-    """`pids` and everything they started (proc(5), stat field 4)."""
+    """Return `pids` and all their descendants (proc(5), stat field 4)."""
     children: dict[int, list[int]] = {}
     for pid, fields in _stats():
         children.setdefault(int(fields[1]), []).append(pid)
@@ -89,21 +89,21 @@ def with_descendants(pids: Sequence[int]) -> set[int]:
 
 
 def _stats() -> Iterator[tuple[int, list[str]]]:
-    """Pid and the fields that follow the command's name, of all processes."""
+    """Yield pid and the stat fields after the command's name for all processes."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             yield int(stat.parent.name), stat.read_text().rpartition(")")[2].split()
 
 
 def cpu_s(pids: Sequence[int]) -> float:
-    """CPU seconds of these processes and their descendants, ended ones that were reaped too."""
+    """Return CPU seconds of these processes and their descendants, including reaped ones."""
     members = with_descendants(pids)
     ticks = (sum(map(int, fields[11:15])) for pid, fields in _stats() if pid in members)
     return sum(ticks) / TICKS
 
 
 def cores_busy_s() -> float:
-    """CPU seconds that our cores were not idle since boot, whoever used them (proc(5), stat)."""
+    """Return the busy seconds of this process's cores since boot (proc(5), stat)."""
     ours = {f"cpu{core}" for core in os.sched_getaffinity(0)}
     rows = (line.split() for line in Path("/proc/stat").read_text().splitlines())
     # user nice system idle iowait irq softirq steal
@@ -111,7 +111,7 @@ def cores_busy_s() -> float:
 
 
 def memory_mib(pids: Sequence[int]) -> float:
-    """Memory of these processes and their descendants; shared pages count in parts (PSS)."""
+    """Return the memory of these processes and their descendants as proportional set size."""
     return sum(map(_pss_kib, with_descendants(pids))) / 1024
 
 

@@ -1,4 +1,4 @@
-"""The peers' Python environments, installed once into hpc-dynamo's cache, versions pinned."""
+"""Python environments of the peers with pinned versions, installed once into the cache."""
 
 import shutil
 import sys
@@ -17,24 +17,24 @@ from hpc_dynamo.errors import MissingDependency
 
 DYNAMO = "1.6.1"
 VLLM_ROUTER, SGLANG_ROUTER = "0.1.17", "0.3.2"
-# What Dynamo's frontend and mocker import. Its wheels ask for more, which not every index has
-# (aisimulate) and neither program needs: --no-deps, and these by name.
+# Imports of Dynamo's frontend and mocker. Its wheels require more packages, which not every index
+# has (aisimulate) and neither program needs. Hence --no-deps and this list.
 DYNAMO_NEEDS = (
     *("aiohttp", "msgspec", "prometheus-client", "pyzmq", "transformers<5.20", "tqdm"),
     *("zstandard", "uvloop", "redis<9", "kubernetes<33"),
 )
-# What its planner imports beyond that; it asks AISimulate too, which is not to be had.
+# Additional imports of its planner, which also requires the unavailable AISimulate.
 PLANNER_NEEDS = (
     *("scikit-learn", "pandas>=2,<4", "pmdarima>=2.1,<3", "filterpy", "prophet>=1.1,<2"),
     *("grpcio", "protobuf", "plotly", "prometheus-api-client", "pydantic>=2", "pyyaml"),
 )
 DISK_GB = 1.5
-PROGRAMS = {"wrk": "wrk", "nginx": "nginx"}  # and the Debian packages that have them
+PROGRAMS = {"wrk": "wrk", "nginx": "nginx"}  # program: Debian package
 
 
 @dataclass(frozen=True)
 class Environments:
-    """Folders of the virtual environments."""
+    """Virtual environments of the peers."""
 
     dynamo: Path
     routers: Path
@@ -43,8 +43,8 @@ class Environments:
 def environments() -> Environments:
     """Install what is missing.
 
-    Raises MissingDependency where wrk or nginx is not there, HpcDynamoError naming the step, its
-    log and what to try where pip failed.
+    Raises MissingDependency without wrk or nginx, HpcDynamoError with step, log and hint if pip
+    fails.
     """
     need_programs()
     envs = Environments(dynamo(), cache_dir() / f"routers-{_version()}")
@@ -53,14 +53,14 @@ def environments() -> Environments:
 
 
 def dynamo() -> Path:
-    """Dynamo's environment alone, which needs no other program. Raises like `environments`."""
+    """Return only Dynamo's environment. Raises like `environments`."""
     env = cache_dir() / f"dynamo-{DYNAMO}-{_version()}"
     install(env, _dynamo(env), InstallProgress())
     return env
 
 
 def dynamo_planner() -> Path:
-    """The same with what its planner needs. Raises like `environments`."""
+    """Return Dynamo's environment with its planner. Raises like `environments`."""
     env = cache_dir() / f"dynamo-{DYNAMO}-{_version()}"
     install(
         env,
@@ -75,7 +75,7 @@ def _version() -> str:
 
 
 def need_programs() -> None:
-    """Raises MissingDependency with the command that installs what is not there."""
+    """Raises MissingDependency with the command that installs missing programs."""
     missing = [package for name, package in PROGRAMS.items() if not shutil.which(name)]
     if missing:
         what = f"not installed: {', '.join(missing)}"
@@ -83,7 +83,7 @@ def need_programs() -> None:
 
 
 def install(env: Path, steps: list[InstallStep], progress: InstallProgress) -> None:
-    """Run the steps that are not done; under a second when all are."""
+    """Run the steps that are not done yet."""
     state = env.with_name(f"{env.name}.install")
     state.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(state, progress):

@@ -1,4 +1,4 @@
-"""A serving job as a user starts it: `hpc-dynamo serve` on this machine, and its end."""
+"""Serving job on this machine, started by `hpc-dynamo serve`."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ READY_S, END_S = 120.0, 40.0
 
 @dataclass(frozen=True)
 class ServingJob:
-    """A job that is there. `url` is without /v1; all its processes descend from `pid`."""
+    """Running job. `url` has no /v1; all processes descend from `pid`."""
 
     pid: int
     url: str
@@ -30,16 +30,16 @@ class ServingJob:
 async def serving(
     folder: Path, name: str, model: Path, overrides: Sequence[str]
 ) -> AsyncIterator[ServingJob]:
-    """The job from its endpoint's announcement to Ctrl-C; its command's output in `folder`.
+    """Yield a job that serves; stop it with Ctrl-C. The log of the command is in `folder`.
 
-    Raises Ended where it does not come up.
+    Raises ProcessExited if it does not start.
     """
     paths = (f"name={name}", f"model.path={model}", f"runs_dir={folder}")
     argv = (sys.executable, "-m", "hpc_dynamo", "serve", "cluster=local", *overrides, *paths)
     folder.mkdir(parents=True, exist_ok=True)
     log, run = folder / "serve.log", Run(folder / name)
     with log.open("wb") as out:
-        # In a session of its own: our Ctrl-C is not its, it gets one when we are done.
+        # A separate session: Ctrl-C of the benchmark must not reach it.
         process = await asyncio.create_subprocess_exec(
             *argv, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
         )
@@ -56,12 +56,12 @@ async def _announced(process: asyncio.subprocess.Process, run: Run, log: Path) -
         for attempt in run.attempts():
             if endpoint := attempt.endpoint():
                 return endpoint
-        await asyncio.sleep(0.2)  # a file is looked for
+        await asyncio.sleep(0.2)  # polls for a file
     raise ProcessExited(f"no endpoint: {log.read_text().strip()[-800:]}", log=log)
 
 
 async def _end(process: asyncio.subprocess.Process, run: Run) -> None:
-    """Ctrl-C, and what is still there after END_S is killed."""
+    """Send Ctrl-C, and kill what remains after END_S."""
     agents = [node.pid for attempt in run.attempts() for node in attempt.nodes()]
     members = with_descendants([process.pid, *agents])
     if process.returncode is None:

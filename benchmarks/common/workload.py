@@ -1,14 +1,13 @@
-"""Chat prompts of a wanted length in real English, made as fast as a load generator needs them.
+"""English chat prompts of a given length, generated fast enough for load generators.
 
-A prompt is a row of parts: text that is one of a few alternatives, or a number of sentences drawn
-at random after a number that never comes twice. `wrk.lua` and `Workload.body` fill in the same
-parts, so both generators send the same kind of request. The sentences are those of Python's own
-language reference, which every CPython carries (pydoc_data.topics).
+A prompt is a sequence of parts: one of a few texts, or random sentences after a unique number.
+`wrk.lua` and `Workload.body` fill in the same parts, so that both generators send the same kind of
+request. The sentences are from Python's language reference (pydoc_data.topics).
 
-    same    every request is the same, byte for byte
-    shared  one of 16 conversations whose first turn was asked before (3/4 of the tokens), then a
-            new answer and a new question: what chats and agents send
-    unique  nothing comes twice from the first word on: no cache of prefixes can help
+    same    all requests are equal
+    shared  one of 16 conversations whose first turn was sent before (3/4 of the tokens), then a
+            new answer and a new question, as from chats and agents
+    unique  prompts differ from the first word, so that no prefix cache can help
 """
 
 import json
@@ -27,43 +26,43 @@ from hpc_dynamo.errors import unknown_name
 
 KINDS = ("same", "shared", "unique")
 CONVERSATIONS = 16
-MODEL = "m"  # the name under which every system serves it
-# Of the tokens of a prompt, by message; the first half of them is of the conversation.
+MODEL = "m"  # served name in every target
+# Share of the prompt tokens per message; the first half belongs to the conversation.
 LONG = (("system", 0.40), ("user", 0.35), ("assistant", 0.10), ("user", 0.15))
-SHORT = (("system", 0.75), ("user", 0.25))  # where four messages would be mostly template
-TEMPLATE_TOKENS = 5  # that ChatML puts around a message
-NUMBER_TOKENS = 9  # of `Case 12345678.`
-SENTENCE = re.compile(r"[A-Z][A-Za-z0-9 ,;:'()_.-]*[.?!]")  # needs no escape in JSON or Lua
+SHORT = (("system", 0.75), ("user", 0.25))  # four messages would be mostly template
+TEMPLATE_TOKENS = 5  # tokens that ChatML adds per message
+NUMBER_TOKENS = 9  # tokens of `Case 12345678.`
+SENTENCE = re.compile(r"[A-Z][A-Za-z0-9 ,;:'()_.-]*[.?!]")  # needs no escaping in JSON or Lua
 _numbers = count(random.SystemRandom().randrange(10**8))
 
 
 @dataclass(frozen=True)
 class RandomSentences:
-    """A part that is new in every request: a number and this many random sentences."""
+    """Part that differs in every request: a number and random sentences."""
 
     sentences: int
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One kind of request. `parts` are joined to a JSON body; a tuple is a choice of texts."""
+    """Kind of request. `parts` are joined to a JSON body; a tuple is a choice of texts."""
 
     kind: str
     tokens: int
     parts: tuple[tuple[str, ...] | RandomSentences, ...]
 
     def body(self, draw: random.Random) -> bytes:
-        """A request's body, as wrk.lua makes them."""
+        """Return a request body, generated as in wrk.lua."""
         return "".join(_filled(part, draw) for part in self.parts).encode()
 
     def openings(self) -> list[bytes]:
-        """The first turns of the conversations, which a server has answered before."""
+        """Return the first turns of the conversations, to send before the load."""
         talks = self.parts[1] if self.kind == "shared" else ()
         assert isinstance(talks, tuple)
         return [json.dumps(_opening(json.loads(f"[{talk}]"))).encode() for talk in talks]
 
     def to_lua(self) -> str:
-        """What wrk.lua loads: the parts and the sentences, as a Lua table."""
+        """Return the parts and the sentences as a Lua table for wrk.lua."""
         parts = ",\n".join(map(_lua, self.parts))
         sentences = ",\n".join(map(_quoted, corpus()))
         return f"return {{parts={{{parts}}},\nsentences={{{sentences}}}}}\n"
@@ -73,7 +72,7 @@ class Workload:
 
 
 def workload(kind: str, tokens: int, tokenizer: Path, *, answer: int, stream: bool) -> Workload:
-    """Requests of `kind` with about `tokens` prompt tokens and exactly `answer` tokens to come.
+    """Return requests with about `tokens` prompt tokens and exactly `answer` generated tokens.
 
     `tokenizer` is the model's tokenizer.json. Raises ConfigError for an unknown kind.
     """
@@ -96,7 +95,7 @@ def _opening(messages: list[dict[str, str]]) -> dict[str, object]:
 
 
 def _messages(kind: str, sizes: list[tuple[str, int]]) -> list[tuple[str, ...] | RandomSentences]:
-    draw = random.Random(1)  # the conversations are the same in every run
+    draw = random.Random(1)  # the conversations are equal in every run
     if kind == "same":
         return [(_talk(sizes, draw),)]
     if kind == "shared":
@@ -145,7 +144,7 @@ def _quoted(text: str) -> str:
 
 @cache
 def corpus() -> tuple[str, ...]:
-    """Distinct English sentences of 6 to 40 words."""
+    """Return distinct English sentences of 6 to 40 words."""
     plain = (re.sub(r"[*`\"]", "", re.sub(r"\s+", " ", text)) for text in topics.values())
     sentences = (s for text in plain for s in re.split(r"(?<=[.?!]) ", text))
     kept = (s for s in sentences if SENTENCE.fullmatch(s) and 6 <= len(s.split()) <= 40)
@@ -154,6 +153,6 @@ def corpus() -> tuple[str, ...]:
 
 @cache
 def sentence_tokens(tokenizer: Path) -> float:
-    """Tokens of a sentence, the mean over the corpus."""
+    """Return the mean number of tokens per sentence."""
     ids = Tokenizer.from_file(str(tokenizer)).encode(" ".join(corpus())).ids
     return len(ids) / len(corpus())

@@ -1,11 +1,11 @@
-"""This frontend, NVIDIA Dynamo's and two Rust routers, in turn on the same two cores.
+"""Compare hpc-dynamo's frontend, NVIDIA Dynamo's and two Rust routers on the same two cores.
 
-    python -m benchmarks.frontend                     an hour or so: all sizes, three repeats
+    python -m benchmarks.frontend                     about an hour: all sizes, three repeats
     python -m benchmarks.frontend --quick             a few minutes: 1,200 tokens, one repeat
     python -m benchmarks.frontend --systems dynamo vllm-router --workload unique
 
-Every system starts anew for every table and repeat, is warmed by each load for a second, and
-shares its cores with the load generator and the backend; CPU seconds are told apart. Needs wrk
+Each target is started for each table and repeat, and warmed up by each load for a second. It shares
+the cores with the load generator and the backend; CPU seconds are measured separately. Requires wrk
 and nginx; the peers are installed once into hpc-dynamo's cache.
 """
 
@@ -39,12 +39,12 @@ CORES = 2
 ANSWER_TOKENS, STREAMS, STREAM_PROMPT = 200, 64, 1200
 
 TargetFactory = Callable[[Path, BackendKind], Target]
-"""Makes a system that is not started, with its logs in a folder of its own and with the backend
-that the load wants behind it. Adding a system is one line in `candidates`."""
+"""Creates a target with a log folder and a kind of backend. A new target is one line in
+`target_factories`."""
 
 
 def target_factories(envs: Environments, model: Path) -> dict[str, TargetFactory]:
-    """Everything that can be measured, by the name that --systems takes."""
+    """Return all targets by the name for --systems."""
 
     def dynamo(tokenizer: str, folder: Path, behind: BackendKind) -> Target:
         return DynamoTarget(folder, envs, model, tokenizer, behind.step_s)
@@ -56,12 +56,12 @@ def target_factories(envs: Environments, model: Path) -> dict[str, TargetFactory
     ) -> Target:
         return make(folder, envs, FixedBackend(folder / "backend", behind))
 
-    def ours(frontends: int, folder: Path, behind: BackendKind) -> Target:
+    def hpc_dynamo(frontends: int, folder: Path, behind: BackendKind) -> Target:
         return HpcDynamoTarget(folder, model, frontends, FixedBackend(folder / "backend", behind))
 
     return {
-        "hpc-dynamo": partial(ours, 1),
-        "hpc-dynamo-2": partial(ours, 2),
+        "hpc-dynamo": partial(hpc_dynamo, 1),
+        "hpc-dynamo-2": partial(hpc_dynamo, 2),
         "dynamo": partial(dynamo, "default"),
         "dynamo-fastokens": partial(dynamo, "fastokens"),
         "vllm-router": partial(router, peers.vllm_router),
@@ -71,7 +71,7 @@ def target_factories(envs: Environments, model: Path) -> dict[str, TargetFactory
 
 
 def loads(args: argparse.Namespace) -> list[Load]:
-    """What every system is put through."""
+    """Return the loads for each target."""
     kind, seconds = args.workload, args.seconds
     answers = [
         Load(kind, tokens, connections, 1, BackendKind.ANSWERS, seconds)
@@ -86,7 +86,7 @@ def loads(args: argparse.Namespace) -> list[Load]:
 
 
 async def run(chosen: dict[str, TargetFactory], args: argparse.Namespace, found: Results) -> None:
-    """Put every load on every candidate, `repeats` times over; the figures go to `found`."""
+    """Measure each load on each target `repeats` times; add the results to `found`."""
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, _current().cancel)
     for repeat in range(args.repeats):
         for name, candidate in chosen.items():
@@ -107,7 +107,7 @@ async def _one(
             await warm_up(system, url, load, tokenizer, folder)
             figure = await measure(system, url, load, tokenizer, folder)
             found.add(system, load, figure)
-            _say(f"{system.name}: {load}: {figure}")
+            _log(f"{system.name}: {load}: {figure}")
     finally:
         await asyncio.shield(system.stop())
 
@@ -118,7 +118,7 @@ def _current() -> "asyncio.Task[None]":
     return task
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -130,12 +130,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workload", choices=KINDS, default="shared")
     parser.add_argument("--tokens", type=int, nargs="+", default=[100, 1200, 8000])
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 32, 256])
-    parser.add_argument("--streams", type=int, default=STREAMS, help="at once; 0: none")
-    parser.add_argument("--seconds", type=int, default=5, help="of each load")
+    parser.add_argument("--streams", type=int, default=STREAMS, help="concurrent streams; 0: none")
+    parser.add_argument("--seconds", type=int, default=5, help="duration of each load")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="1,200 tokens, 3 s, one repeat")
     parser.add_argument("--model", type=Path, help="folder with tokenizer.json; default: SmolLM2")
-    parser.add_argument("--json", type=Path, help="write every single figure here")
+    parser.add_argument("--json", type=Path, help="write all results to this file")
     return parser
 
 
@@ -143,7 +143,7 @@ def main() -> int:
     args = _parser().parse_args()
     if args.quick:
         args.tokens, args.seconds, args.repeats = [STREAM_PROMPT], 3, 1
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])  # children inherit it
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])  # child processes inherit it
     args.folder, found = Path(tempfile.mkdtemp(prefix="hpc-dynamo-frontend-")), Results()
     code = 1
     try:
@@ -152,14 +152,14 @@ def main() -> int:
         shutil.rmtree(args.folder)
         code = 0
     except HpcDynamoError as e:
-        _say(f"error: {e}")
+        _log(f"error: {e}")
         code = e.exit_code
     except (KeyboardInterrupt, asyncio.CancelledError):
-        _say("interrupted")
+        _log("interrupted")
         code = 130
     finally:
         if code:
-            _say(f"logs of all systems: {args.folder}")
+            _log(f"logs of all targets: {args.folder}")
         _show(found, args)
     return code
 

@@ -1,8 +1,8 @@
-"""This frontend as a serving job runs it, before workers that are not ours to start.
+"""Target: hpc-dynamo's frontend in front of external workers.
 
     python -m benchmarks.frontend.hpc_dynamo_target FOLDER FRONTENDS POLICY MODEL_PATH WORKER_URL…
 
-What `hpc-dynamo route` starts, in this process: router, frontend processes, view.
+Runs the processes of `hpc-dynamo route`: router and frontends.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ from hpc_dynamo.run import Attempt, Run, Secrets
 from hpc_dynamo.topology import plan
 
 HOST = "127.0.0.1"
-SEQUENCES = 4096  # a worker takes all that comes: what is measured is the way to it
+SEQUENCES = 4096  # workers without a limit, since the path to them is measured
 
 
 class HpcDynamoTarget(ProcessTarget):
-    """Head and frontend processes before a Backend, routing by the hashes of token ids."""
+    """Head and frontend processes in front of a FixedBackend, with KV-aware routing."""
 
     def __init__(self, folder: Path, model: Path, frontends: int, backend: FixedBackend) -> None:
         super().__init__(f"hpc-dynamo x{frontends}", version("hpc-dynamo"), folder)
@@ -43,7 +43,7 @@ class HpcDynamoTarget(ProcessTarget):
         run = Run(self.group.folder / "runs" / "bench")
         while not (found := [a.endpoint() for a in run.attempts() if a.endpoint()]):
             self.group.check()
-            await asyncio.sleep(0.1)  # a file is looked for
+            await asyncio.sleep(0.1)  # polls for a file
         self.key = run.api_key()
         endpoint = found[-1]
         assert endpoint
@@ -55,7 +55,7 @@ class HpcDynamoTarget(ProcessTarget):
 
 
 async def run_head(attempt: Attempt) -> None:
-    """Until SIGTERM."""
+    """Run the head until SIGTERM."""
     standalone = Standalone(attempt, HOST)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, standalone.interrupt)
     await standalone.run()

@@ -1,4 +1,4 @@
-"""One load on one running system: wrk for whole answers, streams.py for streams."""
+"""Measures one load on a running target: wrk for whole responses, streams.py for streams."""
 
 import asyncio
 import json
@@ -19,14 +19,14 @@ from benchmarks.frontend import streams
 from benchmarks.frontend.targets import BackendKind, Target, TargetPids
 from hpc_dynamo.errors import HpcDynamoError
 
-SAMPLE_S = 0.5  # between two looks at the memory
+SAMPLE_S = 0.5  # between two samples of the memory
 WARM_S = 1.0
-SLACK_S = 90.0  # past its duration, for a generator to end
+SLACK_S = 90.0  # time after its duration for a generator to end
 
 
 @dataclass(frozen=True)
 class Load:
-    """What to send. `connections` clients each wait for their answer before they ask again."""
+    """Requests of `connections` clients, each of which waits for the response."""
 
     kind: str
     prompt_tokens: int
@@ -50,18 +50,18 @@ class Load:
 
 @dataclass(frozen=True)
 class CpuCost:
-    """What a load cost, by who paid. CPU in seconds, memory of the frontend alone."""
+    """Resources that a load used: CPU seconds by process, memory of the frontend."""
 
     frontend_s: float = 0.0
     backend_s: float = 0.0
     generator_s: float = 0.0
-    other_programs_cores: float = 0.0  # that other programs kept busy meanwhile: noise
+    other_programs_cores: float = 0.0  # cores that other programs used, which is noise
     peak_mib: float = 0.0
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One load. `tokens` counts answers; latencies are to the last byte, or of a stream's parts."""
+    """Result of one load. Latencies are to the last byte; those of streams are in `streamed`."""
 
     requests: int
     errors: int
@@ -75,16 +75,16 @@ class Measurement:
     def __str__(self) -> str:
         rate = f"{self.requests / self.seconds:,.0f} requests/s"
         return f"{rate}, {self.tokens / self.seconds:,.0f} tokens/s, {self.errors} errors, " + (
-            f"{self.cost.other_programs_cores:.2f} cores used by others"
+            f"{self.cost.other_programs_cores:.2f} cores used by other programs"
         )
 
 
 async def measure(
     system: Target, url: str, load: Load, tokenizer: Path, folder: Path
 ) -> Measurement:
-    """Put `load` on `system`, which answers at `url`.
+    """Run `load` on a target that serves at `url`.
 
-    Raises HpcDynamoError where the generator fails; errors of the system are counted.
+    Raises HpcDynamoError if the generator fails; errors of the target are counted.
     """
     pids = system.pids()
     before, peak, began = _cpu(pids), [0.0], time.monotonic()
@@ -100,7 +100,7 @@ async def measure(
 
 
 async def warm_up(system: Target, url: str, load: Load, tokenizer: Path, folder: Path) -> None:
-    """Ask what the load takes for granted, then the load itself for a second."""
+    """Send the first turns of the load's conversations, then the load for a second."""
     headers = {"Authorization": f"Bearer {system.key}", "Content-Type": "application/json"}
     async with aiohttp.ClientSession(headers=headers, raise_for_status=True) as session:
         for body in load.workload(tokenizer).openings():
@@ -109,7 +109,7 @@ async def warm_up(system: Target, url: str, load: Load, tokenizer: Path, folder:
 
 
 def _cpu(pids: TargetPids) -> tuple[float, float, float, float]:
-    """CPU seconds of frontend, backend, this program with its generators, and of everybody."""
+    """Return CPU seconds of frontend, backend, this program with its generators, and in total."""
     generators = resource.getrusage(resource.RUSAGE_CHILDREN)
     ours = time.process_time() + generators.ru_utime + generators.ru_stime
     return cpu_s(pids.frontend), cpu_s(pids.backend), ours, cores_busy_s()
@@ -153,7 +153,7 @@ async def _streams(url: str, key: str, load: Load, tokenizer: Path, folder: Path
 
 
 async def _json(argv: list[str], seconds: float) -> dict[str, Any]:
-    """The last line that a generator prints."""
+    """Run a generator; return the JSON of its last line."""
     process = await asyncio.create_subprocess_exec(
         *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )

@@ -1,7 +1,7 @@
-"""The field: NVIDIA Dynamo with its mocker, two Rust routers, and bare backends as the floor.
+"""Peer targets: NVIDIA Dynamo with its mocker, two Rust routers, and backends without a frontend.
 
-Workers behind each: Dynamo has its own mock engine, which speaks no HTTP. The routers stand
-before two ports of one nginx with a fixed answer, or of sse_server.py where tokens stream.
+Dynamo uses its own mock engine, which does not use HTTP. The routers use two ports of one nginx
+with a fixed response, or of sse_server.py for streams.
 """
 
 import sys
@@ -15,11 +15,11 @@ from benchmarks.common.workload import MODEL
 from benchmarks.frontend import sse_server
 from benchmarks.frontend.targets import BackendKind, TargetPids, wait_until_served
 
-START_ATTEMPTS = 3  # a free port may be taken by somebody else before our process binds it
+START_ATTEMPTS = 3  # another program may take a free port first
 WORKERS = 2
 PLANES = ("--discovery-backend", "file", "--request-plane", "tcp", "--event-plane", "zmq")
-SPEEDUP = 100_000.0  # the mocker's prefill vanishes
-MOCKER_STEP_S = 0.00685  # of its decode at a speedup of 1, measured with 64 streams
+SPEEDUP = 100_000.0  # makes the mocker's prefill negligible
+MOCKER_STEP_S = 0.00685  # decode step at a speedup of 1, measured with 64 streams
 NGINX = """\
 daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log stderr warn;
 events {{ worker_connections 4096; }}
@@ -36,7 +36,7 @@ http {{
 
 
 class ProcessTarget:
-    """What all systems share: a group of processes, and a second try with other ports."""
+    """Base of all targets: a group of processes, restarted with other ports if it fails."""
 
     key = ""
     uses_floor_backend = True
@@ -62,7 +62,7 @@ class ProcessTarget:
         return url
 
     async def launch(self) -> str:
-        """Start the processes, which `pids` returns from then on; the URL where they listen."""
+        """Start the processes; return their URL. `pids` is valid afterwards."""
         raise NotImplementedError
 
     async def stop(self) -> None:
@@ -73,9 +73,9 @@ class ProcessTarget:
 
 
 class DynamoTarget(ProcessTarget):
-    """Dynamo's HTTP frontend with the KV router, before its mock engine.
+    """Dynamo's HTTP frontend with the KV router and its mock engine.
 
-    The mocker takes no time for a prompt, and `step_s` for a token.
+    The mocker needs no time per prompt, and `step_s` per token.
     """
 
     on_floor = False
@@ -90,7 +90,7 @@ class DynamoTarget(ProcessTarget):
 
     async def launch(self) -> str:
         port, store = free_port(), self.group.folder / f"kv-{free_port()}"
-        store.mkdir()  # an empty one for every start: it is how the two find each other
+        store.mkdir()  # an empty store per start, for discovery
         env = {"DYN_FILE_KV": str(store), "DYN_LOG": "warn", "HF_HUB_OFFLINE": "1"}
         backend = await self.group.start("mocker", [*self._mocker(), *PLANES], env)
         frontend = await self.group.start("frontend", [*self._frontend(port), *PLANES], env)
@@ -110,7 +110,7 @@ class DynamoTarget(ProcessTarget):
 
 
 class FixedBackend(ProcessTarget):
-    """Fixed answers over HTTP, with nothing before them."""
+    """Fixed responses over HTTP, without a frontend."""
 
     def __init__(self, folder: Path, behind: BackendKind) -> None:
         name = "nginx" if behind is BackendKind.ANSWERS else "sse_server"
@@ -142,7 +142,7 @@ class FixedBackend(ProcessTarget):
 
 
 class RustRouterTarget(ProcessTarget):
-    """A Rust router that does not tokenise, with its cache-aware policy, before a Backend."""
+    """Rust router without a tokenizer, with its cache-aware policy and a FixedBackend."""
 
     def __init__(
         self, folder: Path, version: str, argv: Sequence[str], backend: FixedBackend

@@ -1,4 +1,4 @@
-"""The figures of benchmarks.frontend as tables: medians over the repeats."""
+"""Result tables of benchmarks.frontend, with medians over the repeats."""
 
 import os
 import platform
@@ -15,17 +15,17 @@ from benchmarks.frontend.targets import BackendKind, Target
 MICRO = 1e6
 CPU = (
     "CPU: µs of frontend, backend and load generator for one {}; MiB: the frontend's peak (PSS);\n"
-    "noise: cores that other programs kept busy, above 0.2 do not use rates and latencies"
+    "noise: cores that other programs used; do not use rates and latencies above 0.2"
 )
 ADDED = (
-    "added: to the latency of the backend alone under the same load. "
-    "Dynamo's mocker speaks no HTTP and takes no time: there all of it is added."
+    "added: latency minus that of the backend without a frontend under the same load. "
+    "Dynamo's mocker needs no HTTP and no time, so all of its latency counts as added."
 )
 
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One load on one system."""
+    """Measurement of one load on one target."""
 
     system: str
     version: str
@@ -35,7 +35,7 @@ class ResultRow:
 
 
 class Results:
-    """All figures so far."""
+    """All measurements so far."""
 
     def __init__(self) -> None:
         self.rows: list[ResultRow] = []
@@ -46,11 +46,11 @@ class Results:
         )
 
     def measurements(self, system: str, load: Load) -> list[Measurement]:
-        """The repeats of one load on one system."""
+        """Return the repeats of one load on one target."""
         return [r.figure for r in self.rows if r.system == system and r.load == load]
 
     def floor(self, load: Load, value: Callable[[Measurement], float]) -> float:
-        """What the backend alone shows, nan where it was not measured."""
+        """Return the value of the backend without a frontend, nan if it was not measured."""
         figures = [r.figure for r in self.rows if r.system == FLOOR and r.load == load]
         return median(figures, value) if figures else float("nan")
 
@@ -60,7 +60,7 @@ COSTS = ("frontend CPU", "backend", "load", "noise", "MiB", "errors")
 
 
 def tables(found: Results) -> Iterator[Table]:
-    """A table for each prompt length, and one for each way to stream."""
+    """Yield a table for each prompt length, and one for each kind of stream."""
     loads = dict.fromkeys(row.load for row in found.rows)
     whole = [load for load in loads if load.backend_kind is BackendKind.ANSWERS]
     for tokens in dict.fromkeys(load.prompt_tokens for load in whole):
@@ -106,10 +106,10 @@ def _streams(found: Results, load: Load) -> Table:
 
 def _table(found: Results, load: Load, what: str, caption: str) -> Table:
     repeats = max(len(found.measurements(row.system, load)) for row in _systems(found, load))
-    where = f"{cpu_model()}, {len(os.sched_getaffinity(0))} cores for everything"
+    where = f"{cpu_model()}, {len(os.sched_getaffinity(0))} cores in total"
     title = f"{what}; {load.kind} prompts of about {load.prompt_tokens:,} tokens\n{where}, "
     title += f"Python {platform.python_version()}; {load.seconds:.0f} s each, "
-    return Table(title=f"{title}median (least to most) of {repeats}", caption=caption)
+    return Table(title=f"{title}median (minimum to maximum) of {repeats}", caption=caption)
 
 
 def _columns(table: Table, names: tuple[str, ...]) -> None:
@@ -118,7 +118,7 @@ def _columns(table: Table, names: tuple[str, ...]) -> None:
 
 
 def _cost(figures: list[Measurement], count: Callable[[Measurement], int]) -> tuple[str, ...]:
-    """CPU by who paid, the frontend's largest memory, and the sum of all errors."""
+    """Return the cells for CPU times, peak memory of the frontend, and errors."""
     parts = ("frontend_s", "backend_s", "generator_s")
     cpu = (median(figures, _each(part, count)) for part in parts)
     noise = max(f.cost.other_programs_cores for f in figures)
@@ -132,7 +132,7 @@ def _each(part: str, count: Callable[[Measurement], int]) -> Callable[[Measureme
 
 
 def _systems(found: Results, load: Load) -> list[ResultRow]:
-    """One row for each system that was put under `load`, in the order they came."""
+    """Return one row for each target of `load`, in order."""
     return list({row.system: row for row in found.rows if row.load == load}.values())
 
 

@@ -1,10 +1,10 @@
-"""The fastest OpenAI answers that plain asyncio gives, for measuring what stands before them.
+"""Fast fixed OpenAI responses with plain asyncio, as a backend for frontends under test.
 
     python -m benchmarks.frontend.sse_server PORT… [--step-s 0.02]
 
-A request gets a fixed answer of one token, or with `"stream": true` as many events as
-`max_tokens` says. As in an engine, time goes in steps: every open stream gets one token a step.
-With --step-s 0 the next step follows as soon as the sockets took the last one.
+A request gets a fixed response of one token, or with `"stream": true` as many events as
+`max_tokens`. As in an engine, each open stream gets one token per step. With --step-s 0 the next
+step follows as soon as the sockets have accepted the last one.
 """
 
 import argparse
@@ -28,25 +28,25 @@ STREAM_HEAD = OK + b"text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def compact(value: object) -> bytes:
-    """JSON as engines write it."""
+    """Return JSON without spaces, as engines write it."""
     return json.dumps(value, separators=(",", ":")).encode()
 
 
 def answer(value: object) -> bytes:
-    """A whole HTTP response."""
+    """Return a whole HTTP response."""
     body = compact(value)
     return OK + b"application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
 
 
 def fixed_answer() -> dict[str, object]:
-    """A chat completion of one token."""
+    """Return a chat completion of one token."""
     message = {"role": "assistant", "content": " word"}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}
     return {**CHAT, "object": "chat.completion", "choices": [choice], "usage": USAGE}
 
 
 def event(delta: dict[str, str], finish: str | None = None) -> bytes:
-    """One server-sent event of a stream, in an HTTP chunk of its own."""
+    """Return one event of a stream as an HTTP chunk."""
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
     value = {**CHAT, "object": "chat.completion.chunk", "choices": [choice]}
     return chunk(b"data: %s\n\n" % compact(value))
@@ -69,7 +69,7 @@ FIRST, TOKEN = event({"role": "assistant", "content": ""}), event({"content": " 
 
 
 class Steps:
-    """The clock of the engine: calls every member once a step, as long as there are any."""
+    """Clock of the engine: calls each member once per step."""
 
     def __init__(self, step_s: float) -> None:
         self._step_s = step_s
@@ -93,7 +93,7 @@ class Steps:
 
 
 class Connection(asyncio.Protocol):
-    """One client, one request at a time."""
+    """Connection of one client, with one request at a time."""
 
     def __init__(self, steps: Steps) -> None:
         self._steps, self._buffer = steps, b""
@@ -102,7 +102,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
 
-        self._transport = cast(asyncio.Transport, transport)  # uvloop has types of its own
+        self._transport = cast(asyncio.Transport, transport)  # uvloop has its own types
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._steps.remove(self._token)
@@ -126,7 +126,7 @@ class Connection(asyncio.Protocol):
     def _serve(self, data: bytes, end: int) -> None:
         if data.startswith(b"GET"):
             self._transport.write(LISTED)
-        elif b"/render" in data[:end]:  # vllm-router asks the engine to tokenise
+        elif b"/render" in data[:end]:  # vllm-router lets the engine tokenize
             self._transport.write(IDS)
         elif STREAM.search(data, end):
             wanted = TOKENS.search(data, end)

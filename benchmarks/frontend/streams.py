@@ -28,18 +28,18 @@ from benchmarks.common.workload import workload
 CONTENT, EMPTY = re.compile(rb'"content": ?"'), re.compile(rb'"content": ?""')
 USAGE = re.compile(rb'"completion_tokens": ?(\d+)')
 DONE, END = b"data: [DONE]", b"\r\n0\r\n\r\n"
-SILENCE_S = 30.0  # of a stream, after which it counts as an error
+SILENCE_S = 30.0  # silence of a stream that counts as an error
 
 
 @dataclass(frozen=True)
 class StreamStats:
-    """What one run saw."""
+    """Results of one run."""
 
     streams: int
     errors: int
     tokens: int  # events with content
-    usage_tokens: int  # what the server said
-    reads: int  # that held content: tokens / reads is how many came at once
+    usage_tokens: int  # reported by the server
+    reads: int  # reads with content: tokens / reads is the batch size
     seconds: float
     ttft_p50_ms: float
     ttft_p99_ms: float
@@ -49,7 +49,7 @@ class StreamStats:
 
 
 class StreamLog:
-    """What all clients write to."""
+    """Measurements of all clients."""
 
     def __init__(self) -> None:
         self.ttft_s, self.gaps_s = array("d"), array("d")
@@ -57,7 +57,7 @@ class StreamLog:
 
 
 class StreamClient(asyncio.Protocol):
-    """One connection, one stream at a time."""
+    """One connection with one stream at a time."""
 
     def __init__(self, log: StreamLog) -> None:
         self._log = log
@@ -65,10 +65,10 @@ class StreamClient(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
 
-        self.transport = cast(asyncio.Transport, transport)  # uvloop has types of its own
+        self.transport = cast(asyncio.Transport, transport)  # uvloop has its own types
 
     async def stream(self, request: bytes) -> None:
-        """Send a request and read its answer to the end. ConnectionError where there is none."""
+        """Send a request and read its response to the end. Raises ConnectionError."""
         self._over = asyncio.get_running_loop().create_future()
         self._rest, self._tokens, self._done = b"", 0, False
         self._last = time.perf_counter()
@@ -100,7 +100,7 @@ class StreamClient(asyncio.Protocol):
         self._log.usage_tokens += sum(map(int, USAGE.findall(data)))
 
     def _count(self, tokens: int) -> None:
-        """Tokens that came in one read came at the same time: their gaps are 0."""
+        """Count tokens of one read, which arrived together: the gaps between them are 0."""
         now, log = time.perf_counter(), self._log
         (log.gaps_s if self._tokens else log.ttft_s).append(now - self._last)
         log.gaps_s.extend((0.0,) * (tokens - 1))
@@ -112,7 +112,7 @@ class StreamClient(asyncio.Protocol):
 async def client(
     host: str, port: int, request: Callable[[], bytes], log: StreamLog, end: float
 ) -> None:
-    """Streams over one connection until `end`, over a new one after an error."""
+    """Run streams over one connection until `end`, over a new one after an error."""
     while time.perf_counter() < end:
         transport = None
         try:
@@ -122,7 +122,7 @@ async def client(
             while time.perf_counter() < end:
                 async with asyncio.timeout(SILENCE_S):
                     await protocol.stream(request())
-        except OSError:  # a refused or cut connection, or a stream that came to no end
+        except OSError:  # a failed connection, or an incomplete stream
             log.errors += 1
         finally:
             if transport:
@@ -130,7 +130,7 @@ async def client(
 
 
 async def run(url: str, streams: int, seconds: float, request: Callable[[], bytes]) -> StreamStats:
-    """`streams` clients for `seconds`; streams under way are read to their end."""
+    """Run `streams` clients for `seconds`; streams in progress are read to their end."""
     where, log = urlsplit(url), StreamLog()
     assert where.hostname
     assert where.port
@@ -156,12 +156,12 @@ async def run(url: str, streams: int, seconds: float, request: Callable[[], byte
 
 
 def quantile(ordered: Sequence[float], q: float) -> float:
-    """The value below which a part `q` of `ordered` lies; nan of nothing."""
+    """Return the quantile `q` of sorted values; nan if there are none."""
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else float("nan")
 
 
 def post(url: str, key: str, body: bytes) -> bytes:
-    """A whole HTTP request for a chat completion."""
+    """Return a whole HTTP request for a chat completion."""
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n"
     head += f"Authorization: Bearer {key}\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body

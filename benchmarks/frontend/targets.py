@@ -1,4 +1,4 @@
-"""What is measured: a name, a base URL, and which processes do whose work."""
+"""Interface of targets: name, base URL and processes."""
 
 import asyncio
 import json
@@ -19,47 +19,47 @@ POLL_INTERVAL_S = 0.1
 
 
 class BackendKind(Enum):
-    """What answers behind a frontend: whole answers at once, or streams of tokens."""
+    """Kind of backend: whole responses, or streams of tokens."""
 
-    ANSWERS = "one-token answers"
+    ANSWERS = "one-token responses"
     FAST = "streams, every token as soon as the last is sent"
     PACED = "streams, a token every 20 ms"
 
     @property
     def step_s(self) -> float:
-        """The time between two tokens of a stream."""
+        """Return the time between two tokens of a stream."""
         return 0.02 if self is BackendKind.PACED else 0.0
 
 
 @dataclass(frozen=True)
 class TargetPids:
-    """The processes of a system, by whose work they do. Their children count with them."""
+    """Process ids of a target; child processes count with their parents."""
 
-    frontend: Sequence[int]  # HTTP, pre-processing, routing: what is compared
-    backend: Sequence[int]  # engines, or what stands for them
+    frontend: Sequence[int]  # HTTP, preprocessing and routing, which are compared
+    backend: Sequence[int]  # engines or fake engines
 
 
 class Target(Protocol):
-    """One system under test. `stop` is called however `start` ended, and may come twice."""
+    """Target under test. `stop` is called also if `start` fails, and may be called twice."""
 
     name: str
     version: str
-    key: str  # bearer token, "" where none is wanted
-    uses_floor_backend: bool  # answers come from the same backend as those of `Backend` alone
+    key: str  # bearer token, or empty
+    uses_floor_backend: bool  # uses the same backend as `FixedBackend`
 
     async def start(self) -> str:
-        """Start everything and wait until a request was served; the base URL without /v1."""
+        """Start all processes, wait until a request is served; return the URL without /v1."""
 
     async def stop(self) -> None:
-        """End every process."""
+        """Stop all processes."""
 
     def pids(self) -> TargetPids: ...
 
 
 async def wait_until_served(url: str, key: str, group: ProcessGroup) -> None:
-    """Return when a chat completion came back with a token.
+    """Return when a chat completion returns a token.
 
-    Raises Ended when a process of the group does, EngineError after READY_S.
+    Raises ProcessExited if a process of the group exits, EngineError after READY_S.
     """
     deadline, seen = time.monotonic() + READY_S, "nothing"
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
@@ -68,13 +68,13 @@ async def wait_until_served(url: str, key: str, group: ProcessGroup) -> None:
             seen = await _ask(session, url, key)
             if not seen:
                 return
-            await asyncio.sleep(POLL_INTERVAL_S)  # foreign programs announce nothing
+            await asyncio.sleep(POLL_INTERVAL_S)  # peers do not report readiness
     what = f"{url} served no request within {READY_S:.0f} s, last answer: {seen}"
     raise EngineError(what, log=group.folder)
 
 
 async def _ask(session: aiohttp.ClientSession, url: str, key: str) -> str:
-    """Empty when a token came, else what came instead."""
+    """Return the error of a request; empty if it returns a token."""
     body = {"model": MODEL, "max_tokens": 1, "messages": [{"role": "user", "content": "Hi"}]}
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:

@@ -1,16 +1,15 @@
-"""KV blocks by NIXL beside the machine's memory copy and a plain TCP socket, in one run.
+"""Compare KV transfers by NIXL with a memory copy and a TCP socket, in one run.
 
     python -m benchmarks.kv                   a minute: host memory, all models
-    python -m benchmarks.kv --gpu             from GPU memory where there is one (torch, nixl-cu13)
-    UCX_TLS=tcp python -m benchmarks.kv       what UCX makes of loopback without shared memory
+    python -m benchmarks.kv --gpu             GPU memory (torch, nixl-cu13)
+    UCX_TLS=tcp python -m benchmarks.kv       UCX over loopback without shared memory
 
-A prompt's blocks are pulled from another process with `kv.agent`: contiguous (neighbours in
-the pool, in order) and scattered (every second block, shuffled). A block is what vLLM keeps of 16
-tokens: 2 (K and V) x layers x KV heads x head size x 2 bytes a token, by the models' config.json;
-by layer, as engines without cross-layer blocks register it: one descriptor a layer and block.
-memcpy copies the same number of bytes within this process, TCP sends them over one loopback
-socket. Turns alternate, so that all see the same machine. From GPU memory the limit is a copy
-device to device instead.
+The blocks of a prompt are pulled from another process with `kv.agent`: contiguous (neighbours in
+the pool, in order) and scattered (every second block, shuffled). A block has 16 tokens of 2 (K and
+V) x layers x KV heads x head size x 2 bytes, from the models' config.json. Engines without
+cross-layer blocks register one descriptor per layer and block. memcpy copies the same number of
+bytes within this process, TCP sends them over one loopback socket. The measurements alternate, so
+that all see the same machine. For GPU memory the limit is a device-to-device copy.
 """
 
 import argparse
@@ -40,13 +39,13 @@ from hpc_dynamo.kv.agent import KvAgent
 from hpc_dynamo.kv.memory import allocate_gpu_pool
 from hpc_dynamo.kv.nixl import WHEELS
 
-BLOCK_TOKENS, TRANSFER_BYTES = 16, 64 << 20  # bytes a pull, at the most
+BLOCK_TOKENS, TRANSFER_BYTES = 16, 64 << 20  # maximum bytes per pull
 TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
 class ModelBlocks:
-    """Of one model. Bytes a token: 2 x layers x KV heads x head size x 2 (bfloat16)."""
+    """KV blocks of a model, in bfloat16."""
 
     name: str
     layers: int
@@ -62,7 +61,7 @@ class ModelBlocks:
         return {"whole block": whole, "a layer's": whole // self.layers}
 
 
-# Layers and KV heads by their config.json; of 70B also what one of 8 tensor-parallel ranks has.
+# Layers and KV heads from config.json; 70B also as one of 8 tensor-parallel ranks.
 MODELS = (
     ModelBlocks("Llama-3.1-8B", 32, 8),
     ModelBlocks("Llama-3.1-70B", 80, 8),
@@ -72,7 +71,7 @@ MODELS = (
 
 @dataclass
 class Case:
-    """One size of block; seconds of each repeat by what moved the bytes."""
+    """Measurements for one block size: seconds of each repeat by method."""
 
     model: str
     part: str
@@ -105,7 +104,7 @@ def main() -> int:
 
 
 async def _serve(block_bytes: int, gpu: bool) -> None:
-    """The other process; ends with its parent's pipe."""
+    """Serve blocks in the other process, until the parent's pipe is closed."""
     case = Case("", "", block_bytes, {})
     agent = KvAgent(f"bench-{os.getpid()}", _pool(2 * case.size_bytes, gpu), block_bytes)
     sys.stdout.write(f"\nmetadata {agent.metadata().hex()}\n")
@@ -119,7 +118,7 @@ async def _serve(block_bytes: int, gpu: bool) -> None:
 
 async def _measure(case: Case, repeats: int, gpu: bool) -> None:
     pool = _pool(2 * case.size_bytes, gpu)
-    agent = KvAgent(f"ours {case.model} {case.part}", pool, case.block_bytes, first_wait_s=0)
+    agent = KvAgent(f"local {case.model} {case.part}", pool, case.block_bytes, first_wait_s=0)
     argv = ["-m", "benchmarks.kv", "--serve", str(case.block_bytes), *(["--gpu"] if gpu else [])]
     pipe = asyncio.subprocess.PIPE
     other = await asyncio.create_subprocess_exec(
@@ -149,7 +148,7 @@ async def _turns(case: Case, repeats: int, agent: KvAgent, peer: str, pool: Any)
     scattered = [2 * i for i in order]
     random.Random(7).shuffle(scattered)
     copy = _device_copy(pool, case.size_bytes) if hasattr(pool, "data_ptr") else _memcpy(case)
-    for turn in range(repeats + 1):  # the first one connects and is not counted
+    for turn in range(repeats + 1):  # the first repeat connects and is not counted
         for name, blocks in (("contiguous", order), ("scattered", scattered)):
             done = await agent.pull(peer, blocks, blocks, notification=b".", timeout_s=TIMEOUT_S)
             _note(case, name, done.seconds, turn)
@@ -168,13 +167,13 @@ def _pool(size: int, gpu: bool) -> Any:
             raise HpcDynamoError("--gpu: torch sees no GPU here", hint="leave --gpu out")
         return pool
     host = mmap.mmap(-1, size)
-    for at in range(0, size, mmap.PAGESIZE):  # pages that are there already
+    for at in range(0, size, mmap.PAGESIZE):  # touch the pages
         host[at] = 1
     return host
 
 
 def _memcpy(case: Case) -> Callable[[], float]:
-    """Between two buffers that are there already, as the pools are."""
+    """Return a function that copies between two touched buffers and returns the seconds."""
     source, target = (memoryview(_pool(case.size_bytes, False)) for _ in range(2))
 
     def copy() -> float:
@@ -199,7 +198,7 @@ def _device_copy(pool: Any, size: int) -> Callable[[], float]:
 
 
 def _tcp(size: int) -> float:
-    """One way through a socket; a thread sends while this one receives."""
+    """Send bytes through a socket, with a thread that sends; return the seconds."""
     source, target = (memoryview(_pool(size, False)) for _ in range(2))
     with socket.create_server(("127.0.0.1", 0)) as server:
         out = socket.create_connection(server.getsockname())
@@ -221,7 +220,7 @@ def _table(cases: list[Case], args: argparse.Namespace) -> Table:
     where += f"{platform.python_version()}, {_nixl()}, UCX_TLS={os.environ.get('UCX_TLS', 'auto')}"
     where += f", load average {os.getloadavg()[0]:.1f}"
     memory = "GPU memory, copy device to device" if args.gpu else "host memory"
-    figures = f"GB/s: median (least to most) of {args.repeats}; best in % of the best copy"
+    figures = f"GB/s: median (minimum to maximum) of {args.repeats}; best in % of the best copy"
     title = f"{memory}; {where}\n{figures}"
     table = Table(title=title)
     for name in ("model", "descriptor KiB", "count", "contiguous", "scattered", "memcpy", "TCP"):
@@ -255,7 +254,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help="the first model alone")
+    parser.add_argument("--quick", action="store_true", help="only the first model")
     parser.add_argument("--gpu", action="store_true", help="pools in GPU memory")
     parser.add_argument("--serve", type=int, default=0, help=argparse.SUPPRESS)
     return parser

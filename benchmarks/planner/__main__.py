@@ -18,18 +18,18 @@ from benchmarks.planner.loads import RANKS, Load, job
 from benchmarks.planner.results import Bench, Figures, compared, panels, table
 from hpc_dynamo.config import Planner, PlannerMode, Role
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.planner.planner import Planner as Ours
+from hpc_dynamo.planner.planner import Planner as PlannerUnderTest
 from hpc_dynamo.plotting import draw
 from hpc_dynamo.simulation import SimulatedJob, TimingPerformance
 from hpc_dynamo.simulation.split_search import search_splits
 
 TRACE = Path("../shared/traces/mooncake_conversation.jsonl")
-REAL_RANKS, REAL_SPLITS = 4, [1, 2]  # prefill workers of the latter
-DYNAMO_S = 5.0  # between its decisions; those by its forecast come every 30 s
+REAL_RANKS, REAL_SPLITS = 4, [1, 2]  # prefill workers
+DYNAMO_S = 5.0  # interval of Dynamo's planner; its predictions are every 30 s
 
 
 def static(bench: Bench) -> None:
-    """The best and the worst split in hindsight."""
+    """Run the best and the worst static split."""
     tried = search_splits(job(8), RANKS, bench.load.requests, lambda w: None, lambda s: None)
     apart = [t for t in tried if Role.prefill in t.workers]
     for name, each in (("best static", apart[0]), ("worst static", apart[-1])):
@@ -45,25 +45,25 @@ def oracle(bench: Bench) -> None:
     bench.run("oracle", job(splits[0]), Scheduled(splits, job(8).interval_s))
 
 
-def ours(rules: Planner) -> tuple[SimulatedJob, Ours]:
-    """From an even split on."""
+def hpc_dynamo_planner(rules: Planner) -> tuple[SimulatedJob, PlannerUnderTest]:
+    """Return the planner with an even split."""
     start = job(RANKS // 2, interval_s=rules.interval_s)
     engine = start.engine
     timing = engine.timing
     performance = TimingPerformance(timing, timing, engine.limits, start.role_change.role_change_s)
-    return start, Ours(rules, performance)
+    return start, PlannerUnderTest(rules, performance)
 
 
 def rules(by: PlannerMode, interval_s: float) -> Planner:
-    """The product's, but for what is planned by."""
+    """Return the default planner settings with these targets."""
     targets = loads.TARGETS
     return Planner(mode=by, interval_s=interval_s, ttft_s=targets.ttft_s, itl_s=targets.itl_s)
 
 
 def measure(bench: Bench, args: argparse.Namespace) -> None:
-    """All of them on one load."""
+    """Run all planners on one load."""
     for by in (PlannerMode.sla, PlannerMode.load):
-        bench.run(f"planner={by}", *ours(rules(by, args.interval)))
+        bench.run(f"planner={by}", *hpc_dynamo_planner(rules(by, args.interval)))
     static(bench)
     oracle(bench)
     if args.no_dynamo:
@@ -76,7 +76,7 @@ def measure(bench: Bench, args: argparse.Namespace) -> None:
 
 
 def real(args: argparse.Namespace, say: Callable[[str], None]) -> list[Figures]:
-    """A few ranks, each case real and virtual; one picture for each."""
+    """Run each case on real ranks and in virtual time; plot each."""
     load, found = real_ranks.load(args.ranks, args.seed), list[Figures]()
     with tempfile.TemporaryDirectory() as folder:
         for case, file in _cases(load, args, Path(folder) / "profile.json"):
@@ -95,7 +95,7 @@ def real(args: argparse.Namespace, say: Callable[[str], None]) -> list[Figures]:
 def _cases(
     load: Load, args: argparse.Namespace, profile: Path
 ) -> Iterator[tuple[real_ranks.Case, str]]:
-    """With the names of their pictures."""
+    """Yield the cases with the names of their plots."""
     name = "planner-real" if args.ranks == REAL_RANKS else f"planner-real-{args.ranks}-ranks"
     for prefill in args.splits:
         yield real_ranks.Case(load, args.ranks, prefill), f"{name}-{prefill}.png"
@@ -126,7 +126,12 @@ def parser() -> argparse.ArgumentParser:
     add("--requests", type=int, default=0, help="so many of the trace; 0: all")
     add("--seed", type=int, default=0, help="of the turning load (%(default)s)")
     interval_s = Planner().interval_s
-    add("--interval", type=float, default=interval_s, help="of our planner, s (%(default)s)")
+    add(
+        "--interval",
+        type=float,
+        default=interval_s,
+        help="interval of the planner, s (%(default)s)",
+    )
     add("--real", action="store_true", help="instead: real simulator ranks against virtual time")
     add("--ranks", type=int, default=REAL_RANKS, help="with --real (%(default)s)")
     splits = "with --real: prefill workers of the splits that stay (%(default)s)"

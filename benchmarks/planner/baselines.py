@@ -1,4 +1,4 @@
-"""Whom our planner is measured against: one that knows the load, and NVIDIA Dynamo's."""
+"""Baselines of the planner benchmark: an oracle, and NVIDIA Dynamo's planner."""
 
 import json
 import subprocess
@@ -17,10 +17,11 @@ from hpc_dynamo.config import Role
 from hpc_dynamo.planner.signals import ExpectedLoad, PlannerDecision, RoleMove, Signals, TargetSplit
 from hpc_dynamo.simulation import SimulatedJob, TraceRequest, simulate
 
-WARM_S = 15.0  # of load before an interval, so that it does not begin with an empty job
+# Load before each interval, so that it does not start with an empty job.
+WARM_S = 15.0
 
-# Of its configuration. `sla`: its predictive mode, deciding as often as ours; `default`: its
-# default, static thresholds of queues and caches, every five seconds.
+# Modes of Dynamo's planner. `sla` predicts; `default` has static thresholds of queues and caches.
+# Both decide every five seconds.
 SLA: dict[str, object] = {
     "optimization_target": "sla",
     "throughput_adjustment_interval_seconds": 30,
@@ -34,7 +35,7 @@ MODES: dict[str, dict[str, object]] = {
 
 
 def moved(seen: Signals, prefill: int, why: str = "") -> PlannerDecision:
-    """The decision for so many prefill workers among those that there are."""
+    """Return the decision for this number of prefill workers."""
     more, total = prefill - seen.prefill, seen.prefill + seen.decode
     roles = (Role.decode, Role.prefill) if more > 0 else (Role.prefill, Role.decode)
     move = RoleMove(count=abs(more), old=roles[0], new=roles[1]) if more else None
@@ -43,7 +44,7 @@ def moved(seen: Signals, prefill: int, why: str = "") -> PlannerDecision:
 
 
 class Scheduled:
-    """The oracle: has the best split of each interval, and moves there as it begins."""
+    """The oracle: moves to the best split of each interval at its start."""
 
     def __init__(self, splits: list[int], interval_s: float) -> None:
         self._splits, self._interval_s = splits, interval_s
@@ -55,8 +56,11 @@ class Scheduled:
 
 
 def best_splits(job: SimulatedJob, load: Load) -> list[int]:
-    """Prefill workers of the static split that does best in each interval, which is simulated
-    alone. Each is looked for around the one before: goodput over the split has one peak."""
+    """Return the prefill workers of the best static split of each interval.
+
+    Each interval is simulated separately. The search starts at the previous split, since goodput
+    over the split has one peak.
+    """
     best, splits = len(job.ranks) // 2, list[int]()
     for number in range(int(load.seconds // job.interval_s) + 1):
         begin = number * job.interval_s
@@ -80,7 +84,7 @@ def _climb(good: Callable[[int], tuple[float, float]], best: int, total: int) ->
 def _part(
     requests: list[TraceRequest], begin: float, end: float
 ) -> tuple[list[TraceRequest], float]:
-    """Those of an interval and of a while before it, from time 0; and how long that while is."""
+    """Return the requests of an interval and of a time before it, and the length of that time."""
     first = max(0.0, begin - WARM_S)
     part = [replace(r, at=r.at - first) for r in requests if first <= r.at < end]
     return part, begin - first
@@ -89,7 +93,7 @@ def _part(
 def _good(
     job: SimulatedJob, part: Sequence[TraceRequest], warm: float, prefill: int
 ) -> tuple[float, float]:
-    """Requests within both targets, and of equals the one whose TTFT and ITL are the lower."""
+    """Return the requests within both targets; ties are ordered by lower TTFT and ITL."""
     decode = len(job.ranks) - prefill
     workers = {Role.prefill: prefill, Role.decode: decode}
     outcome = simulate(replace(job, workers=workers), part)
@@ -99,13 +103,13 @@ def _good(
 
 
 class Dynamo:
-    """Its planner in a child process, told what ours sees."""
+    """Dynamo's planner in a child process, with the same signals as the planner of hpc_dynamo."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
 
     def decide(self, seen: Signals) -> PlannerDecision:
-        """Raises RuntimeError where the child ended."""
+        """Return the decision of the child. Raises RuntimeError if it ended."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(msgspec.json.encode(seen).decode() + "\n")
@@ -123,9 +127,9 @@ class Dynamo:
 def dynamo(
     env: Path, job: SimulatedJob, options: Mapping[str, object], log: Path
 ) -> Iterator[Dynamo]:
-    """Dynamo's planner in its environment, with what is configured of ours."""
+    """Start Dynamo's planner in its environment, with the settings of the job."""
     limits, targets = job.engine.limits, job.targets
-    ours = {"ttft_ms": 1e3 * targets.ttft_s, "itl_ms": 1e3 * targets.itl_s}
+    targets_ms = {"ttft_ms": 1e3 * targets.ttft_s, "itl_ms": 1e3 * targets.itl_s}
     setting = {
         "timing": asdict(job.engine.timing),
         "step_tokens": limits.step_tokens,
@@ -133,7 +137,7 @@ def dynamo(
         "cache_tokens": limits.cache_tokens,
         "context": 131_072,
         "workers": len(job.ranks),
-        "options": {**ours, **options},
+        "options": {**targets_ms, **options},
     }
     program = _file(dynamo_process)
     argv = (str(env / "bin/python"), program, json.dumps(setting))

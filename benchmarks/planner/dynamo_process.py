@@ -1,13 +1,12 @@
-"""NVIDIA Dynamo 1.6.1's own planner, answering over stdin and stdout.
+"""Runs NVIDIA Dynamo 1.6.1's planner, which answers over stdin and stdout.
 
-Runs in Dynamo's interpreter: `python dynamo_process.py SETTING`, JSON. A line in is what our
-planner sees of an interval; a line out is how many workers of each role it wants. It is
-`dynamo.planner`'s replay adapter over its builtin plugins, unchanged, with a budget of GPUs that
-pins the total, so that it only redistributes.
+Runs in Dynamo's interpreter: `python dynamo_process.py SETTING`, with JSON. An input line has the
+signals of an interval, an output line the wanted workers per role. The code is the replay adapter
+of `dynamo.planner` with its builtin plugins, unchanged. A GPU budget fixes the total number of
+workers.
 
-What it asks its performance model (`optimization_target` "sla") comes from AISimulate, a package
-that is not to be had. In its place stands the very timing that the modelled engines have: a
-model that never errs.
+Its performance model (`optimization_target` "sla") needs AISimulate, a package that is not
+available. The timing model of the engines replaces it, which is exact.
 """
 
 import json
@@ -21,7 +20,7 @@ from typing import Any
 
 @dataclass
 class ForwardPass:
-    """Of aisimulate_core.sdk: what describes a model. Nothing here reads it."""
+    """Replaces a class of aisimulate_core.sdk that describes a model; it is not read."""
 
     model: str = ""
     system: str = ""
@@ -39,7 +38,7 @@ class ForwardPass:
 
 
 class Exact:
-    """Of aisimulate_core.sdk: how long one step takes, by the engines' own timing."""
+    """Replaces a class of aisimulate_core.sdk: step durations by the engines' timing model."""
 
     timing: dict[str, float]
 
@@ -48,7 +47,7 @@ class Exact:
         return cls()
 
     def tune_with_fpms(self, _: object) -> None:
-        """It is exact."""
+        """Do nothing, since the model is exact."""
 
     def diagnostics(self) -> dict[str, str]:
         return {"readiness": "ready", "source": "timing"}
@@ -70,7 +69,7 @@ class Exact:
 
 
 def stand_in(timing: dict[str, float]) -> None:
-    """Put the exact model where the package is looked for."""
+    """Install the exact model under the name of the package."""
     Exact.timing = timing
     package, sdk = ModuleType("aisimulate_core"), ModuleType("aisimulate_core.sdk")
     vars(sdk).update(ForwardPassPerfModelConfig=ForwardPass, RustForwardPassPerfModel=Exact)
@@ -79,7 +78,7 @@ def stand_in(timing: dict[str, float]) -> None:
 
 
 def adapter(setting: dict[str, Any]) -> Any:
-    """Its planner for a job of `workers` GPUs in all."""
+    """Return its planner for a job of `workers` GPUs."""
     config = import_module("dynamo.planner.config.planner_config").PlannerConfig
     replay = import_module("dynamo.planner.offline.replay_adapter")
     types = import_module("dynamo.planner.core.types")
@@ -107,7 +106,7 @@ def adapter(setting: dict[str, Any]) -> Any:
 
 
 def snapshot(seen: dict[str, Any], rank: int, setting: dict[str, Any], prefill: bool) -> object:
-    """A worker's last step, as far as the means over the workers tell it."""
+    """Return a worker's last step, from the means over the workers."""
     answers = 0 if prefill else round(seen["running"])
     kv = 0 if prefill else round(seen["kv_usage"] * setting["cache_tokens"])
     queued = round(seen["prefill_tokens"]) if prefill else 0
@@ -115,7 +114,7 @@ def snapshot(seen: dict[str, Any], rank: int, setting: dict[str, Any], prefill: 
     chunk = min(queued, setting["step_tokens"])
     return {
         "worker_id": str(rank),
-        "wall_time": 0.0,  # nothing is learned from it
+        "wall_time": 0.0,  # not used by the model
         "num_prefill_requests": int(chunk > 0),
         "sum_prefill_tokens": chunk,
         "var_prefill_length": 0.0,
@@ -133,7 +132,7 @@ def snapshot(seen: dict[str, Any], rank: int, setting: dict[str, Any], prefill: 
 
 
 def traffic(seen: dict[str, Any]) -> dict[str, float]:
-    """The load of an interval."""
+    """Return the load of an interval."""
     count = float(seen["requests"])
     return {
         "duration_s": seen["seconds"],
@@ -153,7 +152,7 @@ def traffic(seen: dict[str, Any]) -> dict[str, float]:
 def result(
     seen: dict[str, Any], setting: dict[str, Any], load: dict[str, float] | None
 ) -> dict[str, Any]:
-    """What Dynamo's own replay would hand to the adapter."""
+    """Return the input that Dynamo's own replay passes to the adapter."""
     prefill = list(range(seen["prefill"]))
     decode = list(range(1000, 1000 + seen["decode"]))
     return {
@@ -170,7 +169,7 @@ def result(
 
 def main() -> None:
     setting, out = json.loads(sys.argv[1]), sys.stdout
-    sys.stdout = sys.stderr  # what its libraries print is no answer
+    sys.stdout = sys.stderr  # libraries may print
     logging.disable(logging.WARNING)
     stand_in(setting["timing"])
     with adapter(setting) as planner:
@@ -180,7 +179,7 @@ def main() -> None:
             load: dict[str, float] | None = traffic(seen)
             while due_ms is not None and due_ms <= 1e3 * seen["at"] + 1:
                 decision = planner.on_tick(result(seen, setting, load))
-                due_ms, load = decision["next_tick_ms"], None  # counted once
+                due_ms, load = decision["next_tick_ms"], None  # each load counts once
             wanted = {role: decision.get(f"target_{role}") for role in ("prefill", "decode")}
             print(json.dumps(wanted), file=out, flush=True)
 

@@ -1,4 +1,4 @@
-"""The loads of benchmarks.planner, and the job that they are put on."""
+"""Loads of the planner benchmark, and the simulated job."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,14 +22,14 @@ from hpc_dynamo.simulation.worker import EngineSizes
 
 RANKS = 16
 TARGETS = LatencyTargets(ttft_s=2.0, itl_s=0.04)
-PROMPTS = (19.0, 8000, 100)  # requests/s, tokens of a prompt and of an answer
+PROMPTS = (19.0, 8000, 100)  # requests/s, prompt tokens, response tokens
 ANSWERS = (32.0, 500, 800)
 PLATEAU_S, RAMP_S, RAMP_STEPS = 300.0, 120.0, 4
 
 
 @dataclass(frozen=True)
 class Load:
-    """Requests, and what they are."""
+    """Named requests."""
 
     name: str
     requests: list[TraceRequest]
@@ -40,8 +40,11 @@ class Load:
 
 
 def turning(seed: int = 0, rate: float = 1.0, stretch: float = 1.0) -> Load:
-    """From prompt-heavy to answer-heavy and back, each for five minutes, two between; so many
-    times as many requests a second, and as long."""
+    """Return a load that changes from prompt-heavy to response-heavy and back.
+
+    Phases take five minutes, with two minutes between them. `rate` scales the requests per second,
+    `stretch` the duration.
+    """
     phases = [replace(p, seconds=stretch * p.seconds) for p in _phases(rate)]
     return Load("turning", synthetic_load(phases, seed))
 
@@ -67,12 +70,12 @@ def _between(
 
 
 def trace(file: Path, speed: float, requests: int = 0) -> Load:
-    """The production trace with its natural swings, so many times as fast."""
+    """Return the production trace, `speed` times as fast."""
     return Load(f"{file.stem} x{speed:g}", read_trace(file, requests, speed))
 
 
 def job(prefill: int, ranks: int = RANKS, interval_s: float = 30.0) -> SimulatedJob:
-    """The modelled engine of benchmarks.replay behind our router; roles turn in half a second."""
+    """Return a job with the modelled engine of benchmarks.replay; a role change takes 0.5 s."""
     sizes = Sizes()
     limits = EngineSizes(sizes.sequences, sizes.step_tokens, sizes.cache_tokens)
     timing = sizes.timing(Scale(1, 1), TopologyKind.disaggregated)
@@ -80,7 +83,7 @@ def job(prefill: int, ranks: int = RANKS, interval_s: float = 30.0) -> Simulated
         EngineModel(limits, timing),
         {Role.prefill: prefill, Role.decode: ranks - prefill},
         TARGETS,
-        limits=Bounds(max_requests_per_worker=2 * sizes.sequences),  # as `serve` has it
+        limits=Bounds(max_requests_per_worker=2 * sizes.sequences),  # default of `serve`
         role_change=RoleChangeModel(role_change_s=0.5),
         interval_s=interval_s,
     )

@@ -1,8 +1,8 @@
-"""The same load on real simulator ranks and in virtual time, for benchmarks.planner --real.
+"""Runs the same load on real simulator ranks and in virtual time (benchmarks.planner --real).
 
-Real: `hpc-dynamo serve` with simulator engines on this machine, asked over HTTP, an open loop. It
-is smaller than the other runs, and every token stands for eight, as in benchmarks.replay; the
-virtual run has the very same sizes. With a planner both go by one profile.
+Real ranks are `hpc-dynamo serve` with simulator engines on this machine, with an open loop over
+HTTP. The load is smaller than in the other runs, and each token stands for eight, as in
+benchmarks.replay. The virtual run has the same sizes. With a planner, both use one profile.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import msgspec
 
 from benchmarks.planner.loads import TARGETS, Load, turning
 from benchmarks.replay.engine import Engine as Sizes
-from benchmarks.replay.hpc_dynamo_target import NAME, ours
+from benchmarks.replay.hpc_dynamo_target import NAME, hpc_dynamo
 from benchmarks.replay.load import Seen as Heard
 from benchmarks.replay.load import replay
 from benchmarks.replay.targets import Setting
@@ -28,7 +28,7 @@ from hpc_dynamo.config import Planner, PlannerMode, Role, TopologyKind
 from hpc_dynamo.demo.provision import provision
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.planner.interpolation import load_performance
-from hpc_dynamo.planner.planner import Planner as Ours
+from hpc_dynamo.planner.planner import Planner as PlannerUnderTest
 from hpc_dynamo.planner.profile import EngineProfile, Measurement, Metric, OperatingPoint
 from hpc_dynamo.planner.records import PlannerRecord
 from hpc_dynamo.plotting import Curve, Panel, Style
@@ -47,22 +47,22 @@ from hpc_dynamo.simulation.result import RequestResult, SimulationResult, mean
 from hpc_dynamo.simulation.worker import EngineSizes
 
 SCALE = Scale(compress=1, shrink=8)
-STRETCH = 0.15  # of the load's time: three minutes
-RATE_PER_RANK = 0.8 / 16  # of the load's requests
-WIDE_S = 10.0  # of a point of a curve
+STRETCH = 0.15  # factor of the load's duration: three minutes
+RATE_PER_RANK = 0.8 / 16  # factor of the load's rate
+WIDE_S = 10.0  # duration of a point of a curve
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is run both ways: so many ranks, of which so many prefill as it begins."""
+    """A load and an initial split of the ranks, for both runs."""
 
     load: Load
     ranks: int
     prefill: int
-    rules: Planner | None = None  # None: the split stays
+    rules: Planner | None = None  # None: a static split
 
     def planned(self, by: PlannerMode, profile: Path) -> "Case":
-        """This one, from its split on with a planner."""
+        """Return this case with a planner."""
         goal = targets()
         rules = Planner(mode=by, profile=str(profile), ttft_s=goal.ttft_s, itl_s=goal.itl_s)
         return replace(self, rules=rules)
@@ -75,7 +75,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Split(Setting):
-    """With so many prefill workers."""
+    """Target settings with a number of prefill workers."""
 
     prefill: int = 1
 
@@ -84,7 +84,7 @@ class Split(Setting):
 
 
 def load(ranks: int, seed: int) -> Load:
-    """What the ranks can carry, in tokens of eight."""
+    """Return a load that the ranks can serve, with scaled tokens."""
     made = turning(seed, RATE_PER_RANK * ranks, STRETCH)
     small = [
         replace(
@@ -98,11 +98,8 @@ def load(ranks: int, seed: int) -> Load:
 
 
 def targets() -> LatencyTargets:
-    """A token of ours stands for several: so the time between two is so many times as long."""
+    """Return the targets; a token stands for several, so that the ITL is larger."""
     return LatencyTargets(TARGETS.ttft_s, TARGETS.itl_s * SCALE.shrink)
-
-
-# In virtual time.
 
 
 def _performance() -> TimingPerformance:
@@ -124,16 +121,17 @@ def virtual(case: Case) -> SimulationResult:
         role_change=RoleChangeModel(role_change_s=0.0),  # these engines need no restart
         interval_s=Planner().interval_s,
     )
-    planner = Ours(case.rules, load_performance(case.rules.profile)) if case.rules else None
+    planner = (
+        PlannerUnderTest(case.rules, load_performance(case.rules.profile)) if case.rules else None
+    )
     return simulate(job, case.load.requests, planner)
 
 
-# On real ranks.
-
-
 def profile(file: Path, case: Case) -> None:
-    """Of these engines as they are modelled, measured or not: `hpc-dynamo profile` would wait for
-    every step of theirs, a quarter of an hour."""
+    """Write the profile of the modelled engines.
+
+    It is computed, because `hpc-dynamo profile` would take a quarter of an hour.
+    """
     setting, performance = _setting(case), _performance()
     room = grid.ProfileLimits(
         context_tokens=setting.context,
@@ -174,9 +172,9 @@ def _point(spot: OperatingPoint, performance: TimingPerformance) -> Measurement:
 
 
 def real(case: Case, folder: Path) -> SimulationResult:
-    """Raises HpcDynamoError where the job does not start; requests that fail are lost."""
-    began, heard = asyncio.run(_asked(_setting(case), _sent(case), folder))
-    seen = [_seen(each) for each in heard]
+    """Run the case on real ranks. Raises HpcDynamoError if the job does not start."""
+    began, responses = asyncio.run(_asked(_setting(case), _sent(case), folder))
+    seen = [_seen(each) for each in responses]
     records = list(jsonl.read(Run(folder / NAME).attempt(1).planner_file, PlannerRecord))
     flips = [record.role_change for record in records if record.role_change]
     return SimulationResult(
@@ -216,28 +214,28 @@ def _setting(case: Case) -> Split:
 
 
 async def _asked(setting: Setting, sent: list[Sent], folder: Path) -> tuple[float, list[Heard]]:
-    """When the load began, by the clock, and what was heard."""
+    """Return the start time of the load and the responses."""
     bodies = [request.body() for request in sent]
-    async with ours(setting, ("router=kv",))(folder, TopologyKind.disaggregated) as running:
+    async with hpc_dynamo(setting, ("router=kv",))(folder, TopologyKind.disaggregated) as running:
         async with HttpClient.bearer(running.key) as http:
             began = time.time()
             return began, await replay(http, running.url, sent, bodies, lambda seen: None)
 
 
-def _seen(heard: Heard) -> RequestResult:
-    at = heard.due_s
+def _seen(responses: Heard) -> RequestResult:
+    at = responses.due_s
     return RequestResult(
         at=at,
-        prompt_tokens=heard.prompt,
-        response_tokens=heard.answer,
-        first_token_at=at + heard.ttft_s,
-        ended_at=at + heard.end_s,
-        error=heard.error,
+        prompt_tokens=responses.prompt,
+        response_tokens=responses.answer,
+        first_token_at=at + responses.ttft_s,
+        ended_at=at + responses.end_s,
+        error=responses.error,
     )
 
 
 def panels(pairs: Sequence[tuple[str, SimulationResult]]) -> list[Panel]:
-    """Goodput and TTFT over time of runs of one load, by when requests came."""
+    """Return panels of goodput and TTFT over the arrival time."""
     good, ttft = list[Curve](), list[Curve]()
     for name, outcome in pairs:
         parts = _parts(outcome)
@@ -253,7 +251,7 @@ def panels(pairs: Sequence[tuple[str, SimulationResult]]) -> list[Panel]:
 
 
 def _prefill(name: str, outcome: SimulationResult) -> Curve:
-    held = {at: prefill for at, prefill, _ in outcome.roles}  # the last of each moment
+    held = {at: prefill for at, prefill, _ in outcome.roles}  # the last counts at each time
     return Curve(name, list(held), list(held.values()), Style.steps)
 
 

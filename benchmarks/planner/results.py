@@ -1,4 +1,4 @@
-"""What the runs of benchmarks.planner showed: figures, tables, pictures."""
+"""Results of the planner benchmark as tables and plots."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,7 +13,7 @@ from hpc_dynamo.simulation.result_plot import roles
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """One run."""
+    """Results of one run."""
 
     load: str
     name: str
@@ -44,7 +44,7 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 class Bench:
-    """Runs on one load, and what they showed. Goodput is over the load's own time."""
+    """Runs on one load. Goodput is over the duration of the load."""
 
     def __init__(self, load: Load, say: Callable[[str], None]) -> None:
         self.load, self.say = load, say
@@ -62,7 +62,7 @@ class Bench:
 
 
 def table(bench: Bench) -> Table:
-    """The best first."""
+    """Return a table, best goodput first."""
     title = f"{bench.load.name}: {len(bench.load.requests)} requests, {RANKS} ranks"
     shown = Table(title=title, title_justify="left")
     shown.add_column("")
@@ -90,7 +90,7 @@ def table(bench: Bench) -> Table:
 
 
 def panels(bench: Bench) -> Iterator[Panel]:
-    """The load, and prefill workers over time of all that move."""
+    """Yield the load, and the prefill workers over time of runs with role changes."""
     wide_s = 15.0
     count = int(bench.load.seconds / wide_s) + 1
     at, prompts, answers = [i * wide_s / 60 for i in range(count)], [0.0] * count, [0.0] * count
@@ -108,7 +108,7 @@ def panels(bench: Bench) -> Iterator[Panel]:
 
 
 def compared(pairs: Sequence[Figures]) -> Table:
-    """Real runs and virtual ones of the same load."""
+    """Return a table of real and virtual runs of the same load."""
     shown = Table(title=f"{pairs[0].load}: real ranks and virtual time", title_justify="left")
     shown.add_column("")
     for name in ("goodput/s", "attained", "TTFT mean, p99 s", "ITL mean, p99 ms", "flips", "lost"):

@@ -1,18 +1,19 @@
-"""The planner's predictors on a production trace and on a load that swings, one step ahead.
+"""The planner's predictors and NVIDIA Dynamo's, on a production trace and a synthetic load.
 
-    python -m benchmarks.predictors                    minutes: beside NVIDIA Dynamo's predictors
-    python -m benchmarks.predictors --quick            seconds: without those that fit a model anew
+    python -m benchmarks.predictors                    minutes: with NVIDIA Dynamo's predictors
+    python -m benchmarks.predictors --quick            seconds: without those that refit a model
     python -m benchmarks.predictors --sides hpc-dynamo
 
-A workload becomes series of one value for each interval of 30, 60 and 180 s: requests a second,
-and the mean tokens of prompts and of answers. Every predictor is shown a series value by value,
-and asked for the next before it sees it; the first five are not counted. Error %: the mean
-absolute error in percent of the mean value (weighted: MAPE with each interval weighted by its
-value). Of lengths, an interval counts by its requests. Bias %: the mean of prediction less value,
-likewise. Score: errors by those of the last value, geometric mean over all series; below 1 is
-better. µs: to take in a value and to predict the next, mean.
+A workload becomes series with one value per interval of 30, 60 and 180 s: requests per second, and
+mean tokens of prompts and responses. Each predictor predicts a value before it is added; the first
+five do not count.
 
-Dynamo's are the classes of `dynamo.planner.core.load.predictors` with their defaults, unchanged,
-in the peer's own environment (installed once into hpc-dynamo's cache) and the same run. Their
-package's `__init__` wants wheels that not every index has, and is left out.
+- Error %: mean absolute error in percent of the mean value. Lengths are weighted by requests.
+- Bias %: mean of prediction minus value, in percent of the mean value.
+- Score: error divided by that of the last value, geometric mean over all series. Lower is better.
+- µs: mean time to add a value and to predict the next one.
+
+Dynamo's predictors are the classes of `dynamo.planner.core.load.predictors` with their defaults, in
+their own environment (installed once into hpc-dynamo's cache). The `__init__` of their package is
+skipped, because it needs wheels that are not always available.
 """

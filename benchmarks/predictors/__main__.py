@@ -1,4 +1,4 @@
-"""`python -m benchmarks.predictors`; see the package."""
+"""Command line of `python -m benchmarks.predictors`; see the package."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from benchmarks import predictors
 from benchmarks.common import provision
-from benchmarks.predictors.backtest import Guesses, walk
+from benchmarks.predictors.backtest import Predictions, backtest
 from benchmarks.predictors.results import Figure, tables
 from benchmarks.predictors.series import Series, series, swing, trace
 from hpc_dynamo.config import Forecast
@@ -24,8 +24,8 @@ TRACE = Path("../shared/traces/mooncake_conversation.jsonl")
 INTERVALS_S = (30, 60, 180)
 SIDES = ("hpc-dynamo", "dynamo")
 DYNAMO = ("constant", "kalman", "arima", "prophet")  # arima is its default
-SLOW = ("arima", "prophet")  # are fitted anew for every value
-LIMIT_S = 1200.0  # for all series of one of them; prophet takes the longest
+SLOW = ("arima", "prophet")  # refit a model for every value
+LIMIT_S = 1200.0  # for all series of one predictor
 
 
 def main() -> int:
@@ -45,34 +45,40 @@ def _figures(args: argparse.Namespace) -> Iterator[Figure]:
         if side not in SIDES:
             raise unknown_name("side", side, SIDES)
     loads = {f"trace: {args.trace.name}": trace(args.trace), "swing: synthetic, 4 h": swing()}
-    on = [one for name, asks in loads.items() for s in INTERVALS_S for one in series(name, asks, s)]
+    on = [
+        one
+        for name, arrivals in loads.items()
+        for s in INTERVALS_S
+        for one in series(name, arrivals, s)
+    ]
     for kind in Forecast:
-        _say(kind)
-        yield from (Figure(kind, one, _ours(kind, one)) for one in on)
+        _log(kind)
+        yield from (Figure(kind, one, _hpc_dynamo(kind, one)) for one in on)
     if "dynamo" in args.sides:
-        yield from _theirs(on, [name for name in DYNAMO if not (args.quick and name in SLOW)])
+        yield from _dynamo(on, [name for name in DYNAMO if not (args.quick and name in SLOW)])
 
 
-def _ours(kind: Forecast, one: Series) -> Guesses:
+def _hpc_dynamo(kind: Forecast, one: Series) -> Predictions:
     predictor = PREDICTORS[kind]()
-    return walk(one.values, predictor.observe, predictor.predict)
+    return backtest(one.values, predictor.observe, predictor.predict)
 
 
-def _theirs(on: list[Series], names: list[str]) -> Iterator[Figure]:
+def _dynamo(on: list[Series], names: list[str]) -> Iterator[Figure]:
     python = provision.dynamo_planner() / "bin/python"
     for name in names:
         shown = f"Dynamo {provision.DYNAMO} {name}"
-        _say(shown)
+        _log(shown)
         try:
-            found = _asked(python, name, [one.values for one in on])
-        except EngineError as e:  # one that does not run here is left out, and said
+            found = _run_dynamo(python, name, [one.values for one in on])
+        # A predictor that does not run here is skipped with a message.
+        except EngineError as e:
             print(f"left out: {shown}: {e}", file=sys.stderr)
             continue
         yield from (Figure(shown, one, g) for one, g in zip(on, found, strict=True))
 
 
-def _asked(python: Path, name: str, values: list[list[float]]) -> list[Guesses]:
-    """Raises EngineError with the last words of a side that failed."""
+def _run_dynamo(python: Path, name: str, values: list[list[float]]) -> list[Predictions]:
+    """Return Dynamo's predictions. Raises EngineError with the end of its output."""
     command = [str(python), "-m", "benchmarks.predictors.dynamo_process"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "DYN_LOG": "error"}
     asked = json.dumps({"name": name, "series": values})
@@ -84,10 +90,10 @@ def _asked(python: Path, name: str, values: list[list[float]]) -> list[Guesses]:
         raise EngineError(f"not done after {LIMIT_S:.0f} s") from e
     if run.returncode:
         raise EngineError(f"{' '.join(command)} failed:\n{run.stderr[-2000:]}")
-    return [Guesses(*each) for each in json.loads(run.stdout.splitlines()[-1])]
+    return [Predictions(*each) for each in json.loads(run.stdout.splitlines()[-1])]
 
 
-def _say(name: str) -> None:
+def _log(name: str) -> None:
     print(name, file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""One step ahead through a series. Both sides run it: it needs the standard library alone."""
+"""Predicts a series one step ahead. Dynamo's environment imports it: standard library only."""
 
 import time
 from collections.abc import Callable
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Guesses:
-    """One prediction for each value of a series, made before it was seen."""
+class Predictions:
+    """One prediction for each value, made before the value was added."""
 
     values: list[float]
-    seconds: float  # to take all of them in and predict, together
+    seconds: float  # total time for all values
 
 
-def walk(
+def backtest(
     values: list[float], observe: Callable[[float], None], predict: Callable[[], float]
-) -> Guesses:
-    guesses, began = list[float](), time.perf_counter()
+) -> Predictions:
+    predictions, began = list[float](), time.perf_counter()
     for value in values:
-        guesses.append(predict())
+        predictions.append(predict())
         observe(value)
-    return Guesses(guesses, time.perf_counter() - began)
+    return Predictions(predictions, time.perf_counter() - began)

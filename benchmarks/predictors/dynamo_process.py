@@ -10,7 +10,7 @@ import sys
 import types
 from pathlib import Path
 
-from benchmarks.predictors.backtest import walk
+from benchmarks.predictors.backtest import backtest
 
 # Packages whose `__init__` imports all of the planner, and with it what is not there.
 SKIPPED = ("planner", "planner.config", "planner.core", "planner.core.load")
@@ -27,8 +27,8 @@ def main() -> None:
     said = []
     for values in asked["series"]:
         predictor = LOAD_PREDICTORS[asked["name"]](config)
-        guesses = walk(values, predictor.add_data_point, predictor.predict_next)
-        said.append((guesses.values, guesses.seconds))
+        predictions = backtest(values, predictor.add_data_point, predictor.predict_next)
+        said.append((predictions.values, predictions.seconds))
     print(json.dumps(said))
 
 

@@ -1,4 +1,4 @@
-"""The figures as tables."""
+"""Results of the predictor benchmark as tables."""
 
 import math
 import os
@@ -10,10 +10,10 @@ from statistics import fmean
 from rich.table import Table
 
 from benchmarks.common.machine import cpu_model
-from benchmarks.predictors.backtest import Guesses
+from benchmarks.predictors.backtest import Predictions
 from benchmarks.predictors.series import Series
 
-FIRST = 5  # values that are shown before predictions count
+FIRST = 5  # values before predictions count
 BASE = "last"
 
 
@@ -23,24 +23,24 @@ class Figure:
 
     name: str
     on: Series
-    guesses: Guesses
+    predictions: Predictions
 
     def _mean(self, values: list[float]) -> float:
         weights = self.on.weights[FIRST:]
         return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
 
     def _errors(self) -> list[float]:
-        pairs = zip(self.guesses.values[FIRST:], self.on.values[FIRST:], strict=True)
+        pairs = zip(self.predictions.values[FIRST:], self.on.values[FIRST:], strict=True)
         return [guess - value for guess, value in pairs]
 
     @property
     def mae(self) -> float:
-        """In the series' own unit."""
+        """Return the mean absolute error in the unit of the series."""
         return self._mean([abs(e) for e in self._errors()])
 
     @property
     def error(self) -> float:
-        """Of the mean value, the mean absolute error."""
+        """Return the mean absolute error as a share of the mean value."""
         return self.mae / self._mean(self.on.values[FIRST:])
 
     @property
@@ -49,11 +49,11 @@ class Figure:
 
     @property
     def micros(self) -> float:
-        return 1e6 * self.guesses.seconds / len(self.on.values)
+        return 1e6 * self.predictions.seconds / len(self.on.values)
 
 
 def tables(figures: list[Figure]) -> Iterator[Table]:
-    """One for each workload, and one of them all."""
+    """Yield a table per workload, and one of all."""
     for workload in dict.fromkeys(f.on.workload for f in figures):
         yield _workload([f for f in figures if f.on.workload == workload])
     yield _scores(figures)
@@ -97,7 +97,7 @@ def _scores(figures: list[Figure]) -> Table:
 
 
 def score(figures: list[Figure], base: dict[tuple[str, int, str], float]) -> float:
-    """The geometric mean of errors by those of `base`, by workload, interval and series."""
+    """Return the geometric mean of errors relative to those of `base`."""
     return math.exp(fmean(math.log(f.error / base[_key(f)]) for f in figures))
 
 

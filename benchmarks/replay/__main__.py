@@ -1,4 +1,4 @@
-"""`python -m benchmarks.replay`; see the package."""
+"""Command line of `python -m benchmarks.replay`; see the package."""
 
 import argparse
 import asyncio
@@ -23,7 +23,7 @@ from benchmarks.common.machine import cpu_model
 from benchmarks.replay import plot, timing_check
 from benchmarks.replay.dynamo_target import MODES, OPTION, dynamo
 from benchmarks.replay.engine import Engine
-from benchmarks.replay.hpc_dynamo_target import ours, policies
+from benchmarks.replay.hpc_dynamo_target import hpc_dynamo, policies
 from benchmarks.replay.load import Seen
 from benchmarks.replay.measure import Load, measure
 from benchmarks.replay.oracle import oracle
@@ -43,7 +43,7 @@ PEERS = {f"dynamo-{mode}": mode for mode in MODES}
 
 
 class Show:
-    """A bar on a terminal, a line a run elsewhere."""
+    """A progress bar on a terminal, otherwise one line per run."""
 
     def __init__(self, bar: Progress | None, total: int) -> None:
         self._bar = bar
@@ -73,7 +73,7 @@ def showing(total: int) -> Iterator[Show]:
 
 
 def systems(args: argparse.Namespace, setting: Setting) -> dict[str, tuple[Start, tuple[str, ...]]]:
-    """What is measured: by name, how it is started and the words for it."""
+    """Return name -> how the system is started, for all systems to measure."""
     known = policies(setting.scale)
     chosen = args.systems or [*known, *(() if args.quick else PEERS)]
     for name in chosen:
@@ -86,14 +86,14 @@ def systems(args: argparse.Namespace, setting: Setting) -> dict[str, tuple[Start
         axes = [axis for axis in args.sweep if axis.startswith(OPTION) != own]
         for cell in grid([] if PEERS.get(name) == "round-robin" else axes):
             words = (*known.get(name, ()), *cell)
-            start = ours(setting, words) if own else dynamo(setting, env, PEERS[name], words)
+            start = hpc_dynamo(setting, words) if own else dynamo(setting, env, PEERS[name], words)
             shown = (word.removeprefix("router.").removeprefix(OPTION) for word in cell)
             found[" ".join((name, *shown))] = (start, words)
     return found
 
 
 async def run(args: argparse.Namespace, folder: Path, found: Found, load: Load) -> None:
-    """Every system under the whole load, `repeats` times over; the figures go to `found`."""
+    """Run every system with the whole load `repeats` times; add the results to `found`."""
     _end_on_sigterm()
     chosen = systems(args, args.setting)
     rounds = [(r, k, s) for r in range(args.repeats) for k in args.topology for s in chosen]
@@ -120,9 +120,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.replay", description=replay.__doc__, formatter_class=raw
     )
     add, engine = parser.add_argument, Engine()
-    add("--quick", action="store_true", help=f"{QUICK} requests, our policies alone")
+    add("--quick", action="store_true", help=f"{QUICK} requests, only policies of hpc_dynamo")
     add("--trace", type=Path, default=TRACE, help="Mooncake's JSON lines (%(default)s)")
-    add("--requests", type=int, default=3000, help="so many of it; 0: all (%(default)s)")
+    add("--requests", type=int, default=3000, help="number of requests; 0: all (%(default)s)")
     add("--skip", type=int, default=0, help="leave out so many before them (%(default)s)")
     add("--compress", type=float, default=10, help="the trace's time (%(default)s)")
     add("--shrink", type=int, default=8, help="the trace's tokens (%(default)s)")
@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(args: argparse.Namespace) -> tuple[Load, Found]:
-    """What can be wrong is found before anything starts."""
+    """Check all inputs before anything starts."""
     if args.quick:
         args.requests = QUICK
     if args.workers < 2:

@@ -1,4 +1,4 @@
-"""NVIDIA Dynamo: its frontend and router before its own mock engines."""
+"""NVIDIA Dynamo as a target: its frontend and router with its mock engines."""
 
 import asyncio
 import re
@@ -20,14 +20,16 @@ from hpc_dynamo.config import TopologyKind
 from hpc_dynamo.http import HttpClient
 
 MODES = ("kv", "round-robin")
-OPTION = "dynamo."  # before an option of its frontend, among words for any system
+OPTION = "dynamo."  # prefix of an option of its frontend
 COUNTER = "dynamo_component_router_kv_selected_cached_prefix_tokens_total"
 SELECTED = re.compile(rf'^{COUNTER}\{{.*phase="prefill".*\}} (\S+)$', re.M)
 
 
 def dynamo(setting: Setting, env: Path, mode: str, words: Sequence[str] = ()) -> Start:
-    """Dynamo from the environment `env`, in a router mode of its own. `words`: options of its
-    frontend, as `dynamo.router-temperature=0.5`."""
+    """Return Dynamo from the environment `env` in a router mode.
+
+    `words` are options of its frontend, such as `dynamo.router-temperature=0.5`.
+    """
 
     @asynccontextmanager
     async def start(folder: Path, kind: TopologyKind) -> AsyncIterator[Running]:
@@ -44,7 +46,7 @@ def dynamo(setting: Setting, env: Path, mode: str, words: Sequence[str] = ()) ->
 
 
 class Mockers(ProcessTarget):
-    """Dynamo's frontend and one mocker process a role, which runs all workers of that role."""
+    """Dynamo's frontend and one mocker process per role, with all workers of that role."""
 
     def __init__(
         self,
@@ -62,7 +64,7 @@ class Mockers(ProcessTarget):
 
     async def launch(self) -> str:
         port, store = free_port(), self.group.folder / f"kv-{free_port()}"
-        store.mkdir()  # an empty one for every start: it is how the processes find each other
+        store.mkdir()  # empty for every start: the processes discover each other in it
         env = {"DYN_FILE_KV": str(store), "DYN_LOG": "warn", "HF_HUB_OFFLINE": "1"}
         table = self.group.folder / "timing.npz"
         write_mocker(self._setting.engine.timing(self._setting.scale, self._kind), table)
@@ -102,8 +104,11 @@ class Mockers(ProcessTarget):
         ]
 
     async def prefix(self, http: HttpClient, url: str, asked: int) -> Prefix | None:
-        """Of prefill workers, as the router saw it in their events: the answers' usage tells of
-        decode workers. Where roles are together the usage says it all."""
+        """Return the prompt tokens and cached tokens.
+
+        If disaggregated, they are the router's count for prefill workers, since the usage in
+        responses covers only decode workers.
+        """
         if self._kind is TopologyKind.aggregated:
             return None
         page = (await look(http, url, "/metrics")).decode()

@@ -1,13 +1,12 @@
-"""The modelled engine behind both systems: one timing and one cache size, said in two languages.
+"""The modelled engine of both systems: one timing and one cache size in two formats.
 
-A step takes `prefill_s_per_token` for each token that it prefills, plus `decode_s` and
-`decode_s_per_context_token` for each token of context where it decodes. These are the terms that
-Dynamo's mocker can express too (its table is interpolated linearly, its parts are added), so that
-a step takes the same time in both. What our simulator knows beyond them (attention's square, a
-sequence's own cost) stays at zero here.
+A step takes `prefill_s_per_token` for each token that it prefills. If it decodes, it also takes
+`decode_s`, and `decode_s_per_context_token` for each token of context. Dynamo's mocker supports the
+same terms: its table is interpolated linearly, and its parts are added. The other terms of the
+simulator (quadratic attention, cost per sequence) are zero.
 
-A prefill or decode worker reads the weights in every step, so where roles are apart a step of
-prefill takes at least `decode_s`; where they are together, decodes nearly always ride along.
+A worker reads the weights in every step. A disaggregated prefill step thus takes at least
+`decode_s`; in an aggregated worker, nearly every step decodes as well.
 """
 
 from dataclasses import dataclass
@@ -23,8 +22,7 @@ from hpc_dynamo.timing_model import TimingModel
 
 @dataclass(frozen=True)
 class Engine:
-    """One worker, in the trace's own seconds and tokens: about a 70B model on a few GPUs, with
-    a cache that keeps its prompts for minutes."""
+    """One worker in the time and tokens of the trace: about a 70B model on a few GPUs."""
 
     cache_tokens: int = 3 << 19  # 1.5 million
     step_tokens: int = 2048
@@ -34,12 +32,14 @@ class Engine:
     decode_s_per_context_token: float = 50e-9
 
     def blocks(self, scale: Scale) -> int:
-        """Of the cache as it is run."""
+        """Return the scaled number of cache blocks."""
         return self.cache_tokens // scale.shrink // ENGINE_BLOCK
 
     def timing(self, scale: Scale, kind: TopologyKind) -> TimingModel:
-        """In the trace's seconds. A token of ours stands for several, and so a step, which gives
-        one to each sequence, for as many steps: its budget of tokens stays as it is.
+        """Return the scaled timing.
+
+        A token stands for several tokens of the trace. A step, which generates one token per
+        sequence, thus stands for as many steps; its token budget stays.
         """
         k = scale.shrink
         return TimingModel(
@@ -50,24 +50,24 @@ class Engine:
         )
 
     def longest(self, requests: list[Request], scale: Scale) -> int:
-        """The context that the requests need. Raises UsageError where the cache has less."""
+        """Return the context that the requests need. Raises UsageError if the cache has less."""
         need = max(r.prompt + r.answer for r in requests) + ENGINE_BLOCK
         if need > self.blocks(scale) * ENGINE_BLOCK:
-            what = f"--cache-tokens {self.cache_tokens}: the longest request alone needs more"
+            what = f"--cache-tokens {self.cache_tokens}: the longest request needs more"
             raise UsageError(what, hint=f"at least {need * scale.shrink}")
         return need
 
 
 def write_simulator(timing: TimingModel, file: Path) -> None:
-    """For our simulator's --timing."""
+    """Write the timing for the simulator's --timing."""
     file.write_bytes(msgspec.json.encode(timing))
 
 
 def write_mocker(timing: TimingModel, file: Path) -> None:
-    """For the mocker's --planner-profile-data: milliseconds by new tokens of prompts, and by
-    (tokens of context of all sequences, of one). Linear, so that two points of each are all.
+    """Write the table for the mocker's --planner-profile-data.
 
-    Raises MissingDependency without numpy.
+    It has milliseconds by new prompt tokens, and by (context tokens of all sequences, of one). The
+    times are linear, so that two points of each are enough. Raises MissingDependency without numpy.
     """
     try:
         import numpy as np

@@ -1,4 +1,4 @@
-"""A serving job of ours, with simulators for engines."""
+"""hpc_dynamo as a target: a serving job with simulator engines."""
 
 import asyncio
 import re
@@ -22,16 +22,16 @@ from hpc_dynamo import config
 from hpc_dynamo.config import TopologyKind
 from hpc_dynamo.http import HttpClient
 
-NAME = "replay"  # of the run
+NAME = "replay"  # name of the run
 READY_S = 60.0
 COUNTERS = re.compile(r"^vllm:((?:external_)?prefix_cache_\w+)_total\{.*\} (\S+)$", re.M)
-KV_BYTES = 64  # a token: the peer moves none, and ours should cost little
+KV_BYTES = 64  # per token; small, because Dynamo's mocker transfers none
 
 
 def policies(scale: Scale) -> dict[str, tuple[str, ...]]:
-    """Our own ways to route, by name, with the words for them that this version knows.
+    """Return name -> overrides of each routing policy.
 
-    What the product counts in blocks or seconds is scaled as all the rest.
+    Settings in blocks or seconds are scaled.
     """
     router = config.Router()
     known = {field.name for field in fields(router)}
@@ -50,13 +50,13 @@ def policies(scale: Scale) -> dict[str, tuple[str, ...]]:
     return found | {name: (f"router={name}",) for name in ("least_loaded", "round_robin")}
 
 
-def ours(setting: Setting, words: Sequence[str]) -> Start:
-    """A job with these words."""
+def hpc_dynamo(setting: Setting, words: Sequence[str]) -> Start:
+    """Return a job with these overrides."""
 
     @asynccontextmanager
     async def start(folder: Path, kind: TopologyKind) -> AsyncIterator[Running]:
-        said = (*_words(setting, kind, folder), *words, *setting.words)
-        async with serving(folder, NAME, setting.model, said) as served:
+        overrides = (*_words(setting, kind, folder), *words, *setting.words)
+        async with serving(folder, NAME, setting.model, overrides) as served:
             key, token = served.run.api_key(), served.run.secrets().token
             async with HttpClient.bearer(key) as http, HttpClient.bearer(token) as inside:
                 urls = await _ready(http, served, setting, kind)
@@ -67,7 +67,7 @@ def ours(setting: Setting, words: Sequence[str]) -> Start:
 
 
 def _words(setting: Setting, kind: TopologyKind, folder: Path) -> list[str]:
-    """Those for the engines, whose timing becomes a file in `folder`."""
+    """Return the engine overrides; the timing is written to a file in `folder`."""
     engine, scale, timing = setting.engine, setting.scale, folder / "timing.json"
     folder.mkdir(parents=True, exist_ok=True)
     write_simulator(engine.timing(scale, kind), timing)
@@ -103,21 +103,23 @@ class _Workers(msgspec.Struct):
 async def _ready(
     http: HttpClient, served: ServingJob, setting: Setting, kind: TopologyKind
 ) -> list[str]:
-    """URLs of all workers, when they are ready. Raises Ended."""
+    """Return the URLs of all workers when they are ready. Raises ProcessExited."""
     wanted, deadline = sum(setting.pools(kind).values()), time.monotonic() + READY_S
     while time.monotonic() < deadline:
         page = msgspec.json.decode(await look(http, served.url, "/v1/workers"), type=_Workers)
         ready = [w for w in page.data if w.state == "ready"]
         if len(ready) == wanted:
             return [w.url for w in ready]
-        await asyncio.sleep(0.2)  # a page is looked at
+        await asyncio.sleep(0.2)
     what = f"{len(ready)} of {wanted} workers were ready after {READY_S:.0f} s"
     raise ProcessExited(what, log=served.run.path)
 
 
 async def _prefix(engines: HttpClient, urls: Sequence[str], asked: int) -> Prefix:
-    """What of `asked` prompt tokens no engine had to compute, whatever its role: it found the
-    others in its own cache, or pulled them from the engine that had computed them."""
+    """Return the prompt tokens, and those that no engine computed.
+
+    An engine found them in its cache, or pulled them from the engine that had computed them.
+    """
     pages = [(await look(engines, url, "/metrics")).decode() for url in urls]
     counted = [dict(COUNTERS.findall(page)) for page in pages]
     computed = sum(

@@ -1,4 +1,4 @@
-"""The load: every request at its own time, however many are under way, and what was seen of it."""
+"""The load: sends each request at its time (open loop) and records its response."""
 
 import asyncio
 import re
@@ -11,40 +11,39 @@ from benchmarks.frontend.streams import DONE, USAGE
 from benchmarks.replay.trace import Request
 from hpc_dynamo.http import HttpClient
 
-TEXT = re.compile(rb'"text": ?"(?!")')  # of an event that has any
+TEXT = re.compile(rb'"text": ?"(?!")')  # matches events with text
 CACHED = re.compile(rb'"cached_tokens": ?(\d+)')
-ANSWER_S = 300.0
+REQUEST_TIMEOUT_S = 300.0
 PATH = "/v1/completions"
 
 
 class Seen(msgspec.Struct):
-    """What became of one request. Seconds of ours, from when it was due; `error` is empty where
-    the answer was whole."""
+    """Result of one request. Seconds are real time since it was due; `error` is "" on success."""
 
     prompt: int
     answer: int
     due_s: float  # from the start of the load
-    late_s: float = 0.0  # that the client was behind when it sent it
+    late_s: float = 0.0  # delay of the client
     ttft_s: float = 0.0
     end_s: float = 0.0
-    gaps_s: list[float] = msgspec.field(default_factory=list)  # between pieces of the answer
-    cached: int | None = None  # prompt tokens from the prefix cache, where the usage tells
+    gaps_s: list[float] = msgspec.field(default_factory=list)  # between pieces of the response
+    cached: int | None = None  # cached prompt tokens, if the usage has them
     error: str = ""
 
     @property
     def itl_s(self) -> float:
-        """The mean time between two tokens."""
+        """Return the mean time between two tokens."""
         return (self.end_s - self.ttft_s) / max(1, self.answer - 1)
 
 
 class Ear:
-    """Listens to one answer; see http.Sink."""
+    """Sink that records the pieces of one response, see http.Sink."""
 
     congested = False
 
     def __init__(self, seen: Seen, due: float) -> None:
         self._seen, self._due, self._rest = seen, due, b""
-        self.end = b""  # what came last
+        self.end = b""  # last bytes of the response
 
     def write(self, data: bytes) -> None:
         data = self._rest + data
@@ -55,7 +54,7 @@ class Ear:
             self._count(pieces)
 
     def _count(self, pieces: int) -> None:
-        """Pieces that came in one read came at the same time: their gaps are 0."""
+        """Count the pieces of one read, which arrived at the same time: their gaps are 0."""
         now, seen = time.perf_counter() - self._due, self._seen
         if seen.ttft_s:
             seen.gaps_s.append(now - seen.end_s)
@@ -65,7 +64,7 @@ class Ear:
         seen.end_s = now
 
     async def drain(self) -> None:
-        """Never congested."""
+        """Return at once: the sink is never congested."""
 
 
 async def replay(
@@ -75,7 +74,7 @@ async def replay(
     bodies: Sequence[bytes],
     done: Callable[[Seen], None],
 ) -> list[Seen]:
-    """Send all, an open loop; `done` is called as each ends."""
+    """Send all requests; `done` is called when each ends."""
     began = time.perf_counter()
     async with asyncio.TaskGroup() as group:
         tasks = list[asyncio.Task[Seen]]()
@@ -93,18 +92,18 @@ async def _counted(asked: Coroutine[None, None, Seen], done: Callable[[Seen], No
 
 
 async def ask(http: HttpClient, url: str, request: Request, body: bytes, due: float) -> Seen:
-    """One request, to its end or its error."""
+    """Send one request and read its response until its end or error."""
     late_s = max(0.0, time.perf_counter() - due)
     seen = Seen(request.prompt, request.answer, request.due_s, late_s)
     ear = Ear(seen, due)
     try:
-        async with asyncio.timeout(ANSWER_S), http.send("POST", url, PATH, body) as answer:
+        async with asyncio.timeout(REQUEST_TIMEOUT_S), http.send("POST", url, PATH, body) as answer:
             await answer.relay(ear)
             seen.error = "" if answer.status == 200 else f"status {answer.status}"
-    except OSError as e:  # TimeoutError is one
+    except OSError as e:  # includes TimeoutError
         seen.error = f"{type(e).__name__} {e}".strip()
     if not seen.error and (DONE not in ear.end or USAGE.findall(ear.end) != [b"%d" % seen.answer]):
-        seen.error = f"not whole: {ear.end[-300:].decode(errors='replace')}"
+        seen.error = f"incomplete: {ear.end[-300:].decode(errors='replace')}"
     if told := CACHED.findall(ear.end):
         seen.cached = int(told[-1])
     return seen

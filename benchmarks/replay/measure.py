@@ -1,4 +1,4 @@
-"""One system under the whole load."""
+"""Measures one system with the whole load."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from hpc_dynamo.http import HttpClient
 
 
 class Load:
-    """What every system is put through. Bodies are made once, not while the clock runs."""
+    """The load of all systems. Request bodies are created before the measurement."""
 
     def __init__(self, requests: Sequence[Request], scale: Scale, targets: Targets) -> None:
         self.requests, self.scale, self.targets = requests, scale, targets
@@ -25,8 +25,10 @@ class Load:
 async def measure(
     start: Start, label: Label, load: Load, folder: Path, done: Callable[[Seen], None]
 ) -> Run:
-    """Start a system, put the load on it, end it. Raises HpcDynamoError where it does not start;
-    requests that fail are counted."""
+    """Start a system, send the load, and stop the system.
+
+    Raises HpcDynamoError if it does not start; requests that fail are counted.
+    """
     async with start(folder, TopologyKind(label.topology)) as running:
         before, mark = await running.prefix(0), Mark.now(running.pids)
         async with HttpClient.bearer(running.key or "none") as http:
@@ -39,7 +41,7 @@ async def measure(
 
 @dataclass(frozen=True)
 class Mark:
-    """Where the clocks stood: ours, the system's, this program's, all cores'."""
+    """CPU times at one moment: wall clock, the system, this program, all cores."""
 
     wall_s: float
     system_s: float
@@ -51,7 +53,7 @@ class Mark:
         return cls(time.perf_counter(), cpu_s(pids), time.process_time(), cores_busy_s())
 
     def noise(self, pids: Sequence[int]) -> Noise:
-        """What was used since."""
+        """Return the CPU times used since."""
         now = Mark.now(pids)
         wall_s, client_s = now.wall_s - self.wall_s, now.client_s - self.client_s
         system_s = now.system_s - self.system_s

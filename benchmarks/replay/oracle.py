@@ -1,18 +1,15 @@
-"""The hit rate that routing could have reached: the trace against caches of the same size.
+"""The hit rate that routing could reach: the trace with caches of the same size.
 
-Requests come one after the other; each is over before the next comes, so nothing is computed
-twice because it is not there yet, and no block is held. A cache keeps the engines' blocks, the one
-unused for longest goes first, and of one prompt its end before its beginning, as in the engines.
-What a request found counts in tokens, its last token never (it is computed to begin the answer).
+Requests are computed one after the other, so that nothing is computed twice and no block is in use.
+A cache holds the engines' blocks and evicts the least recently used one, the end of a prompt before
+its start, as the engines do. The last token of a prompt never counts as cached.
 
-    pooled   one cache with the blocks of all workers: what a router could reach if every worker
-             could read the caches of all others. Nothing is kept twice.
-    placed   a cache for each worker, and each request on one of them: on the one that has the
-             most of it, where that is more than a few blocks of the trace, else on the one that
-             has computed the least so far. The best of a few such thresholds.
-    oracle   the larger of the two. `pooled` is no bound for all placements: separate caches can
-             keep what is used again from what is not.
-    endless  no block is ever forgotten: what the trace itself allows.
+    pooled   one cache with the blocks of all workers, as if each worker could read all caches
+    placed   a cache per worker. A request goes to the worker with the most of its blocks, if these
+             are more than a threshold, else to the worker that computed the fewest tokens. The
+             result is that of the best threshold.
+    oracle   the larger of the two; separate caches can protect blocks that are used again
+    endless  caches of unlimited size
 """
 
 from collections import OrderedDict
@@ -22,9 +19,9 @@ import msgspec
 
 from benchmarks.replay.trace import ENGINE_BLOCK, Request
 
-THRESHOLDS = (0, 1, 2, 4, 8)  # blocks of the trace
+THRESHOLDS = (0, 1, 2, 4, 8)  # in blocks of the trace
 
-Key = tuple[int, int]  # (hash id, or -1 - a request's number for what is its own; part of it)
+Key = tuple[int, int]  # (hash id, or -1 - number of the request for unique tokens; index)
 
 
 class Oracle(msgspec.Struct, frozen=True):
@@ -40,7 +37,7 @@ class Oracle(msgspec.Struct, frozen=True):
 
 
 def oracle(requests: Sequence[Request], workers: int, blocks: int, *, answers: bool) -> Oracle:
-    """Of `workers` that prefill, with `blocks` each. `answers`: they also keep what they say."""
+    """Return the hit rates of `workers` with `blocks` each; `answers`: cache responses too."""
     return Oracle(
         pooled=pooled(requests, workers * blocks, answers=answers),
         placed=max(
@@ -52,14 +49,14 @@ def oracle(requests: Sequence[Request], workers: int, blocks: int, *, answers: b
 
 
 def pooled(requests: Sequence[Request], blocks: int, *, answers: bool) -> float:
-    """The hit rate of one cache of so many blocks."""
+    """Return the hit rate of one cache of this many blocks."""
     return placed(requests, 1, blocks, 0, answers=answers)
 
 
 def placed(
     requests: Sequence[Request], workers: int, blocks: int, threshold: int, *, answers: bool
 ) -> float:
-    """The hit rate of separate caches; see above for `threshold`."""
+    """Return the hit rate of separate caches; see above for `threshold`."""
     caches = [Cache(blocks) for _ in range(workers)]
     found = 0
     for request in requests:
@@ -77,19 +74,19 @@ def placed(
 
 
 class Cache:
-    """The blocks of one worker; `computed` counts the tokens that it had to compute."""
+    """Cached blocks of one worker; `computed` counts the tokens that it computed."""
 
     def __init__(self, blocks: int) -> None:
         self._most, self._kept = blocks, OrderedDict[Key, None]()
         self.computed = 0
 
     def depth(self, keys: Sequence[Key]) -> int:
-        """How many blocks from the start are here."""
+        """Return the number of cached blocks from the start."""
         kept = self._kept
         return next((i for i, key in enumerate(keys) if key not in kept), len(keys))
 
     def add(self, keys: Sequence[Key]) -> None:
-        """Used now, all of them; what is too much goes."""
+        """Mark all blocks as used; evict those beyond the capacity."""
         for key in reversed(keys):
             self._kept[key] = None
             self._kept.move_to_end(key)
@@ -105,7 +102,7 @@ def _prompt_keys(request: Request) -> Iterator[Key]:
 
 
 def _answer_keys(request: Request) -> Iterator[Key]:
-    """Blocks that are full with the answer: nobody asks for them, but they take room."""
+    """Yield the blocks filled by a response: they use the cache but match no prompt."""
     first = request.tail // ENGINE_BLOCK
     return (
         (-1 - request.number, part)

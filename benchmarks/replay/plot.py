@@ -1,4 +1,4 @@
-"""The figures as a picture: hit rates under the oracle, TTFT from best to worst, goodput."""
+"""Plots the results: hit rates with the oracle, TTFT of each system, goodput."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +31,7 @@ def draw(found: Found, file: Path) -> None:
         hits.set_title(f"{topology}: prompt tokens found in caches, %\n(dashed: the oracle)")
         _curves(ttft, systems)
         _bars(goodput, systems, lambda r: r.goodput_hz)
-        goodput.set_yticks([])  # the rows, and all colours, are those on the left
+        goodput.set_yticks([])  # rows and colours are those on the left
         goodput.set_title("goodput, requests/s")
     figure.suptitle(f"{found.machine}\n{', '.join(f'{k} {v}' for k, v in found.settings.items())}")
     figure.savefig(file, dpi=100)
@@ -39,7 +39,7 @@ def draw(found: Found, file: Path) -> None:
 
 
 def need() -> None:
-    """Raises MissingDependency where there is nothing to draw with."""
+    """Raise MissingDependency without matplotlib."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as e:

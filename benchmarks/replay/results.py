@@ -1,4 +1,4 @@
-"""What a run shows, in the trace's own seconds; medians and spreads over runs."""
+"""Results of a run in seconds of the trace; medians and ranges over runs."""
 
 import statistics
 from collections import Counter
@@ -15,14 +15,14 @@ CURVE = tuple(i / 100 for i in range(101))
 
 
 class Targets(msgspec.Struct, frozen=True):
-    """What a good answer keeps, in the trace's seconds; the ITL is the mean of its tokens."""
+    """Targets of a response in seconds of the trace; the ITL is the mean of its tokens."""
 
     ttft_s: float
     itl_s: float
 
 
 class Prefix(msgspec.Struct, frozen=True):
-    """Prompt tokens that were looked up in the prefix cache and those found there, as `told`."""
+    """Prompt tokens, and those found in the prefix cache, with their source."""
 
     queries: float
     hits: float
@@ -37,7 +37,7 @@ class Prefix(msgspec.Struct, frozen=True):
 
 
 class Noise(msgspec.Struct, frozen=True):
-    """CPU seconds by who used them while the load went on, for `wall_s` seconds of ours."""
+    """CPU seconds by user during the load, for `wall_s` real seconds."""
 
     wall_s: float
     system_s: float
@@ -46,7 +46,7 @@ class Noise(msgspec.Struct, frozen=True):
 
 
 class Run(msgspec.Struct, frozen=True):
-    """One system under the whole load. Times are the trace's; `seconds` to the last answer."""
+    """Results of one system. Times are those of the trace; `seconds` is until the last response."""
 
     system: str
     topology: str
@@ -62,21 +62,21 @@ class Run(msgspec.Struct, frozen=True):
     itl_p50_s: float
     itl_p99_s: float
     goodput_hz: float
-    prefix: Prefix | None  # of the engines or the router
-    usage: Prefix | None  # of the answers
-    late_p99_s: float  # the client's own fault
+    prefix: Prefix | None  # counts of the engines or the router
+    usage: Prefix | None  # counts of the responses
+    late_p99_s: float  # delay of the client
     noise: Noise
     ttft_curve_s: list[float]  # quantiles 0 to 100 %
 
     @property
     def hit_rate(self) -> float:
-        """As the engines say, else as the answers do."""
+        """Return the hit rate of the engines, else of the responses."""
         told = self.prefix or self.usage
         return told.rate if told else float("nan")
 
 
 class Found(msgspec.Struct):
-    """Everything, as it is written to a file."""
+    """All results, as written to a file."""
 
     machine: str
     trace: str
@@ -85,7 +85,7 @@ class Found(msgspec.Struct):
     runs: list[Run] = msgspec.field(default_factory=list)
 
     def of(self, topology: str) -> dict[str, list[Run]]:
-        """The runs of a topology by system, in the order they came."""
+        """Return the runs of a topology by system, in order."""
         found: dict[str, list[Run]] = {}
         for run in self.runs:
             if run.topology == topology:
@@ -94,7 +94,7 @@ class Found(msgspec.Struct):
 
 
 class Label(msgspec.Struct, frozen=True):
-    """Which run it was."""
+    """Identifies a run."""
 
     system: str
     topology: str
@@ -110,7 +110,7 @@ def summary(
     prefix: Prefix | None,
     noise: Noise,
 ) -> Run:
-    """Of all that was seen. Requests that failed have no times; they count against goodput."""
+    """Return the results of a run. Failed requests have no times, and count against goodput."""
     whole = [s for s in seen if not s.error]
     ttft = sorted(scale.trace_s(s.ttft_s) for s in whole)
     gaps = sorted(scale.trace_itl_s(gap) for s in whole for gap in s.gaps_s)
@@ -138,7 +138,7 @@ def summary(
 
 
 def good(seen: Seen, scale: Scale, targets: Targets) -> bool:
-    """Whether an answer kept both targets."""
+    """Return True if a response meets both targets."""
     in_time = scale.trace_s(seen.ttft_s) <= targets.ttft_s
     return not seen.error and in_time and scale.trace_itl_s(seen.itl_s) <= targets.itl_s
 
@@ -156,7 +156,7 @@ def median(runs: Sequence[Run], value: Callable[[Run], float]) -> float:
 
 
 def spread(runs: Sequence[Run], value: Callable[[Run], float], form: str) -> str:
-    """The median, and the least and the most of several."""
+    """Return the median, minimum and maximum."""
     values = [value(run) for run in runs]
     middle = format(statistics.median(values), form)
     if len(values) < 2:

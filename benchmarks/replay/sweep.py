@@ -1,4 +1,4 @@
-"""A grid over words of the configuration: every combination is a system of its own."""
+"""A grid of overrides: each combination is a system to measure."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -7,9 +7,10 @@ from hpc_dynamo.errors import UsageError
 
 
 def grid(axes: Sequence[str]) -> list[tuple[str, ...]]:
-    """`["a=1,2", "b=3"]` → words of each cell: `("a=1", "b=3")`, `("a=2", "b=3")`.
+    """Return the overrides of each cell.
 
-    Raises UsageError for what is no FIELD=VALUE,….
+    `["a=1,2", "b=3"]` gives `("a=1", "b=3")` and `("a=2", "b=3")`. Raises UsageError for an
+    argument that is not FIELD=VALUE,….
     """
     return list(product(*map(_axis, axes)))
 

@@ -1,4 +1,4 @@
-"""The figures as tables."""
+"""Results of the replay benchmark as tables."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,13 +18,13 @@ COLUMNS: tuple[Column, ...] = (
     ("good/s", lambda r: r.goodput_hz, ".2f"),
 )
 CAUTION = (
-    "cores: kept busy by the system and by other programs meanwhile; late: the client's own p99, "
-    "in the trace's seconds. Where others or late are large, do not use the times."
+    "cores: used by the system and by other programs; late: p99 of the client's delay, "
+    "in seconds of the trace. Do not use the times if others or late are large."
 )
 
 
 def tables(found: Found) -> Iterator[Table]:
-    """One for each topology."""
+    """Yield a table per topology."""
     for topology in dict.fromkeys(run.topology for run in found.runs):
         yield _table(found, topology)
 
@@ -64,5 +64,5 @@ def _cells(runs: Sequence[Run]) -> list[str]:
 
 
 def cores(run: Run) -> float:
-    """That the system kept busy."""
+    """Return the cores that the system used."""
     return run.noise.system_s / max(run.noise.wall_s, 1e-9)

@@ -1,4 +1,4 @@
-"""What the systems under test have in common, and what each of them is to the load."""
+"""Common settings of the systems under test, and their interface to the load."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,17 +18,17 @@ LOOK_S = 10.0
 
 @dataclass(frozen=True)
 class Setting:
-    """What all systems have in common. `context` is the longest sequence, in tokens of ours."""
+    """Settings of all systems. `context` is the longest sequence in scaled tokens."""
 
     engine: Engine
     scale: Scale
     workers: int
     context: int
     model: Path
-    words: tuple[str, ...] = ()  # further ones for ours
+    words: tuple[str, ...] = ()  # extra overrides of hpc_dynamo
 
     def pools(self, kind: TopologyKind) -> dict[str, int]:
-        """How many workers of which role; those that prefill first."""
+        """Return the number of workers per role, prefill first."""
         if kind is TopologyKind.aggregated:
             return {"aggregated": self.workers}
         return {"prefill": self.workers // 2, "decode": self.workers - self.workers // 2}
@@ -36,8 +36,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Running:
-    """A system that takes requests at `url`. `prefix` reads what it says of its caches, given
-    how many prompt tokens it was asked for; differences of two readings count."""
+    """A system that accepts requests at `url`.
+
+    `prefix` returns cache counts, given the number of prompt tokens sent; the difference of two
+    readings counts.
+    """
 
     url: str
     key: str
@@ -50,9 +53,9 @@ Start = Callable[[Path, TopologyKind], AbstractAsyncContextManager[Running]]
 
 
 async def look(http: HttpClient, url: str, path: str) -> bytes:
-    """A page of a system. Raises Ended where it does not come."""
+    """Return a page of a system. Raises ProcessExited if it does not respond."""
     try:
         async with asyncio.timeout(LOOK_S), http.send("GET", url, path) as answer:
             return await answer.read()
-    except OSError as e:  # TimeoutError is one
+    except OSError as e:  # includes TimeoutError
         raise ProcessExited(f"{url}{path}: {e or type(e).__name__}") from e

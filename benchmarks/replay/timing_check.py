@@ -1,7 +1,7 @@
-"""Do both modelled engines take the time that the model says? One table, on an idle system.
+"""Compares the timing of both modelled engines with the model, on an idle system.
 
-TTFT of lone prompts by their length, ITL of a few streams at once, and ITL of a stream while
-another's long prompt is computed beside it. In the trace's own units.
+The table has the TTFT of single prompts by length and the ITL of concurrent streams. It also has
+the ITL of a stream during the prefill of a long prompt. Times and tokens are those of the trace.
 """
 
 import statistics
@@ -12,29 +12,31 @@ from rich.table import Table
 
 from benchmarks.common import provision
 from benchmarks.replay.dynamo_target import dynamo
-from benchmarks.replay.hpc_dynamo_target import ours, policies
+from benchmarks.replay.hpc_dynamo_target import hpc_dynamo, policies
 from benchmarks.replay.load import Seen, replay
 from benchmarks.replay.targets import Running, Setting, Start
 from benchmarks.replay.trace import BLOCK, Request
 from hpc_dynamo.config import TopologyKind
 from hpc_dynamo.http import HttpClient
 
-LENGTHS = (1024, 4096, 16384)  # of lone prompts, in the trace's tokens
-STREAMS = (1, 8, 32)  # at once
-PROMPT, ANSWER = 4096, 2048  # of a stream: long enough that all speak at once for a while
-BESIDE = 32768  # of the prompt that comes beside a stream
+LENGTHS = (1024, 4096, 16384)  # lengths of single prompts
+STREAMS = (1, 8, 32)  # concurrent streams
+PROMPT, ANSWER = 4096, 2048  # per stream, long enough to overlap
+LONG_PROMPT = 32768  # computed during a stream
 REPEATS = 3
 
 
 async def run(setting: Setting, folder: Path) -> Table:
-    """Of one worker each, since what is asked is not how requests are spread."""
-    alone = Setting(setting.engine, setting.scale, 1, setting.context, setting.model, setting.words)
+    """Measure one worker of each system, because the distribution of requests does not matter."""
+    single = Setting(
+        setting.engine, setting.scale, 1, setting.context, setting.model, setting.words
+    )
     words = next(iter(policies(setting.scale).values()))
-    peer = dynamo(alone, provision.dynamo(), "kv")
+    peer = dynamo(single, provision.dynamo(), "kv")
     figures = [
-        _model(alone),
-        await _measure(ours(alone, words), alone, folder / "ours"),
-        await _measure(peer, alone, folder / "dynamo"),
+        _model(single),
+        await _measure(hpc_dynamo(single, words), single, folder / "hpc_dynamo"),
+        await _measure(peer, single, folder / "dynamo"),
     ]
     table = Table("", "the model", "our simulator", "Dynamo's mocker", title="Modelled time")
     for name in figures[0]:
@@ -51,15 +53,15 @@ def _model(setting: Setting) -> dict[str, float]:
 
     found = {_ttft(n): 1e3 * engine.prefill_s_per_token * n for n in LENGTHS}
     found |= {_itl(n): step_ms + context_ms(n) for n in STREAMS}
-    beside_ms = 1e3 * engine.prefill_s_per_token * BESIDE
-    return found | {_BESIDE: ANSWER * (step_ms + context_ms(1)) + beside_ms}
+    beside_ms = 1e3 * engine.prefill_s_per_token * LONG_PROMPT
+    return found | {_LONG_PROMPT: ANSWER * (step_ms + context_ms(1)) + beside_ms}
 
 
-_BESIDE = f"{ANSWER} tokens of a stream beside a prompt of {BESIDE:,}, ms"
+_LONG_PROMPT = f"{ANSWER} tokens of a stream during a prompt of {LONG_PROMPT:,}, ms"
 
 
 def _ttft(tokens: int) -> str:
-    return f"TTFT of {tokens:,} tokens alone, ms"
+    return f"TTFT of a single prompt of {tokens:,} tokens, ms"
 
 
 def _itl(streams: int) -> str:
@@ -70,7 +72,7 @@ async def _measure(start: Start, setting: Setting, folder: Path) -> dict[str, fl
     async with start(folder, TopologyKind.aggregated) as running:
         found = {_ttft(n): await _lone(running, setting, n) for n in LENGTHS}
         found |= {_itl(n): await _together(running, setting, n) for n in STREAMS}
-        return found | {_BESIDE: await _disturbed(running, setting)}
+        return found | {_LONG_PROMPT: await _disturbed(running, setting)}
 
 
 async def _lone(running: Running, setting: Setting, tokens: int) -> float:
@@ -82,7 +84,7 @@ async def _lone(running: Running, setting: Setting, tokens: int) -> float:
 
 
 async def _together(running: Running, setting: Setting, streams: int) -> float:
-    """Of the third quarter of each answer: all have begun then, and none has ended."""
+    """Return the mean gap in the third quarter of each response, when all of them run."""
     requests = [_request(setting, 100 + i, PROMPT, ANSWER) for i in range(streams)]
     seen = await _ask(running, requests)
     quarter = ANSWER // setting.scale.shrink // 4
@@ -92,7 +94,7 @@ async def _together(running: Running, setting: Setting, streams: int) -> float:
 
 async def _disturbed(running: Running, setting: Setting) -> float:
     streaming = _request(setting, 300, PROMPT, ANSWER)
-    other = _request(setting, 301, BESIDE, 1)
+    other = _request(setting, 301, LONG_PROMPT, 1)
     alone_s = setting.engine.prefill_s_per_token * PROMPT / setting.scale.compress
     other = Request(other.number, 2 * alone_s, (), other.block_tokens, other.tail, 1)
     stream, _ = await _ask(running, [streaming, other])
@@ -100,7 +102,7 @@ async def _disturbed(running: Running, setting: Setting) -> float:
 
 
 def _request(setting: Setting, number: int, prompt: int, answer: int) -> Request:
-    """Of nobody else's tokens. Lengths in the trace's."""
+    """Return a request with unique tokens; lengths are in tokens of the trace."""
     k = setting.scale.shrink
     return Request(number, 0.0, (), setting.scale.block_tokens, prompt // k, answer // k)
 

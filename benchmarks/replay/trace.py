@@ -1,9 +1,9 @@
-"""The trace as requests: scaled down in time and in size, with prompts made of token ids.
+"""The trace as requests: scaled in time and size, with prompts of token ids.
 
-A line of the trace (Mooncake, FAST '25) has `timestamp` in milliseconds, `input_length` and
-`output_length` in tokens, and `hash_ids`, one for each 512 tokens of the prompt: equal ids mean
-equal tokens up to there. An id becomes the same tokens wherever it stands. What follows the last
-whole block is of this request alone.
+A line of the trace (Mooncake, FAST '25) has `timestamp` in milliseconds, and `input_length` and
+`output_length` in tokens. `hash_ids` has one id per 512 tokens of the prompt: equal ids mean equal
+tokens up to there. An id always becomes the same tokens. The tokens after the last whole block are
+unique to the request.
 """
 
 import random
@@ -18,20 +18,20 @@ import msgspec
 from benchmarks.common.workload import MODEL
 from hpc_dynamo.errors import InputError, UsageError
 
-BLOCK = 512  # tokens of the trace for each of its hash ids
-ENGINE_BLOCK = 16  # tokens of ours in a block of the engines' caches
-LEAST, MOST = 1_000, 49_000  # token ids that every tokenizer has, and none uses as a sign
+BLOCK = 512  # tokens of the trace per hash id
+ENGINE_BLOCK = 16  # scaled tokens per cache block of the engines
+LEAST, MOST = 1_000, 49_000  # ordinary token ids of every tokenizer
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much smaller than the trace: seconds by `compress`, tokens and blocks by `shrink`."""
+    """Scale of the load: `compress` divides seconds, `shrink` divides tokens and blocks."""
 
     compress: float
     shrink: int
 
     def __post_init__(self) -> None:
-        """Raises UsageError where a block of the trace is no whole number of the engines'."""
+        """Raise UsageError if a block of the trace is not a whole number of engine blocks."""
         if self.shrink < 1 or BLOCK % (self.shrink * ENGINE_BLOCK):
             fit = [2**i for i in range(6)]
             what = f"--shrink {self.shrink}: {BLOCK} tokens must be whole blocks of {ENGINE_BLOCK}"
@@ -41,20 +41,20 @@ class Scale:
 
     @property
     def block_tokens(self) -> int:
-        """Tokens of ours for a hash id."""
+        """Return the scaled tokens of a hash id."""
         return BLOCK // self.shrink
 
     def trace_s(self, seconds: float) -> float:
-        """Seconds of the trace in `seconds` of ours."""
+        """Return the seconds of the trace for real seconds."""
         return seconds * self.compress
 
     def trace_itl_s(self, seconds: float) -> float:
-        """The same between two tokens: one of ours stands for `shrink` of the trace's."""
+        """Return the ITL of the trace; a scaled token stands for `shrink` tokens."""
         return seconds * self.compress / self.shrink
 
 
 class Line(msgspec.Struct, frozen=True):
-    """One request as the trace has it."""
+    """One request of the trace."""
 
     timestamp: float
     input_length: int
@@ -64,13 +64,13 @@ class Line(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it is sent: `due_s` from the start, lengths in tokens of ours."""
+    """One request as it is sent: `due_s` from the start, lengths in scaled tokens."""
 
     number: int
     due_s: float
-    blocks: tuple[int, ...]  # hash ids of the whole blocks that it begins with
+    blocks: tuple[int, ...]  # hash ids of its whole blocks
     block_tokens: int
-    tail: int  # tokens after them
+    tail: int  # tokens after the blocks
     answer: int
 
     @property
@@ -78,11 +78,11 @@ class Request:
         return len(self.blocks) * self.block_tokens + self.tail
 
     def ids(self) -> list[int]:
-        """The prompt's token ids."""
+        """Return the token ids of the prompt as JSON."""
         return msgspec.json.decode(b"[%b]" % self._prompt(), type=list[int])
 
     def body(self) -> bytes:
-        """Of a streamed /v1/completions that ends after `answer` tokens and tells its usage."""
+        """Return the body of a streamed /v1/completions with `answer` tokens and usage."""
         return (
             b'{"model":"%b","stream":true,"stream_options":{"include_usage":true},'
             b'"ignore_eos":true,"temperature":0,"max_tokens":%d,"prompt":[%b]}'
@@ -96,7 +96,7 @@ class Request:
 
 
 def _drawn(name: str, count: int) -> bytes:
-    """`count` token ids in JSON, the same in every run for a name."""
+    """Return `count` token ids as JSON, the same in every run for a name."""
     return ",".join(map(str, random.Random(name).choices(range(LEAST, MOST), k=count))).encode()
 
 
@@ -104,7 +104,7 @@ _shared = lru_cache(maxsize=200_000)(_drawn)
 
 
 def scaled(number: int, line: Line, start_ms: float, scale: Scale) -> Request:
-    """A line as a request. Lengths are rounded, and no prompt or answer is empty."""
+    """Return a line as a request. Lengths are rounded; no prompt or response is empty."""
     whole, rest = divmod(line.input_length, BLOCK)
     blocks = line.hash_ids[:whole]
     tail = round(rest / scale.shrink)
@@ -119,7 +119,7 @@ def scaled(number: int, line: Line, start_ms: float, scale: Scale) -> Request:
 
 
 def read(path: Path, count: int, scale: Scale, skip: int = 0) -> list[Request]:
-    """`count` requests of a trace after the first `skip`; 0: all. Raises InputError."""
+    """Return `count` requests after the first `skip`; 0: all. Raises InputError."""
     try:
         with path.open("rb") as rows:
             lines = [

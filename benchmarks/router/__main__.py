@@ -12,12 +12,12 @@ from rich.console import Console
 
 from benchmarks import router
 from benchmarks.common.provision import environments
-from benchmarks.router.tables import Found, tables
+from benchmarks.router.tables import Results, tables
 from hpc_dynamo.errors import EngineError, HpcDynamoError, UsageError, unknown_name
 
 ROOT = Path(__file__).parents[2]
 TRACE = Path("../shared/traces/mooncake_conversation.jsonl")
-BYTES_A_BLOCK = 250  # at the most, with what a growing dictionary needs for a moment
+BYTES_PER_BLOCK = 250  # maximum, including growing dictionaries
 SIDES = ("hpc-dynamo", "dynamo")
 
 
@@ -25,7 +25,7 @@ def main() -> int:
     args = _parser().parse_args()
     if args.quick:
         args.workers, args.blocks, args.repeats, args.requests = [64], [200_000], 1, 1000
-    found = Found()
+    found = Results()
     try:
         pythons = _pythons(args.sides)
         for words in _runs(args):
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def _pythons(sides: list[str]) -> dict[str, Path]:
-    """The interpreter of each side."""
+    """Return the interpreter of each side."""
     for side in sides:
         if side not in SIDES:
             raise unknown_name("side", side, SIDES)
@@ -61,7 +61,7 @@ def _runs(args: argparse.Namespace) -> Iterator[list[str]]:
         trace = ["--trace", str(args.trace), "--requests", str(args.requests)]
         yield ["trace", "--workers", str(workers), *trace]
     for blocks in args.blocks:
-        if blocks * BYTES_A_BLOCK > _available_bytes():
+        if blocks * BYTES_PER_BLOCK > _available_bytes():
             print(f"left out: {blocks:,} blocks do not fit into the memory", file=sys.stderr)
             continue
         for workers in args.workers:
@@ -69,7 +69,7 @@ def _runs(args: argparse.Namespace) -> Iterator[list[str]]:
 
 
 def _measure(python: Path, side: str, words: list[str]) -> dict[str, object]:
-    """Raises EngineError with the last words of a side that failed."""
+    """Return the figures of a side. Raises EngineError with the end of its output."""
     command = [str(python), "-m", "benchmarks.router.measure", side, *words]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "DYN_LOG": "error"}
     run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)

@@ -1,7 +1,7 @@
-"""NVIDIA Dynamo's index, by its Python bindings, as a side of benchmarks.router.
+"""NVIDIA Dynamo's index through its Python bindings.
 
-Runs in Dynamo's own interpreter. `RadixTree` is the index of its KvRouter without the transports
-around it; it takes events as JSON, with a hash of each block's tokens.
+Runs in Dynamo's interpreter. `RadixTree` is the index of its KvRouter without the transports. It
+receives events as JSON, with a hash of each block's tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,18 +17,18 @@ WORD_BYTES = 8
 
 
 class DynamoIndex:
-    """Tokens come as a list, which its hash function wants."""
+    """Prompts are lists of token ids, for its hash function."""
 
     name = "NVIDIA Dynamo"
 
     def __init__(self, workers: int) -> None:
         core = import_module("dynamo._core")
         self._hashes, self._tree = core.compute_block_hash_for_seq, core.RadixTree()
-        self.keys = [(worker, 0) for worker in range(workers)]  # worker and data parallel rank
+        self.keys = [(worker, 0) for worker in range(workers)]  # (worker, data parallel rank)
         self.version, self._events = version("ai-dynamo"), 0
 
     def learn(self, worker: int, payload: bytes) -> None:
-        """The same decoder as ours, Dynamo's hashes, its form of event, its tree."""
+        """Decode with the decoder of hpc_dynamo; use Dynamo's hashes, events and tree."""
         for event in decode_events(payload).events:
             match event:
                 case BlockStored():
@@ -54,15 +54,15 @@ class DynamoIndex:
         return self._stored(None, map(_word, prompt.keys), self.hashes_of(prompt))
 
     def hashes_of(self, prompt: Synthetic) -> list[int]:
-        """Its tree never sees tokens, so they may be any numbers."""
+        """Return any numbers: its tree never receives tokens."""
         return memoryview(prompt.tokens).cast("Q").tolist()[:: BLOCK * 4 // WORD_BYTES]
 
     def fill(self, worker: int, event: bytes) -> None:
-        """Neither hashing nor decoding of the engine's message nor making the JSON included."""
+        """Apply a ready event, without hashing, decoding and JSON encoding."""
         self._tree.apply_event(worker, event)
 
     def prompt(self, tokens: bytes) -> list[int]:
-        """As `hashes` wants it."""
+        """Return the input of `hashes`."""
         return memoryview(tokens).cast("I").tolist()
 
     def hashes(self, tokens: list[int]) -> Sequence[int]:
@@ -74,7 +74,7 @@ class DynamoIndex:
         return found
 
     def settle(self) -> None:
-        """All that was told is known: its thread takes calls in order."""
+        """Wait for all events: its thread executes calls in order."""
         self._tree.find_matches([])
 
 

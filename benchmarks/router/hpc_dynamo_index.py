@@ -1,4 +1,4 @@
-"""Our index as a side of benchmarks.router."""
+"""hpc_dynamo's prefix index."""
 
 import platform
 from array import array
@@ -9,22 +9,22 @@ from hpc_dynamo.kv.events import BlockRemoved, BlockStored, decode_events
 from hpc_dynamo.router.index.exact import PrefixIndex
 from hpc_dynamo.router.index.hashes import chained_hashes
 
-ENDLESS = 10**9  # blocks
+UNLIMITED = 10**9  # blocks
 
 
 class HpcDynamoIndex:
-    """Tokens come as bytes, as frontends have them; hashes are made of these."""
+    """Prompts are bytes of token ids, as in frontends."""
 
     name = "hpc-dynamo"
     version = f"Python {platform.python_version()}"
 
     def __init__(self, workers: int) -> None:
-        self._index, self.keys = PrefixIndex(ENDLESS, BLOCK), [*range(workers)]
+        self._index, self.keys = PrefixIndex(UNLIMITED, BLOCK), [*range(workers)]
         for worker in self.keys:
             self._index.add_worker(worker)
 
     def learn(self, worker: int, payload: bytes) -> None:
-        """What the router does with a message of an engine."""
+        """Apply a message of an engine, as the router does."""
         for event in decode_events(payload).events:
             match event:
                 case BlockStored():
@@ -40,11 +40,11 @@ class HpcDynamoIndex:
         return self.hashes(prompt.tokens)
 
     def fill(self, worker: int, prompt: Synthetic) -> None:
-        """Hashing of tokens included, decoding not."""
+        """Store a prompt, with hashing, without decoding."""
         self._index.store(worker, prompt.keys, None, prompt.tokens, BLOCK)
 
     def prompt(self, tokens: bytes) -> bytes:
-        """As `hashes` wants it."""
+        """Return the input of `hashes`."""
         return tokens
 
     def hashes(self, tokens: bytes) -> Sequence[int]:
@@ -54,4 +54,4 @@ class HpcDynamoIndex:
         return self._index.overlaps(hashes)
 
     def settle(self) -> None:
-        """All that was told is known: it is done in place."""
+        """Do nothing: events are applied at once."""

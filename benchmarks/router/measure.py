@@ -1,4 +1,4 @@
-"""Measures one index of benchmarks.router, in a process of its own: its figures as JSON.
+"""Measures one index in its own process and prints its figures as JSON.
 
 python -m benchmarks.router.measure hpc-dynamo trace --trace FILE --workers 64
 python -m benchmarks.router.measure hpc-dynamo fill --blocks 1000000 --workers 64
@@ -29,17 +29,17 @@ SIDES = {
     "dynamo": ("dynamo_index", "DynamoIndex"),
 }
 PAGE_BYTES = 4096
-ASKED = 400  # prompts whose decisions are timed one by one
+DECISIONS = 400  # prompts whose decisions are timed
 Figures = dict[str, float]
 clock = time.perf_counter
 
 
 class Side(Protocol):
-    """An index under test. What stands in each figure is said at its implementation."""
+    """An index under test. Its implementation defines what each time includes."""
 
     name: str
     version: str
-    keys: Sequence[Any]  # of workers, in what `find` returns
+    keys: Sequence[Any]  # workers as in the result of `find`
 
     def __init__(self, workers: int) -> None: ...
     def learn(self, worker: int, payload: bytes) -> None: ...
@@ -53,13 +53,13 @@ class Side(Protocol):
 
 
 class Load:
-    """What workers have to do besides; the same choice for both sides."""
+    """Pending work of the workers; both sides select with the same function."""
 
     def __init__(self, keys: Sequence[Any]) -> None:
         self._keys, self._ahead = keys, array("d", [0.0] * len(keys))  # in blocks
 
     def choose(self, found: Mapping[Any, int], blocks: int) -> int:
-        """The worker with the least work ahead, as the router's policy `kv` counts it."""
+        """Return the worker with the least pending work, as the policy `kv` counts it."""
         get, keys, ahead = found.get, self._keys, self._ahead
         chosen = min(range(len(keys)), key=lambda w: ahead[w] + blocks - get(keys[w], 0))
         ahead[chosen] += blocks - get(keys[chosen], 0)
@@ -67,14 +67,16 @@ class Load:
 
 
 def trace(side: Side, args: argparse.Namespace) -> Figures:
-    """Events and decisions of the trace."""
+    """Measure events and decisions of the trace."""
     requests = read(args.trace, args.requests)
     engines, figures = Engines(requests, args.workers), Figures()
     figures |= _learned(side, "prompt", engines.prompts())
     figures |= _learned(side, "answer", engines.answers())
-    asked = [side.prompt(request.tokens) for request in requests[:: len(requests) // ASKED or 1]]
+    asked = [
+        side.prompt(request.tokens) for request in requests[:: len(requests) // DECISIONS or 1]
+    ]
     figures |= _decided(side, "trace", [side.hashes(tokens) for tokens in asked])
-    long = [side.prompt(tokens) for tokens in long_prompts(requests)[:ASKED]]
+    long = [side.prompt(tokens) for tokens in long_prompts(requests)[:DECISIONS]]
     began = clock()
     hashed = [side.hashes(tokens) for tokens in long]
     figures["hash_us"] = (clock() - began) / max(1, len(long)) * 1e6
@@ -84,7 +86,7 @@ def trace(side: Side, args: argparse.Namespace) -> Figures:
 
 
 def fill(side: Side, args: argparse.Namespace) -> Figures:
-    """Synthetic prompts up to a size, then decisions on some of them."""
+    """Fill the index with synthetic prompts, then measure decisions."""
     count, spent_s, before = args.blocks // LONG_BLOCKS, 0.0, _resident()
     longest_s = longest_cpu_s = 0.0
     for number in range(count):
@@ -100,7 +102,7 @@ def fill(side: Side, args: argparse.Namespace) -> Figures:
         "longest_ms": longest_s * 1e3,
         "longest_cpu_ms": longest_cpu_s * 1e3,
     }
-    some = range(0, count, max(1, count // ASKED))
+    some = range(0, count, max(1, count // DECISIONS))
     return figures | _decided(side, "long", [side.hashes_of(synthetic(n)) for n in some])
 
 
@@ -116,12 +118,12 @@ def _learned(side: Side, what: str, made: Iterable[Batch]) -> Figures:
     return {
         f"{what}_batches_s": len(batches) / took_s,
         f"{what}_blocks_s": blocks / took_s,
-        f"{what}_cpu_ns": cpu_s / blocks * 1e9,  # a block, of all threads
+        f"{what}_cpu_ns": cpu_s / blocks * 1e9,  # per block, all threads
     }
 
 
 def _decided(side: Side, what: str, asked: list[Sequence[int]]) -> Figures:
-    """Each prompt once: its blocks are as cold in the processor's caches as they would be."""
+    """Measure each prompt once, with realistic misses of the processor's caches."""
     load, finds, choices, depths = Load(side.keys), list[float](), list[float](), 0
     for hashes in asked:
         began = clock()
@@ -141,7 +143,7 @@ def _decided(side: Side, what: str, asked: list[Sequence[int]]) -> Figures:
 
 
 def _resident() -> int:
-    """Bytes of memory in use."""
+    """Return the bytes of memory in use."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
 
 

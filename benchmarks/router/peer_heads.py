@@ -1,14 +1,16 @@
-"""Two heads before the same engines, with and without telling each other their loads.
+"""Two heads in front of the same engines, with and without the exchange of their loads.
 
     python -m benchmarks.router.peer_heads                     some minutes: three repeats
     python -m benchmarks.router.peer_heads --rate 20 --seconds 20 --repeats 1
 
-Four simulator ranks (timing of an 8B model on an A100, KV events over TCP) behind one head, or
-behind two of which each gets half of the requests. The load is open: requests at random moments,
-chats of 1,200 tokens of which three quarters are of one of 16 conversations, half of them streams
-of 50 tokens, the others answers of 16. Engines and heads start anew each time, so caches are cold.
-TTFT is a client's, of the streams; the spread is the difference between the fullest rank and the
-emptiest in requests of all heads, ten times a second.
+Four simulator ranks have the timing of an 8B model on an A100 and publish KV events over TCP. They
+are behind one head, or behind two that get half of the requests each. The load is an open loop with
+random arrivals. Chats have 1,200 tokens, three quarters of which belong to one of 16 conversations.
+Half of the requests stream 50 tokens, the others have responses of 16. Engines and heads restart
+for each run, so that caches are empty.
+
+TTFT is measured by a client, for streams. The spread is the difference in requests between the
+fullest and the emptiest rank, sampled ten times per second.
 """
 
 import argparse
@@ -41,12 +43,12 @@ ARRANGEMENTS = {"one head": (1, False), "two, no exchange": (2, False), "two, ex
 
 
 @dataclass
-class Seen:
-    """What the repeats of one arrangement showed."""
+class Arrangement:
+    """Results of the repeats of one arrangement."""
 
     ttft_s: list[float] = field(default_factory=list)
     spread: list[int] = field(default_factory=list)
-    p50_s: list[float] = field(default_factory=list)  # of each repeat
+    p50_s: list[float] = field(default_factory=list)  # one per repeat
     p99_s: list[float] = field(default_factory=list)
     hits: list[float] = field(default_factory=list)
     answered: int = 0
@@ -62,9 +64,9 @@ class Seen:
         self.errors += sum(c.errors.total() for c in clients)
 
 
-async def measure(args: argparse.Namespace, heads: int, exchange: bool, seen: Seen) -> None:
+async def measure(args: argparse.Namespace, heads: int, exchange: bool, seen: Arrangement) -> None:
     make = bodies(args.model / "tokenizer.json", random.Random(args.seed))
-    random.seed(args.seed)  # the moments of the requests
+    random.seed(args.seed)  # arrival times
     with tempfile.TemporaryDirectory(prefix="heads-") as folder:
         async with started(Path(folder), args.model, heads, exchange) as urls:
             async with HttpClient.bearer(KEY) as http:
@@ -91,7 +93,7 @@ def bodies(tokenizer: Path, draw: random.Random) -> Bodies:
 async def started(
     folder: Path, model: Path, heads: int, exchange: bool
 ) -> AsyncIterator[list[str]]:
-    """Base URLs of heads that have all ranks."""
+    """Yield the URLs of heads that know all ranks."""
     group = ProcessGroup(folder)
     (folder / "key").write_text(KEY)
     try:
@@ -122,7 +124,7 @@ async def started(
 
 
 async def engine(group: ProcessGroup, rank: int) -> tuple[str, str]:
-    """Its URL, and where it tells its KV events."""
+    """Start an engine; return its URL and its KV event endpoints."""
     port, live, replay = free_port(), *(f"tcp://{HOST}:{free_port()}" for _ in range(2))
     events = {"enable_kv_cache_events": True, "publisher": "zmq"}
     config = json.dumps({**events, "endpoint": live, "replay_endpoint": replay})
@@ -138,7 +140,7 @@ async def ready(http: HttpClient, url: str, group: ProcessGroup) -> None:
 
 
 async def loads(http: HttpClient, url: str) -> dict[str, int]:
-    """Requests of one head, by rank; none while it starts."""
+    """Return the requests of one head by rank, none while it starts."""
     try:
         async with http.send("GET", url, "/v1/loads") as answer:
             said = decode_loads(await answer.read())
@@ -148,7 +150,7 @@ async def loads(http: HttpClient, url: str) -> dict[str, int]:
 
 
 async def look(http: HttpClient, urls: Sequence[str], spread: list[int]) -> None:
-    """Until cancelled."""
+    """Sample the spread until cancelled."""
     while True:
         each = [await loads(http, url) for url in urls]
         sums = [sum(load.get(at, 0) for load in each) for at in each[0]]
@@ -157,13 +159,13 @@ async def look(http: HttpClient, urls: Sequence[str], spread: list[int]) -> None
 
 
 async def hits(http: HttpClient, url: str) -> float:
-    """Share of the prompts' tokens that the engines had cached, by their own count."""
+    """Return the share of prompt tokens that the engines had cached."""
     async with http.send("GET", url, "/v1/workers") as answer:
         rows = json.loads(await answer.read())["data"]
     return float(statistics.mean(row["load"]["cache_hit_rate"] for row in rows))
 
 
-def table(found: dict[str, Seen], title: str) -> Table:
+def table(found: dict[str, Arrangement], title: str) -> Table:
     made = Table("", "TTFT p50 ms", "TTFT p99 ms", "spread", "hits", "answered", title=title)
     for name, seen in found.items():
         if seen.p50_s:
@@ -180,7 +182,7 @@ def _ms(values_s: Sequence[float]) -> str:
     return f"{1000 * statistics.median(values_s):.0f} ({least:.0f} to {most:.0f})"
 
 
-async def run(args: argparse.Namespace, found: dict[str, Seen]) -> None:
+async def run(args: argparse.Namespace, found: dict[str, Arrangement]) -> None:
     for repeat in range(args.repeats):
         args.seed = repeat
         for name, (heads, exchange) in ARRANGEMENTS.items():
@@ -190,12 +192,14 @@ async def run(args: argparse.Namespace, found: dict[str, Seen]) -> None:
 def main() -> int:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("--rate", type=float, default=24.0, help="requests a second (%(default)s)")
+    parser.add_argument(
+        "--rate", type=float, default=24.0, help="requests per second (%(default)s)"
+    )
     parser.add_argument("--seconds", type=float, default=20.0, help="of load (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model", type=Path, help="a folder with a tokenizer; else the demo's")
     args = parser.parse_args()
-    found = {name: Seen() for name in ARRANGEMENTS}
+    found = {name: Arrangement() for name in ARRANGEMENTS}
     try:
         args.model = args.model or provision().model
         uvloop.run(run(args, found))

@@ -1,4 +1,4 @@
-"""The figures of benchmarks.router as tables: medians over the repeats."""
+"""Results of the router benchmark as tables: medians over the repeats."""
 
 import os
 import platform
@@ -9,15 +9,15 @@ from typing import Any
 
 from rich.table import Table
 
-Rows = dict[str, tuple[str, ...]]  # what a row is called, and the figures in it
+Rows = dict[str, tuple[str, ...]]  # title of a row -> its figures
 TRACE: Rows = {
     "events of prompts, batches/s": ("prompt_batches_s",),
     "  blocks/s": ("prompt_blocks_s",),
-    "  CPU ns a block": ("prompt_cpu_ns",),
+    "  CPU ns per block": ("prompt_cpu_ns",),
     "events of answers, one block each, batches/s": ("answer_batches_s",),
-    "  CPU ns a batch": ("answer_cpu_ns",),
+    "  CPU ns per batch": ("answer_cpu_ns",),
     "evictions, blocks/s": ("eviction_blocks_s",),
-    "  CPU ns a block ": ("eviction_cpu_ns",),
+    "  CPU ns per block ": ("eviction_cpu_ns",),
     "decisions/s, prompts of the trace": ("trace_decisions_s",),
     "  found, p50 / p99 µs": ("trace_find_p50_us", "trace_find_p99_us"),
     "  decision, p50 / p99 µs": ("trace_decision_p50_us", "trace_decision_p99_us"),
@@ -31,7 +31,7 @@ FILL: Rows = {
     "filled, blocks/s": ("filled_blocks_s",),
     "longest pause for 500 blocks, ms": ("longest_ms",),
     "  of CPU time": ("longest_cpu_ms",),
-    "bytes a block (resident)": ("bytes_a_block",),
+    "bytes per block (resident)": ("bytes_a_block",),
     "decisions/s, prompts of 8,000 tokens": ("long_decisions_s",),
     "  found, p50 / p99 µs": ("long_find_p50_us", "long_find_p99_us"),
     "  decision, p50 / p99 µs": ("long_decision_p50_us", "long_decision_p99_us"),
@@ -39,8 +39,8 @@ FILL: Rows = {
 }
 
 
-class Found:
-    """All figures so far, by run and side."""
+class Results:
+    """All results by run and side."""
 
     def __init__(self) -> None:
         self.runs = dict[str, dict[str, list[dict[str, float]]]]()
@@ -50,8 +50,8 @@ class Found:
         self.runs.setdefault(run, {}).setdefault(side, []).append(said["figures"])
 
 
-def tables(found: Found) -> Iterator[Table]:
-    """One for each run; its title says where."""
+def tables(found: Results) -> Iterator[Table]:
+    """Yield a table per run; its title names the machine."""
     for run, sides in found.runs.items():
         table = Table(title=f"{run}\n{_where()}", caption=_repeats(sides))
         table.add_column("")

@@ -1,6 +1,6 @@
-"""What both indexes of benchmarks.router are given: a trace's prompts as tokens and as KV events.
+"""Input of both indexes: the prompts of a trace as tokens and as KV events.
 
-Standard library and msgspec alone: NVIDIA Dynamo's interpreter imports this too.
+NVIDIA Dynamo's interpreter imports this too: standard library and msgspec only.
 """
 
 import json
@@ -15,10 +15,11 @@ from pathlib import Path
 from hpc_dynamo.kv import events
 
 BLOCK = 16  # tokens
-OF_A_KIND = 32  # blocks of 16 in one id of the trace, which stands for 512 tokens
+# Blocks per id of the trace, which stands for 512 tokens.
+BLOCKS_PER_ID = 32
 VOCABULARY = 128_000
 LONG_BLOCKS = 500  # a prompt of 8,000 tokens
-GONE = 64  # blocks that a step of the engine evicts
+EVICTED = 64  # blocks per eviction batch
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Request:
         return b"".join(map(tokens, self.ids))
 
     def worker(self, workers: int) -> int:
-        """By the second id: turns of a conversation share it, conversations the first."""
+        """Return the worker by the second id, which the turns of a conversation share."""
         return self.ids[min(1, len(self.ids) - 1)] % workers
 
 
@@ -43,8 +44,8 @@ def _pool() -> "array[int]":
 
 
 def tokens(kind: int) -> bytes:
-    """512 ids as uint32, the same for the same id of the trace."""
-    pool, size = _pool(), OF_A_KIND * BLOCK
+    """Return 512 token ids as uint32, equal for equal ids of the trace."""
+    pool, size = _pool(), BLOCKS_PER_ID * BLOCK
     start = kind * 7919 % (len(pool) - size)
     return array("I", [kind % VOCABULARY, kind // VOCABULARY]).tobytes() + (
         pool[start + 2 : start + size].tobytes()
@@ -52,14 +53,14 @@ def tokens(kind: int) -> bytes:
 
 
 def read(trace: Path, count: int) -> list[Request]:
-    """Up to `count` requests; all, where it is 0."""
+    """Read up to `count` requests; 0: all."""
     with trace.open() as lines:
         rows = [json.loads(line) for line, _ in zip(lines, range(count or 1 << 60), strict=False)]
     return [Request(tuple(row["hash_ids"]), row["output_length"]) for row in rows]
 
 
 def long_prompts(requests: Sequence[Request]) -> list[bytes]:
-    """Tokens of those with 8,000 and more, cut there."""
+    """Return the first 8,000 tokens of prompts that have as many."""
     size = LONG_BLOCKS * BLOCK * 4
     return [whole[:size] for r in requests if len(whole := r.tokens) >= size]
 
@@ -74,9 +75,11 @@ class Batch:
 
 
 class Engines:
-    """Workers with endless caches, and what they publish, as vLLM 0.32 does: blocks that a prompt
-    adds in one batch; a block of an answer in one of its own; evictions, the ends of prompts
-    first, in batches of 64 events of one block."""
+    """Workers with unlimited caches, and their KV events as of vLLM 0.32.
+
+    A prompt adds its blocks in one batch, a response one batch per block. Evictions remove the ends
+    of prompts first, in batches of 64 events of one block.
+    """
 
     def __init__(self, requests: Sequence[Request], workers: int) -> None:
         self._requests, self._workers = requests, workers
@@ -108,8 +111,8 @@ class Engines:
             worker = request.worker(self._workers)
             keys = [key for key in reversed(_keys(request.ids)) if key in self._held[worker]]
             self._held[worker].difference_update(keys)
-            for start in range(0, len(keys), GONE):
-                some = keys[start : start + GONE]
+            for start in range(0, len(keys), EVICTED):
+                some = keys[start : start + EVICTED]
                 removed = [events.BlockRemoved([key], "GPU") for key in some]
                 yield Batch(
                     worker, events.encode_events(events.KvEventBatch(0.0, [*removed])), len(some)
@@ -117,10 +120,10 @@ class Engines:
 
 
 def _keys(ids: tuple[int, ...]) -> list[bytes]:
-    """A digest for each block, which covers all before it."""
+    """Return a digest per block, which covers all blocks before it."""
     before, keys = b"", list[bytes]()
     for kind in ids:
-        for place in range(OF_A_KIND):
+        for place in range(BLOCKS_PER_ID):
             before = sha256(before + (kind << 8 | place).to_bytes(8, "little")).digest()
             keys.append(before)
     return keys
@@ -134,8 +137,10 @@ def _stored(worker: int, keys: list[bytes], parent: bytes | None, said: bytes) -
 
 @dataclass(frozen=True)
 class Synthetic:
-    """The n-th of endlessly many prompts of 8,000 tokens that share nothing: cheap to make, so
-    that an index can be filled beyond the trace."""
+    """The n-th of any number of prompts of 8,000 tokens without a common prefix.
+
+    They are cheap to create, so that an index can be filled beyond the trace.
+    """
 
     tokens: bytes
     keys: list[bytes]

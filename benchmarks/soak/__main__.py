@@ -1,4 +1,4 @@
-"""`python -m benchmarks.soak`: the run and its report; see the package."""
+"""Run and report of the soak benchmark; see the package."""
 
 import argparse
 import asyncio
@@ -27,12 +27,12 @@ from hpc_dynamo.http import HttpClient
 
 CAPACITY_S, WARM_S = 20.0, 2.0
 SAMPLE_S, SAY_S = 10.0, 60.0
-SETTLE_S = 80.0  # servers close what was idle for 75 s; a short run does without
+SETTLE_S = 80.0  # servers close idle connections after 75 s; short runs do not wait
 SETTLED_MIN = 5.0
 
 
 class ProgressDisplay:
-    """A bar on a terminal, a line a minute elsewhere."""
+    """Progress bar on a terminal, otherwise one line per minute."""
 
     def __init__(self, bar: Progress | None, minutes: float) -> None:
         self._bar, self._said_at = bar, float("-inf")
@@ -66,7 +66,7 @@ def progress_display(minutes: float) -> Iterator[ProgressDisplay]:
 async def run(
     args: argparse.Namespace, folder: Path, found: SoakResults, show: ProgressDisplay
 ) -> None:
-    """Fills `found`. Cancelled by SIGTERM as by Ctrl-C; the job ends in any case."""
+    """Run the benchmark and fill `found`. SIGTERM cancels it like Ctrl-C."""
     me = asyncio.current_task()
     assert me
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
@@ -100,7 +100,7 @@ async def _capacity(job: SoakJob, make: Bodies, known: float | None) -> float:
 async def _load(
     job: SoakJob, clients: LoadClients, found: SoakResults, show: ProgressDisplay
 ) -> None:
-    """The load, looked at every SAMPLE_S and once more as it ends."""
+    """Run the load, with a sample every SAMPLE_S and one at its end."""
     seconds, began = 60 * found.minutes, time.perf_counter()
     load = asyncio.create_task(clients.open_loop(found.rate_hz, seconds))
     try:
@@ -122,7 +122,7 @@ async def _load(
 
 
 class CounterSnapshot(NamedTuple):
-    """Where the counts stood when the last sample was taken."""
+    """Counters at the time of the last sample."""
 
     at: float
     answered: int
@@ -156,13 +156,17 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.soak", description=soak.__doc__, formatter_class=raw
     )
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--share", type=float, default=0.8, help="of the capacity (%(default)s)")
-    parser.add_argument("--leave", type=float, default=0.05, help="of the clients (%(default)s)")
-    parser.add_argument("--frontends", type=int, help="processes; default: the product's")
+    parser.add_argument(
+        "--share", type=float, default=0.8, help="share of the capacity (%(default)s)"
+    )
+    parser.add_argument(
+        "--leave", type=float, default=0.05, help="share of clients that disconnect (%(default)s)"
+    )
+    parser.add_argument("--frontends", type=int, help="frontend processes")
     parser.add_argument("--capacity", type=float, help="requests/s; default: measured, 20 s")
     parser.add_argument("--model", type=Path, help="folder with tokenizer.json; default: SmolLM2")
     parser.add_argument("overrides", nargs="*", help="FIELD=VALUE, as for hpc-dynamo serve")
-    parser.add_argument("--json", type=Path, help="write everything here")
+    parser.add_argument("--json", type=Path, help="write all results to this file")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The load: clients that ask, and some that go away."""
+"""Load of the soak benchmark: clients, some of which disconnect."""
 
 import asyncio
 import random
@@ -11,17 +11,17 @@ from benchmarks.common.workload import workload
 from benchmarks.frontend.streams import DONE, USAGE
 from hpc_dynamo.http import HttpClient
 
-PROMPT, STREAMED, WHOLE = 300, 50, 16  # tokens: of prompts, of a stream's answer, of another's
-CLIENTS = 64  # of the closed loop
+PROMPT, STREAMED, WHOLE = 300, 50, 16  # tokens of a prompt, a streamed and a whole response
+CLIENTS = 64  # concurrent clients of the closed loop
 ANSWER_S = 60.0
-MAX_IN_FLIGHT = 4096  # requests under way, past which the job has lost the race
+MAX_IN_FLIGHT = 4096  # more requests in progress mean that the job cannot keep up
 
 Bodies = Callable[[bool], bytes]
-"""Makes the body of a request, of a stream or not."""
+"""Creates the body of a request, streaming or not."""
 
 
 class StreamReader:
-    """Listens to one answer; see http.Sink. `first` is called when its first bytes come."""
+    """ByteSink that calls `first` for the first bytes and keeps the end of a response."""
 
     congested = False
 
@@ -34,25 +34,25 @@ class StreamReader:
         self.end = (self.end + data)[-800:]
 
     async def drain(self) -> None:
-        """Never congested."""
+        """Return at once: the sink is never congested."""
 
 
 class LoadClients:
-    """All that ask. What they saw since the last sample is in `whole_s`, `stream_s`, `ttft_s`."""
+    """Clients of the load, with the latencies since the last sample."""
 
     def __init__(self, http: HttpClient, url: str, bodies: Bodies, leave: float) -> None:
         self._http, self._url, self._bodies, self._leave = http, url, bodies, leave
         self.sent = self.answered = self.disconnected = self.in_flight = 0
         self.errors, self.first_error = Counter[str](), ""
-        self._usual_s = {False: 0.01, True: 0.01}  # of an answer, by whether it is a stream
+        self._usual_s = {False: 0.01, True: 0.01}  # mean response time by stream
         self.reset_samples()
 
     def reset_samples(self) -> None:
-        """Forget what belongs to the last sample."""
+        """Clear the latencies of the last sample."""
         self.whole_s, self.stream_s, self.ttft_s = list[float](), list[float](), list[float]()
 
     async def send_one(self) -> None:
-        """Ask once."""
+        """Send one request."""
         self.sent, self.in_flight = self.sent + 1, self.in_flight + 1
         stream, leaves = random.random() < 0.5, self._shall_leave()
         limit_s = random.uniform(0, self._usual_s[stream]) if leaves else ANSWER_S
@@ -60,7 +60,7 @@ class LoadClients:
         try:
             async with patience:
                 await self._ask(stream)
-        except OSError as e:  # TimeoutError is one
+        except OSError as e:  # includes TimeoutError
             if leaves and patience.expired():
                 self.disconnected += 1
             else:
@@ -69,7 +69,7 @@ class LoadClients:
             self.in_flight -= 1
 
     def _shall_leave(self) -> bool:
-        """Some have their answer before they would have left, so more are told to leave."""
+        """Return True if the next client should disconnect. Some get their response before that."""
         return self.disconnected < self._leave * self.sent and random.random() < 3 * self._leave
 
     async def _ask(self, stream: bool) -> None:
@@ -95,7 +95,7 @@ class LoadClients:
         self.first_error = self.first_error or f"{kind}: {text[-300:]}"
 
     async def closed_loop(self, seconds: float) -> float:
-        """CLIENTS that each wait for their answer before they ask again; answers a second."""
+        """Run CLIENTS that each wait for their response; return the responses per second."""
 
         async def ask() -> None:
             while time.perf_counter() < began + seconds:
@@ -108,7 +108,7 @@ class LoadClients:
         return (self.answered - before) / (time.perf_counter() - began)
 
     async def open_loop(self, rate_hz: float, seconds: float) -> None:
-        """Requests at random moments, `rate_hz` of them a second, however many wait already."""
+        """Send requests at random times with a mean rate, independent of responses."""
         due = began = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             while (due := due + random.expovariate(rate_hz)) < began + seconds:
@@ -116,11 +116,11 @@ class LoadClients:
                 if self.in_flight < MAX_IN_FLIGHT:
                     group.create_task(self.send_one())
                 else:
-                    self._fail("not sent", f"{MAX_IN_FLIGHT} requests are under way")
+                    self._fail("not sent", f"{MAX_IN_FLIGHT} requests are in progress")
 
 
 def bodies(tokenizer: Path) -> Bodies:
-    """Makes bodies of requests, of a stream or not; half of the prompts share their start."""
+    """Return a function that creates request bodies; half of the prompts share a prefix."""
     draw, kinds = random.Random(), ("shared", "unique")
     made = {
         stream: [workload(k, PROMPT, tokenizer, answer=n, stream=stream) for k in kinds]

@@ -1,4 +1,4 @@
-"""The serving job, looked at from outside."""
+"""Serving job under test, observed from outside."""
 
 import asyncio
 import re
@@ -14,30 +14,36 @@ from benchmarks.soak.results import ProcessUsage, nonzero_gauges
 from hpc_dynamo.http import HttpClient
 
 LOOK_S = 10.0
-LAG_S = 4.5  # until what engines say of themselves is on the job's page
-# Servers close a connection that was idle for 75 s, engines free what nobody fetched for 120 s.
+LAG_S = 4.5  # delay of the engines' metrics on the job's page
+# Servers close connections that are idle for 75 s, engines free unclaimed blocks after 120 s.
 IDLE_S = 150.0
 NAME = "soak"
 WORDS = (
     *("engine=simulator", "topology=disaggregated", "engine.args.timing=instant"),
     f"model.name={MODEL}",
-    "router.index_capacity_blocks=20000",  # full before growth is looked for
+    "router.index_capacity_blocks=20000",  # full before growth is measured
 )
 NUMBER = re.compile(r'^hpc_dynamo_(\w+?)(?:\{.*role="(\w+)".*\})? ([\d.e+-]+)$', re.M)
-TRAFFIC = ("active", "queued", "connections", "cancelled_total", "retried_total", "refused_total")
-WORKER = ("worker_active", "worker_running", "worker_waiting", "worker_kv_usage")
+TRAFFIC = (
+    "requests_running", "requests_waiting", "open_connections", "requests_cancelled_total",
+    "request_retries_total", "requests_rejected_total",
+)  # fmt: skip
+WORKER = tuple(
+    f"worker_{name}"
+    for name in ("requests_active", "requests_running", "requests_waiting", "kv_cache_usage_ratio")
+)
 
 
 class SoakJob:
-    """The serving job, seen from outside."""
+    """Serving job with its metrics and processes."""
 
     def __init__(self, pid: int, url: str, key: str, looking: HttpClient) -> None:
         self._pid, self.url, self.key, self._looking = pid, url, key, looking
 
     async def gauges(self) -> dict[str, float]:
-        """Of the job's metrics page, those of workers by role. Our own look is not counted.
+        """Return the gauges of the job, without the connection of this call.
 
-        Raises Ended where the job does not answer.
+        Raises ProcessExited if the job does not answer.
         """
         try:
             async with asyncio.timeout(LOOK_S):
@@ -47,25 +53,25 @@ class SoakJob:
             raise ProcessExited(f"the job's metrics: {e or type(e).__name__}") from e
         found = {f"{role} {name}".strip(): float(value) for name, role, value in rows}
         own = {name: v for name, v in found.items() if name.split()[-1] in TRAFFIC + WORKER}
-        return own | {"connections": max(0.0, own.get("connections", 0.0) - 1)}
+        return own | {"open_connections": max(0.0, own.get("open_connections", 0.0) - 1)}
 
     def processes(self) -> dict[str, ProcessUsage]:
-        """By what they do; one that just ends is left out."""
+        """Return the processes by function; one that just exits is omitted."""
         found = {}
         for pid in sorted(with_descendants([self._pid])):
-            with suppress(OSError, KeyError):  # a zombie has no memory to tell of
+            with suppress(OSError, KeyError):  # a zombie has no memory
                 if name := _name(pid):
                     found[name] = _process(pid)
         return found
 
     def other_programs_s(self) -> float:
-        """CPU seconds of our cores that went neither to the job nor to us, since boot."""
+        """Return CPU seconds since boot that neither the job nor this program used."""
         return cores_busy_s() - cpu_s([self._pid]) - time.process_time()
 
     async def wait_until_idle(
         self, start: dict[str, ProcessUsage]
     ) -> tuple[dict[str, float], dict[str, ProcessUsage]]:
-        """The job when all is given back, or what it still holds after IDLE_S."""
+        """Return gauges and processes once the job is idle, or after IDLE_S."""
         deadline = time.monotonic() + IDLE_S
         await asyncio.sleep(LAG_S)
         while True:
@@ -75,11 +81,11 @@ class SoakJob:
             )
             if over or time.monotonic() > deadline:
                 return gauges, now
-            await asyncio.sleep(1)  # a page is looked at, and /proc
+            await asyncio.sleep(1)  # polls metrics and /proc
 
 
 def _name(pid: int) -> str:
-    """What a process of a job does; empty for those that only watch over others."""
+    """Return the function of a process; empty for supervisors."""
     match Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
         case [_, "-m", "hpc_dynamo.frontend", _, index, *_]:
             return f"frontend {index}"
@@ -100,7 +106,7 @@ def _process(pid: int) -> ProcessUsage:
 
 @asynccontextmanager
 async def start(folder: Path, model: Path, words: Sequence[str]) -> AsyncIterator[SoakJob]:
-    """The job from its endpoint's announcement to Ctrl-C; see benchmarks.common.serving."""
+    """Yield a job that serves; see benchmarks.common.serving."""
     async with serving(folder, NAME, model, (*WORDS, *words)) as served:
         key = served.run.api_key()
         async with HttpClient.bearer(key) as looking:

@@ -1,4 +1,4 @@
-"""What a soak saw, what has to hold of it, and how it is shown."""
+"""Results of the soak benchmark, their checks and tables."""
 
 import statistics
 from collections import Counter
@@ -9,11 +9,11 @@ from rich.table import Table
 
 from benchmarks.frontend.streams import quantile
 
-LONG_MIN, GROWTH = 10.0, 20.0  # runs that are judged by their growth; MiB an hour
+LONG_MIN, GROWTH = 10.0, 20.0  # minimum duration for the growth check; MiB per hour
 
 
 class ProcessUsage(msgspec.Struct, frozen=True):
-    """One process of the job, from proc(5)."""
+    """Resources of one process of the job, from proc(5)."""
 
     pid: int
     rss_mib: float
@@ -23,16 +23,14 @@ class ProcessUsage(msgspec.Struct, frozen=True):
 
 
 class SoakSample(msgspec.Struct, frozen=True):
-    """What happened since the last one; `at_s` from the start of the load."""
+    """Measurements since the last sample; `at_s` counts from the start of the load."""
 
     at_s: float
-    rate_hz: float  # of whole answers
-    other_programs_cores: (
-        float  # that other programs kept busy: above 0.2 the rate is too high here
-    )
+    rate_hz: float  # complete responses
+    other_programs_cores: float  # used by other programs; at most 0.2 in a valid run
     disconnected: int
     errors: dict[str, int]
-    whole_ms: tuple[float, float]  # p50 and p99, as all below
+    whole_ms: tuple[float, float]  # p50 and p99
     stream_ms: tuple[float, float]
     ttft_ms: tuple[float, float]
     gauges: dict[str, float]
@@ -40,7 +38,7 @@ class SoakSample(msgspec.Struct, frozen=True):
 
 
 class SoakResults(msgspec.Struct):
-    """All of a run; what is still missing is empty."""
+    """Results of a run; missing ones are empty."""
 
     minutes: float
     capacity_hz: float = 0.0
@@ -52,17 +50,19 @@ class SoakResults(msgspec.Struct):
     start: dict[str, ProcessUsage] = msgspec.field(default_factory=dict)
     samples: list[SoakSample] = msgspec.field(default_factory=list)
     end: dict[str, ProcessUsage] = msgspec.field(default_factory=dict)
-    gauges: dict[str, float] = msgspec.field(default_factory=dict)  # when all is over
+    gauges: dict[str, float] = msgspec.field(default_factory=dict)  # at the end
 
 
 def nonzero_gauges(gauges: dict[str, float]) -> dict[str, float]:
-    """What is not zero though it should be once nobody asks any more."""
+    """Return the gauges that are not zero; all should be when the job is idle."""
     return {name: value for name, value in gauges.items() if value and "_total" not in name}
 
 
 def memory_growth(samples: Sequence[SoakSample], name: str) -> float:
-    """MiB an hour by which a process grew over the last two thirds, least squares of RSS; nan of
-    fewer than three samples."""
+    """Return the growth of a process in MiB per hour: the slope of RSS over the last two thirds.
+
+    Returns nan for fewer than three samples.
+    """
     late = [s for s in samples[len(samples) // 3 :] if name in s.processes]
     if len(late) < 3:
         return float("nan")
@@ -72,13 +72,13 @@ def memory_growth(samples: Sequence[SoakSample], name: str) -> float:
 
 
 def checks(found: SoakResults) -> Iterator[tuple[str, str, bool]]:
-    """What was checked, what was seen, and whether that is right."""
-    yield "the run is whole", f"{len(found.samples)} samples", bool(found.end)
+    """Yield name, observed value and result of each check."""
+    yield "the run is complete", f"{len(found.samples)} samples", bool(found.end)
     yield "no errors", str(dict(found.errors) or 0), not found.errors
     if not found.end:
         return
     left = nonzero_gauges(found.gauges)
-    yield "nothing is held", str(left or 0), not left
+    yield "all resources are released", str(left or 0), not left
     pids = [{name: p.pid for name, p in side.items()} for side in (found.start, found.end)]
     yield "the same processes", ", ".join(pids[1]), pids[0] == pids[1]
     fds = {n: p.fds - found.start[n].fds for n, p in found.end.items() if n in found.start}
@@ -87,19 +87,20 @@ def checks(found: SoakResults) -> Iterator[tuple[str, str, bool]]:
     grown = {name: memory_growth(found.samples, name) for name in found.start}
     judged = found.minutes >= LONG_MIN
     most = max(grown.values())
-    said = f"at most {most:+.1f} MiB/h" if judged else "too short to tell"
+    said = f"at most {most:+.1f} MiB/h" if judged else "run too short"
     yield "flat memory", said, not judged or most < GROWTH
 
 
 def sample_line(sample: SoakSample, errors: int) -> str:
-    """A sample in one line."""
+    """Return a sample as one line."""
+    gauges = sample.gauges
     rss = ", ".join(f"{name} {p.rss_mib:.0f}" for name, p in sample.processes.items())
     return (
         f"{sample.at_s / 60:5.1f} min  {sample.rate_hz:.0f}/s  {errors} errors"
         f"  {sample.disconnected} disconnected"
         f"  whole {_ms(sample.whole_ms)}  stream {_ms(sample.stream_ms)}"
-        f"  TTFT {_ms(sample.ttft_ms)} ms  {sample.gauges['active']:.0f} active"
-        f"  {sample.gauges['queued']:.0f} queued  {sample.other_programs_cores:.1f} cores to others"
+        f"  TTFT {_ms(sample.ttft_ms)} ms  {gauges['requests_running']:.0f} running"
+        f"  {gauges['requests_waiting']:.0f} waiting  {sample.other_programs_cores:.1f} cores lost"
         f"  MiB: {rss}"
     )
 
@@ -109,21 +110,21 @@ def _ms(value: tuple[float, float]) -> str:
 
 
 def p50_p99_ms(seconds: Sequence[float]) -> tuple[float, float]:
-    """0 of nothing, since JSON has no nan."""
+    """Return both quantiles, 0 without values, since JSON has no nan."""
     ordered = sorted(seconds) or [0.0]
     return quantile(ordered, 0.50) * 1e3, quantile(ordered, 0.99) * 1e3
 
 
 def tables(found: SoakResults) -> Iterator[Table]:
-    """Of the traffic, the job's gauges, its processes and the checks."""
+    """Yield tables of traffic, gauges, processes and checks."""
     if found.samples:
         yield _traffic(found)
         yield _gauges(found)
         yield _processes(found)
-    verdict = Table("check", "seen", "", title="Checks")
+    checked = Table("check", "seen", "", title="Checks")
     for name, seen, good in checks(found):
-        verdict.add_row(name, seen, "[green]ok[/]" if good else "[bold red]FAILED[/]")
-    yield verdict
+        checked.add_row(name, seen, "[green]ok[/]" if good else "[bold red]FAILED[/]")
+    yield checked
 
 
 def _traffic(found: SoakResults) -> Table:
@@ -133,7 +134,7 @@ def _traffic(found: SoakResults) -> Table:
         f" {found.disconnected:,} clients disconnected"
     )
     noise = statistics.median(s.other_programs_cores for s in found.samples)
-    caption = f"other programs kept {noise:.2f} cores busy; so much less was ours"
+    caption = f"other programs used {noise:.2f} cores"
     table = Table(
         "ms", "p50: median", "p50: worst", "p99: median", "p99: worst", title=title, caption=caption
     )

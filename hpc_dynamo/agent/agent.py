@@ -6,6 +6,8 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
+from msgspec.structs import asdict
+
 from hpc_dynamo.agent.engine_process import EngineProcess
 from hpc_dynamo.agent.engine_start import wait_until_ready
 from hpc_dynamo.agent.events import KvEventRelay, private_socket_dir
@@ -224,9 +226,6 @@ class Agent:
             log=str(self._attempt.worker_log(worker.rank)),
             detail=detail,
             start_s=start_s,
-            models=models.models,
-            adapters=dict(models.adapters),
-            context_tokens=models.context_tokens,
-            operations=models.operations,
+            **asdict(models),
         )
         await self._client.send(report)

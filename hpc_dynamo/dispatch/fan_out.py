@@ -4,8 +4,9 @@ Disaggregated SGLang workers cannot return several samples; see `execution`.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 
@@ -17,7 +18,7 @@ from hpc_dynamo.errors import RequestFailed
 
 MAX_SAMPLES = 128  # OpenAI's limit for `n`
 
-Run = Callable[[EngineRequest, ResponseSink], Awaitable[None]]
+Run = Callable[[EngineRequest, ResponseSink], Coroutine[Any, Any, None]]
 
 
 async def fan_out(run: Run, request: EngineRequest, sink: ResponseSink) -> None:
@@ -53,15 +54,11 @@ def request_for_sample(request: EngineRequest, sample: int) -> EngineRequest:
     return replace(request, body=body, content=msgspec.json.encode(body), samples=1)
 
 
-async def _gather(*awaitables: Awaitable[None]) -> None:
+async def _gather(*coroutines: Coroutine[Any, Any, None]) -> None:
     """Await all concurrently; raise the first exception and cancel the rest."""
     try:
         async with asyncio.TaskGroup() as group:
-            for awaitable in awaitables:
-                group.create_task(_await(awaitable))
+            for coroutine in coroutines:
+                group.create_task(coroutine)
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
-
-
-async def _await(awaitable: Awaitable[None]) -> None:
-    await awaitable

@@ -78,7 +78,7 @@ async def serve(attempt: Attempt, index: int, link: Path, listening: socket.sock
             for model in models:
                 selecting = _select_tokenizer(configs[model.model], model, router, notices)
                 background.append(tasks.create_task(selecting))
-                limiting = model.translator.limit_tokenizer_memory()
+                limiting = model.translator.builder.limit_tokenizer_memory()
                 background.append(tasks.create_task(limiting))
             await _report(router, stats, server, models, notices)
             for task in background:
@@ -101,15 +101,15 @@ async def _select_tokenizer(
     config: Config, model: ModelEndpoint, router: RemoteRouter, notices: dict[str, str]
 ) -> None:
     """Load and check the tokenizer; put a notice into `notices` if there is none."""
-    translator = model.translator
-    if isinstance(translator.tokenizer, TokenIdsOnly):
+    builder = model.translator.builder
+    if isinstance(builder.tokenizer, TokenIdsOnly):
         await _wait_until_ready(router, model.model)
         # The engine may have downloaded the model by now.
-        translator.tokenizer = await asyncio.to_thread(load_tokenizer, config, os.environ)
+        builder.tokenizer = await asyncio.to_thread(load_tokenizer, config, os.environ)
     await _check_tokenizer(config, model)
-    if model.notice:
-        notices[model.model] = model.notice
-    tokenizer = translator.tokenizer
+    if notice := model.translator.notice:
+        notices[model.model] = notice
+    tokenizer = builder.tokenizer
     without = isinstance(tokenizer, TokenIdsOnly)
     log.info("%s", tokenizer if without else "the tokenizer is in use")
 
@@ -124,14 +124,14 @@ async def _wait_until_ready(router: RemoteRouter, model: str) -> None:
 
 async def _check_tokenizer(config: Config, model: ModelEndpoint) -> None:
     """Replace the tokenizer if its token ids differ from those of the engine."""
-    tokenizer = model.translator.tokenizer
+    tokenizer = model.translator.builder.tokenizer
     if not isinstance(tokenizer, Preprocessor) or not engine(config.engine.name).tokenizes:
         return
     log.info("tokenizer: %s %s", tokenizer.encoder_name, tokenizer.fallback_reason)
     routing = RoutingRequest(may_disaggregate=False, model=model.model)
     name = config.served_name
     if not await tokenizer_matches_engine(tokenizer, model.dispatcher, name, routing):
-        model.translator.tokenizer = mismatched_tokenizer(config)
+        model.translator.builder.tokenizer = mismatched_tokenizer(config)
 
 
 async def _follow_successor(router: RemoteRouter, forwarder: SuccessorForwarder) -> None:

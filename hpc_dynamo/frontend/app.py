@@ -145,7 +145,7 @@ class App:
         model = self._models.for_body(body, view)
         routing = await model.translator.routing_request(request, body, view)
         decision = await self._router.explain(routing)
-        exchange.response.send(200, with_notice(decision, model.notice), [JSON])
+        exchange.response.send(200, with_notice(decision, model.translator.notice), [JSON])
 
     async def _forward_to_engine(self, exchange: Exchange) -> None:
         """Serve a path that only engines implement. Raises ApiError if they do not."""

@@ -21,11 +21,6 @@ class ModelEndpoint:
     dispatcher: Dispatcher
     stats: FrontendStats
 
-    @property
-    def notice(self) -> str:
-        """See RequestTranslator.notice."""
-        return self.translator.notice
-
 
 class ModelEndpoints:
     """Selects a model by the name in a request."""

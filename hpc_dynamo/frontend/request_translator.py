@@ -31,25 +31,13 @@ NAME = msgspec.json.Decoder(str | None)
 
 
 class RequestTranslator:
-    """Translates the requests of one model. `tokenizer` may be replaced at any time."""
+    """Translates the requests of one model."""
 
     def __init__(
         self, config: Config, tokenizer: PromptTokenizer, stats: FrontendStats, model: str = ""
     ) -> None:
         self._config, self._stats, self._model = config, stats, model
-        self._builder = RequestBuilder(config, tokenizer, model)
-
-    async def limit_tokenizer_memory(self) -> None:
-        """See RequestBuilder.limit_tokenizer_memory."""
-        await self._builder.limit_tokenizer_memory()
-
-    @property
-    def tokenizer(self) -> PromptTokenizer:
-        return self._builder.tokenizer
-
-    @tokenizer.setter
-    def tokenizer(self, tokenizer: PromptTokenizer) -> None:
-        self._builder.tokenizer = tokenizer
+        self.builder = RequestBuilder(config, tokenizer, model)
 
     @property
     def notice(self) -> str:
@@ -58,7 +46,8 @@ class RequestTranslator:
         Empty if they are, or if the policy of the router does not need the tokenizer.
         """
         by_cache = self._config.router.policy is Policy.kv
-        return str(self.tokenizer) if by_cache and isinstance(self.tokenizer, TokenIdsOnly) else ""
+        tokenizer = self.builder.tokenizer
+        return str(tokenizer) if by_cache and isinstance(tokenizer, TokenIdsOnly) else ""
 
     async def engine_request(
         self, request: HttpRequest, body: Body, request_id: str, view: RunView
@@ -74,7 +63,7 @@ class RequestTranslator:
             body = {k: v for k, v in body.items() if k not in removed} | replaced
             content = msgspec.json.encode(body)
         headers = [(b"x-request-id", request_id.encode())]
-        result = await self._builder.build(_target(request), content, body, context, headers)
+        result = await self.builder.build(_target(request), content, body, context, headers)
         self._stats.prompt_tokens += result.routing.prompt_tokens
         return result
 
@@ -84,7 +73,7 @@ class RequestTranslator:
         """Return the routing request for a chat or completion with this body."""
         path = CHAT if "messages" in body else COMPLETIONS
         context = self._context(request, body, view)
-        return await self._builder.routing_request(path, request.body, body, context)
+        return await self.builder.routing_request(path, request.body, body, context)
 
     def multipart_request(self, request: HttpRequest, request_id: str) -> EngineRequest:
         """Return the request for a form, forwarded unchanged. Raises ApiError."""

@@ -4,9 +4,9 @@ import asyncio
 import logging
 import time
 
-from hpc_dynamo.errors import HpcDynamoError
+from hpc_dynamo.errors import ExitCode, HpcDynamoError
 from hpc_dynamo.head.workloads.workload import WorkerDirectory, Workload
-from hpc_dynamo.messages import SOME_FAILED, Outcome, Status
+from hpc_dynamo.messages import Outcome, Status
 from hpc_dynamo.run import Attempt, write_json
 
 STATUS_INTERVAL_S = 1.0
@@ -69,7 +69,9 @@ class JobLifecycle:
         self, members: WorkerDirectory, ends_at: float | None, outcome: Outcome
     ) -> Outcome:
         """Write the last status and return the outcome."""
-        self._final_phase = "done" if outcome.exit_code in (0, SOME_FAILED) else "ended"
+        self._final_phase = (
+            "done" if outcome.exit_code in (ExitCode.done, ExitCode.some_failed) else "ended"
+        )
         try:
             write_json(self._attempt.status_file, self._status(members, ends_at, outcome.message))
         except OSError as e:  # the outcome is written later, to reserved space

@@ -56,21 +56,6 @@ class KvTransfer:
     seconds: float  # time until the bytes had arrived
 
 
-@dataclass
-class TransferCounters:
-    """Totals of the pulls of one agent, since it was created."""
-
-    transfers: int = 0
-    size_bytes: int = 0
-    seconds: float = 0.0
-    failures: int = 0
-
-    def add(self, done: KvTransfer) -> None:
-        self.transfers += 1
-        self.size_bytes += done.size_bytes
-        self.seconds += done.seconds
-
-
 @dataclass(frozen=True)
 class _Peer:
     blocks: Any  # NIXL's prepared list of the peer's blocks
@@ -104,7 +89,6 @@ class KvAgent:
             what = f"a pool of {size_bytes} bytes does not divide into blocks of {block_bytes}"
             raise KvTransferError(what)
         self.name, self.block_bytes, self.num_blocks = name, block_bytes, size_bytes // block_bytes
-        self.counters = TransferCounters()
         self._peers = dict[str, _Peer]()
         self._abandoned = list[_AbandonedPull]()
         large = block_bytes > INLINE_BLOCK_BYTES
@@ -174,7 +158,6 @@ class KvAgent:
             handle = await self._call(self._create, peer, remote_blocks, local_blocks, notification)
             post_s = await self._run(handle, local_blocks, began + timeout_s)
         except Exception as e:
-            self.counters.failures += 1
             if not isinstance(e, TimeoutError):
                 # The connection is broken; add_peer creates a new one.
                 await self.remove_peer(peer)
@@ -184,9 +167,7 @@ class KvAgent:
             raise KvTransferError(what, hint=hint) from e
         seconds = time.monotonic() - began
         count = len(local_blocks)
-        done = KvTransfer(count * self.block_bytes, count, post_s, seconds)
-        self.counters.add(done)
-        return done
+        return KvTransfer(count * self.block_bytes, count, post_s, seconds)
 
     async def wait_settled(self, local_blocks: Sequence[int]) -> None:
         """Wait until no failed or cancelled pull can still write into `local_blocks`.

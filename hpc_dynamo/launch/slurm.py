@@ -65,8 +65,8 @@ def available() -> bool:
 
 def agent_mpi(config: Config) -> str:
     """Return srun's --mpi for agents: none, unless they exchange addresses by MPI."""
-    wanted = config.cluster.bootstrap.method is BootstrapMethod.mpi
-    return rank_mpi(config) if wanted else config.cluster.slurm.mpi.replace("auto", "none")
+    by_mpi = config.cluster.bootstrap.method is BootstrapMethod.mpi
+    return rank_mpi(config) if by_mpi else config.cluster.slurm.mpi.replace("auto", "none")
 
 
 def rank_mpi(config: Config) -> str:
@@ -97,10 +97,10 @@ def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], 
         attempt.submitit, submission_script(attempt, config, plan, agent_mpi(config))
     )
     executor.update_parameters(nodes=plan.nodes)  # submitit records the number of tasks
-    env, heard = for_submission(sbatch_options(config, plan)), io.StringIO()
+    env, printed = for_submission(sbatch_options(config, plan)), io.StringIO()
     try:
         # submitit would print sbatch's error a second time.
-        with applied(env), redirect_stderr(heard):
+        with applied(env), redirect_stderr(printed):
             job = executor.submit(entry, str(attempt.path))
     except submitit.core.utils.FailedJobError as e:
         raise submission_error(str(e)) from e

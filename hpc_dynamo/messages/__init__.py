@@ -35,7 +35,6 @@ from hpc_dynamo.messages.control import (
     WorkerState,
 )
 from hpc_dynamo.messages.run_folder import (
-    SOME_FAILED,
     BatchSummary,
     Endpoint,
     ExtraJobState,
@@ -55,7 +54,6 @@ from hpc_dynamo.messages.run_folder import (
 )
 
 __all__ = [
-    "SOME_FAILED",
     "AgentStopped",
     "BatchSummary",
     "ControlMessage",

@@ -12,8 +12,6 @@ import msgspec
 from hpc_dynamo.config import Role, Task
 from hpc_dynamo.messages.control import WorkerReport
 
-SOME_FAILED = 4  # exit code of a finished batch with failed requests
-
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Job of an attempt. Written at submission, so that later commands find the job."""

@@ -8,7 +8,7 @@ special tokens that was seen before is looked up. See benchmarks/results/librari
 import re
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from sys import getsizeof
 from threading import Lock
 from typing import Any, Protocol
@@ -47,9 +47,6 @@ class Encoder(Protocol):
 
         Raises UnicodeEncodeError for half a surrogate pair.
         """
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, including special tokens."""
 
     def limit_memory(self) -> bool:
         """Bound the memory for words; return True if it did anything. Takes up to a second."""
@@ -147,10 +144,6 @@ class FastokensEncoder:
             return _encode(self._fallback, text, special)
         return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        text: str = self._fast.decode(list(ids), skip_special_tokens=False)
-        return text
-
 
 class CachingEncoder:
     """`tokenizers` with an LRU cache of the text after each special token.
@@ -176,9 +169,6 @@ class CachingEncoder:
         if special:
             return _encode(self._exact, text, special)
         return b"".join(map(self._piece, self._pieces(text)))
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._exact.decode(list(ids), skip_special_tokens=False)
 
     def limit_memory(self) -> bool:
         return False  # cache_bytes bounds the cache

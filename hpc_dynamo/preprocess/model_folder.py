@@ -1,4 +1,4 @@
-"""Hugging Face model folder: tokenizer, special tokens, chat templates, context length."""
+"""Hugging Face model folder: tokenizer, special tokens and chat templates."""
 
 import json
 from collections.abc import Mapping
@@ -11,15 +11,6 @@ from tokenizers import AddedToken, Tokenizer
 from hpc_dynamo.preprocess.tokens import NoTokenizer
 
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-_LENGTH_KEYS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",
-    "max_sequence_length",
-    "max_seq_length",
-    "seq_length",
-    "model_max_length",
-)
 # Architectures whose chats vLLM renders in code.
 _RENDERED_IN_CODE = (
     "Cohere2Moe",
@@ -72,21 +63,6 @@ class ModelFolder:
     def _processor_template(self) -> dict[str, str]:
         text = _json(self.path / "chat_template.json").get("chat_template")
         return {"default": text} if isinstance(text, str) else {}
-
-    def context_length(self) -> int | None:
-        """Return the maximum tokens of prompt and answer; None if config.json has no limit.
-
-        An engine may have a lower limit, which it publishes in /v1/models (`max_model_len`).
-        """
-        text = self.config.get("text_config") or self.config
-        lengths = [n for key in _LENGTH_KEYS if isinstance(n := text.get(key), int)]
-        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        kind = rope.get("rope_type", rope.get("type"))
-        original = text.get("original_max_position_embeddings")
-        if kind == "longrope" and isinstance(original, int):
-            lengths = [original]
-        factor = rope.get("factor") or 1 if kind in ("linear", "dynamic") else 1
-        return int(min(lengths) * factor) if lengths else None
 
     def unsupported_renderer(self) -> str:
         """Return why engines do not use the folder's template; empty if they use it."""

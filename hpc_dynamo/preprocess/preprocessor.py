@@ -1,7 +1,7 @@
 """Computes the token ids of request bodies with a model's templates and tokenizer."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +13,7 @@ from hpc_dynamo.preprocess.chat_messages import (
     normalized_tools,
 )
 from hpc_dynamo.preprocess.completion_prompts import completion_token_ids
-from hpc_dynamo.preprocess.encoder import Encoder, choose_encoder
+from hpc_dynamo.preprocess.encoder import choose_encoder
 from hpc_dynamo.preprocess.model_folder import ModelFolder
 from hpc_dynamo.preprocess.template import ChatTemplate, compile_template
 from hpc_dynamo.preprocess.tokens import PromptRejected, Tokens, UnknownTokens
@@ -24,50 +24,23 @@ _PROBE = "It's  12345 na\u00efve\n\n tests</s> of<|im_end|>\n \u4e2d\u6587 \U000
 
 
 class Preprocessor:
-    """Templates and tokenizer of one model. Immutable after `load`, and thread-safe.
+    """Templates and tokenizer of one model. Immutable, and thread-safe."""
 
-    `chat_template`, `template_kwargs` and `trust_templates` are the engine's `--chat-template`
-    (Jinja text or the name of a template of the model), `--default-chat-template-kwargs` and
-    `--trust-request-chat-template`.
-    """
-
-    def __init__(
-        self,
-        folder: ModelFolder,
-        *,
-        chat_template: str | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-        trust_templates: bool = False,
-        cache_bytes: int = CACHE_BYTES,
-    ) -> None:
-        self.context_length = folder.context_length()
-        self._encoder, self.fallback_reason = _encoder(folder, cache_bytes)
+    def __init__(self, folder: ModelFolder, cache_bytes: int = CACHE_BYTES) -> None:
+        tokenizer, serialized = folder.tokenizer()
+        self._encoder, self.fallback_reason = choose_encoder(
+            tokenizer, serialized, cache_bytes=cache_bytes
+        )
         self._templates, self._special = folder.templates(), folder.special_tokens()
         self._unsupported_renderer = folder.unsupported_renderer()
-        self._chat_template, self._trust_templates = chat_template, trust_templates
-        self._template_kwargs = dict(template_kwargs or {})
 
     @classmethod
-    def load(
-        cls,
-        path: Path,
-        *,
-        chat_template: str | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-        trust_templates: bool = False,
-        cache_bytes: int = CACHE_BYTES,
-    ) -> Self:
+    def load(cls, path: Path, cache_bytes: int = CACHE_BYTES) -> Self:
         """Read a model folder. Takes 0.5 s for a vocabulary of 50,000 tokens, 2 s for 150,000.
 
         Raises NoTokenizer if the folder has no tokenizer.json.
         """
-        return cls(
-            ModelFolder.read(path),
-            chat_template=chat_template,
-            template_kwargs=template_kwargs,
-            trust_templates=trust_templates,
-            cache_bytes=cache_bytes,
-        )
+        return cls(ModelFolder.read(path), cache_bytes)
 
     @property
     def encoder_name(self) -> str:
@@ -102,10 +75,6 @@ class Preprocessor:
             return Tokens(self._encoder.encode(text, special=special))
         except UnicodeEncodeError as error:
             raise PromptRejected(f"the prompt is not valid Unicode: {error.reason}") from error
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids, including special tokens."""
-        return self._encoder.decode(ids)
 
     def limit_memory(self) -> bool:
         """See Encoder.limit_memory."""
@@ -152,15 +121,12 @@ class Preprocessor:
     def _template(self, body: Mapping[str, Any], tools: object) -> ChatTemplate:
         if self._unsupported_renderer:
             raise UnsupportedPrompt(self._unsupported_renderer)
-        requested = body.get("chat_template")
-        if requested is not None and not self._trust_templates:
+        if body.get("chat_template") is not None:
             raise UnsupportedPrompt("a chat template in the request")
-        default = "tool_use" if tools is not None and "tool_use" in self._templates else "default"
-        name = requested or self._chat_template or default
-        source = self._templates.get(name, requested or self._chat_template)
-        if source is None:
+        name = "tool_use" if tools is not None and "tool_use" in self._templates else "default"
+        if name not in self._templates:
             raise UnsupportedPrompt("the model has no chat template")
-        return compile_template(source)
+        return compile_template(self._templates[name])
 
     def _variables(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return the variables that a template sees in addition to the messages."""
@@ -177,12 +143,8 @@ class Preprocessor:
             "continue_final_message": _flag(body, "continue_final_message", False),
         }
         kept = {name: value for name, value in requested.items() if not _unset(value)}
-        server = {
-            "documents": None,
-            **self._template_kwargs,
-            "tools": normalized_tools(body.get("tools")),
-        }
-        return self._special | server | kept
+        tools = normalized_tools(body.get("tools"))
+        return self._special | {"documents": None, "tools": tools} | kept
 
 
 def _unset(value: object) -> bool:
@@ -194,8 +156,3 @@ def _flag(body: Mapping[str, Any], name: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise UnsupportedPrompt(f"{name} is not a boolean")
     return value
-
-
-def _encoder(folder: ModelFolder, cache_bytes: int) -> tuple[Encoder, str]:
-    tokenizer, serialized = folder.tokenizer()
-    return choose_encoder(tokenizer, serialized, cache_bytes=cache_bytes)

@@ -10,6 +10,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import NoReturn
 
 import uvloop
@@ -19,7 +20,7 @@ from hpc_dynamo.http import HttpClient, HttpServer
 from hpc_dynamo.kv.agent import KvAgent
 from hpc_dynamo.simulator.adapters import parse_lora_modules
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
-from hpc_dynamo.simulator.events import JournalPublisher, KvEventJournal, KvEventsConfig
+from hpc_dynamo.simulator.events import KvEventJournal, KvEventsConfig
 from hpc_dynamo.simulator.kv_handoff import NixlHandoff, SideChannel
 from hpc_dynamo.simulator.metrics import SimulatorMetrics
 from hpc_dynamo.simulator.model import SimulatedModel
@@ -134,7 +135,7 @@ def event_publishing(
     )
     journal = KvEventJournal(args.block_size)
     scheduler.model.record_events(journal)
-    scheduler.publisher = JournalPublisher(journal, publisher, args.lose_kv_events, args.seed)
+    scheduler.publish_events = partial(journal.publish, publisher)
     with contextlib.closing(publisher):
         yield [publisher.serve_replays()]
 

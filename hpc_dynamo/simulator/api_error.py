@@ -2,6 +2,12 @@
 
 from typing import Any
 
+import msgspec
+
+from hpc_dynamo.http import ResponseWriter
+
+JSON = (b"content-type", b"application/json")
+
 
 class RequestRejected(Exception):
     """A request that cannot be served. `status` and `body` are the HTTP response."""
@@ -16,3 +22,8 @@ def error_body(message: str, status: int, param: str | None = None) -> dict[str,
     types = {401: "AuthenticationError", 404: "NotFoundError"}
     kind = types.get(status, "InternalServerError" if status >= 500 else "BadRequestError")
     return {"error": {"message": message, "type": kind, "param": param, "code": status}}
+
+
+def send_json(reply: ResponseWriter, body: Any, status: int = 200) -> None:
+    """Send a complete JSON response."""
+    reply.send(status, msgspec.json.encode(body), [JSON])

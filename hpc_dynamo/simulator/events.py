@@ -1,6 +1,5 @@
 """KV events in vLLM's form: changes of the prefix cache, published as one batch per step."""
 
-import random
 import time
 from collections.abc import Sequence
 
@@ -88,23 +87,11 @@ class KvEventJournal:
         events, self._events = self._events, []
         return events
 
-
-class JournalPublisher:
-    """Publishes a journal. `loss_rate` is the share of batches that is withheld on purpose."""
-
-    def __init__(
-        self, journal: KvEventJournal, publisher: KvEventPublisher, loss_rate: float, seed: int
-    ) -> None:
-        self._journal, self._publisher = journal, publisher
-        self._loss_rate, self._random = loss_rate, random.Random(seed)
-
-    async def publish(self) -> None:
+    async def publish(self, publisher: KvEventPublisher) -> None:
         """Publish all recorded events as one batch."""
-        events = self._journal.drain()
-        if events:
-            lost = self._random.random() < self._loss_rate
-            payload = encode_events(KvEventBatch(time.time(), events, data_parallel_rank=0))
-            await self._publisher.publish(payload, drop=lost)
+        if events := self.drain():
+            batch = KvEventBatch(time.time(), events, data_parallel_rank=0)
+            await publisher.publish(encode_events(batch))
 
 
 def _short_hash(digest: bytes) -> int:

@@ -8,11 +8,9 @@ reads slowly receives the accumulated output when it has caught up.
 import asyncio
 from itertools import count
 
-import msgspec
-
 from hpc_dynamo.http import ResponseWriter
 from hpc_dynamo.http.sse import encode_event
-from hpc_dynamo.simulator.api_error import RequestRejected, error_body
+from hpc_dynamo.simulator.api_error import RequestRejected, error_body, send_json
 from hpc_dynamo.simulator.response_formats import AnyRequest, ResponseBuilder
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.sequence import OutputSequence, SequenceGroup
@@ -20,7 +18,6 @@ from hpc_dynamo.simulator.sglang_bootstrap import SglangRank
 
 _numbers = count()
 
-JSON = (b"content-type", b"application/json")
 EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 
 
@@ -82,8 +79,7 @@ class Generation:
     def _send_complete(self) -> None:
         if self._reply.ended or self._send_error() or not all(g.done for g in self._groups):
             return
-        body = msgspec.json.encode(self._builder.complete(self._groups))
-        self._reply.send(200, body, [JSON])
+        send_json(self._reply, self._builder.complete(self._groups))
         self._wake.set()
 
     def _send_error(self) -> bool:
@@ -91,8 +87,7 @@ class Generation:
         choices = (sequence for group in self._groups for sequence in group.choices)
         error = next((each.error for each in choices if each.error is not None), None)
         if error:
-            body = error_body(error.message, 500)
-            self._reply.send(500, msgspec.json.encode(body), [JSON])
+            send_json(self._reply, error_body(error.message, 500), 500)
             self._wake.set()
         return error is not None
 

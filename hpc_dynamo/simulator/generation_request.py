@@ -49,7 +49,6 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
 
     model: str | None = None
     max_tokens: int | None = None
-    min_tokens: Natural = 0
     n: Annotated[int, msgspec.Meta(ge=1, le=128)] | None = 1
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None  # checked, not used
     stop: str | list[str] | None = None
@@ -103,15 +102,12 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
         most = room if wanted is None else min(wanted, room)
         if most < 1:
             raise RequestRejected(f"max_tokens must be at least 1, got {most}.", "max_tokens")
-        if self.min_tokens > most:
-            what = f"min_tokens must be less than or equal to max_tokens={most}"
-            raise RequestRejected(f"{what}, got {self.min_tokens}.", "min_tokens")
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if "" in stop:
             raise RequestRejected("stop cannot contain an empty string.", "stop")
         text = self.response_format.fixed_output() if self.response_format else ""
         fixed = tuple(tokenizer.encode(text)) if text else ()
-        return SamplingParams(most, self.min_tokens, self.ignore_eos, tuple(stop), fixed)
+        return SamplingParams(most, self.ignore_eos, tuple(stop), fixed)
 
 
 class CompletionRequest(GenerationRequest, kw_only=True):

@@ -106,9 +106,7 @@ class NixlHandoff:
         notifications = await self._agent.get_notifications()
         for group_id in notifications:
             _, blocks = self._leases.pop(group_id, (0.0, None))
-            if blocks is None:
-                self._metrics.late_notifications += 1
-            else:
+            if blocks is not None:
                 self._release(blocks)
                 self._lease_ended(group_id, None)
         self._expire_leases()
@@ -145,12 +143,17 @@ class NixlHandoff:
             hint = "check that both ranks have the same --block-size and all parameters were passed"
             raise KvTransferError(f"{remote.engine_id} has {sizes}", hint=hint)
         try:
-            peer = await self._connect(remote)
-            notification = remote.request_id.encode()
-            await self._transfer(peer, remote.blocks[skip:], local[skip:], notification)
+            done = await self._agent.pull(
+                await self._connect(remote),
+                remote.blocks[skip:],
+                local[skip:],
+                notification=remote.request_id.encode(),
+                timeout_s=self._side_channel.transfer_timeout_s,
+            )
         except KvTransferError:
             self._metrics.failed_transfers += 1
             raise
+        self._metrics.transfer_bytes.observe(done.size_bytes)
 
     async def wait_until_idle(self, local: Sequence[int]) -> None:
         """Wait until a failed pull can no longer write into `local`."""
@@ -164,20 +167,7 @@ class NixlHandoff:
             self._poll_until = asyncio.get_running_loop().time() + DECLINE_POLL_S
             self._poll.set()
         except KvTransferError as e:
-            self._metrics.failed_notifications += 1
             log.warning("request %s: %s", remote.request_id, e)
-
-    async def _transfer(
-        self, peer: str, remote: Sequence[int], local: Sequence[int], notification: bytes
-    ) -> None:
-        timeout_s = self._side_channel.transfer_timeout_s
-        done = await self._agent.pull(
-            peer, remote, local, notification=notification, timeout_s=timeout_s
-        )
-        self._metrics.transfer_s.observe(done.seconds)
-        self._metrics.post_s.observe(done.post_s)
-        self._metrics.transfer_bytes.observe(done.size_bytes)
-        self._metrics.descriptors.observe(done.blocks)
 
     async def _connect(self, remote: RemoteBlocks) -> str:
         """Return the peer's name once its metadata is here. Fetch the metadata only once."""

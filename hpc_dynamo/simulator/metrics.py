@@ -8,15 +8,12 @@ from collections.abc import Iterator
 
 from hpc_dynamo.histogram import Histogram
 
-LATENCY_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
 TTFT_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10),
     *(20, 40, 80, 160, 640, 2560),
 )
 ITL_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
-TRANSFER_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 5)
 TRANSFER_BYTES = tuple(2 ** (10 + i) for i in range(1, 25, 2))
-DESCRIPTORS = (10, 20, 30, 50, 75, 100, 200, 400, 1000, 2000, 4000, 10000, 20000, 50000)
 
 
 class SimulatorMetrics:
@@ -28,18 +25,11 @@ class SimulatorMetrics:
         self.kv_usage = 0.0
         self.prompt_tokens = self.generation_tokens = 0
         self.prefix_queries = self.prefix_hits = 0
-        self.external_queries = self.external_hits = 0
         self.finished = dict.fromkeys(("stop", "length", "abort", "error"), 0)
         self.ttft = Histogram(TTFT_S)
         self.itl = Histogram(ITL_S)
-        self.e2e = Histogram(LATENCY_S)
-        self.queue = Histogram(LATENCY_S)
-        self.transfer_s = Histogram(TRANSFER_S)
-        self.post_s = Histogram((0.001, *TRANSFER_S))
         self.transfer_bytes = Histogram(TRANSFER_BYTES)
-        self.descriptors = Histogram(DESCRIPTORS)
-        self.failed_transfers = self.failed_notifications = 0
-        self.expired = self.late_notifications = 0
+        self.failed_transfers = self.expired = 0
 
     def text(self, model: str) -> str:
         """Return the page of /metrics."""
@@ -76,22 +66,13 @@ class SimulatorMetrics:
             "generation_tokens_total": self.generation_tokens,
             "prefix_cache_queries_total": self.prefix_queries,
             "prefix_cache_hits_total": self.prefix_hits,
-            "external_prefix_cache_queries_total": self.external_queries,
-            "external_prefix_cache_hits_total": self.external_hits,
-            "nixl_num_failed_transfers_total": self.failed_transfers + self.failed_notifications,
-            "nixl_num_failed_notifications_total": self.failed_notifications,
+            "nixl_num_failed_transfers_total": self.failed_transfers,
             "nixl_num_kv_expired_reqs_total": self.expired,
-            "nixl_num_notifications_after_expiry_total": self.late_notifications,
         }
 
     def _histograms(self) -> dict[str, Histogram]:
         return {
             "time_to_first_token_seconds": self.ttft,
             "inter_token_latency_seconds": self.itl,
-            "e2e_request_latency_seconds": self.e2e,
-            "request_queue_time_seconds": self.queue,
-            "nixl_xfer_time_seconds": self.transfer_s,
-            "nixl_post_time_seconds": self.post_s,
             "nixl_bytes_transferred": self.transfer_bytes,
-            "nixl_num_descriptors": self.descriptors,
         }

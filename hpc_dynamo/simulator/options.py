@@ -87,8 +87,6 @@ def _add_failures(p: argparse.ArgumentParser) -> None:
     stall = "outputs neither grow beyond N tokens nor end"
     add("--stall-after-tokens", type=int, metavar="N", help=stall)
     add("--damage-kv", action="store_true", help="one wrong byte in each prompt that is handed off")
-    lose = "share of KV event batches that are not published; replays include them"
-    add("--lose-kv-events", type=float, default=0.0, metavar="P", help=lose)
     outlive = "keep running when another node is lost, like a hanging collective operation"
     add("--outlive-nodes", action="store_true", help=outlive)
     delay = "delay before serving, like loading weights"

@@ -12,10 +12,9 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from hpc_dynamo.errors import HpcDynamoError, KvTransferError
-from hpc_dynamo.simulator.events import JournalPublisher
 from hpc_dynamo.simulator.kv_handoff import NixlHandoff
 from hpc_dynamo.simulator.metrics import SimulatorMetrics
 from hpc_dynamo.simulator.model import SimulatedModel
@@ -41,7 +40,8 @@ class Scheduler:
         self._limits, self._timing, self.model = limits, timing, model
         self._metrics = metrics
         self.handoff: NixlHandoff | None = None  # set by the owner of a prefill or decode rank
-        self.publisher: JournalPublisher | None = None  # set if KV events are published
+        # Publishes KV events, if set.
+        self.publish_events: Callable[[], Awaitable[None]] | None = None
         self._waiting = deque[OutputSequence]()
         self._pulled = deque[OutputSequence]()  # their blocks are here; they need only a slot
         self._prefilling = list[OutputSequence]()
@@ -110,8 +110,8 @@ class Scheduler:
         clock = loop.time()
         while True:
             plan = self._plan_step()
-            if self.publisher:
-                await self.publisher.publish()
+            if self.publish_events:
+                await self.publish_events()
             if not plan:
                 self._work.clear()
                 await self._work.wait()
@@ -147,7 +147,6 @@ class Scheduler:
     def _admit(self, sequence: OutputSequence, plan: StepPlan) -> None:
         self._metrics.prefix_queries += sequence.prompt_tokens
         self._metrics.prefix_hits += sequence.cached_tokens
-        self._metrics.queue.observe(asyncio.get_running_loop().time() - sequence.arrived_at)
         if sequence.remote_blocks and self.handoff:
             self._pulling.append(sequence)
             pull = self._pull(sequence, sequence.remote_blocks, self.handoff)
@@ -174,7 +173,7 @@ class Scheduler:
         started = [each for each, _ in chunks if each.computed_tokens == each.prompt_tokens]
         for sequence in started:
             self._start_output(sequence, now)
-        self._generate([*decodes, *started], now)
+        self._generate([*decodes, *started])
         self._prefilling = [s for s in self._prefilling if not s.finish_reason and not s.generator]
         self._decoding = [s for s in [*decodes, *started] if s.finish_reason is None]
         self._stall_if_injected()
@@ -185,12 +184,11 @@ class Scheduler:
         self._metrics.prompt_tokens += sequence.prompt_tokens
         self._metrics.ttft.observe(now - sequence.arrived_at)
 
-    def _generate(self, sequences: Sequence[OutputSequence], now: float) -> None:
+    def _generate(self, sequences: Sequence[OutputSequence]) -> None:
         self._metrics.generation_tokens += len(sequences)
         for sequence in sequences:
             sequence.append_token()
             if sequence.finish_reason is not None:
-                self._metrics.e2e.observe(now - sequence.arrived_at)
                 self._finish(sequence, sequence.finish_reason)
             if sequence.group.streaming or sequence.finish_reason is not None:
                 self._updated[sequence.group] = None
@@ -248,7 +246,6 @@ class Scheduler:
         """Pull the blocks of a remote prompt that are not cached here."""
         blocks = sequence.blocks[: sequence.prompt_blocks]
         hits = sequence.cached_tokens // self.model.block_size
-        self._metrics.external_queries += sequence.prompt_tokens - sequence.cached_tokens
         try:
             await handoff.pull(remote, blocks, hits)
         except KvTransferError as e:
@@ -264,7 +261,6 @@ class Scheduler:
             self.wake()
 
     def _handle_pulled(self, sequence: OutputSequence, blocks: list[int]) -> None:
-        self._metrics.external_hits += sequence.prompt_tokens - sequence.cached_tokens
         self.model.accept_pulled_blocks(sequence, blocks)
         if sequence.finish_reason is None:
             self._pulled.append(sequence)

@@ -15,7 +15,6 @@ class SamplingParams:
     """Limits of a request's output. Decoding is always greedy: temperature has no effect."""
 
     max_tokens: int
-    min_tokens: int = 0
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
     fixed_output: tuple[int, ...] = ()  # token ids of the whole output; empty: generated words
@@ -26,7 +25,7 @@ class SamplingParams:
             return min(self.max_tokens, len(self.fixed_output))
         if self.ignore_eos:
             return self.max_tokens
-        return min(self.max_tokens, max(self.min_tokens, MAX_MEANS * mean_tokens))
+        return min(self.max_tokens, MAX_MEANS * mean_tokens)
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ class OutputSequence:
             return "stop"
         if length >= sampling.max_tokens:
             return "length"
-        if sampling.ignore_eos or sampling.fixed_output or length < sampling.min_tokens:
+        if sampling.ignore_eos or sampling.fixed_output:
             return None
         return "stop" if ends or length >= self.max_output_tokens else None
 
@@ -153,8 +152,6 @@ class OutputSequence:
     def _find_stop(self, token: int) -> None:
         searched = max(0, len(self._text) - max(map(len, self.group.sampling.stop)))
         self._text += decode([token])
-        if self.output_length < self.group.sampling.min_tokens:
-            return
         found = [(self._text.find(stop, searched), stop) for stop in self.group.sampling.stop]
         hits = [hit for hit in found if hit[0] >= 0]
         if hits:

@@ -7,6 +7,7 @@ import random
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,10 +16,10 @@ from hpc_dynamo.http import HttpRequest, ResponseWriter
 from hpc_dynamo.json_reader import JsonError, read_value
 from hpc_dynamo.kv.agent import KvAgent
 from hpc_dynamo.simulator import tokenizer
-from hpc_dynamo.simulator.api_error import RequestRejected, error_body
+from hpc_dynamo.simulator.api_error import JSON, RequestRejected, error_body, send_json
 from hpc_dynamo.simulator.chat_request import ChatRequest, TokenizeRequest
 from hpc_dynamo.simulator.embeddings import EmbeddingRequest
-from hpc_dynamo.simulator.generation import JSON, Generation, sequence_groups
+from hpc_dynamo.simulator.generation import Generation, sequence_groups
 from hpc_dynamo.simulator.generation_request import (
     CompletionRequest,
     DetokenizeRequest,
@@ -84,8 +85,8 @@ class HttpApi:
         self._engine: EngineContext
         self._received, self._asleep = 0, False
         self._routes: dict[str, tuple[str, Handler]] = {
-            "/v1/completions": ("POST", self._completions),
-            "/v1/chat/completions": ("POST", self._chat),
+            "/v1/completions": ("POST", partial(self._generate, CompletionRequest)),
+            "/v1/chat/completions": ("POST", partial(self._generate, ChatRequest)),
             "/v1/embeddings": ("POST", _json(self._embeddings)),
             "/v1/models": ("GET", _json(self._models)),
             "/tokenize": ("POST", _json(self._tokenize)),
@@ -119,7 +120,7 @@ class HttpApi:
             self._authenticate(request)
             await self._route(request)(request, reply)
         except RequestRejected as e:
-            _send(reply, e.body, e.status)
+            send_json(reply, e.body, e.status)
 
     def _authenticate(self, request: HttpRequest) -> None:
         given = request.headers.get("authorization", "").encode("latin-1")
@@ -135,15 +136,10 @@ class HttpApi:
             raise RequestRejected("Method Not Allowed", status=405)
         return handler
 
-    async def _completions(self, request: HttpRequest, reply: ResponseWriter) -> None:
-        await self._generate(request, reply, _read(request, CompletionRequest))
-
-    async def _chat(self, request: HttpRequest, reply: ResponseWriter) -> None:
-        await self._generate(request, reply, _read(request, ChatRequest))
-
     async def _generate(
-        self, request: HttpRequest, reply: ResponseWriter, body: AnyRequest
+        self, kind: type[AnyRequest], request: HttpRequest, reply: ResponseWriter
     ) -> None:
+        body = _read(request, kind)
         self._inject_failure(request)
         engine = self._engine
         if self._asleep:  # vLLM would let the request wait
@@ -260,7 +256,7 @@ def malformed_request(
 
 def _json(handler: JsonHandler) -> Handler:
     async def handle(request: HttpRequest, reply: ResponseWriter) -> None:
-        _send(reply, handler(request))
+        send_json(reply, handler(request))
 
     return handle
 
@@ -280,7 +276,3 @@ def _read(request: HttpRequest, type_: type[T]) -> T:
         return msgspec.convert(value, type_)
     except (JsonError, UnicodeEncodeError, msgspec.ValidationError) as e:
         raise RequestRejected(str(e)) from e
-
-
-def _send(reply: ResponseWriter, body: Any, status: int = 200) -> None:
-    reply.send(status, msgspec.json.encode(body), [JSON])

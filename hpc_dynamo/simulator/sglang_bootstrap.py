@@ -28,14 +28,13 @@ import msgspec
 
 from hpc_dynamo.errors import HpcDynamoError, KvTransferError
 from hpc_dynamo.http import HttpRequest, HttpServer, ResponseWriter
-from hpc_dynamo.simulator.api_error import RequestRejected, error_body
+from hpc_dynamo.simulator.api_error import RequestRejected, error_body, send_json
 from hpc_dynamo.simulator.generation_request import GenerationRequest
 from hpc_dynamo.simulator.kv_handoff import NixlHandoff
 from hpc_dynamo.simulator.sequence import RemoteBlocks, SamplingParams, SequenceGroup
 
 FAKE_BOOTSTRAP_HOST = "2.2.2.2"  # as in SGLang: health checks, which use only one rank
 PATH = "/room/"
-JSON = (b"content-type", b"application/json")
 
 
 class SglangRank:
@@ -203,17 +202,13 @@ async def bootstrap_server(
         given = request.headers.get("authorization", "").encode("latin-1")
         room = request.path.removeprefix(PATH)
         if expected and not hmac.compare_digest(given, expected):
-            return _send(reply, 401, error_body("Invalid or missing API key.", 401))
+            return send_json(reply, error_body("Invalid or missing API key.", 401), 401)
         if not room.isdigit():
-            return _send(reply, 404, error_body("Not Found", 404))
+            return send_json(reply, error_body("Not Found", 404), 404)
         try:
-            _send(reply, 200, await rooms.wait(int(room)))
+            send_json(reply, await rooms.wait(int(room)))
         except KvTransferError as e:
-            _send(reply, 504, error_body(e.message, 504))
+            send_json(reply, error_body(e.message, 504), 504)
 
     async with HttpServer(handle) as server:
         yield await server.listen(host, port)
-
-
-def _send(reply: ResponseWriter, status: int, body: object) -> None:
-    reply.send(status, msgspec.json.encode(body), [JSON])

@@ -7,7 +7,6 @@ the head falls silent or never answers. See head/scaling for the protocol.
 
 import asyncio
 import logging
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from hpc_dynamo.run import ExtraJobFolder, write_json
 from hpc_dynamo.tasks.node import (
     CODEC,
     log_to_file,
+    node_record,
     on_preemption_signal,
     on_stop_signal,
     run_to_outcome,
@@ -104,12 +104,4 @@ def _record(job: ExtraJobFolder, node: int, host: str, roster: Roster) -> NodeRe
     except OSError as e:
         hint = "cluster.interface=ib0, or another network that both nodes share"
         raise BootstrapError(f"{host} has no route to the head at {head.address}", hint=hint) from e
-    return NodeRecord(
-        node=node,
-        host=host,
-        address=address,
-        pid=os.getpid(),
-        log=str(job.agent_log(node)),
-        started_at=time.time(),
-        slurm_step_id=os.environ.get("SLURM_STEP_ID", ""),
-    )
+    return node_record(node, host, address, job.agent_log(node))

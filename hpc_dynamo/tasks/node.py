@@ -113,10 +113,11 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
     address = job_address(config.cluster.interface, hosts)
     if config.planner.scale_out.max_nodes or attempt.plan().separate_jobs:
         address = address_for_extra_jobs(address)
+    me = node_record(index, hosts[index], address, attempt.agent_log(index))
     if config.route.engines:
-        return await _run_standalone(attempt, _record(attempt, index, hosts, address))
+        return await _run_standalone(attempt, me)
     server = ControlServer(address, secrets.keys, CODEC) if index == 0 else None
-    me = _record(attempt, index, hosts, address, server.endpoint if server else "")
+    me = replace(me, control_endpoint=server.endpoint if server else "")
     me = replace(me, faults=preflight(config, attempt.plan(), index, address, hosts[index]))
     try:
         roster = await exchange_addresses(me, hosts, attempt, config.cluster.bootstrap)
@@ -136,16 +137,14 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
             server.close()
 
 
-def _record(
-    attempt: Attempt, index: int, hosts: list[str], address: str, control: str = ""
-) -> NodeRecord:
+def node_record(node: int, host: str, address: str, log_file: Path) -> NodeRecord:
+    """Return the record of this task's agent."""
     return NodeRecord(
-        node=index,
-        host=hosts[index],
+        node=node,
+        host=host,
         address=address,
         pid=os.getpid(),
-        log=str(attempt.agent_log(index)),
-        control_endpoint=control,
+        log=str(log_file),
         started_at=time.time(),
         slurm_step_id=os.environ.get("SLURM_STEP_ID", ""),
     )

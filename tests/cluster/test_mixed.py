@@ -1,4 +1,4 @@
-"""Prefill on nodes of one kind and decode on another's: as one heterogeneous job, or as two."""
+"""Prefill and decode on different hardware, as one heterogeneous job or as two jobs."""
 
 import subprocess
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.support.runs import (
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 # The head is on `west`, whose nodes come after that of `east` by their names.
-KINDS = (
+HARDWARE = (
     *("engine=simulator", "cluster.launcher=slurm", "input=prompts.jsonl"),
     *("cluster.hardware.west.partition=west", "cluster.hardware.west.nodes=2"),
     "cluster.hardware.east.partition=east",
@@ -32,7 +32,7 @@ SLOW = ("engine.args.time-scale=20", "batch.concurrency=4")
 
 
 def batch(cluster: SlurmCluster, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    done = hpc_dynamo("batch", *KINDS, *words, cwd=folder, env=cluster.env, timeout_s=200)
+    done = hpc_dynamo("batch", *HARDWARE, *words, cwd=folder, env=cluster.env, timeout_s=200)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -41,8 +41,8 @@ def queue(cluster: SlurmCluster) -> str:
     return cluster.slurm("squeue", "--noheader", "--format=%i")
 
 
-def each_where_it_belongs(cluster: SlurmCluster, attempt: Attempt) -> None:
-    """And the KV cache moved from the ones to the other."""
+def check_placement(cluster: SlurmCluster, attempt: Attempt) -> None:
+    """Check that KV cache moved from prefill to decode workers."""
     status, outcome = attempt.status(), attempt.outcome()
     east, *west = cluster.nodes
     assert status
@@ -56,8 +56,8 @@ def each_where_it_belongs(cluster: SlurmCluster, attempt: Attempt) -> None:
     assert outcome.summary.kv_bytes > 0
 
 
-def begun(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[Attempt, list[str]]:
-    """A batch that is far from its end, and the names of its prompts."""
+def started(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[Attempt, list[str]]:
+    """Start a long batch; return it and the ids of its prompts."""
     ids = write_prompts(folder / "prompts.jsonl", 80, max_tokens=16)
     batch(cluster, folder, "--detach", *SLOW, *words)
     run = folder / "runs/prompts"
@@ -71,13 +71,13 @@ def ended(cluster: SlurmCluster, attempt: Attempt) -> Outcome:
     return outcome
 
 
-def test_one_heterogeneous_job(cluster: SlurmCluster, shared_dir: Path) -> None:
+def test_batch_as_one_heterogeneous_job(cluster: SlurmCluster, shared_dir: Path) -> None:
     ids = write_prompts(shared_dir / "prompts.jsonl", 40)
     done = batch(cluster, shared_dir, "cluster.slurm.heterogeneous=auto")
     run = shared_dir / "runs/prompts"
     assert list(answers(run / "output.jsonl")) == ids
     attempt, (east, *west) = latest(run), cluster.nodes
-    each_where_it_belongs(cluster, attempt)
+    check_placement(cluster, attempt)
     roster, job = attempt.roster(), attempt.job()
     assert roster
     assert [node.host for node in roster.nodes] == [*west, east]
@@ -87,10 +87,8 @@ def test_one_heterogeneous_job(cluster: SlurmCluster, shared_dir: Path) -> None:
     assert "HetJobIdSet" in cluster.slurm("scontrol", "show", "job", job.job_id)
 
 
-def test_a_component_that_is_cancelled_ends_the_job(
-    cluster: SlurmCluster, shared_dir: Path
-) -> None:
-    attempt, _ = begun(cluster, shared_dir, "cluster.slurm.heterogeneous=hetjob")
+def test_cancelled_component_ends_the_job(cluster: SlurmCluster, shared_dir: Path) -> None:
+    attempt, _ = started(cluster, shared_dir, "cluster.slurm.heterogeneous=hetjob")
     job = attempt.job()
     assert job
     cluster.slurm("scancel", f"{job.job_id}+1")
@@ -100,10 +98,10 @@ def test_a_component_that_is_cancelled_ends_the_job(
     assert cluster.nodes[0] in outcome.message
 
 
-def test_two_jobs_that_meet_and_end_together(cluster: SlurmCluster, shared_dir: Path) -> None:
-    """The second is cancelled in the middle; the same command goes on with both."""
+def test_batch_as_two_jobs(cluster: SlurmCluster, shared_dir: Path) -> None:
+    """The second job is cancelled; the same command then resumes with both."""
     jobs = "cluster.slurm.heterogeneous=jobs"
-    attempt, ids = begun(cluster, shared_dir, jobs)
+    attempt, ids = started(cluster, shared_dir, jobs)
     job = attempt.job()
     assert job
     (second,) = job.hetero_job_ids
@@ -117,8 +115,8 @@ def test_two_jobs_that_meet_and_end_together(cluster: SlurmCluster, shared_dir: 
     batch(cluster, shared_dir, jobs)
     each_once(shared_dir / "runs/prompts", ids)
     attempt = latest(shared_dir / "runs/prompts")
-    each_where_it_belongs(cluster, attempt)
-    (companion,) = (grown.state() for grown in attempt.extra_jobs())
-    assert companion
-    assert companion.state is ExtraJobState.ended
+    check_placement(cluster, attempt)
+    (extra_job,) = (grown.state() for grown in attempt.extra_jobs())
+    assert extra_job
+    assert extra_job.state is ExtraJobState.ended
     until("an empty queue", lambda: not queue(cluster), 60)

@@ -1,4 +1,4 @@
-"""A worker over two Slurm nodes: its parts meet, die and are started again together."""
+"""A worker over two Slurm nodes: its shards start, fail and restart together."""
 
 import subprocess
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.support.runs import each_once, hpc_dynamo, latest, results_on_disk, u
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
-# Two fake GPUs per node.
+# Two simulated GPUs per node.
 TWO_NODES = (
     *(
         "engine=simulator",
@@ -23,7 +23,7 @@ TWO_NODES = (
 )
 
 
-def test_killed_shard_restarts_worker(cluster: SlurmCluster, shared_dir: Path) -> None:
+def test_worker_restarts_after_a_shard_was_killed(cluster: SlurmCluster, shared_dir: Path) -> None:
     ids = write_prompts(shared_dir / "prompts.jsonl", 30)
     run = shared_dir / "runs/prompts"
     done = hpc_dynamo("batch", "--detach", *TWO_NODES, cwd=shared_dir, env=cluster.env)
@@ -31,14 +31,14 @@ def test_killed_shard_restarts_worker(cluster: SlurmCluster, shared_dir: Path) -
     attempt = latest(run)
     until("some results", lambda: results_on_disk(run) >= 3, 120)
     second = cluster.nodes[1]
-    # The newer process is the engine, the other its supervisor.
+    # Of two, supervisor and engine, the newest is the engine.
     words = ("pkill", "-KILL", "-n", "-f", "hpc_dynamo.simulator.*--node-rank 1")
     subprocess.run(cluster.on(second, *words), check=True)
     outcome = until("the outcome", attempt.outcome, 120)
     assert outcome.exit_code == 0, outcome
     each_once(run, ids)
-    said = attempt.agent_log(0).read_text()
-    assert f"worker 0 (aggregated), shard 2 of 2, on {second} was killed by signal 9" in said
+    log_text = attempt.agent_log(0).read_text()
+    assert f"worker 0 (aggregated), shard 2 of 2, on {second} was killed by signal 9" in log_text
     met = [attempt.agent_log(n).read_text().count(" starts: ") for n in (0, 1)]
     assert met == [2, 2], "both parts were to be started twice"
     first = attempt.agent_log(0).read_text()
@@ -51,13 +51,15 @@ WORLD = (*TWO_NODES, "engine.args.start=mpi", "engine.args.pd-protocol=trtllm")
 
 
 def _ranks(cluster: SlurmCluster, node: str) -> list[str]:
-    """Process ids of the worker's ranks on a node, in its own namespace."""
+    """Return the pids of the worker's ranks on a node, in the namespace of the node."""
     words = ("pgrep", "-f", "hpc_dynamo.simulator .*--mpi ")
     found = subprocess.run(cluster.on(node, *words), capture_output=True, text=True)
     return found.stdout.split()
 
 
-def test_killed_mpi_rank_restarts_worker(cluster: SlurmCluster, shared_dir: Path) -> None:
+def test_worker_restarts_after_an_mpi_rank_was_killed(
+    cluster: SlurmCluster, shared_dir: Path
+) -> None:
     ids = write_prompts(shared_dir / "prompts.jsonl", 30)
     run = shared_dir / "runs/prompts"
     done = hpc_dynamo("batch", "--detach", *WORLD, cwd=shared_dir, env=cluster.env)
@@ -65,16 +67,16 @@ def test_killed_mpi_rank_restarts_worker(cluster: SlurmCluster, shared_dir: Path
     attempt = latest(run)
     until("some results", lambda: results_on_disk(run) >= 3, 120)
     first, second, _ = cluster.nodes
-    former = {node: _ranks(cluster, node) for node in (first, second)}
-    # On the first node srun and its supervisor are found as well.
-    assert len(former[second]) == 2, former
-    subprocess.run(cluster.on(second, "kill", "-9", former[second][0]), check=True)
+    earlier = {node: _ranks(cluster, node) for node in (first, second)}
+    # On the first node srun and its supervisor are found too.
+    assert len(earlier[second]) == 2, earlier
+    subprocess.run(cluster.on(second, "kill", "-9", earlier[second][0]), check=True)
     outcome = until("the outcome", attempt.outcome, 120)
     assert outcome.exit_code == 0, outcome
     each_once(run, ids)
-    said = attempt.agent_log(0).read_text()
-    assert "2 restarts left" in said
-    assert f"srun: error: {second}: task " in said
+    log_text = attempt.agent_log(0).read_text()
+    assert "2 restarts left" in log_text
+    assert f"srun: error: {second}: task " in log_text
     assert "starts: " not in attempt.agent_log(1).read_text(), "the first agent starts all ranks"
     assert "node 3 of 4, with node 0" in attempt.worker_log(0).read_text()
     until("no rank left", lambda: not any(_ranks(cluster, n) for n in (first, second)))

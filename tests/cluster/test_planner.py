@@ -1,4 +1,4 @@
-"""Workers of a job on Slurm change their role, in both directions, under a load that changes."""
+"""Workers of a Slurm job change their role in both directions as the load changes."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ TWO_NODES = ("topology.nodes=2", "topology.prefill.workers=1", "topology.decode.
 FLIP_S = 120.0
 
 
-async def both_ways(
+async def change_roles_both_ways(
     cluster: SlurmCluster, folder: Path, words: tuple[str, ...], model: str, prompts: int
 ) -> None:
-    """First long prompts, then long answers; each until a worker has changed its role for it."""
+    """Send long prompts, then long answers, each until a worker has changed its role."""
     words = (*TWO_NODES, *PLANNER, *words)
     async with serving(cluster, folder, *words, workers=3, model=model) as job:
         asking = job.load(prompts, 1)
@@ -29,25 +29,25 @@ async def both_ways(
         await telling.run_until(lambda: flips(job.attempt, Role.decode), 24, FLIP_S)
         assert asking.pieces
         assert telling.pieces
-    told = hpc_dynamo("report", "name=s", cwd=folder)
-    assert told.returncode == 0, told.stderr
-    assert "decode to prefill done" in told.stdout
-    assert "prefill to decode done" in told.stdout
+    records = hpc_dynamo("report", "name=s", cwd=folder)
+    assert records.returncode == 0, records.stderr
+    assert "decode to prefill done" in records.stdout
+    assert "prefill to decode done" in records.stdout
 
 
-async def test_simulator_ranks(cluster: SlurmCluster, shared_dir: Path) -> None:
+async def test_simulator_workers_follow_the_load(cluster: SlurmCluster, shared_dir: Path) -> None:
     words = (
         *("engine=simulator", "engine.args.timing=h100-8b", "engine.args.time-scale=8"),
         "engine.args.num-blocks=512",
     )
-    await both_ways(cluster, shared_dir, words, "simulated", prompts=1200)
+    await change_roles_both_ways(cluster, shared_dir, words, "simulated", prompts=1200)
 
 
 @pytest.mark.vllm
-async def test_vllm_ranks(cluster: SlurmCluster, shared_dir: Path) -> None:
+async def test_vllm_workers_follow_the_load(cluster: SlurmCluster, shared_dir: Path) -> None:
     vllm = provisioned()
     words = (
         *("engine=vllm-cpu", f"engine.python={vllm.python}", f"model.path={vllm.model}"),
         *("model.name=smol", "engine.args.num-gpu-blocks-override=24"),
     )
-    await both_ways(cluster, shared_dir, words, "smol", prompts=300)
+    await change_roles_both_ways(cluster, shared_dir, words, "smol", prompts=300)

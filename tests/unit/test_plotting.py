@@ -1,4 +1,4 @@
-"""Pictures: axes from zero, whole numbers for counts, equal curves that can both be seen."""
+"""Plots: axes from zero, integer ticks for counts, equal curves both visible."""
 
 import io
 import sys
@@ -19,7 +19,7 @@ def steps(name: str, *counts: float) -> Curve:
 
 
 @pytest.mark.parametrize("counts", [(2, 2), (4, 4), (0, 0), (1, 3), (16, 15), (300, 299)])
-def test_worker_counts_start_at_zero_in_whole_numbers(counts: tuple[float, float]) -> None:
+def test_worker_counts_start_at_zero_with_integer_ticks(counts: tuple[float, float]) -> None:
     panel = Panel("workers", [steps("prefill", *counts), steps("decode", *counts)])
     (ax,) = figure_of("t", [panel]).axes
     low, high = ax.get_ylim()
@@ -30,8 +30,8 @@ def test_worker_counts_start_at_zero_in_whole_numbers(counts: tuple[float, float
     assert all(tick == int(tick) for tick in ticks)
 
 
-def test_equal_curves_are_both_seen() -> None:
-    """The colours of both are in the picture, more than in the legend alone."""
+def test_equal_curves_are_both_visible() -> None:
+    """The plot has the colours of both curves, not only in the legend."""
     panel = Panel("workers", [steps("prefill", 2, 2, 2), steps("decode", 2, 2, 2)])
     figure = figure_of("t", [panel])
     (ax,) = figure.axes
@@ -50,7 +50,7 @@ def test_latencies_start_at_zero() -> None:
     assert ax.get_ylim()[0] == 0
 
 
-def test_a_simulation_s_picture_names_trace_engine_workers_and_policies(
+def test_simulation_plot_names_trace_engine_workers_and_policies(
     call: Call, tmp_path: Path
 ) -> None:
     (tmp_path / "a.jsonl").write_text("".join(TRACE % (500 * i) for i in range(20)))
@@ -61,7 +61,7 @@ def test_a_simulation_s_picture_names_trace_engine_workers_and_policies(
     assert title in text, "matplotlib leaves texts as comments"
 
 
-def test_without_matplotlib_nothing_is_simulated(
+def test_simulate_with_plot_but_without_matplotlib_fails_at_once(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.jsonl").write_text("".join(TRACE % (500 * i) for i in range(20)))

@@ -48,16 +48,19 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def check(args: Namespace) -> None:
-    config = replace(compose(list(_overrides(args)), args.config_dir), task=Task.serve)
-    lay_out(resolve_route(config))
+    lay_out(_config(args))
 
 
 def run(args: Namespace) -> int:
-    config = replace(compose(list(_overrides(args)), args.config_dir), task=Task.serve)
-    config = resolve_run(_with_absolute_files(resolve_route(config)), "route")
+    config = resolve_run(_with_absolute_files(_config(args)), "route")
     engine(config.engine.name)  # raises for a name that is not an engine
     checked = Checked(config, lay_out(config), Launcher.local)
     return launch_run(serve_run(config, print_line), checked, detach=args.detach)
+
+
+def _config(args: Namespace) -> Config:
+    config = compose(list(_overrides(args)), args.config_dir)
+    return resolve_route(replace(config, task=Task.serve))
 
 
 def _overrides(args: Namespace) -> Iterator[str]:

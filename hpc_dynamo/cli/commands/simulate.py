@@ -10,8 +10,8 @@ from hpc_dynamo.cli.arguments import add_overrides
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.render.console import OUT, print_line
 from hpc_dynamo.cli.render.simulation import (
+    SimulationBar,
     comparison_table,
-    progress_bar,
     result_table,
     split_overrides,
     split_text,
@@ -57,30 +57,32 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def check(args: Namespace) -> None:
-    config = compose(list(_overrides(args)), args.config_dir)
-    require_single_model(config, "a simulation")
-    validate(config)
-    from_config.simulated_job(config)
+    from_config.simulated_job(_config(args))
 
 
 def run(args: Namespace) -> int:
     """Simulate the trace, or search for the best split."""
-    config = compose(list(_overrides(args)), args.config_dir)
-    require_single_model(config, "a simulation")
-    validate(config)
+    config = _config(args)
     requests = _requests(config)
     job = from_config.simulated_job(config)
     from_config.check_requests_fit(job, requests)
     if config.simulate.search_split:
         return _search(config, job, requests)
     planner = from_config.simulated_planner(config, job)
-    with progress_bar(len(requests)) as bar:
-        outcome = simulation.simulate(job, requests, planner, lambda seen: bar.advance())
+    with SimulationBar(len(requests)) as bar:
+        outcome = simulation.simulate(job, requests, planner, lambda result: bar.count_request())
     OUT.print(result_table(outcome, len(requests)))
     if outcome.failed_requests:
         print_line(f"lost: {next(s.error for s in outcome.results if s.error)}")
     _draw(config, job, outcome)
     return 0
+
+
+def _config(args: Namespace) -> Config:
+    config = compose(list(_overrides(args)), args.config_dir)
+    require_single_model(config, "a simulation")
+    validate(config)
+    return config
 
 
 def _overrides(args: Namespace) -> Iterator[str]:
@@ -113,9 +115,13 @@ def _search(config: Config, job: SimulatedJob, requests: Sequence[TraceRequest])
     if workers < 2:
         hint = "topology.prefill.workers=8 topology.decode.workers=8: their sum is what counts"
         raise ConfigError(f"{workers} worker cannot be split", hint=hint)
-    with progress_bar(len(requests)) as bar:
+    with SimulationBar(len(requests)) as bar:
         tried = search_splits(
-            job, workers, requests, lambda s: bar.restart(split_text(s)), lambda seen: bar.advance()
+            job,
+            workers,
+            requests,
+            lambda s: bar.restart(split_text(s)),
+            lambda result: bar.count_request(),
         )
     OUT.print(comparison_table(tried[:SHOWN], len(requests)))
     print_line(f"the best of {len(tried)}: {split_overrides(tried[0])}")

@@ -1,7 +1,6 @@
 """Tables and progress bar of `hpc-dynamo simulate`."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,34 +15,23 @@ from hpc_dynamo.simulation.result import mean, quantile
 from hpc_dynamo.simulation.split_search import SplitResult
 
 
-class SimulationBar:
-    """Progress bar on a terminal; does nothing if `bar` is None."""
+class SimulationBar(Progress):
+    """Progress bar on stderr, if that is a terminal. `total` is the number of requests."""
 
-    def __init__(self, bar: Progress | None, total: int) -> None:
-        self._bar, self._total = bar, total
-        self._task = bar.add_task("", total=total) if bar else None
+    def __init__(self, total: int) -> None:
+        console, text = Console(stderr=True), TextColumn("{task.description}")
+        columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), text)
+        off = not can_redraw(console.file)
+        super().__init__(*columns, console=console, transient=True, disable=off)
+        self._total, self._requests = total, self.add_task("", total=total)
 
     def restart(self, text: str) -> None:
         """Start again at zero, with another description."""
-        if self._bar and self._task is not None:
-            self._bar.reset(self._task, description=text, total=self._total)
+        self.reset(self._requests, description=text, total=self._total)
 
-    def advance(self) -> None:
-        if self._bar and self._task is not None:
-            self._bar.advance(self._task)
-
-
-@contextmanager
-def progress_bar(total: int) -> Iterator[SimulationBar]:
-    """Yield a bar for `total` requests, on stderr."""
-    console = Console(stderr=True)
-    if not can_redraw(console.file):
-        yield SimulationBar(None, total)
-        return
-    text = TextColumn("{task.description}")
-    columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), text)
-    with Progress(*columns, console=console, transient=True, refresh_per_second=4) as bar:
-        yield SimulationBar(bar, total)
+    def count_request(self) -> None:
+        """Count one finished request."""
+        self.advance(self._requests)
 
 
 def split_text(workers: dict[Role, int]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlsplit
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from hpc_dynamo.agent.events import KvEventRelay
 from hpc_dynamo.agent.probe import (
@@ -114,14 +114,7 @@ class ExternalWorkers:
         """Update a worker's report and log it if state or detail changed."""
         before = self.workers[rank]
         self.workers[rank] = replace(
-            before,
-            state=state,
-            detail=detail,
-            models=models.models,
-            adapters=dict(models.adapters),
-            context_tokens=models.context_tokens,
-            operations=models.operations,
-            start_s=start_s,
+            before, state=state, detail=detail, start_s=start_s, **asdict(models)
         )
         if (before.state, before.detail) != (state, detail):
             log.info("worker %d (%s) at %s: %s %s", rank, before.role, before.url, state, detail)

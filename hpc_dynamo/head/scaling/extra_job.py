@@ -29,14 +29,17 @@ class ExtraJob:
     """An extra job. `status` is also written to its folder at every change."""
 
     def __init__(
-        self,
-        folder: ExtraJobFolder,
-        status: ExtraJobStatus,
-        config: Config,
-        router: Router,
-        members: Membership,
+        self, folder: ExtraJobFolder, config: Config, router: Router, members: Membership
     ) -> None:
-        self._folder, self._plan, self.status = folder, folder.plan(), status
+        self._folder, self._plan = folder, folder.plan()
+        plan, record = self._plan, folder.job()
+        self.status = ExtraJobStatus(
+            number=folder.number,
+            role=plan.workers[0].role,
+            nodes=plan.nodes,
+            ranks=tuple(worker.rank for worker in plan.workers),
+            requested_at=record.submitted_at if record else time.time(),
+        )
         self._config, self._router, self._members = config, router, members
         self.nodes = self._plan.used_nodes
         self._joined = False  # one of its workers has reported

@@ -7,7 +7,6 @@ of them ends before the run does, a whole role is lost, so the run ends.
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 
 from msgspec.structs import replace
@@ -17,7 +16,7 @@ from hpc_dynamo.errors import EngineError
 from hpc_dynamo.head.membership.agents import Membership
 from hpc_dynamo.head.scaling.extra_job import ExtraJob
 from hpc_dynamo.launch.extra_jobs import stop_leftover_jobs
-from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, Status
+from hpc_dynamo.messages import ExtraJobState, Status
 from hpc_dynamo.router import Router
 from hpc_dynamo.run import Attempt, ExtraJobFolder
 
@@ -52,7 +51,8 @@ class HeterogeneousJobs:
     async def run(self) -> None:
         """Follow the jobs until cancelled. Call `end` before."""
         folders = await asyncio.to_thread(self._folders)
-        self._jobs = [self._extra_job(folder) for folder in folders]
+        config, router, members = self._config, self._router, self._members
+        self._jobs = [ExtraJob(folder, config, router, members) for folder in folders]
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_preemptions(), name="hetero-job-preemptions")
             for job in self._jobs:
@@ -74,17 +74,6 @@ class HeterogeneousJobs:
         if waiting:
             return waiting
         return [self._attempt.new_extra_job(plan) for plan in self._attempt.plan().group_plans[1:]]
-
-    def _extra_job(self, folder: ExtraJobFolder) -> ExtraJob:
-        plan, job = folder.plan(), folder.job()
-        status = ExtraJobStatus(
-            number=folder.number,
-            role=plan.workers[0].role,
-            nodes=plan.nodes,
-            ranks=tuple(worker.rank for worker in plan.workers),
-            requested_at=job.submitted_at if job else time.time(),
-        )
-        return ExtraJob(folder, status, self._config, self._router, self._members)
 
     async def _follow(self, job: ExtraJob) -> None:
         await job.run(60.0 * walltime_minutes(self._config.cluster.slurm.time))

@@ -10,7 +10,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from hpc_dynamo import jsonl
 from hpc_dynamo.backoff import Backoff
@@ -18,6 +17,7 @@ from hpc_dynamo.config import Config, Role
 from hpc_dynamo.head.scaling.role_change import RoleChanger
 from hpc_dynamo.messages import PlannerStatus, WorkerLoad
 from hpc_dynamo.planner.collect import collect_signals
+from hpc_dynamo.planner.planner import Planner
 from hpc_dynamo.planner.prompt_lengths import PromptLengths
 from hpc_dynamo.planner.records import PlannerRecord, RoleChange
 from hpc_dynamo.planner.signals import PlannerDecision, RoleMove, Signals
@@ -31,12 +31,6 @@ Direction = tuple[Role, Role]
 log = logging.getLogger(__name__)
 
 
-class DecisionPolicy(Protocol):
-    """Anything that decides from signals, see planner.Planner."""
-
-    def decide(self, signals: Signals, /) -> PlannerDecision: ...
-
-
 class PlannerLoop:
     """Runs the planner once per interval. `on_decision` receives every decision.
 
@@ -48,7 +42,7 @@ class PlannerLoop:
         self,
         config: Config,
         router: Router,
-        planner: DecisionPolicy,
+        planner: Planner,
         role_changer: RoleChanger,
         loads: Callable[[], Sequence[WorkerLoad]],
         file: Path,

@@ -18,7 +18,7 @@ from hpc_dynamo.head.scaling.extra_job import ExtraJob
 from hpc_dynamo.head.scaling.role_change import min_workers
 from hpc_dynamo.launch import JobState
 from hpc_dynamo.launch.extra_jobs import stop_leftover_jobs
-from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, Status
+from hpc_dynamo.messages import ExtraJobState, Status
 from hpc_dynamo.planner.scale_out import Budget, ScaleOutPolicy, ScaleOutRecord, ScaleOutStep
 from hpc_dynamo.planner.signals import PlannerDecision, RoleMove
 from hpc_dynamo.router import Router
@@ -180,11 +180,7 @@ class ScaleOutController:
         self._next_rank += len(plan.workers)
         self._next_node += plan.nodes
         folder = await asyncio.to_thread(self._attempt.new_extra_job, plan)
-        ranks, now = tuple(worker.rank for worker in plan.workers), time.time()
-        status = ExtraJobStatus(
-            number=folder.number, role=role, nodes=plan.nodes, ranks=ranks, requested_at=now
-        )
-        return ExtraJob(folder, status, self._config, self._router, self._members)
+        return ExtraJob(folder, self._config, self._router, self._members)
 
     async def _release(self, job: ExtraJob, reason: str, group: asyncio.TaskGroup) -> None:
         if job in self._releasing:

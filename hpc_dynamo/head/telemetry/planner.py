@@ -14,8 +14,8 @@ def planner_metrics(status: PlannerStatus | None) -> Iterable[Metric]:
     if status is None:
         return
     targets = [((Role.prefill,), status.prefill), ((Role.decode,), status.decode)]
-    yield families.PLANNER_TARGET_WORKERS.values(targets)
-    yield families.PLANNER_EXPECTED_RATE.value(status.rate_hz)
-    yield families.PLANNER_CHANGING.value(len(status.changing))
-    yield families.PLANNER_CHANGES.value(status.role_changes)
-    yield families.PLANNER_FAILED_CHANGES.value(status.failed_role_changes)
+    yield families.TARGET_WORKERS.values(targets)
+    yield families.EXPECTED_RATE.value(status.rate_hz)
+    yield families.ROLE_CHANGING.value(len(status.changing))
+    yield families.ROLE_CHANGES.value(status.role_changes)
+    yield families.ROLE_CHANGE_FAILURES.value(status.failed_role_changes)

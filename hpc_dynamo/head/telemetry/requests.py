@@ -15,9 +15,9 @@ def request_metrics(stats: FrontendStats) -> Iterable[Metric]:
     yield families.REQUESTS.values((key.split(" "), count) for key, count in answers)
     yield families.REQUEST_RETRIES.value(stats.retried)
     yield families.PROMPT_TOKENS.value(stats.prompt_tokens)
-    yield families.TIME_TO_FIRST_TOKEN.histogram(stats.ttft)
-    yield families.INTER_TOKEN_LATENCY.histogram(stats.itl)
-    yield families.REQUEST_LATENCY.histogram(stats.seconds)
+    yield families.TTFT.histogram(stats.ttft)
+    yield families.ITL.histogram(stats.itl)
+    yield families.E2E_LATENCY.histogram(stats.seconds)
 
 
 def traffic_metrics(traffic: Traffic) -> Iterable[Metric]:

@@ -1,4 +1,4 @@
-"""KV events on their way to the head: a real agent with simulators, and this test as its head."""
+"""KV events from engines to the head: a real agent with simulators; the test is its head."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -52,7 +52,7 @@ def record(attempt: Attempt) -> NodeRecord:
 
 
 class Head:
-    """All that the agent sends, in its order."""
+    """All messages of the agent, in order."""
 
     def __init__(self, server: ControlServer[ControlMessage], token: str) -> None:
         self.server, self._token = server, token
@@ -68,23 +68,23 @@ class Head:
             self.events.append(message)
         return message
 
-    async def hear_of(self, state: WorkerState) -> WorkerReport:
-        """The next report, which must be this; forgets the events before it."""
+    async def expect_report(self, state: WorkerState) -> WorkerReport:
+        """Wait for this report, which must be the next one; drop earlier events."""
         while not isinstance(message := await self.hear(), WorkerReport):
             pass
         assert message.state is state, message.detail
         return message
 
-    async def hear_replay(self) -> list[int]:
-        """Numbers of all events up to the end of a replay; forgets them."""
+    async def receive_replay(self) -> list[int]:
+        """Return and drop the numbers of all events up to the end of a replay."""
         while not (self.events and self.events[-1].seq == -1):
             assert not isinstance(await self.hear(), WorkerReport)
         numbers = [events.seq for events in self.events[:-1]]
         self.events.clear()
         return numbers
 
-    async def beats(self, number: int) -> None:
-        """Hear all until so many heartbeats have come; by the second all before is here."""
+    async def wait_for_heartbeats(self, number: int) -> None:
+        """Receive messages until some heartbeats have arrived, and all messages before them."""
         while number:
             number -= isinstance(await self.hear(), Heartbeat)
 
@@ -98,21 +98,21 @@ class Head:
             async with session.post(f"{worker.url}/v1/completions", json=body) as answer:
                 assert answer.status == 200, await answer.text()
 
-    async def complete_until_heard(self, worker: WorkerReport) -> int:
-        """Different prompts, until events of one come live; how many it took."""
+    async def complete_until_events(self, worker: WorkerReport) -> int:
+        """Send different prompts until live events arrive; return how many it took."""
         stories = 0
         while not self.events:
             stories += 1
             await self.complete(worker, [stories * 100 + token for token in range(40)])
             for _ in range(2):
                 if not self.events:
-                    await self.beats(1)
+                    await self.wait_for_heartbeats(1)
         return stories
 
 
 @asynccontextmanager
 async def agent_of(run: Run, config: Config) -> AsyncIterator[tuple[Head, Agent]]:
-    """An agent at work. It must have been told to stop before the end."""
+    """Run an agent. It must be stopped before the context ends."""
     attempt, secrets = run.new_attempt(config, plan(config)), run.secrets()
     server = ControlServer(HERE, secrets.keys, CODEC)
     client = ControlClient(server.endpoint, secrets.keys, CODEC)
@@ -135,11 +135,11 @@ def args(**more: Any) -> Config:
     return replace(CONFIG, engine=replace(CONFIG.engine, args={**CONFIG.engine.args, **more}))
 
 
-async def test_events_come_live_and_again_on_demand(run: Run) -> None:
+async def test_agent_relays_events_live_and_replays_them_on_request(run: Run) -> None:
     async with agent_of(run, CONFIG) as (head, _):
-        await head.hear_of(WorkerState.starting)
-        worker = await head.hear_of(WorkerState.ready)
-        stories = await head.complete_until_heard(worker)
+        await head.expect_report(WorkerState.starting)
+        worker = await head.expect_report(WorkerState.ready)
+        stories = await head.complete_until_events(worker)
         last = head.events[-1]
         (event,) = decode_events(last.payload).events
         assert isinstance(event, BlockStored)
@@ -148,43 +148,43 @@ async def test_events_come_live_and_again_on_demand(run: Run) -> None:
         head.events.clear()
         await head.send(KvReplayRequest(rank=0, start=0))
         await head.send(KvReplayRequest(rank=0, start=stories - 1))
-        assert await head.hear_replay() == [*range(stories)]
-        assert await head.hear_replay() == [stories - 1]
+        assert await head.receive_replay() == [*range(stories)]
+        assert await head.receive_replay() == [stories - 1]
 
 
-async def test_nothing_is_told_where_the_router_guesses(run: Run) -> None:
+async def test_agent_relays_no_events_for_an_approximate_router(run: Run) -> None:
     config = replace(CONFIG, router=Router(kv_events=False))
     async with agent_of(run, config) as (head, _):
-        await head.hear_of(WorkerState.starting)
-        worker = await head.hear_of(WorkerState.ready)
+        await head.expect_report(WorkerState.starting)
+        worker = await head.expect_report(WorkerState.ready)
         await head.complete(worker, PROMPT)
         await head.send(KvReplayRequest(rank=0, start=0))
-        assert await head.hear_replay() == []
+        assert await head.receive_replay() == []
 
 
-async def test_no_event_of_a_life_comes_after_its_end(run: Run) -> None:
-    """The probe of a new life is its first request, so that each dies at the third of ours."""
+async def test_no_event_of_a_worker_arrives_after_its_exit(run: Run) -> None:
+    """The probe is the first request after each start, so workers die at the third of the test."""
     async with agent_of(run, args(**{"fail-after-requests": 3})) as (head, _):
-        await head.hear_of(WorkerState.starting)
+        await head.expect_report(WorkerState.starting)
         for after in (WorkerState.failed, WorkerState.lost):
-            worker = await head.hear_of(WorkerState.ready)
+            worker = await head.expect_report(WorkerState.ready)
             for story in range(2):
                 await head.complete(worker, [story, *PROMPT])
             await head.send(KvReplayRequest(rank=0, start=0))
-            assert set(await head.hear_replay()) == {0, 1}, "a life's numbers begin with 0"
+            assert set(await head.receive_replay()) == {0, 1}, "a life's numbers begin with 0"
             with pytest.raises(aiohttp.ClientError):
                 await head.complete(worker, PROMPT)
-            await head.hear_of(after)
+            await head.expect_report(after)
             head.events.clear()
             if after is WorkerState.failed:
-                await head.hear_of(WorkerState.starting)
+                await head.expect_report(WorkerState.starting)
                 assert head.events == []
         await head.send(KvReplayRequest(rank=0, start=0))
-        await head.beats(2)
+        await head.wait_for_heartbeats(2)
         assert head.events == [], "a dead worker says nothing"
 
 
-async def test_an_agent_ends_although_its_head_is_gone_and_takes_nothing(run: Run) -> None:
+async def test_agent_ends_although_its_head_is_dead(run: Run) -> None:
     config = replace(CONFIG, topology=Topology(aggregated=Pool(workers=1), nodes=2))
     attempt, secrets = run.new_attempt(config, plan(config)), run.secrets()
     server = ControlServer(HERE, secrets.keys, CODEC)
@@ -195,27 +195,27 @@ async def test_an_agent_ends_although_its_head_is_gone_and_takes_nothing(run: Ru
     head = Head(server, secrets.token)
     assert isinstance(await head.hear(), Hello)
     server.close()
-    await fill(client)
+    await fill_socket(client)
     agent.stop()
     async with asyncio.timeout(SOON_S):
         await running
     client.close()
 
 
-async def fill(client: ControlClient[ControlMessage]) -> None:
-    """Until it takes no more."""
+async def fill_socket(client: ControlClient[ControlMessage]) -> None:
+    """Fill the socket until it blocks."""
     with suppress(TimeoutError):
         while True:
             async with asyncio.timeout(NEVER_S):
                 await client.send(KvEvents(rank=0, seq=0, payload=b""))
 
 
-# The relay alone.
+# The relay without an agent.
 
 
 @asynccontextmanager
 async def relay(send: Callable[[KvEvents], Awaitable[None]]) -> AsyncIterator[KvEventPublisher]:
-    """One that follows the publisher that is given, which has a follower already."""
+    """Return a relay of this publisher, which has a subscriber already."""
     async with asyncio.TaskGroup() as group:
         with private_socket_dir() as folder:
             made = KvEventRelay(folder, send, group)
@@ -226,38 +226,38 @@ async def relay(send: Callable[[KvEvents], Awaitable[None]]) -> AsyncIterator[Kv
                     yield publisher
 
 
-async def test_a_flood_leaves_everybody_their_turns() -> None:
-    got, turns = list[int](), list[int]()
+async def test_many_events_do_not_delay_other_tasks() -> None:
+    got, steps = list[int](), list[int]()
     full = asyncio.Event()
 
     async def send(events: KvEvents) -> None:
         got.append(events.seq)
-        turns.append(beats)
+        steps.append(wait_for_heartbeats)
         if len(got) > 500:
             full.set()
 
-    beats = 0
+    wait_for_heartbeats = 0
     async with relay(send) as publisher, asyncio.timeout(SOON_S):
         while not full.is_set():
-            beats += 1
+            wait_for_heartbeats += 1
             for _ in range(100):
                 await publisher.publish(b"x" * 1000)
             await asyncio.sleep(0)
-    assert len(set(turns)) > 100, "a heartbeat would have waited for all of them"
+    assert len(set(steps)) > 100, "a heartbeat would have waited for all of them"
     assert got == sorted(set(got))
 
 
-async def test_a_head_that_is_slow_has_one_record_a_worker_under_way() -> None:
+async def test_slow_head_has_one_pending_message_per_worker() -> None:
     got = list[int]()
-    begun = asyncio.Event()
+    started = asyncio.Event()
 
     async def send(events: KvEvents) -> None:
         got.append(events.seq)
-        begun.set()
+        started.set()
         await asyncio.Event().wait()
 
     async with relay(send) as publisher, asyncio.timeout(SOON_S):
-        while not begun.is_set():
+        while not started.is_set():
             await publisher.publish(b"x")
             await asyncio.sleep(0)
         for _ in range(5000):
@@ -266,7 +266,7 @@ async def test_a_head_that_is_slow_has_one_record_a_worker_under_way() -> None:
     assert len(got) == 1
 
 
-def test_the_folder_is_private_short_and_gone_at_the_end(
+def test_socket_folder_is_private_short_and_removed_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for base in (tmp_path, tmp_path / ("long" * 30)):
@@ -280,17 +280,17 @@ def test_the_folder_is_private_short_and_gone_at_the_end(
         assert not Path(folder).exists()
 
 
-async def test_the_head_learns_from_events_and_asks_for_what_it_missed(run: Run) -> None:
+async def test_head_indexes_events_and_requests_missing_ones(run: Run) -> None:
     attempt, secrets = run.new_attempt(CONFIG, plan(CONFIG)), run.secrets()
     server = ControlServer(HERE, secrets.keys, CODEC)
     agent = ControlClient(server.endpoint, secrets.keys, CODEC)
     roster = Roster(nodes=(record(attempt),), method="", seconds=0)
     router = RealRouter.from_config(CONFIG)
-    members = Membership(attempt, roster, server, {"": router}, hopeless)
+    members = Membership(attempt, roster, server, {"": router}, fail_job)
     listening = asyncio.create_task(members.listen())
     try:
         await agent.send(Hello(node=record(attempt)))
-        await agent.send(KvEvents(rank=0, seq=7, payload=batch(0)))  # of one who is not here yet
+        await agent.send(KvEvents(rank=0, seq=7, payload=batch(0)))  # its worker has not joined yet
         await agent.send(READY)
         assert await agent.receive(SOON_S) == KvReplayRequest(rank=0, start=0)
         for seq in (0, REPLAY_END, 2):
@@ -313,7 +313,7 @@ async def test_the_head_learns_from_events_and_asks_for_what_it_missed(run: Run)
 
 
 def batch(number: int) -> bytes:
-    """One block, the start of a prompt of its own."""
+    """Return an event of one stored block that starts a prompt."""
     stored = BlockStored([number], None, [number + 1] * 16, 16)
     return b"" if number == REPLAY_END else encode_events(KvEventBatch(0.0, [stored]))
 
@@ -323,5 +323,5 @@ READY = WorkerReport(
 )
 
 
-def hopeless(error: EngineError) -> None:
+def fail_job(error: EngineError) -> None:
     raise error

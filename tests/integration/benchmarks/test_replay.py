@@ -54,7 +54,7 @@ def trace(folder: Path, *lines: dict[str, object]) -> Path:
 # The trace as requests.
 
 
-def test_equal_ids_are_equal_tokens_and_the_rest_is_nobody_elses(tmp_path: Path) -> None:
+def test_equal_hash_ids_are_equal_tokens_and_the_rest_is_unique(tmp_path: Path) -> None:
     file = trace(
         tmp_path, line(0, 1200, 80, 7, 8, 9), line(3000, 1200, 80, 7, 8, 9), line(0, 1024, 1, 7, 5)
     )
@@ -69,7 +69,7 @@ def test_equal_ids_are_equal_tokens_and_the_rest_is_nobody_elses(tmp_path: Path)
     assert first.ids() == read(file, 1, SCALE)[0].ids(), "the same in every run"
 
 
-def test_time_and_size_are_scaled_and_nothing_is_empty(tmp_path: Path) -> None:
+def test_scaled_requests_are_never_empty(tmp_path: Path) -> None:
     rows = (line(5000, 3, 1, 1), line(8000, 512, 80, 1), line(9000, 516, 81, 1, 2))
     tiny, whole, more = read(trace(tmp_path, *rows), 0, SCALE)
     assert [r.due_s for r in (tiny, whole, more)] == [0.0, 0.3, 0.4]
@@ -79,7 +79,7 @@ def test_time_and_size_are_scaled_and_nothing_is_empty(tmp_path: Path) -> None:
     assert SCALE.trace_itl_s(0.016) == pytest.approx(0.020)
 
 
-def test_the_body_is_what_an_engine_reads(tmp_path: Path) -> None:
+def test_body_is_valid_for_an_engine(tmp_path: Path) -> None:
     request = read(trace(tmp_path, line(0, 700, 160, 3, 4)), 0, SCALE)[0]
     body = json.loads(request.body())
     assert body["prompt"] == request.ids()
@@ -88,12 +88,12 @@ def test_the_body_is_what_an_engine_reads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shrink", [0, 3, 64])
-def test_blocks_stay_whole(shrink: int) -> None:
+def test_scaling_keeps_whole_blocks(shrink: int) -> None:
     with pytest.raises(UsageError, match="one of 1, 2, 4, 8, 16, 32"):
         Scale(10, shrink)
 
 
-def test_what_is_no_trace_is_named(tmp_path: Path) -> None:
+def test_invalid_trace_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"(?s)nowhere.jsonl: No such file.*--trace"):
         read(tmp_path / "nowhere.jsonl", 0, SCALE)
     (tmp_path / "bad.jsonl").write_text('{"timestamp": 0}\n')
@@ -115,37 +115,37 @@ def rate(hits: int, requests: Sequence[Request]) -> float:
     return hits * ENGINE_BLOCK / sum(r.prompt for r in requests)
 
 
-def test_a_prompt_finds_what_came_before_it_up_to_the_first_difference() -> None:
+def test_oracle_matches_up_to_the_first_difference() -> None:
     requests = asked((1, 2, 3), (1, 2, 4), (5, 2, 3))
     assert pooled(requests, 100, answers=True) == rate(2, requests)
 
 
-def test_the_last_token_is_always_computed() -> None:
+def test_oracle_always_computes_the_last_token() -> None:
     requests = asked((1, 2), (1, 2), tail=0)
     assert pooled(requests, 100, answers=False) == rate(1, requests)
 
 
-def test_what_was_unused_for_longest_goes_the_end_of_a_prompt_first() -> None:
+def test_oracle_evicts_least_recently_used_ends_first() -> None:
     requests = asked((1, 2), (3, 4), (1, 2))
     assert pooled(requests, 4, answers=False) == rate(2, requests)
     assert pooled(requests, 3, answers=False) == rate(1, requests)
     assert pooled(requests, 2, answers=False) == 0
 
 
-def test_answers_take_room_where_they_are_kept() -> None:
+def test_responses_use_the_oracle_cache() -> None:
     requests = asked((1, 2), (3, 4), (1, 2), answer=2 * ENGINE_BLOCK)
     assert pooled(requests, 4, answers=False) == rate(2, requests)
     assert pooled(requests, 4, answers=True) == 0
 
 
-def test_what_workers_keep_apart() -> None:
+def test_oracle_with_separate_caches() -> None:
     """Two conversations, caches for one: together they push each other out."""
     requests = asked(*[(1, 2), (3, 4)] * 3)
     assert placed(requests, 1, 2, 0, answers=False) == 0
     assert placed(requests, 2, 2, 0, answers=False) == rate(8, requests)
 
 
-def test_a_few_equal_blocks_do_not_draw_all_to_one_worker() -> None:
+def test_few_equal_blocks_do_not_attract_all_requests() -> None:
     """All begin with block 0, and two conversations fill a cache each."""
     requests = asked(*[(0, 1, 2), (0, 3, 4)] * 3)
     assert placed(requests, 2, 3, 0, answers=False) == rate(5, requests)
@@ -159,29 +159,29 @@ def test_a_few_equal_blocks_do_not_draw_all_to_one_worker() -> None:
 
 
 @pytest.mark.parametrize("kind", list(TopologyKind))
-def test_both_engines_are_told_the_same_times(kind: TopologyKind, tmp_path: Path) -> None:
+def test_both_engines_get_the_same_timing(kind: TopologyKind, tmp_path: Path) -> None:
     """The table is read as the mocker does: new tokens of prompts, tokens of context, added."""
     timing = Engine().timing(SCALE, kind)
     write_simulator(timing, tmp_path / "t.json")
     write_mocker(timing, tmp_path / "t.npz")
-    ours, table = load_timing(str(tmp_path / "t.json")), np.load(tmp_path / "t.npz")
+    simulator, table = load_timing(str(tmp_path / "t.json")), np.load(tmp_path / "t.npz")
     prefill = np.interp(200, table["prefill_isl"], table["prefill_ttft_ms"])
     decode = np.interp(9000, table["decode_active_kv_tokens"], table["decode_itl"][:, 1])
-    assert ours.step_s(200, 1.0, 0, 0) * 1e3 == pytest.approx(prefill)
-    assert ours.step_s(0, 0.0, 5, 9000) * 1e3 == pytest.approx(decode)
-    if kind is TopologyKind.aggregated:  # elsewhere nobody does both in one step
-        assert ours.step_s(200, 1.0, 5, 9000) * 1e3 == pytest.approx(prefill + decode)
+    assert simulator.step_s(200, 1.0, 0, 0) * 1e3 == pytest.approx(prefill)
+    assert simulator.step_s(0, 0.0, 5, 9000) * 1e3 == pytest.approx(decode)
+    if kind is TopologyKind.aggregated:  # other workers never do both in one step
+        assert simulator.step_s(200, 1.0, 5, 9000) * 1e3 == pytest.approx(prefill + decode)
 
 
-def test_a_token_that_stands_for_several_takes_their_time() -> None:
-    """A prompt of 8,192 tokens at 4 streams of 10,000, with the trace's own tokens and ours."""
+def test_scaled_token_takes_the_time_of_several() -> None:
+    """A prompt of 8,192 tokens with 4 streams of 10,000, in tokens of the trace and scaled."""
     small, whole = (Engine().timing(Scale(1, k), TopologyKind.aggregated) for k in (8, 1))
     assert small.step_s(1024, 0, 0, 0) == pytest.approx(whole.step_s(8192, 0, 0, 0))
     assert small.step_s(0, 0, 4, 5000) == pytest.approx(8 * whole.step_s(0, 0, 4, 40000))
 
 
-def test_a_request_that_fits_no_cache_is_refused() -> None:
-    with pytest.raises(UsageError, match="the longest request alone needs more"):
+def test_request_larger_than_a_cache_is_rejected() -> None:
+    with pytest.raises(UsageError, match="the longest request needs more"):
         Engine(cache_tokens=4096).longest(asked((1,), tail=600), SCALE)
 
 
@@ -202,7 +202,7 @@ def figures(*all_seen: Seen, prefix: Prefix | None = None) -> Run:
     return summary(LABEL, all_seen, SCALE, TARGETS, prefix, NOISE)
 
 
-def test_an_answer_is_good_within_both_targets() -> None:
+def test_response_within_both_targets_is_good() -> None:
     good, slow, halting = seen(0, 0.2, 0.5), seen(1, 0.21, 0.5), seen(2, 0.1, 0.6)
     found = figures(good, slow, halting, seen(3, 0.1, 0.2, error="status 503"))
     assert found.seconds == pytest.approx(26)  # the last whole answer's end
@@ -214,13 +214,13 @@ def test_an_answer_is_good_within_both_targets() -> None:
     assert found.itl_mean_s == pytest.approx((0.3 + 0.29 + 0.5) * 10 / 30 / 8)
 
 
-def test_the_hit_rate_is_the_engines_where_they_tell() -> None:
+def test_hit_rate_prefers_engine_counts() -> None:
     assert figures(seen(0, 1, 2)).hit_rate == pytest.approx(0.4)
     assert figures(seen(0, 1, 2), prefix=Prefix(200, 50, "engines")).hit_rate == 0.25
     assert math.isnan(figures(seen(0, 1, 2), prefix=Prefix(0, 0, "nobody")).hit_rate)
 
 
-def test_a_run_without_an_answer_has_no_times() -> None:
+def test_run_without_responses_has_no_times() -> None:
     found = figures(seen(0, 0.1, 0.2, error="not whole: {}"))
     assert found.errors == {"not whole": 1}
     assert found.goodput_hz == 0
@@ -231,7 +231,7 @@ def event(text: str) -> bytes:
     return b'data: {"choices":[{"text":%b}]}\n\n' % json.dumps(text).encode()
 
 
-def test_pieces_are_counted_across_reads() -> None:
+def test_stream_pieces_are_counted_across_reads() -> None:
     got = Seen(10, 4, 0.0)
     ear = Ear(got, 0.0)
     half = event("two")
@@ -249,12 +249,12 @@ USAGE = b'data: {"usage":{"completion_tokens":%d,"prompt_tokens_details":{"cache
     ("status", "body", "error"),
     [
         (200, event("a") + USAGE % 2 + b"data: [DONE]\n\n", ""),
-        (200, event("a") + USAGE % 1 + b"data: [DONE]\n\n", "not whole"),
-        (200, event("a") + USAGE % 2, "not whole"),
+        (200, event("a") + USAGE % 1 + b"data: [DONE]\n\n", "incomplete"),
+        (200, event("a") + USAGE % 2, "incomplete"),
         (503, b"no worker\n\n", "status 503"),
     ],
 )
-async def test_what_counts_as_an_error(status: int, body: bytes, error: str) -> None:
+async def test_failed_responses_are_errors(status: int, body: bytes, error: str) -> None:
     async def answer(request: Asked, reply: ResponseWriter) -> None:
         reply.send(status, body)
 
@@ -271,21 +271,21 @@ async def test_what_counts_as_an_error(status: int, body: bytes, error: str) -> 
 # What is run and shown.
 
 
-def test_a_sweep_is_every_combination() -> None:
+def test_sweep_has_every_combination() -> None:
     assert grid([]) == [()]
     assert grid(["a=1,2", "b=x"]) == [("a=1", "b=x"), ("a=2", "b=x")]
     with pytest.raises(UsageError, match=r"--sweep 'a=1,,2'"):
         grid(["a=1,,2"])
 
 
-def test_policies_are_told_apart_by_words_that_this_version_knows() -> None:
+def test_policies_use_valid_overrides() -> None:
     found = policies(SCALE)
     assert len({tuple(words) for words in found.values()}) == len(found) >= 3
     assert found["round_robin"] == ("router=round_robin",)
     assert "router=kv" in found["kv-approximate"]
 
 
-def test_all_is_shown_and_drawn(tmp_path: Path) -> None:
+def test_results_are_printed_and_plotted(tmp_path: Path) -> None:
     runs = [
         msgspec.structs.replace(figures(seen(0, 0.1, 0.5)), topology=topology, repeat=repeat)
         for topology in map(str, TopologyKind)
@@ -328,7 +328,7 @@ def small(tmp_path: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.slow
-def test_seconds_of_it(small: tuple[str, ...], tmp_path: Path) -> None:
+def test_short_replay_runs(small: tuple[str, ...], tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ("--systems", "kv-approximate", "round_robin", "--out", str(out))
     with command(tmp_path, *small, *words) as running:
@@ -353,7 +353,7 @@ def test_seconds_of_it(small: tuple[str, ...], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_job(small: tuple[str, ...], tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_replayed_job(small: tuple[str, ...], tmp_path: Path) -> None:
     words = ("--systems", "round_robin", "--compress", "0.1")
     with command(tmp_path, *small, *words) as running:
         made = "*/0-aggregated-round_robin/replay/attempts/1/"
@@ -368,7 +368,7 @@ def test_ctrl_c_ends_the_job(small: tuple[str, ...], tmp_path: Path) -> None:
     assert list(tmp_path.glob(f"{made}outcome.json"))
 
 
-def test_what_is_missing_is_said_at_once(tmp_path: Path) -> None:
+def test_missing_input_is_reported_at_once(tmp_path: Path) -> None:
     with command(tmp_path, "--trace", "nowhere.jsonl", "--model", ".") as running:
         _, err = running.communicate(timeout=60)
     assert running.returncode not in (0, 1)

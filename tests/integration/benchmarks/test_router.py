@@ -1,4 +1,4 @@
-"""benchmarks.router on a trace of a few requests, without its peer."""
+"""benchmarks.router on a short trace, without Dynamo's index."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.router.workload import BLOCK, OF_A_KIND, Engines, long_prompts, read
+from benchmarks.router.workload import BLOCK, BLOCKS_PER_ID, Engines, long_prompts, read
 from hpc_dynamo.kv.events import BlockRemoved, BlockStored, decode_events
 
 
@@ -26,13 +26,13 @@ def ran(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_it_prints_a_table_of_the_trace_and_one_of_a_full_index(trace: Path) -> None:
+def test_benchmark_prints_trace_and_fill_tables(trace: Path) -> None:
     done = ran("--quick", "--trace", str(trace), "--sides", "hpc-dynamo")
     assert done.returncode == 0, done.stderr
     found = [line for line in done.stdout.splitlines() if "share of the blocks found" in line]
     assert [line.split()[-2] for line in found] == ["1.00", "1.00"]
     assert "events of prompts, batches/s" in done.stdout
-    assert "bytes a block (resident)" in done.stdout
+    assert "bytes per block (resident)" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -42,25 +42,25 @@ def test_it_prints_a_table_of_the_trace_and_one_of_a_full_index(trace: Path) -> 
         (["--sides", "hpc-dynamo", "--trace", "/nowhere"], "--trace FILE"),
     ],
 )
-def test_what_is_wrong_is_said(words: list[str], said: str) -> None:
+def test_invalid_arguments_are_reported(words: list[str], said: str) -> None:
     done = ran(*words)
     assert done.returncode
     assert said in done.stderr
 
 
-def test_engines_publish_what_they_did_not_have(trace: Path) -> None:
+def test_modelled_engines_publish_only_new_blocks(trace: Path) -> None:
     engines, requests = Engines(read(trace, 0), 1), read(trace, 0)
     batches = [*engines.prompts()]
-    assert [b.blocks // OF_A_KIND for b in batches] == [2, 1, 1, 20]
+    assert [b.blocks // BLOCKS_PER_ID for b in batches] == [2, 1, 1, 20]
     stored = [event for b in batches for event in decode_events(b.payload).events]
     assert [type(event) for event in stored] == [BlockStored] * 4
     first, second, third, _ = (e for e in stored if isinstance(e, BlockStored))
     assert first.parent_block_hash is None
-    assert second.parent_block_hash == first.block_hashes[OF_A_KIND - 1]
+    assert second.parent_block_hash == first.block_hashes[BLOCKS_PER_ID - 1]
     assert third.parent_block_hash == first.block_hashes[-1]
     assert len(first.token_ids) == len(first.block_hashes) * BLOCK
     assert len([*engines.answers()]) == 4 * (40 // BLOCK)
     gone = [e for b in engines.evictions() for e in decode_events(b.payload).events]
     keys = {key for event in gone if isinstance(event, BlockRemoved) for key in event.block_hashes}
-    assert len(keys) == len(gone) == 24 * OF_A_KIND
+    assert len(keys) == len(gone) == 24 * BLOCKS_PER_ID
     assert len(long_prompts(requests)) == 1

@@ -60,8 +60,9 @@ def test_seconds_of_it(model: Path, tmp_path: Path) -> None:
     names = {"head", "frontend 0", "frontend 1", "prefill", "decode"}
     assert set(found.end) == set(found.samples[0].processes) == names
     assert all(p.rss_mib > p.pss_mib > 5 and p.fds > 3 for p in found.end.values())
-    assert found.gauges["connections"] == found.gauges["decode worker_running"] == 0
-    assert found.gauges["cancelled_total"] > 0
+    assert found.gauges["open_connections"] == 0
+    assert found.gauges["decode worker_requests_running"] == 0
+    assert found.gauges["requests_cancelled_total"] > 0
     assert "FAILED" not in out
 
 
@@ -73,7 +74,7 @@ def test_ctrl_c_ends_the_job_and_prints_what_there_is(model: Path, tmp_path: Pat
         out, err = running.communicate(timeout=60)
     assert running.returncode == 130, out + err
     assert "interrupted" in err
-    assert "the run is whole" in out
+    assert "the run is complete" in out
     assert list(tmp_path.glob("*/soak/attempts/1/outcome.json"))
 
 
@@ -126,13 +127,15 @@ async def test_the_wanted_share_goes_away() -> None:
 def found(grows_mib_h: float, minutes: float = 30, **end: float) -> SoakResults:
     process = ProcessUsage(1, 100.0, 90.0, 20, 5)
     samples = [
-        SoakSample(t, 9.0, 0.1, 0, {}, (1, 2), (1, 2), (1, 2), {"active": 1.0}, {"head": now})
+        SoakSample(
+            t, 9.0, 0.1, 0, {}, (1, 2), (1, 2), (1, 2), {"requests_running": 1.0}, {"head": now}
+        )
         for t in range(10, int(minutes * 60), 10)
         for now in [ProcessUsage(1, 100.0 + grows_mib_h * t / 3600, 90.0, 20, 5)]
     ]
     here = {"head": process}
     return SoakResults(
-        minutes, samples=samples, start=here, end=here, gauges={"active": 0.0, **end}
+        minutes, samples=samples, start=here, end=here, gauges={"requests_running": 0.0, **end}
     )
 
 
@@ -144,8 +147,10 @@ def test_the_verdict() -> None:
     assert failed(found(1.0)) == []
     assert failed(found(100.0)) == ["flat memory"]
     assert failed(found(100.0, minutes=1)) == []
-    assert failed(found(0.0, active=1.0, refused_total=3.0)) == ["nothing is held"]
-    assert failed(SoakResults(30)) == ["the run is whole"]
+    assert failed(found(0.0, requests_running=1.0, requests_rejected_total=3.0)) == [
+        "all resources are released"
+    ]
+    assert failed(SoakResults(30)) == ["the run is complete"]
     other = found(0.0)
     other.end = {"head": ProcessUsage(2, 100.0, 90.0, 21, 5)}
     other.errors = {"status 500": 1}

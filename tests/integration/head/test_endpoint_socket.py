@@ -1,4 +1,4 @@
-"""The port of an endpoint: real sockets of this machine."""
+"""The port of an endpoint, with real sockets of this machine."""
 
 import socket
 import subprocess
@@ -55,29 +55,31 @@ SAME = [
 @pytest.mark.parametrize(("first", "second"), SAME)
 @pytest.mark.parametrize("shared", [False, True], ids=["one frontend", "several"])
 @pytest.mark.parametrize("also_shared", [False, True], ids=["one frontend", "several"])
-def test_the_second_of_two_runs_is_refused(
+def test_port_of_another_run_is_refused(
     one: Attempt, two: Attempt, first: str, second: str, shared: bool, also_shared: bool
 ) -> None:
-    """At once, before any frontend process is there, and while they listen."""
-    with EndpointSocket(first, 0, shared=shared, attempt=one) as held:
-        error = refused(second, held.port, two, shared=also_shared)
-        assert f"cannot listen on {second}:{held.port} of {socket.gethostname()}" in error.message
-        with held.open() as opened:
+    """It is refused before the first frontend process starts, and while they listen."""
+    with EndpointSocket(first, 0, shared=shared, attempt=one) as reserved:
+        error = refused(second, reserved.port, two, shared=also_shared)
+        assert (
+            f"cannot listen on {second}:{reserved.port} of {socket.gethostname()}" in error.message
+        )
+        with reserved.open() as opened:
             opened.listen()
-            error = refused(second, held.port, two, shared=also_shared)
+            error = refused(second, reserved.port, two, shared=also_shared)
             assert "Address already in use by process" in error.message
             assert "serve.port=0" in error.hint
 
 
 @pytest.mark.parametrize(("first", "second"), [(LOCAL, "127.0.0.2"), ("::1", LOCAL)])
-def test_another_address_is_another_server(
+def test_same_port_on_another_address_is_accepted(
     one: Attempt, two: Attempt, first: str, second: str
 ) -> None:
     with (
-        EndpointSocket(first, 0, shared=True, attempt=one) as held,
-        EndpointSocket(second, held.port, shared=True, attempt=two) as other,
+        EndpointSocket(first, 0, shared=True, attempt=one) as reserved,
+        EndpointSocket(second, reserved.port, shared=True, attempt=two) as other,
     ):
-        assert other.port == held.port
+        assert other.port == reserved.port
 
 
 SERVER = """
@@ -95,7 +97,7 @@ sys.stdin.read()
 
 @contextmanager
 def server(*words: str, host: str = LOCAL, port: int = 0) -> Iterator[tuple[int, int]]:
-    """A program of somebody's; its port, 0 if it could not listen, and process id."""
+    """Run another program; yield its port, 0 if it could not listen, and its process id."""
     argv = [sys.executable, "-c", SERVER, host, str(port), *words]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(argv, **pipes) as process:  # type: ignore[call-overload]
@@ -106,7 +108,7 @@ def server(*words: str, host: str = LOCAL, port: int = 0) -> Iterator[tuple[int,
 @pytest.mark.parametrize("words", [[], ["reuseport"]], ids=["plain", "as vLLM opens it"])
 @pytest.mark.parametrize("host", [LOCAL, "0.0.0.0"])
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_port_of_another_program_is_refused_with_its_process(
+def test_error_names_the_process_that_uses_the_port(
     two: Attempt, words: list[str], host: str, shared: bool
 ) -> None:
     with server(*words, host=host) as (port, pid):
@@ -115,17 +117,15 @@ def test_a_port_of_another_program_is_refused_with_its_process(
 
 
 @pytest.mark.parametrize("words", [[], ["reuseport"]], ids=["plain", "as vLLM opens it"])
-def test_another_program_cannot_join_an_endpoint_of_one_frontend(
-    one: Attempt, words: list[str]
-) -> None:
+def test_other_program_cannot_share_port_of_one_frontend(one: Attempt, words: list[str]) -> None:
     with (
-        EndpointSocket(LOCAL, 0, shared=False, attempt=one) as held,
-        server(*words, port=held.port) as (port, _),
+        EndpointSocket(LOCAL, 0, shared=False, attempt=one) as reserved,
+        server(*words, port=reserved.port) as (port, _),
     ):
         assert port == 0
 
 
-def test_a_run_that_holds_the_port_is_named_with_the_command_that_stops_it(
+def test_error_names_the_run_that_uses_the_port_and_how_to_stop_it(
     tmp_path: Path, two: Attempt
 ) -> None:
     run = tmp_path / "it's a run"
@@ -135,14 +135,14 @@ def test_a_run_that_holds_the_port_is_named_with_the_command_that_stops_it(
         assert f"""hpc-dynamo stop '{tmp_path}/it'"'"'s a run'""" in error.hint
 
 
-def test_frontends_of_one_run_share_connections(one: Attempt) -> None:
-    with EndpointSocket(LOCAL, 0, shared=True, attempt=one) as held, ExitStack() as stack:
-        opened = [stack.enter_context(held.open()) for _ in range(3)]
+def test_frontends_of_a_run_share_connections(one: Attempt) -> None:
+    with EndpointSocket(LOCAL, 0, shared=True, attempt=one) as reserved, ExitStack() as stack:
+        opened = [stack.enter_context(reserved.open()) for _ in range(3)]
         for each in opened:
             each.listen(256)
             each.setblocking(False)
         for _ in range(120):
-            stack.enter_context(socket.create_connection((LOCAL, held.port)))
+            stack.enter_context(socket.create_connection((LOCAL, reserved.port)))
         counts = Counter(index for index, each in enumerate(opened) for _ in taken(each, stack))
     assert sum(counts.values()) == 120
     assert min(counts[index] for index in range(3)) > 15
@@ -157,20 +157,23 @@ def taken(opened: socket.socket, stack: ExitStack) -> Iterator[socket.socket]:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_connections_that_linger_do_not_keep_the_port(one: Attempt, shared: bool) -> None:
-    """A run that is started again at once: the kernel remembers closed connections for 60 s."""
-    with EndpointSocket(LOCAL, 0, shared=shared, attempt=one) as held, held.open() as opened:
+def test_closed_connections_do_not_block_the_port(one: Attempt, shared: bool) -> None:
+    """A run may restart at once, although the kernel keeps closed connections for 60 s."""
+    with (
+        EndpointSocket(LOCAL, 0, shared=shared, attempt=one) as reserved,
+        reserved.open() as opened,
+    ):
         opened.listen()
-        client = socket.create_connection((LOCAL, held.port))
+        client = socket.create_connection((LOCAL, reserved.port))
         accepted, _ = opened.accept()
-        accepted.close()  # first: TIME_WAIT is on our side
+        accepted.close()  # first: TIME_WAIT is on this side
         client.close()
     with (
-        EndpointSocket(LOCAL, held.port, shared=shared, attempt=one) as again,
+        EndpointSocket(LOCAL, reserved.port, shared=shared, attempt=one) as again,
         again.open() as opened,
     ):
         opened.listen()
-        assert again.port == held.port
+        assert again.port == reserved.port
 
 
 def endpoint(attempt: Attempt, port: int, host: str = "") -> None:
@@ -180,21 +183,20 @@ def endpoint(attempt: Attempt, port: int, host: str = "") -> None:
     write_json(attempt.endpoint_file, record)
 
 
-def test_the_next_job_of_a_run_shares_the_port_of_the_one_before(one: Attempt) -> None:
-    """On the same node, while that hands over."""
-    with EndpointSocket(LOCAL, 0, shared=True, attempt=one) as held, held.open() as opened:
+def test_next_job_of_a_run_shares_the_port_on_the_same_node(one: Attempt) -> None:
+    with EndpointSocket(LOCAL, 0, shared=True, attempt=one) as reserved, reserved.open() as opened:
         opened.listen()
-        endpoint(one, held.port)
+        endpoint(one, reserved.port)
         after = new_attempt(one.run)
         with (
-            EndpointSocket(LOCAL, held.port, shared=True, attempt=after) as taking,
+            EndpointSocket(LOCAL, reserved.port, shared=True, attempt=after) as taking,
             taking.open() as also,
         ):
             also.listen()
-            assert taking.port == held.port
+            assert taking.port == reserved.port
 
 
-def test_an_ended_job_or_another_nodes_gives_no_claim_to_the_port(one: Attempt) -> None:
+def test_ended_job_or_job_of_another_node_does_not_share_the_port(one: Attempt) -> None:
     after = new_attempt(one.run)
     with server("reuseport") as (port, _):
         endpoint(one, port, "another-node")
@@ -204,7 +206,7 @@ def test_an_ended_job_or_another_nodes_gives_no_claim_to_the_port(one: Attempt) 
         refused(LOCAL, port, after, shared=True)
 
 
-def test_nobody_holds_a_free_port() -> None:
+def test_free_port_has_no_owner() -> None:
     with socket.create_server((LOCAL, 0)) as listening:
         port = listening.getsockname()[1]
         assert port_owner(port)

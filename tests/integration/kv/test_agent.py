@@ -89,8 +89,6 @@ async def pulled(block_bytes: int) -> None:
                 assert block == bytes([theirs + 1]) * block_bytes
             assert await other.says("heard") == f"took-{turn}"
         assert pool[2 * block_bytes] == 0
-        assert (agent.counters.transfers, agent.counters.size_bytes) == (3, 12 * block_bytes)
-        assert agent.counters.seconds > 0
         await agent.notify(name, b"hello")
         assert await other.says("heard") == "hello"
     await agent.close()
@@ -145,7 +143,6 @@ async def dead(block_bytes: int) -> None:
         for gone in (name, never):
             await fails(agent.pull(gone, [1], [1], notification=b"", timeout_s=5), gone)
             await asyncio.wait_for(agent.wait_settled([1]), 5)
-        assert agent.counters.failures == 2
         assert not agent.has_peer(name)
 
 

@@ -22,7 +22,7 @@ from tests.support.terminal import ends, on_a_terminal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-# The smallest worker that has something of everything.
+# The smallest worker with points of every metric.
 SMALL = (
     "engine.args.max-model-len=192",
     "engine.args.num-blocks=24",
@@ -31,7 +31,7 @@ SMALL = (
 )
 WORDS = ("profile", *SIMULATOR, *SMALL, "name=small", "runs_dir=runs")
 KV_TOKENS = 24 * BLOCK_TOKENS
-KV_BYTES = 1024  # a token, the simulator's default
+KV_BYTES = 1024  # per token, the simulator's default
 
 
 def spots(*, transfers: bool, context_tokens: int = 192) -> list[OperatingPoint]:
@@ -46,7 +46,7 @@ def spots(*, transfers: bool, context_tokens: int = 192) -> list[OperatingPoint]
 
 
 def complete(run: Path, *, transfers: bool, context_tokens: int = 192) -> EngineProfile:
-    """Every point once, with a time, and cached what was to be cached by the engine's word."""
+    """Assert that each point was measured once, with the expected cached tokens."""
     profile = load_profile(run / "profile.json")
     expected = spots(transfers=transfers, context_tokens=context_tokens)
     assert [p.point for p in profile.points] == expected
@@ -58,7 +58,7 @@ def complete(run: Path, *, transfers: bool, context_tokens: int = 192) -> Engine
 
 
 @pytest.mark.slow
-def test_two_workers_are_measured_with_their_transfers(tmp_path: Path) -> None:
+def test_two_workers_are_profiled_with_transfers(tmp_path: Path) -> None:
     done = hpc_dynamo(*WORDS, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     profile = complete(tmp_path / "runs/small", transfers=True)
@@ -87,7 +87,7 @@ def test_two_workers_are_measured_with_their_transfers(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_on_a_terminal_one_worker_shows_a_bar_and_needs_no_matplotlib(tmp_path: Path) -> None:
+def test_profile_on_a_terminal_shows_a_bar_and_needs_no_matplotlib(tmp_path: Path) -> None:
     (tmp_path / "without").mkdir()
     (tmp_path / "without/matplotlib.py").write_text("raise ImportError('not there')\n")
     environment = {"PYTHONPATH": str(tmp_path / "without")}
@@ -111,7 +111,7 @@ def _gone(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_after_kill_9_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_profile_resumes_after_kill_9(tmp_path: Path) -> None:
     run = tmp_path / "runs/small"
     started = hpc_dynamo(*WORDS, "--detach", cwd=tmp_path)
     assert started.returncode == 0, started.stderr
@@ -128,7 +128,7 @@ def test_after_kill_9_the_same_command_goes_on(tmp_path: Path) -> None:
     everything = ROUNDS * len(spots(transfers=True))
     assert 3 <= count < everything, "it had ended before it was killed"
     with part.open("ab") as file:
-        file.write(b'{"point": {"metric": "ttft", "prom')  # as a power cut leaves it
+        file.write(b'{"point": {"metric": "ttft", "prom')  # as after a power failure
     again = hpc_dynamo(*WORDS, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     complete(run, transfers=True)
@@ -140,19 +140,19 @@ def test_after_kill_9_the_same_command_goes_on(tmp_path: Path) -> None:
     assert status.progress.resumed == count
 
 
-def test_the_end_of_the_walltime_ends_it_after_a_point(tmp_path: Path) -> None:
+def test_walltime_ends_a_profile_after_a_point(tmp_path: Path) -> None:
     run = tmp_path / "runs/small"
     assert hpc_dynamo(*WORDS, "--detach", cwd=tmp_path).returncode == 0
     until("some points", lambda: results_on_disk(run) >= 2)
     attempt = latest(run)
-    os.kill(next(iter(attempt.nodes())).pid, signal.SIGUSR2)  # as Slurm announces it
+    os.kill(next(iter(attempt.nodes())).pid, signal.SIGUSR2)  # as Slurm signals it
     outcome = until("the outcome", attempt.outcome)
     assert outcome.exit_code == 1
     assert "run the same command again to resume" in outcome.message
     assert not (run / "profile.json").exists()
 
 
-def test_an_engine_that_dies_ends_it_with_a_log(tmp_path: Path) -> None:
+def test_dead_engine_ends_a_profile_with_its_log(tmp_path: Path) -> None:
     words = (*WORDS, "engine.args.fail-after-requests=9", "topology=aggregated")
     done = hpc_dynamo(*words, cwd=tmp_path)
     assert done.returncode == 1, done.stdout
@@ -161,7 +161,7 @@ def test_an_engine_that_dies_ends_it_with_a_log(tmp_path: Path) -> None:
     assert "attempts/1/logs" in done.stderr
 
 
-def test_a_context_too_short_is_refused_for_good(tmp_path: Path) -> None:
+def test_too_short_context_is_not_retried(tmp_path: Path) -> None:
     words = (*WORDS, "engine.args.max-model-len=90", "topology=aggregated")
     done = hpc_dynamo(*words, cwd=tmp_path)
     assert done.returncode == 3, done.stdout + done.stderr
@@ -169,7 +169,7 @@ def test_a_context_too_short_is_refused_for_good(tmp_path: Path) -> None:
     assert "max-model-len=96" in done.stderr
 
 
-def test_tokens_that_come_together_are_each_heard() -> None:
+def test_tokens_arriving_together_are_counted_each() -> None:
     heard = TimedStream(sent_at=0.0)
     events = [b'{"choices":[{}],"usage":{"completion_tokens":%d}}' % n for n in (1, 3)]
     last = b'{"choices":[],"usage":{"prompt_tokens_details":{"cached_tokens":16}}}'
@@ -182,7 +182,7 @@ def test_tokens_that_come_together_are_each_heard() -> None:
     assert heard.cached_tokens == 16
 
 
-def test_engines_that_count_nothing_give_a_token_an_event() -> None:
+def test_stream_without_counts_has_one_token_per_event() -> None:
     heard = TimedStream(sent_at=0.0)
     heard.write(b': ping\n\ndata: {"choices":[{}]}\n\ndata: {"choices":[{}]}\n\ndata: [DONE]\n\n')
     heard.read()
@@ -190,7 +190,7 @@ def test_engines_that_count_nothing_give_a_token_an_event() -> None:
     assert heard.cached_tokens is None
 
 
-def test_help_teaches_it(tmp_path: Path) -> None:
+def test_profile_help_has_examples(tmp_path: Path) -> None:
     done = hpc_dynamo("profile", "--help", cwd=tmp_path)
     assert done.returncode == 0
     for said in ("profile.json", "planner.profile=", "goes on where the last attempt ended"):

@@ -9,7 +9,7 @@ from hpc_dynamo.batch.input_file import BatchInput
 from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.cli.run_folder import batch_run
 from hpc_dynamo.config import Config
-from hpc_dynamo.messages import SOME_FAILED
+from hpc_dynamo.errors import ExitCode
 from hpc_dynamo.run import Run
 from tests.integration.results.kept import (
     InJob,
@@ -171,7 +171,7 @@ def test_transient_failure_advises_retry_again(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.errors.write_bytes(bad(1) + bad(2, 500))
     code, said = exit_status(run, 1, 2, retried=True)
-    assert code == SOME_FAILED
+    assert code == ExitCode.some_failed
     assert "the first error: request 1: too long" in said
     assert said.endswith("try: run the same command with batch.retry_failed=true")
     run.errors.write_bytes(bad(1) + bad(2))

@@ -1,4 +1,4 @@
-"""A job that is warned of its end hands over to the next one, here as another of this machine."""
+"""A preempted job hands over to the next one, which runs on the same machine here."""
 
 import os
 import signal
@@ -29,15 +29,15 @@ def successor(old: Served) -> Successor | None:
 
 
 def handed_over(old: Served) -> Served:
-    """Warned, and its successor is ready."""
+    """Wait until the next job is ready after a preemption signal."""
     os.kill(old.head, signal.SIGUSR2)
     until("the successor", lambda: (s := successor(old)) and s.ready, 60)
     return Served(old.attempt.run.attempt(2), old.tls)
 
 
 @pytest.fixture
-def ended(tmp_path: Path) -> Iterator[None]:
-    """Whatever happens, the successor is gone then."""
+def cleanup(tmp_path: Path) -> Iterator[None]:
+    """End the next job after the test."""
     yield
     hpc_dynamo("stop", "name=s", cwd=tmp_path)
 
@@ -48,8 +48,8 @@ def answered(served: Served) -> float:
 
 
 @pytest.mark.slow
-def test_new_requests_go_to_the_successor_and_come_back_when_it_dies(
-    tmp_path: Path, ended: None
+def test_requests_are_forwarded_to_the_next_job_until_it_dies(
+    tmp_path: Path, cleanup: None
 ) -> None:
     with serving(tmp_path, *WORDS, LONG) as old:
         stream = old.client.completions.create(**ASK, max_tokens=4000, stream=True)
@@ -73,7 +73,7 @@ def test_new_requests_go_to_the_successor_and_come_back_when_it_dies(
 
 
 @pytest.mark.slow
-def test_a_run_of_several_models_hands_over_all_of_them(tmp_path: Path, ended: None) -> None:
+def test_all_models_are_handed_over(tmp_path: Path, cleanup: None) -> None:
     models = ("models.one.path=''", "models.two.path=''")
     with serving(tmp_path, *WORDS, LONG, *models) as old:
         handed_over(old)
@@ -83,7 +83,7 @@ def test_a_run_of_several_models_hands_over_all_of_them(tmp_path: Path, ended: N
 
 
 @pytest.mark.slow
-def test_what_is_passed_on_is_enciphered(tmp_path: Path, ended: None) -> None:
+def test_forwarded_requests_use_tls(tmp_path: Path, cleanup: None) -> None:
     with serving(tmp_path, *WORDS, LONG, *TLS, tls=certified(tmp_path)) as old:
         new = handed_over(old)
         assert new.url.startswith("https://")
@@ -93,8 +93,8 @@ def test_what_is_passed_on_is_enciphered(tmp_path: Path, ended: None) -> None:
 
 
 @pytest.mark.slow
-def test_both_on_one_node_share_a_port_that_was_asked_for(tmp_path: Path, ended: None) -> None:
-    """Then a request that is passed on may come back: who sent it answers it."""
+def test_both_jobs_on_a_node_share_the_configured_port(tmp_path: Path, cleanup: None) -> None:
+    """A forwarded request may then return; the job that forwarded it answers it."""
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     with serving(tmp_path, *WORDS, LONG, f"serve.port={port}") as old:
@@ -106,12 +106,12 @@ def test_both_on_one_node_share_a_port_that_was_asked_for(tmp_path: Path, ended:
 
 
 @pytest.mark.slow
-def test_it_forwards_until_its_own_end_and_no_request_fails(tmp_path: Path, ended: None) -> None:
-    """A client looks the endpoint up after each answer; one holds the first as long as it may."""
+def test_job_forwards_until_its_end_and_no_request_fails(tmp_path: Path, cleanup: None) -> None:
+    """One client reads the URL after each answer, another keeps the first one."""
     with serving(tmp_path, *WORDS, SHORT) as old:
         stop, failed, counts = threading.Event(), list[str](), {"holds": 0, "looks": 0}
 
-        def asks(who: str) -> None:
+        def send_requests(who: str) -> None:
             with suppress(StopIteration):
                 while not stop.is_set():
                     status = old.attempt.status()
@@ -126,7 +126,7 @@ def test_it_forwards_until_its_own_end_and_no_request_fails(tmp_path: Path, ende
                     except Exception as e:  # noqa: BLE001  # whatever it was, it is counted
                         failed.append(f"{who}: {e!r}")
 
-        threads = [threading.Thread(target=asks, args=(who,)) for who in counts]
+        threads = [threading.Thread(target=send_requests, args=(who,)) for who in counts]
         for thread in threads:
             thread.start()
         handed_over(old)
@@ -143,7 +143,7 @@ def test_it_forwards_until_its_own_end_and_no_request_fails(tmp_path: Path, ende
         assert "attempt 2 continues" in outcome.message
 
 
-def test_stop_ends_both(tmp_path: Path) -> None:
+def test_stop_ends_both_jobs(tmp_path: Path) -> None:
     with serving(tmp_path, *WORDS, LONG) as old:
         new = handed_over(old)
         done = hpc_dynamo("stop", "name=s", cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Two routes before the same engines tell each other what they have there."""
+"""Two heads of `route` in front of the same engines exchange their loads."""
 
 import json
 import os
@@ -23,7 +23,7 @@ BODY = {"model": MODEL, "prompt": list(range(64)), "max_tokens": 1}
 
 @pytest.fixture
 def heads(tmp_path: Path) -> Iterator[list[Served]]:
-    """Both before the same two slow engines."""
+    """Two heads in front of the same two slow engines."""
     (tmp_path / "slow.json").write_text(json.dumps({"decode_s": 0.2}))
     (tmp_path / "api.key").write_text("shared")
     slow = ("--timing", str(tmp_path / "slow.json"))
@@ -47,8 +47,8 @@ def heads(tmp_path: Path) -> Iterator[list[Served]]:
         ]
 
 
-def considered(head: Served) -> list[dict[str, Any]]:
-    """The workers as its router sees them now."""
+def seen_load(head: Served) -> list[dict[str, Any]]:
+    """Return the workers as the head's router sees them now."""
     rows: list[dict[str, Any]] = head.post("/v1/route", BODY).json["workers"]
     return rows
 
@@ -58,13 +58,13 @@ def loads(head: Served) -> dict[str, dict[str, int]]:
     return found
 
 
-def others(head: Served) -> list[int]:
-    return sorted(row["others"]["active"] for row in considered(head))
+def peer_load(head: Served) -> list[int]:
+    return sorted(row["others"]["active"] for row in seen_load(head))
 
 
 @contextmanager
 def answering(head: Served, count: int) -> Iterator[None]:
-    """So many streams of it go on meanwhile."""
+    """Keep `count` streams of a head running."""
     with ExitStack() as stack:
         for _ in range(count):
             create = head.client.completions.create
@@ -74,8 +74,8 @@ def answering(head: Served, count: int) -> Iterator[None]:
 
 
 @contextmanager
-def frozen(head: Served) -> Iterator[None]:
-    """Its frontends accept connections and say nothing."""
+def stopped_frontends(head: Served) -> Iterator[None]:
+    """Stop the frontends of a head: they accept connections and do not answer."""
     pids = head.frontends().values()
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
@@ -86,30 +86,30 @@ def frozen(head: Served) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def test_what_one_has_counts_for_the_other(heads: list[Served]) -> None:
+def test_load_of_a_head_counts_for_the_other(heads: list[Served]) -> None:
     one, two = heads
-    until("all workers", lambda: [len(considered(head)) for head in heads] == [2, 2])
+    until("all workers", lambda: [len(seen_load(head)) for head in heads] == [2, 2])
     with answering(one, 1):
-        until("the news", lambda: others(two) == [0, 1])
-        (busy,) = [row for row in considered(two) if row["others"]["active"]]
+        until("the news", lambda: peer_load(two) == [0, 1])
+        (busy,) = [row for row in seen_load(two) if row["others"]["active"]]
         assert (busy["cost"], busy["active"]) == (1, 0)
         with answering(two, 1):
-            assert [row["active"] for row in considered(two) if row["rank"] != busy["rank"]] == [1]
-            until("ours too", lambda: others(one) == [0, 1])
-    until("the end", lambda: others(one) == others(two) == [0, 0])
+            assert [row["active"] for row in seen_load(two) if row["rank"] != busy["rank"]] == [1]
+            until("ours too", lambda: peer_load(one) == [0, 1])
+    until("the end", lambda: peer_load(one) == peer_load(two) == [0, 0])
 
 
-def test_a_silent_head_is_not_counted(heads: list[Served]) -> None:
+def test_silent_head_is_no_longer_counted(heads: list[Served]) -> None:
     one, two = heads
     with answering(one, 2):
-        until("the news", lambda: sum(others(two)) == 2)
-        with frozen(one):
-            until("it is dropped", lambda: others(two) == [0, 0])
-        until("it is back", lambda: sum(others(two)) == 2)
+        until("the news", lambda: sum(peer_load(two)) == 2)
+        with stopped_frontends(one):
+            until("it is dropped", lambda: peer_load(two) == [0, 0])
+        until("it is back", lambda: sum(peer_load(two)) == 2)
     assert "is no longer counted" in two.attempt.agent_log(0).read_text()
 
 
-def test_loads_are_for_who_has_the_key(heads: list[Served]) -> None:
+def test_loads_require_the_api_key(heads: list[Served]) -> None:
     one, _ = heads
     assert one.ask("GET", "/v1/loads", headers={}).status == 401
     assert one.post("/v1/loads", {}).status == 405

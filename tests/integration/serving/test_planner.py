@@ -1,4 +1,4 @@
-"""Workers change their role while requests go on, none of which may fail."""
+"""Workers change their role while requests run; none of these may fail."""
 
 import asyncio
 import re
@@ -41,7 +41,7 @@ PLANNER = (
         "planner.kv_usage_low=0.05",
     ),
 )
-OWN = "engine.prefill.args.kv-lease-s=99"  # of prefill workers alone
+OWN = "engine.prefill.args.kv-lease-s=99"  # an argument for prefill workers only
 SLA = (
     *("planner=sla", "planner.profile=profile.json", *OFTEN),
     *("planner.ttft_s=0.5", "planner.itl_s=0.08"),
@@ -49,10 +49,10 @@ SLA = (
 
 
 @pytest.fixture(scope="module", params=["turn", "restart", "sla"])
-def reshaped(
+def changing_run(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, model_folder: Path
 ) -> Iterator[Served]:
-    """Its engines take either role as they are, or are started anew."""
+    """A run whose engines serve both roles, or are restarted in the new one."""
     folder = tmp_path_factory.mktemp("reshaped")
     rules = {
         "turn": PLANNER,
@@ -66,7 +66,7 @@ def reshaped(
 
 
 def write_profile(file: Path) -> None:
-    """Of the engines that SLOW makes."""
+    """Write the profile of the engines of SLOW."""
     slow = TimingModel(
         **{name: TIME_SCALE * value for name, value in asdict(PROFILES[TIMING]).items()}
     )
@@ -82,32 +82,32 @@ def load(served: Served, prompt_words: int, max_tokens: int) -> Load:
 
 
 @pytest.mark.slow
-async def test_roles_follow_the_load_in_both_directions(reshaped: Served) -> None:
-    prompts = load(reshaped, prompt_words=1200, max_tokens=1)
-    await prompts.run_until(lambda: flips(reshaped.attempt, Role.prefill), clients=6)
-    answers = load(reshaped, prompt_words=3, max_tokens=300)
-    await answers.run_until(lambda: flips(reshaped.attempt, Role.decode), clients=24)
+async def test_roles_follow_the_load_in_both_directions(changing_run: Served) -> None:
+    prompts = load(changing_run, prompt_words=1200, max_tokens=1)
+    await prompts.run_until(lambda: flips(changing_run.attempt, Role.prefill), clients=6)
+    answers = load(changing_run, prompt_words=3, max_tokens=300)
+    await answers.run_until(lambda: flips(changing_run.attempt, Role.decode), clients=24)
     assert prompts.pieces
     assert answers.pieces
     assert set(answers.pieces) == {300}
-    await asyncio.to_thread(status_and_report_tell_of_it, reshaped)
-    who_is_started_anew_has_what_is_of_its_role(reshaped)
+    await asyncio.to_thread(check_status_and_report, changing_run)
+    check_arguments_of_restarted_workers(changing_run)
 
 
-def who_is_started_anew_has_what_is_of_its_role(reshaped: Served) -> None:
-    if not reshaped.attempt.config().planner.restart_on_role_change:
+def check_arguments_of_restarted_workers(changing_run: Served) -> None:
+    if not changing_run.attempt.config().planner.restart_on_role_change:
         return
-    log = next(reshaped.attempt.logs.glob("agent-0*")).read_text()
+    log = next(changing_run.attempt.logs.glob("agent-0*")).read_text()
     started = re.findall(r"worker \d \((\w+)\).*? starts: (.*)", log)
     assert len(started) > 4
     assert all(("--kv-lease-s 99" in words) is (role == "prefill") for role, words in started)
 
 
-def status_and_report_tell_of_it(reshaped: Served) -> None:
-    folder = reshaped.attempt.run.path
+def check_status_and_report(changing_run: Served) -> None:
+    folder = changing_run.attempt.run.path
     until(
         "a second",
-        lambda: (s := reshaped.attempt.status()) and s.planner and s.planner.role_changes,
+        lambda: (s := changing_run.attempt.status()) and s.planner and s.planner.role_changes,
     )
     shown = hpc_dynamo("status", "--once", str(folder), cwd=folder)
     assert "planner: wants" in shown.stdout
@@ -116,7 +116,7 @@ def status_and_report_tell_of_it(reshaped: Served) -> None:
     assert "prefill to decode done; drained in" in told.stdout
     assert "decode to prefill done; drained in" in told.stdout
     assert (folder / PLOT).read_bytes().startswith(b"\x89PNG")
-    page = reshaped.metrics_now()
+    page = changing_run.metrics_now()
     assert page["hpc_dynamo_planner_role_changes_total"] >= 2
     assert page['hpc_dynamo_planner_target_workers{role="decode"}'] >= 1
 
@@ -132,7 +132,7 @@ exec {python} "$@"
 async def test_failed_role_change_is_reverted_and_not_retried_at_once(
     tmp_path: Path, model_folder: Path
 ) -> None:
-    """First since answers take longer than a drain may, then since the engine does not start."""
+    """First the drain times out, then the engine does not start."""
     mark, python = tmp_path / "mark", tmp_path / "python"
     python.write_text(REFUSES.format(mark=mark, python=sys.executable))
     python.chmod(0o755)
@@ -168,7 +168,7 @@ def ready_roles(served: Served) -> list[str]:
     return sorted(role for role, rows in served.workers().items() for _ in rows)
 
 
-def test_role_without_workers_receives_one(tmp_path: Path) -> None:
+def test_role_without_workers_gets_one(tmp_path: Path) -> None:
     words = ("topology.prefill.workers=1", "topology.decode.workers=2", "engine.max_restarts=0")
     with serving(tmp_path, *words, *PLANNER) as served:
         (prefill,) = served.workers()["prefill"]

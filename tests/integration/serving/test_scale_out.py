@@ -1,4 +1,4 @@
-"""An endpoint grows by a further job, here by processes on this machine, and gives it back."""
+"""An endpoint adds an extra job, as processes on this machine, and releases it."""
 
 import asyncio
 from collections.abc import Callable
@@ -37,7 +37,7 @@ PLANNER = (
 
 
 class Load:
-    """Clients that ask one after the other until they are told to stop; any failure ends it."""
+    """Clients that send requests in sequence until stopped; any failure ends the test."""
 
     def __init__(self, served: Served, max_tokens: int) -> None:
         self._body: dict[str, Any] = {
@@ -45,7 +45,7 @@ class Load:
             "extra_body": {"ignore_eos": True},
         }  # fmt: skip
         self._served, self._stop = served, asyncio.Event()
-        self.pieces = list[int]()  # of each answer
+        self.pieces = list[int]()  # length of each answer
 
     async def run_until(self, done: Callable[[], object], clients: int) -> None:
         async with self._served.asynchronous() as client, asyncio.TaskGroup() as group:
@@ -57,12 +57,12 @@ class Load:
                 self._stop.set()
 
     async def _ask(self, client: Any, number: int) -> None:
-        turn = 0
+        count = 0
         while not self._stop.is_set():
-            prompt = f"{number}.{turn} hello"
+            prompt = f"{number}.{count} hello"
             stream = await client.completions.create(**self._body, prompt=prompt)
             self.pieces.append(sum([1 async for chunk in stream if chunk.choices]))
-            turn += 1
+            count += 1
 
 
 def jobs(attempt: Attempt) -> list[ExtraJobStatus]:
@@ -74,40 +74,40 @@ def records(attempt: Attempt) -> list[ScaleOutRecord]:
     return [msgspec.json.decode(line, type=ScaleOutRecord) for line in lines]
 
 
-def served_by_new_ranks(served: Served) -> bool:
+def served_by_new_workers(served: Served) -> bool:
     status = served.attempt.status()
     return status is not None and any(w.rank > 1 and w.served for w in status.loads)
 
 
-def without(served: Served) -> Status | None:
-    """Its status, once it has no further job."""
+def wait_until_released(served: Served) -> Status | None:
+    """Return the status once there is no extra job."""
     status = served.attempt.status()
     return status if status and not status.extra_jobs else None
 
 
-async def grow(served: Served) -> Load:
-    """Load until workers that were not there at first answer it."""
+async def wait_for_scale_out(served: Served) -> Load:
+    """Apply load until new workers answer requests."""
     load = Load(served, max_tokens=200)
-    await load.run_until(lambda: served_by_new_ranks(served), clients=24)
+    await load.run_until(lambda: served_by_new_workers(served), clients=24)
     return load
 
 
 @pytest.mark.slow
-async def test_a_job_comes_with_the_load_and_goes_without(
+async def test_extra_job_is_added_under_load_and_released_without(
     tmp_path: Path, model_folder: Path
 ) -> None:
     with serving(tmp_path, *SHAPE, *SLOW, *PLANNER, f"model.path={model_folder}") as served:
-        load = await grow(served)
+        load = await wait_for_scale_out(served)
         assert set(load.pieces) == {200}
         folder = served.attempt.run.path
         shown = hpc_dynamo("status", "--once", str(folder), cwd=folder)
         assert "extra job" in shown.stdout, shown.stdout
         until("its end", lambda: jobs(served.attempt)[0].state is ExtraJobState.ended)
-        status = until("a status without it", lambda: without(served))
+        status = until("a status without it", lambda: wait_until_released(served))
         assert sorted(worker.rank for worker in status.workers) == [0, 1]
-        asked, back = records(served.attempt)
-        assert (asked.move.old, back.move.new) == (None, None)
-        assert asked.jobs == back.jobs == (1,)
+        requested, back = records(served.attempt)
+        assert (requested.move.old, back.move.new) == (None, None)
+        assert requested.jobs == back.jobs == (1,)
         assert back.reason == "not needed"
         assert jobs(served.attempt)[0].node_hours > 0
         assert status.node_hours == jobs(served.attempt)[0].node_hours
@@ -115,10 +115,10 @@ async def test_a_job_comes_with_the_load_and_goes_without(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-async def test_further_jobs_end_when_the_head_dies_or_is_stopped(
+async def test_extra_jobs_end_when_the_head_dies_or_is_stopped(
     tmp_path: Path, model_folder: Path
 ) -> None:
-    """The second head takes stock of what the first one left."""
+    """The second head counts the jobs of the first one."""
     words = (
         *SHAPE,
         *SLOW,
@@ -127,7 +127,7 @@ async def test_further_jobs_end_when_the_head_dies_or_is_stopped(
         "planner.scale_out.scale_in_delay_s=300",
     )
     with serving(tmp_path, *words) as first:
-        await grow(first)
+        await wait_for_scale_out(first)
         kill(first.head)
         until("nothing is left", lambda: not first.processes())
         assert jobs(first.attempt)[0].state is ExtraJobState.running, "nobody could tell of its end"
@@ -135,6 +135,6 @@ async def test_further_jobs_end_when_the_head_dies_or_is_stopped(
         until("it is known", lambda: jobs(first.attempt)[0].state is ExtraJobState.ended)
         status = until("a status", lambda: (s := second.attempt.status()) and s.node_hours and s)
         assert status.node_hours == jobs(first.attempt)[0].node_hours
-        await grow(second)
+        await wait_for_scale_out(second)
     assert jobs(second.attempt)[0].state is ExtraJobState.ended
     assert not second.processes()

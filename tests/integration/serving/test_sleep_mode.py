@@ -1,4 +1,4 @@
-"""Workers that are put to sleep get nothing until they are woken."""
+"""Sleeping workers receive no requests until they are woken."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,35 +35,35 @@ def computed(served: Served) -> list[float]:
     return [served.engine(row["url"])["vllm:generation_tokens_total"] for row in rows]
 
 
-def ask(served: Served, tokens: int = 2) -> Reply:
+def send(served: Served, tokens: int = 2) -> Reply:
     body = {"model": MODEL, "prompt": "hello", "max_tokens": tokens, "ignore_eos": True}
     return served.post("/v1/completions", body)
 
 
-def test_a_worker_that_sleeps_gets_nothing_until_it_is_woken(served: Served) -> None:
+def test_sleeping_worker_receives_no_requests_until_woken(served: Served) -> None:
     assert put(served, 1, "sleep").json == {"rank": 1, "asleep": True}
     until("it is told", lambda: awake(served) == {0})
     assert put(served, 1, "sleep").status == 200  # it does already
     before = computed(served)
-    assert [ask(served).status for _ in range(4)] == [200] * 4
+    assert [send(served).status for _ in range(4)] == [200] * 4
     assert computed(served) == [before[0] + 8, before[1]]
     assert put(served, 1, "wake").json == {"rank": 1, "asleep": False}
     until("it is told", lambda: awake(served) == {0, 1})
     with ThreadPoolExecutor(4) as pool:
-        assert {r.status for r in pool.map(lambda _: ask(served, 100), range(4))} == {200}
+        assert {r.status for r in pool.map(lambda _: send(served, 100), range(4))} == {200}
     assert computed(served)[1] > before[1]
 
 
-def test_what_is_under_way_comes_to_its_end_first(served: Served) -> None:
+def test_running_requests_finish_before_the_worker_sleeps(served: Served) -> None:
     with ThreadPoolExecutor(4) as pool:
-        answers = [pool.submit(ask, served, 200) for _ in range(4)]
+        answers = [pool.submit(send, served, 200) for _ in range(4)]
         until("all are at work", lambda: served.busy() == 4)
         assert put(served, 0, "sleep").status == 200
         assert [a.result().status for a in answers] == [200] * 4
     assert put(served, 0, "wake").status == 200
 
 
-def test_one_that_does_not_come_to_rest_goes_on(served: Served) -> None:
+def test_worker_that_does_not_drain_in_time_stays_awake(served: Served) -> None:
     long: Any = {"prompt": "hello", "max_tokens": 8000, "extra_body": {"ignore_eos": True}}
     with served.client.completions.create(model=MODEL, stream=True, **long) as stream:
         next(iter(stream))
@@ -72,7 +72,7 @@ def test_one_that_does_not_come_to_rest_goes_on(served: Served) -> None:
         assert refused.status == 409
         assert "still has requests after 5 s" in refused.json["error"]["message"]
         assert awake(served) == {0, 1}
-    assert ask(served).status == 200
+    assert send(served).status == 200
 
 
 def _running(served: Served) -> list[float]:
@@ -80,25 +80,25 @@ def _running(served: Served) -> list[float]:
     return [served.engine(row["url"])["vllm:num_requests_running"] for row in rows]
 
 
-def test_a_worker_that_dies_in_its_sleep_comes_back_awake(served: Served) -> None:
+def test_worker_killed_while_asleep_restarts_awake(served: Served) -> None:
     assert put(served, 1, "sleep").status == 200
     row = next(r for r in served.workers()["aggregated"] if r["rank"] == 1)
     kill(served.pid_of(row["url"]))
     until("its next life", lambda: awake(served) == {0, 1})
 
 
-def test_there_is_no_such_worker(served: Served) -> None:
+def test_unknown_worker_is_answered_with_404(served: Served) -> None:
     def missing() -> bool:
         refused = put(served, 7, "sleep")
         assert refused.status == 404
-        said = str(refused.json["error"]["message"])
-        return "no worker 7 is ready; those that are: 0, 1" in said
+        body_text = str(refused.json["error"]["message"])
+        return "no worker 7 is ready; those that are: 0, 1" in body_text
 
     until("both are listed, also after a death", missing)
     assert served.ask("GET", "/v1/workers/1/sleep").status == 405
 
 
-def test_one_that_was_not_started_for_it_says_so(aggregated: Served) -> None:
+def test_worker_without_sleep_mode_is_answered_with_409(aggregated: Served) -> None:
     refused = put(aggregated, 0, "sleep")
     assert refused.status == 409
     assert "engine.sleep_mode=true" in refused.json["error"]["message"]

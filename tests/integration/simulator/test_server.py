@@ -85,7 +85,6 @@ async def test_output_ends_by_itself_unless_eos_is_ignored(
 
     alone = await length()
     assert alone < 2000
-    assert await length(min_tokens=alone + 1) > alone
     assert await length(ignore_eos=True) == 2000
 
 
@@ -125,7 +124,6 @@ BAD: list[tuple[Body, int, str]] = [
     ({"prompt": [7] * 9000}, 400, "contains 9000 input tokens, which exceeds this limit even"),
     ({"prompt": [7] * 8192}, 400, "max_tokens must be at least 1, got 0."),
     ({"prompt": "word " * 9000}, 400, "contains 45000 characters (more than 32768 characters"),
-    ({"prompt": "x", "max_tokens": 2, "min_tokens": 3}, 400, "min_tokens must be less"),
     ({"prompt": "x", "stop": [""]}, 400, "empty string"),
 ]
 

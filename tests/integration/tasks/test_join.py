@@ -1,4 +1,4 @@
-"""Agents of further jobs, real processes, and a head that does or does not expect them."""
+"""Agents of extra jobs, as real processes, and a head that may or may not expect them."""
 
 import asyncio
 import os
@@ -81,8 +81,8 @@ class Head:
     members: Membership
     router: Router
 
-    def further(self) -> ExtraJobFolder:
-        """A job of one node that begins with rank 2 and node 1."""
+    def extra_job(self) -> ExtraJobFolder:
+        """Add a job of one node, with rank 2 and node 1."""
         layout = plan_extra_job(CONFIG, self.attempt.plan(), Role.aggregated, 1).shifted(2, 1)
         return self.attempt.new_extra_job(layout)
 
@@ -93,35 +93,35 @@ class Head:
                     await reports.get()
 
 
-def hopeless(error: EngineError) -> None:
+def fail_job(error: EngineError) -> None:
     raise error
 
 
 @pytest.fixture
 async def head(attempt: Attempt) -> AsyncIterator[Head]:
-    async with heading(attempt, CONFIG) as head:
+    async with running_head(attempt, CONFIG) as head:
         yield head
 
 
 @asynccontextmanager
-async def heading(
+async def running_head(
     attempt: Attempt,
     config: Config,
     layout: Plan | None = None,
-    hopeless: Callable[[EngineError], None] = hopeless,
+    fail_job: Callable[[EngineError], None] = fail_job,
 ) -> AsyncIterator[Head]:
-    """The control plane of one, without an agent of its own."""
+    """The control plane of a head without an agent of its own."""
     write_json(attempt.config_file, config)
     write_json(attempt.plan_file, layout or plan(config))
-    keys = attempt.run.secrets().keys
-    server = ControlServer(HERE, keys, CODEC)
+    run_keys = attempt.run.secrets().keys
+    server = ControlServer(HERE, run_keys, CODEC)
     record = NodeRecord(
         node=0, host="here", address=HERE, pid=1, log="", control_endpoint=server.endpoint
     )
     roster = Roster(nodes=(record,), method="tcp", seconds=0.0)
     write_json(attempt.roster_file, roster)
     router = Router.from_config(config)
-    members = Membership(attempt, roster, server, {"": router}, hopeless)
+    members = Membership(attempt, roster, server, {"": router}, fail_job)
     listening = asyncio.create_task(members.listen())
     yield Head(attempt, members, router)
     listening.cancel()
@@ -131,7 +131,7 @@ async def heading(
 
 @asynccontextmanager
 async def agent(job: ExtraJobFolder, index: int = 0) -> AsyncIterator[asyncio.subprocess.Process]:
-    """One task of a further job. It must have ended by itself."""
+    """Run a task of an extra job. It must end by itself."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", AGENT, str(job.path)),
         env=os.environ | {"SUBMITIT_LOCAL_GLOBALID": str(index)},
@@ -146,8 +146,8 @@ async def agent(job: ExtraJobFolder, index: int = 0) -> AsyncIterator[asyncio.su
             await process.wait()
 
 
-async def test_it_joins_warns_and_leaves(head: Head) -> None:
-    job = head.further()
+async def test_agent_joins_reports_preemption_and_leaves(head: Head) -> None:
+    job = head.extra_job()
     head.members.expect(job.plan())
     async with agent(job) as process:
         await head.ready(2)
@@ -165,7 +165,7 @@ async def test_it_joins_warns_and_leaves(head: Head) -> None:
     assert job.outcome() == Outcome(exit_code=0)
 
 
-SPREAD = replace(
+MULTI_NODE = replace(
     CONFIG,
     engine=replace(CONFIG.engine, device=Device.cuda),
     topology=Topology(
@@ -177,12 +177,12 @@ SPREAD = replace(
 )
 
 
-async def test_a_worker_over_two_nodes_joins_changes_its_role_and_leaves(attempt: Attempt) -> None:
-    """Nodes 4 and 5 are those of its parts; the agent of the second comes late."""
-    layout = plan(SPREAD)
-    async with heading(attempt, SPREAD) as head:
+async def test_multi_node_worker_joins_changes_its_role_and_leaves(attempt: Attempt) -> None:
+    """Its shards are on nodes 4 and 5; the agent of the second joins late."""
+    layout = plan(MULTI_NODE)
+    async with running_head(attempt, MULTI_NODE) as head:
         job = attempt.new_extra_job(
-            plan_extra_job(SPREAD, layout, Role.decode, 2).shifted(2, layout.nodes)
+            plan_extra_job(MULTI_NODE, layout, Role.decode, 2).shifted(2, layout.nodes)
         )
         head.members.expect(job.plan())
         async with agent(job), AsyncExitStack() as second:
@@ -208,26 +208,26 @@ async def soon(reports: "asyncio.Queue[WorkerReport]") -> WorkerReport:
         return await reports.get()
 
 
-async def test_a_worker_that_leaves_while_it_changes_its_role_fails_to(head: Head) -> None:
-    job = head.further()
+async def test_role_change_fails_if_the_worker_leaves(head: Head) -> None:
+    job = head.extra_job()
     head.members.expect(job.plan())
     async with agent(job):
         await head.ready(2)
         lease = await head.router.route(RoutingRequest(hints=RoutingHints(workers=(2,))))
-        flipper = RoleChanger(CONFIG, head.router, head.members)
+        role_changer = RoleChanger(CONFIG, head.router, head.members)
         role = Role.aggregated  # the way there is the same, whatever the roles
-        flip = asyncio.create_task(flipper.change_role(2, role, role))
+        change = asyncio.create_task(role_changer.change_role(2, role, role))
         await asyncio.sleep(0)
         await head.members.stop(frozenset({1}), "not needed", SOON_S)
         async with asyncio.timeout(SOON_S):
-            assert (await flip).reason == "worker 2 died"
+            assert (await change).reason == "worker 2 died"
         lease.release()
 
 
 @pytest.mark.parametrize("known", [False, True])
-async def test_who_is_not_expected_is_sent_away(head: Head, known: bool) -> None:
-    """Also one that was expected once."""
-    job = head.further()
+async def test_unexpected_agent_is_stopped(head: Head, known: bool) -> None:
+    """An agent that is no longer expected is stopped, too."""
+    job = head.extra_job()
     if known:
         head.members.expect(job.plan())
         head.members.forget(job.plan())
@@ -237,13 +237,13 @@ async def test_who_is_not_expected_is_sent_away(head: Head, known: bool) -> None
     assert "does not expect this job" in job.agent_log(1).read_text()
 
 
-async def test_it_ends_when_the_head_never_answers(attempt: Attempt) -> None:
+async def test_agent_ends_if_the_head_never_answers(attempt: Attempt) -> None:
     write_json(attempt.config_file, CONFIG)
     write_json(attempt.plan_file, plan(CONFIG))
-    gone = NodeRecord(
+    ended_job = NodeRecord(
         node=0, host="here", address=HERE, pid=1, log="", control_endpoint=f"tcp://{HERE}:9"
     )
-    write_json(attempt.roster_file, Roster(nodes=(gone,), method="tcp", seconds=0.0))
+    write_json(attempt.roster_file, Roster(nodes=(ended_job,), method="tcp", seconds=0.0))
     job = attempt.new_extra_job(
         plan_extra_job(CONFIG, plan(CONFIG), Role.aggregated, 1).shifted(2, 1)
     )
@@ -252,9 +252,9 @@ async def test_it_ends_when_the_head_never_answers(attempt: Attempt) -> None:
     assert "head lost" in job.agent_log(1).read_text()
 
 
-async def test_it_does_not_begin_after_the_run(head: Head) -> None:
+async def test_agent_does_not_start_after_the_end_of_the_run(head: Head) -> None:
     write_json(head.attempt.outcome_file, Outcome(exit_code=0))
-    job = head.further()
+    job = head.extra_job()
     async with agent(job):
         pass
     assert "starts" not in job.agent_log(1).read_text()
@@ -263,8 +263,8 @@ async def test_it_does_not_begin_after_the_run(head: Head) -> None:
     assert "had ended before" in outcome.message
 
 
-async def test_one_that_comes_before_the_head_waits_for_it(head: Head) -> None:
-    job, kept = head.further(), head.attempt.path / "kept"
+async def test_agent_waits_for_the_head(head: Head) -> None:
+    job, kept = head.extra_job(), head.attempt.path / "kept"
     head.members.expect(job.plan())
     head.attempt.roster_file.rename(kept)
     async with agent(job):
@@ -274,8 +274,8 @@ async def test_one_that_comes_before_the_head_waits_for_it(head: Head) -> None:
         await head.members.stop(frozenset({1}), "not needed", SOON_S)
 
 
-async def test_it_waits_for_no_head_that_has_ended(head: Head) -> None:
-    job = head.further()
+async def test_agent_does_not_wait_for_a_head_that_has_ended(head: Head) -> None:
+    job = head.extra_job()
     head.attempt.roster_file.unlink()
     async with agent(job):
         await asyncio.to_thread(until, "its log", job.agent_log(1).exists)
@@ -285,38 +285,39 @@ async def test_it_waits_for_no_head_that_has_ended(head: Head) -> None:
     assert "had ended before" in outcome.message
 
 
-KINDS = Topology(
+HARDWARE = Topology(
     kind=TopologyKind.disaggregated,
     prefill=Pool(workers=1, hardware="fast"),
     decode=Pool(workers=2, hardware="wide"),
 )
 
 
-async def test_jobs_of_other_kinds_are_as_much_of_the_run(attempt: Attempt) -> None:
-    """A head asks for them, hears that one is about to end, and that it has; its next life asks
-    anew. Here they are processes of this machine."""
+async def test_hetero_jobs_are_submitted_again_after_a_requeue(
+    attempt: Attempt,
+) -> None:
+    """The jobs are processes of this machine."""
     cluster = replace(CONFIG.cluster, hardware={"fast": Hardware(), "wide": Hardware()})
-    config = replace(CONFIG, topology=KINDS, cluster=cluster)
+    config = replace(CONFIG, topology=HARDWARE, cluster=cluster)
     layout, why = replace(plan(config), separate_jobs=True), list[EngineError]()
     write_json(attempt.job_file, JobRecord(launcher="local", job_id="1"))
-    async with heading(attempt, config, layout, why.append) as head:
-        warned, lost = asyncio.Event(), asyncio.Queue[EngineError]()
-        ask = partial(
-            HeterogeneousJobs, attempt, head.router, head.members, warned.set, lost.put_nowait
+    async with running_head(attempt, config, layout, why.append) as head:
+        preempted, lost = asyncio.Event(), asyncio.Queue[EngineError]()
+        new_controller = partial(
+            HeterogeneousJobs, attempt, head.router, head.members, preempted.set, lost.put_nowait
         )
-        async with accompanied(ask()):
+        async with running_hetero_jobs(new_controller()):
             await head.ready(2)
             (job,) = attempt.extra_jobs()
             assert job.plan() == layout.group_plans[1]
             (node,) = job.nodes()
             os.kill(node.pid, signal.SIGUSR2)
             async with asyncio.timeout(SOON_S):
-                await warned.wait()
+                await preempted.wait()
             os.kill(node.pid, signal.SIGTERM)
             async with asyncio.timeout(SOON_S):
                 assert "of the decode workers has ended" in (await lost.get()).message
             assert "no decode worker is left" in why[0].message
-        async with accompanied(ask()) as companions:
+        async with running_hetero_jobs(new_controller()) as companions:
             await head.ready(2)
             former, job = attempt.extra_jobs()
             assert (known := former.state())
@@ -328,30 +329,28 @@ async def test_jobs_of_other_kinds_are_as_much_of_the_run(attempt: Attempt) -> N
         assert lost.empty(), "they were ended"
 
 
-async def test_a_job_of_another_kind_that_is_not_fit_ends_the_run(
-    attempt: Attempt, tmp_path: Path
-) -> None:
-    config = replace(lacking(tmp_path), topology=KINDS)
+async def test_hetero_job_with_a_node_fault_ends_the_run(attempt: Attempt, tmp_path: Path) -> None:
+    config = replace(without_model(tmp_path), topology=HARDWARE)
     cluster = replace(CONFIG.cluster, hardware={"fast": Hardware(), "wide": Hardware()})
     config = replace(config, cluster=cluster)
     write_json(attempt.job_file, JobRecord(launcher="local", job_id="1"))
-    async with heading(attempt, config, replace(plan(config), separate_jobs=True)) as head:
+    async with running_head(attempt, config, replace(plan(config), separate_jobs=True)) as head:
         lost = asyncio.Queue[EngineError]()
         companions = HeterogeneousJobs(attempt, head.router, head.members, list, lost.put_nowait)
-        async with accompanied(companions), asyncio.timeout(SOON_S):
+        async with running_hetero_jobs(companions), asyncio.timeout(SOON_S):
             said = (await lost.get()).message
     assert "of the decode workers has ended: not fit for this run: " in said
     assert f"model.path={tmp_path}/nothing is not there" in said
     assert not list(attempt.logs.glob("worker-*"))
 
 
-def lacking(folder: Path) -> Config:
-    """Whose model is nowhere."""
+def without_model(folder: Path) -> Config:
+    """Configuration of a model that does not exist."""
     return replace(CONFIG, model=Model(name="m", path=f"{folder}/nothing"))
 
 
 @asynccontextmanager
-async def accompanied(companions: HeterogeneousJobs) -> AsyncIterator[HeterogeneousJobs]:
+async def running_hetero_jobs(companions: HeterogeneousJobs) -> AsyncIterator[HeterogeneousJobs]:
     running = asyncio.create_task(companions.run())
     yield companions
     running.cancel()
@@ -361,9 +360,9 @@ async def accompanied(companions: HeterogeneousJobs) -> AsyncIterator[Heterogene
 def grower(
     head: Head, node_hours: float | None = None, config: Config = CONFIG
 ) -> ScaleOutController:
-    """Asks at once, for processes on this machine."""
-    grow = ScaleOut(max_nodes=1, max_node_hours=node_hours)
-    rules = Planner(mode=PlannerMode.load, stabilization_intervals=1, scale_out=grow)
+    """Return a controller that submits at once, as processes on this machine."""
+    limits = ScaleOut(max_nodes=1, max_node_hours=node_hours)
+    rules = Planner(mode=PlannerMode.load, stabilization_intervals=1, scale_out=limits)
     write_json(head.attempt.config_file, replace(config, planner=rules))
     write_json(head.attempt.job_file, JobRecord(launcher="local", job_id="1"))
     return ScaleOutController(head.attempt, head.router, head.members, None, changing_role=tuple)
@@ -387,7 +386,7 @@ async def running(grower: ScaleOutController) -> AsyncIterator[None]:
     await asyncio.wait([task])
 
 
-async def test_hours_of_former_attempts_count(
+async def test_node_hours_of_earlier_attempts_count(
     head: Head, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -414,25 +413,26 @@ def states(attempt: Attempt) -> list[ExtraJobStatus]:
     return [state for job in attempt.extra_jobs() if (state := job.state())]
 
 
-async def test_a_job_that_is_just_asked_for_ends_with_the_run(head: Head) -> None:
+async def test_job_being_submitted_ends_with_the_run(head: Head) -> None:
     grows = grower(head)
     async with running(grows):
         grows.on_decision(decision(more=2))
         await asyncio.to_thread(until, "a job", lambda: states(head.attempt), SOON_S)
     (job,) = head.attempt.extra_jobs()
-    state, found = job.state(), launch.find_job(job)
+    state, folders = job.state(), launch.find_job(job)
     assert state
     assert (state.state, state.detail) == (ExtraJobState.ended, "all done")
-    assert found
+    assert folders
     await asyncio.to_thread(
-        until, "its end", lambda: found.state()[0] is launch.JobState.ended, SOON_S
+        until, "its end", lambda: folders.state()[0] is launch.JobState.ended, SOON_S
     )
     assert head.members.workers == {}
 
 
-async def test_a_further_job_whose_node_is_not_fit(head: Head, tmp_path: Path) -> None:
-    """It ends with a word, and the run goes on."""
-    grows = grower(head, config=lacking(tmp_path))
+async def test_extra_job_with_a_node_fault_ends_and_the_run_continues(
+    head: Head, tmp_path: Path
+) -> None:
+    grows = grower(head, config=without_model(tmp_path))
     async with running(grows):
         grows.on_decision(decision(more=2))
         await asyncio.to_thread(until, "its end", lambda: ended(head.attempt), SOON_S)
@@ -450,7 +450,7 @@ async def test_a_further_job_whose_node_is_not_fit(head: Head, tmp_path: Path) -
     assert what in outcome.message
 
 
-async def test_a_further_job_ends_where_one_of_its_nodes_is_not_fit(head: Head) -> None:
+async def test_extra_job_ends_if_one_of_its_nodes_has_a_fault(head: Head) -> None:
     grows = grower(head)
     async with running(grows):
         grows.on_decision(decision(more=2))
@@ -460,9 +460,9 @@ async def test_a_further_job_ends_where_one_of_its_nodes_is_not_fit(head: Head) 
         other = msgspec.structs.replace(node, node=2, faults=("n3: no GPU is visible",))
         write_json(job.node_file(2), other)  # as its agent leaves it, which then ends
         await asyncio.to_thread(until, "its end", lambda: ended(head.attempt), SOON_S)
-        found = launch.find_job(job)
-        assert found
-        await asyncio.to_thread(until, "its processes' end", lambda: is_over(found), SOON_S)
+        folders = launch.find_job(job)
+        assert folders
+        await asyncio.to_thread(until, "its processes' end", lambda: is_over(folders), SOON_S)
     (state,) = states(head.attempt)
     assert state.detail == "not fit for this run: n3: no GPU is visible"
 

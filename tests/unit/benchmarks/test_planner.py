@@ -1,4 +1,4 @@
-"""What benchmarks.planner stands on: its loads, its oracle, and what it tells Dynamo's planner."""
+"""benchmarks.planner: its loads, its oracle, and the input of Dynamo's planner."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ SEEN = Signals(
 )
 
 
-def test_the_turning_load_turns_there_and_back() -> None:
+def test_turning_load_changes_and_returns() -> None:
     requests = turning(seed=3, stretch=0.1).requests
     third = len(requests) // 3
     parts = (requests[:third], requests[third : 2 * third], requests[2 * third :])
@@ -34,8 +34,8 @@ def test_the_turning_load_turns_there_and_back() -> None:
     assert ratios[0] > 3 * ratios[1] < ratios[2]
 
 
-def test_the_oracle_finds_and_follows_the_best_splits() -> None:
-    """A minute of long prompts, then one of long answers, on four ranks."""
+def test_oracle_follows_the_best_splits() -> None:
+    """A minute of long prompts, then a minute of long responses, on four ranks."""
     phases = [LoadPhase(60.0, 4.0, 8000, 60), LoadPhase(60.0, 6.0, 50, 700)]
     load, four = Load("two", synthetic_load(phases, seed=1)), job(2, ranks=4)
     splits = best_splits(four, load)
@@ -50,14 +50,14 @@ def test_the_oracle_finds_and_follows_the_best_splits() -> None:
     assert outcome.targets == TARGETS
 
 
-def test_a_decision_moves_as_many_as_are_missing() -> None:
+def test_baseline_decision_moves_missing_workers() -> None:
     move = moved(SEEN, 4).move
     assert move
     assert (move.count, move.old, move.new) == (2, Role.decode, Role.prefill)
     assert moved(SEEN, 2).move is None
 
 
-def test_dynamo_is_told_what_ours_sees() -> None:
+def test_dynamo_receives_the_same_signals() -> None:
     seen = {name: getattr(SEEN, name) for name in SEEN.__struct_fields__}
     told = result(seen, {"cache_tokens": 1000, "step_tokens": 2048}, traffic(seen))
     assert (told["active_prefill_count"], told["active_decode_count"]) == (2, 3)
@@ -65,7 +65,7 @@ def test_dynamo_is_told_what_ours_sees() -> None:
     assert [s["sum_queued_prefill_tokens"] for s in told["prefill_fpm_snapshots"]] == [2500, 2500]
 
 
-def test_its_performance_model_is_the_engines_own_timing() -> None:
+def test_dynamo_performance_model_equals_the_engine_timing() -> None:
     timing = TimingModel(0.01, 1e-4, 1e-9, 0.02, 1e-3, 1e-6)
     Exact.timing = vars(timing)
     step = {

@@ -33,7 +33,7 @@ def test_next_steps_activate_an_inactive_environment(
 ) -> None:
     assert "\n  source .venv/bin/activate\n" in shown
     monkeypatch.setenv("PATH", f"{sys.prefix}/bin{os.pathsep}{os.environ['PATH']}")
-    assert "activate" not in "\n".join(next_steps([]))
+    assert "source" not in "\n".join(next_steps([]))
 
 
 def test_next_steps_name_an_existing_page() -> None:

@@ -1,4 +1,4 @@
-"""What a further job asks Slurm for, and what becomes of one that its head left behind."""
+"""Submission of extra jobs to Slurm, and jobs that their head left behind."""
 
 import os
 import shlex
@@ -31,22 +31,22 @@ WORDS = (
     *("cluster.slurm.partition=gpu", "cluster.slurm.time=12:00:00"),
 )
 SBATCH = """#!/bin/sh
-echo "$SBATCH_NO_REQUEUE $SLURM_JOB_ID $SLURM_CONF" > {told}
+echo "$SBATCH_NO_REQUEUE $SLURM_JOB_ID $SLURM_CONF" > {calls}
 [ -e {refuse} ] && echo 'sbatch: error: invalid partition' >&2 && exit 1
 echo Submitted batch job 42
 """
 SQUEUE = "#!/bin/sh\necho 'PENDING|Priority|N/A|'\n"
-SCANCEL = '#!/bin/sh\necho "$@" > {told}\n'
+SCANCEL = '#!/bin/sh\necho "$@" > {calls}\n'
 
 
 @pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What sbatch was told by its environment, or scancel by its words; we are in job 7."""
-    folder, file = tmp_path / "bin", tmp_path / "told"
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Record of sbatch's environment and scancel's arguments, inside job 7."""
+    folder, file = tmp_path / "bin", tmp_path / "calls"
     folder.mkdir()
-    (folder / "sbatch").write_text(SBATCH.format(told=file, refuse=tmp_path / "refuse"))
+    (folder / "sbatch").write_text(SBATCH.format(calls=file, refuse=tmp_path / "refuse"))
     (folder / "squeue").write_text(SQUEUE)
-    (folder / "scancel").write_text(SCANCEL.format(told=file))
+    (folder / "scancel").write_text(SCANCEL.format(calls=file))
     for program in folder.iterdir():
         program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -66,59 +66,61 @@ def job_of(attempt: Attempt) -> ExtraJobFolder:
     return attempt.new_extra_job(layout)
 
 
-async def test_it_asks_for_its_own_nodes_and_time(attempt: Attempt, told: Path) -> None:
+async def test_submission_requests_nodes_and_walltime_of_the_job(
+    attempt: Attempt, calls: Path
+) -> None:
     job = job_of(attempt)
     assert await extra_jobs.submit(job, time_s=1000.0) == "42"
     record = job.job()
     assert record
     assert (record.launcher, record.job_id) == ("slurm", "42")
-    assert told.read_text().split() == ["1", "/etc/my.conf"], "no trace of our own job"
+    assert calls.read_text().split() == ["1", "/etc/my.conf"], "no trace of our own job"
     (script,) = job.submitit.glob("42_submission.sh")
     words = shlex.split(script.read_text(), comments=False)
     asked = {"--nodes=2", "--time=16", "--job-name=hpc-dynamo-day+1", "--partition=gpu"}
     assert asked | {"--mpi=none"} <= set(words)
 
 
-async def test_a_refusal_says_why(attempt: Attempt, told: Path) -> None:
-    (told.parent / "refuse").touch()
+async def test_refused_submission_reports_the_reason(attempt: Attempt, calls: Path) -> None:
+    (calls.parent / "refuse").touch()
     with pytest.raises(LaunchError, match="invalid partition"):
         await extra_jobs.submit(job_of(attempt), time_s=1000.0)
 
 
-def known(job: ExtraJobFolder, **more: Any) -> ExtraJobStatus:
-    ranks, now = tuple(w.rank for w in job.plan().workers), time.time()
+def status(job: ExtraJobFolder, **more: Any) -> ExtraJobStatus:
+    ranks, now = tuple(word.rank for word in job.plan().workers), time.time()
     return ExtraJobStatus(
         number=job.number, role=Role.decode, nodes=2, ranks=ranks, job_id="42", requested_at=now,
         **more,
     )  # fmt: skip
 
 
-def test_one_that_was_left_behind_is_cancelled_and_counted(attempt: Attempt, told: Path) -> None:
+def test_leftover_job_is_cancelled_and_its_node_hours_count(attempt: Attempt, calls: Path) -> None:
     job, now = job_of(attempt), time.time()
     write_json(job.job_file, JobRecord(launcher="slurm", job_id="42"))
-    state = known(
+    state = status(
         job, state=ExtraJobState.running, running_since=now - 3600.0, running_until=now - 1800.0
     )
     write_json(job.state_file, state)
     extra_jobs.stop_leftover_jobs(attempt.extra_jobs(), heartbeat_timeout_s=900.0)
-    assert told.read_text().split() == ["42"]
+    assert calls.read_text().split() == ["42"]
     after = job.state()
     assert after
     assert (after.state, after.detail) == (ExtraJobState.ended, "stopped after its head died")
     assert after.node_hours == pytest.approx(2 * 0.75), "its agents ended when they missed it"
-    told.unlink()
+    calls.unlink()
     extra_jobs.stop_leftover_jobs(attempt.extra_jobs(), heartbeat_timeout_s=900.0)
-    assert not told.exists(), "what has ended is left alone"
+    assert not calls.exists(), "what has ended is left alone"
 
 
-def test_the_status_names_job_ranks_and_reason(attempt: Attempt) -> None:
-    line = extra_job_line(known(job_of(attempt), detail="Slurm says pending, reason: Priority"))
+def test_status_shows_job_ranks_and_reason(attempt: Attempt) -> None:
+    line = extra_job_line(status(job_of(attempt), detail="Slurm says pending, reason: Priority"))
     assert line == (
         "extra job 42 pending, 2 node(s), decode 2, 3, 4, 5: Slurm says pending, reason: Priority"
     )
 
 
-def test_this_machine_has_no_further_gpus(attempt: Attempt) -> None:
+def test_local_launcher_refuses_scale_out_with_gpus(attempt: Attempt) -> None:
     config, layout = attempt.config(), attempt.plan()
     extra_jobs.check_extra_jobs(config, layout, Launcher.local)
     on_gpus = Plan(1, 4, layout.workers)
@@ -128,7 +130,7 @@ def test_this_machine_has_no_further_gpus(attempt: Attempt) -> None:
     extra_jobs.check_extra_jobs(Config(), on_gpus, Launcher.local)
 
 
-def test_other_nodes_can_reach_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_head_with_extra_jobs_uses_a_reachable_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.setenv("SLURM_SUBMIT_HOST", socket.gethostname())
     assert address_for_extra_jobs("10.0.0.7") == "10.0.0.7"

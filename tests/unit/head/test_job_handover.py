@@ -1,4 +1,4 @@
-"""When a successor is asked for, and until when the job before it takes requests."""
+"""Times of a job handover: submission of the next job, and end of this one."""
 
 import time
 
@@ -9,7 +9,7 @@ from hpc_dynamo.launch.walltime import Walltime
 from hpc_dynamo.messages import Outcome, Successor
 from hpc_dynamo.run import Attempt
 
-SIGNAL_S = 90.0  # the last third of it, 30 s, is kept for the end of the agents
+SIGNAL_S = 90.0  # of these, 30 s are reserved for stopping agents
 
 
 @pytest.fixture
@@ -18,41 +18,43 @@ def now(monkeypatch: pytest.MonkeyPatch) -> float:
     return 1000.0
 
 
-@pytest.mark.parametrize(("took_s", "lead"), [(0, 60), (10, 60), (30, 60), (31, 62), (600, 1200)])
-def test_twice_what_this_job_took_but_never_less_than_asked_for(took_s: float, lead: float) -> None:
-    assert lead_time_s(took_s, 60) == lead
+@pytest.mark.parametrize(("start_s", "lead"), [(0, 60), (10, 60), (30, 60), (31, 62), (600, 1200)])
+def test_lead_time_is_twice_the_start_time_or_the_configured_minimum(
+    start_s: float, lead: float
+) -> None:
+    assert lead_time_s(start_s, 60) == lead
 
 
 @pytest.mark.parametrize(
-    ("left_s", "likely_s", "last_s"), [(600, 0, 560), (600, 300, 270), (50, 2, 10), (40, 2, 0)]
+    ("left_s", "request_s", "last_s"), [(600, 0, 560), (600, 300, 270), (50, 2, 10), (40, 2, 0)]
 )
-def test_who_hands_over_takes_requests_for_longer(
-    now: float, left_s: float, likely_s: float, last_s: float
+def test_job_with_handover_accepts_requests_for_longer(
+    now: float, left_s: float, request_s: float, last_s: float
 ) -> None:
     walltime = Walltime(now + left_s, SIGNAL_S)
-    assert walltime.handover_left_s(likely_s) == pytest.approx(last_s)
-    assert walltime.handover_left_s(likely_s) >= walltime.dispatch_left_s(likely_s)
+    assert walltime.handover_left_s(request_s) == pytest.approx(last_s)
+    assert walltime.handover_left_s(request_s) >= walltime.dispatch_left_s(request_s)
 
 
 @pytest.mark.parametrize("ends_at", [None, 1000 + 3600.0])
-def test_a_preempted_job_asks_at_once_and_still_takes_requests(
+def test_preempted_job_submits_at_once_and_still_accepts_requests(
     now: float, ends_at: float | None
 ) -> None:
-    warned = Walltime(ends_at, SIGNAL_S).after_signal()
-    assert warned.ends_at == now + SIGNAL_S
-    assert warned.dispatch_left_s(1) <= 0
-    assert warned.handover_left_s(1) == pytest.approx(50)
+    signalled = Walltime(ends_at, SIGNAL_S).after_signal()
+    assert signalled.ends_at == now + SIGNAL_S
+    assert signalled.dispatch_left_s(1) <= 0
+    assert signalled.handover_left_s(1) == pytest.approx(50)
 
 
-def test_a_warning_gives_no_time_that_is_not_there(now: float) -> None:
+def test_signal_does_not_extend_the_walltime(now: float) -> None:
     assert Walltime(now + 40, SIGNAL_S).after_signal().ends_at == pytest.approx(now + 40)
 
 
 @pytest.mark.parametrize(("number", "goes_on"), [(0, 0), (2, 2)])
-def test_the_outcome_names_who_goes_on_and_clients_look_there(
+def test_outcome_names_next_attempt_and_publishes_its_url(
     attempt: Attempt, number: int, goes_on: int
 ) -> None:
-    """Also where the successor did not answer when it was last asked."""
+    """The URL is published even if the next job did not answer the last time."""
     url = "http://new:1/v1" if number else ""
     attempt.run.publish_url("http://old:1/v1")
     handover = JobHandover(attempt, lambda: None)

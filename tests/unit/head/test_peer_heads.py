@@ -1,4 +1,4 @@
-"""What a head makes of what another one says, over real sockets."""
+"""Loads of a peer head, read over real sockets."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ from hpc_dynamo.head.membership.peer_heads import PeerHeads
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.router import Router, WorkerDemand
 from hpc_dynamo.router.scheduling.peer_loads import PublishedLoads
-from tests.unit.router.requests import whole
+from tests.unit.router.requests import aggregated_router
 
 SOON_S = 20.0
 AT = "http://n0:1"
@@ -20,14 +20,14 @@ BUSY = WorkerDemand(40, 10, 3)
 
 
 class Head:
-    """Says `content` to whoever has the key, and counts."""
+    """Server that returns `content` to clients with the key, and counts requests."""
 
     def __init__(self) -> None:
         self.status, self.content, self.url = 200, b"", ""
         self._asked, self._more = 0, asyncio.Condition()
 
-    def says(self, name: str, **on: WorkerDemand) -> None:
-        workers = {f"http://{host}:1": load for host, load in on.items()}
+    def served_by(self, name: str, **path_of: WorkerDemand) -> None:
+        workers = {f"http://{host}:1": load for host, load in path_of.items()}
         self.content = msgspec.json.encode(PublishedLoads(name, workers))
 
     async def answer(self, request: web.Request) -> web.Response:
@@ -37,8 +37,8 @@ class Head:
             self._more.notify_all()
         return web.Response(status=self.status, body=self.content)
 
-    async def heard(self) -> None:
-        """What is said now has been taken in: it was asked for, and once more after that."""
+    async def wait_until_read(self) -> None:
+        """Wait until the present content was read: two more requests have arrived."""
         async with asyncio.timeout(SOON_S), self._more:
             until = self._asked + 2
             await self._more.wait_for(lambda: self._asked >= until)
@@ -46,7 +46,7 @@ class Head:
 
 @asynccontextmanager
 async def listening(router: Router) -> AsyncIterator[Head]:
-    """A head that the router's own follows."""
+    """Run a peer head that a router reads."""
     head, app = Head(), web.Application()
     app.router.add_get("/{any:.*}", head.answer)
     runner = web.AppRunner(app)
@@ -64,38 +64,38 @@ def others(router: Router) -> WorkerDemand:
     return next(iter(router.workers)).peer_load
 
 
-async def test_the_last_word_is_believed() -> None:
-    router = await whole(1)
+async def test_last_loads_of_a_peer_count() -> None:
+    router = await aggregated_router(1)
     async with listening(router) as head:
-        head.says("other", n0=BUSY, n9=BUSY)
-        await head.heard()
+        head.served_by("other", n0=BUSY, n9=BUSY)
+        await head.wait_until_read()
         assert others(router) == BUSY
-        head.says("other")
-        await head.heard()
+        head.served_by("other")
+        await head.wait_until_read()
         assert others(router) == WorkerDemand()
 
 
-async def test_a_head_that_hears_itself_does_not_count_it() -> None:
-    router = await whole(1)
+async def test_head_does_not_count_itself() -> None:
+    router = await aggregated_router(1)
     async with listening(router) as head:
-        head.says(router.head_name, n0=BUSY)
-        await head.heard()
+        head.served_by(router.head_name, n0=BUSY)
+        await head.wait_until_read()
         assert others(router) == WorkerDemand()
 
 
 @pytest.mark.parametrize(
     ("status", "content"), [(401, b"{}"), (200, b"{}"), (200, b"\xff"), (500, b"")]
 )
-async def test_what_is_no_answer_is_silence(status: int, content: bytes) -> None:
-    router = await whole(1)
+async def test_invalid_answer_counts_as_silence(status: int, content: bytes) -> None:
+    router = await aggregated_router(1)
     async with listening(router) as head:
-        head.says("other", n0=BUSY)
-        await head.heard()
+        head.served_by("other", n0=BUSY)
+        await head.wait_until_read()
         head.status, head.content = status, content
         async with asyncio.timeout(SOON_S):
             while others(router) != WorkerDemand():
-                await head.heard()
+                await head.wait_until_read()
         head.status = 200
-        head.says("other", n0=BUSY)
-        await head.heard()
+        head.served_by("other", n0=BUSY)
+        await head.wait_until_read()
         assert others(router) == BUSY

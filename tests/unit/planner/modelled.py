@@ -1,4 +1,4 @@
-"""Profiles of engines that are formulas, so that nothing about them depends on the machine."""
+"""Profiles computed by formulas, so that they do not depend on the machine."""
 
 from collections.abc import Callable
 
@@ -9,8 +9,8 @@ from hpc_dynamo.timing_model import TimingModel
 LIMITS = ProfileLimits(
     context_tokens=8192, max_sequences=64, block_tokens=16, kv_tokens=65536, transfers=True
 )
-KV_BYTES = 1024  # a token
-STEP_TOKENS = 2048  # of prompts, that one step computes
+KV_BYTES = 1024  # per token
+STEP_TOKENS = 2048  # prompt tokens per step
 
 
 def profile(points: tuple[Measurement, ...] = (), limits: ProfileLimits = LIMITS) -> EngineProfile:
@@ -35,7 +35,7 @@ def profile(points: tuple[Measurement, ...] = (), limits: ProfileLimits = LIMITS
 
 
 def measured(timing: TimingModel, byte_s: float, limits: ProfileLimits = LIMITS) -> EngineProfile:
-    """As an engine of this timing is measured without any noise."""
+    """Return the profile of an engine with this timing, measured without noise."""
     return profile(tuple(_point(spot, timing, byte_s) for spot in operating_points(limits)), limits)
 
 
@@ -51,7 +51,7 @@ def _point(spot: OperatingPoint, timing: TimingModel, byte_s: float) -> Measurem
 
 
 def prefill_s(timing: TimingModel, prompt: int, cached: int = 0) -> float:
-    """Step after step, as the simulator's scheduler."""
+    """Compute the prefill step by step, like the simulator's scheduler."""
     seconds, done = 0.0, cached
     while done < prompt:
         size = min(STEP_TOKENS, prompt - done)

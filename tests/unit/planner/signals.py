@@ -1,4 +1,4 @@
-"""What tests let a planner see."""
+"""Signals and workers for the planner's tests."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ INTERVAL_S = 30.0
 
 
 class Linear:
-    """A worker whose times are straight lines: no engine in particular."""
+    """A worker with linear times, of no particular engine."""
 
     startup_s, max_sequences = 10.0, 256
 
@@ -27,14 +27,14 @@ class Linear:
 
 
 def saw(number: int, prefill: int, decode: int, **more: Any) -> Signals:
-    """Interval `number`; a calm one, where nothing else is said."""
+    """Return the signals of interval `number`, calm by default."""
     fields: dict[str, Any] = {"ttft_s": 0.6, "itl_s": 0.015, "running": 10.0, "kv_usage": 0.2}
     fields |= {"at": number * INTERVAL_S, "seconds": INTERVAL_S}
     return Signals(prefill=prefill, decode=decode, **(fields | more))
 
 
 def served(load: ExpectedLoad, worker: Linear, split: tuple[int, int], **more: Any) -> Signals:
-    """What such workers show of a load that they keep up with; the TTFT of a minute is the worst.
+    """Return the signals of workers that keep up with a load; the TTFT is at most a minute.
 
     `hit_rate` of the prompts may be given.
     """

@@ -1,4 +1,4 @@
-"""What every predictor keeps, and what sets those with a trend apart."""
+"""Properties of all predictors, and of those with a trend."""
 
 import math
 import random
@@ -23,14 +23,14 @@ def fed(kind: Forecast, values: list[float]) -> Predictor:
 
 
 @ALL
-def test_nothing_seen_is_nothing_expected(kind: Forecast) -> None:
+def test_predictor_without_values_predicts_zero(kind: Forecast) -> None:
     assert PREDICTORS[kind]().predict() == 0.0
 
 
 @ALL
 @pytest.mark.parametrize("value", [0.0, 1e-6, 3.7, 1e6])
 @pytest.mark.parametrize("count", [1, 2, 9, 10, 150])
-def test_a_constant_series_goes_on(kind: Forecast, value: float, count: int) -> None:
+def test_constant_series_is_predicted_exactly(kind: Forecast, value: float, count: int) -> None:
     assert fed(kind, [value] * count).predict() == pytest.approx(value, rel=1e-6, abs=1e-12)
 
 
@@ -46,7 +46,7 @@ def test_predictions_are_finite_and_never_negative(kind: Forecast, values: list[
 
 
 @ALL
-def test_a_load_that_ends_is_not_expected_to_turn_negative(kind: Forecast) -> None:
+def test_ended_load_is_not_predicted_negative(kind: Forecast) -> None:
     predictor = PREDICTORS[kind]()
     for value in [100.0 - 10 * i for i in range(11)] + [0.0] * 5:
         predictor.observe(value)
@@ -54,7 +54,7 @@ def test_a_load_that_ends_is_not_expected_to_turn_negative(kind: Forecast) -> No
 
 
 @ALL
-def test_the_unit_does_not_matter(kind: Forecast) -> None:
+def test_predictions_scale_with_the_unit(kind: Forecast) -> None:
     draw = random.Random(3)
     values = [draw.uniform(1.0, 2.0) for _ in range(40)]
     thousands = fed(kind, [1000 * v for v in values]).predict()
@@ -62,7 +62,7 @@ def test_the_unit_does_not_matter(kind: Forecast) -> None:
 
 
 @pytest.mark.parametrize("kind", WITH_TREND)
-def test_a_ramp_is_followed_by_those_with_a_trend(kind: Forecast) -> None:
+def test_ramp_is_followed_by_predictors_with_a_trend(kind: Forecast) -> None:
     ramp = [10.0 + 2 * i for i in range(40)]
     assert fed(kind, ramp).predict() == pytest.approx(90.0, abs=1.0)
     assert fed(kind, ramp[::-1]).predict() == pytest.approx(8.0, abs=1.0)
@@ -70,7 +70,7 @@ def test_a_ramp_is_followed_by_those_with_a_trend(kind: Forecast) -> None:
 
 @pytest.mark.parametrize("kind", [Forecast.mean, *WITH_TREND])
 def test_noise_is_smoothed(kind: Forecast) -> None:
-    """Half of the squared error of the last value is its own noise."""
+    """Half of the squared error of the last value is noise."""
     draw = random.Random(1)
     noisy = [draw.gauss(100.0, 10.0) for _ in range(80)]
     assert _square_error(kind, noisy) < 0.8 * _square_error(Forecast.last, noisy)
@@ -84,7 +84,7 @@ def _square_error(kind: Forecast, values: list[float]) -> float:
     return total
 
 
-def test_an_interval_without_requests_says_nothing_of_their_length() -> None:
+def test_interval_without_requests_keeps_predicted_lengths() -> None:
     outlook = LoadForecaster(Forecast.last)
     busy = Signals(at=30.0, seconds=30.0, requests=60, prompt_tokens=900.0, answer_tokens=50.0)
     assert outlook.observe(busy) == ExpectedLoad(

@@ -1,4 +1,4 @@
-"""Between the points of a profile, and beyond them."""
+"""Interpolation and extrapolation of profiles."""
 
 import pytest
 from hypothesis import given
@@ -33,15 +33,13 @@ def grids(draw: st.DrawFn) -> list[tuple[int, int, float]]:
 
 
 @given(lines())
-def test_a_line_is_exact_where_it_was_measured(points: dict[int, float]) -> None:
+def test_line_is_exact_at_its_points(points: dict[int, float]) -> None:
     line = PiecewiseLine(points.items())
     assert [line.at(x) for x in points] == list(points.values())
 
 
 @given(lines(), NUMBERS)
-def test_between_two_points_a_line_stays_between_them(
-    points: dict[int, float], where: float
-) -> None:
+def test_line_stays_between_neighbouring_points(points: dict[int, float], where: float) -> None:
     least, most = min(points), max(points)
     x = least + (most - least) * where / 1e4
     below = max(p for p in points if p <= x)
@@ -51,7 +49,7 @@ def test_between_two_points_a_line_stays_between_them(
 
 
 @given(lines(), NUMBERS, NUMBERS)
-def test_a_line_rises_everywhere_where_its_points_do(
+def test_line_with_rising_points_rises_everywhere(
     points: dict[int, float], a: float, b: float
 ) -> None:
     rising = PiecewiseLine(zip(points, sorted(points.values()), strict=True))
@@ -60,32 +58,30 @@ def test_a_line_rises_everywhere_where_its_points_do(
 
 
 @given(lines(), st.floats(0.001, 1e4))
-def test_beyond_its_ends_a_line_is_never_below_them(
-    points: dict[int, float], beyond: float
-) -> None:
+def test_line_beyond_its_ends_is_never_below_them(points: dict[int, float], beyond: float) -> None:
     line, xs = PiecewiseLine(points.items()), list(points)
     assert line.at(xs[0] - beyond) == points[xs[0]]
     assert line.at(xs[-1] + beyond) >= points[xs[-1]] - 1e-6
 
 
-def test_beyond_the_greatest_place_the_last_line_goes_on_where_it_rises() -> None:
+def test_line_beyond_its_last_point_continues_if_it_rises() -> None:
     assert PiecewiseLine([(0, 5), (1, 1), (3, 2)]).at(7) == 4
     assert PiecewiseLine([(0, 1), (1, 5), (3, 2)]).at(7) == 2
     assert PiecewiseLine([(3, 2)]).at(7) == 2
 
 
-def test_what_was_measured_twice_counts_as_its_mean() -> None:
+def test_points_of_equal_x_are_averaged() -> None:
     assert PiecewiseLine([(1, 2), (1, 4)]).at(1) == 3
 
 
 @given(grids())
-def test_a_surface_is_exact_where_it_was_measured(points: list[tuple[int, int, float]]) -> None:
+def test_surface_is_exact_at_its_points(points: list[tuple[int, int, float]]) -> None:
     surface = PiecewiseSurface(points)
     assert [surface.at(x, y) for x, y, _ in points] == [z for *_, z in points]
 
 
 @given(grids(), NUMBERS, NUMBERS, NUMBERS)
-def test_a_surface_rises_where_its_points_do(
+def test_surface_with_rising_points_rises(
     points: list[tuple[int, int, float]], a: float, b: float, y: float
 ) -> None:
     rising = PiecewiseSurface((x, y, x + 2 * y) for x, y, _ in points)
@@ -95,20 +91,22 @@ def test_a_surface_rises_where_its_points_do(
 
 
 @given(grids())
-def test_what_was_slower_than_more_work_was_disturbed(points: list[tuple[int, int, float]]) -> None:
+def test_time_slower_than_that_of_more_work_is_lowered(
+    points: list[tuple[int, int, float]],
+) -> None:
     calm = remove_outliers(points)
     assert all(after <= before for (*_, before), (*_, after) in zip(points, calm, strict=True))
     for x, y, seconds in calm:
         assert all(z >= seconds for more_x, more_y, z in calm if more_x >= x and more_y >= y)
 
 
-def test_what_rises_is_left_as_it_is() -> None:
+def test_rising_times_are_kept() -> None:
     rising = [(1.0, 1.0, 1.0), (1.0, 2.0, 2.0), (2.0, 1.0, 3.0), (2.0, 2.0, 3.0)]
     assert remove_outliers(rising) == rising
     assert remove_outliers([(1, 1, 5), (1, 2, 2)]) == [(1, 1, 2), (1, 2, 2)]
 
 
-def test_without_points_there_is_no_line() -> None:
+def test_line_without_points_raises() -> None:
     with pytest.raises(ValueError, match="needs a point"):
         PiecewiseLine([])
     with pytest.raises(ValueError, match="needs a point"):
@@ -116,8 +114,8 @@ def test_without_points_there_is_no_line() -> None:
 
 
 @pytest.mark.parametrize(("timing", "off"), [("h100-8b", 0.03), ("cpu-135m", 0.001)])
-def test_held_out_points_are_met_where_nothing_is_noisy(timing: str, off: float) -> None:
-    """What is left is the curve that a straight line does not follow."""
+def test_held_out_points_without_noise_are_predicted(timing: str, off: float) -> None:
+    """The remaining error is the curvature of the times."""
     worker = ProfilePerformance(modelled.measured(PROFILES[timing], 1e-9))
     for what in Metric:
         error = worker.error(what)
@@ -126,7 +124,7 @@ def test_held_out_points_are_met_where_nothing_is_noisy(timing: str, off: float)
         assert error.mean <= error.worst
 
 
-def test_every_measured_point_is_given_back() -> None:
+def test_every_measured_point_is_reproduced() -> None:
     profile = modelled.measured(PROFILES["h100-8b"], 1e-9)
     worker = ProfilePerformance(profile)
     for p in profile.of(Metric.ttft):
@@ -145,17 +143,17 @@ def _transfers(times: dict[int, float]) -> ProfilePerformance:
     return ProfilePerformance(modelled.profile(tuple(points)))
 
 
-def test_a_transfer_is_what_a_decode_worker_takes_beyond_a_step() -> None:
+def test_transfer_time_excludes_one_decode_step() -> None:
     worker = _transfers({1000: 1.5, 2000: 2.5})
     assert worker.transfer_s(3000) == pytest.approx(3.0)
     assert worker.transfer_s(0) == 0
 
 
-def test_transfers_that_noise_lets_fall_take_their_mean() -> None:
+def test_falling_transfer_times_are_averaged() -> None:
     assert _transfers({1000: 2.5, 2000: 1.5}).transfer_s(5000) == pytest.approx(1.5)
     assert _transfers({1000: 2.5}).transfer_s(5000) == pytest.approx(2.0)
 
 
-def test_workers_that_hand_nothing_over_take_no_time_for_it() -> None:
+def test_profile_without_transfers_has_no_transfer_time() -> None:
     assert _transfers({}).transfer_s(5000) == 0
     assert _transfers({}).error(Metric.transfer) is None

@@ -1,4 +1,4 @@
-"""Decisions from one interval to the next."""
+"""Decisions over consecutive intervals."""
 
 import random
 from typing import Any
@@ -21,7 +21,7 @@ ANSWERS: Load = {"requests": 3600, "prompt_tokens": 500.0, "answer_tokens": 900.
 
 
 def course(rules: Rules, loads: list[Load], have: list[int]) -> list[PlannerDecision]:
-    """One decision for each load; moves are over by the next. `have` becomes the last split."""
+    """Decide once per load; moves end before the next one. `have` becomes the last split."""
     planner, decisions = Planner(rules, Linear()), list[PlannerDecision]()
     for number, load in enumerate(loads):
         decision = planner.decide(saw(number, *have, **load))
@@ -32,7 +32,7 @@ def course(rules: Rules, loads: list[Load], have: list[int]) -> list[PlannerDeci
     return decisions
 
 
-def test_a_load_that_turns_moves_workers_there_and_back() -> None:
+def test_changing_load_moves_workers_there_and_back() -> None:
     have = [8, 8]
     course(SLA, [PROMPTS] * 10, have)
     heavy = have[0]
@@ -45,10 +45,10 @@ def test_a_load_that_turns_moves_workers_there_and_back() -> None:
     *(st.floats(1.0, 40.0), st.floats(300, 8000), st.floats(20, 900), st.integers(1, 15)),
     *(st.sampled_from(PriorityTarget), st.integers(0, 10**6)),
 )
-def test_a_load_that_wavers_moves_nobody_there_and_back(
+def test_load_within_hysteresis_never_moves_workers_back(
     rate: float, prompt: float, answer: float, prefill: int, protect: PriorityTarget, seed: int
 ) -> None:
-    """Each figure of a load by up to 3 per cent. Only what there was after 30 intervals counts:
+    """Each value of a load varies by up to 3 %. Only moves after 30 intervals count:
     a split that did not fit has been mended then, and the workers are known."""
     planner = Planner(Rules(mode=PlannerMode.sla, priority_target=protect), Linear())
     directions, dice = set[Role | None](), random.Random(seed)
@@ -66,7 +66,7 @@ def test_a_load_that_wavers_moves_nobody_there_and_back(
     assert len(directions) <= 1
 
 
-def test_patience_and_the_least_that_was_wanted() -> None:
+def test_move_is_the_smallest_of_the_stabilization_intervals() -> None:
     one, two, three = course(
         Rules(mode=PlannerMode.sla, stabilization_intervals=3), [PROMPTS] * 3, [4, 12]
     )
@@ -76,7 +76,7 @@ def test_patience_and_the_least_that_was_wanted() -> None:
     assert three.move.count <= min(d.target.prefill - 4 for d in (one, two, three))
 
 
-def test_while_workers_move_nothing_else_is_decided() -> None:
+def test_planner_during_a_role_change_decides_nothing() -> None:
     planner = Planner(Rules(mode=PlannerMode.sla, stabilization_intervals=1), Linear())
     assert planner.decide(saw(0, 4, 12, **PROMPTS)).move
     moving = planner.decide(saw(1, 4, 10, changing_role=2, **PROMPTS))
@@ -84,7 +84,7 @@ def test_while_workers_move_nothing_else_is_decided() -> None:
     assert planner.decide(saw(2, 4, 12, **PROMPTS)).move, "a move that failed is wanted again"
 
 
-def test_both_kinds_decide() -> None:
+def test_both_modes_decide() -> None:
     by_load = Planner(Rules(mode=PlannerMode.load, stabilization_intervals=1))
     move = by_load.decide(
         saw(0, 2, 2, **PROMPTS, prefill_requests=9.0, prefill_tokens=90_000.0)
@@ -95,8 +95,8 @@ def test_both_kinds_decide() -> None:
         Planner(SLA)
 
 
-def test_a_role_that_has_lost_its_workers_is_not_waited_for() -> None:
-    """Whatever patience says; a worker that comes back is one more then."""
+def test_role_below_its_minimum_gets_workers_at_once() -> None:
+    """The stabilization intervals do not apply; a recovered worker is one more then."""
     decision = Planner(Rules(mode=PlannerMode.load, stabilization_intervals=5)).decide(saw(0, 0, 3))
     assert decision.move
     assert (decision.move.new, decision.reason) == (
@@ -105,7 +105,7 @@ def test_a_role_that_has_lost_its_workers_is_not_waited_for() -> None:
     )
 
 
-def test_what_is_lacking_and_what_could_go() -> None:
+def test_decision_reports_missing_and_spare_workers() -> None:
     planner = Planner(Rules(mode=PlannerMode.sla), Linear())
     lacking = planner.decide(saw(0, 2, 2, **(PROMPTS | {"requests": 3000}))).gap
     assert lacking

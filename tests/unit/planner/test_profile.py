@@ -1,4 +1,4 @@
-"""The file of a profile, and the points on the way to it."""
+"""Profile files and their measurements."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ PROFILE = msgspec.structs.replace(
 )
 
 
-def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_profile_is_read_as_written(tmp_path: Path) -> None:
     file = tmp_path / "profile.json"
     write_json(file, PROFILE)
     assert load_profile(file) == PROFILE
@@ -52,7 +52,7 @@ def _written(tmp_path: Path, content: bytes) -> Path:
         (msgspec.json.encode(modelled.profile()), "has no point of ttft"),
     ],
 )
-def test_what_is_no_profile_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+def test_invalid_profile_is_rejected(tmp_path: Path, content: bytes, said: str) -> None:
     file = _written(tmp_path, content)
     with pytest.raises(ConfigError) as e:
         load_performance(file)
@@ -62,13 +62,13 @@ def test_what_is_no_profile_is_refused(tmp_path: Path, content: bytes, said: str
 
 
 @pytest.mark.parametrize(("path", "said"), [("", "is not set"), ("nowhere.json", "No such file")])
-def test_a_profile_that_is_not_there_is_refused(path: str, said: str) -> None:
+def test_missing_profile_is_rejected(path: str, said: str) -> None:
     with pytest.raises(ConfigError, match=rf"^planner\.profile.*{said}") as e:
         load_performance(path)
     assert "hpc-dynamo profile" in e.value.hint
 
 
-def test_points_are_read_from_all_attempts_but_not_from_a_torn_line(tmp_path: Path) -> None:
+def test_measurements_of_all_attempts_are_read_without_torn_lines(tmp_path: Path) -> None:
     spots = [OperatingPoint(metric=Metric.itl, prompt_tokens=9, sequences=n) for n in (1, 2, 3)]
     points = [Measurement(point=spot, seconds=0.5, context_tokens=41.0) for spot in spots]
     lines = [msgspec.json.encode(point) for point in points]
@@ -85,7 +85,7 @@ def test_points_are_read_from_all_attempts_but_not_from_a_torn_line(tmp_path: Pa
 
 
 @pytest.mark.parametrize("form", ["png", "svg"])
-def test_a_profile_is_drawn(tmp_path: Path, form: str) -> None:
+def test_profile_is_plotted(tmp_path: Path, form: str) -> None:
     file = tmp_path / f"profile.{form}"
     plot_profile(file, PROFILE)
     assert file.read_bytes().startswith((b"\x89PNG", b"<?xml"))

@@ -1,4 +1,4 @@
-"""What a planner learns of prompts from the engines, if nobody here tokenizes them."""
+"""Prompt lengths from engine counters, without a tokenizer."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def load(rank: int, prompts: int, tokens: int, asked: int = 0, hits: int = 0) ->
     )
 
 
-def test_it_is_the_growth_since_the_last_look() -> None:
+def test_prompt_lengths_are_differences_since_the_last_call() -> None:
     lengths = PromptLengths()
     assert lengths.take([load(0, 100, 900_000, 900_000)]) == ComputedPrompts()
     assert lengths.take([load(0, 110, 930_000, 930_000, 15_000)]) == ComputedPrompts(3000, 0.5)
@@ -31,7 +31,7 @@ def test_it_is_the_growth_since_the_last_look() -> None:
     [
         ([load(0, 20, 3000), load(1, 20, 4000)], ComputedPrompts(200)),
         ([load(0, 2, 300), load(1, 30, 6000)], ComputedPrompts(200)),  # rank 0 was restarted
-        ([load(1, 30, 6000)], ComputedPrompts(200)),  # rank 0 is gone
+        ([load(1, 30, 6000)], ComputedPrompts(200)),  # rank 0 was removed
         (
             [load(0, 20, 2000), load(1, 10, 2000), load(2, 90, 9)],
             ComputedPrompts(100),
@@ -40,14 +40,16 @@ def test_it_is_the_growth_since_the_last_look() -> None:
         ([load(0, 20, 2000, asked=1000, hits=3000), load(1, 10, 2000)], ComputedPrompts(100, 1.0)),
     ],
 )
-def test_workers_that_restart_come_and_go(after: list[WorkerLoad], found: ComputedPrompts) -> None:
+def test_restarted_and_changed_workers_are_not_counted(
+    after: list[WorkerLoad], found: ComputedPrompts
+) -> None:
     lengths = PromptLengths()
     lengths.take([load(0, 10, 1000), load(1, 10, 2000)])
     assert lengths.take(after) == found
 
 
 async def router_of_two(ask: RoutingRequest) -> Router:
-    """A prefill and a decode worker, with one request under way."""
+    """A prefill and a decode worker, with one active request."""
     router = Router(
         TopologyKind.disaggregated,
         RouterConfig(conditional_disaggregation=False),
@@ -59,7 +61,7 @@ async def router_of_two(ask: RoutingRequest) -> Router:
     return router
 
 
-async def test_the_planner_is_not_blind_without_a_tokenizer() -> None:
+async def test_signals_without_tokenizer_use_engine_counters() -> None:
     router, lengths = await router_of_two(RoutingRequest()), PromptLengths()
     lengths.take([load(0, 0, 0), load(1, 0, 0)])
     decode = load(1, 10, 99, 50, 50)  # counts the prompts that it pulled, too
@@ -69,7 +71,7 @@ async def test_the_planner_is_not_blind_without_a_tokenizer() -> None:
     assert prefill_wait_s(seen) == 0  # the only prompt is being computed
 
 
-async def test_our_own_token_counts_come_first() -> None:
+async def test_signals_with_tokenizer_use_own_counts() -> None:
     router, lengths = await router_of_two(RoutingRequest(prompt_tokens=640)), PromptLengths()
     lengths.take([load(0, 0, 0)])
     seen = collect_signals(router, [load(0, 10, 30_000)], 0, 4, lengths)

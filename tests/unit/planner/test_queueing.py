@@ -1,4 +1,4 @@
-"""Waiting before several servers, against what is known exactly."""
+"""The wait before several servers, compared with exact results."""
 
 from math import factorial, inf
 
@@ -10,7 +10,7 @@ from hpc_dynamo.planner.queueing import MAX_UTILIZATION, wait_s, workers_for
 
 
 def erlang_c_wait_s(rate_hz: float, service_s: float, workers: int) -> float:
-    """Exact for M/M/m (Erlang 1917)."""
+    """Return the exact wait of M/M/m (Erlang 1917)."""
     offered = rate_hz * service_s
     busy = offered / workers
     queued = offered**workers / factorial(workers) / (1 - busy)
@@ -20,17 +20,17 @@ def erlang_c_wait_s(rate_hz: float, service_s: float, workers: int) -> float:
 
 @pytest.mark.parametrize("workers", [1, 2, 5, 16])
 @pytest.mark.parametrize("busy", [0.6, 0.8, 0.95])
-def test_about_as_long_as_erlang_says(workers: int, busy: float) -> None:
+def test_wait_is_close_to_erlang_c(workers: int, busy: float) -> None:
     exact = erlang_c_wait_s(busy * workers, 1.0, workers)
     assert wait_s(busy * workers, 1.0, workers) == pytest.approx(exact, rel=0.25, abs=0.02)
 
 
-def test_a_line_that_only_grows() -> None:
+def test_overloaded_queue_waits_infinitely() -> None:
     assert wait_s(2.0, 1.0, 2) == wait_s(1.0, 1.0, 0) == inf
 
 
 @given(st.floats(0.01, 50), st.floats(0.01, 5), st.floats(0.05, 5))
-def test_so_many_workers_are_enough_and_fewer_are_not(
+def test_workers_for_is_the_smallest_sufficient_number(
     rate: float, service: float, most: float
 ) -> None:
     workers = workers_for(rate, service, most)

@@ -1,4 +1,4 @@
-"""When further jobs are asked for and given back: the pure rule."""
+"""Submission and release of extra jobs by the scale-out policy."""
 
 import math
 from dataclasses import replace
@@ -46,7 +46,7 @@ EACH = {Role.prefill: 2, Role.decode: 2}
 
 
 class Clock:
-    """Intervals that follow each other."""
+    """Consecutive intervals."""
 
     def __init__(self, rules: Planner = RULES) -> None:
         self.rule, self.at = ScaleOutPolicy(rules, EACH), 0.0
@@ -59,7 +59,7 @@ class Clock:
         return self.rule.decide(self.at, lacks, jobs, room)
 
 
-def test_the_fewest_workers_that_were_wanted_patiently_are_asked_for() -> None:
+def test_smallest_gap_of_the_stabilization_intervals_is_requested() -> None:
     clock = Clock()
     assert clock.step(5).submit == 0
     assert clock.step(3).submit == 2
@@ -69,7 +69,7 @@ def test_the_fewest_workers_that_were_wanted_patiently_are_asked_for() -> None:
     assert clock.step(9).submit == 0, "patience begins anew"
 
 
-def test_a_want_that_passes_is_no_want() -> None:
+def test_transient_demand_does_not_scale_out() -> None:
     clock = Clock()
     assert [clock.step(more).submit for more in (4, 0, 4, 0, 4)] == [0] * 5
 
@@ -82,7 +82,7 @@ def test_a_want_that_passes_is_no_want() -> None:
         (Budget(4, math.inf, 60), "too little walltime"),
     ],
 )
-def test_a_limit_is_named(room: Budget, why: str) -> None:
+def test_scale_out_beyond_a_limit_names_the_limit(room: Budget, why: str) -> None:
     clock = Clock()
     clock.step(2, room=room)
     step = clock.step(2, room=room)
@@ -90,14 +90,14 @@ def test_a_limit_is_named(room: Budget, why: str) -> None:
     assert why in step.reason
 
 
-def test_what_still_waits_is_cancelled_when_it_is_not_needed() -> None:
+def test_unneeded_pending_job_is_cancelled() -> None:
     clock, waits, runs = Clock(), JobCapacity(2, 0, 2, True), JobCapacity(1, 2, 0)
     assert clock.step(2, 0, waits, runs).cancel == ()
     assert clock.step(0, 0, waits, runs).cancel == ()
     assert clock.step(0, 0, waits, runs) == ScaleOutStep(cancel=(2,), reason="not needed")
 
 
-def test_what_runs_is_given_back_when_it_was_not_needed_for_long() -> None:
+def test_running_job_unneeded_for_long_is_released() -> None:
     clock, old, new = Clock(), JobCapacity(1, 2, 0), JobCapacity(2, 2, 0)
     assert all(clock.step(0, 3, old, new).release == () for _ in range(6))
     assert clock.step(0, 3, old, new).release == (2,), "one could go, the newest"
@@ -107,14 +107,14 @@ def test_what_runs_is_given_back_when_it_was_not_needed_for_long() -> None:
     assert clock.step(0, 2, old).release == (1,)
 
 
-def test_all_go_when_the_node_hours_are_used_up() -> None:
+def test_used_up_node_hours_release_all_jobs() -> None:
     step = Clock().step(
         9, 0, JobCapacity(1, 2, 0), JobCapacity(2, 0, 2, True), room=Budget(2, 0.0, math.inf)
     )
     assert (step.submit, step.cancel, step.release) == (0, (2,), (1,))
 
 
-def test_after_a_failure_it_is_not_tried_again_at_once() -> None:
+def test_failed_job_delays_the_next_one() -> None:
     clock = Clock()
     clock.rule.failed(clock.at)
     steps = [clock.step(2) for _ in range(RETRY_INTERVALS)]
@@ -143,7 +143,7 @@ rooms = st.builds(
     st.integers(1, 3),
     st.integers(1, 3),
 )
-def test_whatever_comes_the_limits_hold(
+def test_random_signals_never_exceed_the_limits(
     story: list[tuple[CapacityGap, list[JobCapacity], Budget]], nodes_each: int, patience: int
 ) -> None:
     grow = ScaleOut(max_nodes=9, nodes_per_job=nodes_each, scale_in_delay_s=IDLE_S)
@@ -174,7 +174,7 @@ def test_whatever_comes_the_limits_hold(
 @given(
     st.floats(0, 20), st.floats(0, 20), st.integers(0, 20), st.integers(0, 20), st.integers(0, 3)
 )
-def test_what_lacks_is_never_to_spare(
+def test_missing_and_spare_workers_exclude_each_other(
     prefill: float, decode: float, here: int, also: int, moving: int
 ) -> None:
     found = capacity_gap(WorkerNeed(prefill, decode), ReadyWorkers(here, also), moving, RULES)
@@ -195,7 +195,7 @@ def config(**grow: object) -> Config:
     )
 
 
-def test_a_further_job_is_as_full_as_the_fullest_node_or_its_gpus() -> None:
+def test_extra_job_is_as_full_as_the_fullest_node_or_its_gpus() -> None:
     layout = plan(config())
     more = plan_extra_job(config(), layout, Role.decode, 2).shifted(3, 1)
     assert [(w.rank, w.role, w.node) for w in more.workers] == [
@@ -222,6 +222,6 @@ def test_a_further_job_is_as_full_as_the_fullest_node_or_its_gpus() -> None:
         (replace(config(), topology=Topology(aggregated=Pool(1))), "has no roles to change here"),
     ],
 )
-def test_what_cannot_work_is_refused(wrong: Config, named: str) -> None:
+def test_invalid_scale_out_configuration_is_rejected(wrong: Config, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         validate(wrong)

@@ -26,14 +26,14 @@ def after(sla: SlaRule, seen: Signals, intervals: int = 20) -> WorkerNeed:
     return need
 
 
-def test_as_many_as_keep_to_both_targets() -> None:
-    """Prefill: 3.3 workers' time of prompts. Decode: 2,000 tokens a second."""
+def test_need_meets_both_targets() -> None:
+    """Prefill takes the time of 3.3 workers. Decode generates 2,000 tokens per second."""
     worker = Linear()
     need = after(SlaRule(CONFIG, worker), seen_of(worker, 6, 6))
     service = worker.prefill_s(4000)
     assert DEMAND.rate_hz * service <= need.prefill * MAX_UTILIZATION
     assert wait_s(DEMAND.rate_hz, service, need.prefill) <= CONFIG.ttft_s
-    each = DEMAND.rate_hz * DEMAND.answer_tokens / need.decode  # tokens a second of a worker
+    each = DEMAND.rate_hz * DEMAND.answer_tokens / need.decode  # tokens per second and worker
     planned = HEADROOM * CONFIG.itl_s
     sequences = each * planned
     assert worker.itl_s(sequences, 4100) <= planned * 1.01
@@ -41,7 +41,7 @@ def test_as_many_as_keep_to_both_targets() -> None:
     assert need.unreachable == ""
 
 
-def test_prefix_hits_are_learned() -> None:
+def test_cached_share_is_learned() -> None:
     worker = Linear()
     cold = after(SlaRule(CONFIG, worker), seen_of(worker, 6, 6))
     warm = after(SlaRule(CONFIG, worker), seen_of(worker, 6, 6, hits=0.6))
@@ -49,7 +49,7 @@ def test_prefix_hits_are_learned() -> None:
     assert warm.decode == pytest.approx(cold.decode)
 
 
-def test_workers_slower_than_their_profile_are_found_out() -> None:
+def test_slower_workers_are_detected() -> None:
     sla = SlaRule(CONFIG, Linear())
     need = after(sla, seen_of(Linear(SLOWER), 8, 8), 40)
     assert sla.correction.itl_factor == pytest.approx(SLOWER, rel=0.05)
@@ -62,14 +62,14 @@ def test_workers_slower_than_their_profile_are_found_out() -> None:
     assert need.prefill > as_told.prefill
 
 
-def test_targets_that_nobody_could_meet_are_named() -> None:
+def test_unreachable_targets_are_named() -> None:
     worker = Linear()
     need = after(SlaRule(Planner(ttft_s=0.1, itl_s=0.005), worker), seen_of(worker, 6, 6))
     assert "TTFT: a single prompt takes 0.3" in need.unreachable
     assert "ITL: a single sequence takes 0.007" in need.unreachable
 
 
-def test_what_was_left_waiting_is_worked_off() -> None:
+def test_backlog_is_added_to_the_load() -> None:
     worker, idle = Linear(), seen_of(Linear(), 6, 6)
     late = saw(
         1, 6, 6, requests=300, prompt_tokens=4000.0, answer_tokens=200.0, queued_requests=150
@@ -78,14 +78,14 @@ def test_what_was_left_waiting_is_worked_off() -> None:
     assert then.need(late, DEMAND).prefill > 1.3 * first.need(idle, DEMAND).prefill
 
 
-def test_nothing_comes_nothing_is_needed() -> None:
+def test_no_requests_need_no_workers() -> None:
     assert SlaRule(CONFIG, Linear()).need(saw(0, 2, 2, running=0.0), ExpectedLoad()) == WorkerNeed(
         0.0, 0.0
     )
 
 
-def test_a_full_cache_bounds_how_many_run() -> None:
-    """5 sequences take half of a cache: 8 are the most, however slow tokens may come."""
+def test_full_cache_limits_the_sequences() -> None:
+    """5 sequences take half of a cache: 8 fit, even if tokens may be slow."""
     config = Planner(ttft_s=2.0, itl_s=1.0)
     seen = saw(0, 4, 4, requests=300, prompt_tokens=4000.0, answer_tokens=200.0,
                running=5.0, kv_usage=0.5)  # fmt: skip
@@ -95,8 +95,8 @@ def test_a_full_cache_bounds_how_many_run() -> None:
     )
 
 
-def test_what_runs_says_first_that_answers_are_longer() -> None:
-    """None of them has ended, so their length is not known; 4 workers hold 120 each."""
+def test_running_sequences_show_longer_responses_first() -> None:
+    """No response has finished, so lengths are unknown; 4 workers have 120 sequences each."""
     seen = saw(0, 4, 4, requests=300, prompt_tokens=4000.0, answer_tokens=10.0, running=120.0)
     short = ExpectedLoad(rate_hz=10.0, prompt_tokens=4000.0, answer_tokens=10.0)
     need = SlaRule(CONFIG, Linear()).need(seen, short)
@@ -106,8 +106,8 @@ def test_what_runs_says_first_that_answers_are_longer() -> None:
     assert need.decode == pytest.approx(made_hz * planned / most)
 
 
-def test_an_interval_after_a_move_teaches_nothing() -> None:
-    """Its answers are of the old split, in part; nor does one in which prompts had piled up."""
+def test_interval_after_a_role_change_is_not_learned() -> None:
+    """Its responses are partly of the old split. Intervals with a backlog do not count either."""
     slow, sla = Linear(SLOWER), SlaRule(CONFIG, Linear())
     for decode in (4, 5) * 10:
         sla.need(seen_of(slow, 8, decode), DEMAND)
@@ -118,8 +118,8 @@ def test_an_interval_after_a_move_teaches_nothing() -> None:
     assert sla.correction.prefill_factor == 1.0
 
 
-def test_workers_that_are_too_slow_for_their_load_are_found_out_as_they_fill() -> None:
-    """By the profile 4 of them are busy for 0.83 of their time; they are for all of it."""
+def test_overloaded_slow_workers_are_detected() -> None:
+    """By the profile, 4 workers are busy for 0.83 of their time; in fact, for all of it."""
     sla, slow = SlaRule(CONFIG, Linear()), seen_of(Linear(), 4, 6)
     sla.need(slow, DEMAND)
     first = sla.need(msgspec.structs.replace(slow, ttft_s=8.0), DEMAND)

@@ -1,4 +1,4 @@
-"""Who gets the workers."""
+"""Split of the workers between the roles."""
 
 from math import sqrt
 
@@ -14,7 +14,7 @@ protects, needs = st.sampled_from(PriorityTarget), st.floats(0, 40)
 
 
 @given(needs, needs, st.integers(0, 32), st.integers(0, 32), protects)
-def test_nobody_is_made_up_and_nobody_goes_empty(
+def test_split_keeps_the_total_and_the_minimum(
     prefill: float, decode: float, p: int, d: int, protect: PriorityTarget
 ) -> None:
     wanted = target_split(
@@ -30,7 +30,7 @@ def test_nobody_is_made_up_and_nobody_goes_empty(
     st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=20, max_size=40),
     st.floats(0, 1),
 )
-def test_needs_that_waver_within_the_margin_do_not_flap(
+def test_needs_within_hysteresis_do_not_flap(
     prefill: float,
     decode: float,
     total: int,
@@ -38,7 +38,7 @@ def test_needs_that_waver_within_the_margin_do_not_flap(
     noise: list[tuple[float, float]],
     start: float,
 ) -> None:
-    """Proportions then waver by less than 1 + margin: no worker goes there and back."""
+    """Ratios then vary by less than 1 + hysteresis: no worker moves back."""
     config, most = Planner(priority_target=protect), sqrt(1 + MARGIN) - 1e-6
     have, directions = max(1, min(total - 1, round(start * total))), set[bool]()
     for a, b in noise:
@@ -50,13 +50,13 @@ def test_needs_that_waver_within_the_margin_do_not_flap(
     assert len(directions) <= 1
 
 
-def test_while_nobody_is_short_nothing_changes() -> None:
+def test_split_without_shortage_does_not_change() -> None:
     wanted = target_split(WorkerNeed(0.2, 11.9), ReadyWorkers(4, 12), Planner())
     assert (wanted.prefill, wanted.shortfall) == (4, "")
 
 
-def test_who_is_short_goes_half_the_way_to_even_pressure() -> None:
-    """Prefill needs a fifth worker of the 16; 6 and 10 would be pressed alike."""
+def test_short_role_moves_halfway_to_even_pressure() -> None:
+    """Prefill needs a fifth worker of 16; 6 and 10 would have equal pressure."""
     wanted = target_split(WorkerNeed(4.5, 7.5), ReadyWorkers(4, 12), Planner())
     assert (wanted.prefill, wanted.decode) == (5, 11)
     assert "prefill is short" in wanted.reason
@@ -66,14 +66,14 @@ def test_who_is_short_goes_half_the_way_to_even_pressure() -> None:
     assert target_split(WorkerNeed(2.8, 4.2), ReadyWorkers(12, 4), Planner()).decode == 7
 
 
-def test_who_is_short_gets_at_least_its_need() -> None:
+def test_short_role_gets_at_least_its_need() -> None:
     assert target_split(WorkerNeed(9.5, 4.0), ReadyWorkers(4, 12), Planner()).prefill == 10, (
         "half the way: 8"
     )
 
 
-def test_a_move_that_eases_little_is_not_made() -> None:
-    """Prefill lacks 3 per cent of its load; with 3 more workers its pressure is 0.99, not 1.02."""
+def test_move_with_little_effect_is_not_made() -> None:
+    """Prefill lacks 3 % of its load; 3 more workers reduce its pressure from 1.02 to 0.99."""
     needs = WorkerNeed(40.9, 7.2)
     assert target_split(needs, ReadyWorkers(40, 9), Planner()).prefill == 40
     assert target_split(needs, ReadyWorkers(40, 9), Planner(hysteresis=0.01)).prefill == 41
@@ -82,7 +82,7 @@ def test_a_move_that_eases_little_is_not_made() -> None:
 @pytest.mark.parametrize(
     ("protect", "prefill"), [(PriorityTarget.ttft, 12), (PriorityTarget.itl, 8)]
 )
-def test_where_not_all_can_be_had_one_target_is_kept_and_the_other_named(
+def test_insufficient_workers_keep_the_priority_target_and_name_the_other(
     protect: PriorityTarget, prefill: int
 ) -> None:
     wanted = target_split(
@@ -93,7 +93,7 @@ def test_where_not_all_can_be_had_one_target_is_kept_and_the_other_named(
     assert f"{given_up} needs 12.0 workers and gets" in wanted.shortfall
 
 
-def test_the_least_of_each_role_stays() -> None:
+def test_minimum_of_each_role_is_kept() -> None:
     config = Planner(
         priority_target=PriorityTarget.ttft, min_prefill_workers=2, min_decode_workers=3
     )
@@ -101,6 +101,6 @@ def test_the_least_of_each_role_stays() -> None:
     assert target_split(WorkerNeed(0.0, 40.0), ReadyWorkers(6, 2), config).prefill == 2
 
 
-def test_a_role_that_has_lost_all_its_workers_gets_one() -> None:
+def test_role_without_workers_gets_one() -> None:
     assert target_split(WorkerNeed(0.0, 0.0), ReadyWorkers(0, 3), Planner()).prefill >= 1
     assert target_split(WorkerNeed(0.0, 0.0), ReadyWorkers(3, 0), Planner()).decode >= 1

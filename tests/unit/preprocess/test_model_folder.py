@@ -1,6 +1,5 @@
 """Configuration files of model folders, complete and incomplete."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +18,6 @@ def test_tokenizer_includes_tokens_of_configuration(tmp_path: Path) -> None:
     Tokenizer(models.BPE({"<s>": 0, "a": 1}, [])).save(str(folder / "tokenizer.json"))
     preprocess = Preprocessor.load(folder)
     assert list(preprocess.encode("a<tool>a<s></s><pad>", special=True).ids) == [1, 2, 1, 0, 3, 4]
-
-
-@pytest.mark.parametrize(
-    ("config", "wanted"),
-    [
-        ({}, None),
-        ({"max_position_embeddings": 4096}, 4096),
-        (
-            {"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 4.0}},
-            16384,
-        ),
-        (
-            {"max_position_embeddings": 8192, "rope_scaling": {"rope_type": "yarn", "factor": 4}},
-            8192,
-        ),
-        ({"text_config": {"max_position_embeddings": 100}}, 100),
-        (
-            {
-                "max_position_embeddings": 131072,
-                "original_max_position_embeddings": 4096,
-                "rope_scaling": {"type": "longrope"},
-            },
-            4096,
-        ),
-    ],
-)
-def test_context_length(config: dict[str, Any], wanted: int | None, tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "m", "")
-    (folder / "config.json").write_text(json.dumps(config))
-    Tokenizer(models.BPE({"a": 0}, [])).save(str(folder / "tokenizer.json"))
-    assert Preprocessor.load(folder).context_length == wanted
 
 
 def test_folder_without_tokenizer_raises(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ def bare(path: Path, template: str, **config: Any) -> Path:
     return folder
 
 
-def preprocessor(path: Path, template: str, **options: Any) -> Preprocessor:
-    return Preprocessor.load(bare(path, template), **options)
+def preprocessor(path: Path, template: str) -> Preprocessor:
+    return Preprocessor.load(bare(path, template))
 
 
 @pytest.fixture(scope="module")
@@ -121,13 +121,6 @@ def test_template_reads_fields_named_like_dict_methods(tmp_path: Path) -> None:
     assert preprocess.render({"messages": USER, "tools": tools}) == "[('items', 1)]"
 
 
-def test_template_of_request_is_used_if_trusted(tmp_path: Path) -> None:
-    preprocess = preprocessor(tmp_path / "m", "usual", trust_templates=True)
-    body = {"messages": USER, "chat_template": "{{ messages[0].content }}!"}
-    assert preprocess.render(body) == "Hi!"
-    assert preprocess.render({"messages": USER}) == "usual"
-
-
 def test_named_templates_are_selected(tmp_path: Path) -> None:
     named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
     folder = bare(tmp_path / "m", "", chat_template=named)
@@ -136,14 +129,6 @@ def test_named_templates_are_selected(tmp_path: Path) -> None:
     preprocess = Preprocessor.load(folder)
     assert preprocess.render({"messages": USER}) == "plain"
     assert preprocess.render({"messages": USER, "tools": tools}) == "tools"
-    assert Preprocessor.load(folder, chat_template="tool_use").render({"messages": USER}) == "tools"
-
-
-def test_engine_template_settings_apply(tmp_path: Path) -> None:
-    preprocess = preprocessor(
-        tmp_path / "m", "", chat_template="{{ a }}{{ b }}", template_kwargs={"a": 1, "b": 2}
-    )
-    assert preprocess.render({"messages": USER, "chat_template_kwargs": {"b": 3}}) == "13"
 
 
 @pytest.mark.parametrize("architecture", ["GptOssForCausalLM", "DeepseekV32ForCausalLM"])

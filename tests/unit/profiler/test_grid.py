@@ -1,4 +1,4 @@
-"""Where a profile is measured."""
+"""The points at which a profile is measured."""
 
 from collections import Counter
 
@@ -33,38 +33,38 @@ SOME = limits_of_some_worker()
 
 
 @given(SOME)
-def test_nothing_is_measured_twice_and_everything_fits(limits: ProfileLimits) -> None:
-    spots = operating_points(limits)
-    places = [(s.metric, s.prompt_tokens, s.cached_tokens, s.sequences) for s in spots]
+def test_points_are_unique_and_fit_the_limits(limits: ProfileLimits) -> None:
+    points = operating_points(limits)
+    places = [(s.metric, s.prompt_tokens, s.cached_tokens, s.sequences) for s in points]
     assert max(Counter(places).values()) == 1, "a point held out is also interpolated from"
-    for spot in spots:
-        assert spot.prompt_tokens + RESPONSE_TOKENS <= limits.context_tokens
-        assert spot.cached_tokens < spot.prompt_tokens
-        assert spot.cached_tokens % limits.block_tokens == 0
-        if spot.metric is Metric.itl and limits.kv_tokens:
-            assert spot.sequences * (spot.prompt_tokens + RESPONSE_TOKENS) <= limits.kv_tokens
+    for point in points:
+        assert point.prompt_tokens + RESPONSE_TOKENS <= limits.context_tokens
+        assert point.cached_tokens < point.prompt_tokens
+        assert point.cached_tokens % limits.block_tokens == 0
+        if point.metric is Metric.itl and limits.kv_tokens:
+            assert point.sequences * (point.prompt_tokens + RESPONSE_TOKENS) <= limits.kv_tokens
 
 
 @given(SOME)
-def test_what_is_held_out_lies_inside(limits: ProfileLimits) -> None:
-    spots = operating_points(limits)
+def test_held_out_points_lie_inside_the_grid(limits: ProfileLimits) -> None:
+    points = operating_points(limits)
     for what in (Metric.ttft, Metric.transfer):
-        here = [s for s in spots if s.metric is what]
+        here = [s for s in points if s.metric is what]
         inside = [s.prompt_tokens - s.cached_tokens for s in here if not s.held_out]
         outside = [s.prompt_tokens - s.cached_tokens for s in here if s.held_out]
         assert all(min(inside) < n < max(inside) for n in outside)
-    counts = [s.sequences for s in spots if s.metric is Metric.itl and not s.held_out]
-    held_out = [s.sequences for s in spots if s.metric is Metric.itl and s.held_out]
+    counts = [s.sequences for s in points if s.metric is Metric.itl and not s.held_out]
+    held_out = [s.sequences for s in points if s.metric is Metric.itl and s.held_out]
     assert all(min(counts) <= n <= max(counts) for n in held_out)
 
 
 def test_prompts_and_sequences_double() -> None:
-    spots = [s for s in operating_points(LIMITS) if not s.held_out]
-    computed = (s.prompt_tokens - s.cached_tokens for s in spots if s.metric is Metric.ttft)
+    points = [s for s in operating_points(LIMITS) if not s.held_out]
+    computed = (s.prompt_tokens - s.cached_tokens for s in points if s.metric is Metric.ttft)
     assert list(dict.fromkeys(computed)) == [63, 127, 254, 508, 1016, 2032, 4064, 8128]
-    counts = dict.fromkeys(s.sequences for s in spots if s.metric is Metric.itl)
+    counts = dict.fromkeys(s.sequences for s in points if s.metric is Metric.itl)
     assert list(counts) == [1, 2, 4, 8, 16, 32, 64]
-    assert [s.prompt_tokens for s in spots if s.metric is Metric.transfer] == [
+    assert [s.prompt_tokens for s in points if s.metric is Metric.transfer] == [
         1016,
         2032,
         4064,
@@ -72,7 +72,7 @@ def test_prompts_and_sequences_double() -> None:
     ]
 
 
-def test_the_most_sequences_are_measured_though_they_are_no_power_of_two() -> None:
+def test_maximum_sequences_are_measured() -> None:
     limits = ProfileLimits(
         context_tokens=2048, max_sequences=6, block_tokens=16, kv_tokens=0, transfers=False
     )
@@ -82,20 +82,20 @@ def test_the_most_sequences_are_measured_though_they_are_no_power_of_two() -> No
     assert counts == {1, 2, 4, 6}
 
 
-def test_before_what_is_computed_as_much_is_cached_as_there_is_room_for() -> None:
-    spots = [s for s in operating_points(LIMITS) if s.metric is Metric.ttft and not s.held_out]
-    of_1016 = [s.cached_tokens for s in spots if s.prompt_tokens - s.cached_tokens == 1016]
+def test_cached_tokens_fill_the_remaining_context() -> None:
+    points = [s for s in operating_points(LIMITS) if s.metric is Metric.ttft and not s.held_out]
+    of_1016 = [s.cached_tokens for s in points if s.prompt_tokens - s.cached_tokens == 1016]
     assert of_1016 == [0, 3552, 7104]
 
 
-def test_workers_that_hand_over_nothing_have_no_transfers() -> None:
+def test_aggregated_worker_has_no_transfer_points() -> None:
     limits = ProfileLimits(
         context_tokens=2048, max_sequences=4, block_tokens=16, kv_tokens=0, transfers=False
     )
     assert {s.metric for s in operating_points(limits)} == {Metric.ttft, Metric.itl}
 
 
-def test_a_context_that_leaves_no_room_is_refused() -> None:
+def test_too_short_context_is_rejected() -> None:
     limits = ProfileLimits(
         context_tokens=95, max_sequences=4, block_tokens=16, kv_tokens=0, transfers=True
     )

@@ -1,4 +1,4 @@
-"""A naive model of the exact index, and random events of engines for both."""
+"""Reference model of the exact index, and random event sequences for both."""
 
 from array import array
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from hpc_dynamo.router.index.hashes import adapter_root, chained_hashes
 LENGTH = 80  # blocks of a prompt: two and a half pages
 BLOCK = 2  # tokens
 ADAPTER = adapter_root("french")
-Prefix = tuple[int, tuple[int, ...]]  # what it follows, and its blocks: one number stands for one
+Prefix = tuple[int, tuple[int, ...]]  # (adapter root, blocks); each block is a number
 
 
 def tokens(blocks: tuple[int, ...]) -> bytes:
@@ -24,8 +24,8 @@ def hashes(prefix: Prefix) -> list[int]:
 
 
 @dataclass
-class Naive:
-    """Every worker's keys, each with the prefixes that it stands for."""
+class ReferenceIndex:
+    """Keys of each worker with the prefixes that they identify."""
 
     capacity: int
     workers: dict[int, dict[str, dict[bytes, list[Prefix]]]] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class Naive:
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive engine blocks: of a prompt of zeros that turns to ones at `turn`."""
+    """Consecutive engine blocks of a prompt of zeros, then of ones from `turn` on."""
 
     turn: int
     start: int
@@ -114,12 +114,12 @@ KINDS = ["store"] * 6 + ["remove"] * 3 + ["join", "leave", "clear", "reset", "ti
 
 
 def several(*choices: int) -> st.SearchStrategy[list[int]]:
-    """The first, or all: what differs in everything meets itself too seldom."""
+    """Draw the first choice only, or all: fully random values rarely coincide."""
     return st.sampled_from([list(choices[:1]), list(choices)])
 
 
 @st.composite
-def stories(draw: st.DrawFn) -> list[Step]:
+def event_sequences(draw: st.DrawFn) -> list[Step]:
     ratios = draw(st.sampled_from([[1], [1], [4], [3], [1, 4]]))
     runs = st.builds(
         Run,
@@ -139,37 +139,39 @@ def stories(draw: st.DrawFn) -> list[Step]:
 PROMPTS = [(r, Run(turn, 0, 0, 1, 0, r).prompt()) for r in (0, ADAPTER) for turn in (0, 5, 36, 80)]
 
 
-def apply(index: PrefixIndex, naive: Naive, step: str, rank: int, medium: str, run: Run) -> None:
+def apply(
+    index: PrefixIndex, reference: ReferenceIndex, step: str, rank: int, medium: str, run: Run
+) -> None:
     keys, parent = run.keys(), run.parent()
     match step:
         case "store":
             size = BLOCK * run.ratio
             index.store(rank, keys, parent, run.tokens(), size, medium, run.root)
-            naive.store(rank, medium, keys, parent, run.prefixes())
+            reference.store(rank, medium, keys, parent, run.prefixes())
         case "remove":
             index.remove(rank, keys, medium)
-            naive.remove(rank, medium, keys)
+            reference.remove(rank, medium, keys)
         case "join":
             index.add_worker(rank)
-            naive.join(rank)
+            reference.join(rank)
         case "leave":
             index.remove_worker(rank)
-            naive.workers.pop(rank, None)
+            reference.workers.pop(rank, None)
         case "clear" | "reset":
             (index.clear if step == "clear" else index.reset)(rank)
-            if rank in naive.workers:
-                naive.join(rank)
+            if rank in reference.workers:
+                reference.join(rank)
         case "tidy":
             index.sweep(run.count)
 
 
-def replayed(steps: list[Step], capacity: int) -> tuple[PrefixIndex, Naive]:
-    index, naive = PrefixIndex(capacity, BLOCK), Naive(capacity)
+def replayed(steps: list[Step], capacity: int) -> tuple[PrefixIndex, ReferenceIndex]:
+    index, reference = PrefixIndex(capacity, BLOCK), ReferenceIndex(capacity)
     for rank in (0, 1, 2):
         index.add_worker(rank)
-        naive.join(rank)
+        reference.join(rank)
     for step in steps:
-        apply(index, naive, *step)
+        apply(index, reference, *step)
         for prompt in PROMPTS:
-            assert index.overlaps(hashes(prompt)) == naive.overlaps(prompt)
-    return index, naive
+            assert index.overlaps(hashes(prompt)) == reference.overlaps(prompt)
+    return index, reference

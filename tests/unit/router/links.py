@@ -16,23 +16,23 @@ from hpc_dynamo.router import (
     RouterServer,
     RunView,
 )
-from tests.unit.router.requests import SOON_S, ask, refused, settle
+from tests.unit.router.requests import DEADLINE_S, assert_rejected, routing_request, run_callbacks
 
 
 class Head:
-    """What the server's owner shows and hears."""
+    """The owner of the server: its view, and the reports that it receives."""
 
     def __init__(self, routers: Mapping[str, Router], path: Path) -> None:
-        """`router` is the first of them."""
+        """Serve the routers; `router` is the first one."""
         router = next(iter(routers.values()))
         self.router, self.path = router, path
         self.view = RunView(models={"": ModelAvailability(names=("demo",))})
         self.remotes = list[RemoteRouter]()
-        self.told = asyncio.Queue[tuple[int, bytes]]()
-        self.left = asyncio.Queue[int]()
+        self.reports = asyncio.Queue[tuple[int, bytes]]()
+        self.disconnected = asyncio.Queue[int]()
         self.server = RouterServer(
-            routers, path, lambda: self.view, lambda *told: self.told.put_nowait(told),
-            self.left.put_nowait, self.put,
+            routers, path, lambda: self.view, lambda *reports: self.reports.put_nowait(reports),
+            self.disconnected.put_nowait, self.put,
         )  # fmt: skip
 
     async def put(self, rank: int, asleep: bool) -> bytes:
@@ -42,10 +42,10 @@ class Head:
         return await self._known(await RemoteRouter.connect(self.path))
 
     async def _known(self, remote: RemoteRouter) -> RemoteRouter:
-        """When the server has it: asyncio loses a connection that it accepts while it closes."""
+        """Wait until the server knows the client: asyncio loses connections during its close."""
         self.remotes.append(remote)
         remote.report_to_head(RunView())
-        await asyncio.wait_for(self.told.get(), SOON_S)
+        await asyncio.wait_for(self.reports.get(), DEADLINE_S)
         return remote
 
     def raw(self) -> socket.socket:
@@ -54,8 +54,8 @@ class Head:
         sock.setblocking(False)
         return sock
 
-    async def mortal(self) -> tuple[RemoteRouter, socket.socket]:
-        """A frontend, and what to cut."""
+    async def killable_frontend(self) -> tuple[RemoteRouter, socket.socket]:
+        """Return a frontend and the socket that `cut` closes."""
         sock = self.raw()
         loop = asyncio.get_running_loop()
         _, remote = await loop.create_unix_connection(RemoteRouter, sock=sock)
@@ -63,42 +63,42 @@ class Head:
 
 
 def cut(sock: socket.socket) -> None:
-    """As if the process had been killed."""
+    """Close the socket as if the process had been killed."""
     sock.shutdown(socket.SHUT_RDWR)
 
 
 @asynccontextmanager
 async def served(router: Router, **others: Router) -> AsyncIterator[Head]:
-    """`others` by model."""
+    """Serve a router, and the others by model."""
     with TemporaryDirectory(prefix="router-") as folder:
         head = Head({"": router, **others}, Path(folder) / "link")
         async with head.server:
             yield head
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(DEADLINE_S):
             for remote in head.remotes:
                 await remote.closed
 
 
-async def quiet(router: Router) -> None:
-    async with asyncio.timeout(SOON_S):
+async def wait_idle(router: Router) -> None:
+    async with asyncio.timeout(DEADLINE_S):
         await router.wait_idle()
 
 
-async def heard(head: Head, remote: RemoteRouter) -> tuple[int, int]:
-    """How many leases are out and how many wait, when all that was said before has come."""
-    await settle()
+async def counts(head: Head, remote: RemoteRouter) -> tuple[int, int]:
+    """Return (active leases, queued requests) after all earlier messages were processed."""
+    await run_callbacks()
     remote.report_to_head(RunView())
-    await asyncio.wait_for(head.told.get(), SOON_S)
+    await asyncio.wait_for(head.reports.get(), DEADLINE_S)
     traffic = head.router.traffic()
     return traffic.active, traffic.queued
 
 
-async def shown(remote: RemoteRouter) -> RunView:
-    """The view, when all that the head said before has come."""
-    await refused(remote, ask(exclude=(0, 1)), AllWorkersTried)
+async def current_view(remote: RemoteRouter) -> RunView:
+    """Return the view after all earlier messages were processed."""
+    await assert_rejected(remote, routing_request(exclude=(0, 1)), AllWorkersTried)
     return remote.view
 
 
-async def soon(future: "asyncio.Future[int] | asyncio.Future[None]") -> int | None:
-    async with asyncio.timeout(SOON_S):
+async def wait_for(future: "asyncio.Future[int] | asyncio.Future[None]") -> int | None:
+    async with asyncio.timeout(DEADLINE_S):
         return await future

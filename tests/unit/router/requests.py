@@ -1,4 +1,4 @@
-"""Routers, asks and what must hold between them, for the tests of this folder."""
+"""Routers, requests and common assertions for the tests of this folder."""
 
 import asyncio
 from array import array
@@ -15,7 +15,7 @@ from hpc_dynamo.router import AdmissionLimits, Lease, RemoteRouter, Router, Rout
 Failure = TypeVar("Failure", bound=RequestFailed)
 Routes = Router | RemoteRouter
 BLOCK = 4  # tokens
-SOON_S = 10.0
+DEADLINE_S = 10.0
 
 ONE = AdmissionLimits(max_requests_per_worker=1)
 SHORT = AdmissionLimits(max_requests_per_worker=1, queue_timeout_s=0.02)
@@ -25,11 +25,14 @@ def hashes(blocks: Iterable[int]) -> bytes:
     return array("Q", blocks).tobytes()
 
 
-def ask(
+def routing_request(
     tokens: int = 0, *blocks: int, exclude: tuple[int, ...] = (), split: bool = True
 ) -> RoutingRequest:
     return RoutingRequest(
-        prompt_tokens=tokens, block_hashes=hashes(blocks), exclude=exclude, may_disaggregate=split
+        prompt_tokens=tokens,
+        block_hashes=hashes(blocks),
+        exclude=exclude,
+        may_disaggregate=split,
     )
 
 
@@ -37,61 +40,61 @@ def new_router(
     kind: TopologyKind = TopologyKind.aggregated,
     limits: AdmissionLimits | None = None,
     policy: Policy = Policy.kv,
-    handover_tokens: int | None = None,
+    transfer_cost_tokens: int | None = None,
 ) -> Router:
     config = RouterConfig(
         policy=policy,
         block_tokens=BLOCK,
         index_capacity_blocks=64,
         decode_weight=1.0,
-        transfer_cost_tokens=handover_tokens,
+        transfer_cost_tokens=transfer_cost_tokens,
     )
     return Router(kind, config, limits)
 
 
-async def whole(
+async def aggregated_router(
     count: int, limits: AdmissionLimits | None = None, policy: Policy = Policy.kv
 ) -> Router:
-    """Aggregated workers, ranks from 0."""
+    """Return a router with aggregated workers, ranks from 0."""
     router = new_router(TopologyKind.aggregated, limits, policy)
     for rank in range(count):
         await router.add_worker(rank, Role.aggregated, f"http://n{rank}:1")
     return router
 
 
-async def split(limits: AdmissionLimits | None = None) -> Router:
-    """One prefill worker, rank 0, and one decode worker, rank 1."""
+async def disaggregated_router(limits: AdmissionLimits | None = None) -> Router:
+    """Return a router with prefill worker 0 and decode worker 1."""
     router = new_router(TopologyKind.disaggregated, limits)
     await router.add_worker(0, Role.prefill, "http://p:1")
     await router.add_worker(1, Role.decode, "http://d:1")
     return router
 
 
-async def settle() -> None:
-    """Until callbacks of callbacks have run."""
+async def run_callbacks() -> None:
+    """Run callbacks and their callbacks."""
     for _ in range(5):
         await asyncio.sleep(0)
 
 
-async def waiting(
-    router: Routes, asked: RoutingRequest, count: int = 1
+async def queue_requests(
+    router: Routes, request: RoutingRequest, count: int = 1
 ) -> list[asyncio.Task[Lease]]:
-    """That many more in line."""
-    tasks = [asyncio.create_task(router.route(asked)) for _ in range(count)]
-    await settle()
+    """Queue this many requests."""
+    tasks = [asyncio.create_task(router.route(request)) for _ in range(count)]
+    await run_callbacks()
     assert not any(task.done() for task in tasks)
     return tasks
 
 
-async def refused(router: Routes, asked: RoutingRequest, kind: type[Failure]) -> Failure:
-    async with asyncio.timeout(SOON_S):
+async def assert_rejected(router: Routes, request: RoutingRequest, kind: type[Failure]) -> Failure:
+    async with asyncio.timeout(DEADLINE_S):
         with pytest.raises(kind) as error:
-            await router.route(asked)
+            await router.route(request)
     return error.value
 
 
 def loads(router: Router) -> dict[int, tuple[int, int, int, int]]:
-    """By rank: active, prompt tokens ahead, blocks, working."""
+    """Return rank -> (active, prefill tokens, blocks, running)."""
     return {m.rank: (m.active, m.prefill_tokens, m.blocks, m.running) for m in router.workers}
 
 

@@ -1,4 +1,4 @@
-"""A worker's stream of KV events: each once and in order, whatever gets lost on the way."""
+"""Event streams apply each batch once and in order, with any losses."""
 
 from collections import deque
 
@@ -10,7 +10,7 @@ from hpc_dynamo.router.index.event_stream import MAX_OUT_OF_ORDER, EventStream
 
 
 class Listener:
-    """What a feed applied, since it last had to forget."""
+    """Records the batches that a stream applied since its last reset."""
 
     def __init__(self) -> None:
         self.applied = list[int]()
@@ -22,35 +22,35 @@ class Listener:
         return [self.feed.receive(seq, b"" if seq == REPLAY_END else b"%d" % seq) for seq in seqs]
 
 
-def heard(*seqs: int) -> Listener:
-    """That has had its first replay."""
+def counts(*seqs: int) -> Listener:
+    """Return a listener after its first replay."""
     listener = Listener()
     assert listener.take(*seqs, REPLAY_END)[-1] is None
     return listener
 
 
-def test_in_order_from_the_first_replay_on() -> None:
-    listener = heard(0, 1)
+def test_stream_after_first_replay_applies_batches_in_order() -> None:
+    listener = counts(0, 1)
     assert listener.take(2, 3) == [None, None]
     assert listener.applied == [0, 1, 2, 3]
     assert (listener.feed.gaps, listener.feed.resyncs) == (0, 0)
 
 
-def test_live_batches_wait_for_the_replay_and_count_once() -> None:
+def test_live_batches_are_applied_once_after_the_replay() -> None:
     listener = Listener()
     assert listener.take(3, 0, 1, 2, 3, 4, REPLAY_END, 4) == [None] * 8
     assert listener.applied == [0, 1, 2, 3, 4]
 
 
-def test_who_comes_late_begins_where_the_engine_begins() -> None:
+def test_late_subscription_starts_at_the_oldest_kept_batch() -> None:
     listener = Listener()
     listener.take(7, 8, REPLAY_END)
     assert listener.applied == [7, 8]
     assert listener.feed.resyncs == 0
 
 
-def test_a_gap_is_asked_for_once_and_filled() -> None:
-    listener = heard(0)
+def test_gap_is_requested_once_and_filled_by_the_replay() -> None:
+    listener = counts(0)
     assert listener.take(3, 4) == [1, None]
     assert listener.applied == [0]
     assert listener.take(1, 2, 3, 4, REPLAY_END) == [None] * 5
@@ -58,16 +58,16 @@ def test_a_gap_is_asked_for_once_and_filled() -> None:
     assert (listener.feed.gaps, listener.feed.resyncs) == (1, 0)
 
 
-def test_what_is_gone_for_good_makes_all_before_it_forgotten() -> None:
-    listener = heard(0, 1)
+def test_permanent_gap_drops_all_earlier_blocks() -> None:
+    listener = counts(0, 1)
     listener.take(5, 6)
     listener.take(6, REPLAY_END)
     assert listener.applied == [5, 6]
     assert (listener.feed.gaps, listener.feed.resyncs) == (1, 1)
 
 
-def test_a_gap_in_the_replay_is_asked_for_again() -> None:
-    listener = heard(0)
+def test_gap_in_a_replay_is_requested_again() -> None:
+    listener = counts(0)
     assert listener.take(2, 5, 3) == [1, None, None]
     assert listener.take(REPLAY_END) == [4]  # resynced at 2 and 3, and 4 is still missing
     assert listener.applied == [2, 3]
@@ -75,14 +75,14 @@ def test_a_gap_in_the_replay_is_asked_for_again() -> None:
     assert listener.applied == [2, 3, 4, 5]
 
 
-def test_an_engine_that_begins_anew_is_believed() -> None:
-    listener = heard(0, 1, 2)
+def test_batch_zero_from_a_restarted_engine_resets_the_stream() -> None:
+    listener = counts(0, 1, 2)
     assert listener.take(0, 1) == [None, None]
     assert listener.applied == [0, 1]
 
 
-def test_a_replay_that_never_ends_holds_back_only_so_much() -> None:
-    listener = heard(0)
+def test_endless_replay_buffers_a_limited_number_of_batches() -> None:
+    listener = counts(0)
     listener.take(*range(2, MAX_OUT_OF_ORDER + 3))
     assert listener.applied == list(range(2, MAX_OUT_OF_ORDER + 3))
 
@@ -91,10 +91,10 @@ LOSSES = st.lists(st.booleans(), min_size=1, max_size=40)
 
 
 @given(LOSSES, LOSSES, st.integers(0, 12))
-def test_whatever_is_lost_what_is_applied_is_the_stream_from_some_point_on(
+def test_any_losses_apply_a_suffix_of_the_stream(
     lost: list[bool], lost_in_replays: list[bool], kept: int
 ) -> None:
-    """An engine keeps its last batches; live and replayed ones get lost, ends of replays do not."""
+    """Live and replayed batches get lost, ends of replays do not; the engine keeps some batches."""
     listener, buffer, fates = Listener(), deque[int](maxlen=kept + 1), deque(lost_in_replays)
 
     def replay(start: int | None) -> None:

@@ -1,20 +1,28 @@
-"""The exact index against sets of whole prefixes, under random events."""
+"""The exact index compared with sets of whole prefixes, under random events."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_dynamo.router.index.exact import PrefixIndex
-from tests.unit.router.event_sequences import BLOCK, Prefix, Step, hashes, replayed, stories, tokens
+from tests.unit.router.event_sequences import (
+    BLOCK,
+    Prefix,
+    Step,
+    event_sequences,
+    hashes,
+    replayed,
+    tokens,
+)
 
 
 @settings(max_examples=300, deadline=None)
-@given(stories(), st.sampled_from([10**9, 10**9, 100, 40]))
-def test_overlaps_are_those_of_plain_sets(steps: list[Step], capacity: int) -> None:
-    index, naive = replayed(steps, capacity)
+@given(event_sequences(), st.sampled_from([10**9, 10**9, 100, 40]))
+def test_overlaps_equal_a_model_of_plain_sets(steps: list[Step], capacity: int) -> None:
+    index, reference = replayed(steps, capacity)
     while index.sweep(100):
         pass
-    assert len(index) == len(set().union(*map(naive.held, naive.workers)))
-    for rank in list(naive.workers):
+    assert len(index) == len(set().union(*map(reference.held, reference.workers)))
+    for rank in list(reference.workers):
         index.remove_worker(rank)
     while index.sweep(1):
         pass
@@ -34,10 +42,10 @@ EVENTS = st.lists(
 
 @settings(deadline=None)
 @given(EVENTS)
-def test_keys_may_mean_anything(
+def test_random_keys_keep_the_index_consistent(
     events: list[tuple[bool, list[int], int | None, list[int]]],
 ) -> None:
-    """An engine that gives one key to several blocks, or a block to follow itself."""
+    """Engines may give one key to several blocks, or let a block follow itself."""
     index, held = PrefixIndex(10**9, BLOCK), dict[int, Prefix]()
     index.add_worker(0)
     for stored, keys, parent, content in events:

@@ -1,4 +1,4 @@
-"""The guessed index: what was sent where, for a while."""
+"""The approximate index: prompts sent to workers, for a limited time."""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ Prompt = tuple[int, ...]
 
 
 def hashes(prompt: Prompt) -> list[int]:
-    """Chained: a block's hash says all before it."""
+    """Return chained hashes of a prompt."""
     return [hash(prompt[: n + 1]) & (1 << 60) - 1 for n in range(len(prompt))]
 
 
@@ -39,11 +39,11 @@ def test_overlaps_count_blocks_from_the_start() -> None:
     assert index.overlaps(hashes((1, 8, 3))) == {0: 1, 1: 1}
     assert index.overlaps(hashes((7, 1))) == {}
     assert index.overlaps([]) == {}
-    index.add(7, hashes((1, 2, 3)))  # a worker that is not here
+    index.add(7, hashes((1, 2, 3)))  # an unknown worker
     assert index.overlaps(hashes((1, 2, 3))) == {0: 3, 1: 2}
 
 
-def test_who_leaves_holds_nothing_and_comes_back_with_nothing() -> None:
+def test_removed_worker_has_no_blocks_also_after_it_is_added_again() -> None:
     index, prompt = index_of(0, 1), hashes((1, 2))
     index.add(0, prompt)
     index.add(1, prompt[:1])
@@ -54,11 +54,11 @@ def test_who_leaves_holds_nothing_and_comes_back_with_nothing() -> None:
     assert index.overlaps(prompt) == {1: 1}
     index.add(0, prompt)
     assert index.overlaps(prompt) == {0: 2, 1: 1}
-    index.add_worker(0)  # a rank that was not seen to leave
+    index.add_worker(0)  # a rank that was not removed before
     assert index.overlaps(prompt) == {1: 1}
 
 
-def test_a_full_generation_makes_way_and_what_is_used_stays() -> None:
+def test_full_generation_rotates_and_keeps_used_prompts() -> None:
     index, used = index_of(0, capacity=12), hashes((1, 2, 3))
     for other in range(10, 20):
         index.add(0, used)
@@ -69,13 +69,13 @@ def test_a_full_generation_makes_way_and_what_is_used_stays() -> None:
     assert index.overlaps(hashes((10, 10))) == {}
 
 
-def test_of_a_prompt_that_is_too_long_the_start_is_remembered() -> None:
+def test_prompt_beyond_the_capacity_keeps_its_start() -> None:
     index, long = index_of(0, capacity=10), hashes(tuple(range(20)))
     index.add(0, long)
     assert index.overlaps(long) == {0: 5}
 
 
-def test_a_guess_has_its_time() -> None:
+def test_expected_blocks_expire() -> None:
     clock = Clock()
     index, prompt = index_of(0, clock=clock), hashes((1, 2))
     for _ in range(20):
@@ -88,7 +88,7 @@ def test_a_guess_has_its_time() -> None:
         assert len(index) == 0
 
 
-def test_a_thousand_lives_are_not_mixed_up() -> None:
+def test_thousand_restarts_keep_workers_separate() -> None:
     clock = Clock()
     index, prompt = index_of(0, clock=clock, capacity=1000), hashes((1, 2))
     for _ in range(1000):
@@ -99,8 +99,8 @@ def test_a_thousand_lives_are_not_mixed_up() -> None:
 
 
 @dataclass
-class Naive:
-    """Two generations of a set a worker."""
+class ReferenceIndex:
+    """Reference model: two generations of one set per worker."""
 
     half: int
     clock: Clock
@@ -165,35 +165,35 @@ STEPS = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(STEPS, st.lists(PROMPTS, min_size=3, max_size=3), st.sampled_from([1, 6, 20, 1000]))
-def test_overlaps_are_those_of_plain_sets(
-    steps: list[tuple[str, int, Prompt]], asked: list[Prompt], capacity: int
+def test_overlaps_equal_a_model_of_plain_sets(
+    steps: list[tuple[str, int, Prompt]], request: list[Prompt], capacity: int
 ) -> None:
     clock = Clock()
-    index, naive = (
+    index, reference = (
         index_of(0, 1, capacity=capacity, clock=clock),
-        Naive(max(1, capacity // 2), clock),
+        ReferenceIndex(max(1, capacity // 2), clock),
     )
     for rank in (0, 1):
-        naive.join(rank)
+        reference.join(rank)
     for step, rank, prompt in steps:
         match step:
             case "join":
                 index.add_worker(rank)
-                naive.join(rank)
+                reference.join(rank)
             case "leave":
                 index.remove_worker(rank)
-                naive.leave(rank)
+                reference.leave(rank)
             case "add":
                 index.add(rank, hashes(prompt))
-                naive.add(rank, prompt)
+                reference.add(rank, prompt)
             case _:
                 clock.now += (0.5, 2.5, 5.0, 30.0)[rank]
-        for each in (prompt, *asked):
-            assert index.overlaps(hashes(each)) == naive.overlaps(each)
+        for each in (prompt, *request):
+            assert index.overlaps(hashes(each)) == reference.overlaps(each)
         assert len(index) <= max(2, capacity)
 
 
-def test_a_bit_is_not_used_again_while_it_is_in_a_generation() -> None:
+def test_worker_bit_in_a_generation_is_not_reused() -> None:
     clock = Clock()
     index, prompt = index_of(0, 1, clock=clock), hashes((1, 2))
     index.add(0, prompt)

@@ -1,4 +1,4 @@
-"""The exact index, one case at a time."""
+"""Single cases of the exact index."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def index_of(*ranks: int, capacity: int = 1000) -> PrefixIndex:
 ZEROS = Run(LENGTH, 0, 10, 1, 0, 0)
 
 
-def test_what_does_not_fit_is_left_out_and_counted() -> None:
+def test_invalid_blocks_are_skipped_and_counted() -> None:
     index = index_of(0)
     index.store(0, [1, 2], None, tokens((0, 0)), BLOCK + 1)
     index.store(0, [1, 2], None, tokens((0, 0, 0)), BLOCK)
@@ -29,27 +29,27 @@ def test_what_does_not_fit_is_left_out_and_counted() -> None:
     index.store(0, [2], 1, tokens((0,)), 2 * BLOCK)
     index.remove(0, [1])
     assert (index.unfit, index.orphans, index.full, len(index)) == (8, 2, 0, 0)
-    index.store(7, [1], None, tokens((0,)), BLOCK)  # a worker that is not here
+    index.store(7, [1], None, tokens((0,)), BLOCK)  # an unknown worker
     index.store(0, [], None, b"", BLOCK)
     index.remove(7, [1])
     assert (index.unfit, index.orphans, index.full, len(index)) == (8, 2, 0, 0)
 
 
-def test_beyond_the_capacity_new_blocks_are_left_out() -> None:
+def test_full_index_skips_new_blocks() -> None:
     index = index_of(0, 1, capacity=15)
     index.store(0, ZEROS.keys(), None, ZEROS.tokens(), BLOCK)
     index.store(1, ZEROS.keys(), None, ZEROS.tokens(), BLOCK)
     assert index.full == 10
     prompt = hashes(ZEROS.upto(LENGTH))
     assert index.overlaps(prompt) == {0: 10}
-    index.store(0, ZEROS.keys(), None, ZEROS.tokens(), BLOCK)  # told again: nothing is new
+    index.store(0, ZEROS.keys(), None, ZEROS.tokens(), BLOCK)  # repeated: nothing is new
     assert index.full == 10
-    index.remove_worker(0)  # makes room, though nobody has swept
+    index.remove_worker(0)  # makes room before any sweep
     index.store(1, ZEROS.keys(), None, ZEROS.tokens(), BLOCK)
     assert index.overlaps(prompt) == {1: 10}
 
 
-def test_a_long_prompt_is_held_as_far_as_the_first_hole() -> None:
+def test_overlap_of_a_long_prompt_ends_at_the_first_gap() -> None:
     whole = Run(LENGTH, 0, LENGTH, 1, 0, 0)
     index, prompt = index_of(0, 1, 2), hashes(whole.upto(LENGTH))
     for rank in (0, 1, 2):
@@ -63,7 +63,7 @@ def test_a_long_prompt_is_held_as_far_as_the_first_hole() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 64, 512])
-def test_many_workers(workers: int) -> None:
+def test_overlaps_with_many_workers(workers: int) -> None:
     index = index_of(*range(workers), capacity=10**9)
     prompt = hashes(ZEROS.upto(LENGTH))
     for rank in range(workers):
@@ -72,7 +72,7 @@ def test_many_workers(workers: int) -> None:
     assert index.overlaps(prompt) == {rank: rank % LENGTH + 1 for rank in range(workers)}
 
 
-def test_a_thousand_lives_leave_nothing() -> None:
+def test_thousand_restarts_leave_no_blocks() -> None:
     index = index_of(0)
     for _ in range(1000):
         index.add_worker(0)
@@ -83,7 +83,7 @@ def test_a_thousand_lives_leave_nothing() -> None:
     assert len(index) == 10
 
 
-def test_a_bit_that_is_used_again_says_nothing_of_before() -> None:
+def test_reused_worker_bit_has_no_old_blocks() -> None:
     whole, few = Run(LENGTH, 0, LENGTH, 1, 0, 0), Run(LENGTH, 0, 5, 1, 0, 0)
     index = index_of(0, 1)
     for rank in (0, 1):
@@ -96,7 +96,7 @@ def test_a_bit_that_is_used_again_says_nothing_of_before() -> None:
     assert index.overlaps(hashes(whole.upto(LENGTH))) == {1: LENGTH, 2: 5}
 
 
-def test_blocks_of_several_sizes_follow_each_other() -> None:
+def test_blocks_of_different_sizes_form_one_prefix() -> None:
     index, prompt = index_of(0), hashes(ZEROS.upto(12))
     index.store(0, [1, 2], None, tokens((0,) * 2), BLOCK)
     index.store(0, [3, 4], 2, tokens((0,) * 8), 4 * BLOCK)
@@ -108,7 +108,7 @@ def test_blocks_of_several_sizes_follow_each_other() -> None:
     assert len(index) == 0
 
 
-def test_a_page_with_a_hole_is_not_held_when_it_is_full() -> None:
+def test_refilled_page_with_a_gap_is_not_complete() -> None:
     first, rest = Run(LENGTH, 0, 20, 1, 0, 0), Run(LENGTH, 20, LENGTH, 1, 0, 0)
     index = index_of(0)
     index.store(0, first.keys(), None, first.tokens(), BLOCK)
@@ -117,7 +117,7 @@ def test_a_page_with_a_hole_is_not_held_when_it_is_full() -> None:
     assert index.overlaps(hashes(rest.upto(LENGTH))) == {0: 10}
 
 
-def test_a_block_is_held_while_any_copy_is() -> None:
+def test_block_stays_until_its_last_copy_is_removed() -> None:
     index, prompt = index_of(0), hashes(ZEROS.upto(2))
     mediums = ["GPU", "CPU", "DISK"]
     for medium in mediums:
@@ -130,7 +130,7 @@ def test_a_block_is_held_while_any_copy_is() -> None:
     assert len(index) == 1
 
 
-def test_a_key_that_comes_again_further_on_means_its_last_place() -> None:
+def test_repeated_key_refers_to_its_last_position() -> None:
     index = index_of(0)
     index.store(0, [4, 5], None, tokens((0, 0)), BLOCK)
     index.remove(0, [4])
@@ -150,7 +150,7 @@ def test_a_key_that_comes_again_further_on_means_its_last_place() -> None:
         [1, b"2", 3],
     ],
 )
-def test_keys_of_any_form(keys: list[int | bytes]) -> None:
+def test_integer_and_digest_keys_are_accepted(keys: list[int | bytes]) -> None:
     index = index_of(0)
     index.store(0, keys[:2], None, tokens((0, 0)), BLOCK)
     index.store(0, keys[2:], keys[1], tokens((0,)), BLOCK)

@@ -1,4 +1,4 @@
-"""Hashes of blocks: chained, and the same in every process and version."""
+"""Block hashes are chained, and equal in every process and version."""
 
 from array import array
 
@@ -20,11 +20,11 @@ def chained(tokens: bytes, block: int = BLOCK) -> list[int]:
 
 
 @pytest.mark.parametrize(("count", "blocks"), [(0, 0), (3, 0), (4, 1), (7, 1), (8, 2)])
-def test_only_whole_blocks_have_hashes(count: int, blocks: int) -> None:
+def test_partial_block_has_no_hash(count: int, blocks: int) -> None:
     assert len(chained(ids(*range(count)))) == blocks
 
 
-def test_a_block_counts_with_all_before_it() -> None:
+def test_block_hash_covers_all_earlier_blocks() -> None:
     same = ids(1, 2, 3, 4)
     first, second = chained(same * 2)
     assert first != second
@@ -37,7 +37,7 @@ TOKENS = st.lists(st.integers(0, 2**32 - 1), max_size=40)
 
 
 @given(TOKENS, TOKENS, TOKENS)
-def test_hashes_agree_as_far_as_the_prompts_do(
+def test_hashes_are_equal_up_to_the_first_difference(
     start: list[int], left: list[int], right: list[int]
 ) -> None:
     one, other = start + left, start + right
@@ -47,8 +47,8 @@ def test_hashes_agree_as_far_as_the_prompts_do(
     assert [a == b for a, b in pairs] == [(i + 1) * BLOCK <= agree for i in range(len(pairs))]
 
 
-def test_golden_values() -> None:
-    """Processes of one job may be of different versions; they must agree."""
+def test_hashes_equal_golden_values() -> None:
+    """Processes of one job may run different versions, which must agree."""
     assert chained(ids(*range(32)), 16) == [703132860376739405, 398857545873467624]
     assert chained_hashes(ids(*range(16)), 16, adapter_root("french")) == [662195345756061489]
     assert adapter_root(None) == adapter_root("") == 0
@@ -56,7 +56,7 @@ def test_golden_values() -> None:
 
 
 @given(TOKENS)
-def test_hashes_go_on_from_the_block_before(prompt: list[int]) -> None:
+def test_hashes_continue_from_a_parent_hash(prompt: list[int]) -> None:
     whole = chained_hashes(ids(*prompt), BLOCK)
     for cut in range(len(whole)):
         before = whole[cut - 1] if cut else 0

@@ -1,7 +1,4 @@
-"""Whatever happens in whatever order: loads are never negative, and at the end they are zero.
-
-The same steps run on a router in this process, and through sockets of which one is cut.
-"""
+"""Loads are never negative, and they are zero at the end, for any order of events."""
 
 import asyncio
 import socket
@@ -23,11 +20,17 @@ from hpc_dynamo.router import (
     RoutingHints,
     RoutingRequest,
 )
-from tests.unit.router.links import cut, quiet, served
-from tests.unit.router.requests import SOON_S, Routes, ask, new_router, settle
+from tests.unit.router.links import cut, served, wait_idle
+from tests.unit.router.requests import (
+    DEADLINE_S,
+    Routes,
+    new_router,
+    routing_request,
+    run_callbacks,
+)
 
 LIMITS = AdmissionLimits(
-    max_requests_per_worker=2, max_queued_requests=4, queue_timeout_s=SOON_S * 3, avoid_s=0.001
+    max_requests_per_worker=2, max_queued_requests=4, queue_timeout_s=DEADLINE_S * 3, avoid_s=0.001
 )
 ROLES = {
     TopologyKind.aggregated: [Role.aggregated],
@@ -42,15 +45,17 @@ Steps = Sequence[tuple[str, int]]
 Way = Callable[[TopologyKind, Steps], Coroutine[None, None, None]]
 
 
-class Play:
-    """Steps on a router; `ends` are where asks come from. A step's number chooses among what
-    is there."""
+class EventPlayer:
+    """Executes random steps on a router; `ends` send requests.
+
+    The number of a step selects among the objects present.
+    """
 
     def __init__(self, kind: TopologyKind, router: Router, ends: Sequence[Routes]) -> None:
         self.roles, self.router, self.ends = ROLES[kind], router, ends
         self.victim: socket.socket | None = None  # connection of the first end
         self.tasks, self.leases = list[asyncio.Task[Lease]](), list[Lease]()
-        self.over, self.lives = list[Lease](), set[RoutedWorker]()
+        self.over, self.seen_workers = list[Lease](), set[RoutedWorker]()
 
     async def run(self, steps: Steps) -> None:
         for step, number in steps:
@@ -59,8 +64,8 @@ class Play:
         await self.end()
 
     def check(self) -> None:
-        self.lives |= set(self.router.workers)
-        for m in self.lives:
+        self.seen_workers |= set(self.router.workers)
+        for m in self.seen_workers:
             assert min(m.active, m.prefill_tokens, m.blocks, m.running, m.avoid_count) >= 0, m
             assert m.running <= m.active <= 2, m
 
@@ -68,9 +73,9 @@ class Play:
         match step:
             case "route":
                 end = self.ends[number % len(self.ends)]
-                self.tasks.append(asyncio.create_task(end.route(self.ask(number))))
+                self.tasks.append(asyncio.create_task(end.route(self.routing_request(number))))
             case "take":
-                await settle()
+                await run_callbacks()
                 self.take()
             case "cancel" if self.tasks:
                 task = self.tasks[number % len(self.tasks)]
@@ -81,7 +86,7 @@ class Play:
             case "release_again" if self.over:
                 self.over[number % len(self.over)].release()
             case _ if self.leases:
-                self.say(step, number)
+                self.report(step, number)
 
     async def happen(self, step: str, number: int) -> None:
         match step:
@@ -96,13 +101,15 @@ class Play:
                 cut(self.victim)
                 self.victim = None
 
-    def ask(self, number: int) -> RoutingRequest:
+    def routing_request(self, number: int) -> RoutingRequest:
         exclude = (number - 5,) if number > 5 else ()
-        asked = ask(3 * number, *range(number // 2), exclude=exclude, split=number != 3)
-        wish = RoutingHints(priority=number % 3, workers=(number % 4,) if number in (1, 4) else ())
-        return msgspec.structs.replace(asked, hints=wish)
+        request = routing_request(
+            3 * number, *range(number // 2), exclude=exclude, split=number != 3
+        )
+        hints = RoutingHints(priority=number % 3, workers=(number % 4,) if number in (1, 4) else ())
+        return msgspec.structs.replace(request, hints=hints)
 
-    def say(self, step: str, number: int) -> None:
+    def report(self, step: str, number: int) -> None:
         lease = self.leases[number % len(self.leases)]
         match step:
             case "progress":
@@ -119,7 +126,7 @@ class Play:
                 lease.report_first_token()
 
     def take(self) -> None:
-        """Leases that have come."""
+        """Collect granted leases."""
         done = [task for task in self.tasks if task.done()]
         self.tasks = [task for task in self.tasks if not task.done()]
         for task in done:
@@ -127,19 +134,19 @@ class Play:
                 self.leases.append(task.result())
 
     async def end(self) -> None:
-        """With workers for everyone, nobody is left waiting."""
+        """With workers of all roles, no request stays queued."""
         for rank, role in enumerate(self.roles, start=10):
             await self.router.add_worker(rank, role, "")
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(DEADLINE_S):
             while self.tasks or self.leases:
                 while self.leases:
-                    self.say("release", 0)
+                    self.report("release", 0)
                 if self.tasks:
                     await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED)
                 self.take()
-        await quiet(self.router)
+        await wait_idle(self.router)
         self.check()
-        for m in self.lives:
+        for m in self.seen_workers:
             assert (m.active, m.prefill_tokens, m.blocks, m.running) == (0, 0, 0, 0), m
         traffic = self.router.traffic()
         assert (traffic.active, traffic.queued) == (0, 0)
@@ -147,14 +154,14 @@ class Play:
 
 async def in_process(kind: TopologyKind, steps: Steps) -> None:
     router = new_router(kind, LIMITS)
-    await Play(kind, router, [router]).run(steps)
+    await EventPlayer(kind, router, [router]).run(steps)
 
 
 async def through_sockets(kind: TopologyKind, steps: Steps) -> None:
     router = new_router(kind, LIMITS)
     async with served(router) as head:
-        dies, sock = await head.mortal()
-        play = Play(kind, router, [dies, await head.frontend()])
+        dies, sock = await head.killable_frontend()
+        play = EventPlayer(kind, router, [dies, await head.frontend()])
         play.victim = sock
         await play.run(steps)
 
@@ -162,7 +169,7 @@ async def through_sockets(kind: TopologyKind, steps: Steps) -> None:
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 @pytest.mark.parametrize("way", [in_process, through_sockets])
 @pytest.mark.parametrize("kind", TopologyKind)
-def test_no_load_is_left(
+def test_any_order_of_events_leaves_no_load(
     kind: TopologyKind, way: Way, loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
     problems = list[object]()

@@ -1,4 +1,4 @@
-"""The line before the workers: its order, its limits, and who leaves it."""
+"""The request queue: order, limits, timeouts and cancellation."""
 
 import asyncio
 
@@ -14,72 +14,74 @@ from hpc_dynamo.router import (
     Target,
 )
 from tests.unit.router.requests import (
+    DEADLINE_S,
     ONE,
     SHORT,
-    SOON_S,
-    ask,
+    aggregated_router,
     assert_nothing_left,
+    assert_rejected,
+    disaggregated_router,
     new_router,
-    refused,
-    settle,
-    split,
-    waiting,
-    whole,
+    queue_requests,
+    routing_request,
+    run_callbacks,
 )
 
 AT_ONCE = RoutingRequest(timeout_s=0.02)
 
 
-async def test_the_line_is_served_in_order() -> None:
-    router = await whole(1, ONE)
+async def test_queue_is_served_in_order() -> None:
+    router = await aggregated_router(1, ONE)
     lease = await router.route(RoutingRequest())
-    tasks = await waiting(router, RoutingRequest(), 4)
+    tasks = await queue_requests(router, RoutingRequest(), 4)
     while tasks:
         lease.release()
-        await settle()
+        await run_callbacks()
         assert [task.done() for task in tasks] == [True] + [False] * (len(tasks) - 1)
         lease = await tasks.pop(0)
     lease.release()
     assert_nothing_left(router)
 
 
-async def test_nobody_overtakes_the_line() -> None:
-    router = await whole(1, ONE)
+async def test_new_request_does_not_overtake_the_queue() -> None:
+    router = await aggregated_router(1, ONE)
     lease = await router.route(RoutingRequest())
-    (first,) = await waiting(router, RoutingRequest())
+    (first,) = await queue_requests(router, RoutingRequest())
     lease.release()  # grants to the first, whose task has not run yet
-    (second,) = await waiting(router, RoutingRequest())
+    (second,) = await queue_requests(router, RoutingRequest())
     assert first.done()
     (await first).release()
     (await second).release()
 
 
-async def test_one_with_special_needs_holds_up_nobody() -> None:
-    router = await whole(2, ONE)
+async def test_request_for_one_worker_does_not_block_the_queue() -> None:
+    router = await aggregated_router(2, ONE)
     leases = [await router.route(RoutingRequest()), await router.route(RoutingRequest())]
     one, other = (lease.decode.rank for lease in leases)
-    (picky,) = await waiting(router, ask(exclude=(one,)))
-    (plain,) = await waiting(router, RoutingRequest())
+    (picky,) = await queue_requests(router, routing_request(exclude=(one,)))
+    (plain,) = await queue_requests(router, RoutingRequest())
     leases[0].release()
     assert (await plain).decode.rank == one
     leases[1].release()
     assert (await picky).decode.rank == other
 
 
-async def test_so_many_requests_to_a_worker_and_no_more() -> None:
-    router = await whole(2, AdmissionLimits(max_requests_per_worker=3))
+async def test_worker_gets_at_most_its_request_limit() -> None:
+    router = await aggregated_router(2, AdmissionLimits(max_requests_per_worker=3))
     for _ in range(6):
         await router.route(RoutingRequest())
-    await waiting(router, RoutingRequest())
+    await queue_requests(router, RoutingRequest())
     assert [m.active for m in router.workers] == [3, 3]
 
 
 @pytest.mark.parametrize("queue", [0, 2])
-async def test_a_full_line_is_told_with_a_time_to_come_back(queue: int) -> None:
-    router = await whole(1, AdmissionLimits(max_requests_per_worker=1, max_queued_requests=queue))
+async def test_router_with_full_queue_rejects_request_with_retry_time(queue: int) -> None:
+    router = await aggregated_router(
+        1, AdmissionLimits(max_requests_per_worker=1, max_queued_requests=queue)
+    )
     lease = await router.route(RoutingRequest())
-    tasks = await waiting(router, RoutingRequest(), queue)
-    error = await refused(router, RoutingRequest(), Overloaded)
+    tasks = await queue_requests(router, RoutingRequest(), queue)
+    error = await assert_rejected(router, RoutingRequest(), Overloaded)
     assert (error.status, error.final) == (429, False)
     assert 1 <= error.retry_after_s <= 60
     assert f"{queue} requests are waiting" in error.message
@@ -90,20 +92,22 @@ async def test_a_full_line_is_told_with_a_time_to_come_back(queue: int) -> None:
     assert_nothing_left(router)
 
 
-async def test_a_long_line_is_worth_a_long_wait() -> None:
-    router = await whole(1, AdmissionLimits(max_requests_per_worker=1, max_queued_requests=4))
+async def test_retry_time_grows_with_the_queue() -> None:
+    router = await aggregated_router(
+        1, AdmissionLimits(max_requests_per_worker=1, max_queued_requests=4)
+    )
     await router.route(RoutingRequest())
-    await waiting(router, RoutingRequest(), 4)
-    assert (await refused(router, RoutingRequest(), Overloaded)).retry_after_s == 40
+    await queue_requests(router, RoutingRequest(), 4)
+    assert (await assert_rejected(router, RoutingRequest(), Overloaded)).retry_after_s == 40
 
 
-@pytest.mark.parametrize(("limits", "asked"), [(SHORT, RoutingRequest()), (ONE, AT_ONCE)])
-async def test_a_place_in_line_is_kept_for_a_time(
-    limits: AdmissionLimits, asked: RoutingRequest
+@pytest.mark.parametrize(("limits", "late_request"), [(SHORT, RoutingRequest()), (ONE, AT_ONCE)])
+async def test_queued_request_times_out(
+    limits: AdmissionLimits, late_request: RoutingRequest
 ) -> None:
-    router = await whole(1, limits)
+    router = await aggregated_router(1, limits)
     lease = await router.route(RoutingRequest())
-    error = await refused(router, asked, Overloaded)
+    error = await assert_rejected(router, late_request, Overloaded)
     assert error.status == 503
     assert error.retry_after_s >= 1
     assert "no worker had room" in error.message
@@ -111,9 +115,9 @@ async def test_a_place_in_line_is_kept_for_a_time(
     assert_nothing_left(router)
 
 
-async def test_the_shorter_time_counts() -> None:
-    router = await whole(0, SHORT)
-    await refused(router, RoutingRequest(timeout_s=SOON_S * 2), NoWorker)
+async def test_shorter_of_two_timeouts_applies() -> None:
+    router = await aggregated_router(0, SHORT)
+    await assert_rejected(router, RoutingRequest(timeout_s=DEADLINE_S * 2), NoWorker)
 
 
 @pytest.mark.parametrize(
@@ -125,55 +129,59 @@ async def test_the_shorter_time_counts() -> None:
         (TopologyKind.disaggregated, Role.decode, "no prefill worker"),
     ],
 )
-async def test_a_role_that_nobody_has_is_named(
+async def test_timeout_error_names_missing_roles(
     kind: TopologyKind, here: Role | None, missing: str
 ) -> None:
     router = new_router(kind, SHORT)
     if here:
         await router.add_worker(0, here, "")
-    error = await refused(router, RoutingRequest(), NoWorker)
+    error = await assert_rejected(router, RoutingRequest(), NoWorker)
     assert error.status == 503
     assert error.message.startswith(missing)
 
 
-async def test_who_comes_serves_the_line() -> None:
+async def test_added_worker_serves_queued_requests() -> None:
     router = new_router(TopologyKind.disaggregated)
-    (task,) = await waiting(router, RoutingRequest())
+    (task,) = await queue_requests(router, RoutingRequest())
     await router.add_worker(0, Role.prefill, "http://p")
-    await settle()
+    await run_callbacks()
     assert not task.done()
     await router.add_worker(1, Role.decode, "http://d")
     lease = await task
     assert (lease.prefill, lease.decode) == (Target(0, "http://p"), Target(1, "http://d"))
 
 
-async def test_when_all_were_tried() -> None:
-    router = await whole(2)
-    error = await refused(router, ask(exclude=(0, 1)), AllWorkersTried)
+async def test_request_that_tried_all_workers_is_rejected() -> None:
+    router = await aggregated_router(2)
+    error = await assert_rejected(router, routing_request(exclude=(0, 1)), AllWorkersTried)
     assert "every aggregated worker was tried" in error.message
-    assert (await router.route(ask(exclude=(0,)))).decode.rank == 1
+    assert (await router.route(routing_request(exclude=(0,)))).decode.rank == 1
     assert (
         "every prefill"
-        in (await refused(await split(), ask(exclude=(0,)), AllWorkersTried)).message
+        in (
+            await assert_rejected(
+                await disaggregated_router(), routing_request(exclude=(0,)), AllWorkersTried
+            )
+        ).message
     )
 
 
-async def test_one_in_line_learns_that_all_were_tried() -> None:
-    router = await whole(2, ONE)
-    await router.route(ask(exclude=(0,)))
-    (task,) = await waiting(router, ask(exclude=(0,)))
+async def test_queued_request_is_rejected_when_all_workers_were_tried() -> None:
+    router = await aggregated_router(2, ONE)
+    await router.route(routing_request(exclude=(0,)))
+    (task,) = await queue_requests(router, routing_request(exclude=(0,)))
     router.remove_worker(1)
     with pytest.raises(AllWorkersTried):
         await task
     assert router.traffic().queued == 0
 
 
-async def test_a_cancelled_one_leaves_no_trace() -> None:
-    router = await whole(1, ONE)
+async def test_cancelled_request_leaves_the_queue() -> None:
+    router = await aggregated_router(1, ONE)
     lease = await router.route(RoutingRequest())
-    tasks = await waiting(router, ask(8, 1, 2), 2)
+    tasks = await queue_requests(router, routing_request(8, 1, 2), 2)
     tasks[0].cancel()
-    await settle()
+    await run_callbacks()
     assert router.traffic().queued == 1
     lease.release()
     (await tasks[1]).release()
@@ -181,11 +189,11 @@ async def test_a_cancelled_one_leaves_no_trace() -> None:
 
 
 @pytest.mark.parametrize("first", ["cancel", "release"])
-async def test_cancelled_and_granted_in_one_turn(first: str) -> None:
-    """Two more wait behind it, and there is room for them."""
-    router = await whole(1, AdmissionLimits(max_requests_per_worker=3))
+async def test_request_cancelled_when_granted_releases_its_lease(first: str) -> None:
+    """Two more requests are queued behind it, and there is room for them."""
+    router = await aggregated_router(1, AdmissionLimits(max_requests_per_worker=3))
     leases = [await router.route(RoutingRequest()) for _ in range(3)]
-    gone, *others = await waiting(router, RoutingRequest(), 3)
+    gone, *others = await queue_requests(router, RoutingRequest(), 3)
     if first == "cancel":
         gone.cancel()
     for lease in leases:
@@ -199,10 +207,10 @@ async def test_cancelled_and_granted_in_one_turn(first: str) -> None:
 
 
 @pytest.mark.parametrize("first", ["cancel", "exhaust"])
-async def test_cancelled_and_exhausted_in_one_turn(first: str) -> None:
-    router = await whole(2, ONE)
-    await router.route(ask(exclude=(0,)))
-    (gone,) = await waiting(router, ask(exclude=(0,)))
+async def test_request_cancelled_when_rejected_is_dropped(first: str) -> None:
+    router = await aggregated_router(2, ONE)
+    await router.route(routing_request(exclude=(0,)))
+    (gone,) = await queue_requests(router, routing_request(exclude=(0,)))
     if first == "cancel":
         gone.cancel()
     router.remove_worker(1)
@@ -212,11 +220,11 @@ async def test_cancelled_and_exhausted_in_one_turn(first: str) -> None:
     assert router.traffic().queued == 0
 
 
-async def test_one_that_lacks_a_role_holds_up_only_those_who_need_it_too() -> None:
-    router = await split(AdmissionLimits(max_requests_per_worker=8))
+async def test_request_with_missing_role_blocks_only_requests_of_that_role() -> None:
+    router = await disaggregated_router(AdmissionLimits(max_requests_per_worker=8))
     rank = next(m.rank for m in router.workers if m.role is Role.prefill)
     router.remove_worker(rank)
-    (stuck,) = await waiting(router, RoutingRequest())
+    (stuck,) = await queue_requests(router, RoutingRequest())
     assert (await router.route(RoutingRequest(may_disaggregate=False))).prefill is None
     await router.add_worker(rank, Role.prefill, "http://p")
     assert (await stuck).prefill is not None

@@ -1,4 +1,4 @@
-"""What requests may want of their routing: priority, workers, policy; and what they are told."""
+"""Routing hints of requests (priority, workers, policy, weights), and explanations."""
 
 import pytest
 
@@ -15,35 +15,35 @@ from tests.unit.router.links import Head
 from tests.unit.router.requests import (
     BLOCK,
     ONE,
-    ask,
+    aggregated_router,
     assert_nothing_left,
+    assert_rejected,
+    disaggregated_router,
     hashes,
     new_router,
-    refused,
-    settle,
-    split,
-    waiting,
-    whole,
+    queue_requests,
+    routing_request,
+    run_callbacks,
 )
 
 PREFILL, DECODE = (Role.prefill, "http://p"), (Role.decode, "http://d")
 
 
-def wanting(**fields: object) -> RoutingRequest:
+def with_hints(**fields: object) -> RoutingRequest:
     return RoutingRequest(hints=RoutingHints(**fields))  # type: ignore[arg-type]  # fields of any kind
 
 
-async def test_the_line_is_served_by_priority_then_in_order() -> None:
-    router = await whole(1, ONE)
+async def test_queue_is_served_by_priority_then_arrival() -> None:
+    router = await aggregated_router(1, ONE)
     lease = await router.route(RoutingRequest())
     tasks = {
-        name: (await waiting(router, wanting(priority=priority)))[0]
+        name: (await queue_requests(router, with_hints(priority=priority)))[0]
         for name, priority in (("a", 0), ("b", 5), ("c", -1), ("d", 5), ("e", 0))
     }
     served = list[str]()
     while tasks:
         lease.release()
-        await settle()
+        await run_callbacks()
         (name,) = [name for name, task in tasks.items() if task.done()]
         served.append(name)
         lease = await tasks.pop(name)
@@ -52,14 +52,16 @@ async def test_the_line_is_served_by_priority_then_in_order() -> None:
     assert_nothing_left(router)
 
 
-async def test_in_a_full_line_the_last_yields_to_one_that_counts_more() -> None:
-    router = await whole(1, AdmissionLimits(max_requests_per_worker=1, max_queued_requests=2))
+async def test_full_queue_rejects_its_last_request_for_a_higher_priority() -> None:
+    router = await aggregated_router(
+        1, AdmissionLimits(max_requests_per_worker=1, max_queued_requests=2)
+    )
     lease = await router.route(RoutingRequest())
-    (stays,) = await waiting(router, wanting(priority=1))
-    (yields,) = await waiting(router, RoutingRequest())
-    await refused(router, wanting(priority=-1), Overloaded)
-    await refused(router, RoutingRequest(), Overloaded)
-    (comes,) = await waiting(router, wanting(priority=1))
+    (stays,) = await queue_requests(router, with_hints(priority=1))
+    (yields,) = await queue_requests(router, RoutingRequest())
+    await assert_rejected(router, with_hints(priority=-1), Overloaded)
+    await assert_rejected(router, RoutingRequest(), Overloaded)
+    (comes,) = await queue_requests(router, with_hints(priority=1))
     with pytest.raises(Overloaded) as error:
         await yields
     assert error.value.status == 429
@@ -71,33 +73,35 @@ async def test_in_a_full_line_the_last_yields_to_one_that_counts_more() -> None:
     assert_nothing_left(router)
 
 
-async def test_named_workers_and_no_others() -> None:
-    router = await whole(3, ONE)
-    lease = await router.route(wanting(workers=(2,)))
+async def test_hints_restrict_the_workers() -> None:
+    router = await aggregated_router(3, ONE)
+    lease = await router.route(with_hints(workers=(2,)))
     assert lease.decode.rank == 2
-    (task,) = await waiting(router, wanting(workers=(2,)))
-    assert (await router.route(RoutingRequest())).decode.rank in (0, 1)  # that one holds up nobody
+    (task,) = await queue_requests(router, with_hints(workers=(2,)))
+    assert (await router.route(RoutingRequest())).decode.rank in (0, 1)  # it does not block others
     lease.release()
     assert (await task).decode.rank == 2
-    error = await refused(router, wanting(workers=(1, 9)), NoSuchWorker)
+    error = await assert_rejected(router, with_hints(workers=(1, 9)), NoSuchWorker)
     assert (error.status, error.message) == (400, "no worker 9 is ready; ready ones: 0, 1, 2")
 
 
-async def test_a_worker_of_one_role_leaves_the_other_free() -> None:
-    router = await split()
-    lease = await router.route(wanting(workers=(0,)))
+async def test_hint_for_one_role_does_not_restrict_the_other() -> None:
+    router = await disaggregated_router()
+    lease = await router.route(with_hints(workers=(0,)))
     assert (lease.prefill and lease.prefill.rank, lease.decode.rank) == (0, 1)
 
 
-async def test_a_direct_router_wants_to_be_told() -> None:
-    router = await whole(2, policy=Policy.direct)
-    assert "X-Worker-Rank" in (await refused(router, RoutingRequest(), NoSuchWorker)).message
-    assert (await router.route(wanting(workers=(1,)))).decode.rank == 1
+async def test_direct_policy_without_named_worker_rejects_request() -> None:
+    router = await aggregated_router(2, policy=Policy.direct)
+    assert (
+        "X-Worker-Rank" in (await assert_rejected(router, RoutingRequest(), NoSuchWorker)).message
+    )
+    assert (await router.route(with_hints(workers=(1,)))).decode.rank == 1
 
 
-async def test_a_request_may_have_a_policy_of_its_own() -> None:
-    router = await whole(2)
-    first = await router.route(ask(8, 1, 2))
+async def test_policy_hint_overrides_the_configuration() -> None:
+    router = await aggregated_router(2)
+    first = await router.route(routing_request(8, 1, 2))
     again = RoutingRequest(
         prompt_tokens=8, block_hashes=hashes([1, 2]), hints=RoutingHints(policy=Policy.round_robin)
     )
@@ -109,24 +113,24 @@ async def test_a_request_may_have_a_policy_of_its_own() -> None:
     }
 
 
-async def test_a_request_may_weigh_for_itself() -> None:
-    router = await whole(2)
-    lease = await router.route(ask(8, 1, 2))
+async def test_weight_hints_override_the_configuration() -> None:
+    router = await aggregated_router(2)
+    lease = await router.route(routing_request(8, 1, 2))
     lease.report_first_token()
     lease.report_progress(BLOCK)
     cached = lease.decode.rank  # three blocks held there, two more to compute elsewhere
     for weight, same in ((2.0, True), (1.0, False), (0.0, False)):
-        asked = RoutingRequest(
+        request = RoutingRequest(
             prompt_tokens=8, block_hashes=hashes([1, 2]), hints=RoutingHints(overlap_weight=weight)
         )
-        assert (router.explain(asked).decode == cached) == same
+        assert (router.explain(request).decode == cached) == same
 
 
-async def test_why_changes_nothing_and_tells_what_would_happen() -> None:
-    router = await whole(2)
-    lease = await router.route(ask(10, 1, 2))
+async def test_explain_reports_the_decision_without_granting() -> None:
+    router = await aggregated_router(2)
+    lease = await router.route(routing_request(10, 1, 2))
     before = repr(sorted(router.workers, key=lambda m: m.rank))
-    why = router.explain(ask(12, 1, 2, 3))
+    why = router.explain(routing_request(12, 1, 2, 3))
     assert repr(sorted(router.workers, key=lambda m: m.rank)) == before
     assert (why.policy, why.reason, why.decode) == (Policy.kv, "aggregated", 1 - lease.decode.rank)
     there, other = sorted(why.workers, key=lambda w: w.rank != lease.decode.rank)
@@ -135,46 +139,48 @@ async def test_why_changes_nothing_and_tells_what_would_happen() -> None:
     assert (other.overlap_blocks, other.left_tokens, other.chosen) == (0, 12, True)
     assert there.cost == (4 + 10) / BLOCK + 3
     assert other.cost == 12 / BLOCK
-    assert (await router.route(ask(12, 1, 2, 3))).decode.rank == why.decode
+    assert (await router.route(routing_request(12, 1, 2, 3))).decode.rank == why.decode
 
 
-async def test_why_nobody_would_get_it_now() -> None:
-    router = await whole(1, ONE)
+async def test_explain_with_busy_workers_reports_queued() -> None:
+    router = await aggregated_router(1, ONE)
     lease = await router.route(RoutingRequest())
     why = router.explain(RoutingRequest())
     assert (why.reason, why.decode, why.workers[0].usable) == ("queued", None, False)
     lease.release()
 
 
-async def test_wishes_and_reasons_pass_the_link(head: Head) -> None:
+async def test_hints_and_explanations_pass_the_connection(head: Head) -> None:
     remote = await head.frontend()
-    lease: Lease = await remote.route(wanting(workers=(1,), session="s", priority=3))
+    lease: Lease = await remote.route(with_hints(workers=(1,), session="s", priority=3))
     assert lease.decode.rank == 1
-    why = await remote.explain(ask(8, 1, 2))
+    why = await remote.explain(routing_request(8, 1, 2))
     assert b'"decode":0' in why
     with pytest.raises(NoSuchWorker):
-        await remote.explain(wanting(workers=(7,)))
+        await remote.explain(with_hints(workers=(7,)))
     lease.release()
 
 
 @pytest.mark.parametrize(
-    ("handover_tokens", "why"), [(0, "disaggregated"), (2, "local_short_prompt")]
+    ("transfer_cost_tokens", "why"), [(0, "disaggregated"), (2, "local_short_prompt")]
 )
-async def test_a_prompt_that_is_there_is_not_handed_over(handover_tokens: int, why: str) -> None:
-    router = new_router(TopologyKind.disaggregated, handover_tokens=handover_tokens)
+async def test_cached_prompt_is_prefilled_on_the_decode_worker(
+    transfer_cost_tokens: int, why: str
+) -> None:
+    router = new_router(TopologyKind.disaggregated, transfer_cost_tokens=transfer_cost_tokens)
     await router.add_worker(0, *PREFILL)
     await router.add_worker(1, *DECODE)
-    first = await router.route(ask(16, 1, 2, 3, 4))
+    first = await router.route(routing_request(16, 1, 2, 3, 4))
     first.report_prefilled()
     first.release()
-    asked = ask(17, 1, 2, 3, 4)  # one token is left on both
-    assert router.explain(asked).reason == why
-    (await router.route(asked)).release()
+    request = routing_request(17, 1, 2, 3, 4)  # one token is left on both
+    assert router.explain(request).reason == why
+    (await router.route(request)).release()
     assert_nothing_left(router)
 
 
 @pytest.mark.parametrize(
-    ("handover_tokens", "queued", "why"),
+    ("transfer_cost_tokens", "queued", "why"),
     [
         (0, 0, "disaggregated"),
         (7, 0, "disaggregated"),
@@ -183,11 +189,11 @@ async def test_a_prompt_that_is_there_is_not_handed_over(handover_tokens: int, w
         (0, 9, "local_prefill_busy"),
     ],
 )
-async def test_the_decode_worker_prefills_what_a_hand_over_would_delay(
-    handover_tokens: int, queued: int, why: str
+async def test_decode_worker_prefills_if_a_transfer_takes_longer(
+    transfer_cost_tokens: int, queued: int, why: str
 ) -> None:
-    """A prompt of 8 tokens counts twice there (local_penalty), so 8 more tokens are the bound."""
-    router = new_router(TopologyKind.disaggregated, handover_tokens=handover_tokens)
+    """A prompt of 8 tokens counts twice there (decode_prefill_penalty), so the limit is 8 more."""
+    router = new_router(TopologyKind.disaggregated, transfer_cost_tokens=transfer_cost_tokens)
     await router.add_worker(0, *PREFILL)
     await router.add_worker(1, *DECODE)
     busy = (
@@ -197,7 +203,7 @@ async def test_the_decode_worker_prefills_what_a_hand_over_would_delay(
         if queued
         else None
     )
-    lease = await router.route(ask(8))
+    lease = await router.route(routing_request(8))
     assert (lease.prefill is None) == (why != "disaggregated")
     assert router.decisions.by_reason[why] >= 1
     lease.release()

@@ -1,4 +1,4 @@
-"""The link when one of its ends dies or talks nonsense."""
+"""The connection when one of its ends dies or sends invalid data."""
 
 import asyncio
 
@@ -19,47 +19,49 @@ from hpc_dynamo.router.rpc.protocol import (
     RouteCall,
 )
 from hpc_dynamo.router.scheduling.lease import LeaseEvent
-from tests.unit.router.links import Head, cut, heard, quiet, served, soon
+from tests.unit.router.links import Head, counts, cut, served, wait_for, wait_idle
 from tests.unit.router.requests import (
+    DEADLINE_S,
     ONE,
-    SOON_S,
+    aggregated_router,
     assert_nothing_left,
+    assert_rejected,
     new_router,
-    refused,
-    waiting,
-    whole,
+    queue_requests,
 )
 
 
-async def test_a_dead_frontend_holds_nothing(head: Head) -> None:
-    lives, (dies, sock) = await head.frontend(), await head.mortal()
+async def test_dead_frontend_releases_its_leases(head: Head) -> None:
+    lives, (dies, sock) = await head.frontend(), await head.killable_frontend()
     leases = [await lives.route(RoutingRequest()), await dies.route(RoutingRequest())]
-    tasks = await waiting(dies, RoutingRequest(), 2)
-    assert await heard(head, dies) == (2, 2)
-    (behind,) = await waiting(lives, RoutingRequest())
-    assert await heard(head, lives) == (2, 3)
+    tasks = await queue_requests(dies, RoutingRequest(), 2)
+    assert await counts(head, dies) == (2, 2)
+    (behind,) = await queue_requests(lives, RoutingRequest())
+    assert await counts(head, lives) == (2, 3)
     cut(sock)
-    (await asyncio.wait_for(behind, SOON_S)).release()
+    (await asyncio.wait_for(behind, DEADLINE_S)).release()
     leases[0].release()
-    await quiet(head.router)
-    assert head.left.qsize() == 1
-    await asyncio.wait(tasks, timeout=SOON_S)
+    await wait_idle(head.router)
+    assert head.disconnected.qsize() == 1
+    await asyncio.wait(tasks, timeout=DEADLINE_S)
     assert [type(task.exception()) for task in tasks] == [NoWorker] * 2
 
 
-async def test_when_the_head_goes() -> None:
-    async with served(await whole(1, ONE)) as head:
+async def test_frontend_without_head_rejects_requests() -> None:
+    async with served(await aggregated_router(1, ONE)) as head:
         remote = await head.frontend()
         lease = await remote.route(RoutingRequest())
-        task, gone = await waiting(remote, RoutingRequest(), 2)
-        remote.closed.add_done_callback(lambda _: gone.cancel())  # both learn it in one turn
-    await soon(remote.closed)
-    assert await soon(lease.worker_lost) == 0
+        task, gone = await queue_requests(remote, RoutingRequest(), 2)
+        remote.closed.add_done_callback(
+            lambda _: gone.cancel()
+        )  # in the same iteration of the event loop
+    await wait_for(remote.closed)
+    assert await wait_for(lease.worker_lost) == 0
     with pytest.raises(NoWorker, match="the job is ending"):
         await task
     await asyncio.wait([gone])
     assert gone.cancelled()
-    await refused(remote, RoutingRequest(), NoWorker)
+    await assert_rejected(remote, RoutingRequest(), NoWorker)
     lease.report_progress(1)
     lease.release()
     remote.report_to_head(RunView())
@@ -67,16 +69,16 @@ async def test_when_the_head_goes() -> None:
     assert_nothing_left(head.router)
 
 
-async def test_what_was_shown_last_arrives() -> None:
+async def test_last_view_arrives_before_the_close() -> None:
     async with served(new_router()) as head:
         remote = await head.frontend()
         head.view = RunView(draining=True)
         head.server.push_view()
-    await soon(remote.closed)
+    await wait_for(remote.closed)
     assert remote.view.draining
 
 
-async def test_nobody_listens(head: Head) -> None:
+async def test_connect_without_router_fails(head: Head) -> None:
     head.path.unlink()
     with pytest.raises(FileNotFoundError):
         await head.frontend()
@@ -102,40 +104,40 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
-async def test_garbage_ends_its_connection_alone(head: Head, garbage: bytes) -> None:
+async def test_invalid_frame_closes_only_its_connection(head: Head, garbage: bytes) -> None:
     remote, sock, loop = await head.frontend(), head.raw(), asyncio.get_running_loop()
     lease = await remote.route(RoutingRequest())
     with sock:
         await loop.sock_sendall(sock, garbage)
-        async with asyncio.timeout(SOON_S):
-            await head.left.get()
+        async with asyncio.timeout(DEADLINE_S):
+            await head.disconnected.get()
     assert head.router.traffic().active == 1
     other = await remote.route(RoutingRequest())
     for one in (lease, other):
         one.release()
-    await quiet(head.router)
+    await wait_idle(head.router)
 
 
-async def test_frames_may_come_in_any_pieces(head: Head) -> None:
+async def test_frames_may_arrive_in_any_pieces(head: Head) -> None:
     sock, loop = head.raw(), asyncio.get_running_loop()
     with sock:
-        asked = [ENCODER.encode(RouteCall(number, RoutingRequest())) for number in range(3)]
-        for byte in framed(*asked, ENCODER.encode(ReportToHead(b"!"))):
+        request = [ENCODER.encode(RouteCall(number, RoutingRequest())) for number in range(3)]
+        for byte in framed(*request, ENCODER.encode(ReportToHead(b"!"))):
             await loop.sock_sendall(sock, bytes([byte]))
             await asyncio.sleep(0)
-        assert (await asyncio.wait_for(head.told.get(), SOON_S))[1] == b"!"
+        assert (await asyncio.wait_for(head.reports.get(), DEADLINE_S))[1] == b"!"
         traffic = head.router.traffic()
         assert (traffic.active, traffic.queued) == (2, 1)
-    await quiet(head.router)
+    await wait_idle(head.router)
 
 
-async def test_a_worker_comes_for_those_who_wait() -> None:
+async def test_added_worker_serves_requests_queued_over_the_connection() -> None:
     async with served(new_router()) as head:
         remote = await head.frontend()
-        (task,) = await waiting(remote, RoutingRequest())
-        assert await heard(head, remote) == (0, 1)
+        (task,) = await queue_requests(remote, RoutingRequest())
+        assert await counts(head, remote) == (0, 1)
         await head.router.add_worker(7, Role.aggregated, "http://late:1")
-        lease = await asyncio.wait_for(task, SOON_S)
+        lease = await asyncio.wait_for(task, DEADLINE_S)
         assert lease.decode == Target(7, "http://late:1")
         lease.release()
-        await quiet(head.router)
+        await wait_idle(head.router)

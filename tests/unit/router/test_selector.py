@@ -1,4 +1,4 @@
-"""The pure choice among workers."""
+"""Selection of a worker by each policy."""
 
 from collections import Counter
 from datetime import date, timedelta
@@ -19,14 +19,14 @@ from tests.unit.router.requests import BLOCK
 Loads = list[dict[str, Any]]
 
 
-def member(rank: int, load: dict[str, Any]) -> RoutedWorker:
+def new_worker(rank: int, load: dict[str, Any]) -> RoutedWorker:
     return RoutedWorker(rank, Role.aggregated, "", **load)
 
 
 @pytest.mark.parametrize(
     ("policy", "loads", "overlaps", "chosen"),
     [
-        # The longest prefix, unless the work before it outweighs that.
+        # The longest prefix, unless the pending work outweighs it.
         (Policy.kv, [{}, {}], {1: 2}, 1),
         (Policy.kv, [{}, {"prefill_tokens": 2 * BLOCK - 1}], {1: 2}, 1),
         (Policy.kv, [{}, {"prefill_tokens": 2 * BLOCK + 1}], {1: 2}, 0),
@@ -35,7 +35,7 @@ def member(rank: int, load: dict[str, Any]) -> RoutedWorker:
         (Policy.kv, [{"blocks": 1}, {"blocks": 1, "prefill_tokens": 1}], {}, 0),
         # More overlap than prompt is worth no more than the prompt.
         (Policy.kv, [{}, {"blocks": 1}], {0: 5, 1: 9}, 0),
-        # Equal costs: the fewest requests, then whose turn is the longest ago.
+        # Equal costs: the fewest requests, then the least recent lease.
         (Policy.kv, [{"active": 1, "last_lease_id": 1}, {"last_lease_id": 9}], {}, 1),
         (Policy.kv, [{"last_lease_id": 2}, {"last_lease_id": 1}, {"last_lease_id": 3}], {}, 1),
         (Policy.least_loaded, [{"active": 2}, {"active": 1, "blocks": 9}], {0: 5}, 1),
@@ -44,31 +44,33 @@ def member(rank: int, load: dict[str, Any]) -> RoutedWorker:
         (Policy.round_robin, [{"last_lease_id": 5, "served": 1}, {"last_lease_id": 6}], {}, 0),
     ],
 )
-def test_choice(policy: Policy, loads: Loads, overlaps: dict[int, int], chosen: int) -> None:
-    members = [member(rank, load) for rank, load in enumerate(loads)]
-    need = CostInputs(5 * BLOCK, overlaps, BLOCK)
-    assert select_worker(POLICIES[policy], members, need).rank == chosen
-    assert select_worker(POLICIES[policy], members[::-1], need).rank == chosen
+def test_policy_selects_the_cheapest_worker(
+    policy: Policy, loads: Loads, overlaps: dict[int, int], chosen: int
+) -> None:
+    workers = [new_worker(rank, load) for rank, load in enumerate(loads)]
+    inputs = CostInputs(5 * BLOCK, overlaps, BLOCK)
+    assert select_worker(POLICIES[policy], workers, inputs).rank == chosen
+    assert select_worker(POLICIES[policy], workers[::-1], inputs).rank == chosen
 
 
-def test_weights_say_what_counts() -> None:
-    members = [member(0, {"blocks": 4}), member(1, {"prefill_tokens": 3 * BLOCK})]
+def test_weights_scale_the_terms_of_the_cost() -> None:
+    workers = [new_worker(0, {"blocks": 4}), new_worker(1, {"prefill_tokens": 3 * BLOCK})]
     for overlap, decode, chosen in ((1.0, 1.0, 1), (2.0, 1.0, 0), (1.0, 0.5, 0), (0.0, 0.0, 0)):
-        need = CostInputs(0, {}, BLOCK, overlap_weight=overlap, decode_weight=decode)
-        assert select_worker(POLICIES[Policy.kv], members, need).rank == chosen
+        inputs = CostInputs(0, {}, BLOCK, overlap_weight=overlap, decode_weight=decode)
+        assert select_worker(POLICIES[Policy.kv], workers, inputs).rank == chosen
 
 
-def test_a_session_keeps_its_worker_while_others_come_and_go() -> None:
-    members = [member(rank, {"active": rank}) for rank in range(8)]
+def test_session_keeps_its_worker_when_others_change() -> None:
+    workers = [new_worker(rank, {"active": rank}) for rank in range(8)]
     rule = POLICIES[Policy.session]
     needs = [CostInputs(0, {}, BLOCK, session=f"s{i}") for i in range(200)]
-    before = [select_worker(rule, members, need).rank for need in needs]
+    before = [select_worker(rule, workers, inputs).rank for inputs in needs]
     assert set(before) == set(range(8))
-    without = [select_worker(rule, members[:7], need).rank for need in needs]
+    without = [select_worker(rule, workers[:7], inputs).rank for inputs in needs]
     moved = [i for i, (a, b) in enumerate(zip(before, without, strict=True)) if a != b]
     assert moved == [i for i, rank in enumerate(before) if rank == 7]
     assert (
-        select_worker(rule, members[::-1], CostInputs(0, {}, BLOCK)).rank == 0
+        select_worker(rule, workers[::-1], CostInputs(0, {}, BLOCK)).rank == 0
     )  # no session: by load
 
 
@@ -86,11 +88,11 @@ SESSIONS = {
 }
 
 
-def placed(sessions: list[str], ranks: list[int]) -> list[int]:
-    members = [member(rank, {}) for rank in ranks]
+def selected_ranks(sessions: list[str], ranks: list[int]) -> list[int]:
+    workers = [new_worker(rank, {}) for rank in ranks]
     rule = POLICIES[Policy.session]
     return [
-        select_worker(rule, members, CostInputs(0, {}, BLOCK, session=s)).rank for s in sessions
+        select_worker(rule, workers, CostInputs(0, {}, BLOCK, session=s)).rank for s in sessions
     ]
 
 
@@ -99,7 +101,7 @@ def placed(sessions: list[str], ranks: list[int]) -> list[int]:
 def test_sessions_of_any_kind_spread_evenly(kind: str, workers: int) -> None:
     """Each share lies as close to 1/n as independent draws would: 1.3 % of them lie beyond 2.5
     standard deviations, 1 of 16,000 beyond 4."""
-    counts = Counter(placed(SESSIONS[kind], list(range(workers))))
+    counts = Counter(selected_ranks(SESSIONS[kind], list(range(workers))))
     mean, deviation = IDS / workers, sqrt(IDS / workers * (1 - 1 / workers))
     off = [abs(counts[rank] - mean) / deviation for rank in range(workers)]
     assert max(off) < 4
@@ -107,54 +109,56 @@ def test_sessions_of_any_kind_spread_evenly(kind: str, workers: int) -> None:
 
 
 @pytest.mark.parametrize("kind", SESSIONS)
-def test_even_a_few_sessions_use_every_worker(kind: str) -> None:
-    """30 sessions on 3 workers: by chance one has fewer than 3 in 1 of 1,000 cases."""
+def test_few_sessions_use_every_worker(kind: str) -> None:
+    """30 sessions on 3 workers: at random, one has fewer than 3 in 1 of 1,000 cases."""
     for start in range(0, 300, 30):
-        counts = Counter(placed(SESSIONS[kind][start : start + 30], [0, 1, 2]))
+        counts = Counter(selected_ranks(SESSIONS[kind][start : start + 30], [0, 1, 2]))
         assert min(counts[rank] for rank in range(3)) >= 2
 
 
 @pytest.mark.parametrize("kind", SESSIONS)
-def test_only_sessions_of_a_worker_that_joins_or_leaves_move(kind: str) -> None:
+def test_only_sessions_of_an_added_or_removed_worker_move(kind: str) -> None:
     every = list(range(9))
-    before = placed(SESSIONS[kind], every)
+    before = selected_ranks(SESSIONS[kind], every)
     for gone in every:
-        after = placed(SESSIONS[kind], [rank for rank in every if rank != gone])
+        after = selected_ranks(SESSIONS[kind], [rank for rank in every if rank != gone])
         moved = [b for b, a in zip(before, after, strict=True) if a != b]
         assert set(moved) == {gone}
         fair = IDS / len(every)
         assert len(moved) < fair + 4 * sqrt(fair)
 
 
-def test_a_session_may_be_any_text() -> None:
-    """Half a surrogate pair too, which JSON can carry."""
-    assert placed(["\ud83d", "a" * 100_000, "/", "\0"], [0, 1]) is not None
+def test_session_may_be_any_text() -> None:
+    """Half of a surrogate pair is valid as well, since JSON can contain it."""
+    assert selected_ranks(["\ud83d", "a" * 100_000, "/", "\0"], [0, 1]) is not None
 
 
-def test_chance_reaches_all_and_two_draws_avoid_the_busiest() -> None:
-    members = [member(rank, {"active": rank}) for rank in range(4)]
-    need = CostInputs(0, {}, BLOCK)
-    drawn = Counter(select_worker(POLICIES[Policy.random], members, need).rank for _ in range(400))
+def test_random_reaches_all_workers_and_power_of_two_avoids_the_busiest() -> None:
+    workers = [new_worker(rank, {"active": rank}) for rank in range(4)]
+    inputs = CostInputs(0, {}, BLOCK)
+    drawn = Counter(
+        select_worker(POLICIES[Policy.random], workers, inputs).rank for _ in range(400)
+    )
     assert set(drawn) == {0, 1, 2, 3}
     drawn = Counter(
-        select_worker(POLICIES[Policy.power_of_two], members, need).rank for _ in range(400)
+        select_worker(POLICIES[Policy.power_of_two], workers, inputs).rank for _ in range(400)
     )
     assert set(drawn) == {0, 1, 2}
     assert drawn[0] > drawn[2]
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=6), st.floats(0.01, 10))
-def test_temperature_never_leaves_the_usable(blocks: list[int], temperature: float) -> None:
-    members = [member(rank, {"blocks": n}) for rank, n in enumerate(blocks)]
+def test_temperature_selects_only_usable_workers(blocks: list[int], temperature: float) -> None:
+    workers = [new_worker(rank, {"blocks": n}) for rank, n in enumerate(blocks)]
     assert (
-        select_worker(POLICIES[Policy.kv], members, CostInputs(0, {}, BLOCK), temperature)
-        in members
+        select_worker(POLICIES[Policy.kv], workers, CostInputs(0, {}, BLOCK), temperature)
+        in workers
     )
 
 
-def test_temperature_spreads_and_prefers_the_cheap() -> None:
-    members = [member(rank, {"blocks": 10 * rank}) for rank in range(3)]
-    need, rule = CostInputs(0, {}, BLOCK), POLICIES[Policy.kv]
-    warm = Counter(select_worker(rule, members, need, 0.5).rank for _ in range(1000))
+def test_temperature_spreads_requests_by_cost() -> None:
+    workers = [new_worker(rank, {"blocks": 10 * rank}) for rank in range(3)]
+    inputs, rule = CostInputs(0, {}, BLOCK), POLICIES[Policy.kv]
+    warm = Counter(select_worker(rule, workers, inputs, 0.5).rank for _ in range(1000))
     assert warm[0] > warm[1] > warm[2] > 0
-    assert {select_worker(rule, members, need, 0.001).rank for _ in range(100)} == {0}
+    assert {select_worker(rule, workers, inputs, 0.001).rank for _ in range(100)} == {0}

@@ -1,4 +1,4 @@
-"""A whole job in virtual time: the same each run, every request ends once, flips lose none."""
+"""Simulated jobs: reproducible, with one end per request and lossless role changes."""
 
 from collections import Counter
 from dataclasses import replace
@@ -36,7 +36,7 @@ def job(prefill: int, decode: int) -> SimulatedJob:
 
 
 def load(seconds: float = 60.0, rate_hz: float = 8.0) -> list[TraceRequest]:
-    """Every third prompt begins as the third before."""
+    """Return prompts of which every third one starts like the third before."""
     drawn = synthetic_load([LoadPhase(seconds, rate_hz, 3000, 100)], seed=7)
     return [
         replace(r, blocks=(i % 3, 3 + i % 3) * (r.prompt_tokens >= 1024))
@@ -45,7 +45,7 @@ def load(seconds: float = 60.0, rate_hz: float = 8.0) -> list[TraceRequest]:
 
 
 class Swinging:
-    """A planner that moves a worker to and fro at every interval."""
+    """A planner that moves a worker back and forth at every interval."""
 
     def __init__(self) -> None:
         self.seen = list[Signals]()
@@ -68,14 +68,14 @@ def ends(outcome: SimulationResult) -> list[tuple[float, int, int, float, float]
     )
 
 
-def test_a_run_is_the_same_each_time() -> None:
+def test_simulation_is_reproducible() -> None:
     first, second = (simulate(job(2, 2), load()) for _ in range(2))
     assert ends(first) == ends(second)
     assert first.roles == second.roles
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_flips_lose_nothing(restart: bool) -> None:
+def test_role_changes_lose_no_requests(restart: bool) -> None:
     asked, planner = load(), Swinging()
     flipping = RoleChangeModel(role_change_s=1.0, restart_engine=restart)
     outcome = simulate(replace(job(2, 2), role_change=flipping), asked, planner)
@@ -89,7 +89,7 @@ def test_flips_lose_nothing(restart: bool) -> None:
     assert {prefill + decode for _, prefill, decode in outcome.roles[4:]} <= {3, 4}
 
 
-def test_a_flip_that_cannot_drain_is_undone() -> None:
+def test_role_change_that_cannot_drain_is_undone() -> None:
     long = [TraceRequest(0.1 * i, 1000, 5000) for i in range(20)]
     flipping = RoleChangeModel(role_change_s=0.1, drain_s=2.0)
 
@@ -104,7 +104,7 @@ def test_a_flip_that_cannot_drain_is_undone() -> None:
     assert outcome.roles[-1][1:] == (1, 2)
 
 
-def test_the_planner_sees_what_there_was() -> None:
+def test_planner_receives_the_simulated_load() -> None:
     planner, asked = Swinging(), load()
     outcome = simulate(job(2, 2), asked, planner)
     intervals = planner.seen
@@ -119,8 +119,8 @@ def test_the_planner_sees_what_there_was() -> None:
 
 
 @pytest.mark.parametrize(("prompt", "answer", "best"), [(12_000, 8, 5), (200, 1500, 1)])
-def test_the_search_finds_the_obvious_split(prompt: int, answer: int, best: int) -> None:
-    """Six workers, under all that they can: prompts without answers, answers without prompts."""
+def test_search_finds_the_obvious_split(prompt: int, answer: int, best: int) -> None:
+    """Six workers below their capacity: long prompts only, or long responses only."""
     rate = {12_000: 8.0, 200: 20.0}[prompt]
     asked, said = synthetic_load([LoadPhase(30.0, rate, prompt, answer)], seed=1), list[object]()
     targets = LatencyTargets(ttft_s=1.5, itl_s=0.012)

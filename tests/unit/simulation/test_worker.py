@@ -1,4 +1,4 @@
-"""Workers that jump: by hand, and against the simulator's own scheduler stepped for real."""
+"""Modelled workers compared with manual results and with the simulator's scheduler."""
 
 import asyncio
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Asked:
 
 
 Times = list[tuple[float, float]]
-"""Of each request's first and last token."""
+"""Times of the first and last token of each request."""
 
 
 async def _jumped(asked: list[Asked], limits: EngineSizes, timing: TimingModel) -> Times:
@@ -85,7 +85,7 @@ async def _stepped(asked: list[Asked], limits: EngineSizes, timing: TimingModel)
 
 @st.composite
 def _asked(draw: st.DrawFn) -> Asked:
-    """Prompts of two families that share their beginnings; no two come at one moment."""
+    """Prompts of two families with common prefixes, at different times."""
     family, shared, own = draw(st.tuples(st.integers(1, 2), st.integers(0, 6), st.integers(1, 40)))
     number = draw(st.integers(1000, 1_000_000))
     prompt = (*((family,) * (shared * BLOCK)), *((number,) * own))
@@ -98,7 +98,7 @@ def _asked(draw: st.DrawFn) -> Asked:
     st.integers(8, 100),
     st.integers(12, 40),
 )
-def test_jumps_end_where_steps_end(
+def test_step_runs_end_with_the_single_steps(
     asked: list[Asked], sequences: int, step_tokens: int, blocks: int
 ) -> None:
     limits = EngineSizes(sequences, step_tokens, blocks * BLOCK, page_tokens=BLOCK)
@@ -108,7 +108,7 @@ def test_jumps_end_where_steps_end(
         assert here == pytest.approx(there, abs=1e-6)
 
 
-def test_one_request_by_hand() -> None:
+def test_single_request_takes_the_calculated_time() -> None:
     """250 tokens in steps of 100: 100, 100, 50; then 4 more tokens, a context of 251 to 254."""
     timing = TimingModel(prefill_s_per_token=0.01, decode_s=1.0, decode_s_per_context_token=0.001)
     asked = [Asked(5.0, tuple(range(250)), 5)]
@@ -116,15 +116,15 @@ def test_one_request_by_hand() -> None:
     assert times[0] == pytest.approx((7.5, 7.5 + 4 + 0.251 + 0.252 + 0.253 + 0.254))
 
 
-def test_a_prompt_that_comes_meanwhile_waits_for_the_step_under_way() -> None:
+def test_prompt_arriving_during_a_step_waits_for_its_end() -> None:
     timing = TimingModel(prefill_s_per_token=0.01, decode_s=1.0)
     asked = [Asked(0.0, (1,) * 100, 11), Asked(3.5, (2,) * 50, 1)]
     times = clock.run(_jumped(asked, EngineSizes(4, 200, 1024), timing))
-    # The first token at 1, others at 2, 3, 4; then a step of both, 1.5 s; five of 1 s remain.
+    # Tokens at 1, 2, 3 and 4 s; then a step of both, 1.5 s; five steps of 1 s remain.
     assert times == [pytest.approx((1.0, 11.5)), pytest.approx((5.5, 5.5))]
 
 
-def test_time_jumps_and_nothing_can_wait_for_ever() -> None:
+def test_virtual_time_advances_and_detects_endless_waits() -> None:
     async def sleeps() -> float:
         await asyncio.sleep(86_400.0 * 30)
         return asyncio.get_running_loop().time()

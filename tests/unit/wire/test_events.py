@@ -1,4 +1,4 @@
-"""Publishers and followers of KV events over real ipc sockets; plain ZMQ plays other versions."""
+"""Publishers and subscribers of KV events over ipc sockets; plain ZMQ stands for other versions."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -19,7 +19,7 @@ NEVER_S = 0.3  # for what must not
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Short: an ipc path has little room."""
+    """Folder with a short path, since ipc paths are limited."""
     with TemporaryDirectory() as path:
         yield Path(path)
 
@@ -45,7 +45,7 @@ def subscriber(folder: Path) -> Iterator[KvEventSubscriber]:
 
 @pytest.fixture
 async def pair(folder: Path) -> AsyncIterator[tuple[KvEventPublisher, KvEventSubscriber]]:
-    """Both ends of ten steps' buffer, connected; the publisher serves replays."""
+    """Connected publisher, with a buffer of ten steps, and subscriber. Replays are served."""
     async with AsyncExitStack() as stack:
         follower = stack.enter_context(subscriber(folder))
         engine = stack.enter_context(publisher(folder, buffer_steps=10))
@@ -57,15 +57,15 @@ async def pair(folder: Path) -> AsyncIterator[tuple[KvEventPublisher, KvEventSub
 
 
 async def connect(engine: KvEventPublisher, follower: KvEventSubscriber) -> None:
-    """PUB tells nobody who is there, so payload 0 is said until it is heard; then all is read."""
-    hears = asyncio.create_task(follower.receive())
+    """Publish payload 0 until it is received, since PUB does not report subscribers; then drain."""
+    wait_until_received = asyncio.create_task(follower.receive())
     async with asyncio.timeout(SOON_S):
         said = 0
-        while not hears.done():
+        while not wait_until_received.done():
             await engine.publish(b"hello")
             said += 1
-            await asyncio.wait([hears], timeout=0.02)
-        last = (await hears)[0]
+            await asyncio.wait([wait_until_received], timeout=0.02)
+        last = (await wait_until_received)[0]
         while last < said - 1:
             last = (await follower.receive())[0]
 
@@ -78,28 +78,28 @@ async def heard(follower: KvEventSubscriber) -> tuple[int, bytes]:
 async def replayed(
     follower: KvEventSubscriber, start: int, timeout_s: float = SOON_S
 ) -> list[tuple[int, bytes]]:
-    async with aclosing(follower.replay(start, timeout_s)) as all_of_it:
-        return [each async for each in all_of_it]
+    async with aclosing(follower.replay(start, timeout_s)) as batches:
+        return [each async for each in batches]
 
 
 async def next_number(engine: KvEventPublisher, follower: KvEventSubscriber) -> int:
-    """What the publisher will count next."""
+    """Return the next number of the publisher."""
     await engine.publish(b"last")
     return (await heard(follower))[0] + 1
 
 
-async def test_published_in_order_with_rising_numbers(
+async def test_batches_arrive_in_order_with_rising_numbers(
     pair: tuple[KvEventPublisher, KvEventSubscriber],
 ) -> None:
     engine, follower = pair
     first = await next_number(engine, follower)
-    for i in range(50):
-        await engine.publish(b"%d" % i)
+    for index in range(50):
+        await engine.publish(b"%d" % index)
     got = [await heard(follower) for _ in range(50)]
-    assert got == [(first + i, b"%d" % i) for i in range(50)]
+    assert got == [(first + index, b"%d" % index) for index in range(50)]
 
 
-async def test_what_was_lost_shows_as_a_gap_and_is_replayed(
+async def test_lost_batch_shows_as_a_gap_and_is_replayed(
     pair: tuple[KvEventPublisher, KvEventSubscriber],
 ) -> None:
     engine, follower = pair
@@ -118,21 +118,21 @@ async def test_what_was_lost_shows_as_a_gap_and_is_replayed(
     assert await heard(follower) == (first + 3, b"four"), "a replay does not disturb what follows"
 
 
-async def test_a_replay_begins_where_the_buffer_does(
+async def test_replay_starts_at_the_oldest_buffered_batch(
     pair: tuple[KvEventPublisher, KvEventSubscriber],
 ) -> None:
     engine, follower = pair
     first = await next_number(engine, follower)
-    for i in range(25):
-        await engine.publish(b"%d" % i, drop=True)
-    assert await replayed(follower, first) == [(first + i, b"%d" % i) for i in range(15, 25)]
+    for index in range(25):
+        await engine.publish(b"%d" % index, drop=True)
+    assert await replayed(follower, first) == [(first + n, b"%d" % n) for n in range(15, 25)]
     assert len(await replayed(follower, 0)) == 10
 
 
-async def test_a_long_replay_is_whole_and_lets_the_engine_go_on(folder: Path) -> None:
+async def test_long_replay_is_complete_and_does_not_block_the_engine(folder: Path) -> None:
     with subscriber(folder) as follower, publisher(folder, buffer_steps=5000) as engine:
-        for i in range(5000):
-            await engine.publish(b"%d" % i)
+        for index in range(5000):
+            await engine.publish(b"%d" % index)
         turns = 0
 
         async def compute() -> None:
@@ -146,11 +146,11 @@ async def test_a_long_replay_is_whole_and_lets_the_engine_go_on(folder: Path) ->
             got = await replayed(follower, 0, 4 * SOON_S)
             for task in tasks:
                 task.cancel()
-    assert got == [(i, b"%d" % i) for i in range(5000)]
+    assert got == [(index, b"%d" % index) for index in range(5000)]
     assert turns > 5000
 
 
-async def test_an_engine_that_does_not_answer_ends_a_replay_at_the_deadline(folder: Path) -> None:
+async def test_replay_ends_at_the_deadline_without_an_answer(folder: Path) -> None:
     with subscriber(folder) as follower:
         async with asyncio.timeout(SOON_S):
             assert await replayed(follower, 0, NEVER_S) == [], "nobody is there"
@@ -160,7 +160,7 @@ async def test_an_engine_that_does_not_answer_ends_a_replay_at_the_deadline(fold
                 assert await replayed(follower, 0, NEVER_S) == []
 
 
-async def test_no_late_answer_comes_into_the_next_replay(folder: Path) -> None:
+async def test_late_answer_does_not_reach_the_next_replay(folder: Path) -> None:
     with subscriber(folder) as follower, publisher(folder) as engine:
         await engine.publish(b"zero")
         await engine.publish(b"one")
@@ -171,8 +171,8 @@ async def test_no_late_answer_comes_into_the_next_replay(folder: Path) -> None:
             serving.cancel()
 
 
-async def test_frames_without_a_topic_are_understood(folder: Path) -> None:
-    """SGLang and earlier versions of vLLM replay so."""
+async def test_replay_without_topic_is_decoded(folder: Path) -> None:
+    """SGLang and earlier versions of vLLM send replays without a topic."""
     context = zmq.asyncio.Context()
     with context.socket(zmq.ROUTER) as router, subscriber(folder) as follower:
         router.bind(f"ipc://{folder}/replay")
@@ -191,7 +191,9 @@ async def test_frames_without_a_topic_are_understood(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("frames", [[b"alone"], [b"topic", b"short", b"payload"]])
-async def test_another_protocol_is_an_error_of_ours(folder: Path, frames: list[bytes]) -> None:
+async def test_frames_of_another_protocol_raise_wire_error(
+    folder: Path, frames: list[bytes]
+) -> None:
     context = zmq.asyncio.Context()
     with context.socket(zmq.PUB) as other, subscriber(folder) as follower:
         other.bind(f"ipc://{folder}/live")
@@ -199,19 +201,19 @@ async def test_another_protocol_is_an_error_of_ours(folder: Path, frames: list[b
         async def say() -> None:
             while True:
                 await other.send_multipart(frames)
-                await asyncio.sleep(0.02)  # PUB does not tell when somebody is there
+                await asyncio.sleep(0.02)  # PUB has no event for new subscribers
 
         async with asyncio.TaskGroup() as group:
-            saying = group.create_task(say())
+            publishing = group.create_task(say())
             with pytest.raises(WireError, match="in frames of") as wrong:
                 await heard(follower)
-            saying.cancel()
+            publishing.cancel()
         assert "8 bytes" in wrong.value.hint
     context.term()
 
 
 @pytest.mark.parametrize("name", ["nowhere/live", "x" * 200])
-async def test_a_path_that_cannot_be_is_told(folder: Path, name: str) -> None:
+async def test_invalid_endpoint_raises_wire_error(folder: Path, name: str) -> None:
     with pytest.raises(WireError, match="cannot be published") as wrong:
         KvEventPublisher(f"ipc://{folder}/{name}", None, topic="", buffer_steps=1)
     assert "107 bytes" in wrong.value.hint

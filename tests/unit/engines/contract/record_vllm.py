@@ -2,7 +2,7 @@
 
     cd tests/unit/engines/contract; /env/bin/python record_vllm.py > vllm.json
 
-Run it with the Python of an environment that has vLLM. For options that take JSON it prints the fields
+Run it with the Python of an environment that has vLLM. For JSON options it prints the fields
 of their class. It needs only vLLM and the standard library.
 """
 

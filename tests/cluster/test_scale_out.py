@@ -1,4 +1,4 @@
-"""A job on Slurm asks for another node under load, and gives it back; nobody notices but squeue."""
+"""A Slurm job adds a node under load and releases it; no request fails."""
 
 import subprocess
 from collections.abc import AsyncIterator
@@ -39,7 +39,7 @@ SOON_S = 120.0
 async def on_one_node(
     cluster: SlurmCluster, folder: Path, *words: str
 ) -> AsyncIterator[tuple[Attempt, Load]]:
-    """With streams for it."""
+    """Run streams meanwhile."""
     async with serving(cluster, folder, *WORDS, *words, workers=2) as job:
         yield job.attempt, job.load(3, 200)
 
@@ -50,7 +50,7 @@ def job(attempt: Attempt, number: int) -> ExtraJobStatus | None:
 
 
 def loads(attempt: Attempt, number: int) -> list[WorkerLoad]:
-    """Of the workers of a further job."""
+    """Return the ranks of an extra job's workers."""
     status, known = attempt.status(), job(attempt, number)
     return [w for w in status.loads if w.rank in known.ranks] if status and known else []
 
@@ -65,7 +65,7 @@ def has_ended(attempt: Attempt, number: int) -> bool:
 
 
 def kill(cluster: SlurmCluster, agent: NodeRecord) -> None:
-    """Its pid is of its node's own namespace."""
+    """Kill a process by its pid in the namespace of its node."""
     subprocess.run(cluster.on(agent.host, "kill", "-9", str(agent.pid)), check=True)
 
 
@@ -73,14 +73,16 @@ def queue(cluster: SlurmCluster) -> list[str]:
     return cluster.slurm("squeue", "--noheader", "--format=%i").split()
 
 
-async def test_a_node_comes_and_goes(cluster: SlurmCluster, shared_dir: Path) -> None:
-    """The first further job is preempted under load; the second is not needed any more."""
+async def test_node_is_added_under_load_and_released(
+    cluster: SlurmCluster, shared_dir: Path
+) -> None:
+    """The first extra job is preempted under load; the second is no longer needed."""
     async with on_one_node(cluster, shared_dir) as (attempt, load):
         own = attempt.job()
         assert own
 
-        def came() -> ExtraJobStatus | None:
-            """Looked at under load: without it, it is soon given back."""
+        def joined() -> ExtraJobStatus | None:
+            """Check it under load, since it is soon released without."""
             first = job(attempt, 1)
             if not (first and serves(attempt, 1)):
                 return None
@@ -92,19 +94,19 @@ async def test_a_node_comes_and_goes(cluster: SlurmCluster, shared_dir: Path) ->
             assert {w.host for w in status.workers} == {*cluster.nodes[:2]}
             return first
 
-        await load.run_until(came, 24, SOON_S)
+        await load.run_until(joined, 24, SOON_S)
         first = job(attempt, 1)
         assert first
-        sent = list[str]()
+        stopped = list[str]()
 
         def preempted() -> bool:
-            """Warned with streams on it, and gone."""
-            if not sent and any(w.active for w in loads(attempt, 1)):
-                sent.append(cluster.slurm("scancel", "--signal=USR2", first.job_id))
+            """Preempt it while it has streams."""
+            if not stopped and any(w.active for w in loads(attempt, 1)):
+                stopped.append(cluster.slurm("scancel", "--signal=USR2", first.job_id))
             return has_ended(attempt, 1)
 
         await load.run_until(preempted, 24, SOON_S)
-        assert sent
+        assert stopped
         assert "Slurm ends it soon" in (job(attempt, 1) or first).detail
         await load.run_until(lambda: serves(attempt, 2), 24, SOON_S)
         await load.run_until(lambda: has_ended(attempt, 2), 1, SOON_S)  # more than nothing, less
@@ -113,7 +115,7 @@ async def test_a_node_comes_and_goes(cluster: SlurmCluster, shared_dir: Path) ->
     until("an empty queue", lambda: not queue(cluster))
 
 
-async def test_a_further_job_ends_with_its_head(cluster: SlurmCluster, shared_dir: Path) -> None:
+async def test_extra_job_ends_with_its_head(cluster: SlurmCluster, shared_dir: Path) -> None:
     async with on_one_node(cluster, shared_dir, "planner.scale_out.scale_in_delay_s=300") as (
         attempt,
         load,

@@ -1,4 +1,4 @@
-"""A job's walltime ends under steady load: its successor takes over, and no client sees a gap."""
+"""The walltime ends under steady load; the next job takes over without failed requests."""
 
 import asyncio
 import time
@@ -27,16 +27,21 @@ LOOK_S = 15.0  # clients look for the run's URL so often
 
 @dataclass
 class Steady:
-    """Clients that stream one answer after the other, each looking for the URL now and then."""
+    """Clients that stream answers in sequence and re-read the URL from time to time."""
 
     run: Run
-    tokens: tuple[int, ...] = (20, 20, 20, 1500)  # of a client's answers: the last takes a while
+    tokens: tuple[int, ...] = (
+        20,
+        20,
+        20,
+        1500,
+    )  # answer lengths of a client
     failed: list[str] = field(default_factory=list)
     ended_at: list[float] = field(default_factory=list)
     stopped_at: float = 0.0
-    across: int = 0  # answers that began before the handover and ended after it
+    ran_across: int = 0  # answers that began before the handover and ended after it
 
-    async def go_on(self, done: Callable[[], object], timeout_s: float) -> None:
+    async def keep_sending(self, done: Callable[[], object], timeout_s: float) -> None:
         self._stop = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             for tokens in self.tokens:
@@ -67,19 +72,19 @@ class Steady:
         except Exception as e:  # noqa: BLE001  # whatever it was, it is counted
             self.failed.append(repr(e))
         self.ended_at.append(time.monotonic())
-        self.across += first != self.run.url_file.read_text()
+        self.ran_across += first != self.run.url_file.read_text()
 
     @property
     def gap_s(self) -> float:
-        """The longest time without an answer's end, while all clients asked."""
+        """Return the longest time in which no answer ended."""
         asked = [at for at in self.ended_at if at <= self.stopped_at]
         return max(b - a for a, b in pairwise(asked))
 
 
-async def hand_over(
+async def run_until_handed_over(
     cluster: SlurmCluster, folder: Path, words: tuple[str, ...], timeout_s: float
 ) -> Steady:
-    """From the first job's start until it has ended and the next has answered for a while."""
+    """Run from the first job's start until the next job has answered for a while."""
     done = hpc_dynamo("serve", *WORDS, *words, cwd=folder, env=cluster.env, timeout_s=100)
     assert done.returncode == 0, done.stdout + done.stderr
     run = Run(folder / "runs" / "s")
@@ -88,28 +93,30 @@ async def hand_over(
 
     then = list[int]()  # answers when the first job had ended
 
-    def alone() -> bool:
+    def single() -> bool:
         if run.attempt(1).outcome() and not then:
             then.append(len(steady.ended_at))
         return bool(then) and len(steady.ended_at) > then[0] + 50
 
     try:
-        await steady.go_on(alone, timeout_s)
+        await steady.keep_sending(single, timeout_s)
     finally:
         hpc_dynamo("stop", "name=s", cwd=folder, env=cluster.env, timeout_s=100)
     outcome = run.attempt(1).outcome()
     assert outcome
     assert (outcome.exit_code, outcome.next_attempt) == (0, 2), outcome
     assert "drained first" in outcome.message
-    print(f"{len(steady.ended_at)} answers, {len(steady.failed)} failed, {steady.across} across")
+    print(
+        f"{len(steady.ended_at)} answers, {len(steady.failed)} failed, {steady.ran_across} across"
+    )
     print(f"the longest gap between two answers: {1000 * steady.gap_s:.0f} ms")
     return steady
 
 
-async def test_a_successor_takes_over_and_no_request_fails(
+async def test_next_job_takes_over_and_no_request_fails(
     cluster: SlurmCluster, shared_dir: Path
 ) -> None:
-    steady = await hand_over(cluster, shared_dir, TWO_MINUTES, 300)
+    steady = await run_until_handed_over(cluster, shared_dir, TWO_MINUTES, 300)
     assert not steady.failed
-    assert steady.across, "a stream was under way when the successor took over"
+    assert steady.ran_across, "a stream was running when the next job took over"
     until("both jobs to leave", lambda: not cluster.slurm("squeue", "-h").strip(), 120)
