@@ -18,7 +18,7 @@ from benchmarks.planner.loads import RANKS, Load, job
 from benchmarks.planner.results import Bench, Figures, compared, panels, table
 from hpc_dynamo.config import Planner, PlannerMode, Role
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.planner.planner import Planner as PlannerUnderTest
+from hpc_dynamo.planner.planner import RolePlanner as PlannerUnderTest
 from hpc_dynamo.plotting import draw
 from hpc_dynamo.simulation import SimulatedJob, TimingPerformance
 from hpc_dynamo.simulation.split_search import search_splits

@@ -28,7 +28,7 @@ from hpc_dynamo.config import Planner, PlannerMode, Role, TopologyKind
 from hpc_dynamo.demo.provision import provision
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.planner.interpolation import load_performance
-from hpc_dynamo.planner.planner import Planner as PlannerUnderTest
+from hpc_dynamo.planner.planner import RolePlanner as PlannerUnderTest
 from hpc_dynamo.planner.profile import EngineProfile, Measurement, Metric, OperatingPoint
 from hpc_dynamo.planner.records import PlannerRecord
 from hpc_dynamo.plotting import Curve, Panel, Style

@@ -31,7 +31,7 @@ def start_step(attempt: Attempt, config: Config, plan: Plan, entry: str) -> "Ste
     """
     groups = _limited_groups(group_configs(config, plan))
     python = (sys.executable, "-u", "-m", entry, str(attempt.path))
-    argv = srun_command(groups, python, agent_mpi(config), "--overlap")
+    argv = srun_command(groups, python, agent_mpi(config.cluster), "--overlap")
     env = for_step()
     process = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
     signal.signal(signal.SIGUSR2, lambda number, _: process.send_signal(number))

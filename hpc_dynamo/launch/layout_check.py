@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from hpc_dynamo.config import Config, with_hardware
+from hpc_dynamo.config import Cluster, Config, with_hardware
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch.gpu_requests import check_gpu_requests
 from hpc_dynamo.launch.partitions import PartitionNodes, eligible_nodes, requested_nodes
@@ -40,7 +40,9 @@ def _fit_group(config: Config, plan: Plan, nodes: Sequence[PartitionNodes]) -> C
     """Ask for as much as the largest node of the partition has, if no node has what the workers
     need by default."""
     need, cluster = required_resources(config, plan), config.cluster
-    candidates = [n for n in eligible_nodes(config, nodes) if _has_gpus(config, need.gpus, n)]
+    candidates = [
+        n for n in eligible_nodes(config.cluster, nodes) if _has_gpus(config.cluster, need.gpus, n)
+    ]
     needed = need.cpus, need.memory_gb * 1024
     if not candidates or any(n.cpus >= needed[0] and n.memory_mb >= needed[1] for n in candidates):
         return config
@@ -56,12 +58,12 @@ def layout_errors(
     config: Config, plan: Plan, nodes: Sequence[PartitionNodes]
 ) -> Iterator[tuple[str, str]]:
     """Yield reasons why the layout can never run in its partition, each with what to change."""
-    eligible, need = eligible_nodes(config, nodes), required_resources(config, plan)
+    eligible, need = eligible_nodes(config.cluster, nodes), required_resources(config, plan)
     if not eligible:  # sites may hide partitions that sbatch accepts
         return
     where = f"partition {_names(eligible)}"
     max_gpus = max(n.gpus_of(config.cluster.slurm.gpu_type) for n in eligible)
-    candidates = [n for n in eligible if _has_gpus(config, need.gpus, n)]
+    candidates = [n for n in eligible if _has_gpus(config.cluster, need.gpus, n)]
     if not candidates:
         kind = f" of type {config.cluster.slurm.gpu_type}" if config.cluster.slurm.gpu_type else ""
         has = f"the nodes of {where} have {max_gpus} GPUs{kind} at most"
@@ -111,7 +113,7 @@ def layout_warnings(config: Config, plan: Plan, nodes: Sequence[PartitionNodes])
     if used < allocated:
         yield f"{allocated - used} of {allocated} GPUs are idle: the job pays for GPUs that no worker uses"
     for group_config, _ in group_configs(config, plan):
-        if nodes and not requested_nodes(group_config, nodes):
+        if nodes and not requested_nodes(group_config.cluster, nodes):
             names = ", ".join(dict.fromkeys(n.partition for n in nodes))
             requested = group_config.cluster.slurm.partition or "none is the default"
             yield f"cluster.slurm.partition: sinfo shows no partition {requested}; known: {names}"
@@ -121,9 +123,9 @@ def _names(nodes: Sequence[PartitionNodes]) -> str:
     return "/".join(dict.fromkeys(n.partition for n in nodes))
 
 
-def _has_gpus(config: Config, gpus: int, nodes: PartitionNodes) -> bool:
+def _has_gpus(cluster: Cluster, gpus: int, nodes: PartitionNodes) -> bool:
     """Return True if a node has the GPUs. On sites without GRES Slurm does not know the GPUs."""
-    slurm = config.cluster.slurm
+    slurm = cluster.slurm
     return slurm.gpu_option == "none" or nodes.gpus_of(slurm.gpu_type) >= gpus
 
 

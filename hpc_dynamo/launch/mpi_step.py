@@ -73,7 +73,7 @@ class WorkerStep:
         # Without the option srun looks for nodes only in the first component.
         group = het_component()
         where = () if group is None else (f"--het-group={group}",)
-        mpi = rank_mpi(config) if self.shard_index is None else "none"
+        mpi = rank_mpi(config.cluster) if self.shard_index is None else "none"
         return self.srun_argv(config, argv, nodes, *where, f"--mpi={mpi}")
 
     def srun_argv(

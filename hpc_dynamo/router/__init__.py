@@ -12,7 +12,7 @@ The batch runner calls Router.route directly, frontends through RemoteRouter.rou
 from hpc_dynamo.router.decisions import DecisionStats
 from hpc_dynamo.router.index.hashes import adapter_root, block_hashes
 from hpc_dynamo.router.index.kv_state import KvState
-from hpc_dynamo.router.router import Router
+from hpc_dynamo.router.router import RequestRouter
 from hpc_dynamo.router.rpc.client import RemoteRouter
 from hpc_dynamo.router.rpc.server import RouterServer
 from hpc_dynamo.router.rpc.view import NOT_AVAILABLE, ModelAvailability, RunView
@@ -44,8 +44,8 @@ __all__ = [
     "NoWorker",
     "Overloaded",
     "RemoteRouter",
+    "RequestRouter",
     "RoutedWorker",
-    "Router",
     "RouterServer",
     "RoutingHints",
     "RoutingRequest",

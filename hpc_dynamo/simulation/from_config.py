@@ -2,7 +2,7 @@
 
 from hpc_dynamo.config import Config, PlannerMode, Role, Task
 from hpc_dynamo.errors import ConfigError, InputError
-from hpc_dynamo.planner.planner import Planner
+from hpc_dynamo.planner.planner import RolePlanner
 from hpc_dynamo.router import AdmissionLimits
 from hpc_dynamo.simulation.load import TraceRequest
 from hpc_dynamo.simulation.performance import TimingPerformance
@@ -42,7 +42,7 @@ def simulated_job(config: Config) -> SimulatedJob:
     )
 
 
-def simulated_planner(config: Config, job: SimulatedJob) -> Planner | None:
+def simulated_planner(config: Config, job: SimulatedJob) -> RolePlanner | None:
     """Return the planner with the timing model as its profile, None if it is off.
 
     Raises ConfigError.
@@ -52,7 +52,7 @@ def simulated_planner(config: Config, job: SimulatedJob) -> Planner | None:
     engine = job.engine
     prefill, decode = engine.of(Role.prefill), engine.of(Role.decode)
     performance = TimingPerformance(prefill, decode, engine.limits, job.role_change.role_change_s)
-    return Planner(config.planner, performance)
+    return RolePlanner(config.planner, performance)
 
 
 def check_requests_fit(job: SimulatedJob, requests: list[TraceRequest]) -> None:

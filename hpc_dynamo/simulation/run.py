@@ -12,7 +12,7 @@ from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.planner.collect import collect_signals
 from hpc_dynamo.planner.signals import PlannerDecision, Signals
 from hpc_dynamo.router import AdmissionLimits as Bounds
-from hpc_dynamo.router import Router
+from hpc_dynamo.router import RequestRouter
 from hpc_dynamo.simulation import clock
 from hpc_dynamo.simulation.kv_event_source import KvEventSource
 from hpc_dynamo.simulation.load import TraceRequest
@@ -93,7 +93,7 @@ class _Run:
         loop = asyncio.get_running_loop()
         self._job, self._callback = job, on_result
         router = c.Router(**{**vars(job.router), "block_tokens": job.block_tokens})
-        self._router = Router(job.kind, router, job.limits, loop.time)
+        self._router = RequestRouter(job.kind, router, job.limits, loop.time)
         self._tokens = dict[int, bytes]()  # hash of a block -> its token ids
         self._workers = {
             rank: SimulatedWorker(job.engine.limits, job.engine.of(role), job.block_tokens)

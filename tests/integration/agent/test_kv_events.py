@@ -29,7 +29,7 @@ from hpc_dynamo.messages import (
     WorkerReport,
     WorkerState,
 )
-from hpc_dynamo.router import Router as RealRouter
+from hpc_dynamo.router import RequestRouter as RealRouter
 from hpc_dynamo.run import Attempt, Run
 from hpc_dynamo.tasks.node import CODEC
 from hpc_dynamo.topology import plan

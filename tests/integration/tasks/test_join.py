@@ -54,7 +54,7 @@ from hpc_dynamo.planner.signals import (
     Signals,
     TargetSplit,
 )
-from hpc_dynamo.router import Router, RoutingRequest
+from hpc_dynamo.router import RequestRouter, RoutingRequest
 from hpc_dynamo.router.scheduling.lease import RoutingHints
 from hpc_dynamo.run import Attempt, ExtraJobFolder, Run, write_json
 from hpc_dynamo.tasks.node import CODEC
@@ -79,11 +79,13 @@ AGENT = "import sys; from hpc_dynamo.tasks.join import main; sys.exit(main(sys.a
 class Head:
     attempt: Attempt
     members: Membership
-    router: Router
+    router: RequestRouter
 
     def extra_job(self) -> ExtraJobFolder:
         """Add a job of one node, with rank 2 and node 1."""
-        layout = plan_extra_job(CONFIG, self.attempt.plan(), Role.aggregated, 1).shifted(2, 1)
+        layout = plan_extra_job(CONFIG.topology, self.attempt.plan(), Role.aggregated, 1).shifted(
+            2, 1
+        )
         return self.attempt.new_extra_job(layout)
 
     async def ready(self, count: int) -> None:
@@ -120,7 +122,7 @@ async def running_head(
     )
     roster = Roster(nodes=(record,), method="tcp", seconds=0.0)
     write_json(attempt.roster_file, roster)
-    router = Router.from_config(config)
+    router = RequestRouter.from_config(config)
     members = Membership(attempt, roster, server, {"": router}, fail_job)
     listening = asyncio.create_task(members.listen())
     yield Head(attempt, members, router)
@@ -182,7 +184,7 @@ async def test_multi_node_worker_joins_changes_its_role_and_leaves(attempt: Atte
     layout = plan(MULTI_NODE)
     async with running_head(attempt, MULTI_NODE) as head:
         job = attempt.new_extra_job(
-            plan_extra_job(MULTI_NODE, layout, Role.decode, 2).shifted(2, layout.nodes)
+            plan_extra_job(MULTI_NODE.topology, layout, Role.decode, 2).shifted(2, layout.nodes)
         )
         head.members.expect(job.plan())
         async with agent(job), AsyncExitStack() as second:
@@ -245,7 +247,7 @@ async def test_agent_ends_if_the_head_never_answers(attempt: Attempt) -> None:
     )
     write_json(attempt.roster_file, Roster(nodes=(ended_job,), method="tcp", seconds=0.0))
     job = attempt.new_extra_job(
-        plan_extra_job(CONFIG, plan(CONFIG), Role.aggregated, 1).shifted(2, 1)
+        plan_extra_job(CONFIG.topology, plan(CONFIG), Role.aggregated, 1).shifted(2, 1)
     )
     async with agent(job):
         pass
@@ -392,7 +394,7 @@ async def test_node_hours_of_earlier_attempts_count(
     caplog.set_level("INFO")
     later = run.new_attempt(CONFIG, plan(CONFIG))
     job, now = (
-        later.new_extra_job(plan_extra_job(CONFIG, plan(CONFIG), Role.aggregated, 1)),
+        later.new_extra_job(plan_extra_job(CONFIG.topology, plan(CONFIG), Role.aggregated, 1)),
         time.time(),
     )
     used = ExtraJobStatus(

@@ -62,7 +62,7 @@ def attempt(run: Run) -> Attempt:
 
 
 def job_of(attempt: Attempt) -> ExtraJobFolder:
-    layout = plan_extra_job(attempt.config(), attempt.plan(), Role.decode, 2).shifted(2, 1)
+    layout = plan_extra_job(attempt.config().topology, attempt.plan(), Role.decode, 2).shifted(2, 1)
     return attempt.new_extra_job(layout)
 
 
