@@ -1,4 +1,4 @@
-"""Checks of a layout against its partition, and amounts to ask for on each node. Pure."""
+"""Checks of a layout against its partition, and requests limited to its nodes. Pure."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -37,8 +37,7 @@ def fit_to_nodes(config: Config, plan: Plan, nodes: Sequence[PartitionNodes]) ->
 
 
 def _fit_group(config: Config, plan: Plan, nodes: Sequence[PartitionNodes]) -> Config:
-    """Ask for as much as the largest node of the partition has, if no node has what the workers
-    need by default."""
+    """Limit default requests to the largest node of the partition, if no node has enough."""
     need, cluster = required_resources(config, plan), config.cluster
     candidates = [
         n for n in eligible_nodes(config.cluster, nodes) if _has_gpus(config.cluster, need.gpus, n)
@@ -111,7 +110,8 @@ def layout_warnings(config: Config, plan: Plan, nodes: Sequence[PartitionNodes])
     used = sum(len(shard.gpus) for worker in plan.workers for shard in worker.shards)
     allocated = sum(part.nodes * part.gpus_per_node for part in plan.group_plans)
     if used < allocated:
-        yield f"{allocated - used} of {allocated} GPUs are idle: the job pays for GPUs that no worker uses"
+        idle = f"{allocated - used} of {allocated} GPUs are idle"
+        yield f"{idle}: the job pays for GPUs that no worker uses"
     for group_config, _ in group_configs(config, plan):
         if nodes and not requested_nodes(group_config.cluster, nodes):
             names = ", ".join(dict.fromkeys(n.partition for n in nodes))
