@@ -9,7 +9,13 @@ import msgspec
 from hpc_dynamo.dispatch.concurrent_handoff import ConcurrentHandoff
 from hpc_dynamo.dispatch.fan_out import fan_out
 from hpc_dynamo.dispatch.sequential_handoff import SequentialHandoff
-from hpc_dynamo.dispatch.worker_client import EngineRequest, Handoff, ResponseSink, WorkerClient, WorkerFailed
+from hpc_dynamo.dispatch.worker_client import (
+    EngineRequest,
+    Handoff,
+    ResponseSink,
+    WorkerClient,
+    WorkerFailed,
+)
 from hpc_dynamo.engines import ConcurrentProtocol, PdProtocol
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import HttpClient
@@ -33,7 +39,14 @@ class Dispatcher:
     have failed with it. `retries` counts attempts after the first.
     """
 
-    def __init__(self, router: LeaseProvider, protocol: PdProtocol, client: HttpClient, tasks: asyncio.TaskGroup, max_attempts: int = MAX_ATTEMPTS) -> None:
+    def __init__(
+        self,
+        router: LeaseProvider,
+        protocol: PdProtocol,
+        client: HttpClient,
+        tasks: asyncio.TaskGroup,
+        max_attempts: int = MAX_ATTEMPTS,
+    ) -> None:
         self._max_attempts = max_attempts
         self._router, self._workers = router, WorkerClient(client)
         self._handoff = _handoff(protocol, self._workers, tasks)
