@@ -21,7 +21,7 @@ from hpc_dynamo.launch.extra_jobs import stop_leftover_jobs
 from hpc_dynamo.messages import ExtraJobState, Status
 from hpc_dynamo.planner.scale_out import Budget, ScaleOutPolicy, ScaleOutRecord, ScaleOutStep
 from hpc_dynamo.planner.signals import PlannerDecision, RoleMove
-from hpc_dynamo.router import Router
+from hpc_dynamo.router import RequestRouter
 from hpc_dynamo.run import Attempt, ExtraJobFolder
 from hpc_dynamo.topology import plan_extra_job
 
@@ -38,7 +38,7 @@ class ScaleOutController:
     def __init__(
         self,
         attempt: Attempt,
-        router: Router,
+        router: RequestRouter,
         members: Membership,
         ends_at: float | None,
         changing_role: Callable[[], Collection[int]],
