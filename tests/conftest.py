@@ -17,6 +17,7 @@ from tests.support.terminal import Call, caller
 settings.register_profile(
     "hpc_dynamo", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
 )
+settings.register_profile("fast", settings.get_profile("hpc_dynamo"), max_examples=15)
 settings.load_profile("hpc_dynamo")
 
 

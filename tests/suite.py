@@ -1,7 +1,7 @@
 """Run the whole test suite: `python -m tests.suite`, the recipe of `make test`.
 
     prepare    install Slurm and Open MPI with apt-get (root on Debian only)
-    lint       ruff, mypy                               } at the same time
+    lint       ruff, mypy, docs                         } at the same time
     local      unit and integration tests               }
     vllm-env   install the CPU build of vLLM            }
     cluster    tests on a real Slurm cluster            } then these two: cluster tests mostly
@@ -31,7 +31,6 @@ LOCAL = ("-n", "3", "--dist", "worksteal", "-m", "not cluster and not vllm")
 CLUSTER = ("-n", "2", "--dist", "worksteal", "-m", "cluster")
 # Tests of a file share engines.
 VLLM = ("-n", "2", "--dist", "loadfile", "-m", "vllm")
-CHECKS = ("ruff check .", "ruff format --check .", "mypy")
 
 
 @dataclass(frozen=True)
@@ -100,9 +99,8 @@ async def suite() -> list[Result]:
         results.append(
             await run("prepare", (sys.executable, "-m", "tests.cluster.slurm", "install"))
         )
-    tools = [(sys.executable, "-m", *check.split()) for check in CHECKS]
     results += await at_once(
-        ("lint", list(tools)),
+        ("lint", [("make", "--no-print-directory", "lint")]),
         ("local", [(*PYTEST, *LOCAL)]),
         ("vllm-env", [(sys.executable, "-m", "hpc_dynamo.demo.provision")]),
     )

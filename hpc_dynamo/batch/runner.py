@@ -14,7 +14,7 @@ from hpc_dynamo.batch.crash_isolation import max_solo_attempts, retry_isolated, 
 from hpc_dynamo.batch.input_file import BatchInput, RequestEntry, RequestReader
 from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.prefix_order import PrefixOrder
-from hpc_dynamo.config import Config, Policy, Role
+from hpc_dynamo.config import Config, Policy, Role, Topology
 from hpc_dynamo.dispatch import (
     RESERVED_FIELDS,
     BufferedResponse,
@@ -76,9 +76,9 @@ class _WorkerDied(RequestFailed):
         super().__init__(what, status=error.status, body=error.body, hint=error.hint)
 
 
-def prefill_workers(config: Config) -> int:
+def prefill_workers(topology: Topology) -> int:
     """Return the number of workers that compute prompts."""
-    pools = dict(config.topology.pools)
+    pools = dict(topology.pools)
     return (pools.get(Role.prefill) or pools[Role.aggregated]).workers
 
 
@@ -104,7 +104,7 @@ class BatchRunner:
         self._ledger, self._dispatcher = results, dispatcher
         self._builder = RequestBuilder(config, tokenizer)
         by_cache = config.router.policy is Policy.kv
-        self._prefill = prefill_workers(config) if by_cache else 0, prefill_ready
+        self._prefill = prefill_workers(config.topology) if by_cache else 0, prefill_ready
         self._remaining = results.unfinished(requests)
         self._resumed = len(requests.entries) - len(self._remaining)
         self.in_flight = min(max_in_flight(config), len(self._remaining))

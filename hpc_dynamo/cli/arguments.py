@@ -3,6 +3,7 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
+RUNS_DIR = ("runs_dir=", "runs=")  # the second is the name of the previous version
 RUN_HELP = "the run's name or folder, or name=NAME; the newest run if omitted"
 
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from hpc_dynamo import launch
-from hpc_dynamo.config import Config, Launcher
+from hpc_dynamo.config import Cluster, Config, Launcher
 from hpc_dynamo.config.resolve import with_node_resources
 from hpc_dynamo.launch import enclosing, partitions
 from hpc_dynamo.launch.layout_check import check_layout, fit_to_nodes
@@ -42,9 +42,9 @@ def resolve_slurm_request(config: Config, layout: Plan, launcher: Launcher) -> C
     return fit_to_nodes(config, layout, nodes)
 
 
-def planned_launcher(config: Config) -> Launcher:
+def planned_launcher(cluster: Cluster) -> Launcher:
     """Return the launcher that would start this run. A plan needs no allocation."""
-    launcher = config.cluster.launcher
+    launcher = cluster.launcher
     if launcher is Launcher.allocation and "SLURM_JOB_ID" not in os.environ:
         return Launcher.slurm
     return launch.resolve_launcher(launcher)

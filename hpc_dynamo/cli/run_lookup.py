@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from hpc_dynamo.cli.arguments import RUNS_DIR
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.config import Config, Task
 from hpc_dynamo.errors import ConfigError, HpcDynamoError, RunBusy
 from hpc_dynamo.messages import Endpoint
 from hpc_dynamo.run import Attempt, Run
-
-RUNS_DIR = ("runs_dir=", "runs=")  # the second is the name of the previous version
 
 
 def find_run(

@@ -4,10 +4,10 @@ import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
+from hpc_dynamo.cli.commands import RUN_VERBS
 from hpc_dynamo.cli.compose import roles
 from hpc_dynamo.cli.overrides.suggest import suggestion
 
-RUN_VERBS = ("chat", "endpoint", "status", "report", "logs", "stop")  # they take no overrides
 SWEEP = ("-m", "--multirun")  # Hydra's options
 NAMED = ("batch", "serve", "profile")  # each run of these needs a folder of its own
 

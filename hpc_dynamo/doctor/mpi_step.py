@@ -42,7 +42,7 @@ async def mpi_step_error(attempt: Attempt) -> str:
 async def _try(attempt: Attempt, worker: Worker) -> str:
     own = with_worker_options(attempt.config(), worker.model, worker.role)
     ranks = sum(len(s.gpus) for s in worker.shards)
-    bare = EngineCommand((python_executable(own), "-c", PROGRAM), own.engine.env)
+    bare = EngineCommand((python_executable(own.engine), "-c", PROGRAM), own.engine.env)
     logs = str(attempt.logs)
     placement = Placement(worker, address="", ports=(), gpus=(), token="", log_folder=logs)
     command = in_container(own, placement, bare)

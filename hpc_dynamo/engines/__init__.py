@@ -22,6 +22,7 @@ from contextlib import contextmanager
 
 from hpc_dynamo.config import (
     Config,
+    Engine,
     Role,
     errors_of_model,
     with_role_options,
@@ -74,9 +75,9 @@ def engine(name: str) -> EngineAdapter:
     return ENGINES[name]()
 
 
-def adapter_of(config: Config) -> EngineAdapter:
+def adapter_of(engine_config: Engine) -> EngineAdapter:
     """Return the adapter of a run of one model."""
-    return engine(config.engine.name)
+    return engine(engine_config.name)
 
 
 def check(config: Config, plan: Plan) -> None:
@@ -87,7 +88,7 @@ def check(config: Config, plan: Plan) -> None:
 
 
 def _check_model(config: Config, plan: Plan) -> None:
-    adapter = adapter_of(config)
+    adapter = adapter_of(config.engine)
     if adapter.serves_both_roles(config) and role_options_differ(config):
         what = "engine.prefill and engine.decode differ, but workers change their role while they "
         what += "run and so cannot have options of one role"
@@ -121,27 +122,27 @@ def _check_error(adapter: EngineAdapter, config: Config, plan: Plan) -> str:
 def is_mpi_step(config: Config, worker: Worker) -> bool:
     """Return True if the worker's ranks are one MPI world over several nodes."""
     view = with_worker_options(config, worker.model, worker.role)
-    return adapter_of(view).is_mpi_step(view, worker)
+    return adapter_of(view.engine).is_mpi_step(view, worker)
 
 
 def pd_protocol_of(config: Config) -> PdProtocol:
     """Return the prefill/decode protocol of the engines of a run of one model."""
-    return adapter_of(config).pd_protocol(config)
+    return adapter_of(config.engine).pd_protocol(config)
 
 
 def adapter_fields(config: Config, adapter: str) -> Body:
     """Return the fields of a request for a LoRA adapter that replace those of the client."""
-    return adapter_of(config).adapter_fields(config, adapter)
+    return adapter_of(config.engine).adapter_fields(config, adapter)
 
 
 def prompt_check_of(config: Config) -> PromptCheck | None:
     """Return the check for prompts that would end an engine; None if engines refuse them."""
-    return adapter_of(config).prompt_check(config)
+    return adapter_of(config.engine).prompt_check(config)
 
 
 def diagnose(config: Config, log_tail: str) -> str:
     """Return what to try, from the last lines of a failed engine's log; empty if unknown."""
-    return container_args.diagnose(config, log_tail) or adapter_of(config).diagnose(log_tail)
+    return container_args.diagnose(config, log_tail) or adapter_of(config.engine).diagnose(log_tail)
 
 
 def is_concurrent(config: Config) -> bool:

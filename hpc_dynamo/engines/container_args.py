@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from hpc_dynamo.config import Config, ContainerKind, Device
+from hpc_dynamo.config import Config, ContainerKind, Device, Engine, Model
 from hpc_dynamo.engines.adapter import EngineCommand, Placement
 from hpc_dynamo.engines.diagnostics import find_hint
 from hpc_dynamo.engines.environment import INJECTED
@@ -79,7 +79,7 @@ def diagnose(config: Config, log_tail: str) -> str:
 def _apptainer(config: Config, placement: Placement, command: EngineCommand) -> EngineCommand:
     container = config.engine.container
     gpus = ["--nv"] if config.engine.device is Device.cuda else []
-    mounts = (*_required_mounts(config, placement), *container.mounts)
+    mounts = (*_required_mounts(config.model, placement), *container.mounts)
     binds = [f"--bind={mount}" for mount in mounts]
     # Without --no-eval a shell would expand `$` in the values of the environment.
     start = ["apptainer", "exec", "--cleanenv", "--no-eval", *gpus, *binds, *container.options]
@@ -89,8 +89,8 @@ def _apptainer(config: Config, placement: Placement, command: EngineCommand) -> 
 
 def _enroot(config: Config, placement: Placement, command: EngineCommand) -> EngineCommand:
     container = config.engine.container
-    env = {**_nvidia(config), **command.env}
-    mounts = [f"--mount={mount}" for mount in _required_mounts(config, placement)]
+    env = {**_nvidia(config.engine), **command.env}
+    mounts = [f"--mount={mount}" for mount in _required_mounts(config.model, placement)]
     mounts += [f"--mount={_enroot_mount(mount)}" for mount in container.mounts]
     names = [f"--env={name}" for name in env]  # the values come from Enroot's own environment
     start = ["enroot", "start", "--rw", f"--rc={placement.log_folder}/{RC_NAME}", *mounts, *names]
@@ -106,9 +106,9 @@ def _pyxis(config: Config, placement: Placement, command: EngineCommand) -> Engi
     command are exported, and HOME, by which Enroot finds its folders.
     """
     container = config.engine.container
-    env = {**_nvidia(config), **command.env}
+    env = {**_nvidia(config.engine), **command.env}
     names = ",".join(name for name in env if name != "CUDA_VISIBLE_DEVICES")  # see mpi_rank.py
-    mounts = (str(STEP_TASK), *_required_mounts(config, placement), *container.mounts)
+    mounts = (str(STEP_TASK), *_required_mounts(config.model, placement), *container.mounts)
     args = (
         f"--export=HOME,{names}",
         f"--container-image={container.image}",
@@ -121,18 +121,18 @@ def _pyxis(config: Config, placement: Placement, command: EngineCommand) -> Engi
     return replace(command, env=env, container_args=args)
 
 
-def _required_mounts(config: Config, placement: Placement) -> Iterator[str]:
+def _required_mounts(model: Model, placement: Placement) -> Iterator[str]:
     """Yield the paths that a command may contain; each has the same path inside."""
     yield str(INJECTED)
     yield from filter(None, (placement.log_folder, placement.events_folder))
-    paths = (config.model.path, *config.model.lora.values())
+    paths = (model.path, *model.lora.values())
     yield from (path for path in paths if path.startswith("/"))
 
 
-def _nvidia(config: Config) -> dict[str, str]:
+def _nvidia(engine: Engine) -> dict[str, str]:
     """Return the variables by which Enroot's hook mounts the driver. CUDA_VISIBLE_DEVICES selects
     the GPUs."""
-    if config.engine.device is not Device.cuda:
+    if engine.device is not Device.cuda:
         return {"NVIDIA_VISIBLE_DEVICES": "void"}
     return {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
 

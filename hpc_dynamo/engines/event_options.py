@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hpc_dynamo.config import Config, Policy
+from hpc_dynamo.config import Policy, Router
 from hpc_dynamo.engines.adapter import EventEndpoints, Placement
 
 # Steps that an engine keeps for replays. vLLM's replay socket silently drops what exceeds ZMQ's
@@ -10,15 +10,15 @@ from hpc_dynamo.engines.adapter import EventEndpoints, Placement
 EVENT_BUFFER_STEPS = 900
 
 
-def uses_kv_events(config: Config) -> bool:
+def uses_kv_events(router: Router) -> bool:
     """Return True if the router reads KV events."""
-    return config.router.kv_events and config.router.policy is Policy.kv
+    return router.kv_events and router.policy is Policy.kv
 
 
-def ipc_event_endpoints(config: Config, placement: Placement) -> EventEndpoints | None:
+def ipc_event_endpoints(router: Router, placement: Placement) -> EventEndpoints | None:
     """Return endpoints in the worker's private folder; None if the router reads no KV events. Only
     the first shard publishes them."""
-    if not (uses_kv_events(config) and placement.events_folder) or placement.shard_index:
+    if not (uses_kv_events(router) and placement.events_folder) or placement.shard_index:
         return None
     base = f"ipc://{placement.events_folder}/{placement.worker.rank}"
     return EventEndpoints(base, f"{base}r")

@@ -4,15 +4,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import Engine
 from hpc_dynamo.config.merge import parse_json
 from hpc_dynamo.engines.option_names import MULTI_VALUE
 from hpc_dynamo.errors import ConfigError, quoted_override
 
 
-def user_options(config: Config) -> dict[str, Any]:
+def user_options(engine: Engine) -> dict[str, Any]:
     """Return `engine.args` by the names of the command line, with dashes."""
-    return {name.replace("_", "-"): value for name, value in config.engine.args.items()}
+    return {name.replace("_", "-"): value for name, value in engine.args.items()}
 
 
 def command_line(args: Mapping[str, Any]) -> list[str]:
@@ -63,14 +63,14 @@ def positive_int(name: str, value: Any, default: int) -> int:
     return int(value)
 
 
-def positive_option(config: Config, name: str, default: int) -> int:
+def positive_option(engine: Engine, name: str, default: int) -> int:
     """Return the option `name` of `engine.args` as a positive integer. Raises ConfigError."""
-    return positive_int(f"engine.args.{name}", user_options(config).get(name), default)
+    return positive_int(f"engine.args.{name}", user_options(engine).get(name), default)
 
 
-def require_json(config: Config, name: str, example: str) -> None:
+def require_json(engine: Engine, name: str, example: str) -> None:
     """Raise ConfigError if an option whose keys are merged with defaults is not a mapping."""
-    value = user_options(config).get(name)
+    value = user_options(engine).get(name)
     if not isinstance(parse_json(value), Mapping | None):
         field = f"engine.args.{name}"
         raise ConfigError(f"{field}={value} must be JSON", hint=quoted_override(field, example))

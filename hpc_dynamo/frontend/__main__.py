@@ -18,7 +18,7 @@ from pathlib import Path
 
 import uvloop
 
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import Config, Serve
 from hpc_dynamo.dispatch import Dispatcher
 from hpc_dynamo.engines import engine, pd_protocol_of
 from hpc_dynamo.frontend import errors
@@ -68,7 +68,7 @@ async def serve(attempt: Attempt, index: int, link: Path, listening: socket.sock
         )
         notices = dict[str, str]()
         forwarder = SuccessorForwarder(successor_client, attempt.number, stats)
-        auth, passthrough = ApiKeyAuth(_api_key(attempt, config)), EnginePassthrough(client)
+        auth, passthrough = ApiKeyAuth(_api_key(attempt, config.serve)), EnginePassthrough(client)
         app = App(config, auth, router, models, forwarder, passthrough, stats)
         format_error = partial(_format_error, Cors(config.serve.allowed_origins))
         async with HttpServer(app, limits=_limits(config), format_error=format_error) as server:
@@ -131,7 +131,7 @@ async def _check_tokenizer(config: Config, model: ModelEndpoint) -> None:
     routing = RoutingRequest(may_disaggregate=False, model=model.model)
     name = config.served_name
     if not await tokenizer_matches_engine(tokenizer, model.dispatcher, name, routing):
-        model.translator.builder.tokenizer = mismatched_tokenizer(config)
+        model.translator.builder.tokenizer = mismatched_tokenizer(config.model)
 
 
 async def _follow_successor(router: RemoteRouter, forwarder: SuccessorForwarder) -> None:
@@ -157,8 +157,8 @@ async def _report(
         await asyncio.wait([router.closed], timeout=REPORT_INTERVAL_S)
 
 
-def _api_key(attempt: Attempt, config: Config) -> str:
-    file = config.serve.api_key_file
+def _api_key(attempt: Attempt, serve_config: Serve) -> str:
+    file = serve_config.api_key_file
     return Path(file).read_text().strip() if file else attempt.run.api_key()
 
 

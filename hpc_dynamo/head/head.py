@@ -25,7 +25,7 @@ from hpc_dynamo.launch.walltime import Walltime
 from hpc_dynamo.messages import ControlMessage, Outcome, PlannerStatus, Roster, Status
 from hpc_dynamo.planner.interpolation import load_performance
 from hpc_dynamo.planner.performance import WorkerPerformance
-from hpc_dynamo.planner.planner import Planner
+from hpc_dynamo.planner.planner import RolePlanner
 from hpc_dynamo.planner.signals import PlannerDecision
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.wire import ControlServer
@@ -100,7 +100,7 @@ class Head(JobLifecycle):
         config, file = self._config, self._attempt.planner_file
         if config.planner.mode is not PlannerMode.off:
             router, loads = context.route.router, context.route.scraper.loads
-            planner = Planner(config.planner, await self._worker_performance())
+            planner = RolePlanner(config.planner, await self._worker_performance())
             changer = RoleChanger(config, router, members)
             loop = PlannerLoop(config, router, planner, changer, loads, file, self._on_decision)
             self._planner_loop = loop

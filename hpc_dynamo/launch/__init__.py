@@ -79,7 +79,9 @@ def start_attempt(
         return step
     inside = os.environ.get("SLURM_JOB_ID", "")
     # Submitted first, since the head submits those that it does not find.
-    others = extra_jobs.submit_group_jobs(attempt, config, plan) if plan.separate_jobs else ()
+    others = (
+        extra_jobs.submit_group_jobs(attempt, config.cluster, plan) if plan.separate_jobs else ()
+    )
     try:
         record = _submit(launcher, attempt, config, plan.head_plan, entry)
     except BaseException:

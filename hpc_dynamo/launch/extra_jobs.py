@@ -18,7 +18,7 @@ from collections.abc import Iterable
 
 from msgspec import structs
 
-from hpc_dynamo.config import Config, Launcher, walltime_minutes
+from hpc_dynamo.config import Cluster, Config, Launcher, walltime_minutes
 from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency
 from hpc_dynamo.launch.environment import for_submission
 from hpc_dynamo.launch.job import JobState
@@ -41,7 +41,7 @@ def check_extra_jobs(config: Config, layout: Plan, launcher: Launcher) -> None:
     if not config.planner.scale_out.max_nodes:
         return
     for role, _ in config.topology.pools:
-        plan_extra_job(config, layout, role, config.planner.scale_out.nodes_per_job)
+        plan_extra_job(config.topology, layout, role, config.planner.scale_out.nodes_per_job)
     if launcher is Launcher.local and layout.gpus_per_node:
         what = (
             "planner.scale_out needs Slurm: more processes on this machine would have the same GPUs"
@@ -75,12 +75,12 @@ async def submit(folder: ExtraJobFolder, time_s: float) -> str:
     return out.decode().split()[-1]
 
 
-def submit_group_jobs(attempt: Attempt, config: Config, plan: Plan) -> tuple[str, ...]:
+def submit_group_jobs(attempt: Attempt, cluster: Cluster, plan: Plan) -> tuple[str, ...]:
     """Submit a job for each node group but the first, which is the head's. Returns their ids.
 
     Raises LaunchError after cancelling those already submitted.
     """
-    submitted, time_s = list[str](), 60.0 * walltime_minutes(config.cluster.slurm.time)
+    submitted, time_s = list[str](), 60.0 * walltime_minutes(cluster.slurm.time)
     try:
         for group in plan.group_plans[1:]:
             submitted.append(asyncio.run(submit(attempt.new_extra_job(group), time_s)))
@@ -112,8 +112,10 @@ def stop_leftover_jobs(folders: Iterable[ExtraJobFolder], heartbeat_timeout_s: f
             if state.running_since
             else 0.0
         )
-        why = "stopped after its head died"
-        ended = structs.replace(state, state=ExtraJobState.ended, detail=why, running_until=until)
+        detail = "stopped after its head died"
+        ended = structs.replace(
+            state, state=ExtraJobState.ended, detail=detail, running_until=until
+        )
         write_json(folder.state_file, ended)
 
 

@@ -24,7 +24,7 @@ def submit(attempt: Attempt, config: Config, plan: Plan, entry: str) -> JobRecor
     `entry` is a module that takes the path of the attempt.
     """
     file = attempt.submitit / "hetjob.sbatch"
-    file.write_text(hetjob_script(attempt, config, plan, entry, agent_mpi(config)))
+    file.write_text(hetjob_script(attempt, config, plan, entry, agent_mpi(config.cluster)))
     env = for_submission(sbatch_options(*group_configs(config, plan)[0]))
     try:
         output = run_command(("sbatch", "--parsable", str(file)), env)

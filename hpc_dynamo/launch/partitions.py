@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from hpc_dynamo.config import Config, walltime_minutes
+from hpc_dynamo.config import Cluster, walltime_minutes
 from hpc_dynamo.config.sbatch_options import extra_options
 from hpc_dynamo.errors import LaunchError, MissingDependency
 from hpc_dynamo.launch.environment import DEFAULTS, for_commands
@@ -81,20 +81,20 @@ def _number(text: str) -> int:
     return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " ")) if found else 0
 
 
-def requested_nodes(config: Config, nodes: Sequence[PartitionNodes]) -> list[PartitionNodes]:
+def requested_nodes(cluster: Cluster, nodes: Sequence[PartitionNodes]) -> list[PartitionNodes]:
     """Return the nodes of the requested partitions, or of the default one."""
-    extra = extra_options(config.cluster.slurm).get("partition")
-    asked = extra or config.cluster.slurm.partition or os.environ.get(DEFAULTS["partition"])
-    if not asked:
+    extra = extra_options(cluster.slurm).get("partition")
+    requested = extra or cluster.slurm.partition or os.environ.get(DEFAULTS["partition"])
+    if not requested:
         return [n for n in nodes if n.is_default]
-    return [n for n in nodes if n.partition in str(asked).split(",")]
+    return [n for n in nodes if n.partition in str(requested).split(",")]
 
 
-def eligible_nodes(config: Config, nodes: Sequence[PartitionNodes]) -> list[PartitionNodes]:
+def eligible_nodes(cluster: Cluster, nodes: Sequence[PartitionNodes]) -> list[PartitionNodes]:
     """Return the nodes with the requested features. Of all constraint expressions only a list of
     features is understood."""
-    features = re.split(r"[&,]", config.cluster.slurm.constraint or "")
+    features = re.split(r"[&,]", cluster.slurm.constraint or "")
     plain = [f for f in features if re.fullmatch(r"[\w.-]+", f)]
     if len(plain) != len(features):
         plain = []
-    return [n for n in requested_nodes(config, nodes) if set(plain) <= set(n.features)]
+    return [n for n in requested_nodes(cluster, nodes) if set(plain) <= set(n.features)]

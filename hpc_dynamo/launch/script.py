@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import Cluster, Config
 from hpc_dynamo.launch.resources import group_configs, sbatch_options
 from hpc_dynamo.launch.srun import GroupPlans, srun_command
 from hpc_dynamo.process.child import SAFE_PATH
@@ -26,7 +26,11 @@ HEADER = (
 
 def render_script(config: Config, plan: Plan, verb: str, overrides: Sequence[str]) -> str:
     """Return a script for the user. Arguments of `sbatch script …` become more overrides."""
-    lines = ["#!/bin/bash", *directives(group_configs(config, plan), _logs_and_signal(config)), ""]
+    lines = [
+        "#!/bin/bash",
+        *directives(group_configs(config, plan), _logs_and_signal(config.cluster)),
+        "",
+    ]
     lines += ["# Slurm signals this shell before the end of the job, hence `exec` of the program."]
     lines += ["# More overrides may follow the script's name on the command line of sbatch."]
     lines += [*config.cluster.slurm.setup]
@@ -91,8 +95,8 @@ def directives(groups: GroupPlans, first: Options, others: Options | None = None
         yield from (_directive(name, value) for name, value in options.items())
 
 
-def _logs_and_signal(config: Config) -> Options:
-    signal = f"B:USR2@{config.cluster.slurm.signal_before_end_s}"
+def _logs_and_signal(cluster: Cluster) -> Options:
+    signal = f"B:USR2@{cluster.slurm.signal_before_end_s}"
     return {"output": "%x-%j.log", "open-mode": "append", "signal": signal}
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import submitit
 
-from hpc_dynamo.config import BootstrapMethod, Config
+from hpc_dynamo.config import BootstrapMethod, Cluster, Config
 from hpc_dynamo.errors import LaunchError, MissingDependency
 from hpc_dynamo.launch.environment import applied, for_commands, for_submission
 from hpc_dynamo.launch.job import JobState
@@ -63,16 +63,16 @@ def available() -> bool:
         return False
 
 
-def agent_mpi(config: Config) -> str:
+def agent_mpi(cluster: Cluster) -> str:
     """Return srun's --mpi for agents: none, unless they exchange addresses by MPI."""
-    wanted = config.cluster.bootstrap.method is BootstrapMethod.mpi
-    return rank_mpi(config) if wanted else config.cluster.slurm.mpi.replace("auto", "none")
+    by_mpi = cluster.bootstrap.method is BootstrapMethod.mpi
+    return rank_mpi(cluster) if by_mpi else cluster.slurm.mpi.replace("auto", "none")
 
 
-def rank_mpi(config: Config) -> str:
+def rank_mpi(cluster: Cluster) -> str:
     """Return srun's --mpi for MPI ranks: pmix if this srun has it, else none."""
-    if config.cluster.slurm.mpi != "auto":
-        return config.cluster.slurm.mpi
+    if cluster.slurm.mpi != "auto":
+        return cluster.slurm.mpi
     listed = subprocess.run(
         ["srun", "--mpi=list"],
         env=for_commands(),
@@ -94,13 +94,13 @@ def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], 
     """Submit one allocation of identical nodes with one task for each node, which runs
     `entry(attempt)`. Raises LaunchError."""
     executor = ScriptExecutor(
-        attempt.submitit, submission_script(attempt, config, plan, agent_mpi(config))
+        attempt.submitit, submission_script(attempt, config, plan, agent_mpi(config.cluster))
     )
     executor.update_parameters(nodes=plan.nodes)  # submitit records the number of tasks
-    env, heard = for_submission(sbatch_options(config, plan)), io.StringIO()
+    env, printed = for_submission(sbatch_options(config, plan)), io.StringIO()
     try:
         # submitit would print sbatch's error a second time.
-        with applied(env), redirect_stderr(heard):
+        with applied(env), redirect_stderr(printed):
             job = executor.submit(entry, str(attempt.path))
     except submitit.core.utils.FailedJobError as e:
         raise submission_error(str(e)) from e

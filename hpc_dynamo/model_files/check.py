@@ -107,7 +107,7 @@ def _check(
     elif source.origin is Origin.disk:
         yield _missing(source, on_node=on_node)
     elif source.origin is Origin.hub:
-        env = engine_environment(config, environ)
+        env = engine_environment(config.engine, environ)
         if not any(env.get(name, "").upper() in ("1", "TRUE") for name in _MODELSCOPE):
             yield _not_cached(source, offline=hub.is_offline(env))
 

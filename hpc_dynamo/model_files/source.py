@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import Config, Engine
 from hpc_dynamo.model_files import hub
 
 
@@ -59,7 +59,7 @@ def locate(
         return Source(field, name, Origin.remote)
     if not hub.is_hub_id(name.partition(":")[0]):
         return Source(field, name, Origin.disk)
-    cache = hub.cache_folder(engine_environment(config, environ))
+    cache = hub.cache_folder(engine_environment(config.engine, environ))
     other = cache != hub.cache_folder(environ)
     prefix = "HF_HUB_OFFLINE=0 " if hub.is_offline(environ) else ""
     prefix += f"HF_HUB_CACHE={shlex.quote(str(cache))} " if other else ""
@@ -70,9 +70,9 @@ def locate(
     return replace(found, path=next(filter(None, snapshots), None))
 
 
-def engine_environment(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
+def engine_environment(engine: Engine, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of the engine: `engine.env` on top of that of the process."""
-    return {**environ, **config.engine.env}
+    return {**environ, **engine.env}
 
 
 def model_source(config: Config, environ: Mapping[str, str]) -> Source:

@@ -8,11 +8,11 @@ from hpc_dynamo.config import Role
 from hpc_dynamo.messages import WorkerLoad
 from hpc_dynamo.planner.prompt_lengths import PromptLengths
 from hpc_dynamo.planner.signals import Signals
-from hpc_dynamo.router import Router
+from hpc_dynamo.router import RequestRouter
 
 
 def collect_signals(
-    router: Router,
+    router: RequestRouter,
     loads: Sequence[WorkerLoad],
     changing_role: int,
     max_sequences: int,

@@ -20,7 +20,7 @@ class CapacityRule(Protocol):
         """Return the need after an interval. Called once per interval."""
 
 
-class Planner:
+class RolePlanner:
     """Decides from signals only, without clock and I/O.
 
     Workers move after `stabilization_intervals` intervals that wanted the same direction, as few as

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import Config, Engine, Model
 from hpc_dynamo.model_files import Origin, Source, tokenizer_source
 from hpc_dynamo.preprocess.completion_prompts import TokenIdsOnly
 from hpc_dynamo.preprocess.preprocessor import Preprocessor
@@ -20,7 +20,7 @@ def load_tokenizer(config: Config, environ: Mapping[str, str]) -> Preprocessor |
     """
     source = tokenizer_source(config, environ)
     try:
-        return Preprocessor.load(_folder(source, _option(config)))
+        return Preprocessor.load(_folder(source, _option(config.engine)))
     except NoTokenizer as e:
         return TokenIdsOnly(f"{EFFECT}: {e.message}", e.hint)
     except OSError as e:
@@ -30,22 +30,22 @@ def load_tokenizer(config: Config, environ: Mapping[str, str]) -> Preprocessor |
 def tokenizer_problem(config: Config, environ: Mapping[str, str]) -> NoTokenizer | None:
     """Return why `load_tokenizer` would find no tokenizer here, without loading it."""
     try:
-        _folder(tokenizer_source(config, environ), _option(config))
+        _folder(tokenizer_source(config, environ), _option(config.engine))
     except NoTokenizer as e:
         return NoTokenizer(f"{EFFECT}: {e.message}", hint=e.hint)
     return None
 
 
-def mismatched_tokenizer(config: Config) -> TokenIdsOnly:
+def mismatched_tokenizer(model: Model) -> TokenIdsOnly:
     """Return the replacement for a tokenizer whose token ids differ from the engine's."""
     what = f"{EFFECT}: the engine tokenizes differently than the tokenizer.json of model.path"
-    same = f"start the engine with the model of model.path={config.model.path}"
+    same = f"start the engine with the model of model.path={model.path}"
     return TokenIdsOnly(what, f"{same}; the log of the frontend (batch: agent) shows what differs")
 
 
-def _option(config: Config) -> str:
+def _option(engine: Engine) -> str:
     """Return the engine option that names a tokenizer apart from the model."""
-    return f"engine.args.tokenizer{'-path' if config.engine.name == 'sglang' else ''}"
+    return f"engine.args.tokenizer{'-path' if engine.name == 'sglang' else ''}"
 
 
 def _folder(source: Source, option: str) -> Path:

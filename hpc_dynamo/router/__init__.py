@@ -1,18 +1,18 @@
 """Request router of the head: selects the workers of each request and limits admission.
 
-- router: Router, which grants leases on ready workers and queues requests.
+- router: RequestRouter, which grants leases on ready workers and queues requests.
 - scheduling/: policies, admission limits, the queue, workers and leases.
 - index/: KV blocks cached on each worker.
 - rpc/: the connection to the frontend processes, with a protocol diagram.
 - active_lease, decisions, interval_stats, throughput: accounting.
 
-The batch runner calls Router.route directly, frontends through RemoteRouter.route.
+The batch runner calls RequestRouter.route directly, frontends through RemoteRouter.route.
 """
 
 from hpc_dynamo.router.decisions import DecisionStats
 from hpc_dynamo.router.index.hashes import adapter_root, block_hashes
 from hpc_dynamo.router.index.kv_state import KvState
-from hpc_dynamo.router.router import Router
+from hpc_dynamo.router.router import RequestRouter
 from hpc_dynamo.router.rpc.client import RemoteRouter
 from hpc_dynamo.router.rpc.server import RouterServer
 from hpc_dynamo.router.rpc.view import NOT_AVAILABLE, ModelAvailability, RunView
@@ -44,8 +44,8 @@ __all__ = [
     "NoWorker",
     "Overloaded",
     "RemoteRouter",
+    "RequestRouter",
     "RoutedWorker",
-    "Router",
     "RouterServer",
     "RoutingHints",
     "RoutingRequest",

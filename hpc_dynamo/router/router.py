@@ -9,8 +9,7 @@ from itertools import count
 from typing import Self
 from uuid import uuid4
 
-from hpc_dynamo import config as c
-from hpc_dynamo.config import Role, TopologyKind
+from hpc_dynamo.config import Config, Role, Router, Task, TopologyKind
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.messages import Traffic
 from hpc_dynamo.router.active_lease import ActiveLease
@@ -29,7 +28,7 @@ from hpc_dynamo.router.throughput import Throughput
 log = logging.getLogger(__name__)
 
 
-class Router:
+class RequestRouter:
     """Grants leases on ready workers. Requests without a free worker wait in a queue.
 
     `changed` is set when workers or roles change and when the router fails; its reader clears it.
@@ -38,7 +37,7 @@ class Router:
     def __init__(
         self,
         kind: TopologyKind,
-        config: c.Router,
+        config: Router,
         limits: AdmissionLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
         changed: asyncio.Event | None = None,
@@ -59,8 +58,10 @@ class Router:
         self.changed = changed or asyncio.Event()
 
     @classmethod
-    def from_config(cls, config: c.Config, changed: asyncio.Event | None = None) -> Self:
-        limits = AdmissionLimits.from_config(config)
+    def from_config(cls, config: Config, changed: asyncio.Event | None = None) -> Self:
+        """Return the router of a run. A batch limits its requests itself."""
+        batch, seqs = config.task is Task.batch, config.engine.max_num_seqs
+        limits = None if batch else AdmissionLimits.for_endpoint(config.serve, config.router, seqs)
         return cls(config.topology.kind, config.router, limits, changed=changed)
 
     @property

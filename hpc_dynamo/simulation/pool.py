@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hpc_dynamo.config import Role
 from hpc_dynamo.messages import WorkerLoad
 from hpc_dynamo.planner.signals import RoleMove
-from hpc_dynamo.router import RoutedWorker, Router
+from hpc_dynamo.router import RequestRouter, RoutedWorker
 from hpc_dynamo.simulation.kv_event_source import KvEventSource
 from hpc_dynamo.simulation.worker import SimulatedWorker
 from hpc_dynamo.timing_model import TimingModel
@@ -32,7 +32,7 @@ class WorkerPool:
 
     def __init__(
         self,
-        router: Router,
+        router: RequestRouter,
         workers: Mapping[int, SimulatedWorker],
         event_sources: Mapping[int, KvEventSource],
         timings: Mapping[Role, TimingModel],

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.router import Lease, Router, RoutingRequest
+from hpc_dynamo.router import Lease, RequestRouter, RoutingRequest
 from hpc_dynamo.simulation.load import TraceRequest
 from hpc_dynamo.simulation.result import RequestResult
 from hpc_dynamo.simulation.worker import ModelledSequence, SimulatedWorker
@@ -15,7 +15,7 @@ class RequestFlow:
 
     def __init__(
         self,
-        router: Router,
+        router: RequestRouter,
         workers: Mapping[int, SimulatedWorker],
         on_result: Callable[[RequestResult], None],
     ) -> None:

@@ -23,6 +23,9 @@ If {KEY_VARIABLE} is set, all paths except /health, /ready and /version need
 """
 
 
+ROLES = ("aggregated", "prefill", "decode", "both")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser. Options that vLLM also has mean the same as there."""
     p = argparse.ArgumentParser(
@@ -36,8 +39,7 @@ def parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     add("--port", type=int, default=0, help="0: any free port, which is logged (%(default)s)")
     add("--advertise-host", help="address for connections of decode ranks (default: --host)")
-    roles = ("aggregated", "prefill", "decode", "both")
-    add("--role", choices=roles, default="aggregated", help="both: prefill and decode")
+    add("--role", choices=ROLES, default="aggregated", help="both: prefill and decode")
     timing = f"{', '.join(PROFILES)}, or a JSON file with coefficients"
     add("--timing", default="h100-8b", help=f"duration of steps: {timing} (%(default)s)")
     add("--time-scale", type=float, default=1.0, help="multiplies all durations (%(default)s)")

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hpc_dynamo.config import Config, Device, Pool, Role, validate, with_hardware
+from hpc_dynamo.config import Cluster, Config, Device, Pool, Role, Topology, validate, with_hardware
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology.packing import (
     Demand,
@@ -15,13 +15,13 @@ from hpc_dynamo.topology.packing import (
 from hpc_dynamo.topology.records import NodeGroup, Plan, Worker
 
 
-def plan_extra_job(config: Config, layout: Plan, role: Role, nodes: int) -> Plan:
+def plan_extra_job(topology: Topology, layout: Plan, role: Role, nodes: int) -> Plan:
     """Return the plan of an extra job: `nodes` more nodes with as many workers of a role as fit.
 
     Without GPUs, each node gets as many workers as the fullest node of `layout`. Raises ConfigError
     if no worker fits.
     """
-    demand, gpus = (role, dict(config.topology.pools)[role]), layout.gpus_per_node
+    demand, gpus = (role, dict(topology.pools)[role]), layout.gpus_per_node
     groups = tuple(NodeGroup(g.hardware, nodes, gpus) for g in layout.node_groups)
     if not gpus:
         most = max(len(layout.on_node(node)) for node in range(layout.nodes))
@@ -63,11 +63,11 @@ def _plan_by_hardware(config: Config, demands: list[Demand], used: tuple[str, ..
     workers, groups, nodes = dict[int, Worker](), list[NodeGroup](), 0
     for kind in used:
         ranks = [rank for rank, (_, pool) in enumerate(demands) if pool.hardware == kind]
-        part = _plan_group(with_hardware(config, kind), [demands[rank] for rank in ranks])
-        moved = part.shifted(0, nodes).workers
+        group = _plan_group(with_hardware(config, kind), [demands[rank] for rank in ranks])
+        moved = group.shifted(0, nodes).workers
         workers |= {ranks[w.rank]: replace(w, rank=ranks[w.rank]) for w in moved}
-        groups.append(NodeGroup(kind, part.nodes, part.gpus_per_node))
-        nodes += part.nodes
+        groups.append(NodeGroup(kind, group.nodes, group.gpus_per_node))
+        nodes += group.nodes
     most = max(group.gpus_per_node for group in groups)
     return Plan(nodes, most, tuple(workers[rank] for rank in sorted(workers)), tuple(groups))
 
@@ -76,7 +76,7 @@ def _plan_group(config: Config, demands: list[Demand]) -> Plan:
     """Lay out workers on identical nodes, in the order of `demands`. All models use the same kind
     of device."""
     devices, kind = {own.engine.device for own in config.by_model.values()}, demands[0][1].hardware
-    gpus = 0 if Device.cpu in devices else _gpus_per_node(config, kind)
+    gpus = 0 if Device.cpu in devices else _gpus_per_node(config.cluster, kind)
     if not gpus:
         nodes = config.topology.nodes or 1
         return Plan(nodes, 0, round_robin(demands, nodes))
@@ -85,8 +85,8 @@ def _plan_group(config: Config, demands: list[Demand]) -> Plan:
     return pack(config.topology.nodes, demands, gpus)
 
 
-def _gpus_per_node(config: Config, kind: str) -> int:
-    gpus, field = config.cluster.gpus_per_node, field_name("cluster.gpus_per_node", kind)
+def _gpus_per_node(cluster: Cluster, kind: str) -> int:
+    gpus, field = cluster.gpus_per_node, field_name("cluster.gpus_per_node", kind)
     if gpus is None:
         hint = f"{field}=4 (`sinfo -o '%P %G'` shows what your nodes have)"
         raise ConfigError(f"{field} is not set and engine.device=cuda", hint=hint)

@@ -30,6 +30,9 @@ VERBS = {
     "help": "show the help of a verb, `overrides` or `exit-codes`",
 }
 
+# Verbs that take a run instead of overrides.
+RUN_VERBS = ("chat", "endpoint", "status", "report", "logs", "stop")
+
 
 class Command(Protocol):
     """Module that implements a verb."""

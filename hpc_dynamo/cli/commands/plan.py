@@ -103,7 +103,7 @@ def _planned(args: Namespace) -> Planned:
     config = compose(args.overrides, args.config_dir)
     config = replace(config, task=Task(args.verb) if args.verb else config.task)
     config = CONFIGS[config.task](config) if args.dry_run else config
-    launcher = planned_launcher(config)
+    launcher = planned_launcher(config.cluster)
     config = resolve_node_resources(config, launcher) if launcher is Launcher.allocation else config
     layout = lay_out(config)
     if not args.show and (config.models or config.model.path):
@@ -144,7 +144,7 @@ def submitted_script(config: Config, layout: Plan) -> str:
         raise _several_jobs()
     run = Run(Path(config.runs_dir) / config.name)
     attempt = run.attempt(1) if config.overwrite else run.next_attempt()
-    mpi = slurm.agent_mpi(config)
+    mpi = slurm.agent_mpi(config.cluster)
     if len(layout.group_plans) > 1:
         return script.hetjob_script(attempt, config, layout, ENTRY, mpi)
     return script.submission_script(attempt, with_hardware(config, layout.hardware), layout, mpi)

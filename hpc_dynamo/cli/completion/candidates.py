@@ -5,11 +5,9 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
-from hpc_dynamo.cli.commands import VERBS
+from hpc_dynamo.cli.commands import RUN_VERBS, VERBS
 from hpc_dynamo.cli.completion import fields, options, runs
 from hpc_dynamo.cli.help_text import TOPICS
-
-RUN_VERBS = ("chat", "endpoint", "status", "report", "logs", "stop")
 
 Candidates = Iterable[tuple[str, str]]  # text, description
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from hpc_dynamo.cli.arguments import RUNS_DIR
 from hpc_dynamo.cli.completion.files import files
 from hpc_dynamo.config import Config
 from hpc_dynamo.run import Run
 
-RUNS_DIR = ("runs_dir=", "runs=")  # the second is the name of the previous version
 WORDS = (("name=", "name of the run"), ("runs_dir=", "folder of runs"))
 
 

@@ -31,7 +31,7 @@ class PlannerHistory:
         return [r.role_change for r in self.records if r.role_change]
 
     @property
-    def began(self) -> float:
+    def started_at(self) -> float:
         """Return the start of the first interval, in seconds since the epoch."""
         first = self.decisions[0].signals
         return first.at - first.seconds
@@ -44,31 +44,31 @@ def decision_table(history: PlannerHistory) -> ResponsiveTable:
     for record in history.records:
         if record.decision and (record.decision.move or record.skipped):
             table.add_row(
-                *map(escape, _decision_cells(record.decision, record.skipped, history.began))
+                *map(escape, _decision_cells(record.decision, record.skipped, history.started_at))
             )
         elif record.role_change:
             blank = [""] * (len(figures) - 1)
             table.add_row(
-                _at(record.role_change.at, history.began),
+                _at(record.role_change.at, history.started_at),
                 *blank,
                 escape(_role_change_text(record.role_change)),
             )
     return table
 
 
-def _at(at: float, began: float) -> str:
-    return duration(max(0.0, at - began))
+def _at(at: float, started_at: float) -> str:
+    return duration(max(0.0, at - started_at))
 
 
-def _decision_cells(d: PlannerDecision, skipped: str, began: float) -> tuple[str, ...]:
-    seen, move = d.signals, d.move
+def _decision_cells(d: PlannerDecision, skipped: str, started_at: float) -> tuple[str, ...]:
+    signals, move = d.signals, d.move
     what = f"{move.count} {move.old} to {move.new}: {d.target.reason}" if move else d.target.reason
     return (
-        _at(seen.at, began),
-        f"{seen.prefill}P+{seen.decode}D",
+        _at(signals.at, started_at),
+        f"{signals.prefill}P+{signals.decode}D",
         f"{d.target.prefill}P+{d.target.decode}D",
-        f"{seen.rate_hz:.1f}/s x {seen.prompt_tokens:.0f}+{seen.answer_tokens:.0f}",
-        f"{seen.ttft_s:.2f} s, {1000 * seen.itl_s:.0f} ms",
+        f"{signals.rate_hz:.1f}/s x {signals.prompt_tokens:.0f}+{signals.answer_tokens:.0f}",
+        f"{signals.ttft_s:.2f} s, {1000 * signals.itl_s:.0f} ms",
         "; ".join(filter(None, (what, d.target.shortfall, skipped and f"not done: {skipped}"))),
     )
 
@@ -99,9 +99,9 @@ def summary_lines(history: PlannerHistory) -> Iterator[str]:
 
 
 def _attainment(name: str, target: float, means: Sequence[float]) -> str:
-    seen = [mean for mean in means if mean]
-    within = sum(mean <= target for mean in seen)
-    return f"mean {name} within {target:g} s in {within} of {len(seen)} intervals with requests"
+    measured = [mean for mean in means if mean]
+    within = sum(mean <= target for mean in measured)
+    return f"mean {name} within {target:g} s in {within} of {len(measured)} intervals with requests"
 
 
 def title(run: Run, history: PlannerHistory) -> str:
@@ -118,28 +118,34 @@ def title(run: Run, history: PlannerHistory) -> str:
 def panels(history: PlannerHistory) -> list[Panel]:
     """Return the panels that have a value above zero, over minutes since the first interval."""
     decisions, settings = history.decisions, history.settings
-    at = [(d.signals.at - history.began) / 60 for d in decisions]
-    seen, expected = [d.signals for d in decisions], [d.expected for d in decisions]
+    at = [(d.signals.at - history.started_at) / 60 for d in decisions]
+    signals, expected = [d.signals for d in decisions], [d.expected for d in decisions]
     sla = settings.mode is PlannerMode.sla
 
     def panel(what: str, target: float | None, style: Style, **curves: list[float]) -> Panel:
         named = [Curve(name.replace("_", " "), at, ys, style) for name, ys in curves.items()]
         return Panel(what, named, "minutes", target)
 
-    ttft, itl = [s.ttft_s for s in seen], [s.itl_s for s in seen]
-    prompt, answer = [s.prompt_tokens for s in seen], [s.answer_tokens for s in seen]
-    prefill, decode = [float(s.prefill) for s in seen], [float(s.decode) for s in seen]
-    came, next_ = [s.rate_hz for s in seen], [e.rate_hz for e in expected]
+    ttft, itl = [s.ttft_s for s in signals], [s.itl_s for s in signals]
+    prompt, answer = [s.prompt_tokens for s in signals], [s.answer_tokens for s in signals]
+    prefill, decode = [float(s.prefill) for s in signals], [float(s.decode) for s in signals]
+    observed, predicted = [s.rate_hz for s in signals], [e.rate_hz for e in expected]
     queued, active = (
-        [float(s.queued_requests) for s in seen],
-        [float(s.active_requests) for s in seen],
+        [float(s.queued_requests) for s in signals],
+        [float(s.active_requests) for s in signals],
     )
-    drawn = [
+    all_panels = [
         panel("workers", None, Style.steps, prefill=prefill, decode=decode),
-        panel("requests/s", None, Style.line, came=came, expected_of_the_next_interval=next_),
+        panel(
+            "requests/s",
+            None,
+            Style.line,
+            observed=observed,
+            predicted_for_the_next_interval=predicted,
+        ),
         panel("requests", None, Style.line, queued=queued, active=active),
         panel("tokens, mean", None, Style.line, prompt=prompt, answer=answer),
         panel("s, mean", settings.ttft_s if sla else None, Style.line, TTFT=ttft),
         panel("s, mean", settings.itl_s if sla else None, Style.line, ITL=itl),
     ]
-    return [panel for panel in drawn if any(any(curve.ys) for curve in panel.curves)]
+    return [panel for panel in all_panels if any(any(curve.ys) for curve in panel.curves)]

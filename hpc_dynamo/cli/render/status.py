@@ -38,12 +38,12 @@ def worker_table(status: Status) -> ResponsiveTable:
 
 def status(attempt: Attempt, job: tuple[JobState, str] | None) -> RenderableType:
     """Return the status of an attempt. Totals come before the tables, which may be long."""
-    known, outcome = attempt.status(), attempt.outcome()
+    current, outcome = attempt.status(), attempt.outcome()
     rows: list[RenderableType] = [_head(attempt, job, outcome), *_addresses(attempt, outcome)]
-    if known:
-        rows += [] if outcome else [_phase(known)]
-        rows += [Text(f"notice: {notice}") for notice in known.notices]
-        rows += _figures(attempt, known, ended=outcome is not None)
+    if current:
+        rows += [] if outcome else [_phase(current)]
+        rows += [Text(f"notice: {notice}") for notice in current.notices]
+        rows += _figures(attempt, current, ended=outcome is not None)
     if outcome and outcome.summary:
         rows.append(summary(attempt, outcome.summary))
     return Group(*rows)
@@ -72,41 +72,41 @@ def _addresses(attempt: Attempt, outcome: Outcome | None) -> Iterator[Text]:
         yield Text(f"endpoint {endpoint.url}, {serving.models_text(endpoint)}")
 
 
-def _phase(known: Status) -> Text:
-    age = time.time() - known.at
+def _phase(current: Status) -> Text:
+    age = time.time() - current.at
     stale = f" (last update {age:.0f} s ago)" if age > STALE_S else ""
     left = ""
-    if known.ends_at:
-        left = f", {duration(max(known.ends_at - time.time(), 0))} of walltime left"
-    return Text(f"{known.phase}{left}{stale}")
+    if current.ends_at:
+        left = f", {duration(max(current.ends_at - time.time(), 0))} of walltime left"
+    return Text(f"{current.phase}{left}{stale}")
 
 
-def _figures(attempt: Attempt, known: Status, *, ended: bool) -> Iterator[RenderableType]:
+def _figures(attempt: Attempt, current: Status, *, ended: bool) -> Iterator[RenderableType]:
     """Yield the load of a serving run, or the progress of a batch."""
-    if known.traffic:
-        yield Text(serving.traffic_line(known.traffic))
-    elif known.progress.total and not ended:
-        yield Text(progress_line(known.progress))
-    if known.planner:
-        yield Text(serving.planner_line(known.planner))
-    yield from (Text(serving.extra_job_line(job)) for job in known.extra_jobs)
-    if known.node_hours:
-        yield Text(f"extra jobs have used {known.node_hours:.2f} node-hours")
-    if known.successor:
-        yield Text(serving.successor_line(known.successor))
-    if known.traffic is None:
-        yield worker_table(known)
+    if current.traffic:
+        yield Text(serving.traffic_line(current.traffic))
+    elif current.progress.total and not ended:
+        yield Text(progress_line(current.progress))
+    if current.planner:
+        yield Text(serving.planner_line(current.planner))
+    yield from (Text(serving.extra_job_line(job)) for job in current.extra_jobs)
+    if current.node_hours:
+        yield Text(f"extra jobs have used {current.node_hours:.2f} node-hours")
+    if current.successor:
+        yield Text(serving.successor_line(current.successor))
+    if current.traffic is None:
+        yield worker_table(current)
     else:
-        yield from _loads(known)
-    yield from (Text(f"worker {w.rank}: {w.detail}") for w in known.workers if w.detail)
+        yield from _loads(current)
+    yield from (Text(f"worker {w.rank}: {w.detail}") for w in current.workers if w.detail)
     yield Text(f"logs: {attempt.logs}")
 
 
-def _loads(known: Status) -> Iterator[RenderableType]:
-    for model in dict.fromkeys(w.model for w in known.workers) or ("",):
+def _loads(current: Status) -> Iterator[RenderableType]:
+    for model in dict.fromkeys(w.model for w in current.workers) or ("",):
         if model:
-            yield Text(serving.model_line(model, known.by_model.get(model)))
-        yield serving.load_table(known, model)
+            yield Text(serving.model_line(model, current.by_model.get(model)))
+        yield serving.load_table(current, model)
 
 
 def summary(attempt: Attempt, s: BatchSummary) -> RenderableType:

@@ -6,7 +6,7 @@ srt/utils/auth.py. The last leaves /health, /ready and /metrics open to the netw
 key at all with several tokenizer workers.
 """
 
-from hpc_dynamo.config import Config, Role
+from hpc_dynamo.config import Config, Role, Topology
 from hpc_dynamo.engines.adapter import (
     EngineAdapter,
     EngineCommand,
@@ -86,21 +86,21 @@ class SglangAdapter(EngineAdapter):
 
     def check(self, config: Config, plan: Plan) -> None:
         """Raise ConfigError for settings that SGLang 0.5.23 cannot run."""
-        require_model(config)
-        if positive_option(config, "tokenizer-worker-num", 1) > 1:
+        require_model(config.model)
+        if positive_option(config.engine, "tokenizer-worker-num", 1) > 1:
             what = "engine.args.tokenizer-worker-num: SGLang checks no key if it is above 1"
             raise ConfigError(what, hint="engine.args.tokenizer-worker-num=1")
         for name in ATTENTION_RANKS:
-            positive_option(config, name, 1)
-        _check_shards(config, plan)
-        _check_stages(config)
-        refuse_recompute("sglang", config)
-        check_block_size(config, self.block_tokens(config))
+            positive_option(config.engine, name, 1)
+        _check_shards(config.topology, plan)
+        _check_stages(config.topology)
+        refuse_recompute("sglang", config.engine)
+        check_block_size(config.router, self.block_tokens(config))
         refuse_disaggregated_profile("SGLang", config)
 
     def command(self, config: Config, placement: Placement) -> EngineCommand:
         flags = server_flags(config, placement, self.event_endpoints(config, placement))
-        argv = (python_executable(config), "-m", "hpc_dynamo_sglang", *flags)
+        argv = (python_executable(config.engine), "-m", "hpc_dynamo_sglang", *flags)
         return EngineCommand(argv, server_environment(config, placement))
 
     def event_endpoints(self, config: Config, placement: Placement) -> EventEndpoints | None:
@@ -109,14 +109,14 @@ class SglangAdapter(EngineAdapter):
 
         A decode worker caches nothing unless disaggregation-decode-enable-radix-cache is set.
         """
-        ranks = max(positive_option(config, name, 1) for name in ATTENTION_RANKS)
+        ranks = max(positive_option(config.engine, name, 1) for name in ATTENTION_RANKS)
         if (
-            "kv-events-config" in user_options(config)
+            "kv-events-config" in user_options(config.engine)
             or placement.worker.parallel.data > 1
             or ranks > 1
         ):
             return None
-        return ipc_event_endpoints(config, placement)
+        return ipc_event_endpoints(config.router, placement)
 
     def sleep_endpoints(self, config: Config) -> SleepEndpoints | None:
         return SLEEP_ENDPOINTS if config.engine.sleep_mode else None
@@ -130,28 +130,28 @@ class SglangAdapter(EngineAdapter):
 
     def block_tokens(self, config: Config) -> int:
         """Return the page size. Some attention backends use another one."""
-        return positive_option(config, "page-size", BLOCK_TOKENS)
+        return positive_option(config.engine, "page-size", BLOCK_TOKENS)
 
 
-def _check_shards(config: Config, plan: Plan) -> None:
+def _check_shards(topology: Topology, plan: Plan) -> None:
     """Raise ConfigError for workers that SGLang cannot run over several nodes."""
     for worker in multi_node_workers(plan):
         require_equal_shards("sglang", worker)
         sizes, role = worker.parallel, worker.role
         if sizes.data > 1:
             what = f"topology.{role}.data_parallel={sizes.data} over several nodes"
-            workers = sizes.data * dict(config.topology.pools)[role].workers
+            workers = sizes.data * dict(topology.pools)[role].workers
             own = f"topology.{role}.workers={workers}"
             inside = f"tensor_parallel={sizes.tensor * sizes.data}"
             hint = f"{own} with data_parallel=1, or {inside} with engine.args.attn-dp-size"
             raise ConfigError(f"{what}: SGLang keeps its replicas on one node", hint=hint)
 
 
-def _check_stages(config: Config) -> None:
+def _check_stages(topology: Topology) -> None:
     """Raise ConfigError for pipeline stages that differ between the roles. A decode worker fetches
     each stage's layers into the same stage of its own, or all into one (assert in
     disaggregation/common/conn.py)."""
-    stages = {role: pool.pipeline_parallel for role, pool in config.topology.pools}
+    stages = {role: pool.pipeline_parallel for role, pool in topology.pools}
     if Role.decode in stages and stages[Role.decode] not in (1, stages[Role.prefill]):
         what = f"topology.decode.pipeline_parallel={stages[Role.decode]}: SGLang's decode workers "
         what += f"have one pipeline stage or as many as prefill workers ({stages[Role.prefill]})"

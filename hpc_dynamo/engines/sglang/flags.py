@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hpc_dynamo.config import Config, Device, Role
+from hpc_dynamo.config import Config, Device, Engine, Role
 from hpc_dynamo.engines.adapter import EventEndpoints, Placement
 from hpc_dynamo.engines.environment import device_environment, network_environment, python_path
 from hpc_dynamo.engines.event_options import kv_events_config
@@ -40,10 +40,10 @@ def server_flags(config: Config, placement: Placement, events: EventEndpoints | 
         # All shards name the bootstrap server of the first.
         ports = placement.rendezvous.ports if placement.rendezvous else placement.ports
         options["disaggregation-bootstrap-port"] = ports[1]
-    options |= _cpu_options(config, role) | _shard_options(placement)
+    options |= _cpu_options(config.engine, role) | _shard_options(placement)
     if events:
         options["kv-events-config"] = kv_events_config(events)
-    return sglang_command_line(options | user_options(config))
+    return sglang_command_line(options | user_options(config.engine))
 
 
 def sglang_command_line(args: dict[str, Any]) -> list[str]:
@@ -51,10 +51,10 @@ def sglang_command_line(args: dict[str, Any]) -> list[str]:
     return command_line({name: value for name, value in args.items() if value is not False})
 
 
-def _cpu_options(config: Config, role: Role) -> dict[str, Any]:
+def _cpu_options(engine: Engine, role: Role) -> dict[str, Any]:
     """Return the options of a worker without a GPU. SGLang selects the attention backend itself:
     torch_native on processors without AMX."""
-    if config.engine.device is not Device.cpu:
+    if engine.device is not Device.cpu:
         return {}
     # Without sleep-on-idle an idle scheduler polls without pause and uses half a core. The overlap
     # schedule of a prefill worker needs CUDA events.
@@ -85,8 +85,8 @@ def server_environment(config: Config, placement: Placement) -> dict[str, str]:
         **host,
         **cpu,
         **network_environment(placement),
-        **device_environment(config, placement),
+        **device_environment(config.engine, placement),
         **config.engine.env,
-        "PYTHONPATH": python_path(config),
+        "PYTHONPATH": python_path(config.engine),
         "HPC_DYNAMO_ENGINE_KEY": placement.token,
     }

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hpc_dynamo.config import Config, KvLoadFailurePolicy, Role
+from hpc_dynamo.config import Config, Engine, KvLoadFailurePolicy, Role
 from hpc_dynamo.engines.adapter import (
     EngineAdapter,
     EngineCommand,
@@ -39,17 +39,17 @@ SIMULATED: dict[str, EngineAdapter] = {
 }
 
 
-def simulated_engine(config: Config) -> EngineAdapter:
+def simulated_engine(engine: Engine) -> EngineAdapter:
     """Return the adapter that `engine.args.pd-protocol` names. Raises ConfigError."""
-    name = str(user_options(config).get("pd-protocol") or "vllm")
+    name = str(user_options(engine).get("pd-protocol") or "vllm")
     if name not in SIMULATED:
         raise unknown_name("engine.args.pd-protocol", name, SIMULATED)
     return SIMULATED[name]
 
 
-def shard_start(config: Config) -> str:
+def shard_start(engine: Engine) -> str:
     """Return how the shards of a multi-node worker are started. Raises ConfigError."""
-    name = str(user_options(config).get("start") or "shards")
+    name = str(user_options(engine).get("start") or "shards")
     if name not in SHARD_STARTS:
         raise unknown_name("engine.args.start", name, SHARD_STARTS)
     return name
@@ -66,13 +66,13 @@ class SimulatorAdapter(EngineAdapter):
     rendezvous_port_count = 1
 
     def pd_protocol(self, config: Config) -> PdProtocol:
-        return simulated_engine(config).pd_protocol(config)
+        return simulated_engine(config.engine).pd_protocol(config)
 
     def check(self, config: Config, plan: Plan) -> None:
         for worker in multi_node_workers(plan):
             require_equal_shards("simulator", worker)
-        shard_start(config)
-        check_block_size(config, self.block_tokens(config))
+        shard_start(config.engine)
+        check_block_size(config.router, self.block_tokens(config))
         if self._is_concurrent(config):
             refuse_disaggregated_profile("SGLang", config)
 
@@ -86,30 +86,32 @@ class SimulatorAdapter(EngineAdapter):
             "role": "both" if self.serves_both_roles(config) else str(placement.worker.role),
             "max-num-seqs": config.engine.max_num_seqs,
             "enable-prompt-tokens-details": True,
-            "kv-load-failure-policy": str(self._load_failure_policy(config)),
-            **vllm_options(config),
+            "kv-load-failure-policy": str(self._load_failure_policy(config.engine)),
+            **vllm_options(config.model),
             **({"enable-sleep-mode": True} if config.engine.sleep_mode else {}),
             **self._shard_options(config, placement),
         }
         if self._is_concurrent(config) and placement.worker.role is Role.prefill:
             options["disaggregation-bootstrap-port"] = placement.ports[1]
-        own = {name: value for name, value in user_options(config).items() if name != "start"}
+        own = {
+            name: value for name, value in user_options(config.engine).items() if name != "start"
+        }
         events = self.event_endpoints(config, placement)
         if events:
             options["kv-events-config"] = kv_events_config(events)
-        argv = (python_executable(config), "-m", "hpc_dynamo.simulator")
-        env = device_environment(config, placement) | config.engine.env
+        argv = (python_executable(config.engine), "-m", "hpc_dynamo.simulator")
+        env = device_environment(config.engine, placement) | config.engine.env
         env |= {"HPC_DYNAMO_ENGINE_KEY": placement.token}
         return EngineCommand((*argv, *command_line(options | own)), env)
 
     def _is_concurrent(self, config: Config) -> bool:
         return isinstance(self.pd_protocol(config), ConcurrentProtocol)
 
-    def _load_failure_policy(self, config: Config) -> KvLoadFailurePolicy:
+    def _load_failure_policy(self, engine: Engine) -> KvLoadFailurePolicy:
         """Return the policy of the simulated engine: only vLLM can recompute."""
-        recomputes = isinstance(simulated_engine(config), VllmAdapter)
+        recomputes = isinstance(simulated_engine(engine), VllmAdapter)
         default = KvLoadFailurePolicy.recompute if recomputes else KvLoadFailurePolicy.fail
-        return config.engine.kv_load_failure_policy or default
+        return engine.kv_load_failure_policy or default
 
     def _shard_options(self, config: Config, placement: Placement) -> dict[str, Any]:
         options = node_options(placement)
@@ -119,13 +121,13 @@ class SimulatorAdapter(EngineAdapter):
 
     def is_mpi_step(self, config: Config, worker: Worker) -> bool:
         """Return True as for TensorRT-LLM with `engine.args.start=mpi`."""
-        return len(worker.shards) > 1 and shard_start(config) == "mpi"
+        return len(worker.shards) > 1 and shard_start(config.engine) == "mpi"
 
     def event_endpoints(self, config: Config, placement: Placement) -> EventEndpoints | None:
         """Return None also with a kv-events-config of the user."""
-        if "kv-events-config" in user_options(config):
+        if "kv-events-config" in user_options(config.engine):
             return None
-        return ipc_event_endpoints(config, placement)
+        return ipc_event_endpoints(config.router, placement)
 
     def serves_both_roles(self, config: Config) -> bool:
         restart = config.planner.restart_on_role_change or self._is_concurrent(config)
@@ -135,13 +137,13 @@ class SimulatorAdapter(EngineAdapter):
         return SLEEP_ENDPOINTS if config.engine.sleep_mode else None
 
     def adapter_fields(self, config: Config, adapter: str) -> Body:
-        return simulated_engine(config).adapter_fields(config, adapter)
+        return simulated_engine(config.engine).adapter_fields(config, adapter)
 
     def prompt_check(self, config: Config) -> PromptCheck | None:
-        return simulated_engine(config).prompt_check(config)
+        return simulated_engine(config.engine).prompt_check(config)
 
     def block_tokens(self, config: Config) -> int:
-        return positive_option(config, "block-size", BLOCK_TOKENS)
+        return positive_option(config.engine, "block-size", BLOCK_TOKENS)
 
     def diagnose(self, log_tail: str) -> str:
         if "MissingDependency" in log_tail or "nixl" in log_tail:

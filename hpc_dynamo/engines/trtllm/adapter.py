@@ -7,7 +7,7 @@ checks no key: docs/guides/tensorrt-llm.md describes the consequences.
 from collections.abc import Mapping
 from typing import Any
 
-from hpc_dynamo.config import Config, ContainerKind, Device
+from hpc_dynamo.config import Config, ContainerKind, Device, Model
 from hpc_dynamo.engines.adapter import EngineAdapter, EngineCommand, MetricNames, Placement
 from hpc_dynamo.engines.compat_checks import refuse_recompute, require_model
 from hpc_dynamo.engines.diagnostics import COMMON, PORT_TAKEN
@@ -86,22 +86,22 @@ class TrtllmAdapter(EngineAdapter):
 
     def check(self, config: Config, plan: Plan) -> None:
         """Raise ConfigError for settings that TensorRT-LLM 1.3 cannot run."""
-        require_model(config)
+        require_model(config.model)
         if config.engine.device is not Device.cuda:
             what = f"engine.device={config.engine.device}: TensorRT-LLM runs only on GPUs"
             raise ConfigError(what, hint="engine.device=cuda")
-        _check_args(click_options(config))
+        _check_args(click_options(config.engine))
         self.block_tokens(config)
-        _refuse_adapters(config)
+        _refuse_adapters(config.model)
         if config.engine.sleep_mode:
             what = "engine.sleep_mode=true: trtllm-serve has no paths for it"
             raise ConfigError(what, hint="engine.sleep_mode=false")
-        refuse_recompute("trtllm", config)
+        refuse_recompute("trtllm", config.engine)
         _check_pools(config)
         for worker in multi_node_workers(plan):
             require_equal_shards("trtllm", worker)
             _check_mpi_step(config, worker)
-        if uses_kv_events(config):
+        if uses_kv_events(config.router):
             what = "router.kv_events=true: TensorRT-LLM's server publishes no KV events"
             hint = "router.kv_events=false: the router then estimates what is cached"
             raise ConfigError(what, hint=hint)
@@ -114,15 +114,15 @@ class TrtllmAdapter(EngineAdapter):
 
     def block_tokens(self, config: Config) -> int:
         """Return `tokens_per_block` of the options file, or TensorRT-LLM's default."""
-        cache = (click_options(config).get("extra") or {}).get("kv_cache_config") or {}
+        cache = (click_options(config.engine).get("extra") or {}).get("kv_cache_config") or {}
         name = "engine.args.extra.kv_cache_config.tokens_per_block"
         return positive_int(name, cache.get("tokens_per_block"), BLOCK_TOKENS)
 
 
-def _refuse_adapters(config: Config) -> None:
+def _refuse_adapters(model: Model) -> None:
     """Raise ConfigError for LoRA adapters: requests name their folder in fields of their own."""
-    if config.model.lora:
-        what = f"model.lora.{next(iter(config.model.lora))}: trtllm-serve has no adapters by name"
+    if model.lora:
+        what = f"model.lora.{next(iter(model.lora))}: trtllm-serve has no adapters by name"
         hint = "engine=vllm or engine=sglang; or merge the adapter into the model"
         raise ConfigError(what, hint=hint)
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from hpc_dynamo.config import Config, Role
+from hpc_dynamo.config import Config, Engine, Role
 from hpc_dynamo.config.merge import merge_options, parse_json
 from hpc_dynamo.engines.adapter import EngineCommand, Placement
 from hpc_dynamo.engines.environment import device_environment, python_executable
@@ -28,7 +28,7 @@ def server_command(config: Config, placement: Placement) -> EngineCommand:
     file.
     """
     worker = placement.worker
-    sizes, args = worker.parallel, click_options(config)
+    sizes, args = worker.parallel, click_options(config.engine)
     extra = args.pop("extra", None) or {}
     name = f"worker-{worker.rank}.yaml"
     options: dict[str, Any] = {
@@ -44,19 +44,19 @@ def server_command(config: Config, placement: Placement) -> EngineCommand:
     if len(worker.shards) > 1:
         options["gpus_per_node"] = len(worker.shards[0].gpus)
         # The launcher is next to the interpreter, or on PATH if that has no folder.
-        folder, slash, _ = python_executable(config).rpartition("/")
+        folder, slash, _ = python_executable(config.engine).rpartition("/")
         launcher = (f"{folder}{slash}{LAUNCHER}",)
     # Started as a module: in containers the script trtllm-serve is not next to the interpreter.
     serve = ("-m", "tensorrt_llm.commands.serve", "serve", config.model.path)
-    env = {"TRTLLM_NO_USAGE_STATS": "1", **device_environment(config, placement)}
+    env = {"TRTLLM_NO_USAGE_STATS": "1", **device_environment(config.engine, placement)}
     text = json.dumps(merge_options(_llm_args(worker), extra), indent=1)  # JSON is YAML
-    argv = (*launcher, python_executable(config), *serve, *_click_flags(options | args))
+    argv = (*launcher, python_executable(config.engine), *serve, *_click_flags(options | args))
     return EngineCommand(argv, env | config.engine.env, {name: text + "\n"})
 
 
-def click_options(config: Config) -> dict[str, Any]:
+def click_options(engine: Engine) -> dict[str, Any]:
     """Return `engine.args` by the names of trtllm-serve's command line, with underscores."""
-    args = {name.replace("-", "_"): value for name, value in config.engine.args.items()}
+    args = {name.replace("-", "_"): value for name, value in engine.args.items()}
     return args | ({"extra": parse_json(args["extra"])} if "extra" in args else {})
 
 

@@ -89,19 +89,19 @@ class VllmAdapter(EngineAdapter):
 
     def check(self, config: Config, plan: Plan) -> None:
         """Raise ConfigError for settings that vLLM 0.32 cannot run."""
-        require_model(config)
+        require_model(config.model)
         check_shards(config, plan)
         check_stages(config)
-        require_json(config, "kv-transfer-config", '{"kv_port": 14579}')
+        require_json(config.engine, "kv-transfer-config", '{"kv_port": 14579}')
         if config.engine.sleep_mode and config.engine.device is Device.cpu:
             what = "engine.sleep_mode=true: vLLM's workers can sleep only on GPUs"
             raise ConfigError(what, hint="engine.sleep_mode=false")
-        check_block_size(config, self.block_tokens(config))
+        check_block_size(config.router, self.block_tokens(config))
 
     def command(self, config: Config, placement: Placement) -> EngineCommand:
         both, events = self.serves_both_roles(config), self.event_endpoints(config, placement)
         flags = server_flags(config, placement, both_roles=both, events=events)
-        argv = (python_executable(config), "-m", server_module(placement), *flags)
+        argv = (python_executable(config.engine), "-m", server_module(placement), *flags)
         return EngineCommand(argv, server_environment(config, placement))
 
     def event_endpoints(self, config: Config, placement: Placement) -> EventEndpoints | None:
@@ -109,9 +109,9 @@ class VllmAdapter(EngineAdapter):
         0.32 refuses ipc endpoints for all but the first rank, and tcp endpoints have no access
         control."""
         data_parallel = placement.worker.parallel.data
-        if "kv-events-config" in user_options(config) or data_parallel > 1:
+        if "kv-events-config" in user_options(config.engine) or data_parallel > 1:
             return None
-        return ipc_event_endpoints(config, placement)
+        return ipc_event_endpoints(config.router, placement)
 
     def serves_both_roles(self, config: Config) -> bool:
         return roles_can_change(config) and not config.planner.restart_on_role_change
@@ -121,4 +121,4 @@ class VllmAdapter(EngineAdapter):
 
     def block_tokens(self, config: Config) -> int:
         """Return vLLM 0.32's default, or `block-size`. Some attention backends use another size."""
-        return positive_option(config, "block-size", BLOCK_TOKENS[config.engine.device])
+        return positive_option(config.engine, "block-size", BLOCK_TOKENS[config.engine.device])

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hpc_dynamo.config import Config, Device, KvLoadFailurePolicy, Role
+from hpc_dynamo.config import Config, Device, Engine, KvLoadFailurePolicy, Role
 from hpc_dynamo.config.merge import parse_json
 from hpc_dynamo.engines.adapter import EventEndpoints, Placement
 from hpc_dynamo.engines.environment import device_environment, network_environment, python_path
@@ -39,23 +39,23 @@ def server_flags(
         "middleware": "hpc_dynamo_auth.BearerTokenAuth",
         "enable-prompt-tokens-details": True,
         "enable-request-id-headers": True,
-        **vllm_options(config),
+        **vllm_options(config.model),
         **({"enable-sleep-mode": True} if config.engine.sleep_mode else {}),
         **shard_options(config, placement),
     }
-    args = user_options(config)
+    args = user_options(config.engine)
     if role in KV_ROLE:
         transfer: Mapping[str, Any] = parse_json(args.pop("kv-transfer-config", None)) or {}
         kv_role = "kv_both" if both_roles else KV_ROLE[role]
-        options["kv-transfer-config"] = {**_kv_transfer_config(config, kv_role), **transfer}
+        options["kv-transfer-config"] = {**_kv_transfer_config(config.engine, kv_role), **transfer}
     if events:
         options["kv-events-config"] = kv_events_config(events)
     return command_line(options | args)
 
 
-def _kv_transfer_config(config: Config, kv_role: str) -> dict[str, Any]:
-    policy = config.engine.kv_load_failure_policy or KvLoadFailurePolicy.recompute
-    buffer = {"kv_buffer_device": "cpu"} if config.engine.device is Device.cpu else {}
+def _kv_transfer_config(engine: Engine, kv_role: str) -> dict[str, Any]:
+    policy = engine.kv_load_failure_policy or KvLoadFailurePolicy.recompute
+    buffer = {"kv_buffer_device": "cpu"} if engine.device is Device.cpu else {}
     return {
         "kv_connector": "NixlConnector",
         "kv_role": kv_role,
@@ -75,8 +75,8 @@ def server_environment(config: Config, placement: Placement) -> dict[str, str]:
         **network_environment(placement),
         "VLLM_NIXL_SIDE_CHANNEL_HOST": placement.address,
         "VLLM_NIXL_SIDE_CHANNEL_PORT": str(placement.ports[1]),
-        **device_environment(config, placement),
+        **device_environment(config.engine, placement),
         **config.engine.env,
-        "PYTHONPATH": python_path(config),
+        "PYTHONPATH": python_path(config.engine),
         "VLLM_API_KEY": placement.token,
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import Model
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of --max-lora-rank
 MAX_ACTIVE = 8  # adapters in one batch; each occupies device memory
@@ -17,17 +17,17 @@ MAX_ACTIVE = 8  # adapters in one batch; each occupies device memory
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 
 
-def vllm_options(config: Config) -> dict[str, Any]:
+def vllm_options(model: Model) -> dict[str, Any]:
     """Return vLLM's options for the adapters; empty without adapters.
 
     All adapters stay in host memory, so that no request waits for the disk. The maximum rank is
     that of the largest adapter; vLLM's default applies if no adapter's configuration can be read
     here.
     """
-    adapters = config.model.lora
+    adapters = model.lora
     if not adapters:
         return {}
-    base = config.model.served_name
+    base = model.served_name
     modules = [{"name": n, "path": p, "base_model_name": base} for n, p in adapters.items()]
     options: dict[str, Any] = {
         "enable-lora": True,

@@ -46,7 +46,7 @@ def _check_replicas(config: Config, worker: Worker) -> None:
     different ports on each node, and the nodes of a replica would never connect."""
     nodes, role, replicas = len(worker.shards), worker.role, worker.parallel.data
     what = f"topology.{role}: {replicas} data-parallel replicas over {nodes} nodes"
-    if not user_options(config).get(EXPERTS):
+    if not user_options(config.engine).get(EXPERTS):
         each = f"topology.{role}.workers={replicas * dict(config.topology.pools)[role].workers}"
         hint = f"{each} topology.{role}.data_parallel=1; for a mixture of experts: engine.args."
         what += ", each over several nodes: vLLM cannot do this with a dense model"
@@ -59,7 +59,7 @@ def _check_replicas(config: Config, worker: Worker) -> None:
 def check_stages(config: Config) -> None:
     """Raise ConfigError for pipeline stages with NIXL: a decode worker pulls only from the first
     stage of a prefill worker, and cannot have stages itself."""
-    transfer = parse_json(user_options(config).get("kv-transfer-config")) or {}
+    transfer = parse_json(user_options(config.engine).get("kv-transfer-config")) or {}
     if not isinstance(transfer, Mapping):
         what = f"engine.args.kv-transfer-config={transfer} must be a mapping"
         raise ConfigError(what, hint="engine.args.kv-transfer-config.kv_connector=…")

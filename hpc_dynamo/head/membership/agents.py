@@ -34,7 +34,7 @@ from hpc_dynamo.messages import (
     WorkerReport,
     WorkerState,
 )
-from hpc_dynamo.router import Router
+from hpc_dynamo.router import RequestRouter
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan, Worker
 from hpc_dynamo.wire import ControlServer
@@ -59,7 +59,7 @@ class Membership:
         attempt: Attempt,
         roster: Roster,
         server: ControlServer[ControlMessage],
-        routers: Mapping[str, Router],
+        routers: Mapping[str, RequestRouter],
         fail_job: Callable[[EngineError], None],
     ) -> None:
         self._attempt, self._roster, config = attempt, roster, attempt.config()
@@ -252,7 +252,7 @@ class Membership:
         report = self.workers.get(worker.rank)
         return report.role if report else worker.role
 
-    def _router(self, rank: int) -> Router:
+    def _router(self, rank: int) -> RequestRouter:
         return self._routers[self._placed[rank].model]
 
     def _fail_model_without_workers(self, last: WorkerReport) -> None:

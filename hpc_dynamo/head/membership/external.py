@@ -26,7 +26,7 @@ from hpc_dynamo.config import Config, Role
 from hpc_dynamo.engines import EventEndpoints, pd_protocol_of, probe_fields
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import KvEvents, WorkerReport, WorkerState
-from hpc_dynamo.router import Router
+from hpc_dynamo.router import RequestRouter
 
 CHECK_INTERVAL_S = 1.0
 TIMEOUT_S = 10.0  # a busy engine may answer /health late
@@ -42,7 +42,7 @@ class ExternalWorkers:
     def __init__(
         self,
         config: Config,
-        router: Router,
+        router: RequestRouter,
         http: HttpClient,
         group: asyncio.TaskGroup,
         address: str = LOOPBACK,

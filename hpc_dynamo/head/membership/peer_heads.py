@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from hpc_dynamo.http import HttpClient
-from hpc_dynamo.router import Router, decode_loads
+from hpc_dynamo.router import RequestRouter, decode_loads
 
 PATH = "/v1/loads"
 INTERVAL_S = 0.02  # a prefill takes less than 0.1 s, so older loads mislead
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 class PeerHeads:
     """Reads the loads of peers into `router`. `client` presents the API key that heads share."""
 
-    def __init__(self, router: Router, urls: Sequence[str], client: HttpClient) -> None:
+    def __init__(self, router: RequestRouter, urls: Sequence[str], client: HttpClient) -> None:
         self._router, self._urls, self._client = router, urls, client
 
     async def run(self) -> None:

@@ -15,7 +15,7 @@ from hpc_dynamo.head.membership.agents import GONE, Membership
 from hpc_dynamo.launch import extra_jobs
 from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, WorkerState
 from hpc_dynamo.planner.scale_out import JobCapacity
-from hpc_dynamo.router import Router
+from hpc_dynamo.router import RequestRouter
 from hpc_dynamo.run import ExtraJobFolder, write_json
 
 POLL_S = 5.0  # the scheduler serves many users
@@ -29,7 +29,7 @@ class ExtraJob:
     """An extra job. `status` is also written to its folder at every change."""
 
     def __init__(
-        self, folder: ExtraJobFolder, config: Config, router: Router, members: Membership
+        self, folder: ExtraJobFolder, config: Config, router: RequestRouter, members: Membership
     ) -> None:
         self._folder, self._plan = folder, folder.plan()
         plan, record = self._plan, folder.job()

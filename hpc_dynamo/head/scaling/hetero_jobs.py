@@ -17,7 +17,7 @@ from hpc_dynamo.head.membership.agents import Membership
 from hpc_dynamo.head.scaling.extra_job import ExtraJob
 from hpc_dynamo.launch.extra_jobs import stop_leftover_jobs
 from hpc_dynamo.messages import ExtraJobState, Status
-from hpc_dynamo.router import Router
+from hpc_dynamo.router import RequestRouter
 from hpc_dynamo.run import Attempt, ExtraJobFolder
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class HeterogeneousJobs:
     def __init__(
         self,
         attempt: Attempt,
-        router: Router,
+        router: RequestRouter,
         members: Membership,
         on_preemption: Callable[[], object],
         on_lost: Callable[[EngineError], object],

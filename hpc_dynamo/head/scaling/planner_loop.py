@@ -17,11 +17,11 @@ from hpc_dynamo.config import Config, Role
 from hpc_dynamo.head.scaling.role_change import RoleChanger
 from hpc_dynamo.messages import PlannerStatus, WorkerLoad
 from hpc_dynamo.planner.collect import collect_signals
-from hpc_dynamo.planner.planner import Planner
+from hpc_dynamo.planner.planner import RolePlanner
 from hpc_dynamo.planner.prompt_lengths import PromptLengths
 from hpc_dynamo.planner.records import PlannerRecord, RoleChange
 from hpc_dynamo.planner.signals import PlannerDecision, RoleMove, Signals
-from hpc_dynamo.router import Router
+from hpc_dynamo.router import RequestRouter
 
 RETRY_INTERVALS = 10
 MAX_RETRY_INTERVALS = 160
@@ -41,8 +41,8 @@ class PlannerLoop:
     def __init__(
         self,
         config: Config,
-        router: Router,
-        planner: Planner,
+        router: RequestRouter,
+        planner: RolePlanner,
         role_changer: RoleChanger,
         loads: Callable[[], Sequence[WorkerLoad]],
         file: Path,

@@ -8,7 +8,7 @@ from hpc_dynamo.engines import engine
 from hpc_dynamo.head.membership.agents import Membership, Reports
 from hpc_dynamo.messages import WorkerState
 from hpc_dynamo.planner.records import RoleChange
-from hpc_dynamo.router import Router
+from hpc_dynamo.router import RequestRouter
 
 REPORT_MARGIN_S = 10.0  # time for an agent's report, in addition to stop and start
 
@@ -25,7 +25,7 @@ class RoleChanger:
     Its engine is restarted if it serves one role only.
     """
 
-    def __init__(self, config: Config, router: Router, members: Membership) -> None:
+    def __init__(self, config: Config, router: RequestRouter, members: Membership) -> None:
         self._router, self._members = router, members
         self._planner = config.planner
         self._restart = not engine(config.engine.name).serves_both_roles(config)

@@ -21,7 +21,7 @@ from hpc_dynamo.launch.extra_jobs import stop_leftover_jobs
 from hpc_dynamo.messages import ExtraJobState, Status
 from hpc_dynamo.planner.scale_out import Budget, ScaleOutPolicy, ScaleOutRecord, ScaleOutStep
 from hpc_dynamo.planner.signals import PlannerDecision, RoleMove
-from hpc_dynamo.router import Router
+from hpc_dynamo.router import RequestRouter
 from hpc_dynamo.run import Attempt, ExtraJobFolder
 from hpc_dynamo.topology import plan_extra_job
 
@@ -38,7 +38,7 @@ class ScaleOutController:
     def __init__(
         self,
         attempt: Attempt,
-        router: Router,
+        router: RequestRouter,
         members: Membership,
         ends_at: float | None,
         changing_role: Callable[[], Collection[int]],
@@ -48,7 +48,9 @@ class ScaleOutController:
         self._changing_role, self._limits = changing_role, self._config.planner.scale_out
         layout, nodes = attempt.plan(), self._limits.nodes_per_job
         roles = [role for role, _ in self._config.topology.pools]
-        self._plans = {role: plan_extra_job(self._config, layout, role, nodes) for role in roles}
+        self._plans = {
+            role: plan_extra_job(self._config.topology, layout, role, nodes) for role in roles
+        }
         workers_per_job = {role: len(plan.workers) for role, plan in self._plans.items()}
         self._policy = ScaleOutPolicy(self._config.planner, workers_per_job)
         self._next_rank = 1 + max(worker.rank for worker in layout.workers)

@@ -13,7 +13,7 @@ from hpc_dynamo.head.telemetry.requests import connection_metrics, request_metri
 from hpc_dynamo.head.telemetry.router import router_metrics
 from hpc_dynamo.head.telemetry.workers import worker_metrics
 from hpc_dynamo.messages import PlannerStatus, Traffic, WorkerLoad, WorkerReport
-from hpc_dynamo.router import Router
+from hpc_dynamo.router import RequestRouter
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ModelMetrics:
 
     stats: FrontendStats
     traffic: Traffic
-    router: Router
+    router: RequestRouter
 
     def collect(self) -> Iterable[Metric]:
         yield from request_metrics(self.stats)

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from prometheus_client.core import Metric
 
 from hpc_dynamo.head.telemetry import families
-from hpc_dynamo.router import DecisionStats, KvState, Router
+from hpc_dynamo.router import DecisionStats, KvState, RequestRouter
 
 
-def router_metrics(router: Router) -> Iterable[Metric]:
+def router_metrics(router: RequestRouter) -> Iterable[Metric]:
     """Yield the decisions of a router and the state of its index of cached blocks."""
     yield from _decisions(router.decisions)
     yield from _kv_state(router.kv_state)

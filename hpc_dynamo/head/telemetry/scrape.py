@@ -8,7 +8,7 @@ from hpc_dynamo.engines.adapter import MetricNames
 from hpc_dynamo.engines.metrics import EngineMetrics
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import WorkerLoad
-from hpc_dynamo.router import RoutedWorker, Router
+from hpc_dynamo.router import RequestRouter, RoutedWorker
 
 INTERVAL_S = 3.0  # a reading costs the engine and the head some milliseconds
 
@@ -16,7 +16,7 @@ INTERVAL_S = 3.0  # a reading costs the engine and the head some milliseconds
 class MetricsScraper:
     """Keeps the last reading of every ready worker."""
 
-    def __init__(self, router: Router, client: HttpClient, names: MetricNames) -> None:
+    def __init__(self, router: RequestRouter, client: HttpClient, names: MetricNames) -> None:
         self._router, self._client, self._names = router, client, names
         self._readings: report.MetricsByRank = {}
 

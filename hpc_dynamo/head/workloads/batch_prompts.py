@@ -75,7 +75,7 @@ async def verify_tokenizer(
         prompts, dispatcher, config.served_name, RoutingRequest(may_disaggregate=False)
     ):
         return prompts
-    return mismatched_tokenizer(config)
+    return mismatched_tokenizer(config.model)
 
 
 def routing_notices(prompts: PromptTokenizer, config: Config) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from hpc_dynamo.head.scaling.job_handover import JobHandover
 from hpc_dynamo.head.telemetry.scrape import MetricsScraper
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import Outcome, PlannerStatus, Status, WorkerLoad, WorkerReport
-from hpc_dynamo.router import Router
+from hpc_dynamo.router import RequestRouter
 from hpc_dynamo.run import Attempt
 
 
@@ -33,7 +33,7 @@ class ModelRoute:
     """One model of a job: its router, and the metrics of its workers."""
 
     config: Config
-    router: Router
+    router: RequestRouter
     scraper: MetricsScraper
 
     @property
@@ -45,7 +45,7 @@ def model_routes(config: Config, client: HttpClient) -> dict[str, ModelRoute]:
     """Return a route for each model, by its name (see topology.Worker)."""
     changed, routes = asyncio.Event(), dict[str, ModelRoute]()
     for model, own in config.by_model.items():
-        router = Router.from_config(with_throughput_routing(own), changed)
+        router = RequestRouter.from_config(with_throughput_routing(own), changed)
         scraper = MetricsScraper(router, client, engine(own.engine.name).metrics)
         routes[model] = ModelRoute(own, router, scraper)
     return routes

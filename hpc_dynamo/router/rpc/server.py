@@ -10,7 +10,7 @@ from typing import Self
 import msgspec
 
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.router.router import Router
+from hpc_dynamo.router.router import RequestRouter
 from hpc_dynamo.router.rpc.protocol import (
     CallFailed,
     CallResult,
@@ -45,7 +45,7 @@ class RouterServer:
 
     def __init__(
         self,
-        routers: Mapping[str, Router],
+        routers: Mapping[str, RequestRouter],
         path: Path,
         view: Callable[[], RunView],
         on_report: Callable[[int, bytes], None],
@@ -101,7 +101,7 @@ class RouterServer:
                 async with asyncio.timeout(VIEW_INTERVAL_S):
                     await self._changed.wait()
 
-    def router(self, request: RoutingRequest) -> Router:
+    def router(self, request: RoutingRequest) -> RequestRouter:
         """Return the router of the request's model. Raises RequestFailed without one."""
         if request.model not in self.routers:
             raise RequestFailed(f"model {request.model!r} is not served here", status=404)

@@ -16,7 +16,7 @@ from hpc_dynamo.batch.prefix_order import PrefixOrder, prefix_groups, prefix_key
 from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.json_reader import read_fields
-from hpc_dynamo.router import Router, RoutingRequest, block_hashes
+from hpc_dynamo.router import RequestRouter, RoutingRequest, block_hashes
 from tests.support.runs import SIMULATOR, hpc_dynamo, latest, write_lines
 from tests.support.tiny_models import byte_tokenizer
 
@@ -56,7 +56,7 @@ async def taken(
 
 async def computed(bodies: Sequence[Body], order: Sequence[int], workers: int = WORKERS) -> int:
     """Return the prompt tokens that workers compute if all requests are in flight at once."""
-    router = Router(TopologyKind.aggregated, RouterConfig(recompute_weight=2.0))
+    router = RequestRouter(TopologyKind.aggregated, RouterConfig(recompute_weight=2.0))
     for rank in range(workers):
         await router.add_worker(rank, Role.aggregated, f"http://worker-{rank}")
     total = 0

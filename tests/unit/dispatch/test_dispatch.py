@@ -16,7 +16,7 @@ from hpc_dynamo.engines import PdProtocol
 from hpc_dynamo.engines.vllm.pd_protocol import UNKNOWN_MODEL, VllmPdProtocol
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import HttpClient
-from hpc_dynamo.router import Router, RoutingRequest
+from hpc_dynamo.router import RequestRouter, RoutingRequest
 
 SOON_S = 10.0
 PATH = "/v1/completions"
@@ -95,7 +95,7 @@ class Engine:
             self.now -= 1
 
 
-class Sender(Router):
+class Sender(RequestRouter):
     """Router with a dispatcher."""
 
     def __init__(

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from hpc_dynamo.head.membership.peer_heads import PeerHeads
 from hpc_dynamo.http import HttpClient
-from hpc_dynamo.router import Router, WorkerDemand
+from hpc_dynamo.router import RequestRouter, WorkerDemand
 from hpc_dynamo.router.scheduling.peer_loads import PublishedLoads
 from tests.unit.router.requests import aggregated_router
 
@@ -45,7 +45,7 @@ class Head:
 
 
 @asynccontextmanager
-async def listening(router: Router) -> AsyncIterator[Head]:
+async def listening(router: RequestRouter) -> AsyncIterator[Head]:
     """Run a peer head that a router reads."""
     head, app = Head(), web.Application()
     app.router.add_get("/{any:.*}", head.answer)
@@ -60,7 +60,7 @@ async def listening(router: Router) -> AsyncIterator[Head]:
     await runner.cleanup()
 
 
-def others(router: Router) -> WorkerDemand:
+def others(router: RequestRouter) -> WorkerDemand:
     return next(iter(router.workers)).peer_load
 
 

@@ -8,7 +8,7 @@ from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.head.telemetry.exposition import ModelMetrics, exposition
 from hpc_dynamo.head.telemetry.families import FAMILIES
 from hpc_dynamo.messages import PlannerStatus, Traffic, WorkerLoad, WorkerReport, WorkerState
-from hpc_dynamo.router import Router
+from hpc_dynamo.router import RequestRouter
 
 WORKER = WorkerReport(rank=3, role=Role.decode, node=0, host="n1", state=WorkerState.ready)
 
@@ -16,7 +16,7 @@ WORKER = WorkerReport(rank=3, role=Role.decode, node=0, host="n1", state=WorkerS
 def page(*models: str) -> str:
     stats = FrontendStats(responses={"/v1/completions 200": 2})
     stats.ttft.observe(0.2)
-    router = Router.from_config(Config())
+    router = RequestRouter.from_config(Config())
     metrics = {model: ModelMetrics(stats, Traffic(active=5), router) for model in models}
     planner = PlannerStatus(at=0.0, rate_hz=2.0, prefill=1, decode=3)
     return exposition(metrics, FrontendStats(), [WorkerLoad(rank=3, running=4)], [WORKER], planner)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hpc_dynamo.config import Planner as Rules
 from hpc_dynamo.config import PlannerMode, PriorityTarget, Role
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.planner.planner import Planner
+from hpc_dynamo.planner.planner import RolePlanner
 from hpc_dynamo.planner.signals import ExpectedLoad, PlannerDecision
 from tests.unit.planner.signals import Linear, saw, served
 
@@ -22,7 +22,7 @@ ANSWERS: Load = {"requests": 3600, "prompt_tokens": 500.0, "answer_tokens": 900.
 
 def course(rules: Rules, loads: list[Load], have: list[int]) -> list[PlannerDecision]:
     """Decide once per load; moves end before the next one. `have` becomes the last split."""
-    planner, decisions = Planner(rules, Linear()), list[PlannerDecision]()
+    planner, decisions = RolePlanner(rules, Linear()), list[PlannerDecision]()
     for number, load in enumerate(loads):
         decision = planner.decide(saw(number, *have, **load))
         if decision.move:
@@ -50,7 +50,7 @@ def test_load_within_hysteresis_never_moves_workers_back(
 ) -> None:
     """Each value of a load varies by up to 3 %. Only moves after 30 intervals count:
     a split that did not fit has been mended then, and the workers are known."""
-    planner = Planner(Rules(mode=PlannerMode.sla, priority_target=protect), Linear())
+    planner = RolePlanner(Rules(mode=PlannerMode.sla, priority_target=protect), Linear())
     directions, dice = set[Role | None](), random.Random(seed)
     for number in range(60):
         load = ExpectedLoad(
@@ -77,7 +77,7 @@ def test_move_is_the_smallest_of_the_stabilization_intervals() -> None:
 
 
 def test_planner_during_a_role_change_decides_nothing() -> None:
-    planner = Planner(Rules(mode=PlannerMode.sla, stabilization_intervals=1), Linear())
+    planner = RolePlanner(Rules(mode=PlannerMode.sla, stabilization_intervals=1), Linear())
     assert planner.decide(saw(0, 4, 12, **PROMPTS)).move
     moving = planner.decide(saw(1, 4, 10, changing_role=2, **PROMPTS))
     assert (moving.move, moving.reason) == (None, "a role change is in progress")
@@ -85,19 +85,21 @@ def test_planner_during_a_role_change_decides_nothing() -> None:
 
 
 def test_both_modes_decide() -> None:
-    by_load = Planner(Rules(mode=PlannerMode.load, stabilization_intervals=1))
+    by_load = RolePlanner(Rules(mode=PlannerMode.load, stabilization_intervals=1))
     move = by_load.decide(
         saw(0, 2, 2, **PROMPTS, prefill_requests=9.0, prefill_tokens=90_000.0)
     ).move
     assert move
     assert move.new is Role.prefill
     with pytest.raises(ConfigError, match=r"planner.profile=FILE"):
-        Planner(SLA)
+        RolePlanner(SLA)
 
 
 def test_role_below_its_minimum_gets_workers_at_once() -> None:
     """The stabilization intervals do not apply; a recovered worker is one more then."""
-    decision = Planner(Rules(mode=PlannerMode.load, stabilization_intervals=5)).decide(saw(0, 0, 3))
+    decision = RolePlanner(Rules(mode=PlannerMode.load, stabilization_intervals=5)).decide(
+        saw(0, 0, 3)
+    )
     assert decision.move
     assert (decision.move.new, decision.reason) == (
         Role.prefill,
@@ -106,12 +108,12 @@ def test_role_below_its_minimum_gets_workers_at_once() -> None:
 
 
 def test_decision_reports_missing_and_spare_workers() -> None:
-    planner = Planner(Rules(mode=PlannerMode.sla), Linear())
+    planner = RolePlanner(Rules(mode=PlannerMode.sla), Linear())
     lacking = planner.decide(saw(0, 2, 2, **(PROMPTS | {"requests": 3000}))).gap
     assert lacking
     assert (lacking.missing > 40, lacking.spare, lacking.role) == (True, 0, Role.prefill)
     idle = (
-        Planner(Rules(mode=PlannerMode.sla), Linear())
+        RolePlanner(Rules(mode=PlannerMode.sla), Linear())
         .decide(saw(0, 2, 14, requests=1, running=0.0))
         .gap
     )

@@ -8,7 +8,7 @@ from hpc_dynamo.messages import Quantiles, WorkerLoad
 from hpc_dynamo.planner.collect import collect_signals
 from hpc_dynamo.planner.prompt_lengths import ComputedPrompts, PromptLengths
 from hpc_dynamo.planner.threshold_rule import prefill_wait_s
-from hpc_dynamo.router import Router, RoutingRequest
+from hpc_dynamo.router import RequestRouter, RoutingRequest
 from hpc_dynamo.router.scheduling.limits import AdmissionLimits
 
 
@@ -48,9 +48,9 @@ def test_restarted_and_changed_workers_are_not_counted(
     assert lengths.take(after) == found
 
 
-async def router_of_two(ask: RoutingRequest) -> Router:
+async def router_of_two(ask: RoutingRequest) -> RequestRouter:
     """A prefill and a decode worker, with one active request."""
-    router = Router(
+    router = RequestRouter(
         TopologyKind.disaggregated,
         RouterConfig(conditional_disaggregation=False),
         AdmissionLimits(),

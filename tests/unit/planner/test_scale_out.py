@@ -197,15 +197,17 @@ def config(**grow: object) -> Config:
 
 def test_extra_job_is_as_full_as_the_fullest_node_or_its_gpus() -> None:
     layout = plan(config())
-    more = plan_extra_job(config(), layout, Role.decode, 2).shifted(3, 1)
+    more = plan_extra_job(config().topology, layout, Role.decode, 2).shifted(3, 1)
     assert [(w.rank, w.role, w.node) for w in more.workers] == [
         (rank, Role.decode, node) for rank, node in enumerate([1, 2] * 3, start=3)
     ]
     assert more.first_node == 1
     on_gpus = Plan(1, 5, layout.workers)
-    assert len(plan_extra_job(config(), on_gpus, Role.decode, 1).workers) == 2, "of two GPUs each"
+    assert len(plan_extra_job(config().topology, on_gpus, Role.decode, 1).workers) == 2, (
+        "of two GPUs each"
+    )
     with pytest.raises(ConfigError, match="too few for a decode worker of 2 GPUs"):
-        plan_extra_job(config(), Plan(1, 1, layout.workers), Role.decode, 1)
+        plan_extra_job(config().topology, Plan(1, 1, layout.workers), Role.decode, 1)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hpc_dynamo.engines.vllm.pd_protocol import VllmPdProtocol
 from hpc_dynamo.frontend.tokenizer_check import tokenizer_matches_engine
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.preprocess import Preprocessor
-from hpc_dynamo.router import Lease, NoWorker, Router, RoutingRequest
+from hpc_dynamo.router import Lease, NoWorker, RequestRouter, RoutingRequest
 from hpc_dynamo.router.scheduling.limits import AdmissionLimits
 
 SOON_S = 20.0
@@ -23,7 +23,7 @@ class Slow:
     """Router whose only worker joins after the first request has failed."""
 
     def __init__(self, url: str) -> None:
-        self._router = Router(
+        self._router = RequestRouter(
             TopologyKind.aggregated, RouterConfig(), AdmissionLimits(queue_timeout_s=0.05)
         )
         self._url = url

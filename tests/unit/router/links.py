@@ -12,7 +12,7 @@ from hpc_dynamo.router import (
     AllWorkersTried,
     ModelAvailability,
     RemoteRouter,
-    Router,
+    RequestRouter,
     RouterServer,
     RunView,
 )
@@ -22,7 +22,7 @@ from tests.unit.router.requests import DEADLINE_S, assert_rejected, routing_requ
 class Head:
     """The owner of the server: its view, and the reports that it receives."""
 
-    def __init__(self, routers: Mapping[str, Router], path: Path) -> None:
+    def __init__(self, routers: Mapping[str, RequestRouter], path: Path) -> None:
         """Serve the routers; `router` is the first one."""
         router = next(iter(routers.values()))
         self.router, self.path = router, path
@@ -68,7 +68,7 @@ def cut(sock: socket.socket) -> None:
 
 
 @asynccontextmanager
-async def served(router: Router, **others: Router) -> AsyncIterator[Head]:
+async def served(router: RequestRouter, **others: RequestRouter) -> AsyncIterator[Head]:
     """Serve a router, and the others by model."""
     with TemporaryDirectory(prefix="router-") as folder:
         head = Head({"": router, **others}, Path(folder) / "link")
@@ -79,7 +79,7 @@ async def served(router: Router, **others: Router) -> AsyncIterator[Head]:
                 await remote.closed
 
 
-async def wait_idle(router: Router) -> None:
+async def wait_idle(router: RequestRouter) -> None:
     async with asyncio.timeout(DEADLINE_S):
         await router.wait_idle()
 

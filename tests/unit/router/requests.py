@@ -10,10 +10,10 @@ import pytest
 from hpc_dynamo.config import Policy, Role, TopologyKind
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.router import AdmissionLimits, Lease, RemoteRouter, Router, RoutingRequest
+from hpc_dynamo.router import AdmissionLimits, Lease, RemoteRouter, RequestRouter, RoutingRequest
 
 Failure = TypeVar("Failure", bound=RequestFailed)
-Routes = Router | RemoteRouter
+Routes = RequestRouter | RemoteRouter
 BLOCK = 4  # tokens
 DEADLINE_S = 10.0
 
@@ -29,10 +29,7 @@ def routing_request(
     tokens: int = 0, *blocks: int, exclude: tuple[int, ...] = (), split: bool = True
 ) -> RoutingRequest:
     return RoutingRequest(
-        prompt_tokens=tokens,
-        block_hashes=hashes(blocks),
-        exclude=exclude,
-        may_disaggregate=split,
+        prompt_tokens=tokens, block_hashes=hashes(blocks), exclude=exclude, may_disaggregate=split
     )
 
 
@@ -41,7 +38,7 @@ def new_router(
     limits: AdmissionLimits | None = None,
     policy: Policy = Policy.kv,
     transfer_cost_tokens: int | None = None,
-) -> Router:
+) -> RequestRouter:
     config = RouterConfig(
         policy=policy,
         block_tokens=BLOCK,
@@ -49,12 +46,12 @@ def new_router(
         decode_weight=1.0,
         transfer_cost_tokens=transfer_cost_tokens,
     )
-    return Router(kind, config, limits)
+    return RequestRouter(kind, config, limits)
 
 
 async def aggregated_router(
     count: int, limits: AdmissionLimits | None = None, policy: Policy = Policy.kv
-) -> Router:
+) -> RequestRouter:
     """Return a router with aggregated workers, ranks from 0."""
     router = new_router(TopologyKind.aggregated, limits, policy)
     for rank in range(count):
@@ -62,7 +59,7 @@ async def aggregated_router(
     return router
 
 
-async def disaggregated_router(limits: AdmissionLimits | None = None) -> Router:
+async def disaggregated_router(limits: AdmissionLimits | None = None) -> RequestRouter:
     """Return a router with prefill worker 0 and decode worker 1."""
     router = new_router(TopologyKind.disaggregated, limits)
     await router.add_worker(0, Role.prefill, "http://p:1")
@@ -93,12 +90,12 @@ async def assert_rejected(router: Routes, request: RoutingRequest, kind: type[Fa
     return error.value
 
 
-def loads(router: Router) -> dict[int, tuple[int, int, int, int]]:
+def loads(router: RequestRouter) -> dict[int, tuple[int, int, int, int]]:
     """Return rank -> (active, prefill tokens, blocks, running)."""
     return {m.rank: (m.active, m.prefill_tokens, m.blocks, m.running) for m in router.workers}
 
 
-def assert_nothing_left(router: Router) -> None:
+def assert_nothing_left(router: RequestRouter) -> None:
     traffic = router.traffic()
     assert (traffic.active, traffic.queued) == (0, 0)
     assert set(loads(router).values()) <= {(0, 0, 0, 0)}

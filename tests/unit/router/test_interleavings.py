@@ -15,8 +15,8 @@ from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.router import (
     AdmissionLimits,
     Lease,
+    RequestRouter,
     RoutedWorker,
-    Router,
     RoutingHints,
     RoutingRequest,
 )
@@ -51,7 +51,7 @@ class EventPlayer:
     The number of a step selects among the objects present.
     """
 
-    def __init__(self, kind: TopologyKind, router: Router, ends: Sequence[Routes]) -> None:
+    def __init__(self, kind: TopologyKind, router: RequestRouter, ends: Sequence[Routes]) -> None:
         self.roles, self.router, self.ends = ROLES[kind], router, ends
         self.victim: socket.socket | None = None  # connection of the first end
         self.tasks, self.leases = list[asyncio.Task[Lease]](), list[Lease]()

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from hpc_dynamo.config import Policy, Role
-from hpc_dynamo.router import AdmissionLimits, Router, WorkerDemand, decode_loads
+from hpc_dynamo.router import AdmissionLimits, RequestRouter, WorkerDemand, decode_loads
 from hpc_dynamo.router.scheduling.peer_loads import encode_loads
 from tests.unit.router.requests import ONE, aggregated_router, disaggregated_router, routing_request
 
@@ -12,7 +12,7 @@ BUSY = WorkerDemand(prefill_tokens=40, blocks=10, active=3)
 AT = "http://n0:1"
 
 
-def others(router: Router) -> dict[int, WorkerDemand]:
+def others(router: RequestRouter) -> dict[int, WorkerDemand]:
     return {m.rank: m.peer_load for m in router.workers}
 
 
