@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +16,10 @@ import pytest
 
 from hpc_dynamo.config import Config, Container, ContainerKind, Device, Engine
 from hpc_dynamo.doctor import analysis, connectivity
-from hpc_dynamo.doctor import facts as look
+from hpc_dynamo.doctor import facts as collect
 from hpc_dynamo.doctor.checks import (
     ALL_CHECKS,
-    MAX_CLOCK_ERROR_S,
     PREFLIGHT_CHECKS,
-    check_clock,
     run_checks,
 )
 from hpc_dynamo.doctor.coordinator import (
@@ -34,7 +31,6 @@ from hpc_dynamo.doctor.coordinator import (
     report_file,
 )
 from hpc_dynamo.doctor.nixl_endpoint import nixl_endpoint
-from hpc_dynamo.doctor.preflight import raise_for_faults
 from hpc_dynamo.doctor.records import (
     DoctorDone,
     DoctorReport,
@@ -42,19 +38,16 @@ from hpc_dynamo.doctor.records import (
     FindingLevel,
     LinkResult,
     MeasureLink,
-    NodeFacts,
     NodeReady,
     PeersConnected,
 )
-from hpc_dynamo.errors import KvTransferError, LaunchError
-from hpc_dynamo.messages import NodeRecord, Roster
+from hpc_dynamo.errors import KvTransferError
 from hpc_dynamo.run import Attempt, write_json
 from hpc_dynamo.wire import ControlClient, ControlServer
+from tests.support.doctor import HEALTHY, HERE, HOSTS
 from tests.support.runs import hpc_dynamo, latest, write_prompts
 
 LOCAL = ("engine=simulator", "cluster.launcher=local")
-HERE = "127.0.0.1"
-HEALTHY = NodeFacts(host="n1", shm_free=8 << 30, tmp_free=8 << 30, nofile=65536, memlock=-1)
 # Code of a process whose limits, mounts and variables are the injected fault.
 PREPARE = """
 import msgspec, subprocess, sys
@@ -138,15 +131,6 @@ def test_local_run_with_too_few_gpus_names_no_slurm_field(
     assert "slurm" not in fault.fix
 
 
-def test_advice_for_local_run_names_no_slurm_field() -> None:
-    broken = msgspec.structs.replace(HEALTHY, gpus_wanted=2, nofile=9, engine_error="no vllm")
-    slurm = [f.fix for f in run_checks(broken, ALL_CHECKS)]
-    local = [f.fix for f in run_checks(msgspec.structs.replace(broken, local=True), ALL_CHECKS)]
-    assert [("slurm" in a, "slurm" in b) for a, b in zip(slurm, local, strict=True)] == [
-        (True, False)
-    ] * 3
-
-
 def test_visible_gpu_unknown_to_driver_is_a_fault(tmp_path: Path) -> None:
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 'GPU 0: one'\necho 'GPU 1: two'\n")
@@ -158,7 +142,7 @@ def test_visible_gpu_unknown_to_driver_is_a_fault(tmp_path: Path) -> None:
 
 
 def test_address_of_another_node_is_a_fault() -> None:
-    found = run_checks(look.preflight_facts(Config(), 0, "192.0.2.1", "n1"), PREFLIGHT_CHECKS)
+    found = run_checks(collect.preflight_facts(Config(), 0, "192.0.2.1", "n1"), PREFLIGHT_CHECKS)
     assert "192.0.2.1" in faults(list(found))["ports"]
 
 
@@ -199,13 +183,13 @@ def test_interpreter_without_nixl_or_engine_is_a_fault(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
     python = str(bare / "bin/python")
     vllm = Engine(name="vllm", python=python)
-    assert look.engine_error(vllm) == f"no module vllm for {python}"
-    missing = look.engine_error(replace(vllm, python=f"{bare}/none"))
+    assert collect.engine_error(vllm) == f"no module vllm for {python}"
+    missing = collect.engine_error(replace(vllm, python=f"{bare}/none"))
     assert "cannot be run: No such file" in missing
     (tmp_path / "vllm.py").touch()
-    assert look.engine_error(replace(vllm, env={"PYTHONPATH": str(tmp_path)})) == ""
-    here = {"PYTHONPATH": str(Path(look.__file__).parents[2])}
-    ours = look.engine_error(Engine(name="simulator", python=python, env=here))
+    assert collect.engine_error(replace(vllm, env={"PYTHONPATH": str(tmp_path)})) == ""
+    here = {"PYTHONPATH": str(Path(collect.__file__).parents[2])}
+    ours = collect.engine_error(Engine(name="simulator", python=python, env=here))
     assert "no module hpc_dynamo with msgspec" in ours, (
         "the package without its dependencies is not enough"
     )
@@ -220,27 +204,27 @@ def test_checks_of_engine_in_container(tmp_path: Path, monkeypatch: pytest.Monke
     box = Container(kind=ContainerKind.apptainer, image=str(image))
     engine = Engine(name="vllm", python="/in/the/image", container=box)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert look.engine_error(engine) == "apptainer is not on PATH"
+    assert collect.engine_error(engine) == "apptainer is not on PATH"
     (tmp_path / "apptainer").touch(mode=0o755)
-    assert look.engine_error(engine) == f"engine.container.image={image} is not there"
+    assert collect.engine_error(engine) == f"engine.container.image={image} is not there"
     image.touch()
-    assert look.engine_error(engine) == ""
+    assert collect.engine_error(engine) == ""
     engine = replace(engine, container=replace(box, kind=ContainerKind.pyxis))
-    assert look.engine_error(engine).startswith("srun cannot be run: ")
+    assert collect.engine_error(engine).startswith("srun cannot be run: ")
     srun = tmp_path / "srun"
     srun.write_text("#!/bin/sh\necho '--container=path  of an OCI bundle'\n")
     srun.chmod(0o755)
-    assert look.engine_error(engine).startswith("srun has no --container-image")
+    assert collect.engine_error(engine).startswith("srun has no --container-image")
     srun.write_text("#!/bin/sh\necho '--container-image=[USER@][REGISTRY#]IMAGE[:TAG]|PATH'\n")
-    assert look.engine_error(engine) == ""
+    assert collect.engine_error(engine) == ""
     without = msgspec.structs.replace(HEALTHY, nixl_error="no NIXL", contained=True)
     assert [f.level for f in run_checks(without, ALL_CHECKS)] == [FindingLevel.warning]
 
 
 def test_read_only_run_folder_is_a_fault(tmp_path: Path) -> None:
-    assert look.run_folder_error(tmp_path) == ""
+    assert collect.run_folder_error(tmp_path) == ""
     assert list(tmp_path.iterdir()) == []
-    error = look.run_folder_error(Path("/proc/self"))  # not writable, even for root
+    error = collect.run_folder_error(Path("/proc/self"))  # not writable, even for root
     assert "/proc/self cannot be written" in error
     broken = msgspec.structs.replace(HEALTHY, run_error=error)
     assert faults(list(run_checks(broken, ALL_CHECKS))) == {"run folder": error}
@@ -364,91 +348,6 @@ async def test_nixl_with_invalid_transport_does_not_start(tmp_path: Path) -> Non
     with pytest.raises(KvTransferError, match="did not start"):
         async with nixl_endpoint("one", config, HERE):
             pass
-
-
-def links(*rates: tuple[int, int, float]) -> list[LinkResult]:
-    return [LinkResult(node=n, peer=p, gb_s=r, transport="rc_mlx5/mlx5_0:1") for n, p, r in rates]
-
-
-HOSTS = ["a", "b", "c"]
-SlowLinks = tuple[list[LinkResult], set[tuple[str, str]]]
-SLOW: dict[str, SlowLinks] = {
-    "even": (links((0, 1, 9), (1, 0, 10), (0, 2, 8), (2, 0, 9), (1, 2, 9), (2, 1, 10)), set()),
-    "one link": (links((0, 1, 1), (1, 0, 10), (0, 2, 8), (2, 0, 9), (1, 2, 9)), {("a", "b")}),
-    "one node": (
-        links((0, 1, 9), (1, 0, 10), (0, 2, 1), (2, 0, 1), (1, 2, 1), (2, 1, 1)),
-        {("a", "c"), ("c", "a"), ("b", "c"), ("c", "b")},
-    ),
-}
-
-
-@pytest.mark.parametrize("case", SLOW)
-def test_slow_link_is_named_with_its_transport(case: str) -> None:
-    measured, slow = SLOW[case]
-    found = analysis.link_findings(HOSTS, measured)
-    assert {(f.host, f.what.split()[3]) for f in found} == slow
-    assert all("over rc_mlx5/mlx5_0:1 is slow: 1.000 GB/s" in f.what for f in found)
-
-
-CLOCKS: dict[str, tuple[float, float, float, bool]] = {
-    "in order": (100.0, 90.0, 110.0, False),
-    "starts in the future": (100.0, 90.0, 100.0 - 2 * MAX_CLOCK_ERROR_S, True),
-    "starts before the submission": (100.0, 100.0 + 2 * MAX_CLOCK_ERROR_S, 200.0, True),
-    "unknown submission time": (100.0, 0.0, 110.0, False),
-}
-
-
-@pytest.mark.parametrize("case", CLOCKS)
-def test_preflight_checks_order_of_clocks(case: str) -> None:
-    started_at, submitted_at, now, wrong = CLOCKS[case]
-    record = NodeRecord(node=0, host="n1", address=HERE, pid=1, log="", started_at=started_at)
-    roster = Roster(nodes=(record,), method="tcp", seconds=0.1)
-    expected = pytest.raises(LaunchError, match="n1: its clock is 10") if wrong else nullcontext()
-    with expected:
-        raise_for_faults(roster, submitted_at, now)
-
-
-def test_small_clock_difference_is_no_finding() -> None:
-    assert check_clock(MAX_CLOCK_ERROR_S / 2) is None
-
-
-def test_node_without_report_is_a_fault(tmp_path: Path) -> None:
-    came = [NodeReady(node=0, address=HERE, port=1, facts=HEALTHY)]
-    found = analysis.missing_nodes(["a", "b"], came, tmp_path)
-    assert [(f.host, f.what) for f in found] == [("b", "it did not report")]
-
-
-def test_run_folder_with_another_token_is_a_fault() -> None:
-    seen = [msgspec.structs.replace(HEALTHY, run_token=word) for word in ("x", "y")]
-    nodes = [NodeReady(node=i, address=HERE, port=1, facts=f) for i, f in enumerate(seen)]
-    assert [f.host for f in analysis.separate_run_folders(["a", "b"], nodes, "x")] == ["b"]
-
-
-INJECTED: dict[str, tuple[NodeFacts, str, FindingLevel]] = {
-    "rdma without locked memory": (
-        msgspec.structs.replace(HEALTHY, memlock=8 << 20, rdma_devices=("mlx5_0",)),
-        "at most 8 MiB of locked memory", FindingLevel.fault,
-    ),
-    "a slow disk": (
-        msgspec.structs.replace(HEALTHY, model_gb_s=0.05), "read at 50 MB/s", FindingLevel.warning,
-    ),
-    "tight shared memory": (
-        msgspec.structs.replace(HEALTHY, shm_free=512 << 20), "512 MiB free", FindingLevel.warning,
-    ),
-    "no MPI": (
-        msgspec.structs.replace(HEALTHY, mpi_error="no PMIx"), "no PMIx", FindingLevel.fault,
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", INJECTED)
-def test_facts_that_cannot_occur_here(case: str) -> None:
-    facts, what, level = INJECTED[case]
-    (found,) = run_checks(facts, ALL_CHECKS)
-    assert what in found.what
-    assert (found.level, found.host) == (level, "n1")
-    assert found.why
-    assert found.fix
 
 
 @pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="this machine may have these GPUs")
