@@ -294,9 +294,7 @@ HARDWARE = Topology(
 )
 
 
-async def test_hetero_jobs_are_submitted_again_after_a_requeue(
-    attempt: Attempt,
-) -> None:
+async def test_hetero_jobs_are_submitted_again_after_a_requeue(attempt: Attempt) -> None:
     """The jobs are processes of this machine."""
     cluster = replace(CONFIG.cluster, hardware={"fast": Hardware(), "wide": Hardware()})
     config = replace(CONFIG, topology=HARDWARE, cluster=cluster)
@@ -319,12 +317,12 @@ async def test_hetero_jobs_are_submitted_again_after_a_requeue(
             async with asyncio.timeout(SOON_S):
                 assert "of the decode workers has ended" in (await lost.get()).message
             assert "no decode worker is left" in why[0].message
-        async with running_hetero_jobs(new_controller()) as companions:
+        async with running_hetero_jobs(new_controller()) as hetero_jobs:
             await head.ready(2)
             former, job = attempt.extra_jobs()
             assert (known := former.state())
             assert known.state is ExtraJobState.ended
-            await companions.end("over")
+            await hetero_jobs.end("over")
         state = job.state()
         assert state
         assert state.state is ExtraJobState.ended
@@ -338,8 +336,8 @@ async def test_hetero_job_with_a_node_fault_ends_the_run(attempt: Attempt, tmp_p
     write_json(attempt.job_file, JobRecord(launcher="local", job_id="1"))
     async with running_head(attempt, config, replace(plan(config), separate_jobs=True)) as head:
         lost = asyncio.Queue[EngineError]()
-        companions = HeterogeneousJobs(attempt, head.router, head.members, list, lost.put_nowait)
-        async with running_hetero_jobs(companions), asyncio.timeout(SOON_S):
+        hetero_jobs = HeterogeneousJobs(attempt, head.router, head.members, list, lost.put_nowait)
+        async with running_hetero_jobs(hetero_jobs), asyncio.timeout(SOON_S):
             said = (await lost.get()).message
     assert "of the decode workers has ended: not fit for this run: " in said
     assert f"model.path={tmp_path}/nothing is not there" in said
@@ -352,14 +350,14 @@ def without_model(folder: Path) -> Config:
 
 
 @asynccontextmanager
-async def running_hetero_jobs(companions: HeterogeneousJobs) -> AsyncIterator[HeterogeneousJobs]:
-    running = asyncio.create_task(companions.run())
-    yield companions
+async def running_hetero_jobs(hetero_jobs: HeterogeneousJobs) -> AsyncIterator[HeterogeneousJobs]:
+    running = asyncio.create_task(hetero_jobs.run())
+    yield hetero_jobs
     running.cancel()
     await asyncio.wait([running])
 
 
-def grower(
+def scale_out_of(
     head: Head, node_hours: float | None = None, config: Config = CONFIG
 ) -> ScaleOutController:
     """Return a controller that submits at once, as processes on this machine."""
@@ -402,12 +400,12 @@ async def test_node_hours_of_earlier_attempts_count(
         running_since=now - 7200.0, running_until=now - 3600.0, state=ExtraJobState.ended,
     )  # fmt: skip
     write_json(job.state_file, used)
-    grows = grower(head, node_hours=2.01)
-    async with running(grows):
-        grows.on_decision(decision(more=2))
+    scaling = scale_out_of(head, node_hours=2.01)
+    async with running(scaling):
+        scaling.on_decision(decision(more=2))
         why = "planner.scale_out.max_node_hours leave no more"
         await asyncio.to_thread(until, "a word", lambda: why in caplog.text, SOON_S)
-        assert grows.node_hours == 2.0
+        assert scaling.node_hours == 2.0
     assert head.attempt.extra_jobs() == []
 
 
@@ -416,9 +414,9 @@ def states(attempt: Attempt) -> list[ExtraJobStatus]:
 
 
 async def test_job_being_submitted_ends_with_the_run(head: Head) -> None:
-    grows = grower(head)
-    async with running(grows):
-        grows.on_decision(decision(more=2))
+    scaling = scale_out_of(head)
+    async with running(scaling):
+        scaling.on_decision(decision(more=2))
         await asyncio.to_thread(until, "a job", lambda: states(head.attempt), SOON_S)
     (job,) = head.attempt.extra_jobs()
     state, folders = job.state(), launch.find_job(job)
@@ -434,14 +432,14 @@ async def test_job_being_submitted_ends_with_the_run(head: Head) -> None:
 async def test_extra_job_with_a_node_fault_ends_and_the_run_continues(
     head: Head, tmp_path: Path
 ) -> None:
-    grows = grower(head, config=without_model(tmp_path))
-    async with running(grows):
-        grows.on_decision(decision(more=2))
+    scaling = scale_out_of(head, config=without_model(tmp_path))
+    async with running(scaling):
+        scaling.on_decision(decision(more=2))
         await asyncio.to_thread(until, "its end", lambda: ended(head.attempt), SOON_S)
-        grows.on_decision(decision(more=2))
+        scaling.on_decision(decision(more=2))
         file = head.attempt.scale_out_file
         await asyncio.to_thread(until, "a word", lambda: len(lines(file)) == 2, SOON_S)
-        status = grows.extend_status(Status(at=0.0, phase="serving", workers=()))
+        status = scaling.extend_status(Status(at=0.0, phase="serving", workers=()))
     (job,) = head.attempt.extra_jobs()
     what = f"model.path={tmp_path}/nothing is not there"
     assert what in lines(file)[1]
@@ -453,9 +451,9 @@ async def test_extra_job_with_a_node_fault_ends_and_the_run_continues(
 
 
 async def test_extra_job_ends_if_one_of_its_nodes_has_a_fault(head: Head) -> None:
-    grows = grower(head)
-    async with running(grows):
-        grows.on_decision(decision(more=2))
+    scaling = scale_out_of(head)
+    async with running(scaling):
+        scaling.on_decision(decision(more=2))
         await head.ready(2)
         (job,) = head.attempt.extra_jobs()
         (node,) = job.nodes()

@@ -134,7 +134,7 @@ def test_head_with_extra_jobs_uses_a_reachable_address(monkeypatch: pytest.Monke
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.setenv("SLURM_SUBMIT_HOST", socket.gethostname())
     assert address_for_extra_jobs("10.0.0.7") == "10.0.0.7"
-    assert address_for_extra_jobs(LOOPBACK) == LOOPBACK, "further jobs are on this machine too"
+    assert address_for_extra_jobs(LOOPBACK) == LOOPBACK, "extra jobs run on this machine, too"
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert address_for_extra_jobs("10.0.0.7") == "10.0.0.7"
     with pytest.raises(ConfigError, match="an address of this node that other nodes can reach"):
