@@ -54,16 +54,16 @@ DISAGGREGATED = Execution(disaggregated=True)
 
 
 def choose_execution(
-    path: str, body: Body, dialect: PdProtocol, *, tokens: int = 0, context_tokens: int = 0
+    path: str, body: Body, protocol: PdProtocol, *, tokens: int = 0, context_tokens: int = 0
 ) -> Execution:
     """Return how workers in prefill and decode roles execute this request.
 
     `path` has no query string. `tokens` is the length of the prompt and `context_tokens` that of
     the model's context, 0 if unknown.
     """
-    if path not in dialect.paths or not _generates_once(path, body):
+    if path not in protocol.paths or not _generates_once(path, body):
         return AGGREGATED
-    if isinstance(dialect, ConcurrentProtocol):
+    if isinstance(protocol, ConcurrentProtocol):
         samples = count(body, "n")
         return Execution(disaggregated=True, samples=samples) if samples > 0 else AGGREGATED
     one = _is_one_sequence(path, body) and _fits(body, tokens, context_tokens)

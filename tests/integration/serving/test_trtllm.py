@@ -91,11 +91,11 @@ def test_trtllm_prefill_without_transfer_is_named(tmp_path: Path) -> None:
 
 def test_trtllm_batch(tmp_path: Path) -> None:
     ids = write_prompts(tmp_path / "prompts.jsonl", 30)
-    for dialect in ("trtllm", "vllm"):
-        words = (f"engine.args.pd-protocol={dialect}", f"name={dialect}", "input=prompts.jsonl")
+    for protocol in ("trtllm", "vllm"):
+        words = (f"engine.args.pd-protocol={protocol}", f"name={protocol}", "input=prompts.jsonl")
         done = hpc_dynamo("batch", *SIMULATOR, HANDED, *words, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
-        outcome = latest(tmp_path / "runs" / dialect).outcome()
+        outcome = latest(tmp_path / "runs" / protocol).outcome()
         assert outcome is not None
         assert outcome.summary is not None
         assert outcome.summary.kv_bytes > 0, "NIXL moved nothing"

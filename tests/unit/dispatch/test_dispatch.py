@@ -99,10 +99,10 @@ class Sender(RequestRouter):
     """Router with a dispatcher."""
 
     def __init__(
-        self, kind: TopologyKind, client: HttpClient, tasks: asyncio.TaskGroup, dialect: PdProtocol
+        self, kind: TopologyKind, client: HttpClient, tasks: asyncio.TaskGroup, protocol: PdProtocol
     ) -> None:
         super().__init__(kind, RouterConfig())
-        self.dispatcher = Dispatcher(self, dialect, client, tasks)
+        self.dispatcher = Dispatcher(self, protocol, client, tasks)
 
     async def send(
         self, path: str, body: Body, timeout_s: float, answer: BufferedResponse | None = None
@@ -116,13 +116,13 @@ class Sender(RequestRouter):
 class House:
     """Dispatcher with its engines."""
 
-    def __init__(self, stack: AsyncExitStack, dialect: PdProtocol | None = None) -> None:
-        self._stack, self._dialect = stack, dialect or VllmPdProtocol()
+    def __init__(self, stack: AsyncExitStack, protocol: PdProtocol | None = None) -> None:
+        self._stack, self._protocol = stack, protocol or VllmPdProtocol()
 
     async def dispatcher(self, kind: TopologyKind) -> Sender:
         self.client = await self._stack.enter_async_context(HttpClient.bearer(TOKEN))
         self.tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
-        return Sender(kind, self.client, self.tasks, self._dialect)
+        return Sender(kind, self.client, self.tasks, self._protocol)
 
     async def engine(self, reply: Reply) -> Engine:
         engine = Engine(reply)

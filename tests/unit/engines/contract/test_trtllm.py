@@ -125,8 +125,8 @@ def test_every_field_of_disaggregated_request_exists(model: str, body: Body) -> 
     """Its models refuse fields that they do not know."""
     params = {"request_type": "context_only", "ctx_request_id": 1}
     answer = {"choices": [{"disaggregated_params": params}], "prompt_token_ids": [1]}
-    dialect = TrtllmPdProtocol()
-    prefill, decode = dialect.prefill(body), dialect.decode(body, answer)
+    protocol = TrtllmPdProtocol()
+    prefill, decode = protocol.prefill(body), protocol.decode(body, answer)
     # `max_tokens` is another name of this field of chats.
     known = {*FIELDS[model], "max_tokens"}
     assert {*prefill, *decode} <= known
